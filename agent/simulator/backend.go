@@ -1,0 +1,250 @@
+package simulator
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// ErrNoResource is returned for a token request that names no resource.
+var ErrNoResource = errors.New("no resource was named")
+
+// Options say what a Backend is like. The zero value is a back end that rolls over at expiry and
+// whose permission changes reach the very next token.
+type Options struct {
+	// Now is its clock. Nil: time.Now.
+	Now func() time.Time
+	// Identities of the simulated device, names and IDs unique: of two alike the first counts.
+	// Empty: DefaultIdentities.
+	Identities []Identity
+	// Life is a token's whole life. Zero: 24 h.
+	Life time.Duration
+	// Rollover is when a newer token is handed out. Zero: AtExpiry.
+	Rollover Rollover
+	// Spread is how long a permission change takes to reach new tokens. Zero: no time.
+	Spread time.Duration
+	// Aged is how old a token may be that the back end hands out first for an identity and
+	// resource, as if others had asked before. Zero: it is minted then.
+	Aged time.Duration
+	// Replicas is how many caches there are; each request meets one of them, so that an older token
+	// can come back. Zero: 1.
+	Replicas int
+	// Seed makes the jitter, the ages, the choice of replicas and the odds of faults repeatable: the
+	// same seed and calls give the same tokens.
+	Seed uint64
+}
+
+// Backend is a managed-identity service with the cache of the real one. It is safe for concurrent use.
+type Backend struct {
+	options    Options
+	identities []Identity
+
+	mu       sync.Mutex // protects what follows
+	replicas []map[Key]*held
+	changes  map[string][]change // by identity name, oldest first
+	serial   uint64              // of the last minting
+	picks    uint64              // replicas chosen so far
+	calls    Calls
+	underWay int
+	faults   faultSet
+}
+
+// held is a replica's cached token.
+type held struct {
+	Minted
+	generation int // how many came before it
+}
+
+// change is permissions and the moment from which new tokens carry them.
+type change struct {
+	reaches time.Time
+	to      Permissions
+}
+
+// New returns a back end that holds no tokens yet.
+func New(o Options) *Backend {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if len(o.Identities) == 0 {
+		o.Identities = DefaultIdentities()
+	}
+	if o.Life <= 0 {
+		o.Life = 24 * time.Hour
+	}
+	b := &Backend{options: o, identities: slices.Clone(o.Identities), changes: make(map[string][]change)}
+	for i := range b.identities {
+		id := &b.identities[i]
+		if id.TenantID == "" {
+			id.TenantID = tenantID
+		}
+		id.Permissions = id.Permissions.over(Permissions{})
+		if b.changes[id.Name] == nil {
+			b.changes[id.Name] = []change{{to: id.Permissions}} // reaches: the zero time, so in force always
+		}
+	}
+	for range max(1, o.Replicas) {
+		b.replicas = append(b.replicas, make(map[Key]*held))
+	}
+	return b
+}
+
+// now is the clock without a monotonic reading, which times out of FastClock and JSON lack as well.
+func (b *Backend) now() time.Time { return b.options.Now().Round(0) }
+
+// Token answers a request as the real service does: with the cached token of the identity and
+// resource until it rolls over, then with one that carries the permissions in force by then. Its
+// errors are ErrNoResource, *UnknownIdentityError and *AmbiguousIdentityError. Faults do not touch it.
+func (b *Backend) Token(sel Selection, resource string) (Minted, error) {
+	defer b.begin(sel, resource)()
+	id, err := find(b.identities, sel)
+	if err != nil {
+		return Minted{}, err
+	}
+	return b.issue(id, resource)
+}
+
+// begin counts a token request as under way until end is called.
+func (b *Backend) begin(sel Selection, resource string) (end func()) {
+	id, _ := find(b.identities, sel) // unknown counts under no name
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.calls.begin(Call{b.now(), Key{id.Name, resource}})
+	b.underWay++
+	b.calls.Peak = max(b.calls.Peak, b.underWay)
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.underWay--
+	}
+}
+
+// issue returns the token that one of the replicas has for id and resource at this moment.
+func (b *Backend) issue(id Identity, resource string) (Minted, error) {
+	if resource == "" {
+		return Minted{}, ErrNoResource
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now, key := b.now(), Key{id.Name, resource}
+	b.picks++
+	at := int(b.roll("replica", b.picks) * float64(len(b.replicas)))
+	replica := b.replicas[at]
+	t, ok := replica[key]
+	if !ok {
+		age := time.Duration(b.roll("age", key, at) * float64(max(0, b.options.Aged)))
+		t = b.mintLocked(id, resource, at, 0, now.Add(-age))
+		makeRoom(replica)
+		replica[key] = t
+	}
+	if !now.Before(t.RollsOn) {
+		t = b.mintLocked(id, resource, at, t.generation+1, now)
+		replica[key] = t
+	}
+	return t.Minted, nil
+}
+
+// makeRoom drops the token that rolls over first from a replica that is full.
+func makeRoom(replica map[Key]*held) {
+	if len(replica) < maxKeys {
+		return
+	}
+	var first Key
+	var at time.Time
+	for k, t := range replica {
+		if at.IsZero() || t.RollsOn.Before(at) {
+			first, at = k, t.RollsOn
+		}
+	}
+	delete(replica, first)
+}
+
+func (b *Backend) mintLocked(id Identity, resource string, replica, generation int, issuedOn time.Time) *held {
+	b.serial++
+	second := issuedOn.Truncate(time.Second) // a token's times are whole seconds
+	age := b.options.Rollover.age(b.options.Life, b.roll("rollover", id.Name, resource, replica, generation))
+	m := Minted{
+		Identity: id, Resource: resource, Permissions: b.inForceLocked(id.Name, issuedOn),
+		Serial: b.serial, Replica: replica,
+		IssuedOn: issuedOn, IssuedAt: second.Add(-backdated), NotBefore: second.Add(-backdated),
+		ExpiresOn: second.Add(b.options.Life).Truncate(time.Second), RollsOn: second.Add(age),
+	}
+	m.write(b.options.Seed)
+	return &held{m, generation}
+}
+
+// roll returns a number in [0, 1) that follows from the seed and the parts, whatever else happened.
+func (b *Backend) roll(parts ...any) float64 {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%#v", parts) // hash.Hash never returns an error
+	return rand.New(rand.NewPCG(b.options.Seed, h.Sum64())).Float64()
+}
+
+// ChangePermissions gives the identity of that name other permissions: a nil field stays as it is,
+// an empty one is taken away. It returns the moment from which new tokens carry them, which is
+// Spread from now; tokens that were minted before keep theirs. Its error is *UnknownIdentityError.
+func (b *Backend) ChangePermissions(identity string, to Permissions) (reaches time.Time, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	past := b.changes[identity]
+	if len(past) == 0 {
+		return time.Time{}, &UnknownIdentityError{fmt.Sprintf("named %q", identity)}
+	}
+	now := b.now()
+	reaches = now.Add(max(0, b.options.Spread))
+	// What was overtaken longer ago than a token is kept can no longer be minted, even by Aged.
+	for len(past) > 1 && past[1].reaches.Before(now.Add(-b.options.Life-b.options.Aged)) {
+		past = past[1:]
+	}
+	b.changes[identity] = append(past, change{reaches, to.over(past[len(past)-1].to)})
+	return reaches, nil
+}
+
+// inForceLocked returns what a token minted at that time carries.
+func (b *Backend) inForceLocked(identity string, at time.Time) Permissions {
+	var p Permissions
+	for _, c := range b.changes[identity] {
+		if !c.reaches.After(at) {
+			p = c.to
+		}
+	}
+	return p.over(Permissions{})
+}
+
+// RolloverAt returns the moment from which a request may first be answered with a newer token than
+// any given so far: with several replicas the earliest of theirs, which is now while one of them
+// holds none. False: no token was given yet, or sel means no identity.
+func (b *Backend) RolloverAt(sel Selection, resource string) (time.Time, bool) {
+	id, err := find(b.identities, sel)
+	if err != nil {
+		return time.Time{}, false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var first time.Time
+	given, cold := false, false
+	for _, replica := range b.replicas {
+		t, ok := replica[Key{id.Name, resource}]
+		switch {
+		case !ok:
+			cold = true
+		case !given || t.RollsOn.Before(first):
+			first, given = t.RollsOn, true
+		}
+	}
+	if given && cold {
+		first = b.now()
+	}
+	return first, given
+}
+
+// Calls returns what was asked so far.
+func (b *Backend) Calls() Calls {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.calls.clone()
+}

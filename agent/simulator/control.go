@@ -1,0 +1,154 @@
+package simulator
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+)
+
+const (
+	controlPrefix = "/simulator/"
+	maxControl    = 64 << 10 // bytes of a control body
+)
+
+// PermissionsChange is the body of POST /simulator/permissions. A field left out stays as it is, an
+// empty one is taken away.
+type PermissionsChange struct {
+	Identity string `json:"identity"` // its name
+	Permissions
+}
+
+// PermissionsChanged is the answer: from when on new tokens carry the change.
+type PermissionsChanged struct {
+	Reaches time.Time `json:"reaches"` // by the back end's clock
+}
+
+// faultBody is the body of POST /simulator/faults: a Fault, and its durations as Go writes them.
+type faultBody struct {
+	Fault
+	For   string `json:"for"`
+	Every string `json:"every"`
+}
+
+// serveControl answers on the paths that steer the simulation rather than ask it for tokens.
+func (h *handler) serveControl(w http.ResponseWriter, r *http.Request, path string) {
+	if err := admitControl(r); err != nil {
+		controlError(w, http.StatusForbidden, err)
+		return
+	}
+	switch r.Method + " " + path {
+	case "GET /simulator/state":
+		writeJSON(w, http.StatusOK, encodeJSON(h.backend.State()))
+	case "POST /simulator/permissions":
+		control(w, r, parsePermissions, func(c PermissionsChange) (any, error) {
+			reaches, err := h.backend.ChangePermissions(c.Identity, c.Permissions)
+			return PermissionsChanged{reaches}, err
+		})
+	case "POST /simulator/faults":
+		control(w, r, parseFault, func(f Fault) (any, error) {
+			err := h.backend.AddFault(f)
+			return h.backend.State().Faults, err
+		})
+	case "DELETE /simulator/faults":
+		h.backend.ClearFaults()
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		controlError(w, http.StatusNotFound, errors.New("the control paths are GET /simulator/state, "+
+			"POST /simulator/permissions, POST /simulator/faults and DELETE /simulator/faults"))
+	}
+}
+
+// admitControl keeps web pages out, also those that made their name resolve to this address.
+func admitControl(r *http.Request) error {
+	if r.Header.Get("Simulator-Control") != "true" {
+		return errors.New("the header Simulator-Control: true is missing")
+	}
+	if len(r.Header.Values("Origin")) > 0 {
+		return errors.New("a web page may not steer the simulation")
+	}
+	host, _, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		host = r.Host
+	}
+	if address, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !address.IsLoopback()) {
+		return fmt.Errorf("the host %q is not loopback", r.Host)
+	}
+	return nil
+}
+
+// control reads a body, does what it says and answers with the result.
+func control[T any](w http.ResponseWriter, r *http.Request, parse func([]byte) (T, error), do func(T) (any, error)) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxControl))
+	if err != nil {
+		controlError(w, http.StatusRequestEntityTooLarge, err)
+		return
+	}
+	asked, err := parse(body)
+	if err != nil {
+		controlError(w, http.StatusBadRequest, err)
+		return
+	}
+	result, err := do(asked)
+	if err != nil {
+		controlError(w, http.StatusBadRequest, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, encodeJSON(result))
+}
+
+func controlError(w http.ResponseWriter, status int, err error) {
+	writeJSON(w, status, encodeJSON(struct {
+		Error string `json:"error"`
+	}{err.Error()}))
+}
+
+func parsePermissions(body []byte) (PermissionsChange, error) {
+	var c PermissionsChange
+	err := decode(body, &c)
+	return c, err
+}
+
+func parseFault(body []byte) (Fault, error) {
+	var b faultBody
+	if err := decode(body, &b); err != nil {
+		return Fault{}, err
+	}
+	var err error
+	if b.Fault.For, err = duration("for", b.For); err != nil {
+		return Fault{}, err
+	}
+	if b.Fault.Every, err = duration("every", b.Every); err != nil {
+		return Fault{}, err
+	}
+	return b.Fault, nil
+}
+
+func duration(name, text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, fmt.Errorf("%s %q is not a duration such as 90s or 10m", name, text)
+	}
+	return d, nil
+}
+
+// decode reads one JSON value and refuses fields it does not know.
+func decode(body []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("the body is not understood: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("the body has something after its JSON value")
+	}
+	return nil
+}

@@ -1,0 +1,39 @@
+package tokencache
+
+import "time"
+
+// Clock is how a cache tells the time. Deadlines run on Boot, which no person and no NTP step moves;
+// Wall only translates to and from the times that the back end and people speak of.
+type Clock struct {
+	// Wall returns the wall clock's time, right or wrong.
+	Wall func() time.Time
+	// Boot returns the time since the device booted, suspended time included.
+	Boot func() time.Duration
+	// Synchronised reports whether the wall clock is known to be right.
+	Synchronised func() bool
+	// Timer returns a channel that is sent to or closed once, after d of Boot, and a function that
+	// frees the timer; stop may be called at any time and more than once.
+	Timer func(d time.Duration) (fired <-chan time.Time, stop func() bool)
+}
+
+// orRuntime fills the zero fields of c from Go's own clock, which stands still while the machine
+// is suspended: right for tests in a synctest bubble, and where nothing better is at hand.
+func (c Clock) orRuntime() Clock {
+	if c.Wall == nil {
+		c.Wall = func() time.Time { return time.Now().Round(0) }
+	}
+	if c.Boot == nil {
+		start := time.Now()
+		c.Boot = func() time.Duration { return time.Since(start) }
+	}
+	if c.Synchronised == nil {
+		c.Synchronised = func() bool { return true }
+	}
+	if c.Timer == nil {
+		c.Timer = func(d time.Duration) (<-chan time.Time, func() bool) {
+			t := time.NewTimer(d)
+			return t.C, t.Stop
+		}
+	}
+	return c
+}

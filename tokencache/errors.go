@@ -1,0 +1,66 @@
+package tokencache
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Kind sorts the failures of a fetch by what a caller can do about them.
+type Kind uint8
+
+const (
+	// Unreachable: no answer, or one that says to come back later. Time heals it.
+	Unreachable Kind = iota + 1
+	// Throttled: the back end got too many calls. Time heals it, fewer calls heal it sooner.
+	Throttled
+	// IdentityNotFound: the back end knows no such identity on this device. An administrator heals it.
+	IdentityNotFound
+	// Refused: the back end will not give this token. An administrator heals it.
+	Refused
+	// Malformed: what answered did not speak the protocol, or gave a token that cannot be used.
+	Malformed
+)
+
+func (k Kind) String() string {
+	switch k {
+	case Unreachable:
+		return "unreachable"
+	case Throttled:
+		return "throttled"
+	case IdentityNotFound:
+		return "identity not found"
+	case Refused:
+		return "refused"
+	case Malformed:
+		return "malformed answer"
+	}
+	return "unknown"
+}
+
+// FetchError is why a source gave no token.
+type FetchError struct {
+	Kind       Kind
+	RetryAfter time.Duration // what the back end asked for; zero for nothing
+
+	// Detail says what happened in words fit for a log and a caller: no endpoint body, no secret.
+	Detail string
+}
+
+func (e *FetchError) Error() string { return e.Kind.String() + ": " + e.Detail }
+
+// ShortLifeError is returned by Get for a firm need that the back end's token does not meet now.
+type ShortLifeError struct {
+	Left, Want time.Duration
+}
+
+func (e *ShortLifeError) Error() string {
+	return fmt.Sprintf("the newest token has %v left, %v was asked for", e.Left.Round(time.Second), e.Want)
+}
+
+var (
+	// ErrDropped is returned by Get and Refresh to callers that waited for a key while it was dropped.
+	ErrDropped = errors.New("the key was dropped while its token was fetched")
+	// ErrClosed is returned by Get and Refresh after Close.
+	ErrClosed = errors.New("the token cache is closed")
+)

@@ -1,0 +1,49 @@
+package tokencache
+
+// SelectorKind says by which of its names an identity is selected.
+type SelectorKind uint8
+
+const (
+	SystemAssigned SelectorKind = iota // the device's own identity; needs no ID
+	ClientID                           // a user-assigned identity by its application ID
+	ObjectID                           // a user-assigned identity by its principal ID
+	ResourceID                         // a user-assigned identity by its ARM resource ID
+)
+
+func (k SelectorKind) String() string {
+	switch k {
+	case SystemAssigned:
+		return "system-assigned"
+	case ClientID:
+		return "client_id"
+	case ObjectID:
+		return "object_id"
+	case ResourceID:
+		return "resource_id"
+	}
+	return "unknown selector"
+}
+
+// Selector is what a source is asked with to say which identity is meant. The zero value is the
+// system-assigned identity. It is not the identity's configured name: an identity whose client ID
+// changes on reload must share nothing with the old one.
+type Selector struct {
+	Kind SelectorKind
+	ID   string // empty for SystemAssigned
+}
+
+func (s Selector) String() string {
+	if s.Kind == SystemAssigned {
+		return s.Kind.String()
+	}
+	return s.Kind.String() + " " + s.ID
+}
+
+// Key names one cached token: an identity's selector and the App ID URI the token is for. The back
+// end caches per resource URI, byte for byte, so nothing about the spelling is normalised.
+type Key struct {
+	Selector Selector
+	Resource string
+}
+
+func (k Key) String() string { return k.Selector.String() + " for " + k.Resource }

@@ -1,0 +1,169 @@
+package tokencache
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// run is the schedule: it begins what is due, sleeps until the next moment that matters, and looks
+// again whenever it is nudged.
+func (c *Cache) run() {
+	for {
+		c.mu.Lock()
+		now := c.clock.Boot()
+		next := c.tickLocked(now)
+		c.mu.Unlock()
+
+		var fired <-chan time.Time
+		stop := func() bool { return true }
+		if next != never {
+			fired, stop = c.clock.Timer(max(0, next-now))
+		}
+		select {
+		case <-c.ctx.Done():
+			stop()
+			return
+		case <-fired:
+		case <-c.wake:
+		case alive := <-c.pulse:
+			c.mu.Lock() // that the lock can be had is part of the answer
+			close(alive)
+			c.mu.Unlock()
+		}
+		stop()
+	}
+}
+
+// tickLocked forgets what expired, begins what is due, and returns when to look again.
+func (c *Cache) tickLocked(now time.Duration) time.Duration {
+	next := never
+	for key, e := range c.entries {
+		if !e.token.Text.IsZero() && c.leftLocked(e, now) <= 0 {
+			e.forget()
+		}
+		if e.next <= now && e.flight == nil {
+			c.dueLocked(e, now)
+		}
+		if e.token.Text.IsZero() && e.flight == nil && !e.wanted(now) {
+			delete(c.entries, key)
+			continue
+		}
+		if !e.token.Text.IsZero() {
+			next = min(next, e.deadline)
+		}
+		if e.flight == nil {
+			next = min(next, e.next)
+		}
+	}
+	c.dispatchLocked(now)
+	if len(c.gate.queue) > 0 && c.gate.running < callsAtOnce {
+		next = min(next, c.gate.opens())
+	}
+	return next
+}
+
+// dueLocked begins e's planned fetch, unless nobody cares for e any more.
+func (c *Cache) dueLocked(e *entry, now time.Duration) {
+	switch {
+	case !e.wanted(now):
+		e.next = never
+	case e.probe:
+		c.flyLocked(e, forProbe, now)
+	default:
+		c.flyLocked(e, forRefresh, now)
+	}
+}
+
+// flyLocked returns e's flight, begun if there was none. A caller that joins a queued flight lends it
+// its own class.
+func (c *Cache) flyLocked(e *entry, cl class, now time.Duration) *flight {
+	if e.flight != nil {
+		e.flight.class = min(e.flight.class, cl)
+		return e.flight
+	}
+	e.flight = &flight{key: e.key, class: cl, asked: now, done: make(chan struct{})}
+	e.wishes = now + wishEvery
+	c.gate.queue = append(c.gate.queue, e.flight)
+	c.dispatchLocked(now)
+	if len(c.gate.queue) > 0 {
+		c.nudge()
+	}
+	return e.flight
+}
+
+// dispatchLocked begins as many queued flights as the source may have now.
+func (c *Cache) dispatchLocked(now time.Duration) {
+	for f := c.gate.next(now); f != nil; f = c.gate.next(now) {
+		c.running.Go(func() { c.fly(f) })
+	}
+}
+
+// fly makes the call. It runs on the cache's context, not on any caller's.
+func (c *Cache) fly(f *flight) {
+	ctx, cancel := context.WithTimeout(c.ctx, fetchTimeout)
+	defer cancel()
+	begun := c.clock.Boot()
+	fetched, err := c.fetch(ctx, f.key)
+	if event, told := c.land(f, begun, fetched, err); told {
+		c.observe(event)
+	}
+}
+
+// land takes a call's result in and begins the next flight. What comes for a key that was dropped
+// meanwhile is dropped as well.
+func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error) (Event, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	c.gate.running--
+	e := c.entries[f.key]
+	dropped := e == nil || e.flight != f
+	if !dropped {
+		c.settleLocked(e, f, begun, now, fetched, err)
+	}
+	c.dispatchLocked(now)
+	c.nudge()
+	if dropped {
+		return Event{}, false
+	}
+	event := Event{Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now - begun}
+	if e.next != never {
+		event.Retry = max(0, e.next-now)
+	}
+	close(f.done)
+	return event, true
+}
+
+func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetched Fetched, err error) {
+	e.flight = nil
+	e.fetches++
+	e.endedWall = c.clock.Wall()
+	held := c.leftLocked(e, now)
+	left := min(fetched.Left, nominalOf(fetched)) - (now - begun)
+	if err == nil {
+		left, err = c.usable(fetched, left)
+	}
+	if err != nil {
+		failure := asFetchError(err)
+		if failure.Kind == Throttled {
+			c.gate.paused = max(c.gate.paused, now+min(failure.RetryAfter, retryAfter))
+		}
+		e.fail(failure, e.deadline-now, now, c.roll())
+		f.outcome, f.err = Failed, failure
+	} else {
+		f.outcome = e.settle(fetched, left, held, now, c.roll())
+	}
+	e.outcome = f.outcome
+}
+
+// usable returns the life left of a fetched token, or why it cannot be used.
+func (c *Cache) usable(fetched Fetched, left time.Duration) (time.Duration, error) {
+	if fetched.Token.Text.IsZero() {
+		return 0, &FetchError{Kind: Malformed, Detail: "the answer has no token"}
+	}
+	if left = c.leftOf(fetched.Token, left); left <= 0 {
+		return 0, &FetchError{Kind: Malformed, Detail: fmt.Sprintf("the back end gave a token that expired %v ago", (-left).Round(time.Second))}
+	}
+	return left, nil
+}

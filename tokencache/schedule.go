@@ -1,0 +1,68 @@
+package tokencache
+
+import (
+	"math"
+	"time"
+)
+
+const (
+	defaultNominal = 24 * time.Hour
+	longestNominal = 28*time.Hour + 5*time.Minute // 28 h are known; tokens are dated back by 5 minutes
+
+	shortLived  = 2 * time.Hour   // below this, half of the life leaves too little slack
+	lastMinutes = 5 * time.Minute // before an expiry every retry counts; the SDKs' own margin
+
+	againFloor   = 5 * time.Minute // a shorter wait is not worth a call: then the expiry itself is tried
+	afterExpiry  = time.Second     // a back end may roll over only when the token has expired
+	backoffFloor = time.Second
+	backoffTop   = 5 * time.Minute
+	urgentTop    = 5 * time.Second
+	retryAfter   = 5 * time.Minute // the longest Retry-After that is obeyed
+
+	never   = time.Duration(math.MaxInt64)
+	longAgo = time.Duration(math.MinInt64 / 2) // halved, so that adding to it stays in range
+)
+
+// spread returns d ±10 % for a roll in [0, 1), so that a fleet does not ask in step.
+func spread(d time.Duration, roll float64) time.Duration {
+	return time.Duration(float64(d) * (0.9 + 0.2*roll))
+}
+
+// firstRefresh returns how long after its receipt a token with that much life left is first
+// refreshed: when the back end advises, else at half of its life, or at 80 % of a short one.
+func firstRefresh(left, advised time.Duration, roll float64) time.Duration {
+	switch {
+	case advised > 0 && advised < left:
+		return advised
+	case left < shortLived:
+		return spread(left*8/10, roll)
+	}
+	return spread(left/2, roll)
+}
+
+// nextTry returns how long to wait after the back end gave the token that was already held. Each try
+// halves what is left, so that a token costs about eight of them, and the last comes just after expiry.
+func nextTry(left time.Duration, roll float64) time.Duration {
+	if wait := spread(left/2, roll); wait >= againFloor {
+		return wait
+	}
+	return left + afterExpiry
+}
+
+// backoff returns how long to wait after that many failures in a row (at least one), given the life
+// that the held token has left, which is negative after its expiry: 1 s doubling up to 5 minutes with
+// full jitter, but never more than 5 s around an expiry, nor so long that the last minutes are missed.
+func backoff(failures int, left time.Duration, roll float64) time.Duration {
+	top := backoffTop
+	if left > -lastMinutes && left < lastMinutes {
+		top = urgentTop
+	}
+	if doublings := failures - 1; doublings < 16 {
+		top = min(top, backoffFloor<<doublings)
+	}
+	wait := max(backoffFloor, time.Duration(roll*float64(top)))
+	if left >= lastMinutes {
+		wait = min(wait, max(backoffFloor, left-lastMinutes))
+	}
+	return wait
+}

@@ -1,0 +1,91 @@
+package tokencache
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"time"
+)
+
+const redacted = "[token]"
+
+// Secret is a token's text. It prints as "[token]" under every fmt verb, in JSON and as text, also
+// when it sits in an unexported field of a struct that is printed whole; only Reveal gives it out.
+type Secret struct {
+	// A pointer, since fmt prints unexported fields without asking their methods: of a pointer to a
+	// string it shows the address, whatever the verb. (Of one to a struct it may show what is there.)
+	text   *string
+	digest string
+}
+
+// NewSecret wraps a token's text.
+func NewSecret(text string) Secret {
+	sum := sha256.Sum256([]byte(text))
+	return Secret{text: &text, digest: hex.EncodeToString(sum[:])}
+}
+
+// Reveal returns the text, for the answer to a caller that was granted it and for nothing else.
+func (s Secret) Reveal() string {
+	if s.text == nil {
+		return ""
+	}
+	return *s.text
+}
+
+// IsZero reports whether there is no text.
+func (s Secret) IsZero() bool { return s.Reveal() == "" }
+
+// Equal reports whether both hold the same text.
+func (s Secret) Equal(o Secret) bool { return s.Reveal() == o.Reveal() }
+
+// SHA256 returns the text's digest in lower-case hexadecimal: how people and modules name a token
+// without showing it. The zero Secret has none.
+func (s Secret) SHA256() string { return s.digest }
+
+func (Secret) String() string                 { return redacted }
+func (Secret) GoString() string               { return redacted }
+func (Secret) Format(f fmt.State, _ rune)     { _, _ = f.Write([]byte(redacted)) }
+func (Secret) MarshalText() ([]byte, error)   { return []byte(redacted), nil }
+func (Secret) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
+
+// Claims is what a token says of itself. The device cannot verify the signature and does not need
+// to: the claims are shown to people and compared between tokens, never used to decide access.
+type Claims struct {
+	Audience  string    // aud
+	ClientID  string    // appid
+	ObjectID  string    // oid
+	TenantID  string    // tid
+	IssuedAt  time.Time // iat, which Entra dates back by five minutes
+	NotBefore time.Time // nbf, dated back likewise
+	Groups    []string  // group memberships, stale until the next token
+	Roles     []string  // app roles, stale likewise
+	WIDs      []string  // directory roles, stale likewise
+}
+
+// Token is a bearer access token with its times as the back end told them.
+type Token struct {
+	Text      Secret
+	ExpiresOn time.Time // wall time of the issuer
+	NotBefore time.Time // zero when not told
+	Claims    Claims    // zero when the token is opaque
+}
+
+// Fetched is a source's answer.
+type Fetched struct {
+	Token Token
+
+	// Left is the life the token had left when it was received, preferably as the back end counted
+	// it (expires_in), since the local wall clock may be wrong.
+	Left time.Duration
+
+	// Nominal is the whole life such a token has. Zero means 24 hours.
+	Nominal time.Duration
+
+	// RefreshIn is the back end's advice on when to ask again, zero for none.
+	RefreshIn time.Duration
+
+	// Date is the server's Date header, zero for none. It is evidence of the true time only when
+	// DateTrusted: from a server reached over TLS. A local endpoint shares the device's clock.
+	Date        time.Time
+	DateTrusted bool
+}
