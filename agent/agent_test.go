@@ -1,0 +1,547 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"perceptd/agent"
+	"perceptd/tokencache"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	vault   = "https://vault.azure.net"
+	storage = "https://storage.azure.com"
+	canary  = "canary-7c1e"
+	guid1   = "00000000-0000-0000-0000-000000000001"
+	guid2   = "00000000-0000-0000-0000-000000000002"
+	guid3   = "0000000A-0000-0000-0000-000000000003"
+	arm     = "/subscriptions/s/resourceGroups/g/providers/Microsoft.ManagedIdentity/userAssignedIdentities/speech"
+)
+
+func uid(n uint32) *uint32 { return &n }
+
+// edge is a device with three identities and a few callers.
+func edge() agent.Rules {
+	return agent.Rules{
+		Identities: []agent.Identity{
+			{Name: "device", Default: true},
+			{Name: "vision", ClientID: guid1, ObjectID: guid3},
+			{Name: "speech", ResourceID: arm},
+		},
+		Grants: []agent.Grant{
+			{Caller: agent.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault, storage}},
+			{Caller: agent.Match{UID: uid(1000), User: "edge"}, Identity: "device", Resources: []string{vault}},
+			{Caller: agent.Match{UID: uid(1000), User: "edge"}, Identity: "vision", Resources: []string{vault, storage}},
+			{Caller: agent.Match{UID: uid(1000), User: "edge"}, Identity: "speech", Resources: []string{storage}},
+			{Caller: agent.Match{UID: uid(0)}, Identity: "device", Resources: []string{storage}},
+		},
+	}
+}
+
+var (
+	module = agent.Caller{Module: "vision", UID: 0, PID: 7}
+	user   = agent.Caller{UID: 1000, PID: 8}
+	root   = agent.Caller{UID: 0, PID: 9}
+)
+
+// backEnd answers every key with a token that names it, or with err.
+type backEnd struct {
+	mu    sync.Mutex
+	err   error
+	calls int
+	takes time.Duration
+}
+
+func (b *backEnd) set(err error, takes time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err, b.takes = err, takes
+}
+
+func (b *backEnd) Fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+	b.mu.Lock()
+	b.calls++
+	err, takes := b.err, b.takes
+	text := fmt.Sprintf("%s %v %d", canary, key, b.calls)
+	b.mu.Unlock()
+	select {
+	case <-time.After(takes):
+	case <-ctx.Done():
+		return tokencache.Fetched{}, ctx.Err()
+	}
+	if err != nil {
+		return tokencache.Fetched{}, err
+	}
+	return tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(text)}, Left: 24 * time.Hour}, nil
+}
+
+// bubble runs f in virtual time with an agent under rules and whatever it logs.
+func bubble(t *testing.T, rules agent.Rules, b *backEnd, f func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zapcore.DebugLevel)
+		a, err := agent.New(agent.Options{Fetch: b.Fetch, Rules: rules, Log: zap.New(core)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			a.Close()
+			for _, entry := range logs.All() {
+				if strings.Contains(fmt.Sprint(entry.Message, entry.ContextMap()), canary) {
+					t.Errorf("token text in the log: %v", entry)
+				}
+			}
+		}()
+		f(t, a, logs)
+	})
+}
+
+func reasonOf(err error) agent.Reason {
+	var refusal *agent.Error
+	if !errors.As(err, &refusal) {
+		return 0
+	}
+	return refusal.Reason
+}
+
+func TestWhoGetsWhat(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name   string
+		caller agent.Caller
+		ask    agent.Request
+		want   string       // identity
+		reason agent.Reason // or why not
+	}{
+		{"module, its only identity", module, agent.Request{Resource: vault}, "vision", 0},
+		{"scope form", module, agent.Request{Resource: vault + "/.default"}, "vision", 0},
+		{"another spelling is another resource", module, agent.Request{Resource: vault + "/"}, "", agent.NotGranted},
+		{"module by client ID", module, agent.Request{Resource: vault, ClientID: guid1}, "vision", 0},
+		{"by object ID in other case", module, agent.Request{Resource: vault, ObjectID: strings.ToLower(guid3)}, "vision", 0},
+		{"an identity that is not granted", module, agent.Request{Resource: vault, Identity: "device"}, "", agent.NotGranted},
+		{"an identity that is not there", module, agent.Request{Resource: vault, ClientID: guid2}, "", agent.UnknownIdentity},
+		{"names are exact", module, agent.Request{Resource: vault, Identity: "Vision"}, "", agent.UnknownIdentity},
+		{"root in a container is not root of the host", module, agent.Request{Resource: storage, Identity: "device"}, "", agent.NotGranted},
+		{"root of the host is not the module", root, agent.Request{Resource: vault}, "", agent.NotGranted},
+		{"root of the host", root, agent.Request{Resource: storage}, "device", 0},
+		{"several, the default among them", user, agent.Request{Resource: vault}, "device", 0},
+		{"several, the default not among them", user, agent.Request{Resource: storage}, "", agent.AmbiguousIdentity},
+		{"several, one named", user, agent.Request{Resource: storage, Identity: "speech"}, "speech", 0},
+		{"by resource ID", user, agent.Request{Resource: storage, ResourceID: strings.ToUpper(arm)}, "speech", 0},
+		{"nobody", agent.Caller{UID: 4711, PID: 1}, agent.Request{Resource: vault}, "", agent.NotGranted},
+		{"another module", agent.Caller{Module: "speech", PID: 1}, agent.Request{Resource: vault}, "", agent.NotGranted},
+		{"no resource", module, agent.Request{}, "", agent.BadResource},
+		{"no App ID URI", module, agent.Request{Resource: "vault"}, "", agent.BadResource},
+	} {
+		bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+			answer, err := a.Token(t.Context(), row.caller, row.ask)
+			if reasonOf(err) != row.reason || (err == nil) != (row.reason == 0) {
+				t.Errorf("%s: error %v, want reason %d", row.name, err, row.reason)
+				return
+			}
+			if err == nil && (answer.Identity.Name != row.want || !strings.Contains(answer.Token.Text.Reveal(), answer.Identity.Selector().String())) {
+				t.Errorf("%s: identity %q, want %q", row.name, answer.Identity.Name, row.want)
+			}
+			if err == nil && answer.Advertise != time.Hour {
+				t.Errorf("%s: SDKs are told %v", row.name, answer.Advertise)
+			}
+			if err != nil && !strings.Contains(err.Error(), " ") {
+				t.Errorf("%s: %q says too little", row.name, err)
+			}
+		})
+	}
+}
+
+func TestChoices(t *testing.T) {
+	t.Parallel()
+	bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		var refusal *agent.Error
+		_, err := a.Token(t.Context(), user, agent.Request{Resource: storage})
+		if !errors.As(err, &refusal) || !slices.Equal(refusal.Choices, []string{"speech", "vision"}) || !strings.Contains(refusal.Detail, "speech, vision") {
+			t.Errorf("ambiguous: %+v", refusal)
+		}
+		_, err = a.Token(t.Context(), user, agent.Request{Resource: storage, ClientID: guid2})
+		if !errors.As(err, &refusal) || !strings.HasPrefix(refusal.Detail, "Identity not found") || !slices.Equal(refusal.Choices, []string{"speech", "vision"}) {
+			t.Errorf("unknown: %+v", refusal)
+		}
+		want := agent.Counts{Invalid: 2}
+		if got := a.Counts(); got != want {
+			t.Errorf("counts %+v", got)
+		}
+	})
+}
+
+func TestSourceFailuresBecomeReasons(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		err  error
+		want agent.Reason
+	}{
+		{&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}, agent.Unreachable},
+		{&tokencache.FetchError{Kind: tokencache.Throttled, Detail: "slow down", RetryAfter: 3 * time.Second}, agent.Throttled},
+		{&tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: "no such"}, agent.IdentityNotFound},
+		{&tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"}, agent.Refused},
+		{&tokencache.FetchError{Kind: tokencache.Malformed, Detail: "html"}, agent.MalformedAnswer},
+	} {
+		b := &backEnd{err: row.err}
+		bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+			_, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
+			var refusal *agent.Error
+			if !errors.As(err, &refusal) || refusal.Reason != row.want || !strings.Contains(err.Error(), vault) {
+				t.Errorf("%v: %v", row.err, err)
+			}
+			if row.want == agent.Throttled && refusal.RetryAfter != 3*time.Second {
+				t.Errorf("retry after %v", refusal.RetryAfter)
+			}
+			if got := a.Counts(); got.Failed != 1 {
+				t.Errorf("counts %+v", got)
+			}
+			synctest.Wait()
+			if warnings := logs.FilterLevelExact(zapcore.WarnLevel).FilterMessage("token fetch failed"); warnings.Len() != 1 || warnings.All()[0].ContextMap()["identity"] != "vision" {
+				t.Errorf("log %v", logs.All())
+			}
+		})
+	}
+}
+
+func TestWaitingEnds(t *testing.T) {
+	t.Parallel()
+	b := &backEnd{takes: time.Hour}
+	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
+		defer cancel()
+		_, err := a.Token(ctx, module, agent.Request{Resource: vault})
+		if reasonOf(err) != agent.Unreachable || !strings.Contains(err.Error(), "ask again") {
+			t.Errorf("deadline: %v", err)
+		}
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		if _, err := a.Token(gone, module, agent.Request{Resource: storage}); !errors.Is(err, context.Canceled) {
+			t.Errorf("a caller that left got %v", err)
+		}
+		a.Close()
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); reasonOf(err) != agent.Stopping {
+			t.Errorf("closed: %v", err)
+		}
+	})
+}
+
+func TestFirmNeed(t *testing.T) {
+	t.Parallel()
+	bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault, MinTTL: 25 * time.Hour, Firm: true})
+		if reasonOf(err) != agent.ShortLife {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func TestAdvertisedLife(t *testing.T) {
+	t.Parallel()
+	rules := edge()
+	rules.SDKLife = 2 * time.Hour
+	bubble(t, rules, &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		answer, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
+		if err != nil || answer.Advertise != 2*time.Hour || answer.Left != 24*time.Hour {
+			t.Errorf("%v of %v, %v", answer.Advertise, answer.Left, err)
+		}
+	})
+}
+
+func TestApply(t *testing.T) {
+	t.Parallel()
+	b := &backEnd{}
+	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		for _, resource := range []string{vault, storage} {
+			if _, err := a.Token(t.Context(), module, agent.Request{Resource: resource}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rules := edge()
+		rules.Identities = append(rules.Identities[:2:2], agent.Identity{Name: "robot", ClientID: guid2})
+		rules.Identities[1].ObjectID = ""
+		rules.Grants = []agent.Grant{
+			{Caller: agent.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault}},
+			{Caller: agent.Match{UID: uid(3)}, Identity: "robot", Resources: []string{storage}, Prefetch: true},
+		}
+		rules.SDKLife = 30 * time.Minute
+		changes, err := a.Apply(rules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []string{
+			`identity "vision" changed`,
+			`identity "robot" added`,
+			`identity "speech" removed`,
+			`granted: uid 3, identity "robot", https://storage.azure.com, prefetched`,
+			`no longer granted: module vision, identity "vision", https://storage.azure.com`,
+			`no longer granted: user edge (uid 1000), identity "device", https://vault.azure.net`,
+			`no longer granted: user edge (uid 1000), identity "vision", https://vault.azure.net`,
+			`no longer granted: user edge (uid 1000), identity "vision", https://storage.azure.com`,
+			`no longer granted: user edge (uid 1000), identity "speech", https://storage.azure.com`,
+			`no longer granted: uid 0, identity "device", https://storage.azure.com`,
+			`sdk_life is 30m0s, was 1h0m0s`,
+		}
+		if !reflect.DeepEqual(changes, want) {
+			t.Errorf("changes:\n%s", strings.Join(changes, "\n"))
+		}
+		synctest.Wait()
+		var kept []string
+		for _, key := range a.Status().Keys {
+			kept = append(kept, key.Identity+" "+key.Key.Resource)
+		}
+		if want := []string{"robot " + storage, "vision " + vault}; !slices.Equal(kept, want) {
+			t.Errorf("kept %v, want %v", kept, want)
+		}
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: storage}); reasonOf(err) != agent.NotGranted {
+			t.Errorf("a removed grant still gives: %v", err)
+		}
+		if changes, err := a.Apply(rules); err != nil || len(changes) != 0 {
+			t.Errorf("the same again: %v, %v", changes, err)
+		}
+		bad := rules
+		bad.Identities = nil
+		if _, err := a.Apply(bad); err == nil {
+			t.Error("bad rules came in force")
+		}
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); err != nil {
+			t.Errorf("after bad rules: %v", err)
+		}
+	})
+}
+
+// A caller that waits for a token while its grant is taken away does not get it.
+func TestApplyWhileWaiting(t *testing.T) {
+	t.Parallel()
+	b := &backEnd{takes: 5 * time.Second}
+	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		var waiters sync.WaitGroup
+		waiters.Go(func() {
+			if answer, err := a.Token(t.Context(), module, agent.Request{Resource: storage}); reasonOf(err) != agent.NotGranted {
+				t.Errorf("the grant is gone, and the caller got %v, %v", answer.Identity, err)
+			}
+		})
+		waiters.Go(func() {
+			if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); err != nil {
+				t.Errorf("a grant that stays: %v", err)
+			}
+		})
+		synctest.Wait()
+		rules := edge()
+		rules.Grants[0].Resources = []string{vault}
+		rules.Grants[2].Resources = []string{vault}
+		if _, err := a.Apply(rules); err != nil {
+			t.Fatal(err)
+		}
+		waiters.Wait()
+	})
+}
+
+func TestRefresh(t *testing.T) {
+	t.Parallel()
+	b := &backEnd{}
+	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		for _, resource := range []string{vault, storage} {
+			if _, err := a.Token(t.Context(), module, agent.Request{Resource: resource}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, row := range []struct {
+			identity, resource string
+			want               []string
+			reason             agent.Reason
+		}{
+			{"", "", []string{"vision " + storage, "vision " + vault}, 0},
+			{"vision", "", []string{"vision " + storage, "vision " + vault}, 0},
+			{"device", "", nil, 0},
+			{"", vault, []string{"device " + vault, "vision " + vault}, 0},
+			{"vision", vault + "/.default", []string{"vision " + vault}, 0},
+			{"nobody", "", nil, agent.UnknownIdentity},
+			{"", "https://elsewhere", nil, agent.BadResource},
+		} {
+			time.Sleep(time.Minute)
+			results, err := a.Refresh(t.Context(), row.identity, row.resource)
+			var got []string
+			for _, result := range results {
+				got = append(got, result.Identity+" "+result.Resource)
+				if result.Outcome != tokencache.Newer || result.Err != nil {
+					t.Errorf("%+v", result)
+				}
+			}
+			if !slices.Equal(got, row.want) || reasonOf(err) != row.reason {
+				t.Errorf("refresh %q %q: %v, %v", row.identity, row.resource, got, err)
+			}
+		}
+		b.set(errors.New("gone"), 0)
+		time.Sleep(time.Minute)
+		results, err := a.Refresh(t.Context(), "vision", vault)
+		if err != nil || len(results) != 1 || results[0].Outcome != tokencache.Failed || results[0].Err == nil {
+			t.Errorf("failing: %+v, %v", results, err)
+		}
+	})
+}
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	rules := edge()
+	rules.Grants[0].Prefetch = true
+	b := &backEnd{takes: time.Second}
+	synctest.Test(t, func(t *testing.T) {
+		changed := make(chan struct{}, 2)
+		a, err := agent.New(agent.Options{Fetch: b.Fetch, Rules: rules, Changed: func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		if a.Status().Ready {
+			t.Error("ready before the prefetched tokens are there")
+		}
+		<-changed
+		<-changed
+		s := a.Status()
+		if !s.Ready || len(s.Trouble) != 0 || len(s.Keys) != 2 || len(s.Identities) != 3 || s.Identities[1].Grants != 2 {
+			t.Errorf("status %+v", s)
+		}
+		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}, 0)
+		time.Sleep(20 * time.Hour)
+		if s = a.Status(); len(s.Trouble) != 2 || !strings.Contains(s.Trouble[0], "good for another") || !strings.Contains(s.Trouble[0], "connection refused") {
+			t.Errorf("trouble %q", s.Trouble)
+		}
+		time.Sleep(5 * time.Hour)
+		if s = a.Status(); s.Ready || len(s.Trouble) != 2 || !strings.HasPrefix(s.Trouble[0], "no token of identity") {
+			t.Errorf("trouble %q", s.Trouble)
+		}
+		if strings.Contains(fmt.Sprintf("%+v %#v", s, s), canary) {
+			t.Error("token text in the status")
+		}
+		if err := a.Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+		rules.Grants = nil
+		if _, err := a.Apply(rules); err != nil {
+			t.Fatal(err)
+		}
+		if s = a.Status(); len(s.Trouble) != 1 || !strings.Contains(s.Trouble[0], "every caller is denied") {
+			t.Errorf("trouble %q", s.Trouble)
+		}
+	})
+}
+
+func TestDenialsAreLoggedAndCounted(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zapcore.DebugLevel)
+	a, err := agent.New(agent.Options{Fetch: (&backEnd{}).Fetch, Rules: edge(), Log: zap.New(core)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	stranger := agent.Caller{Module: "stranger", PID: 5}
+	for range 1000 {
+		if _, err := a.Token(t.Context(), stranger, agent.Request{Resource: vault}); reasonOf(err) != agent.NotGranted {
+			t.Fatal(err)
+		}
+	}
+	denials := logs.FilterMessage("token denied")
+	if n := denials.Len(); n < 10 || n > 100 {
+		t.Errorf("%d lines for 1000 denials", n)
+	}
+	if fields := denials.All()[0].ContextMap(); fields["module"] != "stranger" || fields["resource"] != vault {
+		t.Errorf("fields %v", fields)
+	}
+	if a.Counts().Denied != 1000 {
+		t.Errorf("counts %+v", a.Counts())
+	}
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	grant := func(g agent.Grant) func(*agent.Rules) {
+		return func(r *agent.Rules) { r.Grants = append(r.Grants, g) }
+	}
+	identity := func(i agent.Identity) func(*agent.Rules) {
+		return func(r *agent.Rules) { r.Identities = append(r.Identities, i) }
+	}
+	caller := agent.Match{Module: "m"}
+	many := make([]string, tokencache.MaxKeys+1)
+	for i := range many {
+		many[i] = fmt.Sprintf("api://%d", i)
+	}
+	for _, row := range []struct {
+		name, want string
+		change     func(*agent.Rules)
+	}{
+		{"no identity", "no [[identity]]", func(r *agent.Rules) { r.Identities, r.Grants = nil, nil }},
+		{"name", "identity name", identity(agent.Identity{Name: "a b", ClientID: guid2})},
+		{"empty name", "identity name", identity(agent.Identity{ClientID: guid2})},
+		{"twice", "there twice", identity(agent.Identity{Name: "vision", ClientID: guid2})},
+		{"two defaults", "second default", identity(agent.Identity{Name: "x", Default: true, ClientID: guid2})},
+		{"two system-assigned", `"device" and "x" have the same system-assigned`, identity(agent.Identity{Name: "x"})},
+		{"same client ID", `have the same client_id`, identity(agent.Identity{Name: "x", ClientID: guid1})},
+		{"no GUID", "is no GUID", identity(agent.Identity{Name: "x", ClientID: "1234"})},
+		{"no object GUID", "object_id", identity(agent.Identity{Name: "x", ObjectID: "1234"})},
+		{"no ARM ID", "/subscriptions/", identity(agent.Identity{Name: "x", ResourceID: "vision"})},
+		{"grant of nothing", `names identity "x"`, grant(agent.Grant{Caller: caller, Identity: "x", Resources: []string{vault}})},
+		{"grant to nobody", "exactly one of", grant(agent.Grant{Identity: "vision", Resources: []string{vault}})},
+		{"grant to two", "exactly one of", grant(agent.Grant{Caller: agent.Match{Module: "m", UID: uid(1)}, Identity: "vision", Resources: []string{vault}})},
+		{"module name", "module name", grant(agent.Grant{Caller: agent.Match{Module: "../x"}, Identity: "vision", Resources: []string{vault}})},
+		{"no resources", "names no resources", grant(agent.Grant{Caller: caller, Identity: "vision"})},
+		{"bad resource", "no App ID URI", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: []string{"vault"}})},
+		{"control character", "a character", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: []string{"api://a\n"}})},
+		{"long resource", "bytes long", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: []string{"api://" + strings.Repeat("a", 600)}})},
+		{"scope", "drop the /.default", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: []string{vault + "/.default"}})},
+		{"too much to prefetch", "257 tokens", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: many, Prefetch: true})},
+		{"short sdk_life", "sdk_life", func(r *agent.Rules) { r.SDKLife = time.Minute }},
+		{"long sdk_life", "sdk_life", func(r *agent.Rules) { r.SDKLife = 25 * time.Hour }},
+	} {
+		rules := edge()
+		row.change(&rules)
+		err := rules.Validate()
+		var fault *agent.RuleError
+		if err == nil || !strings.Contains(err.Error(), row.want) || !errors.As(err, &fault) {
+			t.Errorf("%s: %v, want %q", row.name, err, row.want)
+		}
+		if _, err := agent.New(agent.Options{Rules: rules}); err == nil {
+			t.Errorf("%s: an agent with such rules", row.name)
+		}
+	}
+	if err := edge().Validate(); err != nil {
+		t.Error(err)
+	}
+	if err := agent.CheckResource(guid1); err != nil {
+		t.Errorf("a GUID is a resource: %v", err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	for got, want := range map[string]string{
+		module.String():                  "module vision (uid 0, pid 7)",
+		user.String():                    "uid 1000 (pid 8)",
+		agent.Match{}.String():           "nobody",
+		edge().Grants[1].Caller.String(): "user edge (uid 1000)",
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

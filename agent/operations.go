@@ -1,0 +1,130 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"perceptd/tokencache"
+)
+
+// Apply puts rules in force, whole or not at all, and returns what changed in words. Keys that no
+// grant names any more lose their tokens at once.
+func (a *Agent) Apply(rules Rules) ([]string, error) {
+	a.apply.Lock()
+	defer a.apply.Unlock()
+	compiled, err := rules.compile()
+	if err != nil {
+		return nil, err
+	}
+	before := a.rules.Swap(compiled)
+	a.cache.Retain(compiled.allows)
+	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
+		return nil, err
+	}
+	return compiled.changes(before), nil
+}
+
+func (s *ruleset) allows(key tokencache.Key) bool { return s.keys[key] != nil }
+
+// refreshesAtOnce bounds the refreshes that one request has under way; the cache orders them anyway.
+const refreshesAtOnce = 8
+
+// Refresh fetches the cached tokens of an identity and resource now; an empty name stands for all.
+// The results are in the order of Status. An *Error says that there is nothing of that name.
+func (a *Agent) Refresh(ctx context.Context, identity, resource string) ([]RefreshResult, error) {
+	rules := a.rules.Load()
+	resource = strings.TrimSuffix(resource, "/.default")
+	if identity != "" && rules.named(identity) == nil {
+		return nil, &Error{
+			Reason:  UnknownIdentity,
+			Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", identity),
+			Choices: rules.identityNames(),
+		}
+	}
+	keys := rules.matching(a.cache.Status(), identity, resource)
+	if len(keys) == 0 && resource != "" {
+		return nil, &Error{Reason: BadResource, Detail: fmt.Sprintf("no grant names resource %q for such an identity", resource)}
+	}
+	results := make([]RefreshResult, len(keys))
+	var all sync.WaitGroup
+	slots := make(chan struct{}, refreshesAtOnce)
+	for i, key := range keys {
+		slots <- struct{}{}
+		all.Go(func() {
+			outcome, err := a.cache.Refresh(ctx, key)
+			results[i] = RefreshResult{Identity: rules.keys[key].Name, Resource: key.Resource, Outcome: outcome, Err: err}
+			<-slots
+		})
+	}
+	all.Wait()
+	return results, nil
+}
+
+// matching returns the keys to refresh: those that are cached, or, where a resource is named, those
+// that the grants allow for it.
+func (s *ruleset) matching(cached []tokencache.Status, identity, resource string) []tokencache.Key {
+	wanted := make(map[tokencache.Key]bool)
+	if resource == "" {
+		for _, status := range cached {
+			wanted[status.Key] = s.keys[status.Key] != nil
+		}
+	} else {
+		for key := range s.keys {
+			wanted[key] = key.Resource == resource
+		}
+	}
+	var keys []tokencache.Key
+	for key, want := range wanted {
+		if want && (identity == "" || s.keys[key].Name == identity) {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(x, y tokencache.Key) int {
+		return strings.Compare(s.keys[x].Name+"\x00"+x.Resource, s.keys[y].Name+"\x00"+y.Resource)
+	})
+	return keys
+}
+
+func (s *ruleset) identityNames() []string {
+	var names []string
+	for _, identity := range s.rules.Identities {
+		names = append(names, identity.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (a *Agent) fetched(e tokencache.Event) {
+	a.logFetch(e)
+	a.changed()
+}
+
+// logFetch writes one line for each fetch that ended: failures of a prefetched or held token are a
+// warning, since a module may soon notice.
+func (a *Agent) logFetch(e tokencache.Event) {
+	fields := []zap.Field{
+		zap.String("resource", e.Key.Resource),
+		zap.Stringer("selector", e.Key.Selector),
+		zap.Stringer("outcome", e.Outcome),
+		zap.Duration("took", e.Took.Round(time.Microsecond)),
+		zap.Duration("left", e.Left.Round(time.Second)),
+		zap.Duration("next", e.Retry.Round(time.Second)),
+	}
+	if identity := a.rules.Load().keys[e.Key]; identity != nil {
+		fields = append(fields, zap.String("identity", identity.Name))
+	}
+	switch e.Outcome {
+	case tokencache.Failed:
+		a.log.Warn("token fetch failed", append(fields, zap.Error(e.Err))...)
+	case tokencache.Newer:
+		a.log.Info("token fetched", fields...)
+	default:
+		a.log.Debug("token fetched, the back end has no newer one", fields...)
+	}
+}

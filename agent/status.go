@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+// Status is what a technician may know: no token text is in it.
+type Status struct {
+	Ready      bool     // every token that is to be prefetched is there
+	Trouble    []string // what needs a person, in sentences
+	Identities []IdentityStatus
+	Keys       []KeyStatus
+	Counts     Counts
+}
+
+// IdentityStatus is a configured identity and the number of grants that name it.
+type IdentityStatus struct {
+	Identity
+	Grants int
+}
+
+// KeyStatus is a cached key under the name that its identity is configured by.
+type KeyStatus struct {
+	Identity string
+	tokencache.Status
+}
+
+// RefreshResult says what one refresh brought.
+type RefreshResult struct {
+	Identity, Resource string
+	Outcome            tokencache.Outcome
+	Err                error // with tokencache.Failed
+}
+
+// Status returns the state of everything, ordered by identity and resource.
+func (a *Agent) Status() Status {
+	rules := a.rules.Load()
+	s := Status{Ready: true, Counts: a.Counts()}
+	for _, identity := range rules.rules.Identities {
+		grants := 0
+		for _, grant := range rules.rules.Grants {
+			if grant.Identity == identity.Name {
+				grants++
+			}
+		}
+		s.Identities = append(s.Identities, IdentityStatus{Identity: identity, Grants: grants})
+	}
+	for _, key := range a.cache.Status() {
+		identity := rules.keys[key.Key]
+		if identity == nil {
+			continue // dropped by a reload between the two looks
+		}
+		s.Keys = append(s.Keys, KeyStatus{Identity: identity.Name, Status: key})
+		if key.Prefetch && key.Left == 0 {
+			s.Ready = false
+		}
+	}
+	slices.SortFunc(s.Keys, func(x, y KeyStatus) int {
+		return strings.Compare(x.Identity+"\x00"+x.Key.Resource, y.Identity+"\x00"+y.Key.Resource)
+	})
+	for _, key := range s.Keys {
+		if trouble := key.trouble(); trouble != "" {
+			s.Trouble = append(s.Trouble, trouble)
+		}
+	}
+	if len(rules.rules.Grants) == 0 {
+		s.Trouble = append(s.Trouble, "no [[grant]] is configured: every caller is denied")
+	}
+	return s
+}
+
+// trouble returns what a technician should look at, or "". A single failed refresh of a token with
+// much life left is weather, not trouble.
+func (k KeyStatus) trouble() string {
+	name := fmt.Sprintf("identity %q for %s", k.Identity, k.Key.Resource)
+	switch {
+	case k.LastOutcome != tokencache.Failed:
+		return ""
+	case k.Left == 0:
+		return fmt.Sprintf("no token of %s: %v", name, k.LastError)
+	case k.Failures > 2 || k.Left < time.Hour:
+		return fmt.Sprintf("refreshing %s failed %d times, its token is good for another %v: %v",
+			name, k.Failures, k.Left.Round(time.Second), k.LastError)
+	}
+	return ""
+}
