@@ -1,0 +1,70 @@
+package source
+
+import (
+	"fmt"
+	"strings"
+
+	"perceptd/tokencache"
+)
+
+// checkIdentity compares what was asked for with what the answer and the token in it say. A silent
+// answer passes, except on Arc, where an old agent's silence means that it ignored the selector.
+func (a answer) checkIdentity(at place, key tokencache.Key) *tokencache.FetchError {
+	// The token of "https://a" and "https://a/" is asked for under either name, and some endpoints
+	// add or drop the slash when they repeat it; any other difference is another resource's token.
+	if a.resource != "" && strings.TrimSuffix(a.resource, "/") != strings.TrimSuffix(key.Resource, "/") {
+		return malformed("%s answered with a token for another resource than %s", at.dial, key.Resource)
+	}
+	s := key.Selector
+	confirmed := s.Kind == tokencache.SystemAssigned
+	for _, name := range echoes(s.Kind) {
+		switch id := a.echo[name]; {
+		case id == "":
+		case !sameID(id, s.ID):
+			return otherIdentity(at, s, name)
+		default:
+			confirmed = true
+		}
+	}
+	if at.form == Arc && !confirmed {
+		return &tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: fmt.Sprintf(
+			"the Arc agent answered with another identity than %v, or did not say which: agents without user-assigned "+
+				"identities give the system-assigned one's token; update the agent (azcmagent version) and assign the identity", s)}
+	}
+	if claim := a.token.contradicts(s); claim != "" {
+		return otherIdentity(at, s, "the token's "+claim)
+	}
+	return nil
+}
+
+func otherIdentity(at place, s tokencache.Selector, by string) *tokencache.FetchError {
+	return &tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: fmt.Sprintf(
+		"%s answered with another identity than %v, by %s: check the identity's IDs and that it is assigned to this device",
+		at.dial, s, by)}
+}
+
+// contradicts names the claim by which the token is another identity's than s; empty for none.
+func (t jwt) contradicts(s tokencache.Selector) string {
+	differs := func(claim, id string) bool { return claim != "" && !sameID(claim, id) }
+	switch {
+	case s.Kind == tokencache.ClientID && differs(t.claims.ClientID, s.ID):
+		return "appid"
+	case s.Kind == tokencache.ObjectID && differs(t.claims.ObjectID, s.ID):
+		return "oid"
+	case s.Kind == tokencache.ResourceID && differs(t.resourceID, s.ID):
+		return "xms_mirid"
+	case s.Kind == tokencache.SystemAssigned && userAssigned(t.resourceID):
+		// The metadata service falls back to the only user-assigned identity there is.
+		return "xms_mirid, which is a user-assigned identity's"
+	}
+	return ""
+}
+
+func userAssigned(resourceID string) bool {
+	return strings.Contains(strings.ToLower(resourceID), "/microsoft.managedidentity/userassignedidentities/")
+}
+
+// sameID compares GUIDs and ARM resource IDs, in neither of which case matters.
+func sameID(a, b string) bool {
+	return strings.EqualFold(strings.Trim(a, "/"), strings.Trim(b, "/"))
+}

@@ -1,0 +1,135 @@
+package source
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+func TestIdentityOfTheAnswer(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	own := mint(claimsAt(now))
+	foreign := func(claim string) string { return mint(claimsAt(now).with(object{claim: "another-" + canary})) }
+	machine := mint(claimsAt(now).with(object{"xms_mirid": "/subscriptions/s/providers/Microsoft.HybridCompute/machines/m"}))
+	for _, test := range []struct {
+		name    string
+		form    Endpoint
+		key     tokencache.Key
+		changes object
+		words   string // empty: accepted
+	}{
+		{"silent and opaque", IMDS, byClient, object{}, ""},
+		{"echoed", IMDS, byClient, object{"client_id": clientID}, ""},
+		{"echoed in capitals", AppService, byObject, object{"object_id": strings.ToUpper(objectID), "client_id": "whatever"}, ""},
+		{"echoed by either name", AppService, byARM, object{"mi_res_id": strings.ToUpper(armID)}, ""},
+		{"echoed by the other name on Arc", Arc, byARM, object{"mi_res_id": armID}, ""},
+		{"claims agree", IMDS, byARM, object{"access_token": own}, ""},
+		{"another client_id", IMDS, byClient, object{"client_id": objectID}, "client_id"},
+		{"another object_id", AppService, byObject, object{"object_id": clientID}, "object_id"},
+		{"another msi_res_id", IMDS, byARM, object{"msi_res_id": "/x"}, "msi_res_id"},
+		{"another mi_res_id beside the right one", AppService, byARM, object{"msi_res_id": armID, "mi_res_id": "/x"}, "mi_res_id"},
+		{"another appid", IMDS, byClient, object{"access_token": foreign("appid")}, "the token's appid"},
+		{"another oid", IMDS, byObject, object{"access_token": foreign("oid")}, "the token's oid"},
+		{"another xms_mirid", AppService, byARM, object{"access_token": foreign("xms_mirid")}, "the token's xms_mirid"},
+		{"the right echo with another's token", Arc, byClient, object{"client_id": clientID, "access_token": foreign("appid")}, "appid"},
+		{"silent Arc agent", Arc, byClient, object{}, "update the agent"},
+		{"silent Arc agent, right token", Arc, byClient, object{"access_token": own}, "update the agent"},
+		{"Arc agent that answers for another", Arc, byObject, object{"object_id": clientID}, "object_id"},
+		{"system-assigned on Arc", Arc, system, object{"access_token": machine, "client_id": "anything"}, ""},
+		{"fall-back to the only user-assigned identity", IMDS, system, object{"access_token": own}, "user-assigned identity's"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			a, err := parseAnswer([]byte(goodAnswer(now).with(test.changes).String()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			failed := a.checkIdentity(place{form: test.form, dial: "h:1"}, test.key)
+			if test.words == "" {
+				if failed != nil {
+					t.Errorf("refused: %v", failed)
+				}
+				return
+			}
+			if failed == nil {
+				t.Fatal("another identity's token was accepted")
+			}
+			wantFailure(t, failed, tokencache.IdentityNotFound, test.words)
+		})
+	}
+}
+
+func TestResourceOfTheAnswer(t *testing.T) {
+	t.Parallel()
+	for echo, ok := range map[string]bool{
+		"": true, vault: true, vault + "/": true,
+		vault + "//": false, "https://VAULT.azure.net": false, "https://storage.azure.com": false,
+	} {
+		a := answer{resource: echo}
+		if failed := a.checkIdentity(place{}, system); (failed == nil) != ok {
+			t.Errorf("resource %q: %v", echo, failed)
+		}
+	}
+}
+
+func TestJWT(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	minted := now.Add(-5 * time.Minute)
+	got := parseJWT(mint(claimsAt(now)))
+	c := got.claims
+	if c.Audience != vault || c.ClientID != clientID || c.ObjectID != objectID || c.TenantID != "t" ||
+		!c.IssuedAt.Equal(minted) || !c.NotBefore.Equal(minted) ||
+		!slices.Equal(c.Groups, []string{"g1", "g2"}) || !slices.Equal(c.Roles, []string{"r"}) || !slices.Equal(c.WIDs, []string{"w"}) {
+		t.Errorf("claims %+v", c)
+	}
+	if got.resourceID != armID || !got.expiresOn.Equal(now.Add(24*time.Hour)) {
+		t.Errorf("xms_mirid %q, exp %v", got.resourceID, got.expiresOn)
+	}
+
+	odd := parseJWT(mint(object{
+		"aud": []string{"a", "b"}, "azp": "v2", "oid": 7, "tid": strings.Repeat("x", maxClaimText+1),
+		"iat": minted.Unix(), "nbf": float64(minted.Unix()) + 0.9, "exp": -1,
+		"groups": make([]string, 3*maxListed), "roles": "one", "wids": []any{"a", 1},
+	})).claims
+	if odd.Audience != "a" || odd.ClientID != "v2" || odd.ObjectID != "" || odd.TenantID != "" || !odd.NotBefore.Equal(minted) ||
+		odd.Groups != nil || odd.Roles != nil || odd.WIDs != nil {
+		t.Errorf("claims of odd shapes: %+v", odd)
+	}
+
+	many := make([]string, 3*maxListed)
+	for i := range many {
+		many[i] = "g"
+	}
+	if kept := parseJWT(mint(object{"groups": many})).claims.Groups; len(kept) != maxListed {
+		t.Errorf("%d groups kept", len(kept))
+	}
+	for _, opaque := range []string{"", "a.b", "a.b.c.d", "a.!.c", "a.bnVsbA.c", "a.W10.c"} {
+		if got := parseJWT(opaque); got.resourceID != "" || got.claims.ClientID != "" || !got.expiresOn.IsZero() {
+			t.Errorf("%q has claims %+v", opaque, got.claims)
+		}
+	}
+}
+
+func FuzzParseJWT(f *testing.F) {
+	f.Add(mint(claimsAt(time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC))))
+	f.Add(mint(object{"groups": []any{1}, "nbf": 1e300, "aud": []string{}}))
+	f.Add("a.bnVsbA.c")
+	f.Fuzz(func(t *testing.T, token string) {
+		got := parseJWT(token)
+		for _, list := range [][]string{got.claims.Groups, got.claims.Roles, got.claims.WIDs} {
+			if len(list) > maxListed {
+				t.Errorf("%d entries", len(list))
+			}
+		}
+		for _, at := range []time.Time{got.claims.IssuedAt, got.claims.NotBefore, got.expiresOn} {
+			if !at.IsZero() && (at.Unix() < earliestTime || at.Unix() > latestTime) {
+				t.Errorf("time %v", at)
+			}
+		}
+	})
+}

@@ -1,0 +1,96 @@
+package source
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"math"
+	"strings"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+const (
+	maxListed    = 2048 // entries kept of a list claim; Entra writes at most 200 groups
+	maxClaimText = 1024 // bytes kept of one text
+)
+
+// jwt is what a token says of itself, unverified: the device is not its audience. Zero for an
+// opaque token.
+type jwt struct {
+	claims     tokencache.Claims
+	expiresOn  time.Time // exp
+	resourceID string    // xms_mirid: the ARM resource ID of the identity
+}
+
+// parseJWT reads a token's claims. A claim of an unexpected shape counts as absent, and a token that
+// is no JWT as one without claims.
+func parseJWT(token string) jwt {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return jwt{}
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(parts[1], "="))
+	if err != nil {
+		return jwt{}
+	}
+	var c payloadClaims
+	if json.Unmarshal(payload, &c) != nil {
+		return jwt{}
+	}
+	client := c.text("appid")
+	if client == "" {
+		client = c.text("azp") // its name in version 2 tokens
+	}
+	audience := c.text("aud")
+	if list := c.list("aud"); len(list) > 0 {
+		audience = list[0]
+	}
+	return jwt{
+		claims: tokencache.Claims{
+			Audience:  audience,
+			ClientID:  client,
+			ObjectID:  c.text("oid"),
+			TenantID:  c.text("tid"),
+			IssuedAt:  c.time("iat"),
+			NotBefore: c.time("nbf"),
+			Groups:    c.list("groups"),
+			Roles:     c.list("roles"),
+			WIDs:      c.list("wids"),
+		},
+		expiresOn:  c.time("exp"),
+		resourceID: c.text("xms_mirid"),
+	}
+}
+
+type payloadClaims map[string]json.RawMessage
+
+func (c payloadClaims) text(name string) string {
+	var s string
+	if json.Unmarshal(c[name], &s) != nil || len(s) > maxClaimText {
+		return ""
+	}
+	return s
+}
+
+func (c payloadClaims) list(name string) []string {
+	var all []string
+	if json.Unmarshal(c[name], &all) != nil {
+		return nil
+	}
+	var kept []string
+	for _, s := range all[:min(len(all), maxListed)] {
+		if s != "" && len(s) <= maxClaimText {
+			kept = append(kept, s)
+		}
+	}
+	return kept
+}
+
+func (c payloadClaims) time(name string) time.Time {
+	var n float64 // RFC 7519 allows fractions of a second
+	if json.Unmarshal(c[name], &n) != nil || n < earliestTime || n > latestTime {
+		return time.Time{}
+	}
+	return time.Unix(int64(math.Floor(n)), 0).UTC()
+}

@@ -1,0 +1,151 @@
+// Package source is where tokens come from: Azure's managed-identity endpoints, asked through
+// azidentity.
+//
+// Each fetch is one question to the endpoint: azidentity's own cache, which is shared by the whole
+// process and cannot be emptied, is passed by, and no answer and no failure is retried; only a kept
+// connection that turns out to be closed is replaced. An answer is checked before azidentity sees it:
+// a token for another identity or resource than the one asked for, or with times that make no sense,
+// is an error and never a token. Nothing that the endpoint said, and no secret, is in an error.
+//
+// azidentity reads the process environment, at the start and at every call: the caller must not change
+// it while a source is in use. Fetches must be spaced and collapsed by the caller (tokencache does).
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+
+	"perceptd/tokencache"
+)
+
+const (
+	defaultTimeout = 30 * time.Second
+
+	// Any claims make azidentity ask the endpoint instead of its cache; none of them is sent.
+	passCache = `{"access_token":{}}`
+)
+
+// Options is what a ManagedIdentity is made of.
+type Options struct {
+	Endpoint Endpoint         // empty: Auto
+	Timeout  time.Duration    // the longest that one fetch may take; zero: 30 s
+	Wall     func() time.Time // the wall clock, right or wrong; nil: time.Now
+}
+
+// ManagedIdentity gets tokens of managed identities through azidentity. It is safe for use by many
+// goroutines, for several identities at once.
+type ManagedIdentity struct {
+	at        place
+	timeout   time.Duration
+	transport *transport
+
+	mu          sync.Mutex
+	credentials map[tokencache.Selector]*azidentity.ManagedIdentityCredential // guarded by mu; one for each selector ever asked with
+}
+
+// New finds the endpoint; it sends nothing. The error says what to change in the environment or the
+// configuration when azidentity would not use the endpoint that was named. Close what it returns.
+func New(o Options) (*ManagedIdentity, error) {
+	_, err := os.Stat(himdsFile)
+	at, err := locate(o.Endpoint, environment{getenv: os.Getenv, himds: err == nil})
+	if err != nil {
+		return nil, fmt.Errorf("source managed-identity: %w", err)
+	}
+	return newAt(at, o), nil
+}
+
+func newAt(at place, o Options) *ManagedIdentity {
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.Wall == nil {
+		o.Wall = time.Now
+	}
+	return &ManagedIdentity{
+		at:          at,
+		timeout:     o.Timeout,
+		transport:   newTransport(at, o.Wall),
+		credentials: make(map[tokencache.Selector]*azidentity.ManagedIdentityCredential),
+	}
+}
+
+// Endpoint returns the form in use: Arc, AppService or IMDS, never Auto.
+func (m *ManagedIdentity) Endpoint() Endpoint { return m.at.form }
+
+// Address returns the host:port that is connected to.
+func (m *ManagedIdentity) Address() string { return m.at.dial }
+
+// Close closes the connections that are not in use. Fetches under way end by their own contexts.
+func (m *ManagedIdentity) Close() { m.transport.http.CloseIdleConnections() }
+
+// Fetch asks the endpoint once for a token of key. The error is a *tokencache.FetchError, or wraps
+// context.Canceled when ctx was cancelled; a deadline of ctx is an Unreachable endpoint.
+func (m *ManagedIdentity) Fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+	credential, failed := m.credential(key.Selector)
+	if failed != nil {
+		return tokencache.Fetched{}, failed
+	}
+	if key.Resource == "" {
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no resource was named"}
+	}
+	begun := time.Now()
+	x := &exchange{key: key}
+	bounded, cancel := context.WithTimeout(context.WithValue(ctx, exchangeKey{}, x), m.timeout)
+	defer cancel()
+	token, err := credential.GetToken(bounded, policy.TokenRequestOptions{
+		Scopes: []string{key.Resource},
+		Claims: passCache,
+	})
+	switch {
+	case x.failed != nil:
+		return tokencache.Fetched{}, x.failed
+	case err == nil && x.fetched.Token.Text.Equal(tokencache.NewSecret(token.Token)):
+		return x.fetched, nil
+	case errors.Is(ctx.Err(), context.Canceled):
+		return tokencache.Fetched{}, fmt.Errorf("fetch of %v given up: %w", key, ctx.Err())
+	case bounded.Err() != nil:
+		return tokencache.Fetched{}, m.at.silent(time.Since(begun))
+	}
+	return tokencache.Fetched{}, malformed("azidentity does not accept what %s answered", m.at.dial)
+}
+
+// credential returns the azidentity credential of a selector, made when first needed.
+func (m *ManagedIdentity) credential(s tokencache.Selector) (*azidentity.ManagedIdentityCredential, *tokencache.FetchError) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.credentials[s]; c != nil {
+		return c, nil
+	}
+	options := azidentity.ManagedIdentityCredentialOptions{ClientOptions: azcore.ClientOptions{
+		Transport: m.transport,
+		// The cache decides when to ask again. A try may take as long as the whole.
+		Retry:     policy.RetryOptions{MaxRetries: -1, TryTimeout: m.timeout},
+		Telemetry: policy.TelemetryOptions{ApplicationID: "perceptd"},
+	}}
+	switch {
+	case s.Kind == tokencache.SystemAssigned && s.ID == "":
+	case s.Kind == tokencache.ClientID && s.ID != "":
+		options.ID = azidentity.ClientID(s.ID)
+	case s.Kind == tokencache.ObjectID && s.ID != "":
+		options.ID = azidentity.ObjectID(s.ID)
+	case s.Kind == tokencache.ResourceID && s.ID != "":
+		options.ID = azidentity.ResourceID(s.ID)
+	default:
+		return nil, &tokencache.FetchError{Kind: tokencache.Refused, Detail: fmt.Sprintf("%q selects no identity", s.String())}
+	}
+	c, err := azidentity.NewManagedIdentityCredential(&options)
+	if err != nil {
+		return nil, &tokencache.FetchError{Kind: tokencache.Refused, Detail: fmt.Sprintf(
+			"azidentity takes no %v at this endpoint; was the environment changed? restart perceptd", s)}
+	}
+	m.credentials[s] = c
+	return c, nil
+}
