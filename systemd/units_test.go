@@ -1,0 +1,247 @@
+package systemd
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/agent/api"
+)
+
+// The files that a package installs, all of which stand in this folder.
+const (
+	serviceUnit = "perceptd.service"
+	tokenUnit   = "perceptd.socket"
+	adminUnit   = "perceptd-admin.socket"
+	sysusers    = "perceptd.sysusers.conf"
+	tmpfiles    = "perceptd.tmpfiles.conf"
+	dropIns     = "perceptd.service.d"
+)
+
+// settings reads a unit file as "Section.Key" to its values in order.
+func settings(t *testing.T, path string) map[string][]string {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	found, section := map[string][]string{}, ""
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		line := strings.TrimSpace(lines.Text())
+		switch {
+		case line == "", line[0] == '#':
+		case line[0] == '[':
+			section = strings.Trim(line, "[]")
+		default:
+			key, value, ok := strings.Cut(line, "=")
+			if !ok {
+				t.Errorf("%s: %q is no setting", path, line)
+			}
+			found[section+"."+key] = append(found[section+"."+key], value)
+		}
+	}
+	return found
+}
+
+func TestSocketUnitsAgreeWithTheCode(t *testing.T) {
+	t.Parallel()
+	for unit, rows := range map[string]map[string]string{
+		tokenUnit: {
+			"Socket.ListenStream": api.DefaultTokenSocket, "Socket.FileDescriptorName": TokenSocket,
+			"Socket.SocketMode": "0666",
+		},
+		adminUnit: {
+			"Socket.ListenStream": api.DefaultAdminSocket, "Socket.FileDescriptorName": AdminSocket,
+			"Socket.SocketMode": "0660", "Socket.SocketGroup": "percept-admin",
+		},
+	} {
+		got := settings(t, unit)
+		rows["Socket.Service"] = serviceUnit
+		rows["Socket.DirectoryMode"] = "0755"
+		rows["Install.WantedBy"] = "sockets.target"
+		for key, value := range rows {
+			if !slices.Equal(got[key], []string{value}) {
+				t.Errorf("%s: %s is %q, want %q", unit, key, got[key], value)
+			}
+		}
+		for _, key := range []string{"Socket.Accept", "Socket.ListenDatagram", "Socket.ListenSequentialPacket", "Socket.RemoveOnStop"} {
+			if got[key] != nil {
+				t.Errorf("%s sets %s", unit, key)
+			}
+		}
+	}
+}
+
+func TestServiceUnitAgreesWithTheCode(t *testing.T) {
+	t.Parallel()
+	got := settings(t, serviceUnit)
+	for key, want := range map[string][]string{
+		"Service.Type":                     {"notify"},
+		"Service.ExecStart":                {"/usr/bin/perceptd --config /etc/percept/config.toml --runtime-dir " + api.RuntimeDir},
+		"Service.ExecReload":               {"+/usr/bin/perceptctl reload"},
+		"Service.Sockets":                  {tokenUnit + " " + adminUnit},
+		"Service.NotifyAccess":             {"main"},
+		"Service.WatchdogSec":              {"30"},
+		"Service.Restart":                  {"on-failure"},
+		"Service.User":                     {"percept"},
+		"Service.RuntimeDirectory":         {filepath.Join(filepath.Base(api.RuntimeDir), api.ModulesDirName)},
+		"Service.RuntimeDirectoryPreserve": {"yes"},
+		"Service.ReadWritePaths":           {"-" + api.RuntimeDir},
+		"Service.StateDirectory":           {"percept"},
+		"Service.UMask":                    {"0077"},
+		"Service.LimitCORE":                {"0"},
+		"Service.RestrictAddressFamilies":  {"AF_UNIX AF_INET AF_INET6"},
+	} {
+		if !slices.Equal(got[key], want) {
+			t.Errorf("%s is %q, want %q", key, got[key], want)
+		}
+	}
+	for key, reason := range map[string]string{
+		"Service.ProtectProc":    "callers of other users could not be told",
+		"Service.ProcSubset":     "/proc/sys would be hidden, the boot's ID with it",
+		"Service.PrivateUsers":   "callers would all read as 65534",
+		"Service.DynamicUser":    "the runtime folder would change hands",
+		"Service.ReloadSignal":   "systemd would signal beside ExecReload=",
+		"Service.RootDirectory":  "certificates, modules and keys would have to be bound in one by one",
+		"Service.PrivateNetwork": "the back end is on the network",
+	} {
+		if got[key] != nil {
+			t.Errorf("%s is set: %s", key, reason)
+		}
+	}
+	if n, err := strconv.Atoi(strings.Join(got["Service.FileDescriptorStoreMax"], "")); err != nil || n < 1 {
+		t.Errorf("FileDescriptorStoreMax is %q", got["Service.FileDescriptorStoreMax"])
+	}
+}
+
+func TestUsersAndFoldersAgreeWithTheUnits(t *testing.T) {
+	t.Parallel()
+	for path, wants := range map[string][]string{
+		sysusers: {"u percept ", "g percept-admin "},
+		tmpfiles: {
+			"d " + api.RuntimeDir + " 0755 percept percept -",
+			"d " + filepath.Join(api.RuntimeDir, api.ModulesDirName) + " 0755 percept percept -",
+		},
+	} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var lines []string
+		for line := range strings.Lines(string(text)) {
+			if !strings.HasPrefix(line, "#") {
+				lines = append(lines, strings.Join(strings.Fields(line), " "))
+			}
+		}
+		if len(lines) != len(wants) {
+			t.Errorf("%s: %q", path, lines)
+			continue
+		}
+		for i, want := range wants {
+			if !strings.HasPrefix(lines[i], want) {
+				t.Errorf("%s: line %q, want %q", path, lines[i], want)
+			}
+		}
+	}
+}
+
+func TestDropInsAddOnlyWhatTheySay(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]map[string][]string{
+		"azure-arc.conf":   {"Service.SupplementaryGroups": {"himds"}},
+		"clock-state.conf": {"Service.ProtectClock": {"no"}, "Service.SystemCallFilter": {"adjtimex"}},
+	} {
+		got := settings(t, filepath.Join(dropIns, name))
+		if len(got) != len(want) {
+			t.Errorf("%s sets %v", name, got)
+		}
+		for key, value := range want {
+			if !slices.Equal(got[key], value) {
+				t.Errorf("%s: %s is %q, want %q", name, key, got[key], value)
+			}
+		}
+	}
+}
+
+// analyze runs systemd-analyze on an installation of the units in a folder of its own, with the given
+// drop-ins and with programs that only look like ours.
+func analyze(t *testing.T, dropInNames []string, arguments func(root, units string) []string) (string, error) {
+	t.Helper()
+	out, err := exec.Command("systemd-analyze", "--version").Output()
+	if err != nil {
+		t.Skipf("needs systemd-analyze: %v", err)
+	}
+	if words := strings.Fields(string(out)); len(words) < 2 || words[1] < "250" {
+		t.Skipf("needs systemd-analyze 250 for --offline and --root, this is %.40q", out)
+	}
+	root := t.TempDir()
+	units := filepath.Join(root, "etc/systemd/system")
+	write := func(path, text string, mode fs.FileMode) {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := []string{serviceUnit, tokenUnit, adminUnit}
+	for _, name := range dropInNames {
+		files = append(files, filepath.Join(dropIns, name))
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(filepath.Join(units, name), string(text), 0o644)
+	}
+	for _, target := range []string{"sysinit", "basic", "shutdown", "sockets"} {
+		write(filepath.Join(root, "usr/lib/systemd/system", target+".target"), "[Unit]\n", 0o644)
+	}
+	for _, program := range []string{"perceptd", "perceptctl"} {
+		write(filepath.Join(root, "usr/bin", program), "", 0o755)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	report, err := exec.CommandContext(ctx, "systemd-analyze", arguments(root, units)...).CombinedOutput()
+	return string(report), err
+}
+
+func TestUnitsVerify(t *testing.T) {
+	t.Parallel()
+	report, err := analyze(t, []string{"azure-arc.conf", "clock-state.conf"}, func(root, _ string) []string {
+		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit}
+	})
+	if err != nil || report != "" {
+		t.Errorf("%v\n%s", err, report)
+	}
+}
+
+func TestServiceIsSandboxed(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		threshold string // tenths
+		dropIns   []string
+	}{
+		"as shipped":     {"16", nil},
+		"with Azure Arc": {"16", []string{"azure-arc.conf"}},
+		"with all":       {"19", []string{"azure-arc.conf", "clock-state.conf"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			report, err := analyze(t, row.dropIns, func(_, units string) []string {
+				return []string{"security", "--offline=true", "--no-pager", "--threshold=" + row.threshold, filepath.Join(units, serviceUnit)}
+			})
+			if err != nil {
+				t.Errorf("%v\n%s", err, report)
+			}
+		})
+	}
+}
