@@ -1,0 +1,75 @@
+package server
+
+import (
+	"net/http"
+	"strings"
+
+	"perceptd/agent/api"
+)
+
+// checkOrigin refuses what a process of this device would not send of itself: a page in a browser, a
+// proxy that serves others, a name that was made to resolve to this device.
+func checkOrigin(r *http.Request) *fault {
+	foreign := func(detail string) *fault {
+		return &fault{status: http.StatusForbidden, code: api.CodeForeignOrigin, detail: detail}
+	}
+	switch {
+	case r.ProtoMajor != 1 || r.ProtoMinor != 1:
+		return badRequest("only HTTP/1.1 is spoken here")
+	case !localHost(r.Host):
+		return foreign("the Host header must be localhost, 127.0.0.1, [::1] or 169.254.169.254, with or without a port")
+	case r.Header["Origin"] != nil:
+		return foreign("requests with an Origin header are refused: tokens are not for pages in a browser")
+	case r.Header["X-Forwarded-For"] != nil:
+		return foreign("requests with an X-Forwarded-For header are refused: tokens are not handed through a proxy")
+	case r.Header["Forwarded"] != nil:
+		return foreign("requests with a Forwarded header are refused: tokens are not handed through a proxy")
+	}
+	return nil
+}
+
+// localHost reports whether a Host header is one that an SDK sends to a local token endpoint. Their
+// names are in lower case everywhere.
+func localHost(host string) bool {
+	for _, name := range [...]string{"localhost", "127.0.0.1", "169.254.169.254", "[::1]"} {
+		if rest, ok := strings.CutPrefix(host, name); ok {
+			return rest == "" || rest[0] == ':' && isPort(rest[1:])
+		}
+	}
+	return false
+}
+
+func isPort(s string) bool {
+	if s == "" || len(s) > 5 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// checkMethod refuses another method than the route's, if that has one, and a body where there is to be none.
+func checkMethod(r *http.Request, method string) *fault {
+	switch {
+	case method != "" && r.Method != method:
+		return &fault{
+			status: http.StatusMethodNotAllowed, code: api.CodeMethod, allow: method,
+			detail: "this path answers " + method + " only",
+		}
+	case r.Method == http.MethodGet && r.ContentLength != 0: // -1: chunked
+		return badRequest("a GET request must not have a body")
+	}
+	return nil
+}
+
+// onlyValue returns the value of a header that must be there exactly once. name is in canonical form.
+func onlyValue(r *http.Request, name string) (value string, once bool) {
+	values := r.Header[name]
+	if len(values) != 1 {
+		return "", false
+	}
+	return values[0], true
+}

@@ -1,0 +1,152 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/caller"
+)
+
+// door is where the requests of one listener come in: it does every check that all paths share.
+type door struct {
+	server *Server
+	socket socket
+	answer time.Duration // until a request must be answered
+}
+
+// exchange is one request and the answer to it.
+type exchange struct {
+	ctx     context.Context // ends when the answer is due or the caller has gone
+	caller  agent.Caller
+	request *http.Request
+	raw     string // the request's query as it was sent
+	query   query
+
+	status int    // of the answer; 0 means 200
+	body   []byte // of the answer: JSON
+}
+
+// ServeHTTP answers one request.
+func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path, raw, _ := strings.Cut(r.RequestURI, "?")
+	to := find(d.socket, path)
+	x := d.server.spare.take()
+	x.request, x.raw = r, raw
+	if f := d.serve(x, to); f != nil {
+		d.refuse(w, x, to.form, f)
+	} else {
+		write(w, x.status, jsonContent, x.body)
+	}
+	d.server.spare.giveBack(x)
+}
+
+// serve checks the request and lets its route answer.
+func (d *door) serve(x *exchange, to *route) (f *fault) {
+	defer func() {
+		if v := recover(); v != nil {
+			f = d.server.panicked(v)
+		}
+	}()
+	who, err := caller.FromContext(x.request.Context())
+	if err != nil {
+		return &fault{
+			status: http.StatusForbidden, code: api.CodeUnknownCaller,
+			detail: "who is calling could not be proved: call from a process on this device that the daemon can see",
+		}
+	}
+	x.caller = who
+	if f := checkOrigin(x.request); f != nil {
+		return f
+	}
+	if f := checkMethod(x.request, to.method); f != nil {
+		return f
+	}
+	due := &dueContext{Context: x.request.Context(), due: time.Now().Add(d.answer)}
+	defer due.stop()
+	x.ctx = due
+	return to.handle(d.server, x)
+}
+
+// refuse writes f in the form's shape.
+func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) {
+	if d.socket == onToken && !f.counted {
+		d.server.count(f)
+	}
+	h := w.Header()
+	if f.allow != "" {
+		h.Set("Allow", f.allow)
+	}
+	if f.status == http.StatusServiceUnavailable {
+		h.Set("Retry-After", strconv.Itoa(retrySeconds(f.retryAfter)))
+	}
+	if x.request.ContentLength != 0 {
+		h.Set("Connection", "close") // else net/http reads the body before it answers
+	}
+	if shape == formV1 {
+		d.server.logRefusal(f, "")
+		write(w, f.status, problemContent, f.problem())
+		return
+	}
+	correlationID := newCorrelationID()
+	d.server.logRefusal(f, correlationID)
+	write(w, f.status, jsonContent, f.sdkError(correlationID))
+}
+
+// count counts a request on a token socket that the agent did not see.
+func (s *Server) count(f *fault) {
+	switch f.code {
+	case api.CodeUnknownCaller:
+		s.denied.Add(1)
+	case api.CodeInternal:
+		s.failed.Add(1)
+	default:
+		s.invalid.Add(1)
+	}
+}
+
+// Header values that are the same on every answer. net/http only reads them.
+var (
+	jsonContent    = []string{"application/json"}
+	problemContent = []string{"application/problem+json"}
+	noStore        = []string{"no-store"}
+)
+
+// write sends a whole answer at once. Status 0 is 200.
+func write(w http.ResponseWriter, status int, content []string, body []byte) {
+	h := w.Header()
+	h["Content-Type"] = content
+	h["Cache-Control"] = noStore
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	if status != 0 {
+		w.WriteHeader(status)
+	}
+	_, _ = w.Write(body) // a caller that has gone needs no answer
+}
+
+// spare holds exchanges whose buffers the next request can use.
+type spare struct{ pool sync.Pool }
+
+func (s *spare) take() *exchange {
+	if x, ok := s.pool.Get().(*exchange); ok {
+		return x
+	}
+	return new(exchange)
+}
+
+// maxSpareBody keeps a single large answer from being held for ever.
+const maxSpareBody = 64 << 10
+
+func (s *spare) giveBack(x *exchange) {
+	if cap(x.body) > maxSpareBody {
+		return
+	}
+	clear(x.body) // a token's text stays no longer than needed
+	*x = exchange{body: x.body[:0]}
+	s.pool.Put(x)
+}

@@ -1,0 +1,44 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// dueContext is a request's context that also ends when the answer is due. Unlike context.WithDeadline it
+// starts its timer only when somebody waits, which no request does whose token is there.
+type dueContext struct {
+	context.Context // the request's
+	due             time.Time
+
+	once   sync.Once
+	timed  context.Context
+	cancel context.CancelFunc
+}
+
+func (c *dueContext) start() {
+	c.timed, c.cancel = context.WithDeadline(c.Context, c.due)
+}
+
+// Deadline returns when the answer is due.
+func (c *dueContext) Deadline() (time.Time, bool) { return c.due, true }
+
+// Done starts the timer.
+func (c *dueContext) Done() <-chan struct{} {
+	c.once.Do(c.start)
+	return c.timed.Done()
+}
+
+// Err agrees with Done.
+func (c *dueContext) Err() error {
+	c.once.Do(c.start)
+	return c.timed.Err()
+}
+
+// stop frees the timer. Nobody may wait any more.
+func (c *dueContext) stop() {
+	if c.cancel != nil {
+		c.cancel()
+	}
+}

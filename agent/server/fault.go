@@ -1,0 +1,183 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+)
+
+// fault is why a request gets no answer of status 200.
+type fault struct {
+	status     int
+	code       api.Code
+	detail     string        // says what to do next; fit for the caller's eyes
+	choices    []string      // identities to name
+	retryAfter time.Duration // with status 503; zero: not known
+	allow      string        // with status 405: the method that the path answers
+	sdkCode    string        // the SDK forms' "error" where it is not the status's usual one
+	counted    bool          // the agent has counted the request already
+}
+
+func badRequest(detail string) *fault {
+	return &fault{status: http.StatusBadRequest, code: api.CodeBadRequest, detail: detail}
+}
+
+// answerOf is how each reason of the agent's is told to callers. What is permanent is never 404, 410,
+// 429 or 5xx, which SDKs repeat.
+var answerOf = map[agent.Reason]struct {
+	status int
+	code   api.Code
+}{
+	agent.BadResource:       {http.StatusBadRequest, api.CodeBadRequest},
+	agent.UnknownIdentity:   {http.StatusBadRequest, api.CodeUnknownIdentity},
+	agent.AmbiguousIdentity: {http.StatusBadRequest, api.CodeAmbiguous},
+	agent.NotGranted:        {http.StatusForbidden, api.CodeNotGranted},
+	agent.ShortLife:         {http.StatusServiceUnavailable, api.CodeShortLife},
+	agent.Throttled:         {http.StatusServiceUnavailable, api.CodeThrottled},
+	agent.Unreachable:       {http.StatusServiceUnavailable, api.CodeUnreachable},
+	agent.MalformedAnswer:   {http.StatusServiceUnavailable, api.CodeMalformedAnswer},
+	agent.IdentityNotFound:  {http.StatusBadRequest, api.CodeIdentityNotFound},
+	agent.Refused:           {http.StatusForbidden, api.CodeRefused},
+	agent.Stopping:          {http.StatusServiceUnavailable, api.CodeUnreachable},
+}
+
+// faultOf turns the agent's error into an answer.
+func faultOf(err error) *fault {
+	var why *agent.Error
+	switch {
+	case errors.As(err, &why):
+		if answer, ok := answerOf[why.Reason]; ok {
+			return &fault{
+				status: answer.status, code: answer.code, counted: true,
+				detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter,
+			}
+		}
+	case errors.Is(err, context.Canceled):
+		return &fault{
+			status: http.StatusServiceUnavailable, code: api.CodeUnreachable, counted: true,
+			detail: "the request was given up before there was an answer: ask again",
+		}
+	}
+	f := internalFault()
+	f.counted = true
+	return f
+}
+
+// internalFault tells nothing of what went wrong, since nobody has looked at it for secrets.
+func internalFault() *fault {
+	return &fault{
+		status: http.StatusInternalServerError, code: api.CodeInternal,
+		detail: "perceptd has a fault: its log says where",
+	}
+}
+
+const (
+	// defaultRetry gets every good SDK an answer within 6 to 14 seconds of trying.
+	defaultRetry = 2
+	// longestRetry: Node, Python and Terraform really wait as long as they are told, each time, while the
+	// caller of the SDK hangs; and asking a cache costs the back end nothing.
+	longestRetry = 10
+)
+
+// retrySeconds returns the value of Retry-After.
+func retrySeconds(after time.Duration) int {
+	if after <= 0 {
+		return defaultRetry
+	}
+	return int(min((after+time.Second-1)/time.Second, longestRetry))
+}
+
+// problem renders f for our own form: RFC 9457.
+func (f *fault) problem() []byte {
+	return encode(api.Problem{
+		Type:    "urn:percept:problem:" + string(f.code),
+		Title:   http.StatusText(f.status),
+		Status:  f.status,
+		Detail:  f.detail,
+		Code:    f.code,
+		Choices: f.choices,
+	})
+}
+
+// sdkError is an error of the two SDK forms. Each SDK shows another pair of its fields.
+type sdkError struct {
+	Error         string   `json:"error"`
+	Description   string   `json:"error_description"`
+	StatusCode    int      `json:"statusCode"`
+	Message       string   `json:"message"`
+	CorrelationID string   `json:"correlationId"`
+	Code          api.Code `json:"code"`
+}
+
+// sdkError renders f for the two SDK forms.
+func (f *fault) sdkError(correlationID string) []byte {
+	text := f.sdkText()
+	return encode(sdkError{
+		Error:         f.sdkErrorCode(),
+		Description:   text,
+		StatusCode:    f.status,
+		Message:       text,
+		CorrelationID: correlationID,
+		Code:          f.code,
+	})
+}
+
+// notFoundText is what IMDS says of an identity that it does not know; az looks for it.
+const notFoundText = "Identity not found"
+
+func (f *fault) sdkText() string {
+	switch f.code {
+	case api.CodeAmbiguous:
+		// The first part is what IMDS says.
+		return "Multiple user assigned identities exist, please specify the clientId / resourceId of the identity" +
+			" in the token request. Granted are: " + strings.Join(f.choices, ", ")
+	case api.CodeUnknownIdentity, api.CodeIdentityNotFound:
+		if !strings.HasPrefix(f.detail, notFoundText) {
+			return notFoundText + ": " + f.detail
+		}
+	}
+	return f.detail
+}
+
+func (f *fault) sdkErrorCode() string {
+	switch {
+	case f.sdkCode != "":
+		return f.sdkCode
+	case f.status == http.StatusForbidden:
+		return "access_denied"
+	case f.status == http.StatusServiceUnavailable:
+		return "temporarily_unavailable"
+	case f.status == http.StatusInternalServerError:
+		return "server_error"
+	}
+	return "invalid_request"
+}
+
+// newCorrelationID returns a random UUID, which is what App Service gives.
+func newCorrelationID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails: it would end the program
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// encode returns v as JSON. v is a struct of ours, for which encoding cannot fail.
+func encode(v any) []byte {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // people read it with curl
+	if err := e.Encode(v); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}

@@ -1,0 +1,311 @@
+package server
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/agent/api"
+	"perceptd/agent/caller"
+)
+
+// checkRefusal checks a refusal in whichever shape it came, and that it holds no token.
+func checkRefusal(t *testing.T, name string, got reply, status int, code api.Code) {
+	t.Helper()
+	if strings.Contains(got.body, "canary") {
+		t.Errorf("%s: the answer has the token", name)
+	}
+	if got.status != status || got.field(t, "code") != string(code) {
+		t.Errorf("%s: got %d %s, want %d %s", name, got.status, got.body, status, code)
+	}
+	if cache := got.header.Get("Cache-Control"); cache != "no-store" {
+		t.Errorf("%s: Cache-Control %q", name, cache)
+	}
+}
+
+func TestPathsAreExact(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	token, admin := d.tokens(""), d.admin()
+	query := "?api-version=2019-08-01&resource=" + vault
+	for _, test := range []struct {
+		socket, path string
+		status       int
+	}{
+		{token, "/", 400},
+		{token, "/nowhere", 400},
+		{token, "//metadata/identity/oauth2/token", 400},
+		{token, "/metadata//identity/oauth2/token", 400},
+		{token, "/metadata/identity/oauth2/token//", 400},
+		{token, "/metadata/identity/oauth2/token/x", 400},
+		{token, "/metadata/identity/oauth2/Token", 400},
+		{token, "/metadata/identity/oauth2%2ftoken", 400},
+		{token, "/metadata/identity/oauth2/%74oken", 400},
+		{token, `/metadata\identity\oauth2\token`, 400},
+		{token, "/metadata/identity/x/../oauth2/token", 400},
+		{token, "/metadata/identity/./oauth2/token", 400},
+		{token, "/metadata/identity/oauth2/token;x=1", 400},
+		{token, "/metadata/identity/oauth2/token#x", 400},
+		{token, "/metadata/identity/oauth2/token/#x", 400},
+		{token, "http://localhost/metadata/identity/oauth2/token", 400},
+		{token, "/msi/token/", 400},
+		{token, "/MSI/token", 400},
+		{token, "/msi/token%00", 400},
+		{token, "/V1/token", 400},
+		{token, "/v1", 400},
+		{token, "/v1/token/", 404},
+		{token, "/v1//token", 404},
+		{token, "/v1/Token", 404},
+		{token, "/v1/../msi/token", 404},
+		{token, "/v1/", 404},
+		{token, probePlatform, 404},
+		{token, probeCredential, 404},
+		{token, probePlatform + "/", 400},
+		{token, api.PathStatus, 404},
+		{token, api.PathRefresh, 404},
+		{token, api.PathReload, 404},
+		{token, api.PathHealth + "/", 400},
+		{token, api.PathReady, 400},
+		{admin, api.PathIMDSToken, 400},
+		{admin, api.PathAppServiceToken, 400},
+		{admin, api.PathToken, 404},
+		{admin, api.PathHealth + "/", 400},
+		{admin, "/v1/status/", 404},
+		{admin, "/metrics", 400},
+	} {
+		for _, method := range []string{"GET", "POST"} {
+			got := send(t, test.socket, request(method, test.path+query, "", metadata, appHeader, "Content-Length: 0"))
+			checkRefusal(t, method+" "+test.path, got, test.status, api.CodeUnknownPath)
+		}
+	}
+}
+
+func TestRequestLineIsStrict(t *testing.T) {
+	t.Parallel()
+	token := newDaemon(t, fetchDay).tokens("")
+	for _, line := range []string{
+		"GET * HTTP/1.1",
+		"OPTIONS * HTTP/1.1",
+		"CONNECT localhost:80 HTTP/1.1",
+		"GET  /v1/token HTTP/1.1",
+		"GET /v1/%zz HTTP/1.1",
+		"GET v1/token HTTP/1.1",
+		"GET /v1/token HTTP/1.1 x",
+		"GET " + v1Vault + " HTTP/1.0",
+		"GET " + v1Vault + " HTTP/1.2",
+		"GET " + v1Vault + " HTTP/2.0",
+		"GET " + v1Vault + " HTTP/0.9",
+		"PRI * HTTP/2.0",
+		"GET " + v1Vault,
+		"nonsense",
+	} {
+		got := send(t, token, line+"\r\nHost: localhost\r\n\r\n")
+		if got.status/100 != 4 && got.status != 505 || strings.Contains(got.body, "canary") {
+			t.Errorf("%s: %+v", line, got)
+		}
+	}
+}
+
+func TestMethods(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	sockets := map[socket]string{onToken: d.tokens(""), onAdmin: d.admin()}
+	for _, r := range routes {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "get", "ODD"} {
+			if method == r.method {
+				continue
+			}
+			got := send(t, sockets[r.socket], request(method, r.path, "", metadata, "Content-Length: 0"))
+			if allow := got.header.Get("Allow"); got.status != http.StatusMethodNotAllowed || allow != r.method {
+				t.Errorf("%s %s: status %d, Allow %q", method, r.path, got.status, allow)
+			}
+			if method != "HEAD" {
+				checkRefusal(t, method+" "+r.path, got, 405, api.CodeMethod)
+			}
+		}
+	}
+}
+
+func TestForeignRequestsAreRefused(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	token, admin := d.tokens(""), d.admin()
+	for _, host := range []string{
+		"", "localhost:", "localhost:x", "localhost:80x", "localhost:123456", "localhost.", "LOCALHOST",
+		"localhost.evil.example", "evil.example", "127.0.0.1.evil.example", "127.0.0.2", "127.1", "0.0.0.0",
+		"::1", "[::1", "[::1]x", "[::]", "169.254.169.254x", "169.254.169.253", "user@localhost", "evil.example:80",
+	} {
+		for _, to := range []struct{ socket, target string }{{token, imdsVault}, {token, appVault}, {token, v1Vault}, {admin, api.PathStatus}} {
+			text := strings.Replace(get(to.target, metadata, appHeader), "Host: localhost", "Host: "+host, 1)
+			got := send(t, to.socket, text)
+			if host == "::1" || host == "[::1" || host == "user@localhost" {
+				// net/http may have refused these by itself.
+				if got.status != 400 && got.status != 403 {
+					t.Errorf("Host %q: %+v", host, got)
+				}
+				continue
+			}
+			checkRefusal(t, fmt.Sprintf("Host %q at %s", host, to.target), got, 403, api.CodeForeignOrigin)
+		}
+	}
+	for _, line := range []string{
+		"Origin: http://localhost", "Origin: null", "Origin:", "origin: x",
+		"X-Forwarded-For: 127.0.0.1", "x-forwarded-for:", "Forwarded: for=127.0.0.1", "Forwarded:",
+	} {
+		for _, to := range []struct{ socket, target string }{{token, imdsVault}, {token, appVault}, {token, v1Vault}, {admin, api.PathStatus}} {
+			got := send(t, to.socket, get(to.target, metadata, appHeader, line))
+			checkRefusal(t, line+" at "+to.target, got, 403, api.CodeForeignOrigin)
+		}
+	}
+}
+
+func TestLocalHostsAreServed(t *testing.T) {
+	t.Parallel()
+	token := newDaemon(t, fetchDay).tokens("")
+	for _, host := range []string{
+		"localhost", "localhost:80", "127.0.0.1", "127.0.0.1:40342", "[::1]", "[::1]:1", "169.254.169.254", "169.254.169.254:80",
+	} {
+		text := strings.Replace(get(imdsVault, metadata), "Host: localhost", "Host: "+host, 1)
+		if got := send(t, token, text); got.status != 200 {
+			t.Errorf("Host %q: %+v", host, got)
+		}
+	}
+	// What SDKs send beside, and no guard may trip over.
+	got := send(t, token, get(imdsVault, metadata, "sec-fetch-mode: cors", "accept-language: *",
+		"Content-Type: application/json", "Content-Length: 0", "Authorization: Bearer x", "Connection: keep-alive"))
+	if got.status != 200 {
+		t.Errorf("with an SDK's headers: %+v", got)
+	}
+}
+
+func TestHostMustBeThereOnce(t *testing.T) {
+	t.Parallel()
+	token := newDaemon(t, fetchDay).tokens("")
+	for _, text := range []string{
+		"GET " + v1Vault + " HTTP/1.1\r\n\r\n",
+		"GET " + v1Vault + " HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+	} {
+		if got := send(t, token, text); got.status != 400 {
+			t.Errorf("%q: %+v", text, got)
+		}
+	}
+}
+
+func TestGetHasNoBody(t *testing.T) {
+	t.Parallel()
+	token := newDaemon(t, fetchDay).tokens("")
+	for _, text := range []string{
+		request("GET", imdsVault, "{}", metadata, "Content-Length: 2"),
+		request("GET", imdsVault, "", metadata, "Content-Length: 2"), // which never come
+		request("GET", imdsVault, "0\r\n\r\n", metadata, "Transfer-Encoding: chunked"),
+		request("GET", imdsVault, "", metadata, "Transfer-Encoding: chunked"), // which never ends
+	} {
+		got := send(t, token, text)
+		checkRefusal(t, text, got, 400, api.CodeBadRequest)
+		if !got.closes {
+			t.Errorf("%q: the connection stays open", text)
+		}
+	}
+}
+
+func TestLongHeadersAreRefused(t *testing.T) {
+	t.Parallel()
+	token := newDaemon(t, fetchDay).tokens("")
+	for name, text := range map[string]string{
+		"one header":   get(v1Vault, "X-Long: "+strings.Repeat("x", 20<<10)),
+		"many headers": get(v1Vault, strings.Split(strings.Repeat("X-Many: 1\n", 2048), "\n")[:2048]...),
+		"a query":      get(v1Vault + "&x=" + strings.Repeat("x", 20<<10)),
+	} {
+		if got := send(t, token, text); got.status != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("20 KB of %s: status %d", name, got.status)
+		}
+	}
+	if got := send(t, token, get(v1Vault, "X-Long: "+strings.Repeat("x", 8<<10))); got.status != 200 {
+		t.Errorf("8 KB of header: %+v", got)
+	}
+}
+
+func TestSlowClientsAreCut(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	d.Limits = Limits{Header: 20 * time.Millisecond, Idle: 20 * time.Millisecond}
+	token := d.tokens("")
+	for _, text := range []string{"", "GET /v1/tok", "GET /v1/token HTTP/1.1\r\nHost: local", get(v1Vault)} {
+		conn, err := net.Dial("unix", token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, text)
+		_, _ = io.ReadAll(conn) // comes back only when the server has cut the connection
+		conn.Close()
+	}
+}
+
+func TestLimitsLeaveTimeToAnswer(t *testing.T) {
+	t.Parallel()
+	s := new(Server)
+	for _, kind := range []socket{onToken, onAdmin} {
+		hs := s.httpServer(kind, caller.Socket{})
+		d := hs.Handler.(*door)
+		if hs.ReadHeaderTimeout != 5*time.Second || hs.IdleTimeout != time.Minute || hs.MaxHeaderBytes == 0 {
+			t.Errorf("socket %d: %+v", kind, hs)
+		}
+		if hs.WriteTimeout <= d.answer || hs.ReadTimeout <= hs.ReadHeaderTimeout+d.answer {
+			t.Errorf("socket %d: a timeout of net/http comes before the answer is due", kind)
+		}
+		if kind == onToken && d.answer >= 10*time.Second {
+			t.Errorf("requests for tokens are answered after %v", d.answer)
+		}
+	}
+}
+
+func TestRefusalsAreCounted(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	token, admin := d.tokens(""), d.admin()
+	send(t, token, get(v1Vault))
+	send(t, token, get("/nowhere"))
+	send(t, token, get(imdsVault))
+	send(t, token, get("/v1/token?resource=nonsense"))
+	send(t, token, get("/v1/token?resource=https://not.granted"))
+	send(t, admin, get("/nowhere"))
+	status := decoded[api.Status](t, send(t, admin, get(api.PathStatus)).body)
+	want := api.RequestCounts{Served: 1, Denied: 1, Invalid: 3}
+	if status.Requests != want {
+		t.Errorf("got %+v, want %+v", status.Requests, want)
+	}
+}
+
+// FuzzRequest sends whatever it is given to a token socket: the server lives on, and gives a token only
+// where one of the token paths is spelled exactly so.
+func FuzzRequest(f *testing.F) {
+	d := newDaemon(f, fetchDay)
+	token := d.tokens("")
+	f.Add(get(imdsVault, metadata))
+	f.Add(get(appVault, appHeader))
+	f.Add(get(v1Vault))
+	f.Add("GET //v1/token HTTP/1.1\r\nHost: x\r\n\r\n")
+	exact := regexp.MustCompile(`(?s)GET (/metadata/identity/oauth2/token/?|/msi/token|/v1/token)\?.*resource=.* HTTP/1\.1`)
+	f.Fuzz(func(t *testing.T, text string) {
+		conn, err := net.Dial("unix", token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		go func() {
+			_, _ = io.WriteString(conn, text)
+			_ = conn.(*net.UnixConn).CloseWrite()
+		}()
+		answers, _ := io.ReadAll(conn) // a reset after the answer is no fault
+		if strings.Contains(string(answers), "canary") {
+			if !exact.MatchString(text) {
+				t.Fatalf("a token for %q", text)
+			}
+		}
+	})
+}

@@ -1,0 +1,105 @@
+package server
+
+import (
+	"net/http"
+	"strings"
+
+	"perceptd/agent/api"
+)
+
+// socket is the kind of socket that a request came in on: the permission that a route asks for.
+type socket uint8
+
+const (
+	onToken socket = iota + 1
+	onAdmin
+)
+
+// form is the contract that a route's answers and errors keep.
+type form uint8
+
+const (
+	formIMDS       form = iota + 1 // Azure's instance metadata service
+	formAppService                 // Azure App Service
+	formV1                         // our own
+)
+
+// route is one path of the API. Its handler leaves the answer in the exchange, or returns why there
+// is none.
+type route struct {
+	path   string
+	slash  bool   // one trailing slash is the same path
+	method string // empty: any
+	socket socket
+	form   form
+	handle func(*Server, *exchange) *fault
+}
+
+// routes is the whole API.
+var routes = [...]route{
+	{api.PathIMDSToken, true, http.MethodGet, onToken, formIMDS, (*Server).imdsToken},
+	{api.PathAppServiceToken, false, http.MethodGet, onToken, formAppService, (*Server).appServiceToken},
+	{api.PathToken, false, http.MethodGet, onToken, formV1, (*Server).token},
+	{api.PathHealth, false, http.MethodGet, onToken, formV1, (*Server).health},
+
+	{api.PathStatus, false, http.MethodGet, onAdmin, formV1, (*Server).status},
+	{api.PathRefresh, false, http.MethodPost, onAdmin, formV1, (*Server).refresh},
+	{api.PathReload, false, http.MethodPost, onAdmin, formV1, (*Server).reload},
+	{api.PathHealth, false, http.MethodGet, onAdmin, formV1, (*Server).health},
+	{api.PathReady, false, http.MethodGet, onAdmin, formV1, (*Server).ready},
+}
+
+// Routes of the paths that are none. SDKs repeat a 404 for minutes, so it is 404 only where none of
+// them asks, and where one must learn at once that there is nothing.
+var (
+	nowhere      = route{form: formIMDS, handle: (*Server).unknownPath}
+	nowhereAdmin = route{form: formV1, handle: (*Server).unknownAdminPath}
+	nowhereV1    = route{form: formV1, handle: (*Server).notFound}
+)
+
+// Paths that MSAL looks for in front of IMDS; it goes on to the token path at a quick 404.
+const (
+	probePlatform   = "/metadata/identity/getplatformmetadata"
+	probeCredential = "/metadata/identity/issuecredential"
+)
+
+// find returns the route of a path, which must be spelled exactly so: nothing is decoded or cleaned.
+func find(kind socket, path string) *route {
+	for i := range routes {
+		r := &routes[i]
+		if r.socket == kind && (path == r.path || r.slash && slashed(path, r.path)) {
+			return r
+		}
+	}
+	switch {
+	case strings.HasPrefix(path, "/v1/"), path == probePlatform, path == probeCredential:
+		return &nowhereV1
+	case kind == onAdmin:
+		return &nowhereAdmin
+	}
+	return &nowhere
+}
+
+// slashed reports whether path is want and one trailing slash.
+func slashed(path, want string) bool {
+	return len(path) == len(want)+1 && path[len(want)] == '/' && path[:len(want)] == want
+}
+
+func (s *Server) unknownPath(*exchange) *fault {
+	return &fault{
+		status: http.StatusBadRequest, code: api.CodeUnknownPath,
+		detail: "no such path on this socket: tokens are at " + api.PathIMDSToken + ", " +
+			api.PathAppServiceToken + " and " + api.PathToken + ", spelled exactly so",
+	}
+}
+
+func (s *Server) unknownAdminPath(*exchange) *fault {
+	return &fault{
+		status: http.StatusBadRequest, code: api.CodeUnknownPath,
+		detail: "no such path on this socket: begin with " + api.PathStatus,
+	}
+}
+
+func (s *Server) notFound(*exchange) *fault {
+	return &fault{status: http.StatusNotFound, code: api.CodeUnknownPath, detail: "no such path on this socket"}
+}

@@ -1,0 +1,221 @@
+// Package server answers HTTP on perceptd's Unix sockets.
+//
+// It guarantees that every request is checked against one route table before its handler sees it,
+// that a connection whose caller could not be proved gets nothing but 403, that a request for a token
+// is answered within 10 seconds whatever the back end does, and that no token text leaves it except
+// in the body of an answer with status 200.
+//
+// Whoever makes a Server gives it the listeners, one call of ServeTokens or ServeAdmin for each, and
+// calls Shutdown in the end. A listener may be closed at any time: its connections end, the others
+// go on.
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/caller"
+)
+
+// Server answers on any number of sockets. Set the fields before its first use.
+type Server struct {
+	// Agent decides which caller gets which token. Required.
+	Agent *agent.Agent
+
+	// Reload puts the configuration in force anew and returns what changed, one line each; an error
+	// says why nothing did. Nil: every reload is refused.
+	Reload func(context.Context) (changes []string, err error)
+
+	// Describe returns the daemon's own part of the status: version, start, source, configuration,
+	// whether it is simulated, and trouble that the agent cannot know. Nil: none.
+	Describe func() api.Status
+
+	Log *zap.Logger      // nil: none
+	Now func() time.Time // the device's wall clock; nil: time.Now
+
+	Limits Limits
+
+	denied, invalid, failed atomic.Int64 // requests on token sockets that the agent did not see
+	spare                   spare
+
+	mu      sync.Mutex // protects what follows
+	stopped bool
+	running map[*http.Server]struct{}
+}
+
+// Limits bounds how long a connection may take over each thing. Zero fields mean the defaults.
+type Limits struct {
+	Header time.Duration // to send a request's header; 5 s
+	Answer time.Duration // until a request for a token is answered; 9 s, so that 10 s are kept
+	Admin  time.Duration // until a request on the admin socket is answered; 60 s, for many refreshes
+	Idle   time.Duration // between two requests on one connection; 60 s
+}
+
+// orDefaults fills in the zero fields.
+func (l Limits) orDefaults() Limits {
+	for _, limit := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&l.Header, 5 * time.Second},
+		{&l.Answer, 9 * time.Second},
+		{&l.Admin, 60 * time.Second},
+		{&l.Idle, 60 * time.Second},
+	} {
+		if *limit.field == 0 {
+			*limit.field = limit.value
+		}
+	}
+	return l
+}
+
+const (
+	// maxHeader bounds request line and header together; net/http adds 4 KiB of its own.
+	maxHeader = 12 << 10
+
+	// transfer is how long a body may take to arrive, or an answer to leave, beside the time to answer.
+	transfer = 5 * time.Second
+)
+
+// ServeTokens answers requests for tokens on l until l is closed or Shutdown is called. module is the
+// module whose own socket l is, or empty for the socket of all local services. It closes l.
+//
+// The error is nil unless accepting failed.
+func (s *Server) ServeTokens(l net.Listener, module string) error {
+	return s.serve(l, onToken, caller.Socket{Module: module})
+}
+
+// ServeAdmin answers technicians on l, as ServeTokens does. Who may connect is the business of the
+// socket's mode and group.
+func (s *Server) ServeAdmin(l net.Listener) error {
+	return s.serve(l, onAdmin, caller.Socket{})
+}
+
+func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
+	hs := s.httpServer(kind, from)
+	if !s.add(hs) {
+		return l.Close()
+	}
+	err := hs.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil // Shutdown ends the connections
+	}
+	defer s.remove(hs)
+	ctx, cancel := context.WithTimeout(context.Background(), s.Limits.orDefaults().Answer+transfer)
+	defer cancel()
+	s.end(ctx, hs)
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
+	limits := s.Limits.orDefaults()
+	answer := limits.Answer
+	if kind == onAdmin {
+		answer = limits.Admin
+	}
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	return &http.Server{
+		Handler:   &door{server: s, socket: kind, answer: answer},
+		Protocols: &protocols,
+
+		ReadHeaderTimeout: limits.Header,
+		// Its end would cancel a request that still waits for the back end, so it comes last.
+		ReadTimeout:    limits.Header + answer + transfer,
+		WriteTimeout:   answer + transfer,
+		IdleTimeout:    limits.Idle,
+		MaxHeaderBytes: maxHeader,
+
+		DisableGeneralOptionsHandler: true,
+
+		ErrorLog: httpLog(s.log()),
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			ctx, err := caller.NewContext(ctx, conn, from)
+			if err != nil {
+				s.log().Debug("caller not proved", zap.String("module", from.Module), zap.Error(err))
+			}
+			return ctx
+		},
+	}
+}
+
+// add reports false after Shutdown.
+func (s *Server) add(hs *http.Server) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return false
+	}
+	if s.running == nil {
+		s.running = make(map[*http.Server]struct{})
+	}
+	s.running[hs] = struct{}{}
+	return true
+}
+
+func (s *Server) remove(hs *http.Server) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.running, hs)
+}
+
+// Shutdown closes every listener, lets the requests under way end until ctx does, and then cuts the
+// connections that are left. Listeners that are served afterwards are closed at once. The error is
+// ctx's when connections had to be cut.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopped = true
+	running := s.running
+	s.running = nil
+	s.mu.Unlock()
+
+	var all sync.WaitGroup
+	var cut atomic.Bool
+	for hs := range running {
+		all.Go(func() {
+			if s.end(ctx, hs) {
+				cut.Store(true)
+			}
+		})
+	}
+	all.Wait()
+	if cut.Load() {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// end lets hs finish within ctx and reports whether connections had to be cut.
+func (s *Server) end(ctx context.Context, hs *http.Server) (cut bool) {
+	if err := hs.Shutdown(ctx); err != nil && ctx.Err() != nil {
+		hs.Close() // its error is the listener's, which is closed already
+		return true
+	}
+	return false
+}
+
+func (s *Server) log() *zap.Logger {
+	if s.Log == nil {
+		return zap.NewNop()
+	}
+	return s.Log
+}
+
+func (s *Server) now() time.Time {
+	if s.Now == nil {
+		return time.Now()
+	}
+	return s.Now()
+}
