@@ -1,0 +1,167 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"perceptd/agent/api"
+)
+
+const (
+	maxAnswer = 1 << 20  // bytes of body; the largest honest status is far below
+	maxHeader = 64 << 10 // bytes of header
+
+	jsonType    = "application/json"
+	problemType = "application/problem+json"
+)
+
+// call is one request to one socket.
+type call struct {
+	socket string
+	method string
+	path   string
+	query  url.Values
+	body   any // nil: none
+
+	// alsoAnswer is a status beside 200 that carries an answer. Zero: none.
+	alsoAnswer int
+}
+
+func answerTo[T any](ctx context.Context, c call) (T, error) {
+	var answer T
+	if err := c.do(ctx, &answer); err != nil {
+		var none T
+		return none, err
+	}
+	return answer, nil
+}
+
+// do sends the request and decodes the answer into answer.
+func (c call) do(ctx context.Context, answer any) error {
+	request, err := c.request(ctx)
+	if err != nil {
+		return err
+	}
+	transport := c.transport()
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return c.transportError(ctx, err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return c.transportError(ctx, err)
+	case len(body) > maxAnswer:
+		return fmt.Errorf("%s %s on %s: the answer is longer than %d bytes", c.method, c.path, c.socket, maxAnswer)
+	case !c.isAnswer(response):
+		return c.refusal(response, body)
+	// The decoder's error is left out, since it may quote what it read.
+	case !hasMediaType(response, jsonType) || json.Unmarshal(body, answer) != nil:
+		return c.notTheContract()
+	}
+	return nil
+}
+
+// isAnswer reports whether the response is what was asked for and not a refusal.
+func (c call) isAnswer(response *http.Response) bool {
+	switch response.StatusCode {
+	case http.StatusOK:
+		return true
+	case c.alsoAnswer:
+		return !hasMediaType(response, problemType)
+	}
+	return false
+}
+
+func (c call) request(ctx context.Context) (*http.Request, error) {
+	// Unix sockets have no host; "localhost" is what the daemon expects there.
+	target := url.URL{Scheme: "http", Host: "localhost", Path: c.path, RawQuery: c.query.Encode()}
+	var body io.Reader
+	if c.body != nil {
+		encoded, err := json.Marshal(c.body)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(encoded)
+	}
+	request, err := http.NewRequestWithContext(ctx, c.method, target.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	if c.body != nil {
+		request.Header.Set("Content-Type", jsonType)
+	}
+	request.Header.Set("Accept", jsonType)
+	return request, nil
+}
+
+// transport is made for each call, so that a Client owns nothing to close. Used without an
+// http.Client it follows no redirect, and it knows no proxy.
+func (c call) transport() *http.Transport {
+	return &http.Transport{
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: maxHeader,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var dialer net.Dialer
+			return dialer.DialContext(ctx, "unix", c.socket)
+		},
+	}
+}
+
+// transportError sorts what went wrong before a whole answer was there.
+func (c call) transportError(ctx context.Context, err error) error {
+	cause := ctx.Err()
+	var dial *net.OpError
+	switch {
+	case errors.Is(cause, context.DeadlineExceeded):
+		return &UnreachableError{Socket: c.socket, Err: cause}
+	case cause != nil:
+		return cause
+	case errors.As(err, &dial) && dial.Op == "dial":
+		// The operation's own text repeats the path.
+		err = dial.Err
+	}
+	return &UnreachableError{Socket: c.socket, Err: err}
+}
+
+// refusal makes an *Error of an answer that is none.
+func (c call) refusal(response *http.Response, body []byte) error {
+	refusal := &Error{RetryAfter: retryAfter(response)}
+	if !hasMediaType(response, problemType) || json.Unmarshal(body, &refusal.Problem) != nil {
+		refusal.Problem = api.Problem{Title: http.StatusText(response.StatusCode)}
+	}
+	// What was sent counts, not what the body repeats of it.
+	refusal.Status = response.StatusCode
+	return refusal
+}
+
+// notTheContract says that an answer came which the wire contract does not know.
+func (c call) notTheContract() error {
+	return fmt.Errorf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?", c.method, c.path, c.socket)
+}
+
+func hasMediaType(response *http.Response, want string) bool {
+	got, _, err := mime.ParseMediaType(response.Header.Get("Content-Type"))
+	return err == nil && got == want
+}
+
+// retryAfter reads the seconds form of Retry-After, the only one that the daemon writes.
+func retryAfter(response *http.Response) time.Duration {
+	seconds, err := strconv.ParseUint(response.Header.Get("Retry-After"), 10, 31)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
+}
