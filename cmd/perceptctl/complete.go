@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+)
+
+// completeFrom offers a flag values from the daemon's status when the shell completes a command
+// line. Whoever may not read the status is offered nothing.
+func (a *app) completeFrom(command *cobra.Command, flag string, values func(api.Status) []string) {
+	complete := func(command *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		// Somebody waits with a finger on the Tab key.
+		ctx, cancel := context.WithTimeout(command.Context(), 2*time.Second)
+		defer cancel()
+		status, err := a.client.Status(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return values(status), cobra.ShellCompDirectiveNoFileComp
+	}
+	// It fails only for a flag that is not defined, or twice for the same.
+	_ = command.RegisterFlagCompletionFunc(flag, complete)
+}
+
+func identityNames(status api.Status) []string {
+	var names []string
+	for _, identity := range status.Identities {
+		names = append(names, identity.Name)
+	}
+	return names
+}
+
+func cachedResources(status api.Status) []string {
+	var resources []string
+	for _, token := range status.Tokens {
+		resources = append(resources, token.Resource)
+	}
+	return resources
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"perceptd/agent/api"
+	"perceptd/agent/client"
+)
+
+// hintedError is an error whose verb knows best what to do about it.
+type hintedError struct {
+	error
+	hint string
+}
+
+func (e *hintedError) Unwrap() error { return e.error }
+
+// hint returns what to do about err, or "" when the error says all there is to say.
+func (a *app) hint(err error) string {
+	var hinted *hintedError
+	var usage *usageError
+	var unreachable *client.UnreachableError
+	var refusal *client.Error
+	switch {
+	case errors.As(err, &hinted):
+		return hinted.hint
+	case errors.As(err, &usage):
+		return "perceptctl --help shows the verbs, perceptctl VERB --help its flags"
+	case errors.As(err, &unreachable):
+		return a.unreachableHint(unreachable)
+	case errors.As(err, &refusal):
+		return refusalHint(refusal)
+	}
+	return ""
+}
+
+func (a *app) unreachableHint(err *client.UnreachableError) string {
+	isAdmin := err.Socket == a.client.AdminSocketPath()
+	absent := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+	switch {
+	case errors.Is(err, fs.ErrPermission) && isAdmin:
+		return "the admin socket is for group percept-admin: join it (sudo usermod -aG percept-admin $USER, then log in again) or use sudo"
+	case errors.Is(err, fs.ErrPermission):
+		return "connecting needs write permission on the socket and search permission on the folders above it"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "perceptd did not answer in time: journalctl -u perceptd tells why, --timeout gives it longer"
+	case absent && err.Socket != api.DefaultTokenSocket && err.Socket != api.DefaultAdminSocket:
+		return "perceptd is not running here (systemctl status perceptd), or its sockets are elsewhere: --socket, --admin-socket, $" + api.SocketVariable
+	case absent && isAdmin:
+		return "perceptd is not running here: systemctl status perceptd; there is no admin socket inside a module's container"
+	case absent:
+		return "perceptd is not running here: systemctl status perceptd; in a container, mount the module's folder at " + api.RuntimeDir
+	}
+	return "the connection broke: systemctl status perceptd tells whether that is perceptd, journalctl -u perceptd what it did"
+}
+
+// refusalHint adds to the daemon's detail what can be done from the command line.
+func refusalHint(err *client.Error) string {
+	choices := cleanAll(err.Choices)
+	switch err.Code {
+	case api.CodeUnknownIdentity, api.CodeAmbiguous:
+		if choices == "" {
+			return "perceptctl status lists the identities; name one with --identity"
+		}
+		return "name one with --identity: " + choices
+	case api.CodeNotGranted:
+		return "perceptctl status lists the identities; grants are in /etc/percept/config.toml"
+	case api.CodeUnknownCaller:
+		return "ask from a process that perceptd can see: same PID namespace, still running"
+	case api.CodeForeignOrigin:
+		return "ask the socket directly, not through a proxy or a browser"
+	case api.CodeShortLife:
+		return "ask for less with --min-ttl; perceptctl status shows when the next refresh is due"
+	case api.CodeThrottled, api.CodeBusy:
+		if err.RetryAfter > 0 {
+			return fmt.Sprintf("ask again in %s", span(err.RetryAfter))
+		}
+		return "ask again later, and less often"
+	case api.CodeUnreachable:
+		return "check the device's network and the endpoint; perceptctl status shows when perceptd tries again"
+	case api.CodeMalformedAnswer:
+		return "check [source] endpoint in /etc/percept/config.toml: something else answers there"
+	case api.CodeIdentityNotFound:
+		return "assign the identity to this device in Azure, or correct its ID in /etc/percept/config.toml"
+	case api.CodeRefused:
+		return "check that the resource exists in the tenant and that the identity may have tokens for it"
+	case api.CodeInvalidConfig:
+		return "the configuration in force is unchanged; perceptd --check shows every fault"
+	case api.CodeInternal:
+		return "journalctl -u perceptd tells more"
+	case api.CodeUnknownPath, api.CodeMethod, "":
+		return "do perceptctl and perceptd differ? perceptctl version shows both"
+	}
+	return ""
+}
+
+func cleanAll(words []string) string { return clean(strings.Join(words, ", ")) }

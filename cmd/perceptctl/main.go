@@ -1,0 +1,24 @@
+// Perceptctl asks the perceptd of this device for tokens, shows its status, and makes it refresh or
+// reload. It also runs a simulated managed-identity back end. `perceptctl --help` lists the verbs
+// and the exit status.
+//
+// It speaks to the daemon's sockets only and never to Azure. Token text goes to standard output, on
+// request, and nowhere else.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// Set by the linker (-X main.version=…); empty in a plain `go build`, which tells less.
+var version, commit, date string
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ())
+	stop()
+	os.Exit(code)
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
+
+	"perceptd/agent/api"
+	"perceptd/agent/simulator"
+)
+
+// canary is the token's text in every transcript.
+const canary = "eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.canary-token-text-that-only-token-may-print.c2lnbmF0dXJl"
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestTranscripts plays testdata/*.txtar: each runs perceptctl in this process, against a daemon on
+// Unix sockets that answers as the script told it. With UPDATE_TRANSCRIPTS set, what came out is
+// written into the scripts.
+func TestTranscripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata",
+		UpdateScripts: os.Getenv("UPDATE_TRANSCRIPTS") != "",
+		Setup: func(env *testscript.Env) error {
+			daemon := newFakeDaemon(env.WorkDir)
+			env.Defer(daemon.close)
+			env.Values[daemonKey{}] = daemon
+			env.Setenv(api.SocketVariable, daemon.client.Socket)
+			env.Setenv("TOKEN", canary)
+			return daemon.start()
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"perceptctl": transcribe,
+			"code":       checkCode,
+			"answer":     setAnswer,
+			"hang":       setHang,
+			"requests":   checkRequests,
+			"deaf":       leaveDeafSocket,
+			"simulator":  startSimulator,
+			"ask":        askSimulator,
+		},
+	})
+}
+
+type daemonKey struct{}
+
+// transcribe runs perceptctl and checks what holds for every run: token text is printed by `token`
+// alone, nothing is coloured away from a terminal, and no line of a status is over 80 columns.
+func transcribe(ts *testscript.TestScript, neg bool, args []string) {
+	var stdout, stderr bytes.Buffer
+	var environ []string
+	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM"} {
+		environ = append(environ, name+"="+ts.Getenv(name))
+	}
+	daemon := ts.Value(daemonKey{}).(*fakeDaemon)
+	code := run(daemon.ctx, args, strings.NewReader(""), &stdout, &stderr, environ)
+	daemon.code = code
+	_, _ = ts.Stdout().Write(stdout.Bytes())
+	_, _ = ts.Stderr().Write(stderr.Bytes())
+
+	wantsToken := slices.Contains(args, "token") && !slices.Contains(args, "--short")
+	if strings.Contains(stderr.String(), "canary") || !wantsToken && strings.Contains(stdout.String(), "canary") {
+		ts.Fatalf("token text was printed")
+	}
+	if strings.Contains(stdout.String()+stderr.String(), "\x1b") {
+		ts.Fatalf("control sequences away from a terminal")
+	}
+	if slices.Contains(args, "status") && !slices.Contains(args, "--json") && !slices.Contains(args, "--help") {
+		for line := range strings.Lines(stdout.String()) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > plainWidth {
+				ts.Fatalf("a line of %d columns: %s", n, line)
+			}
+		}
+	}
+	if (code != 0) != neg {
+		ts.Fatalf("exit status %d", code)
+	}
+}
+
+// checkCode is `code N`: the last perceptctl ended with exit status N.
+func checkCode(ts *testscript.TestScript, _ bool, args []string) {
+	if got := strconv.Itoa(ts.Value(daemonKey{}).(*fakeDaemon).code); got != args[0] {
+		ts.Fatalf("exit status %s, want %s", got, args[0])
+	}
+}
+
+// setAnswer is `answer PATH STATUS FILE [RETRY-AFTER]`.
+func setAnswer(ts *testscript.TestScript, _ bool, args []string) {
+	status, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	body := strings.ReplaceAll(ts.ReadFile(args[2]), "$TOKEN", canary)
+	ts.Value(daemonKey{}).(*fakeDaemon).answer(args[0], fakeAnswer{status: status, body: body, retryAfter: strings.Join(args[3:], "")})
+}
+
+// setHang is `hang PATH`: the daemon takes the request and never answers.
+func setHang(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Value(daemonKey{}).(*fakeDaemon).answer(args[0], fakeAnswer{hangs: true})
+}
+
+// checkRequests is `requests`: it prints what the daemon was asked since the last time.
+func checkRequests(ts *testscript.TestScript, _ bool, _ []string) {
+	_, _ = ts.Stdout().Write([]byte(ts.Value(daemonKey{}).(*fakeDaemon).takeRequests()))
+}
+
+// leaveDeafSocket is `deaf FILE`: a socket that a dead daemon left behind.
+func leaveDeafSocket(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(filepath.Dir(path), 0o755))
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	ts.Check(err)
+	listener.SetUnlinkOnClose(false)
+	ts.Check(listener.Close())
+}
+
+// startSimulator is `simulator`: it runs a simulated back end whose clock stands still.
+func startSimulator(ts *testscript.TestScript, _ bool, _ []string) {
+	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	backend := simulator.New(simulator.Options{Now: func() time.Time { return noon }, Spread: 10 * time.Minute})
+	ctx := ts.Value(daemonKey{}).(*fakeDaemon).ctx
+	server, err := simulator.Start(ctx, simulator.ServerOptions{Backend: backend})
+	ts.Check(err)
+	ts.Defer(func() { _ = server.Close(ctx) })
+	ts.Setenv(simulatorVariable, server.URL())
+}
+
+// askSimulator is `ask RESOURCE`: it asks the simulated back end for a token, as an SDK does.
+func askSimulator(ts *testscript.TestScript, _ bool, args []string) {
+	target := ts.Getenv(simulatorVariable) + "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=" + args[0]
+	request, err := http.NewRequest(http.MethodGet, target, nil)
+	ts.Check(err)
+	request.Header.Set("Metadata", "true")
+	transport := &http.Transport{DisableKeepAlives: true}
+	response, err := transport.RoundTrip(request)
+	ts.Check(err)
+	ts.Check(response.Body.Close())
+	_, _ = fmt.Fprintln(ts.Stdout(), response.StatusCode)
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+)
+
+func (a *app) refreshCommand() *cobra.Command {
+	var request api.RefreshRequest
+	var asJSON bool
+	command := &cobra.Command{
+		Use:   "refresh",
+		Short: "ask the back end for newer tokens now",
+		Long: `Ask the back end anew for every cached token, or for those that --identity and
+--resource name, and show what each call brought:
+
+  newer      a newer token than before
+  unchanged  the back end's cached copy of the token already held
+  older      one minted before the token held, which stays
+  failed     no token; the one held stays
+
+The back end keeps a token for about 24 hours and cannot be made to mint a newer
+one: expect "unchanged" until it rolls over by itself.`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error { return a.refresh(ctx, request, asJSON) }),
+	}
+	flags := command.Flags()
+	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default all)")
+	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` (default all)")
+	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
+	a.completeFrom(command, "identity", identityNames)
+	a.completeFrom(command, "resource", cachedResources)
+	return command
+}
+
+func (a *app) refresh(ctx context.Context, request api.RefreshRequest, asJSON bool) error {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	answer, err := a.client.Refresh(ctx, request)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		err = a.printJSON(answer)
+	} else {
+		err = a.print(a.screen(a.stdout).refreshed(answer.Results))
+	}
+	if err != nil {
+		return err
+	}
+	for _, result := range answer.Results {
+		if result.Outcome == api.OutcomeFailed {
+			return &troubleError{}
+		}
+	}
+	return nil
+}
+
+func (s screen) refreshed(results []api.RefreshResult) string {
+	if len(results) == 0 {
+		return "no such token is cached: nothing to refresh\n"
+	}
+	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"OUTCOME", false}}
+	rows := make([]row, len(results))
+	cachedCopies := false
+	for i, result := range results {
+		rows[i] = row{
+			cells: []cell{{result.Identity, plain}, {result.Resource, plain}, outcomeCell(result.Outcome)},
+			note:  result.Detail,
+			how:   bad,
+		}
+		cachedCopies = cachedCopies || result.Outcome == api.OutcomeUnchanged
+	}
+	text := s.table(columns, rows)
+	if cachedCopies {
+		text += "\n" + s.paragraph("", "unchanged: the back end keeps a token for about 24 hours and hands out its copy until then", faint)
+	}
+	return text
+}
+
+func outcomeCell(outcome api.Outcome) cell {
+	switch outcome {
+	case "":
+		return cell{"none", faint}
+	case api.OutcomeNewer:
+		return cell{string(outcome), good}
+	case api.OutcomeFailed:
+		return cell{string(outcome), bad}
+	}
+	return cell{string(outcome), plain}
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"perceptd/agent/api"
+)
+
+// startDaemon runs a fake daemon for tests that are not transcripts.
+func startDaemon(t *testing.T) *fakeDaemon {
+	t.Helper()
+	// Not t.TempDir: a socket's path is at most 107 bytes long.
+	folder, err := os.MkdirTemp("", "percept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(folder) })
+	d := newFakeDaemon(folder)
+	t.Cleanup(d.close)
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// environ points perceptctl at d.
+func (d *fakeDaemon) environ(more ...string) []string {
+	return append(more, api.SocketVariable+"="+d.client.Socket)
+}
+
+// afterRequests cancels once n requests came in.
+func (d *fakeDaemon) afterRequests(n int, cancel context.CancelFunc) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked = func() {
+		if n--; n == 0 {
+			cancel()
+		}
+	}
+}
+
+const wellStatus = `{"version":"1.2.3","now":"2026-11-23T12:00:00Z","started_on":"2026-11-23T11:00:00Z","ready":true,
+	"source":{"kind":"managed-identity","endpoint":"arc"},"config":{"loaded_on":"2026-11-23T11:00:00Z"},
+	"tokens":[{"identity":"device","resource":"https://vault.azure.net","state":"fresh","expires_in":7}]}`
+
+func TestWatchAppendsAwayFromATerminal(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	d.answer(api.PathStatus, fakeAnswer{status: 200, body: wellStatus})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	d.afterRequests(3, cancel)
+	var stdout, stderr bytes.Buffer
+	code := run(ctx, []string{"status", "--watch", "--every", "1ms"}, nil, &stdout, &stderr, d.environ())
+	if code != exitOK || stderr.Len() > 0 {
+		t.Errorf("exit status %d, %s", code, &stderr)
+	}
+	// The third was asked for when the watch ended; whether it is still shown is chance.
+	pictures := strings.Split(stdout.String(), strings.Repeat("-", plainWidth)+"\n")
+	if len(pictures) < 2 || pictures[0] != pictures[1] || !strings.HasPrefix(pictures[0], "perceptd  1.2.3, ready, up 1h\n") {
+		t.Errorf("output:\n%s", &stdout)
+	}
+}
+
+func TestWatchJSONIsALineEach(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	d.answer(api.PathStatus, fakeAnswer{status: 200, body: wellStatus})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	d.afterRequests(2, cancel)
+	var stdout, stderr bytes.Buffer
+	code := run(ctx, []string{"status", "--watch", "--json", "--every", "1ms"}, nil, &stdout, &stderr, d.environ())
+	if code != exitOK || stderr.Len() > 0 {
+		t.Errorf("exit status %d, %s", code, &stderr)
+	}
+	for line := range strings.Lines(stdout.String()) {
+		if !strings.HasPrefix(line, `{"version":"1.2.3",`) {
+			t.Errorf("line %q", line)
+		}
+	}
+	if stdout.Len() == 0 {
+		t.Error("no line")
+	}
+}
+
+// TestWatchOutlivesTheDaemon has a daemon that refuses, as one that restarts may.
+func TestWatchOutlivesTheDaemon(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		flag   string
+		stream func(stdout, stderr *bytes.Buffer) *bytes.Buffer
+	}{
+		{"--json=false", func(stdout, _ *bytes.Buffer) *bytes.Buffer { return stdout }},
+		{"--json=true", func(_, stderr *bytes.Buffer) *bytes.Buffer { return stderr }},
+	} {
+		t.Run(test.flag, func(t *testing.T) {
+			t.Parallel()
+			d := startDaemon(t)
+			d.answer(api.PathStatus, fakeAnswer{status: 503, body: `{"detail":"going down","code":"unreachable"}`})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			d.afterRequests(3, cancel)
+			var stdout, stderr bytes.Buffer
+			code := run(ctx, []string{"status", "--watch", "--every", "1ms", test.flag}, nil, &stdout, &stderr, d.environ())
+			if text := test.stream(&stdout, &stderr).String(); code != exitOK || strings.Count(text, "perceptctl: going down\nhint: ") < 2 {
+				t.Errorf("exit status %d, output:\n%s", code, text)
+			}
+		})
+	}
+}
+
+// brokenWriter is a standard output that cannot be written to.
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
+
+func TestOutputThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	d.answer(api.PathStatus, fakeAnswer{status: 200, body: wellStatus})
+	d.answer(api.PathToken, fakeAnswer{status: 200, body: `{"access_token":"` + canary + `"}`})
+	d.answer(api.PathRefresh, fakeAnswer{status: 200, body: `{}`})
+	d.answer(api.PathReload, fakeAnswer{status: 200, body: `{}`})
+	for _, line := range []string{
+		"status", "status --json", "status --watch", "status --watch --json",
+		"token --resource r", "token --resource r --json", "token --resource r --short",
+		"refresh", "refresh --json", "reload", "version", "simulate",
+	} {
+		t.Run(line, func(t *testing.T) {
+			t.Parallel()
+			var stderr bytes.Buffer
+			code := run(t.Context(), strings.Fields(line), nil, brokenWriter{}, &stderr, d.environ())
+			if code != exitError || stderr.String() != "perceptctl: broken pipe\n" {
+				t.Errorf("exit status %d, %s", code, &stderr)
+			}
+		})
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	d.answer(api.PathToken, fakeAnswer{hangs: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	d.afterRequests(1, cancel)
+	var stdout, stderr bytes.Buffer
+	// Waiting on without end: the interruption is all that ends it.
+	code := run(ctx, []string{"token", "--resource", "r", "--timeout", "0"}, nil, &stdout, &stderr, d.environ())
+	if code != exitInterrupted || stderr.String() != "perceptctl: interrupted\n" || stdout.Len() > 0 {
+		t.Errorf("exit status %d, %s%s", code, &stdout, &stderr)
+	}
+}
+
+// TestSimulate runs the verb from its first line to Ctrl-C, in each form.
+func TestSimulate(t *testing.T) {
+	t.Parallel()
+	for form, variables := range map[string][]string{
+		"imds":        {"AZURE_POD_IDENTITY_AUTHORITY_HOST", simulatorVariable},
+		"arc":         {"IDENTITY_ENDPOINT", "IMDS_ENDPOINT", simulatorVariable},
+		"app-service": {"IDENTITY_ENDPOINT", "IDENTITY_HEADER", simulatorVariable},
+	} {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			folder := t.TempDir()
+			envFile := filepath.Join(folder, "env")
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			reader, stdout := io.Pipe()
+			var stderr bytes.Buffer
+			var code int
+			var running sync.WaitGroup
+			running.Go(func() {
+				defer stdout.Close()
+				code = run(ctx, []string{"simulate", "--form", form, "--speed", "60", "--fault", "throttle", "--arc-key-dir", filepath.Join(folder, "keys"),
+					"--env-file", envFile}, nil, stdout, &stderr, nil)
+			})
+			var lines []string
+			scanner := bufio.NewScanner(reader)
+			for len(lines) < 5+len(variables)-1 && scanner.Scan() {
+				lines = append(lines, scanner.Text())
+			}
+			written, err := os.ReadFile(envFile)
+			if err != nil {
+				t.Error(err)
+			}
+			cancel()
+			if scanner.Scan() {
+				t.Errorf("a line too many: %q", scanner.Text())
+			}
+			running.Wait()
+			if code != exitOK || stderr.Len() > 0 {
+				t.Fatalf("exit status %d, %s", code, &stderr)
+			}
+			if lines[0] != "SIMULATED: this back end's tokens open nothing" || !strings.HasPrefix(lines[1], "listening on http://127.0.0.1:") {
+				t.Errorf("output:\n%s", strings.Join(lines, "\n"))
+			}
+			for i, name := range variables {
+				line, exported := strings.CutPrefix(lines[4+i], "export ")
+				if !exported || !strings.HasPrefix(line, name+"=") || !strings.Contains(string(written), "\n"+line+"\n") {
+					t.Errorf("line %q for %s, file:\n%s", lines[4+i], name, written)
+				}
+			}
+			left, err := os.ReadDir(folder)
+			if err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v (%v)", left, err)
+			}
+		})
+	}
+}
+
+// TestSteeringSomethingElse has a server on loopback that is no simulated back end.
+func TestSteeringSomethingElse(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{200, 404} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, "<html>")
+		}))
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), []string{"simulate", "state", "--at", server.URL}, nil, &stdout, &stderr, nil)
+		server.Close()
+		if code != exitError || !strings.HasSuffix(stderr.String(), " is no simulated back end\n") {
+			t.Errorf("exit status %d, %s", code, &stderr)
+		}
+	}
+}
+
+func TestSteeringInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		cancel()
+		<-r.Context().Done()
+	}))
+	defer server.Close()
+	var stdout, stderr bytes.Buffer
+	code := run(ctx, []string{"simulate", "state", "--at", server.URL}, nil, &stdout, &stderr, nil)
+	if code != exitInterrupted {
+		t.Errorf("exit status %d, %s", code, &stderr)
+	}
+}

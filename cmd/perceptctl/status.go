@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var asJSON, watch bool
+	var every time.Duration
+	command := &cobra.Command{
+		Use:   "status",
+		Short: "show how perceptd is, its identities and its tokens",
+		Long: `Show what needs a person first, then where tokens come from, the identities and
+the cached tokens. No token text is shown.
+
+A token is
+  fresh     valid, no refresh is due
+  refresh   valid, a refresh is due or under way
+  failing   valid, but refreshing it fails
+  fetching  not there yet, being fetched
+  missing   not there, and the last fetch failed
+  idle      valid, but nobody asks: left to expire
+
+The exit status is 5 when perceptd is not ready, reports trouble, or holds a
+configuration that did not load. With --watch it is 0 once you end it with Ctrl-C.`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error {
+			switch {
+			case !watch:
+				return a.status(ctx, asJSON)
+			case every <= 0:
+				return &usageError{fmt.Errorf("--every %v is no time at all", every)}
+			}
+			return a.watch(ctx, every, asJSON)
+		}),
+	}
+	flags := command.Flags()
+	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer, each on one line with --watch")
+	flags.BoolVar(&watch, "watch", false, "show it again and again, until Ctrl-C")
+	flags.DurationVar(&every, "every", 2*time.Second, "how often, with --watch")
+	return command
+}
+
+func (a *app) status(ctx context.Context, asJSON bool) error {
+	status, err := a.fetchStatus(ctx)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		err = a.printJSON(status)
+	} else {
+		err = a.print(a.screen(a.stdout).status(status))
+	}
+	if err == nil && needsPerson(status) {
+		err = &troubleError{}
+	}
+	return err
+}
+
+// watch shows the status again and again until ctx ends. A daemon that goes away is shown as such
+// and waited for, since watching a restart is a reason to watch.
+func (a *app) watch(ctx context.Context, every time.Duration, asJSON bool) error {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for first := true; ; first = false {
+		if err := a.watchOnce(ctx, asJSON, first); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// watchOnce shows one snapshot; its error is that of showing it.
+func (a *app) watchOnce(ctx context.Context, asJSON, first bool) error {
+	status, err := a.fetchStatus(ctx)
+	s := a.screen(a.stdout)
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err != nil && asJSON:
+		a.report(err) // standard output stays JSON
+		return nil
+	case err != nil:
+		return a.print(s.frame(a.errorText(s, err), first))
+	case asJSON:
+		return json.NewEncoder(a.stdout).Encode(status)
+	}
+	return a.print(s.frame(s.status(status), first))
+}
+
+func (a *app) fetchStatus(ctx context.Context) (api.Status, error) {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	return a.client.Status(ctx)
+}
+
+// needsPerson decides the exit status of a status.
+func needsPerson(status api.Status) bool {
+	return !status.Ready || len(status.Trouble) > 0 || status.Config.Error != ""
+}
+
+// status lays out a status: trouble first, then the daemon, its identities and its tokens.
+func (s screen) status(status api.Status) string {
+	text := ""
+	if status.Simulated {
+		text += s.paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing", loud)
+	}
+	for _, trouble := range status.Trouble {
+		text += s.paragraph("trouble: ", trouble, bad)
+	}
+	text += s.daemon(status)
+	text += "\n" + s.identities(status.Identities)
+	text += "\n" + s.tokens(status.Now, status.Tokens)
+	return text
+}
+
+func (s screen) daemon(status api.Status) string {
+	up := "up " + span(status.Now.Sub(status.StartedOn))
+	ready := s.paragraph("perceptd  ", fmt.Sprintf("%s, ready, %s", status.Version, up), plain)
+	if !status.Ready {
+		ready = s.paragraph("perceptd  ", fmt.Sprintf("%s, not ready, %s", status.Version, up), bad)
+	}
+	source := status.Source.Kind + ", " + status.Source.Endpoint
+	if status.Source.Address != "" {
+		source += " at " + status.Source.Address
+	}
+	config := "defaults"
+	if len(status.Config.Files) > 0 {
+		config = strings.Join(status.Config.Files, ", ")
+	}
+	config += ", loaded " + span(status.Now.Sub(status.Config.LoadedOn)) + " ago"
+	text := ready + s.paragraph("source    ", source, plain) + s.paragraph("config    ", config, plain) + s.reloadError(status)
+	n := status.Requests
+	return text + s.paragraph("requests  ",
+		fmt.Sprintf("%d served, %d denied, %d invalid, %d failed", n.Served, n.Denied, n.Invalid, n.Failed), plain)
+}
+
+// reloadError says that the last reload did not take, and why, where the trouble has not said so.
+func (s screen) reloadError(status api.Status) string {
+	if status.Config.Error == "" {
+		return ""
+	}
+	text := "a reload"
+	if status.Config.ErrorOn != nil {
+		text += " " + span(status.Now.Sub(*status.Config.ErrorOn)) + " ago"
+	}
+	text += " changed nothing"
+	told := func(trouble string) bool { return strings.Contains(trouble, status.Config.Error) }
+	if !slices.ContainsFunc(status.Trouble, told) {
+		text += ": " + status.Config.Error
+	}
+	return s.paragraph("          ", text, bad)
+}
+
+func (s screen) identities(identities []api.IdentityStatus) string {
+	if len(identities) == 0 {
+		return "no identities are configured\n"
+	}
+	columns := []column{{"IDENTITY", true}, {"SELECTOR", true}, {"GRANTS", false}, {"", false}}
+	rows := make([]row, len(identities))
+	for i, identity := range identities {
+		mark := ""
+		if identity.Default {
+			mark = "default"
+		}
+		grants := cell{strconv.Itoa(identity.Grants), plain}
+		if identity.Grants == 0 {
+			grants = cell{"none", warning}
+		}
+		rows[i] = row{cells: []cell{{identity.Name, plain}, {identity.Selector, plain}, grants, {mark, faint}}}
+	}
+	return s.table(columns, rows)
+}
+
+func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
+	if len(tokens) == 0 {
+		return "no tokens are cached\n"
+	}
+	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"STATE", false}, {"EXPIRES", false}, {"REFRESH", false}, {"LAST", false}}
+	rows := make([]row, len(tokens))
+	for i, token := range tokens {
+		rows[i] = row{
+			cells: []cell{
+				{token.Identity, plain}, {token.Resource, plain}, stateCell(token.State),
+				expiryCell(token), refreshCell(now, token), outcomeCell(token.LastOutcome),
+			},
+			note: failures(now, token),
+			how:  bad,
+		}
+	}
+	return s.table(columns, rows)
+}
+
+func stateCell(state api.TokenState) cell {
+	switch state {
+	case api.StateFresh:
+		return cell{string(state), good}
+	case api.StateFailing, api.StateFetching:
+		return cell{string(state), warning}
+	case api.StateMissing:
+		return cell{string(state), bad}
+	case api.StateIdle:
+		return cell{string(state), faint}
+	}
+	return cell{string(state), plain}
+}
+
+func expiryCell(token api.TokenStatus) cell {
+	if token.ExpiresIn <= 0 {
+		return cell{"none", bad}
+	}
+	return cell{span(seconds(token.ExpiresIn)), plain}
+}
+
+func refreshCell(now time.Time, token api.TokenStatus) cell {
+	switch {
+	case token.NextRefresh == nil:
+		return cell{"none", faint}
+	case !token.NextRefresh.After(now):
+		return cell{"now", plain}
+	}
+	return cell{span(token.NextRefresh.Sub(now)), plain}
+}
+
+// failures says what stands between a key and its next token, or "".
+func failures(now time.Time, token api.TokenStatus) string {
+	if token.LastError == "" {
+		return ""
+	}
+	text := token.LastError
+	if token.LastFetch != nil {
+		text = span(now.Sub(*token.LastFetch)) + " ago: " + text
+	}
+	if token.Failures > 1 {
+		text = fmt.Sprintf("failed %d times in a row, last %s", token.Failures, text)
+	}
+	return text
+}
+
+// frame is one picture of a watch: on a terminal it replaces the one before, elsewhere it follows it.
+func (s screen) frame(text string, first bool) string {
+	switch {
+	case s.redraws && first:
+		return "\x1b[2J\x1b[H" + text
+	case s.redraws:
+		// Line by line, so that the picture does not flicker as a cleared screen would.
+		return "\x1b[H" + strings.ReplaceAll(text, "\n", "\x1b[K\n") + "\x1b[J"
+	case first:
+		return text
+	}
+	return strings.Repeat("-", s.width) + "\n" + text
+}

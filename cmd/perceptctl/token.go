@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+	"perceptd/agent/client"
+)
+
+func (a *app) tokenCommand() *cobra.Command {
+	var request client.TokenRequest
+	var asJSON, short bool
+	command := &cobra.Command{
+		Use:   "token --resource URI",
+		Short: "print a token that this process is granted",
+		Long: `Print the token alone on standard output, or all that perceptd says of it with
+--json. perceptd decides by the socket and the user who asks; what it grants to
+others it does not grant to you.
+
+The token is a secret: whoever has it has the identity's rights until it expires.`,
+		Example: `  curl -H "Authorization: Bearer $(perceptctl token --resource https://vault.azure.net)" ...
+  perceptctl token --resource https://storage.azure.com --identity vision --min-ttl 30m --json`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error {
+			if request.MinTTL < 0 {
+				return &usageError{fmt.Errorf("--min-ttl %v is negative", request.MinTTL)}
+			}
+			return a.token(ctx, request, asJSON, short)
+		}),
+	}
+	flags := command.Flags()
+	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` that the token is for (required)")
+	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default: what your grants say)")
+	flags.DurationVar(&request.MinTTL, "min-ttl", 0, "life that the token must have left")
+	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
+	flags.BoolVar(&short, "short", false, "print the token's beginning and length only, fit to be shown")
+	a.completeFrom(command, "identity", identityNames)
+	a.completeFrom(command, "resource", cachedResources)
+	command.MarkFlagsMutuallyExclusive("json", "short")
+	// It fails only for a flag that is not defined.
+	_ = command.MarkFlagRequired("resource")
+	return command
+}
+
+func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, short bool) error {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	token, err := a.client.Token(ctx, request)
+	if err != nil {
+		return a.withMissingGrant(err, request)
+	}
+	if short {
+		return a.print(shortened(token.AccessToken) + "\n")
+	}
+	if a.screen(a.stdout).terminal {
+		// A remark only: the token is printed whether or not it can be made.
+		_, _ = fmt.Fprintf(a.stderr, "%s this is a secret for the next %s; --short shows less\n",
+			a.screen(a.stderr).paint(warning, "careful:"), span(seconds(token.ExpiresIn)))
+	}
+	if asJSON {
+		return a.printJSON(token)
+	}
+	return a.print(token.AccessToken + "\n")
+}
+
+// shortened shows that there is a token and no more: its first characters are the beginning of a
+// JWT's header, which is the same for all.
+func shortened(token string) string {
+	const shown = 12
+	return fmt.Sprintf("%s… (%d characters)", clean(token[:min(shown, len(token)/4)]), len(token))
+}
+
+// withMissingGrant adds to a denial the grant that would lift it.
+func (a *app) withMissingGrant(err error, request client.TokenRequest) error {
+	var refusal *client.Error
+	if !errors.As(err, &refusal) || refusal.Code != api.CodeNotGranted {
+		return err
+	}
+	caller := fmt.Sprintf(`{ uid = %d }      # or { module = "NAME" } for a container`, os.Getuid())
+	folder := filepath.Dir(a.client.TokenSocketPath())
+	if filepath.Base(filepath.Dir(folder)) == api.ModulesDirName {
+		caller = fmt.Sprintf("{ module = %q }", filepath.Base(folder))
+	}
+	identity := request.Identity
+	if identity == "" {
+		identity = "NAME"
+	}
+	return &hintedError{err, fmt.Sprintf(`if it should be allowed, add this to /etc/percept/config.toml and run perceptctl reload:
+  [[grant]]
+  caller    = %s
+  identity  = %q
+  resources = [%q]`, caller, identity, request.Resource)}
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/client"
+)
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "print the versions of perceptctl and of the running perceptd",
+		Long: `Print perceptctl's version and, where the admin socket lets you, that of the running
+perceptd. A perceptd that cannot be reached is said so and is no error.`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(a.version),
+	}
+}
+
+func (a *app) version(ctx context.Context) error {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	text := "perceptctl  " + ownVersion() + "\n"
+	status, err := a.client.Status(ctx)
+	var unreachable *client.UnreachableError
+	switch {
+	case err == nil:
+		text += "perceptd    " + clean(status.Version) + "\n"
+	case errors.As(err, &unreachable):
+		text += "perceptd    cannot be reached: " + clean(err.Error()) + "\n"
+	default:
+		return err
+	}
+	return a.print(text)
+}
+
+// ownVersion tells what the linker was given, or else what the Go toolchain recorded.
+func ownVersion() string {
+	v, revision, built := version, commit, date
+	if v == "" {
+		v = "unversioned"
+		if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+			v = info.Main.Version
+		}
+	}
+	details := []string{runtime.Version()}
+	if revision != "" {
+		details = append(details, "commit "+revision)
+	}
+	if built != "" {
+		details = append(details, "built "+built)
+	}
+	return fmt.Sprintf("%s (%s)", v, strings.Join(details, ", "))
+}
