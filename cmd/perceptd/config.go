@@ -1,0 +1,299 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"perceptd/agent"
+	"perceptd/agent/source"
+)
+
+// Kinds of source.
+const (
+	managedIdentity = "managed-identity"
+	simulated       = "simulated"
+)
+
+// maxConfig bounds one configuration file, in bytes.
+const maxConfig = 1 << 20
+
+// config is a configuration that was checked.
+type config struct {
+	files  []string // in the order they were read
+	source sourceConfig
+	rules  agent.Rules
+}
+
+// sourceConfig says where tokens come from.
+type sourceConfig struct {
+	kind     string
+	endpoint source.Endpoint
+	speed    float64 // simulated: how much faster time runs
+	rollover string  // simulated: when the back end hands out a newer token
+}
+
+// document is one configuration file as it is written. Pointers tell a missing key from a zero.
+type document struct {
+	Source struct {
+		Kind     *string  `toml:"kind"`
+		Endpoint *string  `toml:"endpoint"`
+		Speed    *float64 `toml:"speed"`
+		Rollover *string  `toml:"rollover"`
+	} `toml:"source"`
+	Tokens struct {
+		SDKLife *duration `toml:"sdk_life"`
+	} `toml:"tokens"`
+	Identity []struct {
+		Name       string `toml:"name"`
+		Default    bool   `toml:"default"`
+		ClientID   string `toml:"client_id"`
+		ObjectID   string `toml:"object_id"`
+		ResourceID string `toml:"resource_id"`
+	} `toml:"identity"`
+	Grant []struct {
+		Caller struct {
+			Module string  `toml:"module"`
+			User   string  `toml:"user"`
+			UID    *uint32 `toml:"uid"`
+		} `toml:"caller"`
+		Identity  string   `toml:"identity"`
+		Resources []string `toml:"resources"`
+		Prefetch  bool     `toml:"prefetch"`
+	} `toml:"grant"`
+}
+
+// duration is written as "90m" or "1h30m".
+type duration time.Duration
+
+func (d *duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is no duration such as 90m or 1h30m", text)
+	}
+	*d = duration(parsed)
+	return nil
+}
+
+// loadConfig reads path and its neighbour config.d/*.toml in the order of their names. Lists add up;
+// of a single value that several files set, the last one counts. The error names every fault by file
+// and line.
+func loadConfig(path string) (config, error) {
+	extra, err := filepath.Glob(filepath.Join(filepath.Dir(path), "config.d", "*.toml"))
+	if err != nil {
+		return config{}, err
+	}
+	slices.Sort(extra)
+	c := config{source: sourceConfig{kind: managedIdentity, endpoint: source.Auto, speed: 1, rollover: "expiry"}}
+	var where places
+	var faults []error
+	for _, file := range append([]string{path}, extra...) {
+		text, err := readConfig(file)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		c.files = append(c.files, file)
+		var doc document
+		if err := decodeConfig(file, text, &doc); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		where.add(file, text)
+		faults = append(faults, c.take(file, doc, &where))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return config{}, err
+	}
+	if err := c.rules.Validate(); err != nil {
+		return config{}, where.locate(err)
+	}
+	return c, nil
+}
+
+// readConfig reads a file that only root or the daemon's own user may have written.
+func readConfig(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: not there: write one, README.md shows a first one", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	case info.Mode().Perm()&0o022 != 0:
+		return nil, fmt.Errorf("%s: mode %04o lets others change who gets tokens: chmod go-w %s", path, info.Mode().Perm(), path)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxConfig {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxConfig)
+	}
+	return text, nil
+}
+
+// decodeConfig is strict: a key that nobody reads is an error, since it may be a misspelt grant.
+func decodeConfig(file string, text []byte, doc *document) error {
+	err := toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields().Decode(doc)
+	var unknown *toml.StrictMissingError
+	var syntax *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown):
+		var faults []error
+		for i := range unknown.Errors {
+			line, _ := unknown.Errors[i].Position()
+			faults = append(faults, fmt.Errorf("%s:%d: unknown key %s%s", file, line, key(unknown.Errors[i].Key()), hint(unknown.Errors[i].Key())))
+		}
+		return errors.Join(faults...)
+	case errors.As(err, &syntax):
+		line, column := syntax.Position()
+		return fmt.Errorf("%s:%d:%d: %s%s", file, line, column, atKey(syntax.Key()), strings.TrimPrefix(syntax.Error(), "toml: "))
+	case err != nil:
+		return fmt.Errorf("%s: %s", file, strings.TrimPrefix(err.Error(), "toml: "))
+	}
+	return nil
+}
+
+func key(k toml.Key) string { return strings.Join(k, ".") }
+
+func atKey(k toml.Key) string {
+	if len(k) == 0 {
+		return ""
+	}
+	return key(k) + ": "
+}
+
+// hint says what was probably meant by an unknown key.
+func hint(k toml.Key) string {
+	if len(k) > 1 && k[0] == "grant" && k[1] == "caller" {
+		return ": a caller is told apart by module, user or uid"
+	}
+	switch k[0] {
+	case "source":
+		return ": [source] has kind, endpoint, speed and rollover"
+	case "tokens":
+		return ": [tokens] has sdk_life"
+	case "identity":
+		return ": [[identity]] has name, default, client_id, object_id and resource_id"
+	case "grant":
+		return ": [[grant]] has caller, identity, resources and prefetch"
+	}
+	return ": the tables are [source], [tokens], [[identity]] and [[grant]]"
+}
+
+// take adds a document to c.
+func (c *config) take(file string, doc document, where *places) error {
+	if doc.Tokens.SDKLife != nil {
+		c.rules.SDKLife = time.Duration(*doc.Tokens.SDKLife)
+	}
+	for _, identity := range doc.Identity {
+		c.rules.Identities = append(c.rules.Identities, agent.Identity(identity))
+	}
+	faults := []error{c.source.take(file, doc)}
+	for _, grant := range doc.Grant {
+		match := agent.Match{Module: grant.Caller.Module, UID: grant.Caller.UID, User: grant.Caller.User}
+		if match.User != "" {
+			uid, err := uidOf(match.User)
+			switch {
+			case err != nil:
+				faults = append(faults, fmt.Errorf("%s: %w", where.of("grant", len(c.rules.Grants)), err))
+			case match.UID != nil:
+				faults = append(faults, fmt.Errorf("%s: a grant's caller is exactly one of module, user and uid", where.of("grant", len(c.rules.Grants))))
+			}
+			match.UID = &uid
+		}
+		c.rules.Grants = append(c.rules.Grants, agent.Grant{
+			Caller: match, Identity: grant.Identity, Resources: grant.Resources, Prefetch: grant.Prefetch,
+		})
+	}
+	return errors.Join(faults...)
+}
+
+func uidOf(name string) (uint32, error) {
+	account, err := user.Lookup(name)
+	if err != nil {
+		return 0, fmt.Errorf("user %q is not known on this device: create it, or name a uid", name)
+	}
+	uid, err := strconv.ParseUint(account.Uid, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("user %q has uid %q, which is no number", name, account.Uid)
+	}
+	return uint32(uid), nil
+}
+
+func (s *sourceConfig) take(file string, doc document) error {
+	written := doc.Source
+	if written.Kind != nil {
+		s.kind = *written.Kind
+	}
+	if written.Endpoint != nil {
+		s.endpoint = source.Endpoint(*written.Endpoint)
+	}
+	if written.Speed != nil {
+		s.speed = *written.Speed
+	}
+	if written.Rollover != nil {
+		s.rollover = *written.Rollover
+	}
+	endpoints := []source.Endpoint{source.Auto, source.Arc, source.AppService, source.IMDS}
+	switch {
+	case s.kind != managedIdentity && s.kind != simulated:
+		return fmt.Errorf("%s: source.kind is %q: it must be %q or %q", file, s.kind, managedIdentity, simulated)
+	case !slices.Contains(endpoints, s.endpoint):
+		return fmt.Errorf("%s: source.endpoint is %q: it must be auto, arc, app-service or imds", file, s.endpoint)
+	case s.kind != simulated && (written.Speed != nil || written.Rollover != nil):
+		return fmt.Errorf("%s: source.speed and source.rollover are for source.kind = %q only", file, simulated)
+	case !(s.speed >= 1 && s.speed <= 100_000):
+		return fmt.Errorf("%s: source.speed is %v: it must be between 1 and 100000", file, s.speed)
+	}
+	return nil
+}
+
+// modules lists the modules that grants name: each has a socket of its own.
+func (c config) modules() []string {
+	var all []string
+	for _, grant := range c.rules.Grants {
+		if m := grant.Caller.Module; m != "" && !slices.Contains(all, m) {
+			all = append(all, m)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// describe says in words what the configuration allows.
+func (c config) describe() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "configuration is fine: %s\n", strings.Join(c.files, ", "))
+	fmt.Fprintf(&b, "source: %s, endpoint %s\n", c.source.kind, c.source.endpoint)
+	for _, identity := range c.rules.Identities {
+		fmt.Fprintf(&b, "identity %s: %v\n", identity.Name, identity.Selector())
+	}
+	for _, grant := range c.rules.Grants {
+		fmt.Fprintf(&b, "grant: %v may have tokens of %s for %s\n", grant.Caller, grant.Identity, strings.Join(grant.Resources, ", "))
+	}
+	if len(c.rules.Grants) == 0 {
+		fmt.Fprintln(&b, "no grants: every caller is denied")
+	}
+	fmt.Fprintf(&b, "SDKs are told a life of at most %v\n", cmp.Or(c.rules.SDKLife, agent.DefaultSDKLife))
+	return b.String()
+}

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/server"
+	"perceptd/agent/socket"
+	"perceptd/systemd"
+)
+
+// drain is how long requests under way may take to end after SIGTERM.
+const drain = 4 * time.Second
+
+// daemon is the running program: the parts, and what is known of the configuration in force.
+type daemon struct {
+	flags   flags
+	log     *zap.Logger
+	notify  systemd.Notify
+	within  time.Duration // systemd's watchdog interval; 0: none
+	started time.Time
+
+	backend *backend
+	agent   *agent.Agent
+	server  *server.Server
+	sockets *sockets
+	changed chan struct{} // the status may tell something new
+	failed  chan error    // something that the daemon cannot go on without
+
+	reloading sync.Mutex // one reload at a time
+
+	mu       sync.Mutex // protects what follows
+	config   config
+	loadedOn time.Time
+	fault    string // why the last reload changed nothing
+	faultOn  time.Time
+}
+
+// start makes every part and begins to serve.
+func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
+	d := &daemon{
+		flags: f, log: log, started: time.Now(), config: c, loadedOn: time.Now(),
+		changed: make(chan struct{}, 1), failed: make(chan error, 1),
+	}
+	given, err := d.fromSystemd()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			for _, l := range given {
+				_ = l.Close()
+			}
+			d.release()
+		}
+	}()
+	held, err := socket.Lock(f.runtimeDir)
+	if err != nil {
+		return nil, err
+	}
+	d.sockets = &sockets{
+		held: held, dir: f.runtimeDir, log: log, failed: d.failed,
+		answers: make(map[string]net.Addr), modules: make(map[string]*socket.Listener),
+	}
+	if d.backend, err = newBackend(c.source); err != nil {
+		return nil, err
+	}
+	d.agent, err = agent.New(agent.Options{
+		Fetch: d.backend.source.Fetch, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.server = &server.Server{Agent: d.agent, Reload: d.reload, Describe: d.describe, Log: log, Now: d.backend.clock.Wall}
+	d.sockets.server = d.server
+	return d, d.listen(given)
+}
+
+// fromSystemd reads what the service manager passed, before anything else reads the environment.
+func (d *daemon) fromSystemd() (map[string]*net.UnixListener, error) {
+	var err error
+	if d.notify, err = systemd.NotifyFromEnvironment(); err != nil {
+		d.log.Warn("systemd cannot be told of readiness and status", zap.Error(err))
+	}
+	if d.within, err = systemd.WatchdogInterval(); err != nil {
+		d.log.Warn("systemd's watchdog cannot be fed", zap.Error(err))
+	}
+	given, unknown, err := systemd.Listeners(systemd.TokenSocket, systemd.AdminSocket)
+	if len(unknown) > 0 {
+		d.log.Warn("sockets that nobody knows were closed", zap.Strings("names", unknown))
+	}
+	return given, err
+}
+
+// listen opens every socket and answers on them.
+func (d *daemon) listen(given map[string]*net.UnixListener) error {
+	token, admin, err := d.sockets.open(given)
+	if err != nil {
+		return err
+	}
+	plan, err := d.sockets.plan(d.config.modules())
+	if err != nil {
+		return errors.Join(err, token.Close(), admin.Close())
+	}
+	d.sockets.serve(token, admin)
+	plan.commit()
+	return nil
+}
+
+// release lets go of what start took, in the opposite order.
+func (d *daemon) release() {
+	if d.agent != nil {
+		d.agent.Close()
+	}
+	if d.backend != nil {
+		d.backend.close()
+	}
+	if d.sockets != nil {
+		_ = d.sockets.held.Close()
+	}
+}
+
+// noteChange makes the status text be told anew.
+func (d *daemon) noteChange() {
+	select {
+	case d.changed <- struct{}{}:
+	default:
+	}
+}
+
+// serve runs until a signal or ctx ends it, and returns nil when that was in order.
+func (d *daemon) serve(ctx context.Context) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	watched, unwatch := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { d.notify.Watch(watched, d.within, d.selfCheck, d.reportSelfCheck) })
+	defer watch.Wait()
+	defer unwatch()
+
+	d.announce()
+	for {
+		select {
+		case <-ctx.Done():
+			return d.stop("the context ended")
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				return d.stop(s.String())
+			}
+			_, _ = d.reload(ctx) // its outcome is in the log and in the status
+		case <-d.changed:
+			d.tellStatus()
+		case err := <-d.failed:
+			return errors.Join(err, d.stop("a socket failed"))
+		}
+	}
+}
+
+// announce tells systemd and people that the daemon serves.
+func (d *daemon) announce() {
+	d.tellStatus()
+	d.told(d.notify.Ready())
+	from := d.backend.status()
+	fields := []zap.Field{
+		zap.String("version", versionName()), zap.String("source", from.Kind), zap.String("endpoint", from.Endpoint),
+		zap.String("address", from.Address), zap.String("runtime_dir", d.flags.runtimeDir), zap.String("config", strings.Join(d.config.files, " ")),
+	}
+	if d.backend.simulator != nil {
+		d.log.Warn("SIMULATED back end: its tokens open nothing", fields...)
+		return
+	}
+	d.log.Info("serving", fields...)
+}
+
+func (d *daemon) tellStatus() {
+	d.told(d.notify.Status(statusText(d.agent.Status(), d.backend.simulator != nil, d.describe().Trouble)))
+}
+
+// told notes that systemd could not be told something, which is no reason to stop.
+func (d *daemon) told(err error) {
+	if err != nil {
+		d.log.Debug("systemd was not told", zap.Error(err))
+	}
+}
+
+// selfCheck is what feeds the watchdog: the cache's lock and schedule move, and the daemon's own
+// socket answers.
+func (d *daemon) selfCheck(ctx context.Context) error {
+	if err := d.agent.Check(ctx); err != nil {
+		return err
+	}
+	return d.sockets.check(ctx)
+}
+
+func (d *daemon) reportSelfCheck(err error) {
+	d.log.Error("the self-check failed: systemd will restart the daemon if it goes on", zap.Error(err))
+}
+
+// stop drains the requests under way and releases everything.
+func (d *daemon) stop(why string) error {
+	d.log.Info("stopping", zap.String("why", why))
+	d.told(d.notify.Stopping())
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	if err := d.server.Shutdown(ctx); err != nil {
+		d.log.Warn("requests were cut off", zap.Error(err))
+	}
+	d.sockets.serving.Wait()
+	d.release()
+	d.log.Info("stopped")
+	return nil
+}
+
+// reload puts the configuration files in force, whole or not at all, and returns what changed.
+func (d *daemon) reload(context.Context) ([]string, error) {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	d.told(d.notify.Reloading())
+	defer func() { d.told(d.notify.Ready()) }()
+	c, err := loadConfig(d.flags.config)
+	var changes []string
+	if err == nil {
+		changes, err = d.apply(c)
+	}
+	d.mu.Lock()
+	if err != nil {
+		d.fault, d.faultOn = err.Error(), time.Now()
+	} else {
+		d.config, d.loadedOn, d.fault = c, time.Now(), ""
+	}
+	d.mu.Unlock()
+	d.tellStatus()
+	if err != nil {
+		d.log.Error("the configuration was not reloaded, nothing changed", zap.Error(err))
+		return nil, fmt.Errorf("nothing changed: %w", err)
+	}
+	d.log.Info("configuration reloaded", zap.Strings("changes", changes))
+	return changes, nil
+}
+
+func (d *daemon) apply(c config) ([]string, error) {
+	d.mu.Lock()
+	before := d.config
+	d.mu.Unlock()
+	if c.source != before.source {
+		return nil, errors.New("[source] cannot change while the daemon runs: systemctl restart perceptd")
+	}
+	plan, err := d.sockets.plan(c.modules())
+	if err != nil {
+		return nil, err
+	}
+	changes, err := d.agent.Apply(c.rules)
+	if err != nil {
+		plan.discard()
+		return nil, err
+	}
+	plan.commit()
+	if !slices.Equal(before.files, c.files) {
+		changes = append(changes, fmt.Sprintf("read from %v, was %v", c.files, before.files))
+	}
+	return changes, nil
+}
+
+// describe is the daemon's own part of the status.
+func (d *daemon) describe() api.Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := api.Status{
+		Version:   versionName(),
+		StartedOn: d.started,
+		Simulated: d.backend.simulator != nil,
+		Source:    d.backend.status(),
+		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
+	}
+	if d.fault != "" {
+		faultOn := d.faultOn
+		s.Config.Error, s.Config.ErrorOn = d.fault, &faultOn
+		s.Trouble = append(s.Trouble, "the last reload changed nothing, the configuration is wrong: "+d.fault)
+	}
+	return s
+}

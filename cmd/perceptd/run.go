@@ -1,0 +1,125 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+
+	"perceptd/agent/api"
+)
+
+// Exit statuses, as systemd and scripts see them.
+const (
+	exitOK     = 0  // stopped because it was asked to, or a check found nothing
+	exitFailed = 1  // could not start, or could not go on
+	exitUsage  = 2  // the command line is wrong
+	exitConfig = 78 // the configuration is wrong (EX_CONFIG): restarting will not help
+)
+
+const usage = `perceptd hands managed-identity tokens to local modules over Unix sockets.
+
+usage: perceptd [flags]
+
+  --config FILE        configuration (default /etc/percept/config.toml); FILE's
+                       neighbour config.d/*.toml is read after it
+  --runtime-dir DIR    where the sockets are (default /run/percept)
+  --check              check the configuration, say what it allows, and exit
+  --log-level LEVEL    debug, info, warn or error (default info)
+  --version            print the version and exit
+
+exit status: 0 stopped on request, 1 could not start or go on, 2 wrong usage,
+78 wrong configuration. SIGHUP reloads the configuration, SIGTERM stops.
+`
+
+// flags is the command line.
+type flags struct {
+	config, runtimeDir, logLevel string
+	check, version               bool
+}
+
+func parseFlags(args []string, stderr io.Writer) (flags, error) {
+	var f flags
+	set := flag.NewFlagSet("perceptd", flag.ContinueOnError)
+	set.SetOutput(stderr)
+	set.Usage = func() { fmt.Fprint(stderr, usage) }
+	set.StringVar(&f.config, "config", "/etc/percept/config.toml", "")
+	set.StringVar(&f.runtimeDir, "runtime-dir", api.RuntimeDir, "")
+	set.StringVar(&f.logLevel, "log-level", "info", "")
+	set.BoolVar(&f.check, "check", false, "")
+	set.BoolVar(&f.version, "version", false, "")
+	if err := set.Parse(args); err != nil {
+		return flags{}, err
+	}
+	if set.NArg() > 0 {
+		err := fmt.Errorf("unexpected argument %q", set.Arg(0))
+		fmt.Fprintf(stderr, "perceptd: %v\n\n%s", err, usage)
+		return flags{}, err
+	}
+	return f, nil
+}
+
+// run is the program: everything but the process around it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	f, err := parseFlags(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil:
+		return exitUsage
+	case f.version:
+		fmt.Fprintln(stdout, versionLine())
+		return exitOK
+	}
+	conf, err := loadConfig(f.config)
+	if err != nil {
+		fmt.Fprintf(stderr, "perceptd: the configuration is not usable:\n%v\n", err)
+		return exitConfig
+	}
+	if f.check {
+		fmt.Fprint(stdout, conf.describe())
+		return exitOK
+	}
+	log, err := newLog(f.logLevel, stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "perceptd: %v\n", err)
+		return exitUsage
+	}
+	defer func() { _ = log.Sync() }()
+	d, err := start(f, conf, log)
+	if err != nil {
+		fmt.Fprintf(stderr, "perceptd: %v\n", err)
+		return exitFailed
+	}
+	if err := d.serve(ctx); err != nil {
+		fmt.Fprintf(stderr, "perceptd: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// versionLine names this build: what the linker was told, else what Go recorded.
+func versionLine() string {
+	return fmt.Sprintf("perceptd %s (commit %s, built %s, %s %s/%s)", versionName(),
+		cmp.Or(commit, recorded("vcs.revision"), "unknown"), cmp.Or(date, recorded("vcs.time"), "unknown"),
+		runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+func versionName() string { return cmp.Or(version, "development") }
+
+func recorded(setting string) string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, s := range info.Settings {
+		if s.Key == setting {
+			return s.Value
+		}
+	}
+	return ""
+}
