@@ -1,0 +1,90 @@
+# What a developer does with this repository. `make` lists it.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+DATE    ?= $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
+
+export CGO_ENABLED = 0
+GO       = go
+LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
+BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+FUZZTIME ?= 30s
+TESTFLAGS ?=
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Installs what a target needs from Debian's packages, as root; says which are missing otherwise.
+apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-race test-system fuzz bench lint cover cross install clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Static bin/perceptd and bin/perceptctl
+	@mkdir -p bin
+	$(BUILD) -o bin/ ./cmd/perceptd ./cmd/perceptctl
+
+demo: build ## Start the daemon on a simulated back end, fetch a token, show the status
+	@deploy/demo.sh
+
+test: ## Every test that needs nothing but Go
+	$(GO) vet ./...
+	$(GO) test $(TESTFLAGS) ./...
+
+test-race: ## The same under the race detector (needs gcc)
+	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
+
+test-system: build ## The daemon under a real systemd, in a container (root; installs Debian's packages)
+	$(call apt,systemd-container mmdebstrap)
+	$(GO) test -tags system -count=1 -timeout 20m -run '^TestSystem' -v ./systemd
+
+fuzz: ## Run each fuzz target for FUZZTIME (30s)
+	@set -e; for package in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "fuzz $$package $$target $(FUZZTIME)"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -parallel 2 $$package; \
+		done; \
+	done
+
+bench: ## Measure the daemon beside net/http and nginx on the same kind of socket
+	$(call apt,nginx-light)
+	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBench$$' -v ./cmd/perceptd
+
+lint: ## gofmt, vet, staticcheck
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags system ./systemd
+	$(GO) vet -tags bench ./cmd/perceptd
+	$(GO) run $(STATICCHECK) ./...
+
+cover: ## Statement coverage; fails below 95 % of tokencache or 80 % of the whole
+	@mkdir -p bin
+	@$(GO) test -coverpkg=./... -coverprofile=bin/cover.out ./... >bin/cover.log || { cat bin/cover.log; exit 1; }
+	@.ci/coverage bin/cover.out
+
+cross: ## Static binaries for linux/amd64, linux/arm64 and linux/arm/v7 in bin/
+	@mkdir -p bin
+	@for target in amd64 arm64 arm; do \
+		echo "linux/$$target"; mkdir -p bin/linux-$$target; \
+		GOOS=linux GOARCH=$$target GOARM=7 $(BUILD) -o bin/linux-$$target/ ./cmd/perceptd ./cmd/perceptctl || exit 1; \
+	done
+	@ls -l bin/linux-*/ | awk '/percept/ {printf "  %-10s %.2f MB\n", $$NF, $$5/1e6}'
+
+install: build ## Install binaries and units under DESTDIR (as root on the device)
+	install -D -m 0755 -t $(DESTDIR)/usr/bin bin/perceptd bin/perceptctl
+	install -D -m 0644 -t $(DESTDIR)/usr/lib/systemd/system systemd/perceptd.service systemd/perceptd.socket systemd/perceptd-admin.socket
+	install -D -m 0644 -t $(DESTDIR)/usr/share/man/man8 docs/man/perceptd.8
+	install -D -m 0644 -t $(DESTDIR)/usr/share/man/man1 docs/man/perceptctl.1
+	install -D -m 0644 systemd/perceptd.sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/perceptd.conf
+	install -D -m 0644 systemd/perceptd.tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/perceptd.conf
+	install -D -m 0644 -t $(DESTDIR)/usr/share/perceptd systemd/perceptd.service.d/*.conf deploy/config.example.toml
+	@echo "next: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload, then write"
+	@echo "/etc/percept/config.toml (an example is in /usr/share/perceptd) and systemctl enable --now perceptd;"
+	@echo "where Azure Arc is installed, copy azure-arc.conf to /etc/systemd/system/perceptd.service.d/ first"
+
+clean: ## Remove what was built
+	rm -rf bin
