@@ -184,9 +184,6 @@ func atKey(k toml.Key) string {
 
 // hint says what was probably meant by an unknown key.
 func hint(k toml.Key) string {
-	if len(k) > 1 && k[0] == "grant" && k[1] == "caller" {
-		return ": a caller is told apart by module, user or uid"
-	}
 	switch k[0] {
 	case "source":
 		return ": [source] has kind, endpoint, speed and rollover"
@@ -195,7 +192,7 @@ func hint(k toml.Key) string {
 	case "identity":
 		return ": [[identity]] has name, default, client_id, object_id and resource_id"
 	case "grant":
-		return ": [[grant]] has caller, identity, resources and prefetch"
+		return ": [[grant]] has caller (by module, user or uid), identity, resources and prefetch"
 	}
 	return ": the tables are [source], [tokens], [[identity]] and [[grant]]"
 }

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/source"
+)
+
+const vaultURI = "https://vault.azure.net"
+
+const goodConfig = `[source]
+kind = "simulated"
+
+[[identity]]
+name = "device"
+default = true
+
+[[identity]]
+name = "vision"
+client_id = "00000000-0000-0000-0000-000000000001"
+
+[[grant]]
+caller = { uid = 4711 }
+identity = "device"
+resources = ["https://vault.azure.net"]
+prefetch = true
+`
+
+// write puts files into a new folder and returns the path of config.toml in it.
+func write(t testing.TB, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "config.toml")
+}
+
+func TestConfigIsRead(t *testing.T) {
+	t.Parallel()
+	path := write(t, map[string]string{
+		"config.toml": goodConfig + `
+[tokens]
+sdk_life = "30m"
+`,
+		"config.d/20-speech.toml": `
+[[identity]]
+name = "speech"
+object_id = "00000000-0000-0000-0000-00000000000a"
+resource_id = "/subscriptions/s"
+
+[[grant]]
+caller = { module = "speech" }
+identity = "speech"
+resources = ["https://storage.azure.com"]
+
+[[grant]]
+caller = { user = "root" }
+identity = "speech"
+resources = ["https://storage.azure.com"]
+`,
+		"config.d/10-life.toml": "[tokens]\nsdk_life = \"20m\"\n",
+		"config.d/notes.txt":    "not read",
+	})
+	c, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := 20 * time.Minute; c.rules.SDKLife != want {
+		t.Errorf("sdk_life %v: the last file counts, want %v", c.rules.SDKLife, want)
+	}
+	if c.source != (sourceConfig{kind: simulated, endpoint: source.Auto, speed: 1, rollover: "expiry"}) {
+		t.Errorf("source %+v", c.source)
+	}
+	if len(c.files) != 3 || filepath.Base(c.files[1]) != "10-life.toml" {
+		t.Errorf("files %v", c.files)
+	}
+	if len(c.rules.Identities) != 3 || len(c.rules.Grants) != 3 || !slices.Equal(c.modules(), []string{"speech"}) {
+		t.Errorf("rules %+v", c.rules)
+	}
+	if m := c.rules.Grants[2].Caller; m.User != "root" || m.UID == nil || *m.UID != 0 {
+		t.Errorf("user root is %+v", m)
+	}
+	for _, part := range []string{"uid 4711 may have", "module speech", "user root (uid 0)", "at most 20m"} {
+		if !strings.Contains(c.describe(), part) {
+			t.Errorf("%q is missing in:\n%s", part, c.describe())
+		}
+	}
+}
+
+func TestConfigFaults(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct{ name, text, want string }{
+		{"syntax", "[source\n", "config.toml:1:8: "},
+		{"type", "[[identity]]\nname = 7\n", "config.toml:2:8: identity.name: "},
+		{"unknown table", "[sources]\n", "config.toml:1: unknown key sources: the tables are"},
+		{"unknown key of source", "[source]\nkidn = \"x\"\n", "config.toml:2: unknown key source.kidn: [source] has kind"},
+		{"unknown key of tokens", "[tokens]\nlife = \"1h\"\n", "config.toml:2: unknown key tokens.life: [tokens] has sdk_life"},
+		{"unknown key of identity", goodConfig + "[[identity]]\nclientid = \"x\"\n", "config.toml:18: unknown key identity.clientid: [[identity]] has name"},
+		{"unknown key of grant", goodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, user or uid)"},
+		{"unknown kind of caller", goodConfig + "[[grant]]\ncaller = { unit = \"x.service\" }\n", "config.toml:18: unknown key grant.unit: [[grant]] has caller (by module, user or uid)"},
+		{"no duration", "[tokens]\nsdk_life = \"soon\"\n", `"soon" is no duration such as 90m`},
+		{"kind", "[source]\nkind = \"magic\"\n", `source.kind is "magic": it must be "managed-identity" or "simulated"`},
+		{"endpoint", "[source]\nendpoint = \"moon\"\n", `source.endpoint is "moon"`},
+		{"speed of the real one", "[source]\nspeed = 2.0\n", `source.speed and source.rollover are for source.kind = "simulated" only`},
+		{"speed", "[source]\nkind = \"simulated\"\nspeed = 0.5\n", "source.speed is 0.5"},
+		{"speed that is no number", "[source]\nkind = \"simulated\"\nspeed = nan\n", "source.speed is NaN"},
+		{"no such user", goodConfig + "[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: user \"nobody-of-that-name\" is not known"},
+		{"user and uid", goodConfig + "[[grant]]\ncaller = { user = \"root\", uid = 1 }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: a grant's caller is exactly one"},
+		{"rule of an identity", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device" is there twice`},
+		{"second fault of the same", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device": client_id "x" is no GUID`},
+		{"rule of a grant", goodConfig + "\n[[grant]]\ncaller = { uid = 1 }\nidentity = \"robot\"\nresources = [\"api://x\"]\n", `config.toml:18: the grant for uid 1 names identity "robot"`},
+		{"inline table", "identity = [{ name = \"a b\" }]\n", `config.toml: identity name "a b"`},
+		{"rule of the life", goodConfig + "[tokens]\nsdk_life = \"1m\"\n", "config.toml: sdk_life is 1m0s"},
+		{"empty", "", "config.toml: no [[identity]] is configured"},
+	} {
+		path := write(t, map[string]string{"config.toml": row.text})
+		_, err := loadConfig(path)
+		if err == nil || !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: %v\nwant %s", row.name, err, row.want)
+		}
+	}
+}
+
+func TestConfigFiles(t *testing.T) {
+	t.Parallel()
+	path := write(t, map[string]string{"config.toml": goodConfig})
+	if err := os.Chmod(path, 0o664); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), "mode 0664 lets others change who gets tokens: chmod go-w") {
+		t.Errorf("writable by others: %v", err)
+	}
+	if _, err := loadConfig(filepath.Join(t.TempDir(), "config.toml")); err == nil || !strings.Contains(err.Error(), "not there: write one") {
+		t.Errorf("missing: %v", err)
+	}
+	if _, err := loadConfig(write(t, map[string]string{"config.toml": strings.Repeat("#", maxConfig+1)})); err == nil || !strings.Contains(err.Error(), "larger than") {
+		t.Errorf("large: %v", err)
+	}
+	if _, err := loadConfig(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("folder: %v", err)
+	}
+	both := write(t, map[string]string{"config.toml": goodConfig, "config.d/a.toml": "[x]\n", "config.d/b.toml": "[y]\n"})
+	if _, err := loadConfig(both); err == nil || !strings.Contains(err.Error(), "a.toml:1") || !strings.Contains(err.Error(), "b.toml:1") {
+		t.Errorf("two bad files, both named: %v", err)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add(goodConfig)
+	f.Add("[tokens]\nsdk_life = \"1h\"\n[[grant]]\ncaller = { user = \"root\" }\n")
+	f.Add("identity = [{ name = \"a\" }]\n\n[[grant.caller]]\n")
+	f.Add("[source]\nkind = \"simulated\"\nspeed = inf\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := loadConfig(write(t, map[string]string{"config.toml": text}))
+		if err != nil {
+			if strings.TrimSpace(err.Error()) == "" {
+				t.Error("an error that says nothing")
+			}
+			return
+		}
+		if err := c.rules.Validate(); err != nil {
+			t.Errorf("accepted, and not valid: %v", err)
+		}
+		if c.describe() == "" {
+			t.Error("accepted, and nothing to say of it")
+		}
+	})
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	good := write(t, map[string]string{"config.toml": goodConfig})
+	bad := write(t, map[string]string{"config.toml": "[x]\n"})
+	for _, row := range []struct {
+		args      []string
+		status    int
+		out, errs string
+	}{
+		{[]string{"--version"}, exitOK, "perceptd development", ""},
+		{[]string{"--help"}, exitOK, "", "usage: perceptd"},
+		{[]string{"--what"}, exitUsage, "", "usage: perceptd"},
+		{[]string{"extra"}, exitUsage, "", `unexpected argument "extra"`},
+		{[]string{"--check", "--config", good}, exitOK, "configuration is fine: ", ""},
+		{[]string{"--check", "--config", bad}, exitConfig, "", "unknown key x"},
+		{[]string{"--config", bad}, exitConfig, "", "unknown key x"},
+		{[]string{"--config", good, "--log-level", "loud"}, exitUsage, "", "it must be debug, info, warn or error"},
+		{[]string{"--config", good, "--runtime-dir", "/nonexistent"}, exitFailed, "", "/nonexistent: no such file or directory"},
+	} {
+		var out, errs bytes.Buffer
+		status := run(t.Context(), row.args, &out, &errs)
+		if status != row.status || !strings.Contains(out.String(), row.out) || !strings.Contains(errs.String(), row.errs) {
+			t.Errorf("%v: status %d, want %d\n%s%s", row.args, status, row.status, &out, &errs)
+		}
+	}
+}
+
+func TestStatusText(t *testing.T) {
+	t.Parallel()
+	soon := time.Date(2026, 11, 23, 15, 4, 0, 0, time.UTC)
+	var one agent.Status
+	one.Identities = make([]agent.IdentityStatus, 1)
+	one.Keys = make([]agent.KeyStatus, 2)
+	one.Keys[0].Left, one.Keys[0].NextRefresh = time.Hour, soon.Add(time.Hour)
+	one.Keys[1].NextRefresh = soon
+	for _, row := range []struct {
+		simulated bool
+		trouble   []string
+		want      string
+	}{
+		{false, nil, "1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
+		{true, nil, "SIMULATED; 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
+		{false, []string{"a"}, "trouble: a; 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
+		{false, []string{"a", "b", "c"}, "trouble: a (and 2 more, see perceptctl status); 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
+	} {
+		if got := statusText(one, row.simulated, row.trouble); got != row.want {
+			t.Errorf("%q\nwant %q", got, row.want)
+		}
+	}
+	if got := statusText(agent.Status{}, false, nil); got != "0 identities, 0 tokens" {
+		t.Errorf("%q", got)
+	}
+}

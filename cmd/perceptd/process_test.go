@@ -1,0 +1,283 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+
+	"perceptd/agent/api"
+)
+
+// sdkVariable makes the test binary an SDK's client instead: what it holds is the socket to ask on.
+// azidentity's environment and cache belong to a process, so both ends need one of their own.
+const sdkVariable = "PERCEPTD_TEST_SDK"
+
+func TestMain(m *testing.M) {
+	if socket := os.Getenv(sdkVariable); socket != "" {
+		os.Exit(askAsSDK(socket, os.Args[1:]))
+	}
+	status := m.Run()
+	if dir := builtIn(); dir != "" {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(status)
+}
+
+// askAsSDK gets a token through the real azidentity over a Unix socket and prints it. The arguments are
+// the resource and, for a user-assigned identity, the kind of ID and the ID.
+func askAsSDK(socket string, args []string) int {
+	var dialer net.Dialer
+	options := azidentity.ManagedIdentityCredentialOptions{ClientOptions: azcore.ClientOptions{
+		Transport: &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", socket)
+		}}},
+	}}
+	if len(args) == 3 {
+		switch args[1] {
+		case "client_id":
+			options.ID = azidentity.ClientID(args[2])
+		case "object_id":
+			options.ID = azidentity.ObjectID(args[2])
+		case "resource_id":
+			options.ID = azidentity.ResourceID(args[2])
+		}
+	}
+	credential, err := azidentity.NewManagedIdentityCredential(&options)
+	if err == nil {
+		var token azcore.AccessToken
+		token, err = credential.GetToken(context.Background(), policy.TokenRequestOptions{Scopes: []string{args[0] + "/.default"}})
+		fmt.Println(token.Token)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+func builtIn() string { return built.dir }
+
+// binary returns the path of perceptd or perceptctl, built once for all tests of this run.
+func binary(t testing.TB, name string) string {
+	t.Helper()
+	built.once.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "perceptd-test-"); built.err != nil {
+			return
+		}
+		build := exec.Command("go", "build", "-o", built.dir, "perceptd/cmd/perceptd", "perceptd/cmd/perceptctl")
+		if out, err := build.CombinedOutput(); err != nil {
+			built.err = fmt.Errorf("%w: %s", err, out)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return filepath.Join(built.dir, name)
+}
+
+// process is a program under test: its output is kept, and it is stopped with the test.
+type process struct {
+	cmd    *exec.Cmd
+	ended  chan struct{}
+	mu     sync.Mutex
+	output bytes.Buffer
+}
+
+func (p *process) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.output.Write(b)
+}
+
+func (p *process) text() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.output.String()
+}
+
+func launch(t testing.TB, environment []string, name string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(binary(t, name), args...), ended: make(chan struct{})}
+	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, environment...)
+	p.cmd.Stdout, p.cmd.Stderr = p, p
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = p.cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+		if t.Failed() {
+			t.Logf("%s said:\n%s", name, p.text())
+		}
+	})
+	return p
+}
+
+// stop ends the process in order and returns its exit status.
+func (p *process) stop(t testing.TB) int {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-p.ended
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// daemonProcess is a running perceptd with its folder.
+type daemonProcess struct {
+	*process
+	dir, config string
+}
+
+func launchDaemon(t testing.TB, config string, environment ...string) *daemonProcess {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "percept") // short, since a socket's path may not be long
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	d := &daemonProcess{dir: dir, config: write(t, map[string]string{"config.toml": config})}
+	d.process = launch(t, environment, "perceptd", "--config", d.config, "--runtime-dir", dir, "--log-level", "debug")
+	until(t, "the daemon", d.ended, func() bool {
+		status, _, err := d.get(d.admin(), api.PathHealth)
+		return err == nil && status == 200
+	})
+	return d
+}
+
+func (d *daemonProcess) token() string { return filepath.Join(d.dir, api.TokenSocketName) }
+func (d *daemonProcess) admin() string { return filepath.Join(d.dir, api.AdminSocketName) }
+func (d *daemonProcess) module(name string) string {
+	return filepath.Join(d.dir, api.ModulesDirName, name, api.TokenSocketName)
+}
+
+// until polls for what another process does in its own time, at most for a minute.
+func until(t testing.TB, what string, ended <-chan struct{}, reached func() bool) {
+	t.Helper()
+	limit := time.After(time.Minute)
+	for !reached() {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ended:
+			t.Fatalf("the process ended before %s", what)
+		case <-limit:
+			t.Fatalf("waited a minute for %s", what)
+		}
+	}
+}
+
+// get asks on a socket in a connection of its own.
+func (d *daemonProcess) get(socket, path string) (status int, body string, err error) {
+	return d.ask(socket, "GET", path, "")
+}
+
+func (d *daemonProcess) ask(socket, method, path, body string) (int, string, error) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return 0, "", err
+	}
+	defer conn.Close()
+	// What every client is promised: an answer within 10 seconds, whatever the back end does.
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return 0, "", err
+	}
+	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nMetadata: true\r\nX-IDENTITY-HEADER: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
+		method, path, len(body), body)
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(text), err
+}
+
+func (d *daemonProcess) status(t testing.TB) api.Status {
+	t.Helper()
+	_, body, err := d.get(d.admin(), api.PathStatus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s api.Status
+	if err := json.Unmarshal([]byte(body), &s); err != nil {
+		t.Fatalf("%v: %s", err, body)
+	}
+	return s
+}
+
+// claims returns what a token says of itself.
+func claims(t testing.TB, token string) map[string]any {
+	t.Helper()
+	parts := strings.Split(strings.TrimSpace(token), ".")
+	if len(parts) != 3 {
+		t.Fatalf("no JWT of three parts: %d", len(parts))
+	}
+	text, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c map[string]any
+	if err := json.Unmarshal(text, &c); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// startSimulator runs `perceptctl simulate` and returns the variables that point azidentity at it.
+func startSimulator(t testing.TB, form string, args ...string) (*process, []string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "env")
+	p := launch(t, nil, "perceptctl", append([]string{"simulate", "--form", form, "--env-file", file}, args...)...)
+	var text []byte
+	until(t, "the simulator", p.ended, func() bool {
+		var err error
+		text, err = os.ReadFile(file)
+		return err == nil
+	})
+	var environment []string
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(strings.TrimPrefix(line, "export "))
+		if name, value, ok := strings.Cut(line, "="); ok {
+			environment = append(environment, name+"="+strings.Trim(value, `'"`))
+		}
+	}
+	return p, environment
+}
+
+// simulatorDo steers a running simulator.
+func simulatorDo(t testing.TB, environment []string, args ...string) {
+	t.Helper()
+	c := exec.Command(binary(t, "perceptctl"), append([]string{"simulate"}, args...)...)
+	c.Env = environment
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", args, err, out)
+	}
+}
