@@ -56,6 +56,11 @@ func (a *Agent) Refresh(ctx context.Context, identity, resource string) ([]Refre
 	slots := make(chan struct{}, refreshesAtOnce)
 	for i, key := range keys {
 		slots <- struct{}{}
+		if err := ctx.Err(); err != nil { // no use to queue calls that nobody waits for
+			results[i] = RefreshResult{Identity: rules.keys[key].Name, Resource: key.Resource, Outcome: tokencache.Failed, Err: err}
+			<-slots
+			continue
+		}
 		all.Go(func() {
 			outcome, err := a.cache.Refresh(ctx, key)
 			results[i] = RefreshResult{Identity: rules.keys[key].Name, Resource: key.Resource, Outcome: outcome, Err: err}

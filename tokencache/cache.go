@@ -159,7 +159,7 @@ func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight,
 		}
 		return Answer{}, nil, 0, &ShortLifeError{Left: left, Want: need.MinTTL}
 	}
-	if e.flight == nil {
+	if !e.underWay() {
 		if failure := c.refusalLocked(e, now); failure != nil {
 			return Answer{}, nil, 0, failure
 		}
@@ -170,7 +170,7 @@ func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight,
 // wishLocked serves a caller that would like more life than the token has: it waits a little for a
 // fetch that is young, or that may be tried again by now.
 func (c *Cache) wishLocked(e *entry, left, now time.Duration) (Answer, *flight, time.Duration, error) {
-	if e.flight == nil && (now < e.wishes || c.refusalLocked(e, now) != nil) {
+	if !e.underWay() && (e.flight == nil && now < e.wishes || c.refusalLocked(e, now) != nil) {
 		return c.serveLocked(e, left, now), nil, 0, nil
 	}
 	f := c.flyLocked(e, forCaller, now)
@@ -334,7 +334,7 @@ func (c *Cache) begin(key Key) (*flight, error) {
 		return nil, err
 	}
 	now := c.clock.Boot()
-	if pause := c.gate.paused - now; pause > 0 && e.flight == nil {
+	if pause := c.gate.paused - now; pause > 0 && !e.underWay() {
 		return nil, &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
 	}
 	return c.flyLocked(e, forCaller, now), nil

@@ -706,6 +706,73 @@ func TestCallersGoFirst(t *testing.T) {
 	})
 }
 
+// Keys for which the back end hangs, and whose callers come again and again, take every call there is;
+// the others are refreshed all the same.
+func TestHangingKeysDoNotStarveTheOthers(t *testing.T) {
+	t.Parallel()
+	s := &script{}
+	synctest.Test(t, func(t *testing.T) {
+		c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 }, Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+			if key == vault {
+				return s.Fetch(ctx, key)
+			}
+			<-ctx.Done()
+			return tokencache.Fetched{}, ctx.Err()
+		}})
+		defer c.Close()
+		if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		time.Sleep(11 * time.Hour)
+		var all sync.WaitGroup
+		for i := range 8 {
+			all.Go(func() {
+				for ctx.Err() == nil {
+					_, _ = c.Get(ctx, tokencache.Key{Resource: fmt.Sprintf("api://%d", i)}, tokencache.Need{})
+					time.Sleep(time.Second)
+				}
+			})
+		}
+		time.Sleep(time.Hour + 2*time.Minute)
+		if s.count() != 2 {
+			t.Errorf("%d calls for the key that works: its refresh was due two minutes ago", s.count())
+		}
+		cancel()
+		all.Wait()
+	})
+}
+
+// A pause that the back end asks for is told to whoever comes, also for a key whose fetch is queued.
+func TestPauseIsToldForQueuedKeys(t *testing.T) {
+	t.Parallel()
+	s := &script{takes: time.Second, fails: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "too many"}}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		var keys []tokencache.Key
+		for i := range 4 {
+			keys = append(keys, tokencache.Key{Resource: fmt.Sprintf("api://%d", i)})
+		}
+		if err := c.Prefetch(keys); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		before := time.Now()
+		for _, key := range keys {
+			if _, err := c.Get(t.Context(), key, tokencache.Need{}); kindOf(t, err) != tokencache.Throttled {
+				t.Errorf("%v: %v", key, err)
+			}
+			if _, err := c.Refresh(t.Context(), key); kindOf(t, err) != tokencache.Throttled {
+				t.Errorf("refresh of %v: %v", key, err)
+			}
+		}
+		if waited := time.Since(before); waited != 0 {
+			t.Errorf("waited %v to be told", waited)
+		}
+	})
+}
+
 func TestClose(t *testing.T) {
 	t.Parallel()
 	s := &script{takes: time.Hour}
@@ -837,6 +904,19 @@ func TestExpiryByTwoClocks(t *testing.T) {
 		s.set(func(s *script) { s.fails = errors.New("down") })
 		if _, err := c.Get(t.Context(), vault, tokencache.Need{}); kindOf(t, err) != tokencache.Unreachable {
 			t.Errorf("expired by the trusted clock, and Get says %v", err)
+		}
+		time.Sleep(10 * time.Minute)
+		set(0, true) // it was wrong after all, and is set right
+		if got := mustGet(t, c, vault, tokencache.Need{}); got.Left != 23*time.Hour+50*time.Minute {
+			t.Errorf("%v left: a token was deleted for a clock's sake", got.Left)
+		}
+		s.set(func(s *script) { s.fails = nil })
+		time.Sleep(5 * time.Minute)
+		before := s.count()
+		set(25*time.Hour, true)
+		time.Sleep(6 * time.Minute)
+		if s.count() == before {
+			t.Error("the clock says expired for minutes, and nothing newer was asked for")
 		}
 	})
 }

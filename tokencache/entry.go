@@ -36,6 +36,9 @@ type entry struct {
 	endedWall time.Time // of the last fetch
 }
 
+// underWay reports whether a call for e has begun, and will end.
+func (e *entry) underWay() bool { return e.flight != nil && e.flight.begun }
+
 // wanted reports whether the schedule still works for e.
 func (e *entry) wanted(now time.Duration) bool {
 	return e.prefetch || now-e.asked <= idleAfter

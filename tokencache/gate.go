@@ -22,11 +22,17 @@ type flight struct {
 	key   Key
 	class class
 	asked time.Duration // boot time of the wish
+	begun bool          // the call is under way
 	done  chan struct{} // closed when outcome and err are set
 
 	outcome Outcome
 	err     error
 }
+
+// patience is how long a flight is passed over by those of a better class. After that every second call
+// is for such a flight: a source that hangs for some keys, whose callers come again and again, must not
+// keep the others from being refreshed.
+const patience = 30 * time.Second
 
 // gate keeps calls to the source within its limits and in the order of their class.
 type gate struct {
@@ -35,6 +41,7 @@ type gate struct {
 	begun   [callsPerSecond]time.Duration // boot times of the last calls, a ring
 	oldest  int                           // index of the oldest in begun
 	paused  time.Duration                 // no call before this boot time: the source asked for it
+	late    bool                          // the next call is for a flight that was passed over for long
 }
 
 func newGate() gate {
@@ -55,18 +62,28 @@ func (g *gate) next(now time.Duration) *flight {
 	if len(g.queue) == 0 || g.running == callsAtOnce || now < g.opens() {
 		return nil
 	}
-	first := 0
-	for i, f := range g.queue {
-		if f.class < g.queue[first].class {
-			first = i
-		}
-	}
-	f := g.queue[first]
+	f := g.first(now)
 	g.remove(f)
+	f.begun = true
 	g.running++
 	g.begun[g.oldest] = now
 	g.oldest = (g.oldest + 1) % len(g.begun)
 	return f
+}
+
+// first returns the flight whose turn it is, of a queue that is not empty.
+func (g *gate) first(now time.Duration) *flight {
+	g.late = !g.late
+	best := g.queue[0]
+	if !g.late && now-best.asked > patience {
+		return best
+	}
+	for _, f := range g.queue {
+		if f.class < best.class {
+			best = f
+		}
+	}
+	return best
 }
 
 // remove takes f off the queue, if it is there.

@@ -35,13 +35,14 @@ func (c *Cache) run() {
 	}
 }
 
+// lookEvery bounds how late the schedule notices that the wall clock was moved.
+const lookEvery = 5 * time.Minute
+
 // tickLocked forgets what expired, begins what is due, and returns when to look again.
 func (c *Cache) tickLocked(now time.Duration) time.Duration {
 	next := never
 	for key, e := range c.entries {
-		if !e.token.Text.IsZero() && c.leftLocked(e, now) <= 0 {
-			e.forget()
-		}
+		c.expireLocked(e, now)
 		if e.next <= now && e.flight == nil {
 			c.dueLocked(e, now)
 		}
@@ -50,7 +51,7 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 			continue
 		}
 		if !e.token.Text.IsZero() {
-			next = min(next, e.deadline)
+			next = min(next, e.deadline, now+lookEvery)
 		}
 		if e.flight == nil {
 			next = min(next, e.next)
@@ -61,6 +62,18 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 		next = min(next, c.gate.opens())
 	}
 	return next
+}
+
+// expireLocked forgets a token whose life is over by boot time. One that is over by the wall clock alone
+// is kept, though not served: the clock may be set right again, and a newer token is asked for at once.
+func (c *Cache) expireLocked(e *entry, now time.Duration) {
+	switch {
+	case e.token.Text.IsZero():
+	case now >= e.deadline:
+		e.forget()
+	case e.failures == 0 && c.leftLocked(e, now) <= 0:
+		e.next = min(e.next, now)
+	}
 }
 
 // dueLocked begins e's planned fetch, unless nobody cares for e any more.

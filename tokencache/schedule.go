@@ -12,8 +12,9 @@ const (
 	shortLived  = 2 * time.Hour   // below this, half of the life leaves too little slack
 	lastMinutes = 5 * time.Minute // before an expiry every retry counts; the SDKs' own margin
 
-	againFloor   = 5 * time.Minute // a shorter wait is not worth a call: then the expiry itself is tried
-	afterExpiry  = time.Second     // a back end may roll over only when the token has expired
+	refreshFloor = 30 * time.Second // tokens that live no longer are fetched when somebody asks
+	againFloor   = 5 * time.Minute  // a shorter wait is not worth a call: then the expiry itself is tried
+	afterExpiry  = time.Second      // a back end may roll over only when the token has expired
 	backoffFloor = time.Second
 	backoffTop   = 5 * time.Minute
 	urgentTop    = 5 * time.Second
@@ -31,13 +32,14 @@ func spread(d time.Duration, roll float64) time.Duration {
 // firstRefresh returns how long after its receipt a token with that much life left is first
 // refreshed: when the back end advises, else at half of its life, or at 80 % of a short one.
 func firstRefresh(left, advised time.Duration, roll float64) time.Duration {
+	wait := spread(left/2, roll)
 	switch {
 	case advised > 0 && advised < left:
-		return advised
+		wait = advised
 	case left < shortLived:
-		return spread(left*8/10, roll)
+		wait = spread(left*8/10, roll)
 	}
-	return spread(left/2, roll)
+	return max(wait, refreshFloor)
 }
 
 // nextTry returns how long to wait after the back end gave the token that was already held. Each try

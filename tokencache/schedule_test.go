@@ -22,7 +22,8 @@ func TestFirstRefresh(t *testing.T) {
 		{"ten minutes", 10 * time.Minute, 0, 0.5, 8 * time.Minute},
 		{"advised", 24 * time.Hour, 5 * time.Hour, 0.9, 5 * time.Hour},
 		{"advised past the expiry is no advice", time.Hour, 2 * time.Hour, 0.5, 48 * time.Minute},
-		{"nothing left", 0, 0, 0.5, 0},
+		{"advised too soon", time.Hour, time.Second, 0.5, 30 * time.Second},
+		{"nothing left", 0, 0, 0.5, 30 * time.Second},
 	} {
 		if got := firstRefresh(row.left, row.advised, row.roll); got != row.want {
 			t.Errorf("%s: firstRefresh(%v, %v, %v) = %v, want %v", row.name, row.left, row.advised, row.roll, got, row.want)
@@ -170,4 +171,14 @@ func TestGateOrder(t *testing.T) {
 		t.Fatal("no call when the second is over")
 	}
 	g.remove(named(forCaller)) // not queued: no harm
+
+	g = newGate()
+	old := &flight{class: forProbe}
+	g.queue = []*flight{old, {asked: time.Minute}, {asked: time.Minute}}
+	if g.next(time.Minute) == old {
+		t.Fatal("a probe before a caller")
+	}
+	if g.next(time.Minute) != old {
+		t.Fatal("a flight is passed over for more than half a minute, twice in a row")
+	}
 }
