@@ -48,6 +48,10 @@ func testSystem(t *testing.T, machine *machine) {
 		if exitOf(err) != 4 || !strings.Contains(out, "no [[grant]] lets uid 65534") {
 			t.Errorf("user nobody: %v %s", err, out)
 		}
+		out, err = machine.as(t, "edge", "perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token", "--resource", "https://vault.azure.net")
+		if exitOf(err) != 3 || !strings.Contains(out, "permission denied") {
+			t.Errorf("user edge at a module's socket: %v %s", err, out)
+		}
 		out = machine.must(t, "perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token", "--resource", "https://vault.azure.net", "--json")
 		wants(t, out, `"identity": "vision"`)
 	})

@@ -130,7 +130,7 @@ func TestUsersAndFoldersAgreeWithTheUnits(t *testing.T) {
 		sysusers: {"u percept ", "g percept-admin "},
 		tmpfiles: {
 			"d " + api.RuntimeDir + " 0755 percept percept -",
-			"d " + filepath.Join(api.RuntimeDir, api.ModulesDirName) + " 0755 percept percept -",
+			"d " + filepath.Join(api.RuntimeDir, api.ModulesDirName) + " 0700 percept percept -",
 		},
 	} {
 		text, err := os.ReadFile(path)

@@ -46,6 +46,7 @@ type Server struct {
 
 	denied, invalid, failed atomic.Int64 // requests on token sockets that the agent did not see
 	spare                   spare
+	crowd                   crowd
 
 	mu      sync.Mutex // protects what follows
 	stopped bool
@@ -56,8 +57,11 @@ type Server struct {
 type Limits struct {
 	Header time.Duration // to send a request's header; 5 s
 	Answer time.Duration // until a request for a token is answered; 9 s, so that 10 s are kept
-	Admin  time.Duration // until a request on the admin socket is answered; 60 s, for many refreshes
+	Admin  time.Duration // until a request on the admin socket is answered; 9 s as well
 	Idle   time.Duration // between two requests on one connection; 60 s
+
+	Connections int // at once on all token sockets; 4,096
+	PerCaller   int // of one user there, counted apart for each module; 1,024. More are closed unanswered
 }
 
 // orDefaults fills in the zero fields.
@@ -68,12 +72,18 @@ func (l Limits) orDefaults() Limits {
 	}{
 		{&l.Header, 5 * time.Second},
 		{&l.Answer, 9 * time.Second},
-		{&l.Admin, 60 * time.Second},
+		{&l.Admin, 9 * time.Second},
 		{&l.Idle, 60 * time.Second},
 	} {
 		if *limit.field == 0 {
 			*limit.field = limit.value
 		}
+	}
+	if l.Connections == 0 {
+		l.Connections = 4096
+	}
+	if l.PerCaller == 0 {
+		l.PerCaller = 1024
 	}
 	return l
 }
@@ -145,9 +155,15 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 			ctx, err := caller.NewContext(ctx, conn, from)
 			if err != nil {
 				s.log().Debug("caller not proved", zap.String("module", from.Module), zap.Error(err))
+				return ctx
+			}
+			if who, err := caller.FromContext(ctx); kind == onToken && err == nil && !s.crowd.admit(conn, who, limits) {
+				s.log().Debug("too many connections", zap.Stringer("caller", who))
+				_ = conn.Close() // ends its goroutine at the first read
 			}
 			return ctx
 		},
+		ConnState: s.crowd.note,
 	}
 }
 

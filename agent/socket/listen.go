@@ -34,7 +34,9 @@ type Listener struct {
 }
 
 // Listen makes the socket name in folder, a path below the locked one ("" is the locked folder itself), and
-// listens on it. Steps of folder that are missing are made with mode 0755. mode is the socket's permissions;
+// listens on it. Steps of folder are made where they
+// are missing: the last one with mode 0755, those above it with 0700, so that nobody but root gets to the socket
+// unless the last one is mounted elsewhere. mode is the socket's permissions;
 // gid is its group, which the process must be a member of, or -1 to keep the process's own.
 //
 // A socket that nobody serves is replaced. One that is served, or whose server cannot be told, is an
@@ -80,9 +82,10 @@ func (l *Listener) remove() error {
 // open walks from the locked folder down to folder step by step, following no link, making what is missing.
 func (h *Held) open(folder string) (*os.File, error) {
 	at, path := h.folder, h.dir
-	for step := range strings.SplitSeq(filepath.Clean(folder), "/") { // "." for the locked folder itself
+	steps := strings.Split(filepath.Clean(folder), "/") // "." for the locked folder itself
+	for i, step := range steps {
 		path = filepath.Join(path, step)
-		next, err := openStep(at, step, path)
+		next, err := openStep(at, step, path, i < len(steps)-1)
 		if at != h.folder {
 			_ = at.Close() // only read from
 		}
@@ -94,8 +97,10 @@ func (h *Held) open(folder string) (*os.File, error) {
 	return at, nil
 }
 
-func openStep(at *os.File, step, path string) (*os.File, error) {
-	err := unix.Mkdirat(int(at.Fd()), step, 0o755)
+// openStep opens one folder, made if need be. A private one is for this user and root alone, also when it
+// was there before with a wider mode.
+func openStep(at *os.File, step, path string, private bool) (*os.File, error) {
+	err := unix.Mkdirat(int(at.Fd()), step, 0o700)
 	made := err == nil
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, folderError(path, err)
@@ -105,13 +110,19 @@ func openStep(at *os.File, step, path string) (*os.File, error) {
 		return nil, folderError(path, err)
 	}
 	next := os.NewFile(uintptr(fd), path)
-	if made {
-		if err := next.Chmod(0o755); err != nil { // whatever the umask took
-			return nil, errors.Join(err, next.Close())
-		}
-	}
 	if err := checkFolder(fd, path); err != nil {
 		return nil, errors.Join(err, next.Close())
+	}
+	switch {
+	case private:
+		err = next.Chmod(0o700)
+	case made && step != ".":
+		err = next.Chmod(0o755)
+	default:
+		err = nil
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: nobody else may get there, and its mode cannot be changed: %w", path, err), next.Close())
 	}
 	return next, nil
 }

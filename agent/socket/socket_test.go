@@ -553,7 +553,7 @@ func TestListenWhateverTheUmask(t *testing.T) {
 		unix.Umask(mask)
 		listen(t, h, "modules/vision", "token.sock")
 		unix.Umask(0o022)
-		for path, want := range map[string]fs.FileMode{"modules": 0o755, "modules/vision": 0o755, "modules/vision/token.sock": 0o666} {
+		for path, want := range map[string]fs.FileMode{"modules": 0o700, "modules/vision": 0o755, "modules/vision/token.sock": 0o666} {
 			if st, err := os.Stat(filepath.Join(dir, path)); err != nil || st.Mode().Perm() != want {
 				t.Errorf("umask %03o: %s has %v, %v, want %v", mask, path, st.Mode(), err, want)
 			}
