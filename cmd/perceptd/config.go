@@ -12,11 +12,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
 	"perceptd/agent"
+	"perceptd/agent/simulator"
 	"perceptd/agent/source"
 )
 
@@ -43,6 +45,9 @@ type sourceConfig struct {
 	speed    float64 // simulated: how much faster time runs
 	rollover string  // simulated: when the back end hands out a newer token
 }
+
+// defaultSource is what counts where no file says otherwise.
+var defaultSource = sourceConfig{kind: managedIdentity, endpoint: source.Auto, speed: 1, rollover: simulator.AtExpiry.String()}
 
 // document is one configuration file as it is written. Pointers tell a missing key from a zero.
 type document struct {
@@ -95,7 +100,7 @@ func loadConfig(path string) (config, error) {
 		return config{}, err
 	}
 	slices.Sort(extra)
-	c := config{source: sourceConfig{kind: managedIdentity, endpoint: source.Auto, speed: 1, rollover: "expiry"}}
+	c := config{source: defaultSource}
 	var where places
 	var faults []error
 	for _, file := range append([]string{path}, extra...) {
@@ -113,7 +118,7 @@ func loadConfig(path string) (config, error) {
 		where.add(file, text)
 		faults = append(faults, c.take(file, doc, &where))
 	}
-	if err := errors.Join(faults...); err != nil {
+	if err := errors.Join(append(faults, c.source.validate(where.last))...); err != nil {
 		return config{}, err
 	}
 	if err := c.rules.Validate(); err != nil {
@@ -138,6 +143,8 @@ func readConfig(path string) ([]byte, error) {
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s: not a regular file", path)
+	case !ours(info):
+		return nil, fmt.Errorf("%s: its owner is neither root nor the user that perceptd runs as: chown root %s", path, path)
 	case info.Mode().Perm()&0o022 != 0:
 		return nil, fmt.Errorf("%s: mode %04o lets others change who gets tokens: chmod go-w %s", path, info.Mode().Perm(), path)
 	}
@@ -149,6 +156,11 @@ func readConfig(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxConfig)
 	}
 	return text, nil
+}
+
+func ours(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
 }
 
 // decodeConfig is strict: a key that nobody reads is an error, since it may be a misspelt grant.
@@ -205,7 +217,8 @@ func (c *config) take(file string, doc document, where *places) error {
 	for _, identity := range doc.Identity {
 		c.rules.Identities = append(c.rules.Identities, agent.Identity(identity))
 	}
-	faults := []error{c.source.take(file, doc)}
+	c.source.take(doc)
+	var faults []error
 	for _, grant := range doc.Grant {
 		match := agent.Match{Module: grant.Caller.Module, UID: grant.Caller.UID, User: grant.Caller.User}
 		if match.User != "" {
@@ -237,7 +250,8 @@ func uidOf(name string) (uint32, error) {
 	return uint32(uid), nil
 }
 
-func (s *sourceConfig) take(file string, doc document) error {
+// take overwrites what a document sets.
+func (s *sourceConfig) take(doc document) {
 	written := doc.Source
 	if written.Kind != nil {
 		s.kind = *written.Kind
@@ -251,16 +265,23 @@ func (s *sourceConfig) take(file string, doc document) error {
 	if written.Rollover != nil {
 		s.rollover = *written.Rollover
 	}
+}
+
+// validate looks at what all files together say; file is the last of them.
+func (s *sourceConfig) validate(file string) error {
 	endpoints := []source.Endpoint{source.Auto, source.Arc, source.AppService, source.IMDS}
+	_, err := simulator.ParseRollover(s.rollover)
 	switch {
 	case s.kind != managedIdentity && s.kind != simulated:
 		return fmt.Errorf("%s: source.kind is %q: it must be %q or %q", file, s.kind, managedIdentity, simulated)
 	case !slices.Contains(endpoints, s.endpoint):
 		return fmt.Errorf("%s: source.endpoint is %q: it must be auto, arc, app-service or imds", file, s.endpoint)
-	case s.kind != simulated && (written.Speed != nil || written.Rollover != nil):
+	case s.kind != simulated && (s.speed != defaultSource.speed || s.rollover != defaultSource.rollover):
 		return fmt.Errorf("%s: source.speed and source.rollover are for source.kind = %q only", file, simulated)
-	case !(s.speed >= 1 && s.speed <= 100_000):
+	case !(s.speed >= 1 && s.speed <= 100_000): // NaN is neither
 		return fmt.Errorf("%s: source.speed is %v: it must be between 1 and 100000", file, s.speed)
+	case err != nil:
+		return fmt.Errorf("%s: source.rollover: %w", file, err)
 	}
 	return nil
 }

@@ -118,6 +118,7 @@ func TestConfigFaults(t *testing.T) {
 		{"speed of the real one", "[source]\nspeed = 2.0\n", `source.speed and source.rollover are for source.kind = "simulated" only`},
 		{"speed", "[source]\nkind = \"simulated\"\nspeed = 0.5\n", "source.speed is 0.5"},
 		{"speed that is no number", "[source]\nkind = \"simulated\"\nspeed = nan\n", "source.speed is NaN"},
+		{"rollover", "[source]\nkind = \"simulated\"\nrollover = \"never\"\n", "source.rollover: "},
 		{"no such user", goodConfig + "[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: user \"nobody-of-that-name\" is not known"},
 		{"user and uid", goodConfig + "[[grant]]\ncaller = { user = \"root\", uid = 1 }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: a grant's caller is exactly one"},
 		{"rule of an identity", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device" is there twice`},
@@ -152,6 +153,19 @@ func TestConfigFiles(t *testing.T) {
 	}
 	if _, err := loadConfig(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("folder: %v", err)
+	}
+	if os.Getuid() == 0 {
+		foreign := write(t, map[string]string{"config.toml": goodConfig})
+		if err := os.Chown(foreign, 4711, -1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadConfig(foreign); err == nil || !strings.Contains(err.Error(), "its owner is neither root nor") {
+			t.Errorf("another user's: %v", err)
+		}
+	}
+	split := write(t, map[string]string{"config.toml": goodConfig + "\n", "config.d/a.toml": "[source]\nspeed = 5.0\n"})
+	if c, err := loadConfig(split); err != nil || c.source.speed != 5 {
+		t.Errorf("a source in two files: %+v, %v", c.source, err)
 	}
 	both := write(t, map[string]string{"config.toml": goodConfig, "config.d/a.toml": "[x]\n", "config.d/b.toml": "[y]\n"})
 	if _, err := loadConfig(both); err == nil || !strings.Contains(err.Error(), "a.toml:1") || !strings.Contains(err.Error(), "b.toml:1") {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
@@ -22,8 +23,12 @@ import (
 	"perceptd/systemd"
 )
 
-// drain is how long requests under way may take to end after SIGTERM.
-const drain = 4 * time.Second
+const (
+	// drain is how long requests under way may take to end after SIGTERM.
+	drain = 4 * time.Second
+	// patience is how long they may wait for the back end in that time; then they are told to come back.
+	patience = 3 * time.Second
+)
 
 // daemon is the running program: the parts, and what is known of the configuration in force.
 type daemon struct {
@@ -37,6 +42,7 @@ type daemon struct {
 	agent   *agent.Agent
 	server  *server.Server
 	sockets *sockets
+	signals chan os.Signal
 	changed chan struct{} // the status may tell something new
 	failed  chan error    // something that the daemon cannot go on without
 
@@ -53,8 +59,12 @@ type daemon struct {
 func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d := &daemon{
 		flags: f, log: log, started: time.Now(), config: c, loadedOn: time.Now(),
-		changed: make(chan struct{}, 1), failed: make(chan error, 1),
+		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), failed: make(chan error, 1),
 	}
+	// Before any socket is there: a signal that comes early is kept, not the end of the process.
+	signal.Notify(d.signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+	d.reloading.Lock() // a reload that is asked for early waits until there is something to reload
+	defer d.reloading.Unlock()
 	given, err := d.fromSystemd()
 	if err != nil {
 		return nil, err
@@ -72,7 +82,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, dir: f.runtimeDir, log: log, failed: d.failed,
+		held: held, log: log, failed: d.failed,
 		answers: make(map[string]net.Addr), modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.source); err != nil {
@@ -84,9 +94,19 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.server = &server.Server{Agent: d.agent, Reload: d.reload, Describe: d.describe, Log: log, Now: d.backend.clock.Wall}
+	d.server = &server.Server{Agent: d.agent, Reload: d.reload, Describe: d.describe, Log: log, Now: d.backend.clock.Wall, Limits: connectionLimits()}
 	d.sockets.server = d.server
 	return d, d.listen(given)
+}
+
+// connectionLimits leaves at least half of the descriptors that this process may have to everything else.
+func connectionLimits() server.Limits {
+	all := 4096
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur/2 < uint64(all) {
+		all = max(8, int(files.Cur/2))
+	}
+	return server.Limits{Connections: all, PerCaller: all / 4}
 }
 
 // fromSystemd reads what the service manager passed, before anything else reads the environment.
@@ -111,17 +131,14 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 	if err != nil {
 		return err
 	}
-	plan, err := d.sockets.plan(d.config.modules())
-	if err != nil {
-		return errors.Join(err, token.Close(), admin.Close())
-	}
 	d.sockets.serve(token, admin)
-	plan.commit()
+	d.sockets.setModules(d.config.modules())
 	return nil
 }
 
 // release lets go of what start took, in the opposite order.
 func (d *daemon) release() {
+	signal.Stop(d.signals)
 	if d.agent != nil {
 		d.agent.Close()
 	}
@@ -143,9 +160,6 @@ func (d *daemon) noteChange() {
 
 // serve runs until a signal or ctx ends it, and returns nil when that was in order.
 func (d *daemon) serve(ctx context.Context) error {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(signals)
 	watched, unwatch := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { d.notify.Watch(watched, d.within, d.selfCheck, d.reportSelfCheck) })
@@ -157,7 +171,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return d.stop("the context ended")
-		case s := <-signals:
+		case s := <-d.signals:
 			if s != syscall.SIGHUP {
 				return d.stop(s.String())
 			}
@@ -177,7 +191,7 @@ func (d *daemon) announce() {
 	from := d.backend.status()
 	fields := []zap.Field{
 		zap.String("version", versionName()), zap.String("source", from.Kind), zap.String("endpoint", from.Endpoint),
-		zap.String("address", from.Address), zap.String("runtime_dir", d.flags.runtimeDir), zap.String("config", strings.Join(d.config.files, " ")),
+		zap.String("address", from.Address), zap.String("runtime_dir", d.flags.runtimeDir), zap.String("config", strings.Join(d.describe().Config.Files, " ")),
 	}
 	if d.backend.simulator != nil {
 		d.log.Warn("SIMULATED back end: its tokens open nothing", fields...)
@@ -216,6 +230,8 @@ func (d *daemon) stop(why string) error {
 	d.told(d.notify.Stopping())
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
+	giveUp := time.AfterFunc(patience, d.agent.Close)
+	defer giveUp.Stop()
 	if err := d.server.Shutdown(ctx); err != nil {
 		d.log.Warn("requests were cut off", zap.Error(err))
 	}
@@ -259,16 +275,11 @@ func (d *daemon) apply(c config) ([]string, error) {
 	if c.source != before.source {
 		return nil, errors.New("[source] cannot change while the daemon runs: systemctl restart perceptd")
 	}
-	plan, err := d.sockets.plan(c.modules())
-	if err != nil {
-		return nil, err
-	}
 	changes, err := d.agent.Apply(c.rules)
 	if err != nil {
-		plan.discard()
 		return nil, err
 	}
-	plan.commit()
+	d.sockets.setModules(c.modules())
 	if !slices.Equal(before.files, c.files) {
 		changes = append(changes, fmt.Sprintf("read from %v, was %v", c.files, before.files))
 	}
@@ -286,6 +297,7 @@ func (d *daemon) describe() api.Status {
 		Source:    d.backend.status(),
 		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
 	}
+	s.Trouble = d.sockets.troubles()
 	if d.fault != "" {
 		faultOn := d.faultOn
 		s.Config.Error, s.Config.ErrorOn = d.fault, &faultOn

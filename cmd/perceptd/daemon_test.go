@@ -72,6 +72,79 @@ func TestSockets(t *testing.T) {
 	}
 }
 
+// A module is known by its socket, so that no other user of the device may get to it. What mounts its
+// folder elsewhere is root's business.
+func TestModuleSocketsAreShut(t *testing.T) {
+	t.Parallel()
+	d := launchDaemon(t, simulatedFor("vision"))
+	info, err := os.Stat(filepath.Join(d.dir, api.ModulesDirName))
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+	if os.Getuid() != 0 {
+		return // only root can be somebody else
+	}
+	for _, dir := range []string{d.dir, filepath.Dir(binary(t, "perceptctl"))} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for socket, status := range map[string]int{d.module("vision"): 3, d.token(): 4} {
+		c := exec.Command(binary(t, "perceptctl"), "--socket", socket, "token", "--resource", vaultURI)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if out, _ := c.CombinedOutput(); c.ProcessState.ExitCode() != status {
+			t.Errorf("another user at %s: exit status %d, want %d\n%s", socket, c.ProcessState.ExitCode(), status, out)
+		}
+	}
+}
+
+// What one module has done to its own folder is its own trouble.
+func TestSpoiltModuleFolder(t *testing.T) {
+	t.Parallel()
+	d := launchDaemon(t, simulatedFor())
+	if err := os.MkdirAll(d.module("vision"), 0o755); err != nil { // a folder in the socket's place
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.config, []byte(simulatedFor("vision", "speech")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if status, body, err := d.ask(d.admin(), "POST", api.PathReload, ""); status != 200 {
+		t.Errorf("%d %s %v", status, body, err)
+	}
+	if status, _, err := d.get(d.module("speech"), vaultToken); status != 200 {
+		t.Errorf("the other module: %d %v", status, err)
+	}
+	if got := d.status(t).Trouble; len(got) != 1 || !strings.Contains(got[0], "module vision has no socket") {
+		t.Errorf("trouble %q", got)
+	}
+	if err := os.Remove(d.module("vision")); err != nil {
+		t.Fatal(err)
+	}
+	if status, body, err := d.ask(d.admin(), "POST", api.PathReload, ""); status != 200 {
+		t.Errorf("%d %s %v", status, body, err)
+	}
+	if status, _, err := d.get(d.module("vision"), vaultToken); status != 200 || len(d.status(t).Trouble) != 0 {
+		t.Errorf("mended: %d %v %q", status, err, d.status(t).Trouble)
+	}
+}
+
+// Requests that wait for a back end which does not answer are told to come back, not cut off.
+func TestStopAnswersWhoWaits(t *testing.T) {
+	t.Parallel()
+	_, environment := startSimulator(t, "imds", "--fault", "hang")
+	d := launchDaemon(t, manyResources(), environment...)
+	answered := make(chan int)
+	go func() {
+		status, _, _ := d.get(d.token(), api.PathToken+"?resource=api://1")
+		answered <- status
+	}()
+	until(t, "the request", d.ended, func() bool { return len(d.status(t).Tokens) == 1 })
+	status := d.stop(t)
+	if got := <-answered; got != 503 || status != 0 {
+		t.Errorf("the request got %d, the daemon ended with %d", got, status)
+	}
+}
+
 func TestSecondDaemon(t *testing.T) {
 	t.Parallel()
 	d := launchDaemon(t, simulatedFor())
@@ -108,8 +181,11 @@ func TestReload(t *testing.T) {
 	if status, _, err := d.get(d.module("speech"), vaultToken); status != 200 {
 		t.Errorf("the new module: %d %v", status, err)
 	}
-	if _, err := os.Stat(filepath.Dir(d.module("vision"))); err == nil {
-		t.Error("the old module's folder is still there")
+	if _, err := os.Stat(d.module("vision")); err == nil {
+		t.Error("the old module's socket is still there")
+	}
+	if _, err := os.Stat(filepath.Dir(d.module("vision"))); err != nil {
+		t.Errorf("the old module's folder is gone, and a container that has it mounted is cut off for ever: %v", err)
 	}
 	for _, row := range []struct{ text, says string }{
 		{simulatedFor("speech", "vision") + "[x]\n", "unknown key x"},

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"runtime/debug"
 
@@ -20,6 +21,10 @@ const (
 	exitUsage  = 2  // the command line is wrong
 	exitConfig = 78 // the configuration is wrong (EX_CONFIG): restarting will not help
 )
+
+// gcPercent, half of Go's own default, keeps the heap close to what is held. It saves two megabytes, which
+// count on a small device; collecting twice as often costs no time that can be measured. GOGC overrides it.
+const gcPercent = 50
 
 const usage = `perceptd hands managed-identity tokens to local modules over Unix sockets.
 
@@ -90,6 +95,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	defer func() { _ = log.Sync() }()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	d, err := start(f, conf, log)
 	if err != nil {
 		fmt.Fprintf(stderr, "perceptd: %v\n", err)

@@ -24,7 +24,6 @@ import (
 // one for each module, always made here.
 type sockets struct {
 	held    *socket.Held
-	dir     string
 	server  *server.Server
 	log     *zap.Logger
 	failed  chan<- error // a listener that can accept no more
@@ -33,6 +32,7 @@ type sockets struct {
 	mu      sync.Mutex          // protects what follows
 	answers map[string]net.Addr // where the self-check finds an answer, by the socket's name
 	modules map[string]*socket.Listener
+	trouble []string // modules without a socket
 }
 
 const (
@@ -128,66 +128,41 @@ func askHealth(ctx context.Context, at net.Addr) error {
 	return nil
 }
 
-// plan makes the sockets of modules that have none yet, without answering on them: commit does, and
-// closes those of modules that are gone; discard undoes the plan.
-func (s *sockets) plan(modules []string) (*socketPlan, error) {
-	p := &socketPlan{sockets: s, made: make(map[string]*socket.Listener)}
+// setModules gives each of the named modules a socket, and takes it from the others. A socket that cannot
+// be made is trouble for its module and for no other: each can spoil its own folder, where it is mounted
+// writable. It is tried again at the next reload.
+func (s *sockets) setModules(modules []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name := range s.modules {
+	for name, l := range s.modules {
 		if !slices.Contains(modules, name) {
-			p.gone = append(p.gone, name)
+			// The folder stays: a container may still have it mounted, and the module may come back.
+			_ = l.Close()
+			delete(s.modules, name)
+			delete(s.answers, moduleSocket(name))
 		}
 	}
+	s.trouble = nil
 	for _, name := range modules {
 		if s.modules[name] != nil {
 			continue
 		}
 		l, err := s.held.Listen(filepath.Join(api.ModulesDirName, name), api.TokenSocketName, tokenSocketMode, -1)
 		if err != nil {
-			p.discard()
-			return nil, fmt.Errorf("socket of module %s: %w", name, err)
+			s.log.Error("a module has no socket", zap.String("module", name), zap.Error(err))
+			s.trouble = append(s.trouble, fmt.Sprintf("module %s has no socket: %v", name, err))
+			continue
 		}
-		p.made[name] = l
-	}
-	return p, nil
-}
-
-// socketPlan is a change of the module sockets that can still be undone.
-type socketPlan struct {
-	sockets *sockets
-	made    map[string]*socket.Listener
-	gone    []string
-}
-
-func (p *socketPlan) discard() {
-	for name, l := range p.made {
-		_ = l.Close()
-		p.sockets.removeFolder(name)
-	}
-}
-
-func (p *socketPlan) commit() {
-	s := p.sockets
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for name, l := range p.made {
 		s.modules[name] = l
 		s.serveLocked(moduleSocket(name), l, func(l net.Listener) error { return s.server.ServeTokens(l, name) })
 	}
-	for _, name := range p.gone {
-		_ = s.modules[name].Close()
-		delete(s.modules, name)
-		delete(s.answers, moduleSocket(name))
-		s.removeFolder(name)
-	}
+}
+
+// troubles lists the modules that have no socket, and why.
+func (s *sockets) troubles() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.trouble)
 }
 
 func moduleSocket(name string) string { return "socket of module " + name }
-
-// removeFolder removes a module's folder if nothing else is in it: what others put there is theirs.
-func (s *sockets) removeFolder(name string) {
-	if err := os.Remove(filepath.Join(s.dir, api.ModulesDirName, name)); err != nil {
-		s.log.Debug("folder of a module stays", zap.String("module", name), zap.Error(err))
-	}
-}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// pkg is what `go list -json` says of a package.
+type pkg struct {
+	ImportPath, Dir string
+	Imports, Deps   []string
+	GoFiles         []string
+	Standard        bool
+}
+
+// mayImport is the layout: of our packages, each may import these. The reason is why no more.
+var mayImport = map[string]struct {
+	ours   []string
+	reason string
+}{
+	"tokencache":      {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
+	"agent":           {[]string{"tokencache"}, "it decides by values; who calls, and over what, is others' work"},
+	"agent/api":       {nil, "the wire contract costs its importer nothing else"},
+	"agent/source":    {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
+	"agent/simulator": {nil, "the simulated back end must not share the mistakes of what it tests"},
+	"agent/caller":    {[]string{"agent"}, "it fills in a caller and decides nothing"},
+	"agent/server":    {[]string{"agent", "agent/api", "agent/caller"}, "it reaches the cache through the agent's grants only"},
+	"agent/client":    {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
+	"agent/clock":     {[]string{"tokencache"}, "it only fills in a clock"},
+	"agent/socket":    {nil, "it makes sockets for whoever asks"},
+	"systemd":         {nil, "it speaks to systemd for any daemon"},
+	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/caller", "agent/clock", "agent/server", "agent/simulator",
+		"agent/socket", "agent/source", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
+	"cmd/perceptctl": {[]string{"agent/api", "agent/client", "agent/simulator"}, "the tool talks to the daemon and is none itself"},
+}
+
+// mustNotLink is what may not be in a package's build, its imports' imports included.
+var mustNotLink = []struct{ pkg, bad, reason string }{
+	{"tokencache", "net", "the cache knows no network"},
+	{"tokencache", "go.uber.org/", "nor anybody else's library"},
+	{"agent/client", "go.uber.org/", "the client is standard library only"},
+	{"agent/client", "github.com/", "the client is standard library only"},
+	{"agent/client", "golang.org/x/", "the client is standard library only"},
+	{"agent/simulator", "github.com/", "the simulator must not share azidentity's view of the protocol"},
+	{"cmd/perceptctl", "github.com/Azure/", "the tool is small, and mounted into containers"},
+	{"cmd/perceptctl", "github.com/AzureAD/", "the tool is small, and mounted into containers"},
+}
+
+func TestLayout(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]bool)
+	for _, p := range listed(t) {
+		name := strings.TrimPrefix(p.ImportPath, "perceptd/")
+		rule, known := mayImport[name]
+		if !known {
+			t.Errorf("%s is not in the layout: say in docs/architecture.md and here what its one job is", name)
+			continue
+		}
+		seen[name] = true
+		for _, imported := range p.Imports {
+			if of, ours := strings.CutPrefix(imported, "perceptd/"); ours && !slices.Contains(rule.ours, of) {
+				t.Errorf("%s imports %s: %s", name, of, rule.reason)
+			}
+		}
+		for _, rule := range mustNotLink {
+			for _, dep := range p.Deps {
+				if rule.pkg == name && (dep == rule.bad || strings.HasPrefix(dep, strings.TrimSuffix(rule.bad, "/")+"/")) {
+					t.Errorf("%s links %s: %s", name, dep, rule.reason)
+				}
+			}
+		}
+		if n := packageComments(t, p); n != 1 {
+			t.Errorf("%s has %d package comments, want one", name, n)
+		}
+	}
+	for name := range mayImport {
+		if !seen[name] {
+			t.Errorf("%s is in the layout and nowhere else", name)
+		}
+	}
+}
+
+// The cache links os, since fmt does; it does not use it.
+func TestTheCacheIsPure(t *testing.T) {
+	t.Parallel()
+	for _, p := range listed(t) {
+		if p.ImportPath != "perceptd/tokencache" {
+			continue
+		}
+		for _, imported := range p.Imports {
+			for _, bad := range []string{"os", "log", "log/slog", "syscall", "io", "io/fs"} {
+				if imported == bad {
+					t.Errorf("tokencache imports %s", bad)
+				}
+			}
+		}
+	}
+}
+
+func TestNoReplacements(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(text), "replace ") {
+		t.Error("go.mod replaces a module: whoever imports ours would build something else")
+	}
+}
+
+func listed(t *testing.T) []pkg {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Dir,Imports,Deps,GoFiles,Standard", "perceptd/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []pkg
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := d.Decode(&p); err == io.EOF {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+// packageComments counts the files of p in which a comment stands directly on the package clause.
+func packageComments(t *testing.T, p pkg) int {
+	t.Helper()
+	n := 0
+	for _, file := range p.GoFiles {
+		text, err := os.ReadFile(filepath.Join(p.Dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, _, _ := strings.Cut("\n"+string(text), "\npackage ")
+		lines := strings.Split(before, "\n")
+		if last := lines[len(lines)-1]; strings.HasPrefix(last, "//") {
+			n++
+		}
+	}
+	return n
+}
