@@ -191,6 +191,7 @@ func FuzzRefreshBody(f *testing.F) {
 	f.Add([]byte(`{"identity":"vision","resource":"https://vault.azure.net"}`))
 	f.Add([]byte(`{}{`))
 	f.Add([]byte(` null`))
+	f.Add([]byte("{}\v"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		got, err := decodeBody[api.RefreshRequest](text)
 		if err != nil {
