@@ -43,12 +43,7 @@ test-system: build ## The daemon under a real systemd, in a container (root; ins
 	$(GO) test -tags system -count=1 -timeout 20m -run '^TestSystem' -v ./systemd
 
 fuzz: ## Run each fuzz target for FUZZTIME (30s)
-	@set -e; for package in $$($(GO) list ./...); do \
-		for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
-			echo "fuzz $$package $$target $(FUZZTIME)"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -parallel 2 $$package; \
-		done; \
-	done
+	@.ci/fuzz $(FUZZTIME)
 
 bench: ## Measure the daemon beside net/http and nginx on the same kind of socket
 	$(call apt,nginx-light)
