@@ -140,11 +140,11 @@ func await(ctx context.Context, f *flight, patience time.Duration) error {
 // A caller comes here again after its flight, since what landed may not be what it needs: the token
 // may be the one it had, or have expired while the caller was not scheduled.
 func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight, time.Duration, error) {
-	e, err := c.entryLocked(key)
+	now := c.clock.Boot()
+	e, err := c.entryLocked(key, now)
 	if err != nil {
 		return Answer{}, nil, 0, err
 	}
-	now := c.clock.Boot()
 	left := c.leftLocked(e, now)
 	switch {
 	case left > 0 && (left >= need.MinTTL || landed != nil && !need.Firm):
@@ -217,7 +217,7 @@ func (c *Cache) leftOf(t Token, byBoot time.Duration) time.Duration {
 }
 
 // entryLocked returns key's entry for a caller, made if need be, and notes that it was used.
-func (c *Cache) entryLocked(key Key) (*entry, error) {
+func (c *Cache) entryLocked(key Key, now time.Duration) (*entry, error) {
 	if c.closed {
 		return nil, ErrClosed
 	}
@@ -230,7 +230,7 @@ func (c *Cache) entryLocked(key Key) (*entry, error) {
 		c.evictLocked(e)
 	}
 	c.uses++
-	e.used, e.asked = c.uses, c.clock.Boot()
+	e.used, e.asked = c.uses, now
 	return e, nil
 }
 
@@ -329,11 +329,11 @@ func (c *Cache) Refresh(ctx context.Context, key Key) (Outcome, error) {
 func (c *Cache) begin(key Key) (*flight, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e, err := c.entryLocked(key)
+	now := c.clock.Boot()
+	e, err := c.entryLocked(key, now)
 	if err != nil {
 		return nil, err
 	}
-	now := c.clock.Boot()
 	if pause := c.gate.paused - now; pause > 0 && !e.underWay() {
 		return nil, &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
 	}

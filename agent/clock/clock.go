@@ -24,7 +24,9 @@ const syncCheck = 5 * time.Second
 
 // Device returns the device's clock.
 func Device() tokencache.Clock {
-	sync := &synchronisation{boot: boot, read: func() bool {
+	start := time.Now()
+	// Elapsed by Go's clock, which costs no system call: a suspend only makes an answer last a little longer.
+	sync := &synchronisation{elapsed: func() time.Duration { return time.Since(start) }, read: func() bool {
 		return synchronised(unix.Adjtimex, "/run/systemd/timesync/synchronized")
 	}}
 	return tokencache.Clock{Wall: wall, Boot: boot, Synchronised: sync.known, Timer: timer}
@@ -80,16 +82,16 @@ func scale(d time.Duration, by float64) time.Duration {
 
 // synchronisation remembers the kernel's answer for syncCheck.
 type synchronisation struct {
-	boot func() time.Duration
-	read func() bool
+	elapsed func() time.Duration // since some start
+	read    func() bool
 
-	// last is the boot time in nanoseconds at which the answer was read, negated when the answer was
+	// last is the elapsed time in nanoseconds at which the answer was read, negated when the answer was
 	// no; zero before the first. One word, so that requests share it without a lock.
 	last atomic.Int64
 }
 
 func (s *synchronisation) known() bool {
-	now := s.boot()
+	now := s.elapsed()
 	if last := s.last.Load(); last != 0 && now-time.Duration(max(last, -last)) < syncCheck {
 		return last > 0
 	}

@@ -200,8 +200,8 @@ func TestSynchronisedIsReadSeldom(t *testing.T) {
 	var now time.Duration
 	answer, reads := false, 0
 	s := &synchronisation{
-		boot: func() time.Duration { return now },
-		read: func() bool { reads++; return answer },
+		elapsed: func() time.Duration { return now },
+		read:    func() bool { reads++; return answer },
 	}
 	for _, step := range []struct {
 		at           time.Duration
