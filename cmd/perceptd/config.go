@@ -95,41 +95,65 @@ func (d *duration) UnmarshalText(text []byte) error {
 // of a single value that several files set, the last one counts. The error names every fault by file
 // and line.
 func loadConfig(path string) (config, error) {
-	extra, err := filepath.Glob(filepath.Join(filepath.Dir(path), "config.d", "*.toml"))
+	extra, err := extraFiles(filepath.Join(filepath.Dir(path), "config.d"))
 	if err != nil {
 		return config{}, err
 	}
-	slices.Sort(extra)
 	c := config{source: defaultSource}
-	var where places
-	var faults []error
+	where := newPlaces()
+	var unread, faults []error
 	for _, file := range append([]string{path}, extra...) {
 		text, err := readConfig(file)
 		if err != nil {
-			faults = append(faults, err)
+			unread = append(unread, err)
+			continue
+		}
+		var doc document
+		if err := decodeConfig(file, text, &doc); err != nil {
+			unread = append(unread, err)
+			continue
+		}
+		if identities, grants := where.add(file, text); identities != len(doc.Identity) || grants != len(doc.Grant) {
+			unread = append(unread, fmt.Errorf("%s: write [[identity]] and [[grant]], each with two brackets: there may be several", file))
 			continue
 		}
 		c.files = append(c.files, file)
-		var doc document
-		if err := decodeConfig(file, text, &doc); err != nil {
-			faults = append(faults, err)
-			continue
-		}
-		where.add(file, text)
-		faults = append(faults, c.take(file, doc, &where))
+		faults = append(faults, c.take(doc, where))
 	}
-	if err := errors.Join(append(faults, c.source.validate(where.last))...); err != nil {
+	if err := errors.Join(unread...); err != nil {
+		return config{}, err // what stands in those files would be missing in the rest
+	}
+	if key, err := c.source.validate(); err != nil {
+		faults = append(faults, fmt.Errorf("%s: %w", where.value(key), err))
+	}
+	faults = append(faults, where.locate(c.rules.Validate()))
+	if err := errors.Join(faults...); err != nil {
 		return config{}, err
-	}
-	if err := c.rules.Validate(); err != nil {
-		return config{}, where.locate(err)
 	}
 	return c, nil
 }
 
+// extraFiles lists the .toml files of a folder, which need not be there, in the order of their names.
+func extraFiles(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, entry := range entries {
+		if strings.HasSuffix(entry.Name(), ".toml") {
+			files = append(files, filepath.Join(dir, entry.Name()))
+		}
+	}
+	return files, nil
+}
+
 // readConfig reads a file that only root or the daemon's own user may have written.
 func readConfig(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe is refused below, not waited for
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: not there: write one, README.md shows a first one", path)
 	}
@@ -178,7 +202,7 @@ func decodeConfig(file string, text []byte, doc *document) error {
 		return errors.Join(faults...)
 	case errors.As(err, &syntax):
 		line, column := syntax.Position()
-		return fmt.Errorf("%s:%d:%d: %s%s", file, line, column, atKey(syntax.Key()), strings.TrimPrefix(syntax.Error(), "toml: "))
+		return fmt.Errorf("%s:%d:%d: %s%s", file, line, column, atKey(syntax.Key()), inWords(syntax))
 	case err != nil:
 		return fmt.Errorf("%s: %s", file, strings.TrimPrefix(err.Error(), "toml: "))
 	}
@@ -192,6 +216,15 @@ func atKey(k toml.Key) string {
 		return ""
 	}
 	return key(k) + ": "
+}
+
+// inWords is what a DecodeError says, without the Go type that a value did not fit.
+func inWords(err *toml.DecodeError) string {
+	text := strings.TrimPrefix(err.Error(), "toml: ")
+	if kind, _, wrongType := strings.Cut(strings.TrimPrefix(text, "cannot decode TOML "), " into struct field "); wrongType {
+		return fmt.Sprintf("its value cannot be of type %s", kind)
+	}
+	return text
 }
 
 // hint says what was probably meant by an unknown key.
@@ -210,7 +243,7 @@ func hint(k toml.Key) string {
 }
 
 // take adds a document to c.
-func (c *config) take(file string, doc document, where *places) error {
+func (c *config) take(doc document, where *places) error {
 	if doc.Tokens.SDKLife != nil {
 		c.rules.SDKLife = time.Duration(*doc.Tokens.SDKLife)
 	}
@@ -225,9 +258,9 @@ func (c *config) take(file string, doc document, where *places) error {
 			uid, err := uidOf(match.User)
 			switch {
 			case err != nil:
-				faults = append(faults, fmt.Errorf("%s: %w", where.of("grant", len(c.rules.Grants)), err))
+				faults = append(faults, fmt.Errorf("%s: %w", where.table("grant", len(c.rules.Grants)), err))
 			case match.UID != nil:
-				faults = append(faults, fmt.Errorf("%s: a grant's caller is exactly one of module, user and uid", where.of("grant", len(c.rules.Grants))))
+				faults = append(faults, fmt.Errorf("%s: a grant's caller is exactly one of module, user and uid", where.table("grant", len(c.rules.Grants))))
 			}
 			match.UID = &uid
 		}
@@ -267,23 +300,26 @@ func (s *sourceConfig) take(doc document) {
 	}
 }
 
-// validate looks at what all files together say; file is the last of them.
-func (s *sourceConfig) validate(file string) error {
+// validate looks at what all files together say; key is the one that is wrong.
+func (s *sourceConfig) validate() (key string, err error) {
 	endpoints := []source.Endpoint{source.Auto, source.Arc, source.AppService, source.IMDS}
-	_, err := simulator.ParseRollover(s.rollover)
+	forSimulated := fmt.Errorf("source.speed and source.rollover are for source.kind = %q only", simulated)
+	_, err = simulator.ParseRollover(s.rollover)
 	switch {
 	case s.kind != managedIdentity && s.kind != simulated:
-		return fmt.Errorf("%s: source.kind is %q: it must be %q or %q", file, s.kind, managedIdentity, simulated)
+		return "source.kind", fmt.Errorf("source.kind is %q: it must be %q or %q", s.kind, managedIdentity, simulated)
 	case !slices.Contains(endpoints, s.endpoint):
-		return fmt.Errorf("%s: source.endpoint is %q: it must be auto, arc, app-service or imds", file, s.endpoint)
-	case s.kind != simulated && (s.speed != defaultSource.speed || s.rollover != defaultSource.rollover):
-		return fmt.Errorf("%s: source.speed and source.rollover are for source.kind = %q only", file, simulated)
+		return "source.endpoint", fmt.Errorf("source.endpoint is %q: it must be auto, arc, app-service or imds", s.endpoint)
+	case s.kind != simulated && s.speed != defaultSource.speed:
+		return "source.speed", forSimulated
+	case s.kind != simulated && s.rollover != defaultSource.rollover:
+		return "source.rollover", forSimulated
 	case !(s.speed >= 1 && s.speed <= 100_000): // NaN is neither
-		return fmt.Errorf("%s: source.speed is %v: it must be between 1 and 100000", file, s.speed)
+		return "source.speed", fmt.Errorf("source.speed is %v: it must be between 1 and 100000", s.speed)
 	case err != nil:
-		return fmt.Errorf("%s: source.rollover: %w", file, err)
+		return "source.rollover", fmt.Errorf("source.rollover: %w", err)
 	}
-	return nil
+	return "", nil
 }
 
 // modules lists the modules that grants name: each has a socket of its own.

@@ -6,11 +6,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"perceptd/agent"
 	"perceptd/agent/source"
+	"perceptd/tokencache"
 )
 
 const vaultURI = "https://vault.azure.net"
@@ -105,27 +107,36 @@ func TestConfigFaults(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct{ name, text, want string }{
 		{"syntax", "[source\n", "config.toml:1:8: "},
-		{"type", "[[identity]]\nname = 7\n", "config.toml:2:8: identity.name: "},
+		{"type", "[[identity]]\nname = 7\n", "config.toml:2:8: identity.name: its value cannot be of type integer"},
+		{"type of a whole table", "grant = 3\n", "config.toml:1:9: grant: its value cannot be of type integer"},
+		{"one bracket", "[[identity]]\nname = \"a\"\n\n[grant]\nidentity = \"a\"\n", "config.toml: write [[identity]] and [[grant]], each with two brackets"},
+		{"a caller of no grant", "[[identity]]\nname = \"a\"\n\n[grant.caller]\nuid = 1\n", "config.toml: write [[identity]] and [[grant]], each with two brackets"},
+		{"uid below 0", "[[grant]]\ncaller = { uid = -1 }\n", "config.toml:2:18: grant.caller: negative integer value -1"},
+		{"uid above all", "[[grant]]\ncaller = { uid = 4294967296 }\n", "config.toml:2:18: grant.caller: "},
 		{"unknown table", "[sources]\n", "config.toml:1: unknown key sources: the tables are"},
 		{"unknown key of source", "[source]\nkidn = \"x\"\n", "config.toml:2: unknown key source.kidn: [source] has kind"},
 		{"unknown key of tokens", "[tokens]\nlife = \"1h\"\n", "config.toml:2: unknown key tokens.life: [tokens] has sdk_life"},
 		{"unknown key of identity", goodConfig + "[[identity]]\nclientid = \"x\"\n", "config.toml:18: unknown key identity.clientid: [[identity]] has name"},
 		{"unknown key of grant", goodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, user or uid)"},
 		{"unknown kind of caller", goodConfig + "[[grant]]\ncaller = { unit = \"x.service\" }\n", "config.toml:18: unknown key grant.unit: [[grant]] has caller (by module, user or uid)"},
-		{"no duration", "[tokens]\nsdk_life = \"soon\"\n", `"soon" is no duration such as 90m`},
-		{"kind", "[source]\nkind = \"magic\"\n", `source.kind is "magic": it must be "managed-identity" or "simulated"`},
-		{"endpoint", "[source]\nendpoint = \"moon\"\n", `source.endpoint is "moon"`},
-		{"speed of the real one", "[source]\nspeed = 2.0\n", `source.speed and source.rollover are for source.kind = "simulated" only`},
-		{"speed", "[source]\nkind = \"simulated\"\nspeed = 0.5\n", "source.speed is 0.5"},
-		{"speed that is no number", "[source]\nkind = \"simulated\"\nspeed = nan\n", "source.speed is NaN"},
-		{"rollover", "[source]\nkind = \"simulated\"\nrollover = \"never\"\n", "source.rollover: "},
+		{"no duration", "[tokens]\nsdk_life = \"soon\"\n", `config.toml:2:12: tokens.sdk_life: "soon" is no duration such as 90m or 1h30m`},
+		{"kind", "[source]\nkind = \"magic\"\n", `config.toml:2: source.kind is "magic": it must be "managed-identity" or "simulated"`},
+		{"endpoint", "[source]\nendpoint = \"moon\"\n", `config.toml:2: source.endpoint is "moon": it must be auto, arc, app-service or imds`},
+		{"speed of the real one", "[source]\nspeed = 2.0\n", `config.toml:2: source.speed and source.rollover are for source.kind = "simulated" only`},
+		{"rollover of the real one", "[source]\nrollover = \"jittered\"\n", `config.toml:2: source.speed and source.rollover are for source.kind = "simulated" only`},
+		{"speed", "[source]\nkind = \"simulated\"\nspeed = 0.5\n", "config.toml:3: source.speed is 0.5: it must be between 1 and 100000"},
+		{"speed that is no number", "[source]\nkind = \"simulated\"\nspeed = nan\n", "config.toml:3: source.speed is NaN"},
+		{"speed without end", "source = { kind = \"simulated\", speed = inf }\n", "config.toml:1: source.speed is +Inf"},
+		{"rollover", "[source]\nkind = \"simulated\"\nrollover = \"never\"\n", "config.toml:3: source.rollover: "},
 		{"no such user", goodConfig + "[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: user \"nobody-of-that-name\" is not known"},
 		{"user and uid", goodConfig + "[[grant]]\ncaller = { user = \"root\", uid = 1 }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: a grant's caller is exactly one"},
 		{"rule of an identity", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device" is there twice`},
 		{"second fault of the same", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device": client_id "x" is no GUID`},
 		{"rule of a grant", goodConfig + "\n[[grant]]\ncaller = { uid = 1 }\nidentity = \"robot\"\nresources = [\"api://x\"]\n", `config.toml:18: the grant for uid 1 names identity "robot"`},
-		{"inline table", "identity = [{ name = \"a b\" }]\n", `config.toml: identity name "a b"`},
-		{"rule of the life", goodConfig + "[tokens]\nsdk_life = \"1m\"\n", "config.toml: sdk_life is 1m0s"},
+		{"inline table", "identity = [\n  { name = \"a\" },\n\n  { name = \"a b\" }]\n", `config.toml:4: identity name "a b"`},
+		{"empty inline table", "identity = [{}]\n", `config.toml:1: identity name ""`},
+		{"rule of the life", goodConfig + "[tokens]\nsdk_life = \"1m\"\n", "config.toml:18: sdk_life is 1m0s: it must be between 20m0s and 24h"},
+		{"fault of the source and of a rule", "[source]\nkind = \"magic\"\n[[identity]]\nname = \"a b\"\n", `config.toml:3: identity name "a b"`},
 		{"empty", "", "config.toml: no [[identity]] is configured"},
 	} {
 		path := write(t, map[string]string{"config.toml": row.text})
@@ -163,6 +174,23 @@ func TestConfigFiles(t *testing.T) {
 			t.Errorf("another user's: %v", err)
 		}
 	}
+	pipe := write(t, map[string]string{"config.toml": goodConfig, "config.d/a.txt": ""})
+	if err := syscall.Mkfifo(filepath.Join(filepath.Dir(pipe), "config.d", "a.toml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadConfig(pipe); err == nil || !strings.Contains(err.Error(), "a.toml: not a regular file") {
+		t.Errorf("a named pipe, which nobody writes to: %v", err)
+	}
+	if _, err := loadConfig(write(t, map[string]string{"config.toml": goodConfig, "config.d": ""})); err == nil || !strings.Contains(err.Error(), "config.d: not a directory") {
+		t.Errorf("config.d is a file: %v", err)
+	}
+	if _, err := loadConfig(write(t, map[string]string{"config.toml/x": ""})); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("folder in the file's place: %v", err)
+	}
+	odd := write(t, map[string]string{"a[b]*/config.toml": goodConfig, "a[b]*/config.d/x.toml": "[x]\n"})
+	if _, err := loadConfig(filepath.Join(filepath.Dir(odd), "a[b]*", "config.toml")); err == nil || !strings.Contains(err.Error(), "x.toml:1") {
+		t.Errorf("a folder whose name is a pattern: %v", err)
+	}
 	split := write(t, map[string]string{"config.toml": goodConfig + "\n", "config.d/a.toml": "[source]\nspeed = 5.0\n"})
 	if c, err := loadConfig(split); err != nil || c.source.speed != 5 {
 		t.Errorf("a source in two files: %+v, %v", c.source, err)
@@ -173,11 +201,55 @@ func TestConfigFiles(t *testing.T) {
 	}
 }
 
+// Each fault is told with the file and the line that it stands in, however the file before is written.
+func TestConfigPlaces(t *testing.T) {
+	t.Parallel()
+	path := write(t, map[string]string{
+		"config.toml": `identity = [{ name = "device" }]
+grant = [
+  { caller = { uid = 1 }, identity = "device", resources = ["api://x"] },
+
+  { caller = { uid = 2 }, identity = "device", resources = ["nothing"] },
+]
+tokens.sdk_life = "1h"
+
+[source]
+# a comment
+kind = "magic"
+`,
+		"config.d/10.toml": "\n[[identity]]\nname = \"device\"\n",
+		"config.d/20.toml": "[tokens]\nsdk_life = \"25h\"\n\n\n[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"robot\"\nresources = [\"api://x\"]\n",
+		"config.d/30.toml": "# nothing\n",
+	})
+	_, err := loadConfig(path)
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	var got []string
+	for line := range strings.Lines(err.Error()) {
+		got = append(got, strings.TrimPrefix(strings.TrimSpace(line), filepath.Dir(path)+"/"))
+	}
+	want := []string{
+		`config.d/20.toml:5: user "nobody-of-that-name" is not known on this device: create it, or name a uid`,
+		`config.toml:11: source.kind is "magic": it must be "managed-identity" or "simulated"`,
+		`config.d/10.toml:2: identity "device" is there twice`,
+		`config.d/10.toml:2: identities "device" and "device" have the same system-assigned`,
+		`config.toml:5: the grant for uid 2: resource "nothing" is no App ID URI (such as https://vault.azure.net) and no GUID`,
+		`config.d/20.toml:5: the grant for user nobody-of-that-name (uid 0) names identity "robot", which is not configured`,
+		`config.d/20.toml:2: sdk_life is 25h0m0s: it must be between 20m0s and 24h`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 func FuzzConfig(f *testing.F) {
 	f.Add(goodConfig)
 	f.Add("[tokens]\nsdk_life = \"1h\"\n[[grant]]\ncaller = { user = \"root\" }\n")
 	f.Add("identity = [{ name = \"a\" }]\n\n[[grant.caller]]\n")
 	f.Add("[source]\nkind = \"simulated\"\nspeed = inf\n")
+	f.Add("source = { kind = 'simulated' } # x\r\nidentity = [ # x\n {name='a'}, {\n name='b'}]\n[[grant]]\n[grant.caller]\nuid=1\n")
+	f.Add("identity.name = 1\n[[source.x]]\n\"iden\\u0074ity\" = [[{}]]\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := loadConfig(write(t, map[string]string{"config.toml": text}))
 		if err != nil {
@@ -189,10 +261,37 @@ func FuzzConfig(f *testing.F) {
 		if err := c.rules.Validate(); err != nil {
 			t.Errorf("accepted, and not valid: %v", err)
 		}
-		if c.describe() == "" {
+		if !strings.HasPrefix(c.describe(), "configuration is fine: ") {
 			t.Error("accepted, and nothing to say of it")
 		}
 	})
+}
+
+// What --check says is what an administrator decides by.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	path := write(t, map[string]string{
+		"config.toml":      goodConfig,
+		"config.d/50.toml": "[source]\nendpoint = \"imds\"\n\n[[grant]]\ncaller = { module = \"vision\" }\nidentity = \"vision\"\nresources = [\"api://x\", \"api://y\"]\n",
+	})
+	var out, errs bytes.Buffer
+	status := run(t.Context(), []string{"--check", "--config", path}, &out, &errs)
+	want := "configuration is fine: " + path + ", " + filepath.Join(filepath.Dir(path), "config.d/50.toml") + `
+source: simulated, endpoint imds
+identity device: system-assigned
+identity vision: client_id 00000000-0000-0000-0000-000000000001
+grant: uid 4711 may have tokens of device for https://vault.azure.net
+grant: module vision may have tokens of vision for api://x, api://y
+SDKs are told a life of at most 1h0m0s
+`
+	if status != exitOK || out.String() != want || errs.String() != "" {
+		t.Errorf("status %d\n%s%s\nwant\n%s", status, &out, &errs, want)
+	}
+	none := write(t, map[string]string{"config.toml": "[[identity]]\nname = \"device\"\n"})
+	out.Reset()
+	if status := run(t.Context(), []string{"--check", "--config", none}, &out, &errs); status != exitOK || !strings.Contains(out.String(), "no grants: every caller is denied\n") {
+		t.Errorf("status %d\n%s", status, &out)
+	}
 }
 
 func TestCommandLine(t *testing.T) {
@@ -205,8 +304,8 @@ func TestCommandLine(t *testing.T) {
 		out, errs string
 	}{
 		{[]string{"--version"}, exitOK, "perceptd development", ""},
-		{[]string{"--help"}, exitOK, "", "usage: perceptd"},
-		{[]string{"--what"}, exitUsage, "", "usage: perceptd"},
+		{[]string{"--help"}, exitOK, "usage: perceptd", ""},
+		{[]string{"--what"}, exitUsage, "", "perceptd: flag provided but not defined: -what\n\nperceptd hands"},
 		{[]string{"extra"}, exitUsage, "", `unexpected argument "extra"`},
 		{[]string{"--check", "--config", good}, exitOK, "configuration is fine: ", ""},
 		{[]string{"--check", "--config", bad}, exitConfig, "", "unknown key x"},
@@ -227,9 +326,10 @@ func TestStatusText(t *testing.T) {
 	soon := time.Date(2026, 11, 23, 15, 4, 0, 0, time.UTC)
 	var one agent.Status
 	one.Identities = make([]agent.IdentityStatus, 1)
-	one.Keys = make([]agent.KeyStatus, 2)
+	one.Keys = make([]agent.KeyStatus, 3)
 	one.Keys[0].Left, one.Keys[0].NextRefresh = time.Hour, soon.Add(time.Hour)
 	one.Keys[1].NextRefresh = soon
+	one.Keys[2].State, one.Keys[2].NextRefresh = tokencache.Idle, soon.Add(-time.Hour) // nobody asks: not refreshed
 	for _, row := range []struct {
 		simulated bool
 		trouble   []string
@@ -243,6 +343,10 @@ func TestStatusText(t *testing.T) {
 		if got := statusText(one, row.simulated, row.trouble); got != row.want {
 			t.Errorf("%q\nwant %q", got, row.want)
 		}
+	}
+	one.Trouble, one.Keys[0].Left, one.Keys[1].Left, one.Keys[2].Left = []string{"its own"}, 0, time.Second, time.Second
+	if got := statusText(one, true, []string{"the daemon's"}); got != "SIMULATED; trouble: the daemon's (and 1 more, see perceptctl status); 1 identity, 2 tokens, next refresh Nov 23 15:04 UTC" {
+		t.Errorf("%q", got)
 	}
 	if got := statusText(agent.Status{}, false, nil); got != "0 identities, 0 tokens" {
 		t.Errorf("%q", got)

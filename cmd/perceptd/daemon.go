@@ -82,8 +82,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, log: log, failed: d.failed,
-		answers: make(map[string]net.Addr), modules: make(map[string]*socket.Listener),
+		held: held, log: log, failed: d.failed, modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.source); err != nil {
 		return nil, err

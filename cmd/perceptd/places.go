@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -9,47 +10,53 @@ import (
 	"perceptd/agent"
 )
 
-// places remembers in which file and line each [[identity]] and [[grant]] stands, in the order of
-// config's lists.
+// places remembers in which file and line each table and each single value of the configuration stands.
 type places struct {
-	identities, grants []string // "FILE:LINE"
-	last               string   // the file read last
+	tables map[string][]string // "identity" or "grant" → "FILE:LINE", in the order of config's lists
+	values map[string]string   // "source.kind" → "FILE:LINE", where it was set last
+	last   string              // the file read last
 }
 
-// add notes the tables of one file, which is known to be sound TOML.
-func (p *places) add(file string, text []byte) {
+func newPlaces() *places {
+	return &places{tables: make(map[string][]string), values: make(map[string]string)}
+}
+
+// add notes the tables and values of one file, which is known to be sound TOML, and returns how many
+// identities and grants it has.
+func (p *places) add(file string, text []byte) (identities, grants int) {
 	p.last = file
+	identities, grants = len(p.tables["identity"]), len(p.tables["grant"])
 	var parser unstable.Parser
 	parser.Reset(text)
+	f := placedFile{places: p, name: file, left: text, line: 1}
+	table := ""
 	for parser.NextExpression() {
-		table := parser.Expression()
-		if table.Kind != unstable.ArrayTable {
-			continue
-		}
-		var name []byte
-		keys := table.Key()
-		var at unstable.Range
-		for keys.Next() {
-			name, at = keys.Node().Data, keys.Node().Raw
-		}
-		place := fmt.Sprintf("%s:%d", file, parser.Shape(at).Start.Line)
-		switch string(name) {
-		case "identity":
-			p.identities = append(p.identities, place)
-		case "grant":
-			p.grants = append(p.grants, place)
+		switch e := parser.Expression(); e.Kind {
+		case unstable.Table:
+			table, _ = dotted("", e.Key())
+		case unstable.ArrayTable:
+			var at unstable.Range
+			table, at = dotted("", e.Key())
+			p.tables[table] = append(p.tables[table], f.place(at))
+		case unstable.KeyValue:
+			f.add(table, e)
 		}
 	}
+	return len(p.tables["identity"]) - identities, len(p.tables["grant"]) - grants
 }
 
-// of returns where the table is, or the file alone for one written inline.
-func (p *places) of(kind string, index int) string {
-	list := p.identities
-	if kind == "grant" {
-		list = p.grants
-	}
-	if index >= 0 && index < len(list) && kind != "sdk_life" {
+// table returns where the table of that kind and index in config's list stands.
+func (p *places) table(kind string, index int) string {
+	if list := p.tables[kind]; index < len(list) {
 		return list[index]
+	}
+	return p.last // there is none, which may be the fault
+}
+
+// value returns where a key has its value from.
+func (p *places) value(key string) string {
+	if place, ok := p.values[key]; ok {
+		return place
 	}
 	return p.last
 }
@@ -64,9 +71,68 @@ func (p *places) locate(err error) error {
 	for _, fault := range faults.Unwrap() {
 		var rule *agent.RuleError
 		if errors.As(fault, &rule) {
-			fault = fmt.Errorf("%s: %w", p.of(rule.Kind, rule.Index), rule)
+			place := p.table(rule.Kind, rule.Index)
+			if rule.Kind == "sdk_life" {
+				place = p.value("tokens.sdk_life")
+			}
+			fault = fmt.Errorf("%s: %w", place, rule)
 		}
 		located = append(located, fault)
 	}
 	return errors.Join(located...)
+}
+
+// placedFile is a file that is gone through from its beginning to its end.
+type placedFile struct {
+	places *places
+	name   string
+	left   []byte // from offset
+	offset int
+	line   int // of offset
+}
+
+// place returns file and line of a range, which begins no earlier than the one before.
+func (f *placedFile) place(at unstable.Range) string {
+	skipped := int(at.Offset) - f.offset
+	f.line += bytes.Count(f.left[:skipped], []byte("\n"))
+	f.left, f.offset = f.left[skipped:], int(at.Offset)
+	return fmt.Sprintf("%s:%d", f.name, f.line)
+}
+
+// add notes a value of a table, and tables that are written inline.
+func (f *placedFile) add(table string, pair *unstable.Node) {
+	key, at := dotted(table, pair.Key())
+	f.places.values[key] = f.place(at)
+	switch value := pair.Value(); value.Kind {
+	case unstable.InlineTable:
+		f.addPairs(key, value)
+	case unstable.Array:
+		for elements := value.Children(); elements.Next(); {
+			if element := elements.Node(); element.Kind == unstable.InlineTable {
+				f.places.tables[key] = append(f.places.tables[key], f.place(element.Raw))
+				f.addPairs(key, element)
+			}
+		}
+	}
+}
+
+func (f *placedFile) addPairs(table string, inline *unstable.Node) {
+	for pairs := inline.Children(); pairs.Next(); {
+		if pair := pairs.Node(); pair.Kind == unstable.KeyValue {
+			f.add(table, pair)
+		}
+	}
+}
+
+// dotted joins a key below a table and returns where its last part stands.
+func dotted(table string, parts unstable.Iterator) (key string, at unstable.Range) {
+	key = table
+	for parts.Next() {
+		if key != "" {
+			key += "."
+		}
+		key += string(parts.Node().Data)
+		at = parts.Node().Raw
+	}
+	return key, at
 }

@@ -47,25 +47,24 @@ type flags struct {
 	check, version               bool
 }
 
+// parseFlags says on stderr what is wrong; flag.ErrHelp is not.
 func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	var f flags
 	set := flag.NewFlagSet("perceptd", flag.ContinueOnError)
-	set.SetOutput(stderr)
-	set.Usage = func() { fmt.Fprint(stderr, usage) }
+	set.SetOutput(io.Discard)
 	set.StringVar(&f.config, "config", "/etc/percept/config.toml", "")
 	set.StringVar(&f.runtimeDir, "runtime-dir", api.RuntimeDir, "")
 	set.StringVar(&f.logLevel, "log-level", "info", "")
 	set.BoolVar(&f.check, "check", false, "")
 	set.BoolVar(&f.version, "version", false, "")
-	if err := set.Parse(args); err != nil {
-		return flags{}, err
+	err := set.Parse(args)
+	if err == nil && set.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", set.Arg(0))
 	}
-	if set.NArg() > 0 {
-		err := fmt.Errorf("unexpected argument %q", set.Arg(0))
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintf(stderr, "perceptd: %v\n\n%s", err, usage)
-		return flags{}, err
 	}
-	return f, nil
+	return f, err
 }
 
 // run is the program: everything but the process around it.
@@ -73,6 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	f, err := parseFlags(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
 		return exitOK
 	case err != nil:
 		return exitUsage

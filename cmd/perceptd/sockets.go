@@ -29,10 +29,11 @@ type sockets struct {
 	failed  chan<- error // a listener that can accept no more
 	serving sync.WaitGroup
 
-	mu      sync.Mutex          // protects what follows
-	answers map[string]net.Addr // where the self-check finds an answer, by the socket's name
+	always map[string]net.Addr // the two that are there as long as the daemon is, by name
+
+	mu      sync.Mutex // protects what follows
 	modules map[string]*socket.Listener
-	trouble []string // modules without a socket
+	trouble []string // modules that could not be given a socket
 }
 
 const (
@@ -63,11 +64,10 @@ func (s *sockets) takeOrMake(given *net.UnixListener, name string, mode os.FileM
 	return made, nil
 }
 
-// serveLocked answers on l in the background until l is closed.
-func (s *sockets) serveLocked(name string, l net.Listener, answer func(net.Listener) error) {
-	s.answers[name] = l.Addr()
+// answer serves l in the background until l is closed.
+func (s *sockets) answer(name string, l net.Listener, serve func(net.Listener) error) {
 	s.serving.Go(func() {
-		if err := answer(l); err != nil {
+		if err := serve(l); err != nil {
 			select {
 			case s.failed <- fmt.Errorf("%s: %w", name, err):
 			default: // one failure is enough to stop for
@@ -78,30 +78,20 @@ func (s *sockets) serveLocked(name string, l net.Listener, answer func(net.Liste
 
 // serve answers on the two sockets that are always there.
 func (s *sockets) serve(token, admin net.Listener) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.serveLocked("token socket", token, func(l net.Listener) error { return s.server.ServeTokens(l, "") })
-	s.serveLocked("admin socket", admin, s.server.ServeAdmin)
+	s.always = map[string]net.Addr{"token socket": token.Addr(), "admin socket": admin.Addr()}
+	s.answer("token socket", token, func(l net.Listener) error { return s.server.ServeTokens(l, "") })
+	s.answer("admin socket", admin, s.server.ServeAdmin)
 }
 
-// check asks every socket for its health, as a client would: each must accept and answer.
+// check asks for health on the two sockets, as a client would: each must accept and answer. The modules'
+// are left out: what a module does to its own must not have systemd restart the daemon for all.
 func (s *sockets) check(ctx context.Context) error {
-	s.mu.Lock()
-	answers := maps.Clone(s.answers)
-	s.mu.Unlock()
-	for name, at := range answers {
-		if err := askHealth(ctx, at); err != nil && !s.closed(name) {
+	for name, at := range s.always {
+		if err := askHealth(ctx, at); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	return nil
-}
-
-// closed reports whether a reload has taken the socket away meanwhile.
-func (s *sockets) closed(name string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.answers[name] == nil
 }
 
 func askHealth(ctx context.Context, at net.Addr) error {
@@ -135,11 +125,10 @@ func (s *sockets) setModules(modules []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, l := range s.modules {
-		if !slices.Contains(modules, name) {
+		if !slices.Contains(modules, name) || gone(l) {
 			// The folder stays: a container may still have it mounted, and the module may come back.
 			_ = l.Close()
 			delete(s.modules, name)
-			delete(s.answers, moduleSocket(name))
 		}
 	}
 	s.trouble = nil
@@ -154,15 +143,25 @@ func (s *sockets) setModules(modules []string) {
 			continue
 		}
 		s.modules[name] = l
-		s.serveLocked(moduleSocket(name), l, func(l net.Listener) error { return s.server.ServeTokens(l, name) })
+		s.answer("socket of module "+name, l, func(l net.Listener) error { return s.server.ServeTokens(l, name) })
 	}
+}
+
+// gone reports whether l's socket is no longer at its path.
+func gone(l *socket.Listener) bool {
+	info, err := os.Lstat(l.Addr().String())
+	return err != nil || info.Mode().Type() != os.ModeSocket
 }
 
 // troubles lists the modules that have no socket, and why.
 func (s *sockets) troubles() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.trouble)
+	all := slices.Clone(s.trouble)
+	for _, name := range slices.Sorted(maps.Keys(s.modules)) {
+		if gone(s.modules[name]) {
+			all = append(all, fmt.Sprintf("module %s has no socket any more, it was removed: perceptctl reload makes it again", name))
+		}
+	}
+	return all
 }
-
-func moduleSocket(name string) string { return "socket of module " + name }
