@@ -58,7 +58,11 @@ func Lock(dir string) (*Held, error) {
 }
 
 // Close lets another daemon have the folder. Sockets made through h stay and are theirs to close, first.
-func (h *Held) Close() error { return errors.Join(h.lock.Close(), h.folder.Close()) }
+// The lock is given up by name: a process that is being started by this one may hold the descriptor for a moment.
+func (h *Held) Close() error {
+	err := unix.Flock(int(h.lock.Fd()), unix.LOCK_UN)
+	return errors.Join(err, h.lock.Close(), h.folder.Close())
+}
 
 func lockFile(folder int, dir string) (*os.File, error) {
 	path := filepath.Join(dir, LockName)

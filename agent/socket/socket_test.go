@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +50,9 @@ func listen(t *testing.T, h *Held, in, name string) *Listener {
 // stale leaves a socket at path that nobody serves, as a killed daemon does.
 func stale(t *testing.T, path string) {
 	t.Helper()
+	// No process may be started meanwhile: until it runs its own program it has the socket too.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
 	if err != nil {
 		t.Fatal(err)
