@@ -45,6 +45,14 @@ func (b *bench) report(w io.Writer) {
 	b.reportCells(w)
 	b.reportDaemon(w)
 	b.reportAims(w)
+	if b.disturbed() {
+		fmt.Fprintln(w, "\nSomething else used the servers' CPU: compare CPU µs/request, and repeat on an idle machine.")
+	}
+}
+
+// disturbed reports whether a server that had all it could do did not get its CPU.
+func (b *bench) disturbed() bool {
+	return slices.ContainsFunc(b.cells, func(c *cell) bool { return c.conns > 1 && !c.fresh && median(c.busy) < 0.95 })
 }
 
 func loadAverage() string {
