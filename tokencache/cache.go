@@ -23,7 +23,7 @@ type Need struct {
 
 // Answer is a token that is valid now.
 type Answer struct {
-	Token      Token
+	Token      *Token        // shared by all who got it: not to be changed
 	Left       time.Duration // until it expires, more than 0
 	ReceivedOn time.Time     // wall time at which it came from the source
 	RefreshIn  time.Duration // until the next planned fetch; asking again sooner brings nothing new
@@ -206,14 +206,14 @@ func (c *Cache) leftLocked(e *entry, now time.Duration) time.Duration {
 	if e.token.Text.IsZero() {
 		return 0
 	}
-	return c.leftOf(e.token, e.deadline-now)
+	return c.leftOf(e.token.ExpiresOn, e.deadline-now)
 }
 
-func (c *Cache) leftOf(t Token, byBoot time.Duration) time.Duration {
-	if t.ExpiresOn.IsZero() || !c.clock.Synchronised() {
+func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration {
+	if expiresOn.IsZero() || !c.clock.Synchronised() {
 		return byBoot
 	}
-	return min(byBoot, t.ExpiresOn.Sub(c.clock.Wall()))
+	return min(byBoot, expiresOn.Sub(c.clock.Wall()))
 }
 
 // entryLocked returns key's entry for a caller, made if need be, and notes that it was used.
@@ -235,7 +235,7 @@ func (c *Cache) entryLocked(key Key, now time.Duration) (*entry, error) {
 }
 
 func (c *Cache) addLocked(key Key) *entry {
-	e := &entry{key: key, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo}
+	e := &entry{key: key, token: &Token{}, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo}
 	c.entries[key] = e
 	return e
 }

@@ -297,7 +297,7 @@ func checkAnswer(t *testing.T, c *tokencache.Cache, key tokencache.Key, served m
 	case err == nil && before.ExpiresOn.After(now) && answer.Token.Claims.IssuedAt.Before(before.Claims.IssuedAt):
 		return fmt.Errorf("a token of %v after one of %v", answer.Token.Claims.IssuedAt, before.Claims.IssuedAt)
 	case err == nil:
-		served[key] = answer.Token
+		served[key] = *answer.Token
 	case before.ExpiresOn.After(now):
 		return fmt.Errorf("no token, though one is valid until %v: %w", before.ExpiresOn, err)
 	case !errors.As(err, &fetch) || fetch.Kind != tokencache.Unreachable && fetch.Kind != tokencache.Malformed:

@@ -16,7 +16,7 @@ type entry struct {
 	asked    time.Duration // of the last Get
 	used     uint64        // rank of the last Get among all, for eviction
 
-	token        Token // zero when there is none
+	token        *Token // shared with answers, so never changed; an empty one when there is none
 	deadline     time.Duration
 	nominal      time.Duration
 	receivedWall time.Time
@@ -72,11 +72,11 @@ func (e *entry) settle(f Fetched, left, held, now time.Duration, roll float64) O
 		e.deadline = min(e.deadline, now+left)
 		e.probe, e.next = true, now+nextTry(min(held, left), roll)
 		return Unchanged
-	case held > 0 && mintedBefore(f.Token, nominal, e.token, e.nominal):
+	case held > 0 && mintedBefore(f.Token, nominal, *e.token, e.nominal):
 		e.probe, e.next = true, now+nextTry(held, roll)
 		return Older
 	}
-	e.token, e.nominal, e.receivedWall = f.Token, nominal, e.endedWall
+	e.token, e.nominal, e.receivedWall = &f.Token, nominal, e.endedWall
 	e.deadline = now + left
 	e.probe, e.next = false, now+firstRefresh(left, f.RefreshIn, roll)
 	return Newer
@@ -111,4 +111,4 @@ func (e *entry) remembered(now time.Duration) *FetchError {
 }
 
 // forget drops the token's text, which nobody may have any more.
-func (e *entry) forget() { e.token = Token{} }
+func (e *entry) forget() { e.token = &Token{} }

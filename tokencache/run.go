@@ -175,7 +175,7 @@ func (c *Cache) usable(fetched Fetched, left time.Duration) (time.Duration, erro
 	if fetched.Token.Text.IsZero() {
 		return 0, &FetchError{Kind: Malformed, Detail: "the answer has no token"}
 	}
-	if left = c.leftOf(fetched.Token, left); left <= 0 {
+	if left = c.leftOf(fetched.Token.ExpiresOn, left); left <= 0 {
 		return 0, &FetchError{Kind: Malformed, Detail: fmt.Sprintf("the back end gave a token that expired %v ago", (-left).Round(time.Second))}
 	}
 	return left, nil

@@ -159,7 +159,7 @@ func checkSDKError(t *testing.T, name string, got reply, code, text string) {
 func TestLessLifeThanAnHourIsTold(t *testing.T) {
 	t.Parallel()
 	asked := sdkRequest{resource: "r"}
-	a := agent.Answer{Identity: &agent.Identity{}, Advertise: 90*time.Second + 999*time.Millisecond}
+	a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &agent.Identity{}, Advertise: 90*time.Second + 999*time.Millisecond}
 	a.Token.Text = tokencache.NewSecret(`a "quoted" text`)
 	got := string(appendSDK(nil, &a, asked, time.Unix(1000, 999)))
 	const want = `{"access_token":"a \u0022quoted\u0022 text","expires_in":"90","expires_on":"1090","resource":"r","token_type":"Bearer"}`
@@ -179,7 +179,7 @@ func FuzzSDKEcho(f *testing.F) {
 	f.Add("https://vault.azure.net", "client")
 	f.Add("\"\\\x00\n", "</script>")
 	f.Fuzz(func(t *testing.T, resource, id string) {
-		a := agent.Answer{Identity: &agent.Identity{}, Advertise: time.Hour}
+		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &agent.Identity{}, Advertise: time.Hour}
 		asked := sdkRequest{resource: strings.ToValidUTF8(resource, ""), selector: parameter{"msi_res_id", strings.ToValidUTF8(id, "")}}
 		body := appendSDK(nil, &a, asked, noon)
 		var got map[string]string

@@ -93,7 +93,7 @@ func TestV1Body(t *testing.T) {
 
 func TestV1LeavesOutAnUnknownClientID(t *testing.T) {
 	t.Parallel()
-	a := agent.Answer{Identity: &agent.Identity{Name: "device"}}
+	a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &agent.Identity{Name: "device"}}
 	a.Left, a.RefreshIn = -time.Second, -time.Second
 	got := decoded[api.Token](t, string(appendV1(nil, &a, "r", noon)))
 	if got.ClientID != "" || got.ExpiresIn != 0 || got.RefreshIn != 0 {
