@@ -56,8 +56,8 @@ type Server struct {
 // Limits bounds how long a connection may take over each thing. Zero fields mean the defaults.
 type Limits struct {
 	Header time.Duration // to send a request's header; 5 s
-	Answer time.Duration // until a request for a token is answered; 9 s, so that 10 s are kept
-	Admin  time.Duration // until a request on the admin socket is answered; 9 s as well
+	Answer time.Duration // until a request for a token is answered; 8 s, so that 10 s are kept on a busy device too
+	Admin  time.Duration // until a request on the admin socket is answered; 8 s as well
 	Idle   time.Duration // between two requests on one connection; 60 s
 
 	Connections int // at once on all token sockets; 4,096
@@ -71,8 +71,8 @@ func (l Limits) orDefaults() Limits {
 		value time.Duration
 	}{
 		{&l.Header, 5 * time.Second},
-		{&l.Answer, 9 * time.Second},
-		{&l.Admin, 9 * time.Second},
+		{&l.Answer, 8 * time.Second},
+		{&l.Admin, 8 * time.Second},
 		{&l.Idle, 60 * time.Second},
 	} {
 		if *limit.field == 0 {
