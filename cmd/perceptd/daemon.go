@@ -130,8 +130,8 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 	if err != nil {
 		return err
 	}
-	d.sockets.serve(token, admin)
 	d.sockets.setModules(d.config.modules())
+	d.sockets.serve(token, admin) // last, so that whoever gets an answer finds the modules' sockets
 	return nil
 }
 
