@@ -495,7 +495,7 @@ func TestValidate(t *testing.T) {
 		{"empty name", "identity name", identity(agent.Identity{ClientID: guid2})},
 		{"twice", "there twice", identity(agent.Identity{Name: "vision", ClientID: guid2})},
 		{"two defaults", "second default", identity(agent.Identity{Name: "x", Default: true, ClientID: guid2})},
-		{"two system-assigned", `"device" and "x" have the same system-assigned`, identity(agent.Identity{Name: "x"})},
+		{"two system-assigned", `identities "device" and "x" are both the system-assigned one, which a device has once: give one of them a client_id, object_id or resource_id`, identity(agent.Identity{Name: "x"})},
 		{"same client ID", `have the same client_id`, identity(agent.Identity{Name: "x", ClientID: guid1})},
 		{"no GUID", "is no GUID", identity(agent.Identity{Name: "x", ClientID: "1234"})},
 		{"no object GUID", "object_id", identity(agent.Identity{Name: "x", ObjectID: "1234"})},

@@ -119,7 +119,11 @@ func (r Rules) validateIdentities(fault func(kind string, index int, format stri
 			fault("identity", i, "identity %q: resource_id %q must begin with /subscriptions/", identity.Name, identity.ResourceID)
 		}
 		for _, selector := range identity.selectors() {
-			if other, taken := selectors[selector]; taken {
+			switch other, taken := selectors[selector]; {
+			case taken && selector == tokencache.Selector{}.String():
+				fault("identity", i, "identities %q and %q are both the system-assigned one, which a device has once: give one of them a client_id, object_id or resource_id",
+					other, identity.Name)
+			case taken:
 				fault("identity", i, "identities %q and %q have the same %s", other, identity.Name, selector)
 			}
 			selectors[selector] = identity.Name

@@ -3,6 +3,7 @@ package server
 import (
 	"net"
 	"net/http"
+	"os"
 	"sync"
 
 	"perceptd/agent"
@@ -20,15 +21,23 @@ type crowd struct {
 type seat struct {
 	module string
 	uid    uint32
+	own    bool // the daemon itself, and then nothing else is set
 }
+
+// ownSeats is how many connections of the daemon to itself are let in, however many others there are. Its
+// check makes one at a time; when that many wait, a restart is what it should lead to.
+const ownSeats = 4
 
 // admit counts conn for its caller, and reports false when it is one too many.
 func (c *crowd) admit(conn net.Conn, who agent.Caller, limits Limits) bool {
-	s := seat{module: who.Module, uid: who.UID}
+	s := seat{own: true}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.of) >= limits.Connections || c.each[s] >= limits.PerCaller {
-		return false
+	if own := c.each[s]; !isOwn(who) || own >= ownSeats {
+		s = seat{module: who.Module, uid: who.UID}
+		if len(c.of)-own >= limits.Connections || c.each[s] >= limits.PerCaller {
+			return false
+		}
 	}
 	if c.of == nil {
 		c.of, c.each = make(map[net.Conn]seat), make(map[seat]int)
@@ -36,6 +45,11 @@ func (c *crowd) admit(conn net.Conn, who agent.Caller, limits Limits) bool {
 	c.of[conn] = s
 	c.each[s]++
 	return true
+}
+
+// isOwn reports whether who is this very process, and not another one of its user.
+func isOwn(who agent.Caller) bool {
+	return int(who.PID) == os.Getpid() && int(who.UID) == os.Geteuid()
 }
 
 // note forgets a connection that has ended. It is an http.Server's ConnState.

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"testing"
 
 	"perceptd/agent"
@@ -16,7 +17,7 @@ func TestTooManyConnections(t *testing.T) {
 	d.Limits.PerCaller = 2
 	token, module := d.tokens(""), d.tokens("vision")
 	var held []net.Conn
-	for range 2 {
+	for range ownSeats + 2 { // this process is the daemon too
 		conn, err := net.Dial("unix", token)
 		if err != nil {
 			t.Fatal(err)
@@ -88,5 +89,76 @@ func TestCrowd(t *testing.T) {
 	c.note(three, http.StateClosed)
 	if len(c.of) != 0 || len(c.each) != 0 {
 		t.Errorf("left over: %v %v", c.of, c.each)
+	}
+}
+
+// However many connections others have, the daemon gets to itself, and nobody else does by looking like it.
+func TestCrowdLetsTheDaemonIn(t *testing.T) {
+	t.Parallel()
+	me := agent.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
+	sibling, impostor := me, me
+	sibling.PID++
+	impostor.UID++
+	for _, row := range []struct {
+		name   string
+		limits Limits
+		crowd  []agent.Caller
+	}{
+		{"a full house", Limits{Connections: 2, PerCaller: 2}, []agent.Caller{{UID: 1000}, {UID: 1001}}},
+		{"its own user has its share", Limits{Connections: 9, PerCaller: 1}, []agent.Caller{sibling, impostor}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			var c crowd
+			admit := func(who agent.Caller) (net.Conn, bool) {
+				conn := new(net.UnixConn)
+				return conn, c.admit(conn, who, row.limits)
+			}
+			for _, who := range row.crowd {
+				if _, ok := admit(who); !ok {
+					t.Fatalf("%v is kept out", who)
+				}
+			}
+			var own []net.Conn
+			for range ownSeats {
+				conn, ok := admit(me)
+				if !ok {
+					t.Fatal("the daemon is kept out")
+				}
+				own = append(own, conn)
+				for _, who := range []agent.Caller{sibling, impostor} {
+					if _, ok := admit(who); ok {
+						t.Fatalf("%v is let in", who)
+					}
+				}
+			}
+			if _, ok := admit(me); ok {
+				t.Error("the daemon is let in without end")
+			}
+			c.note(own[0], http.StateClosed)
+			if _, ok := admit(me); !ok {
+				t.Error("the daemon is kept out after one of its connections ended")
+			}
+		})
+	}
+}
+
+// The daemon's own connections take nothing from what the others may have.
+func TestCrowdCountsTheDaemonApart(t *testing.T) {
+	t.Parallel()
+	var c crowd
+	limits := Limits{Connections: 2, PerCaller: 1}
+	me := agent.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
+	for range ownSeats {
+		if !c.admit(new(net.UnixConn), me, limits) {
+			t.Fatal("the daemon is kept out")
+		}
+	}
+	sibling := me
+	sibling.PID++
+	for _, who := range []agent.Caller{sibling, {UID: me.UID + 1}} {
+		if !c.admit(new(net.UnixConn), who, limits) {
+			t.Errorf("%v is kept out", who)
+		}
 	}
 }

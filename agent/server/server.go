@@ -62,6 +62,7 @@ type Limits struct {
 
 	Connections int // at once on all token sockets; 4,096
 	PerCaller   int // of one user there, counted apart for each module; 1,024. More are closed unanswered
+	// A few of this process to itself, which tell a watchdog that it is well, are let in beyond both.
 }
 
 // orDefaults fills in the zero fields.

@@ -58,7 +58,7 @@ type document struct {
 		Rollover *string  `toml:"rollover"`
 	} `toml:"source"`
 	Tokens struct {
-		SDKLife *duration `toml:"sdk_life"`
+		SDKLife any `toml:"sdk_life"` // for setDuration
 	} `toml:"tokens"`
 	Identity []struct {
 		Name       string `toml:"name"`
@@ -79,16 +79,22 @@ type document struct {
 	} `toml:"grant"`
 }
 
-// duration is written as "90m" or "1h30m".
-type duration time.Duration
-
-func (d *duration) UnmarshalText(text []byte) error {
-	parsed, err := time.ParseDuration(string(text))
-	if err != nil {
-		return fmt.Errorf("%q is no duration such as 90m or 1h30m", text)
+// setDuration sets *to to the value of a key, unless the key is not there. A duration is a string in TOML,
+// whose numbers have no unit.
+func setDuration(to *time.Duration, value any, key string, where *places) error {
+	if value == nil {
+		return nil
 	}
-	*d = duration(parsed)
-	return nil
+	text, isText := value.(string)
+	parsed, err := time.ParseDuration(text)
+	if err == nil {
+		*to = parsed
+		return nil
+	}
+	if isText {
+		value = strconv.Quote(text)
+	}
+	return fmt.Errorf(`%s: %s is %v: write a duration in quotes, such as "50m" or "1h30m"`, where.value(key), key, value)
 }
 
 // loadConfig reads path and its neighbour config.d/*.toml in the order of their names. Lists add up;
@@ -244,14 +250,11 @@ func hint(k toml.Key) string {
 
 // take adds a document to c.
 func (c *config) take(doc document, where *places) error {
-	if doc.Tokens.SDKLife != nil {
-		c.rules.SDKLife = time.Duration(*doc.Tokens.SDKLife)
-	}
+	faults := []error{setDuration(&c.rules.SDKLife, doc.Tokens.SDKLife, "tokens.sdk_life", where)}
 	for _, identity := range doc.Identity {
 		c.rules.Identities = append(c.rules.Identities, agent.Identity(identity))
 	}
 	c.source.take(doc)
-	var faults []error
 	for _, grant := range doc.Grant {
 		match := agent.Match{Module: grant.Caller.Module, UID: grant.Caller.UID, User: grant.Caller.User}
 		if match.User != "" {

@@ -119,7 +119,14 @@ func TestConfigFaults(t *testing.T) {
 		{"unknown key of identity", goodConfig + "[[identity]]\nclientid = \"x\"\n", "config.toml:18: unknown key identity.clientid: [[identity]] has name"},
 		{"unknown key of grant", goodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, user or uid)"},
 		{"unknown kind of caller", goodConfig + "[[grant]]\ncaller = { unit = \"x.service\" }\n", "config.toml:18: unknown key grant.unit: [[grant]] has caller (by module, user or uid)"},
-		{"no duration", "[tokens]\nsdk_life = \"soon\"\n", `config.toml:2:12: tokens.sdk_life: "soon" is no duration such as 90m or 1h30m`},
+		{"no duration", "[tokens]\nsdk_life = \"soon\"\n", `config.toml:2: tokens.sdk_life is "soon": write a duration in quotes, such as "50m" or "1h30m"`},
+		{"duration without a unit", "[tokens]\nsdk_life = \"5\"\n", `config.toml:2: tokens.sdk_life is "5": write a duration`},
+		{"number as a duration", "\n[tokens]\nsdk_life = 5\n", `config.toml:3: tokens.sdk_life is 5: write a duration in quotes, such as "50m" or "1h30m"`},
+		{"fraction as a duration", "tokens = { sdk_life = 5.5 }\n", "config.toml:1: tokens.sdk_life is 5.5: write a duration"},
+		{"time of day as a duration", "[tokens]\nsdk_life = 00:50:00\n", "config.toml:2: tokens.sdk_life is 00:50:00: write a duration"},
+		{"list as a duration", "[tokens]\nsdk_life = [\"50m\"]\n", "config.toml:2: tokens.sdk_life is [50m]: write a duration"},
+		{"table as a duration", "[tokens]\nsdk_life = {}\n", "config.toml:2: tokens.sdk_life is map[]: write a duration"},
+		{"table of its own as a duration", "[tokens.sdk_life]\nlife = 5\n", "config.toml:1: tokens.sdk_life is map[life:5]: write a duration"},
 		{"kind", "[source]\nkind = \"magic\"\n", `config.toml:2: source.kind is "magic": it must be "managed-identity" or "simulated"`},
 		{"endpoint", "[source]\nendpoint = \"moon\"\n", `config.toml:2: source.endpoint is "moon": it must be auto, arc, app-service or imds`},
 		{"speed of the real one", "[source]\nspeed = 2.0\n", `config.toml:2: source.speed and source.rollover are for source.kind = "simulated" only`},
@@ -233,7 +240,7 @@ kind = "magic"
 		`config.d/20.toml:5: user "nobody-of-that-name" is not known on this device: create it, or name a uid`,
 		`config.toml:11: source.kind is "magic": it must be "managed-identity" or "simulated"`,
 		`config.d/10.toml:2: identity "device" is there twice`,
-		`config.d/10.toml:2: identities "device" and "device" have the same system-assigned`,
+		`config.d/10.toml:2: identities "device" and "device" are both the system-assigned one, which a device has once: give one of them a client_id, object_id or resource_id`,
 		`config.toml:5: the grant for uid 2: resource "nothing" is no App ID URI (such as https://vault.azure.net) and no GUID`,
 		`config.d/20.toml:5: the grant for user nobody-of-that-name (uid 0) names identity "robot", which is not configured`,
 		`config.d/20.toml:2: sdk_life is 25h0m0s: it must be between 20m0s and 24h`,
@@ -245,6 +252,7 @@ kind = "magic"
 
 func FuzzConfig(f *testing.F) {
 	f.Add(goodConfig)
+	f.Add("[tokens]\nsdk_life = 5\n")
 	f.Add("[tokens]\nsdk_life = \"1h\"\n[[grant]]\ncaller = { user = \"root\" }\n")
 	f.Add("identity = [{ name = \"a\" }]\n\n[[grant.caller]]\n")
 	f.Add("[source]\nkind = \"simulated\"\nspeed = inf\n")

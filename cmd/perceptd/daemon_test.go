@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -42,89 +43,33 @@ prefetch = true
 
 const vaultToken = api.PathToken + "?resource=" + vaultURI
 
-func TestSockets(t *testing.T) {
-	t.Parallel()
-	d := launchDaemon(t, simulatedFor("vision"))
-	for path, want := range map[string]os.FileMode{d.token(): 0o666, d.admin(): 0o660, d.module("vision"): 0o666} {
-		info, err := os.Lstat(path)
-		if err != nil || info.Mode() != want|os.ModeSocket {
-			t.Errorf("%s: %v, %v", path, info.Mode(), err)
-		}
-	}
-	for socket, identity := range map[string]string{d.token(): "device", d.module("vision"): "vision"} {
-		status, body, err := d.get(socket, vaultToken)
-		if err != nil || status != 200 || !strings.Contains(body, `"identity":"`+identity+`"`) {
-			t.Errorf("%s: %d %s %v", socket, status, body, err)
-		}
-	}
-	// Whoever comes in on a module's socket is that module, root or not.
-	if status, body, _ := d.get(d.module("vision"), vaultToken+"&identity=device"); status != 403 {
-		t.Errorf("the module vision got a token of device: %d %s", status, body)
-	}
-	if status := d.stop(t); status != 0 {
-		t.Errorf("exit status %d", status)
-	}
-	if _, err := os.Lstat(d.token()); err == nil {
-		t.Error("the token socket is still there")
-	}
-	if _, err := os.Stat(filepath.Dir(d.module("vision"))); err != nil {
-		t.Errorf("a module's folder is gone with the daemon, and what has it mounted sees nothing any more: %v", err)
-	}
-}
-
-// A module is known by its socket, so that no other user of the device may get to it. What mounts its
-// folder elsewhere is root's business.
-func TestModuleSocketsAreShut(t *testing.T) {
-	t.Parallel()
-	d := launchDaemon(t, simulatedFor("vision"))
-	info, err := os.Stat(filepath.Join(d.dir, api.ModulesDirName))
-	if err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("%v %v", info.Mode(), err)
-	}
-	if os.Getuid() != 0 {
-		return // only root can be somebody else
-	}
-	for _, dir := range []string{d.dir, filepath.Dir(binary(t, "perceptctl"))} {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for socket, status := range map[string]int{d.module("vision"): 3, d.token(): 4} {
-		c := exec.Command(binary(t, "perceptctl"), "--socket", socket, "token", "--resource", vaultURI)
-		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-		if out, _ := c.CombinedOutput(); c.ProcessState.ExitCode() != status {
-			t.Errorf("another user at %s: exit status %d, want %d\n%s", socket, c.ProcessState.ExitCode(), status, out)
-		}
-	}
-}
-
-// What one module has done to its own folder is its own trouble.
-func TestSpoiltModuleFolder(t *testing.T) {
+// A token goes with the last grant that allows it, and does not come back with the next.
+func TestReloadTakesTokens(t *testing.T) {
 	t.Parallel()
 	d := launchDaemon(t, simulatedFor())
-	if err := os.MkdirAll(d.module("vision"), 0o755); err != nil { // a folder in the socket's place
-		t.Fatal(err)
+	_, before, err := d.get(d.token(), vaultToken)
+	if err != nil || !strings.Contains(before, `"access_token"`) {
+		t.Fatalf("%s %v", before, err)
 	}
-	if err := os.WriteFile(d.config, []byte(simulatedFor("vision", "speech")), 0o644); err != nil {
-		t.Fatal(err)
+	without := simulatedFor()
+	without = without[:strings.Index(without, "[[grant]]")]
+	if status, body := d.reload(t, without); status != 200 || !strings.Contains(body, "no longer granted: uid") {
+		t.Errorf("%d %s", status, body)
 	}
-	if status, body, err := d.ask(d.admin(), "POST", api.PathReload, ""); status != 200 {
-		t.Errorf("%d %s %v", status, body, err)
+	if status, body, _ := d.get(d.token(), vaultToken); status != 403 || !strings.Contains(body, string(api.CodeNotGranted)) {
+		t.Errorf("%d %s", status, body)
 	}
-	if status, _, err := d.get(d.module("speech"), vaultToken); status != 200 {
-		t.Errorf("the other module: %d %v", status, err)
+	if got := d.status(t); len(got.Tokens) != 0 || len(got.Trouble) != 1 || !strings.Contains(got.Trouble[0], "every caller is denied") {
+		t.Errorf("%+v", got)
 	}
-	if got := d.status(t).Trouble; len(got) != 1 || !strings.Contains(got[0], "module vision has no socket") {
-		t.Errorf("trouble %q", got)
+	if status, body := d.reload(t, simulatedFor()); status != 200 {
+		t.Errorf("%d %s", status, body)
 	}
-	if err := os.Remove(d.module("vision")); err != nil {
-		t.Fatal(err)
+	if status, _, err := d.get(d.token(), vaultToken); status != 200 {
+		t.Errorf("granted again: %d %v", status, err)
 	}
-	if status, body, err := d.ask(d.admin(), "POST", api.PathReload, ""); status != 200 {
-		t.Errorf("%d %s %v", status, body, err)
-	}
-	if status, _, err := d.get(d.module("vision"), vaultToken); status != 200 || len(d.status(t).Trouble) != 0 {
-		t.Errorf("mended: %d %v %q", status, err, d.status(t).Trouble)
+	if got := d.status(t).Tokens; len(got) != 1 || got[0].Fetches != 1 {
+		t.Errorf("granted again: %+v", got)
 	}
 }
 
@@ -160,22 +105,7 @@ func TestSecondDaemon(t *testing.T) {
 func TestReload(t *testing.T) {
 	t.Parallel()
 	d := launchDaemon(t, simulatedFor("vision"))
-	rewrite := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(d.config, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	reload := func() (int, string) {
-		t.Helper()
-		status, body, err := d.ask(d.admin(), "POST", api.PathReload, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return status, body
-	}
-	rewrite(simulatedFor("speech"))
-	if status, body := reload(); status != 200 || !strings.Contains(body, "no longer granted: module vision") {
+	if status, body := d.reload(t, simulatedFor("speech")); status != 200 || !strings.Contains(body, "no longer granted: module vision") {
 		t.Errorf("%d %s", status, body)
 	}
 	if status, _, err := d.get(d.module("speech"), vaultToken); status != 200 {
@@ -191,8 +121,7 @@ func TestReload(t *testing.T) {
 		{simulatedFor("speech", "vision") + "[x]\n", "unknown key x"},
 		{strings.Replace(simulatedFor("speech", "vision"), `"simulated"`, `"simulated"`+"\nspeed = 9.0", 1), "[source] cannot change"},
 	} {
-		rewrite(row.text)
-		if status, body := reload(); status != 422 || !strings.Contains(body, row.says) || !strings.Contains(body, string(api.CodeInvalidConfig)) {
+		if status, body := d.reload(t, row.text); status != 422 || !strings.Contains(body, row.says) || !strings.Contains(body, string(api.CodeInvalidConfig)) {
 			t.Errorf("%d %s", status, body)
 		}
 		if got := d.status(t); !strings.Contains(got.Config.Error, row.says) || len(got.Trouble) != 1 {
@@ -205,7 +134,7 @@ func TestReload(t *testing.T) {
 			t.Errorf("the configuration before is no longer in force: %d %v", status, err)
 		}
 	}
-	rewrite(simulatedFor("vision"))
+	d.rewrite(t, simulatedFor("vision"))
 	if err := d.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +150,7 @@ func TestStopDrains(t *testing.T) {
 	t.Parallel()
 	_, environment := startSimulator(t, "imds")
 	d := launchDaemon(t, manyResources(), environment...)
-	simulatorDo(t, environment, "fault", "slow-body", "--every", "1ms")
+	simulatorDo(t, environment, "fault", "slow-body", "--every", "200us")
 	type answer struct {
 		status int
 		err    error
@@ -241,130 +170,92 @@ func TestStopDrains(t *testing.T) {
 	}
 }
 
-// What systemd is told, over its real protocol.
-func TestNotify(t *testing.T) {
-	t.Parallel()
+// listenAsSystemd returns the path of a notification socket, and what is told there.
+func listenAsSystemd(t testing.TB) (path string, told <-chan string) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "notify")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "n"), Net: "unixgram"})
+	path = filepath.Join(dir, "n")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer manager.Close()
-	told := make(chan string, 1000)
-	go func() {
+	messages := make(chan string, 1000)
+	var reading sync.WaitGroup
+	reading.Go(func() {
 		message := make([]byte, 4096)
 		for {
 			n, err := manager.Read(message)
 			if err != nil {
 				return
 			}
-			told <- string(message[:n])
-		}
-	}()
-	var heard []string // since the last mark
-	awaits := func(part string) {
-		t.Helper()
-		limit := time.After(time.Minute)
-		for !slices.ContainsFunc(heard, func(message string) bool { return strings.Contains(message, part) }) {
 			select {
-			case message := <-told:
-				heard = append(heard, message)
-			case <-limit:
-				t.Fatalf("systemd was never told %q, but %q", part, heard)
+			case messages <- string(message[:n]):
+			default: // nobody listens, which must not hold the daemon up
 			}
 		}
+	})
+	t.Cleanup(func() {
+		_ = manager.Close()
+		reading.Wait()
+	})
+	return path, messages
+}
+
+// awaitMessages waits until systemd was told each of the parts, in any order, since the last call.
+func awaitMessages(t testing.TB, told <-chan string, parts ...string) {
+	t.Helper()
+	var heard []string
+	limit := time.After(time.Minute)
+	for {
+		missing := slices.IndexFunc(parts, func(part string) bool {
+			return !slices.ContainsFunc(heard, func(message string) bool { return strings.Contains(message, part) })
+		})
+		if missing < 0 {
+			return
+		}
+		select {
+		case message := <-told:
+			heard = append(heard, message)
+		case <-limit:
+			t.Fatalf("systemd was never told %q, but %q", parts[missing], heard)
+		}
 	}
-	d := launchDaemon(t, simulatedFor(), "NOTIFY_SOCKET="+filepath.Join(dir, "n"), "WATCHDOG_USEC=200000")
-	awaits("READY=1")
-	awaits("WATCHDOG=1")
-	awaits("STATUS=SIMULATED; 2 identities, 1 token, next refresh ")
-	heard = nil
-	if err := os.WriteFile(d.config, []byte("[x]\n"), 0o644); err != nil {
-		t.Fatal(err)
+}
+
+// awaitPings waits until the watchdog was fed by a check that began after the call.
+func awaitPings(t testing.TB, told <-chan string) {
+	t.Helper()
+	for len(told) > 0 {
+		<-told
 	}
+	limit := time.After(time.Minute)
+	for pings := 0; pings < 2; { // the first may be of a check that began before
+		select {
+		case message := <-told:
+			pings += strings.Count(message, "WATCHDOG=1")
+		case <-limit:
+			t.Fatal("systemd would have restarted the daemon")
+		}
+	}
+}
+
+// What systemd is told, over its real protocol.
+func TestNotify(t *testing.T) {
+	t.Parallel()
+	manager, told := listenAsSystemd(t)
+	d := launchDaemon(t, simulatedFor(), "NOTIFY_SOCKET="+manager, "WATCHDOG_USEC=200000")
+	awaitMessages(t, told, "READY=1", "WATCHDOG=1", "STATUS=SIMULATED; 2 identities, 1 token, next refresh ")
+	d.rewrite(t, "[x]\n")
 	if err := d.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	awaits("RELOADING=1\nMONOTONIC_USEC=")
-	awaits("STATUS=SIMULATED; trouble: the last reload changed nothing")
-	awaits("READY=1")
-	awaits("WATCHDOG=1")
+	awaitMessages(t, told, "RELOADING=1\nMONOTONIC_USEC=", "STATUS=SIMULATED; trouble: the last reload changed nothing", "READY=1", "WATCHDOG=1")
 	if status := d.stop(t); status != 0 {
 		t.Errorf("exit status %d", status)
 	}
-	awaits("STOPPING=1")
-}
-
-// No token, and no secret of an endpoint, in anything that the daemon and its tool print, also when the
-// daemon dies with all its stacks on stderr.
-func TestCanary(t *testing.T) {
-	t.Parallel()
-	_, environment := startSimulator(t, "app-service")
-	d := launchDaemon(t, bothEnds("app-service"), environment...)
-	var secrets []string
-	for _, variable := range environment {
-		if value, ok := strings.CutPrefix(variable, "IDENTITY_HEADER="); ok {
-			secrets = append(secrets, value)
-		}
-	}
-	tool := func(args ...string) *exec.Cmd {
-		return exec.Command(binary(t, "perceptctl"), append([]string{"--socket", d.token()}, args...)...)
-	}
-	for _, identity := range []string{"device", "vision", "speech"} {
-		out, err := tool("token", "--resource", vaultURI, "--identity", identity).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		// The first part, the header, is the same for every token: its second and third are the canaries.
-		parts := strings.SplitN(strings.TrimSpace(string(out)), ".", 2)
-		secrets = append(secrets, parts[1][:40], parts[1][len(parts[1])-40:])
-	}
-	var printed strings.Builder
-	note := func(args ...string) {
-		out, _ := tool(args...).CombinedOutput()
-		printed.Write(out)
-	}
-	note("status")
-	note("status", "--json")
-	note("refresh")
-	note("reload")
-	note("token", "--resource", vaultURI, "--identity", "vision", "--short")
-	note("token", "--resource", "https://graph.microsoft.com")
-	note("token", "--resource", vaultURI, "--identity", "nobody")
-	for _, fault := range []string{"html", "not-json", "empty-token", "wrong-identity", "reset", "redirect"} {
-		simulatorDo(t, environment, "fault", fault)
-		note("refresh", "--resource", vaultURI)
-		note("token", "--resource", "https://storage.azure.com", "--identity", "vision", "--min-ttl", "24h")
-		note("status")
-		simulatorDo(t, environment, "fault", "--clear")
-	}
-	arguments, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", d.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	printed.Write(arguments)
-	if err := d.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
-		t.Fatal(err)
-	}
-	<-d.ended
-	if !strings.Contains(d.text(), "goroutine ") {
-		t.Error("no stacks: this test sees less than it should")
-	}
-	all := printed.String() + d.text()
-	for _, secret := range secrets {
-		if len(secret) < 16 {
-			t.Fatalf("a canary of %d characters", len(secret))
-		}
-		if strings.Contains(all, secret) {
-			t.Errorf("a secret was printed:\n%s", all)
-			return
-		}
-	}
-	if len(secrets) != 7 {
-		t.Errorf("%d canaries", len(secrets))
-	}
+	awaitMessages(t, told, "STOPPING=1")
 }

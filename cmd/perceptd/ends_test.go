@@ -3,9 +3,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 
 	"perceptd/agent/api"
@@ -55,73 +57,88 @@ resources = ["https://vault.azure.net"]
 // its own, in each form, and the real azidentity in a third process gets them from the daemon.
 func TestBothEndsReal(t *testing.T) {
 	t.Parallel()
-	device, vision, speech := simulator.DefaultIdentities()[0], simulator.DefaultIdentities()[1], simulator.DefaultIdentities()[2]
 	for _, form := range []string{"app-service", "imds", "arc"} {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()
 			if form == "arc" && os.Getuid() != 0 {
 				t.Skip("needs root: azidentity takes Arc's key files from /var/opt/azcmagent/tokens only")
 			}
-			_, environment := startSimulator(t, form)
-			d := launchDaemon(t, bothEnds(form), environment...)
-			if got := d.status(t).Source; got.Kind != managedIdentity || got.Endpoint != form {
-				t.Errorf("source %+v", got)
-			}
-			for _, row := range []struct {
-				name string
-				ask  []string
-				want simulator.Identity
-			}{
-				{"system-assigned", []string{vaultURI}, device},
-				{"client ID", []string{vaultURI, "client_id", vision.ClientID}, vision},
-				{"object ID", []string{vaultURI, "object_id", vision.ObjectID}, vision},
-				{"resource ID", []string{vaultURI, "resource_id", vision.ResourceID}, vision},
-				{"asked for by resource ID at both ends", []string{vaultURI, "resource_id", speech.ResourceID}, speech},
-				{"the only one granted", []string{"https://storage.azure.com"}, vision},
-			} {
-				for sdkForm, asForm := range map[string][]string{
-					"App Service": {"IDENTITY_ENDPOINT=http://localhost/msi/token", "IDENTITY_HEADER=any"},
-					"IMDS":        nil,
-				} {
-					out, err := sdk(d.token(), asForm, row.ask...)
-					if err != nil {
-						t.Errorf("%s, SDK in %s form: %v %s", row.name, sdkForm, err, out)
-						continue
-					}
-					if c := claims(t, out); c["oid"] != row.want.ObjectID || c["aud"] != row.ask[0] || c["simulated"] != true {
-						t.Errorf("%s, SDK in %s form: token of %v for %v", row.name, sdkForm, c["oid"], c["aud"])
-					}
-				}
-			}
-			out, err := sdk(d.token(), nil, "https://graph.microsoft.com")
-			if err == nil || !strings.Contains(out, "no [[grant]] lets uid") {
-				t.Errorf("not granted: %v %s", err, out)
-			}
-			if got := d.status(t).Requests; got.Denied != 1 {
-				t.Errorf("%d denials: an SDK does not repeat a 403", got.Denied)
-			}
-			if fetches := d.status(t).Tokens; len(fetches) != 4 {
-				t.Errorf("%d keys", len(fetches))
-			} else {
-				for _, key := range fetches {
-					if key.Fetches != 1 {
-						t.Errorf("%d calls for %s of %s", key.Fetches, key.Resource, key.Identity)
-					}
-				}
-			}
-			if status := d.stop(t); status != 0 {
-				t.Errorf("exit status %d", status)
-			}
+			testBothEnds(t, form)
 		})
 	}
 }
 
-// sdk runs azidentity in a process of its own and returns all that it printed.
-func sdk(socket string, environment []string, args ...string) (string, error) {
+func testBothEnds(t *testing.T, form string) {
+	device, vision, speech := simulator.DefaultIdentities()[0], simulator.DefaultIdentities()[1], simulator.DefaultIdentities()[2]
+	_, environment := startSimulator(t, form)
+	d := launchDaemon(t, bothEnds(form), environment...)
+	if got := d.status(t).Source; got.Kind != managedIdentity || got.Endpoint != form {
+		t.Errorf("source %+v", got)
+	}
+	rows := []struct {
+		name, ask string
+		want      simulator.Identity
+	}{
+		{"system-assigned", vaultURI, device},
+		{"client ID", vaultURI + " client_id " + vision.ClientID, vision},
+		{"object ID", vaultURI + " object_id " + vision.ObjectID, vision},
+		{"resource ID", vaultURI + " resource_id " + vision.ResourceID, vision},
+		{"asked for by resource ID at both ends", vaultURI + " resource_id " + speech.ResourceID, speech},
+		{"the only one granted", "https://storage.azure.com", vision},
+	}
+	var asks []string
+	for _, row := range rows {
+		asks = append(asks, row.ask)
+	}
+	for sdkForm, asForm := range map[string][]string{
+		"App Service": {"IDENTITY_ENDPOINT=http://localhost/msi/token", "IDENTITY_HEADER=any"},
+		"IMDS":        nil,
+	} {
+		tokens, err := sdk(d.token(), asForm, asks...)
+		if err != nil || len(tokens) != len(rows) {
+			t.Fatalf("SDK in %s form: %d tokens, %v", sdkForm, len(tokens), err)
+		}
+		for i, row := range rows {
+			resource, _, _ := strings.Cut(row.ask, " ")
+			if c := claims(t, tokens[i]); c["oid"] != row.want.ObjectID || c["aud"] != resource || c["simulated"] != true {
+				t.Errorf("%s, SDK in %s form: token of %v for %v", row.name, sdkForm, c["oid"], c["aud"])
+			}
+		}
+	}
+	if got := d.status(t).Requests; got.Served != 2*int64(len(rows)) {
+		t.Errorf("%d answers: azidentity's own cache was in the way", got.Served)
+	}
+	if _, err := sdk(d.token(), nil, "https://graph.microsoft.com"); err == nil || !strings.Contains(err.Error(), "no [[grant]] lets uid") {
+		t.Errorf("not granted: %v", err)
+	}
+	if got := d.status(t).Requests; got.Denied != 1 {
+		t.Errorf("%d denials: an SDK does not repeat a 403", got.Denied)
+	}
+	if fetches := d.status(t).Tokens; len(fetches) != 4 {
+		t.Errorf("%d keys", len(fetches))
+	} else {
+		for _, key := range fetches {
+			if key.Fetches != 1 {
+				t.Errorf("%d calls for %s of %s", key.Fetches, key.Resource, key.Identity)
+			}
+		}
+	}
+	if status := d.stop(t); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+}
+
+// sdk runs azidentity in a process of its own and returns the tokens that it got, or what it said.
+func sdk(socket string, environment []string, args ...string) (tokens []string, err error) {
 	c := exec.Command("/proc/self/exe", args...)
 	c.Env = append([]string{sdkVariable + "=" + socket}, environment...)
-	out, err := c.CombinedOutput()
-	return string(out), err
+	var said strings.Builder
+	c.Stderr = &said
+	out, err := c.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, &said)
+	}
+	return strings.Fields(string(out)), nil
 }
 
 // An Arc agent that knows no user-assigned identities answers with the machine's own: never a token.
@@ -142,12 +159,12 @@ func TestLegacyArcAgent(t *testing.T) {
 }
 
 // Each way in which a back end goes wrong has its code, its kind in the status, and an end: when the
-// fault is over the daemon recovers without a restart.
+// faults are over the daemon recovers without a restart.
 func TestBackEndFaults(t *testing.T) {
 	t.Parallel()
 	_, environment := startSimulator(t, "imds")
 	d := launchDaemon(t, manyResources(), environment...)
-	for i, row := range []struct {
+	rows := []struct {
 		fault []string
 		code  api.Code
 		says  string
@@ -164,25 +181,54 @@ func TestBackEndFaults(t *testing.T) {
 		{[]string{"truncated"}, api.CodeUnreachable, "closed the connection"},
 		{[]string{"status", "--status", "500"}, api.CodeUnreachable, "500"},
 		{[]string{"status", "--status", "403"}, api.CodeRefused, "403"},
-	} {
+		{[]string{"wrong-identity"}, api.CodeIdentityNotFound, "another identity"},
+		{[]string{"throttle", "--retry-after", "1"}, api.CodeThrottled, ""}, // last, since it is a pause for all
+	}
+	for i, row := range rows {
 		resource := fmt.Sprintf("api://%d", i)
 		simulatorDo(t, environment, append(append([]string{"fault"}, row.fault...), "--resource", resource)...)
-		_, body, err := d.get(d.token(), api.PathToken+"?resource="+resource)
-		var problem api.Problem
-		if err != nil || json.Unmarshal([]byte(body), &problem) != nil || problem.Code != row.code || !strings.Contains(problem.Detail, row.says) {
-			t.Errorf("%v: %v %s", row.fault, err, body)
+		response, body, err := d.exchange(d.token(), "GET", api.PathToken+"?resource="+resource, "")
+		if err != nil {
+			t.Errorf("%v: %v", row.fault, err)
+			continue
 		}
-		simulatorDo(t, environment, "fault", "--clear")
+		var problem api.Problem
+		if json.Unmarshal([]byte(body), &problem) != nil || problem.Code != row.code || !strings.Contains(problem.Detail, row.says) {
+			t.Errorf("%v: %s", row.fault, body)
+		}
+		if retry := response.Header.Get("Retry-After"); (retry != "") != (response.StatusCode == 503) {
+			t.Errorf("%v: %d with Retry-After %q", row.fault, response.StatusCode, retry)
+		}
+	}
+	for _, key := range d.status(t).Tokens {
+		row := rows[number(t, key.Resource)]
+		if key.State != api.StateMissing || key.LastOutcome != api.OutcomeFailed || !strings.Contains(key.LastError, row.says) {
+			t.Errorf("%v, in the status: %+v", row.fault, key)
+		}
+	}
+	if got := d.status(t).Trouble; len(got) != len(rows) {
+		t.Errorf("%d troubles %q", len(got), got)
+	}
+	simulatorDo(t, environment, "fault", "--clear")
+	for i, row := range rows {
+		if row.code == api.CodeRefused || row.code == api.CodeIdentityNotFound {
+			continue // remembered for half a minute
+		}
 		until(t, "recovery from "+row.fault[0], d.ended, func() bool {
-			status, _, _ := d.get(d.token(), api.PathToken+"?resource="+resource)
-			return status == 200 || row.code == api.CodeRefused // a refusal is remembered for half a minute
+			status, _, _ := d.get(d.token(), fmt.Sprintf("%s?resource=api://%d", api.PathToken, i))
+			return status == 200
 		})
 	}
-	simulatorDo(t, environment, "fault", "throttle", "--retry-after", "7", "--resource", "api://20")
-	status, body, err := d.get(d.token(), api.PathToken+"?resource=api://20")
-	if err != nil || status != 503 || !strings.Contains(body, `"throttled"`) {
-		t.Errorf("throttled: %d %s %v", status, body, err)
+}
+
+// number is the N of api://N.
+func number(t *testing.T, resource string) int {
+	t.Helper()
+	var n int
+	if _, err := fmt.Sscanf(resource, "api://%d", &n); err != nil {
+		t.Fatal(err)
 	}
+	return n
 }
 
 func manyResources() string {
@@ -199,24 +245,35 @@ func TestHangingBackEnd(t *testing.T) {
 	t.Parallel()
 	_, environment := startSimulator(t, "imds")
 	d := launchDaemon(t, manyResources(), environment...)
-	if status, body, err := d.get(d.token(), api.PathToken+"?resource=api://0"); err != nil || status != 200 {
-		t.Fatalf("%d %s %v", status, body, err)
+	ask := func(path, resource string) (status int, header http.Header, body string) {
+		response, body, err := d.exchange(d.token(), "GET", path+"resource="+resource, "")
+		if err != nil {
+			t.Error(err)
+			return 0, nil, ""
+		}
+		return response.StatusCode, response.Header, body
+	}
+	if status, _, body := ask(api.PathToken+"?", "api://0"); status != 200 {
+		t.Fatalf("%d %s", status, body)
 	}
 	simulatorDo(t, environment, "fault", "hang")
-	for _, path := range []string{
-		api.PathToken + "?resource=api://1",
-		api.PathIMDSToken + "?api-version=2018-02-01&resource=api://2",
-		api.PathAppServiceToken + "?api-version=2019-08-01&resource=api://3",
+	var all sync.WaitGroup
+	for i, path := range []string{
+		api.PathToken + "?",
+		api.PathIMDSToken + "?api-version=2018-02-01&",
+		api.PathAppServiceToken + "?api-version=2019-08-01&",
 	} {
-		t.Run(path, func(t *testing.T) {
-			t.Parallel()
-			status, body, err := d.get(d.token(), path)
-			if err != nil || status != 503 || !strings.Contains(body, "ask again") {
-				t.Errorf("%d %s %v", status, body, err)
+		all.Go(func() {
+			status, header, body := ask(path, fmt.Sprintf("api://%d", i+1))
+			if status != 503 || header.Get("Retry-After") == "" || !strings.Contains(body, "ask again") {
+				t.Errorf("%s: %d %v %s", path, status, header, body)
+			}
+		})
+		all.Go(func() {
+			if status, _, body := ask(path, "api://0"); status != 200 {
+				t.Errorf("%s, cached: %d %s", path, status, body)
 			}
 		})
 	}
-	if status, body, err := d.get(d.token(), api.PathIMDSToken+"?api-version=2018-02-01&resource=api://0"); err != nil || status != 200 {
-		t.Errorf("cached: %d %s %v", status, body, err)
-	}
+	all.Wait()
 }

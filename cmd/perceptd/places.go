@@ -33,7 +33,9 @@ func (p *places) add(file string, text []byte) (identities, grants int) {
 	for parser.NextExpression() {
 		switch e := parser.Expression(); e.Kind {
 		case unstable.Table:
-			table, _ = dotted("", e.Key())
+			var at unstable.Range
+			table, at = dotted("", e.Key())
+			p.values[table] = f.place(at) // where a single value belongs, perhaps
 		case unstable.ArrayTable:
 			var at unstable.Range
 			table, at = dotted("", e.Key())

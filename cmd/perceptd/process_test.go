@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -41,36 +42,42 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// askAsSDK gets a token through the real azidentity over a Unix socket and prints it. The arguments are
-// the resource and, for a user-assigned identity, the kind of ID and the ID.
+// askAsSDK gets tokens through the real azidentity over a Unix socket and prints them, one a line. Each
+// argument is a resource and, for a user-assigned identity, the kind of ID and the ID.
 func askAsSDK(socket string, args []string) int {
 	var dialer net.Dialer
-	options := azidentity.ManagedIdentityCredentialOptions{ClientOptions: azcore.ClientOptions{
-		Transport: &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", socket)
-		}}},
-	}}
-	if len(args) == 3 {
-		switch args[1] {
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dialer.DialContext(ctx, "unix", socket)
+	}}}
+	for _, arg := range args {
+		token, err := sdkToken(client, strings.Fields(arg))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		fmt.Println(token)
+	}
+	return 0
+}
+
+func sdkToken(client *http.Client, ask []string) (string, error) {
+	options := azidentity.ManagedIdentityCredentialOptions{ClientOptions: azcore.ClientOptions{Transport: client}}
+	if len(ask) == 3 {
+		switch ask[1] {
 		case "client_id":
-			options.ID = azidentity.ClientID(args[2])
+			options.ID = azidentity.ClientID(ask[2])
 		case "object_id":
-			options.ID = azidentity.ObjectID(args[2])
+			options.ID = azidentity.ObjectID(ask[2])
 		case "resource_id":
-			options.ID = azidentity.ResourceID(args[2])
+			options.ID = azidentity.ResourceID(ask[2])
 		}
 	}
 	credential, err := azidentity.NewManagedIdentityCredential(&options)
-	if err == nil {
-		var token azcore.AccessToken
-		token, err = credential.GetToken(context.Background(), policy.TokenRequestOptions{Scopes: []string{args[0] + "/.default"}})
-		fmt.Println(token.Token)
-	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return "", err
 	}
-	return 0
+	token, err := credential.GetToken(context.Background(), policy.TokenRequestOptions{Scopes: []string{ask[0] + "/.default"}})
+	return token.Token, err
 }
 
 var built struct {
@@ -81,16 +88,23 @@ var built struct {
 
 func builtIn() string { return built.dir }
 
-// binary returns the path of perceptd or perceptctl, built once for all tests of this run.
+// binary returns the path of perceptd or perceptctl, built once for all tests of this run; perceptd
+// under the race detector when they are.
 func binary(t testing.TB, name string) string {
 	t.Helper()
 	built.once.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "perceptd-test-"); built.err != nil {
 			return
 		}
-		build := exec.Command("go", "build", "-o", built.dir, "perceptd/cmd/perceptd", "perceptd/cmd/perceptctl")
-		if out, err := build.CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("%w: %s", err, out)
+		// The tool is run often and has nothing to race with.
+		tool := exec.Command("go", "build", "-o", built.dir, "perceptd/cmd/perceptctl")
+		tool.Env = append(os.Environ(), "CGO_ENABLED=0")
+		daemon := exec.Command("go", "build", "-race="+cmp.Or(recorded("-race"), "false"), "-o", built.dir, "perceptd/cmd/perceptd")
+		for _, build := range []*exec.Cmd{tool, daemon} {
+			if out, err := build.CombinedOutput(); err != nil {
+				built.err = fmt.Errorf("%v: %w: %s", build.Args, err, out)
+				return
+			}
 		}
 	})
 	if built.err != nil {
@@ -121,7 +135,13 @@ func (p *process) text() string {
 
 func launch(t testing.TB, environment []string, name string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(binary(t, name), args...), ended: make(chan struct{})}
+	return begin(t, environment, exec.Command(binary(t, name), args...))
+}
+
+// begin starts a command with that environment and no more of this one than it needs.
+func begin(t testing.TB, environment []string, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{cmd: cmd, ended: make(chan struct{})}
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, environment...)
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	if err := p.cmd.Start(); err != nil {
@@ -134,8 +154,11 @@ func launch(t testing.TB, environment []string, name string, args ...string) *pr
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
 		<-p.ended
+		if strings.Contains(p.text(), "DATA RACE") {
+			t.Errorf("%v has a data race", p.cmd.Args)
+		}
 		if t.Failed() {
-			t.Logf("%s said:\n%s", name, p.text())
+			t.Logf("%v said:\n%s", p.cmd.Args, p.text())
 		}
 	})
 	return p
@@ -159,18 +182,52 @@ type daemonProcess struct {
 
 func launchDaemon(t testing.TB, config string, environment ...string) *daemonProcess {
 	t.Helper()
+	d := newFolder(t, config)
+	d.process = launch(t, environment, "perceptd", d.arguments()...)
+	d.awaitHealth(t)
+	return d
+}
+
+// newFolder makes the folder of a daemon that is not started yet.
+func newFolder(t testing.TB, config string) *daemonProcess {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "percept") // short, since a socket's path may not be long
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	d := &daemonProcess{dir: dir, config: write(t, map[string]string{"config.toml": config})}
-	d.process = launch(t, environment, "perceptd", "--config", d.config, "--runtime-dir", dir, "--log-level", "debug")
+	return &daemonProcess{dir: dir, config: write(t, map[string]string{"config.toml": config})}
+}
+
+func (d *daemonProcess) arguments() []string {
+	return []string{"--config", d.config, "--runtime-dir", d.dir, "--log-level", "debug"}
+}
+
+func (d *daemonProcess) awaitHealth(t testing.TB) {
+	t.Helper()
 	until(t, "the daemon", d.ended, func() bool {
 		status, _, err := d.get(d.admin(), api.PathHealth)
 		return err == nil && status == 200
 	})
-	return d
+}
+
+// rewrite replaces the configuration file.
+func (d *daemonProcess) rewrite(t testing.TB, config string) {
+	t.Helper()
+	if err := os.WriteFile(d.config, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reload replaces the configuration file and has it read.
+func (d *daemonProcess) reload(t testing.TB, config string) (status int, body string) {
+	t.Helper()
+	d.rewrite(t, config)
+	status, body, err := d.ask(d.admin(), "POST", api.PathReload, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status, body
 }
 
 func (d *daemonProcess) token() string { return filepath.Join(d.dir, api.TokenSocketName) }
@@ -200,24 +257,33 @@ func (d *daemonProcess) get(socket, path string) (status int, body string, err e
 }
 
 func (d *daemonProcess) ask(socket, method, path, body string) (int, string, error) {
-	conn, err := net.Dial("unix", socket)
+	response, text, err := d.exchange(socket, method, path, body)
 	if err != nil {
 		return 0, "", err
+	}
+	return response.StatusCode, text, nil
+}
+
+// exchange is ask, for whoever wants to see the answer's header too.
+func (d *daemonProcess) exchange(socket, method, path, body string) (*http.Response, string, error) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return nil, "", err
 	}
 	defer conn.Close()
 	// What every client is promised: an answer within 10 seconds, whatever the back end does.
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return 0, "", err
+		return nil, "", err
 	}
 	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nMetadata: true\r\nX-IDENTITY-HEADER: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
 		method, path, len(body), body)
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		return 0, "", err
+		return nil, "", err
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	return response.StatusCode, string(text), err
+	return response, string(text), err
 }
 
 func (d *daemonProcess) status(t testing.TB) api.Status {

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -95,8 +97,7 @@ func (s *sockets) check(ctx context.Context) error {
 }
 
 func askHealth(ctx context.Context, at net.Addr) error {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, at.Network(), at.String())
+	conn, err := connect(ctx, at)
 	if err != nil {
 		return err
 	}
@@ -116,6 +117,22 @@ func askHealth(ctx context.Context, at net.Addr) error {
 		return fmt.Errorf("answered %q", answer)
 	}
 	return nil
+}
+
+// connect waits for a place in the socket's queue, which others may have filled: the kernel answers EAGAIN then.
+func connect(ctx context.Context, at net.Addr) (net.Conn, error) {
+	var dialer net.Dialer
+	for {
+		conn, err := dialer.DialContext(ctx, at.Network(), at.String())
+		if !errors.Is(err, syscall.EAGAIN) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("its queue stays full: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // setModules gives each of the named modules a socket, and takes it from the others. A socket that cannot

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"perceptd/agent/api"
+	"perceptd/agent/simulator"
+)
+
+// No token, and no secret of an endpoint, in anything that the daemon and its tool print, also when the
+// daemon dies with all its stacks on stderr.
+func TestCanary(t *testing.T) {
+	t.Parallel()
+	for _, form := range []string{"app-service", "arc"} {
+		t.Run(form, func(t *testing.T) {
+			t.Parallel()
+			if form == "arc" && os.Getuid() != 0 {
+				t.Skip("needs root: azidentity takes Arc's key files from /var/opt/azcmagent/tokens only")
+			}
+			testCanary(t, form)
+		})
+	}
+}
+
+func testCanary(t *testing.T, form string) {
+	_, environment := startSimulator(t, form)
+	manager, told := listenAsSystemd(t)
+	d := launchDaemon(t, bothEnds(form), append(environment, "NOTIFY_SOCKET="+manager)...)
+	tool := func(args ...string) *exec.Cmd {
+		return exec.Command(binary(t, "perceptctl"), append([]string{"--socket", d.token()}, args...)...)
+	}
+	var secrets []string
+	for _, identity := range []string{"device", "vision", "speech"} {
+		out, err := tool("token", "--resource", vaultURI, "--identity", identity).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The first part, the header, is the same for every token: its second and third are the canaries.
+		parts := strings.SplitN(strings.TrimSpace(string(out)), ".", 2)
+		secrets = append(secrets, parts[1][:40], parts[1][len(parts[1])-40:])
+	}
+	if form == "arc" {
+		secrets = append(secrets, keysInUse(t, environment, tool("refresh", "--resource", vaultURI, "--identity", "device"))...)
+	}
+	for _, variable := range environment {
+		if value, ok := strings.CutPrefix(variable, "IDENTITY_HEADER="); ok {
+			secrets = append(secrets, value)
+		}
+	}
+	if len(secrets) < 7 {
+		t.Fatalf("%d canaries", len(secrets))
+	}
+	printed := printEverything(t, d, environment, tool)
+	if err := d.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
+	}
+	<-d.ended
+	if !strings.Contains(d.text(), "goroutine ") {
+		t.Error("no stacks: this test sees less than it should")
+	}
+	printed += d.text()
+	for len(told) > 0 {
+		printed += <-told
+	}
+	if !strings.Contains(printed, "STATUS=") {
+		t.Error("no status text: this test sees less than it should")
+	}
+	for _, secret := range secrets {
+		if len(secret) < 16 {
+			t.Fatalf("a canary of %d characters", len(secret))
+		}
+		if strings.Contains(printed, secret) {
+			t.Errorf("a secret was printed:\n%s", printed)
+			return
+		}
+	}
+}
+
+// keysInUse runs a command that makes the daemon show a key of Arc's agent, and returns the keys that were
+// there meanwhile: the key stays until the slow challenge is over.
+func keysInUse(t *testing.T, environment []string, refresh *exec.Cmd) []string {
+	t.Helper()
+	simulatorDo(t, environment, "fault", "slow-body", "--challenge", "--every", "5ms")
+	defer simulatorDo(t, environment, "fault", "--clear")
+	p := begin(t, nil, refresh)
+	var keys []string
+	seen := make(map[string]bool)
+	for ended := false; !ended; {
+		select {
+		case <-p.ended:
+			ended = true
+		case <-time.After(10 * time.Millisecond):
+		}
+		files, err := filepath.Glob(filepath.Join(simulator.DefaultArcKeyDir, "*.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			// One that was used since is not ours: it went before we looked.
+			if key, err := os.ReadFile(file); err == nil && len(key) > 0 && !seen[string(key)] {
+				seen[string(key)] = true
+				keys = append(keys, string(key))
+			}
+		}
+	}
+	if len(keys) == 0 {
+		t.Fatalf("no key was seen\n%s", p.text())
+	}
+	return keys
+}
+
+// printEverything has the daemon and its tool say all that they can say, in good times and bad ones.
+func printEverything(t *testing.T, d *daemonProcess, environment []string, tool func(...string) *exec.Cmd) string {
+	t.Helper()
+	var printed strings.Builder
+	note := func(args ...string) {
+		out, _ := tool(args...).CombinedOutput()
+		printed.Write(out)
+	}
+	noteBody := func(socket, method, path string) {
+		_, body, err := d.ask(socket, method, path, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		printed.WriteString(body)
+	}
+	note("status")
+	note("refresh")
+	note("reload")
+	note("token", "--resource", vaultURI, "--identity", "vision", "--short")
+	note("token", "--resource", "https://graph.microsoft.com")
+	note("token", "--resource", vaultURI, "--identity", "nobody")
+	noteBody(d.admin(), "GET", api.PathStatus)
+	noteBody(d.token(), "GET", api.PathToken+"?resource=https://graph.microsoft.com")
+	noteBody(d.token(), "POST", api.PathToken)
+	noteBody(d.token(), "GET", api.PathIMDSToken+"?api-version=2018-02-01&resource=https://graph.microsoft.com")
+	noteBody(d.token(), "GET", api.PathAppServiceToken+"?api-version=2019-08-01&client_id=unknown&resource="+vaultURI)
+	for _, fault := range []string{"html", "not-json", "empty-token", "wrong-identity", "reset", "redirect"} {
+		simulatorDo(t, environment, "fault", fault)
+		note("refresh", "--resource", vaultURI, "--identity", "device")
+		note("token", "--resource", "https://storage.azure.com", "--identity", "vision", "--min-ttl", "24h")
+		noteBody(d.admin(), "GET", api.PathStatus)
+		simulatorDo(t, environment, "fault", "--clear")
+	}
+	note("status")
+	if status, _ := d.reload(t, "[x]\n"); status != 422 {
+		t.Errorf("a bad configuration: %d", status)
+	}
+	noteBody(d.admin(), "GET", api.PathStatus)
+	arguments, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", d.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed.Write(arguments)
+	return printed.String()
+}

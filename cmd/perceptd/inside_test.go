@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// inside is the whole program in this process, where what it leaves behind can be seen. A simulated
+// source sets the environment, which belongs to the process: these tests are not parallel.
+type inside struct {
+	*daemonProcess
+	cancel context.CancelFunc
+	exit   int // the exit status, once ended
+}
+
+// runInside starts the program. It looks for what is left behind when the test is over.
+func runInside(t *testing.T, config string) *inside {
+	t.Helper()
+	return runInsideIn(t, newFolder(t, config))
+}
+
+func runInsideIn(t *testing.T, folder *daemonProcess) *inside {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	for _, name := range identityVariables {
+		t.Setenv(name, "") // puts back what was there before
+	}
+	d := &inside{daemonProcess: folder}
+	d.process = &process{ended: make(chan struct{})}
+	var ctx context.Context
+	ctx, d.cancel = context.WithCancel(t.Context())
+	go func() {
+		defer close(d.ended)
+		d.exit = run(ctx, d.arguments(), io.Discard, d.process)
+	}()
+	t.Cleanup(func() { d.end() })
+	return d
+}
+
+// end stops the program and returns its exit status.
+func (d *inside) end() int {
+	d.cancel()
+	<-d.ended
+	return d.exit
+}
+
+func TestInside(t *testing.T) {
+	for _, row := range []struct{ form, source string }{
+		{"app-service", ""},
+		{"imds", "endpoint = \"imds\"\nrollover = \"half-life\"\n"},
+		{"arc", "endpoint = \"arc\"\nspeed = 60.0\n"},
+	} {
+		t.Run(row.form, func(t *testing.T) {
+			if row.form == "arc" && os.Getuid() != 0 {
+				t.Skip("needs root: azidentity takes Arc's key files from /var/opt/azcmagent/tokens only")
+			}
+			testInside(t, row.form, func(modules ...string) string {
+				return strings.Replace(simulatedFor(modules...), "[source]\n", "[source]\n"+row.source, 1)
+			})
+		})
+	}
+}
+
+func testInside(t *testing.T, form string, config func(modules ...string) string) {
+	manager, told := listenAsSystemd(t)
+	t.Setenv("NOTIFY_SOCKET", manager)
+	t.Setenv("WATCHDOG_USEC", "100000")
+	d := runInside(t, config("vision"))
+	d.awaitHealth(t)
+	awaitMessages(t, told, "READY=1", "STATUS=SIMULATED; 2 identities", "WATCHDOG=1")
+	if got := d.status(t); !got.Simulated || got.Source.Kind != simulated || got.Source.Endpoint != form {
+		t.Errorf("status %+v", got)
+	}
+	for socket, identity := range map[string]string{d.token(): "device", d.module("vision"): "vision"} {
+		if status, body, err := d.get(socket, vaultToken); status != 200 || !strings.Contains(body, `"identity":"`+identity+`"`) {
+			t.Errorf("%s: %d %s %v", socket, status, body, err)
+		}
+	}
+	d.rewrite(t, config("speech"))
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the reload by signal", d.ended, func() bool {
+		status, _, _ := d.get(d.module("speech"), vaultToken)
+		return status == 200
+	})
+	awaitMessages(t, told, "RELOADING=1\nMONOTONIC_USEC=", "READY=1")
+	if status, body := d.reload(t, config()+"[x]\n"); status != 422 || !strings.Contains(body, "unknown key x") {
+		t.Errorf("a bad configuration: %d %s", status, body)
+	}
+	if status, body := d.reload(t, config()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 || !strings.Contains(body, "sdk_life is 30m0s, was 1h0m0s") {
+		t.Errorf("another life: %d %s", status, body)
+	}
+	extra := filepath.Join(filepath.Dir(d.config), "config.d")
+	if err := errors.Join(os.Mkdir(extra, 0o755), os.WriteFile(filepath.Join(extra, "a.toml"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := d.reload(t, config()); status != 200 || !strings.Contains(body, "a.toml], was [") {
+		t.Errorf("another file: %d %s", status, body)
+	}
+	if got := d.end(); got != exitOK {
+		t.Errorf("exit status %d", got)
+	}
+	awaitMessages(t, told, "STOPPING=1")
+	for _, part := range []string{"SIMULATED back end", "the context ended", "stopped"} {
+		if !strings.Contains(d.text(), part) {
+			t.Errorf("the log says nothing of %q", part)
+		}
+	}
+}
+
+// What keeps the daemon from starting is told, and it leaves nothing behind.
+func TestInsideRefusals(t *testing.T) {
+	for _, row := range []struct {
+		name, says string
+		spoil      func(t *testing.T, d *daemonProcess)
+	}{
+		{"no endpoint", "perceptd: source managed-identity: ", func(t *testing.T, d *daemonProcess) {
+			d.rewrite(t, "[source]\nendpoint = \"app-service\"\n\n[[identity]]\nname = \"device\"\n")
+		}},
+		{"descriptors that are none", "perceptd: LISTEN_FDS=\"many\" is no number of descriptors", func(t *testing.T, _ *daemonProcess) {
+			t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+			t.Setenv("LISTEN_FDS", "many")
+		}},
+		{"a folder that others may write in", "perceptd: others may write in ", func(t *testing.T, d *daemonProcess) {
+			if err := os.Chmod(d.dir, 0o777); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"the token socket's place is taken", "token.sock is there and is not a socket", func(t *testing.T, d *daemonProcess) {
+			if err := os.Mkdir(d.token(), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"the admin socket's place is taken", "admin.sock is there and is not a socket", func(t *testing.T, d *daemonProcess) {
+			if err := os.Mkdir(d.admin(), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			before := newFolder(t, simulatedFor("vision"))
+			row.spoil(t, before)
+			d := runInsideIn(t, before)
+			<-d.ended
+			if d.exit != exitFailed || !strings.Contains(d.text(), row.says) {
+				t.Errorf("exit status %d\n%s", d.exit, d.text())
+			}
+			if info, err := os.Lstat(d.token()); err == nil && info.Mode().Type() == os.ModeSocket {
+				t.Error("a socket is left where nobody answers")
+			}
+		})
+	}
+}
+
+// What systemd says wrongly of itself is told and is no reason not to serve.
+func TestInsideWithoutSystemd(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "not/absolute")
+	t.Setenv("WATCHDOG_USEC", "soon")
+	d := runInside(t, simulatedFor())
+	d.awaitHealth(t)
+	if got := d.end(); got != exitOK {
+		t.Errorf("exit status %d", got)
+	}
+	for _, part := range []string{"systemd cannot be told of readiness and status", "systemd's watchdog cannot be fed"} {
+		if !strings.Contains(d.text(), part) {
+			t.Errorf("%q is missing in:\n%s", part, d.text())
+		}
+	}
+}
