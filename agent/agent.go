@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,14 @@ type Request struct {
 
 	MinTTL time.Duration // the life that the caller wants the token to have left
 	Firm   bool          // whether less than MinTTL is an error, or merely a pity
+
+	// IssuedAfter is a moment, by the issuer's clock, after which the token is to have been minted. Zero:
+	// any. It is always firm.
+	IssuedAfter time.Time
+
+	// Wait is how long, in real time, to wait until there is a token that meets the need and is not
+	// withheld. Zero: for one fetch at most, which a longer Wait does not cut short either.
+	Wait time.Duration
 }
 
 // Answer is a token on its way to a caller.
@@ -33,7 +42,8 @@ type Answer struct {
 	tokencache.Answer
 	Identity *Identity
 
-	// Advertise is the life that the SDK forms tell: less than Left, so that SDKs come back.
+	// Advertise is the life that the SDK forms tell: no more than Left, and less, so that SDKs come back,
+	// the sooner while the permissions are not current.
 	Advertise time.Duration
 }
 
@@ -49,14 +59,24 @@ type Options struct {
 	Clock tokencache.Clock // zero: Go's own
 	Log   *zap.Logger      // nil: none
 
-	// Changed is called after each fetch, when Status may tell something new. It must not block. Nil:
-	// nobody is told.
+	// Changed is called after each fetch and policy change, when Status may tell something new. It must
+	// not block. Nil: nobody is told.
 	Changed func()
+
+	// Changes are the policy changes on record from before.
+	Changes []tokencache.PolicyChange
+	// LostRecord is why the record from before could not be read: every token then counts as uncertain
+	// until a younger one comes. Nil: it was read, or there was none.
+	LostRecord error
+	// Keep writes the whole record, each time it is another, so that it outlives this process. It is
+	// called by one goroutine at a time and may take its time. Nil: nothing is kept.
+	Keep func([]tokencache.PolicyChange) error
 }
 
 // Agent is safe for use by many goroutines.
 type Agent struct {
 	cache   *tokencache.Cache
+	clock   tokencache.Clock
 	log     *zap.Logger
 	changed func()
 
@@ -65,6 +85,11 @@ type Agent struct {
 
 	served, denied, invalid, failed atomic.Int64
 	denials                         denialLog
+
+	naming  sync.Mutex // one policy change at a time gets its name
+	record  record
+	chase   chase
+	reports reports
 }
 
 // New returns a working agent, or the faults of the rules. Close it.
@@ -75,24 +100,34 @@ func New(o Options) (*Agent, error) {
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
-	a := &Agent{log: o.Log, changed: o.Changed}
-	a.denials.log = o.Log
 	compiled, err := o.Rules.compile()
 	if err != nil {
 		return nil, err
 	}
+	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed}
+	a.denials.log = o.Log
 	a.rules.Store(compiled)
-	a.cache = tokencache.New(tokencache.Options{Fetch: o.Fetch, Clock: o.Clock, Observe: a.fetched})
+	a.cache = tokencache.New(tokencache.Options{
+		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Spread: o.Rules.Spread, Changes: o.Changes,
+	})
+	a.record.open(o.Keep, a.cache.Changes, a.clock, o.Log)
+	if o.LostRecord != nil {
+		a.noteLost(o.LostRecord)
+	}
+	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.allows)
 	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
-		a.cache.Close()
+		a.Close()
 		return nil, err
 	}
 	return a, nil
 }
 
-// Close ends the fetches under way and forgets every token.
-func (a *Agent) Close() { a.cache.Close() }
+// Close ends the fetches under way, forgets every token, and has kept what there was to keep.
+func (a *Agent) Close() {
+	a.cache.Close()
+	a.record.close()
+}
 
 // Check returns nil while the cache answers and its schedule moves: what a watchdog wants to know.
 func (a *Agent) Check(ctx context.Context) error { return a.cache.Check(ctx) }
@@ -101,9 +136,31 @@ func (a *Agent) Check(ctx context.Context) error { return a.cache.Check(ctx) }
 // never longer than ctx.
 func (a *Agent) Token(ctx context.Context, caller Caller, r Request) (Answer, error) {
 	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	answer, err := a.answer(ctx, caller, r)
+	if err == nil {
+		a.served.Add(1)
+		return answer, nil
+	}
+	var refusal *Error
+	switch {
+	case errors.As(err, &refusal) && refusal.Reason == NotGranted:
+		a.denied.Add(1)
+		a.denials.note(caller, r, refusal)
+	case refusal != nil && refusal.Reason.isInvalid():
+		a.invalid.Add(1)
+	default:
+		a.failed.Add(1)
+	}
+	return Answer{}, err
+}
+
+func (a *Agent) answer(ctx context.Context, caller Caller, r Request) (Answer, error) {
+	if r.Wait > 0 {
+		return a.await(ctx, caller, r)
+	}
 	for {
 		rules := a.rules.Load()
-		answer, err := a.tokenUnder(ctx, rules, caller, r)
+		answer, err := a.answerUnder(ctx, rules, caller, r)
 		if a.rules.Load() == rules {
 			return answer, err
 		}
@@ -111,29 +168,22 @@ func (a *Agent) Token(ctx context.Context, caller Caller, r Request) (Answer, er
 	}
 }
 
-func (a *Agent) tokenUnder(ctx context.Context, rules *ruleset, caller Caller, r Request) (Answer, error) {
+func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller Caller, r Request) (Answer, error) {
 	identity, denial := rules.choose(caller, r)
 	if denial != nil {
-		a.refused(caller, r, denial)
 		return Answer{}, denial
 	}
-	answer, err := a.cache.Get(ctx, tokencache.Key{Selector: identity.Selector(), Resource: r.Resource},
-		tokencache.Need{MinTTL: r.MinTTL, Firm: r.Firm})
+	answer, err := a.cache.Get(ctx, tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}, tokencache.Need{
+		MinTTL: r.MinTTL, Firm: r.Firm, MintedAfter: r.IssuedAfter, Alternates: rules.alternatesFor(caller, identity, r.Resource),
+	})
 	if err != nil {
-		a.failed.Add(1)
-		return Answer{}, explain(identity, r.Resource, err)
+		return Answer{}, a.explain(identity, r.Resource, err)
 	}
-	a.served.Add(1)
-	return Answer{Answer: answer, Identity: identity, Advertise: min(answer.Left, rules.sdkLife)}, nil
-}
-
-func (a *Agent) refused(caller Caller, r Request, err *Error) {
-	if err.Reason != NotGranted {
-		a.invalid.Add(1)
-		return
+	told := rules.sdkLife
+	if answer.Permissions.Standing != tokencache.Current {
+		told = min(told, chaseSDKLife)
 	}
-	a.denied.Add(1)
-	a.denials.note(caller, r, err)
+	return Answer{Answer: answer, Identity: identity, Advertise: min(answer.Left, told)}, nil
 }
 
 // Counts returns what callers were answered since the start.

@@ -157,7 +157,7 @@ func TestWhoGetsWhat(t *testing.T) {
 			if err == nil && (answer.Identity.Name != row.want || !strings.Contains(answer.Token.Text.Reveal(), answer.Identity.Selector().String())) {
 				t.Errorf("%s: identity %q, want %q", row.name, answer.Identity.Name, row.want)
 			}
-			if err == nil && answer.Advertise != time.Hour {
+			if err == nil && answer.Advertise != agent.DefaultSDKLife {
 				t.Errorf("%s: SDKs are told %v", row.name, answer.Advertise)
 			}
 			if err != nil && !strings.Contains(err.Error(), " ") {
@@ -295,7 +295,7 @@ func TestApply(t *testing.T) {
 			`no longer granted: user edge (uid 1000), identity "vision", https://storage.azure.com`,
 			`no longer granted: user edge (uid 1000), identity "speech", https://storage.azure.com`,
 			`no longer granted: uid 0, identity "device", https://storage.azure.com`,
-			`sdk_life is 30m0s, was 1h0m0s`,
+			`sdk_life is 30m0s, was 35m0s`,
 		}
 		if !reflect.DeepEqual(changes, want) {
 			t.Errorf("changes:\n%s", strings.Join(changes, "\n"))
@@ -375,7 +375,7 @@ func TestRefresh(t *testing.T) {
 			{"", "https://elsewhere", nil, agent.BadResource},
 		} {
 			time.Sleep(time.Minute)
-			results, err := a.Refresh(t.Context(), row.identity, row.resource)
+			results, err := a.Refresh(t.Context(), row.identity, row.resource, false)
 			var got []string
 			for _, result := range results {
 				got = append(got, result.Identity+" "+result.Resource)
@@ -389,7 +389,7 @@ func TestRefresh(t *testing.T) {
 		}
 		b.set(errors.New("gone"), 0)
 		time.Sleep(time.Minute)
-		results, err := a.Refresh(t.Context(), "vision", vault)
+		results, err := a.Refresh(t.Context(), "vision", vault, false)
 		if err != nil || len(results) != 1 || results[0].Outcome != tokencache.Failed || results[0].Err == nil {
 			t.Errorf("failing: %+v, %v", results, err)
 		}

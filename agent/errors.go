@@ -13,20 +13,33 @@ import (
 type Reason uint8
 
 const (
-	BadResource       Reason = iota + 1 // the resource is no App ID URI
-	UnknownIdentity                     // the configuration has no such identity
-	AmbiguousIdentity                   // several identities are granted and none was named
-	NotGranted                          // no grant allows it
-	ShortLife                           // the newest token has less life than was firmly asked for
-	Throttled                           // the back end asks for fewer calls
-	Unreachable                         // no token cached, no answer from the back end
-	MalformedAnswer                     // what answered is not a token endpoint
-	IdentityNotFound                    // the back end does not know the identity
-	Refused                             // the back end refuses this token
-	Stopping                            // the daemon is going down or the identity was just removed
+	BadResource        Reason = iota + 1 // the resource is no App ID URI
+	UnknownIdentity                      // the configuration has no such identity
+	AmbiguousIdentity                    // several identities are granted and none was named
+	NotGranted                           // no grant allows it
+	ShortLife                            // the newest token has less life than was firmly asked for
+	Throttled                            // the back end asks for fewer calls
+	Unreachable                          // no token cached, no answer from the back end
+	MalformedAnswer                      // what answered is not a token endpoint
+	IdentityNotFound                     // the back end does not know the identity
+	Refused                              // the back end refuses this token
+	Stopping                             // the daemon is going down or the identity was just removed
+	PermissionsRevoked                   // a revocation withholds the token until a current one arrives
+	NotYet                               // the back end has no token minted after the moment asked for
+	BadChange                            // a policy change, or a report of a refused token, that cannot be taken as it is
+	FutureChange                         // the policy change is dated ahead of a clock that is right
+	TooManyChanges                       // the record of policy changes is full
+	UnknownChange                        // no policy change of that ID is on record
+	NotKept                              // done, but not written to the disk
+	Busy                                 // this caller asks too much at once
 )
 
-// Error is why a caller gets no token. Detail is fit for the caller's eyes and says what to do next.
+// isInvalid reports whether a request was wrong in itself, whoever made it.
+func (r Reason) isInvalid() bool {
+	return r == BadResource || r == UnknownIdentity || r == AmbiguousIdentity
+}
+
+// Error is why somebody does not get what was asked for. Detail is fit for the caller's eyes and says what to do next.
 type Error struct {
 	Reason     Reason
 	Detail     string
@@ -45,10 +58,16 @@ var reasonOfKind = map[tokencache.Kind]Reason{
 }
 
 // explain turns what the cache says into an answer for a caller.
-func explain(identity *Identity, resource string, err error) error {
+func (a *Agent) explain(identity *Identity, resource string, err error) error {
 	var fetch *tokencache.FetchError
 	var short *tokencache.ShortLifeError
+	var withheld *tokencache.WithheldError
+	var notYet *tokencache.NotYetError
 	switch {
+	case errors.As(err, &withheld):
+		return a.explainWithheld(identity, resource, withheld)
+	case errors.As(err, &notYet):
+		return a.explainNotYet(identity, resource, notYet)
 	case errors.As(err, &fetch):
 		return &Error{
 			Reason:     reasonOfKind[fetch.Kind],
@@ -70,3 +89,34 @@ func explain(identity *Identity, resource string, err error) error {
 	}
 	return err
 }
+
+// explainWithheld says what a revocation does to those who ask. It is no error that time alone heals
+// soon, so no moment to ask again is given; wait and watch are there for that.
+func (a *Agent) explainWithheld(identity *Identity, resource string, err *tokencache.WithheldError) *Error {
+	probably := ""
+	if likely := err.Permissions.Likely; !likely.IsZero() {
+		probably = fmt.Sprintf(", probably by %s", stamp(likely))
+	}
+	return &Error{Reason: PermissionsRevoked, Detail: fmt.Sprintf(
+		"permissions of identity %q on %s were revoked on %s, and the back end still hands out a token from before: it is withheld until a current one is here, by %s at the latest%s; tokens already handed out cannot be recalled; ask again with wait, or watch",
+		identity.Name, resource, stamp(err.Revoked), stamp(err.Permissions.CurrentBy), probably)}
+}
+
+func (a *Agent) explainNotYet(identity *Identity, resource string, err *tokencache.NotYetError) *Error {
+	by := err.ExpiresOn
+	if likely := err.Permissions.Likely; !likely.IsZero() && likely.Before(by) {
+		by = likely
+	}
+	return &Error{
+		Reason: NotYet,
+		Detail: fmt.Sprintf("the back end still hands out a token of identity %q for %s that was minted before %s, and may until that expires on %s; ask again with wait, or watch",
+			identity.Name, resource, stamp(err.Want), stamp(err.ExpiresOn)),
+		RetryAfter: min(max(by.Sub(a.clock.Wall()), notYetSoonest), notYetLatest),
+	}
+}
+
+// Between these a caller that asked for a younger token than there is may come back.
+const (
+	notYetSoonest = 30 * time.Second
+	notYetLatest  = 5 * time.Minute
+)

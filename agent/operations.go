@@ -23,10 +23,14 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 		return nil, err
 	}
 	before := a.rules.Swap(compiled)
+	a.cache.SetSpread(rules.Spread)
+	a.cache.SetAlternates(rules.Alternates)
 	a.cache.Retain(compiled.allows)
 	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
 		return nil, err
 	}
+	a.chase.restart(a.cache.Status())
+	a.reports.retain(compiled)
 	return compiled.changes(before), nil
 }
 
@@ -36,16 +40,13 @@ func (s *ruleset) allows(key tokencache.Key) bool { return s.keys[key] != nil }
 const refreshesAtOnce = 8
 
 // Refresh fetches the cached tokens of an identity and resource now; an empty name stands for all.
-// The results are in the order of Status. An *Error says that there is nothing of that name.
-func (a *Agent) Refresh(ctx context.Context, identity, resource string) ([]RefreshResult, error) {
+// The results are in the order of Status; while a policy change is still spreading a result's error is a
+// *tokencache.HeldError, unless the caller insists. An *Error says that there is nothing of that name.
+func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
 	rules := a.rules.Load()
 	resource = strings.TrimSuffix(resource, "/.default")
 	if identity != "" && rules.named(identity) == nil {
-		return nil, &Error{
-			Reason:  UnknownIdentity,
-			Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", identity),
-			Choices: rules.identityNames(),
-		}
+		return nil, rules.unknownIdentity(identity)
 	}
 	keys := rules.matching(a.cache.Status(), identity, resource)
 	if len(keys) == 0 && resource != "" {
@@ -62,7 +63,7 @@ func (a *Agent) Refresh(ctx context.Context, identity, resource string) ([]Refre
 			continue
 		}
 		all.Go(func() {
-			outcome, err := a.cache.Refresh(ctx, key)
+			outcome, err := a.cache.Refresh(ctx, key, insist)
 			results[i] = RefreshResult{Identity: rules.keys[key].Name, Resource: key.Resource, Outcome: outcome, Err: err}
 			<-slots
 		})
@@ -96,17 +97,23 @@ func (s *ruleset) matching(cached []tokencache.Status, identity, resource string
 	return keys
 }
 
-func (s *ruleset) identityNames() []string {
+func (s *ruleset) unknownIdentity(name string) *Error {
 	var names []string
 	for _, identity := range s.rules.Identities {
 		names = append(names, identity.Name)
 	}
 	slices.Sort(names)
-	return names
+	return &Error{
+		Reason:  UnknownIdentity,
+		Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", cut(name, 64)),
+		Choices: names,
+	}
 }
 
 func (a *Agent) fetched(e tokencache.Event) {
 	a.logFetch(e)
+	a.logChase(e)
+	a.record.notice()
 	a.changed()
 }
 

@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -43,11 +45,21 @@ type Grant struct {
 	Prefetch  bool     // fetch before anyone asks, and never let go
 }
 
-// DefaultSDKLife is the longest life that the SDK forms advertise, unless configured.
-const DefaultSDKLife = time.Hour
+// DefaultSDKLife is the longest life that the SDK forms advertise, unless configured: an SDK comes back
+// with 5 minutes left, so that a module has a new token at most half an hour after the daemon.
+const DefaultSDKLife = 35 * time.Minute
 
 // minSDKLife keeps SDKs from asking on every call: some do so below 20 minutes.
 const minSDKLife = 20 * time.Minute
+
+// chaseSDKLife is the longest life that the SDK forms advertise while permissions are not current: SDKs
+// come back five minutes before it is over.
+const chaseSDKLife = 25 * time.Minute
+
+const (
+	maxSpread     = 24 * time.Hour
+	maxAlternates = 8 // of one resource
+)
 
 // Rules is everything that decides who gets what. No grant, no token.
 type Rules struct {
@@ -57,11 +69,37 @@ type Rules struct {
 	// SDKLife is the longest life that the SDK forms advertise, so that a module's SDK comes back for
 	// newer tokens. Zero means DefaultSDKLife; between 20 minutes and 24 hours.
 	SDKLife time.Duration
+
+	// Spread is how long a policy change may take to reach newly minted tokens, up to 24 hours. Zero means
+	// ten minutes; a nanosecond will do for none.
+	Spread time.Duration
+
+	// Alternates names, for a resource, other App ID URIs that it accepts tokens for. A caller whose grants
+	// name both with the same identity may get the token of one while the resource's own is not current.
+	Alternates map[string][]string
+}
+
+// SpreadOrDefault returns how long a policy change may take to reach newly minted tokens.
+func (r Rules) SpreadOrDefault() time.Duration { return cmp.Or(r.Spread, tokencache.DefaultSpread) }
+
+// UselessAlternates lists in words the alternates that nobody can get a token of, since no caller's
+// grants name both URIs with the same identity.
+func (r Rules) UselessAlternates() []string {
+	s := r.index()
+	var all []string
+	for _, resource := range slices.Sorted(maps.Keys(r.Alternates)) {
+		for _, alternate := range r.Alternates[resource] {
+			if !s.servesInPlaceOf(alternate, resource) {
+				all = append(all, fmt.Sprintf("%s will never stand in for %s: no caller's grants name both with the same identity", alternate, resource))
+			}
+		}
+	}
+	return all
 }
 
 // RuleError is one thing wrong with rules. Index counts from 0 within its kind.
 type RuleError struct {
-	Kind   string // "identity", "grant" or "sdk_life"
+	Kind   string // "identity", "grant", "resource" (an entry of Alternates, in their order), "sdk_life" or "spread"
 	Index  int
 	Detail string
 }
@@ -87,7 +125,48 @@ func (r Rules) Validate() error {
 	if r.SDKLife != 0 && (r.SDKLife < minSDKLife || r.SDKLife > 24*time.Hour) {
 		fault("sdk_life", 0, "sdk_life is %v: it must be between %v and 24h", r.SDKLife, minSDKLife)
 	}
+	if r.Spread < 0 || r.Spread > maxSpread {
+		fault("spread", 0, "spread is %v: it must be between 0s and %v", r.Spread, maxSpread)
+	}
+	for i, resource := range slices.Sorted(maps.Keys(r.Alternates)) {
+		if err := CheckAlternates(resource, r.Alternates[resource]); err != nil {
+			fault("resource", i, "%v", err)
+		}
+	}
 	return errors.Join(faults...)
+}
+
+// CheckAlternates says what is wrong with the other App ID URIs that a resource is to accept, or nil.
+func CheckAlternates(resource string, alternates []string) error {
+	if err := checkPlainResource(resource); err != nil {
+		return err
+	}
+	if n := len(alternates); n == 0 || n > maxAlternates {
+		return fmt.Errorf("resource %s has %d alternates: name 1 to %d", resource, n, maxAlternates)
+	}
+	for i, alternate := range alternates {
+		if err := checkPlainResource(alternate); err != nil {
+			return fmt.Errorf("the alternates of %s: %w", resource, err)
+		}
+		switch {
+		case alternate == resource:
+			return fmt.Errorf("the alternates of %s: it is no alternate of itself", resource)
+		case slices.Contains(alternates[:i], alternate):
+			return fmt.Errorf("the alternates of %s: %s is there twice", resource, alternate)
+		}
+	}
+	return nil
+}
+
+// checkPlainResource accepts what a configuration may name: resources, and no scopes.
+func checkPlainResource(resource string) error {
+	if err := CheckResource(resource); err != nil {
+		return err
+	}
+	if strings.HasSuffix(resource, "/.default") {
+		return fmt.Errorf("resource %q is a scope: drop the /.default", resource)
+	}
+	return nil
 }
 
 func (r Rules) validateIdentities(fault func(kind string, index int, format string, args ...any)) {
@@ -179,10 +258,8 @@ func (r Rules) validateGrants(fault func(kind string, index int, format string, 
 			fault("grant", i, "the grant for %s names no resources", grant.Caller)
 		}
 		for _, resource := range grant.Resources {
-			if err := CheckResource(resource); err != nil {
+			if err := checkPlainResource(resource); err != nil {
 				fault("grant", i, "the grant for %s: %v", grant.Caller, err)
-			} else if strings.HasSuffix(resource, "/.default") {
-				fault("grant", i, "the grant for %s: resource %q is a scope: drop the /.default", grant.Caller, resource)
 			}
 		}
 	}

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -16,25 +18,72 @@ type ruleset struct {
 	granted  map[who]map[string][]*Identity // caller → resource → identities
 	keys     map[tokencache.Key]*Identity   // every key that some grant allows
 	prefetch []tokencache.Key
+
+	resources []string // that grants name, or that are alternates, in order
 }
 
 func (r Rules) compile() (*ruleset, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
+	return r.index(), nil
+}
+
+// index makes sound rules ready for looking up.
+func (r Rules) index() *ruleset {
 	s := &ruleset{
-		rules:   r,
-		sdkLife: r.SDKLife,
-		granted: make(map[who]map[string][]*Identity),
-		keys:    make(map[tokencache.Key]*Identity),
-	}
-	if s.sdkLife == 0 {
-		s.sdkLife = DefaultSDKLife
+		rules:     r,
+		sdkLife:   cmp.Or(r.SDKLife, DefaultSDKLife),
+		granted:   make(map[who]map[string][]*Identity),
+		keys:      make(map[tokencache.Key]*Identity),
+		resources: r.known(),
 	}
 	for _, grant := range r.Grants {
 		s.add(grant)
 	}
-	return s, nil
+	return s
+}
+
+// known lists the resources that grants name or that are alternates.
+func (r Rules) known() []string {
+	var all []string
+	for _, grant := range r.Grants {
+		all = append(all, grant.Resources...)
+	}
+	for resource, alternates := range r.Alternates {
+		all = append(append(all, resource), alternates...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// mayHave reports whether caller may have tokens of that identity for resource.
+func (s *ruleset) mayHave(caller Caller, identity *Identity, resource string) bool {
+	return slices.Contains(s.granted[caller.who()][resource], identity)
+}
+
+// servesInPlaceOf reports whether some caller may have tokens of one identity for both resources.
+func (s *ruleset) servesInPlaceOf(alternate, resource string) bool {
+	for _, granted := range s.granted {
+		for _, identity := range granted[resource] {
+			if slices.Contains(granted[alternate], identity) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// alternatesFor lists the resources whose token may be given to caller in the place of one for resource:
+// those that it has granted with the same identity.
+func (s *ruleset) alternatesFor(caller Caller, identity *Identity, resource string) []string {
+	var all []string
+	for _, alternate := range s.rules.Alternates[resource] {
+		if s.mayHave(caller, identity, alternate) {
+			all = append(all, alternate)
+		}
+	}
+	return all
 }
 
 func (s *ruleset) add(grant Grant) {
@@ -176,6 +225,26 @@ func (s *ruleset) changes(before *ruleset) []string {
 	}
 	if before.sdkLife != s.sdkLife {
 		all = append(all, fmt.Sprintf("sdk_life is %v, was %v", s.sdkLife, before.sdkLife))
+	}
+	if is, was := s.rules.SpreadOrDefault(), before.rules.SpreadOrDefault(); is != was {
+		all = append(all, fmt.Sprintf("spread is %v, was %v", is.Truncate(time.Microsecond), was.Truncate(time.Microsecond)))
+	}
+	return append(all, s.alternateChanges(before)...)
+}
+
+// alternateChanges lists in words which alternates differ between s and the rules before it.
+func (s *ruleset) alternateChanges(before *ruleset) []string {
+	var all []string
+	is, was := s.rules.Alternates, before.rules.Alternates
+	for _, resource := range slices.Sorted(maps.Keys(is)) {
+		if !slices.Equal(is[resource], was[resource]) {
+			all = append(all, fmt.Sprintf("resource %s: alternates %s", resource, strings.Join(is[resource], ", ")))
+		}
+	}
+	for _, resource := range slices.Sorted(maps.Keys(was)) {
+		if is[resource] == nil {
+			all = append(all, fmt.Sprintf("resource %s: no alternates any more", resource))
+		}
 	}
 	return all
 }

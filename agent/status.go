@@ -16,6 +16,8 @@ type Status struct {
 	Identities []IdentityStatus
 	Keys       []KeyStatus
 	Counts     Counts
+	Changes    []NotedChange // policy changes on record, the latest first
+	Stale      int           // valid tokens whose permissions are not current
 }
 
 // IdentityStatus is a configured identity and the number of grants that name it.
@@ -28,6 +30,9 @@ type IdentityStatus struct {
 type KeyStatus struct {
 	Identity string
 	tokencache.Status
+
+	// Refused is when a caller last reported that a resource refused the token held; zero: nobody did.
+	Refused time.Time
 }
 
 // RefreshResult says what one refresh brought.
@@ -40,7 +45,7 @@ type RefreshResult struct {
 // Status returns the state of everything, ordered by identity and resource.
 func (a *Agent) Status() Status {
 	rules := a.rules.Load()
-	s := Status{Ready: true, Counts: a.Counts()}
+	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes()}
 	for _, identity := range rules.rules.Identities {
 		grants := 0
 		for _, grant := range rules.rules.Grants {
@@ -55,7 +60,10 @@ func (a *Agent) Status() Status {
 		if identity == nil {
 			continue // dropped by a reload between the two looks
 		}
-		s.Keys = append(s.Keys, KeyStatus{Identity: identity.Name, Status: key})
+		s.Keys = append(s.Keys, KeyStatus{Identity: identity.Name, Status: key, Refused: a.reports.refusedOn(key.Key, key.SHA256)})
+		if key.Left > 0 && key.Permissions.Standing != tokencache.Current {
+			s.Stale++
+		}
 		if key.Prefetch && key.Left == 0 {
 			s.Ready = false
 		}
@@ -68,6 +76,12 @@ func (a *Agent) Status() Status {
 			s.Trouble = append(s.Trouble, trouble)
 		}
 	}
+	for _, change := range s.Changes {
+		if change.Effect == tokencache.Unknown {
+			s.Trouble = append(s.Trouble, lostTrouble(change.PolicyChange))
+		}
+	}
+	s.Trouble = append(s.Trouble, a.record.trouble()...)
 	if len(rules.rules.Grants) == 0 {
 		s.Trouble = append(s.Trouble, "no [[grant]] is configured: every caller is denied")
 	}

@@ -58,8 +58,8 @@ say "A configuration: two identities, and who may have which tokens"
 cat "$scratch/config.toml"
 
 say "The daemon, on its embedded simulated back end"
-echo "\$ perceptd --config config.toml --runtime-dir run"
-perceptd --config "$scratch/config.toml" --runtime-dir "$scratch/run" 2>"$scratch/perceptd.log" &
+echo "\$ perceptd --config config.toml --runtime-dir run --state-dir state"
+perceptd --config "$scratch/config.toml" --runtime-dir "$scratch/run" --state-dir "$scratch/state" 2>"$scratch/perceptd.log" &
 daemon=$!
 tries=0
 until perceptctl status >/dev/null 2>&1; do

@@ -1,6 +1,7 @@
 package tokencache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,14 +20,25 @@ type Need struct {
 	// Firm makes less life than MinTTL an error. Otherwise a caller waits for it for half a second at
 	// most, and then gets the token there is.
 	Firm bool
+
+	// MintedAfter is a moment, by the issuer's clock, after which the token is to have been minted. It is
+	// always firm. Zero: any.
+	MintedAfter time.Time
+
+	// Alternates are resources of the same identity whose token will do while it is current and the
+	// key's own is not.
+	Alternates []string
 }
 
 // Answer is a token that is valid now.
 type Answer struct {
 	Token      *Token        // shared by all who got it: not to be changed
+	Resource   string        // whose token it is: the key's own, or one of Need.Alternates
 	Left       time.Duration // until it expires, more than 0
 	ReceivedOn time.Time     // wall time at which it came from the source
 	RefreshIn  time.Duration // until the next planned fetch; asking again sooner brings nothing new
+
+	Permissions Permissions
 }
 
 // Options is what a Cache is made of. Fetch is required.
@@ -37,6 +49,11 @@ type Options struct {
 	Clock   Clock          // zero fields: Go's own clock
 	Roll    func() float64 // randomness in [0, 1); nil: math/rand
 	Observe func(Event)    // called after every fetch; nil: nobody
+
+	// Spread is how long a policy change may take to reach newly minted tokens. Zero: DefaultSpread.
+	Spread time.Duration
+	// Changes are the policy changes on record from before.
+	Changes []PolicyChange
 }
 
 // Cache holds the tokens. Its methods may be called by many goroutines.
@@ -58,6 +75,11 @@ type Cache struct {
 	gate    gate
 	uses    uint64
 	keep    func(Key) bool // nil: every key
+
+	changes    []*change
+	spread     time.Duration
+	alternates map[string][]string // by resource: the other URIs that it goes by
+	rollovers  history             // of all keys: they share a back end
 }
 
 // New returns a cache at work. Close it.
@@ -70,13 +92,17 @@ func New(o Options) *Cache {
 	}
 	c := &Cache{
 		fetch:   o.Fetch,
-		clock:   o.Clock.orRuntime(),
+		clock:   o.Clock.OrRuntime(),
 		roll:    o.Roll,
 		observe: o.Observe,
 		wake:    make(chan struct{}, 1),
 		pulse:   make(chan chan struct{}),
 		entries: make(map[Key]*entry),
 		gate:    newGate(),
+		spread:  cmp.Or(o.Spread, DefaultSpread),
+	}
+	for _, p := range o.Changes {
+		c.enterLocked(p, c.clock.Boot()) // nobody else has c yet
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.running.Go(c.run)
@@ -99,7 +125,8 @@ func (c *Cache) Close() {
 // miss, and a need that the held token does not meet, wait for one fetch that all callers share, but
 // not longer than ctx, whose end leaves the fetch under way for the others.
 //
-// The error is a *FetchError, a *ShortLifeError, ErrDropped, ErrClosed, or wraps ctx's.
+// The error is a *FetchError, *ShortLifeError, *NotYetError or *WithheldError, ErrDropped, ErrClosed, or
+// wraps ctx's.
 func (c *Cache) Get(ctx context.Context, key Key, need Need) (Answer, error) {
 	var landed *flight
 	for {
@@ -146,18 +173,28 @@ func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight,
 		return Answer{}, nil, 0, err
 	}
 	left := c.leftLocked(e, now)
+	c.reviveLocked(e, left, now)
+	if left > 0 && e.standing.worst != Current {
+		if answer, found := c.alternateLocked(e, need, now); found {
+			return answer, nil, 0, nil
+		}
+		if e.standing.withheld() {
+			return Answer{}, nil, 0, &WithheldError{Permissions: c.permissionsLocked(e, now), Revoked: e.standing.revoked}
+		}
+	}
+	short := c.shortLocked(e, need, left, now)
 	switch {
-	case left > 0 && (left >= need.MinTTL || landed != nil && !need.Firm):
+	case left > 0 && short == nil && (left >= need.MinTTL || landed != nil):
 		return c.serveLocked(e, left, now), nil, 0, nil
-	case left > 0 && !need.Firm:
+	case left > 0 && short == nil:
 		return c.wishLocked(e, left, now)
 	case landed != nil && ended(landed) && landed.err != nil:
 		return Answer{}, nil, 0, landed.err
-	case left > 0 && (landed != nil || now < e.wishes && e.flight == nil):
+	case left > 0 && (landed != nil || e.flight == nil && c.uselessLocked(e, now)):
 		if failure := e.remembered(now); failure != nil {
 			return Answer{}, nil, 0, failure
 		}
-		return Answer{}, nil, 0, &ShortLifeError{Left: left, Want: need.MinTTL}
+		return Answer{}, nil, 0, short
 	}
 	if !e.underWay() {
 		if failure := c.refusalLocked(e, now); failure != nil {
@@ -167,10 +204,48 @@ func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight,
 	return Answer{}, c.flyLocked(e, forCaller, now), never, nil
 }
 
+// shortLocked returns in what e's token falls short of what is firmly needed, or nil.
+func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error {
+	switch {
+	case need.Firm && left < need.MinTTL:
+		return &ShortLifeError{Left: left, Want: need.MinTTL}
+	case !need.MintedAfter.IsZero() && !e.minted.Earliest.After(need.MintedAfter):
+		return &NotYetError{Want: need.MintedAfter, Permissions: c.permissionsLocked(e, now), ExpiresOn: c.clock.Wall().Add(left)}
+	}
+	return nil
+}
+
+// uselessLocked reports whether a fetch that only a caller's wish asks for would bring nothing: one was
+// made just now, a policy change is still spreading, or the rollover is known to come later.
+func (c *Cache) uselessLocked(e *entry, now time.Duration) bool {
+	return now < e.wishes || now < e.standing.holds || now < c.rolloverLocked(e)
+}
+
+// alternateLocked answers with the token of a resource that will do instead of e's, if there is one that
+// is current. Those that are not there are fetched beside the schedule's other work.
+func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer, bool) {
+	for _, resource := range need.Alternates {
+		o, err := c.entryLocked(Key{Selector: e.key.Selector, Resource: resource}, now)
+		if err != nil {
+			continue
+		}
+		left := c.leftLocked(o, now)
+		c.reviveLocked(o, left, now)
+		switch {
+		case left > 0 && o.standing.worst == Current && c.shortLocked(o, need, left, now) == nil:
+			return c.serveLocked(o, left, now), true
+		case left <= 0 && o.flight == nil && o.next == never:
+			o.probe, o.next = true, max(now, o.standing.holds)
+			c.nudge()
+		}
+	}
+	return Answer{}, false
+}
+
 // wishLocked serves a caller that would like more life than the token has: it waits a little for a
 // fetch that is young, or that may be tried again by now.
 func (c *Cache) wishLocked(e *entry, left, now time.Duration) (Answer, *flight, time.Duration, error) {
-	if !e.underWay() && (e.flight == nil && now < e.wishes || c.refusalLocked(e, now) != nil) {
+	if !e.underWay() && (e.flight == nil && c.uselessLocked(e, now) || c.refusalLocked(e, now) != nil) {
 		return c.serveLocked(e, left, now), nil, 0, nil
 	}
 	f := c.flyLocked(e, forCaller, now)
@@ -185,6 +260,11 @@ func (c *Cache) refusalLocked(e *entry, now time.Duration) *FetchError {
 	if failure := e.remembered(now); failure != nil {
 		return failure
 	}
+	return c.pauseLocked(now)
+}
+
+// pauseLocked returns the pause that the back end asked for, if it is not over, or nil.
+func (c *Cache) pauseLocked(now time.Duration) *FetchError {
 	if pause := c.gate.paused - now; pause > 0 {
 		return &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
 	}
@@ -193,11 +273,22 @@ func (c *Cache) refusalLocked(e *entry, now time.Duration) *FetchError {
 
 func (c *Cache) serveLocked(e *entry, left, now time.Duration) Answer {
 	e.served++
-	if e.next == never && e.flight == nil { // it had been idle: bring the schedule back
-		e.next = min(now+firstRefresh(left, 0, c.roll()), e.deadline+afterExpiry)
-		c.nudge()
+	return Answer{
+		Token: e.token, Resource: e.key.Resource, Left: left, ReceivedOn: e.receivedWall,
+		RefreshIn: max(0, min(e.next-now, left)), Permissions: c.permissionsLocked(e, now),
 	}
-	return Answer{Token: e.token, Left: left, ReceivedOn: e.receivedWall, RefreshIn: max(0, min(e.next-now, left))}
+}
+
+// reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
+func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
+	if left <= 0 || e.next != never || e.flight != nil {
+		return
+	}
+	if e.failures > 0 { // it was trying again when it became idle
+		e.next = max(now, e.failedUntil)
+	}
+	c.planLocked(e, now)
+	c.nudge()
 }
 
 // leftLocked returns the life that e's token has left: by boot time, and by the wall clock too where
@@ -216,104 +307,10 @@ func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration 
 	return min(byBoot, expiresOn.Sub(c.clock.Wall()))
 }
 
-// entryLocked returns key's entry for a caller, made if need be, and notes that it was used.
-func (c *Cache) entryLocked(key Key, now time.Duration) (*entry, error) {
-	if c.closed {
-		return nil, ErrClosed
-	}
-	e := c.entries[key]
-	if e == nil {
-		if c.keep != nil && !c.keep(key) {
-			return nil, ErrDropped
-		}
-		e = c.addLocked(key)
-		c.evictLocked(e)
-	}
-	c.uses++
-	e.used, e.asked = c.uses, now
-	return e, nil
-}
-
-func (c *Cache) addLocked(key Key) *entry {
-	e := &entry{key: key, token: &Token{}, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo}
-	c.entries[key] = e
-	return e
-}
-
-// evictLocked makes room, for e if it is not nil, by dropping the key asked for least recently. Prefetched keys stay, and
-// so do keys with a fetch under way, whose number the callers that wait for them bound.
-func (c *Cache) evictLocked(e *entry) {
-	for len(c.entries) > MaxKeys {
-		var oldest *entry
-		for _, o := range c.entries {
-			if o != e && !o.prefetch && o.flight == nil && (oldest == nil || o.used < oldest.used) {
-				oldest = o
-			}
-		}
-		if oldest == nil {
-			return
-		}
-		c.dropLocked(oldest, ErrDropped)
-	}
-}
-
-// dropLocked removes e and tells whoever waits for it why.
-func (c *Cache) dropLocked(e *entry, why error) {
-	e.forget()
-	delete(c.entries, e.key)
-	if f := e.flight; f != nil {
-		e.flight = nil
-		c.gate.remove(f)
-		f.err = why
-		close(f.done)
-	}
-}
-
-// Retain drops at once, with its token, every key that keep does not want, now and from now on.
-func (c *Cache) Retain(keep func(Key) bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.keep = keep
-	for key, e := range c.entries {
-		if !keep(key) {
-			c.dropLocked(e, ErrDropped)
-		}
-	}
-}
-
-// Prefetch names the keys that are fetched before anyone asks, kept fresh when nobody does, and never
-// evicted; it replaces those named before. More than MaxKeys of them is an error and changes nothing.
-func (c *Cache) Prefetch(keys []Key) error {
-	if len(keys) > MaxKeys {
-		return fmt.Errorf("%d tokens are to be prefetched: at most %d can be", len(keys), MaxKeys)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return ErrClosed
-	}
-	for _, e := range c.entries {
-		e.prefetch = false
-	}
-	now := c.clock.Boot()
-	for _, key := range keys {
-		e := c.entries[key]
-		if e == nil {
-			e = c.addLocked(key)
-		}
-		e.prefetch = true
-		if e.next == never && e.flight == nil {
-			e.next = now
-		}
-	}
-	c.evictLocked(nil)
-	c.nudge()
-	return nil
-}
-
-// Refresh fetches key's token now, whatever the schedule says, within the source's limits.
-func (c *Cache) Refresh(ctx context.Context, key Key) (Outcome, error) {
-	f, err := c.begin(key)
+// Refresh fetches key's token now, whatever the schedule says, within the source's limits. While a
+// policy change is still spreading it returns *HeldError instead, unless the caller insists.
+func (c *Cache) Refresh(ctx context.Context, key Key, insist bool) (Outcome, error) {
+	f, err := c.begin(key, insist)
 	if err != nil {
 		return Failed, err
 	}
@@ -326,7 +323,7 @@ func (c *Cache) Refresh(ctx context.Context, key Key) (Outcome, error) {
 	return f.outcome, nil
 }
 
-func (c *Cache) begin(key Key) (*flight, error) {
+func (c *Cache) begin(key Key, insist bool) (*flight, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
@@ -334,8 +331,14 @@ func (c *Cache) begin(key Key) (*flight, error) {
 	if err != nil {
 		return nil, err
 	}
-	if pause := c.gate.paused - now; pause > 0 && !e.underWay() {
-		return nil, &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
+	if e.underWay() {
+		return e.flight, nil
+	}
+	if holds := e.standing.holds; !insist && now < holds && c.leftLocked(e, now) > 0 {
+		return nil, &HeldError{For: holds - now}
+	}
+	if pause := c.pauseLocked(now); pause != nil {
+		return nil, pause
 	}
 	return c.flyLocked(e, forCaller, now), nil
 }
@@ -356,54 +359,6 @@ func (c *Cache) Check(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("the token cache's lock is not to be had: %w", ctx.Err())
 	}
-}
-
-// Status returns what people may know of every key, in no order.
-func (c *Cache) Status() []Status {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now, wall := c.clock.Boot(), c.clock.Wall()
-	all := make([]Status, 0, len(c.entries))
-	for _, e := range c.entries {
-		all = append(all, c.statusLocked(e, now, wall))
-	}
-	return all
-}
-
-func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status {
-	s := Status{
-		Key: e.key, Prefetch: e.prefetch, LastFetch: e.endedWall, LastOutcome: e.outcome,
-		Failures: e.failures, Fetches: e.fetches, Served: e.served,
-	}
-	if e.failure != nil {
-		s.LastError = e.failure
-	}
-	if e.next != never {
-		s.NextRefresh = wall.Add(max(0, e.next-now))
-	}
-	left := c.leftLocked(e, now)
-	if left > 0 {
-		s.Left, s.SHA256 = left, e.token.Text.SHA256()
-		s.ReceivedOn, s.ExpiresOn = e.receivedWall, wall.Add(left)
-	}
-	s.State = e.state(left > 0)
-	return s
-}
-
-func (e *entry) state(valid bool) State {
-	switch {
-	case !valid && e.flight != nil:
-		return Fetching
-	case !valid:
-		return Missing
-	case e.failures > 0:
-		return Failing
-	case e.flight != nil:
-		return Refreshing
-	case e.next == never:
-		return Idle
-	}
-	return Fresh
 }
 
 // nudge makes the schedule look again soon.

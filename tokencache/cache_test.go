@@ -355,7 +355,7 @@ func TestRetryAfter(t *testing.T) {
 						t.Fatalf("%v: error %v, retry after %v", key, err, fetch.RetryAfter)
 					}
 				}
-				if _, err := c.Refresh(t.Context(), other); kindOf(t, err) != tokencache.Throttled {
+				if _, err := c.Refresh(t.Context(), other, false); kindOf(t, err) != tokencache.Throttled {
 					t.Fatal(err)
 				}
 			}
@@ -445,7 +445,7 @@ func TestOlderTokenNeverReplacesANewer(t *testing.T) {
 			}
 		})
 		time.Sleep(time.Hour)
-		if outcome, err := c.Refresh(t.Context(), vault); err != nil || outcome != tokencache.Older {
+		if outcome, err := c.Refresh(t.Context(), vault, false); err != nil || outcome != tokencache.Older {
 			t.Errorf("refresh: %v, %v", outcome, err)
 		}
 		if got := mustGet(t, c, vault, tokencache.Need{}); !got.Token.Text.Equal(held.Token.Text) {
@@ -462,20 +462,20 @@ func TestRefresh(t *testing.T) {
 	t.Parallel()
 	s := &script{keeps: true, takes: time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
-		if outcome, err := c.Refresh(t.Context(), vault); err != nil || outcome != tokencache.Newer {
+		if outcome, err := c.Refresh(t.Context(), vault, false); err != nil || outcome != tokencache.Newer {
 			t.Errorf("first: %v, %v", outcome, err)
 		}
-		if outcome, err := c.Refresh(t.Context(), vault); err != nil || outcome != tokencache.Unchanged {
+		if outcome, err := c.Refresh(t.Context(), vault, false); err != nil || outcome != tokencache.Unchanged {
 			t.Errorf("second: %v, %v", outcome, err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
-		if _, err := c.Refresh(ctx, vault); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := c.Refresh(ctx, vault, false); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("gave up: %v", err)
 		}
 		s.set(func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
 		time.Sleep(time.Minute)
-		if outcome, err := c.Refresh(t.Context(), vault); kindOf(t, err) != tokencache.Refused || outcome != tokencache.Failed {
+		if outcome, err := c.Refresh(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused || outcome != tokencache.Failed {
 			t.Errorf("failing: %v, %v", outcome, err)
 		}
 	})
@@ -490,7 +490,7 @@ func TestRetain(t *testing.T) {
 		mustGet(t, c, storage, tokencache.Need{})
 		var waiter sync.WaitGroup
 		waiter.Go(func() {
-			if _, err := c.Refresh(t.Context(), vault); !errors.Is(err, tokencache.ErrDropped) {
+			if _, err := c.Refresh(t.Context(), vault, false); !errors.Is(err, tokencache.ErrDropped) {
 				t.Errorf("a waiter for a dropped key got %v", err)
 			}
 		})
@@ -500,7 +500,7 @@ func TestRetain(t *testing.T) {
 		if _, err := c.Get(t.Context(), vault, tokencache.Need{}); !errors.Is(err, tokencache.ErrDropped) {
 			t.Errorf("a dropped key gave %v", err)
 		}
-		if _, err := c.Refresh(t.Context(), vault); !errors.Is(err, tokencache.ErrDropped) {
+		if _, err := c.Refresh(t.Context(), vault, false); !errors.Is(err, tokencache.ErrDropped) {
 			t.Errorf("refreshing a dropped key gave %v", err)
 		}
 		time.Sleep(5 * time.Second) // the fetch for the dropped key lands, in nothing
@@ -515,7 +515,7 @@ func TestLandingAfterDropAndReturn(t *testing.T) {
 	t.Parallel()
 	s := &script{takes: 10 * time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
-		go c.Refresh(t.Context(), vault)
+		go c.Refresh(t.Context(), vault, false)
 		synctest.Wait()
 		c.Retain(func(tokencache.Key) bool { return false })
 		c.Retain(func(tokencache.Key) bool { return true })
@@ -763,7 +763,7 @@ func TestPauseIsToldForQueuedKeys(t *testing.T) {
 			if _, err := c.Get(t.Context(), key, tokencache.Need{}); kindOf(t, err) != tokencache.Throttled {
 				t.Errorf("%v: %v", key, err)
 			}
-			if _, err := c.Refresh(t.Context(), key); kindOf(t, err) != tokencache.Throttled {
+			if _, err := c.Refresh(t.Context(), key, false); kindOf(t, err) != tokencache.Throttled {
 				t.Errorf("refresh of %v: %v", key, err)
 			}
 		}

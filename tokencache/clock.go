@@ -16,9 +16,9 @@ type Clock struct {
 	Timer func(d time.Duration) (fired <-chan time.Time, stop func() bool)
 }
 
-// orRuntime fills the zero fields of c from Go's own clock, which stands still while the machine
+// OrRuntime fills the zero fields of c from Go's own clock, which stands still while the machine
 // is suspended: right for tests in a synctest bubble, and where nothing better is at hand.
-func (c Clock) orRuntime() Clock {
+func (c Clock) OrRuntime() Clock {
 	if c.Wall == nil {
 		c.Wall = func() time.Time { return time.Now().Round(0) }
 	}

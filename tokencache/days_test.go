@@ -52,7 +52,9 @@ func (d *device) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetche
 		Token: tokencache.Token{
 			Text:      tokencache.NewSecret(minted.Text),
 			ExpiresOn: minted.ExpiresOn,
-			Claims:    tokencache.Claims{IssuedAt: minted.IssuedAt},
+			Claims: tokencache.Claims{
+				IssuedAt: minted.IssuedAt, Groups: minted.Permissions.Groups, Roles: minted.Permissions.Roles, WIDs: minted.Permissions.WIDs,
+			},
 		},
 		Left: time.Until(minted.ExpiresOn),
 	}, nil
@@ -273,7 +275,7 @@ func randomDays(t *testing.T, options simulator.Options, steps []int) error {
 		case step < 60:
 			d.set(nil)
 		case step < 65:
-			_, _ = c.Refresh(t.Context(), key)
+			_, _ = c.Refresh(t.Context(), key, false)
 		default:
 			if err := checkAnswer(t, c, key, served); err != nil {
 				return err

@@ -6,6 +6,11 @@
 // itself caches each token for around 24 hours: a refresh that brings the same token again is no
 // failure, and the next one is planned so that few calls are spent on finding the newer one.
 //
+// It knows the policy changes on record, and how each token stands to them: current, stale or uncertain.
+// No token is called current on a guess, and none that is not is served after a revocation. One that is
+// not current is followed by its successor as soon as the back end hands it out, by what was learnt of
+// when that is.
+//
 // Whoever makes a Cache gives it a function that fetches and, where Go's own clock will not do, a
 // Clock; and closes it in the end. The package knows no network, no file, no log and no Azure.
 package tokencache

@@ -1,6 +1,9 @@
 package tokencache
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 const (
 	softWait  = 500 * time.Millisecond // how long a caller waits for more life than it must have
@@ -20,6 +23,23 @@ type entry struct {
 	deadline     time.Duration
 	nominal      time.Duration
 	receivedWall time.Time
+
+	// Of the token held last, and kept when it is forgotten, since they tell of its rollover.
+	minted   Minting
+	life     time.Duration // at its minting; 0: there never was one
+	born     time.Duration // when that was
+	received time.Duration
+	shown    time.Duration // when the back end last handed it out
+	answered time.Duration // when it last handed out any
+	chased   time.Duration // since when it is probed for, not being current; never: it is not
+	tries    int           // how often the back end was asked since, and had nothing newer
+	advised  time.Duration // when the back end advises to ask again
+	claims   Claims
+	before   *Claims // of the one before, where permissions differ
+
+	standing  standing // to the policy changes on record
+	rollovers history
+	news      chan struct{} // closed when what Look tells is different
 
 	flight *flight       // under way or queued, else nil
 	next   time.Duration // when the schedule fetches, or never
@@ -61,25 +81,46 @@ func nominalOf(f Fetched) time.Duration {
 	return min(f.Nominal, longestNominal)
 }
 
-// settle takes a fetched token in, or keeps the one that is there, and plans the next fetch.
-// left and held are the lives that the fetched and the held token have left at now; held may be 0.
-func (e *entry) settle(f Fetched, left, held, now time.Duration, roll float64) Outcome {
-	e.failures, e.failure, e.failedUntil = 0, nil, longAgo
-	nominal := nominalOf(f)
-	switch {
-	case held > 0 && f.Token.Text.Equal(e.token.Text):
-		e.wishes = now + min(max(wishEvery, held/2), wishTop)
-		e.deadline = min(e.deadline, now+left)
-		e.probe, e.next = true, now+nextTry(min(held, left), roll)
-		return Unchanged
-	case held > 0 && mintedBefore(f.Token, nominal, *e.token, e.nominal):
-		e.probe, e.next = true, now+nextTry(held, roll)
-		return Older
+// replace puts a fetched token into e and returns what this shows of the rollover of the one before, if
+// there was one. left is the life that the token has left at now.
+func (e *entry) replace(f Fetched, left, begun, now time.Duration) (seen rollover, ok bool) {
+	life := lifeOf(f.Token, left)
+	born := now + left - life
+	seen, ok = e.rolledOver(min(now, born+mintSlack))
+	e.before = differing(e.claims, f.Token.Claims, ok)
+	e.token, e.nominal, e.claims, e.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.endedWall
+	e.minted, e.life, e.born = mintingOf(f.Token, left), life, born
+	e.received, e.shown, e.chased, e.deadline, e.tries = now, begun, never, now+left, 0
+	e.advised = longAgo
+	if f.RefreshIn > 0 && f.RefreshIn < left {
+		e.advised = now + f.RefreshIn
 	}
-	e.token, e.nominal, e.receivedWall = &f.Token, nominal, e.endedWall
-	e.deadline = now + left
-	e.probe, e.next = false, now+firstRefresh(left, f.RefreshIn, roll)
-	return Newer
+	return seen, ok
+}
+
+// rolledOver tells between which shares of its life the token before stopped being handed out, given the
+// boot time of the minting of the one that followed it.
+func (e *entry) rolledOver(minted time.Duration) (rollover, bool) {
+	if e.life == 0 {
+		return rollover{}, false
+	}
+	r := rollover{
+		of: e.key, after: share(e.shown-e.born, e.life), by: share(min(minted-e.born, e.life+afterExpiry), e.life), watched: 1,
+	}
+	if e.chased != never {
+		r.watched = share(e.chased-e.born, e.life)
+	}
+	return r, r.after < r.by
+}
+
+// differing returns the claims of the token before where they tell of other permissions than those of
+// the one that followed it.
+func differing(before, after Claims, known bool) *Claims {
+	same := slices.Equal(before.Groups, after.Groups) && slices.Equal(before.Roles, after.Roles) && slices.Equal(before.WIDs, after.WIDs)
+	if !known || same {
+		return nil
+	}
+	return &before
 }
 
 // fail remembers a failure and plans the next try. A key that never had a token and is not to be
@@ -89,6 +130,9 @@ func (e *entry) fail(err *FetchError, left time.Duration, now time.Duration, rol
 	e.failure = err
 	wait := max(backoff(e.failures, left, roll), min(err.RetryAfter, retryAfter))
 	e.next = now + wait
+	if holds := e.standing.holds; e.next < holds && holds+lastMinutes < e.deadline {
+		e.next = holds
+	}
 	if !e.prefetch && e.deadline == longAgo {
 		e.next = never
 	}
@@ -112,3 +156,9 @@ func (e *entry) remembered(now time.Duration) *FetchError {
 
 // forget drops the token's text, which nobody may have any more.
 func (e *entry) forget() { e.token = &Token{} }
+
+// tell lets those know who watch e.
+func (e *entry) tell() {
+	close(e.news)
+	e.news = make(chan struct{})
+}

@@ -40,6 +40,9 @@ const lookEvery = 5 * time.Minute
 
 // tickLocked forgets what expired, begins what is due, and returns when to look again.
 func (c *Cache) tickLocked(now time.Duration) time.Duration {
+	if c.reviewLocked(now) {
+		c.rejudgeLocked(now)
+	}
 	next := never
 	for key, e := range c.entries {
 		c.expireLocked(e, now)
@@ -47,6 +50,7 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 			c.dueLocked(e, now)
 		}
 		if e.token.Text.IsZero() && e.flight == nil && !e.wanted(now) {
+			e.tell()
 			delete(c.entries, key)
 			continue
 		}
@@ -71,6 +75,7 @@ func (c *Cache) expireLocked(e *entry, now time.Duration) {
 	case e.token.Text.IsZero():
 	case now >= e.deadline:
 		e.forget()
+		e.tell()
 	case e.failures == 0 && c.leftLocked(e, now) <= 0:
 		e.next = min(e.next, now)
 	}
@@ -140,7 +145,10 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	if dropped {
 		return Event{}, false
 	}
-	event := Event{Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now - begun}
+	event := Event{
+		Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now - begun,
+		Permissions: c.permissionsLocked(e, now),
+	}
 	if e.next != never {
 		event.Retry = max(0, e.next-now)
 	}
@@ -165,9 +173,36 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 		e.fail(failure, e.deadline-now, now, c.roll())
 		f.outcome, f.err = Failed, failure
 	} else {
-		f.outcome = e.settle(fetched, left, held, now, c.roll())
+		f.outcome = c.takeLocked(e, fetched, left, held, begun, now)
 	}
 	e.outcome = f.outcome
+}
+
+// takeLocked takes a fetched token in, or keeps the one that is there, and plans the next fetch. left and
+// held are the lives that the fetched and the held token have left at now; held may be 0.
+func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Duration) Outcome {
+	e.failures, e.failure, e.failedUntil = 0, nil, longAgo
+	e.answered = begun
+	e.tries++
+	outcome := Newer
+	switch {
+	case held > 0 && f.Token.Text.Equal(e.token.Text):
+		outcome = Unchanged
+		e.wishes = now + min(max(wishEvery, held/2), wishTop)
+		e.deadline = min(e.deadline, now+left)
+		e.shown = begun
+	case held > 0 && mintedBefore(f.Token, nominalOf(f), *e.token, e.nominal):
+		outcome = Older
+	default:
+		if seen, ok := e.replace(f, left, begun, now); ok {
+			e.rollovers.add(seen, keyHistory)
+			c.rollovers.add(seen, sourceHistory)
+		}
+		c.judgeLocked(e)
+		e.tell()
+	}
+	c.planLocked(e, now)
+	return outcome
 }
 
 // usable returns the life left of a fetched token, or why it cannot be used.

@@ -68,3 +68,21 @@ func backoff(failures int, left time.Duration, roll float64) time.Duration {
 	}
 	return wait
 }
+
+// watchfully is how long to wait between probes of a stale token while its rollover is not expected.
+const watchfully = time.Hour
+
+// chaseStep returns how long to wait between probes of a stale token while its rollover may come at any
+// moment until its expiry. Asking more often the nearer the expiry is finds the rollover soonest for the
+// calls it takes: best in inverse proportion to the root of the odds that it comes just then, and these
+// grow as what is left of the life shrinks.
+func chaseStep(left time.Duration, roll float64) time.Duration {
+	step := time.Duration(float64(chaseScale) * math.Sqrt(max(0, left.Hours())))
+	return spread(min(max(step, chaseFloor), chaseTop), roll)
+}
+
+const (
+	chaseScale = 225 * time.Second // for the root of an hour left
+	chaseFloor = 2 * time.Minute
+	chaseTop   = 20 * time.Minute
+)

@@ -49,6 +49,28 @@ type Status struct {
 	Failures    int   // in a row
 	Fetches     int   // calls made to the source
 	Served      int64 // answers given by Get
+
+	// Without a valid token these are zero.
+	Permissions Permissions
+	Minted      Minting
+	Life        time.Duration // that the token had when it was minted
+	Claims      Claims
+	Before      *Claims   // of the token held before, where its groups, roles or wids differ
+	Expected    time.Time // when a newer token is expected; zero: nothing was learnt
+	HeldUntil   time.Time // nothing is fetched before, since a policy change is still spreading; zero: nothing holds
+
+	Pattern Pattern // of the rollovers
+	Seen    int     // rollovers observed for this key, at most a few
+}
+
+// Sight is what is held of a key, without the token's text. It is zero without a valid token.
+type Sight struct {
+	SHA256                string // of the token's text
+	Left                  time.Duration
+	ReceivedOn, ExpiresOn time.Time // by the device's clock
+	Minted                Minting
+	Claims                Claims
+	Permissions           Permissions
 }
 
 // Event tells of a fetch that ended.
@@ -59,4 +81,85 @@ type Event struct {
 	Left    time.Duration // life left of the token now held, 0 for none
 	Took    time.Duration // from the call to its answer
 	Retry   time.Duration // until the next planned fetch, 0 for none
+
+	Permissions Permissions // of the token now held
+}
+
+// Look returns what is held of key now, and a channel that is closed when that is no longer true: at a
+// newer token, other permissions, the expiry, or when the key is dropped. It counts as asking for the
+// token, so that the key is kept fresh, but fetches nothing. The error is ErrDropped or ErrClosed.
+func (c *Cache) Look(key Key) (Sight, <-chan struct{}, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	e, err := c.entryLocked(key, now)
+	if err != nil {
+		return Sight{}, nil, err
+	}
+	left := c.leftLocked(e, now)
+	if left <= 0 {
+		return Sight{}, e.news, nil
+	}
+	c.reviveLocked(e, left, now)
+	return Sight{
+		SHA256: e.token.Text.SHA256(), Left: left, ReceivedOn: e.receivedWall, ExpiresOn: c.clock.Wall().Add(left),
+		Minted: e.minted, Claims: e.token.Claims, Permissions: c.permissionsLocked(e, now),
+	}, e.news, nil
+}
+
+// Status returns what people may know of every key, in no order.
+func (c *Cache) Status() []Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, wall := c.clock.Boot(), c.clock.Wall()
+	all := make([]Status, 0, len(c.entries))
+	for _, e := range c.entries {
+		all = append(all, c.statusLocked(e, now, wall))
+	}
+	return all
+}
+
+func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status {
+	s := Status{
+		Key: e.key, Prefetch: e.prefetch, LastFetch: e.endedWall, LastOutcome: e.outcome,
+		Failures: e.failures, Fetches: e.fetches, Served: e.served,
+	}
+	if e.failure != nil {
+		s.LastError = e.failure
+	}
+	if e.next != never {
+		s.NextRefresh = wall.Add(max(0, e.next-now))
+	}
+	left := c.leftLocked(e, now)
+	if left > 0 {
+		s.Left, s.SHA256 = left, e.token.Text.SHA256()
+		s.ReceivedOn, s.ExpiresOn = e.receivedWall, wall.Add(left)
+		s.Permissions, s.Minted, s.Life = c.permissionsLocked(e, now), e.minted, e.life
+		s.Claims, s.Before = e.token.Claims, e.before
+		if at := c.likelyLocked(e, now); at != never {
+			s.Expected = wall.Add(at - now)
+		}
+		if holds := e.standing.holds; holds > now {
+			s.HeldUntil = wall.Add(holds - now)
+		}
+	}
+	s.Pattern, s.Seen = c.patternLocked(e), len(e.rollovers)
+	s.State = e.state(left > 0)
+	return s
+}
+
+func (e *entry) state(valid bool) State {
+	switch {
+	case !valid && e.flight != nil:
+		return Fetching
+	case !valid:
+		return Missing
+	case e.failures > 0:
+		return Failing
+	case e.flight != nil:
+		return Refreshing
+	case e.next == never:
+		return Idle
+	}
+	return Fresh
 }

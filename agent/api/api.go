@@ -23,38 +23,56 @@ const (
 	PathIMDSToken       = "/metadata/identity/oauth2/token"
 	PathAppServiceToken = "/msi/token"
 	PathToken           = "/v1/token"
+	PathWatch           = "/v1/watch"
+	PathRejected        = "/v1/rejected"
 )
+
+// PermissionsHeader stands on every answer that carries a token: "current", or "stale; changed=UNIX;
+// current-by=UNIX", or the same with "uncertain".
+const PermissionsHeader = "Percept-Permissions"
+
+// AudienceHeader stands beside it when the token is that of an alternate: the resource that the token was
+// asked for, which differs from the one that the caller asked for.
+const AudienceHeader = "Percept-Audience"
 
 // Paths on the admin socket.
 const (
-	PathStatus  = "/v1/status"
-	PathRefresh = "/v1/refresh"
-	PathReload  = "/v1/reload"
-	PathHealth  = "/healthz" // on the token sockets too
-	PathReady   = "/readyz"
+	PathStatus        = "/v1/status"
+	PathRefresh       = "/v1/refresh"
+	PathReload        = "/v1/reload"
+	PathPolicyChanges = "/v1/policy-changes" // GET lists, POST notes, DELETE ?id= withdraws
+	PathHealth        = "/healthz"           // on the token sockets too
+	PathReady         = "/readyz"
 )
 
 // Code tells programs what went wrong; the text beside it tells people. Codes are stable.
 type Code string
 
 const (
-	CodeBadRequest       Code = "bad_request"        // 400: the request is not of the form's shape
-	CodeUnknownPath      Code = "unknown_path"       // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
-	CodeMethod           Code = "method_not_allowed" // 405
-	CodeForeignOrigin    Code = "foreign_origin"     // 403: a foreign Host, an Origin, a proxy's header
-	CodeUnknownIdentity  Code = "unknown_identity"   // 400: no such identity in the configuration
-	CodeAmbiguous        Code = "ambiguous_identity" // 400: several identities are granted; name one
-	CodeNotGranted       Code = "not_granted"        // 403: no grant names this caller, identity and resource
-	CodeUnknownCaller    Code = "unknown_caller"     // 403: who is calling could not be proved
-	CodeShortLife        Code = "short_life"         // 503: min_ttl is more than the newest token has left
-	CodeThrottled        Code = "throttled"          // 503: the back end throttles this device
-	CodeUnreachable      Code = "unreachable"        // 503: no token cached and no answer from the back end
-	CodeMalformedAnswer  Code = "malformed_answer"   // 503: what answered is not a token endpoint
-	CodeIdentityNotFound Code = "identity_not_found" // 400: the back end does not know the identity
-	CodeRefused          Code = "refused"            // 403: the back end refuses this token
-	CodeBusy             Code = "too_many_requests"  // 429: this caller asks too much at once
-	CodeInvalidConfig    Code = "invalid_config"     // 422: reload found a bad configuration; nothing changed
-	CodeInternal         Code = "internal"           // 500
+	CodeBadRequest       Code = "bad_request"             // 400: the request is not of the form's shape
+	CodeUnknownPath      Code = "unknown_path"            // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
+	CodeMethod           Code = "method_not_allowed"      // 405
+	CodeForeignOrigin    Code = "foreign_origin"          // 403: a foreign Host, an Origin, a proxy's header
+	CodeUnknownIdentity  Code = "unknown_identity"        // 400: no such identity in the configuration
+	CodeAmbiguous        Code = "ambiguous_identity"      // 400: several identities are granted; name one
+	CodeNotGranted       Code = "not_granted"             // 403: no grant names this caller, identity and resource
+	CodeUnknownCaller    Code = "unknown_caller"          // 403: who is calling could not be proved
+	CodeShortLife        Code = "short_life"              // 503: min_ttl is more than the newest token has left
+	CodeNotYet           Code = "not_yet"                 // 503: the back end has no token issued after issued_after yet
+	CodeRevoked          Code = "permissions_revoked"     // 403: a revocation withholds the token until a current one arrives
+	CodeThrottled        Code = "throttled"               // 503: the back end throttles this device
+	CodeUnreachable      Code = "unreachable"             // 503: no token cached and no answer from the back end
+	CodeMalformedAnswer  Code = "malformed_answer"        // 503: what answered is not a token endpoint
+	CodeIdentityNotFound Code = "identity_not_found"      // 400: the back end does not know the identity
+	CodeRefused          Code = "refused"                 // 403: the back end refuses this token
+	CodeBusy             Code = "too_many_requests"       // 429: this caller asks too much at once
+	CodeSpreading        Code = "policy_change_spreading" // a refresh now could bring a token without the change
+	CodeFutureChange     Code = "future_change"           // 422: a policy change dated ahead of a right clock
+	CodeTooManyChanges   Code = "too_many_changes"        // 422: withdraw some, or name all resources at once
+	CodeUnknownChange    Code = "unknown_change"          // 404: no policy change of that ID is on record
+	CodeNotKept          Code = "not_kept"                // 507: in force, but it could not be written to the disk
+	CodeInvalidConfig    Code = "invalid_config"          // 422: reload found a bad configuration; nothing changed
+	CodeInternal         Code = "internal"                // 500
 )
 
 // Problem is an error of the /v1 form and the admin socket: RFC 9457 problem details, content type
@@ -81,12 +99,158 @@ type Token struct {
 	RefreshIn   int64  `json:"refresh_in"`  // seconds until asking again is worth while
 	ReceivedOn  int64  `json:"received_on"` // when the daemon got it from the back end
 	SHA256      string `json:"token_sha256"`
+
+	// Audience is the resource that the token was asked for where that is not Resource: an alternate,
+	// whose token is current while that of Resource is not.
+	Audience    string      `json:"audience,omitempty"`
+	Permissions Permissions `json:"permissions"`
+}
+
+// Standing says how a token stands to the policy changes on record. It is empty where there is no valid
+// token.
+type Standing string
+
+const (
+	StandingCurrent   Standing = "current"   // minted after every change had reached new tokens
+	StandingStale     Standing = "stale"     // minted before a change
+	StandingUncertain Standing = "uncertain" // it cannot be told
+)
+
+// Permissions is what is known of the permissions that a token carries. Times are Unix seconds of the
+// device's clock and absent when the token is current.
+type Permissions struct {
+	Standing  Standing `json:"standing"`
+	Changed   int64    `json:"changed,omitempty"`    // the latest change that the token may lack
+	CurrentBy int64    `json:"current_by,omitempty"` // a current token is here by then at the latest, if the back end answers
+	Likely    int64    `json:"likely,omitempty"`     // and probably by then; absent when nothing was learnt yet
+	Withheld  bool     `json:"withheld,omitempty"`   // a revocation keeps the token from everybody
+}
+
+// WatchEvent is the data of an event on /v1/watch: what is there now. It carries no token text. Its
+// event name is "token" for a new token, "permissions" for a change of these alone, "expired" when
+// there is no valid token any more, "ended" when the grant is gone or the daemon goes down.
+type WatchEvent struct {
+	Identity    string      `json:"identity"`
+	Resource    string      `json:"resource"`
+	SHA256      string      `json:"token_sha256,omitempty"` // absent without a valid token
+	ExpiresOn   int64       `json:"expires_on,omitempty"`
+	ReceivedOn  int64       `json:"received_on,omitempty"`
+	Permissions Permissions `json:"permissions"`
+	Detail      string      `json:"detail,omitempty"` // with "ended": why
+}
+
+// Names of the events on /v1/watch.
+const (
+	EventToken       = "token"
+	EventPermissions = "permissions"
+	EventExpired     = "expired"
+	EventEnded       = "ended"
+)
+
+// Rejection is the body of POST /v1/rejected: a resource refused a token.
+type Rejection struct {
+	Resource string `json:"resource"`
+	Identity string `json:"identity,omitempty"`     // configured name; empty as on /v1/token
+	SHA256   string `json:"token_sha256,omitempty"` // of the refused token's text, in hexadecimal; empty: the one held now
+	Status   int    `json:"status"`                 // 401 or 403
+	Claims   string `json:"claims,omitempty"`       // the claims challenge of WWW-Authenticate, as sent or decoded
+}
+
+// Cause is why a resource may have refused a token.
+type Cause string
+
+const (
+	CauseOldToken      Cause = "old_token"      // the daemon has a newer token than the refused one
+	CauseStale         Cause = "stale"          // minted before a known policy change
+	CauseStaleClaims   Cause = "stale_claims"   // groups, roles or wids in the token may be outdated
+	CauseRBACDelay     Cause = "rbac_delay"     // a role assignment takes up to 10 minutes to reach the resource
+	CauseWrongAudience Cause = "wrong_audience" // the token is for another resource
+	CauseWrongIdentity Cause = "wrong_identity" // the token is another identity's
+	CauseRevoked       Cause = "revoked_token"  // a claims challenge: the resource wants a token from after a revocation
+	CauseClock         Cause = "clock"          // the token is expired, or not valid yet, by some clock
+	CauseNoPermission  Cause = "no_permission"  // nothing here is outdated: the permission is missing
+	CauseUnknownToken  Cause = "unknown_token"  // the daemon does not know that token
+)
+
+// Finding is one reason that a resource may have had, and what to do.
+type Finding struct {
+	Cause  Cause  `json:"cause"`
+	Detail string `json:"detail"` // what is known, in a sentence
+	Action string `json:"action"` // what to do, in a sentence
+}
+
+// Advice is the answer of POST /v1/rejected, the likeliest finding first.
+type Advice struct {
+	Identity    string      `json:"identity"`
+	Resource    string      `json:"resource"`
+	SHA256      string      `json:"token_sha256,omitempty"` // of the token held now; ask for it when it differs
+	Findings    []Finding   `json:"findings"`
+	Retry       bool        `json:"retry"`              // whether a token that may be accepted is there now
+	RetryOn     int64       `json:"retry_on,omitempty"` // Unix time at which asking again is worth while
+	Fetched     Outcome     `json:"fetched,omitempty"`  // what the fetch for a revocation challenge brought
+	Claims      TokenClaims `json:"claims"`             // what the token held now carries
+	Permissions Permissions `json:"permissions"`
+}
+
+// TokenClaims is what a token says of itself that decides permissions.
+type TokenClaims struct {
+	Audience string   `json:"audience,omitempty"`
+	ClientID string   `json:"client_id,omitempty"`
+	ObjectID string   `json:"object_id,omitempty"`
+	Groups   []string `json:"groups,omitempty"`
+	Roles    []string `json:"roles,omitempty"`
+	WIDs     []string `json:"wids,omitempty"`
+}
+
+// Effect is what a policy change did.
+type Effect string
+
+const (
+	EffectGranted Effect = "granted"
+	EffectRevoked Effect = "revoked"
+	EffectChanged Effect = "changed"
+	EffectUnknown Effect = "unknown" // the record of policy changes was lost; not for entering
+)
+
+// PolicyChangeRequest is the body of POST /v1/policy-changes.
+type PolicyChangeRequest struct {
+	Resource     string     `json:"resource,omitempty"` // either this
+	AllResources bool       `json:"all_resources,omitempty"`
+	Identity     string     `json:"identity,omitempty"` // configured name; empty: all
+	At           *time.Time `json:"at,omitempty"`       // absent: now
+	Effect       Effect     `json:"effect"`
+	Note         string     `json:"note,omitempty"`
+}
+
+// PolicyChange is a policy change on record.
+type PolicyChange struct {
+	ID       string    `json:"id"`
+	Resource string    `json:"resource,omitempty"` // empty: all
+	Identity string    `json:"identity,omitempty"` // configured name, or the selector of one that is configured no more; empty: all
+	At       time.Time `json:"at"`
+	Effect   Effect    `json:"effect"`
+	Note     string    `json:"note,omitempty"`
+	NotedOn  time.Time `json:"noted_on"`
+	Floating bool      `json:"floating,omitempty"` // At was read off a clock that was not known to be right
+	EndsOn   time.Time `json:"ends_on"`
+	Touched  int       `json:"touched"` // valid tokens held that it is about
+	Waiting  int       `json:"waiting"` // of these, those that are not current yet
+}
+
+// PolicyChanges is the answer of GET /v1/policy-changes, the latest first. POST and DELETE answer with
+// the one PolicyChange that they are about.
+type PolicyChanges struct {
+	Changes []PolicyChange `json:"changes"`
 }
 
 // RefreshRequest is the body of POST /v1/refresh. The zero value asks for every cached key.
 type RefreshRequest struct {
 	Identity string `json:"identity,omitempty"` // configured name; empty for all
 	Resource string `json:"resource,omitempty"` // empty for all
+
+	// Now fetches even while a policy change is still spreading, though the token that comes may lack it
+	// and then stay for a day.
+	Now bool `json:"now,omitempty"`
 }
 
 // RefreshResult says what one refresh brought.
@@ -94,7 +258,7 @@ type RefreshResult struct {
 	Identity string  `json:"identity"`
 	Resource string  `json:"resource"`
 	Outcome  Outcome `json:"outcome"`
-	Detail   string  `json:"detail,omitempty"` // why it failed
+	Detail   string  `json:"detail,omitempty"` // why it failed or was held
 }
 
 // RefreshResponse is the answer of POST /v1/refresh, one result for each key.
@@ -110,6 +274,7 @@ const (
 	OutcomeUnchanged Outcome = "unchanged" // the back end's cached copy of the token already held
 	OutcomeOlder     Outcome = "older"     // one minted before the token held, which stays
 	OutcomeFailed    Outcome = "failed"
+	OutcomeHeld      Outcome = "held" // of a refresh: nothing was asked, since a policy change is still spreading
 )
 
 // ReloadResponse is the answer of POST /v1/reload when the new configuration is in force.
@@ -129,6 +294,7 @@ type Status struct {
 	Config     ConfigStatus     `json:"config"`
 	Identities []IdentityStatus `json:"identities"`
 	Tokens     []TokenStatus    `json:"tokens"`
+	Changes    []PolicyChange   `json:"policy_changes"`
 	Requests   RequestCounts    `json:"requests"`
 }
 
@@ -184,6 +350,35 @@ type TokenStatus struct {
 	Failures    int        `json:"failures"` // in a row
 	Fetches     int        `json:"fetches"`  // calls made to the back end for this key
 	Served      int64      `json:"served"`   // answers given to callers
+
+	Permissions Permissions `json:"permissions"`
+	// MintedFrom and MintedTo bound the minting of the token held, by the issuer's clock.
+	MintedFrom *time.Time     `json:"minted_from,omitempty"`
+	MintedTo   *time.Time     `json:"minted_to,omitempty"`
+	Claims     *TokenClaims   `json:"claims,omitempty"` // of the token held
+	Before     *TokenClaims   `json:"before,omitempty"` // of the token held before it, where groups, roles or wids differ
+	Life       int64          `json:"life,omitempty"`   // seconds that the token had when it was minted
+	Rollover   RolloverStatus `json:"rollover"`
+	HeldUntil  *time.Time     `json:"held_until,omitempty"` // no fetch before: a policy change is still spreading
+	// Refused is when a module last reported that a resource refused this token.
+	Refused *time.Time `json:"refused,omitempty"`
+}
+
+// RolloverPattern is what was learnt of when the back end hands out newer tokens.
+type RolloverPattern string
+
+const (
+	RolloverUnlearnt  RolloverPattern = "unlearnt"
+	RolloverRegular   RolloverPattern = "regular"   // always at about the same age
+	RolloverIrregular RolloverPattern = "irregular" // at ages that differ
+)
+
+// RolloverStatus is what was learnt of a key's rollovers.
+type RolloverStatus struct {
+	Pattern  RolloverPattern `json:"pattern"`
+	Seen     int             `json:"seen"`               // rollovers that were observed for this key
+	Age      int64           `json:"age,omitempty"`      // seconds of a token's life at which it rolls over, with RolloverRegular
+	Expected *time.Time      `json:"expected,omitempty"` // when the token held is expected to be followed by a newer one
 }
 
 // RequestCounts counts the requests on the token sockets since the start.

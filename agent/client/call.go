@@ -23,6 +23,7 @@ const (
 
 	jsonType    = "application/json"
 	problemType = "application/problem+json"
+	eventType   = "text/event-stream"
 )
 
 // call is one request to one socket.
@@ -48,14 +49,9 @@ func answerTo[T any](ctx context.Context, c call) (T, error) {
 
 // do sends the request and decodes the answer into answer.
 func (c call) do(ctx context.Context, answer any) error {
-	request, err := c.request(ctx)
+	response, err := c.send(ctx, jsonType)
 	if err != nil {
 		return err
-	}
-	transport := c.transport()
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return c.transportError(ctx, err)
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
@@ -71,6 +67,21 @@ func (c call) do(ctx context.Context, answer any) error {
 		return c.notTheContract()
 	}
 	return nil
+}
+
+// send sends the request and returns the answer as it begins. wanted is the media type of an answer that
+// is no refusal. The answer's body is to be closed.
+func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
+	request, err := c.request(ctx)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept", wanted)
+	response, err := c.transport().RoundTrip(request)
+	if err != nil {
+		return nil, c.transportError(ctx, err)
+	}
+	return response, nil
 }
 
 // isAnswer reports whether the response is what was asked for and not a refusal.
@@ -102,7 +113,6 @@ func (c call) request(ctx context.Context) (*http.Request, error) {
 	if c.body != nil {
 		request.Header.Set("Content-Type", jsonType)
 	}
-	request.Header.Set("Accept", jsonType)
 	return request, nil
 }
 

@@ -1,9 +1,10 @@
-// Package client talks to perceptd over its Unix sockets: it gets tokens, and on the admin socket it
-// reads the status and asks for refreshes and reloads. It needs the standard library and agent/api
-// and nothing else.
+// Package client talks to perceptd over its Unix sockets: it gets tokens, watches them, and reports
+// those that a resource refused; on the admin socket it reads the status, notes policy changes, and asks
+// for refreshes and reloads. It needs the standard library and agent/api and nothing else.
 //
 // Every call opens its own connection and closes it, waits as long as its context allows, and reads
-// at most 1 MiB of answer. No error of this package carries token text.
+// at most 1 MiB of answer; a Watch stays open, and reads at most 64 KiB for each event. No error of
+// this package carries token text.
 //
 // What the caller must do: give each context a deadline, and keep an api.Token out of logs. It is
 // the wire's own type with the text in a plain string, so printing it with fmt prints the secret.
@@ -15,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"perceptd/agent/api"
@@ -37,7 +39,7 @@ func FromEnvironment() *Client {
 	return &Client{Socket: os.Getenv(api.SocketVariable)}
 }
 
-// TokenSocketPath returns the path that Token connects to.
+// TokenSocketPath returns the path that Token, Watch and Rejected connect to.
 func (c *Client) TokenSocketPath() string {
 	if c.Socket == "" {
 		return api.DefaultTokenSocket
@@ -45,7 +47,7 @@ func (c *Client) TokenSocketPath() string {
 	return c.Socket
 }
 
-// AdminSocketPath returns the path that every method but Token connects to.
+// AdminSocketPath returns the path that every method but Token, Watch and Rejected connects to.
 func (c *Client) AdminSocketPath() string {
 	if c.AdminSocket == "" {
 		return filepath.Join(filepath.Dir(c.TokenSocketPath()), api.AdminSocketName)
@@ -65,6 +67,15 @@ type TokenRequest struct {
 	// MinTTL is the life that the token must have left; the daemon answers short_life rather than give
 	// less. Zero or less asks for nothing.
 	MinTTL time.Duration
+
+	// IssuedAfter is a moment, by the issuer's clock and in whole seconds, after which the token must have
+	// been minted; the daemon answers not_yet rather than give an older one. Zero asks for nothing.
+	IssuedAfter time.Time
+
+	// Wait is how long the daemon is to wait for a token that meets all this, and that no revocation
+	// withholds, before it refuses: 10 minutes at most. Zero or less: for one call to the back end. Give
+	// the context ten seconds more.
+	Wait time.Duration
 }
 
 // Token returns a token that this process was granted. The daemon tells callers apart by socket and
@@ -80,6 +91,12 @@ func (c *Client) Token(ctx context.Context, r TokenRequest) (api.Token, error) {
 	if r.MinTTL > 0 {
 		query.Set("min_ttl", r.MinTTL.String())
 	}
+	if !r.IssuedAfter.IsZero() {
+		query.Set("issued_after", strconv.FormatInt(r.IssuedAfter.Unix(), 10))
+	}
+	if r.Wait > 0 {
+		query.Set("wait", r.Wait.String())
+	}
 	call := call{socket: c.TokenSocketPath(), method: http.MethodGet, path: api.PathToken, query: query}
 	var token api.Token
 	if err := call.do(ctx, &token); err != nil {
@@ -89,6 +106,14 @@ func (c *Client) Token(ctx context.Context, r TokenRequest) (api.Token, error) {
 		return api.Token{}, call.notTheContract()
 	}
 	return token, nil
+}
+
+// Rejected tells the daemon that a resource refused a token, and returns why that may be and what to do.
+// The report changes nothing for other callers. A caller that reports too often gets an *Error with
+// api.CodeBusy. Other errors are as for Token.
+func (c *Client) Rejected(ctx context.Context, r api.Rejection) (api.Advice, error) {
+	call := call{socket: c.TokenSocketPath(), method: http.MethodPost, path: api.PathRejected, body: r}
+	return answerTo[api.Advice](ctx, call)
 }
 
 // Status returns what the daemon says of itself, its identities and its tokens. Errors are as for
@@ -103,6 +128,31 @@ func (c *Client) Status(ctx context.Context) (api.Status, error) {
 func (c *Client) Refresh(ctx context.Context, r api.RefreshRequest) (api.RefreshResponse, error) {
 	call := call{socket: c.AdminSocketPath(), method: http.MethodPost, path: api.PathRefresh, body: r}
 	return answerTo[api.RefreshResponse](ctx, call)
+}
+
+// PolicyChanges returns the policy changes on record, the latest first. Errors are as for Token.
+func (c *Client) PolicyChanges(ctx context.Context) (api.PolicyChanges, error) {
+	call := call{socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathPolicyChanges}
+	return answerTo[api.PolicyChanges](ctx, call)
+}
+
+// NotePolicyChange puts a policy change on record and in force, and returns it as it is on record. With an
+// *Error of api.CodeNotKept it is in force all the same, but lost at the daemon's next start. Other
+// errors are as for Token, and nothing has changed then.
+func (c *Client) NotePolicyChange(ctx context.Context, r api.PolicyChangeRequest) (api.PolicyChange, error) {
+	call := call{socket: c.AdminSocketPath(), method: http.MethodPost, path: api.PathPolicyChanges, body: r}
+	return answerTo[api.PolicyChange](ctx, call)
+}
+
+// WithdrawPolicyChange takes a policy change off the record, as if it had never been noted, and returns
+// it as it was. With an *Error of api.CodeNotKept it is withdrawn all the same, but back after the
+// daemon's next start; with api.CodeUnknownChange there is none of that ID. Other errors are as for Token.
+func (c *Client) WithdrawPolicyChange(ctx context.Context, id string) (api.PolicyChange, error) {
+	call := call{
+		socket: c.AdminSocketPath(), method: http.MethodDelete, path: api.PathPolicyChanges,
+		query: url.Values{"id": {id}},
+	}
+	return answerTo[api.PolicyChange](ctx, call)
 }
 
 // Reload makes the daemon read its configuration again and returns what changed. A bad configuration

@@ -126,6 +126,47 @@ func TestRequests(t *testing.T) {
 			method: "GET", uri: "/v1/token?identity=vision&min_ttl=10m0s&resource=a%26b%3Dc", answer: token,
 		},
 		{
+			name: "token issued after",
+			call: func(ctx context.Context, c *client.Client) (any, error) {
+				return c.Token(ctx, client.TokenRequest{Resource: "r", IssuedAfter: time.Unix(1795435200, 999), Wait: 90 * time.Second})
+			},
+			method: "GET", uri: "/v1/token?issued_after=1795435200&resource=r&wait=1m30s", answer: token,
+		},
+		{
+			name: "token with nothing asked for",
+			call: func(ctx context.Context, c *client.Client) (any, error) {
+				return c.Token(ctx, client.TokenRequest{Resource: "r", MinTTL: -1, Wait: -1})
+			},
+			method: "GET", uri: "/v1/token?resource=r", answer: token,
+		},
+		{
+			name: "rejected",
+			call: func(ctx context.Context, c *client.Client) (any, error) {
+				return c.Rejected(ctx, api.Rejection{Resource: "r", Status: 403})
+			},
+			method: "POST", uri: "/v1/rejected", body: `{"resource":"r","status":403}`,
+			answer: api.Advice{Identity: "vision", Findings: []api.Finding{{Cause: api.CauseStale, Detail: "d", Action: "a"}}, Retry: true},
+		},
+		{
+			name:   "policy changes",
+			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.PolicyChanges(ctx) },
+			method: "GET", uri: "/v1/policy-changes", answer: api.PolicyChanges{Changes: []api.PolicyChange{{ID: "1", Touched: 2}}},
+		},
+		{
+			name: "note a policy change",
+			call: func(ctx context.Context, c *client.Client) (any, error) {
+				at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+				return c.NotePolicyChange(ctx, api.PolicyChangeRequest{AllResources: true, At: &at, Effect: api.EffectRevoked})
+			},
+			method: "POST", uri: "/v1/policy-changes", body: `{"all_resources":true,"at":"2026-11-23T12:00:00Z","effect":"revoked"}`,
+			answer: api.PolicyChange{ID: "1", Effect: api.EffectRevoked},
+		},
+		{
+			name:   "withdraw a policy change",
+			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.WithdrawPolicyChange(ctx, "a&b") },
+			method: "DELETE", uri: "/v1/policy-changes?id=a%26b", answer: api.PolicyChange{ID: "a&b"},
+		},
+		{
 			name:   "status",
 			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.Status(ctx) },
 			method: "GET", uri: "/v1/status", answer: api.Status{Version: "1.2.3", Ready: true},

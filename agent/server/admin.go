@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/tokencache"
 )
 
 // refresh answers POST /v1/refresh.
@@ -20,8 +22,8 @@ func (s *Server) refresh(x *exchange) *fault {
 		return f
 	}
 	s.log().Info("refresh asked for", zap.Stringer("caller", x.caller),
-		zap.String("identity", wanted.Identity), zap.String("resource", wanted.Resource))
-	results, err := s.Agent.Refresh(x.ctx, wanted.Identity, wanted.Resource)
+		zap.String("identity", wanted.Identity), zap.String("resource", wanted.Resource), zap.Bool("now", wanted.Now))
+	results, err := s.Agent.Refresh(x.ctx, wanted.Identity, wanted.Resource, wanted.Now)
 	if err != nil {
 		return faultOf(err)
 	}
@@ -35,9 +37,13 @@ func (s *Server) refresh(x *exchange) *fault {
 
 func refreshResult(r agent.RefreshResult) api.RefreshResult {
 	result := api.RefreshResult{Identity: r.Identity, Resource: r.Resource}
-	if r.Err != nil {
+	var held *tokencache.HeldError
+	switch {
+	case errors.As(r.Err, &held):
+		result.Outcome, result.Detail = api.OutcomeHeld, held.Error()
+	case r.Err != nil:
 		result.Outcome, result.Detail = api.OutcomeFailed, r.Err.Error()
-	} else {
+	default:
 		result.Outcome = api.Outcome(r.Outcome.String()) // the same words
 	}
 	return result

@@ -104,6 +104,38 @@ func TestWordsAgree(t *testing.T) {
 		if got := refreshResult(agent.RefreshResult{Outcome: outcome}).Outcome; got != want {
 			t.Errorf("outcome %q, the contract says %q", got, want)
 		}
+		if got := adviceOf(agent.Advice{Identity: &agent.Identity{}, Fetched: outcome}, "").Fetched; got != want {
+			t.Errorf("outcome %q, the contract says %q", got, want)
+		}
+	}
+	for standing, want := range map[tokencache.Standing]api.Standing{
+		tokencache.Current: api.StandingCurrent, tokencache.Uncertain: api.StandingUncertain, tokencache.Stale: api.StandingStale,
+	} {
+		if got := permissionsOf(tokencache.Permissions{Standing: standing}).Standing; got != want {
+			t.Errorf("standing %q, the contract says %q", got, want)
+		}
+	}
+	for effect, want := range map[tokencache.Effect]api.Effect{
+		tokencache.Granted: api.EffectGranted, tokencache.Revoked: api.EffectRevoked,
+		tokencache.Changed: api.EffectChanged, tokencache.Unknown: api.EffectUnknown,
+	} {
+		var noted agent.NotedChange
+		noted.Effect = effect
+		if got := policyChange(noted).Effect; got != want {
+			t.Errorf("effect %q, the contract says %q", got, want)
+		}
+		if back := effectOf(want); back != effect && want != api.EffectUnknown {
+			t.Errorf("%q is read as %v", want, back)
+		}
+	}
+	for kind, want := range map[tokencache.PatternKind]api.RolloverPattern{
+		tokencache.Unlearnt: api.RolloverUnlearnt, tokencache.Regular: api.RolloverRegular, tokencache.Irregular: api.RolloverIrregular,
+	} {
+		var key agent.KeyStatus
+		key.Pattern.Kind = kind
+		if got := tokenStatus(key).Rollover.Pattern; got != want {
+			t.Errorf("pattern %q, the contract says %q", got, want)
+		}
 	}
 }
 

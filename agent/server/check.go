@@ -52,15 +52,16 @@ func isPort(s string) bool {
 }
 
 // checkMethod refuses another method than the route's, if that has one, and a body where there is to be none.
-func checkMethod(r *http.Request, method string) *fault {
+func checkMethod(r *http.Request, to *route) *fault {
 	switch {
-	case method != "" && r.Method != method:
+	case to.method != "" && r.Method != to.method:
+		allow := strings.Join(to.methods(), ", ")
 		return &fault{
-			status: http.StatusMethodNotAllowed, code: api.CodeMethod, allow: method,
-			detail: "this path answers " + method + " only",
+			status: http.StatusMethodNotAllowed, code: api.CodeMethod, allow: allow,
+			detail: "this path answers " + allow + " only",
 		}
-	case r.Method == http.MethodGet && r.ContentLength != 0: // -1: chunked
-		return badRequest("a GET request must not have a body")
+	case r.Method != http.MethodPost && r.ContentLength != 0: // -1: chunked
+		return badRequest("a " + r.Method + " request must not have a body")
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"net/http"
 	"strconv"
 	"strings"
@@ -17,31 +16,40 @@ import (
 type door struct {
 	server *Server
 	socket socket
-	answer time.Duration // until a request must be answered
+	answer time.Duration   // until a request must be answered
+	down   <-chan struct{} // closed when the listener's connections are to end
 }
 
 // exchange is one request and the answer to it.
 type exchange struct {
-	ctx     context.Context // ends when the answer is due or the caller has gone
+	ctx     *dueContext // ends when the answer is due or the caller has gone
 	caller  agent.Caller
 	request *http.Request
 	raw     string // the request's query as it was sent
 	query   query
+	down    <-chan struct{} // the door's
 
-	status int    // of the answer; 0 means 200
-	body   []byte // of the answer: JSON
+	status      int      // of the answer; 0 means 200
+	body        []byte   // of the answer: JSON
+	permissions []string // of the answer: the value of api.PermissionsHeader; nil: none
+	audience    string   // of the answer: the value of api.AudienceHeader; empty: none
+
+	w        http.ResponseWriter // for what comes before the answer, or instead of it
+	streamed bool                // the handler has written the answer to w
 }
 
 // ServeHTTP answers one request.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path, raw, _ := strings.Cut(r.RequestURI, "?")
-	to := find(d.socket, path)
+	to := find(d.socket, path, r.Method)
 	x := d.server.spare.take()
-	x.request, x.raw = r, raw
-	if f := d.serve(x, to); f != nil {
+	x.request, x.raw, x.w, x.down = r, raw, w, d.down
+	switch f := d.serve(x, to); {
+	case x.streamed: // all is said
+	case f != nil:
 		d.refuse(w, x, to.form, f)
-	} else {
-		write(w, x.status, jsonContent, x.body)
+	default:
+		x.answer()
 	}
 	d.server.spare.giveBack(x)
 }
@@ -64,7 +72,7 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 	if f := checkOrigin(x.request); f != nil {
 		return f
 	}
-	if f := checkMethod(x.request, to.method); f != nil {
+	if f := checkMethod(x.request, to); f != nil {
 		return f
 	}
 	due := &dueContext{Context: x.request.Context(), due: time.Now().Add(d.answer)}
@@ -82,8 +90,8 @@ func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) 
 	if f.allow != "" {
 		h.Set("Allow", f.allow)
 	}
-	if f.status == http.StatusServiceUnavailable {
-		h.Set("Retry-After", strconv.Itoa(retrySeconds(f.retryAfter)))
+	if f.status == http.StatusServiceUnavailable || f.status == http.StatusTooManyRequests {
+		h.Set("Retry-After", strconv.Itoa(f.retrySeconds()))
 	}
 	if x.request.ContentLength != 0 {
 		h.Set("Connection", "close") // else net/http reads the body before it answers
@@ -101,9 +109,9 @@ func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) 
 // count counts a request on a token socket that the agent did not see.
 func (s *Server) count(f *fault) {
 	switch f.code {
-	case api.CodeUnknownCaller:
+	case api.CodeUnknownCaller, api.CodeNotGranted:
 		s.denied.Add(1)
-	case api.CodeInternal:
+	case api.CodeInternal, api.CodeUnreachable:
 		s.failed.Add(1)
 	default:
 		s.invalid.Add(1)
@@ -116,6 +124,17 @@ var (
 	problemContent = []string{"application/problem+json"}
 	noStore        = []string{"no-store"}
 )
+
+// answer sends what the handler left.
+func (x *exchange) answer() {
+	if x.permissions != nil {
+		x.w.Header()[api.PermissionsHeader] = x.permissions
+	}
+	if x.audience != "" {
+		x.w.Header().Set(api.AudienceHeader, x.audience)
+	}
+	write(x.w, x.status, jsonContent, x.body)
+}
 
 // write sends a whole answer at once. Status 0 is 200.
 func write(w http.ResponseWriter, status int, content []string, body []byte) {

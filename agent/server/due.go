@@ -21,6 +21,9 @@ func (c *dueContext) start() {
 	c.timed, c.cancel = context.WithDeadline(c.Context, c.due)
 }
 
+// extend puts off when the answer is due. Nobody may wait yet.
+func (c *dueContext) extend(by time.Duration) { c.due = c.due.Add(by) }
+
 // Deadline returns when the answer is due.
 func (c *dueContext) Deadline() (time.Time, bool) { return c.due, true }
 

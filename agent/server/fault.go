@@ -21,8 +21,8 @@ type fault struct {
 	code       api.Code
 	detail     string        // says what to do next; fit for the caller's eyes
 	choices    []string      // identities to name
-	retryAfter time.Duration // with status 503; zero: not known
-	allow      string        // with status 405: the method that the path answers
+	retryAfter time.Duration // with status 503 and 429; zero: not known
+	allow      string        // with status 405: the methods that the path answers
 	sdkCode    string        // the SDK forms' "error" where it is not the status's usual one
 	counted    bool          // the agent has counted the request already
 }
@@ -32,7 +32,7 @@ func badRequest(detail string) *fault {
 }
 
 // answerOf is how each reason of the agent's is told to callers. What is permanent is never 404, 410,
-// 429 or 5xx, which SDKs repeat.
+// 429 or 5xx where SDKs ask, which repeat these.
 var answerOf = map[agent.Reason]struct {
 	status int
 	code   api.Code
@@ -48,6 +48,23 @@ var answerOf = map[agent.Reason]struct {
 	agent.IdentityNotFound:  {http.StatusBadRequest, api.CodeIdentityNotFound},
 	agent.Refused:           {http.StatusForbidden, api.CodeRefused},
 	agent.Stopping:          {http.StatusServiceUnavailable, api.CodeUnreachable},
+
+	agent.PermissionsRevoked: {http.StatusForbidden, api.CodeRevoked},
+	agent.NotYet:             {http.StatusServiceUnavailable, api.CodeNotYet},
+	agent.BadChange:          {http.StatusBadRequest, api.CodeBadRequest},
+	agent.FutureChange:       {http.StatusUnprocessableEntity, api.CodeFutureChange},
+	agent.TooManyChanges:     {http.StatusUnprocessableEntity, api.CodeTooManyChanges},
+	agent.UnknownChange:      {http.StatusNotFound, api.CodeUnknownChange},
+	agent.NotKept:            {http.StatusInsufficientStorage, api.CodeNotKept},
+	agent.Busy:               {http.StatusTooManyRequests, api.CodeBusy},
+}
+
+// tokenFault turns the agent's error over a request for a token, which the agent has counted, into an
+// answer.
+func tokenFault(err error) *fault {
+	f := faultOf(err)
+	f.counted = true
+	return f
 }
 
 // faultOf turns the agent's error into an answer.
@@ -57,19 +74,17 @@ func faultOf(err error) *fault {
 	case errors.As(err, &why):
 		if answer, ok := answerOf[why.Reason]; ok {
 			return &fault{
-				status: answer.status, code: answer.code, counted: true,
+				status: answer.status, code: answer.code,
 				detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter,
 			}
 		}
 	case errors.Is(err, context.Canceled):
 		return &fault{
-			status: http.StatusServiceUnavailable, code: api.CodeUnreachable, counted: true,
+			status: http.StatusServiceUnavailable, code: api.CodeUnreachable,
 			detail: "the request was given up before there was an answer: ask again",
 		}
 	}
-	f := internalFault()
-	f.counted = true
-	return f
+	return internalFault()
 }
 
 // internalFault tells nothing of what went wrong, since nobody has looked at it for secrets.
@@ -88,12 +103,16 @@ const (
 	longestRetry = 10
 )
 
-// retrySeconds returns the value of Retry-After.
-func retrySeconds(after time.Duration) int {
-	if after <= 0 {
+// retrySeconds returns the value of Retry-After. With the codes that no SDK gets it is the whole truth.
+func (f *fault) retrySeconds() int {
+	if f.retryAfter <= 0 {
 		return defaultRetry
 	}
-	return int(min((after+time.Second-1)/time.Second, longestRetry))
+	seconds := int((f.retryAfter + time.Second - 1) / time.Second)
+	if f.code == api.CodeNotYet || f.code == api.CodeBusy {
+		return seconds
+	}
+	return min(seconds, longestRetry)
 }
 
 // problem renders f for our own form: RFC 9457.

@@ -24,8 +24,8 @@ const (
 	formV1                         // our own
 )
 
-// route is one path of the API. Its handler leaves the answer in the exchange, or returns why there
-// is none.
+// route is one path of the API and one method on it. Its handler leaves the answer in the exchange, or
+// returns why there is none.
 type route struct {
 	path   string
 	slash  bool   // one trailing slash is the same path
@@ -40,9 +40,14 @@ var routes = [...]route{
 	{api.PathIMDSToken, true, http.MethodGet, onToken, formIMDS, (*Server).imdsToken},
 	{api.PathAppServiceToken, false, http.MethodGet, onToken, formAppService, (*Server).appServiceToken},
 	{api.PathToken, false, http.MethodGet, onToken, formV1, (*Server).token},
+	{api.PathWatch, false, http.MethodGet, onToken, formV1, (*Server).watch},
+	{api.PathRejected, false, http.MethodPost, onToken, formV1, (*Server).rejected},
 	{api.PathHealth, false, http.MethodGet, onToken, formV1, (*Server).health},
 
 	{api.PathStatus, false, http.MethodGet, onAdmin, formV1, (*Server).status},
+	{api.PathPolicyChanges, false, http.MethodGet, onAdmin, formV1, (*Server).policyChanges},
+	{api.PathPolicyChanges, false, http.MethodPost, onAdmin, formV1, (*Server).notePolicyChange},
+	{api.PathPolicyChanges, false, http.MethodDelete, onAdmin, formV1, (*Server).withdrawPolicyChange},
 	{api.PathRefresh, false, http.MethodPost, onAdmin, formV1, (*Server).refresh},
 	{api.PathReload, false, http.MethodPost, onAdmin, formV1, (*Server).reload},
 	{api.PathHealth, false, http.MethodGet, onAdmin, formV1, (*Server).health},
@@ -63,15 +68,23 @@ const (
 	probeCredential = "/metadata/identity/issuecredential"
 )
 
-// find returns the route of a path, which must be spelled exactly so: nothing is decoded or cleaned.
-func find(kind socket, path string) *route {
+// find returns the route of a path and method, or one of that path with another method where it has none
+// of that one. The path must be spelled exactly so: nothing is decoded or cleaned.
+func find(kind socket, path, method string) *route {
+	var other *route
 	for i := range routes {
 		r := &routes[i]
-		if r.socket == kind && (path == r.path || r.slash && slashed(path, r.path)) {
+		if r.socket != kind || path != r.path && !(r.slash && slashed(path, r.path)) {
+			continue
+		}
+		if r.method == method {
 			return r
 		}
+		other = r
 	}
 	switch {
+	case other != nil:
+		return other
 	case strings.HasPrefix(path, "/v1/"), path == probePlatform, path == probeCredential:
 		return &nowhereV1
 	case kind == onAdmin:
@@ -83,6 +96,17 @@ func find(kind socket, path string) *route {
 // slashed reports whether path is want and one trailing slash.
 func slashed(path, want string) bool {
 	return len(path) == len(want)+1 && path[len(want)] == '/' && path[:len(want)] == want
+}
+
+// methods lists the methods that r's path answers.
+func (r *route) methods() []string {
+	var all []string
+	for i := range routes {
+		if o := &routes[i]; o.socket == r.socket && o.path == r.path {
+			all = append(all, o.method)
+		}
+	}
+	return all
 }
 
 func (s *Server) unknownPath(*exchange) *fault {

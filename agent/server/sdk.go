@@ -52,8 +52,9 @@ func (s *Server) sdkToken(x *exchange, oldest string) *fault {
 	request := asked.request()
 	answer, err := s.Agent.Token(x.ctx, x.caller, request)
 	if err != nil {
-		return faultOf(err)
+		return tokenFault(err)
 	}
+	x.label(&answer, asked.resource)
 	x.body = appendSDK(x.body, &answer, asked, s.now())
 	return nil
 }

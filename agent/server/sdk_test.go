@@ -20,7 +20,7 @@ func TestSDKBodies(t *testing.T) {
 	d := newDaemon(t, fetchDay)
 	token := d.tokens("")
 	// The agent advertises an hour of the day that is left.
-	times := fmt.Sprintf(`"expires_in":"3600","expires_on":"%d","not_before":"1795399929"`, noon.Unix()+3600)
+	times := fmt.Sprintf(`"expires_in":"2100","expires_on":"%d","not_before":"1795399929"`, noon.Unix()+2100)
 	body := func(clientID, resource, more string) string {
 		return `{"access_token":"` + canary + `","client_id":"` + clientID + `",` + times +
 			`,"resource":"` + resource + `","token_type":"Bearer"` + more + `}`

@@ -2,8 +2,8 @@
 //
 // It guarantees that every request is checked against one route table before its handler sees it,
 // that a connection whose caller could not be proved gets nothing but 403, that a request for a token
-// is answered within 10 seconds whatever the back end does, and that no token text leaves it except
-// in the body of an answer with status 200.
+// is answered within 10 seconds whatever the back end does, or as much later as it asked to wait, and
+// that no token text leaves it except in the body of an answer with status 200.
 //
 // Whoever makes a Server gives it the listeners, one call of ServeTokens or ServeAdmin for each, and
 // calls Shutdown in the end. A listener may be closed at any time: its connections end, the others
@@ -11,6 +11,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -47,6 +48,7 @@ type Server struct {
 	denied, invalid, failed atomic.Int64 // requests on token sockets that the agent did not see
 	spare                   spare
 	crowd                   crowd
+	waiting, watching       queue
 
 	mu      sync.Mutex // protects what follows
 	stopped bool
@@ -59,6 +61,11 @@ type Limits struct {
 	Answer time.Duration // until a request for a token is answered; 8 s, so that 10 s are kept on a busy device too
 	Admin  time.Duration // until a request on the admin socket is answered; 8 s as well
 	Idle   time.Duration // between two requests on one connection; 60 s
+	Alive  time.Duration // between two signs of life on a stream of events; 15 s
+
+	Waiting     int // requests of one caller at once that asked to wait; 64
+	Watching    int // streams of events of one caller at once; 16
+	AllWatching int // streams of events at once; 512
 
 	Connections int // at once on all token sockets; 4,096
 	PerCaller   int // of one user there, counted apart for each module; 1,024. More are closed unanswered
@@ -75,16 +82,17 @@ func (l Limits) orDefaults() Limits {
 		{&l.Answer, 8 * time.Second},
 		{&l.Admin, 8 * time.Second},
 		{&l.Idle, 60 * time.Second},
+		{&l.Alive, 15 * time.Second},
 	} {
-		if *limit.field == 0 {
-			*limit.field = limit.value
-		}
+		*limit.field = cmp.Or(*limit.field, limit.value)
 	}
-	if l.Connections == 0 {
-		l.Connections = 4096
-	}
-	if l.PerCaller == 0 {
-		l.PerCaller = 1024
+	for _, limit := range []struct {
+		field *int
+		value int
+	}{
+		{&l.Waiting, 64}, {&l.Watching, 16}, {&l.AllWatching, 512}, {&l.Connections, 4096}, {&l.PerCaller, 1024},
+	} {
+		*limit.field = cmp.Or(*limit.field, limit.value)
 	}
 	return l
 }
@@ -138,8 +146,9 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
-	return &http.Server{
-		Handler:   &door{server: s, socket: kind, answer: answer},
+	down := make(chan struct{})
+	hs := &http.Server{
+		Handler:   &door{server: s, socket: kind, answer: answer, down: down},
 		Protocols: &protocols,
 
 		ReadHeaderTimeout: limits.Header,
@@ -166,6 +175,8 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 		},
 		ConnState: s.crowd.note,
 	}
+	hs.RegisterOnShutdown(sync.OnceFunc(func() { close(down) }))
+	return hs
 }
 
 // add reports false after Shutdown.
@@ -188,8 +199,8 @@ func (s *Server) remove(hs *http.Server) {
 	delete(s.running, hs)
 }
 
-// Shutdown closes every listener, lets the requests under way end until ctx does, and then cuts the
-// connections that are left. Listeners that are served afterwards are closed at once. The error is
+// Shutdown closes every listener, ends the streams of events and the requests that asked to wait, lets the
+// others under way end until ctx does, and then cuts the connections that are left. Listeners that are served afterwards are closed at once. The error is
 // ctx's when connections had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()

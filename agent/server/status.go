@@ -33,6 +33,7 @@ func (s *Server) status(x *exchange) *fault {
 	for _, key := range now.Keys {
 		answer.Tokens = append(answer.Tokens, tokenStatus(key))
 	}
+	answer.Changes = policyChanges(now.Changes)
 	answer.Requests = api.RequestCounts{
 		Served:  now.Counts.Served,
 		Denied:  now.Counts.Denied + s.denied.Load(),
@@ -61,6 +62,25 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		Failures:    key.Failures,
 		Fetches:     key.Fetches,
 		Served:      key.Served,
+		Life:        int64(key.Life / time.Second),
+		HeldUntil:   unlessZero(key.HeldUntil),
+		Refused:     unlessZero(key.Refused),
+		Rollover: api.RolloverStatus{
+			Pattern:  api.RolloverPattern(key.Pattern.Kind.String()), // the same words
+			Seen:     key.Seen,
+			Age:      int64(key.Pattern.Age / time.Second),
+			Expected: unlessZero(key.Expected),
+		},
+	}
+	if key.Left > 0 {
+		claims := claimsOf(key.Claims)
+		status.Permissions = permissionsOf(key.Permissions)
+		status.MintedFrom, status.MintedTo = unlessZero(key.Minted.Earliest), unlessZero(key.Minted.Latest)
+		status.Claims = &claims
+	}
+	if key.Before != nil {
+		before := claimsOf(*key.Before)
+		status.Before = &before
 	}
 	if status.LastFetch != nil {
 		status.LastOutcome = api.Outcome(key.LastOutcome.String()) // the same words

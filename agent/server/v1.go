@@ -20,10 +20,11 @@ func (s *Server) token(x *exchange) *fault {
 	if f != nil {
 		return f
 	}
-	answer, err := s.Agent.Token(x.ctx, x.caller, request)
-	if err != nil {
-		return faultOf(err)
+	answer, f := s.askFor(x, request)
+	if f != nil {
+		return f
 	}
+	x.label(&answer, asked)
 	x.body = appendV1(x.body, &answer, asked, s.now())
 	return nil
 }
@@ -42,13 +43,25 @@ func readV1(q *query) (request agent.Request, asked string, f *fault) {
 			}
 			request.Identity = p.value
 		case "min_ttl":
-			life, ok := parseLife(p.value)
+			life, ok := parseDuration(p.value, longestTTL)
 			if !ok {
 				return agent.Request{}, "", badRequest("min_ttl is a duration such as 10m or a number of seconds, at most 24h")
 			}
 			request.MinTTL = life
+		case "issued_after":
+			at, ok := parseIssued(p.value)
+			if !ok {
+				return agent.Request{}, "", badRequest("issued_after is a time in whole Unix seconds, such as 1795435200 (date +%s)")
+			}
+			request.IssuedAfter = at
+		case "wait":
+			wait, ok := parseDuration(p.value, longestWait)
+			if !ok {
+				return agent.Request{}, "", badRequest("wait is a duration such as 30s or a number of seconds, at most 10m")
+			}
+			request.Wait = wait
 		default:
-			return agent.Request{}, "", badRequest(fmt.Sprintf("query parameter %q is not known here: resource, identity and min_ttl are", p.name))
+			return agent.Request{}, "", badRequest(fmt.Sprintf("query parameter %q is not known here: resource, identity, min_ttl, issued_after and wait are", p.name))
 		}
 	}
 	if request.Resource == "" {
@@ -57,14 +70,30 @@ func readV1(q *query) (request agent.Request, asked string, f *fault) {
 	return request, request.Resource, nil
 }
 
-// parseLife reads Go's durations and plain seconds, from 0 to longestTTL.
-func parseLife(s string) (time.Duration, bool) {
+// parseDuration reads Go's durations and plain seconds, from 0 to longest.
+func parseDuration(s string, longest time.Duration) (time.Duration, bool) {
 	if seconds, err := strconv.ParseUint(s, 10, 32); err == nil {
-		life := time.Duration(seconds) * time.Second
-		return life, life <= longestTTL
+		d := time.Duration(seconds) * time.Second
+		return d, d <= longest
 	}
-	life, err := time.ParseDuration(s)
-	return life, err == nil && life >= 0 && life <= longestTTL
+	d, err := time.ParseDuration(s)
+	return d, err == nil && d >= 0 && d <= longest
+}
+
+// Moments that a token can be asked to have been issued after, in Unix seconds. Milliseconds, and lives
+// that were meant for min_ttl, lie outside.
+const (
+	firstIssued = 946684800  // 2000
+	lastIssued  = 7258118400 // 2200
+)
+
+// parseIssued reads whole Unix seconds.
+func parseIssued(s string) (time.Time, bool) {
+	seconds, err := strconv.ParseUint(s, 10, 63)
+	if err != nil || seconds < firstIssued || seconds >= lastIssued {
+		return time.Time{}, false
+	}
+	return time.Unix(int64(seconds), 0), true
 }
 
 // appendV1 appends an api.Token: the life is the true one, the times are by the device's clock.
@@ -82,5 +111,9 @@ func appendV1(dst []byte, a *agent.Answer, asked string, now time.Time) []byte {
 	dst = appendNumber(dst, `,"refresh_in":`, max(0, int64(a.RefreshIn/time.Second)))
 	dst = appendNumber(dst, `,"received_on":`, a.ReceivedOn.Unix())
 	dst = appendTextField(dst, `,"token_sha256":`, a.Token.Text.SHA256())
+	if other := audienceOf(a, asked); other != "" {
+		dst = appendTextField(dst, `,"audience":`, other)
+	}
+	dst = appendPermissions(append(dst, `,"permissions":`...), permissionsOf(a.Permissions))
 	return append(dst, '}')
 }

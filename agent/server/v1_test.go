@@ -83,7 +83,8 @@ func TestV1Body(t *testing.T) {
 		token.ExpiresIn, token.ExpiresOn, token.RefreshIn, token.ReceivedOn = 0, 0, 0, 0
 		want := api.Token{
 			AccessToken: canary, TokenType: "Bearer", Identity: test.identity, ClientID: test.clientID, Resource: test.resource,
-			SHA256: tokencache.NewSecret(canary).SHA256(),
+			SHA256:      tokencache.NewSecret(canary).SHA256(),
+			Permissions: api.Permissions{Standing: api.StandingCurrent},
 		}
 		if token != want {
 			t.Errorf("%s: got %+v, want %+v", test.query, token, want)
@@ -121,8 +122,20 @@ func TestV1RefusesWrongRequests(t *testing.T) {
 		{ok + "min_ttl=99999999999999999999", "min_ttl"},
 		{ok + "min_ttl=9999999999h", "min_ttl"},
 		{ok + "min_ttl=ten", "min_ttl"},
-		{ok + "issued_after=1", `"issued_after" is not known`},
-		{ok + "wait=30s", `"wait" is not known`},
+		{ok + "issued_after=", "issued_after"},
+		{ok + "issued_after=0", "issued_after"},
+		{ok + "issued_after=-1795435200", "issued_after"},
+		{ok + "issued_after=3600", "issued_after"},
+		{ok + "issued_after=1795435200000", "issued_after"},
+		{ok + "issued_after=99999999999999999999", "issued_after"},
+		{ok + "issued_after=1795435200.5", "issued_after"},
+		{ok + "issued_after=1e9", "issued_after"},
+		{ok + "issued_after=2026-11-23T12:00:00Z", "whole Unix seconds"},
+		{ok + "wait=", "at most 10m"},
+		{ok + "wait=-1s", "at most 10m"},
+		{ok + "wait=601", "at most 10m"},
+		{ok + "wait=10m1s", "at most 10m"},
+		{ok + "wait=long", "at most 10m"},
 		{ok + "client_id=" + visionID, `"client_id" is not known`},
 		{ok + "api-version=2018-02-01", `"api-version" is not known`},
 		{ok + "Identity=device", `"Identity" is not known`},
@@ -164,6 +177,7 @@ func TestMinTTLIsFirm(t *testing.T) {
 func FuzzV1(f *testing.F) {
 	f.Add("resource=https%3A%2F%2Fvault.azure.net&identity=device&min_ttl=10m")
 	f.Add("min_ttl=86400&resource=a:b")
+	f.Add("resource=a:b&wait=600&issued_after=1795435200")
 	f.Fuzz(func(t *testing.T, raw string) {
 		var q query
 		if q.parse(raw) != nil {
@@ -179,6 +193,10 @@ func FuzzV1(f *testing.F) {
 		values, err := url.ParseQuery(strings.ReplaceAll(raw, ";", "%3B"))
 		if err != nil || asked != values.Get("resource") || request.Resource != asked || request.Identity != values.Get("identity") {
 			t.Fatalf("%q was read as %+v", raw, request)
+		}
+		after := request.IssuedAfter
+		if request.Wait < 0 || request.Wait > longestWait || !after.IsZero() && (after.Year() < 2000 || after.UTC().Year() >= 2200) {
+			t.Fatalf("%q: %+v", raw, request)
 		}
 		if !request.Firm || request.MinTTL < 0 || request.MinTTL > longestTTL {
 			t.Fatalf("%q: %+v", raw, request)

@@ -65,7 +65,7 @@ func (b *backend) simulate(c sourceConfig) error {
 	b.simulator, err = simulator.Start(context.Background(), simulator.ServerOptions{
 		Listen:  "127.0.0.1:0",
 		Form:    form,
-		Backend: simulator.New(simulator.Options{Now: b.clock.Wall, Rollover: rollover}),
+		Backend: simulator.New(simulator.Options{Now: b.clock.Wall, Rollover: rollover, Spread: c.spread}),
 	})
 	if err != nil {
 		return err

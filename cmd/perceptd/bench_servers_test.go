@@ -61,7 +61,7 @@ prefetch = true
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(binary, "--config", config, "--runtime-dir", dir)
+	cmd := exec.Command(binary, "--config", config, "--runtime-dir", dir, "--state-dir", filepath.Join(dir, "state"))
 	cmd.Env = append(environment, "PATH="+os.Getenv("PATH"))
 	return startServer(cpu, "perceptd", filepath.Join(dir, "token.sock"), cmd)
 }

@@ -44,6 +44,8 @@ type sourceConfig struct {
 	endpoint source.Endpoint
 	speed    float64 // simulated: how much faster time runs
 	rollover string  // simulated: when the back end hands out a newer token
+
+	spread time.Duration // simulated: how long a change of permissions takes to reach new tokens
 }
 
 // defaultSource is what counts where no file says otherwise.
@@ -56,10 +58,16 @@ type document struct {
 		Endpoint *string  `toml:"endpoint"`
 		Speed    *float64 `toml:"speed"`
 		Rollover *string  `toml:"rollover"`
+		Spread   any      `toml:"spread"` // for setDuration
 	} `toml:"source"`
 	Tokens struct {
 		SDKLife any `toml:"sdk_life"` // for setDuration
+		Spread  any `toml:"spread"`   // the same
 	} `toml:"tokens"`
+	Resource []struct {
+		URI        string   `toml:"uri"`
+		Alternates []string `toml:"alternates"`
+	} `toml:"resource"`
 	Identity []struct {
 		Name       string `toml:"name"`
 		Default    bool   `toml:"default"`
@@ -119,8 +127,8 @@ func loadConfig(path string) (config, error) {
 			unread = append(unread, err)
 			continue
 		}
-		if identities, grants := where.add(file, text); identities != len(doc.Identity) || grants != len(doc.Grant) {
-			unread = append(unread, fmt.Errorf("%s: write [[identity]] and [[grant]], each with two brackets: there may be several", file))
+		if where.add(file, text) != (tableCounts{len(doc.Identity), len(doc.Grant), len(doc.Resource)}) {
+			unread = append(unread, fmt.Errorf("%s: write [[identity]], [[grant]] and [[resource]], each with two brackets: there may be several", file))
 			continue
 		}
 		c.files = append(c.files, file)
@@ -237,24 +245,34 @@ func inWords(err *toml.DecodeError) string {
 func hint(k toml.Key) string {
 	switch k[0] {
 	case "source":
-		return ": [source] has kind, endpoint, speed and rollover"
+		return ": [source] has kind, endpoint, speed, rollover and spread"
 	case "tokens":
-		return ": [tokens] has sdk_life"
+		return ": [tokens] has sdk_life and spread"
 	case "identity":
 		return ": [[identity]] has name, default, client_id, object_id and resource_id"
+	case "resource":
+		return ": [[resource]] has uri and alternates"
 	case "grant":
 		return ": [[grant]] has caller (by module, user or uid), identity, resources and prefetch"
 	}
-	return ": the tables are [source], [tokens], [[identity]] and [[grant]]"
+	return ": the tables are [source], [tokens], [[identity]], [[grant]] and [[resource]]"
 }
 
 // take adds a document to c.
 func (c *config) take(doc document, where *places) error {
-	faults := []error{setDuration(&c.rules.SDKLife, doc.Tokens.SDKLife, "tokens.sdk_life", where)}
+	faults := []error{
+		setDuration(&c.rules.SDKLife, doc.Tokens.SDKLife, "tokens.sdk_life", where),
+		setDuration(&c.rules.Spread, doc.Tokens.Spread, "tokens.spread", where),
+		setDuration(&c.source.spread, doc.Source.Spread, "source.spread", where),
+	}
+	if doc.Tokens.Spread != nil {
+		c.rules.Spread = cmp.Or(c.rules.Spread, noSpread)
+	}
 	for _, identity := range doc.Identity {
 		c.rules.Identities = append(c.rules.Identities, agent.Identity(identity))
 	}
 	c.source.take(doc)
+	faults = append(faults, c.takeResources(doc, where)...)
 	for _, grant := range doc.Grant {
 		match := agent.Match{Module: grant.Caller.Module, UID: grant.Caller.UID, User: grant.Caller.User}
 		if match.User != "" {
@@ -272,6 +290,30 @@ func (c *config) take(doc document, where *places) error {
 		})
 	}
 	return errors.Join(faults...)
+}
+
+// noSpread is what the rules take for no spread at all: zero stands for the default there.
+const noSpread = time.Nanosecond
+
+// takeResources adds the alternates that a document names. where has all documents so far, this one
+// included.
+func (c *config) takeResources(doc document, where *places) (faults []error) {
+	first := len(where.tables["resource"]) - len(doc.Resource)
+	for i, resource := range doc.Resource {
+		err := agent.CheckAlternates(resource.URI, resource.Alternates)
+		if err == nil && c.rules.Alternates[resource.URI] != nil {
+			err = fmt.Errorf("resource %s is there twice", resource.URI)
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", where.table("resource", first+i), err))
+			continue
+		}
+		if c.rules.Alternates == nil {
+			c.rules.Alternates = make(map[string][]string)
+		}
+		c.rules.Alternates[resource.URI] = resource.Alternates
+	}
+	return faults
 }
 
 func uidOf(name string) (uint32, error) {
@@ -303,10 +345,13 @@ func (s *sourceConfig) take(doc document) {
 	}
 }
 
+// maxSimulatedSpread is as long as [tokens] spread can allow for.
+const maxSimulatedSpread = 24 * time.Hour
+
 // validate looks at what all files together say; key is the one that is wrong.
 func (s *sourceConfig) validate() (key string, err error) {
 	endpoints := []source.Endpoint{source.Auto, source.Arc, source.AppService, source.IMDS}
-	forSimulated := fmt.Errorf("source.speed and source.rollover are for source.kind = %q only", simulated)
+	forSimulated := fmt.Errorf("source.speed, source.rollover and source.spread are for source.kind = %q only", simulated)
 	_, err = simulator.ParseRollover(s.rollover)
 	switch {
 	case s.kind != managedIdentity && s.kind != simulated:
@@ -317,40 +362,14 @@ func (s *sourceConfig) validate() (key string, err error) {
 		return "source.speed", forSimulated
 	case s.kind != simulated && s.rollover != defaultSource.rollover:
 		return "source.rollover", forSimulated
+	case s.kind != simulated && s.spread != defaultSource.spread:
+		return "source.spread", forSimulated
+	case s.spread < 0 || s.spread > maxSimulatedSpread:
+		return "source.spread", fmt.Errorf("source.spread is %v: it must be between 0s and %v", s.spread, maxSimulatedSpread)
 	case !(s.speed >= 1 && s.speed <= 100_000): // NaN is neither
 		return "source.speed", fmt.Errorf("source.speed is %v: it must be between 1 and 100000", s.speed)
 	case err != nil:
 		return "source.rollover", fmt.Errorf("source.rollover: %w", err)
 	}
 	return "", nil
-}
-
-// modules lists the modules that grants name: each has a socket of its own.
-func (c config) modules() []string {
-	var all []string
-	for _, grant := range c.rules.Grants {
-		if m := grant.Caller.Module; m != "" && !slices.Contains(all, m) {
-			all = append(all, m)
-		}
-	}
-	slices.Sort(all)
-	return all
-}
-
-// describe says in words what the configuration allows.
-func (c config) describe() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "configuration is fine: %s\n", strings.Join(c.files, ", "))
-	fmt.Fprintf(&b, "source: %s, endpoint %s\n", c.source.kind, c.source.endpoint)
-	for _, identity := range c.rules.Identities {
-		fmt.Fprintf(&b, "identity %s: %v\n", identity.Name, identity.Selector())
-	}
-	for _, grant := range c.rules.Grants {
-		fmt.Fprintf(&b, "grant: %v may have tokens of %s for %s\n", grant.Caller, grant.Identity, strings.Join(grant.Resources, ", "))
-	}
-	if len(c.rules.Grants) == 0 {
-		fmt.Fprintln(&b, "no grants: every caller is denied")
-	}
-	fmt.Fprintf(&b, "SDKs are told a life of at most %v\n", cmp.Or(c.rules.SDKLife, agent.DefaultSDKLife))
-	return b.String()
 }

@@ -109,8 +109,8 @@ func TestConfigFaults(t *testing.T) {
 		{"syntax", "[source\n", "config.toml:1:8: "},
 		{"type", "[[identity]]\nname = 7\n", "config.toml:2:8: identity.name: its value cannot be of type integer"},
 		{"type of a whole table", "grant = 3\n", "config.toml:1:9: grant: its value cannot be of type integer"},
-		{"one bracket", "[[identity]]\nname = \"a\"\n\n[grant]\nidentity = \"a\"\n", "config.toml: write [[identity]] and [[grant]], each with two brackets"},
-		{"a caller of no grant", "[[identity]]\nname = \"a\"\n\n[grant.caller]\nuid = 1\n", "config.toml: write [[identity]] and [[grant]], each with two brackets"},
+		{"one bracket", "[[identity]]\nname = \"a\"\n\n[grant]\nidentity = \"a\"\n", "config.toml: write [[identity]], [[grant]] and [[resource]], each with two brackets"},
+		{"a caller of no grant", "[[identity]]\nname = \"a\"\n\n[grant.caller]\nuid = 1\n", "config.toml: write [[identity]], [[grant]] and [[resource]], each with two brackets"},
 		{"uid below 0", "[[grant]]\ncaller = { uid = -1 }\n", "config.toml:2:18: grant.caller: negative integer value -1"},
 		{"uid above all", "[[grant]]\ncaller = { uid = 4294967296 }\n", "config.toml:2:18: grant.caller: "},
 		{"unknown table", "[sources]\n", "config.toml:1: unknown key sources: the tables are"},
@@ -129,8 +129,8 @@ func TestConfigFaults(t *testing.T) {
 		{"table of its own as a duration", "[tokens.sdk_life]\nlife = 5\n", "config.toml:1: tokens.sdk_life is map[life:5]: write a duration"},
 		{"kind", "[source]\nkind = \"magic\"\n", `config.toml:2: source.kind is "magic": it must be "managed-identity" or "simulated"`},
 		{"endpoint", "[source]\nendpoint = \"moon\"\n", `config.toml:2: source.endpoint is "moon": it must be auto, arc, app-service or imds`},
-		{"speed of the real one", "[source]\nspeed = 2.0\n", `config.toml:2: source.speed and source.rollover are for source.kind = "simulated" only`},
-		{"rollover of the real one", "[source]\nrollover = \"jittered\"\n", `config.toml:2: source.speed and source.rollover are for source.kind = "simulated" only`},
+		{"speed of the real one", "[source]\nspeed = 2.0\n", `config.toml:2: source.speed, source.rollover and source.spread are for source.kind = "simulated" only`},
+		{"rollover of the real one", "[source]\nrollover = \"jittered\"\n", `config.toml:2: source.speed, source.rollover and source.spread are for source.kind = "simulated" only`},
 		{"speed", "[source]\nkind = \"simulated\"\nspeed = 0.5\n", "config.toml:3: source.speed is 0.5: it must be between 1 and 100000"},
 		{"speed that is no number", "[source]\nkind = \"simulated\"\nspeed = nan\n", "config.toml:3: source.speed is NaN"},
 		{"speed without end", "source = { kind = \"simulated\", speed = inf }\n", "config.toml:1: source.speed is +Inf"},
@@ -256,6 +256,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add("[tokens]\nsdk_life = \"1h\"\n[[grant]]\ncaller = { user = \"root\" }\n")
 	f.Add("identity = [{ name = \"a\" }]\n\n[[grant.caller]]\n")
 	f.Add("[source]\nkind = \"simulated\"\nspeed = inf\n")
+	f.Add("[tokens]\nspread = \"0s\"\n[[resource]]\nuri = \"api://x\"\nalternates = [\"api://y\"]\n")
 	f.Add("source = { kind = 'simulated' } # x\r\nidentity = [ # x\n {name='a'}, {\n name='b'}]\n[[grant]]\n[grant.caller]\nuid=1\n")
 	f.Add("identity.name = 1\n[[source.x]]\n\"iden\\u0074ity\" = [[{}]]\n")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -290,7 +291,8 @@ identity device: system-assigned
 identity vision: client_id 00000000-0000-0000-0000-000000000001
 grant: uid 4711 may have tokens of device for https://vault.azure.net
 grant: module vision may have tokens of vision for api://x, api://y
-SDKs are told a life of at most 1h0m0s
+SDKs are told a life of at most 35m0s
+a policy change takes up to 10m0s to reach new tokens
 `
 	if status != exitOK || out.String() != want || errs.String() != "" {
 		t.Errorf("status %d\n%s%s\nwant\n%s", status, &out, &errs, want)

@@ -18,6 +18,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/keep"
 	"perceptd/agent/server"
 	"perceptd/agent/socket"
 	"perceptd/systemd"
@@ -45,6 +46,7 @@ type daemon struct {
 	signals chan os.Signal
 	changed chan struct{} // the status may tell something new
 	failed  chan error    // something that the daemon cannot go on without
+	unkept  string        // why there is no state directory, in a sentence; empty: there is one
 
 	reloading sync.Mutex // one reload at a time
 
@@ -87,15 +89,28 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	if d.backend, err = newBackend(c.source); err != nil {
 		return nil, err
 	}
-	d.agent, err = agent.New(agent.Options{
+	options := agent.Options{
 		Fetch: d.backend.source.Fetch, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
-	})
-	if err != nil {
+	}
+	d.openState(&options)
+	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
 	}
 	d.server = &server.Server{Agent: d.agent, Reload: d.reload, Describe: d.describe, Log: log, Now: d.backend.clock.Wall, Limits: connectionLimits()}
 	d.sockets.server = d.server
 	return d, d.listen(given)
+}
+
+// openState loads what was kept. The daemon serves without a place to keep things in, and says so.
+func (d *daemon) openState(o *agent.Options) {
+	record, err := keep.Open(d.flags.stateDir, o.Clock.Boot)
+	if err != nil {
+		d.unkept = fmt.Sprintf("policy changes are not kept, and lost at the next restart: %v: name another folder with --state-dir", err)
+		d.log.Warn("policy changes are not kept", zap.Error(err))
+		return
+	}
+	o.Changes, o.LostRecord = record.Load()
+	o.Keep = record.Save
 }
 
 // connectionLimits leaves at least half of the descriptors that this process may have to everything else.
@@ -297,6 +312,9 @@ func (d *daemon) describe() api.Status {
 		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
 	}
 	s.Trouble = d.sockets.troubles()
+	if d.unkept != "" {
+		s.Trouble = append(s.Trouble, d.unkept)
+	}
 	if d.fault != "" {
 		faultOn := d.faultOn
 		s.Config.Error, s.Config.ErrorOn = d.fault, &faultOn

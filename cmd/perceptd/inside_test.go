@@ -98,7 +98,7 @@ func testInside(t *testing.T, form string, config func(modules ...string) string
 	if status, body := d.reload(t, config()+"[x]\n"); status != 422 || !strings.Contains(body, "unknown key x") {
 		t.Errorf("a bad configuration: %d %s", status, body)
 	}
-	if status, body := d.reload(t, config()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 || !strings.Contains(body, "sdk_life is 30m0s, was 1h0m0s") {
+	if status, body := d.reload(t, config()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 || !strings.Contains(body, "sdk_life is 30m0s, was 35m0s") {
 		t.Errorf("another life: %d %s", status, body)
 	}
 	extra := filepath.Join(filepath.Dir(d.config), "config.d")

@@ -12,7 +12,7 @@ import (
 
 // places remembers in which file and line each table and each single value of the configuration stands.
 type places struct {
-	tables map[string][]string // "identity" or "grant" → "FILE:LINE", in the order of config's lists
+	tables map[string][]string // "identity", "grant" or "resource" → "FILE:LINE", in the order of config's lists
 	values map[string]string   // "source.kind" → "FILE:LINE", where it was set last
 	last   string              // the file read last
 }
@@ -21,11 +21,18 @@ func newPlaces() *places {
 	return &places{tables: make(map[string][]string), values: make(map[string]string)}
 }
 
+// tableCounts is how many tables of each kind a file has.
+type tableCounts struct{ identities, grants, resources int }
+
+func (p *places) counts() tableCounts {
+	return tableCounts{len(p.tables["identity"]), len(p.tables["grant"]), len(p.tables["resource"])}
+}
+
 // add notes the tables and values of one file, which is known to be sound TOML, and returns how many
-// identities and grants it has.
-func (p *places) add(file string, text []byte) (identities, grants int) {
+// tables it has.
+func (p *places) add(file string, text []byte) tableCounts {
 	p.last = file
-	identities, grants = len(p.tables["identity"]), len(p.tables["grant"])
+	before := p.counts()
 	var parser unstable.Parser
 	parser.Reset(text)
 	f := placedFile{places: p, name: file, left: text, line: 1}
@@ -44,7 +51,8 @@ func (p *places) add(file string, text []byte) (identities, grants int) {
 			f.add(table, e)
 		}
 	}
-	return len(p.tables["identity"]) - identities, len(p.tables["grant"]) - grants
+	after := p.counts()
+	return tableCounts{after.identities - before.identities, after.grants - before.grants, after.resources - before.resources}
 }
 
 // table returns where the table of that kind and index in config's list stands.
@@ -74,8 +82,8 @@ func (p *places) locate(err error) error {
 		var rule *agent.RuleError
 		if errors.As(fault, &rule) {
 			place := p.table(rule.Kind, rule.Index)
-			if rule.Kind == "sdk_life" {
-				place = p.value("tokens.sdk_life")
+			if rule.Kind == "sdk_life" || rule.Kind == "spread" {
+				place = p.value("tokens." + rule.Kind)
 			}
 			fault = fmt.Errorf("%s: %w", place, rule)
 		}

@@ -200,7 +200,7 @@ func newFolder(t testing.TB, config string) *daemonProcess {
 }
 
 func (d *daemonProcess) arguments() []string {
-	return []string{"--config", d.config, "--runtime-dir", d.dir, "--log-level", "debug"}
+	return []string{"--config", d.config, "--runtime-dir", d.dir, "--state-dir", filepath.Join(d.dir, "state"), "--log-level", "debug"}
 }
 
 func (d *daemonProcess) awaitHealth(t testing.TB) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"perceptd/agent/api"
 )
@@ -33,6 +34,8 @@ usage: perceptd [flags]
   --config FILE        configuration (default /etc/percept/config.toml); FILE's
                        neighbour config.d/*.toml is read after it
   --runtime-dir DIR    where the sockets are (default /run/percept)
+  --state-dir DIR      where policy changes are kept (default $STATE_DIRECTORY, as
+                       systemd sets it, else /var/lib/percept)
   --check              check the configuration, say what it allows, and exit
   --log-level LEVEL    debug, info, warn or error (default info)
   --version            print the version and exit
@@ -43,8 +46,14 @@ exit status: 0 stopped on request, 1 could not start or go on, 2 wrong usage,
 
 // flags is the command line.
 type flags struct {
-	config, runtimeDir, logLevel string
-	check, version               bool
+	config, runtimeDir, stateDir, logLevel string
+	check, version                         bool
+}
+
+// defaultStateDir is the folder that systemd made for the daemon, the first if there are several.
+func defaultStateDir() string {
+	given, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
+	return cmp.Or(given, "/var/lib/percept")
 }
 
 // parseFlags says on stderr what is wrong; flag.ErrHelp is not.
@@ -54,6 +63,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	set.SetOutput(io.Discard)
 	set.StringVar(&f.config, "config", "/etc/percept/config.toml", "")
 	set.StringVar(&f.runtimeDir, "runtime-dir", api.RuntimeDir, "")
+	set.StringVar(&f.stateDir, "state-dir", defaultStateDir(), "")
 	set.StringVar(&f.logLevel, "log-level", "info", "")
 	set.BoolVar(&f.check, "check", false, "")
 	set.BoolVar(&f.version, "version", false, "")

@@ -23,17 +23,26 @@ func statusText(s agent.Status, simulatedBackEnd bool, trouble []string) string 
 	default:
 		parts = append(parts, fmt.Sprintf("trouble: %s (and %d more, see perceptctl status)", trouble[0], len(trouble)-1))
 	}
-	valid := 0
+	valid, withheld := 0, 0
 	var next time.Time
 	for _, key := range s.Keys {
 		if key.Left > 0 {
 			valid++
+		}
+		if key.Permissions.Withheld {
+			withheld++
 		}
 		if key.State != tokencache.Idle && !key.NextRefresh.IsZero() && (next.IsZero() || key.NextRefresh.Before(next)) {
 			next = key.NextRefresh
 		}
 	}
 	held := fmt.Sprintf("%s, %s", count(len(s.Identities), "identity", "identities"), count(valid, "token", "tokens"))
+	if s.Stale > 0 {
+		held += fmt.Sprintf(", %d stale", s.Stale)
+	}
+	if withheld > 0 {
+		held += fmt.Sprintf(" (%d withheld)", withheld)
+	}
 	if !next.IsZero() {
 		held += ", next refresh " + next.UTC().Format("Jan 2 15:04 UTC")
 	}

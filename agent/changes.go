@@ -1,0 +1,254 @@
+package agent
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"go.uber.org/zap"
+
+	"perceptd/tokencache"
+)
+
+// Change is a policy change that somebody reports: permissions on a resource changed.
+type Change struct {
+	Resource     string // either this, as an App ID URI that some grant names
+	AllResources bool
+	Identity     string    // by configured name; empty: all of them
+	At           time.Time // when it happened; zero: now
+	Effect       tokencache.Effect
+	Note         string // for people, at most 256 bytes
+}
+
+// NotedChange is a policy change on record.
+type NotedChange struct {
+	tokencache.Noted
+
+	// Identity is the configured name; the selector in words when no identity is configured with it any
+	// more; empty for all.
+	Identity string
+}
+
+const (
+	maxNote = 256 // bytes
+
+	// listed is how many of the resources that the grants name an error lists.
+	listed = 8
+)
+
+// Policy changes are dated between these, whatever a clock says.
+var (
+	earliestChange = time.Unix(0, 0)
+	latestChange   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+// NoteChange puts a policy change on record and in force. by says who reports it, for the log: "uid 0
+// (pid 7)". The error is an *Error; with NotKept the change is in force all the same, and returned.
+func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
+	rules := a.rules.Load()
+	p, refusal := rules.policyChange(c)
+	if refusal != nil {
+		return NotedChange{}, refusal
+	}
+	p, err := a.enter(p)
+	if err != nil {
+		return NotedChange{}, a.explainChange(p, err)
+	}
+	a.logChange("policy change noted", by, p)
+	a.changed()
+	noted := a.noted(p)
+	if err := a.record.save(); err != nil {
+		return noted, &Error{Reason: NotKept, Detail: fmt.Sprintf(
+			"the change is in force, but is lost at the next restart: %v; make room in the state directory: perceptd tries again every minute", err)}
+	}
+	return noted, nil
+}
+
+// WithdrawChange takes a policy change off the record, as if it had never been noted, and returns it
+// as it was. The error is an *Error; with NotKept the change is withdrawn all the same.
+func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
+	var was NotedChange
+	for _, c := range a.Changes() {
+		if c.ID == id {
+			was = c
+		}
+	}
+	p, found := a.cache.Withdraw(id)
+	if !found {
+		return NotedChange{}, &Error{Reason: UnknownChange, Detail: fmt.Sprintf(
+			"no policy change %q is on record: perceptctl policy-changes lists those that are", cut(id, 64))}
+	}
+	was.PolicyChange = p
+	a.chase.restart(a.cache.Status())
+	a.logChange("policy change withdrawn", by, p)
+	a.changed()
+	if err := a.record.save(); err != nil {
+		return was, &Error{Reason: NotKept, Detail: fmt.Sprintf(
+			"the change is withdrawn, but is back at the next restart: %v; make room in the state directory: perceptd tries again every minute", err)}
+	}
+	return was, nil
+}
+
+// Changes returns the policy changes on record, the latest first.
+func (a *Agent) Changes() []NotedChange {
+	rules := a.rules.Load()
+	noted := a.cache.Changes()
+	all := make([]NotedChange, len(noted))
+	for i, n := range noted {
+		all[i] = NotedChange{Noted: n, Identity: rules.nameOf(n.PolicyChange)}
+	}
+	return all
+}
+
+// enter gives p a name of its own and puts it on record.
+func (a *Agent) enter(p tokencache.PolicyChange) (tokencache.PolicyChange, error) {
+	a.naming.Lock()
+	defer a.naming.Unlock()
+	taken := a.cache.Changes()
+	for p.ID == "" || slices.ContainsFunc(taken, func(n tokencache.Noted) bool { return n.ID == p.ID }) {
+		var id [4]byte
+		_, _ = rand.Read(id[:]) // never fails
+		p.ID = hex.EncodeToString(id[:])
+	}
+	noted, err := a.cache.Note(p)
+	if err != nil {
+		return p, err
+	}
+	a.chase.restart(a.cache.Status())
+	return noted, nil
+}
+
+// noted returns p with how far it has got by now.
+func (a *Agent) noted(p tokencache.PolicyChange) NotedChange {
+	for _, c := range a.Changes() {
+		if c.ID == p.ID {
+			return c
+		}
+	}
+	// It ended at once: it is dated so far back that nothing can lack it.
+	return NotedChange{Noted: tokencache.Noted{PolicyChange: p, EndsOn: p.NotedOn}, Identity: a.rules.Load().nameOf(p)}
+}
+
+// explainChange turns what the cache says of a policy change into an answer for people.
+func (a *Agent) explainChange(p tokencache.PolicyChange, err error) error {
+	var future *tokencache.FutureError
+	switch {
+	case errors.As(err, &future):
+		return &Error{Reason: FutureChange, Detail: fmt.Sprintf(
+			"the policy change is dated %v ahead, on %s: this device's clock is synchronised and says %s; note a change when it has happened, or leave its time out for now",
+			future.Ahead.Round(time.Second), stamp(p.At), stamp(a.clock.Wall()))}
+	case errors.Is(err, tokencache.ErrTooManyChanges):
+		return &Error{Reason: TooManyChanges, Detail: fmt.Sprintf(
+			"%d policy changes are on record, which is all that can be: withdraw some (perceptctl policy-changes lists them), or note one change for all resources", tokencache.MaxChanges)}
+	}
+	return err
+}
+
+func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
+	identity, resource := a.rules.Load().nameOf(p), p.Resource
+	if identity == "" {
+		identity = "all"
+	}
+	if resource == "" {
+		resource = "all"
+	}
+	a.log.Info(message, zap.String("by", by), zap.String("id", p.ID), zap.Stringer("effect", p.Effect),
+		zap.String("identity", identity), zap.String("resource", resource), zap.Time("at", p.At), zap.String("note", p.Note))
+}
+
+// nameOf returns the name that the identity of a policy change is configured by, or what it is
+// selected with when none is any more; empty for all.
+func (s *ruleset) nameOf(p tokencache.PolicyChange) string {
+	if p.AllIdentities {
+		return ""
+	}
+	for _, identity := range s.rules.Identities {
+		if identity.Selector() == p.Selector {
+			return identity.Name
+		}
+	}
+	return p.Selector.String()
+}
+
+// policyChange checks what was reported. A misspelt name would be a change that touches nothing, and
+// nobody would notice, so names must be known.
+func (s *ruleset) policyChange(c Change) (tokencache.PolicyChange, *Error) {
+	p := tokencache.PolicyChange{AllIdentities: c.Identity == "", At: c.At, Effect: c.Effect, Note: c.Note}
+	resource := strings.TrimSuffix(c.Resource, "/.default")
+	switch {
+	case (resource == "") != c.AllResources:
+		return p, badChange("a policy change names a resource, or says --all-resources, and not both")
+	case c.Effect != tokencache.Granted && c.Effect != tokencache.Revoked && c.Effect != tokencache.Changed:
+		return p, badChange("the effect of a policy change is granted, revoked or changed")
+	case !c.At.IsZero() && (c.At.Before(earliestChange) || !c.At.Before(latestChange)):
+		return p, badChange("the policy change is dated in the year %d: give the time at which it happened", c.At.Year())
+	}
+	if fault := checkNote(c.Note); fault != nil {
+		return p, fault
+	}
+	if !c.AllResources {
+		if err := CheckResource(resource); err != nil {
+			return p, badChange("%v", err)
+		}
+		if !slices.Contains(s.resources, resource) {
+			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name %s; spell it as they do, or use --all-resources", resource, s.resourceList())
+		}
+		p.Resource = resource
+	}
+	if c.Identity == "" {
+		return p, nil
+	}
+	identity := s.named(c.Identity)
+	if identity == nil {
+		return p, s.unknownIdentity(c.Identity)
+	}
+	p.Selector = identity.Selector()
+	return p, nil
+}
+
+func checkNote(note string) *Error {
+	switch {
+	case len(note) > maxNote:
+		return badChange("the note is %d bytes long, more than %d", len(note), maxNote)
+	case !utf8.ValidString(note):
+		return badChange("the note is not UTF-8")
+	case strings.ContainsFunc(note, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return badChange("the note has a character that cannot be printed, such as a line end: write it in one line")
+	}
+	return nil
+}
+
+func badChange(format string, args ...any) *Error {
+	return &Error{Reason: BadChange, Detail: fmt.Sprintf(format, args...)}
+}
+
+// resourceList names the resources that the grants name, as far as an error has room.
+func (s *ruleset) resourceList() string {
+	if len(s.resources) == 0 {
+		return "none"
+	}
+	names := strings.Join(s.resources[:min(listed, len(s.resources))], ", ")
+	if more := len(s.resources) - listed; more > 0 {
+		names += fmt.Sprintf(" and %d more", more)
+	}
+	return names
+}
+
+// cut returns text shortened to n bytes, at the end of a character.
+func cut(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n]
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }

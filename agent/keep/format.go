@@ -1,0 +1,211 @@
+package keep
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"perceptd/tokencache"
+)
+
+// version is the format that is written, and the only one that is read.
+const version = 1
+
+// Bounds on what a record may hold.
+const (
+	maxID       = 64
+	maxSelector = 1024
+	maxResource = 512
+	maxNote     = 256
+)
+
+// Times are between these.
+var (
+	earliest = time.Unix(0, 0)
+	latest   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+// document is the file as it is written.
+type document struct {
+	Version int       `json:"version"`
+	BootID  string    `json:"boot_id"` // the boot that at_boot_ns is of
+	Changes []written `json:"changes"`
+}
+
+type written struct {
+	ID       string    `json:"id"`
+	Selector *selector `json:"selector,omitempty"` // absent: all identities
+	Resource string    `json:"resource,omitempty"` // absent: all
+	At       time.Time `json:"at"`
+	Effect   string    `json:"effect"`
+	Note     string    `json:"note,omitempty"`
+	NotedOn  time.Time `json:"noted_on"`
+
+	// Present when At was read off a clock that was not known to be right: nanoseconds since the boot.
+	AtBoot *int64 `json:"at_boot_ns,omitempty"`
+}
+
+type selector struct {
+	Kind string `json:"kind"`
+	ID   string `json:"id,omitempty"`
+}
+
+var (
+	effects = []tokencache.Effect{tokencache.Changed, tokencache.Granted, tokencache.Revoked, tokencache.Unknown}
+	kinds   = []tokencache.SelectorKind{tokencache.SystemAssigned, tokencache.ClientID, tokencache.ObjectID, tokencache.ResourceID}
+)
+
+func (r *Record) encode(changes []tokencache.PolicyChange) ([]byte, error) {
+	doc := document{Version: version, BootID: r.id, Changes: make([]written, len(changes))}
+	for i, p := range changes {
+		w := written{
+			ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect.String(), Note: p.Note, NotedOn: p.NotedOn.UTC(),
+		}
+		if !p.AllIdentities {
+			w.Selector = &selector{p.Selector.Kind.String(), p.Selector.ID}
+		}
+		if p.Floating {
+			since := int64(p.BootAt)
+			w.AtBoot = &since
+		}
+		doc.Changes[i] = w
+	}
+	if err := doc.check(); err != nil {
+		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
+	}
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(doc); err != nil {
+		return nil, err
+	}
+	if text.Len() > maxFile {
+		return nil, fmt.Errorf("the record would be larger than %d bytes", maxFile)
+	}
+	return text.Bytes(), nil
+}
+
+func (r *Record) decode(text []byte) ([]tokencache.PolicyChange, error) {
+	var head struct{ Version *int }
+	if err := json.Unmarshal(text, &head); err != nil {
+		return nil, fmt.Errorf("it is not JSON: %w", err)
+	}
+	if head.Version == nil || *head.Version != version {
+		return nil, fmt.Errorf("it is not of version %d: another release of perceptd wrote it", version)
+	}
+	var doc document
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&doc); err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("something stands after its end")
+	}
+	if err := doc.check(); err != nil {
+		return nil, err
+	}
+	changes := make([]tokencache.PolicyChange, len(doc.Changes))
+	for i, w := range doc.Changes {
+		changes[i] = r.change(w, doc.BootID)
+	}
+	return changes, nil
+}
+
+// change turns a sound entry into a policy change. One that has lost its anchor, since the device was
+// booted since, is dated now: later than the truth, and so on the safe side.
+func (r *Record) change(w written, boot string) tokencache.PolicyChange {
+	p := tokencache.PolicyChange{
+		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: effectOf(w.Effect),
+		Note: w.Note, NotedOn: w.NotedOn, Floating: w.AtBoot != nil,
+	}
+	if w.Selector != nil {
+		p.Selector.Kind, _ = w.Selector.kind()
+		p.Selector.ID = w.Selector.ID
+	}
+	if p.Floating {
+		now := r.boot()
+		p.BootAt = time.Duration(*w.AtBoot)
+		if boot == "" || boot != r.id || p.BootAt > now {
+			p.BootAt = now
+		}
+	}
+	return p
+}
+
+// check returns the first thing that is wrong with what is, or is to be, on the disk.
+func (doc *document) check() error {
+	if n := len(doc.Changes); n > tokencache.MaxChanges {
+		return fmt.Errorf("%d policy changes are more than %d", n, tokencache.MaxChanges)
+	}
+	if !fits(doc.BootID, maxID) {
+		return errors.New("its boot_id is none")
+	}
+	seen := make(map[string]bool)
+	for i := range doc.Changes {
+		w := &doc.Changes[i]
+		if err := w.check(); err != nil {
+			return fmt.Errorf("policy change %d: %w", i+1, err)
+		}
+		if seen[w.ID] {
+			return fmt.Errorf("policy change %d: its id is that of another", i+1)
+		}
+		seen[w.ID] = true
+	}
+	return nil
+}
+
+func (w *written) check() error {
+	switch {
+	case w.ID == "" || !fits(w.ID, maxID):
+		return errors.New("its id is none")
+	case !fits(w.Resource, maxResource):
+		return errors.New("its resource is none")
+	case !fits(w.Note, maxNote):
+		return errors.New("its note is too long, or cannot be printed")
+	case effectOf(w.Effect) == 0:
+		return errors.New("its effect is none that is known")
+	case !sane(w.At) || !sane(w.NotedOn):
+		return errors.New("its times are outside 1970 to 2200")
+	case w.AtBoot != nil && *w.AtBoot < 0:
+		return errors.New("its at_boot_ns is before the boot")
+	case w.Selector == nil:
+		return nil
+	}
+	if kind, ok := w.Selector.kind(); !ok || !fits(w.Selector.ID, maxSelector) || (kind == tokencache.SystemAssigned) != (w.Selector.ID == "") {
+		return errors.New("its selector is none")
+	}
+	return nil
+}
+
+func effectOf(name string) tokencache.Effect {
+	for _, effect := range effects {
+		if effect.String() == name {
+			return effect
+		}
+	}
+	return 0
+}
+
+func (s *selector) kind() (tokencache.SelectorKind, bool) {
+	for _, kind := range kinds {
+		if kind.String() == s.Kind {
+			return kind, true
+		}
+	}
+	return 0, false
+}
+
+// fits reports whether text is printable and no longer than most bytes.
+func fits(text string, most int) bool {
+	return len(text) <= most && utf8.ValidString(text) && !strings.ContainsFunc(text, func(c rune) bool { return !unicode.IsPrint(c) })
+}
+
+func sane(t time.Time) bool { return !t.Before(earliest) && t.Before(latest) }

@@ -1,0 +1,432 @@
+package keep
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"perceptd/tokencache"
+)
+
+const vault = "https://vault.azure.net"
+
+var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func uptime(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
+
+func open(t testing.TB, dir string) *Record {
+	t.Helper()
+	r, err := Open(dir, uptime(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func all() []tokencache.PolicyChange {
+	return []tokencache.PolicyChange{
+		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, NotedOn: noon.Add(time.Nanosecond)},
+		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon},
+		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon},
+		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon, Effect: tokencache.Unknown, NotedOn: noon},
+		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, NotedOn: noon,
+			Floating: true, BootAt: 20 * time.Minute},
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	r := open(t, dir)
+	if got, err := r.Load(); got != nil || err != nil {
+		t.Errorf("no file yet: %v, %v", got, err)
+	}
+	for _, want := range [][]tokencache.PolicyChange{all(), {}, all()[:2]} {
+		if err := r.Save(want); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := open(t, dir).Load(); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%v\ngot  %+v\nwant %+v", err, got, want)
+		}
+	}
+	for path, mode := range map[string]fs.FileMode{dir: 0o700 | fs.ModeDir, filepath.Join(dir, fileName): 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode() != mode {
+			t.Errorf("%s: %v, %v", path, info.Mode(), err)
+		}
+	}
+}
+
+// A change whose time is only known by the boot clock keeps its place within one boot and is dated later
+// after another.
+func TestBoots(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := open(t, dir).Save(all()); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name, boot string
+		now, want  time.Duration
+	}{
+		{"the same boot", bootID(), time.Hour, 20 * time.Minute},
+		{"the same boot, by a clock that began anew", bootID(), time.Minute, time.Minute},
+		{"another boot", "another", 2 * time.Minute, 2 * time.Minute},
+		{"another boot, later", "another", time.Hour, time.Hour},
+		{"nobody knows which boot", "", time.Hour, time.Hour},
+	} {
+		r := &Record{dir: dir, boot: uptime(row.now), id: row.boot}
+		got, err := r.Load()
+		if err != nil || !got[4].Floating || got[4].BootAt != row.want {
+			t.Errorf("%s: %v, %v, want %v", row.name, got, err, row.want)
+		}
+	}
+}
+
+// What a crash leaves behind neither harms nor stays.
+func TestCrashes(t *testing.T) {
+	t.Parallel()
+	for name, leave := range map[string]func(path string) error{
+		"half a file":  func(path string) error { return os.WriteFile(path, []byte(`{"version":1,`), 0o600) },
+		"empty":        func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"a link":       func(path string) error { return os.Symlink("/nonexistent/elsewhere", path) },
+		"not readable": func(path string) error { return os.WriteFile(path, nil, 0) },
+	} {
+		dir := t.TempDir()
+		if err := open(t, dir).Save(all()); err != nil {
+			t.Fatal(err)
+		}
+		left := filepath.Join(dir, newName)
+		if err := leave(left); err != nil {
+			t.Fatal(err)
+		}
+		r := open(t, dir)
+		if _, err := os.Lstat(left); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: still there", name)
+		}
+		if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, all()) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+		if err := leave(left); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Save(all()[:1]); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if names := listing(t, dir); len(names) != 1 {
+			t.Errorf("%s: %q", name, names)
+		}
+	}
+}
+
+func listing(t testing.TB, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
+}
+
+// entry is a sound file with one change, of which a part is replaced.
+func entry(old, replacement string) string {
+	const sound = `{"version":1,"boot_id":"b","changes":[{"id":"0a","selector":{"kind":"client_id","id":"c"},"resource":"api://x",` +
+		`"at":"2026-11-23T12:00:00Z","effect":"revoked","note":"n","noted_on":"2026-11-23T12:00:00Z","at_boot_ns":5}]}`
+	return strings.Replace(sound, old, replacement, 1)
+}
+
+func TestWhatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	many := strings.Repeat(`{},`, tokencache.MaxChanges)
+	for _, row := range []struct{ name, text, says string }{
+		{"sound", entry("", ""), ""},
+		{"empty", "", "not JSON"},
+		{"half", `{"version":1,"changes":[`, "not JSON"},
+		{"zeros", strings.Repeat("\x00", 512), "not JSON"},
+		{"another version", entry(`"version":1`, `"version":2`), "another release"},
+		{"no version", `{}`, "another release"},
+		{"an unknown key", entry(`"note"`, `"notes"`), "unknown field"},
+		{"more behind", entry("", "") + " {}", "not JSON"},
+		{"another type", entry(`"0a"`, `1`), "cannot unmarshal"},
+		{"too many", `{"version":1,"boot_id":"b","changes":[` + many + `{}]}`, "more than 512"},
+		{"no ID", entry(`"0a"`, `""`), "its id is none"},
+		{"a long ID", entry(`0a`, strings.Repeat("a", 65)), "its id is none"},
+		{"the same ID", entry(`[{`, `[`+strings.TrimSuffix(strings.SplitN(entry("", ""), "[", 2)[1], "]}")+`,{`), "that of another"},
+		{"a resource with a line end", entry(`api://x`, `api://x\n`), "its resource is none"},
+		{"a long resource", entry(`api://x`, strings.Repeat("a", 513)), "its resource is none"},
+		{"a note that cannot be printed", entry(`"n"`, `"\u001b[2J"`), "its note"},
+		{"a long note", entry(`"n"`, `"`+strings.Repeat("a", 257)+`"`), "its note"},
+		{"an unknown effect", entry(`revoked`, `no effect`), "its effect"},
+		{"an early time", entry(`2026`, `1969`), "its times"},
+		{"a late time", entry(`"noted_on":"2026`, `"noted_on":"2200`), "its times"},
+		{"no time", entry(`"2026-11-23T12:00:00Z"`, `"noon"`), "parsing time"},
+		{"before the boot", entry(`5}`, `-5}`), "at_boot_ns"},
+		{"an unknown selector", entry(`client_id`, `unknown selector`), "its selector"},
+		{"a selector of nobody", entry(`"id":"c"`, `"id":""`), "its selector"},
+		{"the device's own with an ID", entry(`client_id`, `system-assigned`), "its selector"},
+		{"a long boot ID", entry(`"b"`, `"`+strings.Repeat("b", 65)+`"`), "boot_id"},
+		{"large", entry("", strings.Repeat(" ", maxFile)), "larger than"},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, fileName)
+		if err := os.WriteFile(path, []byte(row.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := open(t, dir).Load()
+		names := listing(t, dir)
+		if row.says == "" {
+			if err != nil || len(names) != 1 {
+				t.Errorf("%s: %v, %q", row.name, err, names)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), row.says) || !strings.HasPrefix(err.Error(), path+": ") {
+			t.Errorf("%s: %v, want %q", row.name, err, row.says)
+			continue
+		}
+		if len(names) != 1 || !strings.HasPrefix(names[0], aside) || !strings.HasSuffix(err.Error(), names[0]) {
+			t.Errorf("%s: %q is there", row.name, names)
+			continue
+		}
+		if kept, err := os.ReadFile(filepath.Join(dir, names[0])); err != nil || string(kept) != row.text {
+			t.Errorf("%s: what was there is lost: %v", row.name, err)
+		}
+	}
+}
+
+func TestWhatStandsInItsPlace(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name, says string
+		put        func(path string) error
+	}{
+		{"a link", "it is a link", func(path string) error { return os.Symlink("/etc/passwd", path) }},
+		{"a directory", "not a regular file", func(path string) error { return os.Mkdir(path, 0o700) }},
+		{"a pipe", "not a regular file", func(path string) error { return unix.Mkfifo(path, 0o600) }},
+		{"others may write", "lets others change it", func(path string) error {
+			return errors.Join(os.WriteFile(path, []byte(entry("", "")), 0o600), os.Chmod(path, 0o622))
+		}},
+		{"somebody else's", "its owner", func(path string) error {
+			return errors.Join(os.WriteFile(path, []byte(entry("", "")), 0o600), os.Chown(path, 4242, 4242))
+		}},
+	} {
+		dir := t.TempDir()
+		if err := row.put(filepath.Join(dir, fileName)); errors.Is(err, fs.ErrPermission) && row.says == "its owner" {
+			t.Logf("%s: left out, since only root can give a file away", row.name)
+			continue
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		r := open(t, dir)
+		if _, err := r.Load(); err == nil || !strings.Contains(err.Error(), row.says) {
+			t.Errorf("%s: %v", row.name, err)
+		}
+		if err := r.Save(all()); err != nil {
+			t.Errorf("%s: saving after it: %v", row.name, err)
+		}
+		if got, err := r.Load(); err != nil || len(got) != len(all()) {
+			t.Errorf("%s: %v, %v", row.name, got, err)
+		}
+	}
+}
+
+func TestFewAreLeftAside(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := open(t, dir)
+	for i := range 2 * maxAside {
+		if err := os.WriteFile(filepath.Join(dir, fileName), fmt.Append(nil, i), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Load(); err == nil {
+			t.Error("a number was taken for a record")
+		}
+	}
+	names := listing(t, dir)
+	if len(names) != maxAside {
+		t.Fatalf("%q", names)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, names[maxAside-1])); err != nil || string(text) != fmt.Sprint(2*maxAside-1) {
+		t.Errorf("the last one holds %q, %v", text, err)
+	}
+}
+
+// What could not be read again is not written.
+func TestWhatIsNotKept(t *testing.T) {
+	t.Parallel()
+	r := open(t, t.TempDir())
+	if err := r.Save(all()); err != nil {
+		t.Fatal(err)
+	}
+	late := all()
+	late[0].At = noon.AddDate(400, 0, 0)
+	many := make([]tokencache.PolicyChange, tokencache.MaxChanges)
+	for i := range many {
+		many[i] = tokencache.PolicyChange{
+			ID: fmt.Sprintf("%064d", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: strings.Repeat(`"`, maxSelector)},
+			Resource: strings.Repeat(`"`, maxResource), Effect: tokencache.Changed, At: noon, NotedOn: noon,
+		}
+	}
+	for says, changes := range map[string][]tokencache.PolicyChange{"its times": late, "would be larger": many} {
+		if err := r.Save(changes); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", says, err)
+		}
+	}
+	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, all()) {
+		t.Errorf("what was there is lost: %v, %v", got, err)
+	}
+}
+
+// As many changes as there may be, all as large as they may be, fit.
+func TestFullRecord(t *testing.T) {
+	t.Parallel()
+	full := make([]tokencache.PolicyChange, tokencache.MaxChanges)
+	for i := range full {
+		full[i] = tokencache.PolicyChange{
+			ID: fmt.Sprintf("%08x", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/" + strings.Repeat("s", 300)},
+			Resource: "api://" + strings.Repeat("r", 500), Note: strings.Repeat(`"`, maxNote), Effect: tokencache.Changed, At: noon, NotedOn: noon,
+			Floating: true, BootAt: time.Minute,
+		}
+	}
+	r := open(t, t.TempDir())
+	if err := r.Save(full); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, full) {
+		t.Errorf("%d of them, %v", len(got), err)
+	}
+}
+
+func TestStateDirectory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	shared := filepath.Join(dir, "shared")
+	given := filepath.Join(dir, "given")
+	blocked := filepath.Join(dir, "blocked")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(shared, 0o700), os.Chmod(shared, 0o777), os.Mkdir(given, 0o700),
+		os.MkdirAll(filepath.Join(blocked, newName, "x"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]string{
+		file:                                "not a directory",
+		filepath.Join(dir, "a", "b"):        "no such file",
+		filepath.Join(file, "b"):            "not a directory",
+		shared:                              "chmod go-w",
+		blocked:                             "not empty",
+		"":                                  "no such file",
+		filepath.Join(dir, "a\x00b", "etc"): "invalid argument",
+	}
+	if os.Chown(given, 4242, 4242) == nil {
+		rows[given] = "owner"
+	}
+	for path, says := range rows {
+		if _, err := Open(path, uptime(0)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v, want %q", path, err, says)
+		}
+	}
+}
+
+// Whatever step fails, what was there before is still there.
+func TestFailingSteps(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(dir string) error{
+		"no temporary file": func(dir string) error { return os.MkdirAll(filepath.Join(dir, newName, "x"), 0o700) },
+		"no place":          func(dir string) error { return os.RemoveAll(dir) },
+		"a folder in the place": func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, fileName)), os.MkdirAll(filepath.Join(dir, fileName, "x"), 0o700))
+		},
+	} {
+		dir := filepath.Join(t.TempDir(), "state")
+		r := open(t, dir)
+		if err := errors.Join(r.Save(all()), spoil(dir)); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Save(all()[:1]); err == nil {
+			t.Errorf("%s: saved", name)
+		}
+	}
+	if err := syncDir("/nonexistent"); err == nil {
+		t.Error("synced a folder that is not there")
+	}
+	if err := (&Record{dir: "/nonexistent"}).moveAside("/nonexistent/x", errors.New("why")); !strings.Contains(err.Error(), "could not be moved aside") {
+		t.Error(err)
+	}
+}
+
+// A full disk costs the new record, never the old one, and heals when there is room.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16k,mode=0700"); err != nil {
+		t.Skipf("needs root and the right to mount a small disk: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	r := open(t, dir)
+	if err := r.Save(all()); err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(dir, "ballast")
+	_ = os.WriteFile(ballast, make([]byte, 1<<20), 0o600) // as much as goes
+	if err := r.Save(all()[:1]); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("on a full disk: %v", err)
+	}
+	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, all()) {
+		t.Errorf("what was there is lost: %v, %v", got, err)
+	}
+	if err := errors.Join(os.Remove(ballast), r.Save(all()[:1])); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Save(all()); !errors.Is(err, unix.EROFS) {
+		t.Errorf("on a disk that is read-only: %v", err)
+	}
+	if _, err := Open(dir, uptime(0)); !errors.Is(err, unix.EROFS) {
+		t.Errorf("opened there: %v", err)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	r := &Record{boot: uptime(time.Hour), id: "b"}
+	text, err := r.encode(all())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte(entry("", "")))
+	f.Add([]byte(entry(`[{`, `[{},{`)))
+	f.Add([]byte(`{"version":1,"changes":null}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		changes, err := r.decode(text)
+		if err != nil {
+			return
+		}
+		if len(changes) > tokencache.MaxChanges {
+			t.Fatalf("%d changes", len(changes))
+		}
+		again, err := r.encode(changes)
+		if err != nil {
+			t.Fatalf("read, and not to be written: %v", err)
+		}
+		same, err := r.decode(again)
+		if err != nil {
+			t.Fatalf("written, and not to be read: %v\n%s", err, again)
+		}
+		if twice, err := r.encode(same); err != nil || !bytes.Equal(again, twice) {
+			t.Errorf("%v: another time it is another record:\n%s\n%s", err, again, twice)
+		}
+	})
+}

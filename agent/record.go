@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode"
+
+	"go.uber.org/zap"
+
+	"perceptd/tokencache"
+)
+
+// keepAgain is how long after a failure the policy changes are tried to be kept again.
+const keepAgain = time.Minute
+
+// record has the policy changes kept on the disk, whenever the cache's own list is another than what
+// was kept last.
+type record struct {
+	keep    func([]tokencache.PolicyChange) error // nil: nothing is kept
+	changes func() []tokencache.Noted
+	clock   tokencache.Clock
+	log     *zap.Logger
+
+	ctx    context.Context // ends the saver
+	cancel context.CancelFunc
+	saver  sync.WaitGroup
+
+	fault atomic.Pointer[error] // why the last keep failed; nil: it worked
+
+	start  sync.Mutex // protects saving, and that no saver begins after close
+	saving bool       // there is a saver
+
+	mu   sync.Mutex                // one keep at a time; protects what follows
+	kept []tokencache.PolicyChange // what is on the disk
+}
+
+// open makes r ready. What changes tells at first is what is on the disk.
+func (r *record) open(keep func([]tokencache.PolicyChange) error, changes func() []tokencache.Noted, clock tokencache.Clock, log *zap.Logger) {
+	r.keep, r.changes, r.clock, r.log = keep, changes, clock, log
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.kept = r.list()
+}
+
+// list returns what is to be kept.
+func (r *record) list() []tokencache.PolicyChange {
+	noted := r.changes()
+	all := make([]tokencache.PolicyChange, len(noted))
+	for i, n := range noted {
+		all[i] = n.PolicyChange
+	}
+	return all
+}
+
+// save keeps the list unless it is kept already, and returns why that did not work; it is then tried
+// again every minute.
+func (r *record) save() error {
+	err := r.try()
+	if err != nil {
+		r.begin(keepAgain)
+	}
+	return err
+}
+
+func (r *record) try() error {
+	if r.keep == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.list()
+	if slices.Equal(all, r.kept) && r.fault.Load() == nil {
+		return nil
+	}
+	if err := r.keep(all); err != nil {
+		r.log.Error("the policy changes could not be kept", zap.Error(err))
+		r.fault.Store(&err)
+		return err
+	}
+	r.kept = all
+	if r.fault.Swap(nil) != nil {
+		r.log.Info("the policy changes are kept again")
+	}
+	return nil
+}
+
+// notice has the list kept soon if the cache changed it by itself. It does not wait for the disk.
+func (r *record) notice() {
+	if r.keep != nil && r.differs() {
+		r.begin(0)
+	}
+}
+
+func (r *record) differs() bool {
+	if !r.mu.TryLock() {
+		return false // it is being kept now
+	}
+	defer r.mu.Unlock()
+	return !slices.Equal(r.list(), r.kept)
+}
+
+// begin starts the saver, unless there is one.
+func (r *record) begin(wait time.Duration) {
+	r.start.Lock()
+	defer r.start.Unlock()
+	if r.saving || r.ctx.Err() != nil {
+		return
+	}
+	r.saving = true
+	r.saver.Go(func() { r.persist(wait) })
+}
+
+// persist tries until the list is kept.
+func (r *record) persist(wait time.Duration) {
+	for ; ; wait = keepAgain {
+		fired, stop := r.clock.Timer(wait)
+		select {
+		case <-fired:
+			stop()
+		case <-r.ctx.Done():
+			stop()
+			return
+		}
+		if r.try() == nil && r.done() {
+			return
+		}
+	}
+}
+
+// done ends the saver, unless somebody else's try failed just now and counts on it.
+func (r *record) done() bool {
+	r.start.Lock()
+	defer r.start.Unlock()
+	r.saving = r.fault.Load() != nil
+	return !r.saving
+}
+
+// close ends the saver and keeps what is not kept yet.
+func (r *record) close() {
+	r.start.Lock()
+	r.cancel()
+	r.start.Unlock()
+	r.saver.Wait()
+	_ = r.try() // it has said in the log what went wrong
+}
+
+// trouble says what a technician should know of the record, in sentences.
+func (r *record) trouble() []string {
+	if fault := r.fault.Load(); fault != nil {
+		return []string{fmt.Sprintf("policy changes are not kept, and lost at the next restart: %v; make room in the state directory: perceptd tries again every minute", *fault)}
+	}
+	return nil
+}
+
+// lost is the policy change that stands for a record that could not be read: nobody knows what was in it.
+func lost(err error) tokencache.PolicyChange {
+	printable := strings.Map(func(c rune) rune {
+		if unicode.IsPrint(c) {
+			return c
+		}
+		return ' '
+	}, err.Error())
+	return tokencache.PolicyChange{
+		AllIdentities: true, Effect: tokencache.Unknown,
+		Note: cut("the record of policy changes could not be read: "+printable, maxNote),
+	}
+}
+
+// lostTrouble says what to do about a record that could not be read, which stays trouble until
+// somebody did it.
+func lostTrouble(p tokencache.PolicyChange) string {
+	return fmt.Sprintf("%s; every token from before counts as uncertain: enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes withdraw %s", p.Note, p.ID)
+}
+
+// noteLost puts on record that nobody knows what was on record before.
+func (a *Agent) noteLost(err error) {
+	a.log.Error("the record of policy changes could not be read: every token from before counts as uncertain", zap.Error(err))
+	if _, err := a.enter(lost(err)); err != nil {
+		a.log.Error("that could not be noted", zap.Error(err))
+		return
+	}
+	_ = a.record.save() // why it failed is in the log and in the status
+}

@@ -1,0 +1,150 @@
+package server
+
+import (
+	"encoding/base64"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/tokencache"
+)
+
+// report returns the text of a report of a refused token.
+func report(more string) string {
+	return post(api.PathRejected, `{"resource":"https://vault.azure.net"`+more+`}`)
+}
+
+func causes(a api.Advice) []api.Cause {
+	var all []api.Cause
+	for _, finding := range a.Findings {
+		all = append(all, finding.Cause)
+	}
+	return all
+}
+
+func TestRejected(t *testing.T) {
+	t.Parallel()
+	challenge := base64.StdEncoding.EncodeToString([]byte(fmt.Sprintf(
+		`{"access_token":{"nbf":{"essential":true,"value":"%d"}}}`, time.Now().Unix())))
+	for _, test := range []struct {
+		name, report string
+		change       tokencache.Effect
+		newer        bool // the back end has one by then
+		likeliest    api.Cause
+		retry, later bool
+		fetched      api.Outcome
+	}{
+		{"nothing known", `,"status":403`, 0, false, api.CauseStaleClaims, false, true, ""},
+		{"stale", `,"status":403`, tokencache.Changed, false, api.CauseStale, false, true, ""},
+		{"withheld", `,"status":403`, tokencache.Revoked, false, api.CauseStale, false, true, ""},
+		{"another token", `,"status":401,"token_sha256":"` + strings.Repeat("0f", 32) + `"`, 0, false, api.CauseOldToken, true, false, ""},
+		{"a challenge", `,"status":401,"claims":"` + challenge + `"`, 0, false, api.CauseRevoked, false, true, api.OutcomeUnchanged},
+		{"a challenge that helps", `,"status":401,"claims":"Bearer claims=\"` + challenge + `\""`, 0, true, api.CauseRevoked, true, false, api.OutcomeNewer},
+		{"the identity by name", `,"status":403,"identity":"vision"`, 0, false, api.CauseUnknownToken, true, false, ""},
+	} {
+		back := newRolling(2 * time.Hour)
+		d := newDaemon(t, back.fetch)
+		socket := d.tokens("")
+		send(t, socket, get(v1Vault))
+		if test.change != 0 {
+			d.change(test.change, time.Hour)
+		}
+		if test.newer {
+			back.roll("", time.Minute)
+		}
+		got := send(t, socket, report(test.report))
+		if got.status != 200 || got.header.Get("Content-Type") != "application/json" || strings.Contains(got.body, "canary") {
+			t.Fatalf("%s: %+v", test.name, got)
+		}
+		advice := decoded[api.Advice](t, got.body)
+		if len(advice.Findings) == 0 || advice.Findings[0].Cause != test.likeliest || advice.Findings[0].Detail == "" || advice.Findings[0].Action == "" {
+			t.Errorf("%s: %q", test.name, causes(advice))
+		}
+		if advice.Retry != test.retry || (advice.RetryOn != 0) != test.later || advice.Fetched != test.fetched || advice.Resource != vault {
+			t.Errorf("%s: %+v", test.name, advice)
+		}
+		if test.likeliest == api.CauseUnknownToken {
+			if advice.SHA256 != "" || advice.Permissions != (api.Permissions{}) || advice.Identity != "vision" {
+				t.Errorf("%s: %+v", test.name, advice)
+			}
+			continue
+		}
+		if advice.Identity != "device" || len(advice.SHA256) != 64 || advice.Permissions.Standing == "" || !slices.Equal(advice.Claims.Groups, []string{"group-1"}) {
+			t.Errorf("%s: %+v", test.name, advice)
+		}
+	}
+}
+
+func TestRejectedRefuses(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	socket := d.tokens("")
+	for _, test := range []struct {
+		name, text string
+		status     int
+		code       api.Code
+		want       string
+	}{
+		{"nothing", post(api.PathRejected, ""), 400, api.CodeBadRequest, "status is 0"},
+		{"a status that is no refusal", report(`,"status":500`), 400, api.CodeBadRequest, "status is 500"},
+		{"a status in words", report(`,"status":"403"`), 400, api.CodeBadRequest, `field "status" is a string, it must be a int`},
+		{"a digest that is none", report(`,"status":403,"token_sha256":"` + canary + `"`), 400, api.CodeBadRequest, "64 hexadecimal"},
+		{"claims that are none", report(`,"status":401,"claims":"revoked"`), 400, api.CodeBadRequest, `field "claims" is no claims challenge`},
+		{"claims that say nothing", report(`,"status":401,"claims":"{\"access_token\":7}"`), 400, api.CodeBadRequest, "claims challenge"},
+		{"an unknown field", report(`,"token":"` + canary + `"`), 400, api.CodeBadRequest, `unknown field "token"`},
+		{"no resource", post(api.PathRejected, `{"status":403}`), 400, api.CodeBadRequest, "App ID URI"},
+		{"an unknown identity", report(`,"status":403,"identity":"nobody"`), 400, api.CodeUnknownIdentity, "Identity not found"},
+		{"not granted", post(api.PathRejected, `{"resource":"https://not.granted","status":403}`), 403, api.CodeNotGranted, "[[grant]]"},
+		{"too large", report(`,"claims":"` + strings.Repeat("e", maxBody) + `"`), 400, api.CodeBadRequest, "larger than"},
+		{"a query", post(api.PathRejected+"?x=1", ""), 400, api.CodeBadRequest, "no query parameters"},
+	} {
+		got := send(t, socket, test.text)
+		checkRefusal(t, test.name, got, test.status, test.code)
+		if detail := got.problem(t).Detail; !strings.Contains(detail, test.want) {
+			t.Errorf("%s: %q, want %q", test.name, detail, test.want)
+		}
+	}
+	if d.denied.Load() != 1 {
+		t.Errorf("%d denials", d.denied.Load())
+	}
+}
+
+func TestRejectedTooOften(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	socket, module := d.tokens(""), d.tokens("vision")
+	for {
+		got := send(t, socket, report(`,"status":403`))
+		if got.status == 200 {
+			continue
+		}
+		checkRefusal(t, "too often", got, 429, api.CodeBusy)
+		if after := got.header.Get("Retry-After"); after == "" || after == "0" || after == "2" {
+			t.Errorf("Retry-After %q", after)
+		}
+		break
+	}
+	if got := send(t, module, report(`,"status":403`)); got.status != 200 {
+		t.Errorf("another caller: %+v", got)
+	}
+}
+
+func TestEveryCauseHasAWord(t *testing.T) {
+	t.Parallel()
+	seen := make(map[api.Cause]bool)
+	for cause := agent.OldToken; cause <= agent.UnknownToken; cause++ {
+		seen[causeOf[cause]] = true
+	}
+	if len(seen) != len(causeOf) || seen[""] {
+		t.Errorf("%v", seen)
+	}
+	empty := adviceOf(agent.Advice{Identity: &agent.Identity{Name: "device"}}, vault)
+	if want := (api.Advice{Identity: "device", Resource: vault, Findings: []api.Finding{}}); !reflect.DeepEqual(empty, want) {
+		t.Errorf("%+v", empty)
+	}
+}

@@ -1,0 +1,126 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+)
+
+// longestWait is how long a request for a token may ask to wait.
+const longestWait = 10 * time.Minute
+
+// queue counts the requests that stay for long by their choice, so that no caller can fill the daemon
+// with them.
+type queue struct {
+	mu   sync.Mutex // protects what follows
+	all  int
+	each map[seat]int
+}
+
+// enter counts a request of who, and reports false when it is one too many. Of a module all users count
+// as one, since inside a container there are as many as it likes. Call leave in the end.
+func (q *queue) enter(who agent.Caller, each, all int) bool {
+	s := queueSeat(who)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.all >= all || q.each[s] >= each {
+		return false
+	}
+	if q.each == nil {
+		q.each = make(map[seat]int)
+	}
+	q.all++
+	q.each[s]++
+	return true
+}
+
+// leave forgets a request that enter counted.
+func (q *queue) leave(who agent.Caller) {
+	s := queueSeat(who)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.all--
+	if q.each[s]--; q.each[s] == 0 {
+		delete(q.each, s)
+	}
+}
+
+func queueSeat(who agent.Caller) seat {
+	if who.Module != "" {
+		return seat{module: who.Module}
+	}
+	return seat{uid: who.UID}
+}
+
+// busyRetry is when a caller with too many requests at once may ask again.
+const busyRetry = 5 * time.Second
+
+func busy(detail string) *fault {
+	return &fault{status: http.StatusTooManyRequests, code: api.CodeBusy, detail: detail, retryAfter: busyRetry}
+}
+
+// goingDown answers those who would have stayed longer.
+func goingDown() *fault {
+	return &fault{
+		status: http.StatusServiceUnavailable, code: api.CodeUnreachable, detail: "perceptd is going down: ask again",
+	}
+}
+
+// askFor gets a token of the agent's, for a caller that may have asked to wait for it.
+func (s *Server) askFor(x *exchange, request agent.Request) (agent.Answer, *fault) {
+	if request.Wait == 0 {
+		answer, err := s.Agent.Token(x.ctx, x.caller, request)
+		if err != nil {
+			return agent.Answer{}, tokenFault(err)
+		}
+		return answer, nil
+	}
+	limits := s.Limits.orDefaults()
+	if !s.waiting.enter(x.caller, limits.Waiting, limits.Connections) {
+		return agent.Answer{}, busy("too many requests of this caller wait already: share one, or watch")
+	}
+	defer s.waiting.leave(x.caller)
+	x.stay(request.Wait)
+	ctx, cancel := x.untilDown()
+	defer cancel()
+	answer, err := s.Agent.Token(ctx, x.caller, request)
+	if err == nil {
+		return answer, nil
+	}
+	f := tokenFault(err)
+	select {
+	case <-x.down:
+		f = goingDown()
+		f.counted = true
+	default:
+	}
+	return agent.Answer{}, f
+}
+
+// untilDown returns x's context, ended as well when the daemon goes down.
+func (x *exchange) untilDown() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(x.ctx)
+	go func() {
+		select {
+		case <-x.down:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// stay puts off by how much the answer is due and when net/http cuts the connection. For the next request
+// on it net/http sets its deadlines anew.
+func (x *exchange) stay(by time.Duration) {
+	x.ctx.extend(by)
+	due, _ := x.ctx.Deadline()
+	c := http.NewResponseController(x.w)
+	// Where there is nothing to put off, nothing will cut.
+	_ = c.SetReadDeadline(due.Add(transfer))
+	_ = c.SetWriteDeadline(due.Add(transfer))
+}

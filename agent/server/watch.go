@@ -1,0 +1,144 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+)
+
+// watch answers GET /v1/watch with an event for what is there and one for each change of it. Of changes
+// that follow each other faster than the caller reads only the last is told.
+func (s *Server) watch(x *exchange) *fault {
+	if f := x.query.parse(x.raw); f != nil {
+		return f
+	}
+	request, f := readWatch(&x.query)
+	if f != nil {
+		return f
+	}
+	sight, news, err := s.Agent.Look(x.caller, request)
+	if err != nil {
+		return faultOf(err)
+	}
+	limits := s.Limits.orDefaults()
+	if !s.watching.enter(x.caller, limits.Watching, limits.AllWatching) {
+		return busy("too many streams of events are open already: share one, or ask with wait")
+	}
+	defer s.watching.leave(x.caller)
+
+	ctx, cancel := context.WithCancel(x.request.Context()) // no answer is due
+	w := watcher{
+		agent: s.Agent, ctx: ctx, caller: x.caller, request: request, down: x.down, alive: limits.Alive,
+		stream: stream{w: x.w, c: http.NewResponseController(x.w)},
+	}
+	defer w.asking.Wait()
+	defer cancel()
+	x.streamed = true
+	if w.stream.open() == nil {
+		w.run(sight, news)
+	}
+	return nil
+}
+
+// readWatch reads the parameters of GET /v1/watch, as strictly as readV1.
+func readWatch(q *query) (request agent.Request, f *fault) {
+	for _, p := range q.list[:q.count] {
+		if p.name != "resource" && p.name != "identity" {
+			return agent.Request{}, badRequest(fmt.Sprintf("query parameter %q is not known here: resource and identity are", p.name))
+		}
+	}
+	request, _, f = readV1(q)
+	return request, f
+}
+
+// watcher tells one caller what is held of one token.
+type watcher struct {
+	agent   *agent.Agent
+	ctx     context.Context // ends when the caller has gone
+	caller  agent.Caller
+	request agent.Request
+	down    <-chan struct{} // closed when the daemon goes down
+	alive   time.Duration   // between two signs of life
+	stream  stream
+
+	asking sync.WaitGroup // for the one that asks for the token
+	asks   atomic.Bool    // whether there is one
+}
+
+// run tells what is there and each change of it, until the caller goes away, is too slow or may not know
+// any more, or the daemon goes down. sight and news are of the first look.
+func (w *watcher) run(sight agent.Sight, news <-chan struct{}) {
+	tick := time.NewTicker(w.alive)
+	defer tick.Stop()
+	var told api.WatchEvent
+	for {
+		now := eventOf(sight, w.request.Resource)
+		if name := nameOf(told, now); name != "" {
+			if w.stream.send(name, now) != nil {
+				return
+			}
+			told = now
+		}
+		if sight.SHA256 == "" {
+			w.ask()
+		}
+		select {
+		case <-news:
+		case <-tick.C:
+			if w.stream.alive() != nil {
+				return
+			}
+		case <-w.down:
+			w.end(told, streamDown)
+			return
+		case <-w.ctx.Done():
+			return
+		}
+		var err error
+		if sight, news, err = w.agent.Look(w.caller, w.request); err != nil {
+			w.end(told, whyEnded(err))
+			return
+		}
+	}
+}
+
+// ask has the agent get a token, unless it is doing so for this watcher. The token goes nowhere: what came of
+// it is seen by looking.
+func (w *watcher) ask() {
+	if w.asks.Swap(true) {
+		return
+	}
+	request := w.request
+	request.Wait = w.alive // the agent then asks on while the back end fails; after that the watcher does
+	w.asking.Go(func() {
+		defer w.asks.Store(false)
+		_, _ = w.agent.Token(w.ctx, w.caller, request)
+	})
+}
+
+// streamDown is the detail of the last event when the daemon goes down.
+const streamDown = "perceptd is going down; connect again"
+
+// end says why there will be no more events. What was told last stands beside it.
+func (w *watcher) end(told api.WatchEvent, detail string) {
+	told.Detail = detail
+	_ = w.stream.send(api.EventEnded, told) // there is nothing to end if that does not arrive
+}
+
+func whyEnded(err error) string {
+	var why *agent.Error
+	switch {
+	case errors.As(err, &why) && why.Reason == agent.Stopping:
+		return streamDown
+	case errors.As(err, &why):
+		return why.Detail
+	}
+	return internalFault().detail
+}

@@ -1,0 +1,108 @@
+package tokencache
+
+import (
+	"fmt"
+	"time"
+)
+
+// entryLocked returns key's entry for a caller, made if need be, and notes that it was used.
+func (c *Cache) entryLocked(key Key, now time.Duration) (*entry, error) {
+	if c.closed {
+		return nil, ErrClosed
+	}
+	e := c.entries[key]
+	if e == nil {
+		if c.keep != nil && !c.keep(key) {
+			return nil, ErrDropped
+		}
+		e = c.addLocked(key)
+		c.evictLocked(e)
+	}
+	c.uses++
+	e.used, e.asked = c.uses, now
+	return e, nil
+}
+
+func (c *Cache) addLocked(key Key) *entry {
+	e := &entry{
+		key: key, token: &Token{}, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo,
+		news: make(chan struct{}), chased: never,
+	}
+	c.entries[key] = e
+	c.judgeLocked(e)
+	return e
+}
+
+// evictLocked makes room, for e if it is not nil, by dropping the key asked for least recently. Prefetched keys stay, and
+// so do keys with a fetch under way, whose number the callers that wait for them bound.
+func (c *Cache) evictLocked(e *entry) {
+	for len(c.entries) > MaxKeys {
+		var oldest *entry
+		for _, o := range c.entries {
+			if o != e && !o.prefetch && o.flight == nil && (oldest == nil || o.used < oldest.used) {
+				oldest = o
+			}
+		}
+		if oldest == nil {
+			return
+		}
+		c.dropLocked(oldest, ErrDropped)
+	}
+}
+
+// dropLocked removes e and tells whoever waits for it why.
+func (c *Cache) dropLocked(e *entry, why error) {
+	e.forget()
+	e.tell()
+	delete(c.entries, e.key)
+	if f := e.flight; f != nil {
+		e.flight = nil
+		c.gate.remove(f)
+		f.err = why
+		close(f.done)
+	}
+}
+
+// Retain drops at once, with its token, every key that keep does not want, now and from now on.
+func (c *Cache) Retain(keep func(Key) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keep = keep
+	for key, e := range c.entries {
+		if keep(key) {
+			e.tell() // whoever looks may have been looking by a grant that is gone
+			continue
+		}
+		c.dropLocked(e, ErrDropped)
+	}
+}
+
+// Prefetch names the keys that are fetched before anyone asks, kept fresh when nobody does, and never
+// evicted; it replaces those named before. More than MaxKeys of them is an error and changes nothing.
+func (c *Cache) Prefetch(keys []Key) error {
+	if len(keys) > MaxKeys {
+		return fmt.Errorf("%d tokens are to be prefetched: at most %d can be", len(keys), MaxKeys)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	for _, e := range c.entries {
+		e.prefetch = false
+	}
+	now := c.clock.Boot()
+	for _, key := range keys {
+		e := c.entries[key]
+		if e == nil {
+			e = c.addLocked(key)
+		}
+		e.prefetch = true
+		if e.next == never && e.flight == nil {
+			e.next = now
+		}
+	}
+	c.evictLocked(nil)
+	c.nudge()
+	return nil
+}

@@ -1,0 +1,672 @@
+package tokencache_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/agent/simulator"
+	"perceptd/tokencache"
+)
+
+const spread = tokencache.DefaultSpread
+
+// note puts a change for all identities and resources on record.
+func note(t *testing.T, c *tokencache.Cache, id string, effect tokencache.Effect, at time.Time) tokencache.PolicyChange {
+	t.Helper()
+	p, err := c.Note(tokencache.PolicyChange{ID: id, AllIdentities: true, At: at, Effect: effect})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func standing(t *testing.T, c *tokencache.Cache) tokencache.Standing {
+	t.Helper()
+	return mustGet(t, c, vault, sdk).Permissions.Standing
+}
+
+// How a token stands to a change follows from when it was minted, as far as it tells.
+func TestStandings(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name  string
+		dated bool          // the token has an iat, five minutes before its minting
+		life  time.Duration // from iat or minting to expiry
+		at    time.Duration // of the change, from the minting
+		want  tokencache.Standing
+	}{
+		{"minted before", true, 24 * time.Hour, time.Minute, tokencache.Stale},
+		{"minted at the same moment", true, 24 * time.Hour, 0, tokencache.Uncertain},
+		{"minted while it spread", true, 24 * time.Hour, -5 * time.Minute, tokencache.Uncertain},
+		{"minted just before the spreading was over", true, 24 * time.Hour, -spread, tokencache.Uncertain},
+		{"minted after the spreading", true, 24 * time.Hour, -spread - 5*time.Second, tokencache.Current},
+		{"a life of 28 hours", true, 28 * time.Hour, -spread - 5*time.Second, tokencache.Current},
+		{"an odd life: maybe not dated back", true, 24*time.Hour + 17*time.Minute, -spread - 5*time.Second, tokencache.Uncertain},
+		{"an odd life: dated after the spreading in any case", true, 24*time.Hour + 17*time.Minute, -spread - 6*time.Minute, tokencache.Current},
+		{"an odd life: minted before in any case", true, 24*time.Hour + 17*time.Minute, time.Minute, tokencache.Stale},
+		{"opaque: received before", false, 24 * time.Hour, time.Minute, tokencache.Stale},
+		{"opaque: perhaps a token of 28 hours from before", false, 24 * time.Hour, -4 * time.Hour, tokencache.Uncertain},
+		{"opaque: younger than any life allows otherwise", false, 24 * time.Hour, -5 * time.Hour, tokencache.Current},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			s := &script{life: row.life}
+			if row.dated {
+				s.edit = func(f *tokencache.Fetched) {
+					f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-row.life - 5*time.Minute)
+				}
+			}
+			bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+				mustGet(t, c, vault, sdk)
+				minted := time.Now().Round(0)
+				time.Sleep(max(0, row.at) + time.Second)
+				note(t, c, "x", tokencache.Changed, minted.Add(row.at))
+				if got := standing(t, c); got != row.want {
+					t.Errorf("%v, want %v", got, row.want)
+				}
+			})
+		})
+	}
+}
+
+// permissions changes what new tokens of d carry.
+func (d *device) permit(t *testing.T, role string) {
+	t.Helper()
+	if _, err := d.backend.ChangePermissions("device", simulator.Permissions{Roles: []string{role}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// has reports whether an answer's token carries the role.
+func has(a tokencache.Answer, role string) bool { return slices.Contains(a.Token.Claims.Roles, role) }
+
+// A stale token is served, labelled, until the first current one is there, a moment after the rollover.
+func TestChangedServesAndChases(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife, Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		serveThrough(t, c, 30*time.Hour, time.Minute) // two rollovers
+		next, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
+		serveThrough(t, c, time.Until(next)+time.Hour, time.Minute)
+		d.permit(t, "New")
+		changed := time.Now()
+		note(t, c, "x", tokencache.Granted, time.Time{})
+		answer := mustGet(t, c, vault, sdk)
+		p := answer.Permissions
+		if p.Standing != tokencache.Stale || !p.Changed.Equal(changed) || p.Withheld || has(answer, "New") {
+			t.Fatalf("right after the change: %+v", p)
+		}
+		rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
+		if early := rolls.Sub(p.Likely).Abs(); early > time.Minute {
+			t.Errorf("expected on %v, the rollover is on %v", p.Likely, rolls)
+		}
+		before := d.count()
+		time.Sleep(time.Until(rolls) - time.Second)
+		if got := standing(t, c); got != tokencache.Stale {
+			t.Errorf("just before the rollover: %v", got)
+		}
+		time.Sleep(time.Minute)
+		if answer := mustGet(t, c, vault, sdk); answer.Permissions != (tokencache.Permissions{}) || !has(answer, "New") {
+			t.Errorf("a minute after the rollover: %+v, %v", answer.Permissions, answer.Token.Claims.Roles)
+		}
+		t.Logf("%d calls in %v", d.count()-before, time.Since(changed))
+		if got := c.Changes(); len(got) != 1 || got[0].Touched != 1 || got[0].Waiting != 0 {
+			t.Errorf("on record: %+v", got)
+		}
+		if got := only(t, c); got.Before == nil || slices.Contains(got.Before.Roles, "New") || !slices.Contains(got.Claims.Roles, "New") {
+			t.Errorf("evidence: before %+v, after %+v", got.Before, got.Claims)
+		}
+	})
+}
+
+// While a change spreads, the back end is left alone: whoever asked it just when its token had rolled
+// over would get one without the change, for a day.
+func TestNothingIsFetchedWhileAChangeSpreads(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife, Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		time.Sleep(11 * time.Hour)
+		rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
+		time.Sleep(time.Until(rolls) - time.Minute)
+		d.permit(t, "New")
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		before := d.count()
+		synctest.Wait()
+		if until := only(t, c).HeldUntil; time.Until(until) < spread || time.Until(until) > spread+time.Minute {
+			t.Errorf("held for %v", time.Until(until))
+		}
+		var held *tokencache.HeldError
+		if _, err := c.Refresh(t.Context(), vault, false); !errors.As(err, &held) || held.For < spread || held.Error() == "" {
+			t.Errorf("a refresh: %v", err)
+		}
+		if _, err := c.Get(t.Context(), vault, tokencache.Need{MintedAfter: time.Now()}); !errors.As(err, new(*tokencache.NotYetError)) {
+			t.Errorf("a caller who wants a younger token: %v", err)
+		}
+		mustGet(t, c, vault, tokencache.Need{MinTTL: 23 * time.Hour}) // a soft wish
+		time.Sleep(spread)
+		if d.count() != before {
+			t.Fatalf("%d calls while the change was spreading", d.count()-before)
+		}
+		time.Sleep(10 * time.Second)
+		if answer := mustGet(t, c, vault, sdk); !has(answer, "New") || answer.Permissions.Standing != tokencache.Current {
+			t.Errorf("after the spreading: %v, %v", answer.Token.Claims.Roles, answer.Permissions.Standing)
+		}
+	})
+}
+
+func TestRefreshInsists(t *testing.T) {
+	t.Parallel()
+	s := &script{}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		if outcome, err := c.Refresh(t.Context(), vault, true); err != nil || outcome != tokencache.Newer || s.count() != 2 {
+			t.Errorf("%v, %v, %d calls", outcome, err, s.count())
+		}
+	})
+}
+
+// A token that expires while a change spreads is fetched all the same.
+func TestExpiryWhileAChangeSpreads(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		time.Sleep(24*time.Hour - 3*time.Minute)
+		d.permit(t, "New")
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		serveThrough(t, c, 5*time.Minute, time.Second)
+		if answer := mustGet(t, c, vault, sdk); has(answer, "New") || answer.Permissions.Standing != tokencache.Uncertain {
+			t.Errorf("%v, %v", answer.Token.Claims.Roles, answer.Permissions.Standing)
+		}
+		serveThrough(t, c, 24*time.Hour, time.Minute)
+		if answer := mustGet(t, c, vault, sdk); !has(answer, "New") || answer.Permissions.Standing != tokencache.Current {
+			t.Errorf("a day later: %v, %v", answer.Token.Claims.Roles, answer.Permissions.Standing)
+		}
+	})
+}
+
+func TestRevokedWithholds(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		time.Sleep(time.Hour)
+		d.permit(t, "Less")
+		revoked := note(t, c, "r", tokencache.Revoked, time.Time{})
+		withheld := func() *tokencache.WithheldError {
+			t.Helper()
+			_, err := c.Get(t.Context(), vault, sdk)
+			var why *tokencache.WithheldError
+			if !errors.As(err, &why) {
+				t.Fatalf("at %v: %v", time.Now(), err)
+			}
+			return why
+		}
+		why := withheld()
+		if p := why.Permissions; !p.Withheld || p.Standing != tokencache.Stale || !why.Revoked.Equal(revoked.At) ||
+			p.CurrentBy.Sub(revoked.At) < 24*time.Hour || !strings.Contains(why.Error(), "withheld until") {
+			t.Errorf("%+v: %v", why, why)
+		}
+		if err := errors.Join(refreshError(c.Refresh(t.Context(), vault, true))); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Hour)
+		note(t, c, "g", tokencache.Granted, time.Time{})
+		note(t, c, "c", tokencache.Changed, time.Time{})
+		if got := withheld(); !got.Revoked.Equal(revoked.At) || !got.Permissions.Changed.After(revoked.At) {
+			t.Errorf("after a later change: %+v", got)
+		}
+		if _, ok := c.Withdraw("nobody's"); ok {
+			t.Error("withdrew what is not there")
+		}
+		if got, ok := c.Withdraw("r"); !ok || got.ID != "r" {
+			t.Errorf("withdrew %+v, %v", got, ok)
+		}
+		if got := standing(t, c); got != tokencache.Stale {
+			t.Errorf("after the withdrawal: %v", got)
+		}
+		note(t, c, "r2", tokencache.Revoked, revoked.At)
+		withheld()
+		time.Sleep(12 * time.Hour)
+		if answer := mustGet(t, c, vault, sdk); answer.Permissions.Standing != tokencache.Current || !has(answer, "Less") {
+			t.Errorf("after the rollover: %+v", answer.Permissions)
+		}
+	})
+}
+
+func refreshError(_ tokencache.Outcome, err error) error { return err }
+
+// Once a fetch after the spreading has shown which token the back end holds, its expiry is the limit.
+func TestCurrentBy(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		expires := mustGet(t, c, vault, sdk).Token.ExpiresOn
+		time.Sleep(20 * time.Hour)
+		changed := note(t, c, "x", tokencache.Changed, time.Time{})
+		by := mustGet(t, c, vault, sdk).Permissions.CurrentBy
+		if late := by.Sub(changed.At.Add(spread + 24*time.Hour)); late < 0 || late > time.Minute {
+			t.Errorf("before anyone has looked: by %v", by)
+		}
+		time.Sleep(spread + time.Minute)
+		if by := mustGet(t, c, vault, sdk).Permissions.CurrentBy; by.Sub(expires).Abs() > 2*time.Second {
+			t.Errorf("after a look: by %v, the token expires on %v", by, expires)
+		}
+		time.Sleep(time.Until(expires) + 2*time.Second)
+		if got := standing(t, c); got != tokencache.Current {
+			t.Errorf("at the expiry: %v", got)
+		}
+	})
+}
+
+// A change goes off the record by itself; long before, every token that lacks it has expired.
+func TestChangesEnd(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		note(t, c, "x", tokencache.Revoked, time.Time{})
+		ends := c.Changes()[0].EndsOn
+		if in := time.Until(ends); in < 2*24*time.Hour || in > 3*24*time.Hour {
+			t.Errorf("ends in %v", in)
+		}
+		time.Sleep(28*time.Hour + 15*time.Minute)
+		if got := standing(t, c); got != tokencache.Current {
+			t.Errorf("after the longest life: %v", got)
+		}
+		time.Sleep(time.Until(ends) - time.Minute)
+		serveThrough(t, c, 30*time.Second, time.Second)
+		if got := c.Changes(); len(got) != 1 {
+			t.Fatalf("a minute before its end: %+v", got)
+		}
+		serveThrough(t, c, 10*time.Minute, time.Minute)
+		if got := c.Changes(); len(got) != 0 {
+			t.Errorf("after its end: %+v", got)
+		}
+	})
+}
+
+func TestChangesTouch(t *testing.T) {
+	t.Parallel()
+	other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "x"}, Resource: vault.Resource}
+	storage := tokencache.Key{Resource: "https://storage.azure.com"}
+	blob := tokencache.Key{Resource: "https://account.blob.core.windows.net"}
+	keys := []tokencache.Key{vault, other, storage, blob}
+	for _, row := range []struct {
+		name   string
+		change tokencache.PolicyChange
+		want   []tokencache.Key
+	}{
+		{"everything", tokencache.PolicyChange{AllIdentities: true}, keys},
+		{"one identity", tokencache.PolicyChange{Selector: other.Selector}, []tokencache.Key{other}},
+		{"one resource", tokencache.PolicyChange{AllIdentities: true, Resource: vault.Resource}, []tokencache.Key{vault, other}},
+		{"both", tokencache.PolicyChange{Resource: vault.Resource}, []tokencache.Key{vault}},
+		{"a resource and its alternate", tokencache.PolicyChange{Resource: storage.Resource}, []tokencache.Key{storage, blob}},
+		{"the alternate and its resource", tokencache.PolicyChange{Resource: blob.Resource}, []tokencache.Key{storage, blob}},
+		{"another spelling is another resource", tokencache.PolicyChange{AllIdentities: true, Resource: vault.Resource + "/"}, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			bubble(t, &script{}, func(t *testing.T, c *tokencache.Cache) {
+				c.SetAlternates(map[string][]string{storage.Resource: {blob.Resource}})
+				for _, key := range keys {
+					mustGet(t, c, key, sdk)
+				}
+				time.Sleep(time.Minute)
+				row.change.ID, row.change.Effect = "x", tokencache.Changed
+				if _, err := c.Note(row.change); err != nil {
+					t.Fatal(err)
+				}
+				for _, key := range keys {
+					want := tokencache.Current
+					if slices.Contains(row.want, key) {
+						want = tokencache.Stale
+					}
+					if got := mustGet(t, c, key, sdk).Permissions.Standing; got != want {
+						t.Errorf("%v is %v, want %v", key, got, want)
+					}
+				}
+			})
+		})
+	}
+}
+
+// An alternate's token, minted after the change, is served while the resource's own is stale, and only to
+// callers for whom it will do.
+func TestAlternates(t *testing.T) {
+	t.Parallel()
+	storage := tokencache.Key{Resource: "https://storage.azure.com"}
+	const blob = "https://account.blob.core.windows.net"
+	days(t, simulator.Options{Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		c.SetAlternates(map[string][]string{storage.Resource: {blob}})
+		both := tokencache.Need{MinTTL: 5 * time.Minute, Alternates: []string{blob}}
+		get := func(need tokencache.Need) tokencache.Answer {
+			t.Helper()
+			return mustGet(t, c, storage, need)
+		}
+		get(both)
+		time.Sleep(time.Hour)
+		if got := c.Status(); len(got) != 1 {
+			t.Fatalf("alternates are fetched without need: %+v", got)
+		}
+		d.permit(t, "New")
+		note(t, c, "x", tokencache.Revoked, time.Time{})
+		if _, err := c.Get(t.Context(), storage, both); !errors.As(err, new(*tokencache.WithheldError)) {
+			t.Fatalf("while the change spreads: %v", err)
+		}
+		time.Sleep(spread + time.Minute)
+		answer := get(both)
+		if answer.Resource != blob || answer.Permissions.Standing != tokencache.Current || !has(answer, "New") {
+			t.Errorf("%s, %v, %v", answer.Resource, answer.Permissions, answer.Token.Claims.Roles)
+		}
+		if _, err := c.Get(t.Context(), storage, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
+			t.Errorf("a caller without a grant for the alternate: %v", err)
+		}
+		time.Sleep(23 * time.Hour)
+		if answer := get(both); answer.Resource != storage.Resource || !has(answer, "New") {
+			t.Errorf("after the resource's own rollover: %s", answer.Resource)
+		}
+	})
+}
+
+func TestAlternatesThatMayNotBe(t *testing.T) {
+	t.Parallel()
+	bubble(t, &script{}, func(t *testing.T, c *tokencache.Cache) {
+		c.Retain(func(k tokencache.Key) bool { return k == vault })
+		mustGet(t, c, vault, sdk)
+		time.Sleep(time.Second)
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		if got := mustGet(t, c, vault, tokencache.Need{Alternates: []string{"api://other"}}); got.Resource != vault.Resource {
+			t.Errorf("%+v", got)
+		}
+		if got := c.Status(); len(got) != 1 {
+			t.Errorf("%d keys", len(got))
+		}
+	})
+}
+
+func TestMintedAfter(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		answer := mustGet(t, c, vault, sdk)
+		need := tokencache.Need{MintedAfter: answer.ReceivedOn.Add(-time.Minute)}
+		mustGet(t, c, vault, need)
+		need.MintedAfter = answer.ReceivedOn.Add(time.Minute)
+		time.Sleep(time.Hour)
+		before := d.count()
+		for range 10 {
+			_, err := c.Get(t.Context(), vault, need)
+			var notYet *tokencache.NotYetError
+			if !errors.As(err, &notYet) || !notYet.Want.Equal(need.MintedAfter) || time.Until(notYet.ExpiresOn) < 22*time.Hour || notYet.Error() == "" {
+				t.Fatal(err)
+			}
+		}
+		if spent := d.count() - before; spent != 1 {
+			t.Errorf("%d calls for ten callers", spent)
+		}
+		time.Sleep(12 * time.Hour)
+		mustGet(t, c, vault, need)
+	})
+}
+
+// What Look tells is true until its channel closes.
+func TestLook(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		look := func() (tokencache.Sight, <-chan struct{}) {
+			t.Helper()
+			sight, news, err := c.Look(vault)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return sight, news
+		}
+		closed := func(news <-chan struct{}) bool {
+			synctest.Wait()
+			select {
+			case <-news:
+				return true
+			default:
+				return false
+			}
+		}
+		nothing, news := look()
+		if nothing.SHA256 != "" || nothing.Left != 0 || d.count() != 0 {
+			t.Errorf("before the first fetch: %+v", nothing)
+		}
+		mustGet(t, c, vault, sdk)
+		if !closed(news) {
+			t.Error("silent about the first token")
+		}
+		first, news := look()
+		if first.SHA256 == "" || first.Left < 23*time.Hour || first.Permissions.Standing != tokencache.Current {
+			t.Errorf("%+v", first)
+		}
+		time.Sleep(time.Hour)
+		if closed(news) {
+			t.Error("news of nothing")
+		}
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		if !closed(news) {
+			t.Error("silent about a policy change")
+		}
+		stale, news := look()
+		if stale.SHA256 != first.SHA256 || stale.Permissions.Standing != tokencache.Stale {
+			t.Errorf("%+v", stale)
+		}
+		<-news
+		if current, _ := look(); current.SHA256 == first.SHA256 || current.Permissions.Standing != tokencache.Current {
+			t.Errorf("after the rollover: %+v", current)
+		}
+		d.set(down)
+		for held, news := look(); held.SHA256 != ""; held, news = look() { // until it has expired
+			<-news
+		}
+		_, news = look()
+		c.Retain(func(tokencache.Key) bool { return false })
+		if !closed(news) {
+			t.Error("silent about the end")
+		}
+		if _, _, err := c.Look(vault); !errors.Is(err, tokencache.ErrDropped) {
+			t.Errorf("a dropped key: %v", err)
+		}
+	})
+}
+
+// Whoever looks keeps the key fresh, even when it had been idle.
+func TestLookKeepsTheKeyWanted(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		time.Sleep(10 * time.Hour)
+		for range 40 {
+			time.Sleep(2 * time.Hour)
+			if _, _, err := c.Look(vault); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := only(t, c); got.Left <= 0 || d.count() < 10 {
+			t.Errorf("%v left after %d calls", got.Left, d.count())
+		}
+	})
+}
+
+func TestNoteRefuses(t *testing.T) {
+	t.Parallel()
+	bubble(t, &script{}, func(t *testing.T, c *tokencache.Cache) {
+		_, err := c.Note(tokencache.PolicyChange{ID: "x", At: time.Now().Add(time.Hour), Effect: tokencache.Revoked})
+		var future *tokencache.FutureError
+		if !errors.As(err, &future) || future.Ahead != time.Hour || !strings.Contains(err.Error(), "1h0m0s in the future") {
+			t.Errorf("dated in the future: %v", err)
+		}
+		for i := range tokencache.MaxChanges {
+			note(t, c, fmt.Sprint(i), tokencache.Changed, time.Time{})
+		}
+		if _, err := c.Note(tokencache.PolicyChange{ID: "x", Effect: tokencache.Revoked}); !errors.Is(err, tokencache.ErrTooManyChanges) {
+			t.Errorf("too many: %v", err)
+		}
+		if got := c.Changes(); len(got) != tokencache.MaxChanges {
+			t.Errorf("%d on record", len(got))
+		}
+	})
+}
+
+// watch is a wall clock that may be wrong, over the bubble's time, which is true.
+type watch struct {
+	mu     sync.Mutex
+	behind time.Duration
+	known  bool
+}
+
+func (w *watch) set(behind time.Duration, known bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.behind, w.known = behind, known
+}
+
+func (w *watch) clock() tokencache.Clock {
+	return tokencache.Clock{
+		Wall: func() time.Time {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return time.Now().Round(0).Add(-w.behind)
+		},
+		Synchronised: func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.known
+		},
+	}
+}
+
+// A change that happens "now" by a clock that is years behind is anchored to the boot clock: nothing is
+// taken for current by it, and once the clock is known the change has its true time.
+func TestFloatingChange(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &watch{behind: 20 * 365 * 24 * time.Hour}
+		d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife})}
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.clock()})
+		defer c.Close()
+		mustGet(t, c, vault, sdk)
+		time.Sleep(time.Hour)
+		d.permit(t, "New")
+		truly := time.Now()
+		if p := note(t, c, "x", tokencache.Changed, time.Time{}); !p.Floating || p.BootAt != time.Hour {
+			t.Fatalf("%+v", p)
+		}
+		if got := standing(t, c); got != tokencache.Stale {
+			t.Errorf("a token from before: %v", got)
+		}
+		time.Sleep(12 * time.Hour)
+		answer := mustGet(t, c, vault, sdk)
+		if !has(answer, "New") || answer.Permissions.Standing != tokencache.Uncertain {
+			t.Errorf("a token from after, with the clock unknown: %v", answer.Permissions.Standing)
+		}
+		w.set(0, true)
+		time.Sleep(10 * time.Minute)
+		if got := standing(t, c); got != tokencache.Current {
+			t.Errorf("with the clock known: %v", got)
+		}
+		if got := c.Changes()[0]; got.Floating || got.At.Sub(truly).Abs() > time.Second {
+			t.Errorf("dated %v, it was %v", got.At, truly)
+		}
+	})
+}
+
+// A date ahead of a clock that is not known to be right may be true.
+func TestFutureChangeOnAnUnknownClock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &watch{behind: 24 * time.Hour}
+		d := &device{backend: simulator.New(simulator.Options{})}
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.clock()})
+		defer c.Close()
+		mustGet(t, c, vault, sdk)
+		time.Sleep(time.Minute)
+		if p := note(t, c, "x", tokencache.Revoked, time.Now()); p.Floating {
+			t.Errorf("%+v", p)
+		}
+		if got := only(t, c); got.Permissions.Standing != tokencache.Stale || !got.Permissions.Withheld || got.HeldUntil.IsZero() {
+			t.Errorf("%+v", got.Permissions)
+		}
+	})
+}
+
+// Without a record of policy changes nothing from before can be told to be current or stale.
+func TestLostRecord(t *testing.T) {
+	t.Parallel()
+	for _, floating := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
+			lost := tokencache.PolicyChange{ID: "lost", AllIdentities: true, At: time.Now(), Effect: tokencache.Unknown, Floating: floating}
+			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Changes: []tokencache.PolicyChange{lost}, Clock: (&watch{known: !floating}).clock()})
+			defer c.Close()
+			if got := standing(t, c); got != tokencache.Uncertain {
+				t.Errorf("floating %v: a token from before: %v", floating, got)
+			}
+			time.Sleep(13 * time.Hour)
+			want := tokencache.Current
+			if floating {
+				want = tokencache.Uncertain // until the clock is known
+			}
+			if got := standing(t, c); got != want {
+				t.Errorf("floating %v: a token from after: %v", floating, got)
+			}
+		})
+	}
+}
+
+func TestSetSpread(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		time.Sleep(time.Minute)
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		c.SetSpread(2 * time.Hour)
+		if got := time.Until(only(t, c).HeldUntil); got < 2*time.Hour || got > 2*time.Hour+time.Minute {
+			t.Errorf("held for %v", got)
+		}
+		c.SetSpread(0)
+		if got := time.Until(only(t, c).HeldUntil); got < spread || got > spread+time.Minute {
+			t.Errorf("held for %v", got)
+		}
+	})
+}
+
+// A caller that waits for a fetch begun before a revocation gets nothing that the revocation withholds.
+func TestRevokedWhileACallerWaits(t *testing.T) {
+	t.Parallel()
+	s := &script{takes: 10 * time.Second}
+	s.edit = func(f *tokencache.Fetched) {
+		f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-24*time.Hour - 5*time.Minute)
+	}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		answered := make(chan error, 1)
+		go func() {
+			_, err := c.Get(context.WithoutCancel(t.Context()), vault, sdk)
+			answered <- err
+		}()
+		time.Sleep(5 * time.Second)
+		note(t, c, "x", tokencache.Revoked, time.Time{})
+		if err := <-answered; !errors.As(err, new(*tokencache.WithheldError)) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestWordsOfPolicy(t *testing.T) {
+	t.Parallel()
+	for want, got := range map[string]fmt.Stringer{
+		"granted": tokencache.Granted, "revoked": tokencache.Revoked, "changed": tokencache.Changed, "unknown": tokencache.Unknown,
+		"no effect": tokencache.Effect(0), "current": tokencache.Current, "stale": tokencache.Stale, "uncertain": tokencache.Uncertain,
+		"unlearnt": tokencache.Unlearnt, "regular": tokencache.Regular, "irregular": tokencache.Irregular,
+	} {
+		if got.String() != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

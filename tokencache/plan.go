@@ -1,0 +1,104 @@
+package tokencache
+
+import "time"
+
+const (
+	testBefore = 2 * time.Minute  // a moment at which the back end may roll over is asked this long before
+	testAfter  = 5 * time.Second  // and this long after: tokens' times are whole seconds
+	nearEnough = 90 * time.Minute // a call so shortly before a telling one is not worth it
+	seldomStep = 4 * time.Hour    // nor is one that comes sooner than this after the last, when the rollover is known
+)
+
+// planLocked decides when the schedule asks for e's token again: after an answer, and when the policy
+// changes on record are others. Without a token, with a call under way and after a failure that is
+// decided elsewhere.
+func (c *Cache) planLocked(e *entry, now time.Duration) {
+	if e.token.Text.IsZero() || e.flight != nil || e.failures > 0 {
+		return
+	}
+	e.probe = e.tries > 0 || e.standing.worst != Current
+	switch holds := e.standing.holds; {
+	case now < holds && holds+lastMinutes < e.deadline:
+		e.next = holds
+	case e.standing.worst == Current:
+		e.next = c.ordinaryLocked(e, now)
+	default:
+		e.next = c.chaseLocked(e, now)
+	}
+	e.next = min(e.next, e.deadline+afterExpiry)
+}
+
+// ordinaryLocked returns when a token that is current is refreshed. What is known of the rollover saves
+// calls; what is nearly known is put to the test.
+func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
+	left := e.deadline - now
+	step := now + nextTry(left, c.roll())
+	switch {
+	case e.tries == 0 && e.advised > now:
+		return e.advised
+	case e.tries == 0:
+		step = now + firstRefresh(left, 0, c.roll())
+	}
+	if e.life < shortLived {
+		return step
+	}
+	if e.tries == 0 && c.learnedLocked(e).kind == Irregular {
+		// A rollover that nobody has used is the best thing to have when a policy change comes: then the next
+		// token is minted after it. So the half life is let pass where it seldom brings anything.
+		return now + spread(left*3/4, c.roll())
+	}
+	if at := c.rolloverLocked(e); at > now {
+		if step-now < seldomStep || step > at-nearEnough {
+			return at + testAfter
+		}
+		return step
+	}
+	for _, test := range c.testsLocked(e) {
+		if at := e.born + test; now < at && step > at-nearEnough {
+			return at
+		}
+	}
+	return step
+}
+
+// testsLocked returns the ages at which asking tells most of where in a token's life the rollover is, while
+// that is not known: just before and just after half of it, where it is likely, and else in the middle
+// of where it may be.
+func (c *Cache) testsLocked(e *entry) []time.Duration {
+	p := c.learnedLocked(e)
+	age := func(share float64) time.Duration { return time.Duration(share * float64(e.life)) }
+	switch {
+	case p.kind != Unlearnt || p.seen == 0:
+		return nil
+	case p.common.holds(0.5):
+		return []time.Duration{age(0.5) - testBefore, age(0.5) + testAfter}
+	case p.common.holds(1):
+		return nil // the schedule closes in on the expiry by itself
+	}
+	return []time.Duration{age((p.common.after + p.common.by) / 2), age(p.common.by) + testAfter}
+}
+
+// chaseLocked returns when the back end is asked whether it has a newer token than one that is not current:
+// first as soon as the change has spread, and then by what is known of the rollover.
+func (c *Cache) chaseLocked(e *entry, now time.Duration) time.Duration {
+	if e.answered < e.standing.unmet {
+		return max(now, e.standing.unmet)
+	}
+	e.chased = min(e.chased, now)
+	left := e.deadline - now
+	if at := c.rolloverLocked(e); at > now {
+		if at-now <= nearEnough {
+			return at + testAfter
+		}
+		return now + spread(watchfully, c.roll())
+	}
+	p := c.learnedLocked(e)
+	step := now + chaseStep(left, c.roll())
+	if opens := e.born + time.Duration(c.rollovers.earliest()*float64(e.life)); now < opens {
+		step = min(now+spread(2*watchfully, c.roll()), opens)
+	}
+	if half := e.born + e.life/2 + testAfter; p.kind == Unlearnt && now < half {
+		step = min(step, half)
+	}
+	return step
+}

@@ -1,0 +1,218 @@
+package tokencache
+
+import (
+	"slices"
+	"time"
+)
+
+// PatternKind says what was learnt of when a back end hands out newer tokens.
+type PatternKind uint8
+
+const (
+	Unlearnt  PatternKind = iota // too little was seen
+	Regular                      // at the same share of every token's life
+	Irregular                    // at shares that differ
+)
+
+func (k PatternKind) String() string { return [...]string{"unlearnt", "regular", "irregular"}[k] }
+
+// Pattern is what was learnt of the rollovers of a key.
+type Pattern struct {
+	Kind PatternKind
+	Age  time.Duration // at which the token now held rolls over, with Regular
+}
+
+// rollover is one that was seen: the shares of a token's life between which it took place. Shares and
+// not ages, since the lives that back ends give differ.
+type rollover struct {
+	of    Key
+	after float64 // the token was still handed out
+	by    float64 // its successor had been minted
+
+	watched float64 // from then on the back end was probed often; 1: it was not
+}
+
+func share(age, life time.Duration) float64 { return float64(age) / float64(life) }
+
+func (r rollover) width() float64 { return r.by - r.after }
+
+func (r rollover) holds(share float64) bool { return r.after < share && share <= r.by }
+
+const (
+	keyHistory    = 8   // rollovers remembered of a key
+	sourceHistory = 512 // and of all keys together
+
+	ownEnough   = 3 // a key that has seen so many learns from its own alone
+	otherKeys   = 8 // and else from so many of the others' besides
+	likelyHalf  = 0.3
+	likelyEnd   = 0.4
+	convincing  = 10.0 // odds from which a pattern is believed
+	narrowShare = 10.0 / (24 * 60)
+
+	hiddenByChance = 3 // mean distances between what was seen
+)
+
+// history is rollovers, the latest last.
+type history []rollover
+
+func (h *history) add(r rollover, most int) {
+	*h = append(*h, r)
+	if len(*h) > most {
+		*h = slices.Delete(*h, 0, len(*h)-most)
+	}
+}
+
+// last returns the n latest.
+func (h history) last(n int) history { return h[max(0, len(h)-n):] }
+
+// with returns h and the n latest of others that are of another key.
+func (h history) with(others history, n int, key Key) history {
+	all := slices.Clone(h)
+	for _, r := range slices.Backward(others) {
+		if n > 0 && r.of != key {
+			all, n = append(all, r), n-1
+		}
+	}
+	return all
+}
+
+// meet returns where all of h could have taken place, and how likely they are to have been seen so if
+// each took place anywhere.
+func (h history) meet() (common rollover, chance float64) {
+	common, chance = rollover{after: 0, by: 1}, 1
+	for i, r := range h {
+		if i == 0 {
+			common = r
+		}
+		common.after, common.by = max(common.after, r.after), min(common.by, r.by)
+		chance *= max(min(r.width(), 1), 1e-6)
+	}
+	return common, chance
+}
+
+// precise reports whether r says when the rollover takes place to some minutes, or to a known moment.
+func (r rollover) precise() bool {
+	return r.width() <= narrowShare || r.holds(1) && r.after > 0.97 || r.holds(0.5) && r.after > 0.48
+}
+
+// likelihood is how likely a regular back end is to have its rollover within r: it has it at the expiry or
+// at half of the life more often than not.
+func (r rollover) likelihood() float64 {
+	p := (1 - likelyEnd - likelyHalf) * r.width()
+	if r.holds(1) {
+		p += likelyEnd
+	}
+	if r.holds(0.5) {
+		p += likelyHalf
+	}
+	return p
+}
+
+// pattern is a Pattern with what the schedule needs of it besides.
+type pattern struct {
+	kind   PatternKind
+	share  float64  // at which a token rolls over, with Regular
+	common rollover // where all that was seen could have taken place, unless Irregular
+	seen   int      // rollovers that this was learnt from
+}
+
+// learn weighs whether all of h took place at one share of a life, or anywhere.
+func (h history) learn() pattern {
+	common, chance := h.meet()
+	p := pattern{common: common, seen: len(h)}
+	switch {
+	case len(h) == 0:
+	case common.after >= common.by:
+		p.kind = Irregular
+	case common.precise() && common.likelihood()/chance >= convincing:
+		p.kind, p.share = Regular, common.by
+		if common.holds(0.5) {
+			p.share = 0.5
+		}
+		if common.holds(1) {
+			p.share = 1
+		}
+	}
+	return p
+}
+
+// earliest returns a share of a token's life before which rollovers are hardly to be expected: earlier
+// than any that was seen, by what chance may have hidden from those tokens that were watched from before
+// that on.
+func (h history) earliest() float64 {
+	least, most, n := 1.0, 0.0, 0
+	for _, r := range h {
+		if r.watched < r.after {
+			least, most = min(least, r.after), max(most, r.by)
+		}
+	}
+	for _, r := range h {
+		if r.watched < min(least, r.after) {
+			n++
+		}
+	}
+	if n < 4 {
+		return 0
+	}
+	return max(0, least-hiddenByChance*(most-least)/float64(n))
+}
+
+// learnedLocked returns what is known of e's rollovers: from its own, and from the other keys' too while
+// these are few or tell nothing, since they share a back end.
+func (c *Cache) learnedLocked(e *entry) pattern {
+	if len(e.rollovers) >= ownEnough {
+		if p := e.rollovers.learn(); p.kind != Unlearnt {
+			return p
+		}
+	}
+	return e.rollovers.with(c.rollovers.last(2*otherKeys), otherKeys, e.key).learn()
+}
+
+func (c *Cache) patternLocked(e *entry) Pattern {
+	p := c.learnedLocked(e)
+	return Pattern{Kind: p.kind, Age: time.Duration(p.share * float64(e.life))}
+}
+
+// rolloverLocked returns the boot time at which e's token is known to roll over, longAgo when it is not.
+func (c *Cache) rolloverLocked(e *entry) time.Duration {
+	p := c.learnedLocked(e)
+	if p.kind != Regular || e.life == 0 {
+		return longAgo
+	}
+	if p.share == 1 {
+		return e.deadline
+	}
+	return e.born + time.Duration(p.share*float64(e.life))
+}
+
+// likelyLocked returns the boot time at which a newer token is to be expected, or never when that is not
+// known: by the pattern, or where there is none in the middle of what is left of those seen.
+func (c *Cache) likelyLocked(e *entry, now time.Duration) time.Duration {
+	p := c.learnedLocked(e)
+	at := never
+	switch p.kind {
+	case Regular:
+		at = c.rolloverLocked(e)
+	case Irregular:
+		at = e.born + time.Duration(c.rollovers.median(share(now-e.born, e.life))*float64(e.life))
+	}
+	if at <= e.shown {
+		return never // it should have come: what was learnt does not hold
+	}
+	return min(max(at, e.standing.unmet, now), e.deadline+afterExpiry)
+}
+
+// median returns the middle of the rollovers seen later than at that share of a life, 1 when there is none.
+func (h history) median(age float64) float64 {
+	var later []float64
+	for _, r := range h {
+		if r.by > age {
+			later = append(later, max(age, (r.after+r.by)/2))
+		}
+	}
+	if len(later) == 0 {
+		return 1
+	}
+	slices.Sort(later)
+	return later[len(later)/2]
+}

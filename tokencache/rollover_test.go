@@ -1,0 +1,140 @@
+package tokencache
+
+import (
+	"math"
+	"testing"
+	"time"
+)
+
+func TestLearn(t *testing.T) {
+	t.Parallel()
+	hours := func(after, by float64) rollover { return rollover{after: after / 24, by: by / 24} }
+	justAfter := func(h float64) float64 { return h + 5.0/3600 }
+	for _, row := range []struct {
+		name string
+		seen history
+		kind PatternKind
+		age  float64 // hours, with Regular
+	}{
+		{"nothing", nil, Unlearnt, 0},
+		{"one wide", history{hours(0, 12.5)}, Unlearnt, 0},
+		{"one close to the expiry", history{hours(23.6, justAfter(24))}, Regular, 24},
+		{"two wide around half", history{hours(11.2, 17.6), hours(0, 12.7)}, Unlearnt, 0},
+		{"half, tested on both sides", history{hours(0, 12.7), hours(11.97, justAfter(12))}, Regular, 12},
+		{"one narrow anywhere: chance", history{hours(16, 16.1)}, Unlearnt, 0},
+		{"two narrow at the same age", history{hours(16, 16.1), hours(15.95, 16.05)}, Regular, 16.05},
+		{"two narrow at two ages", history{hours(16, 16.1), hours(9, 9.1)}, Irregular, 0},
+		{"wide ones that agree with a narrow one", history{hours(0, 20), hours(16, 16.1), hours(12, 18)}, Unlearnt, 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			got := row.seen.learn()
+			if got.kind != row.kind || row.kind == Regular && math.Abs(got.share*24-row.age) > 1e-6 || got.seen != len(row.seen) {
+				t.Errorf("%v at %v h from %d, want %v at %v h", got.kind, got.share*24, got.seen, row.kind, row.age)
+			}
+		})
+	}
+}
+
+func TestHistoryIsBounded(t *testing.T) {
+	t.Parallel()
+	var h history
+	for i := range 100 {
+		h.add(rollover{by: float64(i)}, 8)
+	}
+	if len(h) != 8 || h[0].by != 92 || h[7].by != 99 || len(h.last(3)) != 3 || len(h.last(30)) != 8 {
+		t.Errorf("%v", h)
+	}
+}
+
+func TestEarliest(t *testing.T) {
+	t.Parallel()
+	var h history
+	for i := range 3 {
+		h.add(rollover{after: 0.4 + 0.1*float64(i), by: 0.41 + 0.1*float64(i)}, 64)
+	}
+	if got := h.earliest(); got != 0 {
+		t.Errorf("of three: %v", got)
+	}
+	h.add(rollover{by: 0.9, watched: 1}, 64)                // nobody watched
+	h.add(rollover{after: 0.3, by: 0.31, watched: 1}, 64)   // nor here, it was luck
+	h.add(rollover{after: 0.7, by: 0.71, watched: 0.6}, 64) // watched too late to see an earlier one
+	h.add(rollover{after: 0.8, by: 0.81}, 64)
+	// The least is 0.4; four that range over 0.41 leave three quarters of that to chance.
+	if got := h.earliest(); math.Abs(got-0.0925) > 1e-9 {
+		t.Errorf("of four: %v", got)
+	}
+}
+
+func TestMedian(t *testing.T) {
+	t.Parallel()
+	h := history{{after: 0.4, by: 0.5}, {after: 0.6, by: 0.7}, {after: 0.8, by: 0.9}}
+	for age, want := range map[float64]float64{0: 0.65, 0.55: 0.85, 0.88: 0.88, 0.95: 1} {
+		if got := h.median(age); math.Abs(got-want) > 1e-9 {
+			t.Errorf("from %v on: %v, want %v", age, got, want)
+		}
+	}
+}
+
+func TestMintingOf(t *testing.T) {
+	t.Parallel()
+	minted := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	token := func(dated time.Time, notBefore time.Time, life time.Duration) Token {
+		return Token{ExpiresOn: minted.Add(life), NotBefore: notBefore, Claims: Claims{IssuedAt: dated}}
+	}
+	back := minted.Add(-backdated)
+	for _, row := range []struct {
+		name     string
+		token    Token
+		left     time.Duration
+		from, to time.Duration // from minted
+	}{
+		{"as Entra dates them", token(back, time.Time{}, 24*time.Hour), 20 * time.Hour, -mintSlack, mintSlack},
+		{"by not_before alone", token(time.Time{}, back, 24*time.Hour), 20 * time.Hour, -mintSlack, mintSlack},
+		{"28 hours", token(back, time.Time{}, 28*time.Hour), 20 * time.Hour, -mintSlack, mintSlack},
+		{"more left than that life allows", token(back, time.Time{}, 24*time.Hour), 24*time.Hour + time.Minute, -backdated, mintSlack},
+		{"not dated back", token(minted, time.Time{}, 24*time.Hour), 20 * time.Hour, 0, backdated + mintSlack},
+		{"opaque", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour},
+		{"dated after its expiry", token(minted.Add(48*time.Hour), time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			got := mintingOf(row.token, row.left)
+			if from, to := got.Earliest.Sub(minted), got.Latest.Sub(minted); from != row.from || to != row.to {
+				t.Errorf("from %v to %v after the minting, want %v to %v", from, to, row.from, row.to)
+			}
+		})
+	}
+}
+
+func TestLifeOf(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	dated := Token{ExpiresOn: now, Claims: Claims{IssuedAt: now.Add(-28*time.Hour - backdated)}}
+	if got := lifeOf(dated, time.Hour); got != 28*time.Hour {
+		t.Errorf("dated: %v", got)
+	}
+	if got := lifeOf(Token{ExpiresOn: now}, time.Hour); got != 24*time.Hour {
+		t.Errorf("opaque: %v", got)
+	}
+	if got := lifeOf(Token{ExpiresOn: now}, 26*time.Hour); got != 26*time.Hour {
+		t.Errorf("opaque and long: %v", got)
+	}
+	short := Token{ExpiresOn: now, Claims: Claims{IssuedAt: now.Add(-70 * time.Minute)}}
+	if got := lifeOf(short, 40*time.Minute); got != 65*time.Minute {
+		t.Errorf("short: %v", got)
+	}
+}
+
+// A probe's step shrinks with what is left, within its bounds.
+func TestChaseStep(t *testing.T) {
+	t.Parallel()
+	last := time.Duration(math.MaxInt64)
+	for left := 28 * time.Hour; left > -time.Hour; left -= 10 * time.Minute {
+		step := chaseStep(left, 0.5)
+		if step > last || step > chaseTop || step < chaseFloor {
+			t.Errorf("with %v left: %v after %v", left, step, last)
+		}
+		last = step
+	}
+}
