@@ -19,10 +19,10 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system fuzz bench lint cover cross install clean
+.PHONY: help build demo test test-race test-system fuzz bench bench-staleness lint cover cross install clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Static bin/perceptd and bin/perceptctl
 	@mkdir -p bin
@@ -49,11 +49,15 @@ bench: ## Measure the daemon beside net/http and nginx on the same kind of socke
 	$(call apt,nginx-light)
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBench$$' -v ./cmd/perceptd
 
+bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
+	STALENESS_DOCS=$(CURDIR)/docs $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
+
 lint: ## gofmt, vet, staticcheck
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags system ./systemd
 	$(GO) vet -tags bench ./cmd/perceptd
+	$(GO) vet -tags staleness ./tokencache
 	$(GO) run $(STATICCHECK) ./...
 
 cover: ## Statement coverage; fails below 95 % of tokencache or 80 % of the whole
