@@ -145,7 +145,7 @@ func (a *Agent) Token(ctx context.Context, caller Caller, r Request) (Answer, er
 	switch {
 	case errors.As(err, &refusal) && refusal.Reason == NotGranted:
 		a.denied.Add(1)
-		a.denials.note(caller, r, refusal)
+		a.denials.note(caller, r.Resource, refusal)
 	case refusal != nil && refusal.Reason.isInvalid():
 		a.invalid.Add(1)
 	default:

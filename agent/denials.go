@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"sync"
 
 	"go.uber.org/zap"
@@ -17,7 +18,7 @@ type denialLog struct {
 	skipped int
 }
 
-func (d *denialLog) note(caller Caller, r Request, why *Error) {
+func (d *denialLog) note(caller Caller, resource string, why *Error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.limit == nil {
@@ -30,7 +31,7 @@ func (d *denialLog) note(caller Caller, r Request, why *Error) {
 	fields := []zap.Field{
 		zap.Stringer("caller", caller),
 		zap.Uint32("uid", caller.UID),
-		zap.String("resource", r.Resource),
+		zap.String("resource", resource),
 		zap.String("reason", why.Detail),
 	}
 	if caller.Module != "" {
@@ -41,4 +42,12 @@ func (d *denialLog) note(caller Caller, r Request, why *Error) {
 		d.skipped = 0
 	}
 	d.log.Warn("token denied", fields...)
+}
+
+// logDenial writes err to the log if it is a denial.
+func (a *Agent) logDenial(caller Caller, resource string, err error) {
+	var refusal *Error
+	if errors.As(err, &refusal) && refusal.Reason == NotGranted {
+		a.denials.note(caller, resource, refusal)
+	}
 }

@@ -19,6 +19,12 @@ type Sight struct {
 // again: the channel is closed when that is no longer true, which may turn out to be nothing new. Grants
 // are checked anew at every call. The error is an *Error. It fetches nothing, but counts as asking.
 func (a *Agent) Look(caller Caller, r Request) (Sight, <-chan struct{}, error) {
+	sight, news, err := a.look(caller, r)
+	a.logDenial(caller, r.Resource, err)
+	return sight, news, err
+}
+
+func (a *Agent) look(caller Caller, r Request) (Sight, <-chan struct{}, error) {
 	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
 	identity, denial := a.rules.Load().choose(caller, r)
 	if denial != nil {
@@ -41,7 +47,7 @@ func (a *Agent) await(ctx context.Context, caller Caller, r Request) (Answer, er
 	patience, cancel := context.WithTimeout(ctx, r.Wait)
 	defer cancel()
 	for {
-		sight, news, err := a.Look(caller, r) // first, so that nothing is missed between the try and the wait
+		sight, news, err := a.look(caller, r) // first, so that nothing is missed between the try and the wait
 		if err != nil {
 			return Answer{}, err
 		}

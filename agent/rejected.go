@@ -74,6 +74,7 @@ func (a *Agent) Rejected(ctx context.Context, caller Caller, r Rejection) (Advic
 	rules := a.rules.Load()
 	identity, denial := rules.choose(caller, Request{Resource: r.Resource, Identity: r.Identity})
 	if denial != nil {
+		a.logDenial(caller, r.Resource, denial)
 		return Advice{}, denial
 	}
 	if wait := a.reports.admit(caller.who()); wait > 0 {

@@ -188,13 +188,14 @@ func (c *Cache) rolloverLocked(e *entry) time.Duration {
 // likelyLocked returns the boot time at which a newer token is to be expected, or never when that is not
 // known: by the pattern, or where there is none in the middle of what is left of those seen.
 func (c *Cache) likelyLocked(e *entry, now time.Duration) time.Duration {
-	p := c.learnedLocked(e)
-	at := never
-	switch p.kind {
+	var at time.Duration
+	switch c.learnedLocked(e).kind {
 	case Regular:
 		at = c.rolloverLocked(e)
 	case Irregular:
 		at = e.born + time.Duration(c.rollovers.median(share(now-e.born, e.life))*float64(e.life))
+	case Unlearnt:
+		return never
 	}
 	if at <= e.shown {
 		return never // it should have come: what was learnt does not hold

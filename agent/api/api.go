@@ -49,30 +49,29 @@ const (
 type Code string
 
 const (
-	CodeBadRequest       Code = "bad_request"             // 400: the request is not of the form's shape
-	CodeUnknownPath      Code = "unknown_path"            // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
-	CodeMethod           Code = "method_not_allowed"      // 405
-	CodeForeignOrigin    Code = "foreign_origin"          // 403: a foreign Host, an Origin, a proxy's header
-	CodeUnknownIdentity  Code = "unknown_identity"        // 400: no such identity in the configuration
-	CodeAmbiguous        Code = "ambiguous_identity"      // 400: several identities are granted; name one
-	CodeNotGranted       Code = "not_granted"             // 403: no grant names this caller, identity and resource
-	CodeUnknownCaller    Code = "unknown_caller"          // 403: who is calling could not be proved
-	CodeShortLife        Code = "short_life"              // 503: min_ttl is more than the newest token has left
-	CodeNotYet           Code = "not_yet"                 // 503: the back end has no token issued after issued_after yet
-	CodeRevoked          Code = "permissions_revoked"     // 403: a revocation withholds the token until a current one arrives
-	CodeThrottled        Code = "throttled"               // 503: the back end throttles this device
-	CodeUnreachable      Code = "unreachable"             // 503: no token cached and no answer from the back end
-	CodeMalformedAnswer  Code = "malformed_answer"        // 503: what answered is not a token endpoint
-	CodeIdentityNotFound Code = "identity_not_found"      // 400: the back end does not know the identity
-	CodeRefused          Code = "refused"                 // 403: the back end refuses this token
-	CodeBusy             Code = "too_many_requests"       // 429: this caller asks too much at once
-	CodeSpreading        Code = "policy_change_spreading" // a refresh now could bring a token without the change
-	CodeFutureChange     Code = "future_change"           // 422: a policy change dated ahead of a right clock
-	CodeTooManyChanges   Code = "too_many_changes"        // 422: withdraw some, or name all resources at once
-	CodeUnknownChange    Code = "unknown_change"          // 404: no policy change of that ID is on record
-	CodeNotKept          Code = "not_kept"                // 507: in force, but it could not be written to the disk
-	CodeInvalidConfig    Code = "invalid_config"          // 422: reload found a bad configuration; nothing changed
-	CodeInternal         Code = "internal"                // 500
+	CodeBadRequest       Code = "bad_request"         // 400: the request is not of the form's shape
+	CodeUnknownPath      Code = "unknown_path"        // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
+	CodeMethod           Code = "method_not_allowed"  // 405
+	CodeForeignOrigin    Code = "foreign_origin"      // 403: a foreign Host, an Origin, a proxy's header
+	CodeUnknownIdentity  Code = "unknown_identity"    // 400: no such identity in the configuration
+	CodeAmbiguous        Code = "ambiguous_identity"  // 400: several identities are granted; name one
+	CodeNotGranted       Code = "not_granted"         // 403: no grant names this caller, identity and resource
+	CodeUnknownCaller    Code = "unknown_caller"      // 403: who is calling could not be proved
+	CodeShortLife        Code = "short_life"          // 503: min_ttl is more than the newest token has left
+	CodeNotYet           Code = "not_yet"             // 503: the back end has no token issued after issued_after yet
+	CodeRevoked          Code = "permissions_revoked" // 403: a revocation withholds the token until a current one arrives
+	CodeThrottled        Code = "throttled"           // 503: the back end throttles this device
+	CodeUnreachable      Code = "unreachable"         // 503: no token cached and no answer from the back end
+	CodeMalformedAnswer  Code = "malformed_answer"    // 503: what answered is not a token endpoint
+	CodeIdentityNotFound Code = "identity_not_found"  // 400: the back end does not know the identity
+	CodeRefused          Code = "refused"             // 403: the back end refuses this token
+	CodeBusy             Code = "too_many_requests"   // 429: this caller asks too much at once
+	CodeFutureChange     Code = "future_change"       // 422: a policy change dated ahead of a right clock
+	CodeTooManyChanges   Code = "too_many_changes"    // 422: withdraw some, or name all resources at once
+	CodeUnknownChange    Code = "unknown_change"      // 404: no policy change of that ID is on record
+	CodeNotKept          Code = "not_kept"            // 507: in force, but it could not be written to the disk
+	CodeInvalidConfig    Code = "invalid_config"      // 422: reload found a bad configuration; nothing changed
+	CodeInternal         Code = "internal"            // 500
 )
 
 // Problem is an error of the /v1 form and the admin socket: RFC 9457 problem details, content type

@@ -165,6 +165,7 @@ func TestWatchEndsWithItsTaker(t *testing.T) {
 	<-gone
 	c, gone = endless(t)
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	for _, err := range c.Watch(ctx, client.WatchRequest{Resource: "r"}) {
 		cancel()
 		if err != nil && err != context.Canceled {

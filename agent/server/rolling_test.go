@@ -39,6 +39,13 @@ func (b *rolling) fail(err error) {
 	b.fault = err
 }
 
+// asked returns how many calls there were.
+func (b *rolling) asked() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.calls
+}
+
 func (b *rolling) fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

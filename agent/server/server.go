@@ -58,7 +58,7 @@ type Server struct {
 // Limits bounds how long a connection may take over each thing. Zero fields mean the defaults.
 type Limits struct {
 	Header time.Duration // to send a request's header; 5 s
-	Answer time.Duration // until a request for a token is answered; 8 s, so that 10 s are kept on a busy device too
+	Answer time.Duration // until a request for a token is answered, beside what it asked to wait; 8 s, so that 10 s are kept on a busy device too
 	Admin  time.Duration // until a request on the admin socket is answered; 8 s as well
 	Idle   time.Duration // between two requests on one connection; 60 s
 	Alive  time.Duration // between two signs of life on a stream of events; 15 s

@@ -104,9 +104,10 @@ func (s *Server) askFor(x *exchange, request agent.Request) (agent.Answer, *faul
 // untilDown returns x's context, ended as well when the daemon goes down.
 func (x *exchange) untilDown() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(x.ctx)
+	down := x.down // x is another request's soon
 	go func() {
 		select {
-		case <-x.down:
+		case <-down:
 			cancel()
 		case <-ctx.Done():
 		}
