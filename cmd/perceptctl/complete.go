@@ -12,7 +12,13 @@ import (
 // completeFrom offers a flag values from the daemon's status when the shell completes a command
 // line. Whoever may not read the status is offered nothing.
 func (a *app) completeFrom(command *cobra.Command, flag string, values func(api.Status) []string) {
-	complete := func(command *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	// It fails only for a flag that is not defined, or twice for the same.
+	_ = command.RegisterFlagCompletionFunc(flag, a.fromStatus(values))
+}
+
+// fromStatus makes a completion of what the daemon's status has.
+func (a *app) fromStatus(values func(api.Status) []string) cobra.CompletionFunc {
+	return func(command *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		// Somebody waits with a finger on the Tab key.
 		ctx, cancel := context.WithTimeout(command.Context(), 2*time.Second)
 		defer cancel()
@@ -22,8 +28,6 @@ func (a *app) completeFrom(command *cobra.Command, flag string, values func(api.
 		}
 		return values(status), cobra.ShellCompDirectiveNoFileComp
 	}
-	// It fails only for a flag that is not defined, or twice for the same.
-	_ = command.RegisterFlagCompletionFunc(flag, complete)
 }
 
 func identityNames(status api.Status) []string {
@@ -40,4 +44,12 @@ func cachedResources(status api.Status) []string {
 		resources = append(resources, token.Resource)
 	}
 	return resources
+}
+
+func changeIDs(status api.Status) []string {
+	var ids []string
+	for _, change := range status.Changes {
+		ids = append(ids, change.ID)
+	}
+	return ids
 }

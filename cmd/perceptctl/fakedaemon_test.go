@@ -27,7 +27,7 @@ type fakeDaemon struct {
 	serving sync.WaitGroup
 
 	mu       sync.Mutex
-	answers  map[string]fakeAnswer // by path
+	answers  map[string]fakeAnswer // by path, or by method and path
 	requests strings.Builder
 	asked    func() // called at each request; nil: nothing
 }
@@ -36,7 +36,8 @@ type fakeAnswer struct {
 	status     int
 	body       string
 	retryAfter string
-	hangs      bool
+	hangs      bool // before it answers
+	stays      bool // after it answered, as a stream of events does
 }
 
 func newFakeDaemon(folder string) *fakeDaemon {
@@ -52,9 +53,9 @@ func (d *fakeDaemon) start() error {
 	if err := os.MkdirAll(module, 0o755); err != nil {
 		return err
 	}
-	admin := []string{api.PathStatus, api.PathRefresh, api.PathReload}
+	admin := []string{api.PathStatus, api.PathRefresh, api.PathReload, api.PathPolicyChanges}
 	return errors.Join(
-		d.listen(d.client.TokenSocketPath(), api.PathToken),
+		d.listen(d.client.TokenSocketPath(), api.PathToken, api.PathWatch),
 		d.listen(filepath.Join(module, api.TokenSocketName), api.PathToken),
 		d.listen(d.client.AdminSocketPath(), admin...),
 	)
@@ -98,6 +99,9 @@ func (d *fakeDaemon) note(r *http.Request) fakeAnswer {
 	if d.asked != nil {
 		d.asked()
 	}
+	if a, found := d.answers[r.Method+" "+r.URL.Path]; found {
+		return a
+	}
 	return d.answers[r.URL.Path]
 }
 
@@ -115,6 +119,9 @@ func (d *fakeDaemon) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if r.URL.Path == api.PathWatch {
+		w.Header().Set("Content-Type", "text/event-stream")
+	}
 	if a.status != http.StatusOK {
 		w.Header().Set("Content-Type", "application/problem+json")
 	}
@@ -126,4 +133,8 @@ func (d *fakeDaemon) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(a.status)
 	_, _ = io.WriteString(w, a.body)
+	if a.stays {
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}
 }

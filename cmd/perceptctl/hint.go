@@ -76,6 +76,16 @@ func refusalHint(err *client.Error) string {
 		return "ask the socket directly, not through a proxy or a browser"
 	case api.CodeShortLife:
 		return "ask for less with --min-ttl; perceptctl status shows when the next refresh is due"
+	case api.CodeNotYet:
+		return "wait for it with --wait 10m; perceptctl explain RESOURCE tells when one is expected"
+	case api.CodeRevoked:
+		return "perceptctl explain RESOURCE tells until when; perceptctl policy-changes lists the revocation"
+	case api.CodeFutureChange:
+		return "check --at and its time zone, and this device's clock (timedatectl)"
+	case api.CodeTooManyChanges:
+		return "perceptctl policy-changes lists them; withdraw some, or enter one for --all-resources"
+	case api.CodeUnknownChange:
+		return "perceptctl policy-changes lists the IDs; a change goes off the record by itself in the end"
 	case api.CodeThrottled, api.CodeBusy:
 		if err.RetryAfter > 0 {
 			return fmt.Sprintf("ask again in %s", span(err.RetryAfter))

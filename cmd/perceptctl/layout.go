@@ -22,8 +22,7 @@ type cell struct {
 // row is a line of a table, with what there is to say about it on lines below.
 type row struct {
 	cells []cell
-	note  string
-	how   style // of the note
+	notes []cell // empty ones are left out
 }
 
 const (
@@ -42,8 +41,10 @@ func (s screen) table(columns []column, rows []row) string {
 	s.line(&b, titles, widths)
 	for _, r := range rows {
 		s.line(&b, r.cells, widths)
-		if r.note != "" {
-			b.WriteString(s.paragraph(gap, r.note, r.how))
+		for _, note := range r.notes {
+			if note.text != "" {
+				b.WriteString(s.paragraph(gap, note.text, note.how))
+			}
 		}
 	}
 	return b.String()
@@ -124,7 +125,7 @@ func (s screen) paragraph(lead, text string, how style) string {
 	lines = append(lines, line)
 	var b strings.Builder
 	for _, line := range lines {
-		b.WriteString(s.paint(how, lead+line) + "\n")
+		b.WriteString(s.paint(how, strings.TrimRight(lead+line, " ")) + "\n")
 		lead = strings.Repeat(" ", utf8.RuneCountInString(lead))
 	}
 	return b.String()

@@ -80,7 +80,7 @@ func FuzzLayout(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name, text string, width int) {
 		s := screen{width: max(leastWidth, min(width, 300))}
 		columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"STATE", false}}
-		shown := s.table(columns, []row{{cells: []cell{{name, plain}, {text, plain}, {"fresh", good}}, note: text}})
+		shown := s.table(columns, []row{{cells: []cell{{name, plain}, {text, plain}, {"fresh", good}}, notes: []cell{{text, plain}}}})
 		shown += s.paragraph("trouble: ", text, bad)
 		for line := range strings.Lines(shown) {
 			line = strings.TrimSuffix(line, "\n")

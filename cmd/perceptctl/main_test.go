@@ -40,6 +40,8 @@ func TestTranscripts(t *testing.T) {
 			env.Values[daemonKey{}] = daemon
 			env.Setenv(api.SocketVariable, daemon.client.Socket)
 			env.Setenv("TOKEN", canary)
+			env.Setenv("TZ", "Europe/Berlin")
+			env.Setenv("LANG", "C.UTF-8")
 			return daemon.start()
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -58,11 +60,11 @@ func TestTranscripts(t *testing.T) {
 type daemonKey struct{}
 
 // transcribe runs perceptctl and checks what holds for every run: token text is printed by `token`
-// alone, nothing is coloured away from a terminal, and no line of a status is over 80 columns.
+// alone, nothing is coloured away from a terminal, and no line for people is over 80 columns.
 func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	var stdout, stderr bytes.Buffer
 	var environ []string
-	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM"} {
+	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM", "TZ", "LANG"} {
 		environ = append(environ, name+"="+ts.Getenv(name))
 	}
 	daemon := ts.Value(daemonKey{}).(*fakeDaemon)
@@ -78,7 +80,9 @@ func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	if strings.Contains(stdout.String()+stderr.String(), "\x1b") {
 		ts.Fatalf("control sequences away from a terminal")
 	}
-	if slices.Contains(args, "status") && !slices.Contains(args, "--json") && !slices.Contains(args, "--help") {
+	fits := []string{"status", "explain", "timeline", "policy-changed", "policy-changes", "refresh"}
+	isFor := func(verb string) bool { return slices.Contains(args, verb) }
+	if slices.ContainsFunc(fits, isFor) && !slices.ContainsFunc([]string{"--json", "--help", "__complete"}, isFor) {
 		for line := range strings.Lines(stdout.String()) {
 			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > plainWidth {
 				ts.Fatalf("a line of %d columns: %s", n, line)
@@ -97,7 +101,7 @@ func checkCode(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// setAnswer is `answer PATH STATUS FILE [RETRY-AFTER]`.
+// setAnswer is `answer PATH STATUS FILE [RETRY-AFTER]`; a method and a space may stand before the path.
 func setAnswer(ts *testscript.TestScript, _ bool, args []string) {
 	status, err := strconv.Atoi(args[1])
 	ts.Check(err)

@@ -21,15 +21,22 @@ func (a *app) refreshCommand() *cobra.Command {
   unchanged  the back end's cached copy of the token already held
   older      one minted before the token held, which stays
   failed     no token; the one held stays
+  held       nothing was asked: a policy change is still spreading
 
 The back end keeps a token for about 24 hours and cannot be made to mint a newer
-one: expect "unchanged" until it rolls over by itself.`,
+one: expect "unchanged" until it rolls over by itself.
+
+A policy change takes up to 10 minutes to reach new tokens. A token that is minted
+before may lack it, and the back end then hands out that one for about 24 hours.
+So a refresh is held back meanwhile; perceptd fetches by itself afterwards. --now
+fetches all the same.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.refresh(ctx, request, asJSON) }),
 	}
 	flags := command.Flags()
 	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default all)")
 	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` (default all)")
+	flags.BoolVar(&request.Now, "now", false, "fetch even while a policy change is still spreading")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
 	a.completeFrom(command, "identity", identityNames)
 	a.completeFrom(command, "resource", cachedResources)
@@ -65,18 +72,24 @@ func (s screen) refreshed(results []api.RefreshResult) string {
 	}
 	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"OUTCOME", false}}
 	rows := make([]row, len(results))
-	cachedCopies := false
+	cachedCopies, held := false, false
 	for i, result := range results {
 		rows[i] = row{
 			cells: []cell{{result.Identity, plain}, {result.Resource, plain}, outcomeCell(result.Outcome)},
-			note:  result.Detail,
-			how:   bad,
+			notes: []cell{{result.Detail, plain}},
+		}
+		if result.Outcome == api.OutcomeFailed {
+			rows[i].notes[0].how = bad
 		}
 		cachedCopies = cachedCopies || result.Outcome == api.OutcomeUnchanged
+		held = held || result.Outcome == api.OutcomeHeld
 	}
 	text := s.table(columns, rows)
 	if cachedCopies {
 		text += "\n" + s.paragraph("", "unchanged: the back end keeps a token for about 24 hours and hands out its copy until then", faint)
+	}
+	if held {
+		text += "\n" + s.paragraph("", "held: wait, perceptd fetches by itself; --now fetches at once, which may cost a day", faint)
 	}
 	return text
 }
@@ -89,6 +102,8 @@ func outcomeCell(outcome api.Outcome) cell {
 		return cell{string(outcome), good}
 	case api.OutcomeFailed:
 		return cell{string(outcome), bad}
+	case api.OutcomeHeld:
+		return cell{string(outcome), warning}
 	}
 	return cell{string(outcome), plain}
 }

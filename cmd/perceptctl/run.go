@@ -30,8 +30,10 @@ const exitHelp = `Exit status:
   1    perceptd answered with an error, or something else went wrong
   2    the command line is wrong
   3    perceptd cannot be reached, or did not answer in time
-  4    perceptd denied it (403): a grant or a proof of the caller is missing
-  5    perceptd answered, and needs a person: not ready, trouble, a refresh that failed
+  4    perceptd denied it (403): a grant or a proof of the caller is missing,
+       or a revocation withholds the token
+  5    perceptd answered, and needs a person: not ready, trouble, a refresh that failed,
+       a policy change that could not be written to the disk
   130  interrupted
 `
 
@@ -104,6 +106,8 @@ func (a *app) rootCommand() *cobra.Command {
 tokens of this device and hands them to local modules.`,
 		Example: `  perceptctl status
   perceptctl token --resource https://vault.azure.net --short
+  sudo perceptctl policy-changed https://vault.azure.net --effect granted
+  sudo perceptctl explain https://vault.azure.net
   sudo perceptctl reload`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -115,7 +119,8 @@ tokens of this device and hands them to local modules.`,
 		"`path` of the admin socket (default "+api.AdminSocketName+" beside the token socket)")
 	flags.DurationVar(&a.timeout, "timeout", time.Minute, "how long to wait for perceptd; 0 waits on")
 	root.SetHelpTemplate(root.HelpTemplate() + "\n" + exitHelp)
-	root.AddCommand(a.statusCommand(), a.tokenCommand(), a.refreshCommand(), a.reloadCommand(),
+	root.AddCommand(a.statusCommand(), a.explainCommand(), a.timelineCommand(), a.policyChangedCommand(),
+		a.policyChangesCommand(), a.tokenCommand(), a.watchCommand(), a.refreshCommand(), a.reloadCommand(),
 		a.versionCommand(), a.simulateCommand())
 	return root
 }
@@ -135,12 +140,25 @@ func (a *app) verb(f func(context.Context) error) func(*cobra.Command, []string)
 	}
 }
 
+// argued is verb for a command with arguments.
+func (a *app) argued(f func(context.Context, []string) error) func(*cobra.Command, []string) error {
+	return func(command *cobra.Command, args []string) error {
+		a.began = true
+		return f(command.Context(), args)
+	}
+}
+
 // patience bounds one conversation with the daemon by --timeout.
 func (a *app) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	return a.patienceBeyond(ctx, 0)
+}
+
+// patienceBeyond is patience with a daemon that was asked to wait for so long.
+func (a *app) patienceBeyond(ctx context.Context, wait time.Duration) (context.Context, context.CancelFunc) {
 	if a.timeout <= 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, a.timeout)
+	return context.WithTimeout(ctx, wait+a.timeout)
 }
 
 // report tells err, if it has not been told, and what to do about it.

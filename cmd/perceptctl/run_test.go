@@ -133,10 +133,15 @@ func TestOutputThatCannotBeWritten(t *testing.T) {
 	d.answer(api.PathToken, fakeAnswer{status: 200, body: `{"access_token":"` + canary + `"}`})
 	d.answer(api.PathRefresh, fakeAnswer{status: 200, body: `{}`})
 	d.answer(api.PathReload, fakeAnswer{status: 200, body: `{}`})
+	d.answer(api.PathPolicyChanges, fakeAnswer{status: 200, body: `{}`})
+	d.answer(api.PathWatch, fakeAnswer{status: 200, body: "event: expired\ndata: {}\n\n"})
 	for _, line := range []string{
 		"status", "status --json", "status --watch", "status --watch --json",
 		"token --resource r", "token --resource r --json", "token --resource r --short",
 		"refresh", "refresh --json", "reload", "version", "simulate",
+		"timeline", "explain https://vault.azure.net", "explain https://vault.azure.net --json",
+		"policy-changed r --effect granted", "policy-changed r --effect granted --json",
+		"policy-changes", "policy-changes --json", "policy-changes withdraw a", "watch r", "watch r --json",
 	} {
 		t.Run(line, func(t *testing.T) {
 			t.Parallel()
@@ -161,6 +166,34 @@ func TestInterrupted(t *testing.T) {
 	code := run(ctx, []string{"token", "--resource", "r", "--timeout", "0"}, nil, &stdout, &stderr, d.environ())
 	if code != exitInterrupted || stderr.String() != "perceptctl: interrupted\n" || stdout.Len() > 0 {
 		t.Errorf("exit status %d, %s%s", code, &stdout, &stderr)
+	}
+}
+
+// cancelWriter cancels at the first write.
+type cancelWriter struct {
+	written bytes.Buffer
+	cancel  context.CancelFunc
+}
+
+func (w *cancelWriter) Write(p []byte) (int, error) {
+	defer w.cancel()
+	return w.written.Write(p)
+}
+
+// TestWatchEndsWithCtrlC has a stream that stays open, beyond the time for its first line.
+func TestWatchEndsWithCtrlC(t *testing.T) {
+	t.Parallel()
+	for _, timeout := range []string{"1m", "0"} {
+		d := startDaemon(t)
+		d.answer(api.PathWatch, fakeAnswer{status: 200, stays: true,
+			body: "event: token\ndata: {\"token_sha256\":\"0123\",\"expires_on\":1924992000,\"permissions\":{\"standing\":\"current\"}}\n\n"})
+		ctx, cancel := context.WithCancel(t.Context())
+		stdout := cancelWriter{cancel: cancel}
+		var stderr bytes.Buffer
+		code := run(ctx, []string{"watch", "r", "--timeout", timeout}, nil, &stdout, &stderr, d.environ("TZ=UTC"))
+		if code != exitOK || stderr.Len() > 0 || !strings.HasSuffix(stdout.written.String(), "  token        0123 until 2031-01-01 00:00, current\n") {
+			t.Errorf("exit status %d, %s%s", code, &stdout.written, &stderr)
+		}
 	}
 }
 

@@ -70,8 +70,7 @@ func (s screen) simulatedIdentities(identities []simulator.IdentityState) string
 		}}
 		to := identity.Permissions
 		if !slices.Equal(now.Groups, to.Groups) || !slices.Equal(now.Roles, to.Roles) || !slices.Equal(now.WIDs, to.WIDs) {
-			rows[i].note = "its permissions were changed, which has not reached new tokens yet"
-			rows[i].how = warning
+			rows[i].notes = []cell{{"its permissions were changed, which has not reached new tokens yet", warning}}
 		}
 	}
 	return s.table(columns, rows)

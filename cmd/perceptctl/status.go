@@ -31,6 +31,16 @@ A token is
   missing   not there, and the last fetch failed
   idle      valid, but nobody asks: left to expire
 
+Its permissions are
+  current    minted after every policy change on record, or none is known
+  stale      minted before a policy change
+  uncertain  which of the two cannot be told
+  withheld   not current, and a revocation keeps it from everybody
+
+perceptctl explain tells why, and until when. Tokens that are not current are no
+trouble by themselves: the back end's cache of about 24 hours makes them, and
+perceptd looks for newer ones. Withheld ones were ordered, so neither are they.
+
 The exit status is 5 when perceptd is not ready, reports trouble, or holds a
 configuration that did not load. With --watch it is 0 once you end it with Ctrl-C.`,
 		Args: cobra.NoArgs,
@@ -115,16 +125,16 @@ func needsPerson(status api.Status) bool {
 
 // status lays out a status: trouble first, then the daemon, its identities and its tokens.
 func (s screen) status(status api.Status) string {
-	text := ""
-	if status.Simulated {
-		text += s.paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing", loud)
-	}
+	text := s.simulated(status)
 	for _, trouble := range status.Trouble {
 		text += s.paragraph("trouble: ", trouble, bad)
 	}
 	text += s.daemon(status)
 	text += "\n" + s.identities(status.Identities)
 	text += "\n" + s.tokens(status.Now, status.Tokens)
+	if onRecord := s.changesOnRecord(status); onRecord != "" {
+		text += "\n" + onRecord
+	}
 	return text
 }
 
@@ -190,16 +200,20 @@ func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
 	if len(tokens) == 0 {
 		return "no tokens are cached\n"
 	}
-	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"STATE", false}, {"EXPIRES", false}, {"REFRESH", false}, {"LAST", false}}
+	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"STATE", false}, {"EXPIRES", false},
+		{"REFRESH", false}, {"PERMISSIONS", false}}
 	rows := make([]row, len(tokens))
 	for i, token := range tokens {
 		rows[i] = row{
 			cells: []cell{
 				{token.Identity, plain}, {token.Resource, plain}, stateCell(token.State),
-				expiryCell(token), refreshCell(now, token), outcomeCell(token.LastOutcome),
+				expiryCell(token), refreshCell(now, token), permissionsCell(token),
 			},
-			note: failures(now, token),
-			how:  bad,
+			notes: []cell{
+				{failures(now, token), bad},
+				{s.expectation(now, token), plain},
+				{refused(now, token), warning},
+			},
 		}
 	}
 	return s.table(columns, rows)
@@ -234,6 +248,84 @@ func refreshCell(now time.Time, token api.TokenStatus) cell {
 		return cell{"now", plain}
 	}
 	return cell{span(token.NextRefresh.Sub(now)), plain}
+}
+
+// verdict is the one word on a token's permissions.
+func verdict(permissions api.Permissions) string {
+	if permissions.Withheld {
+		return "withheld"
+	}
+	return string(permissions.Standing)
+}
+
+func permissionsCell(token api.TokenStatus) cell {
+	switch {
+	case token.ExpiresIn <= 0:
+		return cell{"none", faint}
+	case token.Permissions.Withheld:
+		return cell{verdict(token.Permissions), bad}
+	case !isCurrent(token):
+		return cell{verdict(token.Permissions), warning}
+	}
+	return cell{string(api.StandingCurrent), good}
+}
+
+// isCurrent reports whether a token that there is lacks no policy change on record. A daemon that does
+// not say so knows of none.
+func isCurrent(token api.TokenStatus) bool {
+	return token.Permissions.Standing == api.StandingCurrent || token.Permissions.Standing == ""
+}
+
+// expectation says when a token that is not current is followed by one that is, or "".
+func (s screen) expectation(now time.Time, token api.TokenStatus) string {
+	p := token.Permissions
+	if token.ExpiresIn <= 0 || isCurrent(token) || p.CurrentBy == 0 {
+		return ""
+	}
+	text := "a current one by " + s.at(now, time.Unix(p.CurrentBy, 0)) + " at the latest"
+	if p.Likely != 0 && p.Likely < p.CurrentBy {
+		text += ", probably by " + s.at(now, time.Unix(p.Likely, 0))
+	}
+	return text
+}
+
+// refused says that a resource refused the token, or "".
+func refused(now time.Time, token api.TokenStatus) string {
+	if token.Refused == nil {
+		return ""
+	}
+	return "a module reported " + span(now.Sub(*token.Refused)) + " ago that the resource refused it"
+}
+
+// changesOnRecord counts the policy changes and says where to read on, or "" without any.
+func (s screen) changesOnRecord(status api.Status) string {
+	if len(status.Changes) == 0 {
+		return ""
+	}
+	waiting := 0
+	for _, change := range status.Changes {
+		if change.Waiting > 0 {
+			waiting++
+		}
+	}
+	text := counted(len(status.Changes), "policy change") + " on record, "
+	switch waiting {
+	case 0:
+		text += "which every token here has met"
+	case len(status.Changes):
+		text += "which tokens here have not met yet"
+	default:
+		text += fmt.Sprintf("%d of which tokens here have not met yet", waiting)
+	}
+	return s.paragraph("", text+": perceptctl policy-changes", plain)
+}
+
+// counted is a number of things: "1 token", "2 tokens".
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return strconv.Itoa(n) + " " + thing + "s"
 }
 
 // failures says what stands between a key and its next token, or "".

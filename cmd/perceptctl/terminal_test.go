@@ -3,11 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -94,6 +98,33 @@ func TestColour(t *testing.T) {
 				t.Errorf("output %q", shown)
 			}
 		})
+	}
+}
+
+// TestTimelineOnATerminal is as wide as the terminal, up to 160 columns, and its colours take no columns.
+func TestTimelineOnATerminal(t *testing.T) {
+	t.Parallel()
+	control := regexp.MustCompile("\x1b\\[[0-9;]*m")
+	for width, want := range map[uint16]int{80: 80, 100: 100, 160: 160, 250: 160} {
+		status, err := json.Marshal(api.Status{Now: noon, Tokens: []api.TokenStatus{
+			aToken("device", "https://vault.azure.net", 9*time.Hour),
+			lacking(aToken("vision", "https://vault.azure.net", 3*time.Hour), api.StandingStale, time.Minute),
+			{Identity: "none", Resource: "r"},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := startDaemon(t)
+		d.answer(api.PathStatus, fakeAnswer{status: 200, body: string(status)})
+		shown, _, _ := onTerminal(t, t.Context(), width, []string{"timeline"}, d.environ("TERM=xterm", "LANG=C.UTF-8", "TZ=UTC"))
+		lines := strings.Split(control.ReplaceAllString(shown, ""), "\n")
+		if got := utf8.RuneCountInString(lines[1]); got != want {
+			t.Errorf("%d columns: an axis of %d", width, got)
+		}
+		checkWidth(t, strings.Join(lines, "\n"), want, false)
+		if !strings.Contains(shown, "\x1b[33m") || !strings.Contains(shown, "\x1b[32m") {
+			t.Errorf("not coloured: %q", shown)
+		}
 	}
 }
 

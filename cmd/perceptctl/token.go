@@ -16,6 +16,7 @@ import (
 func (a *app) tokenCommand() *cobra.Command {
 	var request client.TokenRequest
 	var asJSON, short bool
+	var issuedAfter string
 	command := &cobra.Command{
 		Use:   "token --resource URI",
 		Short: "print a token that this process is granted",
@@ -23,13 +24,25 @@ func (a *app) tokenCommand() *cobra.Command {
 --json. perceptd decides by the socket and the user who asks; what it grants to
 others it does not grant to you.
 
-The token is a secret: whoever has it has the identity's rights until it expires.`,
+The token is a secret: whoever has it has the identity's rights until it expires.
+
+--issued-after asks for a token that was minted after that moment, such as the one
+at which permissions changed. The back end cannot be made to mint one, so perceptd
+refuses until it hands one out; --wait gives it some time.`,
 		Example: `  curl -H "Authorization: Bearer $(perceptctl token --resource https://vault.azure.net)" ...
-  perceptctl token --resource https://storage.azure.com --identity vision --min-ttl 30m --json`,
+  perceptctl token --resource https://storage.azure.com --identity vision --min-ttl 30m --json
+  perceptctl token --resource https://vault.azure.net --issued-after 14:05 --wait 10m --short`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error {
-			if request.MinTTL < 0 {
+			switch {
+			case request.MinTTL < 0:
 				return &usageError{fmt.Errorf("--min-ttl %v is negative", request.MinTTL)}
+			case request.Wait < 0:
+				return &usageError{fmt.Errorf("--wait %v is negative", request.Wait)}
+			}
+			var err error
+			if request.IssuedAfter, err = a.moment("issued-after", issuedAfter); err != nil {
+				return err
 			}
 			return a.token(ctx, request, asJSON, short)
 		}),
@@ -38,6 +51,8 @@ The token is a secret: whoever has it has the identity's rights until it expires
 	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` that the token is for (required)")
 	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default: what your grants say)")
 	flags.DurationVar(&request.MinTTL, "min-ttl", 0, "life that the token must have left")
+	flags.StringVar(&issuedAfter, "issued-after", "", "`time` after which the token must have been minted: 14:05, 10m ago, or RFC 3339")
+	flags.DurationVar(&request.Wait, "wait", 0, "how long to wait for a token that will do, at most 10m; --timeout comes on top")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
 	flags.BoolVar(&short, "short", false, "print the token's beginning and length only, fit to be shown")
 	a.completeFrom(command, "identity", identityNames)
@@ -49,7 +64,7 @@ The token is a secret: whoever has it has the identity's rights until it expires
 }
 
 func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, short bool) error {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.patienceBeyond(ctx, request.Wait)
 	defer cancel()
 	token, err := a.client.Token(ctx, request)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 	"unicode"
 
 	"golang.org/x/term"
@@ -14,6 +15,8 @@ import (
 //
 //   - Standard output carries the answer and nothing else; errors and hints go to standard error.
 //   - Text is lower-case facts without a full stop. An error says what is so, its hint what to do.
+//     What explains, as `explain` does, is whole sentences.
+//   - Times of day are those of the device's time zone.
 //   - What needs a person comes first; a simulated back end is said before all else.
 //   - Text for people fits the terminal, or 80 columns where there is none. What is too long is cut in
 //     its middle with "…". Whoever needs all of it asks for --json.
@@ -41,22 +44,26 @@ const (
 
 // screen is what a stream of output can show.
 type screen struct {
-	width    int
-	terminal bool
-	redraws  bool // understands control sequences
-	colour   bool
+	width     int
+	terminal  bool
+	redraws   bool // understands control sequences
+	colour    bool
+	plainText bool           // shows ASCII alone
+	zone      *time.Location // nil: UTC
 }
 
 func (a *app) screen(w io.Writer) screen {
 	file, isFile := w.(*os.File)
 	if !isFile || !term.IsTerminal(int(file.Fd())) {
-		return screen{width: plainWidth}
+		return screen{width: plainWidth, plainText: a.plainText(), zone: a.zone()}
 	}
 	s := screen{
-		width:    plainWidth,
-		terminal: true,
-		redraws:  a.getenv("TERM") != "dumb",
-		colour:   a.getenv("TERM") != "dumb" && a.getenv("NO_COLOR") == "",
+		plainText: a.plainText(),
+		zone:      a.zone(),
+		width:     plainWidth,
+		terminal:  true,
+		redraws:   a.getenv("TERM") != "dumb",
+		colour:    a.getenv("TERM") != "dumb" && a.getenv("NO_COLOR") == "",
 	}
 	// A terminal may not know its width and then says 0.
 	if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 0 {
@@ -108,6 +115,16 @@ func (a *app) printJSON(answer any) error {
 	encoder.SetEscapeHTML(false)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(answer)
+}
+
+// plainText reports whether the locale's characters are other than UTF-8's.
+func (a *app) plainText() bool {
+	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
+		if locale := strings.ToLower(a.getenv(name)); locale != "" {
+			return !strings.Contains(locale, "utf-8") && !strings.Contains(locale, "utf8")
+		}
+	}
+	return true
 }
 
 // getenv returns the value of a variable of the environment that run was given.

@@ -1,0 +1,178 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func berlin(t testing.TB) *time.Location {
+	t.Helper()
+	zone, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return zone
+}
+
+func TestParseMoment(t *testing.T) {
+	t.Parallel()
+	zone := berlin(t)
+	now := time.Date(2026, 11, 23, 14, 30, 20, 0, zone)
+	autumn := time.Date(2026, 10, 25, 12, 0, 0, 0, zone) // at 3:00 the clocks went back to 2:00
+	between := time.Date(2026, 10, 25, 0, 45, 0, 0, time.UTC).In(zone)
+	spring := time.Date(2026, 3, 29, 12, 0, 0, 0, zone) // at 2:00 they went forward to 3:00
+	tests := []struct {
+		text string
+		now  time.Time
+		want string
+	}{
+		{"2026-11-23T14:05:00+01:00", now, "2026-11-23T14:05:00+01:00"},
+		{" 2026-11-23T13:05:00Z ", now, "2026-11-23T14:05:00+01:00"},
+		{"2026-12-24T13:05:00Z", now, "2026-12-24T14:05:00+01:00"}, // whether it is to come is the daemon's to judge
+		{"2026-11-23 14:05", now, "2026-11-23T14:05:00+01:00"},
+		{"2026-11-23 14:05:09", now, "2026-11-23T14:05:09+01:00"},
+		{"2026-11-23T14:05", now, "2026-11-23T14:05:00+01:00"},
+		{"2026-07-01 14:05", now, "2026-07-01T14:05:00+02:00"},
+		{"2027-01-01 14:05", now, "2027-01-01T14:05:00+01:00"},
+		{"14:05", now, "2026-11-23T14:05:00+01:00"},
+		{"14:30", now, "2026-11-23T14:30:00+01:00"},
+		{"14:30:21", now, "2026-11-22T14:30:21+01:00"},
+		{"14:31", now, "2026-11-22T14:31:00+01:00"},
+		{"0:00", now, "2026-11-23T00:00:00+01:00"},
+		{"10m ago", now, "2026-11-23T14:20:20+01:00"},
+		{"10mago", now, "2026-11-23T14:20:20+01:00"},
+		{"-10m", now, "2026-11-23T14:20:20+01:00"},
+		{"1d 2h ago", now, "2026-11-22T12:30:20+01:00"},
+		{"-1h30m5s", now, "2026-11-23T13:00:15+01:00"},
+		{"90s ago", now, "2026-11-23T14:28:50+01:00"},
+		// What the clocks showed twice is the later of the two, unless that is to come.
+		{"2026-10-25 02:30", autumn, "2026-10-25T02:30:00+01:00"},
+		{"2:30", autumn, "2026-10-25T02:30:00+01:00"},
+		{"2026-10-25 02:30", between, "2026-10-25T02:30:00+02:00"},
+		{"2:30", between, "2026-10-25T02:30:00+02:00"},
+		// What they did not show that day was the day before.
+		{"2:30", spring, "2026-03-28T02:30:00+01:00"},
+	}
+	for _, test := range tests {
+		got, err := parseMoment(test.text, test.now)
+		if text := got.In(zone).Format(time.RFC3339); err != nil || text != test.want {
+			t.Errorf("%q at %v: %s (%v), want %s", test.text, test.now, text, err, test.want)
+		}
+	}
+}
+
+func TestParseMomentRefuses(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 23, 14, 30, 20, 0, berlin(t))
+	for text, want := range map[string]string{
+		"":                             "10m ago, or -10m",
+		"soon":                         "2026-11-23 14:05 ",
+		"25:00":                        "is no time",
+		"2026-02-30 14:05":             "is no time",
+		"2026-11-23":                   "is no time",
+		"2026-11-23T14:05:00 +01:00":   "is no time",
+		"ago":                          "is no time",
+		"-":                            "is no time",
+		"10 ago":                       "is no time",
+		"-5m10h":                       "is no time",
+		"--5m":                         "is no time",
+		"-1.5h":                        "is no time",
+		"-9999d":                       "more than a year ago",
+		"99999999s ago":                "more than a year ago",
+		"2026-03-29 02:30":             "put forward",
+		"-99999999999999999999999999s": "is no time",
+	} {
+		got, err := parseMoment(text, now)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, %v; want %q", text, got, err, want)
+		}
+	}
+}
+
+// FuzzMoment checks what holds for every command line: a moment that was told as ago or by the clock alone
+// is not to come, and none of those told by a span is over a year back.
+func FuzzMoment(f *testing.F) {
+	for _, text := range []string{"14:05", "10m ago", "-1d2h", "2026-11-23 14:05", "2026-11-23T14:05:00+01:00", "-", "2:30"} {
+		f.Add(text, int64(1795440620))
+	}
+	zone := berlin(f)
+	f.Fuzz(func(t *testing.T, text string, unix int64) {
+		now := time.Unix(unix%(1<<34), 0).In(zone)
+		got, err := parseMoment(text, now)
+		if err != nil {
+			if !got.IsZero() {
+				t.Errorf("%q: %v beside %v", text, got, err)
+			}
+			return
+		}
+		byDay := strings.Contains(strings.TrimPrefix(strings.TrimSpace(text), "-"), "-")
+		if !byDay && (got.After(now) || got.Before(now.Add(-oldest))) {
+			t.Errorf("%q at %v is %v", text, now, got)
+		}
+	})
+}
+
+func TestTellingTimes(t *testing.T) {
+	t.Parallel()
+	s := screen{zone: berlin(t)}
+	now := time.Date(2026, 11, 23, 23, 30, 0, 0, s.zone)
+	for d, want := range map[time.Duration]string{
+		0:                     "23:30 (now)",
+		-10 * time.Minute:     "23:20 (10m ago)",
+		time.Hour:             "Nov 24 00:30 (in 1h)",
+		-24 * time.Hour:       "Nov 22 23:30 (1d ago)",
+		100 * 24 * time.Hour:  "2027-03-03 23:30 (in 100d)",
+		-400 * 24 * time.Hour: "2025-10-20 00:30 (400d ago)",
+	} {
+		if got := s.atAndHowFar(now, now.Add(d)); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestZones(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	for name, want := range map[string]string{
+		"Europe/Berlin":       "CET, UTC+01:00",
+		":America/Sao_Paulo":  "UTC-03:00",
+		"Asia/Kolkata":        "IST, UTC+05:30",
+		"UTC":                 "UTC",
+		"Etc/GMT":             "UTC",
+		"America/Los_Angeles": "PST, UTC-08:00",
+	} {
+		a := &app{environ: []string{"TZ=" + name}}
+		if got := (screen{zone: a.zone()}).zoneName(now); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	for _, name := range []string{"", "Nowhere/Atall"} {
+		if got := (&app{environ: []string{"TZ=" + name}}).zone(); got != time.Local {
+			t.Errorf("%q: %v", name, got)
+		}
+	}
+	if got := (screen{}).zoneName(now); got != "UTC" {
+		t.Errorf("zero screen: %q", got)
+	}
+}
+
+func TestLocales(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		environ   []string
+		plainText bool
+	}{
+		{nil, true},
+		{[]string{"LANG=C"}, true},
+		{[]string{"LANG=de_DE.UTF-8"}, false},
+		{[]string{"LANG=de_DE.utf8", "LC_ALL="}, false},
+		{[]string{"LANG=de_DE.utf8", "LC_ALL=POSIX"}, true},
+		{[]string{"LANG=C", "LC_CTYPE=C.UTF-8"}, false},
+	}
+	for _, test := range tests {
+		if got := (&app{environ: test.environ}).plainText(); got != test.plainText {
+			t.Errorf("%q: %t", test.environ, got)
+		}
+	}
+}

@@ -1,0 +1,329 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+	"perceptd/agent/client"
+)
+
+// effects is what can be said of a policy change, each with what perceptd does about it.
+const effects = `granted  more is permitted: tokens at hand are served on, labelled as not current
+revoked  less is permitted: they are withheld until newer ones arrive, which can
+         take a day and four hours
+changed  both, or it is not known: as granted`
+
+// inTheToken tells what a newer token can make better, and what not.
+const inTheToken = "Group memberships, app roles and directory roles are written into the token (groups, roles, wids): " +
+	"only a newer token shows a change of these. Direct Azure RBAC role assignments are not in it: the resource looks " +
+	"them up itself, within about 10 minutes, whatever the token."
+
+const notRecalled = "Tokens that are already in a module's hands cannot be recalled: they keep what they carry until they expire."
+
+func (a *app) policyChangedCommand() *cobra.Command {
+	var request api.PolicyChangeRequest
+	var at, effect string
+	var asJSON bool
+	command := &cobra.Command{
+		Use:   "policy-changed {RESOURCE | --all-resources} --effect {granted | revoked | changed}",
+		Short: "tell perceptd that permissions were changed in Azure",
+		Long: `Put a policy change on record: from then on perceptd knows which of its tokens were
+minted before it, says so to whoever asks for them, and looks for newer ones. Azure
+tells nobody, so somebody must.
+
+` + effects + `
+
+Tokens that are already in a module's hands cannot be recalled. A later granted or
+changed does not lift a revoked; withdrawing it does (perceptctl policy-changes).
+
+Name the resource whose permissions changed. A change of group membership may be
+about every resource of an identity: --all-resources --identity NAME.
+
+--at takes
+` + momentForms + `
+Without it the change was made now. Rather date it too late than too early: a token
+from before it could pass as current.
+
+Direct Azure RBAC role assignments are not in a token: the resource looks them up
+itself, within about 10 minutes, whatever the token.`,
+		Example: `  perceptctl policy-changed https://vault.azure.net --effect granted
+  perceptctl policy-changed --all-resources --identity vision --effect changed --at 14:05 --note "joined edge-readers"
+  perceptctl policy-changed https://storage.azure.com --effect revoked --at "10m ago"`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.fromStatus(cachedResources),
+	}
+	command.RunE = a.argued(func(ctx context.Context, args []string) error {
+		request.Resource, request.Effect = strings.Join(args, ""), api.Effect(effect)
+		if err := a.completeChange(&request, at); err != nil {
+			return err
+		}
+		return a.policyChanged(ctx, request, asJSON)
+	})
+	flags := command.Flags()
+	flags.BoolVar(&request.AllResources, "all-resources", false, "it touches every resource, as a group's membership does")
+	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity whose permissions changed (default all)")
+	flags.StringVar(&at, "at", "", "`time` at which they changed (default now)")
+	flags.StringVar(&effect, "effect", "", "what it `did`: granted, revoked or changed (required)")
+	flags.StringVar(&request.Note, "note", "", "`text` to stand beside it, for people")
+	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
+	a.completeFrom(command, "identity", identityNames)
+	// It fails only for a flag that is not defined, or twice for the same.
+	_ = command.RegisterFlagCompletionFunc("effect", cobra.FixedCompletions(
+		[]cobra.Completion{
+			"granted\tmore is permitted than before", "revoked\tless is permitted: tokens are withheld",
+			"changed\tboth, or it is not known",
+		}, cobra.ShellCompDirectiveNoFileComp))
+	return command
+}
+
+// completeChange checks what the command line says of a change and fills in when it was.
+func (a *app) completeChange(request *api.PolicyChangeRequest, at string) error {
+	switch {
+	case request.AllResources == (request.Resource != ""):
+		return &usageError{errors.New("a RESOURCE or --all-resources, one of the two")}
+	case request.Effect == "":
+		return &usageError{errors.New("--effect must say what the change did:\n" + effects)}
+	case !slices.Contains([]api.Effect{api.EffectGranted, api.EffectRevoked, api.EffectChanged}, request.Effect):
+		return &usageError{fmt.Errorf("--effect %q is none of these:\n%s", request.Effect, effects)}
+	}
+	moment, err := a.moment("at", at)
+	if !moment.IsZero() {
+		request.At = &moment
+	}
+	return err
+}
+
+func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest, asJSON bool) error {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	noted, err := a.client.NotePolicyChange(ctx, request)
+	warned := notKept(err)
+	if err != nil && warned == "" {
+		return err
+	}
+	if warned != "" {
+		noted, err = a.lastNoted(ctx, request)
+		if err != nil {
+			noted = api.PolicyChange{}
+		}
+	}
+	if asJSON {
+		return a.jsonWithWarning(noted, warned)
+	}
+	s := a.screen(a.stdout)
+	text := s.notKept(warned)
+	if noted.ID != "" {
+		// What it does to the tokens is told where it can be had; noted it is in any case.
+		status, err := a.client.Status(ctx)
+		text += s.noted(noted, status, err == nil)
+	}
+	if err := a.print(text); err != nil {
+		return err
+	}
+	return troubleIf(warned != "")
+}
+
+// notKept returns the daemon's detail when it did as told but could not write it to the disk, or "".
+func notKept(err error) string {
+	var refusal *client.Error
+	if errors.As(err, &refusal) && refusal.Code == api.CodeNotKept {
+		return refusal.Error()
+	}
+	return ""
+}
+
+func (s screen) notKept(detail string) string {
+	if detail == "" {
+		return ""
+	}
+	return s.paragraph("warning: ", detail, bad)
+}
+
+// jsonWithWarning prints an answer for programs, and beside it for people that it was not kept.
+func (a *app) jsonWithWarning(answer any, warned string) error {
+	if warned != "" {
+		// A remark only: the answer is printed whether or not it can be made.
+		_, _ = a.stderr.Write([]byte(a.screen(a.stderr).notKept(warned)))
+	}
+	if err := a.printJSON(answer); err != nil {
+		return err
+	}
+	return troubleIf(warned != "")
+}
+
+func troubleIf(trouble bool) error {
+	if trouble {
+		return &troubleError{}
+	}
+	return nil
+}
+
+// lastNoted finds the change that was just noted on the record, since an answer that it could not be kept
+// does not name it.
+func (a *app) lastNoted(ctx context.Context, request api.PolicyChangeRequest) (api.PolicyChange, error) {
+	onRecord, err := a.client.PolicyChanges(ctx)
+	if err != nil {
+		return api.PolicyChange{}, err
+	}
+	var last api.PolicyChange
+	for _, change := range onRecord.Changes {
+		same := change.Resource == strings.TrimSuffix(request.Resource, defaultScope) && change.Identity == request.Identity &&
+			change.Effect == request.Effect && change.Note == request.Note
+		if same && !change.NotedOn.Before(last.NotedOn) {
+			last = change
+		}
+	}
+	return last, nil
+}
+
+// defaultScope may stand behind a resource and is dropped by the daemon.
+const defaultScope = "/.default"
+
+// changeInWords tells a policy change in half a sentence: "permissions were granted at 11:20 (40m ago) to
+// identity vision on https://vault.azure.net".
+func (s screen) changeInWords(now time.Time, change api.PolicyChange) string {
+	if change.Effect == api.EffectUnknown {
+		return "the record of policy changes was lost at " + s.atAndHowFar(now, change.At) +
+			": whether permissions changed before is not known"
+	}
+	text := fmt.Sprintf("permissions were %s at %s", change.Effect, s.atAndHowFar(now, change.At))
+	whose := "every identity"
+	if change.Identity != "" {
+		whose = "identity " + change.Identity
+	}
+	switch change.Effect {
+	case api.EffectGranted:
+		text += " to " + whose
+	case api.EffectRevoked:
+		text += " from " + whose
+	default:
+		text += " for " + whose
+	}
+	if change.Resource == "" {
+		return text + " on every resource"
+	}
+	return text + " on " + change.Resource
+}
+
+// touches reports whether a change is about a token.
+func touches(change api.PolicyChange, token api.TokenStatus) bool {
+	return (change.Identity == "" || change.Identity == token.Identity) &&
+		(change.Resource == "" || change.Resource == token.Resource)
+}
+
+// noted tells what was put on record and what follows from it.
+func (s screen) noted(change api.PolicyChange, status api.Status, known bool) string {
+	now := change.NotedOn
+	text := s.paragraph("noted: ", s.changeInWords(now, change)+"; its ID is "+change.ID, plain)
+	if change.Floating {
+		text += s.paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", warning)
+	}
+	if change.Touched == 0 {
+		text += s.paragraph("", "no token held now is touched; those that come are judged by it", plain)
+		return text + "\n" + s.consequences(change, nil, now)
+	}
+	text += s.paragraph("", counted(change.Touched, "token")+" touched, waiting for a current one: "+
+		waitingOf(change), plain)
+	var touched []api.TokenStatus
+	for _, token := range status.Tokens {
+		if token.ExpiresIn > 0 && touches(change, token) {
+			touched = append(touched, token)
+		}
+	}
+	if !known {
+		return text + s.paragraph("", "perceptctl status shows which and until when", plain) + "\n" + s.consequences(change, nil, now)
+	}
+	text += "\n" + s.touchedTokens(now, touched)
+	if others := change.Touched - len(touched); others > 0 {
+		text += s.paragraph("", "and "+counted(others, "token")+" of alternates of that resource", plain)
+	}
+	return text + "\n" + s.consequences(change, touched, now)
+}
+
+func waitingOf(change api.PolicyChange) string {
+	return fmt.Sprintf("%d of %d", change.Waiting, change.Touched)
+}
+
+// shownTokens is how many of the tokens that a change touches are shown one by one.
+const shownTokens = 20
+
+func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
+	if len(tokens) == 0 {
+		return ""
+	}
+	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"PERMISSIONS", false}, {"CURRENT BY", false}, {"PROBABLY BY", false}}
+	var rows []row
+	for _, token := range tokens[:min(shownTokens, len(tokens))] {
+		by, probably := "now", "now"
+		if !isCurrent(token) {
+			by, probably = s.atUnix(now, token.Permissions.CurrentBy), s.atUnix(now, token.Permissions.Likely)
+		}
+		rows = append(rows, row{cells: []cell{
+			{token.Identity, plain}, {token.Resource, plain}, permissionsCell(token), {by, plain}, {probably, plain},
+		}})
+	}
+	text := s.table(columns, rows)
+	if more := len(tokens) - len(rows); more > 0 {
+		text += s.paragraph("", fmt.Sprintf("and %d more: perceptctl status", more), plain)
+	}
+	return text
+}
+
+// atUnix tells a moment of the wire; 0 is one that is not known.
+func (s screen) atUnix(now time.Time, unix int64) string {
+	if unix == 0 {
+		return "not known"
+	}
+	return s.at(now, time.Unix(unix, 0))
+}
+
+// consequences tells what perceptd does about a change, until when, and what it cannot do.
+func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus, now time.Time) string {
+	latest := latestCurrent(touched)
+	by := ""
+	if latest != 0 {
+		by = "A current token is here by " + s.atAndHowFar(now, time.Unix(latest, 0)) + " at the latest, if the back end answers. "
+	}
+	if held := heldUntil(touched); held.After(now) {
+		by += "perceptd asks for none before " + s.atAndHowFar(now, held) + ": the change takes minutes to reach new tokens. "
+	}
+	text := ""
+	if change.Effect == api.EffectRevoked {
+		text = s.paragraph("revoked: ", fmt.Sprintf("Tokens that are not current are withheld from everybody until a current one arrives. "+
+			"That can take a day, and more than 28 hours only if the back end does not answer. %s%s "+
+			"To serve the tokens at hand again: perceptctl policy-changes withdraw %s",
+			by, notRecalled, change.ID), warning)
+	} else {
+		text = s.paragraph("", by+"Tokens that are not current are served meanwhile, labelled as what they are, and perceptd looks for "+
+			"newer ones by itself. "+notRecalled, plain)
+	}
+	return text + s.paragraph("", inTheToken, plain)
+}
+
+// latestCurrent returns when the last of the tokens is current, as the wire tells it.
+func latestCurrent(tokens []api.TokenStatus) (latest int64) {
+	for _, token := range tokens {
+		if !isCurrent(token) {
+			latest = max(latest, token.Permissions.CurrentBy)
+		}
+	}
+	return latest
+}
+
+// heldUntil returns until when nothing newer is asked for, of the last of the tokens; zero when nothing holds.
+func heldUntil(tokens []api.TokenStatus) time.Time {
+	var last time.Time
+	for _, token := range tokens {
+		if token.HeldUntil != nil {
+			last = latest(last, *token.HeldUntil)
+		}
+	}
+	return last
+}

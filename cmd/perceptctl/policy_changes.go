@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+)
+
+func (a *app) policyChangesCommand() *cobra.Command {
+	var asJSON bool
+	command := &cobra.Command{
+		Use:   "policy-changes",
+		Short: "list the policy changes on record, or withdraw one",
+		Long: `List the policy changes that perceptd knows of, the latest first. WAITING counts the
+tokens that a change touches and that are not current yet. A change goes off the
+record by itself when nothing from before it can come back (ENDS IN).`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error { return a.policyChanges(ctx, asJSON) }),
+	}
+	command.Flags().BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
+	command.AddCommand(a.withdrawCommand())
+	return command
+}
+
+func (a *app) policyChanges(ctx context.Context, asJSON bool) error {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	answer, err := a.client.PolicyChanges(ctx)
+	switch {
+	case err != nil:
+		return err
+	case asJSON:
+		return a.printJSON(answer)
+	}
+	return a.print(a.screen(a.stdout).policyChanges(time.Now(), answer.Changes))
+}
+
+func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string {
+	if len(changes) == 0 {
+		return s.paragraph("", "no policy changes are on record", plain) +
+			s.paragraph("", "when permissions were changed in Azure: perceptctl policy-changed RESOURCE --effect granted|revoked|changed", faint)
+	}
+	columns := []column{{"ID", true}, {"WHEN", false}, {"EFFECT", false}, {"IDENTITY", true}, {"RESOURCE", true},
+		{"WAITING", false}, {"ENDS IN", false}}
+	rows := make([]row, len(changes))
+	for i, change := range changes {
+		how := plain
+		if change.Effect == api.EffectRevoked && change.Waiting > 0 {
+			how = bad
+		}
+		rows[i] = row{
+			cells: []cell{
+				{change.ID, plain}, {s.at(now, change.At), plain}, {string(change.Effect), how},
+				{orAll(change.Identity), plain}, {orAll(change.Resource), plain},
+				waitingCell(change), {span(change.EndsOn.Sub(now)), plain},
+			},
+			notes: []cell{{change.Note, faint}, {aboutChange(change), warning}},
+		}
+	}
+	return s.table(columns, rows)
+}
+
+func orAll(name string) string {
+	if name == "" {
+		return "all"
+	}
+	return name
+}
+
+func waitingCell(change api.PolicyChange) cell {
+	switch {
+	case change.Touched == 0:
+		return cell{"no token", faint}
+	case change.Waiting == 0:
+		return cell{waitingOf(change), good}
+	}
+	return cell{waitingOf(change), warning}
+}
+
+// aboutChange says what is out of the ordinary about a change on record, or "".
+func aboutChange(change api.PolicyChange) string {
+	switch {
+	case change.Effect == api.EffectUnknown:
+		return "the record of policy changes was lost: what changed before is not known"
+	case change.Floating:
+		return "the time is not sure: this device's clock was not known to be right"
+	}
+	return ""
+}
+
+func (a *app) withdrawCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "withdraw ID...",
+		Short: "take policy changes off the record",
+		Long: `Take policy changes off the record, as if they had never been noted: the tokens are
+judged by those that are left. Withdrawing a revocation hands out again what it
+withheld.`,
+		Example:           `  perceptctl policy-changes withdraw 1f0c2a34`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.fromStatus(changeIDs),
+		RunE:              a.argued(a.withdraw),
+	}
+}
+
+// withdraw takes each of the changes off the record; one that cannot be does not keep the others.
+func (a *app) withdraw(ctx context.Context, ids []string) error {
+	s := a.screen(a.stdout)
+	var failures []error
+	anyWarned := false
+	for _, id := range ids {
+		text, warned, err := a.withdrawOne(ctx, s, id)
+		if err != nil {
+			failures = append(failures, err)
+			continue
+		}
+		anyWarned = anyWarned || warned
+		if err := a.print(text); err != nil {
+			return err
+		}
+	}
+	if len(failures) == 0 {
+		return troubleIf(anyWarned)
+	}
+	return errors.Join(failures...)
+}
+
+func (a *app) withdrawOne(ctx context.Context, s screen, id string) (text string, warned bool, err error) {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	change, err := a.client.WithdrawPolicyChange(ctx, id)
+	if detail := notKept(err); detail != "" {
+		return s.notKept(detail) + s.paragraph("withdrawn: ", id, plain), true, nil
+	}
+	if err != nil {
+		return "", false, err
+	}
+	text = s.paragraph("withdrawn: ", change.ID+", "+s.changeInWords(time.Now(), change), plain)
+	if change.Waiting > 0 {
+		text += s.paragraph("", counted(change.Waiting, "token")+" waited for it; the changes left on record judge by themselves now", faint)
+	}
+	return text, false, nil
+}

@@ -1,0 +1,332 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"perceptd/agent/api"
+)
+
+const vault = "https://vault.azure.net"
+
+// situation is a token and what is on record, made by changes to a token of nine hours that is current.
+type situation struct {
+	name    string
+	token   func(*api.TokenStatus)
+	changes []api.PolicyChange
+	says    []string
+	hides   []string
+}
+
+func situations() []situation {
+	granted := aChange("1f0c2a34", api.EffectGranted, time.Hour, 2)
+	return append([]situation{
+		{
+			name: "current, and no change is known",
+			says: []string{
+				"vision's token for " + vault + " is current, as far as perceptd was told: no policy change for it is on record.",
+				"was minted at 03:00 (9h ago).", "It expires at Nov 24 03:00 (in 15h).",
+				"It carries no groups, no app roles and no directory roles.",
+				"gave a newer token (asked once so far).",
+				"has not been learnt yet: no rollover of this token was observed so far.",
+				"It is current now.", "Percept-Permissions: current.",
+				"to do Nothing.", "perceptctl policy-changed " + vault + " --effect",
+			},
+			hides: []string{"RBAC", "recalled", "withdraw"},
+		},
+		{
+			name:    "current, a change was met",
+			changes: []api.PolicyChange{aChange("1f0c2a34", api.EffectGranted, 20*time.Hour, 0)},
+			says:    []string{"is current: it carries every policy change on record.", "and carries it.", "Direct Azure RBAC"},
+			hides:   []string{"withdraw"},
+		},
+		{
+			name: "stale, the back end rolls over at expiry",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingStale, time.Hour)
+				token.Permissions.Likely = token.Permissions.CurrentBy
+				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 1, Age: 86400, Expected: token.ExpiresOn}
+				token.LastOutcome, token.Fetches = api.OutcomeUnchanged, 3
+			},
+			changes: []api.PolicyChange{granted},
+			says: []string{
+				"is stale: it was minted before a policy change (at 11:00).",
+				"Permissions were granted at 11:00 (1h ago) to every identity on every resource (ID 1f0c2a34).",
+				"minted before that, and does not carry it.",
+				"gave its copy of the token already held (asked 3 times so far).",
+				"always at the expiry of the one before (1 rollover of this token was observed).",
+				"The next is expected at about Nov 24 03:00 (in 15h).",
+				"by Nov 24 03:00 (in 15h) at the latest, if the back end answers, and probably not much earlier.",
+				fmt.Sprintf("Percept-Permissions: stale; changed=%d; current-by=%d.", noon.Add(-time.Hour).Unix(), noon.Add(15*time.Hour+time.Second).Unix()),
+				"25 minutes at most", "cannot be recalled",
+				"Wait: nothing can hurry the back end", "perceptctl policy-changes withdraw 1f0c2a34.",
+			},
+		},
+		{
+			name: "stale, the back end rolls over at half life",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingStale, time.Hour)
+				token.Permissions.Likely = noon.Add(3 * time.Hour).Unix()
+				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 4, Age: 43200, Expected: after(3 * time.Hour)}
+			},
+			changes: []api.PolicyChange{granted},
+			says:    []string{"always at about 12h of age (4 rollovers", "and probably by 15:00 (in 3h)."},
+		},
+		{
+			name: "uncertain while the change spreads",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingUncertain, time.Minute)
+				token.MintedFrom, token.MintedTo, token.HeldUntil = after(-3*time.Minute), after(2*time.Minute), after(9*time.Minute)
+				token.Rollover.Pattern = api.RolloverIrregular
+				token.LastOutcome = api.OutcomeOlder
+			},
+			changes: []api.PolicyChange{{ID: "a", Effect: api.EffectChanged, Identity: "vision", Resource: vault, At: noon.Add(-time.Minute),
+				Floating: true, Note: "by\nmail", Touched: 1, Waiting: 1}},
+			says: []string{
+				"is uncertain: it may or may not carry a policy change (at 11:59).",
+				"was minted between 11:57 and 12:02 (no more exactly, since the issuer may date a token back by 5 minutes).",
+				"Permissions were changed at 11:59 (1m ago) for identity vision on " + vault + " (ID a). Note: \"by mail\". That time is not sure",
+				"Whether the token carries it cannot be told", "at ages that differ",
+				"gave a token minted before the one held, which stays",
+				"Until 12:09 (in 9m) perceptd asks for no newer token: a policy change takes minutes to reach new tokens",
+				"Whether it comes earlier cannot be said",
+			},
+		},
+	}, moreSituations()...)
+}
+
+func moreSituations() []situation {
+	return []situation{
+		{
+			name: "withheld",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingStale, time.Hour)
+				token.Permissions.Withheld, token.Refused = true, after(-5*time.Minute)
+			},
+			changes: []api.PolicyChange{aChange("c", api.EffectGranted, time.Hour, 2), aChange("b", api.EffectRevoked, 2*time.Hour, 2),
+				aChange("a", api.EffectRevoked, 3*time.Hour, 2)},
+			says: []string{
+				"is withheld: permissions were revoked", "are refused (403, permissions_revoked) on every form",
+				"A module reported at 11:55 (5m ago) that the resource refused this token.",
+				"perceptctl policy-changes withdraw b a.", "from every identity",
+			},
+			hides: []string{"SDKs are told", "Percept-Permissions"},
+		},
+		{
+			name: "withheld through an alternate",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingStale, time.Hour)
+				token.Permissions.Withheld = true
+			},
+			says:  []string{"A policy change at 11:00 (1h ago) is on a resource that goes by this one's name as well", "withdraw ID (perceptctl policy-changes lists them)."},
+			hides: []string{"No policy change that touches it"},
+		},
+		{
+			name: "missing, the back end fails",
+			token: func(token *api.TokenStatus) {
+				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateMissing, LastFetch: after(-10 * time.Second),
+					LastOutcome: api.OutcomeFailed, LastError: "it does not answer.", Failures: 4, Fetches: 4, NextRefresh: after(-time.Second)}
+			},
+			changes: []api.PolicyChange{aChange("1f0c2a34", api.EffectGranted, time.Hour, 0)},
+			says: []string{
+				"vision has no token for " + vault + ": the back end did not give one.", "and gave none (asked 4 times so far)",
+				"Fetching fails, 4 times in a row: it does not answer. It is asked again right now.",
+				"A token that comes now is judged by the changes above.", "See to the back end",
+			},
+			hides: []string{"carries", "Percept-Permissions"},
+		},
+		{
+			name: "not there yet",
+			token: func(token *api.TokenStatus) {
+				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateFetching}
+			},
+			says: []string{"has no token for " + vault + " yet: it is being fetched.", "It has not answered yet.", "No further fetch is planned.", "Wait a moment"},
+		},
+		{
+			name: "failing with a token",
+			token: func(token *api.TokenStatus) {
+				token.State, token.LastOutcome, token.LastError, token.Failures = api.StateFailing, api.OutcomeFailed, "throttled", 1
+			},
+			says:  []string{"Fetching fails: throttled. It is asked again at 13:00 (in 1h)", "see to the back end before it expires"},
+			hides: []string{"in a row"},
+		},
+		{
+			name:  "current and refused",
+			token: func(token *api.TokenStatus) { token.Refused = after(-5 * time.Minute) },
+			says:  []string{"If permissions on " + vault + " were changed, tell perceptd", "the permission may be missing."},
+		},
+		{
+			name: "of an older daemon, nobody asks for it",
+			token: func(token *api.TokenStatus) {
+				token.State, token.Permissions, token.MintedFrom, token.Claims, token.LastOutcome = api.StateIdle, api.Permissions{}, nil, nil, "odd"
+			},
+			says: []string{"minted at a time that is not known", "its claims cannot be read", "an answer that is not known here", "left to expire", "current."},
+		},
+		{
+			name: "claims differ, and are many",
+			token: func(token *api.TokenStatus) {
+				token.MintedFrom = after(-20 * time.Hour)
+				token.Claims = &api.TokenClaims{Audience: "https://other.example", Groups: []string{"a", "b", "c", "d", "e"}, Roles: []string{"R"}}
+				token.Before = &api.TokenClaims{Groups: []string{"a", "b", "c", "d"}, Roles: []string{"R"}, WIDs: []string{"w"}}
+			},
+			says: []string{
+				"carries 5 groups (a, b, c and 2 more), 1 app role (R) and no directory roles. Its audience is https://other.example.",
+				"Compared with the token before it, 1 group (e) came, 1 directory role (w) went. That is evidence of a change that reached it, and no proof",
+				"since it carries no date of its own",
+			},
+		},
+		{
+			name: "the record was lost",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingUncertain, time.Hour)
+				token.Permissions.CurrentBy = 0
+			},
+			changes: []api.PolicyChange{aChange("a", api.EffectUnknown, time.Hour, 2)},
+			says: []string{"The record of policy changes was lost at 11:00 (1h ago): whether permissions changed before is not known (ID a).",
+				"cannot be told", "When a current token is here is not known."},
+		},
+	}
+}
+
+func TestStories(t *testing.T) {
+	t.Parallel()
+	for _, test := range situations() {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			token := aToken("vision", vault, 9*time.Hour)
+			if test.token != nil {
+				test.token(&token)
+			}
+			other := api.PolicyChange{ID: "other", Identity: "device", Effect: api.EffectRevoked, At: noon}
+			status := api.Status{Now: noon, Tokens: []api.TokenStatus{token}, Changes: append(test.changes, other)}
+			s := screen{width: 80}
+			story := s.explain(status, token)
+			shown := s.tell(story)
+			checkWidth(t, shown, 80, false)
+			flat := strings.Join(strings.Fields(shown), " ")
+			for _, want := range test.says {
+				if !strings.Contains(flat, want) {
+					t.Errorf("does not say %q:\n%s", want, shown)
+				}
+			}
+			for _, hidden := range append(test.hides, "other") {
+				if strings.Contains(strings.ReplaceAll(flat, "https://other.example", ""), hidden) {
+					t.Errorf("says %q:\n%s", hidden, shown)
+				}
+			}
+			for _, p := range story.Story {
+				if !strings.HasSuffix(p.Text, ".") || strings.Contains(p.Text, "..") || strings.Contains(p.Text, "  ") {
+					t.Errorf("no sentence: %q", p.Text)
+				}
+			}
+			if _, err := json.Marshal(story); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestManyChanges has more changes than are told one by one, some met and some not.
+func TestManyChanges(t *testing.T) {
+	t.Parallel()
+	token := lacking(aToken("vision", vault, 9*time.Hour), api.StandingStale, 8*time.Hour)
+	status := api.Status{Now: noon, Changes: []api.PolicyChange{
+		aChange("unmet", api.EffectChanged, 8*time.Hour, 2),
+		aChange("spreading", api.EffectChanged, 9*time.Hour+time.Minute, 1),
+		aChange("met", api.EffectChanged, 10*time.Hour, 1),
+	}}
+	for range 4 {
+		status.Changes = append(status.Changes, aChange("old", api.EffectChanged, 20*time.Hour, 0))
+	}
+	later := aChange("later", api.EffectChanged, 7*time.Hour, 1) // the daemon counts it as met
+	status.Changes = append([]api.PolicyChange{later}, status.Changes...)
+	story := screen{width: 80}.explain(status, token)
+	want := map[string]api.Standing{
+		"later": api.StandingCurrent, "unmet": api.StandingStale, "spreading": api.StandingUncertain,
+		"met": api.StandingCurrent, "old": api.StandingCurrent,
+	}
+	for _, change := range story.Changes {
+		if change.Standing != want[change.ID] {
+			t.Errorf("%s: %s, want %s", change.ID, change.Standing, want[change.ID])
+		}
+	}
+	if shown := (screen{width: 80}).tell(story); !strings.Contains(shown, "There are 3 changes before these") {
+		t.Errorf("got\n%s", shown)
+	}
+}
+
+func TestPolicyChangesTable(t *testing.T) {
+	t.Parallel()
+	floating := aChange("77aa0011", api.EffectChanged, time.Minute, 1)
+	floating.Identity, floating.Resource, floating.Floating = "vision", "https://a-rather-long-name.of-some-department.example.net", true
+	floating.Note = "a note"
+	untouched := aChange("00112233", api.EffectGranted, 30*time.Hour, 0)
+	untouched.Touched = 0
+	lost := aChange("ffee0011", api.EffectUnknown, time.Hour, 2)
+	revoked := aChange("9b2e7c10", api.EffectRevoked, time.Hour, 0)
+	got := screen{width: 80}.policyChanges(noon, []api.PolicyChange{floating, revoked, lost, untouched})
+	want := `ID        WHEN          EFFECT   IDENTITY  RESOURCE            WAITING   ENDS IN
+77aa0011  11:59         changed  vision    https://…ample.net  1 of 2    2d 2h
+  a note
+  the time is not sure: this device's clock was not known to be right
+9b2e7c10  11:00         revoked  all       all                 0 of 2    2d 2h
+ffee0011  11:00         unknown  all       all                 2 of 2    2d 2h
+  the record of policy changes was lost: what changed before is not known
+00112233  Nov 22 06:00  granted  all       all                 no token  2d 2h
+`
+	if got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// TestManyTouchedTokens shows a few of many, those that are held back, and those that are current already.
+func TestManyTouchedTokens(t *testing.T) {
+	t.Parallel()
+	status := api.Status{Now: noon}
+	for i := range 25 {
+		token := aToken(fmt.Sprintf("identity-%d", i), vault, 9*time.Hour)
+		if i > 0 {
+			token = lacking(token, api.StandingStale, time.Minute)
+			token.HeldUntil = after(9 * time.Minute)
+			token.Life = 28 * 3600
+		}
+		status.Tokens = append(status.Tokens, token)
+	}
+	change := aChange("1f0c2a34", api.EffectRevoked, time.Minute, 24)
+	change.Touched = 25
+	shown := screen{width: 80}.noted(change, status, true)
+	checkWidth(t, shown, 80, false)
+	flat := strings.Join(strings.Fields(shown), " ")
+	for _, want := range []string{
+		"24 of 25", "identity-0 " + vault + " current now now", "and 5 more: perceptctl status",
+		"more than 28 hours only if", "perceptd asks for none before 12:09 (in 9m):",
+	} {
+		if !strings.Contains(flat, want) {
+			t.Errorf("%q is not in\n%s", want, shown)
+		}
+	}
+}
+
+// FuzzExplain checks that nothing from outside steers the terminal or breaks the layout.
+func FuzzExplain(f *testing.F) {
+	f.Add("vision", vault, "a note", "an error", 80)
+	f.Add("\x1b[2J", "\xff", "one\ntwo", strings.Repeat("x", 200), 40)
+	f.Fuzz(func(t *testing.T, identity, resource, note, failure string, width int) {
+		token := lacking(aToken(identity, resource, time.Hour), api.StandingStale, time.Minute)
+		token.LastError, token.SHA256 = failure, note
+		token.Claims = &api.TokenClaims{Groups: []string{note}}
+		change := aChange(note, api.EffectRevoked, time.Minute, 2)
+		change.Note = note
+		status := api.Status{Now: noon, Changes: []api.PolicyChange{change}}
+		s := screen{width: max(plainWidth, min(width, 300))}
+		shown := s.tell(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.noted(change, status, true)
+		checkWidth(t, shown, s.width, false)
+		if !utf8.ValidString(shown) {
+			t.Error("not UTF-8")
+		}
+	})
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+	"perceptd/agent/client"
+)
+
+func (a *app) watchCommand() *cobra.Command {
+	var request client.WatchRequest
+	var asJSON bool
+	command := &cobra.Command{
+		Use:   "watch RESOURCE",
+		Short: "tell when a token or its permissions change",
+		Long: `Print a line for what perceptd holds of a token that this process is granted, at once
+and at each change, until Ctrl-C:
+
+  token        a new token; ask for it with perceptctl token
+  permissions  the same token, judged otherwise
+  expired      there is no valid token any more
+  ended        the grant is gone or perceptd goes down: the watch is over
+
+No token text is shown. The exit status is 0 once you end it with Ctrl-C. --timeout
+bounds the wait for the first line.`,
+		Example:           `  perceptctl watch https://vault.azure.net --identity vision`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.fromStatus(cachedResources),
+	}
+	command.RunE = a.argued(func(ctx context.Context, args []string) error {
+		request.Resource = args[0]
+		return a.watchToken(ctx, request, asJSON)
+	})
+	flags := command.Flags()
+	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default: what your grants say)")
+	flags.BoolVar(&asJSON, "json", false, "print each event as a line of JSON")
+	a.completeFrom(command, "identity", identityNames)
+	return command
+}
+
+// watchToken prints events until ctx ends, which is how it is meant to end.
+func (a *app) watchToken(ctx context.Context, request client.WatchRequest, asJSON bool) error {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	patience := a.timeout
+	if patience <= 0 {
+		patience = math.MaxInt64
+	}
+	overdue := time.AfterFunc(patience, stop)
+	defer overdue.Stop()
+	s := a.screen(a.stdout)
+	for event, err := range a.client.Watch(watching, request) {
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return nil
+		case err != nil && watching.Err() != nil:
+			return &client.UnreachableError{Socket: a.client.TokenSocketPath(), Err: context.DeadlineExceeded}
+		case err != nil:
+			return a.withMissingGrant(err, client.TokenRequest{Resource: request.Resource, Identity: request.Identity})
+		}
+		overdue.Stop()
+		if err := a.printEvent(s, event, asJSON); err != nil {
+			return err
+		}
+		if event.Name == api.EventEnded {
+			return &hintedError{errors.New("perceptd ended the watch"), "systemctl status perceptd tells how it is"}
+		}
+	}
+	return nil
+}
+
+// eventLine is an event as --json prints it.
+type eventLine struct {
+	Event string `json:"event"`
+	api.WatchEvent
+}
+
+func (a *app) printEvent(s screen, event client.Event, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(a.stdout).Encode(eventLine{event.Name, event.WatchEvent})
+	}
+	return a.print(s.event(time.Now(), event))
+}
+
+// event is one line for what there is now.
+func (s screen) event(now time.Time, event client.Event) string {
+	text := now.In(s.location()).Format(time.TimeOnly) + fmt.Sprintf("  %-11s  ", clean(event.Name))
+	switch {
+	case event.Detail != "":
+		text += clean(event.Detail)
+	case event.SHA256 == "":
+		text += "no valid token"
+	default:
+		expires := time.Unix(event.ExpiresOn, 0)
+		text += fmt.Sprintf("%s until %s, ", clean(event.SHA256[:min(12, len(event.SHA256))]), s.at(now, expires))
+		text += s.permissionsInWords(now, event.Permissions)
+	}
+	return text + "\n"
+}
+
+// permissionsInWords tells permissions in a few words: "stale, current by 14:05".
+func (s screen) permissionsInWords(now time.Time, p api.Permissions) string {
+	text := clean(verdict(p))
+	if p.CurrentBy != 0 {
+		text += ", current by " + s.at(now, time.Unix(p.CurrentBy, 0))
+	}
+	return text
+}
