@@ -232,9 +232,7 @@ func TestFewDescriptors(t *testing.T) {
 		}
 	}
 	oneTooMany()
-	if got := d.status(t); !got.Ready {
-		t.Errorf("%+v", got)
-	}
+	until(t, "readiness, seen on the admin socket", d.ended, func() bool { return d.status(t).Ready })
 	awaitPings(t, told)
 	oneTooMany() // all the while
 	_ = kept[0].Close()
