@@ -218,7 +218,7 @@ func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error 
 // uselessLocked reports whether a fetch that only a caller's wish asks for would bring nothing: one was
 // made just now, a policy change is still spreading, or the rollover is known to come later.
 func (c *Cache) uselessLocked(e *entry, now time.Duration) bool {
-	return now < e.wishes || now < e.standing.holds || now < c.rolloverLocked(e)
+	return now < e.wishes || e.held(now) || now < c.rolloverLocked(e)
 }
 
 // alternateLocked answers with the token of a resource that will do instead of e's, if there is one that
@@ -334,8 +334,8 @@ func (c *Cache) begin(key Key, insist bool) (*flight, error) {
 	if e.underWay() {
 		return e.flight, nil
 	}
-	if holds := e.standing.holds; !insist && now < holds && c.leftLocked(e, now) > 0 {
-		return nil, &HeldError{For: holds - now}
+	if !insist && e.held(now) {
+		return nil, &HeldError{For: e.standing.holds - now}
 	}
 	if pause := c.pauseLocked(now); pause != nil {
 		return nil, pause

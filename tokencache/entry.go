@@ -130,8 +130,8 @@ func (e *entry) fail(err *FetchError, left time.Duration, now time.Duration, rol
 	e.failure = err
 	wait := max(backoff(e.failures, left, roll), min(err.RetryAfter, retryAfter))
 	e.next = now + wait
-	if holds := e.standing.holds; e.next < holds && holds+lastMinutes < e.deadline {
-		e.next = holds
+	if e.held(e.next) {
+		e.next = e.standing.holds
 	}
 	if !e.prefetch && e.deadline == longAgo {
 		e.next = never
@@ -156,6 +156,12 @@ func (e *entry) remembered(now time.Duration) *FetchError {
 
 // forget drops the token's text, which nobody may have any more.
 func (e *entry) forget() { e.token = &Token{} }
+
+// held reports whether the back end is to be left alone, since a policy change is still spreading: not
+// where the token would expire meanwhile.
+func (e *entry) held(now time.Duration) bool {
+	return now < e.standing.holds && e.standing.holds+lastMinutes < e.deadline
+}
 
 // tell lets those know who watch e.
 func (e *entry) tell() {

@@ -191,6 +191,26 @@ func TestExpiryWhileAChangeSpreads(t *testing.T) {
 	})
 }
 
+// Tokens that live shorter than a change takes to spread are refreshed in time all the same.
+func TestShortLivesWhileAChangeSpreads(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Life: time.Hour, Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		c.SetSpread(24 * time.Hour)
+		mustGet(t, c, vault, sdk)
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		before := d.count()
+		for range 24 * 60 {
+			time.Sleep(time.Minute)
+			if got := mustGet(t, c, vault, tokencache.Need{}); got.Left < 4*time.Minute {
+				t.Fatalf("%v left at %v", got.Left, time.Now())
+			}
+		}
+		if spent := d.count() - before; spent < 24 || spent > 60 {
+			t.Errorf("%d calls in a day", spent)
+		}
+	})
+}
+
 func TestRevokedWithholds(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {

@@ -17,9 +17,11 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 		return
 	}
 	e.probe = e.tries > 0 || e.standing.worst != Current
-	switch holds := e.standing.holds; {
-	case now < holds && holds+lastMinutes < e.deadline:
-		e.next = holds
+	switch last := e.deadline - lastMinutes; {
+	case e.held(now):
+		e.next = e.standing.holds
+	case now < e.standing.holds && now < last:
+		e.next = last // the token expires before the change has spread: as late as is safe
 	case e.standing.worst == Current:
 		e.next = c.ordinaryLocked(e, now)
 	default:

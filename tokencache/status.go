@@ -139,8 +139,8 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		if at := c.likelyLocked(e, now); at != never {
 			s.Expected = wall.Add(at - now)
 		}
-		if holds := e.standing.holds; holds > now {
-			s.HeldUntil = wall.Add(holds - now)
+		if e.held(now) {
+			s.HeldUntil = wall.Add(e.standing.holds - now)
 		}
 	}
 	s.Pattern, s.Seen = c.patternLocked(e), len(e.rollovers)
