@@ -29,42 +29,68 @@ type flight struct {
 	err     error
 }
 
-// patience is how long a flight is passed over by those of a better class. After that every second call
-// is for such a flight: a source that hangs for some keys, whose callers come again and again, must not
-// keep the others from being refreshed.
-const patience = 30 * time.Second
+// How long a flight is passed over by those of a better class. After that every second call is for such a
+// flight: a source that hangs for some keys, whose callers come again and again, must not keep the others
+// from being refreshed.
+const (
+	patience      = 30 * time.Second
+	probePatience = 5 * time.Minute
+)
 
 // gate keeps calls to the source within its limits and in the order of their class.
 type gate struct {
-	queue   []*flight // not begun, in the order they came
-	running int
-	begun   [callsPerSecond]time.Duration // boot times of the last calls, a ring
-	oldest  int                           // index of the oldest in begun
-	paused  time.Duration                 // no call before this boot time: the source asked for it
-	late    bool                          // the next call is for a flight that was passed over for long
+	queue    []*flight // not begun, in the order they came
+	running  int
+	begun    [callsPerSecond]time.Duration // boot times of the last calls, a ring
+	oldest   int                           // index of the oldest in begun
+	paused   time.Duration                 // no call before this boot time: the source asked for it
+	favoured bool                          // the next call is for a flight that was passed over for long
+	probed   time.Duration                 // when the last probe began
+}
+
+// late reports whether f was passed over for too long. Probes that follow each other are not.
+func (g *gate) late(f *flight, now time.Duration) bool {
+	if f.class == forProbe {
+		return now-max(f.asked, g.probed) > probePatience
+	}
+	return now-f.asked > patience
 }
 
 func newGate() gate {
-	g := gate{paused: longAgo}
+	g := gate{paused: longAgo, probed: longAgo}
 	for i := range g.begun {
 		g.begun[i] = longAgo
 	}
 	return g
 }
 
-// opens returns the boot time from which one more call may begin, whatever is running.
-func (g *gate) opens() time.Duration {
-	return max(g.paused, g.begun[g.oldest]+time.Second)
+// opens returns the boot time from which the flight whose turn it is may begin; never when another has to
+// land before. A probe leaves room for a caller: one of the calls at once, and one of those in a second.
+func (g *gate) opens(now time.Duration) time.Duration {
+	if len(g.queue) == 0 || g.running == callsAtOnce {
+		return never
+	}
+	at := max(g.paused, g.begun[g.oldest]+time.Second)
+	if f := g.first(now); f.class != forProbe || g.late(f, now) {
+		return at
+	}
+	if g.running == callsAtOnce-1 {
+		return never
+	}
+	return max(at, g.begun[(g.oldest+1)%len(g.begun)]+time.Second)
 }
 
 // next takes the flight that is to begin now off the queue, or returns nil when none may.
 func (g *gate) next(now time.Duration) *flight {
-	if len(g.queue) == 0 || g.running == callsAtOnce || now < g.opens() {
+	if now < g.opens(now) {
 		return nil
 	}
 	f := g.first(now)
+	g.favoured = !g.favoured
 	g.remove(f)
-	f.begun = true
+	if f.begun = true; f.class == forProbe {
+		g.probed = now
+	}
 	g.running++
 	g.begun[g.oldest] = now
 	g.oldest = (g.oldest + 1) % len(g.begun)
@@ -73,9 +99,8 @@ func (g *gate) next(now time.Duration) *flight {
 
 // first returns the flight whose turn it is, of a queue that is not empty.
 func (g *gate) first(now time.Duration) *flight {
-	g.late = !g.late
 	best := g.queue[0]
-	if !g.late && now-best.asked > patience {
+	if g.favoured && g.late(best, now) {
 		return best
 	}
 	for _, f := range g.queue {

@@ -191,6 +191,34 @@ func TestExpiryWhileAChangeSpreads(t *testing.T) {
 	})
 }
 
+// However many probes are due and however slow the back end is, a caller's miss finds a free place.
+func TestProbesDelayNoCaller(t *testing.T) {
+	t.Parallel()
+	s := &script{keeps: true}
+	s.edit = func(f *tokencache.Fetched) {
+		f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-24*time.Hour - 5*time.Minute)
+	}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		for i := range 50 {
+			mustGet(t, c, tokencache.Key{Resource: fmt.Sprintf("api://%d", i)}, sdk)
+		}
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		time.Sleep(spread)
+		s.set(func(s *script) { s.takes = 10 * time.Second })
+		for i := range 20 {
+			time.Sleep(7 * time.Second)
+			before := time.Now()
+			mustGet(t, c, tokencache.Key{Resource: fmt.Sprintf("api://new-%d", i)}, sdk)
+			if took := time.Since(before); took > 10*time.Second {
+				t.Fatalf("caller %d waited %v for a call of 10 s", i, took)
+			}
+		}
+		if s.count() < 50+20+20 {
+			t.Errorf("%d calls: nothing was probed beside the callers", s.count())
+		}
+	})
+}
+
 // Tokens that live shorter than a change takes to spread are refreshed in time all the same.
 func TestShortLivesWhileAChangeSpreads(t *testing.T) {
 	t.Parallel()

@@ -62,10 +62,7 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 		}
 	}
 	c.dispatchLocked(now)
-	if len(c.gate.queue) > 0 && c.gate.running < callsAtOnce {
-		next = min(next, c.gate.opens())
-	}
-	return next
+	return min(next, c.gate.opens(now))
 }
 
 // expireLocked forgets a token whose life is over by boot time. One that is over by the wall clock alone

@@ -156,14 +156,23 @@ func TestGateOrder(t *testing.T) {
 	if got := g.next(0); got != refresh {
 		t.Fatal("a probe before a refresh")
 	}
+	if g.next(0) != nil {
+		t.Fatal("a probe takes the last of the calls at once")
+	}
+	g.running = 0
 	if got := g.next(0); got != probe {
 		t.Fatal("the probe is gone")
 	}
 	g.running = 0
-	g.queue = []*flight{named(forCaller), named(forCaller)}
+	g.queue = []*flight{named(forProbe)}
+	if g.next(0) != nil || g.opens(0) != time.Second {
+		t.Fatal("a probe takes the last call of a second")
+	}
+	g.queue = []*flight{named(forProbe), named(forCaller), named(forCaller)}
 	if g.next(0) == nil {
 		t.Fatal("no fifth call in a second")
 	}
+	g.queue = g.queue[1:]
 	if g.next(time.Second-1) != nil {
 		t.Fatal("a sixth call in a second")
 	}
@@ -173,12 +182,14 @@ func TestGateOrder(t *testing.T) {
 	g.remove(named(forCaller)) // not queued: no harm
 
 	g = newGate()
-	old := &flight{class: forProbe}
-	g.queue = []*flight{old, {asked: time.Minute}, {asked: time.Minute}}
-	if g.next(time.Minute) == old {
-		t.Fatal("a probe before a caller")
-	}
-	if g.next(time.Minute) != old {
-		t.Fatal("a flight is passed over for more than half a minute, twice in a row")
+	for late, old := range map[time.Duration]*flight{time.Minute: {class: forRefresh}, 6 * time.Minute: {class: forProbe}} {
+		g = newGate()
+		g.queue = []*flight{old, {asked: late}, {asked: late}}
+		if g.next(late) == old {
+			t.Fatal("before a caller")
+		}
+		if g.next(late) != old {
+			t.Fatal("a flight is passed over for long, twice in a row")
+		}
 	}
 }
