@@ -141,8 +141,12 @@ func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 
 // enterLocked puts p on record.
 func (c *Cache) enterLocked(p PolicyChange, now time.Duration) {
+	wall := c.clock.Wall()
+	if c.clock.Synchronised() && p.At.After(wall) {
+		p.At = wall // whoever dated it had a clock that was ahead, and it has happened by now
+	}
 	ch := &change{PolicyChange: p, noted: now}
-	since := max(0, c.clock.Wall().Sub(p.At)) // an At ahead of an unsure clock is held from now on
+	since := max(0, wall.Sub(p.At)) // an At ahead of an unsure clock is held from now on
 	if p.Floating {
 		since = now - p.BootAt
 	}

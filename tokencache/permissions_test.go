@@ -644,6 +644,24 @@ func TestFutureChangeOnAnUnknownClock(t *testing.T) {
 	})
 }
 
+// A change that was kept by a clock years ahead has happened by now: it does not last until then.
+func TestKeptChangeDatedAhead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
+		ahead := tokencache.PolicyChange{ID: "x", AllIdentities: true, At: time.Now().AddDate(5, 0, 0), Effect: tokencache.Revoked}
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Changes: []tokencache.PolicyChange{ahead}})
+		defer c.Close()
+		if _, err := c.Get(t.Context(), vault, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
+			t.Errorf("a token from before: %v", err)
+		}
+		time.Sleep(13 * time.Hour)
+		if got := standing(t, c); got != tokencache.Current {
+			t.Errorf("a token from after: %v", got)
+		}
+	})
+}
+
 // Without a record of policy changes nothing from before can be told to be current or stale.
 func TestLostRecord(t *testing.T) {
 	t.Parallel()
