@@ -160,6 +160,27 @@ func TestNothingIsFetchedWhileAChangeSpreads(t *testing.T) {
 	})
 }
 
+// Nor is a call that failed just before tried again.
+func TestNoTryAgainWhileAChangeSpreads(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		d.set(down)
+		time.Sleep(14 * time.Hour)
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		before := d.count()
+		time.Sleep(spread)
+		if spent := d.count() - before; spent != 0 {
+			t.Errorf("%d calls while the change was spreading", spent)
+		}
+		d.set(nil)
+		time.Sleep(10 * time.Second)
+		if got := standing(t, c); got != tokencache.Current {
+			t.Errorf("after the spreading: %v", got)
+		}
+	})
+}
+
 func TestRefreshInsists(t *testing.T) {
 	t.Parallel()
 	s := &script{}

@@ -11,9 +11,15 @@ const (
 
 // planLocked decides when the schedule asks for e's token again: after an answer, and when the policy
 // changes on record are others. Without a token, with a call under way and after a failure that is
-// decided elsewhere.
+// decided elsewhere, but a next try that would come while a change spreads is put off here too.
 func (c *Cache) planLocked(e *entry, now time.Duration) {
-	if e.token.Text.IsZero() || e.flight != nil || e.failures > 0 {
+	if e.token.Text.IsZero() || e.flight != nil {
+		return
+	}
+	if e.failures > 0 {
+		if e.held(e.next) {
+			e.next = e.standing.holds
+		}
 		return
 	}
 	e.probe = e.tries > 0 || e.standing.worst != Current
