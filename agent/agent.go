@@ -84,7 +84,7 @@ type Agent struct {
 	rules atomic.Pointer[ruleset]
 
 	served, denied, invalid, failed atomic.Int64
-	denials                         denialLog
+	audit                           audit
 
 	naming  sync.Mutex // one policy change at a time gets its name
 	record  record
@@ -105,7 +105,7 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed}
-	a.denials.log = o.Log
+	a.audit.open(o.Log, a.clock)
 	a.rules.Store(compiled)
 	a.cache = tokencache.New(tokencache.Options{
 		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Spread: o.Rules.Spread, Changes: o.Changes,
@@ -145,7 +145,7 @@ func (a *Agent) Token(ctx context.Context, caller Caller, r Request) (Answer, er
 	switch {
 	case errors.As(err, &refusal) && refusal.Reason == NotGranted:
 		a.denied.Add(1)
-		a.denials.note(caller, r.Resource, refusal)
+		a.audit.denied(a.rules.Load(), &caller, r)
 	case refusal != nil && refusal.Reason.isInvalid():
 		a.invalid.Add(1)
 	default:
@@ -169,16 +169,18 @@ func (a *Agent) answer(ctx context.Context, caller Caller, r Request) (Answer, e
 }
 
 func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller Caller, r Request) (Answer, error) {
-	identity, denial := rules.choose(caller, r)
+	granted, denial := rules.choose(&caller, r)
 	if denial != nil {
 		return Answer{}, denial
 	}
+	identity := granted.identity
 	answer, err := a.cache.Get(ctx, tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}, tokencache.Need{
-		MinTTL: r.MinTTL, Firm: r.Firm, MintedAfter: r.IssuedAfter, Alternates: rules.alternatesFor(caller, identity, r.Resource),
+		MinTTL: r.MinTTL, Firm: r.Firm, MintedAfter: r.IssuedAfter, Alternates: rules.alternatesFor(&caller, identity, r.Resource),
 	})
 	if err != nil {
 		return Answer{}, a.explain(identity, r.Resource, err)
 	}
+	a.audit.allowed(rules, &caller, granted, r.Resource)
 	told := rules.sdkLife
 	if answer.Permissions.Standing != tokencache.Current {
 		told = min(told, chaseSDKLife)

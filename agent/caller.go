@@ -1,66 +1,137 @@
 package agent
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
 
 // Caller is the local process that asks, as far as it was proved. It is a value: whoever proves a
 // caller fills it in, and everything after that only compares it.
 type Caller struct {
-	// Module is the module whose own socket the caller came in on; empty on the token socket.
+	// Module is the module whose own socket the caller came in on, confirmed as the module's `require`
+	// asks; empty on the token socket.
 	Module string
 
 	// UID, GID and PID are the peer credentials that the kernel recorded when the caller connected.
 	UID, GID uint32
 	PID      int32
+
+	// Groups are the supplementary groups that the kernel recorded then (SO_PEERGROUPS).
+	Groups []uint32
+
+	// Unit is the systemd service that the whole cgroup path names, as systemd writes it
+	// ("cam@3f\\x2dx.service"). Empty: none, or inside a container.
+	Unit string
+
+	// Container is the container that the caller runs in. Nil: in none.
+	Container *Container
 }
+
+// Container is what the container engine says of a container.
+type Container struct {
+	ID          string   // 64 hexadecimal digits
+	Name        string   // without the slash that Docker puts in front
+	Image       string   // as it was asked for when the container was made: a tag may have moved since
+	Digest      string   // image ID, sha256:…
+	RepoDigests []string // name@sha256:…, under which registries have the image
+
+	// EdgeModule is the IoT Edge module's name, where the owner label is edgeAgent's.
+	EdgeModule string
+
+	StartedOn time.Time
+}
+
+// shortID is how many digits of a container's ID people are shown, as the engines do.
+const shortID = 12
+
+// ShortID returns as much of the container's ID as people are shown.
+func (c *Container) ShortID() string { return c.ID[:min(len(c.ID), shortID)] }
+
+// NoID is the uid or gid of a caller whose own is not known: the kernel gives it to nobody.
+const NoID = ^uint32(0)
 
 func (c Caller) String() string {
-	if c.Module != "" {
-		return fmt.Sprintf("module %s (uid %d, pid %d)", c.Module, c.UID, c.PID)
+	var known []string
+	if c.Container != nil && c.Container.ID != "" {
+		known = append(known, "container "+c.Container.ShortID())
 	}
-	return fmt.Sprintf("uid %d (pid %d)", c.UID, c.PID)
+	if c.UID != NoID {
+		known = append(known, fmt.Sprintf("uid %d", c.UID))
+	}
+	if c.UID == NoID && c.GID != NoID {
+		known = append(known, fmt.Sprintf("gid %d", c.GID))
+	}
+	if c.PID != 0 {
+		known = append(known, fmt.Sprintf("pid %d", c.PID))
+	}
+	name := "somebody"
+	switch {
+	case c.Module != "":
+		name = "module " + c.Module
+	case c.Container != nil:
+		name = "container " + c.Container.Name
+	case c.Unit != "":
+		name = "unit " + c.Unit
+	case len(known) > 0:
+		name, known = known[0], known[1:]
+	}
+	if len(known) == 0 {
+		return name
+	}
+	return name + " (" + strings.Join(known, ", ") + ")"
 }
 
-// Match says which callers a grant is for. Exactly one field names them.
+// inGroup reports whether gid is the caller's own or one of its supplementary groups.
+func (c *Caller) inGroup(gid uint32) bool { return c.GID == gid || slices.Contains(c.Groups, gid) }
+
+// hasImage reports whether the caller's container was made of that image, by its ID or a registry's digest.
+func (c *Caller) hasImage(image string) bool {
+	return c.Container != nil && (c.Container.Digest == image || slices.Contains(c.Container.RepoDigests, image))
+}
+
+// Match says which callers a grant is for. Exactly one of module, unit, image, user and group names them.
 type Match struct {
 	// Module is for whoever comes in on that module's own socket.
 	Module string
 
-	// UID is for processes of that user on the token socket, and only there: inside a container a uid
-	// says nothing, since root of one container is root of every other.
+	// Unit is for processes of that systemd service, outside of containers.
+	Unit string
+
+	// Image is for containers of that image: its ID (sha256:…), or a registry's digest (name@sha256:…).
+	Image string
+
+	// UID is for processes of that user outside of containers: inside of one a uid says nothing, since
+	// root of one container is root of every other.
 	UID *uint32
 
 	// User is the name that UID was configured as, for people; empty when it was a number.
 	User string
+
+	// GID is for processes of that group outside of containers, be it their own or a supplementary one.
+	GID *uint32
+
+	// Group is the name that GID was configured as, for people; empty when it was a number.
+	Group string
 }
 
 func (m Match) String() string {
 	switch {
 	case m.Module != "":
 		return "module " + m.Module
-	case m.UID == nil:
-		return "nobody"
-	case m.User != "":
+	case m.Unit != "":
+		return "unit " + m.Unit
+	case m.Image != "":
+		return "container image " + m.Image
+	case m.UID != nil && m.User != "":
 		return fmt.Sprintf("user %s (uid %d)", m.User, *m.UID)
+	case m.UID != nil:
+		return fmt.Sprintf("uid %d", *m.UID)
+	case m.GID != nil && m.Group != "":
+		return fmt.Sprintf("group %s (gid %d)", m.Group, *m.GID)
+	case m.GID != nil:
+		return fmt.Sprintf("gid %d", *m.GID)
 	}
-	return fmt.Sprintf("uid %d", *m.UID)
-}
-
-// who is the part of a caller that grants are looked up by.
-type who struct {
-	module string
-	uid    uint32
-}
-
-func (c Caller) who() who {
-	if c.Module != "" {
-		return who{module: c.Module}
-	}
-	return who{uid: c.UID}
-}
-
-func (m Match) who() who {
-	if m.UID != nil {
-		return who{uid: *m.UID}
-	}
-	return who{module: m.Module}
+	return "nobody"
 }

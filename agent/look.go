@@ -20,16 +20,17 @@ type Sight struct {
 // are checked anew at every call. The error is an *Error. It fetches nothing, but counts as asking.
 func (a *Agent) Look(caller Caller, r Request) (Sight, <-chan struct{}, error) {
 	sight, news, err := a.look(caller, r)
-	a.logDenial(caller, r.Resource, err)
+	a.audit.refused(a.rules.Load(), &caller, r, err)
 	return sight, news, err
 }
 
 func (a *Agent) look(caller Caller, r Request) (Sight, <-chan struct{}, error) {
 	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
-	identity, denial := a.rules.Load().choose(caller, r)
+	granted, denial := a.rules.Load().choose(&caller, r)
 	if denial != nil {
 		return Sight{}, nil, denial
 	}
+	identity := granted.identity
 	sight, news, err := a.cache.Look(tokencache.Key{Selector: identity.Selector(), Resource: r.Resource})
 	if err != nil {
 		return Sight{}, nil, a.explain(identity, r.Resource, err)

@@ -72,12 +72,13 @@ func (a *Agent) Rejected(ctx context.Context, caller Caller, r Rejection) (Advic
 		return Advice{}, fault
 	}
 	rules := a.rules.Load()
-	identity, denial := rules.choose(caller, Request{Resource: r.Resource, Identity: r.Identity})
+	granted, denial := rules.choose(&caller, Request{Resource: r.Resource, Identity: r.Identity})
 	if denial != nil {
-		a.logDenial(caller, r.Resource, denial)
+		a.audit.refused(rules, &caller, Request{Resource: r.Resource, Identity: r.Identity}, denial)
 		return Advice{}, denial
 	}
-	if wait := a.reports.admit(caller.who()); wait > 0 {
+	identity := granted.identity
+	if wait := a.reports.admit(rules.account(&caller)); wait > 0 {
 		return Advice{}, &Error{Reason: Busy, RetryAfter: wait, Detail: fmt.Sprintf(
 			"too many reports of refused tokens: one in %v is looked into; the answer to the last one still stands", reportEvery)}
 	}
@@ -131,7 +132,7 @@ func (a *Agent) open(rules *ruleset, caller Caller, identity *Identity, r Reject
 	if c.held, _, err = a.cache.Look(c.key); err != nil {
 		return nil, err
 	}
-	for _, alternate := range rules.alternatesFor(caller, identity, r.Resource) {
+	for _, alternate := range rules.alternatesFor(&caller, identity, r.Resource) {
 		key := tokencache.Key{Selector: identity.Selector(), Resource: alternate}
 		if r.SHA256 == "" || r.SHA256 == c.held.SHA256 || !a.holds(key, r.SHA256) {
 			continue
@@ -161,7 +162,7 @@ func (c *inquiry) judge(ctx context.Context) {
 // judgeOther is for a token that is not the one held: an older one, or one held for something else.
 func (c *inquiry) judgeOther() {
 	for key, identity := range c.rules.keys {
-		if !c.rules.mayHave(c.caller, identity, key.Resource) || !c.agent.holds(key, c.report.SHA256) {
+		if !c.rules.mayHave(&c.caller, identity, key.Resource) || !c.agent.holds(key, c.report.SHA256) {
 			continue
 		}
 		if key.Resource != c.report.Resource {

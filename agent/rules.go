@@ -43,6 +43,7 @@ type Grant struct {
 	Identity  string   // an Identity's name
 	Resources []string // App ID URIs, matched byte for byte
 	Prefetch  bool     // fetch before anyone asks, and never let go
+	Place     string   // where it is written, for people; may be empty
 }
 
 // DefaultSDKLife is the longest life that the SDK forms advertise, unless configured: an SDK comes back
@@ -248,11 +249,8 @@ func (r Rules) validateGrants(fault func(kind string, index int, format string, 
 		if !named {
 			fault("grant", i, "the grant for %s names identity %q, which is not configured", grant.Caller, grant.Identity)
 		}
-		switch {
-		case (grant.Caller.Module != "") == (grant.Caller.UID != nil):
-			fault("grant", i, "a grant's caller is exactly one of module, user and uid")
-		case grant.Caller.Module != "" && !validName.MatchString(grant.Caller.Module):
-			fault("grant", i, "module name %q: letters, digits, dot, dash and underscore, at most 63", grant.Caller.Module)
+		if err := grant.Caller.Check(); err != nil {
+			fault("grant", i, "%v", err)
 		}
 		if len(grant.Resources) == 0 {
 			fault("grant", i, "the grant for %s names no resources", grant.Caller)

@@ -15,8 +15,8 @@ import (
 type ruleset struct {
 	rules    Rules
 	sdkLife  time.Duration
-	granted  map[who]map[string][]*Identity // caller → resource → identities
-	keys     map[tokencache.Key]*Identity   // every key that some grant allows
+	granted  map[who]entitlements
+	keys     map[tokencache.Key]*Identity // every key that some grant allows
 	prefetch []tokencache.Key
 
 	resources []string // that grants name, or that are alternates, in order
@@ -34,12 +34,12 @@ func (r Rules) index() *ruleset {
 	s := &ruleset{
 		rules:     r,
 		sdkLife:   cmp.Or(r.SDKLife, DefaultSDKLife),
-		granted:   make(map[who]map[string][]*Identity),
+		granted:   make(map[who]entitlements),
 		keys:      make(map[tokencache.Key]*Identity),
 		resources: r.known(),
 	}
-	for _, grant := range r.Grants {
-		s.add(grant)
+	for i := range r.Grants {
+		s.add(i)
 	}
 	return s
 }
@@ -57,16 +57,11 @@ func (r Rules) known() []string {
 	return slices.Compact(all)
 }
 
-// mayHave reports whether caller may have tokens of that identity for resource.
-func (s *ruleset) mayHave(caller Caller, identity *Identity, resource string) bool {
-	return slices.Contains(s.granted[caller.who()][resource], identity)
-}
-
 // servesInPlaceOf reports whether some caller may have tokens of one identity for both resources.
 func (s *ruleset) servesInPlaceOf(alternate, resource string) bool {
 	for _, granted := range s.granted {
-		for _, identity := range granted[resource] {
-			if slices.Contains(granted[alternate], identity) {
+		for _, one := range granted[resource] {
+			if one.in(granted[alternate]) {
 				return true
 			}
 		}
@@ -76,7 +71,7 @@ func (s *ruleset) servesInPlaceOf(alternate, resource string) bool {
 
 // alternatesFor lists the resources whose token may be given to caller in the place of one for resource:
 // those that it has granted with the same identity.
-func (s *ruleset) alternatesFor(caller Caller, identity *Identity, resource string) []string {
+func (s *ruleset) alternatesFor(caller *Caller, identity *Identity, resource string) []string {
 	var all []string
 	for _, alternate := range s.rules.Alternates[resource] {
 		if s.mayHave(caller, identity, alternate) {
@@ -86,15 +81,18 @@ func (s *ruleset) alternatesFor(caller Caller, identity *Identity, resource stri
 	return all
 }
 
-func (s *ruleset) add(grant Grant) {
+// add makes the grant of that index count.
+func (s *ruleset) add(index int) {
+	grant := &s.rules.Grants[index]
 	identity := s.named(grant.Identity)
 	caller := grant.Caller.who()
 	if s.granted[caller] == nil {
-		s.granted[caller] = make(map[string][]*Identity)
+		s.granted[caller] = make(entitlements)
 	}
 	for _, resource := range grant.Resources {
-		if !slices.Contains(s.granted[caller][resource], identity) {
-			s.granted[caller][resource] = append(s.granted[caller][resource], identity)
+		one := entitlement{identity: identity, grant: index}
+		if !one.in(s.granted[caller][resource]) {
+			s.granted[caller][resource] = append(s.granted[caller][resource], one)
 		}
 		key := tokencache.Key{Selector: identity.Selector(), Resource: resource}
 		s.keys[key] = identity
@@ -114,68 +112,9 @@ func (s *ruleset) named(name string) *Identity {
 	return nil
 }
 
-// choose returns the identity that a request is for, provided that the caller has it granted.
-func (s *ruleset) choose(caller Caller, r Request) (*Identity, *Error) {
-	if err := CheckResource(r.Resource); err != nil {
-		return nil, &Error{Reason: BadResource, Detail: err.Error()}
-	}
-	granted := s.granted[caller.who()][r.Resource]
-	if r.namesIdentity() {
-		return s.chooseNamed(caller, r, granted)
-	}
-	switch len(granted) {
-	case 0:
-		return nil, s.notGranted(caller, r.Resource, "")
-	case 1:
-		return granted[0], nil
-	}
-	var names []string
-	for _, identity := range granted {
-		if identity.Default {
-			return identity, nil
-		}
-		names = append(names, identity.Name)
-	}
-	slices.Sort(names)
-	return nil, &Error{
-		Reason:  AmbiguousIdentity,
-		Detail:  fmt.Sprintf("several identities are granted for %s: name one of %s", r.Resource, strings.Join(names, ", ")),
-		Choices: names,
-	}
-}
-
-func (s *ruleset) chooseNamed(caller Caller, r Request, granted []*Identity) (*Identity, *Error) {
-	for i := range s.rules.Identities {
-		identity := &s.rules.Identities[i]
-		if !r.names(identity) {
-			continue
-		}
-		if slices.Contains(granted, identity) {
-			return identity, nil
-		}
-		return nil, s.notGranted(caller, r.Resource, identity.Name)
-	}
-	var choices []string
-	for _, identity := range granted {
-		choices = append(choices, identity.Name)
-	}
-	slices.Sort(choices)
-	return nil, &Error{
-		Reason:  UnknownIdentity,
-		Detail:  "Identity not found: no [[identity]] of the configuration goes by that name or ID",
-		Choices: choices,
-	}
-}
-
-func (s *ruleset) notGranted(caller Caller, resource, identity string) *Error {
-	of := ""
-	if identity != "" {
-		of = fmt.Sprintf(" of identity %q", identity)
-	}
-	return &Error{
-		Reason: NotGranted,
-		Detail: fmt.Sprintf("no [[grant]] lets %v have tokens%s for %s: an administrator can add one", caller, of, resource),
-	}
+// identityText is how r names an identity; empty: it names none.
+func (r *Request) identityText() string {
+	return cmp.Or(r.Identity, r.ClientID, r.ObjectID, r.ResourceID)
 }
 
 func (r Request) namesIdentity() bool {

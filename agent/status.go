@@ -18,6 +18,7 @@ type Status struct {
 	Counts     Counts
 	Changes    []NotedChange // policy changes on record, the latest first
 	Stale      int           // valid tokens whose permissions are not current
+	Denials    []Denial      // the latest denials, the latest first
 }
 
 // IdentityStatus is a configured identity and the number of grants that name it.
@@ -45,7 +46,7 @@ type RefreshResult struct {
 // Status returns the state of everything, ordered by identity and resource.
 func (a *Agent) Status() Status {
 	rules := a.rules.Load()
-	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes()}
+	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes(), Denials: a.audit.recentDenials()}
 	for _, identity := range rules.rules.Identities {
 		grants := 0
 		for _, grant := range rules.rules.Grants {

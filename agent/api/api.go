@@ -25,6 +25,7 @@ const (
 	PathToken           = "/v1/token"
 	PathWatch           = "/v1/watch"
 	PathRejected        = "/v1/rejected"
+	PathWhoAmI          = "/v1/whoami" // answered also where who calls could not be proved
 )
 
 // PermissionsHeader stands on every answer that carries a token: "current", or "stale; changed=UNIX;
@@ -41,7 +42,9 @@ const (
 	PathRefresh       = "/v1/refresh"
 	PathReload        = "/v1/reload"
 	PathPolicyChanges = "/v1/policy-changes" // GET lists, POST notes, DELETE ?id= withdraws
-	PathHealth        = "/healthz"           // on the token sockets too
+	PathGrants        = "/v1/grants"
+	PathGrantsCheck   = "/v1/grants/check" // ?resource= and what is known of the caller
+	PathHealth        = "/healthz"         // on the token sockets too
 	PathReady         = "/readyz"
 )
 
@@ -295,6 +298,7 @@ type Status struct {
 	Tokens     []TokenStatus    `json:"tokens"`
 	Changes    []PolicyChange   `json:"policy_changes"`
 	Requests   RequestCounts    `json:"requests"`
+	Denials    []Denial         `json:"denials"` // the latest, the last first; repeats are counted
 }
 
 // SourceStatus says where tokens come from.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -47,7 +48,7 @@ func TestProveTellsThePeer(t *testing.T) {
 			Module: module,
 			UID:    uint32(os.Getuid()), GID: uint32(os.Getgid()), PID: int32(os.Getpid()),
 		}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("module %q: got %+v, want %+v", module, got, want)
 		}
 	}
@@ -73,7 +74,7 @@ func TestProveRefusesWhatIsUnclear(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: error %v, want %q", test.name, err, test.want)
 		}
-		if got != (agent.Caller{}) {
+		if !reflect.DeepEqual(got, agent.Caller{}) {
 			t.Errorf("%s: caller %+v beside the error", test.name, got)
 		}
 	}
@@ -137,7 +138,7 @@ func TestContextFailsClosed(t *testing.T) {
 	if err == nil {
 		t.Error("NewContext hides that the proof failed")
 	}
-	if got, err := FromContext(ctx); err == nil || got != (agent.Caller{}) {
+	if got, err := FromContext(ctx); err == nil || !reflect.DeepEqual(got, agent.Caller{}) {
 		t.Errorf("got %+v, %v after a proof that failed", got, err)
 	}
 }

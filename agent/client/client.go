@@ -39,7 +39,7 @@ func FromEnvironment() *Client {
 	return &Client{Socket: os.Getenv(api.SocketVariable)}
 }
 
-// TokenSocketPath returns the path that Token, Watch and Rejected connect to.
+// TokenSocketPath returns the path that Token, Watch, Rejected and WhoAmI connect to.
 func (c *Client) TokenSocketPath() string {
 	if c.Socket == "" {
 		return api.DefaultTokenSocket
@@ -47,7 +47,7 @@ func (c *Client) TokenSocketPath() string {
 	return c.Socket
 }
 
-// AdminSocketPath returns the path that every method but Token, Watch and Rejected connects to.
+// AdminSocketPath returns the path that every method but Token, Watch, Rejected and WhoAmI connects to.
 func (c *Client) AdminSocketPath() string {
 	if c.AdminSocket == "" {
 		return filepath.Join(filepath.Dir(c.TokenSocketPath()), api.AdminSocketName)
@@ -114,6 +114,44 @@ func (c *Client) Token(ctx context.Context, r TokenRequest) (api.Token, error) {
 func (c *Client) Rejected(ctx context.Context, r api.Rejection) (api.Advice, error) {
 	call := call{socket: c.TokenSocketPath(), method: http.MethodPost, path: api.PathRejected, body: r}
 	return answerTo[api.Advice](ctx, call)
+}
+
+// WhoAmI returns how the daemon sees this process and what it may have. Errors are as for Token; that who
+// calls could not be proved is an answer, not an error.
+func (c *Client) WhoAmI(ctx context.Context) (api.WhoAmI, error) {
+	call := call{socket: c.TokenSocketPath(), method: http.MethodGet, path: api.PathWhoAmI}
+	return answerTo[api.WhoAmI](ctx, call)
+}
+
+// Grants returns every grant in force. Errors are as for Token.
+func (c *Client) Grants(ctx context.Context) (api.Grants, error) {
+	call := call{socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathGrants}
+	return answerTo[api.Grants](ctx, call)
+}
+
+// Subject is a caller as far as an administrator describes it. A module and an image stand alone; unit, uid
+// and gid may stand together.
+type Subject struct {
+	Module, Unit, Image string
+	UID, GID            *uint32 // nil: not said
+}
+
+// CheckGrants returns what the grants in force say to a request of such a caller, and why. identity may be
+// empty, as in TokenRequest. Being denied is an answer, not an error. Errors are as for Token.
+func (c *Client) CheckGrants(ctx context.Context, who Subject, resource, identity string) (api.Decision, error) {
+	query := url.Values{"resource": {resource}}
+	for name, value := range map[string]string{"identity": identity, "module": who.Module, "unit": who.Unit, "container_image": who.Image} {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	for name, id := range map[string]*uint32{"uid": who.UID, "gid": who.GID} {
+		if id != nil {
+			query.Set(name, strconv.FormatUint(uint64(*id), 10))
+		}
+	}
+	call := call{socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathGrantsCheck, query: query}
+	return answerTo[api.Decision](ctx, call)
 }
 
 // Status returns what the daemon says of itself, its identities and its tokens. Errors are as for

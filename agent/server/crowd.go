@@ -17,24 +17,26 @@ type crowd struct {
 	each map[seat]int
 }
 
-// seat is whom a connection counts for: a user on the token socket, a user in a module on its own.
-type seat struct {
-	module string
-	uid    uint32
-	own    bool // the daemon itself, and then nothing else is set
-}
-
 // ownSeats is how many connections of the daemon to itself are let in, however many others there are. Its
 // check makes one at a time; when that many wait, a restart is what it should lead to.
 const ownSeats = 4
 
 // admit counts conn for its caller, and reports false when it is one too many.
 func (c *crowd) admit(conn net.Conn, who agent.Caller, limits Limits) bool {
+	return c.seat(conn, seatOf(&who), isOwn(who), limits)
+}
+
+// admitUnproved counts conn for somebody who could not be proved: it has to be told so.
+func (c *crowd) admitUnproved(conn net.Conn, who agent.Caller, limits Limits) bool {
+	return c.seat(conn, unprovedSeat(&who), false, limits)
+}
+
+func (c *crowd) seat(conn net.Conn, as seat, isOwn bool, limits Limits) bool {
 	s := seat{own: true}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if own := c.each[s]; !isOwn(who) || own >= ownSeats {
-		s = seat{module: who.Module, uid: who.UID}
+	if own := c.each[s]; !isOwn || own >= ownSeats {
+		s = as
 		if len(c.of)-own >= limits.Connections || c.each[s] >= limits.PerCaller {
 			return false
 		}

@@ -9,7 +9,6 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
 )
 
 // door is where the requests of one listener come in: it does every check that all paths share.
@@ -22,12 +21,14 @@ type door struct {
 
 // exchange is one request and the answer to it.
 type exchange struct {
-	ctx     *dueContext // ends when the answer is due or the caller has gone
-	caller  agent.Caller
-	request *http.Request
-	raw     string // the request's query as it was sent
-	query   query
-	down    <-chan struct{} // the door's
+	ctx    *dueContext // ends when the answer is due or the caller has gone
+	caller agent.Caller
+
+	unproved error // why the caller could not be proved, and then caller is what is known all the same
+	request  *http.Request
+	raw      string // the request's query as it was sent
+	query    query
+	down     <-chan struct{} // the door's
 
 	status      int      // of the answer; 0 means 200
 	body        []byte   // of the answer: JSON
@@ -61,14 +62,11 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 			f = d.server.panicked(v)
 		}
 	}()
-	who, err := caller.FromContext(x.request.Context())
-	if err != nil {
-		return &fault{
-			status: http.StatusForbidden, code: api.CodeUnknownCaller,
-			detail: "who is calling could not be proved: call from a process on this device that the daemon can see",
-		}
+	who, err := proofOf(x.request.Context())
+	x.caller, x.unproved = who, err
+	if f := d.checkCaller(x, to); f != nil {
+		return f
 	}
-	x.caller = who
 	if f := checkOrigin(x.request); f != nil {
 		return f
 	}
@@ -79,6 +77,26 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 	defer due.stop()
 	x.ctx = due
 	return to.handle(d.server, x)
+}
+
+// checkCaller refuses whoever could not be proved, and makes who asks too often wait or come back.
+func (d *door) checkCaller(x *exchange, to *route) *fault {
+	from := seatOf(&x.caller)
+	if x.unproved != nil {
+		from = unprovedSeat(&x.caller)
+	}
+	if d.socket == onToken && x.paced(to) {
+		if f := d.server.admit(x, from); f != nil {
+			return f
+		}
+	}
+	if x.unproved == nil || to.path == api.PathWhoAmI && d.socket == onToken {
+		return nil
+	}
+	return &fault{
+		status: http.StatusForbidden, code: api.CodeUnknownCaller,
+		detail: "who is calling could not be proved: call from a process on this device that the daemon can see; GET " + api.PathWhoAmI + " tells what is missing",
+	}
 }
 
 // refuse writes f in the form's shape.

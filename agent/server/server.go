@@ -48,6 +48,7 @@ type Server struct {
 	denied, invalid, failed atomic.Int64 // requests on token sockets that the agent did not see
 	spare                   spare
 	crowd                   crowd
+	pace                    pace
 	waiting, watching       queue
 
 	mu      sync.Mutex // protects what follows
@@ -68,8 +69,11 @@ type Limits struct {
 	AllWatching int // streams of events at once; 512
 
 	Connections int // at once on all token sockets; 4,096
-	PerCaller   int // of one user there, counted apart for each module; 1,024. More are closed unanswered
+	PerCaller   int // of one caller there; 1,024. More are closed unanswered
 	// A few of this process to itself, which tell a watchdog that it is well, are let in beyond both.
+
+	PerSecond int // requests of one caller there, in the long run; 200. More wait, and then get 429
+	Burst     int // requests of one caller at once; 400
 }
 
 // orDefaults fills in the zero fields.
@@ -91,6 +95,7 @@ func (l Limits) orDefaults() Limits {
 		value int
 	}{
 		{&l.Waiting, 64}, {&l.Watching, 16}, {&l.AllWatching, 512}, {&l.Connections, 4096}, {&l.PerCaller, 1024},
+		{&l.PerSecond, 200}, {&l.Burst, 400},
 	} {
 		*limit.field = cmp.Or(*limit.field, limit.value)
 	}
@@ -164,10 +169,10 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			ctx, err := caller.NewContext(ctx, conn, from)
 			if err != nil {
-				s.log().Debug("caller not proved", zap.String("module", from.Module), zap.Error(err))
+				s.unproved(ctx, conn, kind, from, err, limits)
 				return ctx
 			}
-			if who, err := caller.FromContext(ctx); kind == onToken && err == nil && !s.crowd.admit(conn, who, limits) {
+			if who, err := proofOf(ctx); kind == onToken && err == nil && !s.crowd.admit(conn, who, limits) {
 				s.log().Debug("too many connections", zap.Stringer("caller", who))
 				_ = conn.Close() // ends its goroutine at the first read
 			}
@@ -177,6 +182,16 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 	}
 	hs.RegisterOnShutdown(sync.OnceFunc(func() { close(down) }))
 	return hs
+}
+
+// unproved notes a connection whose caller could not be proved. It is kept, so that the caller is told why.
+func (s *Server) unproved(ctx context.Context, conn net.Conn, kind socket, from caller.Socket, why error, limits Limits) {
+	who, _ := proofOf(ctx)
+	who.Module = cmp.Or(who.Module, from.Module)
+	s.Agent.Unproved(who, why)
+	if kind == onToken && !s.crowd.admitUnproved(conn, who, limits) {
+		_ = conn.Close()
+	}
 }
 
 // add reports false after Shutdown.

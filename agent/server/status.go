@@ -40,6 +40,10 @@ func (s *Server) status(x *exchange) *fault {
 		Invalid: now.Counts.Invalid + s.invalid.Load(),
 		Failed:  now.Counts.Failed + s.failed.Load(),
 	}
+	answer.Denials = []api.Denial{}
+	for _, d := range now.Denials {
+		answer.Denials = append(answer.Denials, api.Denial(d))
+	}
 	x.body = encode(answer)
 	return nil
 }

@@ -21,10 +21,9 @@ type queue struct {
 	each map[seat]int
 }
 
-// enter counts a request of who, and reports false when it is one too many. Of a module all users count
-// as one, since inside a container there are as many as it likes. Call leave in the end.
+// enter counts a request of who, and reports false when it is one too many. Call leave in the end.
 func (q *queue) enter(who agent.Caller, each, all int) bool {
-	s := queueSeat(who)
+	s := seatOf(&who)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.all >= all || q.each[s] >= each {
@@ -40,20 +39,13 @@ func (q *queue) enter(who agent.Caller, each, all int) bool {
 
 // leave forgets a request that enter counted.
 func (q *queue) leave(who agent.Caller) {
-	s := queueSeat(who)
+	s := seatOf(&who)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.all--
 	if q.each[s]--; q.each[s] == 0 {
 		delete(q.each, s)
 	}
-}
-
-func queueSeat(who agent.Caller) seat {
-	if who.Module != "" {
-		return seat{module: who.Module}
-	}
-	return seat{uid: who.UID}
 }
 
 // busyRetry is when a caller with too many requests at once may ask again.

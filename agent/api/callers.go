@@ -1,0 +1,85 @@
+package api
+
+import "time"
+
+// WhoAmI is the answer of GET /v1/whoami: how the daemon sees the process that asks, and what it may have.
+type WhoAmI struct {
+	Proved   bool      `json:"proved"`             // whether tokens are answered at all
+	Unproved *Unproved `json:"unproved,omitempty"` // what is missing, when not proved
+	Caller   Caller    `json:"caller"`             // as far as it is known
+	Grants   []Grant   `json:"grants"`             // those that decide over it; none: it gets nothing
+}
+
+// Unproved is why it could not be proved who calls.
+type Unproved struct {
+	What string `json:"what"`           // the part of the proof that is missing
+	Why  string `json:"why,omitempty"`  // what stands against it
+	Hint string `json:"hint,omitempty"` // what to do
+}
+
+// Caller is a process as the daemon sees it. Inside a container its uid and gid say nothing, and have no
+// names.
+type Caller struct {
+	Module    string     `json:"module,omitempty"` // whose own socket it came in on
+	Unit      string     `json:"unit,omitempty"`   // systemd service
+	Container *Container `json:"container,omitempty"`
+	UID       *uint32    `json:"uid,omitempty"` // absent, as gid and pid, when not known
+	User      string     `json:"user,omitempty"`
+	GID       *uint32    `json:"gid,omitempty"`
+	Group     string     `json:"group,omitempty"`
+	Groups    []uint32   `json:"groups"` // supplementary ones
+	PID       int32      `json:"pid,omitempty"`
+}
+
+// Container is what the container engine says of the caller's container.
+type Container struct {
+	ID          string    `json:"id"`
+	Name        string    `json:"name"`
+	Image       string    `json:"image"`  // as it was asked for
+	Digest      string    `json:"digest"` // image ID, sha256:…
+	RepoDigests []string  `json:"repo_digests,omitempty"`
+	EdgeModule  string    `json:"edge_module,omitempty"` // IoT Edge module, where its owner is edgeAgent
+	StartedOn   time.Time `json:"started_on"`
+}
+
+// Grant is a grant in force.
+type Grant struct {
+	Number    int      `json:"number"`          // from 1, in the order of the configuration
+	Place     string   `json:"place,omitempty"` // file and line; only on the admin socket
+	Caller    string   `json:"caller"`          // whom it is for, in words
+	Identity  string   `json:"identity"`
+	Resources []string `json:"resources"`
+	Prefetch  bool     `json:"prefetch,omitempty"`
+}
+
+// Grants is the answer of GET /v1/grants, in the order of the configuration.
+type Grants struct {
+	Grants []Grant `json:"grants"`
+}
+
+// Decision is the answer of GET /v1/grants/check: what the grants say to a request, and why.
+type Decision struct {
+	Allowed    bool              `json:"allowed"`
+	Code       Code              `json:"code,omitempty"`     // why not, as the caller would be told
+	Identity   string            `json:"identity,omitempty"` // whose token it would be
+	Grant      *Grant            `json:"grant,omitempty"`    // the one that allows it
+	Considered []ConsideredGrant `json:"considered"`         // every grant that is for such a caller
+	Reason     string            `json:"reason"`
+}
+
+// ConsideredGrant is a grant and what became of it.
+type ConsideredGrant struct {
+	Grant
+	Decides bool   `json:"decides"` // it is of the most specific kind there is for this caller
+	Why     string `json:"why"`
+}
+
+// Denial is one kind of denial, with how often it happened of late.
+type Denial struct {
+	On       time.Time `json:"on"` // the last time
+	Caller   string    `json:"caller"`
+	Identity string    `json:"identity,omitempty"` // as it was asked for
+	Resource string    `json:"resource,omitempty"` // absent where who calls was not proved
+	Reason   string    `json:"reason"`
+	Count    int       `json:"count"`
+}

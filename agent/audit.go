@@ -1,0 +1,289 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"perceptd/tokencache"
+)
+
+// IDs of the audit's entries in the journal: `journalctl MESSAGE_ID=…` finds all of one kind. They never
+// change.
+const (
+	MessageGranted  = "51a68065337a311afdae5715d2c88a40" // the first token for a caller, identity and resource
+	MessageChanged  = "9bfec3be9d5fc8cbdf4c5f661007d2db" // the next, for a caller that is another than before
+	MessageDenied   = "b9bd9252ad6b85f84e3147969fbf07b8"
+	MessageUnproved = "84819a3f40d0fd6a5272f8deb3a657b1" // who is calling could not be proved
+)
+
+const (
+	maxAudited    = 1024 // callers, identities and resources whose first grant is remembered
+	maxLimited    = 256  // callers whose lines are limited apart
+	shownDenials  = 16   // of the status
+	firstBurst    = 512  // lines at once for first grants, then twenty a second
+	oftenBurst    = 10   // lines at once for one caller's denials and changes, then one a second
+	allOftenBurst = 50   // and for those of all callers, then five a second
+)
+
+// account is the part of a caller that stays when its process or container is another: what people know
+// it by.
+type account struct {
+	module, container, unit string
+	uid                     uint32
+}
+
+func (c *Caller) account() account {
+	switch {
+	case c.Module != "":
+		return account{module: c.Module}
+	case c.Container != nil:
+		return account{container: c.Container.Name}
+	case c.Unit != "":
+		return account{unit: c.Unit}
+	}
+	return account{uid: c.UID}
+}
+
+// proved is the whole of what was proved of a caller, but for its pid.
+type proved struct {
+	container, image, unit string
+	uid, gid               uint32
+}
+
+func (c *Caller) proved() proved {
+	p := proved{unit: c.Unit, uid: c.UID, gid: c.GID}
+	if c.Container != nil {
+		p.container, p.image = c.Container.ID, c.Container.Digest
+	}
+	return p
+}
+
+func (p proved) String() string {
+	text := fmt.Sprintf("uid %d, gid %d", p.uid, p.gid)
+	if p.unit != "" {
+		text = "unit " + p.unit + ", " + text
+	}
+	if p.container != "" {
+		text = fmt.Sprintf("container %s of image %s, %s", cut(p.container, shortID), p.image, text)
+	}
+	return text
+}
+
+// audited is a thing that a caller got.
+type audited struct {
+	account
+	identity, resource string
+}
+
+// Denial is a denial as a technician sees it. Repeats are counted, not listed.
+type Denial struct {
+	On       time.Time // the last time
+	Caller   string
+	Identity string // as it was asked for; empty: none was named
+	Resource string // empty when who calls was not proved
+	Reason   string
+	Count    int
+}
+
+// denialKey tells denials apart.
+type denialKey struct {
+	audited
+	unproved bool
+}
+
+// denialNote is a Denial and what it is told apart by.
+type denialNote struct {
+	denialKey
+	Denial
+}
+
+// audit writes to the log who got what for the first time, who was denied, and whose caller is another
+// than before. It is bounded in lines and in memory, whatever callers do; the next line written counts
+// those left out. What it has forgotten counts as a first time again.
+type audit struct {
+	log   *zap.Logger
+	clock tokencache.Clock
+
+	mu      sync.Mutex // protects what follows
+	granted recent[audited, proved]
+	each    recent[account, *rate.Limiter]
+	all     *rate.Limiter
+	firsts  *rate.Limiter
+	skipped int
+	denials []denialNote // the latest first
+}
+
+func (a *audit) open(log *zap.Logger, clock tokencache.Clock) {
+	a.log, a.clock = log, clock
+	a.granted.most, a.each.most = maxAudited, maxLimited
+	a.all = rate.NewLimiter(5, allOftenBurst)
+	a.firsts = rate.NewLimiter(20, firstBurst)
+}
+
+// allowed notes that caller got a token.
+func (a *audit) allowed(rules *ruleset, caller *Caller, one entitlement, resource string) {
+	is := caller.proved()
+	a.mu.Lock()
+	was, known := a.granted.use(audited{caller.account(), one.identity.Name, resource})
+	before := *was
+	*was = is
+	if known && before == is {
+		a.mu.Unlock()
+		return
+	}
+	skipped, tell := a.admit(caller.account(), !known)
+	a.mu.Unlock()
+	if !tell {
+		return
+	}
+	fields := append(caller.fields(), zap.String("identity", one.identity.Name), zap.String("resource", resource),
+		zap.String("decision", "granted"), zap.String("reason", rules.ref(one.grant).String()))
+	fields = append(fields, leftOut(skipped)...)
+	if !known {
+		a.log.Info("token granted for the first time", append(fields, zap.String("message_id", MessageGranted))...)
+		return
+	}
+	a.log.Info("caller changed", append(fields, zap.String("before", before.String()), zap.String("message_id", MessageChanged))...)
+}
+
+// refused notes err if it is a denial.
+func (a *audit) refused(rules *ruleset, caller *Caller, r Request, err error) {
+	var refusal *Error
+	if errors.As(err, &refusal) && refusal.Reason == NotGranted {
+		a.denied(rules, caller, r)
+	}
+}
+
+// denied notes that no grant allows r.
+func (a *audit) denied(rules *ruleset, caller *Caller, r Request) {
+	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	asked := r.identityText()
+	key := denialKey{audited: audited{caller.account(), asked, r.Resource}}
+	reason := func() string { return rules.whyNot(caller, r, rules.considered(caller, r)) }
+	a.mu.Lock()
+	a.forget(rules, caller, r)
+	why, skipped, tell := a.deny(key, caller, reason)
+	a.mu.Unlock()
+	if !tell {
+		return
+	}
+	fields := append(caller.fields(), zap.String("identity", asked), zap.String("resource", r.Resource),
+		zap.String("decision", "denied"), zap.String("reason", why), zap.String("message_id", MessageDenied))
+	a.log.Warn("token denied", append(fields, leftOut(skipped)...)...)
+}
+
+// unproved notes a caller that nobody could prove to be anyone.
+func (a *audit) unproved(caller *Caller, why error) {
+	key := denialKey{audited: audited{account: caller.account()}, unproved: true}
+	a.mu.Lock()
+	text, skipped, tell := a.deny(key, caller, why.Error)
+	a.mu.Unlock()
+	if !tell {
+		return
+	}
+	fields := append(caller.fields(), zap.String("decision", "denied"), zap.String("reason", text), zap.String("message_id", MessageUnproved))
+	a.log.Warn("caller not proved", append(fields, leftOut(skipped)...)...)
+}
+
+func leftOut(skipped int) []zap.Field {
+	if skipped == 0 {
+		return nil
+	}
+	return []zap.Field{zap.Int("left_out", skipped)}
+}
+
+// forget makes the next grant of what was just denied a first one. The lock is held.
+func (a *audit) forget(rules *ruleset, caller *Caller, r Request) {
+	for i := range rules.rules.Identities {
+		identity := &rules.rules.Identities[i]
+		if !r.namesIdentity() || r.names(identity) {
+			a.granted.remove(audited{caller.account(), identity.Name, r.Resource})
+		}
+	}
+}
+
+// deny counts a denial and reports whether to write a line, with how many were left out before it. The
+// lock is held.
+func (a *audit) deny(key denialKey, caller *Caller, reason func() string) (why string, skipped int, tell bool) {
+	why = a.list(key, caller, reason)
+	skipped, tell = a.admit(key.account, false)
+	return why, skipped, tell
+}
+
+// admit reports whether a line may be written, with how many were left out before it. The lock is held.
+func (a *audit) admit(of account, first bool) (skipped int, tell bool) {
+	if first {
+		tell = a.firsts.Allow()
+	} else {
+		limit, known := a.each.use(of)
+		if !known {
+			*limit = rate.NewLimiter(1, oftenBurst)
+		}
+		tell = (*limit).Allow() && a.all.Allow()
+	}
+	if !tell {
+		a.skipped++
+		return 0, false
+	}
+	skipped, a.skipped = a.skipped, 0
+	return skipped, true
+}
+
+// list puts a denial in front of those that the status shows, and returns its reason. The lock is held.
+func (a *audit) list(key denialKey, caller *Caller, reason func() string) string {
+	note := denialNote{denialKey: key, Denial: Denial{Caller: caller.String(), Identity: key.identity, Resource: cut(key.resource, maxResource)}}
+	at := len(a.denials)
+	for i := range a.denials {
+		if a.denials[i].denialKey == key {
+			note.Count, at = a.denials[i].Count, i
+			break
+		}
+	}
+	note.Reason = cut(reason(), maxNote)
+	note.On = a.clock.Wall()
+	note.Count++
+	if at == len(a.denials) && at < shownDenials {
+		a.denials = append(a.denials, denialNote{})
+	}
+	at = min(at, shownDenials-1)
+	copy(a.denials[1:at+1], a.denials[:at])
+	a.denials[0] = note
+	return note.Reason
+}
+
+// recentDenials lists the latest denials, the latest first.
+func (a *audit) recentDenials() []Denial {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var all []Denial
+	for _, note := range a.denials {
+		all = append(all, note.Denial)
+	}
+	return all
+}
+
+// Unproved notes in the audit that who calls could not be proved. caller is what is known of it.
+func (a *Agent) Unproved(caller Caller, why error) { a.audit.unproved(&caller, why) }
+
+// fields is the caller as the log tells it. There is always room for a few more behind it.
+func (c *Caller) fields() []zap.Field {
+	fields := append(make([]zap.Field, 0, 16), zap.Stringer("caller", *c),
+		zap.Uint32("uid", c.UID), zap.Uint32("gid", c.GID), zap.Int32("pid", c.PID))
+	if c.Module != "" {
+		fields = append(fields, zap.String("module", c.Module))
+	}
+	if c.Unit != "" {
+		fields = append(fields, zap.String("unit", c.Unit))
+	}
+	if c.Container != nil {
+		fields = append(fields, zap.String("container", c.Container.ID), zap.String("container_name", c.Container.Name),
+			zap.String("container_image", c.Container.Digest))
+	}
+	return fields
+}

@@ -1,0 +1,172 @@
+package agent_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest/observer"
+
+	"perceptd/agent"
+)
+
+func messages(logs *observer.ObservedLogs, id string) []map[string]any {
+	var all []map[string]any
+	for _, entry := range logs.All() {
+		if fields := entry.ContextMap(); fields["message_id"] == id {
+			all = append(all, fields)
+		}
+	}
+	return all
+}
+
+// One line for the first token of a caller, identity and resource, with what is needed to know who got what.
+func TestFirstGrantsAreAudited(t *testing.T) {
+	t.Parallel()
+	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+		caller := agent.Caller{Unit: "cam.service", UID: 5, GID: 6, PID: 7}
+		for range 5 {
+			caller.PID++ // it forks, and stays who it is
+			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all := messages(logs, agent.MessageGranted)
+		if len(all) != 1 {
+			t.Fatalf("%d lines: %v", len(all), all)
+		}
+		for name, want := range map[string]any{
+			"caller": "unit cam.service (uid 5, pid 8)", "unit": "cam.service", "uid": uint32(5), "gid": uint32(6), "identity": "id1",
+			"resource": vault, "decision": "granted", "reason": "grant 2 (config.toml:10)",
+		} {
+			if all[0][name] != want {
+				t.Errorf("%s is %v, want %v", name, all[0][name], want)
+			}
+		}
+	})
+}
+
+// A module whose container is another is told once, with what it was before.
+func TestChangedCallersAreAudited(t *testing.T) {
+	t.Parallel()
+	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+		ask := func(id string) {
+			c := image(imageID)
+			c.ID = strings.Repeat(id, 64)
+			if _, err := a.Token(t.Context(), agent.Caller{Module: "vision", Container: c}, agent.Request{Resource: vault}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, id := range []string{"a", "a", "b", "b", "b"} {
+			ask(id)
+		}
+		changed := messages(logs, agent.MessageChanged)
+		if len(changed) != 1 || changed[0]["container"] != strings.Repeat("b", 64) || !strings.HasPrefix(fmt.Sprint(changed[0]["before"]), "container aaaaaaaaaaaa of image "+imageID) {
+			t.Errorf("%v", changed)
+		}
+		if n := len(messages(logs, agent.MessageGranted)); n != 1 {
+			t.Errorf("%d first grants", n)
+		}
+		// Flapping fills no disk.
+		for i := range 1000 {
+			ask(string("ab"[i%2]))
+		}
+		if n := len(messages(logs, agent.MessageChanged)); n > 20 {
+			t.Errorf("%d lines for a caller that flaps", n)
+		}
+		time.Sleep(time.Minute)
+		ask("a")
+		if last := messages(logs, agent.MessageChanged); last[len(last)-1]["left_out"] == nil {
+			t.Errorf("those left out are not counted: %v", last[len(last)-1])
+		}
+	})
+}
+
+// After a denial the next grant is a first one again.
+func TestGrantAfterDenialIsAudited(t *testing.T) {
+	t.Parallel()
+	rules := kinds()
+	bubble(t, rules, &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+		caller := agent.Caller{Module: "vision"}
+		for range 2 {
+			if _, err := a.Apply(rules); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); err != nil {
+				t.Fatal(err)
+			}
+			without := rules
+			without.Grants = rules.Grants[1:]
+			if _, err := a.Apply(without); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); reasonOf(err) != agent.NotGranted {
+				t.Fatal(err)
+			}
+		}
+		granted, denied := messages(logs, agent.MessageGranted), messages(logs, agent.MessageDenied)
+		if len(granted) != 2 || len(denied) != 2 || denied[0]["decision"] != "denied" || denied[0]["module"] != "vision" {
+			t.Errorf("granted %v, denied %v", granted, denied)
+		}
+	})
+}
+
+// The status has the latest denials, each kind once.
+func TestDenialsAreListed(t *testing.T) {
+	t.Parallel()
+	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+		for i := range 40 {
+			a.Token(t.Context(), agent.Caller{UID: uint32(2000 + i), GID: 1}, agent.Request{Resource: vault})
+		}
+		a.Look(agent.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
+		a.Rejected(t.Context(), agent.Caller{UID: 2030, GID: 1}, agent.Rejection{Resource: vault, Identity: "id2", Status: 401})
+		a.Unproved(agent.Caller{UID: 1}, errors.New("no engine answers"))
+		a.Unproved(agent.Caller{UID: 1}, errors.New("no engine answers"))
+		all := a.Status().Denials
+		if len(all) != 16 {
+			t.Fatalf("%d denials", len(all))
+		}
+		for i, want := range []string{
+			"uid 1  no engine answers 2",
+			"uid 2030 id2 " + vault + " no grant is for uid 2030: what is not granted is denied 1",
+			"uid 2039  " + vault + " no grant is for uid 2039: what is not granted is denied 2",
+			"uid 2038  " + vault,
+		} {
+			d := all[i]
+			got := strings.Join(strings.Fields(fmt.Sprint(d.Caller, " ", d.Identity, " ", d.Resource, " ", d.Reason, " ", d.Count)), " ")
+			if want = strings.Join(strings.Fields(want), " "); !strings.HasPrefix(got, want) || d.On.IsZero() {
+				t.Errorf("%d is %s, want %s", i, got, want)
+			}
+		}
+		unproved := messages(logs, agent.MessageUnproved)
+		if len(unproved) != 2 || unproved[0]["reason"] != "no engine answers" {
+			t.Errorf("%v", unproved)
+		}
+	})
+}
+
+// A caller in a loop leaves other callers' denials their lines.
+func TestDenialsOfOneLeaveRoomForOthers(t *testing.T) {
+	t.Parallel()
+	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+		for range 1000 {
+			a.Token(t.Context(), agent.Caller{UID: 1, GID: 1}, agent.Request{Resource: vault})
+		}
+		if n := len(messages(logs, agent.MessageDenied)); n != 10 {
+			t.Errorf("%d lines for one caller", n)
+		}
+		a.Token(t.Context(), agent.Caller{UID: 2, GID: 2}, agent.Request{Resource: vault})
+		last := messages(logs, agent.MessageDenied)
+		if len(last) != 11 || last[10]["uid"] != uint32(2) || last[10]["left_out"] != int64(990) {
+			t.Errorf("%v", last[len(last)-1])
+		}
+		for i := range 3000 { // more callers than are remembered
+			a.Token(t.Context(), agent.Caller{UID: uint32(5000 + i), GID: 1}, agent.Request{Resource: vault})
+		}
+		if n := len(messages(logs, agent.MessageDenied)); n > 60 {
+			t.Errorf("%d lines for many callers at once", n)
+		}
+	})
+}

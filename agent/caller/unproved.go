@@ -1,0 +1,16 @@
+package caller
+
+// UnprovedError says which part of the proof of a caller is missing. Everything that returns it denies
+// the caller.
+type UnprovedError struct {
+	What string // what could not be proved
+	Why  string // what stands against it
+	Hint string // what to do about it; may be empty
+}
+
+func (e *UnprovedError) Error() string {
+	if e.Why == "" {
+		return e.What
+	}
+	return e.What + ": " + e.Why
+}

@@ -1,0 +1,168 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os/user"
+	"strconv"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/caller"
+)
+
+// whoAmI answers GET /v1/whoami, the one path that is answered to whoever asks: why somebody could not
+// be proved is for that somebody to know.
+func (s *Server) whoAmI(x *exchange) *fault {
+	if f := noQuery(x); f != nil {
+		return f
+	}
+	answer := api.WhoAmI{Proved: x.unproved == nil, Caller: callerOf(&x.caller), Grants: []api.Grant{}}
+	if x.unproved != nil {
+		answer.Unproved = unprovedOf(x.unproved)
+		x.body = encode(answer)
+		return nil
+	}
+	for _, g := range s.Agent.Holdings(x.caller) {
+		told := grantOf(&g)
+		told.Place = "" // where the administrator's files are is not for callers
+		answer.Grants = append(answer.Grants, told)
+	}
+	x.body = encode(answer)
+	return nil
+}
+
+func unprovedOf(err error) *api.Unproved {
+	var why *caller.UnprovedError
+	if errors.As(err, &why) {
+		return &api.Unproved{What: why.What, Why: why.Why, Hint: why.Hint}
+	}
+	return &api.Unproved{What: err.Error()}
+}
+
+func callerOf(c *agent.Caller) api.Caller {
+	told := api.Caller{Module: c.Module, Unit: c.Unit, Groups: orEmpty(c.Groups), PID: c.PID}
+	if c.UID != agent.NoID {
+		told.UID, told.GID = &c.UID, &c.GID
+	}
+	if c.Container != nil {
+		told.Container = &api.Container{
+			ID: c.Container.ID, Name: c.Container.Name, Image: c.Container.Image, Digest: c.Container.Digest,
+			RepoDigests: c.Container.RepoDigests, EdgeModule: c.Container.EdgeModule, StartedOn: c.Container.StartedOn,
+		}
+	}
+	if c.Module != "" || c.Container != nil {
+		return told // names of this device's users are not theirs
+	}
+	if account, err := user.LookupId(strconv.FormatUint(uint64(c.UID), 10)); err == nil {
+		told.User = account.Username
+	}
+	if group, err := user.LookupGroupId(strconv.FormatUint(uint64(c.GID), 10)); err == nil {
+		told.Group = group.Name
+	}
+	return told
+}
+
+func grantOf(g *agent.GrantRef) api.Grant {
+	return api.Grant{
+		Number: g.Index + 1, Place: g.Place, Caller: g.Caller.String(),
+		Identity: g.Identity, Resources: orEmpty(g.Resources), Prefetch: g.Prefetch,
+	}
+}
+
+// grants answers GET /v1/grants.
+func (s *Server) grants(x *exchange) *fault {
+	if f := noQuery(x); f != nil {
+		return f
+	}
+	answer := api.Grants{Grants: []api.Grant{}}
+	for _, g := range s.Agent.Grants() {
+		answer.Grants = append(answer.Grants, grantOf(&g))
+	}
+	x.body = encode(answer)
+	return nil
+}
+
+// checkGrants answers GET /v1/grants/check: the decision that a caller would meet, without one.
+func (s *Server) checkGrants(x *exchange) *fault {
+	if f := x.query.parse(x.raw); f != nil {
+		return f
+	}
+	who, request, f := readCheck(&x.query)
+	if f != nil {
+		return f
+	}
+	d := s.Agent.Decide(who, request)
+	if d.Err != nil && d.Err.Reason == agent.BadResource {
+		return faultOf(d.Err)
+	}
+	answer := api.Decision{Allowed: d.Allowed, Identity: d.Identity, Reason: d.Reason, Considered: []api.ConsideredGrant{}}
+	if d.Err != nil {
+		answer.Code = answerOf[d.Err.Reason].code
+	}
+	if d.Grant != nil {
+		g := grantOf(d.Grant)
+		answer.Grant = &g
+	}
+	for i := range d.Considered {
+		c := &d.Considered[i]
+		answer.Considered = append(answer.Considered, api.ConsideredGrant{Grant: grantOf(&c.GrantRef), Decides: c.Decides, Why: c.Why})
+	}
+	x.body = encode(answer)
+	return nil
+}
+
+// readCheck reads the parameters of GET /v1/grants/check. A service has a user and a group as well, so that
+// unit, uid and gid may stand together; a module and an image stand alone.
+func readCheck(q *query) (agent.Caller, agent.Request, *fault) {
+	who := agent.Caller{UID: agent.NoID, GID: agent.NoID}
+	var request agent.Request
+	var known []agent.Match
+	fail := func(detail string) (agent.Caller, agent.Request, *fault) {
+		return agent.Caller{}, agent.Request{}, badRequest(detail)
+	}
+	for _, p := range q.list[:q.count] {
+		switch p.name {
+		case "resource":
+			request.Resource = p.value
+		case "identity":
+			request.Identity = p.value
+		case "module":
+			who.Module = p.value
+			known = append(known, agent.Match{Module: p.value})
+		case "unit":
+			who.Unit = agent.UnitName(p.value)
+			known = append(known, agent.Match{Unit: who.Unit})
+		case "container_image":
+			who.Container = &agent.Container{Name: "of image " + p.value, Digest: p.value, RepoDigests: []string{p.value}}
+			known = append(known, agent.Match{Image: p.value})
+		case "uid", "gid":
+			id, err := strconv.ParseUint(p.value, 10, 32)
+			if err != nil || uint32(id) == agent.NoID {
+				return fail(fmt.Sprintf("%s is %q: it must be a number", p.name, p.value))
+			}
+			if n := uint32(id); p.name == "uid" {
+				who.UID = n
+				known = append(known, agent.Match{UID: &n})
+			} else {
+				who.GID = n
+				known = append(known, agent.Match{GID: &n})
+			}
+		default:
+			return fail(fmt.Sprintf("query parameter %q is not known here: resource, identity, module, unit, container_image, uid and gid are", p.name))
+		}
+	}
+	for _, m := range known {
+		if err := m.Check(); err != nil {
+			return fail(err.Error())
+		}
+	}
+	alone := who.Module != "" || who.Container != nil
+	switch {
+	case len(known) == 0:
+		return fail("nothing says who would be calling: give module, unit, container_image, uid or gid")
+	case alone && len(known) > 1:
+		return fail("module and container_image stand alone; only unit, uid and gid may stand together")
+	}
+	return who, request, nil
+}
