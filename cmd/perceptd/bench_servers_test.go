@@ -48,6 +48,9 @@ func startPerceptd(cpu int, binary, dir string, environment ...string) (*contend
 	text := fmt.Sprintf(`[source]
 kind = "simulated"
 
+[callers]
+requests_per_second = 1000000
+
 [[identity]]
 name = "device"
 default = true

@@ -36,6 +36,8 @@ type config struct {
 	files  []string // in the order they were read
 	source sourceConfig
 	rules  agent.Rules
+
+	callers callersConfig
 }
 
 // sourceConfig says where tokens come from.
@@ -76,15 +78,13 @@ type document struct {
 		ResourceID string `toml:"resource_id"`
 	} `toml:"identity"`
 	Grant []struct {
-		Caller struct {
-			Module string  `toml:"module"`
-			User   string  `toml:"user"`
-			UID    *uint32 `toml:"uid"`
-		} `toml:"caller"`
-		Identity  string   `toml:"identity"`
-		Resources []string `toml:"resources"`
-		Prefetch  bool     `toml:"prefetch"`
+		Caller    grantCaller `toml:"caller"`
+		Identity  string      `toml:"identity"`
+		Resources []string    `toml:"resources"`
+		Prefetch  bool        `toml:"prefetch"`
 	} `toml:"grant"`
+	Callers callersDocument  `toml:"callers"`
+	Module  []moduleDocument `toml:"module"`
 }
 
 // setDuration sets *to to the value of a key, unless the key is not there. A duration is a string in TOML,
@@ -113,7 +113,7 @@ func loadConfig(path string) (config, error) {
 	if err != nil {
 		return config{}, err
 	}
-	c := config{source: defaultSource}
+	c := config{source: defaultSource, callers: defaultCallers}
 	where := newPlaces()
 	var unread, faults []error
 	for _, file := range append([]string{path}, extra...) {
@@ -127,8 +127,8 @@ func loadConfig(path string) (config, error) {
 			unread = append(unread, err)
 			continue
 		}
-		if where.add(file, text) != (tableCounts{len(doc.Identity), len(doc.Grant), len(doc.Resource)}) {
-			unread = append(unread, fmt.Errorf("%s: write [[identity]], [[grant]] and [[resource]], each with two brackets: there may be several", file))
+		if where.add(file, text) != (tableCounts{len(doc.Identity), len(doc.Grant), len(doc.Resource), len(doc.Module)}) {
+			unread = append(unread, fmt.Errorf("%s: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets: there may be several", file))
 			continue
 		}
 		c.files = append(c.files, file)
@@ -140,7 +140,11 @@ func loadConfig(path string) (config, error) {
 	if key, err := c.source.validate(); err != nil {
 		faults = append(faults, fmt.Errorf("%s: %w", where.value(key), err))
 	}
+	if key, err := c.callers.validate(); err != nil {
+		faults = append(faults, fmt.Errorf("%s: %w", where.value(key), err))
+	}
 	faults = append(faults, where.locate(c.rules.Validate()))
+	faults = append(faults, c.unprovable(where)...)
 	if err := errors.Join(faults...); err != nil {
 		return config{}, err
 	}
@@ -253,9 +257,13 @@ func hint(k toml.Key) string {
 	case "resource":
 		return ": [[resource]] has uri and alternates"
 	case "grant":
-		return ": [[grant]] has caller (by module, user or uid), identity, resources and prefetch"
+		return ": [[grant]] has caller (by module, unit, container_image, user, uid, group or gid), identity, resources and prefetch"
+	case "callers":
+		return ": [callers] has engine, cgroup_parents and requests_per_second"
+	case "module":
+		return ": [[module]] has name, require and container"
 	}
-	return ": the tables are [source], [tokens], [[identity]], [[grant]] and [[resource]]"
+	return ": the tables are [source], [tokens], [callers], [[identity]], [[grant]], [[resource]] and [[module]]"
 }
 
 // take adds a document to c.
@@ -273,20 +281,13 @@ func (c *config) take(doc document, where *places) error {
 	}
 	c.source.take(doc)
 	faults = append(faults, c.takeResources(doc, where)...)
+	faults = append(faults, c.callers.take(doc.Callers, doc.Module, where)...)
 	for _, grant := range doc.Grant {
-		match := agent.Match{Module: grant.Caller.Module, UID: grant.Caller.UID, User: grant.Caller.User}
-		if match.User != "" {
-			uid, err := uidOf(match.User)
-			switch {
-			case err != nil:
-				faults = append(faults, fmt.Errorf("%s: %w", where.table("grant", len(c.rules.Grants)), err))
-			case match.UID != nil:
-				faults = append(faults, fmt.Errorf("%s: a grant's caller is exactly one of module, user and uid", where.table("grant", len(c.rules.Grants))))
-			}
-			match.UID = &uid
-		}
+		place := where.table("grant", len(c.rules.Grants))
+		match, err := grant.Caller.match()
+		faults = append(faults, located(place, err))
 		c.rules.Grants = append(c.rules.Grants, agent.Grant{
-			Caller: match, Identity: grant.Identity, Resources: grant.Resources, Prefetch: grant.Prefetch,
+			Caller: match, Identity: grant.Identity, Resources: grant.Resources, Prefetch: grant.Prefetch, Place: place,
 		})
 	}
 	return errors.Join(faults...)

@@ -109,16 +109,16 @@ func TestConfigFaults(t *testing.T) {
 		{"syntax", "[source\n", "config.toml:1:8: "},
 		{"type", "[[identity]]\nname = 7\n", "config.toml:2:8: identity.name: its value cannot be of type integer"},
 		{"type of a whole table", "grant = 3\n", "config.toml:1:9: grant: its value cannot be of type integer"},
-		{"one bracket", "[[identity]]\nname = \"a\"\n\n[grant]\nidentity = \"a\"\n", "config.toml: write [[identity]], [[grant]] and [[resource]], each with two brackets"},
-		{"a caller of no grant", "[[identity]]\nname = \"a\"\n\n[grant.caller]\nuid = 1\n", "config.toml: write [[identity]], [[grant]] and [[resource]], each with two brackets"},
+		{"one bracket", "[[identity]]\nname = \"a\"\n\n[grant]\nidentity = \"a\"\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
+		{"a caller of no grant", "[[identity]]\nname = \"a\"\n\n[grant.caller]\nuid = 1\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
 		{"uid below 0", "[[grant]]\ncaller = { uid = -1 }\n", "config.toml:2:18: grant.caller: negative integer value -1"},
 		{"uid above all", "[[grant]]\ncaller = { uid = 4294967296 }\n", "config.toml:2:18: grant.caller: "},
 		{"unknown table", "[sources]\n", "config.toml:1: unknown key sources: the tables are"},
 		{"unknown key of source", "[source]\nkidn = \"x\"\n", "config.toml:2: unknown key source.kidn: [source] has kind"},
 		{"unknown key of tokens", "[tokens]\nlife = \"1h\"\n", "config.toml:2: unknown key tokens.life: [tokens] has sdk_life"},
 		{"unknown key of identity", goodConfig + "[[identity]]\nclientid = \"x\"\n", "config.toml:18: unknown key identity.clientid: [[identity]] has name"},
-		{"unknown key of grant", goodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, user or uid)"},
-		{"unknown kind of caller", goodConfig + "[[grant]]\ncaller = { unit = \"x.service\" }\n", "config.toml:18: unknown key grant.unit: [[grant]] has caller (by module, user or uid)"},
+		{"unknown key of grant", goodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
+		{"unknown kind of caller", goodConfig + "[[grant]]\ncaller = { pod = \"x\" }\n", "config.toml:18: unknown key grant.pod: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
 		{"no duration", "[tokens]\nsdk_life = \"soon\"\n", `config.toml:2: tokens.sdk_life is "soon": write a duration in quotes, such as "50m" or "1h30m"`},
 		{"duration without a unit", "[tokens]\nsdk_life = \"5\"\n", `config.toml:2: tokens.sdk_life is "5": write a duration`},
 		{"number as a duration", "\n[tokens]\nsdk_life = 5\n", `config.toml:3: tokens.sdk_life is 5: write a duration in quotes, such as "50m" or "1h30m"`},
@@ -291,6 +291,8 @@ identity device: system-assigned
 identity vision: client_id 00000000-0000-0000-0000-000000000001
 grant: uid 4711 may have tokens of device for https://vault.azure.net
 grant: module vision may have tokens of vision for api://x, api://y
+module vision: on its socket, out of the container named vision
+container engine: auto, the first that is there of /run/docker.sock, /run/podman/podman.sock
 SDKs are told a life of at most 35m0s
 a policy change takes up to 10m0s to reach new tokens
 `

@@ -96,7 +96,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
 	}
-	d.server = &server.Server{Agent: d.agent, Reload: d.reload, Describe: d.describe, Log: log, Now: d.backend.clock.Wall, Limits: connectionLimits()}
+	d.server = &server.Server{Agent: d.agent, Reload: d.reload, Describe: d.describe, Log: log, Now: d.backend.clock.Wall, Limits: callerLimits(c.callers)}
 	d.sockets.server = d.server
 	return d, d.listen(given)
 }
@@ -111,6 +111,13 @@ func (d *daemon) openState(o *agent.Options) {
 	}
 	o.Changes, o.LostRecord = record.Load()
 	o.Keep = record.Save
+}
+
+// callerLimits is what one caller may take. Two seconds' worth of requests may come at once.
+func callerLimits(c callersConfig) server.Limits {
+	limits := connectionLimits()
+	limits.PerSecond, limits.Burst = c.perSecond, 2*c.perSecond
+	return limits
 }
 
 // connectionLimits leaves at least half of the descriptors that this process may have to everything else.
@@ -293,6 +300,7 @@ func (d *daemon) apply(c config) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	changes = append(changes, c.callerChanges(before)...)
 	d.sockets.setModules(c.modules())
 	if !slices.Equal(before.files, c.files) {
 		changes = append(changes, fmt.Sprintf("read from %v, was %v", c.files, before.files))

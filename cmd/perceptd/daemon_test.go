@@ -36,7 +36,7 @@ resources = ["https://vault.azure.net"]
 prefetch = true
 `, os.Getuid())
 	for _, module := range modules {
-		text += fmt.Sprintf("\n[[grant]]\ncaller = { module = %q }\nidentity = \"vision\"\nresources = [%q]\n", module, vaultURI)
+		text += fmt.Sprintf("\n[[module]]\nname = %q\nrequire = \"socket\"\n\n[[grant]]\ncaller = { module = %q }\nidentity = \"vision\"\nresources = [%q]\n", module, module, vaultURI)
 	}
 	return text
 }

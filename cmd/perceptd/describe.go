@@ -11,12 +11,17 @@ import (
 	"perceptd/agent"
 )
 
-// modules lists the modules that grants name: each has a socket of its own.
+// modules lists the modules that are configured or named by grants: each has a socket of its own.
 func (c config) modules() []string {
 	var all []string
 	for _, grant := range c.rules.Grants {
 		if m := grant.Caller.Module; m != "" && !slices.Contains(all, m) {
 			all = append(all, m)
+		}
+	}
+	for _, m := range c.callers.modules {
+		if !slices.Contains(all, m.name) {
+			all = append(all, m.name)
 		}
 	}
 	slices.Sort(all)
@@ -37,6 +42,7 @@ func (c config) describe() string {
 	if len(c.rules.Grants) == 0 {
 		fmt.Fprintln(&b, "no grants: every caller is denied")
 	}
+	b.WriteString(c.describeCallers())
 	for _, resource := range slices.Sorted(maps.Keys(c.rules.Alternates)) {
 		fmt.Fprintf(&b, "resource: %s accepts tokens for %s too\n", resource, strings.Join(c.rules.Alternates[resource], ", "))
 	}

@@ -12,7 +12,7 @@ import (
 
 // places remembers in which file and line each table and each single value of the configuration stands.
 type places struct {
-	tables map[string][]string // "identity", "grant" or "resource" → "FILE:LINE", in the order of config's lists
+	tables map[string][]string // "identity", "grant", "resource" or "module" → "FILE:LINE", in the order of config's lists
 	values map[string]string   // "source.kind" → "FILE:LINE", where it was set last
 	last   string              // the file read last
 }
@@ -22,10 +22,10 @@ func newPlaces() *places {
 }
 
 // tableCounts is how many tables of each kind a file has.
-type tableCounts struct{ identities, grants, resources int }
+type tableCounts struct{ identities, grants, resources, modules int }
 
 func (p *places) counts() tableCounts {
-	return tableCounts{len(p.tables["identity"]), len(p.tables["grant"]), len(p.tables["resource"])}
+	return tableCounts{len(p.tables["identity"]), len(p.tables["grant"]), len(p.tables["resource"]), len(p.tables["module"])}
 }
 
 // add notes the tables and values of one file, which is known to be sound TOML, and returns how many
@@ -52,7 +52,7 @@ func (p *places) add(file string, text []byte) tableCounts {
 		}
 	}
 	after := p.counts()
-	return tableCounts{after.identities - before.identities, after.grants - before.grants, after.resources - before.resources}
+	return tableCounts{after.identities - before.identities, after.grants - before.grants, after.resources - before.resources, after.modules - before.modules}
 }
 
 // table returns where the table of that kind and index in config's list stands.
