@@ -130,6 +130,7 @@ func (s screen) status(status api.Status) string {
 		text += s.paragraph("trouble: ", trouble, bad)
 	}
 	text += s.daemon(status)
+	text += s.denials(status.Now, status.Denials)
 	text += "\n" + s.identities(status.Identities)
 	text += "\n" + s.tokens(status.Now, status.Tokens)
 	if onRecord := s.changesOnRecord(status); onRecord != "" {

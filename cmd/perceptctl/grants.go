@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/user"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+	"perceptd/agent/client"
+)
+
+func (a *app) grantsCommand() *cobra.Command {
+	var asJSON bool
+	command := &cobra.Command{
+		Use:   "grants",
+		Short: "list the grants in force, or check what a caller may have",
+		Long: `List the grants in force: who may have tokens of which identity for which
+resources. What no grant allows is denied.`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error { return a.grants(ctx, asJSON) }),
+	}
+	command.Flags().BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
+	command.AddCommand(a.grantsCheckCommand())
+	return command
+}
+
+func (a *app) grants(ctx context.Context, asJSON bool) error {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	answer, err := a.client.Grants(ctx)
+	switch {
+	case err != nil:
+		return err
+	case asJSON:
+		return a.printJSON(answer)
+	case len(answer.Grants) == 0:
+		return a.print("no grants: every caller is denied\n")
+	}
+	return a.print(a.screen(a.stdout).grants(answer.Grants))
+}
+
+func (s screen) grants(grants []api.Grant) string {
+	columns := []column{{"", false}, {"CALLER", true}, {"IDENTITY", true}, {"RESOURCE", true}, {"", false}}
+	var rows []row
+	for _, g := range grants {
+		number, caller, identity := strconv.Itoa(g.Number), g.Caller, g.Identity
+		for _, resource := range g.Resources {
+			how := ""
+			if g.Prefetch {
+				how = "prefetched"
+			}
+			rows = append(rows, row{cells: []cell{{number, faint}, {caller, plain}, {identity, plain}, {resource, plain}, {how, faint}}})
+			number, caller, identity = "", "", "" // once is enough
+		}
+	}
+	return s.table(columns, rows)
+}
+
+// checked is a caller, and what it would ask for.
+type checked struct {
+	who                client.Subject
+	user, group        string // names or numbers
+	resource, identity string
+}
+
+func (a *app) grantsCheckCommand() *cobra.Command {
+	var c checked
+	var asJSON bool
+	command := &cobra.Command{
+		Use:   "check --resource URI",
+		Short: "say what the grants in force decide for a caller, and why",
+		Long: `Say whether a caller may have a token, of which identity, which grant says so, and
+what every other grant that is for such a caller does to it.
+
+Name the caller as grants do. A service also has a user and groups, so --unit,
+--user and --group may stand together; a module or an image stands alone. The
+caller itself sees more with perceptctl whoami.
+
+The exit status is 4 when it is denied.`,
+		Example: `  perceptctl grants check --module vision --resource https://vault.azure.net
+  perceptctl grants check --unit camera.service --user edge --resource https://vault.azure.net`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error { return a.checkGrants(ctx, &c, asJSON) }),
+	}
+	flags := command.Flags()
+	flags.StringVar(&c.who.Module, "module", "", "`name` of the module whose socket is asked")
+	flags.StringVar(&c.who.Unit, "unit", "", "systemd `service` that asks")
+	flags.StringVar(&c.who.Image, "container-image", "", "image `ID` or digest of the container that asks")
+	flags.StringVar(&c.user, "user", "", "`name` or uid of the user that asks")
+	flags.StringVar(&c.group, "group", "", "`name` or gid of a group of the process that asks")
+	flags.StringVar(&c.resource, "resource", "", "App ID `URI` that the token would be for (required)")
+	flags.StringVar(&c.identity, "identity", "", "`name` of the identity (default: what the grants say)")
+	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
+	command.MarkFlagsOneRequired("module", "unit", "container-image", "user", "group")
+	command.MarkFlagsMutuallyExclusive("module", "container-image")
+	a.completeFrom(command, "identity", identityNames)
+	a.completeFrom(command, "resource", cachedResources)
+	// It fails only for a flag that is not defined.
+	_ = command.MarkFlagRequired("resource")
+	return command
+}
+
+func (a *app) checkGrants(ctx context.Context, c *checked, asJSON bool) error {
+	if err := c.lookUp(); err != nil {
+		return &usageError{err}
+	}
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	answer, err := a.client.CheckGrants(ctx, c.who, c.resource, c.identity)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		err = a.printJSON(answer)
+	} else {
+		err = a.print(a.screen(a.stdout).decision(answer))
+	}
+	if err == nil && !answer.Allowed {
+		err = &hintedError{deniedError(answer.Code, "such a request is denied"), ""}
+	}
+	return err
+}
+
+// lookUp turns the names of a user and a group into their numbers, which is what the kernel knows.
+func (c *checked) lookUp() error {
+	var faults []error
+	if c.user != "" {
+		uid, err := idOf(c.user, func(name string) (string, error) {
+			account, err := user.Lookup(name)
+			if err != nil {
+				return "", fmt.Errorf("user %q is not known on this device", name)
+			}
+			return account.Uid, nil
+		})
+		c.who.UID = &uid
+		faults = append(faults, err)
+	}
+	if c.group != "" {
+		gid, err := idOf(c.group, func(name string) (string, error) {
+			group, err := user.LookupGroup(name)
+			if err != nil {
+				return "", fmt.Errorf("group %q is not known on this device", name)
+			}
+			return group.Gid, nil
+		})
+		c.who.GID = &gid
+		faults = append(faults, err)
+	}
+	return errors.Join(faults...)
+}
+
+// idOf returns text as a number, or the number of what is named so.
+func idOf(text string, lookUp func(string) (string, error)) (uint32, error) {
+	if n, err := strconv.ParseUint(text, 10, 32); err == nil {
+		return uint32(n), nil
+	}
+	found, err := lookUp(text)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(found, 10, 32)
+	return uint32(n), err
+}
+
+// decision lays out what was decided, then what each grant had to do with it.
+func (s screen) decision(d api.Decision) string {
+	text := s.paragraph("denied   ", d.Reason, bad)
+	if d.Allowed {
+		text = s.paragraph("allowed  ", d.Reason, good)
+	}
+	for _, c := range d.Considered {
+		place := ""
+		if c.Place != "" {
+			place = " in " + c.Place
+		}
+		text += "\n" + s.paragraph("", fmt.Sprintf("grant %d%s, %s: identity %s for %s", c.Number, place, c.Caller, c.Identity, strings.Join(c.Resources, ", ")), plain)
+		text += s.paragraph(gap, c.Why, faint)
+	}
+	return text
+}

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"perceptd/agent/api"
+	"perceptd/agent/client"
+)
+
+func (a *app) whoamiCommand() *cobra.Command {
+	var asJSON bool
+	command := &cobra.Command{
+		Use:   "whoami",
+		Short: "show how perceptd sees this process, and what it may have",
+		Long: `Show how perceptd sees the process that asks: its module, service, container, user
+and groups, as far as they were proved, and the grants that decide over it. Run
+it as the caller in question: in its container, in its service, as its user.
+
+The exit status is 4 when nothing is granted, or when perceptd could not prove
+who calls.`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error { return a.whoami(ctx, asJSON) }),
+	}
+	command.Flags().BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
+	return command
+}
+
+func (a *app) whoami(ctx context.Context, asJSON bool) error {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	answer, err := a.client.WhoAmI(ctx)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		err = a.printJSON(answer)
+	} else {
+		err = a.print(a.screen(a.stdout).whoami(answer))
+	}
+	switch {
+	case err != nil:
+		return err
+	case !answer.Proved:
+		hint := ""
+		if answer.Unproved != nil {
+			hint = clean(answer.Unproved.Hint)
+		}
+		return &hintedError{deniedError(api.CodeUnknownCaller, "perceptd could not prove who calls: it answers no request for a token"), hint}
+	case len(answer.Grants) == 0:
+		return &hintedError{deniedError(api.CodeNotGranted, "nothing is granted to this caller"),
+			"an administrator can add a [[grant]] for it; perceptctl grants lists those there are"}
+	}
+	return nil
+}
+
+// deniedError ends a verb that told of a denial as the denial itself would.
+func deniedError(code api.Code, detail string) error {
+	return &client.Error{Problem: api.Problem{Status: http.StatusForbidden, Code: code, Detail: detail}}
+}
+
+// whoami lays out how a caller is seen: what is missing first, then the caller, then its grants.
+func (s screen) whoami(w api.WhoAmI) string {
+	text := ""
+	if w.Unproved != nil {
+		missing := w.Unproved.What
+		if w.Unproved.Why != "" {
+			missing += ": " + w.Unproved.Why
+		}
+		text += s.paragraph("not proved  ", missing, bad)
+	}
+	for _, fact := range factsOf(w.Caller) {
+		text += s.fact(fact)
+	}
+	if len(w.Grants) == 0 {
+		return text
+	}
+	columns := []column{{"GRANTED TO", true}, {"IDENTITY", true}, {"RESOURCE", true}}
+	var rows []row
+	for _, g := range w.Grants {
+		for _, resource := range g.Resources {
+			rows = append(rows, row{cells: []cell{{g.Caller, plain}, {g.Identity, plain}, {resource, plain}}})
+		}
+	}
+	return text + "\n" + s.table(columns, rows)
+}
+
+type fact struct{ name, text string }
+
+// fact lays out one fact. A digest that would be broken gets a line of its own, to be copied from.
+func (s screen) fact(f fact) string {
+	const lead = 12
+	if lead+len(f.text) > s.width && !strings.Contains(f.text, " ") {
+		return s.paragraph("", f.name, plain) + s.paragraph(gap, f.text, plain)
+	}
+	return s.paragraph(fmt.Sprintf("%-*s", lead, f.name), f.text, plain)
+}
+
+// factsOf lists what is known of a caller, the most telling first.
+func factsOf(c api.Caller) []fact {
+	var all []fact
+	add := func(name, text string) {
+		if text != "" {
+			all = append(all, fact{name, text})
+		}
+	}
+	add("module", c.Module)
+	add("unit", c.Unit)
+	if in := c.Container; in != nil {
+		add("container", fmt.Sprintf("%s (%s)", in.Name, in.ID[:min(len(in.ID), 12)]))
+		add("edge module", in.EdgeModule)
+		add("image", in.Image)
+		add("image ID", in.Digest)
+		add("digests", strings.Join(in.RepoDigests, ", "))
+	}
+	add("user", named(c.UID, c.User))
+	add("group", named(c.GID, c.Group))
+	var groups []string
+	for _, gid := range c.Groups {
+		groups = append(groups, fmt.Sprint(gid))
+	}
+	add("groups", strings.Join(groups, ", "))
+	if c.PID != 0 {
+		add("process", fmt.Sprint(c.PID))
+	}
+	return all
+}
+
+// named tells a user or group by name and number, as far as they are known.
+func named(id *uint32, name string) string {
+	switch {
+	case id == nil:
+		return ""
+	case name == "":
+		return fmt.Sprint(*id)
+	}
+	return fmt.Sprintf("%s (%d)", name, *id)
+}
