@@ -44,6 +44,10 @@ caller = { uid = $(id -u) }
 identity = "device"
 resources = ["https://vault.azure.net"]
 
+[[module]]
+name = "vision"
+require = "socket"
+
 [[grant]]
 caller = { module = "vision" }
 identity = "vision"

@@ -169,6 +169,10 @@ default = true
 name = "vision"
 client_id = "00000000-0000-0000-0000-000000000001"
 
+[[module]]
+name = "vision"
+require = "socket"
+
 [[grant]]
 caller = { module = "vision" }
 identity = "vision"

@@ -6,6 +6,9 @@ type UnprovedError struct {
 	What string // what could not be proved
 	Why  string // what stands against it
 	Hint string // what to do about it; may be empty
+
+	// Again tells that the same caller can be proved on its next connection.
+	Again bool
 }
 
 func (e *UnprovedError) Error() string {

@@ -21,22 +21,15 @@ type crowd struct {
 // check makes one at a time; when that many wait, a restart is what it should lead to.
 const ownSeats = 4
 
-// admit counts conn for its caller, and reports false when it is one too many.
-func (c *crowd) admit(conn net.Conn, who agent.Caller, limits Limits) bool {
-	return c.seat(conn, seatOf(&who), isOwn(who), limits)
-}
-
-// admitUnproved counts conn for somebody who could not be proved: it has to be told so.
-func (c *crowd) admitUnproved(conn net.Conn, who agent.Caller, limits Limits) bool {
-	return c.seat(conn, unprovedSeat(&who), false, limits)
-}
-
-func (c *crowd) seat(conn net.Conn, as seat, isOwn bool, limits Limits) bool {
+// admit counts conn for its caller, and reports false when it is one too many. Somebody who cannot be proved is
+// let in, to be told so.
+func (c *crowd) admit(conn net.Conn, who agent.Caller, isUnproved bool, limits Limits) bool {
+	itself := !isUnproved && isOwn(who)
 	s := seat{own: true}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if own := c.each[s]; !isOwn || own >= ownSeats {
-		s = as
+	if own := c.each[s]; !itself || own >= ownSeats {
+		s = seatOf(&who, isUnproved)
 		if len(c.of)-own >= limits.Connections || c.each[s] >= limits.PerCaller {
 			return false
 		}

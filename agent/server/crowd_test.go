@@ -75,13 +75,13 @@ func TestCrowd(t *testing.T) {
 	}{
 		{one, root, true}, {two, root, true}, {three, root, false}, {three, edge, true}, {four, edge, false},
 	} {
-		if got := c.admit(row.conn, row.who, limits); got != row.want {
+		if got := c.admit(row.conn, row.who, false, limits); got != row.want {
 			t.Errorf("row %d: %v", i, got)
 		}
 	}
 	c.note(four, http.StateClosed) // never counted
 	c.note(one, http.StateIdle)
-	if c.admit(four, edge, limits) {
+	if c.admit(four, edge, false, limits) {
 		t.Error("more than all together may have")
 	}
 	c.note(one, http.StateClosed)
@@ -112,7 +112,7 @@ func TestCrowdLetsTheDaemonIn(t *testing.T) {
 			var c crowd
 			admit := func(who agent.Caller) (net.Conn, bool) {
 				conn := new(net.UnixConn)
-				return conn, c.admit(conn, who, row.limits)
+				return conn, c.admit(conn, who, false, row.limits)
 			}
 			for _, who := range row.crowd {
 				if _, ok := admit(who); !ok {
@@ -150,14 +150,14 @@ func TestCrowdCountsTheDaemonApart(t *testing.T) {
 	limits := Limits{Connections: 2, PerCaller: 1}
 	me := agent.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
 	for range ownSeats {
-		if !c.admit(new(net.UnixConn), me, limits) {
+		if !c.admit(new(net.UnixConn), me, false, limits) {
 			t.Fatal("the daemon is kept out")
 		}
 	}
 	sibling := me
 	sibling.PID++
 	for _, who := range []agent.Caller{sibling, {UID: me.UID + 1}} {
-		if !c.admit(new(net.UnixConn), who, limits) {
+		if !c.admit(new(net.UnixConn), who, false, limits) {
 			t.Errorf("%v is kept out", who)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/caller"
 	"perceptd/tokencache"
 )
 
@@ -124,7 +125,7 @@ func newDaemonWith(t testing.TB, fetch fetchFunc, r agent.Rules) *daemon {
 		t.Fatal(err)
 	}
 	d := &daemon{
-		Server: &Server{Agent: a, Log: log.logger(), Now: func() time.Time { return noon }},
+		Server: &Server{Agent: a, Callers: provingOnly("vision", "stranger", "q"), Log: log.logger(), Now: func() time.Time { return noon }},
 		t:      t, log: log, dir: t.TempDir(),
 	}
 	t.Cleanup(func() {
@@ -139,6 +140,17 @@ func newDaemonWith(t testing.TB, fetch fetchFunc, r agent.Rules) *daemon {
 		}
 	})
 	return d
+}
+
+// provingOnly returns a prover that knows those modules by their sockets, and no engine.
+func provingOnly(modules ...string) *caller.Prover {
+	rules := caller.Rules{Modules: make(map[string]caller.Requirement)}
+	for _, module := range modules {
+		rules.Modules[module] = caller.Requirement{}
+	}
+	p := caller.New(caller.Options{})
+	p.SetRules(rules)
+	return p
 }
 
 func (d *daemon) listen(name string) net.Listener {

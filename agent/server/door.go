@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -9,12 +10,14 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/caller"
 )
 
 // door is where the requests of one listener come in: it does every check that all paths share.
 type door struct {
 	server *Server
 	socket socket
+	module string          // whose own socket it is, if one's
 	answer time.Duration   // until a request must be answered
 	down   <-chan struct{} // closed when the listener's connections are to end
 }
@@ -62,8 +65,6 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 			f = d.server.panicked(v)
 		}
 	}()
-	who, err := proofOf(x.request.Context())
-	x.caller, x.unproved = who, err
 	if f := d.checkCaller(x, to); f != nil {
 		return f
 	}
@@ -79,19 +80,29 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 	return to.handle(d.server, x)
 }
 
-// checkCaller refuses whoever could not be proved, and makes who asks too often wait or come back.
+// checkCaller makes who asks too often wait or come back, and refuses whoever cannot be proved. The wait comes first: a
+// proof may cost more than an answer.
 func (d *door) checkCaller(x *exchange, to *route) *fault {
-	from := seatOf(&x.caller)
-	if x.unproved != nil {
-		from = unprovedSeat(&x.caller)
-	}
+	ctx := x.request.Context()
+	seen, isUnproved := seenIn(ctx)
+	x.caller = seen
 	if d.socket == onToken && x.paced(to) {
-		if f := d.server.admit(x, from); f != nil {
+		if f := d.server.admit(x, seatOf(&seen, isUnproved)); f != nil {
 			return f
 		}
 	}
-	if x.unproved == nil || to.path == api.PathWhoAmI && d.socket == onToken {
+	if x.caller, x.unproved = provedIn(ctx); x.unproved == nil {
 		return nil
+	}
+	known := x.caller
+	known.Module = d.module
+	d.server.Agent.Unproved(known, x.unproved)
+	if to.path == api.PathWhoAmI && d.socket == onToken {
+		return nil
+	}
+	var why *caller.UnprovedError
+	if errors.As(x.unproved, &why) && why.Again {
+		return &fault{status: http.StatusServiceUnavailable, code: api.CodeUnknownCaller, detail: why.Error() + ": " + why.Hint}
 	}
 	return &fault{
 		status: http.StatusForbidden, code: api.CodeUnknownCaller,
@@ -111,8 +122,9 @@ func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) 
 	if f.status == http.StatusServiceUnavailable || f.status == http.StatusTooManyRequests {
 		h.Set("Retry-After", strconv.Itoa(f.retrySeconds()))
 	}
-	if x.request.ContentLength != 0 {
-		h.Set("Connection", "close") // else net/http reads the body before it answers
+	if x.request.ContentLength != 0 || x.unproved != nil {
+		// Else net/http reads the body before it answers; and who connects anew is proved anew.
+		h.Set("Connection", "close")
 	}
 	if shape == formV1 {
 		d.server.logRefusal(f, "")

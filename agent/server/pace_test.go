@@ -87,11 +87,11 @@ func TestSeats(t *testing.T) {
 		{agent.Caller{UID: 1, Module: "m"}, agent.Caller{UID: 2, Module: "m", Container: in}, true},
 		{agent.Caller{Module: "m"}, agent.Caller{Module: "n"}, false},
 	} {
-		if (seatOf(&row.a) == seatOf(&row.b)) != row.same {
+		if (seatOf(&row.a, false) == seatOf(&row.b, false)) != row.same {
 			t.Errorf("row %d", i)
 		}
 	}
-	if c := (agent.Caller{UID: 1}); unprovedSeat(&c) == seatOf(&c) {
+	if c := (agent.Caller{UID: 1}); seatOf(&c, true) == seatOf(&c, false) {
 		t.Error("who is not proved takes the place of who is")
 	}
 }

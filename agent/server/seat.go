@@ -7,14 +7,25 @@ import (
 	"perceptd/agent/caller"
 )
 
-// proofOf returns who was proved to be at the other end of a connection, or why nobody was and what is known all
-// the same. Where not even a process is known, a uid of 0 is not root.
-func proofOf(ctx context.Context) (agent.Caller, error) {
-	who, err := caller.FromContext(ctx)
-	if err != nil && who.PID <= 0 {
-		who.UID, who.GID, who.PID = agent.NoID, agent.NoID, 0
+// seenIn returns what a connection's context tells of the caller before anything else is asked, and whether it is
+// certain already that it cannot be proved.
+func seenIn(ctx context.Context) (who agent.Caller, isUnproved bool) {
+	proof, err := caller.FromContext(ctx)
+	if err != nil {
+		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, true
 	}
-	return who, err
+	who, err = proof.Seen()
+	return who, err != nil
+}
+
+// provedIn returns who a connection's context proves the caller to be, or why it proves nobody and what is known all
+// the same.
+func provedIn(ctx context.Context) (agent.Caller, error) {
+	proof, err := caller.FromContext(ctx)
+	if err != nil {
+		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, err
+	}
+	return proof.Caller(ctx)
 }
 
 // seat is whom connections and requests count for. The callers that one party can make as many of as it
@@ -30,8 +41,10 @@ type seat struct {
 //
 // On a module's socket everybody is the module, whoever is behind it: a process that takes the module's
 // place there takes it from nobody else.
-func seatOf(who *agent.Caller) seat {
+func seatOf(who *agent.Caller, isUnproved bool) seat {
 	switch {
+	case isUnproved:
+		return seat{uid: who.UID, unproved: true}
 	case who.Module != "":
 		return seat{module: who.Module}
 	case who.Container != nil:
@@ -41,6 +54,3 @@ func seatOf(who *agent.Caller) seat {
 	}
 	return seat{uid: who.UID}
 }
-
-// unprovedSeat is for what is known of somebody who could not be proved.
-func unprovedSeat(who *agent.Caller) seat { return seat{uid: who.UID, unproved: true} }

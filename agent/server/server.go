@@ -32,6 +32,9 @@ type Server struct {
 	// Agent decides which caller gets which token. Required.
 	Agent *agent.Agent
 
+	// Callers proves who is at the other end of a connection. Required.
+	Callers *caller.Prover
+
 	// Reload puts the configuration in force anew and returns what changed, one line each; an error
 	// says why nothing did. Nil: every reload is refused.
 	Reload func(context.Context) (changes []string, err error)
@@ -121,7 +124,7 @@ func (s *Server) ServeTokens(l net.Listener, module string) error {
 // ServeAdmin answers technicians on l, as ServeTokens does. Who may connect is the business of the
 // socket's mode and group.
 func (s *Server) ServeAdmin(l net.Listener) error {
-	return s.serve(l, onAdmin, caller.Socket{})
+	return s.serve(l, onAdmin, caller.Socket{Shut: true})
 }
 
 func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
@@ -129,7 +132,7 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	if !s.add(hs) {
 		return l.Close()
 	}
-	err := hs.Serve(l)
+	err := hs.Serve(s.Callers.Listen(l))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil // Shutdown ends the connections
 	}
@@ -153,7 +156,7 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 	protocols.SetHTTP1(true)
 	down := make(chan struct{})
 	hs := &http.Server{
-		Handler:   &door{server: s, socket: kind, answer: answer, down: down},
+		Handler:   &door{server: s, socket: kind, module: from.Module, answer: answer, down: down},
 		Protocols: &protocols,
 
 		ReadHeaderTimeout: limits.Header,
@@ -167,12 +170,8 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 
 		ErrorLog: httpLog(s.log()),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			ctx, err := caller.NewContext(ctx, conn, from)
-			if err != nil {
-				s.unproved(ctx, conn, kind, from, err, limits)
-				return ctx
-			}
-			if who, err := proofOf(ctx); kind == onToken && err == nil && !s.crowd.admit(conn, who, limits) {
+			ctx = s.Callers.NewContext(ctx, conn, from)
+			if who, isUnproved := seenIn(ctx); kind == onToken && !s.crowd.admit(conn, who, isUnproved, limits) {
 				s.log().Debug("too many connections", zap.Stringer("caller", who))
 				_ = conn.Close() // ends its goroutine at the first read
 			}
@@ -182,16 +181,6 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 	}
 	hs.RegisterOnShutdown(sync.OnceFunc(func() { close(down) }))
 	return hs
-}
-
-// unproved notes a connection whose caller could not be proved. It is kept, so that the caller is told why.
-func (s *Server) unproved(ctx context.Context, conn net.Conn, kind socket, from caller.Socket, why error, limits Limits) {
-	who, _ := proofOf(ctx)
-	who.Module = cmp.Or(who.Module, from.Module)
-	s.Agent.Unproved(who, why)
-	if kind == onToken && !s.crowd.admitUnproved(conn, who, limits) {
-		_ = conn.Close()
-	}
 }
 
 // add reports false after Shutdown.

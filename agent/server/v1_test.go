@@ -21,23 +21,20 @@ import (
 func provedContext(t testing.TB) context.Context {
 	t.Helper()
 	d := &daemon{t: t, dir: t.TempDir()}
-	l := d.listen("s")
+	callers := provingOnly()
+	l := callers.Listen(d.listen("s"))
 	defer l.Close()
 	peer, err := net.Dial("unix", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer peer.Close()
+	t.Cleanup(func() { peer.Close() })
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	ctx, err := caller.NewContext(context.Background(), conn, caller.Socket{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ctx
+	t.Cleanup(func() { conn.Close() })
+	return callers.NewContext(context.Background(), conn, caller.Socket{})
 }
 
 // answer lets a request in without a socket, for tests in virtual time.

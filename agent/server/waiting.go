@@ -23,7 +23,7 @@ type queue struct {
 
 // enter counts a request of who, and reports false when it is one too many. Call leave in the end.
 func (q *queue) enter(who agent.Caller, each, all int) bool {
-	s := seatOf(&who)
+	s := seatOf(&who, false)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.all >= all || q.each[s] >= each {
@@ -39,7 +39,7 @@ func (q *queue) enter(who agent.Caller, each, all int) bool {
 
 // leave forgets a request that enter counted.
 func (q *queue) leave(who agent.Caller) {
-	s := seatOf(&who)
+	s := seatOf(&who, false)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.all--

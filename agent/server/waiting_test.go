@@ -103,7 +103,7 @@ func inBubble(t *testing.T, fetch fetchFunc, test func(*bubble)) {
 			t.Fatal(err)
 		}
 		defer a.Close()
-		s := &Server{Agent: a}
+		s := &Server{Agent: a, Callers: provingOnly()}
 		test(&bubble{t: t, agent: a, server: s, hs: s.httpServer(onToken, caller.Socket{}), proved: proved})
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"os/user"
 	"path"
 	"regexp"
@@ -232,21 +231,15 @@ func located(place string, err error) error {
 	return fmt.Errorf("%s: %w", place, err)
 }
 
-// engineSocket returns the path at which the container engine is asked, or "" for none. Auto is decided
-// each time, since an engine may start later.
-func (c *callersConfig) engineSocket() string {
+// engines returns the paths at which a container engine is looked for, each time anew, since one may start later.
+func (c *callersConfig) engines() []string {
 	switch c.engine {
 	case engineNone:
-		return ""
+		return nil
 	case engineAuto:
-		for _, path := range engineSockets() {
-			if info, err := os.Stat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-				return path
-			}
-		}
-		return ""
+		return engineSockets()
 	}
-	return c.engine
+	return []string{c.engine}
 }
 
 // required returns what each module has to be, in the order of their names.

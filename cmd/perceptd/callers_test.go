@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -50,7 +49,7 @@ require = "socket"
 	if got := c.required(); !slices.Equal(got, want) {
 		t.Errorf("modules %+v", got)
 	}
-	if c.callers.engineSocket() != "/run/user/engine.sock" || !slices.Equal(c.callers.cgroupParents, []string{"/machine.slice", "/edge.slice"}) {
+	if !slices.Equal(c.callers.engines(), []string{"/run/user/engine.sock"}) || !slices.Equal(c.callers.cgroupParents, []string{"/machine.slice", "/edge.slice"}) {
 		t.Errorf("%+v", c.callers)
 	}
 	if limits := callerLimits(c.callers); limits.PerSecond != 1000 || limits.Burst != 2000 || limits.Connections == 0 {
@@ -110,23 +109,8 @@ func TestCallerFaults(t *testing.T) {
 	}
 	chosen := write(t, map[string]string{"config.toml": module + "name = \"a\"\nrequire = \"socket\"\n" + grantTo(`module = "a"`) + none})
 	c, err := loadConfig(chosen)
-	if err != nil || c.callers.engineSocket() != "" || !strings.Contains(c.describe(), "container engine: none, every caller in a container is denied on the token socket\n") {
+	if err != nil || c.callers.engines() != nil || !strings.Contains(c.describe(), "container engine: none, every caller in a container is denied on the token socket\n") {
 		t.Errorf("chosen: %v\n%s", err, c.describe())
-	}
-}
-
-// Auto is whatever is there now.
-func TestEngineOfAuto(t *testing.T) {
-	t.Parallel()
-	want := ""
-	for _, path := range engineSockets() {
-		if info, err := os.Stat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-			want = path
-			break
-		}
-	}
-	if got := defaultCallers.engineSocket(); got != want {
-		t.Errorf("%q, want %q", got, want)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/caller"
 	"perceptd/agent/keep"
 	"perceptd/agent/server"
 	"perceptd/agent/socket"
@@ -41,10 +42,12 @@ type daemon struct {
 
 	backend *backend
 	agent   *agent.Agent
+	callers *caller.Prover
 	server  *server.Server
 	sockets *sockets
 	signals chan os.Signal
 	changed chan struct{} // the status may tell something new
+	sight   chan struct{} // what can be seen of callers may be another than before
 	failed  chan error    // something that the daemon cannot go on without
 	unkept  string        // why there is no state directory, in a sentence; empty: there is one
 
@@ -55,13 +58,14 @@ type daemon struct {
 	loadedOn time.Time
 	fault    string // why the last reload changed nothing
 	faultOn  time.Time
+	blind    []caller.Blindness
 }
 
 // start makes every part and begins to serve.
 func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d := &daemon{
 		flags: f, log: log, started: time.Now(), config: c, loadedOn: time.Now(),
-		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), failed: make(chan error, 1),
+		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), sight: make(chan struct{}, 1), failed: make(chan error, 1),
 	}
 	// Before any socket is there: a signal that comes early is kept, not the end of the process.
 	signal.Notify(d.signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
@@ -96,7 +100,9 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
 	}
-	d.server = &server.Server{Agent: d.agent, Reload: d.reload, Describe: d.describe, Log: log, Now: d.backend.clock.Wall, Limits: callerLimits(c.callers)}
+	d.callers = caller.New(caller.Options{Changed: func() { signalOn(d.sight) }})
+	d.callers.SetRules(c.callerRules())
+	d.server = &server.Server{Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log, Now: d.backend.clock.Wall, Limits: callerLimits(c.callers)}
 	d.sockets.server = d.server
 	return d, d.listen(given)
 }
@@ -163,6 +169,9 @@ func (d *daemon) release() {
 	if d.agent != nil {
 		d.agent.Close()
 	}
+	if d.callers != nil {
+		d.callers.Close()
+	}
 	if d.backend != nil {
 		d.backend.close()
 	}
@@ -172,9 +181,12 @@ func (d *daemon) release() {
 }
 
 // noteChange makes the status text be told anew.
-func (d *daemon) noteChange() {
+func (d *daemon) noteChange() { signalOn(d.changed) }
+
+// signalOn leaves a signal on a channel that holds one.
+func signalOn(c chan struct{}) {
 	select {
-	case d.changed <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -187,6 +199,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	defer watch.Wait()
 	defer unwatch()
 
+	d.lookAround(ctx)
 	d.announce()
 	for {
 		select {
@@ -198,6 +211,9 @@ func (d *daemon) serve(ctx context.Context) error {
 			}
 			_, _ = d.reload(ctx) // its outcome is in the log and in the status
 		case <-d.changed:
+			d.tellStatus()
+		case <-d.sight:
+			d.lookAround(ctx)
 			d.tellStatus()
 		case err := <-d.failed:
 			return errors.Join(err, d.stop("a socket failed"))
@@ -263,7 +279,7 @@ func (d *daemon) stop(why string) error {
 }
 
 // reload puts the configuration files in force, whole or not at all, and returns what changed.
-func (d *daemon) reload(context.Context) ([]string, error) {
+func (d *daemon) reload(ctx context.Context) ([]string, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
 	d.told(d.notify.Reloading())
@@ -280,6 +296,7 @@ func (d *daemon) reload(context.Context) ([]string, error) {
 		d.config, d.loadedOn, d.fault = c, time.Now(), ""
 	}
 	d.mu.Unlock()
+	d.lookAround(ctx)
 	d.tellStatus()
 	if err != nil {
 		d.log.Error("the configuration was not reloaded, nothing changed", zap.Error(err))
@@ -301,11 +318,18 @@ func (d *daemon) apply(c config) ([]string, error) {
 		return nil, err
 	}
 	changes = append(changes, c.callerChanges(before)...)
+	d.callers.SetRules(c.callerRules())
 	d.sockets.setModules(c.modules())
 	if !slices.Equal(before.files, c.files) {
 		changes = append(changes, fmt.Sprintf("read from %v, was %v", c.files, before.files))
 	}
 	return changes, nil
+}
+
+// describeNow is describe with a look at what can be seen of callers.
+func (d *daemon) describeNow() api.Status {
+	d.lookAround(context.Background())
+	return d.describe()
 }
 
 // describe is the daemon's own part of the status.
@@ -320,6 +344,9 @@ func (d *daemon) describe() api.Status {
 		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
 	}
 	s.Trouble = d.sockets.troubles()
+	for _, b := range d.blind {
+		s.Trouble = append(s.Trouble, blindText(b))
+	}
 	if d.unkept != "" {
 		s.Trouble = append(s.Trouble, d.unkept)
 	}

@@ -1,0 +1,122 @@
+package caller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/client"
+)
+
+// Blindness is something that keeps callers from being proved. They are denied, not mistaken.
+type Blindness struct {
+	What string // that cannot be told of callers
+	Why  string
+	Hint string // what to do about it
+}
+
+// pingDeadline is how long an engine may take to say that it is there.
+const pingDeadline = time.Second
+
+// Blindness returns what of callers cannot be seen here, as far as it matters to the rules. It asks the engine where
+// one is needed, for a second at most.
+func (p *Prover) Blindness(ctx context.Context) []Blindness {
+	all := p.kernel.blindness()
+	rules := p.rules.Load()
+	if !rules.NeedsEngine {
+		return all
+	}
+	if err := p.engine.ping(ctx, rules.Engines); err != nil {
+		all = append(all, Blindness{What: "which container a caller runs in", Why: err.Error(), Hint: engineHint(err)})
+	}
+	return all
+}
+
+func engineHint(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "install the drop-in container-engine.conf, which lets perceptd into the group that the engine's socket is for, or choose require = \"socket\" for the modules"
+	case errors.Is(err, errNoEngine):
+		return "start the container engine, name its socket as [callers] engine, or choose require = \"socket\" for the modules"
+	}
+	return "see that the container engine answers: docker ps"
+}
+
+// Engine returns the path of the engine that is asked, or "" for none, and why it could not be asked the last time.
+func (p *Prover) Engine() (path, trouble string) {
+	path, err := present(p.rules.Load().Engines)
+	if err != nil {
+		return "", ""
+	}
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
+	return path, p.engine.trouble
+}
+
+// ping asks whether an engine answers.
+func (e *engine) ping(ctx context.Context, paths []string) error {
+	ctx, cancel := context.WithTimeout(ctx, pingDeadline)
+	defer cancel()
+	api, err := e.open(paths)
+	if err != nil {
+		return err
+	}
+	if _, err := api.Ping(ctx, client.PingOptions{}); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s: no answer within %v", paths[0], pingDeadline)
+		}
+		return plain(ctx, err)
+	}
+	return nil
+}
+
+// The kernel's number of the first pid namespace (PROC_PID_INIT_INO).
+const firstPidNamespace = "pid:[4026531836]"
+
+// blindness returns what the daemon's surroundings hide from it.
+func (k kernel) blindness() (all []Blindness) {
+	if first, err := k.read(1, "cgroup"); err != nil {
+		all = append(all, Blindness{
+			What: "the units and containers of other users' processes", Why: fmt.Sprintf("%s/1/cgroup: %v", k.proc, plainPath(err)),
+			Hint: "take ProtectProc=, ProcSubset= and hidepid= away from perceptd",
+		})
+	} else if strings.Contains(first, ":/..") {
+		all = append(all, Blindness{
+			What: "the units and containers of callers", Why: "perceptd is in a cgroup namespace of its own",
+			Hint: "run it on the device itself, or with --cgroupns host",
+		})
+	}
+	if users, err := os.ReadFile(k.proc + "/self/uid_map"); err != nil || !isWhole(string(users)) {
+		all = append(all, Blindness{
+			What: "the users of callers", Why: "perceptd is in a user namespace, in which other users all look the same",
+			Hint: "take PrivateUsers= away from perceptd, or run it on the device itself",
+		})
+	}
+	namespace, err := os.Readlink(k.proc + "/self/ns/pid")
+	if _, booted := os.Stat("/run/systemd/system"); err == nil && namespace != firstPidNamespace && booted != nil {
+		all = append(all, Blindness{
+			What: "callers outside of the daemon's pid namespace", Why: "perceptd is in a pid namespace of its own",
+			Hint: "run it on the device itself, or with --pid host",
+		})
+	}
+	return all
+}
+
+// isWhole reports whether a uid_map maps every user to itself.
+func isWhole(uidMap string) bool {
+	fields := strings.Fields(uidMap)
+	return len(fields) == 3 && fields[0] == "0" && fields[1] == "0" && fields[2] == "4294967295"
+}
+
+// plainPath is an error about a file without the path, which stands before it already.
+func plainPath(err error) error {
+	var about *fs.PathError
+	if errors.As(err, &about) {
+		return about.Err
+	}
+	return err
+}

@@ -1,0 +1,215 @@
+package caller
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernel is where the kernel is asked about peers and processes.
+type kernel struct {
+	proc  string
+	pidfd bool // SO_PEERPIDFD is there (Linux 6.5)
+}
+
+// givesPidfd reports whether the kernel gives a handle on the process at the other end of a socket.
+func givesPidfd() bool {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	fd, err := unix.GetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err != nil {
+		return false
+	}
+	_ = unix.Close(fd) // a handle only
+	return true
+}
+
+// maxGroups is the kernel's own limit for a process (NGROUPS_MAX).
+const maxGroups = 65536
+
+// peerGroups returns the supplementary groups that the kernel recorded of the peer when it connected
+// (SO_PEERGROUPS, Linux 4.13).
+func peerGroups(fd int) ([]uint32, error) {
+	var few [32]uint32
+	groups := few[:]
+	for {
+		size := uint32(len(groups) * 4)
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch {
+		case errno == 0:
+			return append([]uint32(nil), groups[:size/4]...), nil
+		case errno == unix.ERANGE && size/4 > uint32(len(groups)) && size/4 <= maxGroups:
+			groups = make([]uint32, size/4)
+		default:
+			return nil, errno
+		}
+	}
+}
+
+// process is a hold on one process, by which it can be told whether it is still there: its number alone may be
+// another's by now.
+type process struct {
+	pid   int32
+	fd    int  // a pidfd, or /proc/PID/statm, which the kernel keeps bound to that process
+	pidfd bool // which of the two
+}
+
+var errGone = errors.New("the process that connected has ended")
+
+// hold takes hold of the peer of a socket, whose pid the kernel recorded when it connected.
+//
+// Without a pidfd it is the process that has the number now; looksLikePeer tells whether that can be the same.
+func (k kernel) hold(fd int, pid int32) (process, error) {
+	if k.pidfd {
+		held, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		if err != nil {
+			return process{}, errGone // ENODATA, EINVAL or ESRCH, by the kernel's version
+		}
+		return process{pid: pid, fd: held, pidfd: true}, nil
+	}
+	held, err := unix.Open(k.path(pid, "statm"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return process{}, errGone
+	}
+	if err != nil {
+		return process{}, fmt.Errorf("%s: %w", k.path(pid, "statm"), err)
+	}
+	return process{pid: pid, fd: held}, nil
+}
+
+// alive reports whether the process has not ended. Of one without memory of its own, as a zombie is, nothing
+// can come any more.
+func (p *process) alive() bool {
+	if p.pidfd {
+		poll := [1]unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
+		for {
+			n, err := unix.Poll(poll[:], 0)
+			if err != unix.EINTR {
+				return n == 0 && err == nil
+			}
+		}
+	}
+	var pages [64]byte
+	n, err := unix.Pread(p.fd, pages[:], 0)
+	return err == nil && n > 1 && pages[0] != '0'
+}
+
+func (p *process) release() {
+	_ = unix.Close(p.fd) // a handle only
+}
+
+func (k kernel) path(pid int32, file string) string {
+	return k.proc + "/" + strconv.Itoa(int(pid)) + "/" + file
+}
+
+// maxProcFile bounds what is read of a file in /proc, which is a few lines.
+const maxProcFile = 64 << 10
+
+// read returns a file of a process. Whoever calls must look afterwards whether the process is still alive:
+// until then it can be another's.
+func (k kernel) read(pid int32, file string) (string, error) {
+	f, err := os.Open(k.path(pid, file))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxProcFile+1))
+	if err == nil && len(text) > maxProcFile {
+		err = fmt.Errorf("%s is longer than %d bytes", f.Name(), maxProcFile)
+	}
+	return string(text), err
+}
+
+// tick is the unit of start times in /proc (USER_HZ, the same on every Linux that Go runs on).
+const tick = 10 * time.Millisecond
+
+// looksLikePeer returns nil when the process that has the number now can be the one that connected: it is
+// the same user's, and it has not started since. emptyAt is when the socket's queue was last known to be
+// empty, so that whoever waits in it has connected later; waited tells that the connection was not there yet.
+func (k kernel) looksLikePeer(pid int32, uid uint32, emptyAt, acceptedAt time.Duration, waited bool) error {
+	stat, err := k.read(pid, "stat")
+	if err != nil {
+		return err
+	}
+	started, err := startTime(stat)
+	if err != nil {
+		return err
+	}
+	status, err := k.read(pid, "status")
+	if err != nil {
+		return err
+	}
+	switch {
+	case !runsAs(status, uid):
+		return fmt.Errorf("pid %d is another user's process by now", pid)
+	case started > acceptedAt:
+		return fmt.Errorf("pid %d has started after the connection was made", pid)
+	case started+tick > emptyAt && !waited:
+		return fmt.Errorf("pid %d: %w", pid, errTooNew)
+	}
+	return nil
+}
+
+// errTooNew is about a connection that had waited before anybody looked, as through a restart of the daemon.
+var errTooNew = errors.New("it may have started after the connection was made")
+
+// startTime returns when a process started, since boot, from its /proc/PID/stat (field 22). The process's name,
+// which it chooses itself, stands in parentheses before and may have any bytes in it.
+func startTime(stat string) (time.Duration, error) {
+	const after = 22 - 3 // fields from the state, which is the third, on
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) <= after || !strings.Contains(stat, ")") {
+		return 0, fmt.Errorf("stat of a process is %q", cut(stat))
+	}
+	ticks, err := strconv.ParseInt(fields[after], 10, 64)
+	if err != nil || ticks < 0 || ticks > int64(1<<62)/int64(tick) {
+		return 0, fmt.Errorf("stat of a process has start time %q", fields[after])
+	}
+	return time.Duration(ticks) * tick, nil
+}
+
+// runsAs reports whether one of a process's uids is that, from its /proc/PID/status.
+func runsAs(status string, uid uint32) bool {
+	want := strconv.FormatUint(uint64(uid), 10)
+	for line := range strings.Lines(status) {
+		if ids, found := strings.CutPrefix(line, "Uid:"); found {
+			for _, id := range strings.Fields(ids) {
+				if id == want {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	return false
+}
+
+// sinceBoot is the time on the clock that start times are told in.
+func sinceBoot() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0 // nothing has started before: nobody is proved by it
+	}
+	return time.Duration(now.Nano())
+}
+
+// cut shortens what comes from outside for an error.
+func cut(text string) string {
+	const most = 200
+	if len(text) > most {
+		return text[:most] + "…"
+	}
+	return text
+}

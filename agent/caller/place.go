@@ -1,0 +1,153 @@
+package caller
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"strings"
+
+	"perceptd/agent"
+)
+
+// placeKind is what a process's cgroup says of it.
+type placeKind uint8
+
+const (
+	unclear     placeKind = iota // it says nothing that can be relied on
+	onHost                       // it is in no container and of no service
+	inUnit                       // it is of a systemd service
+	inContainer                  // it is in a container
+)
+
+// place is where in the tree of cgroups a process is. Everything above a path's last segment was made by root's
+// systemd or engine; what is below a service or a container may have been made by whoever runs in it.
+type place struct {
+	kind      placeKind
+	path      string
+	unit      string // of inUnit
+	container string // of inContainer: its ID, not confirmed by anybody
+	parent    string // of inContainer: the cgroup that the container's own is in
+	why       string // of unclear
+	hint      string // of unclear; may be empty
+}
+
+// The cgroups that engines put containers in when nobody tells them otherwise: Docker and Podman with the
+// cgroupfs driver, and containerd's own client; and the slices that they use with systemd's.
+var usualParents = map[string]bool{
+	"/docker": true, "/libpod_parent": true, "/default": true,
+	"/system.slice": true, "/machine.slice": true,
+}
+
+const longID = `[0-9a-f]{64}`
+
+var (
+	anyID = regexp.MustCompile(longID)
+
+	// leafID is a container's own cgroup, by engine and driver. Podman has the processes one further down in
+	// newer versions.
+	leafID = regexp.MustCompile(`^(?:(?:libpod-)?(` + longID + `)|(?:docker|libpod|nerdctl|cri-containerd)-(` + longID + `)\.scope(?:/container)?)$`)
+
+	validSlice = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.slice$`)
+	validScope = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.scope$`)
+
+	// userManager is below which a user's own services and sessions are: that user's to arrange, and nobody else's.
+	userManager = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/user@([0-9]+)\.service/`)
+)
+
+// readPlace reads a process's cgroup file (/proc/PID/cgroup, cgroups(7)) and returns where it is.
+//
+// Two of the hierarchies there are systemd's: the one named so, and the unified one, whose number is 0. Where both
+// are in use they say the same; one that is not in use has everybody at its root.
+func readPlace(file string, parents map[string]bool) place {
+	named, unified := "", ""
+	for line := range strings.Lines(file) {
+		line = strings.TrimSuffix(line, "\n")
+		parts := strings.SplitN(line, ":", 3)
+		if len(parts) != 3 {
+			return place{why: fmt.Sprintf("its cgroup file has the line %q", cut(line))}
+		}
+		into := &unified
+		switch {
+		case parts[1] == "name=systemd":
+			into = &named
+		case parts[0] != "0" || parts[1] != "":
+			continue
+		}
+		if *into != "" || parts[2] == "" {
+			return place{why: fmt.Sprintf("its cgroup file has the line %q, beside another of the kind", cut(line))}
+		}
+		*into = parts[2]
+	}
+	switch {
+	case named == "" && unified == "":
+		return place{why: "its cgroup file names no hierarchy of systemd's"}
+	case named == "" || named == "/" && unified != "":
+		return judge(unified, parents)
+	case unified == "" || unified == "/" || unified == named:
+		return judge(named, parents)
+	}
+	return place{
+		path: named + " " + unified,
+		why:  fmt.Sprintf("it is in cgroup %s of one hierarchy and in %s of another", cut(named), cut(unified)),
+	}
+}
+
+// judge says what a whole cgroup path means. What is not on the list means nothing.
+func judge(p string, parents map[string]bool) place {
+	if p == "/" {
+		return place{kind: onHost, path: p}
+	}
+	if !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.HasPrefix(p, "/..") {
+		return place{path: p, why: fmt.Sprintf("its cgroup %s is outside of what the daemon can see", cut(p)),
+			hint: "run perceptd on the device itself, not in a cgroup namespace of its own"}
+	}
+	switch ids := anyID.FindAllString(p, 3); len(ids) {
+	case 0:
+		return judgeHost(p)
+	case 1:
+		return judgeContainer(p, ids[0], parents)
+	}
+	return place{path: p, why: fmt.Sprintf("its cgroup %s names more than one container", cut(p)),
+		hint: "run the container without --cgroup-parent"}
+}
+
+func judgeContainer(p, id string, parents map[string]bool) place {
+	in, leaf := path.Split(strings.TrimSuffix(p, "/container"))
+	if strings.HasSuffix(p, "/container") {
+		leaf += "/container"
+	}
+	in = strings.TrimSuffix(in, "/")
+	found := leafID.FindStringSubmatch(leaf)
+	if found == nil || found[1]+found[2] != id || strings.Contains(in, ".service") {
+		return place{path: p, why: fmt.Sprintf("its cgroup %s is no container's own: whoever runs above it can have made it", cut(p))}
+	}
+	if !usualParents[in] && !parents[in] {
+		return place{path: p, why: fmt.Sprintf("its cgroup %s is not where container engines put containers by themselves", cut(p)),
+			hint: fmt.Sprintf("run the container without --cgroup-parent; if every container of this device is in %s, name that in [callers] cgroup_parents", cut(in))}
+	}
+	return place{kind: inContainer, path: p, container: id, parent: in}
+}
+
+func judgeHost(p string) place {
+	if user := userManager.FindStringSubmatch(p); user != nil && user[1] == user[2] {
+		return place{kind: onHost, path: p}
+	}
+	segments := strings.Split(p[1:], "/")
+	for i, segment := range segments {
+		last := i == len(segments)-1
+		switch {
+		case !last && validSlice.MatchString(segment):
+			continue
+		case last && strings.HasSuffix(segment, ".service") && (agent.Match{Unit: segment}).Check() == nil:
+			return place{kind: inUnit, path: p, unit: segment}
+		case last && validScope.MatchString(segment) && segments[0] != "machine.slice":
+			return place{kind: onHost, path: p}
+		case !last && strings.HasSuffix(segment, ".service"):
+			return place{path: p, why: fmt.Sprintf("its cgroup %s is one that %s has made below its own: anything may run there under any name", cut(p), cut(segment)),
+				hint: "take Delegate= out of the service, or have the process that asks run in the service's own cgroup"}
+		}
+		break
+	}
+	return place{path: p, why: fmt.Sprintf("its cgroup %s is neither a service's, nor a session's, nor a container's", cut(p)),
+		hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
+}

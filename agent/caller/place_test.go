@@ -1,0 +1,178 @@
+package caller
+
+import (
+	"strings"
+	"testing"
+)
+
+const (
+	idA = "3f4e5d6c7b8a99887766554433221100ffeeddccbbaa99887766554433221100"
+	idB = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+)
+
+// everywhere is the cgroup file of a process that is at p in every hierarchy, as on a device with cgroups v1.
+func everywhere(p string) string {
+	return "12:cpuset:" + p + "\n3:cpu,cpuacct:" + p + "\n1:name=systemd:" + p + "\n0::" + p + "\n"
+}
+
+func unified(p string) string { return "0::" + p + "\n" }
+
+func TestPlaces(t *testing.T) {
+	t.Parallel()
+	parents := map[string]bool{"/edge": true, "/edge.slice": true, "/a.slice/a-b.slice": true}
+	for _, row := range []struct {
+		path            string
+		kind            placeKind
+		unit, container string
+	}{
+		{"/", onHost, "", ""},
+		{"/init.scope", onHost, "", ""},
+		{"/user.slice/user-1000.slice/session-3.scope", onHost, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/app.slice/cam.service", onHost, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/init.scope", onHost, "", ""},
+		{"/system.slice/run-r1f.scope", onHost, "", ""},
+		{"/system.slice/cam.service", inUnit, "cam.service", ""},
+		{`/edge.slice/edge-modules.slice/cam@3f\x2dx.service`, inUnit, `cam@3f\x2dx.service`, ""},
+		{"/user.slice/user-1000.slice/user@1000.service", inUnit, "user@1000.service", ""},
+
+		{"/docker/" + idA, inContainer, "", idA},
+		{"/system.slice/docker-" + idA + ".scope", inContainer, "", idA},
+		{"/libpod_parent/libpod-" + idA, inContainer, "", idA},
+		{"/machine.slice/libpod-" + idA + ".scope", inContainer, "", idA},
+		{"/machine.slice/libpod-" + idA + ".scope/container", inContainer, "", idA},
+		{"/default/" + idA, inContainer, "", idA},
+		{"/system.slice/nerdctl-" + idA + ".scope", inContainer, "", idA},
+		{"/edge/" + idA, inContainer, "", idA},
+		{"/edge.slice/docker-" + idA + ".scope", inContainer, "", idA},
+		{"/a.slice/a-b.slice/docker-" + idA + ".scope", inContainer, "", idA},
+
+		// A container that was placed below another's cgroup, by each driver.
+		{"/docker/" + idA + "/" + idB, unclear, "", ""},
+		{"/docker.slice/docker-" + idA + ".slice/docker-" + idB + ".scope", unclear, "", ""},
+		// A container where its creator wanted it.
+		{"/foo/" + idA, unclear, "", ""},
+		{"/evil.slice/docker-" + idA + ".scope", unclear, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/" + idA, unclear, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + idA + ".scope/container", unclear, "", ""},
+		// A service that made cgroups of its own, under names that it chose.
+		{"/system.slice/evil.service/docker-" + idA + ".scope", unclear, "", ""},
+		{"/system.slice/evil.service/system.slice/docker-" + idA + ".scope", unclear, "", ""},
+		{"/system.slice/evil.service/docker/" + idA, unclear, "", ""},
+		{"/system.slice/evil.service/victim.service", unclear, "", ""},
+		{"/system.slice/evil.service/system.slice/victim.service", unclear, "", ""},
+		{"/system.slice/evil.service/init.scope", unclear, "", ""},
+		{"/system.slice/evil.service/user.slice/user-1000.slice/user@1000.service/x", unclear, "", ""},
+		{"/user.slice/user-1000.slice/user@0.service/x", unclear, "", ""},
+		{"/user.slice/user-1000.slice/session-3.scope/victim.service", unclear, "", ""},
+		// A container that made cgroups of its own.
+		{"/docker/" + idA + "/init.scope", unclear, "", ""},
+		{"/system.slice/docker-" + idA + ".scope/system.slice/victim.service", unclear, "", ""},
+		{"/docker/" + idA + "/container", unclear, "", ""},
+		// From another cgroup namespace.
+		{"/..", unclear, "", ""},
+		{"/../..", unclear, "", ""},
+		{"/../system.slice/cam.service", unclear, "", ""},
+		{"/system.slice/../cam.service", unclear, "", ""},
+		// Names that are nearly right.
+		{"/docker/" + strings.ToUpper(idA), unclear, "", ""},
+		{"/docker/" + idA[:63], unclear, "", ""},
+		{"/docker/" + idA + "0", unclear, "", ""},
+		{"/docker/x" + idA, unclear, "", ""},
+		{"/docker/" + idA + " (deleted)", unclear, "", ""},
+		{"/docker/" + idA + "/", unclear, "", ""},
+		{"//docker/" + idA, unclear, "", ""},
+		{"/docker/docker-" + idA, unclear, "", ""},
+		{"/system.slice/docker-" + idA + ".scope.scope", unclear, "", ""},
+		{"/system.slice/docker-" + idA + ".service", unclear, "", ""},
+		{"/system.slice/libpod-conmon-" + idA + ".scope", unclear, "", ""},
+		{"/system.slice/cam.service (deleted)", unclear, "", ""},
+		{"/system.slice", unclear, "", ""},
+		{"/cam.service/", unclear, "", ""},
+		{"/system.slice/.service", unclear, "", ""},
+		{"/system.slice/cam@.service", unclear, "", ""},
+		{"/system.slice/c m.service", unclear, "", ""},
+		{"/foo/cam.service", unclear, "", ""},
+		{"/machine.slice/machine-x.scope", unclear, "", ""},
+		{"/lxc.payload.x", unclear, "", ""},
+		{"/kubepods/besteffort/pod1/x", unclear, "", ""},
+		{"system.slice/cam.service", unclear, "", ""},
+	} {
+		for form, file := range map[string]string{"v1": everywhere(row.path), "v2": unified(row.path), "hybrid": "1:name=systemd:" + row.path + "\n0::/\n"} {
+			got := readPlace(file, parents)
+			if got.kind != row.kind || got.unit != row.unit || got.container != row.container {
+				t.Errorf("%s %s: %+v", form, row.path, got)
+			}
+			if got.kind == unclear && got.why == "" {
+				t.Errorf("%s %s: no reason", form, row.path)
+			}
+		}
+	}
+}
+
+func TestPlaceOfOddFiles(t *testing.T) {
+	t.Parallel()
+	const unit = "/system.slice/cam.service"
+	for _, row := range []struct {
+		name, file string
+		kind       placeKind
+	}{
+		{"unified in use only", "1:name=systemd:/\n0::" + unit + "\n", inUnit},
+		{"a container by the unified one alone", "9:name=systemd:/\n4:memory:/elsewhere\n0::/docker/" + idA + "\n", inContainer},
+		{"named only", "1:name=systemd:" + unit + "\n", inUnit},
+		{"other controllers do not count", "5:memory:/docker/" + idA + "\n0::" + unit + "\n", inUnit},
+		{"other named ones do not count", "5:name=other:/docker/" + idA + "\n0::" + unit + "\n", inUnit},
+		{"two that differ", "1:name=systemd:" + unit + "\n0::/docker/" + idA + "\n", unclear},
+		{"two services", "1:name=systemd:" + unit + "\n0::/system.slice/other.service\n", unclear},
+		{"one below the other", "1:name=systemd:" + unit + "\n0::" + unit + "/docker-" + idA + ".scope\n", unclear},
+		{"twice", "0::" + unit + "\n0::/\n", unclear},
+		{"named twice", "1:name=systemd:/\n2:name=systemd:" + unit + "\n", unclear},
+		{"nothing", "", unclear},
+		{"no hierarchy of systemd's", "4:memory:/\n", unclear},
+		{"no path", "0::\n", unclear},
+		{"no line", "nonsense\n", unclear},
+		{"a number that is not the unified one's", "7::" + unit + "\n", unclear},
+		{"colons in the path", "0::/a:b/c\n", unclear},
+		{"a service with a colon", "0::/system.slice/a:b.service\n", inUnit},
+		{"a carriage return", "0::" + unit + "\r\n", unclear},
+		{"a zero byte", "0::" + unit + "\x00\n", unclear},
+	} {
+		if got := readPlace(row.file, nil); got.kind != row.kind {
+			t.Errorf("%s: %+v", row.name, got)
+		}
+	}
+}
+
+// FuzzPlace: nothing that a caller could have made below its own cgroup is taken for a service or a container.
+func FuzzPlace(f *testing.F) {
+	for _, seed := range []string{
+		everywhere("/docker/" + idA), unified("/system.slice/docker-" + idA + ".scope"), everywhere("/system.slice/cam.service"),
+		unified("/../.."), "1:name=systemd:/\n0::/machine.slice/libpod-" + idA + ".scope/container\n", unified("/system.slice/evil.service/docker-" + idA + ".scope"),
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, file string) {
+		got := readPlace(file, nil)
+		switch got.kind {
+		case unclear:
+			if got.why == "" || got.unit != "" || got.container != "" {
+				t.Errorf("%q: %+v", file, got)
+			}
+		case inUnit:
+			if strings.Count(got.path, ".service") < 1 || !strings.HasSuffix(got.path, "/"+got.unit) || strings.Contains(strings.TrimSuffix(got.path, got.unit), ".service/") {
+				t.Errorf("%q: %+v", file, got)
+			}
+		case inContainer:
+			if len(got.container) != 64 || strings.Count(got.path, got.container) != 1 || strings.Count(got.path, "/") > 3 || !usualParents[got.parent] {
+				t.Errorf("%q: %+v", file, got)
+			}
+		case onHost:
+			if anyID.MatchString(got.path) || strings.Contains(got.path, "..") && !strings.Contains(got.path, "...") && strings.HasPrefix(got.path, "/..") {
+				t.Errorf("%q: %+v", file, got)
+			}
+		}
+		again := readPlace(file, nil)
+		if again != got {
+			t.Errorf("%q: %+v, then %+v", file, got, again)
+		}
+	})
+}

@@ -1,0 +1,317 @@
+package caller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"perceptd/agent"
+)
+
+// Socket is what the socket that a connection came in on says about the caller: the first part of
+// every proof.
+type Socket struct {
+	// Module is the module whose own socket this is. Empty: a socket that anyone may connect to.
+	Module string
+
+	// Shut tells that the socket's file decides who may connect: where the caller runs is not asked for.
+	Shut bool
+}
+
+var (
+	errNotUnix  = errors.New("the connection did not come in on a Unix socket")
+	errNotAsked = errors.New("nobody asked who is calling")
+)
+
+// lookAgain is after how long the caller's cgroup is read again. Only root can move a process out of its own.
+const lookAgain = 10 * time.Second
+
+// Proof is the proof of one connection's caller, made bit by bit: what the kernel tells at once, and what an
+// engine has to say at the first request.
+type Proof struct {
+	prover *Prover
+	conn   *connection
+	socket Socket
+	peer   agent.Caller // what the kernel tells
+	fault  error        // why no more than that can ever be proved
+
+	mu       sync.Mutex // protects what follows
+	process  process
+	released bool
+	place    place
+	rules    *ruleset // by which caller was proved; nil: not proved
+	caller   agent.Caller
+	lookedBy *ruleset
+	lookedOn time.Time
+}
+
+type key struct{} // of the one context value of this package
+
+// NewContext takes hold of whoever is at the other end of conn, which the Prover's listener accepted, and returns ctx
+// with the Proof attached. It asks the kernel alone and does not wait. It is made for http.Server.ConnContext.
+func (p *Prover) NewContext(ctx context.Context, conn net.Conn, socket Socket) context.Context {
+	proof := &Proof{prover: p, socket: socket, peer: agent.Caller{UID: agent.NoID, GID: agent.NoID}}
+	c, ok := conn.(*connection)
+	if !ok {
+		proof.fault = unproved("who is at the other end", errNotUnix)
+		return context.WithValue(ctx, key{}, proof)
+	}
+	proof.conn = c
+	proof.fault = proof.take()
+	c.proof.Store(proof)
+	return context.WithValue(ctx, key{}, proof)
+}
+
+// FromContext returns the Proof that NewContext attached.
+func FromContext(ctx context.Context) (*Proof, error) {
+	p, ok := ctx.Value(key{}).(*Proof)
+	if !ok {
+		return nil, errNotAsked
+	}
+	return p, nil
+}
+
+// Seen returns what is known of the caller before anyone else is asked: enough to count its connections by. A module
+// and a container are not confirmed yet. An error says that nothing more will be proved.
+func (p *Proof) Seen() (agent.Caller, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	seen := p.peer
+	seen.Module = p.socket.Module
+	if seen.Module == "" {
+		p.place.show(&seen)
+	}
+	if p.fault == nil && p.place.isNowhere() {
+		return seen, p.place.refusal()
+	}
+	return seen, p.fault
+}
+
+// Caller returns who is calling, as long as that is proved. Where an engine has to be asked, it waits for it until ctx
+// ends, and 2 seconds at most. With an error, which is an *UnprovedError, it returns what is known all the same, and the
+// caller is to be denied.
+func (p *Proof) Caller(ctx context.Context) (agent.Caller, error) {
+	if p.fault != nil {
+		return p.peer, p.fault
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rules := p.prover.rules.Load()
+	if p.rules != rules {
+		p.rules = nil
+	}
+	if p.needsPlace(rules) && (p.lookedBy != rules || time.Since(p.lookedOn) >= lookAgain) {
+		p.look(rules)
+	}
+	if p.rules == nil {
+		caller, err := p.prove(ctx, rules)
+		p.caller = caller
+		if err != nil {
+			return caller, err
+		}
+		p.rules = rules
+	}
+	if err := p.still(); err != nil { // last: everything above is of the process that connected
+		p.rules = nil
+		return p.caller, err
+	}
+	return p.caller, nil
+}
+
+// take asks the kernel who connected, and takes hold of that process.
+func (p *Proof) take() error {
+	err := control(p.conn, func(fd int) error {
+		peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil {
+			return fmt.Errorf("the kernel does not tell the peer's credentials: %w", err)
+		}
+		p.peer.UID, p.peer.GID, p.peer.PID = peer.Uid, peer.Gid, peer.Pid
+		if err := plausible(peer); err != nil {
+			return err
+		}
+		if p.peer.Groups, err = peerGroups(fd); err != nil {
+			return fmt.Errorf("the kernel does not tell the peer's groups: %w", err)
+		}
+		p.process, err = p.prover.kernel.hold(fd, peer.Pid)
+		if err != nil {
+			p.released = true // there is nothing to release
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return unproved("who is at the other end", err)
+	}
+	p.conn.peer.Store(p.peer.PID)
+	if rules := p.prover.rules.Load(); p.needsPlace(rules) {
+		p.look(rules)
+	}
+	return nil
+}
+
+// plausible refuses credentials that name nobody in particular.
+func plausible(peer *unix.Ucred) error {
+	switch {
+	case peer.Pid <= 0:
+		// Seen from outside its pid namespace every peer has pid 0, and may look like root.
+		return errOutside
+	case peer.Uid == agent.NoID || peer.Gid == agent.NoID:
+		return errors.New("the peer has no uid or gid")
+	}
+	return nil
+}
+
+var errOutside = errors.New("the peer is outside the daemon's pid namespace")
+
+// needsPlace reports whether it matters where the caller runs.
+func (p *Proof) needsPlace(rules *ruleset) bool {
+	if p.socket.Module == "" {
+		return !p.socket.Shut
+	}
+	return rules.Modules[p.socket.Module].Container != ""
+}
+
+// look reads where the caller runs. Another place than before has everything proved anew.
+func (p *Proof) look(rules *ruleset) {
+	p.lookedBy, p.lookedOn = rules, time.Now()
+	is := p.prover.find(p.process.pid, rules)
+	if is != p.place {
+		p.rules = nil
+	}
+	p.place = is
+}
+
+// find reads where a process runs.
+func (p *Prover) find(pid int32, rules *ruleset) place {
+	file, err := p.kernel.read(pid, "cgroup")
+	if err != nil {
+		return place{why: fmt.Sprintf("its cgroup cannot be read: %v", err), hint: "perceptctl doctor tells whether the daemon can see its callers at all"}
+	}
+	is := readPlace(file, rules.parents)
+	if is.kind != inUnit && is.path != "" && is.path == p.own {
+		return place{kind: onHost, path: is.path} // where the daemon itself was started, so in no container of its own
+	}
+	return is
+}
+
+// prove makes the proof by those rules.
+func (p *Proof) prove(ctx context.Context, rules *ruleset) (agent.Caller, error) {
+	caller := p.peer
+	module, known := rules.Modules[p.socket.Module]
+	switch {
+	case p.socket.Module != "" && !known:
+		return caller, &UnprovedError{What: "that it is module " + p.socket.Module, Why: "the configuration names no such module any more"}
+	case !p.needsPlace(rules):
+		caller.Module = p.socket.Module
+		return caller, nil
+	}
+	if err := p.samePeer(); err != nil {
+		return caller, unproved("that it is the process that connected", err)
+	}
+	p.place.show(&caller)
+	if p.place.kind == unclear {
+		return caller, p.place.refusal()
+	}
+	if p.place.kind == inContainer {
+		container, err := p.prover.confirm(ctx, rules, p.place)
+		caller.Container = container
+		if err != nil {
+			return caller, err
+		}
+	}
+	if p.socket.Module == "" {
+		return caller, nil
+	}
+	if err := module.check(p.socket.Module, &caller); err != nil {
+		return caller, err
+	}
+	caller.Module = p.socket.Module
+	return caller, nil
+}
+
+// check says why a caller is not in the module's container, or nil.
+func (r Requirement) check(module string, caller *agent.Caller) error {
+	what := "that it is module " + module
+	switch {
+	case caller.Container == nil:
+		return &UnprovedError{What: what, Why: fmt.Sprintf("it came in on the module's socket, and not out of a container named %s", r.Container),
+			Hint: fmt.Sprintf("if whoever reaches that socket may have the module's tokens, choose require = \"socket\" in its [[module]]")}
+	case caller.Container.Name != r.Container:
+		return &UnprovedError{What: what, Why: fmt.Sprintf("it runs in container %s, and the module's is named %s", caller.Container.Name, r.Container),
+			Hint: "name the container as the module, or name it in the module's [[module]] as container"}
+	}
+	return nil
+}
+
+// samePeer says why the process that is held may be another than the one that connected. With a pidfd it cannot.
+func (p *Proof) samePeer() error {
+	if p.process.pidfd {
+		return nil
+	}
+	return p.prover.kernel.looksLikePeer(p.process.pid, p.peer.UID, p.conn.emptyAt, p.conn.acceptedAt, p.conn.waited)
+}
+
+// still says why what was proved no longer holds, or nil.
+func (p *Proof) still() error {
+	const what = "that it is the process that connected"
+	if other := p.conn.foreign.Load(); other != 0 {
+		by := "another process"
+		if other > 0 {
+			by = fmt.Sprintf("another process (pid %d)", other)
+		}
+		return &UnprovedError{What: what, Why: by + " writes on its connection", Hint: "have each process connect by itself, also after a fork"}
+	}
+	if p.released || !p.process.alive() {
+		return &UnprovedError{What: what, Why: errGone.Error(), Hint: "ask on a connection of your own"}
+	}
+	return nil
+}
+
+// release lets go of the caller's process.
+func (p *Proof) release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn != nil && !p.released && p.process.fd > 0 {
+		p.process.release()
+	}
+	p.released = true
+}
+
+// isNowhere reports whether it was looked for, and nothing can be relied on.
+func (pl *place) isNowhere() bool { return pl.kind == unclear && pl.why != "" }
+
+func (pl *place) refusal() error {
+	return &UnprovedError{What: "where it runs", Why: pl.why, Hint: pl.hint}
+}
+
+// show fills in what a place says of a caller.
+func (pl *place) show(c *agent.Caller) {
+	switch pl.kind {
+	case inUnit:
+		c.Unit = pl.unit
+	case inContainer:
+		c.Container = &agent.Container{ID: pl.container}
+	}
+}
+
+func unproved(what string, err error) error {
+	var known *UnprovedError
+	if errors.As(err, &known) {
+		return known
+	}
+	e := &UnprovedError{What: what, Why: err.Error()}
+	switch {
+	case errors.Is(err, errOutside):
+		e.Hint = "run perceptd on the device itself, or in its pid namespace (--pid host)"
+	case errors.Is(err, errGone):
+		e.Hint = "ask on a connection of your own"
+	case errors.Is(err, errTooNew):
+		e.Hint, e.Again = "connect again", true
+	}
+	return e
+}

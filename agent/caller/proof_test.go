@@ -1,0 +1,346 @@
+package caller
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"perceptd/agent"
+)
+
+func TestWhoIsProved(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		s := newScene(t, o)
+		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {}}})
+		if s.Pidfd() == o.NoPidfd {
+			t.Errorf("pidfd: %v", s.Pidfd())
+		}
+		groups, err := unix.Getgroups()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range []struct {
+			cgroup string
+			from   Socket
+			want   agent.Caller
+		}{
+			{"/", Socket{}, agent.Caller{}},
+			{"/user.slice/user-0.slice/session-1.scope", Socket{}, agent.Caller{}},
+			{"/edge.slice/cam.service", Socket{}, agent.Caller{Unit: "cam.service"}},
+			{"/edge.slice/cam.service", Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
+			{"/docker/" + idA, Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
+			{"/nobody/knows", Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
+			{"/nobody/knows", Socket{Shut: true}, agent.Caller{}},
+		} {
+			got, err := s.called(row.cgroup, row.from)
+			if err != nil {
+				t.Errorf("%s: %v", row.cgroup, err)
+				continue
+			}
+			row.want.UID, row.want.GID, row.want.PID = uint32(os.Getuid()), uint32(os.Getgid()), int32(os.Getpid())
+			if !slices.EqualFunc(got.Groups, groups, func(a uint32, b int) bool { return int(a) == b }) {
+				t.Errorf("%s: groups %v, want %v", row.cgroup, got.Groups, groups)
+			}
+			got.Groups = nil
+			if got.String() != row.want.String() || got.Unit != row.want.Unit || got.Container != nil || got.GID != row.want.GID {
+				t.Errorf("%s: %+v, want %+v", row.cgroup, got, row.want)
+			}
+		}
+	})
+}
+
+func TestWhoIsNotProved(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		s := newScene(t, o)
+		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {Container: "vision"}}})
+		for _, row := range []struct {
+			cgroup string
+			from   Socket
+			want   string
+		}{
+			{"/system.slice/evil.service/docker-" + idA + ".scope", Socket{}, "no container's own"},
+			{"/docker/" + idA + "/" + idB, Socket{}, "more than one container"},
+			{"/../..", Socket{}, "outside of what the daemon can see"},
+			{"/docker/" + idA, Socket{}, "no container engine is there to ask"},
+			{"/docker/" + idA, Socket{Module: "vision"}, "no container engine is there to ask"},
+			{"/", Socket{Module: "vision"}, "not out of a container named vision"},
+			{"/system.slice/vision.service", Socket{Module: "vision"}, "not out of a container named vision"},
+			{"/", Socket{Module: "gone"}, "no such module"},
+		} {
+			got, err := s.called(row.cgroup, row.from)
+			denies(t, row.cgroup, err, row.want)
+			if got.Module != "" || got.UID != uint32(os.Getuid()) || got.PID != int32(os.Getpid()) {
+				t.Errorf("%s: %+v beside the error", row.cgroup, got)
+			}
+		}
+	})
+}
+
+// A daemon that was started by hand in a container of its own has its neighbours around it.
+func TestNeighboursOfTheDaemon(t *testing.T) {
+	t.Parallel()
+	s := &scene{t: t, proc: t.TempDir()}
+	s.put(1, "/")
+	s.put(os.Getpid(), "/docker/"+idA)
+	s.open(Options{Proc: s.proc})
+	if got, err := s.called("/docker/"+idA, Socket{}); err != nil || got.Container != nil || got.Unit != "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	_, err := s.called("/docker/"+idB, Socket{})
+	denies(t, "another container", err, "no container engine")
+	_, err = s.called("/docker/"+idA+"/"+idB, Socket{})
+	denies(t, "a container in it", err, "more than one")
+}
+
+func TestProofWithoutAConnection(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, Options{})
+	pipe, other := net.Pipe()
+	defer pipe.Close()
+	defer other.Close()
+	for name, conn := range map[string]net.Conn{"no Unix socket": pipe, "no connection": nil, "not accepted by the prover": new(net.UnixConn)} {
+		ctx := s.NewContext(context.Background(), conn, Socket{Module: "vision"})
+		proof, err := FromContext(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := proof.Caller(ctx)
+		denies(t, name, err, "not come in on a Unix socket")
+		if got.UID != agent.NoID || got.PID != 0 || got.Module != "" {
+			t.Errorf("%s: %+v beside the error", name, got)
+		}
+		if _, err := proof.Seen(); err == nil {
+			t.Errorf("%s: seen", name)
+		}
+	}
+	if _, err := FromContext(context.Background()); err == nil {
+		t.Error("a context without a proof has one")
+	}
+	proof, _, conn := s.dial(Socket{})
+	conn.Close()
+	_, err := proof.Caller(context.Background())
+	denies(t, "closed", err, "has ended")
+	conn.Close()
+}
+
+func TestPlausible(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name, want string
+		peer       unix.Ucred
+	}{
+		{"a user", "", unix.Ucred{Uid: 1000, Gid: 1000, Pid: 7}},
+		{"root", "", unix.Ucred{Pid: 1}},
+		{"outside the pid namespace, looking like root", "pid namespace", unix.Ucred{}},
+		{"outside the pid namespace", "pid namespace", unix.Ucred{Uid: 1000, Gid: 1000}},
+		{"a negative pid", "pid namespace", unix.Ucred{Uid: 1000, Gid: 1000, Pid: -1}},
+		{"no uid", "no uid", unix.Ucred{Uid: agent.NoID, Gid: 1000, Pid: 7}},
+		{"no gid", "no uid or gid", unix.Ucred{Uid: 1000, Gid: agent.NoID, Pid: 7}},
+	} {
+		err := plausible(&row.peer)
+		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: error %v, want %q", row.name, err, row.want)
+		}
+	}
+}
+
+// What is counted at once is what can be known without asking anybody.
+func TestSeen(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, Options{})
+	s.SetRules(Rules{Modules: map[string]Requirement{"vision": {Container: "vision"}}})
+	for _, row := range []struct {
+		cgroup          string
+		from            Socket
+		unit, container string
+		proved          bool
+	}{
+		{"/system.slice/cam.service", Socket{}, "cam.service", "", true},
+		{"/docker/" + idA, Socket{}, "", idA, true},
+		{"/docker/" + idA, Socket{Module: "vision"}, "", "", true},
+		{"/elsewhere", Socket{}, "", "", false},
+	} {
+		s.put(os.Getpid(), row.cgroup)
+		proof, _, _ := s.dial(row.from)
+		got, err := proof.Seen()
+		container := ""
+		if got.Container != nil {
+			container = got.Container.ID
+		}
+		if (err == nil) != row.proved || got.Unit != row.unit || container != row.container || got.Module != row.from.Module || got.PID == 0 {
+			t.Errorf("%s: %+v, %v", row.cgroup, got, err)
+		}
+	}
+}
+
+// New rules count for connections that were made before.
+func TestRulesChange(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		ctx := context.Background()
+		s := newScene(t, o)
+		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {}}})
+		proof, _, _ := s.dial(Socket{Module: "vision"})
+		if _, err := proof.Caller(ctx); err != nil {
+			t.Fatal(err)
+		}
+		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {Container: "vision"}}})
+		_, err := proof.Caller(ctx)
+		denies(t, "the module must be a container now", err, "not out of a container")
+		s.SetRules(Rules{})
+		_, err = proof.Caller(ctx)
+		denies(t, "the module is gone", err, "no such module")
+		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {}}})
+		if got, err := proof.Caller(ctx); err != nil || got.Module != "vision" {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+}
+
+// Who is moved to another cgroup is somebody else within ten seconds.
+func TestMovedCaller(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		ctx := context.Background()
+		s := newScene(t, o)
+		s.put(os.Getpid(), "/system.slice/cam.service")
+		proof, _, _ := s.dial(Socket{})
+		if got, err := proof.Caller(ctx); err != nil || got.Unit != "cam.service" {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		for _, row := range []struct {
+			cgroup, unit, want string
+		}{
+			{"/system.slice/other.service", "other.service", ""},
+			{"/system.slice/other.service/x", "", "made below its own"},
+			{"/system.slice/cam.service", "cam.service", ""},
+			{"/docker/" + idA, "", "no container engine"},
+		} {
+			s.put(os.Getpid(), row.cgroup)
+			proof.lookedOn = time.Now().Add(-lookAgain)
+			got, err := proof.Caller(ctx)
+			if row.want != "" {
+				denies(t, row.cgroup, err, row.want)
+			} else if err != nil || got.Unit != row.unit {
+				t.Errorf("%s: %+v, %v", row.cgroup, got, err)
+			}
+		}
+	})
+}
+
+// A proof ends when its caller does, and when the daemon can no longer see it.
+func TestUnreadableProc(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		s := newScene(t, o)
+		for _, row := range []struct {
+			name, file, text, want string
+			procOnly               bool
+		}{
+			{"no cgroup", "cgroup", "", "cannot be read", false},
+			{"a long cgroup", "cgroup", strings.Repeat("4:x:/\n", maxProcFile/6+1), "longer than", false},
+			{"no statm", "statm", "", "has ended", true},
+			{"no stat", "stat", "", "no such file", true},
+			{"no status", "status", "", "no such file", true},
+			{"odd stat", "stat", "1 (x) S 0", "stat of a process", true},
+			{"a zombie", "statm", "0 0 0 0 0 0 0\n", "has ended", true},
+			{"another user's", "status", "Uid:\t4294967290\t1\t1\t1\n", "another user's", true},
+			{"no uid in status", "status", "Name:\tx\n", "another user's", true},
+			{"too young", "stat", "1 (x) S" + strings.Repeat(" 0", 18) + " 99999999999 0\n", "after the connection was made", true},
+		} {
+			if row.procOnly && !o.NoPidfd {
+				continue
+			}
+			s.put(os.Getpid(), "/")
+			if row.text == "" {
+				if err := os.Remove(s.kernel.path(int32(os.Getpid()), row.file)); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				s.write(os.Getpid(), row.file, row.text)
+			}
+			proof, _, _ := s.dial(Socket{})
+			_, err := proof.Caller(context.Background())
+			denies(t, row.name, err, row.want)
+		}
+	})
+}
+
+// Descriptors that a caller sends along stay outside.
+func TestSentDescriptorsAreDropped(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, Options{})
+	_, peer, conn := s.dial(Socket{})
+	null, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	raw, err := peer.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := openTo(t, "/dev/null")
+	var sent error
+	if err := raw.Control(func(fd uintptr) {
+		sent = unix.Sendmsg(int(fd), []byte("x"), unix.UnixRights(int(null.Fd()), int(null.Fd())), nil, 0)
+	}); err != nil || sent != nil {
+		t.Fatal(err, sent)
+	}
+	if n, err := conn.Read(make([]byte, 8)); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	if after := openTo(t, "/dev/null"); after > before {
+		t.Errorf("%d descriptors came in", after-before)
+	}
+}
+
+// openTo counts this process's descriptors of a file that no other test opens meanwhile, or about so: they only get fewer.
+func openTo(t *testing.T, path string) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + entry.Name()); err == nil && to == path {
+			n++
+		}
+	}
+	return n
+}
+
+func TestReadEnds(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, Options{})
+	_, peer, conn := s.dial(Socket{})
+	if n, err := conn.Read(nil); n != 0 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	peer.Close()
+	if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("%v", err)
+	}
+	conn.Close()
+	if _, err := conn.Read(make([]byte, 1)); err == nil || err == io.EOF {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestAcceptEnds(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, Options{NoPidfd: true})
+	s.l.Close()
+	if conn, err := s.l.Accept(); err == nil || conn != nil {
+		t.Errorf("%v, %v", conn, err)
+	}
+}

@@ -1,0 +1,362 @@
+package caller
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"perceptd/agent"
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv("CALLER_TEST_ROLE"); role != "" {
+		os.Exit(play(role))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// bothWays runs test with the kernel's handles on processes and without, as on kernels before 6.5.
+func bothWays(t *testing.T, test func(t *testing.T, o Options)) {
+	t.Helper()
+	t.Run("pidfd", func(t *testing.T) {
+		t.Parallel()
+		if !givesPidfd() {
+			t.Skip("this kernel has no SO_PEERPIDFD (Linux 6.5)")
+		}
+		test(t, Options{})
+	})
+	t.Run("proc", func(t *testing.T) { t.Parallel(); test(t, Options{NoPidfd: true}) })
+}
+
+// scene is a socket with a prover behind it, in front of a /proc that says what a test wants.
+type scene struct {
+	*Prover
+	t    *testing.T
+	proc string // its /proc; empty: the real one
+	path string
+	l    net.Listener
+}
+
+// newScene has a /proc of its own, in which this process and the first are on the host.
+func newScene(t *testing.T, o Options) *scene {
+	t.Helper()
+	s := &scene{t: t, proc: t.TempDir()}
+	o.Proc = s.proc
+	s.put(1, "/init.scope")
+	s.put(os.Getpid(), "/")
+	s.open(o)
+	return s
+}
+
+func (s *scene) open(o Options) {
+	s.t.Helper()
+	s.Prover = New(o)
+	s.t.Cleanup(s.Close)
+	s.path = filepath.Join(s.t.TempDir(), "s")
+	l, err := net.Listen("unix", s.path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.l = s.Listen(l)
+	s.t.Cleanup(func() { s.l.Close() })
+	_ = s.l.(*listener).look() // as a daemon does that has waited before
+}
+
+// put writes the files of a process in the scene's /proc.
+func (s *scene) put(pid int, cgroup string) {
+	s.t.Helper()
+	s.write(pid, "cgroup", everywhere(cgroup))
+	s.write(pid, "statm", "100 10 10 1 0 10 0\n")
+	s.write(pid, "stat", fmt.Sprintf("%d (x) S 1%s 5 0\n", pid, strings.Repeat(" 0", 17)))
+	s.write(pid, "status", fmt.Sprintf("Name:\tx\nUid:\t%d\t%[1]d\t%[1]d\t%[1]d\nGid:\t0\t0\t0\t0\n", os.Getuid()))
+}
+
+func (s *scene) write(pid int, file, text string) {
+	s.t.Helper()
+	dir := filepath.Join(s.proc, strconv.Itoa(pid))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	// In place: an open file stays that of the process.
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// accept returns the proof of the next connection, and the daemon's end of it.
+func (s *scene) accept(from Socket) (*Proof, net.Conn) {
+	s.t.Helper()
+	conn, err := s.l.Accept()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	proof, err := FromContext(s.NewContext(context.Background(), conn, from))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return proof, conn
+}
+
+// dial connects from this process and returns the proof, and both ends.
+func (s *scene) dial(from Socket) (proof *Proof, peer *net.UnixConn, conn net.Conn) {
+	s.t.Helper()
+	dialed, err := net.Dial("unix", s.path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { dialed.Close() })
+	proof, conn = s.accept(from)
+	return proof, dialed.(*net.UnixConn), conn
+}
+
+// called returns who a caller in cgroup on that socket is proved to be.
+func (s *scene) called(cgroup string, from Socket) (agent.Caller, error) {
+	s.t.Helper()
+	s.put(os.Getpid(), cgroup)
+	proof, _, _ := s.dial(from)
+	return proof.Caller(context.Background())
+}
+
+// denies checks that a proof failed, and that what it says contains want.
+func denies(t *testing.T, what string, err error, want string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("%s: proved", what)
+		return
+	}
+	if e := new(UnprovedError); !asUnproved(err, &e) || !strings.Contains(e.Error(), want) {
+		t.Errorf("%s: %v, want %q", what, err, want)
+	}
+}
+
+func asUnproved(err error, into **UnprovedError) bool {
+	e, ok := err.(*UnprovedError)
+	if ok {
+		*into = e
+	}
+	return ok
+}
+
+// said is what a fake engine answers about a container: the parts of Docker's answer that are read.
+type said struct {
+	ID         string `json:"Id"`
+	Name       string
+	Image      string
+	State      map[string]any
+	Config     map[string]any
+	HostConfig map[string]any
+}
+
+// honest is what an engine says of a container that runs, with its first process in that pid.
+func honest(id, name string, pid int) said {
+	return said{
+		ID: id, Name: "/" + name, Image: "sha256:" + idB,
+		State:      map[string]any{"Running": true, "Pid": pid, "StartedAt": "2026-11-23T08:00:00.5Z"},
+		Config:     map[string]any{"Image": "vision:1", "Labels": map[string]string{}},
+		HostConfig: map[string]any{"CgroupParent": "", "PidMode": ""},
+	}
+}
+
+// fakeEngine answers like a container engine on a real socket.
+type fakeEngine struct {
+	path string
+
+	mu    sync.Mutex
+	asked int
+	says  map[string]http.HandlerFunc // by container ID or image
+}
+
+func newFakeEngine(t testing.TB) *fakeEngine {
+	t.Helper()
+	e := &fakeEngine{path: filepath.Join(t.TempDir(), "engine.sock"), says: make(map[string]http.HandlerFunc)}
+	l, err := net.Listen("unix", e.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: e}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close(); <-done })
+	e.answer("sha256:"+idB, map[string]any{"Id": "sha256:" + idB, "RepoDigests": []string{"registry.example/vision@sha256:" + idA}})
+	return e
+}
+
+// answer has the engine say that of a container or image.
+func (e *fakeEngine) answer(about string, value any) {
+	e.serve(about, func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(value) })
+}
+
+func (e *fakeEngine) serve(about string, handler http.HandlerFunc) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.says[about] = handler
+}
+
+func (e *fakeEngine) questions() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.asked
+}
+
+func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasSuffix(r.URL.Path, "/_ping") {
+		e.mu.Lock()
+		ping := e.says["ping"]
+		e.mu.Unlock()
+		if ping != nil {
+			ping(w, r)
+			return
+		}
+		w.Header().Set("Api-Version", "1.41")
+		return
+	}
+	parts := strings.Split(r.URL.Path, "/") // "", "v1.41", "containers", ID, "json"
+	e.mu.Lock()
+	e.asked++
+	var handler http.HandlerFunc
+	if len(parts) == 5 {
+		handler = e.says[parts[3]]
+	}
+	e.mu.Unlock()
+	if handler == nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = w.Write([]byte(`{"message":"No such container"}`))
+		return
+	}
+	handler(w, r)
+}
+
+// actor is another process, which plays a role that play knows.
+type actor struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	wire *net.UnixConn // by which it is told what to do, and hands over descriptors
+}
+
+// start starts an actor that connects to the scene's socket and hands its end over.
+func (s *scene) start(role string) *actor {
+	s.t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
+	defer ours.Close()
+	defer theirs.Close()
+	wire, err := net.FileConn(ours)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	a := &actor{t: s.t, cmd: exec.Command("/proc/self/exe"), wire: wire.(*net.UnixConn)}
+	a.cmd.Env = append(os.Environ(), "CALLER_TEST_ROLE="+role, "CALLER_TEST_SOCKET="+s.path)
+	a.cmd.ExtraFiles = []*os.File{theirs}
+	a.cmd.Stderr = os.Stderr
+	if err := a.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(a.end)
+	return a
+}
+
+// say gives the actor its cue.
+func (a *actor) say(cue byte) {
+	a.t.Helper()
+	if _, err := a.wire.Write([]byte{cue}); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// heard waits for the actor to have done something, and returns the connection that it hands over, if any.
+func (a *actor) heard() net.Conn {
+	a.t.Helper()
+	control := make([]byte, 64)
+	_, n, _, _, err := a.wire.ReadMsgUnix(make([]byte, 1), control)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	if n == 0 {
+		return nil
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:n])
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fds[0]), "handed over")
+	defer file.Close()
+	conn, err := net.FileConn(file)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// end ends the actor and waits until nothing is left of it.
+func (a *actor) end() {
+	a.wire.Close()
+	_ = a.cmd.Wait() // twice is an error, which nobody minds
+}
+
+// play is an actor's life. It connects, hands its end over, writes when it is told to ("w"), turns into another
+// program ("x"), and ends with its wire.
+func play(role string) int {
+	wire := os.NewFile(3, "wire")
+	var conn *os.File
+	if role == "connected" { // what it was before has left it the connection
+		conn = os.NewFile(4, "connection")
+	} else {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			return 1
+		}
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: os.Getenv("CALLER_TEST_SOCKET")}); err != nil {
+			return 1
+		}
+		conn = os.NewFile(uintptr(fd), "connection")
+		if err := unix.Sendmsg(3, []byte{'c'}, unix.UnixRights(fd), nil, 0); err != nil {
+			return 1
+		}
+	}
+	for {
+		cue := make([]byte, 1)
+		if n, err := wire.Read(cue); n == 0 || err != nil {
+			return 0
+		}
+		switch cue[0] {
+		case 'w':
+			if _, err := conn.WriteString("x"); err != nil {
+				return 1
+			}
+		case 'x':
+			if err := unix.Dup3(int(conn.Fd()), 4, 0); err != nil && conn.Fd() != 4 {
+				return 1
+			}
+			_, _ = unix.FcntlInt(3, unix.F_SETFD, 0)
+			_, _ = unix.FcntlInt(4, unix.F_SETFD, 0)
+			env := append(os.Environ(), "CALLER_TEST_ROLE=connected")
+			_ = unix.Exec("/proc/self/exe", []string{"victim"}, env)
+			return 1
+		}
+		if _, err := wire.WriteString("d"); err != nil {
+			return 0
+		}
+	}
+}

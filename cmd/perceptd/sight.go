@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent/caller"
+)
+
+// callerRules is what the configuration says of how callers are proved.
+func (c config) callerRules() caller.Rules {
+	r := caller.Rules{Engines: c.callers.engines(), Parents: c.callers.cgroupParents, Modules: make(map[string]caller.Requirement)}
+	for _, m := range c.required() {
+		r.Modules[m.name] = caller.Requirement{Container: m.container}
+		r.NeedsEngine = r.NeedsEngine || m.container != ""
+	}
+	for _, grant := range c.rules.Grants {
+		r.NeedsEngine = r.NeedsEngine || grant.Caller.Image != ""
+	}
+	return r
+}
+
+// lookAround finds out what of callers cannot be seen here, and says so once.
+func (d *daemon) lookAround(ctx context.Context) {
+	blind := d.callers.Blindness(ctx)
+	d.mu.Lock()
+	before := d.blind
+	d.blind = blind
+	d.mu.Unlock()
+	for _, b := range blind {
+		if !slices.Contains(before, b) {
+			d.log.Warn("callers cannot be proved", zap.String("what", b.What), zap.String("why", b.Why), zap.String("hint", b.Hint))
+		}
+	}
+	if len(blind) == 0 && len(before) > 0 {
+		d.log.Info("callers can be proved again")
+	}
+}
+
+// blindText is a blindness as the status tells it.
+func blindText(b caller.Blindness) string {
+	return fmt.Sprintf("%s cannot be told, and who cannot be proved is denied: %s: %s", b.What, b.Why, b.Hint)
+}
