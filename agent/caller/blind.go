@@ -61,17 +61,12 @@ func (p *Prover) Engine() (path, trouble string) {
 func (e *engine) ping(ctx context.Context, paths []string) error {
 	ctx, cancel := context.WithTimeout(ctx, pingDeadline)
 	defer cancel()
-	api, err := e.open(paths)
+	to, err := e.open(paths)
 	if err != nil {
 		return err
 	}
-	if _, err := api.Ping(ctx, client.PingOptions{}); err != nil {
-		if ctx.Err() != nil {
-			return fmt.Errorf("%s: no answer within %v", paths[0], pingDeadline)
-		}
-		return plain(ctx, err)
-	}
-	return nil
+	_, err = to.api.Ping(ctx, client.PingOptions{})
+	return to.plain(ctx, err)
 }
 
 // The kernel's number of the first pid namespace (PROC_PID_INIT_INO).

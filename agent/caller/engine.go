@@ -44,11 +44,16 @@ type engine struct {
 	turns   chan struct{}
 
 	mu      sync.Mutex // protects what follows
-	path    string     // of the engine in use; empty: none yet
-	api     *client.Client
-	wire    *http.Transport
+	line    *line      // to the engine in use; nil: none yet
 	digests map[string]named
 	trouble string // why it could not be asked the last time; empty: it could
+}
+
+// line is how one engine is talked to.
+type line struct {
+	path string
+	api  *client.Client
+	wire *http.Transport
 }
 
 // named is what registries call an image.
@@ -156,20 +161,20 @@ func (e *engine) ask(ctx context.Context, paths []string, id string) (facts, err
 }
 
 func (e *engine) inspect(ctx context.Context, paths []string, id string) (facts, error) {
-	api, err := e.open(paths)
+	to, err := e.open(paths)
 	if err != nil {
 		return facts{}, err
 	}
-	found, err := api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	found, err := to.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if err != nil {
-		return facts{}, plain(ctx, err)
+		return facts{}, to.plain(ctx, err)
 	}
 	said, err := read(&found.Container)
 	if err != nil {
 		return facts{}, err
 	}
-	said.RepoDigests, err = e.repoDigests(ctx, api, said.Digest)
-	return said, plain(ctx, err)
+	said.RepoDigests, err = e.repoDigests(ctx, to, said.Digest)
+	return said, to.plain(ctx, err)
 }
 
 // read takes what matters out of an engine's answer, in which anything can be missing.
@@ -200,7 +205,7 @@ func read(c *container.InspectResponse) (facts, error) {
 }
 
 // repoDigests returns what registries call an image. One that is no longer there has no names.
-func (e *engine) repoDigests(ctx context.Context, api *client.Client, image string) ([]string, error) {
+func (e *engine) repoDigests(ctx context.Context, to *line, image string) ([]string, error) {
 	if image == "" {
 		return nil, nil
 	}
@@ -210,7 +215,7 @@ func (e *engine) repoDigests(ctx context.Context, api *client.Client, image stri
 	if there && time.Since(kept.on) < digestsKept {
 		return kept.digests, nil
 	}
-	found, err := api.ImageInspect(ctx, image)
+	found, err := to.api.ImageInspect(ctx, image)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return nil, err
 	}
@@ -223,16 +228,16 @@ func (e *engine) repoDigests(ctx context.Context, api *client.Client, image stri
 	return found.RepoDigests, nil
 }
 
-// open returns the engine at the first of paths that is a socket.
-func (e *engine) open(paths []string) (*client.Client, error) {
+// open returns a line to the engine at the first of paths that is a socket.
+func (e *engine) open(paths []string) (*line, error) {
 	path, err := present(paths)
 	if err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.path == path {
-		return e.api, nil
+	if e.line != nil && e.line.path == path {
+		return e.line, nil
 	}
 	wire := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -246,8 +251,8 @@ func (e *engine) open(paths []string) (*client.Client, error) {
 		return nil, err
 	}
 	e.close()
-	e.path, e.api, e.wire = path, api, wire
-	return api, nil
+	e.line = &line{path, api, wire}
+	return e.line, nil
 }
 
 // present returns the first of paths that is a socket.
@@ -275,13 +280,13 @@ func (e *engine) forget() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.close()
-	e.path, e.digests = "", nil
+	e.line, e.digests = nil, nil
 }
 
 // close is called with the lock held.
 func (e *engine) close() {
-	if e.wire != nil {
-		e.wire.CloseIdleConnections()
+	if e.line != nil {
+		e.line.wire.CloseIdleConnections()
 	}
 }
 
@@ -301,15 +306,14 @@ func (e *engine) note(err error) {
 }
 
 // plain takes the client's own explanations, which are for people at a terminal, out of an error.
-func plain(ctx context.Context, err error) error {
-	var refused *net.OpError
+func (l *line) plain(ctx context.Context, err error) error {
 	switch {
 	case err == nil || errdefs.IsNotFound(err):
 		return err
 	case ctx.Err() != nil:
-		return fmt.Errorf("no answer within %v", engineDeadline)
-	case errors.As(err, &refused):
-		return refused
+		return fmt.Errorf("%s: no answer in time", l.path)
+	case client.IsErrConnectionFailed(err):
+		return fmt.Errorf("%s: nobody answers there", l.path)
 	}
 	return errors.New(cut(err.Error()))
 }

@@ -129,6 +129,9 @@ func (c *connection) note(control []byte) {
 
 // writer returns the process that wrote, or 0 when that is not told.
 func writer(control []byte) int32 {
+	if len(control) < unix.SizeofCmsghdr {
+		return 0 // there is none, on which the parser would panic
+	}
 	header, data, _, err := unix.ParseOneSocketControlMessage(control)
 	if err != nil || header.Level != unix.SOL_SOCKET || header.Type != unix.SCM_CREDENTIALS || len(data) < 4 {
 		return 0

@@ -240,7 +240,7 @@ func (r Requirement) check(module string, caller *agent.Caller) error {
 	switch {
 	case caller.Container == nil:
 		return &UnprovedError{What: what, Why: fmt.Sprintf("it came in on the module's socket, and not out of a container named %s", r.Container),
-			Hint: fmt.Sprintf("if whoever reaches that socket may have the module's tokens, choose require = \"socket\" in its [[module]]")}
+			Hint: "if whoever reaches that socket may have the module's tokens, choose require = \"socket\" in its [[module]]"}
 	case caller.Container.Name != r.Container:
 		return &UnprovedError{What: what, Why: fmt.Sprintf("it runs in container %s, and the module's is named %s", caller.Container.Name, r.Container),
 			Hint: "name the container as the module, or name it in the module's [[module]] as container"}

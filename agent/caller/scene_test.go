@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -74,6 +75,9 @@ func (s *scene) open(o Options) {
 	_ = s.l.(*listener).look() // as a daemon does that has waited before
 }
 
+// grownUp has the callers that wait be older than the last look at the queue, as nearly all are.
+func (s *scene) grownUp() { s.l.(*listener).emptyAt.Store(int64(sinceBoot() + 2*tick)) }
+
 // put writes the files of a process in the scene's /proc.
 func (s *scene) put(pid int, cgroup string) {
 	s.t.Helper()
@@ -122,10 +126,12 @@ func (s *scene) dial(from Socket) (proof *Proof, peer *net.UnixConn, conn net.Co
 	return proof, dialed.(*net.UnixConn), conn
 }
 
-// called returns who a caller in cgroup on that socket is proved to be.
+// called returns who this process, in that cgroup if the scene has a /proc of its own, is proved to be on that socket.
 func (s *scene) called(cgroup string, from Socket) (agent.Caller, error) {
 	s.t.Helper()
-	s.put(os.Getpid(), cgroup)
+	if s.proc != "" {
+		s.put(os.Getpid(), cgroup)
+	}
 	proof, _, _ := s.dial(from)
 	return proof.Caller(context.Background())
 }
@@ -240,6 +246,9 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	handler(w, r)
 }
 
+// quickEnd has a process under the race detector not wait a second before it ends.
+const quickEnd = "GORACE=atexit_sleep_ms=0"
+
 // actor is another process, which plays a role that play knows.
 type actor struct {
 	t    *testing.T
@@ -262,7 +271,7 @@ func (s *scene) start(role string) *actor {
 		s.t.Fatal(err)
 	}
 	a := &actor{t: s.t, cmd: exec.Command("/proc/self/exe"), wire: wire.(*net.UnixConn)}
-	a.cmd.Env = append(os.Environ(), "CALLER_TEST_ROLE="+role, "CALLER_TEST_SOCKET="+s.path)
+	a.cmd.Env = append(os.Environ(), quickEnd, "CALLER_TEST_ROLE="+role, "CALLER_TEST_SOCKET="+s.path)
 	a.cmd.ExtraFiles = []*os.File{theirs}
 	a.cmd.Stderr = os.Stderr
 	if err := a.cmd.Start(); err != nil {
@@ -318,6 +327,24 @@ func (a *actor) end() {
 // play is an actor's life. It connects, hands its end over, writes when it is told to ("w"), turns into another
 // program ("x"), and ends with its wire.
 func play(role string) int {
+	if role == "idle" { // until its input ends
+		_, _ = os.Stdin.Read(make([]byte, 1))
+		return 0
+	}
+	switch role {
+	case "forged":
+		if err := os.WriteFile(fmt.Sprintf("/proc/self/task/%d/comm", os.Getpid()), []byte("x) 1 1 1\nUid:\t4242"), 0); err != nil {
+			return 1
+		}
+	case "grouped":
+		groups := make([]int, 100)
+		for i := range groups {
+			groups[i] = 1000 + i
+		}
+		if err := syscall.Setgroups(groups); err != nil { // of every thread
+			return 1
+		}
+	}
 	wire := os.NewFile(3, "wire")
 	var conn *os.File
 	if role == "connected" { // what it was before has left it the connection
@@ -351,7 +378,7 @@ func play(role string) int {
 			}
 			_, _ = unix.FcntlInt(3, unix.F_SETFD, 0)
 			_, _ = unix.FcntlInt(4, unix.F_SETFD, 0)
-			env := append(os.Environ(), "CALLER_TEST_ROLE=connected")
+			env := append([]string{"CALLER_TEST_ROLE=connected"}, os.Environ()...) // the first counts
 			_ = unix.Exec("/proc/self/exe", []string{"victim"}, env)
 			return 1
 		}

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -244,24 +245,35 @@ func FuzzRefreshBody(f *testing.F) {
 
 func TestReload(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t, fetchDay)
-	admin := d.admin()
-	checkRefusal(t, "no configuration", send(t, admin, post(api.PathReload, "")), 422, api.CodeInvalidConfig)
+	without := newDaemon(t, fetchDay)
+	checkRefusal(t, "no configuration", send(t, without.admin(), post(api.PathReload, "")), 422, api.CodeInvalidConfig)
+	var mu sync.Mutex // protects what follows
 	var changes []string
 	var fault error
-	d.Reload = func(context.Context) ([]string, error) { return changes, fault }
+	d := newDaemon(t, fetchDay)
+	d.Reload = func(context.Context) ([]string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return changes, fault
+	}
+	next := func(c []string, f error) {
+		mu.Lock()
+		defer mu.Unlock()
+		changes, fault = c, f
+	}
+	admin := d.admin()
 	if got := send(t, admin, post(api.PathReload, "")); got.status != 200 || got.body != "{\"changes\":[]}\n" {
 		t.Errorf("nothing changed: %+v", got)
 	}
-	changes = []string{`identity "x" added`}
+	next([]string{`identity "x" added`}, nil)
 	got := decoded[api.ReloadResponse](t, send(t, admin, post(api.PathReload, "{}")).body)
-	if !reflect.DeepEqual(got.Changes, changes) {
+	if !reflect.DeepEqual(got.Changes, []string{`identity "x" added`}) {
 		t.Errorf("changes %q", got.Changes)
 	}
-	fault = errors.New("config.toml:7: no such key")
+	next(nil, errors.New("config.toml:7: no such key"))
 	refusal := send(t, admin, post(api.PathReload, ""))
 	checkRefusal(t, "a bad file", refusal, 422, api.CodeInvalidConfig)
-	if detail := refusal.problem(t).Detail; detail != fault.Error() {
+	if detail := refusal.problem(t).Detail; detail != "config.toml:7: no such key" {
 		t.Errorf("detail %q", detail)
 	}
 	if !strings.Contains(d.log.String(), "reload asked for") {

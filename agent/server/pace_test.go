@@ -104,7 +104,9 @@ func TestFloodIsHeldBack(t *testing.T) {
 	d.Limits.PerSecond, d.Limits.Burst = 1, 1
 	socket, module := d.tokens(""), d.tokens("vision")
 	// As if it had asked for a long time.
+	d.pace.mu.Lock()
 	d.pace.full = map[seat]time.Time{{uid: uint32(os.Getuid())}: time.Now().Add(time.Hour)}
+	d.pace.mu.Unlock()
 	var all sync.WaitGroup
 	for _, text := range []string{get(imdsVault, metadata), get(v1Vault), get("/nowhere"), get(api.PathWhoAmI)} {
 		all.Go(func() {

@@ -1,0 +1,289 @@
+package caller
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The attacks on attestors that have been published, each by a real process on a real socket, with the kernel's
+// handles and without.
+
+// realScene goes by the kernel's own /proc.
+func realScene(t *testing.T, o Options) *scene {
+	t.Helper()
+	s := &scene{t: t}
+	s.open(o)
+	return s
+}
+
+// needsRoot skips a test that only root can make happen.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("choosing the next pid and entering cgroups needs root")
+	}
+}
+
+// recycle has another process take the number pid, which nobody has.
+func recycle(t *testing.T, pid int) {
+	t.Helper()
+	for range 200 {
+		// Whoever else forks in between takes it: then it is freed and tried again.
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0); err != nil {
+			t.Fatal(err)
+		}
+		victim := exec.Command("/proc/self/exe")
+		victim.Env = append(os.Environ(), quickEnd, "CALLER_TEST_ROLE=idle")
+		in, err := victim.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := victim.Start(); err != nil {
+			t.Fatal(err)
+		}
+		end := func() { in.Close(); _ = victim.Wait() }
+		if victim.Process.Pid == pid {
+			t.Cleanup(end)
+			return
+		}
+		end()
+	}
+	t.Fatalf("nobody got pid %d", pid)
+}
+
+// A caller connects, leaves its connection to an accomplice and ends; its number goes to somebody with more rights.
+func TestAttackPidReuse(t *testing.T) {
+	needsRoot(t)
+	for _, o := range []Options{{}, {NoPidfd: true}} {
+		for _, row := range []struct {
+			name            string
+			accept, request bool // before the caller ends
+		}{
+			{"while it waits to be accepted", false, false},
+			{"after it was accepted", true, false},
+			{"after a request", true, true},
+		} {
+			t.Run(fmt.Sprintf("%s, pidfd %v", row.name, !o.NoPidfd), func(t *testing.T) {
+				s := realScene(t, o)
+				a := s.start("connect")
+				accomplice := a.heard()
+				var proof *Proof
+				if row.accept {
+					s.grownUp()
+					proof, _ = s.accept(Socket{})
+				}
+				if row.request {
+					a.say('w')
+					a.heard()
+					if got, err := proof.Caller(context.Background()); err != nil || int(got.PID) != a.cmd.Process.Pid {
+						t.Fatalf("%+v, %v", got, err)
+					}
+				}
+				a.end()
+				recycle(t, a.cmd.Process.Pid)
+				if !row.accept {
+					proof, _ = s.accept(Socket{})
+				}
+				_, err := proof.Caller(context.Background())
+				denies(t, "the number is another's", err, "")
+				_, _ = accomplice.Write([]byte("GET"))
+				if got, err := proof.Caller(context.Background()); err == nil {
+					t.Errorf("proved at the second try: %+v", got)
+				}
+			})
+		}
+	}
+}
+
+// On old kernels a caller that has waited through a restart of the daemon may have to connect again, and is told so.
+func TestYoungCallerConnectsAgain(t *testing.T) {
+	t.Parallel()
+	s := realScene(t, Options{NoPidfd: true})
+	a := s.start("connect") // younger than the last look at the queue
+	a.heard()
+	waiting, _ := s.accept(Socket{})
+	_, err := waiting.Caller(context.Background())
+	denies(t, "a young caller that has waited", err, "may have started after")
+	if e := new(UnprovedError); !asUnproved(err, &e) || !e.Again || e.Hint == "" {
+		t.Errorf("%+v", err)
+	}
+	s.grownUp() // as the next Accept notes, a moment later
+	conn, err := net.Dial("unix", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	again, _ := s.accept(Socket{})
+	if _, err := again.Caller(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A caller connects and becomes another program, which somebody trusts. The program is no part of any proof.
+func TestAttackExecAfterConnect(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		ctx := context.Background()
+		s := realScene(t, o)
+		a := s.start("connect")
+		a.heard()
+		s.grownUp()
+		proof, _ := s.accept(Socket{})
+		before, err := proof.Caller(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.say('x')
+		a.say('w')
+		a.heard()
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", a.cmd.Process.Pid))
+		if err != nil || string(name) != "victim\x00" {
+			t.Fatalf("it runs as %q, %v", name, err)
+		}
+		after, err := proof.Caller(ctx)
+		if err != nil || after.String() != before.String() || after.Unit != before.Unit || after.Container != nil {
+			t.Errorf("%+v became %+v, %v", before, after, err)
+		}
+		fresh, err := s.called("", Socket{})
+		if err != nil || fresh.String() == after.String() {
+			t.Errorf("%+v, %v", fresh, err)
+		}
+	})
+}
+
+// A caller hands its connection to another process, and stays.
+func TestAttackSocketPassedOn(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		ctx := context.Background()
+		s := realScene(t, o)
+		a := s.start("connect")
+		passed := a.heard()
+		s.grownUp()
+		proof, conn := s.accept(Socket{})
+		a.say('w')
+		a.heard()
+		b := make([]byte, 1)
+		if _, err := conn.Read(b); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := proof.Caller(ctx); err != nil || int(got.PID) != a.cmd.Process.Pid {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		if _, err := passed.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Read(b); err != nil {
+			t.Fatal(err)
+		}
+		_, err := proof.Caller(ctx)
+		denies(t, "another process writes", err, fmt.Sprintf("another process (pid %d) writes", os.Getpid()))
+		a.say('w')
+		a.heard()
+		if _, err := conn.Read(b); err != nil {
+			t.Fatal(err)
+		}
+		_, err = proof.Caller(ctx)
+		denies(t, "the first one writes again", err, "another process")
+	})
+}
+
+// Who cannot be told wrote is nobody, once writers are told.
+func TestUnknownWriters(t *testing.T) {
+	t.Parallel()
+	mark := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid())})
+	for _, row := range []struct {
+		name   string
+		writes [][]byte
+		want   int32
+	}{
+		{"the peer", [][]byte{mark, mark}, 0},
+		{"before it was asked for", [][]byte{nil, nil, mark}, 0},
+		{"after it was told", [][]byte{mark, nil}, -1},
+		{"nonsense after it was told", [][]byte{mark, []byte("nonsense that is as long as that")}, -1},
+		{"another", [][]byte{unix.UnixCredentials(&unix.Ucred{Pid: 1})}, 1},
+		{"another after the peer", [][]byte{mark, unix.UnixCredentials(&unix.Ucred{Pid: 1}), mark}, 1},
+		{"descriptors in their place", [][]byte{mark, unix.UnixRights(5)}, -1},
+	} {
+		c := new(connection)
+		c.peer.Store(int32(os.Getpid()))
+		for _, control := range row.writes {
+			c.note(control)
+		}
+		if got := c.foreign.Load(); got != row.want {
+			t.Errorf("%s: %d, want %d", row.name, got, row.want)
+		}
+	}
+}
+
+// Real cgroups whose names were forged: by a service below its own, and by a container below another's.
+func TestAttackForgedCgroups(t *testing.T) {
+	needsRoot(t)
+	bothWays(t, func(t *testing.T, o Options) {
+		e := newFakeEngine(t)
+		s := realScene(t, o)
+		s.SetRules(Rules{Engines: []string{e.path}})
+		unit := fmt.Sprintf("/system.slice/percepttest-%d-%v.service", os.Getpid(), o.NoPidfd)
+		for _, row := range []struct{ cgroup, want string }{
+			{unit, ""},
+			{unit + "/docker-" + idA + ".scope", "no container's own"},
+			{unit + "/victim.service", "made below its own"},
+			{fmt.Sprintf("/percepttest-%d-%v/%s", os.Getpid(), o.NoPidfd, idA), "not where container engines put containers"},
+			{fmt.Sprintf("/percepttest-%d-%v/%s/%s", os.Getpid(), o.NoPidfd, idA, idB), "more than one container"},
+		} {
+			a := s.start("connect")
+			if !enter(t, row.cgroup, a.cmd.Process.Pid) {
+				return
+			}
+			a.heard()
+			s.grownUp()
+			proof, _ := s.accept(Socket{})
+			got, err := proof.Caller(context.Background())
+			a.end()
+			switch {
+			case row.want != "":
+				denies(t, row.cgroup, err, row.want)
+			case err != nil || got.Unit != filepath.Base(unit):
+				t.Errorf("%s: %+v, %v", row.cgroup, got, err)
+			}
+		}
+		if e.questions() != 0 {
+			t.Errorf("the engine was asked %d times about forged containers", e.questions())
+		}
+	})
+}
+
+// enter moves a process into a cgroup of systemd's hierarchy, made for the test.
+func enter(t *testing.T, cgroup string, pid int) bool {
+	t.Helper()
+	root := "/sys/fs/cgroup"
+	for _, named := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(filepath.Join(named, "cgroup.procs")); err == nil {
+			root = named
+			break
+		}
+	}
+	if err := unix.Access(root, unix.W_OK); err != nil {
+		t.Skipf("cgroups cannot be made in %s here: %v", root, err)
+	}
+	dir := filepath.Join(root, cgroup)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Skipf("cgroups cannot be made in %s here: %v", root, err)
+	}
+	t.Cleanup(func() {
+		for d := dir; d != root && os.Remove(d) == nil; d = filepath.Dir(d) {
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	return true
+}

@@ -1,0 +1,98 @@
+package caller
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// sighted is a scene whose /proc hides nothing.
+func sighted(t *testing.T) *scene {
+	t.Helper()
+	s := newScene(t, Options{})
+	s.self(t, "0 0 4294967295\n", firstPidNamespace)
+	return s
+}
+
+// self writes what the scene's /proc says of this process's namespaces.
+func (s *scene) self(t *testing.T, uidMap, pidNamespace string) {
+	t.Helper()
+	ns := filepath.Join(s.proc, "self", "ns")
+	_ = os.RemoveAll(filepath.Join(s.proc, "self"))
+	if err := os.MkdirAll(ns, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(pidNamespace, filepath.Join(ns, "pid")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.proc, "self", "uid_map"), []byte(uidMap), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNotBlind(t *testing.T) {
+	t.Parallel()
+	s := sighted(t)
+	if blind := s.Blindness(context.Background()); len(blind) != 0 {
+		t.Errorf("%+v", blind)
+	}
+	s.self(t, "         0          0 4294967295\n", firstPidNamespace)
+	e := newFakeEngine(t)
+	s.SetRules(Rules{Engines: []string{e.path}, NeedsEngine: true})
+	if blind := s.Blindness(context.Background()); len(blind) != 0 {
+		t.Errorf("%+v", blind)
+	}
+	s.SetRules(Rules{Engines: []string{"/nowhere"}})
+	if blind := s.Blindness(context.Background()); len(blind) != 0 {
+		t.Errorf("an engine that nobody needs: %+v", blind)
+	}
+	if path, trouble := s.Engine(); path != "" || trouble != "" {
+		t.Errorf("%q %q", path, trouble)
+	}
+}
+
+func TestBlind(t *testing.T) {
+	t.Parallel()
+	_, booted := os.Stat("/run/systemd/system")
+	for _, row := range []struct {
+		name, want string
+		hide       func(*testing.T, *scene)
+	}{
+		{"ProtectProc=", "1/cgroup: no such file", func(t *testing.T, s *scene) { _ = os.RemoveAll(filepath.Join(s.proc, "1")) }},
+		{"a cgroup namespace", "cgroup namespace", func(t *testing.T, s *scene) { s.put(1, "/../../init.scope") }},
+		{"PrivateUsers=", "user namespace", func(t *testing.T, s *scene) { s.self(t, "0 0 1\n988 988 1\n", firstPidNamespace) }},
+		{"a remapped user", "user namespace", func(t *testing.T, s *scene) { s.self(t, "0 100000 65536\n", firstPidNamespace) }},
+		{"no uid_map", "user namespace", func(t *testing.T, s *scene) { s.self(t, "", firstPidNamespace) }},
+		{"a pid namespace", "pid namespace", func(t *testing.T, s *scene) { s.self(t, "0 0 4294967295\n", "pid:[4026532000]") }},
+	} {
+		s := sighted(t)
+		row.hide(t, s)
+		blind := s.Blindness(context.Background())
+		if row.name == "a pid namespace" && booted == nil {
+			continue // a whole system in a container sees all that is in it
+		}
+		if len(blind) != 1 || !strings.Contains(blind[0].Why, row.want) || blind[0].What == "" || blind[0].Hint == "" {
+			t.Errorf("%s: %+v", row.name, blind)
+		}
+	}
+}
+
+func TestBlindToContainers(t *testing.T) {
+	t.Parallel()
+	s, e := sighted(t), newFakeEngine(t)
+	s.SetRules(Rules{Engines: []string{e.path}, NeedsEngine: true})
+	e.serve("ping", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	if blind := s.Blindness(context.Background()); len(blind) != 1 || !strings.Contains(blind[0].Why, "no answer in time") || !strings.Contains(blind[0].Hint, "docker ps") {
+		t.Errorf("hanging: %+v", blind)
+	}
+	e.serve("ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	if blind := s.Blindness(context.Background()); len(blind) != 1 {
+		t.Errorf("refusing: %+v", blind)
+	}
+	if hint := engineHint(os.ErrPermission); !strings.Contains(hint, "container-engine.conf") {
+		t.Error(hint)
+	}
+}

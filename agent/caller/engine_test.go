@@ -1,0 +1,349 @@
+package caller
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const containerA = "/docker/" + idA
+
+// withEngine is a scene with a container of each of two names, and modules that want them.
+func withEngine(t *testing.T, o Options) (*scene, *fakeEngine) {
+	t.Helper()
+	s, e := newScene(t, o), newFakeEngine(t)
+	s.put(2, containerA)
+	s.put(3, "/docker/"+idB)
+	e.answer(idA, honest(idA, "vision", 2))
+	e.answer(idB, honest(idB, "speech", 3))
+	s.SetRules(Rules{
+		Engines: []string{filepath.Join(t.TempDir(), "nobody"), e.path}, NeedsEngine: true,
+		Modules: map[string]Requirement{"vision": {Container: "vision"}, "speech": {Container: "speech"}, "free": {}},
+	})
+	return s, e
+}
+
+func TestContainers(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		s, e := withEngine(t, o)
+		edge := honest(idB, "speech", 3)
+		edge.Config["Labels"] = map[string]string{edgeOwner: edgeAgent}
+		edge.Image = idB // as Podman writes it
+		edge.Name = "speech"
+		edge.HostConfig = map[string]any{"CgroupParent": "/docker", "PidMode": "private"}
+		e.answer(idB, edge)
+		got, err := s.called(containerA, Socket{})
+		if err != nil || got.Module != "" || got.Unit != "" || got.Container == nil {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		c := got.Container
+		if c.ID != idA || c.Name != "vision" || c.Image != "vision:1" || c.Digest != "sha256:"+idB || c.EdgeModule != "" ||
+			c.StartedOn.Format("15:04:05.0") != "08:00:00.5" || len(c.RepoDigests) != 1 || c.RepoDigests[0] != "registry.example/vision@sha256:"+idA {
+			t.Errorf("%+v", c)
+		}
+		got, err = s.called("/docker/"+idB, Socket{Module: "speech"})
+		if err != nil || got.Module != "speech" || got.Container.EdgeModule != "speech" || got.Container.Digest != "sha256:"+idB {
+			t.Errorf("%+v %+v, %v", got, got.Container, err)
+		}
+		if got, err = s.called(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
+			t.Errorf("%+v, %v", got, err)
+		}
+		got, err = s.called(containerA, Socket{Module: "speech"})
+		denies(t, "another's socket", err, "it runs in container vision, and the module's is named speech")
+		if got.Module != "" || got.Container.Name != "vision" {
+			t.Errorf("%+v beside the error", got)
+		}
+		before := e.questions()
+		if _, err := s.called(containerA, Socket{Module: "free"}); err != nil || e.questions() != before {
+			t.Errorf("%v, %d questions about a module that needs none", err, e.questions()-before)
+		}
+	})
+}
+
+// An engine is asked once for a connection.
+func TestProvedConnectionAsksNoMore(t *testing.T) {
+	t.Parallel()
+	s, e := withEngine(t, Options{})
+	s.put(os.Getpid(), containerA)
+	proof, _, _ := s.dial(Socket{Module: "vision"})
+	for range 5 {
+		if _, err := proof.Caller(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e.questions() != 2 { // the container, and its image
+		t.Errorf("%d questions", e.questions())
+	}
+	if _, err := s.called(containerA, Socket{Module: "vision"}); err != nil || e.questions() != 3 {
+		t.Errorf("%v, %d questions after another connection", err, e.questions())
+	}
+}
+
+func TestAttackLyingEngine(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		s, e := withEngine(t, o)
+		s.put(4, "/docker/"+idB)
+		for _, row := range []struct {
+			name, want string
+			lie        func(*said)
+		}{
+			{"another container", "answered for", func(c *said) { c.ID = idB }},
+			{"a short ID", "answered for", func(c *said) { c.ID = idA[:12] }},
+			{"no ID", "answered for", func(c *said) { c.ID = "" }},
+			{"not running", "does not run", func(c *said) { c.State["Running"] = false }},
+			{"restarting", "does not run", func(c *said) { c.State["Restarting"] = true }},
+			{"dead", "does not run", func(c *said) { c.State["Dead"] = true }},
+			{"no process", "does not run", func(c *said) { c.State["Pid"] = 0 }},
+			{"a negative process", "does not run", func(c *said) { c.State["Pid"] = -4 }},
+			{"no state", "no State", func(c *said) { c.State = nil }},
+			{"no host configuration", "no State", func(c *said) { c.HostConfig = nil }},
+			{"no configuration", "no State", func(c *said) { c.Config = nil }},
+			{"no start", `StartedAt ""`, func(c *said) { c.State["StartedAt"] = "" }},
+			{"an odd start", "StartedAt", func(c *said) { c.State["StartedAt"] = "yesterday" }},
+			{"no name", "no name", func(c *said) { c.Name = "/" }},
+			{"another name", "named vision", func(c *said) { c.Name = "/other" }},
+			{"a name with a path", "named vision", func(c *said) { c.Name = "//vision" }},
+			{"a cgroup parent", "cgroup parent of its own", func(c *said) { c.HostConfig["CgroupParent"] = "/docker/" + idB }},
+			{"a slice as parent", "cgroup parent of its own", func(c *said) { c.HostConfig["CgroupParent"] = "evil.slice" }},
+			{"the host's processes", "--pid host", func(c *said) { c.HostConfig["PidMode"] = "host" }},
+			{"another's processes", "--pid container:x", func(c *said) { c.HostConfig["PidMode"] = "container:x" }},
+			{"a process elsewhere", "first process is in cgroup", func(c *said) { c.State["Pid"] = 4 }},
+			{"a process of the host", "first process is in cgroup", func(c *said) { c.State["Pid"] = 1 }},
+			{"a process that is not there", "cannot be looked at", func(c *said) { c.State["Pid"] = 99 }},
+			{"a long ID", "answered for", func(c *said) { c.ID = strings.Repeat("a", 100_000) }},
+		} {
+			lie := honest(idA, "vision", 2)
+			row.lie(&lie)
+			e.answer(idA, lie)
+			got, err := s.called(containerA, Socket{Module: "vision"})
+			denies(t, row.name, err, row.want)
+			if got.Module != "" || len(err.Error()) > 700 {
+				t.Errorf("%s: %+v beside %.900v", row.name, got, err)
+			}
+		}
+	})
+}
+
+func TestBrokenEngine(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		s, e := withEngine(t, o)
+		raw := func(text string) http.HandlerFunc {
+			return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) }
+		}
+		for _, row := range []struct {
+			name, want string
+			about      string
+			handler    http.HandlerFunc
+		}{
+			{"not known", "the engine knows no container 3f4e5d6c7b8a", idA, nil},
+			{"no JSON", "asked in vain", idA, raw("<html>")},
+			{"half an answer", "asked in vain", idA, raw(`{"Id": "` + idA)},
+			{"nothing", "asked in vain", idA, raw("")},
+			{"null", "no State", idA, raw("null")},
+			{"types that are none", "asked in vain", idA, raw(`{"Id": 7}`)},
+			{"an error", "boom", idA, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(500)
+				_, _ = io.WriteString(w, `{"message":"boom"}`)
+			}},
+			{"elsewhere", "asked in vain", idA, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) }},
+			{"cut off", "asked in vain", idA, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
+			{"without end", "longer than", idA, func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = io.WriteString(w, `{"Id": "`)
+				for range engineAnswer>>10 + 1 {
+					if _, err := w.Write(make1k()); err != nil {
+						return
+					}
+				}
+			}},
+			{"an image that cannot be told", "asked in vain", "sha256:" + idB, raw("x")},
+		} {
+			s.engine.forget()
+			before := e.says[row.about]
+			e.serve(row.about, row.handler)
+			got, err := s.called(containerA, Socket{Module: "vision"})
+			denies(t, row.name, err, row.want)
+			if got.Container == nil || got.Container.ID != idA || got.Module != "" {
+				t.Errorf("%s: %+v beside the error", row.name, got)
+			}
+			e.serve(row.about, before)
+		}
+		if got, err := s.called(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
+			t.Errorf("afterwards: %+v, %v", got, err)
+		}
+		e.serve("sha256:"+idB, nil) // an image that was removed has no names
+		s.engine.forget()
+		if got, err := s.called(containerA, Socket{Module: "vision"}); err != nil || got.Container.RepoDigests != nil {
+			t.Errorf("without its image: %+v, %v", got, err)
+		}
+	})
+}
+
+func make1k() []byte { return []byte(strings.Repeat("x", 1<<10)) }
+
+// Who has to wait for an engine waits alone, and not for long.
+func TestHangingEngine(t *testing.T) {
+	t.Parallel()
+	var changes, told sync.WaitGroup
+	changes.Add(2)
+	o := Options{Changed: changes.Done}
+	s, e := withEngine(t, o)
+	release := make(chan struct{})
+	e.serve(idA, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	})
+	s.put(os.Getpid(), containerA)
+	for range 3 {
+		proof, _, _ := s.dial(Socket{Module: "vision"})
+		told.Go(func() {
+			_, err := proof.Caller(context.Background())
+			denies(t, "hanging", err, "no answer in time")
+		})
+	}
+	impatient, _, _ := s.dial(Socket{Module: "vision"})
+	gone, leave := context.WithCancel(context.Background())
+	leave()
+	_, err := impatient.Caller(gone)
+	denies(t, "gone meanwhile", err, "canceled")
+	for _, row := range []struct {
+		cgroup string
+		from   Socket
+	}{{"/", Socket{}}, {"/system.slice/cam.service", Socket{}}, {"/docker/" + idB, Socket{Module: "speech"}}, {containerA, Socket{Module: "free"}}} {
+		if _, err := s.called(row.cgroup, row.from); err != nil {
+			t.Errorf("%s, beside it: %v", row.cgroup, err)
+		}
+	}
+	told.Wait()
+	if e.questions() > 4 { // one about each container for all who ask, and the image
+		t.Errorf("%d questions", e.questions())
+	}
+	if path, trouble := s.Engine(); path != e.path || !strings.Contains(trouble, "no answer") {
+		t.Errorf("%q %q", path, trouble)
+	}
+	close(release)
+	e.answer(idA, honest(idA, "vision", 2))
+	if got, err := s.called(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
+		t.Errorf("afterwards: %+v, %v", got, err)
+	}
+	changes.Wait() // it was told of both
+	if _, trouble := s.Engine(); trouble != "" {
+		t.Errorf("%q", trouble)
+	}
+}
+
+// More than a few callers at once wait for their turn, and are told when there is none.
+func TestEngineIsAskedInTurn(t *testing.T) {
+	t.Parallel()
+	s, _ := withEngine(t, Options{})
+	for range engineCalls {
+		s.engine.turns <- struct{}{}
+	}
+	_, err := s.called(containerA, Socket{})
+	denies(t, "no turn", err, "too many ask it at once")
+	<-s.engine.turns
+	if _, err := s.called(containerA, Socket{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A container that takes another's name is another container: what was proved of the first ends with it.
+func TestAttackRecreatedContainer(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		ctx := context.Background()
+		s, e := withEngine(t, o)
+		a := s.start("connect")
+		s.put(a.cmd.Process.Pid, containerA)
+		a.heard()
+		s.grownUp()
+		first, _ := s.accept(Socket{Module: "vision"})
+		was, err := first.Caller(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.end()
+		if o.NoPidfd {
+			s.write(a.cmd.Process.Pid, "statm", "0 0 0 0 0 0 0\n")
+		}
+		e.serve(idA, nil)
+		other := honest(idB, "vision", 3)
+		other.Image = "sha256:" + idA
+		e.answer(idB, other)
+		_, err = first.Caller(ctx)
+		denies(t, "the first container's connection", err, "has ended")
+		_, err = s.called(containerA, Socket{Module: "vision"})
+		denies(t, "the first container's cgroup", err, "knows no container")
+		is, err := s.called("/docker/"+idB, Socket{Module: "vision"})
+		if err != nil || is.Container.ID == was.Container.ID || is.Container.Digest != "sha256:"+idA {
+			t.Errorf("%+v, %v", is.Container, err)
+		}
+	})
+}
+
+func TestEngineIsLookedFor(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, nobody := filepath.Join(dir, "file"), filepath.Join(dir, "nobody")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dead := filepath.Join(dir, "dead.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	for _, row := range []struct {
+		name    string
+		engines []string
+		want    string
+	}{
+		{"none", nil, "no container engine is there to ask"},
+		{"one that is not there", []string{nobody}, nobody + " is no socket"},
+		{"a file", []string{file}, file + " is no socket"},
+		{"several", []string{nobody, file}, "none of " + nobody + ", " + file + " is a socket"},
+		{"one that nobody serves", []string{nobody, dead}, dead + ": nobody answers there"},
+	} {
+		s := newScene(t, Options{})
+		s.SetRules(Rules{Engines: row.engines, NeedsEngine: true})
+		_, err := s.called(containerA, Socket{})
+		denies(t, row.name, err, row.want)
+		blind := s.Blindness(context.Background())
+		if len(blind) == 0 || blind[len(blind)-1].What != "which container a caller runs in" || !strings.Contains(blind[len(blind)-1].Why, row.want) || blind[len(blind)-1].Hint == "" {
+			t.Errorf("%s: %+v", row.name, blind)
+		}
+	}
+}
+
+func TestImagesKeptAreBounded(t *testing.T) {
+	t.Parallel()
+	s, _ := withEngine(t, Options{})
+	if _, err := s.called(containerA, Socket{}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range mostDigests + 10 {
+		image := "sha256:" + idA[:60] + strings.Repeat(string(rune('a'+i%6)), 4) + string(rune('0'+i/6))
+		if _, err := s.engine.repoDigests(context.Background(), s.engine.line, image); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(s.engine.digests) > mostDigests {
+		t.Errorf("%d images are kept", len(s.engine.digests))
+	}
+	if digests, err := s.engine.repoDigests(context.Background(), s.engine.line, ""); digests != nil || err != nil {
+		t.Errorf("no image: %v, %v", digests, err)
+	}
+}

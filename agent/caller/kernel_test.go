@@ -1,0 +1,122 @@
+package caller
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestStartTime(t *testing.T) {
+	t.Parallel()
+	own, err := kernel{proc: "/proc"}.read(int32(os.Getpid()), "stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := startTime(own); err != nil || got <= 0 || got > sinceBoot() {
+		t.Errorf("this process has started at %v of %v, %v", got, sinceBoot(), err)
+	}
+	fields := " S 1" + strings.Repeat(" 0", 17)
+	for _, row := range []struct {
+		name, stat string
+		want       time.Duration
+		wrong      bool
+	}{
+		{"usual", "7 (cat)" + fields + " 250 0 0\n", 2500 * time.Millisecond, false},
+		{"a name with parentheses and numbers", "7 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 1 9)" + fields + " 250 0\n", 2500 * time.Millisecond, false},
+		{"a name with a line in it", "7 (a\nb) R)" + fields + " 1 0\n", tick, false},
+		{"no name", "7 cat" + fields + " 250\n", 0, true},
+		{"short", "7 (cat)" + fields, 0, true},
+		{"negative", "7 (cat)" + fields + " -1\n", 0, true},
+		{"too long", "7 (cat)" + fields + " 9223372036854775807\n", 0, true},
+		{"no number", "7 (cat)" + fields + " x\n", 0, true},
+		{"nothing", "", 0, true},
+	} {
+		got, err := startTime(row.stat)
+		if got != row.want || (err != nil) != row.wrong {
+			t.Errorf("%s: %v, %v", row.name, got, err)
+		}
+	}
+}
+
+func FuzzStartTime(f *testing.F) {
+	f.Add("7 (cat) S 1" + strings.Repeat(" 0", 17) + " 250 0 0\n")
+	f.Add("7 (a) b) S 1" + strings.Repeat(" 0", 17) + " 9223372036854775807")
+	f.Fuzz(func(t *testing.T, stat string) {
+		if got, err := startTime(stat); err == nil && (got < 0 || got%tick != 0) {
+			t.Errorf("%q: %v", stat, got)
+		}
+	})
+}
+
+func TestRunsAs(t *testing.T) {
+	t.Parallel()
+	const status = "Name:\tUid:\t7\nUmask:\t0022\nUid:\t1000\t1001\t1002\t1003\nGid:\t5\t5\t5\t5\n"
+	for uid, want := range map[uint32]bool{1000: true, 1001: true, 1002: true, 1003: true, 7: false, 5: false, 100: false} {
+		if got := runsAs(status, uid); got != want {
+			t.Errorf("uid %d: %v", uid, got)
+		}
+	}
+	if runsAs("", 0) || runsAs("Uid:\n", 0) {
+		t.Error("nobody runs as root")
+	}
+}
+
+func FuzzRunsAs(f *testing.F) {
+	f.Add("Name:\tx\nUid:\t1000\t1001\t1002\t1003\n", uint32(1000))
+	f.Fuzz(func(t *testing.T, status string, uid uint32) {
+		if runsAs(status, uid) && !strings.Contains(status, "Uid:") {
+			t.Errorf("%q runs as %d", status, uid)
+		}
+	})
+}
+
+// Names that a process chooses do not add lines to what is read of it.
+func TestForgedName(t *testing.T) {
+	t.Parallel()
+	k := kernel{proc: "/proc"}
+	s := &scene{t: t}
+	s.open(Options{})
+	a := s.start("forged")
+	a.heard()
+	stat, err := k.read(int32(a.cmd.Process.Pid), "stat")
+	if err != nil || !strings.Contains(stat, "(x) 1 1 1") {
+		t.Fatalf("%q, %v", stat, err)
+	}
+	if got, err := startTime(stat); err != nil || got > sinceBoot() || got == 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+	status, err := k.read(int32(a.cmd.Process.Pid), "status")
+	if err != nil || runsAs(status, 4242) {
+		t.Errorf("%q, %v", status, err)
+	}
+}
+
+func TestManyGroups(t *testing.T) {
+	t.Parallel()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	if _, err := peerGroups(pair[0]); err != nil {
+		t.Error(err)
+	}
+	if _, err := peerGroups(-1); err == nil {
+		t.Error("no socket has groups")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("taking more groups needs root")
+	}
+	s := &scene{t: t}
+	s.open(Options{})
+	a := s.start("grouped")
+	a.heard()
+	proof, _ := s.accept(Socket{})
+	if seen, err := proof.Seen(); err != nil || len(seen.Groups) != 100 || seen.Groups[99] != 1099 {
+		t.Errorf("%+v, %v", seen.Groups, err)
+	}
+}
