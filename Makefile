@@ -19,7 +19,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system fuzz bench bench-staleness lint cover cross install clean
+.PHONY: help build demo test test-race test-system test-containers fuzz bench bench-staleness lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ test-system: build ## The daemon under a real systemd, in a container (root; ins
 	$(call apt,systemd-container mmdebstrap)
 	$(GO) test -tags system -count=1 -timeout 20m -run '^TestSystem' -v ./systemd
 
+test-containers: ## The daemon beside a real Docker and Podman (root; installs Debian's packages)
+	$(call apt,docker.io podman runc)
+	$(GO) test -tags containers -count=1 -timeout 15m -run '^TestContainers' -v ./cmd/perceptd
+
 fuzz: ## Run each fuzz target for FUZZTIME (30s)
 	@.ci/fuzz $(FUZZTIME)
 
@@ -57,6 +61,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet ./...
 	$(GO) vet -tags system ./systemd
 	$(GO) vet -tags bench ./cmd/perceptd
+	$(GO) vet -tags containers ./cmd/perceptd
 	$(GO) vet -tags staleness ./tokencache
 	$(GO) run $(STATICCHECK) ./...
 

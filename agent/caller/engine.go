@@ -102,13 +102,13 @@ func (p *Prover) confirm(ctx context.Context, rules *ruleset, in place) (*agent.
 func (p *Prover) doubt(rules *ruleset, in place, said facts) error {
 	switch {
 	case said.ID != in.container:
-		return fmt.Errorf("the engine was asked for container %s and answered for %q", in.container[:12], cut(said.ID))
+		return fmt.Errorf("the engine was asked for container %s and answered for %q", shortID(in.container), cut(said.ID))
 	case !said.running || said.init <= 0:
 		return errors.New("the engine says that its container does not run")
 	case said.Name == "":
 		return errors.New("the engine tells no name of its container")
 	case said.pidMode != "" && said.pidMode != "private":
-		return fmt.Errorf("its container shares the process numbers of others (--pid %s)", cut(said.pidMode))
+		return fmt.Errorf("its container shares the process numbers of others (--pid %s)", cut(anyID.ReplaceAllStringFunc(said.pidMode, shortID)))
 	case said.parent != "" && !parentIs(in.parent, said.parent):
 		return fmt.Errorf("its container was started with a cgroup parent of its own (%s)", cut(said.parent))
 	}
@@ -128,6 +128,8 @@ func doubtHint(said facts) string {
 	}
 	return ""
 }
+
+func shortID(id string) string { return (&agent.Container{ID: id}).ShortID() }
 
 // parentIs reports whether a container's configured parent, a slice's name or a path, is that cgroup.
 func parentIs(cgroup, configured string) bool {

@@ -1,0 +1,307 @@
+//go:build containers
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+const (
+	storageURI = "https://storage.azure.com"
+	deniedExit = 4 // of perceptctl
+)
+
+// twoModules is a configuration with two modules in containers, each with a grant of its own, one module by its socket
+// alone, and grants for an image and for this user.
+func twoModules(engine, image string) string {
+	return fmt.Sprintf(`[source]
+kind = "simulated"
+
+[callers]
+engine = %q
+
+[[identity]]
+name = "device"
+default = true
+
+[[identity]]
+name = "vision"
+client_id = "00000000-0000-0000-0000-000000000001"
+
+[[identity]]
+name = "speech"
+client_id = "00000000-0000-0000-0000-000000000002"
+
+[[module]]
+name = "open"
+require = "socket"
+
+[[grant]]
+caller = { module = "vision" }
+identity = "vision"
+resources = [%[2]q]
+
+[[grant]]
+caller = { module = "speech" }
+identity = "speech"
+resources = [%[2]q]
+
+[[grant]]
+caller = { module = "open" }
+identity = "device"
+resources = [%[2]q, %[3]q]
+
+[[grant]]
+caller = { uid = 0 }
+identity = "device"
+resources = [%[2]q, %[3]q]
+
+[[grant]]
+caller = { container_image = %[4]q }
+identity = "vision"
+resources = [%[2]q, %[3]q]
+`, engine, vaultURI, storageURI, image)
+}
+
+func askVault(more ...string) []string {
+	return append([]string{"token", "--resource", vaultURI, "--json"}, more...)
+}
+
+// TestContainersOfDocker has real containers ask a real daemon, which asks a real engine.
+func TestContainersOfDocker(t *testing.T) {
+	e := startDocker(t)
+	image := e.image("probe:1", "one")
+	other := e.image("probe:2", "two")
+	d := launchDaemon(t, twoModules(e.socket, image))
+	testContainers(t, e, d, image, other)
+
+	t.Run("a container that was put below another's cgroup is nobody", func(t *testing.T) {
+		id := e.must("inspect", "--format", "{{.Id}}", "vision")
+		out, err := e.once(append(d.mount("vision"), "--cgroup-parent", "/docker/"+id), "probe:1", "whoami")
+		if exitStatus(err) != deniedExit || !strings.Contains(out, "more than one container") {
+			t.Errorf("%v %s", err, out)
+		}
+		out, err = e.once(append(d.mount("vision"), "--cgroup-parent", "/elsewhere"), "probe:1", "whoami")
+		if exitStatus(err) != deniedExit || !strings.Contains(out, "not where container engines put containers by themselves") {
+			t.Errorf("%v %s", err, out)
+		}
+	})
+	t.Run("docker exec is the container", func(t *testing.T) {
+		if out, err := e.run("exec", "vision", "/perceptctl", "token", "--resource", vaultURI, "--json"); err != nil || identityOf(out) != "vision" {
+			t.Errorf("%v %s", err, out)
+		}
+	})
+	t.Run("a paused engine keeps its containers waiting, and nobody else", func(t *testing.T) {
+		if err := e.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		inVision := e.inside(t, "vision", d)
+		if status, body, err := d.get(d.token(), vaultToken); status != 200 {
+			t.Errorf("this user: %d %s %v", status, body, err)
+		}
+		if status, body, err := d.get(d.module("open"), vaultToken); status != 200 {
+			t.Errorf("a module by its socket: %d %s %v", status, body, err)
+		}
+		if out := <-inVision; !strings.Contains(out, "no answer in time") {
+			t.Errorf("the module in a container: %s", out)
+		}
+		status := d.status(t)
+		if !strings.Contains(strings.Join(status.Trouble, "\n"), "no answer in time") {
+			t.Errorf("the status says %q", status.Trouble)
+		}
+		if err := e.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := e.run("exec", "vision", "/perceptctl", "token", "--resource", vaultURI, "--json"); err != nil || identityOf(out) != "vision" {
+			t.Errorf("afterwards: %v %s", err, out)
+		}
+		if trouble := d.status(t).Trouble; len(trouble) != 0 {
+			t.Errorf("afterwards the status says %q", trouble)
+		}
+	})
+}
+
+// inside runs whoami in a container without asking its engine, which may be stopped.
+func (e *engineProcess) inside(t *testing.T, container string, d *daemonProcess) <-chan string {
+	t.Helper()
+	said := make(chan string, 1)
+	go func() {
+		var procs []string
+		for _, hierarchy := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
+			procs = append(procs, filepath.Join(hierarchy, "docker", e.ids[container], "cgroup.procs"))
+		}
+		// A shell enters the container's cgroup and asks on its socket: as what runs in it would.
+		script := `for f in "$@"; do [ -e "$f" ] && echo $$ >"$f"; done; exec "$PERCEPTCTL" --socket "$SOCKET" whoami`
+		command := exec.Command("sh", append([]string{"-c", script, "sh"}, procs...)...)
+		command.Env = append(os.Environ(), "PERCEPTCTL="+binary(t, "perceptctl"), "SOCKET="+d.module(container))
+		out, _ := command.CombinedOutput()
+		said <- string(out)
+	}()
+	return said
+}
+
+// testContainers is what holds for every engine.
+func testContainers(t *testing.T, e *engineProcess, d *daemonProcess, image, other string) {
+	e.stay("vision", d.mount("vision"), "probe:1")
+
+	t.Run("each module gets its own tokens, and no other's", func(t *testing.T) {
+		for _, name := range []string{"vision", "speech"} {
+			e.must("rm", "-f", name)
+			out, err := e.once(append(d.mount(name), "--name", name), "probe:1", askVault()...)
+			if err != nil || identityOf(out) != name {
+				t.Errorf("%s: %v %s", name, err, out)
+			}
+			out, err = e.once(append(d.mount(name), "--name", name), "probe:1", askVault("--identity", "device")...)
+			if exitStatus(err) != deniedExit || !strings.Contains(out, "not_granted") && !strings.Contains(out, "no [[grant]]") {
+				t.Errorf("%s asks for another identity: %v %s", name, err, out)
+			}
+		}
+		e.stay("vision", d.mount("vision"), "probe:1")
+	})
+	t.Run("another module's socket is of no use", func(t *testing.T) {
+		out, err := e.once(append(d.mount("vision"), "--name", "speech"), "probe:1", askVault()...)
+		if exitStatus(err) != deniedExit {
+			t.Errorf("%v %s", err, out)
+		}
+		out, err = e.once(append(d.mount("vision"), "--name", "speech"), "probe:1", "whoami")
+		if exitStatus(err) != deniedExit || !strings.Contains(out, "it runs in container speech, and the module's is named vision") {
+			t.Errorf("%v %s", err, out)
+		}
+	})
+	t.Run("root of the device at a module's socket is not the module", func(t *testing.T) {
+		if status, body, err := d.get(d.module("vision"), vaultToken); status != 403 {
+			t.Errorf("%d %s %v", status, body, err)
+		}
+	})
+	t.Run("a module by its socket needs no name", func(t *testing.T) {
+		out, err := e.once(d.mount("open"), "probe:2", askVault()...)
+		if err != nil || identityOf(out) != "device" {
+			t.Errorf("%v %s", err, out)
+		}
+	})
+	t.Run("on the token socket an image has its grant, and root in a container is not root", func(t *testing.T) {
+		everybody := []string{"-v", d.token() + ":/run/percept/token.sock"}
+		out, err := e.once(everybody, "probe:1", askVault()...)
+		if err != nil || identityOf(out) != "vision" {
+			t.Errorf("%v %s", err, out)
+		}
+		out, err = e.once(everybody, "probe:2", askVault()...)
+		if exitStatus(err) != deniedExit || !strings.Contains(out, "no [[grant]] lets container ") {
+			t.Errorf("another image: %v %s", err, out)
+		}
+	})
+	t.Run("the host's processes are not seen as a container's", func(t *testing.T) {
+		out, err := e.once(append(d.mount("speech"), "--pid", "host", "--name", "speech"), "probe:1", "whoami")
+		if exitStatus(err) != deniedExit || !strings.Contains(out, "--pid host") {
+			t.Errorf("%v %s", err, out)
+		}
+		out, err = e.once(append(d.mount("speech"), "--pid", "container:vision", "--name", "speech"), "probe:1", "whoami")
+		if exitStatus(err) != deniedExit || !strings.Contains(out, "--pid container:") {
+			t.Errorf("%v %s", err, out)
+		}
+	})
+	t.Run("a caller sees how it is seen", func(t *testing.T) {
+		out, err := e.once(append(d.mount("speech"), "--name", "speech", "--label", "net.azure-devices.edge.owner=Microsoft.Azure.Devices.Edge.Agent"), "probe:1", "whoami")
+		for _, want := range []string{"speech", image[:19], "edge module speech"} {
+			if err != nil || !strings.Contains(out, want) {
+				t.Errorf("%q: %v\n%s", want, err, out)
+			}
+		}
+		t.Log("\n" + out)
+	})
+	t.Run("a restarted container is served, and a recreated one is known as another", func(t *testing.T) {
+		ask := []string{"exec", "vision", "/perceptctl", "token", "--resource", vaultURI, "--json"}
+		if out, err := e.run(ask...); err != nil || identityOf(out) != "vision" {
+			t.Fatalf("%v %s", err, out)
+		}
+		e.must("restart", "-t", "0", "vision")
+		if out, err := e.run(ask...); err != nil || identityOf(out) != "vision" {
+			t.Errorf("restarted: %v %s", err, out)
+		}
+		e.must("rm", "-f", "vision")
+		e.stay("vision", d.mount("vision"), "probe:2")
+		if out, err := e.run(ask...); err != nil || identityOf(out) != "vision" {
+			t.Errorf("recreated: %v %s", err, out)
+		}
+		if said := d.text(); !strings.Contains(said, "caller changed") || !strings.Contains(said, other) {
+			t.Errorf("the log does not tell of it: %s", said)
+		}
+	})
+	t.Run("the log has who got what, and no token", func(t *testing.T) {
+		said := d.text()
+		for _, want := range []string{"token granted for the first time", "token denied", "caller not proved"} {
+			if !strings.Contains(said, want) {
+				t.Errorf("no %q", want)
+			}
+		}
+		if strings.Contains(said, "eyJ") {
+			t.Error("the log has a token")
+		}
+	})
+}
+
+// TestContainersOfPodman is the same with Podman.
+func TestContainersOfPodman(t *testing.T) {
+	e := startPodman(t)
+	image := e.image("probe:1", "one")
+	other := e.image("probe:2", "two")
+	d := launchDaemon(t, twoModules(e.socket, image))
+	testContainers(t, e, d, image, other)
+}
+
+// TestContainersOfCgroup2 is the same where cgroups v2 are all that the engine has.
+func TestContainersOfCgroup2(t *testing.T) {
+	e := startDockerIn(t, inCgroup2)
+	image := e.image("probe:1", "one")
+	other := e.image("probe:2", "two")
+	testContainers(t, e, launchDaemon(t, twoModules(e.socket, image)), image, other)
+}
+
+// TestContainersOfRemappedUsers: root of such a container is some other uid of the device.
+func TestContainersOfRemappedUsers(t *testing.T) {
+	e := startDocker(t, "--userns-remap=default")
+	image := e.image("probe:1", "one")
+	d := launchDaemon(t, twoModules(e.socket, image))
+	out, err := e.once(append(d.mount("vision"), "--name", "vision"), "probe:1", askVault()...)
+	if err != nil || identityOf(out) != "vision" {
+		t.Errorf("%v %s", err, out)
+	}
+	out, err = e.once(append(d.mount("speech"), "--name", "vision"), "probe:1", "whoami")
+	if exitStatus(err) != deniedExit || strings.Contains(out, "uid 0") {
+		t.Errorf("%v %s", err, out)
+	}
+}
+
+// TestContainersOfNoEngine: where no engine can be asked, callers in containers are denied, and the status says so.
+func TestContainersOfNoEngine(t *testing.T) {
+	e := startDocker(t)
+	image := e.image("probe:1", "one")
+	nowhere := filepath.Join(t.TempDir(), "engine.sock")
+	d := launchDaemon(t, twoModules(nowhere, image))
+	if trouble := strings.Join(d.status(t).Trouble, "\n"); !strings.Contains(trouble, nowhere+" is no socket") {
+		t.Errorf("the status says %q", trouble)
+	}
+	out, err := e.once(append(d.mount("vision"), "--name", "vision"), "probe:1", "whoami")
+	if exitStatus(err) != deniedExit || !strings.Contains(out, "no container engine is there to ask") {
+		t.Errorf("%v %s", err, out)
+	}
+	if out, err := e.once(d.mount("open"), "probe:1", "token", "--resource", storageURI, "--json"); err != nil || identityOf(out) != "device" {
+		t.Errorf("a module by its socket: %v %s", err, out)
+	}
+	if status, body := d.reload(t, twoModules(e.socket, image)); status != 200 {
+		t.Fatal(body)
+	}
+	out, err = e.once(append(d.mount("vision"), "--name", "vision"), "probe:1", askVault()...)
+	if err != nil || identityOf(out) != "vision" {
+		t.Errorf("after a reload: %v %s", err, out)
+	}
+	if trouble := d.status(t).Trouble; len(trouble) != 0 {
+		t.Errorf("the status says %q", trouble)
+	}
+}
