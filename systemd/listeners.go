@@ -25,13 +25,15 @@ const (
 	mostPassed  = 1024 // more sockets than a service has: a mistake, not to be allocated for
 )
 
-// Listeners returns the sockets of the given names that systemd passed, by name, and takes LISTEN_* out of
-// the environment. Outside socket activation there are none; a name that was not passed is absent, and the
-// caller decides whether it can do without.
+// Listeners returns the sockets that systemd passed, by name, and takes LISTEN_* out of the environment: those of
+// socket units, which have the given names, and those that an earlier start had it store by names with the prefix stored.
+// Outside of systemd there are none; a name that was not passed is absent, and the caller decides whether it can do
+// without.
 //
-// Descriptors of other names are closed and their names returned in unknown, for the log. An error names
+// Descriptors of other names, and stored ones that are no listening socket, are closed and their names returned in
+// unknown, for the log. An error names
 // the descriptor and the unit option to set; nothing is passed on then, and nothing is left open.
-func Listeners(names ...string) (found map[string]*net.UnixListener, unknown []string, err error) {
+func Listeners(stored string, names ...string) (found map[string]*net.UnixListener, unknown []string, err error) {
 	count, passedNames, err := passed(os.Getenv, os.Getpid())
 	if err != nil || count == 0 {
 		unsetPassed()
@@ -39,7 +41,7 @@ func Listeners(names ...string) (found map[string]*net.UnixListener, unknown []s
 	}
 	files := activation.Files(true) // close-on-exec, in order, with names of its own making where one is missing
 	unsetPassed()
-	return claim(names, passedNames, files)
+	return claim(stored, names, passedNames, files)
 }
 
 func unsetPassed() {
@@ -71,8 +73,8 @@ func passed(getenv func(string) string, pid int) (int, []string, error) {
 }
 
 // claim turns files into listeners by their names and closes all of files.
-func claim(want, names []string, files []*os.File) (found map[string]*net.UnixListener, unknown []string, err error) {
-	found = make(map[string]*net.UnixListener, len(want))
+func claim(stored string, want, names []string, files []*os.File) (found map[string]*net.UnixListener, unknown []string, err error) {
+	found = make(map[string]*net.UnixListener, len(files))
 	defer func() {
 		for _, file := range files {
 			_ = file.Close() // a listener has a duplicate
@@ -88,7 +90,8 @@ func claim(want, names []string, files []*os.File) (found map[string]*net.UnixLi
 		return found, nil, fmt.Errorf("systemd passed %d descriptors and %d names", len(files), len(names))
 	}
 	for i, name := range names {
-		if !slices.Contains(want, name) {
+		kept := strings.HasPrefix(name, stored) && stored != ""
+		if !kept && !slices.Contains(want, name) || kept && found[name] != nil {
 			unknown = append(unknown, name)
 			continue
 		}
@@ -97,6 +100,10 @@ func claim(want, names []string, files []*os.File) (found map[string]*net.UnixLi
 			return found, nil, fmt.Errorf("descriptor %d is a second socket named %q: one ListenStream= to a socket unit, and a FileDescriptorName= of its own", fd, name)
 		}
 		l, err := unixListener(files[i])
+		if err != nil && kept {
+			unknown = append(unknown, name)
+			continue
+		}
 		if err != nil {
 			return found, nil, fmt.Errorf("descriptor %d (%s): %w", fd, name, err)
 		}

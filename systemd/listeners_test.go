@@ -44,7 +44,7 @@ func TestClaim(t *testing.T) {
 		socketFile(t, unix.AF_INET, unix.SOCK_DGRAM, -1), // of another name: not ours to judge
 		socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, 1),
 	}
-	found, unknown, err := claim([]string{TokenSocket, AdminSocket}, []string{"admin", "cache", "token"}, files)
+	found, unknown, err := claim("module-", []string{TokenSocket, AdminSocket}, []string{"admin", "cache", "token"}, files)
 	if err != nil || !slices.Equal(unknown, []string{"cache"}) || len(found) != 2 {
 		t.Fatalf("%v, %v, %v", found, unknown, err)
 	}
@@ -90,7 +90,7 @@ func TestClaimRefuses(t *testing.T) {
 		"same name":   {[]string{"token", "token"}, []*os.File{stream(), stream()}, `descriptor 4 is a second socket named "token"`},
 		"lost name":   {[]string{"token"}, []*os.File{stream(), stream()}, "passed 2 descriptors and 1 names"},
 	} {
-		found, unknown, err := claim([]string{TokenSocket, AdminSocket}, row.names, row.files)
+		found, unknown, err := claim("module-", []string{TokenSocket, AdminSocket}, row.names, row.files)
 		if err == nil || !strings.Contains(err.Error(), row.says) || found != nil || unknown != nil {
 			t.Errorf("%s: %v, %v, error %v", name, found, unknown, err)
 		}
@@ -151,7 +151,7 @@ func TestListenersInAProcess(t *testing.T) {
 	t.Parallel()
 	const variable = "PERCEPT_TEST_LISTENERS"
 	if os.Getenv(variable) != "" {
-		found, unknown, err := Listeners(TokenSocket, AdminSocket)
+		found, unknown, err := Listeners("module-", TokenSocket, AdminSocket)
 		fmt.Printf("found %d, unknown %v, error %v\n", len(found), unknown, err)
 		for _, l := range found {
 			file, err := l.File()
@@ -175,7 +175,7 @@ func TestListenersInAProcess(t *testing.T) {
 				fmt.Println("left to children:", entry)
 			}
 		}
-		if again, _, err := Listeners(TokenSocket); len(again) != 0 || err != nil {
+		if again, _, err := Listeners("module-", TokenSocket); len(again) != 0 || err != nil {
 			t.Errorf("second call: %v, %v", again, err)
 		}
 		return
@@ -216,7 +216,7 @@ func TestClaimedListenerAccepts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	found, _, err := claim([]string{TokenSocket}, []string{"token"}, []*os.File{file})
+	found, _, err := claim("module-", []string{TokenSocket}, []string{"token"}, []*os.File{file})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,8 @@
 package systemd
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -92,7 +94,10 @@ func (n Notify) Ping() error { return n.send(daemon.SdNotifyWatchdog) }
 
 // send makes a socket for each message: they are seconds apart, and the service manager's may be
 // another after a daemon-reexec.
-func (n Notify) send(assignments ...string) error {
+func (n Notify) send(assignments ...string) error { return n.sendWith(nil, assignments...) }
+
+// sendWith sends descriptors along.
+func (n Notify) sendWith(rights []byte, assignments ...string) error {
 	if !n.Enabled() {
 		return nil
 	}
@@ -104,10 +109,24 @@ func (n Notify) send(assignments ...string) error {
 	if err := conn.SetWriteDeadline(time.Now().Add(notifyPatience)); err != nil {
 		return fmt.Errorf("notify systemd: %w", err)
 	}
-	if _, err := conn.Write([]byte(strings.Join(assignments, "\n"))); err != nil {
+	if err := sendOn(conn, []byte(strings.Join(assignments, "\n")), rights); err != nil {
 		return fmt.Errorf("notify systemd: %w", err)
 	}
 	return nil
+}
+
+// sendOn waits while the receiver's queue is full. net writes no rights to a socket that is connected.
+func sendOn(conn *net.UnixConn, message, rights []byte) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = raw.Write(func(fd uintptr) bool {
+		sent = unix.Sendmsg(int(fd), message, rights, nil, unix.MSG_NOSIGNAL)
+		return !errors.Is(sent, unix.EAGAIN)
+	})
+	return cmp.Or(err, os.NewSyscallError("sendmsg", sent))
 }
 
 // oneLine makes text fit for a terminal and for one line: control characters, line separators, those that

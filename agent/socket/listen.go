@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,8 +29,9 @@ type Listener struct {
 
 	path   string
 	name   string
-	folder *os.File // where the socket is
-	made   *os.File // the socket's inode, held so that its number is not given to another
+	folder *os.File    // where the socket is
+	made   *os.File    // the socket's inode, held so that its number is not given to another
+	left   atomic.Bool // Close leaves it at its path
 	close  func() error
 }
 
@@ -67,13 +69,13 @@ func (h *Held) Listen(folder, name string, mode fs.FileMode, gid int) (*Listener
 // Addr returns the socket's path.
 func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: l.path} }
 
-// Close stops listening and removes the socket, unless something else has taken its place. It may be
-// called more than once.
+// Close stops listening and removes the socket, unless something else has taken its place or Leave was called. It may
+// be called more than once.
 func (l *Listener) Close() error { return l.close() }
 
 func (l *Listener) remove() error {
 	var err error
-	if same(l.folder, l.name, l.made) {
+	if !l.left.Load() && same(l.folder, l.name, l.made) {
 		err = unix.Unlinkat(int(l.folder.Fd()), l.name, 0)
 	}
 	return errors.Join(err, l.UnixListener.Close(), l.made.Close(), l.folder.Close())
@@ -161,7 +163,7 @@ func probe(folder *os.File, name string) error {
 
 // serve binds to a temporary name, gives the socket its mode and group, listens, and renames it over name.
 func serve(folder *os.File, name string, mode fs.FileMode, gid int) (*Listener, error) {
-	temporary := "." + name + ".new" // fixed: whoever holds the lock is the only one to use it
+	temporary := temporaryOf(name)
 	err := unix.Unlinkat(int(folder.Fd()), temporary, 0)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("remove %s: %w", temporary, err)
@@ -179,6 +181,10 @@ func serve(folder *os.File, name string, mode fs.FileMode, gid int) (*Listener, 
 	l.name = name
 	return l, nil
 }
+
+// temporaryOf is where a socket is until it has its mode and group. It is fixed: whoever holds the lock is the only one to
+// use it.
+func temporaryOf(name string) string { return "." + name + ".new" }
 
 func bind(folder *os.File, name string, mode fs.FileMode, gid int) (*net.UnixListener, *os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -206,11 +212,11 @@ func bind(folder *os.File, name string, mode fs.FileMode, gid int) (*net.UnixLis
 // permit sets the socket's mode and group and returns a handle on its inode. All of it goes through the
 // handle: whoever may write in a module's folder could put a link in the socket's place meanwhile.
 func permit(folder *os.File, name string, mode fs.FileMode, gid int) (*os.File, error) {
-	fd, err := unix.Openat(int(folder.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	made, err := openMade(folder, name)
 	if err != nil {
-		return nil, os.NewSyscallError("open", err)
+		return nil, err
 	}
-	made := os.NewFile(uintptr(fd), name)
+	fd := int(made.Fd())
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, errors.Join(err, made.Close())
@@ -229,6 +235,15 @@ func permit(folder *os.File, name string, mode fs.FileMode, gid int) (*os.File, 
 		return nil, errors.Join(os.NewSyscallError("chmod", err), made.Close())
 	}
 	return made, nil
+}
+
+// openMade returns a handle on what is at name, and follows no link.
+func openMade(folder *os.File, name string) (*os.File, error) {
+	fd, err := unix.Openat(int(folder.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("open", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // same reports whether name in folder is the inode that made is a handle of.

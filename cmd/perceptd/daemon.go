@@ -88,7 +88,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, log: log, failed: d.failed, modules: make(map[string]*socket.Listener),
+		held: held, log: log, failed: d.failed, notify: d.notify, modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.source); err != nil {
 		return nil, err
@@ -126,12 +126,13 @@ func callerLimits(c callersConfig) server.Limits {
 	return limits
 }
 
-// connectionLimits leaves at least half of the descriptors that this process may have to everything else.
+// connectionLimits leaves at least half of the descriptors that this process may have to everything else. A connection
+// takes two: itself, and a hold on the process at its other end.
 func connectionLimits() server.Limits {
 	all := 4096
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur/2 < uint64(all) {
-		all = max(8, int(files.Cur/2))
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur/4 < uint64(all) {
+		all = max(8, int(files.Cur/4))
 	}
 	return server.Limits{Connections: all, PerCaller: all / 4}
 }
@@ -145,7 +146,7 @@ func (d *daemon) fromSystemd() (map[string]*net.UnixListener, error) {
 	if d.within, err = systemd.WatchdogInterval(); err != nil {
 		d.log.Warn("systemd's watchdog cannot be fed", zap.Error(err))
 	}
-	given, unknown, err := systemd.Listeners(systemd.TokenSocket, systemd.AdminSocket)
+	given, unknown, err := systemd.Listeners(storedModule, systemd.TokenSocket, systemd.AdminSocket)
 	if len(unknown) > 0 {
 		d.log.Warn("sockets that nobody knows were closed", zap.Strings("names", unknown))
 	}
@@ -158,6 +159,7 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 	if err != nil {
 		return err
 	}
+	d.sockets.takeStored(given)
 	d.sockets.setModules(d.config.modules())
 	d.sockets.serve(token, admin) // last, so that whoever gets an answer finds the modules' sockets
 	return nil
@@ -267,6 +269,7 @@ func (d *daemon) stop(why string) error {
 	d.told(d.notify.Stopping())
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
+	d.sockets.leaveStored()
 	giveUp := time.AfterFunc(patience, d.agent.Close)
 	defer giveUp.Stop()
 	if err := d.server.Shutdown(ctx); err != nil {

@@ -29,13 +29,15 @@ type sockets struct {
 	server  *server.Server
 	log     *zap.Logger
 	failed  chan<- error // a listener that can accept no more
+	notify  systemd.Notify
 	serving sync.WaitGroup
 
 	always map[string]net.Addr // the two that are there as long as the daemon is, by name
 
 	mu      sync.Mutex // protects what follows
 	modules map[string]*socket.Listener
-	trouble []string // modules that could not be given a socket
+	stored  map[string]string // what systemd has stored them by, by module
+	trouble []string          // modules that could not be given a socket
 }
 
 const (
@@ -143,11 +145,12 @@ func (s *sockets) setModules(modules []string) {
 	defer s.mu.Unlock()
 	for name, l := range s.modules {
 		if !slices.Contains(modules, name) || gone(l) {
-			// The folder stays: a container may still have it mounted, and the module may come back.
+			s.discard(name)
 			_ = l.Close()
 			delete(s.modules, name)
 		}
 	}
+	s.removeFolders(modules)
 	s.trouble = nil
 	for _, name := range modules {
 		if s.modules[name] != nil {
@@ -160,8 +163,14 @@ func (s *sockets) setModules(modules []string) {
 			continue
 		}
 		s.modules[name] = l
-		s.answer("socket of module "+name, l, func(l net.Listener) error { return s.server.ServeTokens(l, name) })
+		s.store(name, l)
+		s.serveModule(name, l)
 	}
+}
+
+// serveModule answers a module in the background.
+func (s *sockets) serveModule(name string, l *socket.Listener) {
+	s.answer("socket of module "+name, l, func(l net.Listener) error { return s.server.ServeTokens(l, name) })
 }
 
 // gone reports whether l's socket is no longer at its path.

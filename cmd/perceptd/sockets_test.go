@@ -208,7 +208,7 @@ func TestFewDescriptors(t *testing.T) {
 	c := exec.Command("/bin/sh", append([]string{"-c", `ulimit -n 64; exec "$0" "$@"`, binary(t, "perceptd")}, d.arguments()...)...)
 	d.process = begin(t, []string{"NOTIFY_SOCKET=" + manager, "WATCHDOG_USEC=200000"}, c)
 	d.awaitHealth(t)
-	const share = 64 / 2 / 4
+	const share = 64 / 4 / 4
 	var kept []net.Conn
 	for range share {
 		conn, err := net.Dial("unix", d.token())
