@@ -2,6 +2,8 @@ package caller
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -91,6 +93,14 @@ func TestBlindToContainers(t *testing.T) {
 	e.serve("ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 	if blind := s.Blindness(context.Background()); len(blind) != 1 {
 		t.Errorf("refusing: %+v", blind)
+	}
+	to, err := s.engine.open([]string{e.path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.shut.Store(true) // root, who runs this perhaps, is let in everywhere
+	if err := to.plain(context.Background(), os.ErrClosed); !errors.Is(err, fs.ErrPermission) {
+		t.Error(err)
 	}
 	if hint := engineHint(os.ErrPermission); !strings.Contains(hint, "container-engine.conf") {
 		t.Error(hint)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -54,6 +55,7 @@ type line struct {
 	path string
 	api  *client.Client
 	wire *http.Transport
+	shut atomic.Bool // its socket is for others
 }
 
 // named is what registries call an image.
@@ -241,20 +243,23 @@ func (e *engine) open(paths []string) (*line, error) {
 	if e.line != nil && e.line.path == path {
 		return e.line, nil
 	}
-	wire := &http.Transport{
+	to := &line{path: path}
+	to.wire = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", path)
+			conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+			to.shut.Store(errors.Is(err, fs.ErrPermission))
+			return conn, err
 		},
 		MaxIdleConns: 2, IdleConnTimeout: 15 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 	}
 	// The host is for the address that it writes into requests; the client given after it does the talking.
-	api, err := client.New(client.WithHost("unix://"+path), client.WithHTTPClient(&http.Client{Transport: bounded{wire}, CheckRedirect: noRedirect}))
+	to.api, err = client.New(client.WithHost("unix://"+path), client.WithHTTPClient(&http.Client{Transport: bounded{to.wire}, CheckRedirect: noRedirect}))
 	if err != nil {
 		return nil, err
 	}
 	e.close()
-	e.line = &line{path, api, wire}
-	return e.line, nil
+	e.line = to
+	return to, nil
 }
 
 // present returns the first of paths that is a socket.
@@ -314,6 +319,8 @@ func (l *line) plain(ctx context.Context, err error) error {
 		return err
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: no answer in time", l.path)
+	case l.shut.Load():
+		return fmt.Errorf("%s: %w", l.path, fs.ErrPermission)
 	case client.IsErrConnectionFailed(err):
 		return fmt.Errorf("%s: nobody answers there", l.path)
 	}

@@ -20,6 +20,8 @@ type door struct {
 	module string          // whose own socket it is, if one's
 	answer time.Duration   // until a request must be answered
 	down   <-chan struct{} // closed when the listener's connections are to end
+
+	arrivals arrivals
 }
 
 // exchange is one request and the answer to it.
@@ -44,6 +46,7 @@ type exchange struct {
 
 // ServeHTTP answers one request.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	heardIn(r.Context())
 	path, raw, _ := strings.Cut(r.RequestURI, "?")
 	to := find(d.socket, path, r.Method)
 	x := d.server.spare.take()

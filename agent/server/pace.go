@@ -91,8 +91,7 @@ func (s *Server) admit(x *exchange, from seat) *fault {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-x.down:
-		return goingDown()
+	case <-x.down: // then nobody is kept waiting
 	case <-x.request.Context().Done():
 	}
 	if ok {

@@ -145,9 +145,16 @@ func TestWaitingForATurnEnds(t *testing.T) {
 	cancel()
 	full()
 	x := &exchange{down: down, request: httptest.NewRequest("GET", "/", nil)}
-	if f := d.Server.admit(x, seat{}); f == nil || f.status != 503 {
+	if f := d.Server.admit(x, seat{}); f == nil || f.status != 429 {
 		t.Errorf("going down: %+v", f)
 	}
+	limits := d.Limits.orDefaults()
+	budget := time.Second / time.Duration(limits.PerSecond) * time.Duration(limits.Burst)
+	d.pace.full[seat{}] = time.Now().Add(budget + patience/2)
+	if f := d.Server.admit(x, seat{}); f != nil {
+		t.Errorf("going down, with a turn to come: %+v", f)
+	}
+	full()
 	x = &exchange{request: httptest.NewRequest("GET", "/", nil).WithContext(gone)}
 	if f := d.Server.admit(x, seat{}); f == nil || f.status != 429 {
 		t.Errorf("gone: %+v", f)

@@ -56,7 +56,7 @@ type Server struct {
 
 	mu      sync.Mutex // protects what follows
 	stopped bool
-	running map[*http.Server]struct{}
+	running map[*http.Server]net.Listener
 }
 
 // Limits bounds how long a connection may take over each thing. Zero fields mean the defaults.
@@ -129,10 +129,11 @@ func (s *Server) ServeAdmin(l net.Listener) error {
 
 func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	hs := s.httpServer(kind, from)
-	if !s.add(hs) {
+	l = s.Callers.Listen(l)
+	if !s.add(hs, l) {
 		return l.Close()
 	}
-	err := hs.Serve(s.Callers.Listen(l))
+	err := hs.Serve(l)
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil // Shutdown ends the connections
 	}
@@ -155,8 +156,9 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	down := make(chan struct{})
+	d := &door{server: s, socket: kind, module: from.Module, answer: answer, down: down}
 	hs := &http.Server{
-		Handler:   &door{server: s, socket: kind, module: from.Module, answer: answer, down: down},
+		Handler:   d,
 		Protocols: &protocols,
 
 		ReadHeaderTimeout: limits.Header,
@@ -170,30 +172,33 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 
 		ErrorLog: httpLog(s.log()),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			ctx = s.Callers.NewContext(ctx, conn, from)
+			ctx = d.arrivals.add(s.Callers.NewContext(ctx, conn, from), conn)
 			if who, isUnproved := seenIn(ctx); kind == onToken && !s.crowd.admit(conn, who, isUnproved, limits) {
 				s.log().Debug("too many connections", zap.Stringer("caller", who))
 				_ = conn.Close() // ends its goroutine at the first read
 			}
 			return ctx
 		},
-		ConnState: s.crowd.note,
+		ConnState: func(conn net.Conn, state http.ConnState) {
+			s.crowd.note(conn, state)
+			d.arrivals.note(conn, state)
+		},
 	}
 	hs.RegisterOnShutdown(sync.OnceFunc(func() { close(down) }))
 	return hs
 }
 
 // add reports false after Shutdown.
-func (s *Server) add(hs *http.Server) bool {
+func (s *Server) add(hs *http.Server, l net.Listener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
 		return false
 	}
 	if s.running == nil {
-		s.running = make(map[*http.Server]struct{})
+		s.running = make(map[*http.Server]net.Listener)
 	}
-	s.running[hs] = struct{}{}
+	s.running[hs] = l
 	return true
 }
 
@@ -203,7 +208,7 @@ func (s *Server) remove(hs *http.Server) {
 	delete(s.running, hs)
 }
 
-// Shutdown closes every listener, ends the streams of events and the requests that asked to wait, lets the
+// Shutdown closes every listener, hears those who have just connected, ends the streams of events and the requests that asked to wait, lets the
 // others under way end until ctx does, and then cuts the connections that are left. Listeners that are served afterwards are closed at once. The error is
 // ctx's when connections had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
@@ -215,6 +220,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 	var all sync.WaitGroup
 	var cut atomic.Bool
+	for _, l := range running {
+		_ = l.Close() // first all of them; whoever cannot be closed is closed already
+	}
 	for hs := range running {
 		all.Go(func() {
 			if s.end(ctx, hs) {
@@ -231,6 +239,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // end lets hs finish within ctx and reports whether connections had to be cut.
 func (s *Server) end(ctx context.Context, hs *http.Server) (cut bool) {
+	if d, ok := hs.Handler.(*door); ok {
+		d.arrivals.wait(ctx)
+	}
 	if err := hs.Shutdown(ctx); err != nil && ctx.Err() != nil {
 		hs.Close() // its error is the listener's, which is closed already
 		return true
