@@ -52,6 +52,7 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s)
 bench: ## Measure the daemon beside net/http and nginx on the same kind of socket
 	$(call apt,nginx-light)
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBench$$' -v ./cmd/perceptd
+	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchProof$$' -v ./agent/caller
 
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
 	STALENESS_DOCS=$(CURDIR)/docs $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
@@ -61,6 +62,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet ./...
 	$(GO) vet -tags system ./systemd
 	$(GO) vet -tags bench ./cmd/perceptd
+	$(GO) vet -tags bench ./agent/caller
 	$(GO) vet -tags containers ./cmd/perceptd
 	$(GO) vet -tags staleness ./tokencache
 	$(GO) run $(STATICCHECK) ./...

@@ -93,11 +93,13 @@ func (k kernel) hold(fd int, pid int32) (process, error) {
 // can come any more.
 func (p *process) alive() bool {
 	if p.pidfd {
-		poll := [1]unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
+		// Not through unix.Poll, which tells the scheduler that it may block: it does not, and each request pays for it.
+		poll := unix.PollFd{Fd: int32(p.fd), Events: unix.POLLIN}
+		var now unix.Timespec
 		for {
-			n, err := unix.Poll(poll[:], 0)
-			if err != unix.EINTR {
-				return n == 0 && err == nil
+			n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+			if errno != unix.EINTR { // Go's own signals
+				return n == 0 && errno == 0
 			}
 		}
 	}

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,7 +36,11 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil || !ok {
 		return accepted, err
 	}
-	conn := &connection{UnixConn: unixConn, waited: waited}
+	conn, err := newConnection(unixConn)
+	if err != nil {
+		return nil, errors.Join(err, unixConn.Close())
+	}
+	conn.waited = waited
 	if !l.kernel.pidfd {
 		conn.emptyAt, conn.acceptedAt = time.Duration(l.emptyAt.Load()), sinceBoot()
 	}
@@ -91,26 +97,68 @@ type connection struct {
 	foreign atomic.Int32 // another process that wrote; -1: one that cannot be told
 	proof   atomic.Pointer[Proof]
 
-	credentials [credentialsSize]byte // only the one that reads uses it
+	// What follows is for one read at a time, and made once: each request reads more than once.
+	raw         syscall.RawConn
+	receive     func(fd uintptr) bool
+	message     unix.Msghdr
+	into        unix.Iovec
+	credentials [credentialsSize]byte
+	received    int
+	fault       unix.Errno
+}
+
+func newConnection(conn *net.UnixConn) (*connection, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	c := &connection{UnixConn: conn, raw: raw}
+	c.message.Iov, c.message.Iovlen = &c.into, 1
+	c.message.Control = &c.credentials[0]
+	c.receive = c.receiveMessage
+	return c, nil
 }
 
 // credentialsSize leaves room for the writer's credentials and for nothing else, so that descriptors that a
 // caller sends are dropped by the kernel.
 const credentialsSize = unix.SizeofCmsghdr + (unix.SizeofUcred+7)&^7
 
-// Read reads what was written and notes who wrote it.
+// Read reads what was written and notes who wrote it. It is net's own Read with one thing more, which net's ReadMsgUnix
+// makes dearer than a request can bear.
 func (c *connection) Read(b []byte) (int, error) {
 	if len(b) == 0 {
 		return c.UnixConn.Read(b)
 	}
-	n, control, _, _, err := c.UnixConn.ReadMsgUnix(b, c.credentials[:])
-	if errors.Is(err, io.EOF) {
-		return n, io.EOF // net wraps it here, and not in Read
+	c.into.Base = &b[0]
+	c.into.SetLen(len(b))
+	err := c.raw.Read(c.receive)
+	c.into.Base = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case c.fault != 0:
+		return 0, &net.OpError{Op: "read", Net: "unix", Err: os.NewSyscallError("recvmsg", c.fault)}
+	case c.received == 0:
+		return 0, io.EOF
 	}
-	if n > 0 {
-		c.note(c.credentials[:control])
+	c.note(c.credentials[:c.message.Controllen])
+	return c.received, nil
+}
+
+// receiveMessage reports false when there is nothing to receive yet.
+func (c *connection) receiveMessage(fd uintptr) bool {
+	for {
+		c.message.SetControllen(len(c.credentials))
+		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&c.message)), unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		switch errno {
+		case unix.EINTR: // Go's own signals
+			continue
+		case unix.EAGAIN:
+			return false
+		}
+		c.received, c.fault = int(n), errno
+		return true
 	}
-	return n, err
 }
 
 // note looks at the writer's credentials. What was written before they were asked for comes without, at the very

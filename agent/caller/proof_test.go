@@ -2,6 +2,7 @@ package caller
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -333,6 +334,20 @@ func TestReadEnds(t *testing.T) {
 	conn.Close()
 	if _, err := conn.Read(make([]byte, 1)); err == nil || err == io.EOF {
 		t.Errorf("%v", err)
+	}
+}
+
+// A connection that its peer resets ends in an error, and not in a panic of whoever reads.
+func TestReadOfAReset(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, Options{})
+	_, peer, conn := s.dial(Socket{})
+	if _, err := conn.Write([]byte("unread")); err != nil {
+		t.Fatal(err)
+	}
+	peer.Close()
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%d, %v", n, err)
 	}
 }
 
