@@ -299,6 +299,7 @@ type Status struct {
 	Changes    []PolicyChange   `json:"policy_changes"`
 	Requests   RequestCounts    `json:"requests"`
 	Denials    []Denial         `json:"denials"` // the latest, the last first; repeats are counted
+	Callers    CallersStatus    `json:"callers"`
 }
 
 // SourceStatus says where tokens come from.

@@ -83,3 +83,18 @@ type Denial struct {
 	Reason   string    `json:"reason"`
 	Count    int       `json:"count"`
 }
+
+// CallersStatus says how callers are proved.
+type CallersStatus struct {
+	Engine      string      `json:"engine,omitempty"`       // path of the container engine's socket; empty: none is there
+	EngineError string      `json:"engine_error,omitempty"` // why it could not be asked the last time
+	Pidfd       bool        `json:"pidfd"`                  // by the kernel's own handles of processes
+	Blind       []Blindness `json:"blind"`                  // what cannot be seen here; empty when all can
+}
+
+// Blindness is something that keeps callers from being proved. They are denied, and each is trouble as well.
+type Blindness struct {
+	What string `json:"what"` // that cannot be told of callers
+	Why  string `json:"why"`
+	Hint string `json:"hint"` // what to do about it
+}

@@ -22,6 +22,7 @@ func (s *Server) status(x *exchange) *fault {
 	answer.Ready = now.Ready
 	answer.Trouble = orEmpty(slices.Concat(answer.Trouble, now.Trouble))
 	answer.Config.Files = orEmpty(answer.Config.Files)
+	answer.Callers.Blind = orEmpty(answer.Callers.Blind)
 	answer.Identities = []api.IdentityStatus{}
 	for _, identity := range now.Identities {
 		answer.Identities = append(answer.Identities, api.IdentityStatus{

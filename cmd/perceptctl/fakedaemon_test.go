@@ -56,7 +56,7 @@ func (d *fakeDaemon) start() error {
 	admin := []string{api.PathStatus, api.PathRefresh, api.PathReload, api.PathPolicyChanges}
 	return errors.Join(
 		d.listen(d.client.TokenSocketPath(), api.PathToken, api.PathWatch, api.PathWhoAmI),
-		d.listen(filepath.Join(module, api.TokenSocketName), api.PathToken),
+		d.listen(filepath.Join(module, api.TokenSocketName), api.PathToken, api.PathWhoAmI),
 		d.listen(d.client.AdminSocketPath(), append(admin, api.PathGrants, api.PathGrantsCheck)...),
 	)
 }

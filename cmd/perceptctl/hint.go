@@ -71,7 +71,7 @@ func refusalHint(err *client.Error) string {
 	case api.CodeNotGranted:
 		return "perceptctl status lists the identities; grants are in /etc/percept/config.toml"
 	case api.CodeUnknownCaller:
-		return "ask from a process that perceptd can see: same PID namespace, still running"
+		return "perceptctl whoami, run by the same caller, tells what is missing"
 	case api.CodeForeignOrigin:
 		return "ask the socket directly, not through a proxy or a browser"
 	case api.CodeShortLife:

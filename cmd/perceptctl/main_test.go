@@ -64,7 +64,7 @@ type daemonKey struct{}
 func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	var stdout, stderr bytes.Buffer
 	var environ []string
-	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM", "TZ", "LANG"} {
+	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM", "TZ", "LANG", "PATH"} {
 		environ = append(environ, name+"="+ts.Getenv(name))
 	}
 	daemon := ts.Value(daemonKey{}).(*fakeDaemon)
@@ -80,7 +80,7 @@ func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	if strings.Contains(stdout.String()+stderr.String(), "\x1b") {
 		ts.Fatalf("control sequences away from a terminal")
 	}
-	fits := []string{"status", "explain", "timeline", "policy-changed", "policy-changes", "refresh"}
+	fits := []string{"status", "explain", "timeline", "policy-changed", "policy-changes", "refresh", "doctor", "whoami"}
 	isFor := func(verb string) bool { return slices.Contains(args, verb) }
 	if slices.ContainsFunc(fits, isFor) && !slices.ContainsFunc([]string{"--json", "--help", "__complete"}, isFor) {
 		for line := range strings.Lines(stdout.String()) {

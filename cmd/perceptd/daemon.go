@@ -347,7 +347,10 @@ func (d *daemon) describe() api.Status {
 		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
 	}
 	s.Trouble = d.sockets.troubles()
+	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
+	s.Callers.Pidfd, s.Callers.Blind = d.callers.Pidfd(), []api.Blindness{}
 	for _, b := range d.blind {
+		s.Callers.Blind = append(s.Callers.Blind, api.Blindness{What: b.What, Why: b.Why, Hint: b.Hint})
 		s.Trouble = append(s.Trouble, blindText(b))
 	}
 	if d.unkept != "" {
