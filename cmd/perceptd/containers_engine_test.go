@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -77,6 +78,7 @@ func engineFolder(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		endLeft(dir)
 		unmountBelow(dir)
 		for _, pattern := range []string{"/sys/fs/cgroup/docker", "/sys/fs/cgroup/*/docker", "/sys/fs/cgroup/*/libpod_parent", "/sys/fs/cgroup/*/elsewhere"} {
 			left, _ := filepath.Glob(pattern)
@@ -89,6 +91,25 @@ func engineFolder(t *testing.T) string {
 		}
 	})
 	return dir
+}
+
+// endLeft ends the containers of an engine that could not do it: their shims have its folder among their arguments.
+func endLeft(dir string) {
+	shims, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range shims {
+		arguments, _ := os.ReadFile(file)
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil || !bytes.Contains(arguments, []byte("\x00"+dir+"/")) {
+			continue
+		}
+		children, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "task", strconv.Itoa(pid), "children"))
+		for _, child := range strings.Fields(string(children)) {
+			if child, err := strconv.Atoi(child); err == nil {
+				_ = syscall.Kill(child, syscall.SIGKILL)
+			}
+		}
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 }
 
 // unmountBelow takes away what an engine has left mounted.
