@@ -56,6 +56,7 @@ func testSystem(t *testing.T, machine *machine) {
 		wants(t, out, `"identity": "vision"`)
 	})
 	testCallers(t, machine)
+	testSight(t, machine)
 	testModuleSockets(t, machine)
 	t.Run("shows technicians, and only them, the status", func(t *testing.T) {
 		wants(t, machine.must(t, "perceptctl", "status"), "ready", "https://vault.azure.net", "SIMULATED")
