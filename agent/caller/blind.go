@@ -69,6 +69,8 @@ func (e *engine) ping(ctx context.Context, paths []string) error {
 	return to.plain(ctx, err)
 }
 
+const usersHint = "take PrivateUsers= away from perceptd, or run it on the device itself"
+
 // The kernel's number of the first pid namespace (PROC_PID_INIT_INO).
 const firstPidNamespace = "pid:[4026531836]"
 
@@ -88,7 +90,7 @@ func (k kernel) blindness() (all []Blindness) {
 	if users, err := os.ReadFile(k.proc + "/self/uid_map"); err != nil || !isWhole(string(users)) {
 		all = append(all, Blindness{
 			What: "the users of callers", Why: "perceptd is in a user namespace, in which other users all look the same",
-			Hint: "take PrivateUsers= away from perceptd, or run it on the device itself",
+			Hint: usersHint,
 		})
 	}
 	namespace, err := os.Readlink(k.proc + "/self/ns/pid")

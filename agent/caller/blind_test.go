@@ -9,6 +9,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"perceptd/agent"
 )
 
 // sighted is a scene whose /proc hides nothing.
@@ -104,5 +108,50 @@ func TestBlindToContainers(t *testing.T) {
 	}
 	if hint := engineHint(os.ErrPermission); !strings.Contains(hint, "container-engine.conf") {
 		t.Error(hint)
+	}
+}
+
+// In a user namespace everybody who has no number there looks like nobody, and is not taken for nobody.
+func TestStrangers(t *testing.T) {
+	t.Parallel()
+	const whole, part = "0 0 4294967295\n", "0 0 1\n988 988 1\n"
+	for _, row := range []struct {
+		name, uids, gids, overflow string
+		want                       stranger
+	}{
+		{"the device itself", whole, whole, "", stranger{agent.NoID, agent.NoID}},
+		{"a user namespace", part, part, "", stranger{65534, 65534}},
+		{"another overflow", part, part, "65533\n", stranger{65533, 65533}},
+		{"no number", part, part, "many\n", stranger{65534, 65534}},
+		{"groups alone", whole, part, "", stranger{agent.NoID, 65534}},
+		{"maps that cannot be read", "", "", "", stranger{65534, 65534}},
+	} {
+		proc := t.TempDir()
+		for file, text := range map[string]string{
+			"self/uid_map": row.uids, "self/gid_map": row.gids, "sys/kernel/overflowuid": row.overflow, "sys/kernel/overflowgid": row.overflow,
+		} {
+			if text == "" {
+				continue
+			}
+			if err := os.MkdirAll(filepath.Join(proc, filepath.Dir(file)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(proc, file), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k := kernel{proc: proc}
+		k.stranger = k.strangers()
+		if k.stranger != row.want {
+			t.Errorf("%s: %+v, want %+v", row.name, k.stranger, row.want)
+		}
+		for _, peer := range []unix.Ucred{{Uid: row.want.uid, Gid: 988, Pid: 7}, {Uid: 988, Gid: row.want.gid, Pid: 7}} {
+			if err := k.plausible(&peer); err == nil {
+				t.Errorf("%s: %+v is let pass", row.name, peer)
+			}
+		}
+		if err := k.plausible(&unix.Ucred{Uid: 988, Gid: 988, Pid: 7}); err != nil {
+			t.Errorf("%s: %v", row.name, err)
+		}
 	}
 }

@@ -11,12 +11,39 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/agent"
 )
 
 // kernel is where the kernel is asked about peers and processes.
 type kernel struct {
-	proc  string
-	pidfd bool // SO_PEERPIDFD is there (Linux 6.5)
+	proc     string
+	pidfd    bool     // SO_PEERPIDFD is there (Linux 6.5)
+	stranger stranger // whom the daemon's user namespace cannot tell apart
+}
+
+// stranger is what the kernel shows in a user namespace for every user and group that has no number there; agent.NoID
+// outside of one. On the device itself the same numbers are nobody's and nogroup's.
+type stranger struct{ uid, gid uint32 }
+
+// strangers finds out how they look.
+func (k kernel) strangers() stranger {
+	s := stranger{agent.NoID, agent.NoID}
+	for _, of := range []struct {
+		ids           *uint32
+		file, setting string
+	}{{&s.uid, "uid_map", "overflowuid"}, {&s.gid, "gid_map", "overflowgid"}} {
+		if whole, err := os.ReadFile(k.proc + "/self/" + of.file); err == nil && isWhole(string(whole)) {
+			continue
+		}
+		*of.ids = 65534 // the kernel's own choice
+		if text, err := os.ReadFile(k.proc + "/sys/kernel/" + of.setting); err == nil {
+			if id, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32); err == nil {
+				*of.ids = uint32(id)
+			}
+		}
+	}
+	return s
 }
 
 // givesPidfd reports whether the kernel gives a handle on the process at the other end of a socket.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -131,12 +132,13 @@ func (p *Proof) take() error {
 			return fmt.Errorf("the kernel does not tell the peer's credentials: %w", err)
 		}
 		p.peer.UID, p.peer.GID, p.peer.PID = peer.Uid, peer.Gid, peer.Pid
-		if err := plausible(peer); err != nil {
+		if err := p.prover.kernel.plausible(peer); err != nil {
 			return err
 		}
 		if p.peer.Groups, err = peerGroups(fd); err != nil {
 			return fmt.Errorf("the kernel does not tell the peer's groups: %w", err)
 		}
+		p.peer.Groups = slices.DeleteFunc(p.peer.Groups, func(gid uint32) bool { return gid == p.prover.kernel.stranger.gid })
 		p.process, err = p.prover.kernel.hold(fd, peer.Pid)
 		if err != nil {
 			p.released = true // there is nothing to release
@@ -155,18 +157,23 @@ func (p *Proof) take() error {
 }
 
 // plausible refuses credentials that name nobody in particular.
-func plausible(peer *unix.Ucred) error {
+func (k kernel) plausible(peer *unix.Ucred) error {
 	switch {
 	case peer.Pid <= 0:
 		// Seen from outside its pid namespace every peer has pid 0, and may look like root.
 		return errOutside
 	case peer.Uid == agent.NoID || peer.Gid == agent.NoID:
 		return errors.New("the peer has no uid or gid")
+	case peer.Uid == k.stranger.uid || peer.Gid == k.stranger.gid:
+		return errStranger
 	}
 	return nil
 }
 
-var errOutside = errors.New("the peer is outside the daemon's pid namespace")
+var (
+	errOutside  = errors.New("the peer is outside the daemon's pid namespace")
+	errStranger = errors.New("the peer's user or group has no number in the daemon's user namespace, where all such look the same")
+)
 
 // needsPlace reports whether it matters where the caller runs.
 func (p *Proof) needsPlace(rules *ruleset) bool {
@@ -308,6 +315,8 @@ func unproved(what string, err error) error {
 	switch {
 	case errors.Is(err, errOutside):
 		e.Hint = "run perceptd on the device itself, or in its pid namespace (--pid host)"
+	case errors.Is(err, errStranger):
+		e.Hint = usersHint
 	case errors.Is(err, errGone):
 		e.Hint = "ask on a connection of your own"
 	case errors.Is(err, errTooNew):
