@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"net"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"perceptd/agent/api"
 )
@@ -62,4 +64,51 @@ func TestWaitingForArrivalsEnds(t *testing.T) {
 	cancel()
 	a.wait(ctx)
 	heardIn(context.Background()) // a context of no connection
+}
+
+// slowListener gives out a connection some time after it was accepted, as when the look at its caller takes long.
+type slowListener struct {
+	conn   chan net.Conn
+	looked chan struct{}
+	closed chan struct{}
+	close  func()
+}
+
+func (l *slowListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conn:
+		<-l.looked
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *slowListener) Close() error   { l.close(); return nil }
+func (l *slowListener) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: "slow"} }
+
+// Who was accepted just before the daemon goes down, and is still being looked at, is heard as well.
+func TestConnectionsBeingLookedAtAreHeard(t *testing.T) {
+	t.Parallel()
+	inBubble(t, fetchDay, func(b *bubble) {
+		l := &slowListener{conn: make(chan net.Conn), looked: make(chan struct{}), closed: make(chan struct{})}
+		l.close = sync.OnceFunc(func() { close(l.closed) })
+		served := make(chan error)
+		go func() { served <- b.server.ServeTokens(l, "") }()
+		asks, accepted := net.Pipe()
+		defer asks.Close()
+		l.conn <- accepted
+		down := make(chan error)
+		go func() { down <- b.server.Shutdown(context.Background()) }()
+		synctest.Wait()
+		close(l.looked)
+		if got := exchangeOn(b.t, asks, get(api.PathHealth)); got.status != 403 { // a pipe's caller is nobody
+			b.t.Errorf("%+v", got)
+		}
+		for _, ended := range []chan error{down, served} {
+			if err := <-ended; err != nil {
+				b.t.Error(err)
+			}
+		}
+	})
 }

@@ -22,6 +22,7 @@ type door struct {
 	down   <-chan struct{} // closed when the listener's connections are to end
 
 	arrivals arrivals
+	accepted chan struct{} // closed when nobody accepts any more, and whoever was accepted is among arrivals
 }
 
 // exchange is one request and the answer to it.

@@ -134,6 +134,7 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 		return l.Close()
 	}
 	err := hs.Serve(l)
+	close(hs.Handler.(*door).accepted)
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil // Shutdown ends the connections
 	}
@@ -156,7 +157,7 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	down := make(chan struct{})
-	d := &door{server: s, socket: kind, module: from.Module, answer: answer, down: down}
+	d := &door{server: s, socket: kind, module: from.Module, answer: answer, down: down, accepted: make(chan struct{})}
 	hs := &http.Server{
 		Handler:   d,
 		Protocols: &protocols,
@@ -239,9 +240,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // end lets hs finish within ctx and reports whether connections had to be cut.
 func (s *Server) end(ctx context.Context, hs *http.Server) (cut bool) {
-	if d, ok := hs.Handler.(*door); ok {
-		d.arrivals.wait(ctx)
-	}
+	d := hs.Handler.(*door)
+	<-d.accepted // until then the last one may still be looked at, and be no arrival yet
+	d.arrivals.wait(ctx)
 	if err := hs.Shutdown(ctx); err != nil && ctx.Err() != nil {
 		hs.Close() // its error is the listener's, which is closed already
 		return true
