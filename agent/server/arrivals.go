@@ -54,14 +54,21 @@ func (a *arrivals) note(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// wait returns when something was heard on every connection, or nothing for long enough, or ctx has ended. No more may
-// be added meanwhile.
+// wait returns when something was heard on every connection, or nothing for long enough, or ctx has ended, and closes
+// those that nothing was heard on: net/http would wait 5 s for each. No more may be added meanwhile.
 func (a *arrivals) wait(ctx context.Context) {
 	const often = 2 * time.Millisecond
 	for a.expected() && ctx.Err() == nil {
 		select {
 		case <-time.After(often):
 		case <-ctx.Done():
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for conn, one := range a.all {
+		if !one.heard.Load() {
+			_ = conn.Close() // there is nothing to lose
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"perceptd/agent/api"
 )
@@ -87,7 +88,8 @@ func (l *slowListener) Accept() (net.Conn, error) {
 func (l *slowListener) Close() error   { l.close(); return nil }
 func (l *slowListener) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: "slow"} }
 
-// Who was accepted just before the daemon goes down, and is still being looked at, is heard as well.
+// Who was accepted just before the daemon goes down, and is still being looked at, is heard as well; and whoever says
+// nothing does not hold it up.
 func TestConnectionsBeingLookedAtAreHeard(t *testing.T) {
 	t.Parallel()
 	inBubble(t, fetchDay, func(b *bubble) {
@@ -95,13 +97,18 @@ func TestConnectionsBeingLookedAtAreHeard(t *testing.T) {
 		l.close = sync.OnceFunc(func() { close(l.closed) })
 		served := make(chan error)
 		go func() { served <- b.server.ServeTokens(l, "") }()
-		asks, accepted := net.Pipe()
+		silent, first := net.Pipe()
+		defer silent.Close()
+		asks, second := net.Pipe()
 		defer asks.Close()
-		l.conn <- accepted
+		l.conn <- first
+		l.looked <- struct{}{}
+		l.conn <- second
+		began := time.Now()
 		down := make(chan error)
 		go func() { down <- b.server.Shutdown(context.Background()) }()
 		synctest.Wait()
-		close(l.looked)
+		l.looked <- struct{}{}
 		if got := exchangeOn(b.t, asks, get(api.PathHealth)); got.status != 403 { // a pipe's caller is nobody
 			b.t.Errorf("%+v", got)
 		}
@@ -109,6 +116,9 @@ func TestConnectionsBeingLookedAtAreHeard(t *testing.T) {
 			if err := <-ended; err != nil {
 				b.t.Error(err)
 			}
+		}
+		if took := time.Since(began); took > 2*hearing {
+			b.t.Errorf("who says nothing held it up for %v", took)
 		}
 	})
 }
