@@ -2,6 +2,8 @@ package systemd
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -10,10 +12,29 @@ import (
 // longestStored is the service manager's own limit for a descriptor's name.
 const longestStored = 255
 
+// shippedRoom is FileDescriptorStoreMax= of perceptd.service.
+const shippedRoom = 256
+
+// StoreRoom returns how many descriptors the service manager keeps, and takes FDSTORE out of the environment. Before
+// systemd 254, which is the first to tell, it is what perceptd.service asks for.
+func StoreRoom() int {
+	text := os.Getenv("FDSTORE")
+	_ = os.Unsetenv("FDSTORE") // cannot err
+	return parseRoom(text)
+}
+
+func parseRoom(text string) int {
+	room, err := strconv.ParseUint(text, 10, 31)
+	if err != nil {
+		return shippedRoom
+	}
+	return int(room)
+}
+
 // Store has the service manager keep a duplicate of a descriptor, and pass it to the next start by that name
 // (FDSTORE=1, FileDescriptorStoreMax=). It outlives a restart, a crash and a daemon-reexec; a stop empties the store
 // unless FileDescriptorStorePreserve= (254) says otherwise. When the store is full the service manager drops the
-// descriptor, and says so in its log alone.
+// descriptor, and says so in its log alone: count what is stored, against StoreRoom.
 func (n Notify) Store(name string, fd int) error {
 	if err := checkStored(name); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -91,5 +92,18 @@ func TestClaimStored(t *testing.T) {
 		if file.Close() == nil {
 			t.Error("a passed descriptor was left open")
 		}
+	}
+}
+
+func TestStoreRoom(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int{"": shippedRoom, "8": 8, "0": 0, "-1": shippedRoom, "many": shippedRoom, "99999999999": shippedRoom} {
+		if got := parseRoom(text); got != want {
+			t.Errorf("FDSTORE=%q: %d", text, got)
+		}
+	}
+	unit := settings(t, serviceUnit)["Service.FileDescriptorStoreMax"]
+	if !slices.Equal(unit, []string{strconv.Itoa(shippedRoom)}) {
+		t.Errorf("the unit asks for %q", unit)
 	}
 }

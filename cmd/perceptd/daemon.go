@@ -88,7 +88,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, log: log, failed: d.failed, notify: d.notify, modules: make(map[string]*socket.Listener),
+		held: held, log: log, failed: d.failed, notify: d.notify, room: systemd.StoreRoom(), modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.source); err != nil {
 		return nil, err
@@ -149,6 +149,7 @@ func (d *daemon) fromSystemd() (map[string]*net.UnixListener, error) {
 	given, unknown, err := systemd.Listeners(storedModule, systemd.TokenSocket, systemd.AdminSocket)
 	if len(unknown) > 0 {
 		d.log.Warn("sockets that nobody knows were closed", zap.Strings("names", unknown))
+		d.told(discardUnknown(d.notify, unknown, given))
 	}
 	return given, err
 }

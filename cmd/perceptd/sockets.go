@@ -30,6 +30,7 @@ type sockets struct {
 	log     *zap.Logger
 	failed  chan<- error // a listener that can accept no more
 	notify  systemd.Notify
+	room    int // how many sockets systemd keeps
 	serving sync.WaitGroup
 
 	always map[string]net.Addr // the two that are there as long as the daemon is, by name
@@ -38,6 +39,9 @@ type sockets struct {
 	modules map[string]*socket.Listener
 	stored  map[string]string // what systemd has stored them by, by module
 	trouble []string          // modules that could not be given a socket
+
+	unkept    []string // modules whose sockets systemd does not keep
+	unkeptWhy error    // the latest reason
 }
 
 const (
@@ -151,9 +155,12 @@ func (s *sockets) setModules(modules []string) {
 		}
 	}
 	s.removeFolders(modules)
-	s.trouble = nil
+	s.trouble, s.unkept = nil, nil
 	for _, name := range modules {
-		if s.modules[name] != nil {
+		if l := s.modules[name]; l != nil {
+			if s.stored[name] == "" {
+				s.store(name, l) // there may be room by now
+			}
 			continue
 		}
 		l, err := s.held.Listen(filepath.Join(api.ModulesDirName, name), api.TokenSocketName, tokenSocketMode, -1)
@@ -184,6 +191,9 @@ func (s *sockets) troubles() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := slices.Clone(s.trouble)
+	if unkept := s.unkeptTrouble(); unkept != "" {
+		all = append(all, unkept)
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.modules)) {
 		if gone(s.modules[name]) {
 			all = append(all, fmt.Sprintf("module %s has no socket any more, it was removed: perceptctl reload makes it again", name))

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"go.uber.org/zap"
 
@@ -48,7 +49,7 @@ func (s *sockets) takeStored(given map[string]*net.UnixListener) {
 		l, module, err := s.takeUp(name, inner)
 		if err != nil {
 			s.log.Info("a stored socket is of no use any more", zap.String("name", name), zap.Error(err))
-			s.told(s.notify.Discard(name))
+			s.letGo(name)
 			continue
 		}
 		s.modules[module] = l
@@ -75,20 +76,42 @@ func (s *sockets) store(module string, l *socket.Listener) {
 	if !s.notify.Enabled() {
 		return
 	}
-	inode, err := l.Inode()
-	name := storedName(module, inode)
-	if err == nil {
-		err = storeListener(s.notify, name, l)
-	}
+	name, err := s.tryToStore(module, l)
 	if err != nil {
-		s.told(err)
+		s.log.Warn("a module's socket is not kept through a restart", zap.String("module", module), zap.Error(err))
+		s.unkept = append(s.unkept, module)
+		s.unkeptWhy = err
 		return
 	}
 	s.remember(module, name)
 }
 
+func (s *sockets) tryToStore(module string, l *socket.Listener) (name string, err error) {
+	if len(s.stored) >= s.room {
+		return "", fmt.Errorf("systemd keeps %d sockets for perceptd and has them: raise FileDescriptorStoreMax= (systemctl edit perceptd), before systemd 254 with Environment=FDSTORE= of the same number", s.room)
+	}
+	inode, err := l.Inode()
+	if err != nil {
+		return "", err
+	}
+	name = storedName(module, inode)
+	return name, storeListener(s.notify, name, l)
+}
+
+// unkeptTrouble tells in a line which modules' sockets are not kept through a restart, or is empty. The lock is held.
+func (s *sockets) unkeptTrouble() string {
+	if len(s.unkept) == 0 {
+		return ""
+	}
+	named := "module " + s.unkept[0]
+	if more := len(s.unkept) - 1; more > 0 {
+		named += fmt.Sprintf(" and %d more", more)
+	}
+	return fmt.Sprintf("%s: the socket is not kept through a restart, and whoever asks meanwhile is turned away: %v", named, s.unkeptWhy)
+}
+
 // storeListener does not go through the listener's File, whose Fd would have all its duplicates block.
-func storeListener(n systemd.Notify, name string, l *socket.Listener) error {
+func storeListener(n systemd.Notify, name string, l syscall.Conn) error {
 	raw, err := l.SyscallConn()
 	if err != nil {
 		return err
@@ -109,7 +132,7 @@ func (s *sockets) remember(module, name string) {
 // discard takes a module's listener out of systemd's store. The lock is held.
 func (s *sockets) discard(module string) {
 	if name, stored := s.stored[module]; stored {
-		s.told(s.notify.Discard(name))
+		s.letGo(name)
 		delete(s.stored, module)
 	}
 }
@@ -140,9 +163,22 @@ func (s *sockets) removeFolders(modules []string) {
 	}
 }
 
-// told notes that systemd could not be told something: then the socket is made anew at the next start.
-func (s *sockets) told(err error) {
-	if err != nil {
-		s.log.Warn("a module's socket is not kept through a restart", zap.Error(err))
+// letGo has systemd close what it keeps by that name. Where it cannot be told, the next start finds it of no use.
+func (s *sockets) letGo(name string) {
+	if err := s.notify.Discard(name); err != nil {
+		s.log.Warn("systemd was not told to let go of a socket", zap.String("name", name), zap.Error(err))
 	}
+}
+
+// discardUnknown takes out of systemd's store what was passed and is of no use. Of two by one name the one that was found
+// is stored again, since both go.
+func discardUnknown(n systemd.Notify, unknown []string, found map[string]*net.UnixListener) error {
+	var fault error
+	for _, name := range unknown {
+		fault = errors.Join(fault, n.Discard(name))
+		if l := found[name]; l != nil {
+			fault = errors.Join(fault, storeListener(n, name, l))
+		}
+	}
+	return fault
 }

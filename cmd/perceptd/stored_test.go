@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,17 +17,17 @@ import (
 	"perceptd/agent/api"
 )
 
-// fdStore is a service manager that keeps descriptors, as systemd does.
+// fdStore is a service manager that keeps descriptors, as systemd does: in order, several by one name, none twice.
 type fdStore struct {
 	path string
 
 	mu   sync.Mutex // protects what follows
-	kept map[string]*os.File
+	kept []*os.File
 }
 
 func newFDStore(t *testing.T) *fdStore {
 	t.Helper()
-	s := &fdStore{path: filepath.Join(t.TempDir(), "n"), kept: make(map[string]*os.File)}
+	s := &fdStore{path: filepath.Join(t.TempDir(), "n")}
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -45,16 +46,12 @@ func newFDStore(t *testing.T) *fdStore {
 	t.Cleanup(func() {
 		manager.Close()
 		reading.Wait()
-		for _, file := range s.kept {
-			file.Close()
-		}
+		s.clear()
 	})
 	return s
 }
 
 func (s *fdStore) take(assignments []string, control []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	name := ""
 	for _, assignment := range assignments {
 		if value, ok := strings.CutPrefix(assignment, "FDNAME="); ok {
@@ -65,36 +62,59 @@ func (s *fdStore) take(assignments []string, control []byte) {
 	case "FDSTORE=1":
 		messages, _ := unix.ParseSocketControlMessage(control)
 		fds, _ := unix.ParseUnixRights(&messages[0])
-		s.kept[name] = os.NewFile(uintptr(fds[0]), name)
+		s.put(os.NewFile(uintptr(fds[0]), name))
 	case "FDSTOREREMOVE=1":
-		if file := s.kept[name]; file != nil {
-			file.Close()
-		}
-		delete(s.kept, name)
+		s.remove(func(file *os.File) bool { return file.Name() == name })
 	}
 }
+
+func (s *fdStore) put(file *os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, one := range s.kept {
+		here, errHere := one.Stat()
+		there, errThere := file.Stat()
+		if errHere == nil && errThere == nil && os.SameFile(here, there) {
+			file.Close()
+			return
+		}
+	}
+	s.kept = append(s.kept, file)
+}
+
+func (s *fdStore) remove(which func(*os.File) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = slices.DeleteFunc(s.kept, func(file *os.File) bool {
+		if !which(file) {
+			return false
+		}
+		file.Close()
+		return true
+	})
+}
+
+// clear is what a stop of the service does.
+func (s *fdStore) clear() { s.remove(func(*os.File) bool { return true }) }
 
 func (s *fdStore) names() (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name := range s.kept {
-		names = append(names, name)
+	for _, file := range s.kept {
+		names = append(names, file.Name())
 	}
 	return names
 }
 
 // start starts a daemon with what is kept.
-func (s *fdStore) start(t *testing.T, d *daemonProcess) {
+func (s *fdStore) start(t *testing.T, d *daemonProcess, environment ...string) {
 	t.Helper()
 	c := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, binary(t, "perceptd")}, d.arguments()...)...)
-	var names []string
+	names := strings.Join(s.names(), ":")
 	s.mu.Lock()
-	for name, file := range s.kept {
-		names = append(names, name)
-		c.ExtraFiles = append(c.ExtraFiles, file)
-	}
-	s.mu.Unlock()
-	d.process = begin(t, []string{"NOTIFY_SOCKET=" + s.path, "LISTEN_FDS=" + strconv.Itoa(len(names)), "LISTEN_FDNAMES=" + strings.Join(names, ":")}, c)
+	defer s.mu.Unlock()
+	c.ExtraFiles = slices.Clone(s.kept)
+	d.process = begin(t, append(environment, "NOTIFY_SOCKET="+s.path, "LISTEN_FDS="+strconv.Itoa(len(s.kept)), "LISTEN_FDNAMES="+names), c)
 }
 
 func inodeOf(t *testing.T, path string) uint64 {
