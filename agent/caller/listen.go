@@ -3,6 +3,7 @@ package caller
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/agent"
 )
 
 // listener accepts connections that can be proved.
@@ -44,8 +47,17 @@ func (l *listener) Accept() (net.Conn, error) {
 	if !l.kernel.pidfd {
 		conn.emptyAt, conn.acceptedAt = time.Duration(l.emptyAt.Load()), sinceBoot()
 	}
-	conn.unmarked = control(unixConn, passCredentials)
+	conn.meet(l.kernel)
 	return conn, nil
+}
+
+// UserOf returns the uid at the other end of a connection that a Prover's listener accepted, as the kernel recorded it when
+// it connected, or agent.NoID.
+func UserOf(conn net.Conn) uint32 {
+	if c, ok := conn.(*connection); ok && c.met == nil {
+		return c.ucred.Uid
+	}
+	return agent.NoID
 }
 
 // look notes whether nobody waits in the queue, and reports it. With a pidfd nobody needs to know.
@@ -88,7 +100,11 @@ func control(socket any, do func(fd int) error) error {
 // connection is a connection whose reader notices who writes.
 type connection struct {
 	*net.UnixConn
+	ucred               unix.Ucred    // who connected
+	met                 error         // why that is not known
 	unmarked            error         // why the writers cannot be told
+	held                process       // who connected, where it has to be taken hold of at once; its proof's from then on
+	heldFault           error         // why it is not held
 	emptyAt, acceptedAt time.Duration // since boot; without a pidfd only
 	waited              bool          // the queue was empty before
 
@@ -117,6 +133,23 @@ func newConnection(conn *net.UnixConn) (*connection, error) {
 	c.message.Control = &c.credentials[0]
 	c.receive = c.receiveMessage
 	return c, nil
+}
+
+// meet finds out what cannot wait for the connection's turn: who it is, and without a pidfd the hold on the process, since
+// its number may soon be another's.
+func (c *connection) meet(k kernel) {
+	c.met = control(c.UnixConn, func(fd int) error {
+		c.unmarked = passCredentials(fd)
+		peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil {
+			return fmt.Errorf("the kernel does not tell the peer's credentials: %w", err)
+		}
+		c.ucred = *peer
+		if !k.pidfd {
+			c.held, c.heldFault = k.hold(fd, peer.Pid)
+		}
+		return nil
+	})
 }
 
 // credentialsSize leaves room for the writer's credentials and for nothing else, so that descriptors that a
@@ -191,6 +224,8 @@ func writer(control []byte) int32 {
 func (c *connection) Close() error {
 	if p := c.proof.Load(); p != nil {
 		p.release()
+	} else if c.held.fd > 0 {
+		c.held.release()
 	}
 	return c.UnixConn.Close()
 }

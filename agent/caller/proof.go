@@ -126,26 +126,15 @@ func (p *Proof) Caller(ctx context.Context) (agent.Caller, error) {
 
 // take asks the kernel who connected, and takes hold of that process.
 func (p *Proof) take() error {
-	err := control(p.conn, func(fd int) error {
-		peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		if err != nil {
-			return fmt.Errorf("the kernel does not tell the peer's credentials: %w", err)
-		}
-		p.peer.UID, p.peer.GID, p.peer.PID = peer.Uid, peer.Gid, peer.Pid
-		if err := p.prover.kernel.plausible(peer); err != nil {
-			return err
-		}
-		if p.peer.Groups, err = peerGroups(fd); err != nil {
-			return fmt.Errorf("the kernel does not tell the peer's groups: %w", err)
-		}
-		p.peer.Groups = slices.DeleteFunc(p.peer.Groups, func(gid uint32) bool { return gid == p.prover.kernel.stranger.gid })
-		p.process, err = p.prover.kernel.hold(fd, peer.Pid)
-		if err != nil {
-			p.released = true // there is nothing to release
-			return err
-		}
-		return nil
-	})
+	p.process, p.conn.held = p.conn.held, process{}
+	err := p.conn.met
+	if err == nil {
+		p.peer.UID, p.peer.GID, p.peer.PID = p.conn.ucred.Uid, p.conn.ucred.Gid, p.conn.ucred.Pid
+		err = p.prover.kernel.plausible(&p.conn.ucred)
+	}
+	if err == nil {
+		err = control(p.conn, p.ask)
+	}
 	if err != nil {
 		return unproved("who is at the other end", err)
 	}
@@ -154,6 +143,20 @@ func (p *Proof) take() error {
 		p.look(rules)
 	}
 	return nil
+}
+
+// ask asks for what the kernel knows beside the credentials.
+func (p *Proof) ask(fd int) (err error) {
+	kernel := p.prover.kernel
+	if p.peer.Groups, err = peerGroups(fd); err != nil {
+		return fmt.Errorf("the kernel does not tell the peer's groups: %w", err)
+	}
+	p.peer.Groups = slices.DeleteFunc(p.peer.Groups, func(gid uint32) bool { return gid == kernel.stranger.gid })
+	if !kernel.pidfd {
+		return p.conn.heldFault
+	}
+	p.process, err = kernel.hold(fd, p.peer.PID)
+	return err
 }
 
 // plausible refuses credentials that name nobody in particular.

@@ -124,8 +124,7 @@ func (c call) transport() *http.Transport {
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeader,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var dialer net.Dialer
-			return dialer.DialContext(ctx, "unix", c.socket)
+			return Dial(ctx, c.socket)
 		},
 	}
 }

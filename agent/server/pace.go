@@ -35,11 +35,20 @@ const (
 	sweepEvery = 100 * time.Millisecond
 )
 
-// turn returns how long a request of s that comes in now has to wait, or false when it gets no turn: then
-// that is how long until there is one to be had.
-func (p *pace) turn(s seat, now time.Time, limits Limits) (wait time.Duration, ok bool) {
-	each := time.Second / time.Duration(limits.PerSecond)
-	budget := each * time.Duration(limits.Burst)
+// rate is what a budget is.
+type rate struct {
+	perSecond, burst int
+	patience         time.Duration // how long somebody may have to wait for his turn
+}
+
+// requests is the budget of one caller's requests.
+func (l Limits) requests() rate { return rate{l.PerSecond, l.Burst, patience} }
+
+// turn returns how long somebody of s who comes now has to wait, or false when he gets no turn: then that is how long
+// until there is one to be had.
+func (p *pace) turn(s seat, now time.Time, r rate) (wait time.Duration, ok bool) {
+	each := time.Second / time.Duration(r.perSecond)
+	budget := each * time.Duration(r.burst)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	full, known := p.full[s]
@@ -57,8 +66,8 @@ func (p *pace) turn(s seat, now time.Time, limits Limits) (wait time.Duration, o
 	}
 	full = full.Add(each)
 	wait = max(0, full.Sub(now)-budget)
-	if wait > patience {
-		return wait - patience, false
+	if wait > r.patience {
+		return wait - r.patience, false
 	}
 	if p.full == nil {
 		p.full = make(map[seat]time.Time)
@@ -79,7 +88,7 @@ func (p *pace) forget(now time.Time) {
 
 // admit makes the request wait for its turn, or returns why it gets none.
 func (s *Server) admit(x *exchange, from seat) *fault {
-	wait, ok := s.pace.turn(from, time.Now(), s.Limits.orDefaults())
+	wait, ok := s.pace.turn(from, time.Now(), s.Limits.orDefaults().requests())
 	if ok && wait == 0 {
 		return nil
 	}

@@ -20,31 +20,31 @@ func TestPace(t *testing.T) {
 	var p pace
 	flood, quiet := seat{uid: 1}, seat{uid: 2}
 	for i := range 5 {
-		if wait, ok := p.turn(flood, at(0), limits); wait != 0 || !ok {
+		if wait, ok := p.turn(flood, at(0), limits.requests()); wait != 0 || !ok {
 			t.Fatalf("request %d of the burst: %v %v", i, wait, ok)
 		}
 	}
 	for i := range 10 {
 		want := time.Duration(i+1) * 100 * time.Millisecond
-		if wait, ok := p.turn(flood, at(0), limits); wait != want || !ok {
+		if wait, ok := p.turn(flood, at(0), limits.requests()); wait != want || !ok {
 			t.Fatalf("request %d beyond: %v %v, want %v", i, wait, ok, want)
 		}
 	}
 	for range 100 { // those that are refused take nothing
-		if wait, ok := p.turn(flood, at(0), limits); wait != 100*time.Millisecond || ok {
+		if wait, ok := p.turn(flood, at(0), limits.requests()); wait != 100*time.Millisecond || ok {
 			t.Fatalf("overdrawn: %v %v", wait, ok)
 		}
 	}
-	if wait, ok := p.turn(quiet, at(0), limits); wait != 0 || !ok {
+	if wait, ok := p.turn(quiet, at(0), limits.requests()); wait != 0 || !ok {
 		t.Errorf("another caller: %v %v", wait, ok)
 	}
-	if wait, ok := p.turn(flood, at(100), limits); wait != time.Second || !ok {
+	if wait, ok := p.turn(flood, at(100), limits.requests()); wait != time.Second || !ok {
 		t.Errorf("a moment later: %v %v", wait, ok)
 	}
-	if wait, ok := p.turn(flood, at(60_000), limits); wait != 0 || !ok {
+	if wait, ok := p.turn(flood, at(60_000), limits.requests()); wait != 0 || !ok {
 		t.Errorf("a minute later: %v %v", wait, ok)
 	}
-	if wait, ok := p.turn(flood, at(-60_000), limits); ok && wait > patience {
+	if wait, ok := p.turn(flood, at(-60_000), limits.requests()); ok && wait > patience {
 		t.Errorf("the clock went back: %v %v", wait, ok)
 	}
 }
@@ -56,17 +56,17 @@ func TestPaceIsBounded(t *testing.T) {
 	start := time.Unix(1e9, 0)
 	var p pace
 	for i := range uint32(3 * mostPaced) {
-		if wait, ok := p.turn(seat{uid: i}, start, limits); i < mostPaced && (wait != 0 || !ok) {
+		if wait, ok := p.turn(seat{uid: i}, start, limits.requests()); i < mostPaced && (wait != 0 || !ok) {
 			t.Fatalf("caller %d: %v %v", i, wait, ok)
 		}
 	}
 	if len(p.full) != mostPaced+1 {
 		t.Errorf("%d are kept", len(p.full))
 	}
-	if _, ok := p.turn(seat{uid: 1 << 30}, start, limits); ok {
+	if _, ok := p.turn(seat{uid: 1 << 30}, start, limits.requests()); ok {
 		t.Error("the budget of everyone else has no end")
 	}
-	if wait, ok := p.turn(seat{uid: 1 << 30}, start.Add(time.Minute), limits); wait != 0 || !ok || len(p.full) != 1 {
+	if wait, ok := p.turn(seat{uid: 1 << 30}, start.Add(time.Minute), limits.requests()); wait != 0 || !ok || len(p.full) != 1 {
 		t.Errorf("later: %v %v, %d are kept", wait, ok, len(p.full))
 	}
 }

@@ -130,6 +130,9 @@ func (s *Server) ServeAdmin(l net.Listener) error {
 func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	hs := s.httpServer(kind, from)
 	l = s.Callers.Listen(l)
+	if kind == onToken && from.Module == "" { // a module's own socket has no others on it
+		l = takeTurns(l, caller.UserOf, s.Limits.orDefaults())
+	}
 	if !s.add(hs, l) {
 		return l.Close()
 	}
@@ -209,9 +212,9 @@ func (s *Server) remove(hs *http.Server) {
 	delete(s.running, hs)
 }
 
-// Shutdown closes every listener, hears those who have just connected, ends the streams of events and the requests that asked to wait, lets the
-// others under way end until ctx does, and then cuts the connections that are left. Listeners that are served afterwards are closed at once. The error is
-// ctx's when connections had to be cut.
+// Shutdown closes every listener, hears those who have just connected, ends the streams of events and the requests that
+// asked to wait, lets the others under way end until ctx does, and then cuts the connections that are left. Listeners
+// that are served afterwards are closed at once. The error is ctx's when connections had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopped = true

@@ -26,14 +26,7 @@ const (
 // kind of socket in the same minutes: the ratios mean something where the figures depend on the
 // machine. It fails when something does not work, never because something is slow.
 func TestBench(t *testing.T) {
-	seconds := usualSeconds
-	if text := os.Getenv("BENCH_SECONDS"); text != "" {
-		var err error
-		if seconds, err = strconv.ParseFloat(text, 64); err != nil || !(seconds > 0) {
-			t.Fatalf("BENCH_SECONDS=%q: it must be a number of seconds above 0", text)
-		}
-	}
-	b := &bench{t: t, dir: t.TempDir(), cell: time.Duration(seconds * float64(time.Second))}
+	b := &bench{t: t, dir: t.TempDir(), cell: cellTime(t)}
 	b.must(b.build())
 	var err error
 	b.cpus, err = twoCPUs()
@@ -59,6 +52,18 @@ func TestBench(t *testing.T) {
 			t.Errorf("%s: %d requests got no token: %v", c.name(), c.errors, c.first)
 		}
 	}
+}
+
+// cellTime returns how long one cell is measured at a time.
+func cellTime(t *testing.T) time.Duration {
+	seconds := usualSeconds
+	if text := os.Getenv("BENCH_SECONDS"); text != "" {
+		var err error
+		if seconds, err = strconv.ParseFloat(text, 64); err != nil || !(seconds > 0) {
+			t.Fatalf("BENCH_SECONDS=%q: it must be a number of seconds above 0", text)
+		}
+	}
+	return time.Duration(seconds * float64(time.Second))
 }
 
 // bench is what is measured and what came of it.

@@ -126,8 +126,8 @@ func callerLimits(c callersConfig) server.Limits {
 	return limits
 }
 
-// connectionLimits leaves at least half of the descriptors that this process may have to everything else. A connection
-// takes two: itself, and a hold on the process at its other end.
+// connectionLimits leaves at least a quarter of the descriptors that this process may have to everything else. A connection
+// takes two: itself, and a hold on the process at its other end. Half as many may wait for their turn beside them.
 func connectionLimits() server.Limits {
 	all := 4096
 	var files unix.Rlimit
