@@ -83,6 +83,14 @@ func (c Caller) String() string {
 	return name + " (" + strings.Join(known, ", ") + ")"
 }
 
+// IsSame reports whether c and o, who are at the other end of one connection, are the same module, unit or container.
+func (c *Caller) IsSame(o Caller) bool {
+	if (c.Container == nil) != (o.Container == nil) || c.Container != nil && c.Container.ID != o.Container.ID {
+		return false
+	}
+	return c.Module == o.Module && c.Unit == o.Unit
+}
+
 // inGroup reports whether gid is the caller's own or one of its supplementary groups.
 func (c *Caller) inGroup(gid uint32) bool { return c.GID == gid || slices.Contains(c.Groups, gid) }
 

@@ -81,8 +81,27 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 	due := &dueContext{Context: x.request.Context(), due: time.Now().Add(d.answer)}
 	defer due.stop()
 	x.ctx = due
-	return to.handle(d.server, x)
+	if f := to.handle(d.server, x); f != nil || x.streamed || !due.waited() {
+		return f
+	}
+	return d.checkStill(x)
 }
+
+// checkStill refuses a caller whose proof has ended while its request waited, or who is proved to be another by now.
+func (d *door) checkStill(x *exchange) *fault {
+	now, err := provedIn(x.request.Context())
+	x.unproved = err
+	switch {
+	case err != nil:
+		return d.refuseUnproved(now, err)
+	case err == nil && !now.IsSame(x.caller):
+		return &fault{status: http.StatusServiceUnavailable, code: api.CodeUnknownCaller, detail: anotherCaller}
+	}
+	return nil
+}
+
+// anotherCaller is the detail for those who are proved to be somebody else than at first.
+const anotherCaller = "who is calling has become another meanwhile: ask again"
 
 // checkCaller makes who asks too often wait or come back, and refuses whoever cannot be proved. The wait comes first: a
 // proof may cost more than an answer.
@@ -98,14 +117,19 @@ func (d *door) checkCaller(x *exchange, to *route) *fault {
 	if x.caller, x.unproved = provedIn(ctx); x.unproved == nil {
 		return nil
 	}
-	known := x.caller
-	known.Module = d.module
-	d.server.Agent.Unproved(known, x.unproved)
+	f := d.refuseUnproved(x.caller, x.unproved)
 	if to.path == api.PathWhoAmI && d.socket == onToken {
 		return nil
 	}
+	return f
+}
+
+// refuseUnproved notes a caller that could not be proved, and returns what it is told. known is what is known all the same.
+func (d *door) refuseUnproved(known agent.Caller, err error) *fault {
+	known.Module = d.module
+	d.server.Agent.Unproved(known, err)
 	var why *caller.UnprovedError
-	if errors.As(x.unproved, &why) && why.Again {
+	if errors.As(err, &why) && why.Again {
 		return &fault{status: http.StatusServiceUnavailable, code: api.CodeUnknownCaller, detail: why.Error() + ": " + why.Hint}
 	}
 	return &fault{

@@ -39,6 +39,9 @@ func (c *dueContext) Err() error {
 	return c.timed.Err()
 }
 
+// waited reports whether somebody has waited. Nobody may wait any more.
+func (c *dueContext) waited() bool { return c.cancel != nil }
+
 // stop frees the timer. Nobody may wait any more.
 func (c *dueContext) stop() {
 	if c.cancel != nil {

@@ -101,6 +101,10 @@ func (w *watcher) run(sight agent.Sight, news <-chan struct{}) {
 		case <-w.ctx.Done():
 			return
 		}
+		if now, err := provedIn(w.ctx); err != nil || !now.IsSame(w.caller) {
+			w.end(told, unprovedNow)
+			return
+		}
 		var err error
 		if sight, news, err = w.agent.Look(w.caller, w.request); err != nil {
 			w.end(told, whyEnded(err))
@@ -122,6 +126,9 @@ func (w *watcher) ask() {
 		_, _ = w.agent.Token(w.ctx, w.caller, request)
 	})
 }
+
+// unprovedNow is the detail of the last event when the caller's proof has ended.
+const unprovedNow = "who is calling could not be proved any more: connect again"
 
 // streamDown is the detail of the last event when the daemon goes down.
 const streamDown = "perceptd is going down; connect again"
