@@ -162,3 +162,24 @@ func TestCrowdCountsTheDaemonApart(t *testing.T) {
 		}
 	}
 }
+
+// On a module's socket whoever cannot be proved counts as one, whatever users it makes of itself: root in a container
+// can be any.
+func TestUnprovedOfAModuleShareASeat(t *testing.T) {
+	t.Parallel()
+	var c crowd
+	limits := Limits{Connections: 9, PerCaller: 2}
+	for uid, want := range []bool{true, true, false, false} {
+		if got := c.admit(new(net.UnixConn), agent.Caller{Module: "vision", UID: uint32(uid)}, true, limits); got != want {
+			t.Errorf("as user %d: %v", uid, got)
+		}
+	}
+	for _, who := range []agent.Caller{{Module: "speech", UID: 0}, {UID: 0}} {
+		if !c.admit(new(net.UnixConn), who, true, limits) {
+			t.Errorf("%v is kept out", who)
+		}
+	}
+	if !c.admit(new(net.UnixConn), agent.Caller{Module: "vision"}, false, limits) {
+		t.Error("the module itself is kept out")
+	}
+}

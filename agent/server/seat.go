@@ -33,16 +33,19 @@ func provedIn(ctx context.Context) (agent.Caller, error) {
 type seat struct {
 	module, container, unit string
 	uid                     uint32
-	unproved                bool // of a user none of whose callers could be proved
+	unproved                bool // of a user, or a module, none of whose callers could be proved
 	own                     bool // the daemon itself, and then nothing else is set
 }
 
 // seatOf returns whom a caller counts for.
 //
 // On a module's socket everybody is the module, whoever is behind it: a process that takes the module's
-// place there takes it from nobody else.
+// place there takes it from nobody else. That includes those who cannot be proved, whose user says nothing: root in a
+// container can be any.
 func seatOf(who *agent.Caller, isUnproved bool) seat {
 	switch {
+	case isUnproved && who.Module != "":
+		return seat{module: who.Module, unproved: true}
 	case isUnproved:
 		return seat{uid: who.UID, unproved: true}
 	case who.Module != "":
