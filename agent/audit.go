@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -43,7 +44,7 @@ func (c *Caller) account() account {
 	case c.Module != "":
 		return account{module: c.Module}
 	case c.Container != nil:
-		return account{container: c.Container.Name}
+		return account{container: cmp.Or(c.Container.Name, c.Container.ID)} // without a name nobody confirmed it
 	case c.Unit != "":
 		return account{unit: c.Unit}
 	}
@@ -248,13 +249,31 @@ func (a *audit) list(key denialKey, caller *Caller, reason func() string) string
 	note.Reason = cut(reason(), maxNote)
 	note.On = a.clock.Wall()
 	note.Count++
-	if at == len(a.denials) && at < shownDenials {
+	switch {
+	case at < len(a.denials): // it moves to the front
+	case at < shownDenials:
 		a.denials = append(a.denials, denialNote{})
+	default:
+		at = a.spare(key.account)
 	}
-	at = min(at, shownDenials-1)
 	copy(a.denials[1:at+1], a.denials[:at])
 	a.denials[0] = note
 	return note.Reason
+}
+
+// spare returns the denial that makes room for another of that account: the oldest of whoever has the most, so that nobody
+// drives out those of others. The lock is held.
+func (a *audit) spare(of account) (at int) {
+	has := map[account]int{of: 1}
+	for i := range a.denials {
+		has[a.denials[i].account]++
+	}
+	for i := range a.denials {
+		if has[a.denials[i].account] >= has[a.denials[at].account] {
+			at = i // the latest come first
+		}
+	}
+	return at
 }
 
 // recentDenials lists the latest denials, the latest first.

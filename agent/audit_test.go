@@ -148,6 +148,56 @@ func TestDenialsAreListed(t *testing.T) {
 }
 
 // A caller in a loop leaves other callers' denials their lines.
+func TestDenialsOfOneDriveOutNobodyElses(t *testing.T) {
+	t.Parallel()
+	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		seen := func() map[string]int {
+			all := make(map[string]int)
+			for _, d := range a.Status().Denials {
+				all[d.Caller]++
+			}
+			return all
+		}
+		for i := range 3 {
+			a.Token(t.Context(), agent.Caller{UID: uint32(i), GID: 1}, agent.Request{Resource: vault})
+		}
+		for i := range 100 {
+			a.Token(t.Context(), agent.Caller{UID: 7, GID: 1}, agent.Request{Resource: fmt.Sprintf("https://%d.example", i)})
+		}
+		if all := seen(); all["uid 0"] != 1 || all["uid 1"] != 1 || all["uid 2"] != 1 || all["uid 7"] != 13 {
+			t.Errorf("%v", all)
+		}
+		if last := a.Status().Denials[0]; last.Resource != "https://99.example" {
+			t.Errorf("%+v", last)
+		}
+		for i := range 16 {
+			a.Token(t.Context(), agent.Caller{UID: uint32(100 + i), GID: 1}, agent.Request{Resource: vault})
+		}
+		if all := seen(); len(all) != 16 || all["uid 115"] != 1 {
+			t.Errorf("%v", all)
+		}
+	})
+}
+
+// Containers that no engine has spoken for have no name to be told apart by.
+func TestDenialsOfUnnamedContainers(t *testing.T) {
+	t.Parallel()
+	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+		one, other := strings.Repeat("1f", 32), strings.Repeat("2e", 32)
+		for range 100 {
+			a.Unproved(agent.Caller{Container: &agent.Container{ID: one}}, errors.New("the engine does not answer"))
+		}
+		a.Unproved(agent.Caller{Container: &agent.Container{ID: other}}, errors.New("the engine does not answer"))
+		lines := messages(logs, agent.MessageUnproved)
+		if len(lines) != 11 || lines[10]["container"] != other {
+			t.Errorf("%d lines, the last %v", len(lines), lines[len(lines)-1])
+		}
+		if all := a.Status().Denials; len(all) != 2 {
+			t.Errorf("%+v", all)
+		}
+	})
+}
+
 func TestDenialsOfOneLeaveRoomForOthers(t *testing.T) {
 	t.Parallel()
 	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
