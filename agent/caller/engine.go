@@ -141,9 +141,10 @@ func parentIs(cgroup, configured string) bool {
 	return cgroup == "/"+strings.Trim(configured, "/")
 }
 
-// ask returns what the engine says of the container with that ID. Callers who ask for the same one share an answer.
+// ask returns what the engine says of the container with that ID. Callers who ask the same engine for the same one share an
+// answer.
 func (e *engine) ask(ctx context.Context, paths []string, id string) (facts, error) {
-	answers := e.flights.DoChan(id, func() (any, error) {
+	answers := e.flights.DoChan(id+strings.Join(paths, "\n"), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), engineDeadline)
 		defer cancel()
 		select {
@@ -215,8 +216,9 @@ func (e *engine) repoDigests(ctx context.Context, to *line, image string) ([]str
 	}
 	e.mu.Lock()
 	kept, there := e.digests[image]
+	current := e.line == to
 	e.mu.Unlock()
-	if there && time.Since(kept.on) < digestsKept {
+	if there && current && time.Since(kept.on) < digestsKept {
 		return kept.digests, nil
 	}
 	found, err := to.api.ImageInspect(ctx, image)
@@ -225,6 +227,9 @@ func (e *engine) repoDigests(ctx context.Context, to *line, image string) ([]str
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.line != to {
+		return found.RepoDigests, nil // another engine is in use by now
+	}
 	if len(e.digests) >= mostDigests || e.digests == nil {
 		e.digests = make(map[string]named)
 	}
@@ -258,7 +263,7 @@ func (e *engine) open(paths []string) (*line, error) {
 		return nil, err
 	}
 	e.close()
-	e.line = to
+	e.line, e.digests = to, nil
 	return to, nil
 }
 

@@ -102,26 +102,40 @@ func (p *Proof) Caller(ctx context.Context) (agent.Caller, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	rules := p.prover.rules.Load()
+	for {
+		rules := p.prover.rules.Load()
+		err := p.renew(ctx, rules)
+		switch {
+		case p.prover.rules.Load() != rules: // while an engine was waited for
+			continue
+		case err != nil:
+			return p.caller, err
+		}
+		if err := p.still(); err != nil { // last: everything above is of the process that connected
+			p.rules = nil
+			return p.caller, err
+		}
+		return p.caller, nil
+	}
+}
+
+// renew makes the proof by those rules, unless it was and still holds.
+func (p *Proof) renew(ctx context.Context, rules *ruleset) error {
 	if p.rules != rules {
 		p.rules = nil
 	}
 	if p.needsPlace(rules) && (p.lookedBy != rules || time.Since(p.lookedOn) >= lookAgain) {
 		p.look(rules)
 	}
-	if p.rules == nil {
-		caller, err := p.prove(ctx, rules)
-		p.caller = caller
-		if err != nil {
-			return caller, err
-		}
-		p.rules = rules
+	if p.rules != nil {
+		return nil
 	}
-	if err := p.still(); err != nil { // last: everything above is of the process that connected
-		p.rules = nil
-		return p.caller, err
+	var err error
+	if p.caller, err = p.prove(ctx, rules); err != nil {
+		return err
 	}
-	return p.caller, nil
+	p.rules = rules
+	return nil
 }
 
 // take asks the kernel who connected, and takes hold of that process.
