@@ -34,6 +34,8 @@ func TestWhoAmIAndGrants(t *testing.T) {
 		{client.Subject{Module: "vision"}, "device", "identity=device&module=vision&resource=api%3A%2F%2Fx"},
 		{client.Subject{Image: "sha256:0"}, "", "container_image=sha256%3A0&resource=api%3A%2F%2Fx"},
 		{client.Subject{Unit: "cam", UID: &zero, GID: &some}, "", "gid=44&resource=api%3A%2F%2Fx&uid=0&unit=cam"},
+		{client.Subject{GID: &some, Groups: []uint32{0, 7}}, "", "gid=44%2C0%2C7&resource=api%3A%2F%2Fx"},
+		{client.Subject{Groups: []uint32{7}}, "", "resource=api%3A%2F%2Fx"},
 		{client.Subject{}, "", "resource=api%3A%2F%2Fx"},
 	} {
 		d, err := c.CheckGrants(t.Context(), row.who, "api://x", row.identity)

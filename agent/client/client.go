@@ -129,11 +129,12 @@ func (c *Client) Grants(ctx context.Context) (api.Grants, error) {
 	return answerTo[api.Grants](ctx, call)
 }
 
-// Subject is a caller as far as an administrator describes it. A module and an image stand alone; unit, uid
-// and gid may stand together.
+// Subject is a caller as far as an administrator describes it. A module and an image may stand together, and so may unit,
+// uid and groups.
 type Subject struct {
 	Module, Unit, Image string
-	UID, GID            *uint32 // nil: not said
+	UID, GID            *uint32  // nil: not said
+	Groups              []uint32 // beside GID, without which they do not count
 }
 
 // CheckGrants returns what the grants in force say to a request of such a caller, and why. identity may be
@@ -148,6 +149,11 @@ func (c *Client) CheckGrants(ctx context.Context, who Subject, resource, identit
 	for name, id := range map[string]*uint32{"uid": who.UID, "gid": who.GID} {
 		if id != nil {
 			query.Set(name, strconv.FormatUint(uint64(*id), 10))
+		}
+	}
+	if who.GID != nil {
+		for _, gid := range who.Groups {
+			query.Set("gid", query.Get("gid")+","+strconv.FormatUint(uint64(gid), 10))
 		}
 	}
 	call := call{socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathGrantsCheck, query: query}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/user"
 	"strconv"
+	"strings"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
@@ -112,8 +113,8 @@ func (s *Server) checkGrants(x *exchange) *fault {
 	return nil
 }
 
-// readCheck reads the parameters of GET /v1/grants/check. A service has a user and a group as well, so that
-// unit, uid and gid may stand together; a module and an image stand alone.
+// readCheck reads the parameters of GET /v1/grants/check. A service has a user and groups as well, so that
+// unit, uid and gid may stand together, and a module's container has an image.
 func readCheck(q *query) (agent.Caller, agent.Request, *fault) {
 	who := agent.Caller{UID: agent.NoID, GID: agent.NoID}
 	var request agent.Request
@@ -136,17 +137,25 @@ func readCheck(q *query) (agent.Caller, agent.Request, *fault) {
 		case "container_image":
 			who.Container = &agent.Container{Name: "of image " + p.value, Digest: p.value, RepoDigests: []string{p.value}}
 			known = append(known, agent.Match{Image: p.value})
-		case "uid", "gid":
-			id, err := strconv.ParseUint(p.value, 10, 32)
-			if err != nil || uint32(id) == agent.NoID {
-				return fail(fmt.Sprintf("%s is %q: it must be a number", p.name, p.value))
+		case "uid":
+			id, ok := parseID(p.value)
+			if !ok {
+				return fail(fmt.Sprintf("uid is %q: it must be a number", p.value))
 			}
-			if n := uint32(id); p.name == "uid" {
-				who.UID = n
-				known = append(known, agent.Match{UID: &n})
-			} else {
-				who.GID = n
-				known = append(known, agent.Match{GID: &n})
+			who.UID = id
+			known = append(known, agent.Match{UID: &id})
+		case "gid": // its own, and then the others
+			for i, one := range strings.Split(p.value, ",") {
+				id, ok := parseID(one)
+				if !ok {
+					return fail(fmt.Sprintf("gid is %q: it must be a number, or several with commas between them", p.value))
+				}
+				if i == 0 {
+					who.GID = id
+				} else {
+					who.Groups = append(who.Groups, id)
+				}
+				known = append(known, agent.Match{GID: &id})
 			}
 		default:
 			return fail(fmt.Sprintf("query parameter %q is not known here: resource, identity, module, unit, container_image, uid and gid are", p.name))
@@ -157,12 +166,19 @@ func readCheck(q *query) (agent.Caller, agent.Request, *fault) {
 			return fail(err.Error())
 		}
 	}
-	alone := who.Module != "" || who.Container != nil
+	inside := who.Module != "" || who.Container != nil
+	outside := who.Unit != "" || who.UID != agent.NoID || who.GID != agent.NoID
 	switch {
 	case len(known) == 0:
 		return fail("nothing says who would be calling: give module, unit, container_image, uid or gid")
-	case alone && len(known) > 1:
-		return fail("module and container_image stand alone; only unit, uid and gid may stand together")
+	case inside && outside:
+		return fail("unit, uid and gid may stand together, and so may module and container_image: in a container the others say nothing")
 	}
 	return who, request, nil
+}
+
+// parseID reads a uid or gid.
+func parseID(text string) (uint32, bool) {
+	id, err := strconv.ParseUint(text, 10, 32)
+	return uint32(id), err == nil && uint32(id) != agent.NoID
 }

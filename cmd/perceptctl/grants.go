@@ -64,7 +64,8 @@ func (s screen) grants(grants []api.Grant) string {
 // checked is a caller, and what it would ask for.
 type checked struct {
 	who                client.Subject
-	user, group        string // names or numbers
+	user               string // name or number
+	groups             []string
 	resource, identity string
 }
 
@@ -78,8 +79,10 @@ func (a *app) grantsCheckCommand() *cobra.Command {
 what every other grant that is for such a caller does to it.
 
 Name the caller as grants do. A service also has a user and groups, so --unit,
---user and --group may stand together; a module or an image stands alone. The
-caller itself sees more with perceptctl whoami.
+--user and --group may stand together, and so may --module and the image of its
+container. The user of a name is taken to have the groups that it has on this
+device, unless --group tells of others. The caller itself sees more with
+perceptctl whoami.
 
 The exit status is 4 when it is denied.`,
 		Example: `  perceptctl grants check --module vision --resource https://vault.azure.net
@@ -92,12 +95,11 @@ The exit status is 4 when it is denied.`,
 	flags.StringVar(&c.who.Unit, "unit", "", "systemd `service` that asks")
 	flags.StringVar(&c.who.Image, "container-image", "", "image `ID` or digest of the container that asks")
 	flags.StringVar(&c.user, "user", "", "`name` or uid of the user that asks")
-	flags.StringVar(&c.group, "group", "", "`name` or gid of a group of the process that asks")
+	flags.StringArrayVar(&c.groups, "group", nil, "`name` or gid of a group of the process that asks; may be given more than once")
 	flags.StringVar(&c.resource, "resource", "", "App ID `URI` that the token would be for (required)")
 	flags.StringVar(&c.identity, "identity", "", "`name` of the identity (default: what the grants say)")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
 	command.MarkFlagsOneRequired("module", "unit", "container-image", "user", "group")
-	command.MarkFlagsMutuallyExclusive("module", "container-image")
 	a.completeFrom(command, "identity", identityNames)
 	a.completeFrom(command, "resource", cachedResources)
 	// It fails only for a flag that is not defined.
@@ -135,23 +137,42 @@ func (c *checked) lookUp() error {
 			if err != nil {
 				return "", fmt.Errorf("user %q is not known on this device", name)
 			}
+			if len(c.groups) == 0 {
+				c.groups = groupsOf(account)
+			}
 			return account.Uid, nil
 		})
 		c.who.UID = &uid
 		faults = append(faults, err)
 	}
-	if c.group != "" {
-		gid, err := idOf(c.group, func(name string) (string, error) {
+	for i, name := range c.groups {
+		gid, err := idOf(name, func(name string) (string, error) {
 			group, err := user.LookupGroup(name)
 			if err != nil {
 				return "", fmt.Errorf("group %q is not known on this device", name)
 			}
 			return group.Gid, nil
 		})
-		c.who.GID = &gid
+		if i == 0 {
+			c.who.GID = &gid
+		} else {
+			c.who.Groups = append(c.who.Groups, gid)
+		}
 		faults = append(faults, err)
 	}
 	return errors.Join(faults...)
+}
+
+// groupsOf lists the numbers of the groups that processes of an account have, its own first.
+func groupsOf(account *user.User) []string {
+	all := []string{account.Gid}
+	others, _ := account.GroupIds() // then its own is all that is known
+	for _, gid := range others {
+		if gid != account.Gid {
+			all = append(all, gid)
+		}
+	}
+	return all
 }
 
 // idOf returns text as a number, or the number of what is named so.
