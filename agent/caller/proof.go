@@ -102,20 +102,24 @@ func (p *Proof) Caller(ctx context.Context) (agent.Caller, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	known := p.peer
+	if p.rules != nil {
+		known = p.caller
+	}
 	for {
 		rules := p.prover.rules.Load()
 		err := p.renew(ctx, rules)
-		switch {
-		case p.prover.rules.Load() != rules: // while an engine was waited for
+		if p.prover.rules.Load() != rules { // while an engine was waited for
 			continue
-		case err != nil:
-			return p.caller, err
 		}
-		if err := p.still(); err != nil { // last: everything above is of the process that connected
+		if ended := p.still(); ended != nil { // last: else everything above is of the process that connected
 			p.rules = nil
-			return p.caller, err
+			if !p.released && p.process.alive() {
+				known = p.caller
+			}
+			return known, ended
 		}
-		return p.caller, nil
+		return p.caller, err
 	}
 }
 
@@ -155,6 +159,10 @@ func (p *Proof) take() error {
 	p.conn.peer.Store(p.peer.PID)
 	if rules := p.prover.rules.Load(); p.needsPlace(rules) {
 		p.look(rules)
+	}
+	if !p.process.alive() {
+		p.place = place{} // of whoever has the number by now
+		return unproved("that it is the process that connected", errGone)
 	}
 	return nil
 }

@@ -6,6 +6,9 @@ import (
 	"net/http"
 	"os"
 	"testing"
+	"time"
+
+	"perceptd/agent"
 )
 
 // slow has an engine answer when it is told to; asked tells of each question.
@@ -59,4 +62,51 @@ func TestEngineChangesDuringAProof(t *testing.T) {
 	denies(t, "a second caller", err, "the engine knows no container")
 	close(release)
 	denies(t, "the first one", <-told, "the engine knows no container")
+}
+
+// Of a process that has ended nothing more is known: its number may be another's, whose service or container would be
+// counted, logged and told in its place.
+func TestNothingIsToldOfAnothersProcess(t *testing.T) {
+	t.Parallel()
+	const dead = "0 0 0 0 0 0 0\n"
+	ctx := context.Background()
+	for _, cgroup := range []string{"/system.slice/victim.service", containerA, "/system.slice/victim.service/below"} {
+		s, e := withEngine(t, Options{NoPidfd: true})
+		isPeer := func(when string, got agent.Caller, err error) {
+			t.Helper()
+			denies(t, when, err, "has ended")
+			if got.Unit != "" || got.Container != nil || got.Module != "" || got.PID == 0 {
+				t.Errorf("%s, %s: %+v", cgroup, when, got)
+			}
+		}
+		proof, _, _ := s.dial(Socket{})
+		s.put(os.Getpid(), cgroup)
+		s.write(os.Getpid(), "statm", dead)
+		proof.lookedOn = time.Time{}
+		got, err := proof.Caller(ctx)
+		isPeer("ended before its request", got, err)
+		before := e.questions()
+		again, _, _ := s.dial(Socket{})
+		got, err = again.Seen()
+		isPeer("ended before it was accepted", got, err)
+		got, err = again.Caller(ctx)
+		isPeer("ended before it was accepted, proved", got, err)
+		if e.questions() != before {
+			t.Errorf("%s: the engine was asked about it", cgroup)
+		}
+	}
+	s := newScene(t, Options{NoPidfd: true})
+	s.put(os.Getpid(), "/system.slice/cam.service")
+	proof, _, _ := s.dial(Socket{})
+	if _, err := proof.Caller(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.put(os.Getpid(), "/system.slice/victim.service")
+	s.write(os.Getpid(), "statm", dead)
+	proof.lookedOn = time.Time{}
+	got, err := proof.Caller(ctx)
+	denies(t, "ended after its proof", err, "has ended")
+	if got.Unit != "cam.service" {
+		t.Errorf("%+v", got)
+	}
 }
