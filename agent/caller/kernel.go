@@ -225,6 +225,21 @@ func runsAs(status string, uid uint32) bool {
 	return false
 }
 
+// isNested reports whether a process has a pid namespace below the one that its files are seen from, by the numbers that
+// it has in each (/proc/PID/status, NSpid). A kernel that does not tell has no such namespaces.
+func (k kernel) isNested(pid int32) (bool, error) {
+	status, err := k.read(pid, "status")
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(status) {
+		if numbers, found := strings.CutPrefix(line, "NSpid:"); found {
+			return len(strings.Fields(numbers)) > 1, nil
+		}
+	}
+	return false, nil
+}
+
 // sinceBoot is the time on the clock that start times are told in.
 func sinceBoot() time.Duration {
 	var now unix.Timespec

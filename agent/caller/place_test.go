@@ -1,6 +1,8 @@
 package caller
 
 import (
+	"context"
+	"os"
 	"strings"
 	"testing"
 )
@@ -175,4 +177,32 @@ func FuzzPlace(f *testing.F) {
 			t.Errorf("%q: %+v, then %+v", file, got, again)
 		}
 	})
+}
+
+// A container that was started without an engine, in a scope of its own or in a session's, is not its user's on the device.
+func TestContainersInScopes(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, Options{})
+	for _, row := range []struct {
+		cgroup, numbers string
+		want            string // in the error; empty: proved
+	}{
+		{"/system.slice/runc-cam.scope", "17\t1", "in a pid namespace of its own"},
+		{"/user.slice/user-0.slice/session-3.scope", "17\t1", "in a pid namespace of its own"},
+		{"/system.slice/run-r1f.scope", "17", ""},
+		{"/user.slice/user-0.slice/session-3.scope", "17", ""},
+		// What a service or a user's own manager has in it is that service's or user's.
+		{"/system.slice/cam.service", "17\t1", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "17\t1", ""},
+	} {
+		s.put(os.Getpid(), row.cgroup)
+		s.write(os.Getpid(), "status", "Name:\tNSpid:\t1\t1\nUid:\t0\t0\t0\t0\nNSpid:\t"+row.numbers+"\n")
+		proof, _, _ := s.dial(Socket{})
+		_, err := proof.Caller(context.Background())
+		if row.want != "" {
+			denies(t, row.cgroup, err, row.want)
+		} else if err != nil {
+			t.Errorf("%s: %v", row.cgroup, err)
+		}
+	}
 }

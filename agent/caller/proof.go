@@ -228,6 +228,17 @@ func (p *Prover) find(pid int32, rules *ruleset) place {
 	if is.kind != inUnit && is.path != "" && is.path == p.own {
 		return place{kind: onHost, path: is.path} // where the daemon itself was started, so in no container of its own
 	}
+	if is.scope {
+		// Engines name the scopes of containers so that judge knows them. Other tools name them as they like (runc, crun), or
+		// leave their containers in the session's.
+		switch nested, err := p.kernel.isNested(pid); {
+		case err != nil:
+			return place{path: is.path, why: fmt.Sprintf("its pid namespace cannot be read: %v", err)}
+		case nested:
+			return place{path: is.path, why: fmt.Sprintf("it is in cgroup %s, and in a pid namespace of its own, as in a container", cut(is.path)),
+				hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
+		}
+	}
 	return is
 }
 
