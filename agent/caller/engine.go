@@ -95,7 +95,7 @@ func (p *Prover) confirm(ctx context.Context, rules *ruleset, in place) (*agent.
 		return bare, &UnprovedError{What: what, Why: fmt.Sprintf("the container engine was asked in vain: %v", err), Hint: "try again when the engine answers: docker ps tells"}
 	}
 	if err := p.doubt(rules, in, said); err != nil {
-		return &said.Container, &UnprovedError{What: what, Why: err.Error(), Hint: doubtHint(said)}
+		return &said.Container, &UnprovedError{What: what, Why: err.Error(), Hint: said.hint(in)}
 	}
 	return &said.Container, nil
 }
@@ -109,9 +109,9 @@ func (p *Prover) doubt(rules *ruleset, in place, said facts) error {
 		return errors.New("the engine says that its container does not run")
 	case said.Name == "":
 		return errors.New("the engine tells no name of its container")
-	case said.pidMode != "" && said.pidMode != "private":
+	case said.sharesPids():
 		return fmt.Errorf("its container shares the process numbers of others (--pid %s)", cut(anyID.ReplaceAllStringFunc(said.pidMode, shortID)))
-	case said.parent != "" && !parentIs(in.parent, said.parent):
+	case said.isElsewhere(in):
 		return fmt.Errorf("its container was started with a cgroup parent of its own (%s)", cut(said.parent))
 	}
 	file, err := p.kernel.read(said.init, "cgroup")
@@ -124,8 +124,17 @@ func (p *Prover) doubt(rules *ruleset, in place, said facts) error {
 	return nil
 }
 
-func doubtHint(said facts) string {
-	if said.pidMode != "" || said.parent != "" {
+// sharesPids reports whether a container was started with --pid. Podman says "private" of the others.
+func (said *facts) sharesPids() bool { return said.pidMode != "" && said.pidMode != "private" }
+
+// isElsewhere reports whether a container was started with another --cgroup-parent than where it is.
+func (said *facts) isElsewhere(in place) bool {
+	return said.parent != "" && !parentIs(in.parent, said.parent)
+}
+
+// hint is what to do about a doubt.
+func (said *facts) hint(in place) string {
+	if said.sharesPids() || said.isElsewhere(in) {
 		return "run the container without --pid and --cgroup-parent"
 	}
 	return ""

@@ -2,6 +2,7 @@ package caller
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -345,5 +346,26 @@ func TestImagesKeptAreBounded(t *testing.T) {
 	}
 	if digests, err := s.engine.repoDigests(context.Background(), s.engine.line, ""); digests != nil || err != nil {
 		t.Errorf("no image: %v, %v", digests, err)
+	}
+}
+
+// Podman tells a pid mode and a cgroup parent of every container. What stands against one that does not run is not these.
+func TestHintsAboutContainers(t *testing.T) {
+	t.Parallel()
+	s, e := withEngine(t, Options{})
+	for _, row := range []struct {
+		pidMode string
+		running bool
+		hinted  bool
+	}{{"private", false, false}, {"private", true, false}, {"host", true, true}} {
+		says := honest(idA, "vision", 3) // whose first process is in another cgroup
+		says.State["Running"] = row.running
+		says.HostConfig["PidMode"], says.HostConfig["CgroupParent"] = row.pidMode, "/docker"
+		e.answer(idA, says)
+		_, err := s.called(containerA, Socket{})
+		var why *UnprovedError
+		if !errors.As(err, &why) || (why.Hint != "") != row.hinted {
+			t.Errorf("%+v: %+v", row, why)
+		}
 	}
 }
