@@ -80,6 +80,7 @@ func TestContainersOfDocker(t *testing.T) {
 	other := e.image("probe:2", "two")
 	d := launchDaemon(t, twoModules(e.socket, image))
 	testContainers(t, e, d, image, other)
+	e.reportSpeed(t, "vision")
 
 	t.Run("a container that was put below another's cgroup is nobody", func(t *testing.T) {
 		id := e.must("inspect", "--format", "{{.Id}}", "vision")
@@ -253,6 +254,7 @@ func TestContainersOfPodman(t *testing.T) {
 	other := e.image("probe:2", "two")
 	d := launchDaemon(t, twoModules(e.socket, image))
 	testContainers(t, e, d, image, other)
+	e.reportSpeed(t, "vision")
 }
 
 // TestContainersOfCgroup2 is the same where cgroups v2 are all that the engine has.
