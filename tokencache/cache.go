@@ -38,6 +38,9 @@ type Answer struct {
 	ReceivedOn time.Time     // wall time at which it came from the source
 	RefreshIn  time.Duration // until the next planned fetch; asking again sooner brings nothing new
 
+	// Unconfirmed says that Left is what there may be at most: the device was off for a time that nobody can tell.
+	Unconfirmed bool
+
 	Permissions Permissions
 }
 
@@ -54,6 +57,11 @@ type Options struct {
 	Spread time.Duration
 	// Changes are the policy changes on record from before.
 	Changes []PolicyChange
+
+	// BootID names this boot of the device, for Memory. Empty: not known.
+	BootID string
+	// Memory is what a cache before this one knew. Nil: nothing.
+	Memory *Memory
 }
 
 // Cache holds the tokens. Its methods may be called by many goroutines.
@@ -62,6 +70,7 @@ type Cache struct {
 	clock   Clock
 	roll    func() float64
 	observe func(Event)
+	bootID  string
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -100,9 +109,13 @@ func New(o Options) *Cache {
 		entries: make(map[Key]*entry),
 		gate:    newGate(),
 		spread:  cmp.Or(o.Spread, DefaultSpread),
+		bootID:  o.BootID,
 	}
 	for _, p := range o.Changes {
 		c.enterLocked(p, c.clock.Boot()) // nobody else has c yet
+	}
+	if o.Memory != nil {
+		c.recall(o.Memory)
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.running.Go(c.run)
@@ -275,9 +288,12 @@ func (c *Cache) serveLocked(e *entry, left, now time.Duration) Answer {
 	e.served++
 	return Answer{
 		Token: e.token, Resource: e.key.Resource, Left: left, ReceivedOn: e.receivedWall,
-		RefreshIn: max(0, min(e.next-now, left)), Permissions: c.permissionsLocked(e, now),
+		RefreshIn: max(0, min(e.next-now, left)), Permissions: c.permissionsLocked(e, now), Unconfirmed: c.unconfirmedLocked(e),
 	}
 }
+
+// unconfirmedLocked reports whether e's token may have expired without the device being able to know.
+func (c *Cache) unconfirmedLocked(e *entry) bool { return e.unconfirmed && !c.clock.Synchronised() }
 
 // reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
 func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {

@@ -98,7 +98,9 @@ func (c *Cache) Prefetch(keys []Key) error {
 			e = c.addLocked(key)
 		}
 		e.prefetch = true
-		if e.next == never && e.flight == nil {
+		if left := c.leftLocked(e, now); left > 0 {
+			c.reviveLocked(e, left, now)
+		} else if e.next == never && e.flight == nil {
 			e.next = now
 		}
 	}

@@ -187,7 +187,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		outcome = Unchanged
 		e.wishes = now + min(max(wishEvery, held/2), wishTop)
 		e.deadline = min(e.deadline, now+left)
-		e.shown = begun
+		e.shown, e.unconfirmed = begun, false
 	case held > 0 && mintedBefore(f.Token, nominalOf(f), *e.token, e.nominal):
 		outcome = Older
 	default:

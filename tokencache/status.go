@@ -51,6 +51,7 @@ type Status struct {
 	Served      int64 // answers given by Get
 
 	// Without a valid token these are zero.
+	Unconfirmed bool // Left is what there may be at most: the device was off for a time that nobody can tell
 	Permissions Permissions
 	Minted      Minting
 	Life        time.Duration // that the token had when it was minted
@@ -71,6 +72,7 @@ type Sight struct {
 	Minted                Minting
 	Claims                Claims
 	Permissions           Permissions
+	Unconfirmed           bool // Left is what there may be at most
 }
 
 // Event tells of a fetch that ended.
@@ -104,6 +106,7 @@ func (c *Cache) Look(key Key) (Sight, <-chan struct{}, error) {
 	return Sight{
 		SHA256: e.token.Text.SHA256(), Left: left, ReceivedOn: e.receivedWall, ExpiresOn: c.clock.Wall().Add(left),
 		Minted: e.minted, Claims: e.token.Claims, Permissions: c.permissionsLocked(e, now),
+		Unconfirmed: c.unconfirmedLocked(e),
 	}, e.news, nil
 }
 
@@ -135,7 +138,7 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		s.Left, s.SHA256 = left, e.token.Text.SHA256()
 		s.ReceivedOn, s.ExpiresOn = e.receivedWall, wall.Add(left)
 		s.Permissions, s.Minted, s.Life = c.permissionsLocked(e, now), e.minted, e.life
-		s.Claims, s.Before = e.token.Claims, e.before
+		s.Claims, s.Before, s.Unconfirmed = e.token.Claims, e.before, c.unconfirmedLocked(e)
 		if at := c.likelyLocked(e, now); at != never {
 			s.Expected = wall.Add(at - now)
 		}

@@ -1,0 +1,192 @@
+package tokencache
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Memory is what a cache knows, for a later one to begin with: Options.Memory. It has the tokens' text, in plain values
+// of its own. Durations are boot times, of the boot that BootID names, unless they say otherwise.
+type Memory struct {
+	BootID       string // of the boot in which it was taken; empty: not known
+	Boot         time.Duration
+	Wall         time.Time // by the device's clock, when it was taken
+	Synchronised bool      // whether that was known to be right
+	Keys         []Remembered
+	Rollovers    []Rollover // of all keys, the latest last
+}
+
+// Remembered is what is known of one key.
+type Remembered struct {
+	Key        Key
+	Token      Token         // the zero Token when none is held that is valid
+	Nominal    time.Duration // of the token, by its source
+	ReceivedOn time.Time     // by the device's clock
+	Deadline   time.Duration // when it expires
+	Next       time.Duration // when it is fetched; Never: it is not
+	Asked      time.Duration // when somebody asked for it last; Never: nobody did
+
+	// Of the token held last.
+	Minted                          Minting
+	Life                            time.Duration // at its minting; 0: there never was one, and what follows is zero
+	Born, Received, Shown, Answered time.Duration
+	Tries                           int
+	Claims                          Claims
+	Before                          *Claims
+
+	// Unconfirmed says that the token's life left is not known for certain, since the device was off for a time that
+	// nobody can tell.
+	Unconfirmed bool
+
+	Rollovers []Rollover // seen of this key, the latest last
+}
+
+// Rollover is one that was seen: between which shares of a token's life it took place, and from which on the back end was
+// probed often.
+type Rollover struct {
+	Key                Key
+	After, By, Watched float64
+}
+
+// Never is a boot time that is not reached.
+const Never = never
+
+// Memory returns what c knows. Changes on record are not in it: they are kept by themselves.
+func (c *Cache) Memory() Memory {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	m := Memory{
+		BootID: c.bootID, Boot: now, Wall: c.clock.Wall(), Synchronised: c.clock.Synchronised(), Rollovers: c.rollovers.tell(),
+	}
+	for _, e := range c.entries {
+		if e.life != 0 {
+			m.Keys = append(m.Keys, e.remember(now))
+		}
+	}
+	slices.SortFunc(m.Keys, func(a, b Remembered) int {
+		return cmp.Or(cmp.Compare(a.Key.Selector.Kind, b.Key.Selector.Kind), cmp.Compare(a.Key.Selector.ID, b.Key.Selector.ID), cmp.Compare(a.Key.Resource, b.Key.Resource))
+	})
+	return m
+}
+
+func (e *entry) remember(now time.Duration) Remembered {
+	r := Remembered{
+		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: e.next, Asked: e.asked,
+		Minted: e.minted, Life: e.life, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
+		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Rollovers: e.rollovers.tell(),
+	}
+	if e.deadline > now {
+		r.Token = *e.token
+	}
+	if r.Asked == longAgo {
+		r.Asked = never
+	}
+	return r
+}
+
+func (h history) tell() []Rollover {
+	told := make([]Rollover, len(h))
+	for i, r := range h {
+		told[i] = Rollover{Key: r.of, After: r.after, By: r.by, Watched: r.watched}
+	}
+	return told
+}
+
+// recall begins with what m tells. Nobody else has c yet.
+func (c *Cache) recall(m *Memory) {
+	now := c.clock.Boot()
+	c.rollovers = historyOf(m.Rollovers, sourceHistory)
+	keys := slices.Clone(m.Keys)
+	slices.SortStableFunc(keys, func(a, b Remembered) int { return cmp.Compare(a.lastAsked(), b.lastAsked()) })
+	for _, r := range keys {
+		if c.entries[r.Key] != nil || r.Life <= 0 {
+			continue
+		}
+		c.recallKey(r, c.absence(m, r, now), now)
+	}
+	c.evictLocked(nil)
+}
+
+func (r Remembered) lastAsked() time.Duration {
+	if r.Asked == never {
+		return longAgo
+	}
+	return r.Asked
+}
+
+func historyOf(told []Rollover, most int) (h history) {
+	for _, r := range told {
+		h.add(rollover{of: r.Key, after: r.After, by: r.By, watched: r.Watched}, most)
+	}
+	return h
+}
+
+// absence is how m's boot clock and this one's are to each other, and what is known of the time between.
+type absence struct {
+	shift   time.Duration // from the one to the other
+	beyond  time.Duration // how much longer a token may be valid than it seems
+	certain bool          // nothing of this is a guess
+}
+
+// absence tells how long the cache was away from r.
+//
+// Within one boot nothing needs to be told. After another one, the clock that is known to be right tells it, against
+// what the issuer said of the token. Else it is at least as long as this boot has lasted, and the wall clock, which may
+// be wrong, is good enough to plan by but not to drop a token.
+func (c *Cache) absence(m *Memory, r Remembered, now time.Duration) absence {
+	if m.BootID != "" && m.BootID == c.bootID && m.Boot <= now {
+		return absence{certain: !r.Unconfirmed}
+	}
+	wall, synchronised := c.clock.Wall(), c.clock.Synchronised()
+	then := m.Wall
+	known := synchronised && m.Synchronised
+	if !r.Token.Text.IsZero() && !r.Token.ExpiresOn.IsZero() && synchronised {
+		then, known = r.Token.ExpiresOn.Add(m.Boot-r.Deadline), !r.Unconfirmed
+	}
+	away := min(max(wall.Sub(then), now), longestAbsence)
+	a := absence{shift: now - m.Boot - away, certain: known}
+	if !known {
+		a.beyond = away - now
+	}
+	return a
+}
+
+// longestAbsence keeps a wrong clock from leaving the range of durations.
+const longestAbsence = 10 * 365 * 24 * time.Hour
+
+// at translates a boot time of the earlier boot.
+func (a absence) at(t time.Duration) time.Duration {
+	if t == never || t == longAgo {
+		return t
+	}
+	return t + a.shift
+}
+
+// recallKey makes an entry of what is remembered. A token that has certainly expired is not among it.
+func (c *Cache) recallKey(r Remembered, a absence, now time.Duration) {
+	e := c.addLocked(r.Key)
+	e.nominal, e.receivedWall, e.asked = r.Nominal, r.ReceivedOn, a.at(r.lastAsked())
+	e.minted, e.life, e.claims, e.before, e.tries = r.Minted, r.Life, r.Claims, r.Before, r.Tries
+	e.born, e.received, e.shown, e.answered = a.at(r.Born), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
+	e.rollovers = historyOf(r.Rollovers, keyHistory)
+	e.advised = longAgo
+	c.uses++
+	e.used = c.uses
+	seems := a.at(r.Deadline)
+	if deadline := seems + a.beyond; !r.Token.Text.IsZero() && deadline > now {
+		e.token, e.deadline, e.unconfirmed = &r.Token, deadline, !a.certain
+	}
+	switch {
+	case e.token.Text.IsZero():
+	case c.leftLocked(e, now) <= 0, seems <= now:
+		e.next = now // it has expired as far as can be told
+	default:
+		e.next = max(now, min(a.at(r.Next), seems+afterExpiry))
+	}
+	if r.Next == never && e.next > now {
+		e.next = never
+	}
+	c.judgeLocked(e)
+}
