@@ -71,6 +71,12 @@ type Options struct {
 	// Keep writes the whole record, each time it is another, so that it outlives this process. It is
 	// called by one goroutine at a time and may take its time. Nil: nothing is kept.
 	Keep func([]tokencache.PolicyChange) error
+
+	// BootID names this boot of the device, and Memory is what a cache before knew: see tokencache.Options.
+	BootID string
+	Memory *tokencache.Memory
+	// Keeping has what the cache knows outlive this process. Zero: it does not.
+	Keeping Keeping
 }
 
 // Agent is safe for use by many goroutines.
@@ -80,6 +86,9 @@ type Agent struct {
 	log     *zap.Logger
 	changed func()
 
+	ready   chan struct{} // closed when all parts are there
+	closing sync.Once
+
 	apply sync.Mutex // one Apply at a time
 	rules atomic.Pointer[ruleset]
 
@@ -88,6 +97,7 @@ type Agent struct {
 
 	naming  sync.Mutex // one policy change at a time gets its name
 	record  record
+	memory  memory
 	chase   chase
 	reports reports
 }
@@ -104,11 +114,12 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed}
+	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed, ready: make(chan struct{})}
 	a.audit.open(o.Log, a.clock)
 	a.rules.Store(compiled)
 	a.cache = tokencache.New(tokencache.Options{
 		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Spread: o.Rules.Spread, Changes: o.Changes,
+		BootID: o.BootID, Memory: o.Memory,
 	})
 	a.record.open(o.Keep, a.cache.Changes, a.clock, o.Log)
 	if o.LostRecord != nil {
@@ -116,6 +127,8 @@ func New(o Options) (*Agent, error) {
 	}
 	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.allows)
+	a.memory.open(o.Keeping, a.cache.Memory, a.clock, o.Log, a.changed)
+	close(a.ready)
 	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
 		a.Close()
 		return nil, err
@@ -124,9 +137,13 @@ func New(o Options) (*Agent, error) {
 }
 
 // Close ends the fetches under way, forgets every token, and has kept what there was to keep.
-func (a *Agent) Close() {
-	a.cache.Close()
+func (a *Agent) Close() { a.closing.Do(a.close) }
+
+func (a *Agent) close() {
+	keep := a.memory.close()
+	a.cache.Close() // whoever waits is told before the disk is waited for
 	a.record.close()
+	keep()
 }
 
 // Check returns nil while the cache answers and its schedule moves: what a watchdog wants to know.

@@ -31,6 +31,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	}
 	a.chase.restart(a.cache.Status())
 	a.reports.retain(compiled)
+	a.memory.notice(true) // tokens that are not allowed any more are to be nowhere
 	return compiled.changes(before), nil
 }
 
@@ -111,9 +112,11 @@ func (s *ruleset) unknownIdentity(name string) *Error {
 }
 
 func (a *Agent) fetched(e tokencache.Event) {
+	<-a.ready // what is remembered of a key may have it fetched at once
 	a.logFetch(e)
 	a.logChase(e)
 	a.record.notice()
+	a.memory.notice(e.Outcome == tokencache.Newer)
 	a.changed()
 }
 

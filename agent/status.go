@@ -83,6 +83,7 @@ func (a *Agent) Status() Status {
 		}
 	}
 	s.Trouble = append(s.Trouble, a.record.trouble()...)
+	s.Trouble = append(s.Trouble, a.memory.trouble()...)
 	if len(rules.rules.Grants) == 0 {
 		s.Trouble = append(s.Trouble, "no [[grant]] is configured: every caller is denied")
 	}

@@ -1,0 +1,143 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"perceptd/tokencache"
+)
+
+// Keeping has what the cache knows outlive this process. It is called by one goroutine at a time, and may take its time.
+type Keeping struct {
+	// Carry takes over what is to outlive a restart: after each fetch, and when rules have changed.
+	Carry func(tokencache.Memory) error
+	// Save takes over what is to outlive a reboot: after each fetch that brought a newer token, when rules have changed,
+	// once an hour, so that it is known how long the device was on at least, and at the end.
+	Save func(tokencache.Memory) error
+}
+
+// saveEvery is how often the cache is saved though nothing has changed.
+const saveEvery = time.Hour
+
+// memory has the cache's knowledge kept.
+type memory struct {
+	keeping Keeping
+	take    func() tokencache.Memory
+	clock   tokencache.Clock
+	log     *zap.Logger
+	told    func() // the status may tell something new
+
+	wake  chan struct{}
+	newer atomic.Bool // what is to be saved is another than what was
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	saver  sync.WaitGroup
+
+	uncarried, unsaved atomic.Pointer[error] // why the last one failed; nil: it worked, or there is none
+}
+
+// open begins to keep what take tells.
+func (m *memory) open(keeping Keeping, take func() tokencache.Memory, clock tokencache.Clock, log *zap.Logger, told func()) {
+	m.keeping, m.take, m.clock, m.log, m.told = keeping, take, clock, log, told
+	m.wake = make(chan struct{}, 1)
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if keeping.Carry != nil || keeping.Save != nil {
+		m.saver.Go(m.run)
+	}
+}
+
+// notice has the cache kept soon. It does not wait.
+func (m *memory) notice(newer bool) {
+	if newer {
+		m.newer.Store(true)
+	}
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *memory) run() {
+	last := m.clock.Boot()
+	for {
+		wait := last + saveEvery - m.clock.Boot()
+		if m.unsaved.Load() != nil || m.uncarried.Load() != nil {
+			wait = keepAgain
+		}
+		fired, stop := m.clock.Timer(max(0, wait))
+		lasting := false
+		select {
+		case <-m.wake:
+		case <-fired:
+			lasting = true
+		case <-m.ctx.Done():
+			stop()
+			return
+		}
+		stop()
+		if m.newer.Swap(false) || lasting {
+			last = m.clock.Boot()
+			m.save(m.take())
+		} else {
+			m.carry(m.take())
+		}
+	}
+}
+
+// save keeps all in both ways.
+func (m *memory) save(known tokencache.Memory) {
+	m.carry(known)
+	m.try(&m.unsaved, m.keeping.Save, known, "tokens could not be saved")
+}
+
+func (m *memory) carry(known tokencache.Memory) {
+	m.try(&m.uncarried, m.keeping.Carry, known, "tokens could not be handed to systemd")
+}
+
+// try logs a failure once, and that it is over.
+func (m *memory) try(fault *atomic.Pointer[error], keep func(tokencache.Memory) error, known tokencache.Memory, what string) {
+	if keep == nil {
+		return
+	}
+	err := keep(known)
+	var before *error
+	if err != nil {
+		before = fault.Swap(&err)
+	} else {
+		before = fault.Swap(nil)
+	}
+	switch {
+	case err != nil && before == nil:
+		m.log.Error(what, zap.Error(err))
+	case err == nil && before != nil:
+		m.log.Info("tokens are kept again")
+	case err == nil:
+		return
+	}
+	m.told()
+}
+
+// close ends the saver and returns what keeps the cache for the last time, as it is now.
+func (m *memory) close() (keep func()) {
+	m.cancel()
+	m.saver.Wait()
+	known := m.take()
+	return func() { m.save(known) }
+}
+
+// trouble says what a technician should know, in sentences.
+func (m *memory) trouble() (all []string) {
+	if fault := m.unsaved.Load(); fault != nil {
+		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; perceptd tries again every minute", *fault))
+	}
+	if fault := m.uncarried.Load(); fault != nil {
+		all = append(all, fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", *fault))
+	}
+	return all
+}
