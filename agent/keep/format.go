@@ -68,7 +68,7 @@ func (r *Record) encode(changes []tokencache.PolicyChange) ([]byte, error) {
 			ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect.String(), Note: p.Note, NotedOn: p.NotedOn.UTC(),
 		}
 		if !p.AllIdentities {
-			w.Selector = &selector{p.Selector.Kind.String(), p.Selector.ID}
+			w.Selector = selectorOf(p.Selector)
 		}
 		if p.Floating {
 			since := int64(p.BootAt)
@@ -127,8 +127,7 @@ func (r *Record) change(w written, boot string) tokencache.PolicyChange {
 		Note: w.Note, NotedOn: w.NotedOn, Floating: w.AtBoot != nil,
 	}
 	if w.Selector != nil {
-		p.Selector.Kind, _ = w.Selector.kind()
-		p.Selector.ID = w.Selector.ID
+		p.Selector, _ = w.Selector.means()
 	}
 	if p.Floating {
 		now := r.boot()
@@ -179,7 +178,7 @@ func (w *written) check() error {
 	case w.Selector == nil:
 		return nil
 	}
-	if kind, ok := w.Selector.kind(); !ok || !fits(w.Selector.ID, maxSelector) || (kind == tokencache.SystemAssigned) != (w.Selector.ID == "") {
+	if _, ok := w.Selector.means(); !ok {
 		return errors.New("its selector is none")
 	}
 	return nil
@@ -194,13 +193,16 @@ func effectOf(name string) tokencache.Effect {
 	return 0
 }
 
-func (s *selector) kind() (tokencache.SelectorKind, bool) {
+func selectorOf(s tokencache.Selector) *selector { return &selector{s.Kind.String(), s.ID} }
+
+// means returns what s stands for, if it stands for anything.
+func (s *selector) means() (tokencache.Selector, bool) {
 	for _, kind := range kinds {
 		if kind.String() == s.Kind {
-			return kind, true
+			return tokencache.Selector{Kind: kind, ID: s.ID}, fits(s.ID, maxSelector) && (kind == tokencache.SystemAssigned) == (s.ID == "")
 		}
 	}
-	return 0, false
+	return tokencache.Selector{}, false
 }
 
 // fits reports whether text is printable and no longer than most bytes.

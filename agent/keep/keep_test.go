@@ -17,6 +17,11 @@ import (
 	"perceptd/tokencache"
 )
 
+const (
+	newName = fileName + beingWritten
+	aside   = fileName + unreadable
+)
+
 const vault = "https://vault.azure.net"
 
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -77,8 +82,8 @@ func TestBoots(t *testing.T) {
 		name, boot string
 		now, want  time.Duration
 	}{
-		{"the same boot", bootID(), time.Hour, 20 * time.Minute},
-		{"the same boot, by a clock that began anew", bootID(), time.Minute, time.Minute},
+		{"the same boot", BootID(), time.Hour, 20 * time.Minute},
+		{"the same boot, by a clock that began anew", BootID(), time.Minute, time.Minute},
 		{"another boot", "another", 2 * time.Minute, 2 * time.Minute},
 		{"another boot, later", "another", time.Hour, time.Hour},
 		{"nobody knows which boot", "", time.Hour, time.Hour},
@@ -360,7 +365,7 @@ func TestFailingSteps(t *testing.T) {
 	if err := syncDir("/nonexistent"); err == nil {
 		t.Error("synced a folder that is not there")
 	}
-	if err := (&Record{dir: "/nonexistent"}).moveAside("/nonexistent/x", errors.New("why")); !strings.Contains(err.Error(), "could not be moved aside") {
+	if err := moveAside("/nonexistent/x", errors.New("why")); !strings.Contains(err.Error(), "could not be moved aside") {
 		t.Error(err)
 	}
 }

@@ -1,0 +1,173 @@
+package keep
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"perceptd/tokencache"
+)
+
+const (
+	carriedName  = "perceptd-tokens"
+	carriedMagic = "percept-memory\x00\x01" // and its version
+
+	carriedHead = len(carriedMagic) + 8 + sha256.Size // then the text's length, and its digest
+	maxCarried  = carriedHead + maxMemory
+
+	allSeals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+
+	// sysMemfdSecret has this number on every architecture that has it; on the others there is none of it.
+	sysMemfdSecret = 447
+)
+
+// Carry puts m into memory that outlives this process in a descriptor, for systemd to hold. Where the kernel
+// lets it, that is memory which no other process can read without the descriptor, not even root's; elsewhere
+// it is a memfd that nobody can change any more.
+func Carry(m tokencache.Memory) (*os.File, error) {
+	text, err := encodeMemory(m)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	framed := frame(text)
+	defer clear(framed)
+	if f, err := carrySecret(framed); err == nil {
+		return f, nil
+	}
+	return carrySealed(framed)
+}
+
+// Carried returns what Carry put into f, which stays open.
+func Carried(f *os.File) (*tokencache.Memory, error) {
+	framed, err := carriedIn(f)
+	defer clear(framed)
+	var text []byte
+	if err == nil {
+		text, err = unframe(framed)
+	}
+	var m *tokencache.Memory
+	if err == nil {
+		m, err = decodeMemory(text)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the memory that was carried over: %w", err)
+	}
+	return m, nil
+}
+
+// frame lets one that is torn, or of another version, be told from a whole one.
+func frame(text []byte) []byte {
+	digest := sha256.Sum256(text)
+	framed := make([]byte, 0, carriedHead+len(text))
+	framed = append(framed, carriedMagic...)
+	framed = binary.BigEndian.AppendUint64(framed, uint64(len(text)))
+	framed = append(framed, digest[:]...)
+	return append(framed, text...)
+}
+
+func unframe(framed []byte) ([]byte, error) {
+	rest, ok := bytes.CutPrefix(framed, []byte(carriedMagic))
+	if !ok || len(framed) < carriedHead {
+		return nil, errors.New("it is not what this release of perceptd writes")
+	}
+	length, digest, text := binary.BigEndian.Uint64(rest), rest[8:8+sha256.Size], rest[8+sha256.Size:]
+	if sum := sha256.Sum256(text); length != uint64(len(text)) || !bytes.Equal(sum[:], digest) {
+		return nil, errors.New("it is not whole")
+	}
+	return text, nil
+}
+
+// carrySecret uses memory that the kernel takes out of its own view. It counts as locked, so RLIMIT_MEMLOCK bounds it.
+func carrySecret(framed []byte) (*os.File, error) {
+	fd, _, errno := unix.Syscall(sysMemfdSecret, unix.O_CLOEXEC, 0, 0)
+	if errno != 0 {
+		return nil, os.NewSyscallError("memfd_secret", errno)
+	}
+	f := os.NewFile(fd, carriedName)
+	if err := fillSecret(f, framed); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func fillSecret(f *os.File, framed []byte) error {
+	if err := f.Truncate(int64(len(framed))); err != nil {
+		return err
+	}
+	there, err := unix.Mmap(int(f.Fd()), 0, len(framed), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	copy(there, framed)
+	return os.NewSyscallError("munmap", unix.Munmap(there))
+}
+
+func carrySealed(framed []byte) (*os.File, error) {
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate(carriedName, flags|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate(carriedName, flags)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), carriedName)
+	_, err = f.Write(framed)
+	if err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, allSeals)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("memory for what is carried over: %w", err)
+	}
+	return f, nil
+}
+
+// carriedIn reads what is in f if it is one of the two kinds that Carry makes, and nothing else: a pipe or a
+// file is not waited for, and what another could change meanwhile is not taken.
+func carriedIn(f *os.File) ([]byte, error) {
+	secret, err := isSecret(f)
+	if err != nil {
+		return nil, err
+	}
+	if seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0); !secret && (err != nil || seals&allSeals != allSeals) {
+		return nil, errors.New("it is neither a sealed memfd nor a memfd_secret")
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if size := info.Size(); size < int64(carriedHead) || size > int64(maxCarried) {
+		return nil, fmt.Errorf("%d bytes are not what perceptd writes", size)
+	}
+	framed := make([]byte, info.Size())
+	if secret {
+		return framed, readSecret(f, framed)
+	}
+	_, err = f.ReadAt(framed, 0)
+	return framed, err
+}
+
+func isSecret(f *os.File) (bool, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return false, os.NewSyscallError("fstatfs", err)
+	}
+	return int64(fs.Type) == unix.SECRETMEM_MAGIC, nil
+}
+
+func readSecret(f *os.File, framed []byte) error {
+	there, err := unix.Mmap(int(f.Fd()), 0, len(framed), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("mmap: %w: is LimitMEMLOCK lower than it was?", err)
+	}
+	copy(framed, there)
+	return os.NewSyscallError("munmap", unix.Munmap(there))
+}

@@ -1,0 +1,42 @@
+package keep
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+)
+
+// Key is the secret that the cache file is sealed with. It prints as "[key]" under every fmt verb, in JSON
+// and as text; only not in an unexported field of a struct that is printed whole, so hold it in none.
+type Key [32]byte
+
+const redacted = "[key]"
+
+func (Key) String() string                 { return redacted }
+func (Key) GoString() string               { return redacted }
+func (Key) Format(f fmt.State, _ rune)     { _, _ = f.Write([]byte(redacted)) }
+func (Key) MarshalText() ([]byte, error)   { return []byte(redacted), nil }
+func (Key) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
+
+// ReadKey reads a key's file: 32 bytes that nobody but root and this process's user can change, and nobody
+// but them and the file's group can read. Without one the error is an fs.ErrNotExist.
+func ReadKey(path string) (*Key, error) {
+	text, err := read(path, othersMayChange|othersMayRead, len(Key{}))
+	defer clear(text)
+	if refused, kernel := errors.AsType[*fs.PathError](err); kernel {
+		err = refused.Err
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("the key of the cache file, %s: %w", path, err)
+		}
+	}
+	var key Key
+	if err == nil && len(text) != len(key) {
+		err = fmt.Errorf("it has %d bytes", len(text))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the key of the cache file, %s: %w: put %d random bytes there (head -c %d /dev/urandom), in a file of "+
+			"root's or of perceptd's user, mode 0400", path, err, len(key), len(key))
+	}
+	copy(key[:], text)
+	return &key, nil
+}

@@ -1,0 +1,410 @@
+package keep
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"reflect"
+	"time"
+	"unicode/utf8"
+
+	"perceptd/tokencache"
+)
+
+// memoryVersion is the format of a cache's memory that is written, and the only one that is read.
+const memoryVersion = 1
+
+// Bounds on what a cache's memory may hold: those of what a back end may answer, and of what a cache remembers.
+const (
+	maxMemory  = 16 << 20 // bytes of the document
+	maxText    = 64 << 10
+	maxClaim   = 1024
+	maxListed  = 2048
+	maxOwn     = 8 // rollovers of one key
+	maxHistory = 512
+	maxTries   = math.MaxInt32
+
+	maxUptime = 30 * 365 * 24 * time.Hour
+	maxSpan   = time.Duration(math.MaxInt64/2 + 1) // of boot times, either way; the difference of two is a duration still
+)
+
+// memory is a cache's memory as it is written. Times are absent where they are not known.
+type memory struct {
+	Version      int           `json:"version"`
+	BootID       string        `json:"boot_id"` // the boot that boot times (…_ns) are of
+	Boot         time.Duration `json:"boot_ns"`
+	Wall         time.Time     `json:"wall,omitzero"`
+	Synchronised bool          `json:"synchronised"`
+	Keys         []remembered  `json:"keys"`
+	Rollovers    []seen        `json:"rollovers"`
+}
+
+// key is a tokencache.Key.
+type key struct {
+	Selector selector `json:"selector"`
+	Resource string   `json:"resource"`
+}
+
+type remembered struct {
+	Key         key            `json:"key"`
+	Token       *token         `json:"token,omitempty"`
+	Nominal     time.Duration  `json:"nominal_ns"`
+	ReceivedOn  time.Time      `json:"received_on,omitzero"`
+	Deadline    time.Duration  `json:"deadline_ns"`
+	Next        *time.Duration `json:"next_ns,omitempty"`  // absent: never
+	Asked       *time.Duration `json:"asked_ns,omitempty"` // absent: never
+	Earliest    time.Time      `json:"minted_earliest,omitzero"`
+	Latest      time.Time      `json:"minted_latest,omitzero"`
+	Life        time.Duration  `json:"life_ns"`
+	Born        time.Duration  `json:"born_ns"`
+	Received    time.Duration  `json:"received_ns"`
+	Shown       time.Duration  `json:"shown_ns"`
+	Answered    time.Duration  `json:"answered_ns"`
+	Tries       int            `json:"tries,omitempty"`
+	Claims      claims         `json:"claims"`
+	Before      *claims        `json:"before,omitempty"`
+	Unconfirmed bool           `json:"unconfirmed,omitempty"`
+	Rollovers   []seen         `json:"rollovers,omitempty"`
+}
+
+type token struct {
+	Text      string    `json:"text"`
+	ExpiresOn time.Time `json:"expires_on,omitzero"`
+	NotBefore time.Time `json:"not_before,omitzero"`
+	Claims    *claims   `json:"claims,omitempty"` // absent: the key's
+}
+
+type claims struct {
+	Audience  string    `json:"aud,omitempty"`
+	ClientID  string    `json:"appid,omitempty"`
+	ObjectID  string    `json:"oid,omitempty"`
+	TenantID  string    `json:"tid,omitempty"`
+	IssuedAt  time.Time `json:"iat,omitzero"`
+	NotBefore time.Time `json:"nbf,omitzero"`
+	Groups    []string  `json:"groups,omitempty"`
+	Roles     []string  `json:"roles,omitempty"`
+	WIDs      []string  `json:"wids,omitempty"`
+}
+
+type seen struct {
+	Of      *key    `json:"of,omitempty"` // absent: the key that it stands under
+	After   float64 `json:"after"`
+	By      float64 `json:"by"`
+	Watched float64 `json:"watched"`
+}
+
+// encodeMemory leaves out the keys that could not be read again, so that one strange token, or one strange
+// time of it, does not cost the others. The caller clears what it is given; encoding/json and the tokens
+// themselves, being strings, leave copies that no program can clear.
+func encodeMemory(m tokencache.Memory) ([]byte, error) {
+	doc := memory{
+		Version: memoryVersion, BootID: m.BootID, Boot: m.Boot, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
+		Keys: make([]remembered, 0, len(m.Keys)), Rollovers: seenOf(m.Rollovers, maxHistory, tokencache.Key{}),
+	}
+	for _, r := range m.Keys {
+		if w := rememberedOf(r); w.check() == nil {
+			doc.Keys = append(doc.Keys, w)
+		}
+	}
+	if err := doc.check(); err != nil {
+		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
+	}
+	text, err := json.Marshal(doc)
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxMemory {
+		clear(text)
+		return nil, fmt.Errorf("the cache would take more than %d bytes to keep", maxMemory)
+	}
+	return text, nil
+}
+
+func rememberedOf(r tokencache.Remembered) remembered {
+	w := remembered{
+		Key: keyOf(r.Key), Nominal: r.Nominal, ReceivedOn: r.ReceivedOn.UTC(), Deadline: r.Deadline, Next: unlessNever(r.Next),
+		Asked: unlessNever(r.Asked), Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Born: r.Born,
+		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
+		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key),
+	}
+	if r.Before != nil {
+		before := claimsOf(*r.Before)
+		w.Before = &before
+	}
+	if !r.Token.Text.IsZero() {
+		w.Token = &token{Text: r.Token.Text.Reveal(), ExpiresOn: r.Token.ExpiresOn.UTC(), NotBefore: r.Token.NotBefore.UTC()}
+		if own := claimsOf(r.Token.Claims); !reflect.DeepEqual(own, w.Claims) {
+			w.Token.Claims = &own
+		}
+	}
+	return w
+}
+
+func keyOf(k tokencache.Key) key { return key{*selectorOf(k.Selector), k.Resource} }
+
+func claimsOf(c tokencache.Claims) claims {
+	c.IssuedAt, c.NotBefore = c.IssuedAt.UTC(), c.NotBefore.UTC()
+	return claims(c)
+}
+
+// seenOf returns the latest of told that are sound. What stands under the key need not name it.
+func seenOf(told []tokencache.Rollover, most int, under tokencache.Key) []seen {
+	all := make([]seen, 0, len(told))
+	for _, r := range told {
+		w := seen{After: r.After, By: r.By, Watched: r.Watched}
+		if r.Key != under {
+			of := keyOf(r.Key)
+			w.Of = &of
+		}
+		if w.check() == nil {
+			all = append(all, w)
+		}
+	}
+	return all[max(0, len(all)-most):]
+}
+
+func unlessNever(d time.Duration) *time.Duration {
+	if d == tokencache.Never {
+		return nil
+	}
+	return &d
+}
+
+// decodeMemory quotes nothing of text in its errors, since there are tokens in it.
+func decodeMemory(text []byte) (*tokencache.Memory, error) {
+	var head struct{ Version *int }
+	if json.Unmarshal(text, &head) != nil {
+		return nil, errors.New("it is not JSON")
+	}
+	if head.Version == nil || *head.Version != memoryVersion {
+		return nil, fmt.Errorf("it is not of version %d: another release of perceptd wrote it", memoryVersion)
+	}
+	var doc memory
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if d.Decode(&doc) != nil {
+		return nil, fmt.Errorf("it is not what perceptd writes as version %d", memoryVersion)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("something stands after its end")
+	}
+	if err := doc.check(); err != nil {
+		return nil, err
+	}
+	m := tokencache.Memory{
+		BootID: doc.BootID, Boot: doc.Boot, Wall: doc.Wall, Synchronised: doc.Synchronised, Rollovers: told(doc.Rollovers, tokencache.Key{}),
+	}
+	for _, w := range doc.Keys {
+		m.Keys = append(m.Keys, w.remembered())
+	}
+	return &m, nil
+}
+
+func (w *remembered) remembered() tokencache.Remembered {
+	of := w.Key.key()
+	r := tokencache.Remembered{
+		Key: of, Nominal: w.Nominal, ReceivedOn: w.ReceivedOn, Deadline: w.Deadline, Next: orNever(w.Next), Asked: orNever(w.Asked),
+		Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Born: w.Born, Received: w.Received,
+		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
+		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
+	}
+	if t := w.Token; t != nil {
+		r.Token = tokencache.Token{
+			Text: tokencache.NewSecret(t.Text), ExpiresOn: t.ExpiresOn, NotBefore: t.NotBefore, Claims: r.Claims,
+		}
+		if t.Claims != nil {
+			r.Token.Claims = tokencache.Claims(*t.Claims)
+		}
+	}
+	return r
+}
+
+func (k *key) key() tokencache.Key {
+	s, _ := k.Selector.means()
+	return tokencache.Key{Selector: s, Resource: k.Resource}
+}
+
+func told(all []seen, under tokencache.Key) []tokencache.Rollover {
+	var rollovers []tokencache.Rollover
+	for _, w := range all {
+		r := tokencache.Rollover{Key: under, After: w.After, By: w.By, Watched: w.Watched}
+		if w.Of != nil {
+			r.Key = w.Of.key()
+		}
+		rollovers = append(rollovers, r)
+	}
+	return rollovers
+}
+
+func orNever(d *time.Duration) time.Duration {
+	if d == nil {
+		return tokencache.Never
+	}
+	return *d
+}
+
+// check returns the first thing that is wrong with what is, or is to be, kept.
+func (doc *memory) check() error {
+	switch {
+	case len(doc.Keys) > tokencache.MaxKeys:
+		return fmt.Errorf("%d keys are more than %d", len(doc.Keys), tokencache.MaxKeys)
+	case !fits(doc.BootID, maxID):
+		return errors.New("its boot_id is none")
+	case doc.Boot < 0 || doc.Boot > maxUptime:
+		return errors.New("its boot_ns is no uptime")
+	case !known(doc.Wall):
+		return errors.New("its wall is outside 1970 to 2200")
+	}
+	if err := checkSeen(doc.Rollovers, maxHistory); err != nil {
+		return err
+	}
+	there := make(map[tokencache.Key]bool)
+	for i := range doc.Keys {
+		w := &doc.Keys[i]
+		if err := w.check(); err != nil {
+			return fmt.Errorf("key %d: %w", i+1, err)
+		}
+		if k := w.Key.key(); there[k] {
+			return fmt.Errorf("key %d: it is there twice", i+1)
+		} else {
+			there[k] = true
+		}
+	}
+	return nil
+}
+
+func (w *remembered) check() error {
+	switch {
+	case w.Life < 0 || w.Life > maxSpan || w.Nominal < 0 || w.Nominal > maxSpan:
+		return errors.New("its token's life is none")
+	case !within(w.Deadline, w.Born, w.Received, w.Shown, w.Answered, orZero(w.Next), orZero(w.Asked)):
+		return errors.New("a boot time of it is out of range")
+	case !known(w.ReceivedOn, w.Earliest, w.Latest):
+		return errors.New("its times are outside 1970 to 2200")
+	case w.Tries < 0 || w.Tries > maxTries:
+		return errors.New("its tries are out of range")
+	}
+	if err := w.Key.check(); err != nil {
+		return err
+	}
+	for _, c := range []*claims{&w.Claims, w.Before} {
+		if err := c.check(); err != nil {
+			return err
+		}
+	}
+	if err := w.Token.check(); err != nil {
+		return err
+	}
+	return checkSeen(w.Rollovers, maxOwn)
+}
+
+func (k *key) check() error {
+	if _, ok := k.Selector.means(); !ok {
+		return errors.New("its selector is none")
+	}
+	if !fits(k.Resource, maxResource) {
+		return errors.New("its resource is none")
+	}
+	return nil
+}
+
+func (t *token) check() error {
+	switch {
+	case t == nil:
+		return nil
+	case t.Text == "" || len(t.Text) > maxText || !headerSafe(t.Text):
+		return errors.New("its token is none")
+	case !known(t.ExpiresOn, t.NotBefore):
+		return errors.New("its token's times are outside 1970 to 2200")
+	}
+	return t.Claims.check()
+}
+
+// check bounds a claim's length only: it is as the issuer wrote it.
+func (c *claims) check() error {
+	if c == nil {
+		return nil
+	}
+	if !known(c.IssuedAt, c.NotBefore) {
+		return errors.New("its claims' times are outside 1970 to 2200")
+	}
+	texts := []string{c.Audience, c.ClientID, c.ObjectID, c.TenantID}
+	for _, list := range [][]string{c.Groups, c.Roles, c.WIDs} {
+		if len(list) > maxListed {
+			return fmt.Errorf("a claim of it lists more than %d", maxListed)
+		}
+		texts = append(texts, list...)
+	}
+	for _, text := range texts {
+		if len(text) > maxClaim || !utf8.ValidString(text) {
+			return errors.New("a claim of it is too long, or no text")
+		}
+	}
+	return nil
+}
+
+func checkSeen(all []seen, most int) error {
+	if len(all) > most {
+		return fmt.Errorf("%d rollovers are more than %d", len(all), most)
+	}
+	for i := range all {
+		if err := all[i].check(); err != nil {
+			return fmt.Errorf("rollover %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+// check allows a share to be somewhat outside a life: of a short one, a call took a part.
+func (w *seen) check() error {
+	for _, share := range []float64{w.After, w.By, w.Watched} {
+		if !(share >= -1 && share <= 2) {
+			return errors.New("a share of it is out of range")
+		}
+	}
+	if w.After >= w.By {
+		return errors.New("it ends before it begins")
+	}
+	if w.Of == nil {
+		return nil
+	}
+	return w.Of.check()
+}
+
+// known reports whether each is a time that can be, or none.
+func known(times ...time.Time) bool {
+	for _, t := range times {
+		if !t.IsZero() && !sane(t) {
+			return false
+		}
+	}
+	return true
+}
+
+func within(spans ...time.Duration) bool {
+	for _, d := range spans {
+		if d < -maxSpan || d > maxSpan {
+			return false
+		}
+	}
+	return true
+}
+
+func orZero(d *time.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	return *d
+}
+
+func headerSafe(text string) bool {
+	for i := range len(text) {
+		if text[i] <= ' ' || text[i] >= 0x7f {
+			return false
+		}
+	}
+	return true
+}

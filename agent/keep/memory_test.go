@@ -1,0 +1,317 @@
+package keep
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+const canary = "eyJ0.canary-4f1d.c2ln"
+
+// whole is a cache's memory in which every field says something, of a boot that n tells from others.
+func whole(n int) tokencache.Memory {
+	own := tokencache.Key{Resource: vault}
+	user := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, Resource: "api://<x>&y"}
+	claims := tokencache.Claims{
+		Audience: vault, ClientID: "c", ObjectID: "o", TenantID: "t", IssuedAt: noon.Add(-5 * time.Minute), NotBefore: noon.Add(-4 * time.Minute),
+		Groups: []string{"g1", "g\n2"}, Roles: []string{"r"}, WIDs: []string{"w"},
+	}
+	before := claims
+	before.Groups = []string{"g1"}
+	return tokencache.Memory{
+		BootID: fmt.Sprintf("boot-%d", n), Boot: time.Hour, Wall: noon.Add(time.Nanosecond), Synchronised: true,
+		Keys: []tokencache.Remembered{{
+			Key:     own,
+			Token:   tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour), NotBefore: noon, Claims: claims},
+			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour, Next: 13 * time.Hour, Asked: 30 * time.Minute,
+			Minted: tokencache.Minting{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Born: -time.Minute,
+			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
+			Unconfirmed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
+		}, {
+			Key: user, Nominal: time.Hour, Deadline: math.MinInt64 / 2, Next: tokencache.Never, Asked: tokencache.Never, Life: time.Hour,
+		}, {
+			Key:   tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: "r"},
+			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1,
+		}},
+		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
+	}
+}
+
+// Every field of what a cache remembers has a value in whole, so that none is forgotten in the format.
+func TestEveryFieldIsKept(t *testing.T) {
+	t.Parallel()
+	m := whole(1)
+	var fields func(path string, v reflect.Value)
+	fields = func(path string, v reflect.Value) {
+		switch v.Type() {
+		case reflect.TypeFor[time.Time](), reflect.TypeFor[tokencache.Secret]():
+		default:
+			if v.Kind() == reflect.Pointer {
+				v = v.Elem()
+			}
+			if v.Kind() == reflect.Struct {
+				for i := range v.NumField() {
+					if name := path + "." + v.Type().Field(i).Name; !strings.HasSuffix(name, ".Key.Selector") {
+						fields(name, v.Field(i))
+					}
+				}
+				return
+			}
+		}
+		if v.IsZero() {
+			t.Errorf("%s is zero", path)
+		}
+	}
+	fields("Memory", reflect.ValueOf(m))
+	fields("Remembered", reflect.ValueOf(m.Keys[0]))
+	fields("Rollover", reflect.ValueOf(m.Rollovers[0]))
+	text, err := encodeMemory(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodeMemory(text)
+	if err != nil || !reflect.DeepEqual(*got, m) {
+		t.Errorf("%v\ngot  %+v\nwant %+v", err, got, m)
+	}
+	if n := strings.Count(string(text), `"g1"`); n != 3 {
+		t.Errorf("%d lists of groups are written: those of the token held are the key's", n)
+	}
+	local := m
+	local.Wall = m.Wall.In(time.FixedZone("elsewhere", 3600))
+	if again, err := encodeMemory(local); err != nil || !bytes.Equal(again, text) {
+		t.Errorf("in another zone it is another: %v", err)
+	}
+}
+
+// One key that could not be read again does not cost the others.
+func TestWhatIsLeftOut(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(r *tokencache.Remembered){
+		"a resource that cannot be printed": func(r *tokencache.Remembered) { r.Key.Resource = "a\nb" },
+		"a long resource":                   func(r *tokencache.Remembered) { r.Key.Resource = strings.Repeat("a", maxResource+1) },
+		"no selector":                       func(r *tokencache.Remembered) { r.Key.Selector.ID = "x" },
+		"an unknown selector":               func(r *tokencache.Remembered) { r.Key.Selector.Kind = 9 },
+		"a negative life":                   func(r *tokencache.Remembered) { r.Life = -1 },
+		"a nominal life of centuries":       func(r *tokencache.Remembered) { r.Nominal = math.MaxInt64 },
+		"born before time":                  func(r *tokencache.Remembered) { r.Born = math.MinInt64 },
+		"asked after all time":              func(r *tokencache.Remembered) { r.Asked = maxSpan + 1 },
+		"received in 1969":                  func(r *tokencache.Remembered) { r.ReceivedOn = noon.AddDate(-57, 0, 0) },
+		"minted in 2200":                    func(r *tokencache.Remembered) { r.Minted.Latest = latest },
+		"expires in 9998":                   func(r *tokencache.Remembered) { r.Token.ExpiresOn = noon.AddDate(7972, 0, 0) },
+		"a token that breaks the line":      func(r *tokencache.Remembered) { r.Token.Text = tokencache.NewSecret("a\r\nb") },
+		"a huge token":                      func(r *tokencache.Remembered) { r.Token.Text = tokencache.NewSecret(strings.Repeat("a", maxText+1)) },
+		"its token's claims":                func(r *tokencache.Remembered) { r.Token.Claims.Audience = strings.Repeat("a", maxClaim+1) },
+		"a claim that is no text":           func(r *tokencache.Remembered) { r.Claims.ObjectID = "\xff" },
+		"many groups":                       func(r *tokencache.Remembered) { r.Claims.Groups = make([]string, maxListed+1) },
+		"issued in 9999":                    func(r *tokencache.Remembered) { r.Claims.IssuedAt = noon.AddDate(7973, 0, 0) },
+		"of the one before":                 func(r *tokencache.Remembered) { r.Before = &tokencache.Claims{WIDs: []string{"\xff"}} },
+		"tries":                             func(r *tokencache.Remembered) { r.Tries = -1 },
+	} {
+		m := whole(1)
+		m.Keys = append(m.Keys, m.Keys[0])
+		m.Keys[3].Key.Resource = "another"
+		spoil(&m.Keys[3])
+		text, err := encodeMemory(m)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got, err := decodeMemory(text); err != nil || !reflect.DeepEqual(*got, whole(1)) {
+			t.Errorf("%s: %v, %+v", name, err, got)
+		}
+	}
+	m := whole(1)
+	for _, strange := range []tokencache.Rollover{
+		{After: 1, By: 0.5}, {After: 0.5, By: 2.5}, {By: 1, Watched: -2}, {By: math.NaN()}, {After: math.Inf(-1), By: 1},
+		{Key: tokencache.Key{Resource: "\n"}, By: 1},
+	} {
+		m.Rollovers = append(m.Rollovers, strange)
+		m.Keys[0].Rollovers = append(m.Keys[0].Rollovers, strange)
+	}
+	text, err := encodeMemory(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeMemory(text); err != nil || !reflect.DeepEqual(*got, whole(1)) {
+		t.Errorf("strange rollovers: %v, %+v", err, got)
+	}
+}
+
+func TestTheLatestRolloversAreKept(t *testing.T) {
+	t.Parallel()
+	m := tokencache.Memory{Keys: []tokencache.Remembered{{Key: tokencache.Key{Resource: "r"}, Life: 1}}}
+	for i := range 2 * maxHistory {
+		r := tokencache.Rollover{Key: m.Keys[0].Key, By: float64(i+1) / (2 * maxHistory)}
+		m.Rollovers, m.Keys[0].Rollovers = append(m.Rollovers, r), append(m.Keys[0].Rollovers, r)
+	}
+	text, err := encodeMemory(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodeMemory(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, own := len(got.Rollovers), len(got.Keys[0].Rollovers); n != maxHistory || own != maxOwn || got.Rollovers[n-1].By != 1 || got.Keys[0].Rollovers[own-1].By != 1 {
+		t.Errorf("%d, %d of the key", n, own)
+	}
+}
+
+// What could not be read again is an error where nothing would be left of it.
+func TestWhatCannotBeKept(t *testing.T) {
+	t.Parallel()
+	for says, spoil := range map[string]func(m *tokencache.Memory){
+		"boot_id":   func(m *tokencache.Memory) { m.BootID = "\x00" },
+		"no uptime": func(m *tokencache.Memory) { m.Boot = -1 },
+		"its wall":  func(m *tokencache.Memory) { m.Wall = noon.AddDate(300, 0, 0) },
+		"twice":     func(m *tokencache.Memory) { m.Keys = append(m.Keys, m.Keys[0]) },
+		"more than 256": func(m *tokencache.Memory) {
+			for i := range tokencache.MaxKeys {
+				m.Keys = append(m.Keys, tokencache.Remembered{Key: tokencache.Key{Resource: fmt.Sprint(i)}})
+			}
+		},
+		"would take more than": func(m *tokencache.Memory) {
+			big := tokencache.NewSecret(strings.Repeat("a", maxText))
+			groups := make([]string, 20)
+			for i := range groups {
+				groups[i] = strings.Repeat("\x01", maxClaim)
+			}
+			for i := range 200 {
+				m.Keys = append(m.Keys, tokencache.Remembered{
+					Key: tokencache.Key{Resource: fmt.Sprint(i)}, Token: tokencache.Token{Text: big}, Claims: tokencache.Claims{Groups: groups},
+				})
+			}
+		},
+	} {
+		m := whole(1)
+		spoil(&m)
+		if _, err := encodeMemory(m); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", says, err)
+		}
+		if _, err := Carry(m); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("carried: %s: %v", says, err)
+		}
+	}
+}
+
+// As many keys as there may be, with tokens and claims as large as Entra's get, fit.
+func TestFullMemory(t *testing.T) {
+	t.Parallel()
+	groups := make([]string, 200)
+	for i := range groups {
+		groups[i] = fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)
+	}
+	m := tokencache.Memory{Wall: noon}
+	for i := range tokencache.MaxKeys {
+		claims := tokencache.Claims{Groups: groups, Audience: strings.Repeat("a", 255)}
+		key := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: strings.Repeat("s", 300)}, Resource: fmt.Sprintf("%0500d", i)}
+		r := tokencache.Remembered{
+			Key: key, Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("t", 16<<10)), Claims: claims}, Life: 1, Claims: claims, Before: &claims,
+		}
+		for range maxOwn {
+			r.Rollovers = append(r.Rollovers, tokencache.Rollover{Key: key, After: 1.0 / 3, By: 2.0 / 3, Watched: 1.0 / 7})
+			m.Rollovers = append(m.Rollovers, r.Rollovers[0])
+		}
+		m.Keys = append(m.Keys, r)
+	}
+	m.Rollovers = m.Rollovers[:maxHistory]
+	text, err := encodeMemory(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeMemory(text); err != nil || !reflect.DeepEqual(*got, m) {
+		t.Errorf("not the same: %v", err)
+	}
+}
+
+func TestWhatIsNoMemory(t *testing.T) {
+	t.Parallel()
+	text, err := encodeMemory(whole(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(old, replacement string) string {
+		if !bytes.Contains(text, []byte(old)) {
+			t.Fatalf("nothing to replace: %s in %s", old, text)
+		}
+		return strings.Replace(string(text), old, replacement, 1)
+	}
+	key := `{"key":{"selector":{"kind":"system-assigned"},"resource":"r"},"claims":{}},`
+	for _, row := range []struct{ name, text, says string }{
+		{"empty", "", "not JSON"},
+		{"half", string(text[:len(text)/2]), "not JSON"},
+		{"more behind", string(text) + "{}", "not JSON"},
+		{"another version", with(`"version":1`, `"version":2`), "another release"},
+		{"no version", `{}`, "another release"},
+		{"an unknown field", with(`"boot_ns"`, `"`+canary+`"`), "not what perceptd writes"},
+		{"another type", with(`"boot_ns":`, `"boot_ns":"`+canary+`","x":`), "not what perceptd writes"},
+		{"a boot ID", with(`boot-1`, strings.Repeat("b", maxID+1)), "boot_id"},
+		{"an uptime", with(`"boot_ns":`, `"boot_ns":-`), "no uptime"},
+		{"a wall", with(`"wall":"2026`, `"wall":"2200`), "its wall"},
+		{"many keys", with(`"keys":[`, `"keys":[`+strings.Repeat(key, tokencache.MaxKeys)), "more than 256"},
+		{"a key twice", with(`"keys":[`, `"keys":[`+key+key), "twice"},
+		{"a selector", with(`"resource_id"`, `"nobody"`), "its selector"},
+		{"a resource", with(`"resource":"r"`, `"resource":"\u0007"`), "its resource"},
+		{"an empty token", with(canary, ``), "its token is none"},
+		{"a token with a line end", with(canary, canary+`\n`), "its token is none"},
+		{"a token's time", with(`"expires_on":"2026`, `"expires_on":"9026`), "its token's times"},
+		{"a life", with(`"life_ns":`, `"life_ns":-`), "life"},
+		{"a boot time", with(`"born_ns":-60000000000`, `"born_ns":-9223372036854775808`), "boot time"},
+		{"a minting", with(`"minted_latest":"2026`, `"minted_latest":"1926`), "1970 to 2200"},
+		{"tries", with(`"tries":`, `"tries":-`), "tries"},
+		{"an old claim", with(`"iat":"2026`, `"iat":"1926`), "1970 to 2200"},
+		{"a long claim", with(`"oid":"o"`, `"oid":"`+strings.Repeat("o", maxClaim+1)+`"`), "a claim"},
+		{"a long list", with(`"groups":[`, `"groups":[`+strings.Repeat(`"",`, maxListed)), "lists more"},
+		{"a rollover", with(`"after":-0.01`, `"after":0.75`), "ends before"},
+		{"a share", with(`"after":-0.01`, `"after":-3`), "a share"},
+		{"a rollover of nobody", with(`"of":{"selector":{"kind":"resource_id"`, `"of":{"selector":{"kind":"nobody"`), "its selector"},
+		{"many rollovers of one", with(`"rollovers":[`, `"rollovers":[`+strings.Repeat(`{"by":1},`, maxOwn)), "more than 8"},
+		{"many rollovers", with(`}],"rollovers":[{"of"`, `}],"rollovers":[`+strings.Repeat(`{"by":1},`, maxHistory)+`{"of"`), "more than 512"},
+	} {
+		m, err := decodeMemory([]byte(row.text))
+		if m != nil || err == nil || !strings.Contains(err.Error(), row.says) {
+			t.Errorf("%s: %v, %v, want %q", row.name, m, err, row.says)
+		} else if strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s: a token is told: %v", row.name, err)
+		}
+	}
+}
+
+func FuzzDecodeMemory(f *testing.F) {
+	text, err := encodeMemory(whole(1))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte(`{"version":1,"keys":[{"key":{"selector":{"kind":"client_id","id":"c"}},"claims":{},"rollovers":[{"by":1}]}]}`))
+	f.Add([]byte(`{"version":1,"keys":null,"wall":"2026-11-23T12:00:00+01:00"}`))
+	f.Fuzz(func(t *testing.T, text []byte) { checkMemory(t, text) })
+}
+
+// checkMemory checks that what can be read is within the bounds, and is written and read again as it is.
+func checkMemory(t *testing.T, text []byte) {
+	m, err := decodeMemory(text)
+	if err != nil {
+		return
+	}
+	if len(m.Keys) > tokencache.MaxKeys || len(m.Rollovers) > maxHistory {
+		t.Fatalf("%d keys, %d rollovers", len(m.Keys), len(m.Rollovers))
+	}
+	again, err := encodeMemory(*m)
+	if err != nil {
+		t.Fatalf("read, and not to be written: %v", err)
+	}
+	same, err := decodeMemory(again)
+	if err != nil || len(same.Keys) != len(m.Keys) || len(same.Rollovers) != len(m.Rollovers) {
+		t.Fatalf("written, and not to be read: %v\n%s", err, again)
+	}
+	if twice, err := encodeMemory(*same); err != nil || !bytes.Equal(again, twice) {
+		t.Errorf("%v: another time it is another:\n%s\n%s", err, again, twice)
+	}
+}
