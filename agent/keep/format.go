@@ -199,7 +199,8 @@ func selectorOf(s tokencache.Selector) *selector { return &selector{s.Kind.Strin
 func (s *selector) means() (tokencache.Selector, bool) {
 	for _, kind := range kinds {
 		if kind.String() == s.Kind {
-			return tokencache.Selector{Kind: kind, ID: s.ID}, fits(s.ID, maxSelector) && (kind == tokencache.SystemAssigned) == (s.ID == "")
+			named := kind != tokencache.SystemAssigned
+			return tokencache.Selector{Kind: kind, ID: s.ID}, fits(s.ID, maxSelector) && named == (s.ID != "")
 		}
 	}
 	return tokencache.Selector{}, false

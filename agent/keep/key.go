@@ -34,8 +34,8 @@ func ReadKey(path string) (*Key, error) {
 		err = fmt.Errorf("it has %d bytes", len(text))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the key of the cache file, %s: %w: put %d random bytes there (head -c %d /dev/urandom), in a file of "+
-			"root's or of perceptd's user, mode 0400", path, err, len(key), len(key))
+		return nil, fmt.Errorf("the key of the cache file, %s: %w: put %d random bytes there "+
+			"(head -c %d /dev/urandom), in a file of root's or of perceptd's user, mode 0400", path, err, len(key), len(key))
 	}
 	copy(key[:], text)
 	return &key, nil

@@ -195,7 +195,8 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 		return nil, err
 	}
 	m := tokencache.Memory{
-		BootID: doc.BootID, Boot: doc.Boot, Wall: doc.Wall, Synchronised: doc.Synchronised, Rollovers: told(doc.Rollovers, tokencache.Key{}),
+		BootID: doc.BootID, Boot: doc.Boot, Wall: doc.Wall, Synchronised: doc.Synchronised,
+		Rollovers: told(doc.Rollovers, tokencache.Key{}),
 	}
 	for _, w := range doc.Keys {
 		m.Keys = append(m.Keys, w.remembered())
@@ -206,8 +207,8 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 func (w *remembered) remembered() tokencache.Remembered {
 	of := w.Key.key()
 	r := tokencache.Remembered{
-		Key: of, Nominal: w.Nominal, ReceivedOn: w.ReceivedOn, Deadline: w.Deadline, Next: orNever(w.Next), Asked: orNever(w.Asked),
-		Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Born: w.Born, Received: w.Received,
+		Key: of, Nominal: w.Nominal, ReceivedOn: w.ReceivedOn, Deadline: w.Deadline, Next: orNever(w.Next),
+		Asked: orNever(w.Asked), Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Born: w.Born, Received: w.Received,
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
 	}

@@ -158,8 +158,10 @@ func TestTheLatestRolloversAreKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, own := len(got.Rollovers), len(got.Keys[0].Rollovers); n != maxHistory || own != maxOwn || got.Rollovers[n-1].By != 1 || got.Keys[0].Rollovers[own-1].By != 1 {
-		t.Errorf("%d, %d of the key", n, own)
+	for most, kept := range map[int][]tokencache.Rollover{maxHistory: got.Rollovers, maxOwn: got.Keys[0].Rollovers} {
+		if n := len(kept); n != most || kept[n-1].By != 1 {
+			t.Errorf("%d of %d", n, most)
+		}
 	}
 }
 
@@ -210,9 +212,11 @@ func TestFullMemory(t *testing.T) {
 	m := tokencache.Memory{Wall: noon}
 	for i := range tokencache.MaxKeys {
 		claims := tokencache.Claims{Groups: groups, Audience: strings.Repeat("a", 255)}
-		key := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: strings.Repeat("s", 300)}, Resource: fmt.Sprintf("%0500d", i)}
+		key := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: strings.Repeat("s", 300)},
+			Resource: fmt.Sprintf("%0500d", i)}
 		r := tokencache.Remembered{
-			Key: key, Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("t", 16<<10)), Claims: claims}, Life: 1, Claims: claims, Before: &claims,
+			Key: key, Life: 1, Claims: claims, Before: &claims,
+			Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("t", 16<<10)), Claims: claims},
 		}
 		for range maxOwn {
 			r.Rollovers = append(r.Rollovers, tokencache.Rollover{Key: key, After: 1.0 / 3, By: 2.0 / 3, Watched: 1.0 / 7})

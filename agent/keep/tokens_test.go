@@ -2,6 +2,7 @@ package keep
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -227,7 +230,8 @@ func TestWhatStandsInThePlaceOfTokens(t *testing.T) {
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		if m, err := tokens.Load(); m != nil || err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "it is now") {
+		m, err := tokens.Load()
+		if m != nil || err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "it is now") {
 			t.Errorf("%s: %v, %v", row.name, m, err)
 		}
 		if err := tokens.Save(whole(1)); err != nil {
@@ -348,7 +352,8 @@ func TestReadKey(t *testing.T) {
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ReadKey(path); err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "put 32 random bytes") {
+		_, err := ReadKey(path)
+		if err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "put 32 random bytes") {
 			t.Errorf("%s: %v", row.name, err)
 		}
 	}
@@ -392,7 +397,8 @@ func TestKeyIsNotPrinted(t *testing.T) {
 	binary, _ := key.MarshalBinary()
 	printed.Write(append(asJSON, binary...))
 	printed.WriteString(key.String() + key.GoString())
-	for _, leak := range []string{"canary", fmt.Sprintf("%x", "canary"), fmt.Sprintf("%X", "canary"), fmt.Sprint([]byte("canary"))[1:20], "0x63, 0x61"} {
+	leaks := []string{"canary", fmt.Sprintf("%x", "canary"), fmt.Sprintf("%X", "canary"), "99 97 110 97 114", "0x63, 0x61"}
+	for _, leak := range leaks {
 		if strings.Contains(printed.String(), leak) {
 			t.Errorf("the key was printed: %s", printed.String())
 		}
@@ -425,6 +431,66 @@ func FuzzUnseal(f *testing.F) {
 		}
 		if _, err := tokens.sealed(*m); err != nil {
 			t.Fatalf("read, and not to be written: %v", err)
+		}
+	})
+}
+
+// What a cache knows goes through the file and through a descriptor, and the next one serves from it.
+func TestNextCache(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		fetches := 0
+		options := tokencache.Options{BootID: "b", Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+			fetches++
+			now := time.Now()
+			text := tokencache.NewSecret(fmt.Sprint(canary, fetches))
+			claims := tokencache.Claims{IssuedAt: now.Add(-5 * time.Minute), Groups: []string{fmt.Sprint("g", fetches)}}
+			return tokencache.Fetched{Token: tokencache.Token{Text: text, ExpiresOn: now.Add(time.Hour), Claims: claims}, Left: time.Hour}, nil
+		}}
+		key := tokencache.Key{Resource: vault}
+		get := func(c *tokencache.Cache) string {
+			answer, err := c.Get(t.Context(), key, tokencache.Need{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return answer.Token.Text.Reveal()
+		}
+		first := tokencache.New(options)
+		for range 10 { // several tokens, and what was learnt from them
+			get(first)
+			time.Sleep(30 * time.Minute)
+		}
+		want := get(first)
+		m := first.Memory()
+		first.Close()
+		if len(m.Keys) != 1 || len(m.Rollovers) == 0 || m.Keys[0].Before == nil {
+			t.Fatalf("too little to tell: %+v", m)
+		}
+		tokens := openTokens(t, dir)
+		if err := tokens.Save(m); err != nil {
+			t.Fatal(err)
+		}
+		f, err := Carry(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		before := fetches
+		for what, load := range map[string]func() (*tokencache.Memory, error){
+			"file": tokens.Load, "descriptor": func() (*tokencache.Memory, error) { return Carried(f) },
+		} {
+			if options.Memory, err = load(); err != nil {
+				t.Fatal(err)
+			}
+			if len(options.Memory.Rollovers) != len(m.Rollovers) || len(options.Memory.Keys[0].Rollovers) != len(m.Keys[0].Rollovers) {
+				t.Errorf("%s: what was learnt is lost", what)
+			}
+			next := tokencache.New(options)
+			if got := get(next); got != want || fetches != before {
+				t.Errorf("%s: another token, or fetched: %d and %d times", what, before, fetches)
+			}
+			next.Close()
 		}
 	})
 }
