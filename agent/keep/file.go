@@ -129,7 +129,7 @@ func moveAside(path string, why error) error {
 }
 
 // replace puts a file on the disk in the place of what was there. When it returns nil it outlives a power
-// cut; with an error, what was there before does.
+// cut; with an error, what was there before does, or, where only the folder could not be synced, one of both.
 func replace(path string, text []byte) error {
 	temporary := path + beingWritten
 	if err := remove(temporary); err != nil {
