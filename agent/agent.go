@@ -119,7 +119,7 @@ func New(o Options) (*Agent, error) {
 	a.rules.Store(compiled)
 	a.cache = tokencache.New(tokencache.Options{
 		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Spread: o.Rules.Spread, Changes: o.Changes,
-		BootID: o.BootID, Memory: o.Memory,
+		BootID: o.BootID, Memory: compiled.allowed(o.Memory),
 	})
 	a.record.open(o.Keep, a.cache.Changes, a.clock, o.Log)
 	if o.LostRecord != nil {
@@ -199,7 +199,7 @@ func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller Caller, 
 	}
 	a.audit.allowed(rules, &caller, granted, r.Resource)
 	told := rules.sdkLife
-	if answer.Permissions.Standing != tokencache.Current {
+	if answer.Permissions.Standing != tokencache.Current || answer.Unconfirmed {
 		told = min(told, chaseSDKLife)
 	}
 	return Answer{Answer: answer, Identity: identity, Advertise: min(answer.Left, told)}, nil

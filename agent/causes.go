@@ -78,7 +78,7 @@ func (c *inquiry) judgeIdentity() {
 
 // judgeClock is about clocks that disagree: this device's, the issuer's and the resource's.
 func (c *inquiry) judgeClock() {
-	synchronised := c.agent.clock.Synchronised()
+	known := c.agent.cache.Knowledge().Known
 	from := c.held.Claims.NotBefore
 	switch {
 	case from.After(c.now):
@@ -88,7 +88,7 @@ func (c *inquiry) judgeClock() {
 		c.add(WrongClock, fmt.Sprintf("the token expires in %v: a resource whose clock is ahead counts it as expired", c.held.Left.Round(time.Second)),
 			"ask for a token with min_ttl=5m")
 		c.retryOn(c.held.ExpiresOn)
-	case !synchronised:
+	case !known:
 		c.add(WrongClock, fmt.Sprintf("this device's clock says %s and is not known to be right, so the token may be expired by the resource's", stamp(c.now)),
 			"have the clock synchronised (timedatectl), then ask for a token again")
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,4 +141,14 @@ func (m *memory) trouble() (all []string) {
 		all = append(all, fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", *fault))
 	}
 	return all
+}
+
+// allowed returns m without the keys that the rules have no use for any more.
+func (s *ruleset) allowed(m *tokencache.Memory) *tokencache.Memory {
+	if m == nil {
+		return nil
+	}
+	left := *m
+	left.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(r tokencache.Remembered) bool { return !s.allows(r.Key) })
+	return &left
 }

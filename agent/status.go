@@ -19,6 +19,7 @@ type Status struct {
 	Changes    []NotedChange // policy changes on record, the latest first
 	Stale      int           // valid tokens whose permissions are not current
 	Denials    []Denial      // the latest denials, the latest first
+	Clock      tokencache.Knowledge
 }
 
 // IdentityStatus is a configured identity and the number of grants that name it.
@@ -46,7 +47,7 @@ type RefreshResult struct {
 // Status returns the state of everything, ordered by identity and resource.
 func (a *Agent) Status() Status {
 	rules := a.rules.Load()
-	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes(), Denials: a.audit.recentDenials()}
+	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes(), Denials: a.audit.recentDenials(), Clock: a.cache.Knowledge()}
 	for _, identity := range rules.rules.Identities {
 		grants := 0
 		for _, grant := range rules.rules.Grants {

@@ -25,23 +25,44 @@ const (
 	mostPassed  = 1024 // more sockets than a service has: a mistake, not to be allocated for
 )
 
-// Listeners returns the sockets that systemd passed, by name, and takes LISTEN_* out of the environment: those of
-// socket units, which have the given names, and those that an earlier start had it store by names with the prefix stored.
-// Outside of systemd there are none; a name that was not passed is absent, and the caller decides whether it can do
-// without.
+// Names are what a service knows how to use of what systemd passes.
+type Names struct {
+	Sockets       []string // of the socket units
+	StoredSockets string   // begins the names of listening sockets that an earlier start had stored; empty: none
+	StoredFiles   string   // begins those of other descriptors that it had stored; empty: none
+}
+
+// Given is what systemd passed, by name, ready to be used.
+type Given struct {
+	Listeners map[string]*net.UnixListener
+	Files     map[string]*os.File
+	Unknown   []string // what was closed, for the log and for taking it out of the store
+}
+
+// Close closes all of it.
+func (g *Given) Close() {
+	for _, l := range g.Listeners {
+		_ = l.Close()
+	}
+	for _, file := range g.Files {
+		_ = file.Close()
+	}
+}
+
+// Passed returns what systemd passed, and takes LISTEN_* out of the environment. Outside of systemd it is nothing; a name
+// that was not passed is absent, and the caller decides whether it can do without.
 //
-// Descriptors of other names, and stored ones that are no listening socket, are closed and their names returned in
-// unknown, for the log. An error names
-// the descriptor and the unit option to set; nothing is passed on then, and nothing is left open.
-func Listeners(stored string, names ...string) (found map[string]*net.UnixListener, unknown []string, err error) {
-	count, passedNames, err := passed(os.Getenv, os.Getpid())
+// Descriptors of other names, and stored ones that are of no use, are closed. An error names the descriptor and the unit
+// option to set; nothing is passed on then, and nothing is left open.
+func Passed(want Names) (Given, error) {
+	count, names, err := readPassed(os.Getenv, os.Getpid())
 	if err != nil || count == 0 {
 		unsetPassed()
-		return nil, nil, err
+		return Given{}, err
 	}
 	files := activation.Files(true) // close-on-exec, in order, with names of its own making where one is missing
 	unsetPassed()
-	return claim(stored, names, passedNames, files)
+	return claim(want, names, files)
 }
 
 func unsetPassed() {
@@ -51,9 +72,9 @@ func unsetPassed() {
 	}
 }
 
-// passed reads how many descriptors systemd passed to the process pid, and their names. go-systemd takes
+// readPassed reads how many descriptors systemd passed to the process pid, and their names. go-systemd takes
 // whatever it cannot read for "none", which would have the daemon make sockets that systemd serves already.
-func passed(getenv func(string) string, pid int) (int, []string, error) {
+func readPassed(getenv func(string) string, pid int) (int, []string, error) {
 	if listenPID := getenv("LISTEN_PID"); listenPID != strconv.Itoa(pid) {
 		return 0, nil, nil // unset, or meant for another process
 	}
@@ -72,44 +93,55 @@ func passed(getenv func(string) string, pid int) (int, []string, error) {
 	return count, names, nil
 }
 
-// claim turns files into listeners by their names and closes all of files.
-func claim(stored string, want, names []string, files []*os.File) (found map[string]*net.UnixListener, unknown []string, err error) {
-	found = make(map[string]*net.UnixListener, len(files))
+// claim sorts files by their names and closes those that are not passed on as they are.
+func claim(want Names, names []string, files []*os.File) (given Given, err error) {
+	given = Given{Listeners: make(map[string]*net.UnixListener), Files: make(map[string]*os.File)}
 	defer func() {
-		for _, file := range files {
-			_ = file.Close() // a listener has a duplicate
+		for i, file := range files {
+			if i >= len(names) || given.Files[names[i]] != file {
+				_ = file.Close() // a listener has a duplicate
+			}
 		}
 		if err != nil {
-			for _, l := range found {
-				_ = l.Close()
-			}
-			found, unknown = nil, nil
+			given.Close()
+			given = Given{}
 		}
 	}()
 	if len(files) != len(names) {
-		return found, nil, fmt.Errorf("systemd passed %d descriptors and %d names", len(files), len(names))
+		return given, fmt.Errorf("systemd passed %d descriptors and %d names", len(files), len(names))
 	}
 	for i, name := range names {
-		kept := strings.HasPrefix(name, stored) && stored != ""
-		if !kept && !slices.Contains(want, name) || kept && found[name] != nil {
-			unknown = append(unknown, name)
-			continue
-		}
 		fd := firstPassed + i
-		if found[name] != nil {
-			return found, nil, fmt.Errorf("descriptor %d is a second socket named %q: one ListenStream= to a socket unit, and a FileDescriptorName= of its own", fd, name)
+		switch {
+		case slices.Contains(want.Sockets, name):
+			if given.Listeners[name] != nil {
+				return given, fmt.Errorf("descriptor %d is a second socket named %q: one ListenStream= to a socket unit, and a FileDescriptorName= of its own", fd, name)
+			}
+			if given.Listeners[name], err = unixListener(files[i]); err != nil {
+				delete(given.Listeners, name)
+				return given, fmt.Errorf("descriptor %d (%s): %w", fd, name, err)
+			}
+		case !given.takeStored(want, name, files[i]):
+			given.Unknown = append(given.Unknown, name)
 		}
-		l, err := unixListener(files[i])
-		if err != nil && kept {
-			unknown = append(unknown, name)
-			continue
-		}
-		if err != nil {
-			return found, nil, fmt.Errorf("descriptor %d (%s): %w", fd, name, err)
-		}
-		found[name] = l
 	}
-	return found, unknown, nil
+	return given, nil
+}
+
+// takeStored takes in what an earlier start had stored, and reports false when it is of no use.
+func (g *Given) takeStored(want Names, name string, file *os.File) bool {
+	switch {
+	case want.StoredSockets != "" && strings.HasPrefix(name, want.StoredSockets) && g.Listeners[name] == nil:
+		l, err := unixListener(file)
+		if err == nil {
+			g.Listeners[name] = l
+		}
+		return err == nil
+	case want.StoredFiles != "" && strings.HasPrefix(name, want.StoredFiles) && g.Files[name] == nil:
+		g.Files[name] = file
+		return true
+	}
+	return false
 }
 
 // unixListener checks that file is a listening stream socket of the Unix family, which net would otherwise

@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+var wanted = Names{Sockets: []string{TokenSocket, AdminSocket}, StoredSockets: "module-", StoredFiles: "cache-"}
+
 // socketFile returns a socket as systemd would pass it, listening when backlog is not negative.
 func socketFile(t *testing.T, domain, kind, backlog int) *os.File {
 	t.Helper()
@@ -44,8 +46,9 @@ func TestClaim(t *testing.T) {
 		socketFile(t, unix.AF_INET, unix.SOCK_DGRAM, -1), // of another name: not ours to judge
 		socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, 1),
 	}
-	found, unknown, err := claim("module-", []string{TokenSocket, AdminSocket}, []string{"admin", "cache", "token"}, files)
-	if err != nil || !slices.Equal(unknown, []string{"cache"}) || len(found) != 2 {
+	given, err := claim(wanted, []string{"admin", "other", "token"}, files)
+	found, unknown := given.Listeners, given.Unknown
+	if err != nil || !slices.Equal(unknown, []string{"other"}) || len(found) != 2 {
 		t.Fatalf("%v, %v, %v", found, unknown, err)
 	}
 	for _, file := range files {
@@ -90,9 +93,9 @@ func TestClaimRefuses(t *testing.T) {
 		"same name":   {[]string{"token", "token"}, []*os.File{stream(), stream()}, `descriptor 4 is a second socket named "token"`},
 		"lost name":   {[]string{"token"}, []*os.File{stream(), stream()}, "passed 2 descriptors and 1 names"},
 	} {
-		found, unknown, err := claim("module-", []string{TokenSocket, AdminSocket}, row.names, row.files)
-		if err == nil || !strings.Contains(err.Error(), row.says) || found != nil || unknown != nil {
-			t.Errorf("%s: %v, %v, error %v", name, found, unknown, err)
+		given, err := claim(wanted, row.names, row.files)
+		if err == nil || !strings.Contains(err.Error(), row.says) || given.Listeners != nil || given.Unknown != nil {
+			t.Errorf("%s: %v, error %v", name, given, err)
 		}
 		for _, file := range row.files {
 			if file.Close() == nil {
@@ -125,7 +128,7 @@ func TestPassed(t *testing.T) {
 		{"7", "1", "token:admin", nil, "FileDescriptorName="},
 	} {
 		environment := map[string]string{"LISTEN_PID": row.pid, "LISTEN_FDS": row.fds, "LISTEN_FDNAMES": row.names}
-		count, names, err := passed(func(name string) string { return environment[name] }, 7)
+		count, names, err := readPassed(func(name string) string { return environment[name] }, 7)
 		if count != len(row.want) || !slices.Equal(names, row.want) || (err == nil) != (row.says == "") ||
 			(err != nil && !strings.Contains(err.Error(), row.says)) {
 			t.Errorf("%v: %d, %v, %v", environment, count, names, err)
@@ -139,21 +142,21 @@ func FuzzPassed(f *testing.F) {
 	f.Add("07", "1024", ":::")
 	f.Fuzz(func(t *testing.T, pid, fds, names string) {
 		environment := map[string]string{"LISTEN_PID": pid, "LISTEN_FDS": fds, "LISTEN_FDNAMES": names}
-		count, got, err := passed(func(name string) string { return environment[name] }, 7)
+		count, got, err := readPassed(func(name string) string { return environment[name] }, 7)
 		if count < 0 || count > mostPassed || len(got) != count || (err != nil && count != 0) {
 			t.Errorf("%v: %d, %q, %v", environment, count, got, err)
 		}
 	})
 }
 
-// The whole of Listeners in a process of its own, which gets its descriptors as systemd passes them.
+// The whole of Passed in a process of its own, which gets its descriptors as systemd passes them.
 func TestListenersInAProcess(t *testing.T) {
 	t.Parallel()
 	const variable = "PERCEPT_TEST_LISTENERS"
 	if os.Getenv(variable) != "" {
-		found, unknown, err := Listeners("module-", TokenSocket, AdminSocket)
-		fmt.Printf("found %d, unknown %v, error %v\n", len(found), unknown, err)
-		for _, l := range found {
+		given, err := Passed(wanted)
+		fmt.Printf("found %d, unknown %v, error %v\n", len(given.Listeners), given.Unknown, err)
+		for _, l := range given.Listeners {
 			file, err := l.File()
 			if err != nil {
 				t.Fatal(err)
@@ -175,16 +178,16 @@ func TestListenersInAProcess(t *testing.T) {
 				fmt.Println("left to children:", entry)
 			}
 		}
-		if again, _, err := Listeners("module-", TokenSocket); len(again) != 0 || err != nil {
+		if again, err := Passed(wanted); len(again.Listeners) != 0 || err != nil {
 			t.Errorf("second call: %v, %v", again, err)
 		}
 		return
 	}
 	for _, row := range []struct{ pid, names, want string }{
-		{"$$", "admin:cache:token", "found 2, unknown [cache], error <nil>\n"},
-		{"1", "admin:cache:token", "found 0, unknown [], error <nil>\n"},
-		{"$$", "admin:cache", "found 0, unknown [], error LISTEN_FDNAMES="},
-		{"$$", "cache:admin:token", "found 0, unknown [], error descriptor 4 (admin): not a stream socket"},
+		{"$$", "admin:other:token", "found 2, unknown [other], error <nil>\n"},
+		{"1", "admin:other:token", "found 0, unknown [], error <nil>\n"},
+		{"$$", "admin:other", "found 0, unknown [], error LISTEN_FDNAMES="},
+		{"$$", "other:admin:token", "found 0, unknown [], error descriptor 4 (admin): not a stream socket"},
 	} {
 		t.Run(row.pid+" "+row.names, func(t *testing.T) {
 			t.Parallel()
@@ -216,7 +219,8 @@ func TestClaimedListenerAccepts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	found, _, err := claim("module-", []string{TokenSocket}, []string{"token"}, []*os.File{file})
+	given, err := claim(wanted, []string{"token"}, []*os.File{file})
+	found := given.Listeners
 	if err != nil {
 		t.Fatal(err)
 	}

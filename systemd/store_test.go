@@ -80,14 +80,24 @@ func TestClaimStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	stream := func() *os.File { return socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, 1) }
-	files := []*os.File{stream(), stream(), plain, stream(), socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, -1)}
-	found, unknown, err := claim("module-", []string{TokenSocket}, []string{"token", "module-a-1", "module-b-2", "module-a-1", "module-c-3"}, files)
-	if err != nil || len(found) != 2 || found["module-a-1"] == nil || !slices.Equal(unknown, []string{"module-b-2", "module-a-1", "module-c-3"}) {
+	again, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	carried, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []*os.File{stream(), stream(), plain, stream(), socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, -1), carried, again}
+	given, err := claim(wanted, []string{"token", "module-a-1", "module-b-2", "module-a-1", "module-c-3", "cache-1", "cache-1"}, files)
+	found, unknown := given.Listeners, given.Unknown
+	if len(given.Files) != 1 || given.Files["cache-1"] != carried {
+		t.Errorf("files %v", given.Files)
+	}
+	if err != nil || len(found) != 2 || found["module-a-1"] == nil || !slices.Equal(unknown, []string{"module-b-2", "module-a-1", "module-c-3", "cache-1"}) {
 		t.Errorf("%v, %v, %v", found, unknown, err)
 	}
-	for _, l := range found {
-		l.Close()
-	}
+	given.Close()
 	for _, file := range files {
 		if file.Close() == nil {
 			t.Error("a passed descriptor was left open")

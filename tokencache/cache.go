@@ -85,6 +85,7 @@ type Cache struct {
 	uses    uint64
 	keep    func(Key) bool // nil: every key
 
+	knowledge  knowledge
 	changes    []*change
 	spread     time.Duration
 	alternates map[string][]string // by resource: the other URIs that it goes by
@@ -293,7 +294,7 @@ func (c *Cache) serveLocked(e *entry, left, now time.Duration) Answer {
 }
 
 // unconfirmedLocked reports whether e's token may have expired without the device being able to know.
-func (c *Cache) unconfirmedLocked(e *entry) bool { return e.unconfirmed && !c.clock.Synchronised() }
+func (c *Cache) unconfirmedLocked(e *entry) bool { return e.unconfirmed && !c.knowsTime() }
 
 // reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
 func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
@@ -317,7 +318,7 @@ func (c *Cache) leftLocked(e *entry, now time.Duration) time.Duration {
 }
 
 func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration {
-	if expiresOn.IsZero() || !c.clock.Synchronised() {
+	if expiresOn.IsZero() || !c.knowsTime() {
 		return byBoot
 	}
 	return min(byBoot, expiresOn.Sub(c.clock.Wall()))

@@ -123,7 +123,7 @@ func (c *Cache) touches(ch *change, key Key) bool {
 func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now, wall, sure := c.clock.Boot(), c.clock.Wall(), c.clock.Synchronised()
+	now, wall, sure := c.clock.Boot(), c.clock.Wall(), c.knowsTime()
 	if len(c.changes) >= MaxChanges {
 		return PolicyChange{}, ErrTooManyChanges
 	}
@@ -142,7 +142,7 @@ func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 // enterLocked puts p on record.
 func (c *Cache) enterLocked(p PolicyChange, now time.Duration) {
 	wall := c.clock.Wall()
-	if c.clock.Synchronised() && p.At.After(wall) {
+	if c.knowsTime() && p.At.After(wall) {
 		p.At = wall // whoever dated it had a clock that was ahead, and it has happened by now
 	}
 	ch := &change{PolicyChange: p, noted: now}
@@ -198,7 +198,7 @@ func (c *Cache) Changes() []Noted {
 func (c *Cache) endsLocked(ch *change, now time.Duration) time.Duration {
 	lasts := c.spread + longestNominal + recordAfter
 	ends := ch.noted + lasts
-	if !ch.Floating && c.clock.Synchronised() {
+	if !ch.Floating && c.knowsTime() {
 		ends = min(ends, now+ch.At.Add(lasts).Sub(c.clock.Wall()))
 	}
 	return ends
@@ -211,7 +211,7 @@ func (c *Cache) reviewLocked(now time.Duration) bool {
 	c.changes = slices.DeleteFunc(c.changes, func(ch *change) bool { return now >= c.endsLocked(ch, now) })
 	different := len(c.changes) != before
 	for _, ch := range c.changes {
-		if ch.Floating && c.clock.Synchronised() {
+		if ch.Floating && c.knowsTime() {
 			ch.At, ch.Floating = c.clock.Wall().Add(ch.BootAt-now), false
 			different = true
 		}

@@ -9,6 +9,7 @@ import (
 // Memory is what a cache knows, for a later one to begin with: Options.Memory. It has the tokens' text, in plain values
 // of its own. Durations are boot times, of the boot that BootID names, unless they say otherwise.
 type Memory struct {
+	Source       string // whose tokens these are; the cache leaves it to those who keep it
 	BootID       string // of the boot in which it was taken; empty: not known
 	Boot         time.Duration
 	Wall         time.Time // by the device's clock, when it was taken
@@ -58,7 +59,7 @@ func (c *Cache) Memory() Memory {
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
 	m := Memory{
-		BootID: c.bootID, Boot: now, Wall: c.clock.Wall(), Synchronised: c.clock.Synchronised(), Rollovers: c.rollovers.tell(),
+		BootID: c.bootID, Boot: now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
 	}
 	for _, e := range c.entries {
 		if e.life != 0 {
@@ -139,7 +140,7 @@ func (c *Cache) absence(m *Memory, r Remembered, now time.Duration) absence {
 	if m.BootID != "" && m.BootID == c.bootID && m.Boot <= now {
 		return absence{certain: !r.Unconfirmed}
 	}
-	wall, synchronised := c.clock.Wall(), c.clock.Synchronised()
+	wall, synchronised := c.clock.Wall(), c.knowsTime()
 	then := m.Wall
 	known := synchronised && m.Synchronised
 	if !r.Token.Text.IsZero() && !r.Token.ExpiresOn.IsZero() && synchronised {

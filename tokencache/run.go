@@ -157,6 +157,9 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 	e.flight = nil
 	e.fetches++
 	e.endedWall = c.clock.Wall()
+	if err == nil {
+		c.knowledge.learn(fetched, e.endedWall, now)
+	}
 	held := c.leftLocked(e, now)
 	left := min(fetched.Left, nominalOf(fetched)) - (now - begun)
 	if err == nil {

@@ -72,7 +72,6 @@ type Sight struct {
 	Minted                Minting
 	Claims                Claims
 	Permissions           Permissions
-	Unconfirmed           bool // Left is what there may be at most
 }
 
 // Event tells of a fetch that ended.
@@ -106,7 +105,6 @@ func (c *Cache) Look(key Key) (Sight, <-chan struct{}, error) {
 	return Sight{
 		SHA256: e.token.Text.SHA256(), Left: left, ReceivedOn: e.receivedWall, ExpiresOn: c.clock.Wall().Add(left),
 		Minted: e.minted, Claims: e.token.Claims, Permissions: c.permissionsLocked(e, now),
-		Unconfirmed: c.unconfirmedLocked(e),
 	}, e.news, nil
 }
 

@@ -77,6 +77,8 @@ type Fetched struct {
 	// Left is the life the token had left when it was received, preferably as the back end counted
 	// it (expires_in), since the local wall clock may be wrong.
 	Left time.Duration
+	// Counted says that Left is as the back end counted it, and ExpiresOn by a clock of its own.
+	Counted bool
 
 	// Nominal is the whole life such a token has. Zero means 24 hours.
 	Nominal time.Duration

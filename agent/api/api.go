@@ -98,9 +98,14 @@ type Token struct {
 	Resource    string `json:"resource"`
 	ExpiresIn   int64  `json:"expires_in"` // seconds left, the true ones
 	ExpiresOn   int64  `json:"expires_on"`
-	RefreshIn   int64  `json:"refresh_in"`  // seconds until asking again is worth while
-	ReceivedOn  int64  `json:"received_on"` // when the daemon got it from the back end
-	SHA256      string `json:"token_sha256"`
+
+	// Unconfirmed says that ExpiresIn is what there may be at most: the device was off for a time that its clock cannot
+	// tell, and the back end has not answered since.
+	Unconfirmed bool `json:"unconfirmed,omitempty"`
+
+	RefreshIn  int64  `json:"refresh_in"`  // seconds until asking again is worth while
+	ReceivedOn int64  `json:"received_on"` // when the daemon got it from the back end
+	SHA256     string `json:"token_sha256"`
 
 	// Audience is the resource that the token was asked for where that is not Resource: an alternate,
 	// whose token is current while that of Resource is not.
@@ -300,6 +305,24 @@ type Status struct {
 	Requests   RequestCounts    `json:"requests"`
 	Denials    []Denial         `json:"denials"` // the latest, the last first; repeats are counted
 	Callers    CallersStatus    `json:"callers"`
+	Kept       KeptStatus       `json:"kept"`
+	Clock      ClockStatus      `json:"clock"`
+}
+
+// KeptStatus says over what the tokens that are cached are kept.
+type KeptStatus struct {
+	Restart bool   `json:"restart"`
+	Reboot  bool   `json:"reboot"`
+	Why     string `json:"why,omitempty"` // they are not kept over both
+}
+
+// ClockStatus says what is known of the device's wall clock.
+type ClockStatus struct {
+	Known bool `json:"known"` // to be right: it is synchronised, or a server that can be trusted has the same time
+
+	// Skew is by how many seconds it was ahead of the back end's when that was asked last; negative: behind. Absent: the
+	// back end was not asked since the start, or tells only one of the times that it takes.
+	Skew *int64 `json:"skew,omitempty"`
 }
 
 // SourceStatus says where tokens come from.
@@ -347,6 +370,7 @@ type TokenStatus struct {
 	ReceivedOn  *time.Time `json:"received_on,omitempty"`
 	ExpiresOn   *time.Time `json:"expires_on,omitempty"`   // by the device's clock
 	ExpiresIn   int64      `json:"expires_in"`             // 0: no valid token
+	Unconfirmed bool       `json:"unconfirmed,omitempty"`  // ExpiresIn is what there may be at most, as in Token
 	NextRefresh *time.Time `json:"next_refresh,omitempty"` // by the device's clock; absent: none planned
 	LastFetch   *time.Time `json:"last_fetch,omitempty"`
 	LastOutcome Outcome    `json:"last_outcome,omitempty"`

@@ -34,6 +34,7 @@ const (
 // memory is a cache's memory as it is written. Times are absent where they are not known.
 type memory struct {
 	Version      int           `json:"version"`
+	Source       string        `json:"source,omitempty"`
 	BootID       string        `json:"boot_id"` // the boot that boot times (…_ns) are of
 	Boot         time.Duration `json:"boot_ns"`
 	Wall         time.Time     `json:"wall,omitzero"`
@@ -101,7 +102,7 @@ type seen struct {
 // themselves, being strings, leave copies that no program can clear.
 func encodeMemory(m tokencache.Memory) ([]byte, error) {
 	doc := memory{
-		Version: memoryVersion, BootID: m.BootID, Boot: m.Boot, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
+		Version: memoryVersion, Source: m.Source, BootID: m.BootID, Boot: m.Boot, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
 		Keys: make([]remembered, 0, len(m.Keys)), Rollovers: seenOf(m.Rollovers, maxHistory, tokencache.Key{}),
 	}
 	for _, r := range m.Keys {
@@ -195,7 +196,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 		return nil, err
 	}
 	m := tokencache.Memory{
-		BootID: doc.BootID, Boot: doc.Boot, Wall: doc.Wall, Synchronised: doc.Synchronised,
+		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, Wall: doc.Wall, Synchronised: doc.Synchronised,
 		Rollovers: told(doc.Rollovers, tokencache.Key{}),
 	}
 	for _, w := range doc.Keys {
@@ -252,6 +253,8 @@ func (doc *memory) check() error {
 	switch {
 	case len(doc.Keys) > tokencache.MaxKeys:
 		return fmt.Errorf("%d keys are more than %d", len(doc.Keys), tokencache.MaxKeys)
+	case !fits(doc.Source, maxID):
+		return errors.New("its source is none")
 	case !fits(doc.BootID, maxID):
 		return errors.New("its boot_id is none")
 	case doc.Boot < 0 || doc.Boot > maxUptime:

@@ -25,7 +25,7 @@ func whole(n int) tokencache.Memory {
 	before := claims
 	before.Groups = []string{"g1"}
 	return tokencache.Memory{
-		BootID: fmt.Sprintf("boot-%d", n), Boot: time.Hour, Wall: noon.Add(time.Nanosecond), Synchronised: true,
+		Source: "managed-identity arc", BootID: fmt.Sprintf("boot-%d", n), Boot: time.Hour, Wall: noon.Add(time.Nanosecond), Synchronised: true,
 		Keys: []tokencache.Remembered{{
 			Key:     own,
 			Token:   tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour), NotBefore: noon, Claims: claims},
@@ -169,6 +169,7 @@ func TestTheLatestRolloversAreKept(t *testing.T) {
 func TestWhatCannotBeKept(t *testing.T) {
 	t.Parallel()
 	for says, spoil := range map[string]func(m *tokencache.Memory){
+		"source":    func(m *tokencache.Memory) { m.Source = "\x00" },
 		"boot_id":   func(m *tokencache.Memory) { m.BootID = "\x00" },
 		"no uptime": func(m *tokencache.Memory) { m.Boot = -1 },
 		"its wall":  func(m *tokencache.Memory) { m.Wall = noon.AddDate(300, 0, 0) },

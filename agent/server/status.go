@@ -20,6 +20,11 @@ func (s *Server) status(x *exchange) *fault {
 	now := s.Agent.Status()
 	answer.Now = s.now()
 	answer.Ready = now.Ready
+	answer.Clock = api.ClockStatus{Known: now.Clock.Known}
+	if now.Clock.Counted {
+		skew := int64(now.Clock.Skew / time.Second)
+		answer.Clock.Skew = &skew
+	}
 	answer.Trouble = orEmpty(slices.Concat(answer.Trouble, now.Trouble))
 	answer.Config.Files = orEmpty(answer.Config.Files)
 	answer.Callers.Blind = orEmpty(answer.Callers.Blind)
@@ -79,6 +84,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 	}
 	if key.Left > 0 {
 		claims := claimsOf(key.Claims)
+		status.Unconfirmed = key.Unconfirmed
 		status.Permissions = permissionsOf(key.Permissions)
 		status.MintedFrom, status.MintedTo = unlessZero(key.Minted.Earliest), unlessZero(key.Minted.Latest)
 		status.Claims = &claims

@@ -108,6 +108,9 @@ func appendV1(dst []byte, a *agent.Answer, asked string, now time.Time) []byte {
 	dst = appendTextField(dst, `,"resource":`, asked)
 	dst = appendNumber(dst, `,"expires_in":`, left)
 	dst = appendNumber(dst, `,"expires_on":`, now.Unix()+left)
+	if a.Unconfirmed {
+		dst = append(dst, `,"unconfirmed":true`...)
+	}
 	dst = appendNumber(dst, `,"refresh_in":`, max(0, int64(a.RefreshIn/time.Second)))
 	dst = appendNumber(dst, `,"received_on":`, a.ReceivedOn.Unix())
 	dst = appendTextField(dst, `,"token_sha256":`, a.Token.Text.SHA256())

@@ -130,6 +130,7 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 			Claims:    a.token.claims,
 		},
 		Left:      a.expiresIn,
+		Counted:   a.expiresIn > 0 && !a.expiresOn.IsZero(),
 		RefreshIn: a.refreshIn,
 	}
 	if f.Token.ExpiresOn.IsZero() {

@@ -156,8 +156,39 @@ func (s screen) daemon(status api.Status) string {
 	config += ", loaded " + span(status.Now.Sub(status.Config.LoadedOn)) + " ago"
 	text := ready + s.paragraph("source    ", source, plain) + s.paragraph("config    ", config, plain) + s.reloadError(status)
 	n := status.Requests
+	text += s.paragraph("clock     ", clockText(status.Clock), plain) + s.paragraph("tokens    ", keptText(status.Kept), plain)
 	return text + s.paragraph("requests  ",
 		fmt.Sprintf("%d served, %d denied, %d invalid, %d failed", n.Served, n.Denied, n.Invalid, n.Failed), plain)
+}
+
+// clockText says what is known of the device's clock. Some seconds are an answer's own time.
+func clockText(c api.ClockStatus) string {
+	text := "known to be right"
+	if !c.Known {
+		text = "not known to be right: times are by a clock that is not synchronised"
+	}
+	switch {
+	case c.Skew == nil, -60 < *c.Skew && *c.Skew < 60:
+		return text
+	case *c.Skew < 0:
+		return text + "; " + span(seconds(-*c.Skew)) + " behind the back end's"
+	}
+	return text + "; " + span(seconds(*c.Skew)) + " ahead of the back end's"
+}
+
+// keptText says what tokens outlive.
+func keptText(k api.KeptStatus) string {
+	switch {
+	case k.Restart && k.Reboot:
+		return "kept over a restart and a reboot"
+	case k.Restart:
+		return "kept over a restart, not over a reboot: " + k.Why
+	case k.Reboot:
+		return "kept over a stop and a reboot"
+	case k.Why != "":
+		return "not kept: " + k.Why
+	}
+	return "not kept"
 }
 
 // reloadError says that the last reload did not take, and why, where the trouble has not said so.
@@ -212,6 +243,7 @@ func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
 			},
 			notes: []cell{
 				{failures(now, token), bad},
+				{unconfirmed(token), warning},
 				{s.expectation(now, token), plain},
 				{refused(now, token), warning},
 			},
@@ -249,6 +281,14 @@ func refreshCell(now time.Time, token api.TokenStatus) cell {
 		return cell{"now", plain}
 	}
 	return cell{span(token.NextRefresh.Sub(now)), plain}
+}
+
+// unconfirmed says that a token may be over, or "".
+func unconfirmed(token api.TokenStatus) string {
+	if !token.Unconfirmed {
+		return ""
+	}
+	return "it may have expired: the device was off for a time that its clock cannot tell"
 }
 
 // verdict is the one word on a token's permissions.

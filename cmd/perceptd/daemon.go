@@ -49,7 +49,8 @@ type daemon struct {
 	changed chan struct{} // the status may tell something new
 	sight   chan struct{} // what can be seen of callers may be another than before
 	failed  chan error    // something that the daemon cannot go on without
-	unkept  string        // why there is no state directory, in a sentence; empty: there is one
+	kept    *kept
+	unkept  string // why there is no state directory, in a sentence; empty: there is one
 
 	reloading sync.Mutex // one reload at a time
 
@@ -77,9 +78,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	}
 	defer func() {
 		if err != nil {
-			for _, l := range given {
-				_ = l.Close()
-			}
+			given.Close()
 			d.release()
 		}
 	}()
@@ -88,7 +87,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, log: log, failed: d.failed, notify: d.notify, room: systemd.StoreRoom(), modules: make(map[string]*socket.Listener),
+		held: held, log: log, failed: d.failed, notify: d.notify, room: max(0, systemd.StoreRoom()-reservedRoom), modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.source); err != nil {
 		return nil, err
@@ -97,6 +96,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		Fetch: d.backend.source.Fetch, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
 	}
 	d.openState(&options)
+	d.openTokens(&options, given.Files)
 	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d.callers.SetRules(c.callerRules())
 	d.server = &server.Server{Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log, Now: d.backend.clock.Wall, Limits: callerLimits(c.callers)}
 	d.sockets.server = d.server
-	return d, d.listen(given)
+	return d, d.listen(given.Listeners)
 }
 
 // openState loads what was kept. The daemon serves without a place to keep things in, and says so.
@@ -138,18 +138,19 @@ func connectionLimits() server.Limits {
 }
 
 // fromSystemd reads what the service manager passed, before anything else reads the environment.
-func (d *daemon) fromSystemd() (map[string]*net.UnixListener, error) {
-	var err error
+func (d *daemon) fromSystemd() (_ systemd.Given, err error) {
 	if d.notify, err = systemd.NotifyFromEnvironment(); err != nil {
 		d.log.Warn("systemd cannot be told of readiness and status", zap.Error(err))
 	}
 	if d.within, err = systemd.WatchdogInterval(); err != nil {
 		d.log.Warn("systemd's watchdog cannot be fed", zap.Error(err))
 	}
-	given, unknown, err := systemd.Listeners(storedModule, systemd.TokenSocket, systemd.AdminSocket)
-	if len(unknown) > 0 {
-		d.log.Warn("sockets that nobody knows were closed", zap.Strings("names", unknown))
-		d.told(discardUnknown(d.notify, unknown, given))
+	given, err := systemd.Passed(systemd.Names{
+		Sockets: []string{systemd.TokenSocket, systemd.AdminSocket}, StoredSockets: storedModule, StoredFiles: storedCache,
+	})
+	if len(given.Unknown) > 0 {
+		d.log.Warn("descriptors that nobody knows were closed", zap.Strings("names", given.Unknown))
+		d.told(discardUnknown(d.notify, given.Unknown, given.Listeners))
 	}
 	return given, err
 }
@@ -354,6 +355,7 @@ func (d *daemon) describe() api.Status {
 		s.Callers.Blind = append(s.Callers.Blind, api.Blindness{What: b.What, Why: b.Why, Hint: b.Hint})
 		s.Trouble = append(s.Trouble, blindText(b))
 	}
+	s.Kept = d.kept.status()
 	if d.unkept != "" {
 		s.Trouble = append(s.Trouble, d.unkept)
 	}

@@ -200,7 +200,8 @@ func newFolder(t testing.TB, config string) *daemonProcess {
 }
 
 func (d *daemonProcess) arguments() []string {
-	return []string{"--config", d.config, "--runtime-dir", d.dir, "--state-dir", filepath.Join(d.dir, "state"), "--log-level", "debug"}
+	return []string{"--config", d.config, "--runtime-dir", d.dir, "--state-dir", filepath.Join(d.dir, "state"),
+		"--cache-key", d.keyFile(), "--log-level", "debug"}
 }
 
 func (d *daemonProcess) awaitHealth(t testing.TB) {
@@ -230,8 +231,9 @@ func (d *daemonProcess) reload(t testing.TB, config string) (status int, body st
 	return status, body
 }
 
-func (d *daemonProcess) token() string { return filepath.Join(d.dir, api.TokenSocketName) }
-func (d *daemonProcess) admin() string { return filepath.Join(d.dir, api.AdminSocketName) }
+func (d *daemonProcess) keyFile() string { return filepath.Join(d.dir, "cache-key") }
+func (d *daemonProcess) token() string   { return filepath.Join(d.dir, api.TokenSocketName) }
+func (d *daemonProcess) admin() string   { return filepath.Join(d.dir, api.AdminSocketName) }
 func (d *daemonProcess) module(name string) string {
 	return filepath.Join(d.dir, api.ModulesDirName, name, api.TokenSocketName)
 }

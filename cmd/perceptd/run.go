@@ -34,8 +34,10 @@ usage: perceptd [flags]
   --config FILE        configuration (default /etc/percept/config.toml); FILE's
                        neighbour config.d/*.toml is read after it
   --runtime-dir DIR    where the sockets are (default /run/percept)
-  --state-dir DIR      where policy changes are kept (default $STATE_DIRECTORY, as
-                       systemd sets it, else /var/lib/percept)
+  --state-dir DIR      where tokens, sealed, and policy changes are kept (default
+                       $STATE_DIRECTORY, as systemd sets it, else /var/lib/percept)
+  --cache-key FILE     the key that tokens are sealed with, where systemd gives no
+                       credential percept-cache-key (default /etc/percept/cache-key)
   --check              check the configuration, say what it allows, and exit
   --log-level LEVEL    debug, info, warn or error (default info)
   --version            print the version and exit
@@ -46,8 +48,8 @@ exit status: 0 stopped on request, 1 could not start or go on, 2 wrong usage,
 
 // flags is the command line.
 type flags struct {
-	config, runtimeDir, stateDir, logLevel string
-	check, version                         bool
+	config, runtimeDir, stateDir, cacheKey, logLevel string
+	check, version                                   bool
 }
 
 // defaultStateDir is the folder that systemd made for the daemon, the first if there are several.
@@ -64,6 +66,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	set.StringVar(&f.config, "config", "/etc/percept/config.toml", "")
 	set.StringVar(&f.runtimeDir, "runtime-dir", api.RuntimeDir, "")
 	set.StringVar(&f.stateDir, "state-dir", defaultStateDir(), "")
+	set.StringVar(&f.cacheKey, "cache-key", "/etc/percept/cache-key", "")
 	set.StringVar(&f.logLevel, "log-level", "info", "")
 	set.BoolVar(&f.check, "check", false, "")
 	set.BoolVar(&f.version, "version", false, "")

@@ -176,7 +176,7 @@ func TestSocketActivation(t *testing.T) {
 	if status := d.stop(t); status != 0 {
 		t.Errorf("exit status %d", status)
 	}
-	if !strings.Contains(d.text(), "sockets that nobody knows were closed") {
+	if !strings.Contains(d.text(), "descriptors that nobody knows were closed") {
 		t.Error("the third socket is not told of")
 	}
 	for _, path := range []string{d.token(), d.admin()} {

@@ -17,7 +17,7 @@ func TestFullStore(t *testing.T) {
 	binary(t, "perceptd")
 	store := newFDStore(t)
 	d := newFolder(t, simulatedFor("a", "b", "c"))
-	store.start(t, d, "FDSTORE=1")
+	store.start(t, d, "FDSTORE=3")
 	d.awaitHealth(t)
 	for _, module := range []string{"a", "b", "c"} {
 		if status, _, err := d.get(d.module(module), vaultToken); status != 200 {
@@ -46,7 +46,7 @@ func TestFullStore(t *testing.T) {
 	}
 
 	// What a module that was removed has left is another's.
-	store.start(t, d, "FDSTORE=1")
+	store.start(t, d, "FDSTORE=3")
 	d.awaitHealth(t)
 	if status, body := d.reload(t, simulatedFor("b")); status != 200 {
 		t.Fatal(body)

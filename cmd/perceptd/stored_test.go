@@ -97,7 +97,12 @@ func (s *fdStore) remove(which func(*os.File) bool) {
 // clear is what a stop of the service does.
 func (s *fdStore) clear() { s.remove(func(*os.File) bool { return true }) }
 
-func (s *fdStore) names() (names []string) {
+// names lists the sockets that are kept.
+func (s *fdStore) names() []string {
+	return slices.DeleteFunc(s.all(), func(name string) bool { return strings.HasPrefix(name, storedCache) })
+}
+
+func (s *fdStore) all() (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, file := range s.kept {
@@ -110,9 +115,13 @@ func (s *fdStore) names() (names []string) {
 func (s *fdStore) start(t *testing.T, d *daemonProcess, environment ...string) {
 	t.Helper()
 	c := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, binary(t, "perceptd")}, d.arguments()...)...)
-	names := strings.Join(s.names(), ":")
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var all []string
+	for _, file := range s.kept {
+		all = append(all, file.Name())
+	}
+	names := strings.Join(all, ":")
 	c.ExtraFiles = slices.Clone(s.kept)
 	d.process = begin(t, append(environment, "NOTIFY_SOCKET="+s.path, "LISTEN_FDS="+strconv.Itoa(len(s.kept)), "LISTEN_FDNAMES="+names), c)
 }

@@ -1,0 +1,228 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"perceptd/agent"
+	"perceptd/tokencache"
+)
+
+// shelf is where a cache's memory is kept, and what went wrong there.
+type shelf struct {
+	mu             sync.Mutex // protects what follows
+	carried, saved []tokencache.Memory
+	fault          error
+	slow           time.Duration
+}
+
+func (s *shelf) set(fault error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = fault
+}
+
+func (s *shelf) counts() (carried, saved int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.carried), len(s.saved)
+}
+
+func (s *shelf) lastSaved() *tokencache.Memory {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.saved) == 0 {
+		return nil
+	}
+	return &s.saved[len(s.saved)-1]
+}
+
+func (s *shelf) keeping() agent.Keeping {
+	put := func(to *[]tokencache.Memory) func(tokencache.Memory) error {
+		return func(m tokencache.Memory) error {
+			s.mu.Lock()
+			slow := s.slow
+			s.mu.Unlock()
+			time.Sleep(slow)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.fault == nil {
+				*to = append(*to, m)
+			}
+			return s.fault
+		}
+	}
+	return agent.Keeping{Carry: put(&s.carried), Save: put(&s.saved)}
+}
+
+// remembering runs an agent that begins with what the shelf has, until f returns.
+func remembering(t *testing.T, s *shelf, b *backEnd, f func(a *agent.Agent, logs *observer.ObservedLogs)) {
+	t.Helper()
+	core, logs := observer.New(zapcore.DebugLevel)
+	a, err := agent.New(agent.Options{
+		Fetch: b.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Memory: s.lastSaved(), Keeping: s.keeping(),
+		Clock: tokencache.Clock{Boot: func() time.Duration { return time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)) + time.Minute }},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	f(a, logs)
+}
+
+func mustHave(t *testing.T, a *agent.Agent) agent.Answer {
+	t.Helper()
+	answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// What one process has, the next begins with, and asks the back end for nothing.
+func TestTokensOutliveTheProcess(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, b := new(shelf), new(backEnd)
+		var first agent.Answer
+		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			first = mustHave(t, a)
+			synctest.Wait()
+			if carried, saved := s.counts(); carried == 0 || saved == 0 {
+				t.Errorf("carried %d times, saved %d times after a fetch", carried, saved)
+			}
+			time.Sleep(2 * time.Hour)
+		})
+		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		before := b.made()
+		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			again := mustHave(t, a)
+			if !again.Token.Text.Equal(first.Token.Text) || again.Left != 22*time.Hour || again.Unconfirmed {
+				t.Errorf("%v left, unconfirmed %v", again.Left, again.Unconfirmed)
+			}
+			synctest.Wait()
+		})
+		if made := b.made() - before; made != 0 {
+			t.Errorf("%d calls", made)
+		}
+	})
+}
+
+func (b *backEnd) made() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.calls
+}
+
+// The disk is written to for each newer token, once an hour, and at the end; memory alone for every other fetch.
+func TestDiskIsSeldomWritten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, b := new(shelf), new(backEnd)
+		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			mustHave(t, a)
+			synctest.Wait()
+			_, begun := s.counts()
+			time.Sleep(5*time.Hour + time.Minute)
+			if _, saved := s.counts(); saved-begun != 5 {
+				t.Errorf("saved %d times in five hours", saved-begun)
+			}
+			b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+			carried, saved := s.counts()
+			if _, err := a.Refresh(context.Background(), "device", storage, true); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+			if c, n := s.counts(); c == carried || n != saved {
+				t.Errorf("carried %d times, saved %d times after a fetch without a token", c-carried, n-saved)
+			}
+			_, begun = s.counts()
+			if _, err := a.Apply(edgeWithout(storage)); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if _, saved := s.counts(); saved != begun+1 {
+				t.Errorf("saved %d times when a grant was taken away", saved-begun)
+			}
+			for _, key := range s.lastSaved().Keys {
+				if key.Key.Resource == storage {
+					t.Error("a token that nobody may have any more is still kept")
+				}
+			}
+		})
+	})
+}
+
+// edgeWithout is edge without the grants for a resource.
+func edgeWithout(resource string) agent.Rules {
+	rules := edge()
+	for i, grant := range rules.Grants {
+		var left []string
+		for _, r := range grant.Resources {
+			if r != resource {
+				left = append(left, r)
+			}
+		}
+		rules.Grants[i].Resources = append(left, "https://other.example.net")
+	}
+	return rules
+}
+
+// A disk that takes nothing is trouble that passes, and keeps nobody from a token.
+func TestWhatCannotBeKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, b := new(shelf), new(backEnd)
+		s.set(errors.New("no space left on device"))
+		remembering(t, s, b, func(a *agent.Agent, logs *observer.ObservedLogs) {
+			mustHave(t, a)
+			time.Sleep(10 * time.Minute)
+			trouble := strings.Join(a.Status().Trouble, "\n")
+			if !strings.Contains(trouble, "tokens are not saved") || !strings.Contains(trouble, "not handed to systemd") || !strings.Contains(trouble, "no space left") {
+				t.Errorf("trouble %q", trouble)
+			}
+			if n := logs.FilterMessage("tokens could not be saved").Len(); n != 1 {
+				t.Errorf("said %d times", n)
+			}
+			s.set(nil)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if trouble := a.Status().Trouble; len(trouble) != 0 {
+				t.Errorf("still %q", trouble)
+			}
+			if logs.FilterMessage("tokens are kept again").Len() == 0 {
+				t.Error("that it is over is not said")
+			}
+		})
+	})
+}
+
+// Whoever waits for a token at the end does not wait for the disk.
+func TestSlowDiskAtTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, b := &shelf{slow: 3 * time.Second}, &backEnd{takes: time.Hour}
+		answered := make(chan time.Time, 1)
+		var closing time.Time
+		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			go func() {
+				_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage})
+				answered <- time.Now()
+			}()
+			synctest.Wait()
+			closing = time.Now()
+		})
+		if at := <-answered; !at.Equal(closing) {
+			t.Errorf("waited %v for the disk", at.Sub(closing))
+		}
+	})
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/keep"
+	"perceptd/systemd"
+	"perceptd/tokencache"
+)
+
+const (
+	// storedCache begins the name by which systemd keeps what the cache knows while the daemon restarts. After it comes a
+	// number, higher for what was stored later.
+	storedCache = "cache-"
+
+	// cacheCredential is the systemd credential that is the key of the cache's file.
+	cacheCredential = "percept-cache-key"
+
+	// reservedRoom is for the cache's memory in systemd's store: two of it while one takes the other's place.
+	reservedRoom = 2
+)
+
+// kept is how the token cache outlives this process: by a descriptor in systemd's store and by a file.
+type kept struct {
+	notify systemd.Notify
+	log    *zap.Logger
+	source string       // whose tokens they are
+	tokens *keep.Tokens // nil: there is no file
+
+	stored []string // what systemd keeps of it, by name
+
+	noCarry, noFile string // why it does not, in words; empty: it does
+}
+
+// openTokens has the cache begin with what an earlier one knew, and kept for the next.
+func (d *daemon) openTokens(o *agent.Options, carried map[string]*os.File) {
+	from := d.backend.status()
+	k := &kept{notify: d.notify, log: d.log, source: from.Kind + " " + from.Endpoint}
+	d.kept = k
+	defer func() {
+		for _, file := range carried {
+			_ = file.Close()
+		}
+	}()
+	if d.config.source.speed != 1 && d.config.source.kind == simulated {
+		k.noCarry, k.noFile = "the simulated back end has a clock of its own", "the simulated back end has a clock of its own"
+		return
+	}
+	k.openFile(d.flags)
+	o.BootID = keep.BootID()
+	if o.Memory = k.takeCarried(carried); o.Memory == nil {
+		o.Memory = k.load()
+	}
+	if d.notify.Enabled() {
+		o.Keeping.Carry = k.carry
+	} else {
+		k.noCarry = "perceptd was not started by systemd"
+	}
+	if k.tokens != nil {
+		o.Keeping.Save = k.save
+	}
+}
+
+// openFile opens the cache's file, or says why there is none.
+func (k *kept) openFile(f flags) {
+	key, err := findKey(os.Getenv("CREDENTIALS_DIRECTORY"), f.cacheKey)
+	if errors.Is(err, fs.ErrNotExist) {
+		k.noFile = "there is no key to seal them with: perceptctl cache-key make"
+		return
+	}
+	if err == nil {
+		k.tokens, err = keep.OpenTokens(f.stateDir, key)
+	}
+	if err != nil {
+		k.noFile = err.Error()
+		k.log.Warn("tokens are not kept over a reboot", zap.Error(err))
+	}
+}
+
+// findKey returns the key of the cache's file: systemd's credential, or else the file that is named.
+func findKey(credentials, path string) (*keep.Key, error) {
+	if credentials != "" {
+		key, err := keep.ReadKey(filepath.Join(credentials, cacheCredential))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return key, err
+		}
+	}
+	return keep.ReadKey(path)
+}
+
+// takeCarried returns what systemd has kept last, or nil. What else it has kept goes when the next is stored.
+func (k *kept) takeCarried(carried map[string]*os.File) (last *tokencache.Memory) {
+	var latest uint64
+	for name, file := range carried {
+		k.stored = append(k.stored, name)
+		number, err := strconv.ParseUint(strings.TrimPrefix(name, storedCache), 10, 64)
+		var memory *tokencache.Memory
+		if err == nil {
+			memory, err = keep.Carried(file)
+		}
+		if err != nil {
+			k.log.Warn("what systemd has kept of the cache is of no use: tokens are read from the disk or fetched anew", zap.String("name", name), zap.Error(err))
+			continue
+		}
+		if last == nil || number > latest {
+			last, latest = memory, number
+		}
+	}
+	return k.ours(last)
+}
+
+// load returns what the file has, or nil.
+func (k *kept) load() *tokencache.Memory {
+	if k.tokens == nil {
+		return nil
+	}
+	memory, err := k.tokens.Load()
+	if err != nil {
+		k.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(err))
+		return nil
+	}
+	return k.ours(memory)
+}
+
+// ours returns m unless it is another source's.
+func (k *kept) ours(m *tokencache.Memory) *tokencache.Memory {
+	if m != nil && m.Source != k.source {
+		k.log.Info("the kept tokens are of another source, and are left", zap.String("theirs", m.Source), zap.String("ours", k.source))
+		return nil
+	}
+	return m
+}
+
+// carry has systemd keep m in the place of what it keeps.
+func (k *kept) carry(m tokencache.Memory) error {
+	m.Source = k.source
+	file, err := keep.Carry(m)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	name := storedCache + strconv.FormatInt(int64(m.Boot), 10)
+	if err := k.notify.Store(name, int(file.Fd())); err != nil {
+		return err
+	}
+	before := k.stored
+	k.stored = []string{name}
+	for _, old := range before { // the new one first: a crash in between leaves two, and never none
+		if old == name {
+			continue
+		}
+		if err := k.notify.Discard(old); err != nil {
+			k.stored = append(k.stored, old)
+		}
+	}
+	return nil
+}
+
+func (k *kept) save(m tokencache.Memory) error {
+	m.Source = k.source
+	return k.tokens.Save(m)
+}
+
+// status says over what tokens are kept.
+func (k *kept) status() api.KeptStatus {
+	s := api.KeptStatus{Restart: k.noCarry == "", Reboot: k.noFile == ""}
+	switch {
+	case !s.Reboot:
+		s.Why = k.noFile
+	case !s.Restart:
+		s.Why = k.noCarry
+	}
+	return s
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"perceptd/agent/api"
+)
+
+// giveKey writes a key that is the same byte over and over.
+func (d *daemonProcess) giveKey(t *testing.T, path string, b byte) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(strings.Repeat(string(b), 32)), 0o400); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// again starts the daemon once more, in the folder that it had.
+func (d *daemonProcess) again(t *testing.T, environment ...string) {
+	t.Helper()
+	d.process = launch(t, environment, "perceptd", d.arguments()...)
+	d.awaitHealth(t)
+}
+
+// held returns what the daemon holds of its only token.
+func (d *daemonProcess) held(t *testing.T) api.TokenStatus {
+	t.Helper()
+	var tokens []api.TokenStatus
+	until(t, "the token", d.ended, func() bool {
+		tokens = d.status(t).Tokens
+		return len(tokens) == 1 && tokens[0].ExpiresIn > 0
+	})
+	return tokens[0]
+}
+
+// mustBeSame checks that the token is the one from before, and that the back end was not asked.
+func (d *daemonProcess) mustBeSame(t *testing.T, when string, before api.TokenStatus) {
+	t.Helper()
+	if now := d.held(t); now.SHA256 != before.SHA256 || now.Fetches != 0 || now.Unconfirmed {
+		t.Errorf("%s: token %s after %d fetches, was %s", when, now.SHA256, now.Fetches, before.SHA256)
+	}
+	if status, _, err := d.get(d.token(), vaultToken); status != 200 {
+		t.Errorf("%s: %d %v", when, status, err)
+	}
+}
+
+// Through a restart and a crash tokens are with systemd, which needs no key.
+func TestTokensOutliveACrash(t *testing.T) {
+	t.Parallel()
+	binary(t, "perceptd")
+	store := newFDStore(t)
+	d := newFolder(t, simulatedFor())
+	store.start(t, d)
+	d.awaitHealth(t)
+	before := d.held(t)
+	if kept := d.status(t).Kept; !kept.Restart || kept.Reboot || !strings.Contains(kept.Why, "perceptctl cache-key make") {
+		t.Errorf("%+v", kept)
+	}
+	until(t, "the cache to be stored", d.ended, func() bool { return len(store.all()) == 1 })
+	for _, end := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL} {
+		if err := d.cmd.Process.Signal(end); err != nil {
+			t.Fatal(err)
+		}
+		<-d.ended
+		store.start(t, d)
+		d.awaitHealth(t)
+		d.mustBeSame(t, end.String(), before)
+	}
+	if all := store.all(); len(all) != 1 {
+		t.Errorf("stored %q", all)
+	}
+}
+
+// What systemd keeps and cannot be used is said, and costs a call to the back end.
+func TestCarriedNonsense(t *testing.T) {
+	t.Parallel()
+	binary(t, "perceptd")
+	store := newFDStore(t)
+	for _, name := range []string{storedCache + "7", storedCache + "x"} {
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.put(renamed(t, null, name))
+	}
+	d := newFolder(t, simulatedFor())
+	store.start(t, d)
+	d.awaitHealth(t)
+	if held := d.held(t); held.Fetches != 1 {
+		t.Errorf("%d fetches", held.Fetches)
+	}
+	if n := strings.Count(d.text(), "what systemd has kept of the cache is of no use"); n == 0 {
+		t.Errorf("said %d times", n)
+	}
+	until(t, "the new one in the place of the others", d.ended, func() bool {
+		all := store.all()
+		return len(all) == 1 && all[0] != storedCache+"7" && all[0] != storedCache+"x"
+	})
+}
+
+// Through a stop they are in the file, for whoever has its key.
+func TestTokensOutliveAStop(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, simulatedFor())
+	d.giveKey(t, d.keyFile(), 'k')
+	d.again(t)
+	before := d.held(t)
+	if kept := d.status(t).Kept; !kept.Reboot || kept.Restart {
+		t.Errorf("%+v", kept)
+	}
+	d.stop(t)
+	sealed, err := os.ReadFile(filepath.Join(d.dir, "state", "tokens.sealed"))
+	if err != nil || strings.Contains(string(sealed), "eyJ") || strings.Contains(string(sealed), vaultURI) {
+		t.Errorf("%d bytes, %v", len(sealed), err)
+	}
+	d.again(t)
+	d.mustBeSame(t, "after a stop", before)
+	if err := d.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-d.ended
+	d.again(t)
+	d.mustBeSame(t, "after a crash", before)
+	d.stop(t)
+
+	credentials := t.TempDir()
+	d.giveKey(t, filepath.Join(credentials, cacheCredential), 'k')
+	if err := os.Remove(d.keyFile()); err != nil {
+		t.Fatal(err)
+	}
+	d.again(t, "CREDENTIALS_DIRECTORY="+credentials)
+	d.mustBeSame(t, "with the key as systemd's credential", before)
+	d.stop(t)
+
+	d.giveKey(t, d.keyFile(), 'x')
+	d.again(t)
+	if now := d.held(t); now.Fetches != 1 {
+		t.Errorf("%d fetches with another key", now.Fetches)
+	}
+	if !strings.Contains(d.text(), "the kept tokens cannot be used and are fetched anew") {
+		t.Error("it is not said that the file cannot be used")
+	}
+	aside, _ := filepath.Glob(filepath.Join(d.dir, "state", "tokens.sealed.unreadable-*"))
+	if len(aside) != 1 {
+		t.Errorf("moved aside: %q", aside)
+	}
+}
+
+// Tokens of one source are of no use to another.
+func TestTokensOfAnotherSource(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, simulatedFor())
+	d.giveKey(t, d.keyFile(), 'k')
+	d.again(t)
+	d.held(t)
+	d.stop(t)
+	d.rewrite(t, strings.Replace(simulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nendpoint = \"imds\"", 1))
+	d.again(t)
+	if now := d.held(t); now.Fetches != 1 {
+		t.Errorf("%d fetches", now.Fetches)
+	}
+	if !strings.Contains(d.text(), "the kept tokens are of another source") {
+		t.Error("it is not said")
+	}
+}
+
+// A key that is none is said, and nothing is written by it.
+func TestUselessKey(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, simulatedFor())
+	if err := os.WriteFile(d.keyFile(), []byte("short"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	d.again(t)
+	d.held(t)
+	if kept := d.status(t).Kept; kept.Reboot || !strings.Contains(kept.Why, "5 bytes") {
+		t.Errorf("%+v", kept)
+	}
+	d.stop(t)
+	if _, err := os.Stat(filepath.Join(d.dir, "state", "tokens.sealed")); err == nil {
+		t.Error("something was written")
+	}
+}
+
+// A clock that runs by itself makes times of no use to the next start.
+func TestFastClockKeepsNothing(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, strings.Replace(simulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nspeed = 60", 1))
+	d.giveKey(t, d.keyFile(), 'k')
+	d.again(t)
+	d.held(t)
+	if kept := d.status(t).Kept; kept.Reboot || kept.Restart || kept.Why == "" {
+		t.Errorf("%+v", kept)
+	}
+}
