@@ -212,6 +212,10 @@ func install(t *testing.T, m *machine) {
 type machine struct {
 	root   string // its file system
 	leader string // pid of its init, seen from here
+
+	nspawn  *exec.Cmd // what holds it
+	command func() *exec.Cmd
+	log     *os.File // its console
 }
 
 // kind is what a container is made of.
@@ -237,16 +241,15 @@ func boot(t *testing.T, k kind) *machine {
 		t.Fatal(err)
 	}
 	groups := cgroups(t, name)
-	join := `for g in $1; do echo $$ >"$g/cgroup.procs"; done; shift; exec "$@"`
-	nspawn := exec.Command("setsid", append([]string{"sh", "-c", join, "sh", strings.Join(groups, " "),
-		"systemd-nspawn", "--quiet", "--directory=" + root, "--boot", "--keep-unit", "--register=no", "--private-network",
-		"--machine=" + name, "--console=pipe", "--kill-signal=SIGRTMIN+3"}, k.args...)...)
-	nspawn.Env = append(os.Environ(), k.env...)
-	nspawn.Stdout, nspawn.Stderr = log, log
-	if err := nspawn.Start(); err != nil {
-		t.Fatal(err)
-	}
-	m := &machine{root: root}
+	m := &machine{root: root, log: log, command: func() *exec.Cmd {
+		join := `for g in $1; do echo $$ >"$g/cgroup.procs"; done; shift; exec "$@"`
+		nspawn := exec.Command("setsid", append([]string{"sh", "-c", join, "sh", strings.Join(groups, " "),
+			"systemd-nspawn", "--quiet", "--directory=" + root, "--boot", "--keep-unit", "--register=no", "--private-network",
+			"--machine=" + name, "--console=pipe", "--kill-signal=SIGRTMIN+3"}, k.args...)...)
+		nspawn.Env = append(os.Environ(), k.env...)
+		nspawn.Stdout, nspawn.Stderr = log, log
+		return nspawn
+	}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := os.ReadFile(log.Name())
@@ -254,14 +257,33 @@ func boot(t *testing.T, k kind) *machine {
 			t.Logf("console:\n%s\njournal:\n%s", out, journal)
 		}
 		_, _ = m.run(t, "systemctl", "poweroff")
-		_ = nspawn.Wait()
+		_ = m.nspawn.Wait()
 		_ = log.Close()
 		for _, group := range groups {
 			removeGroup(group)
 		}
 	})
+	m.begin(t)
+	return m
+}
+
+// reboot has the container's init end by that command, and starts it again on the same files.
+func (m *machine) reboot(t *testing.T, command ...string) {
+	t.Helper()
+	_, _ = m.run(t, command...) // it may be cut off
+	_ = m.nspawn.Wait()         // it says by its status that it wants to be started again
+	m.begin(t)
+}
+
+// begin starts the container and waits until its init has started everything.
+func (m *machine) begin(t *testing.T) {
+	t.Helper()
+	m.nspawn = m.command()
+	if err := m.nspawn.Start(); err != nil {
+		t.Fatal(err)
+	}
 	m.until(t, "the container's init", func() bool {
-		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", nspawn.Process.Pid, nspawn.Process.Pid))
+		children, _ := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", m.nspawn.Process.Pid))
 		m.leader = strings.TrimSpace(string(children))
 		_, err := os.Stat(filepath.Join("/proc", m.leader, "root/run/systemd/private"))
 		return m.leader != "" && err == nil
@@ -271,7 +293,6 @@ func boot(t *testing.T, k kind) *machine {
 		state = strings.TrimSpace(state)
 		return state == "running" || state == "degraded"
 	})
-	return m
 }
 
 // pristine returns the folder of a release's untouched file system, made if need be.
