@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -243,7 +244,9 @@ func boot(t *testing.T, k kind) *machine {
 	groups := cgroups(t, name)
 	m := &machine{root: root, log: log, command: func() *exec.Cmd {
 		join := `for g in $1; do echo $$ >"$g/cgroup.procs"; done; shift; exec "$@"`
+		back := uptime(t) - 5*time.Second // as long as a device takes to get this far
 		nspawn := exec.Command("setsid", append([]string{"sh", "-c", join, "sh", strings.Join(groups, " "),
+			"unshare", "--time", fmt.Sprintf("--boottime=-%d", int(back.Seconds())), fmt.Sprintf("--monotonic=-%d", int(back.Seconds())),
 			"systemd-nspawn", "--quiet", "--directory=" + root, "--boot", "--keep-unit", "--register=no", "--private-network",
 			"--machine=" + name, "--console=pipe", "--kill-signal=SIGRTMIN+3"}, k.args...)...)
 		nspawn.Env = append(os.Environ(), k.env...)
@@ -265,6 +268,21 @@ func boot(t *testing.T, k kind) *machine {
 	})
 	m.begin(t)
 	return m
+}
+
+// uptime is how long this machine is up: a container's clocks go on where it began, unless they are set back.
+func uptime(t *testing.T) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seconds, _, _ := strings.Cut(string(text), " ")
+	up, err := strconv.ParseFloat(seconds, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return max(5*time.Second, time.Duration(up*float64(time.Second)))
 }
 
 // reboot has the container's init end by that command, and starts it again on the same files.

@@ -21,8 +21,9 @@ type arrival struct {
 	heard atomic.Bool // a request has come in
 }
 
-// hearing is how long a connection is waited for that nothing was heard on.
-const hearing = 250 * time.Millisecond
+// hearing is how long a connection is waited for that nothing was heard on: a client on a busy device may take a while
+// from connecting to asking.
+const hearing = time.Second
 
 type arrivalKey struct{}
 
