@@ -1,7 +1,9 @@
 package main
 
 import (
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -194,5 +196,62 @@ func TestFastClockKeepsNothing(t *testing.T) {
 	d.held(t)
 	if kept := d.status(t).Kept; kept.Reboot || kept.Restart || kept.Why == "" {
 		t.Errorf("%+v", kept)
+	}
+}
+
+// A state folder that is gone is trouble that is told, keeps nobody from a token, and passes when there is one again.
+func TestLostStateFolder(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, simulatedFor())
+	d.giveKey(t, d.keyFile(), 'k')
+	d.again(t)
+	d.held(t)
+	state := filepath.Join(d.dir, "state")
+	if err := os.RemoveAll(state); err != nil {
+		t.Fatal(err)
+	}
+	d.reload(t, simulatedFor()) // after which all is saved
+	until(t, "the trouble", d.ended, func() bool {
+		return strings.Contains(strings.Join(d.status(t).Trouble, "\n"), "tokens are not saved, and lost at the next reboot")
+	})
+	if status, _, err := d.get(d.token(), vaultToken); status != 200 {
+		t.Errorf("a token: %d %v", status, err)
+	}
+	if err := os.Mkdir(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.reload(t, simulatedFor())
+	until(t, "the trouble to be over", d.ended, func() bool { return len(d.status(t).Trouble) == 0 })
+	if _, err := os.Stat(filepath.Join(state, "tokens.sealed")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Without room for another descriptor tokens are handed out all the same, and what could not be kept is kept later.
+func TestNoRoomForDescriptors(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, simulatedFor())
+	d.giveKey(t, d.keyFile(), 'k')
+	c := exec.Command("/bin/sh", append([]string{"-c", `ulimit -n 64; exec "$0" "$@"`, binary(t, "perceptd")}, d.arguments()...)...)
+	d.process = begin(t, nil, c)
+	d.awaitHealth(t)
+	d.held(t)
+	var held []net.Conn
+	for range 128 { // more than there can be; each is held as long as it may
+		conn, err := net.Dial("unix", d.token())
+		if err != nil {
+			break
+		}
+		held = append(held, conn)
+	}
+	for _, conn := range held {
+		conn.Close()
+	}
+	until(t, "a token", d.ended, func() bool {
+		status, _, _ := d.get(d.token(), vaultToken)
+		return status == 200
+	})
+	if trouble := d.status(t).Trouble; len(trouble) != 0 {
+		t.Errorf("trouble %q", trouble)
 	}
 }
