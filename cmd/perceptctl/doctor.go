@@ -156,19 +156,27 @@ func (a *app) examineUnits(ctx context.Context) (all []finding) {
 
 // ask runs a program that is on the path and returns what it said, whatever its exit status is.
 func (a *app) ask(ctx context.Context, name string, args ...string) (out string, there bool) {
+	path := a.program(name)
+	if path == "" {
+		return "", false
+	}
+	ctx, cancel := context.WithTimeout(ctx, probing)
+	defer cancel()
+	command := exec.CommandContext(ctx, path, args...)
+	command.Env = a.environ
+	text, _ := command.CombinedOutput()
+	return strings.TrimSpace(string(text)), true
+}
+
+// program returns where a program is on the path, or "".
+func (a *app) program(name string) string {
 	for _, folder := range filepath.SplitList(a.getenv("PATH")) {
 		path := filepath.Join(folder, name)
-		if info, err := os.Stat(path); err != nil || info.IsDir() || info.Mode()&0o111 == 0 {
-			continue
+		if info, err := os.Stat(path); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {
+			return path
 		}
-		ctx, cancel := context.WithTimeout(ctx, probing)
-		defer cancel()
-		command := exec.CommandContext(ctx, path, args...)
-		command.Env = a.environ
-		text, _ := command.CombinedOutput()
-		return strings.TrimSpace(string(text)), true
 	}
-	return "", false
+	return ""
 }
 
 func examineDaemon(status api.Status) (all []finding) {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -31,6 +32,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // written into the scripts.
 func TestTranscripts(t *testing.T) {
 	t.Parallel()
+	group, err := user.LookupGroupId(strconv.Itoa(os.Getgid()))
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata",
 		UpdateScripts: os.Getenv("UPDATE_TRANSCRIPTS") != "",
@@ -42,6 +47,7 @@ func TestTranscripts(t *testing.T) {
 			env.Setenv("TOKEN", canary)
 			env.Setenv("TZ", "Europe/Berlin")
 			env.Setenv("LANG", "C.UTF-8")
+			env.Setenv("GROUP", group.Name)
 			return daemon.start()
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -64,7 +70,7 @@ type daemonKey struct{}
 func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	var stdout, stderr bytes.Buffer
 	var environ []string
-	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM", "TZ", "LANG", "PATH"} {
+	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM", "TZ", "LANG", "PATH", "RUNTIME_DIRECTORY"} {
 		environ = append(environ, name+"="+ts.Getenv(name))
 	}
 	daemon := ts.Value(daemonKey{}).(*fakeDaemon)
@@ -80,7 +86,7 @@ func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	if strings.Contains(stdout.String()+stderr.String(), "\x1b") {
 		ts.Fatalf("control sequences away from a terminal")
 	}
-	fits := []string{"status", "explain", "timeline", "policy-changed", "policy-changes", "refresh", "doctor", "whoami"}
+	fits := []string{"status", "explain", "timeline", "policy-changed", "policy-changes", "refresh", "doctor", "whoami", "cache-key"}
 	isFor := func(verb string) bool { return slices.Contains(args, verb) }
 	if slices.ContainsFunc(fits, isFor) && !slices.ContainsFunc([]string{"--json", "--help", "__complete"}, isFor) {
 		for line := range strings.Lines(stdout.String()) {

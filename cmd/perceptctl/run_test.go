@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -142,6 +143,7 @@ func TestOutputThatCannotBeWritten(t *testing.T) {
 		"timeline", "explain https://vault.azure.net", "explain https://vault.azure.net --json",
 		"policy-changed r --effect granted", "policy-changed r --effect granted --json",
 		"policy-changes", "policy-changes --json", "policy-changes withdraw a", "watch r", "watch r --json",
+		"cache-key show --file absent", "cache-key make --dry-run --file absent", "cache-key show --file run_test.go",
 	} {
 		t.Run(line, func(t *testing.T) {
 			t.Parallel()
@@ -194,6 +196,34 @@ func TestWatchEndsWithCtrlC(t *testing.T) {
 		if code != exitOK || stderr.Len() > 0 || !strings.HasSuffix(stdout.written.String(), "  token        0123 until 2031-01-01 00:00, current\n") {
 			t.Errorf("exit status %d, %s%s", code, &stdout.written, &stderr)
 		}
+	}
+}
+
+// TestCacheKeyInterrupted has a TPM that is not waited for any more.
+func TestCacheKeyInterrupted(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "systemd-creds"), []byte("#!/bin/sh\nexec /bin/sleep 600\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stdout, stderr bytes.Buffer
+	file := filepath.Join(folder, "key")
+	code := run(ctx, []string{"cache-key", "make", "--file", file}, nil, &stdout, &stderr, []string{"PATH=" + folder})
+	if code != exitInterrupted || stderr.String() != "perceptctl: interrupted\n" || stdout.Len() > 0 {
+		t.Errorf("exit status %d, %s%s", code, &stdout, &stderr)
+	}
+	if left, err := filepath.Glob(file + "*"); err != nil || left != nil {
+		t.Errorf("left behind: %q (%v)", left, err)
+	}
+}
+
+func TestCacheKeyIsRoots(t *testing.T) {
+	t.Parallel()
+	err := rootsBusiness(&fs.PathError{Op: "open", Path: "/etc/percept/cache-key.cred", Err: fs.ErrPermission})
+	if hint := (&app{}).hint(err); hint != "the cache's key is root's business: run it with sudo" || !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("%v, hint %q", err, hint)
 	}
 }
 

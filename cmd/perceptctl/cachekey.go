@@ -1,0 +1,403 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	cacheKeySize = 32
+	// cacheKeyName is the systemd credential's name, which is sealed with it: no other credential can take its place.
+	cacheKeyName = "percept-cache-key"
+	cacheKeyUnit = "perceptd-cache-key.service"
+	cacheKeyNext = "systemctl restart perceptd-cache-key perceptd"
+
+	// sealing is how long systemd-creds may take: slow TPMs think for seconds.
+	sealing = time.Minute
+)
+
+// What seals the cache's key.
+const (
+	withAuto    = "auto" // what is best here
+	withTPM2    = "tpm2"
+	withHost    = "host"
+	withBoth    = "host+tpm2"
+	withFile    = "file" // nothing: it is a file in the clear
+	withUnknown = "unknown"
+)
+
+// credentialSeals are the first bytes of a systemd credential: what it is sealed with.
+var credentialSeals = map[string]string{
+	"5a1c6a86df9d4096b1d5a65e0862f19a": withHost,
+	"0c7cc07b117645919c4b0bea08bc20fe": withTPM2,
+	"faf7eb9341e3412ca1a436f95a29362f": withTPM2, // and a signed PCR policy
+	"93a894094874449090caf2fc93cab553": withBoth,
+	"af4950a849134eb1a73846304ff30c05": withBoth, // and a signed PCR policy
+}
+
+// What tokens on the disk are worth to others, by what seals their key.
+const (
+	tpmWorth = "the disk alone does not open the tokens on it: that takes this device's TPM, and Secure Boot in the state it " +
+		"was in (PCR 7), where the firmware measures that. Whoever has the whole device, or is root on it, can open them"
+	hostWorth = "whoever has the whole disk can open the tokens on it, since the host's key " +
+		"(/var/lib/systemd/credential.secret) is on a disk too. A copy of /etc or of perceptd's state alone opens nothing"
+	fileWorth = "whoever has the disk can open the tokens on it. A copy of perceptd's state alone opens nothing"
+)
+
+// seals names what seals a key, and says what that is worth.
+var seals = map[string]struct{ name, worth string }{
+	withTPM2:    {"sealed by the TPM", tpmWorth},
+	withBoth:    {"sealed by the TPM and this host's key", tpmWorth},
+	withHost:    {"sealed by this host's key", hostWorth},
+	withFile:    {"a file in the clear", fileWorth},
+	withUnknown: {"sealed by something that this perceptctl does not know", "systemd-creds decrypt tells what opens it"},
+}
+
+// cacheKey is where the key is that perceptd's kept tokens are sealed with: in the clear, or beside it as a credential.
+type cacheKey struct{ file string }
+
+func (k cacheKey) credential() string { return k.file + ".cred" }
+
+func (a *app) cacheKeyCommand() *cobra.Command {
+	var key cacheKey
+	command := &cobra.Command{
+		Use:   "cache-key",
+		Short: "make the key that kept tokens are sealed with, and say what it is worth",
+		Long: `perceptd keeps its tokens over a reboot in a file that is sealed with a key.
+Where systemd has credentials (250 and later) that key is sealed in turn, by the
+TPM or by a key of the host; elsewhere it is a file that root and perceptd can
+read. Without a key tokens are kept over a restart, and not over a reboot.
+
+By itself it shows the key's kind, as show does.`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error { return a.showCacheKey(ctx, key) }),
+	}
+	command.PersistentFlags().StringVar(&key.file, "file", "/etc/percept/cache-key",
+		"`path` of the key in the clear, as perceptd's --cache-key; sealed it is at this path with .cred")
+	command.AddCommand(a.cacheKeyMakeCommand(&key), a.cacheKeyShowCommand(&key), a.cacheKeyOpenCommand(&key))
+	return command
+}
+
+// making is how a key is to be made.
+type making struct {
+	with, group     string
+	replace, dryRun bool
+}
+
+func (a *app) cacheKeyMakeCommand(key *cacheKey) *cobra.Command {
+	var m making
+	command := &cobra.Command{
+		Use:   "make",
+		Short: "make the key, as root",
+		Long: `Make a random key and keep it, sealed by systemd-creds if that is here. It tells
+what such a key is worth, and the next step. A key that is there stays, but for
+--replace: tokens that it has sealed are then lost, and fetched anew.
+
+--with tells what seals the key:
+  auto   the TPM and the host's key, or what there is of them; else nothing
+  tpm2   the TPM
+  host   the host's key, /var/lib/systemd/credential.secret
+  file   nothing: the key is a file in the clear, for root and the group of perceptd`,
+		Example: `  sudo perceptctl cache-key make
+  sudo perceptctl cache-key make --with tpm2 --replace`,
+		Args: cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error {
+			if !slices.Contains([]string{withAuto, withTPM2, withHost, withFile}, m.with) {
+				return fmt.Errorf("--with %q is none of auto, tpm2, host, file", m.with)
+			}
+			return nil
+		},
+		RunE: a.verb(func(ctx context.Context) error { return a.makeCacheKey(ctx, *key, m) }),
+	}
+	flags := command.Flags()
+	flags.StringVar(&m.with, "with", withAuto, "what seals the key: auto, tpm2, host or file")
+	flags.StringVar(&m.group, "group", "percept", "`group` that may read a key in the clear")
+	flags.BoolVar(&m.replace, "replace", false, "make another key in place of the one that is there")
+	flags.BoolVar(&m.dryRun, "dry-run", false, "say what would be done, and do nothing")
+	return command
+}
+
+func (a *app) makeCacheKey(ctx context.Context, key cacheKey, m making) error {
+	if m.with == withAuto && a.program("systemd-creds") == "" {
+		m.with = withFile
+	}
+	path, other := key.credential(), key.file
+	if m.with == withFile {
+		path, other = other, path
+	}
+	if err := m.mayTake(path, other); err != nil {
+		return err
+	}
+	if m.dryRun {
+		return a.print(a.screen(a.stdout).paragraph("", m.plan(path), plain))
+	}
+	with, err := a.writeCacheKey(ctx, path, m)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(other); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the key from before cannot be removed, remove it by hand: %w", err)
+	}
+	s := a.screen(a.stdout)
+	return a.print(s.cacheKey(with, path) + s.paragraph("next      ", cacheKeyNext, plain))
+}
+
+// mayTake refuses to lose a key that is there.
+func (m making) mayTake(paths ...string) error {
+	for _, path := range paths {
+		switch _, err := os.Lstat(path); {
+		case err == nil && !m.replace:
+			return &hintedError{fmt.Errorf("there is a key already, %s", path),
+				"--replace makes another; tokens that were sealed with this one are fetched anew"}
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return rootsBusiness(err)
+		}
+	}
+	return nil
+}
+
+func (m making) plan(path string) string {
+	if m.with == withFile {
+		return fmt.Sprintf("would write a random key to %s in the clear, to be read by root and the group %s", path, m.group)
+	}
+	return fmt.Sprintf("would seal a random key with systemd-creds encrypt --with-key=%s, and write it to %s", m.with, path)
+}
+
+// writeCacheKey makes a key, writes it to path, and tells what it is sealed with.
+func (a *app) writeCacheKey(ctx context.Context, path string, m making) (with string, err error) {
+	secret := make([]byte, cacheKeySize)
+	_, _ = rand.Read(secret) // never fails
+	if m.with == withFile {
+		gid, err := groupID(m.group)
+		if err != nil {
+			return "", err
+		}
+		return withFile, rootsBusiness(writeWhole(path, secret, 0o640, gid))
+	}
+	sealed, err := a.seal(ctx, secret, m.with)
+	if err != nil {
+		return "", &hintedError{fmt.Errorf("the key cannot be sealed: %w", err),
+			"it takes root, and for tpm2 a TPM: systemd-creds has-tpm2 tells; --with host or --with file needs none"}
+	}
+	return sealOf(sealed), rootsBusiness(writeWhole(path, sealed, 0o600, -1))
+}
+
+// seal makes a credential of a key, and sees that it can be opened again.
+func (a *app) seal(ctx context.Context, secret []byte, with string) ([]byte, error) {
+	sealed, err := a.pipe(ctx, secret, "systemd-creds", "encrypt", "--name="+cacheKeyName, "--with-key="+with, "-", "-")
+	if err != nil {
+		return nil, err
+	}
+	opened, err := a.unseal(ctx, sealed)
+	if err == nil && !bytes.Equal(opened, secret) {
+		err = errors.New("systemd-creds opened another key than it had sealed")
+	}
+	return sealed, err
+}
+
+func (a *app) unseal(ctx context.Context, sealed []byte) ([]byte, error) {
+	return a.pipe(ctx, sealed, "systemd-creds", "decrypt", "--name="+cacheKeyName, "-", "-")
+}
+
+func groupID(name string) (int, error) {
+	group, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, &hintedError{fmt.Errorf("perceptd's group: %w", err), "systemd-sysusers makes it; --group names another"}
+	}
+	return strconv.Atoi(group.Gid)
+}
+
+func (a *app) cacheKeyShowCommand(key *cacheKey) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show",
+		Short: "say which kind of key there is and what it is worth, as root",
+		Long: `Say which kind of key there is, what it protects kept tokens against, and whether
+perceptd can have it. The key itself is never shown. The exit status is 5 when
+there is none, or when it cannot be opened.`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error { return a.showCacheKey(ctx, *key) }),
+	}
+}
+
+func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
+	s := a.screen(a.stdout)
+	with, err := readSeal(key)
+	if errors.Is(err, fs.ErrNotExist) {
+		text := s.paragraph("key       ", "none: tokens are kept over a restart, and not over a reboot", warning) +
+			s.paragraph("next      ", "perceptctl cache-key make", plain)
+		return a.printTrouble(text)
+	}
+	if err != nil {
+		return rootsBusiness(err)
+	}
+	if with == withFile {
+		return a.print(s.cacheKey(with, key.file))
+	}
+	text := s.cacheKey(with, key.credential())
+	switch state, _ := a.ask(ctx, "systemctl", "is-active", cacheKeyUnit); state {
+	case "active":
+		return a.print(text + s.paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", good))
+	case "failed":
+		text += s.paragraph("opened    ", "no: systemctl status "+cacheKeyUnit+" tells why, and perceptd serves without it", bad) +
+			s.paragraph("next      ", lostKeyHint, plain)
+	default:
+		text += s.paragraph("opened    ", "not yet", warning) + s.paragraph("next      ", cacheKeyNext, plain)
+	}
+	return a.printTrouble(text)
+}
+
+// printTrouble writes an answer that tells of something for a person to do.
+func (a *app) printTrouble(text string) error {
+	if err := a.print(text); err != nil {
+		return err
+	}
+	return &troubleError{}
+}
+
+// cacheKey tells what a key is worth.
+func (s screen) cacheKey(with, path string) string {
+	about := seals[with]
+	return s.paragraph("key       ", path+", "+about.name, plain) + s.paragraph("worth     ", about.worth, plain)
+}
+
+// readSeal tells what a key that is there is sealed with. A credential counts before a key in the clear.
+func readSeal(key cacheKey) (string, error) {
+	sealed, err := os.ReadFile(key.credential())
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Stat(key.file)
+		return withFile, err
+	}
+	if err != nil {
+		return "", err
+	}
+	return sealOf(sealed), nil
+}
+
+// sealOf tells what a credential is sealed with.
+func sealOf(sealed []byte) string {
+	// What is no base64 has no such beginning.
+	raw, _ := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(string(sealed)), ""))
+	for beginning, with := range credentialSeals {
+		if strings.HasPrefix(hex.EncodeToString(raw), beginning) {
+			return with
+		}
+	}
+	return withUnknown
+}
+
+const lostKeyHint = "were the TPM, the mainboard, Secure Boot or the disk changed? perceptctl cache-key make --replace " +
+	"makes another key; tokens that were sealed with the old one are fetched anew"
+
+func (a *app) cacheKeyOpenCommand(key *cacheKey) *cobra.Command {
+	return &cobra.Command{
+		Use:   "open",
+		Short: "open the sealed key for perceptd, as " + cacheKeyUnit + " does",
+		Long: `Open the sealed key, and put it where perceptd finds it: in $RUNTIME_DIRECTORY, a
+folder in memory that systemd makes and removes. ` + cacheKeyUnit + ` runs it
+before perceptd starts.`,
+		Args: cobra.NoArgs,
+		RunE: a.verb(func(ctx context.Context) error { return a.openCacheKey(ctx, *key) }),
+	}
+}
+
+func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
+	folder := a.getenv("RUNTIME_DIRECTORY")
+	if folder == "" {
+		return &hintedError{errors.New("$RUNTIME_DIRECTORY is not set"), "systemctl restart perceptd-cache-key opens the key"}
+	}
+	sealed, err := os.ReadFile(key.credential())
+	if err != nil {
+		return rootsBusiness(err)
+	}
+	secret, err := a.unseal(ctx, sealed)
+	if err == nil && len(secret) != cacheKeySize {
+		err = fmt.Errorf("it has %d bytes and should have %d", len(secret), cacheKeySize)
+	}
+	if err != nil {
+		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w", key.credential(), err)
+		return &hintedError{err, lostKeyHint}
+	}
+	return rootsBusiness(writeWhole(filepath.Join(folder, "key"), secret, 0o440, -1))
+}
+
+// rootsBusiness adds to an error that somebody else than root gets what to do about it.
+func rootsBusiness(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return &hintedError{err, "the cache's key is root's business: run it with sudo"}
+	}
+	return err
+}
+
+// writeWhole writes a file that is there whole or not at all, through a loss of power too. A gid of -1 leaves the group.
+func writeWhole(path string, data []byte, mode fs.FileMode, gid int) error {
+	folder := filepath.Dir(path)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	file, err := os.CreateTemp(folder, ".cache-key-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name()) // which after the rename is nothing
+	_, err = file.Write(data)
+	if gid >= 0 { // in the unit's sandbox no owner can be changed
+		err = errors.Join(err, file.Chown(-1, gid))
+	}
+	err = errors.Join(err, file.Chmod(mode), file.Sync(), file.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(file.Name(), path); err != nil {
+		return err
+	}
+	return syncFolder(folder)
+}
+
+func syncFolder(path string) error {
+	folder, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// pipe runs a program with input and returns what it printed. What it said beside is passed on, and when it fails the
+// last line of that is the error.
+func (a *app) pipe(ctx context.Context, input []byte, name string, args ...string) ([]byte, error) {
+	path := a.program(name)
+	if path == "" {
+		return nil, fmt.Errorf("%s, of systemd 250 and later, is not here", name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, sealing)
+	defer cancel()
+	var stderr bytes.Buffer
+	command := exec.CommandContext(ctx, path, args...)
+	command.Env, command.Stdin, command.Stderr = a.environ, bytes.NewReader(input), &stderr
+	out, err := command.Output()
+	if err == nil {
+		if said := cleanLines(stderr.String()); said != "" {
+			_, err = fmt.Fprintf(a.stderr, "%s: %s\n", name, said)
+		}
+		return out, err
+	}
+	if lines := strings.Split(strings.TrimSpace(stderr.String()), "\n"); ctx.Err() == nil && lines[len(lines)-1] != "" {
+		return nil, fmt.Errorf("%s %s: %s", name, args[0], lines[len(lines)-1])
+	}
+	return nil, fmt.Errorf("%s %s: %w", name, args[0], errors.Join(ctx.Err(), err))
+}
