@@ -39,7 +39,7 @@ test-race: ## The same under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
 
 test-system: build ## The daemon under a real systemd, in a container (root; installs Debian's packages)
-	$(call apt,systemd-container mmdebstrap)
+	$(call apt,systemd-container mmdebstrap swtpm)
 	$(GO) test -tags system -count=1 -timeout 20m -run '^TestSystem' -v ./systemd
 
 test-containers: ## The daemon beside a real Docker and Podman (root; installs Debian's packages)
@@ -85,14 +85,15 @@ cross: ## Static binaries for linux/amd64, linux/arm64 and linux/arm/v7 in bin/
 
 install: build ## Install binaries and units under DESTDIR (as root on the device)
 	install -D -m 0755 -t $(DESTDIR)/usr/bin bin/perceptd bin/perceptctl
-	install -D -m 0644 -t $(DESTDIR)/usr/lib/systemd/system systemd/perceptd.service systemd/perceptd.socket systemd/perceptd-admin.socket
+	install -D -m 0644 -t $(DESTDIR)/usr/lib/systemd/system systemd/perceptd.service systemd/perceptd.socket systemd/perceptd-admin.socket \
+		systemd/perceptd-cache-key.service
 	install -D -m 0644 -t $(DESTDIR)/usr/share/man/man8 docs/man/perceptd.8
 	install -D -m 0644 -t $(DESTDIR)/usr/share/man/man1 docs/man/perceptctl.1
 	install -D -m 0644 systemd/perceptd.sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/perceptd.conf
 	install -D -m 0644 systemd/perceptd.tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/perceptd.conf
 	install -D -m 0644 -t $(DESTDIR)/usr/share/perceptd systemd/perceptd.service.d/*.conf deploy/config.example.toml
-	@echo "next: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload, then write"
-	@echo "/etc/percept/config.toml (an example is in /usr/share/perceptd) and systemctl enable --now perceptd;"
+	@echo "next: systemd-sysusers && systemd-tmpfiles --create && perceptctl cache-key make && systemctl daemon-reload,"
+	@echo "then write /etc/percept/config.toml (an example is in /usr/share/perceptd) and systemctl enable --now perceptd;"
 	@echo "where Azure Arc is installed, copy azure-arc.conf to /etc/systemd/system/perceptd.service.d/ first"
 
 clean: ## Remove what was built

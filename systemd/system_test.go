@@ -146,7 +146,7 @@ func testSystem(t *testing.T, machine *machine) {
 		}
 	})
 	t.Run("verifies", func(t *testing.T) {
-		out, err := machine.run(t, "systemd-analyze", "verify", "--man=no", "perceptd.service", "perceptd.socket", "perceptd-admin.socket")
+		out, err := machine.run(t, "systemd-analyze", "verify", "--man=no", "perceptd.service", "perceptd.socket", "perceptd-admin.socket", "perceptd-cache-key.service")
 		for line := range strings.Lines(out) {
 			// A key that is younger than this systemd is ignored, which is what it is meant to be.
 			if strings.Contains(line, "perceptd") && !strings.Contains(line, "Unknown key name") {
@@ -256,7 +256,7 @@ func boot(t *testing.T, k kind) *machine {
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := os.ReadFile(log.Name())
-			journal, _ := m.run(t, "journalctl", "--no-pager", "-u", "perceptd", "-n", "100")
+			journal, _ := m.run(t, "journalctl", "--no-pager", "-u", "perceptd", "-u", "perceptd-cache-key", "-n", "100")
 			t.Logf("console:\n%s\njournal:\n%s", out, journal)
 		}
 		_, _ = m.run(t, "systemctl", "poweroff")

@@ -22,6 +22,7 @@ const (
 	serviceUnit = "perceptd.service"
 	tokenUnit   = "perceptd.socket"
 	adminUnit   = "perceptd-admin.socket"
+	keyUnit     = "perceptd-cache-key.service"
 	sysusers    = "perceptd.sysusers.conf"
 	tmpfiles    = "perceptd.tmpfiles.conf"
 	dropIns     = "perceptd.service.d"
@@ -124,6 +125,40 @@ func TestServiceUnitAgreesWithTheCode(t *testing.T) {
 	}
 }
 
+// A key that cannot be opened must not keep the daemon from starting.
+func TestKeyUnitAgreesWithTheService(t *testing.T) {
+	t.Parallel()
+	service, got := settings(t, serviceUnit), settings(t, keyUnit)
+	for _, key := range []string{"Unit.Wants", "Unit.After"} {
+		if !slices.Contains(service[key], keyUnit) {
+			t.Errorf("%s: %s is %q, without %s", serviceUnit, key, service[key], keyUnit)
+		}
+	}
+	for _, key := range []string{"Unit.Requires", "Unit.BindsTo", "Unit.Requisite", "Service.LoadCredential", "Service.LoadCredentialEncrypted"} {
+		if service[key] != nil {
+			t.Errorf("%s: %s is set: perceptd would not start without it", serviceUnit, key)
+		}
+	}
+	for key, want := range map[string][]string{
+		"Unit.ConditionPathExists":     {"/etc/percept/cache-key.cred"},
+		"Unit.Before":                  {serviceUnit},
+		"Service.Type":                 {"oneshot"},
+		"Service.RemainAfterExit":      {"yes"},
+		"Service.ExecStart":            {"/usr/bin/perceptctl cache-key open"},
+		"Service.Group":                service["Service.Group"],
+		"Service.User":                 nil, // root, whom the host's key belongs to
+		"Service.RuntimeDirectory":     {"percept-cache-key"},
+		"Service.RuntimeDirectoryMode": {"0750"},
+		"Service.LimitCORE":            {"0"},
+		"Service.PrivateDevices":       nil, // would hide the TPM
+		"Install.WantedBy":             nil,
+	} {
+		if !slices.Equal(got[key], want) {
+			t.Errorf("%s: %s is %q, want %q", keyUnit, key, got[key], want)
+		}
+	}
+}
+
 func TestUsersAndFoldersAgreeWithTheUnits(t *testing.T) {
 	t.Parallel()
 	for path, wants := range map[string][]string{
@@ -191,7 +226,7 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 			t.Fatal(err)
 		}
 	}
-	files := []string{serviceUnit, tokenUnit, adminUnit}
+	files := []string{serviceUnit, tokenUnit, adminUnit, keyUnit}
 	for _, name := range dropInNames {
 		files = append(files, filepath.Join(dropIns, name))
 	}
@@ -217,27 +252,28 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 func TestUnitsVerify(t *testing.T) {
 	t.Parallel()
 	report, err := analyze(t, []string{"azure-arc.conf", "clock-state.conf"}, func(root, _ string) []string {
-		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit}
+		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit, keyUnit}
 	})
 	if err != nil || report != "" {
 		t.Errorf("%v\n%s", err, report)
 	}
 }
 
-func TestServiceIsSandboxed(t *testing.T) {
+func TestServicesAreSandboxed(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
-		threshold string // tenths
-		dropIns   []string
+		unit, threshold string // tenths
+		dropIns         []string
 	}{
-		"as shipped":     {"16", nil},
-		"with Azure Arc": {"16", []string{"azure-arc.conf"}},
-		"with all":       {"19", []string{"azure-arc.conf", "clock-state.conf"}},
+		"as shipped":     {serviceUnit, "16", nil},
+		"with Azure Arc": {serviceUnit, "16", []string{"azure-arc.conf"}},
+		"with all":       {serviceUnit, "19", []string{"azure-arc.conf", "clock-state.conf"}},
+		"the key's":      {keyUnit, "14", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			report, err := analyze(t, row.dropIns, func(_, units string) []string {
-				return []string{"security", "--offline=true", "--no-pager", "--threshold=" + row.threshold, filepath.Join(units, serviceUnit)}
+				return []string{"security", "--offline=true", "--no-pager", "--threshold=" + row.threshold, filepath.Join(units, row.unit)}
 			})
 			if err != nil {
 				t.Errorf("%v\n%s", err, report)

@@ -1,0 +1,215 @@
+//go:build system
+
+package systemd_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestSystemCacheKey makes the key of the kept tokens as an administrator does, and looks whether the daemon gets it:
+// in the clear where systemd has no sealed credentials, sealed by the host's key, and by TPMs that are replaced, taken
+// away and hang.
+func TestSystemCacheKey(t *testing.T) {
+	for _, row := range []struct{ release, packages string }{
+		{"bullseye", ""},
+		{"bookworm", "libtss2-esys-3.0.2-0,libtss2-rc0,libtss2-tcti-swtpm0"},
+		{"trixie", "libtss2-esys-3.0.2-0t64,libtss2-rc0t64,libtss2-tcti-swtpm0t64"},
+	} {
+		t.Run(row.release, func(t *testing.T) {
+			tpm := &tpm{states: t.TempDir(), folder: t.TempDir()}
+			m := boot(t, kind{release: row.release, packages: row.packages, args: []string{"--bind=" + tpm.folder + ":/run/tpmx"}})
+			install(t, m)
+			m.write(t, "/etc/systemd/system/perceptd.service.d/key-seen.conf", "[Service]\nExecStartPre=/bin/sh -c '"+keySeen+"'\n")
+			m.write(t, "/etc/systemd/system/perceptd-cache-key.service.d/tpm.conf", "[Service]\nEnvironment="+tpmVariable+"\n")
+			m.must(t, "systemctl", "daemon-reload")
+			m.must(t, "systemctl", "enable", "--now", "perceptd.service")
+			t.Run("none", func(t *testing.T) {
+				m.serves(t, "none")
+				if out, err := m.run(t, "perceptctl", "cache-key", "show"); exitOf(err) != 5 {
+					t.Errorf("%v %s", err, out)
+				}
+			})
+			if row.packages == "" {
+				testKeyInTheClear(t, m)
+				return
+			}
+			testKeyOfTheHost(t, m)
+			testKeyOfTheTPM(t, m, tpm)
+		})
+	}
+}
+
+const (
+	tpmVariable = "SYSTEMD_TPM2_DEVICE=swtpm:path=/run/tpmx/sock"
+
+	// keySeen notes, as the service and in its sandbox, which key can be read.
+	keySeen = `for f in /run/percept-cache-key/key /etc/percept/cache-key none; do [ ! -r $$f ] || break; done; echo $$f >/run/percept/key-seen`
+)
+
+const (
+	openedKey = "/run/percept-cache-key/key"
+	clearKey  = "/etc/percept/cache-key"
+	sealedKey = "/etc/percept/cache-key.cred"
+)
+
+func testKeyInTheClear(t *testing.T, m *machine) {
+	t.Run("in the clear", func(t *testing.T) {
+		wants(t, m.must(t, "perceptctl", "cache-key", "make"), clearKey+", a file in the clear")
+		wants(t, m.must(t, "stat", "-c", "%a %U:%G %s", clearKey), "640 root:percept 32")
+		m.must(t, "systemctl", "restart", "perceptd-cache-key", "perceptd") // as it says
+		m.serves(t, clearKey)
+		m.isNotFor(t, "edge", clearKey)
+		m.must(t, "perceptctl", "cache-key", "show")
+	})
+}
+
+func testKeyOfTheHost(t *testing.T, m *machine) {
+	t.Run("by the host's key", func(t *testing.T) {
+		wants(t, m.must(t, "perceptctl", "cache-key", "make", "--with", "host"), sealedKey+", sealed by this host's key")
+		wants(t, m.must(t, "stat", "-c", "%a %U:%G", sealedKey), "600 root:root")
+		m.must(t, "systemctl", "restart", "perceptd-cache-key", "perceptd")
+		m.serves(t, openedKey)
+		wants(t, m.must(t, "stat", "-c", "%a %U:%G %s", openedKey), "440 root:percept 32")
+		m.isNotFor(t, "edge", openedKey)
+		wants(t, m.must(t, "perceptctl", "cache-key", "show"), "opened    yes")
+		key := m.must(t, "cat", openedKey)
+		if sealed := m.must(t, "base64", "-d", sealedKey); strings.Contains(sealed, key) {
+			t.Error("the key is in the clear on the disk")
+		}
+		m.reboot(t, "systemctl", "reboot")
+		m.serves(t, openedKey)
+		if m.must(t, "cat", openedKey) != key {
+			t.Error("another key after a reboot")
+		}
+	})
+}
+
+func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
+	remake := func(t *testing.T, state string) {
+		tpm.power(t, state)
+		wants(t, m.must(t, "env", tpmVariable, "perceptctl", "cache-key", "make", "--with", "tpm2", "--replace"), sealedKey+", sealed by the TPM")
+		tpm.power(t, state)
+		m.must(t, "systemctl", "restart", "perceptd-cache-key", "perceptd")
+		m.serves(t, openedKey)
+		wants(t, m.must(t, "perceptctl", "cache-key", "show"), "opened    yes")
+	}
+	// without is what there is when the key cannot be opened: everything else, and what to do.
+	without := func(t *testing.T) {
+		m.serves(t, "none")
+		if state, _ := m.run(t, "systemctl", "is-active", "perceptd-cache-key"); state != "failed\n" {
+			t.Errorf("perceptd-cache-key is %s", state)
+		}
+		out, err := m.run(t, "perceptctl", "cache-key", "show")
+		if exitOf(err) != 5 {
+			t.Errorf("show: %v", err)
+		}
+		wants(t, out, "opened    no: ", "cache-key make --replace")
+	}
+	t.Run("by a TPM", func(t *testing.T) {
+		remake(t, "first")
+		tpm.power(t, "first")
+		m.reboot(t, "systemctl", "reboot")
+		m.serves(t, openedKey)
+	})
+	t.Run("which is replaced", func(t *testing.T) {
+		tpm.power(t, "second")
+		m.reboot(t, "systemctl", "reboot")
+		without(t)
+		status, _ := m.run(t, "systemctl", "status", "--no-pager", "--full", "perceptd-cache-key")
+		wants(t, status, "the key in "+sealedKey+" cannot be opened, and tokens are not kept over a reboot: systemd-creds decrypt: ",
+			"hint: were the TPM, the mainboard, Secure Boot or the disk changed?", "perceptctl cache-key make --replace")
+		t.Log("\n" + status)
+	})
+	t.Run("and made anew", func(t *testing.T) { remake(t, "second") })
+	t.Run("which is gone", func(t *testing.T) {
+		tpm.off(t)
+		m.must(t, "systemctl", "restart", "perceptd")
+		m.serves(t, openedKey) // from before: a restart of perceptd asks no TPM
+		m.reboot(t, "systemctl", "reboot")
+		without(t)
+	})
+	t.Run("which hangs", func(t *testing.T) {
+		m.write(t, "/etc/systemd/system/perceptd-cache-key.service.d/patience.conf", "[Service]\nTimeoutStartSec=2\n")
+		tpm.power(t, "second")
+		tpm.hang(t)
+		m.reboot(t, "systemctl", "reboot")
+		without(t)
+	})
+}
+
+// serves checks that the service serves, and which key it could read when it started.
+func (m *machine) serves(t *testing.T, key string) {
+	t.Helper()
+	m.until(t, "perceptd", func() bool {
+		state, _ := m.run(t, "systemctl", "is-active", "perceptd")
+		return state == "active\n"
+	})
+	if out, err := m.as(t, "edge", "perceptctl", "token", "--resource", askVault, "--short"); err != nil {
+		t.Errorf("no token: %v %s", err, out)
+	}
+	if seen := strings.TrimSpace(m.must(t, "cat", "/run/percept/key-seen")); seen != key {
+		t.Errorf("the service can read %s, want %s", seen, key)
+	}
+}
+
+func (m *machine) isNotFor(t *testing.T, user, path string) {
+	t.Helper()
+	if out, err := m.as(t, user, "cat", path); err == nil {
+		t.Errorf("%s can read %s: %d bytes", user, path, len(out))
+	}
+}
+
+// tpm is an emulated TPM, which the container reaches by a socket in a folder.
+type tpm struct {
+	states, folder string
+	running        *exec.Cmd
+}
+
+// power turns the TPM off and on. Another state is another TPM.
+func (p *tpm) power(t *testing.T, state string) {
+	t.Helper()
+	p.off(t)
+	folder := filepath.Join(p.states, state)
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(p.folder, "sock")
+	p.running = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+folder, "--flags", "not-need-init,startup-clear",
+		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl")
+	if err := p.running.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.off(t) })
+	new(machine).until(t, "the TPM", func() bool { // which may be another user's, as a device of the group tss is
+		return os.Chmod(socket, 0o660) == nil && os.Chmod(socket+".ctrl", 0o660) == nil &&
+			os.Chown(socket, 900, 900) == nil && os.Chown(socket+".ctrl", 900, 900) == nil
+	})
+}
+
+func (p *tpm) off(t *testing.T) {
+	t.Helper()
+	if p.running == nil {
+		return
+	}
+	if err := p.running.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = p.running.Wait() // killed
+	p.running = nil
+	for _, name := range []string{"sock", "sock.ctrl"} {
+		_ = os.Remove(filepath.Join(p.folder, name))
+	}
+}
+
+// hang leaves a TPM that takes commands and never answers.
+func (p *tpm) hang(t *testing.T) {
+	t.Helper()
+	if err := p.running.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+}
