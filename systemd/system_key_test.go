@@ -3,6 +3,9 @@
 package systemd_test
 
 import (
+	"bytes"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -115,11 +118,16 @@ func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
 		tpm.power(t, "first")
 		m.reboot(t, "systemctl", "reboot")
 		m.serves(t, openedKey)
+		wants(t, m.must(t, "perceptctl", "status", "--json"), `"fetches": 0`)
 	})
 	t.Run("which is replaced", func(t *testing.T) {
 		tpm.power(t, "second")
 		m.reboot(t, "systemctl", "reboot")
 		without(t)
+		wants(t, strings.Join(strings.Fields(m.must(t, "perceptctl", "status")), " "), "was not opened: systemctl status perceptd-cache-key tells why")
+		if status := m.must(t, "perceptctl", "status", "--json"); strings.Contains(status, `"fetches": 0`) {
+			t.Errorf("tokens were not fetched anew:\n%s", status)
+		}
 		status, _ := m.run(t, "systemctl", "status", "--no-pager", "--full", "perceptd-cache-key")
 		wants(t, status, "the key in "+sealedKey+" cannot be opened, and tokens are not kept over a reboot: systemd-creds decrypt: ",
 			"hint: were the TPM, the mainboard, Secure Boot or the disk changed?", "perceptctl cache-key make --replace")
@@ -132,6 +140,11 @@ func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
 		m.serves(t, openedKey) // from before: a restart of perceptd asks no TPM
 		m.reboot(t, "systemctl", "reboot")
 		without(t)
+	})
+	t.Run("which is back", func(t *testing.T) {
+		tpm.power(t, "second")
+		m.must(t, "systemctl", "restart", "perceptd") // each start tries
+		m.serves(t, openedKey)
 	})
 	t.Run("which hangs", func(t *testing.T) {
 		m.write(t, "/etc/systemd/system/perceptd-cache-key.service.d/patience.conf", "[Service]\nTimeoutStartSec=2\n")
@@ -152,6 +165,8 @@ func (m *machine) serves(t *testing.T, key string) {
 	if out, err := m.as(t, "edge", "perceptctl", "token", "--resource", askVault, "--short"); err != nil {
 		t.Errorf("no token: %v %s", err, out)
 	}
+	kept := map[bool]string{true: "kept over a restart and a reboot", false: "kept over a restart, not over a reboot"}[key != "none"]
+	wants(t, strings.Join(strings.Fields(m.must(t, "perceptctl", "status")), " "), kept)
 	if seen := strings.TrimSpace(m.must(t, "cat", "/run/percept/key-seen")); seen != key {
 		t.Errorf("the service can read %s, want %s", seen, key)
 	}
@@ -170,9 +185,12 @@ type tpm struct {
 	running        *exec.Cmd
 }
 
-// power turns the TPM off and on. Another state is another TPM.
+// power turns the TPM off, in order, and on. Another state is another TPM.
 func (p *tpm) power(t *testing.T, state string) {
 	t.Helper()
+	if p.running != nil {
+		p.shutDown(t)
+	}
 	p.off(t)
 	folder := filepath.Join(p.states, state)
 	if err := os.MkdirAll(folder, 0o700); err != nil {
@@ -189,6 +207,25 @@ func (p *tpm) power(t *testing.T, state string) {
 		return os.Chmod(socket, 0o660) == nil && os.Chmod(socket+".ctrl", 0o660) == nil &&
 			os.Chown(socket, 900, 900) == nil && os.Chown(socket+".ctrl", 900, 900) == nil
 	})
+}
+
+// shutDown says to the TPM what a kernel says before it ends. A TPM that loses its power without takes that for an
+// attempt to guess, and locks itself after a few.
+func (p *tpm) shutDown(t *testing.T) {
+	t.Helper()
+	connection, err := net.Dial("unix", filepath.Join(p.folder, "sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connection.Close()
+	_, err = connection.Write([]byte{0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x45, 0, 0}) // TPM2_Shutdown, TPM_SU_CLEAR
+	answer := make([]byte, 10)
+	if err == nil {
+		_, err = io.ReadFull(connection, answer)
+	}
+	if err != nil || !bytes.Equal(answer[6:], make([]byte, 4)) {
+		t.Fatalf("the TPM was not shut down: %v, %x", err, answer)
+	}
 }
 
 func (p *tpm) off(t *testing.T) {

@@ -25,6 +25,9 @@ const (
 	// cacheCredential is the systemd credential that is the key of the cache's file.
 	cacheCredential = "percept-cache-key"
 
+	// openedKey is that key where perceptd-cache-key.service has opened it.
+	openedKey = "/run/percept-cache-key/key"
+
 	// reservedRoom is for the cache's memory in systemd's store: two of it while one takes the other's place.
 	reservedRoom = 2
 )
@@ -72,9 +75,13 @@ func (d *daemon) openTokens(o *agent.Options, carried map[string]*os.File) {
 
 // openFile opens the cache's file, or says why there is none.
 func (k *kept) openFile(f flags) {
-	key, err := findKey(os.Getenv("CREDENTIALS_DIRECTORY"), f.cacheKey)
+	places := []string{openedKey, f.cacheKey}
+	if folder := os.Getenv("CREDENTIALS_DIRECTORY"); folder != "" {
+		places = append([]string{filepath.Join(folder, cacheCredential)}, places...)
+	}
+	key, err := findKey(places)
 	if errors.Is(err, fs.ErrNotExist) {
-		k.noFile = "there is no key to seal them with: perceptctl cache-key make"
+		k.noFile = noKey(f.cacheKey)
 		return
 	}
 	if err == nil {
@@ -86,15 +93,22 @@ func (k *kept) openFile(f flags) {
 	}
 }
 
-// findKey returns the key of the cache's file: systemd's credential, or else the file that is named.
-func findKey(credentials, path string) (*keep.Key, error) {
-	if credentials != "" {
-		key, err := keep.ReadKey(filepath.Join(credentials, cacheCredential))
-		if !errors.Is(err, fs.ErrNotExist) {
+// findKey returns the key of the cache's file: the first that is in any of the places.
+func findKey(places []string) (key *keep.Key, err error) {
+	for _, path := range places {
+		if key, err = keep.ReadKey(path); !errors.Is(err, fs.ErrNotExist) {
 			return key, err
 		}
 	}
-	return keep.ReadKey(path)
+	return nil, err
+}
+
+// noKey says why there is no key: none was made, or the one that was made is sealed beside path and could not be opened.
+func noKey(path string) string {
+	if _, err := os.Stat(path + ".cred"); err == nil {
+		return "the key to seal them with, " + path + ".cred, was not opened: systemctl status perceptd-cache-key tells why"
+	}
+	return "there is no key to seal them with: perceptctl cache-key make"
 }
 
 // takeCarried returns what systemd has kept last, or nil. What else it has kept goes when the next is stored.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -253,5 +255,48 @@ func TestNoRoomForDescriptors(t *testing.T) {
 	})
 	if trouble := d.status(t).Trouble; len(trouble) != 0 {
 		t.Errorf("trouble %q", trouble)
+	}
+}
+
+// The first key that is anywhere is the key, and one that is no key hides those after it.
+func TestFindKey(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	write := func(name string, size int) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(strings.Repeat("k", size)), 0o400); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	none, key, odd := filepath.Join(folder, "none"), write("key", 32), write("odd", 7)
+	for _, row := range []struct {
+		places []string
+		found  bool
+		absent bool
+	}{
+		{[]string{none, key}, true, false},
+		{[]string{none, none, key, odd}, true, false},
+		{[]string{none, odd, key}, false, false},
+		{[]string{none, none}, false, true},
+	} {
+		got, err := findKey(row.places)
+		if (got != nil) != row.found || errors.Is(err, fs.ErrNotExist) != row.absent || (err == nil) != row.found {
+			t.Errorf("%q: found %t, %v", row.places, got != nil, err)
+		}
+	}
+}
+
+func TestNoKey(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "cache-key")
+	if why := noKey(path); why != "there is no key to seal them with: perceptctl cache-key make" {
+		t.Error(why)
+	}
+	if err := os.WriteFile(path+".cred", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if why := noKey(path); !strings.HasSuffix(why, "cache-key.cred, was not opened: systemctl status perceptd-cache-key tells why") {
+		t.Error(why)
 	}
 }

@@ -37,7 +37,8 @@ usage: perceptd [flags]
   --state-dir DIR      where tokens, sealed, and policy changes are kept (default
                        $STATE_DIRECTORY, as systemd sets it, else /var/lib/percept)
   --cache-key FILE     the key that tokens are sealed with, where systemd gives no
-                       credential percept-cache-key (default /etc/percept/cache-key)
+                       credential percept-cache-key and has opened none in
+                       /run/percept-cache-key (default /etc/percept/cache-key)
   --check              check the configuration, say what it allows, and exit
   --log-level LEVEL    debug, info, warn or error (default info)
   --version            print the version and exit
