@@ -19,7 +19,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system test-containers fuzz bench bench-flood bench-staleness lint cover cross install clean
+.PHONY: help build demo test test-race test-system test-containers fuzz bench bench-flood fault-matrix bench-staleness lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: ## Measure the daemon beside net/http and nginx on the same kind of socke
 
 bench-flood: ## Report what others notice of one user who floods the daemon (root)
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBenchFlood$$' -v ./cmd/perceptd
+
+fault-matrix: ## Go through every fault of the back end; brings docs/reliability.md up to date
+	FAULT_MATRIX_DOCS=1 $(GO) test -count=1 -run '^TestFaultMatrix$$' -v ./agent/server
 
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
 	STALENESS_DOCS=$(CURDIR)/docs $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache

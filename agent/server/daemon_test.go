@@ -119,8 +119,14 @@ func newDaemon(t testing.TB, fetch fetchFunc) *daemon {
 
 func newDaemonWith(t testing.TB, fetch fetchFunc, r agent.Rules) *daemon {
 	t.Helper()
+	return newDaemonOf(t, agent.Options{Fetch: fetch, Rules: r})
+}
+
+func newDaemonOf(t testing.TB, o agent.Options) *daemon {
+	t.Helper()
 	log := new(logged)
-	a, err := agent.New(agent.Options{Fetch: fetch, Rules: r, Log: log.logger()})
+	o.Log = log.logger()
+	a, err := agent.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
