@@ -301,6 +301,11 @@ func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
 	if left <= 0 || e.next != never || e.flight != nil {
 		return
 	}
+	if c.unconfirmedLocked(e) && e.failures == 0 { // the back end can tell whether it has expired
+		e.next = now
+		c.nudge()
+		return
+	}
 	if e.failures > 0 { // it was trying again when it became idle
 		e.next = max(now, e.failedUntil)
 	}

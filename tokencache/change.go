@@ -146,7 +146,10 @@ func (c *Cache) enterLocked(p PolicyChange, now time.Duration) {
 		p.At = wall // whoever dated it had a clock that was ahead, and it has happened by now
 	}
 	ch := &change{PolicyChange: p, noted: now}
-	since := max(0, wall.Sub(p.At)) // an At ahead of an unsure clock is held from now on
+	since := wall.Sub(p.At)
+	if since < 0 { // ahead of an unsure clock: it had happened when it was noted
+		since = max(0, wall.Sub(p.NotedOn))
+	}
 	if p.Floating {
 		since = now - p.BootAt
 	}

@@ -57,6 +57,9 @@ type entry struct {
 	endedWall time.Time // of the last fetch
 }
 
+// wishPause is how long callers' wishes for more life cause no fetch after one that brought nothing newer.
+func wishPause(held time.Duration) time.Duration { return min(max(wishEvery, held/2), wishTop) }
+
 // underWay reports whether a call for e has begun, and will end.
 func (e *entry) underWay() bool { return e.flight != nil && e.flight.begun }
 
@@ -88,7 +91,7 @@ func (e *entry) replace(f Fetched, left, begun, now time.Duration) (seen rollove
 	life := lifeOf(f.Token, left)
 	born := now + left - life
 	seen, ok = e.rolledOver(min(now, born+mintSlack))
-	e.before = differing(e.claims, f.Token.Claims, ok)
+	e.before = differing(e.claims, f.Token.Claims, ok || e.unconfirmed)
 	e.token, e.nominal, e.claims, e.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.endedWall
 	e.minted, e.life, e.born = mintingOf(f.Token, left), life, born
 	e.received, e.shown, e.chased, e.deadline, e.tries = now, begun, never, now+left, 0
@@ -103,7 +106,7 @@ func (e *entry) replace(f Fetched, left, begun, now time.Duration) (seen rollove
 // rolledOver tells between which shares of its life the token before stopped being handed out, given the
 // boot time of the minting of the one that followed it.
 func (e *entry) rolledOver(minted time.Duration) (rollover, bool) {
-	if e.life == 0 {
+	if e.life == 0 || e.unconfirmed { // there was none, or nobody can tell how old it was
 		return rollover{}, false
 	}
 	r := rollover{

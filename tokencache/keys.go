@@ -28,6 +28,11 @@ func (c *Cache) addLocked(key Key) *entry {
 		key: key, token: &Token{}, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo,
 		news: make(chan struct{}), chased: never,
 	}
+	for _, r := range c.rollovers {
+		if r.of == key { // it was here before
+			e.rollovers.add(r, keyHistory)
+		}
+	}
 	c.entries[key] = e
 	c.judgeLocked(e)
 	return e

@@ -108,6 +108,21 @@ func (c *Cache) recall(m *Memory) {
 		c.recallKey(r, c.absence(m, r, now), now)
 	}
 	c.evictLocked(nil)
+	if m.BootID != c.bootID || slices.ContainsFunc(c.changes, m.lacks) {
+		for _, e := range c.entries {
+			if e.standing.worst != Current { // by a change of which the plan that is remembered may know nothing
+				c.hastenLocked(e, now)
+			}
+		}
+	}
+}
+
+// lacks reports whether ch was noted after m was taken, in the same boot.
+func (m *Memory) lacks(ch *change) bool {
+	if ch.Floating {
+		return ch.BootAt > m.Boot
+	}
+	return ch.NotedOn.After(m.Wall)
 }
 
 func (r Remembered) lastAsked() time.Duration {
@@ -144,7 +159,7 @@ func (c *Cache) absence(m *Memory, r Remembered, now time.Duration) absence {
 	then := m.Wall
 	known := synchronised && m.Synchronised
 	if !r.Token.Text.IsZero() && !r.Token.ExpiresOn.IsZero() && synchronised {
-		then, known = r.Token.ExpiresOn.Add(m.Boot-r.Deadline), !r.Unconfirmed
+		then, known = r.Token.ExpiresOn.Add(m.Boot-r.Deadline), true
 	}
 	away := min(max(wall.Sub(then), now), longestAbsence)
 	a := absence{shift: now - m.Boot - away, certain: known}
@@ -168,26 +183,79 @@ func (a absence) at(t time.Duration) time.Duration {
 // recallKey makes an entry of what is remembered. A token that has certainly expired is not among it.
 func (c *Cache) recallKey(r Remembered, a absence, now time.Duration) {
 	e := c.addLocked(r.Key)
-	e.nominal, e.receivedWall, e.asked = r.Nominal, r.ReceivedOn, a.at(r.lastAsked())
+	e.nominal, e.receivedWall = r.Nominal, r.ReceivedOn
 	e.minted, e.life, e.claims, e.before, e.tries = r.Minted, r.Life, r.Claims, r.Before, r.Tries
 	e.born, e.received, e.shown, e.answered = a.at(r.Born), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
 	e.rollovers = historyOf(r.Rollovers, keyHistory)
-	e.advised = longAgo
+	e.unconfirmed = !a.certain
+	if e.asked = a.at(r.lastAsked()); e.asked != longAgo {
+		e.asked += a.beyond // perhaps it was asked for a moment ago
+	}
 	c.uses++
 	e.used = c.uses
 	seems := a.at(r.Deadline)
-	if deadline := seems + a.beyond; !r.Token.Text.IsZero() && deadline > now {
-		e.token, e.deadline, e.unconfirmed = &r.Token, deadline, !a.certain
+	e.deadline = seems + a.beyond
+	if !r.Token.Text.IsZero() && e.deadline > now {
+		e.token = &r.Token
 	}
-	switch {
-	case e.token.Text.IsZero():
-	case c.leftLocked(e, now) <= 0, seems <= now:
-		e.next = now // it has expired as far as can be told
-	default:
-		e.next = max(now, min(a.at(r.Next), seems+afterExpiry))
+	if r.Unconfirmed && a.certain {
+		e.anchor(e.deadline)
 	}
-	if r.Next == never && e.next > now {
-		e.next = never
-	}
+	e.wishes = e.wished()
 	c.judgeLocked(e)
+	e.next = c.recallNext(e, r.Next, seems, a, now)
+	e.probe = e.tries > 0 || e.standing.worst != Current
+}
+
+// recallNext returns when a key of which that is remembered is fetched, whose token seems to expire then.
+func (c *Cache) recallNext(e *entry, next, seems time.Duration, a absence, now time.Duration) time.Duration {
+	switch {
+	case e.token.Text.IsZero() && next != never:
+		return max(now, min(a.at(next), now+backoffTop)) // a failure may have put it off
+	case e.token.Text.IsZero():
+		return never
+	case c.leftLocked(e, now) <= 0, seems <= now:
+		return now // it has expired as far as can be told
+	case next == never:
+		return never
+	}
+	if planned := max(now, min(a.at(next), seems+afterExpiry)); !e.held(planned) {
+		return planned
+	}
+	return e.standing.holds
+}
+
+// hastenLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
+func (c *Cache) hastenLocked(e *entry, now time.Duration) {
+	before := e.next
+	if before == never {
+		return
+	}
+	c.planLocked(e, now)
+	e.next = min(e.next, before)
+}
+
+// wished returns until when callers' wishes for more life had been met by what the back end answered last.
+func (e *entry) wished() time.Duration {
+	if e.tries == 0 {
+		return e.answered + wishEvery
+	}
+	return e.answered + wishPause(e.deadline-e.answered)
+}
+
+// confirmLocked has e's times as they really are, once the clock is known to be right, where the absence before this boot
+// had left them open.
+func (c *Cache) confirmLocked(e *entry, now time.Duration) {
+	if !e.unconfirmed || e.token.ExpiresOn.IsZero() || !c.knowsTime() {
+		return
+	}
+	e.unconfirmed = false
+	e.anchor(now + c.leftLocked(e, now))
+	c.hastenLocked(e, now)
+}
+
+// anchor notes when e's token truly expires, and dates what was known in relation to a time that was a guess.
+func (e *entry) anchor(deadline time.Duration) {
+	shift := deadline - e.life - e.born
+	e.deadline, e.born, e.shown = deadline, e.born+shift, e.shown+shift
 }

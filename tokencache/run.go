@@ -45,6 +45,7 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 	}
 	next := never
 	for key, e := range c.entries {
+		c.confirmLocked(e, now)
 		c.expireLocked(e, now)
 		if e.next <= now && e.flight == nil {
 			c.dueLocked(e, now)
@@ -188,8 +189,11 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 	switch {
 	case held > 0 && f.Token.Text.Equal(e.token.Text):
 		outcome = Unchanged
-		e.wishes = now + min(max(wishEvery, held/2), wishTop)
+		e.wishes = now + wishPause(held)
 		e.deadline = min(e.deadline, now+left)
+		if e.unconfirmed {
+			e.anchor(e.deadline)
+		}
 		e.shown, e.unconfirmed = begun, false
 	case held > 0 && mintedBefore(f.Token, nominalOf(f), *e.token, e.nominal):
 		outcome = Older
