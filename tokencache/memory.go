@@ -63,18 +63,22 @@ func (c *Cache) Memory() Memory {
 	}
 	for _, e := range c.entries {
 		if e.life != 0 {
-			m.Keys = append(m.Keys, e.remember(now))
+			m.Keys = append(m.Keys, e.remember(now, c.gate.paused))
 		}
 	}
 	slices.SortFunc(m.Keys, func(a, b Remembered) int {
-		return cmp.Or(cmp.Compare(a.Key.Selector.Kind, b.Key.Selector.Kind), cmp.Compare(a.Key.Selector.ID, b.Key.Selector.ID), cmp.Compare(a.Key.Resource, b.Key.Resource))
+		x, y := a.Key, b.Key
+		return cmp.Or(
+			cmp.Compare(x.Selector.Kind, y.Selector.Kind), cmp.Compare(x.Selector.ID, y.Selector.ID), cmp.Compare(x.Resource, y.Resource),
+		)
 	})
 	return m
 }
 
-func (e *entry) remember(now time.Duration) Remembered {
+// remember tells what is known of e, which is fetched no sooner than the pause is over that the back end asked for.
+func (e *entry) remember(now, paused time.Duration) Remembered {
 	r := Remembered{
-		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: e.next, Asked: e.asked,
+		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: max(e.next, paused), Asked: e.asked,
 		Minted: e.minted, Life: e.life, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
 		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Rollovers: e.rollovers.tell(),
 	}
@@ -219,7 +223,7 @@ func (c *Cache) recallNext(e *entry, next, seems time.Duration, a absence, now t
 	case next == never:
 		return never
 	}
-	if planned := max(now, min(a.at(next), seems+afterExpiry)); !e.held(planned) {
+	if planned := max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop))); !e.held(planned) {
 		return planned
 	}
 	return e.standing.holds
