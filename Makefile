@@ -19,7 +19,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system test-containers fuzz bench bench-flood fault-matrix bench-staleness lint cover cross install clean
+.PHONY: help build demo test test-race test-system test-containers fuzz bench bench-flood fault-matrix bench-staleness soak lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ fault-matrix: ## Go through every fault of the back end; brings docs/reliability
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
 	STALENESS_DOCS=$(CURDIR)/docs $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
 
+soak: ## The daemon at full load for SOAK_SECONDS (600) while its back end fails and its rules change
+	$(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./cmd/perceptd
+
 lint: ## gofmt, vet, staticcheck
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
@@ -70,6 +73,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet -tags bench ./cmd/perceptd
 	$(GO) vet -tags bench ./agent/caller
 	$(GO) vet -tags containers ./cmd/perceptd
+	$(GO) vet -tags soak ./cmd/perceptd
 	$(GO) vet -tags staleness ./tokencache
 	$(GO) run $(STATICCHECK) ./...
 

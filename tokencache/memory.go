@@ -165,7 +165,11 @@ func (c *Cache) absence(m *Memory, r Remembered, now time.Duration) absence {
 	if !r.Token.Text.IsZero() && !r.Token.ExpiresOn.IsZero() && synchronised {
 		then, known = r.Token.ExpiresOn.Add(m.Boot-r.Deadline), true
 	}
-	away := min(max(wall.Sub(then), now), longestAbsence)
+	least := now
+	if known {
+		least = 0
+	}
+	away := min(max(wall.Sub(then), least), longestAbsence)
 	a := absence{shift: now - m.Boot - away, certain: known}
 	if !known {
 		a.beyond = away - now
