@@ -16,6 +16,7 @@ const year = 365 * 24 * time.Hour
 // What a cache serves that begins with another's token of 24 h, by where it is and what its clock shows.
 func TestRecall(t *testing.T) {
 	t.Parallel()
+	const rebooted = 20*time.Hour - 10*time.Second // as if the device had been off for no time
 	for _, row := range []struct {
 		name  string
 		off   time.Duration // 0: a restart within the boot
@@ -34,11 +35,11 @@ func TestRecall(t *testing.T) {
 		{name: "other boot, synchronised", off: 3 * time.Hour, known: true, left: 17 * time.Hour},
 		{name: "other boot, synchronised, not so before", off: 3 * time.Hour, known: true, left: 17 * time.Hour,
 			edit: func(m *tokencache.Memory) { m.Synchronised, m.Wall = false, m.Wall.Add(-30*year) }},
-		{name: "other boot, right but not known to be", off: 3 * time.Hour, left: 20*time.Hour - 10*time.Second, unconfirmed: true},
-		{name: "other boot, the clock in 1970", off: 3 * time.Hour, ahead: -30 * year, left: 20*time.Hour - 10*time.Second, unconfirmed: true},
+		{name: "other boot, right but not known to be", off: 3 * time.Hour, left: rebooted, unconfirmed: true},
+		{name: "other boot, the clock in 1970", off: 3 * time.Hour, ahead: -30 * year, left: rebooted, unconfirmed: true},
 		{name: "other boot, the clock 20 years ahead", off: 3 * time.Hour, ahead: 20 * year, left: 17 * time.Hour, calls: 1},
 		{name: "expired during the absence", off: 21 * time.Hour, known: true, left: 24 * time.Hour, calls: 1},
-		{name: "perhaps expired during the absence", off: 21 * time.Hour, ahead: -30 * year, left: 20*time.Hour - 10*time.Second, unconfirmed: true},
+		{name: "perhaps expired during the absence", off: 21 * time.Hour, ahead: -30 * year, left: rebooted, unconfirmed: true},
 		{name: "from later in the same boot", known: true, left: 20 * time.Hour,
 			edit: func(m *tokencache.Memory) {
 				m.Boot += time.Hour
@@ -120,7 +121,8 @@ func TestRecallUnderRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newSurvivor(simulator.Options{})
 		defer func() { l.cache.Close() }()
-		old, gone, fresh := tokencache.Key{Resource: "api://old"}, tokencache.Key{Resource: "api://gone"}, tokencache.Key{Resource: "api://fresh"}
+		key := func(name string) tokencache.Key { return tokencache.Key{Resource: "api://" + name} }
+		old, gone, fresh := key("old"), key("gone"), key("fresh")
 		mustGet(t, l.cache, old, tokencache.Need{})
 		mustGet(t, l.cache, gone, tokencache.Need{})
 		l.restart(true)

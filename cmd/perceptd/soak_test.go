@@ -109,14 +109,15 @@ func (s *spells) lately(t time.Time) bool { return s.now || s.ended.After(t) }
 
 func startSoak(t *testing.T) *soaked {
 	var config strings.Builder
-	fmt.Fprintf(&config, "[source]\nkind = \"simulated\"\nspeed = %d\nrollover = \"half-life\"\n\n[[identity]]\nname = \"device\"\ndefault = true\n", soakSpeed)
-	fmt.Fprintf(&config, "\n[[grant]]\ncaller = { uid = %d }\nidentity = \"device\"\nresources = [%q, \"api://own\"]\n", os.Getuid(), vaultURI)
+	fmt.Fprintf(&config, "[source]\nkind = \"simulated\"\nspeed = %d\nrollover = \"half-life\"\n", soakSpeed)
+	config.WriteString("\n[[identity]]\nname = \"device\"\ndefault = true\n")
+	config.WriteString(soakGrant(fmt.Sprintf("uid = %d", os.Getuid()), vaultURI, "api://own"))
 	s := &soaked{answers: make(map[int]int), tokens: make(map[string]bool), events: make(map[string]int)}
 	for i := range soakModules {
 		name := fmt.Sprint("m", i)
 		fmt.Fprintf(&config, "\n[[module]]\nname = %q\nrequire = \"socket\"\n", name)
-		fmt.Fprintf(&config, "\n[[grant]]\ncaller = { module = %q }\nidentity = \"device\"\nresources = [%q, \"api://%d\"]\nprefetch = %v\n",
-			name, vaultURI, i, i%2 == 0)
+		config.WriteString(soakGrant(fmt.Sprintf("module = %q", name), vaultURI, fmt.Sprint("api://", i)))
+		fmt.Fprintf(&config, "prefetch = %v\n", i%2 == 0)
 	}
 	s.config = config.String()
 	s.daemonProcess = newFolder(t, s.config)
@@ -129,6 +130,10 @@ func startSoak(t *testing.T) *soaked {
 		s.sockets = append(s.sockets, s.module(fmt.Sprint("m", i)))
 	}
 	return s
+}
+
+func soakGrant(caller string, resources ...string) string {
+	return fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [\"%s\"]\n", caller, strings.Join(resources, "\", \""))
 }
 
 // load asks on every socket, on connections that are kept and on new ones, without pause.
@@ -264,8 +269,10 @@ func (s *soaked) note(what string, change func()) {
 }
 
 func (s *soaked) fail(stop chan struct{}) error {
-	kinds := []string{`{"kind":"status","status":500}`, `{"kind":"throttle","retry_after":"30"}`, `{"kind":"reset"}`, `{"kind":"html"}`,
-		`{"kind":"truncated"}`}
+	kinds := []string{
+		`{"kind":"status","status":500}`, `{"kind":"throttle","retry_after":"30"}`, `{"kind":"reset"}`, `{"kind":"html"}`,
+		`{"kind":"truncated"}`,
+	}
 	s.note("faults of the back end", func() { s.faults.set(true) })
 	if err := s.steer("POST", kinds[rand.N(len(kinds))], 200); err != nil {
 		return err
@@ -332,7 +339,7 @@ func (s *soaked) change(stop chan struct{}) error {
 
 func (s *soaked) reloadGood(chan struct{}) error {
 	s.note("reloads", func() {})
-	return s.reloadAs(s.config+fmt.Sprintf("\n[[grant]]\ncaller = { uid = 4711 }\nidentity = \"device\"\nresources = [\"api://%d\"]\n", rand.N(100)), 200)
+	return s.reloadAs(s.config+soakGrant("uid = 4711", fmt.Sprint("api://", rand.N(100))), 200)
 }
 
 func (s *soaked) reloadBad(chan struct{}) error {
@@ -359,7 +366,9 @@ func (s *soaked) look(stop chan struct{}) {
 			return
 		case <-often:
 		}
-		for _, ask := range [][2]string{{s.admin(), api.PathStatus}, {s.sockets[1], api.PathWhoAmI}, {s.admin(), api.PathPolicyChanges}} {
+		for _, ask := range [][2]string{
+			{s.admin(), api.PathStatus}, {s.sockets[1], api.PathWhoAmI}, {s.admin(), api.PathPolicyChanges},
+		} {
 			status, body, err := s.get(ask[0], ask[1])
 			if err == nil && status != 200 {
 				err = fmt.Errorf("%s: %d: %s", ask[1], status, body)
@@ -471,7 +480,8 @@ func (s *soaked) judge(t *testing.T) {
 	}
 	printed := s.text()
 	for line := range strings.Lines(printed) {
-		if _, rest, found := strings.Cut(line, "\tERROR\t"); found && !strings.Contains(rest, "the configuration was not reloaded") {
+		_, rest, found := strings.Cut(line, "\tERROR\t")
+		if found && !strings.Contains(rest, "the configuration was not reloaded") {
 			t.Errorf("logged as an error, which nobody provoked: %s", line)
 		}
 	}
