@@ -128,6 +128,9 @@ func New(o Options) (*Agent, error) {
 	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.allows)
 	a.memory.open(o.Keeping, a.cache.Memory, a.clock, o.Log, a.changed)
+	if o.Memory != nil {
+		a.memory.notice(false) // what systemd holds is of another boot, or nothing
+	}
 	close(a.ready)
 	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
 		a.Close()

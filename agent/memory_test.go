@@ -104,12 +104,16 @@ func TestTokensOutliveTheProcess(t *testing.T) {
 		})
 		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
 		before := b.made()
+		kept, _ := s.counts()
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			again := mustHave(t, a)
 			if !again.Token.Text.Equal(first.Token.Text) || again.Left != 22*time.Hour || again.Unconfirmed {
 				t.Errorf("%v left, unconfirmed %v", again.Left, again.Unconfirmed)
 			}
 			synctest.Wait()
+			if carried, _ := s.counts(); carried == kept {
+				t.Error("what was remembered is not carried on until the next fetch")
+			}
 		})
 		if made := b.made() - before; made != 0 {
 			t.Errorf("%d calls", made)
