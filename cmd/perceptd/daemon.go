@@ -356,6 +356,9 @@ func (d *daemon) describe() api.Status {
 		s.Trouble = append(s.Trouble, blindText(b))
 	}
 	s.Kept = d.kept.status()
+	if d.kept.trouble != "" {
+		s.Trouble = append(s.Trouble, d.kept.trouble)
+	}
 	if d.unkept != "" {
 		s.Trouble = append(s.Trouble, d.unkept)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,6 +43,7 @@ type kept struct {
 	stored []string // what systemd keeps of it, by name
 
 	noCarry, noFile string // why it does not, in words; empty: it does
+	trouble         string // what is wrong with the key or the file, for a person; empty: nothing, though there may be none
 }
 
 // openTokens has the cache begin with what an earlier one knew, and kept for the next.
@@ -81,14 +83,17 @@ func (k *kept) openFile(f flags) {
 	}
 	key, err := findKey(places)
 	if errors.Is(err, fs.ErrNotExist) {
-		k.noFile = noKey(f.cacheKey)
-		return
+		if err = unopened(f.cacheKey); err == nil {
+			k.noFile = "there is no key to seal them with: perceptctl cache-key make"
+			return
+		}
 	}
 	if err == nil {
 		k.tokens, err = keep.OpenTokens(f.stateDir, key)
 	}
 	if err != nil {
 		k.noFile = err.Error()
+		k.trouble = "tokens are not kept over a reboot: " + k.noFile
 		k.log.Warn("tokens are not kept over a reboot", zap.Error(err))
 	}
 }
@@ -103,12 +108,12 @@ func findKey(places []string) (key *keep.Key, err error) {
 	return nil, err
 }
 
-// noKey says why there is no key: none was made, or the one that was made is sealed beside path and could not be opened.
-func noKey(path string) string {
-	if _, err := os.Stat(path + ".cred"); err == nil {
-		return "the key to seal them with, " + path + ".cred, was not opened: systemctl status perceptd-cache-key tells why"
+// unopened says that a key was made, which is sealed beside path and could not be opened; nil: none was made.
+func unopened(path string) error {
+	if _, err := os.Stat(path + ".cred"); err != nil {
+		return nil
 	}
-	return "there is no key to seal them with: perceptctl cache-key make"
+	return fmt.Errorf("the key to seal them with, %s.cred, was not opened: systemctl status perceptd-cache-key tells why", path)
 }
 
 // takeCarried returns what systemd has kept last, or nil. What else it has kept goes when the next is stored.

@@ -290,13 +290,13 @@ func TestFindKey(t *testing.T) {
 func TestNoKey(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "cache-key")
-	if why := noKey(path); why != "there is no key to seal them with: perceptctl cache-key make" {
-		t.Error(why)
+	if err := unopened(path); err != nil {
+		t.Error(err)
 	}
 	if err := os.WriteFile(path+".cred", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if why := noKey(path); !strings.HasSuffix(why, "cache-key.cred, was not opened: systemctl status perceptd-cache-key tells why") {
-		t.Error(why)
+	if err := unopened(path); err == nil || !strings.HasSuffix(err.Error(), "cache-key.cred, was not opened: systemctl status perceptd-cache-key tells why") {
+		t.Error(err)
 	}
 }

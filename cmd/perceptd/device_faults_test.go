@@ -1,0 +1,207 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// deviceFault is something that goes wrong on the device.
+type deviceFault struct {
+	name   string
+	before func(t *testing.T, d *daemonProcess) // the start; nil: nothing is wrong yet
+	during func(t *testing.T, d *daemonProcess) // while it runs; nil: nothing more
+	after  func(t *testing.T, d *daemonProcess) // it is over; nil: it never was for long
+	says   string                               // in the status, or in the log
+	lasts  bool                                 // until another start
+}
+
+func (d *daemonProcess) state() string  { return filepath.Join(d.dir, "state") }
+func (d *daemonProcess) sealed() string { return filepath.Join(d.state(), "tokens.sealed") }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// smallDisk has the state folder be a file system of its own, with room for some files.
+func smallDisk(t *testing.T, d *daemonProcess) {
+	t.Helper()
+	must(t, os.MkdirAll(d.state(), 0o700))
+	must(t, unix.Mount("none", d.state(), "tmpfs", 0, "size=64k,mode=0700"))
+	t.Cleanup(func() { _ = unix.Unmount(d.state(), unix.MNT_DETACH) })
+}
+
+func fill(t *testing.T, d *daemonProcess) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(d.state(), "filler"))
+	must(t, err)
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+}
+
+func empty(t *testing.T, d *daemonProcess) {
+	t.Helper()
+	must(t, os.Remove(filepath.Join(d.state(), "filler")))
+}
+
+func remount(flags uintptr) func(*testing.T, *daemonProcess) {
+	return func(t *testing.T, d *daemonProcess) {
+		t.Helper()
+		must(t, unix.Mount("none", d.state(), "tmpfs", unix.MS_REMOUNT|flags, "size=64k"))
+	}
+}
+
+// left has the file be there when the daemon starts, as somebody else or a fault has left it.
+func left(text string) func(*testing.T, *daemonProcess) {
+	return func(t *testing.T, d *daemonProcess) {
+		t.Helper()
+		must(t, os.MkdirAll(d.state(), 0o700))
+		must(t, os.WriteFile(d.sealed(), []byte(text), 0o600))
+	}
+}
+
+func deviceFaults() []deviceFault {
+	const unsaved = "tokens are not saved, and lost at the next reboot"
+	const unusable = "the kept tokens cannot be used and are fetched anew"
+	return []deviceFault{
+		{name: "the disk is full", before: smallDisk, during: fill, after: empty, says: unsaved},
+		{name: "the disk is read-only", before: smallDisk, during: remount(unix.MS_RDONLY), after: remount(0), says: unsaved},
+		{
+			name: "the state folder is gone", says: unsaved,
+			during: func(t *testing.T, d *daemonProcess) { must(t, os.RemoveAll(d.state())) },
+			after:  func(t *testing.T, d *daemonProcess) { must(t, os.Mkdir(d.state(), 0o700)) },
+		},
+		{
+			name: "a file is in the state folder's place", says: unsaved,
+			during: func(t *testing.T, d *daemonProcess) {
+				must(t, os.RemoveAll(d.state()))
+				must(t, os.WriteFile(d.state(), nil, 0o600))
+			},
+			after: func(t *testing.T, d *daemonProcess) {
+				must(t, os.Remove(d.state()))
+				must(t, os.Mkdir(d.state(), 0o700))
+			},
+		},
+		{
+			name: "a folder is in the file's place", says: unsaved,
+			during: func(t *testing.T, d *daemonProcess) {
+				_ = os.Remove(d.sealed()) // it may not be there yet
+				must(t, os.MkdirAll(filepath.Join(d.sealed(), "x"), 0o700))
+			},
+			after: func(t *testing.T, d *daemonProcess) { must(t, os.RemoveAll(d.sealed())) },
+		},
+		{name: "the file is empty", before: left(""), says: unusable},
+		{name: "the file is somebody else's text", before: left(strings.Repeat("nonsense ", 1000)), says: unusable},
+		{name: "the file is of another release", before: left("percept-sealed\x00\x09" + strings.Repeat("x", 200)), says: unusable},
+		{
+			name: "the key is none", says: "tokens are not kept over a reboot", lasts: true,
+			before: func(t *testing.T, d *daemonProcess) {
+				must(t, os.Remove(d.keyFile()))
+				must(t, os.WriteFile(d.keyFile(), []byte("short"), 0o400))
+			},
+		},
+	}
+}
+
+// vaultAsSDK asks as SDKs do, who would like five minutes of life.
+const vaultAsSDK = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource="
+
+// outcome is what a caller gets.
+func (d *daemonProcess) outcome(t *testing.T) string {
+	t.Helper()
+	status, _, err := d.get(d.token(), vaultAsSDK+url.QueryEscape(vaultURI))
+	switch {
+	case err != nil:
+		return err.Error()
+	case status == 200:
+		return "token"
+	}
+	return fmt.Sprint(status)
+}
+
+// suffer goes through a fault with one state of the cache, and returns what a caller gets meanwhile.
+func (f deviceFault) suffer(t *testing.T, config string, environment []string, cold bool) string {
+	t.Helper()
+	d := newFolder(t, config)
+	d.giveKey(t, d.keyFile(), 'k')
+	if f.before != nil {
+		f.before(t, d)
+	}
+	d.again(t, environment...)
+	if !cold {
+		d.held(t)
+	}
+	if f.during != nil {
+		f.during(t, d)
+	}
+	got := d.outcome(t)
+	d.reload(t, config) // after which all is to be saved
+	until(t, "what is wrong to be told: "+f.name, d.ended, func() bool {
+		return strings.Contains(strings.Join(d.status(t).Trouble, "\n")+d.text(), f.says)
+	})
+	if again := d.outcome(t); again != got {
+		t.Errorf("%s: %s, and %s when it had been told", f.name, got, again)
+	}
+	if f.after != nil {
+		f.after(t, d)
+		d.reload(t, config)
+	}
+	until(t, "what was wrong to be over: "+f.name, d.ended, func() bool { return f.lasts || len(d.status(t).Trouble) == 0 })
+	if after := d.outcome(t); after != "token" {
+		t.Errorf("%s: %s when it is over", f.name, after)
+	}
+	d.stop(t)
+	return got
+}
+
+// TestDeviceFaults goes through faults of the device, with each state of the cache. The table in docs/reliability.md is
+// what comes of it.
+func TestDeviceFaults(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("file systems are mounted: run it as root")
+	}
+	_, shortLived := startSimulator(t, "app-service", "--life", "3m")
+	ordinary := simulatedFor()
+	unasked := strings.Replace(ordinary, "prefetch = true", "", 1)
+	expiring := strings.Replace(ordinary, `kind = "simulated"`, "kind = \"managed-identity\"\nendpoint = \"app-service\"", 1)
+	var table strings.Builder
+	table.WriteString("| the device | no token yet | a fresh token | less than 3 minutes left | the status or the log says |\n|---|---|---|---|---|\n")
+	for _, f := range deviceFaults() {
+		fmt.Fprintf(&table, "| %s | %s | %s | %s | %s |\n", f.name,
+			f.suffer(t, unasked, nil, true), f.suffer(t, ordinary, nil, false), f.suffer(t, expiring, shortLived, false), f.says)
+	}
+	wantTable(t, "device", table.String())
+}
+
+// wantTable compares a table with the one that stands between the markers of that name in docs/reliability.md, or puts
+// it there when FAULT_MATRIX_DOCS is set.
+func wantTable(t *testing.T, name, table string) {
+	t.Helper()
+	const path = "../../docs/reliability.md"
+	text, err := os.ReadFile(path)
+	must(t, err)
+	begin, end := "<!-- "+name+": begin -->\n", "<!-- "+name+": end -->"
+	before, rest, found := strings.Cut(string(text), begin)
+	there, after, closed := strings.Cut(rest, end)
+	write := os.Getenv("FAULT_MATRIX_DOCS") != ""
+	switch {
+	case !found || !closed:
+		t.Fatalf("%s has no markers for the table %q", path, name)
+	case write:
+		must(t, os.WriteFile(path, []byte(before+begin+table+end+after), 0o644))
+		fmt.Printf("\n%s\n", table)
+	case there != table:
+		t.Errorf("%s tells of other outcomes than these: make fault-matrix brings it up to date\n%s", path, table)
+	}
+}
