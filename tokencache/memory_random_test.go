@@ -576,6 +576,8 @@ func (l *survivor) heals(t *testing.T) error {
 
 // storms looks that no key was asked for more often in any hour than probing, or trying again after failures, allows.
 func (l *survivor) storms() error {
+	l.mu.Lock() // a call may be under way
+	defer l.mu.Unlock()
 	for key, all := range l.calls {
 		for i, from := range all {
 			answered, failed := 0, 0

@@ -11,12 +11,15 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
@@ -30,6 +33,8 @@ type ailment struct {
 	talk func(w io.Writer, good string)
 	kind tokencache.Kind // by which the source knows it
 	hang bool            // the source has to lose patience
+
+	challenge string // of Azure Arc's agent, instead of one that names the key's file
 }
 
 // raw answers with those bytes.
@@ -131,9 +136,9 @@ func ailments() []ailment {
 	}
 }
 
-// sickBackEnd is an App Service endpoint that has another ailment for each resource, or none.
+// sickBackEnd is an App Service endpoint, or Azure Arc's agent, that has another ailment for each resource, or none.
 type sickBackEnd struct {
-	t *testing.T
+	key string // the file that Azure Arc's agent has put its key into; empty: it is no such agent
 
 	mu  sync.Mutex // protects what follows
 	ill map[string]*patient
@@ -196,21 +201,31 @@ func (b *sickBackEnd) serve(l net.Listener) {
 			if err != nil {
 				return
 			}
-			b.answer(conn, request.URL.Query().Get("resource"))
+			b.answer(conn, request)
 		})
 	}
 }
 
-func (b *sickBackEnd) answer(conn net.Conn, resource string) {
+func (b *sickBackEnd) answer(conn net.Conn, request *http.Request) {
+	resource := request.URL.Query().Get("resource")
 	p := b.of(resource)
 	p.mu.Lock()
-	p.calls++
 	ill := p.ill
+	if b.key != "" && request.Header.Get("Authorization") == "" {
+		p.mu.Unlock()
+		challenge := "Basic realm=" + b.key
+		if ill != nil {
+			challenge = ill.challenge
+		}
+		says(401, "", "WWW-Authenticate: "+challenge)(conn, "")
+		return
+	}
+	p.calls++
 	good := fmt.Sprintf(`{"access_token":"opaque-%d-%s","token_type":"Bearer","resource":%q,"client_id":"c","expires_in":"%d","expires_on":"%d"}`,
 		p.calls, canary, resource, p.life, time.Now().Unix()+int64(p.life))
 	p.mu.Unlock()
 	w := counting{conn, &p.written}
-	if ill == nil {
+	if ill == nil || ill.talk == nil {
 		says(200, good)(w, good)
 		return
 	}
@@ -293,7 +308,7 @@ func observe(t *testing.T, from *source.ManagedIdentity, backEnd *sickBackEnd, n
 	cold := newBed(t, from, backEnd, resource("cold"))
 	cold.patient.set(&ill, 86400)
 	r.cold = cold.ask()
-	if calls := cold.patient.called(); calls != 1 {
+	if calls := cold.patient.called(); calls != 1 && ill.talk != nil || calls != 0 && ill.talk == nil {
 		t.Errorf("%s: %d calls for one request without a token", ill.name, calls)
 	}
 	cold.recovers(ill)
@@ -355,61 +370,130 @@ func (b *bed) recovers(ill ailment) {
 // TestFaultMatrix goes through every fault of the back end, with every state of the cache, with the real source on the
 // one side and a client on the other. The table in docs/reliability.md is what comes of it.
 func TestFaultMatrix(t *testing.T) {
+	backEnd, address := startSick(t, "")
+	proxy := listenForDetours(t)
+	point(t, map[string]string{
+		"IDENTITY_ENDPOINT": "http://" + address + "/msi/token", "IDENTITY_HEADER": "secret",
+		"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "ALL_PROXY": proxy,
+	})
+	wantTable(t, "back end", matrix(t, "the back end", source.AppService, backEnd, ailments()))
+}
+
+// TestArcFaultMatrix does so with what Azure Arc's agent can get wrong in its challenge.
+func TestArcFaultMatrix(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("Azure Arc's keys lie in a folder of root's: run it as root")
+	}
+	const folder = "/var/opt/azcmagent/tokens"
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) string {
+		return filepath.Join(folder, fmt.Sprintf("matrix%d%s.key", os.Getpid(), name))
+	}
+	for name, text := range map[string]string{"": "secret", "large": strings.Repeat("x", 1<<20), "empty": ""} {
+		if err := os.WriteFile(at(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Remove(at(name)) })
+	}
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere.key")
+	for _, err := range []error{
+		os.WriteFile(elsewhere, []byte("secret"), 0o600), os.Symlink(at(""), at("link")),
+		os.Mkdir(at("folder"), 0o700), unix.Mkfifo(at("pipe"), 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"link", "folder", "pipe"} {
+		t.Cleanup(func() { _ = os.Remove(at(name)) })
+	}
+	var all []ailment
+	for _, row := range []struct{ name, challenge string }{
+		{"names a file elsewhere", "Basic realm=" + elsewhere},
+		{"names a file by a way round", "Basic realm=" + folder + "/../tokens/" + filepath.Base(at(""))},
+		{"names a file that is not there", "Basic realm=" + at("none")},
+		{"names a link", "Basic realm=" + at("link")},
+		{"names a pipe", "Basic realm=" + at("pipe")},
+		{"names a folder", "Basic realm=" + at("folder")},
+		{"names a huge file", "Basic realm=" + at("large")},
+		{"names an empty file", "Basic realm=" + at("empty")},
+		{"names nothing", "Basic"},
+		{"is of another kind", "Bearer realm=" + at("")},
+	} {
+		all = append(all, ailment{name: row.name, challenge: row.challenge, kind: tokencache.Malformed})
+	}
+	backEnd, address := startSick(t, at(""))
+	point(t, map[string]string{"IDENTITY_ENDPOINT": "http://" + address + "/metadata/identity/oauth2/token", "IMDS_ENDPOINT": "http://" + address})
+	wantTable(t, "arc", matrix(t, "Azure Arc's challenge", source.Arc, backEnd, all))
+}
+
+// point has azidentity find the back end, and nothing else, until the end of the test.
+func point(t *testing.T, environment map[string]string) {
+	t.Helper()
+	for _, name := range []string{"IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "MSI_SECRET"} {
+		t.Setenv(name, "") // it is as before at the end
+		_ = os.Unsetenv(name)
+	}
+	for name, value := range environment {
+		t.Setenv(name, value)
+	}
+}
+
+// startSick starts a back end on loopback, and returns its address. key is for an agent of Azure Arc.
+func startSick(t *testing.T, key string) (*sickBackEnd, string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	backEnd := &sickBackEnd{t: t, ill: make(map[string]*patient)}
+	b := &sickBackEnd{key: key, ill: make(map[string]*patient)}
 	served := make(chan struct{})
-	go func() { defer close(served); backEnd.serve(l) }()
-	defer func() { l.Close(); <-served }()
-	proxied, err := net.Listen("tcp", "127.0.0.1:0") // where nothing is to come
+	go func() { defer close(served); b.serve(l) }()
+	t.Cleanup(func() { l.Close(); <-served })
+	return b, l.Addr().String()
+}
+
+// listenForDetours returns the address of a proxy that nobody is to ask.
+func listenForDetours(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var detours atomic.Int64
-	detoured := make(chan struct{})
+	listened := make(chan struct{})
 	go func() {
-		defer close(detoured)
+		defer close(listened)
 		for {
-			conn, err := proxied.Accept()
+			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
-			detours.Add(1)
+			t.Error("the proxy was asked")
 			conn.Close()
 		}
 	}()
-	defer func() { proxied.Close(); <-detoured }()
-	for name, value := range map[string]string{
-		"IDENTITY_ENDPOINT": "http://" + l.Addr().String() + "/msi/token", "IDENTITY_HEADER": "secret",
-		"IMDS_ENDPOINT": "", "MSI_ENDPOINT": "", "IDENTITY_SERVER_THUMBPRINT": "",
-		"HTTP_PROXY": "http://" + proxied.Addr().String(), "HTTPS_PROXY": "http://" + proxied.Addr().String(), "ALL_PROXY": "http://" + proxied.Addr().String(),
-	} {
-		t.Setenv(name, value)
-	}
-	from, err := source.New(source.Options{Endpoint: source.AppService, Timeout: 2 * time.Second})
+	t.Cleanup(func() { l.Close(); <-listened })
+	return "http://" + l.Addr().String()
+}
+
+// matrix goes through all ailments at once and returns the table.
+func matrix(t *testing.T, heading string, endpoint source.Endpoint, backEnd *sickBackEnd, all []ailment) string {
+	t.Helper()
+	from, err := source.New(source.Options{Endpoint: endpoint, Timeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer from.Close()
-
-	all := ailments()
+	t.Cleanup(from.Close)
 	rows := make([]row, len(all))
 	var observing sync.WaitGroup
 	for i, ill := range all {
 		observing.Go(func() { rows[i] = observe(t, from, backEnd, i, ill) })
 	}
 	observing.Wait()
-	if n := detours.Load(); n != 0 {
-		t.Errorf("%d connections to the proxy", n)
-	}
-	wantTable(t, "back end", backEndTable(rows))
-}
-
-func backEndTable(rows []row) string {
 	var b strings.Builder
-	b.WriteString("| the back end | no token yet | a fresh token | 2 minutes left | expired meanwhile | known as |\n|---|---|---|---|---|---|\n")
+	fmt.Fprintf(&b, "| %s | no token yet | a fresh token | 2 minutes left | expired meanwhile | known as |\n|---|---|---|---|---|---|\n", heading)
 	for _, r := range rows {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", r.fault, r.cold, r.fresh, r.expiring, r.expired, r.known)
 	}
