@@ -118,8 +118,8 @@ func New(o Options) (*Agent, error) {
 	a.audit.open(o.Log, a.clock)
 	a.rules.Store(compiled)
 	a.cache = tokencache.New(tokencache.Options{
-		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Spread: o.Rules.Spread, Changes: o.Changes,
-		BootID: o.BootID, Memory: compiled.allowed(o.Memory),
+		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Settled: a.settled, Spread: o.Rules.Spread,
+		Changes: o.Changes, BootID: o.BootID, Memory: compiled.allowed(o.Memory),
 	})
 	a.record.open(o.Keep, a.cache.Changes, a.clock, o.Log)
 	if o.LostRecord != nil {

@@ -18,7 +18,7 @@ type Keeping struct {
 	// Carry takes over what is to outlive a restart: after each fetch, and when rules have changed.
 	Carry func(tokencache.Memory) error
 	// Save takes over what is to outlive a reboot: after each fetch that brought a newer token, when rules have changed,
-	// once an hour, so that it is known how long the device was on at least, and at the end.
+	// when the clock has shown how old tokens of an earlier boot are, once an hour, so that it is known how long the device was on at least, and at the end.
 	Save func(tokencache.Memory) error
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -163,6 +164,45 @@ func TestDiskIsSeldomWritten(t *testing.T) {
 				}
 			}
 		})
+	})
+}
+
+// When a clock that was wrong at the boot is set right, what it shows of the tokens is kept at once: it may be lost again.
+func TestWhatTheClockHasShownIsKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, b := new(shelf), new(backEnd)
+		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) { mustHave(t, a) })
+		earlier := *s.lastSaved()
+		earlier.BootID = "earlier"
+		for i := range earlier.Keys {
+			earlier.Keys[i].Token.ExpiresOn = time.Now().Add(24 * time.Hour)
+		}
+		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		var right atomic.Bool
+		a, err := agent.New(agent.Options{
+			Fetch: b.Fetch, Rules: edge(), BootID: "this", Memory: &earlier, Keeping: s.keeping(),
+			Clock: tokencache.Clock{Synchronised: right.Load},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		if !mustHave(t, a).Unconfirmed {
+			t.Error("a token of an earlier boot is taken to be valid, whatever the clock")
+		}
+		_, before := s.counts()
+		right.Store(true)
+		time.Sleep(6 * time.Minute) // the cache looks at the clock every few minutes
+		synctest.Wait()
+		if _, saved := s.counts(); saved == before || len(s.lastSaved().Keys) == 0 {
+			t.Fatal("nothing is kept")
+		}
+		for _, key := range s.lastSaved().Keys {
+			if key.Unconfirmed {
+				t.Errorf("%v is kept as unconfirmed", key.Key)
+			}
+		}
 	})
 }
 

@@ -120,6 +120,13 @@ func (a *Agent) fetched(e tokencache.Event) {
 	a.changed()
 }
 
+// settled has kept what the clock has shown: it may be lost again before the next fetch.
+func (a *Agent) settled() {
+	<-a.ready
+	a.memory.notice(true)
+	a.changed()
+}
+
 // logFetch writes one line for each fetch that ended: failures of a prefetched or held token are a
 // warning, since a module may soon notice.
 func (a *Agent) logFetch(e tokencache.Event) {

@@ -52,6 +52,8 @@ type Options struct {
 	Clock   Clock          // zero fields: Go's own clock
 	Roll    func() float64 // randomness in [0, 1); nil: math/rand
 	Observe func(Event)    // called after every fetch; nil: nobody
+	// Settled is called when the clock has shown when tokens expire that were of an unknown age. Nil: nobody is.
+	Settled func()
 
 	// Spread is how long a policy change may take to reach newly minted tokens. Zero: DefaultSpread.
 	Spread time.Duration
@@ -70,6 +72,7 @@ type Cache struct {
 	clock   Clock
 	roll    func() float64
 	observe func(Event)
+	settled func()
 	bootID  string
 
 	ctx     context.Context
@@ -100,11 +103,15 @@ func New(o Options) *Cache {
 	if o.Observe == nil {
 		o.Observe = func(Event) {}
 	}
+	if o.Settled == nil {
+		o.Settled = func() {}
+	}
 	c := &Cache{
 		fetch:   o.Fetch,
 		clock:   o.Clock.OrRuntime(),
 		roll:    o.Roll,
 		observe: o.Observe,
+		settled: o.Settled,
 		wake:    make(chan struct{}, 1),
 		pulse:   make(chan chan struct{}),
 		entries: make(map[Key]*entry),

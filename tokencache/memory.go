@@ -251,15 +251,20 @@ func (e *entry) wished() time.Duration {
 	return e.answered + wishPause(e.deadline-e.answered)
 }
 
-// confirmLocked has e's times as they really are, once the clock is known to be right, where the absence before this boot
-// had left them open.
-func (c *Cache) confirmLocked(e *entry, now time.Duration) {
-	if !e.unconfirmed || e.token.ExpiresOn.IsZero() || !c.knowsTime() {
-		return
+// confirmAllLocked has tokens' times as they really are, once the clock is known to be right, where the absence before this
+// boot had left them open. It reports whether there were any.
+func (c *Cache) confirmAllLocked(now time.Duration) (any bool) {
+	if !c.knowsTime() {
+		return false
 	}
-	e.unconfirmed = false
-	e.anchor(now + c.leftLocked(e, now))
-	c.hastenLocked(e, now)
+	for _, e := range c.entries {
+		if e.unconfirmed && !e.token.ExpiresOn.IsZero() {
+			e.unconfirmed, any = false, true
+			e.anchor(now + c.leftLocked(e, now))
+			c.hastenLocked(e, now)
+		}
+	}
+	return any
 }
 
 // anchor notes when e's token truly expires, and dates what was known in relation to a time that was a guess.

@@ -196,7 +196,7 @@ func (l *survivor) begin(m *tokencache.Memory) {
 	ready := make(chan struct{})
 	c = tokencache.New(tokencache.Options{
 		Fetch: l.Fetch, Clock: l.clock(), Roll: l.roll, Changes: changes, BootID: l.bootID(), Memory: m,
-		Observe: func(tokencache.Event) { <-ready; l.keep(c) },
+		Observe: func(tokencache.Event) { <-ready; l.keep(c) }, Settled: func() { <-ready; l.keep(c) },
 	})
 	l.cache = c
 	close(ready)
@@ -253,7 +253,7 @@ const booting = 10 * time.Second
 func (l *survivor) reboot(inOrder bool, off, ahead time.Duration, known bool) {
 	m, old := l.end(inOrder), l.cache
 	old.Close()
-	l.skip(off + booting)
+	l.skip(max(off, booting))
 	l.mu.Lock()
 	l.boots++
 	l.booted = l.nowLocked().Add(-booting)

@@ -12,8 +12,12 @@ func (c *Cache) run() {
 	for {
 		c.mu.Lock()
 		now := c.clock.Boot()
+		settled := c.confirmAllLocked(now)
 		next := c.tickLocked(now)
 		c.mu.Unlock()
+		if settled {
+			c.settled()
+		}
 
 		var fired <-chan time.Time
 		stop := func() bool { return true }
@@ -45,7 +49,6 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 	}
 	next := never
 	for key, e := range c.entries {
-		c.confirmLocked(e, now)
 		c.expireLocked(e, now)
 		if e.next <= now && e.flight == nil {
 			c.dueLocked(e, now)
