@@ -36,10 +36,18 @@ const (
 // it by.
 type account struct {
 	module, container, unit string
-	uid                     uint32
+	uid, gid                uint32 // gid where uid is not known
+	bySecret                bool   // which tells less than a socket, and of another process
 }
 
 func (c *Caller) account() account {
+	if c.Via != "" {
+		plain := *c
+		plain.Via = ""
+		one := plain.account()
+		one.bySecret = true
+		return one
+	}
 	switch {
 	case c.Module != "":
 		return account{module: c.Module}
@@ -48,17 +56,20 @@ func (c *Caller) account() account {
 	case c.Unit != "":
 		return account{unit: c.Unit}
 	}
+	if c.UID == NoID {
+		return account{uid: NoID, gid: c.GID}
+	}
 	return account{uid: c.UID}
 }
 
 // proved is the whole of what was proved of a caller, but for its pid.
 type proved struct {
-	container, image, unit string
-	uid, gid               uint32
+	container, image, unit, via string
+	uid, gid                    uint32
 }
 
 func (c *Caller) proved() proved {
-	p := proved{unit: c.Unit, uid: c.UID, gid: c.GID}
+	p := proved{unit: c.Unit, via: c.Via, uid: c.UID, gid: c.GID}
 	if c.Container != nil {
 		p.container, p.image = c.Container.ID, c.Container.Digest
 	}
@@ -67,6 +78,9 @@ func (c *Caller) proved() proved {
 
 func (p proved) String() string {
 	text := fmt.Sprintf("uid %d, gid %d", p.uid, p.gid)
+	if p.via != "" {
+		text = p.via // the ids are the grant's, or not known
+	}
 	if p.unit != "" {
 		text = "unit " + p.unit + ", " + text
 	}
@@ -294,6 +308,9 @@ func (a *Agent) Unproved(caller Caller, why error) { a.audit.unproved(&caller, w
 func (c *Caller) fields() []zap.Field {
 	fields := append(make([]zap.Field, 0, 16), zap.Stringer("caller", *c),
 		zap.Uint32("uid", c.UID), zap.Uint32("gid", c.GID), zap.Int32("pid", c.PID))
+	if c.Via != "" {
+		fields = append(fields, zap.String("via", c.Via))
+	}
 	if c.Module != "" {
 		fields = append(fields, zap.String("module", c.Module))
 	}

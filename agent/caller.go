@@ -27,6 +27,9 @@ type Caller struct {
 
 	// Container is the container that the caller runs in. Nil: in none.
 	Container *Container
+
+	// Via is by what the caller is known, in words for people, where that is not its socket. Empty: its socket.
+	Via string
 }
 
 // Container is what the container engine says of a container.
@@ -53,6 +56,10 @@ func (c *Container) ShortID() string { return c.ID[:min(len(c.ID), shortID)] }
 const NoID = ^uint32(0)
 
 func (c Caller) String() string {
+	if via := c.Via; via != "" {
+		c.Via = ""
+		return c.String() + " by " + via
+	}
 	var known []string
 	if c.Container != nil && c.Container.ID != "" {
 		known = append(known, "container "+c.Container.ShortID())
@@ -122,6 +129,40 @@ type Match struct {
 
 	// Group is the name that GID was configured as, for people; empty when it was a number.
 	Group string
+}
+
+// Subject names whom a grant is for in a form that never changes and that no two of them share.
+func (m Match) Subject() string {
+	switch w := m.who(); w.kind {
+	case byModule:
+		return "module " + w.name
+	case byUnit:
+		return "unit " + w.name
+	case byImage:
+		return "container_image " + w.name
+	case byUID:
+		return fmt.Sprintf("uid %d", w.id)
+	case byGID:
+		return fmt.Sprintf("gid %d", w.id)
+	}
+	return ""
+}
+
+// IsSame reports whether m and o are for the same callers, however they are written.
+func (m Match) IsSame(o Match) bool { return m.who() == o.who() }
+
+// Caller returns a caller that has what m is for, and nothing else that a grant could be for.
+func (m Match) Caller() Caller {
+	c := Caller{Module: m.Module, Unit: m.Unit, UID: NoID, GID: NoID}
+	switch {
+	case m.Image != "":
+		c.Container = &Container{Name: "of image " + m.Image, Digest: m.Image, RepoDigests: []string{m.Image}}
+	case m.UID != nil:
+		c.UID = *m.UID
+	case m.GID != nil:
+		c.GID = *m.GID
+	}
+	return c
 }
 
 func (m Match) String() string {
