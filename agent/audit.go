@@ -17,10 +17,11 @@ import (
 // IDs of the audit's entries in the journal: `journalctl MESSAGE_ID=…` finds all of one kind. They never
 // change.
 const (
-	MessageGranted  = "51a68065337a311afdae5715d2c88a40" // the first token for a caller, identity and resource
-	MessageChanged  = "9bfec3be9d5fc8cbdf4c5f661007d2db" // the next, for a caller that is another than before
-	MessageDenied   = "b9bd9252ad6b85f84e3147969fbf07b8"
-	MessageUnproved = "84819a3f40d0fd6a5272f8deb3a657b1" // who is calling could not be proved
+	MessageGranted   = "51a68065337a311afdae5715d2c88a40" // the first token for a caller, identity and resource
+	MessageChanged   = "9bfec3be9d5fc8cbdf4c5f661007d2db" // the next, for a caller that is another than before
+	MessageDenied    = "b9bd9252ad6b85f84e3147969fbf07b8"
+	MessageHandedOut = "0f6a31c29d7b4b0c8d0e9a53b7e2c461" // a header secret of the loopback listener was given to somebody
+	MessageUnproved  = "84819a3f40d0fd6a5272f8deb3a657b1" // who is calling could not be proved
 )
 
 const (
@@ -303,6 +304,19 @@ func (a *audit) recentDenials() []Denial {
 
 // Unproved notes in the audit that who calls could not be proved. caller is what is known of it.
 func (a *Agent) Unproved(caller Caller, why error) { a.audit.unproved(&caller, why) }
+
+// HandedOut notes in the audit that caller was given the header secret of whom a grant is for.
+func (a *Agent) HandedOut(caller Caller, of Match) {
+	a.audit.mu.Lock()
+	skipped, tell := a.audit.admit(caller.account(), false)
+	a.audit.mu.Unlock()
+	if !tell {
+		return
+	}
+	fields := append(caller.fields(), leftOut(skipped)...)
+	a.log.Info("header secret handed out", append(fields, zap.Stringer("for", of),
+		zap.String("message_id", MessageHandedOut))...)
+}
 
 // fields is the caller as the log tells it. There is always room for a few more behind it.
 func (c *Caller) fields() []zap.Field {

@@ -25,7 +25,8 @@ const (
 	PathToken           = "/v1/token"
 	PathWatch           = "/v1/watch"
 	PathRejected        = "/v1/rejected"
-	PathWhoAmI          = "/v1/whoami" // answered also where who calls could not be proved
+	PathWhoAmI          = "/v1/whoami"   // answered also where who calls could not be proved
+	PathLoopback        = "/v1/loopback" // on the admin socket too, with what is known of the caller
 )
 
 // PermissionsHeader stands on every answer that carries a token: "current", or "stale; changed=UNIX;
@@ -71,6 +72,7 @@ const (
 	CodeBusy             Code = "too_many_requests"   // 429: this caller asks too much at once
 	CodeFutureChange     Code = "future_change"       // 422: a policy change dated ahead of a right clock
 	CodeTooManyChanges   Code = "too_many_changes"    // 422: withdraw some, or name all resources at once
+	CodeNoLoopback       Code = "no_loopback"         // 404: no [loopback] listener is configured
 	CodeUnknownChange    Code = "unknown_change"      // 404: no policy change of that ID is on record
 	CodeNotKept          Code = "not_kept"            // 507: in force, but it could not be written to the disk
 	CodeInvalidConfig    Code = "invalid_config"      // 422: reload found a bad configuration; nothing changed
@@ -305,8 +307,15 @@ type Status struct {
 	Requests   RequestCounts    `json:"requests"`
 	Denials    []Denial         `json:"denials"` // the latest, the last first; repeats are counted
 	Callers    CallersStatus    `json:"callers"`
+	Loopback   *LoopbackStatus  `json:"loopback,omitempty"` // absent: none is configured
 	Kept       KeptStatus       `json:"kept"`
 	Clock      ClockStatus      `json:"clock"`
+}
+
+// LoopbackStatus says where tokens are served over TCP, to callers that are known by a header secret.
+type LoopbackStatus struct {
+	Address string `json:"address"`
+	Open    bool   `json:"open"` // false: why is trouble
 }
 
 // KeptStatus says over what the tokens that are cached are kept.

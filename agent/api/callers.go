@@ -42,6 +42,14 @@ type Container struct {
 	StartedOn   time.Time `json:"started_on"`
 }
 
+// Loopback is the answer of GET /v1/loopback: what an unmodified SDK needs to get tokens on the loopback listener. Whoever
+// has it is the caller of that grant there: keep it out of logs and argument lists.
+type Loopback struct {
+	Endpoint string `json:"identity_endpoint"` // the value of IDENTITY_ENDPOINT
+	Header   string `json:"identity_header"`   // the value of IDENTITY_HEADER, a secret
+	Grant    string `json:"grant"`             // whom the grant is for, in words
+}
+
 // Grant is a grant in force.
 type Grant struct {
 	Number    int      `json:"number"`          // from 1, in the order of the configuration

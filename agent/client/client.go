@@ -39,7 +39,7 @@ func FromEnvironment() *Client {
 	return &Client{Socket: os.Getenv(api.SocketVariable)}
 }
 
-// TokenSocketPath returns the path that Token, Watch, Rejected and WhoAmI connect to.
+// TokenSocketPath returns the path that Token, Watch, Rejected, WhoAmI and Loopback connect to.
 func (c *Client) TokenSocketPath() string {
 	if c.Socket == "" {
 		return api.DefaultTokenSocket
@@ -47,7 +47,7 @@ func (c *Client) TokenSocketPath() string {
 	return c.Socket
 }
 
-// AdminSocketPath returns the path that every method but Token, Watch, Rejected and WhoAmI connects to.
+// AdminSocketPath returns the path that every method but Token, Watch, Rejected, WhoAmI and Loopback connects to.
 func (c *Client) AdminSocketPath() string {
 	if c.AdminSocket == "" {
 		return filepath.Join(filepath.Dir(c.TokenSocketPath()), api.AdminSocketName)
@@ -140,8 +140,31 @@ type Subject struct {
 // CheckGrants returns what the grants in force say to a request of such a caller, and why. identity may be
 // empty, as in TokenRequest. Being denied is an answer, not an error. Errors are as for Token.
 func (c *Client) CheckGrants(ctx context.Context, who Subject, resource, identity string) (api.Decision, error) {
-	query := url.Values{"resource": {resource}}
-	for name, value := range map[string]string{"identity": identity, "module": who.Module, "unit": who.Unit, "container_image": who.Image} {
+	query := who.query()
+	query.Set("resource", resource)
+	if identity != "" {
+		query.Set("identity", identity)
+	}
+	call := call{socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathGrantsCheck, query: query}
+	return answerTo[api.Decision](ctx, call)
+}
+
+// Loopback returns what an unmodified SDK in this process needs to get its tokens on the daemon's loopback listener. Without
+// one the error is an *Error of api.CodeNoLoopback. Other errors are as for Token. The answer holds a secret.
+func (c *Client) Loopback(ctx context.Context) (api.Loopback, error) {
+	call := call{socket: c.TokenSocketPath(), method: http.MethodGet, path: api.PathLoopback}
+	return answerTo[api.Loopback](ctx, call)
+}
+
+// LoopbackOf returns what Loopback returns to such a caller. It asks on the admin socket.
+func (c *Client) LoopbackOf(ctx context.Context, who Subject) (api.Loopback, error) {
+	call := call{socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathLoopback, query: who.query()}
+	return answerTo[api.Loopback](ctx, call)
+}
+
+func (who Subject) query() url.Values {
+	query := make(url.Values)
+	for name, value := range map[string]string{"module": who.Module, "unit": who.Unit, "container_image": who.Image} {
 		if value != "" {
 			query.Set(name, value)
 		}
@@ -156,8 +179,7 @@ func (c *Client) CheckGrants(ctx context.Context, who Subject, resource, identit
 			query.Set("gid", query.Get("gid")+","+strconv.FormatUint(uint64(gid), 10))
 		}
 	}
-	call := call{socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathGrantsCheck, query: query}
-	return answerTo[api.Decision](ctx, call)
+	return query
 }
 
 // Status returns what the daemon says of itself, its identities and its tokens. Errors are as for

@@ -75,14 +75,19 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 	if f := checkOrigin(x.request); f != nil {
 		return f
 	}
+	if d.socket == onLoopback {
+		if f := checkLoopback(x.request); f != nil {
+			return f
+		}
+	}
 	if f := checkMethod(x.request, to); f != nil {
 		return f
 	}
 	due := &dueContext{Context: x.request.Context(), due: time.Now().Add(d.answer)}
 	defer due.stop()
 	x.ctx = due
-	if f := to.handle(d.server, x); f != nil || x.streamed || !due.waited() {
-		return f
+	if f := to.handle(d.server, x); f != nil || x.streamed || !due.waited() || d.socket == onLoopback {
+		return f // what a header proved does not end while a request waits
 	}
 	return d.checkStill(x)
 }
@@ -107,6 +112,11 @@ const anotherCaller = "who is calling has become another meanwhile: ask again"
 // proof may cost more than an answer.
 func (d *door) checkCaller(x *exchange, to *route) *fault {
 	ctx := x.request.Context()
+	if d.socket == onLoopback {
+		from := peerIn(ctx)
+		x.caller = from.caller()
+		return d.server.admit(x, from.seat())
+	}
 	seen, isUnproved := seenIn(ctx)
 	x.caller = seen
 	if d.socket == onToken && x.paced(to) {
@@ -140,7 +150,7 @@ func (d *door) refuseUnproved(known agent.Caller, err error) *fault {
 
 // refuse writes f in the form's shape.
 func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) {
-	if d.socket == onToken && !f.counted {
+	if d.socket != onAdmin && !f.counted {
 		d.server.count(f)
 	}
 	h := w.Header()

@@ -13,6 +13,7 @@ type socket uint8
 const (
 	onToken socket = iota + 1
 	onAdmin
+	onLoopback
 )
 
 // form is the contract that a route's answers and errors keep.
@@ -43,7 +44,10 @@ var routes = [...]route{
 	{api.PathWatch, false, http.MethodGet, onToken, formV1, (*Server).watch},
 	{api.PathRejected, false, http.MethodPost, onToken, formV1, (*Server).rejected},
 	{api.PathWhoAmI, false, http.MethodGet, onToken, formV1, (*Server).whoAmI},
+	{api.PathLoopback, false, http.MethodGet, onToken, formV1, (*Server).loopback},
 	{api.PathHealth, false, http.MethodGet, onToken, formV1, (*Server).health},
+
+	{api.PathAppServiceToken, true, http.MethodGet, onLoopback, formAppService, (*Server).loopbackToken},
 
 	{api.PathStatus, false, http.MethodGet, onAdmin, formV1, (*Server).status},
 	{api.PathPolicyChanges, false, http.MethodGet, onAdmin, formV1, (*Server).policyChanges},
@@ -51,6 +55,7 @@ var routes = [...]route{
 	{api.PathPolicyChanges, false, http.MethodDelete, onAdmin, formV1, (*Server).withdrawPolicyChange},
 	{api.PathGrants, false, http.MethodGet, onAdmin, formV1, (*Server).grants},
 	{api.PathGrantsCheck, false, http.MethodGet, onAdmin, formV1, (*Server).checkGrants},
+	{api.PathLoopback, false, http.MethodGet, onAdmin, formV1, (*Server).loopbackOf},
 	{api.PathRefresh, false, http.MethodPost, onAdmin, formV1, (*Server).refresh},
 	{api.PathReload, false, http.MethodPost, onAdmin, formV1, (*Server).reload},
 	{api.PathHealth, false, http.MethodGet, onAdmin, formV1, (*Server).health},
@@ -60,9 +65,10 @@ var routes = [...]route{
 // Routes of the paths that are none. SDKs repeat a 404 for minutes, so it is 404 only where none of
 // them asks, and where one must learn at once that there is nothing.
 var (
-	nowhere      = route{form: formIMDS, handle: (*Server).unknownPath}
-	nowhereAdmin = route{form: formV1, handle: (*Server).unknownAdminPath}
-	nowhereV1    = route{form: formV1, handle: (*Server).notFound}
+	nowhere         = route{form: formIMDS, handle: (*Server).unknownPath}
+	nowhereLoopback = route{form: formAppService, handle: (*Server).unknownLoopbackPath}
+	nowhereAdmin    = route{form: formV1, handle: (*Server).unknownAdminPath}
+	nowhereV1       = route{form: formV1, handle: (*Server).notFound}
 )
 
 // Paths that MSAL looks for in front of IMDS; it goes on to the token path at a quick 404.
@@ -92,6 +98,8 @@ func find(kind socket, path, method string) *route {
 		return &nowhereV1
 	case kind == onAdmin:
 		return &nowhereAdmin
+	case kind == onLoopback:
+		return &nowhereLoopback
 	}
 	return &nowhere
 }

@@ -35,6 +35,7 @@ type seat struct {
 	uid                     uint32
 	unproved                bool // of a user, or a module, none of whose callers could be proved
 	own                     bool // the daemon itself, and then nothing else is set
+	loopback                bool // of a user, on the loopback listener
 }
 
 // seatOf returns whom a caller counts for.

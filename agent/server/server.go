@@ -1,11 +1,11 @@
-// Package server answers HTTP on perceptd's Unix sockets.
+// Package server answers HTTP on perceptd's Unix sockets, and on a loopback address for programs that cannot dial one.
 //
 // It guarantees that every request is checked against one route table before its handler sees it,
 // that a connection whose caller could not be proved gets nothing but 403, that a request for a token
 // is answered within 10 seconds whatever the back end does, or as much later as it asked to wait, and
 // that no token text leaves it except in the body of an answer with status 200.
 //
-// Whoever makes a Server gives it the listeners, one call of ServeTokens or ServeAdmin for each, and
+// Whoever makes a Server gives it the listeners, one call of ServeTokens, ServeAdmin or ServeLoopback for each, and
 // calls Shutdown in the end. A listener may be closed at any time: its connections end, the others
 // go on.
 package server
@@ -16,6 +16,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +44,10 @@ type Server struct {
 	// whether it is simulated, and trouble that the agent cannot know. Nil: none.
 	Describe func() api.Status
 
+	// Loopback returns where the loopback listener is configured to be, and the header secrets by which callers are known
+	// there. The zero address, or nil: there is none.
+	Loopback func() (netip.AddrPort, *caller.Secrets)
+
 	Log *zap.Logger      // nil: none
 	Now func() time.Time // the device's wall clock; nil: time.Now
 
@@ -51,6 +56,7 @@ type Server struct {
 	denied, invalid, failed atomic.Int64 // requests on token sockets that the agent did not see
 	spare                   spare
 	crowd                   crowd
+	loopbackCrowd           crowd // of the loopback listener
 	pace                    pace
 	waiting, watching       queue
 
@@ -129,7 +135,9 @@ func (s *Server) ServeAdmin(l net.Listener) error {
 
 func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	hs := s.httpServer(kind, from)
-	l = s.Callers.Listen(l)
+	if kind != onLoopback {
+		l = s.Callers.Listen(l)
+	}
 	if kind == onToken && from.Module == "" { // a module's own socket has no others on it
 		l = takeTurns(l, caller.UserOf, s.Limits.orDefaults())
 	}
@@ -176,7 +184,11 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 
 		ErrorLog: httpLog(s.log()),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			ctx = d.arrivals.add(s.Callers.NewContext(ctx, conn, from), conn)
+			ctx = d.arrivals.add(ctx, conn)
+			if kind == onLoopback {
+				return s.meet(ctx, conn)
+			}
+			ctx = s.Callers.NewContext(ctx, conn, from)
 			if who, isUnproved := seenIn(ctx); kind == onToken && !s.crowd.admit(conn, who, isUnproved, limits) {
 				s.log().Debug("too many connections", zap.Stringer("caller", who))
 				_ = conn.Close() // ends its goroutine at the first read
@@ -185,6 +197,7 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 		},
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			s.crowd.note(conn, state)
+			s.loopbackCrowd.note(conn, state)
 			d.arrivals.note(conn, state)
 		},
 	}

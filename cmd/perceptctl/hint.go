@@ -80,6 +80,8 @@ func refusalHint(err *client.Error) string {
 		return "wait for it with --wait 10m; perceptctl explain RESOURCE tells when one is expected"
 	case api.CodeRevoked:
 		return "perceptctl explain RESOURCE tells until when; perceptctl policy-changes lists the revocation"
+	case api.CodeNoLoopback:
+		return "docs/security.md tells what a loopback listener is worth; a program that is started by perceptctl exec needs none"
 	case api.CodeFutureChange:
 		return "check --at and its time zone, and this device's clock (timedatectl)"
 	case api.CodeTooManyChanges:

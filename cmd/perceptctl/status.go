@@ -156,9 +156,20 @@ func (s screen) daemon(status api.Status) string {
 	config += ", loaded " + span(status.Now.Sub(status.Config.LoadedOn)) + " ago"
 	text := ready + s.paragraph("source    ", source, plain) + s.paragraph("config    ", config, plain) + s.reloadError(status)
 	n := status.Requests
+	if l := status.Loopback; l != nil {
+		text += s.paragraph("loopback  ", loopbackText(*l), plain)
+	}
 	text += s.paragraph("clock     ", clockText(status.Clock), plain) + s.paragraph("tokens    ", keptText(status.Kept), plain)
 	return text + s.paragraph("requests  ",
 		fmt.Sprintf("%d served, %d denied, %d invalid, %d failed", n.Served, n.Denied, n.Invalid, n.Failed), plain)
+}
+
+// loopbackText says where tokens are served over TCP, and how callers are known there.
+func loopbackText(l api.LoopbackStatus) string {
+	if !l.Open {
+		return l.Address + ", not open"
+	}
+	return l.Address + ", callers are known by a header secret"
 }
 
 // clockText says what is known of the device's clock. Some seconds are an answer's own time.

@@ -37,7 +37,8 @@ type config struct {
 	source sourceConfig
 	rules  agent.Rules
 
-	callers callersConfig
+	callers  callersConfig
+	loopback loopbackConfig
 }
 
 // sourceConfig says where tokens come from.
@@ -83,8 +84,9 @@ type document struct {
 		Resources []string    `toml:"resources"`
 		Prefetch  bool        `toml:"prefetch"`
 	} `toml:"grant"`
-	Callers callersDocument  `toml:"callers"`
-	Module  []moduleDocument `toml:"module"`
+	Callers  callersDocument  `toml:"callers"`
+	Module   []moduleDocument `toml:"module"`
+	Loopback loopbackDocument `toml:"loopback"`
 }
 
 // setDuration sets *to to the value of a key, unless the key is not there. A duration is a string in TOML,
@@ -141,6 +143,10 @@ func loadConfig(path string) (config, error) {
 		faults = append(faults, fmt.Errorf("%s: %w", where.value(key), err))
 	}
 	if key, err := c.callers.validate(); err != nil {
+		faults = append(faults, fmt.Errorf("%s: %w", where.value(key), err))
+	}
+	_, hasLoopback := where.values["loopback"]
+	if key, err := c.loopback.validate(hasLoopback); err != nil {
 		faults = append(faults, fmt.Errorf("%s: %w", where.value(key), err))
 	}
 	faults = append(faults, where.locate(c.rules.Validate()))
@@ -260,10 +266,12 @@ func hint(k toml.Key) string {
 		return ": [[grant]] has caller (by module, unit, container_image, user, uid, group or gid), identity, resources and prefetch"
 	case "callers":
 		return ": [callers] has engine, cgroup_parents and requests_per_second"
+	case "loopback":
+		return ": [loopback] has address"
 	case "module":
 		return ": [[module]] has name, require and container"
 	}
-	return ": the tables are [source], [tokens], [callers], [[identity]], [[grant]], [[resource]] and [[module]]"
+	return ": the tables are [source], [tokens], [callers], [loopback], [[identity]], [[grant]], [[resource]] and [[module]]"
 }
 
 // take adds a document to c.
@@ -280,6 +288,7 @@ func (c *config) take(doc document, where *places) error {
 		c.rules.Identities = append(c.rules.Identities, agent.Identity(identity))
 	}
 	c.source.take(doc)
+	c.loopback.take(doc.Loopback)
 	faults = append(faults, c.takeResources(doc, where)...)
 	faults = append(faults, c.callers.take(doc.Callers, doc.Module, where)...)
 	for _, grant := range doc.Grant {

@@ -45,6 +45,7 @@ type daemon struct {
 	callers *caller.Prover
 	server  *server.Server
 	sockets *sockets
+	loop    *loopback
 	signals chan os.Signal
 	changed chan struct{} // the status may tell something new
 	sight   chan struct{} // what can be seen of callers may be another than before
@@ -102,8 +103,12 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	}
 	d.callers = caller.New(caller.Options{Changed: func() { signalOn(d.sight) }})
 	d.callers.SetRules(c.callerRules())
-	d.server = &server.Server{Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log, Now: d.backend.clock.Wall, Limits: callerLimits(c.callers)}
-	d.sockets.server = d.server
+	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}
+	d.server = &server.Server{
+		Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log, Now: d.backend.clock.Wall,
+		Limits: callerLimits(c.callers), Loopback: d.loop.now,
+	}
+	d.sockets.server, d.loop.server = d.server, d.server
 	return d, d.listen(given.Listeners)
 }
 
@@ -163,6 +168,7 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 	}
 	d.sockets.takeStored(given)
 	d.sockets.setModules(d.config.modules())
+	d.loop.set(d.config.loopback, d.agent.Grants())
 	d.sockets.serve(token, admin) // last, so that whoever gets an answer finds the modules' sockets
 	return nil
 }
@@ -170,6 +176,9 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 // release lets go of what start took, in the opposite order.
 func (d *daemon) release() {
 	signal.Stop(d.signals)
+	if d.loop != nil {
+		d.loop.close()
+	}
 	if d.agent != nil {
 		d.agent.Close()
 	}
@@ -272,6 +281,7 @@ func (d *daemon) stop(why string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
 	d.sockets.leaveStored()
+	d.loop.stop()
 	giveUp := time.AfterFunc(patience, d.agent.Close)
 	defer giveUp.Stop()
 	if err := d.server.Shutdown(ctx); err != nil {
@@ -323,8 +333,10 @@ func (d *daemon) apply(c config) ([]string, error) {
 		return nil, err
 	}
 	changes = append(changes, c.callerChanges(before)...)
+	changes = append(changes, c.loopback.changes(before.loopback)...)
 	d.callers.SetRules(c.callerRules())
 	d.sockets.setModules(c.modules())
+	d.loop.set(c.loopback, d.agent.Grants())
 	if !slices.Equal(before.files, c.files) {
 		changes = append(changes, fmt.Sprintf("read from %v, was %v", c.files, before.files))
 	}
@@ -348,7 +360,8 @@ func (d *daemon) describe() api.Status {
 		Source:    d.backend.status(),
 		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
 	}
-	s.Trouble = d.sockets.troubles()
+	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
+	s.Loopback = d.loop.status()
 	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
 	s.Callers.Pidfd, s.Callers.Blind = d.callers.Pidfd(), []api.Blindness{}
 	for _, b := range d.blind {

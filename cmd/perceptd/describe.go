@@ -43,6 +43,9 @@ func (c config) describe() string {
 		fmt.Fprintln(&b, "no grants: every caller is denied")
 	}
 	b.WriteString(c.describeCallers())
+	if c.loopback.address.IsValid() {
+		fmt.Fprintf(&b, "loopback: tokens at http://%s/msi/token for who has a grant's header secret\n", c.loopback.address)
+	}
 	for _, resource := range slices.Sorted(maps.Keys(c.rules.Alternates)) {
 		fmt.Fprintf(&b, "resource: %s accepts tokens for %s too\n", resource, strings.Join(c.rules.Alternates[resource], ", "))
 	}

@@ -58,7 +58,7 @@ func TestSpreadAndResourceFaults(t *testing.T) {
 		{"of the simulated one", "[source]\nkind = \"simulated\"\nspread = \"25h\"\n", "config.toml:3: source.spread is 25h0m0s: it must be between 0s and 24h0m0s"},
 		{"one bracket", "[[identity]]\nname = \"a\"\n\n[resource]\nuri = \"api://x\"\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
 		{"unknown key", resource("url = \"api://x\"\n"), "config.toml:19: unknown key resource.url: [[resource]] has uri and alternates"},
-		{"unknown table", "[resources]\n", "config.toml:1: unknown key resources: the tables are [source], [tokens], [callers], [[identity]], [[grant]], [[resource]] and [[module]]"},
+		{"unknown table", "[resources]\n", "config.toml:1: unknown key resources: the tables are [source], [tokens], [callers], [loopback], [[identity]], [[grant]], [[resource]] and [[module]]"},
 		{"no URI", resource(alternates), "config.toml:18: the resource is empty"},
 		{"no alternates", resource("uri = \"api://x\"\n"), "config.toml:18: resource api://x has 0 alternates: name 1 to 8"},
 		{"its own", resource("uri = \"api://y\"\n" + alternates), "config.toml:18: the alternates of api://y: it is no alternate of itself"},

@@ -1,0 +1,208 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/caller"
+)
+
+// Bounds of the loopback listener, which finds out who connects by a look through a table of all sockets.
+const (
+	loopbackConnections = 256 // at once
+	loopbackPerUser     = 64  // of one user
+)
+
+// loopbackLimits is l for the loopback listener, whose connections are counted apart from those of the sockets.
+func loopbackLimits(l Limits) Limits {
+	l.Connections, l.PerCaller = min(l.Connections, loopbackConnections), min(l.PerCaller, loopbackPerUser)
+	return l
+}
+
+// ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers are
+// known by the secrets that the Server's Loopback returns.
+func (s *Server) ServeLoopback(l net.Listener) error {
+	return s.serve(l, onLoopback, caller.Socket{})
+}
+
+// peer is the user at the other end of a TCP connection.
+type peer struct {
+	uid     uint32
+	unknown error // why uid is not known
+}
+
+type peerKey struct{}
+
+// peerIn returns whose connection a context is of.
+func peerIn(ctx context.Context) peer {
+	if p, ok := ctx.Value(peerKey{}).(peer); ok {
+		return p
+	}
+	return peer{uid: agent.NoID, unknown: errNotMet}
+}
+
+var (
+	errNotMet        = errors.New("nobody asked who is connecting")
+	errUnknownSecret = &caller.UnprovedError{What: "whose header secret that is", Why: "no grant's"}
+)
+
+// meet finds out who is at the other end of conn, and returns ctx with it. It closes conn when that user has too many.
+func (s *Server) meet(ctx context.Context, conn net.Conn) context.Context {
+	var p peer
+	p.uid, p.unknown = s.Callers.PeerUser(conn)
+	if who := p.caller(); !s.loopbackCrowd.admit(conn, who, p.unknown != nil, loopbackLimits(s.Limits.orDefaults())) {
+		s.log().Debug("too many connections on loopback", zap.Stringer("caller", who))
+		_ = conn.Close() // ends its goroutine at the first read
+	}
+	return context.WithValue(ctx, peerKey{}, p)
+}
+
+// caller is what is known of the peer before its secret is looked at.
+func (p peer) caller() agent.Caller {
+	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + caller.PeerText(p.uid, p.unknown)}
+}
+
+// seat is for whom the peer's requests count: apart from those on the sockets, so that nobody here can keep a service from
+// its tokens there.
+func (p peer) seat() seat { return seat{uid: p.uid, loopback: true} }
+
+// checkLoopback refuses, beside what checkOrigin does, another Host than the listener's own: a name that was made to
+// resolve to this device, or to another program's port on it.
+func checkLoopback(r *http.Request) *fault {
+	switch {
+	case !strings.HasPrefix(r.RequestURI, "/"):
+		return badRequest("the request must name a path on this server: this is no proxy")
+	case !ownHost(r.Host, r.Context().Value(http.LocalAddrContextKey)):
+		return &fault{
+			status: http.StatusForbidden, code: api.CodeForeignOrigin,
+			detail: "the Host header must be localhost, 127.0.0.1 or [::1], with the port of this listener",
+		}
+	}
+	return nil
+}
+
+// ownHost reports whether host is this device's own name or address with the port of at.
+func ownHost(host string, at any) bool {
+	address, ok := at.(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	name, found := strings.CutSuffix(host, ":"+strconv.Itoa(address.Port))
+	return (found || address.Port == httpPort) && (name == "localhost" || name == "127.0.0.1" || name == "[::1]")
+}
+
+const httpPort = 80 // which clients leave out
+
+// loopbackToken answers as Azure App Service does, on the loopback listener: the header tells who is calling.
+func (s *Server) loopbackToken(x *exchange) *fault {
+	header, f := identityHeader(x.request)
+	if f != nil {
+		return f
+	}
+	from := peerIn(x.ctx)
+	subject, known := s.whose(header)
+	if !known {
+		s.Agent.Unproved(from.caller(), errUnknownSecret)
+		return &fault{
+			status: http.StatusUnauthorized, code: api.CodeUnknownCaller,
+			detail: "the X-IDENTITY-HEADER header has no grant's secret: perceptctl env prints the one of the process that runs it",
+		}
+	}
+	var err error
+	if x.caller, err = caller.BySecret(subject, from.uid, from.unknown); err != nil {
+		s.Agent.Unproved(x.caller, err)
+		return &fault{status: http.StatusForbidden, code: api.CodeUnknownCaller, detail: err.Error() + ": ask as that user, or on the token socket"}
+	}
+	return s.sdkToken(x, appServiceVersion)
+}
+
+// whose returns whom the grants are for whose secret a header has.
+func (s *Server) whose(header string) (agent.Match, bool) {
+	at, secrets := s.loopbackNow()
+	if !at.IsValid() {
+		return agent.Match{}, false // it was just closed
+	}
+	return secrets.Subject(header)
+}
+
+// identityHeader returns the value of App Service's header.
+func identityHeader(r *http.Request) (string, *fault) {
+	value, once := onlyValue(r, "X-Identity-Header")
+	if !once || value == "" {
+		return "", badRequest("the X-IDENTITY-HEADER header must be there once, with the value of IDENTITY_HEADER")
+	}
+	return value, nil
+}
+
+func (s *Server) unknownLoopbackPath(*exchange) *fault {
+	return &fault{
+		status: http.StatusBadRequest, code: api.CodeUnknownPath,
+		detail: "no such path on this listener: tokens are at " + api.PathAppServiceToken + ", spelled exactly so",
+	}
+}
+
+// loopback answers GET /v1/loopback on a token socket: how the process that asks gets its tokens on the loopback listener.
+func (s *Server) loopback(x *exchange) *fault {
+	if f := noQuery(x); f != nil {
+		return f
+	}
+	holdings := s.Agent.Holdings(x.caller)
+	if len(holdings) == 0 {
+		return &fault{
+			status: http.StatusForbidden, code: api.CodeNotGranted,
+			detail: "no [[grant]] is for " + x.caller.String() + ": an administrator can add one",
+		}
+	}
+	return s.tellLoopback(x, holdings[0].Caller)
+}
+
+// loopbackOf answers GET /v1/loopback on the admin socket: the same for whom the query describes.
+func (s *Server) loopbackOf(x *exchange) *fault {
+	if f := x.query.parse(x.raw); f != nil {
+		return f
+	}
+	who, request, f := readCheck(&x.query)
+	switch {
+	case f != nil:
+		return f
+	case request.Resource != "" || request.Identity != "":
+		return badRequest("resource and identity are not asked for here: a grant's variables serve for all that it names")
+	}
+	holdings := s.Agent.Holdings(who)
+	if len(holdings) == 0 {
+		return &fault{status: http.StatusForbidden, code: api.CodeNotGranted, detail: "no [[grant]] is for " + who.String()}
+	}
+	return s.tellLoopback(x, holdings[0].Caller)
+}
+
+// tellLoopback answers with the variables of a grant's subject, and notes in the log who was told.
+func (s *Server) tellLoopback(x *exchange, of agent.Match) *fault {
+	at, secrets := s.loopbackNow()
+	if !at.IsValid() {
+		return &fault{
+			status: http.StatusNotFound, code: api.CodeNoLoopback,
+			detail: "no [loopback] listener is configured: set address = \"127.0.0.1:40380\" in [loopback] of the configuration, and reload",
+		}
+	}
+	s.Agent.HandedOut(x.caller, of)
+	x.body = encode(api.Loopback{
+		Endpoint: "http://" + at.String() + api.PathAppServiceToken, Header: secrets.Header(of), Grant: of.String(),
+	})
+	return nil
+}
+
+func (s *Server) loopbackNow() (netip.AddrPort, *caller.Secrets) {
+	if s.Loopback == nil {
+		return netip.AddrPort{}, nil
+	}
+	return s.Loopback()
+}

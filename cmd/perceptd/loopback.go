@@ -1,0 +1,236 @@
+package main
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/caller"
+	"perceptd/agent/keep"
+	"perceptd/agent/server"
+)
+
+// loopbackConfig says where tokens are served over TCP. Zero: nowhere.
+type loopbackConfig struct {
+	text    *string // as it was written last; nil: not at all
+	address netip.AddrPort
+}
+
+// loopbackDocument is its part of a configuration file.
+type loopbackDocument struct {
+	Address *string `toml:"address"`
+}
+
+// take overwrites what a document sets.
+func (c *loopbackConfig) take(doc loopbackDocument) {
+	if doc.Address != nil {
+		c.text = doc.Address
+	}
+}
+
+// validate looks at what all files together say; there tells that one of them has a [loopback]. key is what is wrong.
+func (c *loopbackConfig) validate(there bool) (key string, err error) {
+	switch {
+	case c.text == nil && there:
+		return "loopback", fmt.Errorf("[loopback] has no address: write address = %q, or take [loopback] out", exampleLoopback)
+	case c.text == nil:
+		return "", nil
+	}
+	c.address, err = netip.ParseAddrPort(*c.text)
+	ip := c.address.Addr()
+	if err != nil || c.address.Port() == 0 || ip != netip.AddrFrom4([4]byte{127, 0, 0, 1}) && ip != netip.IPv6Loopback() {
+		return "loopback.address", fmt.Errorf("loopback.address is %q: it must be 127.0.0.1 or [::1], a colon, and a port from 1 to 65535, such as %q",
+			*c.text, exampleLoopback)
+	}
+	return "", nil
+}
+
+const exampleLoopback = "127.0.0.1:40380"
+
+// changes lists in words what differs between c and what was before it.
+func (c loopbackConfig) changes(before loopbackConfig) []string {
+	switch {
+	case c.address == before.address:
+		return nil
+	case !c.address.IsValid():
+		return []string{"no loopback listener any more, was " + before.address.String()}
+	case !before.address.IsValid():
+		return []string{"loopback listener on " + c.address.String()}
+	}
+	return []string{fmt.Sprintf("loopback listener on %v, was on %v", c.address, before.address)}
+}
+
+// loopback is the daemon's listener for programs that cannot dial a Unix socket. A port that is taken is trouble and no
+// more: it is tried again until it is free.
+type loopback struct {
+	server   *server.Server
+	stateDir string
+	log      *zap.Logger
+	changed  func() // the status may tell something new
+	serving  sync.WaitGroup
+
+	mu       sync.Mutex // protects what follows
+	at       netip.AddrPort
+	secrets  *caller.Secrets // nil: never needed yet
+	listener net.Listener    // nil: not open
+	again    *time.Timer     // when to try again; nil: nothing to try
+	shut     string          // why it is not open; empty: it is, or is not to be
+	unkept   string          // why the secrets will be others at the next start; empty: they will not
+}
+
+// tryAgain is how often a port that was taken is tried.
+const tryAgain = 2 * time.Second
+
+// set puts a configuration and its grants in force.
+func (b *loopback) set(c loopbackConfig, grants []agent.GrantRef) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.address.IsValid() && b.secrets == nil {
+		b.openSecrets()
+	}
+	if b.secrets != nil {
+		b.secrets.SetGrants(grants)
+	}
+	if c.address == b.at && b.listener != nil {
+		return
+	}
+	b.leave()
+	b.at = c.address
+	b.open()
+}
+
+// openSecrets makes the secrets of the root that is kept. Where none can be, they last as long as this process.
+func (b *loopback) openSecrets() {
+	root, err := keep.LoopbackRoot(b.stateDir)
+	switch {
+	case root == nil:
+		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v: name another folder with --state-dir", err)
+		root = new(keep.Key)
+		_, _ = rand.Read(root[:]) // never fails: it would end the program
+		b.log.Warn("the header secrets of the loopback listener are not kept", zap.Error(err))
+	case err != nil:
+		b.log.Warn("the header secrets of the loopback listener are new: get them again with perceptctl env", zap.Error(err))
+	}
+	b.secrets = caller.NewSecrets(*root)
+}
+
+// open listens where it is configured to, or has it tried again. The lock is held.
+func (b *loopback) open() {
+	if !b.at.IsValid() {
+		return
+	}
+	l, err := net.Listen("tcp", b.at.String())
+	if err != nil {
+		b.fail(err)
+		return
+	}
+	if b.shut != "" {
+		b.log.Info("the loopback listener is open after all", zap.Stringer("address", b.at))
+	}
+	b.listener, b.shut = l, ""
+	b.serving.Go(func() { b.serve(l) })
+}
+
+// serve answers on l until it is closed, or accepting fails for good.
+func (b *loopback) serve(l net.Listener) {
+	err := b.server.ServeLoopback(l)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil && b.listener == l {
+		b.listener = nil
+		b.fail(err)
+		b.changed()
+	}
+}
+
+// fail notes why the listener is not open, and has it tried again. The lock is held.
+func (b *loopback) fail(err error) {
+	why := fmt.Sprintf("the loopback listener is not open, and tried again: %v", err)
+	if why != b.shut {
+		b.log.Error("the loopback listener is not open", zap.Stringer("address", b.at), zap.Error(err))
+	}
+	b.shut = why
+	b.again = time.AfterFunc(tryAgain, b.retry)
+}
+
+func (b *loopback) retry() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.again == nil || b.listener != nil {
+		return // it was closed meanwhile
+	}
+	before := b.shut
+	b.open()
+	if b.shut != before {
+		b.changed()
+	}
+}
+
+// leave closes the listener, if it is open. The lock is held.
+func (b *loopback) leave() {
+	if b.again != nil {
+		b.again.Stop()
+		b.again = nil
+	}
+	if b.listener != nil {
+		_ = b.listener.Close() // there is nobody to tell
+		b.listener = nil
+	}
+	b.shut = ""
+}
+
+// stop has the listener not be tried again. It stays open until the server is shut down.
+func (b *loopback) stop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.again != nil {
+		b.again.Stop()
+		b.again = nil
+	}
+}
+
+// close closes the listener and waits for those who are being answered there.
+func (b *loopback) close() {
+	b.mu.Lock()
+	b.leave()
+	b.at = netip.AddrPort{}
+	b.mu.Unlock()
+	b.serving.Wait()
+}
+
+// now returns where the listener is configured to be, and the secrets that count there.
+func (b *loopback) now() (netip.AddrPort, *caller.Secrets) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.at, b.secrets
+}
+
+// troubles lists what is wrong with it.
+func (b *loopback) troubles() (all []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.shut != "" {
+		all = append(all, b.shut)
+	}
+	if b.unkept != "" && b.at.IsValid() {
+		all = append(all, b.unkept)
+	}
+	return all
+}
+
+// status says where it is; nil: nowhere.
+func (b *loopback) status() *api.LoopbackStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.at.IsValid() {
+		return nil
+	}
+	return &api.LoopbackStatus{Address: b.at.String(), Open: b.listener != nil}
+}
