@@ -144,6 +144,18 @@ func TestConfigFaults(t *testing.T) {
 		{"empty inline table", "identity = [{}]\n", `config.toml:1: identity name ""`},
 		{"rule of the life", goodConfig + "[tokens]\nsdk_life = \"1m\"\n", "config.toml:18: sdk_life is 1m0s: it must be between 20m0s and 24h"},
 		{"fault of the source and of a rule", "[source]\nkind = \"magic\"\n[[identity]]\nname = \"a b\"\n", `config.toml:3: identity name "a b"`},
+		{"loopback for all", "[loopback]\naddress = \"0.0.0.0:40380\"\n", `config.toml:2: loopback.address is "0.0.0.0:40380": it must be 127.0.0.1 or [::1], a colon, and a port`},
+		{"loopback for all of IPv6", "[loopback]\naddress = \"[::]:40380\"\n", `config.toml:2: loopback.address is "[::]:40380": it must be`},
+		{"loopback by a name", "[loopback]\naddress = \"localhost:40380\"\n", `config.toml:2: loopback.address is "localhost:40380": it must be`},
+		{"another loopback address", "[loopback]\naddress = \"127.0.0.2:40380\"\n", `config.toml:2: loopback.address is "127.0.0.2:40380": it must be`},
+		{"loopback in another guise", "[loopback]\naddress = \"[::ffff:127.0.0.1]:40380\"\n", "config.toml:2: loopback.address is "},
+		{"loopback with a zone", "[loopback]\naddress = \"[::1%lo]:40380\"\n", "config.toml:2: loopback.address is "},
+		{"loopback on port 0", "[loopback]\naddress = \"127.0.0.1:0\"\n", "config.toml:2: loopback.address is "},
+		{"loopback on no port", "[loopback]\naddress = \"127.0.0.1\"\n", "config.toml:2: loopback.address is "},
+		{"loopback on a port above all", "[loopback]\naddress = \"127.0.0.1:65536\"\n", "config.toml:2: loopback.address is "},
+		{"loopback nowhere", "[loopback]\naddress = \"\"\n", `config.toml:2: loopback.address is "": it must be`},
+		{"loopback without an address", "\n[loopback]\n", `config.toml:2: [loopback] has no address: write address = "127.0.0.1:40380"`},
+		{"unknown key of loopback", "[loopback]\nport = 1\n", "config.toml:2: unknown key loopback.port: [loopback] has address"},
 		{"empty", "", "config.toml: no [[identity]] is configured"},
 	} {
 		path := write(t, map[string]string{"config.toml": row.text})

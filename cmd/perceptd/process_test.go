@@ -27,9 +27,12 @@ import (
 	"perceptd/agent/api"
 )
 
-// sdkVariable makes the test binary an SDK's client instead: what it holds is the socket to ask on.
+// sdkVariable makes the test binary an SDK's client instead: what it holds is the socket to ask on, or overTCP.
 // azidentity's environment and cache belong to a process, so both ends need one of their own.
 const sdkVariable = "PERCEPTD_TEST_SDK"
+
+// overTCP has that client be as it comes, and go by its environment alone.
+const overTCP = "tcp"
 
 func TestMain(m *testing.M) {
 	if socket := os.Getenv(sdkVariable); socket != "" {
@@ -49,6 +52,9 @@ func askAsSDK(socket string, args []string) int {
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dialer.DialContext(ctx, "unix", socket)
 	}}}
+	if socket == overTCP {
+		client = http.DefaultClient
+	}
 	for _, arg := range args {
 		token, err := sdkToken(client, strings.Fields(arg))
 		if err != nil {
