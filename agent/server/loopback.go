@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 
@@ -165,8 +166,15 @@ func (s *Server) loopback(x *exchange) *fault {
 	return s.tellLoopback(x, holdings[0].Caller)
 }
 
-// loopbackOf answers GET /v1/loopback on the admin socket: the same for whom the query describes.
+// loopbackOf answers GET /v1/loopback on the admin socket: the same for whom the query describes. It is for root and the
+// daemon's own user, who could read the root of the secrets: to others the admin socket gives no token.
 func (s *Server) loopbackOf(x *exchange) *fault {
+	if uid := x.caller.UID; uid != 0 && int64(uid) != int64(os.Geteuid()) {
+		return &fault{
+			status: http.StatusForbidden, code: api.CodeNotGranted,
+			detail: "a grant's header secret is a token's worth: only root may ask for another's",
+		}
+	}
 	if f := x.query.parse(x.raw); f != nil {
 		return f
 	}

@@ -38,8 +38,8 @@ configuration must have a [loopback] listener.
 IDENTITY_HEADER is a secret: whoever sends it is the caller whose grant it is for, and
 for a grant by user must be that user as well. Keep it out of logs and of arguments.
 
-Asked without more, it is for the grant of the process that asks. An administrator
-asks for another with --module, --unit, --container-image, --user or --group. Of grants
+Asked without more, it is for the grant of the process that asks. Root asks for
+another's with --module, --unit, --container-image, --user or --group. Of grants
 by several groups or images it is for the first of the configuration.
 
 Forms: shell (to be evaluated), dotenv (an environment file), compose (a list for a

@@ -55,9 +55,9 @@ func (d *fakeDaemon) start() error {
 	}
 	admin := []string{api.PathStatus, api.PathRefresh, api.PathReload, api.PathPolicyChanges}
 	return errors.Join(
-		d.listen(d.client.TokenSocketPath(), api.PathToken, api.PathWatch, api.PathWhoAmI),
+		d.listen(d.client.TokenSocketPath(), api.PathToken, api.PathWatch, api.PathWhoAmI, api.PathLoopback),
 		d.listen(filepath.Join(module, api.TokenSocketName), api.PathToken, api.PathWhoAmI),
-		d.listen(d.client.AdminSocketPath(), append(admin, api.PathGrants, api.PathGrantsCheck)...),
+		d.listen(d.client.AdminSocketPath(), append(admin, api.PathGrants, api.PathGrantsCheck, api.PathLoopback)...),
 	)
 }
 

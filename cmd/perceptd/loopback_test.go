@@ -237,6 +237,33 @@ func TestLoopbackSecretsWithoutAPlace(t *testing.T) {
 	}
 }
 
+// An administrator who is not root is told no secret: it would be a token to him.
+func TestLoopbackSecretsAreForRoot(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the administrator is another user")
+	}
+	d := launchDaemon(t, withLoopback(simulatedFor("vision"), freeAddress(t)))
+	for _, dir := range []string{d.dir, filepath.Dir(binary(t, "perceptctl"))} {
+		must(t, os.Chmod(dir, 0o755))
+	}
+	must(t, os.Chown(d.admin(), 0, 65533))
+	asAdministrator := func(args ...string) (int, string) {
+		c := exec.Command(binary(t, "perceptctl"), append([]string{"--socket", d.token()}, args...)...)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65533}}
+		out, _ := c.CombinedOutput()
+		return c.ProcessState.ExitCode(), string(out)
+	}
+	if status, out := asAdministrator("status"); status != 0 {
+		t.Errorf("status: %d %s", status, out)
+	}
+	for _, args := range [][]string{{"env", "--module", "vision"}, {"env"}} {
+		if status, out := asAdministrator(args...); status != 4 || strings.Contains(out, "IDENTITY_HEADER") {
+			t.Errorf("%v: %d %s", args, status, out)
+		}
+	}
+}
+
 // Another user of this device gets nothing: without a secret, with one that is not his own, or by taking a user's.
 func TestLoopbackOtherUser(t *testing.T) {
 	t.Parallel()
