@@ -45,14 +45,33 @@ func TestWhoAmIAndGrants(t *testing.T) {
 	}
 }
 
+func TestLoopback(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 1)
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Method + " " + r.RequestURI
+		answer(w, 200, "application/json", `{"identity_endpoint":"http://127.0.0.1:40380/msi/token","identity_header":"00","grant":"module vision"}`)
+	})
+	told, err := c.Loopback(t.Context())
+	if got := <-asked; err != nil || told.Header != "00" || told.Grant != "module vision" || got != "GET /v1/loopback" {
+		t.Errorf("%s: %+v, %v", got, told, err)
+	}
+	told, err = c.LoopbackOf(t.Context(), client.Subject{Unit: "cam"})
+	if got := <-asked; err != nil || told.Endpoint != "http://127.0.0.1:40380/msi/token" || got != "GET /v1/loopback?unit=cam" {
+		t.Errorf("%s: %+v, %v", got, told, err)
+	}
+}
+
 func TestGrantsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, 400, "application/problem+json", `{"detail":"tags move","code":"bad_request"}`)
 	})
 	for name, call := range map[string]func() error{
-		"whoami": func() error { _, err := c.WhoAmI(t.Context()); return err },
-		"grants": func() error { _, err := c.Grants(t.Context()); return err },
+		"whoami":      func() error { _, err := c.WhoAmI(t.Context()); return err },
+		"grants":      func() error { _, err := c.Grants(t.Context()); return err },
+		"loopback":    func() error { _, err := c.Loopback(t.Context()); return err },
+		"loopback of": func() error { _, err := c.LoopbackOf(t.Context(), client.Subject{}); return err },
 		"check": func() error {
 			_, err := c.CheckGrants(t.Context(), client.Subject{Image: "cam:2"}, "api://x", "")
 			return err
