@@ -59,6 +59,7 @@ func testSystem(t *testing.T, machine *machine) {
 	testCallers(t, machine)
 	testSight(t, machine)
 	testModuleSockets(t, machine)
+	testLoopback(t, machine)
 	t.Run("shows technicians, and only them, the status", func(t *testing.T) {
 		wants(t, machine.must(t, "perceptctl", "status"), "ready", "https://vault.azure.net", "SIMULATED")
 		out, err := machine.as(t, "technician", "perceptctl", "status")

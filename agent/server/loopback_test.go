@@ -26,6 +26,10 @@ func (d *daemon) loopbackListener() (address string, secrets *caller.Secrets) {
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	return d.loopbackOn(l)
+}
+
+func (d *daemon) loopbackOn(l net.Listener) (address string, secrets *caller.Secrets) {
 	secrets = caller.NewSecrets([32]byte{7})
 	secrets.SetGrants(d.Agent.Grants())
 	at := netip.MustParseAddrPort(l.Addr().String())
@@ -89,6 +93,24 @@ func TestLoopbackKnowsCallersByTheirSecret(t *testing.T) {
 	for _, line := range []string{vision, mine} {
 		if strings.Contains(text, strings.TrimPrefix(line, secretLine(""))) {
 			t.Error("the log has a secret")
+		}
+	}
+}
+
+// IPv6 is the same.
+func TestLoopbackOfIPv6(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skipf("there is no IPv6 here: %v", err)
+	}
+	d := newDaemon(t, fetchDay)
+	at, secrets := d.loopbackOn(l)
+	me := uint32(os.Getuid())
+	mine := secretLine(secrets.Header(agent.Match{UID: &me}))
+	for host, status := range map[string]int{at: 200, strings.Replace(at, "[::1]", "localhost", 1): 200, "[::1]": 403, "[::2]" + at[5:]: 403} {
+		if got := sendTCP(t, at, asks(appVault, host, mine)); got.status != status {
+			t.Errorf("%s: %+v", host, got)
 		}
 	}
 }
