@@ -31,53 +31,76 @@ func TestFindSocket(t *testing.T) {
 		found               bool
 	}{
 		{"the one that connected, not the one that accepted", "127.0.0.1:50000", v4, 1000, true},
-		{"one that waits after its end has no user", "127.0.0.1:50001", v4, agent.NoID, false},
-		{"one whose process has closed it has none", "127.0.0.1:50002", v4, agent.NoID, false},
+		{"one that waits after its end has no user", "127.0.0.1:50001", v4, 0, false},
+		{"one whose process has closed it has none", "127.0.0.1:50002", v4, 0, false},
 		{"through a socket for IPv6", "127.0.0.1:50003", v4, 1001, true},
 		{"IPv6", "[::1]:50004", v6, 1002, true},
-		{"nobody", "127.0.0.1:50005", v4, agent.NoID, false},
-		{"the same port to somebody else", "127.0.0.1:50000", "127.0.0.1:40381", agent.NoID, false},
+		{"nobody", "127.0.0.1:50005", v4, 0, false},
+		{"the same port to somebody else", "127.0.0.1:50000", "127.0.0.1:40381", 0, false},
 	} {
-		uid, found, err := findSocket(strings.NewReader(table), netip.MustParseAddrPort(row.local), netip.MustParseAddrPort(row.remote))
-		if uid != row.uid || found != row.found || err != nil {
+		users := make(map[netip.AddrPort]uint32)
+		err := findSockets(strings.NewReader(table), netip.MustParseAddrPort(row.remote), users)
+		if uid, found := users[netip.MustParseAddrPort(row.local)]; uid != row.uid || found != row.found || err != nil {
 			t.Errorf("%s: %d %v %v", row.name, uid, found, err)
 		}
 	}
-	_, _, err := findSocket(strings.NewReader(strings.Repeat("x", 2*tableBuffer)), netip.AddrPort{}, netip.AddrPort{})
-	if err == nil {
+	if err := findSockets(strings.NewReader(strings.Repeat("x", 2*tableBuffer)), netip.AddrPort{}, nil); err == nil {
 		t.Error("a line without end is no error")
 	}
 }
 
-// The kernel's own table, over both protocols.
+// The kernel's own table, over both protocols; those who have connected meanwhile share one look.
 func TestPeerUser(t *testing.T) {
 	t.Parallel()
 	p := New(Options{})
 	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
-		l, err := net.Listen("tcp", at)
+		plain, err := net.Listen("tcp", at)
 		if err != nil {
 			t.Logf("%s: %v", at, err)
 			continue
 		}
-		defer l.Close()
-		conn, err := net.Dial("tcp", l.Addr().String())
+		defer plain.Close()
+		l := p.ListenTCP(plain)
+		const stay = 3
+		for range stay {
+			conn, err := net.Dial("tcp", plain.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
+		gone, err := net.Dial("tcp", plain.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
-		accepted, err := l.Accept()
-		if err != nil {
+		left := gone.LocalAddr().String()
+		if err := gone.Close(); err != nil {
 			t.Fatal(err)
 		}
-		defer accepted.Close()
-		if uid, err := p.PeerUser(accepted); err != nil || int(uid) != os.Getuid() {
-			t.Errorf("%s: %d %v", at, uid, err)
+		for range stay + 1 {
+			accepted, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer accepted.Close()
+			uid, err := PeerUser(accepted)
+			switch {
+			case accepted.RemoteAddr().String() == left:
+				if !errors.Is(err, errNoSocket) || uid != agent.NoID {
+					t.Errorf("%s: one that is gone is uid %d, %v", at, uid, err)
+				}
+			case err != nil || int(uid) != os.Getuid():
+				t.Errorf("%s: %d %v", at, uid, err)
+			}
 		}
-		if err := conn.Close(); err != nil {
+		if n := len(l.(*tcpListener).ready); n != 0 {
+			t.Errorf("%d connections came from nowhere", n)
+		}
+		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if uid, err := p.PeerUser(accepted); !errors.Is(err, errNoSocket) || uid != agent.NoID {
-			t.Errorf("%s: one that is gone is uid %d, %v", at, uid, err)
+		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after it was closed: %v", err)
 		}
 	}
 }
@@ -87,30 +110,58 @@ func TestPeerUserIsNotKnown(t *testing.T) {
 	near, far := net.Pipe()
 	defer near.Close()
 	defer far.Close()
-	if uid, err := New(Options{}).PeerUser(near); !errors.Is(err, errNoTCP) || uid != agent.NoID {
+	if uid, err := PeerUser(near); !errors.Is(err, errNoTCP) || uid != agent.NoID {
 		t.Errorf("%d %v", uid, err)
 	}
-	local, remote := netip.MustParseAddrPort("127.0.0.1:50000"), netip.MustParseAddrPort("127.0.0.1:40380")
+	if at := addressOf(near.RemoteAddr()); at.IsValid() {
+		t.Errorf("a pipe's address is %v", at)
+	}
+	from := netip.MustParseAddrPort("127.0.0.1:50000")
 	proc := t.TempDir()
-	k := kernel{proc: proc, stranger: stranger{agent.NoID, agent.NoID}}
-	if uid, err := k.tcpUser(local, remote); !errors.Is(err, errNoSocket) || uid != agent.NoID {
+	l := &tcpListener{kernel: kernel{proc: proc, stranger: stranger{agent.NoID, agent.NoID}}, at: netip.MustParseAddrPort("127.0.0.1:40380")}
+	look := func() (uint32, error) {
+		c := &tcpPeer{from: from, uid: agent.NoID}
+		l.ready = []*tcpPeer{c}
+		l.look()
+		return PeerUser(c)
+	}
+	if uid, err := look(); !errors.Is(err, errNoSocket) || uid != agent.NoID {
 		t.Errorf("without a table: %d %v", uid, err)
 	}
 	if err := os.MkdirAll(proc+"/self/net/tcp", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if uid, err := k.tcpUser(local, remote); err == nil || uid != agent.NoID {
+	if uid, err := look(); err == nil || errors.Is(err, errNoSocket) || uid != agent.NoID {
 		t.Errorf("a table that cannot be read: %d %v", uid, err)
 	}
 	if err := errors.Join(os.Remove(proc+"/self/net/tcp"), os.WriteFile(proc+"/self/net/tcp", []byte(table), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if uid, err := k.tcpUser(local, remote); err != nil || uid != 1000 {
+	if uid, err := look(); err != nil || uid != 1000 {
 		t.Errorf("%d %v", uid, err)
 	}
-	k.stranger.uid = 1000
-	if uid, err := k.tcpUser(local, remote); !errors.Is(err, errStranger) || uid != agent.NoID {
+	l.kernel.stranger.uid = 1000
+	if uid, err := look(); !errors.Is(err, errStranger) || uid != agent.NoID {
 		t.Errorf("one of many: %d %v", uid, err)
+	}
+}
+
+// What is no TCP cannot be looked for, and is not accepted.
+func TestListenTCPIsForTCP(t *testing.T) {
+	t.Parallel()
+	plain, err := net.Listen("unix", t.TempDir()+"/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := New(Options{}).ListenTCP(plain)
+	defer l.Close()
+	conn, err := net.Dial("unix", plain.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if accepted, err := l.Accept(); !errors.Is(err, errNotTCP) || accepted != nil {
+		t.Errorf("%v %v", accepted, err)
 	}
 }
 

@@ -59,7 +59,7 @@ var (
 // meet finds out who is at the other end of conn, and returns ctx with it. It closes conn when that user has too many.
 func (s *Server) meet(ctx context.Context, conn net.Conn) context.Context {
 	var p peer
-	p.uid, p.unknown = s.Callers.PeerUser(conn)
+	p.uid, p.unknown = caller.PeerUser(conn)
 	if who := p.caller(); !s.loopbackCrowd.admit(conn, who, p.unknown != nil, loopbackLimits(s.Limits.orDefaults())) {
 		s.log().Debug("too many connections on loopback", zap.Stringer("caller", who))
 		_ = conn.Close() // ends its goroutine at the first read

@@ -135,7 +135,9 @@ func (s *Server) ServeAdmin(l net.Listener) error {
 
 func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	hs := s.httpServer(kind, from)
-	if kind != onLoopback {
+	if kind == onLoopback {
+		l = s.Callers.ListenTCP(l)
+	} else {
 		l = s.Callers.Listen(l)
 	}
 	if kind == onToken && from.Module == "" { // a module's own socket has no others on it
