@@ -39,7 +39,8 @@ var mayImport = map[string]struct {
 	"systemd":         {nil, "it speaks to systemd for any daemon"},
 	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/caller", "agent/clock", "agent/keep", "agent/server", "agent/simulator",
 		"agent/socket", "agent/source", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
-	"cmd/perceptctl": {[]string{"agent/api", "agent/client", "agent/simulator"}, "the tool talks to the daemon and is none itself"},
+	"agent/relay":    {[]string{"agent/api", "agent/client"}, "it hands requests on, and decides nothing"},
+	"cmd/perceptctl": {[]string{"agent/api", "agent/client", "agent/relay", "agent/simulator"}, "the tool talks to the daemon and is none itself"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.

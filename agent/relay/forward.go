@@ -1,0 +1,84 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"perceptd/agent/api"
+)
+
+const (
+	// patience is how long perceptd may be away, or be started anew, without anybody noticing. Beyond it, SDKs are told
+	// to try again: none of them has a useful timeout of its own.
+	patience = 8 * time.Second
+	// longest is how long perceptd may take to answer. It answers within some 10 seconds.
+	longest = 30 * time.Second
+	maxBody = 1 << 20 // bytes
+)
+
+// Pauses between two tries.
+const (
+	shortPause = 20 * time.Millisecond
+	longPause  = 500 * time.Millisecond
+)
+
+// handedBack are the headers of an answer that mean something to a client of the two forms.
+var handedBack = [...]string{"Content-Type", "Cache-Control", "Retry-After", api.PermissionsHeader, api.AudienceHeader}
+
+// forward hands a request on to path of the token socket, with one header, and returns perceptd's answer. A request for a
+// token may be made twice: so as long as there is no whole answer, and perceptd was not away for too long, it is made again.
+func (r *Relay) forward(q *http.Request, path, header, value string) (reply, *refusal) {
+	asked := &http.Request{
+		Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: "localhost", Path: path, RawQuery: q.URL.RawQuery},
+		Header: http.Header{header: {value}, "User-Agent": {"perceptctl-exec"}},
+	}
+	ctx, cancel := context.WithTimeout(q.Context(), longest)
+	defer cancel()
+	begun := time.Now()
+	for pause := shortPause; ; pause = min(2*pause, longPause) {
+		given, err := r.ask(asked.Clone(ctx))
+		switch {
+		case err == nil:
+			return given, nil
+		case ctx.Err() != nil || time.Since(begun)+pause > patience:
+			return reply{}, away("perceptd does not answer: " + err.Error() + ": look at systemctl status perceptd, and whether its folder is mounted")
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// errLeaving is an answer of a perceptd that is about to end: the next one may give another.
+var errLeaving = errors.New("it is just ending")
+
+// ask asks perceptd once.
+func (r *Relay) ask(q *http.Request) (reply, error) {
+	answer, err := r.socket.RoundTrip(q)
+	if err != nil {
+		return reply{}, err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, maxBody+1))
+	switch {
+	case err != nil:
+		return reply{}, fmt.Errorf("its answer broke off: %w", err)
+	case len(body) > maxBody:
+		return reply{}, fmt.Errorf("its answer has more than %d bytes", maxBody)
+	case answer.StatusCode == http.StatusServiceUnavailable && answer.Close:
+		return reply{}, errLeaving
+	}
+	given := reply{status: answer.StatusCode, header: make(map[string]string), body: body}
+	for _, name := range handedBack {
+		if value := answer.Header.Get(name); value != "" {
+			given.header[name] = value
+		}
+	}
+	return given, nil
+}
