@@ -89,6 +89,8 @@ cross: ## Static binaries for linux/amd64, linux/arm64 and linux/arm/v7 in bin/
 		GOOS=linux GOARCH=$$target GOARM=7 $(BUILD) -o bin/linux-$$target/ ./cmd/perceptd ./cmd/perceptctl || exit 1; \
 	done
 	@ls -l bin/linux-*/ | awk '/percept/ {printf "  %-10s %.2f MB\n", $$NF, $$5/1e6}'
+	@size=$$(stat -c %s bin/linux-arm64/perceptctl); if [ $$size -ge 8388608 ]; then \
+		echo "perceptctl has $$size bytes on arm64, and is to be mounted into containers: below 8 MiB" >&2; exit 1; fi
 
 install: build ## Install binaries and units under DESTDIR (as root on the device)
 	install -D -m 0755 -t $(DESTDIR)/usr/bin bin/perceptd bin/perceptctl

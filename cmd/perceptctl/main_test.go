@@ -25,7 +25,17 @@ import (
 // canary is the token's text in every transcript.
 const canary = "eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.canary-token-text-that-only-token-may-print.c2lnbmF0dXJl"
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	switch {
+	case os.Getenv(asTool) != "":
+		_ = os.Unsetenv(asTool)
+		main()
+	case os.Getenv(asCommand) != "":
+		tellSignals()
+	default:
+		goleak.VerifyTestMain(m)
+	}
+}
 
 // TestTranscripts plays testdata/*.txtar: each runs perceptctl in this process, against a daemon on
 // Unix sockets that answers as the script told it. With UPDATE_TRANSCRIPTS set, what came out is

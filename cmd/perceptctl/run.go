@@ -35,6 +35,8 @@ const exitHelp = `Exit status:
   5    perceptd answered, and needs a person: not ready, trouble, a refresh that failed,
        a policy change that could not be written to the disk
   130  interrupted
+exec ends with its command's status, and with 125 where exec itself failed, 126 where
+the command cannot be started, 127 where there is none.
 `
 
 // exitStatus is the one place that turns an error into an exit status.
@@ -43,9 +45,12 @@ func exitStatus(err error) int {
 	var trouble *troubleError
 	var unreachable *client.UnreachableError
 	var refusal *client.Error
+	var own *statusError
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &own):
+		return own.status
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.As(err, &trouble):
@@ -118,11 +123,15 @@ tokens of this device and hands them to local modules.`,
 	flags.StringVar(&a.client.AdminSocket, "admin-socket", "",
 		"`path` of the admin socket (default "+api.AdminSocketName+" beside the token socket)")
 	flags.DurationVar(&a.timeout, "timeout", time.Minute, "how long to wait for perceptd; 0 waits on")
-	root.SetHelpTemplate(root.HelpTemplate() + "\n" + exitHelp)
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(command *cobra.Command, args []string) { // a template would have the linker keep every exported method
+		help(command, args)
+		_, _ = fmt.Fprint(command.OutOrStdout(), "\n"+exitHelp) // as little can be done as about the help itself
+	})
 	root.AddCommand(a.statusCommand(), a.explainCommand(), a.timelineCommand(), a.policyChangedCommand(),
 		a.policyChangesCommand(), a.tokenCommand(), a.watchCommand(), a.refreshCommand(), a.reloadCommand(),
 		a.versionCommand(), a.simulateCommand())
-	root.AddCommand(a.whoamiCommand(), a.grantsCommand(), a.doctorCommand(), a.cacheKeyCommand(), a.envCommand())
+	root.AddCommand(a.whoamiCommand(), a.grantsCommand(), a.doctorCommand(), a.cacheKeyCommand(), a.execCommand(), a.envCommand())
 	return root
 }
 
@@ -165,7 +174,8 @@ func (a *app) patienceBeyond(ctx context.Context, wait time.Duration) (context.C
 // report tells err, if it has not been told, and what to do about it.
 func (a *app) report(err error) {
 	var trouble *troubleError
-	if err == nil || errors.As(err, &trouble) {
+	var ended *statusError
+	if err == nil || errors.As(err, &trouble) || errors.As(err, &ended) && ended.cause == nil {
 		return
 	}
 	// Nothing is left to do when standard error cannot be written.

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// astray are variables that lead SDKs elsewhere, which exec must take away.
+var astray = []string{
+	"IDENTITY_ENDPOINT=http://127.0.0.1:1/", "IDENTITY_HEADER=other", "IDENTITY_SERVER_THUMBPRINT=00", "MSI_ENDPOINT=http://127.0.0.1:1/",
+	"HTTP_PROXY=http://127.0.0.1:1", "http_proxy=http://127.0.0.1:1", "AZURE_FEDERATED_TOKEN_FILE=/nowhere",
+}
+
+// exec runs `perceptctl exec` on a socket of d's to its end, with an environment that leads astray and what else there is.
+func (d *daemonProcess) exec(t testing.TB, socket string, environment []string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.Command(binary(t, "perceptctl"), append([]string{"--socket", socket, "exec"}, args...)...)
+	cmd.Env = append(append(os.Environ(), astray...), environment...)
+	var says strings.Builder
+	cmd.Stderr = &says
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, says.String())
+	}
+	return string(out), err
+}
+
+// The real azidentity, unchanged, gets the token of the module whose socket is mounted, in both forms.
+func TestExecServesUnmodifiedSDKs(t *testing.T) {
+	t.Parallel()
+	d := launchDaemon(t, simulatedFor("vision"))
+	self, err := os.Executable()
+	must(t, err)
+	forms := map[string][]string{"App Service's form": {"--"}}
+	if os.Getuid() == 0 { // the folder of Arc's keys is root's
+		forms["Arc's form"] = []string{"--arc", "--"}
+	}
+	for name, form := range forms {
+		out, err := d.exec(t, d.module("vision"), []string{sdkVariable + "=" + overTCP}, append(form, self, vaultURI)...)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if id := claims(t, out)["appid"]; id != "00000000-0000-0000-0000-000000000001" {
+			t.Errorf("%s: the token is %v's", name, id)
+		}
+	}
+	_, err = d.exec(t, d.module("vision"), []string{sdkVariable + "=" + overTCP}, "--", self, "https://graph.microsoft.com")
+	if err == nil || !strings.Contains(err.Error(), "no [[grant]] lets module vision") {
+		t.Errorf("a resource that is not granted: %v", err)
+	}
+}
+
+// relayed is a running exec, by what its command was told.
+type relayed struct{ address, secret string }
+
+// launchExec runs exec with a command that waits for the test to end.
+func launchExec(t *testing.T, socket string) relayed {
+	t.Helper()
+	cmd := exec.Command(binary(t, "perceptctl"), "--socket", socket, "exec", "--", "sh", "-c", `echo "$IDENTITY_ENDPOINT"; echo "$IDENTITY_HEADER"; exec cat`)
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		in.Close() // ends the command
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	lines := bufio.NewScanner(out)
+	lines.Scan()
+	address, isOurs := strings.CutPrefix(lines.Text(), "http://")
+	address, path, _ := strings.Cut(address, "/")
+	lines.Scan()
+	if !isOurs || path != "msi/token" || len(lines.Text()) != 64 {
+		t.Fatalf("the command was told %q and %d digits", address, len(lines.Text()))
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	return relayed{address, lines.Text()}
+}
+
+// A command that starts before perceptd gets its first token when that has come, and none of its requests fails while perceptd
+// is killed and started anew, its socket gone meanwhile.
+func TestExecOutlastsPerceptd(t *testing.T) {
+	t.Parallel()
+	binary(t, "perceptd")
+	d := newFolder(t, simulatedFor("vision"))
+	socket := d.module("vision")
+	to := launchExec(t, socket)
+	first := make(chan string, 1)
+	go func() {
+		status, body, err := askTCP(t, to.address, to.secret)
+		first <- fmt.Sprint(status, " ", err)
+		_ = body
+	}()
+	d.process = launch(t, nil, "perceptd", d.arguments()...)
+	d.awaitHealth(t)
+	if got := <-first; got != "200 <nil>" {
+		t.Errorf("the first request: %s", got)
+	}
+
+	var asking sync.WaitGroup
+	var answered atomic.Int64
+	enough, failed := make(chan struct{}), make(chan string, 1)
+	for range 4 {
+		asking.Go(func() {
+			for {
+				select {
+				case <-enough:
+					return
+				default:
+				}
+				status, body, err := askTCP(t, to.address, to.secret)
+				if status == 200 {
+					answered.Add(1)
+					continue
+				}
+				select {
+				case failed <- fmt.Sprintf("%d %.300s %v", status, body, err):
+				default:
+				}
+			}
+		})
+	}
+	for i := range 6 {
+		if i%2 == 0 {
+			must(t, d.cmd.Process.Kill())
+			<-d.ended
+		} else if status := d.stop(t); status != 0 {
+			t.Errorf("perceptd ended with %d", status)
+		}
+		d.process = launch(t, nil, "perceptd", d.arguments()...)
+		d.awaitHealth(t)
+		before := answered.Load()
+		until(t, "more answers", d.ended, func() bool { return answered.Load() > before+20 })
+	}
+	close(enough)
+	asking.Wait()
+	select {
+	case what := <-failed:
+		t.Errorf("a request failed: %s", what)
+	default:
+	}
+}
