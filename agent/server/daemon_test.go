@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,9 +107,10 @@ func (l *logged) logger() *zap.Logger {
 // daemon is a server at work with everything that a test may look at.
 type daemon struct {
 	*Server
-	t   testing.TB
-	log *logged
-	dir string
+	listening atomic.Pointer[loopbackAt] // nil: no loopback listener
+	t         testing.TB
+	log       *logged
+	dir       string
 }
 
 // newDaemon returns a server on a real agent, shut down at the end of the test. Nothing listens yet.
@@ -134,6 +136,7 @@ func newDaemonOf(t testing.TB, o agent.Options) *daemon {
 		Server: &Server{Agent: a, Callers: provingOnly("vision", "stranger", "q"), Log: log.logger(), Now: func() time.Time { return noon }},
 		t:      t, log: log, dir: t.TempDir(),
 	}
+	d.Loopback = d.listeningNow
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()

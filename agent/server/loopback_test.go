@@ -19,6 +19,19 @@ import (
 	"perceptd/tokencache"
 )
 
+// loopbackAt is a loopback listener of a test's.
+type loopbackAt struct {
+	address netip.AddrPort
+	secrets *caller.Secrets
+}
+
+func (d *daemon) listeningNow() (netip.AddrPort, *caller.Secrets) {
+	if l := d.listening.Load(); l != nil {
+		return l.address, l.secrets
+	}
+	return netip.AddrPort{}, nil
+}
+
 // loopbackListener serves the loopback listener and returns its address and the secrets of the grants.
 func (d *daemon) loopbackListener() (address string, secrets *caller.Secrets) {
 	d.t.Helper()
@@ -33,7 +46,7 @@ func (d *daemon) loopbackOn(l net.Listener) (address string, secrets *caller.Sec
 	secrets = caller.NewSecrets([32]byte{7})
 	secrets.SetGrants(d.Agent.Grants())
 	at := netip.MustParseAddrPort(l.Addr().String())
-	d.Loopback = func() (netip.AddrPort, *caller.Secrets) { return at, secrets }
+	d.listening.Store(&loopbackAt{at, secrets})
 	d.serving(func() error { return d.ServeLoopback(l) })
 	return at.String(), secrets
 }
