@@ -39,8 +39,9 @@ var mayImport = map[string]struct {
 	"systemd":         {nil, "it speaks to systemd for any daemon"},
 	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/caller", "agent/clock", "agent/keep", "agent/server", "agent/simulator",
 		"agent/socket", "agent/source", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
-	"agent/relay":    {[]string{"agent/api", "agent/client"}, "it hands requests on, and decides nothing"},
-	"cmd/perceptctl": {[]string{"agent/api", "agent/client", "agent/relay", "agent/simulator"}, "the tool talks to the daemon and is none itself"},
+	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
+	"agent/relay":               {[]string{"agent/api", "agent/client"}, "it hands requests on, and decides nothing"},
+	"cmd/perceptctl":            {[]string{"agent/api", "agent/client", "agent/relay", "agent/simulator"}, "the tool talks to the daemon and is none itself"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.
@@ -50,6 +51,8 @@ var mustNotLink = []struct{ pkg, bad, reason string }{
 	{"agent/client", "go.uber.org/", "the client is standard library only"},
 	{"agent/client", "github.com/", "the client is standard library only"},
 	{"agent/client", "golang.org/x/", "the client is standard library only"},
+	{"agent/client/azcredential", "github.com/AzureAD/", "a module needs no other way to sign in"},
+	{"agent/client/azcredential", "go.uber.org/", "a module that imports the client must not link the daemon"},
 	{"agent/simulator", "github.com/", "the simulator must not share azidentity's view of the protocol"},
 	{"cmd/perceptctl", "github.com/Azure/", "the tool is small, and mounted into containers"},
 	{"cmd/perceptctl", "github.com/AzureAD/", "the tool is small, and mounted into containers"},

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azsecrets"
+
+	"perceptd/agent/api"
+	"perceptd/agent/client"
+	"perceptd/agent/client/azcredential"
+)
+
+// A module in Go, with the real azsecrets client and a key vault over TLS, gets its token from a running perceptd, and is told
+// by it what a challenge is about.
+func TestGoModule(t *testing.T) {
+	t.Parallel()
+	d := launchDaemon(t, simulatedFor("vision"))
+	credential := azcredential.New(&client.Client{Socket: d.module("vision")}, nil)
+	token, err := credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{vaultURI + "/.default"}})
+	must(t, err)
+	if id := claims(t, token.Token)["appid"]; id != "00000000-0000-0000-0000-000000000001" {
+		t.Errorf("the token is %v's", id)
+	}
+	if in := time.Until(token.RefreshOn); in <= 0 || in > 31*time.Minute || !token.ExpiresOn.After(token.RefreshOn) {
+		t.Errorf("to be refreshed in %v", in)
+	}
+
+	challenge := `Bearer authorization="https://login.microsoftonline.com/a", resource="https://vault.azure.net"`
+	refused := 0
+	vault := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Header.Get("Authorization") == "":
+			w.Header().Set("WWW-Authenticate", challenge)
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.Header.Get("Authorization") == "Bearer "+token.Token && strings.HasPrefix(r.URL.Path, "/secrets/open/"):
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write([]byte(`{"value":"opened"}`))
+		default:
+			refused++
+			w.Header().Set("WWW-Authenticate", challenge+`, error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnsibmJmIjp7ImVzc2VudGlhbCI6dHJ1ZSwidmFsdWUiOiIxIn19fQ=="`)
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	defer vault.Close()
+	secrets, err := azsecrets.NewClient(vault.URL, credential, &azsecrets.ClientOptions{
+		ClientOptions: azcore.ClientOptions{Transport: vault.Client()}, DisableChallengeResourceVerification: true,
+	})
+	must(t, err)
+	secret, err := secrets.GetSecret(t.Context(), "open", "", nil)
+	if err != nil || *secret.Value != "opened" {
+		t.Fatalf("%v", err)
+	}
+	_, err = secrets.GetSecret(t.Context(), "shut", "", nil)
+	if err == nil || !strings.Contains(err.Error(), "wants another token, and there is none") || strings.Contains(err.Error(), token.Token) || refused != 1 {
+		t.Errorf("refused %d times: %v", refused, err)
+	}
+
+	var advised []api.Advice
+	direct := &http.Client{Transport: &client.Transport{
+		Client: &client.Client{Socket: d.module("vision")}, Resource: vaultURI, Hosts: []string{strings.TrimPrefix(vault.URL, "https://")},
+		Base: vault.Client().Transport, Advised: func(a api.Advice) { advised = append(advised, a) },
+	}}
+	for path, status := range map[string]int{"/secrets/open/": 200, "/secrets/shut/": 401} {
+		response, err := direct.Get(vault.URL + path)
+		must(t, err)
+		must(t, response.Body.Close())
+		if response.StatusCode != status {
+			t.Errorf("%s: %d", path, response.StatusCode)
+		}
+	}
+	if len(advised) != 1 || len(advised[0].Findings) == 0 {
+		t.Errorf("advised %+v", advised)
+	}
+}
