@@ -52,6 +52,7 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s)
 bench: ## Measure the daemon beside net/http and nginx on the same kind of socket
 	$(call apt,nginx-light)
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBench$$' -v ./cmd/perceptd
+	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchModules$$' -v ./cmd/perceptd
 	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchProof$$' -v ./agent/caller
 
 bench-flood: ## Report what others notice of one user who floods the daemon (root)
