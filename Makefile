@@ -19,7 +19,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system test-containers fuzz bench bench-flood fault-matrix bench-staleness soak lint cover cross install clean
+.PHONY: help build demo test test-race test-system test-containers test-clients fuzz bench bench-flood fault-matrix bench-staleness soak lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ test-system: build ## The daemon under a real systemd, in a container (root; ins
 test-containers: ## The daemon beside a real Docker and Podman (root; installs Debian's packages)
 	$(call apt,docker.io podman runc)
 	$(GO) test -tags containers -count=1 -timeout 15m -run '^TestContainers' -v ./cmd/perceptd
+
+test-clients: ## Azure's own SDKs and command line ask the daemon (root; Debian's packages and npm's); CLIENTS_DOCS=1 keeps the tables
+	$(call apt,python3-azure azure-cli faketime curl iproute2 $(if $(shell command -v npm),,nodejs npm) docker.io podman runc)
+	@mkdir -p bin/clients
+	@cmp -s docs/modules/node/package-lock.json bin/clients/package-lock.json || { cp docs/modules/node/package.json bin/clients && \
+		cp docs/modules/node/package-lock.json bin/clients && (cd bin/clients && npm ci --no-audit --no-fund) || { rm -f bin/clients/package-lock.json; exit 1; }; }
+	$(GO) test -tags clients -count=1 -timeout 15m -parallel 20 -run '^TestClients' -v ./cmd/perceptd
 
 fuzz: ## Run each fuzz target for FUZZTIME (30s)
 	@.ci/fuzz $(FUZZTIME)
@@ -74,6 +81,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet -tags bench ./cmd/perceptd
 	$(GO) vet -tags bench ./agent/caller
 	$(GO) vet -tags containers ./cmd/perceptd
+	$(GO) vet -tags clients ./cmd/perceptd
 	$(GO) vet -tags soak ./cmd/perceptd
 	$(GO) vet -tags staleness ./tokencache
 	$(GO) run $(STATICCHECK) ./...

@@ -1,4 +1,4 @@
-//go:build containers
+//go:build containers || clients
 
 package main
 
