@@ -26,7 +26,7 @@ import (
 
 // These variables make the test binary something else.
 const (
-	boxVariable = "PERCEPTD_TEST_BOX" // a command in a network namespace of its own: "closed", or the socket that IMDS's address leads to
+	boxVariable = "PERCEPTD_TEST_BOX" // "closed", or the socket that IMDS's address leads to: it runs a command in a namespace
 	goVariable  = "PERCEPTD_TEST_AZIDENTITY"
 )
 
@@ -149,7 +149,8 @@ func serveAzidentity(kind string, before func(), client *http.Client) int {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		before()
 		var said answer
-		token, err := credential.GetToken(context.Background(), policy.TokenRequestOptions{Scopes: []string{lines.Text() + "/.default"}})
+		options := policy.TokenRequestOptions{Scopes: []string{lines.Text() + "/.default"}}
+		token, err := credential.GetToken(context.Background(), options)
 		if err != nil {
 			said.Error = err.Error()
 		}

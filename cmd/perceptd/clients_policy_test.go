@@ -23,7 +23,8 @@ func TestClientsFollowPolicyChange(t *testing.T) {
 	for _, p := range all {
 		resources = append(resources, "https://"+p.slug+".example.net")
 	}
-	d := launchDaemon(t, twoIdentities(fmt.Sprintf("rollover = \"half-life\"\nspread = \"5m\"\nspeed = %d.0\n", fast), resources, resources))
+	source := fmt.Sprintf("rollover = \"half-life\"\nspread = \"5m\"\nspeed = %d.0\n", fast)
+	d := launchDaemon(t, twoIdentities(source, resources, resources))
 	c := newCounter(t, d)
 	askers := make([]*asker, len(all))
 	for i, p := range all {
@@ -34,7 +35,8 @@ func TestClientsFollowPolicyChange(t *testing.T) {
 	}
 	d.simulated(t, "permissions", "--identity", "device", "--groups", newGroup)
 	noted := d.simulatedNow(t)
-	if status, body, err := d.ask(d.admin(), "POST", "/v1/policy-changes", `{"all_resources": true, "effect": "granted"}`); status/100 != 2 {
+	change := `{"all_resources": true, "effect": "granted"}`
+	if status, body, err := d.ask(d.admin(), "POST", "/v1/policy-changes", change); status/100 != 2 {
 		t.Fatal(status, body, err)
 	}
 	rows := make([][]string, len(all))
@@ -46,7 +48,8 @@ func TestClientsFollowPolicyChange(t *testing.T) {
 				asked, calls, minted := a.follow(t, resources[i+1], c)
 				now := d.simulatedNow(t)
 				hours, late := now.Sub(noted).Hours(), now.Sub(minted)
-				t.Logf("asked %d times, of which %d reached the daemon, until %.1f hours after the change, %v after the minting", asked, calls, hours, late)
+				t.Logf("asked %d times, of which %d reached the daemon, until %.1f hours after the change, %v after the minting",
+					asked, calls, hours, late)
 				// Every 20 minutes: a life of 25 is told meanwhile, and no client waits for the last 5.
 				if most := int(hours*3) + 5; a.cached && calls > most {
 					t.Errorf("%d calls in %.1f hours, and %d are the most expected", calls, hours, most)

@@ -33,20 +33,22 @@ type program struct {
 	name, slug  string
 	environment []string
 	stays       []string // a command that is told resources on its standard input; or
-	script      string   // of a shell, which is run for each resource
+	script      string   // of a shell, which is run for each resource, its argument
 	read        func(out []byte) answer
 	imds        bool // it knows the instance metadata service's address and nothing else
 	cached      bool // it keeps a token and does not ask again
 	retries     int  // the most requests that it makes for one token
 	chains      bool // of several credentials, of which the managed identity is one
+
+	engine *engineProcess // nil: it runs in a network namespace of its own, not in a container
 }
 
 const (
 	python   = "/usr/bin/python3"
 	library  = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 	curlHere = `curl -sS -H "X-IDENTITY-HEADER: $IDENTITY_HEADER" -G "$IDENTITY_ENDPOINT" -d api-version=2019-08-01 \
-	--data-urlencode "resource=$RESOURCE" ${CLIENT_ID:+-d client_id=$CLIENT_ID}`
-	azHere = `az account get-access-token --only-show-errors --resource "$RESOURCE"`
+	--data-urlencode "resource=$1" ${CLIENT_ID:+-d client_id=$CLIENT_ID}`
+	azHere = `az account get-access-token --only-show-errors --resource "$1"`
 )
 
 // programs are the clients that can be had here. Azure CLI is made ready to be logged in by newAzure.
@@ -63,7 +65,8 @@ func programs(t *testing.T) []program {
 	}
 	node := []string{"NODE_PATH=" + modules}
 	all := []program{
-		{name: "Go azidentity, ManagedIdentityCredential", slug: "go", stays: []string{self}, environment: []string{goVariable + "=managed"}},
+		{name: "Go azidentity, ManagedIdentityCredential", slug: "go", stays: []string{self},
+			environment: []string{goVariable + "=managed"}},
 		{name: "Go azidentity, DefaultAzureCredential", slug: "go-default", stays: []string{self},
 			environment: []string{goVariable + "=default"}, chains: true},
 		{name: "Node @azure/identity, ManagedIdentityCredential", slug: "node", environment: node,
@@ -204,9 +207,12 @@ func (p program) start(t *testing.T, socket, clientID string, more ...string) *a
 	return a
 }
 
-// command is one of the client's in a namespace of its own.
+// command is one of the client's in a container or a namespace of its own.
 func (a *asker) command(command []string) *exec.Cmd {
 	a.t.Helper()
+	if a.engine != nil {
+		return a.contained(command)
+	}
 	self, err := os.Executable()
 	must(a.t, err)
 	box := "closed"
@@ -214,8 +220,8 @@ func (a *asker) command(command []string) *exec.Cmd {
 		box = a.socket
 	}
 	c := exec.Command(self, command...)
-	c.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + a.home, boxVariable + "=" + box, "AZURE_CORE_COLLECT_TELEMETRY=0",
-		"CLIENT_ID=" + a.clientID}, append(a.environment, a.more...)...)
+	c.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + a.home, boxVariable + "=" + box,
+		"AZURE_CORE_COLLECT_TELEMETRY=0", "CLIENT_ID=" + a.clientID}, append(a.environment, a.more...)...)
 	if !a.imds {
 		c.Env = append(c.Env, "RELAY="+a.socket)
 	}
@@ -224,6 +230,30 @@ func (a *asker) command(command []string) *exec.Cmd {
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	return c
+}
+
+// contained is a command of the client's in a container of its name, which has no network.
+func (a *asker) contained(command []string) *exec.Cmd {
+	a.t.Helper()
+	mounts := []string{a.socket + ":/run/percept:ro", binary(a.t, "perceptctl") + ":/perceptctl:ro", "/usr:/usr:ro"}
+	for _, folder := range []string{"testdata/clients", "../../bin/clients/node_modules"} {
+		folder, err := filepath.Abs(folder)
+		must(a.t, err)
+		mounts = append(mounts, folder+":"+folder+":ro")
+	}
+	self, err := os.Executable()
+	must(a.t, err)
+	mounts = append(mounts, self+":"+self+":ro")
+	args := append([]string{"run", "--rm", "-i", "--network", "none", "--name", a.slug, "--entrypoint", "/perceptctl"}, a.engine.limits()...)
+	for _, mount := range mounts {
+		args = append(args, "-v", mount)
+	}
+	for _, variable := range append([]string{"PATH=/usr/bin:/bin", "CLIENT_ID=" + a.clientID}, append(a.environment, a.more...)...) {
+		args = append(args, "-e", variable)
+	}
+	cli := a.engine.cli
+	args = append(append(cli[1:len(cli):len(cli)], args...), "base:1", "exec", "--")
+	return exec.Command(cli[0], append(args, command...)...)
 }
 
 // login has Azure CLI log in, which finds a cloud whose Resource Manager knows no subscriptions.
@@ -244,7 +274,7 @@ func (a *asker) login() {
 		must(a.t, os.WriteFile(filepath.Join(folder, name), []byte(text), 0o600))
 	}
 	a.more = append(a.more, "REQUESTS_CA_BUNDLE="+filepath.Join(folder, "ca.pem"))
-	login := []string{"az", "login", "--identity", "--allow-no-subscriptions", "--output", "none", "--only-show-errors"}
+	login := []string{"az", "login", "--identity", "--allow-no-subscriptions", "--only-show-errors"}
 	if a.clientID != "" {
 		login = append(login, "--username", a.clientID)
 	}
@@ -262,12 +292,11 @@ func (a *asker) ask(resource string) answer {
 		}
 		return a.line()
 	}
-	command := []string{"sh", "-c", a.script}
+	command := []string{"sh", "-c", a.script, "sh", resource}
 	if a.imds && os.Getenv("CLIENTS_DOCS") == "" { // Azure CLI goes on for minutes
 		command = append([]string{"timeout", "45"}, command...)
 	}
 	c := a.command(command)
-	c.Env = append(c.Env, "RESOURCE="+resource)
 	out, _ := c.CombinedOutput() // what it printed tells
 	return a.read(out)
 }

@@ -16,6 +16,7 @@ import (
 const (
 	armURI   = "https://management.example.net/" // what Azure CLI logs in for
 	visionID = "00000000-0000-0000-0000-000000000001"
+	deviceID = "00000000-0000-0000-0000-000000000009"
 )
 
 // situation is what a client meets when it asks.
@@ -121,7 +122,8 @@ func TestClients(t *testing.T) {
 	c := newCounter(t, d)
 	hung := launchDaemon(t, clientsConfig(all)) // whose calls to the back end keep others waiting
 	h := newCounter(t, hung)
-	if status, body, err := hung.get(hung.token(), "/v1/token?identity=device&resource="+armURI); status != 200 { // for Azure CLI to log in
+	// Azure CLI logs in before it hangs.
+	if status, body, err := hung.get(hung.token(), "/v1/token?identity=device&resource="+armURI); status != 200 {
 		t.Fatal(status, body, err)
 	}
 	hung.simulated(t, "fault", "hang")
@@ -190,7 +192,7 @@ func (s situation) meet(t *testing.T, p program, c *counter) string {
 	case got.Token == "":
 		t.Errorf("%d calls, and %s", calls, got.Error)
 	default:
-		wantID := "00000000-0000-0000-0000-000000000009"
+		wantID := deviceID
 		if s.asVision {
 			wantID = visionID
 		}
