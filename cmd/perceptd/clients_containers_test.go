@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -60,20 +61,24 @@ func (e *engineProcess) base() {
 	}
 }
 
-// granted reports whether the daemon has told of a first token of that identity for a module in its container.
-func (d *daemonProcess) granted(module, identity string) bool {
-	for line := range strings.Lines(d.text()) {
-		if strings.Contains(line, "token granted for the first time") && strings.Contains(line, fmt.Sprintf(`"module": %q`, module)) &&
-			strings.Contains(line, `"container": `) && strings.Contains(line, fmt.Sprintf(`"identity": %q`, identity)) {
-			return true
+// awaitGranted waits until the daemon's log tells of a first token of that identity for a module in its container. It may
+// come a moment after the token.
+func (d *daemonProcess) awaitGranted(t *testing.T, module, identity string) {
+	t.Helper()
+	all := []string{"token granted for the first time", fmt.Sprintf(`"module": %q`, module), `"container": `,
+		fmt.Sprintf(`"identity": %q`, identity)}
+	until(t, "the log to have "+strings.Join(all, ", "), d.ended, func() bool {
+		for line := range strings.Lines(d.text()) {
+			if !slices.ContainsFunc(all, func(part string) bool { return !strings.Contains(line, part) }) {
+				return true
+			}
 		}
-	}
-	return false
+		return false
+	})
 }
 
 // TestClientsInContainers has each client, unmodified, run under perceptctl exec in a container without a network.
 func TestClientsInContainers(t *testing.T) {
-	needsExec(t)
 	t.Run("Docker", func(t *testing.T) { testClientsIn(t, startDocker(t)) })
 	t.Run("Podman", func(t *testing.T) { testClientsIn(t, startPodman(t)) })
 }
@@ -98,9 +103,7 @@ func testClientsIn(t *testing.T, e *engineProcess) {
 			if c := claims(t, got.Token); c["appid"] != want {
 				t.Errorf("a token of %v", c["appid"])
 			}
-			if !d.granted(p.slug, identityAt(i)) {
-				t.Errorf("the daemon does not say that it was module %s in its container: %s", p.slug, d.text())
-			}
+			d.awaitGranted(t, p.slug, identityAt(i))
 			if got := a.ask(moduleResource("another")); got.Token != "" || !strings.Contains(got.Error, "no [[grant]]") {
 				t.Errorf("what was not granted: %v", got)
 			}
@@ -117,7 +120,6 @@ type sample struct {
 
 // TestClientsSamples starts each sample of docs/modules in a container with its own create options, without a network.
 func TestClientsSamples(t *testing.T) {
-	needsExec(t)
 	docs, err := filepath.Abs("../../docs/modules")
 	must(t, err)
 	nodeModules, err := filepath.Abs("../../bin/clients/node_modules")
@@ -149,9 +151,7 @@ func TestClientsSamples(t *testing.T) {
 			if status != 0 || !strings.Contains(out, want) {
 				t.Errorf("exit status %d: %s", status, out)
 			}
-			if !d.granted(s.folder, identityAt(i)) {
-				t.Errorf("the daemon does not say that it was module %s in its container: %s", s.folder, d.text())
-			}
+			d.awaitGranted(t, s.folder, identityAt(i))
 			status, out = e.runSample(t, d, s, docs, moduleResource("another"))
 			if status != 1 || !strings.Contains(out, "no token for") || !strings.Contains(out, "no [[grant]]") {
 				t.Errorf("what was not granted: exit status %d: %s", status, out)
@@ -228,12 +228,4 @@ func (e *engineProcess) runSample(t *testing.T, d *daemonProcess, s sample, docs
 	out, err := exec.Command(e.cli[0], attach...).CombinedOutput()
 	e.must("rm", "-f", s.folder)
 	return exitStatus(err), string(out)
-}
-
-// needsExec skips a test until perceptctl has the verb.
-func needsExec(t *testing.T) {
-	t.Helper()
-	if out, err := exec.Command(binary(t, "perceptctl"), "exec", "--help").CombinedOutput(); err != nil {
-		t.Skipf("%s", out)
-	}
 }

@@ -216,16 +216,14 @@ func (a *asker) command(command []string) *exec.Cmd {
 	}
 	self, err := os.Executable()
 	must(a.t, err)
-	box := "closed"
-	if a.imds {
-		box = a.socket
+	box := a.socket
+	if !a.imds {
+		box = "closed"
+		command = append([]string{binary(a.t, "perceptctl"), "exec", "--socket", a.socket, "--"}, command...)
 	}
 	c := exec.Command(self, command...)
 	c.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + a.home, boxVariable + "=" + box,
 		"AZURE_CORE_COLLECT_TELEMETRY=0", "CLIENT_ID=" + a.clientID}, append(a.environment, a.more...)...)
-	if !a.imds {
-		c.Env = append(c.Env, "RELAY="+a.socket)
-	}
 	if a.clientID != "" && a.chains {
 		c.Env = append(c.Env, "AZURE_CLIENT_ID="+a.clientID)
 	}
