@@ -228,6 +228,32 @@ func TestSlowHeader(t *testing.T) {
 	}
 }
 
+// An answer may take longer than a request's header.
+func TestSlowAnswer(t *testing.T) {
+	t.Parallel()
+	p := newFakePerceptd(t)
+	r, err := Listen(Options{Socket: p.socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.server.ReadHeaderTimeout, r.server.ReadTimeout, r.server.IdleTimeout = 20*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
+	p.answer = func(w http.ResponseWriter, q *http.Request) {
+		select {
+		case <-q.Context().Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+		_, _ = io.WriteString(w, canary)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- r.Serve() }()
+	answer := raw(t, r, ask+"Host: 127.0.0.1:"+r.port+"\r\nX-IDENTITY-HEADER: "+r.secret+"\r\n\r\n")
+	if !strings.Contains(answer, canary) {
+		t.Errorf("%s", answer)
+	}
+	_ = r.Close()
+	<-ended
+}
+
 func TestCloseWithoutServe(t *testing.T) {
 	t.Parallel()
 	r, err := Listen(Options{Socket: "nowhere"})
