@@ -50,13 +50,14 @@ command leaves behind, and ends with its status (128 and the signal's number whe
 one ended it). It needs no root and, without --arc, no disk that can be written.
 perceptd may come later, and may be restarted.`,
 		Example: `  perceptctl exec -- python3 app.py
-  docker run --network none -v /run/percept/modules/camera:/run/percept:ro \
-    -v /usr/bin/perceptctl:/perceptctl:ro --entrypoint /perceptctl IMAGE exec -- node app.js`,
+  docker run --name camera --network none \
+    -v /run/percept/modules/camera:/run/percept:ro -v /usr/bin/perceptctl:/perceptctl:ro \
+    --entrypoint /perceptctl IMAGE exec -- node app.js`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: a.argued(func(_ context.Context, args []string) error { return a.exec(args, arc) }),
 	}
 	command.Flags().BoolVar(&arc, "arc", false,
-		"speak Azure Arc's form, for software that knows no other; keys are written to "+relay.ArcKeyFolder)
+		"speak Azure Arc's form; its keys go to "+relay.ArcKeyFolder)
 	command.Flags().SetInterspersed(false) // the command's flags are its own
 	return command
 }
