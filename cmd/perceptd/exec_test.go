@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // astray are variables that lead SDKs elsewhere, which exec must take away.
@@ -96,15 +97,16 @@ func TestExecOutlastsPerceptd(t *testing.T) {
 	socket := d.module("vision")
 	to := launchExec(t, socket)
 	first := make(chan string, 1)
+	begun := time.Now()
 	go func() {
-		status, body, err := askTCP(t, to.address, to.secret)
+		status, _, err := askTCP(t, to.address, to.secret)
 		first <- fmt.Sprint(status, " ", err)
-		_ = body
 	}()
 	d.process = launch(t, nil, "perceptd", d.arguments()...)
 	d.awaitHealth(t)
-	if got := <-first; got != "200 <nil>" {
-		t.Errorf("the first request: %s", got)
+	longest := time.Since(begun) // that perceptd was away; a device that is too busy has it be longer than exec waits
+	if got := <-first; got != "200 <nil>" && longest < 7*time.Second {
+		t.Errorf("the first request: %s, perceptd came after %v", got, longest)
 	}
 
 	var asking sync.WaitGroup
@@ -131,6 +133,7 @@ func TestExecOutlastsPerceptd(t *testing.T) {
 		})
 	}
 	for i := range 6 {
+		begun = time.Now()
 		if i%2 == 0 {
 			must(t, d.cmd.Process.Kill())
 			<-d.ended
@@ -139,6 +142,7 @@ func TestExecOutlastsPerceptd(t *testing.T) {
 		}
 		d.process = launch(t, nil, "perceptd", d.arguments()...)
 		d.awaitHealth(t)
+		longest = max(longest, time.Since(begun))
 		before := answered.Load()
 		until(t, "more answers", d.ended, func() bool { return answered.Load() > before+20 })
 	}
@@ -146,7 +150,9 @@ func TestExecOutlastsPerceptd(t *testing.T) {
 	asking.Wait()
 	select {
 	case what := <-failed:
-		t.Errorf("a request failed: %s", what)
+		if longest < 7*time.Second {
+			t.Errorf("a request failed, perceptd was away for %v at most: %s", longest, what)
+		}
 	default:
 	}
 }
