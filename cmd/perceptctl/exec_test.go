@@ -23,7 +23,7 @@ const (
 	asCommand = "PERCEPTCTL_TEST_COMMAND"
 )
 
-// tellSignals prints each signal that it gets, and ends with status 3 at SIGTERM.
+// tellSignals prints each signal that it gets, and ends with status 3 at SIGTERM, or when nobody is told any more.
 func tellSignals() {
 	hangup := signal.Ignored(syscall.SIGHUP)
 	signals := make(chan os.Signal, 16)
@@ -33,8 +33,7 @@ func tellSignals() {
 	}
 	fmt.Println("ready", os.Getpid(), hangup)
 	for s := range signals {
-		fmt.Println(s)
-		if s == syscall.SIGTERM {
+		if _, err := fmt.Println(s); err != nil || s == syscall.SIGTERM {
 			os.Exit(3)
 		}
 	}
@@ -185,30 +184,12 @@ func TestExecLeavesIgnoredSignals(t *testing.T) {
 	_ = s.Wait()
 }
 
-// A key on a terminal tells the command once, and what the command does on it decides.
+// A key on a terminal tells the command once, and what the command does on it decides: under a shell, and as a container's
+// first process.
 func TestExecOnATerminal(t *testing.T) {
 	t.Parallel()
-	self, _ := os.Executable()
-	inner := executing(t, "--", self)
-	var line strings.Builder
-	for _, arg := range inner.Args {
-		line.WriteString(quoted(arg) + " ")
-	}
-	outer := exec.Command("script", "-qec", "exec "+line.String(), "/dev/null")
-	outer.Env = append(inner.Env, "SHELL=/bin/sh")
-	keys, err := outer.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := startTelling(t, outer)
-	for _, row := range []struct{ key, want string }{{"\x03", "interrupt"}, {"\x1c", "quit"}, {"\x03", "interrupt"}} {
-		if _, err := io.WriteString(keys, row.key); err != nil {
-			t.Fatal(err)
-		}
-		if got := s.line(); !strings.HasSuffix(got, row.want) || strings.Count(got, row.want) != 1 { // the terminal echoes the key before it
-			t.Errorf("%q: the command got %q", row.key, got)
-		}
-	}
+	keys, s := atKeyboard(t, "exec")
+	press(t, keys, s)
 	command, err := strconv.Atoi(s.first[1])
 	if err != nil {
 		t.Fatal(err)
@@ -221,6 +202,40 @@ func TestExecOnATerminal(t *testing.T) {
 	}
 	if _ = s.Wait(); s.ProcessState.ExitCode() != 3 {
 		t.Errorf("%v", s.ProcessState)
+	}
+	if os.Getuid() == 0 { // a process namespace needs root
+		keys, s = atKeyboard(t, "exec unshare --pid --fork --kill-child setsid --ctty")
+		press(t, keys, s)
+	}
+}
+
+// atKeyboard starts exec on a terminal of its own, with what stands before it on the command line, and returns what types there.
+func atKeyboard(t *testing.T, before string) (io.Writer, *started) {
+	t.Helper()
+	self, _ := os.Executable()
+	inner := executing(t, "--", self)
+	line := before
+	for _, arg := range inner.Args {
+		line += " " + quoted(arg)
+	}
+	outer := exec.Command("script", "-qec", line, "/dev/null")
+	outer.Env = append(inner.Env, "SHELL=/bin/sh")
+	keys, err := outer.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys, startTelling(t, outer)
+}
+
+func press(t *testing.T, keys io.Writer, s *started) {
+	t.Helper()
+	for _, row := range []struct{ key, want string }{{"\x03", "interrupt"}, {"\x1c", "quit"}, {"\x03", "interrupt"}} {
+		if _, err := io.WriteString(keys, row.key); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.line(); !strings.HasSuffix(got, row.want) || strings.Count(got, row.want) != 1 { // the terminal echoes the key before it
+			t.Errorf("%q: the command got %q", row.key, got)
+		}
 	}
 }
 
