@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -59,12 +61,15 @@ func TestExecServesUnmodifiedSDKs(t *testing.T) {
 }
 
 // relayed is a running exec, by what its command was told.
-type relayed struct{ address, secret string }
+type relayed struct {
+	address, secret string
+	pid             int // of its command
+}
 
 // launchExec runs exec with a command that waits for the test to end.
 func launchExec(t *testing.T, socket string) relayed {
 	t.Helper()
-	cmd := exec.Command(binary(t, "perceptctl"), "--socket", socket, "exec", "--", "sh", "-c", `echo "$IDENTITY_ENDPOINT"; echo "$IDENTITY_HEADER"; exec cat`)
+	cmd := exec.Command(binary(t, "perceptctl"), "--socket", socket, "exec", "--", "sh", "-c", `echo "$IDENTITY_ENDPOINT"; echo "$IDENTITY_HEADER"; echo $$; exec cat`)
 	in, err := cmd.StdinPipe()
 	must(t, err)
 	out, err := cmd.StdoutPipe()
@@ -81,11 +86,14 @@ func launchExec(t *testing.T, socket string) relayed {
 	address, isOurs := strings.CutPrefix(lines.Text(), "http://")
 	address, path, _ := strings.Cut(address, "/")
 	lines.Scan()
-	if !isOurs || path != "msi/token" || len(lines.Text()) != 64 {
-		t.Fatalf("the command was told %q and %d digits", address, len(lines.Text()))
+	secret := lines.Text()
+	lines.Scan()
+	pid, err := strconv.Atoi(lines.Text())
+	if !isOurs || path != "msi/token" || len(secret) != 64 || err != nil {
+		t.Fatalf("the command was told %q and %d digits, %v", address, len(secret), err)
 	}
 	go func() { _, _ = io.Copy(io.Discard, out) }()
-	return relayed{address, lines.Text()}
+	return relayed{address, secret, pid}
 }
 
 // A command that starts before perceptd gets its first token when that has come, and none of its requests fails while perceptd
@@ -154,5 +162,37 @@ func TestExecOutlastsPerceptd(t *testing.T) {
 			t.Errorf("a request failed, perceptd was away for %v at most: %s", longest, what)
 		}
 	default:
+	}
+}
+
+// Another user on the same network reaches the port, and gets no token without the secret, which he cannot read.
+func TestExecOtherUser(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the child is another user")
+	}
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("needs curl")
+	}
+	d := launchDaemon(t, simulatedFor("vision"))
+	to := launchExec(t, d.module("vision"))
+	if status, _, err := askTCP(t, to.address, to.secret); status != 200 {
+		t.Fatalf("with the secret: %d %v", status, err)
+	}
+	asOther := func(name string, args ...string) string {
+		c := exec.Command(name, args...)
+		c.Env = []string{"PATH=" + os.Getenv("PATH")}
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, _ := c.CombinedOutput() // that it is refused is what is looked at
+		return string(out)
+	}
+	target := "http://" + to.address + "/msi/token?api-version=2019-08-01&resource=" + vaultURI
+	for header, want := range map[string]string{"X-None: 1": "must be there once", "X-IDENTITY-HEADER: " + strings.Repeat("0", 64): "is not the value"} {
+		if out := asOther("curl", "-sS", "--noproxy", "*", "-H", header, target); !strings.Contains(out, want) || strings.Contains(out, "access_token") {
+			t.Errorf("%s: %s", header, out)
+		}
+	}
+	if out := asOther("cat", fmt.Sprintf("/proc/%d/environ", to.pid)); !strings.Contains(out, "Permission denied") || strings.Contains(out, to.secret) {
+		t.Errorf("another user reads the environment: %d bytes", len(out))
 	}
 }
