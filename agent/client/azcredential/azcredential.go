@@ -34,8 +34,15 @@ type Credential struct {
 	client   *client.Client
 	identity string
 	wait     func(context.Context, time.Duration) error
+	patience time.Duration // with the refresh of a token that is still good
 
-	given sync.Map // by resource: the digest of the token given last
+	given sync.Map // by resource: the given that was last
+}
+
+// given is what is remembered of a token that was given: not its text.
+type given struct {
+	sha256  string
+	expires time.Time
 }
 
 var _ azcore.TokenCredential = (*Credential)(nil)
@@ -45,7 +52,7 @@ func New(c *client.Client, o *Options) *Credential {
 	if o == nil {
 		o = &Options{}
 	}
-	return &Credential{client: c, identity: o.Identity, wait: wait}
+	return &Credential{client: c, identity: o.Identity, wait: wait, patience: refreshPatience}
 }
 
 // How long an SDK's client can do without a token being refreshed, and so without noticing a new one.
@@ -53,6 +60,9 @@ const (
 	refreshWithin = 30 * time.Minute
 	refreshStale  = time.Minute // while permissions are not current
 )
+
+// refreshPatience bounds the refresh of a token that is still good. Perceptd answers from memory in less than a millisecond.
+const refreshPatience = 2 * time.Second
 
 // GetToken returns a token for the one scope in o: RESOURCE/.default, or RESOURCE alone.
 //
@@ -62,8 +72,10 @@ const (
 // EnableCAE changes nothing, since managed identities get no such tokens, nor does TenantID, as with azidentity: the identity
 // belongs to one tenant.
 //
-// While perceptd is away or its back end throttles, it is asked a few times, as long as ctx lasts. The errors are final to
-// a pipeline; errors.As finds *client.Error and *client.UnreachableError in them.
+// While perceptd is away or its back end throttles, it is asked a few times, as long as ctx lasts. While a token that was given
+// for the resource is still good, it is asked once, for two seconds at most: a pipeline refreshes within somebody's request,
+// which goes on with that token. Claims are asked for patiently all the same. The errors are final to a pipeline; errors.As
+// finds *client.Error and *client.UnreachableError in them.
 func (c *Credential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	resource, err := resourceOf(o.Scopes)
 	if err != nil {
@@ -74,17 +86,22 @@ func (c *Credential) GetToken(ctx context.Context, o policy.TokenRequestOptions)
 			return azcore.AccessToken{}, &Error{err}
 		}
 	}
-	token, err := c.ask(ctx, client.TokenRequest{Resource: resource, Identity: c.identity})
+	ask := c.ask
+	if o.Claims == "" && c.lastGiven(resource).expires.After(time.Now()) {
+		ask = c.askBriefly
+	}
+	token, err := ask(ctx, client.TokenRequest{Resource: resource, Identity: c.identity})
 	if err != nil {
 		return azcore.AccessToken{}, &Error{err}
 	}
-	c.given.Store(resource, token.SHA256)
 	now := time.Now().Round(0) // by the wall clock, since the other stands still while the device is suspended
+	expires := now.Add(seconds(token.ExpiresIn))
+	c.given.Store(resource, given{token.SHA256, expires})
 	refresh := min(seconds(token.RefreshIn), refreshWithin)
 	if token.Permissions.Standing != api.StandingCurrent {
 		refresh = min(refresh, refreshStale)
 	}
-	return azcore.AccessToken{Token: token.AccessToken, ExpiresOn: now.Add(seconds(token.ExpiresIn)), RefreshOn: now.Add(refresh)}, nil
+	return azcore.AccessToken{Token: token.AccessToken, ExpiresOn: expires, RefreshOn: now.Add(refresh)}, nil
 }
 
 // Watch tells what perceptd holds of the token for a scope, as client.Watch does.
@@ -107,13 +124,20 @@ func (c *Credential) Rejected(ctx context.Context, scope string, status int) (ap
 }
 
 func (c *Credential) report(ctx context.Context, resource string, status int, claims string) (api.Advice, error) {
-	digest, _ := c.given.Load(resource)
-	sha256, _ := digest.(string)
-	advice, err := c.client.Rejected(ctx, api.Rejection{Resource: resource, Identity: c.identity, SHA256: sha256, Status: status, Claims: claims})
+	advice, err := c.client.Rejected(ctx, api.Rejection{
+		Resource: resource, Identity: c.identity, SHA256: c.lastGiven(resource).sha256, Status: status, Claims: claims,
+	})
 	if err != nil {
 		return api.Advice{}, &Error{err}
 	}
 	return advice, nil
+}
+
+// lastGiven returns what is remembered of the token that was given last; nothing, where none was.
+func (c *Credential) lastGiven(resource string) given {
+	last, _ := c.given.Load(resource)
+	remembered, _ := last.(given)
+	return remembered
 }
 
 // challenged reports a claims challenge, and returns an error where perceptd has no token that may meet it.
@@ -143,6 +167,13 @@ func (c *Credential) ask(ctx context.Context, r client.TokenRequest) (api.Token,
 			return token, err
 		}
 	}
+}
+
+// askBriefly asks once, for whoever has a good token.
+func (c *Credential) askBriefly(ctx context.Context, r client.TokenRequest) (api.Token, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
+	defer cancel()
+	return c.client.Token(ctx, r)
 }
 
 const longestPause = 10 * time.Second
