@@ -1,8 +1,11 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,5 +79,89 @@ func TestGoModule(t *testing.T) {
 	}
 	if len(advised) != 1 || len(advised[0].Findings) == 0 {
 		t.Errorf("advised %+v", advised)
+	}
+}
+
+// groupVault is a key vault over TLS for the members of one group, as it reads them in the token.
+func groupVault(t *testing.T, group string) *httptest.Server {
+	t.Helper()
+	vault := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, has := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !has {
+			w.Header().Set("WWW-Authenticate", `Bearer authorization="https://login.microsoftonline.com/a", resource="https://vault.azure.net"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if groups, _ := claims(t, token)["groups"].([]any); !slices.Contains(groups, any(group)) {
+			w.WriteHeader(http.StatusForbidden)
+			_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]string{"code": "Forbidden", "message": "not a member"}})
+			return
+		}
+		_, _ = w.Write([]byte(`{"value":"opened"}`))
+	}))
+	t.Cleanup(vault.Close)
+	return vault
+}
+
+// A module joins a group that a key vault is for. Its token is stale, so the vault answers 403, and perceptd says why when it is
+// told of that; after the rollover that the module watches for, the vault opens.
+func TestGoModuleOutlastsStalePermissions(t *testing.T) {
+	t.Parallel()
+	const group = "00000000-0000-0000-0002-000000004711"
+	vault := groupVault(t, group)
+	d := launchDaemon(t, fastDays())
+	c := &client.Client{Socket: d.token()}
+	credential := azcredential.New(c, nil)
+	const scope = vaultURI + "/.default"
+	get := func() error {
+		// A client keeps its token until it is to be refreshed, so another is made to have the credential asked.
+		secrets, err := azsecrets.NewClient(vault.URL, credential, &azsecrets.ClientOptions{
+			ClientOptions: azcore.ClientOptions{Transport: vault.Client()}, DisableChallengeResourceVerification: true,
+		})
+		must(t, err)
+		_, err = secrets.GetSecret(t.Context(), "open", "", nil)
+		return err
+	}
+	var advised []api.Advice
+	direct := &http.Client{Transport: &client.Transport{
+		Client: c, Resource: vaultURI, Hosts: []string{strings.TrimPrefix(vault.URL, "https://")},
+		Base: vault.Client().Transport, Advised: func(a api.Advice) { advised = append(advised, a) },
+	}}
+	status := func() int {
+		response, err := direct.Get(vault.URL + "/secrets/open/")
+		must(t, err)
+		must(t, response.Body.Close())
+		return response.StatusCode
+	}
+
+	stale, err := c.Token(t.Context(), client.TokenRequest{Resource: vaultURI})
+	must(t, err)
+	simulatorDo(t, nil, "permissions", "--at", "http://"+d.status(t).Source.Address, "--identity", "device", "--groups", group)
+	noteChange(t, d, `{"resource":"`+vaultURI+`","effect":"changed","note":"joined the group"}`)
+	var refused *azcore.ResponseError
+	if err := get(); !errors.As(err, &refused) || refused.StatusCode != http.StatusForbidden {
+		t.Fatalf("before the rollover: %v", err)
+	}
+	advice, err := credential.Rejected(t.Context(), scope, refused.StatusCode)
+	must(t, err)
+	if advice.Retry || advice.SHA256 != stale.SHA256 || advice.Findings[0].Cause != api.CauseStale || advice.Findings[0].Action == "" {
+		t.Errorf("advised %+v", advice)
+	}
+	if got := status(); got != http.StatusForbidden || len(advised) != 1 || advised[0].Findings[0].Cause != api.CauseStale {
+		t.Errorf("the transport: %d, advised %+v", got, advised)
+	}
+
+	for event, err := range credential.Watch(t.Context(), scope) {
+		must(t, err)
+		if event.SHA256 != stale.SHA256 && event.Permissions.Standing == api.StandingCurrent {
+			break
+		}
+	}
+	if err := get(); err != nil {
+		t.Errorf("after the rollover: %v", err)
+	}
+	if got := status(); got != http.StatusOK || len(advised) != 1 {
+		t.Errorf("the transport after the rollover: %d, advised %+v", got, advised)
 	}
 }
