@@ -246,10 +246,16 @@ type PolicyChange struct {
 	Waiting  int       `json:"waiting"` // of these, those that are not current yet
 }
 
-// PolicyChanges is the answer of GET /v1/policy-changes, the latest first. POST and DELETE answer with
-// the one PolicyChange that they are about.
+// PolicyChanges is the answer of GET /v1/policy-changes, the latest first.
 type PolicyChanges struct {
+	Now     time.Time      `json:"now"` // by the clock that the changes' times are of
 	Changes []PolicyChange `json:"changes"`
+}
+
+// PolicyChangeAnswer is the answer of POST and DELETE /v1/policy-changes: the change that they are about.
+type PolicyChangeAnswer struct {
+	PolicyChange
+	Now time.Time `json:"now"` // as in PolicyChanges
 }
 
 // RefreshRequest is the body of POST /v1/refresh. The zero value asks for every cached key.

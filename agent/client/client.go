@@ -205,20 +205,20 @@ func (c *Client) PolicyChanges(ctx context.Context) (api.PolicyChanges, error) {
 // NotePolicyChange puts a policy change on record and in force, and returns it as it is on record. With an
 // *Error of api.CodeNotKept it is in force all the same, but lost at the daemon's next start. Other
 // errors are as for Token, and nothing has changed then.
-func (c *Client) NotePolicyChange(ctx context.Context, r api.PolicyChangeRequest) (api.PolicyChange, error) {
+func (c *Client) NotePolicyChange(ctx context.Context, r api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
 	call := call{socket: c.AdminSocketPath(), method: http.MethodPost, path: api.PathPolicyChanges, body: r}
-	return answerTo[api.PolicyChange](ctx, call)
+	return answerTo[api.PolicyChangeAnswer](ctx, call)
 }
 
 // WithdrawPolicyChange takes a policy change off the record, as if it had never been noted, and returns
 // it as it was. With an *Error of api.CodeNotKept it is withdrawn all the same, but back after the
 // daemon's next start; with api.CodeUnknownChange there is none of that ID. Other errors are as for Token.
-func (c *Client) WithdrawPolicyChange(ctx context.Context, id string) (api.PolicyChange, error) {
+func (c *Client) WithdrawPolicyChange(ctx context.Context, id string) (api.PolicyChangeAnswer, error) {
 	call := call{
 		socket: c.AdminSocketPath(), method: http.MethodDelete, path: api.PathPolicyChanges,
 		query: url.Values{"id": {id}},
 	}
-	return answerTo[api.PolicyChange](ctx, call)
+	return answerTo[api.PolicyChangeAnswer](ctx, call)
 }
 
 // Reload makes the daemon read its configuration again and returns what changed. A bad configuration

@@ -98,6 +98,8 @@ func TestFromEnvironment(t *testing.T) {
 	}
 }
 
+var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
 // TestRequests checks what each method sends and that its answer comes back whole.
 func TestRequests(t *testing.T) {
 	t.Parallel()
@@ -150,7 +152,7 @@ func TestRequests(t *testing.T) {
 		{
 			name:   "policy changes",
 			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.PolicyChanges(ctx) },
-			method: "GET", uri: "/v1/policy-changes", answer: api.PolicyChanges{Changes: []api.PolicyChange{{ID: "1", Touched: 2}}},
+			method: "GET", uri: "/v1/policy-changes", answer: api.PolicyChanges{Now: noon, Changes: []api.PolicyChange{{ID: "1", Touched: 2}}},
 		},
 		{
 			name: "note a policy change",
@@ -159,12 +161,12 @@ func TestRequests(t *testing.T) {
 				return c.NotePolicyChange(ctx, api.PolicyChangeRequest{AllResources: true, At: &at, Effect: api.EffectRevoked})
 			},
 			method: "POST", uri: "/v1/policy-changes", body: `{"all_resources":true,"at":"2026-11-23T12:00:00Z","effect":"revoked"}`,
-			answer: api.PolicyChange{ID: "1", Effect: api.EffectRevoked},
+			answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "1", Effect: api.EffectRevoked}, Now: noon},
 		},
 		{
 			name:   "withdraw a policy change",
 			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.WithdrawPolicyChange(ctx, "a&b") },
-			method: "DELETE", uri: "/v1/policy-changes?id=a%26b", answer: api.PolicyChange{ID: "a&b"},
+			method: "DELETE", uri: "/v1/policy-changes?id=a%26b", answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "a&b"}, Now: noon},
 		},
 		{
 			name:   "status",

@@ -14,7 +14,7 @@ func (s *Server) policyChanges(x *exchange) *fault {
 	if f := noQuery(x); f != nil {
 		return f
 	}
-	x.body = encode(api.PolicyChanges{Changes: policyChanges(s.Agent.Changes())})
+	x.body = encode(api.PolicyChanges{Now: s.now(), Changes: policyChanges(s.Agent.Changes())})
 	return nil
 }
 
@@ -47,7 +47,7 @@ func (s *Server) notePolicyChange(x *exchange) *fault {
 	if err != nil {
 		return faultOf(err)
 	}
-	x.body = encode(policyChange(noted))
+	x.body = encode(api.PolicyChangeAnswer{PolicyChange: policyChange(noted), Now: s.now()})
 	return nil
 }
 
@@ -64,7 +64,7 @@ func (s *Server) withdrawPolicyChange(x *exchange) *fault {
 	if err != nil {
 		return faultOf(err)
 	}
-	x.body = encode(policyChange(was))
+	x.body = encode(api.PolicyChangeAnswer{PolicyChange: policyChange(was), Now: s.now()})
 	return nil
 }
 

@@ -20,7 +20,7 @@ func TestPolicyChanges(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, newRolling(2*time.Hour).fetch)
 	token, admin := d.tokens(""), d.admin()
-	if got := send(t, admin, get(api.PathPolicyChanges)); got.status != 200 || got.body != "{\"changes\":[]}\n" {
+	if got := send(t, admin, get(api.PathPolicyChanges)); got.status != 200 || got.body != "{\"now\":\"2026-11-23T12:00:00Z\",\"changes\":[]}\n" {
 		t.Errorf("with none: %+v", got)
 	}
 	send(t, token, get(v1Vault))
@@ -31,7 +31,7 @@ func TestPolicyChanges(t *testing.T) {
 	if got.status != 200 {
 		t.Fatalf("%+v", got)
 	}
-	first := decoded[api.PolicyChange](t, got.body)
+	first := decoded[api.PolicyChangeAnswer](t, got.body)
 	if first.ID == "" || !first.At.Equal(at) || first.NotedOn.Before(at) || first.EndsOn.Before(first.NotedOn) {
 		t.Errorf("%+v", first)
 	}
@@ -39,11 +39,11 @@ func TestPolicyChanges(t *testing.T) {
 		ID: first.ID, Resource: vault, Identity: "device", At: first.At, Effect: api.EffectGranted, Note: "a reader",
 		NotedOn: first.NotedOn, EndsOn: first.EndsOn, Touched: 1, Waiting: 1,
 	}
-	if first != want {
-		t.Errorf("got %+v, want %+v", first, want)
+	if first.PolicyChange != want || !first.Now.Equal(noon) {
+		t.Errorf("got %+v, want %+v at %v", first, want, noon)
 	}
 	got = send(t, admin, post(api.PathPolicyChanges, `{"all_resources":true,"effect":"revoked","at":null}`))
-	second := decoded[api.PolicyChange](t, got.body)
+	second := decoded[api.PolicyChangeAnswer](t, got.body)
 	if got.status != 200 || second.Resource != "" || second.Identity != "" || time.Since(second.At) > time.Minute {
 		t.Errorf("on everything, now: %+v", got)
 	}
@@ -56,7 +56,7 @@ func TestPolicyChanges(t *testing.T) {
 		t.Errorf("the status lists %+v", status.Changes)
 	}
 	got = send(t, admin, withdraw("?id="+second.ID))
-	if was := decoded[api.PolicyChange](t, got.body); got.status != 200 || was.ID != second.ID || was.Effect != api.EffectRevoked || was.Touched != 1 {
+	if was := decoded[api.PolicyChangeAnswer](t, got.body); got.status != 200 || !was.Now.Equal(noon) || was.ID != second.ID || was.Effect != api.EffectRevoked || was.Touched != 1 {
 		t.Errorf("withdrawn: %+v", got)
 	}
 	if list := d.Agent.Changes(); len(list) != 1 {

@@ -111,7 +111,7 @@ func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest
 	if warned != "" {
 		noted, err = a.lastNoted(ctx, request)
 		if err != nil {
-			noted = api.PolicyChange{}
+			noted = api.PolicyChangeAnswer{}
 		}
 	}
 	if asJSON {
@@ -122,7 +122,7 @@ func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest
 	if noted.ID != "" {
 		// What it does to the tokens is told where it can be had; noted it is in any case.
 		status, err := a.client.Status(ctx)
-		text += s.noted(noted, status, err == nil)
+		text += s.noted(noted.Now, noted.PolicyChange, status, err == nil)
 	}
 	if err := a.print(text); err != nil {
 		return err
@@ -167,17 +167,17 @@ func troubleIf(trouble bool) error {
 
 // lastNoted finds the change that was just noted on the record, since an answer that it could not be kept
 // does not name it.
-func (a *app) lastNoted(ctx context.Context, request api.PolicyChangeRequest) (api.PolicyChange, error) {
+func (a *app) lastNoted(ctx context.Context, request api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
 	onRecord, err := a.client.PolicyChanges(ctx)
 	if err != nil {
-		return api.PolicyChange{}, err
+		return api.PolicyChangeAnswer{}, err
 	}
-	var last api.PolicyChange
+	last := api.PolicyChangeAnswer{Now: onRecord.Now}
 	for _, change := range onRecord.Changes {
 		same := change.Resource == strings.TrimSuffix(request.Resource, defaultScope) && change.Identity == request.Identity &&
 			change.Effect == request.Effect && change.Note == request.Note
 		if same && !change.NotedOn.Before(last.NotedOn) {
-			last = change
+			last.PolicyChange = change
 		}
 	}
 	return last, nil
@@ -219,8 +219,7 @@ func touches(change api.PolicyChange, token api.TokenStatus) bool {
 }
 
 // noted tells what was put on record and what follows from it.
-func (s screen) noted(change api.PolicyChange, status api.Status, known bool) string {
-	now := change.NotedOn
+func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
 	text := s.paragraph("noted: ", s.changeInWords(now, change)+"; its ID is "+change.ID, plain)
 	if change.Floating {
 		text += s.paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", warning)

@@ -36,7 +36,7 @@ func (a *app) policyChanges(ctx context.Context, asJSON bool) error {
 	case asJSON:
 		return a.printJSON(answer)
 	}
-	return a.print(a.screen(a.stdout).policyChanges(time.Now(), answer.Changes))
+	return a.print(a.screen(a.stdout).policyChanges(answer.Now, answer.Changes))
 }
 
 func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string {
@@ -138,7 +138,7 @@ func (a *app) withdrawOne(ctx context.Context, s screen, id string) (text string
 	if err != nil {
 		return "", false, err
 	}
-	text = s.paragraph("withdrawn: ", change.ID+", "+s.changeInWords(time.Now(), change), plain)
+	text = s.paragraph("withdrawn: ", change.ID+", "+s.changeInWords(change.Now, change.PolicyChange), plain)
 	if change.Waiting > 0 {
 		text += s.paragraph("", counted(change.Waiting, "token")+" waited for it; the changes left on record judge by themselves now", faint)
 	}

@@ -298,7 +298,7 @@ func TestManyTouchedTokens(t *testing.T) {
 	}
 	change := aChange("1f0c2a34", api.EffectRevoked, time.Minute, 24)
 	change.Touched = 25
-	shown := screen{width: 80}.noted(change, status, true)
+	shown := screen{width: 80}.noted(noon, change, status, true)
 	checkWidth(t, shown, 80, false)
 	flat := strings.Join(strings.Fields(shown), " ")
 	for _, want := range []string{
@@ -323,7 +323,7 @@ func FuzzExplain(f *testing.F) {
 		change.Note = note
 		status := api.Status{Now: noon, Changes: []api.PolicyChange{change}}
 		s := screen{width: max(plainWidth, min(width, 300))}
-		shown := s.tell(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.noted(change, status, true)
+		shown := s.tell(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.noted(noon, change, status, true)
 		checkWidth(t, shown, s.width, false)
 		if !utf8.ValidString(shown) {
 			t.Error("not UTF-8")
