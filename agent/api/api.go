@@ -135,8 +135,8 @@ type Permissions struct {
 	Withheld  bool     `json:"withheld,omitempty"`   // a revocation keeps the token from everybody
 }
 
-// WatchEvent is the data of an event on /v1/watch: what is there now. It carries no token text. Its
-// event name is "token" for a new token, "permissions" for a change of these alone, "expired" when
+// WatchEvent is the data of an event on /v1/watch: what is there now. It carries no token text. Times are
+// Unix seconds of the device's clock. Its event name is "token" for a new token, "permissions" for a change of these alone, "expired" when
 // there is no valid token any more, "ended" when the grant is gone or the daemon goes down.
 type WatchEvent struct {
 	Identity    string      `json:"identity"`
@@ -145,6 +145,7 @@ type WatchEvent struct {
 	ExpiresOn   int64       `json:"expires_on,omitempty"`
 	ReceivedOn  int64       `json:"received_on,omitempty"`
 	Permissions Permissions `json:"permissions"`
+	Now         int64       `json:"now"`              // when the event was sent
 	Detail      string      `json:"detail,omitempty"` // with "ended": why
 }
 

@@ -8,6 +8,7 @@ type WhoAmI struct {
 	Unproved *Unproved `json:"unproved,omitempty"` // what is missing, when not proved
 	Caller   Caller    `json:"caller"`             // as far as it is known
 	Grants   []Grant   `json:"grants"`             // those that decide over it; none: it gets nothing
+	Now      time.Time `json:"now"`
 }
 
 // Unproved is why it could not be proved who calls.

@@ -40,7 +40,7 @@ func TestWatch(t *testing.T) {
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		asked = r
 		answer(w, 200, eventType+"; charset=utf-8", "retry: 2000\n\n"+
-			"event: token\nid: 1\ndata: {\"identity\":\"vision\",\"resource\":\"r\",\"token_sha256\":\"ab\",\"expires_on\":7,\"received_on\":5,\"permissions\":{\"standing\":\"current\"}}\n\n"+
+			"event: token\nid: 1\ndata: {\"identity\":\"vision\",\"resource\":\"r\",\"token_sha256\":\"ab\",\"expires_on\":7,\"received_on\":5,\"permissions\":{\"standing\":\"current\"},\"now\":6}\n\n"+
 			": alive\n\n:\n\n"+
 			"data:{\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"stale\",\"changed\":3}}\r\nevent:permissions\r\n\r\n"+
 			"unknown: field\n\n"+
@@ -51,7 +51,7 @@ func TestWatch(t *testing.T) {
 	got, err := collect(t.Context(), c, client.WatchRequest{Resource: "a&b=c", Identity: "vision"})
 	want := []client.Event{
 		{Name: "token", WatchEvent: api.WatchEvent{
-			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: 7, ReceivedOn: 5, Permissions: api.Permissions{Standing: api.StandingCurrent},
+			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: 7, ReceivedOn: 5, Permissions: api.Permissions{Standing: api.StandingCurrent}, Now: 6,
 		}},
 		{Name: "permissions", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Permissions: api.Permissions{Standing: api.StandingStale, Changed: 3}}},
 		{Name: "later"},

@@ -18,7 +18,7 @@ func (s *Server) whoAmI(x *exchange) *fault {
 	if f := noQuery(x); f != nil {
 		return f
 	}
-	answer := api.WhoAmI{Proved: x.unproved == nil, Caller: callerOf(&x.caller), Grants: []api.Grant{}}
+	answer := api.WhoAmI{Proved: x.unproved == nil, Caller: callerOf(&x.caller), Grants: []api.Grant{}, Now: s.now()}
 	if x.unproved != nil {
 		answer.Unproved = unprovedOf(x.unproved)
 		x.body = encode(answer)

@@ -54,6 +54,7 @@ var eventContent = []string{"text/event-stream"}
 type stream struct {
 	w    http.ResponseWriter
 	c    *http.ResponseController
+	now  func() time.Time // the device's wall clock
 	sent int
 }
 
@@ -66,9 +67,10 @@ func (s *stream) open() error {
 	return s.write([]byte("retry: 2000\n\n"))
 }
 
-// send sends one event. Its id counts from 1.
+// send sends one event, with the time. Its id counts from 1.
 func (s *stream) send(name string, event api.WatchEvent) error {
 	s.sent++
+	event.Now = s.now().Unix()
 	text := fmt.Appendf(nil, "event: %s\nid: %d\ndata: ", name, s.sent)
 	text = append(text, encode(event)...) // one line, with its end
 	return s.write(append(text, '\n'))

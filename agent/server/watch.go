@@ -36,7 +36,7 @@ func (s *Server) watch(x *exchange) *fault {
 	ctx, cancel := context.WithCancel(x.request.Context()) // no answer is due
 	w := watcher{
 		agent: s.Agent, ctx: ctx, caller: x.caller, request: request, down: x.down, alive: limits.Alive,
-		stream: stream{w: x.w, c: http.NewResponseController(x.w)},
+		stream: stream{w: x.w, c: http.NewResponseController(x.w), now: s.now},
 	}
 	defer w.asking.Wait()
 	defer cancel()

@@ -160,7 +160,7 @@ func TestWatchHasAMissingTokenFetched(t *testing.T) {
 	})
 	w := d.watchAt(d.tokens("vision"), watchVault)
 	none := w.next(api.EventExpired)
-	if none != (api.WatchEvent{Identity: "vision", Resource: vault}) {
+	if none != (api.WatchEvent{Identity: "vision", Resource: vault, Now: noon.Unix()}) {
 		t.Errorf("before there is a token: %+v", none)
 	}
 	<-asked

@@ -42,20 +42,49 @@ func TestMain(m *testing.M) {
 // written into the scripts.
 func TestTranscripts(t *testing.T) {
 	t.Parallel()
+	if os.Getenv("UPDATE_TRANSCRIPTS") != "" {
+		play(t, "testdata", asWritten, true)
+		return
+	}
+	scripts, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatal(scripts, err)
+	}
+	for _, s := range []setting{asWritten, {2027, "Europe/Berlin"}, {2026, "America/St_Johns"}, {2027, "America/St_Johns"}} {
+		t.Run(fmt.Sprint(s.year, " in ", filepath.Base(s.zone)), func(t *testing.T) {
+			t.Parallel()
+			folder := t.TempDir()
+			for _, script := range scripts {
+				text, err := os.ReadFile(script)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(folder, filepath.Base(script)), []byte(s.moved(t, string(text))), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			play(t, folder, s, false)
+		})
+	}
+}
+
+// play runs the transcripts of a folder.
+func play(t *testing.T, folder string, at setting, update bool) {
 	group, err := user.LookupGroupId(strconv.Itoa(os.Getgid()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
-		Dir:           "testdata",
-		UpdateScripts: os.Getenv("UPDATE_TRANSCRIPTS") != "",
+		Dir:           folder,
+		UpdateScripts: update,
 		Setup: func(env *testscript.Env) error {
 			daemon := newFakeDaemon(env.WorkDir)
 			env.Defer(daemon.close)
 			env.Values[daemonKey{}] = daemon
+			env.Values[settingKey{}] = at
 			env.Setenv(api.SocketVariable, daemon.client.Socket)
 			env.Setenv("TOKEN", canary)
-			env.Setenv("TZ", "Europe/Berlin")
+			env.Setenv("TZ", at.zone)
 			env.Setenv("LANG", "C.UTF-8")
 			env.Setenv("GROUP", group.Name)
 			return daemon.start()
@@ -73,7 +102,10 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
-type daemonKey struct{}
+type (
+	daemonKey  struct{}
+	settingKey struct{}
+)
 
 // transcribe runs perceptctl and checks what holds for every run: token text is printed by `token`
 // alone, nothing is coloured away from a terminal, and no line for people is over 80 columns.
@@ -147,7 +179,7 @@ func leaveDeafSocket(ts *testscript.TestScript, _ bool, args []string) {
 
 // startSimulator is `simulator`: it runs a simulated back end whose clock stands still.
 func startSimulator(ts *testscript.TestScript, _ bool, _ []string) {
-	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	noon := time.Date(ts.Value(settingKey{}).(setting).year, 11, 23, 12, 0, 0, 0, time.UTC)
 	backend := simulator.New(simulator.Options{Now: func() time.Time { return noon }, Spread: 10 * time.Minute})
 	ctx := ts.Value(daemonKey{}).(*fakeDaemon).ctx
 	server, err := simulator.Start(ctx, simulator.ServerOptions{Backend: backend})

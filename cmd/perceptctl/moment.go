@@ -171,14 +171,24 @@ func (a *app) zone() *time.Location {
 	return time.Local
 }
 
-// moment reads the moment that a flag was given; an empty one is none.
-func (a *app) moment(flag, text string) (time.Time, error) {
+// moment reads the moment that a flag was given; an empty one is none. What depends on the time of day goes by perceptd's
+// clock, for which now asks, as all that perceptctl shows does. Without an answer the error is now's.
+func (a *app) moment(flag, text string, now func() (time.Time, error)) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
-	at, err := parseMoment(text, time.Now().In(a.zone()))
+	zone := a.zone()
+	// What is not a moment is not one at any time: it is refused before perceptd is asked.
+	at, err := parseMoment(text, time.Unix(0, 0).In(zone))
 	if err != nil {
 		return time.Time{}, &usageError{fmt.Errorf("--%s: %w", flag, err)}
 	}
-	return at, nil
+	if _, err := time.Parse(time.RFC3339, strings.TrimSpace(text)); err == nil {
+		return at, nil
+	}
+	today, err := now()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return parseMoment(text, today.In(zone))
 }

@@ -100,6 +100,10 @@ func FuzzMoment(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string, unix int64) {
 		now := time.Unix(unix%(1<<34), 0).In(zone)
 		got, err := parseMoment(text, now)
+		_, never := parseMoment(text, time.Unix(0, 0).In(zone))
+		if (err == nil) != (never == nil) {
+			t.Errorf("%q: %v in %v, %v in 1970", text, err, now, never)
+		}
 		if err != nil {
 			if !got.IsZero() {
 				t.Errorf("%q: %v beside %v", text, got, err)

@@ -61,7 +61,7 @@ itself, within about 10 minutes, whatever the token.`,
 	}
 	command.RunE = a.argued(func(ctx context.Context, args []string) error {
 		request.Resource, request.Effect = strings.Join(args, ""), api.Effect(effect)
-		if err := a.completeChange(&request, at); err != nil {
+		if err := a.completeChange(ctx, &request, at); err != nil {
 			return err
 		}
 		return a.policyChanged(ctx, request, asJSON)
@@ -84,7 +84,7 @@ itself, within about 10 minutes, whatever the token.`,
 }
 
 // completeChange checks what the command line says of a change and fills in when it was.
-func (a *app) completeChange(request *api.PolicyChangeRequest, at string) error {
+func (a *app) completeChange(ctx context.Context, request *api.PolicyChangeRequest, at string) error {
 	switch {
 	case request.AllResources == (request.Resource != ""):
 		return &usageError{errors.New("a RESOURCE or --all-resources, one of the two")}
@@ -93,7 +93,12 @@ func (a *app) completeChange(request *api.PolicyChangeRequest, at string) error 
 	case !slices.Contains([]api.Effect{api.EffectGranted, api.EffectRevoked, api.EffectChanged}, request.Effect):
 		return &usageError{fmt.Errorf("--effect %q is none of these:\n%s", request.Effect, effects)}
 	}
-	moment, err := a.moment("at", at)
+	moment, err := a.moment("at", at, func() (time.Time, error) {
+		ctx, cancel := a.patience(ctx)
+		defer cancel()
+		onRecord, err := a.client.PolicyChanges(ctx)
+		return onRecord.Now, err
+	})
 	if !moment.IsZero() {
 		request.At = &moment
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -41,7 +42,12 @@ refuses until it hands one out; --wait gives it some time.`,
 				return &usageError{fmt.Errorf("--wait %v is negative", request.Wait)}
 			}
 			var err error
-			if request.IssuedAfter, err = a.moment("issued-after", issuedAfter); err != nil {
+			if request.IssuedAfter, err = a.moment("issued-after", issuedAfter, func() (time.Time, error) {
+				ctx, cancel := a.patience(ctx)
+				defer cancel()
+				who, err := a.client.WhoAmI(ctx)
+				return who.Now, err
+			}); err != nil {
 				return err
 			}
 			return a.token(ctx, request, asJSON, short)

@@ -86,11 +86,12 @@ func (a *app) printEvent(s screen, event client.Event, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(a.stdout).Encode(eventLine{event.Name, event.WatchEvent})
 	}
-	return a.print(s.event(time.Now(), event))
+	return a.print(s.event(event))
 }
 
 // event is one line for what there is now.
-func (s screen) event(now time.Time, event client.Event) string {
+func (s screen) event(event client.Event) string {
+	now := time.Unix(event.Now, 0)
 	text := now.In(s.location()).Format(time.TimeOnly) + fmt.Sprintf("  %-11s  ", clean(event.Name))
 	switch {
 	case event.Detail != "":
