@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -14,28 +16,38 @@ import (
 
 var errNoCommand = errors.New("there is no such command")
 
+// hiddenError is a folder of PATH that cannot be looked into. Shells find no command there, and neither does find.
+type hiddenError struct{ why error }
+
+func (e *hiddenError) Error() string {
+	return fmt.Sprintf("%v; a folder of PATH cannot be looked into: %v", errNoCommand, e.why)
+}
+
+func (*hiddenError) Is(target error) bool { return target == errNoCommand }
+
 // find returns the path of a command, as a shell does: by PATH where its name has no slash.
 func find(name string, environ []string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, runnable(name, name)
 	}
-	var unfit error
+	var unfit, hidden error
 	for _, folder := range filepath.SplitList(pathIn(environ)) {
 		if folder == "" {
 			folder = "."
 		}
 		path := folder + "/" + name
+		_, unseen := os.Lstat(path)
 		switch err := runnable(name, path); {
 		case err == nil:
 			return path, nil
-		case unfit == nil && !errors.Is(err, errNoCommand):
-			unfit = err
+		case errors.Is(err, errNoCommand):
+		case unseen != nil:
+			hidden = cmp.Or(hidden, error(&hiddenError{unseen}))
+		default:
+			unfit = cmp.Or(unfit, err)
 		}
 	}
-	if unfit != nil {
-		return "", unfit
-	}
-	return "", startError(name, errNoCommand)
+	return "", cmp.Or(unfit, startError(name, cmp.Or(hidden, errNoCommand)))
 }
 
 // pathIn returns PATH, or where the kernel's own shells look without it.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,6 +110,54 @@ func TestExecPath(t *testing.T) {
 		if _ = cmd.Run(); cmd.ProcessState.ExitCode() != status {
 			t.Errorf("PATH=%s: status %d", path, cmd.ProcessState.ExitCode())
 		}
+	}
+}
+
+// A folder of PATH that may not be looked into, as /root/bin for most, is passed by as one that has no such command is.
+func TestExecPathBeyondAClosedFolder(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	closed, loop := folder+"/closed", folder+"/loop"
+	if err := errors.Join(os.Mkdir(closed, 0o700), os.WriteFile(folder+"/plain", nil, 0o644),
+		os.Symlink(loop, loop), os.Chmod(closed, 0), os.Chmod(folder, 0o755), os.Chmod(filepath.Dir(folder), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	tried := make(chan struct{})
+	go func() {
+		defer close(tried)
+		runtime.LockOSThread() // it ends with this goroutine, whose rights to files are another user's from here on
+		if os.Getuid() == 0 {
+			const nobody = 65534
+			_, _, _ = syscall.RawSyscall(syscall.SYS_SETFSUID, nobody, 0, 0)
+		}
+		for _, row := range []struct {
+			name, path string
+			status     int
+			says       string
+		}{
+			{"true", closed, exitNotFound, closed + "/true: permission denied"},
+			{"true", loop, exitNotFound, "too many levels of symbolic links"},
+			{"true", closed + ":/usr/bin:/bin", 0, ""},
+			{"plain", closed + ":" + folder, exitCannot, "permission denied"},
+			{closed + "/true", "", exitCannot, "permission denied"},
+		} {
+			_, err := find(row.name, []string{"PATH=" + row.path})
+			if exitStatus(err) != row.status || !strings.Contains(fmt.Sprint(err), row.says) {
+				t.Errorf("%s in %s: status %d, %v", row.name, row.path, exitStatus(err), err)
+			}
+		}
+	}()
+	<-tried
+}
+
+// The tests of signals hold where this process was started to ignore some and has no terminal, as by setsid nohup.
+func TestExecTestsUnderNohup(t *testing.T) {
+	t.Parallel()
+	self, _ := os.Executable()
+	out, err := exec.Command("setsid", "--wait", "sh", "-c", `trap "" HUP INT QUIT TERM; exec "$0" -test.run '^TestExec(PassesSignalsOn|OnATerminal|LeavesIgnoredSignals)$'`,
+		self).CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), "PASS\n") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

@@ -6,11 +6,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -33,7 +35,19 @@ func TestMain(m *testing.M) {
 	case os.Getenv(asCommand) != "":
 		tellSignals()
 	default:
+		heedSignals()
 		goleak.VerifyTestMain(m)
+	}
+}
+
+// heedSignals has the commands that tests start heed every signal, though this process was started to ignore some, as nohup
+// and a shell's background do: what is ignored stays so in what is started, what has a handler does not. Nothing reads the
+// channel, so this process goes on ignoring them.
+func heedSignals() {
+	for s := syscall.Signal(1); s <= 64; s++ {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
 	}
 }
 
