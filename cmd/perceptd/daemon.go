@@ -66,7 +66,7 @@ type daemon struct {
 // start makes every part and begins to serve.
 func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d := &daemon{
-		flags: f, log: log, started: time.Now(), config: c, loadedOn: time.Now(),
+		flags: f, log: log, config: c,
 		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), sight: make(chan struct{}, 1), failed: make(chan error, 1),
 	}
 	// Before any socket is there: a signal that comes early is kept, not the end of the process.
@@ -93,6 +93,8 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	if d.backend, err = newBackend(c.source); err != nil {
 		return nil, err
 	}
+	d.started = d.backend.clock.Wall()
+	d.loadedOn = d.started
 	options := agent.Options{
 		Fetch: d.backend.source.Fetch, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
 	}
@@ -306,9 +308,9 @@ func (d *daemon) reload(ctx context.Context) ([]string, error) {
 	}
 	d.mu.Lock()
 	if err != nil {
-		d.fault, d.faultOn = err.Error(), time.Now()
+		d.fault, d.faultOn = err.Error(), d.backend.clock.Wall()
 	} else {
-		d.config, d.loadedOn, d.fault = c, time.Now(), ""
+		d.config, d.loadedOn, d.fault = c, d.backend.clock.Wall(), ""
 	}
 	d.mu.Unlock()
 	d.lookAround(ctx)

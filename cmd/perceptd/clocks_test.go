@@ -1,0 +1,162 @@
+package main
+
+import (
+	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/agent/api"
+)
+
+// mayReadClocks has the files that read a clock of this process. Elsewhere clocks come as values, so that a simulated back
+// end may run fast, and a test holds on every day. Test files are free to, but for those of folders in clockless.
+var mayReadClocks = map[string]string{
+	"tokencache/clock.go":                       "the clock of those that are given none",
+	"agent/clock/clock.go":                      "it reads the device's clocks for all",
+	"agent/server/server.go":                    "the clock of those that are given none",
+	"agent/simulator/backend.go":                "the clock of those that are given none",
+	"agent/source/managedidentity.go":           "the clock of those that are given none, and how long a fetch took",
+	"agent/client/azcredential/azcredential.go": "a module's own clock, by which azcore judges expiry",
+	"cmd/perceptctl/simulate.go":                "the simulated back end starts at the device's time",
+	"agent/keep/file.go":                        "the name of a file that is set aside",
+	"agent/server/arrivals.go":                  "how long ago a connection came",
+	"agent/server/door.go":                      "when an answer is due",
+	"agent/server/events.go":                    "a deadline of a connection",
+	"agent/server/pace.go":                      "requests a second",
+	"agent/server/turns.go":                     "connections a second",
+	"agent/caller/engine.go":                    "how long ago the engine was asked",
+	"agent/caller/proof.go":                     "how long ago a caller was looked at",
+	"agent/caller/tcp.go":                       "how long ago the kernel's table was read",
+	"agent/relay/arc.go":                        "how long a key is open",
+	"agent/relay/forward.go":                    "how long perceptd was waited for",
+	"systemd/journal.go":                        "a deadline of a connection",
+	"systemd/notify.go":                         "a deadline of a connection",
+	"docs/modules/go/main.go":                   "a module's own clock",
+	"cmd/perceptctl/exec_test.go":               "how long a process is waited for",
+}
+
+// clockless are the folders whose tests may not read a clock either.
+var clockless = []string{"cmd/perceptctl/"}
+
+func TestClocks(t *testing.T) {
+	t.Parallel()
+	const root = "../.."
+	used := make(map[string]bool)
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		name, _ := filepath.Rel(root, path)
+		isTest := strings.HasSuffix(name, "_test.go") && !slices.ContainsFunc(clockless, func(folder string) bool { return strings.HasPrefix(name, folder) })
+		if err != nil || entry.IsDir() || filepath.Ext(name) != ".go" || isTest {
+			return err
+		}
+		files := token.NewFileSet()
+		file, err := parser.ParseFile(files, path, nil, 0)
+		if err != nil {
+			return err
+		}
+		for _, at := range clockReads(file) {
+			used[name] = true
+			if mayReadClocks[name] == "" {
+				t.Errorf("%v reads this process's clock: take the time as a value, or from the daemon's answer", files.Position(at))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range mayReadClocks {
+		if !used[name] {
+			t.Errorf("%s may read a clock, and does not", name)
+		}
+	}
+}
+
+// clockReads returns where a file names a function of package time that reads a clock, under whatever name it imports it.
+func clockReads(file *ast.File) (found []token.Pos) {
+	names := make(map[string]bool)
+	for _, imported := range file.Imports {
+		switch {
+		case imported.Path.Value != `"time"`:
+		case imported.Name == nil:
+			names["time"] = true
+		case imported.Name.Name == ".": // its functions have no package before them
+			return []token.Pos{imported.Pos()}
+		default:
+			names[imported.Name.Name] = true
+		}
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		if s, ok := n.(*ast.SelectorExpr); ok {
+			pkg, _ := s.X.(*ast.Ident)
+			if pkg != nil && names[pkg.Name] && slices.Contains([]string{"Now", "Since", "Until"}, s.Sel.Name) {
+				found = append(found, s.Pos())
+			}
+		}
+		return true
+	})
+	return found
+}
+
+func TestClockReadsAreFound(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int{
+		`import "time"; var a, b, c = time.Now, time.Since(x), time.Until`: 3,
+		`import clock "time"; var a = clock.Now()`:                         1,
+		`import . "time"; var a = Now()`:                                   1,
+		`import "time"; var a, b = time.Unix(0, 0), x.Now()`:               0,
+		`import time "perceptd/agent/clock"; var a = time.Now()`:           0,
+	} {
+		file, err := parser.ParseFile(token.NewFileSet(), "", "package p; "+text, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(clockReads(file)); got != want {
+			t.Errorf("%s: %d, want %d", text, got, want)
+		}
+	}
+}
+
+// With speed all that the daemon tells of times goes by the clock that runs fast: what is an hour off comes nearer.
+func TestTimesGoByTheFastClock(t *testing.T) {
+	t.Parallel()
+	fast := strings.Replace(simulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nspeed = 100000", 1)
+	d := launchDaemon(t, fast)
+	changes := func(method, body string) (a struct {
+		api.PolicyChangeAnswer
+		Changes []api.PolicyChange
+	}) {
+		t.Helper()
+		status, text, err := d.ask(d.admin(), method, api.PathPolicyChanges, body)
+		if err != nil || status != 200 || json.Unmarshal([]byte(text), &a) != nil {
+			t.Fatal(status, text, err)
+		}
+		return a
+	}
+	first := d.status(t)
+	noted := changes("POST", `{"all_resources":true,"effect":"changed"}`)
+	list := changes("GET", "")
+	if status, body := d.reload(t, fast); status != 200 {
+		t.Fatal(status, body)
+	}
+	after := d.status(t)
+	if status, _ := d.reload(t, "nonsense"); status != 422 {
+		t.Fatal(status)
+	}
+	last := d.status(t)
+	moments := []time.Time{first.StartedOn, first.Now, noted.NotedOn, noted.Now, list.Now, after.Config.LoadedOn, after.Now, *last.Config.ErrorOn, last.Now}
+	for i, at := range moments[1:] {
+		if !at.After(moments[i]) {
+			t.Errorf("moment %d is not after the one before it: %v", i+1, moments)
+		}
+	}
+	if len(list.Changes) != 1 || !(list.Changes[0].EndsOn.Sub(list.Now) < noted.EndsOn.Sub(noted.NotedOn)) {
+		t.Errorf("the change does not come nearer to its end: %+v", list)
+	}
+}
