@@ -43,7 +43,7 @@ test-system: build ## The daemon under a real systemd, in a container (root; ins
 	$(GO) test -tags system -count=1 -timeout 20m -run '^TestSystem' -v ./systemd
 
 test-containers: ## The daemon beside a real Docker and Podman (root; installs Debian's packages)
-	$(call apt,docker.io podman runc)
+	$(call apt,docker.io podman runc crun)
 	$(GO) test -tags containers -count=1 -timeout 15m -run '^TestContainers' -v ./cmd/perceptd
 
 test-clients: ## Azure's own SDKs and command line ask the daemon (root; Debian's packages and npm's); CLIENTS_DOCS=1 keeps the tables

@@ -28,6 +28,10 @@ type Caller struct {
 	// Container is the container that the caller runs in. Nil: in none.
 	Container *Container
 
+	// Nested says that the caller has a pid namespace of its own, or one that the daemon cannot see. As in a container UID, GID
+	// and Groups then say nothing of who it is.
+	Nested bool
+
 	// Via is by what the caller is known, in words for people, where that is not its socket. Empty: its socket.
 	Via string
 }
@@ -64,7 +68,10 @@ func (c Caller) String() string {
 	if c.Container != nil && c.Container.ID != "" {
 		known = append(known, "container "+c.Container.ShortID())
 	}
-	if c.UID != NoID {
+	switch {
+	case c.UID != NoID && c.Nested:
+		known = append(known, fmt.Sprintf("uid %d in a pid namespace of its own", c.UID))
+	case c.UID != NoID:
 		known = append(known, fmt.Sprintf("uid %d", c.UID))
 	}
 	if c.UID == NoID && c.GID != NoID {
@@ -98,6 +105,13 @@ func (c *Caller) IsSame(o Caller) bool {
 	return c.Module == o.Module && c.Unit == o.Unit
 }
 
+// isLocal reports whether the caller is known by where it runs on the device itself: on no module's socket and in no
+// container, where unit, user and group say nothing.
+func (c *Caller) isLocal() bool { return c.Module == "" && c.Container == nil }
+
+// HasUser reports whether UID, GID and Groups say who the caller is.
+func (c *Caller) HasUser() bool { return c.isLocal() && !c.Nested }
+
 // inGroup reports whether gid is the caller's own or one of its supplementary groups.
 func (c *Caller) inGroup(gid uint32) bool { return c.GID == gid || slices.Contains(c.Groups, gid) }
 
@@ -117,14 +131,14 @@ type Match struct {
 	// Image is for containers of that image: its ID (sha256:…), or a registry's digest (name@sha256:…).
 	Image string
 
-	// UID is for processes of that user outside of containers: inside of one a uid says nothing, since
-	// root of one container is root of every other.
+	// UID is for processes of that user outside of containers and of pid namespaces of their own: inside of one a uid says
+	// nothing, since root of one container is root of every other.
 	UID *uint32
 
 	// User is the name that UID was configured as, for people; empty when it was a number.
 	User string
 
-	// GID is for processes of that group outside of containers, be it their own or a supplementary one.
+	// GID is for processes of that group where UID would count, be it their own or a supplementary one.
 	GID *uint32
 
 	// Group is the name that GID was configured as, for people; empty when it was a number.

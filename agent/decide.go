@@ -46,15 +46,13 @@ func (s *ruleset) deciding(c *Caller, found []who) []who {
 			look(who{kind: byImage, name: digest})
 		}
 	}
-	if len(found) > 0 || c.Module != "" || c.Container != nil {
-		return found // nothing that is left says who is in a container
-	}
-	if c.Unit != "" {
+	if len(found) == 0 && c.isLocal() && c.Unit != "" {
 		look(who{kind: byUnit, name: c.Unit})
 	}
-	if len(found) == 0 {
-		look(who{kind: byUID, id: c.UID})
+	if len(found) > 0 || !c.HasUser() {
+		return found // nothing that is left says who is in a container, or in a pid namespace of its own
 	}
+	look(who{kind: byUID, id: c.UID})
 	if len(found) == 0 {
 		look(who{kind: byGID, id: c.GID})
 		for _, gid := range c.Groups {
@@ -162,8 +160,16 @@ func (s *ruleset) notGranted(caller *Caller, resource, identity string) *Error {
 	}
 	return &Error{
 		Reason: NotGranted,
-		Detail: fmt.Sprintf("no [[grant]] lets %v have tokens%s for %s: an administrator can add one", *caller, of, resource),
+		Detail: fmt.Sprintf("no [[grant]] lets %v have tokens%s for %s%s: an administrator can add one", *caller, of, resource, caller.butUser()),
 	}
+}
+
+// butUser adds to the reason of a denial why a grant for the caller's user or group does not count.
+func (c *Caller) butUser() string {
+	if !c.Nested {
+		return ""
+	}
+	return ", whose uid and groups say nothing there"
 }
 
 // GrantRef is a grant and where it stands.
@@ -261,7 +267,7 @@ func (c *Considered) role(deciding kind, resource string) string {
 // whyNot says why no grant allows a request.
 func (s *ruleset) whyNot(caller *Caller, r Request, considered []Considered) string {
 	if len(considered) == 0 {
-		return fmt.Sprintf("no grant is for %v: what is not granted is denied", *caller)
+		return fmt.Sprintf("no grant is for %v%s: what is not granted is denied", *caller, caller.butUser())
 	}
 	var deciding []string
 	var broader *Considered

@@ -48,20 +48,20 @@ func (m *Match) who() who {
 // covers reports whether a grant for w is one for c, whatever more specific grants there are.
 //
 // A module's socket is told by its path alone, and may be mounted into a container: on it neither user,
-// group nor unit counts. Inside a container they say nothing either.
+// group nor unit counts. Inside a container they say nothing either, and in a pid namespace of its own a unit's process is
+// known by the unit alone.
 func (w who) covers(c *Caller) bool {
-	local := c.Module == "" && c.Container == nil
 	switch w.kind {
 	case byModule:
 		return c.Module == w.name
 	case byImage:
 		return c.hasImage(w.name)
 	case byUnit:
-		return local && c.Unit == w.name
+		return c.isLocal() && c.Unit == w.name
 	case byUID:
-		return local && c.UID == w.id
+		return c.HasUser() && c.UID == w.id
 	case byGID:
-		return local && c.inGroup(w.id)
+		return c.HasUser() && c.inGroup(w.id)
 	}
 	return false
 }

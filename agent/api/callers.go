@@ -18,8 +18,8 @@ type Unproved struct {
 	Hint string `json:"hint,omitempty"` // what to do
 }
 
-// Caller is a process as the daemon sees it. Inside a container its uid and gid say nothing, and have no
-// names.
+// Caller is a process as the daemon sees it. Inside a container, and in a pid namespace of its own, its uid, gid and groups
+// say nothing, and have no names.
 type Caller struct {
 	Module    string     `json:"module,omitempty"` // whose own socket it came in on
 	Unit      string     `json:"unit,omitempty"`   // systemd service
@@ -30,6 +30,7 @@ type Caller struct {
 	Group     string     `json:"group,omitempty"`
 	Groups    []uint32   `json:"groups"` // supplementary ones
 	PID       int32      `json:"pid,omitempty"`
+	Nested    bool       `json:"nested,omitempty"` // it is in a pid namespace of its own
 }
 
 // Container is what the container engine says of the caller's container.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -257,6 +258,66 @@ func TestAttackForgedCgroups(t *testing.T) {
 		}
 		if e.questions() != 0 {
 			t.Errorf("the engine was asked %d times about forged containers", e.questions())
+		}
+	})
+}
+
+// Processes in pid namespaces of their own, which anyone makes who may make containers, look like their user's: root in there
+// like root of the device.
+func TestAttackPidNamespaces(t *testing.T) {
+	needsRoot(t)
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := func(flags uintptr) func(*exec.Cmd) {
+		return func(c *exec.Cmd) { c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags} }
+	}
+	users := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
+	bothWays(t, func(t *testing.T, o Options) {
+		s := realScene(t, o)
+		name := fmt.Sprintf("percepttest-nested-%d-%v", os.Getpid(), o.NoPidfd)
+		for _, row := range []struct {
+			name, cgroup string
+			change       func(*exec.Cmd)
+			unit, want   string
+		}{
+			{"its first process", "", flags(unix.CLONE_NEWPID), "", "in a pid namespace of its own"},
+			{"with mounts and users of its own", "", func(c *exec.Cmd) {
+				c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUSER, UidMappings: users, GidMappings: users}
+			}, "", "in a pid namespace of its own"},
+			{"another process, in two", "", func(c *exec.Cmd) {
+				c.Path, c.Args = "/usr/bin/unshare", []string{"unshare", "-p", "-f", "unshare", "-p", "-f", "-m", "--mount-proc", "sh", "-c", own + "; true"}
+			}, "", "in a pid namespace of its own"},
+			{"below a user's manager", "/user.slice/user-0.slice/user@0.service/" + name, flags(unix.CLONE_NEWPID), "", "in a pid namespace of its own"},
+			{"in a service", "/system.slice/" + name + ".service", flags(unix.CLONE_NEWPID), name + ".service", ""},
+			{"in a service, with mounts alone", "/system.slice/" + name + ".service", flags(unix.CLONE_NEWNS), name + ".service", ""},
+		} {
+			a := s.start("connect", row.change)
+			if row.cgroup != "" && !enter(t, row.cgroup, a.cmd.Process.Pid) {
+				return
+			}
+			a.heard()
+			s.grownUp()
+			proof, _ := s.accept(Socket{})
+			got, err := proof.Caller(context.Background())
+			admin := s.start("connect", row.change)
+			admin.heard()
+			s.grownUp()
+			shut, _ := s.accept(Socket{Shut: true})
+			atAdmin, errAdmin := shut.Caller(context.Background())
+			a.end()
+			admin.end()
+			nested := row.name != "in a service, with mounts alone"
+			if errAdmin != nil || atAdmin.HasUser() == nested || atAdmin.UID != 0 {
+				t.Errorf("%s, on the admin socket: %+v, %v", row.name, atAdmin, errAdmin)
+			}
+			switch {
+			case row.want != "":
+				denies(t, row.name, err, row.want)
+			case err != nil || got.Unit != row.unit || got.HasUser() == nested:
+				t.Errorf("%s: %+v, %v", row.name, got, err)
+			}
 		}
 	})
 }

@@ -87,6 +87,9 @@ func (k kernel) blindness() (all []Blindness) {
 			Hint: "run it on the device itself, or with --cgroupns host",
 		})
 	}
+	if k.misplaced != nil {
+		all = append(all, Blindness{What: "where callers run", Why: k.misplaced.Error(), Hint: procHint})
+	}
 	if users, err := os.ReadFile(k.proc + "/self/uid_map"); err != nil || !isWhole(string(users)) {
 		all = append(all, Blindness{
 			What: "the users of callers", Why: "perceptd is in a user namespace, in which other users all look the same",

@@ -17,9 +17,10 @@ import (
 
 // kernel is where the kernel is asked about peers and processes.
 type kernel struct {
-	proc     string
-	pidfd    bool     // SO_PEERPIDFD is there (Linux 6.5)
-	stranger stranger // whom the daemon's user namespace cannot tell apart
+	proc      string
+	misplaced error    // why proc does not tell of the processes that the kernel names on a socket
+	pidfd     bool     // SO_PEERPIDFD is there (Linux 6.5)
+	stranger  stranger // whom the daemon's user namespace cannot tell apart
 }
 
 // stranger is what the kernel shows in a user namespace for every user and group that has no number there; agent.NoID
@@ -105,6 +106,9 @@ func (k kernel) hold(fd int, pid int32) (process, error) {
 			return process{}, errGone // ENODATA, EINVAL or ESRCH, by the kernel's version
 		}
 		return process{pid: pid, fd: held, pidfd: true}, nil
+	}
+	if k.misplaced != nil {
+		return process{}, k.misplaced
 	}
 	held, err := unix.Open(k.path(pid, "statm"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
@@ -225,19 +229,46 @@ func runsAs(status string, uid uint32) bool {
 	return false
 }
 
-// isNested reports whether a process has a pid namespace below the one that its files are seen from, by the numbers that
-// it has in each (/proc/PID/status, NSpid). A kernel that does not tell has no such namespaces.
+// isNested reports whether a process is in a pid namespace below the daemon's own. It never leaves the one that it was made
+// in. Whoever calls must look afterwards whether the process is still alive.
 func (k kernel) isNested(pid int32) (bool, error) {
+	if k.misplaced != nil {
+		return false, k.misplaced
+	}
 	status, err := k.read(pid, "status")
 	if err != nil {
 		return false, err
 	}
+	return hasManyPids(status)
+}
+
+// hasManyPids reports whether a process has a number in more than one pid namespace, from its /proc/PID/status: the first is
+// that of the namespace that /proc was mounted for (NSpid, Linux 4.1). A kernel that does not tell has no such namespaces.
+func hasManyPids(status string) (bool, error) {
 	for line := range strings.Lines(status) {
-		if numbers, found := strings.CutPrefix(line, "NSpid:"); found {
-			return len(strings.Fields(numbers)) > 1, nil
+		numbers, found := strings.CutPrefix(line, "NSpid:")
+		if !found {
+			continue
 		}
+		each := strings.Fields(numbers)
+		if len(each) == 0 {
+			return false, fmt.Errorf("status of a process has the line %q", cut(line))
+		}
+		return len(each) > 1, nil
 	}
 	return false, nil
+}
+
+// placed returns an error where proc is not that of the daemon's own pid namespace: the numbers in it are then those of other
+// processes than the kernel names on a socket.
+func (k kernel) placed() error {
+	switch self, err := os.Readlink(k.proc + "/self"); {
+	case err != nil:
+		return fmt.Errorf("%s/self cannot be read: %w", k.proc, plainPath(err))
+	case self != strconv.Itoa(os.Getpid()):
+		return fmt.Errorf("%s is that of another pid namespace than perceptd's", k.proc)
+	}
+	return nil
 }
 
 // sinceBoot is the time on the clock that start times are told in.

@@ -64,6 +64,37 @@ func TestRunsAs(t *testing.T) {
 	}
 }
 
+func TestHasManyPids(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		status      string
+		want, wrong bool
+	}{
+		{"Name:\tx\nNStgid:\t7\nNSpid:\t7\nNSpgid:\t7\t1\n", false, false},
+		{"Name:\tx\nNStgid:\t7\t1\nNSpid:\t7\t1\n", true, false},
+		{"Name:\tx\nNSpid:\t7\t12\t1\n", true, false},
+		{"Name:\tNSpid:\t7\nNSpid:\t7\t1\n", true, false},
+		{"Name:\tNSpid:\t7\t1\nNSpid:\t7\n", false, false},
+		{"Name:\tx\nNSpid:\n", false, true},
+		{"Name:\tx\nNSpid:", false, true},
+		{"Name:\tx\n", false, false}, // a kernel without pid namespaces
+	} {
+		if got, err := hasManyPids(row.status); got != row.want || (err != nil) != row.wrong {
+			t.Errorf("%q: %v, %v", row.status, got, err)
+		}
+	}
+}
+
+func FuzzHasManyPids(f *testing.F) {
+	f.Add("Name:\tx\nNSpid:\t7\t1\n")
+	f.Add("Name:\tNSpid:\t1\t1\nNSpid:\t7\n")
+	f.Fuzz(func(t *testing.T, status string) {
+		if many, err := hasManyPids(status); many && (err != nil || !strings.Contains(status, "NSpid:")) {
+			t.Errorf("%q: %v", status, err)
+		}
+	})
+}
+
 func FuzzRunsAs(f *testing.F) {
 	f.Add("Name:\tx\nUid:\t1000\t1001\t1002\t1003\n", uint32(1000))
 	f.Fuzz(func(t *testing.T, status string, uid uint32) {

@@ -27,7 +27,7 @@ type place struct {
 	unit      string // of inUnit
 	container string // of inContainer: its ID, not confirmed by anybody
 	parent    string // of inContainer: the cgroup that the container's own is in
-	scope     bool   // of onHost: a scope of the system's, which some containers are given as well
+	nested    bool   // of inUnit: in a pid namespace of its own, so that it is known by its unit alone
 	why       string // of unclear
 	hint      string // of unclear; may be empty
 }
@@ -142,7 +142,7 @@ func judgeHost(p string) place {
 		case last && strings.HasSuffix(segment, ".service") && (agent.Match{Unit: segment}).Check() == nil:
 			return place{kind: inUnit, path: p, unit: segment}
 		case last && validScope.MatchString(segment) && segments[0] != "machine.slice":
-			return place{kind: onHost, path: p, scope: true}
+			return place{kind: onHost, path: p}
 		case !last && strings.HasSuffix(segment, ".service"):
 			return place{path: p, why: fmt.Sprintf("its cgroup %s is one that %s has made below its own: anything may run there under any name", cut(p), cut(segment)),
 				hint: "take Delegate= out of the service, or have the process that asks run in the service's own cgroup"}

@@ -2,7 +2,10 @@ package caller
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -179,30 +182,111 @@ func FuzzPlace(f *testing.F) {
 	})
 }
 
-// A container that was started without an engine, in a scope of its own or in a session's, is not its user's on the device.
+// A container that was started without an engine, in a scope of its own, in a session's, below a user's manager or in no cgroup
+// of its own, is not its user's on the device. In a service it is that service's, and its user says nothing.
 func TestContainersInScopes(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, Options{})
-	for _, row := range []struct {
-		cgroup, numbers string
-		want            string // in the error; empty: proved
-	}{
-		{"/system.slice/runc-cam.scope", "17\t1", "in a pid namespace of its own"},
-		{"/user.slice/user-0.slice/session-3.scope", "17\t1", "in a pid namespace of its own"},
-		{"/system.slice/run-r1f.scope", "17", ""},
-		{"/user.slice/user-0.slice/session-3.scope", "17", ""},
-		// What a service or a user's own manager has in it is that service's or user's.
-		{"/system.slice/cam.service", "17\t1", ""},
-		{"/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "17\t1", ""},
-	} {
-		s.put(os.Getpid(), row.cgroup)
-		s.write(os.Getpid(), "status", "Name:\tNSpid:\t1\t1\nUid:\t0\t0\t0\t0\nNSpid:\t"+row.numbers+"\n")
+	bothWays(t, func(t *testing.T, o Options) {
+		s := newScene(t, o)
+		for _, row := range []struct {
+			cgroup, numbers string
+			want            string // in the error; empty: proved
+			unit            string
+		}{
+			{"/system.slice/runc-cam.scope", "17\t1", "in a pid namespace of its own", ""},
+			{"/user.slice/user-0.slice/session-3.scope", "17\t1", "in a pid namespace of its own", ""},
+			{"/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "17\t1", "in a pid namespace of its own", ""},
+			{"/user.slice/user-1000.slice/user@1000.service/app.slice/cam.service", "17\t4\t1", "in a pid namespace of its own", ""},
+			{"/init.scope", "17\t1", "in a pid namespace of its own", ""},
+			{"/", "17\t1", "in cgroup /, and in a pid namespace of its own", ""},
+			{"/system.slice/cam.service", "17\t1", "", "cam.service"},
+			{"/user.slice/user-1000.slice/user@1000.service", "17\t1", "", "user@1000.service"},
+			{"/system.slice/cam.service", "", "its pid namespace cannot be read", ""},
+			{"/", "", "its pid namespace cannot be read", ""},
+			{"/system.slice/run-r1f.scope", "17", "", ""},
+			{"/user.slice/user-0.slice/session-3.scope", "17", "", ""},
+			{"/user.slice/user-1000.slice/user@1000.service/app.slice/cam.service", "17", "", ""},
+			{"/", "17", "", ""},
+		} {
+			s.put(os.Getpid(), row.cgroup)
+			s.write(os.Getpid(), "status", statusOf(row.numbers))
+			proof, _, _ := s.dial(Socket{})
+			got, err := proof.Caller(context.Background())
+			switch {
+			case row.want != "":
+				denies(t, row.cgroup, err, row.want)
+				if seen, err := proof.Seen(); err == nil || seen.UID != uint32(os.Getuid()) {
+					t.Errorf("%s: seen as %+v, %v", row.cgroup, seen, err)
+				}
+			case err != nil || got.Unit != row.unit || got.Nested != (row.unit != "") || got.HasUser() == got.Nested:
+				t.Errorf("%s: %+v, %v", row.cgroup, got, err)
+			}
+		}
+	})
+}
+
+// statusOf is the status of a process of this user's with those numbers.
+func statusOf(numbers string) string {
+	return fmt.Sprintf("Name:\tNSpid:\t1\t1\nUid:\t%d\t%[1]d\t%[1]d\t%[1]d\nNSpid:\t%s\n", os.Getuid(), numbers)
+}
+
+// Where the daemon was started from, a container without a cgroup of its own may have been started as well.
+func TestContainersBesideTheDaemon(t *testing.T) {
+	t.Parallel()
+	for _, own := range []string{"/", "/user.slice/user-0.slice/session-3.scope", "/docker/" + idA} {
+		s := &scene{t: t, proc: newProc(t)}
+		s.put(os.Getpid(), own)
+		s.open(Options{Proc: s.proc})
+		if got, err := s.called(own, Socket{}); err != nil || !got.HasUser() {
+			t.Errorf("%s: %+v, %v", own, got, err)
+		}
+		s.write(os.Getpid(), "status", statusOf("17\t1"))
 		proof, _, _ := s.dial(Socket{})
 		_, err := proof.Caller(context.Background())
-		if row.want != "" {
-			denies(t, row.cgroup, err, row.want)
-		} else if err != nil {
-			t.Errorf("%s: %v", row.cgroup, err)
-		}
+		denies(t, own, err, "in a pid namespace of its own")
 	}
+}
+
+// The admin socket's file decides who is let in, but root of a container that it was mounted in is not root.
+func TestNestedAdministrator(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		s := newScene(t, o)
+		for numbers, nested := range map[string]bool{"17": false, "17\t1": true, "": true} {
+			s.write(os.Getpid(), "status", statusOf(numbers))
+			proof, _, _ := s.dial(Socket{Shut: true})
+			if got, err := proof.Caller(context.Background()); err != nil || got.Nested != nested || got.HasUser() == nested {
+				t.Errorf("%q: %+v, %v", numbers, got, err)
+			}
+		}
+		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {}}})
+		s.write(os.Getpid(), "status", statusOf("17\t1"))
+		proof, _, _ := s.dial(Socket{Module: "vision"})
+		if got, err := proof.Caller(context.Background()); err != nil || got.Module != "vision" {
+			t.Errorf("a module by its socket: %+v, %v", got, err)
+		}
+	})
+}
+
+// A /proc that tells of other processes than the kernel names on a socket proves nothing of where a caller runs.
+func TestProcOfAnotherNamespace(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		for _, self := range []string{"1", "1234567", ""} {
+			s := &scene{t: t, proc: t.TempDir()}
+			if self != "" {
+				if err := os.Symlink(self, filepath.Join(s.proc, "self")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.put(1, "/init.scope")
+			o.Proc = s.proc
+			s.open(o)
+			_, err := s.called("/system.slice/cam.service", Socket{})
+			denies(t, self, err, s.proc)
+			if blind := s.Blindness(context.Background()); !slices.ContainsFunc(blind, func(b Blindness) bool { return b.Hint == procHint }) {
+				t.Errorf("%q: %+v", self, blind)
+			}
+		}
+	})
 }

@@ -220,27 +220,38 @@ func (p *Proof) look(rules *ruleset) {
 
 // find reads where a process runs.
 func (p *Prover) find(pid int32, rules *ruleset) place {
+	if p.kernel.misplaced != nil {
+		return place{why: fmt.Sprintf("where it runs cannot be told: %v", p.kernel.misplaced), hint: procHint}
+	}
 	file, err := p.kernel.read(pid, "cgroup")
 	if err != nil {
-		return place{why: fmt.Sprintf("its cgroup cannot be read: %v", err), hint: "perceptctl doctor tells whether the daemon can see its callers at all"}
+		return place{why: fmt.Sprintf("its cgroup cannot be read: %v", err), hint: sightHint}
 	}
 	is := readPlace(file, rules.parents)
 	if is.kind != inUnit && is.path != "" && is.path == p.own {
-		return place{kind: onHost, path: is.path} // where the daemon itself was started, so in no container of its own
+		is = place{kind: onHost, path: is.path} // where the daemon itself was started, so in no container of its own
 	}
-	if is.scope {
-		// Engines name the scopes of containers so that judge knows them. Other tools name them as they like (runc, crun), or
-		// leave their containers in the session's.
-		switch nested, err := p.kernel.isNested(pid); {
-		case err != nil:
-			return place{path: is.path, why: fmt.Sprintf("its pid namespace cannot be read: %v", err)}
-		case nested:
-			return place{path: is.path, why: fmt.Sprintf("it is in cgroup %s, and in a pid namespace of its own, as in a container", cut(is.path)),
-				hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
-		}
+	if is.kind != onHost && is.kind != inUnit {
+		return is
 	}
+	// Not every container has a cgroup by which judge knows it: runc and crun name scopes as they like, unshare and
+	// --cgroups=disabled leave theirs where they were started. Root in there is not root of the device.
+	nested, err := p.kernel.isNested(pid)
+	switch {
+	case err != nil:
+		return place{path: is.path, why: fmt.Sprintf("its pid namespace cannot be read: %v", err), hint: sightHint}
+	case nested && is.kind == onHost:
+		return place{path: is.path, why: fmt.Sprintf("it is in cgroup %s, and in a pid namespace of its own, as in a container: its uid says nothing", cut(is.path)),
+			hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
+	}
+	is.nested = nested
 	return is
 }
+
+const (
+	sightHint = "perceptctl doctor tells whether the daemon can see its callers at all"
+	procHint  = "mount /proc of perceptd's own pid namespace, or run it on the device itself"
+)
 
 // prove makes the proof by those rules.
 func (p *Proof) prove(ctx context.Context, rules *ruleset) (agent.Caller, error) {
@@ -251,6 +262,7 @@ func (p *Proof) prove(ctx context.Context, rules *ruleset) (agent.Caller, error)
 		return caller, &UnprovedError{What: "that it is module " + p.socket.Module, Why: "the configuration names no such module any more"}
 	case !p.needsPlace(rules):
 		caller.Module = p.socket.Module
+		caller.Nested = p.socket.Shut && p.isNested()
 		return caller, nil
 	}
 	if err := p.samePeer(); err != nil {
@@ -289,6 +301,13 @@ func (r Requirement) check(module string, caller *agent.Caller) error {
 			Hint: "name the container as the module, or name it in the module's [[module]] as container"}
 	}
 	return nil
+}
+
+// isNested reports whether the caller is in a pid namespace of its own, or may be: a container that was given the admin socket
+// has a root that is not the device's.
+func (p *Proof) isNested() bool {
+	nested, err := p.prover.kernel.isNested(p.process.pid)
+	return err != nil || nested || p.samePeer() != nil
 }
 
 // samePeer says why the process that is held may be another than the one that connected. With a pidfd it cannot.
@@ -336,7 +355,7 @@ func (pl *place) refusal() error {
 func (pl *place) show(c *agent.Caller) {
 	switch pl.kind {
 	case inUnit:
-		c.Unit = pl.unit
+		c.Unit, c.Nested = pl.unit, pl.nested
 	case inContainer:
 		c.Container = &agent.Container{ID: pl.container}
 	}

@@ -89,7 +89,7 @@ func TestWhoIsNotProved(t *testing.T) {
 // A daemon that was started by hand in a container of its own has its neighbours around it.
 func TestNeighboursOfTheDaemon(t *testing.T) {
 	t.Parallel()
-	s := &scene{t: t, proc: t.TempDir()}
+	s := &scene{t: t, proc: newProc(t)}
 	s.put(1, "/")
 	s.put(os.Getpid(), "/docker/"+idA)
 	s.open(Options{Proc: s.proc})

@@ -71,6 +71,7 @@ func New(o Options) *Prover {
 	if k.proc == "" {
 		k.proc = "/proc"
 	}
+	k.misplaced = k.placed()
 	k.stranger = k.strangers()
 	changed := o.Changed
 	if changed == nil {

@@ -53,12 +53,22 @@ type scene struct {
 // newScene has a /proc of its own, in which this process and the first are on the host.
 func newScene(t *testing.T, o Options) *scene {
 	t.Helper()
-	s := &scene{t: t, proc: t.TempDir()}
+	s := &scene{t: t, proc: newProc(t)}
 	o.Proc = s.proc
 	s.put(1, "/init.scope")
 	s.put(os.Getpid(), "/")
 	s.open(o)
 	return s
+}
+
+// newProc returns a folder that is this process's own /proc by its name for it, and empty otherwise.
+func newProc(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Symlink(strconv.Itoa(os.Getpid()), filepath.Join(dir, "self")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func (s *scene) open(o Options) {
@@ -256,8 +266,8 @@ type actor struct {
 	wire *net.UnixConn // by which it is told what to do, and hands over descriptors
 }
 
-// start starts an actor that connects to the scene's socket and hands its end over.
-func (s *scene) start(role string) *actor {
+// start starts an actor that connects to the scene's socket and hands its end over. Each change is made to how it is started.
+func (s *scene) start(role string, changes ...func(*exec.Cmd)) *actor {
 	s.t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -274,6 +284,9 @@ func (s *scene) start(role string) *actor {
 	a.cmd.Env = append(os.Environ(), quickEnd, "CALLER_TEST_ROLE="+role, "CALLER_TEST_SOCKET="+s.path)
 	a.cmd.ExtraFiles = []*os.File{theirs}
 	a.cmd.Stderr = os.Stderr
+	for _, change := range changes {
+		change(a.cmd)
+	}
 	if err := a.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func unprovedOf(err error) *api.Unproved {
 }
 
 func callerOf(c *agent.Caller) api.Caller {
-	told := api.Caller{Module: c.Module, Unit: c.Unit, Groups: orEmpty(c.Groups), PID: c.PID}
+	told := api.Caller{Module: c.Module, Unit: c.Unit, Groups: orEmpty(c.Groups), PID: c.PID, Nested: c.Nested}
 	if c.UID != agent.NoID {
 		told.UID, told.GID = &c.UID, &c.GID
 	}
@@ -52,7 +52,7 @@ func callerOf(c *agent.Caller) api.Caller {
 			RepoDigests: c.Container.RepoDigests, EdgeModule: c.Container.EdgeModule, StartedOn: c.Container.StartedOn,
 		}
 	}
-	if c.Module != "" || c.Container != nil {
+	if !c.HasUser() {
 		return told // names of this device's users are not theirs
 	}
 	if account, err := user.LookupId(strconv.FormatUint(uint64(c.UID), 10)); err == nil {

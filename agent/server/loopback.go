@@ -169,10 +169,10 @@ func (s *Server) loopback(x *exchange) *fault {
 // loopbackOf answers GET /v1/loopback on the admin socket: the same for whom the query describes. It is for root and the
 // daemon's own user, who could read the root of the secrets: to others the admin socket gives no token.
 func (s *Server) loopbackOf(x *exchange) *fault {
-	if uid := x.caller.UID; uid != 0 && int64(uid) != int64(os.Geteuid()) {
+	if uid := x.caller.UID; !x.caller.HasUser() || uid != 0 && int64(uid) != int64(os.Geteuid()) {
 		return &fault{
 			status: http.StatusForbidden, code: api.CodeNotGranted,
-			detail: "a grant's header secret is a token's worth: only root may ask for another's",
+			detail: "a grant's header secret is a token's worth: only root may ask for another's, and not from a container or a pid namespace of its own",
 		}
 	}
 	if f := x.query.parse(x.raw); f != nil {

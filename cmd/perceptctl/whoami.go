@@ -117,6 +117,9 @@ func factsOf(c api.Caller) []fact {
 		add("image ID", in.Digest)
 		add("digests", strings.Join(in.RepoDigests, ", "))
 	}
+	if c.Nested {
+		add("namespace", "a pid namespace of its own, as in a container: user and groups say nothing")
+	}
 	add("user", named(c.UID, c.User))
 	add("group", named(c.GID, c.Group))
 	var groups []string

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -153,5 +155,37 @@ func TestDaemonExplainsItself(t *testing.T) {
 	}
 	if _, body, _ := d.get(d.admin(), api.PathGrantsCheck+"?module=speech&resource="+vaultURI); !strings.Contains(body, "no grant is for module speech") {
 		t.Error(body)
+	}
+}
+
+// Root in a pid namespace of its own is not root: not for a grant, and not for an administrator's secrets.
+func TestNestedRoot(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("making pid namespaces needs root")
+	}
+	d := launchDaemon(t, withLoopback(simulatedFor("vision"), freeAddress(t)))
+	nested := func(args ...string) (out string, status int) {
+		c := exec.Command("/usr/bin/unshare", append([]string{"-p", "-f", "-m", binary(t, "perceptctl"), "--socket", d.token()}, args...)...)
+		text, _ := c.CombinedOutput()
+		return strings.Join(strings.Fields(string(text)), " "), c.ProcessState.ExitCode() // on one line, wherever it was wrapped
+	}
+	if out, status := nested("token", "--resource", vaultURI, "--json"); status != 4 || strings.Contains(out, "eyJ") {
+		t.Errorf("a token: %d %s", status, out)
+	}
+	if out, status := nested("whoami"); status != 4 || !strings.Contains(out, "in a pid namespace of its own, as in a container: its uid says nothing") {
+		t.Errorf("whoami: %d %s", status, out)
+	}
+	if out, status := nested("env", "--module", "vision"); status != 4 || !strings.Contains(out, "only root may ask for another's") || strings.Contains(out, "IDENTITY_HEADER=") {
+		t.Errorf("a module's secret: %d %s", status, out)
+	}
+	if out, status := nested("status"); status != 0 || !strings.Contains(out, "in a pid namespace of its own") {
+		t.Errorf("the admin socket's file decides who is let in: %d %s", status, out)
+	}
+	if secret := valueOf(d.env(t, "--module", "vision"), "IDENTITY_HEADER"); secret == "" {
+		t.Error("root gets no secret")
+	}
+	if said := d.text(); !strings.Contains(said, "caller not proved") || !strings.Contains(said, "its uid says nothing") {
+		t.Errorf("the log does not tell why: %s", said)
 	}
 }

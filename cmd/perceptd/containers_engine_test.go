@@ -56,13 +56,32 @@ func startDockerIn(t *testing.T, wrapper []string, args ...string) *engineProces
 	return e
 }
 
+// podman is Debian's.
+const podman = "/usr/bin/podman"
+
+// podmanCommand is Podman with its storage in dir.
+func podmanCommand(dir, runtime string) []string {
+	return []string{podman, "--root", filepath.Join(dir, "data"), "--runroot", filepath.Join(dir, "run"), "--runtime", runtime,
+		"--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--events-backend=file", "--tmpdir", filepath.Join(dir, "tmp")}
+}
+
+// podmanAlone is Podman without a service, which nobody can ask, with a runtime that can do without cgroups.
+func podmanAlone(t *testing.T) *engineProcess {
+	t.Helper()
+	for _, program := range []string{podman, "/usr/bin/crun"} {
+		if _, err := os.Stat(program); err != nil {
+			t.Fatalf("%v: make test-containers installs it", err)
+		}
+	}
+	return &engineProcess{t: t, cli: append(inCgroup2[:len(inCgroup2):len(inCgroup2)], podmanCommand(engineFolder(t), "crun")...)}
+}
+
 // startPodman starts Podman's service with Docker's API.
 func startPodman(t *testing.T) *engineProcess {
 	t.Helper()
 	dir := engineFolder(t)
 	socket := filepath.Join(dir, "podman.sock")
-	global := []string{"/usr/bin/podman", "--root", filepath.Join(dir, "data"), "--runroot", filepath.Join(dir, "run"), "--runtime", "runc",
-		"--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--events-backend=file", "--tmpdir", filepath.Join(dir, "tmp")}
+	global := podmanCommand(dir, "runc")
 	command := exec.Command(global[0], append(global[1:len(global):len(global)], "system", "service", "--time=0", "unix://"+socket)...)
 	e := &engineProcess{t: t, socket: socket, cli: global}
 	e.begin(dir, command)
@@ -204,7 +223,7 @@ func (d *daemonProcess) mount(module string) []string {
 
 // limits are what podman cannot raise here.
 func (e *engineProcess) limits() []string {
-	if strings.HasSuffix(e.cli[0], "podman") {
+	if slices.Contains(e.cli, podman) {
 		return []string{"--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000"}
 	}
 	return nil

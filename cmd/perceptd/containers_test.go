@@ -265,6 +265,29 @@ func TestContainersOfCgroup2(t *testing.T) {
 	testContainers(t, e, launchDaemon(t, twoModules(e.socket, image)), image, other)
 }
 
+// TestContainersWithoutCgroup: root of a container that was started in no cgroup of its own is not root of the device,
+// though it is where this user's processes are.
+func TestContainersWithoutCgroup(t *testing.T) {
+	e := podmanAlone(t)
+	d := launchDaemon(t, twoModules("auto", e.image("probe:1", "one")))
+	everybody := []string{"-v", d.token() + ":/run/percept/token.sock", "--cgroups=disabled"}
+	out, err := e.once(everybody, "probe:1", askVault()...)
+	if exitStatus(err) != deniedExit || strings.Contains(out, "eyJ") {
+		t.Errorf("%v %s", err, out)
+	}
+	out, err = e.once(everybody, "probe:1", "whoami")
+	if exitStatus(err) != deniedExit || !strings.Contains(out, "it is in cgroup /, and in a pid namespace of its own") {
+		t.Errorf("%v %s", err, out)
+	}
+	out, err = e.once(append(d.mount("open"), "--cgroups=disabled"), "probe:1", askVault()...)
+	if err != nil || identityOf(out) != "device" {
+		t.Errorf("a module by its socket: %v %s", err, out)
+	}
+	if status, body, err := d.get(d.token(), vaultToken); status != 200 {
+		t.Errorf("this user: %d %s %v", status, body, err)
+	}
+}
+
 // TestContainersOfRemappedUsers: root of such a container is some other uid of the device.
 func TestContainersOfRemappedUsers(t *testing.T) {
 	e := startDocker(t, "--userns-remap=default")
