@@ -150,6 +150,41 @@ func testCallers(t *testing.T, m *machine) {
 			t.Errorf("it is taken for a unit: %s", out)
 		}
 	})
+	t.Run("in a pid namespace of its own a service is known by its name alone", func(t *testing.T) {
+		apart := []string{"unshare", "-p", "-f", "-m"}
+		out, err := m.inUnit(t, "camera.service", "root", nil, append(apart, token(askVault)...)...)
+		if err != nil || !strings.Contains(out, `"identity": "vision"`) {
+			t.Errorf("the service: %v %s", err, out)
+		}
+		edge := append(apart, "setpriv", "--reuid=edge", "--clear-groups")
+		out, err = m.inUnit(t, "other.service", "root", nil, append(edge, token(askVault)...)...)
+		if exitOf(err) != 4 || strings.Contains(out, "eyJ") || !strings.Contains(out, "whose uid and groups say nothing there") {
+			t.Errorf("its user: %v %s", err, out)
+		}
+		out, err = m.run(t, append(edge, token(askVault)...)...) // wherever the machine's commands run
+		if exitOf(err) != 4 || strings.Contains(out, "eyJ") {
+			t.Errorf("a shell's user: %v %s", err, out)
+		}
+		if strings.HasPrefix(m.must(t, "systemctl", "--version"), "systemd 257") {
+			out, err = m.inUnit(t, "camera.service", "edge", []string{"--property=PrivatePIDs=yes"}, "perceptctl", "whoami")
+			if err != nil || !strings.Contains(out, "a pid namespace of its own") || !strings.Contains(out, "vision") {
+				t.Errorf("PrivatePIDs=: %v %s", err, out)
+			}
+		}
+	})
+	t.Run("a container below a user's manager is not that user", func(t *testing.T) {
+		uid := strings.TrimSpace(m.must(t, "id", "-u", "edge"))
+		unit := "user@" + uid + ".service"
+		m.write(t, "/etc/systemd/system/"+unit+".d/forge.conf", "[Service]\nType=oneshot\nPAMName=\nDelegateSubgroup=\nStandardOutput=file:/run/nested\nStandardError=inherit\nExecStart=\n"+
+			"ExecStart=-/usr/bin/unshare -U -r -p -f -m /bin/sh /usr/local/bin/forge app.slice/camera.service\n")
+		m.must(t, "systemctl", "daemon-reload")
+		m.must(t, "systemctl", "restart", unit)
+		out := strings.Join(strings.Fields(m.must(t, "cat", "/run/nested")), " ")
+		wants(t, out, unit+"/app.slice/camera.service", "not proved", "in a pid namespace of its own, as in a container: its uid says nothing")
+		if strings.Contains(out, "eyJ") {
+			t.Errorf("it has a token: %s", out)
+		}
+	})
 	t.Run("a service of a user made for it is told by its name", func(t *testing.T) {
 		out, err := m.run(t, "systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--unit=camera.service", "--property=DynamicUser=yes",
 			"perceptctl", "token", "--resource", askVault, "--json")
