@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/agent/lock"
 )
 
 const (
@@ -37,9 +39,16 @@ func BootID() string {
 	return strings.TrimSpace(string(text))
 }
 
-// prepare makes dir if need be, in which nobody but root and this process's user may write, and removes
+// prepare makes dir if need be, which is shut to everybody but root and this process's user, and removes
 // what a crash left of a file of that name.
 func prepare(dir, name string) error {
+	if err := makeFolder(dir); err != nil {
+		return err
+	}
+	return remove(filepath.Join(dir, name+beingWritten))
+}
+
+func makeFolder(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -53,11 +62,35 @@ func prepare(dir, name string) error {
 		return fmt.Errorf("the owner of %s is neither root nor the user that perceptd runs as", dir)
 	case info.Mode().Perm()&othersMayChange != 0:
 		return fmt.Errorf("mode %04o of %s lets others write there: chmod go-w %s", info.Mode().Perm(), dir, dir)
+	case info.Mode().Perm()&onlyForOurs != 0: // who can open it can lock it
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return err
+		}
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
 		return &fs.PathError{Op: "write to", Path: dir, Err: err}
 	}
-	return remove(filepath.Join(dir, name+beingWritten))
+	return nil
+}
+
+// Hold has this process alone keep its state in dir, which is made if need be, until it closes what is returned. Two
+// processes would overwrite each other's files. The error names the process that holds dir already (lock.HeldError), or
+// says why dir is of no use; nothing is kept in it then.
+func Hold(dir string) (*lock.Folder, error) {
+	if err := makeFolder(dir); err != nil {
+		return nil, err
+	}
+	folder, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	held, err := lock.Take(folder)
+	var by lock.HeldError
+	if errors.As(err, &by) {
+		by.Does = "keeps its state in " + dir
+		return nil, by
+	}
+	return held, err
 }
 
 func ours(info fs.FileInfo) bool {

@@ -31,7 +31,7 @@ func handedOver(t *testing.T, l *Listener) (*net.UnixListener, uint64) {
 
 func TestAdopt(t *testing.T) {
 	t.Parallel()
-	h := lock(t, folder(t))
+	h := locked(t, folder(t))
 	first := listen(t, h, "modules/vision", "token.sock")
 	path := first.Addr().String()
 	inner, inode := handedOver(t, first)
@@ -76,7 +76,7 @@ func TestAdoptRefuses(t *testing.T) {
 			}
 		},
 	} {
-		h := lock(t, folder(t))
+		h := locked(t, folder(t))
 		l := listen(t, h, "modules/vision", "token.sock")
 		path := l.Addr().String()
 		inner, inode := handedOver(t, l)
@@ -90,7 +90,7 @@ func TestAdoptRefuses(t *testing.T) {
 			t.Errorf("%s: the listener was left open", name)
 		}
 	}
-	h := lock(t, folder(t))
+	h := locked(t, folder(t))
 	l := listen(t, h, "modules/vision", "token.sock")
 	for _, in := range []string{"", "../x", "/etc", "modules/none/none"} {
 		inner, inode := handedOver(t, l)
@@ -107,7 +107,7 @@ func TestAdoptRefuses(t *testing.T) {
 func TestRemoveFolder(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
-	h := lock(t, dir)
+	h := locked(t, dir)
 	if got, err := h.Folders("modules"); len(got) != 0 || err != nil {
 		t.Errorf("before any: %v, %v", got, err)
 	}

@@ -263,5 +263,8 @@ func bindError(err error) error {
 	if errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("bind: %w: is /proc mounted?", err)
 	}
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("bind: %w: start perceptd through systemd, or name another folder with --runtime-dir", err)
+	}
 	return os.NewSyscallError("bind", err)
 }

@@ -14,30 +14,30 @@ package socket
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/agent/lock"
 )
 
-// LockName is the lock file's name in the locked folder. The file outlives its daemon: removing it
-// would let two daemons lock two files of the same name.
-const LockName = "perceptd.lock"
+// olderLock is the lock file of versions that did not lock a folder yet. It is not made any more.
+const olderLock = "perceptd.lock"
 
 // Held is a runtime folder that this process alone serves in, until Close or its end.
 type Held struct {
 	dir    string // for people; every call goes through folder
 	folder *os.File
-	lock   *os.File
+	lock   *lock.Folder
+	older  *lock.Folder // nil: an earlier version was never here
 }
 
 // Lock makes this process the one daemon of the folder dir, which must be there, belong to root or to
 // this user, and be writable by no one else unless it is sticky. The last step of dir may not be a link.
-// The error names the process that holds the lock already.
-func Lock(dir string) (*Held, error) {
+// What is locked is the folder private in it, which is made where it is missing and shut to all other users: dir
+// itself is open to everybody. The error names the process that holds the lock already.
+func Lock(dir, private string) (*Held, error) {
 	if dir == "" {
 		return nil, errors.New("the runtime folder has no name: give one with --runtime-dir")
 	}
@@ -46,76 +46,59 @@ func Lock(dir string) (*Held, error) {
 	if err != nil {
 		return nil, folderError(dir, err)
 	}
-	folder := os.NewFile(uintptr(fd), dir)
-	if err := checkFolder(fd, dir); err != nil {
-		return nil, errors.Join(err, folder.Close())
+	h := &Held{dir: dir, folder: os.NewFile(uintptr(fd), dir)}
+	if err := h.take(private); err != nil {
+		return nil, errors.Join(err, h.Close())
 	}
-	lock, err := lockFile(fd, dir)
-	if err != nil {
-		return nil, errors.Join(err, folder.Close())
-	}
-	return &Held{dir: dir, folder: folder, lock: lock}, nil
+	return h, nil
 }
 
 // Close lets another daemon have the folder. Sockets made through h stay and are theirs to close, first.
-// The lock is given up by name: a process that is being started by this one may hold the descriptor for a moment.
 func (h *Held) Close() error {
-	err := unix.Flock(int(h.lock.Fd()), unix.LOCK_UN)
-	return errors.Join(err, h.lock.Close(), h.folder.Close())
+	return errors.Join(h.older.Close(), h.lock.Close(), h.folder.Close())
 }
 
-func lockFile(folder int, dir string) (*os.File, error) {
-	path := filepath.Join(dir, LockName)
-	// Not readable by others, since whoever can open a file can lock it.
-	fd, err := unix.Openat(folder, LockName, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
-	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("%s: %w: start perceptd as the user that owns %s (under systemd `systemd-tmpfiles --create perceptd.conf` sets the owner), or name another folder with --runtime-dir", path, err, dir)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	file := os.NewFile(uintptr(fd), path)
-	if err := takeLock(file); err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	return file, nil
-}
-
-// takeLock locks file and writes this process's ID into it, for the error of whoever comes next.
-func takeLock(file *os.File) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
-		return fmt.Errorf("%s: %w", file.Name(), err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || !ours(st.Uid) {
-		return fmt.Errorf("%s is not a lock file of root or of this user: look what it is and remove it", file.Name())
-	}
-	err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("another perceptd%s is serving in %s: stop it, or name another folder with --runtime-dir",
-			holder(file), filepath.Dir(file.Name()))
-	}
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", file.Name(), err)
-	}
-	if err := file.Truncate(0); err != nil {
+func (h *Held) take(private string) (err error) {
+	if err := checkFolder(int(h.folder.Fd()), h.dir); err != nil {
 		return err
 	}
-	_, err = file.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	shut, err := openStep(h.folder, private, filepath.Join(h.dir, private), true)
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("%w: `systemd-tmpfiles --create perceptd.conf` makes it for perceptd.service; to start perceptd by hand, name another folder with --runtime-dir", err)
+	}
+	if err != nil {
+		return err
+	}
+	if h.lock, err = lock.Take(shut); err != nil {
+		return h.held(err)
+	}
+	h.older, err = lockOlder(h.folder)
+	return h.held(err)
+}
+
+// held says what another daemon that holds the lock does.
+func (h *Held) held(err error) error {
+	var by lock.HeldError
+	if errors.As(err, &by) {
+		by.Does = "is serving in " + h.dir
+		return by
+	}
 	return err
 }
 
-// holder names the process that holds the lock, or is empty when the file does not say.
-func holder(file *os.File) string {
-	text, err := io.ReadAll(io.NewSectionReader(file, 0, 32))
+// lockOlder takes the lock of an earlier version where there is one, so that such a daemon does not serve beside this one.
+// What that version would not have made, or another user could lock, is no lock.
+func lockOlder(folder *os.File) (*lock.Folder, error) {
+	fd, err := unix.Openat(int(folder.Fd()), olderLock, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return ""
+		return nil, nil
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 0 {
-		return ""
+	file := os.NewFile(uintptr(fd), filepath.Join(folder.Name(), olderLock))
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || !ours(st.Uid) || st.Mode&0o077 != 0 {
+		return nil, file.Close()
 	}
-	return fmt.Sprintf(" (process %d)", pid)
+	return lock.TakeFile(file)
 }
 
 // checkFolder refuses a folder in which someone else could put a socket of theirs in ours' place.

@@ -17,6 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// private is the folder that is locked, as the daemon has it.
+const private = "modules"
+
 // folder returns a runtime folder that Lock accepts, whatever the umask.
 func folder(t *testing.T) string {
 	t.Helper()
@@ -27,9 +30,9 @@ func folder(t *testing.T) string {
 	return dir
 }
 
-func lock(t *testing.T, dir string) *Held {
+func locked(t *testing.T, dir string) *Held {
 	t.Helper()
-	h, err := Lock(dir)
+	h, err := Lock(dir, private)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +103,7 @@ func talks(t *testing.T, l *Listener, path string) {
 func TestListen(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
-	h := lock(t, dir)
+	h := locked(t, dir)
 	for _, row := range []struct {
 		in, name string
 		mode     fs.FileMode
@@ -145,7 +148,7 @@ func TestListenSetsGroup(t *testing.T) {
 		t.Skip("needs root: only root may give a socket to any group")
 	}
 	dir := folder(t)
-	l, err := lock(t, dir).Listen("", "admin.sock", 0o660, 4242)
+	l, err := locked(t, dir).Listen("", "admin.sock", 0o660, 4242)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +165,7 @@ func TestListenReplacesStaleSockets(t *testing.T) {
 	path := filepath.Join(dir, "token.sock")
 	stale(t, path)
 	stale(t, filepath.Join(dir, ".token.sock.new")) // of a daemon killed half-way
-	l := listen(t, lock(t, dir), "", "token.sock")
+	l := listen(t, locked(t, dir), "", "token.sock")
 	talks(t, l, path)
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 2 {
@@ -173,7 +176,7 @@ func TestListenReplacesStaleSockets(t *testing.T) {
 func TestListenLeavesALiveSocketAlone(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
-	h := lock(t, dir)
+	h := locked(t, dir)
 	first := listen(t, h, "", "token.sock")
 	path := filepath.Join(dir, "token.sock")
 	_, err := h.Listen("", "token.sock", 0o666, -1)
@@ -204,14 +207,14 @@ func TestListenLeavesABusySocketAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer waiting.Close()
-	_, err = lock(t, dir).Listen("", "token.sock", 0o666, -1)
+	_, err = locked(t, dir).Listen("", "token.sock", 0o666, -1)
 	wantError(t, err, "another perceptd is serving on")
 }
 
 func TestListenRefusesWhatItCannotReplace(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
-	h := lock(t, dir)
+	h := locked(t, dir)
 	target := filepath.Join(folder(t), "elsewhere.sock")
 	stale(t, target)
 	datagram, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: filepath.Join(dir, "datagram")})
@@ -249,7 +252,7 @@ func TestListenRefusesWhatItCannotReplace(t *testing.T) {
 
 func TestListenRefusesNames(t *testing.T) {
 	t.Parallel()
-	h := lock(t, folder(t))
+	h := locked(t, folder(t))
 	for _, name := range []string{"", ".", "..", "a/b", "@\x00", "\x00abstract", strings.Repeat("n", longestName+1)} {
 		_, err := h.Listen("", name, 0o666, -1)
 		wantError(t, err, "is no name for a socket")
@@ -263,14 +266,14 @@ func TestListenRefusesNames(t *testing.T) {
 func TestListenFollowsNoLinkBelowTheFolder(t *testing.T) {
 	t.Parallel()
 	dir, elsewhere := folder(t), folder(t)
-	if err := os.Symlink(elsewhere, filepath.Join(dir, "modules")); err != nil {
+	if err := os.Symlink(elsewhere, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h := lock(t, dir)
-	for _, in := range []string{"modules", "modules/vision", "file", "file/x"} {
+	h := locked(t, dir)
+	for _, in := range []string{"link", "link/vision", "file", "file/x"} {
 		_, err := h.Listen(in, "token.sock", 0o666, -1)
 		wantError(t, err, "is a link, which is not followed")
 	}
@@ -283,7 +286,7 @@ func TestListenFollowsNoLinkBelowTheFolder(t *testing.T) {
 func TestListenInADeepFolder(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
-	h := lock(t, dir)
+	h := locked(t, dir)
 	deep := strings.Repeat(strings.Repeat("d", 50)+"/", 5)
 	l := listen(t, h, deep, "token.sock")
 	in, err := os.Open(filepath.Join(dir, deep))
@@ -298,7 +301,7 @@ func TestCloseRemovesOnlyItsOwnSocket(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
 	path := filepath.Join(dir, "token.sock")
-	l := listen(t, lock(t, dir), "", "token.sock")
+	l := listen(t, locked(t, dir), "", "token.sock")
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +317,7 @@ func TestCloseRemovesOnlyItsOwnSocket(t *testing.T) {
 func TestCloseAfterTheSocketWasRemoved(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
-	l := listen(t, lock(t, dir), "", "token.sock")
+	l := listen(t, locked(t, dir), "", "token.sock")
 	if err := os.Remove(filepath.Join(dir, "token.sock")); err != nil {
 		t.Fatal(err)
 	}
@@ -384,6 +387,8 @@ func TestLockRefusesFolders(t *testing.T) {
 	}
 	must(os.Symlink(folder(t), path("link")))
 	must(os.WriteFile(path("file"), nil, 0o600))
+	must(os.Mkdir(path("linked"), 0o755))
+	must(os.Symlink(folder(t), path("linked/"+private)))
 	must(errors.Join(os.Mkdir(path("open"), 0o700), os.Chmod(path("open"), 0o777)))
 	must(errors.Join(os.Mkdir(path("group"), 0o700), os.Chmod(path("group"), 0o770)))
 	for _, row := range []struct{ dir, says string }{
@@ -392,14 +397,15 @@ func TestLockRefusesFolders(t *testing.T) {
 		{path("link"), "is a link, which is not followed"},
 		{path("link") + "/", "is a link, which is not followed"},
 		{path("file"), "is not a folder"},
+		{path("linked"), private + " is not a folder, or is a link, which is not followed"},
 		{path("open"), "others may write"},
 		{path("group"), "others may write"},
 	} {
-		_, err := Lock(row.dir)
+		_, err := Lock(row.dir, private)
 		wantError(t, err, row.says)
 	}
 	must(errors.Join(os.Mkdir(path("sticky"), 0o700), os.Chmod(path("sticky"), 0o777|os.ModeSticky)))
-	lock(t, path("sticky"))
+	locked(t, path("sticky"))
 }
 
 func TestLockRefusesAnotherUsersFolder(t *testing.T) {
@@ -411,44 +417,99 @@ func TestLockRefusesAnotherUsersFolder(t *testing.T) {
 	if err := os.Chown(dir, 4242, -1); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Lock(dir)
+	_, err := Lock(dir, private)
 	wantError(t, err, "belongs to user 4242", "--runtime-dir")
 }
 
-func TestLockRefusesAStrangeLockFile(t *testing.T) {
+// A daemon of a version that had a lock file, and this one, never serve beside each other.
+func TestLockHeedsTheOlderOne(t *testing.T) {
+	t.Parallel()
+	dir := folder(t)
+	path := filepath.Join(dir, olderLock)
+	older, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer older.Close()
+	take := func() error { return unix.Flock(int(older.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	if err := take(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Lock(dir, private)
+	wantError(t, err, "another perceptd (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir)
+	if err := unix.Flock(int(older.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	h := locked(t, dir)
+	if err := take(); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("an older daemon could start beside this one: %v", err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := take(); err != nil {
+		t.Errorf("after the daemon: %v", err)
+	}
+}
+
+// What another user could have made or locked keeps nobody from starting.
+func TestLockIgnoresWhatIsNoOlderOne(t *testing.T) {
 	t.Parallel()
 	for name, plant := range map[string]func(path string) error{
-		"link": func(path string) error { return os.Symlink("/etc/hostname", path) },
-		"fifo": func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"link":   func(path string) error { return os.Symlink("/etc/hostname", path) },
+		"fifo":   func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"folder": func(path string) error { return os.Mkdir(path, 0o700) },
 		"hard link": func(path string) error {
 			return errors.Join(os.WriteFile(path+".2", nil, 0o600), os.Link(path+".2", path))
 		},
+		"open to others": func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o600), os.Chmod(path, 0o644)) },
 	} {
 		dir := folder(t)
-		if err := plant(filepath.Join(dir, LockName)); err != nil {
+		path := filepath.Join(dir, olderLock)
+		if err := plant(path); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Lock(dir); err == nil {
-			t.Errorf("%s was taken for a lock file", name)
+		if fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
+			defer unix.Close(fd)
+			_ = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		}
+		h, err := Lock(dir, private)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		_ = h.Close()
 	}
 }
 
 func TestLockNamesItsHolder(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
-	h := lock(t, dir)
-	_, err := Lock(dir)
-	wantError(t, err, "another perceptd (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir, "stop it")
-	if err := os.WriteFile(filepath.Join(dir, LockName), []byte("?"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, err = Lock(dir)
-	wantError(t, err, "another perceptd is serving in "+dir)
+	h := locked(t, dir)
+	_, err := Lock(dir, private)
+	wantError(t, err, "another perceptd (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir, "stop it", "--runtime-dir and --state-dir")
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	lock(t, dir) // the file left behind is no hindrance
+	locked(t, dir) // the folder left behind is no hindrance
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 || entries[0].Name() != private {
+		t.Errorf("there is more than the folder that is locked: %v %v", entries, err)
+	}
+}
+
+// Whoever can open a folder can lock it, so that the one that is locked is shut first.
+func TestLockShutsItsFolder(t *testing.T) {
+	t.Parallel()
+	dir := folder(t)
+	path := filepath.Join(dir, private)
+	if err := errors.Join(os.Mkdir(path, 0o700), os.Chmod(path, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	locked(t, dir)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
 }
 
 func TestConcurrentStarts(t *testing.T) {
@@ -462,7 +523,7 @@ func TestConcurrentStarts(t *testing.T) {
 	)
 	for range 16 {
 		wg.Go(func() {
-			h, err := Lock(dir)
+			h, err := Lock(dir, private)
 			if err != nil {
 				return
 			}
@@ -490,7 +551,7 @@ func TestConcurrentProcesses(t *testing.T) {
 	t.Parallel()
 	const variable = "PERCEPT_TEST_SOCKET_FOLDER"
 	if dir := os.Getenv(variable); dir != "" {
-		h, err := Lock(dir)
+		h, err := Lock(dir, private)
 		if err == nil {
 			_, err = h.Listen("", "token.sock", 0o666, -1)
 		}
@@ -529,14 +590,14 @@ func TestConcurrentProcesses(t *testing.T) {
 	if words["won"] != 1 || words["lost"] != 3 {
 		t.Errorf("processes say %v, want one that won", words)
 	}
-	if _, err := Lock(dir); err == nil {
+	if _, err := Lock(dir, private); err == nil {
 		t.Error("the lock of a live process was taken")
 	}
 	for _, cmd := range children {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}
-	talks(t, listen(t, lock(t, dir), "", "token.sock"), filepath.Join(dir, "token.sock"))
+	talks(t, listen(t, locked(t, dir), "", "token.sock"), filepath.Join(dir, "token.sock"))
 }
 
 // The umask is the process's, so this test has a process to itself.
@@ -553,7 +614,7 @@ func TestListenWhateverTheUmask(t *testing.T) {
 	}
 	for _, mask := range []int{0, 0o077, 0o277} {
 		dir := folder(t)
-		h := lock(t, dir)
+		h := locked(t, dir)
 		unix.Umask(mask)
 		listen(t, h, "modules/vision", "token.sock")
 		unix.Umask(0o022)
@@ -567,14 +628,14 @@ func TestListenWhateverTheUmask(t *testing.T) {
 
 func TestDescriptorsAreCloseOnExec(t *testing.T) {
 	t.Parallel()
-	h := lock(t, folder(t))
+	h := locked(t, folder(t))
 	l := listen(t, h, "", "token.sock")
 	file, err := l.File()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	for name, fd := range map[string]uintptr{"folder": h.folder.Fd(), "lock": h.lock.Fd(), "socket folder": l.folder.Fd(), "inode": l.made.Fd(), "socket": file.Fd()} {
+	for name, fd := range map[string]uintptr{"folder": h.folder.Fd(), "socket folder": l.folder.Fd(), "inode": l.made.Fd(), "socket": file.Fd()} {
 		if flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
 			t.Errorf("%s: flags %#x, %v", name, flags, err)
 		}

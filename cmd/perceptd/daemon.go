@@ -20,6 +20,7 @@ import (
 	"perceptd/agent/api"
 	"perceptd/agent/caller"
 	"perceptd/agent/keep"
+	"perceptd/agent/lock"
 	"perceptd/agent/server"
 	"perceptd/agent/socket"
 	"perceptd/systemd"
@@ -51,7 +52,8 @@ type daemon struct {
 	sight   chan struct{} // what can be seen of callers may be another than before
 	failed  chan error    // something that the daemon cannot go on without
 	kept    *kept
-	unkept  string // why there is no state directory, in a sentence; empty: there is one
+	state   *lock.Folder // nil: there is no state directory
+	unkept  string       // why there is no state directory, in a sentence; empty: there is one
 
 	reloading sync.Mutex // one reload at a time
 
@@ -83,7 +85,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 			d.release()
 		}
 	}()
-	held, err := socket.Lock(f.runtimeDir)
+	held, err := socket.Lock(f.runtimeDir, api.ModulesDirName)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +100,9 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	options := agent.Options{
 		Fetch: d.backend.source.Fetch, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
 	}
-	d.openState(&options)
+	if err := d.openState(&options); err != nil {
+		return nil, err
+	}
 	d.openTokens(&options, given.Files)
 	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
@@ -114,16 +118,25 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	return d, d.listen(given.Listeners)
 }
 
-// openState loads what was kept. The daemon serves without a place to keep things in, and says so.
-func (d *daemon) openState(o *agent.Options) {
+// openState loads what was kept. The daemon serves without a place to keep things in, and says so, but not beside another
+// that keeps its state there.
+func (d *daemon) openState(o *agent.Options) (err error) {
+	var held lock.HeldError
+	if d.state, err = keep.Hold(d.flags.stateDir); errors.As(err, &held) {
+		return err
+	}
+	if err != nil {
+		d.log.Warn("the state folder is not locked", zap.Error(err))
+	}
 	record, err := keep.Open(d.flags.stateDir, o.Clock.Boot)
 	if err != nil {
 		d.unkept = fmt.Sprintf("policy changes are not kept, and lost at the next restart: %v: name another folder with --state-dir", err)
 		d.log.Warn("policy changes are not kept", zap.Error(err))
-		return
+		return nil
 	}
 	o.Changes, o.LostRecord = record.Load()
 	o.Keep = record.Save
+	return nil
 }
 
 // callerLimits is what one caller may take. Two seconds' worth of requests may come at once.
@@ -193,6 +206,7 @@ func (d *daemon) release() {
 	if d.sockets != nil {
 		_ = d.sockets.held.Close()
 	}
+	_ = d.state.Close()
 }
 
 // noteChange makes the status text be told anew.

@@ -60,7 +60,11 @@ func (d *daemon) openTokens(o *agent.Options, carried map[string]*os.File) {
 		k.noCarry, k.noFile = "the simulated back end has a clock of its own", "the simulated back end has a clock of its own"
 		return
 	}
-	k.openFile(d.flags)
+	if d.flags.passing {
+		k.noFile = fmt.Sprintf("the state is in %s, which is not kept over a reboot: name a folder with --state-dir", d.flags.stateDir)
+	} else {
+		k.openFile(d.flags)
+	}
 	o.BootID = keep.BootID()
 	if o.Memory = k.takeCarried(carried); o.Memory == nil {
 		o.Memory = k.load()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -35,7 +36,9 @@ usage: perceptd [flags]
                        neighbour config.d/*.toml is read after it
   --runtime-dir DIR    where the sockets are (default /run/percept)
   --state-dir DIR      where tokens, sealed, and policy changes are kept (default
-                       $STATE_DIRECTORY, as systemd sets it, else /var/lib/percept)
+                       $STATE_DIRECTORY, as systemd sets it, else /var/lib/percept;
+                       with another runtime folder or a simulated source
+                       DIR-state beside the runtime folder, not over a reboot)
   --cache-key FILE     the key that tokens are sealed with, where systemd gives no
                        credential percept-cache-key and has opened none in
                        /run/percept-cache-key (default /etc/percept/cache-key)
@@ -51,12 +54,7 @@ exit status: 0 stopped on request, 1 could not start or go on, 2 wrong usage,
 type flags struct {
 	config, runtimeDir, stateDir, cacheKey, logLevel string
 	check, version                                   bool
-}
-
-// defaultStateDir is the folder that systemd made for the daemon, the first if there are several.
-func defaultStateDir() string {
-	given, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
-	return cmp.Or(given, "/var/lib/percept")
+	passing                                          bool // the state folder is not the device's, and is not kept over a reboot
 }
 
 // parseFlags says on stderr what is wrong; flag.ErrHelp is not.
@@ -66,7 +64,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	set.SetOutput(io.Discard)
 	set.StringVar(&f.config, "config", "/etc/percept/config.toml", "")
 	set.StringVar(&f.runtimeDir, "runtime-dir", api.RuntimeDir, "")
-	set.StringVar(&f.stateDir, "state-dir", defaultStateDir(), "")
+	set.StringVar(&f.stateDir, "state-dir", "", "")
 	set.StringVar(&f.cacheKey, "cache-key", "/etc/percept/cache-key", "")
 	set.StringVar(&f.logLevel, "log-level", "info", "")
 	set.BoolVar(&f.check, "check", false, "")
@@ -79,6 +77,22 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 		fmt.Fprintf(stderr, "perceptd: %v\n\n%s", err, usage)
 	}
 	return f, err
+}
+
+// placeState names the state folder where the command line does not: the first that systemd made, the device's own, or, for
+// a daemon beside it or one whose tokens open nothing, one beside the runtime folder.
+func (f *flags) placeState(source, made string) {
+	first, _, _ := strings.Cut(made, ":")
+	runtimeDir := filepath.Clean(f.runtimeDir)
+	switch {
+	case f.stateDir != "":
+	case first != "":
+		f.stateDir = first
+	case runtimeDir == api.RuntimeDir && source != simulated:
+		f.stateDir = "/var/lib/percept"
+	default:
+		f.stateDir, f.passing = runtimeDir+"-state", true
+	}
 }
 
 // run is the program: everything but the process around it.
@@ -112,6 +126,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	f.placeState(conf.source.kind, os.Getenv("STATE_DIRECTORY"))
 	d, err := start(f, conf, log)
 	if err != nil {
 		fmt.Fprintf(stderr, "perceptd: %v\n", err)

@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,20 +98,88 @@ func TestStaleInStatusText(t *testing.T) {
 	}
 }
 
-func TestStateDirectoryFlag(t *testing.T) {
+func TestStateDirectory(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
-		environment string
-		args        []string
-		want        string
+		environment, source string
+		args                []string
+		want                string
+		passing             bool
 	}{
-		{"", nil, "/var/lib/percept"},
-		{"/var/lib/one:/var/lib/two", nil, "/var/lib/one"},
-		{"/var/lib/one", []string{"--state-dir", "/elsewhere"}, "/elsewhere"},
+		{"", managedIdentity, nil, "/var/lib/percept", false},
+		{"", managedIdentity, []string{"--runtime-dir", "/run/percept/"}, "/var/lib/percept", false},
+		{"/var/lib/one:/var/lib/two", managedIdentity, nil, "/var/lib/one", false},
+		{"/var/lib/one", simulated, []string{"--runtime-dir", "/tmp/run"}, "/var/lib/one", false},
+		{"/var/lib/one", simulated, []string{"--state-dir", "/elsewhere"}, "/elsewhere", false},
+		{"", managedIdentity, []string{"--runtime-dir", "/tmp/run/"}, "/tmp/run-state", true},
+		{"", simulated, nil, "/run/percept-state", true},
+		{"", simulated, []string{"--runtime-dir", "run"}, "run-state", true},
+		{"", simulated, []string{"--runtime-dir", "run", "--state-dir", "state"}, "state", false},
 	} {
-		t.Setenv("STATE_DIRECTORY", row.environment)
 		var errs bytes.Buffer
-		if f, err := parseFlags(row.args, &errs); err != nil || f.stateDir != row.want {
-			t.Errorf("%q, %v, want %q", f.stateDir, err, row.want)
+		f, err := parseFlags(row.args, &errs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.placeState(row.source, row.environment); f.stateDir != row.want || f.passing != row.passing {
+			t.Errorf("%+v: %q %v, want %q", row, f.stateDir, f.passing, row.want)
+		}
+	}
+}
+
+// A daemon that is started by hand beside the device's leaves the device's state alone, and says what its own is worth.
+func TestStateBesideTheRuntimeFolder(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, simulatedFor())
+	beside := d.dir + "-state"
+	t.Cleanup(func() { _ = os.RemoveAll(beside) })
+	if err := os.WriteFile(d.keyFile(), bytes.Repeat([]byte("k"), 32), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.process = launch(t, nil, "perceptd", "--config", d.config, "--runtime-dir", d.dir, "--cache-key", d.keyFile())
+	d.awaitHealth(t)
+	noted := noteChange(t, d, `{"all_resources":true,"effect":"changed"}`)
+	if s := d.status(t); s.Kept.Reboot || !strings.Contains(s.Kept.Why, "the state is in "+beside+", which is not kept over a reboot") || len(s.Trouble) != 0 {
+		t.Errorf("%+v, trouble %q", s.Kept, s.Trouble)
+	}
+	if text, err := os.ReadFile(filepath.Join(beside, "policy-changes.json")); err != nil || !strings.Contains(string(text), noted.ID) {
+		t.Errorf("%v: %s", err, text)
+	}
+	d.stop(t)
+	if _, err := os.Lstat(filepath.Join(beside, "tokens.sealed")); err == nil {
+		t.Error("tokens were written beside the runtime folder")
+	}
+}
+
+// Two daemons never share a folder, be it the sockets' or the state's, whoever else would like to lock it.
+func TestTwoDaemons(t *testing.T) {
+	t.Parallel()
+	d := launchDaemon(t, simulatedFor())
+	other := newFolder(t, simulatedFor())
+	pid := strconv.Itoa(d.cmd.Process.Pid)
+	for says, args := range map[string][]string{
+		"another perceptd (process " + pid + ") is serving in " + d.dir + ": stop it, or name other folders with --runtime-dir and --state-dir": {
+			"--runtime-dir", d.dir, "--state-dir", filepath.Join(other.dir, "state")},
+		"another perceptd (process " + pid + ") keeps its state in " + d.state() + ": stop it, or name other folders with --runtime-dir and --state-dir": {
+			"--runtime-dir", other.dir, "--state-dir", d.state()},
+	} {
+		p := launch(t, nil, "perceptd", append(args, "--config", d.config)...)
+		<-p.ended
+		if got := p.cmd.ProcessState.ExitCode(); got != exitFailed || !strings.Contains(p.text(), says) {
+			t.Errorf("exit status %d, %q is not said: %s", got, says, p.text())
+		}
+	}
+	if os.Getuid() != 0 {
+		return // only root can be somebody else
+	}
+	if err := os.Chmod(d.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]int{d.dir: 0, filepath.Join(d.dir, api.ModulesDirName): 1, d.state(): 1} {
+		c := exec.Command("/bin/sh", "-c", `if (exec 3<"$1") 2>/dev/null; then exit 0; else exit 1; fi`, "sh", path)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if _ = c.Run(); c.ProcessState.ExitCode() != want {
+			t.Errorf("another user who opens %s, to lock it: exit status %d, want %d", path, c.ProcessState.ExitCode(), want)
 		}
 	}
 }
