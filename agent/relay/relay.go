@@ -24,13 +24,13 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/agent/headlimit"
 )
 
 // Bounds of what others on the same network can take.
 const (
 	headerTime  = 5 * time.Second // until a request's header is there
 	idleTime    = 2 * time.Minute // of a kept connection
-	maxHeader   = 16 << 10        // bytes
 	connections = 256
 	onSocket    = 32 // connections to perceptd
 )
@@ -76,15 +76,15 @@ func Listen(o Options) (*Relay, error) {
 	}
 	r.server = &http.Server{
 		Handler: http.HandlerFunc(r.answer), ReadHeaderTimeout: headerTime, ReadTimeout: headerTime, IdleTimeout: idleTime,
-		MaxHeaderBytes: maxHeader, DisableGeneralOptionsHandler: true,
-		ErrorLog: log.New(io.Discard, "", 0), // what strangers send is not the module's output
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     log.New(io.Discard, "", 0), // what strangers send is not the module's output
 	}
 	return r, nil
 }
 
 // Serve answers requests until Close.
 func (r *Relay) Serve() error {
-	if err := r.server.Serve(r.listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := headlimit.Serve(r.server, r.listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

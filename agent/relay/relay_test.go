@@ -176,6 +176,7 @@ func TestAttacks(t *testing.T) {
 		"a smuggled request": {"GET /msi/token HTTP/1.1\r\n" + host + secret + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"},
 		"an oversized head":  {ask + host + secret + "X: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", "431"},
 		"an oversized path":  {"GET /msi/token?" + strings.Repeat("x", 64<<10) + " HTTP/1.1\r\n" + host + secret + "\r\n", "431"},
+		"many lines":         {ask + host + secret + strings.Repeat("a:\n", 3700) + "\r\n", "431"},
 		"no HTTP":            {"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", "400"},
 	}
 	for name, row := range rows {

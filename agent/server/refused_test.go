@@ -13,6 +13,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/caller"
+	"perceptd/agent/headlimit"
 )
 
 // checkRefusal checks a refusal in whichever shape it came, and that it holds no token.
@@ -244,6 +245,29 @@ func TestLongHeadersAreRefused(t *testing.T) {
 	}
 }
 
+// A caller may send as many header lines as any client does, and no more, on each listener.
+func TestManyHeaderLinesAreRefused(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	token, module, admin := d.tokens(""), d.tokens("vision"), d.admin()
+	at, _ := d.loopbackListener()
+	for name, to := range map[string]func(text string) reply{
+		"token":    func(text string) reply { return send(t, token, text) },
+		"module":   func(text string) reply { return send(t, module, text) },
+		"admin":    func(text string) reply { return send(t, admin, text) },
+		"loopback": func(text string) reply { return sendTCP(t, at, text) },
+	} {
+		lines := strings.Split(strings.Repeat("X: 1\n", headlimit.Lines), "\n")
+		if got := to(get(v1Vault, lines[:headlimit.Lines-1]...)); got.status == http.StatusRequestHeaderFieldsTooLarge || got.status == 0 {
+			t.Errorf("%s: as many as may be: %+v", name, got)
+		}
+		got := to(get(v1Vault, lines[:headlimit.Lines]...))
+		if got.status != http.StatusRequestHeaderFieldsTooLarge || !got.closes || got.field(t, "error") != "invalid_request" {
+			t.Errorf("%s: one more: %+v", name, got)
+		}
+	}
+}
+
 func TestSlowClientsAreCut(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
@@ -266,7 +290,7 @@ func TestLimitsLeaveTimeToAnswer(t *testing.T) {
 	for _, kind := range []socket{onToken, onAdmin} {
 		hs := s.httpServer(kind, caller.Socket{})
 		d := hs.Handler.(*door)
-		if hs.ReadHeaderTimeout != 5*time.Second || hs.IdleTimeout != time.Minute || hs.MaxHeaderBytes == 0 {
+		if hs.ReadHeaderTimeout != 5*time.Second || hs.IdleTimeout != time.Minute {
 			t.Errorf("socket %d: %+v", kind, hs)
 		}
 		if hs.WriteTimeout <= d.answer || hs.ReadTimeout <= hs.ReadHeaderTimeout+d.answer {

@@ -26,6 +26,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/caller"
+	"perceptd/agent/headlimit"
 )
 
 // Server answers on any number of sockets. Set the fields before its first use.
@@ -111,13 +112,8 @@ func (l Limits) orDefaults() Limits {
 	return l
 }
 
-const (
-	// maxHeader bounds request line and header together; net/http adds 4 KiB of its own.
-	maxHeader = 12 << 10
-
-	// transfer is how long a body may take to arrive, or an answer to leave, beside the time to answer.
-	transfer = 5 * time.Second
-)
+// transfer is how long a body may take to arrive, or an answer to leave, beside the time to answer.
+const transfer = 5 * time.Second
 
 // ServeTokens answers requests for tokens on l until l is closed or Shutdown is called. module is the
 // module whose own socket l is, or empty for the socket of all local services. It closes l.
@@ -146,7 +142,7 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	if !s.add(hs, l) {
 		return l.Close()
 	}
-	err := hs.Serve(l)
+	err := headlimit.Serve(hs, l)
 	close(hs.Handler.(*door).accepted)
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil // Shutdown ends the connections
@@ -177,10 +173,9 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 
 		ReadHeaderTimeout: limits.Header,
 		// Its end would cancel a request that still waits for the back end, so it comes last.
-		ReadTimeout:    limits.Header + answer + transfer,
-		WriteTimeout:   answer + transfer,
-		IdleTimeout:    limits.Idle,
-		MaxHeaderBytes: maxHeader,
+		ReadTimeout:  limits.Header + answer + transfer,
+		WriteTimeout: answer + transfer,
+		IdleTimeout:  limits.Idle,
 
 		DisableGeneralOptionsHandler: true,
 

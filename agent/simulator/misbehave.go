@@ -82,6 +82,9 @@ func reset(w http.ResponseWriter) {
 	if err != nil { // not a connection of its own: ending the answer is all there is
 		panic(http.ErrAbortHandler)
 	}
+	if wrapped, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = wrapped.NetConn()
+	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)
 	}

@@ -13,13 +13,14 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"perceptd/agent/headlimit"
 )
 
 const (
-	headerLimit = 16 << 10 // bytes of a request's headers
-	headerTime  = 10 * time.Second
-	idleTime    = 2 * time.Minute
-	closeGrace  = time.Second // for answers under way when a Server closes
+	headerTime = 10 * time.Second
+	idleTime   = 2 * time.Minute
+	closeGrace = time.Second // for answers under way when a Server closes
 )
 
 // ServerOptions say where and how a Backend is served. The zero value answers as IMDS on a free
@@ -73,13 +74,13 @@ func Start(ctx context.Context, o ServerOptions) (*Server, error) {
 	s := &Server{
 		handler: h, address: listener.Addr(), form: o.Form, secret: secret, served: make(chan struct{}),
 		http: &http.Server{
-			Handler: h, MaxHeaderBytes: headerLimit, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime,
+			Handler: h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime,
 			ErrorLog: log.New(io.Discard, "", 0), // of connections that the faults broke
 		},
 	}
 	go func() {
 		defer close(s.served)
-		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := headlimit.Serve(s.http, listener); !errors.Is(err, http.ErrServerClosed) {
 			s.err = fmt.Errorf("simulator: %w", err)
 		}
 	}()

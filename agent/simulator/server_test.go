@@ -326,6 +326,18 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+func TestManyHeaderLinesAreRefused(t *testing.T) {
+	t.Parallel()
+	s := start(t, ServerOptions{})
+	r := request(t, http.MethodGet, s.URL()+"/metadata/identity/oauth2/token", "")
+	for range 100 {
+		r.Header.Add("X-Many", "1")
+	}
+	if got := send(t, r); got.status != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestDateSkew(t *testing.T) {
 	t.Parallel()
 	s := start(t, ServerOptions{DateSkew: -26 * time.Hour})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -29,10 +30,11 @@ var mayImport = map[string]struct {
 	"agent":           {[]string{"tokencache"}, "it decides by values; who calls, and over what, is others' work"},
 	"agent/api":       {nil, "the wire contract costs its importer nothing else"},
 	"agent/source":    {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
-	"agent/simulator": {nil, "the simulated back end must not share the mistakes of what it tests"},
+	"agent/headlimit": {nil, "it bounds what any HTTP server reads"},
+	"agent/simulator": {[]string{"agent/headlimit"}, "the simulated back end must not share the mistakes of what it tests"},
 	"agent/caller":    {[]string{"agent"}, "it fills in a caller and decides nothing"},
 	"agent/keep":      {[]string{"agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
-	"agent/server":    {[]string{"agent", "agent/api", "agent/caller", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
+	"agent/server":    {[]string{"agent", "agent/api", "agent/caller", "agent/headlimit", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
 	"agent/client":    {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
 	"agent/clock":     {[]string{"tokencache"}, "it only fills in a clock"},
 	"agent/lock":      {nil, "it knows one folder, and not what is in it"},
@@ -41,7 +43,7 @@ var mayImport = map[string]struct {
 	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/caller", "agent/clock", "agent/keep", "agent/lock", "agent/server", "agent/simulator",
 		"agent/socket", "agent/source", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
 	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
-	"agent/relay":               {[]string{"agent/api", "agent/client"}, "it hands requests on, and decides nothing"},
+	"agent/relay":               {[]string{"agent/api", "agent/client", "agent/headlimit"}, "it hands requests on, and decides nothing"},
 	"cmd/perceptctl":            {[]string{"agent/api", "agent/client", "agent/relay", "agent/simulator"}, "the tool talks to the daemon and is none itself"},
 }
 
@@ -107,6 +109,32 @@ func TestTheCacheIsPure(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Every HTTP server of ours bounds what it reads.
+func TestServersBoundHeads(t *testing.T) {
+	t.Parallel()
+	other := regexp.MustCompile(`\w+\.(Serve\([^)]|ServeTLS\(|ListenAndServe)`)
+	servers := 0
+	for _, p := range listed(t) {
+		if p.ImportPath == "perceptd/agent/headlimit" {
+			continue
+		}
+		for _, file := range p.GoFiles {
+			text, err := os.ReadFile(filepath.Join(p.Dir, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, call := range other.FindAllString(string(text), -1) {
+				if servers++; !strings.HasPrefix(call, "headlimit.") {
+					t.Errorf("%s in %s: serve with headlimit.Serve", call, filepath.Join(p.ImportPath, file))
+				}
+			}
+		}
+	}
+	if servers == 0 {
+		t.Error("nothing serves")
 	}
 }
 
