@@ -30,9 +30,10 @@ var mayImport = map[string]struct {
 	"agent":           {[]string{"tokencache"}, "it decides by values; who calls, and over what, is others' work"},
 	"agent/api":       {nil, "the wire contract costs its importer nothing else"},
 	"agent/source":    {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
+	"agent/tcppeer":   {nil, "it looks who is there, and decides nothing"},
 	"agent/headlimit": {nil, "it bounds what any HTTP server reads"},
 	"agent/simulator": {[]string{"agent/headlimit"}, "the simulated back end must not share the mistakes of what it tests"},
-	"agent/caller":    {[]string{"agent"}, "it fills in a caller and decides nothing"},
+	"agent/caller":    {[]string{"agent", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
 	"agent/keep":      {[]string{"agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
 	"agent/server":    {[]string{"agent", "agent/api", "agent/caller", "agent/headlimit", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
 	"agent/client":    {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
@@ -43,7 +44,7 @@ var mayImport = map[string]struct {
 	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/caller", "agent/clock", "agent/keep", "agent/lock", "agent/server", "agent/simulator",
 		"agent/socket", "agent/source", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
 	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
-	"agent/relay":               {[]string{"agent/api", "agent/client", "agent/headlimit"}, "it hands requests on, and decides nothing"},
+	"agent/relay":               {[]string{"agent/api", "agent/client", "agent/headlimit", "agent/tcppeer"}, "it hands requests on, and decides nothing"},
 	"cmd/perceptctl":            {[]string{"agent/api", "agent/client", "agent/relay", "agent/simulator"}, "the tool talks to the daemon and is none itself"},
 }
 

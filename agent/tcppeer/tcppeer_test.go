@@ -1,4 +1,4 @@
-package caller
+package tcppeer
 
 import (
 	"errors"
@@ -8,8 +8,10 @@ import (
 	"strings"
 	"testing"
 
-	"perceptd/agent"
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // table is what Linux shows on a little-endian device, as this test's is.
 const table = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -52,7 +54,6 @@ func TestFindSocket(t *testing.T) {
 // The kernel's own table, over both protocols; those who have connected meanwhile share one look.
 func TestPeerUser(t *testing.T) {
 	t.Parallel()
-	p := New(Options{})
 	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
 		plain, err := net.Listen("tcp", at)
 		if err != nil {
@@ -60,7 +61,7 @@ func TestPeerUser(t *testing.T) {
 			continue
 		}
 		defer plain.Close()
-		l := p.ListenTCP(plain)
+		l := Listen(plain, "/proc", NoUser)
 		const stay = 3
 		for range stay {
 			conn, err := net.Dial("tcp", plain.Addr().String())
@@ -83,17 +84,17 @@ func TestPeerUser(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer accepted.Close()
-			uid, err := PeerUser(accepted)
+			uid, err := User(accepted)
 			switch {
 			case accepted.RemoteAddr().String() == left:
-				if !errors.Is(err, errNoSocket) || uid != agent.NoID {
+				if !errors.Is(err, errNoSocket) || uid != NoUser {
 					t.Errorf("%s: one that is gone is uid %d, %v", at, uid, err)
 				}
 			case err != nil || int(uid) != os.Getuid():
 				t.Errorf("%s: %d %v", at, uid, err)
 			}
 		}
-		if n := len(l.(*tcpListener).ready); n != 0 {
+		if n := len(l.(*listener).ready); n != 0 {
 			t.Errorf("%d connections came from nowhere", n)
 		}
 		if err := l.Close(); err != nil {
@@ -110,7 +111,7 @@ func TestPeerUserIsNotKnown(t *testing.T) {
 	near, far := net.Pipe()
 	defer near.Close()
 	defer far.Close()
-	if uid, err := PeerUser(near); !errors.Is(err, errNoTCP) || uid != agent.NoID {
+	if uid, err := User(near); !errors.Is(err, errNotListened) || uid != NoUser {
 		t.Errorf("%d %v", uid, err)
 	}
 	if at := addressOf(near.RemoteAddr()); at.IsValid() {
@@ -118,20 +119,20 @@ func TestPeerUserIsNotKnown(t *testing.T) {
 	}
 	from := netip.MustParseAddrPort("127.0.0.1:50000")
 	proc := t.TempDir()
-	l := &tcpListener{kernel: kernel{proc: proc, stranger: stranger{agent.NoID, agent.NoID}}, at: netip.MustParseAddrPort("127.0.0.1:40380")}
+	l := &listener{proc: proc, stranger: NoUser, at: netip.MustParseAddrPort("127.0.0.1:40380")}
 	look := func() (uint32, error) {
-		c := &tcpPeer{from: from, uid: agent.NoID}
-		l.ready = []*tcpPeer{c}
+		c := &peer{from: from, uid: NoUser}
+		l.ready = []*peer{c}
 		l.look()
-		return PeerUser(c)
+		return User(c)
 	}
-	if uid, err := look(); !errors.Is(err, errNoSocket) || uid != agent.NoID {
+	if uid, err := look(); !errors.Is(err, errNoSocket) || uid != NoUser {
 		t.Errorf("without a table: %d %v", uid, err)
 	}
 	if err := os.MkdirAll(proc+"/self/net/tcp", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if uid, err := look(); err == nil || errors.Is(err, errNoSocket) || uid != agent.NoID {
+	if uid, err := look(); err == nil || errors.Is(err, errNoSocket) || uid != NoUser {
 		t.Errorf("a table that cannot be read: %d %v", uid, err)
 	}
 	if err := errors.Join(os.Remove(proc+"/self/net/tcp"), os.WriteFile(proc+"/self/net/tcp", []byte(table), 0o600)); err != nil {
@@ -140,20 +141,20 @@ func TestPeerUserIsNotKnown(t *testing.T) {
 	if uid, err := look(); err != nil || uid != 1000 {
 		t.Errorf("%d %v", uid, err)
 	}
-	l.kernel.stranger.uid = 1000
-	if uid, err := look(); !errors.Is(err, errStranger) || uid != agent.NoID {
+	l.stranger = 1000
+	if uid, err := look(); !errors.Is(err, errStranger) || uid != NoUser {
 		t.Errorf("one of many: %d %v", uid, err)
 	}
 }
 
 // What is no TCP cannot be looked for, and is not accepted.
-func TestListenTCPIsForTCP(t *testing.T) {
+func TestListenIsForTCP(t *testing.T) {
 	t.Parallel()
 	plain, err := net.Listen("unix", t.TempDir()+"/s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := New(Options{}).ListenTCP(plain)
+	l := Listen(plain, "/proc", NoUser)
 	defer l.Close()
 	conn, err := net.Dial("unix", plain.Addr().String())
 	if err != nil {
