@@ -8,8 +8,6 @@ import (
 	"os"
 	"strings"
 	"time"
-
-	"github.com/moby/moby/client"
 )
 
 // Blindness is something that keeps callers from being proved. They are denied, not mistaken.
@@ -37,7 +35,10 @@ func (p *Prover) Blindness(ctx context.Context) []Blindness {
 }
 
 func engineHint(err error) string {
+	var foreign *foreignError
 	switch {
+	case errors.As(err, &foreign):
+		return "name the socket of root's own engine as [callers] engine (a rootless one cannot prove callers), or choose require = \"socket\" for the modules"
 	case errors.Is(err, fs.ErrPermission):
 		return "install the drop-in container-engine.conf, which lets perceptd into the group that the engine's socket is for, or choose require = \"socket\" for the modules"
 	case errors.Is(err, errNoEngine):
@@ -61,12 +62,12 @@ func (p *Prover) Engine() (path, trouble string) {
 func (e *engine) ping(ctx context.Context, paths []string) error {
 	ctx, cancel := context.WithTimeout(ctx, pingDeadline)
 	defer cancel()
-	to, err := e.open(paths)
+	path, err := present(paths)
 	if err != nil {
 		return err
 	}
-	_, err = to.api.Ping(ctx, client.PingOptions{})
-	return to.plain(ctx, err)
+	_, err = dial(ctx, path, e.believed)
+	return err
 }
 
 const usersHint = "take PrivateUsers= away from perceptd, or run it on the device itself"

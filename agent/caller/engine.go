@@ -4,19 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/client"
 	"golang.org/x/sync/singleflight"
 
 	"perceptd/agent"
@@ -25,7 +18,6 @@ import (
 const (
 	engineDeadline = 2 * time.Second // of all that one proof asks
 	engineCalls    = 8               // at once; more wait for their turn within their deadline
-	engineAnswer   = 4 << 20         // bytes of one answer
 	digestsKept    = time.Minute     // what registries call an image changes only when it is pulled or pushed
 	mostDigests    = 256             // images whose names are kept
 )
@@ -37,25 +29,18 @@ const (
 	edgeAgent = "Microsoft.Azure.Devices.Edge.Agent"
 )
 
-// engine asks a container engine by Docker's API, which Podman has too. Who waits for an engine that does not
-// answer holds up nobody else, and there is one question at a time about each container.
+// engine asks a container engine. Who waits for an engine that does not answer holds up nobody else, and there is one
+// question at a time about each container.
 type engine struct {
-	changed func()
-	flights singleflight.Group
-	turns   chan struct{}
+	changed  func()
+	believed owners
+	flights  singleflight.Group
+	turns    chan struct{}
 
 	mu      sync.Mutex // protects what follows
 	line    *line      // to the engine in use; nil: none yet
 	digests map[string]named
 	trouble string // why it could not be asked the last time; empty: it could
-}
-
-// line is how one engine is talked to.
-type line struct {
-	path string
-	api  *client.Client
-	wire *http.Transport
-	shut atomic.Bool // its socket is for others
 }
 
 // named is what registries call an image.
@@ -73,8 +58,8 @@ type facts struct {
 	init    int32 // its first process
 }
 
-func newEngine(changed func()) *engine {
-	return &engine{changed: changed, turns: make(chan struct{}, engineCalls)}
+func newEngine(believed owners, changed func()) *engine {
+	return &engine{changed: changed, believed: believed, turns: make(chan struct{}, engineCalls)}
 }
 
 // errNoEngine says that there is nobody to ask.
@@ -85,10 +70,13 @@ func (p *Prover) confirm(ctx context.Context, rules *ruleset, in place) (*agent.
 	what := "which container it runs in"
 	bare := &agent.Container{ID: in.container}
 	said, err := p.engine.ask(ctx, rules.Engines, in.container)
+	var foreign *foreignError
 	switch {
 	case errors.Is(err, errNoEngine):
 		return bare, &UnprovedError{What: what, Why: err.Error(), Hint: "perceptctl doctor, as an administrator, tells what is missing"}
-	case errdefs.IsNotFound(err):
+	case errors.As(err, &foreign):
+		return bare, &UnprovedError{What: what, Why: err.Error(), Hint: engineHint(err)}
+	case errors.Is(err, errUnknown):
 		return bare, &UnprovedError{What: what, Why: fmt.Sprintf("the engine knows no container %s", bare.ShortID()),
 			Hint: "if another engine runs it, name that one's socket as [callers] engine"}
 	case err != nil:
@@ -175,47 +163,18 @@ func (e *engine) ask(ctx context.Context, paths []string, id string) (facts, err
 }
 
 func (e *engine) inspect(ctx context.Context, paths []string, id string) (facts, error) {
-	to, err := e.open(paths)
+	to, err := e.open(ctx, paths)
 	if err != nil {
 		return facts{}, err
 	}
-	found, err := to.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
-	if err != nil {
-		return facts{}, to.plain(ctx, err)
+	said, err := to.container(ctx, id)
+	if err == nil {
+		said.RepoDigests, err = e.repoDigests(ctx, to, said.Digest)
 	}
-	said, err := read(&found.Container)
-	if err != nil {
-		return facts{}, err
+	if err != nil && !errors.Is(err, errUnknown) {
+		e.drop(to)
 	}
-	said.RepoDigests, err = e.repoDigests(ctx, to, said.Digest)
-	return said, to.plain(ctx, err)
-}
-
-// read takes what matters out of an engine's answer, in which anything can be missing.
-func read(c *container.InspectResponse) (facts, error) {
-	if c.State == nil || c.HostConfig == nil || c.Config == nil {
-		return facts{}, errors.New("its answer has no State, HostConfig or Config")
-	}
-	started, err := time.Parse(time.RFC3339Nano, c.State.StartedAt)
-	if err != nil {
-		return facts{}, fmt.Errorf("its answer has StartedAt %q", cut(c.State.StartedAt))
-	}
-	said := facts{
-		Container: agent.Container{
-			ID: c.ID, Name: strings.TrimPrefix(c.Name, "/"), Image: c.Config.Image, Digest: c.Image, StartedOn: started,
-		},
-		running: c.State.Running && !c.State.Restarting && !c.State.Dead,
-		parent:  c.HostConfig.CgroupParent,
-		pidMode: string(c.HostConfig.PidMode),
-		init:    int32(c.State.Pid),
-	}
-	if anyID.FindString(c.Image) == c.Image && c.Image != "" {
-		said.Digest = "sha256:" + c.Image // as Podman writes it
-	}
-	if c.Config.Labels[edgeOwner] == edgeAgent {
-		said.EdgeModule = said.Name
-	}
-	return said, nil
+	return said, err
 }
 
 // repoDigests returns what registries call an image. One that is no longer there has no names.
@@ -230,50 +189,44 @@ func (e *engine) repoDigests(ctx context.Context, to *line, image string) ([]str
 	if there && current && time.Since(kept.on) < digestsKept {
 		return kept.digests, nil
 	}
-	found, err := to.api.ImageInspect(ctx, image)
-	if err != nil && !errdefs.IsNotFound(err) {
+	digests, err := to.image(ctx, image)
+	if err != nil && !errors.Is(err, errUnknown) {
 		return nil, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.line != to {
-		return found.RepoDigests, nil // another engine is in use by now
+		return digests, nil // another engine is in use by now
 	}
 	if len(e.digests) >= mostDigests || e.digests == nil {
 		e.digests = make(map[string]named)
 	}
-	e.digests[image] = named{found.RepoDigests, time.Now()}
-	return found.RepoDigests, nil
+	e.digests[image] = named{digests, time.Now()}
+	return digests, nil
 }
 
 // open returns a line to the engine at the first of paths that is a socket.
-func (e *engine) open(paths []string) (*line, error) {
+func (e *engine) open(ctx context.Context, paths []string) (*line, error) {
 	path, err := present(paths)
 	if err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.line != nil && e.line.path == path {
-		return e.line, nil
+	known := e.line
+	e.mu.Unlock()
+	if known != nil && known.path == path {
+		return known, nil
 	}
-	to := &line{path: path}
-	to.wire = &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-			to.shut.Store(errors.Is(err, fs.ErrPermission))
-			return conn, err
-		},
-		MaxIdleConns: 2, IdleConnTimeout: 15 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
-	}
-	// The host is for the address that it writes into requests; the client given after it does the talking.
-	to.api, err = client.New(client.WithHost("unix://"+path), client.WithHTTPClient(&http.Client{Transport: bounded{to.wire}, CheckRedirect: noRedirect}))
+	to, err := dial(ctx, path, e.believed)
 	if err != nil {
 		return nil, err
 	}
-	e.close()
-	e.line, e.digests = to, nil
-	return to, nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.line == nil || e.line.path != path {
+		e.line, e.digests = to, nil
+	}
+	return e.line, nil
 }
 
 // present returns the first of paths that is a socket.
@@ -300,21 +253,22 @@ func present(paths []string) (string, error) {
 func (e *engine) forget() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.close()
 	e.line, e.digests = nil, nil
 }
 
-// close is called with the lock held.
-func (e *engine) close() {
-	if e.line != nil {
-		e.line.wire.CloseIdleConnections()
+// drop lets go of a line on which something went wrong: the engine may have been started anew, with another version.
+func (e *engine) drop(l *line) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.line == l {
+		e.line, e.digests = nil, nil
 	}
 }
 
 // note keeps whether the engine could be asked.
 func (e *engine) note(err error) {
 	trouble := ""
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err != nil && !errors.Is(err, errUnknown) {
 		trouble = err.Error()
 	}
 	e.mu.Lock()
@@ -324,48 +278,4 @@ func (e *engine) note(err error) {
 	if (before == "") != (trouble == "") {
 		e.changed()
 	}
-}
-
-// plain takes the client's own explanations, which are for people at a terminal, out of an error.
-func (l *line) plain(ctx context.Context, err error) error {
-	switch {
-	case err == nil || errdefs.IsNotFound(err):
-		return err
-	case ctx.Err() != nil:
-		return fmt.Errorf("%s: no answer in time", l.path)
-	case l.shut.Load():
-		return fmt.Errorf("%s: %w", l.path, fs.ErrPermission)
-	case client.IsErrConnectionFailed(err):
-		return fmt.Errorf("%s: nobody answers there", l.path)
-	}
-	return errors.New(cut(err.Error()))
-}
-
-func noRedirect(*http.Request, []*http.Request) error {
-	return errors.New("its answer leads elsewhere")
-}
-
-// bounded refuses answers without end.
-type bounded struct{ *http.Transport }
-
-func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
-	answer, err := b.Transport.RoundTrip(r)
-	if err == nil {
-		answer.Body = &boundedBody{answer.Body, engineAnswer}
-	}
-	return answer, err
-}
-
-type boundedBody struct {
-	io.ReadCloser
-	left int
-}
-
-func (b *boundedBody) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, fmt.Errorf("its answer is longer than %d bytes", engineAnswer)
-	}
-	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
-	b.left -= n
-	return n, err
 }

@@ -2,7 +2,9 @@ package caller
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -107,7 +109,7 @@ func TestAttackLyingEngine(t *testing.T) {
 			{"no state", "no State", func(c *said) { c.State = nil }},
 			{"no host configuration", "no State", func(c *said) { c.HostConfig = nil }},
 			{"no configuration", "no State", func(c *said) { c.Config = nil }},
-			{"no start", `StartedAt ""`, func(c *said) { c.State["StartedAt"] = "" }},
+			{"no start", "a StartedAt that is no time", func(c *said) { c.State["StartedAt"] = "" }},
 			{"an odd start", "StartedAt", func(c *said) { c.State["StartedAt"] = "yesterday" }},
 			{"no name", "no name", func(c *said) { c.Name = "/" }},
 			{"another name", "named vision", func(c *said) { c.Name = "/other" }},
@@ -119,6 +121,9 @@ func TestAttackLyingEngine(t *testing.T) {
 			{"a process elsewhere", "first process is in cgroup", func(c *said) { c.State["Pid"] = 4 }},
 			{"a process of the host", "first process is in cgroup", func(c *said) { c.State["Pid"] = 1 }},
 			{"a process that is not there", "cannot be looked at", func(c *said) { c.State["Pid"] = 99 }},
+			{"a long name", "name of more than", func(c *said) { c.Name = strings.Repeat("a", 1000) }},
+			{"an image with a path", "no sha256", func(c *said) { c.Image = "sha256:../../" + idB }},
+			{"a pid that is too large", "not one of Docker's API", func(c *said) { c.State["Pid"] = 1 << 40 }},
 			{"a long ID", "answered for", func(c *said) { c.ID = strings.Repeat("a", 100_000) }},
 		} {
 			lie := honest(idA, "vision", 2)
@@ -138,7 +143,10 @@ func TestBrokenEngine(t *testing.T) {
 	bothWays(t, func(t *testing.T, o Options) {
 		s, e := withEngine(t, o)
 		raw := func(text string) http.HandlerFunc {
-			return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) }
+			return func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = io.WriteString(w, text)
+			}
 		}
 		for _, row := range []struct {
 			name, want string
@@ -151,14 +159,24 @@ func TestBrokenEngine(t *testing.T) {
 			{"nothing", "asked in vain", idA, raw("")},
 			{"null", "no State", idA, raw("null")},
 			{"types that are none", "asked in vain", idA, raw(`{"Id": 7}`)},
-			{"an error", "boom", idA, func(w http.ResponseWriter, _ *http.Request) {
+			{"an error", "answered with status 500", idA, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
 				w.WriteHeader(500)
 				_, _ = io.WriteString(w, `{"message":"boom"}`)
 			}},
+			{"a page", "is not JSON", idA, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "text/html")
+				_ = json.NewEncoder(w).Encode(honest(idA, "vision", 2))
+			}},
+			{"deep", "not one of Docker's API", idA, raw(`{"Deep": ` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000) + `}`)},
+			{"more than an answer", "not one of Docker's API", idA, raw(`{"Id": "x"} {"Id": "x"}`)},
+			{"a long header", "is not HTTP", idA, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("X-Long", strings.Repeat("x", 2*engineHeader))
+			}},
 			{"elsewhere", "asked in vain", idA, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) }},
 			{"cut off", "asked in vain", idA, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
 			{"without end", "longer than", idA, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
 				_, _ = io.WriteString(w, `{"Id": "`)
 				for range engineAnswer>>10 + 1 {
 					if _, err := w.Write(make1k()); err != nil {
@@ -336,7 +354,7 @@ func TestImagesKeptAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range mostDigests + 10 {
-		image := "sha256:" + idA[:60] + strings.Repeat(string(rune('a'+i%6)), 4) + string(rune('0'+i/6))
+		image := fmt.Sprintf("sha256:%064x", i)
 		if _, err := s.engine.repoDigests(context.Background(), s.engine.line, image); err != nil {
 			t.Fatal(err)
 		}

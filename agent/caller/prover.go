@@ -47,6 +47,10 @@ type Options struct {
 	// process that connected.
 	NoPidfd bool
 
+	// ByHand tells that the daemon was started by hand, and not by the service manager: the container engine may then be
+	// the daemon's own user's. Otherwise it has to be root's.
+	ByHand bool
+
 	// Changed is called, by any goroutine, when Blindness may have changed by itself. Nil: nobody wants to know.
 	Changed func()
 }
@@ -77,7 +81,7 @@ func New(o Options) *Prover {
 	if changed == nil {
 		changed = func() {}
 	}
-	p := &Prover{kernel: k, engine: newEngine(changed)}
+	p := &Prover{kernel: k, engine: newEngine(ownersOf(o.ByHand), changed)}
 	p.SetRules(Rules{})
 	if file, err := k.read(int32(os.Getpid()), "cgroup"); err == nil {
 		p.own = readPlace(file, nil).path

@@ -18,6 +18,7 @@ func (e *fakeEngine) slow(about string, value any) (asked, release chan struct{}
 		asked <- struct{}{}
 		select {
 		case <-release:
+			w.Header().Set("Content-Type", "application/json")
 			_ = json.NewEncoder(w).Encode(value)
 		case <-r.Context().Done():
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -25,6 +26,7 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv("CALLER_TEST_ROLE"); role != "" {
 		os.Exit(play(role))
 	}
+	log.SetOutput(&heard)
 	goleak.VerifyTestMain(m)
 }
 
@@ -73,6 +75,7 @@ func newProc(t testing.TB) string {
 
 func (s *scene) open(o Options) {
 	s.t.Helper()
+	o.ByHand = true // the engine is this test's own
 	s.Prover = New(o)
 	s.t.Cleanup(s.Close)
 	s.path = filepath.Join(s.t.TempDir(), "s")
@@ -212,7 +215,10 @@ func newFakeEngine(t testing.TB) *fakeEngine {
 
 // answer has the engine say that of a container or image.
 func (e *fakeEngine) answer(about string, value any) {
-	e.serve(about, func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(value) })
+	e.serve(about, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(value)
+	})
 }
 
 func (e *fakeEngine) serve(about string, handler http.HandlerFunc) {
@@ -243,7 +249,7 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	e.asked++
 	var handler http.HandlerFunc
-	if len(parts) == 5 {
+	if len(parts) == 5 && parts[1] == "v1.41" {
 		handler = e.says[parts[3]]
 	}
 	e.mu.Unlock()

@@ -107,7 +107,10 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
 	}
-	d.callers = caller.New(caller.Options{Changed: func() { signalOn(d.sight) }})
+	d.callers = caller.New(caller.Options{
+		ByHand:  os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
+		Changed: func() { signalOn(d.sight) },
+	})
 	d.callers.SetRules(c.callerRules())
 	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}
 	d.server = &server.Server{

@@ -1,0 +1,240 @@
+package caller
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"unicode/utf8"
+)
+
+// heard is what libraries have said by themselves in this test binary, since TestMain.
+var heard quotes
+
+type quotes struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (q *quotes) Write(line []byte) (int, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.text.Write(line)
+}
+
+func (q *quotes) String() string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.text.String()
+}
+
+const canary = "canary-4f1d2c7e9b"
+
+// talker is an engine that sends bytes of its own choice: what it does with each connection.
+func talker(t *testing.T, talk func(conn net.Conn, questions *bufio.Reader)) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "engine.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var talking sync.WaitGroup
+	talking.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			talking.Go(func() {
+				defer conn.Close()
+				talk(conn, bufio.NewReader(conn))
+				_, _ = io.Copy(io.Discard, conn) // until it is closed at the other end, which has then seen everything
+			})
+		}
+	})
+	t.Cleanup(func() { l.Close(); talking.Wait() })
+	return path
+}
+
+func httpAnswer(body string) string {
+	return fmt.Sprintf("HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+}
+
+// Nothing that an engine sends beside its answers is printed, and no error quotes it.
+func TestEngineThatTalksTooMuch(t *testing.T) {
+	t.Parallel()
+	about, err := json.Marshal(honest(idA, "vision", 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := func(conn net.Conn, questions *bufio.Reader, answer string) {
+		if q, err := http.ReadRequest(questions); err == nil {
+			switch beside, is := strings.CutPrefix(answer, httpAnswer(string(about))); {
+			case is && strings.HasSuffix(q.URL.Path, "/_ping"):
+				answer = httpAnswer("OK") + beside
+			case is && strings.Contains(q.URL.Path, "/images/"):
+				answer = httpAnswer("{}") + beside
+			}
+			_, _ = io.WriteString(conn, answer)
+		}
+	}
+	for _, row := range []struct {
+		name string
+		good bool
+		talk func(conn net.Conn, questions *bufio.Reader)
+	}{
+		{"twice", true, func(conn net.Conn, questions *bufio.Reader) {
+			asked(conn, questions, httpAnswer(string(about))+httpAnswer(canary))
+		}},
+		{"more than its length", true, func(conn net.Conn, questions *bufio.Reader) {
+			asked(conn, questions, httpAnswer(string(about))+canary)
+		}},
+		{"no HTTP", false, func(conn net.Conn, questions *bufio.Reader) { asked(conn, questions, canary+"\r\n\r\n") }},
+		{"a bad status", false, func(conn net.Conn, questions *bufio.Reader) {
+			asked(conn, questions, "HTTP/1.1 "+canary+" OK\r\n\r\n")
+		}},
+		{"a bad header", false, func(conn net.Conn, questions *bufio.Reader) {
+			asked(conn, questions, "HTTP/1.1 200 OK\r\n"+canary+"\r\n\r\n")
+		}},
+		{"a bad length", false, func(conn net.Conn, questions *bufio.Reader) {
+			asked(conn, questions, "HTTP/1.1 200 OK\r\nContent-Length: "+canary+"\r\n\r\n")
+		}},
+		{"a bad encoding", false, func(conn net.Conn, questions *bufio.Reader) {
+			asked(conn, questions, "HTTP/1.1 200 OK\r\nTransfer-Encoding: "+canary+"\r\n\r\n")
+		}},
+		{"a bad version", false, func(conn net.Conn, questions *bufio.Reader) {
+			asked(conn, questions, "HTTP/1.1 200 OK\r\nApi-Version: "+canary+"\r\nContent-Length: 0\r\n\r\n")
+		}},
+		{"an error", false, func(conn net.Conn, questions *bufio.Reader) {
+			asked(conn, questions, "HTTP/1.1 500 "+canary+"\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n"+canary)
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) { // which ends when each connection has been closed
+			s := newScene(t, Options{})
+			s.put(2, containerA)
+			path := talker(t, row.talk)
+			s.SetRules(Rules{Engines: []string{path}, NeedsEngine: true, Modules: map[string]Requirement{"vision": {Container: "vision"}}})
+			got, err := s.called(containerA, Socket{})
+			if (err == nil) != row.good {
+				t.Errorf("%+v, %v", got, err)
+			}
+			said := fmt.Sprintf("%v %+v", err, s.Blindness(context.Background()))
+			if _, trouble := s.Engine(); strings.Contains(said+trouble, canary) {
+				t.Errorf("%s %s", said, trouble)
+			}
+		})
+	}
+	if text := heard.String(); strings.Contains(text, canary) {
+		t.Errorf("printed: %s", text)
+	}
+}
+
+// An engine is asked in the version that it names, and anew once it has been started anew in another.
+func TestEngineVersions(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	version := "1.41"
+	var asked []string
+	about, err := json.Marshal(honest(idA, "vision", 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := talker(t, func(conn net.Conn, questions *bufio.Reader) {
+		q, err := http.ReadRequest(questions)
+		if err != nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, q.URL.Path)
+		switch {
+		case q.URL.Path == "/_ping":
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nApi-Version: "+version+"\r\nContent-Length: 0\r\n\r\n")
+		case !strings.HasPrefix(q.URL.Path, "/v"+version+"/"): // as Docker 29 refuses what is older than 1.44
+			_, _ = io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+		case strings.Contains(q.URL.Path, "/images/"):
+			_, _ = io.WriteString(conn, httpAnswer(`{"RepoDigests":null}`))
+		default:
+			_, _ = io.WriteString(conn, httpAnswer(string(about)))
+		}
+	})
+	s := newScene(t, Options{})
+	s.put(2, containerA)
+	s.SetRules(Rules{Engines: []string{path}})
+	call := func() error { _, err := s.called(containerA, Socket{}); return err }
+	if err := call(); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	version = "1.52"
+	mu.Unlock()
+	denies(t, "another version", call(), "status 400")
+	if err := call(); err != nil {
+		t.Errorf("after the engine was asked which: %v", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if last := asked[len(asked)-2]; last != "/v1.52/containers/"+idA+"/json" {
+		t.Errorf("%q", asked)
+	}
+}
+
+func TestImageNamesAreBounded(t *testing.T) {
+	t.Parallel()
+	i := inspectedImage{RepoDigests: []string{strings.Repeat("x", longestRef+1), "registry.example/vision@sha256:" + idA}}
+	if names := i.names(); len(names) != 1 {
+		t.Errorf("%q", names)
+	}
+	for range 10 * mostRefs {
+		i.RepoDigests = append(i.RepoDigests, "x")
+	}
+	if names := i.names(); len(names) != mostRefs {
+		t.Errorf("%d names", len(names))
+	}
+}
+
+// Whatever an engine sends: what is taken of it is bounded, and no error repeats it.
+func FuzzEngineAnswer(f *testing.F) {
+	about, err := json.Marshal(honest(idA, canary, 2))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []string{
+		string(about), `{"Id":"` + canary + `"}`, `{"State":{"StartedAt":"` + canary + `"},"Config":{},"HostConfig":{}}`, `{"State":{"Pid":1e99}}`,
+		`{"RepoDigests":["` + canary + `"]}`, `{"RepoDigests":[7]}`, `[[[`, `null`, canary,
+	} {
+		f.Add(httpAnswer(seed), seed)
+		f.Add("HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\n\r\n", seed)
+	}
+	f.Fuzz(func(t *testing.T, answer, body string) {
+		for _, sent := range []string{answer, httpAnswer(body)} {
+			l := &line{path: "/run/docker.sock", version: "1.41", wire: sends(sent)}
+			said, err := l.container(context.Background(), idA)
+			if err != nil && (strings.Contains(err.Error(), canary) || len(err.Error()) > 200) {
+				t.Errorf("%v", err)
+			}
+			if err == nil && (len(said.Name) > longestName || len(said.ID)+len(said.Image) > 500 || said.Digest != "" && !imageID.MatchString(said.Digest)) {
+				t.Errorf("%+v", said)
+			}
+			names, err := l.image(context.Background(), "sha256:"+idA)
+			if err != nil && (strings.Contains(err.Error(), canary) || !utf8.ValidString(err.Error())) || len(names) > mostRefs {
+				t.Errorf("%v %q", err, names)
+			}
+		}
+	})
+}
+
+// sends is a wire whose other end sends that.
+type sends string
+
+func (s sends) RoundTrip(q *http.Request) (*http.Response, error) {
+	return http.ReadResponse(bufio.NewReader(strings.NewReader(string(s))), q)
+}

@@ -1,0 +1,174 @@
+package caller
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// anotherUser is the number of nobody whom the tests run as.
+const anotherUser = 4242
+
+// give makes a file another user's. Where the tests do not run as root, root's engine is looked for among files that are not
+// root's to begin with.
+func give(t *testing.T, path string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return
+	}
+	if err := os.Lchown(path, anotherUser, anotherUser); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An engine is root's, and nobody else could have put it there.
+func TestEngineOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name, want string
+		spoil      func(t *testing.T, folder, socket string) (path string)
+	}{
+		{"its socket", "engine.sock belongs to user", func(t *testing.T, _, socket string) string {
+			give(t, socket)
+			return socket
+		}},
+		{"its folder", "belongs to user", func(t *testing.T, folder, socket string) string {
+			give(t, folder)
+			return socket
+		}},
+		{"a folder that anybody may write to", "may be written to by others", func(t *testing.T, folder, socket string) string {
+			chmod(t, folder, 0o777)
+			return socket
+		}},
+		{"a folder that a group may write to", "may be written to by others", func(t *testing.T, folder, socket string) string {
+			if err := os.Chown(folder, -1, anotherUser); err != nil {
+				t.Skip("needs root, or that group")
+			}
+			chmod(t, folder, 0o775)
+			return socket
+		}},
+		{"a link to it", "link belongs to user", func(t *testing.T, folder, socket string) string {
+			link := filepath.Join(folder, "link")
+			if err := os.Symlink(socket, link); err != nil {
+				t.Fatal(err)
+			}
+			give(t, link)
+			return link
+		}},
+		{"a link out of a folder that is theirs", "belongs to user", func(t *testing.T, folder, socket string) string {
+			theirs := filepath.Join(folder, "theirs")
+			if err := os.Mkdir(theirs, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("../engine.sock", filepath.Join(theirs, "link")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("theirs/link", filepath.Join(folder, "first")); err != nil {
+				t.Fatal(err)
+			}
+			give(t, theirs)
+			return filepath.Join(folder, "first")
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			e := newFakeEngine(t)
+			path := row.spoil(t, filepath.Dir(e.path), e.path)
+			root := ownersOf(false)
+			if os.Geteuid() != 0 && strings.Contains(row.want, "written") {
+				root = ownersOf(true) // whoever it is
+			}
+			err := root.vouch(path)
+			if foreign := new(foreignError); !errors.As(err, &foreign) || os.Geteuid() == 0 && !strings.Contains(err.Error(), row.want) {
+				t.Errorf("%v, want %q", err, row.want)
+			}
+			if _, err := dial(context.Background(), path, root); err == nil {
+				t.Error("it is asked all the same")
+			}
+			if e.questions() != 0 {
+				t.Error("it was asked")
+			}
+		})
+	}
+}
+
+// What callers and administrators are told of such an engine.
+func TestForeignEngineIsTold(t *testing.T) {
+	t.Parallel()
+	s, e := withEngine(t, Options{})
+	s.engine.believed = owners{uids: []uint32{uint32(os.Geteuid()) + 1}}
+	_, err := s.called(containerA, Socket{Module: "vision"})
+	denies(t, "another's engine", err, "believed only if it is root's")
+	var why *UnprovedError
+	if !errors.As(err, &why) || !strings.Contains(why.Hint, "root's own engine") {
+		t.Errorf("%+v", why)
+	}
+	blind := s.Blindness(context.Background())
+	if last := blind[len(blind)-1]; !strings.Contains(last.Why, "believed only if it is root's") || !strings.Contains(last.Hint, "rootless") {
+		t.Errorf("%+v", last)
+	}
+	if _, trouble := s.Engine(); !strings.Contains(trouble, "root's") {
+		t.Errorf("trouble %q", trouble)
+	}
+	if e.questions() != 0 {
+		t.Error("it was asked")
+	}
+}
+
+// The file may be root's, and the process that listens another's.
+func TestListenerOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	e := newFakeEngine(t)
+	conn, err := net.Dial("unix", e.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	own := uint32(os.Geteuid())
+	if err := (owners{uids: []uint32{own}}).vouchFor(conn.(*net.UnixConn)); err != nil {
+		t.Error(err)
+	}
+	if foreign := new(foreignError); !errors.As((owners{uids: []uint32{own + 1}}).vouchFor(conn.(*net.UnixConn)), &foreign) {
+		t.Error("another's process is believed")
+	}
+}
+
+func TestEnginePaths(t *testing.T) {
+	t.Parallel()
+	believed := ownersOf(true)
+	e := newFakeEngine(t)
+	folder := filepath.Dir(e.path)
+	link := func(name, to string) string {
+		path := filepath.Join(folder, name)
+		if err := os.Symlink(to, path); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	link("up", ".")
+	for _, path := range []string{
+		e.path, link("absolute", e.path), link("relative", "engine.sock"), link("around", "up/../"+filepath.Base(folder)+"/./engine.sock"),
+		folder + "/up/./up/../" + filepath.Base(folder) + "//engine.sock",
+	} {
+		if err := believed.vouch(path); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if err := believed.vouch(link("loop", "loop")); err == nil || !strings.Contains(err.Error(), "more than 40 links") {
+		t.Errorf("a loop: %v", err)
+	}
+	if err := believed.vouch(filepath.Join(folder, "nobody")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("none: %v", err)
+	}
+}
+
+func chmod(t *testing.T, path string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
