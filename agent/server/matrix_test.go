@@ -485,7 +485,6 @@ func matrix(t *testing.T, heading string, endpoint source.Endpoint, backEnd *sic
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(from.Close)
 	rows := make([]row, len(all))
 	var observing sync.WaitGroup
 	for i, ill := range all {

@@ -94,7 +94,6 @@ func arcAgent(t *testing.T, challenge, key string, answer http.HandlerFunc) (_ *
 // arcAt is the agent's default address, which azidentity has built in, redirected.
 func arcAt(t *testing.T, address string) *ManagedIdentity {
 	m := newAt(place{form: Arc, scheme: "http", host: "127.0.0.1:40342", dial: address}, Options{})
-	t.Cleanup(m.Close)
 	return m
 }
 
@@ -191,7 +190,6 @@ func TestArcAgentInstalled(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		defer m.Close()
 		if m.Endpoint() != Arc || m.Address() != "127.0.0.1:40342" {
 			t.Errorf("endpoint %s at %s", m.Endpoint(), m.Address())
 		}

@@ -218,7 +218,6 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
 	_, err = m.Fetch(t.Context(), system)
 	wantFailure(t, err, tokencache.Unreachable, "not trusted")
 

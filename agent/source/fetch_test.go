@@ -73,7 +73,6 @@ func TestAppServiceRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
 	if m.Endpoint() != AppService || m.Address() != server.Listener.Addr().String() {
 		t.Errorf("endpoint %s at %s", m.Endpoint(), m.Address())
 	}
@@ -100,7 +99,6 @@ func TestNoProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
 	if _, err := m.Fetch(t.Context(), system); err != nil {
 		t.Error(err)
 	}
@@ -167,23 +165,37 @@ func TestFailuresAreNotRetried(t *testing.T) {
 	}
 }
 
-func TestConnectionsAreKeptUntilClose(t *testing.T) {
+// A panic is a failure of that fetch, which tells where it was and not its value.
+func TestPanicIsAFailure(t *testing.T) {
+	t.Parallel()
+	m := imds(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, goodAnswer(time.Now())) })
+	m.transport.wall = func() time.Time { panic("canary-4f1d2c7e9b") }
+	_, err := m.Fetch(t.Context(), system)
+	wantFailure(t, err, tokencache.Malformed, "a panic of type string in perceptd/agent/source.TestPanicIsAFailure")
+	if strings.Contains(err.Error(), "canary") {
+		t.Error(err)
+	}
+	m.transport.wall = time.Now
+	if _, err := m.Fetch(t.Context(), system); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// What a back end sends beside its answer is never taken for the next one's, nor printed by net/http.
+func TestNoConnectionIsKept(t *testing.T) {
 	t.Parallel()
 	peers := map[string]bool{}
 	m := imds(t, func(w http.ResponseWriter, r *http.Request) {
 		peers[r.RemoteAddr] = true // one fetch at a time
 		fmt.Fprint(w, goodAnswer(time.Now()))
 	})
-	for i := range 4 {
-		if i == 2 {
-			m.Close()
-		}
+	for range 4 {
 		if _, err := m.Fetch(t.Context(), system); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(peers) != 2 {
-		t.Errorf("%d connections for two fetches before and two after Close, want 2", len(peers))
+	if len(peers) != 4 {
+		t.Errorf("%d connections for 4 fetches", len(peers))
 	}
 }
 

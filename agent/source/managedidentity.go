@@ -2,9 +2,8 @@
 // azidentity.
 //
 // Each fetch is one question to the endpoint: azidentity's own cache, which is shared by the whole
-// process and cannot be emptied, is passed by, and no answer and no failure is retried; only a kept
-// connection that turns out to be closed is replaced. An answer is checked before azidentity sees it:
-// a token for another identity or resource than the one asked for, or with times that make no sense,
+// process and cannot be emptied, is passed by, no answer and no failure is retried, and no connection
+// is kept. An answer is checked before azidentity sees it: a token for another identity or resource than the one asked for, or with times that make no sense,
 // is an error and never a token. Nothing that the endpoint said, and no secret, is in an error.
 //
 // azidentity reads the process environment, at the start and at every call: the caller must not change
@@ -16,6 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,7 +53,7 @@ type ManagedIdentity struct {
 }
 
 // New finds the endpoint; it sends nothing. The error says what to change in the environment or the
-// configuration when azidentity would not use the endpoint that was named. Close what it returns.
+// configuration when azidentity would not use the endpoint that was named.
 func New(o Options) (*ManagedIdentity, error) {
 	_, err := os.Stat(himdsFile)
 	at, err := locate(o.Endpoint, environment{getenv: os.Getenv, himds: err == nil})
@@ -83,9 +84,6 @@ func (m *ManagedIdentity) Endpoint() Endpoint { return m.at.form }
 // Address returns the host:port that is connected to.
 func (m *ManagedIdentity) Address() string { return m.at.dial }
 
-// Close closes the connections that are not in use. Fetches under way end by their own contexts.
-func (m *ManagedIdentity) Close() { m.transport.http.CloseIdleConnections() }
-
 // Fetch asks the endpoint once for a token of key. The error is a *tokencache.FetchError, or wraps
 // context.Canceled when ctx was cancelled; a deadline of ctx is an Unreachable endpoint.
 func (m *ManagedIdentity) Fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
@@ -100,10 +98,7 @@ func (m *ManagedIdentity) Fetch(ctx context.Context, key tokencache.Key) (tokenc
 	x := &exchange{key: key}
 	bounded, cancel := context.WithTimeout(context.WithValue(ctx, exchangeKey{}, x), m.timeout)
 	defer cancel()
-	token, err := credential.GetToken(bounded, policy.TokenRequestOptions{
-		Scopes: []string{key.Resource},
-		Claims: passCache,
-	})
+	token, err := getToken(bounded, credential, x)
 	switch {
 	case x.failed != nil:
 		return tokencache.Fetched{}, x.failed
@@ -115,6 +110,30 @@ func (m *ManagedIdentity) Fetch(ctx context.Context, key tokencache.Key) (tokenc
 		return tokencache.Fetched{}, m.at.silent(time.Since(begun))
 	}
 	return tokencache.Fetched{}, malformed("azidentity does not accept what %s answered", m.at.dial)
+}
+
+// getToken asks through azidentity. A panic on the way is the fetch's failure: the runtime would end the daemon and print the
+// value, which may quote an answer.
+func getToken(ctx context.Context, credential *azidentity.ManagedIdentityCredential, x *exchange) (_ azcore.AccessToken, err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			x.failed = malformed("a fault of perceptd's or azidentity's: a panic of type %T in %s", value, panicked())
+			err = x.failed
+		}
+	}()
+	return credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{x.key.Resource}, Claims: passCache})
+}
+
+// panicked names the function that has panicked. It is called by a deferred function.
+func panicked() string {
+	var counters [32]uintptr
+	frames := runtime.CallersFrames(counters[:runtime.Callers(3, counters[:])]) // without Callers, this and the deferred function
+	for {
+		frame, more := frames.Next()
+		if !more || !strings.HasPrefix(frame.Function, "runtime.") {
+			return frame.Function
+		}
+	}
 }
 
 // credential returns the azidentity credential of a selector, made when first needed.

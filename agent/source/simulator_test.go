@@ -48,7 +48,6 @@ func askAll(t *testing.T, b *simulator.Backend, endpoint Endpoint) {
 		t.Errorf("endpoint %v, %v", m, err)
 		return
 	}
-	defer m.Close()
 	ask := func(s tokencache.Selector) (tokencache.Fetched, error) {
 		return m.Fetch(t.Context(), tokencache.Key{Selector: s, Resource: vault})
 	}

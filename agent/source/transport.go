@@ -50,10 +50,9 @@ func newTransport(at place, wall func() time.Time) *transport {
 		TLSHandshakeTimeout:    dialTimeout,
 		DisableCompression:     true, // so that the bound on a body is one on what it unpacks to
 		MaxResponseHeaderBytes: maxHeaderBytes,
-		// net/http repeats a request when a kept connection breaks under it; Arc's key is good for one.
-		DisableKeepAlives:   at.form == Arc,
-		MaxIdleConnsPerHost: 2,
-		IdleConnTimeout:     90 * time.Second,
+		// A connection of its own for each request: what is sent beside an answer is never read, and so never the next
+		// one's; and net/http does not repeat a request, as it does when a kept connection breaks under it.
+		DisableKeepAlives: true,
 		// Headers and body are waited for until the fetch's own deadline.
 	}}
 }

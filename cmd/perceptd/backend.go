@@ -89,9 +89,6 @@ func (b *backend) status() api.SourceStatus {
 }
 
 func (b *backend) close() {
-	if b.source != nil {
-		b.source.Close()
-	}
 	if b.simulator != nil {
 		_ = b.simulator.Close(context.Background())
 	}
