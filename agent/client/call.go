@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"perceptd/agent/api"
@@ -124,7 +125,11 @@ func (c call) transport() *http.Transport {
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeader,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return Dial(ctx, c.socket)
+			conn, err := Dial(ctx, c.socket)
+			if err != nil {
+				return nil, err
+			}
+			return &patient{Conn: conn, asked: make(chan struct{})}, nil
 		},
 	}
 }
@@ -141,8 +146,36 @@ func (c call) transportError(ctx context.Context, err error) error {
 	case errors.As(err, &dial) && dial.Op == "dial":
 		// The operation's own text repeats the path.
 		err = dial.Err
+	case !errors.As(err, &dial) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		err = errNotHTTP // net/http quotes what was sent, which may be a token
 	}
 	return &UnreachableError{Socket: c.socket, Err: err}
+}
+
+var errNotHTTP = errors.New("what answers there does not speak HTTP as perceptd does")
+
+// patient is a connection whose other end is not heard before it was asked. net/http writes what comes earlier to the
+// standard logger, which is the module's own output.
+type patient struct {
+	net.Conn
+	once  sync.Once
+	asked chan struct{}
+}
+
+func (p *patient) Read(b []byte) (int, error) {
+	<-p.asked
+	return p.Conn.Read(b)
+}
+
+func (p *patient) Write(b []byte) (int, error) {
+	p.once.Do(func() { close(p.asked) })
+	return p.Conn.Write(b)
+}
+
+func (p *patient) Close() error {
+	err := p.Conn.Close()
+	p.once.Do(func() { close(p.asked) })
+	return err
 }
 
 // refusal makes an *Error of an answer that is none.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -61,14 +62,18 @@ var errLeaving = errors.New("it is just ending")
 // ask asks perceptd once.
 func (r *Relay) ask(q *http.Request) (reply, error) {
 	answer, err := r.socket.RoundTrip(q)
-	if err != nil {
+	var system *net.OpError
+	switch {
+	case errors.As(err, &system) || err != nil && q.Context().Err() != nil:
 		return reply{}, err
+	case err != nil: // net/http quotes what was sent, which may be a token
+		return reply{}, errors.New("its answer broke off, or is not HTTP")
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxBody+1))
 	switch {
 	case err != nil:
-		return reply{}, fmt.Errorf("its answer broke off: %w", err)
+		return reply{}, errors.New("its answer broke off")
 	case len(body) > maxBody:
 		return reply{}, fmt.Errorf("its answer has more than %d bytes", maxBody)
 	case answer.StatusCode == http.StatusServiceUnavailable && answer.Close:

@@ -2,13 +2,13 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,7 +31,7 @@ func (p *piped) dial(context.Context, string, string) (net.Conn, error) {
 	answer := p.answers[min(p.dials, len(p.answers)-1)]
 	p.dials++
 	if answer == nil {
-		return nil, errors.New("connection refused")
+		return nil, &net.OpError{Op: "dial", Net: "unix", Err: syscall.ECONNREFUSED}
 	}
 	ours, theirs := net.Pipe()
 	go func() {
@@ -67,6 +67,7 @@ func TestPerceptdAway(t *testing.T) {
 		"later":                    {append(nobody(10), works), 200, "", 3 * time.Second},
 		"never":                    {nobody(1), 503, "connection refused", 7 * time.Second},
 		"ends at once":             {[]func(net.Conn){says(""), works}, 200, "", 20 * time.Millisecond},
+		"no HTTP":                  {[]func(net.Conn){says("canary-4f1d2c7e9b\r\n\r\n")}, 503, "is not HTTP", 7 * time.Second},
 		"ends in its answer":       {[]func(net.Conn){says("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"), works}, 200, "", 20 * time.Millisecond},
 		"is just ending":           {[]func(net.Conn){leaves, works}, 200, "", 20 * time.Millisecond},
 		"is just ending, for good": {[]func(net.Conn){leaves}, 503, "just ending", 7 * time.Second},
@@ -88,6 +89,9 @@ func TestPerceptdAway(t *testing.T) {
 				}
 				if took := time.Since(begun); given.status != row.status || took < row.took || took > row.took+2*time.Second {
 					t.Errorf("status %d after %v", given.status, took)
+				}
+				if strings.Contains(string(given.body), "canary") {
+					t.Errorf("what perceptd sent is quoted: %s", given.body)
 				}
 				if row.detail != "" && (no == nil || !strings.Contains(no.detail, row.detail) || given.header["Retry-After"] != "2" ||
 					!strings.Contains(string(given.body), `"statusCode":503`)) {
