@@ -19,10 +19,11 @@ func newLog(level string, stderr io.Writer) (*zap.Logger, error) {
 	if err != nil || least > zapcore.ErrorLevel {
 		return nil, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", level)
 	}
+	core := zapcore.NewCore(lineEncoder(stderr), zapcore.Lock(zapcore.AddSync(stderr)), least)
 	if stderr == os.Stderr && systemd.UnderJournal() {
-		return zap.New(systemd.NewJournal(systemd.JournalOptions{Level: least, Fallback: stderr})), nil
+		core = systemd.NewJournal(systemd.JournalOptions{Level: least, Fallback: stderr})
 	}
-	return zap.New(zapcore.NewCore(lineEncoder(stderr), zapcore.Lock(zapcore.AddSync(stderr)), least)), nil
+	return zap.New(core, zap.ErrorOutput(zapcore.AddSync(newLibraries(zap.New(core))))), nil
 }
 
 // lineEncoder writes for people, in colour on a terminal.

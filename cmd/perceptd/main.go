@@ -18,5 +18,6 @@ func main() {
 	// through, stays open to the process itself.
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	silenceLibraries()
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	standardlog "log"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -123,6 +124,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	defer func() { _ = log.Sync() }()
+	standardlog.SetOutput(newLibraries(log))
+	defer standardlog.SetOutput(io.Discard)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
