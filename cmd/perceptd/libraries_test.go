@@ -43,7 +43,7 @@ func TestLibrariesAreNotQuoted(t *testing.T) {
 }
 
 // voices are the packages outside of Go's own that can write to standard output or error past the standard logger, which is
-// filtered, and why they write nothing there that was sent to the program. Who adds one looks at what it writes.
+// filtered, and why they write nothing there that was sent to the program.
 var voices = map[string]string{
 	"github.com/Azure/azure-sdk-for-go/sdk/internal/log": "off, whatever AZURE_SDK_GO_LOGGING says: silenceLibraries",
 	"github.com/coreos/go-systemd/v22/journal":           "its Send, which is not used, names fields",
@@ -73,7 +73,7 @@ func TestVoices(t *testing.T) {
 			}
 			if what := voiceIn(parsed); what != "" {
 				if voices[p.ImportPath] == "" {
-					t.Errorf("%s, %s: %s: may that hold what somebody sent? Judge it, and add it to voices", p.ImportPath, file, what)
+					t.Errorf("%s, %s: %s: may it write what was sent to the program? Judge it, and add it to voices", p.ImportPath, file, what)
 				}
 				delete(unheard, p.ImportPath)
 			}
