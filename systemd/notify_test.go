@@ -106,13 +106,74 @@ func TestNotifyNobody(t *testing.T) {
 func TestNotifyErrors(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
+	unserved := filepath.Join(dir, "unserved")
+	left := receiver(t, unserved)
+	_ = left.Close() // its path stays
 	for name, address := range map[string]string{
 		"missing":  filepath.Join(dir, "missing"),
 		"too long": "/" + strings.Repeat("x", 200),
+		"unserved": unserved,
 	} {
 		if err := (Notify{address: address}).Ready(); err == nil || !strings.HasPrefix(err.Error(), "notify systemd: ") {
 			t.Errorf("%s: error %v", name, err)
 		}
+	}
+}
+
+// Hundreds of messages to a service manager that reads none wait together as long as one may.
+func TestPatience(t *testing.T) {
+	t.Parallel()
+	var p patience
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	for _, row := range []struct {
+		later, waits, want time.Duration
+	}{
+		{0, 500 * time.Millisecond, 2 * time.Second},
+		{500 * time.Millisecond, 5 * time.Second, 1500*time.Millisecond + 500*time.Millisecond/10},
+		{0, 0, 0},
+		{3 * time.Second, 0, 300 * time.Millisecond},
+		{0, time.Second, 300 * time.Millisecond},
+		{60 * time.Second, 0, 2 * time.Second},
+		{time.Hour, 0, 2 * time.Second},
+	} {
+		now = now.Add(row.later)
+		got := p.left(now)
+		if (got - row.want).Abs() > time.Microsecond {
+			t.Errorf("after %v: %v left, want %v", row.later, got, row.want)
+		}
+		p.spend(min(got, row.waits))
+	}
+}
+
+func TestNotifyABusyManager(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "notify")
+	conn := receiver(t, path)
+	n, err := parseNotifySocket(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.patience.left(time.Now())
+	n.patience.spend(notifyPatience)
+	sent := 0
+	for ; ; sent++ {
+		if err := n.Status("x"); errors.Is(err, ErrBusy) {
+			break
+		} else if err != nil || sent > 100_000 {
+			t.Fatal(sent, err)
+		}
+	}
+	if err := n.Store("x", 0); !errors.Is(err, ErrBusy) {
+		t.Errorf("a descriptor: %v", err)
+	}
+	for range sent {
+		receive(t, conn)
+	}
+	if err := n.Ready(); err != nil { // what is read again is told again, without any patience left
+		t.Error(err)
+	}
+	if got := receive(t, conn); got != "READY=1" {
+		t.Errorf("received %q", got)
 	}
 }
 

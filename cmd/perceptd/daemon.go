@@ -31,6 +31,8 @@ const (
 	drain = 4 * time.Second
 	// patience is how long they may wait for the back end in that time; then they are told to come back.
 	patience = 3 * time.Second
+	// tellAgain is how soon systemd, whose queue was full, is told again that the daemon serves, and what to keep of it.
+	tellAgain = time.Second
 )
 
 // daemon is the running program: the parts, and what is known of the configuration in force.
@@ -50,6 +52,7 @@ type daemon struct {
 	signals chan os.Signal
 	changed chan struct{} // the status may tell something new
 	sight   chan struct{} // what can be seen of callers may be another than before
+	untold  chan struct{} // systemd did not take all that it was told, and may now
 	failed  chan error    // something that the daemon cannot go on without
 	kept    *kept
 	state   *lock.Folder // nil: there is no state directory
@@ -69,7 +72,8 @@ type daemon struct {
 func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d := &daemon{
 		flags: f, log: log, config: c,
-		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), sight: make(chan struct{}, 1), failed: make(chan error, 1),
+		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), sight: make(chan struct{}, 1),
+		untold: make(chan struct{}, 1), failed: make(chan error, 1),
 	}
 	// Before any socket is there: a signal that comes early is kept, not the end of the process.
 	signal.Notify(d.signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
@@ -247,6 +251,10 @@ func (d *daemon) serve(ctx context.Context) error {
 		case <-d.sight:
 			d.lookAround(ctx)
 			d.tellStatus()
+		case <-d.untold:
+			d.sockets.catchUp()
+			d.ready()
+			d.tellStatus()
 		case err := <-d.failed:
 			return errors.Join(err, d.stop("a socket failed"))
 		}
@@ -256,7 +264,7 @@ func (d *daemon) serve(ctx context.Context) error {
 // announce tells systemd and people that the daemon serves.
 func (d *daemon) announce() {
 	d.tellStatus()
-	d.told(d.notify.Ready())
+	d.ready()
 	from := d.backend.status()
 	fields := []zap.Field{
 		zap.String("version", versionName()), zap.String("source", from.Kind), zap.String("endpoint", from.Endpoint),
@@ -267,6 +275,16 @@ func (d *daemon) announce() {
 		return
 	}
 	d.log.Info("serving", fields...)
+}
+
+// ready says that the daemon serves, after a start and after a reload, which systemd gives up when it is not told. When its
+// queue is full it is told again, and so it is of the sockets that it did not take.
+func (d *daemon) ready() {
+	err := d.notify.Ready()
+	d.told(err)
+	if errors.Is(err, systemd.ErrBusy) || d.sockets.behind() {
+		time.AfterFunc(tellAgain, func() { signalOn(d.untold) })
+	}
 }
 
 func (d *daemon) tellStatus() {
@@ -317,7 +335,7 @@ func (d *daemon) reload(ctx context.Context) ([]string, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
 	d.told(d.notify.Reloading())
-	defer func() { d.told(d.notify.Ready()) }()
+	defer d.ready()
 	c, err := loadConfig(d.flags.config)
 	var changes []string
 	if err == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -40,8 +41,9 @@ type sockets struct {
 	stored  map[string]string // what systemd has stored them by, by module
 	trouble []string          // modules that could not be given a socket
 
-	unkept    []string // modules whose sockets systemd does not keep
-	unkeptWhy error    // the latest reason
+	shut      map[string]net.Addr // of always, those that the daemon may not connect to, so that they are not checked
+	unkept    []string            // modules whose sockets systemd does not keep
+	unkeptWhy error               // the latest reason
 }
 
 const (
@@ -95,11 +97,31 @@ func (s *sockets) serve(token, admin net.Listener) {
 // are left out: what a module does to its own must not have systemd restart the daemon for all.
 func (s *sockets) check(ctx context.Context) error {
 	for name, at := range s.always {
-		if err := askHealth(ctx, at); err != nil {
+		err := askHealth(ctx, at)
+		shut := errors.Is(err, fs.ErrPermission)
+		s.noteShut(name, at, shut)
+		if err != nil && !shut {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// noteShut notes whether the daemon may connect to one of its sockets. That it may not is no standstill, which a restart
+// would end: it is how an earlier version's unit, or an administrator's, has made the socket.
+func (s *sockets) noteShut(name string, at net.Addr, shut bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut[name] == nil && shut {
+		s.log.Warn("a socket is not checked: the daemon may not connect to it", zap.Stringer("socket", at))
+		if s.shut == nil {
+			s.shut = make(map[string]net.Addr)
+		}
+		s.shut[name] = at
+	}
+	if !shut {
+		delete(s.shut, name)
+	}
 }
 
 func askHealth(ctx context.Context, at net.Addr) error {
@@ -173,6 +195,9 @@ func (s *sockets) setModules(modules []string) {
 		s.store(name, l)
 		s.serveModule(name, l)
 	}
+	if len(s.unkept) > 0 {
+		s.log.Warn("modules' sockets are not kept through a restart", zap.Int("modules", len(s.unkept)), zap.String("first", s.unkept[0]), zap.Error(s.unkeptWhy))
+	}
 }
 
 // serveModule answers a module in the background.
@@ -191,6 +216,10 @@ func (s *sockets) troubles() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := slices.Clone(s.trouble)
+	for _, name := range slices.Sorted(maps.Keys(s.shut)) {
+		all = append(all, fmt.Sprintf("perceptd cannot check that it answers on %v, where it may not connect: systemctl stop perceptd.service perceptd.socket perceptd-admin.socket, then systemctl start perceptd.service makes it anew as SocketUser= says",
+			s.shut[name]))
+	}
 	if unkept := s.unkeptTrouble(); unkept != "" {
 		all = append(all, unkept)
 	}

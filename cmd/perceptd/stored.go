@@ -78,12 +78,34 @@ func (s *sockets) store(module string, l *socket.Listener) {
 	}
 	name, err := s.tryToStore(module, l)
 	if err != nil {
-		s.log.Warn("a module's socket is not kept through a restart", zap.String("module", module), zap.Error(err))
 		s.unkept = append(s.unkept, module)
 		s.unkeptWhy = err
 		return
 	}
 	s.remember(module, name)
+}
+
+// behind reports whether systemd did not take a socket, and may later.
+func (s *sockets) behind() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.unkept) > 0 && errors.Is(s.unkeptWhy, systemd.ErrBusy)
+}
+
+// catchUp has systemd keep the sockets that it did not take.
+func (s *sockets) catchUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	missed := s.unkept
+	s.unkept, s.unkeptWhy = nil, nil
+	for _, name := range missed {
+		if l := s.modules[name]; l != nil && s.stored[name] == "" {
+			s.store(name, l)
+		}
+	}
+	if len(missed) > 0 && len(s.unkept) == 0 {
+		s.log.Info("modules' sockets are kept through a restart again", zap.Int("modules", len(missed)))
+	}
 }
 
 func (s *sockets) tryToStore(module string, l *socket.Listener) (name string, err error) {
