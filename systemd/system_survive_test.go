@@ -179,7 +179,8 @@ func (m *machine) another(t *testing.T, end func()) {
 	end()
 	m.until(t, "the daemon's return", func() bool { // systemd learns of the end in its own time
 		out, _ := m.run(t, "systemctl", "is-active", "perceptd")
-		return strings.TrimSpace(out) == "active" && m.pid(t) != before
+		now := m.pid(t)
+		return strings.TrimSpace(out) == "active" && now != before && now != "0"
 	})
 }
 

@@ -38,7 +38,7 @@ func testSystem(t *testing.T, machine *machine) {
 	t.Run("sockets", func(t *testing.T) {
 		modes := machine.must(t, "stat", "-c", "%n %a %U:%G", "/run/percept/token.sock", "/run/percept/admin.sock",
 			"/run/percept/modules/vision/token.sock")
-		wants(t, modes, "token.sock 666 ", "admin.sock 660 root:percept-admin", "modules/vision/token.sock 666 percept:percept")
+		wants(t, modes, "token.sock 666 ", "admin.sock 660 percept:percept-admin", "modules/vision/token.sock 666 percept:percept")
 	})
 	t.Run("serves whom a grant names", func(t *testing.T) {
 		out, err := machine.as(t, "edge", "perceptctl", "token", "--resource", "https://vault.azure.net", "--short")

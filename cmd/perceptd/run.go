@@ -22,7 +22,7 @@ const (
 	exitOK     = 0  // stopped because it was asked to, or a check found nothing
 	exitFailed = 1  // could not start, or could not go on
 	exitUsage  = 2  // the command line is wrong
-	exitConfig = 78 // the configuration is wrong (EX_CONFIG): restarting will not help
+	exitConfig = 78 // the configuration is wrong (EX_CONFIG): it stays so until somebody mends it
 )
 
 // gcPercent, half of Go's own default, keeps the heap close to what is held. It saves two megabytes, which
