@@ -118,7 +118,7 @@ func TestServersBoundHeads(t *testing.T) {
 	t.Parallel()
 	other := regexp.MustCompile(`\w+\.(Serve\([^)]|ServeTLS\(|ListenAndServe)`)
 	servers := 0
-	for _, p := range listed(t) {
+	for _, p := range listed(t, "perceptd/...") {
 		if p.ImportPath == "perceptd/agent/headlimit" {
 			continue
 		}
