@@ -45,6 +45,7 @@ func (r *Relay) handle(q *http.Request) (reply, *refusal) {
 	case !same(q.Header.Get("X-Identity-Header"), r.secret):
 		return reply{}, refuse(http.StatusUnauthorized, "the X-IDENTITY-HEADER header is not the value of IDENTITY_HEADER that perceptctl exec has set")
 	}
+	defer r.listener.asks(q.Context())()
 	return r.forward(q, api.PathAppServiceToken, "X-Identity-Header", "exec")
 }
 
@@ -55,13 +56,13 @@ func (r *Relay) check(q *http.Request) *refusal {
 		return refuse(http.StatusBadRequest, "only HTTP/1.1 is spoken here")
 	case q.Host != "127.0.0.1:"+r.port && q.Host != "localhost:"+r.port:
 		return refuse(http.StatusForbidden, "the Host header must be 127.0.0.1 or localhost, with the port of this endpoint")
-	case q.Header["Origin"] != nil:
-		return refuse(http.StatusForbidden, "requests with an Origin header are refused: tokens are not for pages in a browser")
-	case q.Header["X-Forwarded-For"] != nil || q.Header["Forwarded"] != nil:
-		return refuse(http.StatusForbidden, "requests that were forwarded are refused: tokens are not handed through a proxy")
+	case has(q, ofPages[:]) != "":
+		return refuse(http.StatusForbidden, "requests with a header "+has(q, ofPages[:])+" are refused: tokens are not for pages in a browser")
+	case has(q, ofProxies[:]) != "":
+		return refuse(http.StatusForbidden, "requests with a header "+has(q, ofProxies[:])+" are refused: tokens are not handed through a proxy")
 	case q.Method != http.MethodGet:
 		no := refuse(http.StatusMethodNotAllowed, "tokens are asked for with GET")
-		no.header = map[string]string{"Allow": http.MethodGet}
+		no.header["Allow"] = http.MethodGet
 		return no
 	case !strings.HasPrefix(q.RequestURI, "/"):
 		return refuse(http.StatusBadRequest, "the request must name a path on this server: this is no proxy")
@@ -69,6 +70,22 @@ func (r *Relay) check(q *http.Request) *refusal {
 		return refuse(http.StatusBadRequest, "a request for a token has no body")
 	}
 	return nil
+}
+
+// What browsers and proxies add, by canonical name. Node's fetch adds Sec-Fetch-Mode, which is not among them.
+var (
+	ofPages   = [...]string{"Origin", "Referer", "Sec-Fetch-Site"}
+	ofProxies = [...]string{"X-Forwarded-For", "Forwarded", "Via", "X-Real-Ip"}
+)
+
+// has returns the first of some header names that q has, or an empty text.
+func has(q *http.Request, names []string) string {
+	for _, name := range names {
+		if q.Header[name] != nil {
+			return name
+		}
+	}
+	return ""
 }
 
 // once reports whether a header is there once, and not empty. name is canonical.

@@ -35,6 +35,7 @@ func (r *Relay) handleArc(q *http.Request, to string) (reply, *refusal) {
 	if !once(q, "Authorization") || !basic || !r.keys.redeem(key) {
 		return reply{}, refuse(http.StatusUnauthorized, "the Authorization header must be there once, with Basic and the content of the file that the challenge named, unchanged and for the first time")
 	}
+	defer r.listener.asks(q.Context())()
 	return r.forward(q, api.PathIMDSToken, "Metadata", "true")
 }
 
@@ -44,7 +45,7 @@ func (r *Relay) challenge() *refusal {
 		return away("the key of the challenge could not be written: " + err.Error())
 	}
 	no := refuse(http.StatusUnauthorized, "the Authorization header must have Basic and the content of the file that WWW-Authenticate names")
-	no.header = map[string]string{"Www-Authenticate": "Basic realm=" + path}
+	no.header["Www-Authenticate"] = "Basic realm=" + path
 	return no
 }
 

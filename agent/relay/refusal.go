@@ -13,7 +13,10 @@ type refusal struct {
 	header map[string]string
 }
 
-func refuse(status int, detail string) *refusal { return &refusal{status: status, detail: detail} }
+// refuse is for who has not shown the secret, or asks what no SDK does: the connection ends.
+func refuse(status int, detail string) *refusal {
+	return &refusal{status: status, detail: detail, header: map[string]string{"Connection": "close"}}
+}
 
 // away is that perceptd does not answer. SDKs that try again find it within some 10 seconds.
 func away(detail string) *refusal {

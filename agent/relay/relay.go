@@ -12,15 +12,13 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"time"
-
-	"golang.org/x/net/netutil"
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
@@ -29,8 +27,9 @@ import (
 
 // Bounds of what others on the same network can take.
 const (
-	headerTime  = 5 * time.Second // until a request's header is there
-	idleTime    = 2 * time.Minute // of a kept connection
+	headerTime  = 5 * time.Second          // until a request's header is there; who shows no secret has no other
+	answerTime  = longest + 10*time.Second // until an answer has left
+	idleTime    = 2 * time.Minute          // of a kept connection
 	connections = 256
 	onSocket    = 32 // connections to perceptd
 )
@@ -47,7 +46,8 @@ type Options struct {
 
 // Relay is one endpoint. Close it.
 type Relay struct {
-	listener net.Listener
+	listener *crowd
+	holder   *os.File // of the port
 	server   *http.Server
 	socket   *http.Transport
 	port     string
@@ -64,18 +64,19 @@ func Listen(o Options) (*Relay, error) {
 			return nil, err
 		}
 	}
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	l, holder, err := listen()
 	if err != nil {
-		return nil, fmt.Errorf("opening the token endpoint: %w", err)
+		return nil, err
 	}
-	r.listener = netutil.LimitListener(l, connections)
+	r.listener, r.holder = newCrowd(l), holder
 	r.port = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 	r.socket = &http.Transport{
 		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return client.Dial(ctx, o.Socket) },
 		MaxConnsPerHost: onSocket, MaxIdleConnsPerHost: onSocket, IdleConnTimeout: idleTime, DisableCompression: true,
 	}
 	r.server = &http.Server{
-		Handler: http.HandlerFunc(r.answer), ReadHeaderTimeout: headerTime, ReadTimeout: headerTime, IdleTimeout: idleTime,
+		Handler: http.HandlerFunc(r.answer), ReadHeaderTimeout: headerTime, ReadTimeout: headerTime,
+		WriteTimeout: answerTime, IdleTimeout: idleTime, ConnContext: r.listener.meet, ConnState: r.listener.note,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.New(io.Discard, "", 0), // what strangers send is not the module's output
 	}
@@ -94,12 +95,17 @@ func (r *Relay) Serve() error {
 func (r *Relay) Close() error {
 	err := r.server.Close()
 	_ = r.listener.Close() // it is closed already where Serve was called
+	_ = r.holder.Close()
 	r.socket.CloseIdleConnections()
 	if r.keys != nil {
 		r.keys.close()
 	}
 	return err
 }
+
+// Holder returns a socket that holds the relay's port: as long as any process has it open, no other can listen there. A command
+// that inherits it asks nobody else for its tokens when the relay is gone. It is closed with the relay.
+func (r *Relay) Holder() *os.File { return r.holder }
 
 // Variables returns what leads SDKs to the relay, as name=value. The header's value is a secret.
 func (r *Relay) Variables() []string {

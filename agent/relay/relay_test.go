@@ -18,7 +18,13 @@ import (
 	"perceptd/agent/api"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if address := os.Getenv(asStrangers); address != "" {
+		strangers(address)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const canary = "canary-token-text"
 
@@ -110,8 +116,8 @@ func TestForwards(t *testing.T) {
 	if got := r.Variables(); len(got) != 2 || got[0] != "IDENTITY_ENDPOINT=http://127.0.0.1:"+r.port+"/msi/token" || got[1] != "IDENTITY_HEADER="+r.secret || len(r.secret) != 64 {
 		t.Errorf("%q", got)
 	}
-	for _, host := range []string{"127.0.0.1", "localhost"} {
-		answer := raw(t, r, ask+"Host: "+host+":"+r.port+"\r\nx-identity-header: "+r.secret+"\r\nAuthorization: ours\r\nConnection: close\r\n\r\n")
+	for _, host := range []string{"127.0.0.1", "localhost"} { // and what msal-node adds
+		answer := raw(t, r, ask+"Host: "+host+":"+r.port+"\r\nx-identity-header: "+r.secret+"\r\nAuthorization: ours\r\nsec-fetch-mode: cors\r\nConnection: close\r\n\r\n")
 		if !strings.HasPrefix(answer, "HTTP/1.1 200 ") || !strings.Contains(answer, canary) || strings.Contains(answer, "hidden") ||
 			!strings.Contains(answer, api.PermissionsHeader+": current\r\n") || !strings.Contains(answer, "Content-Type: application/json\r\n") {
 			t.Errorf("%s: %s", host, answer)
@@ -140,7 +146,7 @@ func TestAttacks(t *testing.T) {
 	with := func(path string) string { return "GET " + path + "?resource=x HTTP/1.1\r\n" + host + secret + "\r\n" }
 	rows := map[string]struct{ request, status string }{
 		"no secret":          {ask + host + "\r\n", "400"},
-		"an empty one":       {ask + host + "X-IDENTITY-HEADER: \r\n\r\n", "400"},
+		"an empty secret":    {ask + host + "X-IDENTITY-HEADER: \r\n\r\n", "400"},
 		"a repeated one":     {ask + host + secret + secret + "\r\n", "400"},
 		"a list":             {ask + host + "X-IDENTITY-HEADER: " + r.secret + ", " + r.secret + "\r\n\r\n", "401"},
 		"another":            {ask + host + "X-IDENTITY-HEADER: " + strings.Repeat("0", 64) + "\r\n\r\n", "401"},
@@ -156,6 +162,11 @@ func TestAttacks(t *testing.T) {
 		"an empty origin":    {ask + host + secret + "Origin:\r\n\r\n", "403"},
 		"forwarded":          {ask + host + secret + "X-Forwarded-For: 10.0.0.1\r\n\r\n", "403"},
 		"forwarded, too":     {ask + host + secret + "Forwarded: for=10.0.0.1\r\n\r\n", "403"},
+		"through a proxy":    {ask + host + secret + "Via: 1.1 proxy\r\n\r\n", "403"},
+		"through nginx":      {ask + host + secret + "X-Real-IP: 10.0.0.1\r\n\r\n", "403"},
+		"an empty one":       {ask + host + secret + "X-Real-IP:\r\n\r\n", "403"},
+		"from a page":        {ask + host + secret + "Referer: http://127.0.0.1/\r\n\r\n", "403"},
+		"from a browser":     {ask + host + secret + "Sec-Fetch-Site: cross-site\r\n\r\n", "403"},
 		"an old protocol":    {"GET /msi/token HTTP/1.0\r\n" + host + secret + "\r\n", "400"},
 		"another path":       {with("/v1/token"), "400"},
 		"IMDS":               {with("/metadata/identity/oauth2/token"), "400"},

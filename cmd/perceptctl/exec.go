@@ -79,7 +79,7 @@ func (a *app) exec(args []string, arc bool) error {
 			a.report(fmt.Errorf("no more tokens: %w", err))
 		}
 	}()
-	status, err := runToEnd(path, args, environ)
+	status, err := runToEnd(path, args, environ, r.Holder())
 	switch {
 	case err != nil:
 		return err

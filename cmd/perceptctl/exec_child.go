@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -79,13 +80,25 @@ func runnable(name, path string) error {
 
 // runToEnd runs a command and returns its status. It passes signals on to it, and reaps whatever else ends that is this
 // process's to reap, as a container's first process must.
-func runToEnd(path string, args, environ []string) (status int, err error) {
-	group, shared := grouping()
+//
+// The command is told where to show a secret. When this process is killed, a stranger must not be able to listen there: so the
+// command is killed too. The kernel spares those who have become another user, and knows nothing of the command's own children:
+// all of them inherit the holder of the port, which stays taken as long as one of them lives.
+func runToEnd(path string, args, environ []string, holder *os.File) (status int, err error) {
+	attr, shared := grouping()
+	attr.Pdeathsig = syscall.SIGKILL
+	runtime.LockOSThread() // with this thread the command would end
+	defer runtime.UnlockOSThread()
+	inherited, err := unix.FcntlInt(holder.Fd(), unix.F_DUPFD, heldFrom)
+	if err != nil {
+		return 0, &statusError{os.NewSyscallError("fcntl", err), exitExec}
+	}
+	defer syscall.Close(inherited)
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, caught(shared)...)
 	defer signal.Stop(signals)
 	child, err := os.StartProcess(path, args, &os.ProcAttr{
-		Env: environ, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: group,
+		Env: environ, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: attr,
 	})
 	switch {
 	case errors.Is(err, os.ErrNotExist): // it was there a moment ago
@@ -108,6 +121,9 @@ func runToEnd(path string, args, environ []string) (status int, err error) {
 		}
 	}
 }
+
+// heldFrom is the least descriptor that the holder of the port may have: the first ones mean something to some commands.
+const heldFrom = 64
 
 // own are the signals that are about this process alone, or that no program sends.
 var own = []syscall.Signal{
@@ -140,7 +156,7 @@ func grouping() (attr *syscall.SysProcAttr, shared bool) {
 	case front && os.Getpid() == 1:
 		return &syscall.SysProcAttr{Setpgid: true, Foreground: true, Ctty: int(os.Stdin.Fd())}, false
 	case front:
-		return nil, true
+		return &syscall.SysProcAttr{}, true
 	}
 	return &syscall.SysProcAttr{Setpgid: true}, false
 }

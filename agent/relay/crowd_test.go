@@ -1,0 +1,272 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"perceptd/agent/tcppeer"
+)
+
+// asStrangers makes the test binary a process that floods the address that it holds.
+const asStrangers = "RELAY_TEST_STRANGERS"
+
+// strangers hold 300 connections to the address, each of which sends a request that does not end, and make each anew when it is
+// closed, until standard input ends.
+func strangers(address string) {
+	var all sync.WaitGroup
+	for i := range 300 {
+		all.Add(1)
+		go func() {
+			first := sync.OnceFunc(all.Done)
+			for {
+				conn, err := net.Dial("tcp4", address)
+				if err != nil {
+					continue
+				}
+				text := ask + "X-Long: " + strings.Repeat("x", 15<<10)
+				if i%2 == 0 {
+					text = ask + strings.Repeat("X: "+strings.Repeat("x", 240)+"\r\n", 60)
+				}
+				_, _ = io.WriteString(conn, text)
+				first()
+				_, _ = io.Copy(io.Discard, conn)
+				conn.Close()
+			}
+		}()
+	}
+	all.Wait()
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// flood has strangers of a uid flood a relay until the test ends. It returns when each of their connections was made once.
+func flood(t *testing.T, r *Relay, uid uint32) {
+	t.Helper()
+	c := exec.Command("/proc/self/exe")
+	c.Env = []string{asStrangers + "=127.0.0.1:" + r.port}
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if int(uid) != os.Getuid() {
+		c.SysProcAttr.Credential = &syscall.Credential{Uid: uid, Gid: uid}
+	}
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // with which the strangers end
+	t.Cleanup(runtime.UnlockOSThread)
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); _ = c.Wait() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("%q %v", line, err)
+	}
+}
+
+// Whose connections go first when there are too many.
+func TestLeaving(t *testing.T) {
+	t.Parallel()
+	at := func(seconds int) time.Time { return time.Unix(int64(seconds), 0) }
+	for name, row := range map[string]struct {
+		guests []guest
+		leaves int // -1: nobody
+	}{
+		"nobody":                           {nil, -1},
+		"who has not shown the secret":     {[]guest{{uid: 1, shown: true, since: at(1)}, {uid: 2, since: at(9)}, {uid: 1, shown: true, since: at(2)}}, 1},
+		"the user with the most":           {[]guest{{uid: 1, since: at(1)}, {uid: 2, since: at(8)}, {uid: 2, since: at(9)}}, 1},
+		"of whom those that show it count": {[]guest{{uid: 1, since: at(3)}, {uid: 1, shown: true, since: at(1)}, {uid: 1, shown: true, since: at(1)}, {uid: 2, since: at(2)}}, 3},
+		"the longest without a request":    {[]guest{{uid: 1, since: at(3)}, {uid: 1, since: at(2)}, {uid: 1, since: at(4)}}, 1},
+		"users who are not known":          {[]guest{{uid: 1, since: at(1)}, {uid: tcppeer.NoUser, since: at(3)}, {uid: tcppeer.NoUser, since: at(4)}}, 1},
+		"where all have shown it":          {[]guest{{uid: 1, shown: true, since: at(1)}, {uid: 2, shown: true, since: at(5)}, {uid: 2, shown: true, since: at(4)}}, 2},
+		"nobody who is being answered":     {[]guest{{uid: 1, shown: true, asking: 1, since: at(1)}, {uid: 1, shown: true, since: at(5)}}, 1},
+		"nobody where all are":             {[]guest{{uid: 1, shown: true, asking: 1, since: at(1)}}, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			guests, conns := make(map[net.Conn]*guest), make([]net.Conn, len(row.guests))
+			for i := range row.guests {
+				conns[i] = new(net.TCPConn)
+				guests[conns[i]] = &row.guests[i]
+			}
+			var want net.Conn
+			if row.leaves >= 0 {
+				want = conns[row.leaves]
+			}
+			if got := leaving(guests); got != want {
+				t.Errorf("%+v leaves", guests[got])
+			}
+		})
+	}
+}
+
+// One connection that shows the secret keeps being answered, and so does each new one, while another user has more connections
+// than there is room for; and what all of them take stays below 24 MiB. It is measured with nothing beside it.
+func TestFloodOfStrangers(t *testing.T) {
+	const most = 24 << 20
+	uid := uint32(os.Getuid())
+	if uid == 0 {
+		uid = 65534
+	} else {
+		t.Log("as another user only where root runs it: these strangers are this very user")
+	}
+	p := newFakePerceptd(t)
+	r := serving(t, Options{Socket: p.socket})
+	request := ask + "Host: 127.0.0.1:" + r.port + "\r\nX-IDENTITY-HEADER: " + r.secret + "\r\n\r\n"
+	asks := func(conn net.Conn) {
+		t.Helper()
+		if _, err := io.WriteString(conn, request); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(answer.Body); answer.StatusCode != 200 || !strings.Contains(string(text), canary) || err != nil {
+			t.Errorf("%d %s %v", answer.StatusCode, text, err)
+		}
+	}
+	dial := func() net.Conn {
+		t.Helper()
+		conn, err := net.Dial("tcp4", "127.0.0.1:"+r.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	kept := dial()
+	asks(kept)
+	before := inUse()
+	flood(t, r, uid)
+	for range 20 {
+		asks(kept)
+		fresh := dial()
+		asks(fresh)
+		fresh.Close()
+		if took := inUse() - before; took > most {
+			t.Fatalf("%d bytes", took)
+		}
+	}
+	r.listener.mu.Lock()
+	defer r.listener.mu.Unlock()
+	if n := len(r.listener.guests); n > connections {
+		t.Errorf("%d connections", n)
+	}
+}
+
+func inUse() int {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapInuse + m.StackInuse)
+}
+
+// A connection ends with its refusal, and is kept after an answer.
+func TestRefusalEndsTheConnection(t *testing.T) {
+	t.Parallel()
+	p := newFakePerceptd(t)
+	r := serving(t, Options{Socket: p.socket})
+	host, secret := "Host: 127.0.0.1:"+r.port+"\r\n", "X-IDENTITY-HEADER: "+r.secret+"\r\n"
+	for _, request := range []string{ask + host + "\r\n", ask + host + "X-IDENTITY-HEADER: x\r\n\r\n", "PUT" + ask[3:] + host + secret + "\r\n"} {
+		good := ask + host + secret + "\r\n"
+		answers := raw(t, r, good+good+request+good)
+		if n := strings.Count(answers, "HTTP/1.1 "); n != 3 || strings.Count(answers, canary) != 2 || strings.Count(answers, "Connection: close\r\n") != 1 {
+			t.Errorf("%s", answers)
+		}
+	}
+}
+
+// When every connection is in use the next one waits for room, and gets it.
+func TestRoomIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	p := newFakePerceptd(t)
+	r := serving(t, Options{Socket: p.socket})
+	ours := make([]net.Conn, connections)
+	for i := range ours {
+		conn, err := net.Dial("tcp4", "127.0.0.1:"+r.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		ours[i] = conn
+	}
+	for all := 0; all < connections; time.Sleep(time.Millisecond) {
+		r.listener.mu.Lock()
+		all = len(r.listener.guests)
+		for _, g := range r.listener.guests {
+			g.shown, g.asking = true, 1
+		}
+		r.listener.mu.Unlock()
+	}
+	answered := make(chan string)
+	go func() {
+		answered <- raw(t, r, ask+"Host: 127.0.0.1:"+r.port+"\r\nConnection: close\r\nX-IDENTITY-HEADER: "+r.secret+"\r\n\r\n")
+	}()
+	ours[7].Close()
+	if answer := <-answered; !strings.Contains(answer, canary) {
+		t.Errorf("%s", answer)
+	}
+}
+
+// The port stays taken for every other, and refuses who connects, as long as a process has its holder open.
+func TestHolder(t *testing.T) {
+	t.Parallel()
+	r, err := Listen(Options{Socket: "nowhere"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := "127.0.0.1:" + r.port
+	kept, err := syscall.Dup(int(r.Holder().Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []string{at, "0.0.0.0:" + r.port, "[::]:" + r.port} {
+		for _, option := range []int{0, syscall.SO_REUSEADDR, 15 /* SO_REUSEPORT */} {
+			if err := listening(address, option); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("listening on %s with option %d: %v", address, option, err)
+			}
+		}
+	}
+	if conn, err := net.Dial("tcp4", at); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("connecting: %v %v", conn, err)
+	}
+	if err := errors.Join(syscall.Close(kept), listening(at, 0)); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// listening listens with an option and returns why it cannot.
+func listening(address string, option int) error {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		return errors.Join(raw.Control(func(fd uintptr) {
+			if option != 0 {
+				err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, option, 1)
+			}
+		}), err)
+	}}
+	l, err := config.Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
