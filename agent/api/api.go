@@ -61,6 +61,7 @@ const (
 	CodeAmbiguous        Code = "ambiguous_identity"  // 400: several identities are granted; name one
 	CodeNotGranted       Code = "not_granted"         // 403: no grant names this caller, identity and resource
 	CodeUnknownCaller    Code = "unknown_caller"      // 403: who is calling could not be proved
+	CodeAskAgain         Code = "ask_again"           // 503: who is calling is proved by its next request, best on the same connection
 	CodeShortLife        Code = "short_life"          // 503: min_ttl is more than the newest token has left
 	CodeNotYet           Code = "not_yet"             // 503: the back end has no token issued after issued_after yet
 	CodeRevoked          Code = "permissions_revoked" // 403: a revocation withholds the token until a current one arrives

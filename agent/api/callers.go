@@ -98,7 +98,9 @@ type Denial struct {
 type CallersStatus struct {
 	Engine      string      `json:"engine,omitempty"`       // path of the container engine's socket; empty: none is there
 	EngineError string      `json:"engine_error,omitempty"` // why it could not be asked the last time
+	Kernel      string      `json:"kernel,omitempty"`       // its release
 	Pidfd       bool        `json:"pidfd"`                  // by the kernel's own handles of processes
+	RefuseYoung bool        `json:"refuse_young,omitempty"` // where it gives none, processes younger than 20 ms have to ask twice
 	Blind       []Blindness `json:"blind"`                  // what cannot be seen here; empty when all can
 }
 

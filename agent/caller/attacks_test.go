@@ -3,13 +3,13 @@ package caller
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -104,27 +104,183 @@ func TestAttackPidReuse(t *testing.T) {
 	}
 }
 
-// On old kernels a caller that has waited through a restart of the daemon may have to connect again, and is told so.
-func TestYoungCallerConnectsAgain(t *testing.T) {
+// On old kernels a caller that has waited through a restart of the daemon may be another than connected. It is proved by
+// connecting again, or by its next request.
+func TestYoungCallerAsksAgain(t *testing.T) {
 	t.Parallel()
 	s := realScene(t, Options{NoPidfd: true})
 	a := s.start("connect") // younger than the last look at the queue
 	a.heard()
-	waiting, _ := s.accept(Socket{})
-	_, err := waiting.Caller(context.Background())
-	denies(t, "a young caller that has waited", err, "may have started after")
-	if e := new(UnprovedError); !asUnproved(err, &e) || !e.Again || e.Hint == "" {
-		t.Errorf("%+v", err)
+	a.say('w')
+	a.heard()
+	waiting, conn := s.accept(Socket{})
+	asksAgain := func(when string) {
+		t.Helper()
+		_, err := waiting.Caller(context.Background())
+		denies(t, when, err, "may have started after")
+		if e := new(UnprovedError); !asUnproved(err, &e) || !e.Again || e.Hint == "" {
+			t.Errorf("%s: %+v", when, err)
+		}
+	}
+	asksAgain("at first")
+	if waiting.HearAgain() {
+		t.Error("what it had written before proves it")
+	}
+	read := func() {
+		t.Helper()
+		if n, err := conn.Read(make([]byte, 8)); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	read()
+	asksAgain("after what it had written before")
+	if !waiting.HearAgain() {
+		t.Fatal("its next request does not prove it")
+	}
+	asksAgain("before it")
+	a.say('w')
+	a.heard()
+	read()
+	if got, err := waiting.Caller(context.Background()); err != nil || int(got.PID) != a.cmd.Process.Pid {
+		t.Errorf("%+v, %v", got, err)
 	}
 	s.grownUp() // as the next Accept notes, a moment later
-	conn, err := net.Dial("unix", s.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	another := s.start("connect")
+	another.heard()
 	again, _ := s.accept(Socket{})
 	if _, err := again.Caller(context.Background()); err != nil {
 		t.Error(err)
+	}
+	another.end()
+	if again.HearAgain() { // of nobody
+		_, err := again.Caller(context.Background())
+		denies(t, "who has ended", err, "has ended")
+	}
+}
+
+// Where young processes are refused, one is believed when it is old enough, or has written after it was held.
+func TestYoungCallersAreRefused(t *testing.T) {
+	t.Parallel()
+	s := realScene(t, Options{NoPidfd: true})
+	s.SetRules(Rules{RefuseYoung: true, Modules: map[string]Requirement{"open": {}, "vision": {Container: "vision"}}})
+	for _, row := range []struct {
+		name   string
+		from   Socket
+		age    time.Duration // when it was accepted, as /proc has it
+		refuse bool          // false: whoever comes in on that socket
+		want   string        // in the error; empty: proved
+	}{
+		{"born that moment", Socket{}, 0, true, "is younger than 20ms: it may have started after"},
+		{"young", Socket{}, 19 * time.Millisecond, true, "is younger than 20ms"},
+		{"young, as its start is known to a hundredth of a second", Socket{}, 29 * time.Millisecond, true, "is younger than 20ms"},
+		{"older", Socket{}, 30 * time.Millisecond, true, ""},
+		{"young, and nobody is refused", Socket{}, 0, false, ""},
+		{"a module by its socket", Socket{Module: "open"}, 0, true, ""},
+		{"a module by its container", Socket{Module: "vision"}, 0, true, "is younger than 20ms"},
+		{"an administrator", Socket{Shut: true}, 0, true, ""},
+		{"one of before", Socket{}, -tick, true, "has started after"},
+	} {
+		rules := *s.rules.Load()
+		rules.RefuseYoung = row.refuse
+		s.SetRules(rules.Rules)
+		a := s.start("connect")
+		a.heard()
+		s.grownUp()
+		proof, conn := s.accept(row.from)
+		stat, err := s.kernel.read(int32(a.cmd.Process.Pid), "stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		started, err := startTime(stat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		proof.conn.acceptedAt = started + row.age // whatever this machine's speed is
+		got, err := proof.Caller(context.Background())
+		if row.want == "" {
+			if err != nil || got.Nested {
+				t.Errorf("%s: %+v, %v", row.name, got, err)
+			}
+			continue
+		}
+		denies(t, row.name, err, row.want)
+		hears := proof.HearAgain()
+		a.say('w')
+		a.heard()
+		if _, readErr := conn.Read(make([]byte, 1)); !hears || readErr != nil {
+			t.Fatal(hears, readErr)
+		}
+		_, err = proof.Caller(context.Background())
+		switch {
+		case row.age < 0:
+			denies(t, row.name+", again", err, "has started after")
+		case row.from.Module != "":
+			denies(t, row.name+", again", err, "not out of a container")
+		case err != nil:
+			t.Errorf("%s, again: %v", row.name, err)
+		}
+	}
+}
+
+// A caller writes its requests, leaves the connection to an accomplice and ends, and its number goes to a process with more
+// rights within the moment before it is looked at. Without a handle on processes that cannot be told, unless young processes are
+// refused: what was written before proves nothing, however it is cut into reads, and the accomplice is another process.
+func TestAttackPidReuseByTheYoung(t *testing.T) {
+	needsRoot(t)
+	for _, refuse := range []bool{false, true} {
+		for _, early := range []int{0, 1} { // bytes that are read before the caller is told to ask again
+			s := realScene(t, Options{NoPidfd: true})
+			s.SetRules(Rules{RefuseYoung: refuse})
+			a := s.start("connect")
+			accomplice := a.heard()
+			for range 2 {
+				a.say('w')
+				a.heard()
+			}
+			a.end()
+			recycle(t, a.cmd.Process.Pid)
+			s.grownUp() // the daemon had nothing else to do
+			proof, conn := s.accept(Socket{})
+			if stat, err := s.kernel.read(int32(a.cmd.Process.Pid), "stat"); err != nil {
+				t.Fatal(err)
+			} else if started, err := startTime(stat); err != nil {
+				t.Fatal(err)
+			} else {
+				proof.conn.acceptedAt = started + tick
+			}
+			read := func(n int) {
+				t.Helper()
+				for range n {
+					if _, err := conn.Read(make([]byte, 1)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			read(early)
+			got, err := proof.Caller(context.Background())
+			if !refuse {
+				if err != nil || int(got.PID) != a.cmd.Process.Pid {
+					t.Errorf("docs/security.md says that this cannot be told: %+v, %v", got, err)
+				}
+				continue
+			}
+			denies(t, "the number is another's", err, "is younger than 20ms")
+			if proof.HearAgain() {
+				t.Error("what is there already is to prove it")
+			}
+			read(2 - early)
+			_, err = proof.Caller(context.Background())
+			denies(t, "what was written before", err, "is younger than 20ms")
+			if !proof.HearAgain() {
+				t.Error("nothing more is there")
+			}
+			if _, err := accomplice.Write([]byte("GET")); err != nil {
+				t.Fatal(err)
+			}
+			read(1)
+			_, err = proof.Caller(context.Background())
+			denies(t, "the accomplice", err, "another process")
+		}
 	}
 }
 

@@ -168,10 +168,14 @@ func (k kernel) read(pid int32, file string) (string, error) {
 // tick is the unit of start times in /proc (USER_HZ, the same on every Linux that Go runs on).
 const tick = 10 * time.Millisecond
 
+// youngAge is how old a process has to be where young ones are refused: longer than an idle daemon takes to accept.
+const youngAge = 20 * time.Millisecond
+
 // looksLikePeer returns nil when the process that has the number now can be the one that connected: it is
 // the same user's, and it has not started since. emptyAt is when the socket's queue was last known to be
 // empty, so that whoever waits in it has connected later; waited tells that the connection was not there yet.
-func (k kernel) looksLikePeer(pid int32, uid uint32, emptyAt, acceptedAt time.Duration, waited bool) error {
+// The process has to be minAge old by when the connection was accepted; zero: any age will do.
+func (k kernel) looksLikePeer(pid int32, uid uint32, emptyAt, acceptedAt time.Duration, waited bool, minAge time.Duration) error {
 	stat, err := k.read(pid, "stat")
 	if err != nil {
 		return err
@@ -191,11 +195,14 @@ func (k kernel) looksLikePeer(pid int32, uid uint32, emptyAt, acceptedAt time.Du
 		return fmt.Errorf("pid %d has started after the connection was made", pid)
 	case started+tick > emptyAt && !waited:
 		return fmt.Errorf("pid %d: %w", pid, errTooNew)
+	case minAge > 0 && started+tick+minAge > acceptedAt && int(pid) != os.Getpid(): // whose number nobody else can have
+		return fmt.Errorf("pid %d is younger than %v: %w", pid, minAge, errTooNew)
 	}
 	return nil
 }
 
-// errTooNew is about a connection that had waited before anybody looked, as through a restart of the daemon.
+// errTooNew is about a process that may have got its number from another, which connected and ended: the connection had waited
+// before anybody looked, as through a restart of the daemon, or young processes are refused.
 var errTooNew = errors.New("it may have started after the connection was made")
 
 // startTime returns when a process started, since boot, from its /proc/PID/stat (field 22). The process's name,

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -45,6 +46,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	conn.waited = waited
 	if !l.kernel.pidfd {
+		conn.receive = conn.receiveWatched
 		conn.emptyAt, conn.acceptedAt = time.Duration(l.emptyAt.Load()), sinceBoot()
 	}
 	conn.meet(l.kernel)
@@ -112,6 +114,10 @@ type connection struct {
 	marked  bool         // a writer was told; only the one that reads uses it
 	foreign atomic.Int32 // another process that wrote; -1: one that cannot be told
 	proof   atomic.Pointer[Proof]
+
+	mu     sync.Mutex // protects what follows; without a pidfd only
+	silent bool       // once everything that had been written was read, while the process was held
+	wrote  bool       // since then the process that connected has written, by its number
 
 	// What follows is for one read at a time, and made once: each request reads more than once.
 	raw         syscall.RawConn
@@ -192,6 +198,37 @@ func (c *connection) receiveMessage(fd uintptr) bool {
 		c.received, c.fault = int(n), errno
 		return true
 	}
+}
+
+// receiveWatched is receiveMessage with an eye on who writes after a silence.
+func (c *connection) receiveWatched(fd uintptr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	done := c.receiveMessage(fd)
+	if done && c.silent && c.fault == 0 && c.received > 0 && writer(c.credentials[:c.message.Controllen]) == c.ucred.Pid {
+		c.wrote = true
+	}
+	return done
+}
+
+// fallSilent reports whether all that was written has been read, and has what is written from now on be noted.
+func (c *connection) fallSilent() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	waiting := 0
+	err := control(c.UnixConn, func(fd int) (err error) {
+		waiting, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+		return err
+	})
+	c.silent = c.silent || err == nil && waiting == 0
+	return c.silent
+}
+
+// hasWritten reports whether the process that is held has written after a silence.
+func (c *connection) hasWritten() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wrote
 }
 
 // note looks at the writer's credentials. What was written before they were asked for comes without, at the very

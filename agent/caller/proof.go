@@ -265,7 +265,11 @@ func (p *Proof) prove(ctx context.Context, rules *ruleset) (agent.Caller, error)
 		caller.Nested = p.socket.Shut && p.isNested()
 		return caller, nil
 	}
-	if err := p.samePeer(); err != nil {
+	minAge := time.Duration(0)
+	if rules.RefuseYoung {
+		minAge = youngAge
+	}
+	if err := p.samePeer(minAge); err != nil {
 		return caller, unproved("that it is the process that connected", err)
 	}
 	p.place.show(&caller)
@@ -307,16 +311,26 @@ func (r Requirement) check(module string, caller *agent.Caller) error {
 // has a root that is not the device's.
 func (p *Proof) isNested() bool {
 	nested, err := p.prover.kernel.isNested(p.process.pid)
-	return err != nil || nested || p.samePeer() != nil
+	return err != nil || nested || p.samePeer(0) != nil
 }
 
-// samePeer says why the process that is held may be another than the one that connected. With a pidfd it cannot.
-func (p *Proof) samePeer() error {
+// samePeer says why the process that is held may be another than the one that connected. With a pidfd it cannot. Without one
+// a process that is too new, or younger than minAge, is believed once it has written by itself.
+func (p *Proof) samePeer(minAge time.Duration) error {
 	if p.process.pidfd {
 		return nil
 	}
-	return p.prover.kernel.looksLikePeer(p.process.pid, p.peer.UID, p.conn.emptyAt, p.conn.acceptedAt, p.conn.waited)
+	err := p.prover.kernel.looksLikePeer(p.process.pid, p.peer.UID, p.conn.emptyAt, p.conn.acceptedAt, p.conn.waited, minAge)
+	if errors.Is(err, errTooNew) && p.conn.hasWritten() {
+		return nil
+	}
+	return err
 }
+
+// HearAgain has the caller's next request on this connection prove it, after an UnprovedError with Again: whoever writes it has
+// the number of the process that is held, which is alive, and so is that process. It reports false when something of that
+// request is there already, perhaps of a process that has ended; the caller then has to connect again.
+func (p *Proof) HearAgain() bool { return p.fault == nil && p.conn.fallSilent() }
 
 // still says why what was proved no longer holds, or nil.
 func (p *Proof) still() error {
@@ -375,7 +389,7 @@ func unproved(what string, err error) error {
 	case errors.Is(err, errGone):
 		e.Hint = "ask on a connection of your own"
 	case errors.Is(err, errTooNew):
-		e.Hint, e.Again = "connect again", true
+		e.Hint, e.Again = "ask again on this connection, or connect again", true
 	}
 	return e
 }

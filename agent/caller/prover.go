@@ -27,6 +27,10 @@ type Rules struct {
 	// Modules are the modules and what each has to be. On the socket of any other nobody is proved.
 	Modules map[string]Requirement
 
+	// RefuseYoung has a process that is younger than 20 ms prove itself by its second request, where the kernel gives no handle on
+	// the process that connected: its number may have been another's.
+	RefuseYoung bool
+
 	// NeedsEngine tells that some caller cannot be proved without an engine, for Blindness.
 	NeedsEngine bool
 }

@@ -7,7 +7,8 @@ type UnprovedError struct {
 	Why  string // what stands against it
 	Hint string // what to do about it; may be empty
 
-	// Again tells that the same caller can be proved on its next connection.
+	// Again tells that the same caller can be proved by its next request: on the same connection, once Proof.HearAgain has said
+	// so, or on a new one a moment later.
 	Again bool
 }
 

@@ -70,19 +70,75 @@ func (c call) do(ctx context.Context, answer any) error {
 	return nil
 }
 
+const (
+	tries = 4                     // at once, while the daemon asks for another request to know who is calling
+	pause = 50 * time.Millisecond // before the next, where it cannot be sent on the same connection
+)
+
 // send sends the request and returns the answer as it begins. wanted is the media type of an answer that
-// is no refusal. The answer's body is to be closed.
+// is no refusal. The answer's body is to be closed, which closes the connection.
 func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
+	transport := c.transport()
+	for left := tries - 1; ; left-- {
+		response, err := c.sendOn(ctx, transport, wanted)
+		if err != nil {
+			transport.CloseIdleConnections()
+			return nil, err
+		}
+		again, err := asksAgain(response)
+		switch {
+		case err != nil:
+			return nil, c.transportError(ctx, err)
+		case !again || left == 0:
+			response.Body = lastBody{response.Body, transport}
+			return response, nil
+		case response.Close:
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done(): // which the next try tells
+			}
+		}
+	}
+}
+
+func (c call) sendOn(ctx context.Context, transport *http.Transport, wanted string) (*http.Response, error) {
 	request, err := c.request(ctx)
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Accept", wanted)
-	response, err := c.transport().RoundTrip(request)
+	response, err := transport.RoundTrip(request)
 	if err != nil {
 		return nil, c.transportError(ctx, err)
 	}
 	return response, nil
+}
+
+// asksAgain reports whether the daemon knows who is calling once it is asked again, as it does of a young process on an old
+// kernel. It reads such an answer; every other can be read still.
+func asksAgain(response *http.Response) (bool, error) {
+	if response.StatusCode != http.StatusServiceUnavailable || !hasMediaType(response, problemType) {
+		return false, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
+	if err = errors.Join(err, response.Body.Close()); err != nil {
+		return false, err
+	}
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	var problem api.Problem
+	return json.Unmarshal(body, &problem) == nil && problem.Code == api.CodeAskAgain, nil
+}
+
+// lastBody closes the connection with the answer.
+type lastBody struct {
+	io.ReadCloser
+	transport *http.Transport
+}
+
+func (b lastBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.transport.CloseIdleConnections()
+	return err
 }
 
 // isAnswer reports whether the response is what was asked for and not a refusal.
@@ -117,11 +173,11 @@ func (c call) request(ctx context.Context) (*http.Request, error) {
 	return request, nil
 }
 
-// transport is made for each call, so that a Client owns nothing to close. Used without an
+// transport is made for each call, so that a Client owns nothing to close. It keeps its connection for
+// the case that the daemon wants to be asked again. Used without an
 // http.Client it follows no redirect, and it knows no proxy.
 func (c call) transport() *http.Transport {
 	return &http.Transport{
-		DisableKeepAlives:      true,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeader,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -16,6 +16,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +32,11 @@ const canary = "eyJ0eXAi.canary-token-text.signature"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// connKey is of the number of a request's connection.
+type connKey struct{}
+
+var connections atomic.Int64
+
 // serve runs an HTTP server on both sockets of a new folder and returns a client of it.
 func serve(t *testing.T, handler http.HandlerFunc) *client.Client {
 	t.Helper()
@@ -43,6 +49,9 @@ func serve(t *testing.T, handler http.HandlerFunc) *client.Client {
 		server := httptest.NewUnstartedServer(handler)
 		server.Listener.Close()
 		server.Listener = listener
+		server.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, connections.Add(1))
+		}
 		server.Start()
 		t.Cleanup(server.Close)
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -56,8 +57,18 @@ func (r *Relay) forward(q *http.Request, path, header, value string) (reply, *re
 	}
 }
 
+// errAgain is an answer to a process that perceptd believes once it has asked again, as a young one on an old kernel.
+var errAgain = errors.New("it cannot tell who is calling yet")
+
 // errLeaving is an answer of a perceptd that is about to end: the next one may give another.
 var errLeaving = errors.New("it is just ending")
+
+// codeIn returns the code of a refusal of perceptd's, or "".
+func codeIn(body []byte) api.Code {
+	var refusal struct{ Code api.Code }
+	_ = json.Unmarshal(body, &refusal) // what is no refusal of perceptd's has none
+	return refusal.Code
+}
 
 // ask asks perceptd once.
 func (r *Relay) ask(q *http.Request) (reply, error) {
@@ -78,6 +89,8 @@ func (r *Relay) ask(q *http.Request) (reply, error) {
 		return reply{}, fmt.Errorf("its answer has more than %d bytes", maxBody)
 	case answer.StatusCode == http.StatusServiceUnavailable && answer.Close:
 		return reply{}, errLeaving
+	case answer.StatusCode == http.StatusServiceUnavailable && codeIn(body) == api.CodeAskAgain:
+		return reply{}, errAgain
 	}
 	given := reply{status: answer.StatusCode, header: make(map[string]string), body: body}
 	for _, name := range handedBack {

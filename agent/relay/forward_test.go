@@ -47,9 +47,15 @@ func says(text string) func(net.Conn) {
 }
 
 var (
-	works   = says("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-	hangs   = func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }
-	leaves  = says("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+	works  = says("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+	hangs  = func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }
+	leaves = says("HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+	asks   = says("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 20\r\n\r\n{\"code\":\"ask_again\"}")
+	again  = func(c net.Conn) {
+		asks(c)
+		_, _ = c.Read(make([]byte, 4096))
+		works(c)
+	}
 	refuses = says("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 2\r\n\r\n{}")
 )
 
@@ -71,6 +77,9 @@ func TestPerceptdAway(t *testing.T) {
 		"ends in its answer":       {[]func(net.Conn){says("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"), works}, 200, "", 20 * time.Millisecond},
 		"is just ending":           {[]func(net.Conn){leaves, works}, 200, "", 20 * time.Millisecond},
 		"is just ending, for good": {[]func(net.Conn){leaves}, 503, "just ending", 7 * time.Second},
+		"asks to be asked again":   {[]func(net.Conn){again, nil}, 200, "", 20 * time.Millisecond},
+		"asks, and goes":           {[]func(net.Conn){asks, works}, 200, "", 20 * time.Millisecond},
+		"asks for good":            {[]func(net.Conn){asks}, 503, "cannot tell who is calling yet", 7 * time.Second},
 		"refuses":                  {[]func(net.Conn){refuses}, 503, "", 0},
 		"hangs":                    {[]func(net.Conn){hangs}, 503, "deadline exceeded", longest},
 		"talks too much":           {[]func(net.Conn){says("HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("x", maxBody+1))}, 503, "more than", 7 * time.Second},

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -128,20 +129,24 @@ func (d *door) checkCaller(x *exchange, to *route) *fault {
 		return nil
 	}
 	f := d.refuseUnproved(x.caller, x.unproved)
-	if to.path == api.PathWhoAmI && d.socket == onToken {
+	if to.path == api.PathWhoAmI && d.socket == onToken && !f.again {
 		return nil
 	}
 	return f
 }
 
-// refuseUnproved notes a caller that could not be proved, and returns what it is told. known is what is known all the same.
+// refuseUnproved notes a caller that could not be proved, and returns what it is told. known is what is known all the same. Who
+// can be proved by asking again is not denied, and so not noted.
 func (d *door) refuseUnproved(known agent.Caller, err error) *fault {
-	known.Module = d.module
-	d.server.Agent.Unproved(known, err)
 	var why *caller.UnprovedError
 	if errors.As(err, &why) && why.Again {
-		return &fault{status: http.StatusServiceUnavailable, code: api.CodeUnknownCaller, detail: why.Error() + ": " + why.Hint}
+		return &fault{
+			status: http.StatusServiceUnavailable, code: api.CodeAskAgain, retryAfter: time.Second, again: true,
+			detail: why.Error() + ": " + why.Hint,
+		}
 	}
+	known.Module = d.module
+	d.server.Agent.Unproved(known, err)
 	return &fault{
 		status: http.StatusForbidden, code: api.CodeUnknownCaller,
 		detail: "who is calling could not be proved: call from a process on this device that the daemon can see; GET " + api.PathWhoAmI + " tells what is missing",
@@ -160,7 +165,7 @@ func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) 
 	if f.status == http.StatusServiceUnavailable || f.status == http.StatusTooManyRequests {
 		h.Set("Retry-After", strconv.Itoa(f.retrySeconds()))
 	}
-	if x.request.ContentLength != 0 || x.unproved != nil {
+	if !(f.again && hearsAgain(x.request)) && (x.request.ContentLength != 0 || x.unproved != nil) {
 		// Else net/http reads the body before it answers; and who connects anew is proved anew.
 		h.Set("Connection", "close")
 	}
@@ -174,10 +179,19 @@ func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) 
 	write(w, f.status, jsonContent, f.sdkError(correlationID))
 }
 
+// hearsAgain reads what there is of a request and reports whether the next one on its connection proves the caller.
+func hearsAgain(r *http.Request) bool {
+	if _, err := io.CopyN(io.Discard, r.Body, maxBody+1); err != io.EOF {
+		return false
+	}
+	proof, err := caller.FromContext(r.Context())
+	return err == nil && proof.HearAgain()
+}
+
 // count counts a request on a token socket that the agent did not see.
 func (s *Server) count(f *fault) {
 	switch f.code {
-	case api.CodeUnknownCaller, api.CodeNotGranted:
+	case api.CodeUnknownCaller, api.CodeAskAgain, api.CodeNotGranted:
 		s.denied.Add(1)
 	case api.CodeInternal, api.CodeUnreachable:
 		s.failed.Add(1)

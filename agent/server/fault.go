@@ -25,6 +25,7 @@ type fault struct {
 	allow      string        // with status 405: the methods that the path answers
 	sdkCode    string        // the SDK forms' "error" where it is not the status's usual one
 	counted    bool          // the agent has counted the request already
+	again      bool          // the next request on the connection can prove the caller
 }
 
 func badRequest(detail string) *fault {

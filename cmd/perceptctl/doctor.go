@@ -235,10 +235,26 @@ func examineCallers(status api.Status) (all []finding) {
 		}
 		all = append(all, finding{Verdict: fine, What: "callers", Is: is})
 	}
-	if !status.Callers.Pidfd {
-		all = append(all, finding{noted, "callers", "this kernel gives no handle on a caller's process (Linux 6.5): docs/security.md tells what that means", ""})
+	return append(all, examineKernel(status.Callers))
+}
+
+// examineKernel says what the kernel's age means for the proof of callers.
+func examineKernel(c api.CallersStatus) finding {
+	const (
+		what  = "kernel"
+		means = `docs/security.md tells what that means, under "Kernels before 6.5"`
+	)
+	is := strings.TrimSpace("Linux " + c.Kernel)
+	switch {
+	case c.Pidfd && c.RefuseYoung:
+		return finding{fine, what, is + ` gives a handle on the very process that connects, so that young = "refuse" in [callers] has no effect`, ""}
+	case c.Pidfd:
+		return finding{fine, what, is + " gives a handle on the very process that connects", ""}
+	case c.RefuseYoung:
+		return finding{noted, what, is + " gives no handle on a caller's process, as 6.5 and later do: processes younger than 20 ms have to ask twice; " + means, ""}
 	}
-	return all
+	return finding{noted, what, is + " gives no handle on a caller's process, as 6.5 and later do: " + means,
+		`if a number that root gave to another process must not prove anything, set young = "refuse" in [callers]`}
 }
 
 func examineTokens(status api.Status) (all []finding) {

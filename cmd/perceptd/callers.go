@@ -29,18 +29,25 @@ const (
 // engineSockets is where auto looks, in this order.
 func engineSockets() []string { return []string{"/run/docker.sock", "/run/podman/podman.sock"} }
 
+// What becomes of a young process where the kernel gives no handle on the process that connected.
+const (
+	youngAccept = "accept"
+	youngRefuse = "refuse" // until its second request
+)
+
 // callersConfig says how callers are proved.
 type callersConfig struct {
 	engine        string   // engineAuto, engineNone, or the path of the engine's socket
 	cgroupParents []string // of containers, beside the engines' own
 	perSecond     int      // requests of one caller
+	young         string   // youngAccept or youngRefuse
 	modules       []moduleConfig
 }
 
 // defaultPerSecond is far above what an honest caller asks, which keeps the token that it got.
 const defaultPerSecond = 200
 
-var defaultCallers = callersConfig{engine: engineAuto, perSecond: defaultPerSecond}
+var defaultCallers = callersConfig{engine: engineAuto, perSecond: defaultPerSecond, young: youngAccept}
 
 // moduleConfig is one module and what it has to be.
 type moduleConfig struct {
@@ -55,6 +62,7 @@ type callersDocument struct {
 	Engine            *string  `toml:"engine"`
 	CgroupParents     []string `toml:"cgroup_parents"`
 	RequestsPerSecond *int     `toml:"requests_per_second"`
+	Young             *string  `toml:"young"`
 }
 
 type moduleDocument struct {
@@ -122,6 +130,9 @@ func (c *callersConfig) take(doc callersDocument, modules []moduleDocument, wher
 	if doc.RequestsPerSecond != nil {
 		c.perSecond = *doc.RequestsPerSecond
 	}
+	if doc.Young != nil {
+		c.young = *doc.Young
+	}
 	c.cgroupParents = append(c.cgroupParents, doc.CgroupParents...)
 	for _, written := range modules {
 		m := moduleConfig{name: written.Name, require: written.Require, container: written.Container}
@@ -179,6 +190,9 @@ func (c *callersConfig) validate() (key string, err error) {
 		return "callers.engine", fmt.Errorf("callers.engine is %q: it must be %q, %q or the absolute path of the engine's socket", c.engine, engineAuto, engineNone)
 	case c.perSecond < 1 || c.perSecond > 1_000_000:
 		return "callers.requests_per_second", fmt.Errorf("callers.requests_per_second is %d: it must be between 1 and 1000000", c.perSecond)
+	}
+	if c.young != youngAccept && c.young != youngRefuse {
+		return "callers.young", fmt.Errorf("callers.young is %q: it must be %q or %q", c.young, youngAccept, youngRefuse)
 	}
 	for _, parent := range c.cgroupParents {
 		if !isPlace(parent) {
@@ -273,6 +287,9 @@ func (c config) describeCallers() string {
 	for _, parent := range c.callers.cgroupParents {
 		fmt.Fprintf(&b, "containers may be below cgroup %s too\n", parent)
 	}
+	if c.callers.young == youngRefuse {
+		fmt.Fprintln(&b, "processes younger than 20 ms are asked to ask again, on kernels before 6.5; on others nobody's age counts")
+	}
 	if n := c.callers.perSecond; n != defaultPerSecond {
 		fmt.Fprintf(&b, "a caller may make %d requests a second\n", n)
 	}
@@ -296,6 +313,9 @@ func (c config) callerChanges(before config) []string {
 	}
 	if !maps.Equal(setOf(c.callers.cgroupParents), setOf(before.callers.cgroupParents)) {
 		all = append(all, fmt.Sprintf("containers' cgroups beside the engines' own: %v, were %v", c.callers.cgroupParents, before.callers.cgroupParents))
+	}
+	if c.callers.young != before.callers.young {
+		all = append(all, fmt.Sprintf("young is %q, was %q", c.callers.young, before.callers.young))
 	}
 	if c.callers.perSecond != before.callers.perSecond {
 		all = append(all, fmt.Sprintf("requests_per_second is %d from the next start on, until then %d", c.callers.perSecond, before.callers.perSecond))

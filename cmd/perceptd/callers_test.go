@@ -30,6 +30,7 @@ name = "vision"
 `,
 		"config.d/10.toml": `[callers]
 requests_per_second = 1000
+young = "refuse"
 cgroup_parents = ["/edge.slice"]
 
 [[module]]
@@ -57,6 +58,9 @@ require = "socket"
 	if limits := callerLimits(c.callers); limits.PerSecond != 1000 || limits.Burst != 2000 || limits.Connections == 0 {
 		t.Errorf("%+v", limits)
 	}
+	if !c.callerRules().RefuseYoung {
+		t.Error("the young are not refused")
+	}
 	grants := c.rules.Grants
 	if m := grants[1].Caller; m.Unit != "cam.service" || grants[1].Place != path+":17" {
 		t.Errorf("%+v at %s", m, grants[1].Place)
@@ -68,6 +72,7 @@ require = "socket"
 		"grant: unit cam.service may have", "grant: container image cam@sha256:6f", "grant: group root (gid 0) may", "grant: gid 44 may",
 		"module other: on its socket, out of the container named other\n", "module speech: on its socket, out of the container named speech-2\n",
 		"module plain: whoever comes in on its socket\n", "container engine: /run/user/engine.sock\n", "below cgroup /machine.slice too\n", "1000 requests a second\n",
+		"processes younger than 20 ms are asked to ask again, on kernels before 6.5; on others nobody's age counts\n",
 	} {
 		if !strings.Contains(c.describe(), part) {
 			t.Errorf("%q is missing in:\n%s", part, c.describe())
@@ -80,13 +85,14 @@ func TestCallerFaults(t *testing.T) {
 	const module = goodConfig + "[[module]]\n"
 	const none = "[callers]\nengine = \"none\"\n"
 	for _, row := range []struct{ name, text, want string }{
-		{"unknown key of callers", goodConfig + "[callers]\nengin = \"x\"\n", "config.toml:18: unknown key callers.engin: [callers] has engine, cgroup_parents and requests_per_second"},
+		{"unknown key of callers", goodConfig + "[callers]\nengin = \"x\"\n", "config.toml:18: unknown key callers.engin: [callers] has engine, cgroup_parents, requests_per_second and young"},
 		{"unknown key of module", module + "nam = \"x\"\n", "config.toml:18: unknown key module.nam: [[module]] has name, require and container"},
 		{"one bracket", goodConfig + "[module]\nname = \"x\"\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
 		{"engine", goodConfig + "[callers]\nengine = \"docker\"\n", `config.toml:18: callers.engine is "docker": it must be "auto", "none" or the absolute path`},
 		{"engine that climbs", goodConfig + "[callers]\nengine = \"/run/../x\"\n", "config.toml:18: callers.engine"},
 		{"cgroup parent", goodConfig + "[callers]\ncgroup_parents = [\"edge.slice\"]\n", `config.toml:18: callers.cgroup_parents has "edge.slice": it must be the whole path`},
 		{"root as a parent", goodConfig + "[callers]\ncgroup_parents = [\"/\"]\n", "config.toml:18: callers.cgroup_parents"},
+		{"young", goodConfig + "[callers]\nyoung = \"deny\"\n", `config.toml:18: callers.young is "deny": it must be "accept" or "refuse"`},
 		{"no requests", goodConfig + "[callers]\nrequests_per_second = 0\n", "config.toml:18: callers.requests_per_second is 0: it must be between 1 and 1000000"},
 		{"module without a name", module, `config.toml:17: module name ""`},
 		{"module's name", module + "name = \"../x\"\n", `config.toml:17: module name "../x"`},
@@ -126,11 +132,12 @@ func TestCallerChanges(t *testing.T) {
 		return c
 	}
 	before := load("[[module]]\nname = \"a\"\n")
-	after := load("[[module]]\nname = \"a\"\nrequire = \"socket\"\n[[module]]\nname = \"b\"\n[callers]\nengine = \"/x\"\ncgroup_parents = [\"/y\"]\nrequests_per_second = 7\n")
+	after := load("[[module]]\nname = \"a\"\nrequire = \"socket\"\n[[module]]\nname = \"b\"\n[callers]\nengine = \"/x\"\ncgroup_parents = [\"/y\"]\nyoung = \"refuse\"\nrequests_per_second = 7\n")
 	want := []string{
 		"module a: require socket, was socket+container (container a)",
 		"container engine is /x, was auto",
 		"containers' cgroups beside the engines' own: [/y], were []",
+		`young is "refuse", was "accept"`,
 		"requests_per_second is 7 from the next start on, until then 200",
 	}
 	if got := after.callerChanges(before); !slices.Equal(got, want) {

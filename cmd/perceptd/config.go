@@ -265,7 +265,7 @@ func hint(k toml.Key) string {
 	case "grant":
 		return ": [[grant]] has caller (by module, unit, container_image, user, uid, group or gid), identity, resources and prefetch"
 	case "callers":
-		return ": [callers] has engine, cgroup_parents and requests_per_second"
+		return ": [callers] has engine, cgroup_parents, requests_per_second and young"
 	case "loopback":
 		return ": [loopback] has address"
 	case "module":

@@ -400,7 +400,9 @@ func (d *daemon) describe() api.Status {
 	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
 	s.Loopback = d.loop.status()
 	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
-	s.Callers.Pidfd, s.Callers.Blind = d.callers.Pidfd(), []api.Blindness{}
+	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()
+	s.Callers.RefuseYoung = d.config.callers.young == youngRefuse
+	s.Callers.Blind = []api.Blindness{}
 	for _, b := range d.blind {
 		s.Callers.Blind = append(s.Callers.Blind, api.Blindness{What: b.What, Why: b.Why, Hint: b.Hint})
 		s.Trouble = append(s.Trouble, blindText(b))

@@ -6,13 +6,14 @@ import (
 	"slices"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"perceptd/agent/caller"
 )
 
 // callerRules is what the configuration says of how callers are proved.
 func (c config) callerRules() caller.Rules {
-	r := caller.Rules{Engines: c.callers.engines(), Parents: c.callers.cgroupParents, Modules: make(map[string]caller.Requirement)}
+	r := caller.Rules{Engines: c.callers.engines(), Parents: c.callers.cgroupParents, RefuseYoung: c.callers.young == youngRefuse, Modules: make(map[string]caller.Requirement)}
 	for _, m := range c.required() {
 		r.Modules[m.name] = caller.Requirement{Container: m.container}
 		r.NeedsEngine = r.NeedsEngine || m.container != ""
@@ -38,6 +39,15 @@ func (d *daemon) lookAround(ctx context.Context) {
 	if len(blind) == 0 && len(before) > 0 {
 		d.log.Info("callers can be proved again")
 	}
+}
+
+// kernelRelease is what uname -r prints, or "".
+func kernelRelease() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "" // which it never does
+	}
+	return unix.ByteSliceToString(name.Release[:])
 }
 
 // blindText is a blindness as the status tells it.
