@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -39,6 +37,8 @@ type config struct {
 
 	callers  callersConfig
 	loopback loopbackConfig
+
+	warnings []string // of what is in force all the same
 }
 
 // sourceConfig says where tokens come from.
@@ -110,8 +110,11 @@ func setDuration(to *time.Duration, value any, key string, where *places) error 
 // loadConfig reads path and its neighbour config.d/*.toml in the order of their names. Lists add up;
 // of a single value that several files set, the last one counts. The error names every fault by file
 // and line.
-func loadConfig(path string) (config, error) {
-	extra, err := extraFiles(filepath.Join(filepath.Dir(path), "config.d"))
+func loadConfig(path string) (config, error) { return loadTrusted(path, ownFiles(), memberOf) }
+
+// loadTrusted is loadConfig with what files are trusted, and who is in a group.
+func loadTrusted(path string, by *trust, in func(gid uint32, grants []agent.Grant) string) (config, error) {
+	extra, err := extraFiles(filepath.Join(filepath.Dir(path), "config.d"), by)
 	if err != nil {
 		return config{}, err
 	}
@@ -119,7 +122,7 @@ func loadConfig(path string) (config, error) {
 	where := newPlaces()
 	var unread, faults []error
 	for _, file := range append([]string{path}, extra...) {
-		text, err := readConfig(file)
+		text, err := readConfig(file, by)
 		if err != nil {
 			unread = append(unread, err)
 			continue
@@ -151,6 +154,9 @@ func loadConfig(path string) (config, error) {
 	}
 	faults = append(faults, where.locate(c.rules.Validate()))
 	faults = append(faults, c.unprovable(where)...)
+	warnings, open := by.settle(c.rules.Grants, in)
+	c.warnings = warnings
+	faults = append(faults, open...)
 	if err := errors.Join(faults...); err != nil {
 		return config{}, err
 	}
@@ -158,8 +164,8 @@ func loadConfig(path string) (config, error) {
 }
 
 // extraFiles lists the .toml files of a folder, which need not be there, in the order of their names.
-func extraFiles(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
+func extraFiles(dir string, by *trust) ([]string, error) {
+	entries, err := by.list(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -175,9 +181,9 @@ func extraFiles(dir string) ([]string, error) {
 	return files, nil
 }
 
-// readConfig reads a file that only root or the daemon's own user may have written.
-func readConfig(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe is refused below, not waited for
+// readConfig reads a file that only those who are trusted can have written.
+func readConfig(path string, by *trust) ([]byte, error) {
+	f, err := by.open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: not there: write one, README.md shows a first one", path)
 	}
@@ -185,16 +191,8 @@ func readConfig(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	case !ours(info):
-		return nil, fmt.Errorf("%s: its owner is neither root nor the user that perceptd runs as: chown root %s", path, path)
-	case info.Mode().Perm()&0o022 != 0:
-		return nil, fmt.Errorf("%s: mode %04o lets others change who gets tokens: chmod go-w %s", path, info.Mode().Perm(), path)
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s: not a regular file", path), err)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err != nil {
@@ -204,11 +202,6 @@ func readConfig(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxConfig)
 	}
 	return text, nil
-}
-
-func ours(info fs.FileInfo) bool {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
 }
 
 // decodeConfig is strict: a key that nobody reads is an error, since it may be a misspelt grant.

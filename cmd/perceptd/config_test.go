@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,12 +40,15 @@ prefetch = true
 func write(t testing.TB, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask
+		t.Fatal(err)
+	}
 	for name, text := range files {
 		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.Chmod(filepath.Dir(path), 0o755)); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o644), os.Chmod(path, 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -169,10 +173,10 @@ func TestConfigFaults(t *testing.T) {
 func TestConfigFiles(t *testing.T) {
 	t.Parallel()
 	path := write(t, map[string]string{"config.toml": goodConfig})
-	if err := os.Chmod(path, 0o664); err != nil {
+	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), "mode 0664 lets others change who gets tokens: chmod go-w") {
+	if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), "mode 0666 lets others change who gets tokens (owner ") {
 		t.Errorf("writable by others: %v", err)
 	}
 	if _, err := loadConfig(filepath.Join(t.TempDir(), "config.toml")); err == nil || !strings.Contains(err.Error(), "not there: write one") {
@@ -189,7 +193,7 @@ func TestConfigFiles(t *testing.T) {
 		if err := os.Chown(foreign, 4711, -1); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := loadConfig(foreign); err == nil || !strings.Contains(err.Error(), "its owner is neither root nor") {
+		if _, err := loadConfig(foreign); err == nil || !strings.Contains(err.Error(), "config.toml: its owner, user 4711 (mode 0644), could change who gets tokens: chown root ") {
 			t.Errorf("another user's: %v", err)
 		}
 	}

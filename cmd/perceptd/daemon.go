@@ -270,6 +270,10 @@ func (d *daemon) announce() {
 		zap.String("version", versionName()), zap.String("source", from.Kind), zap.String("endpoint", from.Endpoint),
 		zap.String("address", from.Address), zap.String("runtime_dir", d.flags.runtimeDir), zap.String("config", strings.Join(d.describe().Config.Files, " ")),
 	}
+	d.mu.Lock()
+	warnings := d.config.warnings
+	d.mu.Unlock()
+	d.warn(warnings)
 	if d.backend.simulator != nil {
 		d.log.Warn("SIMULATED back end: its tokens open nothing", fields...)
 		return
@@ -284,6 +288,13 @@ func (d *daemon) ready() {
 	d.told(err)
 	if errors.Is(err, systemd.ErrBusy) || d.sockets.behind() {
 		time.AfterFunc(tellAgain, func() { signalOn(d.untold) })
+	}
+}
+
+// warn notes what is in force, and is not as it should be.
+func (d *daemon) warn(warnings []string) {
+	for _, warning := range warnings {
+		d.log.Warn("the configuration is open to a group", zap.String("what", warning))
 	}
 }
 
@@ -354,6 +365,7 @@ func (d *daemon) reload(ctx context.Context) ([]string, error) {
 		d.log.Error("the configuration was not reloaded, nothing changed", zap.Error(err))
 		return nil, fmt.Errorf("nothing changed: %w", err)
 	}
+	d.warn(c.warnings)
 	d.log.Info("configuration reloaded", zap.Strings("changes", changes))
 	return changes, nil
 }
@@ -398,6 +410,7 @@ func (d *daemon) describe() api.Status {
 		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
 	}
 	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
+	s.Trouble = append(s.Trouble, d.config.warnings...)
 	s.Loopback = d.loop.status()
 	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
 	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()

@@ -49,7 +49,7 @@ func (c config) describe() string {
 	for _, resource := range slices.Sorted(maps.Keys(c.rules.Alternates)) {
 		fmt.Fprintf(&b, "resource: %s accepts tokens for %s too\n", resource, strings.Join(c.rules.Alternates[resource], ", "))
 	}
-	for _, warning := range c.rules.UselessAlternates() {
+	for _, warning := range append(c.rules.UselessAlternates(), c.warnings...) {
 		fmt.Fprintf(&b, "warning: %s\n", warning)
 	}
 	fmt.Fprintf(&b, "SDKs are told a life of at most %v\n", cmp.Or(c.rules.SDKLife, agent.DefaultSDKLife))

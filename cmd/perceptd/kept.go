@@ -86,6 +86,9 @@ func (k *kept) openFile(f flags) {
 		places = append([]string{filepath.Join(folder, cacheCredential)}, places...)
 	}
 	key, err := findKey(places)
+	if err == nil {
+		err = folderOfKey(f.cacheKey)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = unopened(f.cacheKey); err == nil {
 			k.noFile = "there is no key to seal them with: perceptctl cache-key make"
@@ -100,6 +103,20 @@ func (k *kept) openFile(f flags) {
 		k.trouble = "tokens are not kept over a reboot: " + k.noFile
 		k.log.Warn("tokens are not kept over a reboot", zap.Error(err))
 	}
+}
+
+// folderOfKey refuses a folder in which others could put a key of theirs. What systemd has opened is in folders of its own.
+func folderOfKey(path string) error {
+	if _, err := os.Lstat(path); err != nil {
+		return nil // the key is not there
+	}
+	by := ownFiles()
+	by.guards = "the key of the kept tokens"
+	folder, err := by.open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return folder.Close()
 }
 
 // findKey returns the key of the cache's file: the first that is in any of the places.
