@@ -27,7 +27,7 @@ func TestSystemCacheKey(t *testing.T) {
 			tpm := &tpm{states: t.TempDir(), folder: t.TempDir()}
 			m := boot(t, kind{release: row.release, packages: row.packages, args: []string{"--bind=" + tpm.folder + ":/run/tpmx"}})
 			install(t, m)
-			m.write(t, "/etc/systemd/system/perceptd.service.d/key-seen.conf", "[Service]\nExecStartPre=/bin/sh -c '"+keySeen+"'\n")
+			m.write(t, "/etc/systemd/system/perceptd.service.d/key-seen.conf", "[Service]\nNoExecPaths=\nExecStartPre=/bin/sh -c '"+keySeen+"'\n")
 			m.write(t, "/etc/systemd/system/perceptd-cache-key.service.d/tpm.conf", "[Service]\nEnvironment="+tpmVariable+"\n")
 			m.must(t, "systemctl", "daemon-reload")
 			m.must(t, "systemctl", "enable", "--now", "perceptd.service")
@@ -51,7 +51,7 @@ const (
 	tpmVariable = "SYSTEMD_TPM2_DEVICE=swtpm:path=/run/tpmx/sock"
 
 	// keySeen notes, as the service and in its sandbox, which key can be read.
-	keySeen = `for f in /run/percept-cache-key/key /etc/percept/cache-key none; do [ ! -r $$f ] || break; done; echo $$f >/run/percept/key-seen`
+	keySeen = `for f in /run/percept-cache-key/key /etc/percept/cache-key none; do [ ! -r $$f ] || break; done; echo $$f >/var/lib/percept/key-seen`
 )
 
 const (
@@ -173,7 +173,7 @@ func (m *machine) serves(t *testing.T, key string) {
 	kept := map[bool]string{true: "kept over a restart and a reboot", false: "kept over a restart, not over a reboot"}[key != "none"]
 	out, _ := m.run(t, "perceptctl", "status") // in trouble when a key was made and cannot be opened
 	wants(t, strings.Join(strings.Fields(out), " "), kept)
-	if seen := strings.TrimSpace(m.must(t, "cat", "/run/percept/key-seen")); seen != key {
+	if seen := strings.TrimSpace(m.must(t, "cat", "/var/lib/percept/key-seen")); seen != key {
 		t.Errorf("the service can read %s, want %s", seen, key)
 	}
 }

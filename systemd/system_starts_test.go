@@ -93,7 +93,10 @@ func testWrongConfig(t *testing.T, m *machine) {
 		return strings.TrimSpace(out) != "active"
 	})
 	m.socketsListen(t)
-	wants(t, m.must(t, "systemctl", "show", "perceptd", "-p", "ExecMainStatus,SubState"), "ExecMainStatus=78", "SubState=auto-restart")
+	m.until(t, "another restart", func() bool { // between two it is being started
+		show := m.must(t, "systemctl", "show", "perceptd", "-p", "ExecMainStatus,SubState")
+		return strings.Contains(show, "ExecMainStatus=78") && strings.Contains(show, "SubState=auto-restart")
+	})
 	m.write(t, "/etc/percept/config.toml", config) // and no more is asked of the administrator
 	for _, unit := range []string{"waits-token", "waits-module"} {
 		m.until(t, "the token of "+unit, func() bool {
