@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"regexp"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,9 +28,14 @@ func (a *app) fromStatus(values func(api.Status) []string) cobra.CompletionFunc 
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return values(status), cobra.ShellCompDirectiveNoFileComp
+		return slices.DeleteFunc(values(status), unfit), cobra.ShellCompDirectiveNoFileComp
 	}
 }
+
+// unfit reports whether a value is not offered, since a shell would read it as anything but one word.
+func unfit(value string) bool { return !plainWord.MatchString(value) }
+
+var plainWord = regexp.MustCompile(`^[0-9A-Za-z_][0-9A-Za-z_.:/@%+=,-]*$`)
 
 func identityNames(status api.Status) []string {
 	var names []string

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -77,6 +76,13 @@ func (a *app) env(ctx context.Context, of *checked, form string) error {
 	if !validEndpoint.MatchString(told.Endpoint) || !validHeader.MatchString(told.Header) {
 		return errors.New("perceptd's answer is not one of its own: nothing of it is printed")
 	}
+	if form == jsonForm {
+		set := make(map[string]string)
+		for _, v := range variablesOf(told) {
+			set[v[0]] = v[1]
+		}
+		return a.printJSON(map[string]any{"set": set, "unset": leadElsewhere, "grant": told.Grant})
+	}
 	return a.print(variablesFor(told, form, cmp.Or(a.getenv("NO_PROXY"), a.getenv("no_proxy"))))
 }
 
@@ -108,9 +114,14 @@ var leadElsewhere = []string{
 // unproxied is what must not be asked for through a proxy.
 const unproxied = "127.0.0.1,localhost,::1"
 
+// variablesOf returns the variables, each with its value.
+func variablesOf(l api.Loopback) [][2]string {
+	return [][2]string{{"IDENTITY_ENDPOINT", l.Endpoint}, {"IDENTITY_HEADER", l.Header}, {"NO_PROXY", unproxied}, {"no_proxy", unproxied}}
+}
+
 // variablesFor lays the variables out. noProxy is what the shell that asks has of NO_PROXY.
 func variablesFor(l api.Loopback, form, noProxy string) string {
-	set := [][2]string{{"IDENTITY_ENDPOINT", l.Endpoint}, {"IDENTITY_HEADER", l.Header}, {"NO_PROXY", unproxied}, {"no_proxy", unproxied}}
+	set := variablesOf(l)
 	var b strings.Builder
 	switch form {
 	case shellForm:
@@ -131,14 +142,6 @@ func variablesFor(l api.Loopback, form, noProxy string) string {
 		for _, v := range set {
 			fmt.Fprintf(&b, "  - \"%s=%s\"\n", v[0], v[1])
 		}
-	case jsonForm:
-		variables := make(map[string]string)
-		for _, v := range set {
-			variables[v[0]] = v[1]
-		}
-		// Strings alone cannot fail to be encoded.
-		text, _ := json.MarshalIndent(map[string]any{"set": variables, "unset": leadElsewhere, "grant": l.Grant}, "", "  ")
-		b.Write(append(text, '\n'))
 	}
 	return b.String()
 }

@@ -78,7 +78,7 @@ func (*troubleError) Error() string { return "perceptd needs a person" }
 // app is one run of the program: its streams, its surroundings and the flags that all verbs share.
 type app struct {
 	stdin          io.Reader
-	stdout, stderr io.Writer
+	stdout, stderr *outlet
 	environ        []string
 
 	client  client.Client
@@ -89,12 +89,13 @@ type app struct {
 
 // run is the program: everything that it reads and writes is an argument. It returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, environ []string) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, environ: environ}
+	a := &app{stdin: stdin, environ: environ}
+	a.stdout, a.stderr = a.outlet(stdout), a.outlet(stderr)
 	root := a.rootCommand()
 	root.SetArgs(append([]string{}, args...)) // nil would mean os.Args
 	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	err := root.ExecuteContext(ctx)
 	if err != nil && !a.began {
 		err = &usageError{err}

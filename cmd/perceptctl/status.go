@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -105,11 +104,11 @@ func (a *app) watchOnce(ctx context.Context, asJSON, first bool) error {
 		a.report(err) // standard output stays JSON
 		return nil
 	case err != nil:
-		return a.print(s.frame(a.errorText(s, err), first))
+		return a.draw(s, a.errorText(s, err), first)
 	case asJSON:
-		return json.NewEncoder(a.stdout).Encode(status)
+		return a.printJSONLine(status)
 	}
-	return a.print(s.frame(s.status(status), first))
+	return a.draw(s, s.status(status), first)
 }
 
 func (a *app) fetchStatus(ctx context.Context) (api.Status, error) {
@@ -395,16 +394,13 @@ func failures(now time.Time, token api.TokenStatus) string {
 	return text
 }
 
-// frame is one picture of a watch: on a terminal it replaces the one before, elsewhere it follows it.
-func (s screen) frame(text string, first bool) string {
+// draw shows one picture of a watch: on a terminal it replaces the one before, elsewhere it follows it.
+func (a *app) draw(s screen, text string, first bool) error {
 	switch {
-	case s.redraws && first:
-		return "\x1b[2J\x1b[H" + text
-	case s.redraws:
-		// Line by line, so that the picture does not flicker as a cleared screen would.
-		return "\x1b[H" + strings.ReplaceAll(text, "\n", "\x1b[K\n") + "\x1b[J"
+	case a.stdout.redraws:
+		return a.stdout.redraw(text, first)
 	case first:
-		return text
+		return a.print(text)
 	}
-	return strings.Repeat("-", s.width) + "\n" + text
+	return a.print(strings.Repeat("-", s.width) + "\n" + text)
 }

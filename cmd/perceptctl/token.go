@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -69,6 +70,9 @@ refuses until it hands one out; --wait gives it some time.`,
 	return command
 }
 
+// tokenText is what a bearer token is made of (RFC 6750, 2.1).
+var tokenText = regexp.MustCompile(`^[0-9A-Za-z._~+/-]+=*$`)
+
 func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, short bool) error {
 	ctx, cancel := a.patienceBeyond(ctx, request.Wait)
 	defer cancel()
@@ -76,10 +80,13 @@ func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, sh
 	if err != nil {
 		return a.withMissingGrant(err, request)
 	}
+	if !tokenText.MatchString(token.AccessToken) {
+		return errors.New("perceptd's answer has no token, but text that no token has: nothing of it is printed")
+	}
 	if short {
 		return a.print(shortened(token.AccessToken) + "\n")
 	}
-	if a.screen(a.stdout).terminal {
+	if a.stdout.terminal != nil {
 		// A remark only: the token is printed whether or not it can be made.
 		_, _ = fmt.Fprintf(a.stderr, "%s this is a secret for the next %s; --short shows less\n",
 			a.screen(a.stderr).paint(warning, "careful:"), span(seconds(token.ExpiresIn)))
@@ -94,7 +101,7 @@ func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, sh
 // JWT's header, which is the same for all.
 func shortened(token string) string {
 	const shown = 12
-	return fmt.Sprintf("%s… (%d characters)", clean(token[:min(shown, len(token)/4)]), len(token))
+	return fmt.Sprintf("%s… (%d characters)", token[:min(shown, len(token)/4)], len(token))
 }
 
 // withMissingGrant adds to a denial the grant that would lift it.

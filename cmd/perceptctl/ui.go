@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"io"
-	"os"
 	"strings"
 	"time"
 	"unicode"
@@ -21,7 +19,8 @@ import (
 //   - Text for people fits the terminal, or 80 columns where there is none. What is too long is cut in
 //     its middle with "…". Whoever needs all of it asks for --json.
 //   - Colour only repeats what the words say, and only on a terminal, and not with $NO_COLOR.
-//   - Control characters from outside never reach the terminal.
+//   - Control characters from outside never reach the terminal: an outlet sees to it. Line breaks from outside begin no
+//     line of their own in tables and paragraphs, which clean their text.
 //   - A token's text is printed by `token`, which was asked for it, and by nothing else.
 
 // style is how a word is shown on a terminal.
@@ -37,6 +36,11 @@ const (
 	loud    style = "1;7;33"
 )
 
+// begin is the control sequence that begins a style, and styleEnd ends each.
+func (how style) begin() string { return "\x1b[" + string(how) + "m" }
+
+const styleEnd = "\x1b[0m"
+
 const (
 	plainWidth = 80 // columns, where there is no terminal to ask
 	leastWidth = 40 // narrower terminals get lines that wrap
@@ -45,28 +49,18 @@ const (
 // screen is what a stream of output can show.
 type screen struct {
 	width     int
-	terminal  bool
-	redraws   bool // understands control sequences
 	colour    bool
 	plainText bool           // shows ASCII alone
 	zone      *time.Location // nil: UTC
 }
 
-func (a *app) screen(w io.Writer) screen {
-	file, isFile := w.(*os.File)
-	if !isFile || !term.IsTerminal(int(file.Fd())) {
-		return screen{width: plainWidth, plainText: a.plainText(), zone: a.zone()}
-	}
-	s := screen{
-		plainText: a.plainText(),
-		zone:      a.zone(),
-		width:     plainWidth,
-		terminal:  true,
-		redraws:   a.getenv("TERM") != "dumb",
-		colour:    a.getenv("TERM") != "dumb" && a.getenv("NO_COLOR") == "",
+func (a *app) screen(o *outlet) screen {
+	s := screen{plainText: a.plainText(), zone: a.zone(), width: plainWidth, colour: o.colour}
+	if o.terminal == nil {
+		return s
 	}
 	// A terminal may not know its width and then says 0.
-	if width, _, err := term.GetSize(int(file.Fd())); err == nil && width > 0 {
+	if width, _, err := term.GetSize(int(o.terminal.Fd())); err == nil && width > 0 {
 		s.width = max(width, leastWidth)
 	}
 	return s
@@ -76,7 +70,7 @@ func (s screen) paint(how style, text string) string {
 	if !s.colour || how == plain {
 		return text
 	}
-	return "\x1b[" + string(how) + "m" + text + "\x1b[0m"
+	return how.begin() + text + styleEnd
 }
 
 // clean replaces what could steer a terminal; line breaks become spaces.
@@ -110,12 +104,10 @@ func (a *app) print(text string) error {
 }
 
 // printJSON writes the answer for programs: one indented document.
-func (a *app) printJSON(answer any) error {
-	encoder := json.NewEncoder(a.stdout)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(answer)
-}
+func (a *app) printJSON(answer any) error { return a.stdout.encodeJSON(answer, "  ") }
+
+// printJSONLine writes one of several answers for programs: a line each.
+func (a *app) printJSONLine(answer any) error { return a.stdout.encodeJSON(answer, "") }
 
 // plainText reports whether the locale's characters are other than UTF-8's.
 func (a *app) plainText() bool {

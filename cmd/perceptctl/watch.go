@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -84,7 +83,7 @@ type eventLine struct {
 
 func (a *app) printEvent(s screen, event client.Event, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(a.stdout).Encode(eventLine{event.Name, event.WatchEvent})
+		return a.printJSONLine(eventLine{event.Name, event.WatchEvent})
 	}
 	return a.print(s.event(event))
 }
