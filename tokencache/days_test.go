@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -67,7 +68,7 @@ func days(t *testing.T, o simulator.Options, f func(t *testing.T, d *device, c *
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		d := &device{backend: simulator.New(o)}
-		c := tokencache.New(tokencache.Options{Fetch: d.Fetch})
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Roll: rand.New(rand.NewPCG(o.Seed, 0)).Float64})
 		defer c.Close()
 		f(t, d, c)
 	})
@@ -262,7 +263,7 @@ func TestRandomDays(t *testing.T) {
 
 func randomDays(t *testing.T, options simulator.Options, steps []int) error {
 	d := &device{backend: simulator.New(options)}
-	c := tokencache.New(tokencache.Options{Fetch: d.Fetch})
+	c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Roll: rand.New(rand.NewPCG(options.Seed, 0)).Float64})
 	defer c.Close()
 	served := make(map[tokencache.Key]tokencache.Token)
 	for _, step := range steps {

@@ -2,9 +2,13 @@ package simulator
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,16 +158,33 @@ func TestClosingFreesTheReaderOfAPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	read := make(chan error, 1)
-	opening := make(chan struct{})
+	opening := make(chan int)
 	go func() {
-		close(opening)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		opening <- syscall.Gettid()
 		_, err := os.ReadFile(path)
 		read <- err
 	}()
-	<-opening
+	awaitOpening(t, <-opening)
 	k.close()
-	if err := <-read; err != nil && !os.IsNotExist(err) { // the pipe was gone before it was opened
+	if err := <-read; err != nil {
 		t.Error(err)
+	}
+}
+
+// awaitOpening waits until a thread of this process sleeps in the kernel, opening a file. One that has found a pipe, and is
+// not in it yet when that is closed, would sleep for ever.
+func awaitOpening(t *testing.T, thread int) {
+	t.Helper()
+	for opening := fmt.Sprint(syscall.SYS_OPENAT, " "); ; time.Sleep(time.Millisecond) {
+		in, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/syscall", thread))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(string(in), opening) {
+			return
+		}
 	}
 }
 
