@@ -44,6 +44,16 @@ func testStarts(t *testing.T, m *machine, noExec bool) {
 		m.must(t, "systemctl", "stop", "locker")
 	})
 	t.Run("a socket of an earlier version", func(t *testing.T) { testOlderSocket(t, m) })
+	t.Run("a configuration of percept's own", func(t *testing.T) {
+		m.write(t, "/etc/percept/config.d/10.toml", "# nothing\n")
+		m.must(t, "systemctl", "reload", "perceptd")
+		m.must(t, "chown", "percept", "/etc/percept/config.d/10.toml")
+		if out, err := m.run(t, "perceptctl", "reload"); err == nil || !strings.Contains(strings.Join(strings.Fields(out), " "), "10.toml: its owner, user percept (mode 0644), could change who gets tokens: chown root /etc/percept/config.d/10.toml") {
+			t.Errorf("under systemd percept's files are in force: %v %s", err, out)
+		}
+		m.must(t, "rm", "-r", "/etc/percept/config.d")
+		m.must(t, "systemctl", "reload", "perceptd")
+	})
 	inode := m.must(t, "stat", "-c", "%i", visionSocket)
 	t.Run("a wrong configuration", func(t *testing.T) { testWrongConfig(t, m) })
 	t.Run("crashes without end", func(t *testing.T) {
