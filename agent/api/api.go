@@ -56,7 +56,7 @@ const (
 	CodeBadRequest       Code = "bad_request"         // 400: the request is not of the form's shape
 	CodeUnknownPath      Code = "unknown_path"        // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
 	CodeMethod           Code = "method_not_allowed"  // 405
-	CodeForeignOrigin    Code = "foreign_origin"      // 403: a foreign Host, an Origin, a proxy's header
+	CodeForeignOrigin    Code = "foreign_origin"      // 403: a foreign Host, or a header of a browser's or a proxy's
 	CodeUnknownIdentity  Code = "unknown_identity"    // 400: no such identity in the configuration
 	CodeAmbiguous        Code = "ambiguous_identity"  // 400: several identities are granted; name one
 	CodeNotGranted       Code = "not_granted"         // 403: no grant names this caller, identity and resource

@@ -18,12 +18,9 @@ func checkOrigin(r *http.Request) *fault {
 		return badRequest("only HTTP/1.1 is spoken here")
 	case !localHost(r.Host):
 		return foreign("the Host header must be localhost, 127.0.0.1, [::1] or 169.254.169.254, with or without a port")
-	case r.Header["Origin"] != nil:
-		return foreign("requests with an Origin header are refused: tokens are not for pages in a browser")
-	case r.Header["X-Forwarded-For"] != nil:
-		return foreign("requests with an X-Forwarded-For header are refused: tokens are not handed through a proxy")
-	case r.Header["Forwarded"] != nil:
-		return foreign("requests with a Forwarded header are refused: tokens are not handed through a proxy")
+	}
+	if name, why := api.ForeignHeader(r.Header); name != "" {
+		return foreign("requests with the header " + name + " are refused: " + why)
 	}
 	return nil
 }

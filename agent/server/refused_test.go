@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/caller"
 	"perceptd/agent/headlimit"
@@ -168,13 +169,53 @@ func TestForeignRequestsAreRefused(t *testing.T) {
 			checkRefusal(t, fmt.Sprintf("Host %q at %s", host, to.target), got, 403, api.CodeForeignOrigin)
 		}
 	}
-	for _, line := range []string{
-		"Origin: http://localhost", "Origin: null", "Origin:", "origin: x",
-		"X-Forwarded-For: 127.0.0.1", "x-forwarded-for:", "Forwarded: for=127.0.0.1", "Forwarded:",
+}
+
+// foreignLines are headers that browsers and proxies add, by which a request is refused on every socket.
+var foreignLines = []string{
+	"Origin: http://localhost", "Origin: null", "Origin:", "origin: x",
+	"Referer: http://localhost/", "Referer: http://evil.example/page", "referer:",
+	"Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-origin", "sec-fetch-site: none",
+	"Cookie: a=b",
+	"X-Forwarded-For: 127.0.0.1", "x-forwarded-for:", "X-Forwarded-Host: localhost", "X-Forwarded-Proto: https",
+	"X-Forwarded-Port: 443", "X-Forwarded-Server: x", "X-FORWARDED-ANYTHING: x",
+	"Forwarded: for=127.0.0.1", "Forwarded:",
+	"Via: 1.1 proxy", "via:", "X-Real-IP: 127.0.0.1", "X-Client-IP: 127.0.0.1", "X-Cluster-Client-IP: 127.0.0.1",
+	"X-Original-Forwarded-For: 127.0.0.1", "True-Client-IP: 127.0.0.1", "CF-Connecting-IP: 127.0.0.1", "CDN-Loop: x",
+}
+
+func TestForeignHeadersAreRefused(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	token, module, admin := d.tokens(""), d.tokens("vision"), d.admin()
+	at, secrets := d.loopbackListener()
+	right := secretLine(secrets.Header(agent.Match{Module: "vision"}))
+	for _, line := range foreignLines {
+		for _, to := range []struct{ name, socket, text string }{
+			{"IMDS", token, get(imdsVault, metadata, line)},
+			{"App Service", token, get(appVault, appHeader, line)},
+			{"our own", token, get(v1Vault, line)},
+			{"a module", module, get(v1Vault, line)},
+			{"a report", token, post(api.PathRejected, fmt.Sprintf(`{"resource":%q,"status":403}`, vault), line)},
+			{"who I am", token, get(api.PathWhoAmI, line)},
+			{"the status", admin, get(api.PathStatus, line)},
+			{"metrics", admin, get("/metrics", line)},
+			{"a refresh", admin, post(api.PathRefresh, "{}", line)},
+			{"a policy change", admin, post(api.PathPolicyChanges, `{"all_resources":true,"effect":"revoked"}`, line)},
+			{"a reload", admin, post(api.PathReload, "", line)},
+		} {
+			checkRefusal(t, line+", "+to.name, send(t, to.socket, to.text), 403, api.CodeForeignOrigin)
+		}
+		checkRefusal(t, line+", loopback", sendTCP(t, at, asks(appVault, at, right, line)), 403, api.CodeForeignOrigin)
+	}
+	if changes := d.Agent.Changes(); len(changes) != 0 {
+		t.Errorf("%+v", changes)
+	}
+	for _, line := range []string{ // of SDKs: docs/modules/clients.md
+		"Sec-Fetch-Mode: cors", "Accept-Language: *", "User-Agent: x", "X-Ms-Client-Request-Id: x", "Traceparent: 00-0-0-00", "X-Request-Id: x",
 	} {
-		for _, to := range []struct{ socket, target string }{{token, imdsVault}, {token, appVault}, {token, v1Vault}, {admin, api.PathStatus}} {
-			got := send(t, to.socket, get(to.target, metadata, appHeader, line))
-			checkRefusal(t, line+" at "+to.target, got, 403, api.CodeForeignOrigin)
+		if got := send(t, token, get(appVault, appHeader, line)); got.status != 200 {
+			t.Errorf("%s: %+v", line, got)
 		}
 	}
 }
