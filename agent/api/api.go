@@ -316,14 +316,31 @@ type Status struct {
 	Denials    []Denial         `json:"denials"` // the latest, the last first; repeats are counted
 	Callers    CallersStatus    `json:"callers"`
 	Loopback   *LoopbackStatus  `json:"loopback,omitempty"` // absent: none is configured
-	Kept       KeptStatus       `json:"kept"`
-	Clock      ClockStatus      `json:"clock"`
+
+	Connections []ConnectionsStatus `json:"connections"` // by listener; those of all modules' sockets together
+
+	Kept  KeptStatus  `json:"kept"`
+	Clock ClockStatus `json:"clock"`
 }
 
 // LoopbackStatus says where tokens are served over TCP, to callers that are known by a header secret.
 type LoopbackStatus struct {
 	Address string `json:"address"`
 	Open    bool   `json:"open"` // false: why is trouble
+}
+
+// ConnectionsStatus says how many connections a listener has, and whose fault it is when some are turned away.
+type ConnectionsStatus struct {
+	Listener   string `json:"listener"`
+	Open       int    `json:"open"`
+	Limit      int    `json:"limit"`
+	TurnedAway int64  `json:"turned_away"` // since the start
+
+	// Of the last one that was turned away: when and whose it was, who had taken the places and how many.
+	TurnedAwayOn  *time.Time `json:"turned_away_on,omitempty"`
+	TurnedAwayFor string     `json:"turned_away_for,omitempty"`
+	HeldBy        string     `json:"held_by,omitempty"`
+	Holds         int        `json:"holds,omitempty"`
 }
 
 // KeptStatus says over what the tokens that are cached are kept.

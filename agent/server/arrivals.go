@@ -2,10 +2,7 @@ package server
 
 import (
 	"context"
-	"net"
-	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -13,46 +10,29 @@ import (
 // off that it has accepted and not yet heard from, however sure it is that a request is on its way.
 type arrivals struct {
 	mu  sync.Mutex // protects what follows
-	all map[net.Conn]*arrival
-}
-
-type arrival struct {
-	on    time.Time
-	heard atomic.Bool // a request has come in
+	all map[*connection]struct{}
 }
 
 // hearing is how long a connection is waited for that nothing was heard on: a client on a busy device may take a while
 // from connecting to asking.
 const hearing = time.Second
 
-type arrivalKey struct{}
-
-// add counts a connection, and returns ctx with what heardIn needs.
-func (a *arrivals) add(ctx context.Context, conn net.Conn) context.Context {
-	one := &arrival{on: time.Now()}
+// add counts a connection, and returns ctx with it.
+func (a *arrivals) add(ctx context.Context, c *connection) context.Context {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.all == nil {
-		a.all = make(map[net.Conn]*arrival)
+		a.all = make(map[*connection]struct{})
 	}
-	a.all[conn] = one
-	return context.WithValue(ctx, arrivalKey{}, one)
+	a.all[c] = struct{}{}
+	return context.WithValue(ctx, connectionKey{}, c)
 }
 
-// heardIn notes that a request has come in on the connection whose context that is.
-func heardIn(ctx context.Context) {
-	if one, ok := ctx.Value(arrivalKey{}).(*arrival); ok {
-		one.heard.Store(true)
-	}
-}
-
-// note forgets a connection that has ended. It is an http.Server's ConnState.
-func (a *arrivals) note(conn net.Conn, state http.ConnState) {
-	if state == http.StateClosed || state == http.StateHijacked {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		delete(a.all, conn)
-	}
+// forget takes out a connection that has ended.
+func (a *arrivals) forget(c *connection) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.all, c)
 }
 
 // wait returns when something was heard on every connection, or nothing for long enough, or ctx has ended, and closes
@@ -67,9 +47,9 @@ func (a *arrivals) wait(ctx context.Context) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for conn, one := range a.all {
-		if !one.heard.Load() {
-			_ = conn.Close() // there is nothing to lose
+	for c := range a.all {
+		if !c.asked.Load() {
+			_ = c.Close() // there is nothing to lose
 		}
 	}
 }
@@ -78,8 +58,8 @@ func (a *arrivals) wait(ctx context.Context) {
 func (a *arrivals) expected() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, one := range a.all {
-		if !one.heard.Load() && time.Since(one.on) < hearing {
+	for c := range a.all {
+		if !c.asked.Load() && time.Since(c.on) < hearing {
 			return true
 		}
 	}

@@ -20,9 +20,10 @@ func arrived(t *testing.T, d *daemon, socket string, n int) net.Conn {
 	}
 	t.Cleanup(func() { conn.Close() })
 	for {
-		d.crowd.mu.Lock()
-		there := len(d.crowd.of)
-		d.crowd.mu.Unlock()
+		cr := d.crowdOf(onToken, "")
+		cr.mu.Lock()
+		there := len(cr.placed) + cr.own
+		cr.mu.Unlock()
 		if there >= n {
 			return conn
 		}
@@ -61,10 +62,9 @@ func TestWaitingForArrivalsEnds(t *testing.T) {
 	t.Parallel()
 	var a arrivals
 	ctx, cancel := context.WithCancel(context.Background())
-	a.add(ctx, new(net.UnixConn))
+	a.add(ctx, &connection{Conn: new(net.UnixConn), on: time.Now()})
 	cancel()
 	a.wait(ctx)
-	heardIn(context.Background()) // a context of no connection
 }
 
 // slowListener gives out a connection some time after it was accepted, as when the look at its caller takes long.

@@ -1,45 +1,78 @@
 package server
 
 import (
-	"net"
-	"net/http"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"perceptd/agent"
 )
 
-// crowd counts the connections on the token sockets, so that no caller can use up the descriptors that
-// the others, the back end and the daemon's check of itself need.
+// crowd is the connections of one kind of listener. It gives each caller its part of the room that there is, so that none
+// can use up the memory and the descriptors that the others, the back end and the daemon's check of itself need.
+//
+// Who comes when all places are taken gets the place of a connection that is idle: of the caller who has most, the one
+// that has been without a request the longest. Where none is, it waits in line (line.go).
 type crowd struct {
-	mu   sync.Mutex // protects what follows
-	of   map[net.Conn]seat
-	each map[seat]int
+	room    room
+	notify  func(turnedAway) // somebody was turned away, and that was not reported lately
+	modules atomic.Int32     // how many modules share the room, where modules do
+
+	mu      sync.Mutex // protects what follows
+	placed  []*connection
+	own     int
+	root    int // of placed, those that forRoot is for
+	tallies map[quotaKey]*tally
+	line    []*connection // the first to come first
+	away    away
+
+	waiting atomic.Int32 // as many as are in the line
 }
 
-// ownSeats is how many connections of the daemon to itself are let in, however many others there are. Its
-// check makes one at a time; when that many wait, a restart is what it should lead to.
-const ownSeats = 4
+// room is how many connections there may be.
+type room struct {
+	name     string
+	all      int           // but for ownPlaces of the daemon itself
+	perWhole int           // of one user, one unit or one container
+	share    int           // of one caller who is a part of such a whole
+	forRoot  int           // of all, for root's processes that are in no unit alone
+	line     int           // who wait for a place, or for their refusal
+	linePer  int           // of one user, unit or container
+	wait     time.Duration // for a place
 
-// admit counts conn for its caller, and reports false when it is one too many. Somebody who cannot be proved is
-// let in, to be told so.
-func (c *crowd) admit(conn net.Conn, who agent.Caller, isUnproved bool, limits Limits) bool {
-	itself := !isUnproved && isOwn(who)
-	s := seat{own: true}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if own := c.each[s]; !itself || own >= ownSeats {
-		s = seatOf(&who, isUnproved)
-		if len(c.of)-own >= limits.Connections || c.each[s] >= limits.PerCaller {
-			return false
-		}
+	perModule bool // each module has an equal part, instead of perWhole
+}
+
+// tally is how many connections of one quota key there are.
+type tally struct {
+	key             quotaKey
+	placed, waiting int
+}
+
+// tallied is a tally that a connection counts for, and how many connections that may have.
+type tallied struct {
+	*tally
+	most int
+}
+
+// enter gives c a place, or one in the line. It reports false when there is neither, and c is to be closed.
+func (cr *crowd) enter(c *connection, itself bool) bool {
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	if itself && cr.own < ownPlaces {
+		c.isOwn = true
+		cr.own++
+		return true
 	}
-	if c.of == nil {
-		c.of, c.each = make(map[net.Conn]seat), make(map[seat]int)
+	c.counted = cr.countedFor(c.key)
+	if cr.admit(c) || cr.queue(c) {
+		return true
 	}
-	c.of[conn] = s
-	c.each[s]++
-	return true
+	cr.turnAway(c)
+	cr.tidy(c)
+	return false
 }
 
 // isOwn reports whether who is this very process, and not another one of its user.
@@ -47,19 +80,184 @@ func isOwn(who agent.Caller) bool {
 	return int(who.PID) == os.Getpid() && int(who.UID) == os.Geteuid()
 }
 
-// note forgets a connection that has ended. It is an http.Server's ConnState.
-func (c *crowd) note(conn net.Conn, state http.ConnState) {
-	if state != http.StateClosed && state != http.StateHijacked {
+// countedFor returns what a connection of k counts for: first k itself, last the whole that it belongs to most.
+func (cr *crowd) countedFor(k quotaKey) []tallied {
+	wholes, count := k.wholes()
+	all := make([]tallied, 0, 1+count)
+	whole, share := cr.room.perWhole, cr.room.share
+	if cr.room.perModule {
+		whole = min(max(cr.room.all/max(1, int(cr.modules.Load())), fewestPerModule), mostPerModule)
+		share = whole
+		if k.unproved {
+			share = whole / 2
+		}
+	}
+	if count == 0 || k.uid == 0 && k.module == "" {
+		share = whole // it is no part of a user
+	}
+	all = append(all, tallied{cr.tallyOf(k), share})
+	for i := count - 1; i >= 0; i-- { // a user's last
+		all = append(all, tallied{cr.tallyOf(wholes[i]), whole})
+	}
+	return all
+}
+
+func (cr *crowd) tallyOf(k quotaKey) *tally {
+	t := cr.tallies[k]
+	if t == nil {
+		if cr.tallies == nil {
+			cr.tallies = make(map[quotaKey]*tally)
+		}
+		t = &tally{key: k}
+		cr.tallies[k] = t
+	}
+	return t
+}
+
+// tidy forgets tallies of c's that count nothing.
+func (cr *crowd) tidy(c *connection) {
+	for _, of := range c.counted {
+		if of.placed == 0 && of.waiting == 0 && cr.tallies[of.key] == of.tally {
+			delete(cr.tallies, of.key)
+		}
+	}
+}
+
+// whole is the tally that callers are compared by: all of a user, or of one of root's units, or of a container.
+func (c *connection) whole() *tally { return c.counted[len(c.counted)-1].tally }
+
+// admit gives c a place if there is one, or can be.
+func (cr *crowd) admit(c *connection) bool {
+	if cr.fits(c, nil) {
+		cr.place(c)
+		return true
+	}
+	now := time.Now()
+	for range 2 { // in between the first may have begun a request
+		last := cr.longestIdle(c, now)
+		if last == nil {
+			return false
+		}
+		if last.leave(now) {
+			cr.remove(last)
+			cr.place(c)
+			return true
+		}
+	}
+	return false
+}
+
+// fits reports whether there is a place for c, or would be without that other connection.
+func (cr *crowd) fits(c, without *connection) bool {
+	for _, of := range c.counted {
+		n := of.placed
+		if without != nil && without.countsFor(of.tally) {
+			n--
+		}
+		if n >= of.most {
+			return false
+		}
+	}
+	if without != nil && without.whole() != c.whole() && without.whole().placed <= c.whole().placed {
+		return false // who has no more than that keeps it
+	}
+	all := len(cr.placed)
+	if without != nil {
+		all--
+	}
+	return all < cr.room.all-cr.keptForRoot(c, without)
+}
+
+// keptForRoot is how many places are kept from c.
+func (cr *crowd) keptForRoot(c, without *connection) int {
+	if c.key.isBareRoot() {
+		return 0
+	}
+	taken := cr.root
+	if without != nil && without.key.isBareRoot() {
+		taken--
+	}
+	return max(0, cr.room.forRoot-taken)
+}
+
+func (c *connection) countsFor(t *tally) bool {
+	return slices.ContainsFunc(c.counted, func(of tallied) bool { return of.tally == t })
+}
+
+// longestIdle returns the connection whose place c can have: of those with most, the one that has been idle the longest.
+func (cr *crowd) longestIdle(c *connection, now time.Time) (found *connection) {
+	for _, other := range cr.placed {
+		if other.isIdle(other.phase.Load(), now) && cr.fits(c, other) && (found == nil || other.goesBefore(found)) {
+			found = other
+		}
+	}
+	return found
+}
+
+// goesBefore reports whether c is to go rather than other.
+func (c *connection) goesBefore(other *connection) bool {
+	switch mine, others := c.whole().placed, other.whole().placed; {
+	case mine != others:
+		return mine > others
+	case c.counted[0].placed != other.counted[0].placed:
+		return c.counted[0].placed > other.counted[0].placed
+	}
+	return c.idleSince().Before(other.idleSince())
+}
+
+func (cr *crowd) place(c *connection) {
+	c.at = len(cr.placed)
+	cr.placed = append(cr.placed, c)
+	for _, of := range c.counted {
+		of.placed++
+	}
+	if c.key.isBareRoot() {
+		cr.root++
+	}
+}
+
+func (cr *crowd) remove(c *connection) {
+	last := len(cr.placed) - 1
+	cr.placed[c.at] = cr.placed[last]
+	cr.placed[c.at].at = c.at
+	cr.placed[last] = nil
+	cr.placed = cr.placed[:last]
+	c.at = -1
+	for _, of := range c.counted {
+		of.placed--
+	}
+	if c.key.isBareRoot() {
+		cr.root--
+	}
+	cr.tidy(c)
+}
+
+// forget takes out a connection that has ended, and gives its place to who waits for one.
+func (cr *crowd) forget(c *connection) {
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	switch {
+	case c.isOwn:
+		c.isOwn = false
+		cr.own--
+		return
+	case c.at >= 0:
+		cr.remove(c)
+	case c.inLine.Load():
+		cr.unqueue(c)
+	}
+	cr.callUp(nil)
+}
+
+// rest notes that c has no request any more, which lets one who waits have its place.
+func (cr *crowd) rest(c *connection) {
+	c.rest()
+	if cr.waiting.Load() == 0 {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s, counted := c.of[conn]
-	if !counted {
-		return
-	}
-	delete(c.of, conn)
-	if c.each[s]--; c.each[s] == 0 {
-		delete(c.each, s)
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	if c.at >= 0 {
+		cr.callUp(c)
 	}
 }

@@ -1,185 +1,430 @@
 package server
 
 import (
+	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
+	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 )
 
-// A user's connections beyond the limit are closed unanswered, and those of others are not.
-func TestTooManyConnections(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t, fetchDay)
-	d.Limits.PerCaller = 2
-	token, module := d.tokens(""), d.tokens("vision")
-	var held []net.Conn
-	for range ownSeats + 2 { // this process is the daemon too
-		conn, err := net.Dial("unix", token)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		if _, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		if n, err := conn.Read(make([]byte, 16)); n == 0 || err != nil {
-			t.Fatalf("within the limit: %v", err)
-		}
-		held = append(held, conn)
-	}
-	third, err := net.Dial("unix", token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer third.Close()
-	if n, err := third.Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("a connection beyond the limit got %d bytes, %v", n, err)
-	}
-	if got := send(t, module, get("/healthz")); got.status != 200 {
-		t.Errorf("the same user on a module's socket: %d", got.status)
-	}
-	held[0].Close()
-	for { // the server sees the end in its own time
-		conn, err := net.Dial("unix", token)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-		n, _ := conn.Read(make([]byte, 16))
-		conn.Close()
-		if n > 0 {
-			return
-		}
-	}
+// ending is a connection's other side: it knows whether its reading end was shut.
+type ending struct {
+	net.Conn
+	ended bool
 }
 
-func TestCrowd(t *testing.T) {
-	t.Parallel()
-	var c crowd
-	limits := Limits{Connections: 3, PerCaller: 2}
-	pipe := func() net.Conn {
-		a, b := net.Pipe()
-		t.Cleanup(func() { _, _ = a.Close(), b.Close() })
-		return a
+func (e *ending) CloseRead() error { e.ended = true; return nil }
+
+// comes has a connection of k come, at the phase that is wanted, and reports whether it got a place at once.
+func (cr *crowd) comes(k quotaKey, at phase) (c *connection, placed bool) {
+	c = &connection{Conn: new(ending), on: time.Now(), at: -1, key: k, crowd: cr}
+	c.phase.Store(at)
+	cr.enter(c, false)
+	return c, c.at >= 0
+}
+
+// many has n of them come, and returns those that got a place.
+func (cr *crowd) many(n int, k quotaKey, at phase) (placed []*connection) {
+	for range n {
+		if c, ok := cr.comes(k, at); ok {
+			placed = append(placed, c)
+		} else {
+			cr.forget(c)
+		}
 	}
-	one, two, three, four := pipe(), pipe(), pipe(), pipe()
-	root, edge := agent.Caller{UID: 0}, agent.Caller{UID: 1000}
-	for i, row := range []struct {
-		conn net.Conn
-		who  agent.Caller
-		want bool
+	return placed
+}
+
+func (c *connection) wasEnded() bool { return c.Conn.(*ending).ended }
+
+func tokensRoom(l Limits) room { tokens, _, _, _ := l.orDefaults().rooms(); return tokens }
+
+// A user has a quarter of all places, in whatever units it runs, proved or not; a unit has a quarter, whatever users it
+// becomes; and none of its own takes all of a user's.
+func TestWholesHaveOneCap(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name string
+		keys []quotaKey
+		want int
 	}{
-		{one, root, true}, {two, root, true}, {three, root, false}, {three, edge, true}, {four, edge, false},
+		{"one caller of a user", []quotaKey{{uid: 7}}, 14},
+		{"all of a user", []quotaKey{{uid: 7}, {uid: 7, unit: "a.service"}, {uid: 7, unit: "b.service"}, {uid: 7, unproved: true}}, 16},
+		{"all users of a unit", []quotaKey{{uid: 7, unit: "a.service"}, {uid: 8, unit: "a.service"}, {uid: 9, unit: "a.service"}}, 16},
+		{"a unit of root's", []quotaKey{{unit: "a.service"}}, 16},
+		{"two units of root's", []quotaKey{{unit: "a.service"}, {unit: "b.service"}}, 32},
+		{"root", []quotaKey{{}}, 16},
+		{"a container", []quotaKey{{container: "1f"}}, 16},
+		{"users who are not known", []quotaKey{{uid: agent.NoID, unproved: true}}, 16},
 	} {
-		if got := c.admit(row.conn, row.who, false, limits); got != row.want {
-			t.Errorf("row %d: %v", i, got)
+		cr := crowd{room: tokensRoom(Limits{Connections: 64})}
+		got := 0
+		for _, k := range row.keys {
+			got += len(cr.many(64, k, phaseBusy))
 		}
-	}
-	c.note(four, http.StateClosed) // never counted
-	c.note(one, http.StateIdle)
-	if c.admit(four, edge, false, limits) {
-		t.Error("more than all together may have")
-	}
-	c.note(one, http.StateClosed)
-	c.note(two, http.StateHijacked)
-	c.note(three, http.StateClosed)
-	if len(c.of) != 0 || len(c.each) != 0 {
-		t.Errorf("left over: %v %v", c.of, c.each)
+		if got != row.want {
+			t.Errorf("%s: %d places, want %d", row.name, got, row.want)
+		}
 	}
 }
 
-// However many connections others have, the daemon gets to itself, and nobody else does by looking like it.
+// Whatever everybody else has, and does with it, there is room for root's processes outside of units.
+func TestRoomIsLeftForRoot(t *testing.T) {
+	t.Parallel()
+	cr := crowd{room: tokensRoom(Limits{Connections: 64})}
+	all := 0
+	for uid := range uint32(9) {
+		all += len(cr.many(64, quotaKey{uid: 1000 + uid}, phaseBusy))
+	}
+	if want := 64 - 64/16; all != want {
+		t.Errorf("users have %d places, want %d", all, want)
+	}
+	if got := len(cr.many(9, quotaKey{unit: "a.service"}, phaseBusy)); got != 0 {
+		t.Errorf("a unit of root's gets %d of what is root's", got)
+	}
+	if got := len(cr.many(9, quotaKey{}, phaseBusy)); got != 64/16 {
+		t.Errorf("root gets %d", got)
+	}
+}
+
+// Who comes when all places are taken gets that of the caller with most whose connection has been idle the longest; and a
+// caller at its own limit gets its own. No other state is idle.
+func TestLongestIdleGoes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cr := crowd{room: tokensRoom(Limits{Connections: 64})}
+		var busiest []*connection
+		for uid := range uint32(3) {
+			busiest = append(busiest, cr.many(12, quotaKey{uid: 1000 + uid}, phaseBusy)...)
+		}
+		greedy := cr.many(12, quotaKey{uid: 7}, phaseBusy)
+		greedy = append(greedy, cr.many(4, quotaKey{uid: 7, unit: "a.service"}, phaseBusy)...)
+		others := cr.many(8, quotaKey{uid: 8}, phaseBusy)
+		if n := len(cr.placed); n != 60 {
+			t.Fatalf("%d places are taken", n)
+		}
+		rest := func(all ...*connection) {
+			for _, c := range all {
+				time.Sleep(time.Second)
+				c.rest()
+			}
+		}
+		rest(others[0], greedy[3], greedy[1])
+		newcomer := quotaKey{uid: 9}
+		for i, want := range []*connection{greedy[3], greedy[1]} { // and not that of others, though it is idle for longer
+			if _, placed := cr.comes(newcomer, phaseBusy); !placed || !want.wasEnded() || others[0].wasEnded() {
+				t.Fatalf("newcomer %d: placed %v", i, placed)
+			}
+		}
+		third, placed := cr.comes(newcomer, phaseBusy)
+		if !placed || !others[0].wasEnded() {
+			t.Error("the only idle one keeps its place, whose caller has more")
+		}
+		third.rest()
+		if _, placed := cr.comes(quotaKey{uid: 9, unit: "b.service"}, phaseBusy); !placed || !third.wasEnded() {
+			t.Error("a caller does not get the place of its own that is idle")
+		}
+		for _, at := range []phase{phaseReading, phaseBusy} {
+			for _, c := range greedy {
+				c.phase.CompareAndSwap(phaseBusy, at)
+			}
+			if c, placed := cr.comes(quotaKey{uid: 10}, phaseBusy); placed {
+				t.Errorf("at %d somebody's place is taken", at)
+			} else {
+				cr.forget(c)
+			}
+			for _, c := range greedy {
+				c.phase.CompareAndSwap(at, phaseBusy)
+			}
+		}
+		greedy[5].on = time.Now()
+		greedy[5].phase.Store(phaseSilent)
+		c, placed := cr.comes(quotaKey{uid: 10}, phaseBusy)
+		if cr.forget(c); placed {
+			t.Error("one that has just come loses its place")
+		}
+		time.Sleep(hearing)
+		if _, placed := cr.comes(quotaKey{uid: 10}, phaseBusy); !placed || !greedy[5].wasEnded() {
+			t.Error("one that says nothing keeps its place")
+		}
+		if slices.ContainsFunc(busiest, (*connection).wasEnded) {
+			t.Error("one with a request has lost its place")
+		}
+	})
+}
+
+// A caller that has no more than the newcomer keeps what it has.
+func TestEqualsTakeNothingFromEachOther(t *testing.T) {
+	t.Parallel()
+	cr := crowd{room: room{all: 4, perWhole: 4, share: 4}}
+	for uid := range uint32(4) {
+		cr.many(1, quotaKey{uid: 1000 + uid}, phaseIdle)
+	}
+	if _, placed := cr.comes(quotaKey{uid: 7}, phaseBusy); !placed {
+		t.Error("who has nothing gets no place of those who have one")
+	}
+	if _, placed := cr.comes(quotaKey{uid: 7}, phaseBusy); placed {
+		t.Error("who has one gets that of another who has one")
+	}
+}
+
+// Each module has a part of its own; the fewer there are, the larger.
+func TestModulesHaveRoomOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	for modules, want := range map[int]int{1: 128, 4: 128, 8: 64, 64: 8, 256: 2} {
+		_, of, _, _ := Limits{}.orDefaults().rooms()
+		cr := crowd{room: of}
+		cr.modules.Store(int32(modules))
+		for i := range modules {
+			if got := len(cr.many(200, quotaKey{module: fmt.Sprint("m", i)}, phaseBusy)); got != want {
+				t.Fatalf("of %d modules one has %d places, want %d", modules, got, want)
+			}
+		}
+		if len(cr.placed) > 512 {
+			t.Errorf("%d modules have %d connections", modules, len(cr.placed))
+		}
+	}
+	_, of, _, _ := Limits{}.orDefaults().rooms()
+	cr := crowd{room: of}
+	cr.modules.Store(1)
+	if got := len(cr.many(200, quotaKey{module: "m", unproved: true}, phaseBusy)); got != 64 {
+		t.Errorf("those who cannot be proved have %d places", got)
+	}
+	if got := len(cr.many(200, quotaKey{module: "m"}, phaseBusy)); got != 64 {
+		t.Errorf("the module has %d places beside those who cannot be proved", got)
+	}
+}
+
+// However many connections others have, the daemon gets to itself, and nobody else does by looking like it; and its own
+// connections take nothing from what the others may have.
 func TestCrowdLetsTheDaemonIn(t *testing.T) {
 	t.Parallel()
 	me := agent.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
 	sibling, impostor := me, me
 	sibling.PID++
 	impostor.UID++
-	for _, row := range []struct {
-		name   string
-		limits Limits
-		crowd  []agent.Caller
-	}{
-		{"a full house", Limits{Connections: 2, PerCaller: 2}, []agent.Caller{{UID: 1000}, {UID: 1001}}},
-		{"its own user has its share", Limits{Connections: 9, PerCaller: 1}, []agent.Caller{sibling, impostor}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			t.Parallel()
-			var c crowd
-			admit := func(who agent.Caller) (net.Conn, bool) {
-				conn := new(net.UnixConn)
-				return conn, c.admit(conn, who, false, row.limits)
-			}
-			for _, who := range row.crowd {
-				if _, ok := admit(who); !ok {
-					t.Fatalf("%v is kept out", who)
-				}
-			}
-			var own []net.Conn
-			for range ownSeats {
-				conn, ok := admit(me)
-				if !ok {
-					t.Fatal("the daemon is kept out")
-				}
-				own = append(own, conn)
-				for _, who := range []agent.Caller{sibling, impostor} {
-					if _, ok := admit(who); ok {
-						t.Fatalf("%v is let in", who)
-					}
-				}
-			}
-			if _, ok := admit(me); ok {
-				t.Error("the daemon is let in without end")
-			}
-			c.note(own[0], http.StateClosed)
-			if _, ok := admit(me); !ok {
-				t.Error("the daemon is kept out after one of its connections ended")
-			}
-		})
+	if !isOwn(me) || isOwn(sibling) || isOwn(impostor) {
+		t.Error("the daemon does not know itself")
+	}
+	cr := crowd{room: room{all: 2, perWhole: 2, share: 2}}
+	var own []*connection
+	for i := range ownPlaces + 1 {
+		c := &connection{Conn: new(ending), at: -1, crowd: &cr, key: quotaKey{uid: 7}}
+		cr.enter(c, true)
+		if i < ownPlaces && !c.isOwn || i == ownPlaces && (c.isOwn || c.at < 0) {
+			t.Errorf("connection %d: own %v, place %d", i, c.isOwn, c.at)
+		}
+		own = append(own, c)
+	}
+	if got := len(cr.many(2, quotaKey{uid: 8}, phaseBusy)); got != 1 {
+		t.Errorf("others get %d places", got)
+	}
+	cr.forget(own[0])
+	c := &connection{Conn: new(ending), at: -1, crowd: &cr}
+	if cr.enter(c, true); !c.isOwn {
+		t.Error("the daemon is kept out after one of its connections ended")
 	}
 }
 
-// The daemon's own connections take nothing from what the others may have.
-func TestCrowdCountsTheDaemonApart(t *testing.T) {
+// When all connections are gone nothing of them is left.
+func TestCrowdForgets(t *testing.T) {
 	t.Parallel()
-	var c crowd
-	limits := Limits{Connections: 2, PerCaller: 1}
-	me := agent.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
-	for range ownSeats {
-		if !c.admit(new(net.UnixConn), me, false, limits) {
-			t.Fatal("the daemon is kept out")
+	cr := crowd{room: tokensRoom(Limits{Connections: 64})}
+	var all []*connection
+	for uid := range uint32(20) {
+		for range 20 {
+			c, _ := cr.comes(quotaKey{uid: uid, unit: "a.service"}, phaseIdle)
+			all = append(all, c)
 		}
 	}
-	sibling := me
-	sibling.PID++
-	for _, who := range []agent.Caller{sibling, {UID: me.UID + 1}} {
-		if !c.admit(new(net.UnixConn), who, false, limits) {
-			t.Errorf("%v is kept out", who)
+	for _, c := range all {
+		cr.forget(c)
+	}
+	if len(cr.placed)+len(cr.line)+len(cr.tallies)+cr.own+cr.root+int(cr.waiting.Load()) != 0 {
+		t.Errorf("left over: %+v", cr.tallies)
+	}
+}
+
+// kept dials and asks, and returns the connection with its answer.
+func (d *daemon) kept(socket, text string) (net.Conn, reply) {
+	d.t.Helper()
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { conn.Close() })
+	return conn, exchangeOn(d.t, conn, text)
+}
+
+// full returns a daemon on whose socket of all local services this process has all of its two places: it has taken those
+// that the daemon has for itself before.
+func full(t *testing.T, text string, place time.Duration) (d *daemon, socket string, held []net.Conn) {
+	t.Helper()
+	d = newDaemon(t, fetchDay)
+	d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 32, 2, place
+	socket = d.tokens("")
+	for range ownPlaces {
+		d.kept(socket, get(api.PathHealth))
+	}
+	for range 2 {
+		conn, _ := net.Dial("unix", socket)
+		t.Cleanup(func() { conn.Close() })
+		if _, err := io.WriteString(conn, text); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := conn.Read(make([]byte, 4096)); n == 0 || err != nil {
+			t.Fatalf("within the limit: %v", err)
+		}
+		held = append(held, conn)
+	}
+	return d, socket, held
+}
+
+// Who has all of its connections busy is told so, in words, and it is known whose fault it was; a module
+// has its room all the same.
+func TestTooManyConnections(t *testing.T) {
+	t.Parallel()
+	d, socket, held := full(t, get("/v1/watch?resource="+vault), time.Millisecond)
+	changed := make(chan struct{}, 1)
+	d.CrowdChanged = func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	got := send(t, socket, get(v1Vault))
+	if got.status != 429 || got.header.Get("Retry-After") != "1" || !got.closes || got.problem(t).Code != api.CodeBusy {
+		t.Errorf("one too many: %+v", got)
+	}
+	if got := send(t, d.tokens("vision"), get(v1Vault)); got.status != 200 {
+		t.Errorf("on a module's socket: %+v", got)
+	}
+	<-changed
+	me := keyOf(&agent.Caller{UID: uint32(os.Getuid())}, agent.NoID, false).String()
+	status := decoded[api.Status](t, send(t, d.admin(), get(api.PathStatus)).body)
+	if i := slices.IndexFunc(status.Trouble, func(s string) bool { return strings.Contains(s, "are turned away") }); i < 0 || !strings.Contains(status.Trouble[i], "holds 2") {
+		t.Errorf("trouble: %q", status.Trouble)
+	}
+	tokens := status.Connections[0]
+	if tokens.Listener != "token socket" || tokens.Open < 2 || tokens.Limit != 32 || tokens.TurnedAway != 1 || tokens.Holds != 2 || tokens.TurnedAwayOn == nil {
+		t.Errorf("%+v (this is %s)", tokens, me)
+	}
+	if n := strings.Count(d.log.String(), "connections are turned away"); n != 1 {
+		t.Errorf("the log says it %d times", n)
+	}
+	for _, conn := range held { // a stream is never idle
+		_ = conn.SetReadDeadline(time.Now())
+		if _, err := conn.Read(make([]byte, 1)); !os.IsTimeout(err) {
+			t.Errorf("a stream was cut: %v", err)
 		}
 	}
 }
 
-// On a module's socket whoever cannot be proved counts as one, whatever users it makes of itself: root in a container
-// can be any.
-func TestUnprovedOfAModuleShareASeat(t *testing.T) {
+// Who waits for a place gets it when a request of its own is done, and its connection is kept no longer.
+func TestPlaceIsGivenOn(t *testing.T) {
 	t.Parallel()
-	var c crowd
-	limits := Limits{Connections: 9, PerCaller: 2}
-	for uid, want := range []bool{true, true, false, false} {
-		if got := c.admit(new(net.UnixConn), agent.Caller{Module: "vision", UID: uint32(uid)}, true, limits); got != want {
-			t.Errorf("as user %d: %v", uid, got)
+	_, socket, held := full(t, get("/v1/watch?resource="+vault), time.Hour)
+	waits, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waits.Close()
+	if _, err := io.WriteString(waits, get(v1Vault)); err != nil {
+		t.Fatal(err)
+	}
+	held[0].Close()
+	if got := exchangeOn(t, waits, ""); got.status != 200 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// An idle connection makes room at once. Its client finds it closed, with nothing lost.
+func TestIdleConnectionMakesRoom(t *testing.T) {
+	t.Parallel()
+	d, socket, held := full(t, get(api.PathHealth), time.Hour)
+	for range 6 {
+		if _, got := d.kept(socket, get(v1Vault)); got.status != 200 {
+			t.Errorf("%+v", got)
 		}
 	}
-	for _, who := range []agent.Caller{{Module: "speech", UID: 0}, {UID: 0}} {
-		if !c.admit(new(net.UnixConn), who, true, limits) {
-			t.Errorf("%v is kept out", who)
+	for _, conn := range held {
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("%d bytes, %v", n, err)
 		}
 	}
-	if !c.admit(new(net.UnixConn), agent.Caller{Module: "vision"}, false, limits) {
-		t.Error("the module itself is kept out")
+}
+
+// A request that was on its way when its connection was to end is read, and can be answered; a later one is refused before
+// anything of it is sent, so that the client may ask again. So it is on TCP, but that the kernel takes what comes later.
+func TestRequestOnItsWayIsRead(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"unix", "tcp"} {
+		address := "127.0.0.1:0"
+		if network == "unix" {
+			address = t.TempDir() + "/s"
+		}
+		l, err := net.Listen(network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		client, err := net.Dial(network, l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		conn, err := connections{l, time.Second}.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		c := conn.(*connection)
+		c.begin()
+		if c.leave(time.Now()) {
+			t.Errorf("%s: with a request under way it is ended", network)
+		}
+		c.rest()
+		if _, err := io.WriteString(client, "GET "); err != nil {
+			t.Fatal(err)
+		}
+		if !c.leave(time.Now()) {
+			t.Errorf("%s: an idle one is not ended", network)
+		}
+		text, err := io.ReadAll(c)
+		if string(text) != "GET " || err != nil {
+			t.Errorf("%s: %q, %v", network, text, err)
+		}
+		if c.begin() {
+			t.Errorf("%s: it may bring another request", network)
+		}
+		if _, err := io.WriteString(client, "GET "); network == "unix" && err == nil {
+			t.Errorf("%s: the client may write", network)
+		}
+		if _, err := io.WriteString(c, "answer"); err != nil {
+			t.Errorf("%s: %v", network, err)
+		}
+		if n, err := client.Read(make([]byte, 6)); n != 6 || err != nil {
+			t.Errorf("%s: the answer does not arrive: %v", network, err)
+		}
+	}
+}
+
+// Whoever cannot be proved keeps no connection, not even who may ask why.
+func TestUnprovedKeepNoConnection(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	socket := d.tokens("unknown") // which module nobody has configured
+	for _, target := range []string{v1Vault, api.PathWhoAmI, "/nowhere"} {
+		if got := send(t, socket, get(target)); !got.closes {
+			t.Errorf("%s: %+v", target, got)
+		}
 	}
 }

@@ -28,8 +28,9 @@ type door struct {
 
 // exchange is one request and the answer to it.
 type exchange struct {
-	ctx    *dueContext // ends when the answer is due or the caller has gone
-	caller agent.Caller
+	ctx        *dueContext // ends when the answer is due or the caller has gone
+	caller     agent.Caller
+	connection *connection
 
 	unproved error // why the caller could not be proved, and then caller is what is known all the same
 	request  *http.Request
@@ -44,15 +45,17 @@ type exchange struct {
 
 	w        http.ResponseWriter // for what comes before the answer, or instead of it
 	streamed bool                // the handler has written the answer to w
+	closes   bool                // the connection ends with the answer
 }
 
 // ServeHTTP answers one request.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	heardIn(r.Context())
+	c := connectionIn(r.Context())
+	isLast := !c.begin()
 	path, raw, _ := strings.Cut(r.RequestURI, "?")
 	to := find(d.socket, path, r.Method)
 	x := d.server.spare.take()
-	x.request, x.raw, x.w, x.down = r, raw, w, d.down
+	x.request, x.raw, x.w, x.down, x.connection, x.closes = r, raw, w, d.down, c, isLast
 	switch f := d.serve(x, to); {
 	case x.streamed: // all is said
 	case f != nil:
@@ -70,8 +73,20 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 			f = d.server.panicked(v)
 		}
 	}()
+	if x.connection.inLine.Load() {
+		if f := x.connection.await(x); f != nil {
+			x.closes = true
+			return f
+		}
+	}
 	if f := d.checkCaller(x, to); f != nil {
 		return f
+	}
+	if d.socket == onAdmin && to.path != api.PathHealth {
+		if f := d.server.administer(x); f != nil {
+			return f
+		}
+		defer d.server.administering.leave(x.connection.key)
 	}
 	if f := checkOrigin(x.request); f != nil {
 		return f
@@ -114,14 +129,13 @@ const anotherCaller = "who is calling has become another meanwhile: ask again"
 func (d *door) checkCaller(x *exchange, to *route) *fault {
 	ctx := x.request.Context()
 	if d.socket == onLoopback {
-		from := peerIn(ctx)
-		x.caller = from.caller()
-		return d.server.admit(x, from.seat())
+		x.caller = peerIn(ctx).caller()
+		return d.server.admit(x)
 	}
-	seen, isUnproved := seenIn(ctx)
+	seen, _ := seenIn(ctx)
 	x.caller = seen
 	if d.socket == onToken && x.paced(to) {
-		if f := d.server.admit(x, seatOf(&seen, isUnproved)); f != nil {
+		if f := d.server.admit(x); f != nil {
 			return f
 		}
 	}
@@ -130,6 +144,7 @@ func (d *door) checkCaller(x *exchange, to *route) *fault {
 	}
 	f := d.refuseUnproved(x.caller, x.unproved)
 	if to.path == api.PathWhoAmI && d.socket == onToken && !f.again {
+		x.closes = true // who connects anew is proved anew, and until then keeps no place
 		return nil
 	}
 	return f
@@ -165,9 +180,8 @@ func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) 
 	if f.status == http.StatusServiceUnavailable || f.status == http.StatusTooManyRequests {
 		h.Set("Retry-After", strconv.Itoa(f.retrySeconds()))
 	}
-	if !(f.again && hearsAgain(x.request)) && (x.request.ContentLength != 0 || x.unproved != nil) {
-		// Else net/http reads the body before it answers; and who connects anew is proved anew.
-		h.Set("Connection", "close")
+	if x.closes || !(f.again && hearsAgain(x.request)) && (x.request.ContentLength != 0 || x.unproved != nil) {
+		h.Set("Connection", "close") // else net/http reads the body before it answers; and who cannot be proved keeps no place
 	}
 	if shape == formV1 {
 		d.server.logRefusal(f, "")
@@ -214,6 +228,9 @@ func (x *exchange) answer() {
 	}
 	if x.audience != "" {
 		x.w.Header().Set(api.AudienceHeader, x.audience)
+	}
+	if x.closes {
+		x.w.Header().Set("Connection", "close")
 	}
 	write(x.w, x.status, jsonContent, x.body)
 }

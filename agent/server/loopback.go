@@ -10,24 +10,10 @@ import (
 	"strconv"
 	"strings"
 
-	"go.uber.org/zap"
-
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/caller"
 )
-
-// Bounds of the loopback listener, which finds out who connects by a look through a table of all sockets.
-const (
-	loopbackConnections = 256 // at once
-	loopbackPerUser     = 64  // of one user
-)
-
-// loopbackLimits is l for the loopback listener, whose connections are counted apart from those of the sockets.
-func loopbackLimits(l Limits) Limits {
-	l.Connections, l.PerCaller = min(l.Connections, loopbackConnections), min(l.PerCaller, loopbackPerUser)
-	return l
-}
 
 // ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers are
 // known by the secrets that the Server's Loopback returns.
@@ -56,14 +42,10 @@ var (
 	errUnknownSecret = &caller.UnprovedError{What: "whose header secret that is", Why: "no grant's"}
 )
 
-// meet finds out who is at the other end of conn, and returns ctx with it. It closes conn when that user has too many.
-func (s *Server) meet(ctx context.Context, conn net.Conn) context.Context {
+// meet finds out who is at the other end of c, and returns ctx with it.
+func meet(ctx context.Context, c *connection) context.Context {
 	var p peer
-	p.uid, p.unknown = caller.PeerUser(conn)
-	if who := p.caller(); !s.loopbackCrowd.admit(conn, who, p.unknown != nil, loopbackLimits(s.Limits.orDefaults())) {
-		s.log().Debug("too many connections on loopback", zap.Stringer("caller", who))
-		_ = conn.Close() // ends its goroutine at the first read
-	}
+	p.uid, p.unknown = caller.PeerUser(c.Conn)
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
@@ -72,9 +54,9 @@ func (p peer) caller() agent.Caller {
 	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + caller.PeerText(p.uid, p.unknown)}
 }
 
-// seat is for whom the peer's requests count: apart from those on the sockets, so that nobody here can keep a service from
+// key is for whom the peer's connections and requests count: apart from those on the sockets, so that nobody here can keep a service from
 // its tokens there.
-func (p peer) seat() seat { return seat{uid: p.uid, loopback: true} }
+func (p peer) key() quotaKey { return quotaKey{uid: p.uid, unproved: p.unknown != nil, loopback: true} }
 
 // checkLoopback refuses, beside what checkOrigin does, another Host than the listener's own: a name that was made to
 // resolve to this device, or to another program's port on it.

@@ -292,37 +292,6 @@ func TestLoopbackLimits(t *testing.T) {
 	}
 }
 
-// One user has so many connections at once and no more, however many the sockets would allow.
-func TestLoopbackCrowd(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t, fetchDay)
-	d.Limits = Limits{PerCaller: 2}
-	at, secrets := d.loopbackListener()
-	text := asks(appVault, at, secretLine(secrets.Header(agent.Match{Module: "vision"})))
-	for range 2 {
-		conn, err := net.Dial("tcp", at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		if got := exchangeOn(t, conn, text); got.status != 200 {
-			t.Fatalf("%+v", got)
-		}
-	}
-	third, err := net.Dial("tcp", at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer third.Close()
-	_, _ = io.WriteString(third, text)
-	if answer, _ := io.ReadAll(third); len(answer) != 0 {
-		t.Errorf("a third connection is answered: %.100q", answer)
-	}
-	if got := loopbackLimits(Limits{}.orDefaults()); got.Connections != loopbackConnections || got.PerCaller != loopbackPerUser {
-		t.Errorf("%+v", got)
-	}
-}
-
 func TestLoopbackVariables(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)

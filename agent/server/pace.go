@@ -17,7 +17,7 @@ import (
 // only while that lies ahead.
 type pace struct {
 	mu    sync.Mutex // protects what follows
-	full  map[seat]time.Time
+	full  map[quotaKey]time.Time
 	sweep int       // entries at which those that are full are taken out
 	swept time.Time // when that was done last
 }
@@ -44,21 +44,21 @@ type rate struct {
 // requests is the budget of one caller's requests.
 func (l Limits) requests() rate { return rate{l.PerSecond, l.Burst, patience} }
 
-// turn returns how long somebody of s who comes now has to wait, or false when he gets no turn: then that is how long
+// turn returns how long somebody of k who comes now has to wait, or false when he gets no turn: then that is how long
 // until there is one to be had.
-func (p *pace) turn(s seat, now time.Time, r rate) (wait time.Duration, ok bool) {
+func (p *pace) turn(k quotaKey, now time.Time, r rate) (wait time.Duration, ok bool) {
 	each := time.Second / time.Duration(r.perSecond)
 	budget := each * time.Duration(r.burst)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	full, known := p.full[s]
+	full, known := p.full[k]
 	if !known && len(p.full) >= max(fewPaced, p.sweep) {
 		if now.Sub(p.swept) >= sweepEvery {
 			p.forget(now)
 		}
 		if len(p.full) >= mostPaced {
-			s = seat{module: "*"} // which is no module's name
-			full = p.full[s]
+			k = quotaKey{module: "*"} // which is no module's name
+			full = p.full[k]
 		}
 	}
 	if full.Before(now) {
@@ -70,25 +70,25 @@ func (p *pace) turn(s seat, now time.Time, r rate) (wait time.Duration, ok bool)
 		return wait - r.patience, false
 	}
 	if p.full == nil {
-		p.full = make(map[seat]time.Time)
+		p.full = make(map[quotaKey]time.Time)
 	}
-	p.full[s] = full
+	p.full[k] = full
 	return wait, true
 }
 
 // forget takes out whose budget is full. The lock is held.
 func (p *pace) forget(now time.Time) {
-	for s, full := range p.full {
+	for k, full := range p.full {
 		if !full.After(now) {
-			delete(p.full, s)
+			delete(p.full, k)
 		}
 	}
 	p.sweep, p.swept = min(2*len(p.full), mostPaced), now
 }
 
 // admit makes the request wait for its turn, or returns why it gets none.
-func (s *Server) admit(x *exchange, from seat) *fault {
-	wait, ok := s.pace.turn(from, time.Now(), s.Limits.orDefaults().requests())
+func (s *Server) admit(x *exchange) *fault {
+	wait, ok := s.pace.turn(x.connection.key, time.Now(), s.Limits.orDefaults().requests())
 	if ok && wait == 0 {
 		return nil
 	}

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 )
 
@@ -18,7 +17,7 @@ func TestPace(t *testing.T) {
 	start := time.Unix(1e9, 0)
 	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
 	var p pace
-	flood, quiet := seat{uid: 1}, seat{uid: 2}
+	flood, quiet := quotaKey{uid: 1}, quotaKey{uid: 2}
 	for i := range 5 {
 		if wait, ok := p.turn(flood, at(0), limits.requests()); wait != 0 || !ok {
 			t.Fatalf("request %d of the burst: %v %v", i, wait, ok)
@@ -56,43 +55,18 @@ func TestPaceIsBounded(t *testing.T) {
 	start := time.Unix(1e9, 0)
 	var p pace
 	for i := range uint32(3 * mostPaced) {
-		if wait, ok := p.turn(seat{uid: i}, start, limits.requests()); i < mostPaced && (wait != 0 || !ok) {
+		if wait, ok := p.turn(quotaKey{uid: i}, start, limits.requests()); i < mostPaced && (wait != 0 || !ok) {
 			t.Fatalf("caller %d: %v %v", i, wait, ok)
 		}
 	}
 	if len(p.full) != mostPaced+1 {
 		t.Errorf("%d are kept", len(p.full))
 	}
-	if _, ok := p.turn(seat{uid: 1 << 30}, start, limits.requests()); ok {
+	if _, ok := p.turn(quotaKey{uid: 1 << 30}, start, limits.requests()); ok {
 		t.Error("the budget of everyone else has no end")
 	}
-	if wait, ok := p.turn(seat{uid: 1 << 30}, start.Add(time.Minute), limits.requests()); wait != 0 || !ok || len(p.full) != 1 {
+	if wait, ok := p.turn(quotaKey{uid: 1 << 30}, start.Add(time.Minute), limits.requests()); wait != 0 || !ok || len(p.full) != 1 {
 		t.Errorf("later: %v %v, %d are kept", wait, ok, len(p.full))
-	}
-}
-
-func TestSeats(t *testing.T) {
-	t.Parallel()
-	in := &agent.Container{ID: "1f"}
-	for i, row := range []struct {
-		a, b agent.Caller
-		same bool
-	}{
-		{agent.Caller{UID: 1}, agent.Caller{UID: 1, GID: 5, PID: 7}, true},
-		{agent.Caller{UID: 1}, agent.Caller{UID: 2}, false},
-		{agent.Caller{UID: 1, Unit: "a.service"}, agent.Caller{UID: 2, Unit: "a.service"}, true},
-		{agent.Caller{UID: 1, Unit: "a.service"}, agent.Caller{UID: 1}, false},
-		{agent.Caller{UID: 1, Container: in}, agent.Caller{UID: 2, Container: in}, true},
-		{agent.Caller{UID: 1, Container: in}, agent.Caller{UID: 1}, false},
-		{agent.Caller{UID: 1, Module: "m"}, agent.Caller{UID: 2, Module: "m", Container: in}, true},
-		{agent.Caller{Module: "m"}, agent.Caller{Module: "n"}, false},
-	} {
-		if (seatOf(&row.a, false) == seatOf(&row.b, false)) != row.same {
-			t.Errorf("row %d", i)
-		}
-	}
-	if c := (agent.Caller{UID: 1}); seatOf(&c, true) == seatOf(&c, false) {
-		t.Error("who is not proved takes the place of who is")
 	}
 }
 
@@ -105,7 +79,7 @@ func TestFloodIsHeldBack(t *testing.T) {
 	socket, module := d.tokens(""), d.tokens("vision")
 	// As if it had asked for a long time.
 	d.pace.mu.Lock()
-	d.pace.full = map[seat]time.Time{{uid: uint32(os.Getuid())}: time.Now().Add(time.Hour)}
+	d.pace.full = map[quotaKey]time.Time{{uid: uint32(os.Getuid())}: time.Now().Add(time.Hour)}
 	d.pace.mu.Unlock()
 	var all sync.WaitGroup
 	for _, text := range []string{get(imdsVault, metadata), get(v1Vault), get("/nowhere"), get(api.PathWhoAmI)} {
@@ -127,7 +101,7 @@ func TestFloodIsHeldBack(t *testing.T) {
 	}
 	all.Wait()
 	d.pace.mu.Lock()
-	d.pace.full[seat{uid: uint32(os.Getuid())}] = time.Now().Add(100 * time.Millisecond)
+	d.pace.full[quotaKey{uid: uint32(os.Getuid())}] = time.Now().Add(100 * time.Millisecond)
 	d.pace.mu.Unlock()
 	if got := send(t, socket, get(v1Vault)); got.status != 200 {
 		t.Errorf("who waited for its turn: %+v", got)
@@ -138,25 +112,25 @@ func TestFloodIsHeldBack(t *testing.T) {
 func TestWaitingForATurnEnds(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
-	full := func() { d.pace.full = map[seat]time.Time{{}: time.Now().Add(time.Hour)} }
+	full := func() { d.pace.full = map[quotaKey]time.Time{{}: time.Now().Add(time.Hour)} }
 	down := make(chan struct{})
 	close(down)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	full()
-	x := &exchange{down: down, request: httptest.NewRequest("GET", "/", nil)}
-	if f := d.Server.admit(x, seat{}); f == nil || f.status != 429 {
+	x := &exchange{connection: new(connection), down: down, request: httptest.NewRequest("GET", "/", nil)}
+	if f := d.Server.admit(x); f == nil || f.status != 429 {
 		t.Errorf("going down: %+v", f)
 	}
 	limits := d.Limits.orDefaults()
 	budget := time.Second / time.Duration(limits.PerSecond) * time.Duration(limits.Burst)
-	d.pace.full[seat{}] = time.Now().Add(budget + patience/2)
-	if f := d.Server.admit(x, seat{}); f != nil {
+	d.pace.full[quotaKey{}] = time.Now().Add(budget + patience/2)
+	if f := d.Server.admit(x); f != nil {
 		t.Errorf("going down, with a turn to come: %+v", f)
 	}
 	full()
-	x = &exchange{request: httptest.NewRequest("GET", "/", nil).WithContext(gone)}
-	if f := d.Server.admit(x, seat{}); f == nil || f.status != 429 {
+	x = &exchange{connection: new(connection), request: httptest.NewRequest("GET", "/", nil).WithContext(gone)}
+	if f := d.Server.admit(x); f == nil || f.status != 429 {
 		t.Errorf("gone: %+v", f)
 	}
 }

@@ -11,7 +11,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -54,62 +53,20 @@ type Server struct {
 
 	Limits Limits
 
+	// CrowdChanged is called, by any goroutine, when Crowds may have something new to say. Nil: nobody wants to know.
+	CrowdChanged func()
+
 	denied, invalid, failed atomic.Int64 // requests on token sockets that the agent did not see
 	spare                   spare
-	crowd                   crowd
-	loopbackCrowd           crowd // of the loopback listener
 	pace                    pace
 	waiting, watching       queue
+	administering           queue // requests on the admin socket
+
+	crowds crowds
 
 	mu      sync.Mutex // protects what follows
 	stopped bool
 	running map[*http.Server]net.Listener
-}
-
-// Limits bounds how long a connection may take over each thing. Zero fields mean the defaults.
-type Limits struct {
-	Header time.Duration // to send a request's header; 5 s
-	Answer time.Duration // until a request for a token is answered, beside what it asked to wait; 8 s, so that 10 s are kept on a busy device too
-	Admin  time.Duration // until a request on the admin socket is answered; 8 s as well
-	Idle   time.Duration // between two requests on one connection; 60 s
-	Alive  time.Duration // between two signs of life on a stream of events; 15 s
-
-	Waiting     int // requests of one caller at once that asked to wait; 64
-	Watching    int // streams of events of one caller at once; 16
-	AllWatching int // streams of events at once; 512
-
-	Connections int // at once on all token sockets; 4,096
-	PerCaller   int // of one caller there; 1,024. More are closed unanswered
-	// A few of this process to itself, which tell a watchdog that it is well, are let in beyond both.
-
-	PerSecond int // requests of one caller there, in the long run; 200. More wait, and then get 429
-	Burst     int // requests of one caller at once; 400
-}
-
-// orDefaults fills in the zero fields.
-func (l Limits) orDefaults() Limits {
-	for _, limit := range []struct {
-		field *time.Duration
-		value time.Duration
-	}{
-		{&l.Header, 5 * time.Second},
-		{&l.Answer, 8 * time.Second},
-		{&l.Admin, 8 * time.Second},
-		{&l.Idle, 60 * time.Second},
-		{&l.Alive, 15 * time.Second},
-	} {
-		*limit.field = cmp.Or(*limit.field, limit.value)
-	}
-	for _, limit := range []struct {
-		field *int
-		value int
-	}{
-		{&l.Waiting, 64}, {&l.Watching, 16}, {&l.AllWatching, 512}, {&l.Connections, 4096}, {&l.PerCaller, 1024},
-		{&l.PerSecond, 200}, {&l.Burst, 400},
-	} {
-		*limit.field = cmp.Or(*limit.field, limit.value)
-	}
-	return l
 }
 
 // transfer is how long a body may take to arrive, or an answer to leave, beside the time to answer.
@@ -136,9 +93,14 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	} else {
 		l = s.Callers.Listen(l)
 	}
-	if kind == onToken && from.Module == "" { // a module's own socket has no others on it
-		l = takeTurns(l, caller.UserOf, s.Limits.orDefaults())
+	switch {
+	case kind == onToken && from.Module == "":
+		l = takeTurns(l, s.whence, s.Limits.orDefaults())
+	case kind == onToken: // a module's own socket has no others on it
+		s.crowdOf(kind, from.Module).modules.Add(1)
+		defer s.crowdOf(kind, from.Module).modules.Add(-1)
 	}
+	l = connections{l, s.Limits.orDefaults().Header}
 	if !s.add(hs, l) {
 		return l.Close()
 	}
@@ -181,25 +143,94 @@ func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
 
 		ErrorLog: httpLog(s.log()),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			ctx = d.arrivals.add(ctx, conn)
+			c := conn.(*connection)
+			ctx = d.arrivals.add(ctx, c)
 			if kind == onLoopback {
-				return s.meet(ctx, conn)
+				ctx = meet(ctx, c)
+			} else {
+				ctx = s.Callers.NewContext(ctx, c.Conn, from)
 			}
-			ctx = s.Callers.NewContext(ctx, conn, from)
-			if who, isUnproved := seenIn(ctx); kind == onToken && !s.crowd.admit(conn, who, isUnproved, limits) {
-				s.log().Debug("too many connections", zap.Stringer("caller", who))
-				_ = conn.Close() // ends its goroutine at the first read
-			}
+			s.welcome(ctx, c, kind, from.Module)
 			return ctx
 		},
 		ConnState: func(conn net.Conn, state http.ConnState) {
-			s.crowd.note(conn, state)
-			s.loopbackCrowd.note(conn, state)
-			d.arrivals.note(conn, state)
+			c := conn.(*connection)
+			switch state {
+			case http.StateIdle:
+				c.crowd.rest(c)
+			case http.StateClosed, http.StateHijacked:
+				c.crowd.forget(c)
+				d.arrivals.forget(c)
+			}
 		},
 	}
 	hs.RegisterOnShutdown(sync.OnceFunc(func() { close(down) }))
 	return hs
+}
+
+// crowds are the connections, by kind of listener. Use crowdOf.
+type crowds struct {
+	made                             sync.Once
+	tokens, modules, admin, loopback crowd
+}
+
+func (c *crowds) all() [4]*crowd { return [...]*crowd{&c.tokens, &c.modules, &c.admin, &c.loopback} }
+
+// crowdOf returns the crowd of a kind of listener.
+func (s *Server) crowdOf(kind socket, module string) *crowd {
+	c := &s.crowds
+	c.made.Do(func() {
+		c.tokens.room, c.modules.room, c.admin.room, c.loopback.room = s.Limits.orDefaults().rooms()
+		for _, one := range c.all() {
+			one.notify = s.tellTurnedAway
+		}
+	})
+	switch {
+	case kind == onAdmin:
+		return &c.admin
+	case kind == onLoopback:
+		return &c.loopback
+	case module != "":
+		return &c.modules
+	}
+	return &c.tokens
+}
+
+// welcome gives a connection its place, or closes it when there is not even one in the line.
+func (s *Server) welcome(ctx context.Context, c *connection, kind socket, module string) {
+	var itself bool
+	if kind == onLoopback {
+		c.key = peerIn(ctx).key()
+	} else {
+		who, isUnproved := seenIn(ctx)
+		c.key, itself = keyOf(&who, ownerIn(ctx), isUnproved), !isUnproved && isOwn(who)
+	}
+	c.crowd = s.crowdOf(kind, module)
+	if !c.crowd.enter(c, itself) {
+		_ = c.Close() // ends its goroutine at the first read
+	}
+}
+
+// tellTurnedAway reports whose fault it is that connections are turned away.
+func (s *Server) tellTurnedAway(one turnedAway) {
+	s.log().Warn("connections are turned away", zap.String("listener", one.room), zap.Stringer("turned_away", one.who),
+		zap.Stringer("held_by", one.holder), zap.Int("holds", one.holds), zap.Int("of", one.of), zap.Int64("count", one.count))
+	if s.CrowdChanged != nil {
+		s.CrowdChanged()
+		time.AfterFunc(goesOn, s.CrowdChanged)
+	}
+}
+
+// Crowds returns how full the listeners are, and in sentences whose fault it is that connections were turned away lately.
+func (s *Server) Crowds() (all []api.ConnectionsStatus, trouble []string) {
+	_ = s.crowdOf(onToken, "")
+	for _, cr := range s.crowds.all() {
+		all = append(all, cr.status())
+		if why := cr.trouble(time.Now()); why != "" {
+			trouble = append(trouble, why)
+		}
+	}
+	return all, trouble
 }
 
 // add reports false after Shutdown.

@@ -18,6 +18,8 @@ func (s *Server) status(x *exchange) *fault {
 		answer = s.Describe()
 	}
 	now := s.Agent.Status()
+	connections, crowded := s.Crowds()
+	answer.Connections = connections
 	answer.Now = s.now()
 	answer.Ready = now.Ready
 	answer.Clock = api.ClockStatus{Known: now.Clock.Known}
@@ -25,7 +27,7 @@ func (s *Server) status(x *exchange) *fault {
 		skew := int64(now.Clock.Skew / time.Second)
 		answer.Clock.Skew = &skew
 	}
-	answer.Trouble = orEmpty(slices.Concat(answer.Trouble, now.Trouble))
+	answer.Trouble = orEmpty(slices.Concat(answer.Trouble, crowded, now.Trouble))
 	answer.Config.Files = orEmpty(answer.Config.Files)
 	answer.Callers.Blind = orEmpty(answer.Callers.Blind)
 	answer.Identities = []api.IdentityStatus{}

@@ -5,22 +5,29 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"perceptd/agent/caller"
 )
 
-// turns is a listener at which users take turns. Accepting a connection is cheap; finding out who calls is not, and is
-// done one by one. So a user who connects without pause waits for himself, and what comes beyond his budget is closed
-// at once.
+// turns is a listener at which callers take turns. Accepting a connection is cheap; finding out who calls is not, and is
+// done one by one. So a caller that connects without pause waits for itself, and what comes beyond its budget is closed at
+// once.
+//
+// The kernel names the user for nothing. Only of users whose budget is used up it is looked up which unit or container
+// connects: each of those has a budget of its own, so that one that connects in a loop takes nothing from the others of its
+// user, which may be root.
 type turns struct {
 	net.Listener
-	userOf func(net.Conn) uint32
+	whence func(conn net.Conn, closely bool) quotaKey
 	most   int // may wait
+	per    int // of one caller
 	budget rate
 	pace   pace
 
 	mu      sync.Mutex // protects what follows
 	changed sync.Cond
-	users   []uint32 // who have somebody waiting, the next one first
-	waiting map[uint32][]net.Conn
+	callers []quotaKey // who have somebody waiting, the next one first
+	waiting map[quotaKey][]net.Conn
 	count   int
 	fault   error // why nobody comes at the moment
 	told    bool  // fault was returned
@@ -30,17 +37,32 @@ type turns struct {
 // busyCallers is as how many busy callers, with a connection for each request, all callers of one user may connect.
 const busyCallers = 5
 
-// arrivals is the budget of one user's new connections on the socket of all local services.
+// arrivals is the budget of one user's new connections on the socket of all local services, and once more of each of its
+// units'.
 func (l Limits) arrivals() rate {
 	return rate{perSecond: busyCallers * l.PerSecond, burst: busyCallers * l.Burst}
 }
 
-// takeTurns starts accepting on l, until it is closed. Close what it returns instead of l.
-func takeTurns(l net.Listener, userOf func(net.Conn) uint32, limits Limits) *turns {
-	t := &turns{Listener: l, userOf: userOf, most: limits.Connections / 2, budget: limits.arrivals(), waiting: make(map[uint32][]net.Conn)}
+// mostArriving is how many connections may wait until it is found out who calls.
+func (l Limits) mostArriving() int { return max(1, l.Connections/4) }
+
+// takeTurns starts accepting on l, until it is closed. Close what it returns instead of l. whence returns whom a connection
+// counts for: all that its user runs, or where closely is set what of it.
+func takeTurns(l net.Listener, whence func(conn net.Conn, closely bool) quotaKey, limits Limits) *turns {
+	t := &turns{Listener: l, whence: whence, most: limits.mostArriving(), budget: limits.arrivals(), waiting: make(map[quotaKey][]net.Conn)}
+	t.per = max(1, t.most/4)
 	t.changed.L = &t.mu
 	go t.greet()
 	return t
+}
+
+// whence returns whom a connection counts for on its way in.
+func (s *Server) whence(conn net.Conn, closely bool) quotaKey {
+	if !closely {
+		return quotaKey{uid: caller.UserOf(conn), whole: true}
+	}
+	who, owner := s.Callers.Whence(conn)
+	return keyOf(&who, owner, false)
 }
 
 // greet accepts whoever comes, as fast as it can: the kernel's queue is the same for all, and turns away those who do not
@@ -69,24 +91,32 @@ func (t *turns) fail(err error) bool {
 	return t.fault == nil
 }
 
-// queue has conn wait for its user's turn, and reports false when it gets none.
+// queue has conn wait for its caller's turn, and reports false when it gets none.
 func (t *turns) queue(conn net.Conn) bool {
-	user := t.userOf(conn)
-	if _, ok := t.pace.turn(seat{uid: user}, time.Now(), t.budget); !ok {
-		return false
+	from, now := t.whence(conn, false), time.Now()
+	if !t.isWelcome(from, now) {
+		if from = t.whence(conn, true); !t.isWelcome(from, now) {
+			return false
+		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.count >= t.most {
+	if t.count >= t.most || len(t.waiting[from]) >= t.per {
 		return false
 	}
-	if len(t.waiting[user]) == 0 {
-		t.users = append(t.users, user)
+	if len(t.waiting[from]) == 0 {
+		t.callers = append(t.callers, from)
 	}
-	t.waiting[user] = append(t.waiting[user], conn)
+	t.waiting[from] = append(t.waiting[from], conn)
 	t.count++
 	t.changed.Broadcast()
 	return true
+}
+
+// isWelcome takes a new connection out of a budget, and reports false when nothing is left of it.
+func (t *turns) isWelcome(from quotaKey, now time.Time) bool {
+	_, ok := t.pace.turn(from, now, t.budget)
+	return ok
 }
 
 // Accept returns the connection whose turn it is, or waits for one. After an error whose cause can pass, call it again.
@@ -107,18 +137,18 @@ func (t *turns) Accept() (net.Conn, error) {
 	return t.next(), nil
 }
 
-// next takes out the first connection of the user whose turn it is. The lock is held.
+// next takes out the first connection of the caller whose turn it is. The lock is held.
 func (t *turns) next() net.Conn {
-	user := t.users[0]
-	t.users = slices.Delete(t.users, 0, 1)
-	conn, rest := t.waiting[user][0], t.waiting[user][1:]
+	from := t.callers[0]
+	t.callers = slices.Delete(t.callers, 0, 1)
+	conn, rest := t.waiting[from][0], t.waiting[from][1:]
 	t.count--
 	if len(rest) == 0 {
-		delete(t.waiting, user)
+		delete(t.waiting, from)
 		return conn
 	}
-	t.waiting[user] = rest
-	t.users = append(t.users, user)
+	t.waiting[from] = rest
+	t.callers = append(t.callers, from)
 	return conn
 }
 

@@ -14,13 +14,21 @@ import (
 type visitor struct {
 	net.Conn
 	user   uint32
+	unit   string
 	name   string
 	closed bool
 }
 
 func (v *visitor) Close() error { v.closed = true; return nil }
 
-func visitorsUser(conn net.Conn) uint32 { return conn.(*visitor).user }
+// visitorsKey is the user at first, and then what of it the visitor is.
+func visitorsKey(conn net.Conn, closely bool) quotaKey {
+	v := conn.(*visitor)
+	if !closely {
+		return quotaKey{uid: v.user, whole: true}
+	}
+	return quotaKey{uid: v.user, unit: v.unit}
+}
 
 // gate is a listener at which visitors come one by one.
 type gate struct {
@@ -71,7 +79,7 @@ func (t *turns) names(of *testing.T, n int) (names []string) {
 }
 
 func someTurns(g *gate, connections int) *turns {
-	return takeTurns(g, visitorsUser, Limits{Connections: connections, PerSecond: 1, Burst: 1})
+	return takeTurns(g, visitorsKey, Limits{Connections: connections, PerSecond: 1, Burst: 1})
 }
 
 func TestUsersTakeTurns(t *testing.T) {
@@ -96,25 +104,48 @@ func TestUsersTakeTurns(t *testing.T) {
 	})
 }
 
-// What one user has beyond his budget is closed at once, and costs no other his place.
+// arriveFrom has visitors of a user's unit come and be let in, and returns how many of them were closed.
+func (g *gate) arriveFrom(t *testing.T, turns *turns, user uint32, unit string, n int) (closed int) {
+	t.Helper()
+	for range n {
+		v := &visitor{user: user, unit: unit}
+		g.come <- v
+		synctest.Wait()
+		if v.closed {
+			closed++
+			continue
+		}
+		turns.names(t, 1)
+	}
+	return closed
+}
+
+// What one caller has beyond its budget is closed at once, and costs no other its place: not another user, nor another unit
+// or process of the same user, which may be root.
 func TestOnesOwnBudget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
 		turns := someTurns(g, 100)
 		defer turns.Close()
-		first := g.arrive(1, "a1", "a2", "a3", "a4", "a5", "a6")
-		other := g.arrive(2, "b1")
-		if first[4].closed || !first[5].closed || other[0].closed {
-			t.Errorf("closed: %v %v %v", first[4].closed, first[5].closed, other[0].closed)
+		const budget = busyCallers // of the user, and then of each of its units
+		if closed := g.arriveFrom(t, turns, 0, "loops.service", 100); closed != 100-2*budget {
+			t.Errorf("of a unit that connects in a loop %d of 100 are closed", closed)
 		}
-		turns.names(t, 6)
-		if v := g.arrive(1, "a7"); !v[0].closed {
+		for _, row := range []struct {
+			user uint32
+			unit string
+		}{{0, "quiet.service"}, {0, ""}, {1, ""}, {1, "loops.service"}} {
+			if closed := g.arriveFrom(t, turns, row.user, row.unit, budget); closed != 0 {
+				t.Errorf("%d connections of user %d, unit %q are closed", closed, row.user, row.unit)
+			}
+		}
+		if closed := g.arriveFrom(t, turns, 0, "loops.service", 1); closed != 1 {
 			t.Error("who was let in counts no more")
 		}
 		time.Sleep(time.Second / busyCallers)
-		if v := g.arrive(1, "a8", "a9"); v[0].closed || !v[1].closed {
-			t.Error("not one more after a fifth of a second")
+		if closed := g.arriveFrom(t, turns, 0, "loops.service", 3); closed != 1 {
+			t.Errorf("a fifth of a second later %d of 3 are closed", closed) // one of the user's budget, one of its own
 		}
 	})
 }
@@ -123,18 +154,22 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
-		turns := someTurns(g, 4)
+		turns := someTurns(g, 16)
 		defer turns.Close()
-		g.arrive(1, "a1")
+		if v := g.arrive(1, "a1", "a2"); v[0].closed || !v[1].closed {
+			t.Error("more than a fourth of those who wait are of one user")
+		}
 		g.arrive(2, "b1")
-		if v := g.arrive(3, "c1"); !v[0].closed {
-			t.Error("more than half of the connections wait")
+		g.arrive(3, "c1")
+		g.arrive(4, "d1")
+		if v := g.arrive(5, "e1"); !v[0].closed {
+			t.Error("more than a fourth of the connections wait")
 		}
 		turns.names(t, 1)
-		if v := g.arrive(3, "c2"); v[0].closed {
+		if v := g.arrive(5, "e2"); v[0].closed {
 			t.Error("no room when one has gone in")
 		}
-		turns.names(t, 2)
+		turns.names(t, 4)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +35,8 @@ func provedContext(t testing.TB) context.Context {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return callers.NewContext(context.Background(), conn, caller.Socket{})
+	c := &connection{Conn: conn, on: time.Now(), bounded: true, key: quotaKey{uid: uint32(os.Getuid())}}
+	return callers.NewContext(context.WithValue(context.Background(), connectionKey{}, c), conn, caller.Socket{})
 }
 
 // answer lets a request in without a socket, for tests in virtual time.

@@ -279,23 +279,30 @@ func TestWaitersAreBounded(t *testing.T) {
 	}
 }
 
-func TestQueueCountsAModuleAsOne(t *testing.T) {
+// However many units a user runs in, its requests that wait and its streams have one bound together; and so have those of
+// a unit, whatever users it becomes.
+func TestQueueBoundsAWhole(t *testing.T) {
 	t.Parallel()
-	var q queue
-	module := func(uid uint32) agent.Caller { return agent.Caller{Module: "vision", UID: uid} }
-	for i, row := range []struct {
-		who  agent.Caller
+	user := func(uid uint32, unit string) quotaKey { return quotaKey{uid: uid, unit: unit} }
+	all := []struct {
+		of   quotaKey
 		want bool
 	}{
-		{module(0), true}, {module(1), true}, {module(2), false},
-		{agent.Caller{UID: 0}, true}, {agent.Caller{UID: 1}, true}, {agent.Caller{UID: 2}, false},
-	} {
-		if got := q.enter(row.who, 2, 4); got != row.want {
-			t.Errorf("row %d: %v", i, got)
+		{user(1, ""), true}, {user(1, ""), true}, {user(1, ""), false},
+		{user(1, "a.service"), true}, {user(1, "b.service"), false}, // a fourth of user 1
+		{user(2, "a.service"), true}, {user(3, "a.service"), true}, {user(4, "a.service"), false}, // a fourth of that unit
+		{user(4, ""), true}, {user(5, ""), false}, // a seventh of all
+	}
+	var q queue
+	for i, row := range all {
+		if got := q.enter(row.of, 2, 3, 6); got != row.want {
+			t.Errorf("row %d, %v: %v", i, row.of, got)
 		}
 	}
-	for _, who := range []agent.Caller{module(3), module(4), {UID: 0}, {UID: 1}} {
-		q.leave(who)
+	for _, row := range all {
+		if row.want {
+			q.leave(row.of)
+		}
 	}
 	if q.all != 0 || len(q.each) != 0 {
 		t.Errorf("left over: %d %v", q.all, q.each)

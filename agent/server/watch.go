@@ -28,10 +28,10 @@ func (s *Server) watch(x *exchange) *fault {
 		return faultOf(err)
 	}
 	limits := s.Limits.orDefaults()
-	if !s.watching.enter(x.caller, limits.Watching, limits.AllWatching) {
+	if !s.watching.enter(x.connection.key, limits.Watching, 2*limits.Watching, x.connection.key.partOf(limits.AllWatching)) {
 		return busy("too many streams of events are open already: share one, or ask with wait")
 	}
-	defer s.watching.leave(x.caller)
+	defer s.watching.leave(x.connection.key)
 
 	ctx, cancel := context.WithCancel(x.request.Context()) // no answer is due
 	w := watcher{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/signal"
@@ -119,7 +120,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}
 	d.server = &server.Server{
 		Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log, Now: d.backend.clock.Wall,
-		Limits: callerLimits(c.callers), Loopback: d.loop.now,
+		Limits: callerLimits(c.callers), Loopback: d.loop.now, CrowdChanged: d.noteChange,
 	}
 	d.sockets.server, d.loop.server = d.server, d.server
 	return d, d.listen(given.Listeners)
@@ -153,15 +154,14 @@ func callerLimits(c callersConfig) server.Limits {
 	return limits
 }
 
-// connectionLimits leaves at least a quarter of the descriptors that this process may have to everything else. A connection
-// takes two: itself, and a hold on the process at its other end. Half as many may wait for their turn beside them.
+// connectionLimits leaves at least a quarter of the descriptors that this process may have to everything else: the cache's
+// files, the back end, the listeners.
 func connectionLimits() server.Limits {
-	all := 4096
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur/4 < uint64(all) {
-		all = max(8, int(files.Cur/4))
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return server.Limits{}
 	}
-	return server.Limits{Connections: all, PerCaller: all / 4}
+	return server.Limits{}.Within(int(min(files.Cur, math.MaxInt32) / 4 * 3))
 }
 
 // fromSystemd reads what the service manager passed, before anything else reads the environment.
@@ -299,7 +299,8 @@ func (d *daemon) warn(warnings []string) {
 }
 
 func (d *daemon) tellStatus() {
-	d.told(d.notify.Status(statusText(d.agent.Status(), d.backend.simulator != nil, d.describe().Trouble)))
+	_, crowded := d.server.Crowds()
+	d.told(d.notify.Status(statusText(d.agent.Status(), d.backend.simulator != nil, append(d.describe().Trouble, crowded...))))
 }
 
 // told notes that systemd could not be told something, which is no reason to stop.

@@ -29,6 +29,11 @@ const (
 // count on a small device; collecting twice as often costs no time that can be measured. GOGC overrides it.
 const gcPercent = 50
 
+// memoryLimit is what Go's runtime tries to keep to: more than everything in use ever is, by server.Limits, and so little
+// that with the program itself and what the kernel holds for connections half of the unit's MemoryMax= is enough. When
+// callers take all that they may, what waits to be collected is less then. GOMEMLIMIT overrides it.
+const memoryLimit = 96 << 20
+
 const usage = `perceptd hands managed-identity tokens to local modules over Unix sockets.
 
 usage: perceptd [flags]
@@ -128,6 +133,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	defer standardlog.SetOutput(io.Discard)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
 	}
 	f.placeState(conf.source.kind, os.Getenv("STATE_DIRECTORY"))
 	d, err := start(f, conf, log)

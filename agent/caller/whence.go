@@ -1,0 +1,47 @@
+package caller
+
+import (
+	"net"
+	"regexp"
+	"strconv"
+
+	"perceptd/agent"
+)
+
+// userSlice is below which everything runs that a user has started by logging in, whatever users it has become since. Only
+// root's systemd puts processes there.
+var userSlice = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/`)
+
+// owner returns the user whose session or service manager a place is in, or agent.NoID.
+func (pl *place) owner() uint32 {
+	user := userSlice.FindStringSubmatch(pl.path)
+	if user == nil {
+		return agent.NoID
+	}
+	uid, err := strconv.ParseUint(user[1], 10, 32)
+	if err != nil {
+		return agent.NoID
+	}
+	return uint32(uid)
+}
+
+// Owner returns the user in whose session or service manager the caller runs, agent.NoID where it runs in none or that was
+// not asked for. It says whom to count the caller for, and nothing about what it may have.
+func (p *Proof) Owner() uint32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.place.owner()
+}
+
+// Whence returns who is at the other end of a connection of Listen's, and its owner, as far as one look at its cgroup shows:
+// enough to count connections by that are refused before anything of them is proved.
+func (p *Prover) Whence(conn net.Conn) (who agent.Caller, owner uint32) {
+	c, ok := conn.(*connection)
+	if !ok || c.met != nil {
+		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, agent.NoID
+	}
+	who = agent.Caller{UID: c.ucred.Uid, GID: c.ucred.Gid, PID: c.ucred.Pid}
+	at := p.find(c.ucred.Pid, p.rules.Load())
+	at.show(&who)
+	return who, at.owner()
+}

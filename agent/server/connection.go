@@ -1,0 +1,154 @@
+package server
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// phase is what a connection is at.
+type phase = int32
+
+const (
+	phaseSilent  phase = iota // nothing has come in on it yet
+	phaseReading              // some of a request has come in
+	phaseBusy                 // a request is under way
+	phaseIdle                 // between two requests, with nothing of the next one
+	phaseLeaving              // no request is read any more but what has come in already
+)
+
+// connection is a connection as net/http sees it, with what is kept of it.
+type connection struct {
+	net.Conn
+	header time.Duration // for a request's header
+	on     time.Time     // when it was accepted
+	phase  atomic.Int32
+	idleOn atomic.Int64 // since it was accepted, when it was last left idle
+	asked  atomic.Bool  // a request has come in
+	inLine atomic.Bool  // it has no place yet
+
+	// What follows is set before net/http reads from it.
+	key   quotaKey
+	crowd *crowd // nil: it is closed already
+
+	// What follows is the crowd's, and protected by its lock.
+	at      int // among those that have a place; -1: it has none
+	isOwn   bool
+	counted []tallied
+	turn    chan struct{} // closed when it gets a place; nil: it never was in the line
+	expiry  *time.Timer
+
+	bounded bool // for one request at a time: what is written and not read is bounded
+}
+
+type connectionKey struct{}
+
+// connectionIn returns the connection whose context that is, or nil.
+func connectionIn(ctx context.Context) *connection {
+	c, _ := ctx.Value(connectionKey{}).(*connection)
+	return c
+}
+
+// connections is a listener whose connections are *connection.
+type connections struct {
+	net.Listener
+	header time.Duration // for each request's header
+}
+
+func (l connections) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &connection{Conn: conn, header: l.header, on: time.Now(), at: -1}, nil
+}
+
+// Read notes that a request has begun.
+func (c *connection) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n == 0 {
+		return n, err
+	}
+	if was := c.phase.Load(); was == phaseSilent || was == phaseIdle {
+		c.phase.CompareAndSwap(was, phaseReading)
+		if was == phaseIdle && n < 4 {
+			// net/http lets its own clock for a header run from the fourth byte on.
+			_ = c.Conn.SetReadDeadline(time.Now().Add(c.header))
+		}
+	}
+	return n, err
+}
+
+// CloseWrite is what net/http looks for, to have a refusal read before the end.
+func (c *connection) CloseWrite() error {
+	if to, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return to.CloseWrite()
+	}
+	return nil
+}
+
+// begin notes that a request is under way, and reports false when it is the last one.
+func (c *connection) begin() (more bool) {
+	if !c.asked.Load() {
+		c.asked.Store(true)
+	} else if !c.bounded {
+		c.bound()
+	}
+	for {
+		was := c.phase.Load()
+		if was == phaseLeaving {
+			return false
+		}
+		if c.phase.CompareAndSwap(was, phaseBusy) {
+			return true
+		}
+	}
+}
+
+// rest notes that a request is done and the next one has not come.
+func (c *connection) rest() {
+	c.idleOn.Store(int64(time.Since(c.on)))
+	c.phase.CompareAndSwap(phaseBusy, phaseIdle)
+}
+
+// leave has c end as soon as what has come in on it already is answered. It reports false when a request is under way,
+// or may be at any moment.
+//
+// Only the reading end is shut. So a request that the kernel has is not lost, and a client that asks later is refused by
+// the kernel before anything of it is sent, and may ask elsewhere.
+func (c *connection) leave(now time.Time) bool {
+	was := c.phase.Load()
+	if !c.isIdle(was, now) || !c.phase.CompareAndSwap(was, phaseLeaving) {
+		return false
+	}
+	c.end()
+	return true
+}
+
+func (c *connection) end() {
+	if to, ok := c.Conn.(interface{ CloseRead() error }); ok && to.CloseRead() == nil {
+		return
+	}
+	_ = c.Conn.Close() // it ends its goroutine at the first read
+}
+
+// isIdle reports whether c can be ended in that phase: it has not asked in a while, or never.
+func (c *connection) isIdle(at phase, now time.Time) bool {
+	return at == phaseIdle || at == phaseSilent && now.Sub(c.on) >= hearing
+}
+
+// idleSince returns since when c is without a request.
+func (c *connection) idleSince() time.Time { return c.on.Add(time.Duration(c.idleOn.Load())) }
+
+// unreadAnswers bounds what a client can leave unread: the kernel holds that for it, and counts it as this process's
+// memory. Linux takes twice as much, for its own bookkeeping. A longer answer is written piece by piece.
+const unreadAnswers = 4 << 10
+
+// bound keeps a client from having answers pile up. One that asks for the first time has none.
+func (c *connection) bound() {
+	c.bounded = true
+	if to, ok := c.Conn.(interface{ SetWriteBuffer(bytes int) error }); ok {
+		_ = to.SetWriteBuffer(unreadAnswers) // without it there is more to hold, and nothing else is wrong
+	}
+}
