@@ -19,7 +19,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system test-containers test-clients fuzz bench bench-flood fault-matrix bench-staleness soak lint cover cross install clean
+.PHONY: help build demo test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness soak lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test-system: build ## The daemon under a real systemd, in a container (root; ins
 test-containers: ## The daemon beside a real Docker and Podman (root; installs Debian's packages)
 	$(call apt,docker.io podman runc crun)
 	$(GO) test -tags containers -count=1 -timeout 15m -run '^TestContainers' -v ./cmd/perceptd
+
+test-attacks: ## Real users attack the daemon, which has the unit's limits (root)
+	$(GO) test -tags attacks -count=1 -timeout 10m -parallel 2 -run '^TestAttacks' -v ./cmd/perceptd
 
 test-clients: ## Azure's own SDKs and command line ask the daemon (root; Debian's packages and npm's); CLIENTS_DOCS=1 keeps the tables
 	$(call apt,python3-azure azure-cli faketime curl iproute2 $(if $(shell command -v npm),,nodejs npm) docker.io podman runc)
@@ -81,6 +84,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet -tags bench ./cmd/perceptd
 	$(GO) vet -tags bench ./agent/caller
 	$(GO) vet -tags containers ./cmd/perceptd
+	$(GO) vet -tags attacks ./cmd/perceptd
 	$(GO) vet -tags clients ./cmd/perceptd
 	$(GO) vet -tags soak ./cmd/perceptd
 	$(GO) vet -tags staleness ./tokencache
