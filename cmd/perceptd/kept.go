@@ -85,9 +85,9 @@ func (k *kept) openFile(f flags) {
 	if folder := os.Getenv("CREDENTIALS_DIRECTORY"); folder != "" {
 		places = append([]string{filepath.Join(folder, cacheCredential)}, places...)
 	}
-	key, err := findKey(places)
-	if err == nil {
-		err = folderOfKey(f.cacheKey)
+	key, place, err := findKey(places)
+	if err == nil && place == f.cacheKey {
+		err = checkFolderOf(f.cacheKey)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = unopened(f.cacheKey); err == nil {
@@ -105,28 +105,25 @@ func (k *kept) openFile(f flags) {
 	}
 }
 
-// folderOfKey refuses a folder in which others could put a key of theirs. What systemd has opened is in folders of its own.
-func folderOfKey(path string) error {
-	if _, err := os.Lstat(path); err != nil {
-		return nil // the key is not there
-	}
+// checkFolderOf refuses a key in a folder where others could put theirs. What systemd opens is in folders of its own.
+func checkFolderOf(key string) error {
 	by := ownFiles()
 	by.guards = "the key of the kept tokens"
-	folder, err := by.open(filepath.Dir(path))
+	folder, err := by.open(filepath.Dir(key))
 	if err != nil {
 		return err
 	}
 	return folder.Close()
 }
 
-// findKey returns the key of the cache's file: the first that is in any of the places.
-func findKey(places []string) (key *keep.Key, err error) {
-	for _, path := range places {
-		if key, err = keep.ReadKey(path); !errors.Is(err, fs.ErrNotExist) {
-			return key, err
+// findKey returns the key of the cache's file, the first that is in any of the places, and its place.
+func findKey(places []string) (key *keep.Key, place string, err error) {
+	for _, place = range places {
+		if key, err = keep.ReadKey(place); !errors.Is(err, fs.ErrNotExist) {
+			return key, place, err
 		}
 	}
-	return nil, err
+	return nil, "", err
 }
 
 // unopened says that a key was made, which is sealed beside path and could not be opened; nil: none was made.

@@ -280,9 +280,9 @@ func TestFindKey(t *testing.T) {
 		{[]string{none, odd, key}, false, false},
 		{[]string{none, none}, false, true},
 	} {
-		got, err := findKey(row.places)
-		if (got != nil) != row.found || errors.Is(err, fs.ErrNotExist) != row.absent || (err == nil) != row.found {
-			t.Errorf("%q: found %t, %v", row.places, got != nil, err)
+		got, place, err := findKey(row.places)
+		if (got != nil) != row.found || row.found && place != key || errors.Is(err, fs.ErrNotExist) != row.absent || (err == nil) != row.found {
+			t.Errorf("%q: found %t in %q, %v", row.places, got != nil, place, err)
 		}
 	}
 }
