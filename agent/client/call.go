@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync"
 	"time"
 
 	"perceptd/agent/api"
@@ -78,21 +77,25 @@ const (
 // send sends the request and returns the answer as it begins. wanted is the media type of an answer that
 // is no refusal. The answer's body is to be closed, which closes the connection.
 func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
-	transport := c.transport()
+	var to *wire
 	for left := tries - 1; ; left-- {
-		response, err := c.sendOn(ctx, transport, wanted)
-		if err != nil {
-			transport.CloseIdleConnections()
-			return nil, err
+		response, err := c.sendOn(ctx, &to, wanted)
+		var again bool
+		if err == nil {
+			again, err = asksAgain(response)
 		}
-		again, err := asksAgain(response)
 		switch {
 		case err != nil:
+			if to != nil {
+				to.close()
+			}
 			return nil, c.transportError(ctx, err)
 		case !again || left == 0:
-			response.Body = lastBody{response.Body, transport}
+			response.Body = lastBody{response.Body, to}
 			return response, nil
 		case response.Close:
+			to.close()
+			to = nil
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done(): // which the next try tells
@@ -101,17 +104,19 @@ func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
 	}
 }
 
-func (c call) sendOn(ctx context.Context, transport *http.Transport, wanted string) (*http.Response, error) {
+// sendOn sends the request on a connection, a new one where there is none.
+func (c call) sendOn(ctx context.Context, to **wire, wanted string) (*http.Response, error) {
 	request, err := c.request(ctx)
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Accept", wanted)
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return nil, c.transportError(ctx, err)
+	if *to == nil {
+		if *to, err = connect(ctx, c.socket); err != nil {
+			return nil, err
+		}
 	}
-	return response, nil
+	return (*to).ask(request)
 }
 
 // asksAgain reports whether the daemon knows who is calling once it is asked again, as it does of a young process on an old
@@ -121,24 +126,12 @@ func asksAgain(response *http.Response) (bool, error) {
 		return false, nil
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
-	if err = errors.Join(err, response.Body.Close()); err != nil {
+	if err != nil {
 		return false, err
 	}
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	var problem api.Problem
 	return json.Unmarshal(body, &problem) == nil && problem.Code == api.CodeAskAgain, nil
-}
-
-// lastBody closes the connection with the answer.
-type lastBody struct {
-	io.ReadCloser
-	transport *http.Transport
-}
-
-func (b lastBody) Close() error {
-	err := b.ReadCloser.Close()
-	b.transport.CloseIdleConnections()
-	return err
 }
 
 // isAnswer reports whether the response is what was asked for and not a refusal.
@@ -173,23 +166,6 @@ func (c call) request(ctx context.Context) (*http.Request, error) {
 	return request, nil
 }
 
-// transport is made for each call, so that a Client owns nothing to close. It keeps its connection for
-// the case that the daemon wants to be asked again. Used without an
-// http.Client it follows no redirect, and it knows no proxy.
-func (c call) transport() *http.Transport {
-	return &http.Transport{
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: maxHeader,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := Dial(ctx, c.socket)
-			if err != nil {
-				return nil, err
-			}
-			return &patient{Conn: conn, asked: make(chan struct{})}, nil
-		},
-	}
-}
-
 // transportError sorts what went wrong before a whole answer was there.
 func (c call) transportError(ctx context.Context, err error) error {
 	cause := ctx.Err()
@@ -206,32 +182,6 @@ func (c call) transportError(ctx context.Context, err error) error {
 		err = errNotHTTP // net/http quotes what was sent, which may be a token
 	}
 	return &UnreachableError{Socket: c.socket, Err: err}
-}
-
-var errNotHTTP = errors.New("what answers there does not speak HTTP as perceptd does")
-
-// patient is a connection whose other end is not heard before it was asked. net/http writes what comes earlier to the
-// standard logger, which is the module's own output.
-type patient struct {
-	net.Conn
-	once  sync.Once
-	asked chan struct{}
-}
-
-func (p *patient) Read(b []byte) (int, error) {
-	<-p.asked
-	return p.Conn.Read(b)
-}
-
-func (p *patient) Write(b []byte) (int, error) {
-	p.once.Do(func() { close(p.asked) })
-	return p.Conn.Write(b)
-}
-
-func (p *patient) Close() error {
-	err := p.Conn.Close()
-	p.once.Do(func() { close(p.asked) })
-	return err
 }
 
 // refusal makes an *Error of an answer that is none.

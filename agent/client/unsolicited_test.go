@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 
 	"perceptd/agent/api"
 )
@@ -84,37 +83,5 @@ func TestNothingUnsolicitedIsPrinted(t *testing.T) {
 	}
 	if printed.Len() > 0 {
 		t.Errorf("printed: %s", &printed)
-	}
-}
-
-// The other end is heard once it was asked, and the wait for it ends with the connection.
-func TestPatience(t *testing.T) {
-	t.Parallel()
-	for _, closes := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			ours, theirs := net.Pipe()
-			defer theirs.Close()
-			p := &patient{Conn: ours, asked: make(chan struct{})}
-			defer p.Close()
-			go func() { _, _ = theirs.Write([]byte("x")); _, _ = io.Copy(io.Discard, theirs) }()
-			var heard int
-			done := make(chan struct{})
-			go func() { defer close(done); heard, _ = p.Read(make([]byte, 1)) }()
-			synctest.Wait()
-			select {
-			case <-done:
-				t.Fatal("it was heard before it was asked")
-			default:
-			}
-			if closes {
-				_ = p.Close()
-			} else {
-				go func() { _, _ = p.Write([]byte("y")) }()
-			}
-			<-done
-			if (heard == 1) == closes {
-				t.Errorf("closed: %v, %d bytes heard", closes, heard)
-			}
-		})
 	}
 }
