@@ -3,8 +3,9 @@ package caller
 import (
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -153,16 +154,29 @@ const maxProcFile = 64 << 10
 // read returns a file of a process. Whoever calls must look afterwards whether the process is still alive:
 // until then it can be another's.
 func (k kernel) read(pid int32, file string) (string, error) {
-	f, err := os.Open(k.path(pid, file))
+	path := k.path(pid, file)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) // not through os.Open, which tries to have it polled
 	if err != nil {
-		return "", err
+		return "", &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxProcFile+1))
-	if err == nil && len(text) > maxProcFile {
-		err = fmt.Errorf("%s is longer than %d bytes", f.Name(), maxProcFile)
+	defer unix.Close(fd)
+	var usual [4 << 10]byte
+	for text := usual[:0]; ; {
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		switch {
+		case err == unix.EINTR: // Go's own signals
+			continue
+		case err != nil:
+			return "", &fs.PathError{Op: "read", Path: path, Err: err}
+		case n == 0:
+			return string(text), nil
+		}
+		text = text[:len(text)+n]
+		if len(text) > maxProcFile {
+			return "", fmt.Errorf("%s is longer than %d bytes", path, maxProcFile)
+		}
+		text = slices.Grow(text, 1)
 	}
-	return string(text), err
 }
 
 // tick is the unit of start times in /proc (USER_HZ, the same on every Linux that Go runs on).
