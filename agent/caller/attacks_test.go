@@ -2,11 +2,14 @@ package caller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -312,6 +315,89 @@ func TestAttackExecAfterConnect(t *testing.T) {
 		fresh, err := s.called("", Socket{})
 		if err != nil || fresh.String() == after.String() {
 			t.Errorf("%+v, %v", fresh, err)
+		}
+	})
+}
+
+// A user connects and becomes a program that runs as root: it stays the user who connected.
+func TestAttackSetuidAfterConnect(t *testing.T) {
+	needsRoot(t)
+	const user = 65534
+	folder := t.TempDir()
+	if err := os.Chmod(filepath.Dir(folder), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, setuid := filepath.Join(folder, "plain"), filepath.Join(folder, "setuid")
+	if err := errors.Join(os.WriteFile(plain, program, 0o755), os.WriteFile(setuid, program, 0o755), os.Chmod(setuid, 0o755|os.ModeSetuid)); err != nil {
+		t.Fatal(err)
+	}
+	bothWays(t, func(t *testing.T, o Options) {
+		ctx := context.Background()
+		s := realScene(t, o)
+		if err := errors.Join(os.Chmod(s.path, 0o666), os.Chmod(filepath.Dir(filepath.Dir(s.path)), 0o711)); err != nil {
+			t.Fatal(err)
+		}
+		a := s.start("connect", func(c *exec.Cmd) {
+			c.Path = plain // which the user can read
+			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+			c.Env = append(c.Env, "CALLER_TEST_SETUID="+setuid)
+		})
+		a.heard()
+		s.grownUp()
+		proof, _ := s.accept(Socket{})
+		if before, err := proof.Caller(ctx); err != nil || before.UID != user {
+			t.Fatalf("%+v, %v", before, err)
+		}
+		a.say('s')
+		a.say('w')
+		a.heard()
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.cmd.Process.Pid))
+		if err != nil || !strings.Contains(string(status), fmt.Sprintf("Uid:\t%d\t0\t0\t0", user)) {
+			t.Fatalf("it does not run as root: %s, %v", status, err)
+		}
+		if after, err := proof.Caller(ctx); err != nil || after.UID != user || after.GID != user {
+			t.Errorf("%+v, %v", after, err)
+		}
+	})
+}
+
+// Whichever of a process's threads connects or writes, it is that process.
+func TestThreadsAreTheirProcess(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, o Options) {
+		s := realScene(t, o)
+		fd := make(chan int)
+		for range 2 { // the first connects, the second writes; neither may be the process's first thread, both are others
+			go func() {
+				runtime.LockOSThread() // and the thread ends with its goroutine
+				conn, there := <-fd, true
+				if conn < 0 {
+					conn, _ = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+					there = unix.Connect(conn, &unix.SockaddrUnix{Name: s.path}) == nil
+				} else if _, err := unix.Write(conn, []byte("x")); err != nil {
+					there = false
+				}
+				if !there {
+					conn = -1
+				}
+				fd <- conn
+			}()
+		}
+		fd <- -1
+		conn := <-fd
+		defer unix.Close(conn)
+		proof, accepted := s.accept(Socket{})
+		fd <- conn
+		<-fd
+		if n, err := accepted.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		if got, err := proof.Caller(context.Background()); err != nil || int(got.PID) != os.Getpid() || got.Nested {
+			t.Errorf("%+v, %v", got, err)
 		}
 	})
 }

@@ -344,7 +344,7 @@ func (a *actor) end() {
 }
 
 // play is an actor's life. It connects, hands its end over, writes when it is told to ("w"), turns into another
-// program ("x"), and ends with its wire.
+// program ("x"), or one that runs as its owner ("s"), and ends with its wire.
 func play(role string) int {
 	if role == "idle" { // until its input ends
 		_, _ = os.Stdin.Read(make([]byte, 1))
@@ -391,14 +391,18 @@ func play(role string) int {
 			if _, err := conn.WriteString("x"); err != nil {
 				return 1
 			}
-		case 'x':
+		case 'x', 's':
+			program := "/proc/self/exe"
+			if cue[0] == 's' {
+				program = os.Getenv("CALLER_TEST_SETUID")
+			}
 			if err := unix.Dup3(int(conn.Fd()), 4, 0); err != nil && conn.Fd() != 4 {
 				return 1
 			}
 			_, _ = unix.FcntlInt(3, unix.F_SETFD, 0)
 			_, _ = unix.FcntlInt(4, unix.F_SETFD, 0)
 			env := append([]string{"CALLER_TEST_ROLE=connected"}, os.Environ()...) // the first counts
-			_ = unix.Exec("/proc/self/exe", []string{"victim"}, env)
+			_ = unix.Exec(program, []string{"victim"}, env)
 			return 1
 		}
 		if _, err := wire.WriteString("d"); err != nil {
