@@ -17,6 +17,7 @@ import (
 // that has been without a request the longest. Where none is, it waits in line (line.go).
 type crowd struct {
 	room    room
+	wall    func() time.Time // the device's wall clock
 	notify  func(turnedAway) // somebody was turned away, and that was not reported lately
 	modules atomic.Int32     // how many modules share the room, where modules do
 

@@ -120,7 +120,8 @@ type away struct {
 
 // turnedAway is a connection for which there was no place, and who had taken them.
 type turnedAway struct {
-	on       time.Time
+	on       time.Time // by this process's clock, and shown by the daemon's
+	shown    time.Time
 	room     string
 	who      quotaKey // who was turned away
 	holder   quotaKey // who has most of the places that it needed
@@ -152,6 +153,9 @@ func (cr *crowd) turnAway(c *connection) turnedAway {
 	}
 	cr.away.count++
 	one.count = cr.away.count
+	if cr.wall != nil {
+		one.shown = cr.wall()
+	}
 	cr.away.last = one
 	if cr.notify != nil && (cr.away.told.IsZero() || one.on.Sub(cr.away.told) >= tellEvery) {
 		cr.away.told = one.on
@@ -167,7 +171,7 @@ func (cr *crowd) status() api.ConnectionsStatus {
 	s := api.ConnectionsStatus{Listener: cr.room.name, Open: len(cr.placed) + len(cr.line), Limit: cr.room.all, TurnedAway: cr.away.count}
 	if cr.away.count > 0 {
 		last := cr.away.last
-		s.TurnedAwayOn, s.TurnedAwayFor, s.HeldBy, s.Holds = &last.on, last.who.String(), last.holder.String(), last.holds
+		s.TurnedAwayOn, s.TurnedAwayFor, s.HeldBy, s.Holds = &last.shown, last.who.String(), last.holder.String(), last.holds
 	}
 	return s
 }

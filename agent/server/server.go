@@ -182,7 +182,7 @@ func (s *Server) crowdOf(kind socket, module string) *crowd {
 	c.made.Do(func() {
 		c.tokens.room, c.modules.room, c.admin.room, c.loopback.room = s.Limits.orDefaults().rooms()
 		for _, one := range c.all() {
-			one.notify = s.tellTurnedAway
+			one.notify, one.wall = s.tellTurnedAway, s.now
 		}
 	})
 	switch {
