@@ -9,6 +9,8 @@ GO       = go
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 FUZZTIME ?= 30s
+SINCE ?=
+STALENESS_DOCS ?= $(CURDIR)/docs
 TESTFLAGS ?=
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
@@ -56,8 +58,8 @@ test-clients: ## Azure's own SDKs and command line ask the daemon (root; Debian'
 		cp docs/modules/node/package-lock.json bin/clients && (cd bin/clients && npm ci --no-audit --no-fund) || { rm -f bin/clients/package-lock.json; exit 1; }; }
 	$(GO) test -tags clients -count=1 -timeout 15m -parallel 20 -run '^TestClients' -v ./cmd/perceptd
 
-fuzz: ## Run each fuzz target for FUZZTIME (30s)
-	@.ci/fuzz $(FUZZTIME)
+fuzz: ## Run each fuzz target for FUZZTIME (30s); SINCE=commit: of packages that changed since
+	@.ci/fuzz $(FUZZTIME) $(SINCE)
 
 bench: ## Measure the daemon beside net/http and nginx on the same kind of socket
 	$(call apt,nginx-light)
@@ -72,7 +74,7 @@ fault-matrix: ## Go through every fault of back end and device (root); brings do
 	FAULT_MATRIX_DOCS=1 $(GO) test -count=1 -run '^TestFaultMatrix$$|^TestArcFaultMatrix$$|^TestDeviceFaults$$' -p 1 -v ./agent/server ./cmd/perceptd
 
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
-	STALENESS_DOCS=$(CURDIR)/docs $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
+	STALENESS_DOCS=$(STALENESS_DOCS) $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
 
 soak: ## The daemon at full load for SOAK_SECONDS (600) while its back end fails and its rules change
 	$(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./cmd/perceptd
