@@ -45,7 +45,7 @@ func (r *Relay) handle(q *http.Request) (reply, *refusal) {
 	case !same(q.Header.Get("X-Identity-Header"), r.secret):
 		return reply{}, refuse(http.StatusUnauthorized, "the X-IDENTITY-HEADER header is not the value of IDENTITY_HEADER that perceptctl exec has set")
 	}
-	defer r.listener.asks(q.Context())()
+	r.room.Asks(q.Context(), true)
 	return r.forward(q, api.PathAppServiceToken, "X-Identity-Header", "exec")
 }
 

@@ -35,7 +35,7 @@ func (r *Relay) handleArc(q *http.Request, to string) (reply, *refusal) {
 	if !once(q, "Authorization") || !basic || !r.keys.redeem(key) {
 		return reply{}, refuse(http.StatusUnauthorized, "the Authorization header must be there once, with Basic and the content of the file that the challenge named, unchanged and for the first time")
 	}
-	defer r.listener.asks(q.Context())()
+	r.room.Asks(q.Context(), true)
 	return r.forward(q, api.PathIMDSToken, "Metadata", "true")
 }
 

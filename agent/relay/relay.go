@@ -22,7 +22,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
-	"perceptd/agent/headlimit"
+	"perceptd/agent/room"
 )
 
 // Bounds of what others on the same network can take.
@@ -46,13 +46,13 @@ type Options struct {
 
 // Relay is one endpoint. Close it.
 type Relay struct {
-	listener *crowd
-	holder   *os.File // of the port
-	server   *http.Server
-	socket   *http.Transport
-	port     string
-	secret   string // what IDENTITY_HEADER has
-	keys     *keys  // nil: App Service's form is spoken
+	room   *room.Room
+	holder *os.File // of the port
+	server *http.Server
+	socket *http.Transport
+	port   string
+	secret string // what IDENTITY_HEADER has
+	keys   *keys  // nil: App Service's form is spoken
 }
 
 // Listen opens a relay on a port of 127.0.0.1 that is free. Serve answers there.
@@ -68,7 +68,7 @@ func Listen(o Options) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.listener, r.holder = newCrowd(l), holder
+	r.room, r.holder = room.New(l, connections, nil), holder
 	r.port = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 	r.socket = &http.Transport{
 		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return client.Dial(ctx, o.Socket) },
@@ -76,7 +76,7 @@ func Listen(o Options) (*Relay, error) {
 	}
 	r.server = &http.Server{
 		Handler: http.HandlerFunc(r.answer), ReadHeaderTimeout: headerTime, ReadTimeout: headerTime,
-		WriteTimeout: answerTime, IdleTimeout: idleTime, ConnContext: r.listener.meet, ConnState: r.listener.note,
+		WriteTimeout: answerTime, IdleTimeout: idleTime,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.New(io.Discard, "", 0), // what strangers send is not the module's output
 	}
@@ -85,7 +85,7 @@ func Listen(o Options) (*Relay, error) {
 
 // Serve answers requests until Close.
 func (r *Relay) Serve() error {
-	if err := headlimit.Serve(r.server, r.listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := r.room.Serve(r.server); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
@@ -94,7 +94,7 @@ func (r *Relay) Serve() error {
 // Close ends the relay, with the requests under way, and takes away the keys that nobody used.
 func (r *Relay) Close() error {
 	err := r.server.Close()
-	_ = r.listener.Close() // it is closed already where Serve was called
+	_ = r.room.Close() // it is closed already where Serve was called
 	_ = r.holder.Close()
 	r.socket.CloseIdleConnections()
 	if r.keys != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"time"
 )
 
@@ -38,7 +39,7 @@ type faultBody struct {
 
 // serveControl answers on the paths that steer the simulation rather than ask it for tokens.
 func (h *handler) serveControl(w http.ResponseWriter, r *http.Request, path string) {
-	if err := admitControl(r); err != nil {
+	if err := h.admitControl(r); err != nil {
 		controlError(w, http.StatusForbidden, err)
 		return
 	}
@@ -64,13 +65,27 @@ func (h *handler) serveControl(w http.ResponseWriter, r *http.Request, path stri
 	}
 }
 
-// admitControl keeps web pages out, also those that made their name resolve to this address.
-func admitControl(r *http.Request) error {
+// Steerers says in words who may steer a simulation.
+const Steerers = "the user that runs it and root"
+
+// maySteer reports whether a user may.
+func maySteer(uid uint32) bool { return uid == 0 || int64(uid) == int64(os.Geteuid()) }
+
+// admitControl keeps other users out, and web pages, also those that made their name resolve to this address.
+func (h *handler) admitControl(r *http.Request) error {
+	switch uid, err := h.room.User(r); {
+	case err != nil:
+		return fmt.Errorf("only %s can steer the simulation, and which user asks is not known: %w", Steerers, err)
+	case !maySteer(uid):
+		return fmt.Errorf("only %s can steer the simulation, not uid %d", Steerers, uid)
+	}
 	if r.Header.Get("Simulator-Control") != "true" {
 		return errors.New("the header Simulator-Control: true is missing")
 	}
-	if len(r.Header.Values("Origin")) > 0 {
-		return errors.New("a web page may not steer the simulation")
+	for _, name := range [...]string{"Origin", "Referer", "Sec-Fetch-Site"} {
+		if len(r.Header.Values(name)) > 0 {
+			return errors.New("a web page may not steer the simulation: the request has the header " + name)
+		}
 	}
 	host, _, err := net.SplitHostPort(r.Host)
 	if err != nil {

@@ -2,9 +2,13 @@ package simulator
 
 import (
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -134,11 +138,63 @@ func TestControlKeepsWebPagesOut(t *testing.T) {
 	if got := get(t, at, "Simulator-Control", "true", "Origin", "null"); got.status != 403 {
 		t.Errorf("with an origin: %d", got.status)
 	}
+	for _, header := range []string{"Referer", "Sec-Fetch-Site"} {
+		if got := get(t, at, "Simulator-Control", "true", header, "x"); got.status != 403 {
+			t.Errorf("with %s: %d", header, got.status)
+		}
+	}
 	for host, want := range map[string]int{"rebound.example:80": 403, "192.0.2.1": 403, "localhost": 200, "127.0.0.1": 200, "[::1]:80": 200} {
 		r := request(t, http.MethodGet, at, "", "Simulator-Control", "true")
 		r.Host = host
 		if got := send(t, r); got.status != want {
 			t.Errorf("host %s: %d %s, want %d", host, got.status, got.body, want)
+		}
+	}
+}
+
+// Other users get tokens, and do not steer.
+func TestSteeredByItsUser(t *testing.T) {
+	t.Parallel()
+	s := start(t, ServerOptions{})
+	users := map[int]string{os.Getuid(): "200"}
+	if os.Getuid() == 0 {
+		users[65534] = "403"
+	} else {
+		t.Log("as another user only where root runs it")
+	}
+	for uid, state := range users {
+		for path, want := range map[string]string{"/simulator/state": state, imdsQuery: "200"} {
+			child := exec.Command("/proc/self/exe")
+			child.Env = []string{asSteerer + "=" + s.URL() + path}
+			if uid != os.Getuid() {
+				child.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+			}
+			if out, err := child.Output(); string(out) != want || err != nil {
+				t.Errorf("uid %d at %s: %s %v, want %s", uid, path, out, err, want)
+			}
+		}
+	}
+}
+
+// More connections than there is room for keep nobody from an answer.
+func TestSimulatorHasRoom(t *testing.T) {
+	t.Parallel()
+	s := start(t, ServerOptions{})
+	idle := make([]net.Conn, 2*connections)
+	for i := range idle {
+		conn, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		idle[i] = conn
+	}
+	if got := get(t, s.URL()+imdsQuery, "Metadata", "true"); got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	for _, conn := range idle[:connections] {
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Error("one that has made room is still there")
 		}
 	}
 }

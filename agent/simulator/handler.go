@@ -6,11 +6,14 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"perceptd/agent/room"
 )
 
 // handler puts a Backend on HTTP. Its close must be called.
 type handler struct {
 	backend *Backend
+	room    *room.Room
 	form    Form
 	skew    time.Duration
 
@@ -37,6 +40,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	defer context.AfterFunc(h.stopped, cancel)()
 	r = r.WithContext(ctx)
+	h.room.Asks(ctx, false)
 
 	w.Header().Set("Server", "simulated-managed-identity")
 	w.Header().Set("Date", h.backend.now().Add(h.skew).UTC().Format(http.TimeFormat))

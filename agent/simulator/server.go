@@ -14,13 +14,15 @@ import (
 	"sync"
 	"time"
 
-	"perceptd/agent/headlimit"
+	"perceptd/agent/room"
 )
 
 const (
 	headerTime = 10 * time.Second
 	idleTime   = 2 * time.Minute
 	closeGrace = time.Second // for answers under way when a Server closes
+
+	connections = 256 // at once; beyond it one of another user leaves first
 )
 
 // ServerOptions say where and how a Backend is served. The zero value answers as IMDS on a free
@@ -71,6 +73,7 @@ func Start(ctx context.Context, o ServerOptions) (*Server, error) {
 		h.close()
 		return nil, fmt.Errorf("simulator: %w", err)
 	}
+	h.room = room.New(listener, connections, maySteer)
 	s := &Server{
 		handler: h, address: listener.Addr(), form: o.Form, secret: secret, served: make(chan struct{}),
 		http: &http.Server{
@@ -80,7 +83,7 @@ func Start(ctx context.Context, o ServerOptions) (*Server, error) {
 	}
 	go func() {
 		defer close(s.served)
-		if err := headlimit.Serve(s.http, listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := h.room.Serve(s.http); !errors.Is(err, http.ErrServerClosed) {
 			s.err = fmt.Errorf("simulator: %w", err)
 		}
 	}()

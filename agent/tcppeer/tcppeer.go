@@ -63,7 +63,7 @@ type peer struct {
 // file system is mounted. stranger is the uid that stands for all who have no number in this user namespace, and so is
 // nobody's; NoUser: there is none. Accept it from one goroutine.
 func Listen(l net.Listener, proc string, stranger uint32) net.Listener {
-	return &listener{Listener: l, proc: proc, stranger: stranger, at: addressOf(l.Addr())}
+	return &listener{Listener: l, proc: proc, stranger: stranger, at: AddressOf(l.Addr())}
 }
 
 // User returns the uid of whoever made the socket at the other end of a connection of Listen's, by the kernel's own
@@ -104,7 +104,7 @@ func (l *listener) accept() (*peer, error) {
 	if !ok {
 		return nil, errors.Join(errNotTCP, conn.Close())
 	}
-	return &peer{TCPConn: tcp, from: addressOf(tcp.RemoteAddr()), uid: NoUser}, nil
+	return &peer{TCPConn: tcp, from: AddressOf(tcp.RemoteAddr()), uid: NoUser}, nil
 }
 
 // andWaiting returns first, and after it those who have connected already.
@@ -141,7 +141,7 @@ func (l *listener) hasMore() (more bool) {
 // look finds out whose the connections are that are ready.
 func (l *listener) look() {
 	for range lookTries {
-		found, err := users(l.proc, l.at)
+		found, err := Users(l.proc, l.at)
 		missing := false
 		for _, c := range l.ready {
 			if uid, ok := found[c.from]; ok {
@@ -162,7 +162,8 @@ func (l *listener) look() {
 	}
 }
 
-func addressOf(a net.Addr) netip.AddrPort {
+// AddressOf returns an address of TCP as a value, and the zero one for any other.
+func AddressOf(a net.Addr) netip.AddrPort {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
 		return netip.AddrPort{}
@@ -171,9 +172,10 @@ func addressOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 }
 
-// users returns the users of the sockets that are connected to an address, by the addresses that they are bound to. A
-// program may connect to an IPv4 address with a socket for IPv6, which stands in the other table.
-func users(proc string, to netip.AddrPort) (map[netip.AddrPort]uint32, error) {
+// Users returns the users of the sockets that are connected to an address, by the addresses that they are bound to. A
+// program may connect to an IPv4 address with a socket for IPv6, which stands in the other table. proc is where the proc file
+// system is mounted.
+func Users(proc string, to netip.AddrPort) (map[netip.AddrPort]uint32, error) {
 	all := make(map[netip.AddrPort]uint32)
 	for _, name := range [...]string{"tcp", "tcp6"} {
 		f, err := os.Open(proc + "/self/net/" + name)

@@ -114,7 +114,7 @@ func TestPeerUserIsNotKnown(t *testing.T) {
 	if uid, err := User(near); !errors.Is(err, errNotListened) || uid != NoUser {
 		t.Errorf("%d %v", uid, err)
 	}
-	if at := addressOf(near.RemoteAddr()); at.IsValid() {
+	if at := AddressOf(near.RemoteAddr()); at.IsValid() {
 		t.Errorf("a pipe's address is %v", at)
 	}
 	from := netip.MustParseAddrPort("127.0.0.1:50000")

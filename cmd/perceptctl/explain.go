@@ -134,7 +134,7 @@ func (s screen) simulated(status api.Status) string {
 	if !status.Simulated {
 		return ""
 	}
-	return s.paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing", loud)
+	return s.paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing; perceptd's user and root can steer it", loud)
 }
 
 // tell lays a story out: each part behind what it is about.

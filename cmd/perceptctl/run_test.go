@@ -252,7 +252,7 @@ func TestSimulate(t *testing.T) {
 			})
 			var lines []string
 			scanner := bufio.NewScanner(reader)
-			for len(lines) < 5+len(variables)-1 && scanner.Scan() {
+			for len(lines) < 6+len(variables)-1 && scanner.Scan() {
 				lines = append(lines, scanner.Text())
 			}
 			written, err := os.ReadFile(envFile)
@@ -267,13 +267,14 @@ func TestSimulate(t *testing.T) {
 			if code != exitOK || stderr.Len() > 0 {
 				t.Fatalf("exit status %d, %s", code, &stderr)
 			}
-			if lines[0] != "SIMULATED: this back end's tokens open nothing" || !strings.HasPrefix(lines[1], "listening on http://127.0.0.1:") {
+			if lines[0] != "SIMULATED: this back end's tokens open nothing" || !strings.HasPrefix(lines[1], "listening on http://127.0.0.1:") ||
+				lines[2] != "every user here gets its tokens; the user that runs it and root can steer it" {
 				t.Errorf("output:\n%s", strings.Join(lines, "\n"))
 			}
 			for i, name := range variables {
-				line, exported := strings.CutPrefix(lines[4+i], "export ")
+				line, exported := strings.CutPrefix(lines[5+i], "export ")
 				if !exported || !strings.HasPrefix(line, name+"=") || !strings.Contains(string(written), "\n"+line+"\n") {
-					t.Errorf("line %q for %s, file:\n%s", lines[4+i], name, written)
+					t.Errorf("line %q for %s, file:\n%s", lines[5+i], name, written)
 				}
 			}
 			left, err := os.ReadDir(folder)

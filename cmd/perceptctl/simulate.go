@@ -40,7 +40,8 @@ that they are simulated and open nothing.
 
 It caches tokens as Azure does: a change of permissions is not seen in a token
 until the cached one rolls over. --speed makes that day short. The verbs below
-steer one that runs; they find it by --at or $` + simulatorVariable + `.`,
+steer one that runs; they find it by --at or $` + simulatorVariable + `, and are for ` + simulator.Steerers + `.
+Every user of this network namespace can have its tokens.`,
 		Example: `  perceptctl simulate --form imds --env-file /tmp/simulator.env &
   . /tmp/simulator.env
   perceptctl simulate fault throttle --count 3
@@ -126,6 +127,7 @@ func (a *app) announce(server *simulator.Server, s *simulation) error {
 	screen := a.screen(a.stdout)
 	text := screen.paragraph("SIMULATED: ", simulatedWarning, loud)
 	text += screen.paragraph("", fmt.Sprintf("listening on %s as %s until Ctrl-C", server.URL(), s.form), plain)
+	text += screen.paragraph("", "every user here gets its tokens; "+simulator.Steerers+" can steer it", plain)
 	text += screen.paragraph("", fmt.Sprintf("tokens live %s, rollover at %s, spread %s, clock runs %v times as fast",
 		span(s.backend.Life), s.rollover, span(s.backend.Spread), s.speed), plain)
 	text += "\n"

@@ -23,6 +23,7 @@ import (
 	"perceptd/agent/keep"
 	"perceptd/agent/lock"
 	"perceptd/agent/server"
+	"perceptd/agent/simulator"
 	"perceptd/agent/socket"
 	"perceptd/systemd"
 )
@@ -275,7 +276,7 @@ func (d *daemon) announce() {
 	d.mu.Unlock()
 	d.warn(warnings)
 	if d.backend.simulator != nil {
-		d.log.Warn("SIMULATED back end: its tokens open nothing", fields...)
+		d.log.Warn("SIMULATED back end: its tokens open nothing; "+simulator.Steerers+" can steer it", fields...)
 		return
 	}
 	d.log.Info("serving", fields...)

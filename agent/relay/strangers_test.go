@@ -15,9 +15,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
-
-	"perceptd/agent/tcppeer"
 )
 
 // asStrangers makes the test binary a process that floods the address that it holds.
@@ -80,42 +77,6 @@ func flood(t *testing.T, r *Relay, uid uint32) {
 	}
 }
 
-// Whose connections go first when there are too many.
-func TestLeaving(t *testing.T) {
-	t.Parallel()
-	at := func(seconds int) time.Time { return time.Unix(int64(seconds), 0) }
-	for name, row := range map[string]struct {
-		guests []guest
-		leaves int // -1: nobody
-	}{
-		"nobody":                           {nil, -1},
-		"who has not shown the secret":     {[]guest{{uid: 1, shown: true, since: at(1)}, {uid: 2, since: at(9)}, {uid: 1, shown: true, since: at(2)}}, 1},
-		"the user with the most":           {[]guest{{uid: 1, since: at(1)}, {uid: 2, since: at(8)}, {uid: 2, since: at(9)}}, 1},
-		"of whom those that show it count": {[]guest{{uid: 1, since: at(3)}, {uid: 1, shown: true, since: at(1)}, {uid: 1, shown: true, since: at(1)}, {uid: 2, since: at(2)}}, 3},
-		"the longest without a request":    {[]guest{{uid: 1, since: at(3)}, {uid: 1, since: at(2)}, {uid: 1, since: at(4)}}, 1},
-		"users who are not known":          {[]guest{{uid: 1, since: at(1)}, {uid: tcppeer.NoUser, since: at(3)}, {uid: tcppeer.NoUser, since: at(4)}}, 1},
-		"where all have shown it":          {[]guest{{uid: 1, shown: true, since: at(1)}, {uid: 2, shown: true, since: at(5)}, {uid: 2, shown: true, since: at(4)}}, 2},
-		"nobody who is being answered":     {[]guest{{uid: 1, shown: true, asking: 1, since: at(1)}, {uid: 1, shown: true, since: at(5)}}, 1},
-		"nobody where all are":             {[]guest{{uid: 1, shown: true, asking: 1, since: at(1)}}, -1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			guests, conns := make(map[net.Conn]*guest), make([]net.Conn, len(row.guests))
-			for i := range row.guests {
-				conns[i] = new(net.TCPConn)
-				guests[conns[i]] = &row.guests[i]
-			}
-			var want net.Conn
-			if row.leaves >= 0 {
-				want = conns[row.leaves]
-			}
-			if got := leaving(guests); got != want {
-				t.Errorf("%+v leaves", guests[got])
-			}
-		})
-	}
-}
-
 // One connection that shows the secret keeps being answered, and so does each new one, while another user has more connections
 // than there is room for; and what all of them take stays below 24 MiB. It is measured with nothing beside it.
 func TestFloodOfStrangers(t *testing.T) {
@@ -164,11 +125,6 @@ func TestFloodOfStrangers(t *testing.T) {
 			t.Fatalf("%d bytes", took)
 		}
 	}
-	r.listener.mu.Lock()
-	defer r.listener.mu.Unlock()
-	if n := len(r.listener.guests); n > connections {
-		t.Errorf("%d connections", n)
-	}
 }
 
 func inUse() int {
@@ -190,38 +146,6 @@ func TestRefusalEndsTheConnection(t *testing.T) {
 		if n := strings.Count(answers, "HTTP/1.1 "); n != 3 || strings.Count(answers, canary) != 2 || strings.Count(answers, "Connection: close\r\n") != 1 {
 			t.Errorf("%s", answers)
 		}
-	}
-}
-
-// When every connection is in use the next one waits for room, and gets it.
-func TestRoomIsWaitedFor(t *testing.T) {
-	t.Parallel()
-	p := newFakePerceptd(t)
-	r := serving(t, Options{Socket: p.socket})
-	ours := make([]net.Conn, connections)
-	for i := range ours {
-		conn, err := net.Dial("tcp4", "127.0.0.1:"+r.port)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		ours[i] = conn
-	}
-	for all := 0; all < connections; time.Sleep(time.Millisecond) {
-		r.listener.mu.Lock()
-		all = len(r.listener.guests)
-		for _, g := range r.listener.guests {
-			g.shown, g.asking = true, 1
-		}
-		r.listener.mu.Unlock()
-	}
-	answered := make(chan string)
-	go func() {
-		answered <- raw(t, r, ask+"Host: 127.0.0.1:"+r.port+"\r\nConnection: close\r\nX-IDENTITY-HEADER: "+r.secret+"\r\n\r\n")
-	}()
-	ours[7].Close()
-	if answer := <-answered; !strings.Contains(answer, canary) {
-		t.Errorf("%s", answer)
 	}
 }
 
