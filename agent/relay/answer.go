@@ -51,15 +51,14 @@ func (r *Relay) handle(q *http.Request) (reply, *refusal) {
 
 // check refuses what no SDK sends: a page in a browser, a name that was made to resolve to this device, a proxy.
 func (r *Relay) check(q *http.Request) *refusal {
+	foreign, why := api.ForeignHeader(q.Header)
 	switch {
 	case q.ProtoMajor != 1 || q.ProtoMinor != 1:
 		return refuse(http.StatusBadRequest, "only HTTP/1.1 is spoken here")
 	case q.Host != "127.0.0.1:"+r.port && q.Host != "localhost:"+r.port:
 		return refuse(http.StatusForbidden, "the Host header must be 127.0.0.1 or localhost, with the port of this endpoint")
-	case has(q, ofPages[:]) != "":
-		return refuse(http.StatusForbidden, "requests with a header "+has(q, ofPages[:])+" are refused: tokens are not for pages in a browser")
-	case has(q, ofProxies[:]) != "":
-		return refuse(http.StatusForbidden, "requests with a header "+has(q, ofProxies[:])+" are refused: tokens are not handed through a proxy")
+	case foreign != "":
+		return refuse(http.StatusForbidden, "requests with the header "+foreign+" are refused: "+why)
 	case q.Method != http.MethodGet:
 		no := refuse(http.StatusMethodNotAllowed, "tokens are asked for with GET")
 		no.header["Allow"] = http.MethodGet
@@ -70,22 +69,6 @@ func (r *Relay) check(q *http.Request) *refusal {
 		return refuse(http.StatusBadRequest, "a request for a token has no body")
 	}
 	return nil
-}
-
-// What browsers and proxies add, by canonical name. Node's fetch adds Sec-Fetch-Mode, which is not among them.
-var (
-	ofPages   = [...]string{"Origin", "Referer", "Sec-Fetch-Site"}
-	ofProxies = [...]string{"X-Forwarded-For", "Forwarded", "Via", "X-Real-Ip"}
-)
-
-// has returns the first of some header names that q has, or an empty text.
-func has(q *http.Request, names []string) string {
-	for _, name := range names {
-		if q.Header[name] != nil {
-			return name
-		}
-	}
-	return ""
 }
 
 // once reports whether a header is there once, and not empty. name is canonical.

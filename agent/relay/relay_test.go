@@ -167,6 +167,7 @@ func TestAttacks(t *testing.T) {
 		"an empty one":       {ask + host + secret + "X-Real-IP:\r\n\r\n", "403"},
 		"from a page":        {ask + host + secret + "Referer: http://127.0.0.1/\r\n\r\n", "403"},
 		"from a browser":     {ask + host + secret + "Sec-Fetch-Site: cross-site\r\n\r\n", "403"},
+		"a cookie":           {ask + host + secret + "Cookie: a=b\r\n\r\n", "403"},
 		"an old protocol":    {"GET /msi/token HTTP/1.0\r\n" + host + secret + "\r\n", "400"},
 		"another path":       {with("/v1/token"), "400"},
 		"IMDS":               {with("/metadata/identity/oauth2/token"), "400"},

@@ -47,8 +47,8 @@ environment; AZURE_CLIENT_ID is kept, which chooses a user-assigned identity.
 
 It is fit to be a container's first process: it passes signals on, reaps what the
 command leaves behind, and ends with its status (128 and the signal's number where
-one ended it). It needs no root and, without --arc, no disk that can be written.
-perceptd may come later, and may be restarted.`,
+one ended it). When it is killed, so is the command. It needs no root and, without
+--arc, no disk that can be written. perceptd may come later, and may be restarted.`,
 		Example: `  perceptctl exec -- python3 app.py
   docker run --name camera --network none \
     -v /run/percept/modules/camera:/run/percept:ro -v /usr/bin/perceptctl:/perceptctl:ro \
