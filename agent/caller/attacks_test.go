@@ -368,31 +368,27 @@ func TestAttackSetuidAfterConnect(t *testing.T) {
 // Whichever of a process's threads connects or writes, it is that process.
 func TestThreadsAreTheirProcess(t *testing.T) {
 	t.Parallel()
+	onOne := func(t *testing.T, do func() error) { // a thread of its own, which ends with it
+		t.Helper()
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread()
+			done <- do()
+		}()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
 	bothWays(t, func(t *testing.T, o Options) {
 		s := realScene(t, o)
-		fd := make(chan int)
-		for range 2 { // the first connects, the second writes; neither may be the process's first thread, both are others
-			go func() {
-				runtime.LockOSThread() // and the thread ends with its goroutine
-				conn, there := <-fd, true
-				if conn < 0 {
-					conn, _ = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-					there = unix.Connect(conn, &unix.SockaddrUnix{Name: s.path}) == nil
-				} else if _, err := unix.Write(conn, []byte("x")); err != nil {
-					there = false
-				}
-				if !there {
-					conn = -1
-				}
-				fd <- conn
-			}()
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
-		fd <- -1
-		conn := <-fd
-		defer unix.Close(conn)
+		defer unix.Close(fd)
+		onOne(t, func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: s.path}) })
 		proof, accepted := s.accept(Socket{})
-		fd <- conn
-		<-fd
+		onOne(t, func() error { _, err := unix.Write(fd, []byte("x")); return err })
 		if n, err := accepted.Read(make([]byte, 1)); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
