@@ -47,14 +47,14 @@ func lines(n int) string {
 }
 
 // What a connection takes, whatever its client does with it, is no more than the limits are made for.
-func TestMemoryOfAConnection(t *testing.T) {
+func TestConnectionMemory(t *testing.T) {
 	if name := os.Getenv(memoryEnv); name != "" {
 		measureFlood(t, name)
 		return
 	}
 	t.Parallel()
 	for _, f := range floods {
-		child := exec.Command(os.Args[0], "-test.run=^TestMemoryOfAConnection$", "-test.v")
+		child := exec.Command(os.Args[0], "-test.run=^TestConnectionMemory$", "-test.v")
 		child.Env = append(os.Environ(), memoryEnv+"="+f.name)
 		out, err := child.CombinedOutput()
 		if err != nil {
