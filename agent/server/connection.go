@@ -27,6 +27,10 @@ type connection struct {
 	idleOn atomic.Int64 // since it was accepted, when it was last left idle
 	asked  atomic.Bool  // a request has come in
 	inLine atomic.Bool  // it has no place yet
+	// stuck tells that its client had not read all of its answers when its place was wanted; then it keeps it.
+	stuck atomic.Bool
+	// lingers tells that it has ended, but for what the client has not read.
+	lingers atomic.Bool
 
 	// What follows is set before net/http reads from it.
 	key   quotaKey
@@ -95,6 +99,9 @@ func (c *connection) begin() (more bool) {
 	} else if !c.bounded {
 		c.bound()
 	}
+	if c.stuck.Load() {
+		c.stuck.Store(false)
+	}
 	for {
 		was := c.phase.Load()
 		if was == phaseLeaving {
@@ -119,7 +126,14 @@ func (c *connection) rest() {
 // the kernel before anything of it is sent, and may ask elsewhere.
 func (c *connection) leave(now time.Time) bool {
 	was := c.phase.Load()
-	if !c.isIdle(was, now) || !c.phase.CompareAndSwap(was, phaseLeaving) {
+	if !c.isIdle(was, now) {
+		return false
+	}
+	if was == phaseIdle && c.hasUnread() {
+		c.stuck.Store(true)
+		return false
+	}
+	if !c.phase.CompareAndSwap(was, phaseLeaving) {
 		return false
 	}
 	c.end()
@@ -133,9 +147,9 @@ func (c *connection) end() {
 	_ = c.Conn.Close() // it ends its goroutine at the first read
 }
 
-// isIdle reports whether c can be ended in that phase: it has not asked in a while, or never.
+// isIdle reports whether c can be ended in that phase: it has no request under way, or has never had one.
 func (c *connection) isIdle(at phase, now time.Time) bool {
-	return at == phaseIdle || at == phaseSilent && now.Sub(c.on) >= hearing
+	return at == phaseIdle && !c.stuck.Load() || at == phaseSilent && now.Sub(c.on) >= hearing
 }
 
 // idleSince returns since when c is without a request.
@@ -145,7 +159,7 @@ func (c *connection) idleSince() time.Time { return c.on.Add(time.Duration(c.idl
 // memory. Linux takes twice as much, for its own bookkeeping. A longer answer is written piece by piece.
 const unreadAnswers = 4 << 10
 
-// bound keeps a client from having answers pile up. One that asks for the first time has none.
+// bound keeps a client from having answers pile up. One that asks for a token for the first time has none.
 func (c *connection) bound() {
 	c.bounded = true
 	if to, ok := c.Conn.(interface{ SetWriteBuffer(bytes int) error }); ok {

@@ -29,6 +29,9 @@ type crowd struct {
 	line    []*connection // the first to come first
 	away    away
 
+	lingering []*connection // that have ended, and keep their places
+	look      *time.Timer   // at them
+
 	waiting atomic.Int32 // as many as are in the line
 }
 
@@ -134,7 +137,7 @@ func (cr *crowd) admit(c *connection) bool {
 		return true
 	}
 	now := time.Now()
-	for range 2 { // in between the first may have begun a request
+	for range 16 { // some may have begun a request in between, or not read their answers
 		last := cr.longestIdle(c, now)
 		if last == nil {
 			return false
@@ -237,6 +240,15 @@ func (cr *crowd) remove(c *connection) {
 func (cr *crowd) forget(c *connection) {
 	cr.mu.Lock()
 	defer cr.mu.Unlock()
+	if c.lingers.Load() {
+		cr.linger(c)
+		return
+	}
+	cr.leave(c)
+}
+
+// leave is forget with the lock held.
+func (cr *crowd) leave(c *connection) {
 	switch {
 	case c.isOwn:
 		c.isOwn = false

@@ -362,6 +362,32 @@ func TestIdleConnectionMakesRoom(t *testing.T) {
 	}
 }
 
+// An idle connection whose client has not read its answer makes no room: the kernel would keep that all the same.
+func TestUnreadIdleConnectionMakesNoRoom(t *testing.T) {
+	t.Parallel()
+	d, socket, held := full(t, get(api.PathHealth), time.Hour)
+	if _, err := io.WriteString(held[0], get(v1Vault)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := held[0].Read(make([]byte, 1)); n != 1 || err != nil { // so that it is answered
+		t.Fatal(err)
+	}
+	for range 6 {
+		if _, got := d.kept(socket, get(v1Vault)); got.status != 200 {
+			t.Errorf("%+v", got)
+		}
+	}
+	if n, err := held[1].Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("who has read all keeps its place: %d bytes, %v", n, err)
+	}
+	if _, err := held[0].Read(make([]byte, 4096)); err != nil { // the rest of it
+		t.Error(err)
+	}
+	if got := exchangeOn(t, held[0], get(v1Vault)); got.status != 200 {
+		t.Errorf("who has not read its answer: %+v", got)
+	}
+}
+
 // A request that was on its way when its connection was to end is read, and can be answered; a later one is refused before
 // anything of it is sent, so that the client may ask again. So it is on TCP, but that the kernel takes what comes later.
 func TestRequestOnItsWayIsRead(t *testing.T) {
@@ -426,5 +452,53 @@ func TestUnprovedKeepNoConnection(t *testing.T) {
 		if got := send(t, socket, get(target)); !got.closes {
 			t.Errorf("%s: %+v", target, got)
 		}
+	}
+}
+
+// Who leaves answers unread has no more of them than connections, whoever ends those; who reads has its place back.
+func TestUnreadAnswersKeepTheirPlace(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 32, 2, time.Millisecond
+	socket := d.tokens("")
+	for range ownPlaces {
+		d.kept(socket, get(api.PathHealth))
+	}
+	cr := d.crowdOf(onToken, "")
+	lingering := func() int {
+		cr.mu.Lock()
+		defer cr.mu.Unlock()
+		return len(cr.lingering)
+	}
+	ask := func() net.Conn {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if _, err := io.WriteString(conn, get(v1Vault, "Connection: close")); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	first, second := ask(), ask()
+	for lingering() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	if got := exchangeOn(t, ask(), ""); got.status != 429 {
+		t.Errorf("a third: %+v", got)
+	}
+	if got := exchangeOn(t, first, ""); got.status != 200 || !got.closes {
+		t.Errorf("the first: %+v", got)
+	}
+	for lingering() > 1 {
+		time.Sleep(time.Millisecond)
+	}
+	if got := exchangeOn(t, ask(), ""); got.status != 200 {
+		t.Errorf("a fourth: %+v", got)
+	}
+	second.Close()
+	for lingering() > 0 {
+		time.Sleep(time.Millisecond)
 	}
 }

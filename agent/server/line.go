@@ -40,7 +40,7 @@ func (cr *crowd) unqueue(c *connection) {
 func (cr *crowd) callUp(rests *connection) {
 	now := time.Now()
 	for _, c := range cr.line {
-		if now.Sub(c.on) >= cr.room.wait || !cr.fits(c, rests) {
+		if now.Sub(c.on) >= cr.room.wait || c.lingers.Load() || !cr.fits(c, rests) {
 			continue
 		}
 		if rests != nil {

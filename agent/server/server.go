@@ -205,6 +205,9 @@ func (s *Server) welcome(ctx context.Context, c *connection, kind socket, module
 		who, isUnproved := seenIn(ctx)
 		c.key, itself = keyOf(&who, ownerIn(ctx), isUnproved), !isUnproved && isOwn(who)
 	}
+	if kind == onAdmin {
+		c.bound() // its answers may be long
+	}
 	c.crowd = s.crowdOf(kind, module)
 	if !c.crowd.enter(c, itself) {
 		_ = c.Close() // ends its goroutine at the first read
@@ -276,6 +279,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		})
 	}
 	all.Wait()
+	for _, cr := range s.crowds.all() {
+		cr.close()
+	}
 	if cut.Load() {
 		return ctx.Err()
 	}
