@@ -33,6 +33,15 @@ func (p *Proof) Owner() uint32 {
 	return p.place.owner()
 }
 
+// ProcessOf returns the process at the other end of a connection that a Prover's listener accepted, as the kernel recorded it
+// when it connected, or 0. Its number may be another's by now.
+func ProcessOf(conn net.Conn) int32 {
+	if c, ok := conn.(*connection); ok && c.met == nil {
+		return c.ucred.Pid
+	}
+	return 0
+}
+
 // Whence returns who is at the other end of a connection of Listen's, and its owner, as far as one look at its cgroup shows:
 // enough to count connections by that are refused before anything of them is proved.
 func (p *Prover) Whence(conn net.Conn) (who agent.Caller, owner uint32) {

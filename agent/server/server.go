@@ -95,7 +95,7 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	}
 	switch {
 	case kind == onToken && from.Module == "":
-		l = takeTurns(l, s.whence, s.Limits.orDefaults())
+		l = takeTurns(l, s.whence(), s.Limits.orDefaults())
 	case kind == onToken: // a module's own socket has no others on it
 		s.crowdOf(kind, from.Module).modules.Add(1)
 		defer s.crowdOf(kind, from.Module).modules.Add(-1)

@@ -56,13 +56,28 @@ func takeTurns(l net.Listener, whence func(conn net.Conn, closely bool) quotaKey
 	return t
 }
 
-// whence returns whom a connection counts for on its way in.
-func (s *Server) whence(conn net.Conn, closely bool) quotaKey {
-	if !closely {
-		return quotaKey{uid: caller.UserOf(conn), whole: true}
+// whence returns a function that tells whom a connection counts for on its way in, for one goroutine. What a process was
+// found to be holds for a moment: one that connects in a loop is not looked up each time.
+func (s *Server) whence() func(conn net.Conn, closely bool) quotaKey {
+	const moment, most = 100 * time.Millisecond, 256
+	seen, since := make(map[int32]quotaKey), time.Time{}
+	return func(conn net.Conn, closely bool) quotaKey {
+		if !closely {
+			return quotaKey{uid: caller.UserOf(conn), whole: true}
+		}
+		pid := caller.ProcessOf(conn)
+		if now := time.Now(); now.Sub(since) >= moment || len(seen) >= most {
+			clear(seen)
+			since = now
+		}
+		k, known := seen[pid]
+		if !known {
+			who, owner := s.Callers.Whence(conn)
+			k = keyOf(&who, owner, false)
+			seen[pid] = k
+		}
+		return k
 	}
-	who, owner := s.Callers.Whence(conn)
-	return keyOf(&who, owner, false)
 }
 
 // greet accepts whoever comes, as fast as it can: the kernel's queue is the same for all, and turns away those who do not

@@ -4,10 +4,14 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/caller"
 )
 
 // visitor is a connection of a user that tells whether it was closed.
@@ -223,4 +227,40 @@ func TestAcceptingFails(t *testing.T) {
 		}
 		turns.Close() // as when nobody goes on after it: nothing is left running
 	})
+}
+
+// On a real socket a process is found to be of its user, and closely of what it runs in.
+func TestWhence(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	l := d.Callers.Listen(d.listen("s"))
+	defer l.Close()
+	client, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	me := uint32(os.Getuid())
+	whence := d.whence()
+	if got := whence(conn, false); got != (quotaKey{uid: me, whole: true}) {
+		t.Errorf("%+v", got)
+	}
+	who, owner := d.Callers.Whence(conn)
+	want := keyOf(&who, owner, false)
+	if who.UID != me || int(who.PID) != os.Getpid() {
+		t.Errorf("%+v", who)
+	}
+	for range 2 {
+		if got := whence(conn, true); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
+	if who, owner := d.Callers.Whence(client); who.UID != agent.NoID || owner != agent.NoID || caller.ProcessOf(client) != 0 {
+		t.Errorf("of a connection that no listener of the prover's accepted: %+v %d", who, owner)
+	}
 }
