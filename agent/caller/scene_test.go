@@ -26,6 +26,7 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv("CALLER_TEST_ROLE"); role != "" {
 		os.Exit(play(role))
 	}
+	syscall.Umask(0o022) // other users' processes look into folders of tests
 	log.SetOutput(&heard)
 	goleak.VerifyTestMain(m)
 }

@@ -25,6 +25,7 @@ func TestMain(m *testing.M) {
 	case "save and be killed":
 		saveAndBeKilled()
 	default:
+		unix.Umask(0o022) // what others may write to is refused
 		os.Exit(m.Run())
 	}
 }

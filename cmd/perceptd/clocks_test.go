@@ -30,7 +30,7 @@ var mayReadClocks = map[string]string{
 	"agent/server/connection.go":                "deadlines of a connection, and how long ago it came",
 	"agent/server/crowd.go":                     "how long a connection is idle",
 	"agent/server/line.go":                      "how long a connection waits for its place, and since when others were turned away",
-	"agent/relay/crowd.go":                      "how long a connection is idle",
+	"agent/room/room.go":                        "how long a connection is idle",
 	"cmd/perceptctl/exec_killed_test.go":        "how long a process is waited for",
 	"agent/server/door.go":                      "when an answer is due",
 	"agent/server/events.go":                    "a deadline of a connection",

@@ -38,6 +38,7 @@ func TestMain(m *testing.M) {
 	if socket := os.Getenv(sdkVariable); socket != "" {
 		os.Exit(askAsSDK(socket, os.Args[1:]))
 	}
+	syscall.Umask(0o022) // what others may write to is refused, and other users' processes look into folders of tests
 	status := m.Run()
 	if dir := builtIn(); dir != "" {
 		_ = os.RemoveAll(dir)
