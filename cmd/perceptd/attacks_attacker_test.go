@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -36,7 +37,7 @@ type orders struct {
 	Kind    string // a key of lives
 	Network string // "unix" or "tcp"
 	Address string
-	Request string // a whole request, for the lives that send one
+	Request string // a whole request, for the lives that send one; of slow bodies the path
 	Width   int    // how many do it at once
 }
 
@@ -69,7 +70,7 @@ type life struct {
 }
 
 var lives = map[string]life{
-	"idle":       {(*attacker).sayNothing, 500 * time.Millisecond},
+	"idle":       {(*attacker).sayNothing, 2 * time.Second},
 	"many lines": {(*attacker).sendManyLines, time.Second},
 	"slow head":  {(*attacker).sendHeadSlowly, time.Second},
 	"slow body":  {(*attacker).sendBodySlowly, time.Second},
@@ -261,7 +262,7 @@ func (a *attacker) sendHeadSlowly(conn net.Conn, settled func()) {
 }
 
 func (a *attacker) sendBodySlowly(conn net.Conn, settled func()) {
-	if send(conn, "POST /v1/rejected HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2000\r\n\r\n{") {
+	if send(conn, "POST "+cmp.Or(a.Request, "/v1/rejected")+" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2000\r\n\r\n{") {
 		settled()
 		a.slowly(conn, strings.Repeat(" ", 1999))
 	}

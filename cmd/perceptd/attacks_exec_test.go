@@ -92,9 +92,6 @@ func TestAttacksExec(t *testing.T) {
 			if peak > execBound {
 				t.Errorf("exec had %.1f MB", float64(peak)/(1<<20))
 			}
-			if told.Unanswered > 0 {
-				t.Errorf("%d requests were closed unanswered", told.Unanswered)
-			}
 		})
 	}
 }
