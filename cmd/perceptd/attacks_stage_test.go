@@ -210,10 +210,10 @@ func newStage(t *testing.T) *stage {
 
 	// As perceptd.service has it: a user without capabilities, whose sockets systemd has made.
 	script := fmt.Sprintf(`for f in %s; do echo $$ >"$f" || exit 1; done; ulimit -c 0; ulimit -n %d || exit 1
-LISTEN_PID=$$ exec setpriv --reuid=%d --regid=%[3]d --groups=%[4]d --inh-caps=-all --bounding-set=-all --no-new-privs "$0" "$@"`,
-		strings.Join(s.memory.procs(), " "), limitNoFile, daemonUser, adminGroup)
+LISTEN_PID=$$ exec setpriv --reuid=%d --regid=%[3]d --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs "$0" "$@"`,
+		strings.Join(s.memory.procs(), " "), limitNoFile, daemonUser)
 	c := exec.Command("/bin/sh", append([]string{"-c", script, program}, s.arguments()...)...)
-	c.ExtraFiles = []*os.File{s.listen(s.token(), 0o666, 0), s.listen(s.admin(), 0o660, adminGroup)}
+	c.ExtraFiles = []*os.File{s.listen(s.token(), 0o666, 0, 0), s.listen(s.admin(), 0o660, daemonUser, adminGroup)}
 	s.process = begin(t, []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=token:admin", "NOTIFY_SOCKET=" + s.manager()}, c)
 	s.awaitHealth(t)
 	s.awaitTokens()
@@ -262,13 +262,13 @@ func (s *stage) makeFolders() {
 }
 
 // listen makes a socket as a socket unit does.
-func (s *stage) listen(path string, mode os.FileMode, group int) *os.File {
+func (s *stage) listen(path string, mode os.FileMode, user, group int) *os.File {
 	s.t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	must(s.t, err)
 	l.SetUnlinkOnClose(false)
 	defer l.Close()
-	must(s.t, os.Chown(path, 0, group))
+	must(s.t, os.Chown(path, user, group))
 	must(s.t, os.Chmod(path, mode))
 	file, err := l.File()
 	must(s.t, err)
