@@ -63,7 +63,8 @@ type Options struct {
 	// not block. Nil: nobody is told.
 	Changed func()
 
-	// Changes are the policy changes on record from before.
+	// Changes are the policy changes on record from before. Nil: the record is not there, as at a first start, and what
+	// Memory has of it is taken.
 	Changes []tokencache.PolicyChange
 	// LostRecord is why the record from before could not be read: every token then counts as uncertain
 	// until a younger one comes. Nil: it was read, or there was none.
@@ -117,11 +118,15 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed, ready: make(chan struct{})}
 	a.audit.open(o.Log, a.clock)
 	a.rules.Store(compiled)
+	recovered := o.recover(a.clock.Boot())
 	a.cache = tokencache.New(tokencache.Options{
 		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Settled: a.settled, Spread: o.Rules.Spread,
 		Changes: o.Changes, BootID: o.BootID, Memory: compiled.allowed(o.Memory),
 	})
 	a.record.open(o.Keep, a.cache.Changes, a.clock, o.Log)
+	if recovered {
+		a.record.restore()
+	}
 	if o.LostRecord != nil {
 		a.noteLost(o.LostRecord)
 	}

@@ -61,6 +61,7 @@ func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
 		return NotedChange{}, a.explainChange(p, err)
 	}
 	a.logChange("policy change noted", by, p)
+	a.memory.notice(true)
 	a.changed()
 	noted := a.noted(p)
 	if err := a.record.save(); err != nil {
@@ -87,6 +88,7 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 	was.PolicyChange = p
 	a.chase.restart(a.cache.Status())
 	a.logChange("policy change withdrawn", by, p)
+	a.memory.notice(true)
 	a.changed()
 	if err := a.record.save(); err != nil {
 		return was, &Error{Reason: NotKept, Detail: fmt.Sprintf(

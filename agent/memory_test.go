@@ -128,6 +128,54 @@ func (b *backEnd) made() int {
 	return b.calls
 }
 
+// A record that is gone while the tokens were kept is as it was beside them; one that is there, though empty, is what counts.
+func TestRecordThatIsGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, b := new(shelf), new(backEnd)
+		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			mustHave(t, a)
+			synctest.Wait()
+			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			synctest.Wait()
+			if known := s.lastSaved(); len(known.Changes) != 1 {
+				t.Errorf("kept beside the tokens: %+v", known.Changes)
+			}
+		})
+		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		for _, row := range []struct {
+			name     string
+			changes  []tokencache.PolicyChange
+			lost     error
+			boot     string
+			withheld bool
+			record   int
+		}{
+			{"gone", nil, nil, "this", true, 1},
+			{"gone at another boot", nil, nil, "another", true, 1},
+			{"cannot be read", nil, errors.New("torn"), "this", true, 2},
+			{"empty, since it was withdrawn", []tokencache.PolicyChange{}, nil, "this", false, 0},
+		} {
+			var kept []tokencache.PolicyChange
+			a, err := agent.New(agent.Options{
+				Fetch: b.Fetch, Rules: edge(), BootID: row.boot, Memory: s.lastSaved(), Changes: row.changes, LostRecord: row.lost,
+				Keep: func(all []tokencache.PolicyChange) error { kept = all; return nil },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = a.Token(t.Context(), root, agent.Request{Resource: storage})
+			if (reasonOf(err) == agent.PermissionsRevoked) != row.withheld || err != nil && !row.withheld {
+				t.Errorf("%s: %v", row.name, err)
+			}
+			if len(kept) != row.record || len(a.Changes()) != row.record {
+				t.Errorf("%s: %d on the disk, %d on record", row.name, len(kept), len(a.Changes()))
+			}
+			a.Close()
+		}
+	})
+}
+
 // The disk is written to for each newer token, once an hour, and at the end; memory alone for every other fetch.
 func TestDiskIsSeldomWritten(t *testing.T) {
 	t.Parallel()

@@ -46,6 +46,28 @@ func (r *record) open(keep func([]tokencache.PolicyChange) error, changes func()
 	r.kept = r.list()
 }
 
+// recover takes the policy changes from o's memory where the record is gone, and reports whether it did: a folder may be
+// mounted over the one that it is in, or somebody may have removed it, while systemd has held the tokens that it withholds.
+func (o *Options) recover(now time.Duration) bool {
+	if o.Changes != nil || o.Memory == nil || len(o.Memory.Changes) == 0 {
+		return false
+	}
+	for _, p := range o.Memory.Changes {
+		if p.Floating && (o.BootID == "" || o.Memory.BootID != o.BootID || p.BootAt > now) {
+			p.BootAt = now // its boot is over: later than the truth, and so on the safe side
+		}
+		o.Changes = append(o.Changes, p)
+	}
+	return true
+}
+
+// restore keeps a record that was recovered, of which nothing is on the disk.
+func (r *record) restore() {
+	r.log.Warn("the record of policy changes was gone: it is as it was kept beside the tokens", zap.Int("changes", len(r.kept)))
+	r.kept = nil
+	_ = r.save() // why it failed is in the log and in the status
+}
+
 // list returns what is to be kept.
 func (r *record) list() []tokencache.PolicyChange {
 	noted := r.changes()

@@ -16,6 +16,10 @@ type Memory struct {
 	Synchronised bool      // whether that was known to be right
 	Keys         []Remembered
 	Rollovers    []Rollover // of all keys, the latest last
+
+	// Changes are the policy changes on record, for a start at which the record itself is gone: the cache leaves them to
+	// those who keep it. Floating ones are of the boot that BootID names.
+	Changes []PolicyChange
 }
 
 // Remembered is what is known of one key.
@@ -53,13 +57,16 @@ type Rollover struct {
 // Never is a boot time that is not reached.
 const Never = never
 
-// Memory returns what c knows. Changes on record are not in it: they are kept by themselves.
+// Memory returns what c knows.
 func (c *Cache) Memory() Memory {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
 	m := Memory{
 		BootID: c.bootID, Boot: now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
+	}
+	for _, ch := range c.changes {
+		m.Changes = append(m.Changes, ch.PolicyChange)
 	}
 	for _, e := range c.entries {
 		if e.life != 0 {

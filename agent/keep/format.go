@@ -64,17 +64,7 @@ var (
 func (r *Record) encode(changes []tokencache.PolicyChange) ([]byte, error) {
 	doc := document{Version: version, BootID: r.id, Changes: make([]written, len(changes))}
 	for i, p := range changes {
-		w := written{
-			ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect.String(), Note: p.Note, NotedOn: p.NotedOn.UTC(),
-		}
-		if !p.AllIdentities {
-			w.Selector = selectorOf(p.Selector)
-		}
-		if p.Floating {
-			since := int64(p.BootAt)
-			w.AtBoot = &since
-		}
-		doc.Changes[i] = w
+		doc.Changes[i] = writtenOf(p)
 	}
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
@@ -90,6 +80,20 @@ func (r *Record) encode(changes []tokencache.PolicyChange) ([]byte, error) {
 		return nil, fmt.Errorf("the record would be larger than %d bytes", maxFile)
 	}
 	return text.Bytes(), nil
+}
+
+func writtenOf(p tokencache.PolicyChange) written {
+	w := written{
+		ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect.String(), Note: p.Note, NotedOn: p.NotedOn.UTC(),
+	}
+	if !p.AllIdentities {
+		w.Selector = selectorOf(p.Selector)
+	}
+	if p.Floating {
+		since := int64(p.BootAt)
+		w.AtBoot = &since
+	}
+	return w
 }
 
 func (r *Record) decode(text []byte) ([]tokencache.PolicyChange, error) {
@@ -122,6 +126,15 @@ func (r *Record) decode(text []byte) ([]tokencache.PolicyChange, error) {
 // change turns a sound entry into a policy change. One that has lost its anchor, since the device was
 // booted since, is dated now: later than the truth, and so on the safe side.
 func (r *Record) change(w written, boot string) tokencache.PolicyChange {
+	p := w.change()
+	if now := r.boot(); p.Floating && (boot == "" || boot != r.id || p.BootAt > now) {
+		p.BootAt = now
+	}
+	return p
+}
+
+// change is the policy change as it was written, by the boot clock of that boot.
+func (w *written) change() tokencache.PolicyChange {
 	p := tokencache.PolicyChange{
 		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: effectOf(w.Effect),
 		Note: w.Note, NotedOn: w.NotedOn, Floating: w.AtBoot != nil,
@@ -129,27 +142,27 @@ func (r *Record) change(w written, boot string) tokencache.PolicyChange {
 	if w.Selector != nil {
 		p.Selector, _ = w.Selector.means()
 	}
-	if p.Floating {
-		now := r.boot()
+	if w.AtBoot != nil {
 		p.BootAt = time.Duration(*w.AtBoot)
-		if boot == "" || boot != r.id || p.BootAt > now {
-			p.BootAt = now
-		}
 	}
 	return p
 }
 
 // check returns the first thing that is wrong with what is, or is to be, on the disk.
 func (doc *document) check() error {
-	if n := len(doc.Changes); n > tokencache.MaxChanges {
-		return fmt.Errorf("%d policy changes are more than %d", n, tokencache.MaxChanges)
-	}
 	if !fits(doc.BootID, maxID) {
 		return errors.New("its boot_id is none")
 	}
+	return checkChanges(doc.Changes)
+}
+
+func checkChanges(all []written) error {
+	if n := len(all); n > tokencache.MaxChanges {
+		return fmt.Errorf("%d policy changes are more than %d", n, tokencache.MaxChanges)
+	}
 	seen := make(map[string]bool)
-	for i := range doc.Changes {
-		w := &doc.Changes[i]
+	for i := range all {
+		w := &all[i]
 		if err := w.check(); err != nil {
 			return fmt.Errorf("policy change %d: %w", i+1, err)
 		}

@@ -41,6 +41,7 @@ type memory struct {
 	Synchronised bool          `json:"synchronised"`
 	Keys         []remembered  `json:"keys"`
 	Rollovers    []seen        `json:"rollovers"`
+	Changes      []written     `json:"changes,omitempty"` // a copy of the record
 }
 
 // key is a tokencache.Key.
@@ -109,6 +110,12 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 		if w := rememberedOf(r); w.check() == nil {
 			doc.Keys = append(doc.Keys, w)
 		}
+	}
+	for _, p := range m.Changes {
+		doc.Changes = append(doc.Changes, writtenOf(p))
+	}
+	if checkChanges(doc.Changes) != nil {
+		doc.Changes = nil // they are on record all the same, and the tokens are worth keeping
 	}
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
@@ -202,6 +209,9 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	for _, w := range doc.Keys {
 		m.Keys = append(m.Keys, w.remembered())
 	}
+	for _, w := range doc.Changes {
+		m.Changes = append(m.Changes, w.change())
+	}
 	return &m, nil
 }
 
@@ -263,6 +273,9 @@ func (doc *memory) check() error {
 		return errors.New("its wall is outside 1970 to 2200")
 	}
 	if err := checkSeen(doc.Rollovers, maxHistory); err != nil {
+		return err
+	}
+	if err := checkChanges(doc.Changes); err != nil {
 		return err
 	}
 	there := make(map[tokencache.Key]bool)

@@ -40,6 +40,10 @@ func whole(n int) tokencache.Memory {
 			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1,
 		}},
 		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
+		Changes: []tokencache.PolicyChange{
+			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", NotedOn: noon.Add(time.Second)},
+			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Floating: true, BootAt: time.Minute},
+		},
 	}
 }
 
@@ -86,6 +90,27 @@ func TestEveryFieldIsKept(t *testing.T) {
 	local.Wall = m.Wall.In(time.FixedZone("elsewhere", 3600))
 	if again, err := encodeMemory(local); err != nil || !bytes.Equal(again, text) {
 		t.Errorf("in another zone it is another: %v", err)
+	}
+}
+
+// Policy changes that could not be read again cost no token: they are on record by themselves.
+func TestChangesAreLeftOut(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(p *tokencache.PolicyChange){
+		"an id that is there already": func(p *tokencache.PolicyChange) { p.ID = "a2" },
+		"no effect":                   func(p *tokencache.PolicyChange) { p.Effect = 0 },
+		"a note of two lines":         func(p *tokencache.PolicyChange) { p.Note = "a\nb" },
+		"in 1969":                     func(p *tokencache.PolicyChange) { p.At = noon.AddDate(-57, 0, 0) },
+	} {
+		m := whole(1)
+		spoil(&m.Changes[0])
+		text, err := encodeMemory(m)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got, err := decodeMemory(text); err != nil || len(got.Keys) != len(m.Keys) || len(got.Changes) != 0 {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

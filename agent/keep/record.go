@@ -36,7 +36,7 @@ func Open(dir string, boot func() time.Duration) (*Record, error) {
 	return &Record{dir: dir, boot: boot, id: BootID()}, nil
 }
 
-// Load returns the policy changes on record; none when there is no file. A file that cannot be read is
+// Load returns the policy changes on record; nil when there is no file, which is not the same as a record of none. A file that cannot be read is
 // moved aside, and the error says what is wrong with it and where it is now.
 func (r *Record) Load() ([]tokencache.PolicyChange, error) {
 	path := filepath.Join(r.dir, fileName)

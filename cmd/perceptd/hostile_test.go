@@ -451,6 +451,37 @@ func TestBindMounts(t *testing.T) {
 	}
 }
 
+// TestRevocationOutlivesItsRecord: with a folder mounted over the one that the record of policy changes is in, over a crash,
+// the token that systemd has held is withheld as before.
+func TestRevocationOutlivesItsRecord(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("folders are mounted: run it as root")
+	}
+	store := newFDStore(t)
+	d := newFolder(t, simulatedFor())
+	store.start(t, d)
+	d.awaitHealth(t)
+	d.held(t)
+	until(t, "the cache to be stored", d.ended, func() bool { return len(store.all()) == 1 })
+	first := store.all()[0]
+	if status, body, err := d.ask(d.admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"revoked"}`); status/100 != 2 {
+		t.Fatalf("%d %s %v", status, body, err)
+	}
+	until(t, "the change to be stored", d.ended, func() bool { all := store.all(); return len(all) == 1 && all[0] != first })
+	must(t, d.cmd.Process.Kill())
+	<-d.ended
+	cover(t, t.TempDir(), d.state())
+	store.start(t, d)
+	d.awaitHealth(t)
+	if status, body, err := d.get(d.token(), vaultToken); status != 403 || !strings.Contains(body, string(api.CodeRevoked)) {
+		t.Errorf("a token from before the revocation: %d %.300s %v", status, body, err)
+	}
+	if !strings.Contains(d.text(), "the record of policy changes was gone") {
+		t.Error("the log does not tell of it")
+	}
+}
+
 // servesOrEnds waits for one of the two, and reports whether the daemon serves.
 func (d *daemonProcess) servesOrEnds() bool {
 	for {
