@@ -36,12 +36,12 @@ func runInsideIn(t *testing.T, folder *daemonProcess) *inside {
 		t.Setenv(name, "") // puts back what was there before
 	}
 	d := &inside{daemonProcess: folder}
-	d.process = &process{ended: make(chan struct{})}
+	d.process = newProcess(t)
 	var ctx context.Context
 	ctx, d.cancel = context.WithCancel(t.Context())
 	go func() {
 		defer close(d.ended)
-		d.exit = run(ctx, d.arguments(), io.Discard, d.process)
+		d.exit = run(ctx, d.arguments(), io.Discard, d.output)
 	}()
 	t.Cleanup(func() { d.end() })
 	return d

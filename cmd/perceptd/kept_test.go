@@ -253,8 +253,10 @@ func TestNoRoomForDescriptors(t *testing.T) {
 		status, _, _ := d.get(d.token(), vaultToken)
 		return status == 200
 	})
-	if trouble := d.status(t).Trouble; len(trouble) != 0 {
-		t.Errorf("trouble %q", trouble)
+	for _, trouble := range d.status(t).Trouble {
+		if !strings.HasPrefix(trouble, "connections to the token socket are turned away") { // they were
+			t.Errorf("trouble %q", trouble)
+		}
 	}
 }
 

@@ -2,13 +2,13 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -124,20 +124,28 @@ func binary(t testing.TB, name string) string {
 type process struct {
 	cmd    *exec.Cmd
 	ended  chan struct{}
-	mu     sync.Mutex
-	output bytes.Buffer
+	output *os.File // the program itself writes to it: what it said before it answered is there by the answer
 }
 
-func (p *process) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.output.Write(b)
+func newProcess(t testing.TB) *process {
+	t.Helper()
+	output, err := os.CreateTemp("", "perceptd-said-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = output.Close() })
+	if err := os.Remove(output.Name()); err != nil { // the descriptor is enough
+		t.Fatal(err)
+	}
+	return &process{ended: make(chan struct{}), output: output}
 }
 
 func (p *process) text() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.output.String()
+	text, err := io.ReadAll(io.NewSectionReader(p.output, 0, math.MaxInt64))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
 
 func launch(t testing.TB, environment []string, name string, args ...string) *process {
@@ -148,9 +156,10 @@ func launch(t testing.TB, environment []string, name string, args ...string) *pr
 // begin starts a command with that environment and no more of this one than it needs.
 func begin(t testing.TB, environment []string, cmd *exec.Cmd) *process {
 	t.Helper()
-	p := &process{cmd: cmd, ended: make(chan struct{})}
+	p := newProcess(t)
+	p.cmd = cmd
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, environment...)
-	p.cmd.Stdout, p.cmd.Stderr = p, p
+	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
