@@ -116,7 +116,7 @@ func (t *turns) queue(conn net.Conn) bool {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.count >= t.most || len(t.waiting[from]) >= t.per {
+	if len(t.waiting[from]) >= t.per || t.count >= t.most && !t.makeRoom(from) {
 		return false
 	}
 	if len(t.waiting[from]) == 0 {
@@ -125,6 +125,25 @@ func (t *turns) queue(conn net.Conn) bool {
 	t.waiting[from] = append(t.waiting[from], conn)
 	t.count++
 	t.changed.Broadcast()
+	return true
+}
+
+// makeRoom closes the connection that came last of the caller with the most waiting, and reports false when no caller has
+// more than from would have then. The lock is held.
+func (t *turns) makeRoom(from quotaKey) bool {
+	most, n := from, len(t.waiting[from])+1
+	for key, all := range t.waiting {
+		if len(all) > n {
+			most, n = key, len(all)
+		}
+	}
+	if most == from {
+		return false
+	}
+	last := len(t.waiting[most]) - 1
+	_ = t.waiting[most][last].Close() // it is told nothing else either
+	t.waiting[most] = t.waiting[most][:last]
+	t.count--
 	return true
 }
 

@@ -177,6 +177,39 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 	})
 }
 
+// When all who may wait do, a caller with fewer waiting gets the place of one that has more.
+func TestFloodsMakeRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		turns := someTurns(g, 32)
+		defer turns.Close()
+		var floods []*visitor
+		for user := range uint32(4) {
+			floods = append(floods, g.arrive(user, "first", "second")...)
+		}
+		if v := g.arrive(9, "honest"); v[0].closed {
+			t.Error("others' floods leave no room for one connection")
+		}
+		if v := g.arrive(9, "as many as others"); !v[0].closed {
+			t.Error("a caller drives out one that has no more waiting than it would have")
+		}
+		closed := 0
+		for _, v := range floods {
+			if v.closed {
+				closed++
+			}
+			if v.closed && v.name == "first" {
+				t.Error("one that came earlier was closed")
+			}
+		}
+		if closed != 1 {
+			t.Errorf("%d were closed for one", closed)
+		}
+		turns.names(t, 8)
+	})
+}
+
 // A closed listener lets in whoever came before.
 func TestTurnsAreKeptOnClose(t *testing.T) {
 	t.Parallel()
