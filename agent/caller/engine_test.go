@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -319,12 +320,14 @@ func TestEngineIsLookedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	dead := filepath.Join(dir, "dead.sock")
+	syscall.ForkLock.RLock() // until a new process runs its own program it has the socket too
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
+	syscall.ForkLock.RUnlock()
 	for _, row := range []struct {
 		name    string
 		engines []string

@@ -366,6 +366,9 @@ func TestUnreachable(t *testing.T) {
 	}{
 		{"nothing there", func(*testing.T, string) {}, fs.ErrNotExist},
 		{"nobody listens", func(t *testing.T, path string) {
+			// No process may be started meanwhile: until it runs its own program it has the socket too.
+			syscall.ForkLock.RLock()
+			defer syscall.ForkLock.RUnlock()
 			listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 			if err != nil {
 				t.Fatal(err)

@@ -133,7 +133,8 @@ func TestTokensOnABrokenDevice(t *testing.T) {
 	}{
 		{"no descriptors left", unix.SYS_OPENAT, 2, unix.O_NOFOLLOW, unix.EMFILE, false, false},
 		{"no file can be read", unix.SYS_READ, 2, anything &^ 15, unix.EIO, false, true},
-		{"no file can be written", unix.SYS_WRITE, 2, anything &^ 15, unix.EIO, true, false},
+		// But for 4,096 bytes, which is what package testing writes of the files that were opened, on any thread.
+		{"no file can be written", unix.SYS_WRITE, 2, anything &^ (15 | 4096), unix.EIO, true, false},
 		{"nothing reaches the disk", unix.SYS_FSYNC, 0, anything, unix.EIO, true, false},
 		{"nothing can be renamed", unix.SYS_RENAMEAT, 0, anything, unix.EIO, true, false},
 	} {

@@ -266,10 +266,11 @@ func (d *daemon) kept(socket, text string) (net.Conn, reply) {
 
 // full returns a daemon on whose socket of all local services this process has all of its two places: it has taken those
 // that the daemon has for itself before.
-func full(t *testing.T, text string, place time.Duration) (d *daemon, socket string, held []net.Conn) {
+func full(t *testing.T, text string, place time.Duration, changed func()) (d *daemon, socket string, held []net.Conn) {
 	t.Helper()
 	d = newDaemon(t, fetchDay)
 	d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 32, 2, place
+	d.CrowdChanged = changed
 	socket = d.tokens("")
 	for range ownPlaces {
 		d.kept(socket, get(api.PathHealth))
@@ -292,14 +293,13 @@ func full(t *testing.T, text string, place time.Duration) (d *daemon, socket str
 // has its room all the same.
 func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
-	d, socket, held := full(t, get("/v1/watch?resource="+vault), time.Millisecond)
 	changed := make(chan struct{}, 1)
-	d.CrowdChanged = func() {
+	d, socket, held := full(t, get("/v1/watch?resource="+vault), time.Millisecond, func() {
 		select {
 		case changed <- struct{}{}:
 		default:
 		}
-	}
+	})
 	got := send(t, socket, get(v1Vault))
 	if got.status != 429 || got.header.Get("Retry-After") != "1" || !got.closes || got.problem(t).Code != api.CodeBusy {
 		t.Errorf("one too many: %+v", got)
@@ -331,7 +331,7 @@ func TestTooManyConnections(t *testing.T) {
 // Who waits for a place gets it when a request of its own is done, and its connection is kept no longer.
 func TestPlaceIsGivenOn(t *testing.T) {
 	t.Parallel()
-	_, socket, held := full(t, get("/v1/watch?resource="+vault), time.Hour)
+	_, socket, held := full(t, get("/v1/watch?resource="+vault), time.Hour, nil)
 	waits, err := net.Dial("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -349,7 +349,7 @@ func TestPlaceIsGivenOn(t *testing.T) {
 // An idle connection makes room at once. Its client finds it closed, with nothing lost.
 func TestIdleConnectionMakesRoom(t *testing.T) {
 	t.Parallel()
-	d, socket, held := full(t, get(api.PathHealth), time.Hour)
+	d, socket, held := full(t, get(api.PathHealth), time.Hour, nil)
 	for range 6 {
 		if _, got := d.kept(socket, get(v1Vault)); got.status != 200 {
 			t.Errorf("%+v", got)
@@ -365,7 +365,7 @@ func TestIdleConnectionMakesRoom(t *testing.T) {
 // An idle connection whose client has not read its answer makes no room: the kernel would keep that all the same.
 func TestUnreadIdleConnectionMakesNoRoom(t *testing.T) {
 	t.Parallel()
-	d, socket, held := full(t, get(api.PathHealth), time.Hour)
+	d, socket, held := full(t, get(api.PathHealth), time.Hour, nil)
 	if _, err := io.WriteString(held[0], get(v1Vault)); err != nil {
 		t.Fatal(err)
 	}

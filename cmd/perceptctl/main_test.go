@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
 	"perceptd/agent/simulator"
@@ -185,10 +185,11 @@ func checkRequests(ts *testscript.TestScript, _ bool, _ []string) {
 func leaveDeafSocket(ts *testscript.TestScript, _ bool, args []string) {
 	path := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(filepath.Dir(path), 0o755))
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	// It never listens: a program that another test starts just now may have its descriptor for a moment.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	ts.Check(err)
-	listener.SetUnlinkOnClose(false)
-	ts.Check(listener.Close())
+	ts.Check(unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	ts.Check(unix.Close(fd))
 }
 
 // startSimulator is `simulator`: it runs a simulated back end whose clock stands still.
