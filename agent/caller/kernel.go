@@ -103,8 +103,12 @@ var errGone = errors.New("the process that connected has ended")
 func (k kernel) hold(fd int, pid int32) (process, error) {
 	if k.pidfd {
 		held, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
-		if err != nil {
-			return process{}, errGone // ENODATA, EINVAL or ESRCH, by the kernel's version
+		switch err {
+		case nil:
+		case unix.ENODATA, unix.EINVAL, unix.ESRCH: // by the kernel's version
+			return process{}, errGone
+		default:
+			return process{}, fmt.Errorf("no hold on the process that connected: %w", err)
 		}
 		return process{pid: pid, fd: held, pidfd: true}, nil
 	}

@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // phase is what a connection is at.
@@ -26,6 +28,7 @@ type connection struct {
 	phase  atomic.Int32
 	idleOn atomic.Int64 // since it was accepted, when it was last left idle
 	asked  atomic.Bool  // a request has come in
+	wrote  atomic.Bool  // something was sent, be it net/http's own refusal of what is not a request
 	inLine atomic.Bool  // it has no place yet
 	// stuck tells that its client had not read all of its answers when its place was wanted; then it keeps it.
 	stuck atomic.Bool
@@ -84,6 +87,14 @@ func (c *connection) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// Write notes that there is something for the client to read.
+func (c *connection) Write(b []byte) (int, error) {
+	if !c.wrote.Load() {
+		c.wrote.Store(true)
+	}
+	return c.Conn.Write(b)
+}
+
 // CloseWrite is what net/http looks for, to have a refusal read before the end.
 func (c *connection) CloseWrite() error {
 	if to, ok := c.Conn.(interface{ CloseWrite() error }); ok {
@@ -105,6 +116,7 @@ func (c *connection) begin() (more bool) {
 	for {
 		was := c.phase.Load()
 		if was == phaseLeaving {
+			c.crowd.takeBack(c)
 			return false
 		}
 		if c.phase.CompareAndSwap(was, phaseBusy) {
@@ -120,7 +132,7 @@ func (c *connection) rest() {
 }
 
 // leave has c end as soon as what has come in on it already is answered. It reports false when a request is under way,
-// or may be at any moment.
+// or may be at any moment: then c keeps its place until that is answered.
 //
 // Only the reading end is shut. So a request that the kernel has is not lost, and a client that asks later is refused by
 // the kernel before anything of it is sent, and may ask elsewhere.
@@ -137,7 +149,7 @@ func (c *connection) leave(now time.Time) bool {
 		return false
 	}
 	c.end()
-	return true
+	return c.inKernel(unix.SIOCINQ) == 0
 }
 
 func (c *connection) end() {

@@ -30,7 +30,8 @@ type crowd struct {
 	away    away
 
 	lingering []*connection // that have ended, and keep their places
-	look      *time.Timer   // at them
+	look      *time.Timer   // at them; nil: none is planned
+	lookOn    time.Time     // when
 
 	waiting atomic.Int32 // as many as are in the line
 }
@@ -260,6 +261,17 @@ func (cr *crowd) leave(c *connection) {
 		cr.unqueue(c)
 	}
 	cr.callUp(nil)
+}
+
+// takeBack gives c, which had made room, its place again, be there one or not: a request of its came in at that very moment.
+func (cr *crowd) takeBack(c *connection) {
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	if c.at >= 0 || c.isOwn || c.inLine.Load() {
+		return
+	}
+	c.counted = cr.countedFor(c.key)
+	cr.place(c)
 }
 
 // rest notes that c has no request any more, which lets one who waits have its place.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -289,6 +290,17 @@ func full(t *testing.T, text string, place time.Duration, changed func()) (d *da
 	return d, socket, held
 }
 
+// rests returns when every connection is idle.
+func (d *daemon) rests() {
+	cr := d.crowdOf(onToken, "")
+	busy := func(c *connection) bool { return c.phase.Load() != phaseIdle }
+	for some := true; some; runtime.Gosched() {
+		cr.mu.Lock()
+		some = slices.ContainsFunc(cr.placed, busy)
+		cr.mu.Unlock()
+	}
+}
+
 // Who has all of its connections busy is told so, in words, and it is known whose fault it was; a module
 // has its room all the same.
 func TestTooManyConnections(t *testing.T) {
@@ -350,6 +362,7 @@ func TestPlaceIsGivenOn(t *testing.T) {
 func TestIdleConnectionMakesRoom(t *testing.T) {
 	t.Parallel()
 	d, socket, held := full(t, get(api.PathHealth), time.Hour, nil)
+	d.rests()
 	for range 6 {
 		if _, got := d.kept(socket, get(v1Vault)); got.status != 200 {
 			t.Errorf("%+v", got)
@@ -372,6 +385,7 @@ func TestUnreadIdleConnectionMakesNoRoom(t *testing.T) {
 	if n, err := held[0].Read(make([]byte, 1)); n != 1 || err != nil { // so that it is answered
 		t.Fatal(err)
 	}
+	d.rests()
 	for range 6 {
 		if _, got := d.kept(socket, get(v1Vault)); got.status != 200 {
 			t.Errorf("%+v", got)
@@ -412,7 +426,10 @@ func TestRequestOnItsWayIsRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		c := conn.(*connection)
+		c, cr := conn.(*connection), new(crowd)
+		c.crowd = cr
+		c.counted = cr.countedFor(c.key)
+		cr.place(c)
 		c.begin()
 		if c.leave(time.Now()) {
 			t.Errorf("%s: with a request under way it is ended", network)
@@ -421,15 +438,19 @@ func TestRequestOnItsWayIsRead(t *testing.T) {
 		if _, err := io.WriteString(client, "GET "); err != nil {
 			t.Fatal(err)
 		}
-		if !c.leave(time.Now()) {
-			t.Errorf("%s: an idle one is not ended", network)
+		if c.leave(time.Now()) || c.isIdle(c.phase.Load(), time.Now()) {
+			t.Errorf("%s: with a request on its way it gives its place up, or may be asked for it again", network)
 		}
 		text, err := io.ReadAll(c)
 		if string(text) != "GET " || err != nil {
 			t.Errorf("%s: %q, %v", network, text, err)
 		}
+		cr.remove(c) // as if it had been read at the very moment
 		if c.begin() {
 			t.Errorf("%s: it may bring another request", network)
+		}
+		if len(cr.placed) != 1 || c.whole().placed != 1 || cr.tallies[c.key] != c.counted[0].tally {
+			t.Errorf("%s: it is answered without a place", network)
 		}
 		if _, err := io.WriteString(client, "GET "); network == "unix" && err == nil {
 			t.Errorf("%s: the client may write", network)
@@ -455,9 +476,27 @@ func TestUnprovedKeepNoConnection(t *testing.T) {
 	}
 }
 
-// Who leaves answers unread has no more of them than connections, whoever ends those; who reads has its place back.
+// Who leaves answers unread has no more of them than connections, whoever ends those, and be it net/http that answers
+// what is not a request; who reads has its place back.
 func TestUnreadAnswersKeepTheirPlace(t *testing.T) {
 	t.Parallel()
+	for name, row := range map[string]struct {
+		text   string
+		status int
+	}{
+		"a token":            {get(v1Vault, "Connection: close"), 200},
+		"no host":            {"GET /v1/token HTTP/1.1\r\n\r\n", 400},
+		"an unknown coding":  {get(v1Vault, "Transfer-Encoding: x"), 501},
+		"an unknown version": {"GET /v1/token HTTP/9.9\r\nHost: localhost\r\n\r\n", 505},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testUnread(t, row.text, row.status)
+		})
+	}
+}
+
+func testUnread(t *testing.T, text string, status int) {
 	d := newDaemon(t, fetchDay)
 	d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 32, 2, time.Millisecond
 	socket := d.tokens("")
@@ -470,31 +509,31 @@ func TestUnreadAnswersKeepTheirPlace(t *testing.T) {
 		defer cr.mu.Unlock()
 		return len(cr.lingering)
 	}
-	ask := func() net.Conn {
+	ask := func(text string) net.Conn {
 		conn, err := net.Dial("unix", socket)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
-		if _, err := io.WriteString(conn, get(v1Vault, "Connection: close")); err != nil {
+		if _, err := io.WriteString(conn, text); err != nil {
 			t.Fatal(err)
 		}
 		return conn
 	}
-	first, second := ask(), ask()
+	first, second := ask(text), ask(text)
 	for lingering() < 2 {
 		time.Sleep(time.Millisecond)
 	}
-	if got := exchangeOn(t, ask(), ""); got.status != 429 {
+	if got := exchangeOn(t, ask(get(v1Vault, "Connection: close")), ""); got.status != 429 {
 		t.Errorf("a third: %+v", got)
 	}
-	if got := exchangeOn(t, first, ""); got.status != 200 || !got.closes {
+	if got := exchangeOn(t, first, ""); got.status != status || !got.closes {
 		t.Errorf("the first: %+v", got)
 	}
 	for lingering() > 1 {
 		time.Sleep(time.Millisecond)
 	}
-	if got := exchangeOn(t, ask(), ""); got.status != 200 {
+	if got := exchangeOn(t, ask(get(v1Vault, "Connection: close")), ""); got.status != 200 {
 		t.Errorf("a fourth: %+v", got)
 	}
 	second.Close()

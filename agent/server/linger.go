@@ -23,7 +23,7 @@ func (c *connection) Close() error {
 	if c.lingers.Load() {
 		return nil
 	}
-	if c.crowd == nil || !c.asked.Load() || !c.hasUnread() {
+	if c.crowd == nil || !c.wrote.Load() || !c.hasUnread() {
 		return c.Conn.Close()
 	}
 	c.lingers.Store(true)
@@ -35,20 +35,25 @@ func (c *connection) Close() error {
 
 // hasUnread reports whether the client has not read all that was written. TCP's keeps that by itself.
 func (c *connection) hasUnread() bool {
-	socket, ok := c.Conn.(syscall.Conn)
-	if !ok {
+	if c.inKernel(unix.SIOCOUTQ) == 0 {
 		return false
 	}
-	if _, isUnix := c.LocalAddr().(*net.UnixAddr); !isUnix {
-		return false
+	_, isUnix := c.LocalAddr().(*net.UnixAddr)
+	return isUnix
+}
+
+// inKernel returns how many bytes the kernel holds of c, in one direction: SIOCINQ or SIOCOUTQ.
+func (c *connection) inKernel(which uint) (n int) {
+	socket, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return 0
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
-		return false
+		return 0
 	}
-	n := 0
-	err = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
-	return n > 0 && err == nil
+	_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), which) }) // a closed one has nothing
+	return n
 }
 
 // linger keeps c's place. The lock is held.
@@ -57,14 +62,21 @@ func (cr *crowd) linger(c *connection) {
 	cr.lookIn(lingerFirst)
 }
 
-// lookIn has those that linger looked at after a while, and then less and less often. The lock is held.
+// lookIn has those that linger looked at after a while, and then less and less often. The next look is never put off. The
+// lock is held.
 func (cr *crowd) lookIn(wait time.Duration) {
+	at := time.Now().Add(wait)
 	if cr.look != nil {
+		if !at.Before(cr.lookOn) {
+			return
+		}
 		cr.look.Stop()
 	}
+	cr.lookOn = at
 	cr.look = time.AfterFunc(wait, func() {
 		cr.mu.Lock()
 		defer cr.mu.Unlock()
+		cr.look = nil
 		cr.release((*connection).hasUnread)
 		if len(cr.lingering) > 0 {
 			cr.lookIn(min(2*wait, lingerMost))
