@@ -52,7 +52,7 @@ func decode(t *testing.T, datagram string) map[string][]string {
 
 func journalLogger(t *testing.T, options zap.Option) (*zap.Logger, func() map[string][]string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "journal")
+	path := filepath.Join(shortFolder(t), "journal")
 	conn := receiver(t, path)
 	logger := zap.New(NewJournal(JournalOptions{Socket: path, Level: zapcore.DebugLevel, Fallback: failWriter{}}), options)
 	return logger, func() map[string][]string { return decode(t, receive(t, conn)) }
@@ -129,7 +129,7 @@ func TestJournalPriorities(t *testing.T) {
 		zapcore.DPanicLevel: "2", zapcore.PanicLevel: "2", zapcore.FatalLevel: "2", zapcore.DebugLevel - 1: "7",
 	} {
 		var out bytes.Buffer
-		c := NewJournal(JournalOptions{Socket: filepath.Join(t.TempDir(), "none"), Fallback: &out})
+		c := NewJournal(JournalOptions{Socket: filepath.Join(shortFolder(t), "none"), Fallback: &out})
 		if err := errors.Join(c.Write(zapcore.Entry{Level: level, Message: "m"}, nil), c.Sync()); err != nil {
 			t.Error(err)
 		}
@@ -149,7 +149,7 @@ func TestJournalLevel(t *testing.T) {
 
 func TestJournalFallsBackAndReturns(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "journal")
+	path := filepath.Join(shortFolder(t), "journal")
 	var out bytes.Buffer
 	logger := zap.New(NewJournal(JournalOptions{Socket: path, Fallback: &out}))
 	logger.Error("first\n<0>forged", zap.String("text", "a\n<0>b"))
@@ -178,7 +178,7 @@ func TestJournalFallsBackAndReturns(t *testing.T) {
 // A journal that does not read has the entry fall back, and is still used once it reads again.
 func TestJournalDoesNotWaitForAFullJournal(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "journal")
+	path := filepath.Join(shortFolder(t), "journal")
 	conn := receiver(t, path)
 	var out bytes.Buffer
 	logger := zap.New(NewJournal(JournalOptions{Socket: path, Fallback: &out}))
@@ -198,7 +198,7 @@ func TestJournalDoesNotWaitForAFullJournal(t *testing.T) {
 
 func TestJournalReportsThatNothingTookTheEntry(t *testing.T) {
 	t.Parallel()
-	c := NewJournal(JournalOptions{Socket: filepath.Join(t.TempDir(), "none"), Fallback: failWriter{}})
+	c := NewJournal(JournalOptions{Socket: filepath.Join(shortFolder(t), "none"), Fallback: failWriter{}})
 	if err := c.Write(zapcore.Entry{Message: "m"}, nil); err == nil {
 		t.Error("no error")
 	}

@@ -26,7 +26,7 @@ func socketFile(t *testing.T, domain, kind, backlog int) *os.File {
 	t.Cleanup(func() { _ = file.Close() })
 	var address unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
 	if domain == unix.AF_UNIX {
-		address = &unix.SockaddrUnix{Name: filepath.Join(t.TempDir(), "s")}
+		address = &unix.SockaddrUnix{Name: filepath.Join(shortFolder(t), "s")}
 	}
 	if err := unix.Bind(fd, address); err != nil {
 		t.Fatal(err)

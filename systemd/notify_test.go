@@ -42,7 +42,7 @@ func receive(t *testing.T, conn *net.UnixConn) string {
 
 func TestNotify(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "notify")
+	path := filepath.Join(shortFolder(t), "notify")
 	conn := receiver(t, path)
 	n, err := parseNotifySocket(path)
 	if err != nil || !n.Enabled() {
@@ -72,7 +72,7 @@ func TestNotify(t *testing.T) {
 
 func TestReloadingCarriesTheMonotonicTime(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "notify")
+	path := filepath.Join(shortFolder(t), "notify")
 	conn := receiver(t, path)
 	monotonic := func() int64 {
 		var now unix.Timespec
@@ -105,7 +105,7 @@ func TestNotifyNobody(t *testing.T) {
 
 func TestNotifyErrors(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := shortFolder(t)
 	unserved := filepath.Join(dir, "unserved")
 	left := receiver(t, unserved)
 	_ = left.Close() // its path stays
@@ -147,7 +147,7 @@ func TestPatience(t *testing.T) {
 
 func TestNotifyABusyManager(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "notify")
+	path := filepath.Join(shortFolder(t), "notify")
 	conn := receiver(t, path)
 	n, err := parseNotifySocket(path)
 	if err != nil {

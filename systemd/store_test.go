@@ -13,7 +13,7 @@ import (
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "notify")
+	path := filepath.Join(shortFolder(t), "notify")
 	conn := receiver(t, path)
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -65,7 +65,7 @@ func TestStoreRefuses(t *testing.T) {
 	if err := (Notify{}).Store("a", 0); err != nil {
 		t.Errorf("outside systemd: %v", err)
 	}
-	path := filepath.Join(t.TempDir(), "notify")
+	path := filepath.Join(shortFolder(t), "notify")
 	receiver(t, path)
 	if err := (Notify{address: path}).Store("a", -1); err == nil {
 		t.Error("what is no descriptor was stored")

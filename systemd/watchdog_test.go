@@ -91,7 +91,7 @@ func TestWatch(t *testing.T) {
 
 func TestWatchPingsSystemd(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "notify")
+	path := filepath.Join(shortFolder(t), "notify")
 	conn := receiver(t, path)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

@@ -323,8 +323,8 @@ func TestAttackExecAfterConnect(t *testing.T) {
 func TestAttackSetuidAfterConnect(t *testing.T) {
 	needsRoot(t)
 	const user = 65534
-	folder := t.TempDir()
-	if err := os.Chmod(filepath.Dir(folder), 0o711); err != nil {
+	folder := shortFolder(t)
+	if err := os.Chmod(folder, 0o711); err != nil {
 		t.Fatal(err)
 	}
 	program, err := os.ReadFile("/proc/self/exe")
@@ -338,7 +338,7 @@ func TestAttackSetuidAfterConnect(t *testing.T) {
 	bothWays(t, func(t *testing.T, o Options) {
 		ctx := context.Background()
 		s := realScene(t, o)
-		if err := errors.Join(os.Chmod(s.path, 0o666), os.Chmod(filepath.Dir(filepath.Dir(s.path)), 0o711)); err != nil {
+		if err := errors.Join(os.Chmod(s.path, 0o666), os.Chmod(filepath.Dir(s.path), 0o711)); err != nil {
 			t.Fatal(err)
 		}
 		a := s.start("connect", func(c *exec.Cmd) {

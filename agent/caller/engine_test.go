@@ -27,7 +27,7 @@ func withEngine(t *testing.T, o Options) (*scene, *fakeEngine) {
 	e.answer(idA, honest(idA, "vision", 2))
 	e.answer(idB, honest(idB, "speech", 3))
 	s.SetRules(Rules{
-		Engines: []string{filepath.Join(t.TempDir(), "nobody"), e.path}, NeedsEngine: true,
+		Engines: []string{filepath.Join(shortFolder(t), "nobody"), e.path}, NeedsEngine: true,
 		Modules: map[string]Requirement{"vision": {Container: "vision"}, "speech": {Container: "speech"}, "free": {}},
 	})
 	return s, e
@@ -314,7 +314,7 @@ func TestAttackRecreatedContainer(t *testing.T) {
 
 func TestEngineIsLookedFor(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := shortFolder(t)
 	file, nobody := filepath.Join(dir, "file"), filepath.Join(dir, "nobody")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -41,7 +41,7 @@ const canary = "canary-4f1d2c7e9b"
 // talker is an engine that sends bytes of its own choice: what it does with each connection.
 func talker(t *testing.T, talk func(conn net.Conn, questions *bufio.Reader)) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "engine.sock")
+	path := filepath.Join(shortFolder(t), "engine.sock")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)

@@ -79,7 +79,7 @@ func (s *scene) open(o Options) {
 	o.ByHand = true // the engine is this test's own
 	s.Prover = New(o)
 	s.t.Cleanup(s.Close)
-	s.path = filepath.Join(s.t.TempDir(), "s")
+	s.path = filepath.Join(shortFolder(s.t), "s")
 	l, err := net.Listen("unix", s.path)
 	if err != nil {
 		s.t.Fatal(err)
@@ -201,7 +201,7 @@ type fakeEngine struct {
 
 func newFakeEngine(t testing.TB) *fakeEngine {
 	t.Helper()
-	e := &fakeEngine{path: filepath.Join(t.TempDir(), "engine.sock"), says: make(map[string]http.HandlerFunc)}
+	e := &fakeEngine{path: filepath.Join(shortFolder(t), "engine.sock"), says: make(map[string]http.HandlerFunc)}
 	l, err := net.Listen("unix", e.path)
 	if err != nil {
 		t.Fatal(err)

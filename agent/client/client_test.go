@@ -40,7 +40,7 @@ var connections atomic.Int64
 // serve runs an HTTP server on both sockets of a new folder and returns a client of it.
 func serve(t *testing.T, handler http.HandlerFunc) *client.Client {
 	t.Helper()
-	c := &client.Client{Socket: filepath.Join(shortFolder(t), "token.sock")}
+	c := &client.Client{Socket: filepath.Join(client.ShortFolder(t), "token.sock")}
 	for _, path := range []string{c.TokenSocketPath(), c.AdminSocketPath()} {
 		listener, err := net.Listen("unix", path)
 		if err != nil {
@@ -56,17 +56,6 @@ func serve(t *testing.T, handler http.HandlerFunc) *client.Client {
 		t.Cleanup(server.Close)
 	}
 	return c
-}
-
-// shortFolder is a folder whose sockets' paths fit the 107 bytes that the kernel takes.
-func shortFolder(t *testing.T) string {
-	t.Helper()
-	folder, err := os.MkdirTemp("", "percept")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(folder) })
-	return folder
 }
 
 func answer(w http.ResponseWriter, status int, mediaType, body string) {
@@ -396,7 +385,7 @@ func TestUnreachable(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			c := &client.Client{Socket: filepath.Join(shortFolder(t), "token.sock")}
+			c := &client.Client{Socket: filepath.Join(client.ShortFolder(t), "token.sock")}
 			test.at(t, c.Socket)
 			checkUnreachable(t, c, test.want)
 		})
@@ -424,7 +413,7 @@ func TestNotPermitted(t *testing.T) {
 		runAsNobody(t)
 		return
 	}
-	c := &client.Client{Socket: filepath.Join(shortFolder(t), "token.sock")}
+	c := &client.Client{Socket: filepath.Join(client.ShortFolder(t), "token.sock")}
 	listener, err := net.Listen("unix", c.Socket)
 	if err != nil {
 		t.Fatal(err)

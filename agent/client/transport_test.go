@@ -30,7 +30,7 @@ type tokenDaemon struct {
 
 func newTokenDaemon(t *testing.T) *tokenDaemon {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "token.sock")
+	socket := filepath.Join(client.ShortFolder(t), "token.sock")
 	d := &tokenDaemon{client: &client.Client{Socket: socket}, given: 1}
 	l, err := net.Listen("unix", socket)
 	if err != nil {

@@ -40,7 +40,7 @@ func TestNothingUnsolicitedIsPrinted(t *testing.T) {
 		"a bad encoding":       {"", "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + canary + "\r\n\r\n", false},
 		"a bad trailer":        {"", "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + canary + "\r\n\r\n", false},
 	} {
-		path := filepath.Join(t.TempDir(), "s")
+		path := filepath.Join(ShortFolder(t), "s")
 		l, err := net.Listen("unix", path)
 		if err != nil {
 			t.Fatal(err)

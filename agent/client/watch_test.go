@@ -114,7 +114,7 @@ func TestWatchOfADaemonThatGoesAway(t *testing.T) {
 			t.Errorf("%q: events %+v", text, got)
 		}
 	}
-	none := &client.Client{Socket: shortFolder(t) + "/token.sock"}
+	none := &client.Client{Socket: client.ShortFolder(t) + "/token.sock"}
 	if _, err := collect(t.Context(), none, client.WatchRequest{Resource: "r"}); !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("without a daemon: %v", err)
 	}

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // serving answers on a Unix socket and on a TCP port until the test ends.
 func serving(t *testing.T, server *http.Server) (addresses []net.Addr) {
 	t.Helper()
-	unix, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
+	unix, err := net.Listen("unix", filepath.Join(shortFolder(t), "socket"))
 	if err != nil {
 		t.Fatal(err)
 	}

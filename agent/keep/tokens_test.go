@@ -223,7 +223,7 @@ func TestWhatStandsInThePlaceOfTokens(t *testing.T) {
 	t.Parallel()
 	sound := sealing(t, small())
 	for _, row := range inItsPlace {
-		tokens := openTokens(t, t.TempDir())
+		tokens := openTokens(t, shortFolder(t))
 		if err := row.put(tokens.path, sound); errors.Is(err, fs.ErrPermission) {
 			t.Logf("%s: left out, since only root can give a file away", row.name)
 			continue
@@ -345,7 +345,7 @@ func TestReadKey(t *testing.T) {
 		}{fmt.Sprint(length), says, func(path string, _ []byte) error { return os.WriteFile(path, bytes.Repeat([]byte("k"), length), 0o600) }})
 	}
 	for _, row := range rows {
-		path := filepath.Join(t.TempDir(), "key")
+		path := filepath.Join(shortFolder(t), "key")
 		if err := row.put(path, raw); errors.Is(err, fs.ErrPermission) {
 			t.Logf("%s: left out, since only root can give a file away", row.name)
 			continue

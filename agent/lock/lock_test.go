@@ -89,7 +89,7 @@ func TestAnotherUserCannotLock(t *testing.T) {
 	if os.Geteuid() != 0 {
 		return // only root can be somebody else
 	}
-	above, err := os.MkdirTemp("", "percept-lock")
+	above, err := os.MkdirTemp("/tmp", "percept-lock") // not in TMPDIR, which may be closed to that user
 	if err != nil {
 		t.Fatal(err)
 	}

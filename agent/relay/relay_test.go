@@ -40,7 +40,7 @@ type fakePerceptd struct {
 
 func newFakePerceptd(t *testing.T) *fakePerceptd {
 	t.Helper()
-	p := &fakePerceptd{socket: filepath.Join(t.TempDir(), "token.sock")}
+	p := &fakePerceptd{socket: filepath.Join(shortFolder(t), "token.sock")}
 	l, err := net.Listen("unix", p.socket)
 	if err != nil {
 		t.Fatal(err)

@@ -409,7 +409,7 @@ func TestRequestOnItsWayIsRead(t *testing.T) {
 	for _, network := range []string{"unix", "tcp"} {
 		address := "127.0.0.1:0"
 		if network == "unix" {
-			address = t.TempDir() + "/s"
+			address = shortFolder(t) + "/s"
 		}
 		l, err := net.Listen(network, address)
 		if err != nil {

@@ -134,7 +134,7 @@ func newDaemonOf(t testing.TB, o agent.Options) *daemon {
 	}
 	d := &daemon{
 		Server: &Server{Agent: a, Callers: provingOnly("vision", "stranger", "q"), Log: log.logger(), Now: func() time.Time { return noon }},
-		t:      t, log: log, dir: t.TempDir(),
+		t:      t, log: log, dir: shortFolder(t),
 	}
 	d.Loopback = d.listeningNow
 	t.Cleanup(func() {

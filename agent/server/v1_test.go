@@ -21,7 +21,7 @@ import (
 // provedContext returns the context of a connection whose other end is this process.
 func provedContext(t testing.TB) context.Context {
 	t.Helper()
-	d := &daemon{t: t, dir: t.TempDir()}
+	d := &daemon{t: t, dir: shortFolder(t)}
 	callers := provingOnly()
 	l := callers.Listen(d.listen("s"))
 	defer l.Close()

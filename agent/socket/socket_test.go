@@ -23,7 +23,7 @@ const private = "modules"
 // folder returns a runtime folder that Lock accepts, whatever the umask.
 func folder(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir := shortFolder(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

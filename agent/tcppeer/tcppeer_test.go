@@ -150,7 +150,7 @@ func TestPeerUserIsNotKnown(t *testing.T) {
 // What is no TCP cannot be looked for, and is not accepted.
 func TestListenIsForTCP(t *testing.T) {
 	t.Parallel()
-	plain, err := net.Listen("unix", t.TempDir()+"/s")
+	plain, err := net.Listen("unix", shortFolder(t)+"/s")
 	if err != nil {
 		t.Fatal(err)
 	}

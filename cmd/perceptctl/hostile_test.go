@@ -405,12 +405,7 @@ func TestHostileHeader(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			folder, err := os.MkdirTemp("", "percept") // short, as a socket's path must be
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.RemoveAll(folder) })
-			socket := filepath.Join(folder, api.TokenSocketName)
+			socket := filepath.Join(shortFolder(t), api.TokenSocketName)
 			l, err := net.Listen("unix", socket)
 			if err != nil {
 				t.Fatal(err)

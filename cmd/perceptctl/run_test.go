@@ -21,13 +21,7 @@ import (
 // startDaemon runs a fake daemon for tests that are not transcripts.
 func startDaemon(t *testing.T) *fakeDaemon {
 	t.Helper()
-	// Not t.TempDir: a socket's path is at most 107 bytes long.
-	folder, err := os.MkdirTemp("", "percept")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(folder) })
-	d := newFakeDaemon(folder)
+	d := newFakeDaemon(shortFolder(t))
 	t.Cleanup(d.close)
 	if err := d.start(); err != nil {
 		t.Fatal(err)

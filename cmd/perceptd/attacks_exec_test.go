@@ -26,7 +26,7 @@ var stranger = soldier{uid: strayUser}
 // openProgram copies this test binary to where every user may run it.
 func openProgram(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "att")
+	dir, err := os.MkdirTemp("/tmp", "att")
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	must(t, os.Chmod(dir, 0o755))

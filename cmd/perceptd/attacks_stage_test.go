@@ -191,9 +191,7 @@ func newStage(t *testing.T) *stage {
 		t.Fatal("the attackers are other users: run make test-attacks as root")
 	}
 	s := &stage{t: t, name: fmt.Sprintf("percepttest-%d-%d", os.Getpid(), stageNumber.Add(1)), loopback: freeAddress(t)}
-	dir, err := os.MkdirTemp("", "att") // short, since a socket's path may not be long
-	must(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortFolder(t)
 	must(t, os.Chmod(dir, 0o755))
 	s.self = filepath.Join(dir, "test")
 	copyProgram(t, "/proc/self/exe", s.self)

@@ -59,11 +59,9 @@ func TestBenchFlood(t *testing.T) {
 		t.Fatal("the flood comes from another user: run it as root")
 	}
 	cell := cellTime(t)
-	dir := t.TempDir()
-	for _, folder := range []string{dir, filepath.Dir(dir)} {
-		if err := os.Chmod(folder, 0o755); err != nil { // the flooder is to get in
-			t.Fatal(err)
-		}
+	dir := shortFolder(t)
+	if err := os.Chmod(dir, 0o755); err != nil { // the flooder is to get in
+		t.Fatal(err)
 	}
 	binary, err := buildFor(dir, architectures()[0])
 	if err != nil {

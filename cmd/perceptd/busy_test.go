@@ -16,7 +16,7 @@ import (
 // again it is told that the daemon serves, and given the sockets.
 func TestBusyManager(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "n")
+	path := filepath.Join(shortFolder(t), "n")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +70,7 @@ func TestBusyManager(t *testing.T) {
 // A service manager that is not there keeps nobody waiting, and nobody from being served.
 func TestNoManager(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := shortFolder(t)
 	unserved := filepath.Join(dir, "unserved")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: unserved, Net: "unixgram"})
 	if err != nil {

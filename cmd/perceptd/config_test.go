@@ -39,8 +39,8 @@ prefetch = true
 // write puts files into a new folder and returns the path of config.toml in it.
 func write(t testing.TB, files map[string]string) string {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask
+	dir := shortFolder(t)
+	if err := os.Chmod(dir, 0o755); err != nil { // other users may read it
 		t.Fatal(err)
 	}
 	for name, text := range files {

@@ -94,7 +94,7 @@ func engineFolder(t *testing.T) string {
 	if os.Getuid() != 0 {
 		t.Skip("a container engine needs root")
 	}
-	dir, err := os.MkdirTemp("", "eng")
+	dir, err := os.MkdirTemp("/tmp", "eng")
 	if err != nil {
 		t.Fatal(err)
 	}

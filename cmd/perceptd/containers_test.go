@@ -307,7 +307,7 @@ func TestContainersOfRemappedUsers(t *testing.T) {
 func TestContainersOfNoEngine(t *testing.T) {
 	e := startDocker(t)
 	image := e.image("probe:1", "one")
-	nowhere := filepath.Join(t.TempDir(), "engine.sock")
+	nowhere := filepath.Join(shortFolder(t), "engine.sock")
 	d := launchDaemon(t, twoModules(nowhere, image))
 	if trouble := strings.Join(d.status(t).Trouble, "\n"); !strings.Contains(trouble, nowhere+" is no socket") {
 		t.Errorf("the status says %q", trouble)

@@ -173,12 +173,7 @@ func TestStopDrains(t *testing.T) {
 // listenAsSystemd returns the path of a notification socket, and what is told there.
 func listenAsSystemd(t testing.TB) (path string, told <-chan string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "notify")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	path = filepath.Join(dir, "n")
+	path = filepath.Join(shortFolder(t), "n")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

@@ -96,11 +96,11 @@ var built struct {
 func builtIn() string { return built.dir }
 
 // binary returns the path of perceptd or perceptctl, built once for all tests of this run; perceptd
-// under the race detector when they are.
+// under the race detector when they are. It is not in TMPDIR, which may be closed to the users that some tests become.
 func binary(t testing.TB, name string) string {
 	t.Helper()
 	built.once.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "perceptd-test-"); built.err != nil {
+		if built.dir, built.err = os.MkdirTemp("/tmp", "perceptd-test-"); built.err != nil {
 			return
 		}
 		// The tool is run often and has nothing to race with.
@@ -207,12 +207,7 @@ func launchDaemon(t testing.TB, config string, environment ...string) *daemonPro
 // newFolder makes the folder of a daemon that is not started yet.
 func newFolder(t testing.TB, config string) *daemonProcess {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "percept") // short, since a socket's path may not be long
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return &daemonProcess{dir: dir, config: write(t, map[string]string{"config.toml": config})}
+	return &daemonProcess{dir: shortFolder(t), config: write(t, map[string]string{"config.toml": config})}
 }
 
 func (d *daemonProcess) arguments() []string {

@@ -264,7 +264,7 @@ func TestMemoryIsShut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, path := range []string{filepath.Dir(d.config), filepath.Dir(filepath.Dir(d.config)), filepath.Dir(binary(t, "perceptd"))} {
+	for _, path := range []string{filepath.Dir(d.config), filepath.Dir(binary(t, "perceptd"))} {
 		if err := os.Chmod(path, 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -27,7 +27,7 @@ type fdStore struct {
 
 func newFDStore(t *testing.T) *fdStore {
 	t.Helper()
-	s := &fdStore{path: filepath.Join(t.TempDir(), "n")}
+	s := &fdStore{path: filepath.Join(shortFolder(t), "n")}
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

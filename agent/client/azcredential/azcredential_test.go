@@ -43,7 +43,7 @@ type fakePerceptd struct {
 
 func newFakePerceptd(t testing.TB) *fakePerceptd {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "token.sock")
+	socket := filepath.Join(shortFolder(t), "token.sock")
 	p := &fakePerceptd{client: &client.Client{Socket: socket}}
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -178,7 +178,7 @@ func TestRefusals(t *testing.T) {
 
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
-	c := New(&client.Client{Socket: filepath.Join(t.TempDir(), "none")}, nil)
+	c := New(&client.Client{Socket: filepath.Join(shortFolder(t), "none")}, nil)
 	waited := 0
 	c.wait = func(ctx context.Context, _ time.Duration) error { waited++; return nil }
 	_, err := c.GetToken(t.Context(), scope(vault))
