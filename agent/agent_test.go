@@ -167,6 +167,30 @@ func TestWhoGetsWhat(t *testing.T) {
 	}
 }
 
+// A refusal repeats what was asked for, no more of it than a line shows, and tells a name from an ID.
+func TestIdentityNotFound(t *testing.T) {
+	t.Parallel()
+	const has = "Identity not found: no [[identity]] of the configuration has the "
+	bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		for _, row := range []struct {
+			ask  agent.Request
+			want string
+		}{
+			{agent.Request{Identity: "nobody"}, has + `name "nobody"`},
+			{agent.Request{ClientID: guid2}, has + `client_id "` + guid2 + `"`},
+			{agent.Request{ClientID: "vision"}, has + `client_id "vision": that is the name of one, and client_id takes its ID`},
+			{agent.Request{ObjectID: "device"}, has + `object_id "device": that is the name of one, and object_id takes its ID`},
+			{agent.Request{ResourceID: "x\n"}, has + `resource_id "x\n"`},
+			{agent.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"`},
+		} {
+			row.ask.Resource = vault
+			if _, err := a.Token(t.Context(), agent.Caller{Module: "vision", PID: 1}, row.ask); reasonOf(err) != agent.UnknownIdentity || err.Error() != row.want {
+				t.Errorf("%+v: %v, want %s", row.ask, err, row.want)
+			}
+		}
+	})
+}
+
 func TestChoices(t *testing.T) {
 	t.Parallel()
 	bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {

@@ -137,11 +137,19 @@ func (s *ruleset) chooseNamed(caller *Caller, r Request, granted []entitlement) 
 		}
 		return entitlement{}, s.notGranted(caller, r.Resource, identity.Name)
 	}
-	return entitlement{}, &Error{
-		Reason:  UnknownIdentity,
-		Detail:  "Identity not found: no [[identity]] of the configuration goes by that name or ID",
-		Choices: namesOf(granted),
+	return entitlement{}, &Error{Reason: UnknownIdentity, Detail: s.notFound(r), Choices: namesOf(granted)}
+}
+
+// notFound says that no identity is what r asks for, and whether that is a name in the place of an ID.
+func (s *ruleset) notFound(r Request) string {
+	const most = 100 // characters of the caller's own that are repeated
+	asked := r.identityText()
+	field := r.identityField()
+	text := fmt.Sprintf("Identity not found: no [[identity]] of the configuration has the %s %.*q", field, most, asked)
+	if field != "name" && s.named(asked) != nil {
+		text += fmt.Sprintf(": that is the name of one, and %s takes its ID", field)
 	}
+	return text
 }
 
 func namesOf(granted []entitlement) []string {

@@ -117,6 +117,19 @@ func (r *Request) identityText() string {
 	return cmp.Or(r.Identity, r.ClientID, r.ObjectID, r.ResourceID)
 }
 
+// identityField is the key of an [[identity]] by which r names one.
+func (r *Request) identityField() string {
+	switch {
+	case r.Identity != "":
+		return "name"
+	case r.ClientID != "":
+		return "client_id"
+	case r.ObjectID != "":
+		return "object_id"
+	}
+	return "resource_id"
+}
+
 func (r Request) namesIdentity() bool {
 	return r.Identity != "" || r.ClientID != "" || r.ObjectID != "" || r.ResourceID != ""
 }

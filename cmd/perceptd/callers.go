@@ -312,7 +312,7 @@ func (c config) callerChanges(before config) []string {
 		all = append(all, fmt.Sprintf("container engine is %s, was %s", c.callers.engine, before.callers.engine))
 	}
 	if !maps.Equal(setOf(c.callers.cgroupParents), setOf(before.callers.cgroupParents)) {
-		all = append(all, fmt.Sprintf("containers' cgroups beside the engines' own: %v, were %v", c.callers.cgroupParents, before.callers.cgroupParents))
+		all = append(all, fmt.Sprintf("containers' cgroups beside the engines' own: %s, were %s", inList(c.callers.cgroupParents), inList(before.callers.cgroupParents)))
 	}
 	if c.callers.young != before.callers.young {
 		all = append(all, fmt.Sprintf("young is %q, was %q", c.callers.young, before.callers.young))

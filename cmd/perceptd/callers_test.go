@@ -136,7 +136,7 @@ func TestCallerChanges(t *testing.T) {
 	want := []string{
 		"module a: require socket, was socket+container (container a)",
 		"container engine is /x, was auto",
-		"containers' cgroups beside the engines' own: [/y], were []",
+		"containers' cgroups beside the engines' own: /y, were none",
 		`young is "refuse", was "accept"`,
 		"requests_per_second is 7 from the next start on, until then 200",
 	}

@@ -389,7 +389,7 @@ func (d *daemon) apply(c config) ([]string, error) {
 	d.sockets.setModules(c.modules())
 	d.loop.set(c.loopback, d.agent.Grants())
 	if !slices.Equal(before.files, c.files) {
-		changes = append(changes, fmt.Sprintf("read from %v, was %v", c.files, before.files))
+		changes = append(changes, fmt.Sprintf("read from %s, was %s", inList(c.files), inList(before.files)))
 	}
 	return changes, nil
 }

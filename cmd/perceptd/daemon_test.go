@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -133,6 +134,13 @@ func TestReload(t *testing.T) {
 		if status, _, err := d.get(d.module("speech"), vaultToken); status != 200 {
 			t.Errorf("the configuration before is no longer in force: %d %v", status, err)
 		}
+	}
+	more := filepath.Join(filepath.Dir(d.config), "config.d", "more.toml")
+	if err := errors.Join(os.Mkdir(filepath.Dir(more), 0o755), os.WriteFile(more, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := d.reload(t, simulatedFor("speech")); status != 200 || !strings.Contains(body, "read from "+d.config+", "+more+", was "+d.config+`"`) {
+		t.Errorf("one file more: %d %s", status, body)
 	}
 	d.rewrite(t, simulatedFor("vision"))
 	if err := d.cmd.Process.Signal(syscall.SIGHUP); err != nil {

@@ -28,6 +28,9 @@ func (c config) modules() []string {
 	return all
 }
 
+// inList writes a list as people write one.
+func inList(all []string) string { return cmp.Or(strings.Join(all, ", "), "none") }
+
 // describe says in words what the configuration allows.
 func (c config) describe() string {
 	var b strings.Builder
