@@ -1,11 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"time"
 
@@ -78,7 +77,7 @@ func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, sh
 	defer cancel()
 	token, err := a.client.Token(ctx, request)
 	if err != nil {
-		return a.withMissingGrant(err, request)
+		return a.withMissingGrant(ctx, err, request)
 	}
 	if !tokenText.MatchString(token.AccessToken) {
 		return errors.New("perceptd's answer has no token, but text that no token has: nothing of it is printed")
@@ -104,24 +103,48 @@ func shortened(token string) string {
 	return fmt.Sprintf("%s… (%d characters)", token[:min(shown, len(token)/4)], len(token))
 }
 
-// withMissingGrant adds to a denial the grant that would lift it.
-func (a *app) withMissingGrant(err error, request client.TokenRequest) error {
+// withMissingGrant adds to a denial the grant that would lift it, for the caller as perceptd sees it: in a container this
+// process's own uid would name another user of the device.
+func (a *app) withMissingGrant(ctx context.Context, err error, request client.TokenRequest) error {
 	var refusal *client.Error
 	if !errors.As(err, &refusal) || refusal.Code != api.CodeNotGranted {
 		return err
 	}
-	caller := fmt.Sprintf(`{ uid = %d }      # or { module = "NAME" } for a container`, os.Getuid())
-	folder := filepath.Dir(a.client.TokenSocketPath())
-	if filepath.Base(filepath.Dir(folder)) == api.ModulesDirName {
-		caller = fmt.Sprintf("{ module = %q }", filepath.Base(folder))
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	caller := ""
+	if who, err := a.client.WhoAmI(ctx); err == nil && who.Proved {
+		caller = grantable(who.Caller)
 	}
-	identity := request.Identity
-	if identity == "" {
-		identity = "NAME"
+	if caller == "" {
+		return &hintedError{err, "perceptctl whoami tells how perceptd sees this process, and so whether a grant can be for it"}
 	}
 	return &hintedError{err, fmt.Sprintf(`if it should be allowed, add this to /etc/percept/config.toml and run perceptctl reload:
   [[grant]]
   caller    = %s
   identity  = %q
-  resources = [%q]`, caller, identity, request.Resource)}
+  resources = [%q]`, caller, cmp.Or(request.Identity, "NAME"), request.Resource)}
+}
+
+// grantable returns the caller of a grant that would be for c, as a configuration has it; empty: none would.
+func grantable(c api.Caller) string {
+	switch {
+	case c.Module != "":
+		return fmt.Sprintf("{ module = %q }", c.Module)
+	case c.Container != nil && len(c.Container.RepoDigests) > 0:
+		return fmt.Sprintf("{ container_image = %q }", c.Container.RepoDigests[0])
+	case c.Container != nil && c.Container.Digest != "":
+		return fmt.Sprintf("{ container_image = %q }", c.Container.Digest)
+	case c.Container != nil:
+		return ""
+	case c.Unit != "":
+		return fmt.Sprintf("{ unit = %q }", c.Unit)
+	case c.Nested:
+		return "" // its user says nothing
+	case c.User != "":
+		return fmt.Sprintf("{ user = %q }", c.User)
+	case c.UID != nil:
+		return fmt.Sprintf("{ uid = %d }", *c.UID)
+	}
+	return ""
 }
