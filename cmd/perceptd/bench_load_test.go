@@ -86,6 +86,42 @@ func (l *loader) run(d time.Duration) (sample, error) {
 	return s, nil
 }
 
+// warm asks once on every connection, on one after the other: a server that gives each caller its part of the connections may
+// not know yet that those of the run before are closed.
+func (l *loader) warm() error {
+	for i := range l.conns {
+		for since := time.Now(); ; time.Sleep(time.Millisecond) {
+			err := l.ask(i)
+			if err == nil {
+				break
+			}
+			if l.hangUp(&l.conns[i]); time.Since(since) > noAnswer {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ask asks on connection i, and waits for the answer.
+func (l *loader) ask(i int) error {
+	err := l.send(i, time.Now())
+	if err != nil {
+		return err
+	}
+	l.waiting--
+	for whole := false; !whole; {
+		poll := []unix.PollFd{{Fd: int32(l.conns[i].fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(poll, int(noAnswer.Milliseconds())); n == 0 && err == nil {
+			return fmt.Errorf("no answer after %v", noAnswer)
+		}
+		if whole, err = l.receive(&l.conns[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // keepUp sends on every connection until the time is over and returns when the last answer was there.
 func (l *loader) keepUp(until time.Time) (last time.Time, err error) {
 	last = time.Now()

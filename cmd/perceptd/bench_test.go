@@ -258,8 +258,7 @@ func (c *cell) measure(d time.Duration) error {
 		return err
 	}
 	defer l.close()
-	first, err := l.run(0)
-	if err := errors.Join(err, first.first); err != nil {
+	if err := l.warm(); err != nil {
 		return fmt.Errorf("%s: %w", c.name(), err)
 	}
 	before, err := c.server.cpuTime()
