@@ -13,9 +13,9 @@ import (
 // done one by one. So a caller that connects without pause waits for itself, and what comes beyond its budget is closed at
 // once.
 //
-// The kernel names the user for nothing. Only of users whose budget is used up it is looked up which unit or container
-// connects: each of those has a budget of its own, so that one that connects in a loop takes nothing from the others of its
-// user, which may be root.
+// The kernel names the user for nothing. Only of users whose budget is used up, or of whom some wait already, it is looked up
+// which unit or container connects: each of those has a budget and a queue of its own, so that one that connects in a loop,
+// or many times at once, takes nothing from the others of its user, which may be root.
 type turns struct {
 	net.Listener
 	whence func(conn net.Conn, closely bool) quotaKey
@@ -44,13 +44,16 @@ func (l Limits) arrivals() rate {
 }
 
 // mostArriving is how many connections may wait until it is found out who calls.
-func (l Limits) mostArriving() int { return max(1, l.Connections/4) }
+func (l Limits) mostArriving() int { return max(1, l.Connections/2) }
+
+// fewWaiting is how many of a user wait as one, before it is looked up what each of them is.
+const fewWaiting = 4
 
 // takeTurns starts accepting on l, until it is closed. Close what it returns instead of l. whence returns whom a connection
 // counts for: all that its user runs, or where closely is set what of it.
 func takeTurns(l net.Listener, whence func(conn net.Conn, closely bool) quotaKey, limits Limits) *turns {
 	t := &turns{Listener: l, whence: whence, most: limits.mostArriving(), budget: limits.arrivals(), waiting: make(map[quotaKey][]net.Conn)}
-	t.per = max(1, t.most/4)
+	t.per = max(1, t.most/2)
 	t.changed.L = &t.mu
 	go t.greet()
 	return t
@@ -109,10 +112,13 @@ func (t *turns) fail(err error) bool {
 // queue has conn wait for its caller's turn, and reports false when it gets none.
 func (t *turns) queue(conn net.Conn) bool {
 	from, now := t.whence(conn, false), time.Now()
-	if !t.isWelcome(from, now) {
+	switch {
+	case !t.isWelcome(from, now):
 		if from = t.whence(conn, true); !t.isWelcome(from, now) {
 			return false
 		}
+	case t.waits(from) >= fewWaiting:
+		from = t.whence(conn, true)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -126,6 +132,13 @@ func (t *turns) queue(conn net.Conn) bool {
 	t.count++
 	t.changed.Broadcast()
 	return true
+}
+
+// waits returns how many connections of a caller wait.
+func (t *turns) waits(from quotaKey) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.waiting[from])
 }
 
 // makeRoom closes the connection that came last of the caller with the most waiting, and reports false when no caller has

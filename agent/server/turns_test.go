@@ -158,16 +158,18 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
-		turns := someTurns(g, 16)
+		turns := someTurns(g, 8)
 		defer turns.Close()
-		if v := g.arrive(1, "a1", "a2"); v[0].closed || !v[1].closed {
-			t.Error("more than a fourth of those who wait are of one user")
+		if v := g.arrive(1, "a1", "a2", "a3"); v[0].closed || v[1].closed || !v[2].closed {
+			t.Error("not half of those who may wait are of one caller")
 		}
+		turns.names(t, 2)
+		g.arrive(1, "a4")
 		g.arrive(2, "b1")
 		g.arrive(3, "c1")
 		g.arrive(4, "d1")
 		if v := g.arrive(5, "e1"); !v[0].closed {
-			t.Error("more than a fourth of the connections wait")
+			t.Error("more than half as many wait as there may be connections")
 		}
 		turns.names(t, 1)
 		if v := g.arrive(5, "e2"); v[0].closed {
@@ -177,12 +179,43 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 	})
 }
 
+// A service that connects many times at once, within its budget, keeps no connection of its user's other services out.
+func TestBurstLeavesRoomForOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		turns := takeTurns(g, visitorsKey, Limits{Connections: 64, PerSecond: 100, Burst: 100})
+		defer turns.Close()
+		comes := func(unit string) *visitor {
+			v := &visitor{unit: unit, name: unit}
+			g.come <- v
+			synctest.Wait()
+			return v
+		}
+		waiting := 0
+		for range 40 {
+			if !comes("bursts.service").closed {
+				waiting++
+			}
+		}
+		if waiting != fewWaiting+turns.per {
+			t.Errorf("%d of 40 wait", waiting)
+		}
+		for _, unit := range []string{"quiet.service", "", "other.service"} {
+			if comes(unit).closed {
+				t.Errorf("a connection of root's unit %q is closed", unit)
+			}
+		}
+		turns.names(t, waiting+3)
+	})
+}
+
 // When all who may wait do, a caller with fewer waiting gets the place of one that has more.
 func TestFloodsMakeRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
-		turns := someTurns(g, 32)
+		turns := someTurns(g, 16)
 		defer turns.Close()
 		var floods []*visitor
 		for user := range uint32(4) {
