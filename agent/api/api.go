@@ -296,7 +296,8 @@ const (
 
 // ReloadResponse is the answer of POST /v1/reload when the new configuration is in force.
 type ReloadResponse struct {
-	Changes []string `json:"changes"` // one line for each thing that changed; empty when nothing did
+	Changes  []string `json:"changes"`            // one line for each thing that changed; empty when nothing did
+	Warnings []string `json:"warnings,omitempty"` // of what is in force and not as it should be, a sentence each
 }
 
 // Status is the answer of GET /v1/status. It carries no token text.

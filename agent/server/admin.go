@@ -60,12 +60,13 @@ func (s *Server) reload(x *exchange) *fault {
 		invalid.detail = "this daemon has no configuration to read again"
 		return invalid
 	}
-	changes, err := s.Reload(x.ctx)
+	answer, err := s.Reload(x.ctx)
 	if err != nil {
 		invalid.detail = err.Error()
 		return invalid
 	}
-	x.body = encode(api.ReloadResponse{Changes: orEmpty(changes)})
+	answer.Changes = orEmpty(answer.Changes)
+	x.body = encode(answer)
 	return nil
 }
 

@@ -187,7 +187,7 @@ func TestRefresh(t *testing.T) {
 func TestWrongBodies(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
-	d.Reload = func(context.Context) ([]string, error) { panic("reached") }
+	d.Reload = func(context.Context) (api.ReloadResponse, error) { panic("reached") }
 	admin := d.admin()
 	const refresh = api.PathRefresh
 	for _, test := range []struct{ name, text, want string }{
@@ -248,29 +248,29 @@ func TestReload(t *testing.T) {
 	without := newDaemon(t, fetchDay)
 	checkRefusal(t, "no configuration", send(t, without.admin(), post(api.PathReload, "")), 422, api.CodeInvalidConfig)
 	var mu sync.Mutex // protects what follows
-	var changes []string
+	var answer api.ReloadResponse
 	var fault error
 	d := newDaemon(t, fetchDay)
-	d.Reload = func(context.Context) ([]string, error) {
+	d.Reload = func(context.Context) (api.ReloadResponse, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		return changes, fault
+		return answer, fault
 	}
-	next := func(c []string, f error) {
+	next := func(a api.ReloadResponse, f error) {
 		mu.Lock()
 		defer mu.Unlock()
-		changes, fault = c, f
+		answer, fault = a, f
 	}
 	admin := d.admin()
 	if got := send(t, admin, post(api.PathReload, "")); got.status != 200 || got.body != "{\"changes\":[]}\n" {
 		t.Errorf("nothing changed: %+v", got)
 	}
-	next([]string{`identity "x" added`}, nil)
-	got := decoded[api.ReloadResponse](t, send(t, admin, post(api.PathReload, "{}")).body)
-	if !reflect.DeepEqual(got.Changes, []string{`identity "x" added`}) {
-		t.Errorf("changes %q", got.Changes)
+	want := api.ReloadResponse{Changes: []string{`identity "x" added`}, Warnings: []string{"config.toml: mode 0664"}}
+	next(want, nil)
+	if got := decoded[api.ReloadResponse](t, send(t, admin, post(api.PathReload, "{}")).body); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v", got)
 	}
-	next(nil, errors.New("config.toml:7: no such key"))
+	next(api.ReloadResponse{}, errors.New("config.toml:7: no such key"))
 	refusal := send(t, admin, post(api.PathReload, ""))
 	checkRefusal(t, "a bad file", refusal, 422, api.CodeInvalidConfig)
 	if detail := refusal.problem(t).Detail; detail != "config.toml:7: no such key" {

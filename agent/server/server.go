@@ -36,9 +36,9 @@ type Server struct {
 	// Callers proves who is at the other end of a connection. Required.
 	Callers *caller.Prover
 
-	// Reload puts the configuration in force anew and returns what changed, one line each; an error
+	// Reload puts the configuration in force anew and returns what changed, one line each, and warnings; an error
 	// says why nothing did. Nil: every reload is refused.
-	Reload func(context.Context) (changes []string, err error)
+	Reload func(context.Context) (api.ReloadResponse, error)
 
 	// Describe returns the daemon's own part of the status: version, start, source, configuration,
 	// whether it is simulated, and trouble that the agent cannot know. Nil: none.

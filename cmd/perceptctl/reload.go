@@ -10,8 +10,8 @@ func (a *app) reloadCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "reload",
 		Short: "make perceptd read its configuration again",
-		Long: `Make perceptd read its configuration again and print what changed, a line each.
-A bad configuration changes nothing: its faults are told here and in the status.`,
+		Long: `Make perceptd read its configuration again and print what changed, a line each,
+and warnings of what is in force and not as it should be. A bad configuration changes nothing: its faults are told here and in the status.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(a.reload),
 	}
@@ -24,13 +24,16 @@ func (a *app) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(answer.Changes) == 0 {
-		return a.print("read again, nothing changed\n")
-	}
 	s := a.screen(a.stdout)
 	text := ""
+	if len(answer.Changes) == 0 {
+		text = "read again, nothing changed\n"
+	}
 	for _, change := range answer.Changes {
 		text += s.paragraph("", change, plain)
+	}
+	for _, what := range answer.Warnings {
+		text += s.paragraph("warning: ", what, warning)
 	}
 	return a.print(text)
 }

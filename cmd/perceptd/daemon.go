@@ -343,8 +343,8 @@ func (d *daemon) stop(why string) error {
 	return nil
 }
 
-// reload puts the configuration files in force, whole or not at all, and returns what changed.
-func (d *daemon) reload(ctx context.Context) ([]string, error) {
+// reload puts the configuration files in force, whole or not at all, and returns what changed and what is not as it should be.
+func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
 	d.told(d.notify.Reloading())
@@ -365,11 +365,11 @@ func (d *daemon) reload(ctx context.Context) ([]string, error) {
 	d.tellStatus()
 	if err != nil {
 		d.log.Error("the configuration was not reloaded, nothing changed", zap.Error(err))
-		return nil, fmt.Errorf("nothing changed: %w", err)
+		return api.ReloadResponse{}, fmt.Errorf("nothing changed: %w", err)
 	}
 	d.warn(c.warnings)
 	d.log.Info("configuration reloaded", zap.Strings("changes", changes))
-	return changes, nil
+	return api.ReloadResponse{Changes: changes, Warnings: append(c.rules.UselessAlternates(), c.warnings...)}, nil
 }
 
 func (d *daemon) apply(c config) ([]string, error) {
@@ -412,7 +412,9 @@ func (d *daemon) describe() api.Status {
 		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
 	}
 	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
-	s.Trouble = append(s.Trouble, d.config.warnings...)
+	if d.fault == "" { // else they are of files that are others by now
+		s.Trouble = append(s.Trouble, d.config.warnings...)
+	}
 	s.Loopback = d.loop.status()
 	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
 	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()

@@ -293,12 +293,19 @@ func TestOpenConfiguration(t *testing.T) {
 		t.Errorf("%d %s", status, body)
 	}
 	warning := extra + ": mode 0775 lets group 4712 change who gets tokens"
+	if status, body := d.reload(t, simulatedFor()); status != 200 || !strings.Contains(body, `"warnings":["`+warning) {
+		t.Errorf("%d %s", status, body)
+	}
 	if trouble := strings.Join(d.status(t).Trouble, "\n"); !strings.Contains(trouble, warning) || !strings.Contains(d.text(), warning) {
 		t.Errorf("trouble %q", trouble)
 	}
 	d.rewrite(t, simulatedFor()+strings.Replace(extraGrant, "uid = 4711", "gid = 4712", 1))
 	if status, body, _ := d.ask(d.admin(), "POST", "/v1/reload", ""); status == 200 || !strings.Contains(body, "the caller of the grant for gid 4712 is in it") {
 		t.Errorf("the group of a caller may write: %d %s", status, body)
+	}
+	// What stood in the earlier configuration's warnings is now the fault, and is told once.
+	if trouble := d.status(t).Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "the last reload changed nothing") {
+		t.Errorf("trouble %q", trouble)
 	}
 }
 
