@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -112,6 +113,18 @@ func setDuration(to *time.Duration, value any, key string, where *places) error 
 // and line.
 func loadConfig(path string) (config, error) { return loadTrusted(path, ownFiles(), memberOf) }
 
+// checkConfig is loadConfig for whom the daemon runs as, who is named: where root asks and the service has a user, that user,
+// who may be able to read less than root, and is in other groups. Empty: this process's user.
+func checkConfig(path string) (c config, judgedFor string, err error) {
+	service := serviceReader()
+	if os.Geteuid() != 0 || service == nil {
+		c, err = loadConfig(path)
+		return c, "", err
+	}
+	c, err = loadTrusted(path, &trust{reader: service}, otherMemberOf)
+	return c, service.name, err
+}
+
 // loadTrusted is loadConfig with what files are trusted, and who is in a group.
 func loadTrusted(path string, by *trust, in func(gid uint32, grants []agent.Grant) string) (config, error) {
 	extra, err := extraFiles(filepath.Join(filepath.Dir(path), "config.d"), by)
@@ -167,7 +180,7 @@ func loadTrusted(path string, by *trust, in func(gid uint32, grants []agent.Gran
 func extraFiles(dir string, by *trust) ([]string, error) {
 	entries, err := by.list(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, dangling(dir)
 	}
 	if err != nil {
 		return nil, err
@@ -185,6 +198,9 @@ func extraFiles(dir string, by *trust) ([]string, error) {
 func readConfig(path string, by *trust) ([]byte, error) {
 	f, err := by.open(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if err := dangling(path); err != nil {
+			return nil, err
+		}
 		return nil, fmt.Errorf("%s: not there: write one, README.md shows a first one", path)
 	}
 	if err != nil {
@@ -202,6 +218,15 @@ func readConfig(path string, by *trust) ([]byte, error) {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxConfig)
 	}
 	return text, nil
+}
+
+// dangling says that what is at path, which leads nowhere, is a link; nil: it is not one.
+func dangling(path string) error {
+	target, err := os.Readlink(path)
+	if err != nil {
+		return nil
+	}
+	return fmt.Errorf("%s: a link to nothing, since %s is not there: put it there, or remove the link", path, target)
 }
 
 // decodeConfig is strict: a key that nobody reads is an error, since it may be a misspelt grant.

@@ -114,14 +114,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, versionLine())
 		return exitOK
 	}
+	if f.check {
+		return check(f.config, stdout, stderr)
+	}
 	conf, err := loadConfig(f.config)
 	if err != nil {
 		fmt.Fprintf(stderr, "perceptd: the configuration is not usable:\n%v\n", err)
 		return exitConfig
-	}
-	if f.check {
-		fmt.Fprint(stdout, conf.describe())
-		return exitOK
 	}
 	log, err := newLog(f.logLevel, stderr)
 	if err != nil {
@@ -147,6 +146,23 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "perceptd: %v\n", err)
 		return exitFailed
 	}
+	return exitOK
+}
+
+// check says what the configuration allows, or why it is not usable, and for whom that was judged where it is not this
+// process's user.
+func check(path string, stdout, stderr io.Writer) int {
+	conf, judgedFor, err := checkConfig(path)
+	by, judged := "", ""
+	if judgedFor != "" {
+		by = fmt.Sprintf(" by user %s, whom perceptd.service runs as", judgedFor)
+		judged = fmt.Sprintf("checked for user %s, whom perceptd.service runs as\n", judgedFor)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "perceptd: the configuration is not usable%s:\n%v\n", by, err)
+		return exitConfig
+	}
+	fmt.Fprint(stdout, conf.describe(), judged)
 	return exitOK
 }
 

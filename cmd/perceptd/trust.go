@@ -21,8 +21,9 @@ import (
 // trust opens files that say who gets tokens, or what else nobody may change. Every step on the way to one counts: each folder, each link with the folders
 // that it leads through, and the file, of which what is checked is what was opened.
 type trust struct {
-	self   int    // beside root, who may own them
-	guards string // what they say, for errors; empty: who gets tokens
+	self   int     // beside root, who may own them
+	guards string  // what they say, for errors; empty: who gets tokens
+	reader *reader // who has to be able to read them, beside this process; nil: nobody
 	shared []shared
 }
 
@@ -88,7 +89,8 @@ func (t *trust) open(path string) (*os.File, error) {
 		}
 	}
 	at := way.at()
-	return openAt(at, ".", at.Name(), unix.O_DIRECTORY)
+	folder, err := openAt(at, ".", at.Name(), unix.O_DIRECTORY)
+	return folder, t.mended(err, at)
 }
 
 // way is the folders from the root down to where open has got, all of them checked.
@@ -135,7 +137,7 @@ func (w *way) take(step string) (target string, file *os.File, err error) {
 	path := filepath.Join(w.at().Name(), step)
 	there, st, err := handle(in, step, path)
 	if err != nil {
-		return "", nil, err
+		return "", nil, w.trust.mended(err, w.at())
 	}
 	if err := w.trust.check(there, st); err != nil {
 		return "", nil, errors.Join(err, there.Close())
@@ -156,7 +158,7 @@ func (w *way) take(step string) (target string, file *os.File, err error) {
 		defer there.Close()
 		file, err := openAt(w.at(), step, path, 0)
 		if err != nil {
-			return "", nil, err
+			return "", nil, w.trust.mended(err, there)
 		}
 		var opened unix.Stat_t
 		if err := unix.Fstat(int(file.Fd()), &opened); err != nil || opened.Dev != st.Dev || opened.Ino != st.Ino {
@@ -196,6 +198,9 @@ func (t *trust) check(there *os.File, st unix.Stat_t) error {
 		return fmt.Errorf("%s: its owner, user %s (mode %04o), could change %s: chown root %s", path, userName(st.Uid), mode, t.what(), path)
 	}
 	kind := st.Mode & unix.S_IFMT
+	if err := t.reader.checkAccess(there, st); err != nil {
+		return err
+	}
 	if kind == unix.S_IFLNK || kind == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 {
 		return nil
 	}
@@ -246,6 +251,9 @@ func (t *trust) list(path string) ([]os.DirEntry, error) {
 		return nil, fmt.Errorf("%s: not a directory", path)
 	case st.Mode&unix.S_ISVTX != 0 && st.Mode&0o022 != 0:
 		return nil, t.openToOthers(path, st.Mode&0o7777, st.Uid)
+	}
+	if err := t.reader.checkListing(folder, st); err != nil {
+		return nil, err
 	}
 	entries, err := folder.ReadDir(-1)
 	slices.SortFunc(entries, func(a, b os.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
@@ -318,19 +326,19 @@ func (t *trust) settle(grants []agent.Grant, in func(gid uint32, grants []agent.
 	return warnings, faults
 }
 
-// serviceUser is whom perceptd.service runs as.
-const serviceUser = "percept"
-
 // memberOf names the daemon or a caller of the grants who is in a group; empty: neither is.
 func memberOf(gid uint32, grants []agent.Grant) string {
 	own, _ := os.Getgroups() // what cannot be told is told by the files
 	if os.Getegid() == int(gid) || slices.Contains(own, int(gid)) || slices.Contains(groupsOf(uint32(os.Geteuid())), gid) {
 		return "perceptd itself"
 	}
-	if account, err := user.Lookup(serviceUser); err == nil {
-		if uid, err := strconv.ParseUint(account.Uid, 10, 32); err == nil && slices.Contains(groupsOf(uint32(uid)), gid) {
-			return "the service's user " + serviceUser
-		}
+	return otherMemberOf(gid, grants)
+}
+
+// otherMemberOf is memberOf where the daemon is the service, and not this process.
+func otherMemberOf(gid uint32, grants []agent.Grant) string {
+	if service := serviceReader(); service != nil && service.isIn(gid) {
+		return "the service's user " + serviceUser
 	}
 	for _, grant := range grants {
 		switch caller := grant.Caller; {

@@ -28,7 +28,7 @@ type layout struct{ root, conf, config, extra, file, link, behind, target, above
 
 func newLayout(t *testing.T) layout {
 	t.Helper()
-	root := t.TempDir()
+	root := shortFolder(t)
 	at := func(steps ...string) string { return filepath.Join(append([]string{root}, steps...)...) }
 	l := layout{
 		root: root, conf: at("etc"), config: at("etc", "config.toml"), extra: at("etc", "config.d"), file: at("etc", "config.d", "10.toml"),
@@ -165,13 +165,25 @@ func TestLinksWithoutEnd(t *testing.T) {
 	if _, err := l.load(os.Geteuid()); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("%v", err)
 	}
-	for target, says := range map[string]string{"missing.toml": "not there", "10.toml/x": "not a directory", "../config.d": "not a regular file", "../../../../../../../../../../dev/null": "/dev/null: mode 0666 lets others"} {
+	for target, says := range map[string]string{"missing.toml": l.link + ": a link to nothing, since missing.toml is not there: put it there, or remove the link", "10.toml/x": "not a directory", "../config.d": "not a regular file", "../../../../../../../../../../dev/null": "/dev/null: mode 0666 lets others"} {
 		if err := errors.Join(os.Remove(l.link), os.Symlink(target, l.link)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := l.load(os.Geteuid()); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("a link to %s: %v, want %s", target, err, says)
 		}
+	}
+}
+
+// A config.d that leads nowhere is not the same as none: what should stand there would be missing.
+func TestFolderThatLeadsNowhere(t *testing.T) {
+	t.Parallel()
+	l := newLayout(t)
+	if err := errors.Join(os.RemoveAll(l.extra), os.Symlink("elsewhere", l.extra)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.load(os.Geteuid()); err == nil || !strings.Contains(err.Error(), l.extra+": a link to nothing, since elsewhere is not there") {
+		t.Errorf("%v", err)
 	}
 }
 

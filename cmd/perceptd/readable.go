@@ -1,0 +1,128 @@
+package main
+
+import (
+	endian "encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// serviceUser is whom perceptd.service runs as.
+const serviceUser = "percept"
+
+// reader is a user who is to read the configuration, while another looks whether it can.
+type reader struct {
+	name   string
+	uid    uint32
+	groups []uint32
+}
+
+// serviceReader returns the service's user; nil: the device has none.
+func serviceReader() *reader {
+	account, err := user.Lookup(serviceUser)
+	if err != nil {
+		return nil
+	}
+	uid, err := strconv.ParseUint(account.Uid, 10, 32)
+	if err != nil {
+		return nil
+	}
+	return &reader{name: serviceUser, uid: uint32(uid), groups: groupsOf(uint32(uid))}
+}
+
+func (r *reader) isIn(gid uint32) bool { return slices.Contains(r.groups, gid) }
+
+// What a mode or an entry of an access control list lets do.
+const (
+	mayRead   = 4
+	maySearch = 1
+)
+
+// checkAccess refuses a file that r cannot read, and a folder that r cannot go through. A nil reader can all.
+func (r *reader) checkAccess(there *os.File, st unix.Stat_t) error {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return r.check(there, st, maySearch)
+	case unix.S_IFREG:
+		return r.check(there, st, mayRead)
+	}
+	return nil
+}
+
+// checkListing refuses a folder that r cannot list.
+func (r *reader) checkListing(folder *os.File, st unix.Stat_t) error {
+	return r.check(folder, st, mayRead|maySearch)
+}
+
+func (r *reader) check(there *os.File, st unix.Stat_t, need uint16) error {
+	if r == nil || r.uid == 0 {
+		return nil
+	}
+	list, err := accessList(there)
+	if err != nil {
+		return fmt.Errorf("%s: its access control list cannot be read: %w", there.Name(), err)
+	}
+	if r.may(list, st)&need == need {
+		return nil
+	}
+	return unreadable(there.Name(), st, r.name)
+}
+
+// may returns what a file's mode and list let r do, as the kernel decides it (acl(5)): by the first that is about r of the
+// owner, a named user, the groups, and the others.
+func (r *reader) may(list []byte, st unix.Stat_t) uint16 {
+	mode := uint16(st.Mode)
+	if r.uid == st.Uid {
+		return mode >> 6 & 7
+	}
+	const head, size = 4, 8
+	if len(list) < head {
+		if r.isIn(st.Gid) {
+			return mode >> 3 & 7
+		}
+		return mode & 7
+	}
+	mask := mode >> 3 & 7 // with a list the group's bits are its mask
+	isMember, byGroup := false, uint16(0)
+	for rest := list[head:]; len(rest) >= size; rest = rest[size:] {
+		lets, id := endian.LittleEndian.Uint16(rest[2:]), endian.LittleEndian.Uint32(rest[4:])
+		switch tag := endian.LittleEndian.Uint16(rest); {
+		case tag == aclUser && id == r.uid:
+			return lets & mask
+		case tag == aclOwningGroup && r.isIn(st.Gid), tag == aclGroup && r.isIn(id):
+			isMember, byGroup = true, byGroup|lets
+		}
+	}
+	if isMember {
+		return byGroup & mask
+	}
+	return mode & 7
+}
+
+// unreadable says what keeps a user from a file or folder, and what lets it in.
+func unreadable(path string, st unix.Stat_t, who string) error {
+	cannot, mend := "read it", "chmod 644 "
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		cannot, mend = "look into it", "chmod 755 "
+	}
+	return fmt.Errorf("%s: %w: user %s cannot %s (owner %s, group %s, mode %04o): %s%s",
+		path, fs.ErrPermission, who, cannot, userName(st.Uid), groupName(st.Gid), st.Mode&0o7777, mend, path)
+}
+
+// mended adds to an error what lets this process read there, where permission is all that it lacks and others may have it.
+func (t *trust) mended(err error, there *os.File) error {
+	if t.guards != "" || !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(there.Fd()), &st) != nil {
+		return err
+	}
+	return unreadable(there.Name(), st, userName(uint32(os.Geteuid())))
+}
