@@ -63,15 +63,15 @@ type Options struct {
 	// not block. Nil: nobody is told.
 	Changed func()
 
-	// Changes are the policy changes on record from before. Nil: the record is not there, as at a first start, and what
-	// Memory has of it is taken.
-	Changes []tokencache.PolicyChange
+	// Record is the policy changes on record from before. Nil: it is not there, as at a first start. Where Memory has a newer
+	// one, that is taken.
+	Record *tokencache.Record
 	// LostRecord is why the record from before could not be read: every token then counts as uncertain
 	// until a younger one comes. Nil: it was read, or there was none.
 	LostRecord error
 	// Keep writes the whole record, each time it is another, so that it outlives this process. It is
 	// called by one goroutine at a time and may take its time. Nil: nothing is kept.
-	Keep func([]tokencache.PolicyChange) error
+	Keep func(tokencache.Record) error
 
 	// BootID names this boot of the device, and Memory is what a cache before knew: see tokencache.Options.
 	BootID string
@@ -118,14 +118,14 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed, ready: make(chan struct{})}
 	a.audit.open(o.Log, a.clock)
 	a.rules.Store(compiled)
-	recovered := o.recover(a.clock.Boot())
+	before := o.recover(a.clock.Boot())
 	a.cache = tokencache.New(tokencache.Options{
 		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Settled: a.settled, Spread: o.Rules.Spread,
-		Changes: o.Changes, BootID: o.BootID, Memory: compiled.allowed(o.Memory),
+		Record: before.Record, BootID: o.BootID, Memory: compiled.allowed(o.Memory),
 	})
-	a.record.open(o.Keep, a.cache.Changes, a.clock, o.Log)
-	if recovered {
-		a.record.restore()
+	a.record.open(o.Keep, a.cache.Record, a.clock, o.Log)
+	if before.why != "" {
+		a.record.restore(before)
 	}
 	if o.LostRecord != nil {
 		a.noteLost(o.LostRecord)

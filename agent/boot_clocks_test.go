@@ -56,7 +56,7 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	changes, lost := record.Load()
+	before, lost := record.Load()
 	tokens, err := keep.OpenTokens(d.dir, &d.key)
 	if err != nil {
 		d.t.Fatal(err)
@@ -66,7 +66,7 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 		d.t.Fatal(err)
 	}
 	a, err := agent.New(agent.Options{
-		Fetch: d.z.Fetch, Rules: edge(), Clock: clock, Changes: changes, LostRecord: lost, Keep: record.Save,
+		Fetch: d.z.Fetch, Rules: edge(), Clock: clock, Record: before, LostRecord: lost, Keep: record.Save,
 		BootID: fmt.Sprint("boot-", d.boots), Memory: memory, Keeping: agent.Keeping{Save: tokens.Save},
 	})
 	if err != nil {

@@ -138,14 +138,14 @@ func TestRecordThatIsGone(t *testing.T) {
 			synctest.Wait()
 			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
 			synctest.Wait()
-			if known := s.lastSaved(); len(known.Changes) != 1 {
-				t.Errorf("kept beside the tokens: %+v", known.Changes)
+			if known := s.lastSaved(); len(known.Record.Changes) != 1 {
+				t.Errorf("kept beside the tokens: %+v", known.Record)
 			}
 		})
 		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
 		for _, row := range []struct {
 			name     string
-			changes  []tokencache.PolicyChange
+			disk     *tokencache.Record
 			lost     error
 			boot     string
 			withheld bool
@@ -154,12 +154,12 @@ func TestRecordThatIsGone(t *testing.T) {
 			{"gone", nil, nil, "this", true, 1},
 			{"gone at another boot", nil, nil, "another", true, 1},
 			{"cannot be read", nil, errors.New("torn"), "this", true, 2},
-			{"empty, since it was withdrawn", []tokencache.PolicyChange{}, nil, "this", false, 0},
+			{"empty, since it was withdrawn", &tokencache.Record{Generation: 2}, nil, "this", false, 0},
 		} {
 			var kept []tokencache.PolicyChange
 			a, err := agent.New(agent.Options{
-				Fetch: b.Fetch, Rules: edge(), BootID: row.boot, Memory: s.lastSaved(), Changes: row.changes, LostRecord: row.lost,
-				Keep: func(all []tokencache.PolicyChange) error { kept = all; return nil },
+				Fetch: b.Fetch, Rules: edge(), BootID: row.boot, Memory: s.lastSaved(), Record: row.disk, LostRecord: row.lost,
+				Keep: func(r tokencache.Record) error { kept = r.Changes; return nil },
 			})
 			if err != nil {
 				t.Fatal(err)

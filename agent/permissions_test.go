@@ -62,13 +62,13 @@ func (z *azure) record() []tokencache.PolicyChange {
 	return z.kept[len(z.kept)-1]
 }
 
-func (z *azure) keep(changes []tokencache.PolicyChange) error {
+func (z *azure) keep(record tokencache.Record) error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	if z.full != nil {
 		return z.full
 	}
-	z.kept = append(z.kept, changes)
+	z.kept = append(z.kept, record.Changes)
 	return nil
 }
 
@@ -443,7 +443,7 @@ func TestRecordFromBefore(t *testing.T) {
 		note(t, a, agent.Change{Resource: vault, Identity: "speech", Effect: tokencache.Granted})
 		before = z.record()
 	})
-	inAzure(t, func(o *agent.Options, _ *azure) { o.Changes = before }, func(t *testing.T, a *agent.Agent, z *azure) {
+	inAzure(t, func(o *agent.Options, _ *azure) { o.Record = &tokencache.Record{Changes: before} }, func(t *testing.T, a *agent.Agent, z *azure) {
 		changes := a.Changes()
 		if len(changes) != 2 || changes[0].PolicyChange != before[0] || changes[1].PolicyChange != before[1] {
 			t.Errorf("%+v\nwant %+v", changes, before)
@@ -518,7 +518,7 @@ func TestLostRecord(t *testing.T) {
 	for i := range full {
 		full[i] = tokencache.PolicyChange{ID: fmt.Sprint(i), AllIdentities: true, Effect: tokencache.Changed, At: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)}
 	}
-	inAzure(t, func(o *agent.Options, _ *azure) { o.LostRecord, o.Changes = lost, full }, func(_ *testing.T, _ *agent.Agent, z *azure) {
+	inAzure(t, func(o *agent.Options, _ *azure) { o.LostRecord, o.Record = lost, &tokencache.Record{Changes: full} }, func(_ *testing.T, _ *agent.Agent, z *azure) {
 		if z.logs.FilterMessage("that could not be noted").Len() != 1 {
 			t.Error("a record with no room for that, and not a word")
 		}

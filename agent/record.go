@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,13 +17,13 @@ import (
 // keepAgain is how long after a failure the policy changes are tried to be kept again.
 const keepAgain = time.Minute
 
-// record has the policy changes kept on the disk, whenever the cache's own list is another than what
-// was kept last.
+// record has the policy changes kept on the disk, whenever the cache's own record is of another generation
+// than what was kept last.
 type record struct {
-	keep    func([]tokencache.PolicyChange) error // nil: nothing is kept
-	changes func() []tokencache.Noted
-	clock   tokencache.Clock
-	log     *zap.Logger
+	keep  func(tokencache.Record) error // nil: nothing is kept
+	now   func() tokencache.Record
+	clock tokencache.Clock
+	log   *zap.Logger
 
 	ctx    context.Context // ends the saver
 	cancel context.CancelFunc
@@ -35,50 +34,19 @@ type record struct {
 	start  sync.Mutex // protects saving, and that no saver begins after close
 	saving bool       // there is a saver
 
-	mu   sync.Mutex                // one keep at a time; protects what follows
-	kept []tokencache.PolicyChange // what is on the disk
+	mu    sync.Mutex // one keep at a time; protects what follows
+	kept  uint64     // the generation that is on the disk
+	wrong bool       // what is on the disk is not of that generation, or nothing is
 }
 
-// open makes r ready. What changes tells at first is what is on the disk.
-func (r *record) open(keep func([]tokencache.PolicyChange) error, changes func() []tokencache.Noted, clock tokencache.Clock, log *zap.Logger) {
-	r.keep, r.changes, r.clock, r.log = keep, changes, clock, log
+// open makes r ready. What now tells at first is what is on the disk.
+func (r *record) open(keep func(tokencache.Record) error, now func() tokencache.Record, clock tokencache.Clock, log *zap.Logger) {
+	r.keep, r.now, r.clock, r.log = keep, now, clock, log
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.kept = r.list()
+	r.kept = now().Generation
 }
 
-// recover takes the policy changes from o's memory where the record is gone, and reports whether it did: a folder may be
-// mounted over the one that it is in, or somebody may have removed it, while systemd has held the tokens that it withholds.
-func (o *Options) recover(now time.Duration) bool {
-	if o.Changes != nil || o.Memory == nil || len(o.Memory.Changes) == 0 {
-		return false
-	}
-	for _, p := range o.Memory.Changes {
-		if p.Floating && (o.BootID == "" || o.Memory.BootID != o.BootID || p.BootAt > now) {
-			p.BootAt = now // its boot is over: later than the truth, and so on the safe side
-		}
-		o.Changes = append(o.Changes, p)
-	}
-	return true
-}
-
-// restore keeps a record that was recovered, of which nothing is on the disk.
-func (r *record) restore() {
-	r.log.Warn("the record of policy changes was gone: it is as it was kept beside the tokens", zap.Int("changes", len(r.kept)))
-	r.kept = nil
-	_ = r.save() // why it failed is in the log and in the status
-}
-
-// list returns what is to be kept.
-func (r *record) list() []tokencache.PolicyChange {
-	noted := r.changes()
-	all := make([]tokencache.PolicyChange, len(noted))
-	for i, n := range noted {
-		all[i] = n.PolicyChange
-	}
-	return all
-}
-
-// save keeps the list unless it is kept already, and returns why that did not work; it is then tried
+// save keeps the record unless it is kept already, and returns why that did not work; it is then tried
 // again every minute.
 func (r *record) save() error {
 	err := r.try()
@@ -94,23 +62,23 @@ func (r *record) try() error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := r.list()
-	if slices.Equal(all, r.kept) && r.fault.Load() == nil {
+	now := r.now()
+	if !r.differsFrom(now) && r.fault.Load() == nil {
 		return nil
 	}
-	if err := r.keep(all); err != nil {
+	if err := r.keep(now); err != nil {
 		r.log.Error("the policy changes could not be kept", zap.Error(err))
 		r.fault.Store(&err)
 		return err
 	}
-	r.kept = all
+	r.kept, r.wrong = now.Generation, false
 	if r.fault.Swap(nil) != nil {
 		r.log.Info("the policy changes are kept again")
 	}
 	return nil
 }
 
-// notice has the list kept soon if the cache changed it by itself. It does not wait for the disk.
+// notice has the record kept soon if the cache changed it by itself. It does not wait for the disk.
 func (r *record) notice() {
 	if r.keep != nil && r.differs() {
 		r.begin(0)
@@ -122,8 +90,11 @@ func (r *record) differs() bool {
 		return false // it is being kept now
 	}
 	defer r.mu.Unlock()
-	return !slices.Equal(r.list(), r.kept)
+	return r.differsFrom(r.now())
 }
+
+// differsFrom reports whether what is on the disk is not now. The caller holds mu.
+func (r *record) differsFrom(now tokencache.Record) bool { return r.wrong || now.Generation != r.kept }
 
 // begin starts the saver, unless there is one.
 func (r *record) begin(wait time.Duration) {
@@ -136,7 +107,7 @@ func (r *record) begin(wait time.Duration) {
 	r.saver.Go(func() { r.persist(wait) })
 }
 
-// persist tries until the list is kept.
+// persist tries until the record is kept.
 func (r *record) persist(wait time.Duration) {
 	for ; ; wait = keepAgain {
 		fired, stop := r.clock.Timer(wait)

@@ -57,8 +57,8 @@ type Options struct {
 
 	// Spread is how long a policy change may take to reach newly minted tokens. Zero: DefaultSpread.
 	Spread time.Duration
-	// Changes are the policy changes on record from before.
-	Changes []PolicyChange
+	// Record is the policy changes on record from before.
+	Record Record
 
 	// BootID names this boot of the device, for Memory. Empty: not known.
 	BootID string
@@ -90,6 +90,7 @@ type Cache struct {
 
 	knowledge  knowledge
 	changes    []*change
+	generation uint64 // of changes: see Record
 	spread     time.Duration
 	alternates map[string][]string // by resource: the other URIs that it goes by
 	rollovers  history             // of all keys: they share a back end
@@ -118,8 +119,10 @@ func New(o Options) *Cache {
 		gate:    newGate(),
 		spread:  cmp.Or(o.Spread, DefaultSpread),
 		bootID:  o.BootID,
+
+		generation: o.Record.Generation,
 	}
-	for _, p := range o.Changes {
+	for _, p := range o.Record.Changes {
 		c.enterLocked(p, c.clock.Boot()) // nobody else has c yet
 	}
 	if o.Memory != nil {

@@ -63,6 +63,14 @@ type PolicyChange struct {
 	BootAt   time.Duration
 }
 
+// Record is the policy changes on record, the latest first.
+type Record struct {
+	// Generation rises with each change of the record: one that is noted, withdrawn, dated, or over. Of two copies of one
+	// record, that of the higher generation is the newer. Zero: from before there were generations, or nothing was ever noted.
+	Generation uint64
+	Changes    []PolicyChange
+}
+
 // Noted is a policy change on record, and how far it has got.
 type Noted struct {
 	PolicyChange
@@ -135,6 +143,7 @@ func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 	}
 	p.NotedOn = wall
 	c.enterLocked(p, now)
+	c.generation++
 	c.rejudgeLocked(now)
 	return p, nil
 }
@@ -168,6 +177,7 @@ func (c *Cache) Withdraw(id string) (PolicyChange, bool) {
 	}
 	withdrawn := c.changes[i].PolicyChange
 	c.changes = slices.Delete(c.changes, i, i+1)
+	c.generation++
 	c.rejudgeLocked(c.clock.Boot())
 	return withdrawn, true
 }
@@ -191,11 +201,27 @@ func (c *Cache) Changes() []Noted {
 		}
 		all = append(all, n)
 	}
-	slices.SortFunc(all, func(x, y Noted) int {
-		return cmp.Or(y.At.Compare(x.At), cmp.Compare(x.ID, y.ID))
-	})
+	slices.SortFunc(all, func(x, y Noted) int { return latestFirst(x.PolicyChange, y.PolicyChange) })
 	return all
 }
+
+// Record returns the policy changes on record as they are kept.
+func (c *Cache) Record() Record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.recordLocked()
+}
+
+func (c *Cache) recordLocked() Record {
+	r := Record{Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
+	for i, ch := range c.changes {
+		r.Changes[i] = ch.PolicyChange
+	}
+	slices.SortFunc(r.Changes, latestFirst)
+	return r
+}
+
+func latestFirst(x, y PolicyChange) int { return cmp.Or(y.At.Compare(x.At), cmp.Compare(x.ID, y.ID)) }
 
 // endsLocked returns the boot time at which ch goes off the record.
 func (c *Cache) endsLocked(ch *change, now time.Duration) time.Duration {
@@ -218,6 +244,9 @@ func (c *Cache) reviewLocked(now time.Duration) bool {
 			ch.At, ch.Floating = c.clock.Wall().Add(ch.BootAt-now), false
 			different = true
 		}
+	}
+	if different {
+		c.generation++
 	}
 	return different
 }

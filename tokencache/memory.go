@@ -17,9 +17,9 @@ type Memory struct {
 	Keys         []Remembered
 	Rollovers    []Rollover // of all keys, the latest last
 
-	// Changes are the policy changes on record, for a start at which the record itself is gone: the cache leaves them to
-	// those who keep it. Floating ones are of the boot that BootID names.
-	Changes []PolicyChange
+	// Record is the policy changes on record, for a start at which the record that is kept by itself is gone, or older: the
+	// cache leaves them to those who keep it. Floating ones are of the boot that BootID names.
+	Record Record
 }
 
 // Remembered is what is known of one key.
@@ -64,9 +64,7 @@ func (c *Cache) Memory() Memory {
 	now := c.clock.Boot()
 	m := Memory{
 		BootID: c.bootID, Boot: now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
-	}
-	for _, ch := range c.changes {
-		m.Changes = append(m.Changes, ch.PolicyChange)
+		Record: c.recordLocked(),
 	}
 	for _, e := range c.entries {
 		if e.life != 0 {

@@ -195,7 +195,7 @@ func (l *survivor) begin(m *tokencache.Memory) {
 	var c *tokencache.Cache
 	ready := make(chan struct{})
 	c = tokencache.New(tokencache.Options{
-		Fetch: l.Fetch, Clock: l.clock(), Roll: l.roll, Changes: changes, BootID: l.bootID(), Memory: m,
+		Fetch: l.Fetch, Clock: l.clock(), Roll: l.roll, Record: tokencache.Record{Changes: changes}, BootID: l.bootID(), Memory: m,
 		Observe: func(tokencache.Event) { <-ready; l.keep(c) }, Settled: func() { <-ready; l.keep(c) },
 	})
 	l.cache = c

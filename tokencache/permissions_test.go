@@ -671,7 +671,7 @@ func TestKeptChangeDatedAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
 		ahead := tokencache.PolicyChange{ID: "x", AllIdentities: true, At: time.Now().AddDate(5, 0, 0), Effect: tokencache.Revoked}
-		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Changes: []tokencache.PolicyChange{ahead}})
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Record: tokencache.Record{Changes: []tokencache.PolicyChange{ahead}}})
 		defer c.Close()
 		if _, err := c.Get(t.Context(), vault, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
 			t.Errorf("a token from before: %v", err)
@@ -690,7 +690,7 @@ func TestLostRecord(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
 			lost := tokencache.PolicyChange{ID: "lost", AllIdentities: true, At: time.Now(), Effect: tokencache.Unknown, Floating: floating}
-			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Changes: []tokencache.PolicyChange{lost}, Clock: (&watch{known: !floating}).clock()})
+			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Record: tokencache.Record{Changes: []tokencache.PolicyChange{lost}}, Clock: (&watch{known: !floating}).clock()})
 			defer c.Close()
 			if got := standing(t, c); got != tokencache.Uncertain {
 				t.Errorf("floating %v: a token from before: %v", floating, got)

@@ -14,11 +14,13 @@ import (
 	"perceptd/tokencache"
 )
 
-// version is the format that is written, and the only one that is read.
-const version = 1
+// version is the format that is written. Those before it are read as well: in version 1 there is no generation.
+const version = 2
 
 // Bounds on what a record may hold.
 const (
+	maxGeneration = 1 << 62 // which no record comes to by itself
+
 	maxID       = 64
 	maxSelector = 1024
 	maxResource = 512
@@ -33,9 +35,10 @@ var (
 
 // document is the file as it is written.
 type document struct {
-	Version int       `json:"version"`
-	BootID  string    `json:"boot_id"` // the boot that at_boot_ns is of
-	Changes []written `json:"changes"`
+	Version    int       `json:"version"`
+	BootID     string    `json:"boot_id"` // the boot that at_boot_ns is of
+	Generation uint64    `json:"generation"`
+	Changes    []written `json:"changes"`
 }
 
 type written struct {
@@ -61,11 +64,8 @@ var (
 	kinds   = []tokencache.SelectorKind{tokencache.SystemAssigned, tokencache.ClientID, tokencache.ObjectID, tokencache.ResourceID}
 )
 
-func (r *Record) encode(changes []tokencache.PolicyChange) ([]byte, error) {
-	doc := document{Version: version, BootID: r.id, Changes: make([]written, len(changes))}
-	for i, p := range changes {
-		doc.Changes[i] = writtenOf(p)
-	}
+func (r *Record) encode(record tokencache.Record) ([]byte, error) {
+	doc := document{Version: version, BootID: r.id, Generation: record.Generation, Changes: allWritten(record.Changes)}
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
 	}
@@ -82,6 +82,14 @@ func (r *Record) encode(changes []tokencache.PolicyChange) ([]byte, error) {
 	return text.Bytes(), nil
 }
 
+func allWritten(changes []tokencache.PolicyChange) []written {
+	all := make([]written, len(changes))
+	for i, p := range changes {
+		all[i] = writtenOf(p)
+	}
+	return all
+}
+
 func writtenOf(p tokencache.PolicyChange) written {
 	w := written{
 		ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect.String(), Note: p.Note, NotedOn: p.NotedOn.UTC(),
@@ -96,13 +104,13 @@ func writtenOf(p tokencache.PolicyChange) written {
 	return w
 }
 
-func (r *Record) decode(text []byte) ([]tokencache.PolicyChange, error) {
+func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 	var head struct{ Version *int }
 	if err := json.Unmarshal(text, &head); err != nil {
 		return nil, fmt.Errorf("it is not JSON: %w", err)
 	}
-	if head.Version == nil || *head.Version != version {
-		return nil, fmt.Errorf("it is not of version %d: another release of perceptd wrote it", version)
+	if head.Version == nil || *head.Version < 1 || *head.Version > version {
+		return nil, fmt.Errorf("it is not of version 1 to %d: another release of perceptd wrote it", version)
 	}
 	var doc document
 	d := json.NewDecoder(bytes.NewReader(text))
@@ -116,11 +124,11 @@ func (r *Record) decode(text []byte) ([]tokencache.PolicyChange, error) {
 	if err := doc.check(); err != nil {
 		return nil, err
 	}
-	changes := make([]tokencache.PolicyChange, len(doc.Changes))
+	record := &tokencache.Record{Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes))}
 	for i, w := range doc.Changes {
-		changes[i] = r.change(w, doc.BootID)
+		record.Changes[i] = r.change(w, doc.BootID)
 	}
-	return changes, nil
+	return record, nil
 }
 
 // change turns a sound entry into a policy change. One that has lost its anchor, since the device was
@@ -153,10 +161,13 @@ func (doc *document) check() error {
 	if !fits(doc.BootID, maxID) {
 		return errors.New("its boot_id is none")
 	}
-	return checkChanges(doc.Changes)
+	return checkRecord(doc.Generation, doc.Changes)
 }
 
-func checkChanges(all []written) error {
+func checkRecord(generation uint64, all []written) error {
+	if generation > maxGeneration {
+		return errors.New("its generation is out of range")
+	}
 	if n := len(all); n > tokencache.MaxChanges {
 		return fmt.Errorf("%d policy changes are more than %d", n, tokencache.MaxChanges)
 	}

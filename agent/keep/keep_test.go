@@ -37,15 +37,20 @@ func open(t testing.TB, dir string) *Record {
 	return r
 }
 
-func all() []tokencache.PolicyChange {
-	return []tokencache.PolicyChange{
+func all() tokencache.Record {
+	return tokencache.Record{Generation: 7, Changes: []tokencache.PolicyChange{
 		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, NotedOn: noon.Add(time.Nanosecond)},
 		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon},
 		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon},
 		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon, Effect: tokencache.Unknown, NotedOn: noon},
 		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, NotedOn: noon,
 			Floating: true, BootAt: 20 * time.Minute},
-	}
+	}}
+}
+
+// first is the record of the first n of all, which is newer.
+func first(n int) tokencache.Record {
+	return tokencache.Record{Generation: 8, Changes: all().Changes[:n]}
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -55,11 +60,11 @@ func TestRoundTrip(t *testing.T) {
 	if got, err := r.Load(); got != nil || err != nil {
 		t.Errorf("no file yet: %v, %v", got, err)
 	}
-	for _, want := range [][]tokencache.PolicyChange{all(), {}, all()[:2]} {
+	for _, want := range []tokencache.Record{all(), {Generation: 1 << 62, Changes: []tokencache.PolicyChange{}}, first(2)} {
 		if err := r.Save(want); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := open(t, dir).Load(); err != nil || !reflect.DeepEqual(got, want) {
+		if got, err := open(t, dir).Load(); err != nil || !reflect.DeepEqual(got, &want) {
 			t.Errorf("%v\ngot  %+v\nwant %+v", err, got, want)
 		}
 	}
@@ -90,7 +95,7 @@ func TestBoots(t *testing.T) {
 	} {
 		r := &Record{dir: dir, boot: uptime(row.now), id: row.boot}
 		got, err := r.Load()
-		if err != nil || !got[4].Floating || got[4].BootAt != row.want {
+		if err != nil || !got.Changes[4].Floating || got.Changes[4].BootAt != row.want {
 			t.Errorf("%s: %v, %v, want %v", row.name, got, err, row.want)
 		}
 	}
@@ -117,13 +122,13 @@ func TestCrashes(t *testing.T) {
 		if _, err := os.Lstat(left); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: still there", name)
 		}
-		if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, all()) {
+		if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, new(all())) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 		if err := leave(left); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.Save(all()[:1]); err != nil {
+		if err := r.Save(first(1)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if names := listing(t, dir); len(names) != 1 {
@@ -159,10 +164,13 @@ func TestWhatCannotBeRead(t *testing.T) {
 		{"empty", "", "not JSON"},
 		{"half", `{"version":1,"changes":[`, "not JSON"},
 		{"zeros", strings.Repeat("\x00", 512), "not JSON"},
-		{"another version", entry(`"version":1`, `"version":2`), "another release"},
+		{"another version", entry(`"version":1`, `"version":3`), "another release"},
 		{"no version", `{}`, "another release"},
 		{"an unknown key", entry(`"note"`, `"notes"`), "unknown field"},
 		{"more behind", entry("", "") + " {}", "not JSON"},
+		{"version 0", entry(`"version":1`, `"version":0`), "another release"},
+		{"a generation below 0", entry(`"version":1`, `"version":2,"generation":-1`), "cannot unmarshal"},
+		{"a generation that nothing comes after", entry(`"version":1`, `"version":2,"generation":18446744073709551615`), "its generation"},
 		{"another type", entry(`"0a"`, `1`), "cannot unmarshal"},
 		{"too many", `{"version":1,"boot_id":"b","changes":[` + many + `{}]}`, "more than 512"},
 		{"no ID", entry(`"0a"`, `""`), "its id is none"},
@@ -240,7 +248,7 @@ func TestWhatStandsInItsPlace(t *testing.T) {
 		if err := r.Save(all()); err != nil {
 			t.Errorf("%s: saving after it: %v", row.name, err)
 		}
-		if got, err := r.Load(); err != nil || len(got) != len(all()) {
+		if got, err := r.Load(); err != nil || len(got.Changes) != len(all().Changes) {
 			t.Errorf("%s: %v, %v", row.name, got, err)
 		}
 	}
@@ -275,7 +283,7 @@ func TestWhatIsNotKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := all()
-	late[0].At = noon.AddDate(400, 0, 0)
+	late.Changes[0].At = noon.AddDate(400, 0, 0)
 	many := make([]tokencache.PolicyChange, tokencache.MaxChanges)
 	for i := range many {
 		many[i] = tokencache.PolicyChange{
@@ -283,12 +291,14 @@ func TestWhatIsNotKept(t *testing.T) {
 			Resource: strings.Repeat(`"`, maxResource), Effect: tokencache.Changed, At: noon, NotedOn: noon,
 		}
 	}
-	for says, changes := range map[string][]tokencache.PolicyChange{"its times": late, "would be larger": many} {
-		if err := r.Save(changes); err == nil || !strings.Contains(err.Error(), says) {
+	for says, record := range map[string]tokencache.Record{
+		"its times": late, "would be larger": {Changes: many}, "its generation": {Generation: 1<<62 + 1},
+	} {
+		if err := r.Save(record); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", says, err)
 		}
 	}
-	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, all()) {
+	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, new(all())) {
 		t.Errorf("what was there is lost: %v, %v", got, err)
 	}
 }
@@ -305,11 +315,11 @@ func TestFullRecord(t *testing.T) {
 		}
 	}
 	r := open(t, t.TempDir())
-	if err := r.Save(full); err != nil {
+	if err := r.Save(tokencache.Record{Changes: full}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, full) {
-		t.Errorf("%d of them, %v", len(got), err)
+	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got.Changes, full) {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 
@@ -358,7 +368,7 @@ func TestFailingSteps(t *testing.T) {
 		if err := errors.Join(r.Save(all()), spoil(dir)); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.Save(all()[:1]); err == nil {
+		if err := r.Save(first(1)); err == nil {
 			t.Errorf("%s: saved", name)
 		}
 	}
@@ -384,13 +394,13 @@ func TestFullDisk(t *testing.T) {
 	}
 	ballast := filepath.Join(dir, "ballast")
 	_ = os.WriteFile(ballast, make([]byte, 1<<20), 0o600) // as much as goes
-	if err := r.Save(all()[:1]); !errors.Is(err, unix.ENOSPC) {
+	if err := r.Save(first(1)); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("on a full disk: %v", err)
 	}
-	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, all()) {
+	if got, err := r.Load(); err != nil || !reflect.DeepEqual(got, new(all())) {
 		t.Errorf("what was there is lost: %v, %v", got, err)
 	}
-	if err := errors.Join(os.Remove(ballast), r.Save(all()[:1])); err != nil {
+	if err := errors.Join(os.Remove(ballast), r.Save(first(1))); err != nil {
 		t.Errorf("with room again: %v", err)
 	}
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
@@ -415,14 +425,14 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(entry(`[{`, `[{},{`)))
 	f.Add([]byte(`{"version":1,"changes":null}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		changes, err := r.decode(text)
+		record, err := r.decode(text)
 		if err != nil {
 			return
 		}
-		if len(changes) > tokencache.MaxChanges {
-			t.Fatalf("%d changes", len(changes))
+		if len(record.Changes) > tokencache.MaxChanges {
+			t.Fatalf("%d changes", len(record.Changes))
 		}
-		again, err := r.encode(changes)
+		again, err := r.encode(*record)
 		if err != nil {
 			t.Fatalf("read, and not to be written: %v", err)
 		}
@@ -430,8 +440,32 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatalf("written, and not to be read: %v\n%s", err, again)
 		}
-		if twice, err := r.encode(same); err != nil || !bytes.Equal(again, twice) {
+		if twice, err := r.encode(*same); err != nil || !bytes.Equal(again, twice) {
 			t.Errorf("%v: another time it is another record:\n%s\n%s", err, again, twice)
 		}
 	})
+}
+
+// Files of the release before, in which there were no generations, are read as of generation 0.
+func TestVersionBefore(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, fileName), []byte(entry("", "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := open(t, dir).Load()
+	if err != nil || got.Generation != 0 || len(got.Changes) != 1 || got.Changes[0].ID != "0a" || got.Changes[0].Effect != tokencache.Revoked {
+		t.Errorf("the record: %+v, %v", got, err)
+	}
+	change := `{"id":"0a","at":"2026-11-23T12:00:00Z","effect":"revoked","noted_on":"2026-11-23T12:00:00Z"}`
+	for changes, want := range map[string]int{`,"changes":[` + change + `]`: 1, "": 0} {
+		text := `{"version":1,"source":"s","boot_id":"b","boot_ns":5,"wall":"2026-11-23T12:00:00Z","synchronised":true,` +
+			`"keys":[{"key":{"selector":{"kind":"client_id","id":"c"},"resource":"r"},"token":{"text":"t"},"nominal_ns":1,"deadline_ns":9,` +
+			`"life_ns":1,"born_ns":1,"received_ns":1,"shown_ns":1,"answered_ns":1,"claims":{}}],"rollovers":[]` + changes + `}`
+		f := sealedly(t, frame([]byte(text)))
+		m, err := Carried(f)
+		if err != nil || len(m.Keys) != 1 || m.Record.Generation != 0 || len(m.Record.Changes) != want {
+			t.Errorf("the memory: %+v, %v", m, err)
+		}
+	}
 }

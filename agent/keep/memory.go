@@ -14,8 +14,9 @@ import (
 	"perceptd/tokencache"
 )
 
-// memoryVersion is the format of a cache's memory that is written, and the only one that is read.
-const memoryVersion = 1
+// memoryVersion is the format of a cache's memory that is written. Those before it are read as well: in version 1 the copy of
+// the record has no generation.
+const memoryVersion = 2
 
 // Bounds on what a cache's memory may hold: those of what a back end may answer, and of what a cache remembers.
 const (
@@ -41,7 +42,10 @@ type memory struct {
 	Synchronised bool          `json:"synchronised"`
 	Keys         []remembered  `json:"keys"`
 	Rollovers    []seen        `json:"rollovers"`
-	Changes      []written     `json:"changes,omitempty"` // a copy of the record
+
+	// A copy of the record. One of generation 0 without changes is none.
+	Generation uint64    `json:"generation,omitempty"`
+	Changes    []written `json:"changes,omitempty"`
 }
 
 // key is a tokencache.Key.
@@ -111,12 +115,9 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 			doc.Keys = append(doc.Keys, w)
 		}
 	}
-	for _, p := range m.Changes {
-		doc.Changes = append(doc.Changes, writtenOf(p))
-	}
-	if checkChanges(doc.Changes) != nil {
-		doc.Changes = nil // they are on record all the same, and the tokens are worth keeping
-	}
+	if copied := allWritten(m.Record.Changes); checkRecord(m.Record.Generation, copied) == nil {
+		doc.Generation, doc.Changes = m.Record.Generation, copied
+	} // else they are on record all the same, and the tokens are worth keeping
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
 	}
@@ -187,14 +188,14 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	if json.Unmarshal(text, &head) != nil {
 		return nil, errors.New("it is not JSON")
 	}
-	if head.Version == nil || *head.Version != memoryVersion {
-		return nil, fmt.Errorf("it is not of version %d: another release of perceptd wrote it", memoryVersion)
+	if head.Version == nil || *head.Version < 1 || *head.Version > memoryVersion {
+		return nil, fmt.Errorf("it is not of version 1 to %d: another release of perceptd wrote it", memoryVersion)
 	}
 	var doc memory
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if d.Decode(&doc) != nil {
-		return nil, fmt.Errorf("it is not what perceptd writes as version %d", memoryVersion)
+		return nil, fmt.Errorf("it is not what perceptd writes as version %d", *head.Version)
 	}
 	if _, err := d.Token(); err != io.EOF {
 		return nil, errors.New("something stands after its end")
@@ -205,12 +206,13 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	m := tokencache.Memory{
 		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, Wall: doc.Wall, Synchronised: doc.Synchronised,
 		Rollovers: told(doc.Rollovers, tokencache.Key{}),
+		Record:    tokencache.Record{Generation: doc.Generation},
 	}
 	for _, w := range doc.Keys {
 		m.Keys = append(m.Keys, w.remembered())
 	}
 	for _, w := range doc.Changes {
-		m.Changes = append(m.Changes, w.change())
+		m.Record.Changes = append(m.Record.Changes, w.change())
 	}
 	return &m, nil
 }
@@ -275,7 +277,7 @@ func (doc *memory) check() error {
 	if err := checkSeen(doc.Rollovers, maxHistory); err != nil {
 		return err
 	}
-	if err := checkChanges(doc.Changes); err != nil {
+	if err := checkRecord(doc.Generation, doc.Changes); err != nil {
 		return err
 	}
 	there := make(map[tokencache.Key]bool)

@@ -36,28 +36,28 @@ func Open(dir string, boot func() time.Duration) (*Record, error) {
 	return &Record{dir: dir, boot: boot, id: BootID()}, nil
 }
 
-// Load returns the policy changes on record; nil when there is no file, which is not the same as a record of none. A file that cannot be read is
-// moved aside, and the error says what is wrong with it and where it is now.
-func (r *Record) Load() ([]tokencache.PolicyChange, error) {
+// Load returns the record; nil when there is no file, which is not the same as a record of no changes. A file that cannot be
+// read is moved aside, and the error says what is wrong with it and where it is now.
+func (r *Record) Load() (*tokencache.Record, error) {
 	path := filepath.Join(r.dir, fileName)
 	text, err := read(path, othersMayChange, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	var changes []tokencache.PolicyChange
+	var record *tokencache.Record
 	if err == nil {
-		changes, err = r.decode(text)
+		record, err = r.decode(text)
 	}
 	if err != nil {
 		return nil, moveAside(path, err)
 	}
-	return changes, nil
+	return record, nil
 }
 
-// Save puts changes on the disk in the place of what was there. When it returns nil they outlive a power
+// Save puts record on the disk in the place of what was there. When it returns nil they outlive a power
 // cut; with an error, what was there before does.
-func (r *Record) Save(changes []tokencache.PolicyChange) error {
-	text, err := r.encode(changes)
+func (r *Record) Save(record tokencache.Record) error {
+	text, err := r.encode(record)
 	if err != nil {
 		return err
 	}

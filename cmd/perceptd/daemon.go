@@ -143,7 +143,7 @@ func (d *daemon) openState(o *agent.Options) (err error) {
 		d.log.Warn("policy changes are not kept", zap.Error(err))
 		return nil
 	}
-	o.Changes, o.LostRecord = record.Load()
+	o.Record, o.LostRecord = record.Load()
 	o.Keep = record.Save
 	return nil
 }

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
+	"perceptd/agent/keep"
+	"perceptd/tokencache"
 )
 
 // What the service manager hands the daemon may be anything: root can put it there, and so can a fault.
@@ -468,36 +470,110 @@ func TestBindMounts(t *testing.T) {
 	}
 }
 
-// TestRevocationOutlivesItsRecord: with a folder mounted over the one that the record of policy changes is in, over a crash,
-// the token that systemd has held is withheld as before.
+// TestRevocationOutlivesItsRecord: whatever becomes of the record of policy changes over a crash, the token that systemd has
+// held is withheld as before, the log tells of it once, and the record is whole again.
 func TestRevocationOutlivesItsRecord(t *testing.T) {
 	t.Parallel()
-	if os.Getuid() != 0 {
-		t.Skip("folders are mounted: run it as root")
-	}
-	store := newFDStore(t)
-	d := newFolder(t, simulatedFor())
-	store.start(t, d)
-	d.awaitHealth(t)
-	d.held(t)
-	until(t, "the cache to be stored", d.ended, func() bool { return len(store.all()) == 1 })
-	first := store.all()[0]
-	if status, body, err := d.ask(d.admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"revoked"}`); status/100 != 2 {
-		t.Fatalf("%d %s %v", status, body, err)
-	}
-	until(t, "the change to be stored", d.ended, func() bool { all := store.all(); return len(all) == 1 && all[0] != first })
-	must(t, d.cmd.Process.Kill())
-	<-d.ended
-	cover(t, t.TempDir(), d.state())
-	store.start(t, d)
-	d.awaitHealth(t)
-	if status, body, err := d.get(d.token(), vaultToken); status != 403 || !strings.Contains(body, string(api.CodeRevoked)) {
-		t.Errorf("a token from before the revocation: %d %.300s %v", status, body, err)
-	}
-	if !strings.Contains(d.text(), "the record of policy changes was gone") {
-		t.Error("the log does not tell of it")
+	for _, row := range []struct {
+		name   string
+		asRoot bool                                             // folders are mounted
+		begin  func(t *testing.T, d *daemonProcess)             // before the start; nil: nothing is done
+		before func(t *testing.T, d *daemonProcess)             // the revocation
+		status int                                              // of the revocation
+		after  func(t *testing.T, d *daemonProcess, old string) // the crash; old is the record from before the revocation
+		says   string
+	}{
+		{
+			name: "a folder is mounted over it", asRoot: true, status: 200, says: "the record of policy changes was gone",
+			after: func(t *testing.T, d *daemonProcess, _ string) { cover(t, t.TempDir(), d.state()) },
+		},
+		{
+			name: "it is removed", status: 200, says: "the record of policy changes was gone",
+			after: func(t *testing.T, d *daemonProcess, _ string) { must(t, os.Remove(d.record())) },
+		},
+		{
+			name: "an older one is mounted over it", asRoot: true, status: 200, says: "the record of policy changes was older",
+			after: func(t *testing.T, d *daemonProcess, old string) {
+				folder := t.TempDir()
+				must(t, os.WriteFile(filepath.Join(folder, filepath.Base(d.record())), []byte(old), 0o600))
+				cover(t, folder, d.state())
+			},
+		},
+		{
+			name: "an older one is restored from a backup", status: 200, says: "the record of policy changes was older",
+			after: func(t *testing.T, d *daemonProcess, old string) {
+				must(t, os.WriteFile(d.record(), []byte(old), 0o600))
+			},
+		},
+		{
+			name: "it is torn", status: 200, says: "the record of policy changes could not be read: its copy",
+			after: func(t *testing.T, d *daemonProcess, old string) {
+				must(t, os.WriteFile(d.record(), []byte(old[:len(old)/2]), 0o600))
+			},
+		},
+		{
+			name: "the disk was full", asRoot: true, begin: smallDisk, before: fill, status: 507, says: "the record of policy changes was older",
+			after: func(t *testing.T, d *daemonProcess, _ string) { empty(t, d) },
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			if row.asRoot && os.Getuid() != 0 {
+				t.Skip("folders are mounted: run it as root")
+			}
+			store := newFDStore(t)
+			d := newFolder(t, simulatedFor())
+			if row.begin != nil {
+				row.begin(t, d)
+			}
+			store.start(t, d)
+			d.awaitHealth(t)
+			d.held(t)
+			until(t, "the cache to be stored", d.ended, func() bool { return len(store.all()) == 1 })
+			report := func(effect string, want int) {
+				t.Helper()
+				status, body, err := d.ask(d.admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"`+effect+`"}`)
+				if status != want {
+					t.Fatalf("%d %s %v", status, body, err)
+				}
+				until(t, "the change to be stored", d.ended, func() bool { return store.hasChange(effect) })
+			}
+			report("granted", 200)
+			old, err := os.ReadFile(d.record())
+			must(t, err)
+			if row.before != nil {
+				row.before(t, d)
+			}
+			report("revoked", row.status)
+			must(t, d.cmd.Process.Kill())
+			<-d.ended
+			row.after(t, d, string(old))
+			store.start(t, d)
+			d.awaitHealth(t)
+			if status, body, err := d.get(d.token(), vaultToken); status != 403 || !strings.Contains(body, string(api.CodeRevoked)) {
+				t.Errorf("a token from before the revocation: %d %.300s %v", status, body, err)
+			}
+			if n := strings.Count(d.text(), row.says); n != 1 {
+				t.Errorf("the log tells of it %d times", n)
+			}
+			if text, err := os.ReadFile(d.record()); err != nil || !strings.Contains(string(text), `"revoked"`) {
+				t.Errorf("the record is %s %v", text, err)
+			}
+		})
 	}
 }
+
+// hasChange reports whether the cache that is kept last has a policy change of that effect.
+func (s *fdStore) hasChange(effect string) bool {
+	files := s.files()
+	if len(files) != 1 {
+		return false // the older is about to go
+	}
+	memory, err := keep.Carried(files[0])
+	return err == nil && slices.ContainsFunc(memory.Record.Changes, func(p tokencache.PolicyChange) bool { return p.Effect.String() == effect })
+}
+
+func (d *daemonProcess) record() string { return filepath.Join(d.state(), "policy-changes.json") }
 
 // servesOrEnds waits for one of the two, and reports whether the daemon serves.
 func (d *daemonProcess) servesOrEnds() bool {

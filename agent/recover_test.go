@@ -1,0 +1,277 @@
+package agent_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"perceptd/agent"
+	"perceptd/tokencache"
+)
+
+// device is what outlives an agent: the record on the disk, and the cache's memory elsewhere.
+type device struct {
+	backEnd
+	shelf shelf
+
+	disk sync.Mutex // protects what follows
+	kept []tokencache.Record
+	full error // why nothing can be kept on the disk
+}
+
+func (d *device) keep(r tokencache.Record) error {
+	d.disk.Lock()
+	defer d.disk.Unlock()
+	if d.full == nil {
+		d.kept = append(d.kept, r)
+	}
+	return d.full
+}
+
+func (d *device) fill(err error) {
+	d.disk.Lock()
+	defer d.disk.Unlock()
+	d.full = err
+}
+
+// record is what is on the disk; nil: nothing.
+func (d *device) record() *tokencache.Record {
+	d.disk.Lock()
+	defer d.disk.Unlock()
+	if len(d.kept) == 0 {
+		return nil
+	}
+	return &d.kept[len(d.kept)-1]
+}
+
+// run runs an agent that begins with what it is given, until f returns, and returns its warnings of the record.
+func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *tokencache.Memory, f func(a *agent.Agent)) (warnings []observer.LoggedEntry) {
+	t.Helper()
+	core, logs := observer.New(zapcore.WarnLevel)
+	a, err := agent.New(agent.Options{
+		Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Record: disk, LostRecord: lost, Memory: copied,
+		Keep: d.keep, Keeping: d.shelf.keeping(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f(a)
+	a.Close()
+	return logs.Filter(func(e observer.LoggedEntry) bool { return strings.Contains(e.Message, "beside the tokens") }).All()
+}
+
+// withholds reports whether a token from before a revocation is kept back.
+func withholds(t *testing.T, a *agent.Agent) bool {
+	t.Helper()
+	_, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+	if err != nil && reasonOf(err) != agent.PermissionsRevoked {
+		t.Error(err)
+	}
+	return err != nil
+}
+
+// A crash may come before or after either of two writes: of the record, which is what an acknowledgement waits for, and of
+// its copy. An acknowledged revocation is in force after it, whichever of the two was lost or is older; what was withdrawn
+// with an acknowledgement stays withdrawn. The start after that has one record, and nothing to say of it.
+func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const gone = -1
+		// What there is after each step: a change that withholds nothing, a revocation as well, the first alone again.
+		d := new(device)
+		disk, copies := make([]*tokencache.Record, 3), make([]*tokencache.Memory, 3)
+		d.run(t, nil, nil, nil, func(a *agent.Agent) {
+			see := func(step int) {
+				synctest.Wait()
+				disk[step], copies[step] = d.record(), d.shelf.lastSaved()
+			}
+			mustHave(t, a)
+			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			see(0)
+			noted := note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			see(1)
+			if _, err := a.WithdrawChange("test", noted.ID); err != nil {
+				t.Fatal(err)
+			}
+			see(2)
+		})
+		d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		torn := errors.New("torn")
+		for _, row := range []struct {
+			name         string
+			disk, copied int
+			lost         error
+			withheld     bool
+			says         string
+		}{
+			{"noted: neither was written, nor was it acknowledged", 0, 0, nil, false, ""},
+			{"noted: the record alone, acknowledged", 1, 0, nil, true, ""},
+			{"noted: the copy alone", 0, 1, nil, true, "was older"},
+			{"noted: both", 1, 1, nil, true, ""},
+			{"noted, acknowledged, an older record is put back", 0, 1, nil, true, "was older"},
+			{"noted, acknowledged, the record is gone", gone, 1, nil, true, "was gone"},
+			{"noted, acknowledged, the record is torn", gone, 1, torn, true, "could not be read"},
+			{"withdrawn: neither was written, nor was it acknowledged", 1, 1, nil, true, ""},
+			{"withdrawn: the record alone, acknowledged", 2, 1, nil, false, ""},
+			{"withdrawn: the copy alone", 1, 2, nil, false, "was older"},
+			{"withdrawn: both", 2, 2, nil, false, ""},
+			{"withdrawn, an older record is put back", 1, 2, nil, false, "was older"},
+			{"withdrawn, the record is gone", gone, 2, nil, false, "was gone"},
+		} {
+			next := new(device)
+			next.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+			var found *tokencache.Record
+			if row.disk != gone {
+				found = disk[row.disk]
+			}
+			warnings := next.run(t, found, row.lost, copies[row.copied], func(a *agent.Agent) {
+				if withholds(t, a) != row.withheld {
+					t.Errorf("%s: withheld is not %v", row.name, row.withheld)
+				}
+			})
+			if row.says == "" {
+				if len(warnings) != 0 {
+					t.Errorf("%s: %v", row.name, warnings)
+				}
+				continue
+			}
+			if len(warnings) != 1 || !strings.Contains(warnings[0].Message, row.says) || next.record() == nil {
+				t.Errorf("%s: %v, on the disk %v", row.name, warnings, next.record())
+				continue
+			}
+			for _, copied := range []*tokencache.Memory{copies[row.copied], next.shelf.lastSaved()} { // the copy may not be newer yet
+				again := next.run(t, next.record(), nil, copied, func(a *agent.Agent) {
+					if withholds(t, a) != row.withheld {
+						t.Errorf("%s, and started again: withheld is not %v", row.name, row.withheld)
+					}
+				})
+				if len(again) != 0 {
+					t.Errorf("%s, and started again: %v", row.name, again)
+				}
+			}
+		}
+	})
+}
+
+// A revocation that is in force but not on the full disk is in the copy, and on the disk again when there is room.
+func TestRevocationOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := new(device)
+		var before *tokencache.Record
+		var copied *tokencache.Memory
+		var id string
+		d.run(t, nil, nil, nil, func(a *agent.Agent) {
+			mustHave(t, a)
+			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			before = d.record()
+			d.fill(errors.New("no space left on device"))
+			noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			if reasonOf(err) != agent.NotKept {
+				t.Error(err)
+			}
+			id = noted.ID
+			synctest.Wait()
+			copied = d.shelf.lastSaved() // and it is killed
+		})
+		d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		warnings := d.run(t, before, nil, copied, func(a *agent.Agent) {
+			if !withholds(t, a) {
+				t.Error("the token is handed out")
+			}
+			if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, "no space left") {
+				t.Errorf("trouble %q", trouble)
+			}
+			d.fill(nil)
+		})
+		if len(warnings) != 1 {
+			t.Fatalf("%v", warnings)
+		}
+		if told := fmt.Sprint(warnings[0].ContextMap()); !strings.Contains(told, "changes:2") || !strings.Contains(told, "revocations:["+id+"]") {
+			t.Errorf("it tells %s", told)
+		}
+		if r := d.record(); len(r.Changes) != 2 || r.Generation != copied.Record.Generation {
+			t.Errorf("on the disk: %+v, beside the tokens: %+v", r, copied.Record)
+		}
+	})
+}
+
+// Where neither is newer, as in files of a release before generations, what either has is in force.
+func TestRecordsWithoutAnOrder(t *testing.T) {
+	t.Parallel()
+	revocation := func(ids ...string) (all []tokencache.PolicyChange) {
+		for _, id := range ids {
+			all = append(all, tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked})
+		}
+		return all
+	}
+	var many, others []tokencache.PolicyChange
+	for i := range tokencache.MaxChanges {
+		many = append(many, tokencache.PolicyChange{ID: fmt.Sprint("granted-", i), AllIdentities: true, Effect: tokencache.Granted})
+		if i < 20 {
+			others = append(others, revocation(fmt.Sprint("revoked-", i))...)
+		}
+	}
+	for _, row := range []struct {
+		name         string
+		generation   uint64
+		disk, copied []tokencache.PolicyChange
+		want         []string
+		gained       string
+	}{
+		{"the same", 5, revocation("a", "b"), revocation("b", "a"), []string{"a", "b"}, ""},
+		{"the copy has less", 0, revocation("a", "b"), revocation("a"), []string{"a", "b"}, ""},
+		{"the copy has more", 0, revocation("a"), revocation("a", "b"), []string{"a", "b"}, "[b]"},
+		{"each has its own", 5, revocation("a", "b"), revocation("b", "c"), []string{"a", "b", "c"}, "[c]"},
+		{"more than there is room for", 5, many, others, nil, "and 12 more"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d := new(device)
+			for i := range row.disk {
+				row.disk[i].At, row.disk[i].NotedOn = time.Now(), time.Now()
+			}
+			for i := range row.copied {
+				row.copied[i].At, row.copied[i].NotedOn = time.Now(), time.Now()
+			}
+			copied := &tokencache.Memory{BootID: "this", Record: tokencache.Record{Generation: row.generation, Changes: row.copied}}
+			warnings := d.run(t, &tokencache.Record{Generation: row.generation, Changes: row.disk}, nil, copied, func(a *agent.Agent) {
+				var ids []string
+				revoked := 0
+				for _, c := range a.Changes() {
+					ids = append(ids, c.ID)
+					if c.Effect == tokencache.Revoked {
+						revoked++
+					}
+				}
+				slices.Sort(ids)
+				if row.want != nil && !slices.Equal(ids, row.want) {
+					t.Errorf("%s: %q are in force", row.name, ids)
+				}
+				if row.want == nil && (len(ids) != tokencache.MaxChanges || revoked != len(others)) {
+					t.Errorf("%s: %d are in force, %d revocations", row.name, len(ids), revoked)
+				}
+			})
+			if row.gained == "" {
+				if len(warnings) != 0 || d.record() != nil {
+					t.Errorf("%s: %v, written %v", row.name, warnings, d.record())
+				}
+				return
+			}
+			if len(warnings) != 1 || !strings.Contains(fmt.Sprint(warnings[0].ContextMap()), row.gained) {
+				t.Errorf("%s: %v", row.name, warnings)
+			}
+			if r := d.record(); r == nil || r.Generation != row.generation+1 {
+				t.Errorf("%s: on the disk %v", row.name, r)
+			}
+		})
+	}
+}
