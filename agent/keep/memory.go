@@ -156,6 +156,11 @@ func keyOf(k tokencache.Key) key { return key{*selectorOf(k.Selector), k.Resourc
 
 func claimsOf(c tokencache.Claims) claims {
 	c.IssuedAt, c.NotBefore = c.IssuedAt.UTC(), c.NotBefore.UTC()
+	for _, list := range []*[]string{&c.Groups, &c.Roles, &c.WIDs} {
+		if len(*list) == 0 {
+			*list = nil // written the same, so that both compare as the same
+		}
+	}
 	return claims(c)
 }
 
