@@ -105,7 +105,7 @@ func testInside(t *testing.T, form string, config func(modules ...string) string
 	if err := errors.Join(os.Mkdir(extra, 0o755), os.WriteFile(filepath.Join(extra, "a.toml"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if status, body := d.reload(t, config()); status != 200 || !strings.Contains(body, "a.toml], was [") {
+	if status, body := d.reload(t, config()); status != 200 || !strings.Contains(body, "a.toml, was "+d.config+`"`) {
 		t.Errorf("another file: %d %s", status, body)
 	}
 	if got := d.end(); got != exitOK {
