@@ -143,6 +143,7 @@ func TestRecordThatIsGone(t *testing.T) {
 			}
 		})
 		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		lineage := s.lastSaved().Record.Lineage
 		for _, row := range []struct {
 			name     string
 			disk     *tokencache.Record
@@ -154,7 +155,7 @@ func TestRecordThatIsGone(t *testing.T) {
 			{"gone", nil, nil, "this", true, 1},
 			{"gone at another boot", nil, nil, "another", true, 1},
 			{"cannot be read", nil, errors.New("torn"), "this", true, 2},
-			{"empty, since it was withdrawn", &tokencache.Record{Generation: 2}, nil, "this", false, 0},
+			{"empty, since it was withdrawn", &tokencache.Record{Lineage: lineage, Generation: 2}, nil, "this", false, 0},
 		} {
 			var kept []tokencache.PolicyChange
 			a, err := agent.New(agent.Options{

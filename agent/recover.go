@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"time"
@@ -24,21 +25,23 @@ func (o *Options) recover(now time.Duration) recovered {
 	disk, other := o.Record, o.copied(now)
 	switch {
 	case disk == nil && other.Generation == 0 && len(other.Changes) == 0:
-		return recovered{} // a first start, or nothing was ever noted
+		other.Lineage = cmp.Or(other.Lineage, rand.Text())
+		return recovered{Record: other} // a first start, or nothing was ever noted
 	case disk == nil && o.LostRecord != nil:
 		return recovered{other, "the record of policy changes could not be read: its copy beside the tokens is in force", revocations(other.Changes)}
 	case disk == nil:
 		return recovered{other, "the record of policy changes was gone: its copy beside the tokens is in force", revocations(other.Changes)}
 	}
 	gained := lacking(disk.Changes, other.Changes)
+	ordered := other.Lineage == disk.Lineage
 	switch {
-	case other.Generation > disk.Generation:
+	case ordered && other.Generation > disk.Generation:
 		return recovered{other, "the record of policy changes was older than its copy beside the tokens: the copy is in force", revocations(gained)}
-	case other.Generation < disk.Generation || len(gained) == 0:
+	case ordered && other.Generation < disk.Generation || len(gained) == 0:
 		return recovered{Record: *disk}
 	}
 	// A change that was withdrawn may be back, which is on the safe side.
-	both := tokencache.Record{Generation: disk.Generation + 1, Changes: slices.Concat(disk.Changes, gained)}
+	both := tokencache.Record{Lineage: disk.Lineage, Generation: max(disk.Generation, other.Generation) + 1, Changes: slices.Concat(disk.Changes, gained)}
 	if len(both.Changes) > tokencache.MaxChanges { // what withholds tokens goes first
 		slices.SortStableFunc(both.Changes, func(x, y tokencache.PolicyChange) int { return cmp.Compare(leniency(x), leniency(y)) })
 		both.Changes = both.Changes[:tokencache.MaxChanges]

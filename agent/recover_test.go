@@ -224,15 +224,19 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 	for _, row := range []struct {
 		name         string
 		generation   uint64
+		other        uint64 // the copy's generation, which is of another lineage; 0: both are the same
 		disk, copied []tokencache.PolicyChange
 		want         []string
 		gained       string
 	}{
-		{"the same", 5, revocation("a", "b"), revocation("b", "a"), []string{"a", "b"}, ""},
-		{"the copy has less", 0, revocation("a", "b"), revocation("a"), []string{"a", "b"}, ""},
-		{"the copy has more", 0, revocation("a"), revocation("a", "b"), []string{"a", "b"}, "[b]"},
-		{"each has its own", 5, revocation("a", "b"), revocation("b", "c"), []string{"a", "b", "c"}, "[c]"},
-		{"more than there is room for", 5, many, others, nil, "and 12 more"},
+		{"the same", 5, 0, revocation("a", "b"), revocation("b", "a"), []string{"a", "b"}, ""},
+		{"the copy has less", 0, 0, revocation("a", "b"), revocation("a"), []string{"a", "b"}, ""},
+		{"the copy has more", 0, 0, revocation("a"), revocation("a", "b"), []string{"a", "b"}, "[b]"},
+		{"each has its own", 5, 0, revocation("a", "b"), revocation("b", "c"), []string{"a", "b", "c"}, "[c]"},
+		{"the copy has more, of another lineage and an earlier generation", 5, 1, revocation("a"), revocation("b"), []string{"a", "b"}, "[b]"},
+		{"the copy has less, of another lineage and a later generation", 5, 9, revocation("a", "b"), revocation("b"), []string{"a", "b"}, ""},
+		{"each has its own, of another lineage and a later generation", 5, 9, revocation("a"), revocation("b"), []string{"a", "b"}, "[b]"},
+		{"more than there is room for", 5, 0, many, others, nil, "and 12 more"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d := new(device)
@@ -242,8 +246,11 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 			for i := range row.copied {
 				row.copied[i].At, row.copied[i].NotedOn = time.Now(), time.Now()
 			}
-			copied := &tokencache.Memory{BootID: "this", Record: tokencache.Record{Generation: row.generation, Changes: row.copied}}
-			warnings := d.run(t, &tokencache.Record{Generation: row.generation, Changes: row.disk}, nil, copied, func(a *agent.Agent) {
+			copied := &tokencache.Memory{BootID: "this", Record: tokencache.Record{Lineage: "here", Generation: row.generation, Changes: row.copied}}
+			if row.other != 0 {
+				copied.Record.Lineage, copied.Record.Generation = "elsewhere", row.other
+			}
+			warnings := d.run(t, &tokencache.Record{Lineage: "here", Generation: row.generation, Changes: row.disk}, nil, copied, func(a *agent.Agent) {
 				var ids []string
 				revoked := 0
 				for _, c := range a.Changes() {
@@ -269,9 +276,38 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 			if len(warnings) != 1 || !strings.Contains(fmt.Sprint(warnings[0].ContextMap()), row.gained) {
 				t.Errorf("%s: %v", row.name, warnings)
 			}
-			if r := d.record(); r == nil || r.Generation != row.generation+1 {
+			if r := d.record(); r == nil || r.Generation != max(row.generation, row.other)+1 || r.Lineage != "here" {
 				t.Errorf("%s: on the disk %v", row.name, r)
 			}
 		})
 	}
+}
+
+// A record that began in a folder mounted over the state, while nobody had a copy, is younger than the one below it,
+// whatever their generations: with the mount gone, the revocation that its copy has is in force beside what was there.
+func TestRecordThatBeganAnew(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		below, above := new(device), new(device)
+		below.run(t, nil, nil, nil, func(a *agent.Agent) {
+			for range 5 {
+				note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			}
+		})
+		var copied *tokencache.Memory
+		above.run(t, nil, nil, nil, func(a *agent.Agent) {
+			mustHave(t, a)
+			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			synctest.Wait()
+			copied = above.shelf.lastSaved() // and it is killed
+		})
+		below.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		for range 2 { // the second time the copy is of the other record still
+			below.run(t, below.record(), nil, copied, func(a *agent.Agent) {
+				if !withholds(t, a) || len(a.Changes()) != 6 {
+					t.Errorf("in force: %+v", a.Changes())
+				}
+			})
+		}
+	})
 }

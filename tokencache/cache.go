@@ -90,6 +90,7 @@ type Cache struct {
 
 	knowledge  knowledge
 	changes    []*change
+	lineage    string
 	generation uint64 // of changes: see Record
 	spread     time.Duration
 	alternates map[string][]string // by resource: the other URIs that it goes by
@@ -120,7 +121,7 @@ func New(o Options) *Cache {
 		spread:  cmp.Or(o.Spread, DefaultSpread),
 		bootID:  o.BootID,
 
-		generation: o.Record.Generation,
+		lineage: o.Record.Lineage, generation: o.Record.Generation,
 	}
 	for _, p := range o.Record.Changes {
 		c.enterLocked(p, c.clock.Boot()) // nobody else has c yet

@@ -65,6 +65,9 @@ type PolicyChange struct {
 
 // Record is the policy changes on record, the latest first.
 type Record struct {
+	// Lineage names the record from its beginning on: generations of two lineages have no order. Empty: from before there
+	// were lineages.
+	Lineage string
 	// Generation rises with each change of the record: one that is noted, withdrawn, dated, or over. Of two copies of one
 	// record, that of the higher generation is the newer. Zero: from before there were generations, or nothing was ever noted.
 	Generation uint64
@@ -213,7 +216,7 @@ func (c *Cache) Record() Record {
 }
 
 func (c *Cache) recordLocked() Record {
-	r := Record{Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
+	r := Record{Lineage: c.lineage, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
 	for i, ch := range c.changes {
 		r.Changes[i] = ch.PolicyChange
 	}

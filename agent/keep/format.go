@@ -14,7 +14,7 @@ import (
 	"perceptd/tokencache"
 )
 
-// version is the format that is written. Those before it are read as well: in version 1 there is no generation.
+// version is the format that is written. Those before it are read as well: in version 1 there are neither lineage nor generation.
 const version = 2
 
 // Bounds on what a record may hold.
@@ -37,6 +37,7 @@ var (
 type document struct {
 	Version    int       `json:"version"`
 	BootID     string    `json:"boot_id"` // the boot that at_boot_ns is of
+	Lineage    string    `json:"lineage,omitempty"`
 	Generation uint64    `json:"generation"`
 	Changes    []written `json:"changes"`
 }
@@ -65,7 +66,7 @@ var (
 )
 
 func (r *Record) encode(record tokencache.Record) ([]byte, error) {
-	doc := document{Version: version, BootID: r.id, Generation: record.Generation, Changes: allWritten(record.Changes)}
+	doc := document{Version: version, BootID: r.id, Lineage: record.Lineage, Generation: record.Generation, Changes: allWritten(record.Changes)}
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
 	}
@@ -124,7 +125,7 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 	if err := doc.check(); err != nil {
 		return nil, err
 	}
-	record := &tokencache.Record{Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes))}
+	record := &tokencache.Record{Lineage: doc.Lineage, Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes))}
 	for i, w := range doc.Changes {
 		record.Changes[i] = r.change(w, doc.BootID)
 	}
@@ -161,10 +162,13 @@ func (doc *document) check() error {
 	if !fits(doc.BootID, maxID) {
 		return errors.New("its boot_id is none")
 	}
-	return checkRecord(doc.Generation, doc.Changes)
+	return checkRecord(doc.Lineage, doc.Generation, doc.Changes)
 }
 
-func checkRecord(generation uint64, all []written) error {
+func checkRecord(lineage string, generation uint64, all []written) error {
+	if !fits(lineage, maxID) {
+		return errors.New("its lineage is none")
+	}
 	if generation > maxGeneration {
 		return errors.New("its generation is out of range")
 	}

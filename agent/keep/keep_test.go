@@ -38,7 +38,7 @@ func open(t testing.TB, dir string) *Record {
 }
 
 func all() tokencache.Record {
-	return tokencache.Record{Generation: 7, Changes: []tokencache.PolicyChange{
+	return tokencache.Record{Lineage: "l", Generation: 7, Changes: []tokencache.PolicyChange{
 		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, NotedOn: noon.Add(time.Nanosecond)},
 		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon},
 		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon},
@@ -169,6 +169,7 @@ func TestWhatCannotBeRead(t *testing.T) {
 		{"an unknown key", entry(`"note"`, `"notes"`), "unknown field"},
 		{"more behind", entry("", "") + " {}", "not JSON"},
 		{"version 0", entry(`"version":1`, `"version":0`), "another release"},
+		{"a lineage of two lines", entry(`"version":1`, `"version":2,"lineage":"a\nb"`), "its lineage"},
 		{"a generation below 0", entry(`"version":1`, `"version":2,"generation":-1`), "cannot unmarshal"},
 		{"a generation that nothing comes after", entry(`"version":1`, `"version":2,"generation":18446744073709551615`), "its generation"},
 		{"another type", entry(`"0a"`, `1`), "cannot unmarshal"},
@@ -292,7 +293,7 @@ func TestWhatIsNotKept(t *testing.T) {
 		}
 	}
 	for says, record := range map[string]tokencache.Record{
-		"its times": late, "would be larger": {Changes: many}, "its generation": {Generation: 1<<62 + 1},
+		"its lineage": {Lineage: strings.Repeat("l", maxID+1)}, "its times": late, "would be larger": {Changes: many}, "its generation": {Generation: 1<<62 + 1},
 	} {
 		if err := r.Save(record); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", says, err)

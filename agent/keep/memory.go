@@ -15,7 +15,7 @@ import (
 )
 
 // memoryVersion is the format of a cache's memory that is written. Those before it are read as well: in version 1 the copy of
-// the record has no generation.
+// the record has neither lineage nor generation.
 const memoryVersion = 2
 
 // Bounds on what a cache's memory may hold: those of what a back end may answer, and of what a cache remembers.
@@ -44,6 +44,7 @@ type memory struct {
 	Rollovers    []seen        `json:"rollovers"`
 
 	// A copy of the record. One of generation 0 without changes is none.
+	Lineage    string    `json:"lineage,omitempty"`
 	Generation uint64    `json:"generation,omitempty"`
 	Changes    []written `json:"changes,omitempty"`
 }
@@ -115,8 +116,8 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 			doc.Keys = append(doc.Keys, w)
 		}
 	}
-	if copied := allWritten(m.Record.Changes); checkRecord(m.Record.Generation, copied) == nil {
-		doc.Generation, doc.Changes = m.Record.Generation, copied
+	if copied := allWritten(m.Record.Changes); checkRecord(m.Record.Lineage, m.Record.Generation, copied) == nil {
+		doc.Lineage, doc.Generation, doc.Changes = m.Record.Lineage, m.Record.Generation, copied
 	} // else they are on record all the same, and the tokens are worth keeping
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
@@ -211,7 +212,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	m := tokencache.Memory{
 		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, Wall: doc.Wall, Synchronised: doc.Synchronised,
 		Rollovers: told(doc.Rollovers, tokencache.Key{}),
-		Record:    tokencache.Record{Generation: doc.Generation},
+		Record:    tokencache.Record{Lineage: doc.Lineage, Generation: doc.Generation},
 	}
 	for _, w := range doc.Keys {
 		m.Keys = append(m.Keys, w.remembered())
@@ -282,7 +283,7 @@ func (doc *memory) check() error {
 	if err := checkSeen(doc.Rollovers, maxHistory); err != nil {
 		return err
 	}
-	if err := checkRecord(doc.Generation, doc.Changes); err != nil {
+	if err := checkRecord(doc.Lineage, doc.Generation, doc.Changes); err != nil {
 		return err
 	}
 	there := make(map[tokencache.Key]bool)

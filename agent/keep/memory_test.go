@@ -40,7 +40,7 @@ func whole(n int) tokencache.Memory {
 			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1,
 		}},
 		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
-		Record: tokencache.Record{Generation: 9, Changes: []tokencache.PolicyChange{
+		Record: tokencache.Record{Lineage: "l", Generation: 9, Changes: []tokencache.PolicyChange{
 			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", NotedOn: noon.Add(time.Second)},
 			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Floating: true, BootAt: time.Minute},
 		}},
@@ -108,7 +108,7 @@ func TestChangesAreLeftOut(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if got, err := decodeMemory(text); err != nil || len(got.Keys) != len(m.Keys) || len(got.Record.Changes) != 0 || got.Record.Generation != 0 {
+		if got, err := decodeMemory(text); err != nil || len(got.Keys) != len(m.Keys) || len(got.Record.Changes) != 0 || got.Record.Generation != 0 || got.Record.Lineage != "" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -279,6 +279,7 @@ func TestWhatIsNoMemory(t *testing.T) {
 		{"more behind", string(text) + "{}", "not JSON"},
 		{"another version", with(`"version":2`, `"version":3`), "another release"},
 		{"no version", `{}`, "another release"},
+		{"a lineage", with(`"lineage":"l"`, `"lineage":"`+strings.Repeat("l", maxID+1)+`"`), "its lineage"},
 		{"a generation", with(`"generation":9`, `"generation":18446744073709551615`), "its generation"},
 		{"an unknown field", with(`"boot_ns"`, `"`+canary+`"`), "not what perceptd writes"},
 		{"another type", with(`"boot_ns":`, `"boot_ns":"`+canary+`","x":`), "not what perceptd writes"},
