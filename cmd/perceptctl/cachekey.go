@@ -106,8 +106,9 @@ func (a *app) cacheKeyMakeCommand(key *cacheKey) *cobra.Command {
 		Use:   "make",
 		Short: "make the key, as root",
 		Long: `Make a random key and keep it, sealed by systemd-creds if that is here. It tells
-what such a key is worth, and the next step. A key that is there stays, but for
---replace: tokens that it has sealed are then lost, and fetched anew.
+what such a key is worth, and the next step. A key that is there stays, and that
+is no error unless --with names another kind. --replace makes another key: tokens
+that the one before has sealed are then lost, and fetched anew.
 
 --with tells what seals the key:
   auto   the TPM and the host's key, or what there is of them; else nothing
@@ -134,15 +135,21 @@ what such a key is worth, and the next step. A key that is there stays, but for
 }
 
 func (a *app) makeCacheKey(ctx context.Context, key cacheKey, m making) error {
+	if !m.replace {
+		with, path, err := key.present()
+		if err != nil {
+			return rootsBusiness(err)
+		}
+		if path != "" {
+			return a.leaveCacheKey(with, path, m)
+		}
+	}
 	if m.with == withAuto && a.program("systemd-creds") == "" {
 		m.with = withFile
 	}
 	path, other := key.credential(), key.file
 	if m.with == withFile {
 		path, other = other, path
-	}
-	if err := m.mayTake(path, other); err != nil {
-		return err
 	}
 	if m.dryRun {
 		return a.print(a.screen(a.stdout).paragraph("", m.plan(path), plain))
@@ -158,18 +165,32 @@ func (a *app) makeCacheKey(ctx context.Context, key cacheKey, m making) error {
 	return a.print(s.cacheKey(with, path) + s.paragraph("next      ", cacheKeyNext, plain))
 }
 
-// mayTake refuses to lose a key that is there.
-func (m making) mayTake(paths ...string) error {
-	for _, path := range paths {
-		switch _, err := os.Lstat(path); {
-		case err == nil && !m.replace:
-			return &hintedError{fmt.Errorf("there is a key already, %s", path),
-				"--replace makes another; tokens that were sealed with this one are fetched anew"}
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			return rootsBusiness(err)
+// present returns the path of the key that is there and what seals it; the path is empty where there is none.
+func (k cacheKey) present() (with, path string, err error) {
+	for _, path := range []string{k.credential(), k.file} {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return "", "", err
 		}
+		with, err := readSeal(k)
+		if err != nil { // also a link that leads nowhere yet: its disk may come later
+			return "", "", fmt.Errorf("there is a key already, %s, that cannot be read: %w", path, err)
+		}
+		return with, path, nil
 	}
-	return nil
+	return "", "", nil
+}
+
+// leaveCacheKey leaves the key that is there, so that an upgrade may take the steps of an installation, and refuses where
+// another kind was asked for.
+func (a *app) leaveCacheKey(with, path string, m making) error {
+	if m.with != withAuto && m.with != with {
+		return &hintedError{fmt.Errorf("there is a key already, %s, %s", path, seals[with].name),
+			"--replace makes another; tokens that were sealed with this one are fetched anew"}
+	}
+	s := a.screen(a.stdout)
+	return a.print(s.cacheKey(with, path) + s.paragraph("made      ", "nothing: there is a key already, and it stays", good))
 }
 
 func (m making) plan(path string) string {
@@ -347,7 +368,7 @@ func rootsBusiness(err error) error {
 // writeWhole writes a file that is there whole or not at all, through a loss of power too. A gid of -1 leaves the group.
 func writeWhole(path string, data []byte, mode fs.FileMode, gid int) error {
 	folder := filepath.Dir(path)
-	if err := os.MkdirAll(folder, 0o755); err != nil {
+	if err := makeFolder(folder); err != nil {
 		return err
 	}
 	file, err := os.CreateTemp(folder, ".cache-key-*")
@@ -367,6 +388,26 @@ func writeWhole(path string, data []byte, mode fs.FileMode, gid int) error {
 		return err
 	}
 	return syncFolder(folder)
+}
+
+// makeFolder makes a folder, and those above it, where they are not there, open to be looked into whatever the umask is:
+// perceptd has to reach its configuration, which is in the same folder.
+func makeFolder(path string) error {
+	switch _, err := os.Stat(path); {
+	case err == nil:
+		return nil // or a file, which the next step tells
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if err := makeFolder(filepath.Dir(path)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o755); errors.Is(err, fs.ErrExist) {
+		return nil // another process was faster
+	} else if err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o755)
 }
 
 func syncFolder(path string) error {

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -84,10 +83,7 @@ func TestTranscripts(t *testing.T) {
 
 // play runs the transcripts of a folder.
 func play(t *testing.T, folder string, at setting, update bool) {
-	group, err := user.LookupGroupId(strconv.Itoa(os.Getgid()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	group := groupOfThis(t)
 	testscript.Run(t, testscript.Params{
 		Dir:           folder,
 		UpdateScripts: update,
@@ -101,7 +97,7 @@ func play(t *testing.T, folder string, at setting, update bool) {
 			env.Setenv("TOKEN", canary)
 			env.Setenv("TZ", at.zone)
 			env.Setenv("LANG", "C.UTF-8")
-			env.Setenv("GROUP", group.Name)
+			env.Setenv("GROUP", group)
 			return daemon.start()
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -10,7 +10,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -211,6 +214,45 @@ func TestCacheKeyInterrupted(t *testing.T) {
 	if left, err := filepath.Glob(file + "*"); err != nil || left != nil {
 		t.Errorf("left behind: %q (%v)", left, err)
 	}
+}
+
+// The daemon gets to its configuration beside the key, whatever umask the administrator's shell has.
+func TestCacheKeyWhateverTheUmask(t *testing.T) {
+	t.Parallel()
+	tool, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	file := filepath.Join(folder, "etc", "percept", "cache-key")
+	c := exec.Command("/bin/sh", "-c", `umask 077; exec "$0" cache-key make --with file --group "$1" --file "$2"`, tool, groupOfThis(t), file)
+	c.Env = []string{asTool + "=1", "PATH="}
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	for path, want := range map[string]fs.FileMode{filepath.Dir(filepath.Dir(file)): 0o755, filepath.Dir(file): 0o755, file: 0o640} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v, want %v", path, info.Mode(), err, want)
+		}
+	}
+	if err := os.Chmod(filepath.Dir(file), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeFolder(filepath.Dir(file)); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Dir(file)); err != nil || info.Mode().Perm() != 0o711 {
+		t.Errorf("a folder that was there: %v, %v", info.Mode(), err)
+	}
+}
+
+func groupOfThis(t *testing.T) string {
+	t.Helper()
+	group, err := user.LookupGroupId(strconv.Itoa(os.Getgid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return group.Name
 }
 
 func TestCacheKeyIsRoots(t *testing.T) {
