@@ -51,6 +51,7 @@ type daemon struct {
 	server  *server.Server
 	sockets *sockets
 	loop    *loopback
+	teller  *statusTeller
 	signals chan os.Signal
 	changed chan struct{} // the status may tell something new
 	sight   chan struct{} // what can be seen of callers may be another than before
@@ -96,7 +97,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, log: log, failed: d.failed, notify: d.notify, room: max(0, systemd.StoreRoom()-reservedRoom), modules: make(map[string]*socket.Listener),
+		held: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0, systemd.StoreRoom()-reservedRoom), modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.source); err != nil {
 		return nil, err
@@ -124,6 +125,10 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		Limits: callerLimits(c.callers), Loopback: d.loop.now, CrowdChanged: d.noteChange,
 	}
 	d.sockets.server, d.loop.server = d.server, d.server
+	d.teller = &statusTeller{notify: d.notify, text: d.statusText}
+	if d.within == 0 && d.notify.Enabled() {
+		d.teller.again = d.lookAgain
+	}
 	return d, d.listen(given.Listeners)
 }
 
@@ -199,6 +204,9 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 // release lets go of what start took, in the opposite order.
 func (d *daemon) release() {
 	signal.Stop(d.signals)
+	if d.teller != nil {
+		d.teller.stop()
+	}
 	if d.loop != nil {
 		d.loop.close()
 	}
@@ -299,9 +307,14 @@ func (d *daemon) warn(warnings []string) {
 	}
 }
 
-func (d *daemon) tellStatus() {
+func (d *daemon) tellStatus() { d.told(d.teller.tell()) }
+
+// statusText is the status text of now, and whether it tells of trouble.
+func (d *daemon) statusText() (text string, troubled bool) {
 	_, crowded := d.server.Crowds()
-	d.told(d.notify.Status(statusText(d.agent.Status(), d.backend.simulator != nil, append(d.describe().Trouble, crowded...))))
+	trouble := append(d.describe().Trouble, crowded...)
+	s := d.agent.Status()
+	return statusText(s, d.backend.simulator != nil, trouble), len(trouble)+len(s.Trouble) > 0
 }
 
 // told notes that systemd could not be told something, which is no reason to stop.
@@ -311,9 +324,23 @@ func (d *daemon) told(err error) {
 	}
 }
 
+// lookAgain has the status text follow what comes and goes without an event: a module's socket that is removed, trouble that
+// is over by the time alone. An engine is asked only while it is trouble: asking starts those that end when they are idle.
+func (d *daemon) lookAgain() {
+	d.mu.Lock()
+	blind := len(d.blind) > 0
+	d.mu.Unlock()
+	if blind {
+		signalOn(d.sight)
+		return
+	}
+	d.noteChange()
+}
+
 // selfCheck is what feeds the watchdog: the cache's lock and schedule move, and the daemon's own
 // socket answers.
 func (d *daemon) selfCheck(ctx context.Context) error {
+	defer d.lookAgain()
 	if err := d.agent.Check(ctx); err != nil {
 		return err
 	}

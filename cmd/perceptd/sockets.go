@@ -30,6 +30,7 @@ type sockets struct {
 	server  *server.Server
 	log     *zap.Logger
 	failed  chan<- error // a listener that can accept no more
+	changed func()       // called when there is trouble, or an end of it, that nobody asked for
 	notify  systemd.Notify
 	room    int // how many sockets systemd keeps
 	serving sync.WaitGroup
@@ -118,9 +119,11 @@ func (s *sockets) noteShut(name string, at net.Addr, shut bool) {
 			s.shut = make(map[string]net.Addr)
 		}
 		s.shut[name] = at
+		s.changed()
 	}
-	if !shut {
+	if s.shut[name] != nil && !shut {
 		delete(s.shut, name)
+		s.changed()
 	}
 }
 
@@ -217,8 +220,12 @@ func (s *sockets) troubles() []string {
 	defer s.mu.Unlock()
 	all := slices.Clone(s.trouble)
 	for _, name := range slices.Sorted(maps.Keys(s.shut)) {
-		all = append(all, fmt.Sprintf("perceptd cannot check that it answers on %v, where it may not connect: systemctl stop perceptd.service perceptd.socket perceptd-admin.socket, then systemctl start perceptd.service makes it anew as SocketUser= says",
-			s.shut[name]))
+		at := s.shut[name].String()
+		mend := "systemctl stop perceptd.service perceptd.socket perceptd-admin.socket, then systemctl start perceptd.service makes it anew as its unit says"
+		if at == api.DefaultAdminSocket {
+			mend = "systemd-tmpfiles --create perceptd.conf gives it its owner"
+		}
+		all = append(all, fmt.Sprintf("perceptd cannot check that it answers on %s, where it may not connect: %s", at, mend))
 	}
 	if unkept := s.unkeptTrouble(); unkept != "" {
 		all = append(all, unkept)

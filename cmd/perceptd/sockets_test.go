@@ -252,13 +252,9 @@ func TestFewDescriptors(t *testing.T) {
 	})
 }
 
-// Nobody may read the daemon's memory: not from a core dump, not as the same user.
-func TestMemoryIsShut(t *testing.T) {
-	t.Parallel()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: what a process shuts belongs to root then, which another user's shows")
-	}
-	d := newFolder(t, strings.Replace(simulatedFor(), "{ uid = 0 }", "{ uid = 65534 }", 1))
+// nobodys returns the command that starts d as user nobody, whom modes keep out as they do not root. The test has to be root.
+func nobodys(t *testing.T, d *daemonProcess) *exec.Cmd {
+	t.Helper()
 	for _, path := range []string{d.dir, d.config} {
 		if err := os.Chown(path, 65534, 65534); err != nil {
 			t.Fatal(err)
@@ -271,7 +267,17 @@ func TestMemoryIsShut(t *testing.T) {
 	}
 	c := exec.Command(binary(t, "perceptd"), d.arguments()...)
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	d.process = begin(t, nil, c)
+	return c
+}
+
+// Nobody may read the daemon's memory: not from a core dump, not as the same user.
+func TestMemoryIsShut(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: what a process shuts belongs to root then, which another user's shows")
+	}
+	d := newFolder(t, strings.Replace(simulatedFor(), "{ uid = 0 }", "{ uid = 65534 }", 1))
+	d.process = begin(t, nil, nobodys(t, d))
 	d.awaitHealth(t)
 	var memory unix.Stat_t
 	if err := unix.Stat(fmt.Sprintf("/proc/%d/mem", d.cmd.Process.Pid), &memory); err != nil || memory.Uid != 0 {

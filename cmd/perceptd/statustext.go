@@ -3,11 +3,58 @@ package main
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"perceptd/agent"
+	"perceptd/systemd"
 	"perceptd/tokencache"
 )
+
+// lookEvery is how soon trouble is looked at again where no watchdog has the daemon look at itself.
+const lookEvery = time.Minute
+
+// statusTeller has systemd show what is true now: it sends the text when it differs from what systemd knows.
+type statusTeller struct {
+	notify systemd.Notify
+	text   func() (text string, troubled bool)
+	again  func() // has tell called again, while there is trouble; nil: it is called often enough
+
+	mu    sync.Mutex // protects what follows, and keeps an older text from being sent after a newer one
+	known string     // what systemd took last
+	timer *time.Timer
+}
+
+func (s *statusTeller) tell() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	text, troubled := s.text()
+	if troubled && s.again != nil {
+		if s.timer == nil {
+			s.timer = time.AfterFunc(lookEvery, s.again)
+		} else {
+			s.timer.Reset(lookEvery)
+		}
+	}
+	if text == s.known {
+		return nil
+	}
+	err := s.notify.Status(text)
+	if err == nil {
+		s.known = text
+	}
+	return err
+}
+
+// stop ends what looks again.
+func (s *statusTeller) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.again = nil
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+}
 
 // statusText is what systemctl status shows of the daemon: trouble first, then what it holds.
 func statusText(s agent.Status, simulatedBackEnd bool, trouble []string) string {
