@@ -133,8 +133,9 @@ func (m *machine) restarts(t *testing.T) int {
 	return n
 }
 
-// testOlderSocket has the daemon not let in on its admin socket, as after an upgrade that left the sockets be: it goes on,
-// and says what to do.
+// testOlderSocket has the daemon not let in on its admin socket, as an earlier version's unit made it: it goes on, and says
+// what to do. An upgrade by the commands that make install prints mends that, a second one as well, and leaves each socket
+// where clients wait.
 func testOlderSocket(t *testing.T, m *machine) {
 	m.write(t, "/etc/systemd/system/perceptd-admin.socket.d/older.conf", "[Socket]\nSocketUser=root\n")
 	m.write(t, "/etc/systemd/system/perceptd.service.d/watchdog.conf", "[Service]\nWatchdogSec=2\n")
@@ -155,9 +156,25 @@ func testOlderSocket(t *testing.T, m *machine) {
 	if exitOf(err) != 5 || !strings.Contains(strings.Join(strings.Fields(out), " "), "perceptd cannot check that it answers on /run/percept/admin.sock") {
 		t.Errorf("status: %v %s", err, out)
 	}
-	m.must(t, "rm", "/etc/systemd/system/perceptd-admin.socket.d/older.conf", "/etc/systemd/system/perceptd.service.d/watchdog.conf")
+	m.until(t, "the trouble in systemctl status", func() bool {
+		return strings.Contains(m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"), "cannot check that it answers")
+	})
+	m.must(t, "rm", "/etc/systemd/system/perceptd-admin.socket.d/older.conf")
+	sockets := m.must(t, "stat", "-c", "%n %i", "/run/percept/token.sock", "/run/percept/admin.sock", visionSocket)
+	for range 2 {
+		m.must(t, "sh", "-c", unpack(t, m))
+	}
+	m.until(t, "a text without trouble", func() bool { // with no restart so far
+		return !strings.Contains(m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"), "trouble")
+	})
+	m.must(t, "rm", "/etc/systemd/system/perceptd.service.d/watchdog.conf")
 	m.must(t, "systemctl", "daemon-reload")
-	m.renew(t)
+	m.must(t, "systemctl", "restart", "perceptd")
+	wants(t, m.must(t, "stat", "-c", "%a %U:%G", "/run/percept/admin.sock"), "660 percept:percept-admin")
+	if now := m.must(t, "stat", "-c", "%n %i", "/run/percept/token.sock", "/run/percept/admin.sock", visionSocket); now != sockets {
+		t.Errorf("the upgrade made sockets anew:\n%sbefore:\n%s", now, sockets)
+	}
+	m.must(t, "rm", "-f", sealedKey, clearKey)
 	m.until(t, "a status that needs no person", func() bool { // the first token takes a moment
 		_, err := m.run(t, "perceptctl", "status")
 		return err == nil

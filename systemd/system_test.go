@@ -194,14 +194,26 @@ prefetch = true
 
 func grantFor(user string) string { return strings.Replace(grantForEdge, `"edge"`, `"`+user+`"`, 1) }
 
-// install puts the built binaries and the units where a package would.
-func install(t *testing.T, m *machine) {
+// unpack puts the built binaries and the units where a package would, and returns the commands that are to follow.
+func unpack(t *testing.T, m *machine) (next string) {
 	t.Helper()
 	repository, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	mustRun(t, "make", "-C", repository, "install", "DESTDIR="+m.root)
+	for line := range strings.Lines(mustRun(t, "make", "-C", repository, "install", "DESTDIR="+m.root)) {
+		if commands, found := strings.CutPrefix(line, "next: "); found {
+			return strings.TrimSpace(commands)
+		}
+	}
+	t.Fatal("make install does not tell what is next")
+	return ""
+}
+
+// install makes a device with perceptd, though without a key for what it keeps.
+func install(t *testing.T, m *machine) {
+	t.Helper()
+	unpack(t, m)
 	m.write(t, "/etc/percept/config.toml", config)
 	m.must(t, "systemd-sysusers")
 	m.must(t, "systemd-tmpfiles", "--create")
@@ -430,11 +442,13 @@ func (m *machine) until(t *testing.T, what string, reached func() bool) {
 	}
 }
 
-func mustRun(t *testing.T, command ...string) {
+func mustRun(t *testing.T, command ...string) string {
 	t.Helper()
-	if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+	if err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
 	}
+	return string(out)
 }
 
 func exitOf(err error) int {

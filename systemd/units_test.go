@@ -168,11 +168,14 @@ func TestKeyUnitAgreesWithTheService(t *testing.T) {
 
 func TestUsersAndFoldersAgreeWithTheUnits(t *testing.T) {
 	t.Parallel()
+	unit := settings(t, adminUnit)
+	admin := func(key string) string { return strings.Join(unit["Socket."+key], " ") }
 	for path, wants := range map[string][]string{
 		sysusers: {"u percept ", "g percept-admin "},
 		tmpfiles: {
 			"d " + api.RuntimeDir + " 0755 root root -",
 			"d " + filepath.Join(api.RuntimeDir, api.ModulesDirName) + " 0700 percept percept -",
+			strings.Join([]string{"z", admin("ListenStream"), admin("SocketMode"), admin("SocketUser"), admin("SocketGroup"), "-"}, " "),
 		},
 	} {
 		text, err := os.ReadFile(path)
