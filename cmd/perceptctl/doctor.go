@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,7 +44,8 @@ func (a *app) doctorCommand() *cobra.Command {
 callers, its tokens and its latest denials, and say of each how it is and what
 to do next. Run it as an administrator on the device, or in a module's container
 or service to see what that caller can reach. It changes nothing and fetches no
-token, and works when perceptd is down as well.
+token, and works when perceptd is down as well. Nothing is waited for longer than
+5 seconds, nor for perceptd longer than --timeout.
 
 The exit status is 5 when a check failed.`,
 		Args: cobra.NoArgs,
@@ -64,22 +67,48 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 	if asJSON {
 		err = a.printJSON(findings)
 	} else {
-		err = a.print(a.screen(a.stdout).findings(findings, failures))
+		err = a.print(a.screen(a.stdout).findings(findings, failures, ctx.Err() != nil))
 	}
-	if err == nil && failures > 0 {
+	switch {
+	case err != nil:
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case failures > 0:
 		err = &troubleError{}
 	}
 	return err
 }
 
-// examine makes every check whose ground is there.
+// probing is how long one thing may take that is asked: a socket, or another program.
+const probing = 5 * time.Second
+
+// probeFor is how long each socket is waited for. systemd holds those of a daemon that cannot start, and each client waits.
+func (a *app) probeFor() time.Duration {
+	if a.timeout <= 0 {
+		return probing
+	}
+	return min(probing, a.timeout)
+}
+
+// examine makes every check whose ground is there. Both sockets are asked at once; what to look at when the daemon does not
+// answer is looked at meanwhile.
 func (a *app) examine(ctx context.Context) []finding {
-	all := a.examineCaller(ctx)
-	status, err := a.fetchStatus(ctx)
+	asked, cancel := context.WithTimeout(ctx, a.probeFor())
+	defer cancel()
+	beside, answered := context.WithCancel(ctx)
+	var all, units []finding
+	var probes, checks sync.WaitGroup
+	checks.Go(func() { units = a.examineUnits(beside) })
+	defer checks.Wait()
+	defer answered()
+	probes.Go(func() { all = a.examineCaller(asked) })
+	status, err := a.fetchStatus(asked)
+	probes.Wait()
 	if err != nil {
 		absence := a.examineAbsence(err, all[0].Verdict == fine)
-		if all = append(all, absence); absence.Verdict == failed {
-			all = append(all, a.examineUnits(ctx)...)
+		if all = append(all, absence); absence.Verdict == failed || ctx.Err() != nil {
+			checks.Wait()
+			all = append(all, units...)
 		}
 		return all
 	}
@@ -93,8 +122,6 @@ func (a *app) examine(ctx context.Context) []finding {
 // examineCaller asks on the token socket who this process is.
 func (a *app) examineCaller(ctx context.Context) []finding {
 	const what = "token socket"
-	ctx, cancel := a.patience(ctx)
-	defer cancel()
 	who, err := a.client.WhoAmI(ctx)
 	if err != nil {
 		return []finding{a.deadSocket(what, a.client.TokenSocketPath(), err)}
@@ -114,6 +141,10 @@ func (a *app) examineCaller(ctx context.Context) []finding {
 func (a *app) deadSocket(what, path string, err error) finding {
 	info, statErr := os.Lstat(path)
 	switch {
+	case errors.Is(err, context.Canceled):
+		return finding{noted, what, path + " was not waited for: interrupted", ""}
+	case errors.Is(err, context.DeadlineExceeded):
+		return finding{failed, what, fmt.Sprintf("%s does not answer, within %v", path, a.probeFor()), "journalctl -u perceptd tells why"}
 	case errors.Is(statErr, fs.ErrNotExist):
 		return finding{failed, what, path + " is not there", a.hint(err)}
 	case statErr == nil && info.Mode().Type() != fs.ModeSocket:
@@ -132,40 +163,111 @@ func (a *app) examineAbsence(err error, answered bool) finding {
 	return a.deadSocket(what, path, err)
 }
 
-// probing is how long another program may take that is asked.
-const probing = 10 * time.Second
-
-// examineUnits asks systemd and the daemon's own check, where they are here.
+// examineUnits asks systemd and the daemon's own check, all at once, where they are here.
 func (a *app) examineUnits(ctx context.Context) (all []finding) {
-	for _, unit := range []string{"perceptd.service", "perceptd.socket", "perceptd-admin.socket"} {
-		state, _ := a.ask(ctx, "systemctl", "is-active", unit)
-		switch state {
-		case "active", "reloading":
-			all = append(all, finding{Verdict: fine, What: unit, Is: "systemd says " + state})
-		case "inactive", "failed", "activating", "deactivating", "maintenance", "unknown":
-			all = append(all, finding{failed, unit, "systemd says " + state, "systemctl status " + unit + " tells why; systemctl enable --now perceptd starts it"})
+	names := [...]string{"perceptd.service", "perceptd.socket", "perceptd-admin.socket"}
+	var units [len(names)]unitState
+	var asking sync.WaitGroup
+	for i, name := range names {
+		asking.Go(func() { units[i] = a.unit(ctx, name) })
+	}
+	faults, err := a.ask(ctx, "perceptd", "--check")
+	asking.Wait()
+
+	config := examineConfig(strings.TrimPrefix(faults, "perceptd: "), err)
+	for i, name := range names {
+		switch unit := units[i]; {
+		case unit.inVain():
+			f := finding{failed, name, unit.starts(), "systemctl status perceptd tells more"}
+			if config != nil && config.Verdict == failed {
+				f.Is += "; the reason: " + config.Is
+				f.Next = "correct the configuration, of which perceptd --check shows every fault; systemd then starts perceptd by itself"
+				config = nil // which is told by now
+			}
+			all = append(all, f)
+		case unit.active == "active" || unit.active == "reloading":
+			all = append(all, finding{Verdict: fine, What: name, Is: "systemd says " + unit.active})
+		case unit.active != "":
+			all = append(all, finding{failed, name, "systemd says " + unit.active, "systemctl status " + name + " tells why; systemctl enable --now perceptd starts it"})
 		}
 	}
-	if out, there := a.ask(ctx, "perceptd", "--check"); there && strings.HasPrefix(out, "perceptd: ") {
-		all = append(all, finding{failed, "configuration", strings.TrimPrefix(out, "perceptd: "), "correct it: perceptd --check shows every fault"})
-	} else if there {
-		all = append(all, finding{Verdict: fine, What: "configuration", Is: "perceptd --check finds no fault"})
+	if config != nil {
+		all = append(all, *config)
 	}
 	return all
 }
 
-// ask runs a program that is on the path and returns what it said, whatever its exit status is.
-func (a *app) ask(ctx context.Context, name string, args ...string) (out string, there bool) {
+// unitState is what systemd says of a unit. The zero value: nothing.
+type unitState struct {
+	active, sub string
+	restarts    int
+}
+
+func (a *app) unit(ctx context.Context, name string) (u unitState) {
+	said, _ := a.ask(ctx, "systemctl", "show", "--property=ActiveState,SubState,NRestarts", name)
+	for line := range strings.Lines(said) {
+		switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); key {
+		case "ActiveState":
+			u.active = value
+		case "SubState":
+			u.sub = value
+		case "NRestarts":
+			u.restarts, _ = strconv.Atoi(value) // 0, where it is not a number
+		}
+	}
+	return u
+}
+
+// inVain reports whether systemd starts a service that does not get as far as to serve.
+func (u unitState) inVain() bool {
+	return u.active == "activating" && (u.restarts > 0 || strings.HasPrefix(u.sub, "auto-restart"))
+}
+
+func (u unitState) starts() string {
+	return fmt.Sprintf("perceptd is not answering: systemd starts it, and it ends (%s so far)", plural(u.restarts, "restart", "restarts"))
+}
+
+// faultyConfig is the exit status with which perceptd tells of a wrong configuration (EX_CONFIG).
+const faultyConfig = 78
+
+// examineConfig goes by how perceptd --check ended; nil: it is not here.
+func examineConfig(said string, err error) *finding {
+	const what = "configuration"
+	var ended *exec.ExitError
+	switch {
+	case errors.Is(err, errNoProgram):
+		return nil
+	case err == nil:
+		return &finding{Verdict: fine, What: what, Is: "perceptd --check finds no fault"}
+	case errors.As(err, &ended) && ended.ExitCode() == faultyConfig:
+		return &finding{failed, what, said, "correct it: perceptd --check shows every fault"}
+	case errors.Is(err, context.Canceled):
+		return &finding{noted, what, "it was not checked: interrupted", ""}
+	case errors.Is(err, context.DeadlineExceeded):
+		return &finding{noted, what, fmt.Sprintf("it was not checked: perceptd --check does not end, within %v", probing), ""}
+	}
+	return &finding{noted, what, strings.TrimSuffix(fmt.Sprintf("it was not checked: perceptd --check: %v: %s", err, said), ": "), ""}
+}
+
+var errNoProgram = errors.New("the program is not here")
+
+// ask runs a program that is on the path and returns what it said. The error is an exec.ExitError where it ended with
+// another status than 0, and that of a context where it was not waited for.
+func (a *app) ask(ctx context.Context, name string, args ...string) (said string, err error) {
 	path := a.program(name)
 	if path == "" {
-		return "", false
+		return "", errNoProgram
 	}
 	ctx, cancel := context.WithTimeout(ctx, probing)
 	defer cancel()
 	command := exec.CommandContext(ctx, path, args...)
 	command.Env = a.environ
-	text, _ := command.CombinedOutput()
-	return strings.TrimSpace(string(text)), true
+	command.WaitDelay = time.Second // for what it has started itself
+	text, err := command.CombinedOutput()
+	if state := command.ProcessState; err != nil && ctx.Err() != nil && (state == nil || !state.Exited()) {
+		err = ctx.Err()
+	}
+	return strings.TrimSpace(string(text)), err
 }
 
 // program returns where a program is on the path, or "".
@@ -302,7 +404,7 @@ func plural(n int, one, many string) string {
 }
 
 // findings lays out what was found, a line or paragraph each, and what to do below.
-func (s screen) findings(all []finding, failures int) string {
+func (s screen) findings(all []finding, failures int, interrupted bool) string {
 	text := ""
 	for _, f := range all {
 		how := map[judgement]style{fine: good, noted: warning, failed: bad}[f.Verdict]
@@ -311,7 +413,10 @@ func (s screen) findings(all []finding, failures int) string {
 			text += s.paragraph("      next: ", f.Next, plain)
 		}
 	}
-	if failures == 0 {
+	switch {
+	case interrupted:
+		return text + "\nnot everything was looked at\n"
+	case failures == 0:
 		return text + "\nnothing needs a person\n"
 	}
 	return text + fmt.Sprintf("\n%s a person\n", plural(failures, "thing needs", "things need"))

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"perceptd/agent/api"
 )
@@ -253,6 +254,42 @@ func groupOfThis(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return group.Name
+}
+
+// TestDoctorInterrupted has doctor wait for sockets and a check when Ctrl-C comes: it claims nothing of what it did not see.
+func TestDoctorInterrupted(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	for _, path := range []string{api.PathWhoAmI, api.PathStatus} {
+		d.answer(path, fakeAnswer{hangs: true})
+	}
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "perceptd"), []byte("#!/bin/sh\nexec /bin/sleep 600\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, form := range []string{"--json=false", "--json=true"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		d.afterRequests(2, cancel)
+		var stdout, stderr bytes.Buffer
+		code := run(ctx, []string{"doctor", form}, nil, &stdout, &stderr, d.environ("PATH="+folder))
+		if code != exitInterrupted || stderr.String() != "perceptctl: interrupted\n" {
+			t.Errorf("exit status %d, %s", code, &stderr)
+		}
+		text := stdout.String()
+		if !strings.Contains(text, "it was not checked: interrupted") || strings.Contains(text, "no fault") || strings.Contains(text, "nothing needs") {
+			t.Errorf("output:\n%s", text)
+		}
+		cancel()
+	}
+}
+
+func TestDoctorWaitsForSeconds(t *testing.T) {
+	t.Parallel()
+	for timeout, want := range map[time.Duration]time.Duration{0: probing, time.Minute: probing, time.Second: time.Second} {
+		if got := (&app{timeout: timeout}).probeFor(); got != want || want > 5*time.Second {
+			t.Errorf("--timeout %v: %v, want %v", timeout, got, want)
+		}
+	}
 }
 
 func TestCacheKeyIsRoots(t *testing.T) {
