@@ -103,6 +103,11 @@ func testWrongConfig(t *testing.T, m *machine) {
 		return strings.TrimSpace(out) != "active"
 	})
 	m.socketsListen(t)
+	m.until(t, "doctor's reason", func() bool {
+		out, err := m.run(t, "perceptctl", "doctor")
+		said := strings.Join(strings.Fields(out), " ")
+		return exitOf(err) == 5 && strings.Contains(said, "systemd starts it, and it ends") && strings.Contains(said, "unknown key x")
+	})
 	m.until(t, "another restart", func() bool { // between two it is being started
 		show := m.must(t, "systemctl", "show", "perceptd", "-p", "ExecMainStatus,SubState")
 		return strings.Contains(show, "ExecMainStatus=78") && strings.Contains(show, "SubState=auto-restart")

@@ -264,8 +264,10 @@ func TestDoctorInterrupted(t *testing.T) {
 		d.answer(path, fakeAnswer{hangs: true})
 	}
 	folder := t.TempDir()
-	if err := os.WriteFile(filepath.Join(folder, "perceptd"), []byte("#!/bin/sh\nexec /bin/sleep 600\n"), 0o755); err != nil {
-		t.Fatal(err)
+	// Not by this process, whose other children may hold the file open when it is to be run.
+	write := exec.Command("/bin/sh", "-c", `printf '#!/bin/sh\nexec /bin/sleep 600\n' >"$0" && chmod 755 "$0"`, filepath.Join(folder, "perceptd"))
+	if out, err := write.CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
 	}
 	for _, form := range []string{"--json=false", "--json=true"} {
 		ctx, cancel := context.WithCancel(t.Context())
