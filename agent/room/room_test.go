@@ -25,28 +25,35 @@ func TestLeaving(t *testing.T) {
 		guests []guest
 		leaves int // -1: nobody
 	}{
-		"nobody":                        {nil, -1},
-		"who is a stranger":             {[]guest{{uid: 1, known: true, since: at(1)}, {uid: 2, asking: true, since: at(9)}, {uid: 1, known: true, since: at(2)}}, 1},
-		"the user with the most":        {[]guest{{uid: 1, since: at(1)}, {uid: 2, since: at(8)}, {uid: 2, since: at(9)}}, 1},
-		"of whom strangers count":       {[]guest{{uid: 1, since: at(3)}, {uid: 1, known: true, since: at(1)}, {uid: 1, known: true, since: at(1)}, {uid: 2, since: at(2)}}, 3},
-		"the longest without a request": {[]guest{{uid: 1, since: at(3)}, {uid: 1, since: at(2)}, {uid: 1, since: at(4)}}, 1},
-		"users who are not known":       {[]guest{{uid: 1, since: at(1)}, {uid: tcppeer.NoUser, since: at(3)}, {uid: tcppeer.NoUser, since: at(4)}}, 1},
-		"where all are known":           {[]guest{{uid: 1, known: true, since: at(1)}, {uid: 2, known: true, since: at(5)}, {uid: 2, known: true, since: at(4)}}, 2},
-		"nobody who is being answered":  {[]guest{{uid: 1, known: true, asking: true, since: at(1)}, {uid: 1, known: true, since: at(5)}}, 1},
-		"nobody where all are":          {[]guest{{uid: 1, known: true, asking: true, since: at(1)}}, -1},
+		"nobody who has just connected":     {[]guest{{uid: 1, since: at(9)}, {uid: 1, known: true, since: at(9)}}, -1},
+		"a stranger who has":                {[]guest{{uid: 1, since: at(1)}, {uid: 2, since: at(9)}}, 1},
+		"who does not ask":                  {[]guest{{uid: 1, since: at(9)}, {uid: 1, since: at(8)}}, 1},
+		"a known one who does not ask":      {[]guest{{uid: 1, known: true, since: at(8)}}, 0},
+		"no known one before all are heard": {[]guest{{uid: 1, known: true, asked: true, since: at(1)}, {uid: 1, since: at(9)}}, -1},
+		"a stranger before one who may be":  {[]guest{{uid: 1, since: at(1)}, {uid: 1, since: at(1)}, {uid: 2, since: at(3)}}, 2},
+		"nobody":                            {nil, -1},
+		"who is a stranger":                 {[]guest{{uid: 1, known: true, since: at(1)}, {uid: 2, asking: true, asked: true, since: at(9)}, {uid: 1, known: true, since: at(2)}}, 1},
+		"the user with the most":            {[]guest{{uid: 1, since: at(1)}, {uid: 2, since: at(8)}, {uid: 2, since: at(9)}}, 1},
+		"of whom strangers count":           {[]guest{{uid: 1, since: at(3)}, {uid: 1, known: true, since: at(1)}, {uid: 1, known: true, since: at(1)}, {uid: 2, since: at(2)}}, 3},
+		"the longest without a request":     {[]guest{{uid: 1, since: at(3)}, {uid: 1, since: at(2)}, {uid: 1, since: at(4)}}, 1},
+		"users who are not known":           {[]guest{{uid: 1, since: at(1)}, {uid: tcppeer.NoUser, since: at(3)}, {uid: tcppeer.NoUser, since: at(4)}}, 1},
+		"where all are known":               {[]guest{{uid: 1, known: true, since: at(1)}, {uid: 2, known: true, since: at(5)}, {uid: 2, known: true, since: at(4)}}, 2},
+		"nobody who is being answered":      {[]guest{{uid: 1, known: true, asking: true, since: at(1)}, {uid: 1, known: true, since: at(5)}}, 1},
+		"nobody where all are":              {[]guest{{uid: 1, known: true, asking: true, since: at(1)}}, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			guests, conns := make(map[net.Conn]*guest), make([]net.Conn, len(row.guests))
 			for i := range row.guests {
 				conns[i] = new(net.TCPConn)
+				row.guests[i].looked = true
 				guests[conns[i]] = &row.guests[i]
 			}
 			var want net.Conn
 			if row.leaves >= 0 {
 				want = conns[row.leaves]
 			}
-			if got := leaving(guests); got != want {
+			if got, _ := leaving(guests, map[uint32]bool{1: true}, at(9)); got != want {
 				t.Errorf("%+v leaves", guests[got])
 			}
 		})
@@ -170,6 +177,68 @@ func TestKnownOnes(t *testing.T) {
 	}
 	if n != 1 { // the last was not looked at
 		t.Errorf("%d are known", n)
+	}
+}
+
+// calls opens that many connections at once, asks on each for what is a known one's, and returns where their answers come in.
+func calls(t *testing.T, r *Room, n int) <-chan *http.Response {
+	t.Helper()
+	answers := make(chan *http.Response, n)
+	for range n {
+		conn := dial(t, r)
+		go func() {
+			_, _ = io.WriteString(conn, "GET /known HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Error(err)
+			}
+			answers <- answer
+		}()
+	}
+	return answers
+}
+
+// A user that asks more at once than there is room for drives out none of its own: the rest wait, and get in as others leave.
+func TestCallsAtOnceWait(t *testing.T) {
+	t.Parallel()
+	r, entered, proceed := serving(t, 4, nil)
+	r.patience = time.Hour
+	answers := calls(t, r, 16)
+	for range 4 {
+		<-entered
+	}
+	for i := range 16 {
+		proceed <- true
+		if answer := <-answers; answer == nil || answer.StatusCode != 200 {
+			t.Errorf("%d: %v", i, answer)
+		}
+		if i < 12 {
+			<-entered
+		}
+	}
+}
+
+// When nobody leaves they are told so.
+func TestCallsAtOnceAreRefused(t *testing.T) {
+	t.Parallel()
+	r, entered, proceed := serving(t, 4, nil)
+	r.patience = time.Millisecond
+	first := calls(t, r, 4)
+	for range 4 {
+		<-entered
+	}
+	rest := calls(t, r, 8) // as many as may be on their way out
+	for range 8 {
+		answer := <-rest
+		if answer == nil || answer.StatusCode != 429 || answer.Header.Get("Retry-After") != "1" || !answer.Close {
+			t.Errorf("%v", answer)
+		}
+	}
+	for range 4 {
+		proceed <- true
+		if answer := <-first; answer == nil || answer.StatusCode != 200 {
+			t.Errorf("%v", answer)
+		}
 	}
 }
 
