@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"io"
 	"net"
 	"sync/atomic"
 	"time"
@@ -178,3 +179,20 @@ func (c *connection) bound() {
 		_ = to.SetWriteBuffer(unreadAnswers) // without it there is more to hold, and nothing else is wrong
 	}
 }
+
+// refuse hands the connection over to those that are refused, before net/http has read from it. That finds it ended.
+func (c *connection) refuse() {
+	conn := c.Conn
+	c.Conn = handedOver{conn}
+	c.crowd.refused.Refuse(conn, c.whole().key)
+}
+
+// handedOver is a connection that is no longer net/http's, which sees its end.
+type handedOver struct{ net.Conn }
+
+func (handedOver) Read([]byte) (int, error)         { return 0, io.EOF }
+func (handedOver) Write([]byte) (int, error)        { return 0, net.ErrClosed }
+func (handedOver) Close() error                     { return nil }
+func (handedOver) SetDeadline(time.Time) error      { return nil }
+func (handedOver) SetReadDeadline(time.Time) error  { return nil }
+func (handedOver) SetWriteDeadline(time.Time) error { return nil }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/turnaway"
 )
 
 // crowd is the connections of one kind of listener. It gives each caller its part of the room that there is, so that none
@@ -34,6 +35,8 @@ type crowd struct {
 	lookOn    time.Time     // when
 
 	waiting atomic.Int32 // as many as are in the line
+
+	refused turnaway.Refusals[quotaKey] // for whom there was not even a place in the line
 }
 
 // room is how many connections there may be.
@@ -46,6 +49,7 @@ type room struct {
 	line     int           // who wait for a place, or for their refusal
 	linePer  int           // of one user, unit or container
 	wait     time.Duration // for a place
+	refused  int           // who were told that there is no place, and are not closed yet
 
 	perModule bool // each module has an equal part, instead of perWhole
 }
@@ -62,7 +66,7 @@ type tallied struct {
 	most int
 }
 
-// enter gives c a place, or one in the line. It reports false when there is neither, and c is to be closed.
+// enter gives c a place, or one in the line. It reports false when there is neither, and c is to be refused.
 func (cr *crowd) enter(c *connection, itself bool) bool {
 	cr.mu.Lock()
 	defer cr.mu.Unlock()

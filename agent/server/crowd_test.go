@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -19,10 +20,12 @@ import (
 // ending is a connection's other side: it knows whether its reading end was shut.
 type ending struct {
 	net.Conn
-	ended bool
+	ended  bool
+	answer bytes.Buffer
 }
 
-func (e *ending) CloseRead() error { e.ended = true; return nil }
+func (e *ending) CloseRead() error            { e.ended = true; return nil }
+func (e *ending) Write(b []byte) (int, error) { return e.answer.Write(b) }
 
 // comes has a connection of k come, at the phase that is wanted, and reports whether it got a place at once.
 func (cr *crowd) comes(k quotaKey, at phase) (c *connection, placed bool) {

@@ -81,13 +81,14 @@ const (
 // rooms are how many connections each kind of listener has room for.
 func (l Limits) rooms() (tokens, modules, admin, loopback room) {
 	tokens = room{name: "token socket", all: l.Connections, perWhole: l.PerCaller, share: l.PerCaller - l.PerCaller/8,
-		forRoot: l.Connections / 16, line: max(1, l.Connections/16), linePer: max(1, l.Connections/64)}
+		forRoot: l.Connections / 16, line: max(1, l.Connections/16), linePer: max(1, l.Connections/64), refused: 3 * l.Connections / 8}
 	modules = room{name: "modules' sockets", all: l.Modules, perModule: true,
-		line: max(1, l.Modules/8), linePer: max(1, l.Modules/64)}
+		line: max(1, l.Modules/8), linePer: max(1, l.Modules/64), refused: l.Modules / 8}
 	admin = room{name: "admin socket", all: l.AdminConnections, perWhole: l.AdminPerUser, share: l.AdminPerUser,
-		forRoot: l.AdminConnections / 4, line: max(1, l.AdminConnections/4), linePer: max(1, l.AdminConnections/16)}
+		forRoot: l.AdminConnections / 4, line: max(1, l.AdminConnections/4), linePer: max(1, l.AdminConnections/16),
+		refused: l.AdminConnections / 2}
 	loopback = room{name: "loopback listener", all: l.LoopbackConnections, perWhole: l.LoopbackPerUser, share: l.LoopbackPerUser,
-		line: l.LoopbackConnections, linePer: max(1, l.LoopbackPerUser)}
+		line: l.LoopbackConnections, linePer: max(1, l.LoopbackPerUser), refused: 9 * l.LoopbackConnections / 4}
 	for _, r := range [...]*room{&tokens, &modules, &admin, &loopback} {
 		r.wait = l.Place
 	}
@@ -103,10 +104,19 @@ func (l Limits) most() (sum int) {
 	return sum
 }
 
+// mostRefused is how many connections at once were refused and are not closed yet.
+func (l Limits) mostRefused() (sum int) {
+	tokens, modules, admin, loopback := l.rooms()
+	for _, r := range [...]room{tokens, modules, admin, loopback} {
+		sum += r.refused
+	}
+	return sum
+}
+
 // Descriptors returns how many descriptors all callers together can take.
 func (l Limits) Descriptors() int {
 	l = l.orDefaults()
-	return perConnection * (l.most() + l.mostArriving())
+	return perConnection * (l.most() + l.mostArriving() + l.mostRefused())
 }
 
 // Within returns l with fewer connections, where that many descriptors are too few for all of them.
@@ -130,10 +140,13 @@ const (
 
 	// stayMemory is what a request that waits, or a stream, takes beside that.
 	stayMemory = 28 << 10
+
+	// refusedMemory is what a connection takes that was refused and is not closed yet.
+	refusedMemory = 9 << 10
 )
 
 // Memory returns how many bytes of this process's memory all callers together can have in use.
 func (l Limits) Memory() int {
 	l = l.orDefaults()
-	return l.most()*connectionMemory + (l.AllWaiting+l.AllWatching)*stayMemory
+	return l.most()*connectionMemory + l.mostRefused()*refusedMemory + (l.AllWaiting+l.AllWatching)*stayMemory
 }

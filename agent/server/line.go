@@ -6,10 +6,11 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/agent/turnaway"
 )
 
 // The line is of connections for which there is no place. Each waits for one, for a second from when it came (Limits.Place), and is
-// refused then: in words, if it has asked for something by that time. So a caller that opens many connections at once
+// refused then: in its own words, if it has asked for something by that time, or else in those of turnaway. So a caller that opens many connections at once
 // gets its answers a little later; and what a refusal takes is bounded by the length of the line.
 
 // queue has c wait for a place, and reports false when the line is full.
@@ -91,7 +92,7 @@ func (c *connection) await(x *exchange) *fault {
 	return f
 }
 
-// expire ends a connection that has waited its time and has not asked for anything.
+// expire refuses a connection that has waited its time and has not asked for anything.
 func (cr *crowd) expire(c *connection) {
 	cr.mu.Lock()
 	defer cr.mu.Unlock()
@@ -105,6 +106,7 @@ func (cr *crowd) expire(c *connection) {
 		}
 		if c.phase.CompareAndSwap(was, phaseLeaving) {
 			cr.turnAway(c)
+			turnaway.Tell(c)
 			c.end()
 			return
 		}

@@ -1,12 +1,13 @@
 package server
 
 import (
-	"net"
 	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/agent/turnaway"
 )
 
 // A client may leave its answer unread. The kernel keeps it then for as long as the client keeps its end, also when this end
@@ -33,14 +34,8 @@ func (c *connection) Close() error {
 	return nil
 }
 
-// hasUnread reports whether the client has not read all that was written. TCP's keeps that by itself.
-func (c *connection) hasUnread() bool {
-	if c.inKernel(unix.SIOCOUTQ) == 0 {
-		return false
-	}
-	_, isUnix := c.LocalAddr().(*net.UnixAddr)
-	return isUnix
-}
+// hasUnread reports whether the client has not read all that was written.
+func (c *connection) hasUnread() bool { return turnaway.Unread(c.Conn) }
 
 // inKernel returns how many bytes the kernel holds of c, in one direction: SIOCINQ or SIOCOUTQ.
 func (c *connection) inKernel(which uint) (n int) {
@@ -100,8 +95,9 @@ func (cr *crowd) release(stays func(*connection) bool) {
 	}
 }
 
-// close lets go of all that linger.
+// close lets go of all that linger, or were refused.
 func (cr *crowd) close() {
+	cr.refused.Close()
 	cr.mu.Lock()
 	defer cr.mu.Unlock()
 	if cr.look != nil {

@@ -24,18 +24,20 @@ type holding struct {
 	name, text string
 	answered   bool // until an answer comes
 	stays      bool // it is counted among those that stay for long
+	refused    bool // there is neither a place nor one in the line
 }
 
 var floods = []holding{
-	{"says nothing", "", false, false},
-	{"kept, idle", get(v1Vault), true, false},
-	{"half a header of few lines", "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 15<<10), false, false},
-	{"half a header of 64 lines", "GET / HTTP/1.1\r\nHost: localhost\r\n" + lines(62), false, false},
-	{"half a body", request("POST", api.PathRejected, strings.Repeat(" ", 6<<10), "Content-Length: 8000", "Content-Type: application/json"), false, false},
-	{"waits for a token", get(v1Vault + "&wait=10m&issued_after=4000000000"), false, true},
-	{"a stream of events", get("/v1/watch?resource=" + vault), true, true},
-	{"does not read its answers", strings.Repeat(get(v1Vault), 50), true, false},
-	{"waits, with a header of 64 lines", "GET " + v1Vault + "&wait=10m&issued_after=4000000000 HTTP/1.1\r\nHost: localhost\r\n" + lines(62) + "\r\n", false, true},
+	{"says nothing", "", false, false, false},
+	{"kept, idle", get(v1Vault), true, false, false},
+	{"half a header of few lines", "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 15<<10), false, false, false},
+	{"half a header of 64 lines", "GET / HTTP/1.1\r\nHost: localhost\r\n" + lines(62), false, false, false},
+	{"half a body", request("POST", api.PathRejected, strings.Repeat(" ", 6<<10), "Content-Length: 8000", "Content-Type: application/json"), false, false, false},
+	{"waits for a token", get(v1Vault + "&wait=10m&issued_after=4000000000"), false, true, false},
+	{"a stream of events", get("/v1/watch?resource=" + vault), true, true, false},
+	{"does not read its answers", strings.Repeat(get(v1Vault), 50), true, false, false},
+	{"waits, with a header of 64 lines", "GET " + v1Vault + "&wait=10m&issued_after=4000000000 HTTP/1.1\r\nHost: localhost\r\n" + lines(62) + "\r\n", false, true, false},
+	{"is refused", get(v1Vault), true, false, true},
 }
 
 func lines(n int) string {
@@ -69,6 +71,9 @@ func TestConnectionMemory(t *testing.T) {
 		if f.stays {
 			most += stayMemory
 		}
+		if f.refused {
+			most = refusedMemory
+		}
 		t.Logf("%-34s %5.1f KB of heap, %4.1f KB of stacks, made for %d KB", f.name, float64(heap)/1024, float64(stacks)/1024, most>>10)
 		if heap+stacks > most && !raceDetector {
 			t.Errorf("%s: a connection takes %d bytes, and the limits are made for %d", f.name, heap+stacks, most)
@@ -85,16 +90,25 @@ func measureFlood(t *testing.T, name string) {
 		Connections: many, PerCaller: many, PerSecond: many, Burst: many, Waiting: many, AllWaiting: many, Watching: many, AllWatching: many,
 		Header: time.Hour, Answer: time.Hour,
 	}
-	socket := d.tokens("")
 	f := floods[slices.IndexFunc(floods, func(f holding) bool { return f.name == name })]
-	const n = 256
+	n := 256
+	if f.refused {
+		n = 240 // of the 256 that one user may have
+		d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 1024, 1, time.Hour
+	}
+	socket := d.tokens("")
+	if f.refused {
+		for range ownPlaces + 1 + 1024/64 {
+			d.hold(socket, floods[5]) // one that is never idle
+		}
+	}
 	d.hold(socket, f)
 	heap, stacks := inUse()
 	for range n {
 		d.hold(socket, f)
 	}
 	cr := d.crowdOf(onToken, "")
-	for there := 0; there < n; time.Sleep(time.Millisecond) { // until each has sent what it has
+	for there := 0; !f.refused && there < n; time.Sleep(time.Millisecond) { // until each has sent what it has
 		there = ownPlaces
 		cr.mu.Lock()
 		for _, c := range cr.placed {
@@ -118,7 +132,7 @@ func measureFlood(t *testing.T, name string) {
 func TestLimitsAddUp(t *testing.T) {
 	t.Parallel()
 	var l Limits
-	if got := l.Memory(); got > 88<<20 {
+	if got := l.Memory(); got > 95<<20 {
 		t.Errorf("callers can take %d MB", got>>20)
 	}
 	for _, descriptors := range []int{128, 768, 3072, 12_288} {

@@ -95,7 +95,7 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	}
 	switch {
 	case kind == onToken && from.Module == "":
-		l = takeTurns(l, s.whence(), s.Limits.orDefaults())
+		l = takeTurns(l, s.whence(), s.refuseEarly(), s.Limits.orDefaults())
 	case kind == onToken: // a module's own socket has no others on it
 		s.crowdOf(kind, from.Module).modules.Add(1)
 		defer s.crowdOf(kind, from.Module).modules.Add(-1)
@@ -182,7 +182,7 @@ func (s *Server) crowdOf(kind socket, module string) *crowd {
 	c.made.Do(func() {
 		c.tokens.room, c.modules.room, c.admin.room, c.loopback.room = s.Limits.orDefaults().rooms()
 		for _, one := range c.all() {
-			one.notify, one.wall = s.tellTurnedAway, s.now
+			one.notify, one.wall, one.refused.Most = s.tellTurnedAway, s.now, one.room.refused
 		}
 	})
 	switch {
@@ -196,7 +196,7 @@ func (s *Server) crowdOf(kind socket, module string) *crowd {
 	return &c.tokens
 }
 
-// welcome gives a connection its place, or closes it when there is not even one in the line.
+// welcome gives a connection its place, or refuses it when there is not even one in the line.
 func (s *Server) welcome(ctx context.Context, c *connection, kind socket, module string) {
 	var itself bool
 	if kind == onLoopback {
@@ -210,7 +210,7 @@ func (s *Server) welcome(ctx context.Context, c *connection, kind socket, module
 	}
 	c.crowd = s.crowdOf(kind, module)
 	if !c.crowd.enter(c, itself) {
-		_ = c.Close() // ends its goroutine at the first read
+		c.refuse()
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // turns is a listener at which callers take turns. Accepting a connection is cheap; finding out who calls is not, and is
-// done one by one. So a caller that connects without pause waits for itself, and what comes beyond its budget is closed at
+// done one by one. So a caller that connects without pause waits for itself, and what comes beyond its budget is refused at
 // once.
 //
 // The kernel names the user for nothing. Only of users whose budget is used up, or of whom some wait already, it is looked up
@@ -19,8 +19,9 @@ import (
 type turns struct {
 	net.Listener
 	whence func(conn net.Conn, closely bool) quotaKey
-	most   int // may wait
-	per    int // of one caller
+	refuse func(conn net.Conn) // and close it
+	most   int                 // may wait
+	per    int                 // of one caller
 	budget rate
 	pace   pace
 
@@ -50,9 +51,9 @@ func (l Limits) mostArriving() int { return max(1, l.Connections/2) }
 const fewWaiting = 4
 
 // takeTurns starts accepting on l, until it is closed. Close what it returns instead of l. whence returns whom a connection
-// counts for: all that its user runs, or where closely is set what of it.
-func takeTurns(l net.Listener, whence func(conn net.Conn, closely bool) quotaKey, limits Limits) *turns {
-	t := &turns{Listener: l, whence: whence, most: limits.mostArriving(), budget: limits.arrivals(), waiting: make(map[quotaKey][]net.Conn)}
+// counts for: all that its user runs, or where closely is set what of it. refuse ends one that gets no turn, and does not wait.
+func takeTurns(l net.Listener, whence func(conn net.Conn, closely bool) quotaKey, refuse func(net.Conn), limits Limits) *turns {
+	t := &turns{Listener: l, whence: whence, refuse: refuse, most: limits.mostArriving(), budget: limits.arrivals(), waiting: make(map[quotaKey][]net.Conn)}
 	t.per = max(1, t.most/2)
 	t.changed.L = &t.mu
 	go t.greet()
@@ -83,6 +84,21 @@ func (s *Server) whence() func(conn net.Conn, closely bool) quotaKey {
 	}
 }
 
+// refuseEarly returns what ends a connection of which no more is known than its user: with an answer, but for what one user has
+// beyond as many a second as requests. So a flood costs little more than before.
+func (s *Server) refuseEarly() func(net.Conn) {
+	refused, told, budget := &s.crowdOf(onToken, "").refused, new(pace), s.Limits.orDefaults().requests()
+	budget.patience = 0
+	return func(conn net.Conn) {
+		of := quotaKey{uid: caller.UserOf(conn), whole: true}
+		if _, ok := told.turn(of, time.Now(), budget); ok {
+			refused.Refuse(conn, of)
+			return
+		}
+		_ = conn.Close()
+	}
+}
+
 // greet accepts whoever comes, as fast as it can: the kernel's queue is the same for all, and turns away those who do not
 // wait when it is full.
 func (t *turns) greet() {
@@ -92,7 +108,7 @@ func (t *turns) greet() {
 			return
 		}
 		if err == nil && !t.queue(conn) {
-			_ = conn.Close() // one too many, who is told nothing else either
+			t.refuse(conn)
 		}
 	}
 }
@@ -141,7 +157,7 @@ func (t *turns) waits(from quotaKey) int {
 	return len(t.waiting[from])
 }
 
-// makeRoom closes the connection that came last of the caller with the most waiting, and reports false when no caller has
+// makeRoom refuses the connection that came last of the caller with the most waiting, and reports false when no caller has
 // more than from would have then. The lock is held.
 func (t *turns) makeRoom(from quotaKey) bool {
 	most, n := from, len(t.waiting[from])+1
@@ -154,7 +170,7 @@ func (t *turns) makeRoom(from quotaKey) bool {
 		return false
 	}
 	last := len(t.waiting[most]) - 1
-	_ = t.waiting[most][last].Close() // it is told nothing else either
+	t.refuse(t.waiting[most][last])
 	t.waiting[most] = t.waiting[most][:last]
 	t.count--
 	return true

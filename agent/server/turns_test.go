@@ -83,7 +83,7 @@ func (t *turns) names(of *testing.T, n int) (names []string) {
 }
 
 func someTurns(g *gate, connections int) *turns {
-	return takeTurns(g, visitorsKey, Limits{Connections: connections, PerSecond: 1, Burst: 1})
+	return takeTurns(g, visitorsKey, func(conn net.Conn) { conn.Close() }, Limits{Connections: connections, PerSecond: 1, Burst: 1})
 }
 
 func TestUsersTakeTurns(t *testing.T) {
@@ -184,7 +184,7 @@ func TestBurstLeavesRoomForOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
-		turns := takeTurns(g, visitorsKey, Limits{Connections: 64, PerSecond: 100, Burst: 100})
+		turns := takeTurns(g, visitorsKey, func(conn net.Conn) { conn.Close() }, Limits{Connections: 64, PerSecond: 100, Burst: 100})
 		defer turns.Close()
 		comes := func(unit string) *visitor {
 			v := &visitor{unit: unit, name: unit}

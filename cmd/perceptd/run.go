@@ -32,7 +32,7 @@ const gcPercent = 50
 // memoryLimit is what Go's runtime tries to keep to: more than everything in use ever is, by server.Limits, and so little
 // that with the program itself and what the kernel holds for connections half of the unit's MemoryMax= is enough. When
 // callers take all that they may, what waits to be collected is less then. GOMEMLIMIT overrides it.
-const memoryLimit = 96 << 20
+const memoryLimit = 103 << 20
 
 const usage = `perceptd hands managed-identity tokens to local modules over Unix sockets.
 
