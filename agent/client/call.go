@@ -178,6 +178,9 @@ func (c call) transportError(ctx context.Context, err error) error {
 	case errors.As(err, &dial) && dial.Op == "dial":
 		// The operation's own text repeats the path.
 		err = dial.Err
+	case errors.As(err, &dial):
+		// It has the path by which the daemon bound its socket, which is another.
+		err = fmt.Errorf("the connection was closed before a whole answer: %w", dial.Err)
 	case !errors.As(err, &dial) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
 		err = errNotHTTP // net/http quotes what was sent, which may be a token
 	}

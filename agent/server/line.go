@@ -130,6 +130,7 @@ type turnedAway struct {
 	holds    int
 	of       int   // that the holder, or everybody, may have
 	everyone bool  // of is what everybody together may have
+	arriving bool  // it was on its way in, and places had nothing to do with it
 	count    int64 // since the start
 }
 
@@ -153,6 +154,11 @@ func (cr *crowd) turnAway(c *connection) turnedAway {
 			}
 		}
 	}
+	return cr.noteAway(one)
+}
+
+// noteAway counts a connection that was turned away, and has it reported where that was not done lately.
+func (cr *crowd) noteAway(one turnedAway) turnedAway {
 	cr.away.count++
 	one.count = cr.away.count
 	if cr.wall != nil {
@@ -164,6 +170,13 @@ func (cr *crowd) turnAway(c *connection) turnedAway {
 		go cr.notify(one) // which may look at the crowd
 	}
 	return one
+}
+
+// missed notes that a connection was turned away on its way in, since its caller connects more often, or more at once, than it may.
+func (cr *crowd) missed(from quotaKey) {
+	cr.mu.Lock()
+	defer cr.mu.Unlock()
+	cr.noteAway(turnedAway{on: time.Now(), room: cr.room.name, who: from, holder: from, arriving: true})
 }
 
 // status reports how full the room is.
@@ -201,6 +214,9 @@ func (t turnedAway) advice() string {
 
 // String says it in a sentence.
 func (t turnedAway) String() string {
+	if t.arriving {
+		return fmt.Sprintf("connections to the %s are turned away: %s connects more often than it may", t.room, t.who)
+	}
 	many := fmt.Sprintf("which is all that it may have (%d)", t.of)
 	if t.everyone {
 		many = fmt.Sprintf("of %d for all", t.of)

@@ -93,12 +93,16 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	} else {
 		l = s.Callers.Listen(l)
 	}
-	switch {
+	switch cr, budget := s.crowdOf(kind, from.Module), s.Limits.orDefaults().arrivals(); {
 	case kind == onToken && from.Module == "":
-		l = takeTurns(l, s.whence(), s.refuseEarly(), s.Limits.orDefaults())
+		l = takeTurns(l, s.whence(), s.refuseEarly(cr, userOf), s.Limits.orDefaults())
 	case kind == onToken: // a module's own socket has no others on it
-		s.crowdOf(kind, from.Module).modules.Add(1)
-		defer s.crowdOf(kind, from.Module).modules.Add(-1)
+		module := func(net.Conn) quotaKey { return quotaKey{module: from.Module, whole: true} }
+		l = &budgeted{Listener: l, from: module, refuse: s.refuseEarly(cr, module), budget: budget}
+		cr.modules.Add(1)
+		defer cr.modules.Add(-1)
+	case kind == onAdmin:
+		l = &budgeted{Listener: l, from: userOf, refuse: s.refuseEarly(cr, userOf), budget: budget}
 	}
 	l = connections{l, s.Limits.orDefaults().Header}
 	if !s.add(hs, l) {

@@ -84,18 +84,45 @@ func (s *Server) whence() func(conn net.Conn, closely bool) quotaKey {
 	}
 }
 
-// refuseEarly returns what ends a connection of which no more is known than its user: with an answer, but for what one user has
-// beyond as many a second as requests. So a flood costs little more than before.
-func (s *Server) refuseEarly() func(net.Conn) {
-	refused, told, budget := &s.crowdOf(onToken, "").refused, new(pace), s.Limits.orDefaults().requests()
+// refuseEarly returns what ends a connection of which no more is known than whom it comes from: with an answer, but for what one
+// caller has beyond as many a second as requests. So a flood costs little more than before.
+func (s *Server) refuseEarly(cr *crowd, from func(net.Conn) quotaKey) func(net.Conn) {
+	refused, told, budget := &cr.refused, new(pace), s.Limits.orDefaults().requests()
 	budget.patience = 0
 	return func(conn net.Conn) {
-		of := quotaKey{uid: caller.UserOf(conn), whole: true}
+		of := from(conn)
+		cr.missed(of)
 		if _, ok := told.turn(of, time.Now(), budget); ok {
 			refused.Refuse(conn, of)
 			return
 		}
 		_ = conn.Close()
+	}
+}
+
+// userOf is the user that a connection comes from.
+func userOf(conn net.Conn) quotaKey { return quotaKey{uid: caller.UserOf(conn), whole: true} }
+
+// budgeted is a listener with a budget of new connections for each caller, where callers need not take turns.
+type budgeted struct {
+	net.Listener
+	from   func(net.Conn) quotaKey
+	refuse func(net.Conn) // and close it
+	budget rate
+	pace   pace
+}
+
+// Accept waits for the next connection within its caller's budget.
+func (l *budgeted) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := l.pace.turn(l.from(conn), time.Now(), l.budget); ok {
+			return conn, nil
+		}
+		l.refuse(conn)
 	}
 }
 

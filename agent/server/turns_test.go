@@ -179,6 +179,38 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 	})
 }
 
+// On a module's socket, and the admin socket, a caller has a budget as well, and what is beyond it is told, and counted.
+func TestBudgetOfOneSocket(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g, cr, refused := newGate(), &crowd{room: room{name: "modules' sockets"}}, 0
+		l := &budgeted{Listener: g, budget: Limits{PerSecond: 1, Burst: 1}.arrivals(),
+			from:   func(conn net.Conn) quotaKey { return quotaKey{uid: conn.(*visitor).user, whole: true} },
+			refuse: func(conn net.Conn) { refused++; cr.missed(quotaKey{uid: conn.(*visitor).user}) },
+		}
+		accepted := make(chan net.Conn, 100)
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				accepted <- conn
+			}
+		}()
+		g.arrive(1, make([]string, 20)...)
+		g.arrive(2, "other")
+		if len(accepted) != busyCallers+1 || refused != 20-busyCallers {
+			t.Errorf("%d are let in, %d refused", len(accepted), refused)
+		}
+		if s := cr.status(); s.TurnedAway != int64(refused) || s.HeldBy != "uid 1" || cr.trouble(time.Now()) !=
+			"connections to the modules' sockets are turned away: uid 1 connects more often than it may" {
+			t.Errorf("%+v, %s", s, cr.trouble(time.Now()))
+		}
+		l.Close()
+	})
+}
+
 // A service that connects many times at once, within its budget, keeps no connection of its user's other services out.
 func TestBurstLeavesRoomForOthers(t *testing.T) {
 	t.Parallel()
