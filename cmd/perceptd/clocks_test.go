@@ -29,6 +29,7 @@ var mayReadClocks = map[string]string{
 	"agent/server/arrivals.go":                  "how long ago a connection came",
 	"agent/server/connection.go":                "deadlines of a connection, and how long ago it came",
 	"agent/server/crowd.go":                     "how long a connection is idle",
+	"agent/turnaway/turnaway.go":                "a deadline of a connection",
 	"agent/server/linger.go":                    "when those that linger are looked at",
 	"agent/server/line.go":                      "how long a connection waits for its place, and since when others were turned away",
 	"agent/room/room.go":                        "how long a connection is idle",
