@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/agent/turnaway"
 )
 
 // phase is what a connection is at.
@@ -150,7 +152,7 @@ func (c *connection) leave(now time.Time) bool {
 		return false
 	}
 	c.end()
-	return c.inKernel(unix.SIOCINQ) == 0
+	return turnaway.Queued(c.Conn, unix.SIOCINQ) == 0
 }
 
 func (c *connection) end() {

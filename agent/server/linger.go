@@ -2,10 +2,7 @@ package server
 
 import (
 	"slices"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"perceptd/agent/turnaway"
 )
@@ -36,20 +33,6 @@ func (c *connection) Close() error {
 
 // hasUnread reports whether the client has not read all that was written.
 func (c *connection) hasUnread() bool { return turnaway.Unread(c.Conn) }
-
-// inKernel returns how many bytes the kernel holds of c, in one direction: SIOCINQ or SIOCOUTQ.
-func (c *connection) inKernel(which uint) (n int) {
-	socket, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return 0
-	}
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), which) }) // a closed one has nothing
-	return n
-}
 
 // linger keeps c's place. The lock is held.
 func (cr *crowd) linger(c *connection) {

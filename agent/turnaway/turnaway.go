@@ -123,18 +123,24 @@ func Tell(conn net.Conn) {
 
 // Unread reports whether the other end of a Unix socket has not read all that was written. With TCP the other end keeps that.
 func Unread(conn net.Conn) bool {
-	socket, ok := conn.(syscall.Conn)
-	if !ok {
+	if Queued(conn, unix.SIOCOUTQ) == 0 {
 		return false
 	}
-	if _, isUnix := conn.LocalAddr().(*net.UnixAddr); !isUnix {
-		return false
+	_, isUnix := conn.LocalAddr().(*net.UnixAddr)
+	return isUnix
+}
+
+// Queued returns how many bytes the kernel holds of a socket in one direction: unix.SIOCINQ, come in and not read, or
+// unix.SIOCOUTQ, written and not read at the other end. What is closed, or is no socket, has none.
+func Queued(conn net.Conn, which uint) (n int) {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return 0
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
-		return false
+		return 0
 	}
-	n := 0
-	err = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
-	return n > 0 && err == nil
+	_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), which) })
+	return n
 }
