@@ -565,11 +565,12 @@ func TestRevocationOutlivesItsRecord(t *testing.T) {
 
 // hasChange reports whether the cache that is kept last has a policy change of that effect.
 func (s *fdStore) hasChange(effect string) bool {
-	files := s.files()
-	if len(files) != 1 {
+	s.mu.Lock() // else it may be closed meanwhile
+	defer s.mu.Unlock()
+	if len(s.kept) != 1 {
 		return false // the older is about to go
 	}
-	memory, err := keep.Carried(files[0])
+	memory, err := keep.Carried(s.kept[0])
 	return err == nil && slices.ContainsFunc(memory.Record.Changes, func(p tokencache.PolicyChange) bool { return p.Effect.String() == effect })
 }
 

@@ -67,10 +67,17 @@ func TestStatusTeller(t *testing.T) {
 			}
 		}
 		s.again = tell
+		becomes := func(now string, trouble bool) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			text, troubled = now, trouble
+		}
 		pass := func(d time.Duration) { time.Sleep(d); synctest.Wait() }
 		wants := func(what string, looks int, want ...string) {
 			t.Helper()
 			got := told()
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			for i := range want {
 				if len(got) != len(want) || !strings.HasPrefix(got[i], "STATUS="+want[i]+"\n") {
 					break
@@ -87,17 +94,17 @@ func TestStatusTeller(t *testing.T) {
 		wants("at first", 2, "fine")
 		pass(time.Hour)
 		wants("without trouble", 0)
-		text, troubled = "trouble: connections", true
+		becomes("trouble: connections", true)
 		tell()
 		wants("trouble", 1, "trouble: connections")
 		pass(5*lookEvery + lookEvery/2)
 		wants("trouble that stays", 5)
-		text, troubled = "fine", false
+		becomes("fine", false)
 		pass(lookEvery)
 		wants("its end", 1, "fine")
 		pass(time.Hour)
 		wants("after it", 0)
-		text, troubled = "trouble: again", true
+		becomes("trouble: again", true)
 		tell()
 		s.stop()
 		pass(time.Hour)
