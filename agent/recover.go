@@ -19,6 +19,13 @@ type recovered struct {
 	gained []string // ids of revocations that the record on the disk does not have
 }
 
+// anew returns r as the beginning of another lineage. What it was taken from may go on elsewhere, in a folder that comes back:
+// by generations alone the one would seem to be the older one of the other, and what it has of its own would be lost.
+func anew(r tokencache.Record) tokencache.Record {
+	r.Lineage = rand.Text()
+	return r
+}
+
 // recover returns the newer of the record and its copy in Memory. A folder may be mounted over the one that the record is in,
 // an older one put in its place, or the disk may have been full, while the tokens that it withholds were kept elsewhere.
 func (o *Options) recover(now time.Duration) recovered {
@@ -28,20 +35,20 @@ func (o *Options) recover(now time.Duration) recovered {
 		other.Lineage = cmp.Or(other.Lineage, rand.Text())
 		return recovered{Record: other} // a first start, or nothing was ever noted
 	case disk == nil && o.LostRecord != nil:
-		return recovered{other, "the record of policy changes could not be read: its copy beside the tokens is in force", revocations(other.Changes)}
+		return recovered{anew(other), "the record of policy changes could not be read: its copy beside the tokens is in force", revocations(other.Changes)}
 	case disk == nil:
-		return recovered{other, "the record of policy changes was gone: its copy beside the tokens is in force", revocations(other.Changes)}
+		return recovered{anew(other), "the record of policy changes was gone: its copy beside the tokens is in force", revocations(other.Changes)}
 	}
 	gained := lacking(disk.Changes, other.Changes)
 	ordered := other.Lineage == disk.Lineage
 	switch {
 	case ordered && other.Generation > disk.Generation:
-		return recovered{other, "the record of policy changes was older than its copy beside the tokens: the copy is in force", revocations(gained)}
+		return recovered{anew(other), "the record of policy changes was older than its copy beside the tokens: the copy is in force", revocations(gained)}
 	case ordered && other.Generation < disk.Generation || len(gained) == 0:
 		return recovered{Record: *disk}
 	}
 	// A change that was withdrawn may be back, which is on the safe side.
-	both := tokencache.Record{Lineage: disk.Lineage, Generation: max(disk.Generation, other.Generation) + 1, Changes: slices.Concat(disk.Changes, gained)}
+	both := anew(tokencache.Record{Generation: max(disk.Generation, other.Generation) + 1, Changes: slices.Concat(disk.Changes, gained)})
 	if len(both.Changes) > tokencache.MaxChanges { // what withholds tokens goes first
 		slices.SortStableFunc(both.Changes, func(x, y tokencache.PolicyChange) int { return cmp.Compare(leniency(x), leniency(y)) })
 		both.Changes = both.Changes[:tokencache.MaxChanges]

@@ -276,7 +276,7 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 			if len(warnings) != 1 || !strings.Contains(fmt.Sprint(warnings[0].ContextMap()), row.gained) {
 				t.Errorf("%s: %v", row.name, warnings)
 			}
-			if r := d.record(); r == nil || r.Generation != max(row.generation, row.other)+1 || r.Lineage != "here" {
+			if r := d.record(); r == nil || r.Generation != max(row.generation, row.other)+1 || r.Lineage == "here" || r.Lineage == "elsewhere" {
 				t.Errorf("%s: on the disk %v", row.name, r)
 			}
 		})
@@ -309,5 +309,34 @@ func TestRecordThatBeganAnew(t *testing.T) {
 				}
 			})
 		}
+	})
+}
+
+// A record that was put together from its copy, in a folder mounted over the state, goes on by itself, and so does the one
+// below it. Whichever comes back finds the other's revocations in the copy, whatever the generations.
+func TestRecordsThatFork(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		below, above := new(device), new(device)
+		revoke := func(d *device, times int, copied *tokencache.Memory) *tokencache.Memory {
+			d.run(t, d.record(), nil, copied, func(a *agent.Agent) {
+				_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage}) // it may be withheld
+				for range times {
+					note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+				}
+				synctest.Wait()
+				copied = d.shelf.lastSaved()
+			})
+			return copied
+		}
+		copied := revoke(below, 1, nil)
+		revoke(above, 1, copied)       // in a folder that is mounted over it; then there is a boot without the copy
+		copied = revoke(below, 2, nil) // without the mount
+		above.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		above.run(t, above.record(), nil, copied, func(a *agent.Agent) {
+			if n := len(a.Changes()); n != 4 {
+				t.Errorf("%d revocations are in force, of 4", n)
+			}
+		})
 	})
 }
