@@ -47,6 +47,7 @@ type connection struct {
 	isOwn   bool
 	counted []tallied
 	turn    chan struct{} // closed when it gets a place; nil: it never was in the line
+	refused bool          // it was told that it gets none
 	expiry  *time.Timer
 
 	bounded bool // for one request at a time: what is written and not read is bounded

@@ -246,6 +246,7 @@ func (cr *crowd) forget(c *connection) {
 	cr.mu.Lock()
 	defer cr.mu.Unlock()
 	if c.lingers.Load() {
+		cr.retake(c)
 		cr.linger(c)
 		return
 	}
@@ -271,6 +272,11 @@ func (cr *crowd) leave(c *connection) {
 func (cr *crowd) takeBack(c *connection) {
 	cr.mu.Lock()
 	defer cr.mu.Unlock()
+	cr.retake(c)
+}
+
+// retake is takeBack with the lock held.
+func (cr *crowd) retake(c *connection) {
 	if c.at >= 0 || c.isOwn || c.inLine.Load() {
 		return
 	}

@@ -67,11 +67,15 @@ func (cr *crowd) letIn(c *connection) {
 func (c *connection) await(x *exchange) *fault {
 	cr := c.crowd
 	cr.mu.Lock()
-	if c.inLine.Load() && cr.admit(c) { // something may be idle by now
+	refused := c.refused
+	if !refused && c.inLine.Load() && cr.admit(c) { // something may be idle by now
 		cr.unqueue(c)
 		close(c.turn)
 	}
 	cr.mu.Unlock()
+	if refused { // its client asks again: what it asked for must not come about as well
+		return busy("there was no free connection in time: ask again")
+	}
 	timer := time.NewTimer(time.Until(c.on.Add(cr.room.wait)))
 	defer timer.Stop()
 	select {
@@ -106,7 +110,10 @@ func (cr *crowd) expire(c *connection) {
 		}
 		if c.phase.CompareAndSwap(was, phaseLeaving) {
 			cr.turnAway(c)
-			turnaway.Tell(c)
+			c.refused = true
+			if !c.wrote.Load() { // net/http has not refused it for another reason
+				turnaway.Tell(c)
+			}
 			c.end()
 			return
 		}

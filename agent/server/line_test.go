@@ -176,3 +176,78 @@ func TestLoopbackCrowd(t *testing.T) {
 		}
 	}
 }
+
+// A connection that made room, and whose client leaves unread what net/http says to the rest of what it had sent, counts
+// again for its caller until that is read.
+func TestUnreadRefusalAfterMakingRoomCounts(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("unix", shortFolder(t)+"/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cr := &crowd{room: tokensRoom(Limits{Connections: 64})}
+	defer cr.close()
+	open := func() (*connection, net.Conn) {
+		client, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.Close() })
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &connection{Conn: accepted, on: time.Now(), at: -1, key: quotaKey{uid: 7}, crowd: cr}
+		if !cr.enter(c, false) {
+			t.Fatal("there is not even a line")
+		}
+		c.phase.Store(phaseBusy)
+		return c, client
+	}
+	first, client := open()
+	most := first.counted[0].most
+	for len(cr.placed) < most {
+		open()
+	}
+	waits, _ := open()
+	cr.rest(first) // it is idle, with the rest of what was sent in net/http's own buffer
+	if first.at >= 0 || waits.at < 0 {
+		t.Fatal("it has made no room")
+	}
+	if _, err := first.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	_ = first.Close()
+	cr.forget(first)
+	if len(cr.placed) != most+1 || waits.whole().placed != most+1 {
+		t.Errorf("%d connections are counted of %d that are open", len(cr.placed), most+1)
+	}
+	client.Close()
+	for open := most + 1; open > most; {
+		time.Sleep(time.Millisecond)
+		cr.mu.Lock()
+		open = len(cr.placed)
+		cr.mu.Unlock()
+	}
+}
+
+// What was asked for on a connection that was refused in that very moment does not come about: its client asks again.
+func TestRefusedInLineAsksForNothing(t *testing.T) {
+	t.Parallel()
+	cr := &crowd{room: tokensRoom(Limits{Connections: 64})}
+	c := &connection{Conn: new(ending), on: time.Now(), at: -1, key: quotaKey{uid: 7}, crowd: cr}
+	c.counted = cr.countedFor(c.key)
+	if !cr.queue(c) {
+		t.Fatal("there is no line")
+	}
+	defer c.expiry.Stop()
+	c.wrote.Store(true) // nothing more is written on it
+	cr.expire(c)
+	if c.begin() {
+		t.Error("it may bring another request")
+	}
+	if f := c.await(new(exchange)); f == nil || f.status != 429 || len(cr.placed) != 0 {
+		t.Errorf("%+v, %d placed", f, len(cr.placed))
+	}
+}

@@ -95,14 +95,14 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	}
 	switch cr, budget := s.crowdOf(kind, from.Module), s.Limits.orDefaults().arrivals(); {
 	case kind == onToken && from.Module == "":
-		l = takeTurns(l, s.whence(), s.refuseEarly(cr, userOf), s.Limits.orDefaults())
+		l = takeTurns(l, s.whence(), s.refuseEarly(cr, s.whence()), s.Limits.orDefaults())
 	case kind == onToken: // a module's own socket has no others on it
-		module := func(net.Conn) quotaKey { return quotaKey{module: from.Module, whole: true} }
+		module := func(net.Conn, bool) quotaKey { return quotaKey{module: from.Module, whole: true} }
 		l = &budgeted{Listener: l, from: module, refuse: s.refuseEarly(cr, module), budget: budget}
 		cr.modules.Add(1)
 		defer cr.modules.Add(-1)
 	case kind == onAdmin:
-		l = &budgeted{Listener: l, from: userOf, refuse: s.refuseEarly(cr, userOf), budget: budget}
+		l = &budgeted{Listener: l, from: s.whence(), refuse: s.refuseEarly(cr, s.whence()), budget: budget}
 	}
 	l = connections{l, s.Limits.orDefaults().Header}
 	if !s.add(hs, l) {

@@ -99,7 +99,7 @@ func TestBeyondTheBudgetIsAnswered(t *testing.T) {
 	l := d.Callers.Listen(d.listen("s"))
 	defer l.Close()
 	defer d.crowdOf(onToken, "").close()
-	refuse := d.refuseEarly(d.crowdOf(onToken, ""), userOf)
+	refuse := d.refuseEarly(d.crowdOf(onToken, ""), d.whence())
 	for i := range 5 {
 		client, err := net.Dial("unix", l.Addr().String())
 		if err != nil {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -86,28 +87,30 @@ func (s *Server) whence() func(conn net.Conn, closely bool) quotaKey {
 
 // refuseEarly returns what ends a connection of which no more is known than whom it comes from: with an answer, but for what one
 // caller has beyond as many a second as requests. So a flood costs little more than before.
-func (s *Server) refuseEarly(cr *crowd, from func(net.Conn) quotaKey) func(net.Conn) {
+func (s *Server) refuseEarly(cr *crowd, from func(conn net.Conn, closely bool) quotaKey) func(net.Conn) {
 	refused, told, budget := &cr.refused, new(pace), s.Limits.orDefaults().requests()
 	budget.patience = 0
 	return func(conn net.Conn) {
-		of := from(conn)
+		of := from(conn, false)
 		cr.missed(of)
 		if _, ok := told.turn(of, time.Now(), budget); ok {
-			refused.Refuse(conn, of)
+			refused.Refuse(conn, from(conn, true))
 			return
 		}
 		_ = conn.Close()
 	}
 }
 
-// userOf is the user that a connection comes from.
-func userOf(conn net.Conn) quotaKey { return quotaKey{uid: caller.UserOf(conn), whole: true} }
+// isItself reports whether a connection is this process's own, which looks whether it answers: that is never one too many.
+func isItself(conn net.Conn) bool {
+	return int(caller.ProcessOf(conn)) == os.Getpid() && int64(caller.UserOf(conn)) == int64(os.Geteuid())
+}
 
 // budgeted is a listener with a budget of new connections for each caller, where callers need not take turns.
 type budgeted struct {
 	net.Listener
-	from   func(net.Conn) quotaKey
-	refuse func(net.Conn) // and close it
+	from   func(conn net.Conn, closely bool) quotaKey // as of takeTurns
+	refuse func(net.Conn)                             // and close it
 	budget rate
 	pace   pace
 }
@@ -119,8 +122,11 @@ func (l *budgeted) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, ok := l.pace.turn(l.from(conn), time.Now(), l.budget); ok {
-			return conn, nil
+		now := time.Now()
+		for _, closely := range [...]bool{false, true} {
+			if _, ok := l.pace.turn(l.from(conn, closely), now, l.budget); ok || isItself(conn) {
+				return conn, nil
+			}
 		}
 		l.refuse(conn)
 	}
@@ -154,18 +160,19 @@ func (t *turns) fail(err error) bool {
 
 // queue has conn wait for its caller's turn, and reports false when it gets none.
 func (t *turns) queue(conn net.Conn) bool {
-	from, now := t.whence(conn, false), time.Now()
+	from, now, itself := t.whence(conn, false), time.Now(), isItself(conn)
 	switch {
+	case itself:
 	case !t.isWelcome(from, now):
 		if from = t.whence(conn, true); !t.isWelcome(from, now) {
 			return false
 		}
-	case t.waits(from) >= fewWaiting:
+	case t.isBusy(from):
 		from = t.whence(conn, true)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.waiting[from]) >= t.per || t.count >= t.most && !t.makeRoom(from) {
+	if !itself && (len(t.waiting[from]) >= t.per || t.count >= t.most && !t.makeRoom(from)) {
 		return false
 	}
 	if len(t.waiting[from]) == 0 {
@@ -177,11 +184,11 @@ func (t *turns) queue(conn net.Conn) bool {
 	return true
 }
 
-// waits returns how many connections of a caller wait.
-func (t *turns) waits(from quotaKey) int {
+// isBusy reports whether so many wait, of a user or of all, that it matters who exactly they are: one user can be many.
+func (t *turns) isBusy(from quotaKey) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.waiting[from])
+	return len(t.waiting[from]) >= fewWaiting || t.count >= t.most/2
 }
 
 // makeRoom refuses the connection that came last of the caller with the most waiting, and reports false when no caller has

@@ -158,24 +158,27 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
-		turns := someTurns(g, 8)
+		turns := takeTurns(g, visitorsKey, func(conn net.Conn) { conn.Close() }, Limits{Connections: 64, PerSecond: 100, Burst: 100})
 		defer turns.Close()
-		if v := g.arrive(1, "a1", "a2", "a3"); v[0].closed || v[1].closed || !v[2].closed {
-			t.Error("not half of those who may wait are of one caller")
+		closed := 0
+		for _, v := range g.arrive(1, make([]string, 40)...) {
+			if v.closed {
+				closed++
+			}
 		}
-		turns.names(t, 2)
-		g.arrive(1, "a4")
-		g.arrive(2, "b1")
-		g.arrive(3, "c1")
-		g.arrive(4, "d1")
-		if v := g.arrive(5, "e1"); !v[0].closed {
-			t.Error("more than half as many wait as there may be connections")
+		if waiting := 40 - closed; waiting != fewWaiting+turns.per {
+			t.Errorf("%d of one caller wait", waiting)
 		}
-		turns.names(t, 1)
-		if v := g.arrive(5, "e2"); v[0].closed {
-			t.Error("no room when one has gone in")
+		user := uint32(2)
+		for ; turns.count < turns.most; user++ {
+			if g.arrive(user, "one")[0].closed {
+				t.Fatal("one of another user is closed")
+			}
 		}
-		turns.names(t, 4)
+		if g.arrive(user, "one more")[0].closed || turns.count != turns.most {
+			t.Errorf("%d wait, and one of a caller with none is closed", turns.count)
+		}
+		turns.names(t, turns.most)
 	})
 }
 
@@ -185,7 +188,7 @@ func TestBudgetOfOneSocket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, cr, refused := newGate(), &crowd{room: room{name: "modules' sockets"}}, 0
 		l := &budgeted{Listener: g, budget: Limits{PerSecond: 1, Burst: 1}.arrivals(),
-			from:   func(conn net.Conn) quotaKey { return quotaKey{uid: conn.(*visitor).user, whole: true} },
+			from:   visitorsKey,
 			refuse: func(conn net.Conn) { refused++; cr.missed(quotaKey{uid: conn.(*visitor).user}) },
 		}
 		accepted := make(chan net.Conn, 100)
@@ -200,7 +203,7 @@ func TestBudgetOfOneSocket(t *testing.T) {
 		}()
 		g.arrive(1, make([]string, 20)...)
 		g.arrive(2, "other")
-		if len(accepted) != busyCallers+1 || refused != 20-busyCallers {
+		if len(accepted) != 2*busyCallers+1 || refused != 20-2*busyCallers { // of the user, and of its unit
 			t.Errorf("%d are let in, %d refused", len(accepted), refused)
 		}
 		if s := cr.status(); s.TurnedAway != int64(refused) || s.HeldBy != "uid 1" || cr.trouble(time.Now()) !=

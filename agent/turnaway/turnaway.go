@@ -23,8 +23,8 @@ const (
 // takes its answer back, or breaks the request that its caller is still sending. K is whom a connection counts for. Set Most
 // before the first use.
 //
-// One caller may have at most twice as many as are free then. So however many callers have all that they may have, there is
-// something left for the next one. Beyond that a connection is closed without an answer.
+// One caller may have at most twice as many as are free then, so that the next one finds some: it takes several callers, who
+// read nothing, to have them all. Beyond that a connection is closed without an answer.
 type Refusals[K comparable] struct {
 	Most int // at once; zero: each connection is closed without an answer
 

@@ -128,26 +128,45 @@ func (s *sockets) noteShut(name string, at net.Addr, shut bool) {
 }
 
 func askHealth(ctx context.Context, at net.Addr) error {
+	for {
+		answer, err := healthAnswer(ctx, at)
+		switch {
+		case err != nil:
+			return err
+		case answer == healthy:
+			return nil
+		case answer != noRoom:
+			return fmt.Errorf("answered %q", answer)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("answered %q until %w", answer, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// The beginnings of answers: of one that is well, and of one that has no room just now.
+const (
+	healthy = "HTTP/1.1 200 "
+	noRoom  = "HTTP/1.1 429 "
+)
+
+func healthAnswer(ctx context.Context, at net.Addr) (string, error) {
 	conn, err := connect(ctx, at)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer func() { _ = conn.Close() }()
 	if due, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(due)
 	}
 	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", api.PathHealth); err != nil {
-		return err
+		return "", err
 	}
-	const healthy = "HTTP/1.1 200 "
 	answer := make([]byte, len(healthy))
-	if _, err := io.ReadFull(conn, answer); err != nil {
-		return err
-	}
-	if string(answer) != healthy {
-		return fmt.Errorf("answered %q", answer)
-	}
-	return nil
+	_, err = io.ReadFull(conn, answer)
+	return string(answer), err
 }
 
 // connect waits for a place in the socket's queue, which others may have filled: the kernel answers EAGAIN then.
