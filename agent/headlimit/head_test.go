@@ -58,7 +58,7 @@ func TestBounds(t *testing.T) {
 		"one more, that looks empty":  {full + "\rb", 1, 0},
 		"two returns":                 {full + "\r\r\n", 2, 0},
 		"a continued line too many":   {full + " x\r\n", 4, 0},
-		"the issue's":                 {"GET / HTTP/1.1\r\n" + manyLines(3716), 4 * (3716 - Lines), 0},
+		"as many as 16 KiB hold":      {"GET / HTTP/1.1\r\n" + manyLines(3716), 4 * (3716 - Lines), 0},
 		"as long as may be":           {long, 0, 1},
 		"a byte more":                 {long[:len(long)-4] + "x\r\n\r\n", 1, 0},
 		"a long request line":         {"GET /" + strings.Repeat("x", Bytes), 5, 0},
