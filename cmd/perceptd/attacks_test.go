@@ -151,7 +151,7 @@ func TestAttacksFloods(t *testing.T) {
 	})
 	// All who want to connect wait in one queue of the kernel's, so that answers take a while.
 	attack{name: "all of these at once", floods: everything, rounds: 4, blames: []string{
-		fmt.Sprint("uid ", stray(0).uid), fmt.Sprint("uid ", stray(1).uid), fmt.Sprint("uid ", stray(2).uid), fmt.Sprint("uid ", granted.uid),
+		fmt.Sprint("uid ", stray(0).uid), fmt.Sprint("uid ", stray(1).uid), fmt.Sprint("uid ", stray(2).uid), fmt.Sprint("uid ", stray(3).uid), fmt.Sprint("uid ", granted.uid),
 	}}.test(t)
 }
 
