@@ -2,11 +2,11 @@ package server
 
 import (
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"time"
 
+	"perceptd/agent"
 	"perceptd/agent/caller"
 )
 
@@ -103,7 +103,7 @@ func (s *Server) refuseEarly(cr *crowd, from func(conn net.Conn, closely bool) q
 
 // isItself reports whether a connection is this process's own, which looks whether it answers: that is never one too many.
 func isItself(conn net.Conn) bool {
-	return int(caller.ProcessOf(conn)) == os.Getpid() && int64(caller.UserOf(conn)) == int64(os.Geteuid())
+	return isOwn(agent.Caller{PID: caller.ProcessOf(conn), UID: caller.UserOf(conn)})
 }
 
 // budgeted is a listener with a budget of new connections for each caller, where callers need not take turns.
