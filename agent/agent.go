@@ -127,6 +127,7 @@ func New(o Options) (*Agent, error) {
 	if before.why != "" {
 		a.record.restore(before)
 	}
+	a.record.renew()
 	if o.LostRecord != nil {
 		a.noteLost(o.LostRecord)
 	}

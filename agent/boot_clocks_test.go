@@ -52,12 +52,9 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 		Boot:         func() time.Duration { return 20*time.Second + time.Since(began) },
 		Synchronised: func() bool { return c.vouched },
 	}
-	record, err := keep.Open(d.dir, clock.Boot)
-	if err != nil {
-		d.t.Fatal(err)
-	}
+	record := keep.Open(keep.Disk(d.dir), clock.Boot)
 	before, lost := record.Load()
-	tokens, err := keep.OpenTokens(d.dir, &d.key)
+	tokens, err := keep.OpenTokens(keep.Disk(d.dir), &d.key)
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
 	noted := a.noted(p)
 	if err := a.record.save(); err != nil {
 		return noted, &Error{Reason: NotKept, Detail: fmt.Sprintf(
-			"the change is in force, but is lost at the next restart: %v; make room in the state directory: perceptd tries again every minute", err)}
+			"the change is in force, but is lost at the next restart: %v; %s", err, mend)}
 	}
 	return noted, nil
 }
@@ -92,7 +92,7 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 	a.changed()
 	if err := a.record.save(); err != nil {
 		return was, &Error{Reason: NotKept, Detail: fmt.Sprintf(
-			"the change is withdrawn, but is back at the next restart: %v; make room in the state directory: perceptd tries again every minute", err)}
+			"the change is withdrawn, but is back at the next restart: %v; %s", err, mend)}
 	}
 	return was, nil
 }

@@ -17,6 +17,9 @@ import (
 // keepAgain is how long after a failure the policy changes are tried to be kept again.
 const keepAgain = time.Minute
 
+// mend is what to do about a state folder that cannot be written to.
+const mend = "make room in the state folder, let perceptd alone write there, or name another with --state-dir: it is tried again every minute"
+
 // record has the policy changes kept on the disk, whenever the cache's own record is of another generation
 // than what was kept last.
 type record struct {
@@ -54,6 +57,17 @@ func (r *record) save() error {
 		r.begin(keepAgain)
 	}
 	return err
+}
+
+// renew has the record kept anew though it is the same, so that a start shows that it can be.
+func (r *record) renew() {
+	if r.keep == nil {
+		return
+	}
+	r.mu.Lock()
+	r.wrong = true
+	r.mu.Unlock()
+	r.begin(0)
 }
 
 func (r *record) try() error {
@@ -144,7 +158,7 @@ func (r *record) close() {
 // trouble says what a technician should know of the record, in sentences.
 func (r *record) trouble() []string {
 	if fault := r.fault.Load(); fault != nil {
-		return []string{fmt.Sprintf("policy changes are not kept, and lost at the next restart: %v; make room in the state directory: perceptd tries again every minute", *fault)}
+		return []string{fmt.Sprintf("policy changes are not kept, and lost at the next restart: %v; %s", *fault, mend)}
 	}
 	return nil
 }

@@ -268,7 +268,7 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 				}
 			})
 			if row.gained == "" {
-				if len(warnings) != 0 || d.record() != nil {
+				if r := d.record(); len(warnings) != 0 || r == nil || r.Generation != row.generation || len(r.Changes) != len(row.disk) {
 					t.Errorf("%s: %v, written %v", row.name, warnings, d.record())
 				}
 				return

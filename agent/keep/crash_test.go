@@ -30,7 +30,7 @@ func saveAndBeKilled() {
 	if err != nil {
 		os.Exit(2)
 	}
-	tokens, err := OpenTokens(os.Getenv(crashDir), testKey)
+	tokens, err := OpenTokens(Disk(os.Getenv(crashDir)), testKey)
 	if err != nil {
 		os.Exit(3)
 	}
@@ -194,7 +194,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		default:
 			t.Fatalf("killed at step %d, system call %d: neither the older nor the newer", step-1, call)
 		}
-		if names := listing(t, dir); len(names) != 1 {
+		if names := listing(t, dir); len(names) > 2 || len(names) == 2 && names[1] != tokensName+beingWritten { // which the next save takes away
 			t.Fatalf("killed at step %d: %q", step-1, strings.Join(names, " "))
 		}
 	}

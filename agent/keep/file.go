@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"perceptd/agent/lock"
 )
 
 const (
@@ -30,67 +28,108 @@ const (
 	othersMayRead   = 0o004
 )
 
-// BootID returns the kernel's name for this boot; empty: not known.
-func BootID() string {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(text))
+// Folder is where files are kept, each by its name: a directory of the device (Disk), or that of a simulation. One that can
+// be read and not written to is a Folder like any other, whose changes fail.
+type Folder interface {
+	// Read returns a plain file of ours of at most so many bytes, whose mode has none of the bits refused. The error is
+	// fs.ErrNotExist when there is none, a *SpoiltError when there is something else, and any other when it cannot be
+	// read now: nobody knows then what is there.
+	Read(name string, refused fs.FileMode, most int) ([]byte, error)
+	// Replace puts a file in the place of what was there. When it returns nil it outlives a power cut; with an error, what
+	// was there before does, or, where that was all that failed, one of both.
+	Replace(name string, text []byte) error
+	// Aside renames what is of no use, so that nothing is lost, and returns where it is now.
+	Aside(name string) (to string, err error)
+	// Remove removes what may be there.
+	Remove(name string) error
 }
 
-// prepare makes dir if need be, which is shut to everybody but root and this process's user, and removes
-// what a crash left of a file of that name.
-func prepare(dir, name string) error {
-	if err := makeFolder(dir); err != nil {
-		return err
-	}
-	return remove(filepath.Join(dir, name+beingWritten))
+// SpoiltError says that something is in the place of a file which is not what perceptd writes. It was looked at whole.
+type SpoiltError struct {
+	Name  string
+	Why   error
+	Aside string // where it was moved to; empty: it is where it was
+	Stays error  // why it could not be moved aside; nil: it was, or nobody tried
 }
 
-func makeFolder(dir string) error {
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	info, err := os.Stat(dir)
+func (e *SpoiltError) Error() string {
 	switch {
-	case err != nil:
+	case e.Aside != "":
+		return fmt.Sprintf("%s: %v; it is now %s", e.Name, e.Why, e.Aside)
+	case e.Stays != nil:
+		return fmt.Sprintf("%s: %v; it could not be moved aside, and stays: %v", e.Name, e.Why, e.Stays)
+	}
+	return fmt.Sprintf("%s: %v", e.Name, e.Why)
+}
+
+func (e *SpoiltError) Unwrap() error { return e.Why }
+
+// moveAside moves a file aside that was found spoilt.
+func moveAside(folder Folder, name string, why error) error {
+	if spoilt, known := errors.AsType[*SpoiltError](why); known {
+		name, why = spoilt.Name, spoilt.Why
+	}
+	e := &SpoiltError{Name: name, Why: why}
+	e.Aside, e.Stays = folder.Aside(filepath.Base(name))
+	return e
+}
+
+// Disk is a directory of the device, by its path. Nobody but root and this process's user may write to it: where
+// others may, it is read all the same, and not changed. Hold makes it; one that is gone is not made again, since it may come back.
+type Disk string
+
+var _ Folder = Disk("")
+
+func (d Disk) path(name string) string { return filepath.Join(string(d), name) }
+
+// Read implements Folder. Whatever stands in the file's place, a link, a pipe or a device, is neither followed nor waited for.
+func (d Disk) Read(name string, refused fs.FileMode, most int) ([]byte, error) {
+	return read(d.path(name), refused, most)
+}
+
+// Replace implements Folder.
+func (d Disk) Replace(name string, text []byte) error {
+	if err := shut(string(d)); err != nil {
 		return err
-	case !info.IsDir():
-		return fmt.Errorf("%s is not a directory", dir)
-	case !ours(info):
-		return fmt.Errorf("the owner of %s is neither root nor the user that perceptd runs as", dir)
-	case info.Mode().Perm()&othersMayChange != 0:
-		return fmt.Errorf("mode %04o of %s lets others write there: chmod go-w %s", info.Mode().Perm(), dir, dir)
-	case info.Mode().Perm()&onlyForOurs != 0: // who can open it can lock it
-		if err := os.Chmod(dir, 0o700); err != nil {
-			return err
+	}
+	temporary := d.path(name) + beingWritten
+	if err := remove(temporary); err != nil { // which a crash has left
+		return err
+	}
+	if err := writeNew(temporary, text); err != nil {
+		_ = os.Remove(temporary) // a full disk has room again
+		return err
+	}
+	if err := os.Rename(temporary, d.path(name)); err != nil {
+		_ = os.Remove(temporary)
+		return err
+	}
+	return syncDir(string(d))
+}
+
+// Aside implements Folder. Of many that were moved aside the latest are left.
+func (d Disk) Aside(name string) (string, error) {
+	path := d.path(name)
+	to := path + unreadable + time.Now().UTC().Format("20060102T150405.000000000Z")
+	if err := os.Rename(path, to); err != nil {
+		return "", err
+	}
+	older, err := filepath.Glob(path + unreadable + "*")
+	if err == nil && len(older) > maxAside {
+		slices.Sort(older)
+		for _, name := range older[:len(older)-maxAside] {
+			_ = os.Remove(name) // what stays only takes room
 		}
 	}
-	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return &fs.PathError{Op: "write to", Path: dir, Err: err}
-	}
-	return nil
+	return to, nil
 }
 
-// Hold has this process alone keep its state in dir, which is made if need be, until it closes what is returned. Two
-// processes would overwrite each other's files. The error names the process that holds dir already (lock.HeldError), or
-// says why dir is of no use; nothing is kept in it then.
-func Hold(dir string) (*lock.Folder, error) {
-	if err := makeFolder(dir); err != nil {
-		return nil, err
+// Remove implements Folder.
+func (d Disk) Remove(name string) error {
+	if err := remove(d.path(name)); err != nil {
+		return err
 	}
-	folder, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	held, err := lock.Take(folder)
-	var by lock.HeldError
-	if errors.As(err, &by) {
-		by.Does = "keeps its state in " + dir
-		return nil, by
-	}
-	return held, err
+	return syncDir(string(d))
 }
 
 func ours(info fs.FileInfo) bool {
@@ -106,16 +145,17 @@ func remove(path string) error {
 	return nil
 }
 
-// read reads a plain file of ours of at most so many bytes, whose mode has none of the bits refused,
-// whatever stands in its place: a link, a pipe or a device is neither followed nor waited for. An
-// fs.PathError is the kernel's refusal to read, and any other error is about what is there.
+// read reads a plain file of ours: see Folder.
 func read(path string, refused fs.FileMode, most int) ([]byte, error) {
+	spoilt := func(format string, args ...any) ([]byte, error) {
+		return nil, &SpoiltError{Name: path, Why: fmt.Errorf(format, args...)}
+	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, unix.ELOOP):
-		return nil, errors.New("it is a link")
-	case errors.Is(err, unix.ENXIO):
-		return nil, errors.New("it is not a regular file") // a socket, or a device without its driver
+		return spoilt("it is a link")
+	case errors.Is(err, unix.ENXIO): // a socket, or a device without its driver
+		return spoilt("it is not a regular file")
 	case err != nil:
 		return nil, err
 	}
@@ -125,58 +165,24 @@ func read(path string, refused fs.FileMode, most int) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
+		return spoilt("it is not a regular file")
 	case !ours(info):
-		return nil, errors.New("its owner is neither root nor the user that perceptd runs as")
+		return spoilt("its owner is neither root nor the user that perceptd runs as")
 	case info.Mode().Perm()&refused&othersMayChange != 0:
-		return nil, fmt.Errorf("its mode %04o lets others change it", info.Mode().Perm())
+		return spoilt("its mode %04o lets others change it", info.Mode().Perm())
 	case info.Mode().Perm()&refused != 0:
-		return nil, fmt.Errorf("its mode %04o lets others read it", info.Mode().Perm())
+		return spoilt("its mode %04o lets others read it", info.Mode().Perm())
 	case info.Size() > int64(most):
-		return nil, fmt.Errorf("it is larger than %d bytes", most)
+		return spoilt("it is larger than %d bytes", most)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
 	switch {
 	case err != nil:
 		return nil, err
 	case len(text) > most: // it has grown
-		return nil, fmt.Errorf("it is larger than %d bytes", most)
+		return spoilt("it is larger than %d bytes", most)
 	}
 	return text, nil
-}
-
-// moveAside renames a file that cannot be read, so that nothing is lost, and returns what to tell people.
-func moveAside(path string, why error) error {
-	to := path + unreadable + time.Now().UTC().Format("20060102T150405.000000000Z")
-	if err := os.Rename(path, to); err != nil {
-		return fmt.Errorf("%s: %w; it could not be moved aside: %w", path, why, err)
-	}
-	older, err := filepath.Glob(path + unreadable + "*")
-	if err == nil && len(older) > maxAside {
-		slices.Sort(older)
-		for _, name := range older[:len(older)-maxAside] {
-			_ = os.Remove(name) // what stays only takes room
-		}
-	}
-	return fmt.Errorf("%s: %w; it is now %s", path, why, to)
-}
-
-// replace puts a file on the disk in the place of what was there. When it returns nil it outlives a power
-// cut; with an error, what was there before does, or, where only the folder could not be synced, one of both.
-func replace(path string, text []byte) error {
-	temporary := path + beingWritten
-	if err := remove(temporary); err != nil {
-		return err
-	}
-	if err := writeNew(temporary, text); err != nil {
-		_ = os.Remove(temporary) // a full disk has room again
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		_ = os.Remove(temporary)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
 }
 
 // writeNew writes a file that is not there yet, to the disk itself.
@@ -198,4 +204,13 @@ func syncDir(path string) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// BootID returns the kernel's name for this boot; empty: not known.
+func BootID() string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
 }

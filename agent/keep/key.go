@@ -23,7 +23,9 @@ func (Key) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
 func ReadKey(path string) (*Key, error) {
 	text, err := read(path, othersMayChange|othersMayRead, len(Key{}))
 	defer clear(text)
-	if refused, kernel := errors.AsType[*fs.PathError](err); kernel {
+	if spoilt, known := errors.AsType[*SpoiltError](err); known {
+		err = spoilt.Why
+	} else if refused, kernel := errors.AsType[*fs.PathError](err); kernel {
 		err = refused.Err
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("the key of the cache file, %s: %w", path, err)

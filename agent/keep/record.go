@@ -9,7 +9,6 @@ package keep
 import (
 	"errors"
 	"io/fs"
-	"path/filepath"
 	"time"
 
 	"perceptd/tokencache"
@@ -22,36 +21,35 @@ const (
 
 // Record is the policy changes on the disk.
 type Record struct {
-	dir  string
-	boot func() time.Duration
-	id   string // of this boot; empty: not known
+	folder Folder
+	boot   func() time.Duration
+	id     string // of this boot; empty: not known
 }
 
-// Open returns the record in dir, which is made if need be, and which nobody but root and this process's
-// user may write to. boot tells the time since the device booted, as tokencache.Clock does.
-func Open(dir string, boot func() time.Duration) (*Record, error) {
-	if err := prepare(dir, fileName); err != nil {
-		return nil, err
-	}
-	return &Record{dir: dir, boot: boot, id: BootID()}, nil
+// Open returns the record in folder. boot tells the time since the device booted, as tokencache.Clock does.
+func Open(folder Folder, boot func() time.Duration) *Record {
+	return &Record{folder: folder, boot: boot, id: BootID()}
 }
 
-// Load returns the record; nil when there is no file, which is not the same as a record of no changes. A file that cannot be
-// read is moved aside, and the error says what is wrong with it and where it is now.
+// Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error is a
+// *SpoiltError where the file is not a record: it is moved aside, and the error says where to. With any other error the file
+// cannot be read now, and stays where it is.
 func (r *Record) Load() (*tokencache.Record, error) {
-	path := filepath.Join(r.dir, fileName)
-	text, err := read(path, othersMayChange, maxFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	text, err := r.folder.Read(fileName, othersMayChange, maxFile)
 	var record *tokencache.Record
 	if err == nil {
-		record, err = r.decode(text)
+		if record, err = r.decode(text); err != nil {
+			err = &SpoiltError{Name: fileName, Why: err}
+		}
 	}
-	if err != nil {
-		return nil, moveAside(path, err)
+	_, spoilt := errors.AsType[*SpoiltError](err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case spoilt:
+		return nil, moveAside(r.folder, fileName, err)
 	}
-	return record, nil
+	return record, err
 }
 
 // Save puts record on the disk in the place of what was there. When it returns nil they outlive a power
@@ -61,5 +59,5 @@ func (r *Record) Save(record tokencache.Record) error {
 	if err != nil {
 		return err
 	}
-	return replace(filepath.Join(r.dir, fileName), text)
+	return r.folder.Replace(fileName, text)
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -169,8 +170,49 @@ func TestTokensOnABrokenDevice(t *testing.T) {
 		if err := tokens.Save(whole(3)); err != nil {
 			t.Errorf("%s: afterwards: %v", row.name, err)
 		}
-		if names := listing(t, filepath.Dir(tokens.path)); len(names) != 1 {
+		if names := listing(t, filepath.Dir(tokensFile(tokens))); len(names) != 1 {
 			t.Errorf("%s: %q", row.name, names)
+		}
+	}
+}
+
+// A record that the kernel does not let be read now stays where it is, and is what it was once it can be read.
+func TestRecordThatCannotBeReadNow(t *testing.T) {
+	t.Parallel()
+	const anything = 1<<32 - 1
+	for _, row := range []struct {
+		name                 string
+		call, argument, bits uint32
+		with                 unix.Errno
+	}{
+		{"no descriptors left", unix.SYS_OPENAT, 2, unix.O_NOFOLLOW, unix.EMFILE},
+		{"none left on the device", unix.SYS_OPENAT, 2, unix.O_NOFOLLOW, unix.ENFILE},
+		{"no memory left", unix.SYS_OPENAT, 2, unix.O_NOFOLLOW, unix.ENOMEM},
+		{"not permitted", unix.SYS_OPENAT, 2, unix.O_NOFOLLOW, unix.EACCES},
+		{"a read error", unix.SYS_READ, 2, anything &^ 15, unix.EIO},
+	} {
+		dir := t.TempDir()
+		r := open(t, dir)
+		if err := r.Save(all()); err != nil {
+			t.Fatal(err)
+		}
+		before := listing(t, dir)
+		var loaded error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			refuse(t, row.call, row.argument, row.bits, row.with)
+			_, loaded = open(t, dir).Load()
+		}()
+		<-done
+		if _, spoilt := errors.AsType[*SpoiltError](loaded); spoilt || !errors.Is(loaded, row.with) {
+			t.Errorf("%s: %v", row.name, loaded)
+		}
+		if names := listing(t, dir); !slices.Equal(names, before) {
+			t.Errorf("%s: %q, where there was %q", row.name, names, before)
+		}
+		if got, err := open(t, dir).Load(); err != nil || !reflect.DeepEqual(got, new(all())) {
+			t.Errorf("%s: afterwards: %v, %v", row.name, got, err)
 		}
 	}
 }

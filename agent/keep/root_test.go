@@ -10,7 +10,7 @@ import (
 func TestLoopbackRootStays(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
-	first, err := LoopbackRoot(dir)
+	first, err := LoopbackRoot(folderAt(t, dir))
 	if err != nil || *first == (Key{}) {
 		t.Fatalf("%v", err)
 	}
@@ -18,11 +18,11 @@ func TestLoopbackRootStays(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 || info.Size() != 32 {
 		t.Errorf("%v %v", info, err)
 	}
-	again, err := LoopbackRoot(dir)
+	again, err := LoopbackRoot(folderAt(t, dir))
 	if err != nil || *again != *first {
 		t.Errorf("it is another, or %v", err)
 	}
-	other, err := LoopbackRoot(t.TempDir())
+	other, err := LoopbackRoot(Disk(t.TempDir()))
 	if err != nil || *other == *first {
 		t.Errorf("two devices have the same, or %v", err)
 	}
@@ -55,7 +55,7 @@ func TestLoopbackRootThatIsSpoilt(t *testing.T) {
 			if err := os.Chmod(path, row.mode); err != nil {
 				t.Fatal(err)
 			}
-			made, err := LoopbackRoot(dir)
+			made, err := LoopbackRoot(folderAt(t, dir))
 			if made == nil || err == nil || !strings.Contains(err.Error(), row.why) || strings.Contains(err.Error(), good) {
 				t.Fatalf("%v", err)
 			}
@@ -65,7 +65,7 @@ func TestLoopbackRootThatIsSpoilt(t *testing.T) {
 			if aside, _ := filepath.Glob(path + unreadable + "*"); len(aside) != 1 {
 				t.Errorf("moved aside: %v", aside)
 			}
-			if again, err := LoopbackRoot(dir); err != nil || *again != *made {
+			if again, err := LoopbackRoot(folderAt(t, dir)); err != nil || *again != *made {
 				t.Errorf("the new one does not stay: %v", err)
 			}
 		})
@@ -83,7 +83,7 @@ func TestLoopbackRootIsNoLink(t *testing.T) {
 	if err := os.Symlink(elsewhere, filepath.Join(dir, rootName)); err != nil {
 		t.Fatal(err)
 	}
-	made, err := LoopbackRoot(dir)
+	made, err := LoopbackRoot(folderAt(t, dir))
 	if made == nil || err == nil || !strings.Contains(err.Error(), "it is a link") {
 		t.Fatalf("%v", err)
 	}
@@ -98,14 +98,14 @@ func TestLoopbackRootWithoutAPlace(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if root, err := LoopbackRoot(file); root != nil || err == nil {
+	if root, err := LoopbackRoot(Disk(file)); root != nil || err == nil {
 		t.Errorf("%v", err)
 	}
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, rootName), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if root, err := LoopbackRoot(dir); root == nil || err == nil {
+	if root, err := LoopbackRoot(folderAt(t, dir)); root == nil || err == nil {
 		t.Errorf("a folder in its place: %v", err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 
 	"perceptd/tokencache"
 )
@@ -34,23 +33,19 @@ const (
 // revocation stands against an older token as it did. What was learnt of rollovers since is forgotten. Only a
 // counter that is kept off the disk, as in a TPM, could tell; there is none.
 type Tokens struct {
-	path string
+	folder Folder
 
 	// A function, since fmt shows what other unexported fields hold, whatever they point to: here the key.
 	seal func() cipher.AEAD
 }
 
-// OpenTokens returns the cache in dir, which is made if need be, and which nobody but root and this
-// process's user may write to.
-func OpenTokens(dir string, key *Key) (*Tokens, error) {
-	if err := prepare(dir, tokensName); err != nil {
-		return nil, err
-	}
+// OpenTokens returns the cache in folder.
+func OpenTokens(folder Folder, key *Key) (*Tokens, error) {
 	seal, err := sealWith(key)
 	if err != nil {
 		return nil, err
 	}
-	return &Tokens{path: filepath.Join(dir, tokensName), seal: func() cipher.AEAD { return seal }}, nil
+	return &Tokens{folder: folder, seal: func() cipher.AEAD { return seal }}, nil
 }
 
 func sealWith(key *Key) (cipher.AEAD, error) {
@@ -64,19 +59,21 @@ func sealWith(key *Key) (cipher.AEAD, error) {
 // Load returns what was kept; nil when there is no file. One that is damaged, or sealed with another key, is
 // moved aside, and the error says so. One that the kernel does not let be read now stays where it is.
 func (t *Tokens) Load() (*tokencache.Memory, error) {
-	sealed, err := read(t.path, othersMayChange, maxSealed)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if refused, kernel := errors.AsType[*fs.PathError](err); kernel {
-		return nil, fmt.Errorf("the tokens that were kept cannot be read now, and are fetched anew: %w", refused)
-	}
+	sealed, err := t.folder.Read(tokensName, othersMayChange, maxSealed)
 	var m *tokencache.Memory
 	if err == nil {
-		m, err = t.unseal(sealed)
+		if m, err = t.unseal(sealed); err != nil {
+			err = &SpoiltError{Name: tokensName, Why: err}
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("the tokens that were kept are fetched anew: %w", moveAside(t.path, err))
+	_, spoilt := errors.AsType[*SpoiltError](err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case spoilt:
+		return nil, fmt.Errorf("the tokens that were kept are fetched anew: %w", moveAside(t.folder, tokensName, err))
+	case err != nil:
+		return nil, fmt.Errorf("the tokens that were kept cannot be read now, and are fetched anew: %w", err)
 	}
 	return m, nil
 }
@@ -88,16 +85,11 @@ func (t *Tokens) Save(m tokencache.Memory) error {
 	if err != nil {
 		return err
 	}
-	return replace(t.path, sealed)
+	return t.folder.Replace(tokensName, sealed)
 }
 
 // Remove removes what was kept, if anything was.
-func (t *Tokens) Remove() error {
-	if err := remove(t.path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(t.path))
-}
+func (t *Tokens) Remove() error { return t.folder.Remove(tokensName) }
 
 func sealedHead() []byte { return binary.BigEndian.AppendUint16([]byte(sealedMagic), sealedVersion) }
 

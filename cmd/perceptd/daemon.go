@@ -59,7 +59,6 @@ type daemon struct {
 	failed  chan error    // something that the daemon cannot go on without
 	kept    *kept
 	state   *lock.Folder // nil: there is no state directory
-	unkept  string       // why there is no state directory, in a sentence; empty: there is one
 
 	reloading sync.Mutex // one reload at a time
 
@@ -142,12 +141,7 @@ func (d *daemon) openState(o *agent.Options) (err error) {
 	if err != nil {
 		d.log.Warn("the state folder is not locked", zap.Error(err))
 	}
-	record, err := keep.Open(d.flags.stateDir, o.Clock.Boot)
-	if err != nil {
-		d.unkept = fmt.Sprintf("policy changes are not kept, and lost at the next restart: %v: name another folder with --state-dir", err)
-		d.log.Warn("policy changes are not kept", zap.Error(err))
-		return nil
-	}
+	record := keep.Open(keep.Disk(d.flags.stateDir), o.Clock.Boot)
 	o.Record, o.LostRecord = record.Load()
 	o.Keep = record.Save
 	return nil
@@ -454,9 +448,6 @@ func (d *daemon) describe() api.Status {
 	s.Kept = d.kept.status()
 	if d.kept.trouble != "" {
 		s.Trouble = append(s.Trouble, d.kept.trouble)
-	}
-	if d.unkept != "" {
-		s.Trouble = append(s.Trouble, d.unkept)
 	}
 	if d.fault != "" {
 		faultOn := d.faultOn

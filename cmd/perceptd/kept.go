@@ -96,7 +96,7 @@ func (k *kept) openFile(f flags) {
 		}
 	}
 	if err == nil {
-		k.tokens, err = keep.OpenTokens(f.stateDir, key)
+		k.tokens, err = keep.OpenTokens(keep.Disk(f.stateDir), key)
 	}
 	if err != nil {
 		k.noFile = err.Error()

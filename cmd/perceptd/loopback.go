@@ -108,7 +108,7 @@ func (b *loopback) set(c loopbackConfig, grants []agent.GrantRef) {
 
 // openSecrets makes the secrets of the root that is kept. Where none can be, they last as long as this process.
 func (b *loopback) openSecrets() {
-	root, err := keep.LoopbackRoot(b.stateDir)
+	root, err := keep.LoopbackRoot(keep.Disk(b.stateDir))
 	switch {
 	case root == nil:
 		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v: name another folder with --state-dir", err)

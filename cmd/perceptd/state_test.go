@@ -245,13 +245,13 @@ func TestUnreadablePolicyChanges(t *testing.T) {
 	}
 	manager, told := listenAsSystemd(t)
 	d = d.restart(t, "NOTIFY_SOCKET="+manager)
-	awaitMessages(t, told, "trouble: the record of policy changes could not be read: "+record)
+	awaitMessages(t, told, "trouble: the record of policy changes could not be read: policy-changes.json: ")
 	for range 2 {
 		s := d.status(t)
 		if len(s.Changes) != 1 || s.Changes[0].Effect != api.EffectUnknown || len(s.Trouble) != 1 {
 			t.Fatalf("%+v", s)
 		}
-		for _, part := range []string{"could not be read: " + record, record + ".unreadable-", "perceptctl policy-changes withdraw " + s.Changes[0].ID} {
+		for _, part := range []string{"could not be read: policy-changes.json", record + ".unreadable-", "perceptctl policy-changes withdraw " + s.Changes[0].ID} {
 			if !strings.Contains(s.Trouble[0], part) {
 				t.Errorf("%q lacks %q", s.Trouble[0], part)
 			}
@@ -279,8 +279,10 @@ func TestNoStateDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	d = d.restart(t)
-	noteChange(t, d, `{"all_resources":true,"effect":"changed"}`)
-	if trouble := d.status(t).Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "policy changes are not kept, and lost at the next restart") || !strings.Contains(trouble[0], "--state-dir") {
+	if status, body, err := d.ask(d.admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"}`); status != 507 || !strings.Contains(body, "in force, but is lost at the next restart") {
+		t.Errorf("%d %s %v", status, body, err)
+	}
+	if trouble := d.status(t).Trouble; len(trouble) != 2 || !strings.Contains(trouble[1], "policy changes are not kept, and lost at the next restart") || !strings.Contains(trouble[1], "--state-dir") {
 		t.Errorf("trouble %q", trouble)
 	}
 	if status, body, err := d.get(d.token(), vaultToken); err != nil || status != 200 {
