@@ -62,6 +62,8 @@ type Options struct {
 
 	// BootID names this boot of the device, for Memory. Empty: not known.
 	BootID string
+	// On is the on-time that it was when the boot clock was zero: OnAtBoot tells it. Zero: this is the first boot.
+	On time.Duration
 	// Memory is what a cache before this one knew. Nil: nothing.
 	Memory *Memory
 }
@@ -74,6 +76,7 @@ type Cache struct {
 	observe func(Event)
 	settled func()
 	bootID  string
+	on      time.Duration // on-time when the boot clock was zero
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -120,6 +123,7 @@ func New(o Options) *Cache {
 		gate:    newGate(),
 		spread:  cmp.Or(o.Spread, DefaultSpread),
 		bootID:  o.BootID,
+		on:      o.On,
 
 		lineage: o.Record.Lineage, generation: o.Record.Generation,
 	}

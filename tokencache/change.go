@@ -61,10 +61,25 @@ type PolicyChange struct {
 	// loading, which is later than the truth and so on the safe side.
 	Floating bool
 	BootAt   time.Duration
+
+	// Moment is the on-time at which it happened, at the latest. Note fixes it, and it is never moved. Zero: not known, since
+	// a release that had no on-time noted it.
+	Moment time.Duration
+	// Vouched says that the wall clock was known to be right when Note took it.
+	Vouched bool
+	// Issuer is when it happened by the clock of those who issue tokens, as far as that is known.
+	Issuer Window
+}
+
+// Window is an interval by the issuer's clock. A zero end is not known.
+type Window struct {
+	Earliest, Latest time.Time
 }
 
 // Record is the policy changes on record, the latest first.
 type Record struct {
+	// Taken says when the record was taken from the cache. A start works out by it what time it is: see OnAtBoot.
+	Taken
 	// Lineage names the record from its beginning on: generations of two lineages have no order. Empty: from before there
 	// were lineages.
 	Lineage string
@@ -216,7 +231,7 @@ func (c *Cache) Record() Record {
 }
 
 func (c *Cache) recordLocked() Record {
-	r := Record{Lineage: c.lineage, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
+	r := Record{Taken: c.takenLocked(), Lineage: c.lineage, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
 	for i, ch := range c.changes {
 		r.Changes[i] = ch.PolicyChange
 	}

@@ -12,8 +12,9 @@ type Memory struct {
 	Source       string // whose tokens these are; the cache leaves it to those who keep it
 	BootID       string // of the boot in which it was taken; empty: not known
 	Boot         time.Duration
-	Wall         time.Time // by the device's clock, when it was taken
-	Synchronised bool      // whether that was known to be right
+	On           time.Duration // on-time when it was taken; 0: kept by a release that had none
+	Wall         time.Time     // by the device's clock, when it was taken
+	Synchronised bool          // whether that was known to be right
 	Keys         []Remembered
 	Rollovers    []Rollover // of all keys, the latest last
 
@@ -21,6 +22,9 @@ type Memory struct {
 	// cache leaves them to those who keep it. Floating ones are of the boot that BootID names.
 	Record Record
 }
+
+// Taken says when m was taken.
+func (m *Memory) Taken() Taken { return Taken{On: m.On, Boot: m.Boot, BootID: m.BootID} }
 
 // Remembered is what is known of one key.
 type Remembered struct {
@@ -33,6 +37,8 @@ type Remembered struct {
 	Asked      time.Duration // when somebody asked for it last; Never: nobody did
 
 	// Of the token held last.
+	ReceivedAt                      time.Duration // on-time at which it was first received; 0: not known
+	IssuedFrom, IssuedTo            time.Duration // on-times between which it was issued
 	Minted                          Minting
 	Life                            time.Duration // at its minting; 0: there never was one, and what follows is zero
 	Born, Received, Shown, Answered time.Duration
@@ -63,7 +69,7 @@ func (c *Cache) Memory() Memory {
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
 	m := Memory{
-		BootID: c.bootID, Boot: now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
+		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
 		Record: c.recordLocked(),
 	}
 	for _, e := range c.entries {

@@ -160,7 +160,7 @@ func TestWhatIsNotCarried(t *testing.T) {
 		{"another length", "not whole", patched(len(carriedMagic), 128)},
 		{"another version", "not what this release", patched(len(carriedMagic)-1, 2)},
 		{"zeros", "not what this release", make([]byte, 4096)},
-		{"another document", "another release", frame(bytes.Replace(text, []byte(`"version":2`), []byte(`"version":3`), 1))},
+		{"another document", "another release", frame(bytes.Replace(text, []byte(`"version":3`), []byte(`"version":4`), 1))},
 		{"a foreign document", "not JSON", frame([]byte(canary))},
 	} {
 		for kind, carry := range map[string]func([]byte) (*os.File, error){"sealed": carrySealed, "secret": carrySecret} {

@@ -2,6 +2,7 @@ package keep
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +15,9 @@ import (
 	"perceptd/tokencache"
 )
 
-// version is the format that is written. Those before it are read as well: in version 1 there are neither lineage nor generation.
-const version = 2
+// version is the format that is written. Those before it are read as well: in version 1 there are neither lineage nor generation,
+// and up to version 2 no on-times, so that moments are not known.
+const version = 3
 
 // Bounds on what a record may hold.
 const (
@@ -35,11 +37,13 @@ var (
 
 // document is the file as it is written.
 type document struct {
-	Version    int       `json:"version"`
-	BootID     string    `json:"boot_id"` // the boot that at_boot_ns is of
-	Lineage    string    `json:"lineage,omitempty"`
-	Generation uint64    `json:"generation"`
-	Changes    []written `json:"changes"`
+	Version    int           `json:"version"`
+	BootID     string        `json:"boot_id"` // the boot that boot times (at_boot_ns, boot_ns) are of
+	Boot       time.Duration `json:"boot_ns,omitempty"`
+	On         time.Duration `json:"on_ns,omitempty"`
+	Lineage    string        `json:"lineage,omitempty"`
+	Generation uint64        `json:"generation"`
+	Changes    []written     `json:"changes"`
 }
 
 type written struct {
@@ -53,6 +57,16 @@ type written struct {
 
 	// Present when At was read off a clock that was not known to be right: nanoseconds since the boot.
 	AtBoot *int64 `json:"at_boot_ns,omitempty"`
+
+	Moment  time.Duration `json:"moment_ns,omitempty"` // on-time; absent: not known
+	Vouched bool          `json:"vouched,omitempty"`
+	Issuer  *window       `json:"issuer,omitempty"` // absent: not known
+}
+
+// window is a tokencache.Window. An absent end is not known.
+type window struct {
+	Earliest time.Time `json:"earliest,omitzero"`
+	Latest   time.Time `json:"latest,omitzero"`
 }
 
 type selector struct {
@@ -66,7 +80,7 @@ var (
 )
 
 func (r *Record) encode(record tokencache.Record) ([]byte, error) {
-	doc := document{Version: version, BootID: r.id, Lineage: record.Lineage, Generation: record.Generation, Changes: allWritten(record.Changes)}
+	doc := document{Version: version, BootID: cmp.Or(record.BootID, r.id), Boot: record.Boot, On: record.On, Lineage: record.Lineage, Generation: record.Generation, Changes: allWritten(record.Changes)}
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
 	}
@@ -102,6 +116,10 @@ func writtenOf(p tokencache.PolicyChange) written {
 		since := int64(p.BootAt)
 		w.AtBoot = &since
 	}
+	w.Moment, w.Vouched = p.Moment, p.Vouched
+	if p.Issuer != (tokencache.Window{}) {
+		w.Issuer = &window{Earliest: p.Issuer.Earliest.UTC(), Latest: p.Issuer.Latest.UTC()}
+	}
 	return w
 }
 
@@ -125,7 +143,10 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 	if err := doc.check(); err != nil {
 		return nil, err
 	}
-	record := &tokencache.Record{Lineage: doc.Lineage, Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes))}
+	record := &tokencache.Record{
+		Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
+		Lineage: doc.Lineage, Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes)),
+	}
 	for i, w := range doc.Changes {
 		record.Changes[i] = r.change(w, doc.BootID)
 	}
@@ -154,13 +175,22 @@ func (w *written) change() tokencache.PolicyChange {
 	if w.AtBoot != nil {
 		p.BootAt = time.Duration(*w.AtBoot)
 	}
+	p.Moment, p.Vouched = w.Moment, w.Vouched
+	if w.Issuer != nil {
+		p.Issuer = tokencache.Window(*w.Issuer)
+	}
 	return p
 }
 
 // check returns the first thing that is wrong with what is, or is to be, on the disk.
 func (doc *document) check() error {
-	if !fits(doc.BootID, maxID) {
+	switch {
+	case !fits(doc.BootID, maxID):
 		return errors.New("its boot_id is none")
+	case doc.Boot < 0 || doc.Boot > maxUptime:
+		return errors.New("its boot_ns is no uptime")
+	case !onTime(doc.On):
+		return errors.New("its on_ns is out of range")
 	}
 	return checkRecord(doc.Lineage, doc.Generation, doc.Changes)
 }
@@ -203,6 +233,10 @@ func (w *written) check() error {
 		return errors.New("its times are outside 1970 to 2200")
 	case w.AtBoot != nil && *w.AtBoot < 0:
 		return errors.New("its at_boot_ns is before the boot")
+	case !onTime(w.Moment):
+		return errors.New("its moment_ns is out of range")
+	case w.Issuer != nil && !known(w.Issuer.Earliest, w.Issuer.Latest):
+		return errors.New("its times by the issuer are outside 1970 to 2200")
 	case w.Selector == nil:
 		return nil
 	}
@@ -240,3 +274,6 @@ func fits(text string, most int) bool {
 }
 
 func sane(t time.Time) bool { return !t.Before(earliest) && t.Before(latest) }
+
+// onTime reports whether d can be an on-time, or none.
+func onTime(d time.Duration) bool { return d >= 0 && d <= maxSpan }

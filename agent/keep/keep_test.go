@@ -43,9 +43,10 @@ func folderAt(t testing.TB, dir string) Disk {
 }
 
 func all() tokencache.Record {
-	return tokencache.Record{Lineage: "l", Generation: 7, Changes: []tokencache.PolicyChange{
+	return tokencache.Record{Taken: taken(), Lineage: "l", Generation: 7, Changes: []tokencache.PolicyChange{
 		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, NotedOn: noon.Add(time.Nanosecond)},
-		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon},
+		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon,
+			Moment: 40 * time.Hour, Vouched: true, Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour), Latest: noon.Add(-time.Minute)}},
 		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon},
 		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon, Effect: tokencache.Unknown, NotedOn: noon},
 		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, NotedOn: noon,
@@ -55,7 +56,11 @@ func all() tokencache.Record {
 
 // first is the record of the first n of all, which is newer.
 func first(n int) tokencache.Record {
-	return tokencache.Record{Generation: 8, Changes: all().Changes[:n]}
+	return tokencache.Record{Taken: taken(), Generation: 8, Changes: all().Changes[:n]}
+}
+
+func taken() tokencache.Taken {
+	return tokencache.Taken{On: 41 * time.Hour, Boot: time.Hour, BootID: BootID()}
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -65,7 +70,7 @@ func TestRoundTrip(t *testing.T) {
 	if got, err := r.Load(); got != nil || err != nil {
 		t.Errorf("no file yet: %v, %v", got, err)
 	}
-	for _, want := range []tokencache.Record{all(), {Generation: 1 << 62, Changes: []tokencache.PolicyChange{}}, first(2)} {
+	for _, want := range []tokencache.Record{all(), {Taken: taken(), Generation: 1 << 62, Changes: []tokencache.PolicyChange{}}, first(2)} {
 		if err := r.Save(want); err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +168,7 @@ func TestWhatCannotBeRead(t *testing.T) {
 		{"empty", "", "not JSON"},
 		{"half", `{"version":1,"changes":[`, "not JSON"},
 		{"zeros", strings.Repeat("\x00", 512), "not JSON"},
-		{"another version", entry(`"version":1`, `"version":3`), "another release"},
+		{"another version", entry(`"version":1`, `"version":4`), "another release"},
 		{"no version", `{}`, "another release"},
 		{"an unknown key", entry(`"note"`, `"notes"`), "unknown field"},
 		{"more behind", entry("", "") + " {}", "not JSON"},

@@ -15,8 +15,8 @@ import (
 )
 
 // memoryVersion is the format of a cache's memory that is written. Those before it are read as well: in version 1 the copy of
-// the record has neither lineage nor generation.
-const memoryVersion = 2
+// the record has neither lineage nor generation, and up to version 2 nothing has on-times.
+const memoryVersion = 3
 
 // Bounds on what a cache's memory may hold: those of what a back end may answer, and of what a cache remembers.
 const (
@@ -38,6 +38,7 @@ type memory struct {
 	Source       string        `json:"source,omitempty"`
 	BootID       string        `json:"boot_id"` // the boot that boot times (…_ns) are of
 	Boot         time.Duration `json:"boot_ns"`
+	On           time.Duration `json:"on_ns,omitempty"`
 	Wall         time.Time     `json:"wall,omitzero"`
 	Synchronised bool          `json:"synchronised"`
 	Keys         []remembered  `json:"keys"`
@@ -61,8 +62,11 @@ type remembered struct {
 	Nominal     time.Duration  `json:"nominal_ns"`
 	ReceivedOn  time.Time      `json:"received_on,omitzero"`
 	Deadline    time.Duration  `json:"deadline_ns"`
-	Next        *time.Duration `json:"next_ns,omitempty"`  // absent: never
-	Asked       *time.Duration `json:"asked_ns,omitempty"` // absent: never
+	Next        *time.Duration `json:"next_ns,omitempty"`        // absent: never
+	Asked       *time.Duration `json:"asked_ns,omitempty"`       // absent: never
+	ReceivedAt  time.Duration  `json:"received_on_ns,omitempty"` // on-time, as the two that follow; 0: not known
+	IssuedFrom  time.Duration  `json:"issued_from_on_ns,omitempty"`
+	IssuedTo    time.Duration  `json:"issued_to_on_ns,omitempty"`
 	Earliest    time.Time      `json:"minted_earliest,omitzero"`
 	Latest      time.Time      `json:"minted_latest,omitzero"`
 	Life        time.Duration  `json:"life_ns"`
@@ -108,7 +112,7 @@ type seen struct {
 // themselves, being strings, leave copies that no program can clear.
 func encodeMemory(m tokencache.Memory) ([]byte, error) {
 	doc := memory{
-		Version: memoryVersion, Source: m.Source, BootID: m.BootID, Boot: m.Boot, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
+		Version: memoryVersion, Source: m.Source, BootID: m.BootID, Boot: m.Boot, On: m.On, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
 		Keys: make([]remembered, 0, len(m.Keys)), Rollovers: seenOf(m.Rollovers, maxHistory, tokencache.Key{}),
 	}
 	for _, r := range m.Keys {
@@ -136,7 +140,7 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 func rememberedOf(r tokencache.Remembered) remembered {
 	w := remembered{
 		Key: keyOf(r.Key), Nominal: r.Nominal, ReceivedOn: r.ReceivedOn.UTC(), Deadline: r.Deadline, Next: unlessNever(r.Next),
-		Asked: unlessNever(r.Asked), Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Born: r.Born,
+		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Born: r.Born,
 		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
 		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key),
 	}
@@ -210,9 +214,12 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 		return nil, err
 	}
 	m := tokencache.Memory{
-		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, Wall: doc.Wall, Synchronised: doc.Synchronised,
+		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, On: doc.On, Wall: doc.Wall, Synchronised: doc.Synchronised,
 		Rollovers: told(doc.Rollovers, tokencache.Key{}),
-		Record:    tokencache.Record{Lineage: doc.Lineage, Generation: doc.Generation},
+		Record: tokencache.Record{
+			Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
+			Lineage: doc.Lineage, Generation: doc.Generation,
+		},
 	}
 	for _, w := range doc.Keys {
 		m.Keys = append(m.Keys, w.remembered())
@@ -227,7 +234,7 @@ func (w *remembered) remembered() tokencache.Remembered {
 	of := w.Key.key()
 	r := tokencache.Remembered{
 		Key: of, Nominal: w.Nominal, ReceivedOn: w.ReceivedOn, Deadline: w.Deadline, Next: orNever(w.Next),
-		Asked: orNever(w.Asked), Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Born: w.Born, Received: w.Received,
+		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Born: w.Born, Received: w.Received,
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
 	}
@@ -277,6 +284,8 @@ func (doc *memory) check() error {
 		return errors.New("its boot_id is none")
 	case doc.Boot < 0 || doc.Boot > maxUptime:
 		return errors.New("its boot_ns is no uptime")
+	case !onTime(doc.On):
+		return errors.New("its on_ns is out of range")
 	case !known(doc.Wall):
 		return errors.New("its wall is outside 1970 to 2200")
 	}
@@ -307,6 +316,8 @@ func (w *remembered) check() error {
 		return errors.New("its token's life is none")
 	case !within(w.Deadline, w.Born, w.Received, w.Shown, w.Answered, orZero(w.Next), orZero(w.Asked)):
 		return errors.New("a boot time of it is out of range")
+	case !onTime(w.ReceivedAt) || !within(w.IssuedFrom, w.IssuedTo):
+		return errors.New("an on-time of it is out of range")
 	case !known(w.ReceivedOn, w.Earliest, w.Latest):
 		return errors.New("its times are outside 1970 to 2200")
 	case w.Tries < 0 || w.Tries > maxTries:

@@ -24,12 +24,14 @@ func whole(n int) tokencache.Memory {
 	}
 	before := claims
 	before.Groups = []string{"g1"}
+	taken := tokencache.Taken{On: 41 * time.Hour, Boot: time.Hour, BootID: fmt.Sprintf("boot-%d", n)}
 	return tokencache.Memory{
-		Source: "managed-identity arc", BootID: fmt.Sprintf("boot-%d", n), Boot: time.Hour, Wall: noon.Add(time.Nanosecond), Synchronised: true,
+		Source: "managed-identity arc", BootID: taken.BootID, Boot: taken.Boot, On: taken.On, Wall: noon.Add(time.Nanosecond), Synchronised: true,
 		Keys: []tokencache.Remembered{{
 			Key:     own,
 			Token:   tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour), NotBefore: noon, Claims: claims},
 			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour, Next: 13 * time.Hour, Asked: 30 * time.Minute,
+			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour,
 			Minted: tokencache.Minting{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Born: -time.Minute,
 			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
 			Unconfirmed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
@@ -40,9 +42,10 @@ func whole(n int) tokencache.Memory {
 			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1,
 		}},
 		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
-		Record: tokencache.Record{Lineage: "l", Generation: 9, Changes: []tokencache.PolicyChange{
+		Record: tokencache.Record{Taken: taken, Lineage: "l", Generation: 9, Changes: []tokencache.PolicyChange{
 			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", NotedOn: noon.Add(time.Second)},
-			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Floating: true, BootAt: time.Minute},
+			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Floating: true, BootAt: time.Minute,
+				Moment: 39 * time.Hour, Vouched: true, Issuer: tokencache.Window{Earliest: noon, Latest: noon.Add(time.Second)}},
 		}},
 	}
 }
@@ -277,7 +280,7 @@ func TestWhatIsNoMemory(t *testing.T) {
 		{"empty", "", "not JSON"},
 		{"half", string(text[:len(text)/2]), "not JSON"},
 		{"more behind", string(text) + "{}", "not JSON"},
-		{"another version", with(`"version":2`, `"version":3`), "another release"},
+		{"another version", with(`"version":3`, `"version":4`), "another release"},
 		{"no version", `{}`, "another release"},
 		{"a lineage", with(`"lineage":"l"`, `"lineage":"`+strings.Repeat("l", maxID+1)+`"`), "its lineage"},
 		{"a generation", with(`"generation":9`, `"generation":18446744073709551615`), "its generation"},

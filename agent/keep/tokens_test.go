@@ -36,7 +36,7 @@ func tokensFile(tokens *Tokens) string { return tokens.folder.(Disk).path(tokens
 
 // small is a memory of one token.
 func small() tokencache.Memory {
-	return tokencache.Memory{BootID: "b", Wall: noon, Keys: []tokencache.Remembered{{
+	return tokencache.Memory{BootID: "b", Wall: noon, Record: tokencache.Record{Taken: tokencache.Taken{BootID: "b"}}, Keys: []tokencache.Remembered{{
 		Key: tokencache.Key{Resource: "r"}, Token: tokencache.Token{Text: tokencache.NewSecret(canary)}, Life: 1,
 	}}}
 }
@@ -166,7 +166,7 @@ func TestWhatIsNoCacheFile(t *testing.T) {
 		{"longer", append(bytes.Clone(sound), 0), "another key, or changed"},
 		{"a later version", append([]byte(sealedMagic+"\x00\x02"), sound[headSize:]...), "not of version 1: another release"},
 		{"an older version", append([]byte(sealedMagic+"\x00\x00"), sound[headSize:]...), "not of version 1: another release"},
-		{"a later document", seal(`{"version":3}`), "another release"},
+		{"a later document", seal(`{"version":4}`), "another release"},
 		{"a foreign document", seal(`{"` + canary), "not JSON"},
 		{"an unknown field", seal(`{"version":1,"` + canary + `":1}`), "not what perceptd writes"},
 		{"huge", make([]byte, maxSealed+1), "larger than"},
