@@ -57,6 +57,7 @@ type Options struct {
 	Fetch func(context.Context, tokencache.Key) (tokencache.Fetched, error)
 	Rules Rules
 	Clock tokencache.Clock // zero: Go's own
+	Roll  func() float64   // randomness in [0, 1) of when tokens are fetched; nil: math/rand
 	Log   *zap.Logger      // nil: none
 
 	// Changed is called after each fetch and policy change, when Status may tell something new. It must
@@ -120,7 +121,7 @@ func New(o Options) (*Agent, error) {
 	a.rules.Store(compiled)
 	before := o.recover(a.clock.Boot())
 	a.cache = tokencache.New(tokencache.Options{
-		Fetch: o.Fetch, Clock: a.clock, Observe: a.fetched, Settled: a.settled, Spread: o.Rules.Spread,
+		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, Settled: a.settled, Spread: o.Rules.Spread,
 		Record: before.Record, BootID: o.BootID, Memory: compiled.allowed(o.Memory),
 	})
 	a.record.open(o.Keep, a.cache.Record, a.clock, o.Log)

@@ -1,5 +1,7 @@
 package tokencache
 
+import "cmp"
+
 // SelectorKind says by which of its names an identity is selected.
 type SelectorKind uint8
 
@@ -47,3 +49,10 @@ type Key struct {
 }
 
 func (k Key) String() string { return k.Selector.String() + " for " + k.Resource }
+
+// compare orders keys by identity and resource.
+func (k Key) compare(o Key) int {
+	return cmp.Or(
+		cmp.Compare(k.Selector.Kind, o.Selector.Kind), cmp.Compare(k.Selector.ID, o.Selector.ID), cmp.Compare(k.Resource, o.Resource),
+	)
+}

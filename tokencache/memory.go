@@ -77,12 +77,7 @@ func (c *Cache) Memory() Memory {
 			m.Keys = append(m.Keys, e.remember(now, c.gate.paused))
 		}
 	}
-	slices.SortFunc(m.Keys, func(a, b Remembered) int {
-		x, y := a.Key, b.Key
-		return cmp.Or(
-			cmp.Compare(x.Selector.Kind, y.Selector.Kind), cmp.Compare(x.Selector.ID, y.Selector.ID), cmp.Compare(x.Resource, y.Resource),
-		)
-	})
+	slices.SortFunc(m.Keys, func(a, b Remembered) int { return a.Key.compare(b.Key) })
 	return m
 }
 

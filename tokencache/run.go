@@ -1,8 +1,10 @@
 package tokencache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -47,12 +49,14 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 	if c.reviewLocked(now) {
 		c.rejudgeLocked(now)
 	}
+	for _, e := range c.entries {
+		c.expireLocked(e, now)
+	}
+	for _, e := range c.allDueLocked(now) {
+		c.dueLocked(e, now)
+	}
 	next := never
 	for key, e := range c.entries {
-		c.expireLocked(e, now)
-		if e.next <= now && e.flight == nil {
-			c.dueLocked(e, now)
-		}
 		if e.token.Text.IsZero() && e.flight == nil && !e.wanted(now) {
 			e.tell()
 			delete(c.entries, key)
@@ -67,6 +71,18 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 	}
 	c.dispatchLocked(now)
 	return min(next, c.gate.opens(now))
+}
+
+// allDueLocked returns the entries whose planned fetch is due, the longest due first. Many are due at one moment when a policy
+// change has spread: then their names decide, so that the same history has the same calls.
+func (c *Cache) allDueLocked(now time.Duration) (due []*entry) {
+	for _, e := range c.entries {
+		if e.next <= now && e.flight == nil {
+			due = append(due, e)
+		}
+	}
+	slices.SortFunc(due, func(a, b *entry) int { return cmp.Or(cmp.Compare(a.next, b.next), a.key.compare(b.key)) })
+	return due
 }
 
 // expireLocked forgets a token whose life is over by boot time. One that is over by the wall clock alone
