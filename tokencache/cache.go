@@ -98,6 +98,7 @@ type Cache struct {
 	spread     time.Duration
 	alternates map[string][]string // by resource: the other URIs that it goes by
 	rollovers  history             // of all keys: they share a back end
+	seen       uint64              // how often what was learnt from rollovers became void; from 1 on
 }
 
 // New returns a cache at work. Close it.
@@ -121,6 +122,7 @@ func New(o Options) *Cache {
 		pulse:   make(chan chan struct{}),
 		entries: make(map[Key]*entry),
 		gate:    newGate(),
+		seen:    1,
 		spread:  cmp.Or(o.Spread, DefaultSpread),
 		bootID:  o.BootID,
 		on:      o.On,

@@ -40,6 +40,7 @@ type entry struct {
 
 	standing  standing // to the policy changes on record
 	rollovers history
+	learnt    learnt
 	news      chan struct{} // closed when what Look tells is different
 
 	flight *flight       // under way or queued, else nil

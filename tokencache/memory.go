@@ -201,6 +201,7 @@ func (c *Cache) recallKey(r Remembered, a absence, now time.Duration) {
 	e.minted, e.life, e.claims, e.before, e.tries = r.Minted, r.Life, r.Claims, r.Before, r.Tries
 	e.born, e.received, e.shown, e.answered = a.at(r.Born), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
 	e.rollovers = historyOf(r.Rollovers, keyHistory)
+	c.seen++
 	e.unconfirmed = !a.certain
 	if e.asked = a.at(r.lastAsked()); e.asked != longAgo {
 		e.asked += a.beyond // perhaps it was asked for a moment ago

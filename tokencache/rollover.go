@@ -1,6 +1,7 @@
 package tokencache
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -157,15 +158,41 @@ func (h history) earliest() float64 {
 	return max(0, least-hiddenByChance*(most-least)/float64(n))
 }
 
-// learnedLocked returns what is known of e's rollovers: from its own, and from the other keys' too while
-// these are few or tell nothing, since they share a back end.
-func (c *Cache) learnedLocked(e *entry) pattern {
+// learnt is what was learnt for one key from the histories as they were. It is worked out once for each rollover that is
+// seen, since every answer of a token that is not current tells of it.
+type learnt struct {
+	from    uint64 // Cache.seen, when it was worked out; 0: never
+	pattern pattern
+	middle  middle
+}
+
+// learntLocked returns e's learnt, worked out anew where a rollover was seen since.
+func (c *Cache) learntLocked(e *entry) *learnt {
+	if e.learnt.from != c.seen {
+		e.learnt = learnt{from: c.seen, pattern: c.learnLocked(e)}
+	}
+	return &e.learnt
+}
+
+// learnedLocked returns what is known of e's rollovers.
+func (c *Cache) learnedLocked(e *entry) pattern { return c.learntLocked(e).pattern }
+
+// learnLocked learns from e's own rollovers, and from the other keys' too while these are few or tell nothing, since they
+// share a back end.
+func (c *Cache) learnLocked(e *entry) pattern {
 	if len(e.rollovers) >= ownEnough {
 		if p := e.rollovers.learn(); p.kind != Unlearnt {
 			return p
 		}
 	}
 	return e.rollovers.with(c.rollovers.last(2*otherKeys), otherKeys, e.key).learn()
+}
+
+// sawLocked takes in a rollover of e's.
+func (c *Cache) sawLocked(e *entry, r rollover) {
+	e.rollovers.add(r, keyHistory)
+	c.rollovers.add(r, sourceHistory)
+	c.seen++
 }
 
 func (c *Cache) patternLocked(e *entry) Pattern {
@@ -193,7 +220,7 @@ func (c *Cache) likelyLocked(e *entry, now time.Duration) time.Duration {
 	case Regular:
 		at = c.rolloverLocked(e)
 	case Irregular:
-		at = e.born + time.Duration(c.rollovers.median(share(now-e.born, e.life))*float64(e.life))
+		at = e.born + time.Duration(c.medianLocked(e, share(now-e.born, e.life))*float64(e.life))
 	case Unlearnt:
 		return never
 	}
@@ -203,17 +230,37 @@ func (c *Cache) likelyLocked(e *entry, now time.Duration) time.Duration {
 	return min(max(at, e.standing.unmet, now), e.deadline+afterExpiry)
 }
 
-// median returns the middle of the rollovers seen later than at that share of a life, 1 when there is none.
-func (h history) median(age float64) float64 {
+// medianLocked returns the middle of the rollovers of all keys seen later than at that share of a life, at which e's token is
+// now; 1 when there is none.
+func (c *Cache) medianLocked(e *entry, age float64) float64 {
+	l := c.learntLocked(e)
+	if !l.middle.tells(age) {
+		l.middle = c.rollovers.middle(age)
+	}
+	return max(age, l.middle.at)
+}
+
+// middle is the middle of the rollovers seen later than at a share of a life. It is the same from that share on until the
+// first of them is over.
+type middle struct {
+	from, until float64
+	at          float64 // where no more of the life has passed
+}
+
+func (m middle) tells(age float64) bool { return m.from <= age && age < m.until }
+
+func (h history) middle(age float64) middle {
+	m := middle{from: age, until: math.Inf(1), at: 1}
 	var later []float64
 	for _, r := range h {
 		if r.by > age {
-			later = append(later, max(age, (r.after+r.by)/2))
+			later = append(later, (r.after+r.by)/2)
+			m.until = min(m.until, r.by)
 		}
 	}
-	if len(later) == 0 {
-		return 1
+	if len(later) > 0 {
+		slices.Sort(later)
+		m.at = later[len(later)/2]
 	}
-	slices.Sort(later)
-	return later[len(later)/2]
+	return m
 }

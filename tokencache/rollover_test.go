@@ -2,6 +2,7 @@ package tokencache
 
 import (
 	"math"
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -66,12 +67,46 @@ func TestEarliest(t *testing.T) {
 	}
 }
 
-func TestMedian(t *testing.T) {
+func TestMiddle(t *testing.T) {
 	t.Parallel()
 	h := history{{after: 0.4, by: 0.5}, {after: 0.6, by: 0.7}, {after: 0.8, by: 0.9}}
-	for age, want := range map[float64]float64{0: 0.65, 0.55: 0.85, 0.88: 0.88, 0.95: 1} {
-		if got := h.median(age); math.Abs(got-want) > 1e-9 {
+	for age, want := range map[float64]middle{
+		0:    {0, 0.5, 0.65},
+		0.55: {0.55, 0.7, 0.85},
+		0.88: {0.88, 0.9, 0.85},
+		0.95: {0.95, math.Inf(1), 1},
+	} {
+		got := h.middle(age)
+		if got.from != want.from || got.until != want.until || math.Abs(got.at-want.at) > 1e-9 {
 			t.Errorf("from %v on: %v, want %v", age, got, want)
+		}
+		if !got.tells(age) || got.tells(got.until) {
+			t.Errorf("from %v on: %v tells of another time", age, got)
+		}
+	}
+}
+
+// What is remembered of what was learnt is what would be learnt now, at every age and after every rollover.
+func TestLearntIsWhatWouldBeLearnt(t *testing.T) {
+	t.Parallel()
+	c := &Cache{seen: 1}
+	random := rand.New(rand.NewPCG(7, 7))
+	entries := []*entry{{key: Key{Resource: "a"}}, {key: Key{Resource: "b"}}}
+	for range 700 {
+		e := entries[random.IntN(len(entries))]
+		after := random.Float64() * 0.9
+		c.sawLocked(e, rollover{of: e.key, after: after, by: after + 0.1*random.Float64(), watched: 1})
+		for _, e := range entries {
+			age := 0.0
+			for range 3 {
+				age += random.Float64() / 3
+				if got, want := c.medianLocked(e, age), max(age, c.rollovers.middle(age).at); got != want {
+					t.Fatalf("the middle from %v on: %v, want %v", age, got, want)
+				}
+			}
+			if got, want := c.learnedLocked(e), c.learnLocked(e); got != want {
+				t.Fatalf("learnt %+v, want %+v", got, want)
+			}
 		}
 	}
 }

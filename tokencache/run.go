@@ -218,8 +218,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		outcome = Older
 	default:
 		if seen, ok := e.replace(f, left, begun, now); ok {
-			e.rollovers.add(seen, keyHistory)
-			c.rollovers.add(seen, sourceHistory)
+			c.sawLocked(e, seen)
 		}
 		c.judgeLocked(e)
 		e.tell()
