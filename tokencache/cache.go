@@ -424,7 +424,7 @@ func asFetchError(err error) *FetchError {
 	case errors.As(err, &fetch):
 		return fetch
 	case errors.Is(err, context.DeadlineExceeded):
-		return &FetchError{Kind: Unreachable, Detail: fmt.Sprintf("no answer within %v", fetchTimeout)}
+		return &FetchError{Kind: Unreachable, Extent: OfIdentity, Detail: fmt.Sprintf("no answer within %v", fetchTimeout)}
 	}
 	return &FetchError{Kind: Unreachable, Detail: err.Error()}
 }

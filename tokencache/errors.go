@@ -38,9 +38,22 @@ func (k Kind) String() string {
 	return "unknown"
 }
 
+// Extent is how much of a source a failure tells of.
+type Extent uint8
+
+const (
+	// OfKey: there was an answer, and it is about the key that was asked for. It slows no other key down.
+	OfKey Extent = iota
+	// OfIdentity: there was no answer in time, as may be for one identity and not for the others.
+	OfIdentity
+	// OfSource: the endpoint cannot be reached, whatever it is asked for.
+	OfSource
+)
+
 // FetchError is why a source gave no token.
 type FetchError struct {
 	Kind       Kind
+	Extent     Extent        // Throttled is OfSource whatever this says
 	RetryAfter time.Duration // what the back end asked for; zero for nothing
 
 	// Detail says what happened in words fit for a log and a caller: no endpoint body, no secret.

@@ -1,6 +1,9 @@
 package tokencache
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 const (
 	callsAtOnce    = 2
@@ -22,101 +25,175 @@ type flight struct {
 	key   Key
 	class class
 	asked time.Duration // boot time of the wish
+	opens time.Duration // no call before: the back end would still have the token that has expired
+	began time.Duration // boot time of the call, once begun
 	begun bool          // the call is under way
+	again int           // how often it was tried again, since the back end had only a token whose life was over
 	done  chan struct{} // closed when outcome and err are set
 
 	outcome Outcome
 	err     error
 }
 
-// How long a flight is passed over by those of a better class. After that every second call is for such a
-// flight: a source that hangs for some keys, whose callers come again and again, must not keep the others
-// from being refreshed.
+// How long a flight is passed over by those of a better class. After that every second call is for the flight
+// that has been late for longest: a source that hangs for some keys, whose callers come again and again, must not
+// keep the others from being refreshed.
 const (
 	patience      = 30 * time.Second
 	probePatience = 5 * time.Minute
 )
 
-// gate keeps calls to the source within its limits and in the order of their class.
+// slowCall is how long a call takes by which an identity seems to hang.
+const slowCall = 5 * time.Second
+
+// account is what is known of the calls for one identity.
+type account struct {
+	turn uint64 // rank of its last call among all
+	well bool   // its last call that ended was answered, with whatever
+}
+
+// gate keeps calls to the source within its limits, in the order of their class, and so that no identity keeps the others
+// waiting: of one class it is the turn of the identity whose last call was the longest ago, and where there are others, one
+// for which the source does not answer, or never has yet, has one call at once and not all.
 type gate struct {
-	queue    []*flight // not begun, in the order they came
-	running  int
+	queue    []*flight                     // not begun, in the order they came
+	running  []*flight                     // begun
 	begun    [callsPerSecond]time.Duration // boot times of the last calls, a ring
 	oldest   int                           // index of the oldest in begun
 	paused   time.Duration                 // no call before this boot time: the source asked for it
 	favoured bool                          // the next call is for a flight that was passed over for long
 	probed   time.Duration                 // when the last probe began
-}
-
-// late reports whether f was passed over for too long. Probes that follow each other are not.
-func (g *gate) late(f *flight, now time.Duration) bool {
-	if f.class == forProbe {
-		return now-max(f.asked, g.probed) > probePatience
-	}
-	return now-f.asked > patience
+	turns    uint64                        // calls that have begun
+	accounts map[Selector]account          // of the identities that there are
 }
 
 func newGate() gate {
-	g := gate{paused: longAgo, probed: longAgo}
+	g := gate{paused: longAgo, probed: longAgo, accounts: make(map[Selector]account)}
 	for i := range g.begun {
 		g.begun[i] = longAgo
 	}
 	return g
 }
 
-// opens returns the boot time from which the flight whose turn it is may begin; never when another has to
-// land before. A probe leaves room for a caller: one of the calls at once, and one of those in a second.
-func (g *gate) opens(now time.Duration) time.Duration {
-	if len(g.queue) == 0 || g.running == callsAtOnce {
+// late returns for how long f has been passed over too long; 0 or less: it has not. Probes that follow each other are not.
+func (g *gate) late(f *flight, now time.Duration) time.Duration {
+	if f.class == forProbe {
+		return now - max(f.asked, g.probed) - probePatience
+	}
+	return now - f.asked - patience
+}
+
+// from returns the boot time from which f may begin; never when another has to land before. A probe leaves room for a
+// caller: one of the calls at once, and one of those in a second.
+func (g *gate) from(f *flight, now time.Duration) time.Duration {
+	if len(g.running) == callsAtOnce || !g.hasRoom(f.key.Selector, now) {
 		return never
 	}
-	at := max(g.paused, g.begun[g.oldest]+time.Second)
-	if f := g.first(now); f.class != forProbe || g.late(f, now) {
+	at := max(f.opens, g.paused, g.begun[g.oldest]+time.Second)
+	if f.class != forProbe || g.late(f, now) > 0 {
 		return at
 	}
-	if g.running == callsAtOnce-1 {
+	if len(g.running) == callsAtOnce-1 {
 		return never
 	}
 	return max(at, g.begun[(g.oldest+1)%len(g.begun)]+time.Second)
 }
 
-// next takes the flight that is to begin now off the queue, or returns nil when none may.
-func (g *gate) next(now time.Duration) *flight {
-	if now < g.opens(now) {
-		return nil
+// hasRoom reports whether one more call for an identity leaves the others their share.
+func (g *gate) hasRoom(s Selector, now time.Duration) bool {
+	if len(g.accounts) == 1 {
+		return true
 	}
-	f := g.first(now)
-	g.favoured = !g.favoured
-	g.remove(f)
-	if f.begun = true; f.class == forProbe {
-		g.probed = now
+	for _, f := range g.running {
+		if f.key.Selector == s && (!g.accounts[s].well || now-f.began > slowCall) {
+			return false
+		}
 	}
-	g.running++
-	g.begun[g.oldest] = now
-	g.oldest = (g.oldest + 1) % len(g.begun)
-	return f
+	return true
 }
 
-// first returns the flight whose turn it is, of a queue that is not empty.
-func (g *gate) first(now time.Duration) *flight {
-	best := g.queue[0]
-	if g.favoured && g.late(best, now) {
-		return best
-	}
+// first returns the flight that is to begin now, or nil and when one may; never when another has to land before.
+func (g *gate) first(now time.Duration) (*flight, time.Duration) {
+	var best *flight
+	at := never
 	for _, f := range g.queue {
-		if f.class < best.class {
+		if from := g.from(f, now); from > now {
+			at = min(at, from)
+		} else if best == nil || g.goesBefore(f, best, now) {
 			best = f
 		}
 	}
-	return best
+	if best != nil {
+		at = now
+	}
+	return best, at
+}
+
+// goesBefore reports whether it is f's turn rather than o's, which came before it.
+func (g *gate) goesBefore(f, o *flight, now time.Duration) bool {
+	if x, y := max(0, g.late(f, now)), max(0, g.late(o, now)); g.favoured && x != y {
+		return x > y
+	}
+	if f.class != o.class {
+		return f.class < o.class
+	}
+	return g.accounts[f.key.Selector].turn < g.accounts[o.key.Selector].turn
+}
+
+// opens returns the boot time from which the next flight may begin; never when another has to land before.
+func (g *gate) opens(now time.Duration) time.Duration {
+	_, at := g.first(now)
+	return at
+}
+
+// next takes the flight that is to begin now off the queue, or returns nil when none may.
+func (g *gate) next(now time.Duration) *flight {
+	f, _ := g.first(now)
+	if f == nil {
+		return nil
+	}
+	g.favoured = !g.favoured
+	g.remove(f)
+	if f.begun, f.began = true, now; f.class == forProbe {
+		g.probed = now
+	}
+	g.running = append(g.running, f)
+	g.begun[g.oldest] = now
+	g.oldest = (g.oldest + 1) % len(g.begun)
+	g.turns++
+	g.accounts[f.key.Selector] = account{turn: g.turns, well: g.accounts[f.key.Selector].well}
+	return f
+}
+
+// ended notes that f's call is over, and whether the source had answered.
+func (g *gate) ended(f *flight, answered bool) {
+	g.running = slices.DeleteFunc(g.running, func(o *flight) bool { return o == f })
+	if s, ok := g.accounts[f.key.Selector]; ok {
+		s.well = answered
+		g.accounts[f.key.Selector] = s
+	}
 }
 
 // remove takes f off the queue, if it is there.
 func (g *gate) remove(f *flight) {
-	for i, queued := range g.queue {
-		if queued == f {
-			g.queue = append(g.queue[:i], g.queue[i+1:]...)
-			return
-		}
+	g.queue = slices.DeleteFunc(g.queue, func(o *flight) bool { return o == f })
+}
+
+// meet takes note of an identity, and forgets the one whose last call was the longest ago where there are more of them than
+// keys.
+func (g *gate) meet(s Selector) {
+	if _, known := g.accounts[s]; known {
+		return
 	}
+	if len(g.accounts) >= MaxKeys {
+		var oldest Selector
+		least := g.turns + 1
+		for o, known := range g.accounts {
+			if known.turn < least {
+				oldest, least = o, known.turn
+			}
+		}
+		delete(g.accounts, oldest)
+	}
+	g.accounts[s] = account{}
 }

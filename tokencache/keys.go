@@ -34,6 +34,7 @@ func (c *Cache) addLocked(key Key) *entry {
 		}
 	}
 	c.entries[key] = e
+	c.gate.meet(key.Selector)
 	c.judgeLocked(e)
 	return e
 }

@@ -151,7 +151,7 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
-	c.gate.running--
+	c.gate.ended(f, err == nil || asFetchError(err).Extent != OfIdentity)
 	e := c.entries[f.key]
 	dropped := e == nil || e.flight != f
 	if !dropped {

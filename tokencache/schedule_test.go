@@ -140,30 +140,31 @@ func TestMintedBefore(t *testing.T) {
 
 func TestGateOrder(t *testing.T) {
 	t.Parallel()
-	g := newGate()
-	named := func(c class) *flight { return &flight{class: c} }
+	named := func(c class) *flight { return &flight{class: c, opens: longAgo} }
 	probe, refresh, caller, caller2 := named(forProbe), named(forRefresh), named(forCaller), named(forCaller)
+	g := newGate()
+	g.accounts[Selector{}] = account{well: true}
 	g.queue = []*flight{probe, refresh, caller, caller2}
 	for i, want := range []*flight{caller, caller2} {
 		if got := g.next(0); got != want {
 			t.Fatalf("call %d is of class %v, want %v", i, got.class, want.class)
 		}
 	}
-	if g.next(0) != nil {
+	if g.next(0) != nil || g.opens(0) != never {
 		t.Fatal("a third call at once")
 	}
-	g.running = 0
+	g.running = nil
 	if got := g.next(0); got != refresh {
 		t.Fatal("a probe before a refresh")
 	}
 	if g.next(0) != nil {
 		t.Fatal("a probe takes the last of the calls at once")
 	}
-	g.running = 0
+	g.running = nil
 	if got := g.next(0); got != probe {
 		t.Fatal("the probe is gone")
 	}
-	g.running = 0
+	g.running = nil
 	g.queue = []*flight{named(forProbe)}
 	if g.next(0) != nil || g.opens(0) != time.Second {
 		t.Fatal("a probe takes the last call of a second")
@@ -180,16 +181,93 @@ func TestGateOrder(t *testing.T) {
 		t.Fatal("no call when the second is over")
 	}
 	g.remove(named(forCaller)) // not queued: no harm
+}
 
+// Every second call is for the flight that has been late for longest, wherever it stands in the queue.
+func TestGateFavoursTheLate(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		now  time.Duration
+		want *flight
+		with []*flight
+	}{
+		{time.Minute, &flight{class: forRefresh}, nil},
+		{6 * time.Minute, &flight{class: forProbe}, nil},
+		{time.Minute, &flight{class: forRefresh}, []*flight{{class: forProbe}, {class: forProbe}}}, // these are not late yet
+		{time.Minute, &flight{class: forRefresh}, []*flight{{class: forRefresh, asked: 20 * time.Second}}},
+		{20 * time.Minute, &flight{class: forProbe}, []*flight{{class: forRefresh, asked: 16 * time.Minute}}},
+	} {
+		g := newGate()
+		g.accounts[Selector{}] = account{well: true}
+		g.queue = append(g.queue, row.with...)
+		g.queue = append(g.queue, row.want, &flight{asked: row.now}, &flight{asked: row.now})
+		if f := g.next(row.now); f == nil || f.class != forCaller {
+			t.Fatalf("%+v goes before a caller", f)
+		}
+		if f := g.next(row.now); f != row.want {
+			t.Errorf("after %v among %d others it is the turn of %+v", row.now, len(row.with), f)
+		}
+	}
+}
+
+// Identities take turns, and one that does not answer never has all calls.
+func TestGateSharesAmongIdentities(t *testing.T) {
+	t.Parallel()
+	a, b := Selector{Kind: ClientID, ID: "a"}, Selector{Kind: ClientID, ID: "b"}
+	of := func(s Selector) *flight { return &flight{key: Key{Selector: s}, opens: longAgo} }
+	g := newGate()
+	for range 5 {
+		g.queue = append(g.queue, of(a))
+	}
+	g.meet(a)
+	if g.next(0) == nil || g.next(0) == nil {
+		t.Fatal("the only identity there is has not all calls")
+	}
 	g = newGate()
-	for late, old := range map[time.Duration]*flight{time.Minute: {class: forRefresh}, 6 * time.Minute: {class: forProbe}} {
-		g = newGate()
-		g.queue = []*flight{old, {asked: late}, {asked: late}}
-		if g.next(late) == old {
-			t.Fatal("before a caller")
+	g.meet(a)
+	g.meet(b)
+	for range 5 {
+		g.queue = append(g.queue, of(a))
+	}
+	first := g.next(0)
+	if first == nil || g.next(0) != nil {
+		t.Fatal("an identity for which there was no answer yet has not one call at once")
+	}
+	g.queue = append(g.queue, of(b))
+	second := g.next(0)
+	if second == nil || second.key.Selector != b {
+		t.Fatalf("%+v beside a call of the first identity", second)
+	}
+	g.ended(first, true)
+	g.ended(second, true)
+	g.queue = append(g.queue, of(b), of(b))
+	for i, want := range []Selector{a, b, a, b, a} { // they take turns
+		f := g.next(time.Hour + time.Duration(i)*time.Second)
+		if f == nil || f.key.Selector != want {
+			t.Fatalf("call %d: %+v, want one of %v", i, f, want)
 		}
-		if g.next(late) != old {
-			t.Fatal("a flight is passed over for long, twice in a row")
-		}
+		g.ended(f, true)
+	}
+	now := 2 * time.Hour
+	g.queue = []*flight{of(a), of(a)}
+	slow := g.next(now)
+	if f := g.next(now + slowCall + 1); f != nil {
+		t.Fatalf("%+v beside a slow one of the same identity", f)
+	}
+	quick := g.next(now + slowCall)
+	if quick == nil {
+		t.Fatal("one call at once for an identity that answers")
+	}
+	g.ended(slow, true)
+	g.ended(quick, false)
+	g.queue = []*flight{of(a), of(a)}
+	if now += time.Hour; g.next(now) == nil || g.next(now) != nil {
+		t.Fatal("an identity for which there was no answer last time has not one call at once")
+	}
+	for i := range 3 * MaxKeys {
+		g.meet(Selector{Kind: ObjectID, ID: string(rune(i))})
+	}
+	if len(g.accounts) > MaxKeys {
+		t.Errorf("%d identities are remembered", len(g.accounts))
 	}
 }
