@@ -1,6 +1,7 @@
 package keep
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,8 +33,12 @@ func ReadKey(path string) (*Key, error) {
 		}
 	}
 	var key Key
-	if err == nil && len(text) != len(key) {
+	switch {
+	case err != nil:
+	case len(text) != len(key):
 		err = fmt.Errorf("it has %d bytes", len(text))
+	case bytes.Count(text, []byte{0x00}) == len(text), bytes.Count(text, []byte{0xff}) == len(text):
+		err = errors.New("it was never filled: it is as empty storage reads, which everybody can guess")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the key of the cache file, %s: %w: put %d random bytes there "+

@@ -347,6 +347,12 @@ func TestReadKey(t *testing.T) {
 			put        func(path string, sound []byte) error
 		}{fmt.Sprint(length), says, func(path string, _ []byte) error { return os.WriteFile(path, bytes.Repeat([]byte("k"), length), 0o600) }})
 	}
+	for name, never := range map[string]byte{"zeros": 0x00, "erased flash": 0xff} {
+		rows = append(rows, struct {
+			name, says string
+			put        func(path string, sound []byte) error
+		}{name, "never filled", func(path string, _ []byte) error { return os.WriteFile(path, bytes.Repeat([]byte{never}, 32), 0o600) }})
+	}
 	for _, row := range rows {
 		path := filepath.Join(shortFolder(t), "key")
 		if err := row.put(path, raw); errors.Is(err, fs.ErrPermission) {
