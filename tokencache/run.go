@@ -178,7 +178,7 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 	e.fetches++
 	e.endedWall = c.clock.Wall()
 	if err == nil {
-		c.knowledge.learn(fetched, e.endedWall, now)
+		c.knowledge.learn(fetched, e.endedWall)
 	}
 	held := c.leftLocked(e, now)
 	left := min(fetched.Left, nominalOf(fetched)) - (now - begun)

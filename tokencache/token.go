@@ -85,9 +85,4 @@ type Fetched struct {
 
 	// RefreshIn is the back end's advice on when to ask again, zero for none.
 	RefreshIn time.Duration
-
-	// Date is the server's Date header, zero for none. It is evidence of the true time only when
-	// DateTrusted: from a server reached over TLS. A local endpoint shares the device's clock.
-	Date        time.Time
-	DateTrusted bool
 }

@@ -353,7 +353,7 @@ type KeptStatus struct {
 
 // ClockStatus says what is known of the device's wall clock.
 type ClockStatus struct {
-	Known bool `json:"known"` // to be right: it is synchronised, or a server that can be trusted has the same time
+	Known bool `json:"known"` // to be right: the kernel says that it is synchronised
 
 	// Skew is by how many seconds it was ahead of the back end's when that was asked last; negative: behind. Absent: the
 	// back end was not asked since the start, or tells only one of the times that it takes.

@@ -123,9 +123,6 @@ func TestFetched(t *testing.T) {
 	if !got.Token.ExpiresOn.Equal(now.Add(24*time.Hour)) || !got.Token.NotBefore.Equal(now.Add(-5*time.Minute)) {
 		t.Errorf("expires on %v, not before %v", got.Token.ExpiresOn, got.Token.NotBefore)
 	}
-	if !got.Date.Equal(now) || got.DateTrusted {
-		t.Errorf("date %v, trusted %v", got.Date, got.DateTrusted)
-	}
 	c := got.Token.Claims
 	if c.ClientID != clientID || c.ObjectID != objectID || len(c.Groups) != 2 || !c.IssuedAt.Equal(now.Add(-5*time.Minute)) {
 		t.Errorf("claims %+v", c)

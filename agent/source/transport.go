@@ -112,7 +112,6 @@ func (t *transport) broken(x *exchange, req *http.Request, err error) error {
 func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, body []byte) *tokencache.FetchError {
 	now := t.wall().Round(0)
 	date, _ := http.ParseTime(resp.Header.Get("Date")) // zero for none and for nonsense
-	trusted := resp.TLS != nil && !date.IsZero()
 
 	if t.at.form == Arc && req.Header.Get("Authorization") == "" {
 		switch resp.StatusCode {
@@ -130,9 +129,6 @@ func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, b
 		}
 		return t.at.refused(x.key, resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), now), body)
 	}
-	if trusted {
-		now = date
-	}
 	a, err := parseAnswer(body)
 	if err != nil {
 		return malformed("the answer of %s cannot be used: %v", t.at.dial, err)
@@ -144,7 +140,6 @@ func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, b
 	if err != nil {
 		return malformed("the answer of %s cannot be used: %v", t.at.dial, err)
 	}
-	fetched.Date, fetched.DateTrusted = date, trusted
 	x.fetched = fetched
 	return nil
 }
