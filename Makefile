@@ -110,7 +110,7 @@ cross: ## Static binaries for linux/amd64, linux/arm64 and linux/arm/v7 in bin/
 install: build ## Install binaries and units under DESTDIR (as root on the device)
 	install -D -m 0755 -t $(DESTDIR)/usr/bin bin/perceptd bin/perceptctl
 	install -D -m 0644 -t $(DESTDIR)/usr/lib/systemd/system systemd/perceptd.service systemd/perceptd.socket systemd/perceptd-admin.socket \
-		systemd/perceptd-cache-key.service
+		systemd/perceptd-cache-key.service systemd/perceptd-clock.socket systemd/perceptd-clock@.service
 	install -D -m 0644 -t $(DESTDIR)/usr/share/man/man8 docs/man/perceptd.8
 	install -D -m 0644 -t $(DESTDIR)/usr/share/man/man1 docs/man/perceptctl.1
 	install -D -m 0644 systemd/perceptd.sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/perceptd.conf

@@ -23,6 +23,8 @@ const (
 	tokenUnit   = "perceptd.socket"
 	adminUnit   = "perceptd-admin.socket"
 	keyUnit     = "perceptd-cache-key.service"
+	clockSocket = "perceptd-clock.socket"
+	clockUnit   = "perceptd-clock@.service"
 	sysusers    = "perceptd.sysusers.conf"
 	tmpfiles    = "perceptd.tmpfiles.conf"
 	dropIns     = "perceptd.service.d"
@@ -166,6 +168,48 @@ func TestKeyUnitAgreesWithTheService(t *testing.T) {
 	}
 }
 
+// The daemon has the kernel's word on the clock without a call of its own that could set it.
+func TestClockUnitsAgreeWithTheCode(t *testing.T) {
+	t.Parallel()
+	service, socket, got := settings(t, serviceUnit), settings(t, clockSocket), settings(t, clockUnit)
+	for _, key := range []string{"Unit.Wants", "Unit.After"} {
+		if !slices.Contains(service[key], clockSocket) {
+			t.Errorf("%s: %s is %q, without %s", serviceUnit, key, service[key], clockSocket)
+		}
+	}
+	if !slices.Equal(service["Service.ProtectClock"], []string{"yes"}) {
+		t.Errorf("%s: ProtectClock is %q", serviceUnit, service["Service.ProtectClock"])
+	}
+	for _, row := range []struct {
+		unit string
+		has  map[string][]string
+		want map[string][]string
+	}{
+		{clockSocket, socket, map[string][]string{
+			"Socket.ListenStream": {"/run/percept/clock.sock"}, // clock.Socket, which this package does not import
+			"Socket.Accept":       {"yes"},
+			"Socket.SocketUser":   service["Service.User"],
+			"Socket.SocketMode":   {"0600"},
+		}},
+		{clockUnit, got, map[string][]string{
+			"Service.ExecStart":             {"/usr/bin/perceptctl clock"},
+			"Service.StandardOutput":        {"socket"},
+			"Service.SuccessExitStatus":     {"5"}, // not synchronised
+			"Service.CapabilityBoundingSet": {""},
+			"Service.ProtectClock":          nil,
+			"Service.User":                  service["Service.User"],
+			"Unit.CollectMode":              {"inactive-or-failed"},
+			"Install.WantedBy":              nil,
+		}},
+	} {
+		for key, want := range row.want {
+			if !slices.Equal(row.has[key], want) {
+				t.Errorf("%s: %s is %q, want %q", row.unit, key, row.has[key], want)
+			}
+		}
+	}
+}
+
 func TestUsersAndFoldersAgreeWithTheUnits(t *testing.T) {
 	t.Parallel()
 	unit := settings(t, adminUnit)
@@ -203,8 +247,7 @@ func TestUsersAndFoldersAgreeWithTheUnits(t *testing.T) {
 func TestDropInsAddOnlyWhatTheySay(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]map[string][]string{
-		"azure-arc.conf":   {"Service.SupplementaryGroups": {"himds"}},
-		"clock-state.conf": {"Service.ProtectClock": {"no"}, "Service.SystemCallFilter": {"adjtimex"}},
+		"azure-arc.conf": {"Service.SupplementaryGroups": {"himds"}},
 	} {
 		got := settings(t, filepath.Join(dropIns, name))
 		if len(got) != len(want) {
@@ -236,7 +279,7 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 			t.Fatal(err)
 		}
 	}
-	files := []string{serviceUnit, tokenUnit, adminUnit, keyUnit}
+	files := []string{serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket, clockUnit}
 	for _, name := range dropInNames {
 		files = append(files, filepath.Join(dropIns, name))
 	}
@@ -261,8 +304,8 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 
 func TestUnitsVerify(t *testing.T) {
 	t.Parallel()
-	report, err := analyze(t, []string{"azure-arc.conf", "clock-state.conf"}, func(root, _ string) []string {
-		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit, keyUnit}
+	report, err := analyze(t, []string{"azure-arc.conf"}, func(root, _ string) []string {
+		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket, strings.Replace(clockUnit, "@", "@1", 1)}
 	})
 	for line := range strings.Lines(report) {
 		if !strings.Contains(line, "Unknown key 'RestartSteps'") && !strings.Contains(line, "Unknown key 'RestartMaxDelaySec'") { // 254
@@ -282,8 +325,8 @@ func TestServicesAreSandboxed(t *testing.T) {
 	}{
 		"as shipped":     {serviceUnit, "14", nil},
 		"with Azure Arc": {serviceUnit, "15", []string{"azure-arc.conf"}},
-		"with all":       {serviceUnit, "19", []string{"azure-arc.conf", "clock-state.conf"}},
 		"the key's":      {keyUnit, "14", nil},
+		"the clock's":    {clockUnit, "15", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -353,7 +353,10 @@ type KeptStatus struct {
 
 // ClockStatus says what is known of the device's wall clock.
 type ClockStatus struct {
-	Known bool `json:"known"` // to be right: the kernel says that it is synchronised
+	Known bool `json:"known"` // to be right: it is synchronised
+	// By is who says whether it is: "kernel", or "systemd-timesyncd" where the kernel cannot be asked. Absent: nobody can
+	// be asked, or the clock is the simulated back end's own.
+	By string `json:"by,omitempty"`
 
 	// Skew is by how many seconds it was ahead of the back end's when that was asked last; negative: behind. Absent: the
 	// back end was not asked since the start, or tells only one of the times that it takes.

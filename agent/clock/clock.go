@@ -22,14 +22,30 @@ import (
 // request, and the kernel's answer changes within minutes at the earliest.
 const syncCheck = 5 * time.Second
 
-// Device returns the device's clock.
-func Device() tokencache.Clock {
+// Word is what is known of whether the wall clock is right.
+type Word struct {
+	Synchronised bool   // by somebody who says so
+	By           string // who said the one or the other: ByKernel, ByTimesyncd; empty: nobody can be asked
+}
+
+const (
+	ByKernel    = "kernel"
+	ByTimesyncd = "systemd-timesyncd"
+)
+
+// Device returns the device's clock, and what tells who vouches for it. Where the kernel cannot be asked directly it
+// waits for the first word of perceptd-clock.socket, 2 seconds at most; what the clock and word tell later waits for
+// nothing.
+func Device() (c tokencache.Clock, word func() Word) {
+	by := &witness{boot: boot, wall: wall, ask: func() (bool, error) { return askSocket(Socket) }}
+	if _, err := Kernel(); err != nil {
+		by.inquire()
+	}
+	word = func() Word { return wordOf(unix.Adjtimex, by, "/run/systemd/timesync/synchronized") }
 	start := time.Now()
 	// Elapsed by Go's clock, which costs no system call: a suspend only makes an answer last a little longer.
-	sync := &synchronisation{elapsed: func() time.Duration { return time.Since(start) }, read: func() bool {
-		return synchronised(unix.Adjtimex, "/run/systemd/timesync/synchronized")
-	}}
-	return tokencache.Clock{Wall: wall, Boot: boot, Synchronised: sync.known, Timer: timer}
+	sync := &synchronisation{elapsed: func() time.Duration { return time.Since(start) }, read: func() bool { return word().Synchronised }}
+	return tokencache.Clock{Wall: wall, Boot: boot, Synchronised: sync.known, Timer: timer}, word
 }
 
 // Fast returns the device's clock running speed times faster from now on, for the simulated back end:
@@ -80,7 +96,7 @@ func scale(d time.Duration, by float64) time.Duration {
 	return time.Duration(math.Ceil(x))
 }
 
-// synchronisation remembers the kernel's answer for syncCheck.
+// synchronisation remembers the answer for syncCheck.
 type synchronisation struct {
 	elapsed func() time.Duration // since some start
 	read    func() bool
@@ -104,14 +120,18 @@ func (s *synchronisation) known() bool {
 	return yes
 }
 
-// synchronised asks the kernel whether a time daemon keeps the wall clock right. Seccomp filters, systemd's
-// ProtectClock= among them, often withhold adjtimex even to read; then the marker tells, which systemd-timesyncd
-// makes when it has set the clock since it started. What neither says is unknown, so false.
-func synchronised(adjtimex func(*unix.Timex) (int, error), marker string) bool {
-	var t unix.Timex // no Modes: nothing is set
-	state, err := adjtimex(&t)
-	if err != nil {
-		return unix.Access(marker, unix.F_OK) == nil
+// wordOf goes by the kernel: asked directly, and where that is withheld through the witness. Where there is none the marker
+// tells, which systemd-timesyncd makes when it has set the clock, and which goes when it stops. What nobody says is
+// unknown, so not synchronised.
+func wordOf(adjtimex func(*unix.Timex) (int, error), by *witness, marker string) Word {
+	if synchronised, err := kernel(adjtimex); err == nil {
+		return Word{synchronised, ByKernel}
 	}
-	return state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0
+	if synchronised, told := by.word(); told {
+		return Word{synchronised, ByKernel}
+	}
+	if unix.Access(marker, unix.F_OK) == nil {
+		return Word{true, ByTimesyncd}
+	}
+	return Word{}
 }

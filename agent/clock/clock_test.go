@@ -16,11 +16,13 @@ import (
 	"perceptd/tokencache"
 )
 
+func device() tokencache.Clock { c, _ := Device(); return c }
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestDeviceClock(t *testing.T) {
 	t.Parallel()
-	c := Device()
+	c, word := Device()
 	if w := c.Wall(); strings.Contains(w.String(), "m=") {
 		t.Errorf("Wall() = %v carries a monotonic reading", w)
 	}
@@ -32,14 +34,14 @@ func TestDeviceClock(t *testing.T) {
 	if _, err := unix.Adjtimex(&state); err != nil {
 		t.Skipf("the kernel does not tell whether the clock is synchronised: %v", err)
 	}
-	if got, want := c.Synchronised(), state.Status&unix.STA_UNSYNC == 0; got != want {
-		t.Errorf("Synchronised() = %v, the kernel says %v", got, want)
+	if got, want := c.Synchronised(), state.Status&unix.STA_UNSYNC == 0; got != want || word() != (Word{want, ByKernel}) {
+		t.Errorf("Synchronised() = %v, %+v, the kernel says %v", got, word(), want)
 	}
 }
 
 func TestTimerFires(t *testing.T) {
 	t.Parallel()
-	clocks := map[string]tokencache.Clock{"device": Device(), "fast": Fast(1000)}
+	clocks := map[string]tokencache.Clock{"device": device(), "fast": Fast(1000)}
 	for name, c := range clocks {
 		for _, d := range []time.Duration{-time.Hour, 0, 1, time.Millisecond} {
 			begun := c.Boot()
@@ -59,7 +61,7 @@ func TestTimerFires(t *testing.T) {
 
 func TestTimerStops(t *testing.T) {
 	t.Parallel()
-	fired, stop := Device().Timer(time.Hour)
+	fired, stop := device().Timer(time.Hour)
 	if !stop() {
 		t.Error("the first stop reports that the timer had fired")
 	}
@@ -121,7 +123,7 @@ func TestTimerWithoutDescriptors(t *testing.T) {
 		}
 		return
 	}
-	_, stop := Device().Timer(time.Hour) // starts Go's poller, which needs descriptors of its own
+	_, stop := device().Timer(time.Hour) // starts Go's poller, which needs descriptors of its own
 	stop()
 	var usual unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &usual); err != nil {
@@ -134,16 +136,16 @@ func TestTimerWithoutDescriptors(t *testing.T) {
 	if _, err := timerFile(time.Hour); err == nil {
 		t.Fatal("a descriptor was had under a limit of none")
 	}
-	fired, _ := Device().Timer(time.Millisecond)
+	fired, _ := device().Timer(time.Millisecond)
 	<-fired
-	if _, stop = Device().Timer(time.Hour); !stop() || stop() {
+	if _, stop = device().Timer(time.Hour); !stop() || stop() {
 		t.Error("stop reports the wrong thing")
 	}
 }
 
 func TestFastRunsAhead(t *testing.T) {
 	t.Parallel()
-	device, fast := Device(), Fast(1e9)
+	device, fast := device(), Fast(1e9)
 	fired, _ := device.Timer(time.Millisecond)
 	<-fired
 	// 1 ms at a thousand million times is eleven days.
@@ -221,41 +223,54 @@ func TestSynchronisedIsReadSeldom(t *testing.T) {
 	}
 }
 
-func TestSynchronised(t *testing.T) {
+func TestWord(t *testing.T) {
 	t.Parallel()
 	marker := filepath.Join(t.TempDir(), "synchronized")
 	if err := os.WriteFile(marker, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	none := marker + ".none"
+	never := time.Duration(math.MaxInt64)
+	yes := witness{boot: boot, wall: wall, next: never, told: true, synchronised: true}
+	no := witness{boot: boot, wall: wall, next: never, told: true}
+	dumb := witness{boot: boot, wall: wall, next: never}
 	for name, row := range map[string]struct {
 		state  int
 		status int32
 		err    error
+		by     *witness
 		marker string
-		want   bool
+		want   Word
 	}{
-		"kernel yes":          {state: unix.TIME_OK, marker: marker + ".none", want: true},
-		"leap second":         {state: unix.TIME_INS, status: unix.STA_INS, want: true},
-		"kernel no":           {state: unix.TIME_ERROR, status: unix.STA_UNSYNC, marker: marker},
-		"clock error":         {state: unix.TIME_ERROR, marker: marker},
-		"withheld, marked":    {err: unix.EPERM, marker: marker, want: true},
-		"withheld, no marker": {err: unix.EPERM, marker: marker + ".none"},
+		"kernel yes":              {state: unix.TIME_OK, by: &no, marker: none, want: Word{true, ByKernel}},
+		"leap second":             {state: unix.TIME_INS, status: unix.STA_INS, by: &no, marker: none, want: Word{true, ByKernel}},
+		"kernel no":               {state: unix.TIME_ERROR, status: unix.STA_UNSYNC, by: &yes, marker: marker, want: Word{false, ByKernel}},
+		"clock error":             {state: unix.TIME_ERROR, by: &yes, marker: marker, want: Word{false, ByKernel}},
+		"withheld, witness yes":   {err: unix.EPERM, by: &yes, marker: none, want: Word{true, ByKernel}},
+		"withheld, witness no":    {err: unix.EPERM, by: &no, marker: marker, want: Word{false, ByKernel}},
+		"no witness, marked":      {err: unix.EPERM, by: &dumb, marker: marker, want: Word{true, ByTimesyncd}},
+		"no witness and no mark":  {err: unix.EPERM, by: &dumb, marker: none},
+		"a filter without a call": {err: unix.ENOSYS, by: &dumb, marker: none},
 	} {
-		got := synchronised(func(t *unix.Timex) (int, error) {
+		if row.by.told {
+			row.by.at = boot()
+			row.by.ahead = row.by.aheadAt(row.by.at)
+		}
+		got := wordOf(func(t *unix.Timex) (int, error) {
 			if t.Modes != 0 {
 				return 0, unix.EINVAL // would set the clock
 			}
 			t.Status = row.status
 			return row.state, row.err
-		}, row.marker)
+		}, row.by, row.marker)
 		if got != row.want {
-			t.Errorf("%s: %v, want %v", name, got, row.want)
+			t.Errorf("%s: %+v, want %+v", name, got, row.want)
 		}
 	}
 }
 
 func BenchmarkSynchronised(b *testing.B) {
-	c := Device()
+	c, _ := Device()
 	b.ReportAllocs()
 	for b.Loop() {
 		c.Synchronised()

@@ -97,8 +97,10 @@ func (a *app) examine(ctx context.Context) []finding {
 	defer cancel()
 	beside, answered := context.WithCancel(ctx)
 	var all, units []finding
+	var keeper timeDaemon
 	var probes, checks sync.WaitGroup
 	checks.Go(func() { units = a.examineUnits(beside) })
+	probes.Go(func() { keeper = a.timeDaemonHere(ctx) })
 	defer checks.Wait()
 	defer answered()
 	probes.Go(func() { all = a.examineCaller(asked) })
@@ -115,6 +117,7 @@ func (a *app) examine(ctx context.Context) []finding {
 	all = append(all, finding{Verdict: fine, What: "admin socket", Is: a.client.AdminSocketPath() + " answers"})
 	all = append(all, examineDaemon(status)...)
 	all = append(all, examineCallers(status)...)
+	all = append(all, examineClock(status.Clock, keeper))
 	all = append(all, examineTokens(status)...)
 	return append(all, examineDenials(status)...)
 }

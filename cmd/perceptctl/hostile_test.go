@@ -165,6 +165,7 @@ var hostileLines = map[string][]string{
 	"cache-key make":                     {"--file $FOLDER/key-$WORD", "--file $FOLDER/key-$WORD --with host --dry-run", "--with $WORD", "--file $FOLDER/$WORD/$WORD --with file --group $WORD"},
 	"cache-key show":                     {"--file $FOLDER/sealed", "--file $FOLDER/$WORD"},
 	"cache-key open":                     {"--file $FOLDER/$WORD", "--file $FOLDER/sealed"},
+	"clock":                              {"", "$WORD"},
 	"exec":                               {"--socket $FOLDER/none -- $WORD", "-- $FOLDER/$WORD"},
 	"env":                                {"", "--format dotenv", "--format compose", "--format json", "--format $WORD", "--user $WORD"},
 	"simulate":                           {"--form $WORD", "--fault $WORD", "--env-file $FOLDER/none/$WORD"},

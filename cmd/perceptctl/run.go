@@ -132,7 +132,7 @@ tokens of this device and hands them to local modules.`,
 	root.AddCommand(a.statusCommand(), a.explainCommand(), a.timelineCommand(), a.policyChangedCommand(),
 		a.policyChangesCommand(), a.tokenCommand(), a.watchCommand(), a.refreshCommand(), a.reloadCommand(),
 		a.versionCommand(), a.simulateCommand())
-	root.AddCommand(a.whoamiCommand(), a.grantsCommand(), a.doctorCommand(), a.cacheKeyCommand(), a.execCommand(), a.envCommand())
+	root.AddCommand(a.whoamiCommand(), a.grantsCommand(), a.doctorCommand(), a.cacheKeyCommand(), a.clockCommand(), a.execCommand(), a.envCommand())
 	return root
 }
 

@@ -174,7 +174,10 @@ func loopbackText(l api.LoopbackStatus) string {
 // clockText says what is known of the device's clock. Some seconds are an answer's own time.
 func clockText(c api.ClockStatus) string {
 	text := "known to be right"
-	if !c.Known {
+	switch {
+	case !c.Known && c.By == "":
+		text = "not known to be right: nobody can be asked whether it is synchronised"
+	case !c.Known:
 		text = "not known to be right: times are by a clock that is not synchronised"
 	}
 	switch {

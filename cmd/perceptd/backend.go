@@ -23,6 +23,7 @@ var identityVariables = [...]string{
 type backend struct {
 	source    *source.ManagedIdentity
 	clock     tokencache.Clock
+	word      func() clock.Word // who vouches for clock
 	simulator *simulator.Server // nil unless simulated
 	kind      string
 }
@@ -30,7 +31,8 @@ type backend struct {
 // newBackend makes the source that the configuration names; a simulated one begins to serve on
 // loopback, and azidentity is pointed at it. Close what it returns.
 func newBackend(c sourceConfig) (*backend, error) {
-	b := &backend{clock: clock.Device(), kind: c.kind}
+	b := &backend{kind: c.kind}
+	b.clock, b.word = clock.Device()
 	if c.kind == simulated {
 		if err := b.simulate(c); err != nil {
 			return nil, err
@@ -60,7 +62,7 @@ func (b *backend) simulate(c sourceConfig) error {
 		form = simulator.FormIMDS
 	}
 	if c.speed != 1 {
-		b.clock = clock.Fast(c.speed)
+		b.clock, b.word = clock.Fast(c.speed), func() clock.Word { return clock.Word{Synchronised: true} }
 	}
 	b.simulator, err = simulator.Start(context.Background(), simulator.ServerOptions{
 		Listen:  "127.0.0.1:0",

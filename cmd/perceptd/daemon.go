@@ -431,6 +431,7 @@ func (d *daemon) describe() api.Status {
 		Simulated: d.backend.simulator != nil,
 		Source:    d.backend.status(),
 		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
+		Clock:     api.ClockStatus{By: d.backend.word().By},
 	}
 	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
 	if d.fault == "" { // else they are of files that are others by now
