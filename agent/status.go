@@ -22,6 +22,11 @@ type Status struct {
 	Clock      tokencache.Knowledge
 }
 
+// Simulated reports whether a token that is held says that a simulated back end made it.
+func (s *Status) Simulated() bool {
+	return slices.ContainsFunc(s.Keys, func(k KeyStatus) bool { return k.Left > 0 && k.Claims.Simulated() })
+}
+
 // IdentityStatus is a configured identity and the number of grants that name it.
 type IdentityStatus struct {
 	Identity

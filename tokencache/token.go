@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -51,6 +52,7 @@ func (Secret) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
 // Claims is what a token says of itself. The device cannot verify the signature and does not need
 // to: the claims are shown to people and compared between tokens, never used to decide access.
 type Claims struct {
+	Issuer    string    // iss
 	Audience  string    // aud
 	ClientID  string    // appid
 	ObjectID  string    // oid
@@ -61,6 +63,13 @@ type Claims struct {
 	Roles     []string  // app roles, stale likewise
 	WIDs      []string  // directory roles, stale likewise
 }
+
+// simulatedIssuer is what the simulated back end says that its tokens are by. No name under .invalid is anybody's.
+const simulatedIssuer = "https://sts.simulated.invalid/"
+
+// Simulated reports whether the token says that a simulated back end made it, so that it opens nothing, whatever the source
+// is called that it came from.
+func (c Claims) Simulated() bool { return strings.HasPrefix(c.Issuer, simulatedIssuer) }
 
 // Token is a bearer access token with its times as the back end told them.
 type Token struct {

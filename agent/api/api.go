@@ -205,6 +205,7 @@ type Advice struct {
 
 // TokenClaims is what a token says of itself that decides permissions.
 type TokenClaims struct {
+	Issuer   string   `json:"issuer,omitempty"`
 	Audience string   `json:"audience,omitempty"`
 	ClientID string   `json:"client_id,omitempty"`
 	ObjectID string   `json:"object_id,omitempty"`
@@ -306,8 +307,8 @@ type Status struct {
 	Now        time.Time        `json:"now"`
 	StartedOn  time.Time        `json:"started_on"`
 	Ready      bool             `json:"ready"`
-	Simulated  bool             `json:"simulated"`
-	Trouble    []string         `json:"trouble"` // what needs a person, in sentences; empty when all is well
+	Simulated  bool             `json:"simulated"` // the source is, or a token held is of a simulated back end
+	Trouble    []string         `json:"trouble"`   // what needs a person, in sentences; empty when all is well
 	Source     SourceStatus     `json:"source"`
 	Config     ConfigStatus     `json:"config"`
 	Identities []IdentityStatus `json:"identities"`

@@ -15,7 +15,7 @@ import (
 )
 
 // memoryVersion is the format of a cache's memory that is written. Those before it are read as well: in version 1 the copy of
-// the record has neither lineage nor generation, and up to version 2 nothing has on-times.
+// the record has neither lineage nor generation, and up to version 2 nothing has on-times and no claims name their issuer.
 const memoryVersion = 3
 
 // Bounds on what a cache's memory may hold: those of what a back end may answer, and of what a cache remembers.
@@ -89,6 +89,7 @@ type token struct {
 }
 
 type claims struct {
+	Issuer    string    `json:"iss,omitempty"` // absent up to version 2
 	Audience  string    `json:"aud,omitempty"`
 	ClientID  string    `json:"appid,omitempty"`
 	ObjectID  string    `json:"oid,omitempty"`
@@ -367,7 +368,7 @@ func (c *claims) check() error {
 	if !known(c.IssuedAt, c.NotBefore) {
 		return errors.New("its claims' times are outside 1970 to 2200")
 	}
-	texts := []string{c.Audience, c.ClientID, c.ObjectID, c.TenantID}
+	texts := []string{c.Issuer, c.Audience, c.ClientID, c.ObjectID, c.TenantID}
 	for _, list := range [][]string{c.Groups, c.Roles, c.WIDs} {
 		if len(list) > maxListed {
 			return fmt.Errorf("a claim of it lists more than %d", maxListed)

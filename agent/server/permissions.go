@@ -69,7 +69,7 @@ func appendPermissions(dst []byte, p api.Permissions) []byte {
 
 func claimsOf(c tokencache.Claims) api.TokenClaims {
 	return api.TokenClaims{
-		Audience: c.Audience, ClientID: c.ClientID, ObjectID: c.ObjectID,
+		Issuer: c.Issuer, Audience: c.Audience, ClientID: c.ClientID, ObjectID: c.ObjectID,
 		Groups: c.Groups, Roles: c.Roles, WIDs: c.WIDs,
 	}
 }

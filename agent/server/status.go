@@ -22,6 +22,7 @@ func (s *Server) status(x *exchange) *fault {
 	answer.Connections = connections
 	answer.Now = s.now()
 	answer.Ready = now.Ready
+	answer.Simulated = answer.Simulated || now.Simulated()
 	answer.Clock.Known = now.Clock.Known
 	if now.Clock.Counted {
 		skew := int64(now.Clock.Skew / time.Second)

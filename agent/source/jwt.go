@@ -23,6 +23,9 @@ type jwt struct {
 	resourceID string    // xms_mirid: the ARM resource ID of the identity
 }
 
+// Claims returns what a token says of itself, unverified; zero for one that is opaque.
+func Claims(token tokencache.Secret) tokencache.Claims { return parseJWT(token.Reveal()).claims }
+
 // parseJWT reads a token's claims. A claim of an unexpected shape counts as absent, and a token that
 // is no JWT as one without claims.
 func parseJWT(token string) jwt {
@@ -48,6 +51,7 @@ func parseJWT(token string) jwt {
 	}
 	return jwt{
 		claims: tokencache.Claims{
+			Issuer:    c.text("iss"),
 			Audience:  audience,
 			ClientID:  client,
 			ObjectID:  c.text("oid"),

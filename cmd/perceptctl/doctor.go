@@ -286,10 +286,13 @@ func (a *app) program(name string) string {
 
 func examineDaemon(status api.Status) (all []finding) {
 	switch {
+	case status.Simulated && status.Source.Kind != "simulated":
+		all = append(all, finding{failed, "source", "SIMULATED: " + simulatedSource(status.Source),
+			"systemctl cat perceptd and systemctl show-environment tell what leads perceptd there; once that is gone: systemctl restart perceptd"})
 	case status.Simulated:
 		all = append(all, finding{noted, "source", "SIMULATED: its tokens open nothing", ""})
 	default:
-		all = append(all, finding{Verdict: fine, What: "source", Is: strings.TrimSpace(status.Source.Kind + " " + status.Source.Endpoint + " " + status.Source.Address)})
+		all = append(all, finding{Verdict: fine, What: "source", Is: sourceText(status.Source)})
 	}
 	if status.Config.Error != "" {
 		all = append(all, finding{failed, "configuration", "the last reload changed nothing: " + status.Config.Error, "correct it, then perceptctl reload"})

@@ -134,7 +134,19 @@ func (s screen) simulated(status api.Status) string {
 	if !status.Simulated {
 		return ""
 	}
+	if status.Source.Kind != "simulated" {
+		return s.paragraph("SIMULATED: ", simulatedSource(status.Source), loud)
+	}
 	return s.paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing; perceptd's user and root can steer it", loud)
+}
+
+// simulatedSource says that a back end which is not called a simulated one is one.
+func simulatedSource(from api.SourceStatus) string {
+	return "a token that is held says that a simulated back end made it, and opens nothing, though the source is " + sourceText(from)
+}
+
+func sourceText(from api.SourceStatus) string {
+	return strings.TrimSpace(from.Kind + " " + from.Endpoint + " " + from.Address)
 }
 
 // tell lays a story out: each part behind what it is about.

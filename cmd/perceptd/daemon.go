@@ -308,7 +308,7 @@ func (d *daemon) statusText() (text string, troubled bool) {
 	_, crowded := d.server.Crowds()
 	trouble := append(d.describe().Trouble, crowded...)
 	s := d.agent.Status()
-	return statusText(s, d.backend.simulator != nil, trouble), len(trouble)+len(s.Trouble) > 0
+	return statusText(s, d.backend.simulator != nil || s.Simulated(), trouble), len(trouble)+len(s.Trouble) > 0
 }
 
 // told notes that systemd could not be told something, which is no reason to stop.

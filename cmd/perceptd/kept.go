@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,6 +15,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/keep"
+	"perceptd/agent/source"
 	"perceptd/systemd"
 	"perceptd/tokencache"
 )
@@ -37,7 +39,8 @@ const (
 type kept struct {
 	notify systemd.Notify
 	log    *zap.Logger
-	source string       // whose tokens they are
+	source string       // whose tokens they are: sourceName
+	former string       // the same, as versions before wrote it: without an address
 	tokens *keep.Tokens // nil: there is no file
 
 	stored []string // what systemd keeps of it, by name
@@ -49,7 +52,7 @@ type kept struct {
 // openTokens has the cache begin with what an earlier one knew, and kept for the next.
 func (d *daemon) openTokens(o *agent.Options, carried map[string]*os.File) {
 	from := d.backend.status()
-	k := &kept{notify: d.notify, log: d.log, source: from.Kind + " " + from.Endpoint}
+	k := &kept{notify: d.notify, log: d.log, source: sourceName(from), former: from.Kind + " " + from.Endpoint}
 	d.kept = k
 	defer func() {
 		for _, file := range carried {
@@ -168,13 +171,28 @@ func (k *kept) load() *tokencache.Memory {
 	return k.ours(memory)
 }
 
-// ours returns m unless it is another source's.
-func (k *kept) ours(m *tokencache.Memory) *tokencache.Memory {
-	if m != nil && m.Source != k.source {
-		k.log.Info("the kept tokens are of another source, and are left", zap.String("theirs", m.Source), zap.String("ours", k.source))
-		return nil
+// sourceName names a source by what makes its tokens another's: the endpoint's form, and its address, since whoever was at
+// another one may have been anybody. The simulated back end in this process has another address at each start.
+func sourceName(from api.SourceStatus) string {
+	if from.Kind == simulated {
+		return from.Kind + " " + from.Endpoint
 	}
-	return m
+	return from.Kind + " " + from.Endpoint + " " + from.Address
+}
+
+// ours returns m unless it is another source's. What was kept by a version that did not tell the address counts as this
+// source's, but for tokens of a simulated back end, which was at another.
+func (k *kept) ours(m *tokencache.Memory) *tokencache.Memory {
+	if m == nil || m.Source == k.source || m.Source == k.former && !anySimulated(m) {
+		return m
+	}
+	k.log.Info("the kept tokens are of another source, and are left", zap.String("theirs", m.Source), zap.String("ours", k.source))
+	return nil
+}
+
+// anySimulated looks into the tokens themselves: the claims that versions before have kept name no issuer.
+func anySimulated(m *tokencache.Memory) bool {
+	return slices.ContainsFunc(m.Keys, func(r tokencache.Remembered) bool { return source.Claims(r.Token.Text).Simulated() })
 }
 
 // carry has systemd keep m in the place of what it keeps.

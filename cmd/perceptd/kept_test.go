@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"errors"
 	"io/fs"
 	"net"
@@ -11,7 +12,10 @@ import (
 	"syscall"
 	"testing"
 
+	"go.uber.org/zap"
+
 	"perceptd/agent/api"
+	"perceptd/tokencache"
 )
 
 // giveKey writes a key that is the same byte over and over.
@@ -168,6 +172,76 @@ func TestTokensOfAnotherSource(t *testing.T) {
 	}
 	if !strings.Contains(d.text(), "the kept tokens are of another source") {
 		t.Error("it is not said")
+	}
+}
+
+// A source is told from another by its address, too: what somebody's simulator gave is not served once it is gone. Nor is it
+// while it is there without a word.
+func TestTokensOfAnotherAddress(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, strings.Replace(simulatedFor(), `"simulated"`, `"managed-identity"`, 1))
+	d.giveKey(t, d.keyFile(), 'k')
+	_, first := startSimulator(t, "app-service")
+	d.again(t, first...)
+	before := d.held(t)
+	if status := d.status(t); !status.Simulated || status.Source.Kind != managedIdentity {
+		t.Errorf("simulated %v, of %+v", status.Simulated, status.Source)
+	}
+	doctor := exec.Command(binary(t, "perceptctl"), "doctor", "--socket", d.token())
+	said, _ := doctor.CombinedOutput() // which tells of a fault
+	if text := strings.Join(strings.Fields(string(said)), " "); !strings.Contains(text, "FAIL source: SIMULATED: a token that is held says") {
+		t.Errorf("doctor: %s", said)
+	}
+	d.stop(t)
+
+	d.again(t, first...)
+	d.mustBeSame(t, "at the same address", before)
+	d.stop(t)
+
+	_, second := startSimulator(t, "app-service")
+	d.again(t, second...)
+	if now := d.held(t); now.Fetches != 1 {
+		t.Errorf("%d fetches at another address", now.Fetches)
+	}
+	if !strings.Contains(d.text(), "the kept tokens are of another source") {
+		t.Error("it is not said")
+	}
+}
+
+// A version before did not tell the address. Its tokens are served on, but those that can be of no use.
+func TestTokensOfNoAddress(t *testing.T) {
+	t.Parallel()
+	of := func(source, issuer string) *tokencache.Memory {
+		payload := base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"` + issuer + `"}`))
+		text := tokencache.NewSecret("eyJ0." + payload + ".c2ln")
+		return &tokencache.Memory{Source: source, Keys: []tokencache.Remembered{{Token: tokencache.Token{Text: text}}}}
+	}
+	const azure, simulator = "https://sts.windows.net/t/", "https://sts.simulated.invalid/t/"
+	from := api.SourceStatus{Kind: managedIdentity, Endpoint: "arc", Address: "127.0.0.1:40342"}
+	k := kept{log: zap.NewNop(), source: sourceName(from), former: "managed-identity arc"}
+	for _, row := range []struct {
+		source, issuer string
+		ours           bool
+	}{
+		{"managed-identity arc 127.0.0.1:40342", azure, true},
+		{"managed-identity arc 127.0.0.1:40342", simulator, true}, // told of as long as it is held
+		{"managed-identity arc 127.0.0.1:40343", azure, false},
+		{"managed-identity arc", azure, true},
+		{"managed-identity arc", simulator, false},
+		{"managed-identity imds", azure, false},
+		{"simulated arc", simulator, false},
+		{"", azure, false},
+	} {
+		if got := k.ours(of(row.source, row.issuer)); (got != nil) != row.ours {
+			t.Errorf("of %q by %s: %v", row.source, row.issuer, got != nil)
+		}
+	}
+	if k.ours(nil) != nil {
+		t.Error("something of nothing")
+	}
+	inside := api.SourceStatus{Kind: simulated, Endpoint: "arc", Address: "127.0.0.1:1"}
+	if name := sourceName(inside); strings.Contains(name, "127.0.0.1") {
+		t.Errorf("%q is another at each start", name)
 	}
 }
 

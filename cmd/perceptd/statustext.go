@@ -57,9 +57,9 @@ func (s *statusTeller) stop() {
 }
 
 // statusText is what systemctl status shows of the daemon: trouble first, then what it holds.
-func statusText(s agent.Status, simulatedBackEnd bool, trouble []string) string {
+func statusText(s agent.Status, opensNothing bool, trouble []string) string {
 	var parts []string
-	if simulatedBackEnd {
+	if opensNothing {
 		parts = append(parts, "SIMULATED")
 	}
 	trouble = append(trouble, s.Trouble...)
