@@ -19,8 +19,8 @@ const (
 	NotGranted                           // no grant allows it
 	ShortLife                            // the newest token has less life than was firmly asked for
 	Throttled                            // the back end asks for fewer calls
-	Unreachable                          // no token cached, no answer from the back end
-	MalformedAnswer                      // what answered is not a token endpoint
+	Unreachable                          // no token cached, no answer from the back end, or one of something on the way
+	MalformedAnswer                      // the back end's answer holds no token that can be used
 	IdentityNotFound                     // the back end does not know the identity
 	Refused                              // the back end refuses this token
 	Stopping                             // the daemon is going down or the identity was just removed

@@ -10,7 +10,8 @@ import (
 type Kind uint8
 
 const (
-	// Unreachable: no answer, or one that says to come back later. Time heals it.
+	// Unreachable: no answer, one that says to come back later, or one of something on the way, such as a proxy's page. Time
+	// heals it as far as callers are concerned.
 	Unreachable Kind = iota + 1
 	// Throttled: the back end got too many calls. Time heals it, fewer calls heal it sooner.
 	Throttled

@@ -66,8 +66,8 @@ const (
 	CodeNotYet           Code = "not_yet"             // 503: the back end has no token issued after issued_after yet
 	CodeRevoked          Code = "permissions_revoked" // 403: a revocation withholds the token until a current one arrives
 	CodeThrottled        Code = "throttled"           // 503: the back end throttles this device
-	CodeUnreachable      Code = "unreachable"         // 503: no token cached and no answer from the back end
-	CodeMalformedAnswer  Code = "malformed_answer"    // 503: what answered is not a token endpoint
+	CodeUnreachable      Code = "unreachable"         // 503: no token cached and no answer from the back end, or something on the way answers in its place
+	CodeMalformedAnswer  Code = "malformed_answer"    // 503: the back end's answer holds no token that can be used
 	CodeIdentityNotFound Code = "identity_not_found"  // 400: the back end does not know the identity
 	CodeRefused          Code = "refused"             // 403: the back end refuses this token
 	CodeBusy             Code = "too_many_requests"   // 429: this caller asks too much at once

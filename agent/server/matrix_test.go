@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -29,10 +30,11 @@ import (
 
 // ailment is something that goes wrong at the back end.
 type ailment struct {
-	name string
-	talk func(w io.Writer, good string)
-	kind tokencache.Kind // by which the source knows it
-	hang bool            // the source has to lose patience
+	name  string
+	talk  func(w io.Writer, good string)
+	kind  tokencache.Kind    // by which the source knows it
+	hang  bool               // the source has to lose patience
+	gives tokencache.Outcome // what the source gives after all; zero for nothing
 
 	challenge string // of Azure Arc's agent, instead of one that names the key's file
 }
@@ -67,6 +69,14 @@ func changed(members map[string]any) func(io.Writer, string) {
 		text, _ := json.Marshal(body)
 		says(200, string(text))(w, good)
 	}
+}
+
+// ownExpiry is a token whose own exp is that far from now.
+func ownExpiry(in time.Duration) string {
+	exp := time.Now().Add(in).Unix()
+	claims := fmt.Sprintf(`{"exp":%d,"iat":%d,"nbf":%d}`, exp, exp-86700, exp-86700)
+	encode := base64.RawURLEncoding.EncodeToString
+	return "e30." + encode([]byte(claims)) + "." + encode([]byte(canary))
 }
 
 // endless repeats text until nobody reads it any more.
@@ -110,24 +120,37 @@ func ailments() []ailment {
 		{name: "hangs in the body", talk: raw(ok + "Content-Length: 500\r\n\r\n{"), kind: tokencache.Unreachable, hang: true},
 		{name: "sends byte by byte", talk: slow, kind: tokencache.Unreachable, hang: true},
 		{name: "is no HTTP", talk: raw("SSH-2.0-OpenSSH_9.2\r\n"), kind: tokencache.Malformed},
-		{name: "200 with a page", talk: says(200, "<html>sign in</html>", "Content-Type: text/html"), kind: tokencache.Malformed},
-		{name: "200 with nothing", talk: says(200, ""), kind: tokencache.Malformed},
+		{name: "200 with a page, of a captive portal", talk: says(200, "<html>sign in</html>", "Content-Type: text/html"), kind: tokencache.Unreachable},
+		{name: "200 with nothing", talk: says(200, ""), kind: tokencache.Unreachable},
 		{name: "200 with half a body", talk: raw(ok + "Content-Length: 500\r\n\r\n{"), kind: tokencache.Unreachable},
-		{name: "200 with a body without end", talk: endless(ok+"\r\n{", strings.Repeat(" ", 4096)), kind: tokencache.Malformed},
+		{name: "200 with a body without end", talk: endless(ok+"\r\n{", strings.Repeat(" ", 4096)), kind: tokencache.Unreachable},
 		{name: "a header without end", talk: endless(ok, "X-Pad: "+strings.Repeat("x", 4096)+"\r\n"), kind: tokencache.Malformed},
-		{name: "a gzip bomb", talk: says(200, gzipped(""), "Content-Encoding: gzip"), kind: tokencache.Malformed},
-		{name: "a redirect to elsewhere", talk: says(307, "", "Location: http://127.0.0.1:9/"), kind: tokencache.Malformed},
+		{name: "a gzip bomb", talk: says(200, gzipped(""), "Content-Encoding: gzip"), kind: tokencache.Unreachable},
+		{name: "a redirect to elsewhere", talk: says(307, "", "Location: http://127.0.0.1:9/"), kind: tokencache.Unreachable},
 		{name: "no token in it", talk: changed(map[string]any{"access_token": nil}), kind: tokencache.Malformed},
 		{name: "a token that has expired", talk: changed(map[string]any{"expires_on": "1600000000", "expires_in": "0"}), kind: tokencache.Malformed},
+		{name: "a token that has expired by its own exp", talk: changed(map[string]any{"access_token": ownExpiry(-time.Hour)}), kind: tokencache.Malformed},
+		{name: "expires_in alone, of a token that has expired by its own exp", talk: changed(map[string]any{"access_token": ownExpiry(-time.Hour), "expires_on": nil}), gives: tokencache.Older},
+		{name: "an expires_in that stands still", talk: changed(map[string]any{"expires_in": "86400", "expires_on": nil}), gives: tokencache.Newer},
+		{name: "expires_in 0 beside a good expires_on", talk: changed(map[string]any{"expires_in": "0"}), gives: tokencache.Newer},
+		{name: "senseless advice", talk: changed(map[string]any{"refresh_in": -1.5, "not_before": "never", "ext_expires_in": "later"}), gives: tokencache.Newer},
 		{name: "negative times", talk: changed(map[string]any{"expires_on": "-1", "expires_in": "-86400"}), kind: tokencache.Malformed},
 		{name: "the year 9999", talk: changed(map[string]any{"expires_on": "253402300799", "expires_in": "251637407999"}), kind: tokencache.Malformed},
 		{name: "times in words", talk: changed(map[string]any{"expires_on": "tomorrow", "expires_in": "a day"}), kind: tokencache.Malformed},
 		{name: "another resource's token", talk: changed(map[string]any{"resource": "https://elsewhere.example.net"}), kind: tokencache.Malformed},
 		{name: "400, no such identity", talk: says(400, `{"statusCode":400,"message":"No User Assigned or Delegated Managed Identity found for specified ClientId/ResourceId/PrincipalId."}`), kind: tokencache.IdentityNotFound},
 		{name: "401", talk: says(401, ""), kind: tokencache.Refused},
-		{name: "403", talk: says(403, ""), kind: tokencache.Refused},
+		{name: "403", talk: says(403, `{"statusCode":403,"message":"Forbidden"}`), kind: tokencache.Refused},
+		{name: "403 with nothing", talk: says(403, ""), kind: tokencache.Unreachable},
+		{name: "403 with a page, of a filter", talk: says(403, "<!DOCTYPE html><p>Identity not found", "Content-Type: text/html"), kind: tokencache.Unreachable},
+		{name: "400 with XML, of a proxy", talk: says(400, "<?xml version='1.0'?><Error/>", "Content-Type: text/xml"), kind: tokencache.Unreachable},
+		{name: "400 with JSON of another shape", talk: says(400, `{"error":{"code":"BadRequest"}}`), kind: tokencache.Unreachable},
+		{name: "407", talk: says(407, ""), kind: tokencache.Unreachable},
+		{name: "400, temporarily_unavailable", talk: says(400, `{"error":"temporarily_unavailable","error_description":"AADSTS90033: A transient error has occurred."}`), kind: tokencache.Unreachable},
+		{name: "403, server_error", talk: says(403, `{"error":"server_error"}`), kind: tokencache.Unreachable},
 		{name: "404", talk: says(404, ""), kind: tokencache.Unreachable},
 		{name: "429", talk: says(429, ""), kind: tokencache.Throttled},
+		{name: "429, come back in 30,000 ms", talk: says(429, "", "x-ms-retry-after-ms: 30000"), kind: tokencache.Throttled},
 		{name: "429, come back in years", talk: says(429, "", "Retry-After: "+strconv.Itoa(30*year)), kind: tokencache.Throttled},
 		{name: "429, come back yesterday", talk: says(429, "", "Retry-After: Sun, 06 Nov 1994 08:49:37 GMT"), kind: tokencache.Throttled},
 		{name: "500", talk: says(500, ""), kind: tokencache.Unreachable},
@@ -318,8 +341,12 @@ func observe(t *testing.T, from *source.ManagedIdentity, backEnd *sickBackEnd, n
 	fresh.patient.set(&ill, 86400)
 	fresh.pass(13 * time.Hour)
 	r.fresh = fresh.ask()
-	if r.known = fresh.refresh(); r.known != ill.kind.String() {
-		t.Errorf("%s: known as %s, want %v", ill.name, r.known, ill.kind)
+	want := ill.kind.String()
+	if ill.gives != 0 {
+		want = ill.gives.String()
+	}
+	if r.known = fresh.refresh(); r.known != want {
+		t.Errorf("%s: known as %s, want %v", ill.name, r.known, want)
 	}
 	if after := fresh.ask(); after != r.fresh {
 		t.Errorf("%s: %s with a fresh token, and %s after a failed refresh", ill.name, r.fresh, after)

@@ -18,7 +18,7 @@ const (
 	FaultSlowBody                           // sends the answer's body a byte at a time
 	FaultReset                              // resets the connection
 	FaultTruncated                          // ends the connection in the middle of the body
-	FaultHTML                               // answers 200 with a page, as a captive portal does
+	FaultHTML                               // answers Fault.Status, or 200, with a page, as proxies, filters and captive portals do
 	FaultNotJSON                            // answers 200 with text that is not JSON
 	FaultHugeBody                           // answers 200 with JSON of Fault.Size bytes
 	FaultGzipBomb                           // answers 200 with few bytes that unpack to Fault.Size
@@ -26,6 +26,8 @@ const (
 	FaultTimes                              // lies in expires_in and expires_on
 	FaultWrongIdentity                      // gives the token of an identity the device does not have
 	FaultEmptyToken                         // gives a token without text
+	FaultUnavailable                        // answers 400 and says that Entra ID is temporarily unavailable
+	FaultPastExp                            // gives a token that expired an hour ago by its own exp, with good times beside it
 	FaultKeyOutside                         // Arc's key file is in another directory
 	FaultKeySymlink                         // Arc's key file is a symbolic link
 	FaultKeyDirectory                       // Arc's key file is a directory
@@ -39,6 +41,7 @@ var faultNames = [...]string{
 	FaultReset: "reset", FaultTruncated: "truncated", FaultHTML: "html", FaultNotJSON: "not-json",
 	FaultHugeBody: "huge-body", FaultGzipBomb: "gzip-bomb", FaultRedirect: "redirect", FaultTimes: "times",
 	FaultWrongIdentity: "wrong-identity", FaultEmptyToken: "empty-token",
+	FaultUnavailable: "unavailable", FaultPastExp: "past-exp",
 	FaultKeyOutside: "key-outside", FaultKeySymlink: "key-symlink", FaultKeyDirectory: "key-directory",
 	FaultKeyFIFO: "key-fifo", FaultKeyTooBig: "key-too-big", FaultKeyNoHeader: "key-no-header",
 }
@@ -85,7 +88,7 @@ func (k FaultKind) onChallenge() bool { return k >= FaultKeyOutside }
 
 // bends reports whether the kind changes the token that is answered with.
 func (k FaultKind) bends() bool {
-	return k == FaultTimes || k == FaultWrongIdentity || k == FaultEmptyToken
+	return k == FaultTimes || k == FaultWrongIdentity || k == FaultEmptyToken || k == FaultPastExp
 }
 
 // Fault is something that goes wrong with well-formed token requests. Where several match a request,
@@ -99,12 +102,14 @@ type Fault struct {
 	Resource    string        `json:"resource,omitempty"`    // only requests for it; empty: all
 	Challenge   bool          `json:"challenge,omitempty"`   // on Arc, the first leg instead of the second
 
-	Status     int           `json:"status,omitempty"`      // of FaultStatus: 200 to 599
-	RetryAfter string        `json:"retry_after,omitempty"` // of FaultStatus and FaultThrottle, as is; empty: no header
-	Body       string        `json:"body,omitempty"`        // instead of the usual body, where the kind has one
-	Size       int64         `json:"size,omitempty"`        // of FaultHugeBody and FaultGzipBomb, in bytes; 0: 64 MiB
-	Location   string        `json:"location,omitempty"`    // of FaultRedirect; empty: a loopback port where nobody listens
-	Every      time.Duration `json:"-"`                     // of FaultSlowBody, between bytes in real time; 0: 50 ms
+	Status       int    `json:"status,omitempty"`         // of FaultStatus, and FaultHTML where 0 is 200: 200 to 599
+	RetryAfter   string `json:"retry_after,omitempty"`    // of FaultStatus, FaultThrottle and FaultUnavailable, as is; empty: no header
+	RetryAfterMS string `json:"retry_after_ms,omitempty"` // likewise, in the header x-ms-retry-after-ms
+
+	Body     string        `json:"body,omitempty"`     // instead of the usual body, where the kind has one
+	Size     int64         `json:"size,omitempty"`     // of FaultHugeBody and FaultGzipBomb, in bytes; 0: 64 MiB
+	Location string        `json:"location,omitempty"` // of FaultRedirect; empty: a loopback port where nobody listens
+	Every    time.Duration `json:"-"`                  // of FaultSlowBody, between bytes in real time; 0: 50 ms
 
 	// Of FaultTimes: empty leaves the field true, "missing" leaves it out, a signed duration such as
 	// "-25h" or "+90s" is added to the truth, anything else is written as is ("never", "0").
@@ -138,11 +143,13 @@ func (f Fault) check() (Fault, error) {
 		return f, errors.New("a fault's probability is above 0 and at most 1")
 	case f.Kind == FaultStatus && (f.Status < http.StatusOK || f.Status > 599):
 		return f, errors.New("a status fault needs a status from 200 to 599")
+	case f.Kind == FaultHTML && f.Status != 0 && (f.Status < http.StatusOK || f.Status > 599):
+		return f, errors.New("a page comes with a status from 200 to 599")
 	case f.Kind == FaultTimes && f.ExpiresIn == "" && f.ExpiresOn == "":
 		return f, errors.New("a times fault needs expires_in or expires_on")
 	case f.Challenge && f.Kind.bends():
 		return f, fmt.Errorf("a %s fault cannot strike the challenge, which carries no token", f.Kind)
-	case strings.ContainsAny(f.RetryAfter+f.Location, "\r\n"):
+	case strings.ContainsAny(f.RetryAfter+f.RetryAfterMS+f.Location, "\r\n"):
 		return f, errors.New("a header value is one line")
 	}
 	return f, nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,6 +47,10 @@ func TestFaultsThatAnswerOtherwise(t *testing.T) {
 		{Fault{Kind: FaultThrottle, RetryAfter: "2"}, 429, "Retry-After", "2", "throttled", false},
 		{Fault{Kind: FaultHTML}, 200, "Content-Type", "text/html; charset=utf-8", "<!DOCTYPE html>", true},
 		{Fault{Kind: FaultHTML, Body: "<p>"}, 200, "Content-Type", "text/html; charset=utf-8", "<p>", true},
+		{Fault{Kind: FaultHTML, Status: 403}, 403, "Content-Type", "text/html; charset=utf-8", "<!DOCTYPE html>", true},
+		{Fault{Kind: FaultHTML, Status: 400, Body: "<?xml version='1.0'?><Error/>"}, 400, "Content-Type", "text/html; charset=utf-8", "<Error/>", true},
+		{Fault{Kind: FaultUnavailable}, 400, "Retry-After", "", `{"error":"temporarily_unavailable","error_description":"AADSTS90033: `, false},
+		{Fault{Kind: FaultUnavailable, RetryAfterMS: "1500"}, 400, "X-Ms-Retry-After-Ms", "1500", "temporarily_unavailable", false},
 		{Fault{Kind: FaultNotJSON}, 200, "Content-Type", "application/json; charset=utf-8", "not JSON", true},
 		{Fault{Kind: FaultRedirect}, 302, "Location", "http://127.0.0.1:9/elsewhere", "", true},
 		{Fault{Kind: FaultRedirect, Location: "/there"}, 302, "Location", "/there", "", true},
@@ -67,6 +72,27 @@ func TestFaultsThatAnswerOtherwise(t *testing.T) {
 		if calls := s.Backend().Calls().Total; calls != 2 {
 			t.Errorf("%s: %d calls, want 2 with the struck one", c.fault.Kind, calls)
 		}
+	}
+}
+
+func TestFaultPastExp(t *testing.T) {
+	t.Parallel()
+	s := faulty(t, ServerOptions{}, Fault{Kind: FaultPastExp})
+	var answer struct {
+		AccessToken string `json:"access_token"`
+		ExpiresIn   string `json:"expires_in"`
+	}
+	got := get(t, s.URL()+imdsQuery, "Metadata", "true")
+	if err := json.Unmarshal([]byte(got.body), &answer); err != nil || len(answer.ExpiresIn) != len("86400") {
+		t.Fatalf("%v in %s", err, got.body)
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(answer.AccessToken, ".")[1])
+	var c claims
+	if err != nil || json.Unmarshal(payload, &c) != nil {
+		t.Fatalf("%v in %s", err, got.body)
+	}
+	if now := s.Backend().now().Unix(); c.Exp > now-3600+5 || c.Exp < now-3600-60 || c.Exp-c.Iat < 86400 {
+		t.Errorf("exp is %d s from now, iat %d s before it", c.Exp-now, c.Exp-c.Iat)
 	}
 }
 
@@ -443,5 +469,5 @@ func TestFaultsThatMakeNoSense(t *testing.T) {
 
 func ExampleFaultKinds() {
 	fmt.Println(FaultKinds())
-	// Output: [status throttle hang slow-body reset truncated html not-json huge-body gzip-bomb redirect times wrong-identity empty-token key-outside key-symlink key-directory key-fifo key-too-big key-no-header]
+	// Output: [status throttle hang slow-body reset truncated html not-json huge-body gzip-bomb redirect times wrong-identity empty-token unavailable past-exp key-outside key-symlink key-directory key-fifo key-too-big key-no-header]
 }

@@ -147,6 +147,9 @@ func (h *handler) answer(w http.ResponseWriter, r *http.Request, p protocol, q t
 		h.refuse(w, p, *refuse(err))
 		return
 	}
+	if f.Kind == FaultPastExp {
+		m.Text = h.backend.expired(m)
+	}
 	fields := f.bend(p.fields(q, m, h.backend.now()))
 	h.send(w, r, f, http.StatusOK, encodeFields(fields))
 }

@@ -25,6 +25,8 @@ func (h *handler) instead(w http.ResponseWriter, r *http.Request, p protocol, f 
 		h.fail(w, p, f, refusal{f.Status, "simulated_fault", "Simulated fault: status " + strconv.Itoa(f.Status)})
 	case FaultThrottle:
 		h.fail(w, p, f, refusal{http.StatusTooManyRequests, "invalid_request", "Temporarily throttled, too many requests"})
+	case FaultUnavailable:
+		h.fail(w, p, f, refusal{http.StatusBadRequest, "temporarily_unavailable", "AADSTS90033: A transient error has occurred. Please try again."})
 	case FaultHang:
 		select {
 		case <-f.released:
@@ -36,6 +38,7 @@ func (h *handler) instead(w http.ResponseWriter, r *http.Request, p protocol, f 
 		reset(w)
 	case FaultHTML:
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		w.WriteHeader(max(f.Status, http.StatusOK))
 		_, _ = io.WriteString(w, orElse(f.Body, portalPage))
 	case FaultNotJSON:
 		writeJSON(w, http.StatusOK, []byte(orElse(f.Body, notJSON)))
@@ -61,6 +64,9 @@ func (h *handler) instead(w http.ResponseWriter, r *http.Request, p protocol, f 
 func (h *handler) fail(w http.ResponseWriter, p protocol, f struck, as refusal) {
 	if f.RetryAfter != "" {
 		w.Header().Set("Retry-After", f.RetryAfter)
+	}
+	if f.RetryAfterMS != "" {
+		w.Header().Set("x-ms-retry-after-ms", f.RetryAfterMS)
 	}
 	body := p.failure(as)
 	if f.Body != "" {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -24,12 +25,13 @@ const (
 type answer struct {
 	text      tokencache.Secret
 	token     jwt               // what the token says of itself; zero for an opaque one
-	expiresIn time.Duration     // 0 when absent
-	expiresOn time.Time         // zero when absent
-	notBefore time.Time         // zero when absent
-	refreshIn time.Duration     // 0 when absent
+	expiresIn time.Duration     // 0 when absent or ignored
+	expiresOn time.Time         // zero when absent or ignored
+	notBefore time.Time         // zero when absent or ignored
+	refreshIn time.Duration     // 0 when absent or ignored
 	resource  string            // empty when absent
 	echo      map[string]string // by the names that echoes gives; empty when absent
+	ignored   []string          // names of the fields that made no sense, and that the token can do without
 }
 
 // echoes are the fields in which an endpoint says which identity it answered for, when it was asked
@@ -46,15 +48,8 @@ func echoes(kind tokencache.SelectorKind) []string {
 	return nil
 }
 
-// parseAnswer reads the body of an answer. Its errors are in our words: none quotes the body.
-func parseAnswer(body []byte) (answer, error) {
-	var f fields
-	if err := json.Unmarshal(body, &f); err != nil || f == nil {
-		if strings.HasPrefix(strings.TrimSpace(string(body[:min(len(body), 512)])), "<") {
-			return answer{}, errors.New("it is a web page: what answers is no token endpoint")
-		}
-		return answer{}, errors.New("it is not a JSON object")
-	}
+// parseAnswer reads the JSON object in an answer. Its errors are in our words: none quotes the body.
+func parseAnswer(f fields) (answer, error) {
 	var a answer
 	text, err := f.text("access_token")
 	switch {
@@ -84,76 +79,107 @@ func parseAnswer(body []byte) (answer, error) {
 			}
 		}
 	}
-	return a, a.parseTimes(f)
+	if err := a.parseTimes(f); err != nil {
+		return answer{}, err
+	}
+	return a, nil
 }
 
+// parseTimes reads the four times. A token is refused only for want of an expiry: each of expires_in and expires_on may be
+// senseless beside a good one of the other, and refresh_in and not_before are advice.
 func (a *answer) parseTimes(f fields) error {
-	var err error
-	var given bool
-	if a.expiresIn, given, err = f.seconds("expires_in"); err != nil {
+	noLife := a.parseExpiresIn(f)
+	noExpiry := a.parseExpiresOn(f)
+	switch neither := a.expiresIn == 0 && a.expiresOn.IsZero(); {
+	case neither && noLife != nil:
+		return noLife
+	case neither && noExpiry != nil:
+		return noExpiry
+	case neither:
+		return errors.New("it has neither expires_in nor expires_on")
+	case noLife != nil:
+		a.ignored = append(a.ignored, "expires_in")
+	case noExpiry != nil:
+		a.ignored = append(a.ignored, "expires_on")
+	}
+	a.parseRefreshIn(f)
+	a.parseNotBefore(f)
+	return nil
+}
+
+func (a *answer) parseExpiresIn(f fields) error {
+	in, given, err := f.seconds("expires_in")
+	switch {
+	case err != nil:
 		return err
-	}
-	if given && a.expiresIn <= 0 {
+	case given && in <= 0:
 		return errors.New("the token is already expired by its expires_in")
-	}
-	if a.expiresIn > longestLife {
+	case in > longestLife:
 		return errors.New("expires_in is more than seven days")
 	}
-	if a.refreshIn, _, err = f.seconds("refresh_in"); err != nil {
-		return err
-	}
-	if a.refreshIn < 0 || a.refreshIn > longestLife {
-		return errors.New("refresh_in is negative or more than seven days")
-	}
-	if a.expiresOn, err = f.time("expires_on"); err != nil {
-		return err
-	}
-	if a.notBefore, err = f.time("not_before"); err != nil {
-		return err
-	}
-	switch {
-	case a.expiresIn == 0 && a.expiresOn.IsZero():
-		return errors.New("it has neither expires_in nor expires_on")
-	case !a.expiresOn.IsZero() && !a.notBefore.IsZero() && !a.notBefore.Before(a.expiresOn):
-		return errors.New("not_before is not before expires_on")
-	}
+	a.expiresIn = in
 	return nil
+}
+
+func (a *answer) parseExpiresOn(f fields) error {
+	on, err := f.time("expires_on")
+	a.expiresOn = on
+	return err
+}
+
+func (a *answer) parseRefreshIn(f fields) {
+	in, _, err := f.seconds("refresh_in")
+	if err != nil || in < 0 || in > longestLife {
+		a.ignored = append(a.ignored, "refresh_in")
+		return
+	}
+	a.refreshIn = in
+}
+
+// parseNotBefore leaves not_before out where it is none: not before the expiry, or so late that the back end counts more
+// life left than the token would have been given.
+func (a *answer) parseNotBefore(f fields) {
+	from, err := f.time("not_before")
+	senseless := err != nil
+	if !from.IsZero() && !a.expiresOn.IsZero() {
+		given := a.expiresOn.Sub(from)
+		senseless = given <= 0 || given < a.expiresIn
+	}
+	if senseless {
+		a.ignored = append(a.ignored, "not_before")
+		return
+	}
+	a.notBefore = from
 }
 
 // fetched is the token with its times, as received at the wall time now.
 func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
+	on, left, err := a.expiry(now)
+	if err != nil {
+		return tokencache.Fetched{}, err
+	}
 	f := tokencache.Fetched{
 		Token: tokencache.Token{
 			Text:      a.text,
-			ExpiresOn: a.expiresOn,
+			ExpiresOn: on,
 			NotBefore: a.notBefore,
 			Claims:    a.token.claims,
 		},
-		Left:      a.expiresIn,
+		Left:      left,
 		Counted:   a.expiresIn > 0 && !a.expiresOn.IsZero(),
 		RefreshIn: a.refreshIn,
-	}
-	if f.Token.ExpiresOn.IsZero() {
-		f.Token.ExpiresOn = now.Add(a.expiresIn)
 	}
 	if f.Token.NotBefore.IsZero() {
 		f.Token.NotBefore = a.token.claims.NotBefore
 	}
 	whole := a.whole()
-	if f.Left == 0 {
-		f.Left = a.expiresOn.Sub(now)
-	}
 	if whole > 0 {
 		// A token cannot have more life left than it was given: the clock that says so is behind.
 		f.Left = min(f.Left, whole)
 	}
-	switch {
-	case f.Left <= 0:
-		return tokencache.Fetched{}, fmt.Errorf("the token expired on %s and it is %s: is the clock right?",
-			stamp(a.expiresOn), stamp(now))
-	case f.Left > longestLife:
+	if f.Left > longestLife {
 		return tokencache.Fetched{}, fmt.Errorf("the token expires on %s, more than seven days after %s: is the clock right?",
-			stamp(a.expiresOn), stamp(now))
+			stamp(on), stamp(now))
 	}
 	if whole >= shortestNominal && whole <= longestNominal {
 		f.Nominal = whole
@@ -164,22 +190,92 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 	return f, nil
 }
 
+// expiry returns when the token expires by the issuer's clock, and the life that it has left: as the answer says or as the
+// token says of itself, whichever is earlier.
+//
+// exp is by the issuer's clock, and so is expires_on, so that their difference needs no clock: what expires_in counts is
+// shorter by it. expires_on alone has no other judge than the wall clock, and then exp has none either. Beside expires_in
+// alone, exp is no evidence of the life left, since the wall clock may be wrong: it is passed on as the expiry, by which
+// the cache judges while it knows the wall clock to be right.
+func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, err error) {
+	exp := a.token.expiry()
+	switch {
+	case a.expiresOn.IsZero():
+		on, left = now.Truncate(time.Second).Add(a.expiresIn), a.expiresIn // of whole seconds, as every other expiry
+		behind := now.Before(a.token.claims.IssuedAt) // then on is too early
+		if !exp.IsZero() && (behind || exp.Before(on)) {
+			on = exp
+		}
+		return on, left, nil
+	case a.expiresIn == 0:
+		on = earlier(a.expiresOn, exp)
+		left = on.Sub(now)
+		if left <= 0 {
+			return on, 0, fmt.Errorf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))
+		}
+		return on, left, nil
+	}
+	on = earlier(a.expiresOn, exp)
+	left = a.expiresIn - a.expiresOn.Sub(on)
+	if left <= 0 {
+		return on, 0, fmt.Errorf("the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
+			stamp(on), stamp(a.expiresOn))
+	}
+	return on, left, nil
+}
+
+// earlier returns the earlier of an expiry and another one, which may be zero for none.
+func earlier(on, other time.Time) time.Time {
+	if !other.IsZero() && other.Before(on) {
+		return other
+	}
+	return on
+}
+
 // whole is the life that the token was given, back-dating included, by the answer or else by the
 // token itself; zero when neither tells.
 func (a answer) whole() time.Duration {
 	if !a.expiresOn.IsZero() && !a.notBefore.IsZero() {
 		return a.expiresOn.Sub(a.notBefore)
 	}
-	if !a.token.expiresOn.IsZero() && !a.token.claims.NotBefore.IsZero() {
-		return max(0, a.token.expiresOn.Sub(a.token.claims.NotBefore))
+	if exp, from := a.token.expiry(), a.token.claims.NotBefore; !exp.IsZero() && !from.IsZero() {
+		return max(0, exp.Sub(from))
 	}
 	return 0
+}
+
+// forAzidentity is the answer as azidentity reads it without fail: with what was judged here, and nothing else. It
+// knows times that it takes and others over which it refuses the token, and takes a member of another case for its own.
+func (a answer) forAzidentity(key tokencache.Key, left time.Duration) []byte {
+	members := map[string]string{
+		"access_token": a.text.Reveal(),
+		"token_type":   "Bearer",
+		"resource":     key.Resource,
+		"expires_in":   strconv.FormatInt(int64(left/time.Second), 10),
+	}
+	for _, name := range echoes(key.Selector.Kind) {
+		members[name] = key.Selector.ID // as checkIdentity has found; on Arc azidentity looks
+	}
+	body, err := json.Marshal(members)
+	if err != nil {
+		panic("source: strings did not marshal: " + err.Error())
+	}
+	return body
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // fields is a JSON object whose members' names are compared exactly. null counts as absent.
 type fields map[string]json.RawMessage
+
+// parseFields returns nil for what is no JSON object.
+func parseFields(body []byte) fields {
+	var f fields
+	if json.Unmarshal(body, &f) != nil {
+		return nil
+	}
+	return f
+}
 
 func (f fields) text(name string) (string, error) {
 	raw, ok := f[name]
@@ -205,26 +301,28 @@ func (f fields) digits(name string) (string, error) {
 	return raw, nil
 }
 
+// seconds reads a duration; a fraction of a second is cut off.
 func (f fields) seconds(name string) (_ time.Duration, given bool, _ error) {
 	s, err := f.digits(name)
 	if err != nil || s == "" {
 		return 0, false, err
 	}
-	n, err := strconv.ParseInt(s, 10, 32)
-	if err != nil {
-		return 0, true, fmt.Errorf("%s is not a sane whole number of seconds", name)
+	n, ok := wholeNumber(s)
+	if !ok || n < math.MinInt32 || n > math.MaxInt32 {
+		return 0, true, fmt.Errorf("%s is no sane number of seconds", name)
 	}
 	return time.Duration(n) * time.Second, true, nil
 }
 
-// time reads a time in one of the spellings that azidentity accepts. Zero counts as absent.
+// time reads a time in one of the spellings that azidentity accepts, with fractions of a second, which are cut off, and
+// with the twelve hours of App Service's first version besides. Zero counts as absent.
 func (f fields) time(name string) (time.Time, error) {
 	s, err := f.digits(name)
 	if err != nil || s == "" || s == "0" {
 		return time.Time{}, err
 	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
+	n, ok := wholeNumber(s)
+	if !ok {
 		at, ok := parseDate(s)
 		if !ok {
 			return time.Time{}, fmt.Errorf("%s is no time", name)
@@ -237,8 +335,23 @@ func (f fields) time(name string) (time.Time, error) {
 	return time.Unix(n, 0).UTC(), nil
 }
 
+// wholeNumber reads a number in decimal digits and cuts its fraction off.
+func wholeNumber(s string) (int64, bool) {
+	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
+		return n, true
+	}
+	if strings.Trim(s, "+-.0123456789eE") != "" {
+		return 0, false // what ParseFloat reads besides: NaN, hexadecimal digits
+	}
+	n, err := strconv.ParseFloat(s, 64)
+	if err != nil || math.Abs(n) > latestTime {
+		return 0, false
+	}
+	return int64(math.Floor(n)), true
+}
+
 func parseDate(s string) (time.Time, bool) {
-	for _, layout := range []string{"01/02/2006 15:04:05", "2006-01-02 15:04:05", time.RFC3339Nano} {
+	for _, layout := range []string{"01/02/2006 15:04:05", "2006-01-02 15:04:05", time.RFC3339Nano, "1/2/2006 3:04:05 PM -07:00"} {
 		if t, err := time.Parse(layout, s); err == nil {
 			return t, true
 		}

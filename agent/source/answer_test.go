@@ -20,6 +20,7 @@ func TestTimes(t *testing.T) {
 		left    time.Duration
 		nominal time.Duration
 		on      time.Time // zero: as above
+		ignored string    // fields
 	}{
 		{name: "as IMDS", left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
 		{name: "as App Service", changes: object{"expires_in": nil}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
@@ -36,6 +37,27 @@ func TestTimes(t *testing.T) {
 		{name: "28 hours", changes: object{"expires_in": "100800", "expires_on": now.Unix() + 100800}, left: 28 * time.Hour, nominal: 28*time.Hour + 5*time.Minute},
 		{name: "an unlikely nominal life is not believed", changes: object{"expires_in": "100801", "expires_on": now.Unix() + 100801}, left: 100801 * time.Second},
 		{name: "a very short one neither", changes: object{"expires_in": "10", "expires_on": now.Unix() + 10}, left: 10 * time.Second},
+		{name: "half a second", changes: object{"expires_in": 3600.5}, left: time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "half a second in words", changes: object{"expires_in": "3600.0"}, left: time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "expires_on with a fraction", changes: object{"expires_in": nil, "expires_on": float64(on.Unix()) + 0.5}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "twelve hours", changes: object{"expires_in": nil, "expires_on": "11/24/2026 12:00:00 PM +00:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "twelve hours, of App Service's first version", changes: object{"expires_in": nil, "expires_on": "11/24/2026 2:00:00 PM +02:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "expires_in 0", changes: object{"expires_in": "0"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
+		{name: "expires_in negative", changes: object{"expires_in": -1}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
+		{name: "expires_in in milliseconds", changes: object{"expires_in": 86400000}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
+		{name: "expires_on in milliseconds", changes: object{"expires_on": on.UnixMilli()}, left: 24 * time.Hour, ignored: "expires_on"},
+		{name: "expires_on a duration", changes: object{"expires_on": "86400"}, left: 24 * time.Hour, ignored: "expires_on"},
+		{name: "expires_on words", changes: object{"expires_on": canary}, left: 24 * time.Hour, ignored: "expires_on"},
+		{name: "refresh_in with a fraction", changes: object{"refresh_in": 43200.5}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "refresh_in negative", changes: object{"refresh_in": -1}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
+		{name: "refresh_in of a month", changes: object{"refresh_in": 30 * 86400}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
+		{name: "refresh_in words", changes: object{"refresh_in": canary}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
+		{name: "not_before words", changes: object{"not_before": canary}, left: 24 * time.Hour, ignored: "not_before"},
+		{name: "not_before after the expiry", changes: object{"not_before": now.Unix() + 100000}, left: 24 * time.Hour, ignored: "not_before"},
+		{name: "not_before at the expiry", changes: object{"not_before": on.Unix()}, left: 24 * time.Hour, ignored: "not_before"},
+		{name: "not_before within the life that is left", changes: object{"not_before": now.Unix() + 60}, left: 24 * time.Hour, ignored: "not_before"},
+		{name: "not_before senseless, life told by the JWT", changes: object{"not_before": canary, "access_token": jwt}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "not_before"},
+		{name: "all of them", changes: object{"not_before": canary, "refresh_in": canary, "expires_in": canary}, left: 24 * time.Hour, ignored: "expires_in refresh_in not_before"},
 		{name: "null is absent", changes: object{}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -45,11 +67,11 @@ func TestTimes(t *testing.T) {
 			}
 			if test.on.IsZero() {
 				test.on = on
-				if n, ok := test.changes["expires_on"].(int64); ok {
+				if n, ok := test.changes["expires_on"].(int64); ok && n < latestTime {
 					test.on = time.Unix(n, 0)
 				}
 			}
-			a, err := parseAnswer([]byte(goodAnswer(now).with(test.changes).String()))
+			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.changes)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -61,6 +83,9 @@ func TestTimes(t *testing.T) {
 				t.Errorf("left %v of %v, expires on %v\nwant %v of %v on %v",
 					got.Left, got.Nominal, got.Token.ExpiresOn, test.left, test.nominal, test.on)
 			}
+			if ignored := strings.Join(a.ignored, " "); ignored != test.ignored {
+				t.Errorf("ignored %q, want %q", ignored, test.ignored)
+			}
 		})
 	}
 }
@@ -70,7 +95,7 @@ func TestNullIsAbsent(t *testing.T) {
 	now := time.Now()
 	body := strings.Replace(goodAnswer(now).with(object{"expires_in": nil, "not_before": nil}).String(),
 		"{", `{"expires_in":null,"not_before":null,"client_id":null,"refresh_in":null,`, 1)
-	a, err := parseAnswer([]byte(body))
+	a, err := parseAnswer(parseFields([]byte(body)))
 	if err != nil || a.expiresIn != 0 || !a.notBefore.IsZero() || a.echo["client_id"] != "" {
 		t.Errorf("got %v", err)
 	}
@@ -80,7 +105,7 @@ func TestRefreshIn(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	for told, want := range map[string]time.Duration{"": 0, "0": 0, "43200": 12 * time.Hour, "86400": 0, "100000": 0} {
-		a, err := parseAnswer([]byte(goodAnswer(now).with(object{"refresh_in": told}).String()))
+		a, err := parseAnswer(fieldsOf(goodAnswer(now).with(object{"refresh_in": told})))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,6 +118,11 @@ func TestRefreshIn(t *testing.T) {
 func TestAnswersThatAreNone(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
+	only := func(name string, value any) object {
+		changes := object{"expires_in": nil, "expires_on": nil, "not_before": nil}
+		changes[name] = value
+		return changes
+	}
 	for _, test := range []struct {
 		name, words string
 		changes     object
@@ -109,26 +139,22 @@ func TestAnswersThatAreNone(t *testing.T) {
 		{"echo a list", "client_id is not a string", object{"client_id": []string{clientID}}},
 		{"no times", "neither expires_in nor expires_on", object{"expires_in": nil, "expires_on": nil}},
 		{"empty times", "neither expires_in nor expires_on", object{"expires_in": "", "expires_on": ""}},
-		{"expires_in negative", "already expired", object{"expires_in": "-1"}},
-		{"expires_in zero", "already expired", object{"expires_in": 0}},
-		{"expires_in absurd", "more than seven days", object{"expires_in": "604801"}},
-		{"expires_in too long a number", "expires_in is not", object{"expires_in": "99999999999999999999"}},
-		{"expires_in a fraction", "expires_in is not", object{"expires_in": 3599.5}},
-		{"expires_in words", "expires_in is not", object{"expires_in": canary}},
-		{"expires_in true", "expires_in is not", object{"expires_in": true}},
-		{"expires_on past", "clock right", object{"expires_in": nil, "expires_on": now.Unix() - 1, "not_before": nil}},
-		{"expires_on far", "clock right", object{"expires_in": nil, "expires_on": now.AddDate(1, 0, 0).Unix(), "not_before": nil}},
-		{"expires_on words", "expires_on is no time", object{"expires_on": canary}},
-		{"expires_on an object", "expires_on is no time", object{"expires_on": object{canary: 1}}},
-		{"expires_on a bad string", "expires_on is no time", object{"expires_on": "11/24/2026 1:09:39 AM +00:00"}},
-		{"expires_on negative", "no sane time", object{"expires_on": "-5"}},
-		{"expires_on a duration", "no sane time", object{"expires_on": "86400"}},
-		{"expires_on in milliseconds", "no sane time", object{"expires_on": now.UnixMilli() * 1000}},
-		{"not_before words", "not_before is no time", object{"not_before": canary}},
-		{"not_before after expires_on", "not before expires_on", object{"not_before": now.Unix() + 100000}},
-		{"refresh_in negative", "refresh_in", object{"refresh_in": -1}},
-		{"refresh_in absurd", "refresh_in", object{"refresh_in": 604801}},
-		{"refresh_in words", "refresh_in", object{"refresh_in": canary}},
+		{"expires_in negative", "already expired", only("expires_in", "-1")},
+		{"expires_in zero", "already expired", only("expires_in", 0)},
+		{"expires_in absurd", "more than seven days", only("expires_in", "604801")},
+		{"expires_in too long a number", "expires_in is no", only("expires_in", "99999999999999999999")},
+		{"expires_in not a number", "expires_in is no", only("expires_in", "NaN")},
+		{"expires_in words", "expires_in is no", only("expires_in", canary)},
+		{"expires_in true", "expires_in is no", only("expires_in", true)},
+		{"expires_on past", "clock right", only("expires_on", now.Unix()-1)},
+		{"expires_on far", "clock right", only("expires_on", now.AddDate(1, 0, 0).Unix())},
+		{"expires_on words", "expires_on is no time", only("expires_on", canary)},
+		{"expires_on an object", "expires_on is no time", only("expires_on", object{canary: 1})},
+		{"expires_on of a 13th month", "expires_on is no time", only("expires_on", "13/24/2026 1:09:39 AM +00:00")},
+		{"expires_on negative", "no sane time", only("expires_on", "-5")},
+		{"expires_on a duration", "no sane time", only("expires_on", "86400")},
+		{"expires_on in microseconds", "no sane time", only("expires_on", now.UnixMicro())},
+		{"both senseless", "expires_in is no", object{"expires_in": canary, "expires_on": canary}},
 		{"another resource", "another resource", object{"resource": "https://storage.azure.com/" + canary}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -143,17 +169,97 @@ func TestAnswersThatAreNone(t *testing.T) {
 func TestBodiesThatAreNone(t *testing.T) {
 	t.Parallel()
 	for body, words := range map[string]string{
-		"":                                    "not a JSON object",
-		"null":                                "not a JSON object",
-		"[]":                                  "not a JSON object",
-		`"` + canary + `"`:                    "not a JSON object",
-		`{"access_token":"` + canary:          "not a JSON object",
-		" <!doctype html>" + canary:           "web page",
-		goodAnswer(time.Now()).String() + "x": "not a JSON object",
+		"":                                    "answered 200 with nothing",
+		"null":                                "no JSON object",
+		"[]":                                  "no JSON object",
+		`"` + canary + `"`:                    "no JSON object",
+		`{"access_token":"` + canary:          "no JSON object",
+		" <!doctype html>" + canary:           "answered 200 with a web page",
+		"\ufeff<?xml?>" + canary:              "answered 200 with a web page, or XML",
+		goodAnswer(time.Now()).String() + "x": "no JSON object",
 	} {
 		m := imds(t, answering(200, body))
 		_, err := m.Fetch(t.Context(), system)
-		wantFailure(t, err, tokencache.Malformed, words)
+		wantFailure(t, err, tokencache.Unreachable, words)
+	}
+}
+
+// exp is by the issuer's clock, which this device's may not agree with: none of these but those that say so depends on it.
+func TestOwnExpiry(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) // by the issuer's clock
+	day := now.Add(24 * time.Hour)
+	const right, behind, ahead = 0, -3 * 365 * 24 * time.Hour, 3 * 24 * time.Hour
+	counted := object{}
+	onAlone := object{"expires_in": nil}
+	inAlone := object{"expires_on": nil, "not_before": nil}
+	for _, test := range []struct {
+		name   string
+		answer object
+		exp    time.Time // zero: there is none
+		wall   time.Duration
+		left   time.Duration // zero: refused
+		on     time.Time
+	}{
+		{"none", counted, time.Time{}, right, 24 * time.Hour, day},
+		{"that of the answer", counted, day, right, 24 * time.Hour, day},
+		{"later than the answer's", counted, day.Add(time.Hour), right, 24 * time.Hour, day},
+		{"earlier than the answer's", counted, now.Add(time.Hour), right, time.Hour, now.Add(time.Hour)},
+		{"earlier, clock behind", counted, now.Add(time.Hour), behind, time.Hour, now.Add(time.Hour)},
+		{"earlier, clock ahead", counted, now.Add(time.Hour), ahead, time.Hour, now.Add(time.Hour)},
+		{"an hour ago", counted, now.Add(-time.Hour), right, 0, time.Time{}},
+		{"an hour ago, clock behind", counted, now.Add(-time.Hour), behind, 0, time.Time{}},
+		{"just now", counted, now, right, 0, time.Time{}},
+
+		{"expires_on alone, earlier than it", onAlone, now.Add(time.Hour), right, time.Hour, now.Add(time.Hour)},
+		{"expires_on alone, an hour ago", onAlone, now.Add(-time.Hour), right, 0, time.Time{}},
+		{"expires_on alone, clock behind: no more than it was given", onAlone, day, behind, 24*time.Hour + 5*time.Minute, day},
+		{"expires_on alone, clock three days ahead", onAlone, day, ahead, 0, time.Time{}},
+
+		{"expires_in alone", inAlone, day, right, 24 * time.Hour, day},
+		{"expires_in alone, clock ahead: no reason to refuse it, and the cache knows when", inAlone, day, ahead, 24 * time.Hour, day},
+		{"expires_in alone, clock behind the token", inAlone, day, behind, 24 * time.Hour, day},
+		{"expires_in alone, an hour ago: for the cache to judge by a clock it knows", inAlone, now.Add(-time.Hour), right, 24 * time.Hour, now.Add(-time.Hour)},
+		{"expires_in alone, later than it", inAlone, day.Add(time.Hour), right, 24 * time.Hour, day},
+		{"expires_in alone, none", inAlone, time.Time{}, right, 24 * time.Hour, day},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			claims := claimsAt(now).with(object{"exp": nil})
+			if !test.exp.IsZero() {
+				issued := min(now.Unix(), test.exp.Unix()-86400) - 300
+				claims = claims.with(object{"exp": test.exp.Unix(), "iat": issued, "nbf": issued})
+			}
+			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.answer).and("access_token", mint(claims))))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := a.fetched(now.Add(test.wall))
+			if test.left == 0 {
+				if err == nil {
+					t.Errorf("%v left of a token that has expired", got.Left)
+				}
+				return
+			}
+			if err != nil || got.Left != test.left || !got.Token.ExpiresOn.Equal(test.on) {
+				t.Errorf("%v left, expires on %v, %v\nwant %v on %v", got.Left, got.Token.ExpiresOn, err, test.left, test.on)
+			}
+		})
+	}
+}
+
+// An exp that is none says nothing: one that is not after the token's own beginning, or no time.
+func TestSenselessOwnExpiry(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for _, exp := range []any{0, -1, "soon", now.Unix() - 400, now.UnixMilli()} {
+		a, err := parseAnswer(fieldsOf(goodAnswer(now).and("access_token", mint(claimsAt(now).and("exp", exp)))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := a.fetched(now); err != nil || got.Left != 24*time.Hour {
+			t.Errorf("exp %v: %v left, %v", exp, got.Left, err)
+		}
 	}
 }
 
@@ -163,15 +269,24 @@ func FuzzParseAnswer(f *testing.F) {
 	f.Add(goodAnswer(now).with(object{"access_token": mint(claimsAt(now)), "expires_in": nil, "client_id": clientID}).String())
 	f.Add(`{"access_token":"a","expires_on":"2026-11-24T12:00:00Z","not_before":null,"refresh_in":1}`)
 	f.Add(`{"access_token":"a","expires_on":-1}`)
+	f.Add(`{"access_token":"a","expires_in":3599.5,"expires_on":"11/24/2026 1:09:39 AM +00:00","refresh_in":-1,"not_before":"never"}`)
+	f.Add(goodAnswer(now).and("access_token", mint(claimsAt(now).and("exp", now.Unix()+3600))).String())
+	f.Add(goodAnswer(now).with(object{"access_token": mint(claimsAt(now).and("exp", now.Unix()-200)), "expires_on": nil}).String())
 	f.Add("<html>")
 	f.Fuzz(func(t *testing.T, body string) {
-		a, err := parseAnswer([]byte(body))
+		a, err := parseAnswer(parseFields([]byte(body)))
 		if err != nil {
 			return
 		}
 		got, err := a.fetched(now)
 		if err != nil {
 			return
+		}
+		if exp := a.token.expiry(); got.Counted && !exp.IsZero() && got.Token.ExpiresOn.After(exp) {
+			t.Errorf("expires on %v, after the token's own exp %v", got.Token.ExpiresOn, exp)
+		}
+		if again := parseFields(a.forAzidentity(system, got.Left)); again == nil {
+			t.Error("azidentity gets no JSON object")
 		}
 		if got.Token.Text.IsZero() || !tokenSafe(got.Token.Text.Reveal()) {
 			t.Error("a token that cannot be used")

@@ -2,7 +2,6 @@ package source
 
 import (
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -64,46 +63,41 @@ func (at place) broken(err error) *tokencache.FetchError {
 	return malformed("%s does not answer in HTTP as a token endpoint does: what listens there?", at.dial)
 }
 
-// complaint is what endpoints say beside a status other than 200. It is recognised, never repeated.
-type complaint struct {
-	Error       string `json:"error"`
-	Description string `json:"error_description"`
-	Message     string `json:"message"` // App Service
-}
-
-func (c complaint) says(words string) bool {
-	return strings.Contains(strings.ToLower(c.Description+"\n"+c.Message), words)
-}
-
 // refused sorts an answer with a status other than 200.
 func (at place) refused(key tokencache.Key, status int, retry time.Duration, body []byte) *tokencache.FetchError {
-	var c complaint
-	if json.Unmarshal(body, &c) != nil {
-		c = complaint{} // an error without a readable reason
-	}
+	c, own := at.complaintIn(status, body)
 	fail := func(kind tokencache.Kind, format string, args ...any) *tokencache.FetchError {
 		said := fmt.Sprintf("%s answered %d: ", at.dial, status)
 		return &tokencache.FetchError{Kind: kind, Detail: said + fmt.Sprintf(format, args...)}
 	}
+	later := func(f *tokencache.FetchError) *tokencache.FetchError {
+		f.RetryAfter = retry
+		return f
+	}
+	means := c.means()
 	switch {
 	case status == http.StatusTooManyRequests, status >= 400 && c.says("throttled"):
-		f := fail(tokencache.Throttled, "too many calls from this device; who else asks it?")
-		f.RetryAfter = retry
-		return f
-	case status == http.StatusNotFound, status == http.StatusRequestTimeout, status == http.StatusGone, status >= 500:
-		f := fail(tokencache.Unreachable, "%s", at.notNow(status))
-		f.RetryAfter = retry
-		return f
+		return later(fail(tokencache.Throttled, "too many calls from this device; who else asks it?"))
 	case status >= 300 && status < 400:
-		return fail(tokencache.Malformed, "a redirect, which no token endpoint sends")
+		return at.onTheWay(status, "a redirect")
 	case status < 400:
 		return fail(tokencache.Malformed, "no token endpoint answers so")
+	case looksLikePage(body), status == http.StatusProxyAuthRequired, status == http.StatusNetworkAuthenticationRequired:
+		return later(at.onTheWay(status, describe(body)))
+	case status == http.StatusNotFound, status == http.StatusRequestTimeout, status == http.StatusGone, status >= 500:
+		return later(fail(tokencache.Unreachable, "%s", at.notNow(status)))
+	case !own && !at.secretRefused(status):
+		return later(at.onTheWay(status, describe(body)))
+	case means.words != "" && (means.kind == tokencache.Unreachable || means.kind == tokencache.Throttled):
+		return later(fail(means.kind, "%s", means.words))
+	case means.words != "":
+		return fail(means.kind, "%s", means.words)
 	case status == http.StatusBadRequest:
 		return at.badRequest(key, c, fail)
-	case status == http.StatusUnauthorized && at.form == AppService:
-		return fail(tokencache.Refused, "is %s the right one?", envHeader)
-	case status == http.StatusUnauthorized && at.form == Arc:
+	case at.secretRefused(status) && at.form == Arc:
 		return fail(tokencache.Refused, "the Arc agent did not accept its own key: systemctl restart himdsd")
+	case at.secretRefused(status):
+		return fail(tokencache.Refused, "is %s the right one?", envHeader)
 	}
 	return fail(tokencache.Refused, "no token of %v for %s", key.Selector, key.Resource)
 }
@@ -128,10 +122,8 @@ func (at place) notNow(status int) string {
 func (at place) badRequest(key tokencache.Key, c complaint, fail func(tokencache.Kind, string, ...any) *tokencache.FetchError) *tokencache.FetchError {
 	s := key.Selector
 	unknown := c.says("identity not found") || c.says("managed identity found for specified")
-	vague := c.Error == "" || c.Error == "invalid_request"
+	vague := c.code == "" || c.code == "invalid_request"
 	switch {
-	case c.Error == "invalid_resource" || c.Error == "invalid_target":
-		return fail(tokencache.Refused, "the directory knows no resource %s: check its App ID URI", key.Resource)
 	case c.says("multiple user assigned identities"):
 		return fail(tokencache.IdentityNotFound, "this device has no system-assigned identity and several user-assigned ones: "+
 			"configure one by client_id, object_id or resource_id")
@@ -143,16 +135,33 @@ func (at place) badRequest(key tokencache.Key, c complaint, fail func(tokencache
 	return fail(tokencache.Refused, "it does not take the request for %s", key.Resource)
 }
 
-// retryAfter reads a Retry-After header, of seconds or a date; now is by the server's clock. What is
-// absent, past or senseless is zero.
-func retryAfter(value string, now time.Time) time.Duration {
-	value = strings.TrimSpace(value)
-	if n, err := strconv.ParseInt(value, 10, 64); err == nil {
-		return min(max(0, time.Duration(min(n, int64(maxRetryAfter/time.Second)))*time.Second), maxRetryAfter)
+// retryAfter reads how long the headers ask to wait: Retry-After, and the two in milliseconds of Azure's services. The
+// longest holds. now is by the server's clock. What is absent, past or senseless is zero.
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	longest := secondsOrDate(h.Get("Retry-After"), now)
+	for _, name := range []string{"x-ms-retry-after-ms", "retry-after-ms"} {
+		wait, _ := waitOf(h.Get(name), time.Millisecond)
+		longest = max(longest, wait)
 	}
-	at, err := http.ParseTime(value)
+	return longest
+}
+
+func secondsOrDate(value string, now time.Time) time.Duration {
+	if wait, ok := waitOf(value, time.Second); ok {
+		return wait
+	}
+	at, err := http.ParseTime(strings.TrimSpace(value))
 	if err != nil {
 		return 0
 	}
 	return min(max(0, at.Sub(now)), maxRetryAfter)
+}
+
+// waitOf reads a whole number of units; a negative one is zero.
+func waitOf(value string, unit time.Duration) (time.Duration, bool) {
+	n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+	if err != nil {
+		return 0, false
+	}
+	return time.Duration(min(max(0, n), int64(maxRetryAfter/unit))) * unit, true
 }

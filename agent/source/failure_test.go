@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -40,13 +41,40 @@ func TestStatusOtherThan200(t *testing.T) {
 		{"unknown resource", IMDS, byClient, 400, oauth("invalid_resource", "AADSTS500011"), tokencache.Refused, "App ID URI"},
 		{"bad request", IMDS, system, 400, oauth("bad_request_102", "Required metadata header"), tokencache.Refused, "does not take"},
 		{"bad request on App Service", AppService, byClient, 400, message("?"), tokencache.Refused, "does not take"},
-		{"bad request without a body", IMDS, system, 400, "", tokencache.Refused, "does not take"},
-		{"bad request with a page", IMDS, system, 400, "<html>" + canary, tokencache.Refused, "does not take"},
+		{"bad request without a body", IMDS, system, 400, "", tokencache.Unreachable, "answered 400 with nothing"},
+		{"bad request with a page", IMDS, byClient, 400, "<html>" + canary, tokencache.Unreachable, "answered 400 with a web page"},
+		{"bad request with XML", IMDS, byClient, 400, "\ufeff <?xml version='1.0'?><Error>" + canary, tokencache.Unreachable, "or XML"},
+		{"bad request in words", Arc, byClient, 400, canary, tokencache.Unreachable, "no JSON object"},
+		{"bad request cut off", IMDS, byClient, 400, oauth("invalid_request", "Identity not found")[:40], tokencache.Unreachable, "no JSON object"},
+		{"bad request without end", IMDS, byClient, 400, "{" + strings.Repeat(" ", maxBodyBytes), tokencache.Unreachable, "more than 64 KiB"},
+		{"bad request packed", IMDS, byClient, 400, "\x1f\x8b\x08" + canary, tokencache.Unreachable, "no JSON object"},
+		{"bad request of a list", IMDS, byClient, 400, "[1]", tokencache.Unreachable, "no JSON object"},
+		{"bad request of a gateway", IMDS, byClient, 400, message("Identity not found"), tokencache.Unreachable, "JSON of another shape"},
+		{"bad request of a web framework", IMDS, byClient, 400, object{"error": "Bad Request", "path": canary}.String(), tokencache.Unreachable, "JSON of another shape"},
+		{"bad request of Azure's other services", IMDS, byClient, 400, object{"error": object{"code": "NotFound", "message": canary}}.String(), tokencache.Unreachable, "JSON of another shape"},
+		{"another status than it says on App Service", AppService, byClient, 403, message("Identity not found"), tokencache.Unreachable, "JSON of another shape"},
 		{"wrong header", AppService, system, 401, oauth("", ""), tokencache.Refused, envHeader},
 		{"wrong key", Arc, system, 401, oauth("", ""), tokencache.Refused, "himdsd"},
-		{"unauthorised", IMDS, system, 401, "", tokencache.Refused, "no token of system-assigned for " + vault},
+		{"wrong header, without a word", AppService, system, 401, "", tokencache.Refused, envHeader},
+		{"wrong key, in words", Arc, system, 401, canary, tokencache.Refused, "himdsd"},
+		{"wrong header, with a page", AppService, system, 401, "<html>" + canary, tokencache.Unreachable, "a web page"},
+		{"wrong key, with a page", Arc, system, 401, "<html>" + canary, tokencache.Unreachable, "a web page"},
+		{"unauthorised", IMDS, system, 401, oauth("unknown_source", "Unknown Source"), tokencache.Refused, "no token of system-assigned for " + vault},
+		{"unauthorised without a word", IMDS, system, 401, "", tokencache.Unreachable, "answered 401 with nothing"},
 		{"forbidden", IMDS, byClient, 403, oauth("access_denied", ""), tokencache.Refused, "no token of client_id"},
-		{"teapot", AppService, system, 418, canary, tokencache.Refused, "answered 418"},
+		{"forbidden, bare", IMDS, byClient, 403, object{"error": "access_denied"}.String(), tokencache.Refused, "no token of client_id"},
+		{"forbidden without a word", IMDS, byClient, 403, "", tokencache.Unreachable, "answered 403 with nothing"},
+		{"forbidden with a page", AppService, byClient, 403, "<html>" + canary, tokencache.Unreachable, "as an App Service endpoint never does"},
+		{"forbidden with a page, on Arc", Arc, byClient, 403, " \n<!DOCTYPE html>" + canary, tokencache.Unreachable, "as the Azure Arc agent never does"},
+		{"forbidden, by an unknown name", IMDS, byClient, 403, object{"error": "forbidden"}.String(), tokencache.Unreachable, "JSON of another shape"},
+		{"a proxy wants a password", IMDS, system, 407, oauth("access_denied", "?"), tokencache.Unreachable, "a proxy"},
+		{"a network wants a sign-in", IMDS, system, 511, "", tokencache.Unreachable, "a sign-in page"},
+		{"for legal reasons", IMDS, system, 451, "<html>" + canary, tokencache.Unreachable, "a web page"},
+		{"broken, with a page", IMDS, system, 502, "<html>" + canary, tokencache.Unreachable, "a web page"},
+		{"not there, with a page", IMDS, system, 404, "<html>" + canary, tokencache.Unreachable, "a web page"},
+		{"throttled, with a page", IMDS, system, 429, "<html>" + canary, tokencache.Throttled, "too many calls"},
+		{"teapot", AppService, system, 418, canary, tokencache.Unreachable, "answered 418"},
+		{"teapot of its own", AppService, system, 418, object{"statusCode": 418, "message": canary}.String(), tokencache.Refused, "answered 418"},
 		{"updating", IMDS, system, 404, "", tokencache.Unreachable, "being updated"},
 		{"updating, soon back", IMDS, system, 410, "", tokencache.Unreachable, "being updated"},
 		{"wrong path", AppService, system, 404, canary, tokencache.Unreachable, "nothing at that path"},
@@ -58,8 +86,8 @@ func TestStatusOtherThan200(t *testing.T) {
 		{"broken Arc", Arc, system, 502, canary, tokencache.Unreachable, "azcmagent show"},
 		{"created", IMDS, system, 201, goodAnswer(time.Now()).String(), tokencache.Malformed, "no token endpoint answers so"},
 		{"accepted, which azidentity takes for 200", IMDS, system, 202, goodAnswer(time.Now()).String(), tokencache.Malformed, "202"},
-		{"moved", IMDS, system, 307, canary, tokencache.Malformed, "a redirect"},
-		{"not modified", IMDS, system, 304, "", tokencache.Malformed, "a redirect"},
+		{"moved", IMDS, system, 307, canary, tokencache.Unreachable, "a redirect"},
+		{"not modified", IMDS, system, 304, "", tokencache.Unreachable, "a redirect"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -93,20 +121,49 @@ func TestRetryAfter(t *testing.T) {
 		"Mon, 23 Nov 2026 11:59:00 GMT": 0,
 		"Fri, 31 Dec 9999 23:59:59 GMT": maxRetryAfter,
 	} {
-		if got := retryAfter(value, now); got != want {
+		if got := retryAfter(http.Header{"Retry-After": {value}}, now); got != want {
 			t.Errorf("Retry-After %q is %v, want %v", value, got, want)
+		}
+	}
+}
+
+func TestRetryAfterInMilliseconds(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		header, ms, other string // Retry-After, x-ms-retry-after-ms, retry-after-ms
+		want              time.Duration
+	}{
+		{"", "30000", "", 30 * time.Second},
+		{"", "", "1500", 1500 * time.Millisecond},
+		{"5", "30000", "", 30 * time.Second},
+		{"60", "30000", "1", time.Minute},
+		{"", " 250 ", "", 250 * time.Millisecond},
+		{"5", "-1", "soon", 5 * time.Second},
+		{"5", "1.5", "", 5 * time.Second},
+		{"", "Mon, 23 Nov 2026 12:01:00 GMT", "", 0},
+		{"", "9223372036854775807", "", maxRetryAfter},
+		{"", "99999999999999999999", "", 0},
+		{"", "", "", 0},
+	} {
+		h := http.Header{}
+		h.Set("Retry-After", test.header)
+		h.Set("x-ms-retry-after-ms", test.ms)
+		h.Set("retry-after-ms", test.other)
+		if got := retryAfter(h, time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)); got != test.want {
+			t.Errorf("%q, %q, %q: %v, want %v", test.header, test.ms, test.other, got, test.want)
 		}
 	}
 }
 
 func FuzzRetryAfter(f *testing.F) {
 	for _, seed := range []string{"", "5", "-1", "Mon, 23 Nov 2026 12:01:00 GMT", "9223372036854775807"} {
-		f.Add(seed)
+		f.Add(seed, seed)
 	}
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	f.Fuzz(func(t *testing.T, value string) {
-		if d := retryAfter(value, now); d < 0 || d > maxRetryAfter {
-			t.Errorf("%q is %v", value, d)
+	f.Fuzz(func(t *testing.T, value, ms string) {
+		h := http.Header{"Retry-After": {value}, "X-Ms-Retry-After-Ms": {ms}}
+		if d := retryAfter(h, now); d < 0 || d > maxRetryAfter {
+			t.Errorf("%q and %q are %v", value, ms, d)
 		}
 	})
 }
@@ -122,11 +179,98 @@ func TestRetryAfterOnTheWire(t *testing.T) {
 			t.Errorf("%d: retry after %v", status, failed.RetryAfter)
 		}
 	}
-	m := imds(t, answering(403, "", "Retry-After", "30"))
+	m := imds(t, answering(403, `{"error":"access_denied","error_description":"no"}`, "Retry-After", "30"))
 	_, err := m.Fetch(t.Context(), system)
 	if failed := wantFailure(t, err, tokencache.Refused, ""); failed.RetryAfter != 0 {
 		t.Errorf("asking again after %v does not heal a refusal", failed.RetryAfter)
 	}
+	m = imds(t, answering(503, "", "Retry-After", "1", "X-Ms-Retry-After-Ms", "30000"))
+	_, err = m.Fetch(t.Context(), system)
+	if failed := wantFailure(t, err, tokencache.Unreachable, ""); failed.RetryAfter != 30*time.Second {
+		t.Errorf("retry after %v", failed.RetryAfter)
+	}
+}
+
+// Every code that an endpoint may send under a status that is else a refusal: what time heals says when to come back.
+func TestErrorCodes(t *testing.T) {
+	t.Parallel()
+	const wait = 7 * time.Second
+	for code, kind := range map[string]tokencache.Kind{
+		"temporarily_unavailable": tokencache.Unreachable, "server_error": tokencache.Unreachable, "unknown": tokencache.Unreachable,
+		"aadsts90006": tokencache.Unreachable, "aadsts90012": tokencache.Unreachable, "aadsts90024": tokencache.Unreachable,
+		"aadsts90033": tokencache.Unreachable, "aadsts700024": tokencache.Unreachable, "aadsts500133": tokencache.Unreachable,
+		"aadsts50196": tokencache.Throttled, "aadsts90055": tokencache.Throttled,
+
+		"invalid_resource": tokencache.Refused, "invalid_target": tokencache.Refused, "invalid_scope": tokencache.Refused,
+		"bad_request_102": tokencache.Refused, "unknown_source": tokencache.Refused, "access_denied": tokencache.Refused,
+		"unauthorized": tokencache.Refused, "unauthorized_client": tokencache.Refused, "invalid_client": tokencache.Refused,
+		"invalid_grant": tokencache.Refused, "interaction_required": tokencache.Refused, "unsupported_grant_type": tokencache.Refused,
+		"unsupported_response_type": tokencache.Refused, "invalid_request": tokencache.Refused, "of_tomorrow": tokencache.Refused,
+		"aadsts70021": tokencache.Refused, "aadsts50001": tokencache.Refused, "aadsts500011": tokencache.Refused,
+		"aadsts90002": tokencache.Refused, "aadsts7000112": tokencache.Refused, "aadsts700027": tokencache.Refused,
+		"aadsts7000215": tokencache.Refused, "aadsts7000222": tokencache.Refused, "aadsts50105": tokencache.Refused,
+		"aadsts501051": tokencache.Refused, "aadsts53003": tokencache.Refused, "aadsts99999": tokencache.Refused,
+		"aadsts700016": tokencache.IdentityNotFound,
+	} {
+		oauth := object{"error": code, "error_description": canary}
+		appService := object{"statusCode": 400, "message": canary}
+		if number, ok := strings.CutPrefix(code, "aadsts"); ok {
+			text := "AADSTS" + number + ": " + canary
+			oauth = object{"error": "unauthorized_client", "error_description": text}
+			appService["message"] = text
+		} else {
+			appService = oauth // which emulators send
+		}
+		for _, status := range []int{400, 401, 403} {
+			at := place{form: IMDS, dial: "h:1"}
+			failed := wantFailure(t, at.refused(system, status, wait, []byte(oauth.String())), kind, "")
+			heals := kind == tokencache.Unreachable || kind == tokencache.Throttled
+			if heals != (failed.RetryAfter == wait) {
+				t.Errorf("%s under %d: retry after %v", code, status, failed.RetryAfter)
+			}
+			at.form = AppService
+			if appService["statusCode"] != nil {
+				appService["statusCode"] = status
+			}
+			wantFailure(t, at.refused(system, status, wait, []byte(appService.String())), kind, "")
+		}
+	}
+	for name, m := range codes {
+		if m.words == "" && m.kind != tokencache.Refused {
+			t.Errorf("%s has no words", name)
+		}
+	}
+	both := object{"error": "temporarily_unavailable", "error_description": "AADSTS700016 " + canary}.String()
+	wantFailure(t, place{form: IMDS}.refused(system, 400, 0, []byte(both)), tokencache.Unreachable, "for the moment")
+}
+
+// Whatever the body, only one of the endpoint's own form refuses, and the secret's status.
+func FuzzRefused(f *testing.F) {
+	f.Add(uint16(400), `{"error":"invalid_request","error_description":"Identity not found"}`)
+	f.Add(uint16(403), `{"statusCode":403,"message":"AADSTS90033: later"}`)
+	f.Add(uint16(401), "<html>")
+	f.Add(uint16(403), `{"error":{"code":"x"},"error_description":"Multiple user assigned identities exist"}`)
+	f.Add(uint16(503), `{"error":"temporarily_unavailable"}`)
+	f.Fuzz(func(t *testing.T, status uint16, body string) {
+		status = 201 + status%399
+		for _, form := range []Endpoint{Arc, AppService, IMDS} {
+			at := place{form: form, dial: "h:1"}
+			failed := at.refused(byClient, int(status), time.Second, []byte(body))
+			final := failed.Kind == tokencache.Refused || failed.Kind == tokencache.IdentityNotFound
+			object := parseFields([]byte(body)) != nil
+			switch {
+			case final && (status < 400 || status >= 500 || looksLikePage([]byte(body))):
+				t.Errorf("%s: %d with %q is final", form, status, body)
+			case final && !object && !at.secretRefused(int(status)):
+				t.Errorf("%s: %d with %q speaks for Azure", form, status, body)
+			case final && failed.RetryAfter != 0:
+				t.Errorf("%s: %d with %q is final and to be asked again", form, status, body)
+			}
+			if words := strings.TrimSpace(body); len(words) > 40 && strings.Contains(failed.Detail, words) {
+				t.Errorf("%q is repeated: %s", body, failed.Detail)
+			}
+		}
+	})
 }
 
 func TestNobodyListens(t *testing.T) {
@@ -168,7 +312,7 @@ func TestConversationsThatGoWrong(t *testing.T) {
 		{"not HTTP", answer("SSH-2.0-" + canary + "\r\n"), tokencache.Malformed, "what listens there?"},
 		{"bad chunks", answer(ok + "Transfer-Encoding: chunked\r\n\r\n" + canary + "\r\n"), tokencache.Malformed, "what listens there?"},
 		{"headers without end", answer(ok + "X: " + strings.Repeat(canary, 4<<10) + "\r\n\r\n"), tokencache.Malformed, "what listens there?"},
-		{"too much", answer(ok + "\r\n" + strings.Repeat(" ", maxBodyBytes+1)), tokencache.Malformed, "more than 64 KiB"},
+		{"too much", answer(ok + "\r\n" + strings.Repeat(" ", maxBodyBytes+1)), tokencache.Unreachable, "more than 64 KiB"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"perceptd/tokencache"
 )
 
@@ -306,7 +309,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	t.Cleanup(other.Close)
 	m := imds(t, answering(http.StatusFound, "", "Location", other.URL))
 	_, err := m.Fetch(t.Context(), system)
-	wantFailure(t, err, tokencache.Malformed, "a redirect")
+	wantFailure(t, err, tokencache.Unreachable, "302 with a redirect")
 }
 
 func TestCompressedAnswerIsNotUnpacked(t *testing.T) {
@@ -318,18 +321,42 @@ func TestCompressedAnswerIsNotUnpacked(t *testing.T) {
 		_ = z.Close()
 	})
 	_, err := m.Fetch(t.Context(), system)
-	wantFailure(t, err, tokencache.Malformed, "not a JSON object")
+	wantFailure(t, err, tokencache.Unreachable, "no JSON object")
 }
 
-// What passes our own parser and not azidentity's is still no token.
-func TestAzidentityHasTheLastWord(t *testing.T) {
+// azidentity gets what was judged: it would refuse a token for a field that nobody needs, and take a member in capitals, with
+// another token, for the real one.
+func TestAzidentityGetsWhatWasJudged(t *testing.T) {
 	t.Parallel()
-	m := imds(t, answering(200, goodAnswer(time.Now()).with(object{"ext_expires_in": "never " + canary}).String()))
-	_, err := m.Fetch(t.Context(), system)
-	wantFailure(t, err, tokencache.Malformed, "azidentity does not accept")
+	for name, body := range map[string]string{
+		"a field that it cannot read": goodAnswer(time.Now()).and("ext_expires_in", "never "+canary).String(),
+		"a member in capitals":        strings.TrimSuffix(goodAnswer(time.Now()).String(), "}") + `,"ACCESS_TOKEN":"other"}`,
+	} {
+		m := imds(t, answering(200, body))
+		got, err := m.Fetch(t.Context(), system)
+		if err != nil || got.Token.Text.Reveal() != canary {
+			t.Errorf("%s: another token, or %v", name, err)
+		}
+	}
+}
 
-	// encoding/json, which azidentity reads with, takes ACCESS_TOKEN for access_token.
-	m = imds(t, answering(200, strings.TrimSuffix(goodAnswer(time.Now()).String(), "}")+`,"ACCESS_TOKEN":"other"}`))
-	_, err = m.Fetch(t.Context(), system)
-	wantFailure(t, err, tokencache.Malformed, "azidentity does not accept")
+func TestWhatIsIgnoredIsToldOnce(t *testing.T) {
+	t.Parallel()
+	core, told := observer.New(zap.DebugLevel)
+	server := httptest.NewServer(answering(200, goodAnswer(time.Now()).with(object{"refresh_in": canary, "not_before": canary}).String()))
+	t.Cleanup(server.Close)
+	m := imdsAt(t, server.Listener.Addr().String(), Options{Log: zap.New(core)})
+	for _, key := range []tokencache.Key{system, byClient, system} {
+		if _, err := m.Fetch(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var fields []string
+	for _, entry := range told.All() {
+		fields = append(fields, fmt.Sprint(entry.ContextMap()["field"]))
+		noCanary(t, entry.Message, entry.ContextMap())
+	}
+	if fmt.Sprint(fields) != "[refresh_in not_before]" {
+		t.Errorf("told of %v", fields)
+	}
 }

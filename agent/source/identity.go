@@ -10,9 +10,10 @@ import (
 // checkIdentity compares what was asked for with what the answer and the token in it say. A silent
 // answer passes, except on Arc, where an old agent's silence means that it ignored the selector.
 func (a answer) checkIdentity(at place, key tokencache.Key) *tokencache.FetchError {
-	// The token of "https://a" and "https://a/" is asked for under either name, and some endpoints
-	// add or drop the slash when they repeat it; any other difference is another resource's token.
-	if a.resource != "" && strings.TrimSuffix(a.resource, "/") != strings.TrimSuffix(key.Resource, "/") {
+	// The token of "https://a" and "https://a/" is asked for under either name, and some endpoints add or drop the slash, or
+	// write in small letters, when they repeat it; any other difference is another resource's token. The token's audience is
+	// not compared: resources have audiences of other names, and GUIDs.
+	if a.resource != "" && !strings.EqualFold(strings.TrimSuffix(a.resource, "/"), strings.TrimSuffix(key.Resource, "/")) {
 		return malformed("%s answered with a token for another resource than %s", at.dial, key.Resource)
 	}
 	s := key.Selector

@@ -44,7 +44,7 @@ func TestIdentityOfTheAnswer(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			a, err := parseAnswer([]byte(goodAnswer(now).with(test.changes).String()))
+			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.changes)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -66,8 +66,8 @@ func TestIdentityOfTheAnswer(t *testing.T) {
 func TestResourceOfTheAnswer(t *testing.T) {
 	t.Parallel()
 	for echo, ok := range map[string]bool{
-		"": true, vault: true, vault + "/": true,
-		vault + "//": false, "https://VAULT.azure.net": false, "https://storage.azure.com": false,
+		"": true, vault: true, vault + "/": true, "https://VAULT.azure.net": true, "HTTPS://VAULT.AZURE.NET/": true,
+		vault + "//": false, vault + "/x": false, "https://storage.azure.com": false, "http://vault.azure.net": false,
 	} {
 		a := answer{resource: echo}
 		if failed := a.checkIdentity(place{}, system); (failed == nil) != ok {

@@ -67,6 +67,14 @@ func parseJWT(token string) jwt {
 	}
 }
 
+// expiry is exp; zero where there is none, and where it is not after the token's own beginning.
+func (t jwt) expiry() time.Time {
+	if !t.expiresOn.After(t.claims.NotBefore) || !t.expiresOn.After(t.claims.IssuedAt) {
+		return time.Time{}
+	}
+	return t.expiresOn
+}
+
 type payloadClaims map[string]json.RawMessage
 
 func (c payloadClaims) text(name string) string {

@@ -3,8 +3,10 @@
 //
 // Each fetch is one question to the endpoint: azidentity's own cache, which is shared by the whole
 // process and cannot be emptied, is passed by, no answer and no failure is retried, and no connection
-// is kept. An answer is checked before azidentity sees it: a token for another identity or resource than the one asked for, or with times that make no sense,
-// is an error and never a token. Nothing that the endpoint said, and no secret, is in an error.
+// is kept. An answer is judged before azidentity sees it, and azidentity gets what was judged and nothing else: a token for
+// another identity or resource than the one asked for, or without a sane expiry, is an error and never a token; what is mere
+// advice refuses none. Only what is of the endpoint's own form speaks for Azure. Nothing that the endpoint said, and no
+// secret, is in an error.
 //
 // azidentity reads the process environment, at the start and at every call: the caller must not change
 // it while a source is in use. Fetches must be spaced and collapsed by the caller (tokencache does).
@@ -23,6 +25,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+	"go.uber.org/zap"
 
 	"perceptd/tokencache"
 )
@@ -39,6 +42,7 @@ type Options struct {
 	Endpoint Endpoint         // empty: Auto
 	Timeout  time.Duration    // the longest that one fetch may take; zero: 30 s
 	Wall     func() time.Time // the wall clock, right or wrong; nil: time.Now
+	Log      *zap.Logger      // told once of each field that endpoints fill with nonsense; nil: none
 }
 
 // ManagedIdentity gets tokens of managed identities through azidentity. It is safe for use by many
@@ -70,10 +74,13 @@ func newAt(at place, o Options) *ManagedIdentity {
 	if o.Wall == nil {
 		o.Wall = time.Now
 	}
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
 	return &ManagedIdentity{
 		at:          at,
 		timeout:     o.Timeout,
-		transport:   newTransport(at, o.Wall),
+		transport:   newTransport(at, o.Wall, o.Log),
 		credentials: make(map[tokencache.Selector]*azidentity.ManagedIdentityCredential),
 	}
 }

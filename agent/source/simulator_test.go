@@ -76,7 +76,11 @@ func askAll(t *testing.T, b *simulator.Backend, endpoint Endpoint) {
 			continue // made by its path, which the server's threads do not see; TestChallenge has one
 		}
 		kind := kindOf(fault)
-		err := b.AddFault(simulator.Fault{Kind: fault, Status: 403, Body: canary, Size: 1 << 20, ExpiresIn: "-25h", ExpiresOn: "-25h"})
+		f := simulator.Fault{Kind: fault, Status: 403, Body: canary, Size: 1 << 20, ExpiresIn: "-25h", ExpiresOn: "-25h"}
+		if fault == simulator.FaultStatus || fault == simulator.FaultUnavailable {
+			f.Body = "" // a canary is not of the endpoint's form, and so says nothing
+		}
+		err := b.AddFault(f)
 		if err != nil {
 			t.Error(err)
 		}
@@ -108,7 +112,8 @@ func selectors(id simulator.Identity) []tokencache.Selector {
 
 func kindOf(f simulator.FaultKind) tokencache.Kind {
 	switch f {
-	case simulator.FaultHang, simulator.FaultSlowBody, simulator.FaultReset, simulator.FaultTruncated:
+	case simulator.FaultHang, simulator.FaultSlowBody, simulator.FaultReset, simulator.FaultTruncated,
+		simulator.FaultUnavailable, simulator.FaultHTML, simulator.FaultNotJSON, simulator.FaultHugeBody, simulator.FaultGzipBomb, simulator.FaultRedirect:
 		return tokencache.Unreachable
 	case simulator.FaultThrottle:
 		return tokencache.Throttled

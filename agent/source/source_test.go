@@ -61,6 +61,9 @@ func (o object) with(changes object) object {
 	return out
 }
 
+// and returns o with one member changed.
+func (o object) and(name string, value any) object { return o.with(object{name: value}) }
+
 func (o object) String() string {
 	text, err := json.Marshal(o)
 	if err != nil {
@@ -68,6 +71,8 @@ func (o object) String() string {
 	}
 	return string(text)
 }
+
+func fieldsOf(o object) fields { return parseFields([]byte(o.String())) }
 
 func mint(claims object) string {
 	encode := base64.RawURLEncoding.EncodeToString

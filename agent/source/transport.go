@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"time"
 
+	"go.uber.org/zap"
+
 	"perceptd/tokencache"
 )
 
@@ -35,14 +37,15 @@ var errNoFetch = errors.New("a request outside a fetch is not sent")
 // dialled address. It judges each answer before azidentity sees it, so that azidentity, which quotes
 // what it does not like, has nothing to quote and never caches a token that was refused here.
 type transport struct {
-	at   place
-	wall func() time.Time
-	http *http.Transport
+	at      place
+	wall    func() time.Time
+	ignored ignored
+	http    *http.Transport
 }
 
-func newTransport(at place, wall func() time.Time) *transport {
+func newTransport(at place, wall func() time.Time, log *zap.Logger) *transport {
 	dialer := &net.Dialer{Timeout: dialTimeout}
-	return &transport{at: at, wall: wall, http: &http.Transport{
+	return &transport{at: at, wall: wall, ignored: ignored{log: log}, http: &http.Transport{
 		Proxy: nil, // the variables that name one are not meant for tokens
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, network, at.dial)
@@ -76,14 +79,12 @@ func (t *transport) Do(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, t.broken(x, req, err)
 	}
-	if len(body) > maxBodyBytes {
-		x.failed = malformed("%s answered with more than 64 KiB: it is no token endpoint", t.at.dial)
+	answer, failed := t.judge(x, req, resp, body)
+	if failed != nil {
+		x.failed = failed
 		return nil, x.failed
 	}
-	if x.failed = t.judge(x, req, resp, body); x.failed != nil {
-		return nil, x.failed
-	}
-	resp.Body = io.NopCloser(bytes.NewReader(body))
+	resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(answer)), int64(len(answer))
 	return resp, nil
 }
 
@@ -108,8 +109,8 @@ func (t *transport) broken(x *exchange, req *http.Request, err error) error {
 	return x.failed
 }
 
-// judge checks an answer: nil lets azidentity have it.
-func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, body []byte) *tokencache.FetchError {
+// judge checks an answer, and returns the body that azidentity gets. body may be cut off after maxBodyBytes and one more.
+func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, body []byte) ([]byte, *tokencache.FetchError) {
 	now := t.wall().Round(0)
 	date, _ := http.ParseTime(resp.Header.Get("Date")) // zero for none and for nonsense
 
@@ -118,28 +119,33 @@ func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, b
 		case http.StatusUnauthorized:
 			var failed *tokencache.FetchError
 			x.secret, failed = readChallenge(resp.Header.Values("WWW-Authenticate"), arcKeyDir)
-			return failed
+			return nil, failed
 		case http.StatusOK:
-			return malformed("%s gave an answer without a challenge first: it is not the Azure Arc agent", t.at.dial)
+			return nil, malformed("%s gave an answer without a challenge first: it is not the Azure Arc agent", t.at.dial)
 		}
 	}
 	if resp.StatusCode != http.StatusOK {
 		if !date.IsZero() {
 			now = date // Retry-After's date is by the same clock
 		}
-		return t.at.refused(x.key, resp.StatusCode, retryAfter(resp.Header.Get("Retry-After"), now), body)
+		return nil, t.at.refused(x.key, resp.StatusCode, retryAfter(resp.Header, now), body)
 	}
-	a, err := parseAnswer(body)
+	f := parseFields(body)
+	if f == nil || len(body) > maxBodyBytes {
+		return nil, t.at.onTheWay(resp.StatusCode, describe(body))
+	}
+	a, err := parseAnswer(f)
 	if err != nil {
-		return malformed("the answer of %s cannot be used: %v", t.at.dial, err)
+		return nil, malformed("the answer of %s cannot be used: %v", t.at.dial, err)
 	}
 	if failed := a.checkIdentity(t.at, x.key); failed != nil {
-		return failed
+		return nil, failed
 	}
 	fetched, err := a.fetched(now)
 	if err != nil {
-		return malformed("the answer of %s cannot be used: %v", t.at.dial, err)
+		return nil, malformed("the answer of %s cannot be used: %v", t.at.dial, err)
 	}
 	x.fetched = fetched
-	return nil
+	t.ignored.note(a.ignored)
+	return a.forAzidentity(x.key, fetched.Left), nil
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 
+	"go.uber.org/zap"
+
 	"perceptd/agent/api"
 	"perceptd/agent/clock"
 	"perceptd/agent/simulator"
@@ -30,7 +32,7 @@ type backend struct {
 
 // newBackend makes the source that the configuration names; a simulated one begins to serve on
 // loopback, and azidentity is pointed at it. Close what it returns.
-func newBackend(c sourceConfig) (*backend, error) {
+func newBackend(c sourceConfig, log *zap.Logger) (*backend, error) {
 	b := &backend{kind: c.kind}
 	b.clock, b.word = clock.Device()
 	if c.kind == simulated {
@@ -40,7 +42,7 @@ func newBackend(c sourceConfig) (*backend, error) {
 		c.endpoint = source.Auto // as the environment says by now
 	}
 	var err error
-	if b.source, err = source.New(source.Options{Endpoint: c.endpoint, Wall: b.clock.Wall}); err != nil {
+	if b.source, err = source.New(source.Options{Endpoint: c.endpoint, Wall: b.clock.Wall, Log: log}); err != nil {
 		b.close()
 		return nil, err
 	}

@@ -98,7 +98,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d.sockets = &sockets{
 		held: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0, systemd.StoreRoom()-reservedRoom), modules: make(map[string]*socket.Listener),
 	}
-	if d.backend, err = newBackend(c.source); err != nil {
+	if d.backend, err = newBackend(c.source, log); err != nil {
 		return nil, err
 	}
 	d.started = d.backend.clock.Wall()
