@@ -132,7 +132,7 @@ func appendSDK(dst []byte, a *agent.Answer, asked sdkRequest, now time.Time) []b
 	}
 	dst = appendDigits(dst, `,"expires_in":`, left)
 	dst = appendDigits(dst, `,"expires_on":`, now.Unix()+left)
-	if from := notBefore(a); !from.IsZero() {
+	if from := notBefore(a, now); !from.IsZero() {
 		dst = appendDigits(dst, `,"not_before":`, from.Unix())
 	}
 	dst = appendTextField(dst, `,"resource":`, asked.resource)
@@ -161,9 +161,15 @@ func clientIDOf(a *agent.Answer, asked sdkRequest) string {
 	return a.Token.Claims.ClientID
 }
 
-func notBefore(a *agent.Answer) time.Time {
-	if a.Token.NotBefore.IsZero() {
-		return a.Token.Claims.NotBefore
+// notBefore returns since when the token is valid, and never a moment to come: like expires_on it is told by this device's
+// clock, which the caller shares and which may be behind the issuer's.
+func notBefore(a *agent.Answer, now time.Time) time.Time {
+	from := a.Token.NotBefore
+	if from.IsZero() {
+		from = a.Token.Claims.NotBefore
 	}
-	return a.Token.NotBefore
+	if from.After(now) {
+		return now
+	}
+	return from
 }

@@ -174,6 +174,35 @@ func TestLessLifeThanAnHourIsTold(t *testing.T) {
 	}
 }
 
+// A device whose clock is years behind is told the token's expiry by its own clock, and so its beginning: a module must never
+// read that the token begins after its end, or later than now.
+func TestNotBeforeIsNeverToCome(t *testing.T) {
+	t.Parallel()
+	issued := noon.Add(-5 * time.Minute)
+	for _, test := range []struct {
+		name string
+		now  time.Time
+		from time.Time // in the answer; zero: in the token's claims alone
+		want time.Time
+	}{
+		{"clock right", noon, issued, issued},
+		{"clock ahead", noon.Add(72 * time.Hour), issued, issued},
+		{"clock a minute behind", noon.Add(-6 * time.Minute), issued, noon.Add(-6 * time.Minute)},
+		{"clock years behind", noon.AddDate(-5, 0, 0), issued, noon.AddDate(-5, 0, 0)},
+		{"clock years behind, by the claims", noon.AddDate(-5, 0, 0), time.Time{}, noon.AddDate(-5, 0, 0)},
+	} {
+		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{NotBefore: test.from}}, Identity: &agent.Identity{}, Advertise: time.Hour}
+		a.Token.Claims.NotBefore = issued
+		var got map[string]string
+		if err := json.Unmarshal(appendSDK(nil, &a, sdkRequest{resource: "r"}, test.now), &got); err != nil {
+			t.Fatal(err)
+		}
+		if want := strconv.FormatInt(test.want.Unix(), 10); got["not_before"] != want || got["expires_on"] <= got["not_before"] {
+			t.Errorf("%s: not_before %s, want %s; expires_on %s", test.name, got["not_before"], want, got["expires_on"])
+		}
+	}
+}
+
 // FuzzSDKEcho checks that whatever is echoed comes back from the body as it was asked for.
 func FuzzSDKEcho(f *testing.F) {
 	f.Add("https://vault.azure.net", "client")
