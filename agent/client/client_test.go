@@ -261,17 +261,17 @@ func TestRefusals(t *testing.T) {
 		{
 			name: "no problem document", status: 502, mediaType: "text/html", body: canary,
 			want: client.Error{Problem: api.Problem{Title: "Bad Gateway", Status: 502}},
-			text: "perceptd answered 502 Bad Gateway",
+			text: "what answers at the socket is not perceptd, or another version of it: it answered 502 Bad Gateway",
 		},
 		{
 			name: "broken problem document", status: 404, mediaType: problem, body: `{"detail":"half`,
 			want: client.Error{Problem: api.Problem{Title: "Not Found", Status: 404}},
-			text: "perceptd answered 404 Not Found",
+			text: "what answers at the socket is not perceptd, or another version of it: it answered 404 Not Found",
 		},
 		{
 			name: "a redirect is not followed", status: 302, mediaType: "text/plain",
 			want: client.Error{Problem: api.Problem{Title: "Found", Status: 302}},
-			text: "perceptd answered 302 Found",
+			text: "what answers at the socket is not perceptd, or another version of it: it answered 302 Found",
 		},
 	}
 	for _, test := range tests {

@@ -23,6 +23,8 @@ func (e *Error) Error() string {
 	switch {
 	case e.Detail != "":
 		return e.Detail
+	case e.Code == "":
+		return fmt.Sprintf("what answers at the socket is not perceptd, or another version of it: it answered %d %s", e.Status, http.StatusText(e.Status))
 	case e.Title != "":
 		return fmt.Sprintf("perceptd answered %d %s", e.Status, e.Title)
 	}

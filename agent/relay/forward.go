@@ -63,6 +63,15 @@ var errAgain = errors.New("it cannot tell who is calling yet")
 // errLeaving is an answer of a perceptd that is about to end: the next one may give another.
 var errLeaving = errors.New("it is just ending")
 
+// errStranger is an answer that perceptd never gives: a page, or a text. What it says of a request must not reach an SDK, which
+// takes a 403 for a refusal.
+var errStranger = errors.New("what answers at its socket is not perceptd")
+
+func isObject(body []byte) bool {
+	var members map[string]json.RawMessage
+	return json.Unmarshal(body, &members) == nil && members != nil
+}
+
 // codeIn returns the code of a refusal of perceptd's, or "".
 func codeIn(body []byte) api.Code {
 	var refusal struct{ Code api.Code }
@@ -87,6 +96,8 @@ func (r *Relay) ask(q *http.Request) (reply, error) {
 		return reply{}, errors.New("its answer broke off")
 	case len(body) > maxBody:
 		return reply{}, fmt.Errorf("its answer has more than %d bytes", maxBody)
+	case !isObject(body):
+		return reply{}, errStranger
 	case answer.StatusCode == http.StatusServiceUnavailable && answer.Close:
 		return reply{}, errLeaving
 	case answer.StatusCode == http.StatusServiceUnavailable && codeIn(body) == api.CodeAskAgain:

@@ -69,20 +69,24 @@ func TestPerceptdAway(t *testing.T) {
 		detail  string
 		took    time.Duration // at least; 0: nothing
 	}{
-		"there":                    {[]func(net.Conn){works}, 200, "", 0},
-		"later":                    {append(nobody(10), works), 200, "", 3 * time.Second},
-		"never":                    {nobody(1), 503, "connection refused", 7 * time.Second},
-		"ends at once":             {[]func(net.Conn){says(""), works}, 200, "", 20 * time.Millisecond},
-		"no HTTP":                  {[]func(net.Conn){says("canary-4f1d2c7e9b\r\n\r\n")}, 503, "is not HTTP", 7 * time.Second},
-		"ends in its answer":       {[]func(net.Conn){says("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"), works}, 200, "", 20 * time.Millisecond},
-		"is just ending":           {[]func(net.Conn){leaves, works}, 200, "", 20 * time.Millisecond},
-		"is just ending, for good": {[]func(net.Conn){leaves}, 503, "just ending", 7 * time.Second},
-		"asks to be asked again":   {[]func(net.Conn){again, nil}, 200, "", 20 * time.Millisecond},
-		"asks, and goes":           {[]func(net.Conn){asks, works}, 200, "", 20 * time.Millisecond},
-		"asks for good":            {[]func(net.Conn){asks}, 503, "cannot tell who is calling yet", 7 * time.Second},
-		"refuses":                  {[]func(net.Conn){refuses}, 503, "", 0},
-		"hangs":                    {[]func(net.Conn){hangs}, 503, "deadline exceeded", longest},
-		"talks too much":           {[]func(net.Conn){says("HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("x", maxBody+1))}, 503, "more than", 7 * time.Second},
+		"there":                         {[]func(net.Conn){works}, 200, "", 0},
+		"later":                         {append(nobody(10), works), 200, "", 3 * time.Second},
+		"never":                         {nobody(1), 503, "connection refused", 7 * time.Second},
+		"ends at once":                  {[]func(net.Conn){says(""), works}, 200, "", 20 * time.Millisecond},
+		"no HTTP":                       {[]func(net.Conn){says("canary-4f1d2c7e9b\r\n\r\n")}, 503, "is not HTTP", 7 * time.Second},
+		"ends in its answer":            {[]func(net.Conn){says("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"), works}, 200, "", 20 * time.Millisecond},
+		"is just ending":                {[]func(net.Conn){leaves, works}, 200, "", 20 * time.Millisecond},
+		"is just ending, for good":      {[]func(net.Conn){leaves}, 503, "just ending", 7 * time.Second},
+		"asks to be asked again":        {[]func(net.Conn){again, nil}, 200, "", 20 * time.Millisecond},
+		"asks, and goes":                {[]func(net.Conn){asks, works}, 200, "", 20 * time.Millisecond},
+		"asks for good":                 {[]func(net.Conn){asks}, 503, "cannot tell who is calling yet", 7 * time.Second},
+		"refuses":                       {[]func(net.Conn){refuses}, 503, "", 0},
+		"hangs":                         {[]func(net.Conn){hangs}, 503, "deadline exceeded", longest},
+		"another program, with a page":  {[]func(net.Conn){says("HTTP/1.1 403 Forbidden\r\nContent-Length: 25\r\n\r\n<html>canary-4f1d2c7e9b\r\n")}, 503, "is not perceptd", 7 * time.Second},
+		"another program, with nothing": {[]func(net.Conn){says("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")}, 503, "is not perceptd", 7 * time.Second},
+		"another program, with a redirect, and perceptd": {[]func(net.Conn){says("HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"), works}, 200, "", 20 * time.Millisecond},
+		"refuses for good": {[]func(net.Conn){says("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}")}, 403, "", 0},
+		"talks too much":   {[]func(net.Conn){says("HTTP/1.1 200 OK\r\n\r\n" + strings.Repeat("x", maxBody+1))}, 503, "more than", 7 * time.Second},
 	}
 	for name, row := range rows {
 		t.Run(name, func(t *testing.T) {

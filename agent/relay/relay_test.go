@@ -256,7 +256,7 @@ func TestSlowAnswer(t *testing.T) {
 		case <-q.Context().Done():
 		case <-time.After(200 * time.Millisecond):
 		}
-		_, _ = io.WriteString(w, canary)
+		_, _ = io.WriteString(w, `{"access_token":"`+canary+`"}`)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- r.Serve() }()

@@ -189,7 +189,7 @@ func again(err error, try int) (time.Duration, bool) {
 			pause = refusal.RetryAfter
 		}
 		return min(pause, longestPause), true
-	case errors.As(err, &unreachable):
+	case errors.As(err, &unreachable), refusal != nil && refusal.Code == "": // not perceptd's word: another program is in its place
 		return pause, true
 	}
 	return 0, false

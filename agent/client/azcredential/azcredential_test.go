@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -74,7 +75,16 @@ func (p *fakePerceptd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer(w, next, p.retry)
 }
 
+// stranger is the page of another program at the socket.
+type stranger string
+
 func answer(w http.ResponseWriter, v any, retry string) {
+	if page, ok := v.(stranger); ok {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, string(page))
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	if problem, ok := v.(api.Problem); ok {
 		w.Header().Set("Content-Type", "application/problem+json")
@@ -152,6 +162,7 @@ func TestRefusals(t *testing.T) {
 		"throttled, then not": {[]any{refusal(503, api.CodeThrottled), refusal(503, api.CodeThrottled), good}, "2", []time.Duration{2 * time.Second, 2 * time.Second}, ""},
 		"throttled for long":  {[]any{refusal(503, api.CodeThrottled), good}, "3600", []time.Duration{longestPause}, ""},
 		"down":                {[]any{refusal(503, api.CodeUnreachable)}, "", []time.Duration{time.Second, 2 * time.Second, 4 * time.Second}, api.CodeUnreachable},
+		"another program":     {[]any{stranger("<html>"), good}, "", []time.Duration{time.Second}, ""},
 		"too many requests":   {[]any{refusal(429, api.CodeBusy), good}, "1", []time.Duration{time.Second}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
