@@ -142,7 +142,7 @@ func printEverything(t *testing.T, d *daemonProcess, environment []string, tool 
 	noteBody(d.token(), "POST", api.PathToken)
 	noteBody(d.token(), "GET", api.PathIMDSToken+"?api-version=2018-02-01&resource=https://graph.microsoft.com")
 	noteBody(d.token(), "GET", api.PathAppServiceToken+"?api-version=2019-08-01&client_id=unknown&resource="+vaultURI)
-	for _, fault := range []string{"html", "not-json", "empty-token", "wrong-identity", "reset", "redirect"} {
+	for _, fault := range []string{"html", "not-json", "empty-token", "wrong-identity", "unavailable", "past-exp", "reset", "redirect"} {
 		simulatorDo(t, environment, "fault", fault)
 		note("refresh", "--resource", vaultURI, "--identity", "device")
 		note("token", "--resource", "https://storage.azure.com", "--identity", "vision", "--min-ttl", "24h")
