@@ -136,14 +136,15 @@ func (a *answer) parseRefreshIn(f fields) {
 	a.refreshIn = in
 }
 
-// parseNotBefore leaves not_before out where it is none: not before the expiry, or so late that the back end counts more
-// life left than the token would have been given.
+// parseNotBefore leaves not_before out where it is none: not before the expiry, or so late that the token would have been given
+// less life than the back end counts left, while the token itself says more or it would be a few minutes in all. Otherwise the
+// count may be what is wrong, as from an endpoint whose clock is behind.
 func (a *answer) parseNotBefore(f fields) {
 	from, err := f.time("not_before")
 	senseless := err != nil
 	if !from.IsZero() && !a.expiresOn.IsZero() {
 		given := a.expiresOn.Sub(from)
-		senseless = given <= 0 || given < a.expiresIn
+		senseless = given <= 0 || given < a.expiresIn && (given < shortestNominal || a.token.whole() >= a.expiresIn)
 	}
 	if senseless {
 		a.ignored = append(a.ignored, "not_before")
@@ -238,10 +239,7 @@ func (a answer) whole() time.Duration {
 	if !a.expiresOn.IsZero() && !a.notBefore.IsZero() {
 		return a.expiresOn.Sub(a.notBefore)
 	}
-	if exp, from := a.token.expiry(), a.token.claims.NotBefore; !exp.IsZero() && !from.IsZero() {
-		return max(0, exp.Sub(from))
-	}
-	return 0
+	return a.token.whole()
 }
 
 // forAzidentity is the answer as azidentity reads it without fail: with what was judged here, and nothing else. It

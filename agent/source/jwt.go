@@ -75,6 +75,15 @@ func (t jwt) expiry() time.Time {
 	return t.expiresOn
 }
 
+// whole is the life that the token was given, back-dating included; zero when it does not tell.
+func (t jwt) whole() time.Duration {
+	exp, from := t.expiry(), t.claims.NotBefore
+	if exp.IsZero() || from.IsZero() {
+		return 0
+	}
+	return exp.Sub(from)
+}
+
 type payloadClaims map[string]json.RawMessage
 
 func (c payloadClaims) text(name string) string {
