@@ -132,7 +132,7 @@ func ailments() []ailment {
 		{name: "a token that has expired by its own exp", talk: changed(map[string]any{"access_token": ownExpiry(-time.Hour)}), kind: tokencache.Malformed},
 		{name: "expires_in alone, of a token that has expired by its own exp", talk: changed(map[string]any{"access_token": ownExpiry(-time.Hour), "expires_on": nil}), gives: tokencache.Older},
 		{name: "an expires_in that stands still", talk: changed(map[string]any{"expires_in": "86400", "expires_on": nil}), gives: tokencache.Newer},
-		{name: "expires_in 0 beside a good expires_on", talk: changed(map[string]any{"expires_in": "0"}), gives: tokencache.Newer},
+		{name: "expires_in 0 beside a good expires_on, by a clock that is known", talk: changed(map[string]any{"expires_in": "0"}), gives: tokencache.Newer},
 		{name: "senseless advice", talk: changed(map[string]any{"refresh_in": -1.5, "not_before": "never", "ext_expires_in": "later"}), gives: tokencache.Newer},
 		{name: "negative times", talk: changed(map[string]any{"expires_on": "-1", "expires_in": "-86400"}), kind: tokencache.Malformed},
 		{name: "the year 9999", talk: changed(map[string]any{"expires_on": "253402300799", "expires_in": "251637407999"}), kind: tokencache.Malformed},
@@ -508,7 +508,7 @@ func listenForDetours(t *testing.T) string {
 // matrix goes through all ailments at once and returns the table.
 func matrix(t *testing.T, heading string, endpoint source.Endpoint, backEnd *sickBackEnd, all []ailment) string {
 	t.Helper()
-	from, err := source.New(source.Options{Endpoint: endpoint, Timeout: 2 * time.Second})
+	from, err := source.New(source.Options{Endpoint: endpoint, Timeout: 2 * time.Second, Known: func() bool { return true }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,8 +48,9 @@ func echoes(kind tokencache.SelectorKind) []string {
 	return nil
 }
 
-// parseAnswer reads the JSON object in an answer. Its errors are in our words: none quotes the body.
-func parseAnswer(f fields) (answer, error) {
+// parseAnswer reads the JSON object in an answer. clockKnown says that this device's clock is known to be right. Its errors are
+// in our words: none quotes the body.
+func parseAnswer(f fields, clockKnown bool) (answer, error) {
 	var a answer
 	text, err := f.text("access_token")
 	switch {
@@ -79,7 +80,7 @@ func parseAnswer(f fields) (answer, error) {
 			}
 		}
 	}
-	if err := a.parseTimes(f); err != nil {
+	if err := a.parseTimes(f, clockKnown); err != nil {
 		return answer{}, err
 	}
 	return a, nil
@@ -87,10 +88,15 @@ func parseAnswer(f fields) (answer, error) {
 
 // parseTimes reads the four times. A token is refused only for want of an expiry: each of expires_in and expires_on may be
 // senseless beside a good one of the other, and refresh_in and not_before are advice.
-func (a *answer) parseTimes(f fields) error {
+//
+// An expires_in of 0 or less is the back end's own word that the token is over. Only a clock that is known to be right can tell
+// that it is not, by expires_on: a clock that is behind would have a token served long after its end.
+func (a *answer) parseTimes(f fields, clockKnown bool) error {
 	noLife := a.parseExpiresIn(f)
 	noExpiry := a.parseExpiresOn(f)
 	switch neither := a.expiresIn == 0 && a.expiresOn.IsZero(); {
+	case errors.Is(noLife, errOver) && !clockKnown:
+		return noLife
 	case neither && noLife != nil:
 		return noLife
 	case neither && noExpiry != nil:
@@ -107,13 +113,15 @@ func (a *answer) parseTimes(f fields) error {
 	return nil
 }
 
+var errOver = errors.New("the token is already expired by its expires_in")
+
 func (a *answer) parseExpiresIn(f fields) error {
 	in, given, err := f.seconds("expires_in")
 	switch {
 	case err != nil:
 		return err
 	case given && in <= 0:
-		return errors.New("the token is already expired by its expires_in")
+		return errOver
 	case in > longestLife:
 		return errors.New("expires_in is more than seven days")
 	}
@@ -203,7 +211,7 @@ func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, err err
 	switch {
 	case a.expiresOn.IsZero():
 		on, left = now.Truncate(time.Second).Add(a.expiresIn), a.expiresIn // of whole seconds, as every other expiry
-		behind := now.Before(a.token.claims.IssuedAt) // then on is too early
+		behind := now.Before(a.token.claims.IssuedAt)                      // then on is too early
 		if !exp.IsZero() && (behind || exp.Before(on)) {
 			on = exp
 		}

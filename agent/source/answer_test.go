@@ -73,7 +73,7 @@ func TestTimes(t *testing.T) {
 					test.on = time.Unix(n, 0)
 				}
 			}
-			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.changes)))
+			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.changes)), true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -97,7 +97,7 @@ func TestNullIsAbsent(t *testing.T) {
 	now := time.Now()
 	body := strings.Replace(goodAnswer(now).with(object{"expires_in": nil, "not_before": nil}).String(),
 		"{", `{"expires_in":null,"not_before":null,"client_id":null,"refresh_in":null,`, 1)
-	a, err := parseAnswer(parseFields([]byte(body)))
+	a, err := parseAnswer(parseFields([]byte(body)), true)
 	if err != nil || a.expiresIn != 0 || !a.notBefore.IsZero() || a.echo["client_id"] != "" {
 		t.Errorf("got %v", err)
 	}
@@ -107,7 +107,7 @@ func TestRefreshIn(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	for told, want := range map[string]time.Duration{"": 0, "0": 0, "43200": 12 * time.Hour, "86400": 0, "100000": 0} {
-		a, err := parseAnswer(fieldsOf(goodAnswer(now).with(object{"refresh_in": told})))
+		a, err := parseAnswer(fieldsOf(goodAnswer(now).with(object{"refresh_in": told})), true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +232,7 @@ func TestOwnExpiry(t *testing.T) {
 				issued := min(now.Unix(), test.exp.Unix()-86400) - 300
 				claims = claims.with(object{"exp": test.exp.Unix(), "iat": issued, "nbf": issued})
 			}
-			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.answer).and("access_token", mint(claims))))
+			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.answer).and("access_token", mint(claims))), true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -250,12 +250,34 @@ func TestOwnExpiry(t *testing.T) {
 	}
 }
 
+// The back end's word that a token is over counts against a clock that may be behind.
+func TestLifeThatIsOverByTheBackEndsCount(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for _, in := range []any{"0", 0, -1, "-90000"} {
+		body := fieldsOf(goodAnswer(now).and("expires_in", in))
+		if _, err := parseAnswer(body, false); err == nil || !strings.Contains(err.Error(), "already expired") {
+			t.Errorf("expires_in %v, clock not known: %v", in, err)
+		}
+		if a, err := parseAnswer(body, true); err != nil || a.expiresIn != 0 || len(a.ignored) != 1 {
+			t.Errorf("expires_in %v, clock known: %v", in, err)
+		}
+		over, err := parseAnswer(fieldsOf(goodAnswer(now.Add(-86402*time.Second)).and("expires_in", in)), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := over.fetched(now); err == nil {
+			t.Errorf("expires_in %v, and over by a clock that is known: %v left", in, got.Left)
+		}
+	}
+}
+
 // An exp that is none says nothing: one that is not after the token's own beginning, or no time.
 func TestSenselessOwnExpiry(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	for _, exp := range []any{0, -1, "soon", now.Unix() - 400, now.UnixMilli()} {
-		a, err := parseAnswer(fieldsOf(goodAnswer(now).and("access_token", mint(claimsAt(now).and("exp", exp)))))
+		a, err := parseAnswer(fieldsOf(goodAnswer(now).and("access_token", mint(claimsAt(now).and("exp", exp)))), true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -276,7 +298,7 @@ func FuzzParseAnswer(f *testing.F) {
 	f.Add(goodAnswer(now).with(object{"access_token": mint(claimsAt(now).and("exp", now.Unix()-200)), "expires_on": nil}).String())
 	f.Add("<html>")
 	f.Fuzz(func(t *testing.T, body string) {
-		a, err := parseAnswer(parseFields([]byte(body)))
+		a, err := parseAnswer(parseFields([]byte(body)), true)
 		if err != nil {
 			return
 		}

@@ -44,7 +44,7 @@ func TestIdentityOfTheAnswer(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.changes)))
+			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.changes)), true)
 			if err != nil {
 				t.Fatal(err)
 			}

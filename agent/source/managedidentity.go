@@ -42,6 +42,7 @@ type Options struct {
 	Endpoint Endpoint         // empty: Auto
 	Timeout  time.Duration    // the longest that one fetch may take; zero: 30 s
 	Wall     func() time.Time // the wall clock, right or wrong; nil: time.Now
+	Known    func() bool      // whether Wall is known to be right; nil: never
 	Log      *zap.Logger      // told once of each field that endpoints fill with nonsense; nil: none
 }
 
@@ -74,13 +75,16 @@ func newAt(at place, o Options) *ManagedIdentity {
 	if o.Wall == nil {
 		o.Wall = time.Now
 	}
+	if o.Known == nil {
+		o.Known = func() bool { return false }
+	}
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
 	return &ManagedIdentity{
 		at:          at,
 		timeout:     o.Timeout,
-		transport:   newTransport(at, o.Wall, o.Log),
+		transport:   newTransport(at, o),
 		credentials: make(map[tokencache.Selector]*azidentity.ManagedIdentityCredential),
 	}
 }

@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"time"
 
-	"go.uber.org/zap"
-
 	"perceptd/tokencache"
 )
 
@@ -39,13 +37,14 @@ var errNoFetch = errors.New("a request outside a fetch is not sent")
 type transport struct {
 	at      place
 	wall    func() time.Time
+	known   func() bool // whether wall is right
 	ignored ignored
 	http    *http.Transport
 }
 
-func newTransport(at place, wall func() time.Time, log *zap.Logger) *transport {
+func newTransport(at place, o Options) *transport {
 	dialer := &net.Dialer{Timeout: dialTimeout}
-	return &transport{at: at, wall: wall, ignored: ignored{log: log}, http: &http.Transport{
+	return &transport{at: at, wall: o.Wall, known: o.Known, ignored: ignored{log: o.Log}, http: &http.Transport{
 		Proxy: nil, // the variables that name one are not meant for tokens
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, network, at.dial)
@@ -134,7 +133,7 @@ func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, b
 	if f == nil || len(body) > maxBodyBytes {
 		return nil, t.at.onTheWay(resp.StatusCode, describe(body))
 	}
-	a, err := parseAnswer(f)
+	a, err := parseAnswer(f, t.known())
 	if err != nil {
 		return nil, malformed("the answer of %s cannot be used: %v", t.at.dial, err)
 	}

@@ -42,7 +42,8 @@ func newBackend(c sourceConfig, log *zap.Logger) (*backend, error) {
 		c.endpoint = source.Auto // as the environment says by now
 	}
 	var err error
-	if b.source, err = source.New(source.Options{Endpoint: c.endpoint, Wall: b.clock.Wall, Log: log}); err != nil {
+	options := source.Options{Endpoint: c.endpoint, Wall: b.clock.Wall, Known: b.clock.Synchronised, Log: log}
+	if b.source, err = source.New(options); err != nil {
 		b.close()
 		return nil, err
 	}
