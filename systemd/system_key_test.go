@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,6 +69,23 @@ func testKeyInTheClear(t *testing.T, m *machine) {
 		m.serves(t, clearKey)
 		m.isNotFor(t, "edge", clearKey)
 		m.must(t, "perceptctl", "cache-key", "show")
+	})
+	t.Run("on another device", func(t *testing.T) {
+		wants(t, m.must(t, "stat", "-c", "%a %U:%G", "/run/percept-cache-key/device"), "440 root:percept")
+		m.must(t, "perceptctl", "policy-changed", "https://vault.azure.net", "--effect", "granted")
+		m.reboot(t, "systemctl", "reboot")
+		m.serves(t, clearKey)
+		wants(t, m.must(t, "perceptctl", "status", "--json"), `"fetches": 0`)
+		bound := regexp.MustCompile(`"bound_to": *"([a-z-]+)"`).FindStringSubmatch(m.must(t, "perceptctl", "status", "--json"))
+		if len(bound) == 0 || bound[1] != "machine-id" {
+			t.Skipf("a container can be another device only where it is bound to its machine-id, and it is to %q", bound)
+		}
+		m.write(t, "/etc/machine-id", "3f1c7b2a995d4c55a0e1c7f5b2a99d0a\n")
+		m.reboot(t, "systemctl", "reboot")
+		m.serves(t, clearKey)
+		if status := m.must(t, "perceptctl", "status", "--json"); strings.Contains(status, `"fetches": 0`) || !strings.Contains(status, `"effect": "granted"`) {
+			t.Errorf("tokens of another device, or no policy change:\n%s", status)
+		}
 	})
 }
 

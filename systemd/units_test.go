@@ -149,7 +149,7 @@ func TestKeyUnitAgreesWithTheService(t *testing.T) {
 		}
 	}
 	for key, want := range map[string][]string{
-		"Unit.ConditionPathExists":     {"/etc/percept/cache-key.cred"},
+		"Unit.ConditionPathExists":     {"|/etc/percept/cache-key.cred", "|/etc/percept/cache-key"},
 		"Unit.Before":                  {serviceUnit},
 		"Service.Type":                 {"oneshot"},
 		"Service.RemainAfterExit":      {"yes"},

@@ -350,6 +350,10 @@ type KeptStatus struct {
 	Restart bool   `json:"restart"`
 	Reboot  bool   `json:"reboot"`
 	Why     string `json:"why,omitempty"` // they are not kept over both
+
+	// BoundTo is what of the device those on the disk are bound to: "product-uuid", "device-tree-serial", "machine-id", or
+	// "none". Absent: there are none.
+	BoundTo string `json:"bound_to,omitempty"`
 }
 
 // ClockStatus says what is known of the device's wall clock.

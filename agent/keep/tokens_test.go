@@ -76,10 +76,10 @@ func TestTokensRoundTrip(t *testing.T) {
 				t.Errorf("%s is in the file in the clear", clear)
 			}
 		}
-		if bytes.Equal(text[headSize:headSize+12], before) {
+		if nonce := text[len(tokens.head):][:12]; bytes.Equal(nonce, before) {
 			t.Error("the same nonce twice")
 		}
-		before = text[headSize : headSize+12]
+		before = text[len(tokens.head):][:12]
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
 		t.Errorf("%v, %v", info.Mode(), err)
@@ -151,7 +151,7 @@ func TestWhatIsNoCacheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	seal := func(text string) []byte {
-		return append(sealedHead(), tokens.seal().Seal(nil, nil, []byte(text), sealedHead())...)
+		return append([]byte(tokens.head), tokens.seal(tokens.head).Seal(nil, nil, []byte(text), []byte(tokens.head))...)
 	}
 	for _, row := range []struct {
 		name string
@@ -161,11 +161,14 @@ func TestWhatIsNoCacheFile(t *testing.T) {
 		{"empty", nil, "no cache file"},
 		{"zeros", make([]byte, 4096), "no cache file"},
 		{"foreign", []byte(entry("", "")), "no cache file"},
-		{"only a head", sealedHead(), "another key, or changed"},
-		{"of another key", swapped, "another key, or changed"},
-		{"longer", append(bytes.Clone(sound), 0), "another key, or changed"},
-		{"a later version", append([]byte(sealedMagic+"\x00\x02"), sound[headSize:]...), "not of version 1: another release"},
-		{"an older version", append([]byte(sealedMagic+"\x00\x00"), sound[headSize:]...), "not of version 1: another release"},
+		{"only a head", []byte(tokens.head), "another key or on another device, or changed"},
+		{"half a head", []byte(sealedHead), "ends in its head"},
+		{"of another key", swapped, "another key or on another device, or changed"},
+		{"longer", append(bytes.Clone(sound), 0), "another key or on another device, or changed"},
+		{"a later version", append([]byte(sealedMagic+"\x00\x03"), sound[len(sealedHead):]...), "not of version 1 or 2: another release"},
+		{"an older version", append([]byte(sealedMagic+"\x00\x00"), sound[len(sealedHead):]...), "not of version 1 or 2: another release"},
+		{"a version that it is not", append([]byte(formerHead), sound[len(tokens.head):]...), "another key or on another device, or changed"},
+		{"a kind that is none", append([]byte(sealedHead+"\x09"), sound[len(tokens.head):]...), "another release"},
 		{"a later document", seal(`{"version":4}`), "another release"},
 		{"a foreign document", seal(`{"` + canary), "not JSON"},
 		{"an unknown field", seal(`{"version":1,"` + canary + `":1}`), "not what perceptd writes"},
@@ -250,7 +253,7 @@ func TestWhatStandsInThePlaceOfTokens(t *testing.T) {
 func TestUnreadableNow(t *testing.T) {
 	t.Parallel()
 	tokens := openTokens(t, t.TempDir())
-	long := &Tokens{folder: Disk(filepath.Join(t.TempDir(), strings.Repeat("n", 300))), seal: tokens.seal}
+	long := &Tokens{folder: Disk(filepath.Join(t.TempDir(), strings.Repeat("n", 300))), head: tokens.head, seal: tokens.seal}
 	if m, err := long.Load(); m != nil || !errors.Is(err, unix.ENAMETOOLONG) || strings.Contains(err.Error(), "it is now") {
 		t.Errorf("%v, %v", m, err)
 	}
@@ -424,12 +427,13 @@ func FuzzUnseal(f *testing.F) {
 		}
 		f.Add(text, true)
 	}
-	f.Add(sealedHead(), false)
+	f.Add([]byte(tokens.head), false)
+	f.Add([]byte(formerHead), false)
 	f.Fuzz(func(t *testing.T, text []byte, seal bool) {
 		if seal { // what is in a file whose seal holds
-			text = append(sealedHead(), tokens.seal().Seal(nil, nil, text, sealedHead())...)
+			text = append([]byte(tokens.head), tokens.seal(tokens.head).Seal(nil, nil, text, []byte(tokens.head))...)
 		}
-		m, err := tokens.unseal(text)
+		m, _, err := tokens.unseal(text)
 		switch {
 		case err != nil && m != nil:
 			t.Fatal("an error, and a memory")

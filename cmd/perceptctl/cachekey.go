@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"perceptd/agent/binding"
 )
 
 const (
@@ -248,8 +250,8 @@ func (a *app) cacheKeyShowCommand(key *cacheKey) *cobra.Command {
 	return &cobra.Command{
 		Use:   "show",
 		Short: "say which kind of key there is and what it is worth, as root",
-		Long: `Say which kind of key there is, what it protects kept tokens against, and whether
-perceptd can have it. The key itself is never shown. The exit status is 5 when
+		Long: `Say which kind of key there is, what it protects kept tokens against, what of this
+device they are bound to, and whether perceptd can have the key. The key itself is never shown. The exit status is 5 when
 there is none, or when it cannot be opened.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.showCacheKey(ctx, *key) }),
@@ -267,10 +269,11 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 	if err != nil {
 		return rootsBusiness(err)
 	}
+	bound := s.boundTo()
 	if with == withFile {
-		return a.print(s.cacheKey(with, key.file))
+		return a.print(s.cacheKey(with, key.file) + bound)
 	}
-	text := s.cacheKey(with, key.credential())
+	text := s.cacheKey(with, key.credential()) + bound
 	switch state, _ := a.ask(ctx, "systemctl", "is-active", cacheKeyUnit); state {
 	case "active":
 		return a.print(text + s.paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", good))
@@ -295,6 +298,33 @@ func (a *app) printTrouble(text string) error {
 func (s screen) cacheKey(with, path string) string {
 	about := seals[with]
 	return s.paragraph("key       ", path+", "+about.name, plain) + s.paragraph("worth     ", about.worth, plain)
+}
+
+// readDevice is what perceptd-cache-key.service has read of what the device is known by.
+const readDevice = "/run/percept-cache-key/device"
+
+// boundTo tells what kept tokens are bound to.
+func (s screen) boundTo() string {
+	known, err := binding.Known(readDevice, "/")
+	if err != nil {
+		return s.paragraph("bound     ", "what of this device they are bound to cannot be read: systemctl restart perceptd-cache-key perceptd", warning)
+	}
+	kind := binding.Best(known)
+	if !kind.Hardware() {
+		return s.paragraph("bound     ", boundWorth(kind), warning)
+	}
+	return s.paragraph("bound     ", boundWorth(kind), plain)
+}
+
+// boundWorth says what kept tokens are bound to, and what that is worth.
+func boundWorth(kind binding.Kind) string {
+	switch {
+	case kind.Hardware():
+		return "to this device, by its " + kind.Name() + ": on another one that has its state and its key they do not open"
+	case kind == binding.MachineID:
+		return "to this installation, by its machine-id: a copy of the whole disk opens them on another device"
+	}
+	return "to nothing, since this device is known by nothing of its own: a copy of state and key opens them on another device"
 }
 
 // readSeal tells what a key that is there is sealed with. A credential counts before a key in the clear.
@@ -330,8 +360,9 @@ func (a *app) cacheKeyOpenCommand(key *cacheKey) *cobra.Command {
 		Use:   "open",
 		Short: "open the sealed key for perceptd, as " + cacheKeyUnit + " does",
 		Long: `Open the sealed key, and put it where perceptd finds it: in $RUNTIME_DIRECTORY, a
-folder in memory that systemd makes and removes. ` + cacheKeyUnit + ` runs it
-before perceptd starts.`,
+folder in memory that systemd makes and removes; and beside it digests of what the
+device is known by, some of which only root can read: kept tokens are bound to it.
+` + cacheKeyUnit + ` runs it before perceptd starts.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.openCacheKey(ctx, *key) }),
 	}
@@ -342,7 +373,16 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 	if folder == "" {
 		return &hintedError{errors.New("$RUNTIME_DIRECTORY is not set"), "systemctl restart perceptd-cache-key opens the key"}
 	}
+	known := binding.Text(binding.Here("/"))
+	if err := writeWhole(filepath.Join(folder, "device"), []byte(known), 0o440, -1); err != nil {
+		return rootsBusiness(err)
+	}
 	sealed, err := os.ReadFile(key.credential())
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(key.file); err == nil {
+			return nil // it is in the clear, and perceptd reads it there
+		}
+	}
 	if err != nil {
 		return rootsBusiness(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/agent/binding"
 )
 
 // judgement is what a check found, in a word.
@@ -118,6 +119,7 @@ func (a *app) examine(ctx context.Context) []finding {
 	all = append(all, examineDaemon(status)...)
 	all = append(all, examineCallers(status)...)
 	all = append(all, examineClock(status.Clock, keeper))
+	all = append(all, examineKept(status.Kept)...)
 	all = append(all, examineTokens(status)...)
 	return append(all, examineDenials(status)...)
 }
@@ -363,6 +365,19 @@ func examineKernel(c api.CallersStatus) finding {
 	}
 	return finding{noted, what, is + " gives no handle on a caller's process, as 6.5 and later do: " + means,
 		`if a number that root gave to another process must not prove anything, set young = "refuse" in [callers]`}
+}
+
+// examineKept says what tokens on the disk are bound to, where there are any.
+func examineKept(k api.KeptStatus) []finding {
+	if k.BoundTo == "" {
+		return nil
+	}
+	f := finding{Verdict: fine, What: "kept tokens", Is: "bound " + boundWorth(binding.KindOf(k.BoundTo))}
+	if !binding.KindOf(k.BoundTo).Hardware() {
+		f.Verdict = noted
+		f.Next = `before the disk is copied, remove what docs/security.md names under "Images and copies"`
+	}
+	return []finding{f}
 }
 
 func examineTokens(status api.Status) (all []finding) {

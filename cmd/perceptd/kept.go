@@ -14,6 +14,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/binding"
 	"perceptd/agent/keep"
 	"perceptd/agent/source"
 	"perceptd/systemd"
@@ -28,8 +29,10 @@ const (
 	// cacheCredential is the systemd credential that is the key of the cache's file.
 	cacheCredential = "percept-cache-key"
 
-	// openedKey is that key where perceptd-cache-key.service has opened it.
-	openedKey = "/run/percept-cache-key/key"
+	// openedKey is that key where perceptd-cache-key.service has opened it, and readDevice what it has read, as root, of what
+	// the device is known by.
+	openedKey  = "/run/percept-cache-key/key"
+	readDevice = "/run/percept-cache-key/device"
 
 	// reservedRoom is for the cache's memory in systemd's store: two of it while one takes the other's place.
 	reservedRoom = 2
@@ -42,6 +45,7 @@ type kept struct {
 	source string       // whose tokens they are: sourceName
 	former string       // the same, as versions before wrote it: without an address
 	tokens *keep.Tokens // nil: there is no file
+	bound  binding.Kind // what of the device the file is bound to
 
 	stored []string // what systemd keeps of it, by name
 
@@ -99,13 +103,24 @@ func (k *kept) openFile(f flags) {
 		}
 	}
 	if err == nil {
-		k.tokens, err = keep.OpenTokens(keep.Disk(f.stateDir), key)
+		known := k.knownBy()
+		k.bound = binding.Best(known)
+		k.tokens, err = keep.OpenTokens(keep.Disk(f.stateDir), key, known...)
 	}
 	if err != nil {
 		k.noFile = err.Error()
 		k.trouble = "tokens are not kept over a reboot: " + k.noFile
 		k.log.Warn("tokens are not kept over a reboot", zap.Error(err))
 	}
+}
+
+// knownBy returns what this device is known by, as far as root has told it or this process can read it.
+func (k *kept) knownBy() []binding.Binding {
+	known, err := binding.Known(readDevice, "/")
+	if err != nil {
+		k.log.Warn("what root has read of this device is of no use: systemctl restart perceptd-cache-key perceptd", zap.String("file", readDevice), zap.Error(err))
+	}
+	return known
 }
 
 // checkFolderOf refuses a key in a folder where others could put theirs. What systemd opens is in folders of its own.
@@ -228,6 +243,9 @@ func (k *kept) save(m tokencache.Memory) error {
 // status says over what tokens are kept.
 func (k *kept) status() api.KeptStatus {
 	s := api.KeptStatus{Restart: k.noCarry == "", Reboot: k.noFile == ""}
+	if s.Reboot {
+		s.BoundTo = k.bound.String()
+	}
 	switch {
 	case !s.Reboot:
 		s.Why = k.noFile
