@@ -43,9 +43,10 @@ type entry struct {
 	learnt    learnt
 	news      chan struct{} // closed when what Look tells is different
 
-	flight *flight       // under way or queued, else nil
-	next   time.Duration // when the schedule fetches, or never
-	probe  bool          // the next scheduled fetch looks for a rollover
+	flight  *flight       // under way or queued, else nil
+	next    time.Duration // when the schedule fetches, or never
+	confirm time.Duration // by when it does, since whom the token speaks for is open; never: it is not
+	probe   bool          // the next scheduled fetch looks for a rollover
 
 	wishes      time.Duration // no wish for more life causes a fetch before
 	failures    int           // in a row

@@ -26,7 +26,7 @@ func (c *Cache) entryLocked(key Key, now time.Duration) (*entry, error) {
 func (c *Cache) addLocked(key Key) *entry {
 	e := &entry{
 		key: key, token: &Token{}, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo,
-		news: make(chan struct{}), chased: never,
+		news: make(chan struct{}), chased: never, confirm: never,
 	}
 	for _, r := range c.rollovers {
 		if r.of == key { // it was here before

@@ -118,6 +118,9 @@ func (c *Cache) recall(m *Memory) {
 		c.recallKey(r, c.absence(m, r, now), now)
 	}
 	c.evictLocked(nil)
+	if !m.ofBoot(c.bootID, now) {
+		c.confirmRecalledLocked(now)
+	}
 	if m.BootID != c.bootID || slices.ContainsFunc(c.changes, m.lacks) {
 		for _, e := range c.entries {
 			if e.standing.worst != Current { // by a change of which the plan that is remembered may know nothing
@@ -125,6 +128,32 @@ func (c *Cache) recall(m *Memory) {
 			}
 		}
 	}
+}
+
+const (
+	// A device is on the network by then.
+	confirmAfterBoot = 30 * time.Second
+	// confirmBootWithin is over how long the keys that there are at a boot are then asked for, which spreads a fleet's, too.
+	confirmBootWithin = 10 * time.Minute
+)
+
+// confirmRecalledLocked has each token from an earlier boot asked for soon, once: while the device was off, its disk may have
+// moved, or its identity may have been made anew. That the back end gives the same one is the confirmation.
+func (c *Cache) confirmRecalledLocked(now time.Duration) {
+	for _, e := range c.entries {
+		if e.token.Text.IsZero() {
+			continue
+		}
+		e.confirm = now + confirmAfterBoot + time.Duration(c.roll()*float64(confirmBootWithin))
+		if e.next != never && !e.held(e.confirm) {
+			e.next = min(e.next, e.confirm)
+		}
+	}
+}
+
+// ofBoot reports whether m is of that boot, and not from later in it.
+func (m *Memory) ofBoot(id string, now time.Duration) bool {
+	return m.BootID != "" && m.BootID == id && m.Boot <= now
 }
 
 // lacks reports whether ch was noted after m was taken, in the same boot.
@@ -162,7 +191,7 @@ type absence struct {
 // what the issuer said of the token. Else it is at least as long as this boot has lasted, and the wall clock, which may
 // be wrong, is good enough to plan by but not to drop a token.
 func (c *Cache) absence(m *Memory, r Remembered, now time.Duration) absence {
-	if m.BootID != "" && m.BootID == c.bootID && m.Boot <= now {
+	if m.ofBoot(c.bootID, now) {
 		return absence{certain: !r.Unconfirmed}
 	}
 	wall, synchronised := c.clock.Wall(), c.knowsTime()

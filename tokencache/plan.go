@@ -34,6 +34,9 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 		e.next = c.chaseLocked(e, now)
 	}
 	e.next = min(e.next, e.deadline+afterExpiry)
+	if at := max(now, e.confirm); !e.held(at) {
+		e.next = min(e.next, at)
+	}
 }
 
 // ordinaryLocked returns when a token that is current is refreshed. What is known of the rollover saves

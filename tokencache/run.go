@@ -223,6 +223,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		c.judgeLocked(e)
 		e.tell()
 	}
+	e.confirm = never
 	c.planLocked(e, now)
 	return outcome
 }
