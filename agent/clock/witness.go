@@ -27,7 +27,7 @@ const (
 	wordLasts = 30 * time.Minute
 
 	// stepped is by how much the wall clock moves against the boot clock, since an answer, that ends it: somebody has set
-	// the clock. What a time daemon slews within askAgain is less, or is asked about once more.
+	// the clock. What a time daemon slews moves both alike; a leap second, and the small steps of daemons, are less.
 	stepped = 2 * time.Second
 )
 
