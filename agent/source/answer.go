@@ -17,6 +17,9 @@ const (
 	shortestNominal = 10 * time.Minute
 	longestNominal  = 28*time.Hour + 5*time.Minute // the longest known, and the five minutes of back-dating
 
+	longOver     = 5 * time.Minute  // since the end of a token that no back end hands out any more
+	presumedLife = 10 * time.Minute // of a token of which nothing is known but that it is good: it is asked for again before
+
 	earliestTime = 978307200    // 2001, in Unix seconds: less is a duration that somebody took for a time
 	latestTime   = 253402300799 // the end of the year 9999
 )
@@ -32,6 +35,8 @@ type answer struct {
 	resource  string            // empty when absent
 	echo      map[string]string // by the names that echoes gives; empty when absent
 	ignored   []string          // names of the fields that made no sense, and that the token can do without
+
+	clockKnown bool // this device's clock was known to be right
 }
 
 // echoes are the fields in which an endpoint says which identity it answered for, when it was asked
@@ -51,7 +56,7 @@ func echoes(kind tokencache.SelectorKind) []string {
 // parseAnswer reads the JSON object in an answer. clockKnown says that this device's clock is known to be right. Its errors are
 // in our words: none quotes the body.
 func parseAnswer(f fields, clockKnown bool) (answer, error) {
-	var a answer
+	a := answer{clockKnown: clockKnown}
 	text, err := f.text("access_token")
 	switch {
 	case err != nil:
@@ -80,7 +85,7 @@ func parseAnswer(f fields, clockKnown bool) (answer, error) {
 			}
 		}
 	}
-	if err := a.parseTimes(f, clockKnown); err != nil {
+	if err := a.parseTimes(f); err != nil {
 		return answer{}, err
 	}
 	return a, nil
@@ -91,11 +96,11 @@ func parseAnswer(f fields, clockKnown bool) (answer, error) {
 //
 // An expires_in of 0 or less is the back end's own word that the token is over. Only a clock that is known to be right can tell
 // that it is not, by expires_on: a clock that is behind would have a token served long after its end.
-func (a *answer) parseTimes(f fields, clockKnown bool) error {
+func (a *answer) parseTimes(f fields) error {
 	noLife := a.parseExpiresIn(f)
 	noExpiry := a.parseExpiresOn(f)
 	switch neither := a.expiresIn == 0 && a.expiresOn.IsZero(); {
-	case errors.Is(noLife, errOver) && !clockKnown:
+	case errors.Is(noLife, errOver) && !a.clockKnown:
 		return noLife
 	case neither && noLife != nil:
 		return noLife
@@ -203,9 +208,10 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 // token says of itself, whichever is earlier.
 //
 // exp is by the issuer's clock, and so is expires_on, so that their difference needs no clock: what expires_in counts is
-// shorter by it. expires_on alone has no other judge than the wall clock, and then exp has none either. Beside expires_in
-// alone, exp is no evidence of the life left, since the wall clock may be wrong: it is passed on as the expiry, by which
-// the cache judges while it knows the wall clock to be right.
+// shorter by it. expires_on alone has no other judge than the wall clock, and then exp has none either; but no back end hands
+// out what was over for minutes, so that it is the clock that is ahead then, unless it is known to be right. Beside
+// expires_in alone, exp is no evidence of the life left, since the wall clock may be wrong: it is passed on as the expiry, by
+// which the cache judges while it knows the wall clock to be right.
 func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, err error) {
 	exp := a.token.expiry()
 	switch {
@@ -219,6 +225,9 @@ func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, err err
 	case a.expiresIn == 0:
 		on = earlier(a.expiresOn, exp)
 		left = on.Sub(now)
+		if !a.clockKnown && now.Sub(a.expiresOn) > longOver {
+			return on, presumedLife, nil
+		}
 		if left <= 0 {
 			return on, 0, fmt.Errorf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))
 		}

@@ -148,7 +148,7 @@ func TestAnswersThatAreNone(t *testing.T) {
 		{"expires_in not a number", "expires_in is no", only("expires_in", "NaN")},
 		{"expires_in words", "expires_in is no", only("expires_in", canary)},
 		{"expires_in true", "expires_in is no", only("expires_in", true)},
-		{"expires_on past", "clock right", only("expires_on", now.Unix()-1)},
+		{"expires_on just past", "clock right", only("expires_on", now.Unix()-1)},
 		{"expires_on far", "clock right", only("expires_on", now.AddDate(1, 0, 0).Unix())},
 		{"expires_on words", "expires_on is no time", only("expires_on", canary)},
 		{"expires_on an object", "expires_on is no time", only("expires_on", object{canary: 1})},
@@ -216,7 +216,7 @@ func TestOwnExpiry(t *testing.T) {
 		{"expires_on alone, earlier than it", onAlone, now.Add(time.Hour), right, time.Hour, now.Add(time.Hour)},
 		{"expires_on alone, an hour ago", onAlone, now.Add(-time.Hour), right, 0, time.Time{}},
 		{"expires_on alone, clock behind: no more than it was given", onAlone, day, behind, 24*time.Hour + 5*time.Minute, day},
-		{"expires_on alone, clock three days ahead", onAlone, day, ahead, 0, time.Time{}},
+		{"expires_on alone, a clock that is said to be right and three days ahead", onAlone, day, ahead, 0, time.Time{}},
 
 		{"expires_in alone", inAlone, day, right, 24 * time.Hour, day},
 		{"expires_in alone, clock ahead: no reason to refuse it, and the cache knows when", inAlone, day, ahead, 24 * time.Hour, day},
@@ -268,6 +268,36 @@ func TestLifeThatIsOverByTheBackEndsCount(t *testing.T) {
 		}
 		if got, err := over.fetched(now); err == nil {
 			t.Errorf("expires_in %v, and over by a clock that is known: %v left", in, got.Left)
+		}
+	}
+}
+
+// A clock that is ahead refuses nothing: what an endpoint hands out, with an expiry alone, was not over for minutes.
+func TestExpiryByAClockThatIsAhead(t *testing.T) {
+	t.Parallel()
+	now := time.Now().Truncate(time.Second)
+	past := mint(claimsAt(now).with(object{"exp": now.Unix() - 3600, "iat": now.Unix() - 90000, "nbf": now.Unix() - 90000}))
+	for _, test := range []struct {
+		name    string
+		changes object
+		ahead   time.Duration
+		left    time.Duration // zero: refused
+	}{
+		{"hours", nil, 5 * time.Hour, 19 * time.Hour},
+		{"days", nil, 72 * time.Hour, presumedLife},
+		{"years", nil, 20 * 365 * 24 * time.Hour, presumedLife},
+		{"a little, at the token's end: it may be over", nil, 24*time.Hour + time.Minute, 0},
+		{"right, but the token's own exp is past", object{"access_token": past}, 0, 0},
+		{"counted by the back end", object{"expires_in": "3600"}, 72 * time.Hour, time.Hour},
+		{"over by the back end's count", object{"expires_in": "0"}, 72 * time.Hour, 0},
+	} {
+		a, err := parseAnswer(fieldsOf(goodAnswer(now).with(object{"expires_in": nil}).with(test.changes)), false)
+		var got tokencache.Fetched
+		if err == nil {
+			got, err = a.fetched(now.Add(test.ahead))
+		}
+		if (err == nil) != (test.left > 0) || got.Left != test.left {
+			t.Errorf("%s: %v left, %v; want %v", test.name, got.Left, err, test.left)
 		}
 	}
 }

@@ -49,3 +49,26 @@ func TestOwnExpiryByAClockThatIsKnown(t *testing.T) {
 		})
 	}
 }
+
+// By the cache's own hand: a clock that is days ahead, and that nobody vouches for, keeps nobody from a token of an endpoint
+// that tells the expiry alone.
+func TestTokenOnADeviceThatIsAhead(t *testing.T) {
+	t.Parallel()
+	m := imds(t, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, goodAnswer(time.Now()).with(object{"expires_in": nil}))
+	})
+	m.transport.wall = func() time.Time { return time.Now().Add(72 * time.Hour) }
+	for _, known := range []bool{false, true} {
+		m.transport.known = func() bool { return known }
+		cache := tokencache.New(tokencache.Options{Fetch: m.Fetch, Clock: tokencache.Clock{
+			Wall: m.transport.wall, Synchronised: func() bool { return known },
+		}})
+		t.Cleanup(cache.Close)
+		got, err := cache.Get(t.Context(), system, tokencache.Need{})
+		if known {
+			wantFailure(t, err, tokencache.Malformed, "is the clock right?")
+		} else if err != nil || got.Left <= 0 || got.Left > presumedLife {
+			t.Errorf("%v left, %v", got.Left, err)
+		}
+	}
+}
