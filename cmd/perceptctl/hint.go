@@ -94,9 +94,9 @@ func refusalHint(err *client.Error) string {
 		}
 		return "ask again later, and less often"
 	case api.CodeUnreachable:
-		return "check the device's network and the endpoint; perceptctl status shows when perceptd tries again"
+		return "check the device's network, the endpoint, and whether a proxy or a filter answers in its place; perceptctl status shows when perceptd tries again"
 	case api.CodeMalformedAnswer:
-		return "check [source] endpoint in /etc/percept/config.toml: something else answers there"
+		return "check this device's clock (timedatectl) and [source] endpoint in /etc/percept/config.toml, and what answers there"
 	case api.CodeIdentityNotFound:
 		return "assign the identity to this device in Azure, or correct its ID in /etc/percept/config.toml"
 	case api.CodeRefused:
