@@ -99,6 +99,8 @@ type Cache struct {
 	alternates map[string][]string // by resource: the other URIs that it goes by
 	rollovers  history             // of all keys: they share a back end
 	seen       uint64              // how often what was learnt from rollovers became void; from 1 on
+	principals map[Selector]*principals
+	bygones    bygones
 }
 
 // New returns a cache at work. Close it.
@@ -120,12 +122,12 @@ func New(o Options) *Cache {
 		settled: o.Settled,
 		wake:    make(chan struct{}, 1),
 		pulse:   make(chan chan struct{}),
-		entries: make(map[Key]*entry),
-		gate:    newGate(),
-		seen:    1,
-		spread:  cmp.Or(o.Spread, DefaultSpread),
-		bootID:  o.BootID,
-		on:      o.On,
+		entries: make(map[Key]*entry), principals: make(map[Selector]*principals),
+		gate:   newGate(),
+		seen:   1,
+		spread: cmp.Or(o.Spread, DefaultSpread),
+		bootID: o.BootID,
+		on:     o.On,
 
 		lineage: o.Record.Lineage, generation: o.Record.Generation,
 	}
@@ -349,37 +351,52 @@ func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration 
 // Refresh fetches key's token now, whatever the schedule says, within the source's limits. While a
 // policy change is still spreading it returns *HeldError instead, unless the caller insists.
 func (c *Cache) Refresh(ctx context.Context, key Key, insist bool) (Outcome, error) {
-	f, err := c.begin(key, insist)
-	if err != nil {
-		return Failed, err
-	}
-	if err := await(ctx, f, never); err != nil {
-		return Failed, fmt.Errorf("waiting for the refresh of %v: %w", key, err)
-	}
-	if f.err != nil {
-		return Failed, f.err
-	}
-	return f.outcome, nil
+	outcome, _, err := c.refresh(ctx, key, insist, false)
+	return outcome, err
 }
 
-func (c *Cache) begin(key Key, insist bool) (*flight, error) {
+// Forget drops the token that is held for key, and what was learnt of its life, and fetches anew as Refresh does. Where
+// that may not be, nothing is dropped. Callers that come meanwhile wait for the fetch, and those that wait already get
+// what it brings. That the token was received is not forgotten: should it come again, it counts as received when it was
+// first. It returns the digest of the token that was dropped besides, "" for none.
+func (c *Cache) Forget(ctx context.Context, key Key, insist bool) (_ Outcome, dropped string, _ error) {
+	return c.refresh(ctx, key, insist, true)
+}
+
+func (c *Cache) refresh(ctx context.Context, key Key, insist, forget bool) (_ Outcome, dropped string, _ error) {
+	f, dropped, err := c.begin(key, insist, forget)
+	if err != nil {
+		return Failed, "", err
+	}
+	if err := await(ctx, f, never); err != nil {
+		return Failed, dropped, fmt.Errorf("waiting for the refresh of %v: %w", key, err)
+	}
+	if f.err != nil {
+		return Failed, dropped, f.err
+	}
+	return f.outcome, dropped, nil
+}
+
+func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, _ error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
 	e, err := c.entryLocked(key, now)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	if e.underWay() {
-		return e.flight, nil
+	if !e.underWay() {
+		if !insist && e.held(now) {
+			return nil, "", &HeldError{For: e.standing.holds - now}
+		}
+		if pause := c.pauseLocked(now); pause != nil {
+			return nil, "", pause
+		}
 	}
-	if !insist && e.held(now) {
-		return nil, &HeldError{For: e.standing.holds - now}
+	if forget {
+		dropped = c.dropTokenLocked(e)
 	}
-	if pause := c.pauseLocked(now); pause != nil {
-		return nil, pause
-	}
-	return c.flyLocked(e, forCaller, now), nil
+	return c.flyLocked(e, forCaller, now), dropped, nil
 }
 
 // Check returns nil when the lock can be had and the schedule moves, else ctx's error.

@@ -935,6 +935,7 @@ func TestNames(t *testing.T) {
 		tokencache.Kind(0):          "unknown",
 		tokencache.NotFetched:       "not fetched",
 		tokencache.Older:            "older",
+		tokencache.Former:           "former",
 		tokencache.Fetching:         "fetching",
 		tokencache.Refreshing:       "refresh",
 	} {

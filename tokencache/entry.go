@@ -26,17 +26,19 @@ type entry struct {
 	receivedWall time.Time
 
 	// Of the token held last, and kept when it is forgotten, since they tell of its rollover.
-	minted   Minting
-	life     time.Duration // at its minting; 0: there never was one
-	born     time.Duration // when that was
-	received time.Duration
-	shown    time.Duration // when the back end last handed it out
-	answered time.Duration // when it last handed out any
-	chased   time.Duration // since when it is probed for, not being current; never: it is not
-	tries    int           // how often the back end was asked since, and had nothing newer
-	advised  time.Duration // when the back end advises to ask again
-	claims   Claims
-	before   *Claims // of the one before, where permissions differ
+	minted         Minting
+	life           time.Duration // at its minting; 0: there never was one
+	given          time.Duration // at its receipt, as the back end counted it; 0: it did not, or was proved wrong
+	born           time.Duration // when that was
+	received       time.Duration
+	shown          time.Duration // when the back end last handed it out
+	answered       time.Duration // when it last handed out any
+	chased         time.Duration // since when it is probed for, not being current; never: it is not
+	tries          int           // how often the back end was asked since, and had nothing newer
+	advised        time.Duration // when the back end advises to ask again
+	claims         Claims
+	before         *Claims // of the one before, where permissions differ
+	audienceBefore string  // of the token before, where the one held has another; empty: it has not
 
 	standing  standing // to the policy changes on record
 	rollovers history
@@ -46,6 +48,7 @@ type entry struct {
 	flight  *flight       // under way or queued, else nil
 	next    time.Duration // when the schedule fetches, or never
 	confirm time.Duration // by when it does, since whom the token speaks for is open; never: it is not
+	claim   claim         // of a former principal, to be the current one
 	probe   bool          // the next scheduled fetch looks for a rollover
 
 	wishes      time.Duration // no wish for more life causes a fetch before

@@ -33,6 +33,7 @@ type flight struct {
 
 	outcome Outcome
 	err     error
+	told    *Switch // of principals, that it showed
 }
 
 // How long a flight is passed over by those of a better class. After that every second call is for the flight

@@ -58,7 +58,7 @@ func (c *Cache) evictLocked(e *entry) {
 
 // dropLocked removes e and tells whoever waits for it why.
 func (c *Cache) dropLocked(e *entry, why error) {
-	e.forget()
+	c.forgetLocked(e)
 	e.tell()
 	delete(c.entries, e.key)
 	if f := e.flight; f != nil {

@@ -21,6 +21,9 @@ type Memory struct {
 	// Record is the policy changes on record, for a start at which the record that is kept by itself is gone, or older: the
 	// cache leaves them to those who keep it. Floating ones are of the boot that BootID names.
 	Record Record
+
+	Principals []Principals // whom each selector's tokens speak for
+	Bygones    []Bygone     // of tokens that are not held any more, the latest last
 }
 
 // Taken says when m was taken.
@@ -41,6 +44,7 @@ type Remembered struct {
 	IssuedFrom, IssuedTo            time.Duration // on-times between which it was issued
 	Minted                          Minting
 	Life                            time.Duration // at its minting; 0: there never was one, and what follows is zero
+	Given                           time.Duration // at its receipt, as the back end counted it; 0: not known
 	Born, Received, Shown, Answered time.Duration
 	Tries                           int
 	Claims                          Claims
@@ -70,7 +74,7 @@ func (c *Cache) Memory() Memory {
 	now := c.clock.Boot()
 	m := Memory{
 		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
-		Record: c.recordLocked(),
+		Record: c.recordLocked(), Principals: c.tellPrincipalsLocked(), Bygones: c.bygones.tell(),
 	}
 	for _, e := range c.entries {
 		if e.life != 0 {
@@ -85,7 +89,7 @@ func (c *Cache) Memory() Memory {
 func (e *entry) remember(now, paused time.Duration) Remembered {
 	r := Remembered{
 		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: max(e.next, paused), Asked: e.asked,
-		Minted: e.minted, Life: e.life, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
+		Minted: e.minted, Life: e.life, Given: e.given, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
 		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Rollovers: e.rollovers.tell(),
 	}
 	if e.deadline > now {
@@ -109,6 +113,8 @@ func (h history) tell() []Rollover {
 func (c *Cache) recall(m *Memory) {
 	now := c.clock.Boot()
 	c.rollovers = historyOf(m.Rollovers, sourceHistory)
+	c.recallPrincipals(m)
+	c.recallBygones(m)
 	keys := slices.Clone(m.Keys)
 	slices.SortStableFunc(keys, func(a, b Remembered) int { return cmp.Compare(a.lastAsked(), b.lastAsked()) })
 	for _, r := range keys {
@@ -232,6 +238,9 @@ func (c *Cache) recallKey(r Remembered, a absence, now time.Duration) {
 	e.rollovers = historyOf(r.Rollovers, keyHistory)
 	c.seen++
 	e.unconfirmed = !a.certain
+	if e.given = r.Given; e.unconfirmed {
+		e.given = 0 // how long ago that was nobody can tell
+	}
 	if e.asked = a.at(r.lastAsked()); e.asked != longAgo {
 		e.asked += a.beyond // perhaps it was asked for a moment ago
 	}

@@ -91,7 +91,7 @@ func (c *Cache) expireLocked(e *entry, now time.Duration) {
 	switch {
 	case e.token.Text.IsZero():
 	case now >= e.deadline:
-		e.forget()
+		c.forgetLocked(e)
 		e.tell()
 	case e.failures == 0 && c.leftLocked(e, now) <= 0:
 		e.next = min(e.next, now)
@@ -164,7 +164,10 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	}
 	event := Event{
 		Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now - begun,
-		Permissions: c.permissionsLocked(e, now),
+		Permissions: c.permissionsLocked(e, now), Switch: f.told,
+	}
+	if f.outcome == Newer {
+		event.Twin, event.AudienceBefore = c.twinLocked(e), e.audienceBefore
 	}
 	if e.next != never {
 		event.Retry = max(0, e.next-now)
@@ -183,7 +186,7 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 	held := c.leftLocked(e, now)
 	left := min(fetched.Left, nominalOf(fetched)) - (now - begun)
 	if err == nil {
-		left, err = c.usable(fetched, left)
+		left, err = c.usable(e, fetched, left, now)
 	}
 	if err != nil {
 		failure := asFetchError(err)
@@ -193,48 +196,73 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 		e.fail(failure, e.deadline-now, now, c.roll())
 		f.outcome, f.err = Failed, failure
 	} else {
-		f.outcome = c.takeLocked(e, fetched, left, held, begun, now)
+		f.outcome, f.told = c.takeLocked(e, fetched, left, held, begun, now)
 	}
 	e.outcome = f.outcome
 }
 
 // takeLocked takes a fetched token in, or keeps the one that is there, and plans the next fetch. left and
-// held are the lives that the fetched and the held token have left at now; held may be 0.
-func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Duration) Outcome {
+// held are the lives that the fetched and the held token have left at now; held may be 0. It returns a switch
+// of principals besides, if people are to be told of one.
+func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Duration) (Outcome, *Switch) {
 	e.failures, e.failure, e.failedUntil = 0, nil, longAgo
 	e.answered = begun
 	e.tries++
+	admitted, told := c.admitLocked(e, f, left, held, now)
+	another := f.Token.Claims.Principal().Differs(e.claims.Principal())
 	outcome := Newer
 	switch {
 	case held > 0 && f.Token.Text.Equal(e.token.Text):
 		outcome = Unchanged
 		e.wishes = now + wishPause(held)
-		e.deadline = min(e.deadline, now+left)
+		c.recountedLocked(e, left, now)
 		if e.unconfirmed {
 			e.anchor(e.deadline)
 		}
 		e.shown, e.unconfirmed = begun, false
-	case held > 0 && mintedBefore(f.Token, nominalOf(f), *e.token, e.nominal):
+	case !admitted:
+		outcome = Former
+	case held > 0 && !another && mintedBefore(f.Token, nominalOf(f), *e.token, e.nominal):
 		outcome = Older
 	default:
-		if seen, ok := e.replace(f, left, begun, now); ok {
+		first, again := c.bygones.find(f.Token.Text)
+		e.audienceBefore = audienceBefore(e.claims, f.Token.Claims)
+		if another && held > 0 {
+			c.bygones.add(e.bygone())
+		}
+		seen, ok := e.replace(f, left, begun, now)
+		e.given = countedOf(f, left, begun, now)
+		if again {
+			e.received, e.receivedWall, e.given = first.received, first.receivedOn, first.given
+		}
+		switch {
+		case another:
+			c.startAnew(e)
+		case again && held <= 0:
+			outcome = Unchanged // it was forgotten meanwhile
+		case ok:
 			c.sawLocked(e, seen)
 		}
 		c.judgeLocked(e)
 		e.tell()
 	}
-	e.confirm = never
+	e.confirm = c.confirmLocked(e, now)
 	c.planLocked(e, now)
-	return outcome
+	return outcome, told
 }
 
-// usable returns the life left of a fetched token, or why it cannot be used.
-func (c *Cache) usable(fetched Fetched, left time.Duration) (time.Duration, error) {
+// usable returns the life left of a token fetched for e, or why it cannot be used.
+func (c *Cache) usable(e *entry, fetched Fetched, left, now time.Duration) (time.Duration, error) {
 	if fetched.Token.Text.IsZero() {
 		return 0, &FetchError{Kind: Malformed, Detail: "the answer has no token"}
 	}
 	if left = c.leftOf(fetched.Token.ExpiresOn, left); left <= 0 {
 		return 0, &FetchError{Kind: Malformed, Detail: fmt.Sprintf("the back end gave a token that expired %v ago", (-left).Round(time.Second))}
+	}
+	if first, known := c.bygoneLocked(e, fetched.Token.Text); known {
+		if left = c.recountLocked(first, fetched, left, now); left <= 0 {
+			return 0, &FetchError{Kind: Malformed, Detail: "the back end gave a token again whose life is over, and says each time that as much is left"}
+		}
 	}
 	return left, nil
 }

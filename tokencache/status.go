@@ -10,11 +10,12 @@ const (
 	Newer                     // a token, or a newer one than before
 	Unchanged                 // the back end's cached copy of the token already held
 	Older                     // one minted before the token held, which stays
+	Former                    // one of a principal that tokens were of before the switch: the token held stays
 	Failed
 )
 
 func (o Outcome) String() string {
-	return [...]string{"not fetched", "newer", "unchanged", "older", "failed"}[o]
+	return [...]string{"not fetched", "newer", "unchanged", "older", "former", "failed"}[o]
 }
 
 // State is a key's state in a word.
@@ -58,7 +59,10 @@ type Status struct {
 	Claims      Claims
 	Before      *Claims   // of the token held before, where its groups, roles or wids differ
 	Expected    time.Time // when a newer token is expected; zero: nothing was learnt
-	HeldUntil   time.Time // nothing is fetched before, since a policy change is still spreading; zero: nothing holds
+	Former      bool      // the token is of a former principal of its selector
+	// AudienceBefore is that of the token before, where the one of the token held is another; empty: it is not.
+	AudienceBefore string
+	HeldUntil      time.Time // nothing is fetched before, since a policy change is still spreading; zero: nothing holds
 
 	Pattern Pattern // of the rollovers
 	Seen    int     // rollovers observed for this key, at most a few
@@ -84,6 +88,12 @@ type Event struct {
 	Retry   time.Duration // until the next planned fetch, 0 for none
 
 	Permissions Permissions // of the token now held
+
+	Switch *Switch // of principals, that people are to be told of; nil: none
+
+	// With Newer: another key that has the same token, and the audience of the token before, where the new one's is another.
+	Twin           *Key
+	AudienceBefore string
 }
 
 // Look returns what is held of key now, and a channel that is closed when that is no longer true: at a
@@ -140,6 +150,8 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		if at := c.likelyLocked(e, now); at != never {
 			s.Expected = wall.Add(at - now)
 		}
+		s.Former = c.formerLocked(e)
+		s.AudienceBefore = e.audienceBefore
 		if e.held(now) {
 			s.HeldUntil = wall.Add(e.standing.holds - now)
 		}

@@ -15,7 +15,8 @@ import (
 )
 
 // memoryVersion is the format of a cache's memory that is written. Those before it are read as well: in version 1 the copy of
-// the record has neither lineage nor generation, and up to version 2 nothing has on-times and no claims name their issuer.
+// the record has neither lineage nor generation, and up to version 2 nothing has on-times, no claims name their issuer, and there
+// are neither principals nor bygones.
 const memoryVersion = 3
 
 // Bounds on what a cache's memory may hold: those of what a back end may answer, and of what a cache remembers.
@@ -43,6 +44,8 @@ type memory struct {
 	Synchronised bool          `json:"synchronised"`
 	Keys         []remembered  `json:"keys"`
 	Rollovers    []seen        `json:"rollovers"`
+	Principals   []principals  `json:"principals,omitempty"`
+	Bygones      []bygone      `json:"bygones,omitempty"`
 
 	// A copy of the record. One of generation 0 without changes is none.
 	Lineage    string    `json:"lineage,omitempty"`
@@ -70,6 +73,7 @@ type remembered struct {
 	Earliest    time.Time      `json:"minted_earliest,omitzero"`
 	Latest      time.Time      `json:"minted_latest,omitzero"`
 	Life        time.Duration  `json:"life_ns"`
+	Given       time.Duration  `json:"given_ns,omitempty"`
 	Born        time.Duration  `json:"born_ns"`
 	Received    time.Duration  `json:"received_ns"`
 	Shown       time.Duration  `json:"shown_ns"`
@@ -115,6 +119,7 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 	doc := memory{
 		Version: memoryVersion, Source: m.Source, BootID: m.BootID, Boot: m.Boot, On: m.On, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
 		Keys: make([]remembered, 0, len(m.Keys)), Rollovers: seenOf(m.Rollovers, maxHistory, tokencache.Key{}),
+		Principals: principalsOf(m.Principals), Bygones: bygonesOf(m.Bygones),
 	}
 	for _, r := range m.Keys {
 		if w := rememberedOf(r); w.check() == nil {
@@ -141,7 +146,7 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 func rememberedOf(r tokencache.Remembered) remembered {
 	w := remembered{
 		Key: keyOf(r.Key), Nominal: r.Nominal, ReceivedOn: r.ReceivedOn.UTC(), Deadline: r.Deadline, Next: unlessNever(r.Next),
-		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Born: r.Born,
+		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.Born,
 		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
 		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key),
 	}
@@ -225,6 +230,12 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	for _, w := range doc.Keys {
 		m.Keys = append(m.Keys, w.remembered())
 	}
+	for _, w := range doc.Principals {
+		m.Principals = append(m.Principals, w.principals())
+	}
+	for _, w := range doc.Bygones {
+		m.Bygones = append(m.Bygones, w.bygone())
+	}
 	for _, w := range doc.Changes {
 		m.Record.Changes = append(m.Record.Changes, w.change())
 	}
@@ -235,7 +246,7 @@ func (w *remembered) remembered() tokencache.Remembered {
 	of := w.Key.key()
 	r := tokencache.Remembered{
 		Key: of, Nominal: w.Nominal, ReceivedOn: w.ReceivedOn, Deadline: w.Deadline, Next: orNever(w.Next),
-		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Born: w.Born, Received: w.Received,
+		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Given: w.Given, Born: w.Born, Received: w.Received,
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
 	}
@@ -296,6 +307,9 @@ func (doc *memory) check() error {
 	if err := checkRecord(doc.Lineage, doc.Generation, doc.Changes); err != nil {
 		return err
 	}
+	if err := doc.checkPrincipals(); err != nil {
+		return err
+	}
 	there := make(map[tokencache.Key]bool)
 	for i := range doc.Keys {
 		w := &doc.Keys[i]
@@ -313,7 +327,7 @@ func (doc *memory) check() error {
 
 func (w *remembered) check() error {
 	switch {
-	case w.Life < 0 || w.Life > maxSpan || w.Nominal < 0 || w.Nominal > maxSpan:
+	case w.Given < 0 || w.Given > maxSpan || w.Life < 0 || w.Life > maxSpan || w.Nominal < 0 || w.Nominal > maxSpan:
 		return errors.New("its token's life is none")
 	case !within(w.Deadline, w.Born, w.Received, w.Shown, w.Answered, orZero(w.Next), orZero(w.Asked)):
 		return errors.New("a boot time of it is out of range")

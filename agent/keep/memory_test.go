@@ -32,7 +32,7 @@ func whole(n int) tokencache.Memory {
 			Token:   tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour), NotBefore: noon, Claims: claims},
 			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour, Next: 13 * time.Hour, Asked: 30 * time.Minute,
 			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour,
-			Minted: tokencache.Minting{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Born: -time.Minute,
+			Minted: tokencache.Minting{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, Born: -time.Minute,
 			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
 			Unconfirmed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
 		}, {
@@ -42,6 +42,14 @@ func whole(n int) tokencache.Memory {
 			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1,
 		}},
 		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
+		Principals: []tokencache.Principals{{
+			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c"},
+			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: time.Minute, Told: 2 * time.Minute,
+		}, {Current: tokencache.Principal{ClientID: "c"}, Since: tokencache.Never, Told: tokencache.Never}},
+		Bygones: []tokencache.Bygone{
+			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, Deadline: time.Hour},
+			{SHA256: tokencache.NewSecret("b").SHA256(), Deadline: tokencache.Never},
+		},
 		Record: tokencache.Record{Taken: taken, Lineage: "l", Generation: 9, Changes: []tokencache.PolicyChange{
 			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", NotedOn: noon.Add(time.Second)},
 			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Floating: true, BootAt: time.Minute,
@@ -78,6 +86,8 @@ func TestEveryFieldIsKept(t *testing.T) {
 	fields("Memory", reflect.ValueOf(m))
 	fields("Remembered", reflect.ValueOf(m.Keys[0]))
 	fields("Rollover", reflect.ValueOf(m.Rollovers[0]))
+	fields("Principals", reflect.ValueOf(m.Principals[0]))
+	fields("Bygone", reflect.ValueOf(m.Bygones[0]))
 	text, err := encodeMemory(m)
 	if err != nil {
 		t.Fatal(err)
@@ -307,6 +317,15 @@ func TestWhatIsNoMemory(t *testing.T) {
 		{"a share", with(`"after":-0.01`, `"after":-3`), "a share"},
 		{"a rollover of nobody", with(`"of":{"selector":{"kind":"resource_id"`, `"of":{"selector":{"kind":"nobody"`), "its selector"},
 		{"many rollovers of one", with(`"rollovers":[`, `"rollovers":[`+strings.Repeat(`{"by":1},`, maxOwn)), "more than 8"},
+		{"a principal's claim", with(`"former":[{"oid":"o2"`, `"former":[{"oid":"`+strings.Repeat("o", maxClaim+1)+`"`), "a claim"},
+		{"principals of nobody", with(`"principals":[{"selector":{"kind":"resource_id"`, `"principals":[{"selector":{"kind":"nobody"`), "its selector"},
+		{"principals twice", with(`"principals":[`, `"principals":[{"selector":{"kind":"system-assigned"},"current":{}},`), "twice"},
+		{"many former principals", with(`"former":[`, `"former":[`+strings.Repeat(`{},`, maxFormer)), "more than 8"},
+		{"a switch before time", with(`"since_ns":60000000000`, `"since_ns":-9223372036854775808`), "boot time"},
+		{"a bygone of nothing", with(`"sha256":"c`, `"sha256":"x`), "its digest"},
+		{"a bygone before time", with(`"received_ns":60000000000,"received_on"`, `"received_ns":-9223372036854775808,"received_on"`), "boot time"},
+		{"a bygone's time", with(`"expires_on":"2026-11-23T12:00:00Z","given_ns":36`, `"expires_on":"1926-11-23T12:00:00Z","given_ns":36`), "1970 to 2200"},
+		{"many bygones", with(`"bygones":[`, `"bygones":[`+strings.Repeat(`{},`, maxBygones)), "more than 256"},
 		{"many rollovers", with(`}],"rollovers":[{"of"`, `}],"rollovers":[`+strings.Repeat(`{"by":1},`, maxHistory)+`{"of"`), "more than 512"},
 	} {
 		m, err := decodeMemory([]byte(row.text))

@@ -1,0 +1,144 @@
+package keep
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"perceptd/tokencache"
+)
+
+// Bounds on what is kept of principals and bygones: what a cache remembers.
+const (
+	maxSelectors = tokencache.MaxKeys
+	maxFormer    = 8
+	maxBygones   = 256
+)
+
+// principals is a tokencache.Principals as it is written. Boot times are absent where there is none.
+type principals struct {
+	Selector selector       `json:"selector"`
+	Current  principal      `json:"current"`
+	Former   []principal    `json:"former,omitempty"`
+	Since    *time.Duration `json:"since_ns,omitempty"`
+	Told     *time.Duration `json:"told_ns,omitempty"`
+}
+
+type principal struct {
+	ObjectID string `json:"oid,omitempty"`
+	TenantID string `json:"tid,omitempty"`
+	ClientID string `json:"appid,omitempty"`
+}
+
+// bygone is a tokencache.Bygone.
+type bygone struct {
+	SHA256     string         `json:"sha256"`
+	Received   time.Duration  `json:"received_ns"`
+	ReceivedOn time.Time      `json:"received_on,omitzero"`
+	ExpiresOn  time.Time      `json:"expires_on,omitzero"`
+	Given      time.Duration  `json:"given_ns,omitempty"`
+	Deadline   *time.Duration `json:"deadline_ns,omitempty"`
+}
+
+// principalsOf leaves out what could not be read again.
+func principalsOf(told []tokencache.Principals) (all []principals) {
+	for _, p := range told {
+		w := principals{
+			Selector: *selectorOf(p.Selector), Current: principal(p.Current), Since: unlessNever(p.Since), Told: unlessNever(p.Told),
+		}
+		for _, f := range p.Former {
+			w.Former = append(w.Former, principal(f))
+		}
+		if w.check() == nil {
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+func (w *principals) principals() tokencache.Principals {
+	s, _ := w.Selector.means()
+	p := tokencache.Principals{Selector: s, Current: tokencache.Principal(w.Current), Since: orNever(w.Since), Told: orNever(w.Told)}
+	for _, f := range w.Former {
+		p.Former = append(p.Former, tokencache.Principal(f))
+	}
+	return p
+}
+
+func (w *principals) check() error {
+	if _, ok := w.Selector.means(); !ok {
+		return errors.New("its selector is none")
+	}
+	if len(w.Former) > maxFormer {
+		return fmt.Errorf("%d former principals are more than %d", len(w.Former), maxFormer)
+	}
+	if !within(orZero(w.Since), orZero(w.Told)) {
+		return errors.New("a boot time of it is out of range")
+	}
+	for _, p := range append([]principal{w.Current}, w.Former...) {
+		for _, claim := range []string{p.ObjectID, p.TenantID, p.ClientID} {
+			if len(claim) > maxClaim || !utf8.ValidString(claim) {
+				return errors.New("a claim of it is too long, or no text")
+			}
+		}
+	}
+	return nil
+}
+
+// bygonesOf leaves out what could not be read again.
+func bygonesOf(told []tokencache.Bygone) (all []bygone) {
+	for _, r := range told {
+		w := bygone{
+			SHA256: r.SHA256, Received: r.Received, ReceivedOn: r.ReceivedOn.UTC(), ExpiresOn: r.ExpiresOn.UTC(), Given: r.Given,
+			Deadline: unlessNever(r.Deadline),
+		}
+		if w.check() == nil {
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+func (w *bygone) bygone() tokencache.Bygone {
+	return tokencache.Bygone{
+		SHA256: w.SHA256, Received: w.Received, ReceivedOn: w.ReceivedOn, ExpiresOn: w.ExpiresOn, Given: w.Given, Deadline: orNever(w.Deadline),
+	}
+}
+
+func (w *bygone) check() error {
+	switch sum, err := hex.DecodeString(w.SHA256); {
+	case err != nil || len(sum) != 32:
+		return errors.New("its digest is none")
+	case !within(w.Received, w.Given, orZero(w.Deadline)) || w.Given < 0:
+		return errors.New("a boot time of it is out of range")
+	case !known(w.ReceivedOn, w.ExpiresOn):
+		return errors.New("its times are outside 1970 to 2200")
+	}
+	return nil
+}
+
+// checkPrincipals returns the first thing that is wrong with what is kept of principals and bygones.
+func (doc *memory) checkPrincipals() error {
+	if len(doc.Principals) > maxSelectors || len(doc.Bygones) > maxBygones {
+		return fmt.Errorf("%d selectors or %d bygones are more than %d", len(doc.Principals), len(doc.Bygones), maxBygones)
+	}
+	there := make(map[selector]bool)
+	for i := range doc.Principals {
+		w := &doc.Principals[i]
+		if err := w.check(); err != nil {
+			return fmt.Errorf("principals %d: %w", i+1, err)
+		}
+		if there[w.Selector] {
+			return fmt.Errorf("principals %d: its selector is there twice", i+1)
+		}
+		there[w.Selector] = true
+	}
+	for i := range doc.Bygones {
+		if err := doc.Bygones[i].check(); err != nil {
+			return fmt.Errorf("bygone %d: %w", i+1, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+package tokencache
+
+import (
+	"slices"
+	"time"
+)
+
+// maxBygones is how many tokens that are not held any more are remembered by their digest.
+const maxBygones = 256
+
+// bygone is what is known of a token since the back end gave it first. It outlives the token's being held: one that
+// comes again, after it was forgotten, was received when it was received first.
+type bygone struct {
+	digest     string        // of its text
+	received   time.Duration // boot time
+	receivedOn time.Time     // wall time
+	expiresOn  time.Time     // as the issuer says
+
+	given    time.Duration // life left then, as the back end counted it; 0: it did not, or was proved wrong
+	deadline time.Duration // boot time at which it is believed to expire; never: that is not known
+}
+
+// bygones is the tokens that are not held any more, the latest last.
+type bygones []bygone
+
+// find returns what is known of the token of that text.
+func (all bygones) find(text Secret) (bygone, bool) {
+	i := slices.IndexFunc(all, func(r bygone) bool { return r.digest == text.SHA256() })
+	if i < 0 {
+		return bygone{}, false
+	}
+	return all[i], true
+}
+
+// add remembers r, and no other of the same token.
+func (all *bygones) add(r bygone) {
+	kept := slices.DeleteFunc(*all, func(o bygone) bool { return o.digest == r.digest })
+	kept = append(kept, r)
+	if len(kept) > maxBygones {
+		kept = slices.Delete(kept, 0, len(kept)-maxBygones)
+	}
+	*all = kept
+}
+
+// bygone returns what is to be known of the token that e holds, once it is gone.
+func (e *entry) bygone() bygone {
+	r := bygone{
+		digest: e.token.Text.SHA256(), received: e.received, receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn,
+		given: e.given, deadline: e.deadline,
+	}
+	if e.unconfirmed {
+		r.given, r.deadline = 0, never // nobody knows how long ago it was received
+	}
+	return r
+}
+
+// bygoneLocked returns what is known of the token of that text, if e holds it or it was held before.
+func (c *Cache) bygoneLocked(e *entry, text Secret) (bygone, bool) {
+	if text.Equal(e.token.Text) {
+		return e.bygone(), true
+	}
+	return c.bygones.find(text)
+}
+
+// forgetLocked drops e's token, which nobody may have any more, and remembers that it was received.
+func (c *Cache) forgetLocked(e *entry) {
+	if !e.token.Text.IsZero() {
+		c.bygones.add(e.bygone())
+	}
+	e.forget()
+}
+
+// dropTokenLocked drops e's token at somebody's wish, and what was learnt of its life. It returns the token's digest, "" where
+// there is none.
+func (c *Cache) dropTokenLocked(e *entry) string {
+	if e.token.Text.IsZero() {
+		return ""
+	}
+	r := e.bygone()
+	r.given, r.deadline = 0, never
+	c.bygones.add(r)
+	e.forget()
+	e.deadline, e.life, e.given, e.unconfirmed = longAgo, 0, 0, false
+	e.advised, e.chased, e.tries = longAgo, never, 0
+	e.tell()
+	return r.digest
+}
+
+// Bygone is a token that is not held any more, as it was received. Durations are boot times.
+type Bygone struct {
+	SHA256     string // of the token's text
+	Received   time.Duration
+	ReceivedOn time.Time     // by the device's clock
+	ExpiresOn  time.Time     // by the issuer's
+	Given      time.Duration // life left when it was received, as the back end counted it; 0: not known
+	Deadline   time.Duration // when it is believed to expire; Never: not known
+}
+
+func (all bygones) tell() []Bygone {
+	var told []Bygone
+	for _, r := range all {
+		told = append(told, Bygone{
+			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: r.deadline,
+		})
+	}
+	return told
+}
+
+// beforeBoot is a boot time for what happened in an earlier boot, of which no more is known.
+const beforeBoot = -time.Second
+
+// recallBygones begins with those that m tells of. Of one from an earlier boot no more is known than that it was.
+func (c *Cache) recallBygones(m *Memory) {
+	sameBoot := m.BootID != "" && m.BootID == c.bootID
+	for _, t := range m.Bygones {
+		r := bygone{
+			digest: t.SHA256, received: t.Received, receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
+		}
+		if !sameBoot {
+			r.received, r.given, r.deadline = beforeBoot, 0, never
+		}
+		c.bygones.add(r)
+	}
+}

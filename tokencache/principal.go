@@ -1,0 +1,38 @@
+package tokencache
+
+import (
+	"cmp"
+	"strings"
+)
+
+// Principal is who a token speaks for, as far as it says: what it leaves out is empty.
+type Principal struct {
+	ObjectID string // oid
+	TenantID string // tid
+	ClientID string // appid, or azp
+}
+
+// Principal returns who a token with these claims speaks for.
+func (c Claims) Principal() Principal {
+	return Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID}
+}
+
+// IsZero reports whether nothing is told.
+func (p Principal) IsZero() bool { return p == Principal{} }
+
+// Differs reports whether p and o are certainly two: a claim that both have is not the same. The client ID counts only
+// where one of them has no object ID, which names a principal by itself.
+func (p Principal) Differs(o Principal) bool {
+	differ := func(a, b string) bool { return a != "" && b != "" && !strings.EqualFold(a, b) }
+	if differ(p.ObjectID, o.ObjectID) || differ(p.TenantID, o.TenantID) {
+		return true
+	}
+	return (p.ObjectID == "" || o.ObjectID == "") && differ(p.ClientID, o.ClientID)
+}
+
+// filled returns p with what it leaves out taken from o.
+func (p Principal) filled(o Principal) Principal {
+	return Principal{
+		ObjectID: cmp.Or(p.ObjectID, o.ObjectID), TenantID: cmp.Or(p.TenantID, o.TenantID), ClientID: cmp.Or(p.ClientID, o.ClientID),
+	}
+}

@@ -1,0 +1,293 @@
+package tokencache
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+)
+
+const (
+	maxFormer = 8 // principals remembered of one selector, besides the one that its tokens are of
+
+	// confirmWithin is over how long, after a switch was seen at one key, the selector's other keys are asked for anew.
+	confirmWithin = 5 * time.Minute
+
+	// returnAfter is how far apart the two fetches are that bring back a former principal.
+	returnAfter = 10 * time.Minute
+
+	// warnEvery is how often, at most, people are told of a selector's switches.
+	warnEvery = time.Hour
+)
+
+// principals is whom the tokens of one selector speak for, and spoke for before. An identity that is made anew under its
+// name, a device that is onboarded again, or a disk that is moved, makes it another; replicas that lag go on giving the
+// tokens of the one before.
+type principals struct {
+	current Principal
+	former  []Principal   // at most maxFormer, the latest last
+	since   time.Duration // boot time at which the switch to current was seen; longAgo: there was none
+	shown   time.Duration // boot time at which a token of current was given last
+	told    time.Duration // boot time at which people were told of a switch last; longAgo: never
+	untold  int           // switches since that they were not told of
+	by      Key           // the key that showed the switch where a former principal came back by insisting; else zero
+}
+
+// Switch says that the tokens of a selector speak for another principal than before.
+type Switch struct {
+	From, To Principal
+	Untold   int // switches of this selector that were not told of since the last that was
+}
+
+// claim is that of a former principal to be the current one again: a key was given its token.
+type claim struct {
+	by   Principal
+	from time.Duration // boot time; claims from before the current principal's token was shown are void
+}
+
+// principalsLocked returns what is known of a selector's principals, made if need be. The number of selectors is bounded:
+// the one whose tokens were seen least recently goes first.
+func (c *Cache) principalsLocked(of Selector) *principals {
+	if p := c.principals[of]; p != nil {
+		return p
+	}
+	if len(c.principals) >= MaxKeys {
+		var oldest Selector
+		var least *principals
+		for s, p := range c.principals {
+			if least == nil || cmp.Or(cmp.Compare(p.shown, least.shown), Key{Selector: s}.compare(Key{Selector: oldest})) < 0 {
+				oldest, least = s, p
+			}
+		}
+		delete(c.principals, oldest)
+	}
+	p := &principals{since: longAgo, shown: longAgo, told: longAgo}
+	c.principals[of] = p
+	return p
+}
+
+// knows reports whether who is a former principal.
+func (p *principals) knows(who Principal) bool {
+	return slices.ContainsFunc(p.former, func(f Principal) bool { return !f.Differs(who) })
+}
+
+// admitLocked decides whether a fetched token, which has left to live, may take the place of the one that e holds, which is
+// another principal's or is not there. It notes whom the selector's tokens are of by now, and returns the switch if that is
+// news for people.
+//
+// A principal that was never seen is the new one, whatever the dates. A token of a former one comes from a replica that
+// lags, unless it was issued since the switch, or the back end insists.
+func (c *Cache) admitLocked(e *entry, f Fetched, left, held, now time.Duration) (admitted bool, told *Switch) {
+	who, p := f.Token.Claims.Principal(), c.principalsLocked(e.key.Selector)
+	switch {
+	case !who.Differs(p.current):
+		if !who.IsZero() {
+			p.current, p.shown, e.claim = p.current.filled(who), now, claim{}
+		}
+		return true, nil
+	case !p.knows(who), c.issuedSinceLocked(e, f, left, now, p.since):
+		return true, c.switchLocked(e, p, who, now)
+	case c.returnsLocked(e, who, now):
+		told = c.switchLocked(e, p, who, now)
+		p.by = e.key
+		return true, told
+	}
+	return held <= 0 || !who.Differs(e.claims.Principal()), nil
+}
+
+// issuedSinceLocked reports whether a token fetched for e, which has left to live, was certainly issued after that boot time.
+// Where the back end counted its life, boot time alone tells; else the wall clock must be known to be right.
+func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left, now, since time.Duration) bool {
+	if !f.Counted && !c.knowsTime() {
+		return false
+	}
+	if r, known := c.bygoneLocked(e, f.Token.Text); known && r.received <= since {
+		return false
+	}
+	longest := f.Token.ExpiresOn.Sub(mintingOf(f.Token, left).Earliest)
+	earliest := now + left - longest
+	return since < earliest && earliest <= now
+}
+
+// returnsLocked reports whether the back end insists on a former principal: two fetches of e, far enough apart, gave its
+// tokens, and since the first none of this selector gave the current one's. While another key holds a token of the current
+// one, only a key whose own token is that one's can tell, since the others' answers may be the back end's copies: then such
+// a key is asked.
+func (c *Cache) returnsLocked(e *entry, who Principal, now time.Duration) bool {
+	p := c.principals[e.key.Selector]
+	if e.claim.by.IsZero() || e.claim.by.Differs(who) || e.claim.from <= p.shown {
+		e.claim = claim{by: who, from: now}
+		return false
+	}
+	if now-e.claim.from < returnAfter {
+		return false
+	}
+	if e.claims.Principal().Differs(who) {
+		return true
+	}
+	witness := c.witnessLocked(e.key.Selector, p.current, now)
+	if witness != nil {
+		c.askSoonLocked(witness, now)
+	}
+	return witness == nil
+}
+
+// witnessLocked returns the key of a selector that holds a token of who's, of several the one that was asked for longest ago.
+func (c *Cache) witnessLocked(of Selector, who Principal, now time.Duration) (witness *entry) {
+	for _, o := range c.entries {
+		if o.key.Selector == of && c.leftLocked(o, now) > 0 && o.speaksFor(who) &&
+			(witness == nil || cmp.Or(cmp.Compare(o.answered, witness.answered), cmp.Compare(o.key.Resource, witness.key.Resource)) < 0) {
+			witness = o
+		}
+	}
+	return witness
+}
+
+// askSoonLocked has e fetched within minutes, where the schedule works for it; else when somebody asks for it.
+func (c *Cache) askSoonLocked(e *entry, now time.Duration) {
+	e.confirm = now + time.Duration(c.roll()*float64(confirmWithin))
+	if e.next != never && e.flight == nil && e.failures == 0 && !e.held(e.confirm) {
+		e.next, e.probe = min(e.next, e.confirm), false
+	}
+}
+
+// speaksFor reports whether e's token says that it is who's.
+func (e *entry) speaksFor(who Principal) bool {
+	own := e.claims.Principal()
+	return !own.IsZero() && !own.Differs(who)
+}
+
+// switchLocked makes who, whose token e was given, the current principal, and has the selector's other keys confirmed. It
+// returns what people are to be told, if they are.
+func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now time.Duration) *Switch {
+	s := &Switch{From: p.current, To: who}
+	p.become(who)
+	p.since, p.shown, p.by = now, now, Key{}
+	e.claim = claim{}
+	for _, o := range slices.SortedFunc(maps.Values(c.entries), func(x, y *entry) int { return x.key.compare(y.key) }) {
+		if o.key.Selector == e.key.Selector && o != e && !o.token.Text.IsZero() && !o.speaksFor(who) {
+			c.askSoonLocked(o, now)
+		}
+	}
+	if now-p.told < warnEvery {
+		p.untold++
+		return nil
+	}
+	s.Untold = p.untold
+	p.told, p.untold = now, 0
+	return s
+}
+
+// become makes who the current principal, and the one before a former one.
+func (p *principals) become(who Principal) {
+	p.former = slices.DeleteFunc(p.former, func(f Principal) bool { return !f.Differs(who) })
+	p.former = append(p.former, p.current)
+	p.former = p.former[max(0, len(p.former)-maxFormer):]
+	p.current = who
+}
+
+// confirmLocked returns when e is to be asked for again, since it is open whom its token speaks for: to see whether the back
+// end insists on a former principal; whether it was replicas that lag for long which brought one back; and whether there is a
+// token of the current one by now, where e's is not.
+func (c *Cache) confirmLocked(e *entry, now time.Duration) time.Duration {
+	p := c.principalsLocked(e.key.Selector)
+	switch {
+	case !e.claim.by.IsZero() && e.claim.from > p.shown && now-e.claim.from < returnAfter:
+		return e.claim.from + returnAfter
+	case p.by == e.key && now-p.since < watchfully:
+		return p.since + watchfully
+	case c.formerLocked(e):
+		return now + spread(watchfully, c.roll())
+	}
+	return never
+}
+
+// formerLocked reports whether e's token is of another principal than its selector's tokens are of by now.
+func (c *Cache) formerLocked(e *entry) bool {
+	p := c.principals[e.key.Selector]
+	return p != nil && e.claims.Principal().Differs(p.current)
+}
+
+// startAnew forgets what was learnt of e's rollovers: they were those of another principal's tokens.
+func (c *Cache) startAnew(e *entry) {
+	e.rollovers, e.before = nil, nil
+	c.rollovers = slices.DeleteFunc(c.rollovers, func(r rollover) bool { return r.of == e.key })
+	c.seen++
+}
+
+// Principals is whom the tokens of a selector speak for. Durations are boot times.
+type Principals struct {
+	Selector Selector
+	Current  Principal
+	Former   []Principal   // the latest last
+	Since    time.Duration // when the switch to Current was seen; Never: there was none
+	Told     time.Duration // when people were told of a switch last; Never: they were not
+}
+
+// Principals returns whom the tokens of each selector speak for, as far as they say.
+func (c *Cache) Principals() []Principals {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tellPrincipalsLocked()
+}
+
+func (c *Cache) tellPrincipalsLocked() []Principals {
+	var all []Principals
+	for s, p := range c.principals {
+		if !p.current.IsZero() {
+			all = append(all, Principals{Selector: s, Current: p.current, Former: slices.Clone(p.former), Since: orNever(p.since), Told: orNever(p.told)})
+		}
+	}
+	slices.SortFunc(all, func(x, y Principals) int {
+		return Key{Selector: x.Selector}.compare(Key{Selector: y.Selector})
+	})
+	return all
+}
+
+// orNever tells a moment that was long ago as one that there was not.
+func orNever(t time.Duration) time.Duration {
+	if t == longAgo {
+		return never
+	}
+	return t
+}
+
+// recallPrincipals begins with what m tells of principals. A memory from before they were kept tells them by its tokens,
+// the one that was received last last.
+func (c *Cache) recallPrincipals(m *Memory) {
+	sameBoot := m.BootID != "" && m.BootID == c.bootID
+	for _, told := range m.Principals[:min(len(m.Principals), MaxKeys)] {
+		p := c.principalsLocked(told.Selector)
+		p.current = told.Current
+		p.former = slices.Clone(told.Former[max(0, len(told.Former)-maxFormer):])
+		if told.Since != never {
+			p.since = 0 // in an earlier boot, so before this one began
+		}
+		if sameBoot {
+			p.since, p.told = orLongAgo(told.Since), orLongAgo(told.Told)
+		}
+	}
+	keys := slices.Clone(m.Keys)
+	slices.SortStableFunc(keys, func(x, y Remembered) int { return cmp.Compare(x.Received, y.Received) })
+	told := func(s Selector) bool {
+		return slices.ContainsFunc(m.Principals, func(p Principals) bool { return p.Selector == s })
+	}
+	for _, r := range keys {
+		who := r.Claims.Principal()
+		if who.IsZero() || told(r.Key.Selector) {
+			continue
+		}
+		p := c.principalsLocked(r.Key.Selector)
+		if who.Differs(p.current) {
+			p.become(who)
+		}
+		p.current = p.current.filled(who)
+	}
+}
+
+func orLongAgo(t time.Duration) time.Duration {
+	if t == never {
+		return longAgo
+	}
+	return t
+}

@@ -1,0 +1,77 @@
+package tokencache
+
+import "time"
+
+// countSlack is how far apart two counts of one life may be and agree: they have whole seconds, and an answer takes its time.
+const countSlack = 30 * time.Second
+
+func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
+
+// recountLocked returns the life that a token has left, of which the back end says that it is left, where it gave the same
+// token before and said something else.
+//
+// What it said before is corrected downwards by any later word. Upwards only by one that something else bears out: a
+// wall clock that is known to be right, and the expiry that the issuer gave the token; the first count of all; or the life
+// that the token was given by its own dates, of which as much is over as boot time has passed since the receipt. The
+// number that it gave before, hours later, is no count of anything.
+func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) time.Duration {
+	believed, passed := first.deadline-now, now-first.received
+	counted := first.given - passed // what is left of the first count
+	dated := (f.Token.ExpiresOn.Sub(first.expiresOn)).Abs() <= countSlack
+	switch {
+	case first.deadline == never || left <= believed:
+		return left
+	case dated && c.knowsTime():
+		return left // which is no more than there is until that expiry
+	case dated && !f.Counted && believed <= 0:
+		return left // by a wall clock that may be as wrong as it may have been before: nothing contradicts the back end
+	case !f.Counted || first.given == 0:
+		return believed
+	case agree(left, counted):
+		return min(left, counted)
+	case agree(left, first.given):
+		return believed
+	case freshAt(f.Token, left, passed):
+		return left
+	}
+	return believed
+}
+
+// freshAt reports whether a token with that much life left had, that long ago, the whole life that its dates give it.
+func freshAt(t Token, left, ago time.Duration) bool {
+	m := mintingOf(t, left)
+	least, most := t.ExpiresOn.Sub(m.Latest), t.ExpiresOn.Sub(m.Earliest)
+	if most-least > backdated+2*mintSlack {
+		return false // it has no date
+	}
+	whole := left + ago
+	return least-countSlack <= whole && whole <= most+countSlack
+}
+
+// countedOf returns the life left at receipt where the back end counted it and no better clock has corrected it; else 0.
+func countedOf(f Fetched, left, begun, now time.Duration) time.Duration {
+	if !f.Counted || !agree(left, min(f.Left, nominalOf(f))-(now-begun)) {
+		return 0
+	}
+	return left
+}
+
+// extend notes that the token that e holds expires then, later than it was believed to.
+func (e *entry) extend(deadline time.Duration) {
+	e.deadline = deadline
+	e.life = max(e.life, deadline-e.received)
+	e.born = deadline - e.life
+}
+
+// recountedLocked notes what life the token that e holds has left by the back end's latest word.
+func (c *Cache) recountedLocked(e *entry, left, now time.Duration) {
+	deadline := now + left
+	if c.knowsTime() && deadline < e.received+e.given-countSlack {
+		e.given = 0 // a better clock has proved the first count wrong
+	}
+	if !e.unconfirmed && deadline > e.deadline+countSlack {
+		e.extend(deadline)
+		return
+	}
+	e.deadline = min(e.deadline, deadline)
+}

@@ -1,0 +1,120 @@
+package tokencache_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+// lifeAnswer is what a back end says of one token at some time.
+type lifeAnswer struct {
+	after time.Duration // the first
+	left  time.Duration // expires_in
+	until time.Duration // expires_on, after the first answer; 0: it moves with expires_in
+	ahead time.Duration // the device's wall clock, of the true time
+	known bool          // whether that clock is known to be right
+	want  time.Duration // life left by then; 0: it is refused
+}
+
+// A back end that gives one token again and contradicts itself: what it says later shortens the life, and lengthens it only
+// where something else bears it out. The token is never taken to live longer than it truly may.
+func TestLifeOfATokenThatComesAgain(t *testing.T) {
+	t.Parallel()
+	const day, hour, min = 24 * time.Hour, time.Hour, time.Minute
+	for _, row := range []struct {
+		name      string
+		uncounted bool // expires_on alone is told
+		undated   bool // the token has no iat
+		answers   []lifeAnswer
+	}{
+		{"counted down", false, false, []lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, 18 * hour, day, 0, false, 18 * hour}}},
+		{"counted down with seconds lost", false, false, []lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, 18*hour - 2*time.Second, day, 0, false, 18*hour - 2*time.Second}}},
+		{"shorter than thought", false, false, []lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, 10 * hour, day, 0, false, 10 * hour}}},
+		{"the same number, without a clock", false, true, []lifeAnswer{{0, day, 0, 0, false, day}, {6 * hour, day, 0, 0, false, 18 * hour}, {20 * hour, day, 0, 0, false, 4 * hour}}},
+		{"the same number of a dated token, without a clock", false, false, []lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, day, day, 0, false, 18 * hour}}},
+		{"the same number, and an expiry that a right clock judges", false, false, []lifeAnswer{{0, day, day, 0, true, day}, {6 * hour, day, day, 0, true, 18 * hour}}},
+		{"the same low number, and an expiry that a right clock judges", false, false, []lifeAnswer{{0, hour, day, 0, true, hour}, {30 * min, hour, day, 0, true, hour}}},
+		{"the same low number, and no expiry", false, true, []lifeAnswer{{0, hour, 0, 0, true, hour}, {30 * min, hour, 0, 0, true, 30 * min}}},
+		{"too short at first, by the whole life of a dated token", false, false, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, day - 30*min}}},
+		{"too short at first, and nothing to see it by", false, true, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}}},
+		{"more than its dates allow", false, false, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - min, day, 0, false, 30 * min}}},
+		{"too short for once", false, true, []lifeAnswer{{0, day, day, 0, false, day}, {hour, 10 * min, day, 0, false, 10 * min}, {hour + 5*min, 23*hour - 5*min, day, 0, false, 23*hour - 5*min}}},
+		{"by a clock that was ahead", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {30 * min, day - 30*min, day, 0, true, day - 30*min}}},
+		{"by a clock that was moved and is not known to be right", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}}},
+		{"a right clock has proved the count wrong", false, true, []lifeAnswer{{0, 20 * hour, 10 * hour, 0, false, 20 * hour}, {hour, 19 * hour, 10 * hour, 0, true, 9 * hour}, {2 * hour, 18 * hour, 10 * hour, 0, false, 8 * hour}}},
+
+		{"over, and the same number again", false, true, []lifeAnswer{{0, hour, 0, 0, false, hour}, {hour + min, hour, 0, 0, false, 0}, {3 * hour, hour, 0, 0, false, 0}}},
+		{"over, and the same number again, by a right clock alone", false, true, []lifeAnswer{{0, hour, 0, 0, true, hour}, {hour + min, hour, 0, 0, true, 0}}},
+		{"over, but not by its expiry and a right clock", false, false, []lifeAnswer{{0, hour, day, 0, true, hour}, {hour + min, hour, day, 0, true, hour}, {day - 10*min, hour, day, 0, true, 10 * min}}},
+		{"over by a clock that was ahead", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {hour + 2*time.Second, day - hour - 2*time.Second, day, 0, false, day - hour - 2*time.Second}}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				w, r := &watch{}, &registry{}
+				var now lifeAnswer
+				r.gives(func(key tokencache.Key) tokencache.Fetched {
+					f := tokenOf("a", key, began)
+					f.Left, f.Counted, f.Nominal = now.left, !row.uncounted && now.until != 0, 0
+					f.Token.ExpiresOn = began.Add(now.until)
+					if now.until == 0 { // as the source fills it in
+						f.Token.ExpiresOn = w.clock().Wall().Add(now.left)
+					}
+					if row.undated {
+						f.Token.Claims = tokencache.Claims{}
+					}
+					return f
+				})
+				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
+				defer c.Close()
+				for i, answer := range row.answers {
+					now = row.answers[max(0, i-1)]
+					if i > 0 && answer.after > row.answers[0].left {
+						now = answer // the schedule asks at the expiry
+					}
+					time.Sleep(answer.after - time.Since(began))
+					synctest.Wait()
+					now = answer
+					w.set(-answer.ahead, answer.known)
+					_, err := c.Refresh(t.Context(), vault, true)
+					if answer.want == 0 {
+						if kindOf(t, err) != tokencache.Malformed || only(t, c).Left != 0 {
+							t.Errorf("answer %d: %v, %v left", i+1, err, only(t, c).Left)
+						}
+						continue
+					}
+					if got := only(t, c).Left; err != nil || (got-answer.want).Abs() > time.Second {
+						t.Errorf("answer %d: %v left, want %v; %v", i+1, got, answer.want, err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A life that is corrected is planned by: the token is refreshed at its half, not at that of the life it was thought to have.
+func TestCorrectedLifeIsPlannedBy(t *testing.T) {
+	t.Parallel()
+	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+		began := time.Now()
+		wrong := true
+		r.gives(func(key tokencache.Key) tokencache.Fetched {
+			f := tokenOf("a", key, began)
+			if wrong {
+				f.Left = time.Hour
+			}
+			return f
+		})
+		refreshed(t, c, vault, tokencache.Newer)
+		wrong = false
+		time.Sleep(10 * time.Minute)
+		refreshed(t, c, vault, tokencache.Unchanged)
+		got := only(t, c)
+		if wait := time.Until(got.NextRefresh); got.Life != 24*time.Hour || wait < 10*time.Hour {
+			t.Errorf("a life of %v, refreshed in %v", got.Life, wait)
+		}
+	})
+}
