@@ -44,6 +44,26 @@ const refreshesAtOnce = 8
 // The results are in the order of Status; while a policy change is still spreading a result's error is a
 // *tokencache.HeldError, unless the caller insists. An *Error says that there is nothing of that name.
 func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
+	return a.refresh(ctx, identity, resource, func(key tokencache.Key, _ *Identity) (tokencache.Outcome, error) {
+		return a.cache.Refresh(ctx, key, insist)
+	})
+}
+
+// Forget drops the cached tokens of an identity and resource, with what was learnt of their lives, and fetches anew as
+// Refresh does. Where nothing may be fetched now, nothing is dropped.
+func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
+	defer a.memory.notice(true) // what was dropped is to be nowhere
+	return a.refresh(ctx, identity, resource, func(key tokencache.Key, of *Identity) (tokencache.Outcome, error) {
+		outcome, dropped, err := a.cache.Forget(ctx, key, insist)
+		if dropped != "" {
+			a.logForgotten(key, of.Name, dropped)
+		}
+		return outcome, err
+	})
+}
+
+// refresh has fetch ask for each of the keys that are cached of an identity and resource.
+func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch func(tokencache.Key, *Identity) (tokencache.Outcome, error)) ([]RefreshResult, error) {
 	rules := a.rules.Load()
 	resource = strings.TrimSuffix(resource, "/.default")
 	if identity != "" && rules.named(identity) == nil {
@@ -64,7 +84,7 @@ func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist b
 			continue
 		}
 		all.Go(func() {
-			outcome, err := a.cache.Refresh(ctx, key, insist)
+			outcome, err := fetch(key, rules.keys[key])
 			results[i] = RefreshResult{Identity: rules.keys[key].Name, Resource: key.Resource, Outcome: outcome, Err: err}
 			<-slots
 		})
@@ -114,6 +134,7 @@ func (s *ruleset) unknownIdentity(name string) *Error {
 func (a *Agent) fetched(e tokencache.Event) {
 	<-a.ready // what is remembered of a key may have it fetched at once
 	a.logFetch(e)
+	a.logPrincipal(e)
 	a.logChase(e)
 	a.record.notice()
 	a.memory.notice(e.Outcome == tokencache.Newer)
@@ -146,6 +167,8 @@ func (a *Agent) logFetch(e tokencache.Event) {
 		a.log.Warn("token fetch failed", append(fields, zap.Error(e.Err))...)
 	case tokencache.Newer:
 		a.log.Info("token fetched", fields...)
+	case tokencache.Former:
+		a.log.Info("token fetched that is of a former principal: the one held stays", fields...)
 	default:
 		a.log.Debug("token fetched, the back end has no newer one", fields...)
 	}

@@ -31,6 +31,8 @@ func (s *Status) Simulated() bool {
 type IdentityStatus struct {
 	Identity
 	Grants int
+
+	Principal tokencache.Principal // that its tokens speak for; zero: none has said so
 }
 
 // KeyStatus is a cached key under the name that its identity is configured by.
@@ -53,6 +55,10 @@ type RefreshResult struct {
 func (a *Agent) Status() Status {
 	rules := a.rules.Load()
 	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes(), Denials: a.audit.recentDenials(), Clock: a.cache.Knowledge()}
+	principals := make(map[tokencache.Selector]tokencache.Principal)
+	for _, p := range a.cache.Principals() {
+		principals[p.Selector] = p.Current
+	}
 	for _, identity := range rules.rules.Identities {
 		grants := 0
 		for _, grant := range rules.rules.Grants {
@@ -60,7 +66,7 @@ func (a *Agent) Status() Status {
 				grants++
 			}
 		}
-		s.Identities = append(s.Identities, IdentityStatus{Identity: identity, Grants: grants})
+		s.Identities = append(s.Identities, IdentityStatus{Identity: identity, Grants: grants, Principal: principals[identity.Selector()]})
 	}
 	for _, key := range a.cache.Status() {
 		identity := rules.keys[key.Key]
@@ -83,6 +89,7 @@ func (a *Agent) Status() Status {
 			s.Trouble = append(s.Trouble, trouble)
 		}
 	}
+	s.Trouble = append(s.Trouble, oddities(s.Keys)...)
 	for _, change := range s.Changes {
 		if change.Effect == tokencache.Unknown {
 			s.Trouble = append(s.Trouble, lostTrouble(change.PolicyChange))
@@ -99,7 +106,7 @@ func (a *Agent) Status() Status {
 // trouble returns what a technician should look at, or "". A single failed refresh of a token with
 // much life left is weather, not trouble.
 func (k KeyStatus) trouble() string {
-	name := fmt.Sprintf("identity %q for %s", k.Identity, k.Key.Resource)
+	name := k.name()
 	switch {
 	case k.LastOutcome != tokencache.Failed:
 		return ""

@@ -209,6 +209,7 @@ type TokenClaims struct {
 	Audience string   `json:"audience,omitempty"`
 	ClientID string   `json:"client_id,omitempty"`
 	ObjectID string   `json:"object_id,omitempty"`
+	TenantID string   `json:"tenant_id,omitempty"`
 	Groups   []string `json:"groups,omitempty"`
 	Roles    []string `json:"roles,omitempty"`
 	WIDs     []string `json:"wids,omitempty"`
@@ -269,6 +270,10 @@ type RefreshRequest struct {
 	// Now fetches even while a policy change is still spreading, though the token that comes may lack it
 	// and then stay for a day.
 	Now bool `json:"now,omitempty"`
+
+	// Forget drops the token that is held, and what was learnt of its life, before it fetches; where nothing may be fetched
+	// now, nothing is dropped. Callers wait meanwhile for what the back end gives.
+	Forget bool `json:"forget,omitempty"`
 }
 
 // RefreshResult says what one refresh brought.
@@ -291,6 +296,7 @@ const (
 	OutcomeNewer     Outcome = "newer"     // a newer token than before
 	OutcomeUnchanged Outcome = "unchanged" // the back end's cached copy of the token already held
 	OutcomeOlder     Outcome = "older"     // one minted before the token held, which stays
+	OutcomeFormer    Outcome = "former"    // one of a principal that the identity's tokens were of before: the token held stays
 	OutcomeFailed    Outcome = "failed"
 	OutcomeHeld      Outcome = "held" // of a refresh: nothing was asked, since a policy change is still spreading
 )
@@ -389,6 +395,15 @@ type IdentityStatus struct {
 	Default  bool   `json:"default"`
 	Selector string `json:"selector"` // "system-assigned", "client_id 0000…"
 	Grants   int    `json:"grants"`   // how many grants name it
+
+	Principal *Principal `json:"principal,omitempty"` // absent: no token has said so yet
+}
+
+// Principal is whom an identity's tokens speak for, as far as they say.
+type Principal struct {
+	ObjectID string `json:"object_id,omitempty"`
+	TenantID string `json:"tenant_id,omitempty"`
+	ClientID string `json:"client_id,omitempty"`
 }
 
 // TokenState is a token's state in a word.
@@ -428,6 +443,7 @@ type TokenStatus struct {
 	MintedTo   *time.Time     `json:"minted_to,omitempty"`
 	Claims     *TokenClaims   `json:"claims,omitempty"` // of the token held
 	Before     *TokenClaims   `json:"before,omitempty"` // of the token held before it, where groups, roles or wids differ
+	Former     bool           `json:"former,omitempty"` // the token held is of a former principal of the identity
 	Life       int64          `json:"life,omitempty"`   // seconds that the token had when it was minted
 	Rollover   RolloverStatus `json:"rollover"`
 	HeldUntil  *time.Time     `json:"held_until,omitempty"` // no fetch before: a policy change is still spreading

@@ -22,8 +22,12 @@ func (s *Server) refresh(x *exchange) *fault {
 		return f
 	}
 	s.log().Info("refresh asked for", zap.Stringer("caller", x.caller),
-		zap.String("identity", wanted.Identity), zap.String("resource", wanted.Resource), zap.Bool("now", wanted.Now))
-	results, err := s.Agent.Refresh(x.ctx, wanted.Identity, wanted.Resource, wanted.Now)
+		zap.String("identity", wanted.Identity), zap.String("resource", wanted.Resource), zap.Bool("now", wanted.Now), zap.Bool("forget", wanted.Forget))
+	refresh := s.Agent.Refresh
+	if wanted.Forget {
+		refresh = s.Agent.Forget
+	}
+	results, err := refresh(x.ctx, wanted.Identity, wanted.Resource, wanted.Now)
 	if err != nil {
 		return faultOf(err)
 	}

@@ -56,7 +56,7 @@ func TestStatus(t *testing.T) {
 	}
 	wantIdentities := []api.IdentityStatus{
 		{Name: "device", Default: true, Selector: "system-assigned", Grants: 1},
-		{Name: "vision", Selector: "client_id " + visionID, Grants: 1},
+		{Name: "vision", Selector: "client_id " + visionID, Grants: 1, Principal: &api.Principal{ClientID: claimed}},
 		{Name: "camera", Selector: "client_id 00000000-0000-0000-0000-000000000002"},
 	}
 	if !reflect.DeepEqual(got.Identities, wantIdentities) {
@@ -100,7 +100,7 @@ func TestWordsAgree(t *testing.T) {
 	}
 	for outcome, want := range map[tokencache.Outcome]api.Outcome{
 		tokencache.Newer: api.OutcomeNewer, tokencache.Unchanged: api.OutcomeUnchanged,
-		tokencache.Older: api.OutcomeOlder, tokencache.Failed: api.OutcomeFailed,
+		tokencache.Older: api.OutcomeOlder, tokencache.Former: api.OutcomeFormer, tokencache.Failed: api.OutcomeFailed,
 	} {
 		if got := refreshResult(agent.RefreshResult{Outcome: outcome}).Outcome; got != want {
 			t.Errorf("outcome %q, the contract says %q", got, want)
@@ -171,6 +171,10 @@ func TestRefresh(t *testing.T) {
 		if results := decoded[api.RefreshResponse](t, got.body).Results; !reflect.DeepEqual(results, test.want) {
 			t.Errorf("%s: %+v", test.body, results)
 		}
+	}
+	if got := send(t, admin, post(api.PathRefresh, `{"identity":"vision","forget":true}`)); got.status != 200 ||
+		!strings.Contains(d.log.String(), `"token forgotten","identity":"vision","resource":"`+vault) {
+		t.Errorf("forgotten: %+v\n%s", got, d.log)
 	}
 	broken.Store(true)
 	results := decoded[api.RefreshResponse](t, send(t, admin, post(api.PathRefresh, `{"identity":"vision"}`)).body).Results

@@ -33,10 +33,15 @@ func (s *Server) status(x *exchange) *fault {
 	answer.Callers.Blind = orEmpty(answer.Callers.Blind)
 	answer.Identities = []api.IdentityStatus{}
 	for _, identity := range now.Identities {
-		answer.Identities = append(answer.Identities, api.IdentityStatus{
+		status := api.IdentityStatus{
 			Name: identity.Name, Default: identity.Default,
 			Selector: identity.Selector().String(), Grants: identity.Grants,
-		})
+		}
+		if !identity.Principal.IsZero() {
+			principal := api.Principal(identity.Principal)
+			status.Principal = &principal
+		}
+		answer.Identities = append(answer.Identities, status)
 	}
 	answer.Tokens = []api.TokenStatus{}
 	for _, key := range now.Keys {
@@ -76,6 +81,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		Fetches:     key.Fetches,
 		Served:      key.Served,
 		Life:        int64(key.Life / time.Second),
+		Former:      key.Former,
 		HeldUntil:   unlessZero(key.HeldUntil),
 		Refused:     unlessZero(key.Refused),
 		Rollover: api.RolloverStatus{

@@ -20,6 +20,8 @@ func (a *app) refreshCommand() *cobra.Command {
   newer      a newer token than before
   unchanged  the back end's cached copy of the token already held
   older      one minted before the token held, which stays
+  former     one of a principal that the identity's tokens were of before: the
+             token held stays
   failed     no token; the one held stays
   held       nothing was asked: a policy change is still spreading
 
@@ -29,7 +31,13 @@ one: expect "unchanged" until it rolls over by itself.
 A policy change takes up to 10 minutes to reach new tokens. A token that is minted
 before may lack it, and the back end then hands out that one for about 24 hours.
 So a refresh is held back meanwhile; perceptd fetches by itself afterwards. --now
-fetches all the same.`,
+fetches all the same.
+
+--forget drops the tokens held, and what was learnt of their lives, before it asks.
+Modules that ask meanwhile wait for what the back end gives, and get an error if it
+gives nothing; where nothing may be asked now, nothing is dropped. A token that comes
+again counts as received when it was received first, so that a revocation withholds
+it as before.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.refresh(ctx, request, asJSON) }),
 	}
@@ -37,6 +45,7 @@ fetches all the same.`,
 	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default all)")
 	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` (default all)")
 	flags.BoolVar(&request.Now, "now", false, "fetch even while a policy change is still spreading")
+	flags.BoolVar(&request.Forget, "forget", false, "drop the tokens held, and what was learnt of their lives, before asking")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
 	a.completeFrom(command, "identity", identityNames)
 	a.completeFrom(command, "resource", cachedResources)

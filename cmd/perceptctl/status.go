@@ -236,9 +236,46 @@ func (s screen) identities(identities []api.IdentityStatus) string {
 		if identity.Grants == 0 {
 			grants = cell{"none", warning}
 		}
-		rows[i] = row{cells: []cell{{identity.Name, plain}, {identity.Selector, plain}, grants, {mark, faint}}}
+		rows[i] = row{
+			cells: []cell{{identity.Name, plain}, {identity.Selector, plain}, grants, {mark, faint}},
+			notes: []cell{{principalText(identity.Principal), plain}},
+		}
 	}
 	return s.table(columns, rows)
+}
+
+// principalText says whom an identity's tokens speak for, or "" where none has said so.
+func principalText(p *api.Principal) string {
+	if p == nil {
+		return ""
+	}
+	var parts []string
+	for _, claim := range []struct{ name, value string }{{"object ID", p.ObjectID}, {"tenant", p.TenantID}} {
+		if claim.value != "" {
+			parts = append(parts, claim.name+" "+claim.value)
+		}
+	}
+	if p.ObjectID == "" && p.ClientID != "" {
+		parts = append(parts, "client ID "+p.ClientID)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// principalOf is whom a token speaks for; nil where it does not say.
+func principalOf(token api.TokenStatus) *api.Principal {
+	c := token.Claims
+	if c == nil || c.ObjectID == "" && c.TenantID == "" && c.ClientID == "" {
+		return nil
+	}
+	return &api.Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID}
+}
+
+// ofFormer says that a token is of a former principal, or "".
+func ofFormer(token api.TokenStatus) string {
+	if !token.Former {
+		return ""
+	}
+	return "it is of a former principal of the identity: " + principalText(principalOf(token))
 }
 
 func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
@@ -257,6 +294,7 @@ func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
 			notes: []cell{
 				{failures(now, token), bad},
 				{unconfirmed(token), warning},
+				{ofFormer(token), warning},
 				{s.expectation(now, token), plain},
 				{refused(now, token), warning},
 			},

@@ -33,7 +33,7 @@ func (s screen) explain(status api.Status, token api.TokenStatus) explanation {
 			}
 		}
 	}
-	add("token", t.birth(), t.carries(), t.differs())
+	add("token", t.birth(), t.whose(), t.carries(), t.differs())
 	add("changed", t.changed()...)
 	add("back end", t.backEnd(), t.pattern(), t.trouble())
 	add("current", t.awaited(), t.heldBack(), t.inToken())
@@ -107,6 +107,19 @@ func (t story) minted() string {
 	}
 	return fmt.Sprintf("was minted between %s and %s (no more exactly, since it carries no date of its own)",
 		t.at(t.now, *from), t.at(t.now, *to))
+}
+
+// whose tells whom the token speaks for.
+func (t story) whose() string {
+	who := principalText(principalOf(t.token))
+	switch {
+	case !t.valid() || who == "":
+		return ""
+	case t.token.Former:
+		return "It speaks for " + who + ", which is a former principal of the identity: its tokens have come to speak for a new one. " +
+			"The back end hands out its copy; perceptd asks for a token of the present one once an hour."
+	}
+	return "It speaks for " + who + "."
 }
 
 // carries tells the claims that decide permissions.

@@ -22,6 +22,8 @@ func (t story) backEnd() string {
 		text += "gave its copy of the token already held"
 	case api.OutcomeOlder:
 		text += "gave a token minted before the one held, which stays (its replicas do not agree)"
+	case api.OutcomeFormer:
+		text += "gave a token of a principal that the identity's tokens were of before, so that the one held stays (its replicas do not agree)"
 	case api.OutcomeFailed:
 		text += "gave none"
 	default:

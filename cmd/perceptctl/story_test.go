@@ -117,6 +117,18 @@ func moreSituations() []situation {
 			hides: []string{"SDKs are told", "Percept-Permissions"},
 		},
 		{
+			name: "of a former principal",
+			token: func(token *api.TokenStatus) {
+				token.Former, token.Claims = true, &api.TokenClaims{ObjectID: "object-1", TenantID: "tenant-1", ClientID: "client-1"}
+				token.LastOutcome = api.OutcomeFormer
+			},
+			says: []string{
+				"It speaks for object ID object-1, tenant tenant-1, which is a former principal of the identity",
+				"gave a token of a principal that the identity's tokens were of before, so that the one held stays",
+			},
+			hides: []string{"client-1"},
+		},
+		{
 			name: "withheld through an alternate",
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.StandingStale, time.Hour)

@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"perceptd/tokencache"
+)
+
+// IDs of the journal's entries on whom tokens speak for; they never change.
+const (
+	MessagePrincipal = "c7d1f0a4be2f4a0d9c3b6f58e1a94d27" // an identity's tokens speak for another principal than before
+	MessageForgotten = "2b8e64d90f1c4d7fa5e07c39d46b1a83" // a token was dropped at an administrator's wish
+)
+
+// logPrincipal warns that an identity's tokens speak for another principal, and of what is strange of a new token.
+func (a *Agent) logPrincipal(e tokencache.Event) {
+	fields := []zap.Field{zap.String("resource", e.Key.Resource), zap.Stringer("selector", e.Key.Selector)}
+	if identity := a.rules.Load().keys[e.Key]; identity != nil {
+		fields = append(fields, zap.String("identity", identity.Name))
+	}
+	if s := e.Switch; s != nil {
+		a.log.Warn("the identity's tokens speak for another principal than before", append(append(fields[:len(fields):len(fields)], leftOut(s.Untold)...),
+			zap.String("object_id", s.To.ObjectID), zap.String("tenant_id", s.To.TenantID), zap.String("client_id", s.To.ClientID),
+			zap.String("object_id_before", s.From.ObjectID), zap.String("tenant_id_before", s.From.TenantID), zap.String("client_id_before", s.From.ClientID),
+			zap.String("message_id", MessagePrincipal))...)
+	}
+	if e.Twin != nil {
+		a.log.Warn("two keys have one token: the back end does not tell them apart", append(fields[:len(fields):len(fields)], zap.Stringer("other", *e.Twin))...)
+	}
+	if e.AudienceBefore != "" {
+		a.log.Warn("a token is for another audience than the one before", append(fields[:len(fields):len(fields)], zap.String("audience_before", e.AudienceBefore))...)
+	}
+}
+
+// logForgotten notes that a token was dropped at an administrator's wish.
+func (a *Agent) logForgotten(key tokencache.Key, identity, digest string) {
+	a.log.Info("token forgotten", zap.String("identity", identity), zap.String("resource", key.Resource),
+		zap.Stringer("selector", key.Selector), zap.String("token_sha256", digest[:min(12, len(digest))]), zap.String("message_id", MessageForgotten))
+}
+
+// maxOddities is how many sentences of one kind the status has on strange tokens.
+const maxOddities = 4
+
+// oddities says which keys have one token, and which tokens are for another audience than those before.
+func oddities(keys []KeyStatus) []string {
+	var twins, audiences []string
+	first := make(map[string]KeyStatus)
+	for _, key := range keys {
+		if key.SHA256 == "" {
+			continue
+		}
+		if other, there := first[key.SHA256]; there {
+			twins = append(twins, fmt.Sprintf("%s and %s have one and the same token: the back end does not tell them apart, and one of the two may be refused with it",
+				other.name(), key.name()))
+		} else {
+			first[key.SHA256] = key
+		}
+		if key.AudienceBefore != "" {
+			audiences = append(audiences, fmt.Sprintf("the token of %s is for the audience %q, and the one before was for %q: see whether the resource takes it",
+				key.name(), cut(key.Claims.Audience, 128), cut(key.AudienceBefore, 128)))
+		}
+	}
+	return append(atMost(twins), atMost(audiences)...)
+}
+
+// atMost cuts a list of sentences off, and says how many are left out.
+func atMost(all []string) []string {
+	if len(all) <= maxOddities {
+		return all
+	}
+	return append(all[:maxOddities-1:maxOddities-1], fmt.Sprintf("%s (and %d more like it)", all[maxOddities-1], len(all)-maxOddities))
+}
+
+// name names a key in sentences.
+func (k KeyStatus) name() string {
+	return fmt.Sprintf("identity %q for %s", k.Identity, k.Key.Resource)
+}

@@ -1,0 +1,139 @@
+package tokencache_test
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+func forgotten(t *testing.T, c *tokencache.Cache, key tokencache.Key, want tokencache.Outcome) (dropped string) {
+	t.Helper()
+	got, dropped, err := c.Forget(t.Context(), key, true)
+	if err != nil || got != want {
+		t.Fatalf("forget %v: %v, %v, want %v", key, got, err, want)
+	}
+	return dropped
+}
+
+// A token is dropped with what was learnt of its life, and fetched anew; callers that come meanwhile wait for the fetch.
+func TestForget(t *testing.T) {
+	t.Parallel()
+	s := &script{takes: 2 * time.Second}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		held := mustGet(t, c, vault, tokencache.Need{})
+		_, news, err := c.Look(vault)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		got := make(chan tokencache.Answer)
+		go func() {
+			time.Sleep(time.Second) // the fetch is under way
+			answer, _ := c.Get(t.Context(), vault, tokencache.Need{})
+			got <- answer
+		}()
+		if dropped := forgotten(t, c, vault, tokencache.Newer); dropped != held.Token.Text.SHA256() {
+			t.Errorf("dropped %q", dropped)
+		}
+		if answer := <-got; answer.Token == nil || answer.Token.Text.Equal(held.Token.Text) || s.count() != 2 {
+			t.Errorf("the caller that waited got %v after %d calls", answer.Token, s.count())
+		}
+		select {
+		case <-news:
+		default:
+			t.Error("who watches was not told")
+		}
+	})
+}
+
+// Where nothing may be asked now, nothing is dropped.
+func TestForgetDropsNothingInVain(t *testing.T) {
+	t.Parallel()
+	s := &script{}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		held := mustGet(t, c, vault, tokencache.Need{})
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		var spreads *tokencache.HeldError
+		if _, dropped, err := c.Forget(t.Context(), vault, false); !errors.As(err, &spreads) || dropped != "" {
+			t.Errorf("while a change spreads: %v, dropped %q", err, dropped)
+		}
+		s.set(func(s *script) {
+			s.fails = &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "slow down"}
+		})
+		_, _ = c.Refresh(t.Context(), storage, true)
+		if _, dropped, err := c.Forget(t.Context(), vault, true); kindOf(t, err) != tokencache.Throttled || dropped != "" {
+			t.Errorf("in a pause: %v, dropped %q", err, dropped)
+		}
+		if got := mustGet(t, c, vault, tokencache.Need{}); !got.Token.Text.Equal(held.Token.Text) {
+			t.Error("the token is gone")
+		}
+	})
+}
+
+// A life that was learnt wrongly is forgotten; that the token was received is not.
+func TestForgetForgetsTheLife(t *testing.T) {
+	t.Parallel()
+	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+		began := time.Now()
+		left := time.Hour
+		r.gives(func(key tokencache.Key) tokencache.Fetched {
+			f := tokenOf("a", key, began)
+			f.Left, f.Token.Claims.IssuedAt = left, time.Time{}
+			return f
+		})
+		refreshed(t, c, vault, tokencache.Newer)
+		received := only(t, c).ReceivedOn
+		time.Sleep(10 * time.Minute)
+		left = 5 * time.Hour
+		refreshed(t, c, vault, tokencache.Unchanged)
+		if got := only(t, c).Left; got > 24*time.Hour-10*time.Minute {
+			t.Errorf("%v left before", got)
+		}
+		forgotten(t, c, vault, tokencache.Unchanged)
+		if got := only(t, c); got.Left != left || !got.ReceivedOn.Equal(received) {
+			t.Errorf("%v left, received on %v, and first on %v", got.Left, got.ReceivedOn, received)
+		}
+	})
+}
+
+// The token that a revocation withholds is withheld when it comes again, also over a restart, and by a clock that is wrong.
+func TestForgetWeakensNoRevocation(t *testing.T) {
+	t.Parallel()
+	for _, restart := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w, r := &watch{}, &registry{}
+			options := tokencache.Options{Fetch: r.Fetch, Clock: w.clock().OrRuntime(), BootID: "b"}
+			c := tokencache.New(options)
+			began := time.Now()
+			r.gives(always("a", began))
+			holds(t, c, vault, "a")
+			received := only(t, c).ReceivedOn
+			time.Sleep(time.Hour)
+			note(t, c, "x", tokencache.Revoked, time.Time{})
+			time.Sleep(time.Hour)
+			if restart {
+				_, _, err := c.Forget(t.Context(), vault, true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				kept := c.Memory()
+				kept.Keys = nil // it was dropped, and not fetched anew yet
+				options.Memory, options.Record = &kept, c.Record()
+				c.Close()
+				c = tokencache.New(options)
+			}
+			defer c.Close()
+			outcome, _, err := c.Forget(t.Context(), vault, true)
+			if err != nil || outcome != tokencache.Unchanged && !restart {
+				t.Fatal(outcome, err)
+			}
+			got := only(t, c)
+			if !got.Permissions.Withheld || got.Permissions.Standing != tokencache.Stale || !restart && !got.ReceivedOn.Equal(received) {
+				t.Errorf("restart %v: %+v, received on %v", restart, got.Permissions, got.ReceivedOn)
+			}
+		})
+	}
+}
