@@ -101,6 +101,7 @@ type Cache struct {
 	seen       uint64              // how often what was learnt from rollovers became void; from 1 on
 	principals map[Selector]*principals
 	bygones    bygones
+	readings   readings // of the issuer's clock
 }
 
 // New returns a cache at work. Close it.

@@ -1,6 +1,9 @@
 package tokencache
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // countSlack is how far apart two counts of one life may be and agree: they have whole seconds, and an answer takes its time.
 const countSlack = 30 * time.Second
@@ -11,9 +14,10 @@ func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 // token before and said something else.
 //
 // What it said before is corrected downwards by any later word. Upwards only by one that something else bears out: a
-// wall clock that is known to be right, and the expiry that the issuer gave the token; the first count of all; or the life
-// that the token was given by its own dates, of which as much is over as boot time has passed since the receipt. The
-// number that it gave before, hours later, is no count of anything.
+// wall clock that is known to be right, and the expiry that the issuer gave the token; the first count of all; the life
+// that the token was given by its own dates, of which as much is over as boot time has passed since the receipt; or another
+// answer by which, boot time added, the issuer's clock shows the same. The number that it gave before, hours later, is no
+// count of anything.
 func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) time.Duration {
 	believed, passed := first.deadline-now, now-first.received
 	counted := first.given - passed // what is left of the first count
@@ -23,8 +27,8 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 		return left
 	case dated && c.knowsTime():
 		return left // which is no more than there is until that expiry
-	case dated && !f.Counted && believed <= 0:
-		return left // by a wall clock that may be as wrong as it may have been before: nothing contradicts the back end
+	case dated && !f.Counted && believed <= 0 && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())):
+		return left // by a wall clock, which may have been wrong before as well as now: nothing contradicts the back end
 	case !f.Counted || first.given == 0:
 		return believed
 	case agree(left, counted):
@@ -33,8 +37,45 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 		return believed
 	case freshAt(f.Token, left, passed):
 		return left
+	case dated && c.readings.bear(readingOf(f, left, now)) && now+left <= first.received+longestNominal:
+		return left
 	}
 	return believed
+}
+
+// reading is the issuer's clock as a counted answer shows it.
+type reading struct {
+	at   time.Duration // boot time
+	zero time.Time     // the issuer's time when this boot began
+}
+
+func readingOf(f Fetched, left, now time.Duration) reading {
+	return reading{at: now, zero: f.Token.ExpiresOn.Add(-left - now)}
+}
+
+// readings is some of the latest, the latest last.
+type readings []reading
+
+const (
+	maxReadings = 8
+	// readingsApart is how far apart two readings are so that a number that is no count does not make them agree.
+	readingsApart = 2 * countSlack
+)
+
+// add takes in what a counted answer shows.
+func (all *readings) add(r reading) {
+	if n := len(*all); n > 0 && r.at-(*all)[n-1].at < readingsApart {
+		return
+	}
+	*all = append(*all, r)
+	*all = (*all)[max(0, len(*all)-maxReadings):]
+}
+
+// bear reports whether another answer showed what r does.
+func (all readings) bear(r reading) bool {
+	return slices.ContainsFunc(all, func(o reading) bool {
+		return r.at-o.at >= readingsApart && r.zero.Sub(o.zero).Abs() <= countSlack
+	})
 }
 
 // freshAt reports whether a token with that much life left had, that long ago, the whole life that its dates give it.

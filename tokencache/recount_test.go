@@ -39,6 +39,8 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 		{"the same low number, and no expiry", false, true, []lifeAnswer{{0, hour, 0, 0, true, hour}, {30 * min, hour, 0, 0, true, 30 * min}}},
 		{"too short at first, by the whole life of a dated token", false, false, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, day - 30*min}}},
 		{"too short at first, and nothing to see it by", false, true, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}}},
+		{"too short at first, by two answers that agree later", false, true, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}, {40 * min, day - 40*min, day, 0, false, day - 40*min}}},
+		{"too short at first, and the same number later", false, true, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}, {40 * min, day - 30*min, day, 0, false, 20 * min}}},
 		{"more than its dates allow", false, false, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - min, day, 0, false, 30 * min}}},
 		{"too short for once", false, true, []lifeAnswer{{0, day, day, 0, false, day}, {hour, 10 * min, day, 0, false, 10 * min}, {hour + 5*min, 23*hour - 5*min, day, 0, false, 23*hour - 5*min}}},
 		{"by a clock that was ahead", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {30 * min, day - 30*min, day, 0, true, day - 30*min}}},
@@ -48,6 +50,7 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 		{"over, and the same number again", false, true, []lifeAnswer{{0, hour, 0, 0, false, hour}, {hour + min, hour, 0, 0, false, 0}, {3 * hour, hour, 0, 0, false, 0}}},
 		{"over, and the same number again, by a right clock alone", false, true, []lifeAnswer{{0, hour, 0, 0, true, hour}, {hour + min, hour, 0, 0, true, 0}}},
 		{"over, but not by its expiry and a right clock", false, false, []lifeAnswer{{0, hour, day, 0, true, hour}, {hour + min, hour, day, 0, true, hour}, {day - 10*min, hour, day, 0, true, 10 * min}}},
+		{"over, and the same number again beside an expiry that no right clock judges", true, false, []lifeAnswer{{0, day, day, 0, false, day}, {day + min, day, day, 0, false, 0}}},
 		{"over by a clock that was ahead", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {hour + 2*time.Second, day - hour - 2*time.Second, day, 0, false, day - hour - 2*time.Second}}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -91,6 +94,46 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 					}
 				}
 			})
+		})
+	}
+}
+
+// What another key's token shows of the issuer's clock bears a correction out. Numbers that are no counts bear out nothing.
+func TestLifeByAnotherToken(t *testing.T) {
+	t.Parallel()
+	for _, static := range []bool{false, true} {
+		registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+			began := time.Now()
+			wrong := true
+			w := &watch{}
+			r.gives(func(key tokencache.Key) tokencache.Fetched {
+				f := tokenOf("a", key, began.Add(-5*time.Hour)) // nothing is fresh
+				switch {
+				case static:
+					f.Left = 10 * time.Hour
+				case wrong && key == vault:
+					f.Left = time.Hour
+				}
+				return f
+			})
+			c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
+			defer c.Close()
+			refreshed(t, c, vault, tokencache.Newer)
+			refreshed(t, c, storage, tokencache.Newer)
+			wrong = false
+			time.Sleep(10 * time.Minute)
+			refreshed(t, c, storage, tokencache.Unchanged)
+			time.Sleep(10 * time.Minute)
+			refreshed(t, c, vault, tokencache.Unchanged)
+			want := 19*time.Hour - 20*time.Minute
+			if static {
+				want = 10*time.Hour - 20*time.Minute
+			}
+			for _, s := range c.Status() {
+				if s.Left != want && (s.Key == vault || static) {
+					t.Errorf("static %v: %v left of %v, want %v", static, s.Left, s.Key, want)
+				}
+			}
 		})
 	}
 }

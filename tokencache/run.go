@@ -187,6 +187,9 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 	left := min(fetched.Left, nominalOf(fetched)) - (now - begun)
 	if err == nil {
 		left, err = c.usable(e, fetched, left, now)
+		if fetched.Counted {
+			c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
+		}
 	}
 	if err != nil {
 		failure := asFetchError(err)
@@ -261,7 +264,7 @@ func (c *Cache) usable(e *entry, fetched Fetched, left, now time.Duration) (time
 	}
 	if first, known := c.bygoneLocked(e, fetched.Token.Text); known {
 		if left = c.recountLocked(first, fetched, left, now); left <= 0 {
-			return 0, &FetchError{Kind: Malformed, Detail: "the back end gave a token again whose life is over, and says each time that as much is left"}
+			return 0, &FetchError{Kind: Malformed, Detail: "the back end gave a token again whose life is over by what it said before, and nothing bears out what it says now"}
 		}
 	}
 	return left, nil
