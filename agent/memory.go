@@ -64,26 +64,32 @@ func (m *memory) notice(newer bool) {
 	}
 }
 
+// run keeps what is known whenever somebody wakes it, and at moments that no wake puts off: once an hour at the latest, and a
+// minute after each failure.
 func (m *memory) run() {
-	last := m.clock.Boot()
+	saved := m.clock.Boot() // when each was done last, or tried
+	carried := saved
 	for {
-		wait := last + saveEvery - m.clock.Boot()
-		if m.unsaved.Load() != nil || m.uncarried.Load() != nil {
-			wait = keepAgain
+		save, carry := saved+saveEvery, tokencache.Never
+		if m.unsaved.Load() != nil {
+			save = saved + keepAgain
 		}
-		fired, stop := m.clock.Timer(max(0, wait))
-		lasting := false
+		if m.uncarried.Load() != nil {
+			carry = carried + keepAgain
+		}
+		fired, stop := m.clock.Timer(max(0, min(save, carry)-m.clock.Boot()))
 		select {
 		case <-m.wake:
 		case <-fired:
-			lasting = true
 		case <-m.ctx.Done():
 			stop()
 			return
 		}
 		stop()
-		if m.newer.Swap(false) || lasting {
-			last = m.clock.Boot()
+		now := m.clock.Boot()
+		carried = now
+		if m.newer.Swap(false) || now >= save {
+			saved = now
 			m.save(m.take())
 		} else {
 			m.carry(m.take())

@@ -319,3 +319,36 @@ func TestSlowDiskAtTheEnd(t *testing.T) {
 		}
 	})
 }
+
+// What could not be saved is tried again after a minute, however often something else is kept meanwhile.
+func TestFailedSaveIsTriedAgainWhileFetchesGoOn(t *testing.T) {
+	t.Parallel()
+	for _, every := range []time.Duration{2 * time.Minute, 45 * time.Second, 2 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			s := new(shelf)
+			s.set(errors.New("no space left on device"))
+			same := tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: time.Now().Round(0).Add(24 * time.Hour)}
+			a, err := agent.New(agent.Options{
+				Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+					return tokencache.Fetched{Token: same, Left: time.Until(same.ExpiresOn)}, nil
+				},
+				Rules: edge(), BootID: "this", Keeping: s.keeping(),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			_, _ = a.Refresh(t.Context(), "", storage, true)
+			synctest.Wait()
+			time.Sleep(50 * time.Second)
+			s.set(nil) // there is room again
+			for room := time.Now(); time.Since(room) <= time.Minute; time.Sleep(every) {
+				_, _ = a.Refresh(t.Context(), "", storage, true) // which brings the same, so that there is nothing new to save
+			}
+			synctest.Wait()
+			if carried, saved := s.counts(); saved == 0 || carried == 0 || len(a.Status().Trouble) != 0 {
+				t.Errorf("with a fetch every %v: carried %d times, saved %d times, %q", every, carried, saved, a.Status().Trouble)
+			}
+		})
+	}
+}
