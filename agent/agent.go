@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -67,9 +68,14 @@ type Options struct {
 	// Record is the policy changes on record from before. Nil: it is not there, as at a first start. Where Memory has a newer
 	// one, that is taken.
 	Record *tokencache.Record
-	// LostRecord is why the record from before could not be read: every token then counts as uncertain
-	// until a younger one comes. Nil: it was read, or there was none.
+	// LostRecord is why the record from before is no record any more. Where no copy of it is in Memory or Copies either, every token
+	// from before is dropped, and what is fetched counts as uncertain, or is withheld (Rules.WithholdLost), until it is known to be
+	// younger. Nil: it was read, or there was none.
 	LostRecord error
+	// UnreadRecord is why the record cannot be read now, and Load reads it again, until it has it, or fails with an error
+	// whose method Spoilt returns true. Meanwhile tokens from before are treated the same, but for being dropped, and Keep is not called.
+	UnreadRecord error
+	Load         func() (*tokencache.Record, error)
 	// Keep writes the whole record, each time it is another, so that it outlives this process. It is
 	// called by one goroutine at a time and may take its time. Nil: nothing is kept.
 	Keep func(tokencache.Record) error
@@ -77,6 +83,11 @@ type Options struct {
 	// BootID names this boot of the device, and Memory is what a cache before knew: see tokencache.Options.
 	BootID string
 	Memory *tokencache.Memory
+	// On is for tokencache.Options.
+	On time.Duration
+	// Copies is whatever a cache before knew, of other sources as well, for the copies of the record and the marks that are in it. Nil:
+	// Memory alone.
+	Copies []tokencache.Memory
 	// Keeping has what the cache knows outlive this process. Zero: it does not.
 	Keeping Keeping
 }
@@ -119,19 +130,27 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed, ready: make(chan struct{})}
 	a.audit.open(o.Log, a.clock)
 	a.rules.Store(compiled)
-	before := o.recover(a.clock.Boot())
+	kept := o.told(a.clock.Boot())
+	before := kept.recover(o.Record, o.LostRecord)
+	before.Record, _ = o.Rules.withLostEffect(before.Record)
+	before.lost = before.lost && o.UnreadRecord == nil
+	if before.lost {
+		o.Memory = forgotten(o.Memory)
+	}
 	a.cache = tokencache.New(tokencache.Options{
 		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, Settled: a.settled, Spread: o.Rules.Spread,
-		Record: before.Record, BootID: o.BootID, Memory: compiled.allowed(o.Memory),
+		Record: before.Record, BootID: o.BootID, On: o.On, Memory: compiled.allowed(o.Memory),
 	})
 	a.record.open(o.Keep, a.cache.Record, a.clock, o.Log)
-	if before.why != "" {
+	switch {
+	case o.UnreadRecord != nil:
+		a.noteUnread(o.Rules, unread{o.Load, kept, before.Record}, o.UnreadRecord)
+	case before.lost:
+		a.noteLost(o.Rules, cmp.Or(o.LostRecord, errNoCopy))
+	case before.why != "":
 		a.record.restore(before)
 	}
 	a.record.renew()
-	if o.LostRecord != nil {
-		a.noteLost(o.LostRecord)
-	}
 	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.allows)
 	a.memory.open(o.Keeping, a.cache.Memory, a.clock, o.Log, a.changed)

@@ -65,8 +65,7 @@ func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
 	a.changed()
 	noted := a.noted(p)
 	if err := a.record.save(); err != nil {
-		return noted, &Error{Reason: NotKept, Detail: fmt.Sprintf(
-			"the change is in force, but is lost at the next restart: %v; %s", err, mend)}
+		return noted, unkept("the change is in force", "is lost at the next restart", err)
 	}
 	return noted, nil
 }
@@ -91,8 +90,7 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 	a.memory.notice(true)
 	a.changed()
 	if err := a.record.save(); err != nil {
-		return was, &Error{Reason: NotKept, Detail: fmt.Sprintf(
-			"the change is withdrawn, but is back at the next restart: %v; %s", err, mend)}
+		return was, unkept("the change is withdrawn", "may be back at the next restart", err)
 	}
 	return was, nil
 }
@@ -114,9 +112,7 @@ func (a *Agent) enter(p tokencache.PolicyChange) (tokencache.PolicyChange, error
 	defer a.naming.Unlock()
 	taken := a.cache.Changes()
 	for p.ID == "" || slices.ContainsFunc(taken, func(n tokencache.Noted) bool { return n.ID == p.ID }) {
-		var id [4]byte
-		_, _ = rand.Read(id[:]) // never fails
-		p.ID = hex.EncodeToString(id[:])
+		p.ID = newID()
 	}
 	noted, err := a.cache.Note(p)
 	if err != nil {
@@ -124,6 +120,12 @@ func (a *Agent) enter(p tokencache.PolicyChange) (tokencache.PolicyChange, error
 	}
 	a.chase.restart(a.cache.Status())
 	return noted, nil
+}
+
+func newID() string {
+	var id [4]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return hex.EncodeToString(id[:])
 }
 
 // noted returns p with how far it has got by now.

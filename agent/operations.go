@@ -25,6 +25,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	before := a.rules.Swap(compiled)
 	a.cache.SetSpread(rules.Spread)
 	a.cache.SetAlternates(rules.Alternates)
+	a.applyLostEffect(rules)
 	a.cache.Retain(compiled.allows)
 	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
 		return nil, err

@@ -375,7 +375,7 @@ func TestFullDiskForChanges(t *testing.T) {
 		if reasonOf(err) != agent.NotKept {
 			t.Error(err)
 		}
-		if was, err := a.WithdrawChange("test", other.ID); reasonOf(err) != agent.NotKept || was.ID != other.ID || !strings.Contains(err.Error(), "is back at the next restart") {
+		if was, err := a.WithdrawChange("test", other.ID); reasonOf(err) != agent.NotKept || was.ID != other.ID || !strings.Contains(err.Error(), "may be back at the next restart") {
 			t.Errorf("%+v, %v", was, err)
 		}
 		time.Sleep(5 * time.Minute)
@@ -499,7 +499,7 @@ func TestLostRecord(t *testing.T) {
 			t.Fatalf("%+v", s.Changes)
 		}
 		id := s.Changes[0].ID
-		for _, want := range []string{"could not be read", "policy-changes.json.unreadable-x", "enter the changes of the last two days again", "perceptctl policy-changes withdraw " + id} {
+		for _, want := range []string{"could not be read", "policy-changes.json.unreadable-x", "every token from before counts as uncertain", "enter the changes of the last two days again", "perceptctl policy-changes withdraw " + id} {
 			if len(s.Trouble) != 1 || !strings.Contains(s.Trouble[0], want) {
 				t.Errorf("trouble %q lacks %q", s.Trouble, want)
 			}
@@ -518,7 +518,11 @@ func TestLostRecord(t *testing.T) {
 	for i := range full {
 		full[i] = tokencache.PolicyChange{ID: fmt.Sprint(i), AllIdentities: true, Effect: tokencache.Changed, At: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)}
 	}
-	inAzure(t, func(o *agent.Options, _ *azure) { o.LostRecord, o.Record = lost, &tokencache.Record{Changes: full} }, func(_ *testing.T, _ *agent.Agent, z *azure) {
+	unread := func(o *agent.Options, _ *azure) {
+		o.UnreadRecord, o.Copies = lost, []tokencache.Memory{{Record: tokencache.Record{Lineage: "l", Changes: full}}}
+		o.Load = func() (*tokencache.Record, error) { return nil, lost }
+	}
+	inAzure(t, unread, func(_ *testing.T, _ *agent.Agent, z *azure) {
 		if z.logs.FilterMessage("that could not be noted").Len() != 1 {
 			t.Error("a record with no room for that, and not a word")
 		}

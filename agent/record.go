@@ -2,12 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
 
 	"go.uber.org/zap"
 
@@ -32,7 +31,8 @@ type record struct {
 	cancel context.CancelFunc
 	saver  sync.WaitGroup
 
-	fault atomic.Pointer[error] // why the last keep failed; nil: it worked
+	fault  atomic.Pointer[error] // why the last keep failed; nil: it worked
+	unread atomic.Pointer[error] // why what is on the disk cannot be read now, and so not be overwritten; nil: it was read
 
 	start  sync.Mutex // protects saving, and that no saver begins after close
 	saving bool       // there is a saver
@@ -53,7 +53,7 @@ func (r *record) open(keep func(tokencache.Record) error, now func() tokencache.
 // again every minute.
 func (r *record) save() error {
 	err := r.try()
-	if err != nil {
+	if err != nil && r.unread.Load() == nil {
 		r.begin(keepAgain)
 	}
 	return err
@@ -61,7 +61,7 @@ func (r *record) save() error {
 
 // renew has the record kept anew though it is the same, so that a start shows that it can be.
 func (r *record) renew() {
-	if r.keep == nil {
+	if r.keep == nil || r.unread.Load() != nil {
 		return
 	}
 	r.mu.Lock()
@@ -70,12 +70,30 @@ func (r *record) renew() {
 	r.begin(0)
 }
 
+// read reads what is on the disk, which could not be read before. Without a record unread says whether it still cannot be, and
+// else the error, if any, why it never will.
+func (r *record) read(load func() (*tokencache.Record, error)) (*tokencache.Record, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	disk, err := load()
+	var spoilt interface{ Spoilt() bool }
+	if disk == nil && err != nil && !(errors.As(err, &spoilt) && spoilt.Spoilt()) {
+		r.unread.Store(&err)
+		return nil, err
+	}
+	r.unread.Store(nil)
+	return disk, err
+}
+
 func (r *record) try() error {
 	if r.keep == nil {
 		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if why := r.unread.Load(); why != nil {
+		return &unreadError{*why}
+	}
 	now := r.now()
 	if !r.differsFrom(now) && r.fault.Load() == nil {
 		return nil
@@ -157,38 +175,12 @@ func (r *record) close() {
 
 // trouble says what a technician should know of the record, in sentences.
 func (r *record) trouble() []string {
+	if why := r.unread.Load(); why != nil {
+		return []string{fmt.Sprintf("the record of policy changes cannot be read now: %v; what its copy and the marks on tokens withhold stays withheld, other tokens from before are not taken for current; "+
+			"it is read again every minute: look at the disk, and at the owner and mode of the state folder and of what is in it, or name another with --state-dir", *why)}
+	}
 	if fault := r.fault.Load(); fault != nil {
 		return []string{fmt.Sprintf("policy changes are not kept, and lost at the next restart: %v; %s", *fault, mend)}
 	}
 	return nil
-}
-
-// lost is the policy change that stands for a record that could not be read: nobody knows what was in it.
-func lost(err error) tokencache.PolicyChange {
-	printable := strings.Map(func(c rune) rune {
-		if unicode.IsPrint(c) {
-			return c
-		}
-		return ' '
-	}, err.Error())
-	return tokencache.PolicyChange{
-		AllIdentities: true, Effect: tokencache.Unknown,
-		Note: cut("the record of policy changes could not be read: "+printable, maxNote),
-	}
-}
-
-// lostTrouble says what to do about a record that could not be read, which stays trouble until
-// somebody did it.
-func lostTrouble(p tokencache.PolicyChange) string {
-	return fmt.Sprintf("%s; every token from before counts as uncertain: enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes withdraw %s", p.Note, p.ID)
-}
-
-// noteLost puts on record that nobody knows what was on record before.
-func (a *Agent) noteLost(err error) {
-	a.log.Error("the record of policy changes could not be read: every token from before counts as uncertain", zap.Error(err))
-	if _, err := a.enter(lost(err)); err != nil {
-		a.log.Error("that could not be noted", zap.Error(err))
-		return
-	}
-	_ = a.record.save() // why it failed is in the log and in the status
 }

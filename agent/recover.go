@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -17,6 +18,154 @@ type recovered struct {
 	tokencache.Record
 	why    string   // the record on the disk is not this one; empty: it is
 	gained []string // ids of revocations that the record on the disk does not have
+	lost   bool     // there was a record, and neither it nor a copy of it could be read
+}
+
+// kept is what the copies of what a cache knew tell of the record. No token's text is in it.
+type kept struct {
+	copies []tokencache.Record // whole ones
+	marks  []mark
+	torn   bool // a copy was left out of what was kept, so that the marks are all that is known of it
+}
+
+// mark is a revocation that withholds a token, by the token.
+type mark struct {
+	id    string
+	key   tokencache.Key
+	of    tokencache.Record // which it is on: lineage and generation alone
+	taken tokencache.PolicyChange
+}
+
+// told is what o's copies tell, by this boot's clock.
+func (o *Options) told(now time.Duration) (k kept) {
+	all := o.Copies
+	if all == nil && o.Memory != nil {
+		all = []tokencache.Memory{*o.Memory}
+	}
+	for _, m := range all {
+		if m.OnRecord > len(m.Record.Changes) {
+			k.torn = true
+		} else {
+			k.copies = append(k.copies, copyIn(&m, o.BootID, now))
+		}
+		for _, r := range m.Keys {
+			for _, id := range r.Withheld {
+				k.marks = append(k.marks, markOf(&m, r.Key, id))
+			}
+		}
+	}
+	return k
+}
+
+// copyIn is the record that m has, by this boot's clock.
+func copyIn(m *tokencache.Memory, bootID string, now time.Duration) tokencache.Record {
+	r := m.Record
+	r.Changes = slices.DeleteFunc(slices.Clone(r.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
+	for i := range r.Changes {
+		if p := &r.Changes[i]; p.Floating && (bootID == "" || m.BootID != bootID || p.BootAt > now) {
+			p.BootAt = now // its boot is over: later than the truth, and so on the safe side
+		}
+	}
+	return r
+}
+
+// markOf has the token's key alone withheld, from no earlier than the revocation that it stands for, which was on record when m
+// was taken.
+func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
+	return mark{
+		id: id, key: key, of: tokencache.Record{Lineage: m.Record.Lineage, Generation: m.Record.Generation},
+		taken: tokencache.PolicyChange{
+			ID: id, Selector: key.Selector, Resource: key.Resource, Effect: tokencache.Revoked,
+			At: m.Wall, NotedOn: m.Wall, Moment: m.On, Vouched: m.Synchronised,
+			Note: "told by a mark on the token: the record of it is lost",
+		},
+	}
+}
+
+// recover returns the record to begin with: the newest of that on the disk, nil where none was read, and its copies, and what the
+// marks on tokens tell beyond them. A folder may be mounted over the one that the record is in, an older one put in its place,
+// or the disk may have been full, while the tokens that it withholds were kept elsewhere. lost says that what is on
+// the disk is no record any more.
+func (k kept) recover(disk *tokencache.Record, lost error) recovered {
+	found := k.newest(disk, lost)
+	found.lost = disk == nil && len(k.copies) == 0 && (lost != nil || k.torn)
+	marked := k.unmet(disk, found.Changes)
+	if len(marked) > 0 {
+		found.Record = anew(tokencache.Record{Generation: found.Generation + 1, Changes: fitted(slices.Concat(found.Changes, marked))})
+		found.why = cmp.Or(found.why, "marks on tokens name revocations that are not on record: they are in force for these tokens")
+		found.gained = append(found.gained, revocations(marked)...)
+	}
+	return found
+}
+
+// newest returns the newer of the record and its copies.
+func (k kept) newest(disk *tokencache.Record, lost error) recovered {
+	other, any := k.together()
+	switch {
+	case disk == nil && other.Generation == 0 && len(other.Changes) == 0:
+		other.Lineage = cmp.Or(other.Lineage, rand.Text())
+		return recovered{Record: other} // a first start, or nothing was ever noted
+	case disk == nil && lost != nil:
+		return recovered{Record: anew(other), why: "the record of policy changes could not be read: its copy beside the tokens is in force", gained: revocations(other.Changes)}
+	case disk == nil:
+		return recovered{Record: anew(other), why: "the record of policy changes was gone: its copy beside the tokens is in force", gained: revocations(other.Changes)}
+	case !any:
+		return recovered{Record: *disk}
+	}
+	gained := lacking(disk.Changes, other.Changes)
+	ordered := other.Lineage == disk.Lineage
+	switch {
+	case ordered && other.Generation > disk.Generation:
+		return recovered{Record: anew(other), why: "the record of policy changes was older than its copy beside the tokens: the copy is in force", gained: revocations(gained)}
+	case ordered && other.Generation < disk.Generation || len(gained) == 0:
+		return recovered{Record: *disk}
+	}
+	return recovered{
+		Record: both(*disk, other), gained: revocations(gained),
+		why: "the record of policy changes and its copy beside the tokens differ, and neither is newer: both are in force",
+	}
+}
+
+// together returns the newest of the copies, or all that they have where none is. False: there is none.
+func (k kept) together() (all tokencache.Record, any bool) {
+	for i, r := range k.copies {
+		switch ordered := r.Lineage == all.Lineage; {
+		case i == 0, ordered && r.Generation > all.Generation:
+			all = r
+		case ordered && r.Generation < all.Generation, len(lacking(all.Changes, r.Changes)) == 0:
+		case len(all.Changes) == 0 && all.Generation == 0:
+			all = r
+		default:
+			all = both(all, r)
+		}
+	}
+	return all, len(k.copies) > 0
+}
+
+// unmet returns what stands for the marks whose revocations are not among those there. A record that is at least as new as the mark
+// and has no such revocation tells that it was withdrawn, or is over.
+func (k kept) unmet(disk *tokencache.Record, there []tokencache.PolicyChange) (all []tokencache.PolicyChange) {
+	records := k.copies
+	if disk != nil {
+		records = append(slices.Clone(records), *disk)
+	}
+	seen := make(map[string]int)
+	for _, m := range k.marks {
+		known := func(p tokencache.PolicyChange) bool { return p.ID == m.id }
+		newer := func(r tokencache.Record) bool { return r.Lineage == m.of.Lineage && r.Generation >= m.of.Generation }
+		same := func(p tokencache.PolicyChange) bool {
+			return p.Selector == m.taken.Selector && p.Resource == m.taken.Resource && strings.HasPrefix(p.ID, m.id)
+		}
+		if m.id == unreadID || slices.ContainsFunc(there, known) || slices.ContainsFunc(records, newer) || slices.ContainsFunc(all, same) {
+			continue
+		}
+		p := m.taken
+		if seen[m.id]++; seen[m.id] > 1 { // a change has an ID of its own
+			p.ID = cut(m.id, 56) + fmt.Sprintf("-%d", seen[m.id])
+		}
+		all = append(all, p)
+	}
+	return all
 }
 
 // anew returns r as the beginning of another lineage. What it was taken from may go on elsewhere, in a folder that comes back:
@@ -26,49 +175,20 @@ func anew(r tokencache.Record) tokencache.Record {
 	return r
 }
 
-// recover returns the newer of the record and its copy in Memory. A folder may be mounted over the one that the record is in,
-// an older one put in its place, or the disk may have been full, while the tokens that it withholds were kept elsewhere.
-func (o *Options) recover(now time.Duration) recovered {
-	disk, other := o.Record, o.copied(now)
-	switch {
-	case disk == nil && other.Generation == 0 && len(other.Changes) == 0:
-		other.Lineage = cmp.Or(other.Lineage, rand.Text())
-		return recovered{Record: other} // a first start, or nothing was ever noted
-	case disk == nil && o.LostRecord != nil:
-		return recovered{anew(other), "the record of policy changes could not be read: its copy beside the tokens is in force", revocations(other.Changes)}
-	case disk == nil:
-		return recovered{anew(other), "the record of policy changes was gone: its copy beside the tokens is in force", revocations(other.Changes)}
-	}
-	gained := lacking(disk.Changes, other.Changes)
-	ordered := other.Lineage == disk.Lineage
-	switch {
-	case ordered && other.Generation > disk.Generation:
-		return recovered{anew(other), "the record of policy changes was older than its copy beside the tokens: the copy is in force", revocations(gained)}
-	case ordered && other.Generation < disk.Generation || len(gained) == 0:
-		return recovered{Record: *disk}
-	}
-	// A change that was withdrawn may be back, which is on the safe side.
-	both := anew(tokencache.Record{Generation: max(disk.Generation, other.Generation) + 1, Changes: slices.Concat(disk.Changes, gained)})
-	if len(both.Changes) > tokencache.MaxChanges { // what withholds tokens goes first
-		slices.SortStableFunc(both.Changes, func(x, y tokencache.PolicyChange) int { return cmp.Compare(leniency(x), leniency(y)) })
-		both.Changes = both.Changes[:tokencache.MaxChanges]
-	}
-	return recovered{both, "the record of policy changes and its copy beside the tokens differ, and neither is newer: both are in force", revocations(gained)}
+// both is x with what only y has. A change that was withdrawn may be back, which is on the safe side.
+func both(x, y tokencache.Record) tokencache.Record {
+	return anew(tokencache.Record{
+		Generation: max(x.Generation, y.Generation) + 1, Changes: fitted(slices.Concat(x.Changes, lacking(x.Changes, y.Changes))),
+	})
 }
 
-// copied is the record that Memory has, by this boot's clock.
-func (o *Options) copied(now time.Duration) tokencache.Record {
-	if o.Memory == nil {
-		return tokencache.Record{}
+// fitted leaves out what there is no room for on a record. What withholds tokens goes first.
+func fitted(all []tokencache.PolicyChange) []tokencache.PolicyChange {
+	if len(all) > tokencache.MaxChanges {
+		slices.SortStableFunc(all, func(x, y tokencache.PolicyChange) int { return cmp.Compare(leniency(x), leniency(y)) })
+		all = all[:tokencache.MaxChanges]
 	}
-	r := o.Memory.Record
-	r.Changes = slices.Clone(r.Changes)
-	for i := range r.Changes {
-		if p := &r.Changes[i]; p.Floating && (o.BootID == "" || o.Memory.BootID != o.BootID || p.BootAt > now) {
-			p.BootAt = now // its boot is over: later than the truth, and so on the safe side
-		}
-	}
-	return r
+	return all
 }
 
 // lacking returns those of all that are not among there, by id: two starts may date a floating change differently.

@@ -75,6 +75,10 @@ type Rules struct {
 	// ten minutes; a nanosecond will do for none.
 	Spread time.Duration
 
+	// WithholdLost says what becomes of tokens from before when the record of policy changes is lost, or cannot be read now: they are
+	// withheld until they are known to be current. False: they are served, as uncertain.
+	WithholdLost bool
+
 	// Alternates names, for a resource, other App ID URIs that it accepts tokens for. A caller whose grants
 	// name both with the same identity may get the token of one while the resource's own is not current.
 	Alternates map[string][]string

@@ -178,6 +178,11 @@ func (s *ruleset) changes(before *ruleset) []string {
 	if before.sdkLife != s.sdkLife {
 		all = append(all, fmt.Sprintf("sdk_life is %v, was %v", s.sdkLife, before.sdkLife))
 	}
+	if is := s.rules.WithholdLost; is != before.rules.WithholdLost && is {
+		all = append(all, "tokens from before are withheld when the record of policy changes is lost, and no longer served")
+	} else if is != before.rules.WithholdLost {
+		all = append(all, "tokens from before are served when the record of policy changes is lost, and no longer withheld")
+	}
 	if is, was := s.rules.SpreadOrDefault(), before.rules.SpreadOrDefault(); is != was {
 		all = append(all, fmt.Sprintf("spread is %v, was %v", is.Truncate(time.Microsecond), was.Truncate(time.Microsecond)))
 	}

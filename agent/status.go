@@ -91,7 +91,7 @@ func (a *Agent) Status() Status {
 	}
 	s.Trouble = append(s.Trouble, oddities(s.Keys)...)
 	for _, change := range s.Changes {
-		if change.Effect == tokencache.Unknown {
+		if standsForLost(change.PolicyChange) {
 			s.Trouble = append(s.Trouble, lostTrouble(change.PolicyChange))
 		}
 	}

@@ -290,3 +290,19 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.alternates = maps.Clone(alternates)
 	c.rejudgeLocked(c.clock.Boot())
 }
+
+// Replace puts r in the place of the record, as if c had begun with it. What is on record already stays as it is.
+func (c *Cache) Replace(r Record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, before := c.clock.Boot(), c.changes
+	c.changes, c.lineage, c.generation = nil, r.Lineage, r.Generation
+	for _, p := range r.Changes {
+		if i := slices.IndexFunc(before, func(ch *change) bool { return ch.PolicyChange == p }); i >= 0 {
+			c.changes = append(c.changes, before[i])
+		} else {
+			c.enterLocked(p, now)
+		}
+	}
+	c.rejudgeLocked(now)
+}

@@ -24,6 +24,8 @@ type Memory struct {
 
 	Principals []Principals // whom each selector's tokens speak for
 	Bygones    []Bygone     // of tokens that are not held any more, the latest last
+	// OnRecord is how many changes were on record, whether or not there is a copy of them.
+	OnRecord int
 }
 
 // Taken says when m was taken.
@@ -55,6 +57,10 @@ type Remembered struct {
 	Unconfirmed bool
 
 	Rollovers []Rollover // seen of this key, the latest last
+
+	// Withheld names the revocations on record that withhold the token, by their IDs, for a start at which the record is not
+	// there to tell: the cache leaves them to those who keep it.
+	Withheld []string
 }
 
 // Rollover is one that was seen: between which shares of a token's life it took place, and from which on the back end was
@@ -76,13 +82,29 @@ func (c *Cache) Memory() Memory {
 		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
 		Record: c.recordLocked(), Principals: c.tellPrincipalsLocked(), Bygones: c.bygones.tell(),
 	}
+	m.OnRecord = len(m.Record.Changes)
 	for _, e := range c.entries {
 		if e.life != 0 {
-			m.Keys = append(m.Keys, e.remember(now, c.gate.paused))
+			r := e.remember(now, c.gate.paused)
+			r.Withheld = c.withholdersLocked(e)
+			m.Keys = append(m.Keys, r)
 		}
 	}
 	slices.SortFunc(m.Keys, func(a, b Remembered) int { return a.Key.compare(b.Key) })
 	return m
+}
+
+// withholdersLocked returns the IDs of the revocations that withhold e's token.
+func (c *Cache) withholdersLocked(e *entry) (ids []string) {
+	if e.standing.withheld() {
+		for _, ch := range c.changes {
+			if ch.Effect == Revoked && c.touches(ch, e.key) && c.verdictLocked(e, ch) != Current {
+				ids = append(ids, ch.ID)
+			}
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // remember tells what is known of e, which is fetched no sooner than the pause is over that the back end asked for.

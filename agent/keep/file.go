@@ -62,6 +62,9 @@ func (e *SpoiltError) Error() string {
 	return fmt.Sprintf("%s: %v", e.Name, e.Why)
 }
 
+// Spoilt tells the error from those of a file that cannot be read now.
+func (e *SpoiltError) Spoilt() bool { return true }
+
 func (e *SpoiltError) Unwrap() error { return e.Why }
 
 // moveAside moves a file aside that was found spoilt.

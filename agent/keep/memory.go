@@ -51,6 +51,7 @@ type memory struct {
 	Lineage    string    `json:"lineage,omitempty"`
 	Generation uint64    `json:"generation,omitempty"`
 	Changes    []written `json:"changes,omitempty"`
+	OnRecord   int       `json:"on_record,omitempty"` // how many there were; more than Changes: there is no copy
 }
 
 // key is a tokencache.Key.
@@ -83,6 +84,7 @@ type remembered struct {
 	Before      *claims        `json:"before,omitempty"`
 	Unconfirmed bool           `json:"unconfirmed,omitempty"`
 	Rollovers   []seen         `json:"rollovers,omitempty"`
+	Withheld    []string       `json:"withheld,omitempty"` // the IDs of the changes that withhold the token
 }
 
 type token struct {
@@ -126,9 +128,13 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 			doc.Keys = append(doc.Keys, w)
 		}
 	}
+	if checkRecord(m.Record.Lineage, m.Record.Generation, nil) == nil {
+		doc.Lineage, doc.Generation = m.Record.Lineage, m.Record.Generation
+	}
 	if copied := allWritten(m.Record.Changes); checkRecord(m.Record.Lineage, m.Record.Generation, copied) == nil {
-		doc.Lineage, doc.Generation, doc.Changes = m.Record.Lineage, m.Record.Generation, copied
-	} // else they are on record all the same, and the tokens are worth keeping
+		doc.Changes = copied
+	} // else they are on record all the same, and the tokens and their marks are worth keeping
+	doc.OnRecord = m.OnRecord
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
 	}
@@ -148,7 +154,7 @@ func rememberedOf(r tokencache.Remembered) remembered {
 		Key: keyOf(r.Key), Nominal: r.Nominal, ReceivedOn: r.ReceivedOn.UTC(), Deadline: r.Deadline, Next: unlessNever(r.Next),
 		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.Born,
 		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
-		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key),
+		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key), Withheld: r.Withheld,
 	}
 	if r.Before != nil {
 		before := claimsOf(*r.Before)
@@ -239,6 +245,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	for _, w := range doc.Changes {
 		m.Record.Changes = append(m.Record.Changes, w.change())
 	}
+	m.OnRecord = max(doc.OnRecord, len(doc.Changes)) // up to version 2 it is not told
 	return &m, nil
 }
 
@@ -249,6 +256,7 @@ func (w *remembered) remembered() tokencache.Remembered {
 		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Given: w.Given, Born: w.Born, Received: w.Received,
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
+		Withheld: w.Withheld,
 	}
 	if t := w.Token; t != nil {
 		r.Token = tokencache.Token{
@@ -304,6 +312,9 @@ func (doc *memory) check() error {
 	if err := checkSeen(doc.Rollovers, maxHistory); err != nil {
 		return err
 	}
+	if doc.OnRecord < 0 || doc.OnRecord > tokencache.MaxChanges {
+		return errors.New("its on_record is out of range")
+	}
 	if err := checkRecord(doc.Lineage, doc.Generation, doc.Changes); err != nil {
 		return err
 	}
@@ -337,6 +348,14 @@ func (w *remembered) check() error {
 		return errors.New("its times are outside 1970 to 2200")
 	case w.Tries < 0 || w.Tries > maxTries:
 		return errors.New("its tries are out of range")
+	}
+	if len(w.Withheld) > tokencache.MaxChanges {
+		return fmt.Errorf("%d changes withhold its token", len(w.Withheld))
+	}
+	for _, id := range w.Withheld {
+		if id == "" || !fits(id, maxID) {
+			return errors.New("a change that withholds its token has no id")
+		}
 	}
 	if err := w.Key.check(); err != nil {
 		return err

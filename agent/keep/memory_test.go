@@ -34,7 +34,7 @@ func whole(n int) tokencache.Memory {
 			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour,
 			Minted: tokencache.Minting{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, Born: -time.Minute,
 			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
-			Unconfirmed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
+			Withheld: []string{"a1", "gone"}, Unconfirmed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
 		}, {
 			Key: user, Nominal: time.Hour, Deadline: math.MinInt64 / 2, Next: tokencache.Never, Asked: tokencache.Never, Life: time.Hour,
 		}, {
@@ -50,7 +50,7 @@ func whole(n int) tokencache.Memory {
 			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, Deadline: time.Hour},
 			{SHA256: tokencache.NewSecret("b").SHA256(), Deadline: tokencache.Never},
 		},
-		Record: tokencache.Record{Taken: taken, Lineage: "l", Generation: 9, Changes: []tokencache.PolicyChange{
+		OnRecord: 2, Record: tokencache.Record{Taken: taken, Lineage: "l", Generation: 9, Changes: []tokencache.PolicyChange{
 			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", NotedOn: noon.Add(time.Second)},
 			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Floating: true, BootAt: time.Minute,
 				Moment: 39 * time.Hour, Vouched: true, Issuer: tokencache.Window{Earliest: noon, Latest: noon.Add(time.Second)}},
@@ -121,7 +121,7 @@ func TestChangesAreLeftOut(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if got, err := decodeMemory(text); err != nil || len(got.Keys) != len(m.Keys) || len(got.Record.Changes) != 0 || got.Record.Generation != 0 || got.Record.Lineage != "" {
+		if got, err := decodeMemory(text); err != nil || len(got.Keys) != len(m.Keys) || len(got.Record.Changes) != 0 || got.OnRecord != 2 || got.Record.Generation != m.Record.Generation {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -2,13 +2,16 @@
 //
 // It keeps the policy changes on record (Record), and the tokens: sealed in a file (Tokens), and in memory
 // that a descriptor holds (Carry). Each file is replaced whole or not at all, whatever happens in between;
-// no token text is in one in the clear. What is damaged is moved aside, and the error says where to. The
-// caller gives Save the whole each time and calls it once at a time.
+// no token text is in one in the clear. What is spoilt is moved aside, and the error says where to; what
+// cannot be read now stays. Start reads it all. The caller gives Save the whole each time and calls it once at a time.
 package keep
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"perceptd/tokencache"
@@ -16,14 +19,17 @@ import (
 
 const (
 	fileName = "policy-changes.json"
+	copyName = "policy-changes.copy.json"
 	maxFile  = 1 << 20 // bytes
 )
 
-// Record is the policy changes on the disk.
+// Record is the policy changes on the disk, in two files of the same text. The copy is written first, so that it is never the
+// older one. While one of the two is being written, the other is whole; whichever is lost or spoilt, the other has all.
 type Record struct {
 	folder Folder
 	boot   func() time.Duration
 	id     string // of this boot; empty: not known
+	unread error  // why Load could not read what is there; nil: it could, or was not called
 }
 
 // Open returns the record in folder. boot tells the time since the device booted, as tokencache.Clock does.
@@ -31,15 +37,39 @@ func Open(folder Folder, boot func() time.Duration) *Record {
 	return &Record{folder: folder, boot: boot, id: BootID()}
 }
 
-// Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error is a
-// *SpoiltError where the file is not a record: it is moved aside, and the error says where to. With any other error the file
-// cannot be read now, and stays where it is.
+// Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error says what is
+// wrong with the files, beside a record where one of them is whole. Without a record it is a *SpoiltError where what is there
+// was looked at whole and is no record: it was moved aside, and nothing is left to read. With any other the record cannot
+// be read now, and stays where it is: Save then refuses to overwrite it until Load has read it.
 func (r *Record) Load() (*tokencache.Record, error) {
-	text, err := r.folder.Read(fileName, othersMayChange, maxFile)
+	record, fault := r.load(fileName)
+	twin, other := r.load(copyName)
+	switch {
+	case record == nil:
+		record = twin
+	case twin != nil:
+		record = joined(record, twin)
+	}
+	r.unread = nil
+	if record == nil {
+		r.unread = cmp.Or(unlessSpoilt(fault), unlessSpoilt(other))
+	}
+	return record, cmp.Or(r.unread, fault, other)
+}
+
+func unlessSpoilt(err error) error {
+	if _, spoilt := errors.AsType[*SpoiltError](err); spoilt {
+		return nil
+	}
+	return err
+}
+
+func (r *Record) load(name string) (*tokencache.Record, error) {
+	text, err := r.folder.Read(name, othersMayChange, maxFile)
 	var record *tokencache.Record
 	if err == nil {
 		if record, err = r.decode(text); err != nil {
-			err = &SpoiltError{Name: fileName, Why: err}
+			err = &SpoiltError{Name: name, Why: err}
 		}
 	}
 	_, spoilt := errors.AsType[*SpoiltError](err)
@@ -47,16 +77,44 @@ func (r *Record) Load() (*tokencache.Record, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case spoilt:
-		return nil, moveAside(r.folder, fileName, err)
+		return nil, moveAside(r.folder, name, err)
 	}
 	return record, err
 }
 
-// Save puts record on the disk in the place of what was there. When it returns nil they outlive a power
-// cut; with an error, what was there before does.
+// joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is the
+// record with the changes that only the copy has.
+func joined(record, twin *tokencache.Record) *tokencache.Record {
+	if record.Lineage == twin.Lineage && twin.Generation >= record.Generation {
+		return twin
+	}
+	if record.Lineage == twin.Lineage {
+		return record
+	}
+	both := *record
+	for _, p := range twin.Changes {
+		there := slices.ContainsFunc(both.Changes, func(q tokencache.PolicyChange) bool { return q.ID == p.ID })
+		if !there && len(both.Changes) < tokencache.MaxChanges {
+			both.Changes = append(slices.Clone(both.Changes), p)
+		}
+	}
+	if len(both.Changes) > len(record.Changes) {
+		both.Generation = max(record.Generation, twin.Generation) + 1
+	}
+	return &both
+}
+
+// Save puts record on the disk in the place of what was there. When it returns nil it outlives a power cut; with an error,
+// what was there before does, or the new one.
 func (r *Record) Save(record tokencache.Record) error {
+	if r.unread != nil {
+		return fmt.Errorf("the record that is kept cannot be read now, and is not overwritten before it was: %w", r.unread)
+	}
 	text, err := r.encode(record)
 	if err != nil {
+		return err
+	}
+	if err := r.folder.Replace(copyName, text); err != nil {
 		return err
 	}
 	return r.folder.Replace(fileName, text)

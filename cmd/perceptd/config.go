@@ -67,6 +67,8 @@ type document struct {
 	Tokens struct {
 		SDKLife any `toml:"sdk_life"` // for setDuration
 		Spread  any `toml:"spread"`   // the same
+
+		LostRecord *string `toml:"lost_record"`
 	} `toml:"tokens"`
 	Resource []struct {
 		URI        string   `toml:"uri"`
@@ -275,7 +277,7 @@ func hint(k toml.Key) string {
 	case "source":
 		return ": [source] has kind, endpoint, speed, rollover and spread"
 	case "tokens":
-		return ": [tokens] has sdk_life and spread"
+		return ": [tokens] has sdk_life, spread and lost_record"
 	case "identity":
 		return ": [[identity]] has name, default, client_id, object_id and resource_id"
 	case "resource":
@@ -299,6 +301,12 @@ func (c *config) take(doc document, where *places) error {
 		setDuration(&c.rules.Spread, doc.Tokens.Spread, "tokens.spread", where),
 		setDuration(&c.source.spread, doc.Source.Spread, "source.spread", where),
 	}
+	if lost := doc.Tokens.LostRecord; lost != nil {
+		c.rules.WithholdLost = *lost == withholdLost
+		if *lost != withholdLost && *lost != serveLost {
+			faults = append(faults, located(where.value("tokens.lost_record"), fmt.Errorf("tokens.lost_record is %q: it must be %q or %q", *lost, serveLost, withholdLost)))
+		}
+	}
 	if doc.Tokens.Spread != nil {
 		c.rules.Spread = cmp.Or(c.rules.Spread, noSpread)
 	}
@@ -319,6 +327,12 @@ func (c *config) take(doc document, where *places) error {
 	}
 	return errors.Join(faults...)
 }
+
+// What becomes of tokens from before when the record of policy changes is lost.
+const (
+	serveLost    = "serve" // as uncertain
+	withholdLost = "withhold"
+)
 
 // noSpread is what the rules take for no spread at all: zero stands for the default there.
 const noSpread = time.Nanosecond

@@ -20,7 +20,6 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/caller"
-	"perceptd/agent/keep"
 	"perceptd/agent/lock"
 	"perceptd/agent/server"
 	"perceptd/agent/simulator"
@@ -106,10 +105,9 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	options := agent.Options{
 		Fetch: d.backend.source.Fetch, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
 	}
-	if err := d.openState(&options); err != nil {
+	if err := d.openState(&options, given.Files); err != nil {
 		return nil, err
 	}
-	d.openTokens(&options, given.Files)
 	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
 	}
@@ -129,22 +127,6 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		d.teller.again = d.lookAgain
 	}
 	return d, d.listen(given.Listeners)
-}
-
-// openState loads what was kept. The daemon serves without a place to keep things in, and says so, but not beside another
-// that keeps its state there.
-func (d *daemon) openState(o *agent.Options) (err error) {
-	var held lock.HeldError
-	if d.state, err = keep.Hold(d.flags.stateDir); errors.As(err, &held) {
-		return err
-	}
-	if err != nil {
-		d.log.Warn("the state folder is not locked", zap.Error(err))
-	}
-	record := keep.Open(keep.Disk(d.flags.stateDir), o.Clock.Boot)
-	o.Record, o.LostRecord = record.Load()
-	o.Keep = record.Save
-	return nil
 }
 
 // callerLimits is what one caller may take. Two seconds' worth of requests may come at once.

@@ -56,6 +56,9 @@ func (c config) describe() string {
 		fmt.Fprintf(&b, "warning: %s\n", warning)
 	}
 	fmt.Fprintf(&b, "SDKs are told a life of at most %v\n", cmp.Or(c.rules.SDKLife, agent.DefaultSDKLife))
+	if c.rules.WithholdLost {
+		b.WriteString("when the record of policy changes is lost, tokens from before are withheld\n")
+	}
 	fmt.Fprintf(&b, "a policy change takes up to %v to reach new tokens\n", c.rules.SpreadOrDefault().Truncate(time.Microsecond))
 	return b.String()
 }

@@ -129,6 +129,15 @@ func (d *daemonProcess) outcome(t *testing.T) string {
 	return fmt.Sprint(status)
 }
 
+// recorded waits until the record is kept, as each start does.
+func (d *daemonProcess) recorded(t *testing.T) {
+	t.Helper()
+	until(t, "the record to be kept", d.ended, func() bool {
+		_, err := os.Stat(filepath.Join(d.state(), "policy-changes.json"))
+		return err == nil
+	})
+}
+
 // suffer goes through a fault with one state of the cache, and returns what a caller gets meanwhile.
 func (f deviceFault) suffer(t *testing.T, config string, environment []string, cold bool) string {
 	t.Helper()
@@ -138,6 +147,7 @@ func (f deviceFault) suffer(t *testing.T, config string, environment []string, c
 		f.before(t, d)
 	}
 	d.again(t, environment...)
+	d.recorded(t)
 	if !cold {
 		d.held(t)
 	}

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +18,7 @@ import (
 	"perceptd/agent/api"
 	"perceptd/agent/binding"
 	"perceptd/agent/keep"
+	"perceptd/agent/lock"
 	"perceptd/agent/source"
 	"perceptd/systemd"
 	"perceptd/tokencache"
@@ -53,8 +56,9 @@ type kept struct {
 	trouble         string // what is wrong with the key or the file, for a person; empty: nothing, though there may be none
 }
 
-// openTokens has the cache begin with what an earlier one knew, and kept for the next.
-func (d *daemon) openTokens(o *agent.Options, carried map[string]*os.File) {
+// openState has the agent begin with what was kept, and keep what the next begins with. The daemon serves without a place to keep
+// things in, and says so, but not beside another that keeps its state there.
+func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error {
 	from := d.backend.status()
 	k := &kept{notify: d.notify, log: d.log, source: sourceName(from), former: from.Kind + " " + from.Endpoint}
 	d.kept = k
@@ -63,27 +67,47 @@ func (d *daemon) openTokens(o *agent.Options, carried map[string]*os.File) {
 			_ = file.Close()
 		}
 	}()
-	if d.config.source.speed != 1 && d.config.source.kind == simulated {
-		k.noCarry, k.noFile = "the simulated back end has a clock of its own", "the simulated back end has a clock of its own"
-		return
+	var held lock.HeldError
+	var err error
+	if d.state, err = keep.Hold(d.flags.stateDir); errors.As(err, &held) {
+		return err
 	}
-	if d.flags.passing {
+	if err != nil {
+		d.log.Warn("the state folder is not locked", zap.Error(err))
+	}
+	switch {
+	case d.config.source.speed != 1 && d.config.source.kind == simulated:
+		k.noCarry, k.noFile = "the simulated back end has a clock of its own", "the simulated back end has a clock of its own"
+	case d.flags.passing:
 		k.noFile = fmt.Sprintf("the state is in %s, which is not kept over a reboot: name a folder with --state-dir", d.flags.stateDir)
-	} else {
+	default:
 		k.openFile(d.flags)
 	}
+	record := keep.Open(keep.Disk(d.flags.stateDir), o.Clock.Boot)
 	o.BootID = keep.BootID()
-	if o.Memory = k.takeCarried(carried); o.Memory == nil {
-		o.Memory = k.load()
+	var before []tokencache.Memory
+	if k.noCarry == "" {
+		before = k.takeCarried(carried)
 	}
-	if d.notify.Enabled() {
+	begin := keep.Start(record, k.tokens, before, k.ours, o.BootID)
+	if begin.RecordFault != nil {
+		d.log.Error("one of the two files of the policy changes cannot be used, the other is in force", zap.Error(begin.RecordFault))
+	}
+	if begin.TokensFault != nil {
+		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
+	}
+	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
+	o.Memory, o.Copies, o.On = begin.Memory, begin.Copies, begin.On
+	o.Load, o.Keep = record.Load, record.Save
+	if k.noCarry == "" && d.notify.Enabled() {
 		o.Keeping.Carry = k.carry
 	} else {
-		k.noCarry = "perceptd was not started by systemd"
+		k.noCarry = cmp.Or(k.noCarry, "perceptd was not started by systemd")
 	}
 	if k.tokens != nil {
 		o.Keeping.Save = k.save
 	}
+	return nil
 }
 
 // openFile opens the cache's file, or says why there is none.
@@ -152,9 +176,9 @@ func unopened(path string) error {
 	return fmt.Errorf("the key to seal them with, %s.cred, was not opened: systemctl status perceptd-cache-key tells why", path)
 }
 
-// takeCarried returns what systemd has kept last, or nil. What else it has kept goes when the next is stored.
-func (k *kept) takeCarried(carried map[string]*os.File) (last *tokencache.Memory) {
-	var latest uint64
+// takeCarried returns what systemd has kept, the latest first. It goes when the next is stored.
+func (k *kept) takeCarried(carried map[string]*os.File) []tokencache.Memory {
+	latest := make(map[uint64]tokencache.Memory)
 	for name, file := range carried {
 		k.stored = append(k.stored, name)
 		number, err := strconv.ParseUint(strings.TrimPrefix(name, storedCache), 10, 64)
@@ -166,24 +190,13 @@ func (k *kept) takeCarried(carried map[string]*os.File) (last *tokencache.Memory
 			k.log.Warn("what systemd has kept of the cache is of no use: tokens are read from the disk or fetched anew", zap.String("name", name), zap.Error(err))
 			continue
 		}
-		if last == nil || number > latest {
-			last, latest = memory, number
-		}
+		latest[number] = *memory
 	}
-	return k.ours(last)
-}
-
-// load returns what the file has, or nil.
-func (k *kept) load() *tokencache.Memory {
-	if k.tokens == nil {
-		return nil
+	var all []tokencache.Memory
+	for _, number := range slices.Backward(slices.Sorted(maps.Keys(latest))) {
+		all = append(all, latest[number])
 	}
-	memory, err := k.tokens.Load()
-	if err != nil {
-		k.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(err))
-		return nil
-	}
-	return k.ours(memory)
+	return all
 }
 
 // sourceName names a source by what makes its tokens another's: the endpoint's form, and its address, since whoever was at
@@ -195,14 +208,14 @@ func sourceName(from api.SourceStatus) string {
 	return from.Kind + " " + from.Endpoint + " " + from.Address
 }
 
-// ours returns m unless it is another source's. What was kept by a version that did not tell the address counts as this
+// ours reports whether the tokens of m are of this source. What was kept by a version that did not tell the address counts as this
 // source's, but for tokens of a simulated back end, which was at another.
-func (k *kept) ours(m *tokencache.Memory) *tokencache.Memory {
-	if m == nil || m.Source == k.source || m.Source == k.former && !anySimulated(m) {
-		return m
+func (k *kept) ours(m *tokencache.Memory) bool {
+	if m.Source == k.source || m.Source == k.former && !anySimulated(m) {
+		return true
 	}
 	k.log.Info("the kept tokens are of another source, and are left", zap.String("theirs", m.Source), zap.String("ours", k.source))
-	return nil
+	return false
 }
 
 // anySimulated looks into the tokens themselves: the claims that versions before have kept name no issuer.

@@ -60,6 +60,7 @@ func TestSpreadAndResourceFaults(t *testing.T) {
 		{"of the real one", "[source]\nspread = \"8m\"\n", `config.toml:2: source.speed, source.rollover and source.spread are for source.kind = "simulated" only`},
 		{"of the simulated one", "[source]\nkind = \"simulated\"\nspread = \"25h\"\n", "config.toml:3: source.spread is 25h0m0s: it must be between 0s and 24h0m0s"},
 		{"one bracket", "[[identity]]\nname = \"a\"\n\n[resource]\nuri = \"api://x\"\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
+		{"a word for a lost record", goodConfig + "\n[tokens]\nlost_record = \"drop\"\n", `config.toml:19: tokens.lost_record is "drop": it must be "serve" or "withhold"`},
 		{"unknown key", resource("url = \"api://x\"\n"), "config.toml:19: unknown key resource.url: [[resource]] has uri and alternates"},
 		{"unknown table", "[resources]\n", "config.toml:1: unknown key resources: the tables are [source], [tokens], [callers], [loopback], [[identity]], [[grant]], [[resource]] and [[module]]"},
 		{"no URI", resource(alternates), "config.toml:18: the resource is empty"},
@@ -123,6 +124,19 @@ func TestStateDirectory(t *testing.T) {
 		}
 		if f.placeState(row.source, row.environment); f.stateDir != row.want || f.passing != row.passing {
 			t.Errorf("%+v: %q %v, want %q", row, f.stateDir, f.passing, row.want)
+		}
+	}
+}
+
+func TestLostRecordInTheConfiguration(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{"": false, `lost_record = "serve"`: false, `lost_record = "withhold"`: true} {
+		c, err := loadConfig(write(t, map[string]string{"config.toml": goodConfig + "\n[tokens]\n" + text + "\n"}))
+		if err != nil || c.rules.WithholdLost != want {
+			t.Errorf("%s: %v, %v", text, c.rules.WithholdLost, err)
+		}
+		if said := strings.Contains(c.describe(), "tokens from before are withheld"); said != want {
+			t.Errorf("%s: %s", text, c.describe())
 		}
 	}
 }
@@ -279,10 +293,10 @@ func TestNoStateDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	d = d.restart(t)
-	if status, body, err := d.ask(d.admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"}`); status != 507 || !strings.Contains(body, "in force, but is lost at the next restart") {
+	if status, body, err := d.ask(d.admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"}`); status != 507 || !strings.Contains(body, "the change is in force, and the record of policy changes cannot be read now") {
 		t.Errorf("%d %s %v", status, body, err)
 	}
-	if trouble := d.status(t).Trouble; len(trouble) != 2 || !strings.Contains(trouble[1], "policy changes are not kept, and lost at the next restart") || !strings.Contains(trouble[1], "--state-dir") {
+	if trouble := d.status(t).Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "the record of policy changes cannot be read now") || !strings.Contains(trouble[0], "--state-dir") {
 		t.Errorf("trouble %q", trouble)
 	}
 	if status, body, err := d.get(d.token(), vaultToken); err != nil || status != 200 {

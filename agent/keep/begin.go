@@ -1,0 +1,64 @@
+package keep
+
+import (
+	"errors"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+// Begin is what a start begins with, by all that was kept.
+type Begin struct {
+	// Record is the policy changes on the disk; nil: none were read. Unread is then why they cannot be read now: Record.Load may
+	// yet read them. Lost is why they never will, since what was there is spoilt. With neither nothing was there.
+	Record       *tokencache.Record
+	Unread, Lost error
+	// Memory is the newest of what a cache of ours knew; nil: there is none.
+	Memory *tokencache.Memory
+	// Copies is all of what a cache knew that was read, whatever its source: for the copies of the record and the marks on the
+	// tokens that are in it.
+	Copies []tokencache.Memory
+	// On is for tokencache.Options.
+	On time.Duration
+
+	// RecordFault and TokensFault are what else is wrong with the files, for the log: one of the record's two, or the tokens.
+	RecordFault, TokensFault error
+}
+
+// Start reads the record, what the file of tokens has, and what was carried over, the latest first. tokens may be nil: there
+// is no file. ours reports whether the tokens of what a cache knew are of use. bootID names this boot.
+func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours func(*tokencache.Memory) bool, bootID string) Begin {
+	var b Begin
+	var err error
+	b.Record, err = record.Load()
+	_, spoilt := errors.AsType[*SpoiltError](err)
+	switch {
+	case err == nil:
+	case b.Record != nil:
+		b.RecordFault = err
+	case spoilt:
+		b.Lost = err
+	default:
+		b.Unread = err
+	}
+	b.Copies = carried
+	if tokens != nil {
+		var saved *tokencache.Memory
+		if saved, b.TokensFault = tokens.Load(); saved != nil {
+			b.Copies = append(b.Copies, *saved)
+		}
+	}
+	var taken []tokencache.Taken
+	if b.Record != nil {
+		taken = append(taken, b.Record.Taken)
+	}
+	for i := range b.Copies {
+		m := &b.Copies[i]
+		taken = append(taken, m.Taken())
+		if ours(m) && (b.Memory == nil || m.On > b.Memory.On) {
+			b.Memory = m
+		}
+	}
+	b.On = tokencache.OnAtBoot(bootID, record.boot(), taken...)
+	return b
+}

@@ -1,0 +1,273 @@
+package keep
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+// Whatever becomes of one of the record's two files, the other has all that was acknowledged.
+func TestEitherFileOfTheRecord(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{fileName, copyName} {
+		for what, spoil := range map[string]func(path string) error{
+			"gone":         os.Remove,
+			"empty":        func(path string) error { return os.WriteFile(path, nil, 0o600) },
+			"zeros":        func(path string) error { return os.WriteFile(path, make([]byte, 4096), 0o600) },
+			"half":         func(path string) error { return os.Truncate(path, 100) },
+			"wrong mode":   func(path string) error { return os.Chmod(path, 0o666) },
+			"a folder":     func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) },
+			"a former one": func(path string) error { return os.WriteFile(path, former(t), 0o600) },
+		} {
+			dir := t.TempDir()
+			r := open(t, dir)
+			if err := errors.Join(r.Save(first(1)), r.Save(all()), spoil(filepath.Join(dir, name))); err != nil {
+				t.Fatal(err)
+			}
+			b := Start(open(t, dir), nil, nil, anybodys, BootID())
+			if !reflect.DeepEqual(b.Record, new(all())) || b.Lost != nil || b.Unread != nil {
+				t.Errorf("%s is %s: %+v", name, what, b)
+			}
+			if told := b.RecordFault != nil; told == slices.Contains([]string{"gone", "a former one"}, what) {
+				t.Errorf("%s is %s: %v", name, what, b.RecordFault)
+			}
+			if err := r.Save(first(2)); err != nil {
+				t.Errorf("%s is %s: %v", name, what, err)
+			}
+			for _, other := range []string{fileName, copyName} {
+				if text, err := os.ReadFile(filepath.Join(dir, other)); err != nil || !strings.Contains(string(text), "00000002") || strings.Contains(string(text), "00000003") {
+					t.Errorf("%s is %s, then saved: %s, %v", name, what, text, err)
+				}
+			}
+		}
+	}
+}
+
+// former is the text of an older generation of all.
+func former(t *testing.T) []byte {
+	t.Helper()
+	r := all()
+	r.Generation, r.Changes = r.Generation-1, r.Changes[:1]
+	text, err := open(t, t.TempDir()).encode(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func anybodys(*tokencache.Memory) bool { return true }
+
+// Of two files of different lineages neither is newer: nothing of either is lost.
+func TestFilesOfTwoRecords(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	theirs := first(1)
+	theirs.Lineage, theirs.Generation, theirs.Changes[0].ID = "another", 99, "theirs"
+	text, err := open(t, dir).encode(theirs)
+	if err := errors.Join(err, open(t, dir).Save(all()), os.WriteFile(filepath.Join(dir, copyName), text, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := open(t, dir).Load()
+	if err != nil || got.Lineage != "l" || got.Generation != 100 || len(got.Changes) != len(all().Changes)+1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// limited is a folder with a disk that fails at its nth change from now on, and what a power cut leaves of it.
+type limited struct {
+	files map[string][]byte
+	left  int // changes that still reach the disk
+}
+
+var errCut = errors.New("the power is cut")
+
+func (l *limited) Read(name string, _ os.FileMode, _ int) ([]byte, error) {
+	text, there := l.files[name]
+	if !there {
+		return nil, os.ErrNotExist
+	}
+	return text, nil
+}
+
+func (l *limited) Replace(name string, text []byte) error {
+	if l.left--; l.left < 0 {
+		return errCut
+	}
+	l.files[name] = text
+	return nil
+}
+
+func (l *limited) Aside(name string) (string, error) { return name, l.Remove(name) }
+
+func (l *limited) Remove(name string) error {
+	delete(l.files, name)
+	return nil
+}
+
+// A power cut after any step of a save leaves the older generation or the newer one, whole, and one of them even if the file that was
+// written last is spoilt by it.
+func TestPowerCutAtEveryStep(t *testing.T) {
+	t.Parallel()
+	newer := all()
+	newer.Generation++
+	newer.Changes = newer.Changes[:2]
+	for steps := range 3 {
+		for _, spoils := range []string{"", fileName, copyName} {
+			l := &limited{files: make(map[string][]byte), left: 2}
+			if err := Open(l, uptime(time.Hour)).Save(all()); err != nil {
+				t.Fatal(err)
+			}
+			l.left = steps
+			err := Open(l, uptime(time.Hour)).Save(newer)
+			if (err == nil) != (steps == 2) {
+				t.Fatalf("%d steps: %v", steps, err)
+			}
+			if spoils != "" {
+				l.files[spoils] = make([]byte, 100)
+			}
+			got, _ := Open(l, uptime(time.Hour)).Load()
+			if isNew := reflect.DeepEqual(got, &newer); !isNew && !reflect.DeepEqual(got, new(all())) || steps == 2 && !isNew {
+				t.Errorf("%d steps, %q spoilt: %+v", steps, spoils, got)
+			}
+		}
+	}
+}
+
+// refusing is a folder whose files of these names cannot be read now.
+type refusing struct {
+	Disk
+	names []string
+}
+
+func (u *refusing) Read(name string, refused os.FileMode, most int) ([]byte, error) {
+	if slices.Contains(u.names, name) {
+		return nil, &os.PathError{Op: "read", Path: name, Err: os.ErrPermission}
+	}
+	return u.Disk.Read(name, refused, most)
+}
+
+// What cannot be read now is kept apart from what is spoilt and from what is not there, and is not written over.
+func TestUnreadIsNotLost(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name     string
+		unread   []string
+		gone     []string
+		spoilt   []string
+		read     bool
+		isUnread bool
+		isLost   bool
+		saves    bool
+	}{
+		{name: "both are read", read: true, saves: true},
+		{name: "one is read", unread: []string{fileName}, read: true, saves: true},
+		{name: "the copy is read", unread: []string{copyName}, read: true, saves: true},
+		{name: "neither is read", unread: []string{fileName, copyName}, isUnread: true},
+		{name: "one is gone, the other not read", unread: []string{copyName}, gone: []string{fileName}, isUnread: true},
+		{name: "one is spoilt, the other not read", unread: []string{copyName}, spoilt: []string{fileName}, isUnread: true},
+		{name: "both are spoilt", spoilt: []string{fileName, copyName}, isLost: true, saves: true},
+		{name: "one is spoilt, the other gone", spoilt: []string{copyName}, gone: []string{fileName}, isLost: true, saves: true},
+		{name: "both are gone", gone: []string{fileName, copyName}, saves: true},
+	} {
+		u := &refusing{Disk: Disk(t.TempDir())}
+		if err := Open(u, uptime(time.Hour)).Save(all()); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range row.gone {
+			_ = u.Remove(name)
+		}
+		for _, name := range row.spoilt {
+			if err := os.WriteFile(u.path(name), []byte("nonsense"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		u.names = row.unread
+		r := Open(u, uptime(time.Hour))
+		b := Start(r, nil, nil, anybodys, BootID())
+		if (b.Record != nil) != row.read || (b.Unread != nil) != row.isUnread || (b.Lost != nil) != row.isLost {
+			t.Errorf("%s: %+v", row.name, b)
+		}
+		if err := r.Save(first(1)); (err == nil) != row.saves {
+			t.Errorf("%s: saving: %v", row.name, err)
+		}
+		u.names = nil
+		if row.isUnread {
+			if got, err := r.Load(); got == nil || !reflect.DeepEqual(got, new(all())) {
+				t.Errorf("%s: and now: %+v, %v", row.name, got, err)
+			}
+			if err := r.Save(first(1)); err != nil {
+				t.Errorf("%s: saving when it was read: %v", row.name, err)
+			}
+		}
+	}
+}
+
+// Of what systemd kept and what the file has, tokens are taken from the newer by on-time, policy changes from both; another source's
+// tokens are nobody's, and the policy changes beside them are.
+func TestStartReadsAll(t *testing.T) {
+	t.Parallel()
+	at := func(source string, on time.Duration) tokencache.Memory {
+		m := whole(1)
+		m.Source, m.On, m.Record.On = source, on, on
+		return m
+	}
+	for _, row := range []struct {
+		name    string
+		saved   *tokencache.Memory
+		carried []tokencache.Memory
+		want    time.Duration // of the memory; 0: none
+		on      time.Duration
+	}{
+		{name: "nothing"},
+		{name: "the file alone", saved: new(at("s", 50*time.Hour)), want: 50 * time.Hour, on: 50 * time.Hour},
+		{name: "what systemd kept is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Memory{at("s", 51*time.Hour)}, want: 51 * time.Hour, on: 51 * time.Hour},
+		{name: "the file is newer", saved: new(at("s", 52*time.Hour)), carried: []tokencache.Memory{at("s", 51*time.Hour)}, want: 52 * time.Hour, on: 52 * time.Hour},
+		{name: "another source's is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Memory{at("t", 51*time.Hour)}, want: 50 * time.Hour, on: 51 * time.Hour},
+		{name: "another source's alone", carried: []tokencache.Memory{at("t", 51*time.Hour)}, on: 51 * time.Hour},
+	} {
+		dir := t.TempDir()
+		tokens := openTokens(t, dir)
+		if row.saved != nil {
+			if err := tokens.Save(*row.saved); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := Start(open(t, dir), tokens, row.carried, func(m *tokencache.Memory) bool { return m.Source == "s" }, "another boot")
+		var got time.Duration
+		if b.Memory != nil {
+			got = b.Memory.On
+		}
+		copies := len(row.carried)
+		if row.saved != nil {
+			copies++
+		}
+		if got != row.want || b.On != row.on || len(b.Copies) != copies {
+			t.Errorf("%s: of %v, on %v, %d copies", row.name, got, b.On, len(b.Copies))
+		}
+	}
+}
+
+// A copy of the record that there is no room for leaves the marks on the tokens, and how many changes there were.
+func TestMarksWithoutACopy(t *testing.T) {
+	t.Parallel()
+	m := whole(1)
+	m.Record.Changes[0].Note = strings.Repeat("n", maxNote+1)
+	tokens := openTokens(t, t.TempDir())
+	if err := tokens.Save(m); err != nil {
+		t.Fatal(err)
+	}
+	got, err := tokens.Load()
+	if err != nil || len(got.Record.Changes) != 0 || got.OnRecord != 2 || !slices.Equal(got.Keys[0].Withheld, []string{"a1", "gone"}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got.Record.Generation != m.Record.Generation || got.Record.Lineage != m.Record.Lineage {
+		t.Errorf("of which record the marks are is lost: %+v", got.Record)
+	}
+}

@@ -1,0 +1,221 @@
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"go.uber.org/zap"
+
+	"perceptd/tokencache"
+)
+
+// IDs of entries in the journal that tell of the record of policy changes.
+const (
+	MessageLostRecord   = "4f0c1d6be1a94b7c8b3a52d09e6f7712" // it is lost: nobody knows what was on it
+	MessageUnreadRecord = "a8e3b7054c2f4d19b6d07c51f2e98a36" // it cannot be read now
+	MessageRecordRead   = "d51b9c2e7f6840a3915e0b84c6a27f3d" // it was read after all
+)
+
+const (
+	// unreadID is the ID of the change that stands for a record that cannot be read now. It is on no record that is kept.
+	unreadID = "unread"
+	// lostPrefix begins the IDs of changes that stand for a record that is lost.
+	lostPrefix = "lost-"
+
+	readAgainSoonest, readAgainLatest = time.Second, time.Minute
+)
+
+// standsForLost reports whether p stands for a record that is lost. Releases before this one gave it no ID of its own.
+func standsForLost(p tokencache.PolicyChange) bool {
+	return p.ID != unreadID && (p.Effect == tokencache.Unknown || strings.HasPrefix(p.ID, lostPrefix))
+}
+
+// lostEffect is what becomes of tokens from before when nobody knows what was on record.
+func (r Rules) lostEffect() tokencache.Effect {
+	if r.WithholdLost {
+		return tokencache.Revoked
+	}
+	return tokencache.Unknown
+}
+
+// standIn is the policy change that stands for a record that could not be read.
+func (r Rules) standIn(id, what string, why error) tokencache.PolicyChange {
+	printable := strings.Map(func(c rune) rune {
+		if unicode.IsPrint(c) {
+			return c
+		}
+		return ' '
+	}, why.Error())
+	return tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: r.lostEffect(), Note: cut(what+": "+printable, maxNote)}
+}
+
+// withLostEffect has the changes on r that stand for a lost record do what the rules want of them.
+func (r Rules) withLostEffect(record tokencache.Record) (_ tokencache.Record, different bool) {
+	record.Changes = slices.Clone(record.Changes)
+	for i := range record.Changes {
+		if p := &record.Changes[i]; (standsForLost(*p) || p.ID == unreadID) && p.Effect != r.lostEffect() {
+			if standsForLost(*p) && !strings.HasPrefix(p.ID, lostPrefix) {
+				p.ID = lostPrefix + p.ID // else it could not be told from a revocation
+			}
+			p.Effect, different = r.lostEffect(), true
+		}
+	}
+	return record, different
+}
+
+// applyLostEffect has changes that stand for a lost record do what new rules want of them.
+func (a *Agent) applyLostEffect(rules Rules) {
+	a.naming.Lock()
+	defer a.naming.Unlock()
+	record, different := rules.withLostEffect(a.cache.Record())
+	if different {
+		record.Generation++
+		a.cache.Replace(record)
+		a.record.notice()
+	}
+}
+
+// noteLost puts on record that nobody knows what was on record before.
+func (a *Agent) noteLost(rules Rules, why error) {
+	p := rules.standIn("", "the record of policy changes could not be read", why)
+	p.ID = lostPrefix + newID()
+	p, err := a.enter(p)
+	a.log.Error("the record of policy changes is lost: "+consequence(p), zap.Error(why), zap.String("message_id", MessageLostRecord))
+	if err != nil {
+		a.log.Error("that could not be noted", zap.Error(err))
+		return
+	}
+	_ = a.record.save() // why it failed is in the log and in the status
+}
+
+func consequence(p tokencache.PolicyChange) string {
+	if p.Effect == tokencache.Revoked {
+		return "every token from before is withheld"
+	}
+	return "every token from before counts as uncertain"
+}
+
+// lostTrouble says what to do about a record that could not be read, which stays trouble until
+// somebody did it.
+func lostTrouble(p tokencache.PolicyChange) string {
+	return fmt.Sprintf("%s; %s: enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes withdraw %s", p.Note, consequence(p), p.ID)
+}
+
+// forgotten is m without the tokens, which are fetched anew.
+func forgotten(m *tokencache.Memory) *tokencache.Memory {
+	if m == nil {
+		return nil
+	}
+	left := *m
+	left.Keys = slices.Clone(m.Keys)
+	for i := range left.Keys {
+		k := &left.Keys[i]
+		k.Token = tokencache.Token{}
+		if k.Next != tokencache.Never {
+			k.Next = m.Boot
+		}
+	}
+	return &left
+}
+
+// unread is a record that cannot be read now, and what is in force meanwhile.
+type unread struct {
+	load  func() (*tokencache.Record, error)
+	kept  kept
+	began tokencache.Record // what the cache began with
+}
+
+// noteUnread has tokens from before count as uncertain until the record is read, and reads it again until it is.
+func (a *Agent) noteUnread(rules Rules, u unread, why error) {
+	a.record.unread.Store(&why)
+	p, err := a.enter(rules.standIn(unreadID, "the record of policy changes cannot be read now", why))
+	a.log.Error("the record of policy changes cannot be read now, and is read again: what its copy and the marks on tokens withhold stays withheld, and "+consequence(p),
+		zap.Error(why), zap.String("message_id", MessageUnreadRecord))
+	if err != nil {
+		a.log.Error("that could not be noted", zap.Error(err))
+	}
+	a.record.saver.Go(func() { a.readAgain(u) })
+}
+
+// readAgain reads the record until it can be.
+func (a *Agent) readAgain(u unread) {
+	for wait := readAgainSoonest; ; wait = min(2*wait, readAgainLatest) {
+		fired, stop := a.clock.Timer(wait)
+		select {
+		case <-fired:
+			stop()
+		case <-a.record.ctx.Done():
+			stop()
+			return
+		}
+		if a.takeRecord(u) {
+			a.chase.restart(a.cache.Status())
+			a.memory.notice(true)
+			a.changed()
+			return
+		}
+	}
+}
+
+// takeRecord puts the record in force if it can be read, with what was noted and withdrawn meanwhile.
+func (a *Agent) takeRecord(u unread) bool {
+	a.naming.Lock() // nothing is noted meanwhile
+	disk, err := a.record.read(u.load)
+	var lost error
+	if disk == nil && err != nil {
+		if a.record.unread.Load() != nil {
+			a.naming.Unlock()
+			return false
+		}
+		lost = err
+	}
+	rules := a.rules.Load().rules
+	found := u.kept.recover(disk, lost)
+	now := a.cache.Record()
+	withdrawn := lacking(now.Changes, u.began.Changes)
+	noted := slices.DeleteFunc(lacking(u.began.Changes, now.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
+	record := found.Record
+	record.Changes = lacking(withdrawn, record.Changes)
+	record.Changes = fitted(slices.Concat(record.Changes, lacking(record.Changes, noted)))
+	if len(noted)+len(withdrawn) > 0 || found.why != "" {
+		record = anew(record)
+		record.Generation = max(record.Generation, now.Generation) + 1
+	}
+	record, _ = rules.withLostEffect(record)
+	a.cache.Replace(record)
+	a.naming.Unlock()
+	if found.lost {
+		a.noteLost(rules, cmp.Or(lost, errNoCopy))
+		return true
+	}
+	a.log.Info("the record of policy changes was read after all, and is in force", zap.Int("changes", len(record.Changes)),
+		zap.Int("noted_meanwhile", len(noted)), zap.String("message_id", MessageRecordRead))
+	a.record.renew()
+	return true
+}
+
+// errNoCopy is why a record is lost whose files are gone.
+var errNoCopy = errors.New("it is gone, and there was no copy of it beside the tokens")
+
+// unreadError is why nothing can be kept yet.
+type unreadError struct{ why error }
+
+func (e *unreadError) Error() string {
+	return fmt.Sprintf("the record of policy changes cannot be read now, and is not overwritten before it was: %v", e.why)
+}
+
+func (e *unreadError) Unwrap() error { return e.why }
+
+// unkept says what holds of something that is in force and could not be kept.
+func unkept(done, otherwise string, err error) *Error {
+	if _, unread := errors.AsType[*unreadError](err); unread {
+		return &Error{Reason: NotKept, Detail: fmt.Sprintf(
+			"%s, and %v; it is put on it as soon as that is read, which is tried every minute, and till then a restart knows of it by the copy beside the tokens alone", done, err)}
+	}
+	return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, but %s: %v; %s", done, otherwise, err, mend)}
+}

@@ -1,0 +1,353 @@
+package agent_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"perceptd/agent"
+	"perceptd/tokencache"
+)
+
+// spoilt is an error of a record that is none any more.
+type spoilt struct{ error }
+
+func (spoilt) Spoilt() bool { return true }
+
+// disk is a record that cannot be read until the fault is over.
+type disk struct {
+	device
+	fault error
+	there *tokencache.Record
+	reads int
+}
+
+func (d *disk) load() (*tokencache.Record, error) {
+	d.disk.Lock()
+	defer d.disk.Unlock()
+	if d.reads++; d.fault != nil {
+		return nil, d.fault
+	}
+	return d.there, nil
+}
+
+func (d *disk) become(fault error) {
+	d.disk.Lock()
+	defer d.disk.Unlock()
+	d.fault = fault
+}
+
+// start runs an agent that begins without the record, and with copies of what a cache knew.
+func (d *disk) start(t *testing.T, change func(*agent.Options), f func(a *agent.Agent, logs *observer.ObservedLogs)) {
+	t.Helper()
+	core, logs := observer.New(zapcore.InfoLevel)
+	o := agent.Options{Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Load: d.load, Keep: d.keep, Keeping: d.shelf.keeping()}
+	change(&o)
+	a, err := agent.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	f(a, logs)
+}
+
+// life is what there is after a token was fetched and a revocation noted: the record, and what the cache knows.
+func life(t *testing.T) (*disk, *tokencache.Memory) {
+	t.Helper()
+	d := new(disk)
+	var known *tokencache.Memory
+	d.run(t, nil, nil, nil, func(a *agent.Agent) {
+		mustHave(t, a)
+		note(t, a, agent.Change{Resource: storage, Effect: tokencache.Revoked})
+		synctest.Wait()
+		known = d.shelf.lastSaved()
+	})
+	d.there = d.record()
+	d.kept = nil
+	d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+	return d, known
+}
+
+// withoutCopy is m with the copy of the record left out, so that the marks are all that tells of it.
+func withoutCopy(m *tokencache.Memory) *tokencache.Memory {
+	left := *m
+	left.Record.Changes = nil
+	return &left
+}
+
+// A record that cannot be read now is read again until it can be. Meanwhile what its copy or the marks on tokens withhold stays
+// withheld, nothing is written over it, and what is noted and withdrawn is put together with it afterwards.
+func TestRecordThatCannotBeReadNow(t *testing.T) {
+	t.Parallel()
+	eio := errors.New("input/output error")
+	for name, copied := range map[string]func(*tokencache.Memory) *tokencache.Memory{
+		"a copy":     func(m *tokencache.Memory) *tokencache.Memory { return m },
+		"marks only": withoutCopy,
+		"nothing":    func(*tokencache.Memory) *tokencache.Memory { return nil },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, known := life(t)
+			d.become(eio)
+			if name == "nothing" {
+				d.set(nil, 0)
+			}
+			unread := func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, copied(known) }
+			d.start(t, unread, func(a *agent.Agent, logs *observer.ObservedLogs) {
+				switch {
+				case name == "nothing":
+					if got := mustHave(t, a).Permissions.Standing; got != tokencache.Uncertain {
+						t.Errorf("%s: it is %v", name, got)
+					}
+				case !withholds(t, a):
+					t.Errorf("%s: the token is handed out", name)
+				}
+				trouble := strings.Join(a.Status().Trouble, "\n")
+				if !strings.Contains(trouble, "cannot be read now: input/output error") || len(a.Status().Trouble) != 1 {
+					t.Errorf("%s: trouble %q", name, trouble)
+				}
+				noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+				if reasonOf(err) != agent.NotKept || !strings.Contains(err.Error(), "is not overwritten before it was") {
+					t.Errorf("%s: %v", name, err)
+				}
+				passing, _ := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+				if _, err := a.WithdrawChange("test", passing.ID); reasonOf(err) != agent.NotKept {
+					t.Errorf("%s: %v", name, err)
+				}
+				time.Sleep(10 * time.Minute)
+				synctest.Wait()
+				if d.record() != nil {
+					t.Errorf("%s: written over what was not read: %+v", name, d.record())
+				}
+				if d.reads < 10 || d.reads > 20 {
+					t.Errorf("%s: read %d times in ten minutes", name, d.reads)
+				}
+				d.become(nil)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				var ids []string
+				for _, c := range a.Changes() {
+					ids = append(ids, c.ID)
+				}
+				slices.Sort(ids)
+				want := []string{d.there.Changes[0].ID, noted.ID}
+				slices.Sort(want)
+				if !slices.Equal(ids, want) || len(a.Status().Trouble) != 0 {
+					t.Errorf("%s: in force %q, want %q; trouble %q", name, ids, want, a.Status().Trouble)
+				}
+				if r := d.record(); r == nil || len(r.Changes) != 2 {
+					t.Errorf("%s: on the disk %+v", name, r)
+				}
+				if !withholds(t, a) {
+					t.Errorf("%s: the record was read, and the token is handed out", name)
+				}
+				if n := logs.FilterField(zap.String("message_id", agent.MessageRecordRead)).Len(); n != 1 {
+					t.Errorf("%s: told %d times that it was read", name, n)
+				}
+			})
+			if last := d.shelf.lastSaved(); slices.ContainsFunc(d.record().Changes, func(p tokencache.PolicyChange) bool { return p.ID == "unread" }) || last.OnRecord != 2 {
+				t.Errorf("%s: kept %+v, %+v", name, d.record(), last.Record)
+			}
+		})
+	}
+}
+
+// Nothing of the time in which the record could not be read is left where nothing happened meanwhile: a change that was withdrawn
+// before, and is in an older copy alone, does not come back.
+func TestReadRecordWins(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, known := life(t)
+		later := *d.there
+		later.Generation++
+		later.Changes = nil
+		d.there = &later
+		eio := errors.New("input/output error")
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if !withholds(t, a) {
+				t.Error("the copy is not in force")
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if withholds(t, a) || len(a.Changes()) != 0 {
+				t.Errorf("withdrawn, and back: %+v", a.Changes())
+			}
+		})
+	})
+}
+
+// The process may end before the record is read: it is as it was, and the next start finds what was noted in the copy.
+func TestRecordThatIsNeverRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, known := life(t)
+		eio := errors.New("input/output error")
+		d.become(eio)
+		unread := func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }
+		d.start(t, unread, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			_, _ = a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+			synctest.Wait()
+		})
+		if d.record() != nil {
+			t.Fatalf("written: %+v", d.record())
+		}
+		known = d.shelf.lastSaved()
+		d.start(t, func(o *agent.Options) { o.Record, o.Memory = d.there, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if !withholds(t, a) || len(a.Changes()) != 2 {
+				t.Errorf("%+v", a.Changes())
+			}
+		})
+	})
+}
+
+// Only when neither the record nor a copy of it can be read is it lost. Tokens from before are gone then, and what comes is uncertain,
+// or withheld where that is configured. The command that the trouble names ends either.
+func TestRecordThatIsLost(t *testing.T) {
+	t.Parallel()
+	torn := spoilt{errors.New("policy-changes.json: it is not JSON")}
+	for _, row := range []struct {
+		name     string
+		withhold bool
+		begin    func(o *agent.Options, known *tokencache.Memory)
+		marked   bool
+	}{
+		{"spoilt", false, func(o *agent.Options, _ *tokencache.Memory) { o.LostRecord = torn }, false},
+		{"spoilt, to be withheld", true, func(o *agent.Options, _ *tokencache.Memory) { o.LostRecord = torn }, false},
+		{"spoilt, with marks", false, func(o *agent.Options, known *tokencache.Memory) { o.LostRecord, o.Memory = torn, withoutCopy(known) }, true},
+		{"gone, with marks", false, func(o *agent.Options, known *tokencache.Memory) { o.Memory = withoutCopy(known) }, true},
+		{"spoilt when it could be read at last", false, func(o *agent.Options, _ *tokencache.Memory) { o.UnreadRecord = errors.New("EIO") }, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, known := life(t)
+			d.set(nil, 0)
+			d.become(torn)
+			begin := func(o *agent.Options) {
+				o.Rules.WithholdLost = row.withhold
+				row.begin(o, known)
+			}
+			d.start(t, begin, func(a *agent.Agent, logs *observer.ObservedLogs) {
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+				switch {
+				case row.withhold || row.marked:
+					if reasonOf(err) != agent.PermissionsRevoked {
+						t.Errorf("%s: %v", row.name, err)
+					}
+				case err != nil || answer.Permissions.Standing != tokencache.Uncertain:
+					t.Errorf("%s: %+v, %v", row.name, answer.Permissions, err)
+				}
+				if logs.FilterField(zap.String("message_id", agent.MessageLostRecord)).Len() != 1 {
+					t.Errorf("%s: not told", row.name)
+				}
+				trouble := a.Status().Trouble
+				if len(trouble) != 1 || !strings.Contains(trouble[0], "perceptctl policy-changes withdraw lost-") {
+					t.Fatalf("%s: trouble %q", row.name, trouble)
+				}
+				says := "counts as uncertain"
+				if row.withhold {
+					says = "is withheld"
+				}
+				if !strings.Contains(trouble[0], "every token from before "+says) {
+					t.Errorf("%s: trouble %q", row.name, trouble)
+				}
+				other := edge()
+				other.WithholdLost = !row.withhold
+				if _, err := a.Apply(other); err != nil {
+					t.Fatal(err)
+				}
+				if !row.marked {
+					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); (reasonOf(err) == agent.PermissionsRevoked) == row.withhold {
+						t.Errorf("%s, and configured the other way: %v", row.name, err)
+					}
+				}
+				id := trouble[0][strings.LastIndex(trouble[0], " ")+1:]
+				if _, err := a.WithdrawChange("test", id); err != nil || len(a.Status().Trouble) != 0 {
+					t.Errorf("%s: %v, trouble %q", row.name, err, a.Status().Trouble)
+				}
+				if withholds(t, a) != row.marked {
+					t.Errorf("%s: withheld is not %v", row.name, row.marked)
+				}
+			})
+		})
+	}
+}
+
+// A mark holds where its revocation is on no record, unless a record that is as new tells that it was withdrawn, and for the token
+// that has it alone.
+func TestMarksOnTokens(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name       string
+		lineage    string
+		generation int // beside the mark's
+		withheld   bool
+	}{
+		{"the record is older", "", -1, true},
+		{"the record is as new, so that it was withdrawn", "", 0, false},
+		{"the record is newer, so that it was withdrawn", "", 1, false},
+		{"the record is another", "elsewhere", 5, true},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, known := life(t)
+			r := tokencache.Record{Lineage: known.Record.Lineage, Generation: uint64(int(known.Record.Generation) + row.generation)}
+			if row.lineage != "" {
+				r.Lineage = row.lineage
+			}
+			d.start(t, func(o *agent.Options) { o.Record, o.Memory = &r, withoutCopy(known) }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if withholds(t, a) != row.withheld {
+					t.Errorf("%s: withheld is not %v: %+v", row.name, row.withheld, a.Changes())
+				}
+				for _, c := range a.Changes() {
+					if c.AllIdentities || c.Resource == "" || len(c.Note) == 0 {
+						t.Errorf("%s: %+v", row.name, c)
+					}
+				}
+			})
+		})
+	}
+}
+
+// What another source's tokens were kept with, and an older file beside what systemd kept, tell of revocations as well.
+func TestEveryCopyCounts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		copyOf := func(lineage string, generation uint64, ids ...string) tokencache.Memory {
+			m := tokencache.Memory{Source: "another", BootID: "this", Record: tokencache.Record{Lineage: lineage, Generation: generation}, OnRecord: len(ids)}
+			for _, id := range ids {
+				m.Record.Changes = append(m.Record.Changes, tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now()})
+			}
+			return m
+		}
+		for _, row := range []struct {
+			name   string
+			copies []tokencache.Memory
+			want   string
+		}{
+			{"one", []tokencache.Memory{copyOf("l", 3, "a")}, "[a]"},
+			{"the newer first", []tokencache.Memory{copyOf("l", 3, "a", "b"), copyOf("l", 2, "a", "c")}, "[a b]"},
+			{"the older first", []tokencache.Memory{copyOf("l", 2, "a", "c"), copyOf("l", 3, "a", "b")}, "[a b]"},
+			{"of two lineages", []tokencache.Memory{copyOf("l", 3, "a"), copyOf("m", 1, "b")}, "[a b]"},
+			{"of a release without lineages", []tokencache.Memory{copyOf("", 0), copyOf("m", 1, "b")}, "[b]"},
+		} {
+			d := new(disk)
+			d.start(t, func(o *agent.Options) { o.Copies = row.copies }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				var ids []string
+				for _, c := range a.Changes() {
+					ids = append(ids, c.ID)
+				}
+				slices.Sort(ids)
+				if fmt.Sprint(ids) != row.want {
+					t.Errorf("%s: %q, want %s", row.name, ids, row.want)
+				}
+			})
+		}
+	})
+}
