@@ -71,7 +71,7 @@ bench-flood: ## Report what others notice of one user who floods the daemon (roo
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBenchFlood$$' -v ./cmd/perceptd
 
 fault-matrix: ## Go through every fault of back end and device (root); brings docs/reliability.md up to date
-	FAULT_MATRIX_DOCS=1 $(GO) test -count=1 -run '^TestFaultMatrix$$|^TestArcFaultMatrix$$|^TestDeviceFaults$$' -p 1 -v ./agent/server ./cmd/perceptd
+	FAULT_MATRIX_DOCS=1 $(GO) test -count=1 -run '^TestFaultMatrix$$|^TestArcFaultMatrix$$|^TestDeviceFaults$$|^TestRevocationsOnAFaultyDevice$$' -p 1 -v ./agent/server ./cmd/perceptd
 
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
 	STALENESS_DOCS=$(STALENESS_DOCS) $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache

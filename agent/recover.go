@@ -76,7 +76,7 @@ func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
 		id: id, key: key, of: tokencache.Record{Lineage: m.Record.Lineage, Generation: m.Record.Generation},
 		taken: tokencache.PolicyChange{
 			ID: id, Selector: key.Selector, Resource: key.Resource, Effect: tokencache.Revoked,
-			At: m.Wall, NotedOn: m.Wall, Moment: m.On, Vouched: m.Synchronised,
+			At: m.Wall, NotedOn: m.Wall, // and no moment: it is that of the start, which is later than the truth
 			Note: "told by a mark on the token: the record of it is lost",
 		},
 	}

@@ -20,7 +20,7 @@ const (
 	Granted
 	// Revoked: there are fewer. A token that is not known to be current is withheld.
 	Revoked
-	// Unknown: nobody knows whether anything changed, since the record of policy changes was lost.
+	// Unknown: nobody knows whether anything changed, since the record of policy changes is lost, or cannot be read now.
 	// Tokens from before are uncertain. It is not for people to enter.
 	Unknown
 )
@@ -291,18 +291,14 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.rejudgeLocked(c.clock.Boot())
 }
 
-// Replace puts r in the place of the record, as if c had begun with it. What is on record already stays as it is.
+// Replace puts r in the place of the record, as if c had begun with it.
 func (c *Cache) Replace(r Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now, before := c.clock.Boot(), c.changes
+	now := c.clock.Boot()
 	c.changes, c.lineage, c.generation = nil, r.Lineage, r.Generation
 	for _, p := range r.Changes {
-		if i := slices.IndexFunc(before, func(ch *change) bool { return ch.PolicyChange == p }); i >= 0 {
-			c.changes = append(c.changes, before[i])
-		} else {
-			c.enterLocked(p, now)
-		}
+		c.enterLocked(p, now)
 	}
 	c.rejudgeLocked(now)
 }

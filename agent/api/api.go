@@ -222,7 +222,7 @@ const (
 	EffectGranted Effect = "granted"
 	EffectRevoked Effect = "revoked"
 	EffectChanged Effect = "changed"
-	EffectUnknown Effect = "unknown" // the record of policy changes was lost; not for entering
+	EffectUnknown Effect = "unknown" // the record of policy changes is lost, or cannot be read now; not for entering
 )
 
 // PolicyChangeRequest is the body of POST /v1/policy-changes.

@@ -195,7 +195,7 @@ const defaultScope = "/.default"
 // identity vision on https://vault.azure.net".
 func (s screen) changeInWords(now time.Time, change api.PolicyChange) string {
 	if change.Effect == api.EffectUnknown {
-		return "the record of policy changes was lost at " + s.atAndHowFar(now, change.At) +
+		return "the record of policy changes could not be read at " + s.atAndHowFar(now, change.At) +
 			": whether permissions changed before is not known"
 	}
 	text := fmt.Sprintf("permissions were %s at %s", change.Effect, s.atAndHowFar(now, change.At))

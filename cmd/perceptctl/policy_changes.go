@@ -85,7 +85,7 @@ func waitingCell(change api.PolicyChange) cell {
 func aboutChange(change api.PolicyChange) string {
 	switch {
 	case change.Effect == api.EffectUnknown:
-		return "the record of policy changes was lost: what changed before is not known"
+		return "the record could not be read: what changed before is not known"
 	case change.Floating:
 		return "the time is not sure: this device's clock was not known to be right"
 	}

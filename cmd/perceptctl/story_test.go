@@ -198,7 +198,7 @@ func moreSituations() []situation {
 				token.Permissions.CurrentBy = 0
 			},
 			changes: []api.PolicyChange{aChange("a", api.EffectUnknown, time.Hour, 2)},
-			says: []string{"The record of policy changes was lost at 11:00 (1h ago): whether permissions changed before is not known (ID a).",
+			says: []string{"The record of policy changes could not be read at 11:00 (1h ago): whether permissions changed before is not known (ID a).",
 				"cannot be told", "When a current token is here is not known."},
 		},
 	}
@@ -287,7 +287,7 @@ func TestPolicyChangesTable(t *testing.T) {
   the time is not sure: this device's clock was not known to be right
 9b2e7c10  11:00         revoked  all       all                 0 of 2    2d 2h
 ffee0011  11:00         unknown  all       all                 2 of 2    2d 2h
-  the record of policy changes was lost: what changed before is not known
+  the record could not be read: what changed before is not known
 00112233  Nov 22 06:00  granted  all       all                 no token  2d 2h
 `
 	if got != want {

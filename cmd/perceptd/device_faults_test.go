@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/agent/api"
 )
 
 // deviceFault is something that goes wrong on the device.
@@ -192,6 +194,148 @@ func TestDeviceFaults(t *testing.T) {
 			f.suffer(t, unasked, nil, true), f.suffer(t, ordinary, nil, false), f.suffer(t, expiring, shortLived, false), f.says)
 	}
 	wantTable(t, "device", table.String())
+}
+
+// recordFault is what became of the state while the daemon was not running, or under it, after a revocation.
+type recordFault struct {
+	name   string
+	before func(t *testing.T, d *daemonProcess) // the first start; nil: nothing
+	strike func(t *testing.T, d *daemonProcess)
+	over   func(t *testing.T, d *daemonProcess) // ends the fault; nil: it is what perceptd makes of it
+	says   string                               // the status, or the log
+	lost   bool
+}
+
+func (d *daemonProcess) recordFiles() []string {
+	return []string{filepath.Join(d.state(), "policy-changes.json"), filepath.Join(d.state(), "policy-changes.copy.json")}
+}
+
+// eachFile does f to each of the record's two files.
+func eachFile(f func(path string) error) func(*testing.T, *daemonProcess) {
+	return func(t *testing.T, d *daemonProcess) {
+		t.Helper()
+		for _, path := range d.recordFiles() {
+			must(t, f(path))
+		}
+	}
+}
+
+func zero(path string) error { return os.WriteFile(path, make([]byte, 4096), 0o600) }
+
+// unread has each read of the file fail with EIO, as a bad block does: it is covered by this process's memory, which has nothing at 0.
+func unread(path string) error {
+	return unix.Mount(fmt.Sprintf("/proc/%d/mem", os.Getpid()), path, "", unix.MS_BIND, "")
+}
+
+func uncover(path string) error { return unix.Unmount(path, unix.MNT_DETACH) }
+
+func recordFaults() []recordFault {
+	const unkept = "policy changes are not kept, and lost at the next restart"
+	mode := func(mode os.FileMode) func(*testing.T, *daemonProcess) {
+		return func(t *testing.T, d *daemonProcess) { must(t, os.Chmod(d.state(), mode)) }
+	}
+	return []recordFault{
+		{name: "the disk is read-only", before: smallDisk, strike: remount(unix.MS_RDONLY), over: remount(0), says: unkept},
+		{name: "the disk is full", before: smallDisk, strike: fill, over: empty, says: unkept},
+		{name: "a group may write to the state folder (mode 0770)", strike: mode(0o770), over: mode(0o700), says: unkept},
+		{name: "the record's first file is deleted", strike: func(t *testing.T, d *daemonProcess) { must(t, os.Remove(d.recordFiles()[0])) }},
+		{name: "one file of the record is all zeros", strike: func(t *testing.T, d *daemonProcess) { must(t, zero(d.recordFiles()[0])) },
+			says: "one of the two files of the policy changes cannot be used, the other is in force"},
+		{name: "both files of the record are deleted", strike: eachFile(os.Remove), says: "was gone: its copy beside the tokens is in force"},
+		{name: "both are all zeros", strike: eachFile(zero), says: "could not be read: its copy beside the tokens is in force"},
+		{name: "both cannot be read (EIO)", strike: eachFile(unread), over: eachFile(uncover), says: "the record of policy changes cannot be read now"},
+		{name: "both cannot be read, and the tokens are deleted", says: "the record of policy changes cannot be read now", lost: true,
+			strike: func(t *testing.T, d *daemonProcess) { eachFile(unread)(t, d); must(t, os.Remove(d.sealed())) }, over: eachFile(uncover)},
+		{name: "both are all zeros, and the tokens are deleted", says: "the record of policy changes is lost", lost: true,
+			strike: func(t *testing.T, d *daemonProcess) { eachFile(zero)(t, d); must(t, os.Remove(d.sealed())) }},
+	}
+}
+
+// standing asks for the token that was revoked, and tells what comes.
+func (d *daemonProcess) standing(t *testing.T) string {
+	t.Helper()
+	status, body, err := d.get(d.token(), vaultToken)
+	switch {
+	case err != nil:
+		return err.Error()
+	case status == 403 && strings.Contains(body, string(api.CodeRevoked)):
+		return "withheld"
+	case status == 200 && strings.Contains(body, `"uncertain"`):
+		return "served as uncertain"
+	}
+	return fmt.Sprint(status)
+}
+
+// suffer has a revocation acknowledged, strikes, and starts the daemon again. It returns what becomes of the token then, and what when the fault
+// is over.
+func (f recordFault) suffer(t *testing.T, config string, killed bool) (during, after string) {
+	t.Helper()
+	d := newFolder(t, config)
+	d.giveKey(t, d.keyFile(), 'k')
+	if f.before != nil {
+		f.before(t, d)
+	}
+	d.again(t)
+	d.recorded(t)
+	d.held(t)
+	var before os.FileInfo
+	until(t, "the tokens to be kept", d.ended, func() (kept bool) {
+		info, err := os.Stat(d.sealed())
+		before = info
+		return err == nil
+	})
+	noteChange(t, d, `{"resource":"`+vaultURI+`","effect":"revoked"}`)
+	until(t, "the mark to be kept", d.ended, func() bool {
+		after, err := os.Stat(d.sealed())
+		return err == nil && after.ModTime().After(before.ModTime())
+	})
+	if killed { // under the running daemon, which has no time to mend anything
+		f.strike(t, d)
+		_ = d.cmd.Process.Kill()
+		<-d.ended
+	} else {
+		d.stop(t)
+		f.strike(t, d)
+	}
+	if f.over != nil {
+		t.Cleanup(func() { _ = uncover(d.recordFiles()[0]); _ = uncover(d.recordFiles()[1]) })
+	}
+	d.again(t)
+	during = d.standing(t)
+	until(t, "what is wrong to be told: "+f.name, d.ended, func() bool {
+		return strings.Contains(strings.Join(d.status(t).Trouble, "\n")+d.text(), f.says)
+	})
+	if f.over != nil {
+		f.over(t, d)
+	}
+	if f.says == "the record of policy changes cannot be read now" {
+		until(t, "the record to be read: "+f.name, d.ended, func() bool { return len(d.status(t).Trouble) == 0 })
+	}
+	after = d.standing(t)
+	d.stop(t)
+	return during, after
+}
+
+// TestRevocationsOnAFaultyDevice strikes the state after a revocation was acknowledged: the token stays withheld, over a stop and over
+// a crash. The table in docs/reliability.md is what comes of it.
+func TestRevocationsOnAFaultyDevice(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("file systems are mounted: run it as root")
+	}
+	var table strings.Builder
+	table.WriteString("| after a revocation | the token is | when that is over | the status or the log says |\n|---|---|---|---|\n")
+	for _, f := range recordFaults() {
+		during, after := f.suffer(t, simulatedFor(), false)
+		if d, a := f.suffer(t, simulatedFor(), true); d != during || a != after {
+			t.Errorf("%s: over a crash it is %s, then %s; over a stop %s, then %s", f.name, d, a, during, after)
+		}
+		if !f.lost && (during != "withheld" || after != "withheld") {
+			t.Errorf("%s: the token that was revoked is %s, then %s", f.name, during, after)
+		}
+		fmt.Fprintf(&table, "| %s | %s | %s | %s |\n", f.name, during, after, f.says)
+	}
+	wantTable(t, "record", table.String())
 }
 
 // wantTable compares a table with the one that stands between the markers of that name in docs/reliability.md, or puts
