@@ -47,6 +47,9 @@ func (r *record) open(keep func(tokencache.Record) error, now func() tokencache.
 	r.keep, r.now, r.clock, r.log = keep, now, clock, log
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.kept = now().Generation
+	if keep != nil {
+		r.saver.Go(r.follow)
+	}
 }
 
 // save keeps the record unless it is kept already, and returns why that did not work; it is then tried
@@ -164,13 +167,32 @@ func (r *record) done() bool {
 	return !r.saving
 }
 
-// close ends the saver and keeps what is not kept yet.
+// follow keeps a record of changes anew every hour, so that it is known how long the device was on since they were noted, also where no
+// tokens are kept, and that what became of the files meanwhile is mended.
+func (r *record) follow() {
+	for {
+		fired, stop := r.clock.Timer(saveEvery)
+		select {
+		case <-fired:
+			stop()
+		case <-r.ctx.Done():
+			stop()
+			return
+		}
+		if len(r.now().Changes) > 0 {
+			r.renew()
+		}
+	}
+}
+
+// close ends the saver and keeps what is not kept yet, and until when the device was on.
 func (r *record) close() {
 	r.start.Lock()
 	r.cancel()
 	r.start.Unlock()
 	r.saver.Wait()
-	_ = r.try() // it has said in the log what went wrong
+	r.wrong = r.wrong || len(r.now().Changes) > 0 // nobody else is there any more
+	_ = r.try()                                   // it has said in the log what went wrong
 }
 
 // trouble says what a technician should know of the record, in sentences.

@@ -162,6 +162,37 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 	})
 }
 
+// While changes are on record it is kept every hour and at the end, which tells how long the device was on, and mends what became of
+// the files.
+func TestRecordIsKeptEveryHour(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := new(device)
+		count := func() int {
+			d.disk.Lock()
+			defer d.disk.Unlock()
+			return len(d.kept)
+		}
+		d.run(t, nil, nil, nil, func(a *agent.Agent) {
+			time.Sleep(5*time.Hour + time.Minute)
+			if n := count(); n != 1 {
+				t.Errorf("kept %d times with nothing on record", n)
+			}
+			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			before := count()
+			time.Sleep(5 * time.Hour)
+			if n := count() - before; n != 5 {
+				t.Errorf("kept %d times in five hours", n)
+			}
+			time.Sleep(20 * time.Minute)
+		})
+		last := d.kept[len(d.kept)-1]
+		if first := d.kept[0]; last.On-first.On != 10*time.Hour+21*time.Minute {
+			t.Errorf("the device was on for %v", last.On-first.On)
+		}
+	})
+}
+
 // A revocation that is in force but not on the full disk is in the copy, and on the disk again when there is room.
 func TestRevocationOnAFullDisk(t *testing.T) {
 	t.Parallel()
