@@ -183,6 +183,27 @@ func TestReadRecordWins(t *testing.T) {
 	})
 }
 
+// What was withdrawn while the record could not be read is not brought back by it.
+func TestWithdrawnBeforeTheRecordIsRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, known := life(t)
+		eio := errors.New("input/output error")
+		d.become(eio)
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if _, err := a.WithdrawChange("test", d.there.Changes[0].ID); reasonOf(err) != agent.NotKept {
+				t.Error(err)
+			}
+			d.become(nil)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if r := d.record(); withholds(t, a) || len(a.Changes()) != 0 || r == nil || len(r.Changes) != 0 {
+				t.Errorf("withdrawn, and back: %+v, on the disk %+v", a.Changes(), r)
+			}
+		})
+	})
+}
+
 // The process may end before the record is read: it is as it was, and the next start finds what was noted in the copy.
 func TestRecordThatIsNeverRead(t *testing.T) {
 	t.Parallel()
@@ -228,6 +249,7 @@ func TestRecordThatIsLost(t *testing.T) {
 			d, known := life(t)
 			d.set(nil, 0)
 			d.become(torn)
+			before := d.made()
 			begin := func(o *agent.Options) {
 				o.Rules.WithholdLost = row.withhold
 				row.begin(o, known)
@@ -235,6 +257,9 @@ func TestRecordThatIsLost(t *testing.T) {
 			d.start(t, begin, func(a *agent.Agent, logs *observer.ObservedLogs) {
 				time.Sleep(2 * time.Second)
 				synctest.Wait()
+				if row.marked && d.made() == before { // the others begin without any
+					t.Errorf("%s: the token from before is held", row.name)
+				}
 				answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
 				switch {
 				case row.withhold || row.marked:
