@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // device is a folder in which a device says of itself what the rows give.
@@ -65,6 +67,31 @@ func TestHere(t *testing.T) {
 		if got := kindsOf(Here(device(t, row.says))); !reflect.DeepEqual(got, row.want) {
 			t.Errorf("%s: %v, want %v", name, got, row.want)
 		}
+	}
+}
+
+// A machine-id that systemd drew for this boot is on another file system than /etc, and no device is known by it.
+func TestPassingMachineID(t *testing.T) {
+	t.Parallel()
+	root := device(t, map[string]string{"etc/hostname": "x\n"})
+	memory, err := os.CreateTemp("/dev/shm", "percept-machine-id-*")
+	if err != nil {
+		t.Skipf("needs a file system in memory: %v", err)
+	}
+	defer os.Remove(memory.Name())
+	_, err = memory.WriteString(machine)
+	if err := errors.Join(err, memory.Close(), os.Symlink(memory.Name(), filepath.Join(root, machinePath))); err != nil {
+		t.Fatal(err)
+	}
+	var here, there unix.Stat_t
+	if err := errors.Join(unix.Stat(root, &here), unix.Stat(memory.Name(), &there)); err != nil {
+		t.Fatal(err)
+	}
+	if here.Dev == there.Dev {
+		t.Skip("the test's folder is in memory, too")
+	}
+	if got := Here(root); got != nil {
+		t.Errorf("it is known by %v", kindsOf(got))
 	}
 }
 
