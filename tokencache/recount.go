@@ -8,6 +8,9 @@ import (
 // countSlack is how far apart two counts of one life may be and agree: they have whole seconds, and an answer takes its time.
 const countSlack = 30 * time.Second
 
+// briefly is a life for which a token is taken on the back end's mere word.
+const briefly = 2 * time.Minute
+
 func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 
 // recountLocked returns the life that a token has left, of which the back end says that it is left, where it gave the same
@@ -17,13 +20,13 @@ func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 // wall clock that is known to be right, and the expiry that the issuer gave the token; the first count of all; the life
 // that the token was given by its own dates, of which as much is over as boot time has passed since the receipt; or another
 // answer by which, boot time added, the issuer's clock shows the same. The number that it gave before, hours later, is no
-// count of anything.
+// count of anything. What it says to end within a minute or two does little harm, and is taken.
 func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) time.Duration {
 	believed, passed := first.deadline-now, now-first.received
 	counted := first.given - passed // what is left of the first count
 	dated := (f.Token.ExpiresOn.Sub(first.expiresOn)).Abs() <= countSlack
 	switch {
-	case first.deadline == never || left <= believed:
+	case first.deadline == never || left <= max(believed, briefly):
 		return left
 	case dated && c.knowsTime():
 		return left // which is no more than there is until that expiry
@@ -31,7 +34,7 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 		return left // by a wall clock, which may have been wrong before as well as now: nothing contradicts the back end
 	case !f.Counted || first.given == 0:
 		return believed
-	case agree(left, counted):
+	case left <= counted+countSlack: // what made it seem shorter in between was wrong
 		return min(left, counted)
 	case agree(left, first.given):
 		return believed
@@ -110,7 +113,7 @@ func (c *Cache) recountedLocked(e *entry, left, now time.Duration) {
 	if c.knowsTime() && deadline < e.received+e.given-countSlack {
 		e.given = 0 // a better clock has proved the first count wrong
 	}
-	if !e.unconfirmed && deadline > e.deadline+countSlack {
+	if !e.unconfirmed && deadline > e.deadline {
 		e.extend(deadline)
 		return
 	}

@@ -51,6 +51,8 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 		{"over, and the same number again, by a right clock alone", false, true, []lifeAnswer{{0, hour, 0, 0, true, hour}, {hour + min, hour, 0, 0, true, 0}}},
 		{"over, but not by its expiry and a right clock", false, false, []lifeAnswer{{0, hour, day, 0, true, hour}, {hour + min, hour, day, 0, true, hour}, {day - 10*min, hour, day, 0, true, 10 * min}}},
 		{"over, and the same number again beside an expiry that no right clock judges", true, false, []lifeAnswer{{0, day, day, 0, false, day}, {day + min, day, day, 0, false, 0}}},
+		{"over by a wrong number, which is repeated", false, true, []lifeAnswer{{0, day, day, 0, false, day}, {hour, min, day, 0, false, min}, {hour + 30*time.Second, 10 * hour, day, 0, false, 10 * hour}}},
+		{"a minute, again and again", false, true, []lifeAnswer{{0, min, day, 0, false, min}, {5 * min, min, day, 0, false, min}, {10 * min, min, day, 0, false, min}}},
 		{"over by a clock that was ahead", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {hour + 2*time.Second, day - hour - 2*time.Second, day, 0, false, day - hour - 2*time.Second}}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
