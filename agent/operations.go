@@ -14,7 +14,7 @@ import (
 )
 
 // Apply puts rules in force, whole or not at all, and returns what changed in words. Keys that no
-// grant names any more lose their tokens at once.
+// grant names any more lose their tokens at once, and those that failed are tried again at once.
 func (a *Agent) Apply(rules Rules) ([]string, error) {
 	a.apply.Lock()
 	defer a.apply.Unlock()
@@ -30,6 +30,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
 		return nil, err
 	}
+	a.cache.TryAgain()
 	a.chase.restart(a.cache.Status())
 	a.reports.retain(compiled)
 	a.memory.notice(true) // tokens that are not allowed any more are to be nowhere

@@ -269,7 +269,7 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 		case left > 0 && o.standing.worst == Current && c.shortLocked(o, need, left, now) == nil:
 			return c.serveLocked(o, left, now), true
 		case left <= 0 && o.flight == nil && o.next == never:
-			o.probe, o.next = true, max(now, o.standing.holds)
+			o.probe, o.next = true, max(now, o.standing.holds, o.rests)
 			c.nudge()
 		}
 	}
@@ -297,8 +297,19 @@ func (c *Cache) refusalLocked(e *entry, now time.Duration) *FetchError {
 	return c.pauseLocked(now)
 }
 
-// pauseLocked returns the pause that the back end asked for, if it is not over, or nil.
+// pauseLocked returns why the source is left alone by callers, or nil.
 func (c *Cache) pauseLocked(now time.Duration) *FetchError {
+	if failure := c.askedPauseLocked(now); failure != nil {
+		return failure
+	}
+	if r := c.gate.rest; r.failures > 0 && now < r.callers {
+		return r.failure.told(r.callers - now)
+	}
+	return nil
+}
+
+// askedPauseLocked returns the pause that the back end asked for, if it is not over, or nil.
+func (c *Cache) askedPauseLocked(now time.Duration) *FetchError {
 	if pause := c.gate.paused - now; pause > 0 {
 		return &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
 	}
@@ -327,10 +338,18 @@ func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
 		return
 	}
 	if e.failures > 0 { // it was trying again when it became idle
-		e.next = max(now, e.failedUntil)
+		e.next = max(now, e.rests)
 	}
 	c.planLocked(e, now)
 	c.nudge()
+}
+
+// overLocked returns the boot time at which the life was over of the token that e held last, or will be; longAgo without one.
+func (c *Cache) overLocked(e *entry, now time.Duration) time.Duration {
+	if e.token.Text.IsZero() {
+		return e.deadline
+	}
+	return now + c.leftLocked(e, now)
 }
 
 // leftLocked returns the life that e's token has left: by boot time, and by the wall clock too where
@@ -390,13 +409,14 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 		if !insist && e.held(now) {
 			return nil, "", &HeldError{For: e.standing.holds - now}
 		}
-		if pause := c.pauseLocked(now); pause != nil {
+		if pause := c.askedPauseLocked(now); pause != nil {
 			return nil, "", pause
 		}
 	}
 	if forget {
 		dropped = c.dropTokenLocked(e)
 	}
+	c.gate.rest.end(now)
 	return c.flyLocked(e, forCaller, now), dropped, nil
 }
 

@@ -210,7 +210,7 @@ func TestFailureIsSharedAndRemembered(t *testing.T) {
 			t.Errorf("status %+v", got)
 		}
 		s.set(func(s *script) { s.fails = nil })
-		time.Sleep(time.Second)
+		time.Sleep(2 * time.Second)
 		mustGet(t, c, vault, tokencache.Need{})
 		if got := only(t, c); got.Failures != 0 || got.LastError != nil {
 			t.Errorf("status %+v", got)
@@ -218,34 +218,47 @@ func TestFailureIsSharedAndRemembered(t *testing.T) {
 	})
 }
 
-// A caller in a tight loop on a key that cannot be had costs a call every few seconds, no more; and a
-// cold key that nobody asks for again costs none.
+// A caller in a tight loop on a key that cannot be had costs a call after 2 s, 4 s and so on up to some minutes, and hears when
+// the next one may be made; a cold key that nobody asks for again costs none.
 func TestStormOnAMissingKey(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
-		kind tokencache.Kind
-		most int // calls in ten minutes of asking ten times a second
+		fails tokencache.FetchError
+		first int // calls in the first ten minutes of asking without pause: at 0, 2, 6, 14 s and so on
+		later int // and in the eleventh hour
 	}{
-		{tokencache.Unreachable, 10*60/2 + 5},
-		{tokencache.Malformed, 10*60/2 + 5},
-		{tokencache.IdentityNotFound, 21},
-		{tokencache.Refused, 21},
+		{tokencache.FetchError{Kind: tokencache.Unreachable}, 9, 12},
+		{tokencache.FetchError{Kind: tokencache.Malformed}, 9, 12},
+		{tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfIdentity}, 9, 12},
+		{tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, 121, 720}, // one in 5 s for all keys
+		{tokencache.FetchError{Kind: tokencache.Throttled}, 23, 120},
+		{tokencache.FetchError{Kind: tokencache.IdentityNotFound}, 9, 3},
+		{tokencache.FetchError{Kind: tokencache.Refused}, 9, 3},
 	} {
-		s := &script{fails: &tokencache.FetchError{Kind: row.kind, Detail: "no"}}
+		s := &script{fails: &row.fails}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
-			for range 10 * 60 * 10 {
-				if _, err := c.Get(t.Context(), vault, tokencache.Need{}); kindOf(t, err) != row.kind {
-					t.Fatal(err)
+			asked := func(span, step time.Duration) int {
+				before := s.count()
+				for range span / step {
+					var failure *tokencache.FetchError
+					if _, err := c.Get(t.Context(), vault, tokencache.Need{}); !errors.As(err, &failure) || failure.Kind != row.fails.Kind || failure.RetryAfter <= 0 {
+						t.Fatalf("%v, ask again after %v", err, failure.RetryAfter)
+					}
+					time.Sleep(step)
 				}
-				time.Sleep(100 * time.Millisecond)
+				return s.count() - before
 			}
-			asked := s.count()
-			if asked > row.most || asked < 10 {
-				t.Errorf("%v: %d calls in ten minutes, want 10 to %d", row.kind, asked, row.most)
+			if got := asked(10*time.Minute, 100*time.Millisecond); got != row.first {
+				t.Errorf("%+v: %d calls in ten minutes, want %d", row.fails, got, row.first)
 			}
+			asked(9*time.Hour+50*time.Minute, time.Second)
+			if got := asked(time.Hour, time.Second); got != row.later {
+				t.Errorf("%+v: %d calls in the eleventh hour, want %d", row.fails, got, row.later)
+			}
+			before := s.count()
 			time.Sleep(10 * time.Hour)
-			if s.count() != asked {
-				t.Errorf("%v: %d calls that nobody asked for", row.kind, s.count()-asked)
+			if s.count() != before {
+				t.Errorf("%+v: %d calls that nobody asked for", row.fails, s.count()-before)
 			}
 		})
 	}

@@ -54,6 +54,9 @@ type entry struct {
 	wishes      time.Duration // no wish for more life causes a fetch before
 	failures    int           // in a row
 	failure     *FetchError   // the last one, with failures > 0
+	waits       int           // of the schedule, each longer than the one before
+	rests       time.Duration // the schedule leaves the key alone until then
+	asks        int           // fetches that callers waited for and that failed, in a row
 	failedUntil time.Duration // no caller's miss causes a fetch before
 	fetches     int
 	served      int64
@@ -133,23 +136,37 @@ func differing(before, after Claims, known bool) *Claims {
 	return &before
 }
 
-// fail remembers a failure and plans the next try. A key that never had a token and is not to be
-// prefetched is tried again only when somebody asks.
-func (e *entry) fail(err *FetchError, left time.Duration, now time.Duration, roll float64) {
+// fail remembers a failure, for which a caller waited or not, and plans the next try. A key that never had a token and is not
+// to be prefetched is tried again only when somebody asks. Callers ask by a measure of their own: the first that comes after
+// the schedule failed does so at once.
+func (e *entry) fail(err *FetchError, asked bool, left time.Duration, now time.Duration, roll float64) {
+	if e.failure != nil && e.failure.extent() != err.extent() {
+		e.waits, e.asks = 0, 0 // another trouble: what the source had is not held against the key
+	}
 	e.failures++
+	e.waits++
 	e.failure = err
-	wait := max(backoff(e.failures, left, roll), min(err.RetryAfter, retryAfter))
-	e.next = now + wait
+	wait, told := backoff, min(err.RetryAfter, retryAfter)
+	if err.lasts() {
+		wait = longBackoff
+	}
+	e.rests = now + max(wait(e.waits, left, roll), told)
+	e.next = e.rests
 	if e.held(e.next) {
 		e.next = e.standing.holds
 	}
 	if !e.prefetch && e.deadline == longAgo {
 		e.next = never
 	}
-	e.failedUntil = now + max(min(wait, urgentTop), min(err.RetryAfter, retryAfter))
-	if err.Kind == IdentityNotFound || err.Kind == Refused {
-		e.failedUntil = now + max(wait, wishEvery)
+	if asked {
+		e.asks++
 	}
+	e.failedUntil = now + max(askWait(err, e.asks, left), told)
+}
+
+// heals forgets all failures.
+func (e *entry) heals() {
+	e.failures, e.failure, e.waits, e.asks, e.rests, e.failedUntil = 0, nil, 0, 0, longAgo, longAgo
 }
 
 // remembered returns the failure that callers share until it is worth trying again, or nil.
@@ -157,10 +174,13 @@ func (e *entry) remembered(now time.Duration) *FetchError {
 	if e.failure == nil || now >= e.failedUntil {
 		return nil
 	}
-	shared := *e.failure
-	if shared.RetryAfter > 0 {
-		shared.RetryAfter = e.failedUntil - now
-	}
+	return e.failure.told(min(e.failedUntil, max(e.next, now+time.Second)) - now)
+}
+
+// told returns e for a caller, for whom a call may be made after that time.
+func (e *FetchError) told(after time.Duration) *FetchError {
+	shared := *e
+	shared.RetryAfter = after
 	return &shared
 }
 

@@ -55,11 +55,26 @@ const (
 type FetchError struct {
 	Kind       Kind
 	Extent     Extent        // Throttled is OfSource whatever this says
-	RetryAfter time.Duration // what the back end asked for; zero for nothing
+	RetryAfter time.Duration // what the source was told by the back end, and callers by the cache; zero for nothing
+
+	// JustExpired says that the answer was a token whose life has just ended: the back end is about to roll over, and is asked
+	// again at once.
+	JustExpired bool
 
 	// Detail says what happened in words fit for a log and a caller: no endpoint body, no secret.
 	Detail string
 }
+
+// extent is Extent, and OfSource with Throttled: whatever it is asked for counts.
+func (e *FetchError) extent() Extent {
+	if e.Kind == Throttled {
+		return OfSource
+	}
+	return e.Extent
+}
+
+// lasts reports whether only an administrator heals e.
+func (e *FetchError) lasts() bool { return e.Kind == IdentityNotFound || e.Kind == Refused }
 
 func (e *FetchError) Error() string { return e.Kind.String() + ": " + e.Detail }
 

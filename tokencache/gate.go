@@ -25,11 +25,13 @@ type flight struct {
 	key   Key
 	class class
 	asked time.Duration // boot time of the wish
-	opens time.Duration // no call before: the back end would still have the token that has expired
-	began time.Duration // boot time of the call, once begun
 	begun bool          // the call is under way
-	again int           // how often it was tried again, since the back end had only a token whose life was over
+	began time.Duration // boot time of the call, once begun
 	done  chan struct{} // closed when outcome and err are set
+
+	expires time.Duration // boot time at which the token held expires, or has expired
+	opens   time.Duration // no call before: the back end would still have the token that has expired
+	again   int           // how often it was tried again, since the back end had only a token whose life was over
 
 	outcome Outcome
 	err     error
@@ -62,10 +64,11 @@ type gate struct {
 	begun    [callsPerSecond]time.Duration // boot times of the last calls, a ring
 	oldest   int                           // index of the oldest in begun
 	paused   time.Duration                 // no call before this boot time: the source asked for it
-	favoured bool                          // the next call is for a flight that was passed over for long
-	probed   time.Duration                 // when the last probe began
-	turns    uint64                        // calls that have begun
-	accounts map[Selector]account          // of the identities that there are
+	rest     rest
+	favoured bool                 // the next call is for a flight that was passed over for long
+	probed   time.Duration        // when the last probe began
+	turns    uint64               // calls that have begun
+	accounts map[Selector]account // of the identities that there are
 }
 
 func newGate() gate {
@@ -87,10 +90,14 @@ func (g *gate) late(f *flight, now time.Duration) time.Duration {
 // from returns the boot time from which f may begin; never when another has to land before. A probe leaves room for a
 // caller: one of the calls at once, and one of those in a second.
 func (g *gate) from(f *flight, now time.Duration) time.Duration {
-	if len(g.running) == callsAtOnce || !g.hasRoom(f.key.Selector, now) {
+	atOnce := callsAtOnce
+	if g.rest.failures > 0 {
+		atOnce = 1
+	}
+	if len(g.running) >= atOnce || !g.hasRoom(f.key.Selector, now) {
 		return never
 	}
-	at := max(f.opens, g.paused, g.begun[g.oldest]+time.Second)
+	at := max(f.opens, g.paused, g.rest.from(f, now), g.begun[g.oldest]+time.Second)
 	if f.class != forProbe || g.late(f, now) > 0 {
 		return at
 	}

@@ -94,7 +94,7 @@ func (c *Cache) expireLocked(e *entry, now time.Duration) {
 		c.forgetLocked(e)
 		e.tell()
 	case e.failures == 0 && c.leftLocked(e, now) <= 0:
-		e.next = min(e.next, now)
+		e.next = min(e.next, max(now, c.overLocked(e, now)+afterExpiry))
 	}
 }
 
@@ -113,18 +113,29 @@ func (c *Cache) dueLocked(e *entry, now time.Duration) {
 // flyLocked returns e's flight, begun if there was none. A caller that joins a queued flight lends it
 // its own class.
 func (c *Cache) flyLocked(e *entry, cl class, now time.Duration) *flight {
-	if e.flight != nil {
-		e.flight.class = min(e.flight.class, cl)
-		return e.flight
+	if f := e.flight; f != nil {
+		if cl < f.class {
+			f.class = cl
+			c.startLocked(now)
+		}
+		return f
 	}
-	e.flight = &flight{key: e.key, class: cl, asked: now, done: make(chan struct{})}
+	e.flight = &flight{key: e.key, class: cl, asked: now, opens: longAgo, expires: e.deadline, done: make(chan struct{})}
+	if over := c.overLocked(e, now); over <= now { // a miss just after an expiry waits for what the schedule waits for
+		e.flight.opens = over + afterExpiry
+	}
 	e.wishes = now + wishEvery
 	c.gate.queue = append(c.gate.queue, e.flight)
+	c.startLocked(now)
+	return e.flight
+}
+
+// startLocked begins what may begin, and has the schedule see to the rest.
+func (c *Cache) startLocked(now time.Duration) {
 	c.dispatchLocked(now)
 	if len(c.gate.queue) > 0 {
 		c.nudge()
 	}
-	return e.flight
 }
 
 // dispatchLocked begins as many queued flights as the source may have now.
@@ -151,15 +162,24 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
-	c.gate.ended(f, err == nil || asFetchError(err).Extent != OfIdentity)
 	e := c.entries[f.key]
 	dropped := e == nil || e.flight != f
-	if !dropped {
-		c.settleLocked(e, f, begun, now, fetched, err)
+	var left time.Duration
+	var failure *FetchError
+	switch {
+	case err != nil:
+		failure = asFetchError(err)
+	case !dropped:
+		left, failure = c.receiveLocked(e, begun, now, fetched)
+	}
+	c.heardLocked(f, now, failure)
+	settled := !dropped && !c.againLocked(e, f, now, failure)
+	if settled {
+		c.settleLocked(e, f, begun, now, fetched, left, failure)
 	}
 	c.dispatchLocked(now)
 	c.nudge()
-	if dropped {
+	if !settled {
 		return Event{}, false
 	}
 	event := Event{
@@ -176,30 +196,46 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	return event, true
 }
 
-func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetched Fetched, err error) {
+// receiveLocked returns the life left of a token that was fetched for e, or why there is none that can be used.
+func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetched) (left time.Duration, failure *FetchError) {
+	c.knowledge.learn(fetched, c.clock.Wall())
+	left, failure = c.usable(e, fetched, min(fetched.Left, nominalOf(fetched))-(now-begun), now)
+	if fetched.Counted {
+		c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
+	}
+	return left, failure
+}
+
+// A back end that has only a token whose life is just over is asked again after a moment, each time for longer: it rolls over
+// in these seconds, its clock is not quite ours, and an answer takes its time.
+const (
+	againFirst = 250 * time.Millisecond
+	againTop   = time.Second
+	againMost  = 6
+)
+
+// againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
+// whether it has.
+func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *FetchError) bool {
+	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > 0 {
+		return false
+	}
+	f.again++
+	f.begun, f.opens = false, now+doubled(againFirst, f.again, againTop)
+	e.fetches++
+	c.gate.queue = append(c.gate.queue, f)
+	return true
+}
+
+func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetched Fetched, left time.Duration, failure *FetchError) {
 	e.flight = nil
 	e.fetches++
 	e.endedWall = c.clock.Wall()
-	if err == nil {
-		c.knowledge.learn(fetched, e.endedWall)
-	}
-	held := c.leftLocked(e, now)
-	left := min(fetched.Left, nominalOf(fetched)) - (now - begun)
-	if err == nil {
-		left, err = c.usable(e, fetched, left, now)
-		if fetched.Counted {
-			c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
-		}
-	}
-	if err != nil {
-		failure := asFetchError(err)
-		if failure.Kind == Throttled {
-			c.gate.paused = max(c.gate.paused, now+min(failure.RetryAfter, retryAfter))
-		}
-		e.fail(failure, e.deadline-now, now, c.roll())
-		f.outcome, f.err = Failed, failure
+	if failure == nil {
+		f.outcome, f.told = c.takeLocked(e, fetched, left, c.leftLocked(e, now), begun, now)
 	} else {
-		f.outcome, f.told = c.takeLocked(e, fetched, left, held, begun, now)
+		e.fail(failure, f.class == forCaller, e.deadline-now, now, c.roll())
+		f.outcome, f.err = Failed, failure.told(max(0, e.failedUntil-now))
 	}
 	e.outcome = f.outcome
 }
@@ -208,7 +244,7 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 // held are the lives that the fetched and the held token have left at now; held may be 0. It returns a switch
 // of principals besides, if people are to be told of one.
 func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Duration) (Outcome, *Switch) {
-	e.failures, e.failure, e.failedUntil = 0, nil, longAgo
+	e.heals()
 	e.answered = begun
 	e.tries++
 	admitted, told := c.admitLocked(e, f, left, held, now)
@@ -254,17 +290,26 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 	return outcome, told
 }
 
+// JustExpired is how long ago the life of a token may have ended of which FetchError.JustExpired is said.
+const JustExpired = 10 * time.Second
+
 // usable returns the life left of a token fetched for e, or why it cannot be used.
-func (c *Cache) usable(e *entry, fetched Fetched, left, now time.Duration) (time.Duration, error) {
+func (c *Cache) usable(e *entry, fetched Fetched, left, now time.Duration) (time.Duration, *FetchError) {
 	if fetched.Token.Text.IsZero() {
 		return 0, &FetchError{Kind: Malformed, Detail: "the answer has no token"}
 	}
 	if left = c.leftOf(fetched.Token.ExpiresOn, left); left <= 0 {
-		return 0, &FetchError{Kind: Malformed, Detail: fmt.Sprintf("the back end gave a token that expired %v ago", (-left).Round(time.Second))}
+		return 0, &FetchError{
+			Kind: Malformed, JustExpired: -left <= JustExpired,
+			Detail: fmt.Sprintf("the back end gave a token that expired %v ago", (-left).Round(time.Second)),
+		}
 	}
 	if first, known := c.bygoneLocked(e, fetched.Token.Text); known {
 		if left = c.recountLocked(first, fetched, left, now); left <= 0 {
-			return 0, &FetchError{Kind: Malformed, Detail: "the back end gave a token again whose life is over by what it said before, and nothing bears out what it says now"}
+			return 0, &FetchError{
+				Kind: Malformed, JustExpired: -left <= JustExpired,
+				Detail: "the back end gave a token again whose life is over by what it said before, and nothing bears out what it says now",
+			}
 		}
 	}
 	return left, nil

@@ -17,6 +17,7 @@ const (
 	afterExpiry  = time.Second      // a back end may roll over only when the token has expired
 	backoffFloor = time.Second
 	backoffTop   = 5 * time.Minute
+	longTop      = time.Hour // where only an administrator heals it
 	urgentTop    = 5 * time.Second
 	retryAfter   = 5 * time.Minute // the longest Retry-After that is obeyed
 
@@ -51,6 +52,14 @@ func nextTry(left time.Duration, roll float64) time.Duration {
 	return left + afterExpiry
 }
 
+// doubled returns first, doubled with each further of n times (at least one), but no more than top.
+func doubled(first time.Duration, n int, top time.Duration) time.Duration {
+	if doublings := n - 1; doublings < 16 {
+		return min(top, first<<doublings)
+	}
+	return top
+}
+
 // backoff returns how long to wait after that many failures in a row (at least one), given the life
 // that the held token has left, which is negative after its expiry: 1 s doubling up to 5 minutes with
 // full jitter, but never more than 5 s around an expiry, nor so long that the last minutes are missed.
@@ -59,14 +68,39 @@ func backoff(failures int, left time.Duration, roll float64) time.Duration {
 	if left > -lastMinutes && left < lastMinutes {
 		top = urgentTop
 	}
-	if doublings := failures - 1; doublings < 16 {
-		top = min(top, backoffFloor<<doublings)
+	top = doubled(backoffFloor, failures, top)
+	return untilLastMinutes(max(backoffFloor, time.Duration(roll*float64(top))), left)
+}
+
+// longBackoff is backoff for what only an administrator heals: 1 s doubling up to 30 to 60 minutes, also around an expiry.
+func longBackoff(failures int, left time.Duration, roll float64) time.Duration {
+	top := doubled(backoffFloor, failures, longTop)
+	return untilLastMinutes(max(backoffFloor, top/2+time.Duration(roll*float64(top/2))), left)
+}
+
+// untilLastMinutes shortens a wait after which a token with that much life left would have too little.
+func untilLastMinutes(wait, left time.Duration) time.Duration {
+	if left < lastMinutes {
+		return wait
 	}
-	wait := max(backoffFloor, time.Duration(roll*float64(top)))
-	if left >= lastMinutes {
-		wait = min(wait, max(backoffFloor, left-lastMinutes))
+	return min(wait, max(backoffFloor, left-lastMinutes))
+}
+
+// askWait returns how long callers' misses cause no fetch after so many of theirs failed in a row, the last one so.
+func askWait(err *FetchError, asks int, left time.Duration) time.Duration {
+	switch {
+	case asks == 0:
+		return 0
+	case err.lasts():
+		return doubled(askFirst, asks, askLongTop)
+	case err.Kind == Throttled:
+		return doubled(askFirst, asks, askThrottleTop)
+	case left.Abs() < lastMinutes:
+		return doubled(askFirst, asks, urgentTop)
+	case err.extent() == OfSource:
+		return doubled(askFirst, asks, askSourceTop)
 	}
-	return wait
+	return doubled(askFirst, asks, askTop)
 }
 
 // watchfully is how long to wait between probes of a stale token while its rollover is not expected.

@@ -99,8 +99,11 @@ func (d *devices) fetch(_ context.Context, key tokencache.Key) (tokencache.Fetch
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m, ok := l.ask()
-	if !ok {
-		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "no answer"}
+	switch {
+	case !ok && l.outage.holds(l.now()):
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource, Detail: "connection refused"}
+	case !ok:
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "status 500"}
 	}
 	return fetchedOf(m, m.ExpiresOn.Sub(l.now().Add(l.ahead()))), nil
 }

@@ -357,7 +357,7 @@ func TestWatchTellsTheExpiryAndWhatFollows(t *testing.T) {
 func TestWatchOutlastsAnOutage(t *testing.T) {
 	t.Parallel()
 	back := newRolling(0)
-	back.fail(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "an outage"})
+	back.fail(&tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource, Detail: "an outage"})
 	inBubble(t, back.fetch, func(b *bubble) {
 		w := newRecorder()
 		leave, done := b.begin(w, watchVault)

@@ -100,7 +100,7 @@ func (a *answer) parseTimes(f fields) error {
 	noLife := a.parseExpiresIn(f)
 	noExpiry := a.parseExpiresOn(f)
 	switch neither := a.expiresIn == 0 && a.expiresOn.IsZero(); {
-	case errors.Is(noLife, errOver) && !a.clockKnown:
+	case errors.As(noLife, new(*overError)) && !a.clockKnown:
 		return noLife
 	case neither && noLife != nil:
 		return noLife
@@ -118,15 +118,14 @@ func (a *answer) parseTimes(f fields) error {
 	return nil
 }
 
-var errOver = errors.New("the token is already expired by its expires_in")
-
 func (a *answer) parseExpiresIn(f fields) error {
 	in, given, err := f.seconds("expires_in")
 	switch {
 	case err != nil:
 		return err
 	case given && in <= 0:
-		return errOver
+		on, _ := f.time("expires_on")
+		return &overError{-in, on, "the token is already expired by its expires_in"}
 	case in > longestLife:
 		return errors.New("expires_in is more than seven days")
 	}
@@ -229,15 +228,15 @@ func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, err err
 			return on, presumedLife, nil
 		}
 		if left <= 0 {
-			return on, 0, fmt.Errorf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))
+			return on, 0, &overError{-left, on, fmt.Sprintf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))}
 		}
 		return on, left, nil
 	}
 	on = earlier(a.expiresOn, exp)
 	left = a.expiresIn - a.expiresOn.Sub(on)
 	if left <= 0 {
-		return on, 0, fmt.Errorf("the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
-			stamp(on), stamp(a.expiresOn))
+		return on, 0, &overError{-left, time.Time{}, fmt.Sprintf("the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
+			stamp(on), stamp(a.expiresOn))}
 	}
 	return on, left, nil
 }

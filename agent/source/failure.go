@@ -30,7 +30,9 @@ func (at place) silent(waited time.Duration) *tokencache.FetchError {
 	if waited >= time.Second {
 		waited = waited.Round(time.Second)
 	}
-	return at.unreachable("no answer from %s within %v", at.dial, waited.Round(time.Millisecond))
+	failed := at.unreachable("no answer from %s within %v", at.dial, waited.Round(time.Millisecond))
+	failed.Extent = tokencache.OfIdentity
+	return failed
 }
 
 // broken is the failure of a round trip. What err says is not repeated, since some of net/http's

@@ -105,6 +105,7 @@ func (t *transport) broken(x *exchange, req *http.Request, err error) error {
 		return ctxErr
 	}
 	x.failed = t.at.broken(err)
+	x.failed.Extent = extentOf(err)
 	return x.failed
 }
 
@@ -135,14 +136,14 @@ func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, b
 	}
 	a, err := parseAnswer(f, t.known())
 	if err != nil {
-		return nil, malformed("the answer of %s cannot be used: %v", t.at.dial, err)
+		return nil, t.at.unusable(err, now)
 	}
 	if failed := a.checkIdentity(t.at, x.key); failed != nil {
 		return nil, failed
 	}
 	fetched, err := a.fetched(now)
 	if err != nil {
-		return nil, malformed("the answer of %s cannot be used: %v", t.at.dial, err)
+		return nil, t.at.unusable(err, now)
 	}
 	x.fetched = fetched
 	t.ignored.note(a.ignored)

@@ -1,0 +1,127 @@
+package tokencache
+
+import "time"
+
+const (
+	restTop = time.Minute // the longest that an endpoint is left alone that cannot be reached: one call stands for all keys
+
+	askFirst       = 2 * time.Second  // after a caller's own miss failed, the next asks no sooner; then after twice that, and so on
+	askTop         = 5 * time.Minute  // up to this
+	askLongTop     = 20 * time.Minute // or this, where only an administrator heals it
+	askSourceTop   = 5 * time.Second  // or this, where one call finds out for all keys
+	askThrottleTop = 30 * time.Second // or this, where each call counts against the device
+)
+
+// rest is how a source that throttles, or that cannot be reached, is left alone as a whole. Meanwhile there is one call at a
+// time: it finds out for all keys whether the source is well again.
+type rest struct {
+	failures int           // in a row; 0: the source is well
+	failure  *FetchError   // the last of them
+	since    time.Duration // boot time at which that was told
+	until    time.Duration // no call of the schedule before
+	callers  time.Duration // and none for a caller
+}
+
+// restsFor takes in a failure of the source as a whole, which a call told that began then.
+func (r *rest) restsFor(failure *FetchError, began, now time.Duration, roll float64) {
+	if r.failures == 0 || began >= r.since { // else it is the same that another call at once has told
+		r.failures++
+	}
+	r.failure, r.since = failure, now
+	wait := backoff(r.failures, longAgo, roll)
+	if failure.Kind != Throttled {
+		wait = min(wait, restTop)
+	}
+	told := min(failure.RetryAfter, retryAfter)
+	r.until = now + max(wait, told)
+	r.callers = now + max(askWait(failure, r.failures, longAgo), told)
+}
+
+// from returns the boot time from which f may begin as far as the source is concerned. What expires in these minutes is as
+// urgent as a caller.
+func (r *rest) from(f *flight, now time.Duration) time.Duration {
+	switch {
+	case r.failures == 0:
+		return longAgo
+	case f.class == forCaller, (f.expires - now).Abs() < lastMinutes:
+		return r.callers
+	}
+	return r.until
+}
+
+// end lets the next call begin at once.
+func (r *rest) end(now time.Duration) { r.until, r.callers = min(r.until, now), min(r.callers, now) }
+
+// heardLocked takes in what a call that ended shows of the source and of the identity, whatever became of its key.
+func (c *Cache) heardLocked(f *flight, now time.Duration, failure *FetchError) {
+	extent := OfKey
+	if failure != nil {
+		extent = failure.extent()
+	}
+	c.gate.ended(f, extent != OfIdentity)
+	switch {
+	case extent == OfSource:
+		if failure.Kind == Throttled {
+			c.gate.paused = max(c.gate.paused, now+min(failure.RetryAfter, retryAfter))
+		}
+		c.gate.rest.restsFor(failure, f.began, now, c.roll())
+		c.turnAwayLocked(now)
+	case extent == OfKey && c.gate.rest.failures > 0 && f.began >= c.gate.rest.since:
+		c.gate.rest = rest{}
+		c.goOnLocked(now)
+	}
+}
+
+// turnAwayLocked tells the callers whose call has not begun what has just been learnt of the source, instead of having them
+// wait for it. What is due stays queued.
+func (c *Cache) turnAwayLocked(now time.Duration) {
+	var stay []*flight
+	for _, f := range c.gate.queue {
+		e := c.entries[f.key]
+		failure := c.pauseLocked(now)
+		if f.class != forCaller || e == nil || failure == nil {
+			stay = append(stay, f)
+			continue
+		}
+		e.flight = nil
+		f.outcome, f.err = Failed, failure
+		close(f.done)
+	}
+	c.gate.queue = stay
+}
+
+// goOnLocked has all keys asked for that failed because the source did.
+func (c *Cache) goOnLocked(now time.Duration) {
+	for _, e := range c.entries {
+		if e.failures > 0 && e.failure.extent() == OfSource {
+			e.hurry(now)
+		}
+	}
+}
+
+// TryAgain ends every wait that follows failures, as after somebody has changed what they may have come from. A pause that
+// the source asked for stays.
+func (c *Cache) TryAgain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	c.gate.rest.end(now)
+	for _, e := range c.entries {
+		if e.failures > 0 {
+			e.waits, e.asks = 0, 0
+			e.hurry(now)
+		}
+	}
+	c.nudge()
+}
+
+// hurry has a key that failed asked for again at once.
+func (e *entry) hurry(now time.Duration) {
+	e.rests, e.failedUntil = longAgo, longAgo
+	if e.next == never || e.flight != nil {
+		return
+	}
+	if e.next = min(e.next, now); e.held(e.next) {
+		e.next = e.standing.holds
+	}
+}
