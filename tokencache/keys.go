@@ -107,7 +107,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 		if left := c.leftLocked(e, now); left > 0 {
 			c.reviveLocked(e, left, now)
 		} else if e.next == never && e.flight == nil {
-			e.next = now
+			e.next = max(now, e.rests)
 		}
 	}
 	c.evictLocked(nil)

@@ -18,6 +18,9 @@ type Memory struct {
 	Keys         []Remembered
 	Rollovers    []Rollover // of all keys, the latest last
 
+	Paused  time.Duration // no call before: the source asked for it; 0: it did not
+	Failing *BackOff      // the source as a whole; nil: it is well
+
 	// Record is the policy changes on record, for a start at which the record that is kept by itself is gone, or older: the
 	// cache leaves them to those who keep it. Floating ones are of the boot that BootID names.
 	Record Record
@@ -61,6 +64,8 @@ type Remembered struct {
 	// Withheld names the revocations on record that withhold the token, by their IDs, for a start at which the record is not
 	// there to tell: the cache leaves them to those who keep it.
 	Withheld []string
+
+	Failing *BackOff // nil: its last fetch did not fail
 }
 
 // Rollover is one that was seen: between which shares of a token's life it took place, and from which on the back end was
@@ -81,10 +86,11 @@ func (c *Cache) Memory() Memory {
 	m := Memory{
 		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
 		Record: c.recordLocked(), Principals: c.tellPrincipalsLocked(), Bygones: c.bygones.tell(),
+		Paused: max(0, c.gate.paused), Failing: c.gate.rest.failing(),
 	}
 	m.OnRecord = len(m.Record.Changes)
 	for _, e := range c.entries {
-		if e.life != 0 {
+		if e.life != 0 || e.failures > 0 {
 			r := e.remember(now, c.gate.paused)
 			r.Withheld = c.withholdersLocked(e)
 			m.Keys = append(m.Keys, r)
@@ -113,6 +119,7 @@ func (e *entry) remember(now, paused time.Duration) Remembered {
 		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: max(e.next, paused), Asked: e.asked,
 		Minted: e.minted, Life: e.life, Given: e.given, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
 		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Rollovers: e.rollovers.tell(),
+		Failing: e.failing(),
 	}
 	if e.deadline > now {
 		r.Token = *e.token
@@ -137,13 +144,17 @@ func (c *Cache) recall(m *Memory) {
 	c.rollovers = historyOf(m.Rollovers, sourceHistory)
 	c.recallPrincipals(m)
 	c.recallBygones(m)
+	c.recallRest(m, c.absence(m, Remembered{}, now), now)
 	keys := slices.Clone(m.Keys)
 	slices.SortStableFunc(keys, func(a, b Remembered) int { return cmp.Compare(a.lastAsked(), b.lastAsked()) })
 	for _, r := range keys {
-		if c.entries[r.Key] != nil || r.Life <= 0 {
-			continue
+		switch {
+		case c.entries[r.Key] != nil:
+		case r.Life > 0:
+			c.recallKey(r, c.absence(m, r, now), now)
+		case r.Failing != nil:
+			c.recallFailed(r, c.absence(m, r, now), now)
 		}
-		c.recallKey(r, c.absence(m, r, now), now)
 	}
 	c.evictLocked(nil)
 	if !m.ofBoot(c.bootID, now) {
@@ -174,7 +185,7 @@ func (c *Cache) confirmRecalledLocked(now time.Duration) {
 		}
 		e.confirm = now + confirmAfterBoot + time.Duration(c.roll()*float64(confirmBootWithin))
 		if e.next != never && !e.held(e.confirm) {
-			e.next = min(e.next, e.confirm)
+			e.next = min(e.next, max(e.confirm, e.rests))
 		}
 	}
 }
@@ -279,6 +290,7 @@ func (c *Cache) recallKey(r Remembered, a absence, now time.Duration) {
 	e.wishes = e.wished()
 	c.judgeLocked(e)
 	e.next = c.recallNext(e, r.Next, seems, a, now)
+	c.recallFailing(e, r.Failing, a, now)
 	e.probe = e.tries > 0 || e.standing.worst != Current
 }
 

@@ -15,8 +15,8 @@ import (
 )
 
 // memoryVersion is the format of a cache's memory that is written. Those before it are read as well: in version 1 the copy of
-// the record has neither lineage nor generation, and up to version 2 nothing has on-times, no claims name their issuer, and there
-// are neither principals nor bygones.
+// the record has neither lineage nor generation, and up to version 2 nothing has on-times, no claims name their issuer, there
+// are neither principals nor bygones, and nothing tells of failures.
 const memoryVersion = 3
 
 // Bounds on what a cache's memory may hold: those of what a back end may answer, and of what a cache remembers.
@@ -46,6 +46,8 @@ type memory struct {
 	Rollovers    []seen        `json:"rollovers"`
 	Principals   []principals  `json:"principals,omitempty"`
 	Bygones      []bygone      `json:"bygones,omitempty"`
+	Paused       time.Duration `json:"paused_ns,omitempty"`
+	Failing      *failing      `json:"failing,omitempty"`
 
 	// A copy of the record. One of generation 0 without changes is none.
 	Lineage    string    `json:"lineage,omitempty"`
@@ -85,6 +87,7 @@ type remembered struct {
 	Unconfirmed bool           `json:"unconfirmed,omitempty"`
 	Rollovers   []seen         `json:"rollovers,omitempty"`
 	Withheld    []string       `json:"withheld,omitempty"` // the IDs of the changes that withhold the token
+	Failing     *failing       `json:"failing,omitempty"`
 }
 
 type token struct {
@@ -122,6 +125,7 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 		Version: memoryVersion, Source: m.Source, BootID: m.BootID, Boot: m.Boot, On: m.On, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
 		Keys: make([]remembered, 0, len(m.Keys)), Rollovers: seenOf(m.Rollovers, maxHistory, tokencache.Key{}),
 		Principals: principalsOf(m.Principals), Bygones: bygonesOf(m.Bygones),
+		Paused: m.Paused, Failing: failingOf(m.Failing),
 	}
 	for _, r := range m.Keys {
 		if w := rememberedOf(r); w.check() == nil {
@@ -155,6 +159,7 @@ func rememberedOf(r tokencache.Remembered) remembered {
 		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.Born,
 		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
 		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key), Withheld: r.Withheld,
+		Failing: failingOf(r.Failing),
 	}
 	if r.Before != nil {
 		before := claimsOf(*r.Before)
@@ -227,7 +232,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	}
 	m := tokencache.Memory{
 		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, On: doc.On, Wall: doc.Wall, Synchronised: doc.Synchronised,
-		Rollovers: told(doc.Rollovers, tokencache.Key{}),
+		Rollovers: told(doc.Rollovers, tokencache.Key{}), Paused: doc.Paused, Failing: doc.Failing.failing(),
 		Record: tokencache.Record{
 			Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
 			Lineage: doc.Lineage, Generation: doc.Generation,
@@ -257,6 +262,7 @@ func (w *remembered) remembered() tokencache.Remembered {
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
 		Withheld: w.Withheld,
+		Failing: w.Failing.failing(),
 	}
 	if t := w.Token; t != nil {
 		r.Token = tokencache.Token{
@@ -308,6 +314,11 @@ func (doc *memory) check() error {
 		return errors.New("its on_ns is out of range")
 	case !known(doc.Wall):
 		return errors.New("its wall is outside 1970 to 2200")
+	case doc.Paused < 0 || doc.Paused > maxSpan:
+		return errors.New("its pause is none")
+	}
+	if err := doc.Failing.check(); err != nil {
+		return err
 	}
 	if err := checkSeen(doc.Rollovers, maxHistory); err != nil {
 		return err
@@ -366,6 +377,9 @@ func (w *remembered) check() error {
 		}
 	}
 	if err := w.Token.check(); err != nil {
+		return err
+	}
+	if err := w.Failing.check(); err != nil {
 		return err
 	}
 	return checkSeen(w.Rollovers, maxOwn)

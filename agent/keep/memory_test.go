@@ -34,6 +34,9 @@ func whole(n int) tokencache.Memory {
 			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour,
 			Minted: tokencache.Minting{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, Born: -time.Minute,
 			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
+			Failing: &tokencache.BackOff{
+				Kind: tokencache.Refused, Extent: tokencache.OfIdentity, Detail: "no", Failures: 3, Waits: 2, Asks: 1, Until: 20 * time.Minute, Callers: math.MinInt64 / 2,
+			},
 			Withheld: []string{"a1", "gone"}, Unconfirmed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
 		}, {
 			Key: user, Nominal: time.Hour, Deadline: math.MinInt64 / 2, Next: tokencache.Never, Asked: tokencache.Never, Life: time.Hour,
@@ -41,6 +44,9 @@ func whole(n int) tokencache.Memory {
 			Key:   tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: "r"},
 			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1,
 		}},
+		Paused: 2 * time.Hour, Failing: &tokencache.BackOff{
+			Kind: tokencache.Throttled, Extent: tokencache.OfSource, Detail: "many", Failures: 7, Waits: 1, Asks: 1, Until: 2 * time.Hour, Callers: time.Hour,
+		},
 		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
 		Principals: []tokencache.Principals{{
 			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c"},
