@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"perceptd/agent/lock"
 	"perceptd/tokencache"
 )
 
@@ -418,6 +419,10 @@ func TestFullDisk(t *testing.T) {
 	}
 	if got, err := open(t, dir).Load(); err != nil || !reflect.DeepEqual(got, new(first(1))) {
 		t.Errorf("a record that can be read and not written is not read: %v, %v", got, err)
+	}
+	var by lock.HeldError // by this test: it came as far as the lock
+	if _, err := Hold(dir); !errors.As(err, &by) {
+		t.Errorf("a folder that can be read and not written to cannot be held: %v", err)
 	}
 }
 

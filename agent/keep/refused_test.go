@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -214,5 +215,43 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 		if got, err := open(t, dir).Load(); err != nil || !reflect.DeepEqual(got, new(all())) {
 			t.Errorf("%s: afterwards: %v, %v", row.name, got, err)
 		}
+	}
+}
+
+// A folder that can be read and not written to, as with mode 0500, is read; what fails is keeping, with what the kernel says.
+func TestFolderThatCannotBeWrittenTo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := errors.Join(open(t, dir).Save(all()), openTokens(t, dir).Save(whole(1))); err != nil {
+		t.Fatal(err)
+	}
+	before := listing(t, dir)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		refuse(t, unix.SYS_OPENAT, 2, unix.O_CREAT, unix.EACCES)
+		r := Open(Disk(dir), uptime(time.Hour))
+		tokens, err := OpenTokens(Disk(dir), testKey)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		b := Start(r, tokens, nil, anybodys, BootID())
+		if !reflect.DeepEqual(b.Record, new(all())) || b.Memory == nil || !reflect.DeepEqual(*b.Memory, whole(1)) || b.RecordFault != nil || b.TokensFault != nil {
+			t.Errorf("%+v", b)
+		}
+		if err := r.Save(first(1)); !errors.Is(err, unix.EACCES) {
+			t.Errorf("the record: %v", err)
+		}
+		if err := tokens.Save(whole(2)); !errors.Is(err, unix.EACCES) {
+			t.Errorf("the tokens: %v", err)
+		}
+	}()
+	<-done
+	if names := listing(t, dir); !slices.Equal(names, before) {
+		t.Errorf("%q, where there was %q", names, before)
+	}
+	if got, err := open(t, dir).Load(); err != nil || !reflect.DeepEqual(got, new(all())) {
+		t.Errorf("afterwards: %v, %v", got, err)
 	}
 }
