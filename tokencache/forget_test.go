@@ -87,7 +87,7 @@ func TestForgetForgetsTheLife(t *testing.T) {
 		refreshed(t, c, vault, tokencache.Newer)
 		received := only(t, c).ReceivedOn
 		time.Sleep(10 * time.Minute)
-		left = 5 * time.Hour
+		r.during(func() { left = 5 * time.Hour })
 		refreshed(t, c, vault, tokencache.Unchanged)
 		if got := only(t, c).Left; got > 24*time.Hour-10*time.Minute {
 			t.Errorf("%v left before", got)

@@ -67,6 +67,20 @@ func (r *registry) gives(answer func(tokencache.Key) tokencache.Fetched) {
 	r.answer = answer
 }
 
+// during has nothing be asked while change is made to what the answers are made of, or look taken at what was asked.
+func (r *registry) during(change func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change()
+}
+
+// asked returns when that key was asked for.
+func (r *registry) asked(key tokencache.Key) []time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.calls[key])
+}
+
 func (r *registry) observe(e tokencache.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -154,7 +168,7 @@ func TestAnotherPrincipalReplaces(t *testing.T) {
 				time.Sleep(5*time.Minute + time.Second)
 				synctest.Wait()
 				holds(t, c, storage, "b")
-				if n := len(r.calls[other]); n != 1 {
+				if n := len(r.asked(other)); n != 1 {
 					t.Errorf("%d calls for the key of another selector", n)
 				}
 				told := r.switches()
@@ -193,10 +207,11 @@ func TestConfirmationsAreSpread(t *testing.T) {
 		minutes := make(map[int]int)
 		for _, key := range keys[1:] {
 			holds(t, c, key, "b")
-			if n := len(r.calls[key]); n != 2 {
-				t.Errorf("%d calls for %v", n, key)
+			asked := r.asked(key)
+			if len(asked) != 2 {
+				t.Fatalf("%d calls for %v", len(asked), key)
 			}
-			minutes[int(time.Since(r.calls[key][1])/time.Minute)]++
+			minutes[int(time.Since(asked[1])/time.Minute)]++
 		}
 		for minute, n := range minutes {
 			if n > 30 {
@@ -531,14 +546,17 @@ func TestOddTokensAreTold(t *testing.T) {
 		time.Sleep(time.Minute)
 		refreshed(t, c, vault, tokencache.Newer)
 		var twins, audiences int
-		for _, e := range r.events {
-			if e.Twin != nil && *e.Twin == vault && e.Key == storage {
-				twins++
+		synctest.Wait()
+		r.during(func() {
+			for _, e := range r.events {
+				if e.Twin != nil && *e.Twin == vault && e.Key == storage {
+					twins++
+				}
+				if e.AudienceBefore == "https://one" {
+					audiences++
+				}
 			}
-			if e.AudienceBefore == "https://one" {
-				audiences++
-			}
-		}
+		})
 		if twins != 1 || audiences != 1 {
 			t.Errorf("told %d times of one token for two keys, %d times of another audience", twins, audiences)
 		}
@@ -592,7 +610,7 @@ func randomSwitches(t *testing.T, r *registry, c *tokencache.Cache, steps []int)
 		switch action := step / 8 % 6; action {
 		case 0:
 			if last := reigns[len(reigns)-1]; !last.known.IsZero() && time.Since(last.from) > 2*lag {
-				reigns = append(reigns, reign{object: fmt.Sprint("p", len(reigns)), from: time.Now()})
+				r.during(func() { reigns = append(reigns, reign{object: fmt.Sprint("p", len(reigns)), from: time.Now()}) })
 			}
 		case 1:
 			_, _ = c.Refresh(t.Context(), key, true)
@@ -606,7 +624,7 @@ func randomSwitches(t *testing.T, r *registry, c *tokencache.Cache, steps []int)
 		}
 		now := &reigns[len(reigns)-1]
 		if now.known.IsZero() && slices.ContainsFunc(c.Principals(), func(p tokencache.Principals) bool { return p.Current.ObjectID == now.object }) {
-			now.known = time.Now()
+			r.during(func() { now.known = time.Now() })
 		}
 		// Replicas that lag may have brought the one before back: that is put to the test an hour later.
 		const takes = 2*time.Hour + 30*time.Minute

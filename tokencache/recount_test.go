@@ -76,13 +76,15 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
 				defer c.Close()
 				for i, answer := range row.answers {
-					now = row.answers[max(0, i-1)]
-					if i > 0 && answer.after > row.answers[0].left {
-						now = answer // the schedule asks at the expiry
-					}
+					r.during(func() {
+						now = row.answers[max(0, i-1)]
+						if i > 0 && answer.after > row.answers[0].left {
+							now = answer // the schedule asks at the expiry
+						}
+					})
 					time.Sleep(answer.after - time.Since(began))
 					synctest.Wait()
-					now = answer
+					r.during(func() { now = answer })
 					w.set(-answer.ahead, answer.known)
 					_, err := c.Refresh(t.Context(), vault, true)
 					if answer.want == 0 {
@@ -122,7 +124,7 @@ func TestLifeByAnotherToken(t *testing.T) {
 			defer c.Close()
 			refreshed(t, c, vault, tokencache.Newer)
 			refreshed(t, c, storage, tokencache.Newer)
-			wrong = false
+			r.during(func() { wrong = false })
 			time.Sleep(10 * time.Minute)
 			refreshed(t, c, storage, tokencache.Unchanged)
 			time.Sleep(10 * time.Minute)
@@ -154,7 +156,7 @@ func TestCorrectedLifeIsPlannedBy(t *testing.T) {
 			return f
 		})
 		refreshed(t, c, vault, tokencache.Newer)
-		wrong = false
+		r.during(func() { wrong = false })
 		time.Sleep(10 * time.Minute)
 		refreshed(t, c, vault, tokencache.Unchanged)
 		got := only(t, c)
