@@ -262,7 +262,7 @@ func (w *remembered) remembered() tokencache.Remembered {
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
 		Withheld: w.Withheld,
-		Failing: w.Failing.failing(),
+		Failing:  w.Failing.failing(),
 	}
 	if t := w.Token; t != nil {
 		r.Token = tokencache.Token{

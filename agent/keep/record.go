@@ -46,8 +46,12 @@ func (r *Record) Load() (*tokencache.Record, error) {
 	twin, other := r.load(copyName)
 	switch {
 	case record == nil:
+		fault = cmp.Or(fault, missing(fileName, twin))
 		record = twin
-	case twin != nil:
+	case twin == nil:
+		other = cmp.Or(other, missing(copyName, record))
+	default:
+		fault = cmp.Or(fault, older(record, twin))
 		record = joined(record, twin)
 	}
 	r.unread = nil
@@ -80,6 +84,27 @@ func (r *Record) load(name string) (*tokencache.Record, error) {
 		return nil, moveAside(r.folder, name, err)
 	}
 	return record, err
+}
+
+// missing says that the file of that name is gone beside the one that has there; nil where nothing is there, or what a release
+// wrote that had one file.
+func missing(name string, there *tokencache.Record) error {
+	if there == nil || there.On == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s is gone", name)
+}
+
+// older says which of the record and its copy is the older one; nil where neither is. A crash while they were written leaves
+// an older record, and so does whoever puts back one of them.
+func older(record, twin *tokencache.Record) error {
+	switch {
+	case record.Lineage != twin.Lineage || record.Generation == twin.Generation:
+		return nil
+	case record.Generation < twin.Generation:
+		return fmt.Errorf("%s is older than %s", fileName, copyName)
+	}
+	return fmt.Errorf("%s is older than %s", copyName, fileName)
 }
 
 // joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is the
