@@ -38,6 +38,13 @@ func (w *wholeSeconds) Fetch(_ context.Context, _ tokencache.Key) (tokencache.Fe
 	return f, err
 }
 
+// state returns how often it was asked, and when the token ends that it hands out.
+func (w *wholeSeconds) state() (calls int, ends time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls, w.ends
+}
+
 func (w *wholeSeconds) answer() (tokencache.Fetched, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -88,12 +95,10 @@ func overRollovers(t *testing.T, name string, w *wholeSeconds, known bool) {
 	time.Sleep(370 * time.Millisecond)
 	mustGet(t, c, vault, sdk)
 	for range 3 {
-		w.mu.Lock()
-		ends := w.ends
-		w.mu.Unlock()
+		_, ends := w.state()
 		time.Sleep(time.Until(ends) - 12*time.Second)
 		var all sync.WaitGroup
-		before := w.calls
+		before, _ := w.state()
 		for time.Now().Before(ends.Add(12 * time.Second)) {
 			all.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -105,8 +110,8 @@ func overRollovers(t *testing.T, name string, w *wholeSeconds, known bool) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		all.Wait()
-		if spent := w.calls - before; spent > 8 {
-			t.Errorf("%s: %d calls for one rollover", name, spent)
+		if after, _ := w.state(); after-before > 8 {
+			t.Errorf("%s: %d calls for one rollover", name, after-before)
 		}
 	}
 }
@@ -119,13 +124,15 @@ func TestColdKeyAtTheExpiry(t *testing.T) {
 		if _, err := w.Fetch(t.Context(), vault); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Until(w.ends) - 500*time.Millisecond)
+		_, ends := w.state()
+		time.Sleep(time.Until(ends) - 500*time.Millisecond)
 		c := tokencache.New(tokencache.Options{Fetch: w.Fetch})
 		defer c.Close()
 		before := time.Now()
 		mustGet(t, c, vault, sdk)
-		if waited := time.Since(before); waited > 1200*time.Millisecond || w.calls > 4 {
-			t.Errorf("waited %v, %d calls", waited, w.calls)
+		calls, _ := w.state()
+		if waited := time.Since(before); waited > 1200*time.Millisecond || calls > 4 {
+			t.Errorf("waited %v, %d calls", waited, calls)
 		}
 	})
 }

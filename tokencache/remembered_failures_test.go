@@ -20,8 +20,8 @@ func TestFailuresOutliveCrashes(t *testing.T) {
 		{&tokencache.FetchError{Kind: tokencache.Refused}, false, 60 * 17},
 		{&tokencache.FetchError{Kind: tokencache.Refused}, true, 60 * 17},
 		{&tokencache.FetchError{Kind: tokencache.Throttled}, false, 200},
-		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Hour}, false, 15},
-		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Hour}, true, 15},
+		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Hour}, false, 20},
+		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Hour}, true, 20},
 		{&tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, false, 800},
 		{&tokencache.FetchError{Kind: tokencache.Unreachable}, false, 60 * 45},
 	} {

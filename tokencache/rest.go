@@ -90,6 +90,14 @@ func (c *Cache) turnAwayLocked(now time.Duration) {
 	c.gate.queue = stay
 }
 
+// nextLocked returns when the schedule asks for e, which is not before the source is asked at all; never: it does not.
+func (c *Cache) nextLocked(e *entry, now time.Duration) time.Duration {
+	if e.next == never {
+		return never
+	}
+	return max(now, e.next, c.gate.paused, c.gate.rest.from(&flight{class: forRefresh, expires: e.deadline}, now))
+}
+
 // goOnLocked has all keys asked for that failed because the source did.
 func (c *Cache) goOnLocked(now time.Duration) {
 	for _, e := range c.entries {

@@ -281,3 +281,24 @@ func TestRefreshCutsShort(t *testing.T) {
 		})
 	}
 }
+
+// People are told when a key is really asked for: not before the source is asked at all.
+func TestNextRefreshIsNotWithinAPause(t *testing.T) {
+	t.Parallel()
+	s := &script{}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		time.Sleep(12*time.Hour - time.Minute)
+		s.set(func(s *script) {
+			s.fails = &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 5 * time.Minute}
+		})
+		if _, err := c.Get(t.Context(), tokencache.Key{Resource: "api://other"}, sdk); kindOf(t, err) != tokencache.Throttled {
+			t.Fatal(err)
+		}
+		for _, got := range c.Status() {
+			if next := time.Until(got.NextRefresh); got.Key == vault && next != 5*time.Minute {
+				t.Errorf("the refresh that is due in a minute is told to come in %v", next)
+			}
+		}
+	})
+}

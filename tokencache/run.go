@@ -189,8 +189,8 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	if f.outcome == Newer {
 		event.Twin, event.AudienceBefore = c.twinLocked(e), e.audienceBefore
 	}
-	if e.next != never {
-		event.Retry = max(0, e.next-now)
+	if next := c.nextLocked(e, now); next != never {
+		event.Retry = next - now
 	}
 	close(f.done)
 	return event, true

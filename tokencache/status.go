@@ -138,8 +138,8 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 	if e.failure != nil {
 		s.LastError = e.failure
 	}
-	if e.next != never {
-		s.NextRefresh = wall.Add(max(0, e.next-now))
+	if next := c.nextLocked(e, now); next != never {
+		s.NextRefresh = wall.Add(next - now)
 	}
 	left := c.leftLocked(e, now)
 	if left > 0 {
