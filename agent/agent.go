@@ -130,7 +130,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed, ready: make(chan struct{})}
 	a.audit.open(o.Log, a.clock)
 	a.rules.Store(compiled)
-	kept := o.told(a.clock.Boot())
+	kept := o.told()
 	before := kept.recover(o.Record, o.LostRecord)
 	before.Record, _ = o.Rules.withLostEffect(before.Record)
 	before.lost = before.lost && o.UnreadRecord == nil

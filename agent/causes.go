@@ -55,9 +55,12 @@ func (c *inquiry) judgeAudience() {
 		c.add(WrongAudience, fmt.Sprintf("the token was asked for as %s, an alternate of %s, since that one's own was not current", c.key.Resource, c.report.Resource),
 			fmt.Sprintf("the resource does not accept this audience, it seems: take it off the alternates of %s in the configuration", c.report.Resource))
 	case aud == "" || aud == c.key.Resource || validGUID.MatchString(aud) || validGUID.MatchString(c.key.Resource):
+	case tokencache.Spelling(aud) == tokencache.Spelling(c.key.Resource):
+		c.add(WrongAudience, fmt.Sprintf("the token's audience is %s, and it was asked for as %s: another spelling", aud, c.key.Resource),
+			"name the resource exactly as it wants its audience: a slash at the end makes another one")
 	default:
 		c.add(WrongAudience, fmt.Sprintf("the token's audience is %s, and it was asked for as %s", aud, c.key.Resource),
-			"name the resource exactly as it wants its audience: a slash at the end makes another one")
+			"name the resource exactly as it wants its audience")
 	}
 }
 

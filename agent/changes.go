@@ -154,6 +154,19 @@ func (a *Agent) explainChange(p tokencache.PolicyChange, err error) error {
 	return err
 }
 
+// joinedTrouble says that a change stands for others as well, and what that means.
+func joinedTrouble(c NotedChange) string {
+	of, on := "every identity", "every resource"
+	if c.Identity != "" {
+		of = fmt.Sprintf("identity %q", c.Identity)
+	}
+	if c.Resource != "" {
+		on = c.Resource
+	}
+	return fmt.Sprintf("the record of policy changes was full: %s stands for %d more, and is about %s and %s until the last of them is over: note one change for many resources rather than one for each, and withdraw those that are over (perceptctl policy-changes)",
+		c.ID, c.Joined, of, on)
+}
+
 func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 	identity, resource := a.rules.Load().nameOf(p), p.Resource
 	if identity == "" {
@@ -200,10 +213,11 @@ func (s *ruleset) policyChange(c Change) (tokencache.PolicyChange, *Error) {
 		if err := CheckResource(resource); err != nil {
 			return p, badChange("%v", err)
 		}
-		if !slices.Contains(s.resources, resource) {
-			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name %s; spell it as they do, or use --all-resources", resource, s.resourceList())
+		named := spelt(s.resources, resource)
+		if named == "" {
+			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name %s; name one of these, or use --all-resources", resource, s.resourceList())
 		}
-		p.Resource = resource
+		p.Resource = named
 	}
 	if c.Identity == "" {
 		return p, nil

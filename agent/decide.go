@@ -2,8 +2,11 @@ package agent
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+
+	"perceptd/tokencache"
 )
 
 // Which grants decide over a caller:
@@ -168,8 +171,31 @@ func (s *ruleset) notGranted(caller *Caller, resource, identity string) *Error {
 	}
 	return &Error{
 		Reason: NotGranted,
-		Detail: fmt.Sprintf("no [[grant]] lets %v have tokens%s for %s%s: an administrator can add one", *caller, of, resource, caller.butUser()),
+		Detail: fmt.Sprintf("no [[grant]] lets %v have tokens%s for %s%s: an administrator can add one%s", *caller, of, resource, caller.butUser(), s.butAs(caller, resource)),
 	}
+}
+
+// butAs adds to a denial that the caller has the resource granted in another spelling, where it has.
+func (s *ruleset) butAs(caller *Caller, resource string) string {
+	var room [4]who
+	for _, w := range s.deciding(caller, room[:0]) {
+		if other := spelt(slices.Sorted(maps.Keys(s.granted[w])), resource); other != "" && other != resource {
+			return fmt.Sprintf("; granted is %s, and the back end takes another spelling for another resource", other)
+		}
+	}
+	return ""
+}
+
+// spelt returns the one of all that is resource in this or another spelling, the same one first; empty for none.
+func spelt(all []string, resource string) string {
+	if slices.Contains(all, resource) {
+		return resource
+	}
+	wanted := tokencache.Spelling(resource)
+	if i := slices.IndexFunc(all, func(other string) bool { return tokencache.Spelling(other) == wanted }); i >= 0 {
+		return all[i]
+	}
+	return ""
 }
 
 // butUser adds to the reason of a denial why a grant for the caller's user or group does not count.
@@ -265,6 +291,9 @@ func (c *Considered) role(deciding kind, resource string) string {
 	case !c.Decides:
 		return fmt.Sprintf("does not count: a grant by %v is more specific and decides alone", deciding)
 	case !slices.Contains(c.Resources, resource):
+		if other := spelt(c.Resources, resource); other != "" {
+			return "decides, and names " + other + ", which the back end takes for another resource"
+		}
 		return "decides, and does not name this resource"
 	case !c.Allows:
 		return "decides, and is for another identity"

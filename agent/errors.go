@@ -99,7 +99,7 @@ func (a *Agent) explainWithheld(identity *Identity, resource string, err *tokenc
 	}
 	return &Error{Reason: PermissionsRevoked, Detail: fmt.Sprintf(
 		"permissions of identity %q on %s were revoked on %s, and the back end still hands out a token from before: it is withheld until a current one is here, by %s at the latest%s; tokens already handed out cannot be recalled; ask again with wait, or watch",
-		identity.Name, resource, stamp(err.Revoked), stamp(err.Permissions.CurrentBy), probably)}
+		identity.Name, resource, stamp(err.Revoked), stamp(err.Until), probably)}
 }
 
 func (a *Agent) explainNotYet(identity *Identity, resource string, err *tokencache.NotYetError) *Error {

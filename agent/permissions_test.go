@@ -256,8 +256,8 @@ func TestBadChanges(t *testing.T) {
 			{"granted, revoked or changed", agent.BadChange, agent.Change{Resource: vault}},
 			{"granted, revoked or changed", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Unknown}},
 			{"no App ID URI", agent.BadChange, agent.Change{Resource: "vault", Effect: tokencache.Changed}},
-			{"the grants name " + storage + ", " + vault + "; spell it as they do, or use --all-resources", agent.BadChange,
-				agent.Change{Resource: vault + "/", Effect: tokencache.Revoked}},
+			{"the grants name " + storage + ", " + vault + "; name one of these, or use --all-resources", agent.BadChange,
+				agent.Change{Resource: vault + "/x", Effect: tokencache.Revoked}},
 			{"the year 2200", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}},
 			{"the year 1969", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC)}},
 			{"257 bytes", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: strings.Repeat("a", 257)}},
@@ -279,13 +279,16 @@ func TestBadChanges(t *testing.T) {
 		if n := len(a.Changes()); n != 0 || z.record() != nil {
 			t.Errorf("%d changes on record", n)
 		}
+		ask(t, a, module, agent.Request{Resource: vault})
+		time.Sleep(time.Second)
+		changed := agent.Change{Resource: vault, Effect: tokencache.Changed}
 		for i := range tokencache.MaxChanges {
-			if _, err := a.NoteChange("test", revoked); err != nil {
+			if _, err := a.NoteChange("test", changed); err != nil {
 				t.Fatalf("change %d: %v", i, err)
 			}
 		}
 		for range 3 {
-			_, err := a.NoteChange("test", revoked)
+			_, err := a.NoteChange("test", changed)
 			if reasonOf(err) != agent.TooManyChanges || !strings.Contains(err.Error(), "withdraw some") || !strings.Contains(err.Error(), "all resources") {
 				t.Error(err)
 			}
@@ -459,30 +462,35 @@ func TestRecordFromBefore(t *testing.T) {
 	})
 }
 
-// What the cache changes by itself is kept too: a change that is dated when the clock is set right.
-func TestFloatingChange(t *testing.T) {
+// What the cache changes by itself is kept too: the date that people are told of a change, when the clock is set right.
+func TestUnsureChange(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
-	right := false
-	synchronised := func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return right
-	}
-	inAzure(t, func(o *agent.Options, _ *azure) { o.Clock.Synchronised = synchronised }, func(t *testing.T, a *agent.Agent, z *azure) {
+	ahead := -20 * 365 * 24 * time.Hour
+	inAzure(t, func(o *agent.Options, _ *azure) {
+		o.Clock.Wall = func() time.Time {
+			mu.Lock()
+			defer mu.Unlock()
+			return time.Now().Round(0).Add(ahead)
+		}
+		o.Clock.Synchronised = func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return ahead == 0
+		}
+	}, func(t *testing.T, a *agent.Agent, z *azure) {
 		ask(t, a, module, agent.Request{Resource: vault})
-		if noted := note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Now().Add(time.Hour)}); noted.Floating {
-			t.Errorf("%+v", noted)
-		}
-		if noted := note(t, a, revoked); !noted.Floating || !slices.ContainsFunc(z.record(), func(p tokencache.PolicyChange) bool { return p.Floating }) {
-			t.Errorf("%+v", noted)
+		truly := time.Now()
+		noted := note(t, a, revoked)
+		if !noted.Unsure || noted.Vouched || len(z.record()) != 1 || !z.record()[0].At.Equal(truly.Add(ahead)) {
+			t.Errorf("%+v, kept %+v", noted, z.record())
 		}
 		mu.Lock()
-		right = true
+		ahead = 0
 		mu.Unlock()
 		time.Sleep(25 * time.Hour)
-		if slices.ContainsFunc(z.record(), func(p tokencache.PolicyChange) bool { return p.Floating }) {
-			t.Errorf("kept %+v", z.record())
+		if got := z.record(); len(got) != 1 || got[0].At.Sub(truly).Abs() > time.Second || got[0].Moment != noted.Moment {
+			t.Errorf("kept %+v", got)
 		}
 	})
 }
@@ -517,15 +525,16 @@ func TestLostRecord(t *testing.T) {
 	})
 	full := make([]tokencache.PolicyChange, tokencache.MaxChanges)
 	for i := range full {
-		full[i] = tokencache.PolicyChange{ID: fmt.Sprint(i), AllIdentities: true, Effect: tokencache.Changed, At: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)}
+		full[i] = tokencache.PolicyChange{ID: fmt.Sprint(i), AllIdentities: true, Effect: tokencache.Revoked, At: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)}
 	}
 	unread := func(o *agent.Options, _ *azure) {
 		o.UnreadRecord, o.Copies = lost, []tokencache.Memory{{Record: tokencache.Record{Lineage: "l", Changes: full}}}
 		o.Load = func() (*tokencache.Record, error) { return nil, lost }
 	}
-	inAzure(t, unread, func(_ *testing.T, _ *agent.Agent, z *azure) {
-		if z.logs.FilterMessage("that could not be noted").Len() != 1 {
-			t.Error("a record with no room for that, and not a word")
+	inAzure(t, unread, func(t *testing.T, a *agent.Agent, _ *azure) {
+		lost := func(c agent.NotedChange) bool { return c.Effect == tokencache.Unknown }
+		if all := a.Changes(); len(all) != tokencache.MaxChanges || !slices.ContainsFunc(all, lost) {
+			t.Errorf("a full record has no room for that: %d changes", len(all))
 		}
 	})
 }

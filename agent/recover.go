@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -36,8 +35,8 @@ type mark struct {
 	taken tokencache.PolicyChange
 }
 
-// told is what o's copies tell, by this boot's clock.
-func (o *Options) told(now time.Duration) (k kept) {
+// told is what o's copies tell.
+func (o *Options) told() (k kept) {
 	all := o.Copies
 	if all == nil && o.Memory != nil {
 		all = []tokencache.Memory{*o.Memory}
@@ -46,7 +45,7 @@ func (o *Options) told(now time.Duration) (k kept) {
 		if m.OnRecord > len(m.Record.Changes) {
 			k.torn = true
 		} else {
-			k.copies = append(k.copies, copyIn(&m, o.BootID, now))
+			k.copies = append(k.copies, copyIn(&m))
 		}
 		for _, r := range m.Keys {
 			for _, id := range r.Withheld {
@@ -57,15 +56,10 @@ func (o *Options) told(now time.Duration) (k kept) {
 	return k
 }
 
-// copyIn is the record that m has, by this boot's clock.
-func copyIn(m *tokencache.Memory, bootID string, now time.Duration) tokencache.Record {
+// copyIn is the record that m has.
+func copyIn(m *tokencache.Memory) tokencache.Record {
 	r := m.Record
 	r.Changes = slices.DeleteFunc(slices.Clone(r.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
-	for i := range r.Changes {
-		if p := &r.Changes[i]; p.Floating && (bootID == "" || m.BootID != bootID || p.BootAt > now) {
-			p.BootAt = now // its boot is over: later than the truth, and so on the safe side
-		}
-	}
 	return r
 }
 
@@ -191,7 +185,7 @@ func fitted(all []tokencache.PolicyChange) []tokencache.PolicyChange {
 	return all
 }
 
-// lacking returns those of all that are not among there, by id: two starts may date a floating change differently.
+// lacking returns those of all that are not among there, by id: two starts may have dated one differently for people.
 func lacking(there, all []tokencache.PolicyChange) (left []tokencache.PolicyChange) {
 	for _, p := range all {
 		if !slices.ContainsFunc(there, func(q tokencache.PolicyChange) bool { return q.ID == p.ID }) {

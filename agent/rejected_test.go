@@ -182,7 +182,7 @@ func TestRejectedForClaims(t *testing.T) {
 		{"as it should be", nil, 401, []agent.Cause{agent.WrongAudience}, "its audience is " + vault},
 		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 401, []agent.Cause{agent.WrongAudience}, "its audience is not told"},
 		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 403, []agent.Cause{agent.RBACDelay, agent.NoPermission}, "up to 10 minutes"},
-		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 401, []agent.Cause{agent.WrongAudience}, "asked for as " + vault + " | name"},
+		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 401, []agent.Cause{agent.WrongAudience}, "asked for as " + vault + ": another spelling | name"},
 		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 403, []agent.Cause{agent.WrongAudience, agent.RBACDelay, agent.NoPermission}, "a slash at the end"},
 		{"a GUID tells nothing", func(c *tokencache.Claims) { c.Audience = guid1 }, 403, []agent.Cause{agent.RBACDelay, agent.NoPermission}, ""},
 		{"client", func(c *tokencache.Claims) { c.ClientID = guid2 }, 401, []agent.Cause{agent.WrongIdentity}, "client ID is " + guid2},

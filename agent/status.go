@@ -94,6 +94,9 @@ func (a *Agent) Status() Status {
 		if standsForLost(change.PolicyChange) {
 			s.Trouble = append(s.Trouble, lostTrouble(change.PolicyChange))
 		}
+		if change.Joined > 0 {
+			s.Trouble = append(s.Trouble, joinedTrouble(change))
+		}
 	}
 	s.Trouble = append(s.Trouble, a.record.trouble()...)
 	s.Trouble = append(s.Trouble, a.memory.trouble()...)

@@ -128,7 +128,7 @@ func New(o Options) *Cache {
 		seen:   1,
 		spread: cmp.Or(o.Spread, DefaultSpread),
 		bootID: o.BootID,
-		on:     o.On,
+		on:     max(o.On, 1), // 0 stands for none
 
 		lineage: o.Record.Lineage, generation: o.Record.Generation,
 	}
@@ -213,7 +213,7 @@ func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight,
 			return answer, nil, 0, nil
 		}
 		if e.standing.withheld() {
-			return Answer{}, nil, 0, &WithheldError{Permissions: c.permissionsLocked(e, now), Revoked: e.standing.revoked}
+			return Answer{}, nil, 0, c.withheldLocked(e, now)
 		}
 	}
 	short := c.shortLocked(e, need, left, now)
@@ -269,7 +269,7 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 		case left > 0 && o.standing.worst == Current && c.shortLocked(o, need, left, now) == nil:
 			return c.serveLocked(o, left, now), true
 		case left <= 0 && o.flight == nil && o.next == never:
-			o.probe, o.next = true, max(now, o.standing.holds, o.rests)
+			o.probe, o.next = true, max(now, o.holds(), o.rests)
 			c.nudge()
 		}
 	}
@@ -407,7 +407,7 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 	}
 	if !e.underWay() {
 		if !insist && e.held(now) {
-			return nil, "", &HeldError{For: e.standing.holds - now}
+			return nil, "", &HeldError{For: e.holds() - now}
 		}
 		if pause := c.askedPauseLocked(now); pause != nil {
 			return nil, "", pause

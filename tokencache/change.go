@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 )
@@ -47,28 +46,26 @@ type PolicyChange struct {
 	Selector      Selector // unused with AllIdentities
 	Resource      string   // empty: every resource, as a group's membership touches
 
-	// At is when it happened. Zero, given to Note, means now.
+	// At is when it happened, for people: by their clocks, or by the device's. Zero, given to Note, means now.
 	At     time.Time
 	Effect Effect
 	Note   string // what people wrote beside it
 
+	// What follows is filled in by Note.
+
 	// NotedOn is when Note took it, by the device's wall clock.
 	NotedOn time.Time
-
-	// Floating says that At was read off a wall clock that was not known to be right. The change then
-	// happened at the boot time BootAt, which Note fills in, and At is corrected once the clock is
-	// known. A change that is loaded after a reboot has lost its anchor: give it the boot time of the
-	// loading, which is later than the truth and so on the safe side.
-	Floating bool
-	BootAt   time.Duration
-
-	// Moment is the on-time at which it happened, at the latest. Note fixes it, and it is never moved. Zero: not known, since
+	// Vouched says that the wall clock was known to be right then.
+	Vouched bool
+	// Moment is the on-time at which it happened, as if the device had been on since. It is never moved. Zero: not known, since
 	// a release that had no on-time noted it.
 	Moment time.Duration
-	// Vouched says that the wall clock was known to be right when Note took it.
-	Vouched bool
+	// By is the on-time at which it happened at the latest: later than Moment where it is dated before the boot it was noted in.
+	By time.Duration
 	// Issuer is when it happened by the clock of those who issue tokens, as far as that is known.
 	Issuer Window
+	// Joined is how many others it stands for, since the record was full.
+	Joined int
 }
 
 // Window is an interval by the issuer's clock. A zero end is not known.
@@ -92,9 +89,10 @@ type Record struct {
 // Noted is a policy change on record, and how far it has got.
 type Noted struct {
 	PolicyChange
+	Unsure  bool      // At was read off a clock that was not known to be right
 	Touched int       // valid tokens held that it is about
 	Waiting int       // of these, those that are not current yet
-	EndsOn  time.Time // when it goes off the record by itself, by the device's clock
+	EndsOn  time.Time // when it goes off the record by itself, by the device's clock, if the device stays on
 }
 
 const (
@@ -104,7 +102,7 @@ const (
 	// DefaultSpread is how long a policy change may take to reach newly minted tokens.
 	DefaultSpread = 10 * time.Minute
 
-	// recordAfter is how long a change stays on record after every token that was minted before it has
+	// recordAfter is how long a change stays on record after every token that was issued before it has
 	// expired: by then it cannot touch anything, and people may still want to read of it.
 	recordAfter = 25 * time.Hour
 
@@ -128,60 +126,87 @@ func (e *FutureError) Error() string {
 	return fmt.Sprintf("the policy change is dated %v in the future", e.Ahead.Round(time.Second))
 }
 
-// change is a policy change in force. Times are boot times.
+// change is a policy change in force.
 type change struct {
 	PolicyChange
-	noted time.Duration
-	holds time.Duration // until then a fetch could bring a token that lacks it, and keep it for a day
+	spelling string // its Resource, as it is compared
+	assumed  bool   // its moment is that of the loading, since no other is known
+	dated    bool   // At was put right for people, since the clock is known by now
 }
 
-// touches reports whether ch is about key, whose resource goes by its alternates as well.
-func (c *Cache) touches(ch *change, key Key) bool {
-	if !ch.AllIdentities && ch.Selector != key.Selector {
+// at returns the boot time of ch, below zero when it happened before this boot.
+func (c *Cache) at(ch *change) time.Duration { return ch.Moment - c.on }
+
+// touches reports whether ch is about e, whose resource goes by its alternates as well.
+func (c *Cache) touches(ch *change, e *entry) bool {
+	if !ch.AllIdentities && ch.Selector != e.key.Selector {
 		return false
 	}
-	return ch.Resource == "" || ch.Resource == key.Resource ||
-		slices.Contains(c.alternates[ch.Resource], key.Resource) || slices.Contains(c.alternates[key.Resource], ch.Resource)
+	return ch.Resource == "" || ch.spelling == e.spelling ||
+		slices.Contains(c.alternates[ch.spelling], e.spelling) || slices.Contains(c.alternates[e.spelling], ch.spelling)
 }
 
 // Note puts a policy change on record and in force, and returns it with what was filled in. The error
-// is a *FutureError or ErrTooManyChanges; nothing has changed then.
+// is a *FutureError or ErrTooManyChanges; nothing has changed then. For a revocation there is always room.
 func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, wall, sure := c.clock.Boot(), c.clock.Wall(), c.knowsTime()
-	if len(c.changes) >= MaxChanges {
-		return PolicyChange{}, ErrTooManyChanges
-	}
 	if ahead := p.At.Sub(wall); !p.At.IsZero() && sure && ahead > tellable {
 		return PolicyChange{}, &FutureError{Ahead: ahead}
 	}
-	if p.At.IsZero() {
-		p.At, p.Floating, p.BootAt = wall, !sure, now
+	p.NotedOn, p.Vouched, p.Joined = wall, sure, 0
+	if p.At.IsZero() || sure && p.At.After(wall) {
+		p.At = wall // whoever dated it ahead had a clock that is not this one, and it has happened by now
 	}
-	p.NotedOn = wall
+	p.Moment, p.By = c.momentLocked(p, now)
+	p.Issuer = c.byIssuerLocked(p, now)
+	if len(c.changes) >= MaxChanges && !c.makeRoomLocked(&p) {
+		return PolicyChange{}, ErrTooManyChanges
+	}
 	c.enterLocked(p, now)
 	c.generation++
 	c.rejudgeLocked(now)
 	return p, nil
 }
 
-// enterLocked puts p on record.
+// momentLocked returns the on-times of a change that is noted now: that to which its date maps by the clock, if the clock is
+// known to be right, else now. Of a date before this boot nothing tells how much of the time since the device was off: so
+// it may have been as late as the boot.
+func (c *Cache) momentLocked(p PolicyChange, now time.Duration) (moment, by time.Duration) {
+	moment = c.on + now - c.agoLocked(p, now)
+	if moment == 0 {
+		moment-- // 0 stands for none
+	}
+	return moment, max(moment, c.on)
+}
+
+// agoLocked returns how long ago p happened, which is noted now, by the clock: 0 where that is not known to be right. Where the
+// back end's clock says that it was less long ago, a clock that is taken for right is wrong, and it was that at most.
+func (c *Cache) agoLocked(p PolicyChange, now time.Duration) time.Duration {
+	if !p.Vouched {
+		return 0
+	}
+	ago := c.clock.Wall().Sub(p.At)
+	if issuer := c.knowledge.issuer; !issuer.IsZero() {
+		ago = min(ago, issuer.Add(now).Sub(p.At))
+	}
+	return max(0, ago)
+}
+
+// enterLocked puts p on record, among those before and after it.
 func (c *Cache) enterLocked(p PolicyChange, now time.Duration) {
-	wall := c.clock.Wall()
-	if c.knowsTime() && p.At.After(wall) {
-		p.At = wall // whoever dated it had a clock that was ahead, and it has happened by now
+	ch := &change{PolicyChange: p, spelling: Spelling(p.Resource), assumed: p.Moment == 0}
+	if ch.assumed { // from before there were on-times, when a date counted
+		ch.Vouched = p.Vouched && c.knowsTime()
+		ch.Moment, ch.By = c.momentLocked(ch.PolicyChange, now)
+		if ch.Vouched {
+			ch.Issuer = Window{p.At, p.At}
+		}
 	}
-	ch := &change{PolicyChange: p, noted: now}
-	since := wall.Sub(p.At)
-	if since < 0 { // ahead of an unsure clock: it had happened when it was noted
-		since = max(0, wall.Sub(p.NotedOn))
-	}
-	if p.Floating {
-		since = now - p.BootAt
-	}
-	ch.holds = now - since + c.spread + heldBeyond
+	ch.Moment, ch.By = min(ch.Moment, c.on+now), min(ch.By, c.on+now) // it has happened, whatever another life of this device says
 	c.changes = append(c.changes, ch)
+	slices.SortStableFunc(c.changes, func(x, y *change) int { return cmp.Compare(x.Moment, y.Moment) })
 }
 
 // Withdraw takes a policy change off the record, as if it had never been noted. False: there is none
@@ -207,9 +232,9 @@ func (c *Cache) Changes() []Noted {
 	now, wall := c.clock.Boot(), c.clock.Wall()
 	all := make([]Noted, 0, len(c.changes))
 	for _, ch := range c.changes {
-		n := Noted{PolicyChange: ch.PolicyChange, EndsOn: wall.Add(c.endsLocked(ch, now) - now)}
+		n := Noted{PolicyChange: ch.PolicyChange, Unsure: !ch.Vouched && !ch.dated, EndsOn: wall.Add(c.lastsLocked(ch, now))}
 		for _, e := range c.entries {
-			if c.leftLocked(e, now) <= 0 || !c.touches(ch, e.key) {
+			if c.leftLocked(e, now) <= 0 || !c.touches(ch, e) {
 				continue
 			}
 			n.Touched++
@@ -239,47 +264,57 @@ func (c *Cache) recordLocked() Record {
 	return r
 }
 
-func latestFirst(x, y PolicyChange) int { return cmp.Or(y.At.Compare(x.At), cmp.Compare(x.ID, y.ID)) }
-
-// endsLocked returns the boot time at which ch goes off the record.
-func (c *Cache) endsLocked(ch *change, now time.Duration) time.Duration {
-	lasts := c.spread + longestNominal + recordAfter
-	ends := ch.noted + lasts
-	if !ch.Floating && c.knowsTime() {
-		ends = min(ends, now+ch.At.Add(lasts).Sub(c.clock.Wall()))
-	}
-	return ends
+func latestFirst(x, y PolicyChange) int {
+	return cmp.Or(cmp.Compare(y.Moment, x.Moment), y.At.Compare(x.At), cmp.Compare(x.ID, y.ID))
 }
 
-// reviewLocked dates floating changes when the clock is known by now, and takes those off the record
-// whose time is over. It reports whether anything is different.
+// lastsLocked returns how long ch stays on record yet, at least: until every clock that can speak says that its time is over.
+// On-time always can, and less of it has passed than time. The wall clock can where it is known to be right and was so when
+// the change was noted, unless it is before the change.
+func (c *Cache) lastsLocked(ch *change, now time.Duration) time.Duration {
+	lasts := c.spread + longestNominal + recordAfter
+	left := c.at(ch) + lasts - now
+	if wall := c.clock.Wall(); ch.Vouched && c.knowsTime() && !wall.Before(ch.At) {
+		left = max(left, ch.At.Add(lasts).Sub(wall))
+	}
+	return left
+}
+
+// reviewLocked takes the changes off the record whose time is over, and tells people of the others when they were, once the
+// clock is known. It reports whether any are gone.
 func (c *Cache) reviewLocked(now time.Duration) bool {
 	before := len(c.changes)
-	c.changes = slices.DeleteFunc(c.changes, func(ch *change) bool { return now >= c.endsLocked(ch, now) })
-	different := len(c.changes) != before
-	for _, ch := range c.changes {
-		if ch.Floating && c.knowsTime() {
-			ch.At, ch.Floating = c.clock.Wall().Add(ch.BootAt-now), false
-			different = true
-		}
-	}
-	if different {
+	c.changes = slices.DeleteFunc(c.changes, func(ch *change) bool { return c.lastsLocked(ch, now) <= 0 })
+	gone := len(c.changes) != before
+	dated := c.dateLocked(now)
+	if gone || dated {
 		c.generation++
 	}
-	return different
+	return gone || dated
 }
 
-// SetSpread changes how long a policy change may take to reach newly minted tokens. Zero: DefaultSpread.
+// dateLocked puts the dates right of changes that were noted in this boot as "now", by a clock that was not known to be right.
+// They are for people: no token is judged by them.
+func (c *Cache) dateLocked(now time.Duration) (dated bool) {
+	if !c.knowsTime() {
+		return false
+	}
+	for _, ch := range c.changes {
+		if ch.Vouched || ch.dated || ch.assumed || c.at(ch) < 0 || !ch.At.Equal(ch.NotedOn) {
+			continue
+		}
+		at := c.clock.Wall().Add(c.at(ch) - now)
+		ch.At, ch.NotedOn, ch.dated, dated = at, at, true, true
+	}
+	return dated
+}
+
+// SetSpread changes how long a policy change may take to reach newly issued tokens. Zero: DefaultSpread.
 func (c *Cache) SetSpread(spread time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
-	spread = cmp.Or(spread, DefaultSpread)
-	for _, ch := range c.changes {
-		ch.holds += spread - c.spread
-	}
-	c.spread = spread
-	c.rejudgeLocked(now)
+	c.spread = cmp.Or(spread, DefaultSpread)
+	c.rejudgeLocked(c.clock.Boot())
 }
 
 // SetAlternates names, for each resource, the other URIs that it goes by: a policy change for one of
@@ -287,7 +322,13 @@ func (c *Cache) SetSpread(spread time.Duration) {
 func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.alternates = maps.Clone(alternates)
+	c.alternates = make(map[string][]string)
+	for resource, others := range alternates {
+		spelt := Spelling(resource)
+		for _, other := range others {
+			c.alternates[spelt] = append(c.alternates[spelt], Spelling(other))
+		}
+	}
 	c.rejudgeLocked(c.clock.Boot())
 }
 

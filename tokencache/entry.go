@@ -15,6 +15,7 @@ const (
 // entry is what is known of one key. Times are boot times unless they say wall.
 type entry struct {
 	key      Key
+	spelling string // of the resource, as it is compared
 	prefetch bool
 	asked    time.Duration // of the last Get
 	used     uint64        // rank of the last Get among all, for eviction
@@ -26,7 +27,9 @@ type entry struct {
 	receivedWall time.Time
 
 	// Of the token held last, and kept when it is forgotten, since they tell of its rollover.
-	minted         Minting
+	digest         string // of its text
+	receipt        receipt
+	minted         Minting       // zero: nothing tells it by the issuer's clock
 	life           time.Duration // at its minting; 0: there never was one
 	given          time.Duration // at its receipt, as the back end counted it; 0: it did not, or was proved wrong
 	born           time.Duration // when that was
@@ -94,14 +97,14 @@ func nominalOf(f Fetched) time.Duration {
 }
 
 // replace puts a fetched token into e and returns what this shows of the rollover of the one before, if
-// there was one. left is the life that the token has left at now.
-func (e *entry) replace(f Fetched, left, begun, now time.Duration) (seen rollover, ok bool) {
-	life := lifeOf(f.Token, left)
+// there was one. left is the life that the token has left at now, and m when it was minted.
+func (e *entry) replace(f Fetched, m Minting, left, begun, now time.Duration) (seen rollover, ok bool) {
+	life := lifeOf(f.Token, m, left)
 	born := now + left - life
 	seen, ok = e.rolledOver(min(now, born+mintSlack))
 	e.before = differing(e.claims, f.Token.Claims, ok || e.unconfirmed)
 	e.token, e.nominal, e.claims, e.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.endedWall
-	e.minted, e.life, e.born = mintingOf(f.Token, left), life, born
+	e.minted, e.life, e.born = m, life, born
 	e.received, e.shown, e.chased, e.deadline, e.tries = now, begun, never, now+left, 0
 	e.unconfirmed = false
 	e.advised = longAgo
@@ -153,7 +156,7 @@ func (e *entry) fail(err *FetchError, asked bool, left time.Duration, now time.D
 	e.rests = now + max(wait(e.waits, left, roll), told)
 	e.next = e.rests
 	if e.held(e.next) {
-		e.next = e.standing.holds
+		e.next = e.holds()
 	}
 	if !e.prefetch && e.deadline == longAgo {
 		e.next = never
@@ -187,10 +190,16 @@ func (e *FetchError) told(after time.Duration) *FetchError {
 // forget drops the token's text, which nobody may have any more.
 func (e *entry) forget() { e.token = &Token{} }
 
-// held reports whether the back end is to be left alone, since a policy change is still spreading: not
-// where the token would expire meanwhile.
+// holds returns the boot time until which the back end is to be left alone, since policy changes are still spreading. Where
+// each follows before the one before it has spread, it is asked every silence spreads all the same.
+func (e *entry) holds() time.Duration {
+	s := e.standing
+	return min(s.holds, max(s.began, e.answered)+s.patience)
+}
+
+// held reports whether the back end is to be left alone: not where the token would expire meanwhile.
 func (e *entry) held(now time.Duration) bool {
-	return now < e.standing.holds && e.standing.holds+lastMinutes < e.deadline
+	return now < e.holds() && e.holds()+lastMinutes < e.deadline
 }
 
 // tell lets those know who watch e.

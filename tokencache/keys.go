@@ -25,7 +25,7 @@ func (c *Cache) entryLocked(key Key, now time.Duration) (*entry, error) {
 
 func (c *Cache) addLocked(key Key) *entry {
 	e := &entry{
-		key: key, token: &Token{}, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo, rests: longAgo,
+		key: key, spelling: Spelling(key.Resource), token: &Token{}, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo, rests: longAgo,
 		news: make(chan struct{}), chased: never, confirm: never,
 	}
 	for _, r := range c.rollovers {

@@ -6,12 +6,80 @@ import "time"
 type knowledge struct {
 	skew    time.Duration // by how much the wall clock was ahead of the back end's
 	counted bool          // that is known
+
+	issuer time.Time // the back end's clock when the boot clock was zero, at the latest, as it counted last; zero: it never did
+
+	// That by what was handed out: no later than a token that was handed out had not expired, and no earlier than one was dated.
+	floor, ceiling time.Time
 }
 
 // learn takes in what an answer shows of the clock.
-func (k *knowledge) learn(f Fetched, wall time.Time) {
+func (k *knowledge) learn(f Fetched, wall time.Time, begun, now time.Duration) {
 	if f.Counted && !f.Token.ExpiresOn.IsZero() {
 		k.skew, k.counted = wall.Add(f.Left).Sub(f.Token.ExpiresOn), true
+		k.issuer = f.Token.ExpiresOn.Add(-f.Left - begun)
+	}
+	if f.Reckoned || f.Token.ExpiresOn.IsZero() {
+		return
+	}
+	if latest := f.Token.ExpiresOn.Add(handedOutAfter - begun); k.ceiling.IsZero() || latest.Before(k.ceiling) {
+		k.ceiling = latest
+	}
+	if earliest := f.Token.Claims.IssuedAt.Add(-now); !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
+		k.floor = earliest
+	}
+}
+
+// handedOutAfter is how long after its expiry a back end may hand out a token at most: its clocks are not one either.
+const handedOutAfter = 5 * time.Minute
+
+// notLater returns a time that the issuer's clock had not passed at a boot time, by what the back end handed out in this boot.
+// False: nothing tells, or what was handed out contradicts itself.
+func (k *knowledge) notLater(at time.Duration) (time.Time, bool) {
+	return k.ceiling.Add(at), !k.ceiling.IsZero() && !k.floor.After(k.ceiling)
+}
+
+// byIssuerLocked returns when p happened, which is noted now, by the issuer's clock: as the back end's counting tells it and as
+// the device's clock does, where that is known to be right. If these differ, it is anywhere between.
+func (c *Cache) byIssuerLocked(p PolicyChange, now time.Duration) (w Window) {
+	if p.Vouched {
+		w = Window{p.At, p.At}
+	}
+	if c.knowledge.issuer.IsZero() {
+		return w
+	}
+	counted := c.knowledge.issuer.Add(now - c.agoLocked(p, now))
+	if counted.After(w.Latest) {
+		w.Latest = counted
+	}
+	dated := !p.At.Equal(p.NotedOn) // by a clock that nobody knows: then it was earlier, nobody knows how much
+	if p.Vouched && counted.Before(w.Earliest) || !p.Vouched && !dated {
+		w.Earliest = counted
+	}
+	return w
+}
+
+// agreeing is how far two clocks may be from each other and count as the same: answers take their time.
+const agreeing = 30 * time.Second
+
+// correctLocked dates changes by the back end's counting that have no date by the issuer's clock yet, or an earlier one: they
+// were noted in this boot by a clock that was taken for right and was behind. A change of an earlier boot was no later than its
+// on-time says, since the device was off in between.
+func (c *Cache) correctLocked(now time.Duration) {
+	if c.knowledge.issuer.IsZero() {
+		return
+	}
+	corrected := false
+	for _, ch := range c.changes {
+		counted := c.knowledge.issuer.Add(c.at(ch))
+		behind := ch.Vouched && c.at(ch) >= 0 && counted.After(ch.Issuer.Latest.Add(agreeing))
+		if behind || ch.Issuer.Latest.IsZero() {
+			ch.Issuer.Latest, corrected = counted, true
+		}
+	}
+	if corrected {
+		c.generation++
+		c.rejudgeLocked(now)
 	}
 }
 

@@ -22,7 +22,7 @@ type Memory struct {
 	Failing *BackOff      // the source as a whole; nil: it is well
 
 	// Record is the policy changes on record, for a start at which the record that is kept by itself is gone, or older: the
-	// cache leaves them to those who keep it. Floating ones are of the boot that BootID names.
+	// cache leaves them to those who keep it.
 	Record Record
 
 	Principals []Principals // whom each selector's tokens speak for
@@ -46,7 +46,7 @@ type Remembered struct {
 
 	// Of the token held last.
 	ReceivedAt                      time.Duration // on-time at which it was first received; 0: not known
-	IssuedFrom, IssuedTo            time.Duration // on-times between which it was issued
+	IssuedFrom, IssuedTo            time.Duration // on-times between which it was issued; both 0: not known
 	Minted                          Minting
 	Life                            time.Duration // at its minting; 0: there never was one, and what follows is zero
 	Given                           time.Duration // at its receipt, as the back end counted it; 0: not known
@@ -104,7 +104,7 @@ func (c *Cache) Memory() Memory {
 func (c *Cache) withholdersLocked(e *entry) (ids []string) {
 	if e.standing.withheld() {
 		for _, ch := range c.changes {
-			if ch.Effect == Revoked && c.touches(ch, e.key) && c.verdictLocked(e, ch) != Current {
+			if ch.Effect == Revoked && c.touches(ch, e) && c.verdictLocked(e, ch) != Current {
 				ids = append(ids, ch.ID)
 			}
 		}
@@ -117,9 +117,12 @@ func (c *Cache) withholdersLocked(e *entry) (ids []string) {
 func (e *entry) remember(now, paused time.Duration) Remembered {
 	r := Remembered{
 		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: max(e.next, paused), Asked: e.asked,
-		Minted: e.minted, Life: e.life, Given: e.given, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
+		ReceivedAt: e.receipt.on, Minted: e.minted, Life: e.life, Given: e.given, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
 		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Rollovers: e.rollovers.tell(),
 		Failing: e.failing(),
+	}
+	if !e.receipt.blind {
+		r.IssuedFrom, r.IssuedTo = e.receipt.from, e.receipt.to
 	}
 	if e.deadline > now {
 		r.Token = *e.token
@@ -151,7 +154,7 @@ func (c *Cache) recall(m *Memory) {
 		switch {
 		case c.entries[r.Key] != nil:
 		case r.Life > 0:
-			c.recallKey(r, c.absence(m, r, now), now)
+			c.recallKey(m, r, now)
 		case r.Failing != nil:
 			c.recallFailed(r, c.absence(m, r, now), now)
 		}
@@ -195,12 +198,9 @@ func (m *Memory) ofBoot(id string, now time.Duration) bool {
 	return m.BootID != "" && m.BootID == id && m.Boot <= now
 }
 
-// lacks reports whether ch was noted after m was taken, in the same boot.
+// lacks reports whether ch was noted after m was taken.
 func (m *Memory) lacks(ch *change) bool {
-	if ch.Floating {
-		return ch.BootAt > m.Boot
-	}
-	return ch.NotedOn.After(m.Wall)
+	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool { return p.ID == ch.ID })
 }
 
 func (r Remembered) lastAsked() time.Duration {
@@ -251,6 +251,23 @@ func (c *Cache) absence(m *Memory, r Remembered, now time.Duration) absence {
 	return a
 }
 
+// recallReceipt returns when the token of r was received and issued. One that was kept in an earlier boot was received before
+// this one, and so before every change that was noted in this one.
+func (c *Cache) recallReceipt(m *Memory, r Remembered, now time.Duration) receipt {
+	got := receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo}
+	if got.from == 0 && got.to == 0 {
+		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
+	}
+	latest := c.on
+	if m.ofBoot(c.bootID, now) || m.BootID == "" || c.bootID == "" {
+		latest += now
+	}
+	beyond := max(0, got.on-latest)
+	got.on, got.from = got.on-beyond, got.from-beyond
+	got.to = min(got.to-beyond, got.on)
+	return got
+}
+
 // longestAbsence keeps a wrong clock from leaving the range of durations.
 const longestAbsence = 10 * 365 * 24 * time.Hour
 
@@ -263,8 +280,10 @@ func (a absence) at(t time.Duration) time.Duration {
 }
 
 // recallKey makes an entry of what is remembered. A token that has certainly expired is not among it.
-func (c *Cache) recallKey(r Remembered, a absence, now time.Duration) {
+func (c *Cache) recallKey(m *Memory, r Remembered, now time.Duration) {
+	a := c.absence(m, r, now)
 	e := c.addLocked(r.Key)
+	e.digest, e.receipt = r.Token.Text.SHA256(), c.recallReceipt(m, r, now)
 	e.nominal, e.receivedWall = r.Nominal, r.ReceivedOn
 	e.minted, e.life, e.claims, e.before, e.tries = r.Minted, r.Life, r.Claims, r.Before, r.Tries
 	e.born, e.received, e.shown, e.answered = a.at(r.Born), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
@@ -309,7 +328,7 @@ func (c *Cache) recallNext(e *entry, next, seems time.Duration, a absence, now t
 	if planned := max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop))); !e.held(planned) {
 		return planned
 	}
-	return e.standing.holds
+	return e.holds()
 }
 
 // hastenLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
@@ -337,6 +356,7 @@ func (c *Cache) confirmAllLocked(now time.Duration) (any bool) {
 		return false
 	}
 	for _, e := range c.entries {
+		c.ageLocked(e, now)
 		if e.unconfirmed && !e.token.ExpiresOn.IsZero() {
 			e.unconfirmed, any = false, true
 			e.anchor(now + c.leftLocked(e, now))
@@ -344,6 +364,20 @@ func (c *Cache) confirmAllLocked(now time.Duration) (any bool) {
 		}
 	}
 	return any
+}
+
+// ageLocked dates e's token by the clock, which is known to be right by now, where nothing told its age when it was received.
+func (c *Cache) ageLocked(e *entry, now time.Duration) {
+	if !e.receipt.blind || e.token.ExpiresOn.IsZero() {
+		return
+	}
+	wall := c.clock.Wall()
+	e.minted = mintingOf(*e.token, e.token.ExpiresOn.Sub(wall), true)
+	e.receipt.age(e.minted, wall, c.on, now)
+	before := e.standing
+	if c.judgeLocked(e); e.standing != before {
+		c.hastenLocked(e, now)
+	}
 }
 
 // anchor notes when e's token truly expires, and dates what was known in relation to a time that was a guess.

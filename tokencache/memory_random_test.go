@@ -181,21 +181,19 @@ func (l *survivor) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetc
 }
 
 func (l *survivor) begin(m *tokencache.Memory) {
-	var changes []tokencache.PolicyChange
+	var record tokencache.Record
 	if l.cache != nil {
-		for _, n := range l.cache.Changes() {
-			changes = append(changes, n.PolicyChange)
-		}
+		record = l.cache.Record()
 	}
-	for i := range changes {
-		if changes[i].Floating && (m == nil || m.BootID != l.bootID()) {
-			changes[i].BootAt = l.boot() // it has lost its anchor
-		}
+	taken := []tokencache.Taken{record.Taken}
+	if m != nil {
+		taken = append(taken, m.Taken())
 	}
 	var c *tokencache.Cache
 	ready := make(chan struct{})
 	c = tokencache.New(tokencache.Options{
-		Fetch: l.Fetch, Clock: l.clock(), Roll: l.roll, Record: tokencache.Record{Changes: changes}, BootID: l.bootID(), Memory: m,
+		Fetch: l.Fetch, Clock: l.clock(), Roll: l.roll, Record: record, BootID: l.bootID(), Memory: m,
+		On:      tokencache.OnAtBoot(l.bootID(), l.boot(), taken...),
 		Observe: func(tokencache.Event) { <-ready; l.keep(c) }, Settled: func() { <-ready; l.keep(c) },
 	})
 	l.cache = c

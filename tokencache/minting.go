@@ -24,19 +24,27 @@ func (m Minting) blur() time.Duration {
 	return 0
 }
 
-// mintingOf tells when a token was minted, of which life was left at receipt.
+// aheadAtMost is how much later than its receipt, by the issuer's own clock, a token may be dated: two clocks are never one.
+const aheadAtMost = 2 * time.Minute
+
+// mintingOf tells when a token was minted, of which life was left at receipt. sure says that this is known: the back end
+// counted it, or the device's clock is known to be right.
 //
 // A token is dated back, so its iat is the earliest moment. When it was given a whole number of hours
 // and the five minutes of back-dating besides, as all that were seen, the minting is known to the
-// second. A token without a date was minted no longer ago than the longest life that is known.
-func mintingOf(t Token, left time.Duration) Minting {
-	received := t.ExpiresOn.Add(-left)
+// second. A token without a date was minted no longer ago than the longest life that is known; a date later than the
+// receipt is none.
+func mintingOf(t Token, left time.Duration, sure bool) Minting {
+	latest := t.ExpiresOn
+	if sure {
+		latest = latest.Add(-left)
+	}
 	dated := t.Claims.IssuedAt
 	if dated.IsZero() {
 		dated = t.NotBefore
 	}
-	if dated.IsZero() || !dated.Before(t.ExpiresOn) {
-		return Minting{Earliest: t.ExpiresOn.Add(-longestNominal), Latest: received}
+	if dated.IsZero() || !dated.Before(t.ExpiresOn) || sure && dated.After(latest.Add(aheadAtMost)) {
+		return Minting{Earliest: t.ExpiresOn.Add(-longestNominal), Latest: latest}
 	}
 	given := t.ExpiresOn.Sub(dated) - backdated
 	whole := given.Round(time.Hour)
@@ -47,11 +55,51 @@ func mintingOf(t Token, left time.Duration) Minting {
 	return Minting{Earliest: dated, Latest: dated.Add(backdated + mintSlack)}
 }
 
+// undated reports whether m is no more than what the expiry tells.
+func (m Minting) undated() bool { return m.Latest.Sub(m.Earliest) > backdated+mintSlack }
+
 // lifeOf returns the life that a token had when it was minted, as far as that can be told.
-func lifeOf(t Token, left time.Duration) time.Duration {
-	m := mintingOf(t, left)
-	if m.Latest.Sub(m.Earliest) > backdated+mintSlack {
+func lifeOf(t Token, m Minting, left time.Duration) time.Duration {
+	if m.undated() {
 		return max(left, defaultNominal)
 	}
 	return max(left, t.ExpiresOn.Sub(m.Latest.Add(-mintSlack)))
+}
+
+// receipt is when a token was first received and when it was issued, in on-time. Receiving it again changes nothing of it.
+type receipt struct {
+	on       time.Duration
+	from, to time.Duration // it was issued between
+	blind    bool          // nothing told the token's age: from is what the longest life allows
+}
+
+// received returns the receipt of a token that came at the boot time now of a boot that began at the on-time boot. m is when
+// it was minted, and received the time that it was then, by the issuer's clock; zero: nobody knows.
+//
+// More time has passed than on-time, so a token that was issued so long before its receipt was issued no earlier in on-time,
+// but later where the device was off in between.
+func received(m Minting, received time.Time, boot, now time.Duration) receipt {
+	r := receipt{on: boot + now, from: boot + now - longestNominal, to: boot + now, blind: true}
+	if !received.IsZero() {
+		r.age(m, received, boot, now)
+	}
+	return r
+}
+
+// noLater has the receipt be at on, if it was not before.
+func (r *receipt) noLater(on time.Duration) {
+	r.on = min(r.on, on)
+	r.from, r.to = min(r.from, r.on), min(r.to, r.on)
+}
+
+// age takes in how old the token was at the boot time now, when it was received or later.
+func (r *receipt) age(m Minting, then time.Time, boot, now time.Duration) {
+	since := func(t time.Time) time.Duration { return max(0, then.Sub(t)) }
+	from := min(boot+now-since(m.Earliest), r.on)
+	if !r.blind {
+		from = max(from, r.from)
+	}
+	r.from = from
+	r.to = min(r.to, max(boot, boot+now-since(m.Latest)))
+	r.blind = false
 }

@@ -29,11 +29,12 @@ type Permissions struct {
 type WithheldError struct {
 	Permissions Permissions
 	Revoked     time.Time // the latest revocation that the token may lack
+	Until       time.Time // a token that no revocation withholds is here by then at the latest, if the back end answers
 }
 
 func (e *WithheldError) Error() string {
 	return fmt.Sprintf("permissions were revoked on %s, and the back end still hands out a token from before: withheld until %s at the latest",
-		stamp(e.Revoked), stamp(e.Permissions.CurrentBy))
+		stamp(e.Revoked), stamp(e.Until))
 }
 
 // NotYetError is returned by Get when the back end has no token that is as young as asked for.
@@ -59,16 +60,25 @@ func (e *HeldError) Error() string {
 
 func stamp(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }
 
-// verdictLocked says how the token of e stands to one change.
+// verdictLocked says how the token of e stands to one change. Its receipt decides first: no token that was received before a
+// change is current, whatever a clock says of its dates. Then its age decides, in on-time: more time has passed than that, so
+// that a token which seems to be from after the spreading is. Last, the issuer's clock decides, where both the token and
+// the change are dated by it.
 func (c *Cache) verdictLocked(e *entry, ch *change) Standing {
+	r, m, by := e.receipt, e.minted, ch.Issuer
+	after := r.on > ch.Moment
 	switch {
-	case ch.Floating && e.received < ch.BootAt && ch.Effect != Unknown:
-		return Stale
-	case ch.Floating:
+	case ch.Effect == Unknown && r.on < ch.Moment:
 		return Uncertain
-	case e.minted.Earliest.After(ch.At.Add(c.spread)):
+	case r.on < ch.Moment:
+		return Stale
+	case after && r.from > ch.By+c.spread:
 		return Current
-	case e.minted.Latest.Before(ch.At) && ch.Effect != Unknown:
+	case after && !by.Latest.IsZero() && m.Earliest.After(by.Latest.Add(c.spread)):
+		return Current
+	case ch.Effect == Unknown:
+		return Uncertain
+	case r.to < ch.Moment, !m.Latest.IsZero() && m.Latest.Before(by.Earliest):
 		return Stale
 	}
 	return Uncertain
@@ -77,12 +87,16 @@ func (c *Cache) verdictLocked(e *entry, ch *change) Standing {
 // judgeLocked notes how e's token stands to the changes on record.
 func (c *Cache) judgeLocked(e *entry) {
 	before := e.standing
-	e.standing = standing{}
-	for _, ch := range c.changes {
-		if !c.touches(ch, e.key) {
+	s := standing{patience: silence*c.spread + heldBeyond + e.minted.blur()}
+	for _, ch := range c.changes { // the earliest first
+		if !c.touches(ch, e) {
 			continue
 		}
-		s, holds := &e.standing, ch.holds+e.minted.blur()
+		at := c.at(ch)
+		if at > s.holds {
+			s.began = at
+		}
+		holds := at + c.spread + heldBeyond + e.minted.blur()
 		s.holds = max(s.holds, holds)
 		verdict := c.verdictLocked(e, ch)
 		if verdict == Current {
@@ -90,15 +104,33 @@ func (c *Cache) judgeLocked(e *entry) {
 		}
 		s.worst = max(s.worst, verdict)
 		s.unmet = max(s.unmet, holds)
-		if ch.At.After(s.changed) {
-			s.changed = ch.At
-		}
-		if ch.Effect == Revoked && ch.At.After(s.revoked) {
-			s.revoked = ch.At
+		s.changed = ch
+		if ch.Effect == Revoked {
+			s.revoked, s.lacked = ch, s.unmet
 		}
 	}
-	if e.standing != before {
+	if e.standing = s; s != before {
 		e.tell()
+	}
+}
+
+// proveLocked looks, after an answer, whether e's token is shown to be from after a change by what the back end has handed out
+// in this boot, where nobody counts its life and no clock is known to be right. A token that was still handed out had
+// not expired: so it was no later, by the issuer's clock, when the change happened. What is shown once stays on record.
+func (c *Cache) proveLocked(e *entry, now time.Duration) {
+	proven := false
+	for _, ch := range c.changes {
+		if !c.touches(ch, e) || e.receipt.on <= ch.Moment || c.verdictLocked(e, ch) == Current {
+			continue
+		}
+		latest, known := c.knowledge.notLater(c.at(ch))
+		if known && e.minted.Earliest.After(latest.Add(c.spread)) {
+			ch.Issuer.Latest, proven = latest, true
+		}
+	}
+	if proven {
+		c.generation++
+		c.rejudgeLocked(now)
 	}
 }
 
@@ -118,13 +150,20 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 // standing is how an entry's token stands to all changes that touch it.
 type standing struct {
 	worst   Standing
-	changed time.Time     // the latest change not met; zero: none
-	revoked time.Time     // the latest revocation not met; zero: none, nothing is withheld
-	holds   time.Duration // boot time until which the schedule leaves the back end alone
-	unmet   time.Duration // the latest holds of a change not met
+	changed *change       // the latest not met
+	revoked *change       // the latest revocation not met; nil: nothing is withheld
+	holds   time.Duration // boot time until which changes are spreading
+	began   time.Duration // and since when they are without a break
+	unmet   time.Duration // until when the latest change is spreading that is not met
+	lacked  time.Duration // and the latest revocation
+
+	patience time.Duration // how long the back end is left alone at most
 }
 
-func (s standing) withheld() bool { return !s.revoked.IsZero() }
+// silence is for how many spreads a back end is left alone while policy changes follow each other.
+const silence = 3
+
+func (s standing) withheld() bool { return s.revoked != nil }
 
 // permissionsLocked returns what callers and people are told of e's token.
 func (c *Cache) permissionsLocked(e *entry, now time.Duration) Permissions {
@@ -133,20 +172,44 @@ func (c *Cache) permissionsLocked(e *entry, now time.Duration) Permissions {
 		return Permissions{}
 	}
 	wall := c.clock.Wall()
-	p := Permissions{Standing: s.worst, Changed: s.changed, Withheld: s.withheld()}
-	p.CurrentBy = wall.Add(e.currentBy() - now)
+	p := Permissions{Standing: s.worst, Changed: s.changed.At, Withheld: s.withheld()}
+	by := c.metByLocked(e, s.unmet)
+	p.CurrentBy = wall.Add(by - now)
 	if at := c.likelyLocked(e, now); at != never {
-		p.Likely = wall.Add(min(at, e.currentBy()) - now)
+		p.Likely = wall.Add(min(at, by) - now)
 	}
 	return p
 }
 
-// currentBy returns the boot time by which a token that meets every change is here at the latest. A
+// withheldLocked returns what callers are told while a revocation keeps e's token back.
+func (c *Cache) withheldLocked(e *entry, now time.Duration) *WithheldError {
+	s := e.standing
+	return &WithheldError{
+		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At, Until: c.clock.Wall().Add(c.metByLocked(e, s.lacked) - now),
+	}
+}
+
+// metByLocked returns the boot time by which a token is here at the latest that meets the changes which have spread by unmet. A
 // fetch after a change had spread shows which token the back end holds: then it is that one's expiry.
-// Before, it is a whole life after the spreading, since the back end may mint until then.
-func (e *entry) currentBy() time.Duration {
-	if s := e.standing; e.shown < s.unmet || e.deadline == longAgo {
-		return s.unmet + max(e.life, defaultNominal)
+// Before, it is a whole life after the spreading, since the back end may issue until then.
+//
+// Where nothing tells the age of a token, neither the back end's counting nor a clock that is known to be right, the next one
+// need not show that it is current. Then only what is still handed out a whole life after the spreading shows it.
+func (c *Cache) metByLocked(e *entry, unmet time.Duration) time.Duration {
+	if !c.knowledge.counted && !c.knowsTime() {
+		return unmet + longestNominal + shownBy
+	}
+	life := max(e.life, defaultNominal)
+	known := unmet // a token issued later shows that it is current
+	if e.minted.undated() {
+		known += max(0, longestNominal-e.life)
+	}
+	if e.shown < known || e.deadline == longAgo {
+		return known + life
 	}
 	return e.deadline + afterExpiry
 }
+
+// shownBy is how long it takes at most until the back end is asked again while a token is looked for, and how long after its
+// expiry it may hand one out.
+const shownBy = 2 * time.Hour

@@ -63,7 +63,9 @@ func TestStandings(t *testing.T) {
 					f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-row.life - 5*time.Minute)
 				}
 			}
-			bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+			synctest.Test(t, func(t *testing.T) {
+				c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Clock: (&watch{known: true}).clock()})
+				defer c.Close()
 				mustGet(t, c, vault, sdk)
 				minted := time.Now().Round(0)
 				time.Sleep(max(0, row.at) + time.Second)
@@ -375,7 +377,9 @@ func TestChangesTouch(t *testing.T) {
 		{"both", tokencache.PolicyChange{Resource: vault.Resource}, []tokencache.Key{vault}},
 		{"a resource and its alternate", tokencache.PolicyChange{Resource: storage.Resource}, []tokencache.Key{storage, blob}},
 		{"the alternate and its resource", tokencache.PolicyChange{Resource: blob.Resource}, []tokencache.Key{storage, blob}},
-		{"another spelling is another resource", tokencache.PolicyChange{AllIdentities: true, Resource: vault.Resource + "/"}, nil},
+		{"another spelling is the same resource", tokencache.PolicyChange{AllIdentities: true, Resource: "https://VAULT.azure.net:443/"}, []tokencache.Key{vault, other}},
+		{"another spelling of an alternate", tokencache.PolicyChange{Resource: blob.Resource + "/"}, []tokencache.Key{storage, blob}},
+		{"another path is another resource", tokencache.PolicyChange{AllIdentities: true, Resource: vault.Resource + "/x"}, nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -571,15 +575,6 @@ func TestNoteRefuses(t *testing.T) {
 		if !errors.As(err, &future) || future.Ahead != time.Hour || !strings.Contains(err.Error(), "1h0m0s in the future") {
 			t.Errorf("dated in the future: %v", err)
 		}
-		for i := range tokencache.MaxChanges {
-			note(t, c, fmt.Sprint(i), tokencache.Changed, time.Time{})
-		}
-		if _, err := c.Note(tokencache.PolicyChange{ID: "x", Effect: tokencache.Revoked}); !errors.Is(err, tokencache.ErrTooManyChanges) {
-			t.Errorf("too many: %v", err)
-		}
-		if got := c.Changes(); len(got) != tokencache.MaxChanges {
-			t.Errorf("%d on record", len(got))
-		}
 	})
 }
 
@@ -596,8 +591,13 @@ func (w *watch) set(behind time.Duration, known bool) {
 	w.behind, w.known = behind, known
 }
 
+// uptime is for how long the device of a watch has been on when its cache begins.
+const uptime = 100 * time.Hour
+
 func (w *watch) clock() tokencache.Clock {
+	began := time.Now()
 	return tokencache.Clock{
+		Boot: func() time.Duration { return uptime + time.Since(began) },
 		Wall: func() time.Time {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -611,9 +611,9 @@ func (w *watch) clock() tokencache.Clock {
 	}
 }
 
-// A change that happens "now" by a clock that is years behind is anchored to the boot clock: nothing is
-// taken for current by it, and once the clock is known the change has its true time.
-func TestFloatingChange(t *testing.T) {
+// A change that happens "now" by a clock that is years behind has its moment in on-time: nothing is taken for current by
+// that clock, and people are told of its true time once the clock is known.
+func TestUnsureChange(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &watch{behind: 20 * 365 * 24 * time.Hour}
@@ -624,8 +624,9 @@ func TestFloatingChange(t *testing.T) {
 		time.Sleep(time.Hour)
 		d.permit(t, "New")
 		truly := time.Now()
-		if p := note(t, c, "x", tokencache.Changed, time.Time{}); !p.Floating || p.BootAt != time.Hour {
-			t.Fatalf("%+v", p)
+		noted := note(t, c, "x", tokencache.Changed, time.Time{})
+		if noted.Vouched || noted.Moment != uptime+time.Hour+1 || noted.Issuer != (tokencache.Window{}) || !c.Changes()[0].Unsure {
+			t.Fatalf("%+v", noted)
 		}
 		if got := standing(t, c); got != tokencache.Stale {
 			t.Errorf("a token from before: %v", got)
@@ -640,8 +641,8 @@ func TestFloatingChange(t *testing.T) {
 		if got := standing(t, c); got != tokencache.Current {
 			t.Errorf("with the clock known: %v", got)
 		}
-		if got := c.Changes()[0]; got.Floating || got.At.Sub(truly).Abs() > time.Second {
-			t.Errorf("dated %v, it was %v", got.At, truly)
+		if got := c.Changes()[0]; got.Unsure || got.At.Sub(truly).Abs() > time.Second || got.Moment != noted.Moment {
+			t.Errorf("dated %v, it was %v: %+v", got.At, truly, got)
 		}
 	})
 }
@@ -656,7 +657,7 @@ func TestFutureChangeOnAnUnknownClock(t *testing.T) {
 		defer c.Close()
 		mustGet(t, c, vault, sdk)
 		time.Sleep(time.Minute)
-		if p := note(t, c, "x", tokencache.Revoked, time.Now()); p.Floating {
+		if p := note(t, c, "x", tokencache.Revoked, time.Now()); p.Vouched || p.Moment != uptime+time.Minute+1 {
 			t.Errorf("%+v", p)
 		}
 		if got := only(t, c); got.Permissions.Standing != tokencache.Stale || !got.Permissions.Withheld || got.HeldUntil.IsZero() {
@@ -670,7 +671,7 @@ func TestKeptChangeDatedAhead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
-		ahead := tokencache.PolicyChange{ID: "x", AllIdentities: true, At: time.Now().AddDate(5, 0, 0), Effect: tokencache.Revoked}
+		ahead := tokencache.PolicyChange{ID: "x", AllIdentities: true, At: time.Now().AddDate(5, 0, 0), Effect: tokencache.Revoked, Vouched: true}
 		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Record: tokencache.Record{Changes: []tokencache.PolicyChange{ahead}}})
 		defer c.Close()
 		if _, err := c.Get(t.Context(), vault, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
@@ -686,22 +687,22 @@ func TestKeptChangeDatedAhead(t *testing.T) {
 // Without a record of policy changes nothing from before can be told to be current or stale.
 func TestLostRecord(t *testing.T) {
 	t.Parallel()
-	for _, floating := range []bool{false, true} {
+	for _, known := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
-			lost := tokencache.PolicyChange{ID: "lost", AllIdentities: true, At: time.Now(), Effect: tokencache.Unknown, Floating: floating}
-			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Record: tokencache.Record{Changes: []tokencache.PolicyChange{lost}}, Clock: (&watch{known: !floating}).clock()})
+			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: (&watch{known: known}).clock()})
 			defer c.Close()
+			note(t, c, "lost", tokencache.Unknown, time.Time{})
 			if got := standing(t, c); got != tokencache.Uncertain {
-				t.Errorf("floating %v: a token from before: %v", floating, got)
+				t.Errorf("clock known %v: a token from before: %v", known, got)
 			}
 			time.Sleep(13 * time.Hour)
 			want := tokencache.Current
-			if floating {
-				want = tokencache.Uncertain // until the clock is known
+			if !known {
+				want = tokencache.Uncertain // until the clock is known, or the back end has shown it
 			}
 			if got := standing(t, c); got != want {
-				t.Errorf("floating %v: a token from after: %v", floating, got)
+				t.Errorf("clock known %v: a token from after: %v", known, got)
 			}
 		})
 	}

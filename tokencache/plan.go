@@ -18,15 +18,15 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 	}
 	if e.failures > 0 {
 		if e.held(e.next) {
-			e.next = e.standing.holds
+			e.next = e.holds()
 		}
 		return
 	}
 	e.probe = e.tries > 0 || e.standing.worst != Current
 	switch last := e.deadline - lastMinutes; {
 	case e.held(now):
-		e.next = e.standing.holds
-	case now < e.standing.holds && now < last:
+		e.next = e.holds()
+	case now < e.holds() && now < last:
 		e.next = last // the token expires before the change has spread: as late as is safe
 	case e.standing.worst == Current:
 		e.next = c.ordinaryLocked(e, now)
@@ -93,7 +93,7 @@ func (c *Cache) testsLocked(e *entry) []time.Duration {
 // first as soon as the change has spread, and then by what is known of the rollover.
 func (c *Cache) chaseLocked(e *entry, now time.Duration) time.Duration {
 	if e.answered < e.standing.unmet {
-		return max(now, e.standing.unmet)
+		return max(now, min(e.standing.unmet, e.holds()))
 	}
 	e.chased = min(e.chased, now)
 	left := e.deadline - now

@@ -104,7 +104,7 @@ func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left, now, since time.Dur
 	if r, known := c.bygoneLocked(e, f.Token.Text); known && r.received <= since {
 		return false
 	}
-	longest := f.Token.ExpiresOn.Sub(mintingOf(f.Token, left).Earliest)
+	longest := f.Token.ExpiresOn.Sub(mintingOf(f.Token, left, f.Counted || c.knowsTime()).Earliest)
 	earliest := now + left - longest
 	return since < earliest && earliest <= now
 }

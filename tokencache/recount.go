@@ -83,7 +83,7 @@ func (all readings) bear(r reading) bool {
 
 // freshAt reports whether a token with that much life left had, that long ago, the whole life that its dates give it.
 func freshAt(t Token, left, ago time.Duration) bool {
-	m := mintingOf(t, left)
+	m := mintingOf(t, left, true)
 	least, most := t.ExpiresOn.Sub(m.Latest), t.ExpiresOn.Sub(m.Earliest)
 	if most-least > backdated+2*mintSlack {
 		return false // it has no date

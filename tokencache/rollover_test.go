@@ -123,18 +123,23 @@ func TestMintingOf(t *testing.T) {
 		token    Token
 		left     time.Duration
 		from, to time.Duration // from minted
+		unsure   bool
 	}{
-		{"as Entra dates them", token(back, time.Time{}, 24*time.Hour), 20 * time.Hour, -mintSlack, mintSlack},
-		{"by not_before alone", token(time.Time{}, back, 24*time.Hour), 20 * time.Hour, -mintSlack, mintSlack},
-		{"28 hours", token(back, time.Time{}, 28*time.Hour), 20 * time.Hour, -mintSlack, mintSlack},
-		{"more left than that life allows", token(back, time.Time{}, 24*time.Hour), 24*time.Hour + time.Minute, -backdated, mintSlack},
-		{"not dated back", token(minted, time.Time{}, 24*time.Hour), 20 * time.Hour, 0, backdated + mintSlack},
-		{"opaque", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour},
-		{"dated after its expiry", token(minted.Add(48*time.Hour), time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour},
+		{"as Entra dates them", token(back, time.Time{}, 24*time.Hour), 20 * time.Hour, -mintSlack, mintSlack, false},
+		{"by not_before alone", token(time.Time{}, back, 24*time.Hour), 20 * time.Hour, -mintSlack, mintSlack, false},
+		{"28 hours", token(back, time.Time{}, 28*time.Hour), 20 * time.Hour, -mintSlack, mintSlack, false},
+		{"more left than that life allows", token(back, time.Time{}, 24*time.Hour), 24*time.Hour + time.Minute, -backdated, mintSlack, false},
+		{"not dated back", token(minted, time.Time{}, 24*time.Hour), 20 * time.Hour, 0, backdated + mintSlack, false},
+		{"opaque", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour, false},
+		{"dated after its expiry", token(minted.Add(48*time.Hour), time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour, false},
+		{"opaque, its life not counted", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 24 * time.Hour, true},
+		{"dated two minutes after its receipt: two clocks", token(minted.Add(2*time.Minute), time.Time{}, 24*time.Hour), 24 * time.Hour, 2 * time.Minute, 7*time.Minute + mintSlack, false},
+		{"dated later than its receipt", token(minted.Add(121*time.Second), time.Time{}, 24*time.Hour), 24 * time.Hour, 24*time.Hour - longestNominal, 0, false},
+		{"dated later than a receipt that nobody knows", token(back, time.Time{}, 24*time.Hour), 30 * time.Hour, -backdated, mintSlack, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			got := mintingOf(row.token, row.left)
+			got := mintingOf(row.token, row.left, !row.unsure)
 			if from, to := got.Earliest.Sub(minted), got.Latest.Sub(minted); from != row.from || to != row.to {
 				t.Errorf("from %v to %v after the minting, want %v to %v", from, to, row.from, row.to)
 			}
@@ -145,18 +150,19 @@ func TestMintingOf(t *testing.T) {
 func TestLifeOf(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
+	lived := func(t Token, left time.Duration) time.Duration { return lifeOf(t, mintingOf(t, left, true), left) }
 	dated := Token{ExpiresOn: now, Claims: Claims{IssuedAt: now.Add(-28*time.Hour - backdated)}}
-	if got := lifeOf(dated, time.Hour); got != 28*time.Hour {
+	if got := lived(dated, time.Hour); got != 28*time.Hour {
 		t.Errorf("dated: %v", got)
 	}
-	if got := lifeOf(Token{ExpiresOn: now}, time.Hour); got != 24*time.Hour {
+	if got := lived(Token{ExpiresOn: now}, time.Hour); got != 24*time.Hour {
 		t.Errorf("opaque: %v", got)
 	}
-	if got := lifeOf(Token{ExpiresOn: now}, 26*time.Hour); got != 26*time.Hour {
+	if got := lived(Token{ExpiresOn: now}, 26*time.Hour); got != 26*time.Hour {
 		t.Errorf("opaque and long: %v", got)
 	}
 	short := Token{ExpiresOn: now, Claims: Claims{IssuedAt: now.Add(-70 * time.Minute)}}
-	if got := lifeOf(short, 40*time.Minute); got != 65*time.Minute {
+	if got := lived(short, 40*time.Minute); got != 65*time.Minute {
 		t.Errorf("short: %v", got)
 	}
 }

@@ -198,7 +198,8 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 
 // receiveLocked returns the life left of a token that was fetched for e, or why there is none that can be used.
 func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetched) (left time.Duration, failure *FetchError) {
-	c.knowledge.learn(fetched, c.clock.Wall())
+	c.knowledge.learn(fetched, c.clock.Wall(), begun, now)
+	c.correctLocked(now)
 	left, failure = c.usable(e, fetched, min(fetched.Left, nominalOf(fetched))-(now-begun), now)
 	if fetched.Counted {
 		c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
@@ -269,7 +270,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		if another && held > 0 {
 			c.bygones.add(e.bygone())
 		}
-		seen, ok := e.replace(f, left, begun, now)
+		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)
 		e.given = countedOf(f, left, begun, now)
 		if again {
 			e.received, e.receivedWall, e.given = first.received, first.receivedOn, first.given
@@ -285,9 +286,31 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		c.judgeLocked(e)
 		e.tell()
 	}
+	c.proveLocked(e, now)
 	e.confirm = c.confirmLocked(e, now)
 	c.planLocked(e, now)
 	return outcome, told
+}
+
+// receiptLocked notes the receipt of a token that has left at now, unless it is the one that was received last, and returns
+// when it was minted. One that comes again was received first when first was.
+func (c *Cache) receiptLocked(e *entry, f Fetched, first bygone, again bool, left, now time.Duration) Minting {
+	sure := f.Counted || c.knowsTime()
+	m := mintingOf(f.Token, left, sure)
+	var then time.Time
+	if sure || f.Reckoned && m.undated() { // then both are by the same clock, be it right or wrong
+		then = f.Token.ExpiresOn.Add(-left)
+	}
+	if digest := f.Token.Text.SHA256(); digest != e.digest {
+		e.digest, e.receipt = digest, received(m, then, c.on, now)
+		if again {
+			e.receipt.noLater(c.on + first.received)
+		}
+	}
+	if f.Reckoned && !sure && m.undated() {
+		return Minting{}
+	}
+	return m
 }
 
 // JustExpired is how long ago the life of a token may have ended of which FetchError.JustExpired is said.

@@ -153,7 +153,7 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		s.Former = c.formerLocked(e)
 		s.AudienceBefore = e.audienceBefore
 		if e.held(now) {
-			s.HeldUntil = wall.Add(e.standing.holds - now)
+			s.HeldUntil = wall.Add(e.holds() - now)
 		}
 	}
 	s.Pattern, s.Seen = c.patternLocked(e), len(e.rollovers)

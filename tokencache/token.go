@@ -88,6 +88,8 @@ type Fetched struct {
 	Left time.Duration
 	// Counted says that Left is as the back end counted it, and ExpiresOn by a clock of its own.
 	Counted bool
+	// Reckoned says that the back end told no expiry: ExpiresOn is Left from now by the device's own clock.
+	Reckoned bool
 
 	// Nominal is the whole life such a token has. Zero means 24 hours.
 	Nominal time.Duration

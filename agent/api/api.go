@@ -244,7 +244,8 @@ type PolicyChange struct {
 	Effect   Effect    `json:"effect"`
 	Note     string    `json:"note,omitempty"`
 	NotedOn  time.Time `json:"noted_on"`
-	Floating bool      `json:"floating,omitempty"` // At was read off a clock that was not known to be right
+	Unsure   bool      `json:"unsure,omitempty"` // At was read off a clock that was not known to be right
+	Joined   int       `json:"joined,omitempty"` // how many others it stands for, since the record was full
 	EndsOn   time.Time `json:"ends_on"`
 	Touched  int       `json:"touched"` // valid tokens held that it is about
 	Waiting  int       `json:"waiting"` // of these, those that are not current yet

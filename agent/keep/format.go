@@ -2,11 +2,11 @@ package keep
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 	"unicode"
@@ -16,12 +16,13 @@ import (
 )
 
 // version is the format that is written. Those before it are read as well: in version 1 there are neither lineage nor generation,
-// and up to version 2 no on-times, so that moments are not known.
+// and up to version 2 no on-times, so that moments are not known, and a date that at_boot_ns stands beside is none.
 const version = 3
 
 // Bounds on what a record may hold.
 const (
 	maxGeneration = 1 << 62 // which no record comes to by itself
+	maxJoined     = math.MaxInt32
 
 	maxID       = 64
 	maxSelector = 1024
@@ -38,7 +39,7 @@ var (
 // document is the file as it is written.
 type document struct {
 	Version    int           `json:"version"`
-	BootID     string        `json:"boot_id"` // the boot that boot times (at_boot_ns, boot_ns) are of
+	BootID     string        `json:"boot_id"` // the boot that boot_ns is of
 	Boot       time.Duration `json:"boot_ns,omitempty"`
 	On         time.Duration `json:"on_ns,omitempty"`
 	Lineage    string        `json:"lineage,omitempty"`
@@ -55,12 +56,14 @@ type written struct {
 	Note     string    `json:"note,omitempty"`
 	NotedOn  time.Time `json:"noted_on"`
 
-	// Present when At was read off a clock that was not known to be right: nanoseconds since the boot.
-	AtBoot *int64 `json:"at_boot_ns,omitempty"`
-
-	Moment  time.Duration `json:"moment_ns,omitempty"` // on-time; absent: not known
 	Vouched bool          `json:"vouched,omitempty"`
+	Moment  time.Duration `json:"moment_ns,omitempty"` // on-time, as By; absent: not known
+	By      time.Duration `json:"by_ns,omitempty"`
 	Issuer  *window       `json:"issuer,omitempty"` // absent: not known
+	Joined  int           `json:"joined,omitempty"`
+
+	// Present up to version 2 when At was read off a clock that was not known to be right.
+	AtBoot *int64 `json:"at_boot_ns,omitempty"`
 }
 
 // window is a tokencache.Window. An absent end is not known.
@@ -80,7 +83,7 @@ var (
 )
 
 func (r *Record) encode(record tokencache.Record) ([]byte, error) {
-	doc := document{Version: version, BootID: cmp.Or(record.BootID, r.id), Boot: record.Boot, On: record.On, Lineage: record.Lineage, Generation: record.Generation, Changes: allWritten(record.Changes)}
+	doc := document{Version: version, BootID: record.BootID, Boot: record.Boot, On: record.On, Lineage: record.Lineage, Generation: record.Generation, Changes: allWritten(record.Changes)}
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
 	}
@@ -112,11 +115,7 @@ func writtenOf(p tokencache.PolicyChange) written {
 	if !p.AllIdentities {
 		w.Selector = selectorOf(p.Selector)
 	}
-	if p.Floating {
-		since := int64(p.BootAt)
-		w.AtBoot = &since
-	}
-	w.Moment, w.Vouched = p.Moment, p.Vouched
+	w.Vouched, w.Moment, w.By, w.Joined = p.Vouched, p.Moment, p.By, p.Joined
 	if p.Issuer != (tokencache.Window{}) {
 		w.Issuer = &window{Earliest: p.Issuer.Earliest.UTC(), Latest: p.Issuer.Latest.UTC()}
 	}
@@ -148,34 +147,23 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 		Lineage: doc.Lineage, Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes)),
 	}
 	for i, w := range doc.Changes {
-		record.Changes[i] = r.change(w, doc.BootID)
+		record.Changes[i] = w.change(doc.Version)
 	}
 	return record, nil
 }
 
-// change turns a sound entry into a policy change. One that has lost its anchor, since the device was
-// booted since, is dated now: later than the truth, and so on the safe side.
-func (r *Record) change(w written, boot string) tokencache.PolicyChange {
-	p := w.change()
-	if now := r.boot(); p.Floating && (boot == "" || boot != r.id || p.BootAt > now) {
-		p.BootAt = now
-	}
-	return p
-}
-
-// change is the policy change as it was written, by the boot clock of that boot.
-func (w *written) change() tokencache.PolicyChange {
+// change is the policy change as it was written in a document of that version.
+func (w *written) change(version int) tokencache.PolicyChange {
 	p := tokencache.PolicyChange{
 		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: effectOf(w.Effect),
-		Note: w.Note, NotedOn: w.NotedOn, Floating: w.AtBoot != nil,
+		Note: w.Note, NotedOn: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Joined: w.Joined,
+	}
+	if version < 3 {
+		p.Vouched = w.AtBoot == nil
 	}
 	if w.Selector != nil {
 		p.Selector, _ = w.Selector.means()
 	}
-	if w.AtBoot != nil {
-		p.BootAt = time.Duration(*w.AtBoot)
-	}
-	p.Moment, p.Vouched = w.Moment, w.Vouched
 	if w.Issuer != nil {
 		p.Issuer = tokencache.Window(*w.Issuer)
 	}
@@ -233,8 +221,10 @@ func (w *written) check() error {
 		return errors.New("its times are outside 1970 to 2200")
 	case w.AtBoot != nil && *w.AtBoot < 0:
 		return errors.New("its at_boot_ns is before the boot")
-	case !onTime(w.Moment):
-		return errors.New("its moment_ns is out of range")
+	case w.Joined < 0 || w.Joined > maxJoined:
+		return errors.New("its joined is out of range")
+	case !within(w.Moment, w.By) || w.By < w.Moment:
+		return errors.New("its moment_ns or by_ns is out of range")
 	case w.Issuer != nil && !known(w.Issuer.Earliest, w.Issuer.Latest):
 		return errors.New("its times by the issuer are outside 1970 to 2200")
 	case w.Selector == nil:

@@ -48,11 +48,10 @@ func all() tokencache.Record {
 	return tokencache.Record{Taken: taken(), Lineage: "l", Generation: 7, Changes: []tokencache.PolicyChange{
 		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, NotedOn: noon.Add(time.Nanosecond)},
 		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon,
-			Moment: 40 * time.Hour, Vouched: true, Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour), Latest: noon.Add(-time.Minute)}},
+			Moment: 40 * time.Hour, By: 41 * time.Hour, Vouched: true, Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour), Latest: noon.Add(-time.Minute)}},
 		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon},
 		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon, Effect: tokencache.Unknown, NotedOn: noon},
-		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, NotedOn: noon,
-			Floating: true, BootAt: 20 * time.Minute},
+		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, NotedOn: noon, Joined: 2},
 	}}
 }
 
@@ -83,32 +82,6 @@ func TestRoundTrip(t *testing.T) {
 	for path, mode := range map[string]fs.FileMode{dir: 0o700 | fs.ModeDir, filepath.Join(dir, fileName): 0o600} {
 		if info, err := os.Stat(path); err != nil || info.Mode() != mode {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
-		}
-	}
-}
-
-// A change whose time is only known by the boot clock keeps its place within one boot and is dated later
-// after another.
-func TestBoots(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	if err := open(t, dir).Save(all()); err != nil {
-		t.Fatal(err)
-	}
-	for _, row := range []struct {
-		name, boot string
-		now, want  time.Duration
-	}{
-		{"the same boot", BootID(), time.Hour, 20 * time.Minute},
-		{"the same boot, by a clock that began anew", BootID(), time.Minute, time.Minute},
-		{"another boot", "another", 2 * time.Minute, 2 * time.Minute},
-		{"another boot, later", "another", time.Hour, time.Hour},
-		{"nobody knows which boot", "", time.Hour, time.Hour},
-	} {
-		r := &Record{folder: Disk(dir), boot: uptime(row.now), id: row.boot}
-		got, err := r.Load()
-		if err != nil || !got.Changes[4].Floating || got.Changes[4].BootAt != row.want {
-			t.Errorf("%s: %v, %v, want %v", row.name, got, err, row.want)
 		}
 	}
 }
@@ -318,7 +291,7 @@ func TestFullRecord(t *testing.T) {
 		full[i] = tokencache.PolicyChange{
 			ID: fmt.Sprintf("%08x", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/" + strings.Repeat("s", 300)},
 			Resource: "api://" + strings.Repeat("r", 500), Note: strings.Repeat(`"`, maxNote), Effect: tokencache.Changed, At: noon, NotedOn: noon,
-			Floating: true, BootAt: time.Minute,
+			Vouched: true, Moment: 1000 * time.Hour, By: 1000 * time.Hour, Issuer: tokencache.Window{Earliest: noon, Latest: noon}, Joined: 1000,
 		}
 	}
 	r := open(t, t.TempDir())
@@ -466,7 +439,7 @@ func TestVersionBefore(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := open(t, dir).Load()
-	if err != nil || got.Generation != 0 || len(got.Changes) != 1 || got.Changes[0].ID != "0a" || got.Changes[0].Effect != tokencache.Revoked {
+	if err != nil || got.Generation != 0 || len(got.Changes) != 1 || got.Changes[0].ID != "0a" || got.Changes[0].Vouched || got.Changes[0].Moment != 0 || got.Changes[0].Effect != tokencache.Revoked {
 		t.Errorf("the record: %+v, %v", got, err)
 	}
 	change := `{"id":"0a","at":"2026-11-23T12:00:00Z","effect":"revoked","noted_on":"2026-11-23T12:00:00Z"}`

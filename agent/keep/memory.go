@@ -70,7 +70,7 @@ type remembered struct {
 	Deadline    time.Duration  `json:"deadline_ns"`
 	Next        *time.Duration `json:"next_ns,omitempty"`        // absent: never
 	Asked       *time.Duration `json:"asked_ns,omitempty"`       // absent: never
-	ReceivedAt  time.Duration  `json:"received_on_ns,omitempty"` // on-time, as the two that follow; 0: not known
+	ReceivedAt  time.Duration  `json:"received_on_ns,omitempty"` // on-time, as the two that follow
 	IssuedFrom  time.Duration  `json:"issued_from_on_ns,omitempty"`
 	IssuedTo    time.Duration  `json:"issued_to_on_ns,omitempty"`
 	Earliest    time.Time      `json:"minted_earliest,omitzero"`
@@ -78,7 +78,7 @@ type remembered struct {
 	Life        time.Duration  `json:"life_ns"`
 	Given       time.Duration  `json:"given_ns,omitempty"`
 	Born        time.Duration  `json:"born_ns"`
-	Received    time.Duration  `json:"received_ns"`
+	Received    time.Duration  `json:"received_ns,omitempty"` // up to version 2, a boot time
 	Shown       time.Duration  `json:"shown_ns"`
 	Answered    time.Duration  `json:"answered_ns"`
 	Tries       int            `json:"tries,omitempty"`
@@ -248,7 +248,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 		m.Bygones = append(m.Bygones, w.bygone())
 	}
 	for _, w := range doc.Changes {
-		m.Record.Changes = append(m.Record.Changes, w.change())
+		m.Record.Changes = append(m.Record.Changes, w.change(doc.Version))
 	}
 	m.OnRecord = max(doc.OnRecord, len(doc.Changes)) // up to version 2 it is not told
 	return &m, nil
@@ -263,6 +263,9 @@ func (w *remembered) remembered() tokencache.Remembered {
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
 		Withheld: w.Withheld,
 		Failing:  w.Failing.failing(),
+	}
+	if r.ReceivedAt == 0 { // without the boots before that one, it is earlier than it was: on the safe side
+		r.ReceivedAt = max(0, w.Received)
 	}
 	if t := w.Token; t != nil {
 		r.Token = tokencache.Token{

@@ -180,6 +180,7 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 		},
 		Left:      left,
 		Counted:   a.expiresIn > 0 && !a.expiresOn.IsZero(),
+		Reckoned:  a.expiresOn.IsZero() && !on.Equal(a.token.expiry()),
 		RefreshIn: a.refreshIn,
 	}
 	if f.Token.NotBefore.IsZero() {

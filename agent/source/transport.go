@@ -145,6 +145,9 @@ func (t *transport) judge(x *exchange, req *http.Request, resp *http.Response, b
 	if err != nil {
 		return nil, t.at.unusable(err, now)
 	}
+	if t.at.form == Arc {
+		fetched.Counted = false // the agent runs on this device, and counts by its clock
+	}
 	x.fetched = fetched
 	t.ignored.note(a.ignored)
 	return a.forAzidentity(x.key, fetched.Left), nil

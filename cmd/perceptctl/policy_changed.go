@@ -179,7 +179,7 @@ func (a *app) lastNoted(ctx context.Context, request api.PolicyChangeRequest) (a
 	}
 	last := api.PolicyChangeAnswer{Now: onRecord.Now}
 	for _, change := range onRecord.Changes {
-		same := change.Resource == strings.TrimSuffix(request.Resource, defaultScope) && change.Identity == request.Identity &&
+		same := sameResource(change.Resource, strings.TrimSuffix(request.Resource, defaultScope)) && change.Identity == request.Identity &&
 			change.Effect == request.Effect && change.Note == request.Note
 		if same && !change.NotedOn.Before(last.NotedOn) {
 			last.PolicyChange = change
@@ -220,13 +220,18 @@ func (s screen) changeInWords(now time.Time, change api.PolicyChange) string {
 // touches reports whether a change is about a token.
 func touches(change api.PolicyChange, token api.TokenStatus) bool {
 	return (change.Identity == "" || change.Identity == token.Identity) &&
-		(change.Resource == "" || change.Resource == token.Resource)
+		(change.Resource == "" || sameResource(change.Resource, token.Resource))
+}
+
+// sameResource reports whether two spellings are of one resource, as far as a screen needs to know: perceptd decides.
+func sameResource(a, b string) bool {
+	return strings.EqualFold(strings.TrimRight(a, "/"), strings.TrimRight(b, "/"))
 }
 
 // noted tells what was put on record and what follows from it.
 func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
 	text := s.paragraph("noted: ", s.changeInWords(now, change)+"; its ID is "+change.ID, plain)
-	if change.Floating {
+	if change.Unsure {
 		text += s.paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", warning)
 	}
 	if change.Touched == 0 {
@@ -301,7 +306,7 @@ func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus,
 	text := ""
 	if change.Effect == api.EffectRevoked {
 		text = s.paragraph("revoked: ", fmt.Sprintf("Tokens that are not current are withheld from everybody until a current one arrives. "+
-			"That can take a day, and more than 28 hours only if the back end does not answer. %s%s "+
+			"That can take a day, and more than 31 hours only if the back end does not answer. %s%s "+
 			"To serve the tokens at hand again: perceptctl policy-changes withdraw %s",
 			by, notRecalled, change.ID), warning)
 	} else {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,7 +18,8 @@ func (a *app) policyChangesCommand() *cobra.Command {
 		Short: "list the policy changes on record, or withdraw one",
 		Long: `List the policy changes that perceptd knows of, the latest first. WAITING counts the
 tokens that a change touches and that are not current yet. A change goes off the
-record by itself when nothing from before it can come back (ENDS IN).`,
+record by itself when nothing from before it can come back (ENDS IN, while the device
+is on).`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.policyChanges(ctx, asJSON) }),
 	}
@@ -86,7 +88,9 @@ func aboutChange(change api.PolicyChange) string {
 	switch {
 	case change.Effect == api.EffectUnknown:
 		return "the record could not be read: what changed before is not known"
-	case change.Floating:
+	case change.Joined > 0:
+		return fmt.Sprintf("it stands for %d more: the record was full", change.Joined)
+	case change.Unsure:
 		return "the time is not sure: this device's clock was not known to be right"
 	}
 	return ""

@@ -195,7 +195,7 @@ func (t story) changed() []string {
 		if change.Note != "" {
 			text += " Note: \"" + change.Note + "\"."
 		}
-		if change.Floating {
+		if change.Unsure {
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
 		}
 		texts = append(texts, text+t.standsTo(change))
@@ -244,7 +244,7 @@ func standingTo(change api.PolicyChange, token api.TokenStatus) api.Standing {
 	case isCurrent(token) || change.Waiting == 0:
 		return api.StandingCurrent
 	// Of the changes that the token may lack, Changed is the latest; it comes in whole seconds.
-	case !change.Floating && change.At.Unix() > token.Permissions.Changed:
+	case !change.Unsure && change.At.Unix() > token.Permissions.Changed:
 		return api.StandingCurrent
 	case before && change.Effect != api.EffectUnknown:
 		return api.StandingStale

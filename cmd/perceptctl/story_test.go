@@ -85,7 +85,7 @@ func situations() []situation {
 				token.LastOutcome = api.OutcomeOlder
 			},
 			changes: []api.PolicyChange{{ID: "a", Effect: api.EffectChanged, Identity: "vision", Resource: vault, At: noon.Add(-time.Minute),
-				Floating: true, Note: "by\nmail", Touched: 1, Waiting: 1}},
+				Unsure: true, Note: "by\nmail", Touched: 1, Waiting: 1}},
 			says: []string{
 				"is uncertain: it may or may not carry a policy change (at 11:59).",
 				"was minted between 11:57 and 12:02 (no more exactly, since the issuer may date a token back by 5 minutes).",
@@ -273,14 +273,14 @@ func TestManyChanges(t *testing.T) {
 
 func TestPolicyChangesTable(t *testing.T) {
 	t.Parallel()
-	floating := aChange("77aa0011", api.EffectChanged, time.Minute, 1)
-	floating.Identity, floating.Resource, floating.Floating = "vision", "https://a-rather-long-name.of-some-department.example.net", true
-	floating.Note = "a note"
+	unsure := aChange("77aa0011", api.EffectChanged, time.Minute, 1)
+	unsure.Identity, unsure.Resource, unsure.Unsure = "vision", "https://a-rather-long-name.of-some-department.example.net", true
+	unsure.Note = "a note"
 	untouched := aChange("00112233", api.EffectGranted, 30*time.Hour, 0)
 	untouched.Touched = 0
 	lost := aChange("ffee0011", api.EffectUnknown, time.Hour, 2)
 	revoked := aChange("9b2e7c10", api.EffectRevoked, time.Hour, 0)
-	got := screen{width: 80}.policyChanges(noon, []api.PolicyChange{floating, revoked, lost, untouched})
+	got := screen{width: 80}.policyChanges(noon, []api.PolicyChange{unsure, revoked, lost, untouched})
 	want := `ID        WHEN          EFFECT   IDENTITY  RESOURCE            WAITING   ENDS IN
 77aa0011  11:59         changed  vision    https://…ample.net  1 of 2    2d 2h
   a note
@@ -315,7 +315,7 @@ func TestManyTouchedTokens(t *testing.T) {
 	flat := strings.Join(strings.Fields(shown), " ")
 	for _, want := range []string{
 		"24 of 25", "identity-0 " + vault + " current now now", "and 5 more: perceptctl status",
-		"more than 28 hours only if", "perceptd asks for none before 12:09 (in 9m):",
+		"more than 31 hours only if", "perceptd asks for none before 12:09 (in 9m):",
 	} {
 		if !strings.Contains(flat, want) {
 			t.Errorf("%q is not in\n%s", want, shown)

@@ -1,0 +1,172 @@
+package tokencache_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+var (
+	camera  = tokencache.Selector{Kind: tokencache.ClientID, ID: "camera"}
+	speech  = tokencache.Selector{Kind: tokencache.ClientID, ID: "speech"}
+	byEntra = func(f *tokencache.Fetched) { // dates it
+		f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-24*time.Hour - 5*time.Minute)
+	}
+)
+
+// put notes a change for one identity and resource.
+func put(t *testing.T, c *tokencache.Cache, id string, effect tokencache.Effect, s tokencache.Selector, resource string) {
+	t.Helper()
+	time.Sleep(time.Second)
+	if _, err := c.Note(tokencache.PolicyChange{ID: id, Selector: s, Resource: resource, Effect: effect}); err != nil {
+		t.Fatalf("%s: %v", id, err)
+	}
+}
+
+func onRecord(c *tokencache.Cache, id string) *tokencache.PolicyChange {
+	for _, p := range c.Record().Changes {
+		if p.ID == id {
+			return &p
+		}
+	}
+	return nil
+}
+
+func api(i int) string { return fmt.Sprint("api://", i) }
+
+// What every token held meets makes room, the oldest first; a change that one of them lacks does not, and then another that is no
+// revocation is refused.
+func TestRoomByWhatIsMet(t *testing.T) {
+	t.Parallel()
+	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		put(t, c, "unmet", tokencache.Changed, vault.Selector, vault.Resource)
+		put(t, c, "revoked", tokencache.Revoked, camera, "")
+		for i := range tokencache.MaxChanges - 2 {
+			put(t, c, fmt.Sprint(i), tokencache.Changed, camera, api(i))
+		}
+		put(t, c, "new", tokencache.Changed, vault.Selector, vault.Resource)
+		if onRecord(c, "0") != nil || onRecord(c, "1") == nil || onRecord(c, "unmet") == nil || onRecord(c, "revoked") == nil {
+			t.Error("another than the oldest that is met has made room")
+		}
+		for i := range tokencache.MaxChanges - 3 {
+			put(t, c, fmt.Sprint("n", i), tokencache.Changed, vault.Selector, vault.Resource)
+		}
+		before := c.Record()
+		if _, err := c.Note(tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Granted}); !errors.Is(err, tokencache.ErrTooManyChanges) {
+			t.Errorf("too many: %v", err)
+		}
+		after := c.Record()
+		if after.Generation != before.Generation || !slices.Equal(before.Changes, after.Changes) {
+			t.Error("what was refused has changed the record")
+		}
+	})
+}
+
+// A revocation is never refused, and nothing that was withheld is handed out for its sake.
+func TestRoomForARevocation(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name  string
+		fill  func(i int) (tokencache.Effect, tokencache.Selector, string)
+		check func(t *testing.T, c *tokencache.Cache)
+	}{
+		{"one of the same identity and resource is taken in", func(i int) (tokencache.Effect, tokencache.Selector, string) {
+			if i == 100 {
+				return tokencache.Revoked, vault.Selector, vault.Resource + "/"
+			}
+			return tokencache.Revoked, camera, api(i)
+		}, func(t *testing.T, c *tokencache.Cache) {
+			if p := onRecord(c, "new"); p == nil || p.Joined != 1 || p.Resource != vault.Resource || onRecord(c, "100") != nil {
+				t.Errorf("%+v", p)
+			}
+		}},
+		{"the oldest of one identity are joined", func(i int) (tokencache.Effect, tokencache.Selector, string) {
+			if i%2 == 0 {
+				return tokencache.Revoked, speech, api(i)
+			}
+			return tokencache.Revoked, camera, api(i)
+		}, func(t *testing.T, c *tokencache.Cache) {
+			p := onRecord(c, "0")
+			if p == nil || p.Joined != 1 || p.Resource != "" || p.Selector != speech || p.AllIdentities || onRecord(c, "2") != nil || onRecord(c, "1") == nil {
+				t.Errorf("%+v", p)
+			}
+			put(t, c, "newer", tokencache.Revoked, vault.Selector, "api://another")
+			if p := onRecord(c, "0"); p == nil || p.Joined != 1 {
+				t.Errorf("the next joins others first, which are older by now: %+v", p)
+			}
+		}},
+		{"those of no one identity are joined for all", func(i int) (tokencache.Effect, tokencache.Selector, string) {
+			return tokencache.Revoked, tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint(i)}, api(i)
+		}, func(t *testing.T, c *tokencache.Cache) {
+			if p := onRecord(c, "0"); p == nil || p.Joined != 1 || p.Resource != "" || !p.AllIdentities || onRecord(c, "1") != nil {
+				t.Errorf("%+v", p)
+			}
+		}},
+		{"what withholds nothing is joined first", func(i int) (tokencache.Effect, tokencache.Selector, string) {
+			switch i {
+			case 300:
+				return tokencache.Changed, vault.Selector, vault.Resource
+			case 301:
+				return tokencache.Granted, vault.Selector, ""
+			}
+			return tokencache.Revoked, camera, api(i)
+		}, func(t *testing.T, c *tokencache.Cache) {
+			p := onRecord(c, "300")
+			if p == nil || p.Joined != 1 || p.Effect != tokencache.Changed || onRecord(c, "301") != nil || onRecord(c, "0") == nil {
+				t.Errorf("%+v", p)
+			}
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+				key := tokencache.Key{Selector: speech, Resource: api(0)}
+				for _, k := range []tokencache.Key{vault, key} {
+					mustGet(t, c, k, sdk)
+				}
+				for i := range tokencache.MaxChanges {
+					effect, s, resource := row.fill(i)
+					put(t, c, fmt.Sprint(i), effect, s, resource)
+				}
+				_, withheldBefore := c.Get(t.Context(), key, sdk)
+				put(t, c, "new", tokencache.Revoked, vault.Selector, vault.Resource)
+				if n := len(c.Record().Changes); n != tokencache.MaxChanges {
+					t.Errorf("%d on record", n)
+				}
+				row.check(t, c)
+				if _, err := c.Get(t.Context(), vault, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
+					t.Errorf("the revocation is not in force: %v", err)
+				}
+				if _, err := c.Get(t.Context(), key, sdk); errors.As(withheldBefore, new(*tokencache.WithheldError)) && err == nil {
+					t.Error("what an older one withheld is handed out")
+				}
+			})
+		})
+	}
+}
+
+// What was joined ends, and is withdrawn, as one.
+func TestJoinedIsWithdrawnAsOne(t *testing.T) {
+	t.Parallel()
+	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+		key := tokencache.Key{Selector: speech, Resource: api(7)} // none of the joined names it
+		mustGet(t, c, key, sdk)
+		for i := range tokencache.MaxChanges {
+			put(t, c, fmt.Sprint(i), tokencache.Revoked, speech, "urn:"+fmt.Sprint(i))
+		}
+		mustGet(t, c, key, sdk)
+		put(t, c, "new", tokencache.Revoked, camera, "")
+		if _, err := c.Get(t.Context(), key, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
+			t.Errorf("joined for the whole identity: %v", err)
+		}
+		if was, ok := c.Withdraw("0"); !ok || was.Joined != 1 {
+			t.Errorf("%+v, %v", was, ok)
+		}
+		mustGet(t, c, key, sdk)
+	})
+}
