@@ -106,7 +106,7 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 func TestLifeByAnotherToken(t *testing.T) {
 	t.Parallel()
 	for _, static := range []bool{false, true} {
-		registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+		registered(t, func(t *testing.T, r *registry, _ *tokencache.Cache) {
 			began := time.Now()
 			wrong := true
 			w := &watch{}
@@ -120,7 +120,7 @@ func TestLifeByAnotherToken(t *testing.T) {
 				}
 				return f
 			})
-			c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
+			c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
 			defer c.Close()
 			refreshed(t, c, vault, tokencache.Newer)
 			refreshed(t, c, storage, tokencache.Newer)
