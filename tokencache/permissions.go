@@ -201,8 +201,8 @@ func (c *Cache) metByLocked(e *entry, unmet time.Duration) time.Duration {
 	}
 	life := max(e.life, defaultNominal)
 	known := unmet // a token issued later shows that it is current
-	if e.minted.undated() {
-		known += max(0, longestNominal-e.life)
+	if e.minted.undated() { // its successor may be given no longer a life than it had left
+		known += max(0, longestNominal-(e.deadline-e.received))
 	}
 	if e.shown < known || e.deadline == longAgo {
 		return known + life

@@ -758,3 +758,41 @@ func TestWordsOfPolicy(t *testing.T) {
 		}
 	}
 }
+
+// A token without a date shows that it is from after a change only when no life that is known could reach back before it: that
+// takes the longer, the shorter the lives are that the back end gives, and the promise allows for it.
+func TestPromiseForTokensWithoutADate(t *testing.T) {
+	t.Parallel()
+	for _, life := range []time.Duration{time.Hour, 8 * time.Hour, 24 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			var expires time.Time
+			n := 0
+			c := tokencache.New(tokencache.Options{Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+				if !expires.After(time.Now()) {
+					n, expires = n+1, time.Now().Round(0).Add(life)
+				}
+				return tokencache.Fetched{
+					Token: tokencache.Token{Text: tokencache.NewSecret(fmt.Sprint("opaque ", n)), ExpiresOn: expires}, Left: time.Until(expires), Counted: true,
+				}, nil
+			}})
+			defer c.Close()
+			mustGet(t, c, vault, sdk)
+			time.Sleep(life / 3)
+			note(t, c, "x", tokencache.Revoked, time.Time{})
+			soonest := time.Now().Add(60 * 24 * time.Hour) // of what was promised
+			for begun := time.Now(); ; time.Sleep(time.Minute) {
+				_, err := c.Get(t.Context(), vault, sdk)
+				var withheld *tokencache.WithheldError
+				if !errors.As(err, &withheld) {
+					break
+				}
+				if withheld.Until.Before(soonest) {
+					soonest = withheld.Until
+				}
+				if time.Now().After(soonest) || time.Since(begun) > 60*time.Hour {
+					t.Fatalf("lives of %v: withheld after %v, and %v was promised", life, time.Since(begun), soonest.Sub(begun))
+				}
+			}
+		})
+	}
+}
