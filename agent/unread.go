@@ -174,6 +174,9 @@ func (a *Agent) takeRecord(u unread) bool {
 		}
 		lost = err
 	}
+	if disk != nil {
+		a.cache.GoOn(disk.Taken)
+	}
 	rules := a.rules.Load().rules
 	found := u.kept.recover(disk, lost)
 	now := a.cache.Record()

@@ -45,3 +45,28 @@ func (c *Cache) takenLocked() Taken {
 	now := c.clock.Boot()
 	return Taken{On: c.on + now, Boot: now, BootID: c.bootID}
 }
+
+// GoOn has on-time go on from where kept was taken, which could not be read when c began: what happened in this boot happened
+// later than all that was kept in the boots before.
+func (c *Cache) GoOn(kept Taken) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	began := c.on
+	more := OnAtBoot(c.bootID, now, kept) - began
+	if more <= 0 {
+		return
+	}
+	c.on += more
+	for _, ch := range c.changes {
+		if ch.By >= began {
+			ch.Moment, ch.By = ch.Moment+more, ch.By+more
+		}
+	}
+	for _, e := range c.entries {
+		if e.receipt.on >= began {
+			e.receipt.on, e.receipt.from, e.receipt.to = e.receipt.on+more, e.receipt.from+more, e.receipt.to+more
+		}
+	}
+	c.rejudgeLocked(now)
+}

@@ -1,7 +1,10 @@
 package tokencache_test
 
 import (
+	"context"
+	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"perceptd/tokencache"
@@ -40,4 +43,38 @@ func TestOnAtBoot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A record that is read late was kept before all that happened in this boot: it withholds nothing that was fetched since, and a
+// change that was noted meanwhile goes on withholding what was fetched before it.
+func TestRecordThatIsReadLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := tokencache.New(tokencache.Options{BootID: "this", Clock: (&watch{}).clock(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+			return tokenOf("a", key, time.Now().Add(-15*time.Minute)), nil
+		}})
+		defer c.Close()
+		mustGet(t, c, vault, sdk)
+		mustGet(t, c, storage, sdk)
+		time.Sleep(time.Minute)
+		if _, err := c.Note(tokencache.PolicyChange{ID: "meanwhile", AllIdentities: true, Resource: storage.Resource, Effect: tokencache.Revoked}); err != nil {
+			t.Fatal(err)
+		}
+		before := tokencache.Record{Taken: tokencache.Taken{On: 2000 * time.Hour, Boot: time.Hour, BootID: "before"}, Changes: []tokencache.PolicyChange{
+			{ID: "before", AllIdentities: true, Effect: tokencache.Revoked, Moment: 1999 * time.Hour, By: 1999 * time.Hour},
+		}}
+		c.GoOn(before.Taken)
+		before.Changes = append(before.Changes, c.Record().Changes...)
+		c.Replace(before)
+		if got := standing(t, c); got != tokencache.Current {
+			t.Errorf("a token that was fetched after all that is on the record is %v", got)
+		}
+		if _, err := c.Get(t.Context(), storage, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
+			t.Errorf("a token from before a revocation that was noted meanwhile: %v", err)
+		}
+		c.GoOn(tokencache.Taken{On: time.Hour, BootID: "before"})
+		if on := c.Record().On; on < 2000*time.Hour {
+			t.Errorf("on-time went back to %v", on)
+		}
+	})
 }

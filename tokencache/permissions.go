@@ -200,7 +200,7 @@ func (c *Cache) metByLocked(e *entry, unmet time.Duration) time.Duration {
 		return unmet + longestNominal + shownBy
 	}
 	life := max(e.life, defaultNominal)
-	known := unmet // a token issued later shows that it is current
+	known := unmet          // a token issued later shows that it is current
 	if e.minted.undated() { // its successor may be given no longer a life than it had left
 		known += max(0, longestNominal-(e.deadline-e.received))
 	}
