@@ -464,3 +464,27 @@ func TestEndOfAChange(t *testing.T) {
 		}
 	})
 }
+
+// A change that was noted at the last moment of which anything kept tells keeps the date that a clock gave it which was right.
+func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &device{backend: simulator.New(simulator.Options{})}
+		clock := (&watch{known: true}).clock()
+		c := tokencache.New(tokencache.Options{Fetch: fetcher(d, true), Clock: clock, BootID: "a"})
+		time.Sleep(time.Hour)
+		note(t, c, "x", tokencache.Revoked, time.Time{})
+		record := c.Record()
+		c.Close()
+		time.Sleep(8 * time.Hour) // off
+		booted := time.Now()
+		clock.Boot = func() time.Duration { return time.Since(booted) + time.Second }
+		c = tokencache.New(tokencache.Options{
+			Fetch: fetcher(d, true), Clock: clock, BootID: "b", Record: record, On: tokencache.OnAtBoot("b", clock.Boot(), record.Taken),
+		})
+		defer c.Close()
+		if a := mustGet(t, c, vault, sdk); a.Permissions.Standing != tokencache.Current {
+			t.Errorf("a token that was issued hours after the change is %v", a.Permissions.Standing)
+		}
+	})
+}

@@ -72,7 +72,7 @@ func (c *Cache) correctLocked(now time.Duration) {
 	corrected := false
 	for _, ch := range c.changes {
 		counted := c.knowledge.issuer.Add(c.at(ch))
-		behind := ch.Vouched && c.at(ch) >= 0 && counted.After(ch.Issuer.Latest.Add(agreeing))
+		behind := ch.Vouched && c.at(ch) > 0 && counted.After(ch.Issuer.Latest.Add(agreeing))
 		if behind || ch.Issuer.Latest.IsZero() {
 			ch.Issuer.Latest, corrected = counted, true
 		}
