@@ -74,21 +74,26 @@ func parseAnswer(f fields, clockKnown bool) (answer, error) {
 	if kind != "" && !strings.EqualFold(kind, "Bearer") {
 		return answer{}, errors.New("token_type is not Bearer")
 	}
-	if a.resource, err = f.text("resource"); err != nil {
-		return answer{}, err
-	}
+	a.resource = a.echoed(f, "resource")
 	a.echo = make(map[string]string)
 	for _, kind := range []tokencache.SelectorKind{tokencache.ClientID, tokencache.ObjectID, tokencache.ResourceID} {
 		for _, name := range echoes(kind) {
-			if a.echo[name], err = f.text(name); err != nil {
-				return answer{}, err
-			}
+			a.echo[name] = a.echoed(f, name)
 		}
 	}
 	if err := a.parseTimes(f); err != nil {
 		return answer{}, err
 	}
 	return a, nil
+}
+
+// echoed returns what an endpoint repeats of what it was asked for; empty where that is absent, or no text and so no word of it.
+func (a *answer) echoed(f fields, name string) string {
+	text, err := f.text(name)
+	if err != nil {
+		a.ignored = append(a.ignored, name)
+	}
+	return text
 }
 
 // parseTimes reads the four times. A token is refused only for want of an expiry: each of expires_in and expires_on may be

@@ -10,10 +10,9 @@ import (
 // checkIdentity compares what was asked for with what the answer and the token in it say. A silent
 // answer passes, except on Arc, where an old agent's silence means that it ignored the selector.
 func (a answer) checkIdentity(at place, key tokencache.Key) *tokencache.FetchError {
-	// The token of "https://a" and "https://a/" is asked for under either name, and some endpoints add or drop the slash, or
-	// write in small letters, when they repeat it; any other difference is another resource's token. The token's audience is
-	// not compared: resources have audiences of other names, and GUIDs.
-	if a.resource != "" && !strings.EqualFold(strings.TrimSuffix(a.resource, "/"), strings.TrimSuffix(key.Resource, "/")) {
+	// Some endpoints repeat the resource in another spelling, in small letters, or as a scope. Any other difference is another
+	// resource's token. The token's audience is not compared: resources have audiences of other names, and GUIDs.
+	if a.resource != "" && !strings.EqualFold(spelling(a.resource), spelling(key.Resource)) {
 		return malformed("%s answered with a token for another resource than %s", at.dial, key.Resource)
 	}
 	s := key.Selector
@@ -65,7 +64,23 @@ func userAssigned(resourceID string) bool {
 	return strings.Contains(strings.ToLower(resourceID), "/microsoft.managedidentity/userassignedidentities/")
 }
 
-// sameID compares GUIDs and ARM resource IDs, in neither of which case matters.
+func spelling(resource string) string {
+	return tokencache.Spelling(strings.TrimSuffix(resource, "/.default"))
+}
+
+// sameID compares GUIDs, in each form that they are written in, and ARM resource IDs. In neither case matters.
 func sameID(a, b string) bool {
-	return strings.EqualFold(strings.Trim(a, "/"), strings.Trim(b, "/"))
+	if x, y := guid(a), guid(b); x != "" && y != "" {
+		return x == y
+	}
+	return strings.EqualFold(strings.Trim(a, "/ "), strings.Trim(b, "/ "))
+}
+
+// guid returns the 32 digits of a GUID, with or without hyphens and braces; empty for what is none.
+func guid(id string) string {
+	digits := strings.ToLower(strings.ReplaceAll(strings.Trim(id, "{} "), "-", ""))
+	if len(digits) != 32 || strings.Trim(digits, "0123456789abcdef") != "" {
+		return ""
+	}
+	return digits
 }

@@ -24,6 +24,8 @@ func TestIdentityOfTheAnswer(t *testing.T) {
 	}{
 		{"silent and opaque", IMDS, byClient, object{}, ""},
 		{"echoed", IMDS, byClient, object{"client_id": clientID}, ""},
+		{"echoed in braces", IMDS, byClient, object{"client_id": "{" + clientID + "}"}, ""},
+		{"echoed without hyphens", IMDS, byClient, object{"client_id": " " + strings.ReplaceAll(clientID, "-", "")}, ""},
 		{"echoed in capitals", AppService, byObject, object{"object_id": strings.ToUpper(objectID), "client_id": "whatever"}, ""},
 		{"echoed by either name", AppService, byARM, object{"mi_res_id": strings.ToUpper(armID)}, ""},
 		{"echoed by the other name on Arc", Arc, byARM, object{"mi_res_id": armID}, ""},
@@ -67,7 +69,7 @@ func TestResourceOfTheAnswer(t *testing.T) {
 	t.Parallel()
 	for echo, ok := range map[string]bool{
 		"": true, vault: true, vault + "/": true, "https://VAULT.azure.net": true, "HTTPS://VAULT.AZURE.NET/": true,
-		vault + "//": false, vault + "/x": false, "https://storage.azure.com": false, "http://vault.azure.net": false,
+		vault + "//": true, vault + ":443": true, vault + "/.default": true, vault + ":444": false, vault + "/x": false, "https://storage.azure.com": false, "http://vault.azure.net": false,
 	} {
 		a := answer{resource: echo}
 		if failed := a.checkIdentity(place{}, system); (failed == nil) != ok {
@@ -99,6 +101,12 @@ func TestJWT(t *testing.T) {
 	if odd.Audience != "a" || odd.ClientID != "v2" || odd.ObjectID != "" || odd.TenantID != "" || !odd.NotBefore.Equal(minted) ||
 		odd.Groups != nil || odd.Roles != nil || odd.WIDs != nil {
 		t.Errorf("claims of odd shapes: %+v", odd)
+	}
+
+	for _, text := range []string{"a\u009bb", "a\u202eb", "a\u2028b", "a\nb", strings.Repeat("x", maxIDText+1)} {
+		if got := parseJWT(mint(object{"oid": text, "tid": text, "appid": text, "iss": text + strings.Repeat("y", maxClaimText), "roles": []string{text, "r"}})).claims; got.ObjectID+got.TenantID+got.ClientID+got.Issuer != "" || len(got.Roles) > 2 {
+			t.Errorf("claims of %q: %+v", text, got)
+		}
 	}
 
 	many := make([]string, 3*maxListed)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"strings"
 	"time"
+	"unicode"
 
 	"perceptd/tokencache"
 )
@@ -13,6 +14,7 @@ import (
 const (
 	maxListed    = 2048 // entries kept of a list claim; Entra writes at most 200 groups
 	maxClaimText = 1024 // bytes kept of one text
+	maxIDText    = 128  // and of an ID, which is a GUID: no token fits, which an endpoint might put there to have it logged
 )
 
 // jwt is what a token says of itself, unverified: the device is not its audience. Zero for an
@@ -41,9 +43,9 @@ func parseJWT(token string) jwt {
 	if json.Unmarshal(payload, &c) != nil {
 		return jwt{}
 	}
-	client := c.text("appid")
+	client := c.id("appid")
 	if client == "" {
-		client = c.text("azp") // its name in version 2 tokens
+		client = c.id("azp") // its name in version 2 tokens
 	}
 	audience := c.text("aud")
 	if list := c.list("aud"); len(list) > 0 {
@@ -54,8 +56,8 @@ func parseJWT(token string) jwt {
 			Issuer:    c.text("iss"),
 			Audience:  audience,
 			ClientID:  client,
-			ObjectID:  c.text("oid"),
-			TenantID:  c.text("tid"),
+			ObjectID:  c.id("oid"),
+			TenantID:  c.id("tid"),
 			IssuedAt:  c.time("iat"),
 			NotBefore: c.time("nbf"),
 			Groups:    c.list("groups"),
@@ -88,10 +90,22 @@ type payloadClaims map[string]json.RawMessage
 
 func (c payloadClaims) text(name string) string {
 	var s string
-	if json.Unmarshal(c[name], &s) != nil || len(s) > maxClaimText {
+	if json.Unmarshal(c[name], &s) != nil || !shown(s, maxClaimText) {
 		return ""
 	}
 	return s
+}
+
+func (c payloadClaims) id(name string) string {
+	if s := c.text(name); len(s) <= maxIDText {
+		return s
+	}
+	return ""
+}
+
+// shown reports whether logs and screens can show text as it is.
+func shown(text string, most int) bool {
+	return len(text) <= most && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func (c payloadClaims) list(name string) []string {
@@ -101,7 +115,7 @@ func (c payloadClaims) list(name string) []string {
 	}
 	var kept []string
 	for _, s := range all[:min(len(all), maxListed)] {
-		if s != "" && len(s) <= maxClaimText {
+		if s != "" && shown(s, maxClaimText) {
 			kept = append(kept, s)
 		}
 	}
