@@ -2,12 +2,14 @@ package keep
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"reflect"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -117,8 +119,8 @@ type seen struct {
 	Watched float64 `json:"watched"`
 }
 
-// encodeMemory leaves out the keys that could not be read again, so that one strange token, or one strange
-// time of it, does not cost the others. The caller clears what it is given; encoding/json and the tokens
+// encodeMemory leaves out the keys that could not be read again, and the largest where all are too large together, so that one
+// strange token, or one strange time of it, does not cost the others. The caller clears what it is given; encoding/json and the tokens
 // themselves, being strings, leave copies that no program can clear.
 func encodeMemory(m tokencache.Memory) ([]byte, error) {
 	doc := memory{
@@ -143,14 +145,28 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
 	}
 	text, err := json.Marshal(doc)
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxMemory {
+	if excess := len(text) - maxMemory; err == nil && excess > 0 {
 		clear(text)
-		return nil, fmt.Errorf("the cache would take more than %d bytes to keep", maxMemory)
+		doc.shed(excess)
+		text, err = json.Marshal(doc)
 	}
-	return text, nil
+	return text, err
+}
+
+// shed leaves out the largest keys, of so many bytes in all: no token that is of use is so large, and the others are kept.
+func (doc *memory) shed(excess int) {
+	size := make(map[key]int)
+	for i := range doc.Keys {
+		if text, err := json.Marshal(&doc.Keys[i]); err == nil {
+			size[doc.Keys[i].Key] = len(text)
+			clear(text)
+		}
+	}
+	slices.SortStableFunc(doc.Keys, func(a, b remembered) int { return cmp.Compare(size[b.Key], size[a.Key]) })
+	for excess > 0 && len(doc.Keys) > 0 {
+		excess -= size[doc.Keys[0].Key]
+		doc.Keys = doc.Keys[1:]
+	}
 }
 
 func rememberedOf(r tokencache.Remembered) remembered {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -223,18 +224,6 @@ func TestWhatCannotBeKept(t *testing.T) {
 				m.Keys = append(m.Keys, tokencache.Remembered{Key: tokencache.Key{Resource: fmt.Sprint(i)}})
 			}
 		},
-		"would take more than": func(m *tokencache.Memory) {
-			big := tokencache.NewSecret(strings.Repeat("a", maxText))
-			groups := make([]string, 20)
-			for i := range groups {
-				groups[i] = strings.Repeat("\x01", maxClaim)
-			}
-			for i := range 200 {
-				m.Keys = append(m.Keys, tokencache.Remembered{
-					Key: tokencache.Key{Resource: fmt.Sprint(i)}, Token: tokencache.Token{Text: big}, Claims: tokencache.Claims{Groups: groups},
-				})
-			}
-		},
 	} {
 		m := whole(1)
 		spoil(&m)
@@ -244,6 +233,39 @@ func TestWhatCannotBeKept(t *testing.T) {
 		if _, err := Carry(m); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("carried: %s: %v", says, err)
 		}
+	}
+}
+
+// What is larger than can be kept costs the largest tokens, and no other.
+func TestTooLargeToBeKept(t *testing.T) {
+	t.Parallel()
+	groups := make([]string, 20)
+	for i := range groups {
+		groups[i] = strings.Repeat("\x01", maxClaim)
+	}
+	m := whole(1)
+	ordinary := len(m.Keys)
+	for i := range 200 {
+		m.Keys = append(m.Keys, tokencache.Remembered{
+			Key:   tokencache.Key{Resource: fmt.Sprint(i)},
+			Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("a", maxText))}, Claims: tokencache.Claims{Groups: groups},
+		})
+	}
+	text, err := encodeMemory(m)
+	if err != nil || len(text) > maxMemory {
+		t.Fatalf("%d bytes, %v", len(text), err)
+	}
+	got, err := decodeMemory(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range m.Keys[:ordinary] {
+		if !slices.ContainsFunc(got.Keys, func(k tokencache.Remembered) bool { return k.Key == r.Key }) {
+			t.Errorf("%v is not among %d", r.Key, len(got.Keys))
+		}
+	}
+	if n := len(got.Keys); n < 50 || n == len(m.Keys) {
+		t.Errorf("%d keys of %d", n, len(m.Keys))
 	}
 }
 
