@@ -74,12 +74,12 @@ func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
 
 // testsLocked returns the ages at which asking tells most of where in a token's life the rollover is, while
 // that is not known: just before and just after half of it, where it is likely, and else in the middle
-// of where it may be.
+// of where it may be. A back end that gives another token at each call has none.
 func (c *Cache) testsLocked(e *entry) []time.Duration {
 	p := c.learnedLocked(e)
 	age := func(share float64) time.Duration { return time.Duration(share * float64(e.life)) }
 	switch {
-	case p.kind != Unlearnt || p.seen == 0:
+	case p.kind != Unlearnt || p.seen == 0 || p.eager:
 		return nil
 	case p.common.holds(0.5):
 		return []time.Duration{age(0.5) - testBefore, age(0.5) + testAfter}

@@ -50,6 +50,9 @@ const (
 	convincing  = 10.0 // odds from which a pattern is believed
 	narrowShare = 10.0 / (24 * 60)
 
+	newborn     = narrowShare // a token of which no more of its life was seen was not seen to come from a cache
+	eagerEnough = 4           // so many of these, and no cache is looked for any more
+
 	hiddenByChance = 3 // mean distances between what was seen
 )
 
@@ -115,6 +118,7 @@ type pattern struct {
 	share  float64  // at which a token rolls over, with Regular
 	common rollover // where all that was seen could have taken place, unless Irregular
 	seen   int      // rollovers that this was learnt from
+	eager  bool     // the back end has no cache as far as was seen: it gave another token at each call
 }
 
 // learn weighs whether all of h took place at one share of a life, or anywhere.
@@ -125,6 +129,8 @@ func (h history) learn() pattern {
 	case len(h) == 0:
 	case common.after >= common.by:
 		p.kind = Irregular
+	case common.after < newborn:
+		p.eager = len(h) >= eagerEnough
 	case common.precise() && common.likelihood()/chance >= convincing:
 		p.kind, p.share = Regular, common.by
 		if common.holds(0.5) {
