@@ -79,7 +79,9 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 			was = c
 		}
 	}
+	a.naming.Lock() // no record is put in force meanwhile that knows nothing of it
 	p, found := a.cache.Withdraw(id)
+	a.naming.Unlock()
 	if !found {
 		return NotedChange{}, &Error{Reason: UnknownChange, Detail: fmt.Sprintf(
 			"no policy change %q is on record: perceptctl policy-changes lists those that are", cut(id, 64))}

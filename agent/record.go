@@ -73,20 +73,29 @@ func (r *record) renew() {
 	r.begin(0)
 }
 
-// read reads what is on the disk, which could not be read before. Without a record unread says whether it still cannot be, and
-// else the error, if any, why it never will.
-func (r *record) read(load func() (*tokencache.Record, error)) (*tokencache.Record, error) {
+// read reads what is on the disk, which could not be read before, and has take put it in force before anything can be written
+// over it. lost is why there is no record and never will be. False: it still cannot be read.
+func (r *record) read(load func() (*tokencache.Record, error), take func(disk *tokencache.Record, lost error)) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	disk, err := load()
 	var spoilt interface{ Spoilt() bool }
-	if disk == nil && err != nil && !(errors.As(err, &spoilt) && spoilt.Spoilt()) {
+	switch {
+	case disk != nil:
+		err = nil // what is wrong with one of its files is no loss
+	case err == nil:
+		err = errGone
+	case !errors.As(err, &spoilt) || !spoilt.Spoilt():
 		r.unread.Store(&err)
-		return nil, err
+		return false
 	}
+	take(disk, err)
 	r.unread.Store(nil)
-	return disk, err
+	return true
 }
+
+// errGone is why a record is lost of which there was something that could not be read.
+var errGone = errors.New("its files are gone that could not be read before")
 
 func (r *record) try() error {
 	if r.keep == nil {
@@ -159,11 +168,11 @@ func (r *record) persist(wait time.Duration) {
 	}
 }
 
-// done ends the saver, unless somebody else's try failed just now and counts on it.
+// done ends the saver, unless somebody counts on it by now: whose try failed, or who wants more to be kept.
 func (r *record) done() bool {
 	r.start.Lock()
 	defer r.start.Unlock()
-	r.saving = r.fault.Load() != nil
+	r.saving = r.fault.Load() != nil || r.differs()
 	return !r.saving
 }
 

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -80,17 +79,24 @@ func (a *Agent) applyLostEffect(rules Rules) {
 	}
 }
 
+// lost is the policy change that stands for a record that is lost.
+func (r Rules) lost(why error) tokencache.PolicyChange {
+	return r.standIn(lostPrefix+newID(), "the record of policy changes could not be read", why)
+}
+
 // noteLost puts on record that nobody knows what was on record before.
 func (a *Agent) noteLost(rules Rules, why error) {
-	p := rules.standIn("", "the record of policy changes could not be read", why)
-	p.ID = lostPrefix + newID()
-	p, err := a.enter(p)
-	a.log.Error("the record of policy changes is lost: "+consequence(p), zap.Error(why), zap.String("message_id", MessageLostRecord))
+	p, err := a.enter(rules.lost(why))
+	a.tellLost(p, why)
 	if err != nil {
 		a.log.Error("that could not be noted", zap.Error(err))
 		return
 	}
 	_ = a.record.save() // why it failed is in the log and in the status
+}
+
+func (a *Agent) tellLost(p tokencache.PolicyChange, why error) {
+	a.log.Error("the record of policy changes is lost: "+consequence(p), zap.Error(why), zap.String("message_id", MessageLostRecord))
 }
 
 func consequence(p tokencache.PolicyChange) string {
@@ -164,39 +170,47 @@ func (a *Agent) readAgain(u unread) {
 
 // takeRecord puts the record in force if it can be read, with what was noted and withdrawn meanwhile.
 func (a *Agent) takeRecord(u unread) bool {
-	a.naming.Lock() // nothing is noted meanwhile
-	disk, err := a.record.read(u.load)
-	var lost error
-	if disk == nil && err != nil {
-		if a.record.unread.Load() != nil {
-			a.naming.Unlock()
-			return false
-		}
-		lost = err
-	}
-	if disk != nil {
-		a.cache.GoOn(disk.Taken)
-	}
+	var (
+		found    recovered
+		why      error
+		noted    []tokencache.PolicyChange
+		standsIn tokencache.PolicyChange
+	)
 	rules := a.rules.Load().rules
-	found := u.kept.recover(disk, lost)
-	now := a.cache.Record()
-	withdrawn := lacking(now.Changes, u.began.Changes)
-	noted := slices.DeleteFunc(lacking(u.began.Changes, now.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
-	record := found.Record
-	record.Changes = lacking(withdrawn, record.Changes)
-	record.Changes = fitted(slices.Concat(record.Changes, lacking(record.Changes, noted)))
-	if len(noted)+len(withdrawn) > 0 || found.why != "" {
-		record = anew(record)
-		record.Generation = max(record.Generation, now.Generation) + 1
-	}
-	record, _ = rules.withLostEffect(record)
-	a.cache.Replace(record)
+	a.naming.Lock() // nothing is noted or withdrawn meanwhile
+	read := a.record.read(u.load, func(disk *tokencache.Record, lost error) {
+		if disk != nil {
+			a.cache.GoOn(disk.Taken)
+		}
+		why, found = lost, u.kept.recover(disk, lost)
+		now := a.cache.Record()
+		withdrawn := lacking(now.Changes, u.began.Changes)
+		noted = slices.DeleteFunc(lacking(u.began.Changes, now.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
+		record := found.Record
+		record.Changes = lacking(withdrawn, record.Changes)
+		record.Changes = fitted(slices.Concat(record.Changes, lacking(record.Changes, noted)))
+		if len(noted)+len(withdrawn) > 0 || found.why != "" {
+			record = anew(record)
+			record.Generation = max(record.Generation, now.Generation) + 1
+		}
+		found.Record, _ = rules.withLostEffect(record)
+		if found.lost {
+			standsIn = rules.lost(why)
+			found.Changes = append(found.Changes, standsIn)
+		}
+		a.cache.Replace(found.Record)
+	})
 	a.naming.Unlock()
-	if found.lost {
-		a.noteLost(rules, cmp.Or(lost, errNoCopy))
+	switch {
+	case !read:
+		return false
+	case found.lost:
+		a.tellLost(standsIn, why)
+		a.cache.DropTokens()
+		a.record.renew()
 		return true
 	}
-	a.log.Info("the record of policy changes was read after all, and is in force", zap.Int("changes", len(record.Changes)),
+	a.log.Info("the record of policy changes was read after all, and is in force", zap.Int("changes", len(found.Changes)),
 		zap.Int("noted_meanwhile", len(noted)), zap.String("message_id", MessageRecordRead))
 	a.record.renew()
 	return true

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -374,5 +375,94 @@ func TestEveryCopyCounts(t *testing.T) {
 				}
 			})
 		}
+	})
+}
+
+// There was a record that could not be read. When it is found spoilt or gone it is lost, and no first start: nothing from before is
+// current, and each token is fetched anew.
+func TestUnreadRecordThatIsFoundLost(t *testing.T) {
+	t.Parallel()
+	eio := errors.New("input/output error")
+	for name, later := range map[string]error{"gone": nil, "spoilt": spoilt{errors.New("zeros")}} {
+		synctest.Test(t, func(t *testing.T) {
+			d := new(disk)
+			d.become(eio)
+			d.start(t, func(o *agent.Options) { o.UnreadRecord = eio }, func(a *agent.Agent, logs *observer.ObservedLogs) {
+				mustHave(t, a)
+				before := d.made()
+				d.become(later)
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				if got := mustHave(t, a).Permissions.Standing; got != tokencache.Uncertain || d.made() == before {
+					t.Errorf("%s: the token is %v, fetched anew %v", name, got, d.made() != before)
+				}
+				trouble := a.Status().Trouble
+				if len(trouble) != 1 || !strings.Contains(trouble[0], "withdraw "+lostID(a)) || logs.FilterField(zap.String("message_id", agent.MessageLostRecord)).Len() != 1 {
+					t.Errorf("%s: trouble %q", name, trouble)
+				}
+				if r := d.record(); r == nil || len(r.Changes) != 1 {
+					t.Errorf("%s: on the disk %+v", name, r)
+				}
+			})
+		})
+	}
+}
+
+// lostID is the ID of the change that stands for a lost record.
+func lostID(a *agent.Agent) string {
+	for _, c := range a.Changes() {
+		if strings.HasPrefix(c.ID, "lost-") {
+			return c.ID
+		}
+	}
+	return "nothing"
+}
+
+// What is written over a record that is just read has what was on it, whoever has something written meanwhile.
+func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, known := life(t)
+		eio := errors.New("input/output error")
+		d.become(eio)
+		reading, read := make(chan struct{}), make(chan struct{})
+		slow := func(o *agent.Options) {
+			o.UnreadRecord, o.Memory = eio, withoutCopy(known)
+			o.Load = func() (*tokencache.Record, error) {
+				close(reading)
+				<-read
+				return d.there, nil
+			}
+		}
+		d.start(t, slow, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+			if reasonOf(err) != agent.NotKept {
+				t.Fatal(err)
+			}
+			<-reading
+			withdrawn := make(chan error)
+			go func() {
+				_, err := a.WithdrawChange("test", noted.ID)
+				withdrawn <- err
+			}()
+			for range 1000 { // it waits for a lock, for which no bubble's time goes on
+				runtime.Gosched()
+			}
+			close(read)
+			if err := <-withdrawn; err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+			for _, c := range a.Changes() {
+				if c.ID == noted.ID {
+					t.Error("what was withdrawn meanwhile is back")
+				}
+			}
+			for _, r := range d.kept {
+				if !slices.ContainsFunc(r.Changes, func(p tokencache.PolicyChange) bool { return p.ID == d.there.Changes[0].ID }) {
+					t.Errorf("written over it: %+v", r)
+				}
+			}
+		})
 	})
 }

@@ -62,6 +62,24 @@ func (c *Cache) bygoneLocked(e *entry, text Secret) (bygone, bool) {
 	return c.bygones.find(text)
 }
 
+// DropTokens drops every token, and fetches those anew that are wanted.
+func (c *Cache) DropTokens() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	for _, e := range c.entries {
+		if e.token.Text.IsZero() {
+			continue
+		}
+		c.forgetLocked(e)
+		e.tell()
+		if e.next != never {
+			e.next = min(e.next, now)
+		}
+	}
+	c.nudge()
+}
+
 // forgetLocked drops e's token, which nobody may have any more, and remembers that it was received.
 func (c *Cache) forgetLocked(e *entry) {
 	if !e.token.Text.IsZero() {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -28,8 +29,9 @@ const (
 type Record struct {
 	folder Folder
 	boot   func() time.Duration
-	id     string // of this boot; empty: not known
-	unread error  // why Load could not read what is there; nil: it could, or was not called
+	id     string   // of this boot; empty: not known
+	unread error    // why Load could not read what is there; nil: it could, or was not called
+	spoilt []string // the files that Load found spoilt and left where they are
 }
 
 // Open returns the record in folder. boot tells the time since the device booted, as tokencache.Clock does.
@@ -38,9 +40,10 @@ func Open(folder Folder, boot func() time.Duration) *Record {
 }
 
 // Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error says what is
-// wrong with the files, beside a record where one of them is whole. Without a record it is a *SpoiltError where what is there
-// was looked at whole and is no record: it was moved aside, and nothing is left to read. With any other the record cannot
-// be read now, and stays where it is: Save then refuses to overwrite it until Load has read it.
+// wrong with the files, beside a record where one of them is whole: the other is moved aside then, if it is spoilt. Without a
+// record it is a *SpoiltError where what is there was looked at whole and is no record. It stays until Save has something to
+// put in its place, so that each start until then finds it. With any other error the record cannot be read now: Save then
+// refuses to overwrite it until Load has read it.
 func (r *Record) Load() (*tokencache.Record, error) {
 	record, fault := r.load(fileName)
 	twin, other := r.load(copyName)
@@ -54,7 +57,14 @@ func (r *Record) Load() (*tokencache.Record, error) {
 		fault = cmp.Or(fault, older(record, twin))
 		record = joined(record, twin)
 	}
-	r.unread = nil
+	r.unread, r.spoilt = nil, nil
+	for _, err := range []*error{&fault, &other} {
+		if spoilt, ok := errors.AsType[*SpoiltError](*err); ok && record != nil {
+			*err = moveAside(r.folder, spoilt.Name, spoilt)
+		} else if ok {
+			r.spoilt = append(r.spoilt, filepath.Base(spoilt.Name))
+		}
+	}
 	if record == nil {
 		r.unread = cmp.Or(unlessSpoilt(fault), unlessSpoilt(other))
 	}
@@ -76,12 +86,8 @@ func (r *Record) load(name string) (*tokencache.Record, error) {
 			err = &SpoiltError{Name: name, Why: err}
 		}
 	}
-	_, spoilt := errors.AsType[*SpoiltError](err)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
-	case spoilt:
-		return nil, moveAside(r.folder, name, err)
 	}
 	return record, err
 }
@@ -139,8 +145,21 @@ func (r *Record) Save(record tokencache.Record) error {
 	if err != nil {
 		return err
 	}
-	if err := r.folder.Replace(copyName, text); err != nil {
-		return err
+	for _, name := range []string{copyName, fileName} {
+		if err := r.replace(name, text); err != nil {
+			return err
+		}
 	}
-	return r.folder.Replace(fileName, text)
+	return nil
+}
+
+// replace moves aside what Load left there, though spoilt.
+func (r *Record) replace(name string, text []byte) error {
+	if slices.Contains(r.spoilt, name) {
+		if _, err := r.folder.Aside(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		r.spoilt = slices.DeleteFunc(r.spoilt, func(spoilt string) bool { return spoilt == name })
+	}
+	return r.folder.Replace(name, text)
 }
