@@ -117,7 +117,7 @@ install: build ## Install binaries and units under DESTDIR (as root on the devic
 	install -D -m 0644 systemd/perceptd.tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/perceptd.conf
 	install -D -m 0644 -t $(DESTDIR)/usr/share/perceptd systemd/perceptd.service.d/*.conf deploy/config.example.toml
 	@echo "next: systemctl daemon-reload && systemd-sysusers perceptd.conf && systemd-tmpfiles --create perceptd.conf && perceptctl cache-key make"
-	@echo "then, over an earlier version: systemctl restart perceptd;"
+	@echo "then, over an earlier version: systemctl restart perceptd-cache-key perceptd;"
 	@echo "else write /etc/percept/config.toml (an example is in /usr/share/perceptd) and systemctl enable --now perceptd;"
 	@echo "where Azure Arc is installed, copy azure-arc.conf to /etc/systemd/system/perceptd.service.d/ first"
 

@@ -43,6 +43,7 @@ func TestSystemCacheKey(t *testing.T) {
 				return
 			}
 			testKeyOfTheHost(t, m)
+			testUpgrade(t, m)
 			testKeyOfTheTPM(t, m, tpm)
 		})
 	}
@@ -70,6 +71,7 @@ func testKeyInTheClear(t *testing.T, m *machine) {
 		m.isNotFor(t, "edge", clearKey)
 		m.must(t, "perceptctl", "cache-key", "show")
 	})
+	testUpgrade(t, m)
 	t.Run("on another device", func(t *testing.T) {
 		wants(t, m.must(t, "stat", "-c", "%a %U:%G", "/run/percept-cache-key/device"), "440 root:percept")
 		m.must(t, "perceptctl", "policy-changed", "https://vault.azure.net", "--effect", "granted")
@@ -106,6 +108,32 @@ func testKeyOfTheHost(t *testing.T, m *machine) {
 		m.serves(t, openedKey)
 		if m.must(t, "cat", openedKey) != key {
 			t.Error("another key after a reboot")
+		}
+	})
+}
+
+// testUpgrade goes over a version that had neither the socket of the clock nor root tell what the device is known by, and is
+// active all the same.
+func testUpgrade(t *testing.T, m *machine) {
+	t.Run("over an earlier version", func(t *testing.T) {
+		m.must(t, "systemctl", "stop", "perceptd", "perceptd-clock.socket")
+		m.must(t, "rm", "/run/percept-cache-key/device")
+		next, over := unpack(t, m)
+		m.must(t, "sh", "-ec", next)
+
+		m.must(t, "systemctl", "restart", "perceptd") // alone, as versions before have printed it
+		show, err := m.run(t, "perceptctl", "cache-key", "show")
+		if exitOf(err) != 5 {
+			t.Errorf("perceptd knows nothing that only root can read, and show says nothing of it: %v %s", err, show)
+		}
+		wants(t, show, "next      "+over)
+		wants(t, strings.Join(strings.Fields(m.doctor(t)), " "), "next: "+over)
+
+		m.must(t, "sh", "-ec", over)
+		wants(t, m.must(t, "systemctl", "is-active", "perceptd", "perceptd.socket", "perceptd-admin.socket", "perceptd-clock.socket"), strings.Repeat("active\n", 4))
+		wants(t, m.must(t, "stat", "-c", "%a %U:%G", "/run/percept-cache-key/device"), "440 root:percept")
+		if show := m.must(t, "perceptctl", "cache-key", "show"); strings.Contains(show, "next") {
+			t.Errorf("something is left to do: %s", show)
 		}
 	})
 }

@@ -167,7 +167,8 @@ func testOlderSocket(t *testing.T, m *machine) {
 	m.must(t, "rm", "/etc/systemd/system/perceptd-admin.socket.d/older.conf")
 	sockets := m.must(t, "stat", "-c", "%n %i", "/run/percept/token.sock", "/run/percept/admin.sock", visionSocket)
 	for range 2 {
-		m.must(t, "sh", "-c", unpack(t, m))
+		next, _ := unpack(t, m)
+		m.must(t, "sh", "-c", next)
 	}
 	m.until(t, "a text without trouble", func() bool { // with no restart so far
 		return !strings.Contains(m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"), "trouble")

@@ -195,8 +195,9 @@ prefetch = true
 
 func grantFor(user string) string { return strings.Replace(grantForEdge, `"edge"`, `"`+user+`"`, 1) }
 
-// unpack puts the built binaries and the units where a package would, and returns the commands that are to follow.
-func unpack(t *testing.T, m *machine) (next string) {
+// unpack puts the built binaries and the units where a package would, and returns the commands that are to follow, the last
+// of which are for over an earlier version.
+func unpack(t *testing.T, m *machine) (next, over string) {
 	t.Helper()
 	repository, err := filepath.Abs("..")
 	if err != nil {
@@ -204,11 +205,16 @@ func unpack(t *testing.T, m *machine) (next string) {
 	}
 	for line := range strings.Lines(mustRun(t, "make", "-C", repository, "install", "DESTDIR="+m.root)) {
 		if commands, found := strings.CutPrefix(line, "next: "); found {
-			return strings.TrimSpace(commands)
+			next = strings.TrimSpace(commands)
+		}
+		if commands, found := strings.CutPrefix(line, "then, over an earlier version: "); found {
+			over = strings.TrimSuffix(strings.TrimSpace(commands), ";")
 		}
 	}
-	t.Fatal("make install does not tell what is next")
-	return ""
+	if next == "" || over == "" {
+		t.Fatal("make install does not tell what is next")
+	}
+	return next, over
 }
 
 // install makes a device with perceptd, though without a key for what it keeps.

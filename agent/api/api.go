@@ -361,6 +361,10 @@ type KeptStatus struct {
 	// BoundTo is what of the device those on the disk are bound to: "product-uuid", "device-tree-serial", "machine-id", or
 	// "none". Absent: there are none.
 	BoundTo string `json:"bound_to,omitempty"`
+
+	// Untold says that root has told perceptd nothing of the device, so that they are bound to what perceptd can read itself:
+	// perceptd-cache-key.service has not run, or a version before started what is active of it.
+	Untold bool `json:"untold,omitempty"`
 }
 
 // ClockStatus says what is known of the device's wall clock.

@@ -32,17 +32,25 @@ func ReadKey(path string) (*Key, error) {
 			return nil, fmt.Errorf("the key of the cache file, %s: %w", path, err)
 		}
 	}
-	var key Key
-	switch {
-	case err != nil:
-	case len(text) != len(key):
-		err = fmt.Errorf("it has %d bytes", len(text))
-	case bytes.Count(text, []byte{0x00}) == len(text), bytes.Count(text, []byte{0xff}) == len(text):
-		err = errors.New("it was never filled: it is as empty storage reads, which everybody can guess")
+	var key *Key
+	if err == nil {
+		key, err = KeyOf(text)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the key of the cache file, %s: %w: put %d random bytes there "+
-			"(head -c %d /dev/urandom), in a file of root's or of perceptd's user, mode 0400", path, err, len(key), len(key))
+		return nil, fmt.Errorf("the key of the cache file, %s: %w: perceptctl cache-key make --replace makes another; "+
+			"a file of one's own is root's or perceptd's user's, mode 0400, of %d random bytes", path, err, len(Key{}))
+	}
+	return key, nil
+}
+
+// KeyOf returns the key that text is. The error says why it is none.
+func KeyOf(text []byte) (*Key, error) {
+	var key Key
+	switch {
+	case len(text) != len(key):
+		return nil, fmt.Errorf("it has %d bytes and should have %d", len(text), len(key))
+	case bytes.Count(text, []byte{0x00}) == len(text), bytes.Count(text, []byte{0xff}) == len(text):
+		return nil, errors.New("it was never filled: it is as empty storage reads, which everybody can guess")
 	}
 	copy(key[:], text)
 	return &key, nil

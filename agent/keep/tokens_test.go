@@ -365,12 +365,12 @@ func TestReadKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := ReadKey(path)
-		if err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "put 32 random bytes") {
+		if err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "perceptctl cache-key make --replace") {
 			t.Errorf("%s: %v", row.name, err)
 		}
 	}
 	path := filepath.Join(t.TempDir(), "key")
-	if _, err := ReadKey(path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "head -c 32") {
+	if _, err := ReadKey(path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "32 random bytes") {
 		t.Error(err)
 	}
 	if err := errors.Join(os.WriteFile(path, raw, 0o600), os.Chmod(path, 0o604)); err != nil {
@@ -379,7 +379,7 @@ func TestReadKey(t *testing.T) {
 	if _, err := ReadKey(path); err == nil || !strings.Contains(err.Error(), "lets others read it") {
 		t.Error(err)
 	}
-	if _, err := ReadKey(path + strings.Repeat("n", 300)); !errors.Is(err, unix.ENAMETOOLONG) || strings.Contains(err.Error(), "head -c") {
+	if _, err := ReadKey(path + strings.Repeat("n", 300)); !errors.Is(err, unix.ENAMETOOLONG) || strings.Contains(err.Error(), "random bytes") {
 		t.Error(err)
 	}
 	if _, err := read("/proc/self/status", othersMayChange, 10); err == nil || !strings.Contains(err.Error(), "larger than 10") {

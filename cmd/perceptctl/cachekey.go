@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/binding"
+	"perceptd/agent/keep"
 )
 
 const (
@@ -109,7 +110,7 @@ func (a *app) cacheKeyMakeCommand(key *cacheKey) *cobra.Command {
 		Short: "make the key, as root",
 		Long: `Make a random key and keep it, sealed by systemd-creds if that is here. It tells
 what such a key is worth, and the next step. A key that is there stays, and that
-is no error unless --with names another kind. --replace makes another key: tokens
+is no error unless --with names another kind, or it was never filled. --replace makes another key: tokens
 that the one before has sealed are then lost, and fetched anew.
 
 --with tells what seals the key:
@@ -191,8 +192,26 @@ func (a *app) leaveCacheKey(with, path string, m making) error {
 		return &hintedError{fmt.Errorf("there is a key already, %s, %s", path, seals[with].name),
 			"--replace makes another; tokens that were sealed with this one are fetched anew"}
 	}
+	if with == withFile {
+		if err := usable(path); err != nil {
+			return rootsBusiness(err)
+		}
+	}
 	s := a.screen(a.stdout)
 	return a.print(s.cacheKey(with, path) + s.paragraph("made      ", "nothing: there is a key already, and it stays", good))
+}
+
+// usable reports whether a key in the clear is one.
+func usable(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	defer clear(text)
+	if _, err := keep.KeyOf(text); err != nil {
+		return &hintedError{fmt.Errorf("the key that is there, %s, is none: %w", path, err), "perceptctl cache-key make --replace makes another"}
+	}
+	return nil
 }
 
 func (m making) plan(path string) string {
@@ -251,8 +270,9 @@ func (a *app) cacheKeyShowCommand(key *cacheKey) *cobra.Command {
 		Use:   "show",
 		Short: "say which kind of key there is and what it is worth, as root",
 		Long: `Say which kind of key there is, what it protects kept tokens against, what of this
-device they are bound to, and whether perceptd can have the key. The key itself is never shown. The exit status is 5 when
-there is none, or when it cannot be opened.`,
+device they are bound to, and whether perceptd can have the key. The key itself is
+never shown. The exit status is 5 when there is none, when it cannot be used or
+opened, or when root is to tell perceptd more of the device, as after an upgrade.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.showCacheKey(ctx, *key) }),
 	}
@@ -269,14 +289,32 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 	if err != nil {
 		return rootsBusiness(err)
 	}
-	bound := s.boundTo()
 	if with == withFile {
-		return a.print(s.cacheKey(with, key.file) + bound)
+		err = usable(key.file)
+		if none, known := errors.AsType[*hintedError](err); known {
+			return a.printTrouble(s.paragraph("key       ", none.Error()+": tokens are kept over a restart, and not over a reboot", bad) +
+				s.paragraph("next      ", none.hint, plain))
+		}
+		if err != nil {
+			return rootsBusiness(err)
+		}
+	}
+	bound, next := a.boundTo(ctx, s)
+	if with == withFile {
+		text := s.cacheKey(with, key.file) + bound
+		if next != "" {
+			return a.printTrouble(text + s.paragraph("next      ", next, plain))
+		}
+		return a.print(text)
 	}
 	text := s.cacheKey(with, key.credential()) + bound
 	switch state, _ := a.ask(ctx, "systemctl", "is-active", cacheKeyUnit); state {
 	case "active":
-		return a.print(text + s.paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", good))
+		text += s.paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", good)
+		if next == "" {
+			return a.print(text)
+		}
+		text += s.paragraph("next      ", next, plain)
 	case "failed":
 		text += s.paragraph("opened    ", "no: systemctl status "+cacheKeyUnit+" tells why, and perceptd serves without it", bad) +
 			s.paragraph("next      ", lostKeyHint, plain)
@@ -303,17 +341,36 @@ func (s screen) cacheKey(with, path string) string {
 // readDevice is what perceptd-cache-key.service has read of what the device is known by.
 const readDevice = "/run/percept-cache-key/device"
 
-// boundTo tells what kept tokens are bound to.
-func (s screen) boundTo() string {
-	known, err := binding.Known(readDevice, "/")
-	if err != nil {
-		return s.paragraph("bound     ", "what of this device they are bound to cannot be read: systemctl restart perceptd-cache-key perceptd", warning)
+// boundTo tells what kept tokens are bound to, and what to do where that is not what they could be bound to; empty: nothing. It is
+// perceptd's word that counts, who may not know what root can read here: after an upgrade in place, what the version before
+// has started of perceptd-cache-key.service is active, and tells it nothing.
+func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
+	asked, cancel := context.WithTimeout(ctx, a.probeFor())
+	defer cancel()
+	status, err := a.fetchStatus(asked)
+	kept := status.Kept
+	if err != nil || !kept.Reboot { // it keeps none yet: what it finds when it starts
+		known, err := binding.Known(readDevice, "/")
+		if err != nil {
+			return s.paragraph("bound     ", "what of this device they are bound to cannot be read", warning), cacheKeyNext
+		}
+		return s.bound(binding.Best(known)), ""
 	}
-	kind := binding.Best(known)
-	if !kind.Hardware() {
-		return s.paragraph("bound     ", boundWorth(kind), warning)
+	if kept.BoundTo == "" {
+		return s.paragraph("bound     ", "to nothing: the perceptd that runs is of a version that binds them to no device", warning), cacheKeyNext
 	}
-	return s.paragraph("bound     ", boundWorth(kind), plain)
+	kind := binding.KindOf(kept.BoundTo)
+	if kept.Untold && !kind.Hardware() {
+		next = cacheKeyNext
+	}
+	return s.bound(kind), next
+}
+
+func (s screen) bound(kind binding.Kind) string {
+	if kind.Hardware() {
+		return s.paragraph("bound     ", boundWorth(kind), plain)
+	}
+	return s.paragraph("bound     ", boundWorth(kind), warning)
 }
 
 // boundWorth says what kept tokens are bound to, and what that is worth.
@@ -387,8 +444,8 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 		return rootsBusiness(err)
 	}
 	secret, err := a.unseal(ctx, sealed)
-	if err == nil && len(secret) != cacheKeySize {
-		err = fmt.Errorf("it has %d bytes and should have %d", len(secret), cacheKeySize)
+	if err == nil {
+		_, err = keep.KeyOf(secret)
 	}
 	if err != nil {
 		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w", key.credential(), err)

@@ -373,7 +373,13 @@ func examineKept(k api.KeptStatus) []finding {
 		return nil
 	}
 	f := finding{Verdict: fine, What: "kept tokens", Is: "bound " + boundWorth(binding.KindOf(k.BoundTo))}
-	if !binding.KindOf(k.BoundTo).Hardware() {
+	switch {
+	case binding.KindOf(k.BoundTo).Hardware():
+	case k.Untold:
+		f.Verdict = noted
+		f.Is += "; root has told perceptd nothing of it that they could be bound to"
+		f.Next = cacheKeyNext + " has root tell, as after an upgrade"
+	default:
 		f.Verdict = noted
 		f.Next = `before the disk is copied, remove what docs/security.md names under "Images and copies"`
 	}

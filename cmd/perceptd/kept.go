@@ -49,6 +49,7 @@ type kept struct {
 	former string       // the same, as versions before wrote it: without an address
 	tokens *keep.Tokens // nil: there is no file
 	bound  binding.Kind // what of the device the file is bound to
+	untold bool         // root has told nothing of the device
 
 	stored []string // what systemd keeps of it, by name
 
@@ -129,6 +130,11 @@ func (k *kept) openFile(f flags) {
 	if err == nil {
 		known := k.knownBy()
 		k.bound = binding.Best(known)
+		_, told := os.Lstat(readDevice)
+		if k.untold = errors.Is(told, fs.ErrNotExist); k.untold && !k.bound.Hardware() {
+			k.log.Info("root has told nothing of this device that the kept tokens could be bound to: systemctl restart perceptd-cache-key perceptd",
+				zap.String("file", readDevice), zap.Stringer("bound_to", k.bound))
+		}
 		k.tokens, err = keep.OpenTokens(keep.Disk(f.stateDir), key, known...)
 	}
 	if err != nil {
@@ -257,7 +263,7 @@ func (k *kept) save(m tokencache.Memory) error {
 func (k *kept) status() api.KeptStatus {
 	s := api.KeptStatus{Restart: k.noCarry == "", Reboot: k.noFile == ""}
 	if s.Reboot {
-		s.BoundTo = k.bound.String()
+		s.BoundTo, s.Untold = k.bound.String(), k.untold
 	}
 	switch {
 	case !s.Reboot:
