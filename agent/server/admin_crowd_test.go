@@ -40,7 +40,7 @@ func TestAdminCrowd(t *testing.T) {
 	}
 
 	d := newDaemon(t, fetchDay)
-	d.Limits = Limits{AdminConnections: 8, AdminPerUser: 2, Place: time.Millisecond}
+	d.Limits = Limits{AdminConnections: 8, AdminPerUser: 2, Place: time.Hour}
 	admin, open := d.admin(), d.tokens("")
 	for range 20 { // all of them idle
 		if _, got := d.kept(admin, get(api.PathStatus)); got.status != 200 {

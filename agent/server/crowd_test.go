@@ -501,7 +501,7 @@ func TestUnreadAnswersKeepTheirPlace(t *testing.T) {
 
 func testUnread(t *testing.T, text string, status int) {
 	d := newDaemon(t, fetchDay)
-	d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 32, 2, time.Millisecond
+	d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 32, 2, time.Hour
 	socket := d.tokens("")
 	for range ownPlaces {
 		d.kept(socket, get(api.PathHealth))
@@ -512,12 +512,16 @@ func testUnread(t *testing.T, text string, status int) {
 		defer cr.mu.Unlock()
 		return len(cr.lingering)
 	}
-	ask := func(text string) net.Conn {
+	dial := func() net.Conn {
 		conn, err := net.Dial("unix", socket)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	ask := func(text string) net.Conn {
+		conn := dial()
 		if _, err := io.WriteString(conn, text); err != nil {
 			t.Fatal(err)
 		}
@@ -527,7 +531,7 @@ func testUnread(t *testing.T, text string, status int) {
 	for lingering() < 2 {
 		time.Sleep(time.Millisecond)
 	}
-	if got := exchangeOn(t, ask(get(v1Vault, "Connection: close")), ""); got.status != 429 {
+	if got := refusedAtLast(t, dial(), get(v1Vault, "Connection: close")); got.status != 429 {
 		t.Errorf("a third: %+v", got)
 	}
 	if got := exchangeOn(t, first, ""); got.status != status || !got.closes {
