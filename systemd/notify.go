@@ -180,15 +180,18 @@ func sendOn(conn *net.UnixConn, message, rights []byte, p *patience) error {
 }
 
 // oneLine makes text fit for a terminal and for one line: control characters, line separators, those that
-// turn the direction of writing and what is not UTF-8 become spaces, runs of space become one, and the
-// whole is cut between characters, and marked, where it would not fit into limit bytes with the mark.
+// turn the direction of writing and what is not UTF-8 become spaces, runs of space become one, a backslash another
+// character that looks like it, and the whole is cut between characters, and marked, where it would not fit into limit bytes with the mark.
 func oneLine(text string, limit int) string {
 	const mark = "…"
 	var b strings.Builder
 	space := false
 	for _, r := range text {
-		if !unicode.IsPrint(r) || r == utf8.RuneError {
+		switch {
+		case !unicode.IsPrint(r) || r == utf8.RuneError:
 			r = ' '
+		case r == '\\': // which some versions take out of what they are told, and leave "x00" of "\x00"
+			r = '⧵'
 		}
 		if r == ' ' {
 			space = b.Len() > 0

@@ -205,6 +205,7 @@ func TestOneLine(t *testing.T) {
 		{"  a \t\r\n b\x00 ", 64, "a b"},
 		{"\x1b[31mred\u202e\u2028x\u00a0y", 64, "[31mred x y"},
 		{"\xff\xfe\ufffd", 64, ""},
+		{`"a\x00b"`, 64, `"a⧵x00b"`},
 		{long, 64, strings.Repeat("é", 30) + "…"},
 		{"aaaaaaa b", 10, "aaaaaaa…"},
 	} {

@@ -40,48 +40,68 @@ type timeDaemon struct {
 	next string // what to look at when the kernel does not count the clock as synchronised all the same
 }
 
-// timeDaemons are those of each unit's name.
-var timeDaemons = map[string]timeDaemon{
-	"chrony.service":            chrony,
-	"chronyd.service":           chrony,
-	"ntp.service":               ntpd,
-	"ntpd.service":              ntpd,
-	"ntpsec.service":            ntpd,
-	"openntpd.service":          {"openntpd", "ntpctl -s all tells whether it has a server"},
-	"systemd-timesyncd.service": {"systemd-timesyncd", "timedatectl timesync-status tells whether it has a server"},
-}
-
 var (
-	chrony = timeDaemon{"chrony", "chronyc tracking tells whether it has a server; with rtcsync in its configuration it tells the kernel"}
-	ntpd   = timeDaemon{"ntpd", "ntpq -p tells whether it has a server"}
+	chrony    = timeDaemon{"chrony", "chronyc tracking tells whether it has a server; with rtcsync in its configuration it tells the kernel"}
+	ntpd      = timeDaemon{"ntpd", "ntpq -p tells whether it has a server"}
+	openntpd  = timeDaemon{"openntpd", "ntpctl -s all tells whether it has a server"}
+	timesyncd = timeDaemon{"systemd-timesyncd", "timedatectl timesync-status tells whether it has a server"}
 )
 
-// timeDaemonHere asks systemd which time daemon runs; the zero timeDaemon: none that is known.
-func (a *app) timeDaemonHere(ctx context.Context) (running timeDaemon) {
-	ask := []string{"show", "--property=Id,ActiveState"}
-	for unit := range timeDaemons {
-		ask = append(ask, unit)
+// timeDaemons are those of each unit's name. Where none runs, the first that is there is the one that was meant to: timesyncd
+// comes with systemd, and leaves the clock to others.
+var timeDaemons = []struct {
+	unit string
+	timeDaemon
+}{
+	{"chrony.service", chrony},
+	{"chronyd.service", chrony},
+	{"ntpsec.service", ntpd},
+	{"ntp.service", ntpd},
+	{"ntpd.service", ntpd},
+	{"openntpd.service", openntpd},
+	{"systemd-timesyncd.service", timesyncd},
+}
+
+// timeKeeper is what systemd says of the time daemons that are here. The zero value: it knows of none.
+type timeKeeper struct {
+	timeDaemon
+	unit  string
+	state string // "active", or what systemd says of it, as "failed" or "inactive"
+}
+
+// timeKeeperHere asks systemd which time daemon runs, or else is there and does not.
+func (a *app) timeKeeperHere(ctx context.Context) (found timeKeeper) {
+	ask := []string{"show", "--property=Id,LoadState,ActiveState"}
+	for _, of := range timeDaemons {
+		ask = append(ask, of.unit)
 	}
 	said, _ := a.ask(ctx, "systemctl", ask...) // it ends otherwise where there is no systemd
-	var id string
-	for line := range strings.Lines(said) {
-		switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); {
-		case key == "Id":
-			id = value
-		case key == "ActiveState" && value == "active" && timeDaemons[id].name != "":
-			running = timeDaemons[id]
-		case key == "":
-			id = "" // the next unit
+	units := make(map[string]map[string]string)
+	for unit := range strings.SplitSeq(said, "\n\n") {
+		properties := make(map[string]string)
+		for line := range strings.Lines(unit) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			properties[key] = value
+		}
+		units[properties["Id"]] = properties
+	}
+	for _, of := range timeDaemons {
+		unit := units[of.unit]
+		switch state := unit["ActiveState"]; {
+		case state == "active":
+			return timeKeeper{of.timeDaemon, of.unit, state}
+		case unit["LoadState"] == "loaded" && (found.unit == "" || state == "failed" && found.state != "failed"):
+			found = timeKeeper{of.timeDaemon, of.unit, state}
 		}
 	}
-	return running
+	return found
 }
 
 // examineClock says whether the wall clock counts as right, by whose word, and what to do where it does not.
-func examineClock(c api.ClockStatus, by timeDaemon) finding {
+func examineClock(c api.ClockStatus, by timeKeeper) finding {
 	const what = "clock"
 	vouched := strings.TrimSuffix("synchronised, says the "+c.By, " ")
-	if by.name != "" {
+	if by.state == "active" {
 		vouched += " (" + by.name + ")"
 	}
 	switch {
@@ -94,9 +114,13 @@ func examineClock(c api.ClockStatus, by timeDaemon) finding {
 	case c.By == "":
 		return finding{noted, what, "nobody can be asked whether it is synchronised, so it does not count as right",
 			"systemctl status perceptd-clock.socket tells why perceptd cannot ask; perceptctl clock asks the kernel"}
-	case by.name == "":
+	case by.unit == "":
 		return finding{noted, what, "not synchronised, says the " + c.By + ", and no time daemon runs",
 			"install chrony, or enable systemd-timesyncd: revocations and reboots take longer to settle without the time"}
+	}
+	if by.state != "active" {
+		return finding{noted, what, fmt.Sprintf("not synchronised, says the %s, and %s, which is installed, does not run: systemd says %s", c.By, by.name, by.state),
+			"systemctl status " + by.unit + " tells why; systemctl enable --now " + by.unit + " starts it"}
 	}
 	return finding{noted, what, "not " + vouched, by.next}
 }

@@ -98,10 +98,10 @@ func (a *app) examine(ctx context.Context) []finding {
 	defer cancel()
 	beside, answered := context.WithCancel(ctx)
 	var all, units []finding
-	var keeper timeDaemon
+	var keeper timeKeeper
 	var probes, checks sync.WaitGroup
 	checks.Go(func() { units = a.examineUnits(beside) })
-	probes.Go(func() { keeper = a.timeDaemonHere(ctx) })
+	probes.Go(func() { keeper = a.timeKeeperHere(ctx) })
 	defer checks.Wait()
 	defer answered()
 	probes.Go(func() { all = a.examineCaller(asked) })

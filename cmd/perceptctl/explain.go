@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/tokencache"
 )
 
 func (a *app) explainCommand() *cobra.Command {
@@ -93,12 +94,16 @@ func chooseTokens(status api.Status, resource, identity string) ([]api.TokenStat
 		return nil, err
 	}
 	var chosen []api.TokenStatus
-	var holders, resources []string
+	var holders, resources, spelt []string
 	for _, token := range status.Tokens {
 		if !slices.Contains(resources, token.Resource) {
 			resources = append(resources, token.Resource)
 		}
 		if token.Resource != resource {
+			ofIts := identity == "" || token.Identity == identity
+			if ofIts && tokencache.Spelling(token.Resource) == tokencache.Spelling(resource) && !slices.Contains(spelt, token.Resource) {
+				spelt = append(spelt, token.Resource)
+			}
 			continue
 		}
 		holders = append(holders, token.Identity)
@@ -109,6 +114,8 @@ func chooseTokens(status api.Status, resource, identity string) ([]api.TokenStat
 	switch {
 	case len(chosen) > 0:
 		return chosen, nil
+	case len(spelt) > 0:
+		return nil, &hintedError{fmt.Errorf("no token for %s is cached in that spelling", resource), "it is cached for: " + cleanAll(spelt)}
 	case len(holders) > 0:
 		return nil, &hintedError{fmt.Errorf("identity %q has no token for %s", identity, resource),
 			"these have: " + cleanAll(holders)}

@@ -103,7 +103,8 @@ func cut(text string, width int) string {
 }
 
 // paragraph breaks text into lines between words. The first begins with lead, the others with as
-// many spaces; a word that is longer than a line is broken too.
+// many spaces. A word that is longer than a line has one of its own and stays whole, since it may be a path that somebody copies: the
+// terminal wraps it.
 func (s screen) paragraph(lead, text string, how style) string {
 	room := s.width - utf8.RuneCountInString(lead)
 	var lines []string
@@ -115,10 +116,6 @@ func (s screen) paragraph(lead, text string, how style) string {
 		}
 		if line != "" {
 			lines = append(lines, line)
-		}
-		for runes := []rune(word); len(runes) > room; runes = []rune(word) {
-			lines = append(lines, string(runes[:room]))
-			word = string(runes[room:])
 		}
 		line = word
 	}

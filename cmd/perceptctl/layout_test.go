@@ -72,7 +72,28 @@ func TestCleanLines(t *testing.T) {
 	}
 }
 
-// FuzzLayout checks what holds whatever the daemon says: no line is over the width, and nothing
+// A path that is longer than a line is whole, so that it can be copied.
+func TestLongWordsStayWhole(t *testing.T) {
+	t.Parallel()
+	path := "/var/lib/percept/" + strings.Repeat("a", 30) + ".unreadable-20261123T120000.123456789Z"
+	s := screen{width: 60}
+	if got, want := s.paragraph("trouble: ", "it is now "+path+"; look", bad), "trouble: it is now\n         "+path+";\n         look\n"; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	if got, want := s.paragraph("trouble: ", path, bad), "trouble: "+path+"\n"; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// overWide reports whether a line is over the width, but for one that is because of a word which is that long by itself, behind
+// what the longest lead takes.
+func overWide(line string, width int) bool {
+	const longestLead = 14
+	words := strings.Fields(line)
+	return utf8.RuneCountInString(line) > width && utf8.RuneCountInString(words[len(words)-1]) <= width-longestLead
+}
+
+// FuzzLayout checks what holds whatever the daemon says: no line is over the width but for one word, and nothing
 // that a terminal obeys gets through.
 func FuzzLayout(f *testing.F) {
 	f.Add("https://vault.azure.net", "a few words of trouble", 80)
@@ -84,8 +105,8 @@ func FuzzLayout(f *testing.F) {
 		shown += s.paragraph("trouble: ", text, bad)
 		for line := range strings.Lines(shown) {
 			line = strings.TrimSuffix(line, "\n")
-			if n := utf8.RuneCountInString(line); n > s.width {
-				t.Errorf("%d columns of %d: %q", n, s.width, line)
+			if overWide(line, s.width) {
+				t.Errorf("%d columns of %d: %q", utf8.RuneCountInString(line), s.width, line)
 			}
 			for _, r := range line {
 				if !unicode.IsPrint(r) && r != unicode.ReplacementChar {
@@ -94,4 +115,12 @@ func FuzzLayout(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A terminal without UTF-8 shows what was cut as the timeline does, and not as a character of a URL.
+func TestCutWithoutUTF8(t *testing.T) {
+	t.Parallel()
+	if got := (&outlet{ascii: true}).visible(cut("https://vault.azure.net", 12)); got != "https~re.net" {
+		t.Errorf("%q", got)
+	}
 }

@@ -143,8 +143,8 @@ func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	isFor := func(verb string) bool { return slices.Contains(args, verb) }
 	if slices.ContainsFunc(fits, isFor) && !slices.ContainsFunc([]string{"--json", "--help", "__complete"}, isFor) {
 		for line := range strings.Lines(stdout.String()) {
-			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > plainWidth {
-				ts.Fatalf("a line of %d columns: %s", n, line)
+			if overWide(strings.TrimSuffix(line, "\n"), plainWidth) {
+				ts.Fatalf("a line of %d columns: %s", utf8.RuneCountInString(line), line)
 			}
 		}
 	}

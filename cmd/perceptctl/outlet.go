@@ -72,6 +72,8 @@ func (o *outlet) visible(text string) string {
 		r, size := utf8.DecodeRuneInString(text)
 		text = text[size:]
 		switch {
+		case o.ascii && r == '…': // what was left out, as in the timeline
+			b.WriteByte('~')
 		case o.ascii && r > unicode.MaxASCII:
 			b.WriteByte('?')
 		case r == '\n' || r == '\t' || unicode.IsPrint(r):

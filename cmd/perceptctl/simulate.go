@@ -40,7 +40,8 @@ that they are simulated and open nothing.
 
 It caches tokens as Azure does: a change of permissions is not seen in a token
 until the cached one rolls over. --speed makes that day short. The verbs below
-steer one that runs; they find it by --at or $` + simulatorVariable + `, and are for ` + simulator.Steerers + `.
+steer one that runs; they find it by --at or $` + simulatorVariable + `, and are for
+` + simulator.Steerers + `.
 Every user of this network namespace can have its tokens.`,
 		Example: `  perceptctl simulate --form imds --env-file /tmp/simulator.env &
   . /tmp/simulator.env

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -341,4 +342,24 @@ func FuzzExplain(f *testing.F) {
 			t.Error("not UTF-8")
 		}
 	})
+}
+
+// Who asks for a resource in another spelling than it is held in is told that one, also where another identity holds it as asked.
+func TestOtherSpellingIsNamed(t *testing.T) {
+	t.Parallel()
+	status := api.Status{
+		Identities: []api.IdentityStatus{{Name: "device"}, {Name: "speech"}},
+		Tokens: []api.TokenStatus{
+			{Identity: "device", Resource: "https://storage.azure.com/"},
+			{Identity: "speech", Resource: "https://storage.azure.com"},
+		},
+	}
+	_, err := chooseTokens(status, "https://storage.azure.com", "device")
+	hinted, known := errors.AsType[*hintedError](err)
+	if !known || hinted.hint != "it is cached for: https://storage.azure.com/" {
+		t.Errorf("%v: %+v", err, hinted)
+	}
+	if chosen, err := chooseTokens(status, "https://storage.azure.com", ""); err != nil || len(chosen) != 1 || chosen[0].Identity != "speech" {
+		t.Errorf("%v %+v", err, chosen)
+	}
 }

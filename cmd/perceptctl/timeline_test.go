@@ -55,8 +55,8 @@ func checkWidth(t *testing.T, shown string, width int, plainText bool) {
 	t.Helper()
 	for line := range strings.Lines(shown) {
 		line = strings.TrimSuffix(line, "\n")
-		if n := utf8.RuneCountInString(line); n > width {
-			t.Errorf("%d columns of %d: %q", n, width, line)
+		if overWide(line, width) {
+			t.Errorf("%d columns of %d: %q", utf8.RuneCountInString(line), width, line)
 		}
 		if strings.TrimRight(line, " ") != line {
 			t.Errorf("spaces at the end of %q", line)

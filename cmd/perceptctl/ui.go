@@ -17,7 +17,7 @@ import (
 //   - Times of day are those of the device's time zone.
 //   - What needs a person comes first; a simulated back end is said before all else.
 //   - Text for people fits the terminal, or 80 columns where there is none. What is too long is cut in
-//     its middle with "…". Whoever needs all of it asks for --json.
+//     its middle with "…" in tables, and stays whole in sentences. Whoever needs all of it asks for --json.
 //   - Colour only repeats what the words say, and only on a terminal, and not with $NO_COLOR.
 //   - Control characters from outside never reach the terminal: an outlet sees to it. Line breaks from outside begin no
 //     line of their own in tables and paragraphs, which clean their text.
