@@ -108,11 +108,12 @@ type Agent struct {
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
-	naming  sync.Mutex // one policy change at a time gets its name
-	record  record
-	memory  memory
-	chase   chase
-	reports reports
+	naming    sync.Mutex // one policy change at a time gets its name, or is withdrawn
+	withdrawn []string   // while the record cannot be read, which may have them yet; naming is held
+	record    record
+	memory    memory
+	chase     chase
+	reports   reports
 }
 
 // New returns a working agent, or the faults of the rules. Close it.
@@ -142,9 +143,10 @@ func New(o Options) (*Agent, error) {
 		Record: before.Record, BootID: o.BootID, On: o.On, Memory: compiled.allowed(o.Memory),
 	})
 	a.record.open(o.Keep, a.cache.Record, a.clock, o.Log)
+	logJoined(o.Log, before.Changes)
 	switch {
 	case o.UnreadRecord != nil:
-		a.noteUnread(o.Rules, unread{o.Load, kept, before.Record}, o.UnreadRecord)
+		a.noteUnread(o.Rules, unread{load: o.Load, kept: kept}, o.UnreadRecord)
 	case before.lost:
 		a.noteLost(o.Rules, cmp.Or(o.LostRecord, errNoCopy))
 	case before.why != "":

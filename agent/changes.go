@@ -79,9 +79,7 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 			was = c
 		}
 	}
-	a.naming.Lock() // no record is put in force meanwhile that knows nothing of it
-	p, found := a.cache.Withdraw(id)
-	a.naming.Unlock()
+	p, found := a.withdraw(id)
 	if !found {
 		return NotedChange{}, &Error{Reason: UnknownChange, Detail: fmt.Sprintf(
 			"no policy change %q is on record: perceptctl policy-changes lists those that are", cut(id, 64))}
@@ -95,6 +93,17 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 		return was, unkept("the change is withdrawn", "may be back at the next restart", err)
 	}
 	return was, nil
+}
+
+// withdraw takes a change off the record, also where that is read later.
+func (a *Agent) withdraw(id string) (tokencache.PolicyChange, bool) {
+	a.naming.Lock()
+	defer a.naming.Unlock()
+	p, found := a.cache.Withdraw(id)
+	if found && a.record.unread.Load() != nil {
+		a.withdrawn = append(a.withdrawn, id)
+	}
+	return p, found
 }
 
 // Changes returns the policy changes on record, the latest first.
@@ -151,7 +160,7 @@ func (a *Agent) explainChange(p tokencache.PolicyChange, err error) error {
 			future.Ahead.Round(time.Second), stamp(p.At), stamp(a.clock.Wall()))}
 	case errors.Is(err, tokencache.ErrTooManyChanges):
 		return &Error{Reason: TooManyChanges, Detail: fmt.Sprintf(
-			"%d policy changes are on record, which is all that can be: withdraw some (perceptctl policy-changes lists them), or note one change for all resources", tokencache.MaxChanges)}
+			"%d policy changes are on record, which is all that can be, and no two that are no revocations are of one identity and resource: withdraw some (perceptctl policy-changes lists them), or note one change for all resources, which takes in those that are no revocations", tokencache.MaxChanges)}
 	}
 	return err
 }

@@ -282,19 +282,46 @@ func TestBadChanges(t *testing.T) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		time.Sleep(time.Second)
 		changed := agent.Change{Resource: vault, Effect: tokencache.Changed}
-		for i := range tokencache.MaxChanges {
+		for i := range tokencache.MaxChanges + 3 { // of one identity and resource, so that there is always room
 			if _, err := a.NoteChange("test", changed); err != nil {
 				t.Fatalf("change %d: %v", i, err)
 			}
 		}
+		if n := len(z.record()); n != tokencache.MaxChanges {
+			t.Errorf("%d kept", n)
+		}
+	})
+}
+
+// A full record of changes of which no two are of one identity and resource has room for nothing but a revocation, and for one change
+// for all resources in the place of others.
+func TestTooManyChanges(t *testing.T) {
+	t.Parallel()
+	full := func(o *agent.Options, _ *azure) {
+		record := tokencache.Record{Lineage: "l", Generation: 1}
+		for i := range tokencache.MaxChanges - 1 {
+			record.Changes = append(record.Changes, tokencache.PolicyChange{
+				ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://", i), Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now(),
+			})
+		}
+		o.Record = &record
+	}
+	inAzure(t, full, func(t *testing.T, a *agent.Agent, _ *azure) {
+		ask(t, a, module, agent.Request{Resource: vault})
+		time.Sleep(time.Second)
+		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed}) // which the token lacks
 		for range 3 {
-			_, err := a.NoteChange("test", changed)
-			if reasonOf(err) != agent.TooManyChanges || !strings.Contains(err.Error(), "withdraw some") || !strings.Contains(err.Error(), "all resources") {
+			_, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Changed})
+			if reasonOf(err) != agent.TooManyChanges || !strings.Contains(err.Error(), "withdraw some") || !strings.Contains(err.Error(), "note one change for all resources") {
 				t.Error(err)
 			}
 		}
-		if n := len(z.record()); n != tokencache.MaxChanges {
-			t.Errorf("%d kept", n)
+		if noted := note(t, a, agent.Change{AllResources: true, Effect: tokencache.Changed}); noted.Joined != 1 {
+			t.Errorf("%+v", noted)
+		}
+		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Revoked})
+		if n := len(a.Changes()); n != tokencache.MaxChanges {
+			t.Errorf("%d in force", n)
 		}
 	})
 }

@@ -85,7 +85,7 @@ func (k kept) recover(disk *tokencache.Record, lost error) recovered {
 	found.lost = disk == nil && len(k.copies) == 0 && (lost != nil || k.torn)
 	marked := k.unmet(disk, found.Changes)
 	if len(marked) > 0 {
-		found.Record = anew(tokencache.Record{Generation: found.Generation + 1, Changes: fitted(slices.Concat(found.Changes, marked))})
+		found.Record = anew(tokencache.Record{Generation: found.Generation + 1, Changes: slices.Concat(found.Changes, marked)})
 		found.why = cmp.Or(found.why, "marks on tokens name revocations that are not on record: they are in force for these tokens")
 		found.gained = append(found.gained, revocations(marked)...)
 	}
@@ -169,20 +169,12 @@ func anew(r tokencache.Record) tokencache.Record {
 	return r
 }
 
-// both is x with what only y has. A change that was withdrawn may be back, which is on the safe side.
+// both is x with what only y has. A change that was withdrawn may be back, which is on the safe side. It may be more than there is
+// room for: the cache joins some then, and leaves none out.
 func both(x, y tokencache.Record) tokencache.Record {
 	return anew(tokencache.Record{
-		Generation: max(x.Generation, y.Generation) + 1, Changes: fitted(slices.Concat(x.Changes, lacking(x.Changes, y.Changes))),
+		Generation: max(x.Generation, y.Generation) + 1, Changes: slices.Concat(x.Changes, lacking(x.Changes, y.Changes)),
 	})
-}
-
-// fitted leaves out what there is no room for on a record. What withholds tokens goes first.
-func fitted(all []tokencache.PolicyChange) []tokencache.PolicyChange {
-	if len(all) > tokencache.MaxChanges {
-		slices.SortStableFunc(all, func(x, y tokencache.PolicyChange) int { return cmp.Compare(leniency(x), leniency(y)) })
-		all = all[:tokencache.MaxChanges]
-	}
-	return all
 }
 
 // lacking returns those of all that are not among there, by id: two starts may have dated one differently for people.
@@ -195,16 +187,6 @@ func lacking(there, all []tokencache.PolicyChange) (left []tokencache.PolicyChan
 	return left
 }
 
-func leniency(p tokencache.PolicyChange) int {
-	switch p.Effect {
-	case tokencache.Revoked:
-		return 0
-	case tokencache.Unknown:
-		return 1
-	}
-	return 2
-}
-
 func revocations(all []tokencache.PolicyChange) (ids []string) {
 	for _, p := range all {
 		if p.Effect == tokencache.Revoked {
@@ -212,6 +194,14 @@ func revocations(all []tokencache.PolicyChange) (ids []string) {
 		}
 	}
 	return ids
+}
+
+// logJoined says that the cache had no room for as many changes as there were.
+func logJoined(log *zap.Logger, there []tokencache.PolicyChange) {
+	if len(there) > tokencache.MaxChanges {
+		log.Warn(fmt.Sprintf("%d policy changes are more than there is room for, which is %d: the oldest were joined, and none was left out; the status names what stands for others",
+			len(there), tokencache.MaxChanges))
+	}
 }
 
 // restore says that the record on the disk is not what is in force, and keeps it anew.

@@ -314,6 +314,51 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 	}
 }
 
+// Two records may have more revocations than there is room for on one. None is left out: some are joined, and the log says so.
+func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := new(device)
+		d.run(t, nil, nil, nil, func(a *agent.Agent) { mustHave(t, a) })
+		known := d.shelf.lastSaved()
+		d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		time.Sleep(time.Minute)
+		var ours, theirs []tokencache.PolicyChange
+		for i := range tokencache.MaxChanges {
+			p := tokencache.PolicyChange{AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now(), Moment: known.On + time.Second, By: known.On + time.Second}
+			p.ID, p.Resource = fmt.Sprint("ours-", i), vault
+			ours = append(ours, p)
+			p.ID, p.Resource = fmt.Sprint("theirs-", i), storage
+			theirs = append(theirs, p)
+		}
+		known.Record = tokencache.Record{Lineage: "theirs", Generation: 1, Changes: theirs}
+		core, logs := observer.New(zapcore.WarnLevel)
+		a, err := agent.New(agent.Options{
+			Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Keep: d.keep, Keeping: d.shelf.keeping(),
+			Record: &tokencache.Record{Lineage: "ours", Generation: 1, Changes: ours}, Memory: known, On: known.On,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		if !withholds(t, a) {
+			t.Error("a revocation is left out")
+		}
+		stands := 0
+		for _, c := range a.Changes() {
+			if stands += 1 + c.Joined; c.Resource == "" {
+				t.Errorf("%s is about more than what it stands for", c.ID)
+			}
+		}
+		if stands != 2*tokencache.MaxChanges || len(d.record().Changes) != tokencache.MaxChanges {
+			t.Errorf("%d in force, %d on the disk", stands, len(d.record().Changes))
+		}
+		if logs.FilterMessageSnippet("1024 policy changes are more than there is room for, which is 512").Len() != 1 {
+			t.Errorf("%v", logs.All())
+		}
+	})
+}
+
 // A record that began in a folder mounted over the state, while nobody had a copy, is younger than the one below it,
 // whatever their generations: with the mount gone, the revocation that its copy has is in force beside what was there.
 func TestRecordThatBeganAnew(t *testing.T) {

@@ -49,7 +49,7 @@ func TestFullRecordIsTold(t *testing.T) {
 		if trouble := a.Status().Trouble; len(trouble) != 0 {
 			t.Errorf("before: %q", trouble)
 		}
-		note(t, a, agent.Change{Resource: storage, Identity: "speech", Effect: tokencache.Revoked})
+		note(t, a, agent.Change{Resource: storage, Identity: "vision", Effect: tokencache.Revoked})
 		if n := len(z.record()); n != tokencache.MaxChanges {
 			t.Errorf("%d kept", n)
 		}
@@ -60,7 +60,7 @@ func TestFullRecordIsTold(t *testing.T) {
 			}
 		}
 		trouble := a.Status().Trouble
-		if len(trouble) != 1 || !strings.Contains(trouble[0], joined.ID+` stands for 1 more, and is about identity "vision" and every resource`) {
+		if len(trouble) != 1 || !strings.Contains(trouble[0], joined.ID+` stands for 1 more, and is about identity "vision" and `+vault+" ") {
 			t.Errorf("%q", trouble)
 		}
 		if _, err := a.WithdrawChange("test", joined.ID); err != nil || len(a.Status().Trouble) != 0 {

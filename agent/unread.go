@@ -57,7 +57,11 @@ func (r Rules) standIn(id, what string, why error) tokencache.PolicyChange {
 func (r Rules) withLostEffect(record tokencache.Record) (_ tokencache.Record, different bool) {
 	record.Changes = slices.Clone(record.Changes)
 	for i := range record.Changes {
-		if p := &record.Changes[i]; (standsForLost(*p) || p.ID == unreadID) && p.Effect != r.lostEffect() {
+		p := &record.Changes[i]
+		if p.Joined > 0 && p.Effect == tokencache.Revoked {
+			continue // it may stand for revocations as well
+		}
+		if (standsForLost(*p) || p.ID == unreadID) && p.Effect != r.lostEffect() {
 			if standsForLost(*p) && !strings.HasPrefix(p.ID, lostPrefix) {
 				p.ID = lostPrefix + p.ID // else it could not be told from a revocation
 			}
@@ -133,13 +137,16 @@ func forgotten(m *tokencache.Memory) *tokencache.Memory {
 type unread struct {
 	load  func() (*tokencache.Record, error)
 	kept  kept
-	began tokencache.Record // what the cache began with
+	began tokencache.Record // what was in force when it was found that it cannot be read
 }
 
 // noteUnread has tokens from before count as uncertain until the record is read, and reads it again until it is.
 func (a *Agent) noteUnread(rules Rules, u unread, why error) {
 	a.record.unread.Store(&why)
-	p, err := a.enter(rules.standIn(unreadID, "the record of policy changes cannot be read now", why))
+	p := rules.standIn(unreadID, "the record of policy changes cannot be read now", why)
+	p.Alone = true // it goes when the record is read, and nothing else with it
+	p, err := a.enter(p)
+	u.began = a.cache.Record()
 	a.log.Error("the record of policy changes cannot be read now, and is read again: what its copy and the marks on tokens withhold stays withheld, and "+consequence(p),
 		zap.Error(why), zap.String("message_id", MessageUnreadRecord))
 	if err != nil {
@@ -184,11 +191,11 @@ func (a *Agent) takeRecord(u unread) bool {
 		}
 		why, found = lost, u.kept.recover(disk, lost)
 		now := a.cache.Record()
-		withdrawn := lacking(now.Changes, u.began.Changes)
-		noted = slices.DeleteFunc(lacking(u.began.Changes, now.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
+		withdrawn := a.withdrawn
+		noted, a.withdrawn = u.noted(now.Changes), nil
 		record := found.Record
-		record.Changes = lacking(withdrawn, record.Changes)
-		record.Changes = fitted(slices.Concat(record.Changes, lacking(record.Changes, noted)))
+		record.Changes = slices.Concat(noted, lacking(noted, record.Changes))
+		record.Changes = slices.DeleteFunc(record.Changes, func(p tokencache.PolicyChange) bool { return slices.Contains(withdrawn, p.ID) })
 		if len(noted)+len(withdrawn) > 0 || found.why != "" {
 			record = anew(record)
 			record.Generation = max(record.Generation, now.Generation) + 1
@@ -201,6 +208,7 @@ func (a *Agent) takeRecord(u unread) bool {
 		a.cache.Replace(found.Record)
 	})
 	a.naming.Unlock()
+	logJoined(a.log, found.Changes)
 	switch {
 	case !read:
 		return false
@@ -214,6 +222,15 @@ func (a *Agent) takeRecord(u unread) bool {
 		zap.Int("noted_meanwhile", len(noted)), zap.String("message_id", MessageRecordRead))
 	a.record.renew()
 	return true
+}
+
+// noted returns those of now, the changes in force, that are not among what was in force at first, and those that stand for more
+// by now. What is there no more may only have been joined, and says nothing.
+func (u *unread) noted(now []tokencache.PolicyChange) []tokencache.PolicyChange {
+	return slices.DeleteFunc(slices.Clone(now), func(p tokencache.PolicyChange) bool {
+		known := func(q tokencache.PolicyChange) bool { return q.ID == p.ID && q.Joined == p.Joined }
+		return p.ID == unreadID || slices.ContainsFunc(u.began.Changes, known)
+	})
 }
 
 // errNoCopy is why a record is lost whose files are gone.

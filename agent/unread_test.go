@@ -205,6 +205,53 @@ func TestWithdrawnBeforeTheRecordIsRead(t *testing.T) {
 	})
 }
 
+// What is joined while a full record cannot be read is not taken for withdrawn when it is: every revocation is in force, of those
+// before and of those that were noted meanwhile, and what stood for the record stands for none of them.
+func TestJoinedBeforeTheRecordIsRead(t *testing.T) {
+	t.Parallel()
+	for _, withhold := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			d, known := life(t)
+			full := *d.there
+			for i := range tokencache.MaxChanges - 1 {
+				p := full.Changes[0]
+				p.ID, p.Resource = fmt.Sprint("before-", i), fmt.Sprint("api://", i%500)
+				full.Changes = append(full.Changes, p)
+			}
+			d.there, known.Record = &full, full
+			eio := errors.New("input/output error")
+			d.become(eio)
+			unread := func(o *agent.Options) {
+				o.UnreadRecord, o.Memory, o.Rules.WithholdLost = eio, known, withhold
+			}
+			d.start(t, unread, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				time.Sleep(time.Second)
+				for range 30 {
+					_, _ = a.NoteChange("test", agent.Change{Resource: vault, Effect: tokencache.Revoked})
+				}
+				d.become(nil)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				about := make(map[string]int)
+				for _, c := range a.Changes() {
+					about[c.Resource] += 1 + c.Joined
+				}
+				for _, p := range full.Changes {
+					if about[p.Resource] == 0 && about[""] == 0 {
+						t.Errorf("withhold %v: %s of %s is gone", withhold, p.ID, p.Resource)
+					}
+				}
+				if about[vault] < 30 || about[""] > 30 || len(a.Changes()) != tokencache.MaxChanges {
+					t.Errorf("withhold %v: of the vault %d, of all %d, %d in all", withhold, about[vault], about[""], len(a.Changes()))
+				}
+				if slices.ContainsFunc(a.Changes(), func(c agent.NotedChange) bool { return c.ID == "unread" }) {
+					t.Errorf("withhold %v: what stood for the record is still there", withhold)
+				}
+			})
+		})
+	}
+}
+
 // The process may end before the record is read: it is as it was, and the next start finds what was noted in the copy.
 func TestRecordThatIsNeverRead(t *testing.T) {
 	t.Parallel()

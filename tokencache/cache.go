@@ -132,9 +132,7 @@ func New(o Options) *Cache {
 
 		lineage: o.Record.Lineage, generation: o.Record.Generation,
 	}
-	for _, p := range o.Record.Changes {
-		c.enterLocked(p, c.clock.Boot()) // nobody else has c yet
-	}
+	c.loadLocked(o.Record.Changes) // nobody else has c yet
 	if o.Memory != nil {
 		c.recall(o.Memory)
 	}

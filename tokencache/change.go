@@ -66,6 +66,9 @@ type PolicyChange struct {
 	Issuer Window
 	// Joined is how many others it stands for, since the record was full.
 	Joined int
+
+	// Alone keeps it from being joined with others when the record is full: it is to go before they do. It is not kept.
+	Alone bool
 }
 
 // Window is an interval by the issuer's clock. A zero end is not known.
@@ -96,7 +99,8 @@ type Noted struct {
 }
 
 const (
-	// MaxChanges is how many policy changes are on record at once.
+	// MaxChanges is how many policy changes are on record at once. A Record that is given to a cache may have more: then some
+	// are joined, and none is left out.
 	MaxChanges = 512
 
 	// DefaultSpread is how long a policy change may take to reach newly minted tokens.
@@ -114,7 +118,7 @@ const (
 	tellable = 2 * time.Minute
 )
 
-// ErrTooManyChanges is returned by Note when MaxChanges are on record.
+// ErrTooManyChanges is returned by Note when MaxChanges are on record, no two of which are of one identity and resource.
 var ErrTooManyChanges = errors.New("too many policy changes are on record")
 
 // FutureError is returned by Note for a change that is dated ahead of a clock that is known to be right.
@@ -147,7 +151,8 @@ func (c *Cache) touches(ch *change, e *entry) bool {
 }
 
 // Note puts a policy change on record and in force, and returns it with what was filled in. The error
-// is a *FutureError or ErrTooManyChanges; nothing has changed then. For a revocation there is always room.
+// is a *FutureError or ErrTooManyChanges; nothing has changed then. For a revocation there is always room. What is returned stands
+// for others as well where Joined says so.
 func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,13 +166,13 @@ func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 	}
 	p.Moment, p.By = c.momentLocked(p, now)
 	p.Issuer = c.byIssuerLocked(p, now)
-	if len(c.changes) >= MaxChanges && !c.makeRoomLocked(&p) {
+	if !c.enterLocked(c.changeLocked(p, now)) {
 		return PolicyChange{}, ErrTooManyChanges
 	}
-	c.enterLocked(p, now)
 	c.generation++
 	c.rejudgeLocked(now)
-	return p, nil
+	i := slices.IndexFunc(c.changes, func(ch *change) bool { return ch.ID == p.ID })
+	return c.changes[i].PolicyChange, nil
 }
 
 // momentLocked returns the on-times of a change that is noted now: that to which its date maps by the clock, if the clock is
@@ -194,8 +199,8 @@ func (c *Cache) agoLocked(p PolicyChange, now time.Duration) time.Duration {
 	return max(0, ago)
 }
 
-// enterLocked puts p on record, among those before and after it.
-func (c *Cache) enterLocked(p PolicyChange, now time.Duration) {
+// changeLocked returns p as it is on record.
+func (c *Cache) changeLocked(p PolicyChange, now time.Duration) *change {
 	ch := &change{PolicyChange: p, spelling: Spelling(p.Resource), assumed: p.Moment == 0}
 	if ch.assumed { // from before there were on-times, when a date counted
 		ch.Vouched = p.Vouched && c.knowsTime()
@@ -205,8 +210,7 @@ func (c *Cache) enterLocked(p PolicyChange, now time.Duration) {
 		}
 	}
 	ch.Moment, ch.By = min(ch.Moment, c.on+now), min(ch.By, c.on+now) // it has happened, whatever another life of this device says
-	c.changes = append(c.changes, ch)
-	slices.SortStableFunc(c.changes, func(x, y *change) int { return cmp.Compare(x.Moment, y.Moment) })
+	return ch
 }
 
 // Withdraw takes a policy change off the record, as if it had never been noted. False: there is none
@@ -337,9 +341,7 @@ func (c *Cache) Replace(r Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
-	c.changes, c.lineage, c.generation = nil, r.Lineage, r.Generation
-	for _, p := range r.Changes {
-		c.enterLocked(p, now)
-	}
+	c.lineage, c.generation = r.Lineage, r.Generation
+	c.loadLocked(r.Changes)
 	c.rejudgeLocked(now)
 }

@@ -1,33 +1,50 @@
 package tokencache
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
 
-// makeRoomLocked makes room for p on a full record, and reports whether it could. Nothing of what is withheld is
-// given up: what goes is met by every token held, or another change on record says at least as much.
-//
-// First the oldest change goes that is no revocation and that every token held meets. Else, for a revocation and for what
-// stands for a record that was lost, there is always room: it takes in an earlier one of the same identity and resource, or else the oldest changes are joined into one.
-func (c *Cache) makeRoomLocked(p *PolicyChange) bool {
-	if i := slices.IndexFunc(c.changes, c.isMetLocked); i >= 0 {
-		c.changes = slices.Delete(c.changes, i, i+1)
-		return true
+// enterLocked puts ch on record, and reports whether there is room. On a full record nothing of what is withheld is given up for
+// it: the oldest change goes that is no revocation and that every token held meets, or else two are joined. Where there is no
+// room, nothing has changed.
+func (c *Cache) enterLocked(ch *change) bool {
+	if len(c.changes) >= MaxChanges {
+		if i := slices.IndexFunc(c.changes, c.isMetLocked); i >= 0 {
+			c.changes = slices.Delete(c.changes, i, i+1)
+		}
 	}
-	if p.Effect != Revoked && p.Effect != Unknown {
-		return false
+	all := append(slices.Clone(c.changes), ch)
+	if len(all) > MaxChanges {
+		into, o := makesRoom(all, ch)
+		if into == nil {
+			return false
+		}
+		all = replaced(all, into, o)
 	}
-	same := func(ch *change) bool {
-		return ch.Effect == p.Effect && ch.AllIdentities == p.AllIdentities && ch.Selector == p.Selector && ch.spelling == Spelling(p.Resource)
+	inOrder(all)
+	c.changes = all
+	return true
+}
+
+// loadLocked puts what was kept on record. It may be more than there is room for, as that of two records is: then as many are
+// joined as is needed, and none is left out.
+func (c *Cache) loadLocked(kept []PolicyChange) {
+	now := c.clock.Boot()
+	c.changes = make([]*change, len(kept))
+	for i, p := range kept {
+		c.changes[i] = c.changeLocked(p, now)
 	}
-	if i := slices.IndexFunc(c.changes, same); i >= 0 {
-		taken := c.changes[i]
-		c.changes = slices.Delete(c.changes, i, i+1)
-		p.takeIn(taken.PolicyChange)
-		return true
+	inOrder(c.changes)
+	for len(c.changes) > MaxChanges {
+		into, o := makesRoom(c.changes, nil)
+		if into == nil {
+			return // never: of so many, two are of one effect
+		}
+		c.changes = replaced(c.changes, into, o)
+		inOrder(c.changes)
 	}
-	return c.joinLocked(func(e Effect) bool { return e == Changed || e == Granted }) || c.joinLocked(func(e Effect) bool { return e == Revoked })
 }
 
 // isMetLocked reports whether ch makes room: every token held meets it. A revocation never does, since a token from before it may
@@ -44,47 +61,138 @@ func (c *Cache) isMetLocked(ch *change) bool {
 	return true
 }
 
-// joinLocked makes one of the two oldest changes of such effects that are of one identity, for all of its resources; or if
-// there are no two of one, of the two oldest, for all identities. It keeps the ID of the older. False: there are no two.
-func (c *Cache) joinLocked(such func(Effect) bool) bool {
-	var all []*change
-	for _, ch := range c.changes {
-		if such(ch.Effect) {
-			all = append(all, ch)
-		}
-	}
-	if len(all) < 2 {
-		return false
-	}
-	older, younger := all[0], all[1]
-	for i, ch := range all[1:] {
-		of := slices.IndexFunc(all[:i+1], func(o *change) bool { return o.Selector == ch.Selector && o.AllIdentities == ch.AllIdentities })
-		if of >= 0 {
-			older, younger = all[of], ch
-			break
-		}
-	}
-	joined := younger.PolicyChange
-	joined.ID, joined.Resource = older.ID, ""
-	if older.Selector != younger.Selector || older.AllIdentities != younger.AllIdentities {
-		joined.AllIdentities, joined.Selector = true, Selector{}
-	}
-	if older.Effect != younger.Effect {
-		joined.Effect = Changed
-	}
-	joined.takeIn(older.PolicyChange)
-	c.changes = slices.DeleteFunc(c.changes, func(ch *change) bool { return ch == older || ch == younger })
-	c.enterLocked(joined, c.clock.Boot())
-	return true
+// inOrder puts all in the order in which they happened.
+func inOrder(all []*change) {
+	slices.SortStableFunc(all, func(x, y *change) int { return cmp.Compare(x.Moment, y.Moment) })
 }
 
-// takeIn has p stand for o as well: no token meets it that does not meet both.
+// makesRoom returns two of all that can be one: into takes in o. all are in the order in which they happened, except for fresh,
+// which is put on record now; nil where all are loaded.
+//
+// At best, no token is judged worse for it: fresh takes in the oldest that is about no more than it is, or the oldest of one
+// identity and resource are one. Otherwise it is about more than the two were: the oldest of one identity are
+// joined, or the oldest of all. That is for a revocation and for what stands for a lost record, which are never refused,
+// and for what is loaded. Nil: nothing makes room.
+func makesRoom(all []*change, fresh *change) (into, o *change) {
+	all = slices.DeleteFunc(slices.Clone(all), func(ch *change) bool { return ch.Alone })
+	if fresh != nil && !fresh.Alone {
+		if i := slices.IndexFunc(all, fresh.covers); i >= 0 {
+			return fresh, all[i]
+		}
+	}
+	effects := []Effect{Changed, Unknown, Revoked} // what withholds nothing is joined first
+	for _, effect := range effects {
+		if into, o = oldestOfOne(all, effect, func(t target) target { return t }); into != nil {
+			return into, o
+		}
+	}
+	if fresh != nil && fresh.target().effect == Changed {
+		return nil, nil
+	}
+	for _, effect := range effects {
+		into, o = oldestOfOne(all, effect, func(t target) target { return target{effect: t.effect, everyone: t.everyone, selector: t.selector} })
+		if into == nil {
+			into, o = oldestOfOne(all, effect, func(t target) target { return target{effect: t.effect} })
+		}
+		switch {
+		case into == nil:
+		case o == fresh: // whoever enters it is told its ID
+			return o, into
+		default:
+			return into, o
+		}
+	}
+	return nil, nil
+}
+
+// target is what a change does and to whom and what, as far as changes are joined by it.
+type target struct {
+	effect     Effect // Changed is Granted as well, since the two are handled alike
+	everyone   bool
+	selector   Selector
+	everything bool
+	spelling   string
+}
+
+func (ch *change) target() target {
+	t := target{effect: ch.Effect, everyone: ch.AllIdentities, everything: ch.Resource == ""}
+	if t.effect == Granted {
+		t.effect = Changed
+	}
+	if !t.everyone {
+		t.selector = ch.Selector
+	}
+	if !t.everything {
+		t.spelling = ch.spelling
+	}
+	return t
+}
+
+// oldestOfOne returns the two oldest of that effect that are the same by what sort returns, the older first.
+func oldestOfOne(all []*change, effect Effect, sort func(target) target) (older, younger *change) {
+	first := make(map[target]*change)
+	for _, ch := range all {
+		t := ch.target()
+		if t.effect != effect {
+			continue
+		}
+		if older := first[sort(t)]; older != nil {
+			return older, ch
+		}
+		first[sort(t)] = ch
+	}
+	return nil, nil
+}
+
+// covers reports whether ch can take in o so that no other token is judged worse for it: o is about the same, or about less and
+// every token that ch touches has to meet ch anyway.
+func (ch *change) covers(o *change) bool {
+	if t, of := ch.target(), o.target(); ch == o || t.effect != of.effect {
+		return false
+	} else if t == of {
+		return true
+	} else if !t.everyone && (of.everyone || t.selector != of.selector) || !t.everything && (of.everything || t.spelling != of.spelling) {
+		return false
+	}
+	both := ch.PolicyChange
+	both.takeIn(o.PolicyChange)
+	return both.Moment == ch.Moment && both.By == ch.By && both.Issuer == ch.Issuer
+}
+
+// replaced returns all with one that stands for into and o in their place.
+func replaced(all []*change, into, o *change) []*change {
+	all = slices.DeleteFunc(slices.Clone(all), func(ch *change) bool { return ch == into || ch == o })
+	return append(all, joined(into, o))
+}
+
+// joined returns one change that stands for both, under the ID of into. It is about no more than it has to be.
+func joined(into, o *change) *change {
+	both := *into
+	if into.AllIdentities || o.AllIdentities || into.Selector != o.Selector {
+		both.AllIdentities, both.Selector = true, Selector{}
+	}
+	if into.Resource == "" || o.Resource == "" || into.spelling != o.spelling {
+		both.Resource, both.spelling = "", ""
+	}
+	if into.Effect != o.Effect {
+		both.Effect = Changed
+	}
+	both.assumed, both.dated = into.assumed || o.assumed, into.dated && o.dated
+	both.takeIn(o.PolicyChange)
+	return &both
+}
+
+// takeIn has p stand for o as well: no token meets it that does not meet both, and one that is older than either is stale.
 func (p *PolicyChange) takeIn(o PolicyChange) {
 	p.Moment, p.By = max(p.Moment, o.Moment), max(p.By, o.By)
 	p.At, p.NotedOn = latest(p.At, o.At), latest(p.NotedOn, o.NotedOn)
 	p.Vouched = p.Vouched && o.Vouched
-	p.Issuer.Latest = bothKnown(latest, p.Issuer.Latest, o.Issuer.Latest)
-	p.Issuer.Earliest = bothKnown(earliest, p.Issuer.Earliest, o.Issuer.Earliest)
+	if p.Issuer.Latest.IsZero() || o.Issuer.Latest.IsZero() {
+		p.Issuer.Latest = time.Time{}
+	} else {
+		p.Issuer.Latest = latest(p.Issuer.Latest, o.Issuer.Latest)
+	}
+	p.Issuer.Earliest = latest(p.Issuer.Earliest, o.Issuer.Earliest)
 	p.Joined += 1 + o.Joined
 }
 
@@ -93,19 +201,4 @@ func latest(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-func earliest(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
-}
-
-// bothKnown returns that one of a and b, zero where one of them is not known.
-func bothKnown(one func(a, b time.Time) time.Time, a, b time.Time) time.Time {
-	if a.IsZero() || b.IsZero() {
-		return time.Time{}
-	}
-	return one(a, b)
 }

@@ -38,8 +38,7 @@ func onRecord(c *tokencache.Cache, id string) *tokencache.PolicyChange {
 
 func api(i int) string { return fmt.Sprint("api://", i) }
 
-// What every token held meets makes room, the oldest first; a change that one of them lacks does not, and then another that is no
-// revocation is refused.
+// What every token held meets makes room, the oldest first; a change that one of them lacks does not.
 func TestRoomByWhatIsMet(t *testing.T) {
 	t.Parallel()
 	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
@@ -53,16 +52,103 @@ func TestRoomByWhatIsMet(t *testing.T) {
 		if onRecord(c, "0") != nil || onRecord(c, "1") == nil || onRecord(c, "unmet") == nil || onRecord(c, "revoked") == nil {
 			t.Error("another than the oldest that is met has made room")
 		}
-		for i := range tokencache.MaxChanges - 3 {
-			put(t, c, fmt.Sprint("n", i), tokencache.Changed, vault.Selector, vault.Resource)
+	})
+}
+
+// Where nothing is met, a change takes in an earlier one of what it is about, or of a part of that. Else the two oldest of one
+// identity and resource are one, and no token of another resource is judged by it. Where no two are, what is no
+// revocation is refused, and nothing has changed.
+func TestRoomForAGrant(t *testing.T) {
+	t.Parallel()
+	stale := func(t *testing.T, c *tokencache.Cache, key tokencache.Key) bool {
+		t.Helper()
+		for _, s := range c.Status() {
+			if s.Key == key {
+				return s.Permissions.Standing != tokencache.Current
+			}
+		}
+		t.Fatalf("no token for %v", key)
+		return false
+	}
+	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		mustGet(t, c, storage, sdk)
+		for i := range tokencache.MaxChanges {
+			put(t, c, fmt.Sprint(i), []tokencache.Effect{tokencache.Granted, tokencache.Changed}[i%2], vault.Selector, vault.Resource)
+		}
+		put(t, c, "same", tokencache.Granted, vault.Selector, vault.Resource+"/")
+		if p := onRecord(c, "same"); p == nil || p.Joined != 1 || p.Resource != vault.Resource+"/" || p.Effect != tokencache.Granted || onRecord(c, "0") != nil {
+			t.Errorf("of the same: %+v", p)
+		}
+		put(t, c, "other", tokencache.Granted, camera, "")
+		if p := onRecord(c, "1"); p == nil || p.Joined != 1 || p.Resource != vault.Resource || p.Effect != tokencache.Changed || onRecord(c, "2") != nil || onRecord(c, "other") == nil {
+			t.Errorf("of another: %+v", p)
+		}
+		if !stale(t, c, vault) || stale(t, c, storage) {
+			t.Error("the changes are of one resource alone")
+		}
+		if n := len(c.Record().Changes); n != tokencache.MaxChanges {
+			t.Errorf("%d on record", n)
+		}
+	})
+	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+		mustGet(t, c, vault, sdk)
+		put(t, c, "unmet", tokencache.Granted, vault.Selector, vault.Resource)
+		for i := range tokencache.MaxChanges - 1 {
+			put(t, c, fmt.Sprint(i), tokencache.Revoked, camera, api(i))
 		}
 		before := c.Record()
-		if _, err := c.Note(tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Granted}); !errors.Is(err, tokencache.ErrTooManyChanges) {
+		if _, err := c.Note(tokencache.PolicyChange{ID: "x", Selector: camera, Effect: tokencache.Granted}); !errors.Is(err, tokencache.ErrTooManyChanges) {
 			t.Errorf("too many: %v", err)
 		}
 		after := c.Record()
 		if after.Generation != before.Generation || !slices.Equal(before.Changes, after.Changes) {
 			t.Error("what was refused has changed the record")
+		}
+		put(t, c, "wider", tokencache.Granted, vault.Selector, "")
+		if p := onRecord(c, "wider"); p == nil || p.Joined != 1 || p.Resource != "" || onRecord(c, "unmet") != nil {
+			t.Errorf("%+v", p)
+		}
+	})
+}
+
+// However many revocations are noted of one resource, those of another stay what they are, and no token is withheld that none of
+// them is about.
+func TestRoomWithholdsNothingElse(t *testing.T) {
+	t.Parallel()
+	for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Revoked} {
+		bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+			mustGet(t, c, vault, sdk)
+			mustGet(t, c, storage, sdk)
+			for i := range tokencache.MaxChanges {
+				put(t, c, fmt.Sprint(i), effect, vault.Selector, vault.Resource)
+			}
+			put(t, c, "third", tokencache.Revoked, vault.Selector, "api://third")
+			put(t, c, "fourth", tokencache.Revoked, vault.Selector, "api://fourth")
+			for _, s := range c.Status() {
+				if s.Key == storage && s.Permissions != (tokencache.Permissions{}) {
+					t.Errorf("%v of another resource: %+v", effect, s.Permissions)
+				}
+			}
+			if p := onRecord(c, "0"); p == nil || p.Joined != 2 || p.Resource != vault.Resource || onRecord(c, "third") == nil || onRecord(c, "fourth") == nil {
+				t.Errorf("%+v", p)
+			}
+		})
+	}
+}
+
+// A change that is to go before others are joined with it is not joined.
+func TestRoomLeavesAloneWhatIsToStayAlone(t *testing.T) {
+	t.Parallel()
+	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+		if _, err := c.Note(tokencache.PolicyChange{ID: "alone", AllIdentities: true, Effect: tokencache.Revoked, Alone: true}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range tokencache.MaxChanges + 20 {
+			put(t, c, fmt.Sprint(i), tokencache.Revoked, tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint(i)}, api(i))
+		}
+		if p := onRecord(c, "alone"); p == nil || p.Joined != 0 {
+			t.Errorf("%+v", p)
 		}
 	})
 }
@@ -117,7 +203,7 @@ func TestRoomForARevocation(t *testing.T) {
 			return tokencache.Revoked, camera, api(i)
 		}, func(t *testing.T, c *tokencache.Cache) {
 			p := onRecord(c, "300")
-			if p == nil || p.Joined != 1 || p.Effect != tokencache.Changed || onRecord(c, "301") != nil || onRecord(c, "0") == nil {
+			if p == nil || p.Joined != 1 || p.Effect != tokencache.Changed || p.Resource != "" || onRecord(c, "301") != nil || onRecord(c, "0") == nil {
 				t.Errorf("%+v", p)
 			}
 		}},

@@ -2,6 +2,7 @@ package keep
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -77,6 +78,29 @@ func TestFilesOfTwoRecords(t *testing.T) {
 	got, err := open(t, dir).Load()
 	if err != nil || got.Lineage != "l" || got.Generation != 100 || len(got.Changes) != len(all().Changes)+1 {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// Nor is anything lost where the two have more than there is room for in one: whoever loads them makes it fit.
+func TestFilesOfTwoFullRecords(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	full := func(lineage string) tokencache.Record {
+		r := all()
+		r.Lineage, r.Changes = lineage, nil
+		for i := range tokencache.MaxChanges {
+			r.Changes = append(r.Changes, tokencache.PolicyChange{
+				ID: fmt.Sprint(lineage, i), AllIdentities: true, Effect: tokencache.Revoked, At: noon, NotedOn: noon,
+			})
+		}
+		return r
+	}
+	text, err := open(t, dir).encode(full("theirs"))
+	if err := errors.Join(err, open(t, dir).Save(full("ours")), os.WriteFile(filepath.Join(dir, copyName), text, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := open(t, dir).Load(); err != nil || len(got.Changes) != 2*tokencache.MaxChanges {
+		t.Errorf("%d changes, %v", len(got.Changes), err)
 	}
 }
 

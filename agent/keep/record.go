@@ -114,7 +114,7 @@ func older(record, twin *tokencache.Record) error {
 }
 
 // joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is the
-// record with the changes that only the copy has.
+// record with the changes that only the copy has: these may be more than there is room for, and the cache joins some then.
 func joined(record, twin *tokencache.Record) *tokencache.Record {
 	if record.Lineage == twin.Lineage && twin.Generation >= record.Generation {
 		return twin
@@ -125,7 +125,7 @@ func joined(record, twin *tokencache.Record) *tokencache.Record {
 	both := *record
 	for _, p := range twin.Changes {
 		there := slices.ContainsFunc(both.Changes, func(q tokencache.PolicyChange) bool { return q.ID == p.ID })
-		if !there && len(both.Changes) < tokencache.MaxChanges {
+		if !there {
 			both.Changes = append(slices.Clone(both.Changes), p)
 		}
 	}

@@ -125,13 +125,13 @@ func TestPolicyChangesThatAreRefused(t *testing.T) {
 
 func TestTooManyPolicyChanges(t *testing.T) {
 	t.Parallel()
-	d := newDaemon(t, fetchDay)
-	if _, err := d.Agent.Token(t.Context(), agent.Caller{Module: "vision"}, agent.Request{Resource: "https://vault.azure.net"}); err != nil {
-		t.Fatal(err)
+	full := tokencache.Record{Lineage: "l", Generation: 1}
+	for i := range tokencache.MaxChanges { // no two of one resource
+		full.Changes = append(full.Changes, tokencache.PolicyChange{
+			ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://", i), Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now(),
+		})
 	}
-	for range tokencache.MaxChanges { // which the token lacks
-		d.change(tokencache.Changed, 0)
-	}
+	d := newDaemonOf(t, agent.Options{Fetch: fetchDay, Rules: rules(), Record: &full})
 	admin := d.admin()
 	got := send(t, admin, post(api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"}`))
 	checkRefusal(t, "one more", got, 422, api.CodeTooManyChanges)
