@@ -30,9 +30,11 @@ const (
 	leastCell = 8 // columns left to a cell that is cut
 )
 
-// table lays rows out below their titles, no wider than the screen.
+// table lays rows out below their titles, no wider than the screen. Columns for which that has no room, from the last on, are told
+// below each row.
 func (s screen) table(columns []column, rows []row) string {
 	var b strings.Builder
+	columns, rows = s.fold(columns, rows)
 	widths := s.fit(columns, rows)
 	titles := make([]cell, len(columns))
 	for i, c := range columns {
@@ -50,17 +52,53 @@ func (s screen) table(columns []column, rows []row) string {
 	return b.String()
 }
 
-// fit returns the width of each column. While the table is too wide, the widest column that may
-// shrink gives way.
-func (s screen) fit(columns []column, rows []row) []int {
+// fold takes the last columns out of a table that is too wide whatever gives way, and notes on each row what is in them.
+func (s screen) fold(columns []column, rows []row) ([]column, []row) {
+	left, total := 0, -len(gap)
+	for i, width := range natural(columns, rows) {
+		if columns[i].shrinks {
+			width = min(width, leastCell)
+		}
+		if total += len(gap) + width; i > 0 && total > s.width {
+			break
+		}
+		left++
+	}
+	if left == len(columns) {
+		return columns, rows
+	}
+	folded := make([]row, len(rows))
+	for i, r := range rows {
+		var told []string
+		for j := left; j < len(columns); j++ {
+			if text := r.cells[j].text; text != "" {
+				told = append(told, strings.ToLower(columns[j].title)+": "+text)
+			}
+		}
+		folded[i] = row{cells: r.cells[:left], notes: append([]cell{{strings.Join(told, ", "), plain}}, r.notes...)}
+	}
+	return columns[:left], folded
+}
+
+// natural returns the width of each column where there is room for all.
+func natural(columns []column, rows []row) []int {
 	widths := make([]int, len(columns))
-	total := len(gap) * (len(columns) - 1)
 	for i, c := range columns {
 		widths[i] = utf8.RuneCountInString(c.title)
 		for _, r := range rows {
 			widths[i] = max(widths[i], utf8.RuneCountInString(r.cells[i].text))
 		}
-		total += widths[i]
+	}
+	return widths
+}
+
+// fit returns the width of each column. While the table is too wide, the widest column that may
+// shrink gives way.
+func (s screen) fit(columns []column, rows []row) []int {
+	widths := natural(columns, rows)
+	total := len(gap) * (len(columns) - 1)
+	for _, width := range widths {
+		total += width
 	}
 	for ; total > s.width; total-- {
 		widest := -1

@@ -58,7 +58,7 @@ func TestTableThatCannotFit(t *testing.T) {
 	t.Parallel()
 	s := screen{width: 10}
 	got := s.table([]column{{"NAME", true}, {"STATE", false}}, []row{{cells: []cell{{"a-long-name", plain}, {"fetching", plain}}}})
-	want := "NAME      STATE\na-l…name  fetching\n"
+	want := "NAME\na-lo…-name\n  state:\n  fetching\n"
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}

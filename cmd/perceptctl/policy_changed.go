@@ -231,6 +231,9 @@ func sameResource(a, b string) bool {
 // noted tells what was put on record and what follows from it.
 func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
 	text := s.paragraph("noted: ", s.changeInWords(now, change)+"; its ID is "+change.ID, plain)
+	if joined := joinedInWords(change); joined != "" {
+		text += s.paragraph("", joined, warning)
+	}
 	if change.Unsure {
 		text += s.paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", warning)
 	}

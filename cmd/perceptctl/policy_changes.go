@@ -17,9 +17,9 @@ func (a *app) policyChangesCommand() *cobra.Command {
 		Use:   "policy-changes",
 		Short: "list the policy changes on record, or withdraw one",
 		Long: `List the policy changes that perceptd knows of, the latest first. WAITING counts the
-tokens that a change touches and that are not current yet. A change goes off the
-record by itself when nothing from before it can come back (ENDS IN, while the device
-is on).`,
+tokens that a change touches and that are not current yet; perceptctl explain tells
+until when. ENDS IN is how long a change stays on record while the device is on: a day
+longer than anything from before it can come, so that no token waits for that.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.policyChanges(ctx, asJSON) }),
 	}
@@ -60,7 +60,7 @@ func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string 
 				{orAll(change.Identity), plain}, {orAll(change.Resource), plain},
 				waitingCell(change), {span(change.EndsOn.Sub(now)), plain},
 			},
-			notes: []cell{{change.Note, faint}, {aboutChange(change), warning}},
+			notes: []cell{{change.Note, faint}, {joinedInWords(change), warning}, {aboutChange(change), warning}},
 		}
 	}
 	return s.table(columns, rows)
@@ -88,12 +88,18 @@ func aboutChange(change api.PolicyChange) string {
 	switch {
 	case change.Effect == api.EffectUnknown:
 		return "the record could not be read: what changed before is not known"
-	case change.Joined > 0:
-		return fmt.Sprintf("it stands for %d more: the record was full", change.Joined)
 	case change.Unsure:
 		return "the time is not sure: this device's clock was not known to be right"
 	}
 	return ""
+}
+
+// joinedInWords says what a change is that stands for others, or "".
+func joinedInWords(change api.PolicyChange) string {
+	if change.Joined == 0 {
+		return ""
+	}
+	return fmt.Sprintf("it stands for %d changes, which were joined since the record was full: they end, and are withdrawn, as one", 1+change.Joined)
 }
 
 func (a *app) withdrawCommand() *cobra.Command {

@@ -296,6 +296,51 @@ ffee0011  11:00         unknown  all       all                 2 of 2    2d 2h
 	}
 }
 
+// TestPolicyChangesOnNarrowScreens tells in words what has no room in columns, and of what a change stands for that was joined.
+func TestPolicyChangesOnNarrowScreens(t *testing.T) {
+	t.Parallel()
+	joined := aChange("77aa0011", api.EffectRevoked, 20*time.Hour, 1)
+	joined.Identity, joined.Resource, joined.Joined, joined.Note = "vision", "https://vault.azure.net", 3, "a note"
+	other := aChange("9b2e7c10", api.EffectGranted, time.Hour, 0)
+	other.Touched, other.Joined, other.Unsure = 0, 511, true
+	changes := []api.PolicyChange{joined, other}
+	for width, want := range map[int]string{
+		80: `ID        WHEN          EFFECT   IDENTITY  RESOURCE            WAITING   ENDS IN
+77aa0011  Nov 22 16:00  revoked  vision    https://…azure.net  1 of 2    2d 2h
+  a note
+  it stands for 4 changes, which were joined since the record was full: they
+  end, and are withdrawn, as one
+9b2e7c10  11:00         granted  all       all                 no token  2d 2h
+  it stands for 512 changes, which were joined since the record was full: they
+  end, and are withdrawn, as one
+  the time is not sure: this device's clock was not known to be right
+`,
+		60: `ID        WHEN          EFFECT   IDENTITY  RESOURCE
+77aa0011  Nov 22 16:00  revoked  vision    https://…zure.net
+  waiting: 1 of 2, ends in: 2d 2h
+  a note
+  it stands for 4 changes, which were joined since the
+  record was full: they end, and are withdrawn, as one
+9b2e7c10  11:00         granted  all       all
+  waiting: no token, ends in: 2d 2h
+  it stands for 512 changes, which were joined since the
+  record was full: they end, and are withdrawn, as one
+  the time is not sure: this device's clock was not known to
+  be right
+`,
+	} {
+		if got := (screen{width: width}).policyChanges(noon, changes); got != want {
+			t.Errorf("got\n%swant\n%s", got, want)
+		}
+	}
+	for width := leastWidth; width < 120; width++ {
+		checkWidth(t, screen{width: width}.policyChanges(noon, changes), width, false)
+	}
+	if told := (screen{width: 80}).noted(noon, joined, api.Status{}, true); !strings.Contains(told, "it stands for 4 changes") {
+		t.Errorf("got\n%s", told)
+	}
+}
+
 // TestManyTouchedTokens shows a few of many, those that are held back, and those that are current already.
 func TestManyTouchedTokens(t *testing.T) {
 	t.Parallel()
