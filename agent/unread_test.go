@@ -215,7 +215,7 @@ func TestJoinedBeforeTheRecordIsRead(t *testing.T) {
 			full := *d.there
 			for i := range tokencache.MaxChanges - 1 {
 				p := full.Changes[0]
-				p.ID, p.Resource = fmt.Sprint("before-", i), fmt.Sprint("api://", i%500)
+				p.ID, p.Resource = fmt.Sprint("before-", i), fmt.Sprint("api://", i)
 				full.Changes = append(full.Changes, p)
 			}
 			d.there, known.Record = &full, full
