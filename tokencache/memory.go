@@ -160,9 +160,7 @@ func (c *Cache) recall(m *Memory) {
 		}
 	}
 	c.evictLocked(nil)
-	if !m.ofBoot(c.bootID, now) {
-		c.confirmRecalledLocked(now)
-	}
+	c.confirmRecalledLocked(!m.ofBoot(c.bootID, now), now)
 	if m.BootID != c.bootID || slices.ContainsFunc(c.changes, m.lacks) {
 		for _, e := range c.entries {
 			if e.standing.worst != Current { // by a change of which the plan that is remembered may know nothing
@@ -179,15 +177,19 @@ const (
 	confirmBootWithin = 10 * time.Minute
 )
 
-// confirmRecalledLocked has each token from an earlier boot asked for soon, once: while the device was off, its disk may have
-// moved, or its identity may have been made anew. That the back end gives the same one is the confirmation.
-func (c *Cache) confirmRecalledLocked(now time.Duration) {
+// confirmRecalledLocked has each token that the back end has not answered for since this boot asked for soon, once: while the
+// device was off, its disk may have moved, or its identity may have been made anew. That the back end gives the same one is the
+// confirmation. Those of which it is open whom they speak for are asked for again as ever.
+func (c *Cache) confirmRecalledLocked(booted bool, now time.Duration) {
 	for _, e := range c.entries {
 		if e.token.Text.IsZero() {
 			continue
 		}
-		e.confirm = now + confirmAfterBoot + time.Duration(c.roll()*float64(confirmBootWithin))
-		if e.next != never && !e.held(e.confirm) {
+		e.confirm = c.confirmLocked(e, now)
+		if booted || e.answered <= 0 { // else the back end answered in this boot
+			e.confirm = min(e.confirm, now+confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin)))
+		}
+		if booted && e.next != never && !e.held(e.confirm) { // else what was planned is remembered
 			e.next = min(e.next, max(e.confirm, e.rests))
 		}
 	}

@@ -642,3 +642,85 @@ func randomSwitches(t *testing.T, r *registry, c *tokencache.Cache, steps []int)
 	}
 	return ""
 }
+
+// A token of a former principal is asked for anew once an hour, also after a restart, and when what is on record changes
+// after that.
+func TestSearchForThePresentPrincipalOutlivesARestart(t *testing.T) {
+	t.Parallel()
+	for _, note := range []bool{false, true} {
+		t.Run(fmt.Sprintf("noted and withdrawn %v", note), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := &registry{}
+				options := tokencache.Options{Fetch: r.Fetch, Clock: tokencache.Clock{}.OrRuntime(), BootID: "one"}
+				c := tokencache.New(options)
+				began := time.Now()
+				former, current := always("a", began.Add(-time.Hour)), always("b", began)
+				r.gives(former)
+				refreshed(t, c, vault, tokencache.Newer)
+				time.Sleep(time.Minute)
+				r.gives(current)
+				refreshed(t, c, vault, tokencache.Newer) // the switch
+				key := tokencache.Key{Resource: "api://third"}
+				r.gives(former)
+				holds(t, c, key, "a") // better than nothing
+				kept := c.Memory()
+				c.Close()
+				options.Memory = &kept
+				c = tokencache.New(options)
+				defer c.Close()
+				if note {
+					notedAndWithdrawn(t, c)
+				}
+				r.gives(current)
+				time.Sleep(67 * time.Minute)
+				synctest.Wait()
+				holds(t, c, key, "b")
+			})
+		})
+	}
+}
+
+// The one call that confirms a token after a boot is made though the daemon is restarted meanwhile, and what is on record
+// changes.
+func TestConfirmationAfterABootOutlivesARestart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &registry{}
+		r.gives(always("a", time.Now()))
+		c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: tokencache.Clock{}.OrRuntime(), BootID: "one"})
+		time.Sleep(time.Minute)
+		holds(t, c, vault, "a")
+		clock := tokencache.Clock{}.OrRuntime()
+		for range 3 {
+			kept := c.Memory()
+			c.Close()
+			time.Sleep(time.Second)
+			c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "two", Memory: &kept})
+			notedAndWithdrawn(t, c)
+		}
+		r.gives(always("b", time.Now()))
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		holds(t, c, vault, "b")
+		kept := c.Memory()
+		c.Close()
+		before := len(r.asked(vault))
+		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "two", Memory: &kept})
+		defer c.Close()
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		if n := len(r.asked(vault)) - before; n != 0 {
+			t.Errorf("%d calls after a restart: it was confirmed in this boot", n)
+		}
+	})
+}
+
+// notedAndWithdrawn has every key's next fetch planned anew.
+func notedAndWithdrawn(t *testing.T, c *tokencache.Cache) {
+	t.Helper()
+	note(t, c, "x", tokencache.Granted, time.Time{})
+	if _, there := c.Withdraw("x"); !there {
+		t.Fatal("it is not on record")
+	}
+}
