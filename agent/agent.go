@@ -61,6 +61,9 @@ type Options struct {
 	Roll  func() float64   // randomness in [0, 1) of when tokens are fetched; nil: math/rand
 	Log   *zap.Logger      // nil: none
 
+	// Simulated says that Fetch is known to ask a simulated back end, so that nobody need be warned of what it gives.
+	Simulated bool
+
 	// Changed is called after each fetch and policy change, when Status may tell something new. It must
 	// not block. Nil: nobody is told.
 	Changed func()
@@ -113,6 +116,7 @@ type Agent struct {
 	record    record
 	memory    memory
 	chase     chase
+	strange   strange
 	reports   reports
 }
 
@@ -130,6 +134,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed, ready: make(chan struct{})}
 	a.audit.open(o.Log, a.clock)
+	a.strange.expected = o.Simulated
 	a.rules.Store(compiled)
 	kept := o.told()
 	before := kept.recover(o.Record, o.LostRecord)

@@ -137,9 +137,10 @@ func (a *Agent) fetched(e tokencache.Event) {
 	<-a.ready // what is remembered of a key may have it fetched at once
 	a.logFetch(e)
 	a.logPrincipal(e)
+	a.logSimulated(e)
 	a.logChase(e)
 	a.record.notice()
-	a.memory.notice(e.Outcome == tokencache.Newer)
+	a.memory.notice(slices.Contains([]tokencache.Outcome{tokencache.Newer, tokencache.Former, tokencache.Simulated}, e.Outcome))
 	a.changed()
 }
 
@@ -170,7 +171,9 @@ func (a *Agent) logFetch(e tokencache.Event) {
 	case tokencache.Newer:
 		a.log.Info("token fetched", fields...)
 	case tokencache.Former:
-		a.log.Info("token fetched that is of a former principal: the one held stays", fields...)
+		a.log.Info("token fetched that is of a former principal: it is taken only where none is held", fields...)
+	case tokencache.Simulated:
+		a.log.Info("token fetched that is of a simulated back end: it is taken only where none is held", fields...)
 	default:
 		a.log.Debug("token fetched, the back end has no newer one", fields...)
 	}

@@ -19,6 +19,7 @@ import (
 // switching is a back end whose tokens speak for whom a test says.
 type switching struct {
 	object, tenant string
+	issuer         string
 	same           bool   // one token for all keys
 	audience       string // empty: the resource
 	n              int
@@ -36,7 +37,7 @@ func (s *switching) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fet
 	return tokencache.Fetched{
 		Token: tokencache.Token{
 			Text: tokencache.NewSecret(text), ExpiresOn: time.Now().Add(24 * time.Hour),
-			Claims: tokencache.Claims{ObjectID: s.object, TenantID: s.tenant, Audience: audience},
+			Claims: tokencache.Claims{Issuer: s.issuer, ObjectID: s.object, TenantID: s.tenant, Audience: audience},
 		},
 		Left: 24 * time.Hour, Counted: true,
 	}, nil

@@ -10,20 +10,25 @@ type Principal struct {
 	ObjectID string // oid
 	TenantID string // tid
 	ClientID string // appid, or azp
+
+	Simulated bool // a simulated back end says so: it is nobody
 }
 
 // Principal returns who a token with these claims speaks for.
 func (c Claims) Principal() Principal {
-	return Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID}
+	return Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID, Simulated: c.Simulated()}
 }
 
 // IsZero reports whether nothing is told.
 func (p Principal) IsZero() bool { return p == Principal{} }
 
 // Differs reports whether p and o are certainly two: a claim that both have is not the same. The client ID counts only
-// where one of them has no object ID, which names a principal by itself.
+// where one of them has no object ID, which names a principal by itself. A simulated one is no real one, whatever it says.
 func (p Principal) Differs(o Principal) bool {
 	differ := func(a, b string) bool { return a != "" && b != "" && !strings.EqualFold(a, b) }
+	if p.Simulated != o.Simulated {
+		return !p.IsZero() && !o.IsZero()
+	}
 	if differ(p.ObjectID, o.ObjectID) || differ(p.TenantID, o.TenantID) {
 		return true
 	}
@@ -34,5 +39,6 @@ func (p Principal) Differs(o Principal) bool {
 func (p Principal) filled(o Principal) Principal {
 	return Principal{
 		ObjectID: cmp.Or(p.ObjectID, o.ObjectID), TenantID: cmp.Or(p.TenantID, o.TenantID), ClientID: cmp.Or(p.ClientID, o.ClientID),
+		Simulated: p.Simulated || o.Simulated,
 	}
 }

@@ -724,3 +724,177 @@ func notedAndWithdrawn(t *testing.T, c *tokencache.Cache) {
 		t.Fatal("it is not on record")
 	}
 }
+
+// simulatedOf is what a simulated back end gives, which says of itself that it is one.
+func simulatedOf(object string, issued time.Time) func(tokencache.Key) tokencache.Fetched {
+	return func(key tokencache.Key) tokencache.Fetched {
+		f := tokenOf(object, key, issued)
+		f.Token.Text = tokencache.NewSecret(fmt.Sprintf("simulated|%s|%s|%d", object, key.Resource, issued.Unix()))
+		f.Token.Claims.Issuer = "https://sts.simulated.invalid/t/"
+		return f
+	}
+}
+
+// What a simulated back end gave goes when a real one answers, for whichever key, however the two are dated and whatever they
+// say of themselves; and nothing of it is remembered.
+func TestRealTokensReplaceSimulatedOnes(t *testing.T) {
+	t.Parallel()
+	for _, object := range []string{"a", "simulator", ""} {
+		t.Run("object "+object, func(t *testing.T) {
+			t.Parallel()
+			registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+				other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault.Resource}
+				began := time.Now()
+				r.gives(simulatedOf("simulator", began))
+				for _, key := range []tokencache.Key{vault, storage, other} {
+					holds(t, c, key, "simulator")
+				}
+				time.Sleep(time.Hour)
+				note(t, c, "x", tokencache.Granted, time.Time{}) // which spreads
+				r.gives(always(object, began.Add(-10*time.Hour)))
+				refreshed(t, c, vault, tokencache.Newer)
+				time.Sleep(20 * time.Second) // calls have their limits
+				synctest.Wait()
+				for _, key := range []tokencache.Key{vault, storage, other} {
+					if got := holds(t, c, key, object); got.Token.Claims.Simulated() {
+						t.Errorf("%v is simulated", key)
+					}
+				}
+				for _, s := range c.Status() {
+					if s.Former || s.Fetches > 2 {
+						t.Errorf("%v: former %v, %d calls", s.Key, s.Former, s.Fetches)
+					}
+				}
+				for _, p := range c.Principals() {
+					if p.Current.Simulated || p.Current.ObjectID != object || len(p.Former) != 0 || p.Since != tokencache.Never {
+						t.Errorf("%+v", p)
+					}
+				}
+				if told := r.switches(); len(told) != 0 {
+					t.Errorf("told of %+v", told)
+				}
+			})
+		})
+	}
+}
+
+// A simulated token takes the place of no real one, and makes nobody a former principal. A key that holds nothing takes it, and
+// is asked for anew once an hour.
+func TestSimulatedTokensReplaceNoRealOnes(t *testing.T) {
+	t.Parallel()
+	for _, object := range []string{"a", "simulator", ""} {
+		t.Run("object "+object, func(t *testing.T) {
+			t.Parallel()
+			registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+				began := time.Now()
+				r.gives(always(object, began))
+				holds(t, c, vault, object)
+				before := c.Principals()
+				time.Sleep(time.Hour)
+				r.gives(simulatedOf("simulator", time.Now()))
+				for range 3 { // it may insist
+					refreshed(t, c, vault, tokencache.Simulated)
+					time.Sleep(20 * time.Minute)
+				}
+				if got := holds(t, c, vault, object); got.Token.Claims.Simulated() {
+					t.Error("it is simulated")
+				}
+				if now := c.Principals(); fmt.Sprint(now) != fmt.Sprint(before) || len(r.switches()) != 0 {
+					t.Errorf("principals %+v, told of %+v", now, r.switches())
+				}
+				if object == "" {
+					return // nobody is known to be the principal
+				}
+				refreshed(t, c, storage, tokencache.Simulated)
+				holds(t, c, storage, "simulator")
+				refreshed(t, c, storage, tokencache.Unchanged)
+				for _, s := range c.Status() {
+					if s.Former {
+						t.Errorf("%v is called a former principal's", s.Key)
+					}
+				}
+				r.gives(always(object, began))
+				time.Sleep(67 * time.Minute)
+				synctest.Wait()
+				if got := holds(t, c, storage, object); got.Token.Claims.Simulated() {
+					t.Error("it is simulated")
+				}
+			})
+		})
+	}
+}
+
+// Without what was simulated a memory tells of the real tokens alone.
+func TestWithoutSimulated(t *testing.T) {
+	t.Parallel()
+	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+		other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault.Resource}
+		began := time.Now()
+		r.gives(func(key tokencache.Key) tokencache.Fetched {
+			if key == other {
+				return always("a", began)(key)
+			}
+			return simulatedOf("simulator", time.Now())(key)
+		})
+		for range 2 { // so that there are rollovers
+			for _, key := range []tokencache.Key{vault, other} {
+				if _, err := c.Refresh(t.Context(), key, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(time.Hour)
+		}
+		kept := c.Memory()
+		left, dropped := kept.WithoutSimulated()
+		if dropped != 1 || len(left.Keys) != 1 || left.Keys[0].Key != other || len(left.Principals) != 1 || left.Principals[0].Selector != other.Selector || len(left.Rollovers) != 0 {
+			t.Errorf("dropped %d, left %+v", dropped, left)
+		}
+		if len(kept.Keys) != 2 || len(kept.Principals) != 2 || len(kept.Rollovers) == 0 {
+			t.Errorf("what was kept has become %+v", kept)
+		}
+	})
+}
+
+// A token of a former principal that is taken for want of another is called so, and not a newer one.
+func TestForgottenForAFormerPrincipal(t *testing.T) {
+	t.Parallel()
+	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+		began := time.Now()
+		for _, object := range []string{"a", "b"} {
+			r.gives(always(object, began))
+			refreshed(t, c, vault, tokencache.Newer)
+			time.Sleep(time.Minute)
+		}
+		r.gives(always("a", began))
+		forgotten(t, c, vault, tokencache.Former)
+		holds(t, c, vault, "a")
+	})
+}
+
+// A back end that gives each token for a new principal is asked no more than a few times an hour for a key, and people are told
+// once an hour.
+func TestEndlessSwitchesAreBounded(t *testing.T) {
+	t.Parallel()
+	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
+		n := 0
+		r.gives(func(key tokencache.Key) tokencache.Fetched {
+			n++
+			return tokenOf(fmt.Sprint("p", n), key, time.Now())
+		})
+		var keys []tokencache.Key
+		for i := range 20 {
+			keys = append(keys, tokencache.Key{Resource: fmt.Sprintf("api://%d", i)})
+			mustGet(t, c, keys[i], tokencache.Need{})
+		}
+		time.Sleep(20 * time.Hour)
+		synctest.Wait()
+		for _, key := range keys {
+			if n := len(r.asked(key)); n > 3*20 {
+				t.Errorf("%d calls for %v", n, key)
+			}
+		}
+		if told := len(r.switches()); told > 21 {
+			t.Errorf("told of %d switches", told)
+		}
+	})
+}

@@ -76,10 +76,16 @@ func (p *principals) knows(who Principal) bool {
 // news for people.
 //
 // A principal that was never seen is the new one, whatever the dates. A token of a former one comes from a replica that
-// lags, unless it was issued since the switch, or the back end insists.
+// lags, unless it was issued since the switch, or the back end insists. A simulated one opens nothing: it gives way to a real
+// one at once and for good, and takes the place of none.
 func (c *Cache) admitLocked(e *entry, f Fetched, left, held, now time.Duration) (admitted bool, told *Switch) {
 	who, p := f.Token.Claims.Principal(), c.principalsLocked(e.key.Selector)
+	if !who.Simulated && (p.current.Simulated || e.claims.Simulated()) {
+		c.unseatLocked(e, p, now)
+	}
 	switch {
+	case who.Simulated && (!p.current.IsZero() && !p.current.Simulated || held > 0 && !e.claims.Simulated()):
+		return held <= 0 || e.claims.Simulated(), nil
 	case !who.Differs(p.current):
 		if !who.IsZero() {
 			p.current, p.shown, e.claim = p.current.filled(who), now, claim{}
@@ -92,7 +98,25 @@ func (c *Cache) admitLocked(e *entry, f Fetched, left, held, now time.Duration) 
 		p.by = e.key
 		return true, told
 	}
-	return held <= 0 || !who.Differs(e.claims.Principal()), nil
+	return held <= 0 || !who.Differs(e.claims.Principal()) || e.claims.Simulated() && !who.Simulated, nil
+}
+
+// unseatLocked forgets the simulated principals of e's selector, since e was given a real token. The back end has become a real
+// one, so it is asked at once for every key whose token is simulated, also while policy changes spread: those open nothing.
+func (c *Cache) unseatLocked(e *entry, p *principals, now time.Duration) {
+	p.former = slices.DeleteFunc(p.former, func(f Principal) bool { return f.Simulated })
+	if p.current.Simulated {
+		p.current, p.since, p.by, e.claim = Principal{}, longAgo, Key{}, claim{}
+	}
+	for _, o := range c.entries {
+		if o == e || o.token.Text.IsZero() || !o.claims.Simulated() {
+			continue
+		}
+		o.confirm = now
+		if o.next != never && o.flight == nil && o.failures == 0 {
+			o.next, o.probe = now, false
+		}
+	}
 }
 
 // issuedSinceLocked reports whether a token fetched for e, which has left to live, was certainly issued after that boot time.
@@ -143,9 +167,13 @@ func (c *Cache) witnessLocked(of Selector, who Principal, now time.Duration) (wi
 	return witness
 }
 
-// askSoonLocked has e fetched within minutes, where the schedule works for it; else when somebody asks for it.
+// askSoonLocked has e fetched within minutes, where the schedule works for it; else when somebody asks for it. Where the
+// selector's principals follow each other without end, what has been answered lately is left for longer each time.
 func (c *Cache) askSoonLocked(e *entry, now time.Duration) {
 	e.confirm = now + time.Duration(c.roll()*float64(confirmWithin))
+	if untold := c.principalsLocked(e.key.Selector).untold; untold > 0 {
+		e.confirm = max(e.confirm, e.answered+doubled(confirmWithin, untold+1, warnEvery))
+	}
 	if e.next != never && e.flight == nil && e.failures == 0 && !e.held(e.confirm) {
 		e.next, e.probe = min(e.next, e.confirm), false
 	}
@@ -164,13 +192,16 @@ func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now time.Du
 	p.become(who)
 	p.since, p.shown, p.by = now, now, Key{}
 	e.claim = claim{}
+	again := now-p.told < warnEvery
+	if again {
+		p.untold++
+	}
 	for _, o := range slices.SortedFunc(maps.Values(c.entries), func(x, y *entry) int { return x.key.compare(y.key) }) {
 		if o.key.Selector == e.key.Selector && o != e && !o.token.Text.IsZero() && !o.speaksFor(who) {
 			c.askSoonLocked(o, now)
 		}
 	}
-	if now-p.told < warnEvery {
-		p.untold++
+	if again {
 		return nil
 	}
 	s.Untold = p.untold
@@ -250,6 +281,29 @@ func orNever(t time.Duration) time.Duration {
 		return never
 	}
 	return t
+}
+
+// WithoutSimulated returns m without the tokens that a simulated back end made, what was learnt by them and whom they speak for,
+// and how many keys had such a token.
+func (m *Memory) WithoutSimulated() (left *Memory, dropped int) {
+	real := *m
+	simulated := make(map[Key]bool)
+	real.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(r Remembered) bool {
+		simulated[r.Key] = r.Claims.Simulated() || r.Token.Claims.Simulated()
+		if simulated[r.Key] && !r.Token.Text.IsZero() {
+			dropped++
+		}
+		return simulated[r.Key]
+	})
+	real.Rollovers = slices.DeleteFunc(slices.Clone(m.Rollovers), func(r Rollover) bool { return simulated[r.Key] })
+	real.Principals = nil
+	for _, p := range m.Principals {
+		p.Former = slices.DeleteFunc(slices.Clone(p.Former), func(f Principal) bool { return f.Simulated })
+		if !p.Current.Simulated {
+			real.Principals = append(real.Principals, p)
+		}
+	}
+	return &real, dropped
 }
 
 // recallPrincipals begins with what m tells of principals. A memory from before they were kept tells them by its tokens,

@@ -184,7 +184,7 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	}
 	event := Event{
 		Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now - begun,
-		Permissions: c.permissionsLocked(e, now), Switch: f.told,
+		Permissions: c.permissionsLocked(e, now), Switch: f.told, Simulated: err == nil && fetched.Token.Claims.Simulated(),
 	}
 	if f.outcome == Newer {
 		event.Twin, event.AudienceBefore = c.twinLocked(e), e.audienceBefore
@@ -249,7 +249,8 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 	e.answered = begun
 	e.tries++
 	admitted, told := c.admitLocked(e, f, left, held, now)
-	another := f.Token.Claims.Principal().Differs(e.claims.Principal())
+	simulated := f.Token.Claims.Simulated()
+	another := f.Token.Claims.Principal().Differs(e.claims.Principal()) || e.life > 0 && simulated != e.claims.Simulated()
 	outcome := Newer
 	switch {
 	case held > 0 && f.Token.Text.Equal(e.token.Text):
@@ -260,6 +261,8 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 			e.anchor(e.deadline)
 		}
 		e.shown, e.unconfirmed = begun, false
+	case !admitted && simulated && !e.claims.Simulated():
+		outcome = Simulated
 	case !admitted:
 		outcome = Former
 	case held > 0 && !another && mintedBefore(f.Token, nominalOf(f), *e.token, e.nominal):
@@ -282,6 +285,12 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 			outcome = Unchanged // it was forgotten meanwhile
 		case ok:
 			c.sawLocked(e, seen)
+		}
+		if held <= 0 && c.formerLocked(e) { // it is taken for want of another
+			outcome = Former
+			if simulated {
+				outcome = Simulated
+			}
 		}
 		c.judgeLocked(e)
 		e.tell()

@@ -10,12 +10,13 @@ const (
 	Newer                     // a token, or a newer one than before
 	Unchanged                 // the back end's cached copy of the token already held
 	Older                     // one minted before the token held, which stays
-	Former                    // one of a principal that tokens were of before the switch: the token held stays
+	Former                    // one of a principal that tokens were of before the switch: taken only where none is held
+	Simulated                 // one of a simulated back end, where tokens are a real one's: likewise
 	Failed
 )
 
 func (o Outcome) String() string {
-	return [...]string{"not fetched", "newer", "unchanged", "older", "former", "failed"}[o]
+	return [...]string{"not fetched", "newer", "unchanged", "older", "former", "simulated", "failed"}[o]
 }
 
 // State is a key's state in a word.
@@ -59,7 +60,7 @@ type Status struct {
 	Claims      Claims
 	Before      *Claims   // of the token held before, where its groups, roles or wids differ
 	Expected    time.Time // when a newer token is expected; zero: nothing was learnt
-	Former      bool      // the token is of a former principal of its selector
+	Former      bool      // the token is of a former principal of its selector, a real one
 	// AudienceBefore is that of the token before, where the one of the token held is another; empty: it is not.
 	AudienceBefore string
 	HeldUntil      time.Time // nothing is fetched before, since a policy change is still spreading; zero: nothing holds
@@ -88,6 +89,8 @@ type Event struct {
 	Retry   time.Duration // until the next planned fetch, 0 for none
 
 	Permissions Permissions // of the token now held
+
+	Simulated bool // what was fetched is of a simulated back end, by its own word
 
 	Switch *Switch // of principals, that people are to be told of; nil: none
 
@@ -150,7 +153,7 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		if at := c.likelyLocked(e, now); at != never {
 			s.Expected = wall.Add(at - now)
 		}
-		s.Former = c.formerLocked(e)
+		s.Former = c.formerLocked(e) && !e.claims.Simulated()
 		s.AudienceBefore = e.audienceBefore
 		if e.held(now) {
 			s.HeldUntil = wall.Add(e.holds() - now)

@@ -297,7 +297,8 @@ const (
 	OutcomeNewer     Outcome = "newer"     // a newer token than before
 	OutcomeUnchanged Outcome = "unchanged" // the back end's cached copy of the token already held
 	OutcomeOlder     Outcome = "older"     // one minted before the token held, which stays
-	OutcomeFormer    Outcome = "former"    // one of a principal that the identity's tokens were of before: the token held stays
+	OutcomeFormer    Outcome = "former"    // one of a principal that the identity's tokens were of before: taken only where none is held
+	OutcomeSimulated Outcome = "simulated" // one of a simulated back end, where the identity's are a real one's: likewise
 	OutcomeFailed    Outcome = "failed"
 	OutcomeHeld      Outcome = "held" // of a refresh: nothing was asked, since a policy change is still spreading
 )
@@ -409,6 +410,8 @@ type Principal struct {
 	ObjectID string `json:"object_id,omitempty"`
 	TenantID string `json:"tenant_id,omitempty"`
 	ClientID string `json:"client_id,omitempty"`
+
+	Simulated bool `json:"simulated,omitempty"` // a simulated back end says so: it is nobody
 }
 
 // TokenState is a token's state in a word.

@@ -50,7 +50,7 @@ func whole(n int) tokencache.Memory {
 		},
 		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
 		Principals: []tokencache.Principals{{
-			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c"},
+			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c", Simulated: true},
 			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: time.Minute, Told: 2 * time.Minute,
 		}, {Current: tokencache.Principal{ClientID: "c"}, Since: tokencache.Never, Told: tokencache.Never}},
 		Bygones: []tokencache.Bygone{

@@ -30,6 +30,8 @@ type principal struct {
 	ObjectID string `json:"oid,omitempty"`
 	TenantID string `json:"tid,omitempty"`
 	ClientID string `json:"appid,omitempty"`
+
+	Simulated bool `json:"simulated,omitempty"`
 }
 
 // bygone is a tokencache.Bygone.

@@ -15,10 +15,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/client"
+	"perceptd/agent/simulator"
 )
 
 // simulatorVariable names the URL of a simulated back end that runs.
-const simulatorVariable = "PERCEPT_SIMULATOR"
+const simulatorVariable = simulator.URLVariable
 
 const maxControlAnswer = 4 << 20 // bytes; a full state is far below
 

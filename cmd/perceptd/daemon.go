@@ -103,7 +103,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d.started = d.backend.clock.Wall()
 	d.loadedOn = d.started
 	options := agent.Options{
-		Fetch: d.backend.source.Fetch, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
+		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulator != nil, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
 	}
 	if err := d.openState(&options, given.Files); err != nil {
 		return nil, err

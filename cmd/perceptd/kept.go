@@ -19,6 +19,7 @@ import (
 	"perceptd/agent/binding"
 	"perceptd/agent/keep"
 	"perceptd/agent/lock"
+	"perceptd/agent/simulator"
 	"perceptd/agent/source"
 	"perceptd/systemd"
 	"perceptd/tokencache"
@@ -98,7 +99,7 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
 	}
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
-	o.Memory, o.Copies, o.On = begin.Memory, begin.Copies, begin.On
+	o.Memory, o.Copies, o.On = k.real(begin.Memory, d.config.source.kind), begin.Copies, begin.On
 	o.Load, o.Keep = record.Load, record.Save
 	if k.noCarry == "" && d.notify.Enabled() {
 		o.Keeping.Carry = k.carry
@@ -227,6 +228,20 @@ func (k *kept) ours(m *tokencache.Memory) bool {
 // anySimulated looks into the tokens themselves: the claims that versions before have kept name no issuer.
 func anySimulated(m *tokencache.Memory) bool {
 	return slices.ContainsFunc(m.Keys, func(r tokencache.Remembered) bool { return source.Claims(r.Token.Text).Simulated() })
+}
+
+// real returns m without what a simulated back end made, which opens nothing: where the real one's address was that of a simulator,
+// the tokens of both have one source. A process that is led to a simulator on purpose keeps them; then its environment says so.
+func (k *kept) real(m *tokencache.Memory, kind string) *tokencache.Memory {
+	if m == nil || kind == simulated || os.Getenv(simulator.URLVariable) != "" {
+		return m
+	}
+	left, dropped := m.WithoutSimulated()
+	if dropped > 0 {
+		k.log.Warn("kept tokens are dropped and fetched anew: a simulated back end made them, and they open nothing",
+			zap.Int("tokens", dropped), zap.String("message_id", agent.MessageSimulated))
+	}
+	return left
 }
 
 // carry has systemd keep m in the place of what it keeps.

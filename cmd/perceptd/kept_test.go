@@ -8,13 +8,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"go.uber.org/zap"
 
+	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/simulator"
 	"perceptd/tokencache"
 )
 
@@ -209,6 +212,28 @@ func TestTokensOfAnotherAddress(t *testing.T) {
 	}
 }
 
+// A simulator was at the real back end's address: once nothing leads there any more, a start drops what it gave, and says so.
+func TestSimulatedTokensAreDropped(t *testing.T) {
+	t.Parallel()
+	d := newFolder(t, strings.Replace(simulatedFor(), `"simulated"`, `"managed-identity"`, 1))
+	d.giveKey(t, d.keyFile(), 'k')
+	_, environment := startSimulator(t, "app-service")
+	d.again(t, environment...)
+	d.held(t)
+	if n := strings.Count(d.text(), agent.MessageSimulated); n != 1 {
+		t.Errorf("warned %d times of a simulated back end", n)
+	}
+	d.stop(t)
+	// Whoever answers there from now on, this start is not led to a simulator knowingly.
+	d.again(t, slices.DeleteFunc(environment, func(v string) bool { return strings.HasPrefix(v, simulator.URLVariable+"=") })...)
+	if now := d.held(t); now.Fetches != 1 {
+		t.Errorf("%d fetches", now.Fetches)
+	}
+	if !strings.Contains(d.text(), "kept tokens are dropped and fetched anew: a simulated back end made them") {
+		t.Error("it is not said")
+	}
+}
+
 // A version before did not tell the address. Its tokens are served on, but those that can be of no use.
 func TestTokensOfNoAddress(t *testing.T) {
 	t.Parallel()
@@ -225,7 +250,7 @@ func TestTokensOfNoAddress(t *testing.T) {
 		ours           bool
 	}{
 		{"managed-identity arc 127.0.0.1:40342", azure, true},
-		{"managed-identity arc 127.0.0.1:40342", simulator, true}, // told of as long as it is held
+		{"managed-identity arc 127.0.0.1:40342", simulator, true}, // what is to be dropped is dropped token by token
 		{"managed-identity arc 127.0.0.1:40343", azure, false},
 		{"managed-identity arc", azure, true},
 		{"managed-identity arc", simulator, false},
