@@ -395,6 +395,10 @@ func examineTokens(status api.Status) (all []finding) {
 			all = append(all, finding{failed, what, token.LastError, "perceptctl refresh --resource " + token.Resource + " tries again"})
 		case token.Permissions.Withheld:
 			all = append(all, finding{noted, what, "it is withheld, as a revocation ordered", "perceptctl explain " + token.Resource})
+		case token.Former:
+			all = append(all, finding{noted, what, "it is of a former principal of the identity" + formerText(token) +
+				"; the back end hands out its copy, and what the present principal is permitted does not hold for it",
+				"perceptd asks again once an hour; perceptctl explain " + token.Resource})
 		case token.Permissions.Standing != api.StandingCurrent && token.Permissions.Standing != "":
 			all = append(all, finding{noted, what, "its permissions are " + string(token.Permissions.Standing), "perceptctl explain " + token.Resource})
 		default:

@@ -20,8 +20,10 @@ func (a *app) refreshCommand() *cobra.Command {
   newer      a newer token than before
   unchanged  the back end's cached copy of the token already held
   older      one minted before the token held, which stays
-  former     one of a principal that the identity's tokens were of before: the
-             token held stays
+  former     one of a principal that the identity's tokens were of before: it is
+             taken only where none is held
+  simulated  one of a simulated back end, where the identity's tokens are a real
+             one's: it is taken only where none is held
   failed     no token; the one held stays
   held       nothing was asked: a policy change is still spreading
 
@@ -81,7 +83,7 @@ func (s screen) refreshed(results []api.RefreshResult) string {
 	}
 	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"OUTCOME", false}}
 	rows := make([]row, len(results))
-	cachedCopies, held := false, false
+	brought := make(map[api.Outcome]bool)
 	for i, result := range results {
 		rows[i] = row{
 			cells: []cell{{result.Identity, plain}, {result.Resource, plain}, outcomeCell(result.Outcome)},
@@ -90,15 +92,22 @@ func (s screen) refreshed(results []api.RefreshResult) string {
 		if result.Outcome == api.OutcomeFailed {
 			rows[i].notes[0].how = bad
 		}
-		cachedCopies = cachedCopies || result.Outcome == api.OutcomeUnchanged
-		held = held || result.Outcome == api.OutcomeHeld
+		brought[result.Outcome] = true
 	}
 	text := s.table(columns, rows)
-	if cachedCopies {
-		text += "\n" + s.paragraph("", "unchanged: the back end keeps a token for about 24 hours and hands out its copy until then", faint)
-	}
-	if held {
-		text += "\n" + s.paragraph("", "held: wait, perceptd fetches by itself; --now fetches at once, which may cost a day", faint)
+	for _, outcome := range []struct {
+		api.Outcome
+		means string
+	}{
+		{api.OutcomeUnchanged, "the back end keeps a token for about 24 hours and hands out its copy until then"},
+		{api.OutcomeFormer, "the identity's tokens speak for another principal by now, and a replica of the back end lags; such a token " +
+			"is taken only where none is held, and perceptd asks again by itself"},
+		{api.OutcomeSimulated, "a simulated back end answers, and its tokens open nothing: perceptctl doctor"},
+		{api.OutcomeHeld, "wait, perceptd fetches by itself; --now fetches at once, which may cost a day"},
+	} {
+		if brought[outcome.Outcome] {
+			text += "\n" + s.paragraph("", string(outcome.Outcome)+": "+outcome.means, faint)
+		}
 	}
 	return text
 }
@@ -111,7 +120,7 @@ func outcomeCell(outcome api.Outcome) cell {
 		return cell{string(outcome), good}
 	case api.OutcomeFailed:
 		return cell{string(outcome), bad}
-	case api.OutcomeHeld:
+	case api.OutcomeHeld, api.OutcomeFormer, api.OutcomeSimulated:
 		return cell{string(outcome), warning}
 	}
 	return cell{string(outcome), plain}

@@ -258,6 +258,9 @@ func principalText(p *api.Principal) string {
 	if p.ObjectID == "" && p.ClientID != "" {
 		parts = append(parts, "client ID "+p.ClientID)
 	}
+	if p.Simulated {
+		parts = append(parts, "simulated")
+	}
 	return strings.Join(parts, ", ")
 }
 
@@ -270,12 +273,24 @@ func principalOf(token api.TokenStatus) *api.Principal {
 	return &api.Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID}
 }
 
-// ofFormer says that a token is of a former principal, or "".
+// ofFormer says that a token is of a former principal, in a line; or "". explain tells more.
 func ofFormer(token api.TokenStatus) string {
 	if !token.Former {
 		return ""
 	}
-	return "it is of a former principal of the identity: " + principalText(principalOf(token))
+	return "of a former principal" + formerText(token)
+}
+
+// formerText names the former principal that a token is of, by what tells it best, after a colon.
+func formerText(token api.TokenStatus) string {
+	switch p := principalOf(token); {
+	case p == nil:
+		return ""
+	case p.ObjectID != "":
+		return ": object ID " + p.ObjectID
+	default:
+		return ": " + principalText(p)
+	}
 }
 
 func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {

@@ -23,7 +23,9 @@ func (t story) backEnd() string {
 	case api.OutcomeOlder:
 		text += "gave a token minted before the one held, which stays (its replicas do not agree)"
 	case api.OutcomeFormer:
-		text += "gave a token of a principal that the identity's tokens were of before, so that the one held stays (its replicas do not agree)"
+		text += "gave a token of a principal that the identity's tokens were of before, which is taken only where none is held (its replicas do not agree)"
+	case api.OutcomeSimulated:
+		text += "gave a token that says that a simulated back end made it, which is taken only where none is held"
 	case api.OutcomeFailed:
 		text += "gave none"
 	default:

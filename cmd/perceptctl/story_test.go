@@ -125,7 +125,7 @@ func moreSituations() []situation {
 			},
 			says: []string{
 				"It speaks for object ID object-1, tenant tenant-1, which is a former principal of the identity",
-				"gave a token of a principal that the identity's tokens were of before, so that the one held stays",
+				"gave a token of a principal that the identity's tokens were of before, which is taken only where none is held",
 			},
 			hides: []string{"client-1"},
 		},
