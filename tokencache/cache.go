@@ -229,7 +229,11 @@ func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight,
 		return Answer{}, nil, 0, short
 	}
 	if !e.underWay() {
-		if failure := c.refusalLocked(e, now); failure != nil {
+		if failure := c.ownRefusalLocked(e, now); failure != nil {
+			return Answer{}, nil, 0, failure
+		}
+		if failure := c.pauseLocked(now); failure != nil {
+			c.gate.rest.turned = c.gate.rest.turned || !e.yields()
 			return Answer{}, nil, 0, failure
 		}
 	}
@@ -289,10 +293,22 @@ func (c *Cache) wishLocked(e *entry, left, now time.Duration) (Answer, *flight, 
 
 // refusalLocked returns why no call is to be made for e now, or nil.
 func (c *Cache) refusalLocked(e *entry, now time.Duration) *FetchError {
-	if failure := e.remembered(now); failure != nil {
+	if failure := c.ownRefusalLocked(e, now); failure != nil {
 		return failure
 	}
 	return c.pauseLocked(now)
+}
+
+// ownRefusalLocked returns why no call is to be made for e now, though one may be for others, or nil.
+func (c *Cache) ownRefusalLocked(e *entry, now time.Duration) *FetchError {
+	if failure := e.remembered(now); failure != nil {
+		return failure
+	}
+	from := max(c.apartLocked(e), c.gate.rest.yields(&flight{class: forCaller, yields: e.yields()}))
+	if e.failure != nil && now < from {
+		return e.failure.told(from - now)
+	}
+	return nil
 }
 
 // pauseLocked returns why the source is left alone by callers, or nil.
@@ -414,7 +430,7 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 	if forget {
 		dropped = c.dropTokenLocked(e)
 	}
-	c.gate.rest.end(now)
+	c.endWaitsLocked(now)
 	return c.flyLocked(e, forCaller, now), dropped, nil
 }
 

@@ -61,6 +61,9 @@ type entry struct {
 	rests       time.Duration // the schedule leaves the key alone until then
 	asks        int           // fetches that callers waited for and that failed, in a row
 	failedUntil time.Duration // no caller's miss causes a fetch before
+	apart       int           // how often it was throttled again after another key was given a token: then it is set apart
+	throttles   int           // 429 in a row
+	othersGiven uint64        // gate.given at the last of them
 	fetches     int
 	served      int64
 
@@ -140,20 +143,15 @@ func differing(before, after Claims, known bool) *Claims {
 }
 
 // fail remembers a failure, for which a caller waited or not, and plans the next try. A key that never had a token and is not
-// to be prefetched is tried again only when somebody asks. Callers ask by a measure of their own: the first that comes after
-// the schedule failed does so at once.
+// to be prefetched is tried again only when somebody asks.
 func (e *entry) fail(err *FetchError, asked bool, left time.Duration, now time.Duration, roll float64) {
-	if e.failure != nil && e.failure.extent() != err.extent() {
-		e.waits, e.asks = 0, 0 // another trouble: what the source had is not held against the key
-	}
 	e.failures++
-	e.waits++
 	e.failure = err
-	wait, told := backoff, min(err.RetryAfter, retryAfter)
-	if err.lasts() {
-		wait = longBackoff
+	if err.extent() == OfSource { // how the source is left alone says when: it is not held against the key, nor does it end what is
+		e.rests, e.failedUntil = max(e.rests, now), max(e.failedUntil, now)
+	} else {
+		e.waitsFor(err, asked, left, now, roll)
 	}
-	e.rests = now + max(wait(e.waits, left, roll), told)
 	e.next = e.rests
 	if e.held(e.next) {
 		e.next = e.holds()
@@ -161,6 +159,17 @@ func (e *entry) fail(err *FetchError, asked bool, left time.Duration, now time.D
 	if !e.prefetch && e.deadline == longAgo {
 		e.next = never
 	}
+}
+
+// waitsFor has the key wait for longer than after its failure before. Callers ask by a measure of their own: the first that
+// comes after the schedule failed does so at once.
+func (e *entry) waitsFor(err *FetchError, asked bool, left time.Duration, now time.Duration, roll float64) {
+	e.waits++
+	wait, told := backoff, min(err.RetryAfter, retryAfter)
+	if err.lasts() {
+		wait = longBackoff
+	}
+	e.rests = now + max(wait(e.waits, left, roll), told)
 	if asked {
 		e.asks++
 	}
@@ -170,6 +179,7 @@ func (e *entry) fail(err *FetchError, asked bool, left time.Duration, now time.D
 // heals forgets all failures.
 func (e *entry) heals() {
 	e.failures, e.failure, e.waits, e.asks, e.rests, e.failedUntil = 0, nil, 0, 0, longAgo, longAgo
+	e.throttles, e.apart = 0, 0
 }
 
 // remembered returns the failure that callers share until it is worth trying again, or nil.

@@ -31,6 +31,8 @@ type flight struct {
 
 	expires time.Duration // boot time at which the token held expires, or has expired
 	opens   time.Duration // no call before: the back end would still have the token that has expired
+	yields  bool          // its key was throttled the last two times: the others go first
+	apart   bool          // its key is set apart
 	again   int           // how often it was tried again, since the back end had only a token whose life was over
 
 	outcome Outcome
@@ -65,6 +67,8 @@ type gate struct {
 	oldest   int                           // index of the oldest in begun
 	paused   time.Duration                 // no call before this boot time: the source asked for it
 	rest     rest
+	given    uint64               // tokens that the source gave
+	apart    time.Duration        // no call for a key set apart before
 	favoured bool                 // the next call is for a flight that was passed over for long
 	probed   time.Duration        // when the last probe began
 	turns    uint64               // calls that have begun
@@ -72,7 +76,7 @@ type gate struct {
 }
 
 func newGate() gate {
-	g := gate{paused: longAgo, probed: longAgo, accounts: make(map[Selector]account)}
+	g := gate{paused: longAgo, apart: longAgo, probed: longAgo, accounts: make(map[Selector]account)}
 	for i := range g.begun {
 		g.begun[i] = longAgo
 	}
@@ -97,7 +101,10 @@ func (g *gate) from(f *flight, now time.Duration) time.Duration {
 	if len(g.running) >= atOnce || !g.hasRoom(f.key.Selector, now) {
 		return never
 	}
-	at := max(f.opens, g.paused, g.rest.from(f, now), g.begun[g.oldest]+time.Second)
+	at := max(f.opens, g.paused, g.rest.from(f, now), g.rest.yields(f), g.begun[g.oldest]+time.Second)
+	if f.apart {
+		at = max(at, g.apart)
+	}
 	if f.class != forProbe || g.late(f, now) > 0 {
 		return at
 	}
@@ -139,6 +146,9 @@ func (g *gate) first(now time.Duration) (*flight, time.Duration) {
 
 // goesBefore reports whether it is f's turn rather than o's, which came before it.
 func (g *gate) goesBefore(f, o *flight, now time.Duration) bool {
+	if f.yields != o.yields {
+		return o.yields
+	}
 	if x, y := max(0, g.late(f, now)), max(0, g.late(o, now)); g.favoured && x != y {
 		return x > y
 	}
@@ -164,6 +174,8 @@ func (g *gate) next(now time.Duration) *flight {
 	g.remove(f)
 	if f.begun, f.began = true, now; f.class == forProbe {
 		g.probed = now
+	} else if f.class == forCaller && !f.yields {
+		g.rest.turned = false
 	}
 	g.running = append(g.running, f)
 	g.begun[g.oldest] = now

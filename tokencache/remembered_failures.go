@@ -58,7 +58,7 @@ func (c *Cache) recallFailing(e *entry, f *BackOff, a absence, now time.Duration
 	}
 	e.failure, e.failures, e.waits, e.asks = f.failure(), f.Failures, f.Waits, f.Asks
 	schedule, callers := backoffTop, max(askTop, retryAfter)
-	if e.failure.lasts() {
+	if e.failure.lasts() || e.failure.Kind == Throttled {
 		schedule, callers = longTop, askLongTop
 	}
 	e.rests, e.failedUntil = min(a.at(f.Until), now+schedule), min(a.at(f.Callers), now+callers)

@@ -12,14 +12,21 @@ const (
 	askThrottleTop = 30 * time.Second // or this, where each call counts against the device
 )
 
+const (
+	callersFirst = 11 * time.Second // a caller that was turned away is told to come again within 10 s: its call goes before the schedule's
+	restOver     = 2 * backoffTop   // a source that only refuses is well all the same, when its last failure was so long ago
+)
+
 // rest is how a source that throttles, or that cannot be reached, is left alone as a whole. Meanwhile there is one call at a
-// time: it finds out for all keys whether the source is well again.
+// time: it finds out for all keys whether the source is well again, which a token shows. A refusal does not: an endpoint may
+// refuse one call and throttle the next, and who asked for all keys again at each refusal would have it throttle for ever.
 type rest struct {
 	failures int           // in a row; 0: the source is well
 	failure  *FetchError   // the last of them
 	since    time.Duration // boot time at which that was told
 	until    time.Duration // no call of the schedule before
-	callers  time.Duration // and none for a caller
+	callers  time.Duration // and none for a caller, which is no later
+	turned   bool          // a caller was turned away since of a key that does not yield itself, and none has had a call
 }
 
 // restsFor takes in a failure of the source as a whole, which a call told that began then.
@@ -27,14 +34,14 @@ func (r *rest) restsFor(failure *FetchError, began, now time.Duration, roll floa
 	if r.failures == 0 || began >= r.since { // else it is the same that another call at once has told
 		r.failures++
 	}
-	r.failure, r.since = failure, now
+	r.failure, r.since, r.turned = failure, now, false
 	wait := backoff(r.failures, longAgo, roll)
 	if failure.Kind != Throttled {
 		wait = min(wait, restTop)
 	}
 	told := min(failure.RetryAfter, retryAfter)
-	r.until = now + max(wait, told)
 	r.callers = now + max(askWait(failure, r.failures, longAgo), told)
+	r.until = max(r.callers, now+wait)
 }
 
 // from returns the boot time from which f may begin as far as the source is concerned. What expires in these minutes is as
@@ -49,8 +56,20 @@ func (r *rest) from(f *flight, now time.Duration) time.Duration {
 	return r.until
 }
 
-// end lets the next call begin at once.
-func (r *rest) end(now time.Duration) { r.until, r.callers = min(r.until, now), min(r.callers, now) }
+// yields returns the boot time until which f leaves the first call to a caller that was turned away.
+func (r *rest) yields(f *flight) time.Duration {
+	if r.failures > 0 && r.turned && (f.class != forCaller || f.yields) {
+		return r.callers + callersFirst
+	}
+	return longAgo
+}
+
+// endWaitsLocked lets the next call begin at once, unless the source asked for a pause.
+func (c *Cache) endWaitsLocked(now time.Duration) {
+	r := &c.gate.rest
+	r.until, r.callers, r.turned = min(r.until, now), min(r.callers, now), false
+	c.gate.apart = min(c.gate.apart, now)
+}
 
 // heardLocked takes in what a call that ended shows of the source and of the identity, whatever became of its key.
 func (c *Cache) heardLocked(f *flight, now time.Duration, failure *FetchError) {
@@ -59,6 +78,9 @@ func (c *Cache) heardLocked(f *flight, now time.Duration, failure *FetchError) {
 		extent = failure.extent()
 	}
 	c.gate.ended(f, extent != OfIdentity)
+	if failure == nil {
+		c.gate.given++
+	}
 	switch {
 	case extent == OfSource:
 		if failure.Kind == Throttled {
@@ -66,10 +88,15 @@ func (c *Cache) heardLocked(f *flight, now time.Duration, failure *FetchError) {
 		}
 		c.gate.rest.restsFor(failure, f.began, now, c.roll())
 		c.turnAwayLocked(now)
-	case extent == OfKey && c.gate.rest.failures > 0 && f.began >= c.gate.rest.since:
+	case extent == OfKey && c.gate.rest.endedBy(f, failure, now):
 		c.gate.rest = rest{}
 		c.goOnLocked(now)
 	}
+}
+
+// endedBy reports whether the answer to f shows that the source is well again.
+func (r *rest) endedBy(f *flight, failure *FetchError, now time.Duration) bool {
+	return r.failures > 0 && f.began >= r.since && (failure == nil || now-r.since > restOver)
 }
 
 // turnAwayLocked tells the callers whose call has not begun what has just been learnt of the source, instead of having them
@@ -84,6 +111,7 @@ func (c *Cache) turnAwayLocked(now time.Duration) {
 			continue
 		}
 		e.flight = nil
+		c.gate.rest.turned = c.gate.rest.turned || !f.yields
 		f.outcome, f.err = Failed, failure
 		close(f.done)
 	}
@@ -95,14 +123,14 @@ func (c *Cache) nextLocked(e *entry, now time.Duration) time.Duration {
 	if e.next == never {
 		return never
 	}
-	return max(now, e.next, c.gate.paused, c.gate.rest.from(&flight{class: forRefresh, expires: e.deadline}, now))
+	return max(now, e.next, c.apartLocked(e), c.gate.paused, c.gate.rest.from(&flight{class: forRefresh, expires: e.deadline}, now))
 }
 
-// goOnLocked has all keys asked for that failed because the source did.
+// goOnLocked has all keys asked for that failed because the source did, unless a failure of their own has them wait.
 func (c *Cache) goOnLocked(now time.Duration) {
 	for _, e := range c.entries {
 		if e.failures > 0 && e.failure.extent() == OfSource {
-			e.hurry(now)
+			e.resume(max(now, e.rests))
 		}
 	}
 }
@@ -113,10 +141,10 @@ func (c *Cache) TryAgain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
-	c.gate.rest.end(now)
+	c.endWaitsLocked(now)
 	for _, e := range c.entries {
 		if e.failures > 0 {
-			e.waits, e.asks = 0, 0
+			e.waits, e.asks, e.apart = 0, 0, 0
 			e.hurry(now)
 		}
 	}
@@ -126,10 +154,15 @@ func (c *Cache) TryAgain() {
 // hurry has a key that failed asked for again at once.
 func (e *entry) hurry(now time.Duration) {
 	e.rests, e.failedUntil = longAgo, longAgo
+	e.resume(now)
+}
+
+// resume has a key that failed asked for at that boot time, if not sooner.
+func (e *entry) resume(at time.Duration) {
 	if e.next == never || e.flight != nil {
 		return
 	}
-	if e.next = min(e.next, now); e.held(e.next) {
+	if e.next = min(e.next, at); e.held(e.next) {
 		e.next = e.standing.holds
 	}
 }

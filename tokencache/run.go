@@ -121,6 +121,7 @@ func (c *Cache) flyLocked(e *entry, cl class, now time.Duration) *flight {
 		return f
 	}
 	e.flight = &flight{key: e.key, class: cl, asked: now, opens: longAgo, expires: e.deadline, done: make(chan struct{})}
+	e.flight.yields, e.flight.apart = e.yields(), e.apart > 0
 	if over := c.overLocked(e, now); over <= now { // a miss just after an expiry waits for what the schedule waits for
 		e.flight.opens = over + afterExpiry
 	}
@@ -235,8 +236,18 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 	if failure == nil {
 		f.outcome, f.told = c.takeLocked(e, fetched, left, c.leftLocked(e, now), begun, now)
 	} else {
+		if failure.Kind == Throttled {
+			c.setApartLocked(e, failure, now)
+		} else {
+			e.throttles = 0
+		}
 		e.fail(failure, f.class == forCaller, e.deadline-now, now, c.roll())
-		f.outcome, f.err = Failed, failure.told(max(0, e.failedUntil-now))
+		again := e.failedUntil
+		if failure.extent() == OfSource {
+			e.next = c.nextLocked(e, now)
+			again = max(again, c.gate.rest.callers)
+		}
+		f.outcome, f.err = Failed, failure.told(max(0, again-now))
 	}
 	e.outcome = f.outcome
 }
