@@ -89,8 +89,8 @@ func (c *Cache) forgetLocked(e *entry) {
 }
 
 // dropTokenLocked drops e's token at somebody's wish, and what was learnt of its life. It returns the token's digest, "" where
-// there is none.
-func (c *Cache) dropTokenLocked(e *entry) string {
+// there is none. A key that is to be prefetched is due then, whatever becomes of the fetch that the wish is followed by.
+func (c *Cache) dropTokenLocked(e *entry, now time.Duration) string {
 	if e.token.Text.IsZero() {
 		return ""
 	}
@@ -100,6 +100,9 @@ func (c *Cache) dropTokenLocked(e *entry) string {
 	e.forget()
 	e.deadline, e.life, e.given, e.unconfirmed = longAgo, 0, 0, false
 	e.advised, e.chased, e.tries = longAgo, never, 0
+	if e.prefetch {
+		e.next = now
+	}
 	e.tell()
 	return r.digest
 }

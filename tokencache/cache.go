@@ -390,7 +390,7 @@ func (c *Cache) Refresh(ctx context.Context, key Key, insist bool) (Outcome, err
 }
 
 // Forget drops the token that is held for key, and what was learnt of its life, and fetches anew as Refresh does. Where
-// that may not be, nothing is dropped. Callers that come meanwhile wait for the fetch, and those that wait already get
+// that may not be, or while fetches fail and the caller does not insist, nothing is dropped. Callers that come meanwhile wait for the fetch, and those that wait already get
 // what it brings. That the token was received is not forgotten: should it come again, it counts as received when it was
 // first. It returns the digest of the token that was dropped besides, "" for none.
 func (c *Cache) Forget(ctx context.Context, key Key, insist bool) (_ Outcome, dropped string, _ error) {
@@ -427,11 +427,26 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 			return nil, "", pause
 		}
 	}
+	if forget && !insist {
+		if failure := c.troubleLocked(e); failure != nil && !e.token.Text.IsZero() {
+			kept := *failure
+			kept.Detail += "; so the token held was not dropped, which it is only if the fetch is insisted on"
+			return nil, "", &kept
+		}
+	}
 	if forget {
-		dropped = c.dropTokenLocked(e)
+		dropped = c.dropTokenLocked(e, now)
 	}
 	c.endWaitsLocked(now)
 	return c.flyLocked(e, forCaller, now), dropped, nil
+}
+
+// troubleLocked returns why a fetch for e is likely to fail, or nil.
+func (c *Cache) troubleLocked(e *entry) *FetchError {
+	if e.failure != nil {
+		return e.failure
+	}
+	return c.gate.rest.failure
 }
 
 // Check returns nil when the lock can be had and the schedule moves, else ctx's error.

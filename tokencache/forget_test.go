@@ -2,6 +2,7 @@ package tokencache_test
 
 import (
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -136,4 +137,74 @@ func TestForgetWeakensNoRevocation(t *testing.T) {
 			}
 		})
 	}
+}
+
+// In an outage no token is dropped that may not come again, unless somebody insists; and one that was dropped all the same, of a
+// key to be prefetched, is there again soon after the outage, also where its call never began.
+func TestForgetInAnOutage(t *testing.T) {
+	t.Parallel()
+	for _, fails := range []*tokencache.FetchError{
+		{Kind: tokencache.Unreachable, Extent: tokencache.OfSource, Detail: "connection refused"},
+		{Kind: tokencache.Throttled, Detail: "slow down"},
+		{Kind: tokencache.Unreachable, Detail: "trouble"},
+	} {
+		for _, insist := range []bool{false, true} {
+			s := &script{takes: 50 * time.Millisecond}
+			bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+				keys := fleet()
+				if err := c.Prefetch(keys); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				s.set(func(s *script) { s.fails = fails })
+				_, first, err := c.Forget(t.Context(), keys[0], false)
+				if kindOf(t, err) != fails.Kind || first == "" {
+					t.Fatalf("%v: dropped %q before anything was known, %v", fails, first, err)
+				}
+				var all sync.WaitGroup
+				for _, key := range keys {
+					all.Go(func() {
+						_, dropped, err := c.Forget(t.Context(), key, insist)
+						_ = kindOf(t, err)
+						if source := fails.Kind == tokencache.Throttled || fails.Extent == tokencache.OfSource; source && !insist && dropped != "" {
+							t.Errorf("%v: the token of %v was dropped", fails, key)
+						}
+					})
+				}
+				all.Wait()
+				for _, got := range c.Status() {
+					if got.Left == 0 && got.LastError == nil {
+						t.Errorf("%v: nothing tells why there is no token: %+v", fails, got)
+					}
+				}
+				s.set(func(s *script) { s.fails = nil })
+				time.Sleep(2 * time.Minute)
+				for _, got := range c.Status() {
+					if got.Left == 0 {
+						t.Errorf("%v, insisted %v: no token: %+v", fails, insist, got)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A key that failed itself is not without its token for the wish to have a newer one, either.
+func TestForgetOfAFailingKey(t *testing.T) {
+	t.Parallel()
+	s := &script{}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		mustGet(t, c, vault, tokencache.Need{})
+		s.set(func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
+		if _, err := c.Refresh(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused {
+			t.Fatal(err)
+		}
+		calls := s.count()
+		if _, dropped, err := c.Forget(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused || dropped != "" || s.count() != calls {
+			t.Errorf("dropped %q, %v, %d calls", dropped, err, s.count()-calls)
+		}
+		if _, dropped, err := c.Forget(t.Context(), vault, true); kindOf(t, err) != tokencache.Refused || dropped == "" {
+			t.Errorf("insisted: dropped %q, %v", dropped, err)
+		}
+	})
 }

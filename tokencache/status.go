@@ -47,7 +47,7 @@ type Status struct {
 	NextRefresh time.Time     // zero: none planned
 	LastFetch   time.Time     // zero: none has ended
 	LastOutcome Outcome
-	LastError   error // with Failed
+	LastError   error // with Failed, and where there is no valid token and the source is failing
 	Failures    int   // in a row
 	Fetches     int   // calls made to the source
 	Served      int64 // answers given by Get
@@ -138,13 +138,14 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		Key: e.key, Prefetch: e.prefetch, LastFetch: e.endedWall, LastOutcome: e.outcome,
 		Failures: e.failures, Fetches: e.fetches, Served: e.served,
 	}
-	if e.failure != nil {
-		s.LastError = e.failure
-	}
 	if next := c.nextLocked(e, now); next != never {
 		s.NextRefresh = wall.Add(next - now)
 	}
 	left := c.leftLocked(e, now)
+	switch failure := c.troubleLocked(e); {
+	case e.failure != nil, left <= 0 && failure != nil:
+		s.LastError = failure
+	}
 	if left > 0 {
 		s.Left, s.SHA256 = left, e.token.Text.SHA256()
 		s.ReceivedOn, s.ExpiresOn = e.receivedWall, wall.Add(left)

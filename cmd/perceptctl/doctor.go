@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -392,7 +393,7 @@ func examineTokens(status api.Status) (all []finding) {
 		what := fmt.Sprintf("token of %s for %s", token.Identity, token.Resource)
 		switch {
 		case token.State == api.StateMissing || token.State == api.StateFailing:
-			all = append(all, finding{failed, what, token.LastError, "perceptctl refresh --resource " + token.Resource + " tries again"})
+			all = append(all, finding{failed, what, cmp.Or(token.LastError, "there is none yet"), "perceptctl refresh --resource " + token.Resource + " tries again"})
 		case token.Permissions.Withheld:
 			all = append(all, finding{noted, what, "it is withheld, as a revocation ordered", "perceptctl explain " + token.Resource})
 		case token.Former:

@@ -37,16 +37,16 @@ fetches all the same.
 
 --forget drops the tokens held, and what was learnt of their lives, before it asks.
 Modules that ask meanwhile wait for what the back end gives, and get an error if it
-gives nothing; where nothing may be asked now, nothing is dropped. A token that comes
-again counts as received when it was received first, so that a revocation withholds
-it as before.`,
+gives nothing; where nothing may be asked now, or while fetches fail and without
+--now, nothing is dropped. A token that comes again counts as received when it was
+received first, so that a revocation withholds it as before.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.refresh(ctx, request, asJSON) }),
 	}
 	flags := command.Flags()
 	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default all)")
 	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` (default all)")
-	flags.BoolVar(&request.Now, "now", false, "fetch even while a policy change is still spreading")
+	flags.BoolVar(&request.Now, "now", false, "fetch even while a policy change is still spreading, and forget even while fetches fail")
 	flags.BoolVar(&request.Forget, "forget", false, "drop the tokens held, and what was learnt of their lives, before asking")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
 	a.completeFrom(command, "identity", identityNames)

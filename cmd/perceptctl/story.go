@@ -54,6 +54,8 @@ func (t story) summary() string {
 	switch {
 	case !t.valid() && t.token.State == api.StateFetching:
 		return t.token.Identity + " has no token for " + t.token.Resource + " yet: it is being fetched."
+	case !t.valid() && t.token.Failures == 0:
+		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end has not been asked for one since."
 	case !t.valid():
 		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end did not give one."
 	case t.token.Permissions.Withheld:
