@@ -54,6 +54,7 @@ func TestBudgetsOfFailure(t *testing.T) {
 		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute}, 60, 60},
 		{&tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, 400, 150},
 		{&tokencache.FetchError{Kind: tokencache.Unreachable}, 60 * 26, 60 * 36}, // each key for itself
+		{&tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true}, 60 * 26, 60 * 36},
 	} {
 		for _, asked := range []bool{true, false} {
 			s := &script{fails: row.fails, takes: 50 * time.Millisecond}

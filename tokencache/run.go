@@ -209,17 +209,22 @@ func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetche
 }
 
 // A back end that has only a token whose life is just over is asked again after a moment, each time for longer: it rolls over
-// in these seconds, its clock is not quite ours, and an answer takes its time.
+// in these seconds, its clock is not quite ours, and an answer takes its time. One that has given nothing else for a while is
+// in no rollover.
 const (
 	againFirst = 250 * time.Millisecond
 	againTop   = time.Second
 	againMost  = 6
+	againRow   = 2 // of a key's fetches in a row that failed
 )
 
 // againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
 // whether it has.
 func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *FetchError) bool {
 	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > 0 {
+		return false
+	}
+	if e.failures >= againRow && e.failure.extent() != OfSource {
 		return false
 	}
 	f.again++
