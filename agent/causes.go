@@ -39,7 +39,11 @@ func (c *inquiry) judgeStanding() {
 		by, on = by+", probably by "+stamp(p.Likely), p.Likely
 	}
 	detail := fmt.Sprintf("the token %s the policy change of %s had reached new tokens, and the back end goes on handing it out; a current one is here %s", how, stamp(p.Changed), by)
-	if p.Withheld {
+	standIn, alone := c.agent.withheldForRecord(c.key)
+	switch {
+	case alone:
+		detail = fmt.Sprintf("%s, so that nobody knows whether the token is current: it is withheld ([tokens] lost_record); to end that: %s", standIn.Record.what(), standIn.Mend)
+	case p.Withheld:
 		detail += "; until then it is withheld, since permissions were revoked"
 	}
 	c.add(StaleToken, detail, "ask for the token with wait, or watch, and try the resource again when the token is another one")

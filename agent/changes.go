@@ -33,6 +33,26 @@ type NotedChange struct {
 	// Identity is the configured name; the selector in words when no identity is configured with it any
 	// more; empty for all.
 	Identity string
+
+	// Record is set where nobody noted it, and it stands for the record itself, and Mend then says what a person does about that.
+	Record RecordState
+	Mend   string
+}
+
+// RecordState is what is wrong with the record of policy changes that a change stands for.
+type RecordState uint8
+
+const (
+	RecordLost   RecordState = iota + 1 // nobody knows what was on it
+	RecordUnread                        // it cannot be read now
+)
+
+// what says it in words.
+func (s RecordState) what() string {
+	if s == RecordUnread {
+		return unreadWhat
+	}
+	return "the record of policy changes is lost"
 }
 
 const (
@@ -65,14 +85,18 @@ func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
 	a.changed()
 	noted := a.noted(p)
 	if err := a.record.save(); err != nil {
-		return noted, unkept("the change is in force", "is lost at the next restart", err)
+		return noted, a.unkept("the change is in force", err)
 	}
 	return noted, nil
 }
 
 // WithdrawChange takes a policy change off the record, as if it had never been noted, and returns it
-// as it was. The error is an *Error; with NotKept the change is withdrawn all the same.
+// as it was. The error is an *Error; with NotKept the change is withdrawn all the same. What stands for a record that cannot be
+// read now is not withdrawn: what is on it may withhold tokens.
 func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
+	if why := a.record.unread.Load(); why != nil && id == unreadID {
+		return NotedChange{}, badChange("%q stands for the record of policy changes, which cannot be read now, and ends when that is read: %v; %s", id, *why, unreadMend(*why))
+	}
 	var was NotedChange
 	for _, c := range a.Changes() {
 		if c.ID == id {
@@ -90,7 +114,7 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 	a.memory.notice(true)
 	a.changed()
 	if err := a.record.save(); err != nil {
-		return was, unkept("the change is withdrawn", "may be back at the next restart", err)
+		return was, a.unkept("the change is withdrawn", err)
 	}
 	return was, nil
 }
@@ -113,6 +137,12 @@ func (a *Agent) Changes() []NotedChange {
 	all := make([]NotedChange, len(noted))
 	for i, n := range noted {
 		all[i] = NotedChange{Noted: n, Identity: rules.nameOf(n.PolicyChange)}
+		switch why := a.record.unread.Load(); {
+		case n.ID == unreadID && why != nil:
+			all[i].Record, all[i].Mend = RecordUnread, unreadMend(*why)
+		case standsForLost(n.PolicyChange):
+			all[i].Record, all[i].Mend = RecordLost, lostMend(n.PolicyChange)
+		}
 	}
 	return all
 }

@@ -93,6 +93,11 @@ func (a *Agent) explain(identity *Identity, resource string, err error) error {
 // explainWithheld says what a revocation does to those who ask. It is no error that time alone heals
 // soon, so no moment to ask again is given; wait and watch are there for that.
 func (a *Agent) explainWithheld(identity *Identity, resource string, err *tokencache.WithheldError) *Error {
+	if standIn, alone := a.withheldForRecord(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
+		return &Error{Reason: PermissionsRevoked, Detail: fmt.Sprintf(
+			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s are withheld ([tokens] lost_record); to end that: %s",
+			standIn.Record.what(), identity.Name, resource, stamp(standIn.NotedOn), standIn.Mend)}
+	}
 	probably := ""
 	if likely := err.Permissions.Likely; !likely.IsZero() {
 		probably = fmt.Sprintf(", probably by %s", stamp(likely))

@@ -17,7 +17,7 @@ import (
 type Keeping struct {
 	// Carry takes over what is to outlive a restart: after each fetch, and when rules have changed.
 	Carry func(tokencache.Memory) error
-	// Save takes over what is to outlive a reboot: after each fetch that brought a newer token, when rules have changed,
+	// Save takes over what is to outlive a reboot: at a start that has something, after each fetch that brought a newer token, when rules have changed,
 	// when the clock has shown how old tokens of an earlier boot are, once an hour, so that it is known how long the device was on at least, and at the end.
 	Save func(tokencache.Memory) error
 }
@@ -138,10 +138,22 @@ func (m *memory) close() (keep func()) {
 	return func() { m.save(known) }
 }
 
+// outlives says what becomes of policy changes that are not on the disk: a copy of the record goes with what is carried, and with what
+// is saved, where the state folder can be written to.
+func (m *memory) outlives(writable bool) string {
+	switch {
+	case writable && m.keeping.Save != nil && m.unsaved.Load() == nil:
+		return "the next start knows of it by the copy beside the tokens alone"
+	case m.keeping.Carry != nil && m.uncarried.Load() == nil:
+		return "systemd carries it over a restart, and a stop or a reboot loses it"
+	}
+	return "the next start does not know of it"
+}
+
 // trouble says what a technician should know, in sentences.
 func (m *memory) trouble() (all []string) {
 	if fault := m.unsaved.Load(); fault != nil {
-		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; perceptd tries again every minute", *fault))
+		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; %s; %s", *fault, mendOf(*fault), triedAgain))
 	}
 	if fault := m.uncarried.Load(); fault != nil {
 		all = append(all, fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", *fault))

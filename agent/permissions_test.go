@@ -392,20 +392,20 @@ func TestFullDiskForChanges(t *testing.T) {
 		time.Sleep(time.Hour)
 		z.fill(errors.New("no space left on device"))
 		noted, err := a.NoteChange("test", revoked)
-		if reasonOf(err) != agent.NotKept || noted.ID == "" || !strings.Contains(err.Error(), "in force, but is lost at the next restart: no space left on device; make room") {
+		if reasonOf(err) != agent.NotKept || noted.ID == "" || !strings.Contains(err.Error(), "in force, and not on the disk: no space left on device; the next start does not know of it; look at the disk") {
 			t.Errorf("%+v, %v", noted, err)
 		}
 		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); reasonOf(err) != agent.PermissionsRevoked {
 			t.Errorf("not in force: %v", err)
 		}
-		if trouble := a.Status().Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "not kept, and lost at the next restart: no space left") {
+		if trouble := a.Status().Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "not kept on the disk: no space left") {
 			t.Errorf("trouble %q", trouble)
 		}
 		other, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Changed})
 		if reasonOf(err) != agent.NotKept {
 			t.Error(err)
 		}
-		if was, err := a.WithdrawChange("test", other.ID); reasonOf(err) != agent.NotKept || was.ID != other.ID || !strings.Contains(err.Error(), "may be back at the next restart") {
+		if was, err := a.WithdrawChange("test", other.ID); reasonOf(err) != agent.NotKept || was.ID != other.ID || !strings.Contains(err.Error(), "withdrawn, and not on the disk: no space left on device; the next start does not know of it") {
 			t.Errorf("%+v, %v", was, err)
 		}
 		time.Sleep(5 * time.Minute)

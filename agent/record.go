@@ -16,8 +16,14 @@ import (
 // keepAgain is how long after a failure the policy changes are tried to be kept again.
 const keepAgain = time.Minute
 
-// mend is what to do about a state folder that cannot be written to.
-const mend = "make room in the state folder, let perceptd alone write there, or name another with --state-dir: it is tried again every minute"
+// mendOf is what a person does about a state folder that cannot be read or written to. Who reads and writes it knows.
+func mendOf(err error) string {
+	var told interface{ Mend() string }
+	if errors.As(err, &told) {
+		return told.Mend()
+	}
+	return "look at the disk and at the state folder"
+}
 
 // record has the policy changes kept on the disk, whenever the cache's own record is of another generation
 // than what was kept last.
@@ -204,14 +210,16 @@ func (r *record) close() {
 	_ = r.try()                                   // it has said in the log what went wrong
 }
 
-// trouble says what a technician should know of the record, in sentences.
-func (r *record) trouble() []string {
+// trouble says what a technician should know of the record, in sentences. outlives says what becomes of one that is not on the disk.
+func (r *record) trouble(outlives string) []string {
 	if why := r.unread.Load(); why != nil {
-		return []string{fmt.Sprintf("the record of policy changes cannot be read now: %v; what its copy and the marks on tokens withhold stays withheld, other tokens from before are not taken for current; "+
-			"it is read again every minute: look at the disk, and at the owner and mode of the state folder and of what is in it, or name another with --state-dir", *why)}
+		return []string{fmt.Sprintf("%s: %v; what its copy and the marks on tokens withhold stays withheld, other tokens from before are not taken for current; %s",
+			unreadWhat, *why, unreadMend(*why))}
 	}
 	if fault := r.fault.Load(); fault != nil {
-		return []string{fmt.Sprintf("policy changes are not kept, and lost at the next restart: %v; %s", *fault, mend)}
+		return []string{fmt.Sprintf("policy changes are not kept on the disk: %v; if one was noted or withdrawn since, %s; %s; %s", *fault, outlives, mendOf(*fault), triedAgain)}
 	}
 	return nil
 }
+
+const triedAgain = "it is tried again every minute"

@@ -15,9 +15,8 @@ import (
 // recovered is the record to begin with.
 type recovered struct {
 	tokencache.Record
-	why    string   // the record on the disk is not this one; empty: it is
-	gained []string // ids of revocations that the record on the disk does not have
-	lost   bool     // there was a record, and neither it nor a copy of it could be read
+	why  string // the record on the disk is not this one; empty: it is
+	lost bool   // there was a record, and neither it nor a copy of it could be read
 }
 
 // kept is what the copies of what a cache knew tell of the record. No token's text is in it.
@@ -25,6 +24,7 @@ type kept struct {
 	copies []tokencache.Record // whole ones
 	marks  []mark
 	torn   bool // a copy was left out of what was kept, so that the marks are all that is known of it
+	blind  bool // a copy was kept while the record could not be read, and has what was known of it then
 }
 
 // mark is a revocation that withholds a token, by the token.
@@ -42,6 +42,7 @@ func (o *Options) told() (k kept) {
 		all = []tokencache.Memory{*o.Memory}
 	}
 	for _, m := range all {
+		k.blind = k.blind || slices.ContainsFunc(m.Record.Changes, func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
 		if m.OnRecord > len(m.Record.Changes) {
 			k.torn = true
 		} else {
@@ -82,12 +83,11 @@ func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
 // the disk is no record any more.
 func (k kept) recover(disk *tokencache.Record, lost error) recovered {
 	found := k.newest(disk, lost)
-	found.lost = disk == nil && len(k.copies) == 0 && (lost != nil || k.torn)
+	found.lost = disk == nil && (k.blind || len(k.copies) == 0 && (lost != nil || k.torn))
 	marked := k.unmet(disk, found.Changes)
 	if len(marked) > 0 {
 		found.Record = anew(tokencache.Record{Generation: found.Generation + 1, Changes: slices.Concat(found.Changes, marked)})
 		found.why = cmp.Or(found.why, "marks on tokens name revocations that are not on record: they are in force for these tokens")
-		found.gained = append(found.gained, revocations(marked)...)
 	}
 	return found
 }
@@ -100,9 +100,9 @@ func (k kept) newest(disk *tokencache.Record, lost error) recovered {
 		other.Lineage = cmp.Or(other.Lineage, rand.Text())
 		return recovered{Record: other} // a first start, or nothing was ever noted
 	case disk == nil && lost != nil:
-		return recovered{Record: anew(other), why: "the record of policy changes could not be read: its copy beside the tokens is in force", gained: revocations(other.Changes)}
+		return recovered{Record: anew(other), why: "the record of policy changes could not be read: its copy beside the tokens is in force"}
 	case disk == nil:
-		return recovered{Record: anew(other), why: "the record of policy changes was gone: its copy beside the tokens is in force", gained: revocations(other.Changes)}
+		return recovered{Record: anew(other), why: "the record of policy changes was gone: its copy beside the tokens is in force"}
 	case !any:
 		return recovered{Record: *disk}
 	}
@@ -110,13 +110,13 @@ func (k kept) newest(disk *tokencache.Record, lost error) recovered {
 	ordered := other.Lineage == disk.Lineage
 	switch {
 	case ordered && other.Generation > disk.Generation:
-		return recovered{Record: anew(other), why: "the record of policy changes was older than its copy beside the tokens: the copy is in force", gained: revocations(gained)}
+		return recovered{Record: anew(other), why: "the record of policy changes was older than its copy beside the tokens: the copy is in force"}
 	case ordered && other.Generation < disk.Generation || len(gained) == 0:
 		return recovered{Record: *disk}
 	}
 	return recovered{
-		Record: both(*disk, other), gained: revocations(gained),
-		why: "the record of policy changes and its copy beside the tokens differ, and neither is newer: both are in force",
+		Record: both(*disk, other),
+		why:    "the record of policy changes and its copy beside the tokens differ, and neither is newer: both are in force",
 	}
 }
 
@@ -206,7 +206,7 @@ func logJoined(log *zap.Logger, there []tokencache.PolicyChange) {
 
 // restore says that the record on the disk is not what is in force, and keeps it anew.
 func (r *record) restore(found recovered) {
-	names := found.gained
+	names := revocations(found.Changes)
 	if more := len(names) - listed; more > 0 {
 		names = append(slices.Clone(names[:listed]), fmt.Sprintf("and %d more", more))
 	}

@@ -258,15 +258,15 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 		other        uint64 // the copy's generation, which is of another lineage; 0: both are the same
 		disk, copied []tokencache.PolicyChange
 		want         []string
-		gained       string
+		told         string // revocations that the warning names; empty: there is none
 	}{
 		{"the same", 5, 0, revocation("a", "b"), revocation("b", "a"), []string{"a", "b"}, ""},
 		{"the copy has less", 0, 0, revocation("a", "b"), revocation("a"), []string{"a", "b"}, ""},
-		{"the copy has more", 0, 0, revocation("a"), revocation("a", "b"), []string{"a", "b"}, "[b]"},
-		{"each has its own", 5, 0, revocation("a", "b"), revocation("b", "c"), []string{"a", "b", "c"}, "[c]"},
-		{"the copy has more, of another lineage and an earlier generation", 5, 1, revocation("a"), revocation("b"), []string{"a", "b"}, "[b]"},
+		{"the copy has more", 0, 0, revocation("a"), revocation("a", "b"), []string{"a", "b"}, "[a b]"},
+		{"each has its own", 5, 0, revocation("a", "b"), revocation("b", "c"), []string{"a", "b", "c"}, "[a b c]"},
+		{"the copy has more, of another lineage and an earlier generation", 5, 1, revocation("a"), revocation("b"), []string{"a", "b"}, "[a b]"},
 		{"the copy has less, of another lineage and a later generation", 5, 9, revocation("a", "b"), revocation("b"), []string{"a", "b"}, ""},
-		{"each has its own, of another lineage and a later generation", 5, 9, revocation("a"), revocation("b"), []string{"a", "b"}, "[b]"},
+		{"each has its own, of another lineage and a later generation", 5, 9, revocation("a"), revocation("b"), []string{"a", "b"}, "[a b]"},
 		{"more than there is room for", 5, 0, many, others, nil, "and 12 more"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -298,13 +298,13 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 					t.Errorf("%s: %d are in force, %d revocations", row.name, len(ids), revoked)
 				}
 			})
-			if row.gained == "" {
+			if row.told == "" {
 				if r := d.record(); len(warnings) != 0 || r == nil || r.Generation != row.generation || len(r.Changes) != len(row.disk) {
 					t.Errorf("%s: %v, written %v", row.name, warnings, d.record())
 				}
 				return
 			}
-			if len(warnings) != 1 || !strings.Contains(fmt.Sprint(warnings[0].ContextMap()), row.gained) {
+			if len(warnings) != 1 || !strings.Contains(fmt.Sprint(warnings[0].ContextMap()), row.told) {
 				t.Errorf("%s: %v", row.name, warnings)
 			}
 			if r := d.record(); r == nil || r.Generation != max(row.generation, row.other)+1 || r.Lineage == "here" || r.Lineage == "elsewhere" {

@@ -91,14 +91,14 @@ func (a *Agent) Status() Status {
 	}
 	s.Trouble = append(s.Trouble, oddities(s.Keys)...)
 	for _, change := range s.Changes {
-		if standsForLost(change.PolicyChange) {
+		if change.Record == RecordLost {
 			s.Trouble = append(s.Trouble, lostTrouble(change.PolicyChange))
 		}
 		if change.Joined > 0 {
 			s.Trouble = append(s.Trouble, joinedTrouble(change))
 		}
 	}
-	s.Trouble = append(s.Trouble, a.record.trouble()...)
+	s.Trouble = append(s.Trouble, a.record.trouble(a.memory.outlives(false))...)
 	s.Trouble = append(s.Trouble, a.memory.trouble()...)
 	if len(rules.rules.Grants) == 0 {
 		s.Trouble = append(s.Trouble, "no [[grant]] is configured: every caller is denied")

@@ -113,7 +113,27 @@ func consequence(p tokencache.PolicyChange) string {
 // lostTrouble says what to do about a record that could not be read, which stays trouble until
 // somebody did it.
 func lostTrouble(p tokencache.PolicyChange) string {
-	return fmt.Sprintf("%s; %s: enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes withdraw %s", p.Note, consequence(p), p.ID)
+	return fmt.Sprintf("%s; %s: %s", p.Note, consequence(p), lostMend(p))
+}
+
+// lostMend is what a person does about a lost record.
+func lostMend(p tokencache.PolicyChange) string {
+	return "enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes withdraw " + p.ID
+}
+
+// withheldForRecord returns what stands for the record, where that alone withholds the token of key, and no revocation that somebody noted.
+func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alone bool) {
+	ids := a.cache.Withholders(key)
+	for _, c := range a.Changes() {
+		switch {
+		case !slices.Contains(ids, c.ID):
+		case c.Record == 0:
+			return NotedChange{}, false
+		default:
+			standIn, alone = c, true
+		}
+	}
+	return standIn, alone
 }
 
 // forgotten is m without the tokens, which are fetched anew.
@@ -143,7 +163,7 @@ type unread struct {
 // noteUnread has tokens from before count as uncertain until the record is read, and reads it again until it is.
 func (a *Agent) noteUnread(rules Rules, u unread, why error) {
 	a.record.unread.Store(&why)
-	p := rules.standIn(unreadID, "the record of policy changes cannot be read now", why)
+	p := rules.standIn(unreadID, unreadWhat, why)
 	p.Alone = true // it goes when the record is read, and nothing else with it
 	p, err := a.enter(p)
 	u.began = a.cache.Record()
@@ -245,11 +265,19 @@ func (e *unreadError) Error() string {
 
 func (e *unreadError) Unwrap() error { return e.why }
 
-// unkept says what holds of something that is in force and could not be kept.
-func unkept(done, otherwise string, err error) *Error {
-	if _, unread := errors.AsType[*unreadError](err); unread {
-		return &Error{Reason: NotKept, Detail: fmt.Sprintf(
-			"%s, and %v; it is put on it as soon as that is read, which is tried every minute, and till then a restart knows of it by the copy beside the tokens alone", done, err)}
+// unkept says what holds of something that is in force and could not be kept on the disk.
+func (a *Agent) unkept(done string, err error) *Error {
+	if unread, ok := errors.AsType[*unreadError](err); ok {
+		return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and till then %s; %s", done, err, a.memory.outlives(true), unreadMend(unread.why))}
 	}
-	return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, but %s: %v; %s", done, otherwise, err, mend)}
+	return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s", done, err, a.memory.outlives(false), mendOf(err), triedAgain)}
+}
+
+// unreadWhat is what is wrong while the record cannot be read.
+const unreadWhat = "the record of policy changes cannot be read now"
+
+// unreadMend is what a person does about a record that cannot be read now, if it must be for good.
+func unreadMend(why error) string {
+	return mendOf(why) + "; it is read again every minute. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json) out of the state folder while perceptd runs: " +
+		"it counts as lost then, as far as no copy tells of it, which the status says how to end"
 }

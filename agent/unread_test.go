@@ -513,3 +513,124 @@ func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
 		})
 	})
 }
+
+// denied is a read that is not permitted, with what mends it.
+type denied struct{ error }
+
+func (denied) Mend() string { return "chown percept: /var/lib/percept/*" }
+
+// What stands for a record that cannot be read is not withdrawn: it ends when the record is read, and every screen says how that comes about.
+func TestUnreadIsNotWithdrawn(t *testing.T) {
+	t.Parallel()
+	for _, withhold := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			d, _ := life(t)
+			d.set(nil, 0)
+			fault := denied{errors.New("permission denied")}
+			d.become(fault)
+			begin := func(o *agent.Options) { o.UnreadRecord, o.Rules.WithholdLost = fault, withhold }
+			d.start(t, begin, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+				switch {
+				case !withhold && answer.Permissions.Standing != tokencache.Uncertain:
+					t.Errorf("%+v, %v", answer.Permissions, err)
+				case withhold && (reasonOf(err) != agent.PermissionsRevoked || strings.Contains(err.Error(), "by Jan") || strings.Contains(err.Error(), "were revoked on") ||
+					!strings.Contains(err.Error(), "cannot be read now, so that nobody knows") || !strings.Contains(err.Error(), "[tokens] lost_record); to end that: "+fault.Mend())):
+					t.Error(err)
+				}
+				_, err = a.WithdrawChange("test", "unread")
+				if reasonOf(err) != agent.BadChange || !strings.Contains(err.Error(), "permission denied; "+fault.Mend()) || !strings.Contains(err.Error(), "move its two files") {
+					t.Error(err)
+				}
+				c := a.Changes()
+				if len(c) != 1 || c[0].Record != agent.RecordUnread || !strings.HasPrefix(c[0].Mend, fault.Mend()) {
+					t.Errorf("%+v", c)
+				}
+				if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, fault.Mend()) || strings.Contains(trouble, "--state-dir") {
+					t.Errorf("trouble %q", trouble)
+				}
+				d.become(nil)
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				if c := a.Changes(); len(c) != 1 || c[0].ID != d.there.Changes[0].ID || c[0].Record != 0 || !withholds(t, a) {
+					t.Errorf("the record was read: %+v", c)
+				}
+			})
+		})
+	}
+}
+
+// A record that can never be read is ended by moving it away: then it is lost, be it while perceptd runs or before the next start,
+// and what stands for that can be withdrawn.
+func TestUnreadRecordIsMovedAway(t *testing.T) {
+	t.Parallel()
+	eio := errors.New("input/output error")
+	lost := func(t *testing.T, a *agent.Agent) {
+		t.Helper()
+		c := a.Changes()
+		if len(c) != 1 || c[0].Record != agent.RecordLost || !strings.HasPrefix(c[0].ID, "lost-") || !strings.HasSuffix(c[0].Mend, "perceptctl policy-changes withdraw "+c[0].ID) {
+			t.Fatalf("%+v", c)
+		}
+		_, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+		if reasonOf(err) != agent.PermissionsRevoked || !strings.Contains(err.Error(), "the record of policy changes is lost, so that nobody knows") || !strings.HasSuffix(err.Error(), c[0].Mend) {
+			t.Errorf("%v", err)
+		}
+		if _, err := a.WithdrawChange("test", c[0].ID); err != nil || withholds(t, a) {
+			t.Errorf("%v", err)
+		}
+	}
+	for _, running := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			d, _ := life(t)
+			d.set(nil, 0)
+			d.become(eio)
+			rules := edge()
+			rules.WithholdLost = true
+			d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Rules = eio, rules }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				withholds(t, a)
+				d.disk.Lock()
+				d.there = nil
+				d.disk.Unlock()
+				if running {
+					d.become(nil)
+					time.Sleep(time.Minute)
+					synctest.Wait()
+					lost(t, a)
+				}
+			})
+			if running {
+				return
+			}
+			d.start(t, func(o *agent.Options) { o.Memory, o.Rules = d.shelf.lastSaved(), rules }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				lost(t, a)
+			})
+		})
+	}
+}
+
+// What becomes of a change that is not on the disk is told by what carries it.
+func TestUnkeptChanges(t *testing.T) {
+	t.Parallel()
+	full := errors.New("no space left on device")
+	for _, row := range []struct {
+		name   string
+		change func(o *agent.Options)
+		says   string
+	}{
+		{"systemd", func(o *agent.Options) { o.Keeping.Save = nil }, "systemd carries it over a restart, and a stop or a reboot loses it"},
+		{"nothing", func(o *agent.Options) { o.Keeping = agent.Keeping{} }, "the next start does not know of it"},
+		{"the tokens' file", func(o *agent.Options) { o.UnreadRecord = full }, "the next start knows of it by the copy beside the tokens alone"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d := new(disk)
+			d.become(full)
+			d.fill(full)
+			d.start(t, row.change, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				_, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+				if reasonOf(err) != agent.NotKept || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "--state-dir") {
+					t.Errorf("%s: %v, want %q", row.name, err, row.says)
+				}
+			})
+		})
+	}
+}

@@ -100,6 +100,16 @@ func (c *Cache) Memory() Memory {
 	return m
 }
 
+// Withholders returns the IDs of the revocations that withhold key's token; none where it is not withheld, or not there.
+func (c *Cache) Withholders(key Key) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[key]; e != nil {
+		return c.withholdersLocked(e)
+	}
+	return nil
+}
+
 // withholdersLocked returns the IDs of the revocations that withhold e's token.
 func (c *Cache) withholdersLocked(e *entry) (ids []string) {
 	if e.standing.withheld() {

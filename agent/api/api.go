@@ -225,6 +225,14 @@ const (
 	EffectUnknown Effect = "unknown" // the record of policy changes is lost, or cannot be read now; not for entering
 )
 
+// RecordState is what is wrong with the record of policy changes.
+type RecordState string
+
+const (
+	RecordLost   RecordState = "lost"   // nobody knows what was on it
+	RecordUnread RecordState = "unread" // it cannot be read now
+)
+
 // PolicyChangeRequest is the body of POST /v1/policy-changes.
 type PolicyChangeRequest struct {
 	Resource     string     `json:"resource,omitempty"` // either this
@@ -246,9 +254,16 @@ type PolicyChange struct {
 	NotedOn  time.Time `json:"noted_on"`
 	Unsure   bool      `json:"unsure,omitempty"` // At was read off a clock that was not known to be right
 	Joined   int       `json:"joined,omitempty"` // how many others it stands for, since the record was full
-	EndsOn   time.Time `json:"ends_on"`
-	Touched  int       `json:"touched"` // valid tokens held that it is about
-	Waiting  int       `json:"waiting"` // of these, those that are not current yet
+
+	// Record is set where nobody noted it and it stands for the record itself, with EffectUnknown: "lost", or "unread", as long as that
+	// cannot be read. Withholds then says that tokens from before are withheld, and Mend what a person does about it.
+	Record    RecordState `json:"record,omitempty"`
+	Withholds bool        `json:"withholds,omitempty"`
+	Mend      string      `json:"mend,omitempty"`
+
+	EndsOn  time.Time `json:"ends_on"`
+	Touched int       `json:"touched"` // valid tokens held that it is about
+	Waiting int       `json:"waiting"` // of these, those that are not current yet
 }
 
 // PolicyChanges is the answer of GET /v1/policy-changes, the latest first.

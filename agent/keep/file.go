@@ -33,7 +33,7 @@ const (
 type Folder interface {
 	// Read returns a plain file of ours of at most so many bytes, whose mode has none of the bits refused. The error is
 	// fs.ErrNotExist when there is none, a *SpoiltError when there is something else, and any other when it cannot be
-	// read now: nobody knows then what is there.
+	// read now: nobody knows then what is there. Those of Disk are a *FaultError.
 	Read(name string, refused fs.FileMode, most int) ([]byte, error)
 	// Replace puts a file in the place of what was there. When it returns nil it outlives a power cut; with an error, what
 	// was there before does, or, where that was all that failed, one of both.
@@ -87,11 +87,22 @@ func (d Disk) path(name string) string { return filepath.Join(string(d), name) }
 
 // Read implements Folder. Whatever stands in the file's place, a link, a pipe or a device, is neither followed nor waited for.
 func (d Disk) Read(name string, refused fs.FileMode, most int) ([]byte, error) {
-	return read(d.path(name), refused, most)
+	text, err := read(d.path(name), refused, most)
+	if _, spoilt := errors.AsType[*SpoiltError](err); err == nil || spoilt || errors.Is(err, fs.ErrNotExist) {
+		return text, err
+	}
+	return nil, &FaultError{Why: err, path: d.path(name)}
 }
 
 // Replace implements Folder.
 func (d Disk) Replace(name string, text []byte) error {
+	if err := d.replace(name, text); err != nil {
+		return &FaultError{Why: err, path: d.path(name), writes: true}
+	}
+	return nil
+}
+
+func (d Disk) replace(name string, text []byte) error {
 	if err := shut(string(d)); err != nil {
 		return err
 	}

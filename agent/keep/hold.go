@@ -41,11 +41,11 @@ func shut(dir string) error {
 	case err != nil:
 		return err
 	case !info.IsDir():
-		return fmt.Errorf("%s is not a directory", dir)
+		return &openError{dir + " is not a directory", moveAway(dir)}
 	case !ours(info):
-		return fmt.Errorf("the owner of %s is neither root nor the user that perceptd runs as", dir)
+		return &openError{"the owner of " + dir + " is neither root nor the user that perceptd runs as", fmt.Sprintf("chown %s: %s", runsAs(os.Geteuid()), dir)}
 	case info.Mode().Perm()&othersMayChange != 0:
-		return fmt.Errorf("mode %04o of %s lets others write there: chmod go-w %s", info.Mode().Perm(), dir, dir)
+		return &openError{fmt.Sprintf("mode %04o of %s lets others write there", info.Mode().Perm(), dir), "chmod go-w " + dir}
 	case info.Mode().Perm()&onlyForOurs != 0: // who can open it can lock it
 		return os.Chmod(dir, 0o700)
 	}

@@ -329,7 +329,7 @@ func TestStateDirectory(t *testing.T) {
 		file:                                "not a directory",
 		filepath.Join(dir, "a", "b"):        "no such file",
 		filepath.Join(file, "b"):            "not a directory",
-		shared:                              "chmod go-w",
+		shared:                              "mode 0777",
 		blocked:                             "not empty",
 		"":                                  "no such file",
 		filepath.Join(dir, "a\x00b", "etc"): "invalid argument",

@@ -281,7 +281,7 @@ func TestTokensDirectory(t *testing.T) {
 	if m, err := openTokens(t, dir).Load(); err != nil || !reflect.DeepEqual(*m, whole(1)) {
 		t.Errorf("what others may change in a folder is not read: %v, %v", m, err)
 	}
-	if err := openTokens(t, dir).Save(whole(2)); err == nil || !strings.Contains(err.Error(), "chmod go-w") {
+	if err := openTokens(t, dir).Save(whole(2)); err == nil || !strings.Contains(err.Error(), "mode 0722") {
 		t.Error(err)
 	}
 	bad := whole(1)

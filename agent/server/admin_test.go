@@ -125,6 +125,10 @@ func TestWordsAgree(t *testing.T) {
 		if got := policyChange(noted).Effect; got != want {
 			t.Errorf("effect %q, the contract says %q", got, want)
 		}
+		noted.Record, noted.Mend = agent.RecordLost, "mend" // which is no revocation, though it may withhold as much
+		if got := policyChange(noted); got.Effect != api.EffectUnknown || got.Record != api.RecordLost || got.Mend != "mend" || got.Withholds != (effect == tokencache.Revoked) {
+			t.Errorf("%+v", got)
+		}
 		if back := effectOf(want); back != effect && want != api.EffectUnknown {
 			t.Errorf("%q is read as %v", want, back)
 		}

@@ -97,10 +97,15 @@ func policyChanges(all []agent.NotedChange) []api.PolicyChange {
 }
 
 func policyChange(c agent.NotedChange) api.PolicyChange {
-	return api.PolicyChange{
+	p := api.PolicyChange{
 		ID: c.ID, Resource: c.Resource, Identity: c.Identity, At: c.At,
 		Effect: api.Effect(c.Effect.String()), // the same words
 		Note:   c.Note, NotedOn: c.NotedOn, Unsure: c.Unsure, Joined: c.Joined, EndsOn: c.EndsOn,
 		Touched: c.Touched, Waiting: c.Waiting,
 	}
+	if c.Record != 0 { // which is no revocation, though it may withhold as much
+		p.Record, p.Mend = map[agent.RecordState]api.RecordState{agent.RecordLost: api.RecordLost, agent.RecordUnread: api.RecordUnread}[c.Record], c.Mend
+		p.Effect, p.Withholds = api.EffectUnknown, c.Effect == tokencache.Revoked
+	}
+	return p
 }

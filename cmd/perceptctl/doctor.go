@@ -394,6 +394,8 @@ func examineTokens(status api.Status) (all []finding) {
 		switch {
 		case token.State == api.StateMissing || token.State == api.StateFailing:
 			all = append(all, finding{failed, what, cmp.Or(token.LastError, "there is none yet"), "perceptctl refresh --resource " + token.Resource + " tries again"})
+		case token.Permissions.Withheld && standIn(status.Changes, token) != nil:
+			all = append(all, finding{noted, what, "it is withheld ([tokens] lost_record): " + recordText(standIn(status.Changes, token).Record), "perceptctl explain " + token.Resource})
 		case token.Permissions.Withheld:
 			all = append(all, finding{noted, what, "it is withheld, as a revocation ordered", "perceptctl explain " + token.Resource})
 		case token.Former:

@@ -194,6 +194,13 @@ const defaultScope = "/.default"
 // changeInWords tells a policy change in half a sentence: "permissions were granted at 11:20 (40m ago) to
 // identity vision on https://vault.azure.net".
 func (s screen) changeInWords(now time.Time, change api.PolicyChange) string {
+	if change.Record != "" {
+		text := recordText(change.Record) + ", since " + s.atAndHowFar(now, change.NotedOn) + ": whether permissions changed before is not known"
+		if change.Withholds {
+			text += ", and tokens from before are withheld ([tokens] lost_record)"
+		}
+		return text
+	}
 	if change.Effect == api.EffectUnknown {
 		return "the record of policy changes could not be read at " + s.atAndHowFar(now, change.At) +
 			": whether permissions changed before is not known"
@@ -217,6 +224,17 @@ func (s screen) changeInWords(now time.Time, change api.PolicyChange) string {
 	return text + " on " + change.Resource
 }
 
+// recordText says what is wrong with the record of policy changes.
+func recordText(is api.RecordState) string {
+	if is == api.RecordUnread {
+		return "the record of policy changes cannot be read"
+	}
+	return "the record of policy changes is lost"
+}
+
+// asOfNote reports whether a change counts as of its note, and not of the time that it was dated.
+func asOfNote(change api.PolicyChange) bool { return change.Unsure && !change.At.Equal(change.NotedOn) }
+
 // touches reports whether a change is about a token.
 func touches(change api.PolicyChange, token api.TokenStatus) bool {
 	return (change.Identity == "" || change.Identity == token.Identity) &&
@@ -234,7 +252,11 @@ func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status,
 	if joined := joinedInWords(change); joined != "" {
 		text += s.paragraph("", joined, warning)
 	}
-	if change.Unsure {
+	switch {
+	case asOfNote(change):
+		text += s.paragraph("", "it counts as of its note, at "+s.atAndHowFar(now, change.NotedOn)+
+			", and not of its date: this device's clock is not known to be right", warning)
+	case change.Unsure:
 		text += s.paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", warning)
 	}
 	if change.Touched == 0 {

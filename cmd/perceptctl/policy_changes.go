@@ -60,7 +60,7 @@ func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string 
 				{orAll(change.Identity), plain}, {orAll(change.Resource), plain},
 				waitingCell(change), {span(change.EndsOn.Sub(now)), plain},
 			},
-			notes: []cell{{change.Note, faint}, {joinedInWords(change), warning}, {aboutChange(change), warning}},
+			notes: []cell{{change.Note, faint}, {joinedInWords(change), warning}, {s.aboutChange(now, change), warning}},
 		}
 	}
 	return s.table(columns, rows)
@@ -84,10 +84,16 @@ func waitingCell(change api.PolicyChange) cell {
 }
 
 // aboutChange says what is out of the ordinary about a change on record, or "".
-func aboutChange(change api.PolicyChange) string {
+func (s screen) aboutChange(now time.Time, change api.PolicyChange) string {
 	switch {
+	case change.Withholds:
+		return "tokens from before are withheld ([tokens] lost_record); to end that: " + change.Mend
+	case change.Record != "":
+		return "what changed before is not known; to end that: " + change.Mend
 	case change.Effect == api.EffectUnknown:
 		return "the record could not be read: what changed before is not known"
+	case asOfNote(change):
+		return "it counts as of its note, at " + s.at(now, change.NotedOn) + ": this device's clock was not known to be right"
 	case change.Unsure:
 		return "the time is not sure: this device's clock was not known to be right"
 	}

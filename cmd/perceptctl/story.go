@@ -50,7 +50,7 @@ func (t story) current() bool { return isCurrent(t.token) }
 func (t story) names() string { return t.token.Identity + "'s token for " + t.token.Resource }
 
 func (t story) summary() string {
-	changed := t.atUnix(t.now, t.token.Permissions.Changed)
+	changed := t.latestChange()
 	switch {
 	case !t.valid() && t.token.State == api.StateFetching:
 		return t.token.Identity + " has no token for " + t.token.Resource + " yet: it is being fetched."
@@ -58,6 +58,8 @@ func (t story) summary() string {
 		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end has not been asked for one since."
 	case !t.valid():
 		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end did not give one."
+	case t.token.Permissions.Withheld && t.record() != nil:
+		return t.names() + " is withheld: " + recordText(t.record().Record) + ", and it may lack a change that was on it ([tokens] lost_record)."
 	case t.token.Permissions.Withheld:
 		return t.names() + " is withheld: permissions were revoked, and it may still carry them (the latest change that it may lack was at " + changed + ")."
 	case t.token.Permissions.Standing == api.StandingStale:
@@ -68,6 +70,44 @@ func (t story) summary() string {
 		return t.names() + " is current: it carries every policy change on record."
 	}
 	return t.names() + " is current, as far as perceptd was told: no policy change for it is on record."
+}
+
+// latestChange tells when the latest change was that the token may lack, or as of when it counts.
+func (t story) latestChange() string {
+	on := t.token.Permissions.Changed
+	for _, change := range t.changes {
+		if change.At.Unix() == on && asOfNote(change.PolicyChange) {
+			return t.at(t.now, change.At) + ", which counts as of its note at " + t.at(t.now, change.NotedOn)
+		}
+	}
+	return t.atUnix(t.now, on)
+}
+
+// record returns what stands for the record of policy changes and withholds the token, where no revocation that was noted does; else nil.
+func (t story) record() *api.PolicyChange {
+	if !t.token.Permissions.Withheld {
+		return nil
+	}
+	var all []api.PolicyChange
+	for _, change := range t.changes {
+		all = append(all, change.PolicyChange)
+	}
+	return standIn(all, t.token)
+}
+
+// standIn returns what of the changes stands for the record of policy changes and withholds tokens, where no revocation on record does that may
+// touch the token; else nil.
+func standIn(changes []api.PolicyChange, token api.TokenStatus) (found *api.PolicyChange) {
+	for _, change := range changes {
+		switch {
+		case !touches(change, token):
+		case change.Withholds:
+			found = &change
+		case change.Effect == api.EffectRevoked && standingTo(change, token) != api.StandingCurrent:
+			return nil
+		}
+	}
+	return found
 }
 
 // birth tells when the token was minted and received, and when it expires.
@@ -197,7 +237,10 @@ func (t story) changed() []string {
 		if change.Note != "" {
 			text += " Note: \"" + change.Note + "\"."
 		}
-		if change.Unsure {
+		switch {
+		case asOfNote(change.PolicyChange):
+			text += " It counts as of its note, at " + t.atAndHowFar(t.now, change.NotedOn) + ", since this device's clock was not known to be right then."
+		case change.Unsure:
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
 		}
 		texts = append(texts, text+t.standsTo(change))
@@ -224,10 +267,16 @@ func (t story) byAlternate() string {
 }
 
 func (t story) standsTo(change standingChange) string {
+	if change.Record != "" {
+		return ""
+	}
 	switch change.Standing {
 	case api.StandingCurrent:
 		return " The token was minted after that had reached new tokens, and carries it."
 	case api.StandingStale:
+		if asOfNote(change.PolicyChange) {
+			return " The token was minted before that note, and does not count as carrying it."
+		}
 		return " The token was minted before that, and does not carry it."
 	case api.StandingUncertain:
 		return " Whether the token carries it cannot be told: a change takes up to 10 minutes, or as long as the " +
@@ -238,7 +287,11 @@ func (t story) standsTo(change standingChange) string {
 
 // standingTo judges a token by one change, as far as the status tells. Empty without a token.
 func standingTo(change api.PolicyChange, token api.TokenStatus) api.Standing {
-	before := token.MintedTo != nil && token.MintedTo.Before(change.At)
+	counts := change.At
+	if asOfNote(change) {
+		counts = change.NotedOn
+	}
+	before := token.MintedTo != nil && token.MintedTo.Before(counts)
 	switch {
 	case token.ExpiresIn <= 0:
 		return ""
@@ -251,7 +304,7 @@ func standingTo(change api.PolicyChange, token api.TokenStatus) api.Standing {
 	case before && change.Effect != api.EffectUnknown:
 		return api.StandingStale
 	case change.Waiting == change.Touched || token.MintedFrom == nil ||
-		!token.MintedFrom.After(change.At.Add(defaultSpread)):
+		!token.MintedFrom.After(counts.Add(defaultSpread)):
 		return api.StandingUncertain
 	}
 	return api.StandingCurrent

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,6 +109,8 @@ func (t story) awaited() string {
 		return ""
 	case t.current():
 		return "It is current now."
+	case t.record() != nil:
+		return "It is handed out as soon as what stands for the record is ended, as below under \"to do\"."
 	case p.CurrentBy == 0:
 		return "When a current token is here is not known."
 	}
@@ -155,6 +158,8 @@ func (t story) seen() string {
 	switch {
 	case !t.valid():
 		return "Modules that ask get an error that they may retry, until there is a token."
+	case t.record() != nil:
+		return "Modules that ask are refused (403, permissions_revoked) on every form until that is ended. " + notRecalled
 	case p.Withheld:
 		return "Modules that ask are refused (403, permissions_revoked) on every form until a current token is here. " + notRecalled
 	case t.current():
@@ -173,8 +178,21 @@ func (t story) rejected() string {
 
 // toDo tells what the reader can do.
 func (t story) toDo() string {
-	watch := "perceptctl status --watch shows when it is here"
 	unmet := t.unmet()
+	i := slices.IndexFunc(unmet, func(change standingChange) bool { return change.Record != "" })
+	if i < 0 || !t.valid() {
+		return t.toWait(unmet)
+	}
+	mend := "To mend the record of policy changes: " + unmet[i].Mend + "."
+	if others := slices.Delete(unmet, i, i+1); len(others) > 0 {
+		mend += " " + t.toWait(others)
+	}
+	return mend
+}
+
+// toWait tells the same, but for what there is to be done about the record.
+func (t story) toWait(unmet []standingChange) string {
+	watch := "perceptctl status --watch shows when it is here"
 	switch p := t.token.Permissions; {
 	case !t.valid() && t.token.State == api.StateFetching:
 		return "Wait a moment, then ask again."

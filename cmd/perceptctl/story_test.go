@@ -85,7 +85,7 @@ func situations() []situation {
 				token.Rollover.Pattern = api.RolloverIrregular
 				token.LastOutcome = api.OutcomeOlder
 			},
-			changes: []api.PolicyChange{{ID: "a", Effect: api.EffectChanged, Identity: "vision", Resource: vault, At: noon.Add(-time.Minute),
+			changes: []api.PolicyChange{{ID: "a", Effect: api.EffectChanged, Identity: "vision", Resource: vault, At: noon.Add(-time.Minute), NotedOn: noon.Add(-time.Minute),
 				Unsure: true, Note: "by\nmail", Touched: 1, Waiting: 1}},
 			says: []string{
 				"is uncertain: it may or may not carry a policy change (at 11:59).",
@@ -202,7 +202,55 @@ func moreSituations() []situation {
 			says: []string{"The record of policy changes could not be read at 11:00 (1h ago): whether permissions changed before is not known (ID a).",
 				"cannot be told", "When a current token is here is not known."},
 		},
+		{
+			name: "the record cannot be read, and withholds",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingStale, time.Hour)
+				token.Permissions.Withheld = true
+			},
+			changes: []api.PolicyChange{ofRecord(api.RecordUnread, "chown percept: /var/lib/percept/*; it is read again every minute", true)},
+			says: []string{"is withheld: the record of policy changes cannot be read, and it may lack a change that was on it ([tokens] lost_record).",
+				"The record of policy changes cannot be read, since 11:00 (1h ago): whether permissions changed before is not known, and tokens from before are withheld ([tokens] lost_record) (ID unread).",
+				"until that is ended", "To mend the record of policy changes: chown percept: /var/lib/percept/*; it is read again every minute."},
+			hides: []string{"revoked at", "were revoked", "Wait", "withdraw unread", "at the latest"},
+		},
+		{
+			name:    "the record is lost, and a change was noted since",
+			token:   func(token *api.TokenStatus) { *token = lacking(*token, api.StandingUncertain, time.Minute) },
+			changes: []api.PolicyChange{aChange("b", api.EffectChanged, time.Minute, 2), ofRecord(api.RecordLost, "enter them again, then: perceptctl policy-changes withdraw lost-1", false)},
+			says: []string{"The record of policy changes is lost, since 11:00 (1h ago): whether permissions changed before is not known (ID lost-1).",
+				"To mend the record of policy changes: enter them again, then: perceptctl policy-changes withdraw lost-1. Wait: nothing", "withdraw b."},
+			hides: []string{"withheld"},
+		},
+		{
+			name: "a date that does not count",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingStale, 5*time.Minute)
+				token.MintedFrom, token.MintedTo = after(-2*time.Minute), after(-2*time.Minute)
+			},
+			changes: []api.PolicyChange{dated(5*time.Minute, time.Minute)},
+			says: []string{"is stale: it was minted before a policy change (at 11:55, which counts as of its note at 11:59).",
+				"It counts as of its note, at 11:59 (1m ago), since this device's clock was not known to be right then. The token was minted before that note, and does not count as carrying it."},
+			hides: []string{"cannot be told", "time is not sure"},
+		},
 	}
+}
+
+// ofRecord is what stands for the record since an hour.
+func ofRecord(is api.RecordState, mend string, withholds bool) api.PolicyChange {
+	change := aChange("unread", api.EffectUnknown, time.Hour, 2)
+	if is == api.RecordLost {
+		change.ID = "lost-1"
+	}
+	change.NotedOn, change.Record, change.Mend, change.Withholds = change.At, is, mend, withholds
+	return change
+}
+
+// dated is a change that happened some time before it was noted, as somebody said whose clock nobody vouches for.
+func dated(ago, noted time.Duration) api.PolicyChange {
+	change := aChange("d", api.EffectChanged, ago, 2)
+	change.NotedOn, change.Unsure = noon.Add(-noted), true
+	return change
 }
 
 func TestStories(t *testing.T) {
@@ -276,19 +324,26 @@ func TestPolicyChangesTable(t *testing.T) {
 	t.Parallel()
 	unsure := aChange("77aa0011", api.EffectChanged, time.Minute, 1)
 	unsure.Identity, unsure.Resource, unsure.Unsure = "vision", "https://a-rather-long-name.of-some-department.example.net", true
-	unsure.Note = "a note"
+	unsure.Note, unsure.NotedOn = "a note", unsure.At
 	untouched := aChange("00112233", api.EffectGranted, 30*time.Hour, 0)
 	untouched.Touched = 0
 	lost := aChange("ffee0011", api.EffectUnknown, time.Hour, 2)
 	revoked := aChange("9b2e7c10", api.EffectRevoked, time.Hour, 0)
-	got := screen{width: 80}.policyChanges(noon, []api.PolicyChange{unsure, revoked, lost, untouched})
+	unread := ofRecord(api.RecordUnread, "chown percept: x", true)
+	got := screen{width: 80}.policyChanges(noon, []api.PolicyChange{unsure, dated(5*time.Minute, time.Minute), revoked, lost, unread, untouched})
 	want := `ID        WHEN          EFFECT   IDENTITY  RESOURCE            WAITING   ENDS IN
 77aa0011  11:59         changed  vision    https://…ample.net  1 of 2    2d 2h
   a note
   the time is not sure: this device's clock was not known to be right
+d         11:55         changed  all       all                 2 of 2    2d 2h
+  it counts as of its note, at 11:59: this device's clock was not known to be
+  right
 9b2e7c10  11:00         revoked  all       all                 0 of 2    2d 2h
 ffee0011  11:00         unknown  all       all                 2 of 2    2d 2h
   the record could not be read: what changed before is not known
+unread    11:00         unknown  all       all                 2 of 2    2d 2h
+  tokens from before are withheld ([tokens] lost_record); to end that: chown
+  percept: x
 00112233  Nov 22 06:00  granted  all       all                 no token  2d 2h
 `
 	if got != want {
@@ -406,5 +461,22 @@ func TestOtherSpellingIsNamed(t *testing.T) {
 	}
 	if chosen, err := chooseTokens(status, "https://storage.azure.com", ""); err != nil || len(chosen) != 1 || chosen[0].Identity != "speech" {
 		t.Errorf("%v %+v", err, chosen)
+	}
+}
+
+// What the record withholds is not told as a revocation, unless there is one as well.
+func TestDoctorTellsRecordFromRevocation(t *testing.T) {
+	t.Parallel()
+	token := lacking(aToken("vision", vault, 9*time.Hour), api.StandingStale, time.Hour)
+	token.Permissions.Withheld = true
+	lost, revoked := ofRecord(api.RecordLost, "mend", true), aChange("r", api.EffectRevoked, time.Hour, 2)
+	for want, changes := range map[string][]api.PolicyChange{
+		"it is withheld ([tokens] lost_record): the record of policy changes is lost": {lost},
+		"it is withheld, as a revocation ordered":                                     {lost, revoked},
+	} {
+		found := examineTokens(api.Status{Now: noon, Tokens: []api.TokenStatus{token}, Changes: changes})
+		if len(found) != 1 || found[0].Is != want {
+			t.Errorf("%+v, want %q", found, want)
+		}
 	}
 }

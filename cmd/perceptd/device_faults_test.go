@@ -72,6 +72,14 @@ func left(text string) func(*testing.T, *daemonProcess) {
 	}
 }
 
+// takeAway removes the state folder in one step, since files are written to it meanwhile.
+func takeAway(t *testing.T, d *daemonProcess) {
+	t.Helper()
+	gone := d.state() + ".gone"
+	must(t, os.Rename(d.state(), gone))
+	must(t, os.RemoveAll(gone))
+}
+
 func deviceFaults() []deviceFault {
 	const unsaved = "tokens are not saved, and lost at the next reboot"
 	const unusable = "the kept tokens cannot be used and are fetched anew"
@@ -80,13 +88,13 @@ func deviceFaults() []deviceFault {
 		{name: "the disk is read-only", before: smallDisk, during: remount(unix.MS_RDONLY), after: remount(0), says: unsaved},
 		{
 			name: "the state folder is gone", says: unsaved,
-			during: func(t *testing.T, d *daemonProcess) { must(t, os.RemoveAll(d.state())) },
+			during: takeAway,
 			after:  func(t *testing.T, d *daemonProcess) { must(t, os.Mkdir(d.state(), 0o700)) },
 		},
 		{
 			name: "a file is in the state folder's place", says: unsaved,
 			during: func(t *testing.T, d *daemonProcess) {
-				must(t, os.RemoveAll(d.state()))
+				takeAway(t, d)
 				must(t, os.WriteFile(d.state(), nil, 0o600))
 			},
 			after: func(t *testing.T, d *daemonProcess) {
@@ -232,7 +240,7 @@ func unread(path string) error {
 func uncover(path string) error { return unix.Unmount(path, unix.MNT_DETACH) }
 
 func recordFaults() []recordFault {
-	const unkept = "policy changes are not kept, and lost at the next restart"
+	const unkept = "policy changes are not kept on the disk"
 	mode := func(mode os.FileMode) func(*testing.T, *daemonProcess) {
 		return func(t *testing.T, d *daemonProcess) { must(t, os.Chmod(d.state(), mode)) }
 	}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -106,12 +108,25 @@ func (b *loopback) set(c loopbackConfig, grants []agent.GrantRef) {
 	b.open()
 }
 
+// mendOf says what a person does about err, after a semicolon, where that is known.
+func mendOf(err error) string {
+	const restart = "systemctl restart perceptd"
+	fault, known := errors.AsType[*keep.FaultError](err)
+	switch {
+	case !known:
+		return ""
+	case strings.Contains(fault.Mend(), restart):
+		return "; " + fault.Mend()
+	}
+	return "; " + fault.Mend() + "; then: " + restart
+}
+
 // openSecrets makes the secrets of the root that is kept. Where none can be, they last as long as this process.
 func (b *loopback) openSecrets() {
 	root, err := keep.LoopbackRoot(keep.Disk(b.stateDir))
 	switch {
 	case root == nil:
-		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v: name another folder with --state-dir", err)
+		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v%s", err, mendOf(err))
 		root = new(keep.Key)
 		_, _ = rand.Read(root[:]) // never fails: it would end the program
 		b.log.Warn("the header secrets of the loopback listener are not kept", zap.Error(err))

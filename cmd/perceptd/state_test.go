@@ -296,7 +296,7 @@ func TestNoStateDirectory(t *testing.T) {
 	if status, body, err := d.ask(d.admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"}`); status != 507 || !strings.Contains(body, "the change is in force, and the record of policy changes cannot be read now") {
 		t.Errorf("%d %s %v", status, body, err)
 	}
-	if trouble := d.status(t).Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "the record of policy changes cannot be read now") || !strings.Contains(trouble[0], "--state-dir") {
+	if trouble := d.status(t).Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "the record of policy changes cannot be read now") || !strings.Contains(trouble[0], "move what is in the place of "+d.state()+" away") {
 		t.Errorf("trouble %q", trouble)
 	}
 	if status, body, err := d.get(d.token(), vaultToken); err != nil || status != 200 {
