@@ -162,7 +162,7 @@ func New(o Options) (*Agent, error) {
 	a.cache.Retain(compiled.allows)
 	a.memory.open(o.Keeping, a.cache.Memory, a.clock, o.Log, a.changed)
 	if o.Memory != nil {
-		a.memory.notice(false) // what systemd holds is of another boot, or nothing
+		a.memory.notice(true) // it came from one of both places, and the other may hold what is of another boot, or nothing
 	}
 	close(a.ready)
 	if err := a.cache.Prefetch(compiled.prefetch); err != nil {

@@ -353,3 +353,18 @@ func TestFailedSaveIsTriedAgainWhileFetchesGoOn(t *testing.T) {
 		})
 	}
 }
+
+// What came from systemd alone is on the disk soon after the start, and not only with the next newer token.
+func TestSavedAtAStart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, known := life(t)
+		_, before := d.shelf.counts()
+		d.start(t, func(o *agent.Options) { o.Record, o.Memory = d.there, known }, func(*agent.Agent, *observer.ObservedLogs) {
+			synctest.Wait()
+			if _, saved := d.shelf.counts(); saved != before+1 || len(d.shelf.lastSaved().Keys) != len(known.Keys) {
+				t.Errorf("saved %d times", saved-before)
+			}
+		})
+	})
+}

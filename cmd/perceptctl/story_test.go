@@ -368,7 +368,8 @@ func TestPolicyChangesOnNarrowScreens(t *testing.T) {
 9b2e7c10  11:00         granted  all       all                 no token  2d 2h
   it stands for 512 changes, which were joined since the record was full: they
   end, and are withdrawn, as one
-  the time is not sure: this device's clock was not known to be right
+  it counts as of its note, at 12:00: this device's clock was not known to be
+  right
 `,
 		60: `ID        WHEN          EFFECT   IDENTITY  RESOURCE
 77aa0011  Nov 22 16:00  revoked  vision    https://…zure.net
@@ -380,8 +381,8 @@ func TestPolicyChangesOnNarrowScreens(t *testing.T) {
   waiting: no token, ends in: 2d 2h
   it stands for 512 changes, which were joined since the
   record was full: they end, and are withdrawn, as one
-  the time is not sure: this device's clock was not known to
-  be right
+  it counts as of its note, at 12:00: this device's clock
+  was not known to be right
 `,
 	} {
 		if got := (screen{width: width}).policyChanges(noon, changes); got != want {

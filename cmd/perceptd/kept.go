@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 
@@ -55,7 +56,9 @@ type kept struct {
 	stored []string // what systemd keeps of it, by name
 
 	noCarry, noFile string // why it does not, in words; empty: it does
-	trouble         string // what is wrong with the key or the file, for a person; empty: nothing, though there may be none
+
+	uncarried, unsaved atomic.Pointer[error] // why the last time failed; nil: it did not
+	trouble            string                // what is wrong with the key or the file, for a person; empty: nothing, though there may be none
 }
 
 // openState has the agent begin with what was kept, and keep what the next begins with. The daemon serves without a place to keep
@@ -221,7 +224,7 @@ func (k *kept) ours(m *tokencache.Memory) bool {
 	if m.Source == k.source || m.Source == k.former && !anySimulated(m) {
 		return true
 	}
-	k.log.Info("the kept tokens are of another source, and are left", zap.String("theirs", m.Source), zap.String("ours", k.source))
+	k.log.Info("the kept tokens are of another source: they are not used, and those of this one take their place", zap.String("theirs", m.Source), zap.String("ours", k.source))
 	return false
 }
 
@@ -245,7 +248,19 @@ func (k *kept) real(m *tokencache.Memory, kind string) *tokencache.Memory {
 }
 
 // carry has systemd keep m in the place of what it keeps.
-func (k *kept) carry(m tokencache.Memory) error {
+func (k *kept) carry(m tokencache.Memory) error { return outcome(&k.uncarried, k.store(m)) }
+
+// outcome remembers how something ended, for the status.
+func outcome(of *atomic.Pointer[error], err error) error {
+	if err == nil {
+		of.Store(nil)
+	} else {
+		of.Store(&err)
+	}
+	return err
+}
+
+func (k *kept) store(m tokencache.Memory) error {
 	m.Source = k.source
 	file, err := keep.Carry(m)
 	if err != nil {
@@ -271,20 +286,21 @@ func (k *kept) carry(m tokencache.Memory) error {
 
 func (k *kept) save(m tokencache.Memory) error {
 	m.Source = k.source
-	return k.tokens.Save(m)
+	return outcome(&k.unsaved, k.tokens.Save(m))
 }
 
-// status says over what tokens are kept.
+// status says over what tokens are kept, as far as that worked the last time.
 func (k *kept) status() api.KeptStatus {
-	s := api.KeptStatus{Restart: k.noCarry == "", Reboot: k.noFile == ""}
-	if s.Reboot {
-		s.BoundTo, s.Untold = k.bound.String(), k.untold
+	noCarry, noFile := k.noCarry, k.noFile
+	if err := k.uncarried.Load(); err != nil {
+		noCarry = (*err).Error()
 	}
-	switch {
-	case !s.Reboot:
-		s.Why = k.noFile
-	case !s.Restart:
-		s.Why = k.noCarry
+	if err := k.unsaved.Load(); err != nil {
+		noFile = (*err).Error()
+	}
+	s := api.KeptStatus{Restart: noCarry == "", Reboot: noFile == "", Why: cmp.Or(noFile, noCarry)}
+	if k.noFile == "" {
+		s.BoundTo, s.Untold = k.bound.String(), k.untold
 	}
 	return s
 }

@@ -17,6 +17,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/keep"
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
 )
@@ -396,5 +397,27 @@ func TestNoKey(t *testing.T) {
 	}
 	if err := unopened(path); err == nil || !strings.HasSuffix(err.Error(), "cache-key.cred, was not opened: systemctl status perceptd-cache-key tells why") {
 		t.Error(err)
+	}
+}
+
+// What tokens outlive is told by how the last carrying and saving ended.
+func TestKeptStatusIsThatOfTheLastSave(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	tokens, err := keep.OpenTokens(keep.Disk(dir), new(keep.Key))
+	must(t, err)
+	k := kept{log: zap.NewNop(), tokens: tokens}
+	var m tokencache.Memory
+	m.BootID = "this"
+	if err := k.save(m); err != nil || !k.status().Reboot || k.status().Why != "" {
+		t.Errorf("%v, %+v", err, k.status())
+	}
+	must(t, os.Chmod(dir, 0o770))
+	if err := k.save(m); err == nil || k.status().Reboot || !k.status().Restart || !strings.Contains(k.status().Why, "mode 0770") || k.status().BoundTo == "" {
+		t.Errorf("%v, %+v", err, k.status())
+	}
+	must(t, os.Chmod(dir, 0o700))
+	if err := k.save(m); err != nil || !k.status().Reboot {
+		t.Errorf("%v, %+v", err, k.status())
 	}
 }
