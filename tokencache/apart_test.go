@@ -54,13 +54,13 @@ func TestThrottledKeysStarveNobody(t *testing.T) {
 		most          int // calls an hour for those that are throttled
 	}{
 		{1, 60, 0, false, 3},
-		{1, 60, 0, true, 5},
+		{1, 60, 0, true, 6},
 		{1, 60, 30 * time.Second, false, 3},
 		{1, 60, 5 * time.Minute, false, 3},
-		{1, 5, 5 * time.Minute, true, 4},
-		{3, 60, 5 * time.Minute, true, 4},
-		{30, 20, 5 * time.Minute, true, 6},
-		{30, 20, 0, true, 30 * 5},
+		{1, 5, 5 * time.Minute, true, 6},
+		{3, 60, 5 * time.Minute, true, 6},
+		{30, 20, 5 * time.Minute, true, 8},
+		{30, 20, 0, true, 30 * 6},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s := &partial{after: row.after, issued: make(map[tokencache.Key]time.Time)}
