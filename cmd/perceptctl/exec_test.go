@@ -294,6 +294,8 @@ func TestExecAsFirstProcess(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("a process namespace needs root")
 	}
+	runtime.LockOSThread() // the child is killed when the thread ends that began it
+	defer runtime.UnlockOSThread()
 	cmd := executing(t, "--", "sh", "-c", "for i in 1 2 3 4 5; do (true & true & true &) ; done; echo ready; read line; exit 9")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
