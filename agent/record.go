@@ -182,8 +182,9 @@ func (r *record) done() bool {
 	return !r.saving
 }
 
-// follow keeps a record of changes anew every hour, so that it is known how long the device was on since they were noted, also where no
-// tokens are kept, and that what became of the files meanwhile is mended.
+// follow keeps the record anew every hour, so that it is known how long the device was on, also where no tokens are kept or a boot
+// cannot read them, and that what became of the files meanwhile is mended. What is noted in such a boot is to have a later
+// on-time than the tokens.
 func (r *record) follow() {
 	for {
 		fired, stop := r.clock.Timer(saveEvery)
@@ -194,9 +195,7 @@ func (r *record) follow() {
 			stop()
 			return
 		}
-		if len(r.now().Changes) > 0 {
-			r.renew()
-		}
+		r.renew()
 	}
 }
 
@@ -206,8 +205,8 @@ func (r *record) close() {
 	r.cancel()
 	r.start.Unlock()
 	r.saver.Wait()
-	r.wrong = r.wrong || len(r.now().Changes) > 0 // nobody else is there any more
-	_ = r.try()                                   // it has said in the log what went wrong
+	r.wrong = true // nobody else is there any more
+	_ = r.try()    // it has said in the log what went wrong
 }
 
 // trouble says what a technician should know of the record, in sentences. outlives says what becomes of one that is not on the disk.

@@ -57,9 +57,14 @@ func (o *Options) told() (k kept) {
 	return k
 }
 
-// copyIn is the record that m has.
+// copyIn is the record that m has. What was on the record while that could not be read is not on it: it is as of before.
 func copyIn(m *tokencache.Memory) tokencache.Record {
 	r := m.Record
+	for _, p := range r.Changes {
+		if p.ID == unreadID {
+			r.On = min(r.On, p.Moment)
+		}
+	}
 	r.Changes = slices.DeleteFunc(slices.Clone(r.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
 	return r
 }
@@ -88,6 +93,12 @@ func (k kept) recover(disk *tokencache.Record, lost error) recovered {
 	if len(marked) > 0 {
 		found.Record = anew(tokencache.Record{Generation: found.Generation + 1, Changes: slices.Concat(found.Changes, marked)})
 		found.why = cmp.Or(found.why, "marks on tokens name revocations that are not on record: they are in force for these tokens")
+	}
+	for _, r := range k.copies {
+		found.Record = found.After(r)
+	}
+	if disk != nil {
+		found.Record = found.After(*disk)
 	}
 	return found
 }

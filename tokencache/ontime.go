@@ -1,6 +1,9 @@
 package tokencache
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // On-time is the time that the device is known to have been on, summed over its boots. Within a boot it goes with the boot
 // clock; over a reboot it goes on from the latest of it that anything kept has seen. So it never goes back: what has the
@@ -44,6 +47,23 @@ func OnAtBoot(bootID string, now time.Duration, kept ...Taken) time.Duration {
 func (c *Cache) takenLocked() Taken {
 	now := c.clock.Boot()
 	return Taken{On: c.on + now, Boot: now, BootID: c.bootID}
+}
+
+// After returns r where the changes that kept lacks, an older copy of it, are from no earlier than that was taken: they were
+// noted later, in a boot that may not have known of kept, and so went on from a lower on-time. What both have is from no
+// earlier than either says.
+func (r Record) After(kept Record) Record {
+	r.Changes = slices.Clone(r.Changes)
+	for i := range r.Changes {
+		p, moment, by := &r.Changes[i], kept.On, kept.On
+		if j := slices.IndexFunc(kept.Changes, func(q PolicyChange) bool { return q.ID == p.ID }); j >= 0 {
+			moment, by = kept.Changes[j].Moment, kept.Changes[j].By
+		}
+		if p.Moment != 0 && moment != 0 { // else that is not known
+			p.Moment, p.By = max(p.Moment, moment), max(p.By, by)
+		}
+	}
+	return r
 }
 
 // GoOn has on-time go on from where kept was taken, which could not be read when c began: what happened in this boot happened

@@ -3,6 +3,7 @@ package tokencache_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,4 +78,32 @@ func TestRecordThatIsReadLate(t *testing.T) {
 			t.Errorf("on-time went back to %v", on)
 		}
 	})
+}
+
+// A change that an older copy of the record lacks was noted after that was taken; one that both have is from no earlier than
+// either says. What has no on-time has none to order.
+func TestRecordAfter(t *testing.T) {
+	t.Parallel()
+	const h = time.Hour
+	change := func(id string, moment, by time.Duration) tokencache.PolicyChange {
+		return tokencache.PolicyChange{ID: id, Moment: moment, By: by}
+	}
+	record := tokencache.Record{Changes: []tokencache.PolicyChange{
+		change("later", 30*h, 31*h), change("fork", 2*h, 3*h), change("both", 5*h, 6*h), change("unknown", 0, 0),
+	}}
+	kept := tokencache.Record{Taken: tokencache.Taken{On: 20 * h}, Changes: []tokencache.PolicyChange{change("both", 7*h, 7*h)}}
+	want := []tokencache.PolicyChange{
+		change("later", 30*h, 31*h), change("fork", 20*h, 20*h), change("both", 7*h, 7*h), change("unknown", 0, 0),
+	}
+	if got := record.After(kept).Changes; !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if record.Changes[1].Moment != 2*h {
+		t.Error("the record itself was changed")
+	}
+	kept.On, want = 0, slices.Clone(record.Changes)
+	want[2] = change("both", 7*h, 7*h)
+	if got := record.After(kept).Changes; !slices.Equal(got, want) {
+		t.Errorf("a copy by a release without on-time: %+v, want %+v", got, want)
+	}
 }

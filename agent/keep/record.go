@@ -116,10 +116,10 @@ func older(record, twin *tokencache.Record) error {
 // joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is the
 // record with the changes that only the copy has: these may be more than there is room for, and the cache joins some then.
 func joined(record, twin *tokencache.Record) *tokencache.Record {
-	if record.Lineage == twin.Lineage && twin.Generation >= record.Generation {
+	switch same := record.Lineage == twin.Lineage; {
+	case same && (twin.Generation > record.Generation || twin.Generation == record.Generation && twin.On >= record.On):
 		return twin
-	}
-	if record.Lineage == twin.Lineage {
+	case same:
 		return record
 	}
 	both := *record
@@ -131,6 +131,9 @@ func joined(record, twin *tokencache.Record) *tokencache.Record {
 	}
 	if len(both.Changes) > len(record.Changes) {
 		both.Generation = max(record.Generation, twin.Generation) + 1
+	}
+	if both = both.After(*record).After(*twin); twin.On > both.On {
+		both.Taken = twin.Taken
 	}
 	return &both
 }

@@ -1,0 +1,176 @@
+package agent_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/keep"
+	"perceptd/tokencache"
+)
+
+// sticky is a back end that hands out one token for 24 hours, and whose clock is right.
+type sticky struct {
+	issued time.Time
+	n      int
+	counts bool // it counts the life that the token has left
+}
+
+func (s *sticky) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+	const life = 24 * time.Hour
+	if now := time.Now().Truncate(time.Second); s.n == 0 || !now.Before(s.issued.Add(life)) {
+		s.issued, s.n = now, s.n+1
+	}
+	expires := s.issued.Add(life)
+	return tokencache.Fetched{
+		Token: tokencache.Token{
+			Text: tokencache.NewSecret(fmt.Sprint("token ", s.n)), ExpiresOn: expires,
+			Claims: tokencache.Claims{IssuedAt: s.issued.Add(-5 * time.Minute), Audience: key.Resource},
+		},
+		Left: time.Until(expires).Truncate(time.Second), Counted: s.counts,
+	}, nil
+}
+
+// bootable is a device whose state is in a folder.
+type bootable struct {
+	dir   string
+	key   keep.Key
+	back  *sticky
+	vouch bool // the kernel says that the clock is right, as it is
+	boots int
+}
+
+// boot runs an agent in a boot of its own, which began a minute ago, until f returns. Where hasKey is false the key cannot be had
+// that the tokens on the disk are sealed with.
+func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
+	t.Helper()
+	began := time.Now()
+	clock := tokencache.Clock{
+		Boot: func() time.Duration { return time.Since(began) + time.Minute }, Synchronised: func() bool { return d.vouch },
+	}
+	record := keep.Open(keep.Disk(d.dir), clock.Boot)
+	var tokens *keep.Tokens
+	if hasKey {
+		var err error
+		if tokens, err = keep.OpenTokens(keep.Disk(d.dir), &d.key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.boots++
+	id := fmt.Sprint("boot ", d.boots)
+	b := keep.Start(record, tokens, nil, func(*tokencache.Memory) bool { return true }, id)
+	o := agent.Options{
+		Fetch: d.back.Fetch, Rules: edge(), Clock: clock, BootID: id,
+		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, Load: record.Load, Keep: record.Save,
+		Memory: b.Memory, Copies: b.Copies, On: b.On,
+	}
+	if tokens != nil {
+		o.Keeping.Save = tokens.Save
+	}
+	a, err := agent.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	f(a)
+}
+
+// atClocks runs f for each clock and back end that a device may have.
+func atClocks(t *testing.T, f func(t *testing.T, d *bootable)) {
+	t.Helper()
+	for _, vouch := range []bool{true, false} {
+		for _, counts := range []bool{true, false} {
+			t.Run(fmt.Sprintf("vouched %v, counted %v", vouch, counts), func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				synctest.Test(t, func(t *testing.T) {
+					f(t, &bootable{dir: dir, back: &sticky{counts: counts}, vouch: vouch})
+				})
+			})
+		}
+	}
+}
+
+func isOnRecord(a *agent.Agent, id string) bool {
+	return slices.ContainsFunc(a.Changes(), func(c agent.NotedChange) bool { return c.ID == id })
+}
+
+// A revocation that is noted in a boot which cannot read the tokens, since their key cannot be had, withholds them in the next boot
+// that can, though the device had been on for longer than the boot between knew of.
+func TestRevocationNotedWithoutTheTokens(t *testing.T) {
+	t.Parallel()
+	for _, crash := range []bool{false, true} {
+		t.Run(fmt.Sprintf("crash %v", crash), func(t *testing.T) {
+			t.Parallel()
+			atClocks(t, func(t *testing.T, d *bootable) {
+				d.boot(t, true, func(a *agent.Agent) {
+					mustHave(t, a)
+					time.Sleep(10*24*time.Hour + 2*time.Hour)
+					mustHave(t, a)
+				})
+				if crash { // nothing tells how long the device was on but the tokens
+					record := keep.Open(keep.Disk(d.dir), func() time.Duration { return 0 })
+					r, err := record.Load()
+					if err != nil {
+						t.Fatal(err)
+					}
+					r.Taken = tokencache.Taken{On: 2 * time.Minute, Boot: 2 * time.Minute, BootID: "boot 1"}
+					if err := record.Save(*r); err != nil {
+						t.Fatal(err)
+					}
+				}
+				var id string
+				d.boot(t, false, func(a *agent.Agent) {
+					time.Sleep(30 * time.Minute)
+					id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+					time.Sleep(time.Minute)
+				})
+				for range 2 { // what it was put right to is kept
+					time.Sleep(time.Minute)
+					d.boot(t, true, func(a *agent.Agent) {
+						time.Sleep(time.Second)
+						synctest.Wait()
+						if !withholds(t, a) {
+							t.Error("a token from before the revocation is handed out")
+						}
+						if !isOnRecord(a, id) {
+							t.Error("the revocation is off the record")
+						}
+					})
+				}
+			})
+		})
+	}
+}
+
+// The record tells how long the device was on though no change was ever noted.
+func TestOnTimeIsKeptWithoutChanges(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		d := &bootable{dir: dir, back: &sticky{counts: true}, vouch: true}
+		on := func() time.Duration {
+			t.Helper()
+			r, err := keep.Open(keep.Disk(dir), func() time.Duration { return 0 }).Load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r.On
+		}
+		d.boot(t, false, func(a *agent.Agent) {
+			time.Sleep(50*time.Hour + time.Minute)
+			synctest.Wait()
+			if got := on(); got < 50*time.Hour {
+				t.Errorf("after 50 hours the record tells of %v", got)
+			}
+			time.Sleep(30 * time.Minute)
+		})
+		if got := on(); got < 50*time.Hour+30*time.Minute {
+			t.Errorf("after the end the record tells of %v", got)
+		}
+	})
+}
