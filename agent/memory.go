@@ -161,12 +161,20 @@ func (m *memory) trouble() (all []string) {
 	return all
 }
 
-// allowed returns m without the keys that the rules have no use for any more.
+// allowed returns m without the keys that the rules have no use for any more. A token of theirs that comes again was received when
+// it was first.
 func (s *ruleset) allowed(m *tokencache.Memory) *tokencache.Memory {
 	if m == nil {
 		return nil
 	}
 	left := *m
-	left.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(r tokencache.Remembered) bool { return !s.allows(r.Key) })
+	left.Keys, left.Bygones = nil, slices.Clone(m.Bygones)
+	for _, r := range m.Keys {
+		if s.allows(r.Key) {
+			left.Keys = append(left.Keys, r)
+		} else if b, ok := r.Bygone(); ok {
+			left.Bygones = append(left.Bygones, b)
+		}
+	}
 	return &left
 }

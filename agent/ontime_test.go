@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -28,7 +29,7 @@ func (s *sticky) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetche
 	expires := s.issued.Add(life)
 	return tokencache.Fetched{
 		Token: tokencache.Token{
-			Text: tokencache.NewSecret(fmt.Sprint("token ", s.n)), ExpiresOn: expires,
+			Text: tokencache.NewSecret(fmt.Sprint("token-", s.n)), ExpiresOn: expires,
 			Claims: tokencache.Claims{IssuedAt: s.issued.Add(-5 * time.Minute), Audience: key.Resource},
 		},
 		Left: time.Until(expires).Truncate(time.Second), Counted: s.counts,
@@ -40,8 +41,11 @@ type bootable struct {
 	dir   string
 	key   keep.Key
 	back  *sticky
-	vouch bool // the kernel says that the clock is right, as it is
-	boots int
+	rules agent.Rules // zero: edge
+
+	vouch  bool          // the kernel says that the clock is right
+	behind time.Duration // which it is by this
+	boots  int
 }
 
 // boot runs an agent in a boot of its own, which began a minute ago, until f returns. Where hasKey is false the key cannot be had
@@ -50,7 +54,11 @@ func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	t.Helper()
 	began := time.Now()
 	clock := tokencache.Clock{
+		Wall: func() time.Time { return time.Now().Round(0).Add(-d.behind) },
 		Boot: func() time.Duration { return time.Since(began) + time.Minute }, Synchronised: func() bool { return d.vouch },
+	}
+	if d.rules.Identities == nil {
+		d.rules = edge()
 	}
 	record := keep.Open(keep.Disk(d.dir), clock.Boot)
 	var tokens *keep.Tokens
@@ -64,7 +72,7 @@ func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	id := fmt.Sprint("boot ", d.boots)
 	b := keep.Start(record, tokens, nil, func(*tokencache.Memory) bool { return true }, id)
 	o := agent.Options{
-		Fetch: d.back.Fetch, Rules: edge(), Clock: clock, BootID: id,
+		Fetch: d.back.Fetch, Rules: d.rules, Clock: clock, BootID: id,
 		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, Load: record.Load, Keep: record.Save,
 		Memory: b.Memory, Copies: b.Copies, On: b.On,
 	}
@@ -171,6 +179,91 @@ func TestOnTimeIsKeptWithoutChanges(t *testing.T) {
 		})
 		if got := on(); got < 50*time.Hour+30*time.Minute {
 			t.Errorf("after the end the record tells of %v", got)
+		}
+	})
+}
+
+// A token of an earlier boot that comes again, after a reload took its grant away and gave it back, is kept like any other.
+func TestTokenThatCameAgainIsKept(t *testing.T) {
+	t.Parallel()
+	atClocks(t, func(t *testing.T, d *bootable) {
+		d.boot(t, true, func(a *agent.Agent) { mustHave(t, a); time.Sleep(time.Hour) })
+		time.Sleep(10 * time.Hour) // off
+		d.boot(t, true, func(a *agent.Agent) {
+			time.Sleep(time.Hour)
+			mustHave(t, a)
+			for _, rules := range []agent.Rules{edgeWithout(storage), edge()} {
+				if _, err := a.Apply(rules); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustHave(t, a)
+			time.Sleep(time.Minute)
+		})
+		tokens, err := keep.OpenTokens(keep.Disk(d.dir), &d.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := tokens.Load(); err != nil || len(m.Keys) != 1 {
+			t.Errorf("%+v is kept, %v", m, err)
+		}
+	})
+}
+
+// A token whose grant was gone at a start was received when it was first, should it come again.
+func TestTokenWithoutAGrantComesAgain(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		d := &bootable{dir: dir, back: &sticky{}, vouch: true, behind: 20 * time.Minute}
+		d.boot(t, true, func(a *agent.Agent) {
+			mustHave(t, a)
+			time.Sleep(time.Minute)
+			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			time.Sleep(time.Minute)
+		})
+		d.behind, d.rules = 0, edgeWithout(storage)
+		d.boot(t, true, func(a *agent.Agent) {
+			if _, err := a.Apply(edge()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(12 * time.Minute)
+			if !withholds(t, a) {
+				t.Error("a token from before the revocation is handed out")
+			}
+		})
+	})
+}
+
+// So was one that was dropped since the record is lost.
+func TestTokenDroppedForALostRecordComesAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		back, s := new(sticky), new(shelf)
+		behind := 20 * time.Minute
+		o := agent.Options{
+			Fetch: back.Fetch, Rules: edge(), BootID: "one", Keeping: s.keeping(),
+			Clock: tokencache.Clock{Wall: func() time.Time { return time.Now().Round(0).Add(-behind) }},
+		}
+		a, err := agent.New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustHave(t, a)
+		time.Sleep(time.Minute)
+		a.Close()
+		o.Memory = s.lastSaved()
+		o.Memory.OnRecord = 1 // there was no room for a copy of the record
+		o.BootID, o.On, o.LostRecord = "two", o.Memory.On, errors.New("torn")
+		if a, err = agent.New(o); err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		time.Sleep(time.Second)
+		behind = 0
+		time.Sleep(12 * time.Minute)
+		if got := mustHave(t, a).Permissions.Standing; got != tokencache.Uncertain {
+			t.Errorf("a token from before the record was lost is %v", got)
 		}
 	})
 }

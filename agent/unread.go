@@ -136,15 +136,18 @@ func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alon
 	return standIn, alone
 }
 
-// forgotten is m without the tokens, which are fetched anew.
+// forgotten is m without the tokens, which are fetched anew. One that comes again was received when it was first.
 func forgotten(m *tokencache.Memory) *tokencache.Memory {
 	if m == nil {
 		return nil
 	}
 	left := *m
-	left.Keys = slices.Clone(m.Keys)
+	left.Keys, left.Bygones = slices.Clone(m.Keys), slices.Clone(m.Bygones)
 	for i := range left.Keys {
 		k := &left.Keys[i]
+		if b, ok := k.Bygone(); ok {
+			left.Bygones = append(left.Bygones, b)
+		}
 		k.Token = tokencache.Token{}
 		if k.Next != tokencache.Never {
 			k.Next = m.Boot

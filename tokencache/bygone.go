@@ -15,6 +15,7 @@ type bygone struct {
 	received   time.Duration // boot time
 	receivedOn time.Time     // wall time
 	expiresOn  time.Time     // as the issuer says
+	receipt    receipt
 
 	given    time.Duration // life left then, as the back end counted it; 0: it did not, or was proved wrong
 	deadline time.Duration // boot time at which it is believed to expire; never: that is not known
@@ -45,7 +46,7 @@ func (all *bygones) add(r bygone) {
 // bygone returns what is to be known of the token that e holds, once it is gone.
 func (e *entry) bygone() bygone {
 	r := bygone{
-		digest: e.token.Text.SHA256(), received: e.received, receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn,
+		digest: e.token.Text.SHA256(), received: e.received, receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.receipt,
 		given: e.given, deadline: e.deadline,
 	}
 	if e.unconfirmed {
@@ -107,7 +108,7 @@ func (c *Cache) dropTokenLocked(e *entry, now time.Duration) string {
 	return r.digest
 }
 
-// Bygone is a token that is not held any more, as it was received. Durations are boot times.
+// Bygone is a token that is not held any more, as it was received. Durations are boot times unless they say otherwise.
 type Bygone struct {
 	SHA256     string // of the token's text
 	Received   time.Duration
@@ -115,6 +116,22 @@ type Bygone struct {
 	ExpiresOn  time.Time     // by the issuer's
 	Given      time.Duration // life left when it was received, as the back end counted it; 0: not known
 	Deadline   time.Duration // when it is believed to expire; Never: not known
+
+	// As in Remembered.
+	ReceivedAt, IssuedFrom, IssuedTo time.Duration
+	Blind                            bool
+}
+
+// Bygone is the token of r, for whoever drops r. False: there is none.
+func (r Remembered) Bygone() (Bygone, bool) {
+	b := Bygone{
+		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn, Given: r.Given, Deadline: r.Deadline,
+		ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
+	}
+	if r.Unconfirmed {
+		b.Given, b.Deadline = 0, Never
+	}
+	return b, !r.Token.Text.IsZero()
 }
 
 func (all bygones) tell() []Bygone {
@@ -122,6 +139,7 @@ func (all bygones) tell() []Bygone {
 	for _, r := range all {
 		told = append(told, Bygone{
 			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: r.deadline,
+			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}
 	return told
@@ -130,12 +148,14 @@ func (all bygones) tell() []Bygone {
 // beforeBoot is a boot time for what happened in an earlier boot, of which no more is known.
 const beforeBoot = -time.Second
 
-// recallBygones begins with those that m tells of. Of one from an earlier boot no more is known than that it was.
+// recallBygones begins with those that m tells of. Of the life of one from an earlier boot no more is known than that it was.
 func (c *Cache) recallBygones(m *Memory) {
+	now := c.clock.Boot()
 	sameBoot := m.BootID != "" && m.BootID == c.bootID
 	for _, t := range m.Bygones {
 		r := bygone{
 			digest: t.SHA256, received: t.Received, receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
+			receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
 		}
 		if !sameBoot {
 			r.received, r.given, r.deadline = beforeBoot, 0, never

@@ -47,6 +47,7 @@ type Remembered struct {
 	// Of the token held last.
 	ReceivedAt                      time.Duration // on-time at which it was first received; 0: not known
 	IssuedFrom, IssuedTo            time.Duration // on-times between which it was issued; both 0: not known
+	Blind                           bool          // nothing told its age: IssuedFrom is what the longest life allows
 	Minted                          Minting
 	Life                            time.Duration // at its minting; 0: there never was one, and what follows is zero
 	Given                           time.Duration // at its receipt, as the back end counted it; 0: not known
@@ -127,12 +128,9 @@ func (c *Cache) withholdersLocked(e *entry) (ids []string) {
 func (e *entry) remember(now, paused time.Duration) Remembered {
 	r := Remembered{
 		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: max(e.next, paused), Asked: e.asked,
-		ReceivedAt: e.receipt.on, Minted: e.minted, Life: e.life, Given: e.given, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
+		ReceivedAt: e.receipt.on, IssuedFrom: e.receipt.from, IssuedTo: e.receipt.to, Blind: e.receipt.blind, Minted: e.minted, Life: e.life, Given: e.given, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
 		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Rollovers: e.rollovers.tell(),
 		Failing: e.failing(),
-	}
-	if !e.receipt.blind {
-		r.IssuedFrom, r.IssuedTo = e.receipt.from, e.receipt.to
 	}
 	if e.deadline > now {
 		r.Token = *e.token
@@ -263,10 +261,9 @@ func (c *Cache) absence(m *Memory, r Remembered, now time.Duration) absence {
 	return a
 }
 
-// recallReceipt returns when the token of r was received and issued. One that was kept in an earlier boot was received before
+// recallReceipt returns when a token was received and issued, by what m tells of it. One that was kept in an earlier boot was received before
 // this one, and so before every change that was noted in this one.
-func (c *Cache) recallReceipt(m *Memory, r Remembered, now time.Duration) receipt {
-	got := receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo}
+func (c *Cache) recallReceipt(m *Memory, got receipt, now time.Duration) receipt {
 	if got.from == 0 && got.to == 0 {
 		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
 	}
@@ -295,7 +292,7 @@ func (a absence) at(t time.Duration) time.Duration {
 func (c *Cache) recallKey(m *Memory, r Remembered, now time.Duration) {
 	a := c.absence(m, r, now)
 	e := c.addLocked(r.Key)
-	e.digest, e.receipt = r.Token.Text.SHA256(), c.recallReceipt(m, r, now)
+	e.digest, e.receipt = r.Token.Text.SHA256(), c.recallReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
 	e.nominal, e.receivedWall = r.Nominal, r.ReceivedOn
 	e.minted, e.life, e.claims, e.before, e.tries = r.Minted, r.Life, r.Claims, r.Before, r.Tries
 	e.born, e.received, e.shown, e.answered = a.at(r.Born), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)

@@ -86,10 +86,13 @@ func received(m Minting, received time.Time, boot, now time.Duration) receipt {
 	return r
 }
 
-// noLater has the receipt be at on, if it was not before.
-func (r *receipt) noLater(on time.Duration) {
-	r.on = min(r.on, on)
-	r.from, r.to = min(r.from, r.on), min(r.to, r.on)
+// again returns the receipt of a token that was received first as r tells, and that came again as o does. That tells how old it is
+// where nothing did before.
+func (r receipt) again(o receipt) receipt {
+	if r.blind {
+		r.from, r.to, r.blind = max(r.from, min(o.from, r.on)), min(r.to, o.to), o.blind
+	}
+	return r
 }
 
 // age takes in how old the token was at the boot time now, when it was received or later.

@@ -84,9 +84,17 @@ func (c *Cache) GoOn(kept Taken) {
 		}
 	}
 	for _, e := range c.entries {
-		if e.receipt.on >= began {
-			e.receipt.on, e.receipt.from, e.receipt.to = e.receipt.on+more, e.receipt.from+more, e.receipt.to+more
-		}
+		e.receipt.goOn(began, more)
+	}
+	for i := range c.bygones {
+		c.bygones[i].receipt.goOn(began, more)
 	}
 	c.rejudgeLocked(now)
+}
+
+// goOn has the receipt be later by more, if it was in the boot that began then.
+func (r *receipt) goOn(began, more time.Duration) {
+	if r.on >= began {
+		r.on, r.from, r.to = r.on+more, r.from+more, r.to+more
+	}
 }

@@ -329,7 +329,7 @@ func (c *Cache) receiptLocked(e *entry, f Fetched, first bygone, again bool, lef
 	if digest := f.Token.Text.SHA256(); digest != e.digest {
 		e.digest, e.receipt = digest, received(m, then, c.on, now)
 		if again {
-			e.receipt.noLater(c.on + first.received)
+			e.receipt = first.receipt.again(e.receipt)
 		}
 	}
 	if f.Reckoned && !sure && m.undated() {

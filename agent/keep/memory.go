@@ -75,6 +75,7 @@ type remembered struct {
 	ReceivedAt  time.Duration  `json:"received_on_ns,omitempty"` // on-time, as the two that follow
 	IssuedFrom  time.Duration  `json:"issued_from_on_ns,omitempty"`
 	IssuedTo    time.Duration  `json:"issued_to_on_ns,omitempty"`
+	Blind       bool           `json:"blind,omitempty"`
 	Earliest    time.Time      `json:"minted_earliest,omitzero"`
 	Latest      time.Time      `json:"minted_latest,omitzero"`
 	Life        time.Duration  `json:"life_ns"`
@@ -172,7 +173,7 @@ func (doc *memory) shed(excess int) {
 func rememberedOf(r tokencache.Remembered) remembered {
 	w := remembered{
 		Key: keyOf(r.Key), Nominal: r.Nominal, ReceivedOn: r.ReceivedOn.UTC(), Deadline: r.Deadline, Next: unlessNever(r.Next),
-		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.Born,
+		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.Born,
 		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
 		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key), Withheld: r.Withheld,
 		Failing: failingOf(r.Failing),
@@ -274,7 +275,7 @@ func (w *remembered) remembered() tokencache.Remembered {
 	of := w.Key.key()
 	r := tokencache.Remembered{
 		Key: of, Nominal: w.Nominal, ReceivedOn: w.ReceivedOn, Deadline: w.Deadline, Next: orNever(w.Next),
-		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Given: w.Given, Born: w.Born, Received: w.Received,
+		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Blind: w.Blind, Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Given: w.Given, Born: w.Born, Received: w.Received,
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
 		Withheld: w.Withheld,

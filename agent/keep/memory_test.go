@@ -32,7 +32,7 @@ func whole(n int) tokencache.Memory {
 			Key:     own,
 			Token:   tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour), NotBefore: noon, Claims: claims},
 			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour, Next: 13 * time.Hour, Asked: 30 * time.Minute,
-			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour,
+			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour, Blind: true,
 			Minted: tokencache.Minting{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, Born: -time.Minute,
 			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
 			Failing: &tokencache.BackOff{
@@ -54,7 +54,7 @@ func whole(n int) tokencache.Memory {
 			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: time.Minute, Told: 2 * time.Minute,
 		}, {Current: tokencache.Principal{ClientID: "c"}, Since: tokencache.Never, Told: tokencache.Never}},
 		Bygones: []tokencache.Bygone{
-			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, Deadline: time.Hour},
+			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: time.Hour},
 			{SHA256: tokencache.NewSecret("b").SHA256(), Deadline: tokencache.Never},
 		},
 		OnRecord: 2, Record: tokencache.Record{Taken: taken, Lineage: "l", Generation: 9, Changes: []tokencache.PolicyChange{

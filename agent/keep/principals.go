@@ -42,6 +42,11 @@ type bygone struct {
 	ExpiresOn  time.Time      `json:"expires_on,omitzero"`
 	Given      time.Duration  `json:"given_ns,omitempty"`
 	Deadline   *time.Duration `json:"deadline_ns,omitempty"`
+
+	ReceivedAt time.Duration `json:"received_on_ns,omitempty"` // on-time, as the two that follow
+	IssuedFrom time.Duration `json:"issued_from_on_ns,omitempty"`
+	IssuedTo   time.Duration `json:"issued_to_on_ns,omitempty"`
+	Blind      bool          `json:"blind,omitempty"`
 }
 
 // principalsOf leaves out what could not be read again.
@@ -94,7 +99,7 @@ func bygonesOf(told []tokencache.Bygone) (all []bygone) {
 	for _, r := range told {
 		w := bygone{
 			SHA256: r.SHA256, Received: r.Received, ReceivedOn: r.ReceivedOn.UTC(), ExpiresOn: r.ExpiresOn.UTC(), Given: r.Given,
-			Deadline: unlessNever(r.Deadline),
+			Deadline: unlessNever(r.Deadline), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 		}
 		if w.check() == nil {
 			all = append(all, w)
@@ -106,6 +111,7 @@ func bygonesOf(told []tokencache.Bygone) (all []bygone) {
 func (w *bygone) bygone() tokencache.Bygone {
 	return tokencache.Bygone{
 		SHA256: w.SHA256, Received: w.Received, ReceivedOn: w.ReceivedOn, ExpiresOn: w.ExpiresOn, Given: w.Given, Deadline: orNever(w.Deadline),
+		ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Blind: w.Blind,
 	}
 }
 
@@ -115,6 +121,8 @@ func (w *bygone) check() error {
 		return errors.New("its digest is none")
 	case !within(w.Received, w.Given, orZero(w.Deadline)) || w.Given < 0:
 		return errors.New("a boot time of it is out of range")
+	case !onTime(w.ReceivedAt) || !within(w.IssuedFrom, w.IssuedTo):
+		return errors.New("an on-time of it is out of range")
 	case !known(w.ReceivedOn, w.ExpiresOn):
 		return errors.New("its times are outside 1970 to 2200")
 	}

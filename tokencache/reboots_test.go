@@ -1,0 +1,127 @@
+package tokencache_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+// plain is a back end with one token for each resource, which lives for 24 hours. It was issued when that was first asked for, or
+// when another client did. Its clock is right.
+type plain struct {
+	issued map[string]time.Time
+	counts bool // it counts the life that a token has left
+	static bool // and always says that this is 24 hours
+}
+
+func (p *plain) issue(resource string, at time.Time) {
+	if p.issued == nil {
+		p.issued = make(map[string]time.Time)
+	}
+	p.issued[resource] = at.Truncate(time.Second)
+}
+
+func (p *plain) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+	const life = 24 * time.Hour
+	if at, there := p.issued[key.Resource]; !there || !time.Now().Before(at.Add(life)) {
+		p.issue(key.Resource, time.Now())
+	}
+	at := p.issued[key.Resource]
+	f := tokencache.Fetched{
+		Token: tokencache.Token{
+			Text: tokencache.NewSecret(fmt.Sprint(key.Resource, at.Unix())), ExpiresOn: at.Add(life),
+			Claims: tokencache.Claims{IssuedAt: at.Add(-5 * time.Minute)},
+		},
+		Left: time.Until(at.Add(life)).Truncate(time.Second), Counted: p.counts,
+	}
+	if p.static {
+		f.Left = life
+	}
+	return f, nil
+}
+
+// booted is the clock of a boot that began a minute ago.
+func (w *watch) booted() tokencache.Clock {
+	clock, began := w.clock(), time.Now()
+	clock.Boot = func() time.Duration { return time.Minute + time.Since(began) }
+	return clock
+}
+
+// after is c's successor, by that clock and in that boot, which begins with what was kept.
+func after(c *tokencache.Cache, fetch func(context.Context, tokencache.Key) (tokencache.Fetched, error), clock tokencache.Clock, boot string) *tokencache.Cache {
+	m, record := c.Memory(), c.Record()
+	c.Close()
+	return tokencache.New(tokencache.Options{
+		Fetch: fetch, Clock: clock, BootID: boot, Memory: &m, Record: record,
+		On: tokencache.OnAtBoot(boot, clock.Boot(), m.Taken(), record.Taken),
+	})
+}
+
+// mustBeWithheld checks that the vault's token is not handed out.
+func mustBeWithheld(t *testing.T, c *tokencache.Cache) {
+	t.Helper()
+	if a, err := c.Get(t.Context(), vault, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
+		t.Errorf("a token from before the revocation is served as %v, %v", a.Permissions.Standing, err)
+	}
+}
+
+// A token that was received before a revocation and dropped, as its grant was taken away, is from before it when it comes again,
+// also after a reboot, and whatever the clock said that counted as right.
+func TestDroppedTokenComesAgain(t *testing.T) {
+	t.Parallel()
+	for _, reboot := range []bool{false, true} {
+		t.Run(fmt.Sprint("reboot ", reboot), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, p := &watch{known: true}, new(plain)
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				defer func() { c.Close() }()
+				mustGet(t, c, vault, sdk)
+				time.Sleep(time.Minute)
+				w.set(20*time.Minute, true)
+				note(t, c, "x", tokencache.Revoked, time.Time{})
+				c.Retain(func(k tokencache.Key) bool { return k != vault })
+				time.Sleep(time.Minute)
+				if reboot {
+					c = after(c, p.Fetch, w.booted(), "two")
+				}
+				c.Retain(func(tokencache.Key) bool { return true })
+				time.Sleep(12 * time.Minute)
+				mustBeWithheld(t, c)
+			})
+		})
+	}
+}
+
+// A token that nothing dates is current by what its life may have been at most. It stays so over a restart.
+func TestRestartKeepsWhatShowsATokenCurrent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w, p := &watch{known: true}, new(plain)
+		clock := w.booted()
+		c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one"})
+		defer func() { c.Close() }()
+		w.set(0, false)
+		note(t, c, "x", tokencache.Revoked, time.Time{})
+		time.Sleep(23 * time.Hour)
+		w.set(0, true)
+		if _, err := c.Get(t.Context(), vault, sdk); err != nil && !errors.As(err, new(*tokencache.WithheldError)) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Hour)
+		w.set(0, false)
+		for _, want := range []bool{false, true} { // it comes again
+			c.Retain(func(tokencache.Key) bool { return want })
+		}
+		mustGet(t, c, vault, sdk)
+		c = after(c, p.Fetch, clock, "one")
+		if got := mustGet(t, c, vault, sdk).Permissions.Standing; got != tokencache.Current {
+			t.Errorf("after a restart it is %v", got)
+		}
+	})
+}
