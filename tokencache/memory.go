@@ -176,6 +176,19 @@ func (c *Cache) recall(m *Memory) {
 			}
 		}
 	}
+	if m.On == 0 {
+		c.askAgainLocked(now)
+	}
+}
+
+// askAgainLocked has the back end asked at once for each key whose token is not known to be current, where what was kept is by a
+// release that judged otherwise and kept no receipts. An answer may show that the token met all changes.
+func (c *Cache) askAgainLocked(now time.Duration) {
+	for _, e := range c.entries {
+		if e.standing.worst != Current && e.next != never && !e.held(now) {
+			e.next = now
+		}
+	}
 }
 
 const (

@@ -125,3 +125,41 @@ func TestRestartKeepsWhatShowsATokenCurrent(t *testing.T) {
 		}
 	})
 }
+
+// An upgrade from a release that had no on-time, in the same boot, withholds no token for a revocation that it had met, but until the
+// back end has counted once, which is at once.
+func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w, p := new(watch), &plain{counts: true}
+		clock := w.booted()
+		c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one"})
+		defer func() { c.Close() }()
+		mustGet(t, c, vault, sdk)
+		time.Sleep(time.Hour)
+		noted := clock.Boot()
+		note(t, c, "x", tokencache.Revoked, time.Time{})
+		for range 40 {
+			time.Sleep(time.Hour)
+			_, _ = c.Get(t.Context(), vault, sdk)
+		}
+		mustGet(t, c, vault, sdk)
+		m, r := c.Memory(), c.Record()
+		c.Close()
+		m.On, r.On = 0, 0
+		for i := range m.Keys {
+			k := &m.Keys[i]
+			k.ReceivedAt, k.IssuedFrom, k.IssuedTo, k.Blind, k.Given = k.Received, 0, 0, false, 0
+		}
+		for i := range r.Changes {
+			q := &r.Changes[i]
+			q.Moment, q.By, q.Issuer, q.Vouched = noted, noted, tokencache.Window{}, false
+		}
+		m.Record = r
+		c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one", Memory: &m, Record: r, On: tokencache.OnAtBoot("one", clock.Boot(), m.Taken(), r.Taken)})
+		time.Sleep(time.Minute)
+		if got := mustGet(t, c, vault, sdk).Permissions.Standing; got != tokencache.Current {
+			t.Errorf("a minute after the upgrade it is %v", got)
+		}
+	})
+}

@@ -16,7 +16,8 @@ import (
 )
 
 // version is the format that is written. Those before it are read as well: in version 1 there are neither lineage nor generation,
-// and up to version 2 no on-times, so that moments are not known, and a date that at_boot_ns stands beside is none.
+// and up to version 2 no on-times, so that moments are known in the boot of at_boot_ns alone, and a date that at_boot_ns stands
+// beside is none.
 const version = 3
 
 // Bounds on what a record may hold.
@@ -148,6 +149,10 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 	}
 	for i, w := range doc.Changes {
 		record.Changes[i] = w.change(doc.Version)
+		if p := &record.Changes[i]; doc.Version < 3 && w.AtBoot != nil && r.id != "" && doc.BootID == r.id {
+			p.Moment = max(1, time.Duration(*w.AtBoot)) // on-time begins with this boot, when nothing was kept with any before
+			p.By = p.Moment
+		}
 	}
 	return record, nil
 }
