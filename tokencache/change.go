@@ -64,6 +64,8 @@ type PolicyChange struct {
 	By time.Duration
 	// Issuer is when it happened by the clock of those who issue tokens, as far as that is known.
 	Issuer Window
+	// Checked says that Issuer is no earlier than the back end's counting tells.
+	Checked bool
 	// Joined is how many others it stands for, since the record was full.
 	Joined int
 
@@ -165,7 +167,7 @@ func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 		p.At = wall // whoever dated it ahead had a clock that is not this one, and it has happened by now
 	}
 	p.Moment, p.By = c.momentLocked(p, now)
-	p.Issuer = c.byIssuerLocked(p, now)
+	p.Issuer, p.Checked = c.byIssuerLocked(p, now), !c.knowledge.issuer.IsZero()
 	if !c.enterLocked(c.changeLocked(p, now)) {
 		return PolicyChange{}, ErrTooManyChanges
 	}

@@ -465,7 +465,8 @@ func TestEndOfAChange(t *testing.T) {
 	})
 }
 
-// A change that was noted at the last moment of which anything kept tells keeps the date that a clock gave it which was right.
+// A change that was noted at the last moment of which anything kept tells keeps the date that a clock gave it which was right, as the
+// back end's counting had shown.
 func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -473,6 +474,7 @@ func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
 		clock := (&watch{known: true}).clock()
 		c := tokencache.New(tokencache.Options{Fetch: fetcher(d, true), Clock: clock, BootID: "a"})
 		time.Sleep(time.Hour)
+		mustGet(t, c, storage, sdk)
 		note(t, c, "x", tokencache.Revoked, time.Time{})
 		record := c.Record()
 		c.Close()

@@ -63,8 +63,9 @@ func (c *Cache) byIssuerLocked(p PolicyChange, now time.Duration) (w Window) {
 const agreeing = 30 * time.Second
 
 // correctLocked dates changes by the back end's counting that have no date by the issuer's clock yet, or an earlier one: they
-// were noted in this boot by a clock that was taken for right and was behind. A change of an earlier boot was no later than its
-// on-time says, since the device was off in between.
+// were noted by a clock that was taken for right and was behind. A change of an earlier boot was no later than its on-time says,
+// since the device was off in between, nobody knows how long. That bounds the date of one that no counting of its own boot
+// has checked.
 func (c *Cache) correctLocked(now time.Duration) {
 	if c.knowledge.issuer.IsZero() {
 		return
@@ -72,9 +73,16 @@ func (c *Cache) correctLocked(now time.Duration) {
 	corrected := false
 	for _, ch := range c.changes {
 		counted := c.knowledge.issuer.Add(c.at(ch))
-		behind := ch.Vouched && c.at(ch) > 0 && counted.After(ch.Issuer.Latest.Add(agreeing))
+		here := c.at(ch) > 0
+		if !here && !ch.Checked && c.earlier(ch) {
+			counted, here = c.knowledge.issuer.Add(ch.By-c.on), true
+		}
+		behind := ch.Vouched && here && counted.After(ch.Issuer.Latest.Add(agreeing))
 		if behind || ch.Issuer.Latest.IsZero() {
 			ch.Issuer.Latest, corrected = counted, true
+		}
+		if here && !ch.Checked {
+			ch.Checked, corrected = true, true
 		}
 	}
 	if corrected {
@@ -82,6 +90,10 @@ func (c *Cache) correctLocked(now time.Duration) {
 		c.rejudgeLocked(now)
 	}
 }
+
+// earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
+// boot for a time before it may have happened until then.
+func (c *Cache) earlier(ch *change) bool { return ch.By < c.on || ch.Moment == c.on }
 
 // knowsTime reports whether the wall clock is known to be right. The lock is held, or nobody else has c yet.
 func (c *Cache) knowsTime() bool { return c.clock.Synchronised() }

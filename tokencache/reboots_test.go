@@ -163,3 +163,36 @@ func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
 		}
 	})
 }
+
+// A revocation is noted by a clock that counts as right and is behind, and the device boots before the back end's counting has
+// shown it. A token from shortly before is withheld all the same; one that is issued when the change has spread is current.
+func TestRevocationByAClockThatIsBehindBeforeAReboot(t *testing.T) {
+	t.Parallel()
+	for _, reboot := range []bool{false, true} {
+		t.Run(fmt.Sprint("reboot ", reboot), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, p := &watch{known: true, behind: 20 * time.Minute}, &plain{counts: true}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				defer func() { c.Close() }()
+				time.Sleep(time.Hour)
+				p.issue(vault.Resource, time.Now().Add(-5*time.Minute))
+				note(t, c, "x", tokencache.Revoked, time.Time{})
+				time.Sleep(3 * time.Minute)
+				w.set(0, true)
+				if reboot {
+					c = after(c, p.Fetch, w.booted(), "two")
+				}
+				time.Sleep(2 * time.Minute)
+				if a, err := c.Get(t.Context(), vault, sdk); err == nil {
+					t.Errorf("a token from before the revocation is served as %v", a.Permissions.Standing)
+				}
+				p.issue(storage.Resource, time.Now().Add(12*time.Minute))
+				time.Sleep(13 * time.Minute)
+				if got := mustGet(t, c, storage, sdk).Permissions.Standing; got != tokencache.Current {
+					t.Errorf("a token from after the spreading is %v", got)
+				}
+			})
+		})
+	}
+}

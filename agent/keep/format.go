@@ -61,6 +61,7 @@ type written struct {
 	Moment  time.Duration `json:"moment_ns,omitempty"` // on-time, as By; absent: not known
 	By      time.Duration `json:"by_ns,omitempty"`
 	Issuer  *window       `json:"issuer,omitempty"` // absent: not known
+	Checked bool          `json:"checked,omitempty"`
 	Joined  int           `json:"joined,omitempty"`
 
 	// Present up to version 2 when At was read off a clock that was not known to be right.
@@ -116,7 +117,7 @@ func writtenOf(p tokencache.PolicyChange) written {
 	if !p.AllIdentities {
 		w.Selector = selectorOf(p.Selector)
 	}
-	w.Vouched, w.Moment, w.By, w.Joined = p.Vouched, p.Moment, p.By, p.Joined
+	w.Vouched, w.Moment, w.By, w.Checked, w.Joined = p.Vouched, p.Moment, p.By, p.Checked, p.Joined
 	if p.Issuer != (tokencache.Window{}) {
 		w.Issuer = &window{Earliest: p.Issuer.Earliest.UTC(), Latest: p.Issuer.Latest.UTC()}
 	}
@@ -161,7 +162,7 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 func (w *written) change(version int) tokencache.PolicyChange {
 	p := tokencache.PolicyChange{
 		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: effectOf(w.Effect),
-		Note: w.Note, NotedOn: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Joined: w.Joined,
+		Note: w.Note, NotedOn: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Checked: w.Checked, Joined: w.Joined,
 	}
 	if version < 3 {
 		p.Vouched = w.AtBoot == nil
