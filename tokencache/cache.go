@@ -102,6 +102,7 @@ type Cache struct {
 	principals map[Selector]*principals
 	bygones    bygones
 	readings   readings // of the issuer's clock
+	static     bool     // the source's counts of lives are none: see staticLocked
 }
 
 // New returns a cache at work. Close it.

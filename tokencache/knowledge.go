@@ -30,6 +30,9 @@ func (k *knowledge) learn(f Fetched, wall time.Time, begun, now time.Duration) {
 	}
 }
 
+// uncount forgets what counted answers have shown.
+func (k *knowledge) uncount() { k.skew, k.counted, k.issuer = 0, false, time.Time{} }
+
 // handedOutAfter is how long after its expiry a back end may hand out a token at most: its clocks are not one either.
 const handedOutAfter = 5 * time.Minute
 

@@ -27,6 +27,8 @@ type Memory struct {
 
 	Principals []Principals // whom each selector's tokens speak for
 	Bygones    []Bygone     // of tokens that are not held any more, the latest last
+	// Static says that the source has shown its counts of lives to be none: it gave the same number hours later.
+	Static bool
 	// OnRecord is how many changes were on record, whether or not there is a copy of them.
 	OnRecord int
 }
@@ -87,7 +89,7 @@ func (c *Cache) Memory() Memory {
 	m := Memory{
 		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
 		Record: c.recordLocked(), Principals: c.tellPrincipalsLocked(), Bygones: c.bygones.tell(),
-		Paused: max(0, c.gate.paused), Failing: c.gate.rest.failing(),
+		Paused: max(0, c.gate.paused), Failing: c.gate.rest.failing(), Static: c.static,
 	}
 	m.OnRecord = len(m.Record.Changes)
 	for _, e := range c.entries {
@@ -152,7 +154,7 @@ func (h history) tell() []Rollover {
 // recall begins with what m tells. Nobody else has c yet.
 func (c *Cache) recall(m *Memory) {
 	now := c.clock.Boot()
-	c.rollovers = historyOf(m.Rollovers, sourceHistory)
+	c.rollovers, c.static = historyOf(m.Rollovers, sourceHistory), m.Static
 	c.recallPrincipals(m)
 	c.recallBygones(m)
 	c.recallRest(m, c.absence(m, Remembered{}, now), now)

@@ -95,6 +95,11 @@ func (r receipt) again(o receipt) receipt {
 	return r
 }
 
+// doubt forgets what told how old the token was.
+func (r *receipt) doubt() {
+	r.from, r.to, r.blind = min(r.from, r.on-longestNominal), r.on, true
+}
+
 // age takes in how old the token was at the boot time now, when it was received or later.
 func (r *receipt) age(m Minting, then time.Time, boot, now time.Duration) {
 	since := func(t time.Time) time.Duration { return max(0, then.Sub(t)) }

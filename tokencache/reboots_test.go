@@ -196,3 +196,57 @@ func TestRevocationByAClockThatIsBehindBeforeAReboot(t *testing.T) {
 		})
 	}
 }
+
+// A number of seconds that comes with the same token again, hours later, counts nothing. From then on nothing that was received
+// after a revocation is from after it by that number, in this boot or the next.
+func TestStaticCountsAndARevocation(t *testing.T) {
+	t.Parallel()
+	for _, reboot := range []bool{false, true} {
+		t.Run(fmt.Sprint("reboot ", reboot), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, p := new(watch), &plain{counts: true, static: true}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				defer func() { c.Close() }()
+				mustGet(t, c, storage, sdk)
+				p.issue(vault.Resource, time.Now().Add(3*time.Hour)) // by another client
+				time.Sleep(13 * time.Hour)
+				if _, err := c.Refresh(t.Context(), storage, true); err != nil {
+					t.Fatal(err)
+				}
+				if c.Knowledge().Counted {
+					t.Error("it still counts")
+				}
+				if reboot {
+					c = after(c, p.Fetch, w.booted(), "two")
+				}
+				note(t, c, "x", tokencache.Revoked, time.Time{})
+				time.Sleep(11 * time.Minute)
+				if a, err := c.Get(t.Context(), vault, sdk); err == nil {
+					t.Errorf("a token from ten hours before the revocation is served as %v", a.Permissions.Standing)
+				}
+				time.Sleep(3 * time.Hour)
+				mustBeWithheld(t, c)
+			})
+		})
+	}
+}
+
+// What such numbers have shown before it is void: a token that passed as current is withheld.
+func TestCurrentByAStaticCount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w, p := new(watch), &plain{counts: true, static: true}
+		c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+		defer c.Close()
+		p.issue(vault.Resource, time.Now().Add(-10*time.Hour))
+		note(t, c, "x", tokencache.Revoked, time.Time{})
+		time.Sleep(11 * time.Minute)
+		mustGet(t, c, vault, sdk) // nothing has shown it yet
+		time.Sleep(2 * time.Hour)
+		if _, err := c.Refresh(t.Context(), vault, true); err != nil {
+			t.Fatal(err)
+		}
+		mustBeWithheld(t, c)
+	})
+}

@@ -46,6 +46,34 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 	return believed
 }
 
+// staticLocked looks whether the back end gives the number that it gave with this token at its receipt, though that is long ago:
+// then none of its numbers counts anything, and what they have shown is void.
+func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
+	first, known := c.bygoneLocked(e, f.Token.Text)
+	passed := now - first.received
+	if !known || c.static || !f.Counted || first.given == 0 || passed < readingsApart || !agree(left, first.given) {
+		return
+	}
+	c.static, c.readings = true, nil
+	c.knowledge.uncount()
+	for _, ch := range c.changes {
+		if !ch.Vouched {
+			ch.Issuer, ch.Checked = Window{}, false
+		}
+	}
+	c.generation++
+	for i := range c.bygones {
+		c.bygones[i].receipt.doubt()
+	}
+	for _, o := range c.entries {
+		o.receipt.doubt()
+		if c.knowsTime() {
+			c.ageLocked(o, now)
+		}
+	}
+	c.rejudgeLocked(now)
+}
+
 // reading is the issuer's clock as a counted answer shows it.
 type reading struct {
 	at   time.Duration // boot time

@@ -167,6 +167,10 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	dropped := e == nil || e.flight != f
 	var left time.Duration
 	var failure *FetchError
+	if err == nil && !dropped {
+		c.staticLocked(e, fetched, fetched.Left-(now-begun), now)
+	}
+	fetched.Counted = fetched.Counted && !c.static
 	switch {
 	case err != nil:
 		failure = asFetchError(err)

@@ -50,6 +50,7 @@ type memory struct {
 	Bygones      []bygone      `json:"bygones,omitempty"`
 	Paused       time.Duration `json:"paused_ns,omitempty"`
 	Failing      *failing      `json:"failing,omitempty"`
+	Static       bool          `json:"static_counts,omitempty"`
 
 	// A copy of the record. One of generation 0 without changes is none.
 	Lineage    string    `json:"lineage,omitempty"`
@@ -128,7 +129,7 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 		Version: memoryVersion, Source: m.Source, BootID: m.BootID, Boot: m.Boot, On: m.On, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
 		Keys: make([]remembered, 0, len(m.Keys)), Rollovers: seenOf(m.Rollovers, maxHistory, tokencache.Key{}),
 		Principals: principalsOf(m.Principals), Bygones: bygonesOf(m.Bygones),
-		Paused: m.Paused, Failing: failingOf(m.Failing),
+		Paused: m.Paused, Failing: failingOf(m.Failing), Static: m.Static,
 	}
 	for _, r := range m.Keys {
 		if w := rememberedOf(r); w.check() == nil {
@@ -249,7 +250,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	}
 	m := tokencache.Memory{
 		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, On: doc.On, Wall: doc.Wall, Synchronised: doc.Synchronised,
-		Rollovers: told(doc.Rollovers, tokencache.Key{}), Paused: doc.Paused, Failing: doc.Failing.failing(),
+		Rollovers: told(doc.Rollovers, tokencache.Key{}), Paused: doc.Paused, Failing: doc.Failing.failing(), Static: doc.Static,
 		Record: tokencache.Record{
 			Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
 			Lineage: doc.Lineage, Generation: doc.Generation,
