@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -52,10 +55,10 @@ type bootable struct {
 // that the tokens on the disk are sealed with.
 func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	t.Helper()
-	began := time.Now()
+	began, behind, vouch := time.Now(), d.behind, d.vouch
 	clock := tokencache.Clock{
-		Wall: func() time.Time { return time.Now().Round(0).Add(-d.behind) },
-		Boot: func() time.Duration { return time.Since(began) + time.Minute }, Synchronised: func() bool { return d.vouch },
+		Wall: func() time.Time { return time.Now().Round(0).Add(-behind) },
+		Boot: func() time.Duration { return time.Since(began) + time.Minute }, Synchronised: func() bool { return vouch },
 	}
 	if d.rules.Identities == nil {
 		d.rules = edge()
@@ -240,10 +243,11 @@ func TestTokenDroppedForALostRecordComesAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		back, s := new(sticky), new(shelf)
-		behind := 20 * time.Minute
+		var behind atomic.Int64
+		behind.Store(int64(20 * time.Minute))
 		o := agent.Options{
 			Fetch: back.Fetch, Rules: edge(), BootID: "one", Keeping: s.keeping(),
-			Clock: tokencache.Clock{Wall: func() time.Time { return time.Now().Round(0).Add(-behind) }},
+			Clock: tokencache.Clock{Wall: func() time.Time { return time.Now().Round(0).Add(-time.Duration(behind.Load())) }},
 		}
 		a, err := agent.New(o)
 		if err != nil {
@@ -260,10 +264,70 @@ func TestTokenDroppedForALostRecordComesAgain(t *testing.T) {
 		}
 		defer a.Close()
 		time.Sleep(time.Second)
-		behind = 0
+		behind.Store(0)
 		time.Sleep(12 * time.Minute)
 		if got := mustHave(t, a).Permissions.Standing; got != tokencache.Uncertain {
 			t.Errorf("a token from before the record was lost is %v", got)
 		}
 	})
+}
+
+// A device is on for so long each day, and then its power is cut. A revocation withholds until the next token, or the one after it,
+// also where nobody counts lives and no clock is known to be right.
+func TestPowerCutEveryDay(t *testing.T) {
+	t.Parallel()
+	for _, on := range []time.Duration{50 * time.Minute, 3 * time.Hour} {
+		t.Run(on.String(), func(t *testing.T) {
+			t.Parallel()
+			atClocks(t, func(t *testing.T, d *bootable) {
+				const days = 4
+				start := time.Now()
+				for day := range days {
+					served := false
+					d.cut(t, func(a *agent.Agent) {
+						if day == 0 {
+							mustHave(t, a)
+							time.Sleep(10 * time.Minute)
+							note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+						}
+						for time.Since(start) < time.Duration(day)*24*time.Hour+on {
+							time.Sleep(5 * time.Minute)
+							served = served || !withholds(t, a)
+						}
+					})
+					if day == 0 && served {
+						t.Error("a token from before the revocation is handed out")
+					}
+					if day == days-1 && !served {
+						t.Errorf("on day %d tokens are still withheld", day)
+					}
+					time.Sleep(time.Until(start.Add(time.Duration(day+1) * 24 * time.Hour)))
+				}
+			})
+		})
+	}
+}
+
+// cut is boot, for a boot that ends with the power: nothing is written at its end.
+func (d *bootable) cut(t *testing.T, f func(a *agent.Agent)) {
+	t.Helper()
+	files := make(map[string][]byte)
+	d.boot(t, true, func(a *agent.Agent) {
+		f(a)
+		synctest.Wait()
+		names, err := filepath.Glob(filepath.Join(d.dir, "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if files[name], err = os.ReadFile(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	for name, text := range files {
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -66,6 +66,9 @@ type PolicyChange struct {
 	Issuer Window
 	// Checked says that Issuer is no earlier than the back end's counting tells.
 	Checked bool
+	// NotLater is a time that the issuer's clock had not passed when it happened, by what the back end has handed out since. Zero: not
+	// known.
+	NotLater time.Time
 	// Joined is how many others it stands for, since the record was full.
 	Joined int
 
@@ -168,6 +171,7 @@ func (c *Cache) Note(p PolicyChange) (PolicyChange, error) {
 	}
 	p.Moment, p.By = c.momentLocked(p, now)
 	p.Issuer, p.Checked = c.byIssuerLocked(p, now), !c.knowledge.issuer.IsZero()
+	p.NotLater, _ = c.knowledge.notLater(p.Moment - c.on)
 	if !c.enterLocked(c.changeLocked(p, now)) {
 		return PolicyChange{}, ErrTooManyChanges
 	}

@@ -39,7 +39,10 @@ const handedOutAfter = 5 * time.Minute
 // notLater returns a time that the issuer's clock had not passed at a boot time, by what the back end handed out in this boot.
 // False: nothing tells, or what was handed out contradicts itself.
 func (k *knowledge) notLater(at time.Duration) (time.Time, bool) {
-	return k.ceiling.Add(at), !k.ceiling.IsZero() && !k.floor.After(k.ceiling)
+	if k.ceiling.IsZero() || k.floor.After(k.ceiling) {
+		return time.Time{}, false
+	}
+	return k.ceiling.Add(at), true
 }
 
 // byIssuerLocked returns when p happened, which is noted now, by the issuer's clock: as the back end's counting tells it and as

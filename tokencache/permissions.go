@@ -114,21 +114,34 @@ func (c *Cache) judgeLocked(e *entry) {
 	}
 }
 
-// proveLocked looks, after an answer, whether e's token is shown to be from after a change by what the back end has handed out
-// in this boot, where nobody counts its life and no clock is known to be right. A token that was still handed out had
-// not expired: so it was no later, by the issuer's clock, when the change happened. What is shown once stays on record.
+// tighter is by how much a bound on when a change happened has to be earlier than the one on record, to be kept.
+const tighter = 30 * time.Minute
+
+// proveLocked looks, after an answer, whether e's token is shown to be from after a change by what the back end has handed out,
+// where nobody counts its life and no clock is known to be right. A token that was still handed out had not expired: so it
+// was no later, by the issuer's clock, when the change happened. That stays on record: what is handed out in a later
+// boot tells less, since nobody knows how long the device was off.
 func (c *Cache) proveLocked(e *entry, now time.Duration) {
-	proven := false
+	learnt, blind := false, !c.knowledge.counted && !c.knowsTime()
 	for _, ch := range c.changes {
-		if !c.touches(ch, e) || e.receipt.on <= ch.Moment || c.verdictLocked(e, ch) == Current {
+		if !c.touches(ch, e) || c.verdictLocked(e, ch) == Current {
 			continue
 		}
 		latest, known := c.knowledge.notLater(c.at(ch))
-		if known && e.minted.Earliest.After(latest.Add(c.spread)) {
-			ch.Issuer.Latest, proven = latest, true
+		if !known {
+			continue
+		}
+		if blind && (ch.NotLater.IsZero() || latest.Before(ch.NotLater.Add(-tighter))) {
+			ch.NotLater, learnt = latest, true
+		}
+		if !ch.NotLater.IsZero() && ch.NotLater.Before(latest) {
+			latest = ch.NotLater
+		}
+		if e.receipt.on > ch.Moment && e.minted.Earliest.After(latest.Add(c.spread)) {
+			ch.Issuer.Latest, learnt = latest, true
 		}
 	}
-	if proven {
+	if learnt {
 		c.generation++
 		c.rejudgeLocked(now)
 	}

@@ -193,6 +193,11 @@ func (p *PolicyChange) takeIn(o PolicyChange) {
 		p.Issuer.Latest = latest(p.Issuer.Latest, o.Issuer.Latest)
 	}
 	p.Issuer.Earliest = latest(p.Issuer.Earliest, o.Issuer.Earliest)
+	if p.NotLater.IsZero() || o.NotLater.IsZero() {
+		p.NotLater = time.Time{}
+	} else {
+		p.NotLater = latest(p.NotLater, o.NotLater)
+	}
 	p.Joined += 1 + o.Joined
 }
 

@@ -64,6 +64,8 @@ type written struct {
 	Checked bool          `json:"checked,omitempty"`
 	Joined  int           `json:"joined,omitempty"`
 
+	NotLater time.Time `json:"not_later,omitzero"` // by the issuer's clock
+
 	// Present up to version 2 when At was read off a clock that was not known to be right.
 	AtBoot *int64 `json:"at_boot_ns,omitempty"`
 }
@@ -118,6 +120,7 @@ func writtenOf(p tokencache.PolicyChange) written {
 		w.Selector = selectorOf(p.Selector)
 	}
 	w.Vouched, w.Moment, w.By, w.Checked, w.Joined = p.Vouched, p.Moment, p.By, p.Checked, p.Joined
+	w.NotLater = p.NotLater.UTC()
 	if p.Issuer != (tokencache.Window{}) {
 		w.Issuer = &window{Earliest: p.Issuer.Earliest.UTC(), Latest: p.Issuer.Latest.UTC()}
 	}
@@ -162,7 +165,7 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 func (w *written) change(version int) tokencache.PolicyChange {
 	p := tokencache.PolicyChange{
 		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: effectOf(w.Effect),
-		Note: w.Note, NotedOn: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Checked: w.Checked, Joined: w.Joined,
+		Note: w.Note, NotedOn: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Checked: w.Checked, NotLater: w.NotLater, Joined: w.Joined,
 	}
 	if version < 3 {
 		p.Vouched = w.AtBoot == nil
@@ -233,6 +236,8 @@ func (w *written) check() error {
 		return errors.New("its moment_ns or by_ns is out of range")
 	case w.Issuer != nil && !known(w.Issuer.Earliest, w.Issuer.Latest):
 		return errors.New("its times by the issuer are outside 1970 to 2200")
+	case !known(w.NotLater):
+		return errors.New("its not_later is outside 1970 to 2200")
 	case w.Selector == nil:
 		return nil
 	}
