@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,12 +15,19 @@ import (
 // plain is a back end with one token for each resource, which lives for 24 hours. It was issued when that was first asked for, or
 // when another client did. Its clock is right.
 type plain struct {
+	mu     sync.Mutex
 	issued map[string]time.Time
 	counts bool // it counts the life that a token has left
 	static bool // and always says that this is 24 hours
 }
 
 func (p *plain) issue(resource string, at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.issueLocked(resource, at)
+}
+
+func (p *plain) issueLocked(resource string, at time.Time) {
 	if p.issued == nil {
 		p.issued = make(map[string]time.Time)
 	}
@@ -28,8 +36,10 @@ func (p *plain) issue(resource string, at time.Time) {
 
 func (p *plain) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 	const life = 24 * time.Hour
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if at, there := p.issued[key.Resource]; !there || !time.Now().Before(at.Add(life)) {
-		p.issue(key.Resource, time.Now())
+		p.issueLocked(key.Resource, time.Now())
 	}
 	at := p.issued[key.Resource]
 	f := tokencache.Fetched{
