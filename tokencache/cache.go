@@ -325,10 +325,15 @@ func (c *Cache) pauseLocked(now time.Duration) *FetchError {
 
 // askedPauseLocked returns the pause that the back end asked for, if it is not over, or nil.
 func (c *Cache) askedPauseLocked(now time.Duration) *FetchError {
-	if pause := c.gate.paused - now; pause > 0 {
+	pause := c.gate.paused - now
+	switch r := c.gate.rest; {
+	case pause <= 0:
+		return nil
+	case r.failures > 0 && r.failure.Kind == Throttled:
+		return r.failure.told(pause)
+	default:
 		return &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
 	}
-	return nil
 }
 
 func (c *Cache) serveLocked(e *entry, left, now time.Duration) Answer {
