@@ -62,7 +62,9 @@ func (r *Record) Load() (*tokencache.Record, error) {
 		if spoilt, ok := errors.AsType[*SpoiltError](*err); ok && record != nil {
 			*err = moveAside(r.folder, spoilt.Name, spoilt)
 		} else if ok {
-			r.spoilt = append(r.spoilt, filepath.Base(spoilt.Name))
+			name := filepath.Base(spoilt.Name)
+			r.spoilt = append(r.spoilt, name)
+			*err = &SpoiltError{Name: spoilt.Name, Why: fmt.Errorf("%w; when another is written it is kept as %s%s…", spoilt.Why, name, unreadable)}
 		}
 	}
 	if record == nil {

@@ -265,7 +265,7 @@ func TestUnreadablePolicyChanges(t *testing.T) {
 		if len(s.Changes) != 1 || s.Changes[0].Effect != api.EffectUnknown || len(s.Trouble) != 1 {
 			t.Fatalf("%+v", s)
 		}
-		for _, part := range []string{"could not be read: policy-changes.json", record + ".unreadable-", "perceptctl policy-changes withdraw " + s.Changes[0].ID} {
+		for _, part := range []string{"could not be read: policy-changes.json", "policy-changes.json.unreadable-", "perceptctl policy-changes withdraw " + s.Changes[0].ID} {
 			if !strings.Contains(s.Trouble[0], part) {
 				t.Errorf("%q lacks %q", s.Trouble[0], part)
 			}
