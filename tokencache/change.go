@@ -314,6 +314,9 @@ func (c *Cache) dateLocked(now time.Duration) (dated bool) {
 			continue
 		}
 		at := c.clock.Wall().Add(c.at(ch) - now)
+		if at.Before(time.Unix(0, 0)) {
+			continue // that clock is wrong, whoever vouches for it, and no such date can be kept
+		}
 		ch.At, ch.NotedOn, ch.dated, dated = at, at, true, true
 	}
 	return dated

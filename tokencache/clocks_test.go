@@ -490,3 +490,22 @@ func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
 		}
 	})
 }
+
+// A clock that is vouched for and shows that a change happened before 1970 dates nothing: the record could not be kept with such a date.
+func TestClockBefore1970(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &device{backend: simulator.New(simulator.Options{})}
+		w := &watch{}
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.clock()})
+		defer c.Close()
+		mustGet(t, c, vault, sdk)
+		noted := note(t, c, "x", tokencache.Changed, time.Time{})
+		time.Sleep(time.Hour)
+		w.set(time.Since(time.Unix(60, 0)), true)
+		time.Sleep(10 * time.Minute)
+		if got := c.Record().Changes; len(got) != 1 || got[0] != noted {
+			t.Errorf("on record: %+v, noted %+v", got, noted)
+		}
+	})
+}

@@ -26,7 +26,11 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 	counted := first.given - passed // what is left of the first count
 	dated := (f.Token.ExpiresOn.Sub(first.expiresOn)).Abs() <= countSlack
 	switch {
-	case first.deadline == never || left <= max(believed, briefly):
+	case first.deadline == never:
+		return left
+	case f.Presumed: // which says nothing against what is believed, and is as true again as long as the back end hands it out
+		return min(max(believed, left), max(0, first.received)+longestNominal-now) // when an earlier boot was, nobody knows
+	case left <= max(believed, briefly):
 		return left
 	case dated && c.knowsTime():
 		return left // which is no more than there is until that expiry

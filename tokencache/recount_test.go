@@ -165,3 +165,48 @@ func TestCorrectedLifeIsPlannedBy(t *testing.T) {
 		}
 	})
 }
+
+// A life that nobody told, and that is presumed while the back end hands the token out, neither shortens what is known of it nor is a
+// number that is repeated; but it has an end.
+func TestPresumedLife(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name  string
+		first time.Duration // life told at first; 0: presumed then, too
+		least time.Duration // for which the token is served
+	}{
+		{"from the first answer on", 0, 28 * time.Hour},
+		{"after a life was told", 20 * time.Hour, 28 * time.Hour},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				began, r := time.Now(), &registry{}
+				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: (&watch{}).clock()})
+				defer c.Close()
+				r.gives(func(key tokencache.Key) tokencache.Fetched {
+					f := tokenOf("a", key, began)
+					f.Left, f.Counted, f.Presumed, f.Token.ExpiresOn = 10*time.Minute, false, true, began.Add(24*time.Hour)
+					if row.first > 0 && time.Since(began) < time.Minute {
+						f.Left, f.Presumed = row.first, false
+					}
+					return f
+				})
+				for time.Since(began) < row.least {
+					a := mustGet(t, c, vault, tokencache.Need{})
+					if told := row.first - time.Since(began); a.Left < told-time.Minute {
+						t.Fatalf("after %v: %v left, and %v were told", time.Since(began), a.Left, told)
+					}
+					time.Sleep(time.Minute)
+				}
+				if calls := len(r.asked(vault)); calls > 400 {
+					t.Errorf("%d calls", calls)
+				}
+				time.Sleep(20 * time.Minute)
+				if a, err := c.Get(t.Context(), vault, tokencache.Need{}); err == nil {
+					t.Errorf("served with %v left after the longest life there is", a.Left)
+				}
+			})
+		})
+	}
+}

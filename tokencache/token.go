@@ -91,6 +91,10 @@ type Fetched struct {
 	// Reckoned says that the back end told no expiry: ExpiresOn is Left from now by the device's own clock.
 	Reckoned bool
 
+	// Presumed says that Left is nobody's word: all that is known of the token is that the back end hands it out, since its expiry is long
+	// over by a clock of which nobody knows whether it is right.
+	Presumed bool
+
 	// Nominal is the whole life such a token has. Zero means 24 hours.
 	Nominal time.Duration
 

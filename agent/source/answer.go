@@ -172,7 +172,7 @@ func (a *answer) parseNotBefore(f fields) {
 
 // fetched is the token with its times, as received at the wall time now.
 func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
-	on, left, err := a.expiry(now)
+	on, left, presumed, err := a.expiry(now)
 	if err != nil {
 		return tokencache.Fetched{}, err
 	}
@@ -184,6 +184,7 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 			Claims:    a.token.claims,
 		},
 		Left:      left,
+		Presumed:  presumed,
 		Counted:   a.expiresIn > 0 && !a.expiresOn.IsZero(),
 		Reckoned:  a.expiresOn.IsZero() && !on.Equal(a.token.expiry()),
 		RefreshIn: a.refreshIn,
@@ -217,7 +218,7 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 // out what was over for minutes, so that it is the clock that is ahead then, unless it is known to be right. Beside
 // expires_in alone, exp is no evidence of the life left, since the wall clock may be wrong: it is passed on as the expiry, by
 // which the cache judges while it knows the wall clock to be right.
-func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, err error) {
+func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, presumed bool, err error) {
 	exp := a.token.expiry()
 	switch {
 	case a.expiresOn.IsZero():
@@ -226,25 +227,25 @@ func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, err err
 		if !exp.IsZero() && (behind || exp.Before(on)) {
 			on = exp
 		}
-		return on, left, nil
+		return on, left, false, nil
 	case a.expiresIn == 0:
 		on = earlier(a.expiresOn, exp)
 		left = on.Sub(now)
 		if !a.clockKnown && now.Sub(a.expiresOn) > longOver {
-			return on, presumedLife, nil
+			return on, presumedLife, true, nil
 		}
 		if left <= 0 {
-			return on, 0, &overError{-left, on, fmt.Sprintf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))}
+			return on, 0, false, &overError{-left, on, fmt.Sprintf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))}
 		}
-		return on, left, nil
+		return on, left, false, nil
 	}
 	on = earlier(a.expiresOn, exp)
 	left = a.expiresIn - a.expiresOn.Sub(on)
 	if left <= 0 {
-		return on, 0, &overError{-left, time.Time{}, fmt.Sprintf("the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
+		return on, 0, false, &overError{-left, time.Time{}, fmt.Sprintf("the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
 			stamp(on), stamp(a.expiresOn))}
 	}
-	return on, left, nil
+	return on, left, false, nil
 }
 
 // earlier returns the earlier of an expiry and another one, which may be zero for none.
