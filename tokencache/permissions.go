@@ -153,11 +153,24 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 	for _, e := range c.entries {
 		before := e.standing
 		c.judgeLocked(e)
-		if e.standing != before && e.next != never {
+		if e.standing == before {
+			continue
+		}
+		c.standDownLocked(e, now)
+		if e.next != never {
 			c.planLocked(e, now)
 		}
 	}
 	c.nudge()
+}
+
+// standDownLocked takes e's planned fetch out of the queue, in which it may wait for the end of a pause, when a policy change has begun to
+// spread since it was due. What a caller waits for stays.
+func (c *Cache) standDownLocked(e *entry, now time.Duration) {
+	if f := e.flight; f != nil && !f.begun && f.class != forCaller && e.held(now) {
+		c.gate.remove(f)
+		e.flight = nil
+	}
 }
 
 // standing is how an entry's token stands to all changes that touch it.

@@ -796,3 +796,40 @@ func TestPromiseForTokensWithoutADate(t *testing.T) {
 		})
 	}
 }
+
+// A fetch that is due and waits for the end of a pause is put off when a policy change comes meanwhile.
+func TestQueuedFetchIsHeld(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := &device{backend: simulator.New(simulator.Options{})}
+		var mu sync.Mutex
+		var asked []time.Time
+		throttles := false
+		c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 }, Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if key == vault {
+				asked = append(asked, time.Now())
+			} else if throttles {
+				return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 5 * time.Minute}
+			}
+			return d.Fetch(ctx, key)
+		}})
+		defer c.Close()
+		mustGet(t, c, storage, sdk)
+		time.Sleep(time.Minute)
+		mustGet(t, c, vault, sdk)
+		mu.Lock()
+		throttles = true
+		mu.Unlock()
+		time.Sleep(12*time.Hour + time.Minute) // one was refreshed in vain two minutes ago, and the other is due since a minute
+		noted := time.Now()
+		note(t, c, "x", tokencache.Granted, time.Time{})
+		time.Sleep(time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
+		if asked[1].Before(noted.Add(spread)) {
+			t.Errorf("asked %v after the change", asked[1].Sub(noted))
+		}
+	})
+}
