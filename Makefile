@@ -10,6 +10,9 @@ LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 FUZZTIME ?= 30s
 SINCE ?=
+LIVES_SECONDS ?= 600
+LIVES_SEED ?=
+LIVES_COMMIT ?=
 STALENESS_DOCS ?= $(CURDIR)/docs
 TESTFLAGS ?=
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -21,7 +24,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness soak lint cover cross install clean
+.PHONY: help build demo test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness lives soak lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +78,9 @@ fault-matrix: ## Go through every fault of back end and device (root); brings do
 
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
 	STALENESS_DOCS=$(STALENESS_DOCS) $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
+
+lives: ## Live devices' lives for LIVES_SECONDS (600) from LIVES_SEED on, or from a seed made of LIVES_COMMIT
+	LIVES_SECONDS=$(LIVES_SECONDS) LIVES_SEED=$(LIVES_SEED) LIVES_COMMIT=$(LIVES_COMMIT) $(GO) test -count=1 -timeout 0 -run '^TestLives$$' -v ./agent/lives
 
 soak: ## The daemon at full load for SOAK_SECONDS (600) while its back end fails and its rules change
 	$(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./cmd/perceptd

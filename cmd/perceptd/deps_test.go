@@ -38,6 +38,7 @@ var mayImport = map[string]struct {
 	"agent/caller":    {[]string{"agent", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
 	"agent/binding":   {nil, "it says what the device is known by, and not what is done with it"},
 	"agent/keep":      {[]string{"agent/binding", "agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
+	"agent/lives":     {nil, "it is a test alone"},
 	"agent/server":    {[]string{"agent", "agent/api", "agent/caller", "agent/headlimit", "agent/turnaway", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
 	"agent/client":    {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
 	"agent/clock":     {[]string{"tokencache"}, "it only fills in a clock"},

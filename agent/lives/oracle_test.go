@@ -1,0 +1,708 @@
+package lives
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/tokencache"
+)
+
+// oracle judges what callers get: by the truth, and by what the daemon could know. The life's lock protects it.
+type oracle struct {
+	*life
+	fault             *fault
+	changes           []*happened
+	lies              []span // while the clock was vouched for and wrong
+	liar              bool
+	served            map[tokencache.Key]served
+	promise           map[tokencache.Key]promise
+	recent            []time.Time // calls of the last hour
+	got               map[tokencache.Key]got
+	lasting           map[tokencache.Key][]time.Time // calls that only an administrator's help would have let succeed
+	carriedBlind      bool                           // what systemd holds is of a daemon that could not read anything
+	blind             bool                           // nothing could be read of what was kept
+	unknown           time.Time                      // since then it is on record that nobody knows what was on record; zero: it is not
+	insisted, renewed time.Time                      // a technician last did, and a principal was last made anew
+	unsaved           time.Time                      // since then trouble is told of a save, and the disk is sound; zero: not
+}
+
+// got is what a process was last given for a key.
+type got struct {
+	by        *process
+	text      string
+	until     time.Time // it expires, by what was told
+	principal int       // the latest that was seen
+	first     time.Time // that one was seen
+	short     bool      // the life told was too short
+	on        time.Time // since then it was told, the same each time
+}
+
+type span struct{ from, to time.Time }
+
+// fault is what went wrong.
+type fault struct {
+	kind   string // in a few words, always the same
+	after  time.Duration
+	detail string
+}
+
+func (f *fault) String() string {
+	return fmt.Sprintf("%s, after %v: %s", f.kind, f.after.Round(time.Millisecond), f.detail)
+}
+
+// happened is a policy change, and what became of its notice.
+type happened struct {
+	id        string
+	identity  *tokencache.Selector // nil: all
+	resource  string               // empty: all
+	effect    tokencache.Effect
+	on        time.Time     // it happened
+	spreads   time.Duration // until new tokens have it
+	dated     bool
+	noted     time.Time
+	vouched   bool // the clock was, then
+	lied      bool // and it was wrong
+	boot      int
+	kept      bool // its notice was acknowledged
+	must      bool // it is to be in force in this process
+	withdrawn bool // and that was acknowledged
+	present   bool // it was on record at the last look
+}
+
+type served struct {
+	by    *process
+	token *issued
+}
+
+// promise is that a key is current by then at the latest.
+type promise struct {
+	by      time.Time
+	made    time.Time
+	changes int // policy changes noted and withdrawn before
+}
+
+func (o *oracle) open(l *life) {
+	*o = oracle{life: l, served: make(map[tokencache.Key]served), promise: make(map[tokencache.Key]promise), got: make(map[tokencache.Key]got), lasting: make(map[tokencache.Key][]time.Time)}
+}
+
+// fail notes what went wrong first.
+func (o *oracle) fail(kind, format string, args ...any) {
+	if o.fault == nil {
+		o.fault = &fault{kind, time.Since(o.began), fmt.Sprintf(format, args...)}
+	}
+}
+
+// bounds on what callers are promised.
+const (
+	tolerance = 1200 * time.Millisecond        // tokens' times are whole seconds
+	blur      = 5*time.Minute + 10*time.Second // tokens are dated back by so much
+
+	// soon is within which callers have a token that the back end would give: probes are as far apart as that. While policy changes
+	// follow each other the back end is left alone for three times their spreading besides.
+	soon = 3 * time.Hour
+
+	// pardoned is for how long after a fault is over it may still be told: the longest pause.
+	pardoned = 5*time.Minute + 30*time.Second
+
+	// pardonedLong is that where an administrator heals the fault.
+	pardonedLong = 21 * time.Minute
+)
+
+// touches reports whether ch is about k, with the resources that stand in for each other.
+func (o *oracle) touches(ch *happened, k tokencache.Key) bool {
+	if ch.identity != nil && *ch.identity != k.Selector {
+		return false
+	}
+	both := o.plan.device.alternates && twin(ch.resource) && twin(k.Resource)
+	same := o.plan.device.spelled && strings.TrimSuffix(ch.resource, "/") == strings.TrimSuffix(k.Resource, "/")
+	return ch.resource == "" || ch.resource == k.Resource || both || same
+}
+
+func twin(resource string) bool { return resource == resourceName(0) || resource == resourceName(1) }
+
+// lacks is the truth.
+func (ch *happened) lacks(t *issued) bool { return t.on.Before(ch.on.Add(ch.spreads)) }
+
+// note has a policy change happen, and somebody note it.
+func (l *life) note(e event) {
+	p := l.process
+	if p == nil {
+		return // who notes it is told that nobody answers
+	}
+	now := time.Now()
+	ch := &happened{effect: e.effect, on: now, dated: e.dated, noted: now, boot: l.clocks.boots}
+	c := agent.Change{Effect: e.effect, AllResources: e.resource == 0}
+	if e.resource > 0 {
+		k := l.keys[e.resource-1]
+		ch.resource, c.Resource = k.Resource, k.Resource
+	}
+	if e.identity > 0 {
+		identity := identities[e.identity-1]
+		selector := identity.Selector()
+		ch.identity, c.Identity = &selector, identity.Name
+	}
+	if e.dated {
+		c.At = now.Add(-e.ago)
+		if e.ago > 0 {
+			ch.on = c.At
+		}
+	}
+	ahead, vouched := l.clocks.error()
+	ch.vouched, ch.lied = vouched, vouched && ahead.Abs() > agreeing
+	ch.spreads = time.Duration(l.draw("spreads", tokencache.Key{}) * 0.95 * float64(l.plan.device.spread))
+	noted, err := p.agent.NoteChange("the plan", c)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var refusal *agent.Error
+	switch {
+	case err == nil:
+		ch.kept = true
+	case errors.As(err, &refusal) && refusal.Reason == agent.NotKept:
+	case errors.As(err, &refusal) && (refusal.Reason == agent.FutureChange || refusal.Reason == agent.BadChange):
+		return
+	case errors.As(err, &refusal) && refusal.Reason == agent.TooManyChanges:
+		if e.effect == tokencache.Revoked {
+			l.oracle.fail("revocation refused", "%v", err)
+		}
+		return
+	default:
+		l.oracle.fail("strange error", "noting: %v", err)
+		return
+	}
+	ch.id, ch.must, ch.present = noted.ID, true, true
+	l.oracle.changes = append(l.oracle.changes, ch)
+}
+
+func (l *life) withdraw(n int) {
+	p := l.process
+	o := &l.oracle
+	if p == nil || len(o.changes) == 0 {
+		return
+	}
+	ch := o.changes[max(0, len(o.changes)-1-n)]
+	_, err := p.agent.WithdrawChange("the plan", ch.id)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ch.must, ch.present = false, false
+	ch.kept = false // after an error it may be back, and need not
+	ch.withdrawn = err == nil
+	clear(o.promise)
+}
+
+// starts takes in what of all that was kept a start finds.
+func (o *oracle) starts() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	d := &o.disk
+	told := o.carried != nil && !o.carriedBlind
+	o.blind = d.now() == unreadable && !told
+	for _, ch := range o.changes {
+		kept := told || d.has("policy-changes") || d.has(tokensName) && !o.plan.device.keyless && !d.savedOn.Before(ch.noted)
+		if ch.kept && !kept && o.excuse(allGone) {
+			ch.kept = false
+		}
+	}
+}
+
+// isBlind reports whether the daemon could not read anything yet of what was kept.
+func (o *oracle) isBlind(now time.Time) bool {
+	if o.blind && now.Sub(o.disk.until) > 2*time.Minute {
+		o.blind = false
+	}
+	return o.blind
+}
+
+// booted takes in that the device was off for that long. A promise is made for a device that stays on, where no clock tells how long
+// it was not.
+func (o *oracle) booted(off time.Duration) {
+	if o.isRight() {
+		return
+	}
+	for k, p := range o.promise {
+		p.by = p.by.Add(off + 15*time.Minute)
+		o.promise[k] = p
+	}
+}
+
+// started takes in which changes are on record after a start.
+func (o *oracle) started() {
+	o.mu.Lock()
+	for _, ch := range o.changes {
+		ch.must = ch.kept
+	}
+	o.mu.Unlock()
+	o.look()
+}
+
+// ended takes in that the daemon is gone.
+func (o *oracle) ended() {
+	clear(o.served)
+}
+
+func (o *oracle) clockSet(ahead time.Duration, vouched bool) {
+	now := time.Now()
+	if o.liar {
+		o.lies[len(o.lies)-1].to = now
+	}
+	if o.liar = vouched && ahead.Abs() > agreeing; o.liar {
+		o.lies = append(o.lies, span{now, now.Add(1e6 * time.Hour)})
+	}
+}
+
+// lied reports whether the clock lied at any time since then.
+func (o *oracle) liedSince(t time.Time) bool {
+	for _, s := range o.lies {
+		if s.to.After(t) {
+			return true
+		}
+	}
+	return false
+}
+
+// received takes in what the daemon is given.
+func (o *oracle) received(p *process, f tokencache.Fetched) {
+	t, now := o.backEnd.byText[f.Token.Text.Reveal()], time.Now()
+	before := o.got[t.key]
+	failing, _ := o.backEnd.failure(t.key, now)
+	g := got{p, t.text, now.Add(f.Left), t.principal, now, failing == tellsShort, now}
+	if before.by == p && before.text == g.text && !before.short && before.until.Sub(g.until).Abs() < agreeing {
+		g.on = before.on
+	}
+	if before.by == p && before.principal >= g.principal {
+		g.principal, g.first = before.principal, before.first
+	}
+	o.got[t.key] = g
+}
+
+// answered judges a token that a caller got.
+func (o *oracle) answered(p *process, k *key, a agent.Answer) {
+	now := time.Now()
+	t := o.backEnd.byText[a.Token.Text.Reveal()]
+	if t == nil || t.key.Selector != k.Selector || t.key.Resource != a.Resource {
+		o.fail("another token", "%v got a token of %v", k.Key, t)
+		return
+	}
+	if a.Resource == k.Resource {
+		o.served[k.Key] = served{p, t}
+	}
+	o.judgeLife(p, k, a, t, now)
+	for _, ch := range o.changes {
+		if !ch.must || !o.touches(ch, t.key) || !ch.lacks(t) || o.excusesChange(ch, t) {
+			continue
+		}
+		switch {
+		case o.isBlind(now) && a.Permissions.Standing != tokencache.Current && o.excuse(unreadNow):
+		case ch.effect == tokencache.Revoked:
+			o.fail("revoked token served", "%v got as %v a token issued on %v, before %v of %v (noted %v)",
+				k.Key, a.Permissions.Standing, t.on.Sub(o.began), ch.effect, ch.on.Sub(o.began), ch.noted.Sub(o.began))
+		case a.Permissions.Standing == tokencache.Current:
+			o.fail("called current", "%v got as current a token issued on %v, before %v of %v (noted %v)",
+				k.Key, t.on.Sub(o.began), ch.effect, ch.on.Sub(o.began), ch.noted.Sub(o.began))
+		}
+	}
+	if a.Permissions.Standing != tokencache.Current {
+		o.judgeLag(k, now, false)
+	}
+	if a.Resource == k.Resource {
+		o.judgePrincipal(p, k, t, now)
+		if g := o.got[k.Key]; g.by == p && g.text == t.text && !g.short && now.Sub(g.on) > borneOut && o.plan.device.tells() && a.Left+agreeing+5*time.Second < g.until.Sub(now) && !a.Unconfirmed && !o.liedSince(t.on) {
+			o.fail("life not corrected", "%v got a token told to have %v left, and the back end said %v last", k.Key, a.Left, g.until.Sub(now))
+		}
+	}
+}
+
+// judgePrincipal looks whose token it is: that of the latest principal that was seen.
+func (o *oracle) judgePrincipal(p *process, k *key, t *issued, now time.Time) {
+	if o.plan.device.form == opaque {
+		return // it does not say
+	}
+	if g := o.got[k.Key]; g.by == p && t.principal < g.principal {
+		o.fail("former principal served", "%v got a token of principal %d, %v after one of %d had come", k.Key, t.principal, now.Sub(g.first), g.principal)
+	}
+	for replica := range o.plan.device.replicas {
+		if o.backEnd.principal(k.Selector, replica) <= t.principal {
+			return
+		}
+	}
+	for _, other := range o.keys {
+		g := o.got[other.Key]
+		if other.Selector != k.Selector || g.by != p || g.principal <= t.principal {
+			continue
+		}
+		if since := now.Sub(g.first); since > confirmed+o.plan.device.spread && !o.disturbed(k.Key, g.first, now) {
+			o.fail("principal not confirmed", "%v got a token of principal %d, %v after %v had one of %d", k.Key, t.principal, since, other.Key, g.principal)
+		}
+	}
+}
+
+// borneOut is how long a back end has to tell a longer life than before until it is believed: another answer bears it out.
+const borneOut = 15 * time.Minute
+
+// confirmed is within which the other keys of an identity are fetched anew when one shows another principal.
+const confirmed = time.Hour
+
+// excusesChange reports whether the daemon cannot know that t lacks ch.
+func (o *oracle) excusesChange(ch *happened, t *issued) bool {
+	switch {
+	case ch.dated && ch.lied:
+		return o.excuse(lyingClock)
+	case o.plan.device.form == uncounted && o.liedSince(ch.on):
+		return o.excuse(lyingClock)
+	}
+	return false
+}
+
+// judgeLife looks that a token has not expired.
+func (o *oracle) judgeLife(p *process, k *key, a agent.Answer, t *issued, now time.Time) {
+	left, most := t.expires.Sub(now), tolerance
+	if o.plan.device.form == uncounted {
+		most += agreeing
+	}
+	switch {
+	case left > -most && a.Left <= left+most:
+	case a.Unconfirmed && o.excuse(offTime):
+	case o.liedSince(t.on) && o.excuse(lyingClock):
+	case o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock):
+	default:
+		o.fail("expired token served", "%v got a token told to have %v left, it has %v", k.Key, a.Left, left)
+	}
+}
+
+// refused judges an error that a caller got.
+func (o *oracle) refused(p *process, k *key, asked time.Time, e *agent.Error) {
+	now := time.Now()
+	if e.Reason == agent.PermissionsRevoked {
+		o.judgeLag(k, now, true)
+		return
+	}
+	if o.liedSince(now.Add(-pardoned)) && o.excuse(lyingClock) {
+		return // by that clock the token had expired
+	}
+	if s := o.served[k.Key]; s.by == p && s.token.expires.Sub(now) > 3*time.Second && o.plan.device.form != uncounted && !(o.toldShort(k.Key, now) && o.excuse(toldWrong)) {
+		o.fail("valid token lost", "%v got %v though a token is held for %v more", k.Key, e, s.token.expires.Sub(now))
+		return
+	}
+	if o.mayFail(p, k.Key, asked, now) {
+		return
+	}
+	o.fail("request failed", "%v got: %v", k.Key, e)
+}
+
+// toldShort reports whether the back end tells lives that are too short, or did while a token of now was about.
+func (o *oracle) toldShort(k tokencache.Key, now time.Time) bool {
+	return slices.ContainsFunc(o.backEnd.outages, func(out outage) bool {
+		return out.failing == tellsShort && out.touches(k) && out.from.Before(now) && now.Before(out.to.Add(o.plan.device.life))
+	})
+}
+
+// hung reports whether calls hang, or did just now.
+func (o *oracle) hung(now time.Time) bool {
+	return slices.ContainsFunc(o.backEnd.outages, func(out outage) bool {
+		return out.failing == hangs && out.from.Before(now) && now.Before(out.to.Add(pardoned))
+	})
+}
+
+// mayFail reports whether a miss has a reason that is not the daemon's.
+func (o *oracle) mayFail(p *process, k tokencache.Key, asked, now time.Time) bool {
+	v := o.plan.device
+	for _, out := range o.backEnd.outages {
+		grace := pardoned
+		switch {
+		case out.lasting():
+			grace = pardonedLong
+		case out.failing == tellsShort:
+			grace = o.plan.device.life
+		}
+		throttled := out.failing == throttles || out.failing == throttlesMutely // which is about all calls
+		if (out.touches(k) || throttled) && out.from.Before(now) && now.Before(out.to.Add(grace)) {
+			return o.excuse(backEndFails)
+		}
+		if out.failing == hangs && out.from.Before(now) && now.Before(out.to.Add(time.Minute)) {
+			return o.excuse(callsAtOnce) // those that hang take the calls that others wait for
+		}
+	}
+	if v.form == uncounted && !o.isRight() && o.seemsOver(k) {
+		return o.excuse(ownClock)
+	}
+	queue := max(time.Duration(v.keys)*v.slowest/2, time.Duration(v.keys)*time.Second/5)
+	return queue > 8*time.Second && now.Sub(asked) >= 10*time.Second && o.excuse(callsAtOnce)
+}
+
+// seemsOver reports whether by the device's clock a token of k has expired just now: before that it has life left, and later it is
+// taken to have some, since no back end hands out what was over for minutes.
+func (o *oracle) seemsOver(k tokencache.Key) bool {
+	wall := o.clocks.wall()
+	for _, t := range o.backEnd.held {
+		if over := wall.Sub(t.expires); t.key == k && over > -time.Minute && over < longOver+pardoned {
+			return true
+		}
+	}
+	return false
+}
+
+// isRight reports whether the clock is right, and is vouched for.
+func (o *oracle) isRight() bool {
+	ahead, vouched := o.clocks.error()
+	return vouched && ahead.Abs() <= agreeing
+}
+
+// judgeLag looks for how long the back end would have given a token that callers may have, or that is current.
+func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
+	p := o.process
+	if p == nil || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) || o.toldShort(k.Key, now) && o.excuse(toldWrong) {
+		return
+	}
+	since, need := p.began, o.began
+	for _, ch := range o.changes {
+		if !ch.present || !o.touches(ch, k.Key) || withheld && ch.effect != tokencache.Revoked {
+			continue
+		}
+		need = later(need, o.certainFrom(ch))
+		since = later(since, ch.noted)
+	}
+	if !withheld && !o.unknown.IsZero() {
+		need = later(need, o.certainFrom(&happened{noted: o.unknown, boot: o.clocks.boots}))
+		since = later(since, o.unknown)
+	}
+	if need.After(now) {
+		return
+	}
+	for _, out := range o.backEnd.outages {
+		if (out.touches(k.Key) || out.failing == hangs || out.failing == throttles || out.failing == throttlesMutely) && out.from.Before(now) {
+			if out.to.After(now) {
+				return
+			}
+			since = later(since, out.to)
+		}
+	}
+	for replica := range o.plan.device.replicas {
+		t := o.backEnd.held[shelf{k.Key, replica}]
+		from := need
+		switch {
+		case t == nil:
+			from = later(from, o.backEnd.renewed[shelf{k.Key, replica}])
+		case !now.Before(t.rolls):
+			from = later(from, t.rolls)
+		case t.on.Before(need):
+			return // it is as it is until it rolls over
+		default:
+			from = t.on
+		}
+		since = later(since, from)
+	}
+	if lag := now.Sub(since); lag > soon+3*o.plan.device.spread {
+		what, kind := "a stale token", "late"
+		if withheld {
+			what, kind = "nothing", "locked out"
+		}
+		o.fail(kind, "%v gets %s, for %v already the back end would give a token that is known to be current", k.Key, what, lag)
+	}
+}
+
+// certainFrom returns from when on a token must have been issued for the daemon to know that it has ch.
+func (o *oracle) certainFrom(ch *happened) time.Time {
+	v := o.plan.device
+	moment := ch.noted
+	if ch.dated && ch.vouched && !ch.lied && ch.on.Before(ch.noted) {
+		moment = ch.on
+	}
+	right := o.isRight()
+	if !right && ch.boot != o.clocks.boots {
+		if booted := o.clocks.bootedOn(); booted.After(moment) {
+			moment = booted // for how long the device was off it cannot know
+		}
+	}
+	need := moment.Add(v.spread + blur)
+	if v.form == opaque || v.form == misdated || v.form == uncounted && !right {
+		need = need.Add(28*time.Hour + 5*time.Minute - v.life)
+	}
+	if v.form == uncounted && !right {
+		need = need.Add(v.life)
+	}
+	return need
+}
+
+// look looks at what the daemon tells.
+func (o *oracle) look() {
+	p := o.process
+	if p == nil || p.agent == nil {
+		return
+	}
+	_ = p.agent.Check(context.Background())
+	s := p.agent.Status()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	ahead, _ := o.clocks.error()
+	wall := now.Add(ahead)
+	there := make(map[string]bool)
+	unknown := false
+	for _, ch := range s.Changes {
+		there[ch.ID] = true
+		unknown = unknown || ch.Effect == tokencache.Unknown
+	}
+	switch {
+	case !unknown:
+		o.unknown = time.Time{}
+	case o.unknown.IsZero():
+		o.unknown = now
+	}
+	for _, ch := range o.changes {
+		ch.present = there[ch.id]
+	}
+	if len(s.Keys) > len(o.keys) {
+		o.fail("grows", "%d keys are cached, of %d", len(s.Keys), len(o.keys))
+	}
+	for _, k := range s.Keys {
+		o.judgePromise(k, now, wall)
+	}
+	o.judgeSaves(s.Trouble, now)
+}
+
+// judgeSaves looks that a save is tried again when the disk is sound again.
+func (o *oracle) judgeSaves(told []string, now time.Time) {
+	troubled := slices.ContainsFunc(told, func(s string) bool { return strings.Contains(s, "every minute") })
+	switch {
+	case !troubled || o.disk.now() != sound:
+		o.unsaved = time.Time{}
+	case o.unsaved.IsZero():
+		o.unsaved = now
+	case now.Sub(o.unsaved) > 5*time.Minute:
+		o.fail("not saved again", "the disk is sound since %v: %q", now.Sub(o.unsaved), told)
+	}
+}
+
+// judgePromise looks that a key is current when it was said to be.
+func (o *oracle) judgePromise(k agent.KeyStatus, now, wall time.Time) {
+	if k.Left <= 0 || k.Permissions.Standing == tokencache.Current || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
+		delete(o.promise, k.Key)
+		return
+	}
+	switch {
+	case !o.unknown.IsZero() && o.excuse(unreadNow),
+		now.Sub(o.renewed) < 2*day && o.excuse(madeAnew),
+		o.toldShort(k.Key, now) && o.excuse(toldWrong):
+		delete(o.promise, k.Key)
+		return
+	}
+	by := now.Add(k.Permissions.CurrentBy.Sub(wall))
+	before, made := o.promise[k.Key]
+	if !made || before.changes != len(o.changes) {
+		o.promise[k.Key] = promise{by, now, len(o.changes)}
+		return
+	}
+	late := now.Sub(before.by)
+	if late > 2*time.Minute && !o.disturbed(k.Key, before.by, now) {
+		o.fail("promise broken", "%v was to be current by %v at the latest, as was said on %v; it is not, %v later",
+			k.Key, before.by.Sub(o.began), before.made.Sub(o.began), late)
+	}
+}
+
+// disturbed reports whether there was a while, around then, in which no call could be made.
+func (o *oracle) disturbed(k tokencache.Key, by, now time.Time) bool {
+	if now.Sub(o.process.began) < 10*time.Minute {
+		return true
+	}
+	for _, out := range o.backEnd.outages {
+		if out.from.Before(now) && now.Before(out.to.Add(pardonedLong)) && (out.touches(k) || out.failing == hangs) {
+			return true
+		}
+	}
+	return false
+}
+
+// called counts the daemon's calls.
+func (o *oracle) called(k tokencache.Key) {
+	now := time.Now()
+	o.recent = append(o.recent, now)
+	for now.Sub(o.recent[0]) > time.Hour {
+		o.recent = o.recent[1:]
+	}
+	o.calledInVain(k, now)
+	o.calledTooSoon(k, now)
+	most := callsAnHour
+	for _, k := range o.keys {
+		most += callsOfAKey
+		left := o.got[k.Key].until.Sub(now)
+		if left < 6*time.Minute && left > -70*time.Minute || o.plan.device.form == uncounted && !o.isRight() {
+			most += callsAtExpiry
+		}
+	}
+	if n := len(o.recent); n > most && !(o.liedSince(now.Add(-time.Hour)) && o.excuse(lyingClock)) {
+		o.fail("too many calls", "%d calls in an hour, of at most %d", n, most)
+	}
+}
+
+// What a daemon may call in an hour.
+const (
+	callsAnHour   = 120
+	callsOfAKey   = 80
+	callsAtExpiry = 220 // of a key whose token expires in that hour while the back end fails
+)
+
+// calledInVain counts the calls that only an administrator's help would have let succeed, from an hour on after
+// its beginning, the daemon's, and the expiry of what was held.
+func (o *oracle) calledInVain(k tokencache.Key, now time.Time) {
+	failing, _ := o.backEnd.failure(k, now)
+	s := o.served[k]
+	held := s.by == o.process && s.token != nil && now.Sub(s.token.expires) < time.Hour
+	if !failing.lasting() || held || o.process == nil || now.Sub(o.process.began) < time.Hour {
+		delete(o.lasting, k)
+		return
+	}
+	all := append(o.lasting[k], now)
+	for now.Sub(all[0]) > 3*time.Hour {
+		all = all[1:]
+	}
+	o.lasting[k] = all
+	late := slices.IndexFunc(all, func(t time.Time) bool { return now.Sub(t) <= time.Hour })
+	if n := len(all) - late; n > callsInVain && now.Sub(all[0]) > 90*time.Minute {
+		o.fail("calls in vain", "%d calls for %v in an hour, and an administrator alone could help", n, k)
+	}
+}
+
+// callsInVain is how often in an hour a key is asked for that the back end refuses for hours already, whoever asks for it: 60 keys
+// make 180 calls then, and somebody who insists some more.
+const callsInVain = 8
+
+// calledTooSoon looks that the back end is left alone while a policy change is spreading: it would issue a token that lacks it,
+// and hand that out for a day. Where changes follow each other it is asked all the same, now and then.
+func (o *oracle) calledTooSoon(k tokencache.Key, now time.Time) {
+	s := o.served[k]
+	spread := o.plan.device.spread
+	if o.process == nil || s.by != o.process || now.Sub(s.by.began) < 30*time.Minute || s.token.expires.Sub(now) < spread+15*time.Minute {
+		return
+	}
+	if now.Sub(o.insisted) < time.Minute || now.Sub(o.renewed) < day || o.plan.device.alternates || o.liedSince(now.Add(-day)) || o.hung(now) || o.toldShort(k, now) {
+		return
+	}
+	var spreading, others int
+	for _, ch := range o.changes {
+		switch since := now.Sub(ch.noted); {
+		case !ch.present || !o.touches(ch, k):
+		case !ch.dated && since > time.Second && since < spread-time.Second:
+			spreading++
+		case since < 5*spread+2*blur:
+			others++
+		}
+	}
+	if spreading == 1 && others == 0 {
+		o.fail("asked too soon", "the back end is asked for %v, whose token has %v left, while a change is spreading", k, s.token.expires.Sub(now))
+	}
+}
+
+// tells reports whether the back end tells a life that is believed as it is: App Service tells none, and one of more than 24 hours is
+// believed only with a date.
+func (v device) tells() bool { return v.form != uncounted && (v.form != opaque || v.life <= day) }
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
