@@ -24,7 +24,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness lives soak lint cover cross install clean
+.PHONY: help build demo test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness lives mutations soak lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md
 lives: ## Live devices' lives for LIVES_SECONDS (600) from LIVES_SEED on, or from a seed made of LIVES_COMMIT
 	LIVES_SECONDS=$(LIVES_SECONDS) LIVES_SEED=$(LIVES_SEED) LIVES_COMMIT=$(LIVES_COMMIT) $(GO) test -count=1 -timeout 0 -run '^TestLives$$' -v ./agent/lives
 
+mutations: ## Show that the lives notice what is wrong in judgement, hold, record and clock rules
+	$(GO) test -tags mutations -count=1 -timeout 0 -run '^TestMutations$$' -v ./agent/lives
+
 soak: ## The daemon at full load for SOAK_SECONDS (600) while its back end fails and its rules change
 	$(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./cmd/perceptd
 
@@ -96,6 +99,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet -tags clients ./cmd/perceptd
 	$(GO) vet -tags soak ./cmd/perceptd
 	$(GO) vet -tags staleness ./tokencache
+	$(GO) vet -tags mutations ./agent/lives
 	$(GO) run $(STATICCHECK) ./...
 
 cover: ## Statement coverage; fails below 95 % of tokencache or 80 % of the whole
