@@ -276,7 +276,7 @@ func TestBadChanges(t *testing.T) {
 				t.Errorf("choices %q", refusal.Choices)
 			}
 		}
-		if n := len(a.Changes()); n != 0 || z.record() != nil {
+		if n := len(a.Changes()); n != 0 || len(z.record()) != 0 {
 			t.Errorf("%d changes on record", n)
 		}
 		ask(t, a, module, agent.Request{Resource: vault})

@@ -79,12 +79,14 @@ func (c *Cache) testsLocked(e *entry) []time.Duration {
 	p := c.learnedLocked(e)
 	age := func(share float64) time.Duration { return time.Duration(share * float64(e.life)) }
 	switch {
-	case p.kind != Unlearnt || p.seen == 0 || p.eager:
+	case p.kind != Unlearnt || p.seen == 0:
 		return nil
 	case p.common.holds(0.5):
 		return []time.Duration{age(0.5) - testBefore, age(0.5) + testAfter}
 	case p.common.holds(1):
 		return nil // the schedule closes in on the expiry by itself
+	case p.eager:
+		return nil
 	}
 	return []time.Duration{age((p.common.after + p.common.by) / 2), age(p.common.by) + testAfter}
 }
