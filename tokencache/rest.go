@@ -3,7 +3,7 @@ package tokencache
 import "time"
 
 const (
-	restTop = time.Minute // the longest that an endpoint is left alone that cannot be reached: one call stands for all keys
+	restTop = 2 * time.Minute // the longest that an endpoint is left alone that cannot be reached: one call stands for all keys
 
 	askFirst       = 2 * time.Second  // after a caller's own miss failed, the next asks no sooner; then after twice that, and so on
 	askTop         = 5 * time.Minute  // up to this
