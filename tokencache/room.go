@@ -47,14 +47,15 @@ func (c *Cache) loadLocked(kept []PolicyChange) {
 	}
 }
 
-// isMetLocked reports whether ch makes room: every token held meets it. A revocation never does, since a token from before it may
-// come yet, nor does what stands for a record that was lost.
+// isMetLocked reports whether ch makes room: every token meets it that is held, or was held last where there is none, since that may
+// come again. A revocation never does, since a token from before it may come yet, nor does what stands for a record that
+// was lost.
 func (c *Cache) isMetLocked(ch *change) bool {
 	if ch.Effect == Revoked || ch.Effect == Unknown {
 		return false
 	}
 	for _, e := range c.entries {
-		if !e.token.Text.IsZero() && c.touches(ch, e) && c.verdictLocked(e, ch) != Current {
+		if e.life != 0 && c.touches(ch, e) && c.verdictLocked(e, ch) != Current {
 			return false
 		}
 	}

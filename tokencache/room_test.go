@@ -1,10 +1,12 @@
 package tokencache_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"perceptd/tokencache"
@@ -254,5 +256,45 @@ func TestJoinedIsWithdrawnAsOne(t *testing.T) {
 			t.Errorf("%+v, %v", was, ok)
 		}
 		mustGet(t, c, key, sdk)
+	})
+}
+
+// A change that the token lacks which was held last makes no room: the back end may give that token again.
+func TestRoomWhileATokenIsMissing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		began, r := time.Now(), &registry{}
+		left, broken := time.Hour, false
+		c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+			f, err := r.Fetch(ctx, key)
+			if broken {
+				return tokencache.Fetched{}, down
+			}
+			return f, err
+		}})
+		defer c.Close()
+		r.gives(func(key tokencache.Key) tokencache.Fetched {
+			f := tokenOf("a", key, began)
+			f.Left = left
+			return f
+		})
+		mustGet(t, c, vault, sdk)
+		time.Sleep(10 * time.Minute)
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		r.during(func() { broken = true })
+		time.Sleep(2 * time.Hour) // it seems to be over
+		for i := range tokencache.MaxChanges {
+			if _, err := c.Note(tokencache.PolicyChange{ID: fmt.Sprint(i), Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "another"}, Effect: tokencache.Granted}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.during(func() { left, broken = 21*time.Hour, false })
+		time.Sleep(20 * time.Minute)
+		if a, err := c.Get(t.Context(), vault, tokencache.Need{}); err == nil && a.Permissions.Standing == tokencache.Current {
+			t.Errorf("a token from before the change is %v", a.Permissions.Standing)
+		}
+		if !slices.ContainsFunc(c.Changes(), func(n tokencache.Noted) bool { return n.ID == "x" }) {
+			t.Error("the change is off the record")
+		}
 	})
 }
