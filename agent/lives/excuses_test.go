@@ -27,6 +27,9 @@ const (
 	// Another principal's tokens may be older than those before, and are taken all the same.
 	madeAnew excuse = "the identity was made anew"
 
+	// Of a full record a change goes that every token meets which the daemon has had. One that it has not had yet may be from before.
+	fullRecord excuse = "the record was full"
+
 	// The back end gives nothing, or gave nothing just now: the pauses between calls are told in the guide.
 	backEndFails excuse = "the back end fails"
 

@@ -32,8 +32,8 @@ var mutants = []mutant{
 	{"changes end after an hour", changes, "lasts := c.spread + longestNominal + recordAfter", "lasts := c.spread + time.Hour", 1},
 	{"a record is kept without its changes", "agent/record.go", "if err := r.keep(now); err != nil {", "if err := r.keep(tokencache.Record{Taken: now.Taken, Lineage: now.Lineage, Generation: now.Generation}); err != nil {", 1},
 	{"a record that cannot be read now is taken for none", "agent/keep/begin.go", "b.Unread = err", "b.RecordFault = err", 1},
-	{"what could not be saved is never saved again", "agent/record.go", "if err != nil && r.unread.Load() == nil {", "if err != nil && r.keep == nil {", 1},
-	{"a full record refuses revocations", changes, "!c.makeRoomLocked(&p)", "(p.Joined == 0 || !c.makeRoomLocked(&p))", 1},
+	{"what could not be saved is not saved again soon", "agent/memory.go", "save = saved + keepAgain", "save = saved + saveEvery", 1},
+	{"a full record refuses revocations", changes, "if !c.enterLocked(c.changeLocked(p, now)) {", "if len(c.changes) >= MaxChanges || !c.enterLocked(c.changeLocked(p, now)) {", 1},
 
 	// The rules of clocks.
 	{"on-time begins anew with each boot", "tokencache/ontime.go", "\treturn latest\n", "\treturn latest - latest\n", 1},

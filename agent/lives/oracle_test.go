@@ -24,6 +24,7 @@ type oracle struct {
 	recent            []time.Time // calls of the last hour
 	got               map[tokencache.Key]got
 	lasting           map[tokencache.Key][]time.Time // calls that only an administrator's help would have let succeed
+	full              bool                           // the record was once
 	carriedBlind      bool                           // what systemd holds is of a daemon that could not read anything
 	blind             bool                           // nothing could be read of what was kept
 	unknown           time.Time                      // since then it is on record that nobody knows what was on record; zero: it is not
@@ -108,6 +109,10 @@ const (
 
 	// pardoned is for how long after a fault is over it may still be told: the longest pause.
 	pardoned = 5*time.Minute + 30*time.Second
+
+	// pardonedLie is for how long after a clock lied tokens may count as expired that had by it: until other answers bear out that
+	// they have not.
+	pardonedLie = 2 * time.Hour
 
 	// pardonedLong is that where an administrator heals the fault.
 	pardonedLong = 21 * time.Minute
@@ -353,6 +358,8 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 		return o.excuse(lyingClock)
 	case o.plan.device.form == uncounted && o.liedSince(ch.on):
 		return o.excuse(lyingClock)
+	case o.full && ch.effect != tokencache.Revoked:
+		return o.excuse(fullRecord)
 	}
 	return false
 }
@@ -380,7 +387,7 @@ func (o *oracle) refused(p *process, k *key, asked time.Time, e *agent.Error) {
 		o.judgeLag(k, now, true)
 		return
 	}
-	if o.liedSince(now.Add(-pardoned)) && o.excuse(lyingClock) {
+	if o.liedSince(now.Add(-pardonedLie)) && o.excuse(lyingClock) {
 		return // by that clock the token had expired
 	}
 	if s := o.served[k.Key]; s.by == p && s.token.expires.Sub(now) > 3*time.Second && o.plan.device.form != uncounted && !(o.toldShort(k.Key, now) && o.excuse(toldWrong)) {
@@ -541,6 +548,7 @@ func (o *oracle) look() {
 	ahead, _ := o.clocks.error()
 	wall := now.Add(ahead)
 	there := make(map[string]bool)
+	o.full = o.full || len(s.Changes) == tokencache.MaxChanges
 	unknown := false
 	for _, ch := range s.Changes {
 		there[ch.ID] = true
@@ -586,7 +594,8 @@ func (o *oracle) judgePromise(k agent.KeyStatus, now, wall time.Time) {
 	switch {
 	case !o.unknown.IsZero() && o.excuse(unreadNow),
 		now.Sub(o.renewed) < 2*day && o.excuse(madeAnew),
-		o.toldShort(k.Key, now) && o.excuse(toldWrong):
+		o.toldShort(k.Key, now) && o.excuse(toldWrong),
+		o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock):
 		delete(o.promise, k.Key)
 		return
 	}
@@ -633,6 +642,11 @@ func (o *oracle) called(k tokencache.Key) {
 			most += callsAtExpiry
 		}
 	}
+	if slices.ContainsFunc(o.backEnd.outages, func(out outage) bool {
+		return out.failing == unreachable && out.from.Before(now) && now.Before(out.to.Add(time.Hour))
+	}) {
+		most += callsInOutage
+	}
 	if n := len(o.recent); n > most && !(o.liedSince(now.Add(-time.Hour)) && o.excuse(lyingClock)) {
 		o.fail("too many calls", "%d calls in an hour, of at most %d", n, most)
 	}
@@ -643,14 +657,15 @@ const (
 	callsAnHour   = 120
 	callsOfAKey   = 80
 	callsAtExpiry = 220 // of a key whose token expires in that hour while the back end fails
+	callsInOutage = 720 // while the endpoint cannot be reached: one finds out for all keys
 )
 
 // calledInVain counts the calls that only an administrator's help would have let succeed, from an hour on after
 // its beginning, the daemon's, and the expiry of what was held.
 func (o *oracle) calledInVain(k tokencache.Key, now time.Time) {
 	failing, _ := o.backEnd.failure(k, now)
-	s := o.served[k]
-	held := s.by == o.process && s.token != nil && now.Sub(s.token.expires) < time.Hour
+	g := o.got[k]
+	held := g.text != "" && now.Sub(g.until) < time.Hour
 	if !failing.lasting() || held || o.process == nil || now.Sub(o.process.began) < time.Hour {
 		delete(o.lasting, k)
 		return

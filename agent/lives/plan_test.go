@@ -348,5 +348,9 @@ func (d drawing) clockSet(e event, v device, lies bool) []event {
 	e.offset = choose(d, -3*day, -2*time.Hour, -20*time.Minute, -11*time.Minute, -4*time.Second, 3*time.Second, 11*time.Minute, 2*time.Hour, 3*day, 400*day)
 	e.lost, e.vouched = d.one(8), lies
 	back := event{kind: clockSet, on: e.on + time.Minute + d.upTo(choose(d, 6*time.Minute, time.Hour, day)), vouched: v.vouched}
+	if lies && d.one(2) { // there is something to be wrong about
+		before := event{kind: change, on: max(10*time.Minute, e.on-d.upTo(6*time.Hour)), effect: choose(d, tokencache.Revoked, tokencache.Changed)}
+		return []event{before, e, back}
+	}
 	return []event{e, back}
 }
