@@ -36,6 +36,8 @@ func (s situation) resource(p program) string {
 	return "https://" + p.slug + "." + strings.NewReplacer(" ", "-", ",", "").Replace(s.name) + ".example.net"
 }
 
+func (s situation) throttled() bool { return s.fault == "throttle" }
+
 func once(program) int { return 1 }
 
 func situations() []situation {
@@ -122,9 +124,12 @@ func TestClients(t *testing.T) {
 	c := newCounter(t, d)
 	hung := launchDaemon(t, clientsConfig(all)) // whose calls to the back end keep others waiting
 	h := newCounter(t, hung)
-	// Azure CLI logs in before it hangs.
-	if status, body, err := hung.get(hung.token(), "/v1/token?identity=device&resource="+armURI); status != 200 {
-		t.Fatal(status, body, err)
+	choked := launchDaemon(t, clientsConfig(all)) // whose back end throttles, and is left alone as a whole
+	k := newCounter(t, choked)
+	for _, d := range []*daemonProcess{hung, choked} { // Azure CLI logs in before that
+		if status, body, err := d.get(d.token(), "/v1/token?identity=device&resource="+armURI); status != 200 {
+			t.Fatal(status, body, err)
+		}
 	}
 	hung.simulated(t, "fault", "hang")
 	for _, p := range all {
@@ -135,7 +140,11 @@ func TestClients(t *testing.T) {
 				}
 			}
 			if s.fault != "" {
-				d.simulated(t, "fault", s.fault, "--resource", s.resource(p))
+				at := d
+				if s.throttled() {
+					at = choked
+				}
+				at.simulated(t, "fault", s.fault, "--resource", s.resource(p))
 			}
 		}
 	}
@@ -146,8 +155,11 @@ func TestClients(t *testing.T) {
 				t.Run(p.slug+" "+s.name, func(t *testing.T) {
 					t.Parallel()
 					at := c
-					if s.hangs {
+					switch {
+					case s.hangs:
 						at = h
+					case s.throttled():
+						at = k
 					}
 					table.set(p.name, s.name, s.meet(t, p, at))
 				})
