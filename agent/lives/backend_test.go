@@ -161,7 +161,7 @@ func (l *life) answer(key tokencache.Key, replica int, failing failing, until ti
 		}
 	}
 	if v.form == misdated {
-		f.Token.Claims.IssuedAt = t.expires.Add(-time.Hour)
+		f.Token.Claims.IssuedAt = t.expires.Add(-time.Second) // which is to come, whenever it is received
 	}
 	f.Left, f.Presumed = l.left(t, failing, now)
 	if f.Left > 7*day {

@@ -30,6 +30,9 @@ const (
 	// Of a full record a change goes that every token meets which the daemon has had. One that it has not had yet may be from before.
 	fullRecord excuse = "the record was full"
 
+	// What one replica holds tells nothing of the others: another may hand out a token from before for longer.
+	replicasDisagree excuse = "the back end's replicas disagree"
+
 	// The back end gives nothing, or gave nothing just now: the pauses between calls are told in the guide.
 	backEndFails excuse = "the back end fails"
 

@@ -38,9 +38,9 @@ var mutants = []mutant{
 	// The rules of clocks.
 	{"on-time begins anew with each boot", "tokencache/ontime.go", "\treturn latest\n", "\treturn latest - latest\n", 1},
 	{"the wall clock alone ends changes", changes, "left = max(left, ch.At.Add(lasts).Sub(wall))", "left = min(left, ch.At.Add(lasts).Sub(wall))", 1},
-	{"a kept token counts as received at the start", memories, "got := receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo}", "got := receipt{on: c.on + now, from: c.on + now, to: c.on + now}", 1},
+	{"a kept token counts as received at the start", memories, "receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}", "receipt{on: c.on + now, from: c.on + now, to: c.on + now}", 1},
 	{"a date is believed by a clock that nobody vouches for", changes, "\tif !p.Vouched {\n\t\treturn 0\n\t}\n\tago", "\tago", 1},
 	{"after a boot nothing is unconfirmed", memories, "a := absence{shift: now - m.Boot - away, certain: known}", "a := absence{shift: now - m.Boot - away, certain: true}", 1},
 	{"the wall clock alone tells the life left", "tokencache/cache.go", "return min(byBoot, expiresOn.Sub(c.clock.Wall()))", "return expiresOn.Sub(c.clock.Wall())", 1},
-	{"a source that throttles is asked on", "tokencache/rest.go", "c.gate.paused = max(c.gate.paused, now+min(failure.RetryAfter, retryAfter))", "c.gate.paused = max(c.gate.paused, now)", 1},
+	{"a source that fails as a whole is asked on", "tokencache/rest.go", "case extent == OfSource:", "case extent == OfSource && failure == nil:", 1},
 }

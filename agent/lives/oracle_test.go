@@ -24,6 +24,7 @@ type oracle struct {
 	recent            []time.Time // calls of the last hour
 	got               map[tokencache.Key]got
 	lasting           map[tokencache.Key][]time.Time // calls that only an administrator's help would have let succeed
+	wasOff            span                           // the device, last
 	full              bool                           // the record was once
 	carriedBlind      bool                           // what systemd holds is of a daemon that could not read anything
 	blind             bool                           // nothing could be read of what was kept
@@ -225,6 +226,7 @@ func (o *oracle) isBlind(now time.Time) bool {
 // booted takes in that the device was off for that long. A promise is made for a device that stays on, where no clock tells how long
 // it was not.
 func (o *oracle) booted(off time.Duration) {
+	o.wasOff = span{time.Now().Add(-off), time.Now()}
 	if o.isRight() {
 		return
 	}
@@ -267,6 +269,17 @@ func (o *oracle) liedSince(t time.Time) bool {
 		}
 	}
 	return false
+}
+
+// liedAbout reports whether the clock lied just now, or since a token of k was issued.
+func (o *oracle) liedAbout(k tokencache.Key, now time.Time) bool {
+	since := now.Add(-pardonedLie)
+	for _, t := range o.backEnd.held {
+		if t.key == k && t.on.Before(since) {
+			since = t.on
+		}
+	}
+	return o.liedSince(since)
 }
 
 // received takes in what the daemon is given.
@@ -387,8 +400,8 @@ func (o *oracle) refused(p *process, k *key, asked time.Time, e *agent.Error) {
 		o.judgeLag(k, now, true)
 		return
 	}
-	if o.liedSince(now.Add(-pardonedLie)) && o.excuse(lyingClock) {
-		return // by that clock the token had expired
+	if o.liedAbout(k.Key, now) && o.excuse(lyingClock) {
+		return // by that clock the token had expired, or was to expire sooner
 	}
 	if s := o.served[k.Key]; s.by == p && s.token.expires.Sub(now) > 3*time.Second && o.plan.device.form != uncounted && !(o.toldShort(k.Key, now) && o.excuse(toldWrong)) {
 		o.fail("valid token lost", "%v got %v though a token is held for %v more", k.Key, e, s.token.expires.Sub(now))
@@ -426,14 +439,18 @@ func (o *oracle) mayFail(p *process, k tokencache.Key, asked, now time.Time) boo
 			grace = o.plan.device.life
 		}
 		throttled := out.failing == throttles || out.failing == throttlesMutely // which is about all calls
-		if (out.touches(k) || throttled) && out.from.Before(now) && now.Before(out.to.Add(grace)) {
+		over := out.to
+		if over.After(o.wasOff.from) && over.Before(o.wasOff.to) {
+			over = o.wasOff.to // of which the device knows nothing
+		}
+		if (out.touches(k) || throttled) && out.from.Before(now) && now.Before(over.Add(grace)) {
 			return o.excuse(backEndFails)
 		}
 		if out.failing == hangs && out.from.Before(now) && now.Before(out.to.Add(time.Minute)) {
 			return o.excuse(callsAtOnce) // those that hang take the calls that others wait for
 		}
 	}
-	if v.form == uncounted && !o.isRight() && o.seemsOver(k) {
+	if ahead, _ := o.clocks.error(); v.form == uncounted && !o.isRight() && (o.seemsOver(k) || ahead < -v.life) {
 		return o.excuse(ownClock)
 	}
 	queue := max(time.Duration(v.keys)*v.slowest/2, time.Duration(v.keys)*time.Second/5)
@@ -595,7 +612,8 @@ func (o *oracle) judgePromise(k agent.KeyStatus, now, wall time.Time) {
 	case !o.unknown.IsZero() && o.excuse(unreadNow),
 		now.Sub(o.renewed) < 2*day && o.excuse(madeAnew),
 		o.toldShort(k.Key, now) && o.excuse(toldWrong),
-		o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock):
+		o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock),
+		o.plan.device.replicas > 1 && o.excuse(replicasDisagree):
 		delete(o.promise, k.Key)
 		return
 	}
@@ -647,7 +665,9 @@ func (o *oracle) called(k tokencache.Key) {
 	}) {
 		most += callsInOutage
 	}
-	if n := len(o.recent); n > most && !(o.liedSince(now.Add(-time.Hour)) && o.excuse(lyingClock)) {
+	lied := o.liedSince(now.Add(-time.Hour)) && o.excuse(lyingClock)
+	unknown := o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock)
+	if n := len(o.recent); n > most && !lied && !unknown {
 		o.fail("too many calls", "%d calls in an hour, of at most %d", n, most)
 	}
 }
@@ -665,8 +685,8 @@ const (
 func (o *oracle) calledInVain(k tokencache.Key, now time.Time) {
 	failing, _ := o.backEnd.failure(k, now)
 	g := o.got[k]
-	held := g.text != "" && now.Sub(g.until) < time.Hour
-	if !failing.lasting() || held || o.process == nil || now.Sub(o.process.began) < time.Hour {
+	held := g.text != "" && now.Sub(g.until) < 2*time.Hour
+	if !failing.lasting() || held || now.Sub(o.insisted) < 2*time.Hour || o.process == nil || now.Sub(o.process.began) < time.Hour {
 		delete(o.lasting, k)
 		return
 	}
@@ -693,7 +713,7 @@ func (o *oracle) calledTooSoon(k tokencache.Key, now time.Time) {
 	if o.process == nil || s.by != o.process || now.Sub(s.by.began) < 30*time.Minute || s.token.expires.Sub(now) < spread+15*time.Minute {
 		return
 	}
-	if now.Sub(o.insisted) < time.Minute || now.Sub(o.renewed) < day || o.plan.device.alternates || o.liedSince(now.Add(-day)) || o.hung(now) || o.toldShort(k, now) {
+	if now.Sub(o.insisted) < time.Minute || now.Sub(o.renewed) < day || o.plan.device.alternates || o.liedSince(now.Add(-day)) || o.hung(now) || o.toldShort(k, now) || o.plan.device.form == uncounted && !o.isRight() {
 		return
 	}
 	var spreading, others int
