@@ -513,3 +513,46 @@ func TestClockBefore1970(t *testing.T) {
 		}
 	})
 }
+
+// What is promised of a token without a date that was kept over a boot is kept, however wrong the clock is then.
+func TestPromiseOfARestoredUndatedToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var held tokencache.Token
+		fetch := func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+			if now := time.Now().Round(0); !now.Before(held.ExpiresOn) {
+				held = tokencache.Token{Text: tokencache.NewSecret(now.String()), ExpiresOn: now.Add(24 * time.Hour)}
+			}
+			return tokencache.Fetched{Token: held, Left: time.Until(held.ExpiresOn), Counted: true}, nil
+		}
+		w := &watch{known: true}
+		clock := w.clock()
+		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "a"})
+		mustGet(t, c, vault, sdk)
+		time.Sleep(time.Hour)
+		m := c.Memory()
+		c.Close()
+		w.set(-20*365*24*time.Hour, false)
+		booted := time.Now()
+		clock.Boot = func() time.Duration { return time.Since(booted) + time.Second }
+		c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "b", Memory: &m, On: tokencache.OnAtBoot("b", clock.Boot(), m.Taken())})
+		defer c.Close()
+		if _, err := c.Refresh(t.Context(), vault, true); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Hour)
+		note(t, c, "x", tokencache.Revoked, time.Time{})
+		promised := 1000 * time.Hour // on the boot clock
+		for withheld(t, c) {
+			for _, s := range c.Status() {
+				if s.Left > 0 {
+					promised = min(promised, clock.Boot()+s.Permissions.CurrentBy.Sub(clock.Wall()))
+				}
+			}
+			if late := clock.Boot() - promised; late > time.Minute {
+				t.Fatalf("withheld %v after it was promised at the latest", late)
+			}
+			time.Sleep(time.Minute)
+		}
+	})
+}
