@@ -140,6 +140,7 @@ func (f folder) change(op, name string, step func(*disk)) error {
 		if d.tear.n--; d.tear.n == 0 {
 			torn := d.tear.tokens
 			p.torn, l.killed = &torn, true
+			l.dying <- struct{}{}
 			perhaps()
 			return &fs.PathError{Op: op, Path: name, Err: syscall.EIO}
 		}

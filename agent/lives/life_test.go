@@ -30,6 +30,7 @@ type life struct {
 	carried *tokencache.Memory // what systemd holds for the daemon; nil: nothing
 	process *process           // nil: none runs
 	killed  bool               // the process died in a step on the disk
+	dying   chan struct{}      // tells of that
 	until   time.Duration      // the down time then
 	off     time.Time          // since when the device is off; zero: it is on
 	oracle  oracle
@@ -86,6 +87,7 @@ func (l *life) after(d time.Duration, f func()) { l.at(time.Now().Add(d), f) }
 func live(p plan) (*fault, tally) {
 	l := &life{plan: p, began: time.Now()}
 	l.excused = make(map[excuse]int)
+	l.dying = make(chan struct{}, 1)
 	l.backEnd = newBackEnd(p)
 	l.disk.files = make(map[string]file)
 	l.oracle.open(l)
@@ -113,21 +115,41 @@ func live(p plan) (*fault, tally) {
 
 func (l *life) run() {
 	ends := l.began.Add(l.plan.device.lasts)
-	for len(l.agenda) > 0 && l.oracle.fault == nil {
-		next := heap.Pop(&l.agenda).(appointment)
-		if next.on.After(ends) {
-			time.Sleep(time.Until(ends)) // somebody may be waiting
-			synctest.Wait()
-			return
+	l.at(ends, func() {})
+	for l.oracle.fault == nil && time.Now().Before(ends) {
+		if !l.wait(l.agenda[0].on) {
+			continue // what comes next may be another by now
 		}
-		time.Sleep(time.Until(next.on))
-		next.f()
+		heap.Pop(&l.agenda).(appointment).f()
 		synctest.Wait()
-		if l.killed {
-			l.killed = false
-			l.end(false)
-			l.after(l.until, l.start)
-		}
+		l.bury()
+	}
+}
+
+// wait returns at that moment; false: the daemon died in a step on the disk before.
+func (l *life) wait(until time.Time) bool {
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-l.dying:
+		synctest.Wait()
+		l.bury()
+		return false
+	}
+}
+
+// bury ends a daemon that died in a step on the disk, and has another start.
+func (l *life) bury() {
+	select {
+	case <-l.dying:
+	default:
+	}
+	if l.killed {
+		l.killed = false
+		l.end(false)
+		l.after(l.until, l.start)
 	}
 }
 

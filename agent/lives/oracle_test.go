@@ -24,6 +24,7 @@ type oracle struct {
 	recent            []time.Time // calls of the last hour
 	got               map[tokencache.Key]got
 	lasting           map[tokencache.Key][]time.Time // calls that only an administrator's help would have let succeed
+	wrongOn           time.Time                      // the clock was last seen not to be right
 	wasOff            span                           // the device, last
 	full              bool                           // the record was once
 	carriedBlind      bool                           // what systemd holds is of a daemon that could not read anything
@@ -115,7 +116,7 @@ const (
 	// they have not.
 	pardonedLie = 2 * time.Hour
 
-	// pardonedLong is that where an administrator heals the fault.
+	// pardonedLong is that where an administrator heals the fault, or the back end throttled.
 	pardonedLong = 21 * time.Minute
 )
 
@@ -432,13 +433,13 @@ func (o *oracle) mayFail(p *process, k tokencache.Key, asked, now time.Time) boo
 	v := o.plan.device
 	for _, out := range o.backEnd.outages {
 		grace := pardoned
+		throttled := out.failing == throttles || out.failing == throttlesMutely // which is about all calls
 		switch {
-		case out.lasting():
+		case out.lasting(), throttled:
 			grace = pardonedLong
 		case out.failing == tellsShort:
 			grace = o.plan.device.life
 		}
-		throttled := out.failing == throttles || out.failing == throttlesMutely // which is about all calls
 		over := out.to
 		if over.After(o.wasOff.from) && over.Before(o.wasOff.to) {
 			over = o.wasOff.to // of which the device knows nothing
@@ -564,6 +565,9 @@ func (o *oracle) look() {
 	now := time.Now()
 	ahead, _ := o.clocks.error()
 	wall := now.Add(ahead)
+	if !o.isRight() {
+		o.wrongOn = now
+	}
 	there := make(map[string]bool)
 	o.full = o.full || len(s.Changes) == tokencache.MaxChanges
 	unknown := false
@@ -612,7 +616,7 @@ func (o *oracle) judgePromise(k agent.KeyStatus, now, wall time.Time) {
 	case !o.unknown.IsZero() && o.excuse(unreadNow),
 		now.Sub(o.renewed) < 2*day && o.excuse(madeAnew),
 		o.toldShort(k.Key, now) && o.excuse(toldWrong),
-		o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock),
+		o.plan.device.form == uncounted && now.Sub(o.wrongOn) < 2*day && o.excuse(ownClock),
 		o.plan.device.replicas > 1 && o.excuse(replicasDisagree):
 		delete(o.promise, k.Key)
 		return
