@@ -337,8 +337,8 @@ func (o *oracle) answered(p *process, k *key, a agent.Answer) {
 
 // judgePrincipal looks whose token it is: that of the latest principal that was seen.
 func (o *oracle) judgePrincipal(p *process, k *key, t *issued, now time.Time) {
-	if o.plan.device.form == opaque {
-		return // it does not say
+	if o.plan.device.form == opaque || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
+		return // it does not say, or whose token is the later one is told by that clock
 	}
 	if g := o.got[k.Key]; g.by == p && t.principal < g.principal {
 		o.fail("former principal served", "%v got a token of principal %d, %v after one of %d had come", k.Key, t.principal, now.Sub(g.first), g.principal)
@@ -669,11 +669,20 @@ func (o *oracle) called(k tokencache.Key) {
 	}) {
 		most += callsInOutage
 	}
-	lied := o.liedSince(now.Add(-time.Hour)) && o.excuse(lyingClock)
-	unknown := o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock)
-	if n := len(o.recent); n > most && !lied && !unknown {
+	if n := len(o.recent); n > most && !o.excusesCalls(now) {
 		o.fail("too many calls", "%d calls in an hour, of at most %d", n, most)
 	}
+}
+
+// excusesCalls reports whether the daemon cannot know that what it asks for is not over yet.
+func (o *oracle) excusesCalls(now time.Time) bool {
+	switch {
+	case o.liedSince(now.Add(-2 * day)):
+		return o.excuse(lyingClock)
+	case o.plan.device.form == uncounted && !o.isRight():
+		return o.excuse(ownClock)
+	}
+	return slices.ContainsFunc(o.keys, func(k *key) bool { return o.toldShort(k.Key, now) }) && o.excuse(toldWrong)
 }
 
 // What a daemon may call in an hour.
