@@ -70,6 +70,12 @@ func (c *clocks) reboot() {
 // booting is how long a boot has lasted when the daemon starts.
 const booting = 12 * time.Second
 
+func (c *clocks) number() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.boots
+}
+
 func (c *clocks) bootID() string { return fmt.Sprint("boot ", c.boots) }
 
 func (c *clocks) bootedOn() time.Time {

@@ -116,7 +116,7 @@ func live(p plan) (*fault, tally) {
 func (l *life) run() {
 	ends := l.began.Add(l.plan.device.lasts)
 	l.at(ends, func() {})
-	for l.oracle.fault == nil && time.Now().Before(ends) {
+	for !l.failed() && time.Now().Before(ends) {
 		if !l.wait(l.agenda[0].on) {
 			continue // what comes next may be another by now
 		}
@@ -146,11 +146,27 @@ func (l *life) bury() {
 	case <-l.dying:
 	default:
 	}
-	if l.killed {
-		l.killed = false
+	l.mu.Lock()
+	killed := l.killed
+	l.killed = false
+	l.mu.Unlock()
+	if killed {
 		l.end(false)
 		l.after(l.until, l.start)
 	}
+}
+
+func (l *life) failed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.oracle.fault != nil
+}
+
+// set changes what is shared with the daemon's and the modules' goroutines.
+func (l *life) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
 }
 
 func (l *life) makeKeys() {
@@ -215,10 +231,10 @@ func (l *life) start() {
 	o.Memory, o.Copies, o.On = begin.Memory, begin.Copies, begin.On
 	o.Load, o.Keep = record.Load, record.Save
 	o.Keeping.Carry = func(m tokencache.Memory) error { return l.carry(p, m) }
-	l.process = p
+	l.set(func() { l.process = p })
 	a, err := agent.New(o)
 	if err != nil {
-		l.oracle.fail("start", "%v", err)
+		l.set(func() { l.oracle.fail("start", "%v", err) })
 		return
 	}
 	p.agent = a
@@ -228,6 +244,8 @@ func (l *life) start() {
 
 // takeCarried returns what systemd holds.
 func (l *life) takeCarried() []tokencache.Memory {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.carried == nil {
 		return nil
 	}
@@ -279,20 +297,20 @@ func (l *life) happen(e event) {
 			l.after(e.span, l.start)
 		}
 	case torn:
-		l.disk.tear, l.until = tear{e.n, e.tokens}, e.span
+		l.set(func() { l.disk.tear, l.until = tear{e.n, e.tokens}, e.span })
 	case reboot, powerCut:
 		l.end(e.kind == reboot)
-		l.carried = nil
+		l.set(func() { l.carried = nil })
 		if l.off.IsZero() {
 			l.off = time.Now()
 		}
 		l.after(e.span, func() {
 			l.end(false) // one that began meanwhile, in no boot
-			l.carried = nil
+			l.set(func() { l.carried = nil })
 			l.clocks.reboot()
 			l.setClock(e)
 			if !l.off.IsZero() {
-				l.oracle.booted(time.Since(l.off))
+				l.set(func() { l.oracle.booted(time.Since(l.off)) })
 			}
 			l.off = time.Time{}
 			l.start()
@@ -303,15 +321,15 @@ func (l *life) happen(e event) {
 			_ = p.agent.Check(context.Background()) // it notices at a moment of its own
 		}
 	case diskFault:
-		l.disk.trouble, l.disk.until = e.disk, time.Now().Add(e.span)
+		l.set(func() { l.disk.trouble, l.disk.until = e.disk, time.Now().Add(e.span) })
 	case gone:
-		l.disk.delete(e.n)
+		l.set(func() { l.disk.delete(e.n) })
 	case backFault:
 		o := outage{failing: e.back, from: time.Now(), to: time.Now().Add(e.span)}
 		if e.n > 0 {
 			o.key = &l.keys[e.n%len(l.keys)].Key
 		}
-		l.backEnd.outages = append(l.backEnd.outages, o)
+		l.set(func() { l.backEnd.outages = append(l.backEnd.outages, o) })
 	case change:
 		l.note(e)
 	case pipeline:
@@ -321,16 +339,16 @@ func (l *life) happen(e event) {
 	case withdraw:
 		l.withdraw(e.n)
 	case insist:
-		l.oracle.insisted = time.Now()
+		l.set(func() { l.oracle.insisted = time.Now() })
 		if k := l.keys[e.n%len(l.keys)]; p != nil {
 			l.asking.Go(func() { _, _ = p.agent.Refresh(context.Background(), k.identity, k.Resource, e.span == 0) })
 		}
 	case anew:
-		l.oracle.renewed = time.Now()
+		l.set(func() { l.oracle.renewed = time.Now() })
 		id := identities[e.n%l.plan.device.identities].Selector()
 		for replica := range l.plan.device.replicas {
 			lag := time.Duration(float64(replica) * l.draw("lag", tokencache.Key{Selector: id}) * float64(4*time.Minute))
-			l.after(lag, func() { l.backEnd.renew(id, replica, e.span) })
+			l.after(lag, func() { l.set(func() { l.backEnd.renew(id, replica, e.span) }) })
 		}
 	case crowd:
 		k := l.keys[e.n%len(l.keys)]
@@ -346,7 +364,7 @@ func (l *life) setClock(e event) {
 		ahead = time.Until(time.Unix(60, 0))
 	}
 	l.clocks.step(ahead, e.vouched)
-	l.oracle.clockSet(ahead, e.vouched)
+	l.set(func() { l.oracle.clockSet(ahead, e.vouched) })
 }
 
 func (l *life) keepAsking(k *key) {

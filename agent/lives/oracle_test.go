@@ -142,7 +142,7 @@ func (l *life) note(e event) {
 		return // who notes it is told that nobody answers
 	}
 	now := time.Now()
-	ch := &happened{effect: e.effect, on: now, dated: e.dated, noted: now, boot: l.clocks.boots}
+	ch := &happened{effect: e.effect, on: now, dated: e.dated, noted: now, boot: l.clocks.number()}
 	c := agent.Change{Effect: e.effect, AllResources: e.resource == 0}
 	if e.resource > 0 {
 		k := l.keys[e.resource-1]
@@ -491,7 +491,7 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 		since = later(since, ch.noted)
 	}
 	if !withheld && !o.unknown.IsZero() {
-		need = later(need, o.certainFrom(&happened{noted: o.unknown, boot: o.clocks.boots}))
+		need = later(need, o.certainFrom(&happened{noted: o.unknown, boot: o.clocks.number()}))
 		since = later(since, o.unknown)
 	}
 	if need.After(now) {
@@ -537,7 +537,7 @@ func (o *oracle) certainFrom(ch *happened) time.Time {
 		moment = ch.on
 	}
 	right := o.isRight()
-	if !right && ch.boot != o.clocks.boots {
+	if !right && ch.boot != o.clocks.number() {
 		if booted := o.clocks.bootedOn(); booted.After(moment) {
 			moment = booted // for how long the device was off it cannot know
 		}
