@@ -77,7 +77,18 @@ func takeAway(t *testing.T, d *daemonProcess) {
 	t.Helper()
 	gone := d.state() + ".gone"
 	must(t, os.Rename(d.state(), gone))
-	must(t, os.RemoveAll(gone))
+	until(t, "the state folder to be empty", d.ended, func() bool { return os.RemoveAll(gone) == nil }) // a save may have begun in it
+}
+
+// obstruct has a folder with something in it stand where the sealed file is. A save may put that back meanwhile.
+func obstruct(t *testing.T, d *daemonProcess) {
+	t.Helper()
+	folder := d.sealed() + ".folder"
+	must(t, os.MkdirAll(filepath.Join(folder, "x"), 0o700))
+	until(t, "a folder to be in the file's place", d.ended, func() bool {
+		_ = os.Remove(d.sealed()) // it may not be there yet
+		return os.Rename(folder, d.sealed()) == nil
+	})
 }
 
 func deviceFaults() []deviceFault {
@@ -103,11 +114,7 @@ func deviceFaults() []deviceFault {
 			},
 		},
 		{
-			name: "a folder is in the file's place", says: unsaved,
-			during: func(t *testing.T, d *daemonProcess) {
-				_ = os.Remove(d.sealed()) // it may not be there yet
-				must(t, os.MkdirAll(filepath.Join(d.sealed(), "x"), 0o700))
-			},
+			name: "a folder is in the file's place", says: unsaved, during: obstruct,
 			after: func(t *testing.T, d *daemonProcess) { must(t, os.RemoveAll(d.sealed())) },
 		},
 		{name: "the file is empty", before: left(""), says: unusable},
