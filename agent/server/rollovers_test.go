@@ -17,16 +17,30 @@ import (
 	"perceptd/tokencache"
 )
 
-// stepped is a clock that a test moves, beside whom real calls take no time.
+// stepped is a clock that a test moves, beside which real calls take no time.
 type stepped struct {
-	begun time.Time
-
-	mu      sync.Mutex // protects what follows
-	gone    time.Duration
-	calls   int          // real ones under way
+	begun   time.Time
 	waiting atomic.Int32 // requests and calls, with the time that they take
-	ended   *sync.Cond
-	timers  map[chan time.Time]time.Duration
+
+	mu     sync.Mutex // protects what follows
+	gone   time.Duration
+	calls  int // real ones under way
+	ended  *sync.Cond
+	over   int // calls that have returned, with the time that they take
+	timers map[chan time.Time]alarm
+}
+
+// alarm is what a timer does when its time has come.
+type alarm struct {
+	at      time.Duration
+	calls   bool // a real call begins: the clock stands still from then on
+	returns bool // what it brought is given to the cache: the clock stands still until that has it
+}
+
+func newStepped(begun time.Time) *stepped {
+	s := &stepped{begun: begun, timers: make(map[chan time.Time]alarm)}
+	s.ended = sync.NewCond(&s.mu)
+	return s
 }
 
 func (s *stepped) boot() time.Duration {
@@ -40,12 +54,7 @@ func (s *stepped) wall() time.Time { return s.begun.Add(s.boot()) }
 func (s *stepped) timer(d time.Duration) (<-chan time.Time, func() bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	fired := make(chan time.Time)
-	if d <= 0 {
-		close(fired)
-		return fired, func() bool { return false }
-	}
-	s.timers[fired] = s.gone + d
+	fired := s.setLocked(alarm{at: s.gone + d})
 	return fired, func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -54,35 +63,72 @@ func (s *stepped) timer(d time.Duration) (<-chan time.Time, func() bool) {
 	}
 }
 
-func newStepped(begun time.Time) *stepped {
-	s := &stepped{begun: begun, timers: make(map[chan time.Time]time.Duration)}
-	s.ended = sync.NewCond(&s.mu)
-	return s
+func (s *stepped) setLocked(a alarm) chan time.Time {
+	fired := make(chan time.Time)
+	s.timers[fired] = a
+	s.fireLocked()
+	return fired
 }
 
-// call has the clock stand still for a real call, and lets some time go by before and after it.
-func (s *stepped) call(ctx context.Context, takes time.Duration, real func()) {
+func (s *stepped) fireLocked() {
+	for fired, a := range s.timers {
+		if a.at > s.gone {
+			continue
+		}
+		if a.calls {
+			s.calls++
+		}
+		if a.returns {
+			s.over++
+		}
+		close(fired)
+		delete(s.timers, fired)
+	}
+}
+
+// call has the clock stand still for a real call, and lets some time go by before and after it. It is false where ctx ended first.
+func (s *stepped) call(ctx context.Context, takes time.Duration, real func()) bool {
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)
-	under := func(n int) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.calls += n
-		s.ended.Broadcast()
-	}
-	s.sleep(ctx, takes/2)
-	under(1)
-	real()
-	under(-1)
-	s.sleep(ctx, takes-takes/2)
-}
-
-func (s *stepped) sleep(ctx context.Context, d time.Duration) {
-	fired, stop := s.timer(d)
-	defer stop()
+	s.mu.Lock()
+	fired := s.setLocked(alarm{at: s.gone + takes/2, calls: true})
+	s.mu.Unlock()
 	select {
 	case <-fired:
+	case <-ctx.Done(): // with the test: nothing moves the clock any more
+		return false
+	}
+	real()
+	s.mu.Lock()
+	s.calls--
+	s.ended.Broadcast()
+	fired = s.setLocked(alarm{at: s.gone + takes - takes/2, returns: true})
+	s.mu.Unlock()
+	select {
+	case <-fired:
+		return true
 	case <-ctx.Done():
+		return false
+	}
+}
+
+// rest waits until no real call is under way, and the cache has taken in all that returned.
+func (s *stepped) rest(a *agent.Agent) {
+	for {
+		s.mu.Lock()
+		for s.calls > 0 {
+			s.ended.Wait()
+		}
+		over := s.over
+		s.mu.Unlock()
+		taken := 0
+		for _, key := range a.Status().Keys {
+			taken += key.Fetches
+		}
+		if taken == over {
+			return
+		}
+		runtime.Gosched()
 	}
 }
 
@@ -96,18 +142,11 @@ func (s *stepped) step(t *testing.T, a *agent.Agent, d time.Duration) {
 			t.Fatal(err)
 		}
 	}
+	s.rest(a)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.calls > 0 {
-		s.ended.Wait()
-	}
 	s.gone += d
-	for fired, at := range s.timers {
-		if at <= s.gone {
-			close(fired)
-			delete(s.timers, fired)
-		}
-	}
+	s.fireLocked()
 }
 
 // No request fails over rollovers, end to end with the real azidentity, in every form in which a back end answers: it rolls
@@ -154,7 +193,9 @@ func overRollovers(t *testing.T, form simulator.Form, endpoint source.Endpoint, 
 	me := uint32(os.Getuid())
 	d := newDaemonOf(t, agent.Options{
 		Fetch: func(ctx context.Context, key tokencache.Key) (f tokencache.Fetched, err error) {
-			clock.call(ctx, takes, func() { f, err = from.Fetch(ctx, key) })
+			if !clock.call(ctx, takes, func() { f, err = from.Fetch(ctx, key) }) {
+				return tokencache.Fetched{}, ctx.Err()
+			}
 			return f, err
 		},
 		Rules: agent.Rules{
