@@ -95,7 +95,7 @@ func TestOneCallFindsTheSourceWellAgain(t *testing.T) {
 		asked time.Duration // until all have tokens, where callers come
 		idle  time.Duration // and where none do
 	}{
-		{&tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, 40 * time.Second, 80 * time.Second},
+		{&tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, 40 * time.Second, 2*time.Minute + 20*time.Second},
 		{&tokencache.FetchError{Kind: tokencache.Throttled}, 80 * time.Second, 5*time.Minute + 20*time.Second},
 		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 2 * time.Minute}, 2*time.Minute + 50*time.Second, 5*time.Minute + 20*time.Second},
 	} {
