@@ -137,6 +137,26 @@ func TestColdKeyAtTheExpiry(t *testing.T) {
 	})
 }
 
+// What is asked for in the last second of a token's life is given the next token, and not the word that the old one is over.
+func TestFetchInTheLastSecond(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &wholeSeconds{takes: 100 * time.Millisecond}
+		c := tokencache.New(tokencache.Options{Fetch: w.Fetch})
+		defer c.Close()
+		mustGet(t, c, vault, sdk)
+		_, ends := w.state()
+		time.Sleep(time.Until(ends) - 500*time.Millisecond)
+		before, _ := w.state()
+		if outcome, err := c.Refresh(t.Context(), vault, true); err != nil || outcome != tokencache.Newer {
+			t.Errorf("%v %v", outcome, err)
+		}
+		if calls, _ := w.state(); calls-before > 4 {
+			t.Errorf("%d calls", calls-before)
+		}
+	})
+}
+
 // A back end that hands out nothing but a token whose life is over, as by a clock that is seconds off for good, is asked
 // again a few times for each caller's miss, and told of.
 func TestForeverJustExpired(t *testing.T) {

@@ -220,12 +220,14 @@ const (
 	againTop   = time.Second
 	againMost  = 6
 	againRow   = 2 // of a key's fetches in a row that failed
+
+	againLeft = 3 * time.Second // and where the token held has no more life left: it may be over before a caller that waits is scheduled
 )
 
 // againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
 // whether it has.
 func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *FetchError) bool {
-	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > 0 {
+	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > againLeft {
 		return false
 	}
 	if e.failures >= againRow && e.failure.extent() != OfSource {
