@@ -407,5 +407,5 @@ func (c *Cache) ageLocked(e *entry, now time.Duration) {
 // anchor notes when e's token truly expires, and dates what was known in relation to a time that was a guess.
 func (e *entry) anchor(deadline time.Duration) {
 	shift := deadline - e.life - e.born
-	e.deadline, e.born, e.shown = deadline, e.born+shift, e.shown+shift
+	e.deadline, e.born, e.received, e.shown = deadline, e.born+shift, e.received+shift, e.shown+shift
 }

@@ -21,6 +21,9 @@ func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 // that the token was given by its own dates, of which as much is over as boot time has passed since the receipt; or another
 // answer by which, boot time added, the issuer's clock shows the same. The number that it gave before, hours later, is no
 // count of anything. What it says to end within a minute or two does little harm, and is taken.
+//
+// What is believed of a token that was kept over a boot of unknown length was never said by the back end, which has that other
+// answer alone to bear it out.
 func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) time.Duration {
 	believed, passed := first.deadline-now, now-first.received
 	counted := first.given - passed // what is left of the first count
@@ -36,15 +39,15 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 		return left // which is no more than there is until that expiry
 	case dated && !f.Counted && believed <= 0 && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())):
 		return left // by a wall clock, which may have been wrong before as well as now: nothing contradicts the back end
-	case !f.Counted || first.given == 0:
+	case !f.Counted, first.given == 0 && first.received >= 0:
 		return believed
 	case left <= counted+countSlack: // what made it seem shorter in between was wrong
 		return min(left, counted)
 	case agree(left, first.given):
 		return believed
-	case freshAt(f.Token, left, passed):
+	case first.given > 0 && freshAt(f.Token, left, passed):
 		return left
-	case dated && c.readings.bear(readingOf(f, left, now)) && now+left <= first.received+longestNominal:
+	case dated && c.readings.bear(readingOf(f, left, now)) && now+left <= max(0, first.received)+longestNominal:
 		return left
 	}
 	return believed

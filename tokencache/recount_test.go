@@ -1,6 +1,7 @@
 package tokencache_test
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -205,6 +206,65 @@ func TestPresumedLife(t *testing.T) {
 				time.Sleep(20 * time.Minute)
 				if a, err := c.Get(t.Context(), vault, tokencache.Need{}); err == nil {
 					t.Errorf("served with %v left after the longest life there is", a.Left)
+				}
+			})
+		})
+	}
+}
+
+// A token without a date may live for longer than is believed of it at first. The back end's counts tell, also over a boot of which
+// nobody knows how long the device was off before: then two of them that agree. A number that is no count tells nothing.
+func TestLongLifeOverABoot(t *testing.T) {
+	t.Parallel()
+	const life = 28 * time.Hour
+	for _, row := range []struct {
+		name   string
+		ahead  time.Duration // the clock, after the boot
+		static bool
+	}{
+		{"a clock that is behind", -time.Hour, false},
+		{"a clock that is far ahead", 20 * year, false},
+		{"a clock that is far behind", -20 * year, false},
+		{"a number that is no count", -time.Hour, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now().Round(0)
+				fetch := func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+					f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret("a"), ExpiresOn: began.Add(life)}, Left: life - time.Since(began), Counted: true}
+					if row.static {
+						f.Left = 24 * time.Hour
+					}
+					return f, nil
+				}
+				w := &watch{known: true}
+				c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: w.booted(), BootID: "one"})
+				mustGet(t, c, vault, sdk)
+				time.Sleep(11 * time.Hour)
+				m := c.Memory()
+				c.Close()
+				time.Sleep(24 * time.Minute)
+				w.set(-row.ahead, false)
+				clock := w.booted()
+				c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "two", Memory: &m, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken())})
+				defer c.Close()
+				for time.Since(began) < 23*time.Hour {
+					mustGet(t, c, vault, sdk)
+					time.Sleep(10 * time.Minute)
+				}
+				if row.static {
+					if got := only(t, c).Left; got > 2*time.Hour {
+						t.Errorf("%v left of 24 h that were told 23 h ago", got)
+					}
+					return
+				}
+				for time.Since(began) < life-time.Minute {
+					a := mustGet(t, c, vault, sdk)
+					if truly := life - time.Since(began); a.Left > truly {
+						t.Fatalf("%v left, of %v", a.Left, truly)
+					}
+					time.Sleep(10 * time.Minute)
 				}
 			})
 		})
