@@ -30,6 +30,7 @@ type oracle struct {
 	carriedBlind      bool                           // what systemd holds is of a daemon that could not read anything
 	blind             bool                           // nothing could be read of what was kept
 	unknown           time.Time                      // since then it is on record that nobody knows what was on record; zero: it is not
+	static            bool                           // the back end has told the same short life again, a minute later: it counts none
 	insisted, renewed time.Time                      // a technician last did, and a principal was last made anew
 	unsaved           time.Time                      // since then trouble is told of a save, and the disk is sound; zero: not
 }
@@ -39,9 +40,11 @@ type got struct {
 	by        *process
 	text      string
 	until     time.Time // it expires, by what was told
+	former    time.Time // the one before it was to expire
 	principal int       // the latest that was seen
 	first     time.Time // that one was seen
 	short     bool      // the life told was too short
+	sameShort time.Time // since then it was told so, from the first answer on; zero: the first told another
 	on        time.Time // since then it was told, the same each time
 }
 
@@ -288,7 +291,15 @@ func (o *oracle) received(p *process, f tokencache.Fetched) {
 	t, now := o.backEnd.byText[f.Token.Text.Reveal()], time.Now()
 	before := o.got[t.key]
 	failing, _ := o.backEnd.failure(t.key, now)
-	g := got{p, t.text, now.Add(f.Left), t.principal, now, failing == tellsShort, now}
+	g := got{by: p, text: t.text, until: now.Add(f.Left), former: before.former, principal: t.principal, first: now,
+		short: failing == tellsShort, sameShort: before.sameShort, on: now}
+	if before.text != g.text {
+		g.former, g.sameShort = before.until, time.Time{}
+		if g.short {
+			g.sameShort = now
+		}
+	}
+	o.static = o.static || g.short && f.Counted && !g.sameShort.IsZero() && now.Sub(g.sameShort) >= time.Minute
 	if before.by == p && before.text == g.text && !before.short && before.until.Sub(g.until).Abs() < agreeing {
 		g.on = before.on
 	}
@@ -537,16 +548,17 @@ func (o *oracle) certainFrom(ch *happened) time.Time {
 		moment = ch.on
 	}
 	right := o.isRight()
+	counts := v.form != uncounted && !o.static
 	if !right && ch.boot != o.clocks.number() {
 		if booted := o.clocks.bootedOn(); booted.After(moment) {
 			moment = booted // for how long the device was off it cannot know
 		}
 	}
 	need := moment.Add(v.spread + blur)
-	if v.form == opaque || v.form == misdated || v.form == uncounted && !right {
+	if v.form == opaque || v.form == misdated || !counts && !right {
 		need = need.Add(28*time.Hour + 5*time.Minute - v.life)
 	}
-	if v.form == uncounted && !right {
+	if !counts && !right {
 		need = need.Add(v.life)
 	}
 	return need
@@ -659,8 +671,9 @@ func (o *oracle) called(k tokencache.Key) {
 	most := callsAnHour
 	for _, k := range o.keys {
 		most += callsOfAKey
-		left := o.got[k.Key].until.Sub(now)
-		if left < 6*time.Minute && left > -70*time.Minute || o.plan.device.form == uncounted && !o.isRight() {
+		g := o.got[k.Key]
+		expires := func(on time.Time) bool { left := on.Sub(now); return left < 6*time.Minute && left > -70*time.Minute }
+		if expires(g.until) || expires(g.former) || o.plan.device.form == uncounted && !o.isRight() {
 			most += callsAtExpiry
 		}
 	}
