@@ -127,9 +127,22 @@ func freshAt(t Token, left, ago time.Duration) bool {
 	return least-countSlack <= whole && whole <= most+countSlack
 }
 
-// countedOf returns the life left at receipt where the back end counted it and no better clock has corrected it; else 0.
-func countedOf(f Fetched, left, begun, now time.Duration) time.Duration {
-	if !f.Counted || !agree(left, min(f.Left, nominalOf(f))-(now-begun)) {
+// longestLocked returns what a back end may say at most of the life that a token has left, whose answer has come now. One without a date
+// may have more than is usual where a clock that is known to be right, or another answer, bears it out.
+func (c *Cache) longestLocked(f Fetched, begun, now time.Duration) time.Duration {
+	if f.Nominal > 0 || !f.Counted || f.Reckoned {
+		return nominalOf(f)
+	}
+	left := f.Left - (now - begun)
+	if c.knowsTime() && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())) || c.readings.bear(readingOf(f, left, now)) {
+		return longestNominal
+	}
+	return defaultNominal
+}
+
+// countedLocked returns the life left at receipt where the back end counted it and no better clock has corrected it; else 0.
+func (c *Cache) countedLocked(f Fetched, left, begun, now time.Duration) time.Duration {
+	if !f.Counted || !agree(left, min(f.Left, c.longestLocked(f, begun, now))-(now-begun)) {
 		return 0
 	}
 	return left

@@ -270,3 +270,50 @@ func TestLongLifeOverABoot(t *testing.T) {
 		})
 	}
 }
+
+// A token without a date has the usual life at most, and the longest that is known where a clock that is right, or another answer, bears
+// out that it has more.
+func TestLongLifeWithoutADate(t *testing.T) {
+	t.Parallel()
+	const hour, longest = time.Hour, 28*time.Hour + 5*time.Minute
+	for _, row := range []struct {
+		name                string
+		told                time.Duration
+		known               bool // the clock is known to be right
+		another             bool // another token's answer came an hour before
+		uncounted, noExpiry bool
+		want                time.Duration
+	}{
+		{name: "no more than is usual", told: 24 * hour, want: 24 * hour},
+		{name: "more, by a right clock", told: 28 * hour, known: true, want: 28 * hour},
+		{name: "more, and another answer", told: 28 * hour, another: true, want: 28 * hour},
+		{name: "more, and nothing bears it out", told: 28 * hour, want: 24 * hour},
+		{name: "more, as nobody counts it", told: 28 * hour, known: true, uncounted: true, want: 24 * hour},
+		{name: "more, and no expiry", told: 28 * hour, known: true, another: true, noExpiry: true, want: 24 * hour},
+		{name: "days", told: 120 * hour, known: true, want: longest},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, began := &watch{known: row.known}, time.Now().Round(0)
+				fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+					f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(key.Resource)}, Left: row.told, Counted: !row.uncounted, Reckoned: row.noExpiry}
+					if key == storage {
+						f.Left = 20 * hour
+					}
+					f.Token.ExpiresOn = time.Now().Round(0).Add(f.Left)
+					return f, nil
+				}
+				c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: w.clock()})
+				defer c.Close()
+				if row.another {
+					mustGet(t, c, storage, tokencache.Need{})
+					time.Sleep(hour)
+				}
+				if got := mustGet(t, c, vault, tokencache.Need{}).Left; got != row.want {
+					t.Errorf("%v left %v after the beginning, want %v", got, time.Since(began), row.want)
+				}
+			})
+		})
+	}
+}

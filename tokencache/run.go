@@ -205,7 +205,7 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetched) (left time.Duration, failure *FetchError) {
 	c.knowledge.learn(fetched, c.clock.Wall(), begun, now)
 	c.correctLocked(now)
-	left, failure = c.usable(e, fetched, min(fetched.Left, nominalOf(fetched))-(now-begun), now)
+	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-(now-begun), now)
 	if fetched.Counted {
 		c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
 	}
@@ -296,7 +296,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 			c.bygones.add(e.bygone())
 		}
 		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)
-		e.given = countedOf(f, left, begun, now)
+		e.given = c.countedLocked(f, left, begun, now)
 		if again {
 			e.received, e.receivedWall, e.given = first.received, first.receivedOn, first.given
 		}
