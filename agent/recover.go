@@ -91,7 +91,7 @@ func (k kept) recover(disk *tokencache.Record, lost error) recovered {
 	found.lost = disk == nil && (k.blind || len(k.copies) == 0 && (lost != nil || k.torn))
 	marked := k.unmet(disk, found.Changes)
 	if len(marked) > 0 {
-		found.Record = anew(tokencache.Record{Generation: found.Generation + 1, Changes: slices.Concat(found.Changes, marked)})
+		found.Record = anew(tokencache.Record{Generation: found.Generation + 1, Changes: slices.Concat(found.Changes, marked)}, found.Record)
 		found.why = cmp.Or(found.why, "marks on tokens name revocations that are not on record: they are in force for these tokens")
 	}
 	for _, r := range k.copies {
@@ -111,18 +111,17 @@ func (k kept) newest(disk *tokencache.Record, lost error) recovered {
 		other.Lineage = cmp.Or(other.Lineage, rand.Text())
 		return recovered{Record: other} // a first start, or nothing was ever noted
 	case disk == nil && lost != nil:
-		return recovered{Record: anew(other), why: "the record of policy changes could not be read: its copy beside the tokens is in force"}
+		return recovered{Record: anew(other, other), why: "the record of policy changes could not be read: its copy beside the tokens is in force"}
 	case disk == nil:
-		return recovered{Record: anew(other), why: "the record of policy changes was gone: its copy beside the tokens is in force"}
+		return recovered{Record: anew(other, other), why: "the record of policy changes was gone: its copy beside the tokens is in force"}
 	case !any:
 		return recovered{Record: *disk}
 	}
 	gained := lacking(disk.Changes, other.Changes)
-	ordered := other.Lineage == disk.Lineage
 	switch {
-	case ordered && other.Generation > disk.Generation:
-		return recovered{Record: anew(other), why: "the record of policy changes was older than its copy beside the tokens: the copy is in force"}
-	case ordered && other.Generation < disk.Generation || len(gained) == 0:
+	case other.IsNewer(*disk):
+		return recovered{Record: anew(other, other), why: "the record of policy changes was older than its copy beside the tokens: the copy is in force"}
+	case disk.IsNewer(other), len(gained) == 0:
 		return recovered{Record: *disk}
 	}
 	return recovered{
@@ -134,10 +133,10 @@ func (k kept) newest(disk *tokencache.Record, lost error) recovered {
 // together returns the newest of the copies, or all that they have where none is. False: there is none.
 func (k kept) together() (all tokencache.Record, any bool) {
 	for i, r := range k.copies {
-		switch ordered := r.Lineage == all.Lineage; {
-		case i == 0, ordered && r.Generation > all.Generation:
+		switch {
+		case i == 0, r.IsNewer(all):
 			all = r
-		case ordered && r.Generation < all.Generation, len(lacking(all.Changes, r.Changes)) == 0:
+		case all.IsNewer(r), len(lacking(all.Changes, r.Changes)) == 0:
 		case len(all.Changes) == 0 && all.Generation == 0:
 			all = r
 		default:
@@ -157,7 +156,7 @@ func (k kept) unmet(disk *tokencache.Record, there []tokencache.PolicyChange) (a
 	seen := make(map[string]int)
 	for _, m := range k.marks {
 		known := func(p tokencache.PolicyChange) bool { return p.ID == m.id }
-		newer := func(r tokencache.Record) bool { return r.Lineage == m.of.Lineage && r.Generation >= m.of.Generation }
+		newer := func(r tokencache.Record) bool { return r.Has(m.of) }
 		same := func(p tokencache.PolicyChange) bool {
 			return p.Selector == m.taken.Selector && p.Resource == m.taken.Resource && strings.HasPrefix(p.ID, m.id)
 		}
@@ -173,11 +172,10 @@ func (k kept) unmet(disk *tokencache.Record, there []tokencache.PolicyChange) (a
 	return all
 }
 
-// anew returns r as the beginning of another lineage. What it was taken from may go on elsewhere, in a folder that comes back:
+// anew returns r, taken from those records, as the beginning of another lineage. What it was taken from may go on elsewhere, in a folder that comes back:
 // by generations alone the one would seem to be the older one of the other, and what it has of its own would be lost.
-func anew(r tokencache.Record) tokencache.Record {
-	r.Lineage = rand.Text()
-	return r
+func anew(r tokencache.Record, from ...tokencache.Record) tokencache.Record {
+	return r.Begun(rand.Text(), from...)
 }
 
 // both is x with what only y has. A change that was withdrawn may be back, which is on the safe side. It may be more than there is
@@ -185,7 +183,7 @@ func anew(r tokencache.Record) tokencache.Record {
 func both(x, y tokencache.Record) tokencache.Record {
 	return anew(tokencache.Record{
 		Generation: max(x.Generation, y.Generation) + 1, Changes: slices.Concat(x.Changes, lacking(x.Changes, y.Changes)),
-	})
+	}, x, y)
 }
 
 // lacking returns those of all that are not among there, by id: two starts may have dated one differently for people.

@@ -313,6 +313,42 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 	}
 }
 
+// A start takes a newer copy for the record and begins another lineage with it, which a full disk keeps out of the file. The next start
+// knows what that was begun from: no revocation comes back that is over, as one from now on.
+func TestCopyOfALineageBegunFromTheRecord(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name string
+		from tokencache.Origin
+		over bool // "a" is
+	}{
+		{"from what is on the disk", tokencache.Origin{Lineage: "here", Generation: 5}, true},
+		{"from what is newer than that", tokencache.Origin{Lineage: "here", Generation: 6}, true},
+		{"from what is older than that", tokencache.Origin{Lineage: "here", Generation: 4}, false},
+		{"from another", tokencache.Origin{Lineage: "there", Generation: 6}, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			change := func(id string) tokencache.PolicyChange {
+				return tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now(), Moment: time.Hour, By: time.Hour, Vouched: true}
+			}
+			disk := &tokencache.Record{Lineage: "here", Generation: 5, Changes: []tokencache.PolicyChange{change("a"), change("b")}}
+			taken := tokencache.Taken{On: 40 * time.Hour, Boot: time.Hour, BootID: "this"}
+			copied := &tokencache.Memory{On: taken.On, Boot: taken.Boot, BootID: taken.BootID, Record: tokencache.Record{
+				Taken: taken, Lineage: "elsewhere", Origins: []tokencache.Origin{row.from}, Generation: 7, Changes: []tokencache.PolicyChange{change("b")}}}
+			new(device).run(t, disk, nil, copied, func(a *agent.Agent) {
+				var ids []string
+				for _, c := range a.Changes() {
+					ids = append(ids, c.ID)
+				}
+				slices.Sort(ids)
+				if over := !slices.Contains(ids, "a"); over != row.over || !slices.Contains(ids, "b") {
+					t.Errorf("%s: %q are in force", row.name, ids)
+				}
+			})
+		})
+	}
+}
+
 // Two records may have more revocations than there is room for on one. None is left out: some are joined, and the log says so.
 func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
 	t.Parallel()

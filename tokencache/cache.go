@@ -94,6 +94,7 @@ type Cache struct {
 	knowledge  knowledge
 	changes    []*change
 	lineage    string
+	origins    []Origin
 	generation uint64 // of changes: see Record
 	spread     time.Duration
 	alternates map[string][]string // by resource: the other URIs that it goes by
@@ -131,7 +132,7 @@ func New(o Options) *Cache {
 		bootID: o.BootID,
 		on:     max(o.On, 1), // 0 stands for none
 
-		lineage: o.Record.Lineage, generation: o.Record.Generation,
+		lineage: o.Record.Lineage, origins: o.Record.Origins, generation: o.Record.Generation,
 	}
 	c.loadLocked(o.Record.Changes) // nobody else has c yet
 	if o.Memory != nil {

@@ -88,10 +88,54 @@ type Record struct {
 	// Lineage names the record from its beginning on: generations of two lineages have no order. Empty: from before there
 	// were lineages.
 	Lineage string
+	// Origins are the records that this one was taken from when its lineage began, the latest last. Of each it has all up to a
+	// generation, but for what was withdrawn or over.
+	Origins []Origin
 	// Generation rises with each change of the record: one that is noted, withdrawn, dated, or over. Of two copies of one
 	// record, that of the higher generation is the newer. Zero: from before there were generations, or nothing was ever noted.
 	Generation uint64
 	Changes    []PolicyChange
+}
+
+// Origin is a record as of a generation.
+type Origin struct {
+	Lineage    string
+	Generation uint64
+}
+
+// MaxOrigins is how many a record has at most.
+const MaxOrigins = 16
+
+// Has reports whether r has, or had, all that o has, since it is o, or was taken from it.
+func (r Record) Has(o Record) bool {
+	if r.Lineage == o.Lineage {
+		return r.Generation >= o.Generation
+	}
+	return slices.ContainsFunc(r.Origins, func(from Origin) bool { return from.Lineage == o.Lineage && from.Generation >= o.Generation })
+}
+
+// IsNewer reports whether r came after o. Where neither of two is newer, each may have what the other lacks.
+func (r Record) IsNewer(o Record) bool { return r.Has(o) && !o.Has(r) }
+
+// Begun returns r as the beginning of that lineage, taken from those records.
+func (r Record) Begun(lineage string, from ...Record) Record {
+	var all []Origin
+	for _, f := range from {
+		all = append(all, f.Origins...)
+	}
+	for _, f := range from {
+		if f.Lineage != "" {
+			all = append(all, Origin{f.Lineage, f.Generation})
+		}
+	}
+	r.Lineage, r.Origins = lineage, nil
+	for i, o := range all {
+		if !slices.ContainsFunc(all[i+1:], func(later Origin) bool { return later.Lineage == o.Lineage && later.Generation >= o.Generation }) {
+			r.Origins = append(r.Origins, o)
+		}
+	}
+	r.Origins = r.Origins[max(0, len(r.Origins)-MaxOrigins):]
+	return r
 }
 
 // Noted is a policy change on record, and how far it has got.
@@ -266,7 +310,7 @@ func (c *Cache) Record() Record {
 }
 
 func (c *Cache) recordLocked() Record {
-	r := Record{Taken: c.takenLocked(), Lineage: c.lineage, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
+	r := Record{Taken: c.takenLocked(), Lineage: c.lineage, Origins: c.origins, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
 	for i, ch := range c.changes {
 		r.Changes[i] = ch.PolicyChange
 	}
@@ -350,7 +394,7 @@ func (c *Cache) Replace(r Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
-	c.lineage, c.generation = r.Lineage, r.Generation
+	c.lineage, c.origins, c.generation = r.Lineage, r.Origins, r.Generation
 	c.loadLocked(r.Changes)
 	c.rejudgeLocked(now)
 }

@@ -81,6 +81,26 @@ func TestFilesOfTwoRecords(t *testing.T) {
 	}
 }
 
+// A file that was begun from what the other has is the newer one: what it lacks was withdrawn, or is over.
+func TestFileBegunFromTheOther(t *testing.T) {
+	t.Parallel()
+	for _, inCopy := range []bool{false, true} {
+		dir := t.TempDir()
+		before, begun := all(), first(1).Begun("another", all())
+		if inCopy {
+			before, begun = begun, before
+		}
+		text, err := open(t, dir).encode(begun)
+		if err := errors.Join(err, open(t, dir).Save(before), os.WriteFile(filepath.Join(dir, copyName), text, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := open(t, dir).Load()
+		if err == nil || !strings.Contains(err.Error(), "is older than") || got.Lineage != "another" || len(got.Changes) != 1 {
+			t.Errorf("in the copy %v: %+v, %v", inCopy, got, err)
+		}
+	}
+}
+
 // Nor is anything lost where the two have more than there is room for in one: whoever loads them makes it fit.
 func TestFilesOfTwoFullRecords(t *testing.T) {
 	t.Parallel()

@@ -44,8 +44,29 @@ type document struct {
 	Boot       time.Duration `json:"boot_ns,omitempty"`
 	On         time.Duration `json:"on_ns,omitempty"`
 	Lineage    string        `json:"lineage,omitempty"`
+	Origins    []origin      `json:"origins,omitempty"`
 	Generation uint64        `json:"generation"`
 	Changes    []written     `json:"changes"`
+}
+
+// origin is a tokencache.Origin.
+type origin struct {
+	Lineage    string `json:"lineage"`
+	Generation uint64 `json:"generation"`
+}
+
+func originsOf(all []tokencache.Origin) (told []origin) {
+	for _, o := range all {
+		told = append(told, origin(o))
+	}
+	return told
+}
+
+func originsIn(told []origin) (all []tokencache.Origin) {
+	for _, o := range told {
+		all = append(all, tokencache.Origin(o))
+	}
+	return all
 }
 
 type written struct {
@@ -87,7 +108,7 @@ var (
 )
 
 func (r *Record) encode(record tokencache.Record) ([]byte, error) {
-	doc := document{Version: version, BootID: record.BootID, Boot: record.Boot, On: record.On, Lineage: record.Lineage, Generation: record.Generation, Changes: allWritten(record.Changes)}
+	doc := document{Version: version, BootID: record.BootID, Boot: record.Boot, On: record.On, Lineage: record.Lineage, Origins: originsOf(record.Origins), Generation: record.Generation, Changes: allWritten(record.Changes)}
 	if err := doc.check(); err != nil {
 		return nil, fmt.Errorf("what is to be kept could not be read again: %w", err)
 	}
@@ -149,7 +170,7 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 	}
 	record := &tokencache.Record{
 		Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
-		Lineage: doc.Lineage, Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes)),
+		Lineage: doc.Lineage, Origins: originsIn(doc.Origins), Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes)),
 	}
 	for i, w := range doc.Changes {
 		record.Changes[i] = w.change(doc.Version)
@@ -189,15 +210,23 @@ func (doc *document) check() error {
 	case !onTime(doc.On):
 		return errors.New("its on_ns is out of range")
 	}
-	return checkRecord(doc.Lineage, doc.Generation, doc.Changes)
+	return checkRecord(doc.Lineage, doc.Origins, doc.Generation, doc.Changes)
 }
 
-func checkRecord(lineage string, generation uint64, all []written) error {
+func checkRecord(lineage string, origins []origin, generation uint64, all []written) error {
 	if !fits(lineage, maxID) {
 		return errors.New("its lineage is none")
 	}
 	if generation > maxGeneration {
 		return errors.New("its generation is out of range")
+	}
+	if len(origins) > tokencache.MaxOrigins {
+		return errors.New("its origins are too many")
+	}
+	for _, o := range origins {
+		if o.Lineage == "" || !fits(o.Lineage, maxID) || o.Generation > maxGeneration {
+			return errors.New("one of its origins is none")
+		}
 	}
 	if n := len(all); n > tokencache.MaxChanges {
 		return fmt.Errorf("%d policy changes are more than %d", n, tokencache.MaxChanges)

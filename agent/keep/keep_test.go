@@ -45,7 +45,7 @@ func folderAt(t testing.TB, dir string) Disk {
 }
 
 func all() tokencache.Record {
-	return tokencache.Record{Taken: taken(), Lineage: "l", Generation: 7, Changes: []tokencache.PolicyChange{
+	return tokencache.Record{Taken: taken(), Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 6}}, Generation: 7, Changes: []tokencache.PolicyChange{
 		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, NotedOn: noon.Add(time.Nanosecond)},
 		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon,
 			Moment: 40 * time.Hour, By: 41 * time.Hour, Vouched: true, Checked: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour), Latest: noon.Add(-time.Minute)}},
@@ -284,6 +284,7 @@ func TestWhatIsNotKept(t *testing.T) {
 	}
 	for says, record := range map[string]tokencache.Record{
 		"its lineage": {Lineage: strings.Repeat("l", maxID+1)}, "its times": late, "would be larger": {Changes: many}, "its generation": {Generation: 1<<62 + 1},
+		"its origins": {Origins: make([]tokencache.Origin, tokencache.MaxOrigins+1)}, "one of its origins": {Origins: make([]tokencache.Origin, 1)},
 	} {
 		if err := r.Save(record); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", says, err)

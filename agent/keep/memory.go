@@ -54,6 +54,7 @@ type memory struct {
 
 	// A copy of the record. One of generation 0 without changes is none.
 	Lineage    string    `json:"lineage,omitempty"`
+	Origins    []origin  `json:"origins,omitempty"`
 	Generation uint64    `json:"generation,omitempty"`
 	Changes    []written `json:"changes,omitempty"`
 	OnRecord   int       `json:"on_record,omitempty"` // how many there were; more than Changes: there is no copy
@@ -136,10 +137,11 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 			doc.Keys = append(doc.Keys, w)
 		}
 	}
-	if checkRecord(m.Record.Lineage, m.Record.Generation, nil) == nil {
-		doc.Lineage, doc.Generation = m.Record.Lineage, m.Record.Generation
+	origins := originsOf(m.Record.Origins)
+	if checkRecord(m.Record.Lineage, origins, m.Record.Generation, nil) == nil {
+		doc.Lineage, doc.Origins, doc.Generation = m.Record.Lineage, origins, m.Record.Generation
 	}
-	if copied := allWritten(m.Record.Changes); checkRecord(m.Record.Lineage, m.Record.Generation, copied) == nil {
+	if copied := allWritten(m.Record.Changes); checkRecord(m.Record.Lineage, origins, m.Record.Generation, copied) == nil {
 		doc.Changes = copied
 	} // else they are on record all the same, and the tokens and their marks are worth keeping
 	doc.OnRecord = m.OnRecord
@@ -253,7 +255,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 		Rollovers: told(doc.Rollovers, tokencache.Key{}), Paused: doc.Paused, Failing: doc.Failing.failing(), Static: doc.Static,
 		Record: tokencache.Record{
 			Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
-			Lineage: doc.Lineage, Generation: doc.Generation,
+			Lineage: doc.Lineage, Origins: originsIn(doc.Origins), Generation: doc.Generation,
 		},
 	}
 	for _, w := range doc.Keys {
@@ -347,7 +349,7 @@ func (doc *memory) check() error {
 	if doc.OnRecord < 0 || doc.OnRecord > tokencache.MaxChanges {
 		return errors.New("its on_record is out of range")
 	}
-	if err := checkRecord(doc.Lineage, doc.Generation, doc.Changes); err != nil {
+	if err := checkRecord(doc.Lineage, doc.Origins, doc.Generation, doc.Changes); err != nil {
 		return err
 	}
 	if err := doc.checkPrincipals(); err != nil {

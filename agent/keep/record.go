@@ -107,21 +107,21 @@ func missing(name string, there *tokencache.Record) error {
 // an older record, and so does whoever puts back one of them.
 func older(record, twin *tokencache.Record) error {
 	switch {
-	case record.Lineage != twin.Lineage || record.Generation == twin.Generation:
-		return nil
-	case record.Generation < twin.Generation:
+	case twin.IsNewer(*record):
 		return fmt.Errorf("%s is older than %s", fileName, copyName)
+	case record.IsNewer(*twin):
+		return fmt.Errorf("%s is older than %s", copyName, fileName)
 	}
-	return fmt.Errorf("%s is older than %s", copyName, fileName)
+	return nil
 }
 
 // joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is the
 // record with the changes that only the copy has: these may be more than there is room for, and the cache joins some then.
 func joined(record, twin *tokencache.Record) *tokencache.Record {
 	switch same := record.Lineage == twin.Lineage; {
-	case same && (twin.Generation > record.Generation || twin.Generation == record.Generation && twin.On >= record.On):
+	case twin.IsNewer(*record), same && twin.Generation == record.Generation && twin.On >= record.On:
 		return twin
-	case same:
+	case same, record.IsNewer(*twin):
 		return record
 	}
 	both := *record
