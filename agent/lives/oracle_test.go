@@ -712,6 +712,9 @@ func (o *oracle) calledInVain(k tokencache.Key, now time.Time) {
 	failing, _ := o.backEnd.failure(k, now)
 	g := o.got[k]
 	held := g.text != "" && now.Sub(g.until) < 2*time.Hour
+	if s := o.served[k]; s.token != nil { // another replica may have given one that expires sooner, last
+		held = held || now.Sub(s.token.expires) < 2*time.Hour
+	}
 	if !failing.lasting() || held || now.Sub(o.insisted) < 2*time.Hour || o.process == nil || now.Sub(o.process.began) < time.Hour {
 		delete(o.lasting, k)
 		return
