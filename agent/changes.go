@@ -137,12 +137,7 @@ func (a *Agent) Changes() []NotedChange {
 	all := make([]NotedChange, len(noted))
 	for i, n := range noted {
 		all[i] = NotedChange{Noted: n, Identity: rules.nameOf(n.PolicyChange)}
-		switch why := a.record.unread.Load(); {
-		case n.ID == unreadID && why != nil:
-			all[i].Record, all[i].Mend = RecordUnread, unreadMend(*why)
-		case standsForLost(n.PolicyChange):
-			all[i].Record, all[i].Mend = RecordLost, lostMend(n.PolicyChange)
-		}
+		all[i].Record, all[i].Mend = a.record.standsFor(n.PolicyChange)
 	}
 	return all
 }

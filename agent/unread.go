@@ -123,17 +123,27 @@ func lostMend(p tokencache.PolicyChange) string {
 
 // withheldForRecord returns what stands for the record, where that alone withholds the token of key, and no revocation that somebody noted.
 func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alone bool) {
-	ids := a.cache.Withholders(key)
-	for _, c := range a.Changes() {
-		switch {
-		case !slices.Contains(ids, c.ID):
-		case c.Record == 0:
+	for _, p := range a.cache.Withholders(key) {
+		c := NotedChange{Noted: tokencache.Noted{PolicyChange: p}}
+		if c.Record, c.Mend = a.record.standsFor(p); c.Record == 0 {
 			return NotedChange{}, false
-		default:
+		}
+		if !alone {
 			standIn, alone = c, true
 		}
 	}
 	return standIn, alone
+}
+
+// standsFor tells what is wrong with the record where p stands for it, and what a person does about that; zero where somebody noted p.
+func (r *record) standsFor(p tokencache.PolicyChange) (state RecordState, mend string) {
+	switch why := r.unread.Load(); {
+	case p.ID == unreadID && why != nil:
+		return RecordUnread, unreadMend(*why)
+	case standsForLost(p):
+		return RecordLost, lostMend(p)
+	}
+	return 0, ""
 }
 
 // forgotten is m without the tokens, which are fetched anew. One that comes again was received when it was first.

@@ -1,55 +1,71 @@
-package tokencache_test
+package tokencache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
-
-	"perceptd/tokencache"
 )
 
-// learned returns a cache of 30 keys whose history of rollovers is full and irregular, with a token of each that is stale or not.
-func learned(b *testing.B, stale bool) (*tokencache.Cache, []tokencache.Key) {
+// A device on which everything is as full as it gets: a token of each key, a history of rollovers that is full and irregular, and, unless
+// the tokens are current, a full record of policy changes of that effect: half of them are for all resources, half for one each.
+func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 	b.Helper()
-	m := tokencache.Memory{BootID: "before", Boot: time.Hour, Wall: time.Now(), Synchronised: true}
-	var keys []tokencache.Key
-	for i := range 30 {
-		keys = append(keys, tokencache.Key{Resource: fmt.Sprintf("https://r%d.example.net", i)})
+	const hour, now = time.Hour, 10 * time.Hour
+	wall, began := time.Now(), time.Now()
+	at := func(boot time.Duration) time.Time { return wall.Add(boot - now) }
+	m := Memory{BootID: "now", Boot: now, On: now, Wall: wall, Synchronised: true}
+	for i := range keys {
+		key := Key{Resource: fmt.Sprintf("https://r%03d.example.net", i)}
+		m.Keys = append(m.Keys, Remembered{
+			Key:     key,
+			Token:   Token{Text: NewSecret(key.Resource), ExpiresOn: at(25 * hour)},
+			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedOn: at(hour), Minted: Minting{Earliest: at(hour), Latest: at(hour)},
+			Born: hour, Received: hour, ReceivedAt: hour, IssuedFrom: hour, IssuedTo: hour, Shown: hour, Answered: hour, Tries: 1,
+			Deadline: 25 * hour, Next: 20 * hour, Asked: now,
+		})
 	}
 	for i := range 512 {
-		at := 0.3 + float64(i%100)/200
-		m.Rollovers = append(m.Rollovers, tokencache.Rollover{Key: keys[i%len(keys)], After: at, By: at + 0.01, Watched: 1})
+		share := 0.3 + float64(i%100)/200
+		m.Rollovers = append(m.Rollovers, Rollover{Key: m.Keys[i%keys].Key, After: share, By: share + 0.01, Watched: 1})
 	}
-	s := &script{}
-	fetch := func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-		f, err := s.Fetch(ctx, key)
-		f.Token.Claims.IssuedAt = time.Now().Add(-5 * time.Minute)
-		return f, err
+	var r Record
+	for i := range MaxChanges {
+		moment := 2*hour + time.Duration(i)*time.Second
+		r.Changes = append(r.Changes, PolicyChange{
+			ID: fmt.Sprintf("%08x", i), AllIdentities: true, Effect: effect, At: at(moment), NotedOn: at(moment), Vouched: true,
+			Resource: []string{"", m.Keys[i%keys].Key.Resource}[i%2], Moment: moment, By: moment, Issuer: Window{Earliest: at(moment), Latest: at(moment)}, Checked: true,
+		})
 	}
-	c := tokencache.New(tokencache.Options{Fetch: fetch, BootID: "now", Memory: &m})
+	if effect == 0 {
+		r.Changes = nil
+	}
+	alternates := make(map[string][]string)
+	for i := range 20 {
+		alternates[m.Keys[i].Key.Resource] = []string{m.Keys[i+20].Key.Resource, "api://none"}
+	}
+	c := New(Options{
+		Fetch: func(context.Context, Key) (Fetched, error) {
+			return Fetched{}, errors.New("nothing is due")
+		},
+		Clock:  Clock{Boot: func() time.Duration { return now + time.Since(began) }},
+		BootID: "now", Memory: &m, Record: r,
+	})
 	b.Cleanup(c.Close)
-	for _, key := range keys {
-		if _, err := c.Get(context.Background(), key, tokencache.Need{}); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if stale {
-		if _, err := c.Note(tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Granted}); err != nil {
-			b.Fatal(err)
-		}
-	}
-	return c, keys
+	c.SetAlternates(alternates)
+	return c, m.Keys[0].Key
 }
 
-// What a token costs that is there, once much was learnt.
+// What a token costs, under the cache's lock, that is there.
 func BenchmarkGet(b *testing.B) {
-	for _, stale := range []bool{false, true} {
-		b.Run(fmt.Sprintf("stale=%v", stale), func(b *testing.B) {
-			c, keys := learned(b, stale)
+	for _, effect := range []Effect{0, Changed, Revoked} {
+		b.Run(effect.String(), func(b *testing.B) {
+			c, key := fullCache(b, 60, effect)
+			var withheld *WithheldError
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := c.Get(context.Background(), keys[0], tokencache.Need{}); err != nil {
+				if _, err := c.Get(context.Background(), key, Need{}); errors.As(err, &withheld) != (effect == Revoked) {
 					b.Fatal(err)
 				}
 			}
@@ -57,15 +73,29 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
-// How long the status of 30 keys keeps callers from the lock.
-func BenchmarkStatus(b *testing.B) {
-	for _, stale := range []bool{false, true} {
-		b.Run(fmt.Sprintf("stale=%v", stale), func(b *testing.B) {
-			c, _ := learned(b, stale)
-			b.ReportAllocs()
-			for b.Loop() {
-				c.Status()
+// What it costs to tell of all keys, or of all changes, and for how long that keeps callers from the lock.
+func BenchmarkTelling(b *testing.B) {
+	for _, telling := range []struct {
+		name string
+		tell func(*Cache)
+	}{
+		{"Status", func(c *Cache) { c.Status() }}, // all of it under the lock
+		{"Memory", func(c *Cache) { c.Memory() }},
+		{"Memory-locked", func(c *Cache) { c.memory() }},
+		{"Changes", func(c *Cache) { c.Changes() }},
+		{"Changes-locked", func(c *Cache) { c.allNoted() }},
+		{"Judging", func(c *Cache) { c.SetSpread(0) }}, // everything anew under the lock, as after each change of the record
+	} {
+		for _, keys := range []int{60, MaxKeys} {
+			for _, effect := range []Effect{0, Revoked} {
+				b.Run(fmt.Sprintf("%s/keys=%d/%v", telling.name, keys, effect), func(b *testing.B) {
+					c, _ := fullCache(b, keys, effect)
+					b.ReportAllocs()
+					for b.Loop() {
+						telling.tell(c)
+					}
+				})
 			}
-		})
+		}
 	}
 }

@@ -191,12 +191,11 @@ type change struct {
 func (c *Cache) at(ch *change) time.Duration { return ch.Moment - c.on }
 
 // touches reports whether ch is about e, whose resource goes by its alternates as well.
-func (c *Cache) touches(ch *change, e *entry) bool {
+func (ch *change) touches(e *entry) bool {
 	if !ch.AllIdentities && ch.Selector != e.key.Selector {
 		return false
 	}
-	return ch.Resource == "" || ch.spelling == e.spelling ||
-		slices.Contains(c.alternates[ch.spelling], e.spelling) || slices.Contains(c.alternates[e.spelling], ch.spelling)
+	return ch.Resource == "" || ch.spelling == e.spelling || slices.Contains(e.goesBy, ch.spelling)
 }
 
 // Note puts a policy change on record and in force, and returns it with what was filled in. The error
@@ -281,40 +280,52 @@ func (c *Cache) Withdraw(id string) (PolicyChange, bool) {
 
 // Changes returns the policy changes on record, the latest first.
 func (c *Cache) Changes() []Noted {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now, wall := c.clock.Boot(), c.clock.Wall()
-	all := make([]Noted, 0, len(c.changes))
-	for _, ch := range c.changes {
-		n := Noted{PolicyChange: ch.PolicyChange, Unsure: !ch.Vouched && !ch.dated, EndsOn: wall.Add(c.lastsLocked(ch, now))}
-		for _, e := range c.entries {
-			if c.leftLocked(e, now) <= 0 || !c.touches(ch, e) {
-				continue
-			}
-			n.Touched++
-			if c.verdictLocked(e, ch) != Current {
-				n.Waiting++
-			}
+	all, held := c.allNoted()
+	for _, j := range held {
+		for _, i := range j.about {
+			all[i].Touched++
 		}
-		all = append(all, n)
+		for _, i := range j.lacks {
+			all[i].Waiting++
+		}
 	}
 	slices.SortFunc(all, func(x, y Noted) int { return latestFirst(x.PolicyChange, y.PolicyChange) })
 	return all
 }
 
+// allNoted returns the policy changes on record by their places, without how far they have got, and how each valid token that is held stands
+// to them.
+func (c *Cache) allNoted() (all []Noted, held []judgement) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, wall := c.clock.Boot(), c.clock.Wall()
+	all, held = make([]Noted, 0, len(c.changes)), make([]judgement, 0, len(c.entries))
+	for _, ch := range c.changes {
+		all = append(all, Noted{PolicyChange: ch.PolicyChange, Unsure: !ch.Vouched && !ch.dated, EndsOn: wall.Add(c.lastsLocked(ch, now))})
+	}
+	for _, e := range c.entries {
+		if c.leftLocked(e, now) > 0 {
+			held = append(held, e.judgement)
+		}
+	}
+	return all, held
+}
+
 // Record returns the policy changes on record as they are kept.
 func (c *Cache) Record() Record {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.recordLocked()
+	r := c.recordLocked()
+	c.mu.Unlock()
+	slices.SortFunc(r.Changes, latestFirst)
+	return r
 }
 
+// recordLocked returns the record, its changes by their places.
 func (c *Cache) recordLocked() Record {
 	r := Record{Taken: c.takenLocked(), Lineage: c.lineage, Origins: c.origins, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
 	for i, ch := range c.changes {
 		r.Changes[i] = ch.PolicyChange
 	}
-	slices.SortFunc(r.Changes, latestFirst)
 	return r
 }
 
@@ -381,10 +392,14 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 	defer c.mu.Unlock()
 	c.alternates = make(map[string][]string)
 	for resource, others := range alternates {
-		spelt := Spelling(resource)
 		for _, other := range others {
-			c.alternates[spelt] = append(c.alternates[spelt], Spelling(other))
+			one, two := Spelling(resource), Spelling(other)
+			c.alternates[one] = append(c.alternates[one], two)
+			c.alternates[two] = append(c.alternates[two], one)
 		}
+	}
+	for _, e := range c.entries {
+		e.goesBy = c.alternates[e.spelling]
 	}
 	c.rejudgeLocked(c.clock.Boot())
 }

@@ -15,7 +15,8 @@ const (
 // entry is what is known of one key. Times are boot times unless they say wall.
 type entry struct {
 	key      Key
-	spelling string // of the resource, as it is compared
+	spelling string   // of the resource, as it is compared
+	goesBy   []string // spellings of its alternates
 	prefetch bool
 	asked    time.Duration // of the last Get
 	used     uint64        // rank of the last Get among all, for eviction
@@ -44,6 +45,7 @@ type entry struct {
 	audienceBefore string  // of the token before, where the one held has another; empty: it has not
 
 	standing  standing // to the policy changes on record
+	judgement judgement
 	rollovers history
 	learnt    learnt
 	news      chan struct{} // closed when what Look tells is different

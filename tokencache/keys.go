@@ -28,6 +28,7 @@ func (c *Cache) addLocked(key Key) *entry {
 		key: key, spelling: Spelling(key.Resource), token: &Token{}, asked: longAgo, deadline: longAgo, next: never, wishes: longAgo, failedUntil: longAgo, rests: longAgo,
 		news: make(chan struct{}), chased: never, confirm: never,
 	}
+	e.goesBy = c.alternates[e.spelling]
 	for _, r := range c.rollovers {
 		if r.of == key { // it was here before
 			e.rollovers.add(r, keyHistory)

@@ -83,47 +83,55 @@ const Never = never
 
 // Memory returns what c knows.
 func (c *Cache) Memory() Memory {
+	m, judged := c.memory()
+	for i := range m.Keys {
+		for _, at := range judged[i].lacks {
+			if p := &m.Record.Changes[at]; p.Effect == Revoked {
+				m.Keys[i].Withheld = append(m.Keys[i].Withheld, p.ID)
+			}
+		}
+	}
+	slices.SortFunc(m.Record.Changes, latestFirst)
+	slices.SortFunc(m.Keys, func(a, b Remembered) int { return a.Key.compare(b.Key) })
+	return m
+}
+
+// memory returns what c knows, the changes of the record by their places, and how each key's token stands to these instead of what
+// withholds it.
+func (c *Cache) memory() (m Memory, judged []judgement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
-	m := Memory{
+	m = Memory{
 		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
 		Record: c.recordLocked(), Principals: c.tellPrincipalsLocked(), Bygones: c.bygones.tell(),
 		Paused: max(0, c.gate.paused), Failing: c.gate.rest.failing(), Static: c.static,
 	}
 	m.OnRecord = len(m.Record.Changes)
+	m.Keys, judged = make([]Remembered, 0, len(c.entries)), make([]judgement, 0, len(c.entries))
 	for _, e := range c.entries {
 		if e.life != 0 || e.failures > 0 {
-			r := e.remember(now, c.gate.paused)
-			r.Withheld = c.withholdersLocked(e)
-			m.Keys = append(m.Keys, r)
+			m.Keys, judged = append(m.Keys, e.remember(now, c.gate.paused)), append(judged, e.judgement)
 		}
 	}
-	slices.SortFunc(m.Keys, func(a, b Remembered) int { return a.Key.compare(b.Key) })
-	return m
+	return m, judged
 }
 
-// Withholders returns the IDs of the revocations that withhold key's token; none where it is not withheld, or not there.
-func (c *Cache) Withholders(key Key) []string {
+// Withholders returns the revocations that withhold key's token, the earliest first; none where it is not withheld, or not there.
+func (c *Cache) Withholders(key Key) []PolicyChange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.entries[key]; e != nil {
-		return c.withholdersLocked(e)
+	e := c.entries[key]
+	if e == nil {
+		return nil
 	}
-	return nil
-}
-
-// withholdersLocked returns the IDs of the revocations that withhold e's token.
-func (c *Cache) withholdersLocked(e *entry) (ids []string) {
-	if e.standing.withheld() {
-		for _, ch := range c.changes {
-			if ch.Effect == Revoked && c.touches(ch, e) && c.verdictLocked(e, ch) != Current {
-				ids = append(ids, ch.ID)
-			}
+	all := make([]PolicyChange, 0, len(e.judgement.lacks))
+	for _, at := range e.judgement.lacks {
+		if ch := c.changes[at]; ch.Effect == Revoked {
+			all = append(all, ch.PolicyChange)
 		}
 	}
-	slices.Sort(ids)
-	return ids
+	return all
 }
 
 // remember tells what is known of e, which is fetched no sooner than the pause is over that the back end asked for.

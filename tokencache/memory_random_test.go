@@ -465,6 +465,9 @@ func randomLife(t *testing.T, options simulator.Options, steps []int) error {
 		if err := l.step(t, i, step); err != nil {
 			return fmt.Errorf("step %d (%d) at %v: %w", i, step, l.now(), err)
 		}
+		if err := l.cache.CheckJudgements(nil); err != nil {
+			return fmt.Errorf("step %d (%d) at %v: %w", i, step, l.now(), err)
+		}
 	}
 	if err := l.heals(t); err != nil {
 		return err

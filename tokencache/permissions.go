@@ -84,14 +84,17 @@ func (c *Cache) verdictLocked(e *entry, ch *change) Standing {
 	return Uncertain
 }
 
-// judgeLocked notes how e's token stands to the changes on record.
+// judgeLocked notes how e's token stands to the changes on record. That is so until the token is another, or the record, or what is known
+// of their dates: time alone changes nothing of it.
 func (c *Cache) judgeLocked(e *entry) {
 	before := e.standing
 	s := standing{patience: silence*c.spread + heldBeyond + e.minted.blur()}
-	for _, ch := range c.changes { // the earliest first
-		if !c.touches(ch, e) {
+	j := judgement{about: make([]place, 0, len(e.judgement.about)), lacks: make([]place, 0, len(e.judgement.lacks))}
+	for i, ch := range c.changes { // the earliest first
+		if !ch.touches(e) {
 			continue
 		}
+		j.about = append(j.about, place(i))
 		at := c.at(ch)
 		if at > s.holds {
 			s.began = at
@@ -102,6 +105,7 @@ func (c *Cache) judgeLocked(e *entry) {
 		if verdict == Current {
 			continue
 		}
+		j.lacks = append(j.lacks, place(i))
 		s.worst = max(s.worst, verdict)
 		s.unmet = max(s.unmet, holds)
 		s.changed = ch
@@ -109,9 +113,20 @@ func (c *Cache) judgeLocked(e *entry) {
 			s.revoked, s.lacked = ch, s.unmet
 		}
 	}
+	e.judgement = j
 	if e.standing = s; s != before {
 		e.tell()
 	}
+}
+
+// place is that of a change in Cache.changes.
+type place int32
+
+// judgement is how an entry's token stands to each change on record. It is replaced and never changed, so that what it tells can be worked
+// out without the lock.
+type judgement struct {
+	about []place // the changes that are about the key, in their order
+	lacks []place // of these, those that the token is not known to meet
 }
 
 // tighter is by how much a bound on when a change happened has to be earlier than the one on record, to be kept.
@@ -123,10 +138,8 @@ const tighter = 30 * time.Minute
 // boot tells less, since nobody knows how long the device was off.
 func (c *Cache) proveLocked(e *entry, now time.Duration) {
 	learnt, blind := false, !c.knowledge.counted && !c.knowsTime()
-	for _, ch := range c.changes {
-		if !c.touches(ch, e) || c.verdictLocked(e, ch) == Current {
-			continue
-		}
+	for _, i := range e.judgement.lacks {
+		ch := c.changes[i]
 		latest, known := c.knowledge.notLater(c.at(ch))
 		if !known {
 			continue

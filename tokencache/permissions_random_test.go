@@ -96,6 +96,9 @@ func randomPolicyChanges(t *testing.T, options simulator.Options, counts bool, s
 		if err := run.step(t, i, step); err != nil {
 			return fmt.Errorf("step %d (%d): %w", i, step, err)
 		}
+		if err := c.CheckJudgements(nil); err != nil {
+			return fmt.Errorf("step %d (%d): %w", i, step, err)
+		}
 	}
 	if err := run.heals(t); err != nil {
 		return err

@@ -11,7 +11,7 @@ import (
 // room, nothing has changed.
 func (c *Cache) enterLocked(ch *change) bool {
 	if len(c.changes) >= MaxChanges {
-		if i := slices.IndexFunc(c.changes, c.isMetLocked); i >= 0 {
+		if i := c.metLocked(); i >= 0 {
 			c.changes = slices.Delete(c.changes, i, i+1)
 		}
 	}
@@ -47,19 +47,22 @@ func (c *Cache) loadLocked(kept []PolicyChange) {
 	}
 }
 
-// isMetLocked reports whether ch makes room: every token meets it that is held, or was held last where there is none, since that may
-// come again. A revocation never does, since a token from before it may come yet, nor does what stands for a record that
+// metLocked returns the place of the oldest change that makes room, or -1: every token meets it that is held, or was held last where there is
+// none, since that may come again. A revocation never does, since a token from before it may come yet, nor does what stands for a record that
 // was lost.
-func (c *Cache) isMetLocked(ch *change) bool {
-	if ch.Effect == Revoked || ch.Effect == Unknown {
-		return false
-	}
+func (c *Cache) metLocked() int {
+	lacked := make([]bool, len(c.changes))
 	for _, e := range c.entries {
-		if e.life != 0 && c.touches(ch, e) && c.verdictLocked(e, ch) != Current {
-			return false
+		for _, i := range e.judgement.lacks {
+			lacked[i] = lacked[i] || e.life != 0
 		}
 	}
-	return true
+	for i, ch := range c.changes {
+		if !lacked[i] && ch.Effect != Revoked && ch.Effect != Unknown {
+			return i
+		}
+	}
+	return -1
 }
 
 // inOrder puts all in the order in which they happened.

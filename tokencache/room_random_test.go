@@ -61,11 +61,11 @@ func TestJoinedIsAsStrictAsItsParts(t *testing.T) {
 		}
 		both, e := joined(x, y), drawnEntry(r, base)
 		for _, part := range []*change{x, y} {
-			if !c.touches(part, e) {
+			if !part.touches(e) {
 				continue
 			}
 			want := c.verdictLocked(e, part)
-			if got := c.verdictLocked(e, both); !c.touches(both, e) || got < want {
+			if got := c.verdictLocked(e, both); !both.touches(e) || got < want {
 				t.Fatalf("%+v is %v to %+v and %v to what it is joined into: %+v", e.receipt, want, part.PolicyChange, got, both.PolicyChange)
 			}
 			strict += int(want)
@@ -106,7 +106,7 @@ func TestLongRecordIsMadeToFit(t *testing.T) {
 			e := drawnEntry(r, base)
 			var want, got [Unknown + 1]Standing // by effect
 			judge := func(ch *change, worst *[Unknown + 1]Standing) {
-				if c.touches(ch, e) {
+				if ch.touches(e) {
 					effect := ch.target().effect
 					worst[effect] = max(worst[effect], c.verdictLocked(e, ch))
 				}
