@@ -91,28 +91,6 @@ func Here(root string) (all []Binding) {
 	return all
 }
 
-// tellsApart reports whether a value can be one device's own: firmware that was never given one says zeros, counts, or
-// what somebody should have replaced.
-func tellsApart(value string) bool {
-	const longest = 256
-	switch value {
-	case "03000200-0400-0500-0006-000700080009", "12345678-1234-5678-90ab-cddeefaabbcc", "0123456789", "123456789", "1234567890", "0123456789abcdef":
-		return false
-	}
-	for _, nobody := range []string{"filled by", "default", "not ", "none", "unknown", "serial number", "system"} {
-		if strings.Contains(value, nobody) {
-			return false
-		}
-	}
-	different := make(map[rune]bool)
-	for _, r := range value {
-		if r != '-' {
-			different[r] = true
-		}
-	}
-	return len(value) >= 6 && len(value) <= longest && len(different) >= 3
-}
-
 // persistent reports whether a machine-id is on the disk: where /etc cannot be written to, systemd draws one for each boot
 // and mounts it over the file.
 func persistent(path, id string) bool {
