@@ -69,6 +69,7 @@ type Remembered struct {
 	Withheld []string
 
 	Failing *BackOff // nil: its last fetch did not fail
+	Claim   *Claim   // that of a former principal, by what the key was given; nil: there is none
 }
 
 // Rollover is one that was seen: between which shares of a token's life it took place, and from which on the back end was
@@ -141,6 +142,9 @@ func (e *entry) remember(now, paused time.Duration) Remembered {
 		ReceivedAt: e.receipt.on, IssuedFrom: e.receipt.from, IssuedTo: e.receipt.to, Blind: e.receipt.blind, Minted: e.minted, Life: e.life, Given: e.given, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
 		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Rollovers: e.rollovers.tell(),
 		Failing: e.failing(),
+	}
+	if !e.claim.by.IsZero() {
+		r.Claim = &Claim{By: e.claim.by, From: e.claim.from}
 	}
 	if e.deadline > now {
 		r.Token = *e.token
@@ -320,6 +324,9 @@ func (c *Cache) recallKey(m *Memory, r Remembered, now time.Duration) {
 	e.minted, e.life, e.claims, e.before, e.tries = r.Minted, r.Life, r.Claims, r.Before, r.Tries
 	e.born, e.received, e.shown, e.answered = a.at(r.Born), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
 	e.rollovers = historyOf(r.Rollovers, keyHistory)
+	if r.Claim != nil {
+		e.claim = claim{by: r.Claim.By, from: c.recalledAt(m, r.Claim.From)}
+	}
 	c.seen++
 	e.unconfirmed = !a.certain
 	if e.given = r.Given; e.unconfirmed {

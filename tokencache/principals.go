@@ -252,7 +252,17 @@ type Principals struct {
 	Current  Principal
 	Former   []Principal   // the latest last
 	Since    time.Duration // when the switch to Current was seen; Never: there was none
+	Shown    time.Duration // when a token of Current was given last; Never: not known
 	Told     time.Duration // when people were told of a switch last; Never: they were not
+	Untold   int           // switches since that they were not told of
+	By       string        // the resource whose key brought Current back, by insisting, so that it is put to the test; empty: none did
+}
+
+// Claim is that of a former principal to be the current one again: a key was given its token, and nobody else of the selector one of
+// the current one since.
+type Claim struct {
+	By   Principal
+	From time.Duration // boot time
 }
 
 // Principals returns whom the tokens of each selector speak for, as far as they say.
@@ -266,7 +276,10 @@ func (c *Cache) tellPrincipalsLocked() []Principals {
 	var all []Principals
 	for s, p := range c.principals {
 		if !p.current.IsZero() {
-			all = append(all, Principals{Selector: s, Current: p.current, Former: slices.Clone(p.former), Since: orNever(p.since), Told: orNever(p.told)})
+			all = append(all, Principals{
+				Selector: s, Current: p.current, Former: slices.Clone(p.former),
+				Since: orNever(p.since), Shown: orNever(p.shown), Told: orNever(p.told), Untold: p.untold, By: p.by.Resource,
+			})
 		}
 	}
 	slices.SortFunc(all, func(x, y Principals) int {
@@ -295,6 +308,11 @@ func (m *Memory) WithoutSimulated() (left *Memory, dropped int) {
 		}
 		return simulated[r.Key]
 	})
+	for i := range real.Keys {
+		if of := real.Keys[i].Claim; of != nil && of.By.Simulated {
+			real.Keys[i].Claim = nil
+		}
+	}
 	real.Rollovers = slices.DeleteFunc(slices.Clone(m.Rollovers), func(r Rollover) bool { return simulated[r.Key] })
 	real.Principals = nil
 	for _, p := range m.Principals {
@@ -318,7 +336,11 @@ func (c *Cache) recallPrincipals(m *Memory) {
 			p.since = 0 // in an earlier boot, so before this one began
 		}
 		if sameBoot {
-			p.since, p.told = orLongAgo(told.Since), orLongAgo(told.Told)
+			p.since = orLongAgo(told.Since)
+		}
+		p.shown, p.told, p.untold = c.recalledAt(m, told.Shown), c.recalledAt(m, told.Told), max(0, told.Untold)
+		if told.By != "" {
+			p.by = Key{Selector: told.Selector, Resource: told.By}
 		}
 	}
 	keys := slices.Clone(m.Keys)
@@ -337,6 +359,22 @@ func (c *Cache) recallPrincipals(m *Memory) {
 		}
 		p.current = p.current.filled(who)
 	}
+}
+
+// recalledAt is when in this boot that boot time of m's was: no longer ago than it truly is, since it counts the time alone that the
+// device was on. No wall clock has a part in it.
+func (c *Cache) recalledAt(m *Memory, t time.Duration) time.Duration {
+	switch {
+	case t == never:
+		return longAgo
+	case m.BootID != "" && m.BootID == c.bootID:
+		return t
+	}
+	at := t - m.Boot
+	if m.On > 0 { // else a release that had no on-time kept it
+		at -= max(0, c.on-m.On)
+	}
+	return at
 }
 
 func orLongAgo(t time.Duration) time.Duration {

@@ -93,6 +93,7 @@ type remembered struct {
 	Rollovers   []seen         `json:"rollovers,omitempty"`
 	Withheld    []string       `json:"withheld,omitempty"` // the IDs of the changes that withhold the token
 	Failing     *failing       `json:"failing,omitempty"`
+	Claim       *claim         `json:"claim,omitempty"`
 }
 
 type token struct {
@@ -179,7 +180,7 @@ func rememberedOf(r tokencache.Remembered) remembered {
 		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.Born,
 		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
 		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key), Withheld: r.Withheld,
-		Failing: failingOf(r.Failing),
+		Failing: failingOf(r.Failing), Claim: claimOf(r.Claim),
 	}
 	if r.Before != nil {
 		before := claimsOf(*r.Before)
@@ -282,7 +283,7 @@ func (w *remembered) remembered() tokencache.Remembered {
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
 		Withheld: w.Withheld,
-		Failing:  w.Failing.failing(),
+		Failing:  w.Failing.failing(), Claim: w.Claim.claim(),
 	}
 	if r.ReceivedAt == 0 { // without the boots before that one, it is earlier than it was: on the safe side
 		r.ReceivedAt = max(0, w.Received)
@@ -403,6 +404,9 @@ func (w *remembered) check() error {
 		return err
 	}
 	if err := w.Failing.check(); err != nil {
+		return err
+	}
+	if err := w.Claim.check(); err != nil {
 		return err
 	}
 	return checkSeen(w.Rollovers, maxOwn)

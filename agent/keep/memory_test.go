@@ -38,6 +38,7 @@ func whole(n int) tokencache.Memory {
 			Failing: &tokencache.BackOff{
 				Kind: tokencache.Refused, Extent: tokencache.OfIdentity, Detail: "no", Failures: 3, Waits: 2, Asks: 1, Until: 20 * time.Minute, Callers: math.MinInt64 / 2,
 			},
+			Claim:    &tokencache.Claim{By: tokencache.Principal{ObjectID: "o2", TenantID: "t", ClientID: "c", Simulated: true}, From: -time.Minute},
 			Withheld: []string{"a1", "gone"}, Unconfirmed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
 		}, {
 			Key: user, Nominal: time.Hour, Deadline: math.MinInt64 / 2, Next: tokencache.Never, Asked: tokencache.Never, Life: time.Hour,
@@ -51,8 +52,8 @@ func whole(n int) tokencache.Memory {
 		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
 		Principals: []tokencache.Principals{{
 			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c", Simulated: true},
-			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: time.Minute, Told: 2 * time.Minute,
-		}, {Current: tokencache.Principal{ClientID: "c"}, Since: tokencache.Never, Told: tokencache.Never}},
+			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: time.Minute, Shown: 3 * time.Minute, Told: 2 * time.Minute, Untold: 3, By: "api://x",
+		}, {Current: tokencache.Principal{ClientID: "c"}, Since: tokencache.Never, Shown: tokencache.Never, Told: tokencache.Never}},
 		Bygones: []tokencache.Bygone{
 			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: time.Hour},
 			{SHA256: tokencache.NewSecret("b").SHA256(), Deadline: tokencache.Never},
@@ -348,6 +349,8 @@ func TestWhatIsNoMemory(t *testing.T) {
 		{"a principal's claim", with(`"former":[{"oid":"o2"`, `"former":[{"oid":"`+strings.Repeat("o", maxClaim+1)+`"`), "a claim"},
 		{"principals of nobody", with(`"principals":[{"selector":{"kind":"resource_id"`, `"principals":[{"selector":{"kind":"nobody"`), "its selector"},
 		{"principals twice", with(`"principals":[`, `"principals":[{"selector":{"kind":"system-assigned"},"current":{}},`), "twice"},
+		{"a claim of nobody", with(`"claim":{"by":{"oid":"o2","tid":"t","appid":"c","simulated":true}`, `"claim":{"by":{}`), "nobody's"},
+		{"untold without end", with(`"untold":3`, `"untold":-3`), "out of range"},
 		{"many former principals", with(`"former":[`, `"former":[`+strings.Repeat(`{},`, maxFormer)), "more than 8"},
 		{"a switch before time", with(`"since_ns":60000000000`, `"since_ns":-9223372036854775808`), "boot time"},
 		{"a bygone of nothing", with(`"sha256":"c`, `"sha256":"x`), "its digest"},

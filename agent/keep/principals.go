@@ -23,7 +23,47 @@ type principals struct {
 	Current  principal      `json:"current"`
 	Former   []principal    `json:"former,omitempty"`
 	Since    *time.Duration `json:"since_ns,omitempty"`
+	Shown    *time.Duration `json:"shown_ns,omitempty"`
 	Told     *time.Duration `json:"told_ns,omitempty"`
+	Untold   int            `json:"untold,omitempty"`
+	By       string         `json:"by,omitempty"` // a resource
+}
+
+// claim is a tokencache.Claim.
+type claim struct {
+	By   principal     `json:"by"`
+	From time.Duration `json:"from_ns"`
+}
+
+// claimOf returns nil also for what could not be read again: it is made anew, which takes longer.
+func claimOf(of *tokencache.Claim) *claim {
+	if of == nil {
+		return nil
+	}
+	w := &claim{By: principal(of.By), From: of.From}
+	if w.check() != nil {
+		return nil
+	}
+	return w
+}
+
+func (w *claim) claim() *tokencache.Claim {
+	if w == nil {
+		return nil
+	}
+	return &tokencache.Claim{By: tokencache.Principal(w.By), From: w.From}
+}
+
+func (w *claim) check() error {
+	switch {
+	case w == nil:
+		return nil
+	case w.By == principal{}:
+		return errors.New("a claim to be the current principal is nobody's")
+	case !within(w.From):
+		return errors.New("a boot time of it is out of range")
+	}
+	return w.By.check()
 }
 
 type principal struct {
@@ -53,7 +93,8 @@ type bygone struct {
 func principalsOf(told []tokencache.Principals) (all []principals) {
 	for _, p := range told {
 		w := principals{
-			Selector: *selectorOf(p.Selector), Current: principal(p.Current), Since: unlessNever(p.Since), Told: unlessNever(p.Told),
+			Selector: *selectorOf(p.Selector), Current: principal(p.Current), Since: unlessNever(p.Since), Shown: unlessNever(p.Shown),
+			Told: unlessNever(p.Told), Untold: min(p.Untold, maxTries), By: p.By,
 		}
 		for _, f := range p.Former {
 			w.Former = append(w.Former, principal(f))
@@ -67,7 +108,10 @@ func principalsOf(told []tokencache.Principals) (all []principals) {
 
 func (w *principals) principals() tokencache.Principals {
 	s, _ := w.Selector.means()
-	p := tokencache.Principals{Selector: s, Current: tokencache.Principal(w.Current), Since: orNever(w.Since), Told: orNever(w.Told)}
+	p := tokencache.Principals{
+		Selector: s, Current: tokencache.Principal(w.Current), Since: orNever(w.Since), Shown: orNever(w.Shown),
+		Told: orNever(w.Told), Untold: w.Untold, By: w.By,
+	}
 	for _, f := range w.Former {
 		p.Former = append(p.Former, tokencache.Principal(f))
 	}
@@ -81,14 +125,24 @@ func (w *principals) check() error {
 	if len(w.Former) > maxFormer {
 		return fmt.Errorf("%d former principals are more than %d", len(w.Former), maxFormer)
 	}
-	if !within(orZero(w.Since), orZero(w.Told)) {
+	if !within(orZero(w.Since), orZero(w.Shown), orZero(w.Told)) {
 		return errors.New("a boot time of it is out of range")
 	}
+	if w.Untold < 0 || w.Untold > maxTries || !fits(w.By, maxResource) {
+		return errors.New("what is open of its switches is out of range")
+	}
 	for _, p := range append([]principal{w.Current}, w.Former...) {
-		for _, claim := range []string{p.ObjectID, p.TenantID, p.ClientID} {
-			if len(claim) > maxClaim || !utf8.ValidString(claim) {
-				return errors.New("a claim of it is too long, or no text")
-			}
+		if err := p.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p principal) check() error {
+	for _, claim := range []string{p.ObjectID, p.TenantID, p.ClientID} {
+		if len(claim) > maxClaim || !utf8.ValidString(claim) {
+			return errors.New("a claim of it is too long, or no text")
 		}
 	}
 	return nil
