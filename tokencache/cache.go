@@ -104,6 +104,7 @@ type Cache struct {
 	bygones    bygones
 	readings   readings // of the issuer's clock
 	static     bool     // the source's counts of lives are none: see staticLocked
+	counted    counted  // how far that is not so any more
 }
 
 // New returns a cache at work. Close it.

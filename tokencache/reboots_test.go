@@ -260,3 +260,73 @@ func TestCurrentByAStaticCount(t *testing.T) {
 		mustBeWithheld(t, c)
 	})
 }
+
+// A back end that counts again is believed again: when four answers in a row have shown it, over six hours, and none that does not
+// came in between, for whatever key. Until then its numbers show nothing.
+func TestStaticCountsEnd(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name    string
+		answers string // each from another hour on: c counts, s does not; a capital letter is for the other key
+		every   time.Duration
+		want    bool
+	}{
+		{"four, and the first that they are held against", "ccccc", 2 * time.Hour, true},
+		{"three", "cccc", 2 * time.Hour, false},
+		{"four in too short a time", "ccccc", 80 * time.Minute, false},
+		{"more in that time", "cccccc", 80 * time.Minute, true},
+		{"one that does not between", "cccsccc", 2 * time.Hour, false},
+		{"one that does not between, for another key", "SccScSccc", time.Hour, false},
+		{"four after one that does not", "csccccc", 2 * time.Hour, true},
+		{"never", "sssssss", 2 * time.Hour, false},
+		{"too close to tell", "cccccccccccc", 50 * time.Second, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, p := new(watch), &plain{counts: true, static: true}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.clock(), BootID: "one"})
+				defer func() { c.Close() }()
+				refresh := func(key tokencache.Key) {
+					if _, err := c.Refresh(t.Context(), key, true); err != nil {
+						t.Fatal(err)
+					}
+				}
+				p.issue(vault.Resource, time.Now())
+				refresh(vault)
+				time.Sleep(2 * time.Minute)
+				refresh(vault) // the same number
+				c = after(c, p.Fetch, w.clock(), "one")
+				for i, answer := range row.answers {
+					key := vault
+					if answer == 'S' {
+						key = storage
+					}
+					p.mu.Lock()
+					p.static = answer != 'c'
+					p.mu.Unlock()
+					if c.Knowledge().Counted {
+						t.Errorf("believed after %d answers", i)
+					}
+					refresh(key)
+					time.Sleep(row.every)
+				}
+				if got := c.Knowledge().Counted; got != row.want {
+					t.Errorf("believed %v", got)
+				}
+				if !row.want {
+					return
+				}
+				// What was received before is not dated by it, and what comes now is.
+				note(t, c, "x", tokencache.Revoked, time.Time{})
+				time.Sleep(11 * time.Minute)
+				mustBeWithheld(t, c)
+				p.issue(vault.Resource, time.Now())
+				refresh(vault)
+				if got := mustGet(t, c, vault, sdk).Permissions.Standing; got != tokencache.Current {
+					t.Errorf("a token from after the spreading is %v", got)
+				}
+			})
+		})
+	}
+}

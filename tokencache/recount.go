@@ -56,12 +56,16 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 // staticLocked looks whether the back end gives the number that it gave with this token at its receipt, though that is long ago:
 // then none of its numbers counts anything, and what they have shown is void.
 func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
-	first, known := c.bygoneLocked(e, f.Token.Text)
-	passed := now - first.received
-	if !known || c.static || !f.Counted || first.given == 0 || passed < readingsApart || !agree(left, first.given) {
+	if c.static {
+		c.countsAgainLocked(e, f, left, now)
 		return
 	}
-	c.static, c.readings = true, nil
+	first, known := c.bygoneLocked(e, f.Token.Text)
+	passed := now - first.received
+	if !known || !f.Counted || first.given == 0 || passed < readingsApart || !agree(left, first.given) {
+		return
+	}
+	c.static, c.readings, c.counted = true, nil, counted{}
 	c.knowledge.uncount()
 	for _, ch := range c.changes {
 		if !ch.Vouched {
@@ -79,6 +83,56 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
 		}
 	}
 	c.rejudgeLocked(now)
+}
+
+// said is what a back end said of a token while its numbers counted nothing.
+type said struct {
+	digest string // of the token's text; empty: nothing
+	at     time.Duration
+	left   time.Duration
+}
+
+// counted is how far a back end whose numbers counted nothing has shown that they count by now.
+type counted struct {
+	answers int           // in a row, each of which said less than the one before about its token by the time between
+	since   time.Duration // boot time of the answer that the first of these was held against
+}
+
+// A back end is believed again when so many answers in a row have counted, over so long: a proxy that repeats answers for half
+// an hour now and then looks like one that counts.
+const (
+	countsAgainMost = 4
+	countsAgainOver = 6 * time.Hour
+)
+
+// countsAgainLocked looks whether the numbers count again. One that does not, for whatever key, starts it anew. What was voided stays
+// void: what is believed again is what is said from now on.
+func (c *Cache) countsAgainLocked(e *entry, f Fetched, left, now time.Duration) {
+	if !f.Counted {
+		return
+	}
+	digest := f.Token.Text.SHA256()
+	before := e.said
+	passed := now - before.at
+	switch {
+	case before.digest != digest:
+		e.said = said{digest, now, left}
+		return
+	case passed < readingsApart:
+		return
+	}
+	e.said = said{digest, now, left}
+	if !agree(left, before.left-passed) {
+		c.counted = counted{}
+		return
+	}
+	if c.counted.answers == 0 {
+		c.counted.since = before.at
+	}
+	c.counted.answers++
+	if c.counted.answers >= countsAgainMost && now-c.counted.since >= countsAgainOver {
+		c.static, c.counted = false, counted{}
+	}
 }
 
 // reading is the issuer's clock as a counted answer shows it.
