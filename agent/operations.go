@@ -14,7 +14,8 @@ import (
 )
 
 // Apply puts rules in force, whole or not at all, and returns what changed in words. Keys that no
-// grant names any more lose their tokens at once, and those that failed are tried again at once.
+// grant names any more lose their tokens at once, and those that failed are tried again at once, as is a record that could not be
+// read or kept.
 func (a *Agent) Apply(rules Rules) ([]string, error) {
 	a.apply.Lock()
 	defer a.apply.Unlock()
@@ -31,6 +32,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 		return nil, err
 	}
 	a.cache.TryAgain()
+	a.record.hurry()
 	a.chase.restart(a.cache.Status())
 	a.reports.retain(compiled)
 	a.memory.notice(true) // tokens that are not allowed any more are to be nowhere
@@ -42,7 +44,8 @@ func (s *ruleset) allows(key tokencache.Key) bool { return s.keys[key] != nil }
 // refreshesAtOnce bounds the refreshes that one request has under way; the cache orders them anyway.
 const refreshesAtOnce = 8
 
-// Refresh fetches the cached tokens of an identity and resource now; an empty name stands for all.
+// Refresh fetches the cached tokens of an identity and resource now; an empty name stands for all. A record of policy changes that
+// could not be read or kept is tried again now as well.
 // The results are in the order of Status; while a policy change is still spreading a result's error is a
 // *tokencache.HeldError, unless the caller insists. An *Error says that there is nothing of that name.
 func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
@@ -76,6 +79,7 @@ func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch fu
 	if len(keys) == 0 && resource != "" {
 		return nil, &Error{Reason: BadResource, Detail: fmt.Sprintf("no grant names resource %q for such an identity", resource)}
 	}
+	a.record.hurry()
 	results := make([]RefreshResult, len(keys))
 	var all sync.WaitGroup
 	slots := make(chan struct{}, refreshesAtOnce)

@@ -40,8 +40,9 @@ type record struct {
 	fault  atomic.Pointer[error] // why the last keep failed; nil: it worked
 	unread atomic.Pointer[error] // why what is on the disk cannot be read now, and so not be overwritten; nil: it was read
 
-	start  sync.Mutex // protects saving, and that no saver begins after close
-	saving bool       // there is a saver
+	start   sync.Mutex // protects what follows, and that no saver begins after close
+	saving  bool       // there is a saver
+	hurried chan struct{}
 
 	mu    sync.Mutex // one keep at a time; protects what follows
 	kept  uint64     // the generation that is on the disk
@@ -52,6 +53,7 @@ type record struct {
 func (r *record) open(keep func(tokencache.Record) error, now func() tokencache.Record, clock tokencache.Clock, log *zap.Logger) {
 	r.keep, r.now, r.clock, r.log = keep, now, clock, log
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.hurried = make(chan struct{})
 	r.kept = now().Generation
 	if keep != nil {
 		r.saver.Go(r.follow)
@@ -157,17 +159,33 @@ func (r *record) begin(wait time.Duration) {
 	r.saver.Go(func() { r.persist(wait) })
 }
 
+// hurry has what could not be read or kept tried again now: somebody may have mended it.
+func (r *record) hurry() {
+	r.start.Lock()
+	defer r.start.Unlock()
+	close(r.hurried)
+	r.hurried = make(chan struct{})
+}
+
+// pause waits for so long, or until somebody hurries. False: r is closed.
+func (r *record) pause(wait time.Duration) bool {
+	r.start.Lock()
+	hurried := r.hurried
+	r.start.Unlock()
+	fired, stop := r.clock.Timer(wait)
+	defer stop()
+	select {
+	case <-fired:
+	case <-hurried:
+	case <-r.ctx.Done():
+		return false
+	}
+	return true
+}
+
 // persist tries until the record is kept.
 func (r *record) persist(wait time.Duration) {
-	for ; ; wait = keepAgain {
-		fired, stop := r.clock.Timer(wait)
-		select {
-		case <-fired:
-			stop()
-		case <-r.ctx.Done():
-			stop()
-			return
-		}
+	for ; r.pause(wait); wait = keepAgain {
 		if r.try() == nil && r.done() {
 			return
 		}
@@ -221,4 +239,4 @@ func (r *record) trouble(outlives string) []string {
 	return nil
 }
 
-const triedAgain = "it is tried again every minute"
+const triedAgain = "it is tried again every minute, and at once by perceptctl reload"

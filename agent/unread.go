@@ -188,17 +188,9 @@ func (a *Agent) noteUnread(rules Rules, u unread, why error) {
 	a.record.saver.Go(func() { a.readAgain(u) })
 }
 
-// readAgain reads the record until it can be.
+// readAgain reads the record until it can be, or the agent is closed.
 func (a *Agent) readAgain(u unread) {
-	for wait := readAgainSoonest; ; wait = min(2*wait, readAgainLatest) {
-		fired, stop := a.clock.Timer(wait)
-		select {
-		case <-fired:
-			stop()
-		case <-a.record.ctx.Done():
-			stop()
-			return
-		}
+	for wait := readAgainSoonest; a.record.pause(wait); wait = min(2*wait, readAgainLatest) {
 		if a.takeRecord(u) {
 			a.chase.restart(a.cache.Status())
 			a.memory.notice(true)
@@ -291,6 +283,6 @@ const unreadWhat = "the record of policy changes cannot be read now"
 
 // unreadMend is what a person does about a record that cannot be read now, if it must be for good.
 func unreadMend(why error) string {
-	return mendOf(why) + "; it is read again every minute. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json) out of the state folder while perceptd runs: " +
+	return mendOf(why) + "; it is read again every minute, and at once by perceptctl reload. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json) out of the state folder while perceptd runs: " +
 		"it counts as lost then, as far as no copy tells of it, which the status says how to end"
 }

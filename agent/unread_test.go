@@ -160,6 +160,55 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 	}
 }
 
+// Whoever has mended what keeps the record from being read, or written, need not wait: a reload and a refresh have it tried again at
+// once, as often as somebody asks.
+func TestReloadReadsTheRecordAgain(t *testing.T) {
+	t.Parallel()
+	eio := errors.New("input/output error")
+	for name, ask := range map[string]func(t *testing.T, a *agent.Agent){
+		"reload": func(t *testing.T, a *agent.Agent) {
+			if _, err := a.Apply(edge()); err != nil {
+				t.Error(err)
+			}
+		},
+		"refresh": func(t *testing.T, a *agent.Agent) { _, _ = a.Refresh(t.Context(), "", "", false) },
+		"forget":  func(t *testing.T, a *agent.Agent) { _, _ = a.Forget(t.Context(), "", "", false) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, known := life(t)
+			d.become(eio)
+			d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				time.Sleep(10*time.Minute + time.Second) // it is read once a minute by now
+				synctest.Wait()
+				before := d.reads
+				for range 3 {
+					ask(t, a)
+					synctest.Wait()
+				}
+				if d.reads != before+3 || d.record() != nil {
+					t.Errorf("%s: read %d times", name, d.reads-before)
+				}
+				d.become(nil)
+				began := time.Now()
+				ask(t, a)
+				synctest.Wait()
+				if r := d.record(); len(a.Status().Trouble) != 0 || r == nil || time.Since(began) != 0 {
+					t.Errorf("%s: %q, on the disk %+v", name, a.Status().Trouble, r)
+				}
+				d.fill(eio)
+				_, _ = a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+				time.Sleep(time.Second)
+				d.fill(nil)
+				ask(t, a)
+				synctest.Wait()
+				if r := d.record(); len(a.Status().Trouble) != 0 || len(r.Changes) != 2 {
+					t.Errorf("%s: %q, on the disk %+v", name, a.Status().Trouble, r)
+				}
+			})
+		})
+	}
+}
+
 // Nothing of the time in which the record could not be read is left where nothing happened meanwhile: a change that was withdrawn
 // before, and is in an older copy alone, does not come back.
 func TestReadRecordWins(t *testing.T) {
