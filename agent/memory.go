@@ -19,11 +19,16 @@ type Keeping struct {
 	Carry func(tokencache.Memory) error
 	// Save takes over what is to outlive a reboot: at a start that has something, after each fetch that brought a newer token, when rules have changed,
 	// when the clock has shown how old tokens of an earlier boot are, once an hour, so that it is known how long the device was on at least, and at the end.
+	// What happens within seconds is saved together.
 	Save func(tokencache.Memory) error
 }
 
-// saveEvery is how often the cache is saved though nothing has changed.
-const saveEvery = time.Hour
+const (
+	// saveEvery is how often the cache is saved though nothing has changed.
+	saveEvery = time.Hour
+	// saveGathered is how far apart saves are at least: the first of many fetches is saved at once, those that follow together.
+	saveGathered = 3 * time.Second
+)
 
 // memory has the cache's knowledge kept.
 type memory struct {
@@ -64,16 +69,13 @@ func (m *memory) notice(newer bool) {
 	}
 }
 
-// run keeps what is known whenever somebody wakes it, and at moments that no wake puts off: once an hour at the latest, and a
-// minute after each failure.
+// run has what is known carried whenever somebody wakes it, and saves it at moments that no wake puts off: seconds after the save
+// before where there is something newer, a minute after each failure, and once an hour.
 func (m *memory) run() {
-	saved := m.clock.Boot() // when each was done last, or tried
-	carried := saved
+	carried := m.clock.Boot() // when each was done last, or tried
+	saved := carried - saveGathered
 	for {
-		save, carry := saved+saveEvery, tokencache.Never
-		if m.unsaved.Load() != nil {
-			save = saved + keepAgain
-		}
+		save, carry := m.saveDue(saved), tokencache.Never
 		if m.uncarried.Load() != nil {
 			carry = carried + keepAgain
 		}
@@ -86,15 +88,26 @@ func (m *memory) run() {
 			return
 		}
 		stop()
-		now := m.clock.Boot()
-		carried = now
-		if m.newer.Swap(false) || now >= save {
-			saved = now
+		if m.clock.Boot() >= m.saveDue(saved) {
+			m.newer.Store(false)
 			m.save(m.take())
+			saved = m.clock.Boot()
 		} else {
 			m.carry(m.take())
 		}
+		carried = m.clock.Boot()
 	}
+}
+
+// saveDue returns when it is to be saved after that save, or try.
+func (m *memory) saveDue(after time.Duration) time.Duration {
+	switch {
+	case m.newer.Load():
+		return after + saveGathered
+	case m.unsaved.Load() != nil:
+		return after + keepAgain
+	}
+	return after + saveEvery
 }
 
 // save keeps all in both ways.

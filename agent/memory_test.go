@@ -137,6 +137,7 @@ func TestRecordThatIsGone(t *testing.T) {
 			mustHave(t, a)
 			synctest.Wait()
 			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			time.Sleep(3 * time.Second) // saves are as far apart
 			synctest.Wait()
 			if known := s.lastSaved(); len(known.Record.Changes) != 1 {
 				t.Errorf("kept beside the tokens: %+v", known.Record)

@@ -13,8 +13,13 @@ import (
 	"perceptd/tokencache"
 )
 
-// keepAgain is how long after a failure the policy changes are tried to be kept again.
-const keepAgain = time.Minute
+const (
+	// keepAgain is how long after a failure the policy changes are tried to be kept again.
+	keepAgain = time.Minute
+	// keepGathered is how long after one write that many waited for the next is made: what is noted meanwhile is in it. Whoever notes
+	// one change after the other, and waits for each, gains nothing by a wait.
+	keepGathered = 100 * time.Millisecond
+)
 
 // mendOf is what a person does about a state folder that cannot be read or written to. Who reads and writes it knows.
 func mendOf(err error) string {
@@ -43,10 +48,21 @@ type record struct {
 	start   sync.Mutex // protects what follows, and that no saver begins after close
 	saving  bool       // there is a saver
 	hurried chan struct{}
+	latest  *commit // the latest that was begun; nil: none was
 
 	mu    sync.Mutex // one keep at a time; protects what follows
 	kept  uint64     // the generation that is on the disk
 	wrong bool       // what is on the disk is not of that generation, or nothing is
+
+	wrote atomic.Int64 // boot time of the last write, or try
+}
+
+// commit is one write that somebody waits for, or many do.
+type commit struct {
+	by    int           // who wait for it; start protects it, and what follows
+	begun bool          // it has what there was
+	done  chan struct{} // closed when it is over
+	err   error         // then
 }
 
 // open makes r ready. What now tells at first is what is on the disk.
@@ -55,19 +71,57 @@ func (r *record) open(keep func(tokencache.Record) error, now func() tokencache.
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.hurried = make(chan struct{})
 	r.kept = now().Generation
+	r.wrote.Store(int64(clock.Boot() - saveGathered))
 	if keep != nil {
 		r.saver.Go(r.follow)
 	}
 }
 
 // save keeps the record unless it is kept already, and returns why that did not work; it is then tried
-// again every minute.
+// again every minute. It waits for the disk, and what many have noted meanwhile is written once.
 func (r *record) save() error {
-	err := r.try()
+	if r.keep == nil {
+		return nil
+	}
+	err := r.commit()
 	if err != nil && r.unread.Load() == nil {
 		r.begin(keepAgain)
 	}
 	return err
+}
+
+// commit joins the next write, or begins it.
+func (r *record) commit() error {
+	r.start.Lock()
+	if r.ctx.Err() != nil {
+		r.start.Unlock()
+		return r.try()
+	}
+	c, before := r.latest, r.latest
+	if c == nil || c.begun {
+		c = &commit{done: make(chan struct{})}
+		r.latest = c
+		r.saver.Go(func() { r.write(c, before) })
+	}
+	c.by++
+	r.start.Unlock()
+	<-c.done
+	return c.err
+}
+
+// write makes c's write when the one before is over, and a moment later where many waited for that.
+func (r *record) write(c, before *commit) {
+	defer close(c.done)
+	if before != nil {
+		<-before.done
+		if wait := time.Duration(r.wrote.Load()) + keepGathered - r.clock.Boot(); wait > 0 && before.by > 1 {
+			r.pause(wait) // not at the end, which waits for it
+		}
+	}
+	r.start.Lock()
+	c.begun = true
+	r.start.Unlock()
+	c.err = r.try()
 }
 
 // renew has the record kept anew though it is the same, so that a start shows that it can be.
@@ -118,7 +172,9 @@ func (r *record) try() error {
 	if !r.differsFrom(now) && r.fault.Load() == nil {
 		return nil
 	}
-	if err := r.keep(now); err != nil {
+	err := r.keep(now)
+	r.wrote.Store(int64(r.clock.Boot()))
+	if err != nil {
 		r.log.Error("the policy changes could not be kept", zap.Error(err))
 		r.fault.Store(&err)
 		return err
@@ -133,7 +189,7 @@ func (r *record) try() error {
 // notice has the record kept soon if the cache changed it by itself. It does not wait for the disk.
 func (r *record) notice() {
 	if r.keep != nil && r.differs() {
-		r.begin(0)
+		r.begin(max(0, time.Duration(r.wrote.Load())+saveGathered-r.clock.Boot()))
 	}
 }
 
@@ -167,16 +223,22 @@ func (r *record) hurry() {
 	r.hurried = make(chan struct{})
 }
 
-// pause waits for so long, or until somebody hurries. False: r is closed.
+// pause waits for so long, or for a second where somebody hurries. False: r is closed.
 func (r *record) pause(wait time.Duration) bool {
 	r.start.Lock()
 	hurried := r.hurried
 	r.start.Unlock()
+	soonest := min(wait, readAgainSoonest)
+	return r.sleep(soonest, nil) && r.sleep(wait-soonest, hurried)
+}
+
+// sleep waits for so long, or until something is received.
+func (r *record) sleep(wait time.Duration, cut <-chan struct{}) bool {
 	fired, stop := r.clock.Timer(wait)
 	defer stop()
 	select {
 	case <-fired:
-	case <-hurried:
+	case <-cut:
 	case <-r.ctx.Done():
 		return false
 	}

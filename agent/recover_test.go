@@ -91,6 +91,7 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 		disk, copies := make([]*tokencache.Record, 3), make([]*tokencache.Memory, 3)
 		d.run(t, nil, nil, nil, func(a *agent.Agent) {
 			see := func(step int) {
+				time.Sleep(3 * time.Second) // saves are as far apart
 				synctest.Wait()
 				disk[step], copies[step] = d.record(), d.shelf.lastSaved()
 			}

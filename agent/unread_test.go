@@ -184,7 +184,9 @@ func TestReloadReadsTheRecordAgain(t *testing.T) {
 				for range 3 {
 					ask(t, a)
 					synctest.Wait()
+					time.Sleep(time.Second)
 				}
+				time.Sleep(time.Second)
 				if d.reads != before+3 || d.record() != nil {
 					t.Errorf("%s: read %d times", name, d.reads-before)
 				}
@@ -195,6 +197,7 @@ func TestReloadReadsTheRecordAgain(t *testing.T) {
 				if r := d.record(); len(a.Status().Trouble) != 0 || r == nil || time.Since(began) != 0 {
 					t.Errorf("%s: %q, on the disk %+v", name, a.Status().Trouble, r)
 				}
+				time.Sleep(time.Minute)
 				d.fill(eio)
 				_, _ = a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
 				time.Sleep(time.Second)
