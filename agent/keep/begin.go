@@ -2,6 +2,7 @@ package keep
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"perceptd/tokencache"
@@ -10,7 +11,8 @@ import (
 // Begin is what a start begins with, by all that was kept.
 type Begin struct {
 	// Record is the policy changes on the disk; nil: none were read. Unread is then why they cannot be read now: Record.Load may
-	// yet read them. Lost is why they never will, since what was there is spoilt. With neither nothing was there.
+	// yet read them. Lost is why they never will, since what was there is spoilt, or gone while what may be a copy of it cannot be
+	// read. With neither nothing was there.
 	Record       *tokencache.Record
 	Unread, Lost error
 	// Memory is the newest of what a cache of ours knew; nil: there is none.
@@ -47,6 +49,11 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 		if saved, b.TokensFault = tokens.Load(); saved != nil {
 			b.Copies = append(b.Copies, *saved)
 		}
+		later, fault := tokens.LoadUnopened()
+		b.Copies, b.TokensFault = append(b.Copies, later...), errors.Join(b.TokensFault, fault)
+	}
+	if err == nil && b.Record == nil && b.TokensFault != nil {
+		b.Lost = fmt.Errorf("it is gone, and a copy of it may be where none can be read: %w", b.TokensFault)
 	}
 	var taken []tokencache.Taken
 	if b.Record != nil {

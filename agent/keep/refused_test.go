@@ -131,14 +131,14 @@ func TestTokensOnABrokenDevice(t *testing.T) {
 		name                 string
 		call, argument, bits uint32
 		with                 unix.Errno
-		loads, saves         bool
+		loads                bool
 	}{
-		{"no descriptors left", unix.SYS_OPENAT, 2, unix.O_NOFOLLOW, unix.EMFILE, false, false},
-		{"no file can be read", unix.SYS_READ, 2, anything &^ 15, unix.EIO, false, true},
+		{"no descriptors left", unix.SYS_OPENAT, 2, unix.O_NOFOLLOW, unix.EMFILE, false},
+		{"no file can be read", unix.SYS_READ, 2, anything &^ 15, unix.EIO, false},
 		// But for 4,096 bytes, which is what package testing writes of the files that were opened, on any thread.
-		{"no file can be written", unix.SYS_WRITE, 2, anything &^ (15 | 4096), unix.EIO, true, false},
-		{"nothing reaches the disk", unix.SYS_FSYNC, 0, anything, unix.EIO, true, false},
-		{"nothing can be renamed", unix.SYS_RENAMEAT, 0, anything, unix.EIO, true, false},
+		{"no file can be written", unix.SYS_WRITE, 2, anything &^ (15 | 4096), unix.EIO, true},
+		{"nothing reaches the disk", unix.SYS_FSYNC, 0, anything, unix.EIO, true},
+		{"nothing can be renamed", unix.SYS_RENAMEAT, 0, anything, unix.EIO, true},
 	} {
 		tokens := openTokens(t, t.TempDir())
 		if err := tokens.Save(whole(1)); err != nil {
@@ -156,16 +156,12 @@ func TestTokensOnABrokenDevice(t *testing.T) {
 		for what, got := range map[string]struct {
 			err   error
 			works bool
-		}{"loading": {loaded, row.loads}, "saving": {saved, row.saves}} {
+		}{"loading": {loaded, row.loads}, "saving": {saved, false}} {
 			if got.works != (got.err == nil) || !got.works && !errors.Is(got.err, row.with) {
 				t.Errorf("%s, %s: %v", row.name, what, got.err)
 			}
 		}
-		want := whole(1)
-		if row.saves {
-			want = whole(2)
-		}
-		if m, err := tokens.Load(); err != nil || !reflect.DeepEqual(*m, want) {
+		if m, err := tokens.Load(); err != nil || !reflect.DeepEqual(*m, whole(1)) {
 			t.Errorf("%s: afterwards: %v, %v", row.name, m, err)
 		}
 		if err := tokens.Save(whole(3)); err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"perceptd/agent/binding"
@@ -45,6 +46,9 @@ type Tokens struct {
 	folder Folder
 	head   string // of what is written
 
+	unopened bool     // what Load found was not opened: Save keeps it
+	opened   []string // the files kept so by starts before that are open by now: Save has what is in them
+
 	// What seals a file with that head; nil: it is not known here. A function, since fmt shows what other unexported fields
 	// hold, whatever they point to: here the key.
 	seal func(head string) cipher.AEAD
@@ -81,17 +85,12 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 }
 
 // Load returns what was kept; nil when there is no file. One that is damaged, or sealed with another key or on another
-// device, is moved aside, and the error says so. One that the kernel does not let be read now stays where it is. One that is
-// not sealed as Save would do it is sealed anew.
+// device, is moved aside, and the error says so. One that the kernel does not let be read now stays where it is, and so does
+// one that is bound to what nobody can tell of the device now (*UnopenedError): Save overwrites neither without keeping it. One
+// that is not sealed as Save would do it is sealed anew.
 func (t *Tokens) Load() (*tokencache.Memory, error) {
-	sealed, err := t.folder.Read(tokensName, othersMayChange, maxSealed)
-	var m *tokencache.Memory
-	var head string
-	if err == nil {
-		if m, head, err = t.unseal(sealed); err != nil {
-			err = &SpoiltError{Name: tokensName, Why: err}
-		}
-	}
+	t.unopened = false
+	m, head, err := t.load(tokensName)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -99,17 +98,47 @@ func (t *Tokens) Load() (*tokencache.Memory, error) {
 	case spoilt:
 		return nil, fmt.Errorf("the tokens that were kept are fetched anew: %w", moveAside(t.folder, tokensName, err))
 	case err != nil:
+		t.unopened = true
 		return nil, fmt.Errorf("the tokens that were kept cannot be read now, and are fetched anew: %w", err)
 	}
 	if head != t.head {
-		_ = t.Save(*m) // what cannot be kept now is kept, and told of, with the next newer token
+		_ = t.write(*m) // what cannot be kept now is kept, and told of, with the next newer token
 	}
 	return m, nil
 }
 
+// load reads and opens one file.
+func (t *Tokens) load(name string) (m *tokencache.Memory, head string, err error) {
+	sealed, err := t.folder.Read(name, othersMayChange, maxSealed)
+	if err != nil {
+		return nil, "", err
+	}
+	m, head, err = t.unseal(sealed)
+	unopened, stays := errors.AsType[*UnopenedError](err)
+	switch {
+	case stays:
+		unopened.Name = name
+	case err != nil:
+		err = &SpoiltError{Name: name, Why: err}
+	}
+	return m, head, err
+}
+
 // Save puts m on the disk in the place of what was there. When it returns nil it outlives a power cut; with
-// an error, what was there before does.
+// an error, what was there before does. What Load could not open is kept beside it for a later start; what it could not read is not
+// overwritten before that is possible.
 func (t *Tokens) Save(m tokencache.Memory) error {
+	if err := t.keepUnopened(); err != nil {
+		return err
+	}
+	if err := t.write(m); err != nil {
+		return err
+	}
+	t.opened = slices.DeleteFunc(t.opened, func(name string) bool { return t.folder.Remove(name) == nil })
+	return nil
+}
+
+func (t *Tokens) write(m tokencache.Memory) error {
 	sealed, err := t.sealed(m)
 	if err != nil {
 		return err
@@ -119,6 +148,71 @@ func (t *Tokens) Save(m tokencache.Memory) error {
 
 // Remove removes what was kept, if anything was.
 func (t *Tokens) Remove() error { return t.folder.Remove(tokensName) }
+
+// UnopenedError says that a file is bound to what this device is known by, as far as that can be read, which now it cannot: the unit
+// that reads it failed, or the kernel does not tell it yet; or the device has none, as another one that the disk is in.
+type UnopenedError struct {
+	Name string
+	Kind binding.Kind
+}
+
+func (e *UnopenedError) Error() string {
+	return fmt.Sprintf("%s is bound to its device's %s, which this one has not, or nobody can read now; it stays, and the next start tries it again "+
+		"(systemctl restart perceptd-cache-key perceptd); if this device will never have one, remove the file", e.Name, e.Kind.Name())
+}
+
+// unopenedName is where Save keeps what Load could not open, by what that is bound to. There is one of a kind at most: who wrote a
+// later one could open it.
+func unopenedName(kind binding.Kind) string { return tokensName + ".unopened-" + kind.String() }
+
+// LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open either, which stays.
+func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
+	for _, kind := range []binding.Kind{binding.ProductUUID, binding.Serial, binding.MachineID, binding.None} {
+		name := unopenedName(kind)
+		m, _, fault := t.load(name)
+		_, spoilt := errors.AsType[*SpoiltError](fault)
+		switch {
+		case errors.Is(fault, fs.ErrNotExist):
+		case spoilt:
+			err = errors.Join(err, moveAside(t.folder, name, fault))
+		case fault != nil:
+			err = errors.Join(err, fault)
+		default:
+			all, t.opened = append(all, *m), append(t.opened, name)
+		}
+	}
+	return all, err
+}
+
+// keepUnopened keeps what Load could not open, for a start that can: a copy of the record is in it, and the marks on its tokens.
+func (t *Tokens) keepUnopened() error {
+	if !t.unopened {
+		return nil
+	}
+	sealed, err := t.folder.Read(tokensName, othersMayChange, maxSealed)
+	var head string
+	if err == nil {
+		if head, err = cutHead(sealed); err != nil {
+			err = &SpoiltError{Name: tokensName, Why: err}
+		}
+	}
+	_, spoilt := errors.AsType[*SpoiltError](err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // somebody took it away
+	case spoilt:
+		_ = moveAside(t.folder, tokensName, err)
+	case err != nil:
+		return fmt.Errorf("what was kept before is not overwritten before it was read, or was taken away: %w", err)
+	default:
+		name := unopenedName(kindOf(head))
+		if err := t.folder.Replace(name, sealed); err != nil {
+			return err
+		}
+		t.opened = slices.DeleteFunc(t.opened, func(opened string) bool { return opened == name })
+	}
+	t.unopened = false
+	return nil
+}
 
 func (t *Tokens) sealed(m tokencache.Memory) ([]byte, error) {
 	text, err := encodeMemory(m)
@@ -137,7 +231,7 @@ func (t *Tokens) unseal(sealed []byte) (m *tokencache.Memory, head string, err e
 	}
 	seal := t.seal(head)
 	if seal == nil {
-		return nil, "", fmt.Errorf("it is bound to its device's %s, which this one has not, or nobody can read now", binding.Kind(head[len(sealedHead)]).Name())
+		return nil, "", &UnopenedError{Kind: kindOf(head)}
 	}
 	text, err := seal.Open(nil, nil, sealed[len(head):], []byte(head))
 	if err != nil {
@@ -146,6 +240,14 @@ func (t *Tokens) unseal(sealed []byte) (m *tokencache.Memory, head string, err e
 	defer clear(text)
 	m, err = decodeMemory(text)
 	return m, head, err
+}
+
+// kindOf returns what a file with that head is bound to.
+func kindOf(head string) binding.Kind {
+	if head == formerHead {
+		return binding.None
+	}
+	return binding.Kind(head[len(sealedHead)])
 }
 
 // cutHead returns the head of a sealed file: formerHead, or that of a kind.

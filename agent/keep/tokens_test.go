@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"perceptd/agent/binding"
 	"perceptd/tokencache"
 )
 
@@ -116,12 +117,31 @@ func refuses(t *testing.T, tokens *Tokens, text []byte, name, says string) {
 	}
 }
 
+// staysUnopened checks that nothing of text is loaded, and that it stays.
+func staysUnopened(t *testing.T, tokens *Tokens, text []byte, kind binding.Kind) {
+	t.Helper()
+	if err := os.WriteFile(tokensFile(tokens), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := tokens.Load()
+	if unopened, ok := errors.AsType[*UnopenedError](err); m != nil || !ok || unopened.Kind != kind || unopened.Name != tokensName {
+		t.Fatalf("bound to %v: %v, %v", kind, m, err)
+	}
+	if kept, err := os.ReadFile(tokensFile(tokens)); err != nil || !bytes.Equal(kept, text) {
+		t.Fatalf("bound to %v: it did not stay: %v", kind, err)
+	}
+}
+
 func TestEveryBitCounts(t *testing.T) {
 	t.Parallel()
 	sound, tokens := sealing(t, small()), openTokens(t, t.TempDir())
 	for bit := range len(sound) * 8 {
 		text := bytes.Clone(sound)
 		text[bit/8] ^= 1 << (bit % 8)
+		if at := len(sealedHead); bit/8 == at && binding.Kind(text[at]).Name() != "" {
+			staysUnopened(t, tokens, text, binding.Kind(text[at]))
+			continue
+		}
 		refuses(t, tokens, text, fmt.Sprint("bit ", bit), "it ")
 	}
 	for length := range sound {

@@ -1,0 +1,240 @@
+package keep
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"perceptd/agent/binding"
+	"perceptd/tokencache"
+)
+
+// revoked is a memory of one token that was taken then, with a copy of the record that a revocation is on.
+func revoked(on time.Duration) tokencache.Memory {
+	m := small()
+	m.On = on
+	m.Record.Lineage, m.Record.Generation = "l", uint64(on)
+	m.Record.Changes = []tokencache.PolicyChange{{ID: fmt.Sprint("noted-", int64(on)), AllIdentities: true, At: noon, NotedOn: noon, Effect: tokencache.Revoked}}
+	m.OnRecord = 1
+	m.Keys[0].Withheld = []string{m.Record.Changes[0].ID}
+	return m
+}
+
+// boots starts on a device that is known by that, and returns what it begins with.
+func boots(t *testing.T, dir string, known ...binding.Binding) (Begin, *Tokens) {
+	t.Helper()
+	tokens := knownBy(t, dir, known...)
+	return Start(open(t, dir), tokens, nil, anybodys, "b"), tokens
+}
+
+// copiesOf returns the IDs of the changes that copies have.
+func copiesOf(b Begin) (ids []string) {
+	for _, m := range b.Copies {
+		for _, p := range m.Record.Changes {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}
+
+func setAside(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	for _, name := range listing(t, dir) {
+		if strings.Contains(name, ".un") {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// What the device is known by cannot be read at one start, or at some: the tokens' file stays as it is. What is saved meanwhile loses
+// nothing of it, and the next start that can open it has all of both. Then it goes.
+func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
+	t.Parallel()
+	for name, meanwhile := range map[string][]bool{ // whether each start that cannot open it saves
+		"nothing is saved":      {false},
+		"saved":                 {true},
+		"saved, three starts":   {true, true, true},
+		"saved at the last one": {false, false, true},
+	} {
+		for which, known := range map[string][]binding.Binding{"by less": {machine}, "by nothing": nil} {
+			t.Run(name+", "+which, func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				if err := errors.Join(open(t, dir).Save(all()), knownBy(t, dir, product, machine).Save(revoked(1))); err != nil {
+					t.Fatal(err)
+				}
+				path := filepath.Join(dir, tokensName)
+				sealed, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				saved := 0
+				for i, saves := range meanwhile {
+					b, tokens := boots(t, dir, known...)
+					unopened, ok := errors.AsType[*UnopenedError](b.TokensFault)
+					if !ok || unopened.Kind != binding.ProductUUID || b.Record == nil || b.Lost != nil || len(b.Copies) != min(1, saved) {
+						t.Errorf("start %d: %v, %d copies, lost %v", i, b.TokensFault, len(b.Copies), b.Lost)
+					}
+					if text, err := os.ReadFile(path); saved == 0 && !bytes.Equal(text, sealed) {
+						t.Errorf("start %d: it did not stay: %v, %q", i, err, listing(t, dir))
+					}
+					if !saves {
+						continue
+					}
+					for range 2 {
+						saved++
+						if err := tokens.Save(revoked(time.Duration(10 + i))); err != nil {
+							t.Error(err)
+						}
+					}
+					if text, err := os.ReadFile(filepath.Join(dir, unopenedName(binding.ProductUUID))); err != nil || !bytes.Equal(text, sealed) {
+						t.Errorf("start %d: it was not kept: %v, %q", i, err, listing(t, dir))
+					}
+				}
+				b, tokens := boots(t, dir, product, machine)
+				newest := time.Duration(1)
+				if saved > 0 {
+					newest = time.Duration(10 + len(meanwhile) - 1)
+				}
+				ids := strings.Join(copiesOf(b), " ")
+				if b.TokensFault != nil || b.Memory == nil || b.Memory.On != newest || !strings.Contains(ids, "noted-1") || !strings.Contains(ids, fmt.Sprint("noted-", int64(newest))) {
+					t.Errorf("known again: %v, %v, copies of %q", b.TokensFault, b.Memory, ids)
+				}
+				if err := tokens.Save(revoked(99)); err != nil {
+					t.Error(err)
+				}
+				if left := setAside(t, dir); len(left) != 0 {
+					t.Errorf("left: %q", left)
+				}
+				if b, _ := boots(t, dir, product); b.TokensFault != nil || b.Memory == nil || b.Memory.On != 99 {
+					t.Errorf("at last: %v, %v", b.TokensFault, b.Memory)
+				}
+			})
+		}
+	}
+}
+
+// flaky is a disk whose reads of the tokens fail, or whose n-th write from now on does.
+type flaky struct {
+	Disk
+	reads error
+	n     int
+}
+
+func (f *flaky) Read(name string, refused fs.FileMode, most int) ([]byte, error) {
+	if f.reads != nil && strings.HasPrefix(name, tokensName) {
+		return nil, &FaultError{Why: f.reads, path: f.path(name)}
+	}
+	return f.Disk.Read(name, refused, most)
+}
+
+func (f *flaky) Replace(name string, text []byte) error {
+	if f.n--; f.n == 0 {
+		return &FaultError{Why: unix.ENOSPC, path: f.path(name), writes: true}
+	}
+	return f.Disk.Replace(name, text)
+}
+
+// What could not be read at a start is not overwritten before it can be, and is kept then: it may have what nothing else has.
+func TestUnreadTokensAreNotOverwritten(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := knownBy(t, dir, product).Save(revoked(1)); err != nil {
+		t.Fatal(err)
+	}
+	disk := &flaky{Disk: Disk(dir), reads: unix.EMFILE}
+	tokens, err := OpenTokens(disk, testKey, product)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := tokens.Load(); m != nil || !errors.Is(err, unix.EMFILE) {
+		t.Errorf("%v, %v", m, err)
+	}
+	for range 2 {
+		err := tokens.Save(revoked(2))
+		var told interface{ Mend() string }
+		if !errors.Is(err, unix.EMFILE) || !errors.As(err, &told) || !strings.Contains(told.Mend(), "descriptors") {
+			t.Errorf("saved over it: %v", err)
+		}
+	}
+	disk.reads = nil
+	if err := tokens.Save(revoked(3)); err != nil {
+		t.Error(err)
+	}
+	b, _ := boots(t, dir, product)
+	if ids := strings.Join(copiesOf(b), " "); b.Memory == nil || b.Memory.On != 3 || ids != "noted-3 noted-1" {
+		t.Errorf("%v, copies of %q", b.Memory, ids)
+	}
+	if err := os.Remove(filepath.Join(dir, tokensName)); err != nil { // it is gone when it can be read
+		t.Fatal(err)
+	}
+	tokens.unopened = true
+	if err := tokens.Save(revoked(4)); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, tokensName), []byte("x"), 0o600); err != nil { // or spoilt
+		t.Fatal(err)
+	}
+	tokens.unopened = true
+	if err := tokens.Save(revoked(5)); err != nil || len(setAside(t, dir)) != 2 {
+		t.Errorf("%v, %q", err, setAside(t, dir))
+	}
+}
+
+// A crash or a full disk at either step of such a save loses nothing.
+func TestCrashWhileUnopenedIsKept(t *testing.T) {
+	t.Parallel()
+	for step := 1; step <= 2; step++ {
+		dir := t.TempDir()
+		if err := knownBy(t, dir, product).Save(revoked(1)); err != nil {
+			t.Fatal(err)
+		}
+		tokens, err := OpenTokens(&flaky{Disk: Disk(dir), n: step}, testKey, machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := tokens.Load(); m != nil || err == nil {
+			t.Errorf("%v, %v", m, err)
+		}
+		if err := tokens.Save(revoked(2)); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("step %d: %v", step, err)
+		}
+		b, _ := boots(t, dir, product, machine)
+		if b.TokensFault != nil || b.Memory == nil || b.Memory.On != 1 {
+			t.Errorf("step %d: %v, %v", step, b.TokensFault, b.Memory)
+		}
+		if err := tokens.Save(revoked(3)); err != nil { // there is room again
+			t.Errorf("step %d: %v", step, err)
+		}
+		if b, _ := boots(t, dir, product, machine); b.TokensFault != nil || b.Memory == nil || b.Memory.On != 3 || len(b.Copies) != 2 {
+			t.Errorf("step %d, with room: %v, %v, %d copies", step, b.TokensFault, b.Memory, len(b.Copies))
+		}
+	}
+}
+
+// A record that is gone where a file of tokens cannot be opened is lost, and this is no first start: the file may have a copy of it.
+func TestRecordIsGoneAndItsCopyUnopened(t *testing.T) {
+	t.Parallel()
+	another := binding.Binding{Kind: binding.ProductUUID, ID: [32]byte{9}}
+	for name, known := range map[string][]binding.Binding{"not known": {machine}, "another device": {another}} {
+		dir := t.TempDir()
+		if err := knownBy(t, dir, product).Save(revoked(1)); err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := boots(t, dir, known...); b.Record != nil || b.Lost == nil || b.Unread != nil || len(b.Copies) != 0 {
+			t.Errorf("%s: lost %v, %+v", name, b.Lost, b.Record)
+		}
+	}
+	if b, _ := boots(t, t.TempDir(), product); b.Lost != nil || b.TokensFault != nil {
+		t.Errorf("a first start: %v, %v", b.Lost, b.TokensFault)
+	}
+}
