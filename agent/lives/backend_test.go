@@ -43,6 +43,8 @@ type issued struct {
 	expires   time.Time // whole seconds
 	rolls     time.Time // from then on the replica issues anew
 	principal int
+	boot      int       // in which the daemon had it last
+	came      time.Time // and had it first then
 }
 
 // outage is a span of time in which the back end fails for a key, or for all.

@@ -26,7 +26,7 @@ type oracle struct {
 	lasting           map[tokencache.Key][]time.Time // calls that only an administrator's help would have let succeed
 	wrongOn           time.Time                      // the clock was last seen not to be right
 	wasOff            span                           // the device, last
-	full              bool                           // the record was once
+	joined            int                            // how many changes others on record stood for, at the last look
 	carriedBlind      bool                           // what systemd holds is of a daemon that could not read anything
 	blind             bool                           // nothing could be read of what was kept
 	unknown           time.Time                      // since then it is on record that nobody knows what was on record; zero: it is not
@@ -74,10 +74,12 @@ type happened struct {
 	vouched   bool // the clock was, then
 	lied      bool // and it was wrong
 	boot      int
-	kept      bool // its notice was acknowledged
-	must      bool // it is to be in force in this process
-	withdrawn bool // and that was acknowledged
-	present   bool // it was on record at the last look
+	kept      bool                       // its notice was acknowledged
+	must      bool                       // it is to be in force in this process
+	withdrawn bool                       // and that was acknowledged
+	present   bool                       // it was on record at the last look
+	dropped   bool                       // it went off a full record, which none stands for since
+	held      map[tokencache.Key]*issued // what the daemon was known to hold then
 }
 
 type served struct {
@@ -166,6 +168,7 @@ func (l *life) note(e event) {
 	ch.vouched, ch.lied = vouched, vouched && ahead.Abs() > agreeing
 	ch.spreads = time.Duration(l.draw("spreads", tokencache.Key{}) * 0.95 * float64(l.plan.device.spread))
 	noted, err := p.agent.NoteChange("the plan", c)
+	onRecord := p.agent.Changes()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var refusal *agent.Error
@@ -186,6 +189,7 @@ func (l *life) note(e event) {
 	}
 	ch.id, ch.must, ch.present = noted.ID, true, true
 	l.oracle.changes = append(l.oracle.changes, ch)
+	l.oracle.takeIn(onRecord)
 }
 
 func (l *life) withdraw(n int) {
@@ -289,6 +293,9 @@ func (o *oracle) liedAbout(k tokencache.Key, now time.Time) bool {
 // received takes in what the daemon is given.
 func (o *oracle) received(p *process, f tokencache.Fetched) {
 	t, now := o.backEnd.byText[f.Token.Text.Reveal()], time.Now()
+	if boot := o.clocks.number(); t.boot != boot {
+		t.came, t.boot = now, boot
+	}
 	before := o.got[t.key]
 	failing, _ := o.backEnd.failure(t.key, now)
 	g := got{by: p, text: t.text, until: now.Add(f.Left), former: before.former, principal: t.principal, first: now,
@@ -322,7 +329,7 @@ func (o *oracle) answered(p *process, k *key, a agent.Answer) {
 	}
 	o.judgeLife(p, k, a, t, now)
 	for _, ch := range o.changes {
-		if !ch.must || !o.touches(ch, t.key) || !ch.lacks(t) || o.excusesChange(ch, t) {
+		if !ch.must || !o.touches(ch, t.key) || !ch.lacks(t) || ch.effect != tokencache.Revoked && a.Permissions.Standing != tokencache.Current || o.excusesChange(ch, t) {
 			continue
 		}
 		switch {
@@ -330,7 +337,7 @@ func (o *oracle) answered(p *process, k *key, a agent.Answer) {
 		case ch.effect == tokencache.Revoked:
 			o.fail("revoked token served", "%v got as %v a token issued on %v, before %v of %v (noted %v)",
 				k.Key, a.Permissions.Standing, t.on.Sub(o.began), ch.effect, ch.on.Sub(o.began), ch.noted.Sub(o.began))
-		case a.Permissions.Standing == tokencache.Current:
+		default:
 			o.fail("called current", "%v got as current a token issued on %v, before %v of %v (noted %v)",
 				k.Key, t.on.Sub(o.began), ch.effect, ch.on.Sub(o.began), ch.noted.Sub(o.began))
 		}
@@ -383,10 +390,46 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 		return o.excuse(lyingClock)
 	case o.plan.device.form == uncounted && o.liedSince(ch.on):
 		return o.excuse(lyingClock)
-	case o.full && ch.effect != tokencache.Revoked:
+	case ch.dropped && ch.held[t.key] != t:
 		return o.excuse(fullRecord)
+	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.toldShort(t.key, t.came):
+		return o.excuse(toldWrong) // a date that is to come is none by the issuer's clock, which is told wrong too then
 	}
 	return false
+}
+
+// takeIn takes in what is on record. On a full record a change makes room, and how is told by how many others those there stand for:
+// two have become one, or one has gone. One that stands for two withholds what each of these would, and no more: a life has fewer
+// sorts of changes (whose, on what, of which effect) than a record has room for, so two of one sort are joined always, with the
+// moments of the later. So joining excuses nothing. What has gone is missed by tokens that the daemon did not hold then.
+func (o *oracle) takeIn(all []agent.NotedChange) {
+	joined := 0
+	on := make(map[string]tokencache.PolicyChange, len(all))
+	for _, n := range all {
+		on[n.ID], joined = n.PolicyChange, joined+n.Joined
+	}
+	for _, ch := range o.changes {
+		there, present := on[ch.id]
+		switch {
+		case present && (there.AllIdentities != (ch.identity == nil) || (there.Resource == "") != (ch.resource == "")):
+			o.fail("widened", "a change for %v on %q is on record as %+v", ch.identity, ch.resource, there)
+		case ch.present && !present && ch.effect != tokencache.Revoked && joined <= o.joined && len(all) == tokencache.MaxChanges:
+			ch.dropped, ch.held = true, o.holds()
+		}
+		ch.present = present
+	}
+	o.joined = joined
+}
+
+// holds returns the tokens that callers got last of this process.
+func (o *oracle) holds() map[tokencache.Key]*issued {
+	all := make(map[tokencache.Key]*issued)
+	for k, s := range o.served {
+		if s.by == o.process && s.token.expires.After(time.Now()) {
+			all[k] = s.token
+		}
+	}
+	return all
 }
 
 // judgeLife looks that a token has not expired.
@@ -398,7 +441,7 @@ func (o *oracle) judgeLife(p *process, k *key, a agent.Answer, t *issued, now ti
 	switch {
 	case left > -most && a.Left <= left+most:
 	case a.Unconfirmed && o.excuse(offTime):
-	case o.liedSince(t.on) && o.excuse(lyingClock):
+	case o.liedSince(t.on) && (o.plan.device.form == uncounted || t.boot != o.clocks.number()) && o.excuse(lyingClock): // else the life was counted in this boot
 	case o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock):
 	default:
 		o.fail("expired token served", "%v got a token told to have %v left, it has %v", k.Key, a.Left, left)
@@ -580,11 +623,8 @@ func (o *oracle) look() {
 	if !o.isRight() {
 		o.wrongOn = now
 	}
-	there := make(map[string]bool)
-	o.full = o.full || len(s.Changes) == tokencache.MaxChanges
 	unknown := false
 	for _, ch := range s.Changes {
-		there[ch.ID] = true
 		unknown = unknown || ch.Effect == tokencache.Unknown
 	}
 	switch {
@@ -593,9 +633,7 @@ func (o *oracle) look() {
 	case o.unknown.IsZero():
 		o.unknown = now
 	}
-	for _, ch := range o.changes {
-		ch.present = there[ch.id]
-	}
+	o.takeIn(s.Changes)
 	if len(s.Keys) > len(o.keys) {
 		o.fail("grows", "%d keys are cached, of %d", len(s.Keys), len(o.keys))
 	}
