@@ -20,7 +20,9 @@ const (
 	countVariable   = "LIVES_COUNT"   // how many lives
 	secondsVariable = "LIVES_SECONDS" // or for how long, in real time
 	commitVariable  = "LIVES_COMMIT"  // a commit's hash, from which the first seed is made
+	aboutVariable   = "LIVES_ABOUT"   // what the lives are about; empty: anything
 	allVariable     = "LIVES_ALL"     // not empty: goes on after a fault, and tells the first of each sort
+	shortenVariable = "LIVES_SHORTEN" // for how many seconds a history is shortened that goes wrong
 	twiceVariable   = "LIVES_TWICE"   // how many lives are lived twice
 )
 
@@ -54,7 +56,9 @@ func TestLives(t *testing.T) {
 type many struct {
 	first, count uint64
 	ends         time.Time // zero: after so many
+	about        subject
 	all          bool
+	shorten      time.Duration
 
 	mu    sync.Mutex // protects what follows
 	begun uint64
@@ -66,6 +70,7 @@ type many struct {
 func mayLive(t *testing.T) *many {
 	m := &many{
 		first: number(t, seedVariable, 1), count: number(t, countVariable, usual), all: os.Getenv(allVariable) != "",
+		about: aboutOf(t), shorten: time.Duration(number(t, shortenVariable, 60)) * time.Second,
 		found: make(map[string]bool), tally: tally{excused: make(map[excuse]int)},
 	}
 	if hash := os.Getenv(commitVariable); hash != "" {
@@ -105,20 +110,36 @@ func (m *many) next(t *testing.T) (seed uint64, more bool) {
 }
 
 func (m *many) live(t *testing.T, seed uint64) {
-	p := draw(seed)
+	p := draw(seed, m.about)
 	f, told := inBubble(t, p)
-	n, first := m.add(told, f, p)
-	if f == nil || !first {
+	if !m.add(told, f) {
 		return
 	}
-	p, f = shrink(t, p, f)
-	if sort := sortOf(p, f); !m.all || m.isNew(sort) {
-		t.Errorf("life %d, of seed %d (%s): %v\n%v\nThis life again: %s=%d %s=1 go test -run TestLives ./agent/lives", n, seed, sort, f, p, seedVariable, seed, countVariable)
+	n := len(p.events)
+	p, f, whole := shrink(t, p, f, time.Now().Add(m.shorten))
+	if !m.all || m.isNew(sortOf(p, f)) {
+		t.Errorf("the life of seed %d goes wrong: %v\n%s", seed, f, report(p, n, whole))
 	}
 }
 
+// report tells how to live a life again that goes wrong, and what is left of its history.
+func report(p plan, ofEvents int, whole bool) string {
+	var b strings.Builder
+	b.WriteString("This life again, from the repository's root: ")
+	if p.about != anything {
+		fmt.Fprintf(&b, "%s='%s' ", aboutVariable, p.about)
+	}
+	fmt.Fprintf(&b, "%s=%d %s=1 go test -count=1 -run '^TestLives$' ./agent/lives\n", seedVariable, p.seed, countVariable)
+	fmt.Fprintf(&b, "The shortest history found that goes wrong so, %d of its %d events, by the time since it began", len(p.events), ofEvents)
+	if !whole {
+		fmt.Fprintf(&b, " (the time for it was over: %s=SECONDS gives it more)", shortenVariable)
+	}
+	fmt.Fprintf(&b, ":\n%v", p)
+	return b.String()
+}
+
 // add takes in a life, and reports whether its fault is to be told.
-func (m *many) add(told tally, f *fault, p plan) (n int, tell bool) {
+func (m *many) add(told tally, f *fault) (tell bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lived++
@@ -127,13 +148,13 @@ func (m *many) add(told tally, f *fault, p plan) (n int, tell bool) {
 		m.excused[e] += times
 	}
 	if f == nil {
-		return m.lived, false
+		return false
 	}
 	tell = m.all || len(m.found) == 0
 	if !m.all {
 		m.found[f.kind] = true
 	}
-	return m.lived, tell
+	return tell
 }
 
 func (m *many) isNew(sort string) bool {
@@ -158,8 +179,8 @@ func (m *many) String() string {
 func TestSameHistory(t *testing.T) {
 	t.Parallel()
 	for seed := range number(t, twiceVariable, 3) {
-		_, a := inBubble(t, draw(seed))
-		_, b := inBubble(t, draw(seed))
+		_, a := inBubble(t, draw(seed, anything))
+		_, b := inBubble(t, draw(seed, anything))
 		if !reflect.DeepEqual(a, b) {
 			t.Errorf("seed %d has two histories: %+v and %+v", seed, a, b)
 		}

@@ -16,6 +16,7 @@ const day = 24 * time.Hour
 // plan is all that happens to a device, drawn before it lives.
 type plan struct {
 	seed   uint64
+	about  subject
 	device device
 	events []event // in the order of their time
 }
@@ -67,7 +68,37 @@ const (
 	misdated              // its life, counted, and a date that is to come
 )
 
-func (f form) String() string { return [...]string{"counted", "opaque", "uncounted", "misdated"}[f] }
+func (f form) String() string {
+	return [...]string{"life counted, dated", "life counted, no date", "expiry told and no life", "life counted, dated ahead"}[f]
+}
+
+func (v device) String() string {
+	var b strings.Builder
+	add := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
+	add("a device for %v: identities %d, keys %d, each asked for about every %v", v.lasts.Round(time.Second), v.identities, v.keys, v.asks)
+	for _, is := range []struct {
+		so   bool
+		text string
+	}{
+		{v.prefetch, "prefetched"}, {v.keyless, "with no key to seal them"}, {v.alternates, "the first two resources stand in for each other"},
+		{v.spelled, "the second resource is the first with a slash"},
+	} {
+		if is.so {
+			add(", %s", is.text)
+		}
+	}
+	if v.vouched {
+		add("; its clock is kept right and vouched for")
+	} else {
+		add("; its clock is not vouched for, ahead by %v, and drifts by %.0f ppm", v.ahead, v.drift*1e6)
+	}
+	add("\nits back end: spread %v, tokens for %v (%v), the first of which are aged by %v, issued anew at %v (%v late), replicas %d, calls of %v at most",
+		v.spread, v.life, v.form, v.aged, v.rolls, v.late, v.replicas, v.slowest)
+	if v.roundsUp {
+		add(", counts the begun second of a life")
+	}
+	return b.String()
+}
 
 // kind is what an event is.
 type kind uint8
@@ -133,9 +164,9 @@ func (e event) String() string {
 	case diskFault:
 		add("%v for %v", e.disk, e.span)
 	case backFault:
-		add("%v for %v, key %d", e.back, e.span, e.n)
+		add("%v for %v, %s", e.back, e.span, allOr(e.n, "keys", "key number"))
 	case change, pipeline:
-		add("%v, identity %d, resource %d", e.effect, e.identity, e.resource)
+		add("%v, %s, %s", e.effect, allOr(e.identity, "identities", "identity"), allOr(e.resource, "resources", "the resource of key"))
 		if e.dated {
 			add("dated %v ago", e.ago)
 		}
@@ -152,6 +183,13 @@ func (e event) String() string {
 	return text
 }
 
+func allOr(n int, all, one string) string {
+	if n == 0 {
+		return "all " + all
+	}
+	return fmt.Sprintf("%s %d", one, n)
+}
+
 func (e event) clock() string {
 	vouched := "not vouched for"
 	if e.vouched {
@@ -165,7 +203,7 @@ func (e event) clock() string {
 
 func (p plan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %+v\n", p.seed, p.device)
+	fmt.Fprintf(&b, "%v\n", p.device)
 	for _, e := range p.events {
 		fmt.Fprintf(&b, "%v\n", e)
 	}
@@ -183,9 +221,9 @@ func (d drawing) upTo(m time.Duration) time.Duration {
 }
 
 // draw is the plan of a seed. Which kinds of events a life has is drawn first: rare things then meet often in some lives.
-func draw(seed uint64) plan {
+func draw(seed uint64, about subject) plan {
 	d := drawing{rand.New(rand.NewPCG(seed, 1))}
-	p := plan{seed: seed, device: d.device()}
+	p := plan{seed: seed, about: about, device: d.device()}
 	var weights [kinds]int
 	for k := range weights {
 		switch {
@@ -195,11 +233,12 @@ func draw(seed uint64) plan {
 		}
 	}
 	weights[change] += 4
+	about.shape(d, &p.device, &weights)
 	total := 0
 	for _, w := range weights {
 		total += w
 	}
-	lies := d.one(5) // the clock is wrong while it is vouched for
+	lies := about == aboutLies || d.one(5) // the clock is wrong while it is vouched for
 	for range d.between(2, 5*int(p.device.lasts/day)+4) {
 		pick, k := d.IntN(total), kind(0)
 		for pick >= weights[k] {
@@ -208,6 +247,7 @@ func draw(seed uint64) plan {
 		}
 		p.events = append(p.events, d.events(k, p.device, lies)...)
 	}
+	p.events = append(p.events, about.events(d, p.device)...)
 	slices.SortStableFunc(p.events, func(a, b event) int { return cmp.Compare(a.on, b.on) })
 	for i := range p.events { // no two at one moment
 		p.events[i].on += time.Duration(i+1) * 1001 * time.Microsecond

@@ -7,10 +7,16 @@ import (
 	"time"
 )
 
-// shrink leaves out of a plan that goes wrong what can be left out, and returns what is left and how that goes wrong.
-func shrink(t *testing.T, p plan, f *fault) (plan, *fault) {
+// shrink leaves out of a plan that goes wrong what can be left out, until then at most, and returns what is left, how that goes
+// wrong, and whether nothing more can be left out.
+func shrink(t *testing.T, p plan, f *fault, until time.Time) (plan, *fault, bool) {
 	p.device.lasts = f.after + time.Millisecond
+	p.events = slices.DeleteFunc(slices.Clone(p.events), func(e event) bool { return e.on > f.after })
+	over := func() bool { return !time.Now().Before(until) }
 	try := func(less plan) bool {
+		if over() {
+			return false
+		}
 		again, _ := inBubble(t, less)
 		if again == nil || again.kind != f.kind {
 			return false
@@ -45,7 +51,7 @@ func shrink(t *testing.T, p plan, f *fault) (plan, *fault) {
 			try(less)
 		}
 	}
-	return p, f
+	return p, f, !over()
 }
 
 // sortOf tells faults apart: what went wrong, and what it took.
