@@ -392,7 +392,7 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 		return o.excuse(lyingClock)
 	case ch.dropped && ch.held[t.key] != t:
 		return o.excuse(fullRecord)
-	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.toldShort(t.key, t.came):
+	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.toldShort(t.key, time.Now()):
 		return o.excuse(toldWrong) // a date that is to come is none by the issuer's clock, which is told wrong too then
 	}
 	return false
