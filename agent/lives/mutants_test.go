@@ -20,7 +20,7 @@ var mutants = []mutant{
 	{"spellings of a resource are different ones", changes, `|| «ch.spelling == e.spelling» ||`, "ch.Resource == e.key.Resource", aboutSpellings},
 	{"a change touches identities that it is not about", changes, "&& «ch.Selector != e.key.Selector» {", "ch.Selector.Kind > e.key.Selector.Kind", anything},
 	{"an iat to come is a date", "tokencache/minting.go", "sure && «dated.After(latest.Add(aheadAtMost))»", "dated.After(latest.Add(aheadAtMost + 24*time.Hour))", anything},
-	{"another principal's token is judged by its date", "tokencache/run.go", "case held > 0 && «!another» && mintedBefore", "true", aboutRenewals},
+	{"another principal's token is judged by its date", "tokencache/run.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
 
 	// The hold.
 	{"the back end is asked while a change is spreading", "tokencache/entry.go", "return «now < e.holds() && e.holds()+lastMinutes < e.deadline»", "false", anything},
