@@ -157,6 +157,9 @@ func carriedIn(claims tokencache.Claims) string {
 		name   string
 		values []string
 	}{{"groups", claims.Groups}, {"roles", claims.Roles}, {"wids", claims.WIDs}} {
+		if slices.Contains(claims.Omitted, list.name) {
+			all = append(all, list.name+" that are too long to be kept, or cannot be shown")
+		}
 		if n := len(list.values); n > 0 {
 			text := list.name + " " + strings.Join(list.values[:min(n, listed)], ", ")
 			if n > listed {

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -32,6 +34,9 @@ func (a *Agent) logPrincipal(e tokencache.Event) {
 	if e.AudienceBefore != "" {
 		a.log.Warn("a token is for another audience than the one before", append(fields[:len(fields):len(fields)], zap.String("audience_before", e.AudienceBefore))...)
 	}
+	if len(e.Omitted) > 0 {
+		a.log.Warn("a token has claims that are too long, or no text that can be shown: they count as missing", append(fields[:len(fields):len(fields)], zap.Strings("claims", e.Omitted))...)
+	}
 }
 
 // logForgotten notes that a token was dropped at an administrator's wish.
@@ -43,9 +48,10 @@ func (a *Agent) logForgotten(key tokencache.Key, identity, digest string) {
 // maxOddities is how many sentences of one kind the status has on strange tokens.
 const maxOddities = 4
 
-// oddities says which keys have one token, and which tokens are for another audience than those before.
+// oddities says which keys have one token, which tokens are for another audience than those before, and which have claims that are left
+// out.
 func oddities(keys []KeyStatus) []string {
-	var twins, audiences []string
+	var twins, audiences, claims []string
 	first := make(map[string]KeyStatus)
 	for _, key := range keys {
 		if key.SHA256 == "" {
@@ -61,8 +67,12 @@ func oddities(keys []KeyStatus) []string {
 			audiences = append(audiences, fmt.Sprintf("the token of %s is for the audience %q, and the one before was for %q: see whether the resource takes it",
 				key.name(), cut(key.Claims.Audience, 128), cut(key.AudienceBefore, 128)))
 		}
+		if len(key.Claims.Omitted) > 0 {
+			claims = append(claims, fmt.Sprintf("the token of %s has claims that are too long, or no text that can be shown, and that count as missing: %s; whose token it is, or what it carries, is not told in full",
+				key.name(), strings.Join(key.Claims.Omitted, ", ")))
+		}
 	}
-	return append(atMost(twins), atMost(audiences)...)
+	return slices.Concat(atMost(twins), atMost(audiences), atMost(claims))
 }
 
 // atMost cuts a list of sentences off, and says how many are left out.

@@ -22,6 +22,7 @@ type switching struct {
 	issuer         string
 	same           bool   // one token for all keys
 	audience       string // empty: the resource
+	omitted        []string
 	n              int
 }
 
@@ -37,7 +38,7 @@ func (s *switching) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fet
 	return tokencache.Fetched{
 		Token: tokencache.Token{
 			Text: tokencache.NewSecret(text), ExpiresOn: time.Now().Add(24 * time.Hour),
-			Claims: tokencache.Claims{Issuer: s.issuer, ObjectID: s.object, TenantID: s.tenant, Audience: audience},
+			Claims: tokencache.Claims{Issuer: s.issuer, ObjectID: s.object, TenantID: s.tenant, Audience: audience, Omitted: s.omitted},
 		},
 		Left: 24 * time.Hour, Counted: true,
 	}, nil
@@ -122,11 +123,18 @@ func TestOddTokensAreTrouble(t *testing.T) {
 			t.Errorf("trouble %q", got)
 		}
 		time.Sleep(time.Second)
+		s.omitted = []string{"oid", "groups"}
+		refresh(t, a)
+		if got := a.Status().Trouble; len(got) != 1 || !strings.Contains(got[0], `the token of identity "vision" for https://vault.azure.net has claims that are too long`) || !strings.Contains(got[0], ": oid, groups;") {
+			t.Errorf("trouble %q", got)
+		}
+		time.Sleep(time.Second)
+		s.omitted = nil
 		refresh(t, a)
 		if got := a.Status().Trouble; len(got) != 0 {
 			t.Errorf("trouble %q", got)
 		}
-		for what, message := range map[string]string{"one token": "two keys have one token", "audience": "another audience"} {
+		for what, message := range map[string]string{"one token": "two keys have one token", "audience": "another audience", "claims": "claims that are too long"} {
 			n := 0
 			for _, entry := range logs.All() {
 				if strings.Contains(entry.Message, message) {

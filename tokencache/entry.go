@@ -42,8 +42,9 @@ type entry struct {
 	tries          int           // how often the back end was asked since, and had nothing newer
 	advised        time.Duration // when the back end advises to ask again
 	claims         Claims
-	before         *Claims // of the one before, where permissions differ
-	audienceBefore string  // of the token before, where the one held has another; empty: it has not
+	before         *Claims  // of the one before, where permissions differ
+	audienceBefore string   // of the token before, where the one held has another; empty: it has not
+	omitted        []string // claims that are left out of the one held, and others than of the one before
 
 	standing  standing // to the policy changes on record
 	judgement judgement
@@ -136,10 +137,12 @@ func (e *entry) rolledOver(minted time.Duration) (rollover, bool) {
 }
 
 // differing returns the claims of the token before where they tell of other permissions than those of
-// the one that followed it.
+// the one that followed it. What either leaves out is not known to differ.
 func differing(before, after Claims, known bool) *Claims {
-	same := slices.Equal(before.Groups, after.Groups) && slices.Equal(before.Roles, after.Roles) && slices.Equal(before.WIDs, after.WIDs)
-	if !known || same {
+	same := func(name string, one, two []string) bool {
+		return slices.Equal(one, two) || slices.Contains(before.Omitted, name) || slices.Contains(after.Omitted, name)
+	}
+	if !known || same("groups", before.Groups, after.Groups) && same("roles", before.Roles, after.Roles) && same("wids", before.WIDs, after.WIDs) {
 		return nil
 	}
 	return &before

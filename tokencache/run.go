@@ -192,7 +192,7 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 		Permissions: c.permissionsLocked(e, now), Switch: f.told, Simulated: err == nil && fetched.Token.Claims.Simulated(),
 	}
 	if f.outcome == Newer {
-		event.Twin, event.AudienceBefore = c.twinLocked(e), e.audienceBefore
+		event.Twin, event.AudienceBefore, event.Omitted = c.twinLocked(e), e.audienceBefore, e.omitted
 	}
 	if next := c.nextLocked(e, now); next != never {
 		event.Retry = next - now
@@ -291,7 +291,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		outcome = Older
 	default:
 		first, again := c.bygones.find(f.Token.Text)
-		e.audienceBefore = audienceBefore(e.claims, f.Token.Claims)
+		e.audienceBefore, e.omitted = audienceBefore(e.claims, f.Token.Claims), omittedAnew(e.claims, f.Token.Claims)
 		if another && held > 0 {
 			c.bygones.add(e.bygone())
 		}

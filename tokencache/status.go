@@ -94,9 +94,11 @@ type Event struct {
 
 	Switch *Switch // of principals, that people are to be told of; nil: none
 
-	// With Newer: another key that has the same token, and the audience of the token before, where the new one's is another.
+	// With Newer: another key that has the same token, the audience of the token before, where the new one's is another, and the
+	// claims that are left out of the new one's, where they are others than before.
 	Twin           *Key
 	AudienceBefore string
+	Omitted        []string
 }
 
 // Look returns what is held of key now, and a channel that is closed when that is no longer true: at a

@@ -62,6 +62,10 @@ type Claims struct {
 	Groups    []string  // group memberships, stale until the next token
 	Roles     []string  // app roles, stale likewise
 	WIDs      []string  // directory roles, stale likewise
+
+	// Omitted names the claims that the token has and that are left out here, since they are too long, or no text that can be shown. They
+	// count as missing.
+	Omitted []string
 }
 
 // simulatedIssuer is what the simulated back end says that its tokens are by. No name under .invalid is anybody's.

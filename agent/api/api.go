@@ -213,7 +213,14 @@ type TokenClaims struct {
 	Groups   []string `json:"groups,omitempty"`
 	Roles    []string `json:"roles,omitempty"`
 	WIDs     []string `json:"wids,omitempty"`
+	// Omitted names the claims, as the token does, that it has and that are left out, since they are too long, or no text that can be
+	// shown: they count as missing.
+	Omitted []string `json:"omitted,omitempty"`
 }
+
+// MaxAnswer is a length in bytes that no answer of the daemon exceeds. The longest is the status where every key has a token, another one
+// before it, and claims as long as they are kept.
+const MaxAnswer = 16 << 20
 
 // Effect is what a policy change did.
 type Effect string

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	maxAnswer = 1 << 20  // bytes of body; the largest honest status is far below
-	maxHeader = 64 << 10 // bytes of header
+	maxAnswer = api.MaxAnswer // bytes of body
+	maxHeader = 64 << 10      // bytes of header
 
 	jsonType    = "application/json"
 	problemType = "application/problem+json"

@@ -324,7 +324,7 @@ func TestAnswersOutsideTheContract(t *testing.T) {
 		{"cut", "application/json", `{"access_token":"` + canary, "the answer is not one of perceptd's"},
 		{"other type", "application/json", `{"access_token":"x","expires_in":"` + canary + `"}`, "the answer is not one of perceptd's"},
 		{"no token", "application/json", `{"access_token":""}`, "the answer is not one of perceptd's"},
-		{"endless", "application/json", `{"access_token":"` + strings.Repeat(canary, 1<<20/len(canary)) + `"}`, "longer than 1048576 bytes"},
+		{"endless", "application/json", `{"access_token":"` + strings.Repeat(canary, 1+api.MaxAnswer/len(canary)) + `"}`, fmt.Sprintf("longer than %d bytes", api.MaxAnswer)},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

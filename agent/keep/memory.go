@@ -114,6 +114,7 @@ type claims struct {
 	Groups    []string  `json:"groups,omitempty"`
 	Roles     []string  `json:"roles,omitempty"`
 	WIDs      []string  `json:"wids,omitempty"`
+	Omitted   []string  `json:"omitted,omitempty"` // absent up to version 2
 }
 
 type seen struct {
@@ -199,7 +200,7 @@ func keyOf(k tokencache.Key) key { return key{*selectorOf(k.Selector), k.Resourc
 
 func claimsOf(c tokencache.Claims) claims {
 	c.IssuedAt, c.NotBefore = c.IssuedAt.UTC(), c.NotBefore.UTC()
-	for _, list := range []*[]string{&c.Groups, &c.Roles, &c.WIDs} {
+	for _, list := range []*[]string{&c.Groups, &c.Roles, &c.WIDs, &c.Omitted} {
 		if len(*list) == 0 {
 			*list = nil // written the same, so that both compare as the same
 		}
@@ -443,7 +444,7 @@ func (c *claims) check() error {
 		return errors.New("its claims' times are outside 1970 to 2200")
 	}
 	texts := []string{c.Issuer, c.Audience, c.ClientID, c.ObjectID, c.TenantID}
-	for _, list := range [][]string{c.Groups, c.Roles, c.WIDs} {
+	for _, list := range [][]string{c.Groups, c.Roles, c.WIDs, c.Omitted} {
 		if len(list) > maxListed {
 			return fmt.Errorf("a claim of it lists more than %d", maxListed)
 		}

@@ -21,7 +21,7 @@ func whole(n int) tokencache.Memory {
 	user := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, Resource: "api://<x>&y"}
 	claims := tokencache.Claims{
 		Issuer: "https://sts.windows.net/t/", Audience: vault, ClientID: "c", ObjectID: "o", TenantID: "t", IssuedAt: noon.Add(-5 * time.Minute), NotBefore: noon.Add(-4 * time.Minute),
-		Groups: []string{"g1", "g\n2"}, Roles: []string{"r"}, WIDs: []string{"w"},
+		Groups: []string{"g1", "g\n2"}, Roles: []string{"r"}, WIDs: []string{"w"}, Omitted: []string{"xms_mirid"},
 	}
 	before := claims
 	before.Groups = []string{"g1"}

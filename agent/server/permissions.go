@@ -70,7 +70,7 @@ func appendPermissions(dst []byte, p api.Permissions) []byte {
 func claimsOf(c tokencache.Claims) api.TokenClaims {
 	return api.TokenClaims{
 		Issuer: c.Issuer, Audience: c.Audience, ClientID: c.ClientID, ObjectID: c.ObjectID, TenantID: c.TenantID,
-		Groups: c.Groups, Roles: c.Roles, WIDs: c.WIDs,
+		Groups: c.Groups, Roles: c.Roles, WIDs: c.WIDs, Omitted: c.Omitted,
 	}
 }
 

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -96,31 +97,67 @@ func TestJWT(t *testing.T) {
 	odd := parseJWT(mint(object{
 		"aud": []string{"a", "b"}, "azp": "v2", "oid": 7, "tid": strings.Repeat("x", maxClaimText+1),
 		"iat": minted.Unix(), "nbf": float64(minted.Unix()) + 0.9, "exp": -1,
-		"groups": make([]string, 3*maxListed), "roles": "one", "wids": []any{"a", 1},
+		"groups": make([]string, 3*maxClaimList), "roles": "one", "wids": []any{"a", 1},
 	})).claims
 	if odd.Audience != "a" || odd.ClientID != "v2" || odd.ObjectID != "" || odd.TenantID != "" || !odd.NotBefore.Equal(minted) ||
 		odd.Groups != nil || odd.Roles != nil || odd.WIDs != nil {
 		t.Errorf("claims of odd shapes: %+v", odd)
 	}
 
-	for _, text := range []string{"a\u009bb", "a\u202eb", "a\u2028b", "a\nb", strings.Repeat("x", maxIDText+1)} {
-		if got := parseJWT(mint(object{"oid": text, "tid": text, "appid": text, "iss": text + strings.Repeat("y", maxClaimText), "roles": []string{text, "r"}})).claims; got.ObjectID+got.TenantID+got.ClientID+got.Issuer != "" || len(got.Roles) > 2 {
-			t.Errorf("claims of %q: %+v", text, got)
-		}
-	}
-
-	many := make([]string, 3*maxListed)
-	for i := range many {
-		many[i] = "g"
-	}
-	if kept := parseJWT(mint(object{"groups": many})).claims.Groups; len(kept) != maxListed {
-		t.Errorf("%d groups kept", len(kept))
-	}
 	for _, opaque := range []string{"", "a.b", "a.b.c.d", "a.!.c", "a.bnVsbA.c", "a.W10.c"} {
 		if got := parseJWT(opaque); got.resourceID != "" || got.claims.ClientID != "" || !got.expiresOn.IsZero() {
 			t.Errorf("%q has claims %+v", opaque, got.claims)
 		}
 	}
+}
+
+// A claim is kept whole, or it is left out whole and named: no two are the same for having been cut off. What is kept of a token has a
+// bound, however it is written.
+func TestClaimsAreKeptWholeOrNotAtAll(t *testing.T) {
+	t.Parallel()
+	claim := func(c tokencache.Claims, name string) string {
+		return map[string]string{
+			"iss": c.Issuer, "aud": c.Audience, "appid": c.ClientID, "azp": c.ClientID, "oid": c.ObjectID, "tid": c.TenantID,
+			"groups": strings.Join(c.Groups, ""), "roles": strings.Join(c.Roles, ""), "wids": strings.Join(c.WIDs, ""),
+		}[name]
+	}
+	listed := func(name string) bool { return slices.Contains([]string{"groups", "roles", "wids"}, name) }
+	largest := make(object)
+	for name, most := range map[string]int{
+		"iss": maxClaimText, "aud": maxClaimText, "appid": maxClaimID, "azp": maxClaimID, "oid": maxClaimID, "tid": maxClaimID,
+		"groups": maxClaimList, "roles": maxClaimList, "wids": maxClaimList,
+	} {
+		fits := strings.Repeat("x", most-len(`"",`))
+		for _, text := range []string{"x", fits} {
+			got := parseJWT(mint(object{name: whole(listed(name), text)})).claims
+			if claim(got, name) != text || got.Omitted != nil {
+				t.Errorf("%s of %d bytes: %+v", name, len(text), got)
+			}
+		}
+		for _, text := range []string{fits + "x", "a\u009bb", "a\u202eb", "a\u2028b", "a\nb", "a\xff", strings.Repeat("<", most/6+1)} {
+			got := parseJWT(mint(object{name: whole(listed(name), text)})).claims
+			if claim(got, name) != "" || !slices.Equal(got.Omitted, []string{name}) {
+				t.Errorf("%s %.40q: %+v", name, text, got)
+			}
+		}
+		largest[name] = whole(listed(name), fits)
+	}
+	kept := parseJWT(mint(largest)).claims
+	if text, err := json.Marshal(kept); err != nil || len(text) > 28<<10 || kept.Omitted != nil {
+		t.Errorf("%d bytes are kept, %v", len(text), err)
+	}
+	guids := slices.Repeat([]string{objectID}, 200)
+	if got := parseJWT(mint(object{"groups": guids})).claims; !slices.Equal(got.Groups, guids) {
+		t.Errorf("of as many groups as Entra writes, %d are kept: %v", len(got.Groups), got.Omitted)
+	}
+}
+
+// whole is a text as a claim has it that is a list, or none.
+func whole(list bool, text string) any {
+	if list {
+		return []string{text}
+	}
+	return text
 }
 
 func FuzzParseJWT(f *testing.F) {
@@ -130,8 +167,13 @@ func FuzzParseJWT(f *testing.F) {
 	f.Fuzz(func(t *testing.T, token string) {
 		got := parseJWT(token)
 		for _, list := range [][]string{got.claims.Groups, got.claims.Roles, got.claims.WIDs} {
-			if len(list) > maxListed {
-				t.Errorf("%d entries", len(list))
+			if !keepable(maxClaimList, list...) {
+				t.Errorf("%d entries are kept", len(list))
+			}
+		}
+		for _, id := range []string{got.claims.ObjectID, got.claims.TenantID, got.claims.ClientID} {
+			if !keepable(maxClaimID, id) {
+				t.Errorf("%q is kept", id)
 			}
 		}
 		for _, at := range []time.Time{got.claims.IssuedAt, got.claims.NotBefore, got.expiresOn} {

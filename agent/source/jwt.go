@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"math"
@@ -11,10 +12,12 @@ import (
 	"perceptd/tokencache"
 )
 
+// A claim is kept whole or not at all: of two that are cut off, nobody can tell whether they differ. These are the bytes that one may
+// take, as JSON writes it.
 const (
-	maxListed    = 2048 // entries kept of a list claim; Entra writes at most 200 groups
-	maxClaimText = 1024 // bytes kept of one text
-	maxIDText    = 128  // and of an ID, which is a GUID: no token fits, which an endpoint might put there to have it logged
+	maxClaimList = 8 << 10 // Entra writes at most 200 groups, which are GUIDs
+	maxClaimText = 1024
+	maxClaimID   = 128 // it is a GUID; no token fits, which an endpoint might put there to have it logged
 )
 
 // jwt is what a token says of itself, unverified: the device is not its audience. Zero for an
@@ -43,30 +46,38 @@ func parseJWT(token string) jwt {
 	if json.Unmarshal(payload, &c) != nil {
 		return jwt{}
 	}
-	client := c.id("appid")
-	if client == "" {
-		client = c.id("azp") // its name in version 2 tokens
+	var t jwt
+	for _, claim := range []struct {
+		name, text string
+		most       int
+		in         *string
+	}{
+		{"iss", c.text("iss"), maxClaimText, &t.claims.Issuer},
+		{"aud", cmp.Or(c.text("aud"), c.first("aud")), maxClaimText, &t.claims.Audience},
+		{"azp", c.text("azp"), maxClaimID, &t.claims.ClientID}, // appid's name in version 2 tokens
+		{"appid", c.text("appid"), maxClaimID, &t.claims.ClientID},
+		{"oid", c.text("oid"), maxClaimID, &t.claims.ObjectID},
+		{"tid", c.text("tid"), maxClaimID, &t.claims.TenantID},
+		{"xms_mirid", c.text("xms_mirid"), maxClaimText, &t.resourceID},
+	} {
+		if keepable(claim.most, claim.text) {
+			*claim.in = cmp.Or(claim.text, *claim.in)
+		} else {
+			t.claims.Omitted = append(t.claims.Omitted, claim.name)
+		}
 	}
-	audience := c.text("aud")
-	if list := c.list("aud"); len(list) > 0 {
-		audience = list[0]
+	for _, claim := range []struct {
+		name string
+		in   *[]string
+	}{{"groups", &t.claims.Groups}, {"roles", &t.claims.Roles}, {"wids", &t.claims.WIDs}} {
+		if list := c.list(claim.name); keepable(maxClaimList, list...) {
+			*claim.in = list
+		} else {
+			t.claims.Omitted = append(t.claims.Omitted, claim.name)
+		}
 	}
-	return jwt{
-		claims: tokencache.Claims{
-			Issuer:    c.text("iss"),
-			Audience:  audience,
-			ClientID:  client,
-			ObjectID:  c.id("oid"),
-			TenantID:  c.id("tid"),
-			IssuedAt:  c.time("iat"),
-			NotBefore: c.time("nbf"),
-			Groups:    c.list("groups"),
-			Roles:     c.list("roles"),
-			WIDs:      c.list("wids"),
-		},
-		expiresOn:  c.time("exp"),
-		resourceID: c.text("xms_mirid"),
-	}
+	t.claims.IssuedAt, t.claims.NotBefore, t.expiresOn = c.time("iat"), c.time("nbf"), c.time("exp")
+	return t
 }
 
 // expiry is exp; zero where there is none, and where it is not after the token's own beginning.
@@ -90,22 +101,18 @@ type payloadClaims map[string]json.RawMessage
 
 func (c payloadClaims) text(name string) string {
 	var s string
-	if json.Unmarshal(c[name], &s) != nil || !shown(s, maxClaimText) {
+	if json.Unmarshal(c[name], &s) != nil {
 		return ""
 	}
 	return s
 }
 
-func (c payloadClaims) id(name string) string {
-	if s := c.text(name); len(s) <= maxIDText {
-		return s
+// first returns the first of several texts.
+func (c payloadClaims) first(name string) string {
+	if list := c.list(name); len(list) > 0 {
+		return list[0]
 	}
 	return ""
-}
-
-// shown reports whether logs and screens can show text as it is.
-func shown(text string, most int) bool {
-	return len(text) <= most && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func (c payloadClaims) list(name string) []string {
@@ -113,14 +120,28 @@ func (c payloadClaims) list(name string) []string {
 	if json.Unmarshal(c[name], &all) != nil {
 		return nil
 	}
-	var kept []string
-	for _, s := range all[:min(len(all), maxListed)] {
-		if s != "" && shown(s, maxClaimText) {
-			kept = append(kept, s)
+	var told []string
+	for _, s := range all {
+		if s != "" {
+			told = append(told, s)
 		}
 	}
-	return kept
+	return told
 }
+
+// keepable reports whether logs and screens can show what a claim says as it is, and whether it takes no more than so many bytes.
+func keepable(most int, values ...string) bool {
+	for _, s := range values {
+		text, err := json.Marshal(s)
+		if most -= len(text) + len(","); err != nil || most < 0 || strings.ContainsFunc(s, unshown) {
+			return false
+		}
+	}
+	return true
+}
+
+// unshown reports whether r cannot be shown, or stands for what was none and may have been anything.
+func unshown(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
 
 func (c payloadClaims) time(name string) time.Time {
 	var n float64 // RFC 7519 allows fractions of a second

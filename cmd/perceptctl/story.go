@@ -173,7 +173,14 @@ func (t story) carries() string {
 	if c == nil {
 		return "What it carries is not known: its claims cannot be read."
 	}
-	text := fmt.Sprintf("It carries %s, %s and %s.", claimed("group", c.Groups), claimed("app role", c.Roles), claimed("directory role", c.WIDs))
+	carried := func(name, thing string, values []string) string {
+		if slices.Contains(c.Omitted, name) {
+			return thing + "s that are too long to be kept, or cannot be shown"
+		}
+		return claimed(thing, values)
+	}
+	text := fmt.Sprintf("It carries %s, %s and %s.",
+		carried("groups", "group", c.Groups), carried("roles", "app role", c.Roles), carried("wids", "directory role", c.WIDs))
 	if c.Audience != "" && c.Audience != t.token.Resource {
 		text += " Its audience is " + c.Audience + "."
 	}
@@ -202,9 +209,15 @@ func (t story) differs() string {
 	}
 	var parts []string
 	for _, claim := range []struct {
-		thing       string
+		name, thing string
 		before, now []string
-	}{{"group", before.Groups, now.Groups}, {"app role", before.Roles, now.Roles}, {"directory role", before.WIDs, now.WIDs}} {
+	}{
+		{"groups", "group", before.Groups, now.Groups}, {"roles", "app role", before.Roles, now.Roles},
+		{"wids", "directory role", before.WIDs, now.WIDs},
+	} {
+		if slices.Contains(before.Omitted, claim.name) || slices.Contains(now.Omitted, claim.name) {
+			continue
+		}
 		if came := without(claim.now, claim.before); len(came) > 0 {
 			parts = append(parts, claimed(claim.thing, came)+" came")
 		}

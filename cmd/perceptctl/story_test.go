@@ -193,6 +193,18 @@ func moreSituations() []situation {
 			},
 		},
 		{
+			name: "claims are left out",
+			token: func(token *api.TokenStatus) {
+				token.MintedFrom = after(-20 * time.Hour)
+				token.Claims = &api.TokenClaims{Omitted: []string{"groups"}, Roles: []string{"R"}}
+				token.Before = &api.TokenClaims{Groups: []string{"a"}, Roles: []string{"S"}}
+			},
+			says: []string{
+				"carries groups that are too long to be kept, or cannot be shown, 1 app role (R) and no directory roles.",
+				"Compared with the token before it, 1 app role (R) came, 1 app role (S) went.",
+			},
+		},
+		{
 			name: "the record was lost",
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.StandingUncertain, time.Hour)
