@@ -141,10 +141,11 @@ func (r Record) Begun(lineage string, from ...Record) Record {
 // Noted is a policy change on record, and how far it has got.
 type Noted struct {
 	PolicyChange
-	Unsure  bool      // At was read off a clock that was not known to be right
-	Touched int       // valid tokens held that it is about
-	Waiting int       // of these, those that are not current yet
-	EndsOn  time.Time // when it goes off the record by itself, by the device's clock, if the device stays on
+	Unsure   bool      // At was read off a clock that was not known to be right
+	AsOfNote bool      // so it counts as of NotedOn, and not of At, which is another time
+	Touched  int       // valid tokens held that it is about
+	Waiting  int       // of these, those that are not current yet
+	EndsOn   time.Time // when it goes off the record by itself, by the device's clock, if the device stays on
 }
 
 const (
@@ -301,7 +302,10 @@ func (c *Cache) allNoted() (all []Noted, held []judgement) {
 	now, wall := c.clock.Boot(), c.clock.Wall()
 	all, held = make([]Noted, 0, len(c.changes)), make([]judgement, 0, len(c.entries))
 	for _, ch := range c.changes {
-		all = append(all, Noted{PolicyChange: ch.PolicyChange, Unsure: !ch.Vouched && !ch.dated, EndsOn: wall.Add(c.lastsLocked(ch, now))})
+		unsure := !ch.Vouched && !ch.dated
+		all = append(all, Noted{
+			PolicyChange: ch.PolicyChange, Unsure: unsure, AsOfNote: unsure && !ch.At.Equal(ch.NotedOn), EndsOn: wall.Add(c.lastsLocked(ch, now)),
+		})
 	}
 	for _, e := range c.entries {
 		if c.leftLocked(e, now) > 0 {

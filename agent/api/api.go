@@ -259,8 +259,9 @@ type PolicyChange struct {
 	Effect   Effect    `json:"effect"`
 	Note     string    `json:"note,omitempty"`
 	NotedOn  time.Time `json:"noted_on"`
-	Unsure   bool      `json:"unsure,omitempty"` // At was read off a clock that was not known to be right
-	Joined   int       `json:"joined,omitempty"` // how many others it stands for, since the record was full
+	Unsure   bool      `json:"unsure,omitempty"`     // At was read off a clock that was not known to be right
+	AsOfNote bool      `json:"as_of_note,omitempty"` // so it counts as of NotedOn, and not of At, which is another time
+	Joined   int       `json:"joined,omitempty"`     // how many others it stands for, since the record was full
 
 	// Record is set where nobody noted it and it stands for the record itself, with EffectUnknown: "lost", or "unread", as long as that
 	// cannot be read. Withholds then says that tokens from before are withheld, and Mend what a person does about it.

@@ -100,7 +100,7 @@ func policyChange(c agent.NotedChange) api.PolicyChange {
 	p := api.PolicyChange{
 		ID: c.ID, Resource: c.Resource, Identity: c.Identity, At: c.At,
 		Effect: api.Effect(c.Effect.String()), // the same words
-		Note:   c.Note, NotedOn: c.NotedOn, Unsure: c.Unsure, Joined: c.Joined, EndsOn: c.EndsOn,
+		Note:   c.Note, NotedOn: c.NotedOn, Unsure: c.Unsure, AsOfNote: c.AsOfNote, Joined: c.Joined, EndsOn: c.EndsOn,
 		Touched: c.Touched, Waiting: c.Waiting,
 	}
 	if c.Record != 0 { // which is no revocation, though it may withhold as much

@@ -123,6 +123,28 @@ func TestPolicyChangesThatAreRefused(t *testing.T) {
 	}
 }
 
+// A date is told as one that does not count where it was given by a clock that nobody vouches for.
+func TestUncountedDateIsTold(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		known            bool
+		dated            string
+		unsure, asOfNote bool
+	}{
+		{known: true, dated: fmt.Sprintf(`,"at":%q`, time.Now().Add(-time.Hour).Format(time.RFC3339))},
+		{known: false, dated: fmt.Sprintf(`,"at":%q`, time.Now().Add(-time.Hour).Format(time.RFC3339)), unsure: true, asOfNote: true},
+		{known: false, unsure: true},
+	} {
+		d := newDaemonOf(t, agent.Options{Fetch: fetchDay, Rules: rules(), Clock: tokencache.Clock{Synchronised: func() bool { return row.known }}})
+		admin := d.admin()
+		told := decoded[api.PolicyChangeAnswer](t, send(t, admin, post(api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"`+row.dated+`}`)).body)
+		listed := decoded[api.PolicyChanges](t, send(t, admin, get(api.PathPolicyChanges)).body).Changes
+		if len(listed) != 1 || listed[0].Unsure != row.unsure || listed[0].AsOfNote != row.asOfNote || told.Unsure != row.unsure || told.AsOfNote != row.asOfNote {
+			t.Errorf("clock known %v, %q: %+v, listed as %+v", row.known, row.dated, told, listed)
+		}
+	}
+}
+
 func TestTooManyPolicyChanges(t *testing.T) {
 	t.Parallel()
 	full := tokencache.Record{Lineage: "l", Generation: 1}

@@ -49,7 +49,9 @@ about every resource of an identity: --all-resources --identity NAME.
 --at takes
 ` + momentForms + `
 Without it the change was made now. Rather date it too late than too early: a token
-from before it could pass as current.
+from before it could pass as current. While this device's clock is not known to be
+right, a change counts as of its note, whatever its date: the answer says so
+("as_of_note" with --json).
 
 Direct Azure RBAC role assignments are not in a token: the resource looks them up
 itself, within about 10 minutes, whatever the token.`,
@@ -232,9 +234,6 @@ func recordText(is api.RecordState) string {
 	return "the record of policy changes is lost"
 }
 
-// asOfNote reports whether a change counts as of its note, and not of the time that it was dated.
-func asOfNote(change api.PolicyChange) bool { return change.Unsure && !change.At.Equal(change.NotedOn) }
-
 // touches reports whether a change is about a token.
 func touches(change api.PolicyChange, token api.TokenStatus) bool {
 	return (change.Identity == "" || change.Identity == token.Identity) &&
@@ -253,7 +252,7 @@ func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status,
 		text += s.paragraph("", joined, warning)
 	}
 	switch {
-	case asOfNote(change):
+	case change.AsOfNote:
 		text += s.paragraph("", "it counts as of its note, at "+s.atAndHowFar(now, change.NotedOn)+
 			", and not of its date: this device's clock is not known to be right", warning)
 	case change.Unsure:

@@ -76,7 +76,7 @@ func (t story) summary() string {
 func (t story) latestChange() string {
 	on := t.token.Permissions.Changed
 	for _, change := range t.changes {
-		if change.At.Unix() == on && asOfNote(change.PolicyChange) {
+		if change.At.Unix() == on && change.AsOfNote {
 			return t.at(t.now, change.At) + ", which counts as of its note at " + t.at(t.now, change.NotedOn)
 		}
 	}
@@ -251,7 +251,7 @@ func (t story) changed() []string {
 			text += " Note: \"" + change.Note + "\"."
 		}
 		switch {
-		case asOfNote(change.PolicyChange):
+		case change.AsOfNote:
 			text += " It counts as of its note, at " + t.atAndHowFar(t.now, change.NotedOn) + ", since this device's clock was not known to be right then."
 		case change.Unsure:
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
@@ -287,7 +287,7 @@ func (t story) standsTo(change standingChange) string {
 	case api.StandingCurrent:
 		return " The token was minted after that had reached new tokens, and carries it."
 	case api.StandingStale:
-		if asOfNote(change.PolicyChange) {
+		if change.AsOfNote {
 			return " The token was minted before that note, and does not count as carrying it."
 		}
 		return " The token was minted before that, and does not carry it."
@@ -301,7 +301,7 @@ func (t story) standsTo(change standingChange) string {
 // standingTo judges a token by one change, as far as the status tells. Empty without a token.
 func standingTo(change api.PolicyChange, token api.TokenStatus) api.Standing {
 	counts := change.At
-	if asOfNote(change) {
+	if change.AsOfNote {
 		counts = change.NotedOn
 	}
 	before := token.MintedTo != nil && token.MintedTo.Before(counts)

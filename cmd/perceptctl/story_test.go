@@ -261,7 +261,7 @@ func ofRecord(is api.RecordState, mend string, withholds bool) api.PolicyChange 
 // dated is a change that happened some time before it was noted, as somebody said whose clock nobody vouches for.
 func dated(ago, noted time.Duration) api.PolicyChange {
 	change := aChange("d", api.EffectChanged, ago, 2)
-	change.NotedOn, change.Unsure = noon.Add(-noted), true
+	change.NotedOn, change.Unsure, change.AsOfNote = noon.Add(-noted), true, true
 	return change
 }
 
@@ -369,7 +369,7 @@ func TestPolicyChangesOnNarrowScreens(t *testing.T) {
 	joined := aChange("77aa0011", api.EffectRevoked, 20*time.Hour, 1)
 	joined.Identity, joined.Resource, joined.Joined, joined.Note = "vision", "https://vault.azure.net", 3, "a note"
 	other := aChange("9b2e7c10", api.EffectGranted, time.Hour, 0)
-	other.Touched, other.Joined, other.Unsure = 0, 511, true
+	other.Touched, other.Joined, other.Unsure, other.AsOfNote = 0, 511, true, true
 	changes := []api.PolicyChange{joined, other}
 	for width, want := range map[int]string{
 		80: `ID        WHEN          EFFECT   IDENTITY  RESOURCE            WAITING   ENDS IN
