@@ -98,6 +98,11 @@ func (a *Agent) explainWithheld(identity *Identity, resource string, err *tokenc
 			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s are withheld ([tokens] lost_record); to end that: %s",
 			standIn.Record.what(), identity.Name, resource, stamp(standIn.NotedOn), standIn.Mend)}
 	}
+	if !err.Spread.IsZero() {
+		return &Error{Reason: PermissionsRevoked, Detail: fmt.Sprintf(
+			"permissions of identity %q on %s were revoked on %s, which takes minutes to reach new tokens: none is fetched before %s, since it would lack that and stay for a day; a current one is here by %s at the latest; tokens already handed out cannot be recalled; ask again with wait, or watch",
+			identity.Name, resource, stamp(err.Revoked), stamp(err.Spread), stamp(err.Until))}
+	}
 	probably := ""
 	if likely := err.Permissions.Likely; !likely.IsZero() {
 		probably = fmt.Sprintf(", probably by %s", stamp(likely))

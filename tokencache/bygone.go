@@ -75,7 +75,7 @@ func (c *Cache) DropTokens() {
 		c.forgetLocked(e)
 		e.tell()
 		if e.next != never {
-			e.next = min(e.next, now)
+			e.next = max(min(e.next, now), e.heldUntil())
 		}
 	}
 	c.nudge()

@@ -209,9 +209,13 @@ func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight,
 	}
 	left := c.leftLocked(e, now)
 	c.reviveLocked(e, left, now)
-	if left > 0 && e.standing.worst != Current {
+	barred := c.barredLocked(e, now)
+	if e.standing.worst != Current && (left > 0 || barred) {
 		if answer, found := c.alternateLocked(e, need, now); found {
 			return answer, nil, 0, nil
+		}
+		if barred {
+			c.awaitSpreadLocked(e, now)
 		}
 		if e.standing.withheld() {
 			return Answer{}, nil, 0, c.withheldLocked(e, now)
@@ -279,6 +283,20 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 		}
 	}
 	return Answer{}, false
+}
+
+// barredLocked reports whether nothing is fetched even for a caller that gets nothing else: see barredUntil. On-time is less than the time
+// that has passed, as after a night in which the device was off: a caller need not wait where the issuer's clock is known to be past the spreading.
+func (c *Cache) barredLocked(e *entry, now time.Duration) bool {
+	return now < e.barredUntil() && !c.hasSpreadLocked(e.standing.revoked, now)
+}
+
+// awaitSpreadLocked has e fetched once the revocation has spread that somebody was refused for.
+func (c *Cache) awaitSpreadLocked(e *entry, now time.Duration) {
+	if e.next == never && e.flight == nil {
+		e.next = max(now, e.rests, e.barredUntil())
+		c.nudge()
+	}
 }
 
 // wishLocked serves a caller that would like more life than the token has: it waits a little for a
@@ -429,7 +447,7 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 	}
 	if !e.underWay() {
 		if !insist && e.held(now) {
-			return nil, "", &HeldError{For: e.holds() - now}
+			return nil, "", &HeldError{For: e.heldUntil() - now}
 		}
 		if pause := c.askedPauseLocked(now); pause != nil {
 			return nil, "", pause

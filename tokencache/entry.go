@@ -158,10 +158,7 @@ func (e *entry) fail(err *FetchError, asked bool, left time.Duration, now time.D
 	} else {
 		e.waitsFor(err, asked, left, now, roll)
 	}
-	e.next = e.rests
-	if e.held(e.next) {
-		e.next = e.holds()
-	}
+	e.next = max(e.rests, e.heldUntil())
 	if !e.prefetch && e.deadline == longAgo {
 		e.next = never
 	}
@@ -213,10 +210,23 @@ func (e *entry) holds() time.Duration {
 	return min(s.holds, max(s.began, e.answered)+s.patience)
 }
 
-// held reports whether the back end is to be left alone: not where the token would expire meanwhile.
-func (e *entry) held(now time.Duration) bool {
-	return now < e.holds() && e.holds()+lastMinutes < e.deadline
+// heldUntil returns the boot time until which the schedule leaves the back end alone: not where there was a token and it would expire
+// meanwhile, unless nobody would get the one that follows it either. For a key that never had one, whoever asks has it
+// fetched at once, unless barred.
+func (e *entry) heldUntil() time.Duration {
+	holds := e.holds()
+	if e.life == 0 || !e.token.Text.IsZero() && holds+lastMinutes < e.deadline {
+		return holds
+	}
+	return e.barredUntil()
 }
+
+// held reports whether the schedule leaves the back end alone.
+func (e *entry) held(now time.Duration) bool { return now < e.heldUntil() }
+
+// barredUntil returns the boot time until which nothing is fetched for anybody, whether or not there is a token: a revocation is still
+// spreading, so a token that is issued now would be withheld as well, and stay in the back end for a day.
+func (e *entry) barredUntil() time.Duration { return min(e.holds(), e.standing.lacked) }
 
 // tell lets those know who watch e.
 func (e *entry) tell() {

@@ -97,6 +97,21 @@ func (c *Cache) correctLocked(now time.Duration) {
 	}
 }
 
+// hasSpreadLocked reports whether ch reaches whatever is issued now, by the issuer's clock: as the back end counts it, or else as a clock
+// tells it that is known to be right.
+func (c *Cache) hasSpreadLocked(ch *change, now time.Duration) bool {
+	issuer := c.knowledge.issuer.Add(now)
+	switch {
+	case ch.Issuer.Latest.IsZero():
+		return false
+	case c.knowledge.issuer.IsZero() && !c.knowsTime():
+		return false
+	case c.knowledge.issuer.IsZero():
+		issuer = c.clock.Wall()
+	}
+	return issuer.After(ch.Issuer.Latest.Add(c.spread + heldBeyond + backdated))
+}
+
 // earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
 // boot for a time before it may have happened until then.
 func (c *Cache) earlier(ch *change) bool { return ch.By < c.on || ch.Moment == c.on }

@@ -356,18 +356,15 @@ func (c *Cache) recallKey(m *Memory, r Remembered, now time.Duration) {
 func (c *Cache) recallNext(e *entry, next, seems time.Duration, a absence, now time.Duration) time.Duration {
 	switch {
 	case e.token.Text.IsZero() && next != never:
-		return max(now, min(a.at(next), now+backoffTop)) // a failure may have put it off
+		return max(now, min(a.at(next), now+backoffTop), e.heldUntil()) // a failure may have put it off
 	case e.token.Text.IsZero():
 		return never
 	case c.leftLocked(e, now) <= 0, seems <= now:
-		return now // it has expired as far as can be told
+		return max(now, e.barredUntil()) // it has expired as far as can be told
 	case next == never:
 		return never
 	}
-	if planned := max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop))); !e.held(planned) {
-		return planned
-	}
-	return e.holds()
+	return max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop)), e.heldUntil())
 }
 
 // hastenLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.

@@ -30,9 +30,14 @@ type WithheldError struct {
 	Permissions Permissions
 	Revoked     time.Time // the latest revocation that the token may lack
 	Until       time.Time // a token that no revocation withholds is here by then at the latest, if the back end answers
+	Spread      time.Time // there is no token, and none is fetched before, since the revocation is still spreading; zero: there is one
 }
 
 func (e *WithheldError) Error() string {
+	if !e.Spread.IsZero() {
+		return fmt.Sprintf("permissions were revoked on %s, and a token issued before %s may lack that: none is fetched until then, and one is here by %s at the latest",
+			stamp(e.Revoked), stamp(e.Spread), stamp(e.Until))
+	}
 	return fmt.Sprintf("permissions were revoked on %s, and the back end still hands out a token from before: withheld until %s at the latest",
 		stamp(e.Revoked), stamp(e.Until))
 }
@@ -88,7 +93,8 @@ func (c *Cache) verdictLocked(e *entry, ch *change) Standing {
 // of their dates: time alone changes nothing of it.
 func (c *Cache) judgeLocked(e *entry) {
 	before := e.standing
-	s := standing{patience: silence*c.spread + heldBeyond + e.minted.blur()}
+	blur := c.blurLocked(e)
+	s := standing{patience: silence*c.spread + heldBeyond + blur}
 	j := judgement{about: make([]place, 0, len(e.judgement.about)), lacks: make([]place, 0, len(e.judgement.lacks))}
 	for i, ch := range c.changes { // the earliest first
 		if !ch.touches(e) {
@@ -99,7 +105,7 @@ func (c *Cache) judgeLocked(e *entry) {
 		if at > s.holds {
 			s.began = at
 		}
-		holds := at + c.spread + heldBeyond + e.minted.blur()
+		holds := at + c.spread + heldBeyond + blur
 		s.holds = max(s.holds, holds)
 		verdict := c.verdictLocked(e, ch)
 		if verdict == Current {
@@ -127,6 +133,17 @@ type place int32
 type judgement struct {
 	about []place // the changes that are about the key, in their order
 	lacks []place // of these, those that the token is not known to meet
+}
+
+// blurLocked returns the blur of e's tokens. Of a key that never had one it is that of the others, since they come from one back end.
+func (c *Cache) blurLocked(e *entry) (blur time.Duration) {
+	if e.life != 0 {
+		return e.minted.blur()
+	}
+	for _, o := range c.entries {
+		blur = max(blur, o.minted.blur())
+	}
+	return blur
 }
 
 // tighter is by how much a bound on when a change happened has to be earlier than the one on record, to be kept.
@@ -177,13 +194,17 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 	c.nudge()
 }
 
-// standDownLocked takes e's planned fetch out of the queue, in which it may wait for the end of a pause, when a policy change has begun to
-// spread since it was due. What a caller waits for stays.
+// standDownLocked takes e's fetch out of the queue, in which it may wait for the end of a pause, when a policy change has begun to
+// spread since it was due. What a caller waits for stays, unless nobody would get it.
 func (c *Cache) standDownLocked(e *entry, now time.Duration) {
-	if f := e.flight; f != nil && !f.begun && f.class != forCaller && e.held(now) {
-		c.gate.remove(f)
-		e.flight = nil
+	f := e.flight
+	if f == nil || f.begun || !e.held(now) || f.class == forCaller && !c.barredLocked(e, now) {
+		return
 	}
+	c.gate.remove(f)
+	e.flight = nil
+	f.outcome, f.err = Failed, &HeldError{For: e.heldUntil() - now}
+	close(f.done)
 }
 
 // standing is how an entry's token stands to all changes that touch it.
@@ -222,10 +243,14 @@ func (c *Cache) permissionsLocked(e *entry, now time.Duration) Permissions {
 
 // withheldLocked returns what callers are told while a revocation keeps e's token back.
 func (c *Cache) withheldLocked(e *entry, now time.Duration) *WithheldError {
-	s := e.standing
-	return &WithheldError{
-		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At, Until: c.clock.Wall().Add(c.metByLocked(e, s.lacked) - now),
+	s, wall := e.standing, c.clock.Wall()
+	err := &WithheldError{
+		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At, Until: wall.Add(c.metByLocked(e, s.lacked) - now),
 	}
+	if spread := e.barredUntil() - now; spread > 0 && c.leftLocked(e, now) <= 0 {
+		err.Spread = wall.Add(spread)
+	}
+	return err
 }
 
 // metByLocked returns the boot time by which a token is here at the latest that meets the changes which have spread by unmet. A

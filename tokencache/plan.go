@@ -10,22 +10,26 @@ const (
 )
 
 // planLocked decides when the schedule asks for e's token again: after an answer, and when the policy
-// changes on record are others. Without a token, with a call under way and after a failure that is
-// decided elsewhere, but a next try that would come while a change spreads is put off here too.
+// changes on record are others. With a call under way and after a failure that is decided elsewhere, but
+// a next try that would come while a change spreads is put off here too. So is the first without a token, where there is to be
+// one.
 func (c *Cache) planLocked(e *entry, now time.Duration) {
-	if e.token.Text.IsZero() || e.flight != nil {
+	switch {
+	case e.flight != nil:
 		return
-	}
-	if e.failures > 0 {
-		if e.held(e.next) {
-			e.next = e.holds()
+	case e.failures > 0:
+		e.next = max(e.next, e.heldUntil())
+		return
+	case e.token.Text.IsZero():
+		if e.next != never {
+			e.next = max(now, e.heldUntil())
 		}
 		return
 	}
 	e.probe = e.tries > 0 || e.standing.worst != Current
 	switch last := e.deadline - lastMinutes; {
 	case e.held(now):
-		e.next = e.holds()
+		e.next = e.heldUntil()
 	case now < e.holds() && now < last:
 		e.next = last // the token expires before the change has spread: as late as is safe
 	case e.standing.worst == Current:
@@ -33,7 +37,7 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 	default:
 		e.next = c.chaseLocked(e, now)
 	}
-	e.next = min(e.next, e.deadline+afterExpiry)
+	e.next = max(min(e.next, e.deadline+afterExpiry), e.barredUntil())
 	if at := max(now, e.confirm); !e.held(at) {
 		e.next = min(e.next, at)
 	}

@@ -162,7 +162,5 @@ func (e *entry) resume(at time.Duration) {
 	if e.next == never || e.flight != nil {
 		return
 	}
-	if e.next = min(e.next, at); e.held(e.next) {
-		e.next = e.standing.holds
-	}
+	e.next = max(min(e.next, at), e.heldUntil())
 }

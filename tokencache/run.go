@@ -94,7 +94,7 @@ func (c *Cache) expireLocked(e *entry, now time.Duration) {
 		c.forgetLocked(e)
 		e.tell()
 	case e.failures == 0 && c.leftLocked(e, now) <= 0:
-		e.next = min(e.next, max(now, c.overLocked(e, now)+afterExpiry))
+		e.next = min(e.next, max(now, c.overLocked(e, now)+afterExpiry, e.barredUntil()))
 	}
 }
 
@@ -227,7 +227,7 @@ const (
 // againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
 // whether it has.
 func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *FetchError) bool {
-	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > againLeft {
+	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > againLeft || now < e.barredUntil() {
 		return false
 	}
 	if e.failures >= againRow && e.failure.extent() != OfSource {

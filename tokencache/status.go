@@ -24,7 +24,7 @@ type State uint8
 
 const (
 	Missing    State = iota // no valid token, and the last fetch failed
-	Fetching                // no valid token yet; a fetch is under way
+	Fetching                // no valid token yet; a fetch is under way, or comes once a policy change has spread
 	Fresh                   // valid, no refresh due
 	Refreshing              // valid, a refresh is due or under way
 	Failing                 // valid, but refreshing it fails
@@ -63,7 +63,8 @@ type Status struct {
 	Former      bool      // the token is of a former principal of its selector, a real one
 	// AudienceBefore is that of the token before, where the one of the token held is another; empty: it is not.
 	AudienceBefore string
-	HeldUntil      time.Time // nothing is fetched before, since a policy change is still spreading; zero: nothing holds
+
+	HeldUntil time.Time // nothing is fetched before, since a policy change is still spreading; zero: nothing holds
 
 	Pattern Pattern // of the rollovers
 	Seen    int     // rollovers observed for this key, at most a few
@@ -158,9 +159,9 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		}
 		s.Former = c.formerLocked(e) && !e.claims.Simulated()
 		s.AudienceBefore = e.audienceBefore
-		if e.held(now) {
-			s.HeldUntil = wall.Add(e.holds() - now)
-		}
+	}
+	if left > 0 && e.held(now) || now < e.barredUntil() {
+		s.HeldUntil = wall.Add(e.heldUntil() - now)
 	}
 	s.Pattern, s.Seen = c.patternLocked(e), len(e.rollovers)
 	s.State = e.state(left > 0)
@@ -169,7 +170,7 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 
 func (e *entry) state(valid bool) State {
 	switch {
-	case !valid && e.flight != nil:
+	case !valid && (e.flight != nil || e.failures == 0 && e.next != never):
 		return Fetching
 	case !valid:
 		return Missing

@@ -444,7 +444,7 @@ const (
 	StateFresh    TokenState = "fresh"    // valid, no refresh due
 	StateRefresh  TokenState = "refresh"  // valid, a refresh is due or under way
 	StateFailing  TokenState = "failing"  // valid, but refreshing it fails
-	StateFetching TokenState = "fetching" // none yet, being fetched
+	StateFetching TokenState = "fetching" // none yet, being fetched, or to be once a policy change has spread
 	StateMissing  TokenState = "missing"  // none, and the last fetch failed
 	StateIdle     TokenState = "idle"     // valid, but nobody asks: left to expire
 )

@@ -23,7 +23,8 @@ var mutants = []mutant{
 	{"another principal's token is judged by its date", "tokencache/run.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
 
 	// The hold.
-	{"the back end is asked while a change is spreading", "tokencache/entry.go", "return «now < e.holds() && e.holds()+lastMinutes < e.deadline»", "false", anything},
+	{"the back end is asked while a change is spreading", "tokencache/entry.go", "\tholds := «e.holds()»\n\tif e.life", "longAgo", anything},
+	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/entry.go", "return «min(e.holds(), e.standing.lacked)»", "longAgo", anything},
 	{"changes that follow each other hold without end", judgement, "patience: «silence*c.spread» +", "1000 * silence * c.spread", aboutPipelines},
 
 	// The record.

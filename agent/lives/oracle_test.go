@@ -773,28 +773,36 @@ func (o *oracle) calledInVain(k tokencache.Key, now time.Time) {
 const callsInVain = 8
 
 // calledTooSoon looks that the back end is left alone while a policy change is spreading: it would issue a token that lacks it,
-// and hand that out for a day. Where changes follow each other it is asked all the same, now and then.
+// and hand that out for a day. Where changes follow each other it is asked all the same, now and then; and where a token expires meanwhile, or
+// there is none, unless the change is a revocation, since then nobody would get what is issued.
 func (o *oracle) calledTooSoon(k tokencache.Key, now time.Time) {
 	s := o.served[k]
 	spread := o.plan.device.spread
-	if o.process == nil || s.by != o.process || now.Sub(s.by.began) < 30*time.Minute || s.token.expires.Sub(now) < spread+15*time.Minute {
+	if o.process == nil || o.isBlind(now) || !o.unknown.IsZero() {
 		return
 	}
+	held := s.by == o.process && now.Sub(s.by.began) >= 30*time.Minute && s.token.expires.Sub(now) >= spread+15*time.Minute
 	if now.Sub(o.insisted) < time.Minute || now.Sub(o.renewed) < day || o.plan.device.alternates || o.liedSince(now.Add(-day)) || o.hung(now) || o.toldShort(k, now) || o.plan.device.form == uncounted && !o.isRight() {
 		return
 	}
-	var spreading, others int
+	var spreading, revoked, others int
 	for _, ch := range o.changes {
 		switch since := now.Sub(ch.noted); {
 		case !ch.present || !o.touches(ch, k):
 		case !ch.dated && since > time.Second && since < spread-time.Second:
-			spreading++
+			if spreading++; ch.must && ch.effect == tokencache.Revoked {
+				revoked++
+			}
 		case since < 5*spread+2*blur:
 			others++
 		}
 	}
-	if spreading == 1 && others == 0 {
+	switch {
+	case spreading != 1 || others > 0:
+	case held:
 		o.fail("asked too soon", "the back end is asked for %v, whose token has %v left, while a change is spreading", k, s.token.expires.Sub(now))
+	case revoked > 0:
+		o.fail("asked in vain", "the back end is asked for %v while a revocation is spreading: nobody gets what it issues", k)
 	}
 }
 

@@ -52,6 +52,8 @@ func (t story) names() string { return t.token.Identity + "'s token for " + t.to
 func (t story) summary() string {
 	changed := t.latestChange()
 	switch {
+	case !t.valid() && t.token.HeldUntil != nil:
+		return t.token.Identity + " has no token for " + t.token.Resource + ", and none is fetched while a revocation is spreading."
 	case !t.valid() && t.token.State == api.StateFetching:
 		return t.token.Identity + " has no token for " + t.token.Resource + " yet: it is being fetched."
 	case !t.valid() && t.token.Failures == 0:

@@ -94,7 +94,11 @@ func (t story) trouble() string {
 	case !next.After(t.now):
 		text += "It is asked again right now."
 	default:
-		text += "It is asked again at " + t.atAndHowFar(t.now, *next) + ", or earlier when a caller needs a token that is not there."
+		text += "It is asked again at " + t.atAndHowFar(t.now, *next)
+		if t.valid() || t.token.HeldUntil == nil {
+			text += ", or earlier when a caller needs a token that is not there"
+		}
+		text += "."
 	}
 	return text
 }
@@ -194,6 +198,8 @@ func (t story) toDo() string {
 func (t story) toWait(unmet []standingChange) string {
 	watch := "perceptctl status --watch shows when it is here"
 	switch p := t.token.Permissions; {
+	case !t.valid() && t.token.HeldUntil != nil:
+		return "Wait: the token comes by itself."
 	case !t.valid() && t.token.State == api.StateFetching:
 		return "Wait a moment, then ask again."
 	case !t.valid():

@@ -160,6 +160,16 @@ func moreSituations() []situation {
 			says: []string{"has no token for " + vault + " yet: it is being fetched.", "It has not answered yet.", "No further fetch is planned.", "Wait a moment"},
 		},
 		{
+			name: "not fetched while a revocation is spreading",
+			token: func(token *api.TokenStatus) {
+				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateFetching, NextRefresh: after(9 * time.Minute), HeldUntil: after(9 * time.Minute)}
+			},
+			changes: []api.PolicyChange{aChange("a", api.EffectRevoked, time.Minute, 0)},
+			says: []string{"has no token for " + vault + ", and none is fetched while a revocation is spreading.",
+				"It is asked again at 12:09 (in 9m).", "Wait: the token comes by itself."},
+			hides: []string{"or earlier when a caller needs"},
+		},
+		{
 			name: "failing with a token",
 			token: func(token *api.TokenStatus) {
 				token.State, token.LastOutcome, token.LastError, token.Failures = api.StateFailing, api.OutcomeFailed, "throttled", 1
