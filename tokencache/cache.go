@@ -97,7 +97,7 @@ type Cache struct {
 	origins    []Origin
 	generation uint64 // of changes: see Record
 	spread     time.Duration
-	alternates map[string][]string // by the spelling of a resource: those of the others that it goes by, each of which has it among its own
+	alternates map[string][]string // by the spelling of a resource: those of all that it goes by
 	rollovers  history             // of all keys: they share a back end
 	seen       uint64              // how often what was learnt from rollovers became void; from 1 on
 	principals map[Selector]*principals

@@ -390,22 +390,40 @@ func (c *Cache) SetSpread(spread time.Duration) {
 }
 
 // SetAlternates names, for each resource, the other URIs that it goes by: a policy change for one of
-// them is about all.
+// them is about all, and about those that one of them goes by besides.
 func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.alternates = make(map[string][]string)
-	for resource, others := range alternates {
-		for _, other := range others {
-			one, two := Spelling(resource), Spelling(other)
-			c.alternates[one] = append(c.alternates[one], two)
-			c.alternates[two] = append(c.alternates[two], one)
-		}
-	}
+	c.alternates = together(alternates)
 	for _, e := range c.entries {
 		e.goesBy = c.alternates[e.spelling]
 	}
 	c.rejudgeLocked(c.clock.Boot())
+}
+
+// together returns, by the spelling of each resource, those of all that it goes by, its own among them: those that have one in common are
+// one group.
+func together(alternates map[string][]string) map[string][]string {
+	groups := make(map[string][]string)
+	groupOf := func(resource string) []string {
+		if group := groups[Spelling(resource)]; group != nil {
+			return group
+		}
+		return []string{Spelling(resource)}
+	}
+	for resource, others := range alternates {
+		for _, other := range others {
+			one, two := groupOf(resource), groupOf(other)
+			if slices.Contains(one, two[0]) {
+				continue
+			}
+			both := slices.Concat(one, two)
+			for _, spelling := range both {
+				groups[spelling] = both
+			}
+		}
+	}
+	return groups
 }
 
 // Replace puts r in the place of the record, as if c had begun with it.

@@ -16,7 +16,7 @@ const (
 type entry struct {
 	key      Key
 	spelling string   // of the resource, as it is compared
-	goesBy   []string // spellings of its alternates
+	goesBy   []string // spellings of all that its resource goes by; nil: of itself alone
 	prefetch bool
 	asked    time.Duration // of the last Get
 	used     uint64        // rank of the last Get among all, for eviction

@@ -11,19 +11,28 @@ import (
 func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 	synctest.Wait()
 	same := func(one, other string) bool { return Spelling(one) == Spelling(other) }
-	goesBy := func(one, other string) bool {
-		for resource, others := range alternates {
-			if same(resource, one) && slices.ContainsFunc(others, func(a string) bool { return same(a, other) }) {
-				return true
+	goesBy := func(one, other string) bool { // by as many steps as there are
+		reached := []string{one}
+		for i := 0; i < len(reached); i++ {
+			for resource, others := range alternates {
+				all := append([]string{resource}, others...)
+				if !slices.ContainsFunc(all, func(a string) bool { return same(a, reached[i]) }) {
+					continue
+				}
+				for _, a := range all {
+					if !slices.Contains(reached, a) {
+						reached = append(reached, a)
+					}
+				}
 			}
 		}
-		return false
+		return slices.ContainsFunc(reached, func(a string) bool { return same(a, other) })
 	}
 	about := func(ch *change, key Key) bool {
 		if !ch.AllIdentities && ch.Selector != key.Selector {
 			return false
 		}
-		return ch.Resource == "" || same(ch.Resource, key.Resource) || goesBy(ch.Resource, key.Resource) || goesBy(key.Resource, ch.Resource)
+		return ch.Resource == "" || same(ch.Resource, key.Resource) || goesBy(ch.Resource, key.Resource)
 	}
 	type far struct{ touched, waiting int }
 	progress := make(map[string]far)

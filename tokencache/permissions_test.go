@@ -461,6 +461,35 @@ func TestAlternatesThatMayNotBe(t *testing.T) {
 	})
 }
 
+// A change for one of the URIs that a resource goes by is about all of them, by as many steps as it takes.
+func TestChangeIsAboutAllAlternates(t *testing.T) {
+	t.Parallel()
+	const store, blob, files, other, apart = "https://storage.azure.com", "https://a.blob.core.windows.net", "https://a.file.core.windows.net", "api://other", "api://apart"
+	all := []string{store, blob, files, other}
+	for _, changed := range all {
+		bubble(t, &script{}, func(t *testing.T, c *tokencache.Cache) {
+			c.SetAlternates(map[string][]string{store: {blob + "/", files}, other: {files}, apart: {"api://another"}})
+			for _, r := range append(all, apart) {
+				mustGet(t, c, tokencache.Key{Resource: r}, sdk)
+			}
+			time.Sleep(time.Minute)
+			if _, err := c.Note(tokencache.PolicyChange{ID: "x", AllIdentities: true, Resource: changed, Effect: tokencache.Revoked}); err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range all {
+				if a, err := c.Get(t.Context(), tokencache.Key{Resource: r}, tokencache.Need{Alternates: all}); !errors.As(err, new(*tokencache.WithheldError)) {
+					t.Errorf("of %s, asked for %s: the token for %s is served as %v, %v", changed, r, a.Resource, a.Permissions.Standing, err)
+				}
+			}
+			mustGet(t, c, tokencache.Key{Resource: apart}, sdk)
+			c.SetAlternates(map[string][]string{store: {blob}})
+			if _, err := c.Get(t.Context(), tokencache.Key{Resource: files}, sdk); (err != nil) != (changed == files) {
+				t.Errorf("of %s, when %s is no alternate any more: %v", changed, files, err)
+			}
+		})
+	}
+}
+
 func TestMintedAfter(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
