@@ -268,7 +268,7 @@ func (c *Cache) uselessLocked(e *entry, now time.Duration) bool {
 // is current. Those that are not there are fetched beside the schedule's other work.
 func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer, bool) {
 	for _, resource := range need.Alternates {
-		o, err := c.entryLocked(Key{Selector: e.key.Selector, Resource: resource}, now)
+		o, err := c.entryLocked(Key{Selector: e.key.Selector, Resource: resource}, now, e)
 		if err != nil {
 			continue
 		}

@@ -2,11 +2,12 @@ package tokencache
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
-// entryLocked returns key's entry for a caller, made if need be, and notes that it was used.
-func (c *Cache) entryLocked(key Key, now time.Duration) (*entry, error) {
+// entryLocked returns key's entry for a caller, made if need be, and notes that it was used. The others that the caller has stay.
+func (c *Cache) entryLocked(key Key, now time.Duration, others ...*entry) (*entry, error) {
 	if c.closed {
 		return nil, ErrClosed
 	}
@@ -16,7 +17,7 @@ func (c *Cache) entryLocked(key Key, now time.Duration) (*entry, error) {
 			return nil, ErrDropped
 		}
 		e = c.addLocked(key)
-		c.evictLocked(e)
+		c.evictLocked(append(others, e)...)
 	}
 	c.uses++
 	e.used, e.asked = c.uses, now
@@ -40,13 +41,13 @@ func (c *Cache) addLocked(key Key) *entry {
 	return e
 }
 
-// evictLocked makes room, for e if it is not nil, by dropping the key asked for least recently. Prefetched keys stay, and
-// so do keys with a fetch under way, whose number the callers that wait for them bound.
-func (c *Cache) evictLocked(e *entry) {
+// evictLocked makes room by dropping the key asked for least recently. Those of stay do, prefetched keys do, and so do keys with a
+// fetch under way, whose number the callers that wait for them bound.
+func (c *Cache) evictLocked(stay ...*entry) {
 	for len(c.entries) > MaxKeys {
 		var oldest *entry
 		for _, o := range c.entries {
-			if o != e && !o.prefetch && o.flight == nil && (oldest == nil || o.used < oldest.used) {
+			if !slices.Contains(stay, o) && !o.prefetch && o.flight == nil && (oldest == nil || o.used < oldest.used) {
 				oldest = o
 			}
 		}
@@ -111,7 +112,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 			e.next = max(now, e.rests, e.heldUntil()) // nobody waits for it
 		}
 	}
-	c.evictLocked(nil)
+	c.evictLocked()
 	c.nudge()
 	return nil
 }

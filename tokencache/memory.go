@@ -181,7 +181,7 @@ func (c *Cache) recall(m *Memory) {
 			c.recallFailed(r, c.absence(m, r, now), now)
 		}
 	}
-	c.evictLocked(nil)
+	c.evictLocked()
 	c.confirmRecalledLocked(!m.ofBoot(c.bootID, now), now)
 	if m.BootID != c.bootID || slices.ContainsFunc(c.changes, m.lacks) {
 		for _, e := range c.entries {

@@ -490,6 +490,38 @@ func TestChangeIsAboutAllAlternates(t *testing.T) {
 	}
 }
 
+// Where every other key is to be prefetched, looking for alternates drops neither the key that is asked for nor its answer.
+func TestAlternatesWhereThereIsNoRoom(t *testing.T) {
+	t.Parallel()
+	s := &script{}
+	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+		var keys []tokencache.Key
+		for i := range tokencache.MaxKeys {
+			keys = append(keys, tokencache.Key{Resource: fmt.Sprint("api://", i)})
+		}
+		if err := c.Prefetch(keys); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		mustGet(t, c, vault, sdk)
+		time.Sleep(time.Minute)
+		note(t, c, "x", tokencache.Changed, time.Time{})
+		need := tokencache.Need{MinTTL: time.Minute, Alternates: []string{"api://one", "api://two", "api://three"}}
+		for range 3 {
+			mustGet(t, c, vault, need)
+		}
+		need.Firm, need.MinTTL = true, 25*time.Hour // which nobody can have
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := c.Get(ctx, vault, need); !errors.As(err, new(*tokencache.ShortLifeError)) {
+			t.Errorf("%v", err)
+		}
+		if n := len(c.Status()); n > tokencache.MaxKeys+2 {
+			t.Errorf("%d keys", n)
+		}
+	})
+}
+
 func TestMintedAfter(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
