@@ -1,14 +1,23 @@
 package tokencache
 
-import "strings"
+import (
+	"regexp"
+	"strings"
+)
+
+// guid is an application's ID, which a resource may go by without a scheme.
+var guid = regexp.MustCompile(`^[[:xdigit:]]{8}(-[[:xdigit:]]{4}){3}-[[:xdigit:]]{12}$`)
 
 // Spelling returns the form in which two spellings of one resource are the same: without trailing slashes, scheme and host in
-// lower case, without the scheme's own port. Policy changes, denials and advice compare by it. Grants, keys and
+// lower case, without the scheme's own port, and an application's ID in lower case. Policy changes, denials and advice compare by it. Grants, keys and
 // requests do not, since the back end and the resource take every other spelling for another resource.
 func Spelling(resource string) string {
 	scheme, rest, isURI := strings.Cut(resource, "://")
 	if !isURI {
-		return strings.TrimRight(resource, "/")
+		if resource = strings.TrimRight(resource, "/"); guid.MatchString(resource) {
+			return strings.ToLower(resource)
+		}
+		return resource
 	}
 	scheme = strings.ToLower(scheme)
 	host, path := rest, ""

@@ -20,6 +20,10 @@ func TestSpelling(t *testing.T) {
 		{"https://a/path", "https://A/path/", true},
 		{"api://AB/", "api://ab", true},
 		{"urn:a", "urn:a/", true},
+		{"6DAE42F8-4368-4678-94FF-3960E28E3630", "6dae42f8-4368-4678-94ff-3960e28e3630/", true},
+		{"api://6DAE42F8-4368-4678-94FF-3960E28E3630", "api://6dae42f8-4368-4678-94ff-3960e28e3630", true},
+		{"6dae42f8-4368-4678-94ff-3960e28e3630", "api://6dae42f8-4368-4678-94ff-3960e28e3630", false}, // another audience
+		{"6DAE42F8-4368-4678-94FF-3960E28E3630x", "6dae42f8-4368-4678-94ff-3960e28e3630x", false},
 		{"https://storage.azure.com", "https://storage.azure.com:444", false},
 		{"https://storage.azure.com", "http://storage.azure.com", false},
 		{"http://storage.azure.com", "http://storage.azure.com:443", false},
