@@ -86,15 +86,6 @@ func (e *entry) wanted(now time.Duration) bool {
 	return e.prefetch || now-e.asked <= idleAfter
 }
 
-// mintedBefore reports whether t was minted before o. Expiry less nominal life stands in for the
-// minting where a token does not tell it.
-func mintedBefore(t Token, nominal time.Duration, o Token, oNominal time.Duration) bool {
-	if !t.Claims.IssuedAt.IsZero() && !o.Claims.IssuedAt.IsZero() {
-		return t.Claims.IssuedAt.Before(o.Claims.IssuedAt)
-	}
-	return t.ExpiresOn.Add(-nominal).Before(o.ExpiresOn.Add(-oNominal))
-}
-
 // nominalOf bounds what a source says of a token's whole life.
 func nominalOf(f Fetched) time.Duration {
 	if f.Nominal <= 0 {

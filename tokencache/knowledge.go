@@ -13,8 +13,8 @@ type knowledge struct {
 	floor, ceiling time.Time
 }
 
-// learn takes in what an answer shows of the clock.
-func (k *knowledge) learn(f Fetched, wall time.Time, begun, now time.Duration) {
+// learn takes in what an answer shows of the clock. m is when its token was minted.
+func (k *knowledge) learn(f Fetched, m Minting, wall time.Time, begun, now time.Duration) {
 	if f.Counted && !f.Token.ExpiresOn.IsZero() {
 		k.skew, k.counted = wall.Add(f.Left).Sub(f.Token.ExpiresOn), true
 		k.issuer = f.Token.ExpiresOn.Add(-f.Left - begun)
@@ -25,7 +25,7 @@ func (k *knowledge) learn(f Fetched, wall time.Time, begun, now time.Duration) {
 	if latest := f.Token.ExpiresOn.Add(handedOutAfter - begun); k.ceiling.IsZero() || latest.Before(k.ceiling) {
 		k.ceiling = latest
 	}
-	if earliest := f.Token.Claims.IssuedAt.Add(-now); !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
+	if earliest := f.Token.Claims.IssuedAt.Add(-now); m.dated() && !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
 		k.floor = earliest
 	}
 }

@@ -58,6 +58,27 @@ func mintingOf(t Token, left time.Duration, sure bool) Minting {
 // undated reports whether m is no more than what the expiry tells.
 func (m Minting) undated() bool { return m.Latest.Sub(m.Earliest) > backdated+mintSlack }
 
+// dated reports whether m is by a date in the token that is one.
+func (m Minting) dated() bool { return m != Minting{} && !m.undated() }
+
+// mintedBefore reports whether t was minted before o, which were minted at m and om as far as is known.
+func mintedBefore(t Token, m Minting, nominal time.Duration, o Token, om Minting, oNominal time.Duration) bool {
+	return ranked(t, m, nominal).Before(ranked(o, om, oNominal))
+}
+
+// ranked returns a time by which tokens of one key are in the order of their minting: that of t, which was minted at m as far as is
+// known. Expiry less nominal life stands in for it where the token has no date, and less the usual life where its date is none: then
+// a nominal life that was taken from it is none either.
+func ranked(t Token, m Minting, nominal time.Duration) time.Time {
+	switch {
+	case m.dated():
+		return m.Latest
+	case t.Claims.IssuedAt.IsZero() && t.NotBefore.IsZero():
+		return t.ExpiresOn.Add(-nominal)
+	}
+	return t.ExpiresOn.Add(-defaultNominal)
+}
+
 // lifeOf returns the life that a token had when it was minted, as far as that can be told.
 func lifeOf(t Token, m Minting, left time.Duration) time.Duration {
 	if m.undated() {

@@ -203,7 +203,8 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 
 // receiveLocked returns the life left of a token that was fetched for e, or why there is none that can be used.
 func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetched) (left time.Duration, failure *FetchError) {
-	c.knowledge.learn(fetched, c.clock.Wall(), begun, now)
+	m := mintingOf(fetched.Token, fetched.Left-(now-begun), fetched.Counted || c.knowsTime())
+	c.knowledge.learn(fetched, m, c.clock.Wall(), begun, now)
 	c.correctLocked(now)
 	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-(now-begun), now)
 	if fetched.Counted {
@@ -287,7 +288,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		outcome = Simulated
 	case !admitted:
 		outcome = Former
-	case held > 0 && !another && mintedBefore(f.Token, nominalOf(f), *e.token, e.nominal):
+	case held > 0 && !another && c.olderLocked(e, f, left, now):
 		outcome = Older
 	default:
 		first, again := c.bygones.find(f.Token.Text)
@@ -323,25 +324,46 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 	return outcome, told
 }
 
+// olderLocked reports whether a token fetched for e, which has left at now, was minted before the one that e holds. One that meets
+// policy changes which the one held does not is no older, whatever their dates: a date may be wrong, and a receipt is not.
+func (c *Cache) olderLocked(e *entry, f Fetched, left, now time.Duration) bool {
+	first, again := c.bygones.find(f.Token.Text)
+	r, m := c.receiptOf(f, first, again, left, now)
+	if !mintedBefore(f.Token, m, nominalOf(f), *e.token, e.minted, e.nominal) {
+		return false
+	}
+	fetched := *e
+	fetched.receipt, fetched.minted, fetched.news = r, m, make(chan struct{})
+	c.judgeLocked(&fetched)
+	return fetched.standing.worst >= e.standing.worst && (fetched.standing.withheld() || !e.standing.withheld())
+}
+
 // receiptLocked notes the receipt of a token that has left at now, unless it is the one that was received last, and returns
 // when it was minted. One that comes again was received first when first was.
 func (c *Cache) receiptLocked(e *entry, f Fetched, first bygone, again bool, left, now time.Duration) Minting {
+	r, m := c.receiptOf(f, first, again, left, now)
+	if digest := f.Token.Text.SHA256(); digest != e.digest {
+		e.digest, e.receipt = digest, r
+	}
+	return m
+}
+
+// receiptOf returns the receipt of a token that has left at now, and when it was minted.
+func (c *Cache) receiptOf(f Fetched, first bygone, again bool, left, now time.Duration) (receipt, Minting) {
 	sure := f.Counted || c.knowsTime()
 	m := mintingOf(f.Token, left, sure)
 	var then time.Time
 	if sure || f.Reckoned && m.undated() { // then both are by the same clock, be it right or wrong
 		then = f.Token.ExpiresOn.Add(-left)
 	}
-	if digest := f.Token.Text.SHA256(); digest != e.digest {
-		e.digest, e.receipt = digest, received(m, then, c.on, now)
-		if again {
-			e.receipt = first.receipt.again(e.receipt)
-		}
+	r := received(m, then, c.on, now)
+	if again {
+		r = first.receipt.again(r)
 	}
 	if f.Reckoned && !sure && m.undated() {
-		return Minting{}
+		m = Minting{}
 	}
-	return m
+	return r, m
 }
 
 // JustExpired is how long ago the life of a token may have ended of which FetchError.JustExpired is said.

@@ -120,6 +120,8 @@ func TestMintedBefore(t *testing.T) {
 	byClaim := func(issued, expires time.Time) Token {
 		return Token{ExpiresOn: expires, Claims: Claims{IssuedAt: issued}}
 	}
+	minted := func(t Token) Minting { return mintingOf(t, t.ExpiresOn.Sub(noon), true) } // as received at noon
+	const hour = time.Hour
 	for _, row := range []struct {
 		name        string
 		t, o        Token
@@ -129,10 +131,13 @@ func TestMintedBefore(t *testing.T) {
 		{"earlier expiry, same life", byExpiry(noon), byExpiry(noon.Add(time.Second)), 24 * time.Hour, 24 * time.Hour, true},
 		{"later expiry, longer life", byExpiry(noon.Add(time.Hour)), byExpiry(noon), 28 * time.Hour, 24 * time.Hour, true},
 		{"the same", byExpiry(noon), byExpiry(noon), 24 * time.Hour, 24 * time.Hour, false},
-		{"claims decide", byClaim(noon, noon), byClaim(noon.Add(-time.Hour), noon.Add(1000*time.Hour)), 24 * time.Hour, 24 * time.Hour, false},
-		{"a claim on one side is none", byClaim(noon, noon), byExpiry(noon.Add(time.Hour)), 24 * time.Hour, 24 * time.Hour, true},
+		{"dates decide", byClaim(noon, noon.Add(2*hour)), byClaim(noon.Add(-hour), noon.Add(20*hour)), 24 * hour, 24 * hour, false},
+		{"the earlier date", byClaim(noon.Add(-hour), noon.Add(20*hour)), byClaim(noon, noon.Add(2*hour)), 24 * hour, 24 * hour, true},
+		{"a date on one side, that of the other by its expiry", byClaim(noon, noon.Add(24*hour)), byExpiry(noon.Add(25 * hour)), 24 * hour, 24 * hour, true},
+		{"a date that is none, later than the expiry", byClaim(noon.Add(30*hour), noon.Add(24*hour)), byClaim(noon.Add(hour), noon.Add(25*hour)), 24 * hour, 24 * hour, true},
+		{"a date that is none, later than the receipt", byClaim(noon.Add(12*hour), noon.Add(24*hour)), byClaim(noon.Add(hour), noon.Add(25*hour)), 12 * hour, 24 * hour, true},
 	} {
-		if got := mintedBefore(row.t, row.life, row.o, row.oLife); got != row.want {
+		if got := mintedBefore(row.t, minted(row.t), row.life, row.o, minted(row.o), row.oLife); got != row.want {
 			t.Errorf("%s: %v, want %v", row.name, got, row.want)
 		}
 	}

@@ -17,6 +17,7 @@ const (
 	shortestNominal = 10 * time.Minute
 	longestNominal  = 28*time.Hour + 5*time.Minute // the longest known, and the five minutes of back-dating
 
+	datedAhead   = 5 * time.Minute  // by how much clocks that are right may differ from each other
 	longOver     = 5 * time.Minute  // since the end of a token that no back end hands out any more
 	presumedLife = 10 * time.Minute // of a token of which nothing is known but that it is good: it is asked for again before
 
@@ -193,6 +194,9 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 		f.Token.NotBefore = a.token.claims.NotBefore
 	}
 	whole := a.whole()
+	if !a.begins(on.Add(-whole), now) {
+		whole = 0
+	}
 	if whole > 0 {
 		// A token cannot have more life left than it was given: the clock that says so is behind.
 		f.Left = min(f.Left, whole)
@@ -254,6 +258,16 @@ func earlier(on, other time.Time) time.Time {
 		return other
 	}
 	return on
+}
+
+// begins reports whether a token whose dates say that it is valid from then on may be dated so, having been received at the wall
+// time now. Where the back end's count and a clock that is known to be right both say that this is to come, the date is what is wrong.
+func (a answer) begins(from, now time.Time) bool {
+	if a.expiresIn == 0 || a.expiresOn.IsZero() || !a.clockKnown {
+		return true
+	}
+	counted := a.expiresOn.Add(-a.expiresIn)
+	return counted.Sub(now).Abs() > datedAhead || from.Before(counted.Add(datedAhead))
 }
 
 // whole is the life that the token was given, back-dating included, by the answer or else by the

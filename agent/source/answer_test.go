@@ -13,7 +13,7 @@ func TestTimes(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	on := now.Add(24 * time.Hour)
-	jwt := mint(claimsAt(now))
+	jwt, ahead := mint(claimsAt(now)), mint(claimsAt(now).with(object{"iat": now.Unix() + 12*3600, "nbf": now.Unix() + 12*3600}))
 	for _, test := range []struct {
 		name    string
 		changes object
@@ -57,6 +57,9 @@ func TestTimes(t *testing.T) {
 		{name: "not_before after the expiry", changes: object{"not_before": now.Unix() + 100000}, left: 24 * time.Hour, ignored: "not_before"},
 		{name: "not_before at the expiry", changes: object{"not_before": on.Unix()}, left: 24 * time.Hour, ignored: "not_before"},
 		{name: "not_before within the life that is counted", changes: object{"not_before": now.Unix() + 60}, left: 24*time.Hour - time.Minute, nominal: 24*time.Hour - time.Minute},
+		{name: "not_before hours ahead of the count and of the clock", changes: object{"not_before": now.Unix() + 12*3600}, left: 24 * time.Hour},
+		{name: "the same by a clock that says otherwise than the count", changes: object{"not_before": now.Unix() + 12*3600}, now: now.Add(-time.Hour), left: 12 * time.Hour, nominal: 12 * time.Hour},
+		{name: "the same by the JWT alone", changes: object{"not_before": nil, "access_token": ahead}, left: 24 * time.Hour},
 		{name: "the same against the JWT's word", changes: object{"not_before": now.Unix() + 60, "access_token": jwt}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "not_before"},
 		{name: "not_before a minute before the expiry", changes: object{"not_before": on.Unix() - 60}, left: 24 * time.Hour, ignored: "not_before"},
 		{name: "not_before senseless, life told by the JWT", changes: object{"not_before": canary, "access_token": jwt}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "not_before"},

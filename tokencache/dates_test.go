@@ -1,0 +1,62 @@
+package tokencache_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+// A token that is dated ahead, by a replica whose clock is wrong or by mistake, keeps no later one from its place: neither where its
+// receipt shows that its date is none, nor where nothing shows it, once the later one meets a policy change which it does not.
+func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
+	t.Parallel()
+	const ahead = 12 * time.Hour
+	for _, vouched := range []bool{false, true} {
+		for _, believed := range []bool{false, true} { // the source has cut the life by the dates, so that nothing contradicts them
+			for _, changed := range []bool{false, true} {
+				t.Run(fmt.Sprintf("vouched %v believed %v changed %v", vouched, believed, changed), func(t *testing.T) {
+					t.Parallel()
+					synctest.Test(t, func(t *testing.T) {
+						w := &watch{known: vouched}
+						calls := 0
+						c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+							f := tokenOf("o", key, time.Now())
+							if calls++; calls == 1 {
+								f.Token.Claims.IssuedAt = f.Token.Claims.IssuedAt.Add(ahead)
+								if believed {
+									f.Left = f.Token.ExpiresOn.Sub(f.Token.Claims.IssuedAt)
+									f.Nominal = f.Left
+								}
+							}
+							return f, nil
+						}})
+						defer c.Close()
+						mustGet(t, c, vault, sdk)
+						time.Sleep(time.Minute)
+						if changed {
+							note(t, c, "x", tokencache.Revoked, time.Time{})
+							start := time.Now()
+							for withheld(t, c) {
+								time.Sleep(time.Minute)
+							}
+							if took := time.Since(start); took > spread+7*time.Minute { // five of them since tokens are dated back
+								t.Errorf("withheld for %v, in which %d tokens were fetched", took, calls-1)
+							}
+							return
+						}
+						if believed {
+							return // it has the later date of the two, for all that anybody can tell
+						}
+						if got, err := c.Refresh(t.Context(), vault, true); got != tokencache.Newer || err != nil {
+							t.Errorf("a later token is %v, %v", got, err)
+						}
+					})
+				})
+			}
+		}
+	}
+}
