@@ -25,7 +25,7 @@ func (k *knowledge) learn(f Fetched, m Minting, wall time.Time, begun, now time.
 	if latest := f.Token.ExpiresOn.Add(handedOutAfter - begun); k.ceiling.IsZero() || latest.Before(k.ceiling) {
 		k.ceiling = latest
 	}
-	if earliest := f.Token.Claims.IssuedAt.Add(-now); m.dated() && !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
+	if earliest := f.Token.Claims.IssuedAt.Add(-now); !m.undated() && !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
 		k.floor = earliest
 	}
 }

@@ -55,11 +55,10 @@ func mintingOf(t Token, left time.Duration, sure bool) Minting {
 	return Minting{Earliest: dated, Latest: dated.Add(backdated + mintSlack)}
 }
 
-// undated reports whether m is no more than what the expiry tells.
-func (m Minting) undated() bool { return m.Latest.Sub(m.Earliest) > backdated+mintSlack }
-
-// dated reports whether m is by a date in the token that is one.
-func (m Minting) dated() bool { return m != Minting{} && !m.undated() }
+// undated reports whether m is no more than what the expiry tells, or nothing.
+func (m Minting) undated() bool {
+	return m == Minting{} || m.Latest.Sub(m.Earliest) > backdated+mintSlack
+}
 
 // mintedBefore reports whether t was minted before o, which were minted at m and om as far as is known.
 func mintedBefore(t Token, m Minting, nominal time.Duration, o Token, om Minting, oNominal time.Duration) bool {
@@ -71,7 +70,7 @@ func mintedBefore(t Token, m Minting, nominal time.Duration, o Token, om Minting
 // a nominal life that was taken from it is none either.
 func ranked(t Token, m Minting, nominal time.Duration) time.Time {
 	switch {
-	case m.dated():
+	case !m.undated():
 		return m.Latest
 	case t.Claims.IssuedAt.IsZero() && t.NotBefore.IsZero():
 		return t.ExpiresOn.Add(-nominal)

@@ -167,6 +167,7 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	dropped := e == nil || e.flight != f
 	var left time.Duration
 	var failure *FetchError
+	fetched = fetched.withoutStrangeTimes(c.clock.Wall())
 	if err == nil && !dropped {
 		c.staticLocked(e, fetched, fetched.Left-(now-begun), now)
 	}

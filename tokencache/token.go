@@ -105,3 +105,28 @@ type Fetched struct {
 	// RefreshIn is the back end's advice on when to ask again, zero for none.
 	RefreshIn time.Duration
 }
+
+// An issuer's times are between these. Others are nobody's, and there is no room for them in what is kept and told.
+var (
+	earliestIssued = time.Unix(0, 0)
+	latestIssued   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+func issuable(t time.Time) bool {
+	return t.IsZero() || !t.Before(earliestIssued) && t.Before(latestIssued)
+}
+
+// withoutStrangeTimes returns f, which was received at the wall time now, without the times in it that no issuer means. An expiry that
+// is none is as if the back end had told none: nothing is learnt from it.
+func (f Fetched) withoutStrangeTimes(now time.Time) Fetched {
+	for _, t := range []*time.Time{&f.Token.NotBefore, &f.Token.Claims.IssuedAt, &f.Token.Claims.NotBefore} {
+		if !issuable(*t) {
+			*t = time.Time{}
+		}
+	}
+	if !issuable(f.Token.ExpiresOn) {
+		f.Token.ExpiresOn = now.Truncate(time.Second).Add(f.Left)
+		f.Counted, f.Reckoned = false, true
+	}
+	return f
+}

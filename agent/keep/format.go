@@ -141,11 +141,20 @@ func writtenOf(p tokencache.PolicyChange) written {
 		w.Selector = selectorOf(p.Selector)
 	}
 	w.Vouched, w.Moment, w.By, w.Checked, w.Joined = p.Vouched, p.Moment, p.By, p.Checked, p.Joined
-	w.NotLater = p.NotLater.UTC()
-	if p.Issuer != (tokencache.Window{}) {
-		w.Issuer = &window{Earliest: p.Issuer.Earliest.UTC(), Latest: p.Issuer.Latest.UTC()}
+	w.NotLater = keepable(p.NotLater)
+	if from, to := keepable(p.Issuer.Earliest), keepable(p.Issuer.Latest); !from.IsZero() || !to.IsZero() {
+		w.Issuer = &window{Earliest: from, Latest: to}
 	}
 	return w
+}
+
+// keepable returns t, or that it is not known where it is none that can be read again: one strange time, which a back end told, does
+// not cost the other changes.
+func keepable(t time.Time) time.Time {
+	if !sane(t) {
+		return time.Time{}
+	}
+	return t.UTC()
 }
 
 func (r *Record) decode(text []byte) (*tokencache.Record, error) {

@@ -295,6 +295,31 @@ func TestWhatIsNotKept(t *testing.T) {
 	}
 }
 
+// A strange time of the issuer's, which a back end told, is not known; it costs neither the change nor the others.
+func TestStrangeTimesOfTheIssuerAreNotKnown(t *testing.T) {
+	t.Parallel()
+	for _, strange := range []time.Time{noon.AddDate(-57, 0, 0), noon.AddDate(174, 0, 0), noon.AddDate(9000, 0, 0)} {
+		told, want, m := all(), all(), whole(1)
+		told.Changes[1].NotLater, told.Changes[1].Issuer.Latest, told.Changes[0].Issuer.Earliest = strange, strange, strange
+		want.Changes[1].NotLater, want.Changes[1].Issuer.Latest = time.Time{}, time.Time{}
+		r := open(t, t.TempDir())
+		if err := r.Save(told); err != nil {
+			t.Fatalf("%v: %v", strange, err)
+		}
+		if got, err := r.Load(); err != nil || !reflect.DeepEqual(*got, want) {
+			t.Errorf("%v: %v, %+v", strange, err, got)
+		}
+		m.Record.Changes[0].Issuer.Latest, m.Bygones[0].ExpiresOn = strange, strange
+		text, err := encodeMemory(m)
+		if err != nil {
+			t.Fatalf("%v: %v", strange, err)
+		}
+		if got, err := decodeMemory(text); err != nil || len(got.Record.Changes) != len(m.Record.Changes) || len(got.Bygones) != len(m.Bygones) {
+			t.Errorf("%v: %v, the copy of the record is lost, or what is known of a token", strange, err)
+		}
+	}
+}
+
 // As many changes as there may be, all as large as they may be, fit.
 func TestFullRecord(t *testing.T) {
 	t.Parallel()

@@ -155,6 +155,7 @@ func bygonesOf(told []tokencache.Bygone) (all []bygone) {
 			SHA256: r.SHA256, Received: r.Received, ReceivedOn: r.ReceivedOn.UTC(), ExpiresOn: r.ExpiresOn.UTC(), Given: r.Given,
 			Deadline: unlessNever(r.Deadline), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 		}
+		w.ReceivedOn, w.ExpiresOn = keepable(w.ReceivedOn), keepable(w.ExpiresOn)
 		if w.check() == nil {
 			all = append(all, w)
 		}

@@ -21,8 +21,8 @@ const (
 	longOver     = 5 * time.Minute  // since the end of a token that no back end hands out any more
 	presumedLife = 10 * time.Minute // of a token of which nothing is known but that it is good: it is asked for again before
 
-	earliestTime = 978307200    // 2001, in Unix seconds: less is a duration that somebody took for a time
-	latestTime   = 253402300799 // the end of the year 9999
+	earliestTime = 978307200  // 2001, in Unix seconds: less is a duration that somebody took for a time
+	latestTime   = 7258118399 // the end of the year 2199
 )
 
 // answer is the body of a token endpoint's answer under status 200, field by field.
