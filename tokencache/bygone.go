@@ -5,11 +5,12 @@ import (
 	"time"
 )
 
-// maxBygones is how many tokens that are not held any more are remembered by their digest.
-const maxBygones = 256
+// maxBygones is how many tokens that are not held any more are remembered by their digest: of each key the one that was replaced last,
+// and as many besides.
+const maxBygones = 2 * MaxKeys
 
 // bygone is what is known of a token since the back end gave it first. It outlives the token's being held: one that
-// comes again, after it was forgotten, was received when it was received first.
+// comes again, after it was forgotten, replaced or passed over, was received when it was received first.
 type bygone struct {
 	digest     string        // of its text
 	received   time.Duration // boot time
@@ -61,6 +62,22 @@ func (c *Cache) bygoneLocked(e *entry, text Secret) (bygone, bool) {
 		return e.bygone(), true
 	}
 	return c.bygones.find(text)
+}
+
+// passOverLocked remembers the receipt of a token that was fetched, has left to live, and is not held.
+func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
+	if f.Token.Text.IsZero() {
+		return
+	}
+	r, known := c.bygones.find(f.Token.Text)
+	if !known {
+		got, _ := c.receiptOf(f, bygone{}, false, left, now)
+		r = bygone{
+			digest: f.Token.Text.SHA256(), received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn, receipt: got,
+			given: c.countedLocked(f, left, begun, now), deadline: now + left,
+		}
+	}
+	c.bygones.add(r)
 }
 
 // DropTokens drops every token, and fetches those anew that are wanted.

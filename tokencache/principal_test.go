@@ -575,7 +575,7 @@ func TestPrincipalsAreBounded(t *testing.T) {
 				t.Errorf("%d former principals", len(p.Former))
 			}
 		}
-		if n := len(m.Bygones); n > tokencache.MaxKeys {
+		if n := len(m.Bygones); n > 2*tokencache.MaxKeys {
 			t.Errorf("%d bygones", n)
 		}
 	})

@@ -175,7 +175,9 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 	switch {
 	case err != nil:
 		failure = asFetchError(err)
-	case !dropped:
+	case dropped:
+		c.passOverLocked(fetched, fetched.Left-(now-begun), begun, now)
+	default:
 		left, failure = c.receiveLocked(e, begun, now, fetched)
 	}
 	c.heardLocked(f, now, failure)
@@ -287,14 +289,17 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		e.shown, e.unconfirmed = begun, false
 	case !admitted && simulated && !e.claims.Simulated():
 		outcome = Simulated
+		c.passOverLocked(f, left, begun, now)
 	case !admitted:
 		outcome = Former
+		c.passOverLocked(f, left, begun, now)
 	case held > 0 && !another && c.olderLocked(e, f, left, now):
 		outcome = Older
+		c.passOverLocked(f, left, begun, now)
 	default:
 		first, again := c.bygones.find(f.Token.Text)
 		e.audienceBefore, e.omitted = audienceBefore(e.claims, f.Token.Claims), omittedAnew(e.claims, f.Token.Claims)
-		if another && held > 0 {
+		if !e.token.Text.IsZero() && !f.Token.Text.Equal(e.token.Text) {
 			c.bygones.add(e.bygone())
 		}
 		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)

@@ -356,7 +356,7 @@ func TestWhatIsNoMemory(t *testing.T) {
 		{"a bygone of nothing", with(`"sha256":"c`, `"sha256":"x`), "its digest"},
 		{"a bygone before time", with(`"received_ns":60000000000,"received_on"`, `"received_ns":-9223372036854775808,"received_on"`), "boot time"},
 		{"a bygone's time", with(`"expires_on":"2026-11-23T12:00:00Z","given_ns":36`, `"expires_on":"1926-11-23T12:00:00Z","given_ns":36`), "1970 to 2200"},
-		{"many bygones", with(`"bygones":[`, `"bygones":[`+strings.Repeat(`{},`, maxBygones)), "more than 256"},
+		{"many bygones", with(`"bygones":[`, `"bygones":[`+strings.Repeat(`{},`, maxBygones)), "more than 512"},
 		{"many rollovers", with(`}],"rollovers":[{"of"`, `}],"rollovers":[`+strings.Repeat(`{"by":1},`, maxHistory)+`{"of"`), "more than 512"},
 	} {
 		m, err := decodeMemory([]byte(row.text))

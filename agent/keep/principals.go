@@ -14,7 +14,7 @@ import (
 const (
 	maxSelectors = tokencache.MaxKeys
 	maxFormer    = 8
-	maxBygones   = 256
+	maxBygones   = 2 * tokencache.MaxKeys
 )
 
 // principals is a tokencache.Principals as it is written. Boot times are absent where there is none.
