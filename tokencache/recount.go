@@ -53,8 +53,9 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 	return believed
 }
 
-// staticLocked looks whether the back end gives the number that it gave with this token at its receipt, though that is long ago:
-// then none of its numbers counts anything, and what they have shown is void.
+// staticLocked looks whether the back end gives the number that it gave with this token at its receipt, though that is long ago, or
+// the number that it gave with another token, though this one's expiry is earlier than time has passed since: by it the issuer's
+// clock has gone back. Then none of its numbers counts anything, and what they have shown is void.
 func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
 	if c.static {
 		c.countsAgainLocked(e, f, left, now)
@@ -62,7 +63,8 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
 	}
 	first, known := c.bygoneLocked(e, f.Token.Text)
 	passed := now - first.received
-	if !known || !f.Counted || first.given == 0 || passed < readingsApart || !agree(left, first.given) {
+	again := known && first.given != 0 && passed >= readingsApart && agree(left, first.given)
+	if !f.Counted || !again && !c.readings.repeat(readingOf(f, left, now)) {
 		return
 	}
 	c.static, c.readings, c.counted = true, nil, counted{}
@@ -139,10 +141,11 @@ func (c *Cache) countsAgainLocked(e *entry, f Fetched, left, now time.Duration) 
 type reading struct {
 	at   time.Duration // boot time
 	zero time.Time     // the issuer's time when this boot began
+	left time.Duration // by which it is shown
 }
 
 func readingOf(f Fetched, left, now time.Duration) reading {
-	return reading{at: now, zero: f.Token.ExpiresOn.Add(-left - now)}
+	return reading{at: now, zero: f.Token.ExpiresOn.Add(-left - now), left: left}
 }
 
 // readings is some of the latest, the latest last.
@@ -167,6 +170,17 @@ func (all *readings) add(r reading) {
 func (all readings) bear(r reading) bool {
 	return slices.ContainsFunc(all, func(o reading) bool {
 		return r.at-o.at >= readingsApart && r.zero.Sub(o.zero).Abs() <= countSlack
+	})
+}
+
+// replicasDiffer is how far apart the clocks of a back end's replicas may be.
+const replicasDiffer = 5 * time.Minute
+
+// repeat reports whether r has the number of another answer, and shows the issuer's clock to have gone back since by more than that of
+// one replica and another's.
+func (all readings) repeat(r reading) bool {
+	return slices.ContainsFunc(all, func(o reading) bool {
+		return agree(r.left, o.left) && r.zero.Before(o.zero.Add(-replicasDiffer))
 	})
 }
 
