@@ -97,6 +97,7 @@ func live(p plan) (*fault, tally) {
 	}
 	l.clocks.reboot()
 	l.clocks.step(p.device.ahead, p.device.vouched)
+	l.oracle.clockSet(p.device.ahead, p.device.vouched)
 	l.makeKeys()
 	for _, e := range p.events {
 		l.at(l.began.Add(e.on), func() { l.happen(e) })

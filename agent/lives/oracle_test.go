@@ -25,14 +25,17 @@ type oracle struct {
 	got               map[tokencache.Key]got
 	lasting           map[tokencache.Key][]time.Time // calls that only an administrator's help would have let succeed
 	wrongOn           time.Time                      // the clock was last seen not to be right
-	wasOff            span                           // the device, last
-	joined            int                            // how many changes others on record stood for, at the last look
-	carriedBlind      bool                           // what systemd holds is of a daemon that could not read anything
-	blind             bool                           // nothing could be read of what was kept
-	unknown           time.Time                      // since then it is on record that nobody knows what was on record; zero: it is not
-	static            bool                           // the back end has told the same short life again, a minute later: it counts none
-	insisted, renewed time.Time                      // a technician last did, and a principal was last made anew
-	unsaved           time.Time                      // since then trouble is told of a save, and the disk is sound; zero: not
+	right             bool                           // it is, since rightOn
+	rightOn           time.Time
+	relapsed          map[tokencache.Selector]time.Time // a replica that lags last issued a token of a former principal after the switch was seen
+	wasOff            span                              // the device, last
+	joined            int                               // how many changes others on record stood for, at the last look
+	carriedBlind      bool                              // what systemd holds is of a daemon that could not read anything
+	blind             bool                              // nothing could be read of what was kept
+	unknown           time.Time                         // since then it is on record that nobody knows what was on record; zero: it is not
+	static            bool                              // the back end has told the same short life again, a minute later: it counts none
+	insisted, renewed time.Time                         // a technician last did, and a principal was last made anew
+	unsaved           time.Time                         // since then trouble is told of a save, and the disk is sound; zero: not
 }
 
 // got is what a process was last given for a key.
@@ -95,7 +98,7 @@ type promise struct {
 }
 
 func (o *oracle) open(l *life) {
-	*o = oracle{life: l, served: make(map[tokencache.Key]served), promise: make(map[tokencache.Key]promise), got: make(map[tokencache.Key]got), lasting: make(map[tokencache.Key][]time.Time)}
+	*o = oracle{life: l, served: make(map[tokencache.Key]served), promise: make(map[tokencache.Key]promise), got: make(map[tokencache.Key]got), lasting: make(map[tokencache.Key][]time.Time), relapsed: make(map[tokencache.Selector]time.Time)}
 }
 
 // fail notes what went wrong first.
@@ -264,6 +267,9 @@ func (o *oracle) clockSet(ahead time.Duration, vouched bool) {
 	if o.liar {
 		o.lies[len(o.lies)-1].to = now
 	}
+	if right := o.isRight(); right != o.right {
+		o.right, o.rightOn = right, now
+	}
 	if o.liar = vouched && ahead.Abs() > agreeing; o.liar {
 		o.lies = append(o.lies, span{now, now.Add(1e6 * time.Hour)})
 	}
@@ -297,6 +303,11 @@ func (o *oracle) received(p *process, f tokencache.Fetched) {
 		t.came, t.boot = now, boot
 	}
 	before := o.got[t.key]
+	for k, g := range o.got {
+		if g.by == p && k.Selector == t.key.Selector && t.principal < g.principal && t.on.After(g.first) {
+			o.relapsed[k.Selector] = now
+		}
+	}
 	failing, _ := o.backEnd.failure(t.key, now)
 	g := got{by: p, text: t.text, until: now.Add(f.Left), former: before.former, principal: t.principal, first: now,
 		short: failing == tellsShort, sameShort: before.sameShort, on: now}
@@ -358,7 +369,8 @@ func (o *oracle) judgePrincipal(p *process, k *key, t *issued, now time.Time) {
 	if o.plan.device.form == opaque || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
 		return // it does not say, or whose token is the later one is told by that clock
 	}
-	if g := o.got[k.Key]; g.by == p && t.principal < g.principal {
+	relapse := now.Sub(o.relapsed[k.Selector]) < confirmed+o.plan.device.spread // what was issued since the switch brings the former one back
+	if g := o.got[k.Key]; g.by == p && t.principal < g.principal && !(relapse && o.excuse(replicasDisagree)) {
 		o.fail("former principal served", "%v got a token of principal %d, %v after one of %d had come", k.Key, t.principal, now.Sub(g.first), g.principal)
 	}
 	for replica := range o.plan.device.replicas {
@@ -543,6 +555,9 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 		}
 		need = later(need, o.certainFrom(ch))
 		since = later(since, ch.noted)
+		if !o.counts() || ch.boot != o.clocks.number() { // until then no clock told how old tokens are, or for how long the device was off
+			since = later(since, o.rightOn)
+		}
 	}
 	if !withheld && !o.unknown.IsZero() {
 		need = later(need, o.certainFrom(&happened{noted: o.unknown, boot: o.clocks.number()}))
@@ -583,6 +598,9 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 	}
 }
 
+// counts reports whether the back end's word tells how old a token is.
+func (o *oracle) counts() bool { return o.plan.device.form != uncounted && !o.static }
+
 // certainFrom returns from when on a token must have been issued for the daemon to know that it has ch.
 func (o *oracle) certainFrom(ch *happened) time.Time {
 	v := o.plan.device
@@ -591,17 +609,16 @@ func (o *oracle) certainFrom(ch *happened) time.Time {
 		moment = ch.on
 	}
 	right := o.isRight()
-	counts := v.form != uncounted && !o.static
 	if !right && ch.boot != o.clocks.number() {
 		if booted := o.clocks.bootedOn(); booted.After(moment) {
 			moment = booted // for how long the device was off it cannot know
 		}
 	}
 	need := moment.Add(v.spread + blur)
-	if v.form == opaque || v.form == misdated || !counts && !right {
+	if v.form == opaque || v.form == misdated || !o.counts() && !right {
 		need = need.Add(28*time.Hour + 5*time.Minute - v.life)
 	}
-	if !counts && !right {
+	if !o.counts() && !right {
 		need = need.Add(v.life)
 	}
 	return need
