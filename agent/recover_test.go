@@ -211,6 +211,7 @@ func TestRevocationOnAFullDisk(t *testing.T) {
 				t.Error(err)
 			}
 			id = noted.ID
+			time.Sleep(3 * time.Second) // saves are as far apart
 			synctest.Wait()
 			copied = d.shelf.lastSaved() // and it is killed
 		})
@@ -410,6 +411,7 @@ func TestRecordThatBeganAnew(t *testing.T) {
 		above.run(t, nil, nil, nil, func(a *agent.Agent) {
 			mustHave(t, a)
 			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			time.Sleep(3 * time.Second) // saves are as far apart
 			synctest.Wait()
 			copied = above.shelf.lastSaved() // and it is killed
 		})
@@ -436,6 +438,7 @@ func TestRecordsThatFork(t *testing.T) {
 				for range times {
 					note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
 				}
+				time.Sleep(3 * time.Second) // saves are as far apart
 				synctest.Wait()
 				copied = d.shelf.lastSaved()
 			})

@@ -68,6 +68,7 @@ func life(t *testing.T) (*disk, *tokencache.Memory) {
 	d.run(t, nil, nil, nil, func(a *agent.Agent) {
 		mustHave(t, a)
 		note(t, a, agent.Change{Resource: storage, Effect: tokencache.Revoked})
+		time.Sleep(3 * time.Second) // saves are as far apart
 		synctest.Wait()
 		known = d.shelf.lastSaved()
 	})
