@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -66,11 +67,11 @@ func (d *slowDisk) has(id string) bool {
 // on runs an agent that keeps all on d and was started a minute ago. The back end gives another token at each call.
 func (d *slowDisk) on(t *testing.T, f func(a *agent.Agent)) {
 	t.Helper()
-	var calls int
+	var calls atomic.Int64
 	a, err := agent.New(agent.Options{
 		Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
-			calls++
-			token := tokencache.Token{Text: tokencache.NewSecret(fmt.Sprint(canary, calls)), ExpiresOn: time.Now().Add(24 * time.Hour)}
+			n := calls.Add(1)
+			token := tokencache.Token{Text: tokencache.NewSecret(fmt.Sprint(canary, n)), ExpiresOn: time.Now().Add(24 * time.Hour)}
 			return tokencache.Fetched{Token: token, Left: 24 * time.Hour}, nil
 		},
 		Rules: edge(), BootID: "this", Keep: d.keep, Keeping: agent.Keeping{Save: d.save},
