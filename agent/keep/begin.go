@@ -52,7 +52,7 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 		later, fault := tokens.LoadUnopened()
 		b.Copies, b.TokensFault = append(b.Copies, later...), errors.Join(b.TokensFault, fault)
 	}
-	if err == nil && b.Record == nil && b.TokensFault != nil {
+	if err == nil && b.Record == nil && tokens != nil && (tokens.unopened || tokens.still) {
 		b.Lost = fmt.Errorf("it is gone, and a copy of it may be where none can be read: %w", b.TokensFault)
 	}
 	var taken []tokencache.Taken

@@ -47,6 +47,7 @@ type Tokens struct {
 	head   string // of what is written
 
 	unopened bool     // what Load found was not opened: Save keeps it
+	still    bool     // nor was all that starts before have kept so
 	opened   []string // the files kept so by starts before that are open by now: Save has what is in them
 
 	// What seals a file with that head; nil: it is not known here. A function, since fmt shows what other unexported fields
@@ -167,6 +168,7 @@ func unopenedName(kind binding.Kind) string { return tokensName + ".unopened-" +
 
 // LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open either, which stays.
 func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
+	t.still = false
 	for _, kind := range []binding.Kind{binding.ProductUUID, binding.Serial, binding.MachineID, binding.None} {
 		name := unopenedName(kind)
 		m, _, fault := t.load(name)
@@ -176,7 +178,7 @@ func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
 		case spoilt:
 			err = errors.Join(err, moveAside(t.folder, name, fault))
 		case fault != nil:
-			err = errors.Join(err, fault)
+			t.still, err = true, errors.Join(err, fault)
 		default:
 			all, t.opened = append(all, *m), append(t.opened, name)
 		}

@@ -224,15 +224,29 @@ func TestCrashWhileUnopenedIsKept(t *testing.T) {
 // A record that is gone where a file of tokens cannot be opened is lost, and this is no first start: the file may have a copy of it.
 func TestRecordIsGoneAndItsCopyUnopened(t *testing.T) {
 	t.Parallel()
-	another := binding.Binding{Kind: binding.ProductUUID, ID: [32]byte{9}}
-	for name, known := range map[string][]binding.Binding{"not known": {machine}, "another device": {another}} {
+	for name, known := range map[string][]binding.Binding{"by less": {machine}, "by nothing": nil} {
 		dir := t.TempDir()
 		if err := knownBy(t, dir, product).Save(revoked(1)); err != nil {
 			t.Fatal(err)
 		}
-		if b, _ := boots(t, dir, known...); b.Record != nil || b.Lost == nil || b.Unread != nil || len(b.Copies) != 0 {
+		b, tokens := boots(t, dir, known...)
+		if b.Record != nil || b.Lost == nil || b.Unread != nil || len(b.Copies) != 0 {
 			t.Errorf("%s: lost %v, %+v", name, b.Lost, b.Record)
 		}
+		if err := errors.Join(tokens.Save(small()), tokens.Remove()); err != nil { // it is put aside, and stays
+			t.Error(err)
+		}
+		if b, _ := boots(t, dir, known...); b.Lost == nil {
+			t.Errorf("%s, put aside: a first start", name)
+		}
+	}
+	dir := t.TempDir()
+	if err := knownBy(t, dir, product).Save(revoked(1)); err != nil {
+		t.Fatal(err)
+	}
+	another := binding.Binding{Kind: binding.ProductUUID, ID: [32]byte{9}}
+	if b, _ := boots(t, dir, another); b.Lost != nil || b.TokensFault == nil { // what was read whole and is spoilt is as good as gone
+		t.Errorf("of another device: %v, %v", b.Lost, b.TokensFault)
 	}
 	if b, _ := boots(t, t.TempDir(), product); b.Lost != nil || b.TokensFault != nil {
 		t.Errorf("a first start: %v, %v", b.Lost, b.TokensFault)
