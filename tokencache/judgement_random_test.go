@@ -30,7 +30,7 @@ func TestRandomJudgements(t *testing.T) {
 }
 
 func randomJudgements(t *testing.T, seed uint64, steps []int) error {
-	j := judged{roll: rand.New(rand.NewPCG(seed, 0)), watch: watch{known: true}, counts: true}
+	j := judged{roll: rand.New(rand.NewPCG(seed, 0)), tokens: rand.New(rand.NewPCG(seed, 1)), watch: watch{known: true}, counts: true}
 	j.cache = tokencache.New(tokencache.Options{Fetch: j.Fetch, Clock: j.watch.clock(), BootID: "b", On: 1000 * time.Hour})
 	defer j.cache.Close()
 	for i, step := range steps {
@@ -47,7 +47,8 @@ type judged struct {
 	watch
 
 	cache      *tokencache.Cache
-	roll       *rand.Rand
+	roll       *rand.Rand // of what happens
+	tokens     *rand.Rand // of what is fetched, beside that
 	counts     bool
 	alternates map[string][]string
 }
@@ -55,12 +56,12 @@ type judged struct {
 func (j *judged) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	left := time.Duration(1+j.roll.IntN(24*60-1)) * time.Minute
+	left := time.Duration(1+j.tokens.IntN(24*60-1)) * time.Minute
 	now := time.Now().Round(0)
 	f := tokencache.Fetched{Left: left, Counted: j.counts, Token: tokencache.Token{
-		Text: tokencache.NewSecret(fmt.Sprint(key, now, j.roll.Uint64())), ExpiresOn: now.Add(left),
+		Text: tokencache.NewSecret(fmt.Sprint(key, now, j.tokens.Uint64())), ExpiresOn: now.Add(left),
 	}}
-	if j.roll.IntN(2) == 0 {
+	if j.tokens.IntN(2) == 0 {
 		f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-24*time.Hour - 5*time.Minute)
 	}
 	return f, nil
