@@ -24,7 +24,7 @@ var mutants = []mutant{
 
 	// The hold.
 	{"the back end is asked while a change is spreading", "tokencache/entry.go", "\tholds := «e.holds()»\n\tif e.life", "longAgo", anything},
-	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/entry.go", "return «min(e.holds(), e.standing.lacked)»", "longAgo", anything},
+	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/entry.go", "return «min(e.holds(), e.standing.lacked)»", "longAgo", aboutSpellings},
 	{"changes that follow each other hold without end", judgement, "patience: «silence*c.spread» +", "1000 * silence * c.spread", aboutPipelines},
 
 	// The record.
