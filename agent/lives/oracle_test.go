@@ -218,6 +218,9 @@ func (o *oracle) starts() {
 	d := &o.disk
 	told := o.carried != nil && !o.carriedBlind
 	o.blind = d.now() == unreadable && !told
+	if d.now() == unreadable {
+		o.unknown = time.Time{} // a start that cannot read the record knows no more of the doubt before it: it is from then on
+	}
 	for _, ch := range o.changes {
 		kept := told || d.has("policy-changes") || d.has(tokensName) && !o.plan.device.keyless && !d.savedOn.Before(ch.noted)
 		if ch.kept && !kept && o.excuse(allGone) {
