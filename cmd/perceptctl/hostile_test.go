@@ -151,7 +151,7 @@ var hostileLines = map[string][]string{
 	"timeline":                           {""},
 	"policy-changed":                     {"r --effect revoked", "r --effect granted --json", "r --effect $WORD", "r --effect granted --at $WORD", "r --effect granted --at 14:05"},
 	"policy-changes":                     {"", "--json"},
-	"policy-changes withdraw":            {"$WORD $WORD"},
+	"policy-changes withdraw":            {"$WORD $WORD", "--resource $WORD", "--resource r --identity $WORD"},
 	"token":                              {"--resource r", "--resource r --short", "--resource r --json", "--resource $WORD --identity $WORD", "--resource r --issued-after 14:05"},
 	"watch":                              {"r", "r --json"},
 	"refresh":                            {"", "--json", "--identity $WORD --resource $WORD"},

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/tokencache"
 )
 
 func (a *app) policyChangesCommand() *cobra.Command {
@@ -109,17 +110,59 @@ func joinedInWords(change api.PolicyChange) string {
 }
 
 func (a *app) withdrawCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "withdraw ID...",
+	var resource, identity string
+	command := &cobra.Command{
+		Use:   "withdraw {ID... | --resource URI}",
 		Short: "take policy changes off the record",
 		Long: `Take policy changes off the record, as if they had never been noted: the tokens are
 judged by those that are left. Withdrawing a revocation hands out again what it
-withheld.`,
-		Example:           `  perceptctl policy-changes withdraw 1f0c2a34`,
-		Args:              cobra.MinimumNArgs(1),
+withheld.
+
+--resource takes off all that are on record for that resource, in whatever spelling
+(slash at the end, case of the host); those for all resources stay.`,
+		Example: `  perceptctl policy-changes withdraw 1f0c2a34
+  perceptctl policy-changes withdraw --resource https://vault.azure.net --identity vision`,
 		ValidArgsFunction: a.fromStatus(changeIDs),
-		RunE:              a.argued(a.withdraw),
 	}
+	command.RunE = a.argued(func(ctx context.Context, ids []string) error {
+		switch {
+		case (len(ids) > 0) == (resource != ""):
+			return &usageError{errors.New("the IDs of policy changes or --resource, one of the two")}
+		case resource == "" && identity != "":
+			return &usageError{errors.New("--identity goes with --resource")}
+		case resource != "":
+			var err error
+			if ids, err = a.changesFor(ctx, resource, identity); err != nil {
+				return err
+			}
+		}
+		return a.withdraw(ctx, ids)
+	})
+	command.Flags().StringVar(&resource, "resource", "", "all that are for this resource `URI`, in any spelling")
+	command.Flags().StringVar(&identity, "identity", "", "of these, those that are for the identity of that `name` alone")
+	a.completeFrom(command, "resource", cachedResources)
+	a.completeFrom(command, "identity", identityNames)
+	return command
+}
+
+// changesFor returns the IDs of the changes on record for a resource, and for that identity unless it is empty. There is one at
+// least, else it is an error.
+func (a *app) changesFor(ctx context.Context, resource, identity string) (ids []string, err error) {
+	ctx, cancel := a.patience(ctx)
+	defer cancel()
+	answer, err := a.client.PolicyChanges(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, change := range answer.Changes {
+		if change.Resource != "" && tokencache.Spelling(change.Resource) == tokencache.Spelling(resource) && (identity == "" || change.Identity == identity) {
+			ids = append(ids, change.ID)
+		}
+	}
+	if ids == nil {
+		return nil, &hintedError{errors.New("no such policy change for " + resource + " is on record"), "perceptctl policy-changes lists them"}
+	}
+	return ids, nil
 }
 
 // withdraw takes each of the changes off the record; one that cannot be does not keep the others.
