@@ -265,7 +265,7 @@ func (c *Cache) metByLocked(e *entry, unmet time.Duration) time.Duration {
 	}
 	life := max(e.life, defaultNominal)
 	known := unmet          // a token issued later shows that it is current
-	if e.minted.undated() { // its successor may be given no longer a life than it had left; how long ago that was is a guess after a boot
+	if e.life != 0 && e.minted.undated() { // its successor may be given no longer a life than it had left; how long ago that was is a guess after a boot
 		known += max(0, longestNominal-min(e.life, e.deadline-e.received))
 	}
 	if e.shown < known || e.deadline == longAgo {
