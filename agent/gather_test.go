@@ -150,7 +150,7 @@ func TestFetchesAreSavedTogether(t *testing.T) {
 				time.Sleep(99 * time.Millisecond)
 				fetch()
 			}
-			if kept, saved := d.count(); kept != 0 || saved < int(time.Since(began)/(4*time.Second)) || saved > int(time.Since(began)/(3*time.Second)) {
+			if kept, saved := d.count(); kept > 2 || saved < int(time.Since(began)/(4*time.Second)) || saved > int(time.Since(began)/(3*time.Second)) {
 				t.Errorf("saved %d times in %v, and the record %d times", saved, time.Since(began), kept)
 			}
 			time.Sleep(4 * time.Second)

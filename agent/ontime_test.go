@@ -175,13 +175,44 @@ func TestOnTimeIsKeptWithoutChanges(t *testing.T) {
 		d.boot(t, false, func(a *agent.Agent) {
 			time.Sleep(50*time.Hour + time.Minute)
 			synctest.Wait()
-			if got := on(); got < 50*time.Hour {
+			if got := on(); got < 49*time.Hour {
 				t.Errorf("after 50 hours the record tells of %v", got)
 			}
 			time.Sleep(30 * time.Minute)
 		})
 		if got := on(); got < 50*time.Hour+30*time.Minute {
 			t.Errorf("after the end the record tells of %v", got)
+		}
+	})
+}
+
+// On a device that is never on for an hour, and then loses its power, a change ends when it was on for long enough: of each boot at
+// least the half is known.
+func TestChangeEndsThoughEachBootIsShort(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		d := &bootable{dir: dir, back: &sticky{counts: true}, vouch: true}
+		const on = 50 * time.Minute
+		const lasts = 53*time.Hour + 15*time.Minute
+		var id string
+		d.cut(t, func(a *agent.Agent) {
+			id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+			time.Sleep(on)
+		})
+		for lived, ended := on, false; !ended; lived += on {
+			time.Sleep(24*time.Hour - on)
+			d.cut(t, func(a *agent.Agent) {
+				ended = !isOnRecord(a, id)
+				_ = withholds(t, a)
+				time.Sleep(on)
+			})
+			switch {
+			case ended && lived < lasts:
+				t.Errorf("it ended when the device had been on for %v", lived)
+			case !ended && lived > 2*lasts:
+				t.Fatalf("the device was on for %v, and it has not ended", lived)
+			}
 		}
 	})
 }

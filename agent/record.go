@@ -195,7 +195,7 @@ func (r *record) notice() {
 
 func (r *record) differs() bool {
 	if !r.mu.TryLock() {
-		return false // it is being kept now
+		return true // it is being kept now, perhaps as it was before
 	}
 	defer r.mu.Unlock()
 	return r.differsFrom(r.now())
@@ -262,12 +262,15 @@ func (r *record) done() bool {
 	return !r.saving
 }
 
-// follow keeps the record anew every hour, so that it is known how long the device was on, also where no tokens are kept or a boot
-// cannot read them, and that what became of the files meanwhile is mended. What is noted in such a boot is to have a later
-// on-time than the tokens.
+// renewSoonest is how soon after a boot the record is kept anew at the earliest, beside that at the start.
+const renewSoonest = 2 * time.Minute
+
+// follow keeps the record anew whenever the device has been on for twice as long as the last time, and every hour, so that it is known
+// for how long it was, also where it is never on for long, no tokens are kept or a boot cannot read them, and that what became of
+// the files meanwhile is mended. What is noted in such a boot is to have a later on-time than the tokens.
 func (r *record) follow() {
 	for {
-		fired, stop := r.clock.Timer(saveEvery)
+		fired, stop := r.clock.Timer(min(max(renewSoonest, r.clock.Boot()), saveEvery))
 		select {
 		case <-fired:
 			stop()

@@ -163,7 +163,8 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 	})
 }
 
-// The record is kept every hour and at the end, which tells how long the device was on, and mends what became of the files.
+// The record is kept whenever the device has been on for twice as long, every hour and at the end, which tells how long it was on, and mends
+// what became of the files.
 func TestRecordIsKeptEveryHour(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -174,9 +175,13 @@ func TestRecordIsKeptEveryHour(t *testing.T) {
 			return len(d.kept)
 		}
 		d.run(t, nil, nil, nil, func(a *agent.Agent) {
-			time.Sleep(5*time.Hour + time.Minute)
+			time.Sleep(time.Hour + time.Minute)
 			if n := count(); n != 1+5 {
-				t.Errorf("kept %d times at the start and in five hours, with nothing on record", n)
+				t.Errorf("kept %d times at the start and after 2, 4, 8, 16 and 32 minutes, with nothing on record", n)
+			}
+			time.Sleep(4 * time.Hour)
+			if n := count(); n != 1+5+4 {
+				t.Errorf("kept %d times, four of them in four hours", n)
 			}
 			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
 			before := count()
@@ -453,5 +458,40 @@ func TestRecordsThatFork(t *testing.T) {
 				t.Errorf("%d revocations are in force, of 4", n)
 			}
 		})
+	})
+}
+
+// A record that changes while it is being written is written once more soon, whoever changed it.
+func TestRecordThatChangesWhileItIsWritten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, slow, written := new(device), false, make(chan struct{})
+		keep := func(r tokencache.Record) error {
+			if slow {
+				<-written
+			}
+			return d.keep(r)
+		}
+		rules := edge()
+		a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, Keep: keep, LostRecord: errors.New("torn")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		time.Sleep(3 * time.Minute)
+		synctest.Wait()
+		slow = true
+		go func() { _, _ = a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted}) }()
+		synctest.Wait()
+		rules.WithholdLost = true // what stands for the lost record is another from now on
+		if _, err := a.Apply(rules); err != nil {
+			t.Fatal(err)
+		}
+		close(written)
+		time.Sleep(45 * time.Second) // before it is kept anew in any case
+		synctest.Wait()
+		if r := d.record(); !slices.ContainsFunc(r.Changes, func(p tokencache.PolicyChange) bool { return p.Effect == tokencache.Revoked }) {
+			t.Errorf("on the disk: %+v", r.Changes)
+		}
 	})
 }
