@@ -111,8 +111,8 @@ type Agent struct {
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
-	naming    sync.Mutex // one policy change at a time gets its name, or is withdrawn
-	withdrawn []string   // while the record cannot be read, which may have them yet; naming is held
+	naming    sync.Mutex                // one policy change at a time gets its name, or is withdrawn
+	withdrawn []tokencache.PolicyChange // while the record cannot be read, which may have them yet; naming is held
 	record    record
 	memory    memory
 	chase     chase
@@ -137,7 +137,7 @@ func New(o Options) (*Agent, error) {
 	a.strange.expected = o.Simulated
 	a.rules.Store(compiled)
 	kept := o.told()
-	before := kept.recover(o.Record, o.LostRecord)
+	before := kept.recover(o.Record, o.LostRecord, o.now(a.clock), o.Rules)
 	before.Record, _ = o.Rules.withLostEffect(before.Record)
 	before.lost = before.lost && o.UnreadRecord == nil
 	if before.lost {

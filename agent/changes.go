@@ -125,7 +125,7 @@ func (a *Agent) withdraw(id string) (tokencache.PolicyChange, bool) {
 	defer a.naming.Unlock()
 	p, found := a.cache.Withdraw(id)
 	if found && a.record.unread.Load() != nil {
-		a.withdrawn = append(a.withdrawn, id)
+		a.withdrawn = append(a.withdrawn, p)
 	}
 	return p, found
 }

@@ -35,6 +35,12 @@ type mark struct {
 	taken tokencache.PolicyChange
 }
 
+// now is this moment in on-time, by which the cache begins.
+func (o *Options) now(clock tokencache.Clock) tokencache.Taken {
+	boot := clock.Boot()
+	return tokencache.Taken{On: o.On + boot, Boot: boot, BootID: o.BootID}
+}
+
 // told is what o's copies tell.
 func (o *Options) told() (k kept) {
 	all := o.Copies
@@ -61,8 +67,8 @@ func (o *Options) told() (k kept) {
 func copyIn(m *tokencache.Memory) tokencache.Record {
 	r := m.Record
 	for _, p := range r.Changes {
-		if p.ID == unreadID {
-			r.On = min(r.On, p.Moment)
+		if p.ID == unreadID && p.Moment < r.On {
+			r.On, r.Boot = p.Moment, r.Boot-(r.On-p.Moment)
 		}
 	}
 	r.Changes = slices.DeleteFunc(slices.Clone(r.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
@@ -85,27 +91,38 @@ func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
 // recover returns the record to begin with: the newest of that on the disk, nil where none was read, and its copies, and what the
 // marks on tokens tell beyond them. A folder may be mounted over the one that the record is in, an older one put in its place,
 // or the disk may have been full, while the tokens that it withholds were kept elsewhere. lost says that what is on
-// the disk is no record any more.
-func (k kept) recover(disk *tokencache.Record, lost error) recovered {
-	found := k.newest(disk, lost)
+// the disk is no record any more. What was kept is as it was taken; what is returned is by the on-time of now.
+func (k kept) recover(disk *tokencache.Record, lost error, now tokencache.Taken, rules Rules) recovered {
+	taken, copies := disk, make([]tokencache.Record, len(k.copies))
+	for i, r := range k.copies {
+		copies[i] = r.In(now)
+	}
+	if disk != nil {
+		moved := disk.In(now)
+		disk = &moved
+	}
+	found := newest(disk, lost, copies)
 	found.lost = disk == nil && (k.blind || len(k.copies) == 0 && (lost != nil || k.torn))
-	marked := k.unmet(disk, found.Changes)
+	marked := k.unmet(disk, found.Changes, rules)
 	if len(marked) > 0 {
-		found.Record = anew(tokencache.Record{Generation: found.Generation + 1, Changes: slices.Concat(found.Changes, marked)}, found.Record)
+		from := found.Record
+		found.Generation++
+		found.Changes = slices.Concat(found.Changes, marked)
+		found.Record = anew(found.Record, from)
 		found.why = cmp.Or(found.why, "marks on tokens name revocations that are not on record: they are in force for these tokens")
 	}
 	for _, r := range k.copies {
-		found.Record = found.After(r)
+		found.Record = found.After(r, now)
 	}
-	if disk != nil {
-		found.Record = found.After(*disk)
+	if taken != nil {
+		found.Record = found.After(*taken, now)
 	}
 	return found
 }
 
 // newest returns the newer of the record and its copies.
-func (k kept) newest(disk *tokencache.Record, lost error) recovered {
-	other, any := k.together()
+func newest(disk *tokencache.Record, lost error, copies []tokencache.Record) recovered {
+	other := together(copies)
 	switch {
 	case disk == nil && other.Generation == 0 && len(other.Changes) == 0:
 		other.Lineage = cmp.Or(other.Lineage, rand.Text())
@@ -114,14 +131,13 @@ func (k kept) newest(disk *tokencache.Record, lost error) recovered {
 		return recovered{Record: anew(other, other), why: "the record of policy changes could not be read: its copy beside the tokens is in force"}
 	case disk == nil:
 		return recovered{Record: anew(other, other), why: "the record of policy changes was gone: its copy beside the tokens is in force"}
-	case !any:
+	case len(copies) == 0:
 		return recovered{Record: *disk}
 	}
-	gained := lacking(disk.Changes, other.Changes)
 	switch {
 	case other.IsNewer(*disk):
 		return recovered{Record: anew(other, other), why: "the record of policy changes was older than its copy beside the tokens: the copy is in force"}
-	case disk.IsNewer(other), len(gained) == 0:
+	case disk.IsNewer(other), standsFor(disk.Changes, other.Changes):
 		return recovered{Record: *disk}
 	}
 	return recovered{
@@ -130,42 +146,42 @@ func (k kept) newest(disk *tokencache.Record, lost error) recovered {
 	}
 }
 
-// together returns the newest of the copies, or all that they have where none is. False: there is none.
-func (k kept) together() (all tokencache.Record, any bool) {
-	for i, r := range k.copies {
+// together returns the newest of the copies, or all that they have where none is.
+func together(copies []tokencache.Record) (all tokencache.Record) {
+	for i, r := range copies {
 		switch {
 		case i == 0, r.IsNewer(all):
 			all = r
-		case all.IsNewer(r), len(lacking(all.Changes, r.Changes)) == 0:
+		case all.IsNewer(r), standsFor(all.Changes, r.Changes):
 		case len(all.Changes) == 0 && all.Generation == 0:
 			all = r
 		default:
 			all = both(all, r)
 		}
 	}
-	return all, len(k.copies) > 0
+	return all
 }
 
-// unmet returns what stands for the marks whose revocations are not among those there. A record that is at least as new as the mark
-// and has no such revocation tells that it was withdrawn, or is over.
-func (k kept) unmet(disk *tokencache.Record, there []tokencache.PolicyChange) (all []tokencache.PolicyChange) {
+// unmet returns what stands for the marks whose revocations are not among those there, or are about other keys there: what joined them is
+// not known then. A record that is at least as new as the mark and has no such revocation tells that it was withdrawn, or is over.
+func (k kept) unmet(disk *tokencache.Record, there []tokencache.PolicyChange, rules Rules) (all []tokencache.PolicyChange) {
 	records := k.copies
 	if disk != nil {
 		records = append(slices.Clone(records), *disk)
 	}
-	seen := make(map[string]int)
 	for _, m := range k.marks {
-		known := func(p tokencache.PolicyChange) bool { return p.ID == m.id }
+		known := func(p tokencache.PolicyChange) bool { return p.ID == m.id && rules.touches(p, m.key) }
 		newer := func(r tokencache.Record) bool { return r.Has(m.of) }
 		same := func(p tokencache.PolicyChange) bool {
 			return p.Selector == m.taken.Selector && p.Resource == m.taken.Resource && strings.HasPrefix(p.ID, m.id)
 		}
-		if m.id == unreadID || slices.ContainsFunc(there, known) || slices.ContainsFunc(records, newer) || slices.ContainsFunc(all, same) {
+		if m.id == unreadID || slices.ContainsFunc(there, known) || slices.ContainsFunc(records, newer) || slices.ContainsFunc(slices.Concat(there, all), same) {
 			continue
 		}
 		p := m.taken
-		if seen[m.id]++; seen[m.id] > 1 { // a change has an ID of its own
-			p.ID = cut(m.id, 56) + fmt.Sprintf("-%d", seen[m.id])
+		taken := func(o tokencache.PolicyChange) bool { return o.ID == p.ID }
+		for n := 2; slices.ContainsFunc(there, taken) || slices.ContainsFunc(all, taken); n++ { // a change has an ID of its own
+			p.ID = cut(m.id, 56) + fmt.Sprintf("-%d", n)
 		}
 		all = append(all, p)
 	}
@@ -178,22 +194,36 @@ func anew(r tokencache.Record, from ...tokencache.Record) tokencache.Record {
 	return r.Begun(rand.Text(), from...)
 }
 
-// both is x with what only y has. A change that was withdrawn may be back, which is on the safe side. It may be more than there is
+// both is what stands for x and for y. A change that was withdrawn may be back, which is on the safe side. It may be more than there is
 // room for: the cache joins some then, and leaves none out.
 func both(x, y tokencache.Record) tokencache.Record {
 	return anew(tokencache.Record{
-		Generation: max(x.Generation, y.Generation) + 1, Changes: slices.Concat(x.Changes, lacking(x.Changes, y.Changes)),
+		Generation: max(x.Generation, y.Generation) + 1, Changes: tokencache.Both(x.Changes, y.Changes),
 	}, x, y)
 }
 
-// lacking returns those of all that are not among there, by id: two starts may have dated one differently for people.
-func lacking(there, all []tokencache.PolicyChange) (left []tokencache.PolicyChange) {
+// standsFor reports whether each of all is among those there, and means no more than it does there.
+func standsFor(there, all []tokencache.PolicyChange) bool {
 	for _, p := range all {
-		if !slices.ContainsFunc(there, func(q tokencache.PolicyChange) bool { return q.ID == p.ID }) {
-			left = append(left, p)
+		if !slices.ContainsFunc(there, func(q tokencache.PolicyChange) bool { return q.ID == p.ID && q.StandsFor(p) }) {
+			return false
 		}
 	}
-	return left
+	return true
+}
+
+// touches reports whether p is about the token of key.
+func (r Rules) touches(p tokencache.PolicyChange, key tokencache.Key) bool {
+	of := tokencache.PolicyChange{Selector: key.Selector, Resource: key.Resource}
+	if p.AboutAll(of) {
+		return true
+	}
+	for resource, others := range r.Alternates {
+		if names := append([]string{resource}, others...); spelt(names, key.Resource) != "" && spelt(names, p.Resource) != "" {
+			of.Resource = p.Resource
+		}
+	}
+	return p.AboutAll(of)
 }
 
 func revocations(all []tokencache.PolicyChange) (ids []string) {

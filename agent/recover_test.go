@@ -461,6 +461,86 @@ func TestRecordsThatFork(t *testing.T) {
 	})
 }
 
+// Two records may go on apart, and one of them be so full that it joins a revocation into an older one, under the ID of that. Put
+// together, the revocation is in force, also where the mark on the token names that ID.
+func TestJoinedInARecordThatForked(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name            string
+		torn, otherName bool
+	}{{"with a copy", false, false}, {"with marks alone", true, false}, {"with marks of a resource's other name", true, true}} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				d := new(device)
+				rules := edge()
+				const quiet = "https://quiet.example"
+				rules.Alternates = map[string][]string{vault: {quiet}}
+				if row.otherName {
+					rules.Alternates = map[string][]string{storage: {quiet}}
+				}
+				start := func(disk *tokencache.Record, m *tokencache.Memory, f func(a *agent.Agent)) {
+					t.Helper()
+					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk, Memory: m, Keep: d.keep, Keeping: d.shelf.keeping()})
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer a.Close()
+					f(a)
+				}
+				var folder, known = new(tokencache.Record), new(tokencache.Memory)
+				start(nil, nil, func(a *agent.Agent) {
+					mustHave(t, a)
+					time.Sleep(time.Minute)
+					note(t, a, agent.Change{Resource: quiet, Effect: tokencache.Revoked})
+					*folder = *d.record() // another is mounted over the folder that this is in
+					time.Sleep(time.Minute)
+					note(t, a, agent.Change{Resource: storage, Effect: tokencache.Revoked})
+					for range tokencache.MaxChanges - 1 {
+						time.Sleep(time.Second)
+						note(t, a, agent.Change{Resource: vault, Effect: tokencache.Revoked})
+					}
+					synctest.Wait()
+					*known = *d.shelf.lastSaved()
+				})
+				known.Record.Lineage, known.Record.Origins = "of the folder that was mounted over it", nil
+				id := folder.Changes[0].ID
+				for i := range known.Record.Changes { // the two oldest are joined, as on a record that is full of many resources
+					if p := &known.Record.Changes[i]; p.Resource == storage {
+						p.ID, p.Resource, p.Joined = id, "", 1
+					}
+				}
+				known.Record.Changes = slices.DeleteFunc(known.Record.Changes, func(p tokencache.PolicyChange) bool { return p.ID == id && p.Joined == 0 })
+				known.OnRecord = len(known.Record.Changes)
+				known.Keys[0].Withheld = []string{id}
+				if row.torn {
+					known = withoutCopy(known)
+				}
+				folder.Generation++ // it went on by itself when it was back
+				d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+				start(folder, known, func(a *agent.Agent) {
+					if !withholds(t, a) {
+						t.Errorf("a token that a revocation withheld is handed out; its marks: %v", known.Keys[0].Withheld)
+					}
+					named := 0
+					for _, c := range a.Changes() {
+						if strings.HasPrefix(c.ID, id) {
+							named++
+						}
+					}
+					want := 1
+					if row.torn && !row.otherName {
+						want = 2 // that of the record, and what stands for the mark
+					}
+					if named != want {
+						t.Errorf("%d changes of that ID: %+v", named, a.Changes())
+					}
+				})
+			})
+		})
+	}
+}
+
 // A record that changes while it is being written is written once more soon, whoever changed it.
 func TestRecordThatChangesWhileItIsWritten(t *testing.T) {
 	t.Parallel()

@@ -214,13 +214,12 @@ func (a *Agent) takeRecord(u unread) bool {
 		if disk != nil {
 			a.cache.GoOn(disk.Taken)
 		}
-		why, found = lost, u.kept.recover(disk, lost)
 		now := a.cache.Record()
+		why, found = lost, u.kept.recover(disk, lost, now.Taken, rules)
 		withdrawn := a.withdrawn
 		noted, a.withdrawn = u.noted(now.Changes), nil
 		record := found.Record
-		record.Changes = slices.Concat(noted, lacking(noted, record.Changes))
-		record.Changes = slices.DeleteFunc(record.Changes, func(p tokencache.PolicyChange) bool { return slices.Contains(withdrawn, p.ID) })
+		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return isAmong(withdrawn, p) })
 		if len(noted)+len(withdrawn) > 0 || found.why != "" {
 			record = anew(record)
 			record.Generation = max(record.Generation, now.Generation) + 1
@@ -255,6 +254,13 @@ func (u *unread) noted(now []tokencache.PolicyChange) []tokencache.PolicyChange 
 	return slices.DeleteFunc(slices.Clone(now), func(p tokencache.PolicyChange) bool {
 		known := func(q tokencache.PolicyChange) bool { return q.ID == p.ID && q.Joined == p.Joined }
 		return p.ID == unreadID || slices.ContainsFunc(u.began.Changes, known)
+	})
+}
+
+// isAmong reports whether p is one of those that were withdrawn, and stands for no others by now that were not withdrawn with it.
+func isAmong(withdrawn []tokencache.PolicyChange, p tokencache.PolicyChange) bool {
+	return slices.ContainsFunc(withdrawn, func(w tokencache.PolicyChange) bool {
+		return w.ID == p.ID && w.AboutAll(p) && p.Joined <= w.Joined
 	})
 }
 

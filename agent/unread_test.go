@@ -692,3 +692,169 @@ func TestUnkeptChanges(t *testing.T) {
 		})
 	}
 }
+
+// inBoot is what an agent begins with in this boot, by what was carried in it and the record, if that can be read.
+func (d *disk) inBoot(back *sticky, clock tokencache.Clock, fault error, carried *tokencache.Memory) func(o *agent.Options) {
+	return func(o *agent.Options) {
+		o.Fetch, o.Clock = back.Fetch, clock
+		var taken []tokencache.Taken
+		if carried != nil {
+			o.Memory, o.Copies = carried, []tokencache.Memory{*carried}
+			taken = append(taken, carried.Taken())
+		}
+		if o.UnreadRecord = fault; fault == nil && d.there != nil {
+			o.Record = d.there
+			taken = append(taken, d.there.Taken)
+		}
+		o.On = tokencache.OnAtBoot(o.BootID, clock.Boot(), taken...)
+	}
+}
+
+// sinceBoot is the clock of a device that booted a minute ago.
+func sinceBoot() tokencache.Clock {
+	began := time.Now()
+	return tokencache.Clock{Boot: func() time.Duration { return time.Since(began) + time.Minute }}
+}
+
+// A revocation that is noted while the record cannot be read withholds the token from before it when the record is read, which is of a
+// later on-time than this boot knew of, also after restarts in between. It has the moment of its note, whoever moved it.
+func TestRestartWhileTheRecordIsUnread(t *testing.T) {
+	t.Parallel()
+	eio := errors.New("input/output error")
+	for _, row := range []struct {
+		name     string
+		restarts int  // while it cannot be read
+		sealed   bool // the tokens of the boot before could be read, which tell of a lower on-time
+		atStart  bool // it is read at another restart
+	}{
+		{"no restart", 0, false, false},
+		{"a restart", 1, false, false},
+		{"two restarts", 2, false, false},
+		{"read at a restart", 0, false, true},
+		{"a restart, and read at another", 1, false, true},
+		{"the tokens were read", 0, true, false},
+		{"the tokens were read, a restart", 1, true, false},
+		{"the tokens were read, and the record at a restart", 1, true, true},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d := new(disk)
+			d.there = &tokencache.Record{Taken: tokencache.Taken{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5}
+			d.become(eio)
+			back, clock := &sticky{counts: true}, sinceBoot()
+			var carried *tokencache.Memory
+			if row.sealed {
+				carried = &tokencache.Memory{BootID: "before", Boot: 40 * time.Hour, On: 990 * time.Hour, Wall: time.Now(), Record: tokencache.Record{
+					Taken: tokencache.Taken{On: 990 * time.Hour, Boot: 40 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5,
+				}}
+			}
+			restart := func(fault error, f func(a *agent.Agent)) {
+				t.Helper()
+				d.start(t, d.inBoot(back, clock, fault, carried), func(a *agent.Agent, _ *observer.ObservedLogs) { f(a) })
+				carried = d.shelf.lastSaved()
+				time.Sleep(time.Minute)
+			}
+			var noted time.Duration
+			read := func(a *agent.Agent) {
+				d.become(nil)
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				if c := a.Changes(); !withholds(t, a) || len(c) != 1 || c[0].Moment.Round(time.Second) != 1000*time.Hour+noted {
+					t.Errorf("%s: the record was read; noted %v after the boot, on record: %+v", row.name, noted, c)
+				}
+			}
+			last := func(i int, a *agent.Agent) {
+				if time.Sleep(time.Minute); !withholds(t, a) {
+					t.Errorf("%s: while the record cannot be read it is served", row.name)
+				}
+				if i == row.restarts && !row.atStart {
+					read(a)
+				}
+			}
+			restart(eio, func(a *agent.Agent) {
+				time.Sleep(20 * time.Minute)
+				mustHave(t, a)
+				time.Sleep(40 * time.Minute)
+				noted = clock.Boot()
+				if _, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Revoked}); reasonOf(err) != agent.NotKept {
+					t.Fatal(err)
+				}
+				last(0, a)
+			})
+			for i := range row.restarts {
+				restart(eio, func(a *agent.Agent) { last(i+1, a) })
+			}
+			if row.atStart {
+				restart(nil, read)
+			}
+		})
+	}
+}
+
+// A revocation of an earlier boot, whose record could not be read at first, or was in a folder that was mounted late, withholds no token of
+// this boot, be the record read by the same process or at a restart.
+func TestRestartAfterTheFolderWasMended(t *testing.T) {
+	t.Parallel()
+	eacces := errors.New("permission denied")
+	for _, row := range []struct {
+		name  string
+		fault error // at first; nil: the folder below the mount is empty
+	}{{"mended", eacces}, {"mounted late", nil}} {
+		synctest.Test(t, func(t *testing.T) {
+			before := time.Now().Add(-30 * time.Hour)
+			there := &tokencache.Record{
+				Taken: tokencache.Taken{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5,
+				Changes: []tokencache.PolicyChange{{
+					ID: "r", AllIdentities: true, Effect: tokencache.Revoked, At: before, NotedOn: before, Vouched: true, Checked: true,
+					Moment: 990 * time.Hour, By: 990 * time.Hour, Issuer: tokencache.Window{Earliest: before, Latest: before},
+				}},
+			}
+			d := new(disk)
+			d.become(row.fault)
+			back, clock := &sticky{counts: true}, sinceBoot()
+			d.start(t, d.inBoot(back, clock, row.fault, nil), func(a *agent.Agent, _ *observer.ObservedLogs) {
+				time.Sleep(20 * time.Minute)
+				mustHave(t, a)
+				time.Sleep(40 * time.Minute)
+			})
+			d.become(nil)
+			d.there = there
+			d.start(t, d.inBoot(back, clock, nil, d.shelf.lastSaved()), func(a *agent.Agent, _ *observer.ObservedLogs) {
+				synctest.Wait()
+				changes := a.Changes()
+				if withholds(t, a) || len(changes) != 1 || changes[0].Moment != 990*time.Hour || !changes[0].Issuer.Latest.Equal(before) {
+					t.Errorf("%s: on record: %+v", row.name, changes)
+				}
+				if on := d.shelf.lastSaved().On; on < 1001*time.Hour {
+					t.Errorf("%s: on-time is %v", row.name, on)
+				}
+			})
+		})
+	}
+}
+
+// Who withdraws a change while the record cannot be read withdraws what it was to them: where it turns out to have taken in
+// another by then, that is in force.
+func TestWithdrawnBeforeItIsKnownToStandForMore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, known := life(t)
+		eio := errors.New("input/output error")
+		d.become(eio)
+		later := *d.there
+		later.Generation++
+		later.Changes = slices.Clone(later.Changes)
+		later.Changes[0].Joined, later.Changes[0].Resource = 1, ""
+		d.there = &later
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if _, err := a.WithdrawChange("test", later.Changes[0].ID); reasonOf(err) != agent.NotKept {
+				t.Error(err)
+			}
+			d.become(nil)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if c := a.Changes(); !withholds(t, a) || len(c) != 1 || c[0].Joined != 1 {
+				t.Errorf("on record: %+v", c)
+			}
+		})
+	})
+}

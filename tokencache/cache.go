@@ -57,7 +57,7 @@ type Options struct {
 
 	// Spread is how long a policy change may take to reach newly minted tokens. Zero: DefaultSpread.
 	Spread time.Duration
-	// Record is the policy changes on record from before.
+	// Record is the policy changes on record from before. It and Memory are as they were taken: New places them in on-time.
 	Record Record
 
 	// BootID names this boot of the device, for Memory. Empty: not known.
@@ -135,7 +135,7 @@ func New(o Options) *Cache {
 
 		lineage: o.Record.Lineage, origins: o.Record.Origins, generation: o.Record.Generation,
 	}
-	c.loadLocked(o.Record.Changes) // nobody else has c yet
+	c.loadLocked(o.Record.In(c.takenLocked()).Changes) // nobody else has c yet
 	if o.Memory != nil {
 		c.recall(o.Memory)
 	}

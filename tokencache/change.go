@@ -432,6 +432,7 @@ func (c *Cache) Replace(r Record) {
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
 	c.lineage, c.origins, c.generation = r.Lineage, r.Origins, r.Generation
-	c.loadLocked(r.Changes)
+	c.loadLocked(r.In(c.takenLocked()).Changes)
 	c.rejudgeLocked(now)
+	c.correctLocked(now) // what the back end has shown since is not in what was kept
 }

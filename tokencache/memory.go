@@ -231,13 +231,11 @@ func (c *Cache) confirmRecalledLocked(booted bool, now time.Duration) {
 }
 
 // ofBoot reports whether m is of that boot, and not from later in it.
-func (m *Memory) ofBoot(id string, now time.Duration) bool {
-	return m.BootID != "" && m.BootID == id && m.Boot <= now
-}
+func (m *Memory) ofBoot(id string, now time.Duration) bool { return m.Taken().ofBoot(id, now) }
 
-// lacks reports whether ch was noted after m was taken.
+// lacks reports whether ch, or what it stands for, was noted after m was taken.
 func (m *Memory) lacks(ch *change) bool {
-	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool { return p.ID == ch.ID })
+	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool { return p.ID == ch.ID && p.Joined == ch.Joined })
 }
 
 func (r Remembered) lastAsked() time.Duration {
@@ -294,6 +292,7 @@ func (c *Cache) recallReceipt(m *Memory, got receipt, now time.Duration) receipt
 	if got.from == 0 && got.to == 0 {
 		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
 	}
+	got.goOn(m.Taken().behind(c.takenLocked()))
 	latest := c.on
 	if m.ofBoot(c.bootID, now) || m.BootID == "" || c.bootID == "" {
 		latest += now

@@ -20,27 +20,61 @@ type Taken struct {
 // OnAtBoot returns the on-time that it was when this boot's boot clock was zero, by all that was kept: for Options.On. bootID
 // names this boot, empty when that is not known, and now is its boot time.
 //
-// What was taken in this boot tells it exactly, also where an older file stands beside it, or a later one of another
-// life of the device. Else the boot went on from the latest on-time that anything has seen. What may or may not be of this
-// boot, since one of the two has no ID, was taken no later than now, and that is all it tells.
+// The boot went on from the latest on-time that anything has seen in the boots before. What was taken in this boot tells how much of it
+// had been seen by then. It may be less than there is: what was kept may have been in a folder that could not be read yet, or was not
+// mounted. Then what was taken before is moved: see Taken.In. What may or may not be of this boot, since one of the two has no ID,
+// was taken no later than now, and that is all it tells.
 func OnAtBoot(bootID string, now time.Duration, kept ...Taken) time.Duration {
-	var latest, own time.Duration
-	known := false
+	var latest time.Duration
 	for _, k := range kept {
 		switch {
 		case k.On <= 0:
 		case bootID == "" || k.BootID == "":
 			latest = max(latest, k.On-now)
-		case k.BootID == bootID && k.Boot <= now:
-			own, known = max(own, k.On-k.Boot), true
+		case k.ofBoot(bootID, now):
+			latest = max(latest, k.On-k.Boot)
 		default:
 			latest = max(latest, k.On)
 		}
 	}
-	if known {
-		return own
-	}
 	return latest
+}
+
+// ofBoot reports whether k was taken in that boot, and not later in it than now.
+func (k Taken) ofBoot(id string, now time.Duration) bool {
+	return k.BootID != "" && k.BootID == id && k.Boot <= now
+}
+
+// In returns k by the on-time of now, which is of this boot: what was taken earlier in it, while less was known of the boots before,
+// was taken at a later on-time than it says.
+func (k Taken) In(now Taken) Taken {
+	_, more := k.behind(now)
+	k.On += more
+	return k
+}
+
+// behind returns the on-time at which this boot began as it was known when k was taken, and how much later it is known to have begun
+// now. 0 more: k tells nothing of this boot, or as much as is known now.
+func (k Taken) behind(now Taken) (began, more time.Duration) {
+	if k.On <= 0 || !k.ofBoot(now.BootID, now.Boot) {
+		return 0, 0
+	}
+	began = k.On - k.Boot
+	return began, max(0, now.On-now.Boot-began)
+}
+
+// In returns r by the on-time of now, which is of this boot: what was noted in it happened later than all that was kept in the boots
+// before, whenever that was read.
+func (r Record) In(now Taken) Record {
+	began, more := r.behind(now)
+	if more == 0 {
+		return r
+	}
+	r.Taken, r.Changes = r.Taken.In(now), slices.Clone(r.Changes)
+	for i := range r.Changes {
+		r.Changes[i].goOn(began, more)
+	}
+	return r
 }
 
 // takenLocked stamps what is taken from c now.
@@ -49,15 +83,24 @@ func (c *Cache) takenLocked() Taken {
 	return Taken{On: c.on + now, Boot: now, BootID: c.bootID}
 }
 
-// After returns r where the changes that kept lacks, an older copy of it, are from no earlier than that was taken: they were
-// noted later, in a boot that may not have known of kept, and so went on from a lower on-time. What both have is from no
-// earlier than either says.
-func (r Record) After(kept Record) Record {
+// After returns r, which is by the on-time of now, where changes that kept lacks, an older copy of it, are from no earlier than that was
+// taken, if they were noted in a boot that did not know of kept: that one went on from a lower on-time. Of kept, as it was
+// taken, what it knew of the boots before counts: in its own boot, which is this one or that of r, all is in order. What both have is
+// from no earlier than either says.
+func (r Record) After(kept Record, now Taken) Record {
+	before := kept.On
+	if kept.ofBoot(now.BootID, now.Boot) || kept.BootID != "" && kept.BootID == r.BootID {
+		before -= kept.Boot
+	}
+	kept = kept.In(now)
 	r.Changes = slices.Clone(r.Changes)
 	for i := range r.Changes {
-		p, moment, by := &r.Changes[i], kept.On, kept.On
+		p := &r.Changes[i]
+		moment, by := before, before
 		if j := slices.IndexFunc(kept.Changes, func(q PolicyChange) bool { return q.ID == p.ID }); j >= 0 {
 			moment, by = kept.Changes[j].Moment, kept.Changes[j].By
+		} else if p.By >= before {
+			continue // it is dated before a boot that went on from there
 		}
 		if p.Moment != 0 && moment != 0 { // else that is not known
 			p.Moment, p.By = max(p.Moment, moment), max(p.By, by)
@@ -79,9 +122,7 @@ func (c *Cache) GoOn(kept Taken) {
 	}
 	c.on += more
 	for _, ch := range c.changes {
-		if ch.By >= began {
-			ch.Moment, ch.By = ch.Moment+more, ch.By+more
-		}
+		ch.goOn(began, more)
 	}
 	for _, e := range c.entries {
 		e.receipt.goOn(began, more)
@@ -92,9 +133,16 @@ func (c *Cache) GoOn(kept Taken) {
 	c.rejudgeLocked(now)
 }
 
+// goOn has the change be later by more, if it was noted in the boot that began then, for whatever time.
+func (p *PolicyChange) goOn(began, more time.Duration) {
+	if p.By > began || p.By == began && p.Moment < began {
+		p.Moment, p.By = p.Moment+more, p.By+more
+	}
+}
+
 // goOn has the receipt be later by more, if it was in the boot that began then.
 func (r *receipt) goOn(began, more time.Duration) {
-	if r.on >= began {
+	if r.on > began {
 		r.on, r.from, r.to = r.on+more, r.from+more, r.to+more
 	}
 }

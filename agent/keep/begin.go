@@ -15,7 +15,7 @@ type Begin struct {
 	// read. With neither nothing was there.
 	Record       *tokencache.Record
 	Unread, Lost error
-	// Memory is the newest of what a cache of ours knew; nil: there is none.
+	// Memory is the newest of what a cache of ours knew; nil: there is none. What was taken in this boot is newer than what was before it.
 	Memory *tokencache.Memory
 	// Copies is all of what a cache knew that was read, whatever its source: for the copies of the record and the marks on the
 	// tokens that are in it.
@@ -59,13 +59,17 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 	if b.Record != nil {
 		taken = append(taken, b.Record.Taken)
 	}
+	for _, m := range b.Copies {
+		taken = append(taken, m.Taken())
+	}
+	boot := record.boot()
+	b.On = tokencache.OnAtBoot(bootID, boot, taken...)
+	now := tokencache.Taken{On: b.On + boot, Boot: boot, BootID: bootID}
 	for i := range b.Copies {
 		m := &b.Copies[i]
-		taken = append(taken, m.Taken())
-		if ours(m) && (b.Memory == nil || m.On > b.Memory.On) {
+		if ours(m) && (b.Memory == nil || m.Taken().In(now).On > b.Memory.Taken().In(now).On) {
 			b.Memory = m
 		}
 	}
-	b.On = tokencache.OnAtBoot(bootID, record.boot(), taken...)
 	return b
 }

@@ -81,6 +81,24 @@ func TestFilesOfTwoRecords(t *testing.T) {
 	}
 }
 
+// A change that both have under one ID may have taken in another in one of them: it stands for all of that.
+func TestFilesOfTwoRecordsWithOneJoined(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ours, theirs := first(1), first(1)
+	theirs.Lineage = "another"
+	p := &theirs.Changes[0]
+	p.Joined, p.AllIdentities, p.Selector, p.Resource = 1, true, tokencache.Selector{}, ""
+	text, err := open(t, dir).encode(theirs)
+	if err := errors.Join(err, open(t, dir).Save(ours), os.WriteFile(filepath.Join(dir, copyName), text, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := open(t, dir).Load()
+	if err != nil || got.Generation != ours.Generation+1 || len(got.Changes) != 1 || !got.Changes[0].StandsFor(theirs.Changes[0]) || !got.Changes[0].StandsFor(ours.Changes[0]) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // A file that was begun from what the other has is the newer one: what it lacks was withdrawn, or is over.
 func TestFileBegunFromTheOther(t *testing.T) {
 	t.Parallel()
@@ -262,6 +280,11 @@ func TestStartReadsAll(t *testing.T) {
 		m.Source, m.On, m.Record.On = source, on, on
 		return m
 	}
+	here := func(boot, began time.Duration) tokencache.Memory {
+		m := at("s", began+boot)
+		m.BootID, m.Boot = "another boot", boot
+		return m
+	}
 	for _, row := range []struct {
 		name    string
 		saved   *tokencache.Memory
@@ -275,6 +298,11 @@ func TestStartReadsAll(t *testing.T) {
 		{name: "the file is newer", saved: new(at("s", 52*time.Hour)), carried: []tokencache.Memory{at("s", 51*time.Hour)}, want: 52 * time.Hour, on: 52 * time.Hour},
 		{name: "another source's is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Memory{at("t", 51*time.Hour)}, want: 50 * time.Hour, on: 51 * time.Hour},
 		{name: "another source's alone", carried: []tokencache.Memory{at("t", 51*time.Hour)}, on: 51 * time.Hour},
+		{name: "systemd kept this boot's, which did not know of the file", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Memory{here(time.Minute, 0)}, want: time.Minute, on: 50 * time.Hour},
+		{
+			name: "systemd kept this boot's, before and after it knew of the file", saved: new(at("s", 50*time.Hour)),
+			carried: []tokencache.Memory{here(2*time.Minute, 0), here(time.Minute, 50*time.Hour)}, want: 2 * time.Minute, on: 50 * time.Hour,
+		},
 	} {
 		dir := t.TempDir()
 		tokens := openTokens(t, dir)

@@ -55,7 +55,7 @@ func (r *Record) Load() (*tokencache.Record, error) {
 		other = cmp.Or(other, missing(copyName, record))
 	default:
 		fault = cmp.Or(fault, older(record, twin))
-		record = joined(record, twin)
+		record = joined(record, twin, r.now(record.Taken, twin.Taken))
 	}
 	r.unread, r.spoilt = nil, nil
 	for _, err := range []*error{&fault, &other} {
@@ -115,27 +115,28 @@ func older(record, twin *tokencache.Record) error {
 	return nil
 }
 
-// joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is the
-// record with the changes that only the copy has: these may be more than there is room for, and the cache joins some then.
-func joined(record, twin *tokencache.Record) *tokencache.Record {
+// now is this moment in on-time, as far as what was kept tells.
+func (r *Record) now(kept ...tokencache.Taken) tokencache.Taken {
+	boot := r.boot()
+	return tokencache.Taken{On: tokencache.OnAtBoot(r.id, boot, kept...) + boot, Boot: boot, BootID: r.id}
+}
+
+// joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is what
+// stands for the changes of both: these may be more than there is room for, and the cache joins some then.
+func joined(record, twin *tokencache.Record, now tokencache.Taken) *tokencache.Record {
 	switch same := record.Lineage == twin.Lineage; {
 	case twin.IsNewer(*record), same && twin.Generation == record.Generation && twin.On >= record.On:
 		return twin
 	case same, record.IsNewer(*twin):
 		return record
 	}
-	both := *record
-	for _, p := range twin.Changes {
-		there := slices.ContainsFunc(both.Changes, func(q tokencache.PolicyChange) bool { return q.ID == p.ID })
-		if !there {
-			both.Changes = append(slices.Clone(both.Changes), p)
-		}
-	}
-	if len(both.Changes) > len(record.Changes) {
+	both, other := record.In(now), twin.In(now)
+	if there := both.Changes; !slices.EqualFunc(there, tokencache.Both(there, other.Changes), tokencache.PolicyChange.StandsFor) {
+		both.Changes = tokencache.Both(there, other.Changes)
 		both.Generation = max(record.Generation, twin.Generation) + 1
 	}
-	if both = both.After(*record).After(*twin); twin.On > both.On {
-		both.Taken = twin.Taken
+	if both = both.After(*record, now).After(*twin, now); other.On > both.On {
+		both.Taken = other.Taken
 	}
 	return &both
 }
