@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,16 +55,19 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 						}
 						time.Sleep(25 * time.Hour)
 						mustHave(t, a)
-						if got, err := record.Load(); err != nil || len(got.Changes) != 1 {
+						if got, err := keep.Open(keep.Disk(dir), func() time.Duration { return time.Minute }).Load(); err != nil || len(got.Changes) != 1 {
 							t.Errorf("%v, %+v is on the disk", err, got)
 						}
 						if _, err := json.Marshal(a.Status()); err != nil {
 							t.Errorf("the status: %v", err)
 						}
-						if carried, saved := s.counts(); carried == 0 || saved == 0 {
-							t.Errorf("the tokens were carried %d times and saved %d times", carried, saved)
+						if carried, sealed := s.counts(); carried == 0 || sealed == 0 {
+							t.Errorf("the tokens were carried %d times and saved %d times", carried, sealed)
 						}
-						for _, m := range s.saved {
+						s.mu.Lock()
+						saved := slices.Clone(s.saved)
+						s.mu.Unlock()
+						for _, m := range saved {
 							if n := len(keptOf(t, m).Keys); n != len(m.Keys) {
 								t.Fatalf("of %d keys %d are kept", len(m.Keys), n)
 							}
