@@ -31,9 +31,9 @@ const (
 // Folder is where files are kept, each by its name: a directory of the device (Disk), or that of a simulation. One that can
 // be read and not written to is a Folder like any other, whose changes fail.
 type Folder interface {
-	// Read returns a plain file of ours of at most so many bytes, whose mode has none of the bits refused. The error is
-	// fs.ErrNotExist when there is none, a *SpoiltError when there is something else, and any other when it cannot be
-	// read now: nobody knows then what is there. Those of Disk are a *FaultError.
+	// Read returns a plain file of at most so many bytes. Where it is not ours, or its mode has one of the bits refused, a
+	// *LooseError comes with what it has. Else the error is fs.ErrNotExist when there is none, a *SpoiltError when there is something
+	// else, and any other when it cannot be read now: nobody knows then what is there. Those of Disk are a *FaultError.
 	Read(name string, refused fs.FileMode, most int) ([]byte, error)
 	// Replace puts a file in the place of what was there. When it returns nil it outlives a power cut; with an error, what
 	// was there before does, or, where that was all that failed, one of both.
@@ -67,6 +67,21 @@ func (e *SpoiltError) Spoilt() bool { return true }
 
 func (e *SpoiltError) Unwrap() error { return e.Why }
 
+// LooseError says that others could have changed a file, or read it, though what is in it is whole.
+type LooseError struct {
+	Name string
+	Why  error
+}
+
+func (e *LooseError) Error() string { return fmt.Sprintf("%s: %v", e.Name, e.Why) }
+
+func (e *LooseError) Unwrap() error { return e.Why }
+
+func isLoose(err error) bool {
+	_, loose := errors.AsType[*LooseError](err)
+	return loose
+}
+
 // moveAside moves a file aside that was found spoilt.
 func moveAside(folder Folder, name string, why error) error {
 	if spoilt, known := errors.AsType[*SpoiltError](why); known {
@@ -88,7 +103,8 @@ func (d Disk) path(name string) string { return filepath.Join(string(d), name) }
 // Read implements Folder. Whatever stands in the file's place, a link, a pipe or a device, is neither followed nor waited for.
 func (d Disk) Read(name string, refused fs.FileMode, most int) ([]byte, error) {
 	text, err := read(d.path(name), refused, most)
-	if _, spoilt := errors.AsType[*SpoiltError](err); err == nil || spoilt || errors.Is(err, fs.ErrNotExist) {
+	_, spoilt := errors.AsType[*SpoiltError](err)
+	if err == nil || spoilt || isLoose(err) || errors.Is(err, fs.ErrNotExist) {
 		return text, err
 	}
 	return nil, &FaultError{Why: err, path: d.path(name)}
@@ -123,6 +139,9 @@ func (d Disk) replace(name string, text []byte) error {
 
 // Aside implements Folder. Of many that were moved aside the latest are left.
 func (d Disk) Aside(name string) (string, error) {
+	if err := shut(string(d)); err != nil {
+		return "", err
+	}
 	path := d.path(name)
 	to := path + unreadable + time.Now().UTC().Format("20060102T150405.000000000Z")
 	if err := os.Rename(path, to); err != nil {
@@ -159,7 +178,7 @@ func remove(path string) error {
 	return nil
 }
 
-// read reads a plain file of ours: see Folder.
+// read reads a plain file: see Folder.
 func read(path string, refused fs.FileMode, most int) ([]byte, error) {
 	spoilt := func(format string, args ...any) ([]byte, error) {
 		return nil, &SpoiltError{Name: path, Why: fmt.Errorf(format, args...)}
@@ -180,12 +199,6 @@ func read(path string, refused fs.FileMode, most int) ([]byte, error) {
 		return nil, err
 	case !info.Mode().IsRegular():
 		return spoilt("it is not a regular file")
-	case !ours(info):
-		return spoilt("its owner is neither root nor the user that perceptd runs as")
-	case info.Mode().Perm()&refused&othersMayChange != 0:
-		return spoilt("its mode %04o lets others change it", info.Mode().Perm())
-	case info.Mode().Perm()&refused != 0:
-		return spoilt("its mode %04o lets others read it", info.Mode().Perm())
 	case info.Size() > int64(most):
 		return spoilt("it is larger than %d bytes", most)
 	}
@@ -196,7 +209,23 @@ func read(path string, refused fs.FileMode, most int) ([]byte, error) {
 	case len(text) > most: // it has grown
 		return spoilt("it is larger than %d bytes", most)
 	}
+	if why := loose(info, refused); why != nil {
+		return text, &LooseError{Name: path, Why: why}
+	}
 	return text, nil
+}
+
+// loose returns who else than root and this process's user could do what to a file; nil: nobody.
+func loose(info fs.FileInfo, refused fs.FileMode) error {
+	switch mode := info.Mode().Perm(); {
+	case !ours(info):
+		return errors.New("its owner is neither root nor the user that perceptd runs as")
+	case mode&refused&othersMayChange != 0:
+		return fmt.Errorf("its mode %04o lets others change it", mode)
+	case mode&refused != 0:
+		return fmt.Errorf("its mode %04o lets others read it", mode)
+	}
+	return nil
 }
 
 // writeNew writes a file that is not there yet, to the disk itself.

@@ -26,6 +26,8 @@ func ReadKey(path string) (*Key, error) {
 	defer clear(text)
 	if spoilt, known := errors.AsType[*SpoiltError](err); known {
 		err = spoilt.Why
+	} else if loose, known := errors.AsType[*LooseError](err); known {
+		err = loose.Why
 	} else if refused, kernel := errors.AsType[*fs.PathError](err); kernel {
 		err = refused.Err
 		if !errors.Is(err, fs.ErrNotExist) {

@@ -8,6 +8,7 @@ package keep
 
 import (
 	"cmp"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,7 +41,8 @@ func Open(folder Folder, boot func() time.Duration) *Record {
 }
 
 // Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error says what is
-// wrong with the files, beside a record where one of them is whole: the other is moved aside then, if it is spoilt. Without a
+// wrong with the files, beside a record where one of them is whole: the other is moved aside then, if it is spoilt. What is in a
+// file that others could have changed is on the record too, and withdraws nothing: that record is of a lineage of its own. Without a
 // record it is a *SpoiltError where what is there was looked at whole and is no record. It stays until Save has something to
 // put in its place, so that each start until then finds it. With any other error the record cannot be read now: Save then
 // refuses to overwrite it until Load has read it.
@@ -55,6 +57,9 @@ func (r *Record) Load() (*tokencache.Record, error) {
 		other = cmp.Or(other, missing(copyName, record))
 	default:
 		fault = cmp.Or(fault, older(record, twin))
+		if isLoose(fault) {
+			record, twin = twin, record
+		}
 		record = joined(record, twin, r.now(record.Taken, twin.Taken))
 	}
 	r.unread, r.spoilt = nil, nil
@@ -82,14 +87,18 @@ func unlessSpoilt(err error) error {
 
 func (r *Record) load(name string) (*tokencache.Record, error) {
 	text, err := r.folder.Read(name, othersMayChange, maxFile)
-	var record *tokencache.Record
-	if err == nil {
-		if record, err = r.decode(text); err != nil {
-			err = &SpoiltError{Name: name, Why: err}
-		}
-	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
+	}
+	if err != nil && !isLoose(err) {
+		return nil, err
+	}
+	record, why := r.decode(text)
+	if why != nil {
+		return nil, &SpoiltError{Name: name, Why: why}
+	}
+	if err != nil { // nobody knows who left what out of it
+		record.Lineage, record.Generation = rand.Text(), 0
 	}
 	return record, err
 }
@@ -151,7 +160,11 @@ func (r *Record) Save(record tokencache.Record) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{copyName, fileName} {
+	names := []string{copyName, fileName}
+	if len(r.spoilt) == 1 && r.spoilt[0] == copyName { // it stays until something is beside it
+		slices.Reverse(names)
+	}
+	for _, name := range names {
 		if err := r.replace(name, text); err != nil {
 			return err
 		}

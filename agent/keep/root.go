@@ -35,6 +35,9 @@ func LoopbackRoot(folder Folder) (*Key, error) {
 func readRoot(folder Folder) (*Key, error) {
 	text, err := folder.Read(rootName, onlyForOurs, len(Key{}))
 	defer clear(text)
+	if loose, ok := errors.AsType[*LooseError](err); ok { // who has read it can make every secret
+		return nil, &SpoiltError{Name: rootName, Why: loose.Why}
+	}
 	if err != nil {
 		return nil, err
 	}

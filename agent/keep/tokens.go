@@ -108,9 +108,18 @@ func (t *Tokens) Load() (*tokencache.Memory, error) {
 	return m, nil
 }
 
+// read reads one file. Who could have changed it, but for the key, could only have put back an older one: see Tokens.
+func (t *Tokens) read(name string) ([]byte, error) {
+	sealed, err := t.folder.Read(name, 0, maxSealed)
+	if isLoose(err) {
+		err = nil
+	}
+	return sealed, err
+}
+
 // load reads and opens one file.
 func (t *Tokens) load(name string) (m *tokencache.Memory, head string, err error) {
-	sealed, err := t.folder.Read(name, othersMayChange, maxSealed)
+	sealed, err := t.read(name)
 	if err != nil {
 		return nil, "", err
 	}
@@ -191,7 +200,7 @@ func (t *Tokens) keepUnopened() error {
 	if !t.unopened {
 		return nil
 	}
-	sealed, err := t.folder.Read(tokensName, othersMayChange, maxSealed)
+	sealed, err := t.read(tokensName)
 	var head string
 	if err == nil {
 		if head, err = cutHead(sealed); err != nil {

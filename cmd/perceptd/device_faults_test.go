@@ -227,6 +227,14 @@ func (d *daemonProcess) recordFiles() []string {
 	return []string{filepath.Join(d.state(), "policy-changes.json"), filepath.Join(d.state(), "policy-changes.copy.json")}
 }
 
+// chmodAll gives each file of the state another mode.
+func (d *daemonProcess) chmodAll(t *testing.T, mode os.FileMode) {
+	t.Helper()
+	for _, path := range append(d.recordFiles(), d.sealed()) {
+		must(t, os.Chmod(path, mode))
+	}
+}
+
 // eachFile does f to each of the record's two files.
 func eachFile(f func(path string) error) func(*testing.T, *daemonProcess) {
 	return func(t *testing.T, d *daemonProcess) {
@@ -255,6 +263,17 @@ func recordFaults() []recordFault {
 		{name: "the disk is read-only", before: smallDisk, strike: remount(unix.MS_RDONLY), over: remount(0), says: unkept},
 		{name: "the disk is full", before: smallDisk, strike: fill, over: empty, says: unkept},
 		{name: "a group may write to the state folder (mode 0770)", strike: mode(0o770), over: mode(0o700), says: unkept},
+		{name: "a group may write to the folder and to all that is in it (chmod -R 0770)", says: unkept,
+			strike: func(t *testing.T, d *daemonProcess) { d.chmodAll(t, 0o770); mode(0o770)(t, d) }, over: mode(0o700)},
+		{name: "everybody may write to its files", says: "others could have changed a file of the policy changes",
+			strike: func(t *testing.T, d *daemonProcess) { d.chmodAll(t, 0o666) }},
+		{name: "its files are another user's, as after a restore", says: "others could have changed a file of the policy changes",
+			strike: func(t *testing.T, d *daemonProcess) {
+				d.chmodAll(t, 0o644)
+				for _, path := range append(d.recordFiles(), d.sealed()) {
+					must(t, os.Chown(path, 4242, 4242))
+				}
+			}},
 		{name: "the record's first file is deleted", strike: func(t *testing.T, d *daemonProcess) { must(t, os.Remove(d.recordFiles()[0])) }},
 		{name: "one file of the record is all zeros", strike: func(t *testing.T, d *daemonProcess) { must(t, zero(d.recordFiles()[0])) },
 			says: "one of the two files of the policy changes cannot be used, the other is in force"},

@@ -95,7 +95,9 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 		before = k.takeCarried(carried)
 	}
 	begin := keep.Start(record, k.tokens, before, k.ours, o.BootID)
-	if begin.RecordFault != nil {
+	if _, loose := errors.AsType[*keep.LooseError](begin.RecordFault); loose {
+		d.log.Error("others could have changed a file of the policy changes: what is in it is in force, and withdraws nothing; it is written anew", zap.Error(begin.RecordFault))
+	} else if begin.RecordFault != nil {
 		d.log.Error("one of the two files of the policy changes cannot be used, the other is in force", zap.Error(begin.RecordFault))
 	}
 	if begin.TokensFault != nil {
