@@ -54,9 +54,8 @@ func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist b
 	})
 }
 
-// Forget drops the cached tokens of an identity and resource, with what was learnt of their lives, and fetches anew as
-// Refresh does. Where nothing may be fetched now, or while fetches fail and the caller does not insist, nothing is
-// dropped.
+// Forget fetches anew as Refresh does, and drops the cached tokens of an identity and resource, with what was learnt of their lives,
+// when others have come that can be used, or before where the caller insists: see tokencache.Cache.Forget.
 func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
 	defer a.memory.notice(true) // what was dropped is to be nowhere
 	return a.refresh(ctx, identity, resource, func(key tokencache.Key, of *Identity) (tokencache.Outcome, error) {

@@ -56,6 +56,12 @@ func (e *entry) bygone() bygone {
 	return r
 }
 
+// dropped is r without what was learnt of the token's life.
+func (r bygone) dropped() bygone {
+	r.given, r.deadline = 0, never
+	return r
+}
+
 // bygoneLocked returns what is known of the token of that text, if e holds it or it was held before.
 func (c *Cache) bygoneLocked(e *entry, text Secret) (bygone, bool) {
 	if text.Equal(e.token.Text) {
@@ -112,8 +118,7 @@ func (c *Cache) dropTokenLocked(e *entry, now time.Duration) string {
 	if e.token.Text.IsZero() {
 		return ""
 	}
-	r := e.bygone()
-	r.given, r.deadline = 0, never
+	r := e.bygone().dropped()
 	c.bygones.add(r)
 	e.forget()
 	e.deadline, e.life, e.given, e.unconfirmed = longAgo, 0, 0, false

@@ -415,9 +415,10 @@ func (c *Cache) Refresh(ctx context.Context, key Key, insist bool) (Outcome, err
 	return outcome, err
 }
 
-// Forget drops the token that is held for key, and what was learnt of its life, and fetches anew as Refresh does. Where
-// that may not be, or while fetches fail and the caller does not insist, nothing is dropped. Callers that come meanwhile wait for the fetch, and those that wait already get
-// what it brings. That the token was received is not forgotten: should it come again, it counts as received when it was
+// Forget fetches anew as Refresh does, and drops the token that is held for key, and what was learnt of its life, when a usable token
+// has arrived: it gives up none in vain. A caller that insists has it dropped before; others that come meanwhile wait for the
+// fetch then, and those that wait already get what it brings. Where nothing may be fetched now, nothing is dropped, nor asked while fetches fail and
+// the caller does not insist. That the token was received is not forgotten: should it come again, it counts as received when it was
 // first. It returns the digest of the token that was dropped besides, "" for none.
 func (c *Cache) Forget(ctx context.Context, key Key, insist bool) (_ Outcome, dropped string, _ error) {
 	return c.refresh(ctx, key, insist, true)
@@ -434,7 +435,7 @@ func (c *Cache) refresh(ctx context.Context, key Key, insist, forget bool) (_ Ou
 	if f.err != nil {
 		return Failed, dropped, f.err
 	}
-	return f.outcome, dropped, nil
+	return f.outcome, cmp.Or(dropped, f.dropped), nil
 }
 
 func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, _ error) {
@@ -460,11 +461,13 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 			return nil, "", &kept
 		}
 	}
-	if forget {
+	if forget && insist {
 		dropped = c.dropTokenLocked(e, now)
 	}
 	c.endWaitsLocked(now)
-	return c.flyLocked(e, forCaller, now), dropped, nil
+	f := c.flyLocked(e, forCaller, now)
+	f.forgets = f.forgets || forget
+	return f, dropped, nil
 }
 
 // troubleLocked returns why a fetch for e is likely to fail, or nil.

@@ -50,6 +50,48 @@ func TestForget(t *testing.T) {
 	})
 }
 
+// Without insisting a token is dropped only for one that has arrived: callers have it until then, and keep it where the back end
+// gives a page, an error, or a token that is of no use.
+func TestForgetGivesUpNothingInVain(t *testing.T) {
+	t.Parallel()
+	for name, fails := range map[string]func(*script){
+		"a page":   func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Malformed, Detail: "an HTML page"} },
+		"an error": func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "refused"} },
+		"too old":  func(s *script) { s.life = -time.Hour },
+	} {
+		s := &script{takes: 2 * time.Second}
+		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
+			held := mustGet(t, c, vault, tokencache.Need{})
+			has := func() bool { return mustGet(t, c, vault, tokencache.Need{}).Token.Text.Equal(held.Token.Text) }
+			s.set(fails)
+			forget := func() (dropped string, err error) {
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					_, dropped, err = c.Forget(t.Context(), vault, false)
+				}()
+				time.Sleep(time.Second)
+				if !has() {
+					t.Errorf("%s: it is dropped before anything came", name)
+				}
+				<-done
+				return dropped, err
+			}
+			if dropped, err := forget(); err == nil || dropped != "" || !has() {
+				t.Errorf("%s: dropped %q, %v", name, dropped, err)
+			}
+			s.set(func(s *script) { s.fails, s.life = nil, 0 })
+			if _, err := c.Refresh(t.Context(), vault, true); err != nil {
+				t.Fatal(name, err)
+			}
+			held = mustGet(t, c, vault, tokencache.Need{})
+			if dropped, err := forget(); err != nil || dropped != held.Token.Text.SHA256() || has() {
+				t.Errorf("%s, then another: dropped %q, %v", name, dropped, err)
+			}
+		})
+	}
+}
+
 // Where nothing may be asked now, nothing is dropped.
 func TestForgetDropsNothingInVain(t *testing.T) {
 	t.Parallel()
@@ -158,8 +200,11 @@ func TestForgetInAnOutage(t *testing.T) {
 				time.Sleep(time.Minute)
 				s.set(func(s *script) { s.fails = fails })
 				_, first, err := c.Forget(t.Context(), keys[0], false)
-				if kindOf(t, err) != fails.Kind || first == "" {
-					t.Fatalf("%v: dropped %q before anything was known, %v", fails, first, err)
+				if kindOf(t, err) != fails.Kind || first != "" {
+					t.Fatalf("%v: dropped %q, and nothing came: %v", fails, first, err)
+				}
+				if got := mustGet(t, c, keys[0], tokencache.Need{}); got.Token.Text.IsZero() {
+					t.Errorf("%v: the token is gone: %+v", fails, got)
 				}
 				var all sync.WaitGroup
 				for _, key := range keys {

@@ -34,10 +34,12 @@ type flight struct {
 	yields  bool          // its key was throttled the last two times: the others go first
 	apart   bool          // its key is set apart
 	again   int           // how often it was tried again, since the back end had only a token whose life was over
+	forgets bool          // what it brings takes the place of the token held, and of what was learnt of its life
 
 	outcome Outcome
 	err     error
 	told    *Switch // of principals, that it showed
+	dropped string  // the digest of the token that it took the place of, if it forgets
 }
 
 // How long a flight is passed over by those of a better class. After that every second call is for the flight

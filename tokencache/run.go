@@ -179,6 +179,9 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 		c.passOverLocked(fetched, fetched.Left-(now-begun), begun, now)
 	default:
 		left, failure = c.receiveLocked(e, begun, now, fetched)
+		if failure == nil && f.forgets {
+			f.dropped = c.dropTokenLocked(e, now)
+		}
 	}
 	c.heardLocked(f, now, failure)
 	settled := !dropped && !c.againLocked(e, f, now, failure)
@@ -387,6 +390,9 @@ func (c *Cache) usable(e *entry, fetched Fetched, left, now time.Duration) (time
 		}
 	}
 	if first, known := c.bygoneLocked(e, fetched.Token.Text); known {
+		if e.flight.forgets && fetched.Token.Text.Equal(e.token.Text) {
+			first = first.dropped()
+		}
 		if left = c.recountLocked(first, fetched, left, now); left <= 0 {
 			return 0, &FetchError{
 				Kind: Malformed, JustExpired: -left <= JustExpired,

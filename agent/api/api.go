@@ -292,11 +292,11 @@ type RefreshRequest struct {
 	Resource string `json:"resource,omitempty"` // empty for all
 
 	// Now fetches even while a policy change is still spreading, though the token that comes may lack it
-	// and then stay for a day. With Forget it drops a token even while fetches fail.
+	// and then stay for a day. With Forget it drops a token before it fetches, even while fetches fail: callers wait meanwhile.
 	Now bool `json:"now,omitempty"`
 
-	// Forget drops the token that is held, and what was learnt of its life, before it fetches; where nothing may be fetched
-	// now, or while fetches fail and without Now, nothing is dropped. Callers wait meanwhile for what the back end gives.
+	// Forget drops the token that is held, and what was learnt of its life, when another has come that can be used. Where nothing
+	// may be fetched now, or while fetches fail and without Now, nothing is dropped.
 	Forget bool `json:"forget,omitempty"`
 }
 

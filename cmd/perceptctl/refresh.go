@@ -24,7 +24,7 @@ func (a *app) refreshCommand() *cobra.Command {
              taken only where none is held
   simulated  one of a simulated back end, where the identity's tokens are a real
              one's: it is taken only where none is held
-  failed     no token; the one held stays
+  failed     no token; the one held stays, but for --forget --now
   held       nothing was asked: a policy change is still spreading
 
 The back end keeps a token for about 24 hours and cannot be made to mint a newer
@@ -35,10 +35,10 @@ before may lack it, and the back end then hands out that one for about 24 hours.
 So a refresh is held back meanwhile; perceptd fetches by itself afterwards. --now
 fetches all the same.
 
---forget drops the tokens held, and what was learnt of their lives, before it asks.
-Modules that ask meanwhile wait for what the back end gives, and get an error if it
-gives nothing; where nothing may be asked now, or while fetches fail and without
---now, nothing is dropped. A token that comes again counts as received when it was
+--forget drops the tokens held, and what was learnt of their lives, once others have
+come that can be used. Where nothing may be asked now, or while fetches fail, nothing
+is dropped. With --now they are dropped before: modules that ask meanwhile wait for
+what the back end gives, and get an error if it gives nothing. A token that comes again counts as received when it was
 received first, so that a revocation withholds it as before.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.refresh(ctx, request, asJSON) }),
@@ -46,8 +46,8 @@ received first, so that a revocation withholds it as before.`,
 	flags := command.Flags()
 	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default all)")
 	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` (default all)")
-	flags.BoolVar(&request.Now, "now", false, "fetch even while a policy change is still spreading, and forget even while fetches fail")
-	flags.BoolVar(&request.Forget, "forget", false, "drop the tokens held, and what was learnt of their lives, before asking")
+	flags.BoolVar(&request.Now, "now", false, "fetch even while a policy change is still spreading, and forget before asking, even while fetches fail")
+	flags.BoolVar(&request.Forget, "forget", false, "drop the tokens held, and what was learnt of their lives, once others have come")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
 	a.completeFrom(command, "identity", identityNames)
 	a.completeFrom(command, "resource", cachedResources)
