@@ -79,6 +79,11 @@ type Options struct {
 	// whose method Spoilt returns true. Meanwhile tokens from before are treated the same, but for being dropped, and Keep is not called.
 	UnreadRecord error
 	Load         func() (*tokencache.Record, error)
+	// UnreadTokens is why a file of what a cache before knew cannot be read now, and LoadTokens reads it again: it returns all that was
+	// read, for the copies of the record and the marks, and that whose tokens are of use besides. Until it returns no error a
+	// record that is lost counts as one that cannot be read. No Save runs meanwhile.
+	UnreadTokens error
+	LoadTokens   func() (copies []tokencache.Memory, ours []*tokencache.Memory, err error)
 	// Keep writes the whole record, each time it is another, so that it outlives this process. It is
 	// called by one goroutine at a time and may take its time. Nil: nothing is kept.
 	Keep func(tokencache.Record) error
@@ -86,6 +91,8 @@ type Options struct {
 	// BootID names this boot of the device, and Memory is what a cache before knew: see tokencache.Options.
 	BootID string
 	Memory *tokencache.Memory
+	// Unopened is what caches before Memory's knew, which could not be read when that began: see tokencache.Cache.Recall.
+	Unopened []*tokencache.Memory
 	// On is for tokencache.Options.
 	On time.Duration
 	// Copies is whatever a cache before knew, of other sources as well, for the copies of the record and the marks that are in it. Nil:
@@ -141,17 +148,26 @@ func New(o Options) (*Agent, error) {
 	before.Record, _ = o.Rules.withLostEffect(before.Record)
 	before.lost = before.lost && o.UnreadRecord == nil
 	if before.lost {
-		o.Memory = forgotten(o.Memory)
+		o.Memory, o.Unopened = forgotten(o.Memory), nil
 	}
 	a.cache = tokencache.New(tokencache.Options{
 		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, Settled: a.settled, Spread: o.Rules.Spread,
 		Record: before.Record, BootID: o.BootID, On: o.On, Memory: compiled.allowed(o.Memory),
 	})
+	for _, m := range o.Unopened {
+		a.cache.Recall(compiled.allowed(m))
+	}
 	a.record.open(o.Keep, a.cache.Record, a.clock, o.Log)
 	logJoined(o.Log, before.Changes)
+	u := unread{kept: kept}
+	if o.UnreadTokens != nil {
+		u.tokens, u.fault = o.LoadTokens, o.UnreadTokens
+		a.memory.unread.Store(&o.UnreadTokens)
+	}
 	switch {
 	case o.UnreadRecord != nil:
-		a.noteUnread(o.Rules, unread{load: o.Load, kept: kept}, o.UnreadRecord)
+		u.load = o.Load
+		a.noteUnread(o.Rules, &u, o.UnreadRecord)
 	case before.lost:
 		a.noteLost(o.Rules, cmp.Or(o.LostRecord, errNoCopy))
 	case before.why != "":
@@ -161,6 +177,9 @@ func New(o Options) (*Agent, error) {
 	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.allows)
 	a.memory.open(o.Keeping, a.cache.Memory, a.clock, o.Log, a.changed)
+	if u.began = a.cache.Record(); u.load != nil || u.tokens != nil {
+		a.record.saver.Go(func() { a.readAgain(&u) })
+	}
 	if o.Memory != nil {
 		a.memory.notice(true) // it came from one of both places, and the other may hold what is of another boot, or nothing
 	}

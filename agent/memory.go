@@ -45,6 +45,10 @@ type memory struct {
 	cancel context.CancelFunc
 	saver  sync.WaitGroup
 
+	saving sync.Mutex // protects closed, and what is kept of tokens from being saved while it is read again
+	closed bool
+
+	unread             atomic.Pointer[error] // why what is kept cannot be read now; nil: it was read
 	uncarried, unsaved atomic.Pointer[error] // why the last one failed; nil: it worked, or there is none
 }
 
@@ -90,7 +94,9 @@ func (m *memory) run() {
 		stop()
 		if m.clock.Boot() >= m.saveDue(saved) {
 			m.newer.Store(false)
+			m.saving.Lock()
 			m.save(m.take())
+			m.saving.Unlock()
 			saved = m.clock.Boot()
 		} else {
 			m.carry(m.take())
@@ -147,6 +153,9 @@ func (m *memory) try(fault *atomic.Pointer[error], keep func(tokencache.Memory) 
 func (m *memory) close() (keep func()) {
 	m.cancel()
 	m.saver.Wait()
+	m.saving.Lock()
+	m.closed = true
+	m.saving.Unlock()
 	known := m.take()
 	return func() { m.save(known) }
 }
@@ -165,7 +174,9 @@ func (m *memory) outlives(writable bool) string {
 
 // trouble says what a technician should know, in sentences.
 func (m *memory) trouble() (all []string) {
-	if fault := m.unsaved.Load(); fault != nil {
+	if fault := m.unread.Load(); fault != nil {
+		all = append(all, fmt.Sprintf("the tokens that were kept cannot be read now: %v; they are fetched anew meanwhile; %s; they are read again every minute, and at once by perceptctl reload", *fault, mendOf(*fault)))
+	} else if fault := m.unsaved.Load(); fault != nil {
 		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; %s; %s", *fault, mendOf(*fault), triedAgain))
 	}
 	if fault := m.uncarried.Load(); fault != nil {

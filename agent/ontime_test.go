@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/binding"
 	"perceptd/agent/keep"
 	"perceptd/tokencache"
 )
@@ -22,10 +24,14 @@ type sticky struct {
 	issued time.Time
 	n      int
 	counts bool // it counts the life that the token has left
+	fails  error
 }
 
 func (s *sticky) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 	const life = 24 * time.Hour
+	if s.fails != nil {
+		return tokencache.Fetched{}, s.fails
+	}
 	if now := time.Now().Truncate(time.Second); s.n == 0 || !now.Before(s.issued.Add(life)) {
 		s.issued, s.n = now, s.n+1
 	}
@@ -42,13 +48,30 @@ func (s *sticky) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetche
 // bootable is a device whose state is in a folder.
 type bootable struct {
 	dir   string
+	fails func(name string) error // what reading a file of dir fails with; nil: nothing
 	key   keep.Key
+	known []binding.Binding // what the device is known by
 	back  *sticky
 	rules agent.Rules // zero: edge
 
 	vouch  bool          // the kernel says that the clock is right
 	behind time.Duration // which it is by this
 	boots  int
+}
+
+// fickle is a device's folder.
+type fickle struct {
+	keep.Disk
+	d *bootable
+}
+
+func (f fickle) Read(name string, refused fs.FileMode, most int) ([]byte, error) {
+	if f.d.fails != nil {
+		if err := f.d.fails(name); err != nil {
+			return nil, err
+		}
+	}
+	return f.Disk.Read(name, refused, most)
 }
 
 // boot runs an agent in a boot of its own, which began a minute ago, until f returns. Where hasKey is false the key cannot be had
@@ -63,11 +86,12 @@ func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	if d.rules.Identities == nil {
 		d.rules = edge()
 	}
-	record := keep.Open(keep.Disk(d.dir), clock.Boot)
+	folder := fickle{keep.Disk(d.dir), d}
+	record := keep.Open(folder, clock.Boot)
 	var tokens *keep.Tokens
 	if hasKey {
 		var err error
-		if tokens, err = keep.OpenTokens(keep.Disk(d.dir), &d.key); err != nil {
+		if tokens, err = keep.OpenTokens(folder, &d.key, d.known...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,10 +101,19 @@ func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	o := agent.Options{
 		Fetch: d.back.Fetch, Rules: d.rules, Clock: clock, BootID: id,
 		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, Load: record.Load, Keep: record.Save,
-		Memory: b.Memory, Copies: b.Copies, On: b.On,
+		Memory: b.Memory, Unopened: b.Unopened, Copies: b.Copies, On: b.On,
 	}
 	if tokens != nil {
 		o.Keeping.Save = tokens.Save
+	}
+	if o.UnreadTokens = b.UnreadTokens; b.UnreadTokens != nil {
+		o.LoadTokens = func() (all []tokencache.Memory, ours []*tokencache.Memory, err error) {
+			all, err = tokens.LoadAgain()
+			for i := range all {
+				ours = append(ours, &all[i])
+			}
+			return all, ours, err
+		}
 	}
 	a, err := agent.New(o)
 	if err != nil {

@@ -141,19 +141,24 @@ func (r *record) read(load func() (*tokencache.Record, error), take func(disk *t
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	disk, err := load()
-	var spoilt interface{ Spoilt() bool }
 	switch {
 	case disk != nil:
 		err = nil // what is wrong with one of its files is no loss
 	case err == nil:
 		err = errGone
-	case !errors.As(err, &spoilt) || !spoilt.Spoilt():
+	case !isSpoilt(err):
 		r.unread.Store(&err)
 		return false
 	}
 	take(disk, err)
 	r.unread.Store(nil)
 	return true
+}
+
+// isSpoilt reports whether what is there was looked at whole and is no record.
+func isSpoilt(err error) bool {
+	var spoilt interface{ Spoilt() bool }
+	return errors.As(err, &spoilt) && spoilt.Spoilt()
 }
 
 // errGone is why a record is lost of which there was something that could not be read.

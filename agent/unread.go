@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -168,40 +169,105 @@ func forgotten(m *tokencache.Memory) *tokencache.Memory {
 
 // unread is a record that cannot be read now, and what is in force meanwhile.
 type unread struct {
-	load  func() (*tokencache.Record, error)
-	kept  kept
-	began tokencache.Record // what was in force when it was found that it cannot be read
+	load   func() (*tokencache.Record, error)                        // nil: the record was read, and only tokens were not
+	tokens func() ([]tokencache.Memory, []*tokencache.Memory, error) // nil: they were read
+	fault  error                                                     // why the tokens cannot be read now
+	kept   kept
+	began  tokencache.Record // what was in force when it was found that it cannot be read
 }
 
 // noteUnread has tokens from before count as uncertain until the record is read, and reads it again until it is.
-func (a *Agent) noteUnread(rules Rules, u unread, why error) {
+func (a *Agent) noteUnread(rules Rules, u *unread, why error) {
 	a.record.unread.Store(&why)
 	p := rules.standIn(unreadID, unreadWhat, why)
 	p.Alone = true // it goes when the record is read, and nothing else with it
 	p, err := a.enter(p)
-	u.began = a.cache.Record()
 	a.log.Error("the record of policy changes cannot be read now, and is read again: what its copy and the marks on tokens withhold stays withheld, and "+consequence(p),
 		zap.Error(why), zap.String("message_id", MessageUnreadRecord))
 	if err != nil {
 		a.log.Error("that could not be noted", zap.Error(err))
 	}
-	a.record.saver.Go(func() { a.readAgain(u) })
 }
 
-// readAgain reads the record until it can be, or the agent is closed.
-func (a *Agent) readAgain(u unread) {
-	for wait := readAgainSoonest; a.record.pause(wait); wait = min(2*wait, readAgainLatest) {
-		if a.takeRecord(u) {
+// readAgain reads the record and the tokens until both can be, or the agent is closed.
+func (a *Agent) readAgain(u *unread) {
+	for wait := readAgainSoonest; (u.load != nil || u.tokens != nil) && a.record.pause(wait); wait = min(2*wait, readAgainLatest) {
+		var read bool
+		if u.tokens != nil && a.takeTokens(u) {
+			u.tokens, read = nil, true
+		}
+		if u.load != nil && a.takeRecord(u) {
+			u.load, read = nil, true
+		}
+		if read {
 			a.chase.restart(a.cache.Status())
 			a.memory.notice(true)
 			a.changed()
-			return
 		}
 	}
 }
 
+// takeTokens takes over what was kept of the tokens if it can be read, with the copies of the record and the marks that are in it.
+func (a *Agent) takeTokens(u *unread) bool {
+	a.memory.saving.Lock()
+	defer a.memory.saving.Unlock()
+	if a.memory.closed {
+		return false
+	}
+	copies, ours, err := u.tokens()
+	if err != nil {
+		u.fault = err
+		a.memory.unread.Store(&err)
+		return false
+	}
+	a.memory.unread.Store(nil)
+	late := (&Options{Copies: copies}).told()
+	a.takeCopies(u, late)
+	rules := a.rules.Load()
+	for _, m := range ours {
+		a.cache.Recall(rules.allowed(m))
+	}
+	a.log.Info("the tokens that were kept were read after all", zap.Int("copies", len(copies)))
+	return true
+}
+
+// takeCopies puts what late tells of the record in force, which was read later than the record that the agent began with, or than what
+// there was of one. What is older than that tells nothing.
+func (a *Agent) takeCopies(u *unread, late kept) {
+	older := func(of tokencache.Record) bool {
+		return u.load == nil && of.Lineage == u.began.Lineage && of.Generation <= u.began.Generation
+	}
+	late.copies = slices.DeleteFunc(late.copies, older)
+	late.marks = slices.DeleteFunc(late.marks, func(m mark) bool { return older(m.of) })
+	u.kept = kept{
+		copies: append(u.kept.copies, late.copies...), marks: append(u.kept.marks, late.marks...),
+		torn: u.kept.torn || late.torn, blind: u.kept.blind || late.blind,
+	}
+	if len(late.copies)+len(late.marks) == 0 {
+		return
+	}
+	a.naming.Lock()
+	defer a.naming.Unlock()
+	rules := a.rules.Load().rules
+	for _, r := range late.copies {
+		a.cache.GoOn(r.Taken)
+	}
+	now := anew(a.cache.Record()) // so that what was noted since is not for an older one
+	found := late.recover(&now, nil, now.Taken, rules)
+	if found.why == "" {
+		return
+	}
+	u.began.Changes = slices.Concat(u.began.Changes, added(found.Changes, now.Changes))
+	found.Record, _ = rules.withLostEffect(found.Record)
+	found.Generation = max(found.Generation, now.Generation) + 1
+	a.cache.Replace(found.Record)
+	logJoined(a.log, found.Changes)
+	a.log.Warn(found.why, zap.Int("changes", len(found.Changes)), zap.Strings("revocations", revocations(found.Changes)))
+	a.record.renew()
+}
+
 // takeRecord puts the record in force if it can be read, with what was noted and withdrawn meanwhile.
-func (a *Agent) takeRecord(u unread) bool {
+func (a *Agent) takeRecord(u *unread) bool {
 	var (
 		found    recovered
 		why      error
@@ -210,14 +276,14 @@ func (a *Agent) takeRecord(u unread) bool {
 	)
 	rules := a.rules.Load().rules
 	a.naming.Lock() // nothing is noted or withdrawn meanwhile
-	read := a.record.read(u.load, func(disk *tokencache.Record, lost error) {
+	read := a.record.read(u.loadRecord, func(disk *tokencache.Record, lost error) {
 		if disk != nil {
 			a.cache.GoOn(disk.Taken)
 		}
 		now := a.cache.Record()
 		why, found = lost, u.kept.recover(disk, lost, now.Taken, rules)
 		withdrawn := a.withdrawn
-		noted, a.withdrawn = u.noted(now.Changes), nil
+		noted, a.withdrawn = added(now.Changes, u.began.Changes), nil
 		record := found.Record
 		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return isAmong(withdrawn, p) })
 		if len(noted)+len(withdrawn) > 0 || found.why != "" {
@@ -248,12 +314,21 @@ func (a *Agent) takeRecord(u unread) bool {
 	return true
 }
 
-// noted returns those of now, the changes in force, that are not among what was in force at first, and those that stand for more
+// loadRecord reads the record. One that is lost, for all that is known, counts as unread while a copy of it may yet be read.
+func (u *unread) loadRecord() (*tokencache.Record, error) {
+	disk, err := u.load()
+	if disk != nil || u.tokens == nil || err != nil && !isSpoilt(err) {
+		return disk, err
+	}
+	return nil, fmt.Errorf("%v; a copy of it may be where it cannot be read now: %w", cmp.Or(err, errGone), u.fault)
+}
+
+// added returns those of now, the changes in force, that are not among what was in force before, and those that stand for more
 // by now. What is there no more may only have been joined, and says nothing.
-func (u *unread) noted(now []tokencache.PolicyChange) []tokencache.PolicyChange {
+func added(now, before []tokencache.PolicyChange) []tokencache.PolicyChange {
 	return slices.DeleteFunc(slices.Clone(now), func(p tokencache.PolicyChange) bool {
 		known := func(q tokencache.PolicyChange) bool { return q.ID == p.ID && q.Joined == p.Joined }
-		return p.ID == unreadID || slices.ContainsFunc(u.began.Changes, known)
+		return p.ID == unreadID || slices.ContainsFunc(before, known)
 	})
 }
 
@@ -289,6 +364,6 @@ const unreadWhat = "the record of policy changes cannot be read now"
 
 // unreadMend is what a person does about a record that cannot be read now, if it must be for good.
 func unreadMend(why error) string {
-	return mendOf(why) + "; it is read again every minute, and at once by perceptctl reload. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json) out of the state folder while perceptd runs: " +
-		"it counts as lost then, as far as no copy tells of it, which the status says how to end"
+	return mendOf(why) + "; it is read again every minute, and at once by perceptctl reload. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json), and tokens.sealed if that cannot be read either, " +
+		"out of the state folder while perceptd runs. What no copy tells of is lost then, and the status says what to do about that"
 }

@@ -175,6 +175,9 @@ func (c *Cache) recallBygones(m *Memory) {
 	now := c.clock.Boot()
 	sameBoot := m.BootID != "" && m.BootID == c.bootID
 	for _, t := range m.Bygones {
+		if slices.ContainsFunc(c.bygones, func(r bygone) bool { return r.digest == t.SHA256 }) {
+			continue // it is known better
+		}
 		r := bygone{
 			digest: t.SHA256, received: t.Received, receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
 			receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),

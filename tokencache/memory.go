@@ -195,6 +195,38 @@ func (c *Cache) recall(m *Memory) {
 	}
 }
 
+// Recall takes over from m, which could not be read when c began, the tokens of keys that c has none of. What c was given since stays,
+// and so does what was dropped.
+func (c *Cache) Recall(m *Memory) {
+	c.GoOn(m.Taken())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	for _, r := range m.Keys {
+		e := c.entries[r.Key]
+		if _, dropped := c.bygones.find(r.Token.Text); dropped || r.Token.Text.IsZero() || r.Life <= 0 || e != nil && !e.token.Text.IsZero() {
+			continue
+		}
+		planned, asked := never, longAgo
+		if e != nil {
+			planned, asked, r.Failing = e.next, e.asked, nil
+		}
+		c.recallKey(m, r, now)
+		e = c.entries[r.Key]
+		e.next, e.asked = min(e.next, planned), max(e.asked, asked)
+		if c.formerLocked(e) {
+			c.forgetLocked(e)
+		}
+		if e.confirm = min(c.confirmLocked(e, now), now+confirmAfterBoot); e.next != never && !e.held(e.confirm) {
+			e.next = min(e.next, max(e.confirm, e.rests))
+		}
+		e.tell()
+	}
+	c.recallBygones(m)
+	c.evictLocked(nil)
+	c.nudge()
+}
+
 // askAgainLocked has the back end asked at once for each key whose token is not known to be current, where what was kept is by a
 // release that judged otherwise and kept no receipts. An answer may show that the token met all changes.
 func (c *Cache) askAgainLocked(now time.Duration) {
@@ -317,7 +349,10 @@ func (a absence) at(t time.Duration) time.Duration {
 // recallKey makes an entry of what is remembered. A token that has certainly expired is not among it.
 func (c *Cache) recallKey(m *Memory, r Remembered, now time.Duration) {
 	a := c.absence(m, r, now)
-	e := c.addLocked(r.Key)
+	e := c.entries[r.Key]
+	if e == nil {
+		e = c.addLocked(r.Key)
+	}
 	e.digest, e.receipt = r.Token.Text.SHA256(), c.recallReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
 	e.nominal, e.receivedWall = r.Nominal, r.ReceivedOn
 	e.minted, e.life, e.claims, e.before, e.tries = r.Minted, r.Life, r.Claims, r.Before, r.Tries

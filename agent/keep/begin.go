@@ -1,8 +1,10 @@
 package keep
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"perceptd/tokencache"
@@ -10,21 +12,44 @@ import (
 
 // Begin is what a start begins with, by all that was kept.
 type Begin struct {
-	// Record is the policy changes on the disk; nil: none were read. Unread is then why they cannot be read now: Record.Load may
-	// yet read them. Lost is why they never will, since what was there is spoilt, or gone while what may be a copy of it cannot be
-	// read. With neither nothing was there.
+	// Record is the policy changes on the disk; nil: none were read. Unread is then why they, or a copy of them, cannot be read now:
+	// Record.Load or Tokens.LoadAgain may yet. Lost is why they never will, since what was there is spoilt, or gone where there are
+	// tokens from before. With neither nothing was there.
 	Record       *tokencache.Record
 	Unread, Lost error
 	// Memory is the newest of what a cache of ours knew; nil: there is none. What was taken in this boot is newer than what was before it.
 	Memory *tokencache.Memory
+	// Unopened is what starts before could not open, of ours as well, but for Memory: tokens that Memory has none for are of use.
+	Unopened []*tokencache.Memory
 	// Copies is all of what a cache knew that was read, whatever its source: for the copies of the record and the marks on the
 	// tokens that are in it.
 	Copies []tokencache.Memory
 	// On is for tokencache.Options.
 	On time.Duration
 
+	// UnreadTokens is why the file of tokens, which may have a copy of the record, cannot be read now: Tokens.LoadAgain may yet.
+	UnreadTokens error
+
 	// RecordFault and TokensFault are what else is wrong with the files, for the log: one of the record's two, or the tokens.
 	RecordFault, TokensFault error
+}
+
+var errGone = errors.New("it is gone")
+
+// unreadCopy is why a record cannot be read now that is lost, for all that is known of it, while a copy may be read later. It is
+// not spoilt.
+func unreadCopy(lost, copies error) error {
+	return fmt.Errorf("%v; a copy of it may be where it cannot be read now: %w", lost, copies)
+}
+
+// hasTokens reports whether there is a file of tokens.
+func hasTokens(folder Folder) bool {
+	for _, name := range append(unopenedNames(), tokensName) {
+		if _, err := folder.Read(name, 0, maxSealed); !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
 }
 
 // Start reads the record, what the file of tokens has, and what was carried over, the latest first. tokens may be nil: there
@@ -34,26 +59,33 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 	var err error
 	b.Record, err = record.Load()
 	_, spoilt := errors.AsType[*SpoiltError](err)
-	switch {
-	case err == nil:
-	case b.Record != nil:
-		b.RecordFault = err
-	case spoilt:
-		b.Lost = err
-	default:
-		b.Unread = err
-	}
 	b.Copies = carried
+	before := len(carried) // that Memory knew of
 	if tokens != nil {
 		var saved *tokencache.Memory
 		if saved, b.TokensFault = tokens.Load(); saved != nil {
 			b.Copies = append(b.Copies, *saved)
 		}
+		before = len(b.Copies)
 		later, fault := tokens.LoadUnopened()
 		b.Copies, b.TokensFault = append(b.Copies, later...), errors.Join(b.TokensFault, fault)
+		b.UnreadTokens = tokens.unread
 	}
-	if err == nil && b.Record == nil && tokens != nil && (tokens.unopened || tokens.still) {
-		b.Lost = fmt.Errorf("it is gone, and a copy of it may be where none can be read: %w", b.TokensFault)
+	unopened := b.TokensFault
+	if tokens == nil && hasTokens(record.folder) {
+		unopened = errors.New(tokensName + " is there, and not the key that it is sealed with")
+	}
+	switch {
+	case b.Record != nil:
+		b.RecordFault = err
+	case (spoilt || err == nil) && b.UnreadTokens != nil:
+		b.Unread = unreadCopy(cmp.Or(err, errGone), b.UnreadTokens)
+	case spoilt:
+		b.Lost = err
+	case err != nil:
+		b.Unread = err
+	case unopened != nil: // a first start finds no tokens
+		b.Lost = fmt.Errorf("%w, and a copy of it may be where none can be read: %w", errGone, unopened)
 	}
 	var taken []tokencache.Taken
 	if b.Record != nil {
@@ -69,6 +101,11 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 		m := &b.Copies[i]
 		if ours(m) && (b.Memory == nil || m.Taken().In(now).On > b.Memory.Taken().In(now).On) {
 			b.Memory = m
+		}
+	}
+	for i := range b.Copies[before:] {
+		if m := &b.Copies[before+i]; m != b.Memory && ours(m) {
+			b.Unopened = append(b.Unopened, m)
 		}
 	}
 	return b

@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"perceptd/agent/binding"
 	"perceptd/tokencache"
 )
 
@@ -342,4 +345,65 @@ func TestMarksWithoutACopy(t *testing.T) {
 	if got.Record.Generation != m.Record.Generation || got.Record.Lineage != m.Record.Lineage {
 		t.Errorf("of which record the marks are is lost: %+v", got.Record)
 	}
+}
+
+// A record that is gone beside a file of tokens was there, whatever became of that file.
+func TestTokensWithoutARecord(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		spoil  func(path string) error
+		key    *Key // nil: there is none
+		reads  error
+		unread bool
+	}{
+		"one byte is another": {spoil: func(path string) error { return changeByte(path, 100) }, key: testKey},
+		"empty":               {spoil: func(path string) error { return os.Truncate(path, 0) }, key: testKey},
+		"of another key":      {key: &Key{9}},
+		"no key":              {},
+		"put aside, and no key": {spoil: func(path string) error {
+			return os.Rename(path, filepath.Join(filepath.Dir(path), unopenedName(binding.Serial)))
+		}},
+		"not to be read now":         {key: testKey, reads: unix.EACCES, unread: true},
+		"no descriptors, and no key": {reads: unix.EMFILE},
+		"put aside, not to be read": {spoil: func(path string) error {
+			return os.Rename(path, filepath.Join(filepath.Dir(path), unopenedName(binding.Serial)))
+		}, key: testKey, reads: unix.EIO, unread: true},
+	} {
+		dir := t.TempDir()
+		if err := openTokens(t, dir).Save(revoked(1)); err != nil {
+			t.Fatal(err)
+		}
+		if row.spoil != nil {
+			if err := row.spoil(filepath.Join(dir, tokensName)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		disk := &flaky{Disk: Disk(dir), reads: row.reads}
+		var tokens *Tokens
+		if row.key != nil {
+			var err error
+			if tokens, err = OpenTokens(disk, row.key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := Start(Open(disk, uptime(time.Hour)), tokens, nil, anybodys, "b")
+		if b.Record != nil || (b.Unread != nil) != row.unread || (b.Lost != nil) == row.unread || (b.UnreadTokens != nil) != row.unread {
+			t.Errorf("%s: lost %v, unread %v, tokens %v", name, b.Lost, b.Unread, b.UnreadTokens)
+		}
+		if _, spoilt := errors.AsType[*SpoiltError](b.Unread); spoilt {
+			t.Errorf("%s: that is never read: %v", name, b.Unread)
+		}
+	}
+	if b := Start(open(t, t.TempDir()), nil, nil, anybodys, "b"); b.Lost != nil || b.Unread != nil {
+		t.Errorf("a first start: %+v", b)
+	}
+}
+
+func changeByte(path string, at int) error {
+	text, err := os.ReadFile(path)
+	if err == nil {
+		text[at] ^= 1
+		err = os.WriteFile(path, text, 0o600)
+	}
+	return err
 }

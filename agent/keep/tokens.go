@@ -1,6 +1,7 @@
 package keep
 
 import (
+	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -48,6 +49,7 @@ type Tokens struct {
 
 	unopened bool     // what Load found was not opened: Save keeps it
 	still    bool     // nor was all that starts before have kept so
+	unread   error    // why one of these could not be read now; nil: they were read
 	opened   []string // the files kept so by starts before that are open by now: Save has what is in them
 
 	// What seals a file with that head; nil: it is not known here. A function, since fmt shows what other unexported fields
@@ -90,7 +92,7 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 // one that is bound to what nobody can tell of the device now (*UnopenedError): Save overwrites neither without keeping it. One
 // that is not sealed as Save would do it is sealed anew.
 func (t *Tokens) Load() (*tokencache.Memory, error) {
-	t.unopened = false
+	t.unopened, t.unread = false, nil
 	m, head, err := t.load(tokensName)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	switch {
@@ -99,7 +101,7 @@ func (t *Tokens) Load() (*tokencache.Memory, error) {
 	case spoilt:
 		return nil, fmt.Errorf("the tokens that were kept are fetched anew: %w", moveAside(t.folder, tokensName, err))
 	case err != nil:
-		t.unopened = true
+		t.unopened, t.unread = true, unlessUnopened(err)
 		return nil, fmt.Errorf("the tokens that were kept cannot be read now, and are fetched anew: %w", err)
 	}
 	if head != t.head {
@@ -175,11 +177,17 @@ func (e *UnopenedError) Error() string {
 // later one could open it.
 func unopenedName(kind binding.Kind) string { return tokensName + ".unopened-" + kind.String() }
 
+func unopenedNames() (all []string) {
+	for _, kind := range []binding.Kind{binding.ProductUUID, binding.Serial, binding.MachineID, binding.None} {
+		all = append(all, unopenedName(kind))
+	}
+	return all
+}
+
 // LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open either, which stays.
 func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
-	t.still = false
-	for _, kind := range []binding.Kind{binding.ProductUUID, binding.Serial, binding.MachineID, binding.None} {
-		name := unopenedName(kind)
+	t.still, t.opened = false, nil
+	for _, name := range unopenedNames() {
 		m, _, fault := t.load(name)
 		_, spoilt := errors.AsType[*SpoiltError](fault)
 		switch {
@@ -188,11 +196,32 @@ func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
 			err = errors.Join(err, moveAside(t.folder, name, fault))
 		case fault != nil:
 			t.still, err = true, errors.Join(err, fault)
+			t.unread = cmp.Or(t.unread, unlessUnopened(fault))
 		default:
 			all, t.opened = append(all, *m), append(t.opened, name)
 		}
 	}
 	return all, err
+}
+
+func unlessUnopened(err error) error {
+	if _, unopened := errors.AsType[*UnopenedError](err); unopened {
+		return nil
+	}
+	return err
+}
+
+// LoadAgain returns all that Load and LoadUnopened could not read before. An error says that there still is something that cannot be
+// read now. Save must not run beside it.
+func (t *Tokens) LoadAgain() (all []tokencache.Memory, err error) {
+	t.unread = nil
+	if t.unopened { // else it was put aside, and what is there is of this process
+		if m, _ := t.Load(); m != nil {
+			all = append(all, *m)
+		}
+	}
+	later, _ := t.LoadUnopened()
+	return append(all, later...), t.unread
 }
 
 // keepUnopened keeps what Load could not open, for a start that can: a copy of the record is in it, and the marks on its tokens.

@@ -69,6 +69,7 @@ func left(text string) func(*testing.T, *daemonProcess) {
 		t.Helper()
 		must(t, os.MkdirAll(d.state(), 0o700))
 		must(t, os.WriteFile(d.sealed(), []byte(text), 0o600))
+		must(t, os.WriteFile(d.recordFiles()[0], []byte(`{"version":3,"boot_id":"","generation":0,"changes":[]}`), 0o600)) // as each start leaves it
 	}
 }
 

@@ -105,7 +105,16 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 	}
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
 	o.Memory, o.Copies, o.On = k.real(begin.Memory, d.config.source.kind), begin.Copies, begin.On
+	for _, m := range begin.Unopened {
+		o.Unopened = append(o.Unopened, k.real(m, d.config.source.kind))
+	}
 	o.Load, o.Keep = record.Load, record.Save
+	if begin.UnreadTokens != nil {
+		o.UnreadTokens, o.LoadTokens = begin.UnreadTokens, func() ([]tokencache.Memory, []*tokencache.Memory, error) {
+			return k.loadAgain(d.config.source.kind)
+		}
+		_ = outcome(&k.unsaved, begin.UnreadTokens)
+	}
 	if k.noCarry == "" && d.notify.Enabled() {
 		o.Keeping.Carry = k.carry
 	} else {
@@ -228,6 +237,20 @@ func (k *kept) ours(m *tokencache.Memory) bool {
 	}
 	k.log.Info("the kept tokens are of another source: they are not used, and those of this one take their place", zap.String("theirs", m.Source), zap.String("ours", k.source))
 	return false
+}
+
+// loadAgain reads what could not be read at the start: all that there is, and that whose tokens are of use.
+func (k *kept) loadAgain(kind string) (all []tokencache.Memory, ours []*tokencache.Memory, err error) {
+	if all, err = k.tokens.LoadAgain(); err != nil {
+		return nil, nil, err
+	}
+	for i := range all {
+		if k.ours(&all[i]) {
+			ours = append(ours, k.real(&all[i], kind))
+		}
+	}
+	k.unsaved.Store(nil)
+	return all, ours, nil
 }
 
 // anySimulated looks into the tokens themselves: the claims that versions before have kept name no issuer.

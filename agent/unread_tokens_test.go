@@ -1,0 +1,231 @@
+package agent_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"perceptd/agent"
+	"perceptd/agent/binding"
+	"perceptd/tokencache"
+)
+
+// strikable is a device whose files cannot be read while struck, those whose names begin with one of the prefixes.
+func strikable(t *testing.T, struck *atomic.Bool, prefixes ...string) *bootable {
+	t.Helper()
+	return &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true, fails: func(name string) error {
+		for _, prefix := range prefixes {
+			if struck.Load() && strings.HasPrefix(name, prefix) {
+				return unix.EACCES
+			}
+		}
+		return nil
+	}}
+}
+
+// Tokens that cannot be read at a start are there when they can be: in the same process, without a call, and in the file at the end.
+func TestUnreadTokensAreReadAgain(t *testing.T) {
+	t.Parallel()
+	var struck atomic.Bool
+	d := strikable(t, &struck, "tokens")
+	synctest.Test(t, func(t *testing.T) {
+		var held agent.Answer
+		d.boot(t, true, func(a *agent.Agent) {
+			held = mustHave(t, a)
+			time.Sleep(time.Hour)
+		})
+		d.back.fails = errors.New("the back end is away")
+		struck.Store(true)
+		d.boot(t, true, func(a *agent.Agent) {
+			if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); err == nil {
+				t.Error("a token came from nowhere")
+			}
+			time.Sleep(2 * time.Hour)
+			if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Count(trouble, "the tokens that were kept cannot be read now") != 1 || strings.Contains(trouble, "not saved") {
+				t.Errorf("%q", trouble)
+			}
+			struck.Store(false)
+			time.Sleep(time.Minute)
+			if got := mustHave(t, a); !got.Token.Text.Equal(held.Token.Text) || !got.ReceivedOn.Equal(held.ReceivedOn) {
+				t.Errorf("another token: %+v, want %+v", got, held)
+			}
+			if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Contains(trouble, "the tokens that") || strings.Contains(trouble, "saved") {
+				t.Errorf("%q", trouble)
+			}
+		})
+		d.boot(t, true, func(a *agent.Agent) {
+			if got := mustHave(t, a); !got.Token.Text.Equal(held.Token.Text) {
+				t.Error("the good tokens were written over")
+			}
+		})
+		names, err := filepath.Glob(filepath.Join(d.dir, "tokens*"))
+		if err != nil || len(names) != 1 {
+			t.Errorf("%q", names)
+		}
+	})
+}
+
+// Nor is anything lost where the device is not known at one start, and the back end is away then: the next that knows it has the tokens.
+func TestUnopenedTokensAreOpenedLater(t *testing.T) {
+	t.Parallel()
+	var struck atomic.Bool
+	d := strikable(t, &struck)
+	synctest.Test(t, func(t *testing.T) {
+		d.known = []binding.Binding{{Kind: binding.ProductUUID, ID: [32]byte{1}}}
+		var held agent.Answer
+		d.boot(t, true, func(a *agent.Agent) { held = mustHave(t, a) })
+		known := d.known
+		d.known, d.back.fails = nil, errors.New("the back end is away")
+		d.boot(t, true, func(a *agent.Agent) {
+			time.Sleep(2 * time.Hour)
+			if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); err == nil {
+				t.Error("a token came from nowhere")
+			}
+		})
+		d.known = known
+		for range 2 {
+			d.boot(t, true, func(a *agent.Agent) {
+				if got := mustHave(t, a); !got.Token.Text.Equal(held.Token.Text) {
+					t.Error("another token")
+				}
+				time.Sleep(time.Minute)
+			})
+		}
+	})
+}
+
+// While a copy of the record may yet be read the record is not lost, whatever became of it; what the copy has is in force from then on.
+func TestUnreadCopyOfTheRecord(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		prefixes []string             // of what cannot be read
+		before   func([]string) error // what becomes of the record
+		then     func([]string) error // of its files while neither can be read
+	}{
+		"gone, and the copy not read":            {[]string{"tokens"}, each(os.Remove), nil},
+		"zeros, and the copy not read":           {[]string{"tokens"}, each(zeros), nil},
+		"neither read, then zeros":               {[]string{"tokens", "policy"}, nil, each(zeros)},
+		"neither read, then gone":                {[]string{"tokens", "policy"}, nil, each(os.Remove)},
+		"neither read, then both":                {[]string{"tokens", "policy"}, nil, nil},
+		"an older one read, and the copy is not": {[]string{"tokens"}, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var struck atomic.Bool
+			d := strikable(t, &struck, row.prefixes...)
+			files := []string{filepath.Join(d.dir, "policy-changes.json"), filepath.Join(d.dir, "policy-changes.copy.json")}
+			synctest.Test(t, func(t *testing.T) {
+				var id, later string
+				d.boot(t, true, func(a *agent.Agent) {
+					mustHave(t, a)
+					time.Sleep(time.Hour)
+					before, err := os.ReadFile(files[0])
+					if err != nil {
+						t.Fatal(err)
+					}
+					id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+					time.Sleep(time.Minute)
+					if strings.HasPrefix(name, "an older") {
+						row.before = each(func(path string) error { return os.WriteFile(path, before, 0o600) })
+					}
+				})
+				if row.before != nil {
+					if err := row.before(files); err != nil {
+						t.Fatal(err)
+					}
+				}
+				struck.Store(true)
+				d.boot(t, true, func(a *agent.Agent) {
+					time.Sleep(time.Minute)
+					_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage})
+					later = note2(t, a).ID
+					time.Sleep(10 * time.Minute)
+					if row.then != nil {
+						if err := row.then(files); err != nil {
+							t.Fatal(err)
+						}
+					}
+					struck.Store(false)
+					time.Sleep(2 * time.Minute)
+					if !withholds(t, a) || !isOnRecord(a, id) || !isOnRecord(a, later) || len(a.Changes()) != 2 {
+						t.Errorf("on record: %+v", a.Changes())
+					}
+				})
+				for range 2 {
+					d.boot(t, true, func(a *agent.Agent) {
+						time.Sleep(time.Minute)
+						if !withholds(t, a) || len(a.Changes()) != 2 {
+							t.Errorf("the next start, on record: %+v", a.Changes())
+						}
+					})
+				}
+			})
+		})
+	}
+}
+
+// note2 notes a change of no consequence for what is withheld, which cannot be kept yet where the record cannot be read.
+func note2(t *testing.T, a *agent.Agent) agent.NotedChange {
+	t.Helper()
+	noted, err := a.NoteChange("uid 0 (pid 7)", agent.Change{Resource: vault, Effect: tokencache.Granted})
+	if err != nil && reasonOf(err) != agent.NotKept {
+		t.Fatal(err)
+	}
+	for _, c := range a.Changes() {
+		if c.Effect == tokencache.Granted {
+			return c
+		}
+	}
+	return noted
+}
+
+func zeros(path string) error { return os.WriteFile(path, make([]byte, 512), 0o600) }
+
+func each(f func(path string) error) func([]string) error {
+	return func(paths []string) (err error) {
+		for _, path := range paths {
+			err = errors.Join(err, f(path))
+		}
+		return err
+	}
+}
+
+// What is gone when it could be read is lost then.
+func TestUnreadCopyIsGone(t *testing.T) {
+	t.Parallel()
+	var struck atomic.Bool
+	d := strikable(t, &struck, "tokens")
+	synctest.Test(t, func(t *testing.T) {
+		d.boot(t, true, func(a *agent.Agent) {
+			mustHave(t, a)
+			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			time.Sleep(time.Minute)
+		})
+		names, err := filepath.Glob(filepath.Join(d.dir, "policy*"))
+		if err := errors.Join(err, each(os.Remove)(names)); err != nil || len(names) != 2 {
+			t.Fatal(names, err)
+		}
+		struck.Store(true)
+		d.boot(t, true, func(a *agent.Agent) {
+			time.Sleep(time.Minute)
+			if all := a.Changes(); len(all) != 1 || all[0].ID != "unread" {
+				t.Errorf("%+v", all)
+			}
+			if err := os.Remove(filepath.Join(d.dir, "tokens.sealed")); err != nil {
+				t.Fatal(err)
+			}
+			struck.Store(false)
+			time.Sleep(2 * time.Minute)
+			if all := a.Changes(); len(all) != 1 || !strings.HasPrefix(all[0].ID, "lost-") {
+				t.Errorf("%+v", all)
+			}
+		})
+	})
+}
