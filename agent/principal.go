@@ -32,7 +32,7 @@ func (a *Agent) logPrincipal(e tokencache.Event) {
 		a.log.Warn("two keys have one token: the back end does not tell them apart", append(fields[:len(fields):len(fields)], zap.Stringer("other", *e.Twin))...)
 	}
 	if e.AudienceBefore != "" {
-		a.log.Warn("a token is for another audience than the one before", append(fields[:len(fields):len(fields)], zap.String("audience_before", e.AudienceBefore))...)
+		a.log.Warn("a token is for another audience than the one before", append(fields[:len(fields):len(fields)], zap.String("audience", cut(e.Audience, 128)), zap.String("audience_before", cut(e.AudienceBefore, 128)))...)
 	}
 	if len(e.Omitted) > 0 {
 		a.log.Warn("a token has claims that are too long, or no text that can be shown: they count as missing", append(fields[:len(fields):len(fields)], zap.Strings("claims", e.Omitted))...)

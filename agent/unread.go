@@ -257,6 +257,7 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 	if found.why == "" {
 		return
 	}
+	found.Changes = slices.DeleteFunc(found.Changes, func(p tokencache.PolicyChange) bool { return isAmong(a.withdrawn, p) })
 	u.began.Changes = slices.Concat(u.began.Changes, added(found.Changes, now.Changes))
 	found.Record, _ = rules.withLostEffect(found.Record)
 	found.Generation = max(found.Generation, now.Generation) + 1

@@ -608,7 +608,7 @@ func TestOddTokensAreTold(t *testing.T) {
 				if e.Twin != nil && *e.Twin == vault && e.Key == storage {
 					twins++
 				}
-				if e.AudienceBefore == "https://one" {
+				if e.AudienceBefore == "https://one" && e.Audience != "" && e.Audience != e.AudienceBefore {
 					audiences++
 				}
 			}

@@ -198,7 +198,7 @@ func (c *Cache) land(f *flight, begun time.Duration, fetched Fetched, err error)
 		Permissions: c.permissionsLocked(e, now), Switch: f.told, Simulated: err == nil && fetched.Token.Claims.Simulated(),
 	}
 	if f.outcome == Newer {
-		event.Twin, event.AudienceBefore, event.Omitted = c.twinLocked(e), e.audienceBefore, e.omitted
+		event.Twin, event.AudienceBefore, event.Audience, event.Omitted = c.twinLocked(e), e.audienceBefore, e.claims.Audience, e.omitted
 	}
 	if next := c.nextLocked(e, now); next != never {
 		event.Retry = next - now

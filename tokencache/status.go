@@ -99,6 +99,7 @@ type Event struct {
 	// claims that are left out of the new one's, where they are others than before.
 	Twin           *Key
 	AudienceBefore string
+	Audience       string // of the token that came
 	Omitted        []string
 }
 

@@ -45,9 +45,9 @@ func (e *FaultError) Mend() string {
 	case errors.Is(e.Why, unix.ENOSPC), errors.Is(e.Why, unix.EDQUOT):
 		return "make room on its file system: df " + folder
 	case errors.Is(e.Why, fs.ErrPermission) && e.writes:
-		return fmt.Sprintf("chown %s: %s && chmod 0700 %s", runsAs(os.Geteuid()), folder, folder)
+		return fmt.Sprintf("as root: chown %s %s && chmod 0700 %s", runsAs(os.Geteuid()), folder, folder)
 	case errors.Is(e.Why, fs.ErrPermission):
-		return fmt.Sprintf("chown %s: %s %s/* && chmod u+rwX %s %s/*", runsAs(os.Geteuid()), folder, folder, folder, folder)
+		return fmt.Sprintf("as root: chown -R %s %s && chmod -R u+rwX %s", runsAs(os.Geteuid()), folder, folder)
 	case errors.Is(e.Why, unix.ENOTDIR):
 		return moveAway(folder)
 	case errors.Is(e.Why, fs.ErrNotExist):
@@ -57,7 +57,14 @@ func (e *FaultError) Mend() string {
 	case errors.Is(e.Why, unix.EIO):
 		return "the disk fails: journalctl -k tells how; look at it with fsck, or have it replaced"
 	}
-	return "look at what is there: ls -ld " + folder + " " + e.path
+	at := e.path
+	if of, ok := errors.AsType[*fs.PathError](e.Why); ok { // which may be what the file is written as before it takes its place
+		at = of.Path
+	}
+	if errors.Is(e.Why, unix.ENOTEMPTY) {
+		return "move what is in the way away: " + at
+	}
+	return "look at what is there: ls -ld " + folder + " " + at
 }
 
 // openError says that a folder is of no use to keep anything in, since others could write there or it is no folder.
@@ -69,11 +76,11 @@ func moveAway(folder string) string {
 	return fmt.Sprintf("move what is in the place of %s away: systemctl restart perceptd makes the folder", folder)
 }
 
-// runsAs names a user.
+// runsAs names a user, and his group where he has one, as chown wants it.
 func runsAs(id int) string {
 	number := strconv.Itoa(id)
 	if u, err := user.LookupId(number); err == nil {
-		return u.Username
+		return u.Username + ":"
 	}
 	return number
 }

@@ -43,7 +43,7 @@ func shut(dir string) error {
 	case !info.IsDir():
 		return &openError{dir + " is not a directory", moveAway(dir)}
 	case !ours(info):
-		return &openError{"the owner of " + dir + " is neither root nor the user that perceptd runs as", fmt.Sprintf("chown %s: %s", runsAs(os.Geteuid()), dir)}
+		return &openError{"the owner of " + dir + " is neither root nor the user that perceptd runs as", fmt.Sprintf("as root: chown %s %s", runsAs(os.Geteuid()), dir)}
 	case info.Mode().Perm()&othersMayChange != 0:
 		return &openError{fmt.Sprintf("mode %04o of %s lets others write there", info.Mode().Perm(), dir), "chmod go-w " + dir}
 	case info.Mode().Perm()&onlyForOurs != 0: // who can open it can lock it

@@ -85,7 +85,9 @@ func TestLooseFileWithdrawsNothing(t *testing.T) {
 		for _, name := range []string{fileName, copyName} {
 			dir := t.TempDir()
 			forged := all()
-			forged.Generation, forged.Changes = maxGeneration, []tokencache.PolicyChange{{ID: "forged", AllIdentities: true, Effect: tokencache.Revoked, At: noon, NotedOn: noon}}
+			weaker := all().Changes[1]
+			weaker.Effect, weaker.Moment = tokencache.Granted, 1
+			forged.Generation, forged.Changes = maxGeneration, []tokencache.PolicyChange{{ID: "forged", AllIdentities: true, Effect: tokencache.Revoked, At: noon, NotedOn: noon}, weaker}
 			text, err := open(t, dir).encode(forged)
 			if err := errors.Join(err, open(t, dir).Save(all()), os.WriteFile(filepath.Join(dir, name), text, 0o600)); err != nil {
 				t.Fatal(err)
@@ -95,6 +97,11 @@ func TestLooseFileWithdrawsNothing(t *testing.T) {
 			got, err := r.Load()
 			if got == nil || !isLoose(err) || len(got.Changes) != len(all().Changes)+1 || got.Generation > all().Generation+1 {
 				t.Fatalf("%s: %+v, %v", name, got, err)
+			}
+			for _, p := range got.Changes {
+				if p.ID == weaker.ID && (p.Effect != tokencache.Revoked || p.Moment != all().Changes[1].Moment) {
+					t.Errorf("%s: a revocation is weaker: %+v", name, p)
+				}
 			}
 			if err := r.Save(*got); err != nil {
 				t.Error(err)
