@@ -170,6 +170,7 @@ func TestRecordThatIsGone(t *testing.T) {
 			if (reasonOf(err) == agent.PermissionsRevoked) != row.withheld || err != nil && !row.withheld {
 				t.Errorf("%s: %v", row.name, err)
 			}
+			synctest.Wait() // for the saver
 			if len(kept) != row.record || len(a.Changes()) != row.record {
 				t.Errorf("%s: %d on the disk, %d on record", row.name, len(kept), len(a.Changes()))
 			}
