@@ -75,9 +75,11 @@ func TestSwitchOfPrincipalsIsTold(t *testing.T) {
 	switchingAgent(t, func(t *testing.T, s *switching, a *agent.Agent, logs *observer.ObservedLogs) {
 		refresh(t, a)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		s.object = "object-2"
 		refresh(t, a)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		refresh(t, a)
 		told := logs.FilterField(zap.String("message_id", agent.MessagePrincipal)).All()
 		if len(told) != 1 || told[0].Level != zapcore.WarnLevel {
@@ -113,6 +115,7 @@ func TestOddTokensAreTrouble(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Minute)
+			synctest.Wait()
 		}
 		if got := a.Status().Trouble; len(got) != 1 || !strings.Contains(got[0], `identity "device" for https://vault.azure.net and identity "vision" for https://vault.azure.net have one and the same token`) {
 			t.Errorf("trouble %q", got)
@@ -123,12 +126,14 @@ func TestOddTokensAreTrouble(t *testing.T) {
 			t.Errorf("trouble %q", got)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait() // what began meanwhile has read what it is given
 		s.omitted = []string{"oid", "groups"}
 		refresh(t, a)
 		if got := a.Status().Trouble; len(got) != 1 || !strings.Contains(got[0], `the token of identity "vision" for https://vault.azure.net has claims that are too long`) || !strings.Contains(got[0], ": oid, groups;") {
 			t.Errorf("trouble %q", got)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait() // what began meanwhile has read what it is given
 		s.omitted = nil
 		refresh(t, a)
 		if got := a.Status().Trouble; len(got) != 0 {

@@ -264,7 +264,7 @@ func (c *Cache) metByLocked(e *entry, unmet time.Duration) time.Duration {
 		return unmet + longestNominal + shownBy
 	}
 	life := max(e.life, defaultNominal)
-	known := unmet          // a token issued later shows that it is current
+	known := unmet                         // a token issued later shows that it is current
 	if e.life != 0 && e.minted.undated() { // its successor may be given no longer a life than it had left; how long ago that was is a guess after a boot
 		known += max(0, longestNominal-min(e.life, e.deadline-e.received))
 	}
