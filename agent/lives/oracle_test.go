@@ -33,7 +33,8 @@ type oracle struct {
 	carriedBlind      bool                              // what systemd holds is of a daemon that could not read anything
 	blind             bool                              // nothing could be read of what was kept
 	unknown           time.Time                         // since then it is on record that nobody knows what was on record; zero: it is not
-	static            bool                              // the back end has told the same short life again, a minute later: it counts none
+	static            bool                              // the back end has told the same short life again, a minute later: it counts none, and so it has where it told it of another that had minutes more
+	longestShort      time.Duration                     // that a token had left of which a short life was told
 	insisted, renewed time.Time                         // a technician last did, and a principal was last made anew
 	unsaved           time.Time                         // since then trouble is told of a save, and the disk is sound; zero: not
 }
@@ -320,7 +321,11 @@ func (o *oracle) received(p *process, f tokencache.Fetched) {
 			g.sameShort = now
 		}
 	}
-	o.static = o.static || g.short && f.Counted && !g.sameShort.IsZero() && now.Sub(g.sameShort) >= time.Minute
+	if g.short && f.Counted {
+		left := t.expires.Sub(now)
+		o.static = o.static || !g.sameShort.IsZero() && now.Sub(g.sameShort) >= time.Minute || left < o.longestShort-5*time.Minute
+		o.longestShort = max(o.longestShort, left)
+	}
 	if before.by == p && before.text == g.text && !before.short && before.until.Sub(g.until).Abs() < agreeing {
 		g.on = before.on
 	}
@@ -409,6 +414,8 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 		return o.excuse(fullRecord)
 	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.toldShort(t.key, time.Now()):
 		return o.excuse(toldWrong) // a date that is to come is none by the issuer's clock, which is told wrong too then
+	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.static && !o.isRight():
+		return o.excuse(toldWrong) // nor is there such a clock where no count is one
 	}
 	return false
 }
