@@ -63,3 +63,66 @@ func TestLooseRecord(t *testing.T) {
 		})
 	}
 }
+
+// Somebody changed one of the record's files, or both, which others may write to, so that it seems to be the newer one, or its revocation to be
+// over: the revocation that the copy beside the tokens and the marks on them have stays in force.
+func TestForgedRecord(t *testing.T) {
+	t.Parallel()
+	for name, forge := range map[string]func(*tokencache.Record){
+		"its origins": func(r *tokencache.Record) {
+			r.Changes = nil
+			r.Origins = append(r.Origins, tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation + 10})
+		},
+		"its on-time": func(r *tokencache.Record) { r.On += 60 * time.Hour },
+		"both, and the moment": func(r *tokencache.Record) {
+			r.On, r.Boot, r.BootID = 60*time.Hour, time.Minute, "boot 2" // that of the start
+			r.Origins = append(r.Origins, tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation + 10})
+			r.Changes[0].Moment, r.Changes[0].By = 1, 1
+		},
+	} {
+		for _, which := range []string{"*", "policy-changes.json"} {
+			t.Run(name+" "+which, func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				synctest.Test(t, func(t *testing.T) {
+					d := &bootable{dir: dir, back: &sticky{}}
+					d.boot(t, true, func(a *agent.Agent) {
+						mustHave(t, a)
+						note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+						time.Sleep(time.Minute)
+						if !withholds(t, a) {
+							t.Fatal("not withheld")
+						}
+					})
+					copied, err := os.ReadFile(filepath.Join(dir, "policy-changes.copy.json"))
+					r := keep.Open(keep.Disk(dir), func() time.Duration { return time.Hour })
+					record, fault := r.Load()
+					if err := errors.Join(err, fault); err != nil {
+						t.Fatal(err)
+					}
+					forge(record)
+					if err := r.Save(*record); err != nil {
+						t.Fatal(err)
+					}
+					if which != "*" { // one file alone is forged, and the other is ours and whole
+						if err := os.WriteFile(filepath.Join(dir, "policy-changes.copy.json"), copied, 0o600); err != nil {
+							t.Fatal(err)
+						}
+					}
+					files, _ := filepath.Glob(filepath.Join(dir, which))
+					for _, path := range files {
+						if err := os.Chmod(path, 0o666); err != nil {
+							t.Fatal(err)
+						}
+					}
+					d.boot(t, true, func(a *agent.Agent) {
+						time.Sleep(time.Minute)
+						if !withholds(t, a) {
+							t.Errorf("the revoked token is served; on record: %+v", a.Changes())
+						}
+					})
+				})
+			})
+		}
+	}
+}

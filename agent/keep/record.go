@@ -42,7 +42,7 @@ func Open(folder Folder, boot func() time.Duration) *Record {
 
 // Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error says what is
 // wrong with the files, beside a record where one of them is whole: the other is moved aside then, if it is spoilt. What is in a
-// file that others could have changed is on the record too, and withdraws nothing: that record is of a lineage of its own. Without a
+// file that others could have changed is on the record too, and withdraws nothing: see withoutOrder. Without a
 // record it is a *SpoiltError where what is there was looked at whole and is no record. It stays until Save has something to
 // put in its place, so that each start until then finds it. With any other error the record cannot be read now: Save then
 // refuses to overwrite it until Load has read it.
@@ -97,10 +97,16 @@ func (r *Record) load(name string) (*tokencache.Record, error) {
 	if why != nil {
 		return nil, &SpoiltError{Name: name, Why: why}
 	}
-	if err != nil { // nobody knows who left what out of it
-		record.Lineage, record.Generation = rand.Text(), 0
+	if err != nil {
+		record = withoutOrder(record)
 	}
 	return record, err
+}
+
+// withoutOrder returns the changes that are on r as a record of a lineage of its own, which is taken from no other and tells no on-time:
+// nobody knows who wrote what into it, and by either it could say that what others have is withdrawn, or over.
+func withoutOrder(r *tokencache.Record) *tokencache.Record {
+	return &tokencache.Record{Lineage: rand.Text(), Changes: r.Changes}
 }
 
 // missing says that the file of that name is gone beside the one that has there; nil where nothing is there, or what a release
