@@ -118,13 +118,13 @@ type Agent struct {
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
-	naming    sync.Mutex                // one policy change at a time gets its name, or is withdrawn
-	withdrawn []tokencache.PolicyChange // while the record cannot be read, which may have them yet; naming is held
-	record    record
-	memory    memory
-	chase     chase
-	strange   strange
-	reports   reports
+	naming  sync.Mutex // one policy change at a time gets its name, or is withdrawn; protects what follows
+	unread  *unread    // what is still to be read, and may tell of changes; nil: nothing is
+	record  record
+	memory  memory
+	chase   chase
+	strange strange
+	reports reports
 }
 
 // New returns a working agent, or the faults of the rules. Close it.
@@ -146,7 +146,9 @@ func New(o Options) (*Agent, error) {
 	kept := o.told()
 	before := kept.recover(o.Record, o.LostRecord, o.now(a.clock), o.Rules)
 	before.Record, _ = o.Rules.withLostEffect(before.Record)
-	before.lost = before.lost && o.UnreadRecord == nil
+	if o.UnreadRecord != nil { // it may have gone on otherwise from what its copies tell
+		before.Record, before.lost = anew(before.Record, before.Record), false
+	}
 	if before.lost {
 		o.Memory, o.Unopened = forgotten(o.Memory), nil
 	}
@@ -177,7 +179,10 @@ func New(o Options) (*Agent, error) {
 	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.allows)
 	a.memory.open(o.Keeping, a.cache.Memory, a.clock, o.Log, a.changed)
-	if u.began = a.cache.Record(); u.load != nil || u.tokens != nil {
+	u.began = a.cache.Record()
+	u.began.Generation = before.Generation // what became of it since, it may have become otherwise elsewhere
+	if u.load != nil || u.tokens != nil {
+		a.unread = &u
 		a.record.saver.Go(func() { a.readAgain(&u) })
 	}
 	if o.Memory != nil {

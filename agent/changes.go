@@ -119,13 +119,13 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 	return was, nil
 }
 
-// withdraw takes a change off the record, also where that is read later.
+// withdraw takes a change off the record, and off what is read later. What was noted since is on none of that.
 func (a *Agent) withdraw(id string) (tokencache.PolicyChange, bool) {
 	a.naming.Lock()
 	defer a.naming.Unlock()
 	p, found := a.cache.Withdraw(id)
-	if found && a.record.unread.Load() != nil {
-		a.withdrawn = append(a.withdrawn, p)
+	if u := a.unread; found && u != nil && slices.ContainsFunc(u.began.Changes, func(q tokencache.PolicyChange) bool { return q.ID == id }) {
+		u.withdrawn = append(u.withdrawn, p)
 	}
 	return p, found
 }

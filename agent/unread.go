@@ -173,7 +173,11 @@ type unread struct {
 	tokens func() ([]tokencache.Memory, []*tokencache.Memory, error) // nil: they were read
 	fault  error                                                     // why the tokens cannot be read now
 	kept   kept
-	began  tokencache.Record // what was in force when it was found that it cannot be read
+
+	// began is what was in force when it was found that it cannot be read, and then what was put in force when it was read. withdrawn is
+	// what was withdrawn of it since. The agent's naming protects both.
+	began     tokencache.Record
+	withdrawn []tokencache.PolicyChange
 }
 
 // noteUnread has tokens from before count as uncertain until the record is read, and reads it again until it is.
@@ -205,6 +209,11 @@ func (a *Agent) readAgain(u *unread) {
 			a.changed()
 		}
 	}
+	if u.load == nil && u.tokens == nil {
+		a.naming.Lock()
+		a.unread = nil
+		a.naming.Unlock()
+	}
 }
 
 // takeTokens takes over what was kept of the tokens if it can be read, with the copies of the record and the marks that are in it.
@@ -234,9 +243,7 @@ func (a *Agent) takeTokens(u *unread) bool {
 // takeCopies puts what late tells of the record in force, which was read later than the record that the agent began with, or than what
 // there was of one. What is older than that tells nothing.
 func (a *Agent) takeCopies(u *unread, late kept) {
-	older := func(of tokencache.Record) bool {
-		return u.load == nil && of.Lineage == u.began.Lineage && of.Generation <= u.began.Generation
-	}
+	older := func(of tokencache.Record) bool { return u.load == nil && u.began.Has(of) }
 	late.copies = slices.DeleteFunc(late.copies, older)
 	late.marks = slices.DeleteFunc(late.marks, func(m mark) bool { return older(m.of) })
 	u.kept = kept{
@@ -252,12 +259,12 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 	for _, r := range late.copies {
 		a.cache.GoOn(r.Taken)
 	}
-	now := anew(a.cache.Record()) // so that what was noted since is not for an older one
+	now := anew(a.cache.Record(), u.began) // so that what was noted since is not for an older one
 	found := late.recover(&now, nil, now.Taken, rules)
 	if found.why == "" {
 		return
 	}
-	found.Changes = slices.DeleteFunc(found.Changes, func(p tokencache.PolicyChange) bool { return isAmong(a.withdrawn, p) })
+	found.Changes = slices.DeleteFunc(found.Changes, func(p tokencache.PolicyChange) bool { return isAmong(u.withdrawn, p) })
 	u.began.Changes = slices.Concat(u.began.Changes, added(found.Changes, now.Changes))
 	found.Record, _ = rules.withLostEffect(found.Record)
 	found.Generation = max(found.Generation, now.Generation) + 1
@@ -283,12 +290,11 @@ func (a *Agent) takeRecord(u *unread) bool {
 		}
 		now := a.cache.Record()
 		why, found = lost, u.kept.recover(disk, lost, now.Taken, rules)
-		withdrawn := a.withdrawn
-		noted, a.withdrawn = added(now.Changes, u.began.Changes), nil
+		noted = added(now.Changes, u.began.Changes)
 		record := found.Record
-		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return isAmong(withdrawn, p) })
-		if len(noted)+len(withdrawn) > 0 || found.why != "" {
-			record = anew(record)
+		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return isAmong(u.withdrawn, p) })
+		if len(noted)+len(u.withdrawn) > 0 || found.why != "" {
+			record = anew(record, found.Record, now)
 			record.Generation = max(record.Generation, now.Generation) + 1
 		}
 		found.Record, _ = rules.withLostEffect(record)
@@ -297,6 +303,7 @@ func (a *Agent) takeRecord(u *unread) bool {
 			found.Changes = append(found.Changes, standsIn)
 		}
 		a.cache.Replace(found.Record)
+		u.began = found.Record
 	})
 	a.naming.Unlock()
 	logJoined(a.log, found.Changes)

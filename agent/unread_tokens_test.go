@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent"
@@ -225,6 +226,113 @@ func TestUnreadCopyIsGone(t *testing.T) {
 			time.Sleep(2 * time.Minute)
 			if all := a.Changes(); len(all) != 1 || !strings.HasPrefix(all[0].ID, "lost-") {
 				t.Errorf("%+v", all)
+			}
+		})
+	})
+}
+
+// What was withdrawn stays so when tokens are read late whose copy of the record has it: where the record was read before, which it was
+// withdrawn from, also at the next start, with something noted meanwhile; and where that was an older one than the copy, whose other
+// changes are in force then.
+func TestLateCopyBringsNothingBack(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct{ older, noted, reboot bool }{
+		"in the same process": {}, "at the next start": {noted: true, reboot: true}, "an older record": {older: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var record, tokens atomic.Bool
+			d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true}
+			d.fails = func(name string) error {
+				if name == "tokens.sealed" && tokens.Load() || filepath.Ext(name) == ".json" && record.Load() {
+					return unix.EACCES
+				}
+				return nil
+			}
+			files := []string{filepath.Join(d.dir, "policy-changes.json"), filepath.Join(d.dir, "policy-changes.copy.json")}
+			synctest.Test(t, func(t *testing.T) {
+				var id, later string
+				restore := func([]string) error { return nil }
+				d.boot(t, true, func(a *agent.Agent) {
+					mustHave(t, a)
+					id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+					time.Sleep(time.Minute)
+					before, err := os.ReadFile(files[0])
+					if err != nil {
+						t.Fatal(err)
+					}
+					if row.older {
+						later = note2(t, a).ID
+						time.Sleep(time.Minute)
+						restore = each(func(path string) error { return os.WriteFile(path, before, 0o600) })
+					}
+				})
+				if err := restore(files); err != nil {
+					t.Fatal(err)
+				}
+				check := func(a *agent.Agent) {
+					time.Sleep(2 * time.Minute)
+					if isOnRecord(a, id) || row.older && !isOnRecord(a, later) {
+						t.Errorf("what was withdrawn, and kept so, is in force again, or what was not is not: %+v", a.Changes())
+					}
+				}
+				record.Store(!row.older)
+				tokens.Store(true)
+				d.boot(t, true, func(a *agent.Agent) {
+					time.Sleep(time.Minute)
+					if row.noted {
+						note2(t, a)
+					}
+					record.Store(false)
+					time.Sleep(2 * time.Minute)
+					if !isOnRecord(a, id) {
+						t.Fatal("the record was not read")
+					}
+					if _, err := a.WithdrawChange("uid 0 (pid 7)", id); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Minute)
+					if !row.reboot {
+						tokens.Store(false)
+						check(a)
+					}
+				})
+				tokens.Store(false)
+				d.boot(t, true, check)
+			})
+		})
+	}
+}
+
+// A copy is not taken for an older one since what could not be read then and what was noted meanwhile have as many generations as it has.
+func TestNotedMeanwhileIsNoNewerCopy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d, known := life(t) // a revocation, noted first of all
+		eio := errors.New("input/output error")
+		never := *known
+		never.Record.Changes, never.OnRecord, never.Record.Generation, never.Keys = nil, 0, 0, nil
+		d.there = &tokencache.Record{Taken: known.Record.Taken, Lineage: known.Record.Lineage}
+		d.become(eio)
+		var read atomic.Bool
+		d.start(t, func(o *agent.Options) {
+			o.UnreadRecord, o.UnreadTokens, o.Copies = eio, eio, []tokencache.Memory{never}
+			o.LoadTokens = func() ([]tokencache.Memory, []*tokencache.Memory, error) {
+				if !read.Load() {
+					return nil, nil, eio
+				}
+				return []tokencache.Memory{*known}, nil, nil
+			}
+		}, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			for range 3 {
+				note2(t, a)
+			}
+			d.become(nil)
+			time.Sleep(2 * time.Minute)
+			read.Store(true)
+			time.Sleep(2 * time.Minute)
+			if id := known.Record.Changes[0].ID; !isOnRecord(a, id) || len(a.Changes()) != 4 {
+				t.Errorf("%s is not on record: %+v", id, a.Changes())
 			}
 		})
 	})
