@@ -215,13 +215,8 @@ func standsFor(there, all []tokencache.PolicyChange) bool {
 // touches reports whether p is about the token of key.
 func (r Rules) touches(p tokencache.PolicyChange, key tokencache.Key) bool {
 	of := tokencache.PolicyChange{Selector: key.Selector, Resource: key.Resource}
-	if p.AboutAll(of) {
-		return true
-	}
-	for resource, others := range r.Alternates {
-		if names := append([]string{resource}, others...); spelt(names, key.Resource) != "" && spelt(names, p.Resource) != "" {
-			of.Resource = p.Resource
-		}
+	if tokencache.GoesBy(r.Alternates, key.Resource, p.Resource) {
+		of.Resource = p.Resource
 	}
 	return p.AboutAll(of)
 }

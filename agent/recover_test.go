@@ -465,20 +465,25 @@ func TestRecordsThatFork(t *testing.T) {
 // together, the revocation is in force, also where the mark on the token names that ID.
 func TestJoinedInARecordThatForked(t *testing.T) {
 	t.Parallel()
+	const quiet, between = "https://quiet.example", "https://between.example"
+	others := map[string][]string{vault: {quiet}}
 	for _, row := range []struct {
-		name            string
-		torn, otherName bool
-	}{{"with a copy", false, false}, {"with marks alone", true, false}, {"with marks of a resource's other name", true, true}} {
+		name       string
+		torn       bool
+		alternates map[string][]string
+		named      int // changes of its ID that are in force
+	}{
+		{"with a copy", false, others, 1},
+		{"with marks alone", true, others, 2}, // that of the record, and what stands for the mark
+		{"with marks of a resource's other name", true, map[string][]string{storage: {quiet}}, 1},
+		{"with marks of what another name goes by", true, map[string][]string{storage: {between}, quiet: {between + "/"}}, 1},
+	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				d := new(device)
 				rules := edge()
-				const quiet = "https://quiet.example"
-				rules.Alternates = map[string][]string{vault: {quiet}}
-				if row.otherName {
-					rules.Alternates = map[string][]string{storage: {quiet}}
-				}
+				rules.Alternates = row.alternates
 				start := func(disk *tokencache.Record, m *tokencache.Memory, f func(a *agent.Agent)) {
 					t.Helper()
 					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk, Memory: m, Keep: d.keep, Keeping: d.shelf.keeping()})
@@ -528,11 +533,7 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 							named++
 						}
 					}
-					want := 1
-					if row.torn && !row.otherName {
-						want = 2 // that of the record, and what stands for the mark
-					}
-					if named != want {
+					if named != row.named {
 						t.Errorf("%d changes of that ID: %+v", named, a.Changes())
 					}
 				})

@@ -2,6 +2,7 @@ package tokencache
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -32,4 +33,10 @@ func Spelling(resource string) string {
 		host = strings.TrimSuffix(host, ":80")
 	}
 	return scheme + "://" + host + strings.TrimRight(path, "/")
+}
+
+// GoesBy reports whether resource goes by other with those alternates, which are as for Cache.SetAlternates: a policy change for one is about
+// both.
+func GoesBy(alternates map[string][]string, resource, other string) bool {
+	return slices.Contains(together(alternates)[Spelling(resource)], Spelling(other))
 }
