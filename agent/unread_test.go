@@ -858,3 +858,55 @@ func TestWithdrawnBeforeItIsKnownToStandForMore(t *testing.T) {
 		})
 	})
 }
+
+// What stands for a record spreads as a change does which somebody noted at the start: who asks has a token at once unless such are to be
+// withheld, and what is to be prefetched waits until it has spread, or the record is read.
+func TestStandInSpreads(t *testing.T) {
+	t.Parallel()
+	eio, torn := errors.New("input/output error"), spoilt{errors.New("policy-changes.json: it is not JSON")}
+	for _, row := range []struct {
+		name                 string
+		lost, unread, mended bool
+		withhold             bool
+		after                time.Duration // what is to be prefetched comes then
+	}{
+		{name: "neither"},
+		{name: "lost", lost: true, after: tokencache.DefaultSpread},
+		{name: "lost, to be withheld", lost: true, withhold: true, after: tokencache.DefaultSpread},
+		{name: "not read", unread: true, after: tokencache.DefaultSpread},
+		{name: "not read for four minutes", unread: true, mended: true, after: 4 * time.Minute},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d := new(disk)
+			d.there = new(tokencache.Record)
+			d.become(eio)
+			d.start(t, func(o *agent.Options) {
+				o.Rules.Grants[0].Prefetch, o.Rules.WithholdLost = true, row.withhold // vault and storage
+				if row.lost {
+					o.LostRecord = torn
+				}
+				if row.unread {
+					o.UnreadRecord = eio
+				}
+			}, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if row.after > 0 {
+					time.Sleep(row.after - 10*time.Second)
+					if n := d.made(); n != 0 {
+						t.Errorf("%s: %d fetched before", row.name, n)
+					}
+					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); row.withhold != (reasonOf(err) == agent.PermissionsRevoked) || !row.withhold && err != nil {
+						t.Errorf("%s: who asks has %v", row.name, err)
+					}
+				}
+				before := d.made()
+				if row.mended {
+					d.become(nil)
+				}
+				time.Sleep(2 * time.Minute)
+				if n := d.made() - before; n < 2 {
+					t.Errorf("%s: %d fetched then", row.name, n)
+				}
+			})
+		})
+	}
+}
