@@ -69,8 +69,9 @@ func serving(t *testing.T, most int, isKnown func(uint32) bool) (r *Room, entere
 	}
 	r, entered, proceed = New(l, most, isKnown), make(chan bool), make(chan bool)
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		if q.URL.Path == "/known" {
-			r.Asks(q.Context(), true)
+		isKnown := q.URL.Path == "/known"
+		r.Asks(q.Context(), isKnown)
+		if isKnown {
 			entered <- true
 			<-proceed
 		}
@@ -94,6 +95,23 @@ func ask(conn net.Conn, path string) string {
 	return string(body)
 }
 
+// idle waits until the room has noted that the answer on conn has left, which the one at its other end may have before that.
+func idle(r *Room, conn net.Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	isAnswered := func() bool {
+		for there, g := range r.guests {
+			if there.RemoteAddr().String() == conn.LocalAddr().String() {
+				return g.asked && !g.asking
+			}
+		}
+		return true // it has left
+	}
+	for !isAnswered() {
+		r.changed.Wait()
+	}
+}
+
 func dial(t *testing.T, r *Room) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp4", r.Addr().String())
@@ -114,6 +132,7 @@ func TestRoom(t *testing.T) {
 	if got := ask(first, "/"); got != me {
 		t.Errorf("the first: %q", got)
 	}
+	idle(r, first) // so that it is idle for longer than the second
 	if got := ask(second, "/"); got != me {
 		t.Errorf("the second: %q", got)
 	}
