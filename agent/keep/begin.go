@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"perceptd/tokencache"
@@ -44,12 +45,13 @@ func unreadCopy(lost, copies error) error {
 
 // hasTokens reports whether there is a file of tokens.
 func hasTokens(folder Folder) bool {
-	for _, name := range append(unopenedNames(), tokensName) {
-		if _, err := folder.Read(name, 0, maxSealed); !errors.Is(err, fs.ErrNotExist) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(append(unopenedNames(), tokensName), func(name string) bool { return isThere(folder, name) })
+}
+
+// isThere reports whether there is a file of tokens of that name, or what is in its place.
+func isThere(folder Folder, name string) bool {
+	_, err := folder.Read(name, 0, maxSealed)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Start reads the record, what the file of tokens has, and what was carried over, the latest first. tokens may be nil: there

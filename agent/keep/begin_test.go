@@ -407,3 +407,73 @@ func changeByte(path string, at int) error {
 	}
 	return err
 }
+
+// A file of tokens that is spoilt is what tells a start that it is not the first one, where the record is gone: it does so until what is
+// saved is on the disk, whichever step of that a full disk or a power cut ends at. Then it is moved aside.
+func TestSpoiltTokensStayUntilOthersAreSaved(t *testing.T) {
+	t.Parallel()
+	own, other := unopenedName(binding.None), unopenedName(binding.Serial)
+	for name, spoilt := range map[string][]string{
+		"the file":                    {tokensName},
+		"one that was put aside":      {own},
+		"the file and one put aside":  {tokensName, own},
+		"the file and another aside":  {tokensName, other},
+		"all":                         {tokensName, own, other},
+		"another that was put aside":  {other},
+		"two that were put aside":     {own, other},
+		"the file, not read at first": {tokensName},
+	} {
+		for steps := range 4 {
+			l := &limited{files: make(map[string][]byte), left: steps}
+			for _, name := range spoilt {
+				l.files[name] = make([]byte, 512)
+			}
+			saved := false
+			for n := range 2 {
+				disk := &unreadOnce{limited: l}
+				if n == 0 && strings.HasSuffix(name, "not read at first") {
+					disk.left = 1
+				}
+				tokens := sealedIn(t, disk)
+				b := Start(Open(l, uptime(time.Hour)), tokens, nil, anybodys, "b")
+				if b.Lost == nil && b.Unread == nil && len(b.Copies) == 0 {
+					t.Errorf("%s, %d steps, start %d: a first start", name, steps, n+1)
+				}
+				saved = tokens.Save(revoked(1)) == nil || saved
+			}
+			b := Start(Open(l, uptime(time.Hour)), sealedIn(t, l), nil, anybodys, "b")
+			if b.Lost == nil && (len(b.Copies) == 0 || b.Copies[0].Record.Changes[0].ID != "noted-1") {
+				t.Errorf("%s, %d steps: then a first start: %+v", name, steps, b)
+			}
+			if saved && (b.TokensFault != nil || b.Memory == nil || len(l.files) != 1) {
+				t.Errorf("%s, %d steps, saved: %+v, %d files", name, steps, b, len(l.files))
+			}
+			if steps == 3 && !saved {
+				t.Errorf("%s: it is not saved", name)
+			}
+		}
+	}
+}
+
+func sealedIn(t *testing.T, folder Folder) *Tokens {
+	t.Helper()
+	tokens, err := OpenTokens(folder, testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tokens
+}
+
+// unreadOnce is a folder whose tokens' file cannot be read the first so many times.
+type unreadOnce struct {
+	*limited
+	left int
+}
+
+func (u *unreadOnce) Read(name string, refused os.FileMode, most int) ([]byte, error) {
+	if name == tokensName && u.left > 0 {
+		u.left--
+		return nil, unix.EIO
+	}
+	return u.limited.Read(name, refused, most)
+}

@@ -48,9 +48,9 @@ type Tokens struct {
 	head   string // of what is written
 
 	unopened bool     // what Load found was not opened: Save keeps it
-	still    bool     // nor was all that starts before have kept so
 	unread   error    // why one of these could not be read now; nil: they were read
 	opened   []string // the files kept so by starts before that are open by now: Save has what is in them
+	spoilt   []string // the files that were found spoilt, which are where they were until Save has put something beside them
 
 	// What seals a file with that head; nil: it is not known here. A function, since fmt shows what other unexported fields
 	// hold, whatever they point to: here the key.
@@ -87,25 +87,26 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// Load returns what was kept; nil when there is no file. One that is damaged, or sealed with another key or on another
-// device, is moved aside, and the error says so. One that the kernel does not let be read now stays where it is, and so does
-// one that is bound to what nobody can tell of the device now (*UnopenedError): Save overwrites neither without keeping it. One
-// that is not sealed as Save would do it is sealed anew.
+// Load returns what was kept; nil when there is no file. One that is damaged, or sealed with another key or on another device
+// (*SpoiltError), stays where it is, and so does one that is bound to what nobody can tell of the device now (*UnopenedError), or, with
+// any other error, that the kernel does not let be read now: Save overwrites none without keeping it, and each start until then
+// finds that tokens were kept. One that is not sealed as Save would do it is sealed anew.
 func (t *Tokens) Load() (*tokencache.Memory, error) {
-	t.unopened, t.unread = false, nil
+	t.unopened, t.unread, t.spoilt = false, nil, nil
 	m, head, err := t.load(tokensName)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case spoilt:
-		return nil, fmt.Errorf("the tokens that were kept are fetched anew: %w", moveAside(t.folder, tokensName, err))
+		t.spoilt = append(t.spoilt, tokensName)
+		return nil, fmt.Errorf("the tokens that were kept are fetched anew, and their file is moved aside when others are saved: %w", err)
 	case err != nil:
 		t.unopened, t.unread = true, unlessUnopened(err)
 		return nil, fmt.Errorf("the tokens that were kept cannot be read now, and are fetched anew: %w", err)
 	}
 	if head != t.head {
-		_ = t.write(*m) // what cannot be kept now is kept, and told of, with the next newer token
+		_ = t.write(tokensName, *m) // what cannot be kept now is kept, and told of, with the next newer token
 	}
 	return m, nil
 }
@@ -138,24 +139,58 @@ func (t *Tokens) load(name string) (m *tokencache.Memory, head string, err error
 
 // Save puts m on the disk in the place of what was there. When it returns nil it outlives a power cut; with
 // an error, what was there before does. What Load could not open is kept beside it for a later start; what it could not read is not
-// overwritten before that is possible.
+// overwritten before that is possible; what was found spoilt is moved aside.
 func (t *Tokens) Save(m tokencache.Memory) error {
 	if err := t.keepUnopened(); err != nil {
 		return err
 	}
-	if err := t.write(m); err != nil {
+	if err := t.makeWay(m); err != nil {
+		return err
+	}
+	if err := t.write(tokensName, m); err != nil {
 		return err
 	}
 	t.opened = slices.DeleteFunc(t.opened, func(name string) bool { return t.folder.Remove(name) == nil })
+	for _, name := range slices.Clone(t.spoilt) {
+		_ = t.aside(name) // where it cannot be now, the next save tries it again
+	}
 	return nil
 }
 
-func (t *Tokens) write(m tokencache.Memory) error {
+func (t *Tokens) write(name string, m tokencache.Memory) error {
 	sealed, err := t.sealed(m)
 	if err != nil {
 		return err
 	}
-	return t.folder.Replace(tokensName, sealed)
+	return t.folder.Replace(name, sealed)
+}
+
+// makeWay moves the tokens' file aside, if it is spoilt, when another is beside it, or else m: it may be all that tells a start that it
+// is not the first one, and a full disk or a power cut may let nothing take its place.
+func (t *Tokens) makeWay(m tokencache.Memory) error {
+	if !slices.Contains(t.spoilt, tokensName) {
+		return nil
+	}
+	if !slices.ContainsFunc(unopenedNames(), func(name string) bool { return isThere(t.folder, name) }) {
+		name := unopenedName(kindOf(t.head))
+		if err := t.write(name, m); err != nil {
+			return err
+		}
+		t.opened = append(t.opened, name)
+	}
+	return t.aside(tokensName)
+}
+
+// aside moves a file aside if it was found spoilt.
+func (t *Tokens) aside(name string) error {
+	if !slices.Contains(t.spoilt, name) {
+		return nil
+	}
+	if _, err := t.folder.Aside(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	t.spoilt = slices.DeleteFunc(t.spoilt, func(spoilt string) bool { return spoilt == name })
+	return nil
 }
 
 // Remove removes what was kept, if anything was.
@@ -186,16 +221,16 @@ func unopenedNames() (all []string) {
 
 // LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open either, which stays.
 func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
-	t.still, t.opened = false, nil
+	t.opened = nil
 	for _, name := range unopenedNames() {
 		m, _, fault := t.load(name)
 		_, spoilt := errors.AsType[*SpoiltError](fault)
 		switch {
 		case errors.Is(fault, fs.ErrNotExist):
 		case spoilt:
-			err = errors.Join(err, moveAside(t.folder, name, fault))
+			t.spoilt, err = append(t.spoilt, name), errors.Join(err, fault)
 		case fault != nil:
-			t.still, err = true, errors.Join(err, fault)
+			err = errors.Join(err, fault)
 			t.unread = cmp.Or(t.unread, unlessUnopened(fault))
 		default:
 			all, t.opened = append(all, *m), append(t.opened, name)
@@ -240,11 +275,14 @@ func (t *Tokens) keepUnopened() error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // somebody took it away
 	case spoilt:
-		_ = moveAside(t.folder, tokensName, err)
+		t.spoilt = append(t.spoilt, tokensName)
 	case err != nil:
 		return fmt.Errorf("what was kept before is not overwritten before it was read, or was taken away: %w", err)
 	default:
 		name := unopenedName(kindOf(head))
+		if err := t.aside(name); err != nil {
+			return err
+		}
 		if err := t.folder.Replace(name, sealed); err != nil {
 			return err
 		}

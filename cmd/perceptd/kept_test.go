@@ -156,6 +156,7 @@ func TestTokensOutliveAStop(t *testing.T) {
 	if !strings.Contains(d.text(), "the kept tokens cannot be used and are fetched anew") {
 		t.Error("it is not said that the file cannot be used")
 	}
+	d.stop(t) // so that the others are saved
 	aside, _ := filepath.Glob(filepath.Join(d.dir, "state", "tokens.sealed.unreadable-*"))
 	if len(aside) != 1 {
 		t.Errorf("moved aside: %q", aside)
