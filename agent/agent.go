@@ -80,8 +80,9 @@ type Options struct {
 	UnreadRecord error
 	Load         func() (*tokencache.Record, error)
 	// UnreadTokens is why a file of what a cache before knew cannot be read now, and LoadTokens reads it again: it returns all that was
-	// read, for the copies of the record and the marks, and that whose tokens are of use besides. Until it returns no error a
-	// record that is lost counts as one that cannot be read. No Save runs meanwhile.
+	// read, once, for the copies of the record and the marks, and that whose tokens are of use besides; with an error too, which says that
+	// there is more that cannot be read now. Until it returns none a record that is lost counts as one that cannot be read. No Save
+	// runs meanwhile.
 	UnreadTokens error
 	LoadTokens   func() (copies []tokencache.Memory, ours []*tokencache.Memory, err error)
 	// Keep writes the whole record, each time it is another, so that it outlives this process. It is

@@ -197,8 +197,8 @@ func (a *Agent) noteUnread(rules Rules, u *unread, why error) {
 func (a *Agent) readAgain(u *unread) {
 	for wait := readAgainSoonest; (u.load != nil || u.tokens != nil) && a.record.pause(wait); wait = min(2*wait, readAgainLatest) {
 		var read bool
-		if u.tokens != nil && a.takeTokens(u) {
-			u.tokens, read = nil, true
+		if u.tokens != nil {
+			read = a.takeTokens(u)
 		}
 		if u.load != nil && a.takeRecord(u) {
 			u.load, read = nil, true
@@ -216,7 +216,8 @@ func (a *Agent) readAgain(u *unread) {
 	}
 }
 
-// takeTokens takes over what was kept of the tokens if it can be read, with the copies of the record and the marks that are in it.
+// takeTokens takes over what was kept of the tokens as far as it can be read, with the copies of the record and the marks that are in
+// it, and reports whether anything changed: something was read, or nothing is unread any more.
 func (a *Agent) takeTokens(u *unread) bool {
 	a.memory.saving.Lock()
 	defer a.memory.saving.Unlock()
@@ -224,19 +225,22 @@ func (a *Agent) takeTokens(u *unread) bool {
 		return false
 	}
 	copies, ours, err := u.tokens()
-	if err != nil {
-		u.fault = err
+	if u.fault = err; err != nil {
 		a.memory.unread.Store(&err)
+	} else {
+		a.memory.unread.Store(nil)
+		u.tokens = nil
+	}
+	if err != nil && len(copies) == 0 {
 		return false
 	}
-	a.memory.unread.Store(nil)
 	late := (&Options{Copies: copies}).told()
 	a.takeCopies(u, late)
 	rules := a.rules.Load()
 	for _, m := range ours {
 		a.cache.Recall(rules.allowed(m))
 	}
-	a.log.Info("the tokens that were kept were read after all", zap.Int("copies", len(copies)))
+	a.log.Info("tokens that were kept were read after all", zap.Int("copies", len(copies)), zap.NamedError("still_unread", err))
 	return true
 }
 
@@ -372,6 +376,6 @@ const unreadWhat = "the record of policy changes cannot be read now"
 
 // unreadMend is what a person does about a record that cannot be read now, if it must be for good.
 func unreadMend(why error) string {
-	return mendOf(why) + "; it is read again every minute, and at once by perceptctl reload. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json), and tokens.sealed if that cannot be read either, " +
+	return mendOf(why) + "; it is read again every minute, and at once by perceptctl reload. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json), and whatever begins with tokens.sealed and cannot be read either, " +
 		"out of the state folder while perceptd runs. What no copy tells of is lost then, and the status says what to do about that"
 }

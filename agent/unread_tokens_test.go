@@ -102,6 +102,81 @@ func TestUnopenedTokensAreOpenedLater(t *testing.T) {
 	})
 }
 
+// Of two files of tokens that cannot be read at a start the one that can be first is of use at once: what its copy of the record has is
+// in force, while the other still cannot be read, and the status says so.
+func TestUnreadTokensComeOneByOne(t *testing.T) {
+	t.Parallel()
+	const file, aside = "tokens.sealed", "tokens.sealed.unopened-product-uuid"
+	for _, first := range []string{file, aside} {
+		t.Run(first, func(t *testing.T) {
+			t.Parallel()
+			var struck, left atomic.Bool // all that is kept cannot be read, or what does not come first
+			d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true, fails: func(name string) error {
+				if !strings.HasPrefix(name, "tokens") && !strings.HasPrefix(name, "policy") || !struck.Load() && (!left.Load() || name == first) {
+					return nil
+				}
+				return unix.EIO
+			}}
+			known := []binding.Binding{{Kind: binding.ProductUUID, ID: [32]byte{1}}}
+			revoke := func(a *agent.Agent) string {
+				id := note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+				time.Sleep(time.Minute)
+				return id
+			}
+			synctest.Test(t, func(t *testing.T) {
+				ids := make(map[string]string)
+				d.known = known
+				d.boot(t, true, func(a *agent.Agent) {
+					mustHave(t, a)
+					time.Sleep(time.Hour)
+					ids[aside] = revoke(a)
+				})
+				for _, name := range []string{"policy-changes.json", "policy-changes.copy.json"} {
+					if err := os.Remove(filepath.Join(d.dir, name)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				d.known = nil
+				d.boot(t, true, func(a *agent.Agent) {
+					time.Sleep(time.Hour)
+					ids[file] = revoke(a)
+				})
+				d.known = known
+				struck.Store(true)
+				left.Store(true)
+				d.boot(t, true, func(a *agent.Agent) {
+					time.Sleep(time.Hour)
+					for _, id := range ids {
+						if isOnRecord(a, id) {
+							t.Error("what cannot be read is on record")
+						}
+					}
+					struck.Store(false)
+					time.Sleep(2 * time.Minute)
+					for name, id := range ids {
+						if isOnRecord(a, id) != (name == first) {
+							t.Errorf("of %s on record: %v", name, name != first)
+						}
+					}
+					if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, "the tokens that were kept cannot be read now") {
+						t.Errorf("%q", trouble)
+					}
+					left.Store(false)
+					time.Sleep(2 * time.Minute)
+					for name, id := range ids {
+						if !isOnRecord(a, id) {
+							t.Errorf("of %s nothing is on record", name)
+						}
+					}
+					if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Contains(trouble, "read again every minute") {
+						t.Errorf("%q", trouble)
+					}
+				})
+			})
+		})
+	}
+}
+
 // While a copy of the record may yet be read the record is not lost, whatever became of it; what the copy has is in force from then on.
 func TestUnreadCopyOfTheRecord(t *testing.T) {
 	t.Parallel()

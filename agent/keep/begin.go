@@ -28,7 +28,7 @@ type Begin struct {
 	// On is for tokencache.Options.
 	On time.Duration
 
-	// UnreadTokens is why the file of tokens, which may have a copy of the record, cannot be read now: Tokens.LoadAgain may yet.
+	// UnreadTokens is why a file of tokens, which may have a copy of the record, cannot be read now: Tokens.LoadAgain may yet.
 	UnreadTokens error
 
 	// RecordFault and TokensFault are what else is wrong with the files, for the log: one of the record's two, or the tokens.
@@ -71,7 +71,7 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 		before = len(b.Copies)
 		later, fault := tokens.LoadUnopened()
 		b.Copies, b.TokensFault = append(b.Copies, later...), errors.Join(b.TokensFault, fault)
-		b.UnreadTokens = tokens.unread
+		b.UnreadTokens = tokens.whyUnread()
 	}
 	unopened := b.TokensFault
 	if tokens == nil && hasTokens(record.folder) {

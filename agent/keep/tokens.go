@@ -1,7 +1,6 @@
 package keep
 
 import (
-	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -48,9 +47,9 @@ type Tokens struct {
 	head   string // of what is written
 
 	unopened bool     // what Load found was not opened: Save keeps it
-	unread   error    // why one of these could not be read now; nil: they were read
 	opened   []string // the files kept so by starts before that are open by now: Save has what is in them
 	spoilt   []string // the files that were found spoilt, which are where they were until Save has put something beside them
+	unread   []unreadFile
 
 	// What seals a file with that head; nil: it is not known here. A function, since fmt shows what other unexported fields
 	// hold, whatever they point to: here the key.
@@ -93,22 +92,39 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 // finds that tokens were kept. One that is not sealed as Save would do it is sealed anew.
 func (t *Tokens) Load() (*tokencache.Memory, error) {
 	t.unopened, t.unread, t.spoilt = false, nil, nil
-	m, head, err := t.load(tokensName)
+	m, err := t.take(tokensName)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
 	case spoilt:
-		t.spoilt = append(t.spoilt, tokensName)
 		return nil, fmt.Errorf("the tokens that were kept are fetched anew, and their file is moved aside when others are saved: %w", err)
 	case err != nil:
-		t.unopened, t.unread = true, unlessUnopened(err)
 		return nil, fmt.Errorf("the tokens that were kept cannot be read now, and are fetched anew: %w", err)
 	}
-	if head != t.head {
-		_ = t.write(tokensName, *m) // what cannot be kept now is kept, and told of, with the next newer token
-	}
 	return m, nil
+}
+
+// take loads one file, and notes what is to be done about it later. It returns nil when there is none.
+func (t *Tokens) take(name string) (*tokencache.Memory, error) {
+	m, head, err := t.load(name)
+	_, spoilt := errors.AsType[*SpoiltError](err)
+	_, unopened := errors.AsType[*UnopenedError](err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	case spoilt:
+		t.spoilt = append(t.spoilt, name)
+	case unopened: // and stays so while this process runs
+	case err != nil:
+		t.unread = append(t.unread, unreadFile{name, err})
+	case name != tokensName:
+		t.opened = append(t.opened, name)
+	case head != t.head:
+		_ = t.write(name, *m) // what cannot be kept now is kept, and told of, with the next newer token
+	}
+	if name == tokensName {
+		t.unopened = err != nil && !spoilt
+	}
+	return m, err
 }
 
 // read reads one file. Who could have changed it, but for the key, could only have put back an older one: see Tokens.
@@ -134,7 +150,10 @@ func (t *Tokens) load(name string) (m *tokencache.Memory, head string, err error
 	case err != nil:
 		err = &SpoiltError{Name: name, Why: err}
 	}
-	return m, head, err
+	if err != nil {
+		return nil, "", err
+	}
+	return m, head, nil
 }
 
 // Save puts m on the disk in the place of what was there. When it returns nil it outlives a power cut; with
@@ -223,40 +242,44 @@ func unopenedNames() (all []string) {
 func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
 	t.opened = nil
 	for _, name := range unopenedNames() {
-		m, _, fault := t.load(name)
-		_, spoilt := errors.AsType[*SpoiltError](fault)
-		switch {
-		case errors.Is(fault, fs.ErrNotExist):
-		case spoilt:
-			t.spoilt, err = append(t.spoilt, name), errors.Join(err, fault)
-		case fault != nil:
-			err = errors.Join(err, fault)
-			t.unread = cmp.Or(t.unread, unlessUnopened(fault))
-		default:
-			all, t.opened = append(all, *m), append(t.opened, name)
+		m, fault := t.take(name)
+		if m != nil {
+			all = append(all, *m)
 		}
+		err = errors.Join(err, fault)
 	}
 	return all, err
 }
 
-func unlessUnopened(err error) error {
-	if _, unopened := errors.AsType[*UnopenedError](err); unopened {
-		return nil
-	}
-	return err
-}
-
-// LoadAgain returns all that Load and LoadUnopened could not read before. An error says that there still is something that cannot be
-// read now. Save must not run beside it.
+// LoadAgain returns what Load, LoadUnopened and the call of it before could not read, as far as it can be read now. An error says why
+// there still is something that cannot be, and comes beside what was read: that is not returned again. Save must not run beside it.
 func (t *Tokens) LoadAgain() (all []tokencache.Memory, err error) {
+	before := t.unread
 	t.unread = nil
-	if t.unopened { // else it was put aside, and what is there is of this process
-		if m, _ := t.Load(); m != nil {
+	for _, u := range before {
+		if m, _ := t.take(u.name); m != nil {
 			all = append(all, *m)
 		}
 	}
-	later, _ := t.LoadUnopened()
-	return append(all, later...), t.unread
+	return all, t.whyUnread()
+}
+
+// unreadFile is a file that cannot be read now.
+type unreadFile struct {
+	name string
+	why  error
+}
+
+func (t *Tokens) indexUnread(name string) int {
+	return slices.IndexFunc(t.unread, func(u unreadFile) bool { return u.name == name })
+}
+
+// whyUnread is why a file cannot be read now; nil: there is none.
+func (t *Tokens) whyUnread() error {
+	if len(t.unread) == 0 {
+		return nil
+	}
+	return t.unread[0].why
 }
 
 // keepUnopened keeps what Load could not open, for a start that can: a copy of the record is in it, and the marks on its tokens.
@@ -265,7 +288,7 @@ func (t *Tokens) keepUnopened() error {
 		return nil
 	}
 	sealed, err := t.read(tokensName)
-	var head string
+	var head, kept string
 	if err == nil {
 		if head, err = cutHead(sealed); err != nil {
 			err = &SpoiltError{Name: tokensName, Why: err}
@@ -277,19 +300,32 @@ func (t *Tokens) keepUnopened() error {
 	case spoilt:
 		t.spoilt = append(t.spoilt, tokensName)
 	case err != nil:
-		return fmt.Errorf("what was kept before is not overwritten before it was read, or was taken away: %w", err)
+		return notOverwritten(err)
 	default:
-		name := unopenedName(kindOf(head))
-		if err := t.aside(name); err != nil {
+		kept = unopenedName(kindOf(head))
+		if i := t.indexUnread(kept); i >= 0 {
+			return notOverwritten(t.unread[i].why)
+		}
+		if err := t.aside(kept); err != nil {
 			return err
 		}
-		if err := t.folder.Replace(name, sealed); err != nil {
+		if err := t.folder.Replace(kept, sealed); err != nil {
 			return err
 		}
-		t.opened = slices.DeleteFunc(t.opened, func(opened string) bool { return opened == name })
+		t.opened = slices.DeleteFunc(t.opened, func(opened string) bool { return opened == kept })
 	}
 	t.unopened = false
+	switch i := t.indexUnread(tokensName); {
+	case i >= 0 && kept == "":
+		t.unread = slices.Delete(t.unread, i, i+1)
+	case i >= 0:
+		t.unread[i].name = kept // where LoadAgain finds it
+	}
 	return nil
+}
+
+func notOverwritten(why error) error {
+	return fmt.Errorf("what was kept before is not overwritten before it was read, or was taken away: %w", why)
 }
 
 func (t *Tokens) sealed(m tokencache.Memory) ([]byte, error) {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -250,5 +251,76 @@ func TestRecordIsGoneAndItsCopyUnopened(t *testing.T) {
 	}
 	if b, _ := boots(t, t.TempDir(), product); b.Lost != nil || b.TokensFault != nil {
 		t.Errorf("a first start: %v, %v", b.Lost, b.TokensFault)
+	}
+}
+
+// What is read again comes once, as soon as it can be read, though there is more that still cannot be: then nothing else has it, and a
+// save between loses none of the rest.
+func TestUnreadTokensComeOneByOne(t *testing.T) {
+	t.Parallel()
+	aside := unopenedName(product.Kind)
+	for name, row := range map[string]struct {
+		known  []binding.Binding // when the later file was sealed, while the earlier was not open
+		first  string            // what can be read first
+		saves  bool              // then something is saved before it is read again
+		unsaid bool              // that save is refused: what it would keep aside is in the way of what is there
+	}{
+		"the file first":                    {known: []binding.Binding{machine}, first: tokensName},
+		"the file first, then a save":       {known: []binding.Binding{machine}, first: tokensName, saves: true},
+		"the one put aside first":           {known: []binding.Binding{machine}, first: aside},
+		"of one kind, the file first":       {known: []binding.Binding{product}, first: tokensName},
+		"of one kind, the file, then saved": {known: []binding.Binding{product}, first: tokensName, saves: true, unsaid: true},
+		"of one kind, the other first":      {known: []binding.Binding{product}, first: aside},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, aside)), knownBy(t, dir, row.known...).Save(revoked(2))); err != nil {
+			t.Fatal(err)
+		}
+		disk := &refusing{Disk: Disk(dir), names: []string{tokensName, aside}}
+		tokens, err := OpenTokens(disk, testKey, product, machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b := Start(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 0 {
+			t.Fatalf("%s: %+v", name, b)
+		}
+		read := func(want error) (ids []string) {
+			all, err := tokens.LoadAgain()
+			if !errors.Is(err, want) {
+				t.Errorf("%s: %v, want %v", name, err, want)
+			}
+			return copiesOf(Begin{Copies: all})
+		}
+		if ids := read(os.ErrPermission); len(ids) != 0 {
+			t.Errorf("%s: %q", name, ids)
+		}
+		disk.names = slices.DeleteFunc(disk.names, func(name string) bool { return name == row.first })
+		if row.saves {
+			if err := tokens.Save(revoked(3)); (err != nil) != row.unsaid {
+				t.Errorf("%s: saved: %v", name, err)
+			}
+		}
+		ids := read(os.ErrPermission)
+		if row.first == tokensName {
+			if err := tokens.Save(revoked(4)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if len(ids) != 1 {
+			t.Errorf("%s: read %q", name, ids)
+		}
+		ids = append(ids, read(os.ErrPermission)...)
+		disk.names = nil
+		ids = append(ids, read(nil)...)
+		slices.Sort(ids)
+		if !slices.Equal(ids, []string{"noted-1", "noted-2"}) {
+			t.Errorf("%s: read in the end: %q", name, ids)
+		}
+		if ids := read(nil); len(ids) != 0 {
+			t.Errorf("%s: again %q", name, ids)
+		}
+		if err := tokens.Save(revoked(5)); err != nil || !slices.Equal(listing(t, dir), []string{tokensName}) {
+			t.Errorf("%s: %v, %q", name, err, listing(t, dir))
+		}
 	}
 }

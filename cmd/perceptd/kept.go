@@ -239,18 +239,19 @@ func (k *kept) ours(m *tokencache.Memory) bool {
 	return false
 }
 
-// loadAgain reads what could not be read at the start: all that there is, and that whose tokens are of use.
+// loadAgain reads what could not be read before, as far as it can be now: all of it, and that whose tokens are of use. What is read comes
+// once, with an error too.
 func (k *kept) loadAgain(kind string) (all []tokencache.Memory, ours []*tokencache.Memory, err error) {
-	if all, err = k.tokens.LoadAgain(); err != nil {
-		return nil, nil, err
-	}
+	all, err = k.tokens.LoadAgain()
 	for i := range all {
 		if k.ours(&all[i]) {
 			ours = append(ours, k.real(&all[i], kind))
 		}
 	}
-	k.unsaved.Store(nil)
-	return all, ours, nil
+	if err == nil {
+		k.unsaved.Store(nil)
+	}
+	return all, ours, err
 }
 
 // anySimulated looks into the tokens themselves: the claims that versions before have kept name no issuer.
