@@ -170,21 +170,53 @@ func (all bygones) tell() []Bygone {
 // beforeBoot is a boot time for what happened in an earlier boot, of which no more is known.
 const beforeBoot = -time.Second
 
-// recallBygones begins with those that m tells of. Of the life of one from an earlier boot no more is known than that it was.
+// recallBygones takes over those that m tells of.
 func (c *Cache) recallBygones(m *Memory) {
 	now := c.clock.Boot()
-	sameBoot := m.BootID != "" && m.BootID == c.bootID
 	for _, t := range m.Bygones {
-		if slices.ContainsFunc(c.bygones, func(r bygone) bool { return r.digest == t.SHA256 }) {
-			continue // it is known better
-		}
-		r := bygone{
-			digest: t.SHA256, received: t.Received, receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
-			receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
-		}
-		if !sameBoot {
-			r.received, r.given, r.deadline = beforeBoot, 0, never
-		}
+		c.recallBygoneLocked(c.recalledBygone(m, t, now), now)
+	}
+}
+
+// recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
+func (c *Cache) recalledBygone(m *Memory, t Bygone, now time.Duration) bygone {
+	r := bygone{
+		digest: t.SHA256, received: t.Received, receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
+		receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
+	}
+	if m.BootID == "" || m.BootID != c.bootID {
+		r.received, r.given, r.deadline = beforeBoot, 0, never
+	}
+	return r
+}
+
+// recallBygoneLocked remembers r. Where the token is remembered already, what is known of its first receipt stays.
+func (c *Cache) recallBygoneLocked(r bygone, now time.Duration) {
+	c.receivedFirstLocked(r, now)
+	if !slices.ContainsFunc(c.bygones, func(o bygone) bool { return o.digest == r.digest }) {
 		c.bygones.add(r)
+	}
+}
+
+// receivedFirstLocked has the token that r tells of be received when r says, wherever it is held or remembered as received later: it came
+// again before r could be read. What it is believed to live gets no longer by that.
+func (c *Cache) receivedFirstLocked(r bygone, now time.Duration) {
+	for i, o := range c.bygones {
+		if o.digest == r.digest && r.receipt.on < o.receipt.on {
+			first := r
+			first.receipt, first.deadline = r.receipt.again(o.receipt), min(r.deadline, o.deadline)
+			c.bygones[i] = first
+		}
+	}
+	for _, e := range c.entries {
+		if e.digest != r.digest || r.receipt.on >= e.receipt.on {
+			continue
+		}
+		e.receipt = r.receipt.again(e.receipt)
+		e.received, e.receivedWall, e.given = r.received, r.receivedOn, r.given
+		e.deadline = min(e.deadline, r.deadline)
+		c.judgeLocked(e)
+		c.hastenLocked(e, now)
+		e.tell()
 	}
 }

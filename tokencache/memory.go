@@ -195,16 +195,28 @@ func (c *Cache) recall(m *Memory) {
 	}
 }
 
-// Recall takes over from m, which could not be read when c began, the tokens of keys that c has none of. What c was given since stays,
-// and so does what was dropped.
+// Recall takes over from m, which could not be read when c began, the tokens of keys that c has none of, and what it tells of the others that
+// c has, had, or may be given yet: when they were received first. What c was given since stays, and so does what was dropped.
 func (c *Cache) Recall(m *Memory) {
 	c.GoOn(m.Taken())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
+	if m.Static && !c.static {
+		c.voidCountsLocked(now)
+	}
+	var gone []bygone
 	for _, r := range m.Keys {
+		kept, ok := r.Bygone()
+		if !ok {
+			continue
+		}
+		before := c.recalledBygone(m, kept, now)
+		_, dropped := c.bygones.find(r.Token.Text)
+		c.receivedFirstLocked(before, now)
 		e := c.entries[r.Key]
-		if _, dropped := c.bygones.find(r.Token.Text); dropped || r.Token.Text.IsZero() || r.Life <= 0 || e != nil && !e.token.Text.IsZero() {
+		if dropped || r.Life <= 0 || e != nil && !e.token.Text.IsZero() {
+			gone = append(gone, before)
 			continue
 		}
 		planned, asked := never, longAgo
@@ -222,8 +234,11 @@ func (c *Cache) Recall(m *Memory) {
 		}
 		e.tell()
 	}
+	for _, before := range gone {
+		c.recallBygoneLocked(before, now)
+	}
 	c.recallBygones(m)
-	c.evictLocked(nil)
+	c.evictLocked()
 	c.nudge()
 }
 
@@ -323,6 +338,9 @@ func (c *Cache) absence(m *Memory, r Remembered, now time.Duration) absence {
 func (c *Cache) recallReceipt(m *Memory, got receipt, now time.Duration) receipt {
 	if got.from == 0 && got.to == 0 {
 		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
+	}
+	if c.static && !m.Static {
+		got.doubt() // what told its age counted nothing, as was found out since
 	}
 	got.goOn(m.Taken().behind(c.takenLocked()))
 	latest := c.on

@@ -67,6 +67,11 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
 	if !f.Counted || !again && !c.readings.repeat(readingOf(f, left, now)) {
 		return
 	}
+	c.voidCountsLocked(now)
+}
+
+// voidCountsLocked takes it that the source's numbers count nothing, and never did.
+func (c *Cache) voidCountsLocked(now time.Duration) {
 	c.static, c.readings, c.counted = true, nil, counted{}
 	c.knowledge.uncount()
 	for _, ch := range c.changes {

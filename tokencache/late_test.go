@@ -1,0 +1,131 @@
+package tokencache_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+// What was kept can be read only after a boot has gone on without it. A token from before a revocation that has come again
+// meanwhile, or that comes after that, was received when it was first, as at a start at which it was read at once.
+func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
+	t.Parallel()
+	forget := func(c *tokencache.Cache) {
+		for _, want := range []bool{false, true} {
+			c.Retain(func(tokencache.Key) bool { return want })
+		}
+	}
+	nothing := func(*testing.T, *plain, *tokencache.Cache) {}
+	for name, row := range map[string]struct {
+		kept       func(*tokencache.Cache) // before it was kept
+		meanwhile  func(*testing.T, *plain, *tokencache.Cache)
+		afterwards func(*testing.T, *plain, *tokencache.Cache)
+	}{
+		"it is held":              {afterwards: nothing},
+		"it was held":             {kept: forget, afterwards: nothing},
+		"it is dropped":           {meanwhile: func(_ *testing.T, _ *plain, c *tokencache.Cache) { forget(c) }, afterwards: nothing},
+		"it was held, and is not": {kept: forget, meanwhile: func(_ *testing.T, _ *plain, c *tokencache.Cache) { forget(c) }, afterwards: nothing},
+		"another is held": {
+			meanwhile: func(t *testing.T, p *plain, c *tokencache.Cache) {
+				p.issue(vault.Resource, time.Now())
+				if outcome, err := c.Refresh(t.Context(), vault, true); outcome != tokencache.Newer {
+					t.Fatal(outcome, err)
+				}
+			},
+			afterwards: func(t *testing.T, p *plain, c *tokencache.Cache) {
+				mustGet(t, c, vault, sdk) // which is from after the revocation
+				forget(c)
+				p.issue(vault.Resource, time.Now().Add(-2*time.Hour-8*time.Minute)) // a replica that lags
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, p := new(watch), &plain{counts: true, static: true}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				mustGet(t, c, vault, sdk)
+				time.Sleep(time.Hour)
+				note(t, c, "x", tokencache.Revoked, time.Time{})
+				time.Sleep(time.Hour)
+				if row.kept != nil {
+					row.kept(c)
+				}
+				m, record := c.Memory(), c.Record()
+				m.Static = false // else that alone would tell
+				c.Close()
+
+				clock := w.booted()
+				c = tokencache.New(tokencache.Options{
+					Fetch: p.Fetch, Clock: clock, BootID: "two", Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), record.Taken),
+				})
+				defer c.Close()
+				time.Sleep(time.Minute)
+				mustGet(t, c, vault, sdk) // nothing tells that it is from before
+				time.Sleep(7 * time.Minute)
+				if row.meanwhile != nil {
+					row.meanwhile(t, p, c)
+				}
+				c.Recall(&m)
+				row.afterwards(t, p, c)
+				mustBeWithheld(t, c)
+				for _, r := range c.Memory().Keys {
+					if r.Key == vault && r.ReceivedAt > 2*time.Minute {
+						t.Errorf("received at %v on-time, and first after one minute", r.ReceivedAt)
+					}
+				}
+			})
+		})
+	}
+}
+
+// That a source's counts of lives are none is not forgotten as what was kept is read late, and what was kept of ages by such counts is void
+// where it has been found out since.
+func TestLateTokensAndStaticCounts(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string]bool{"found out before": true, "found out since": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, p, other := new(watch), &plain{counts: true, static: true}, tokencache.Key{Resource: "api://other"}
+				clock := w.booted()
+				start := func(on time.Duration) *tokencache.Cache {
+					return tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one", On: on})
+				}
+				show := func(c *tokencache.Cache) {
+					mustGet(t, c, other, sdk)
+					time.Sleep(time.Hour)
+					if _, err := c.Refresh(t.Context(), other, true); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c := start(0)
+				mustGet(t, c, vault, sdk)
+				if before {
+					show(c)
+				}
+				m := c.Memory()
+				c.Close()
+				if m.Static != before {
+					t.Fatalf("static: %v", m.Static)
+				}
+				c = start(m.On - m.Boot)
+				defer c.Close()
+				if !before {
+					show(c)
+				}
+				c.Recall(&m)
+				if !c.Memory().Static {
+					t.Error("forgotten")
+				}
+				for _, r := range c.Memory().Keys {
+					if !r.Blind {
+						t.Errorf("the age of %v is known by a count that is none", r.Key)
+					}
+				}
+			})
+		})
+	}
+}
