@@ -207,6 +207,9 @@ func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight,
 	if err != nil {
 		return Answer{}, nil, 0, err
 	}
+	if landed != nil && landed.stoodDown() {
+		landed = nil // for a change that may have been withdrawn by now
+	}
 	left := c.leftLocked(e, now)
 	c.reviveLocked(e, left, now)
 	barred := c.barredLocked(e, now)
@@ -466,7 +469,7 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 	}
 	c.endWaitsLocked(now)
 	f := c.flyLocked(e, forCaller, now)
-	f.forgets = f.forgets || forget
+	f.insists, f.forgets = f.insists || insist, f.forgets || forget
 	return f, dropped, nil
 }
 

@@ -1,6 +1,7 @@
 package tokencache
 
 import (
+	"errors"
 	"slices"
 	"time"
 )
@@ -34,6 +35,7 @@ type flight struct {
 	yields  bool          // its key was throttled the last two times: the others go first
 	apart   bool          // its key is set apart
 	again   int           // how often it was tried again, since the back end had only a token whose life was over
+	insists bool          // somebody wants it whatever spreads
 	forgets bool          // what it brings takes the place of the token held, and of what was learnt of its life
 
 	outcome Outcome
@@ -41,6 +43,9 @@ type flight struct {
 	told    *Switch // of principals, that it showed
 	dropped string  // the digest of the token that it took the place of, if it forgets
 }
+
+// stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
+func (f *flight) stoodDown() bool { return ended(f) && errors.As(f.err, new(*HeldError)) }
 
 // How long a flight is passed over by those of a better class. After that every second call is for the flight
 // that has been late for longest: a source that hangs for some keys, whose callers come again and again, must not

@@ -195,10 +195,10 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 }
 
 // standDownLocked takes e's fetch out of the queue, in which it may wait for the end of a pause, when a policy change has begun to
-// spread since it was due. What a caller waits for stays, unless nobody would get it.
+// spread since it was due. What a caller waits for stays, unless nobody would get it, and so does what somebody insists on.
 func (c *Cache) standDownLocked(e *entry, now time.Duration) {
 	f := e.flight
-	if f == nil || f.begun || !e.held(now) || f.class == forCaller && !c.barredLocked(e, now) {
+	if f == nil || f.begun || f.insists || !e.held(now) || f.class == forCaller && !c.barredLocked(e, now) {
 		return
 	}
 	c.gate.remove(f)

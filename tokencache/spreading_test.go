@@ -3,6 +3,7 @@ package tokencache_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -214,6 +215,54 @@ func TestQueuedFetchIsStoodDown(t *testing.T) {
 			t.Errorf("%d calls", n)
 		}
 	})
+}
+
+// What somebody insists on is fetched, whatever other changes are noted while it is queued.
+func TestInsistedFetchIsNotStoodDown(t *testing.T) {
+	t.Parallel()
+	days(t, simulator.Options{}, func(t *testing.T, _ *device, c *tokencache.Cache) {
+		keys := make([]tokencache.Key, 20)
+		for i := range keys {
+			keys[i] = tokencache.Key{Resource: api(i)}
+			mustGet(t, c, keys[i], sdk)
+		}
+		time.Sleep(time.Hour)
+		note(t, c, "one", tokencache.Revoked, time.Time{})
+		time.Sleep(time.Minute)
+		var all sync.WaitGroup
+		for _, key := range keys {
+			all.Go(func() {
+				if _, err := c.Refresh(t.Context(), key, true); err != nil {
+					t.Errorf("%v: %v", key, err)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		note(t, c, "two", tokencache.Granted, time.Time{})
+		all.Wait()
+	})
+}
+
+// Who waited for a fetch that was taken out of the queue for a revocation, which was withdrawn before it could look, gets what there is to
+// get then: to its caller nothing is held.
+func TestStoodDownForAWithdrawnRevocation(t *testing.T) {
+	t.Parallel()
+	for range 20 { // the waiters may look before the withdrawal, or after it
+		bubble(t, &script{takes: time.Second}, func(t *testing.T, c *tokencache.Cache) {
+			var all sync.WaitGroup
+			for i := range 20 {
+				all.Go(func() {
+					if _, err := c.Get(t.Context(), tokencache.Key{Resource: api(i)}, sdk); err != nil && !errors.As(err, new(*tokencache.WithheldError)) {
+						t.Error(err)
+					}
+				})
+			}
+			synctest.Wait()
+			note(t, c, "x", tokencache.Revoked, time.Time{})
+			c.Withdraw("x")
+			all.Wait()
+		})
+	}
 }
 
 // On-time is less than the time that has passed. Where the clock is known to be right, a night in which the device was off counts: the revocation
