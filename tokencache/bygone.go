@@ -9,11 +9,16 @@ import (
 // and as many besides.
 const maxBygones = 2 * MaxKeys
 
+// bygoneAfter is for how long a token that has expired is remembered after the back end gave it last: one that goes on giving it is asked more
+// often than that.
+const bygoneAfter = 25 * time.Hour
+
 // bygone is what is known of a token since the back end gave it first. It outlives the token's being held: one that
 // comes again, after it was forgotten, replaced or passed over, was received when it was received first.
 type bygone struct {
 	digest     string        // of its text
 	received   time.Duration // boot time
+	came       time.Duration // boot time at which the back end gave it last; longAgo: in an earlier boot
 	receivedOn time.Time     // wall time
 	expiresOn  time.Time     // as the issuer says
 	receipt    receipt
@@ -44,10 +49,30 @@ func (all *bygones) add(r bygone) {
 	*all = kept
 }
 
+// cameAgain notes that the back end gave the token of that text, if it is one of them.
+func (all bygones) cameAgain(text Secret, now time.Duration) {
+	for i := range all {
+		if all[i].digest == text.SHA256() {
+			all[i].came = now
+		}
+	}
+}
+
+// reviewBygonesLocked forgets the tokens that have certainly expired, and that the back end gives no more, unless one may lack a change on
+// record that happened while it may have been valid.
+func (c *Cache) reviewBygonesLocked(now time.Duration) {
+	c.bygones = slices.DeleteFunc(c.bygones, func(r bygone) bool {
+		expired := c.on+now > r.receipt.on+longestNominal && now > r.came+bygoneAfter
+		return expired && !slices.ContainsFunc(c.changes, func(ch *change) bool {
+			return r.receipt.from <= ch.By+c.spread && ch.Moment <= r.receipt.on+longestNominal
+		})
+	})
+}
+
 // bygone returns what is to be known of the token that e holds, once it is gone.
 func (e *entry) bygone() bygone {
 	r := bygone{
-		digest: e.token.Text.SHA256(), received: e.received, receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.receipt,
+		digest: e.token.Text.SHA256(), received: e.received, came: e.shown, receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.receipt,
 		given: e.given, deadline: e.deadline,
 	}
 	if e.unconfirmed {
@@ -83,6 +108,7 @@ func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
 			given: c.countedLocked(f, left, begun, now), deadline: now + left,
 		}
 	}
+	r.came = now
 	c.bygones.add(r)
 }
 
@@ -181,11 +207,11 @@ func (c *Cache) recallBygones(m *Memory) {
 // recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
 func (c *Cache) recalledBygone(m *Memory, t Bygone, now time.Duration) bygone {
 	r := bygone{
-		digest: t.SHA256, received: t.Received, receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
+		digest: t.SHA256, received: t.Received, came: now, receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
 		receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
 	}
 	if m.BootID == "" || m.BootID != c.bootID {
-		r.received, r.given, r.deadline = beforeBoot, 0, never
+		r.received, r.came, r.given, r.deadline = beforeBoot, longAgo, 0, never
 	}
 	return r
 }
