@@ -288,10 +288,19 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 	return Answer{}, false
 }
 
-// barredLocked reports whether nothing is fetched even for a caller that gets nothing else: see barredUntil. On-time is less than the time
-// that has passed, as after a night in which the device was off: a caller need not wait where the issuer's clock is known to be past the spreading.
+// barredUntilLocked returns until when nothing is fetched even for a caller that gets nothing else: see barredUntil. On-time is less than the
+// time that has passed, as after a night in which the device was off: nobody need wait where the issuer's clock is known to be past the spreading.
+func (c *Cache) barredUntilLocked(e *entry, now time.Duration) time.Duration {
+	until := e.barredUntil()
+	if now < until && c.hasSpreadLocked(e.standing.revoked, now) {
+		return longAgo
+	}
+	return until
+}
+
+// barredLocked reports whether nothing is fetched now even for a caller that gets nothing else.
 func (c *Cache) barredLocked(e *entry, now time.Duration) bool {
-	return now < e.barredUntil() && !c.hasSpreadLocked(e.standing.revoked, now)
+	return now < c.barredUntilLocked(e, now)
 }
 
 // awaitSpreadLocked has e fetched once the revocation has spread that somebody was refused for.

@@ -412,7 +412,7 @@ func (c *Cache) recallNext(e *entry, next, seems time.Duration, a absence, now t
 	case e.token.Text.IsZero():
 		return never
 	case c.leftLocked(e, now) <= 0, seems <= now:
-		return max(now, e.barredUntil()) // it has expired as far as can be told
+		return max(now, c.barredUntilLocked(e, now)) // it has expired as far as can be told
 	case next == never:
 		return never
 	}

@@ -37,7 +37,7 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 	default:
 		e.next = c.chaseLocked(e, now)
 	}
-	e.next = max(min(e.next, e.deadline+afterExpiry), e.barredUntil())
+	e.next = max(min(e.next, e.deadline+afterExpiry), c.barredUntilLocked(e, now))
 	if at := max(now, e.confirm); !e.held(at) {
 		e.next = min(e.next, at)
 	}

@@ -49,6 +49,7 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 	if c.reviewLocked(now) {
 		c.rejudgeLocked(now)
 	}
+	c.reviewBygonesLocked(now)
 	for _, e := range c.entries {
 		c.expireLocked(e, now)
 	}
@@ -94,7 +95,7 @@ func (c *Cache) expireLocked(e *entry, now time.Duration) {
 		c.forgetLocked(e)
 		e.tell()
 	case e.failures == 0 && c.leftLocked(e, now) <= 0:
-		e.next = min(e.next, max(now, c.overLocked(e, now)+afterExpiry, e.barredUntil()))
+		e.next = min(e.next, max(now, c.overLocked(e, now)+afterExpiry, c.barredUntilLocked(e, now)))
 	}
 }
 
@@ -212,6 +213,7 @@ func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetche
 	m := mintingOf(fetched.Token, fetched.Left-(now-begun), fetched.Counted || c.knowsTime())
 	c.knowledge.learn(fetched, m, c.clock.Wall(), begun, now)
 	c.correctLocked(now)
+	c.bygones.cameAgain(fetched.Token.Text, now)
 	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-(now-begun), now)
 	if fetched.Counted {
 		c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
@@ -234,7 +236,7 @@ const (
 // againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
 // whether it has.
 func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *FetchError) bool {
-	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > againLeft || now < e.barredUntil() {
+	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > againLeft || c.barredLocked(e, now) {
 		return false
 	}
 	if e.failures >= againRow && e.failure.extent() != OfSource {

@@ -266,7 +266,7 @@ func TestStoodDownForAWithdrawnRevocation(t *testing.T) {
 }
 
 // On-time is less than the time that has passed. Where the clock is known to be right, a night in which the device was off counts: the revocation
-// has spread, and who asks need not wait.
+// has spread, who asks need not wait, and the status tells of nothing that does.
 func TestNightOffIsPartOfTheSpreading(t *testing.T) {
 	t.Parallel()
 	for _, known := range []bool{true, false} {
@@ -283,8 +283,46 @@ func TestNightOffIsPartOfTheSpreading(t *testing.T) {
 			c = tokencache.New(tokencache.Options{
 				Fetch: p.Fetch, Clock: clock, BootID: "two", Memory: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Taken),
 			})
+			if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
+				t.Fatal(err)
+			}
+			if held := c.Status()[0].HeldUntil; known != held.IsZero() {
+				t.Errorf("known %v: nothing is fetched before %v", known, held)
+			}
 			if _, err := c.Get(t.Context(), vault, sdk); known != (err == nil) {
 				t.Errorf("known %v: %v", known, err)
+			}
+		})
+	}
+}
+
+// Nor need the schedule wait for a key whose token has expired in that night, once the clock shows it.
+func TestScheduleAfterANightOff(t *testing.T) {
+	t.Parallel()
+	for _, known := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w, p := &watch{known: true}, new(plain)
+			c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+			defer func() { c.Close() }()
+			mustGet(t, c, vault, sdk)
+			time.Sleep(20 * time.Hour)
+			note(t, c, "x", tokencache.Revoked, time.Time{})
+			m, record := c.Memory(), c.Record()
+			c.Close()
+			time.Sleep(8 * time.Hour)
+			w.set(-8*time.Hour, false)
+			clock := w.booted()
+			c = tokencache.New(tokencache.Options{
+				Fetch: p.Fetch, Clock: clock, BootID: "two", Memory: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Taken),
+			})
+			if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
+				t.Fatal(err)
+			}
+			w.set(0, known)
+			time.Sleep(6 * time.Minute)
+			synctest.Wait()
+			if fetched := c.Status()[0].Fetches > 0; fetched != known {
+				t.Errorf("known %v: fetched %v", known, fetched)
 			}
 		})
 	}

@@ -161,7 +161,7 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		s.Former = c.formerLocked(e) && !e.claims.Simulated()
 		s.AudienceBefore = e.audienceBefore
 	}
-	if left > 0 && e.held(now) || now < e.barredUntil() {
+	if left > 0 && e.held(now) || c.barredLocked(e, now) {
 		s.HeldUntil = wall.Add(e.heldUntil() - now)
 	}
 	s.Pattern, s.Seen = c.patternLocked(e), len(e.rollovers)
