@@ -265,6 +265,32 @@ func TestStoodDownForAWithdrawnRevocation(t *testing.T) {
 	}
 }
 
+// A change has fetches wait until it has spread, and where tokens have no date for five minutes more: one that is issued then shows that it
+// meets the change.
+func TestHowLongAChangeHoldsFetches(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		edit  func(*tokencache.Fetched)
+		holds time.Duration
+	}{
+		"dated":          {byEntra, spread},
+		"without a date": {func(f *tokencache.Fetched) { f.Token.Claims.IssuedAt, f.Token.NotBefore = time.Time{}, time.Time{} }, spread + 5*time.Minute},
+	} {
+		bubble(t, &script{edit: row.edit}, func(t *testing.T, c *tokencache.Cache) {
+			mustGet(t, c, vault, sdk)
+			time.Sleep(time.Hour)
+			for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Revoked} {
+				note(t, c, effect.String(), effect, time.Time{})
+				const wholeSeconds = 5 * time.Second
+				if got := time.Until(c.Status()[0].HeldUntil); got != row.holds+wholeSeconds {
+					t.Errorf("%s, %v: %v", name, effect, got)
+				}
+				time.Sleep(row.holds + time.Hour)
+			}
+		})
+	}
+}
+
 // On-time is less than the time that has passed. Where the clock is known to be right, a night in which the device was off counts: the revocation
 // has spread, who asks need not wait, and the status tells of nothing that does.
 func TestNightOffIsPartOfTheSpreading(t *testing.T) {
