@@ -281,8 +281,8 @@ func TestHowLongAChangeHoldsFetches(t *testing.T) {
 			time.Sleep(time.Hour)
 			for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Revoked} {
 				note(t, c, effect.String(), effect, time.Time{})
-				const wholeSeconds = 5 * time.Second
-				if got := time.Until(c.Status()[0].HeldUntil); got != row.holds+wholeSeconds {
+				const whole = 5 * time.Second
+				if got := time.Until(c.Status()[0].HeldUntil); got != row.holds+whole {
 					t.Errorf("%s, %v: %v", name, effect, got)
 				}
 				time.Sleep(row.holds + time.Hour)
