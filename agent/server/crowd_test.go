@@ -309,7 +309,7 @@ func (d *daemon) rests() {
 func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
 	changed := make(chan struct{}, 1)
-	d, socket, held := full(t, get("/v1/watch?resource="+vault), time.Millisecond, func() {
+	d, socket, held := full(t, get("/v1/watch?resource="+vault), 200*time.Millisecond, func() {
 		select {
 		case changed <- struct{}{}:
 		default:
