@@ -187,10 +187,10 @@ func advertised(p tokencache.Permissions) time.Duration {
 	return toldStale
 }
 
-// request asks perceptd as an SDK does.
+// request asks perceptd as an SDK does. Those that were turned away together come again in the order of their keys.
 func (d *devices) request(ctx context.Context, key int) (tokencache.Answer, bool) {
 	for try := range sdkTries {
-		if try > 0 && !sleepUntil(ctx, time.Now().Add(sdkPause)) {
+		if try > 0 && !sleepUntil(ctx, time.Now().Add(sdkPause+time.Duration(key)*time.Microsecond)) {
 			break
 		}
 		if answer, err := d.caches[key].Get(ctx, keyOf(key), sdk); err == nil {
