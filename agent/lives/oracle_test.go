@@ -29,6 +29,8 @@ type oracle struct {
 	rightOn           time.Time
 	relapsed          map[tokencache.Selector]time.Time // a replica that lags last issued a token of a former principal after the switch was seen
 	wasOff            span                              // the device, last
+	unseen            time.Time                         // since then no daemon ran, until the device was on again
+	endedOn           time.Time                         // a daemon, last
 	joined            int                               // how many changes others on record stood for, at the last look
 	carriedBlind      bool                              // what systemd holds is of a daemon that could not read anything
 	blind             bool                              // nothing could be read of what was kept
@@ -242,6 +244,9 @@ func (o *oracle) isBlind(now time.Time) bool {
 // it was not.
 func (o *oracle) booted(off time.Duration) {
 	o.wasOff = span{time.Now().Add(-off), time.Now()}
+	if o.unseen = o.wasOff.from; o.endedOn.Before(o.unseen) {
+		o.unseen = o.endedOn
+	}
 	if o.isRight() {
 		return
 	}
@@ -263,6 +268,7 @@ func (o *oracle) started() {
 
 // ended takes in that the daemon is gone.
 func (o *oracle) ended() {
+	o.endedOn = time.Now()
 	clear(o.served)
 }
 
@@ -517,8 +523,8 @@ func (o *oracle) mayFail(p *process, k tokencache.Key, asked, now time.Time) boo
 			grace = o.plan.device.life
 		}
 		over := out.to
-		if over.After(o.wasOff.from) && over.Before(o.wasOff.to) {
-			over = o.wasOff.to // of which the device knows nothing
+		if over.After(o.unseen) && over.Before(o.wasOff.to) {
+			over = o.wasOff.to // of which the daemon knows nothing
 		}
 		if (out.touches(k) || throttled) && out.from.Before(now) && now.Before(over.Add(grace)) {
 			return o.excuse(backEndFails)
