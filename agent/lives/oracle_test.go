@@ -811,7 +811,7 @@ const callsInVain = 8
 func (o *oracle) calledTooSoon(k tokencache.Key, now time.Time) {
 	s := o.served[k]
 	spread := o.plan.device.spread
-	if o.process == nil || o.isBlind(now) || !o.unknown.IsZero() {
+	if o.process == nil || o.isBlind(now) || !o.unknown.IsZero() || now.Sub(o.process.began) < time.Second { // what is on record is not looked at yet
 		return
 	}
 	held := s.by == o.process && now.Sub(s.by.began) >= 30*time.Minute && s.token.expires.Sub(now) >= spread+15*time.Minute
