@@ -30,9 +30,14 @@ type bygone struct {
 // bygones is the tokens that are not held any more, the latest last.
 type bygones []bygone
 
+// index returns where the token of that digest is, of which there is one at most; -1: it is not there.
+func (all bygones) index(digest string) int {
+	return slices.IndexFunc(all, func(r bygone) bool { return r.digest == digest })
+}
+
 // find returns what is known of the token of that text.
 func (all bygones) find(text Secret) (bygone, bool) {
-	i := slices.IndexFunc(all, func(r bygone) bool { return r.digest == text.SHA256() })
+	i := all.index(text.SHA256())
 	if i < 0 {
 		return bygone{}, false
 	}
@@ -51,10 +56,8 @@ func (all *bygones) add(r bygone) {
 
 // cameAgain notes that the back end gave the token of that text, if it is one of them.
 func (all bygones) cameAgain(text Secret, now time.Duration) {
-	for i := range all {
-		if all[i].digest == text.SHA256() {
-			all[i].came = now
-		}
+	if i := all.index(text.SHA256()); i >= 0 {
+		all[i].came = now
 	}
 }
 
@@ -219,7 +222,7 @@ func (c *Cache) recalledBygone(m *Memory, t Bygone, now time.Duration) bygone {
 // recallBygoneLocked remembers r. Where the token is remembered already, what is known of its first receipt stays.
 func (c *Cache) recallBygoneLocked(r bygone, now time.Duration) {
 	c.receivedFirstLocked(r, now)
-	if !slices.ContainsFunc(c.bygones, func(o bygone) bool { return o.digest == r.digest }) {
+	if c.bygones.index(r.digest) < 0 {
 		c.bygones.add(r)
 	}
 }
@@ -227,12 +230,10 @@ func (c *Cache) recallBygoneLocked(r bygone, now time.Duration) {
 // receivedFirstLocked has the token that r tells of be received when r says, wherever it is held or remembered as received later: it came
 // again before r could be read. What it is believed to live gets no longer by that.
 func (c *Cache) receivedFirstLocked(r bygone, now time.Duration) {
-	for i, o := range c.bygones {
-		if o.digest == r.digest && r.receipt.on < o.receipt.on {
-			first := r
-			first.receipt, first.deadline = r.receipt.again(o.receipt), min(r.deadline, o.deadline)
-			c.bygones[i] = first
-		}
+	if i := c.bygones.index(r.digest); i >= 0 && r.receipt.on < c.bygones[i].receipt.on {
+		first := r
+		first.receipt, first.deadline = r.receipt.again(c.bygones[i].receipt), min(r.deadline, c.bygones[i].deadline)
+		c.bygones[i] = first
 	}
 	for _, e := range c.entries {
 		if e.digest != r.digest || r.receipt.on >= e.receipt.on {

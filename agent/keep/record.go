@@ -146,8 +146,8 @@ func joined(record, twin *tokencache.Record, now tokencache.Taken) *tokencache.R
 		return record
 	}
 	both, other := record.In(now), twin.In(now)
-	if there := both.Changes; !slices.EqualFunc(there, tokencache.Both(there, other.Changes), tokencache.PolicyChange.StandsFor) {
-		both.Changes = tokencache.Both(there, other.Changes)
+	if all := tokencache.Both(both.Changes, other.Changes); !slices.EqualFunc(both.Changes, all, tokencache.PolicyChange.StandsFor) {
+		both.Changes = all
 		both.Generation = max(record.Generation, twin.Generation) + 1
 	}
 	if both = both.After(*record, now).After(*twin, now); other.On > both.On {
