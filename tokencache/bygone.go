@@ -24,7 +24,7 @@ type bygone struct {
 	receipt    receipt
 
 	given    time.Duration // life left then, as the back end counted it; 0: it did not, or was proved wrong
-	deadline time.Duration // boot time at which it is believed to expire; never: that is not known
+	deadline time.Duration // boot time at which it is believed to expire, by the back end's word; never: that is not known
 }
 
 // bygones is the tokens that are not held any more, the latest last.
@@ -78,8 +78,8 @@ func (e *entry) bygone() bygone {
 		digest: e.token.Text.SHA256(), received: e.received, came: e.shown, receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.receipt,
 		given: e.given, deadline: e.deadline,
 	}
-	if e.unconfirmed {
-		r.given, r.deadline = 0, never // nobody knows how long ago it was received
+	if e.unconfirmed || e.presumed {
+		r.given, r.deadline = 0, never // nobody knows how long ago it was received, or has said for how long it is valid
 	}
 	return r
 }
@@ -109,6 +109,9 @@ func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
 		r = bygone{
 			digest: f.Token.Text.SHA256(), received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn, receipt: got,
 			given: c.countedLocked(f, left, begun, now), deadline: now + left,
+		}
+		if f.Presumed {
+			r.deadline = never
 		}
 	}
 	r.came = now
@@ -179,7 +182,7 @@ func (r Remembered) Bygone() (Bygone, bool) {
 		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn, Given: r.Given, Deadline: r.Deadline,
 		ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 	}
-	if r.Unconfirmed {
+	if r.Unconfirmed || r.Presumed {
 		b.Given, b.Deadline = 0, Never
 	}
 	return b, !r.Token.Text.IsZero()

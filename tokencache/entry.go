@@ -24,6 +24,7 @@ type entry struct {
 	token        *Token // shared with answers, so never changed; an empty one when there is none
 	deadline     time.Duration
 	unconfirmed  bool // deadline is the latest that it can be
+	presumed     bool // deadline is nobody's word
 	nominal      time.Duration
 	receivedWall time.Time
 
@@ -104,7 +105,7 @@ func (e *entry) replace(f Fetched, m Minting, left, begun, now time.Duration) (s
 	e.token, e.nominal, e.claims, e.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.endedWall
 	e.minted, e.life, e.born = m, life, born
 	e.received, e.shown, e.chased, e.deadline, e.tries = now, begun, never, now+left, 0
-	e.unconfirmed = false
+	e.unconfirmed, e.presumed = false, f.Presumed
 	e.advised = longAgo
 	if f.RefreshIn > 0 && f.RefreshIn < left {
 		e.advised = now + f.RefreshIn

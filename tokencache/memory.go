@@ -61,6 +61,8 @@ type Remembered struct {
 	// Unconfirmed says that the token's life left is not known for certain, since the device was off for a time that
 	// nobody can tell.
 	Unconfirmed bool
+	// Presumed says that Deadline is nobody's word, as in Fetched.
+	Presumed bool
 
 	Rollovers []Rollover // seen of this key, the latest last
 
@@ -140,7 +142,7 @@ func (e *entry) remember(now, paused time.Duration) Remembered {
 	r := Remembered{
 		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: max(e.next, paused), Asked: e.asked,
 		ReceivedAt: e.receipt.on, IssuedFrom: e.receipt.from, IssuedTo: e.receipt.to, Blind: e.receipt.blind, Minted: e.minted, Life: e.life, Given: e.given, Born: e.born, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
-		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Rollovers: e.rollovers.tell(),
+		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Presumed: e.presumed, Rollovers: e.rollovers.tell(),
 		Failing: e.failing(),
 	}
 	if !e.claim.by.IsZero() {
@@ -380,7 +382,7 @@ func (c *Cache) recallKey(m *Memory, r Remembered, now time.Duration) {
 		e.claim = claim{by: r.Claim.By, from: c.recalledAt(m, r.Claim.From)}
 	}
 	c.seen++
-	e.unconfirmed = !a.certain
+	e.unconfirmed, e.presumed = !a.certain, r.Presumed
 	if e.given = r.Given; e.unconfirmed {
 		e.given = 0 // how long ago that was nobody can tell
 	}

@@ -29,10 +29,13 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 	counted := first.given - passed // what is left of the first count
 	dated := (f.Token.ExpiresOn.Sub(first.expiresOn)).Abs() <= countSlack
 	switch {
+	case f.Presumed: // which says nothing against what is believed, and is as true again as long as the back end hands it out
+		if first.deadline != never {
+			left = max(believed, left)
+		}
+		return min(left, max(0, first.received)+longestNominal-now) // when an earlier boot was, nobody knows
 	case first.deadline == never:
 		return left
-	case f.Presumed: // which says nothing against what is believed, and is as true again as long as the back end hands it out
-		return min(max(believed, left), max(0, first.received)+longestNominal-now) // when an earlier boot was, nobody knows
 	case left <= max(believed, briefly):
 		return left
 	case dated && c.knowsTime():
@@ -228,13 +231,15 @@ func (e *entry) extend(deadline time.Duration) {
 	e.born = deadline - e.life
 }
 
-// recountedLocked notes what life the token that e holds has left by the back end's latest word.
-func (c *Cache) recountedLocked(e *entry, left, now time.Duration) {
+// recountedLocked notes what life the token that e holds has left, by f, the back end's latest word.
+func (c *Cache) recountedLocked(e *entry, f Fetched, left, now time.Duration) {
 	deadline := now + left
+	presumed := e.presumed
+	e.presumed = f.Presumed && (presumed || deadline > e.deadline)
 	if c.knowsTime() && deadline < e.received+e.given-countSlack {
 		e.given = 0 // a better clock has proved the first count wrong
 	}
-	if !e.unconfirmed && deadline > e.deadline {
+	if (!e.unconfirmed || presumed) && deadline > e.deadline {
 		e.extend(deadline)
 		return
 	}

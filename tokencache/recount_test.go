@@ -2,6 +2,7 @@ package tokencache_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -206,6 +207,57 @@ func TestPresumedLife(t *testing.T) {
 				time.Sleep(20 * time.Minute)
 				if a, err := c.Get(t.Context(), vault, tokencache.Need{}); err == nil {
 					t.Errorf("served with %v left after the longest life there is", a.Left)
+				}
+			})
+		})
+	}
+}
+
+// A life that nobody told is no word that a later one must be borne out against: not in the same boot, nor after another one.
+func TestWordAfterAPresumedLife(t *testing.T) {
+	t.Parallel()
+	const life, behind, most = 20 * time.Hour, 12 * time.Hour, 24*time.Hour + 5*time.Minute
+	for _, row := range []struct {
+		name  string
+		boots int
+		asked bool // after the boot, while the life was still presumed
+	}{
+		{"in one boot", 0, false},
+		{"after a boot", 1, false},
+		{"after a boot and an answer", 1, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				began, r, w := time.Now().Round(0), &registry{}, &watch{}
+				presumed := true
+				r.gives(func(key tokencache.Key) tokencache.Fetched {
+					f := tokenOf("a", key, began)
+					f.Counted, f.Token.ExpiresOn = false, began.Add(life)
+					if f.Left = min(life+behind-time.Since(began), most); presumed {
+						f.Left, f.Presumed = 10*time.Minute, true
+					}
+					return f
+				})
+				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.booted(), BootID: "boot 0"})
+				defer func() { c.Close() }()
+				mustGet(t, c, vault, tokencache.Need{})
+				for boot := 1; boot <= row.boots; boot++ {
+					m := c.Memory()
+					c.Close()
+					clock := w.booted()
+					id := fmt.Sprint("boot ", boot)
+					c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: id, Memory: &m, On: tokencache.OnAtBoot(id, clock.Boot(), m.Taken())})
+				}
+				if row.asked {
+					time.Sleep(time.Minute)
+					mustGet(t, c, vault, tokencache.Need{MinTTL: 15 * time.Minute})
+				}
+				presumed = false
+				w.set(-behind, false)
+				for time.Since(began) < life-time.Minute {
+					mustGet(t, c, vault, sdk)
+					time.Sleep(5 * time.Minute)
 				}
 			})
 		})

@@ -287,7 +287,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 	case held > 0 && f.Token.Text.Equal(e.token.Text):
 		outcome = Unchanged
 		e.wishes = now + wishPause(held)
-		c.recountedLocked(e, left, now)
+		c.recountedLocked(e, f, left, now)
 		if e.unconfirmed {
 			e.anchor(e.deadline)
 		}

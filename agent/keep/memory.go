@@ -90,6 +90,7 @@ type remembered struct {
 	Claims      claims         `json:"claims"`
 	Before      *claims        `json:"before,omitempty"`
 	Unconfirmed bool           `json:"unconfirmed,omitempty"`
+	Presumed    bool           `json:"presumed,omitempty"`
 	Rollovers   []seen         `json:"rollovers,omitempty"`
 	Withheld    []string       `json:"withheld,omitempty"` // the IDs of the changes that withhold the token
 	Failing     *failing       `json:"failing,omitempty"`
@@ -180,7 +181,7 @@ func rememberedOf(r tokencache.Remembered) remembered {
 		Key: keyOf(r.Key), Nominal: r.Nominal, ReceivedOn: r.ReceivedOn.UTC(), Deadline: r.Deadline, Next: unlessNever(r.Next),
 		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.Born,
 		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
-		Unconfirmed: r.Unconfirmed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key), Withheld: r.Withheld,
+		Unconfirmed: r.Unconfirmed, Presumed: r.Presumed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key), Withheld: r.Withheld,
 		Failing: failingOf(r.Failing), Claim: claimOf(r.Claim),
 	}
 	if r.Before != nil {
@@ -282,7 +283,7 @@ func (w *remembered) remembered() tokencache.Remembered {
 		Key: of, Nominal: w.Nominal, ReceivedOn: w.ReceivedOn, Deadline: w.Deadline, Next: orNever(w.Next),
 		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Blind: w.Blind, Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Given: w.Given, Born: w.Born, Received: w.Received,
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
-		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Rollovers: told(w.Rollovers, of),
+		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Presumed: w.Presumed, Rollovers: told(w.Rollovers, of),
 		Withheld: w.Withheld,
 		Failing:  w.Failing.failing(), Claim: w.Claim.claim(),
 	}

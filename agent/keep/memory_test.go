@@ -39,7 +39,7 @@ func whole(n int) tokencache.Memory {
 				Kind: tokencache.Refused, Extent: tokencache.OfIdentity, Detail: "no", Failures: 3, Waits: 2, Asks: 1, Until: 20 * time.Minute, Callers: math.MinInt64 / 2,
 			},
 			Claim:    &tokencache.Claim{By: tokencache.Principal{ObjectID: "o2", TenantID: "t", ClientID: "c", Simulated: true}, From: -time.Minute},
-			Withheld: []string{"a1", "gone"}, Unconfirmed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
+			Withheld: []string{"a1", "gone"}, Unconfirmed: true, Presumed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
 		}, {
 			Key: user, Nominal: time.Hour, Deadline: math.MinInt64 / 2, Next: tokencache.Never, Asked: tokencache.Never, Life: time.Hour,
 		}, {
