@@ -334,8 +334,9 @@ func (l *life) happen(e event) {
 	case change:
 		l.note(e)
 	case pipeline:
-		for d := time.Duration(0); d < e.span; d += e.every {
-			l.after(d+time.Duration(e.n)*time.Microsecond, func() { l.note(e) })
+		for d, apart := time.Duration(0), time.Duration(e.n)*time.Microsecond; d < e.span; d += e.every {
+			l.after(d+apart, func() { l.note(e) })
+			apart += time.Microsecond // else one comes as the one before it has spread: what happens first then has no order
 		}
 	case withdraw:
 		l.withdraw(e.n)
