@@ -110,7 +110,6 @@ type Agent struct {
 	log     *zap.Logger
 	changed func()
 
-	ready   chan struct{} // closed when all parts are there
 	closing sync.Once
 
 	apply sync.Mutex // one Apply at a time
@@ -140,7 +139,7 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed, ready: make(chan struct{})}
+	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed}
 	a.audit.open(o.Log, a.clock)
 	a.strange.expected = o.Simulated
 	a.rules.Store(compiled)
@@ -153,8 +152,9 @@ func New(o Options) (*Agent, error) {
 	if before.lost {
 		o.Memory, o.Unopened = forgotten(o.Memory), nil
 	}
+	ready := make(chan struct{})
 	a.cache = tokencache.New(tokencache.Options{
-		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, Settled: a.settled, Spread: o.Rules.Spread,
+		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, Settled: a.settled, Begin: ready, Spread: o.Rules.Spread,
 		Record: before.Record, BootID: o.BootID, On: o.On, Memory: compiled.allowed(o.Memory),
 	})
 	for _, m := range o.Unopened {
@@ -189,11 +189,11 @@ func New(o Options) (*Agent, error) {
 	if o.Memory != nil {
 		a.memory.notice(true) // it came from one of both places, and the other may hold what is of another boot, or nothing
 	}
-	close(a.ready)
 	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
 		a.Close()
 		return nil, err
 	}
+	close(ready)
 	return a, nil
 }
 

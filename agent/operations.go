@@ -138,7 +138,6 @@ func (s *ruleset) unknownIdentity(name string) *Error {
 }
 
 func (a *Agent) fetched(e tokencache.Event) {
-	<-a.ready // what is remembered of a key may have it fetched at once
 	a.logFetch(e)
 	a.logPrincipal(e)
 	a.logSimulated(e)
@@ -150,7 +149,6 @@ func (a *Agent) fetched(e tokencache.Event) {
 
 // settled has kept what the clock has shown: it may be lost again before the next fetch.
 func (a *Agent) settled() {
-	<-a.ready
 	a.memory.notice(true)
 	a.changed()
 }

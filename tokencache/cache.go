@@ -54,6 +54,9 @@ type Options struct {
 	Observe func(Event)    // called after every fetch; nil: nobody
 	// Settled is called when the clock has shown when tokens expire that were of an unknown age. Nil: nobody is.
 	Settled func()
+	// Begin is closed when all that the schedule is to know has been told: before that it makes no call and forgets nothing.
+	// Nil: New is told all.
+	Begin <-chan struct{}
 
 	// Spread is how long a policy change may take to reach newly minted tokens. Zero: DefaultSpread.
 	Spread time.Duration
@@ -140,7 +143,7 @@ func New(o Options) *Cache {
 		c.recall(o.Memory)
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.running.Go(c.run)
+	c.running.Go(func() { c.runFrom(o.Begin) })
 	return c
 }
 

@@ -115,6 +115,39 @@ func TestRecallOfAnIdleKey(t *testing.T) {
 	})
 }
 
+// Until all has been told that the schedule is to know, it makes no call for what is remembered, and forgets none of it.
+func TestScheduleBeginsWhenItIsTold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r, w := &registry{}, &watch{}
+		r.gives(func(key tokencache.Key) tokencache.Fetched { return tokenOf("a", key, time.Now()) })
+		c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
+		mustGet(t, c, vault, tokencache.Need{})
+		m := c.Memory()
+		c.Close()
+		time.Sleep(30 * time.Hour) // nobody asks for it any more, and its token has expired
+		calls, begin := len(r.asked(vault)), make(chan struct{})
+		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock(), Memory: &m, Begin: begin})
+		defer func() { c.Close() }()
+		time.Sleep(time.Hour)
+		only(t, c)
+		if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if n := len(r.asked(vault)); n != calls {
+			t.Errorf("%d calls before it was to begin", n-calls)
+		}
+		close(begin)
+		time.Sleep(time.Minute)
+		if n := len(r.asked(vault)); n != calls+1 {
+			t.Errorf("%d calls since, want 1", n-calls)
+		}
+		c.Close() // also one that never began
+		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock(), Begin: make(chan struct{})})
+	})
+}
+
 // What is prefetched and was remembered is not fetched at once, what was not is; what no rule allows is dropped.
 func TestRecallUnderRules(t *testing.T) {
 	t.Parallel()

@@ -8,6 +8,18 @@ import (
 	"time"
 )
 
+// runFrom runs the schedule once begin is closed; nil: at once.
+func (c *Cache) runFrom(begin <-chan struct{}) {
+	if begin != nil {
+		select {
+		case <-begin:
+		case <-c.ctx.Done():
+			return
+		}
+	}
+	c.run()
+}
+
 // run is the schedule: it begins what is due, sleeps until the next moment that matters, and looks
 // again whenever it is nudged.
 func (c *Cache) run() {
