@@ -35,7 +35,7 @@ type oracle struct {
 	carriedBlind      bool                              // what systemd holds is of a daemon that could not read anything
 	blind             bool                              // nothing could be read of what was kept
 	unknown           time.Time                         // since then it is on record that nobody knows what was on record; zero: it is not
-	static            bool                              // the back end has told the same short life again, a minute later: it counts none, and so it has where it told it of another that had minutes more
+	static            time.Time                         // the back end told the same short life again, a minute later, or of a token that has minutes more: since then it counts none; zero: it has not
 	longestShort      time.Duration                     // that a token had left of which a short life was told
 	insisted, renewed time.Time                         // a technician last did, and a principal was last made anew
 	unsaved           time.Time                         // since then trouble is told of a save, and the disk is sound; zero: not
@@ -329,7 +329,10 @@ func (o *oracle) received(p *process, f tokencache.Fetched) {
 	}
 	if g.short && f.Counted {
 		left := t.expires.Sub(now)
-		o.static = o.static || !g.sameShort.IsZero() && now.Sub(g.sameShort) >= time.Minute || left < o.longestShort-5*time.Minute
+		repeated := !g.sameShort.IsZero() && now.Sub(g.sameShort) >= time.Minute || left < o.longestShort-5*time.Minute
+		if o.static.IsZero() && repeated {
+			o.static = now
+		}
 		o.longestShort = max(o.longestShort, left)
 	}
 	if before.by == p && before.text == g.text && !before.short && before.until.Sub(g.until).Abs() < agreeing {
@@ -420,7 +423,7 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 		return o.excuse(fullRecord)
 	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.toldShort(t.key, time.Now()):
 		return o.excuse(toldWrong) // a date that is to come is none by the issuer's clock, which is told wrong too then
-	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.static && !o.isRight():
+	case o.plan.device.form == misdated && t.came.After(ch.noted) && !o.static.IsZero() && !o.isRight():
 		return o.excuse(toldWrong) // nor is there such a clock where no count is one
 	}
 	return false
@@ -564,7 +567,7 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 	if p == nil || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) || o.toldShort(k.Key, now) && o.excuse(toldWrong) {
 		return
 	}
-	since, need := p.began, o.began
+	since, need := later(p.began, o.static), o.began
 	for _, ch := range o.changes {
 		if !ch.present || !o.touches(ch, k.Key) || withheld && ch.effect != tokencache.Revoked {
 			continue
@@ -615,7 +618,7 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 }
 
 // counts reports whether the back end's word tells how old a token is.
-func (o *oracle) counts() bool { return o.plan.device.form != uncounted && !o.static }
+func (o *oracle) counts() bool { return o.plan.device.form != uncounted && o.static.IsZero() }
 
 // certainFrom returns from when on a token must have been issued for the daemon to know that it has ch.
 func (o *oracle) certainFrom(ch *happened) time.Time {
