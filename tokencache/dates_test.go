@@ -60,3 +60,29 @@ func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
 		}
 	}
 }
+
+// A date that is later than the token's receipt is none, and gets no better when it has come to be past: it does not show, once the clock is
+// known to be right, that the token has a policy change.
+func TestDateAheadOfTheReceiptStaysNone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w, r := &watch{}, &registry{}
+		issued := time.Now().Add(-10 * time.Hour)
+		r.gives(func(key tokencache.Key) tokencache.Fetched {
+			f := tokenOf("o", key, issued)
+			f.Counted, f.Token.Claims.IssuedAt = false, f.Token.ExpiresOn.Add(-time.Hour)
+			return f
+		})
+		c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: r.Fetch})
+		defer c.Close()
+		note(t, c, "x", tokencache.Granted, time.Time{})
+		time.Sleep(spread + time.Minute)
+		mustGet(t, c, vault, sdk)
+		for time.Sleep(13 * time.Hour); time.Since(issued) < 24*time.Hour-time.Minute; time.Sleep(5 * time.Minute) {
+			w.set(0, true)
+			if got := standing(t, c); got == tokencache.Current {
+				t.Fatalf("a token of %v before the change is %v", 10*time.Hour, got)
+			}
+		}
+	})
+}

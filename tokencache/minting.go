@@ -33,7 +33,7 @@ const aheadAtMost = 2 * time.Minute
 // A token is dated back, so its iat is the earliest moment. When it was given a whole number of hours
 // and the five minutes of back-dating besides, as all that were seen, the minting is known to the
 // second. A token without a date was minted no longer ago than the longest life that is known; a date later than the
-// receipt is none.
+// receipt is none, and one that leaves no life but what tokens are dated back by.
 func mintingOf(t Token, left time.Duration, sure bool) Minting {
 	latest := t.ExpiresOn
 	if sure {
@@ -43,7 +43,7 @@ func mintingOf(t Token, left time.Duration, sure bool) Minting {
 	if dated.IsZero() {
 		dated = t.NotBefore
 	}
-	if dated.IsZero() || !dated.Before(t.ExpiresOn) || sure && dated.After(latest.Add(aheadAtMost)) {
+	if dated.IsZero() || t.ExpiresOn.Sub(dated) < backdated || sure && dated.After(latest.Add(aheadAtMost)) {
 		return Minting{Earliest: t.ExpiresOn.Add(-longestNominal), Latest: latest}
 	}
 	given := t.ExpiresOn.Sub(dated) - backdated
@@ -109,11 +109,15 @@ func received(m Minting, received time.Time, boot, now time.Duration) receipt {
 // again returns the receipt of a token that was received first as r tells, and that came again as o does. That tells how old it is
 // where nothing did before.
 func (r receipt) again(o receipt) receipt {
-	if r.blind {
+	if r.blind && !r.contradicts(o.from) {
 		r.from, r.to, r.blind = max(r.from, min(o.from, r.on)), min(r.to, o.to), o.blind
 	}
 	return r
 }
+
+// contradicts reports whether the token was there before it was issued, if it was issued from then on: then its date is none, though it may
+// look like one when the token comes again, or the clock is set right, hours later.
+func (r receipt) contradicts(from time.Duration) bool { return from > r.on+aheadAtMost }
 
 // doubt forgets what told how old the token was.
 func (r *receipt) doubt() {
@@ -123,8 +127,11 @@ func (r *receipt) doubt() {
 // age takes in how old the token was at the boot time now, when it was received or later.
 func (r *receipt) age(m Minting, then time.Time, boot, now time.Duration) {
 	since := func(t time.Time) time.Duration { return max(0, then.Sub(t)) }
-	from := min(boot+now-since(m.Earliest), r.on)
-	if !r.blind {
+	from := boot + now - since(m.Earliest)
+	if r.contradicts(from) {
+		return
+	}
+	if from = min(from, r.on); !r.blind {
 		from = max(from, r.from)
 	}
 	r.from = from

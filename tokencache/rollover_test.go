@@ -135,6 +135,7 @@ func TestMintingOf(t *testing.T) {
 		{"opaque, its life not counted", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 24 * time.Hour, true},
 		{"dated two minutes after its receipt: two clocks", token(minted.Add(2*time.Minute), time.Time{}, 24*time.Hour), 24 * time.Hour, 2 * time.Minute, 7*time.Minute + mintSlack, false},
 		{"dated later than its receipt", token(minted.Add(121*time.Second), time.Time{}, 24*time.Hour), 24 * time.Hour, 24*time.Hour - longestNominal, 0, false},
+		{"dated so that no life is left, and received just before its end", token(minted.Add(24*time.Hour-time.Second), time.Time{}, 24*time.Hour), time.Minute, 24*time.Hour - longestNominal, 24*time.Hour - time.Minute, false},
 		{"dated later than a receipt that nobody knows", token(back, time.Time{}, 24*time.Hour), 30 * time.Hour, -backdated, mintSlack, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
