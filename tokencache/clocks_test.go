@@ -436,6 +436,34 @@ func TestChangesThatFollowEachOther(t *testing.T) {
 	})
 }
 
+// Changes about another resource put off nothing, though each makes room on a full record, so that something is new about every token.
+func TestChangesAboutOthersPutNothingOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &registry{}
+		c := tokencache.New(tokencache.Options{Clock: (&watch{known: true}).clock(), Fetch: r.Fetch})
+		defer c.Close()
+		pipeline := func(changes int, resource string) {
+			for i := range changes {
+				if _, err := c.Note(tokencache.PolicyChange{ID: fmt.Sprint(resource, changes, i), AllIdentities: true, Resource: resource, Effect: tokencache.Granted}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+			}
+		}
+		pipeline(tokencache.MaxChanges-100, "") // which tokens meet that are issued then
+		issued := time.Now()
+		r.gives(func(key tokencache.Key) tokencache.Fetched { return tokenOf("o", key, issued) })
+		mustGet(t, c, vault, sdk)
+		pipeline(100, "")
+		before := len(r.asked(vault))
+		pipeline(240, storage.Resource)
+		if n := len(r.asked(vault)) - before; n < 8 || n > 40 {
+			t.Errorf("%d calls in four hours for a token that is stale", n)
+		}
+	})
+}
+
 // A change ends when on-time says so, and the wall clock where it can speak; the device may have been off in between.
 func TestEndOfAChange(t *testing.T) {
 	t.Parallel()

@@ -187,8 +187,13 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 			continue
 		}
 		c.standDownLocked(e, now)
-		if e.next != never {
-			c.planLocked(e, now)
+		planned := e.next
+		if planned == never {
+			continue
+		}
+		c.planLocked(e, now)
+		if e.standing.worst == before.worst && now >= e.holds() { // else changes that follow each other would put it off for ever
+			e.next = min(e.next, planned)
 		}
 	}
 	c.nudge()
