@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -119,6 +121,80 @@ func TestConnectionsBeingLookedAtAreHeard(t *testing.T) {
 		}
 		if took := time.Since(began); took > 2*hearing {
 			b.t.Errorf("who says nothing held it up for %v", took)
+		}
+	})
+}
+
+// Who connects to a listener that comes too late is left in its queue, which ends with it; an accepted one would be nobody's.
+func TestNobodyIsAcceptedAfterShutdown(t *testing.T) {
+	t.Parallel()
+	for name, serve := range map[string]func(*Server, net.Listener) error{
+		"of all services": func(s *Server, l net.Listener) error { return s.ServeTokens(l, "") },
+		"of a module":     func(s *Server, l net.Listener) error { return s.ServeTokens(l, "vision") },
+		"of technicians":  (*Server).ServeAdmin,
+	} {
+		inBubble(t, fetchDay, func(b *bubble) {
+			l := &slowListener{conn: make(chan net.Conn, 1), looked: make(chan struct{}), closed: make(chan struct{})}
+			close(l.looked)
+			l.close = func() {
+				synctest.Wait() // for whoever accepts
+				select {
+				case queued := <-l.conn:
+					queued.Close()
+				default:
+				}
+				close(l.closed)
+			}
+			if err := b.server.Shutdown(context.Background()); err != nil {
+				b.t.Error(err)
+			}
+			client, queued := net.Pipe()
+			defer client.Close()
+			l.conn <- queued
+			if err := serve(b.server, l); err != nil {
+				b.t.Errorf("the socket %s: %v", name, err)
+			}
+			_ = client.SetReadDeadline(time.Now().Add(time.Hour))
+			if _, err := client.Read(make([]byte, 1)); err != io.EOF {
+				b.t.Errorf("on the socket %s it reads %v, want the end", name, err)
+			}
+		})
+	}
+}
+
+// passing is an error whose cause can pass, so that net/http accepts again, until it is final.
+type passing struct{ final atomic.Bool }
+
+func (p *passing) Error() string   { return "too many open files" }
+func (p *passing) Timeout() bool   { return false }
+func (p *passing) Temporary() bool { return !p.final.Load() }
+
+// Where nobody can be accepted at the moment, the daemon goes down all the same.
+func TestShutdownWhileAcceptingFails(t *testing.T) {
+	t.Parallel()
+	inBubble(t, fetchDay, func(b *bubble) {
+		g, fault := newGate(), new(passing)
+		served, down := make(chan error), make(chan error)
+		go func() { served <- b.server.ServeTokens(g, "") }()
+		g.broken <- fault
+		synctest.Wait()
+		go func() { down <- b.server.Shutdown(context.Background()) }()
+		late := time.AfterFunc(time.Hour, func() {
+			b.t.Error("it accepts for ever")
+			fault.final.Store(true)
+		})
+		defer late.Stop()
+		for range 2 {
+			select {
+			case err := <-served:
+				if err != nil {
+					b.t.Error(err)
+				}
+			case err := <-down:
+				if err != nil {
+					b.t.Error(err)
+				}
+			}
 		}
 	})
 }

@@ -88,6 +88,9 @@ func (s *Server) ServeAdmin(l net.Listener) error {
 
 func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	hs := s.httpServer(kind, from)
+	if !s.add(hs, l) { // before anybody is accepted: whoever is, Shutdown hears
+		return l.Close()
+	}
 	if kind == onLoopback {
 		l = s.Callers.ListenTCP(l)
 	} else {
@@ -105,9 +108,6 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 		l = &budgeted{Listener: l, from: s.whence(), refuse: s.refuseEarly(cr, s.whence()), budget: budget}
 	}
 	l = connections{l, s.Limits.orDefaults().Header}
-	if !s.add(hs, l) {
-		return l.Close()
-	}
 	err := headlimit.Serve(hs, l)
 	close(hs.Handler.(*door).accepted)
 	if errors.Is(err, http.ErrServerClosed) {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,10 +41,13 @@ type gate struct {
 	come   chan *visitor
 	broken chan error
 	shut   chan struct{}
+	close  func()
 }
 
 func newGate() *gate {
-	return &gate{come: make(chan *visitor), broken: make(chan error), shut: make(chan struct{})}
+	g := &gate{come: make(chan *visitor), broken: make(chan error), shut: make(chan struct{})}
+	g.close = sync.OnceFunc(func() { close(g.shut) })
+	return g
 }
 
 func (g *gate) Accept() (net.Conn, error) {
@@ -57,7 +61,7 @@ func (g *gate) Accept() (net.Conn, error) {
 	}
 }
 
-func (g *gate) Close() error { close(g.shut); return nil }
+func (g *gate) Close() error { g.close(); return nil }
 
 // arrive has visitors come, and returns them when all have been seen to.
 func (g *gate) arrive(user uint32, names ...string) (all []*visitor) {
