@@ -51,8 +51,9 @@ func (l Limits) mostArriving() int { return max(1, l.Connections/2) }
 // fewWaiting is how many of a user wait as one, before it is looked up what each of them is.
 const fewWaiting = 4
 
-// takeTurns starts accepting on l, until it is closed. Close what it returns instead of l. whence returns whom a connection
-// counts for: all that its user runs, or where closely is set what of it. refuse ends one that gets no turn, and does not wait.
+// takeTurns starts accepting on l, until that or what it returns is closed. Call the latter's Accept until it fails for good, since
+// who was accepted is lost otherwise, and then close it. whence returns whom a connection counts for: all that its user runs, or where
+// closely is set what of it. refuse ends one that gets no turn, and does not wait.
 func takeTurns(l net.Listener, whence func(conn net.Conn, closely bool) quotaKey, refuse func(net.Conn), limits Limits) *turns {
 	t := &turns{Listener: l, whence: whence, refuse: refuse, most: limits.mostArriving(), budget: limits.arrivals(), waiting: make(map[quotaKey][]net.Conn)}
 	t.per = max(1, t.most/2)
@@ -155,7 +156,11 @@ func (t *turns) fail(err error) bool {
 	for t.fault != nil && !t.closed {
 		t.changed.Wait()
 	}
-	return t.fault == nil
+	if t.fault == nil {
+		return true
+	}
+	t.fault = net.ErrClosed // whatever it was does not pass any more
+	return false
 }
 
 // queue has conn wait for its caller's turn, and reports false when it gets none.

@@ -331,6 +331,10 @@ func TestAcceptingFails(t *testing.T) {
 			t.Error(err)
 		}
 		turns.Close() // as when nobody goes on after it: nothing is left running
+		synctest.Wait()
+		if _, err := turns.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closed, it says %v: who takes that for one that passes accepts for ever", err)
+		}
 	})
 }
 
