@@ -108,13 +108,11 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 		l = &budgeted{Listener: l, from: s.whence(), refuse: s.refuseEarly(cr, s.whence()), budget: budget}
 	}
 	l = connections{l, s.Limits.orDefaults().Header}
-	err := headlimit.Serve(hs, l)
-	close(hs.Handler.(*door).accepted)
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil // Shutdown ends the connections
-	}
+	d := hs.Handler.(*door)
+	err := headlimit.Serve(hs, l) // until l fails: hs is not shut down before that
+	close(d.accepted)
 	defer s.remove(hs)
-	ctx, cancel := context.WithTimeout(context.Background(), s.Limits.orDefaults().Answer+transfer)
+	ctx, cancel := context.WithTimeout(context.Background(), d.answer+transfer)
 	defer cancel()
 	s.end(ctx, hs)
 	if errors.Is(err, net.ErrClosed) {
