@@ -86,6 +86,7 @@ func keptOf(t *testing.T, m tokencache.Memory) *tokencache.Memory {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer f.Close()
 	read, err := keep.Carried(f)
 	if err != nil {
 		t.Fatal(err)

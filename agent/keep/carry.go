@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -45,6 +46,7 @@ func Carry(m tokencache.Memory) (*os.File, error) {
 
 // Carried returns what Carry put into f, which stays open.
 func Carried(f *os.File) (*tokencache.Memory, error) {
+	defer runtime.KeepAlive(f) // it is read by its number, which is closed, and another's, once nothing refers to f
 	framed, err := carriedIn(f)
 	defer clear(framed)
 	var text []byte
