@@ -83,7 +83,7 @@ func isLoose(err error) bool {
 }
 
 // moveAside moves a file aside that was found spoilt.
-func moveAside(folder Folder, name string, why error) error {
+func moveAside(folder Folder, name string, why error) *SpoiltError {
 	if spoilt, known := errors.AsType[*SpoiltError](why); known {
 		name, why = spoilt.Name, spoilt.Why
 	}
@@ -137,24 +137,52 @@ func (d Disk) replace(name string, text []byte) error {
 	return syncDir(string(d))
 }
 
-// Aside implements Folder. Of many that were moved aside the latest are left.
+// Aside implements Folder. Of many that were moved aside the latest are left. Where the clock is behind the time in the name of the one
+// before, it is named by a moment just after that: so their names tell in which order they were moved, whatever the clock says, and no
+// two have the same.
 func (d Disk) Aside(name string) (string, error) {
 	if err := shut(string(d)); err != nil {
 		return "", err
 	}
+	before, err := d.movedAside(name)
+	if err != nil {
+		return "", err
+	}
+	now := time.Now().UTC()
+	if n := len(before); n > 0 && !now.After(before[n-1]) {
+		now = before[n-1].Add(time.Nanosecond)
+	}
 	path := d.path(name)
-	to := path + unreadable + time.Now().UTC().Format("20060102T150405.000000000Z")
+	to := asideName(path, now)
 	if err := os.Rename(path, to); err != nil {
 		return "", err
 	}
-	older, err := filepath.Glob(path + unreadable + "*")
-	if err == nil && len(older) > maxAside {
-		slices.Sort(older)
-		for _, name := range older[:len(older)-maxAside] {
-			_ = os.Remove(name) // what stays only takes room
-		}
+	for _, at := range before[:max(0, len(before)+1-maxAside)] {
+		_ = os.Remove(asideName(path, at)) // what stays only takes room
 	}
 	return to, nil
+}
+
+// asideTime is how a name tells when a file was moved aside.
+const asideTime = "20060102T150405.000000000Z"
+
+func asideName(name string, at time.Time) string { return name + unreadable + at.Format(asideTime) }
+
+// movedAside returns when the files of that name that are aside were moved, the earliest first. What somebody else has named like them
+// does not count.
+func (d Disk) movedAside(name string) (all []time.Time, err error) {
+	entries, err := os.ReadDir(string(d))
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		told, ours := strings.CutPrefix(entry.Name(), name+unreadable)
+		if at, err := time.Parse(asideTime, told); ours && err == nil {
+			all = append(all, at)
+		}
+	}
+	slices.SortFunc(all, time.Time.Compare)
+	return all, nil
 }
 
 // Remove implements Folder.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -257,6 +258,56 @@ func TestFewAreLeftAside(t *testing.T) {
 	}
 }
 
+// Of those that are left the last is the one that was moved last, whatever the clock says, and none takes another's place.
+func TestLatestAreLeftAside(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string][]string{
+		"by a clock that is behind":         {"20261101", "20261102", "20261103", "20261104"},
+		"by one that is right":              {"19991101", "19991102", "19991103", "19991104"},
+		"once by a clock that was ahead":    {"19991102", "19991103", "19991104", "20991101"},
+		"with one that has the same moment": {"20000101"},
+	} {
+		dir := t.TempDir()
+		for i, day := range before {
+			if err := os.WriteFile(filepath.Join(dir, aside+day+"T000000.000000000Z"), fmt.Append(nil, i-len(before)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		theirs := aside + "by-hand" // which nobody removes
+		if err := os.WriteFile(filepath.Join(dir, theirs), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Test(t, func(t *testing.T) { // in which the clock stands at the beginning of 2000
+			for n := range 2 * maxAside {
+				if err := os.WriteFile(filepath.Join(dir, fileName), fmt.Append(nil, n), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				to, err := Disk(dir).Aside(fileName)
+				if text, unread := os.ReadFile(to); err != nil || unread != nil || string(text) != fmt.Sprint(n) {
+					t.Errorf("%s: number %d is not %s: %q, %v, %v", name, n, to, text, err, unread)
+				}
+				var left, want []string
+				for _, at := range listing(t, dir) {
+					if text, err := os.ReadFile(filepath.Join(dir, at)); err != nil {
+						t.Error(err)
+					} else if at != theirs {
+						left = append(left, string(text))
+					}
+				}
+				for i := max(-len(before), n+1-maxAside); i <= n; i++ {
+					want = append(want, fmt.Sprint(i))
+				}
+				if !slices.Equal(left, want) {
+					t.Errorf("%s: left after number %d: %q, want %q", name, n, left, want)
+				}
+			}
+		})
+		if _, err := os.Stat(filepath.Join(dir, theirs)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // What could not be read again is not written.
 func TestWhatIsNotKept(t *testing.T) {
 	t.Parallel()
@@ -384,7 +435,7 @@ func TestFailingSteps(t *testing.T) {
 	if err := syncDir("/nonexistent"); err == nil {
 		t.Error("synced a folder that is not there")
 	}
-	if err := moveAside(Disk("/nonexistent"), "x", errors.New("why")); !strings.Contains(err.Error(), "could not be moved aside") {
+	if err := moveAside(Disk("/nonexistent"), "x", errors.New("why")); err.Stays == nil || !strings.Contains(err.Error(), "could not be moved aside") {
 		t.Error(err)
 	}
 }

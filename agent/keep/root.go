@@ -25,6 +25,9 @@ func LoopbackRoot(folder Folder) (*Key, error) {
 		return root, err
 	}
 	aside := moveAside(folder, rootName, err)
+	if aside.Stays != nil { // it is not written over
+		return nil, aside
+	}
 	root, err = makeRoot(folder)
 	if err != nil {
 		return nil, errors.Join(aside, err)

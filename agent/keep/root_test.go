@@ -72,6 +72,27 @@ func TestLoopbackRootThatIsSpoilt(t *testing.T) {
 	}
 }
 
+// stuck is a folder in which nothing can be moved aside.
+type stuck struct{ Disk }
+
+func (stuck) Aside(string) (string, error) { return "", os.ErrPermission }
+
+// One that cannot be moved aside stays, as it is told.
+func TestLoopbackRootThatStays(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, rootName)
+	if err := os.WriteFile(path, []byte("0123"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if root, err := LoopbackRoot(stuck{Disk(dir)}); root != nil || err == nil || !strings.Contains(err.Error(), "could not be moved aside, and stays") {
+		t.Errorf("%v", err)
+	}
+	if text, err := os.ReadFile(path); string(text) != "0123" {
+		t.Errorf("it is written over: %q, %v", text, err)
+	}
+}
+
 // A link is not followed, wherever it leads.
 func TestLoopbackRootIsNoLink(t *testing.T) {
 	t.Parallel()
