@@ -43,15 +43,12 @@ func unreadCopy(lost, copies error) error {
 	return fmt.Errorf("%v; a copy of it may be where it cannot be read now: %w", lost, copies)
 }
 
-// hasTokens reports whether there is a file of tokens.
-func hasTokens(folder Folder) bool {
-	return slices.ContainsFunc(append(unopenedNames(), tokensName), func(name string) bool { return isThere(folder, name) })
-}
-
-// isThere reports whether there is a file of tokens of that name, or what is in its place.
-func isThere(folder Folder, name string) bool {
-	_, err := folder.Read(name, 0, maxSealed)
-	return !errors.Is(err, fs.ErrNotExist)
+// mayHaveTokens reports whether there is a file of tokens, for all that is known: also where none can be read now.
+func mayHaveTokens(folder Folder) bool {
+	return slices.ContainsFunc(append(unopenedNames(), tokensName), func(name string) bool {
+		_, err := folder.Read(name, 0, maxSealed)
+		return !errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // Start reads the record, what the file of tokens has, and what was carried over, the latest first. tokens may be nil: there
@@ -74,7 +71,7 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 		b.UnreadTokens = tokens.whyUnread()
 	}
 	unopened := b.TokensFault
-	if tokens == nil && hasTokens(record.folder) {
+	if tokens == nil && mayHaveTokens(record.folder) {
 		unopened = errors.New(tokensName + " is there, and not the key that it is sealed with")
 	}
 	switch {

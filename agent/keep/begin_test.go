@@ -361,12 +361,12 @@ func TestTokensWithoutARecord(t *testing.T) {
 		"of another key":      {key: &Key{9}},
 		"no key":              {},
 		"put aside, and no key": {spoil: func(path string) error {
-			return os.Rename(path, filepath.Join(filepath.Dir(path), unopenedName(binding.Serial)))
+			return os.Rename(path, filepath.Join(filepath.Dir(path), unopenedName(binding.Serial, 1)))
 		}},
 		"not to be read now":         {key: testKey, reads: unix.EACCES, unread: true},
 		"no descriptors, and no key": {reads: unix.EMFILE},
 		"put aside, not to be read": {spoil: func(path string) error {
-			return os.Rename(path, filepath.Join(filepath.Dir(path), unopenedName(binding.Serial)))
+			return os.Rename(path, filepath.Join(filepath.Dir(path), unopenedName(binding.Serial, 1)))
 		}, key: testKey, reads: unix.EIO, unread: true},
 	} {
 		dir := t.TempDir()
@@ -412,7 +412,7 @@ func changeByte(path string, at int) error {
 // saved is on the disk, whichever step of that a full disk or a power cut ends at. Then it is moved aside.
 func TestSpoiltTokensStayUntilOthersAreSaved(t *testing.T) {
 	t.Parallel()
-	own, other := unopenedName(binding.None), unopenedName(binding.Serial)
+	own, other := unopenedName(binding.None, 1), unopenedName(binding.Serial, 1)
 	for name, spoilt := range map[string][]string{
 		"the file":                    {tokensName},
 		"one that was put aside":      {own},
@@ -452,6 +452,78 @@ func TestSpoiltTokensStayUntilOthersAreSaved(t *testing.T) {
 				t.Errorf("%s: it is not saved", name)
 			}
 		}
+	}
+}
+
+// noRoom is a folder in which nothing can be opened while there are no descriptors: to rename needs none.
+type noRoom struct {
+	*limited
+	out bool
+}
+
+func (n *noRoom) Read(name string, refused os.FileMode, most int) ([]byte, error) {
+	if n.out {
+		return nil, unix.EMFILE
+	}
+	return n.limited.Read(name, refused, most)
+}
+
+func (n *noRoom) Replace(name string, text []byte) error {
+	if n.out {
+		return unix.EMFILE
+	}
+	return n.limited.Replace(name, text)
+}
+
+// What cannot be read now is not known to be there: the file that is spoilt is not moved aside for it. Nor is anything written over it.
+func TestSpoiltTokensStayWhereNothingCanBeRead(t *testing.T) {
+	t.Parallel()
+	own := unopenedName(binding.None, 1)
+	for name, spoilt := range map[string][]string{"the file": {tokensName}, "the file and one put aside": {tokensName, own}} {
+		disk := &noRoom{limited: &limited{files: make(map[string][]byte), left: 9}}
+		for _, name := range spoilt {
+			disk.files[name] = make([]byte, 512)
+		}
+		tokens := sealedIn(t, disk)
+		if b := Start(Open(disk, uptime(time.Hour)), tokens, nil, anybodys, "b"); b.Lost == nil {
+			t.Fatalf("%s: a first start", name)
+		}
+		disk.out = true
+		if err := tokens.Save(revoked(1)); !errors.Is(err, unix.EMFILE) {
+			t.Errorf("%s: %v", name, err)
+		}
+		disk.out = false
+		if len(disk.files) != len(spoilt) {
+			t.Errorf("%s: moved aside for nothing: %d files are left", name, len(disk.files))
+		}
+		if b := Start(Open(disk, uptime(time.Hour)), sealedIn(t, disk), nil, anybodys, "b"); b.Lost == nil {
+			t.Errorf("%s: then a first start", name)
+		}
+		if err := tokens.Save(revoked(1)); err != nil || len(disk.files) != 1 {
+			t.Errorf("%s: with descriptors: %v, %d files", name, err, len(disk.files))
+		}
+	}
+}
+
+// A file beside the spoilt one that cannot be read is not written over to make way for others.
+func TestSpoiltTokensMakeWayOverNothingUnread(t *testing.T) {
+	t.Parallel()
+	dir, own := t.TempDir(), unopenedName(binding.None, 1)
+	if err := errors.Join(knownBy(t, dir).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, own)),
+		os.WriteFile(filepath.Join(dir, tokensName), make([]byte, 512), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	disk := &refusing{Disk: Disk(dir), names: []string{own}}
+	tokens := sealedIn(t, disk)
+	if b := Start(Open(disk, uptime(time.Hour)), tokens, nil, anybodys, "b"); b.UnreadTokens == nil {
+		t.Fatalf("%+v", b)
+	}
+	if err := tokens.Save(revoked(2)); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := boots(t, dir)
+	if ids := strings.Join(copiesOf(b), " "); ids != "noted-2 noted-1" {
+		t.Errorf("what is known at last: %q of %q", ids, listing(t, dir))
 	}
 }
 

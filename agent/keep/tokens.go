@@ -1,6 +1,7 @@
 package keep
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -190,14 +191,25 @@ func (t *Tokens) makeWay(m tokencache.Memory) error {
 	if !slices.Contains(t.spoilt, tokensName) {
 		return nil
 	}
-	if !slices.ContainsFunc(unopenedNames(), func(name string) bool { return isThere(t.folder, name) }) {
-		name := unopenedName(kindOf(t.head))
-		if err := t.write(name, m); err != nil {
+	if !slices.ContainsFunc(unopenedNames(), t.isSeen) {
+		sealed, err := t.sealed(m)
+		if err != nil {
+			return err
+		}
+		name, err := t.putAside(sealed, kindOf(t.head))
+		if err != nil {
 			return err
 		}
 		t.opened = append(t.opened, name)
 	}
 	return t.aside(tokensName)
+}
+
+// isSeen reports whether a file of that name, or what is in its place, is certainly there.
+func (t *Tokens) isSeen(name string) bool {
+	_, err := t.read(name)
+	_, spoilt := errors.AsType[*SpoiltError](err)
+	return err == nil || spoilt
 }
 
 // aside moves a file aside if it was found spoilt.
@@ -227,15 +239,58 @@ func (e *UnopenedError) Error() string {
 		"(systemctl restart perceptd-cache-key perceptd); if this device will never have one, remove the file", e.Name, e.Kind.Name())
 }
 
-// unopenedName is where Save keeps what Load could not open, by what that is bound to. There is one of a kind at most: who wrote a
-// later one could open it.
-func unopenedName(kind binding.Kind) string { return tokensName + ".unopened-" + kind.String() }
+// maxUnopened is how many files that could not be opened are kept of each kind that they are bound to. There is a second one only where
+// the first could not be read either while who wrote the second could have opened it.
+const maxUnopened = 4
+
+// unopenedName is where Save keeps what Load could not open, by what that is bound to: the nth, from 1 on.
+func unopenedName(kind binding.Kind, nth int) string {
+	name := tokensName + ".unopened-" + kind.String()
+	if nth > 1 {
+		name += fmt.Sprint("-", nth)
+	}
+	return name
+}
+
+func unopenedNamesOf(kind binding.Kind) (all []string) {
+	for nth := range maxUnopened {
+		all = append(all, unopenedName(kind, nth+1))
+	}
+	return all
+}
 
 func unopenedNames() (all []string) {
 	for _, kind := range []binding.Kind{binding.ProductUUID, binding.Serial, binding.MachineID, binding.None} {
-		all = append(all, unopenedName(kind))
+		all = append(all, unopenedNamesOf(kind)...)
 	}
 	return all
+}
+
+// putAside puts a sealed file beside the tokens' file, under a name of its kind that is free: what is there may be the only one that has
+// what it has, and until Save is through that is so of what this process has opened, too. A file that is there already, since a save
+// before came as far as this, stays.
+func (t *Tokens) putAside(sealed []byte, kind binding.Kind) (name string, err error) {
+	why := fmt.Errorf("%d files were put aside before it, from %s on, which cannot be opened: remove those of another device", maxUnopened, unopenedName(kind, 1))
+	for _, at := range unopenedNamesOf(kind) {
+		there, err := t.read(at)
+		_, spoilt := errors.AsType[*SpoiltError](err)
+		free := errors.Is(err, fs.ErrNotExist)
+		switch {
+		case err == nil && bytes.Equal(there, sealed):
+			return at, nil
+		case err != nil && !spoilt && !free:
+			why = err
+		case name == "" && (free || slices.Contains(t.spoilt, at)):
+			name = at
+		}
+	}
+	if name == "" {
+		return "", notOverwritten(why)
+	}
+	if err := t.aside(name); err != nil {
+		return "", err
+	}
+	return name, t.folder.Replace(name, sealed)
 }
 
 // LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open either, which stays.
@@ -302,21 +357,13 @@ func (t *Tokens) keepUnopened() error {
 	case err != nil:
 		return notOverwritten(err)
 	default:
-		kept = unopenedName(kindOf(head))
-		if i := t.indexUnread(kept); i >= 0 {
-			return notOverwritten(t.unread[i].why)
-		}
-		if err := t.aside(kept); err != nil {
+		if kept, err = t.putAside(sealed, kindOf(head)); err != nil {
 			return err
 		}
-		if err := t.folder.Replace(kept, sealed); err != nil {
-			return err
-		}
-		t.opened = slices.DeleteFunc(t.opened, func(opened string) bool { return opened == kept })
 	}
 	t.unopened = false
 	switch i := t.indexUnread(tokensName); {
-	case i >= 0 && kept == "":
+	case i >= 0 && (kept == "" || t.indexUnread(kept) >= 0):
 		t.unread = slices.Delete(t.unread, i, i+1)
 	case i >= 0:
 		t.unread[i].name = kept // where LoadAgain finds it

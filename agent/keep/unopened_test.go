@@ -97,7 +97,7 @@ func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
 							t.Error(err)
 						}
 					}
-					if text, err := os.ReadFile(filepath.Join(dir, unopenedName(binding.ProductUUID))); err != nil || !bytes.Equal(text, sealed) {
+					if text, err := os.ReadFile(filepath.Join(dir, unopenedName(binding.ProductUUID, 1))); err != nil || !bytes.Equal(text, sealed) {
 						t.Errorf("start %d: it was not kept: %v, %q", i, err, listing(t, dir))
 					}
 				}
@@ -258,18 +258,17 @@ func TestRecordIsGoneAndItsCopyUnopened(t *testing.T) {
 // save between loses none of the rest.
 func TestUnreadTokensComeOneByOne(t *testing.T) {
 	t.Parallel()
-	aside := unopenedName(product.Kind)
+	aside := unopenedName(product.Kind, 1)
 	for name, row := range map[string]struct {
-		known  []binding.Binding // when the later file was sealed, while the earlier was not open
-		first  string            // what can be read first
-		saves  bool              // then something is saved before it is read again
-		unsaid bool              // that save is refused: what it would keep aside is in the way of what is there
+		known []binding.Binding // when the later file was sealed, while the earlier was not open
+		first string            // what can be read first
+		saves bool              // then something is saved before it is read again
 	}{
 		"the file first":                    {known: []binding.Binding{machine}, first: tokensName},
 		"the file first, then a save":       {known: []binding.Binding{machine}, first: tokensName, saves: true},
 		"the one put aside first":           {known: []binding.Binding{machine}, first: aside},
 		"of one kind, the file first":       {known: []binding.Binding{product}, first: tokensName},
-		"of one kind, the file, then saved": {known: []binding.Binding{product}, first: tokensName, saves: true, unsaid: true},
+		"of one kind, the file, then saved": {known: []binding.Binding{product}, first: tokensName, saves: true},
 		"of one kind, the other first":      {known: []binding.Binding{product}, first: aside},
 	} {
 		dir := t.TempDir()
@@ -296,8 +295,8 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 		}
 		disk.names = slices.DeleteFunc(disk.names, func(name string) bool { return name == row.first })
 		if row.saves {
-			if err := tokens.Save(revoked(3)); (err != nil) != row.unsaid {
-				t.Errorf("%s: saved: %v", name, err)
+			if err := tokens.Save(revoked(3)); err != nil {
+				t.Errorf("%s: %v", name, err)
 			}
 		}
 		ids := read(os.ErrPermission)
@@ -321,6 +320,177 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 		}
 		if err := tokens.Save(revoked(5)); err != nil || !slices.Equal(listing(t, dir), []string{tokensName}) {
 			t.Errorf("%s: %v, %q", name, err, listing(t, dir))
+		}
+	}
+}
+
+// What was put aside, and could not be read since, is not written over by what is put aside later.
+func TestPutAsideAndNeverRead(t *testing.T) {
+	t.Parallel()
+	dir, aside := t.TempDir(), unopenedName(product.Kind, 1)
+	if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, aside))); err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := OpenTokens(&refusing{Disk: Disk(dir), names: []string{aside}}, testKey, product)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := Start(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil {
+		t.Fatal(b)
+	}
+	if err := tokens.Save(revoked(2)); err != nil { // who writes it could open what is aside, and has not read it
+		t.Fatal(err)
+	}
+	_, tokens = boots(t, dir) // nothing tells the device
+	if err := tokens.Save(revoked(3)); err != nil {
+		t.Fatal(err)
+	}
+	b, tokens := boots(t, dir, product)
+	ids := copiesOf(b)
+	slices.Sort(ids)
+	if !slices.Equal(ids, []string{"noted-1", "noted-2", "noted-3"}) {
+		t.Errorf("what is known at last: %q", ids)
+	}
+	if err := tokens.Save(revoked(4)); err != nil || !slices.Equal(listing(t, dir), []string{tokensName}) {
+		t.Errorf("%v, %q", err, listing(t, dir))
+	}
+}
+
+// So much is put aside and no more. Then nothing is saved, and the error says what to do, until there is room: one is removed, or found
+// spoilt.
+func TestFewArePutAside(t *testing.T) {
+	t.Parallel()
+	for name, makeRoom := range map[string]func(path string) error{
+		"removed": os.Remove, "spoilt": func(path string) error { return os.WriteFile(path, []byte("x"), 0o600) },
+	} {
+		dir := t.TempDir()
+		var want []string
+		for n := range maxUnopened + 1 {
+			if err := knownBy(t, dir, product).Save(revoked(time.Duration(n))); err != nil {
+				t.Fatal(err)
+			}
+			if n < maxUnopened {
+				if err := os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, unopenedName(product.Kind, n+1))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want = append(want, fmt.Sprint("noted-", n))
+		}
+		for range 2 {
+			_, tokens := boots(t, dir)
+			if err := tokens.Save(revoked(99)); err == nil || !strings.Contains(err.Error(), "remove those of another device") || !strings.Contains(err.Error(), unopenedName(product.Kind, 1)) {
+				t.Errorf("saved: %v", err)
+			}
+			if len(listing(t, dir)) != maxUnopened+1 {
+				t.Errorf("%q", listing(t, dir))
+			}
+		}
+		b, _ := boots(t, dir, product)
+		ids := copiesOf(b)
+		slices.Sort(ids)
+		if !slices.Equal(ids, want) {
+			t.Errorf("known again: %q, want %q", ids, want)
+		}
+		if err := makeRoom(filepath.Join(dir, unopenedName(product.Kind, 2))); err != nil {
+			t.Fatal(err)
+		}
+		_, tokens := boots(t, dir)
+		if err := tokens.Save(revoked(99)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		b, tokens = boots(t, dir, product)
+		if len(b.Copies) != maxUnopened+1 {
+			t.Errorf("%s, known again: %q", name, copiesOf(b))
+		}
+		if err := tokens.Save(revoked(100)); err != nil {
+			t.Error(err)
+		}
+		if left := slices.DeleteFunc(setAside(t, dir), func(name string) bool { return strings.Contains(name, unreadable) }); len(left) != 0 {
+			t.Errorf("%s, known again: %q", name, left)
+		}
+	}
+}
+
+// unwritable is a disk that has no room for the tokens' file.
+type unwritable struct{ Disk }
+
+func (u unwritable) Replace(name string, text []byte) error {
+	if name == tokensName {
+		return unix.ENOSPC
+	}
+	return u.Disk.Replace(name, text)
+}
+
+// Starts that come no further than that put one file aside, and not one each; and where neither it nor the tokens' file can be read for a
+// while, what both have is read once.
+func TestOneIsPutAsideOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := knownBy(t, dir, product).Save(revoked(1)); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 {
+		tokens, err := OpenTokens(unwritable{Disk(dir)}, testKey, machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tokens.Load(); err == nil {
+			t.Error("opened")
+		}
+		if err := tokens.Save(revoked(2)); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("start %d: %v", n, err)
+		}
+		if names := setAside(t, dir); !slices.Equal(names, []string{unopenedName(product.Kind, 1)}) {
+			t.Errorf("start %d: %q", n, names)
+		}
+	}
+	disk := &refusing{Disk: Disk(dir), names: []string{tokensName, unopenedName(product.Kind, 1)}}
+	tokens, err := OpenTokens(disk, testKey, product)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := Start(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 0 {
+		t.Fatalf("%+v", b)
+	}
+	disk.names = nil
+	if err := tokens.Save(revoked(3)); err != nil {
+		t.Error(err)
+	}
+	if all, err := tokens.LoadAgain(); err != nil || len(all) != 1 || all[0].On != 1 {
+		t.Errorf("read again: %v, %v", all, err)
+	}
+	if err := tokens.Save(revoked(4)); err != nil || !slices.Equal(listing(t, dir), []string{tokensName}) {
+		t.Errorf("%v, %q", err, listing(t, dir))
+	}
+}
+
+// What this process has opened is not written over either by what it could not read at first: until its save is through nothing else on the
+// disk has it.
+func TestOpenedStaysUntilSaved(t *testing.T) {
+	t.Parallel()
+	for step := 1; step <= 2; step++ {
+		dir := t.TempDir()
+		if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, unopenedName(product.Kind, 1))),
+			knownBy(t, dir, product).Save(revoked(2))); err != nil {
+			t.Fatal(err)
+		}
+		refuses := &refusing{Disk: Disk(dir), names: []string{tokensName}}
+		tokens, err := OpenTokens(refuses, testKey, product)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b := Start(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 1 {
+			t.Fatalf("%+v", b)
+		}
+		tokens.folder = &flaky{Disk: Disk(dir), n: step}
+		if err := tokens.Save(revoked(3)); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("step %d: %v", step, err)
+		}
+		b, _ := boots(t, dir, product)
+		ids := copiesOf(b)
+		slices.Sort(ids)
+		if ids = slices.Compact(ids); !slices.Equal(ids, []string{"noted-1", "noted-2"}) {
+			t.Errorf("step %d: what is known at last: %q", step, ids)
 		}
 	}
 }
