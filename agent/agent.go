@@ -146,9 +146,7 @@ func New(o Options) (*Agent, error) {
 	kept := o.told()
 	before := kept.recover(o.Record, o.LostRecord, o.now(a.clock), o.Rules)
 	before.Record, _ = o.Rules.withLostEffect(before.Record)
-	if o.UnreadRecord != nil { // it may have gone on otherwise from what its copies tell
-		before.Record, before.lost = anew(before.Record, before.Record), false
-	}
+	before.lost = before.lost && o.UnreadRecord == nil
 	if before.lost {
 		o.Memory, o.Unopened = forgotten(o.Memory), nil
 	}
@@ -181,7 +179,6 @@ func New(o Options) (*Agent, error) {
 	a.cache.Retain(compiled.allows)
 	a.memory.open(o.Keeping, a.cache.Memory, a.clock, o.Log, a.changed)
 	u.began = a.cache.Record()
-	u.began.Generation = before.Generation // what became of it since, it may have become otherwise elsewhere
 	if u.load != nil || u.tokens != nil {
 		a.unread = &u
 		a.record.saver.Go(func() { a.readAgain(&u) })

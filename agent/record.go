@@ -50,9 +50,9 @@ type record struct {
 	hurried chan struct{}
 	latest  *commit // the latest that was begun; nil: none was
 
-	mu    sync.Mutex // one keep at a time; protects what follows
-	kept  uint64     // the generation that is on the disk
-	wrong bool       // what is on the disk is not of that generation, or nothing is
+	mu    sync.Mutex        // one keep at a time; protects what follows
+	kept  tokencache.Origin // what is on the disk; zero: it is of a lineage before, or nothing is
+	wrong bool              // what is on the disk may be another by now
 
 	wrote atomic.Int64 // boot time of the last write, or try
 }
@@ -65,12 +65,11 @@ type commit struct {
 	err   error         // then
 }
 
-// open makes r ready. What now tells at first is what is on the disk.
+// open makes r ready. What now tells is of a lineage that is not on the disk yet.
 func (r *record) open(keep func(tokencache.Record) error, now func() tokencache.Record, clock tokencache.Clock, log *zap.Logger) {
 	r.keep, r.now, r.clock, r.log = keep, now, clock, log
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.hurried = make(chan struct{})
-	r.kept = now().Generation
 	r.wrote.Store(int64(clock.Boot() - saveGathered))
 	if keep != nil {
 		r.saver.Go(r.follow)
@@ -184,7 +183,7 @@ func (r *record) try() error {
 		r.fault.Store(&err)
 		return err
 	}
-	r.kept, r.wrong = now.Generation, false
+	r.kept, r.wrong = originOf(now), false
 	if r.fault.Swap(nil) != nil {
 		r.log.Info("the policy changes are kept again")
 	}
@@ -207,7 +206,11 @@ func (r *record) differs() bool {
 }
 
 // differsFrom reports whether what is on the disk is not now. The caller holds mu.
-func (r *record) differsFrom(now tokencache.Record) bool { return r.wrong || now.Generation != r.kept }
+func (r *record) differsFrom(now tokencache.Record) bool { return r.wrong || originOf(now) != r.kept }
+
+func originOf(r tokencache.Record) tokencache.Origin {
+	return tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation}
+}
 
 // begin starts the saver, unless there is one.
 func (r *record) begin(wait time.Duration) {

@@ -31,7 +31,7 @@ type kept struct {
 type mark struct {
 	id    string
 	key   tokencache.Key
-	of    tokencache.Record // which it is on: lineage and generation alone
+	of    tokencache.Record // which it is on: lineage, origins and generation alone
 	taken tokencache.PolicyChange
 }
 
@@ -71,7 +71,17 @@ func copyIn(m *tokencache.Memory) tokencache.Record {
 			r.On, r.Boot = p.Moment, r.Boot-(r.On-p.Moment)
 		}
 	}
+	return withoutStandIn(r)
+}
+
+// withoutStandIn is r as if nothing had been entered for a record that cannot be read, which is the first that is after a start. So where
+// nothing else was noted it is the same as what it was taken from.
+func withoutStandIn(r tokencache.Record) tokencache.Record {
+	there := len(r.Changes)
 	r.Changes = slices.DeleteFunc(slices.Clone(r.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
+	if len(r.Changes) < there && r.Generation > 0 {
+		r.Generation--
+	}
 	return r
 }
 
@@ -79,7 +89,7 @@ func copyIn(m *tokencache.Memory) tokencache.Record {
 // was taken.
 func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
 	return mark{
-		id: id, key: key, of: tokencache.Record{Lineage: m.Record.Lineage, Generation: m.Record.Generation},
+		id: id, key: key, of: tokencache.Record{Lineage: m.Record.Lineage, Origins: m.Record.Origins, Generation: m.Record.Generation},
 		taken: tokencache.PolicyChange{
 			ID: id, Selector: key.Selector, Resource: key.Resource, Effect: tokencache.Revoked,
 			At: m.Wall, NotedOn: m.Wall, // and no moment: it is that of the start, which is later than the truth
@@ -91,7 +101,7 @@ func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
 // recover returns the record to begin with: the newest of that on the disk, nil where none was read, and its copies, and what the
 // marks on tokens tell beyond them. A folder may be mounted over the one that the record is in, an older one put in its place,
 // or the disk may have been full, while the tokens that it withholds were kept elsewhere. lost says that what is on
-// the disk is no record any more. What was kept is as it was taken; what is returned is by the on-time of now.
+// the disk is no record any more. What was kept is as it was taken; what is returned is by the on-time of now, and the beginning of a lineage.
 func (k kept) recover(disk *tokencache.Record, lost error, now tokencache.Taken, rules Rules) recovered {
 	taken, copies := disk, make([]tokencache.Record, len(k.copies))
 	for i, r := range k.copies {
@@ -103,14 +113,17 @@ func (k kept) recover(disk *tokencache.Record, lost error, now tokencache.Taken,
 	}
 	found := newest(disk, lost, copies)
 	found.lost = disk == nil && (k.blind || len(k.copies) == 0 && (lost != nil || k.torn))
-	marked := k.unmet(disk, found.Changes, rules)
-	if len(marked) > 0 {
-		from := found.Record
+	from := slices.Clone(copies)
+	if disk != nil {
+		from = append(from, *disk)
+	}
+	from = append(from, found.Record)
+	if marked := k.unmet(disk, found.Changes, rules); len(marked) > 0 {
 		found.Generation++
 		found.Changes = slices.Concat(found.Changes, marked)
-		found.Record = anew(found.Record, from)
 		found.why = cmp.Or(found.why, "marks on tokens name revocations that are not on record: they are in force for these tokens")
 	}
+	found.Record = anew(found.Record, from...)
 	for _, r := range k.copies {
 		found.Record = found.After(r, now)
 	}
@@ -125,18 +138,19 @@ func newest(disk *tokencache.Record, lost error, copies []tokencache.Record) rec
 	other := together(copies)
 	switch {
 	case disk == nil && other.Generation == 0 && len(other.Changes) == 0:
-		other.Lineage = cmp.Or(other.Lineage, rand.Text())
 		return recovered{Record: other} // a first start, or nothing was ever noted
 	case disk == nil && lost != nil:
-		return recovered{Record: anew(other, other), why: "the record of policy changes could not be read: its copy beside the tokens is in force"}
+		return recovered{Record: other, why: "the record of policy changes could not be read: its copy beside the tokens is in force"}
 	case disk == nil:
-		return recovered{Record: anew(other, other), why: "the record of policy changes was gone: its copy beside the tokens is in force"}
+		return recovered{Record: other, why: "the record of policy changes was gone: its copy beside the tokens is in force"}
 	case len(copies) == 0:
 		return recovered{Record: *disk}
 	}
 	switch {
+	case disk.Has(other) && standsFor(disk.Changes, other.Changes):
+		return recovered{Record: *disk}
 	case other.IsNewer(*disk):
-		return recovered{Record: anew(other, other), why: "the record of policy changes was older than its copy beside the tokens: the copy is in force"}
+		return recovered{Record: other, why: "the record of policy changes was older than its copy beside the tokens: the copy is in force"}
 	case disk.IsNewer(other), standsFor(disk.Changes, other.Changes):
 		return recovered{Record: *disk}
 	}
@@ -188,8 +202,9 @@ func (k kept) unmet(disk *tokencache.Record, there []tokencache.PolicyChange, ru
 	return all
 }
 
-// anew returns r, taken from those records, as the beginning of another lineage. What it was taken from may go on elsewhere, in a folder that comes back:
-// by generations alone the one would seem to be the older one of the other, and what it has of its own would be lost.
+// anew returns r, taken from those records, as the beginning of another lineage. Each start begins one, since what its record was taken from
+// may have gone on elsewhere: in a copy beside tokens that cannot be read now, or in a folder that comes back. By generations alone the one
+// would seem to be the older one of the other, and what it has of its own would be lost.
 func anew(r tokencache.Record, from ...tokencache.Record) tokencache.Record {
 	return r.Begun(rand.Text(), from...)
 }

@@ -69,6 +69,9 @@ func (r Rules) withLostEffect(record tokencache.Record) (_ tokencache.Record, di
 			p.Effect, different = r.lostEffect(), true
 		}
 	}
+	if different {
+		record.Generation++
+	}
 	return record, different
 }
 
@@ -78,7 +81,6 @@ func (a *Agent) applyLostEffect(rules Rules) {
 	defer a.naming.Unlock()
 	record, different := rules.withLostEffect(a.cache.Record())
 	if different {
-		record.Generation++
 		a.cache.Replace(record)
 		a.record.notice()
 	}
@@ -263,7 +265,7 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 	for _, r := range late.copies {
 		a.cache.GoOn(r.Taken)
 	}
-	now := anew(a.cache.Record(), u.began) // so that what was noted since is not for an older one
+	now := a.cache.Record()
 	found := late.recover(&now, nil, now.Taken, rules)
 	if found.why == "" {
 		return
@@ -271,7 +273,7 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 	found.Changes = slices.DeleteFunc(found.Changes, func(p tokencache.PolicyChange) bool { return isAmong(u.withdrawn, p) })
 	u.began.Changes = slices.Concat(u.began.Changes, added(found.Changes, now.Changes))
 	found.Record, _ = rules.withLostEffect(found.Record)
-	found.Generation = max(found.Generation, now.Generation) + 1
+	found.Generation++ // also without what stands for a record that cannot be read, it is more than it was taken from
 	a.cache.Replace(found.Record)
 	logJoined(a.log, found.Changes)
 	a.log.Warn(found.why, zap.Int("changes", len(found.Changes)), zap.Strings("revocations", revocations(found.Changes)))
@@ -297,14 +299,12 @@ func (a *Agent) takeRecord(u *unread) bool {
 		noted = added(now.Changes, u.began.Changes)
 		record := found.Record
 		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return isAmong(u.withdrawn, p) })
-		if len(noted)+len(u.withdrawn) > 0 || found.why != "" {
-			record = anew(record, found.Record, now)
-			record.Generation = max(record.Generation, now.Generation) + 1
-		}
+		record = anew(record, withoutStandIn(now), found.Record)
 		found.Record, _ = rules.withLostEffect(record)
 		if found.lost {
 			standsIn = rules.lost(why)
 			found.Changes = append(found.Changes, standsIn)
+			found.Generation++
 		}
 		a.cache.Replace(found.Record)
 		u.began = found.Record

@@ -85,8 +85,8 @@ type Window struct {
 type Record struct {
 	// Taken says when the record was taken from the cache. A start works out by it what time it is: see OnAtBoot.
 	Taken
-	// Lineage names the record from its beginning on: generations of two lineages have no order. Empty: from before there
-	// were lineages.
+	// Lineage names the record from its beginning on, which is the start of a process, or when that read more: generations of two
+	// lineages have no order. Empty: from before there were lineages.
 	Lineage string
 	// Origins are the records that this one was taken from when its lineage began, the latest last. Of each it has all up to a
 	// generation, but for what was withdrawn or over.
@@ -106,28 +106,55 @@ type Origin struct {
 // MaxOrigins is how many a record has at most.
 const MaxOrigins = 16
 
-// Has reports whether r has, or had, all that o has, since it is o, or was taken from it.
+// Has reports whether r has, or had, all that o has, since it is o, or was taken from it, or from what o was and still is.
 func (r Record) Has(o Record) bool {
+	return r.has(o.as()) || o.asBegun() && r.has(o.Origins[len(o.Origins)-1])
+}
+
+// as is what r is as an origin.
+func (r Record) as() Origin { return Origin{r.Lineage, r.Generation} }
+
+func (r Record) has(o Origin) bool {
 	if r.Lineage == o.Lineage {
 		return r.Generation >= o.Generation
 	}
 	return slices.ContainsFunc(r.Origins, func(from Origin) bool { return from.Lineage == o.Lineage && from.Generation >= o.Generation })
 }
 
-// IsNewer reports whether r came after o. Where neither of two is newer, each may have what the other lacks.
-func (r Record) IsNewer(o Record) bool { return r.Has(o) && !o.Has(r) }
+// asBegun reports whether r is what the last of its origins was: it was taken from that alone, and nothing has changed since.
+func (r Record) asBegun() bool {
+	n := len(r.Origins)
+	return n > 0 && r.Origins[n-1].Generation == r.Generation
+}
 
-// Begun returns r as the beginning of that lineage, taken from those records.
+// IsNewer reports whether r came after o. Where neither of two is newer, each may have what the other lacks.
+func (r Record) IsNewer(o Record) bool {
+	return r.Has(o) && !o.Has(r) || r.has(o.as()) && !o.has(r.as())
+}
+
+// Begun returns r as the beginning of that lineage, taken from those records. Where r is as the last of them was, and that has all of the
+// others, its generation is the same, and else it is a later one. One that still is what its own origin was is no origin beside that:
+// whoever starts again and again while nothing changes does not run out of them.
 func (r Record) Begun(lineage string, from ...Record) Record {
 	var all []Origin
-	for _, f := range from {
-		all = append(all, f.Origins...)
-	}
-	for _, f := range from {
-		if f.Lineage != "" {
-			all = append(all, Origin{f.Lineage, f.Generation})
+	var latest uint64
+	taken := 0
+	for i, f := range from {
+		empty := f.Generation == 0 && len(f.Origins)+len(f.Changes) == 0
+		if empty || slices.ContainsFunc(from[i+1:], func(later Record) bool { return later.Has(f) }) {
+			continue
 		}
+		all = append(all, f.Origins...)
+		if f.Lineage != "" && !f.asBegun() {
+			all = append(all, f.as())
+		}
+		latest = max(latest, f.Generation)
+		taken++
 	}
+	if taken > 1 {
+		latest++
+	}
+	r.Generation = max(r.Generation, latest)
 	r.Lineage, r.Origins = lineage, nil
 	for i, o := range all {
 		if !slices.ContainsFunc(all[i+1:], func(later Origin) bool { return later.Lineage == o.Lineage && later.Generation >= o.Generation }) {

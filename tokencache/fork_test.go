@@ -1,6 +1,8 @@
 package tokencache_test
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -70,5 +72,66 @@ func TestBoth(t *testing.T) {
 				t.Error("it stands for a change of another ID")
 			}
 		})
+	}
+}
+
+// Of two records the one is newer that was taken from what the other is, or was, though both began anew since. Where each has something that
+// the other lacks, neither is.
+func TestOrderOfRecords(t *testing.T) {
+	t.Parallel()
+	noted := func(r tokencache.Record, more uint64) tokencache.Record {
+		r.Generation += more
+		r.Changes = append(slices.Clone(r.Changes), tokencache.PolicyChange{ID: fmt.Sprint(r.Lineage, r.Generation)})
+		return r
+	}
+	root := noted(tokencache.Record{Lineage: "root"}, 3)
+	a, b := root.Begun("a", root), root.Begun("b", root)
+	again := a.Begun("again", a) // nothing was noted on a
+	more := noted(root, 2)       // the root has gone on
+	both := root.Begun("both", noted(a, 1), noted(b, 1))
+	old := noted(tokencache.Record{}, 3)
+	for _, row := range []struct {
+		name  string
+		x, y  tokencache.Record
+		newer int // 1: x is, -1: y is
+		has   bool
+	}{
+		{"the same", root, root, 0, true},
+		{"it was taken from the other", a, root, 1, true},
+		{"it was taken from the other, in between", again, root, 1, true},
+		{"both were taken from one", a, b, 0, true},
+		{"both were taken from one, and it has gone on", noted(a, 1), b, 1, true},
+		{"both were taken from one, and have gone on", noted(a, 2), noted(b, 1), 0, false},
+		{"what it was taken from has gone on", a, more, -1, false},
+		{"so it has, and both have", noted(a, 9), more, 0, false},
+		{"it was begun again, and the one before has gone on", again, noted(a, 1), -1, false},
+		{"so it was, and both have", noted(again, 9), noted(a, 1), 0, false},
+		{"it was taken from two", both, noted(b, 1), 1, true},
+		{"it was taken from two, of which one has gone on", both, noted(b, 2), 0, false},
+		{"it was taken from one without a lineage", old.Begun("o", old), old, 0, false},
+		{"it has what no other has besides", root.Begun("c", root, old), root, 1, true},
+	} {
+		if newer, older := row.x.IsNewer(row.y), row.y.IsNewer(row.x); newer != (row.newer > 0) || older != (row.newer < 0) {
+			t.Errorf("%s: newer %v, older %v", row.name, newer, older)
+		}
+		if got := row.x.Has(row.y); got != row.has {
+			t.Errorf("%s: it has all that the other has: %v", row.name, got)
+		}
+	}
+	if again.Generation != root.Generation || both.Generation <= noted(a, 1).Generation {
+		t.Errorf("generations %d and %d, begun from %d", again.Generation, both.Generation, root.Generation)
+	}
+	r := root
+	for i := range 3 * tokencache.MaxOrigins { // starts at which nothing changes
+		r = r.Begun(fmt.Sprint("start", i), r)
+	}
+	if !r.Has(root) || len(r.Origins) != 1 {
+		t.Errorf("after many starts: %+v", r.Origins)
+	}
+	for i := range 3 * tokencache.MaxOrigins { // each of which changes something
+		r = noted(r.Begun(fmt.Sprint("later", i), r), 1)
+	}
+	if r.Has(root) || len(r.Origins) != tokencache.MaxOrigins {
+		t.Errorf("after many changes: %+v", r.Origins)
 	}
 }
