@@ -137,7 +137,8 @@ func (r *Record) now(kept ...tokencache.Taken) tokencache.Taken {
 }
 
 // joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is what
-// stands for the changes of both: these may be more than there is room for, and the cache joins some then.
+// stands for the changes of both, as the beginning of another lineage: these may be more than there is room for, and the cache joins some
+// then.
 func joined(record, twin *tokencache.Record, now tokencache.Taken) *tokencache.Record {
 	switch same := record.Lineage == twin.Lineage; {
 	case twin.IsNewer(*record), same && twin.Generation == record.Generation && twin.On >= record.On:
@@ -149,6 +150,7 @@ func joined(record, twin *tokencache.Record, now tokencache.Taken) *tokencache.R
 	if all := tokencache.Both(both.Changes, other.Changes); !slices.EqualFunc(both.Changes, all, tokencache.PolicyChange.StandsFor) {
 		both.Changes = all
 		both.Generation = max(record.Generation, twin.Generation) + 1
+		both = both.Begun(rand.Text(), *twin, *record)
 	}
 	if both = both.After(*record, now).After(*twin, now); other.On > both.On {
 		both.Taken = other.Taken
