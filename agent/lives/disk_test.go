@@ -22,15 +22,18 @@ const (
 	broken     // writing fails with EIO, perhaps when all was written
 	unreadable // reading fails: EIO, EMFILE, EACCES
 	wrongMode  // of the folder: it is read, and not written to
-	troubles
+	troubles   // up to here, of any life
+
+	recordStuck // writing the record fails, and not the tokens
+	noKey       // at a start, for the tokens: they are not read, nor saved by that daemon
 )
 
 func (t trouble) String() string {
-	return [...]string{"sound", "full", "read-only", "writes fail", "reads fail", "wrong mode"}[t]
+	return [...]string{"sound", "full", "read-only", "writes fail", "reads fail", "wrong mode", recordStuck: "writing the record fails", noKey: "no key for the tokens at a start"}[t]
 }
 
 func (t trouble) errno() error {
-	return [...]error{nil, syscall.ENOSPC, syscall.EROFS, syscall.EIO, syscall.EMFILE, syscall.EPERM}[t]
+	return [...]error{nil, syscall.ENOSPC, syscall.EROFS, syscall.EIO, syscall.EMFILE, syscall.EPERM, recordStuck: syscall.ENOSPC, noKey: nil}[t]
 }
 
 // disk is what outlives a power cut. The life's lock protects it.
@@ -145,8 +148,12 @@ func (f folder) change(op, name string, step func(*disk)) error {
 			return &fs.PathError{Op: op, Path: name, Err: syscall.EIO}
 		}
 	}
-	switch t := d.now(); t {
-	case sound, unreadable:
+	t := d.now()
+	if t == recordStuck && onTokens(name) {
+		t = sound
+	}
+	switch t {
+	case sound, unreadable, noKey:
 		if step(d); onTokens(name) {
 			d.savedOn = time.Now()
 		}

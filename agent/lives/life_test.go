@@ -220,7 +220,7 @@ func (l *life) start() {
 	on := folder{l, p}
 	record := keep.Open(on, l.clocks.boot)
 	var tokens *keep.Tokens // nil: there is no file
-	if !l.plan.device.keyless {
+	if l.hasKey() {
 		tokens = tokensIn(on)
 		o.Keeping.Save = func(m tokencache.Memory) error {
 			return on.put(tokensName, func() []byte { return sealed(m) })
@@ -242,6 +242,15 @@ func (l *life) start() {
 	synctest.Wait()
 	l.oracle.started()
 }
+
+// hasKey reports whether a start finds what the tokens are sealed with.
+func (l *life) hasKey() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hasKeyLocked()
+}
+
+func (l *life) hasKeyLocked() bool { return !l.plan.device.keyless && l.disk.now() != noKey }
 
 // takeCarried returns what systemd holds.
 func (l *life) takeCarried() []tokencache.Memory {

@@ -225,7 +225,7 @@ func (o *oracle) starts() {
 		o.unknown = time.Time{} // a start that cannot read the record knows no more of the doubt before it: it is from then on
 	}
 	for _, ch := range o.changes {
-		kept := told || d.has("policy-changes") || d.has(tokensName) && !o.plan.device.keyless && !d.savedOn.Before(ch.noted)
+		kept := told || d.has("policy-changes") || d.has(tokensName) && o.hasKeyLocked() && !d.savedOn.Before(ch.noted)
 		if ch.kept && !kept && o.excuse(allGone) {
 			ch.kept = false
 		}

@@ -24,9 +24,10 @@ const (
 	aboutOutages   subject = "outages"       // the back end fails often
 	aboutRenewals  subject = "principals"    // identities are made anew
 	aboutGuesses   subject = "guessed dates" // policy changes are dated by a clock that is wrong, and not vouched for
+	aboutForks     subject = "forks"         // a start sees the record alone, which goes on while the copy beside the tokens has what that lacks
 )
 
-var subjects = []subject{anything, aboutFull, aboutPipelines, aboutSpellings, aboutLies, aboutShort, aboutBoots, aboutOutages, aboutRenewals, aboutGuesses}
+var subjects = []subject{anything, aboutFull, aboutPipelines, aboutSpellings, aboutLies, aboutShort, aboutBoots, aboutOutages, aboutRenewals, aboutGuesses, aboutForks}
 
 func aboutOf(t *testing.T) subject {
 	about := subject(os.Getenv(aboutVariable))
@@ -61,6 +62,8 @@ func (s subject) shape(d drawing, v *device, weights *[kinds]int) {
 		weights[anew] += 6
 	case aboutGuesses:
 		v.vouched, v.ahead, v.form = false, choose(d, 40*time.Minute, 2*time.Hour, 3*day), choose(d, counted, uncounted, uncounted)
+	case aboutForks:
+		v.keyless = false
 	}
 }
 
@@ -94,6 +97,16 @@ func (s subject) events(d drawing, v device) (all []event) {
 		for i := range all {
 			all[i].dated, all[i].ago = true, d.upTo(choose(d, time.Minute, 12*time.Hour))
 		}
+	case aboutForks:
+		boot := func(on time.Duration) {
+			all = append(all, event{kind: choose(d, reboot, powerCut), on: on, span: 2*time.Minute + d.upTo(time.Minute), vouched: v.vouched, offset: v.ahead})
+		}
+		all = append(all, event{kind: diskFault, on: begin, disk: recordStuck, span: 10 * time.Minute})
+		changes(3, begin, 8*time.Minute, tokencache.Granted, tokencache.Changed)
+		boot(begin + 9*time.Minute)
+		all = append(all, event{kind: diskFault, on: begin + 10*time.Minute, disk: noKey, span: time.Hour})
+		changes(2, begin+15*time.Minute, 30*time.Minute, tokencache.Revoked)
+		boot(begin + 70*time.Minute)
 	}
 	return all
 }
