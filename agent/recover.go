@@ -229,11 +229,15 @@ func standsFor(there, all []tokencache.PolicyChange) bool {
 
 // touches reports whether p is about the token of key.
 func (r Rules) touches(p tokencache.PolicyChange, key tokencache.Key) bool {
-	of := tokencache.PolicyChange{Selector: key.Selector, Resource: key.Resource}
-	if tokencache.GoesBy(r.Alternates, key.Resource, p.Resource) {
-		of.Resource = p.Resource
+	return r.aboutAll(p, tokencache.PolicyChange{Selector: key.Selector, Resource: key.Resource})
+}
+
+// aboutAll reports whether p is about all that o is about.
+func (r Rules) aboutAll(p, o tokencache.PolicyChange) bool {
+	if tokencache.GoesBy(r.Alternates, o.Resource, p.Resource) {
+		o.Resource = p.Resource
 	}
-	return p.AboutAll(of)
+	return p.AboutAll(o)
 }
 
 func revocations(all []tokencache.PolicyChange) (ids []string) {

@@ -270,7 +270,7 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 	if found.why == "" {
 		return
 	}
-	found.Changes = slices.DeleteFunc(found.Changes, func(p tokencache.PolicyChange) bool { return isAmong(u.withdrawn, p) })
+	found.Changes = slices.DeleteFunc(found.Changes, func(p tokencache.PolicyChange) bool { return rules.haveGone(u.withdrawn, p) })
 	u.began.Changes = slices.Concat(u.began.Changes, added(found.Changes, now.Changes))
 	found.Record, _ = rules.withLostEffect(found.Record)
 	found.Generation++ // also without what stands for a record that cannot be read, it is more than it was taken from
@@ -298,7 +298,7 @@ func (a *Agent) takeRecord(u *unread) bool {
 		why, found = lost, u.kept.recover(disk, lost, now.Taken, rules)
 		noted = added(now.Changes, u.began.Changes)
 		record := found.Record
-		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return isAmong(u.withdrawn, p) })
+		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return rules.haveGone(u.withdrawn, p) })
 		record = anew(record, withoutStandIn(now), found.Record)
 		found.Record, _ = rules.withLostEffect(record)
 		if found.lost {
@@ -344,10 +344,11 @@ func added(now, before []tokencache.PolicyChange) []tokencache.PolicyChange {
 	})
 }
 
-// isAmong reports whether p is one of those that were withdrawn, and stands for no others by now that were not withdrawn with it.
-func isAmong(withdrawn []tokencache.PolicyChange, p tokencache.PolicyChange) bool {
+// haveGone reports whether p is one of those that were withdrawn, or what stands for it by a mark on a token, and stands for no others by now
+// that were not withdrawn with it.
+func (r Rules) haveGone(withdrawn []tokencache.PolicyChange, p tokencache.PolicyChange) bool {
 	return slices.ContainsFunc(withdrawn, func(w tokencache.PolicyChange) bool {
-		return w.ID == p.ID && w.AboutAll(p) && p.Joined <= w.Joined
+		return w.ID == p.ID && r.aboutAll(w, p) && p.Joined <= w.Joined
 	})
 }
 

@@ -412,3 +412,42 @@ func TestNotedMeanwhileIsNoNewerCopy(t *testing.T) {
 		})
 	})
 }
+
+// Nor does it come back by a mark on a token that is read late, of a resource that the withdrawn change was about as its alternate.
+func TestLateMarkBringsNothingBack(t *testing.T) {
+	t.Parallel()
+	for _, alternates := range []map[string][]string{{storage: {vault}}, {vault: {storage + "/"}}, nil} {
+		synctest.Test(t, func(t *testing.T) {
+			rules := edge()
+			rules.Alternates = alternates
+			noted := tokencache.PolicyChange{ID: "noted", AllIdentities: true, Resource: storage, Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now()}
+			late := tokencache.Memory{
+				BootID: "before", OnRecord: 1, Record: tokencache.Record{Lineage: "late", Generation: 2},
+				Keys: []tokencache.Remembered{{Key: tokencache.Key{Resource: vault}, Withheld: []string{noted.ID}}},
+			}
+			var read atomic.Bool
+			a, err := agent.New(agent.Options{
+				Fetch: new(backEnd).Fetch, Rules: rules, BootID: "this",
+				Record: &tokencache.Record{Lineage: "read", Generation: 1, Changes: []tokencache.PolicyChange{noted}}, UnreadTokens: unix.EIO,
+				LoadTokens: func() ([]tokencache.Memory, []*tokencache.Memory, error) {
+					if !read.Load() {
+						return nil, nil, unix.EIO
+					}
+					return []tokencache.Memory{late}, nil, nil
+				},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			if _, err := a.WithdrawChange("test", noted.ID); err != nil {
+				t.Fatal(err)
+			}
+			read.Store(true)
+			time.Sleep(2 * time.Minute)
+			if back := len(a.Changes()) > 0; back != (alternates == nil) { // then it was another of that ID
+				t.Errorf("alternates %v: on record: %+v", alternates, a.Changes())
+			}
+		})
+	}
+}
