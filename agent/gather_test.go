@@ -193,3 +193,28 @@ func TestFailedSavesWhileFetchesGoOn(t *testing.T) {
 		})
 	}
 }
+
+// A change that is noted while the agent is closed is on the disk once it is acknowledged, and the end writes what there is beside it.
+func TestChangesNotedAtTheEnd(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		d := new(slowDisk)
+		a, err := agent.New(agent.Options{Fetch: new(backEnd).Fetch, Rules: edge(), Keep: d.keep})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var noting sync.WaitGroup
+		for range 4 {
+			noting.Go(func() {
+				for range 20 {
+					noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+					if err != nil || !d.has(noted.ID) {
+						t.Errorf("%s, %v: it is on the disk: %v", noted.ID, err, d.has(noted.ID))
+					}
+				}
+			})
+		}
+		a.Close()
+		noting.Wait()
+	}
+}

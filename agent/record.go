@@ -296,8 +296,10 @@ func (r *record) close() {
 	r.cancel()
 	r.start.Unlock()
 	r.saver.Wait()
-	r.wrong = true // nobody else is there any more
-	_ = r.try()    // it has said in the log what went wrong
+	r.mu.Lock() // somebody may still be noting a change
+	r.wrong = true
+	r.mu.Unlock()
+	_ = r.try() // it has said in the log what went wrong
 }
 
 // trouble says what a technician should know of the record, in sentences. outlives says what becomes of one that is not on the disk.
