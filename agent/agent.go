@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -148,7 +149,10 @@ func New(o Options) (*Agent, error) {
 	before.Record, _ = o.Rules.withLostEffect(before.Record)
 	before.lost = before.lost && o.UnreadRecord == nil
 	if before.lost {
-		o.Memory, o.Unopened = forgotten(o.Memory), nil
+		o.Memory, o.Unopened = forgotten(o.Memory), slices.Clone(o.Unopened)
+		for i, m := range o.Unopened {
+			o.Unopened[i] = forgotten(m)
+		}
 	}
 	ready := make(chan struct{})
 	a.cache = tokencache.New(tokencache.Options{

@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -579,4 +580,48 @@ func TestRecordThatChangesWhileItIsWritten(t *testing.T) {
 			t.Errorf("on the disk: %+v", r.Changes)
 		}
 	})
+}
+
+// Where the record is lost, a token that comes again was received when it was first, also by what starts before could not open: it is not
+// current, whatever the back end says of its age.
+func TestReceiptsOutliveALostRecord(t *testing.T) {
+	t.Parallel()
+	for _, unopened := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			fetch := func(context.Context, tokencache.Key) (tokencache.Fetched, error) { // the same token, as if it were issued now
+				return tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(canary)}, Left: 24 * time.Hour, Counted: true}, nil
+			}
+			var s shelf
+			a, err := agent.New(agent.Options{Fetch: fetch, Rules: edge(), BootID: "before", Keeping: s.keeping()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustHave(t, a)
+			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			time.Sleep(time.Hour)
+			a.Close()
+			known := *withoutCopy(s.lastSaved())
+			began := time.Now()
+			o := agent.Options{
+				Fetch: fetch, Rules: edge(), BootID: "this", On: known.On, LostRecord: errors.New("torn"), Copies: []tokencache.Memory{known},
+				Clock: tokencache.Clock{Boot: func() time.Duration { return time.Since(began) }, Wall: time.Now, Synchronised: func() bool { return true }},
+			}
+			if unopened {
+				o.Unopened = []*tokencache.Memory{&known}
+			} else {
+				o.Memory = &known
+			}
+			if a, err = agent.New(o); err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			time.Sleep(6 * time.Hour) // tokens have no date, and live for up to four hours more than they tell
+			if answer := mustHave(t, a); answer.Permissions.Standing != tokencache.Uncertain {
+				t.Errorf("by what could not be opened before: %v: a token from before is %v", unopened, answer.Permissions.Standing)
+			}
+			if known.Keys[0].Token.Text.IsZero() {
+				t.Error("what was given to the agent is another")
+			}
+		})
+	}
 }
