@@ -130,7 +130,7 @@ func (c *Cache) DropTokens() {
 		c.forgetLocked(e)
 		e.tell()
 		if e.next != never {
-			e.next = max(min(e.next, now), e.heldUntil())
+			e.next = max(min(e.next, now), c.heldUntilLocked(e, now))
 		}
 	}
 	c.nudge()

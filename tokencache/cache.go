@@ -267,7 +267,7 @@ func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error 
 // uselessLocked reports whether a fetch that only a caller's wish asks for would bring nothing: one was
 // made just now, a policy change is still spreading, or the rollover is known to come later.
 func (c *Cache) uselessLocked(e *entry, now time.Duration) bool {
-	return now < e.wishes || e.held(now) || now < c.rolloverLocked(e)
+	return now < e.wishes || c.heldLocked(e, now) || now < c.rolloverLocked(e)
 }
 
 // alternateLocked answers with the token of a resource that will do instead of e's, if there is one that
@@ -284,15 +284,38 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 		case left > 0 && o.standing.worst == Current && c.shortLocked(o, need, left, now) == nil:
 			return c.serveLocked(o, left, now), true
 		case left <= 0 && o.flight == nil && o.next == never:
-			o.probe, o.next = true, max(now, o.holds(), o.rests)
+			o.probe, o.next = true, max(now, c.holdsLocked(o, now), o.rests)
 			c.nudge()
 		}
 	}
 	return Answer{}, false
 }
 
-// barredUntilLocked returns until when nothing is fetched even for a caller that gets nothing else: see barredUntil. On-time is less than the
-// time that has passed, as after a night in which the device was off: nobody need wait where the issuer's clock is known to be past the spreading.
+// holdsLocked returns until when the back end is to be left alone for e: see holds. On-time is less than the time that has passed, as after a
+// night in which the device was off: nothing holds where the issuer's clock is known to be past the spreading.
+func (c *Cache) holdsLocked(e *entry, now time.Duration) time.Duration {
+	holds := e.holds()
+	if now < holds && c.hasSpreadLocked(e.standing.latest, now) {
+		return longAgo
+	}
+	return holds
+}
+
+// heldUntilLocked returns the boot time until which the schedule leaves the back end alone for e: not where there was a token and it would
+// expire meanwhile, unless nobody would get the one that follows it either. For a key that never had one, whoever asks has it
+// fetched at once, unless barred.
+func (c *Cache) heldUntilLocked(e *entry, now time.Duration) time.Duration {
+	holds := c.holdsLocked(e, now)
+	if e.life == 0 || !e.token.Text.IsZero() && holds+lastMinutes < e.deadline {
+		return holds
+	}
+	return c.barredUntilLocked(e, now)
+}
+
+// heldLocked reports whether the schedule leaves the back end alone for e.
+func (c *Cache) heldLocked(e *entry, now time.Duration) bool { return now < c.heldUntilLocked(e, now) }
+
+// barredUntilLocked returns until when nothing is fetched even for a caller that gets nothing else: see barredUntil and holdsLocked.
 func (c *Cache) barredUntilLocked(e *entry, now time.Duration) time.Duration {
 	until := e.barredUntil()
 	if now < until && c.hasSpreadLocked(e.standing.revoked, now) {
@@ -309,7 +332,7 @@ func (c *Cache) barredLocked(e *entry, now time.Duration) bool {
 // awaitSpreadLocked has e fetched once the revocation has spread that somebody was refused for.
 func (c *Cache) awaitSpreadLocked(e *entry, now time.Duration) {
 	if e.next == never && e.flight == nil {
-		e.next = max(now, e.rests, e.barredUntil())
+		e.next = max(now, e.rests, c.barredUntilLocked(e, now))
 		c.nudge()
 	}
 }
@@ -462,8 +485,8 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 		return nil, "", err
 	}
 	if !e.underWay() {
-		if !insist && e.held(now) {
-			return nil, "", &HeldError{For: e.heldUntil() - now}
+		if !insist && c.heldLocked(e, now) {
+			return nil, "", &HeldError{For: c.heldUntilLocked(e, now) - now}
 		}
 		if pause := c.askedPauseLocked(now); pause != nil {
 			return nil, "", pause

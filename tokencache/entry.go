@@ -140,9 +140,9 @@ func differing(before, after Claims, known bool) *Claims {
 	return &before
 }
 
-// fail remembers a failure, for which a caller waited or not, and plans the next try. A key that never had a token and is not
+// fail remembers a failure, for which a caller waited or not, and plans the next try, for no sooner than held. A key that never had a token and is not
 // to be prefetched is tried again only when somebody asks.
-func (e *entry) fail(err *FetchError, asked bool, left time.Duration, now time.Duration, roll float64) {
+func (e *entry) fail(err *FetchError, asked bool, left, held, now time.Duration, roll float64) {
 	e.failures++
 	e.failure = err
 	if err.extent() == OfSource { // how the source is left alone says when: it is not held against the key, nor does it end what is
@@ -150,7 +150,7 @@ func (e *entry) fail(err *FetchError, asked bool, left time.Duration, now time.D
 	} else {
 		e.waitsFor(err, asked, left, now, roll)
 	}
-	e.next = max(e.rests, e.heldUntil())
+	e.next = max(e.rests, held)
 	if !e.prefetch && e.deadline == longAgo {
 		e.next = never
 	}
@@ -195,26 +195,12 @@ func (e *FetchError) told(after time.Duration) *FetchError {
 // forget drops the token's text, which nobody may have any more.
 func (e *entry) forget() { e.token = &Token{} }
 
-// holds returns the boot time until which the back end is to be left alone, since policy changes are still spreading. Where
+// holds returns the boot time until which the back end is to be left alone, since policy changes are still spreading by on-time. Where
 // each follows before the one before it has spread, it is asked every silence spreads all the same.
 func (e *entry) holds() time.Duration {
 	s := e.standing
 	return min(s.holds, max(s.began, e.answered)+s.patience)
 }
-
-// heldUntil returns the boot time until which the schedule leaves the back end alone: not where there was a token and it would expire
-// meanwhile, unless nobody would get the one that follows it either. For a key that never had one, whoever asks has it
-// fetched at once, unless barred.
-func (e *entry) heldUntil() time.Duration {
-	holds := e.holds()
-	if e.life == 0 || !e.token.Text.IsZero() && holds+lastMinutes < e.deadline {
-		return holds
-	}
-	return e.barredUntil()
-}
-
-// held reports whether the schedule leaves the back end alone.
-func (e *entry) held(now time.Duration) bool { return now < e.heldUntil() }
 
 // barredUntil returns the boot time until which nothing is fetched for anybody, whether or not there is a token: a revocation is still
 // spreading, so a token that is issued now would be withheld as well, and stay in the back end for a day.

@@ -109,7 +109,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 		if left := c.leftLocked(e, now); left > 0 {
 			c.reviveLocked(e, left, now)
 		} else if e.next == never && e.flight == nil {
-			e.next = max(now, e.rests, e.heldUntil()) // nobody waits for it
+			e.next = max(now, e.rests, c.heldUntilLocked(e, now)) // nobody waits for it
 		}
 	}
 	c.evictLocked()

@@ -231,7 +231,7 @@ func (c *Cache) Recall(m *Memory) {
 		if c.formerLocked(e) {
 			c.forgetLocked(e)
 		}
-		if e.confirm = min(c.confirmLocked(e, now), now+confirmAfterBoot); e.next != never && !e.held(e.confirm) {
+		if e.confirm = min(c.confirmLocked(e, now), now+confirmAfterBoot); e.next != never && e.confirm >= c.heldUntilLocked(e, now) {
 			e.next = min(e.next, max(e.confirm, e.rests))
 		}
 		e.tell()
@@ -248,7 +248,7 @@ func (c *Cache) Recall(m *Memory) {
 // release that judged otherwise and kept no receipts. An answer may show that the token met all changes.
 func (c *Cache) askAgainLocked(now time.Duration) {
 	for _, e := range c.entries {
-		if e.standing.worst != Current && e.next != never && !e.held(now) {
+		if e.standing.worst != Current && e.next != never && !c.heldLocked(e, now) {
 			e.next = now
 		}
 	}
@@ -273,7 +273,7 @@ func (c *Cache) confirmRecalledLocked(booted bool, now time.Duration) {
 		if booted || e.answered <= 0 { // else the back end answered in this boot
 			e.confirm = min(e.confirm, now+confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin)))
 		}
-		if booted && e.next != never && !e.held(e.confirm) { // else what was planned is remembered
+		if booted && e.next != never && e.confirm >= c.heldUntilLocked(e, now) { // else what was planned is remembered
 			e.next = min(e.next, max(e.confirm, e.rests))
 		}
 	}
@@ -410,7 +410,7 @@ func (c *Cache) recallKey(m *Memory, r Remembered, now time.Duration) {
 func (c *Cache) recallNext(e *entry, next, seems time.Duration, a absence, now time.Duration) time.Duration {
 	switch {
 	case e.token.Text.IsZero() && next != never:
-		return max(now, min(a.at(next), now+backoffTop), e.heldUntil()) // a failure may have put it off
+		return max(now, min(a.at(next), now+backoffTop), c.heldUntilLocked(e, now)) // a failure may have put it off
 	case e.token.Text.IsZero():
 		return never
 	case c.leftLocked(e, now) <= 0, seems <= now:
@@ -418,7 +418,7 @@ func (c *Cache) recallNext(e *entry, next, seems time.Duration, a absence, now t
 	case next == never:
 		return never
 	}
-	return max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop)), e.heldUntil())
+	return max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop)), c.heldUntilLocked(e, now))
 }
 
 // hastenLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.

@@ -106,7 +106,9 @@ func (c *Cache) judgeLocked(e *entry) {
 			s.began = at
 		}
 		holds := at + c.spread + heldBeyond + blur
-		s.holds = max(s.holds, holds)
+		if s.holds = max(s.holds, holds); s.holds == holds {
+			s.latest = ch
+		}
 		verdict := c.verdictLocked(e, ch)
 		if verdict == Current {
 			continue
@@ -192,7 +194,7 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 			continue
 		}
 		c.planLocked(e, now)
-		if e.standing.worst == before.worst && now >= e.holds() { // else changes that follow each other would put it off for ever
+		if e.standing.worst == before.worst && now >= c.holdsLocked(e, now) { // else changes that follow each other would put it off for ever
 			e.next = min(e.next, planned)
 		}
 	}
@@ -203,12 +205,12 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 // spread since it was due. What a caller waits for stays, unless nobody would get it, and so does what somebody insists on.
 func (c *Cache) standDownLocked(e *entry, now time.Duration) {
 	f := e.flight
-	if f == nil || f.begun || f.insists || !e.held(now) || f.class == forCaller && !c.barredLocked(e, now) {
+	if f == nil || f.begun || f.insists || !c.heldLocked(e, now) || f.class == forCaller && !c.barredLocked(e, now) {
 		return
 	}
 	c.gate.remove(f)
 	e.flight = nil
-	f.outcome, f.err = Failed, &HeldError{For: e.heldUntil() - now}
+	f.outcome, f.err = Failed, &HeldError{For: c.heldUntilLocked(e, now) - now}
 	close(f.done)
 }
 
@@ -217,6 +219,7 @@ type standing struct {
 	worst   Standing
 	changed *change       // the latest not met
 	revoked *change       // the latest revocation not met; nil: nothing is withheld
+	latest  *change       // of all
 	holds   time.Duration // boot time until which changes are spreading
 	began   time.Duration // and since when they are without a break
 	unmet   time.Duration // until when the latest change is spreading that is not met
@@ -252,7 +255,7 @@ func (c *Cache) withheldLocked(e *entry, now time.Duration) *WithheldError {
 	err := &WithheldError{
 		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At, Until: wall.Add(c.metByLocked(e, s.lacked) - now),
 	}
-	if spread := e.barredUntil() - now; spread > 0 && c.leftLocked(e, now) <= 0 {
+	if spread := c.barredUntilLocked(e, now) - now; spread > 0 && c.leftLocked(e, now) <= 0 {
 		err.Spread = wall.Add(spread)
 	}
 	return err

@@ -18,19 +18,19 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 	case e.flight != nil:
 		return
 	case e.failures > 0:
-		e.next = max(e.next, e.heldUntil())
+		e.next = max(e.next, c.heldUntilLocked(e, now))
 		return
 	case e.token.Text.IsZero():
 		if e.next != never {
-			e.next = max(now, e.heldUntil())
+			e.next = max(now, c.heldUntilLocked(e, now))
 		}
 		return
 	}
 	e.probe = e.tries > 0 || e.standing.worst != Current
 	switch last := e.deadline - lastMinutes; {
-	case e.held(now):
-		e.next = e.heldUntil()
-	case now < e.holds() && now < last:
+	case c.heldLocked(e, now):
+		e.next = c.heldUntilLocked(e, now)
+	case now < c.holdsLocked(e, now) && now < last:
 		e.next = last // the token expires before the change has spread: as late as is safe
 	case e.standing.worst == Current:
 		e.next = c.ordinaryLocked(e, now)
@@ -38,7 +38,7 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 		e.next = c.chaseLocked(e, now)
 	}
 	e.next = max(min(e.next, e.deadline+afterExpiry), c.barredUntilLocked(e, now))
-	if at := max(now, e.confirm); !e.held(at) {
+	if at := max(now, e.confirm); at >= c.heldUntilLocked(e, now) {
 		e.next = min(e.next, at)
 	}
 }

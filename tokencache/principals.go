@@ -174,7 +174,7 @@ func (c *Cache) askSoonLocked(e *entry, now time.Duration) {
 	if untold := c.principalsLocked(e.key.Selector).untold; untold > 0 {
 		e.confirm = max(e.confirm, e.answered+doubled(confirmWithin, untold+1, warnEvery))
 	}
-	if e.next != never && e.flight == nil && e.failures == 0 && !e.held(e.confirm) {
+	if e.next != never && e.flight == nil && e.failures == 0 && e.confirm >= c.heldUntilLocked(e, now) {
 		e.next, e.probe = min(e.next, e.confirm), false
 	}
 }

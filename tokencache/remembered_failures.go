@@ -73,7 +73,7 @@ func (c *Cache) recallFailed(r Remembered, a absence, now time.Duration) {
 	c.uses++
 	e.used, e.asked = c.uses, a.at(r.lastAsked())
 	if r.Next != never { // it is to be prefetched, until Prefetch says otherwise
-		e.prefetch, e.next = true, max(now, e.heldUntil())
+		e.prefetch, e.next = true, max(now, c.heldUntilLocked(e, now))
 	}
 	c.recallFailing(e, r.Failing, a, now)
 }

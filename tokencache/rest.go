@@ -130,7 +130,7 @@ func (c *Cache) nextLocked(e *entry, now time.Duration) time.Duration {
 func (c *Cache) goOnLocked(now time.Duration) {
 	for _, e := range c.entries {
 		if e.failures > 0 && e.failure.extent() == OfSource {
-			e.resume(max(now, e.rests))
+			c.resumeLocked(e, max(now, e.rests), now)
 		}
 	}
 }
@@ -145,22 +145,22 @@ func (c *Cache) TryAgain() {
 	for _, e := range c.entries {
 		if e.failures > 0 {
 			e.waits, e.asks, e.apart = 0, 0, 0
-			e.hurry(now)
+			c.hurryLocked(e, now)
 		}
 	}
 	c.nudge()
 }
 
-// hurry has a key that failed asked for again at once.
-func (e *entry) hurry(now time.Duration) {
+// hurryLocked has a key that failed asked for again at once.
+func (c *Cache) hurryLocked(e *entry, now time.Duration) {
 	e.rests, e.failedUntil = longAgo, longAgo
-	e.resume(now)
+	c.resumeLocked(e, now, now)
 }
 
-// resume has a key that failed asked for at that boot time, if not sooner.
-func (e *entry) resume(at time.Duration) {
+// resumeLocked has a key that failed asked for at that boot time, if not sooner.
+func (c *Cache) resumeLocked(e *entry, at, now time.Duration) {
 	if e.next == never || e.flight != nil {
 		return
 	}
-	e.next = max(min(e.next, at), e.heldUntil())
+	e.next = max(min(e.next, at), c.heldUntilLocked(e, now))
 }

@@ -273,7 +273,7 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 		} else {
 			e.throttles = 0
 		}
-		e.fail(failure, f.class == forCaller, e.deadline-now, now, c.roll())
+		e.fail(failure, f.class == forCaller, e.deadline-now, c.heldUntilLocked(e, now), now, c.roll())
 		again := e.failedUntil
 		if failure.extent() == OfSource {
 			e.next = c.nextLocked(e, now)

@@ -354,6 +354,45 @@ func TestScheduleAfterANightOff(t *testing.T) {
 	}
 }
 
+// Nor where the clock is known at the start, nor for a key that never had a token: what any caller would get is prefetched, and fetched for whoever
+// refreshes it.
+func TestScheduleAfterANightOffByAKnownClock(t *testing.T) {
+	t.Parallel()
+	for _, known := range []bool{false, true} {
+		for _, key := range []tokencache.Key{vault, storage} {
+			synctest.Test(t, func(t *testing.T) {
+				w, p := &watch{known: true}, new(plain)
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				defer func() { c.Close() }()
+				mustGet(t, c, vault, sdk)
+				time.Sleep(20 * time.Hour)
+				note(t, c, "x", tokencache.Revoked, time.Time{})
+				m, record := c.Memory(), c.Record()
+				c.Close()
+				time.Sleep(8 * time.Hour)
+				w.set(0, known)
+				clock := w.booted()
+				c = tokencache.New(tokencache.Options{
+					Fetch: p.Fetch, Clock: clock, BootID: "two", Memory: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Taken),
+				})
+				if err := c.Prefetch([]tokencache.Key{key}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(6 * time.Minute)
+				synctest.Wait()
+				for _, s := range c.Status() {
+					if s.Key == key && (s.Fetches > 0) != known {
+						t.Errorf("%v, known %v: fetched %d times, held until %v", key, known, s.Fetches, s.HeldUntil)
+					}
+				}
+				if _, err := c.Refresh(t.Context(), key, false); (err == nil) != known {
+					t.Errorf("%v, known %v: refresh: %v", key, known, err)
+				}
+			})
+		}
+	}
+}
+
 // What a caller is told while a revocation spreads says so, and until when.
 func TestWithheldWhileItSpreads(t *testing.T) {
 	t.Parallel()

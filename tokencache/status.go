@@ -161,8 +161,8 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		s.Former = c.formerLocked(e) && !e.claims.Simulated()
 		s.AudienceBefore = e.audienceBefore
 	}
-	if left > 0 && e.held(now) || c.barredLocked(e, now) {
-		s.HeldUntil = wall.Add(e.heldUntil() - now)
+	if left > 0 && c.heldLocked(e, now) || c.barredLocked(e, now) {
+		s.HeldUntil = wall.Add(c.heldUntilLocked(e, now) - now)
 	}
 	s.Pattern, s.Seen = c.patternLocked(e), len(e.rollovers)
 	s.State = e.state(left > 0)
