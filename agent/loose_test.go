@@ -64,6 +64,112 @@ func TestLooseRecord(t *testing.T) {
 	}
 }
 
+// Without a key nothing but the record tells for how long the device was on, and from a loose one that is not taken. So nobody knows in which
+// boot its changes were noted; what the back end's counting had shown of them holds: a token from after the revocation is served. Where the
+// folder is loose too, nothing is written, and each start finds the same.
+func TestLooseRecordLocksNobodyOut(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct{ counts, vouch, later, asked, folder bool }{
+		"a back end that counts":      {counts: true, vouch: true, asked: true},
+		"nobody asked before":         {counts: true, vouch: true},
+		"a clock nobody vouches for":  {counts: true, asked: true},
+		"which is vouched for later":  {counts: true, asked: true, later: true},
+		"a back end that counts none": {vouch: true, asked: true},
+		"at each start":               {counts: true, vouch: true, folder: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				d := &bootable{dir: dir, back: &sticky{counts: row.counts}, vouch: row.vouch}
+				var noted time.Time
+				d.boot(t, false, func(a *agent.Agent) {
+					if row.asked {
+						mustHave(t, a)
+					}
+					time.Sleep(time.Hour)
+					noted = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).At
+					for range 33 {
+						time.Sleep(time.Hour)
+						_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage})
+					}
+					if withholds(t, a) {
+						t.Fatal("the token from after the revocation is withheld")
+					}
+				})
+				if loosen(t, dir); row.folder {
+					if err := os.Chmod(dir, 0o770); err != nil {
+						t.Fatal(err)
+					}
+				}
+				d.vouch = row.vouch || row.later
+				for n := range 3 {
+					look := func(a *agent.Agent) {
+						time.Sleep(20 * time.Minute) // the revocation may have been noted at the start
+						for range 10 {
+							if withholds(t, a) {
+								t.Errorf("boot %d: a token from after the revocation is withheld", n+2)
+							}
+							for _, ch := range a.Changes() {
+								if !ch.At.Equal(noted) {
+									t.Errorf("boot %d: noted on %v, and people are told %v", n+2, noted, ch.At)
+								}
+							}
+							time.Sleep(time.Hour)
+						}
+					}
+					d.boot(t, false, look)
+					d.start(t, false, look)
+				}
+			})
+		})
+	}
+}
+
+// Nor is a token from before it served, where it was noted by a clock that counted as right and was behind, and no count has shown that yet.
+func TestLooseRecordByAClockThatWasBehind(t *testing.T) {
+	t.Parallel()
+	for _, boots := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true, behind: 3 * time.Hour}
+			if _, err := d.back.Fetch(t.Context(), tokencache.Key{}); err != nil { // for somebody else
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+			d.boot(t, false, func(a *agent.Agent) {
+				time.Sleep(time.Hour)
+				note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			})
+			loosen(t, d.dir)
+			d.behind = 0
+			look := d.start
+			if boots {
+				look = d.boot
+			}
+			for range 2 {
+				look(t, false, func(a *agent.Agent) {
+					time.Sleep(20 * time.Minute)
+					if !withholds(t, a) {
+						t.Errorf("boots %v: the revoked token is served", boots)
+					}
+				})
+			}
+		})
+	}
+}
+
+// loosen lets the group write to the files in dir.
+func loosen(t *testing.T, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	for _, path := range files {
+		err = errors.Join(err, os.Chmod(path, 0o660))
+	}
+	if err != nil || len(files) < 2 {
+		t.Fatal(err, files)
+	}
+}
+
 // Somebody changed one of the record's files, or both, which others may write to, so that it seems to be the newer one, or its revocation to be
 // over: the revocation that the copy beside the tokens and the marks on them have stays in force.
 func TestForgedRecord(t *testing.T) {

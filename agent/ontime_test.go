@@ -57,6 +57,7 @@ type bootable struct {
 	vouch  bool          // the kernel says that the clock is right
 	behind time.Duration // which it is by this
 	boots  int
+	began  time.Time // when the last boot did
 }
 
 // fickle is a device's folder.
@@ -78,7 +79,15 @@ func (f fickle) Read(name string, refused fs.FileMode, most int) ([]byte, error)
 // that the tokens on the disk are sealed with.
 func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	t.Helper()
-	began, behind, vouch := time.Now(), d.behind, d.vouch
+	d.began = time.Now()
+	d.boots++
+	d.start(t, hasKey, f)
+}
+
+// start runs an agent in the last boot until f returns.
+func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
+	t.Helper()
+	began, behind, vouch := d.began, d.behind, d.vouch
 	clock := tokencache.Clock{
 		Wall: func() time.Time { return time.Now().Round(0).Add(-behind) },
 		Boot: func() time.Duration { return time.Since(began) + time.Minute }, Synchronised: func() bool { return vouch },
@@ -95,7 +104,6 @@ func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 			t.Fatal(err)
 		}
 	}
-	d.boots++
 	id := fmt.Sprint("boot ", d.boots)
 	b := keep.Start(record, tokens, nil, func(*tokencache.Memory) bool { return true }, id)
 	o := agent.Options{

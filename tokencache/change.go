@@ -66,6 +66,9 @@ type PolicyChange struct {
 	Issuer Window
 	// Checked says that Issuer is no earlier than the back end's counting tells.
 	Checked bool
+	// Unplaced says that it is not known in which boot it was noted, since the record that it was read from did not tell what its
+	// on-times are held against. Moment may be as late as the start at which it was read.
+	Unplaced bool
 	// NotLater is a time that the issuer's clock had not passed when it happened, by what the back end has handed out since. Zero: not
 	// known.
 	NotLater time.Time
@@ -286,7 +289,9 @@ func (c *Cache) changeLocked(p PolicyChange, now time.Duration) *change {
 			ch.Issuer = Window{p.At, p.At}
 		}
 	}
-	ch.Moment, ch.By = min(ch.Moment, c.on+now), min(ch.By, c.on+now) // it has happened, whatever another life of this device says
+	if latest := c.on + now; ch.By > latest { // it has happened, whatever another life of this device says
+		ch.Moment, ch.By, ch.Unplaced = min(ch.Moment, latest), latest, true
+	}
 	return ch
 }
 
@@ -396,7 +401,7 @@ func (c *Cache) dateLocked(now time.Duration) (dated bool) {
 		return false
 	}
 	for _, ch := range c.changes {
-		if ch.Vouched || ch.dated || ch.assumed || c.at(ch) < 0 || !ch.At.Equal(ch.NotedOn) {
+		if ch.Vouched || ch.dated || ch.assumed || ch.Unplaced || c.at(ch) < 0 || !ch.At.Equal(ch.NotedOn) {
 			continue
 		}
 		at := c.clock.Wall().Add(c.at(ch) - now)

@@ -79,7 +79,7 @@ func (c *Cache) correctLocked(now time.Duration) {
 	corrected := false
 	for _, ch := range c.changes {
 		counted := c.knowledge.issuer.Add(c.at(ch))
-		here := c.at(ch) > 0
+		here := c.at(ch) > 0 && !ch.Unplaced
 		if !here && !ch.Checked && c.earlier(ch) {
 			counted, here = c.knowledge.issuer.Add(ch.By-c.on), true
 		}
@@ -113,8 +113,8 @@ func (c *Cache) hasSpreadLocked(ch *change, now time.Duration) bool {
 }
 
 // earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
-// boot for a time before it may have happened until then.
-func (c *Cache) earlier(ch *change) bool { return ch.By < c.on || ch.Moment == c.on }
+// boot for a time before it may have happened until then. So may one of which that is not known.
+func (c *Cache) earlier(ch *change) bool { return ch.By < c.on || ch.Moment == c.on || ch.Unplaced }
 
 // knowsTime reports whether the wall clock is known to be right. The lock is held, or nobody else has c yet.
 func (c *Cache) knowsTime() bool { return c.clock.Synchronised() }

@@ -190,7 +190,7 @@ func joined(into, o *change) *change {
 func (p *PolicyChange) takeIn(o PolicyChange) {
 	p.Moment, p.By = max(p.Moment, o.Moment), max(p.By, o.By)
 	p.At, p.NotedOn = latest(p.At, o.At), latest(p.NotedOn, o.NotedOn)
-	p.Vouched, p.Checked = p.Vouched && o.Vouched, p.Checked && o.Checked
+	p.Vouched, p.Checked, p.Unplaced = p.Vouched && o.Vouched, p.Checked && o.Checked, p.Unplaced || o.Unplaced
 	if p.Issuer.Latest.IsZero() || o.Issuer.Latest.IsZero() {
 		p.Issuer.Latest = time.Time{}
 	} else {

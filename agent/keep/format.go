@@ -83,7 +83,9 @@ type written struct {
 	By      time.Duration `json:"by_ns,omitempty"`
 	Issuer  *window       `json:"issuer,omitempty"` // absent: not known
 	Checked bool          `json:"checked,omitempty"`
-	Joined  int           `json:"joined,omitempty"`
+	// In which boot it was noted is not known, since it was read off a file that others could have changed.
+	Unplaced bool `json:"unplaced,omitempty"`
+	Joined   int  `json:"joined,omitempty"`
 
 	NotLater time.Time `json:"not_later,omitzero"` // by the issuer's clock
 
@@ -140,7 +142,7 @@ func writtenOf(p tokencache.PolicyChange) written {
 	if !p.AllIdentities {
 		w.Selector = selectorOf(p.Selector)
 	}
-	w.Vouched, w.Moment, w.By, w.Checked, w.Joined = p.Vouched, p.Moment, p.By, p.Checked, p.Joined
+	w.Vouched, w.Moment, w.By, w.Checked, w.Unplaced, w.Joined = p.Vouched, p.Moment, p.By, p.Checked, p.Unplaced, p.Joined
 	w.NotLater = keepable(p.NotLater)
 	if from, to := keepable(p.Issuer.Earliest), keepable(p.Issuer.Latest); !from.IsZero() || !to.IsZero() {
 		w.Issuer = &window{Earliest: from, Latest: to}
@@ -195,7 +197,7 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 func (w *written) change(version int) tokencache.PolicyChange {
 	p := tokencache.PolicyChange{
 		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: effectOf(w.Effect),
-		Note: w.Note, NotedOn: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Checked: w.Checked, NotLater: w.NotLater, Joined: w.Joined,
+		Note: w.Note, NotedOn: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Checked: w.Checked, Unplaced: w.Unplaced, NotLater: w.NotLater, Joined: w.Joined,
 	}
 	if version < 3 {
 		p.Vouched = w.AtBoot == nil

@@ -49,7 +49,7 @@ func all() tokencache.Record {
 	return tokencache.Record{Taken: taken(), Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 6}}, Generation: 7, Changes: []tokencache.PolicyChange{
 		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, NotedOn: noon.Add(time.Nanosecond)},
 		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon,
-			Moment: 40 * time.Hour, By: 41 * time.Hour, Vouched: true, Checked: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour), Latest: noon.Add(-time.Minute)}},
+			Moment: 40 * time.Hour, By: 41 * time.Hour, Vouched: true, Checked: true, Unplaced: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour), Latest: noon.Add(-time.Minute)}},
 		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon},
 		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon, Effect: tokencache.Unknown, NotedOn: noon},
 		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, NotedOn: noon, Joined: 2},

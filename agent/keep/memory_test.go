@@ -61,7 +61,7 @@ func whole(n int) tokencache.Memory {
 		Static: true, OnRecord: 2, Record: tokencache.Record{Taken: taken, Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9, Changes: []tokencache.PolicyChange{
 			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", NotedOn: noon.Add(time.Second)},
 			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Joined: 3,
-				Moment: 39 * time.Hour, By: 40 * time.Hour, Vouched: true, Checked: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon, Latest: noon.Add(time.Second)}},
+				Moment: 39 * time.Hour, By: 40 * time.Hour, Vouched: true, Checked: true, Unplaced: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon, Latest: noon.Add(time.Second)}},
 		}},
 	}
 }

@@ -104,8 +104,12 @@ func (r *Record) load(name string) (*tokencache.Record, error) {
 }
 
 // withoutOrder returns the changes that are on r as a record of a lineage of its own, which is taken from no other and tells no on-time:
-// nobody knows who wrote what into it, and by either it could say that what others have is withdrawn, or over.
+// nobody knows who wrote what into it, and by either it could say that what others have is withdrawn, or over. So it is not known either in
+// which boot its changes were noted.
 func withoutOrder(r *tokencache.Record) *tokencache.Record {
+	for i := range r.Changes {
+		r.Changes[i].Unplaced = true
+	}
 	return &tokencache.Record{Lineage: rand.Text(), Changes: r.Changes}
 }
 
