@@ -1,6 +1,7 @@
 package tokencache
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -9,8 +10,8 @@ import (
 // and as many besides.
 const maxBygones = 2 * MaxKeys
 
-// bygoneAfter is for how long a token that has expired is remembered after the back end gave it last: one that goes on giving it is asked more
-// often than that.
+// bygoneAfter is for how long, in on-time, a token that has expired is remembered after the back end gave it last: one that goes on giving it is
+// asked more often than that.
 const bygoneAfter = 25 * time.Hour
 
 // bygone is what is known of a token since the back end gave it first. It outlives the token's being held: one that
@@ -18,7 +19,7 @@ const bygoneAfter = 25 * time.Hour
 type bygone struct {
 	digest     string        // of its text
 	received   time.Duration // boot time
-	came       time.Duration // boot time at which the back end gave it last; longAgo: in an earlier boot
+	came       time.Duration // on-time by which the back end gave it last
 	receivedOn time.Time     // wall time
 	expiresOn  time.Time     // as the issuer says
 	receipt    receipt
@@ -54,10 +55,10 @@ func (all *bygones) add(r bygone) {
 	*all = kept
 }
 
-// cameAgain notes that the back end gave the token of that text, if it is one of them.
-func (all bygones) cameAgain(text Secret, now time.Duration) {
+// cameAgain notes that the back end gave the token of that text at that on-time, if it is one of them.
+func (all bygones) cameAgain(text Secret, on time.Duration) {
 	if i := all.index(text.SHA256()); i >= 0 {
-		all[i].came = now
+		all[i].came = on
 	}
 }
 
@@ -65,17 +66,17 @@ func (all bygones) cameAgain(text Secret, now time.Duration) {
 // record that happened while it may have been valid.
 func (c *Cache) reviewBygonesLocked(now time.Duration) {
 	c.bygones = slices.DeleteFunc(c.bygones, func(r bygone) bool {
-		expired := c.on+now > r.receipt.on+longestNominal && now > r.came+bygoneAfter
+		expired := c.on+now > r.receipt.on+longestNominal && c.on+now > r.came+bygoneAfter
 		return expired && !slices.ContainsFunc(c.changes, func(ch *change) bool {
 			return r.receipt.from <= ch.By+c.spread && ch.Moment <= r.receipt.on+longestNominal
 		})
 	})
 }
 
-// bygone returns what is to be known of the token that e holds, once it is gone.
-func (e *entry) bygone() bygone {
+// goneLocked returns what is to be known of the token that e holds, once it is gone.
+func (c *Cache) goneLocked(e *entry) bygone {
 	r := bygone{
-		digest: e.token.Text.SHA256(), received: e.received, came: e.shown, receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.receipt,
+		digest: e.token.Text.SHA256(), received: e.received, came: c.on + max(0, e.shown), receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.receipt,
 		given: e.given, deadline: e.deadline,
 	}
 	if e.unconfirmed || e.presumed {
@@ -93,7 +94,7 @@ func (r bygone) dropped() bygone {
 // bygoneLocked returns what is known of the token of that text, if e holds it or it was held before.
 func (c *Cache) bygoneLocked(e *entry, text Secret) (bygone, bool) {
 	if text.Equal(e.token.Text) {
-		return e.bygone(), true
+		return c.goneLocked(e), true
 	}
 	return c.bygones.find(text)
 }
@@ -114,7 +115,7 @@ func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
 			r.deadline = never
 		}
 	}
-	r.came = now
+	r.came = c.on + now
 	c.bygones.add(r)
 }
 
@@ -139,7 +140,7 @@ func (c *Cache) DropTokens() {
 // forgetLocked drops e's token, which nobody may have any more, and remembers that it was received.
 func (c *Cache) forgetLocked(e *entry) {
 	if !e.token.Text.IsZero() {
-		c.bygones.add(e.bygone())
+		c.bygones.add(c.goneLocked(e))
 	}
 	e.forget()
 }
@@ -150,7 +151,7 @@ func (c *Cache) dropTokenLocked(e *entry, now time.Duration) string {
 	if e.token.Text.IsZero() {
 		return ""
 	}
-	r := e.bygone().dropped()
+	r := c.goneLocked(e).dropped()
 	c.bygones.add(r)
 	e.forget()
 	e.deadline, e.life, e.given, e.unconfirmed = longAgo, 0, 0, false
@@ -170,6 +171,7 @@ type Bygone struct {
 	ExpiresOn  time.Time     // by the issuer's
 	Given      time.Duration // life left when it was received, as the back end counted it; 0: not known
 	Deadline   time.Duration // when it is believed to expire; Never: not known
+	Came       time.Duration // on-time by which the back end gave it last; 0: by when this was kept
 
 	// As in Remembered.
 	ReceivedAt, IssuedFrom, IssuedTo time.Duration
@@ -192,7 +194,7 @@ func (all bygones) tell() []Bygone {
 	var told []Bygone
 	for _, r := range all {
 		told = append(told, Bygone{
-			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: r.deadline,
+			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: r.deadline, Came: r.came,
 			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}
@@ -213,11 +215,11 @@ func (c *Cache) recallBygones(m *Memory) {
 // recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
 func (c *Cache) recalledBygone(m *Memory, t Bygone, now time.Duration) bygone {
 	r := bygone{
-		digest: t.SHA256, received: t.Received, came: now, receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
+		digest: t.SHA256, received: t.Received, came: c.recalledOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
 		receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
 	}
 	if m.BootID == "" || m.BootID != c.bootID {
-		r.received, r.came, r.given, r.deadline = beforeBoot, longAgo, 0, never
+		r.received, r.given, r.deadline = beforeBoot, 0, never
 	}
 	return r
 }

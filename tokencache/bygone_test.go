@@ -2,6 +2,7 @@ package tokencache_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,22 +61,36 @@ func TestBygonesGo(t *testing.T) {
 	})
 }
 
-// A back end that goes on giving a token that has expired, with 24 hours to live each time, is not believed however long it does.
+// A back end that goes on giving a token that has expired, with 24 hours to live each time, is not believed however long it does, nor
+// after a boot: of that, no more is known than that the token was received, and given again, before it.
 func TestExpiredTokenThatComesForEver(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		f := tokenOf("o", vault, time.Now())
-		f.Left, f.Counted = 24*time.Hour, true
-		w := new(watch)
-		c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) { return f, nil }})
-		defer c.Close()
-		mustGet(t, c, vault, sdk)
-		time.Sleep(24 * time.Hour)
-		for range 10 * 12 {
-			time.Sleep(2 * time.Hour)
-			if a, err := c.Get(t.Context(), vault, sdk); err == nil {
-				t.Fatalf("it is served, with %v left", a.Left)
-			}
+	for _, boots := range []int{0, 1, 3} {
+		for _, known := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d boots, the clock is known %v", boots, known), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					f := tokenOf("o", vault, time.Now())
+					f.Left, f.Counted = 24*time.Hour, true
+					f.Token.ExpiresOn = time.Now().Add(24 * time.Hour)
+					w := &watch{known: known}
+					fetch := func(context.Context, tokencache.Key) (tokencache.Fetched, error) { return f, nil }
+					c := tokencache.New(tokencache.Options{Clock: w.booted(), BootID: "0", Fetch: fetch})
+					defer func() { c.Close() }()
+					mustGet(t, c, vault, sdk)
+					time.Sleep(24 * time.Hour)
+					for hours := 2; hours <= 10*24; hours += 2 {
+						time.Sleep(2 * time.Hour)
+						if hours%48 == 12 && hours/48 < boots {
+							c = after(c, fetch, w.booted(), fmt.Sprint(hours))
+							time.Sleep(time.Minute)
+						}
+						if a, err := c.Get(t.Context(), vault, sdk); err == nil {
+							t.Fatalf("after %d hours it is served, with %v left", hours, a.Left)
+						}
+					}
+				})
+			})
 		}
-	})
+	}
 }

@@ -355,6 +355,14 @@ func (c *Cache) recallReceipt(m *Memory, got receipt, now time.Duration) receipt
 	return got
 }
 
+// recalledOn returns an on-time at which something happened, by what m tells of it: now at the latest.
+func (c *Cache) recalledOn(m *Memory, on, now time.Duration) time.Duration {
+	if began, more := m.Taken().behind(c.takenLocked()); on > began {
+		on += more
+	}
+	return min(on, c.on+now)
+}
+
 // longestAbsence keeps a wrong clock from leaving the range of durations.
 const longestAbsence = 10 * 365 * 24 * time.Hour
 

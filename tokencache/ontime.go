@@ -128,7 +128,10 @@ func (c *Cache) GoOn(kept Taken) {
 		e.receipt.goOn(began, more)
 	}
 	for i := range c.bygones {
-		c.bygones[i].receipt.goOn(began, more)
+		r := &c.bygones[i]
+		if r.receipt.goOn(began, more); r.came > began {
+			r.came += more
+		}
 	}
 	c.rejudgeLocked(now)
 }

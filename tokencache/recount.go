@@ -33,9 +33,9 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 		if first.deadline != never {
 			left = max(believed, left)
 		}
-		return min(left, max(0, first.received)+longestNominal-now) // when an earlier boot was, nobody knows
+		return min(left, c.mostLeftLocked(first, now))
 	case first.deadline == never:
-		return left
+		return min(left, c.mostLeftLocked(first, now))
 	case left <= max(believed, briefly):
 		return left
 	case dated && c.knowsTime():
@@ -50,10 +50,20 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 		return believed
 	case first.given > 0 && freshAt(f.Token, left, passed):
 		return left
-	case dated && c.readings.bear(readingOf(f, left, now)) && now+left <= max(0, first.received)+longestNominal:
+	case dated && c.readings.bear(readingOf(f, left, now)) && left <= c.mostLeftLocked(first, now):
 		return left
 	}
 	return believed
+}
+
+// mostLeftLocked returns the life that a token has left at most which was received first when r was: it had been issued by then. What is known of
+// an earlier boot is the on-time, than which more time has passed.
+func (c *Cache) mostLeftLocked(r bygone, now time.Duration) time.Duration {
+	received := max(0, r.received)
+	if r.receipt.on > 0 {
+		received = r.receipt.on - c.on
+	}
+	return received + longestNominal - now
 }
 
 // staticLocked looks whether the back end gives the number that it gave with this token at its receipt, though that is long ago, or

@@ -225,7 +225,7 @@ func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetche
 	m := mintingOf(fetched.Token, fetched.Left-(now-begun), fetched.Counted || c.knowsTime())
 	c.knowledge.learn(fetched, m, c.clock.Wall(), begun, now)
 	c.correctLocked(now)
-	c.bygones.cameAgain(fetched.Token.Text, now)
+	c.bygones.cameAgain(fetched.Token.Text, c.on+now)
 	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-(now-begun), now)
 	if fetched.Counted {
 		c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
@@ -317,7 +317,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		first, again := c.bygones.find(f.Token.Text)
 		e.audienceBefore, e.omitted = audienceBefore(e.claims, f.Token.Claims), omittedAnew(e.claims, f.Token.Claims)
 		if !e.token.Text.IsZero() && !f.Token.Text.Equal(e.token.Text) {
-			c.bygones.add(e.bygone())
+			c.bygones.add(c.goneLocked(e))
 		}
 		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)
 		e.given = c.countedLocked(f, left, begun, now)

@@ -82,6 +82,7 @@ type bygone struct {
 	ExpiresOn  time.Time      `json:"expires_on,omitzero"`
 	Given      time.Duration  `json:"given_ns,omitempty"`
 	Deadline   *time.Duration `json:"deadline_ns,omitempty"`
+	Came       time.Duration  `json:"came_on_ns,omitempty"`
 
 	ReceivedAt time.Duration `json:"received_on_ns,omitempty"` // on-time, as the two that follow
 	IssuedFrom time.Duration `json:"issued_from_on_ns,omitempty"`
@@ -153,7 +154,7 @@ func bygonesOf(told []tokencache.Bygone) (all []bygone) {
 	for _, r := range told {
 		w := bygone{
 			SHA256: r.SHA256, Received: r.Received, ReceivedOn: r.ReceivedOn.UTC(), ExpiresOn: r.ExpiresOn.UTC(), Given: r.Given,
-			Deadline: unlessNever(r.Deadline), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
+			Deadline: unlessNever(r.Deadline), Came: r.Came, ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 		}
 		w.ReceivedOn, w.ExpiresOn = keepable(w.ReceivedOn), keepable(w.ExpiresOn)
 		if w.check() == nil {
@@ -165,7 +166,7 @@ func bygonesOf(told []tokencache.Bygone) (all []bygone) {
 
 func (w *bygone) bygone() tokencache.Bygone {
 	return tokencache.Bygone{
-		SHA256: w.SHA256, Received: w.Received, ReceivedOn: w.ReceivedOn, ExpiresOn: w.ExpiresOn, Given: w.Given, Deadline: orNever(w.Deadline),
+		SHA256: w.SHA256, Received: w.Received, ReceivedOn: w.ReceivedOn, ExpiresOn: w.ExpiresOn, Given: w.Given, Deadline: orNever(w.Deadline), Came: w.Came,
 		ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Blind: w.Blind,
 	}
 }
@@ -176,7 +177,7 @@ func (w *bygone) check() error {
 		return errors.New("its digest is none")
 	case !within(w.Received, w.Given, orZero(w.Deadline)) || w.Given < 0:
 		return errors.New("a boot time of it is out of range")
-	case !onTime(w.ReceivedAt) || !within(w.IssuedFrom, w.IssuedTo):
+	case !onTime(w.ReceivedAt) || !onTime(w.Came) || !within(w.IssuedFrom, w.IssuedTo):
 		return errors.New("an on-time of it is out of range")
 	case !known(w.ReceivedOn, w.ExpiresOn):
 		return errors.New("its times are outside 1970 to 2200")
