@@ -26,6 +26,7 @@ type bygone struct {
 
 	given    time.Duration // life left then, as the back end counted it; 0: it did not, or was proved wrong
 	deadline time.Duration // boot time at which it is believed to expire, by the back end's word; never: that is not known
+	unlearnt bool          // what was learnt of its life was dropped at somebody's wish: what is read of that later is no better
 }
 
 // bygones is the tokens that are not held any more, the latest last.
@@ -47,7 +48,13 @@ func (all bygones) find(text Secret) (bygone, bool) {
 
 // add remembers r, and no other of the same token.
 func (all *bygones) add(r bygone) {
-	kept := slices.DeleteFunc(*all, func(o bygone) bool { return o.digest == r.digest })
+	kept := slices.DeleteFunc(*all, func(o bygone) bool {
+		if o.digest != r.digest {
+			return false
+		}
+		r.unlearnt = r.unlearnt || o.unlearnt
+		return true
+	})
 	kept = append(kept, r)
 	if len(kept) > maxBygones {
 		kept = slices.Delete(kept, 0, len(kept)-maxBygones)
@@ -87,7 +94,7 @@ func (c *Cache) goneLocked(e *entry) bygone {
 
 // dropped is r without what was learnt of the token's life.
 func (r bygone) dropped() bygone {
-	r.given, r.deadline = 0, never
+	r.given, r.deadline, r.unlearnt = 0, never, true
 	return r
 }
 
@@ -172,6 +179,7 @@ type Bygone struct {
 	Given      time.Duration // life left when it was received, as the back end counted it; 0: not known
 	Deadline   time.Duration // when it is believed to expire; Never: not known
 	Came       time.Duration // on-time by which the back end gave it last; 0: by when this was kept
+	Unlearnt   bool          // what was learnt of its life was dropped at somebody's wish
 
 	// As in Remembered.
 	ReceivedAt, IssuedFrom, IssuedTo time.Duration
@@ -194,7 +202,7 @@ func (all bygones) tell() []Bygone {
 	var told []Bygone
 	for _, r := range all {
 		told = append(told, Bygone{
-			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: r.deadline, Came: r.came,
+			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: r.deadline, Came: r.came, Unlearnt: r.unlearnt,
 			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}
@@ -215,7 +223,7 @@ func (c *Cache) recallBygones(m *Memory) {
 // recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
 func (c *Cache) recalledBygone(m *Memory, t Bygone, now time.Duration) bygone {
 	r := bygone{
-		digest: t.SHA256, received: t.Received, came: c.recalledOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline,
+		digest: t.SHA256, received: t.Received, came: c.recalledOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline, unlearnt: t.Unlearnt,
 		receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
 	}
 	if m.BootID == "" || m.BootID != c.bootID {
@@ -233,11 +241,17 @@ func (c *Cache) recallBygoneLocked(r bygone, now time.Duration) {
 }
 
 // receivedFirstLocked has the token that r tells of be received when r says, wherever it is held or remembered as received later: it came
-// again before r could be read. What it is believed to live gets no longer by that.
+// again before r could be read. What it is believed to live gets no longer by that, nor shorter than what the back end has said since somebody
+// wished that what had been learnt of it be dropped.
 func (c *Cache) receivedFirstLocked(r bygone, now time.Duration) {
-	if i := c.bygones.index(r.digest); i >= 0 && r.receipt.on < c.bygones[i].receipt.on {
-		first := r
-		first.receipt, first.deadline = r.receipt.again(c.bygones[i].receipt), min(r.deadline, c.bygones[i].deadline)
+	i := c.bygones.index(r.digest)
+	if i >= 0 && c.bygones[i].unlearnt {
+		r = r.dropped()
+	}
+	if i >= 0 && r.receipt.on < c.bygones[i].receipt.on {
+		first, since := r, c.bygones[i]
+		first.receipt, first.deadline = r.receipt.again(since.receipt), min(r.deadline, since.deadline)
+		first.came = max(r.came, since.came)
 		c.bygones[i] = first
 	}
 	for _, e := range c.entries {

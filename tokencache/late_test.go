@@ -129,3 +129,48 @@ func TestLateTokensAndStaticCounts(t *testing.T) {
 		})
 	}
 }
+
+// What was learnt of a token's life, and was dropped at somebody's wish, does not come back with what is read late, nor over a restart meanwhile.
+func TestLateTokensBringNoLifeBackThatWasDropped(t *testing.T) {
+	t.Parallel()
+	for _, restart := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w, r, began := new(watch), new(registry), time.Now()
+			clock, left := w.booted(), time.Hour
+			r.gives(func(key tokencache.Key) tokencache.Fetched {
+				f := tokenOf("a", key, began)
+				f.Left, f.Token.Claims.IssuedAt = left, time.Time{}
+				return f
+			})
+			start := func(m *tokencache.Memory) *tokencache.Cache {
+				return tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "one", Memory: m})
+			}
+			c := start(nil)
+			refreshed(t, c, vault, tokencache.Newer)
+			unread := c.Memory()
+			received := only(t, c).ReceivedOn
+			c.Close()
+			time.Sleep(10 * time.Minute)
+
+			c = start(nil)
+			refreshed(t, c, vault, tokencache.Newer)
+			r.during(func() { left = 5 * time.Hour })
+			time.Sleep(10 * time.Minute)
+			forgotten(t, c, vault, tokencache.Unchanged)
+			if restart {
+				m := c.Memory()
+				c.Close()
+				c = start(&m)
+			}
+			defer func() { c.Close() }()
+			c.Recall(&unread)
+			if got := only(t, c); got.Left != left || !got.ReceivedOn.Equal(received) {
+				t.Errorf("restart %v: %v left, received on %v, and first on %v", restart, got.Left, got.ReceivedOn, received)
+			}
+			refreshed(t, c, vault, tokencache.Unchanged)
+			if got := only(t, c).Left; got != left {
+				t.Errorf("restart %v: then %v left", restart, got)
+			}
+		})
+	}
+}

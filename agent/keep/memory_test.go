@@ -55,7 +55,7 @@ func whole(n int) tokencache.Memory {
 			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: time.Minute, Shown: 3 * time.Minute, Told: 2 * time.Minute, Untold: 3, By: "api://x",
 		}, {Current: tokencache.Principal{ClientID: "c"}, Since: tokencache.Never, Shown: tokencache.Never, Told: tokencache.Never}},
 		Bygones: []tokencache.Bygone{
-			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: time.Hour, Came: 40 * time.Hour},
+			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: time.Hour, Came: 40 * time.Hour, Unlearnt: true},
 			{SHA256: tokencache.NewSecret("b").SHA256(), Deadline: tokencache.Never},
 		},
 		Static: true, OnRecord: 2, Record: tokencache.Record{Taken: taken, Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9, Changes: []tokencache.PolicyChange{

@@ -83,6 +83,7 @@ type bygone struct {
 	Given      time.Duration  `json:"given_ns,omitempty"`
 	Deadline   *time.Duration `json:"deadline_ns,omitempty"`
 	Came       time.Duration  `json:"came_on_ns,omitempty"`
+	Unlearnt   bool           `json:"unlearnt,omitempty"`
 
 	ReceivedAt time.Duration `json:"received_on_ns,omitempty"` // on-time, as the two that follow
 	IssuedFrom time.Duration `json:"issued_from_on_ns,omitempty"`
@@ -154,7 +155,7 @@ func bygonesOf(told []tokencache.Bygone) (all []bygone) {
 	for _, r := range told {
 		w := bygone{
 			SHA256: r.SHA256, Received: r.Received, ReceivedOn: r.ReceivedOn.UTC(), ExpiresOn: r.ExpiresOn.UTC(), Given: r.Given,
-			Deadline: unlessNever(r.Deadline), Came: r.Came, ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
+			Deadline: unlessNever(r.Deadline), Came: r.Came, Unlearnt: r.Unlearnt, ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 		}
 		w.ReceivedOn, w.ExpiresOn = keepable(w.ReceivedOn), keepable(w.ExpiresOn)
 		if w.check() == nil {
@@ -166,7 +167,7 @@ func bygonesOf(told []tokencache.Bygone) (all []bygone) {
 
 func (w *bygone) bygone() tokencache.Bygone {
 	return tokencache.Bygone{
-		SHA256: w.SHA256, Received: w.Received, ReceivedOn: w.ReceivedOn, ExpiresOn: w.ExpiresOn, Given: w.Given, Deadline: orNever(w.Deadline), Came: w.Came,
+		SHA256: w.SHA256, Received: w.Received, ReceivedOn: w.ReceivedOn, ExpiresOn: w.ExpiresOn, Given: w.Given, Deadline: orNever(w.Deadline), Came: w.Came, Unlearnt: w.Unlearnt,
 		ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Blind: w.Blind,
 	}
 }
