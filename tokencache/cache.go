@@ -105,9 +105,10 @@ type Cache struct {
 	seen       uint64              // how often what was learnt from rollovers became void; from 1 on
 	principals map[Selector]*principals
 	bygones    bygones
-	readings   readings // of the issuer's clock
-	static     bool     // the source's counts of lives are none: see staticLocked
-	counted    counted  // how far that is not so any more
+	readings   readings      // of the issuer's clock
+	static     bool          // the source's counts of lives are none: see staticLocked
+	counted    counted       // how far they have shown to be some lately
+	countedOn  time.Duration // on-time at which they last had; 0: they have not, since they were none
 }
 
 // New returns a cache at work. Close it.

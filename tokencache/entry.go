@@ -34,7 +34,7 @@ type entry struct {
 	minted         Minting       // zero: nothing tells it by the issuer's clock
 	life           time.Duration // at its minting; 0: there never was one
 	given          time.Duration // at its receipt, as the back end counted it; 0: it did not, or was proved wrong
-	said           said          // of the token given last, while the back end counts nothing
+	said           said          // of the token given last
 	born           time.Duration // when that was
 	received       time.Duration
 	shown          time.Duration // when the back end last handed it out

@@ -130,6 +130,66 @@ func TestLateTokensAndStaticCounts(t *testing.T) {
 	}
 }
 
+// Nor is it believed of an old file, as one that was put aside a month ago, where the source has been shown to count since: a token from after a
+// revocation stays current. That nobody knew in between shows nothing.
+func TestOldFileAndCountsShownSince(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		afresh bool          // the source was not known to count nothing when it began to
+		shows  time.Duration // for how long it has
+		void   bool
+	}{
+		"for a month":              {shows: 30 * 24 * time.Hour},
+		"for a month, nobody knew": {shows: 30 * 24 * time.Hour, afresh: true},
+		"for two hours":            {shows: 2 * time.Hour, afresh: true, void: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w, p, other := new(watch), &plain{counts: true, static: true}, tokencache.Key{Resource: "api://other"}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				defer func() { c.Close() }()
+				ask := func() {
+					if _, err := c.Refresh(t.Context(), other, true); err != nil {
+						t.Fatal(err)
+					}
+				}
+				ask()
+				time.Sleep(time.Hour)
+				ask()
+				aside := c.Memory()
+				if !aside.Static {
+					t.Fatal("it is not known that the counts are none")
+				}
+				p.static = false
+				if row.afresh {
+					c.Close()
+					clock := w.booted()
+					c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one and a half", On: aside.On})
+				}
+				for begun := time.Now(); time.Since(begun) < row.shows; time.Sleep(time.Hour) {
+					ask()
+				}
+				note(t, c, "x", tokencache.Revoked, time.Time{})
+				time.Sleep(20 * time.Minute)
+				mustGet(t, c, vault, sdk)
+				c = after(c, p.Fetch, w.booted(), "two")
+				mustGet(t, c, vault, sdk)
+				c.Recall(&aside)
+				if got := c.Memory().Static; got != row.void {
+					t.Errorf("its counts are taken for none: %v", got)
+				}
+				for range 60 {
+					if _, err := c.Get(t.Context(), vault, sdk); err != nil && !row.void {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Minute)
+				}
+			})
+		})
+	}
+}
+
 // What was learnt of a token's life, and was dropped at somebody's wish, does not come back with what is read late, nor over a restart meanwhile.
 func TestLateTokensBringNoLifeBackThatWasDropped(t *testing.T) {
 	t.Parallel()

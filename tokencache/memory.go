@@ -29,6 +29,8 @@ type Memory struct {
 	Bygones    []Bygone     // of tokens that are not held any more, the latest last
 	// Static says that the source has shown its counts of lives to be none: it gave the same number hours later.
 	Static bool
+	// CountedOn is the on-time at which its counts had last been shown, over hours, to be some; 0: they have not been, since they were none.
+	CountedOn time.Duration
 	// OnRecord is how many changes were on record, whether or not there is a copy of them.
 	OnRecord int
 }
@@ -108,7 +110,7 @@ func (c *Cache) memory() (m Memory, judged []judgement) {
 	m = Memory{
 		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.knowsTime(), Rollovers: c.rollovers.tell(),
 		Record: c.recordLocked(), Principals: c.tellPrincipalsLocked(), Bygones: c.bygones.tell(),
-		Paused: max(0, c.gate.paused), Failing: c.gate.rest.failing(), Static: c.static,
+		Paused: max(0, c.gate.paused), Failing: c.gate.rest.failing(), Static: c.static, CountedOn: c.countedOn,
 	}
 	m.OnRecord = len(m.Record.Changes)
 	m.Keys, judged = make([]Remembered, 0, len(c.entries)), make([]judgement, 0, len(c.entries))
@@ -168,7 +170,7 @@ func (h history) tell() []Rollover {
 // recall begins with what m tells. Nobody else has c yet.
 func (c *Cache) recall(m *Memory) {
 	now := c.clock.Boot()
-	c.rollovers, c.static = historyOf(m.Rollovers, sourceHistory), m.Static
+	c.rollovers, c.static, c.countedOn = historyOf(m.Rollovers, sourceHistory), m.Static, c.recalledOn(m, m.CountedOn, now)
 	c.recallPrincipals(m)
 	c.recallBygones(m)
 	c.recallRest(m, c.absence(m, Remembered{}, now), now)
@@ -204,7 +206,7 @@ func (c *Cache) Recall(m *Memory) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
-	if m.Static && !c.static {
+	if m.Static && !c.static && m.Taken().In(c.takenLocked()).On > c.countedOn { // else it has been shown since that they count
 		c.voidCountsLocked(now)
 	}
 	var gone []bygone

@@ -127,6 +127,9 @@ func (c *Cache) GoOn(kept Taken) {
 	for _, e := range c.entries {
 		e.receipt.goOn(began, more)
 	}
+	if c.countedOn > began {
+		c.countedOn += more
+	}
 	for i := range c.bygones {
 		r := &c.bygones[i]
 		if r.receipt.goOn(began, more); r.came > began {

@@ -70,8 +70,8 @@ func (c *Cache) mostLeftLocked(r bygone, now time.Duration) time.Duration {
 // the number that it gave with another token, though this one's expiry is earlier than time has passed since: by it the issuer's
 // clock has gone back. Then none of its numbers counts anything, and what they have shown is void.
 func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
+	c.countsLocked(e, f, left, now)
 	if c.static {
-		c.countsAgainLocked(e, f, left, now)
 		return
 	}
 	first, known := c.bygoneLocked(e, f.Token.Text)
@@ -85,7 +85,7 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
 
 // voidCountsLocked takes it that the source's numbers count nothing, and never did.
 func (c *Cache) voidCountsLocked(now time.Duration) {
-	c.static, c.readings, c.counted = true, nil, counted{}
+	c.static, c.readings, c.counted, c.countedOn = true, nil, counted{}, 0
 	c.knowledge.uncount()
 	for _, ch := range c.changes {
 		if !ch.Vouched {
@@ -97,6 +97,7 @@ func (c *Cache) voidCountsLocked(now time.Duration) {
 		c.bygones[i].receipt.doubt()
 	}
 	for _, o := range c.entries {
+		o.said = said{}
 		o.receipt.doubt()
 		if c.knowsTime() {
 			c.ageLocked(o, now)
@@ -105,29 +106,29 @@ func (c *Cache) voidCountsLocked(now time.Duration) {
 	c.rejudgeLocked(now)
 }
 
-// said is what a back end said of a token while its numbers counted nothing.
+// said is what a back end said of a token.
 type said struct {
 	digest string // of the token's text; empty: nothing
 	at     time.Duration
 	left   time.Duration
 }
 
-// counted is how far a back end whose numbers counted nothing has shown that they count by now.
+// counted is how far a back end has shown that its numbers count.
 type counted struct {
 	answers int           // in a row, each of which said less than the one before about its token by the time between
 	since   time.Duration // boot time of the answer that the first of these was held against
 }
 
-// A back end is believed again when so many answers in a row have counted, over so long: a proxy that repeats answers for half
+// A back end whose numbers were none is believed again when so many answers in a row have counted, over so long: a proxy that repeats answers for half
 // an hour now and then looks like one that counts.
 const (
 	countsAgainMost = 4
 	countsAgainOver = 6 * time.Hour
 )
 
-// countsAgainLocked looks whether the numbers count again. One that does not, for whatever key, starts it anew. What was voided stays
+// countsLocked looks whether the numbers are shown to count. One that does not, for whatever key, starts it anew. What was voided stays
 // void: what is believed again is what is said from now on.
-func (c *Cache) countsAgainLocked(e *entry, f Fetched, left, now time.Duration) {
+func (c *Cache) countsLocked(e *entry, f Fetched, left, now time.Duration) {
 	if !f.Counted {
 		return
 	}
@@ -151,7 +152,7 @@ func (c *Cache) countsAgainLocked(e *entry, f Fetched, left, now time.Duration) 
 	}
 	c.counted.answers++
 	if c.counted.answers >= countsAgainMost && now-c.counted.since >= countsAgainOver {
-		c.static, c.counted = false, counted{}
+		c.static, c.countedOn = false, c.on+now
 	}
 }
 

@@ -51,6 +51,7 @@ type memory struct {
 	Paused       time.Duration `json:"paused_ns,omitempty"`
 	Failing      *failing      `json:"failing,omitempty"`
 	Static       bool          `json:"static_counts,omitempty"`
+	CountedOn    time.Duration `json:"counted_on_ns,omitempty"`
 
 	// A copy of the record. One of generation 0 without changes is none.
 	Lineage    string    `json:"lineage,omitempty"`
@@ -133,7 +134,7 @@ func encodeMemory(m tokencache.Memory) ([]byte, error) {
 		Version: memoryVersion, Source: m.Source, BootID: m.BootID, Boot: m.Boot, On: m.On, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
 		Keys: make([]remembered, 0, len(m.Keys)), Rollovers: seenOf(m.Rollovers, maxHistory, tokencache.Key{}),
 		Principals: principalsOf(m.Principals), Bygones: bygonesOf(m.Bygones),
-		Paused: m.Paused, Failing: failingOf(m.Failing), Static: m.Static,
+		Paused: m.Paused, Failing: failingOf(m.Failing), Static: m.Static, CountedOn: m.CountedOn,
 	}
 	for _, r := range m.Keys {
 		if w := rememberedOf(r); w.check() == nil {
@@ -255,7 +256,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	}
 	m := tokencache.Memory{
 		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, On: doc.On, Wall: doc.Wall, Synchronised: doc.Synchronised,
-		Rollovers: told(doc.Rollovers, tokencache.Key{}), Paused: doc.Paused, Failing: doc.Failing.failing(), Static: doc.Static,
+		Rollovers: told(doc.Rollovers, tokencache.Key{}), Paused: doc.Paused, Failing: doc.Failing.failing(), Static: doc.Static, CountedOn: doc.CountedOn,
 		Record: tokencache.Record{
 			Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
 			Lineage: doc.Lineage, Origins: originsIn(doc.Origins), Generation: doc.Generation,
@@ -336,8 +337,8 @@ func (doc *memory) check() error {
 		return errors.New("its boot_id is none")
 	case doc.Boot < 0 || doc.Boot > maxUptime:
 		return errors.New("its boot_ns is no uptime")
-	case !onTime(doc.On):
-		return errors.New("its on_ns is out of range")
+	case !onTime(doc.On) || !onTime(doc.CountedOn):
+		return errors.New("its on_ns or counted_on_ns is out of range")
 	case !known(doc.Wall):
 		return errors.New("its wall is outside 1970 to 2200")
 	case doc.Paused < 0 || doc.Paused > maxSpan:

@@ -58,7 +58,7 @@ func whole(n int) tokencache.Memory {
 			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: time.Hour, Came: 40 * time.Hour, Unlearnt: true},
 			{SHA256: tokencache.NewSecret("b").SHA256(), Deadline: tokencache.Never},
 		},
-		Static: true, OnRecord: 2, Record: tokencache.Record{Taken: taken, Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9, Changes: []tokencache.PolicyChange{
+		Static: true, CountedOn: 39 * time.Hour, OnRecord: 2, Record: tokencache.Record{Taken: taken, Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9, Changes: []tokencache.PolicyChange{
 			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", NotedOn: noon.Add(time.Second)},
 			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Joined: 3,
 				Moment: 39 * time.Hour, By: 40 * time.Hour, Vouched: true, Checked: true, Unplaced: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon, Latest: noon.Add(time.Second)}},
