@@ -399,10 +399,18 @@ func (l *life) ask(k *key) {
 		defer cancel()
 		began := time.Now()
 		answer, err := p.agent.Token(ctx, agent.Caller{UID: uid, GID: agent.NoID}, agent.Request{Resource: k.Resource, Identity: k.identity, MinTTL: 5 * time.Minute})
+		refusal := new(agent.Error)
+		var onRecord []agent.NotedChange // by which it is withheld: some of them may have been read just now
+		if errors.As(err, &refusal) && refusal.Reason == agent.PermissionsRevoked {
+			onRecord = p.agent.Changes()
+		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if p.gone || l.process != p {
 			return
+		}
+		if onRecord != nil {
+			l.oracle.takeIn(onRecord)
 		}
 		l.tell(k.Key, answer, err)
 		if err == nil {
@@ -411,7 +419,6 @@ func (l *life) ask(k *key) {
 			return
 		}
 		l.refusals++
-		refusal := new(agent.Error)
 		if !errors.As(err, &refusal) {
 			l.oracle.fail("strange error", "%v: %v", k, err)
 			return
