@@ -64,6 +64,9 @@ func (s subject) shape(d drawing, v *device, weights *[kinds]int) {
 		v.vouched, v.ahead, v.form = false, choose(d, 40*time.Minute, 2*time.Hour, 3*day), choose(d, counted, uncounted, uncounted)
 	case aboutForks:
 		v.keyless = false
+		for _, k := range []kind{reboot, powerCut, clockSet, diskFault, gone} { // what is drawn of these is enough
+			weights[k] = 0
+		}
 	}
 }
 
