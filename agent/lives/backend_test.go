@@ -47,6 +47,9 @@ type issued struct {
 	came      time.Time // and had it first then
 }
 
+// misdated is a date of t that is to come until its last minutes.
+func (t *issued) misdated() time.Time { return t.expires.Add(-5*time.Minute - time.Second) }
+
 // outage is a span of time in which the back end fails for a key, or for all.
 type outage struct {
 	failing
@@ -163,7 +166,7 @@ func (l *life) answer(key tokencache.Key, replica int, failing failing, until ti
 		}
 	}
 	if v.form == misdated {
-		f.Token.Claims.IssuedAt = t.expires.Add(-time.Second) // which is to come, whenever it is received
+		f.Token.Claims.IssuedAt = t.misdated()
 	}
 	f.Left, f.Presumed = l.left(t, failing, now)
 	if f.Left > 7*day {

@@ -24,6 +24,9 @@ const (
 	// What the back end says of a life is believed, the lower the sooner. What it says later has to be borne out.
 	toldWrong excuse = "the back end told a life that was too short"
 
+	// A date that is to come is none. Of a token that comes first when it has come to be past, nothing tells that it was wrong.
+	laterPast excuse = "a wrong date has come to be past"
+
 	// Another principal's tokens may be older than those before, and are taken all the same.
 	madeAnew excuse = "the identity was made anew"
 

@@ -421,6 +421,8 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 		return o.excuse(lyingClock)
 	case ch.dropped && ch.held[t.key] != t:
 		return o.excuse(fullRecord)
+	case o.plan.device.form == misdated && t.came.After(ch.noted) && !t.misdated().After(t.came.Add(2*time.Minute+tolerance)):
+		return o.excuse(laterPast)
 	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.toldShort(t.key, time.Now()):
 		return o.excuse(toldWrong) // a date that is to come is none by the issuer's clock, which is told wrong too then
 	case o.plan.device.form == misdated && t.came.After(ch.noted) && !o.static.IsZero() && !o.isRight():
