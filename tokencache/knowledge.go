@@ -104,8 +104,8 @@ func (c *Cache) hasSpreadLocked(ch *change, now time.Duration) bool {
 	switch {
 	case ch.Issuer.Latest.IsZero():
 		return false
-	case c.knowledge.issuer.IsZero() && !c.knowsTime():
-		return false
+	case c.knowledge.issuer.IsZero() && (!c.knowsTime() || c.at(ch) > 0 && !ch.Unplaced):
+		return false // since it was noted in this boot, whose clock tells how long ago that is, and the other may have been set since
 	case c.knowledge.issuer.IsZero():
 		issuer = c.clock.Wall()
 	}

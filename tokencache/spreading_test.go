@@ -3,6 +3,7 @@ package tokencache_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -433,4 +434,48 @@ func TestColdKeyWaitsAsTheOthersDo(t *testing.T) {
 		note(t, c, "x", tokencache.Revoked, time.Time{})
 		servedWithin(t, c, 16*time.Minute)
 	})
+}
+
+// While a revocation of this boot spreads, nothing is fetched though the clock steps, which is known to be right before and after: the boot clock
+// tells that it is still spreading. The back end counts nothing, so that no better clock tells.
+func TestClockThatStepsWhileARevocationSpreads(t *testing.T) {
+	t.Parallel()
+	for _, step := range []time.Duration{0, 30 * time.Minute, 3 * time.Hour} {
+		for _, held := range []bool{false, true} {
+			t.Run(fmt.Sprintf("by %v, held %v", step, held), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					w, r := &watch{known: true}, &registry{}
+					w.set(step, true)
+					r.gives(func(key tokencache.Key) tokencache.Fetched {
+						f := tokenOf("o", key, time.Now())
+						f.Counted = false
+						return f
+					})
+					c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: r.Fetch})
+					defer c.Close()
+					if held {
+						mustGet(t, c, vault, sdk)
+					}
+					time.Sleep(2 * time.Hour)
+					note(t, c, "x", tokencache.Revoked, time.Time{})
+					before, noted := len(r.asked(vault)), time.Now()
+					time.Sleep(2 * time.Minute)
+					w.set(0, true)
+					for time.Since(noted) < spread-time.Minute {
+						if !withheld(t, c) {
+							t.Fatalf("a token is served %v after the revocation", time.Since(noted))
+						}
+						if _, err := c.Refresh(t.Context(), vault, false); err == nil {
+							t.Errorf("refreshed %v after the revocation", time.Since(noted))
+						}
+						time.Sleep(time.Minute)
+					}
+					if n := len(r.asked(vault)); n != before {
+						t.Errorf("%d calls while it was spreading", n-before)
+					}
+				})
+			})
+		}
+	}
 }
