@@ -88,8 +88,9 @@ func withoutStandIn(r tokencache.Record) tokencache.Record {
 // markOf has the token's key alone withheld, from no earlier than the revocation that it stands for, which was on record when m
 // was taken.
 func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
+	of := withoutStandIn(m.Record)
 	return mark{
-		id: id, key: key, of: tokencache.Record{Lineage: m.Record.Lineage, Origins: m.Record.Origins, Generation: m.Record.Generation},
+		id: id, key: key, of: tokencache.Record{Lineage: of.Lineage, Origins: of.Origins, Generation: of.Generation},
 		taken: tokencache.PolicyChange{
 			ID: id, Selector: key.Selector, Resource: key.Resource, Effect: tokencache.Revoked,
 			At: m.Wall, NotedOn: m.Wall, // and no moment: it is that of the start, which is later than the truth

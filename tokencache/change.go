@@ -394,6 +394,10 @@ func (c *Cache) reviewLocked(now time.Duration) bool {
 	return gone || dated
 }
 
+// redatedBy is by how much a date has to be another to be put right: two looks at two clocks differ a little, and a record that differs by no
+// more is the same.
+const redatedBy = time.Second
+
 // dateLocked puts the dates right of changes that were noted in this boot as "now", by a clock that was not known to be right.
 // They are for people: no token is judged by them.
 func (c *Cache) dateLocked(now time.Duration) (dated bool) {
@@ -408,7 +412,9 @@ func (c *Cache) dateLocked(now time.Duration) (dated bool) {
 		if at.Before(time.Unix(0, 0)) {
 			continue // that clock is wrong, whoever vouches for it, and no such date can be kept
 		}
-		ch.At, ch.NotedOn, ch.dated, dated = at, at, true, true
+		if ch.dated = true; ch.At.Sub(at).Abs() > redatedBy {
+			ch.At, ch.NotedOn, dated = at, at, true
+		}
 	}
 	return dated
 }

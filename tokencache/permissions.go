@@ -148,8 +148,9 @@ func (c *Cache) blurLocked(e *entry) (blur time.Duration) {
 	return blur
 }
 
-// tighter is by how much a bound on when a change happened has to be earlier than the one on record, to be kept.
-const tighter = 30 * time.Minute
+// tighter is by how much a bound on when a change happened has to be earlier than the one on record, to be kept: in all that is a token's life at
+// most, so that the record differs a few times for it and not at each of many restarts.
+const tighter = 4 * time.Hour
 
 // proveLocked looks, after an answer, whether e's token is shown to be from after a change by what the back end has handed out,
 // where nobody counts its life and no clock is known to be right. A token that was still handed out had not expired: so it
