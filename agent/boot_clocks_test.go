@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"perceptd/agent"
-	"perceptd/agent/keep"
 	"perceptd/agent/simulator"
+	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
 
@@ -37,7 +37,7 @@ var wrongClocks = []bootClock{
 type rebooting struct {
 	t     *testing.T
 	dir   string
-	key   keep.Key
+	key   store.Key
 	z     *azure
 	boots int
 }
@@ -52,9 +52,9 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 		Boot:         func() time.Duration { return 20*time.Second + time.Since(began) },
 		Synchronised: func() bool { return c.vouched },
 	}
-	record := keep.Open(keep.Disk(d.dir), clock.Boot)
+	record := store.Open(store.Disk(d.dir), clock.Boot)
 	before, lost := record.Load()
-	tokens, err := keep.OpenTokens(keep.Disk(d.dir), &d.key)
+	tokens, err := store.OpenTokens(store.Disk(d.dir), &d.key)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 	// The record names the kernel's boot, of which this test has one only.
 	path := filepath.Join(d.dir, "policy-changes.json")
 	if text, err := os.ReadFile(path); err == nil {
-		other := strings.Replace(string(text), keep.BootID(), fmt.Sprintf("00000000-0000-0000-0000-%012d", d.boots), 1)
+		other := strings.Replace(string(text), store.BootID(), fmt.Sprintf("00000000-0000-0000-0000-%012d", d.boots), 1)
 		if err := os.WriteFile(path, []byte(other), 0o600); err != nil {
 			d.t.Fatal(err)
 		}

@@ -15,7 +15,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/binding"
-	"perceptd/agent/keep"
+	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
 
@@ -49,7 +49,7 @@ func (s *sticky) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetche
 type bootable struct {
 	dir   string
 	fails func(name string) error // what reading a file of dir fails with; nil: nothing
-	key   keep.Key
+	key   store.Key
 	known []binding.Binding // what the device is known by
 	back  *sticky
 	rules agent.Rules // zero: edge
@@ -62,7 +62,7 @@ type bootable struct {
 
 // fickle is a device's folder.
 type fickle struct {
-	keep.Disk
+	store.Disk
 	d *bootable
 }
 
@@ -95,17 +95,17 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	if d.rules.Identities == nil {
 		d.rules = edge()
 	}
-	folder := fickle{keep.Disk(d.dir), d}
-	record := keep.Open(folder, clock.Boot)
-	var tokens *keep.Tokens
+	folder := fickle{store.Disk(d.dir), d}
+	record := store.Open(folder, clock.Boot)
+	var tokens *store.Tokens
 	if hasKey {
 		var err error
-		if tokens, err = keep.OpenTokens(folder, &d.key, d.known...); err != nil {
+		if tokens, err = store.OpenTokens(folder, &d.key, d.known...); err != nil {
 			t.Fatal(err)
 		}
 	}
 	id := fmt.Sprint("boot ", d.boots)
-	b := keep.Start(record, tokens, nil, func(*tokencache.Memory) bool { return true }, id)
+	b := store.Start(record, tokens, nil, func(*tokencache.Memory) bool { return true }, id)
 	o := agent.Options{
 		Fetch: d.back.Fetch, Rules: d.rules, Clock: clock, BootID: id,
 		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, Load: record.Load, Keep: record.Save,
@@ -165,7 +165,7 @@ func TestRevocationNotedWithoutTheTokens(t *testing.T) {
 					mustHave(t, a)
 				})
 				if crash { // nothing tells how long the device was on but the tokens
-					record := keep.Open(keep.Disk(d.dir), func() time.Duration { return 0 })
+					record := store.Open(store.Disk(d.dir), func() time.Duration { return 0 })
 					r, err := record.Load()
 					if err != nil {
 						t.Fatal(err)
@@ -207,7 +207,7 @@ func TestOnTimeIsKeptWithoutChanges(t *testing.T) {
 		d := &bootable{dir: dir, back: &sticky{counts: true}, vouch: true}
 		on := func() time.Duration {
 			t.Helper()
-			r, err := keep.Open(keep.Disk(dir), func() time.Duration { return 0 }).Load()
+			r, err := store.Open(store.Disk(dir), func() time.Duration { return 0 }).Load()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -275,7 +275,7 @@ func TestTokenThatCameAgainIsKept(t *testing.T) {
 			mustHave(t, a)
 			time.Sleep(time.Minute)
 		})
-		tokens, err := keep.OpenTokens(keep.Disk(d.dir), &d.key)
+		tokens, err := store.OpenTokens(store.Disk(d.dir), &d.key)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"time"
 
-	"perceptd/agent/keep"
+	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
 
@@ -92,7 +92,7 @@ type folder struct {
 	p *process
 }
 
-var _ keep.Folder = folder{}
+var _ store.Folder = folder{}
 
 func (f folder) Read(name string, _ fs.FileMode, _ int) ([]byte, error) {
 	f.l.mu.Lock()
@@ -169,7 +169,7 @@ func (f folder) change(op, name string, step func(*disk)) error {
 // sheet is a folder that nothing is ever wrong with.
 type sheet map[string][]byte
 
-var _ keep.Folder = sheet{}
+var _ store.Folder = sheet{}
 
 func (s sheet) Read(name string, _ fs.FileMode, _ int) ([]byte, error) {
 	if b, there := s[name]; there {
@@ -190,10 +190,10 @@ func (s sheet) Remove(name string) error {
 	return nil
 }
 
-// tokensName is the file that agent/keep has the tokens in.
+// tokensName is the file that agent/store has the tokens in.
 const tokensName = "tokens.sealed"
 
-// sealed is m as agent/keep writes it.
+// sealed is m as agent/store writes it.
 func sealed(m tokencache.Memory) []byte {
 	on := sheet{}
 	if err := tokensIn(on).Save(m); err != nil {
@@ -202,8 +202,8 @@ func sealed(m tokencache.Memory) []byte {
 	return on[tokensName]
 }
 
-func tokensIn(folder keep.Folder) *keep.Tokens {
-	tokens, err := keep.OpenTokens(folder, &keep.Key{1})
+func tokensIn(folder store.Folder) *store.Tokens {
+	tokens, err := store.OpenTokens(folder, &store.Key{1})
 	if err != nil {
 		panic(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"perceptd/agent"
-	"perceptd/agent/keep"
+	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
 
@@ -218,8 +218,8 @@ func (l *life) start() {
 	p := &process{began: time.Now()}
 	o := agent.Options{Fetch: l.fetchOf(p), Rules: l.rules(), Clock: l.clocks.forDaemon(), Roll: l.roll, BootID: l.clocks.bootID()}
 	on := folder{l, p}
-	record := keep.Open(on, l.clocks.boot)
-	var tokens *keep.Tokens // nil: there is no file
+	record := store.Open(on, l.clocks.boot)
+	var tokens *store.Tokens // nil: there is no file
 	if l.hasKey() {
 		tokens = tokensIn(on)
 		o.Keeping.Save = func(m tokencache.Memory) error {
@@ -227,7 +227,7 @@ func (l *life) start() {
 		}
 	}
 	l.oracle.starts()
-	begin := keep.Start(record, tokens, l.takeCarried(), func(*tokencache.Memory) bool { return true }, o.BootID)
+	begin := store.Start(record, tokens, l.takeCarried(), func(*tokencache.Memory) bool { return true }, o.BootID)
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
 	o.Memory, o.Copies, o.On = begin.Memory, begin.Copies, begin.On
 	o.Load, o.Keep = record.Load, record.Save

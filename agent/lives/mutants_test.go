@@ -31,7 +31,7 @@ var mutants = []mutant{
 	{"changes end after an hour", changes, "lasts := «c.spread + longestNominal + recordAfter»", "c.spread + time.Hour", anything},
 	{"a record is kept without its changes", "agent/record.go", "err := r.keep(«now»)\n",
 		"tokencache.Record{Taken: now.Taken, Lineage: now.Lineage, Generation: now.Generation}", anything},
-	{"a record that cannot be read now is taken for none", "agent/keep/begin.go", "b.Unread = «err»", "nil", anything},
+	{"a record that cannot be read now is taken for none", "agent/store/begin.go", "b.Unread = «err»", "nil", anything},
 	{"a start goes on in the lineage that it read", "agent/recover.go", "found.Record = «anew(found.Record, from...)»", "found.Record", aboutForks},
 	{"what could not be saved is not saved again soon", "agent/memory.go", "return «after + keepAgain»", "after + saveEvery", anything},
 	{"a full record refuses revocations", "tokencache/room.go", "makesRoom(all, ch)\n\t\tif «into == nil» {", "true", aboutFull},

@@ -21,7 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/binding"
-	"perceptd/agent/keep"
+	"perceptd/agent/store"
 )
 
 const (
@@ -208,7 +208,7 @@ func usable(path string) error {
 		return err
 	}
 	defer clear(text)
-	if _, err := keep.KeyOf(text); err != nil {
+	if _, err := store.KeyOf(text); err != nil {
 		return &hintedError{fmt.Errorf("the key that is there, %s, is none: %w", path, err), "perceptctl cache-key make --replace makes another"}
 	}
 	return nil
@@ -445,7 +445,7 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 	}
 	secret, err := a.unseal(ctx, sealed)
 	if err == nil {
-		_, err = keep.KeyOf(secret)
+		_, err = store.KeyOf(secret)
 	}
 	if err != nil {
 		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w", key.credential(), err)

@@ -25,7 +25,7 @@ var mayReadClocks = map[string]string{
 	"agent/source/managedidentity.go":           "the clock of those that are given none, and how long a fetch took",
 	"agent/client/azcredential/azcredential.go": "a module's own clock, by which azcore judges expiry",
 	"cmd/perceptctl/simulate.go":                "the simulated back end starts at the device's time",
-	"agent/keep/file.go":                        "the name of a file that is set aside",
+	"agent/store/file.go":                       "the name of a file that is set aside",
 	"agent/server/arrivals.go":                  "how long ago a connection came",
 	"agent/server/connection.go":                "deadlines of a connection, and how long ago it came",
 	"agent/server/crowd.go":                     "how long a connection is idle",

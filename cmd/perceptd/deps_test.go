@@ -37,7 +37,7 @@ var mayImport = map[string]struct {
 	"agent/simulator": {[]string{"agent/room"}, "the simulated back end must not share the mistakes of what it tests"},
 	"agent/caller":    {[]string{"agent", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
 	"agent/binding":   {nil, "it says what the device is known by, and not what is done with it"},
-	"agent/keep":      {[]string{"agent/binding", "agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
+	"agent/store":     {[]string{"agent/binding", "agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
 	"agent/lives":     {nil, "it is a test alone"},
 	"agent/server":    {[]string{"agent", "agent/api", "agent/caller", "agent/headlimit", "agent/turnaway", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
 	"agent/client":    {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
@@ -45,11 +45,11 @@ var mayImport = map[string]struct {
 	"agent/lock":      {nil, "it knows one folder, and not what is in it"},
 	"agent/socket":    {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
 	"systemd":         {nil, "it speaks to systemd for any daemon"},
-	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/caller", "agent/clock", "agent/keep", "agent/lock", "agent/server", "agent/simulator",
+	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/caller", "agent/clock", "agent/store", "agent/lock", "agent/server", "agent/simulator",
 		"agent/socket", "agent/source", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
 	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
 	"agent/relay":               {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
-	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/keep", "agent/relay", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
+	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/relay", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.

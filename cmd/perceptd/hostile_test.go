@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
-	"perceptd/agent/keep"
+	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
 
@@ -572,7 +572,7 @@ func (s *fdStore) hasChange(effect string) bool {
 	if len(s.kept) != 1 {
 		return false // the older is about to go
 	}
-	memory, err := keep.Carried(s.kept[0])
+	memory, err := store.Carried(s.kept[0])
 	return err == nil && slices.ContainsFunc(memory.Record.Changes, func(p tokencache.PolicyChange) bool { return p.Effect.String() == effect })
 }
 

@@ -18,10 +18,10 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/binding"
-	"perceptd/agent/keep"
 	"perceptd/agent/lock"
 	"perceptd/agent/simulator"
 	"perceptd/agent/source"
+	"perceptd/agent/store"
 	"perceptd/systemd"
 	"perceptd/tokencache"
 )
@@ -47,11 +47,11 @@ const (
 type kept struct {
 	notify systemd.Notify
 	log    *zap.Logger
-	source string       // whose tokens they are: sourceName
-	former string       // the same, as versions before wrote it: without an address
-	tokens *keep.Tokens // nil: there is no file
-	bound  binding.Kind // what of the device the file is bound to
-	untold bool         // root has told nothing of the device
+	source string        // whose tokens they are: sourceName
+	former string        // the same, as versions before wrote it: without an address
+	tokens *store.Tokens // nil: there is no file
+	bound  binding.Kind  // what of the device the file is bound to
+	untold bool          // root has told nothing of the device
 
 	stored []string // what systemd keeps of it, by name
 
@@ -74,7 +74,7 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 	}()
 	var held lock.HeldError
 	var err error
-	if d.state, err = keep.Hold(d.flags.stateDir); errors.As(err, &held) {
+	if d.state, err = store.Hold(d.flags.stateDir); errors.As(err, &held) {
 		return err
 	}
 	if err != nil {
@@ -88,14 +88,14 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 	default:
 		k.openFile(d.flags)
 	}
-	record := keep.Open(keep.Disk(d.flags.stateDir), o.Clock.Boot)
-	o.BootID = keep.BootID()
+	record := store.Open(store.Disk(d.flags.stateDir), o.Clock.Boot)
+	o.BootID = store.BootID()
 	var before []tokencache.Memory
 	if k.noCarry == "" {
 		before = k.takeCarried(carried)
 	}
-	begin := keep.Start(record, k.tokens, before, k.ours, o.BootID)
-	if _, loose := errors.AsType[*keep.LooseError](begin.RecordFault); loose {
+	begin := store.Start(record, k.tokens, before, k.ours, o.BootID)
+	if _, loose := errors.AsType[*store.LooseError](begin.RecordFault); loose {
 		d.log.Error("others could have changed a file of the policy changes: what is in it is in force, and withdraws nothing; it is written anew", zap.Error(begin.RecordFault))
 	} else if begin.RecordFault != nil {
 		d.log.Error("one of the two files of the policy changes cannot be used, the other is in force", zap.Error(begin.RecordFault))
@@ -150,7 +150,7 @@ func (k *kept) openFile(f flags) {
 			k.log.Info("root has told nothing of this device that the kept tokens could be bound to: systemctl restart perceptd-cache-key perceptd",
 				zap.String("file", readDevice), zap.Stringer("bound_to", k.bound))
 		}
-		k.tokens, err = keep.OpenTokens(keep.Disk(f.stateDir), key, known...)
+		k.tokens, err = store.OpenTokens(store.Disk(f.stateDir), key, known...)
 	}
 	if err != nil {
 		k.noFile = err.Error()
@@ -180,9 +180,9 @@ func checkFolderOf(key string) error {
 }
 
 // findKey returns the key of the cache's file, the first that is in any of the places, and its place.
-func findKey(places []string) (key *keep.Key, place string, err error) {
+func findKey(places []string) (key *store.Key, place string, err error) {
 	for _, place = range places {
-		if key, err = keep.ReadKey(place); !errors.Is(err, fs.ErrNotExist) {
+		if key, err = store.ReadKey(place); !errors.Is(err, fs.ErrNotExist) {
 			return key, place, err
 		}
 	}
@@ -205,7 +205,7 @@ func (k *kept) takeCarried(carried map[string]*os.File) []tokencache.Memory {
 		number, err := strconv.ParseUint(strings.TrimPrefix(name, storedCache), 10, 64)
 		var memory *tokencache.Memory
 		if err == nil {
-			memory, err = keep.Carried(file)
+			memory, err = store.Carried(file)
 		}
 		if err != nil {
 			k.log.Warn("what systemd has kept of the cache is of no use: tokens are read from the disk or fetched anew", zap.String("name", name), zap.Error(err))
@@ -288,7 +288,7 @@ func outcome(of *atomic.Pointer[error], err error) error {
 
 func (k *kept) store(m tokencache.Memory) error {
 	m.Source = k.source
-	file, err := keep.Carry(m)
+	file, err := store.Carry(m)
 	if err != nil {
 		return err
 	}

@@ -17,8 +17,8 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/keep"
 	"perceptd/agent/simulator"
+	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
 
@@ -405,7 +405,7 @@ func TestNoKey(t *testing.T) {
 func TestKeptStatusIsThatOfTheLastSave(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	tokens, err := keep.OpenTokens(keep.Disk(dir), new(keep.Key))
+	tokens, err := store.OpenTokens(store.Disk(dir), new(store.Key))
 	must(t, err)
 	k := kept{log: zap.NewNop(), tokens: tokens}
 	var m tokencache.Memory

@@ -15,8 +15,8 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/caller"
-	"perceptd/agent/keep"
 	"perceptd/agent/server"
+	"perceptd/agent/store"
 )
 
 // loopbackConfig says where tokens are served over TCP. Zero: nowhere.
@@ -111,7 +111,7 @@ func (b *loopback) set(c loopbackConfig, grants []agent.GrantRef) {
 // mendOf says what a person does about err, after a semicolon, where that is known.
 func mendOf(err error) string {
 	const restart = "systemctl restart perceptd"
-	fault, known := errors.AsType[*keep.FaultError](err)
+	fault, known := errors.AsType[*store.FaultError](err)
 	switch {
 	case !known:
 		return ""
@@ -123,11 +123,11 @@ func mendOf(err error) string {
 
 // openSecrets makes the secrets of the root that is kept. Where none can be, they last as long as this process.
 func (b *loopback) openSecrets() {
-	root, err := keep.LoopbackRoot(keep.Disk(b.stateDir))
+	root, err := store.LoopbackRoot(store.Disk(b.stateDir))
 	switch {
 	case root == nil:
 		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v%s", err, mendOf(err))
-		root = new(keep.Key)
+		root = new(store.Key)
 		_, _ = rand.Read(root[:]) // never fails: it would end the program
 		b.log.Warn("the header secrets of the loopback listener are not kept", zap.Error(err))
 	case err != nil:

@@ -1,10 +1,10 @@
-// Package keep has what perceptd knows outlive a restart and a reboot, in files of the state directory.
+// Package store has what perceptd knows outlive a restart and a reboot, in files of the state directory.
 //
 // It keeps the policy changes on record (Record), and the tokens: sealed in a file (Tokens), and in memory
 // that a descriptor holds (Carry). Each file is replaced whole or not at all, whatever happens in between;
 // no token text is in one in the clear. What is spoilt is moved aside; what
 // cannot be read now stays. Start reads it all. The caller gives Save the whole each time and calls it once at a time.
-package keep
+package store
 
 import (
 	"cmp"
