@@ -68,7 +68,7 @@ bench: ## Measure the daemon beside net/http and nginx on the same kind of socke
 	$(call apt,nginx-light)
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBench$$' -v ./cmd/perceptd
 	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchModules$$' -v ./cmd/perceptd
-	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchProof$$' -v ./agent/caller
+	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchProof$$' -v ./agent/attest
 
 bench-flood: ## Report what others notice of one user who floods the daemon (root)
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBenchFlood$$' -v ./cmd/perceptd
@@ -93,7 +93,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet ./...
 	$(GO) vet -tags system ./systemd
 	$(GO) vet -tags bench ./cmd/perceptd
-	$(GO) vet -tags bench ./agent/caller
+	$(GO) vet -tags bench ./agent/attest
 	$(GO) vet -tags containers ./cmd/perceptd
 	$(GO) vet -tags attacks ./cmd/perceptd
 	$(GO) vet -tags clients ./cmd/perceptd

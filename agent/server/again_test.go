@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/agent/client"
 )
 
@@ -21,7 +21,7 @@ import (
 func waitingBefore(t *testing.T, text string) (*daemon, net.Conn) {
 	t.Helper()
 	d := newDaemon(t, fetchDay)
-	d.Callers = caller.New(caller.Options{NoPidfd: true})
+	d.Callers = attest.New(attest.Options{NoPidfd: true})
 	l := d.listen("token.sock")
 	conn, err := net.Dial("unix", l.Addr().String())
 	if err != nil {
@@ -68,7 +68,7 @@ func TestAskAgain(t *testing.T) {
 func TestClientAsksAgain(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
-	d.Callers = caller.New(caller.Options{NoPidfd: true})
+	d.Callers = attest.New(attest.Options{NoPidfd: true})
 	l := d.listen("token.sock")
 	done := make(chan error, 1)
 	go func() {

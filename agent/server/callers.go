@@ -9,7 +9,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 )
 
 // whoAmI answers GET /v1/whoami, the one path that is answered to whoever asks: why somebody could not
@@ -34,7 +34,7 @@ func (s *Server) whoAmI(x *exchange) *fault {
 }
 
 func unprovedOf(err error) *api.Unproved {
-	var why *caller.UnprovedError
+	var why *attest.UnprovedError
 	if errors.As(err, &why) {
 		return &api.Unproved{What: why.What, Why: why.Why, Hint: why.Hint}
 	}

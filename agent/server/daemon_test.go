@@ -22,7 +22,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/tokencache"
 )
 
@@ -152,12 +152,12 @@ func newDaemonOf(t testing.TB, o agent.Options) *daemon {
 }
 
 // provingOnly returns a prover that knows those modules by their sockets, and no engine.
-func provingOnly(modules ...string) *caller.Prover {
-	rules := caller.Rules{Modules: make(map[string]caller.Requirement)}
+func provingOnly(modules ...string) *attest.Prover {
+	rules := attest.Rules{Modules: make(map[string]attest.Requirement)}
 	for _, module := range modules {
-		rules.Modules[module] = caller.Requirement{}
+		rules.Modules[module] = attest.Requirement{}
 	}
-	p := caller.New(caller.Options{})
+	p := attest.New(attest.Options{})
 	p.SetRules(rules)
 	return p
 }

@@ -11,7 +11,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 )
 
 // door is where the requests of one listener come in: it does every check that all paths share.
@@ -153,7 +153,7 @@ func (d *door) checkCaller(x *exchange, to *route) *fault {
 // refuseUnproved notes a caller that could not be proved, and returns what it is told. known is what is known all the same. Who
 // can be proved by asking again is not denied, and so not noted.
 func (d *door) refuseUnproved(known agent.Caller, err error) *fault {
-	var why *caller.UnprovedError
+	var why *attest.UnprovedError
 	if errors.As(err, &why) && why.Again {
 		return &fault{
 			status: http.StatusServiceUnavailable, code: api.CodeAskAgain, retryAfter: time.Second, again: true,
@@ -198,7 +198,7 @@ func hearsAgain(r *http.Request) bool {
 	if _, err := io.CopyN(io.Discard, r.Body, maxBody+1); err != io.EOF {
 		return false
 	}
-	proof, err := caller.FromContext(r.Context())
+	proof, err := attest.FromContext(r.Context())
 	return err == nil && proof.HearAgain()
 }
 

@@ -12,13 +12,13 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 )
 
 // ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers are
 // known by the secrets that the Server's Loopback returns.
 func (s *Server) ServeLoopback(l net.Listener) error {
-	return s.serve(l, onLoopback, caller.Socket{})
+	return s.serve(l, onLoopback, attest.Socket{})
 }
 
 // peer is the user at the other end of a TCP connection.
@@ -39,19 +39,19 @@ func peerIn(ctx context.Context) peer {
 
 var (
 	errNotMet        = errors.New("nobody asked who is connecting")
-	errUnknownSecret = &caller.UnprovedError{What: "whose header secret that is", Why: "no grant's"}
+	errUnknownSecret = &attest.UnprovedError{What: "whose header secret that is", Why: "no grant's"}
 )
 
 // meet finds out who is at the other end of c, and returns ctx with it.
 func meet(ctx context.Context, c *connection) context.Context {
 	var p peer
-	p.uid, p.unknown = caller.PeerUser(c.Conn)
+	p.uid, p.unknown = attest.PeerUser(c.Conn)
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
 // caller is what is known of the peer before its secret is looked at.
 func (p peer) caller() agent.Caller {
-	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + caller.PeerText(p.uid, p.unknown)}
+	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + attest.PeerText(p.uid, p.unknown)}
 }
 
 // key is for whom the peer's connections and requests count: apart from those on the sockets, so that nobody here can keep a service from
@@ -101,7 +101,7 @@ func (s *Server) loopbackToken(x *exchange) *fault {
 		}
 	}
 	var err error
-	if x.caller, err = caller.BySecret(subject, from.uid, from.unknown); err != nil {
+	if x.caller, err = attest.BySecret(subject, from.uid, from.unknown); err != nil {
 		s.Agent.Unproved(x.caller, err)
 		return &fault{status: http.StatusForbidden, code: api.CodeUnknownCaller, detail: err.Error() + ": ask as that user, or on the token socket"}
 	}
@@ -190,7 +190,7 @@ func (s *Server) tellLoopback(x *exchange, of agent.Match) *fault {
 	return nil
 }
 
-func (s *Server) loopbackNow() (netip.AddrPort, *caller.Secrets) {
+func (s *Server) loopbackNow() (netip.AddrPort, *attest.Secrets) {
 	if s.Loopback == nil {
 		return netip.AddrPort{}, nil
 	}

@@ -15,17 +15,17 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/tokencache"
 )
 
 // loopbackAt is a loopback listener of a test's.
 type loopbackAt struct {
 	address netip.AddrPort
-	secrets *caller.Secrets
+	secrets *attest.Secrets
 }
 
-func (d *daemon) listeningNow() (netip.AddrPort, *caller.Secrets) {
+func (d *daemon) listeningNow() (netip.AddrPort, *attest.Secrets) {
 	if l := d.listening.Load(); l != nil {
 		return l.address, l.secrets
 	}
@@ -33,7 +33,7 @@ func (d *daemon) listeningNow() (netip.AddrPort, *caller.Secrets) {
 }
 
 // loopbackListener serves the loopback listener and returns its address and the secrets of the grants.
-func (d *daemon) loopbackListener() (address string, secrets *caller.Secrets) {
+func (d *daemon) loopbackListener() (address string, secrets *attest.Secrets) {
 	d.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -42,8 +42,8 @@ func (d *daemon) loopbackListener() (address string, secrets *caller.Secrets) {
 	return d.loopbackOn(l)
 }
 
-func (d *daemon) loopbackOn(l net.Listener) (address string, secrets *caller.Secrets) {
-	secrets = caller.NewSecrets([32]byte{7})
+func (d *daemon) loopbackOn(l net.Listener) (address string, secrets *attest.Secrets) {
+	secrets = attest.NewSecrets([32]byte{7})
 	secrets.SetGrants(d.Agent.Grants())
 	at := netip.MustParseAddrPort(l.Addr().String())
 	d.listening.Store(&loopbackAt{at, secrets})
@@ -220,7 +220,7 @@ func TestLoopbackSecondFactor(t *testing.T) {
 		t.Error("the audit does not say so")
 	}
 	blind := newDaemonWith(t, fetchDay, r)
-	blind.Callers = caller.New(caller.Options{Proc: t.TempDir()}) // a table without anybody
+	blind.Callers = attest.New(attest.Options{Proc: t.TempDir()}) // a table without anybody
 	at, secrets = blind.loopbackListener()
 	for _, row := range []struct {
 		of     agent.Match

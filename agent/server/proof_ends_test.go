@@ -6,13 +6,13 @@ import (
 	"testing"
 
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/tokencache"
 )
 
 // stricter has module vision be a container from now on, which this process is not in.
 func (d *daemon) stricter() {
-	d.Callers.SetRules(caller.Rules{Modules: map[string]caller.Requirement{"vision": {Container: "vision"}}})
+	d.Callers.SetRules(attest.Rules{Modules: map[string]attest.Requirement{"vision": {Container: "vision"}}})
 }
 
 // Who waits for a token gets none by a proof that has ended meanwhile.

@@ -5,13 +5,13 @@ import (
 	"fmt"
 
 	"perceptd/agent"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 )
 
 // seenIn returns what a connection's context tells of the caller before anything else is asked, and whether it is
 // certain already that it cannot be proved.
 func seenIn(ctx context.Context) (who agent.Caller, isUnproved bool) {
-	proof, err := caller.FromContext(ctx)
+	proof, err := attest.FromContext(ctx)
 	if err != nil {
 		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, true
 	}
@@ -22,7 +22,7 @@ func seenIn(ctx context.Context) (who agent.Caller, isUnproved bool) {
 // provedIn returns who a connection's context proves the caller to be, or why it proves nobody and what is known all
 // the same.
 func provedIn(ctx context.Context) (agent.Caller, error) {
-	proof, err := caller.FromContext(ctx)
+	proof, err := attest.FromContext(ctx)
 	if err != nil {
 		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, err
 	}
@@ -31,7 +31,7 @@ func provedIn(ctx context.Context) (agent.Caller, error) {
 
 // ownerIn returns in whose session or service manager the caller of a connection's context runs.
 func ownerIn(ctx context.Context) uint32 {
-	proof, err := caller.FromContext(ctx)
+	proof, err := attest.FromContext(ctx)
 	if err != nil {
 		return agent.NoID
 	}

@@ -13,7 +13,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/agent/headlimit"
 )
 
@@ -329,7 +329,7 @@ func TestLimitsLeaveTimeToAnswer(t *testing.T) {
 	t.Parallel()
 	s := new(Server)
 	for _, kind := range []socket{onToken, onAdmin} {
-		hs := s.httpServer(kind, caller.Socket{})
+		hs := s.httpServer(kind, attest.Socket{})
 		d := hs.Handler.(*door)
 		if hs.ReadHeaderTimeout != 5*time.Second || hs.IdleTimeout != time.Minute {
 			t.Errorf("socket %d: %+v", kind, hs)

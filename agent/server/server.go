@@ -24,7 +24,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/agent/headlimit"
 )
 
@@ -34,7 +34,7 @@ type Server struct {
 	Agent *agent.Agent
 
 	// Callers proves who is at the other end of a connection. Required.
-	Callers *caller.Prover
+	Callers *attest.Prover
 
 	// Reload puts the configuration in force anew and returns what changed, one line each, and warnings; an error
 	// says why nothing did. Nil: every reload is refused.
@@ -46,7 +46,7 @@ type Server struct {
 
 	// Loopback returns where the loopback listener is configured to be, and the header secrets by which callers are known
 	// there. The zero address, or nil: there is none.
-	Loopback func() (netip.AddrPort, *caller.Secrets)
+	Loopback func() (netip.AddrPort, *attest.Secrets)
 
 	Log *zap.Logger      // nil: none
 	Now func() time.Time // the device's wall clock; nil: time.Now
@@ -77,16 +77,16 @@ const transfer = 5 * time.Second
 //
 // The error is nil unless accepting failed.
 func (s *Server) ServeTokens(l net.Listener, module string) error {
-	return s.serve(l, onToken, caller.Socket{Module: module})
+	return s.serve(l, onToken, attest.Socket{Module: module})
 }
 
 // ServeAdmin answers technicians on l, as ServeTokens does. Who may connect is the business of the
 // socket's mode and group.
 func (s *Server) ServeAdmin(l net.Listener) error {
-	return s.serve(l, onAdmin, caller.Socket{Shut: true})
+	return s.serve(l, onAdmin, attest.Socket{Shut: true})
 }
 
-func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
+func (s *Server) serve(l net.Listener, kind socket, from attest.Socket) error {
 	hs := s.httpServer(kind, from)
 	if !s.add(hs, l) { // before anybody is accepted: whoever is, Shutdown hears
 		return l.Close()
@@ -121,7 +121,7 @@ func (s *Server) serve(l net.Listener, kind socket, from caller.Socket) error {
 	return err
 }
 
-func (s *Server) httpServer(kind socket, from caller.Socket) *http.Server {
+func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 	limits := s.Limits.orDefaults()
 	answer := limits.Answer
 	if kind == onAdmin {

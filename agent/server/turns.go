@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"perceptd/agent"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 )
 
 // turns is a listener at which callers take turns. Accepting a connection is cheap; finding out who calls is not, and is
@@ -69,9 +69,9 @@ func (s *Server) whence() func(conn net.Conn, closely bool) quotaKey {
 	seen, since := make(map[int32]quotaKey), time.Time{}
 	return func(conn net.Conn, closely bool) quotaKey {
 		if !closely {
-			return quotaKey{uid: caller.UserOf(conn), whole: true}
+			return quotaKey{uid: attest.UserOf(conn), whole: true}
 		}
-		pid := caller.ProcessOf(conn)
+		pid := attest.ProcessOf(conn)
 		if now := time.Now(); now.Sub(since) >= moment || len(seen) >= most {
 			clear(seen)
 			since = now
@@ -104,7 +104,7 @@ func (s *Server) refuseEarly(cr *crowd, from func(conn net.Conn, closely bool) q
 
 // isItself reports whether a connection is this process's own, which looks whether it answers: that is never one too many.
 func isItself(conn net.Conn) bool {
-	return isOwn(agent.Caller{PID: caller.ProcessOf(conn), UID: caller.UserOf(conn)})
+	return isOwn(agent.Caller{PID: attest.ProcessOf(conn), UID: attest.UserOf(conn)})
 }
 
 // budgeted is a listener with a budget of new connections for each caller, where callers need not take turns.

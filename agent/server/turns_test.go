@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"perceptd/agent"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 )
 
 // visitor is a connection of a user that tells whether it was closed.
@@ -369,7 +369,7 @@ func TestWhence(t *testing.T) {
 			t.Errorf("%+v, want %+v", got, want)
 		}
 	}
-	if who, owner := d.Callers.Whence(client); who.UID != agent.NoID || owner != agent.NoID || caller.ProcessOf(client) != 0 {
+	if who, owner := d.Callers.Whence(client); who.UID != agent.NoID || owner != agent.NoID || attest.ProcessOf(client) != 0 {
 		t.Errorf("of a connection that no listener of the prover's accepted: %+v %d", who, owner)
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/tokencache"
 )
 
@@ -36,7 +36,7 @@ func provedContext(t testing.TB) context.Context {
 	}
 	t.Cleanup(func() { conn.Close() })
 	c := &connection{Conn: conn, on: time.Now(), bounded: true, key: quotaKey{uid: uint32(os.Getuid())}}
-	return callers.NewContext(context.WithValue(context.Background(), connectionKey{}, c), conn, caller.Socket{})
+	return callers.NewContext(context.WithValue(context.Background(), connectionKey{}, c), conn, attest.Socket{})
 }
 
 // answer lets a request in without a socket, for tests in virtual time.
@@ -47,7 +47,7 @@ func (s *Server) answer(t testing.TB, ctx context.Context, kind socket, method, 
 	r.Header.Set("Metadata", "true")
 	r.Header.Set("X-Identity-Header", "x")
 	w := httptest.NewRecorder()
-	s.httpServer(kind, caller.Socket{}).Handler.ServeHTTP(w, r)
+	s.httpServer(kind, attest.Socket{}).Handler.ServeHTTP(w, r)
 	return reply{status: w.Code, header: w.Header(), body: w.Body.String()}
 }
 

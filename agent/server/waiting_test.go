@@ -19,7 +19,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/tokencache"
 )
 
@@ -104,7 +104,7 @@ func inBubble(t *testing.T, fetch fetchFunc, test func(*bubble)) {
 		}
 		defer a.Close()
 		s := &Server{Agent: a, Callers: provingOnly()}
-		test(&bubble{t: t, agent: a, server: s, hs: s.httpServer(onToken, caller.Socket{}), proved: proved})
+		test(&bubble{t: t, agent: a, server: s, hs: s.httpServer(onToken, attest.Socket{}), proved: proved})
 	})
 }
 

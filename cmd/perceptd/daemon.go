@@ -19,7 +19,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/agent/lock"
 	"perceptd/agent/server"
 	"perceptd/agent/simulator"
@@ -46,7 +46,7 @@ type daemon struct {
 
 	backend *backend
 	agent   *agent.Agent
-	callers *caller.Prover
+	callers *attest.Prover
 	server  *server.Server
 	sockets *sockets
 	loop    *loopback
@@ -66,7 +66,7 @@ type daemon struct {
 	loadedOn time.Time
 	fault    string // why the last reload changed nothing
 	faultOn  time.Time
-	blind    []caller.Blindness
+	blind    []attest.Blindness
 }
 
 // start makes every part and begins to serve.
@@ -111,7 +111,7 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
 	}
-	d.callers = caller.New(caller.Options{
+	d.callers = attest.New(attest.Options{
 		ByHand:  os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
 		Changed: func() { signalOn(d.sight) },
 	})

@@ -14,7 +14,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 	"perceptd/agent/server"
 	"perceptd/agent/store"
 )
@@ -80,7 +80,7 @@ type loopback struct {
 
 	mu       sync.Mutex // protects what follows
 	at       netip.AddrPort
-	secrets  *caller.Secrets // nil: never needed yet
+	secrets  *attest.Secrets // nil: never needed yet
 	listener net.Listener    // nil: not open
 	again    *time.Timer     // when to try again; nil: nothing to try
 	shut     string          // why it is not open; empty: it is, or is not to be
@@ -133,7 +133,7 @@ func (b *loopback) openSecrets() {
 	case err != nil:
 		b.log.Warn("the header secrets of the loopback listener are new: get them again with perceptctl env", zap.Error(err))
 	}
-	b.secrets = caller.NewSecrets(*root)
+	b.secrets = attest.NewSecrets(*root)
 }
 
 // open listens where it is configured to, or has it tried again. The lock is held.
@@ -221,7 +221,7 @@ func (b *loopback) close() {
 }
 
 // now returns where the listener is configured to be, and the secrets that count there.
-func (b *loopback) now() (netip.AddrPort, *caller.Secrets) {
+func (b *loopback) now() (netip.AddrPort, *attest.Secrets) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.at, b.secrets

@@ -8,14 +8,14 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent/caller"
+	"perceptd/agent/attest"
 )
 
 // callerRules is what the configuration says of how callers are proved.
-func (c config) callerRules() caller.Rules {
-	r := caller.Rules{Engines: c.callers.engines(), Parents: c.callers.cgroupParents, RefuseYoung: c.callers.young == youngRefuse, Modules: make(map[string]caller.Requirement)}
+func (c config) callerRules() attest.Rules {
+	r := attest.Rules{Engines: c.callers.engines(), Parents: c.callers.cgroupParents, RefuseYoung: c.callers.young == youngRefuse, Modules: make(map[string]attest.Requirement)}
 	for _, m := range c.required() {
-		r.Modules[m.name] = caller.Requirement{Container: m.container}
+		r.Modules[m.name] = attest.Requirement{Container: m.container}
 		r.NeedsEngine = r.NeedsEngine || m.container != ""
 	}
 	for _, grant := range c.rules.Grants {
@@ -51,6 +51,6 @@ func kernelRelease() string {
 }
 
 // blindText is a blindness as the status tells it.
-func blindText(b caller.Blindness) string {
+func blindText(b attest.Blindness) string {
 	return fmt.Sprintf("%s cannot be told, and who cannot be proved is denied: %s: %s", b.What, b.Why, b.Hint)
 }

@@ -1,6 +1,6 @@
 //go:build bench
 
-package caller
+package attest
 
 import (
 	"bufio"

@@ -1,4 +1,4 @@
-package caller
+package attest
 
 // UnprovedError says which part of the proof of a caller is missing. Everything that returns it denies
 // the caller.

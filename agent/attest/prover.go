@@ -1,4 +1,4 @@
-// Package caller proves who is at the other end of a connection.
+// Package attest proves who is at the other end of a connection.
 //
 // It guarantees that nobody is taken for a caller on less than the whole proof: whatever cannot be
 // read or is unclear is a refusal. A proof is made once for a connection, and looked at again on each
@@ -8,7 +8,7 @@
 //
 // Whoever serves a socket makes one Prover, accepts through its Listen, calls NewContext for each accepted
 // connection, asks the Proof on each request, and answers nothing but the refusal when that returns an error.
-package caller
+package attest
 
 import (
 	"os"
