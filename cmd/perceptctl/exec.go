@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"perceptd/agent/relay"
+	"perceptd/agent/identityproxy"
 )
 
 // The exit status of exec where it is not the command's: that of a shell, and of env(1).
@@ -57,14 +57,14 @@ one ended it). When it is killed, so is the command. It needs no root and, witho
 		RunE: a.argued(func(_ context.Context, args []string) error { return a.exec(args, arc) }),
 	}
 	command.Flags().BoolVar(&arc, "arc", false,
-		"speak Azure Arc's form; its keys go to "+relay.ArcKeyFolder)
+		"speak Azure Arc's form; its keys go to "+identityproxy.ArcKeyFolder)
 	command.Flags().SetInterspersed(false) // the command's flags are its own
 	return command
 }
 
 // exec runs a command beside a relay, and returns how it ended as an error.
 func (a *app) exec(args []string, arc bool) error {
-	r, err := relay.Listen(relay.Options{Socket: a.client.TokenSocketPath(), Arc: arc})
+	r, err := identityproxy.Listen(identityproxy.Options{Socket: a.client.TokenSocketPath(), Arc: arc})
 	if err != nil {
 		return &statusError{err, exitExec}
 	}

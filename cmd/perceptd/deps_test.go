@@ -48,8 +48,8 @@ var mayImport = map[string]struct {
 	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/attest", "agent/clock", "agent/store", "agent/lock", "agent/server", "agent/simulator",
 		"agent/socket", "agent/source", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
 	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
-	"agent/relay":               {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
-	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/relay", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
+	"agent/identityproxy":       {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
+	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.

@@ -1,4 +1,4 @@
-package relay
+package identityproxy
 
 import (
 	"encoding/json"

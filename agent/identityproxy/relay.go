@@ -1,11 +1,11 @@
-// Package relay stands in for Azure App Service's identity endpoint, or Azure Arc's, inside a module: on a loopback port of
+// Package identityproxy stands in for Azure App Service's identity endpoint, or Azure Arc's, inside a module: on a loopback port of
 // the module's own network, for SDKs that cannot dial a Unix socket. It hands each request for a token on to perceptd's
 // token socket, which sees the module's own process there, and decides.
 //
 // The forms are those of
 // https://learn.microsoft.com/azure/app-service/overview-managed-identity#rest-endpoint-reference and
 // https://learn.microsoft.com/azure/azure-arc/servers/managed-identity-authentication.
-package relay
+package identityproxy
 
 import (
 	"context"
