@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // execBound is what strangers may cause a `perceptctl exec` to have: a module's container is small.
@@ -53,7 +55,7 @@ func (r relayed) ask() error {
 		return err
 	}
 	defer conn.Close()
-	return askFor200(conn, bufio.NewReader(conn), "GET /msi/token?api-version=2019-08-01&resource="+vaultURI+
+	return askFor200(conn, bufio.NewReader(conn), "GET /msi/token?api-version=2019-08-01&resource="+perceptdtest.VaultURI+
 		" HTTP/1.1\r\nHost: "+r.address+"\r\nX-IDENTITY-HEADER: "+r.secret+"\r\nConnection: close\r\n\r\n")
 }
 
@@ -77,7 +79,7 @@ func TestAttacksExec(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			to := launchExec(t, d.module("vision"))
-			refused := "GET /msi/token?api-version=2019-08-01&resource=" + vaultURI + " HTTP/1.1\r\nHost: " + to.address + "\r\n\r\n"
+			refused := "GET /msi/token?api-version=2019-08-01&resource=" + perceptdtest.VaultURI + " HTTP/1.1\r\nHost: " + to.address + "\r\n\r\n"
 			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp", Address: to.address, Width: row.width, Request: refused})
 			tr.awaitBegun(nil)
 			for i := range 50 {
@@ -143,7 +145,7 @@ func TestAttacksSimulator(t *testing.T) {
 					conn, err := net.Dial("tcp", address)
 					if err == nil {
 						defer conn.Close()
-						err = askFor200(conn, bufio.NewReader(conn), "GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource="+vaultURI+
+						err = askFor200(conn, bufio.NewReader(conn), "GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource="+perceptdtest.VaultURI+
 							" HTTP/1.1\r\nHost: "+address+"\r\nMetadata: true\r\nConnection: close\r\n\r\n")
 					}
 					if err != nil {

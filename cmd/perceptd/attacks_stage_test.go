@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // The users of these tests. None of them need be in /etc/passwd.
@@ -179,7 +180,7 @@ name = "speech"
 require = "socket"
 `
 	for _, who := range []string{`module = "vision"`, `module = "speech"`, fmt.Sprint("uid = ", honestUser), fmt.Sprint("uid = ", ownUser)} {
-		text += fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [%q]\nprefetch = true\n", who, vaultURI)
+		text += fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [%q]\nprefetch = true\n", who, perceptdtest.VaultURI)
 	}
 	return withLoopback(text, loopback)
 }
@@ -191,7 +192,7 @@ func newStage(t *testing.T) *stage {
 		t.Fatal("the attackers are other users: run make test-attacks as root")
 	}
 	s := &stage{t: t, name: fmt.Sprintf("percepttest-%d-%d", os.Getpid(), stageNumber.Add(1)), loopback: freeAddress(t)}
-	dir := shortFolder(t)
+	dir := perceptdtest.ShortFolder(t)
 	must(t, os.Chmod(dir, 0o755))
 	s.self = filepath.Join(dir, "test")
 	copyProgram(t, "/proc/self/exe", s.self)

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // attack is what somebody does to the daemon, one flood or several.
@@ -33,7 +34,7 @@ type flood struct {
 const (
 	askToken   = "GET " + vaultToken + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	askToWait  = "GET " + vaultToken + "&min_ttl=24h&wait=10m HTTP/1.1\r\nHost: localhost\r\n\r\n"
-	watchVault = "GET " + api.PathWatch + "?resource=" + vaultURI + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	watchVault = "GET " + api.PathWatch + "?resource=" + perceptdtest.VaultURI + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	askStatus  = "GET " + api.PathStatus + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
 )
 
@@ -245,7 +246,7 @@ func TestAttacksCallsAtOnce(t *testing.T) {
 	var told struct{ Set map[string]string }
 	must(t, json.Unmarshal(out, &told))
 	request := fmt.Sprintf("GET %s?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: %s\r\nConnection: close\r\n\r\n",
-		api.PathAppServiceToken, vaultURI, s.loopback, told.Set["IDENTITY_HEADER"])
+		api.PathAppServiceToken, perceptdtest.VaultURI, s.loopback, told.Set["IDENTITY_HEADER"])
 	tr := s.send(granted, s.overTCP("ask", s.loopback, 100, request))
 	tr.awaitBegun(s.ended)
 	// Each has one life at least; what is under way when it is recalled is not counted.

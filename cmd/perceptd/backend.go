@@ -12,6 +12,7 @@ import (
 	"perceptd/agent/clock"
 	"perceptd/agent/simulator"
 	"perceptd/agent/source"
+	"perceptd/cmd/perceptd/config"
 	"perceptd/tokencache"
 )
 
@@ -32,17 +33,17 @@ type backend struct {
 
 // newBackend makes the source that the configuration names; a simulated one begins to serve on
 // loopback, and azidentity is pointed at it. Close what it returns.
-func newBackend(c sourceConfig, log *zap.Logger) (*backend, error) {
-	b := &backend{kind: c.kind}
+func newBackend(c config.Source, log *zap.Logger) (*backend, error) {
+	b := &backend{kind: c.Kind}
 	b.clock, b.word = clock.Device()
-	if c.kind == simulated {
+	if c.Kind == config.Simulated {
 		if err := b.simulate(c); err != nil {
 			return nil, err
 		}
-		c.endpoint = source.Auto // as the environment says by now
+		c.Endpoint = source.Auto // as the environment says by now
 	}
 	var err error
-	options := source.Options{Endpoint: c.endpoint, Wall: b.clock.Wall, Known: b.clock.Synchronised, Log: log}
+	options := source.Options{Endpoint: c.Endpoint, Wall: b.clock.Wall, Known: b.clock.Synchronised, Log: log}
 	if b.source, err = source.New(options); err != nil {
 		b.close()
 		return nil, err
@@ -52,25 +53,25 @@ func newBackend(c sourceConfig, log *zap.Logger) (*backend, error) {
 
 // simulate starts a simulated back end in this process. azidentity learns where from the environment,
 // which is this process's alone and is set before anything reads it.
-func (b *backend) simulate(c sourceConfig) error {
-	rollover, err := simulator.ParseRollover(c.rollover)
+func (b *backend) simulate(c config.Source) error {
+	rollover, err := simulator.ParseRollover(c.Rollover)
 	if err != nil {
 		return fmt.Errorf("source.rollover: %w", err)
 	}
 	form := simulator.FormAppService
-	switch c.endpoint {
+	switch c.Endpoint {
 	case source.Arc:
 		form = simulator.FormArc
 	case source.IMDS:
 		form = simulator.FormIMDS
 	}
-	if c.speed != 1 {
-		b.clock, b.word = clock.Fast(c.speed), func() clock.Word { return clock.Word{Synchronised: true} }
+	if c.Speed != 1 {
+		b.clock, b.word = clock.Fast(c.Speed), func() clock.Word { return clock.Word{Synchronised: true} }
 	}
 	b.simulator, err = simulator.Start(context.Background(), simulator.ServerOptions{
 		Listen:  "127.0.0.1:0",
 		Form:    form,
-		Backend: simulator.New(simulator.Options{Now: b.clock.Wall, Rollover: rollover, Spread: c.spread}),
+		Backend: simulator.New(simulator.Options{Now: b.clock.Wall, Rollover: rollover, Spread: c.Spread}),
 	})
 	if err != nil {
 		return err

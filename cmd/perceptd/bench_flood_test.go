@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 const (
@@ -59,7 +60,7 @@ func TestBenchFlood(t *testing.T) {
 		t.Fatal("the flood comes from another user: run it as root")
 	}
 	cell := cellTime(t)
-	dir := shortFolder(t)
+	dir := perceptdtest.ShortFolder(t)
 	if err := os.Chmod(dir, 0o755); err != nil { // the flooder is to get in
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"perceptd/agent/client"
 	"perceptd/agent/client/azcredential"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // TestBenchModules prints what a module waits for a cached token, one request after the other: through perceptctl exec and with
@@ -62,11 +63,11 @@ func TestBenchModules(t *testing.T) {
 		{"socket, connection anew", "", anew("unix")},
 		{"exec, connection anew", "socket, connection anew", anew("tcp")},
 		{"agent/client", "socket, connection anew", func() error {
-			_, err := c.Token(t.Context(), client.TokenRequest{Resource: vaultURI})
+			_, err := c.Token(t.Context(), client.TokenRequest{Resource: perceptdtest.VaultURI})
 			return err
 		}},
 		{"azcredential", "socket, connection anew", func() error {
-			_, err := credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{vaultURI + "/.default"}})
+			_, err := credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{perceptdtest.VaultURI + "/.default"}})
 			return err
 		}},
 	}
@@ -100,7 +101,7 @@ func measure(t *testing.T, ask func() error, length time.Duration) (took []time.
 
 func askOn(conn net.Conn, in *bufio.Reader, to relayed, header string) error {
 	if _, err := fmt.Fprintf(conn, "GET /msi/token?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: %s\r\n%s\r\n",
-		vaultURI, to.address, to.secret, header); err != nil {
+		perceptdtest.VaultURI, to.address, to.secret, header); err != nil {
 		return err
 	}
 	response, err := http.ReadResponse(in, nil)

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 const (
@@ -26,7 +28,7 @@ const (
 // kind of socket in the same minutes: the ratios mean something where the figures depend on the
 // machine. It fails when something does not work, never because something is slow.
 func TestBench(t *testing.T) {
-	b := &bench{t: t, dir: shortFolder(t), cell: cellTime(t)}
+	b := &bench{t: t, dir: perceptdtest.ShortFolder(t), cell: cellTime(t)}
 	b.must(b.build())
 	var err error
 	b.cpus, err = twoCPUs()

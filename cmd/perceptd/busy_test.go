@@ -10,13 +10,15 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // A service manager that reads nothing delays a start once, not for each of the sockets that it is to keep. When it reads
 // again it is told that the daemon serves, and given the sockets.
 func TestBusyManager(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(shortFolder(t), "n")
+	path := filepath.Join(perceptdtest.ShortFolder(t), "n")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +72,7 @@ func TestBusyManager(t *testing.T) {
 // A service manager that is not there keeps nobody waiting, and nobody from being served.
 func TestNoManager(t *testing.T) {
 	t.Parallel()
-	dir := shortFolder(t)
+	dir := perceptdtest.ShortFolder(t)
 	unserved := filepath.Join(dir, "unserved")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: unserved, Net: "unixgram"})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/simulator"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // No token, and no secret of an endpoint, in anything that the daemon and its tool print, also when the
@@ -39,7 +40,7 @@ func testCanary(t *testing.T, form string) {
 	}
 	var secrets []string
 	for _, identity := range []string{"device", "vision", "speech"} {
-		out, err := tool("token", "--resource", vaultURI, "--identity", identity).Output()
+		out, err := tool("token", "--resource", perceptdtest.VaultURI, "--identity", identity).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,7 +49,7 @@ func testCanary(t *testing.T, form string) {
 		secrets = append(secrets, parts[1][:40], parts[1][len(parts[1])-40:])
 	}
 	if form == "arc" {
-		secrets = append(secrets, keysInUse(t, environment, tool("refresh", "--resource", vaultURI, "--identity", "device"))...)
+		secrets = append(secrets, keysInUse(t, environment, tool("refresh", "--resource", perceptdtest.VaultURI, "--identity", "device"))...)
 	}
 	for _, variable := range environment {
 		if value, ok := strings.CutPrefix(variable, "IDENTITY_HEADER="); ok {
@@ -141,17 +142,17 @@ func printEverything(t *testing.T, d *daemonProcess, environment []string, tool 
 	note("status")
 	note("refresh")
 	note("reload")
-	note("token", "--resource", vaultURI, "--identity", "vision", "--short")
+	note("token", "--resource", perceptdtest.VaultURI, "--identity", "vision", "--short")
 	note("token", "--resource", "https://graph.microsoft.com")
-	note("token", "--resource", vaultURI, "--identity", "nobody")
+	note("token", "--resource", perceptdtest.VaultURI, "--identity", "nobody")
 	noteBody(d.admin(), "GET", api.PathStatus)
 	noteBody(d.token(), "GET", api.PathToken+"?resource=https://graph.microsoft.com")
 	noteBody(d.token(), "POST", api.PathToken)
 	noteBody(d.token(), "GET", api.PathIMDSToken+"?api-version=2018-02-01&resource=https://graph.microsoft.com")
-	noteBody(d.token(), "GET", api.PathAppServiceToken+"?api-version=2019-08-01&client_id=unknown&resource="+vaultURI)
+	noteBody(d.token(), "GET", api.PathAppServiceToken+"?api-version=2019-08-01&client_id=unknown&resource="+perceptdtest.VaultURI)
 	for _, fault := range []string{"html", "not-json", "empty-token", "wrong-identity", "unavailable", "past-exp", "reset", "redirect"} {
 		simulatorDo(t, environment, "fault", fault)
-		note("refresh", "--resource", vaultURI, "--identity", "device")
+		note("refresh", "--resource", perceptdtest.VaultURI, "--identity", "device")
 		note("token", "--resource", "https://storage.azure.com", "--identity", "vision", "--min-ttl", "24h")
 		noteBody(d.admin(), "GET", api.PathStatus)
 		simulatorDo(t, environment, "fault", "--clear")

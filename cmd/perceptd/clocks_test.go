@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -10,9 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
-
-	"perceptd/agent/api"
 )
 
 // mayReadClocks has the files that read a clock of this process. Elsewhere clocks come as values, so that a simulated back
@@ -128,43 +124,5 @@ func TestClockReadsAreFound(t *testing.T) {
 		if got := len(clockReads(file)); got != want {
 			t.Errorf("%s: %d, want %d", text, got, want)
 		}
-	}
-}
-
-// With speed all that the daemon tells of times goes by the clock that runs fast: what is an hour off comes nearer.
-func TestTimesGoByTheFastClock(t *testing.T) {
-	t.Parallel()
-	fast := strings.Replace(simulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nspeed = 100000", 1)
-	d := launchDaemon(t, fast)
-	changes := func(method, body string) (a struct {
-		api.PolicyChangeAnswer
-		Changes []api.PolicyChange
-	}) {
-		t.Helper()
-		status, text, err := d.ask(d.admin(), method, api.PathPolicyChanges, body)
-		if err != nil || status != 200 || json.Unmarshal([]byte(text), &a) != nil {
-			t.Fatal(status, text, err)
-		}
-		return a
-	}
-	first := d.status(t)
-	noted := changes("POST", `{"all_resources":true,"effect":"changed"}`)
-	list := changes("GET", "")
-	if status, body := d.reload(t, fast); status != 200 {
-		t.Fatal(status, body)
-	}
-	after := d.status(t)
-	if status, _ := d.reload(t, "nonsense"); status != 422 {
-		t.Fatal(status)
-	}
-	last := d.status(t)
-	moments := []time.Time{first.StartedOn, first.Now, noted.NotedOn, noted.Now, list.Now, after.Config.LoadedOn, after.Now, *last.Config.ErrorOn, last.Now}
-	for i, at := range moments[1:] {
-		if !at.After(moments[i]) {
-			t.Errorf("moment %d is not after the one before it: %v", i+1, moments)
-		}
-	}
-	if len(list.Changes) != 1 || !(list.Changes[0].EndsOn.Sub(list.Now) < noted.EndsOn.Sub(noted.NotedOn)) {
-		t.Errorf("the change does not come nearer to its end: %+v", list)
 	}
 }

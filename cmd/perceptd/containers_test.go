@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 const (
@@ -66,11 +68,11 @@ resources = [%[2]q, %[3]q]
 caller = { container_image = %[4]q }
 identity = "vision"
 resources = [%[2]q, %[3]q]
-`, engine, vaultURI, storageURI, image)
+`, engine, perceptdtest.VaultURI, storageURI, image)
 }
 
 func askVault(more ...string) []string {
-	return append([]string{"token", "--resource", vaultURI, "--json"}, more...)
+	return append([]string{"token", "--resource", perceptdtest.VaultURI, "--json"}, more...)
 }
 
 // TestContainersOfDocker has real containers ask a real daemon, which asks a real engine.
@@ -94,7 +96,7 @@ func TestContainersOfDocker(t *testing.T) {
 		}
 	})
 	t.Run("docker exec is the container", func(t *testing.T) {
-		if out, err := e.run("exec", "vision", "/perceptctl", "token", "--resource", vaultURI, "--json"); err != nil || identityOf(out) != "vision" {
+		if out, err := e.run("exec", "vision", "/perceptctl", "token", "--resource", perceptdtest.VaultURI, "--json"); err != nil || identityOf(out) != "vision" {
 			t.Errorf("%v %s", err, out)
 		}
 	})
@@ -119,7 +121,7 @@ func TestContainersOfDocker(t *testing.T) {
 		if err := e.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := e.run("exec", "vision", "/perceptctl", "token", "--resource", vaultURI, "--json"); err != nil || identityOf(out) != "vision" {
+		if out, err := e.run("exec", "vision", "/perceptctl", "token", "--resource", perceptdtest.VaultURI, "--json"); err != nil || identityOf(out) != "vision" {
 			t.Errorf("afterwards: %v %s", err, out)
 		}
 		if trouble := d.status(t).Trouble; len(trouble) != 0 {
@@ -217,7 +219,7 @@ func testContainers(t *testing.T, e *engineProcess, d *daemonProcess, image, oth
 		t.Log("\n" + out)
 	})
 	t.Run("a restarted container is served, and a recreated one is known as another", func(t *testing.T) {
-		ask := []string{"exec", "vision", "/perceptctl", "token", "--resource", vaultURI, "--json"}
+		ask := []string{"exec", "vision", "/perceptctl", "token", "--resource", perceptdtest.VaultURI, "--json"}
 		if out, err := e.run(ask...); err != nil || identityOf(out) != "vision" {
 			t.Fatalf("%v %s", err, out)
 		}
@@ -307,7 +309,7 @@ func TestContainersOfRemappedUsers(t *testing.T) {
 func TestContainersOfNoEngine(t *testing.T) {
 	e := startDocker(t)
 	image := e.image("probe:1", "one")
-	nowhere := filepath.Join(shortFolder(t), "engine.sock")
+	nowhere := filepath.Join(perceptdtest.ShortFolder(t), "engine.sock")
 	d := launchDaemon(t, twoModules(nowhere, image))
 	if trouble := strings.Join(d.status(t).Trouble, "\n"); !strings.Contains(trouble, nowhere+" is no socket") {
 		t.Errorf("the status says %q", trouble)

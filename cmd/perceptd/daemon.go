@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +23,7 @@ import (
 	"perceptd/agent/server"
 	"perceptd/agent/simulator"
 	"perceptd/agent/socket"
+	"perceptd/cmd/perceptd/config"
 	"perceptd/systemd"
 )
 
@@ -62,7 +62,7 @@ type daemon struct {
 	reloading sync.Mutex // one reload at a time
 
 	mu       sync.Mutex // protects what follows
-	config   config
+	config   config.Config
 	loadedOn time.Time
 	fault    string // why the last reload changed nothing
 	faultOn  time.Time
@@ -70,7 +70,7 @@ type daemon struct {
 }
 
 // start makes every part and begins to serve.
-func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
+func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 	d := &daemon{
 		flags: f, log: log, config: c,
 		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), sight: make(chan struct{}, 1),
@@ -97,13 +97,13 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 	d.sockets = &sockets{
 		held: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0, systemd.StoreRoom()-reservedRoom), modules: make(map[string]*socket.Listener),
 	}
-	if d.backend, err = newBackend(c.source, log); err != nil {
+	if d.backend, err = newBackend(c.Source, log); err != nil {
 		return nil, err
 	}
 	d.started = d.backend.clock.Wall()
 	d.loadedOn = d.started
 	options := agent.Options{
-		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulator != nil, Clock: d.backend.clock, Rules: c.rules, Log: log, Changed: d.noteChange,
+		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulator != nil, Clock: d.backend.clock, Rules: c.Rules, Log: log, Changed: d.noteChange,
 	}
 	if err := d.openState(&options, given.Files); err != nil {
 		return nil, err
@@ -115,11 +115,11 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 		ByHand:  os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
 		Changed: func() { signalOn(d.sight) },
 	})
-	d.callers.SetRules(c.callerRules())
+	d.callers.SetRules(c.CallerRules())
 	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}
 	d.server = &server.Server{
 		Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log, Now: d.backend.clock.Wall,
-		Limits: callerLimits(c.callers), Loopback: d.loop.now, CrowdChanged: d.noteChange,
+		Limits: callerLimits(c.Callers.PerSecond), Loopback: d.loop.now, CrowdChanged: d.noteChange,
 	}
 	d.sockets.server, d.loop.server = d.server, d.server
 	d.teller = &statusTeller{notify: d.notify, text: d.statusText}
@@ -130,9 +130,9 @@ func start(f flags, c config, log *zap.Logger) (_ *daemon, err error) {
 }
 
 // callerLimits is what one caller may take. Two seconds' worth of requests may come at once.
-func callerLimits(c callersConfig) server.Limits {
+func callerLimits(perSecond int) server.Limits {
 	limits := connectionLimits()
-	limits.PerSecond, limits.Burst = c.perSecond, 2*c.perSecond
+	limits.PerSecond, limits.Burst = perSecond, 2*perSecond
 	return limits
 }
 
@@ -171,8 +171,8 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 		return err
 	}
 	d.sockets.takeStored(given)
-	d.sockets.setModules(d.config.modules())
-	d.loop.set(d.config.loopback, d.agent.Grants())
+	d.sockets.setModules(d.config.Modules())
+	d.loop.set(d.config.Loopback.Address, d.agent.Grants())
 	d.sockets.serve(token, admin) // last, so that whoever gets an answer finds the modules' sockets
 	return nil
 }
@@ -256,7 +256,7 @@ func (d *daemon) announce() {
 		zap.String("address", from.Address), zap.String("runtime_dir", d.flags.runtimeDir), zap.String("config", strings.Join(d.describe().Config.Files, " ")),
 	}
 	d.mu.Lock()
-	warnings := d.config.warnings
+	warnings := d.config.Warnings
 	d.mu.Unlock()
 	d.warn(warnings)
 	if d.backend.simulator != nil {
@@ -352,7 +352,7 @@ func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
 	defer d.reloading.Unlock()
 	d.told(d.notify.Reloading())
 	defer d.ready()
-	c, err := loadConfig(d.flags.config)
+	c, err := config.Load(d.flags.config)
 	var changes []string
 	if err == nil {
 		changes, err = d.apply(c)
@@ -370,31 +370,26 @@ func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
 		d.log.Error("the configuration was not reloaded, nothing changed", zap.Error(err))
 		return api.ReloadResponse{}, fmt.Errorf("nothing changed: %w", err)
 	}
-	d.warn(c.warnings)
+	d.warn(c.Warnings)
 	d.log.Info("configuration reloaded", zap.Strings("changes", changes))
-	return api.ReloadResponse{Changes: changes, Warnings: append(c.rules.UselessAlternates(), c.warnings...)}, nil
+	return api.ReloadResponse{Changes: changes, Warnings: append(c.Rules.UselessAlternates(), c.Warnings...)}, nil
 }
 
-func (d *daemon) apply(c config) ([]string, error) {
+func (d *daemon) apply(c config.Config) ([]string, error) {
 	d.mu.Lock()
 	before := d.config
 	d.mu.Unlock()
-	if c.source != before.source {
+	if c.Source != before.Source {
 		return nil, errors.New("[source] cannot change while the daemon runs: systemctl restart perceptd")
 	}
-	changes, err := d.agent.Apply(c.rules)
+	changes, err := d.agent.Apply(c.Rules)
 	if err != nil {
 		return nil, err
 	}
-	changes = append(changes, c.callerChanges(before)...)
-	changes = append(changes, c.loopback.changes(before.loopback)...)
-	d.callers.SetRules(c.callerRules())
-	d.sockets.setModules(c.modules())
-	d.loop.set(c.loopback, d.agent.Grants())
-	if !slices.Equal(before.files, c.files) {
-		changes = append(changes, fmt.Sprintf("read from %s, was %s", inList(c.files), inList(before.files)))
-	}
-	return changes, nil
+	d.callers.SetRules(c.CallerRules())
+	d.sockets.setModules(c.Modules())
+	d.loop.set(c.Loopback.Address, d.agent.Grants())
+	return append(changes, c.Changes(before)...), nil
 }
 
 // describeNow is describe with a look at what can be seen of callers.
@@ -412,17 +407,17 @@ func (d *daemon) describe() api.Status {
 		StartedOn: d.started,
 		Simulated: d.backend.simulator != nil,
 		Source:    d.backend.status(),
-		Config:    api.ConfigStatus{Files: d.config.files, LoadedOn: d.loadedOn},
+		Config:    api.ConfigStatus{Files: d.config.Files, LoadedOn: d.loadedOn},
 		Clock:     api.ClockStatus{By: d.backend.word().By},
 	}
 	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
 	if d.fault == "" { // else they are of files that are others by now
-		s.Trouble = append(s.Trouble, d.config.warnings...)
+		s.Trouble = append(s.Trouble, d.config.Warnings...)
 	}
 	s.Loopback = d.loop.status()
 	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
 	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()
-	s.Callers.RefuseYoung = d.config.callers.young == youngRefuse
+	s.Callers.RefuseYoung = d.config.Callers.RefuseYoung()
 	s.Callers.Blind = []api.Blindness{}
 	for _, b := range d.blind {
 		s.Callers.Blind = append(s.Callers.Blind, api.Blindness{What: b.What, Why: b.Why, Hint: b.Hint})

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // simulatedFor lets this user and the named modules have tokens of the embedded simulated back end.
@@ -37,12 +38,12 @@ resources = ["https://vault.azure.net"]
 prefetch = true
 `, os.Getuid())
 	for _, module := range modules {
-		text += fmt.Sprintf("\n[[module]]\nname = %q\nrequire = \"socket\"\n\n[[grant]]\ncaller = { module = %q }\nidentity = \"vision\"\nresources = [%q]\n", module, module, vaultURI)
+		text += fmt.Sprintf("\n[[module]]\nname = %q\nrequire = \"socket\"\n\n[[grant]]\ncaller = { module = %q }\nidentity = \"vision\"\nresources = [%q]\n", module, module, perceptdtest.VaultURI)
 	}
 	return text
 }
 
-const vaultToken = api.PathToken + "?resource=" + vaultURI
+const vaultToken = api.PathToken + "?resource=" + perceptdtest.VaultURI
 
 // A token goes with the last grant that allows it, and does not come back with the next.
 func TestReloadTakesTokens(t *testing.T) {
@@ -181,7 +182,7 @@ func TestStopDrains(t *testing.T) {
 // listenAsSystemd returns the path of a notification socket, and what is told there.
 func listenAsSystemd(t testing.TB) (path string, told <-chan string) {
 	t.Helper()
-	path = filepath.Join(shortFolder(t), "n")
+	path = filepath.Join(perceptdtest.ShortFolder(t), "n")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

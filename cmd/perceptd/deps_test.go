@@ -45,11 +45,15 @@ var mayImport = map[string]struct {
 	"agent/lock":      {nil, "it knows one folder, and not what is in it"},
 	"agent/socket":    {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
 	"systemd":         {nil, "it speaks to systemd for any daemon"},
-	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/attest", "agent/clock", "agent/store", "agent/lock", "agent/server", "agent/simulator",
-		"agent/socket", "agent/source", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
-	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
-	"agent/identityproxy":       {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
-	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
+	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/attest", "agent/clock", "agent/store", "agent/lock",
+		"agent/server", "agent/simulator", "agent/socket", "agent/source", "cmd/perceptd/config", "systemd", "tokencache"},
+		"the daemon does not ask itself for tokens"},
+	"cmd/perceptd/config": {[]string{"agent", "agent/attest", "agent/simulator", "agent/source"},
+		"it knows the file, and starts nothing"},
+	"cmd/perceptd/e2e/perceptdtest": {nil, "it runs the programs as everybody does"},
+	"agent/client/azcredential":     {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
+	"agent/identityproxy":           {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
+	"cmd/perceptctl":                {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.

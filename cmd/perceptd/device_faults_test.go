@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // deviceFault is something that goes wrong on the device.
@@ -137,7 +138,7 @@ const vaultAsSDK = "/metadata/identity/oauth2/token?api-version=2018-02-01&resou
 // outcome is what a caller gets.
 func (d *daemonProcess) outcome(t *testing.T) string {
 	t.Helper()
-	status, _, err := d.get(d.token(), vaultAsSDK+url.QueryEscape(vaultURI))
+	status, _, err := d.get(d.token(), vaultAsSDK+url.QueryEscape(perceptdtest.VaultURI))
 	switch {
 	case err != nil:
 		return err.Error()
@@ -320,7 +321,7 @@ func (f recordFault) suffer(t *testing.T, config string, killed bool) (during, a
 		before = info
 		return err == nil
 	})
-	noteChange(t, d, `{"resource":"`+vaultURI+`","effect":"revoked"}`)
+	noteChange(t, d, `{"resource":"`+perceptdtest.VaultURI+`","effect":"revoked"}`)
 	until(t, "the mark to be kept", d.ended, func() bool {
 		after, err := os.Stat(d.sealed())
 		return err == nil && after.ModTime().After(before.ModTime())

@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/simulator"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // bothEnds grants this user every identity of the simulated device, each for a resource of its own so
@@ -72,18 +73,18 @@ func testBothEnds(t *testing.T, form string) {
 	device, vision, speech := simulator.DefaultIdentities()[0], simulator.DefaultIdentities()[1], simulator.DefaultIdentities()[2]
 	_, environment := startSimulator(t, form)
 	d := launchDaemon(t, bothEnds(form), environment...)
-	if got := d.status(t).Source; got.Kind != managedIdentity || got.Endpoint != form {
+	if got := d.status(t).Source; got.Kind != "managed-identity" || got.Endpoint != form {
 		t.Errorf("source %+v", got)
 	}
 	rows := []struct {
 		name, ask string
 		want      simulator.Identity
 	}{
-		{"system-assigned", vaultURI, device},
-		{"client ID", vaultURI + " client_id " + vision.ClientID, vision},
-		{"object ID", vaultURI + " object_id " + vision.ObjectID, vision},
-		{"resource ID", vaultURI + " resource_id " + vision.ResourceID, vision},
-		{"asked for by resource ID at both ends", vaultURI + " resource_id " + speech.ResourceID, speech},
+		{"system-assigned", perceptdtest.VaultURI, device},
+		{"client ID", perceptdtest.VaultURI + " client_id " + vision.ClientID, vision},
+		{"object ID", perceptdtest.VaultURI + " object_id " + vision.ObjectID, vision},
+		{"resource ID", perceptdtest.VaultURI + " resource_id " + vision.ResourceID, vision},
+		{"asked for by resource ID at both ends", perceptdtest.VaultURI + " resource_id " + speech.ResourceID, speech},
 		{"the only one granted", "https://storage.azure.com", vision},
 	}
 	var asks []string
@@ -149,11 +150,11 @@ func TestLegacyArcAgent(t *testing.T) {
 	}
 	_, environment := startSimulator(t, "arc", "--arc-legacy")
 	d := launchDaemon(t, bothEnds("arc"), environment...)
-	status, body, err := d.get(d.token(), api.PathToken+"?resource="+vaultURI+"&identity=vision")
+	status, body, err := d.get(d.token(), api.PathToken+"?resource="+perceptdtest.VaultURI+"&identity=vision")
 	if err != nil || status != 400 || !strings.Contains(body, `"identity_not_found"`) || !strings.Contains(body, "another identity") {
 		t.Errorf("%d %s %v", status, body, err)
 	}
-	if status, body, err := d.get(d.token(), api.PathToken+"?resource="+vaultURI+"&identity=device"); err != nil || status != 200 {
+	if status, body, err := d.get(d.token(), api.PathToken+"?resource="+perceptdtest.VaultURI+"&identity=device"); err != nil || status != 200 {
 		t.Errorf("the machine's own identity: %d %s %v", status, body, err)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // astray are variables that lead SDKs elsewhere, which exec must take away.
@@ -46,7 +48,7 @@ func TestExecServesUnmodifiedSDKs(t *testing.T) {
 		forms["Arc's form"] = []string{"--arc", "--"}
 	}
 	for name, form := range forms {
-		out, err := d.exec(t, d.module("vision"), []string{sdkVariable + "=" + overTCP}, append(form, self, vaultURI)...)
+		out, err := d.exec(t, d.module("vision"), []string{sdkVariable + "=" + overTCP}, append(form, self, perceptdtest.VaultURI)...)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -186,7 +188,7 @@ func TestExecOtherUser(t *testing.T) {
 		out, _ := c.CombinedOutput() // that it is refused is what is looked at
 		return string(out)
 	}
-	target := "http://" + to.address + "/msi/token?api-version=2019-08-01&resource=" + vaultURI
+	target := "http://" + to.address + "/msi/token?api-version=2019-08-01&resource=" + perceptdtest.VaultURI
 	for header, want := range map[string]string{"X-None: 1": "must be there once", "X-IDENTITY-HEADER: " + strings.Repeat("0", 64): "is not the value"} {
 		if out := asOther("curl", "-sS", "--noproxy", "*", "-H", header, target); !strings.Contains(out, want) || strings.Contains(out, "access_token") {
 			t.Errorf("%s: %s", header, out)

@@ -17,6 +17,7 @@ import (
 	"perceptd/agent/api"
 	"perceptd/agent/client"
 	"perceptd/agent/client/azcredential"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // A module in Go, with the real azsecrets client and a key vault over TLS, gets its token from a running perceptd, and is told
@@ -25,7 +26,7 @@ func TestGoModule(t *testing.T) {
 	t.Parallel()
 	d := launchDaemon(t, simulatedFor("vision"))
 	credential := azcredential.New(&client.Client{Socket: d.module("vision")}, nil)
-	token, err := credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{vaultURI + "/.default"}})
+	token, err := credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{perceptdtest.VaultURI + "/.default"}})
 	must(t, err)
 	if id := claims(t, token.Token)["appid"]; id != "00000000-0000-0000-0000-000000000001" {
 		t.Errorf("the token is %v's", id)
@@ -66,7 +67,7 @@ func TestGoModule(t *testing.T) {
 
 	var advised []api.Advice
 	direct := &http.Client{Transport: &client.Transport{
-		Client: &client.Client{Socket: d.module("vision")}, Resource: vaultURI, Hosts: []string{strings.TrimPrefix(vault.URL, "https://")},
+		Client: &client.Client{Socket: d.module("vision")}, Resource: perceptdtest.VaultURI, Hosts: []string{strings.TrimPrefix(vault.URL, "https://")},
 		Base: vault.Client().Transport, Advised: func(a api.Advice) { advised = append(advised, a) },
 	}}
 	for path, status := range map[string]int{"/secrets/open/": 200, "/secrets/shut/": 401} {
@@ -113,7 +114,7 @@ func TestGoModuleOutlastsStalePermissions(t *testing.T) {
 	d := launchDaemon(t, fastDays())
 	c := &client.Client{Socket: d.token()}
 	credential := azcredential.New(c, nil)
-	const scope = vaultURI + "/.default"
+	const scope = perceptdtest.VaultURI + "/.default"
 	get := func() error {
 		// A client keeps its token until it is to be refreshed, so another is made to have the credential asked.
 		secrets, err := azsecrets.NewClient(vault.URL, credential, &azsecrets.ClientOptions{
@@ -125,7 +126,7 @@ func TestGoModuleOutlastsStalePermissions(t *testing.T) {
 	}
 	var advised []api.Advice
 	direct := &http.Client{Transport: &client.Transport{
-		Client: c, Resource: vaultURI, Hosts: []string{strings.TrimPrefix(vault.URL, "https://")},
+		Client: c, Resource: perceptdtest.VaultURI, Hosts: []string{strings.TrimPrefix(vault.URL, "https://")},
 		Base: vault.Client().Transport, Advised: func(a api.Advice) { advised = append(advised, a) },
 	}}
 	status := func() int {
@@ -135,10 +136,10 @@ func TestGoModuleOutlastsStalePermissions(t *testing.T) {
 		return response.StatusCode
 	}
 
-	stale, err := c.Token(t.Context(), client.TokenRequest{Resource: vaultURI})
+	stale, err := c.Token(t.Context(), client.TokenRequest{Resource: perceptdtest.VaultURI})
 	must(t, err)
 	simulatorDo(t, nil, "permissions", "--at", "http://"+d.status(t).Source.Address, "--identity", "device", "--groups", group)
-	noteChange(t, d, `{"resource":"`+vaultURI+`","effect":"changed","note":"joined the group"}`)
+	noteChange(t, d, `{"resource":"`+perceptdtest.VaultURI+`","effect":"changed","note":"joined the group"}`)
 	var refused *azcore.ResponseError
 	if err := get(); !errors.As(err, &refused) || refused.StatusCode != http.StatusForbidden {
 		t.Fatalf("before the rollover: %v", err)

@@ -17,6 +17,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/store"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 	"perceptd/tokencache"
 )
 
@@ -108,7 +109,7 @@ func hostile(t *testing.T, carried []byte) []*os.File {
 	must(t, unix.Mkfifo(fifo, 0o600))
 	spoilt := slices.Clone(carried)
 	spoilt[len(spoilt)-1] ^= 1
-	sockets := shortFolder(t)
+	sockets := perceptdtest.ShortFolder(t)
 	return []*os.File{
 		memfd(t, storedCache+"1", carried, 0, 0), // anybody who has it may change it while it is read
 		memfd(t, storedCache+"2", carried, 0, unix.F_SEAL_WRITE|unix.F_SEAL_GROW),
@@ -248,7 +249,7 @@ func TestHostileSockets(t *testing.T) {
 		{"a pipe", []*os.File{renamed(t, read, "token")}, "descriptor 3 (token): not a socket"},
 		{"TCP", []*os.File{listening(t, "admin", "tcp", "127.0.0.1:0")}, "descriptor 3 (admin): not a Unix socket"},
 		{"two by one name", []*os.File{
-			listening(t, "token", "unix", filepath.Join(shortFolder(t), "1")), listening(t, "token", "unix", filepath.Join(shortFolder(t), "2")),
+			listening(t, "token", "unix", filepath.Join(perceptdtest.ShortFolder(t), "1")), listening(t, "token", "unix", filepath.Join(perceptdtest.ShortFolder(t), "2")),
 		}, `descriptor 4 is a second socket named "token"`},
 	} {
 		store := newFDStore(t)
@@ -290,7 +291,7 @@ func TestDeafServiceManager(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			path := filepath.Join(shortFolder(t), "n")
+			path := filepath.Join(perceptdtest.ShortFolder(t), "n")
 			held := manager(path)
 			if held != nil {
 				defer held.Close()

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"perceptd/cmd/perceptd/config"
 )
 
 // inside is the whole program in this process, where what it leaves behind can be seen. A simulated
@@ -71,14 +73,14 @@ func TestInside(t *testing.T) {
 	}
 }
 
-func testInside(t *testing.T, form string, config func(modules ...string) string) {
+func testInside(t *testing.T, form string, configure func(modules ...string) string) {
 	manager, told := listenAsSystemd(t)
 	t.Setenv("NOTIFY_SOCKET", manager)
 	t.Setenv("WATCHDOG_USEC", "100000")
-	d := runInside(t, config("vision"))
+	d := runInside(t, configure("vision"))
 	d.awaitHealth(t)
 	awaitMessages(t, told, "READY=1", "STATUS=SIMULATED; 2 identities", "WATCHDOG=1")
-	if got := d.status(t); !got.Simulated || got.Source.Kind != simulated || got.Source.Endpoint != form {
+	if got := d.status(t); !got.Simulated || got.Source.Kind != config.Simulated || got.Source.Endpoint != form {
 		t.Errorf("status %+v", got)
 	}
 	for socket, identity := range map[string]string{d.token(): "device", d.module("vision"): "vision"} {
@@ -86,7 +88,7 @@ func testInside(t *testing.T, form string, config func(modules ...string) string
 			t.Errorf("%s: %d %s %v", socket, status, body, err)
 		}
 	}
-	d.rewrite(t, config("speech"))
+	d.rewrite(t, configure("speech"))
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
@@ -95,17 +97,17 @@ func testInside(t *testing.T, form string, config func(modules ...string) string
 		return status == 200
 	})
 	awaitMessages(t, told, "RELOADING=1\nMONOTONIC_USEC=", "READY=1")
-	if status, body := d.reload(t, config()+"[x]\n"); status != 422 || !strings.Contains(body, "unknown key x") {
+	if status, body := d.reload(t, configure()+"[x]\n"); status != 422 || !strings.Contains(body, "unknown key x") {
 		t.Errorf("a bad configuration: %d %s", status, body)
 	}
-	if status, body := d.reload(t, config()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 || !strings.Contains(body, "sdk_life is 30m0s, was 35m0s") {
+	if status, body := d.reload(t, configure()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 || !strings.Contains(body, "sdk_life is 30m0s, was 35m0s") {
 		t.Errorf("another life: %d %s", status, body)
 	}
 	extra := filepath.Join(filepath.Dir(d.config), "config.d")
 	if err := errors.Join(os.Mkdir(extra, 0o755), os.WriteFile(filepath.Join(extra, "a.toml"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if status, body := d.reload(t, config()); status != 200 || !strings.Contains(body, "a.toml, was "+d.config+`"`) {
+	if status, body := d.reload(t, configure()); status != 200 || !strings.Contains(body, "a.toml, was "+d.config+`"`) {
 		t.Errorf("another file: %d %s", status, body)
 	}
 	if got := d.end(); got != exitOK {

@@ -22,6 +22,7 @@ import (
 	"perceptd/agent/simulator"
 	"perceptd/agent/source"
 	"perceptd/agent/store"
+	"perceptd/cmd/perceptd/config"
 	"perceptd/systemd"
 	"perceptd/tokencache"
 )
@@ -81,7 +82,7 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 		d.log.Warn("the state folder is not locked", zap.Error(err))
 	}
 	switch {
-	case d.config.source.speed != 1 && d.config.source.kind == simulated:
+	case d.config.Source.Speed != 1 && d.config.Source.Kind == config.Simulated:
 		k.noCarry, k.noFile = "the simulated back end has a clock of its own", "the simulated back end has a clock of its own"
 	case d.flags.passing:
 		k.noFile = fmt.Sprintf("the state is in %s, which is not kept over a reboot: name a folder with --state-dir", d.flags.stateDir)
@@ -104,14 +105,14 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
 	}
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
-	o.Memory, o.Copies, o.On = k.real(begin.Memory, d.config.source.kind), begin.Copies, begin.On
+	o.Memory, o.Copies, o.On = k.real(begin.Memory, d.config.Source.Kind), begin.Copies, begin.On
 	for _, m := range begin.Unopened {
-		o.Unopened = append(o.Unopened, k.real(m, d.config.source.kind))
+		o.Unopened = append(o.Unopened, k.real(m, d.config.Source.Kind))
 	}
 	o.Load, o.Keep = record.Load, record.Save
 	if begin.UnreadTokens != nil {
 		o.UnreadTokens, o.LoadTokens = begin.UnreadTokens, func() ([]tokencache.Memory, []*tokencache.Memory, error) {
-			return k.loadAgain(d.config.source.kind)
+			return k.loadAgain(d.config.Source.Kind)
 		}
 		_ = outcome(&k.unsaved, begin.UnreadTokens)
 	}
@@ -134,7 +135,8 @@ func (k *kept) openFile(f flags) {
 	}
 	key, place, err := findKey(places)
 	if err == nil && place == f.cacheKey {
-		err = checkFolderOf(f.cacheKey)
+		// Others could put theirs into an open folder. What systemd opens is in folders of its own.
+		err = config.CheckFolder(filepath.Dir(f.cacheKey), "the key of the kept tokens")
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = unopened(f.cacheKey); err == nil {
@@ -166,17 +168,6 @@ func (k *kept) knownBy() []binding.Binding {
 		k.log.Warn("what root has read of this device is of no use: systemctl restart perceptd-cache-key perceptd", zap.String("file", readDevice), zap.Error(err))
 	}
 	return known
-}
-
-// checkFolderOf refuses a key in a folder where others could put theirs. What systemd opens is in folders of its own.
-func checkFolderOf(key string) error {
-	by := ownFiles()
-	by.guards = "the key of the kept tokens"
-	folder, err := by.open(filepath.Dir(key))
-	if err != nil {
-		return err
-	}
-	return folder.Close()
 }
 
 // findKey returns the key of the cache's file, the first that is in any of the places, and its place.
@@ -223,7 +214,7 @@ func (k *kept) takeCarried(carried map[string]*os.File) []tokencache.Memory {
 // sourceName names a source by what makes its tokens another's: the endpoint's form, and its address, since whoever was at
 // another one may have been anybody. The simulated back end in this process has another address at each start.
 func sourceName(from api.SourceStatus) string {
-	if from.Kind == simulated {
+	if from.Kind == config.Simulated {
 		return from.Kind + " " + from.Endpoint
 	}
 	return from.Kind + " " + from.Endpoint + " " + from.Address
@@ -262,7 +253,7 @@ func anySimulated(m *tokencache.Memory) bool {
 // real returns m without what a simulated back end made, which opens nothing: where the real one's address was that of a simulator,
 // the tokens of both have one source. A process that is led to a simulator on purpose keeps them; then its environment says so.
 func (k *kept) real(m *tokencache.Memory, kind string) *tokencache.Memory {
-	if m == nil || kind == simulated || os.Getenv(simulator.URLVariable) != "" {
+	if m == nil || kind == config.Simulated || os.Getenv(simulator.URLVariable) != "" {
 		return m
 	}
 	left, dropped := m.WithoutSimulated()

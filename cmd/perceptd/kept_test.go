@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/base64"
 	"errors"
 	"io/fs"
 	"net"
@@ -13,13 +12,10 @@ import (
 	"syscall"
 	"testing"
 
-	"go.uber.org/zap"
-
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/simulator"
-	"perceptd/agent/store"
-	"perceptd/tokencache"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // giveKey writes a key that is the same byte over and over.
@@ -126,7 +122,7 @@ func TestTokensOutliveAStop(t *testing.T) {
 	}
 	d.stop(t)
 	sealed, err := os.ReadFile(filepath.Join(d.dir, "state", "tokens.sealed"))
-	if err != nil || strings.Contains(string(sealed), "eyJ") || strings.Contains(string(sealed), vaultURI) {
+	if err != nil || strings.Contains(string(sealed), "eyJ") || strings.Contains(string(sealed), perceptdtest.VaultURI) {
 		t.Errorf("%d bytes, %v", len(sealed), err)
 	}
 	d.again(t)
@@ -190,7 +186,7 @@ func TestTokensOfAnotherAddress(t *testing.T) {
 	_, first := startSimulator(t, "app-service")
 	d.again(t, first...)
 	before := d.held(t)
-	if status := d.status(t); !status.Simulated || status.Source.Kind != managedIdentity {
+	if status := d.status(t); !status.Simulated || status.Source.Kind != "managed-identity" {
 		t.Errorf("simulated %v, of %+v", status.Simulated, status.Source)
 	}
 	doctor := exec.Command(binary(t, "perceptctl"), "doctor", "--socket", d.token())
@@ -233,40 +229,6 @@ func TestSimulatedTokensAreDropped(t *testing.T) {
 	}
 	if !strings.Contains(d.text(), "kept tokens are dropped and fetched anew: a simulated back end made them") {
 		t.Error("it is not said")
-	}
-}
-
-// A version before did not tell the address. Its tokens are served on, but those that can be of no use.
-func TestTokensOfNoAddress(t *testing.T) {
-	t.Parallel()
-	of := func(source, issuer string) *tokencache.Memory {
-		payload := base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"` + issuer + `"}`))
-		text := tokencache.NewSecret("eyJ0." + payload + ".c2ln")
-		return &tokencache.Memory{Source: source, Keys: []tokencache.Remembered{{Token: tokencache.Token{Text: text}}}}
-	}
-	const azure, simulator = "https://sts.windows.net/t/", "https://sts.simulated.invalid/t/"
-	from := api.SourceStatus{Kind: managedIdentity, Endpoint: "arc", Address: "127.0.0.1:40342"}
-	k := kept{log: zap.NewNop(), source: sourceName(from), former: "managed-identity arc"}
-	for _, row := range []struct {
-		source, issuer string
-		ours           bool
-	}{
-		{"managed-identity arc 127.0.0.1:40342", azure, true},
-		{"managed-identity arc 127.0.0.1:40342", simulator, true}, // what is to be dropped is dropped token by token
-		{"managed-identity arc 127.0.0.1:40343", azure, false},
-		{"managed-identity arc", azure, true},
-		{"managed-identity arc", simulator, false},
-		{"managed-identity imds", azure, false},
-		{"simulated arc", simulator, false},
-		{"", azure, false},
-	} {
-		if got := k.ours(of(row.source, row.issuer)); got != row.ours {
-			t.Errorf("of %q by %s: %v", row.source, row.issuer, got)
-		}
-	}
-	inside := api.SourceStatus{Kind: simulated, Endpoint: "arc", Address: "127.0.0.1:1"}
-	if name := sourceName(inside); strings.Contains(name, "127.0.0.1") {
-		t.Errorf("%q is another at each start", name)
 	}
 }
 
@@ -355,70 +317,5 @@ func TestNoRoomForDescriptors(t *testing.T) {
 		if !strings.HasPrefix(trouble, "connections to the token socket are turned away") { // they were
 			t.Errorf("trouble %q", trouble)
 		}
-	}
-}
-
-// The first key that is anywhere is the key, and one that is no key hides those after it.
-func TestFindKey(t *testing.T) {
-	t.Parallel()
-	folder := t.TempDir()
-	write := func(name string, size int) string {
-		path := filepath.Join(folder, name)
-		if err := os.WriteFile(path, []byte(strings.Repeat("k", size)), 0o400); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	none, key, odd := filepath.Join(folder, "none"), write("key", 32), write("odd", 7)
-	for _, row := range []struct {
-		places []string
-		found  bool
-		absent bool
-	}{
-		{[]string{none, key}, true, false},
-		{[]string{none, none, key, odd}, true, false},
-		{[]string{none, odd, key}, false, false},
-		{[]string{none, none}, false, true},
-	} {
-		got, place, err := findKey(row.places)
-		if (got != nil) != row.found || row.found && place != key || errors.Is(err, fs.ErrNotExist) != row.absent || (err == nil) != row.found {
-			t.Errorf("%q: found %t in %q, %v", row.places, got != nil, place, err)
-		}
-	}
-}
-
-func TestNoKey(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "cache-key")
-	if err := unopened(path); err != nil {
-		t.Error(err)
-	}
-	if err := os.WriteFile(path+".cred", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := unopened(path); err == nil || !strings.HasSuffix(err.Error(), "cache-key.cred, was not opened: systemctl status perceptd-cache-key tells why") {
-		t.Error(err)
-	}
-}
-
-// What tokens outlive is told by how the last carrying and saving ended.
-func TestKeptStatusIsThatOfTheLastSave(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	tokens, err := store.OpenTokens(store.Disk(dir), new(store.Key))
-	must(t, err)
-	k := kept{log: zap.NewNop(), tokens: tokens}
-	var m tokencache.Memory
-	m.BootID = "this"
-	if err := k.save(m); err != nil || !k.status().Reboot || k.status().Why != "" {
-		t.Errorf("%v, %+v", err, k.status())
-	}
-	must(t, os.Chmod(dir, 0o770))
-	if err := k.save(m); err == nil || k.status().Reboot || !k.status().Restart || !strings.Contains(k.status().Why, "mode 0770") || k.status().BoundTo == "" {
-		t.Errorf("%v, %+v", err, k.status())
-	}
-	must(t, os.Chmod(dir, 0o700))
-	if err := k.save(m); err != nil || !k.status().Reboot {
-		t.Errorf("%v, %+v", err, k.status())
 	}
 }

@@ -51,3 +51,10 @@ func TestLimitsFitTheUnit(t *testing.T) {
 		t.Errorf("%d MB of %d", most>>20, half>>20)
 	}
 }
+
+func TestLimitsOfACaller(t *testing.T) {
+	t.Parallel()
+	if limits := callerLimits(1000); limits.PerSecond != 1000 || limits.Burst != 2000 || limits.Connections == 0 {
+		t.Errorf("%+v", limits)
+	}
+}

@@ -19,56 +19,6 @@ import (
 	"perceptd/agent/store"
 )
 
-// loopbackConfig says where tokens are served over TCP. Zero: nowhere.
-type loopbackConfig struct {
-	text    *string // as it was written last; nil: not at all
-	address netip.AddrPort
-}
-
-// loopbackDocument is its part of a configuration file.
-type loopbackDocument struct {
-	Address *string `toml:"address"`
-}
-
-// take overwrites what a document sets.
-func (c *loopbackConfig) take(doc loopbackDocument) {
-	if doc.Address != nil {
-		c.text = doc.Address
-	}
-}
-
-// validate looks at what all files together say; there tells that one of them has a [loopback]. key is what is wrong.
-func (c *loopbackConfig) validate(there bool) (key string, err error) {
-	switch {
-	case c.text == nil && there:
-		return "loopback", fmt.Errorf("[loopback] has no address: write address = %q, or take [loopback] out", exampleLoopback)
-	case c.text == nil:
-		return "", nil
-	}
-	c.address, err = netip.ParseAddrPort(*c.text)
-	ip := c.address.Addr()
-	if err != nil || c.address.Port() == 0 || ip != netip.AddrFrom4([4]byte{127, 0, 0, 1}) && ip != netip.IPv6Loopback() {
-		return "loopback.address", fmt.Errorf("loopback.address is %q: it must be 127.0.0.1 or [::1], a colon, and a port from 1 to 65535, such as %q",
-			*c.text, exampleLoopback)
-	}
-	return "", nil
-}
-
-const exampleLoopback = "127.0.0.1:40380"
-
-// changes lists in words what differs between c and what was before it.
-func (c loopbackConfig) changes(before loopbackConfig) []string {
-	switch {
-	case c.address == before.address:
-		return nil
-	case !c.address.IsValid():
-		return []string{"no loopback listener any more, was " + before.address.String()}
-	case !before.address.IsValid():
-		return []string{"loopback listener on " + c.address.String()}
-	}
-	return []string{fmt.Sprintf("loopback listener on %v, was on %v", c.address, before.address)}
-}
-
 // loopback is the daemon's listener for programs that cannot dial a Unix socket. A port that is taken is trouble and no
 // more: it is tried again until it is free.
 type loopback struct {
@@ -90,21 +40,21 @@ type loopback struct {
 // tryAgain is how often a port that was taken is tried.
 const tryAgain = 2 * time.Second
 
-// set puts a configuration and its grants in force.
-func (b *loopback) set(c loopbackConfig, grants []agent.GrantRef) {
+// set puts an address, or none, and the grants in force.
+func (b *loopback) set(at netip.AddrPort, grants []agent.GrantRef) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if c.address.IsValid() && b.secrets == nil {
+	if at.IsValid() && b.secrets == nil {
 		b.openSecrets()
 	}
 	if b.secrets != nil {
 		b.secrets.SetGrants(grants)
 	}
-	if c.address == b.at && b.listener != nil {
+	if at == b.at && b.listener != nil {
 		return
 	}
 	b.leave()
-	b.at = c.address
+	b.at = at
 	b.open()
 }
 

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // withLoopback adds a loopback listener to a configuration.
@@ -76,7 +77,7 @@ func askTCP(t *testing.T, address, secret string) (int, string, error) {
 	}
 	defer conn.Close()
 	fmt.Fprintf(conn, "GET %s?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: %s\r\nConnection: close\r\n\r\n",
-		api.PathAppServiceToken, vaultURI, address, secret)
+		api.PathAppServiceToken, perceptdtest.VaultURI, address, secret)
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		return 0, "", err
@@ -98,7 +99,7 @@ func TestLoopbackServesUnmodifiedSDKs(t *testing.T) {
 		environment []string
 		client      string
 	}{{mine, ""}, {vision, "00000000-0000-0000-0000-000000000001"}} {
-		tokens, err := sdk(overTCP, row.environment, vaultURI)
+		tokens, err := sdk(overTCP, row.environment, perceptdtest.VaultURI)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -277,10 +278,10 @@ func TestLoopbackOtherUser(t *testing.T) {
 caller = { uid = %d }
 identity = "vision"
 resources = [%q]
-`, other, vaultURI), at))
+`, other, perceptdtest.VaultURI), at))
 	secretOf := func(args ...string) string { return valueOf(d.env(t, args...), "IDENTITY_HEADER") }
 	asOther := func(secret string) (string, error) {
-		c := exec.Command("curl", "-sS", "--noproxy", "*", "-H", "@-", fmt.Sprintf("http://%s%s?api-version=2019-08-01&resource=%s", at, api.PathAppServiceToken, vaultURI))
+		c := exec.Command("curl", "-sS", "--noproxy", "*", "-H", "@-", fmt.Sprintf("http://%s%s?api-version=2019-08-01&resource=%s", at, api.PathAppServiceToken, perceptdtest.VaultURI))
 		if secret != "" {
 			c.Stdin = strings.NewReader("X-IDENTITY-HEADER: " + secret + "\n")
 		}

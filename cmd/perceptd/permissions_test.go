@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // A day in a minute, on a back end that rolls over at half life.
@@ -34,7 +35,7 @@ caller = { uid = %d }
 identity = "device"
 resources = [%q]
 prefetch = true
-`, os.Getuid(), vaultURI)
+`, os.Getuid(), perceptdtest.VaultURI)
 }
 
 // over returns a client that asks on a socket and waits as long as it takes.
@@ -137,7 +138,7 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 	manager, told := listenAsSystemd(t)
 	d := launchDaemon(t, fastDays(), "NOTIFY_SOCKET="+manager)
 	client := over(t, d.token())
-	events := watch(t.Context(), t, client, api.PathWatch+"?resource="+vaultURI)
+	events := watch(t.Context(), t, client, api.PathWatch+"?resource="+perceptdtest.VaultURI)
 	before := await(t, events, "the first token", func(e watched) bool { return e.SHA256 != "" })
 	if before.Permissions.Standing != api.StandingCurrent {
 		t.Errorf("before: %+v", before)
@@ -145,14 +146,14 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 
 	const group = "00000000-0000-0000-0002-000000004711"
 	simulatorDo(t, nil, "permissions", "--at", "http://"+d.status(t).Source.Address, "--identity", "device", "--groups", group)
-	noted := noteChange(t, d, `{"resource":"`+vaultURI+`","effect":"changed","note":"joined the group"}`)
+	noted := noteChange(t, d, `{"resource":"`+perceptdtest.VaultURI+`","effect":"changed","note":"joined the group"}`)
 	if noted.Touched != 1 || noted.Waiting != 1 {
 		t.Errorf("noted %+v", noted)
 	}
 	waiting := make(chan answered, 1)
 	go func() {
 		var a answered
-		path := fmt.Sprintf("%s?resource=%s&issued_after=%d&wait=5m", api.PathToken, vaultURI, noted.At.Unix())
+		path := fmt.Sprintf("%s?resource=%s&issued_after=%d&wait=5m", api.PathToken, perceptdtest.VaultURI, noted.At.Unix())
 		a.status, a.header, a.body, a.err = fetch(t.Context(), client, path)
 		waiting <- a
 	}()
@@ -196,7 +197,7 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 // checkStale looks at what a caller and a technician are told while the token is stale.
 func (d *daemonProcess) checkStale(t testing.TB, client *http.Client, noted api.PolicyChange) {
 	t.Helper()
-	status, header, body, err := fetch(t.Context(), client, api.PathToken+"?resource="+vaultURI)
+	status, header, body, err := fetch(t.Context(), client, api.PathToken+"?resource="+perceptdtest.VaultURI)
 	want := fmt.Sprintf("stale; changed=%d; current-by=", noted.At.Unix())
 	if err != nil || status != 200 || !strings.HasPrefix(header.Get(api.PermissionsHeader), want) {
 		t.Errorf("a stale token is served and labelled: %d %q %.200s %v", status, header.Get(api.PermissionsHeader), body, err)
@@ -205,7 +206,7 @@ func (d *daemonProcess) checkStale(t testing.TB, client *http.Client, noted api.
 	if len(s.Tokens) != 1 || s.Tokens[0].Permissions.Standing != api.StandingStale || len(s.Changes) != 1 || s.Changes[0].ID != noted.ID {
 		t.Errorf("status: %+v, %+v", s.Tokens, s.Changes)
 	}
-	explain := exec.Command(binary(t, "perceptctl"), "--socket", d.token(), "explain", vaultURI)
+	explain := exec.Command(binary(t, "perceptctl"), "--socket", d.token(), "explain", perceptdtest.VaultURI)
 	if explained, err := explain.CombinedOutput(); err != nil || !strings.Contains(string(explained), "stale") {
 		t.Errorf("explain: %v\n%s", err, explained)
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // sdkVariable makes the test binary an SDK's client instead: what it holds is the socket to ask on, or overTCP.
@@ -207,7 +208,7 @@ func launchDaemon(t testing.TB, config string, environment ...string) *daemonPro
 // newFolder makes the folder of a daemon that is not started yet.
 func newFolder(t testing.TB, config string) *daemonProcess {
 	t.Helper()
-	return &daemonProcess{dir: shortFolder(t), config: write(t, map[string]string{"config.toml": config})}
+	return &daemonProcess{dir: perceptdtest.ShortFolder(t), config: perceptdtest.WriteConfig(t, map[string]string{"config.toml": config})}
 }
 
 func (d *daemonProcess) arguments() []string {

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/config"
 )
 
 // Exit statuses, as systemd and scripts see them.
@@ -94,7 +95,7 @@ func (f *flags) placeState(source, made string) {
 	case f.stateDir != "":
 	case first != "":
 		f.stateDir = first
-	case runtimeDir == api.RuntimeDir && source != simulated:
+	case runtimeDir == api.RuntimeDir && source != config.Simulated:
 		f.stateDir = "/var/lib/percept"
 	default:
 		f.stateDir, f.passing = runtimeDir+"-state", true
@@ -117,7 +118,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if f.check {
 		return check(f.config, stdout, stderr)
 	}
-	conf, err := loadConfig(f.config)
+	conf, err := config.Load(f.config)
 	if err != nil {
 		fmt.Fprintf(stderr, "perceptd: the configuration is not usable:\n%v\n", err)
 		return exitConfig
@@ -136,7 +137,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
-	f.placeState(conf.source.kind, os.Getenv("STATE_DIRECTORY"))
+	f.placeState(conf.Source.Kind, os.Getenv("STATE_DIRECTORY"))
 	d, err := start(f, conf, log)
 	if err != nil {
 		fmt.Fprintf(stderr, "perceptd: %v\n", err)
@@ -152,7 +153,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // check says what the configuration allows, or why it is not usable, and for whom that was judged where it is not this
 // process's user.
 func check(path string, stdout, stderr io.Writer) int {
-	conf, judgedFor, err := checkConfig(path)
+	conf, judgedFor, err := config.Check(path)
 	by, judged := "", ""
 	if judgedFor != "" {
 		by = fmt.Sprintf(" by user %s, whom perceptd.service runs as", judgedFor)
@@ -162,7 +163,7 @@ func check(path string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "perceptd: the configuration is not usable%s:\n%v\n", by, err)
 		return exitConfig
 	}
-	fmt.Fprint(stdout, conf.describe(), judged)
+	fmt.Fprint(stdout, conf.Describe(), judged)
 	return exitOK
 }
 

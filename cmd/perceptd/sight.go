@@ -11,19 +11,6 @@ import (
 	"perceptd/agent/attest"
 )
 
-// callerRules is what the configuration says of how callers are proved.
-func (c config) callerRules() attest.Rules {
-	r := attest.Rules{Engines: c.callers.engines(), Parents: c.callers.cgroupParents, RefuseYoung: c.callers.young == youngRefuse, Modules: make(map[string]attest.Requirement)}
-	for _, m := range c.required() {
-		r.Modules[m.name] = attest.Requirement{Container: m.container}
-		r.NeedsEngine = r.NeedsEngine || m.container != ""
-	}
-	for _, grant := range c.rules.Grants {
-		r.NeedsEngine = r.NeedsEngine || grant.Caller.Image != ""
-	}
-	return r
-}
-
 // lookAround finds out what of callers cannot be seen here, and says so once.
 func (d *daemon) lookAround(ctx context.Context) {
 	blind := d.callers.Blindness(ctx)

@@ -26,6 +26,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 const (
@@ -111,12 +112,12 @@ func startSoak(t *testing.T) *soaked {
 	var config strings.Builder
 	fmt.Fprintf(&config, "[source]\nkind = \"simulated\"\nspeed = %d\nrollover = \"half-life\"\n", soakSpeed)
 	config.WriteString("\n[[identity]]\nname = \"device\"\ndefault = true\n")
-	config.WriteString(soakGrant(fmt.Sprintf("uid = %d", os.Getuid()), vaultURI, "api://own"))
+	config.WriteString(soakGrant(fmt.Sprintf("uid = %d", os.Getuid()), perceptdtest.VaultURI, "api://own"))
 	s := &soaked{answers: make(map[int]int), tokens: make(map[string]bool), events: make(map[string]int)}
 	for i := range soakModules {
 		name := fmt.Sprint("m", i)
 		fmt.Fprintf(&config, "\n[[module]]\nname = %q\nrequire = \"socket\"\n", name)
-		config.WriteString(soakGrant(fmt.Sprintf("module = %q", name), vaultURI, fmt.Sprint("api://", i)))
+		config.WriteString(soakGrant(fmt.Sprintf("module = %q", name), perceptdtest.VaultURI, fmt.Sprint("api://", i)))
 		fmt.Fprintf(&config, "prefetch = %v\n", i%2 == 0)
 	}
 	s.config = config.String()
@@ -142,7 +143,7 @@ func (s *soaked) load(length time.Duration) {
 	var all sync.WaitGroup
 	for i, socket := range s.sockets {
 		for j := range soakCallers {
-			resource := vaultURI
+			resource := perceptdtest.VaultURI
 			if j%2 == 0 {
 				resource = map[bool]string{true: "api://own", false: fmt.Sprint("api://", i-1)}[i == 0]
 			}

@@ -1,24 +1,21 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 func TestSockets(t *testing.T) {
@@ -75,7 +72,7 @@ func TestModuleSocketsAreShut(t *testing.T) {
 		}
 	}
 	for socket, status := range map[string]int{d.module("vision"): 3, d.token(): 4} {
-		c := exec.Command(binary(t, "perceptctl"), "--socket", socket, "token", "--resource", vaultURI)
+		c := exec.Command(binary(t, "perceptctl"), "--socket", socket, "token", "--resource", perceptdtest.VaultURI)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		if out, _ := c.CombinedOutput(); c.ProcessState.ExitCode() != status {
 			t.Errorf("another user at %s: exit status %d, want %d\n%s", socket, c.ProcessState.ExitCode(), status, out)
@@ -217,7 +214,7 @@ func TestFewDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
-		if _, err := fmt.Fprintf(conn, "GET %s?resource=%s HTTP/1.1\r\nHost: localhost\r\n\r\n", api.PathWatch, vaultURI); err != nil {
+		if _, err := fmt.Fprintf(conn, "GET %s?resource=%s HTTP/1.1\r\nHost: localhost\r\n\r\n", api.PathWatch, perceptdtest.VaultURI); err != nil {
 			t.Fatal(err)
 		}
 		answer := make([]byte, len("HTTP/1.1 200"))
@@ -286,61 +283,5 @@ func TestMemoryIsShut(t *testing.T) {
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", d.cmd.Process.Pid))
 	if err != nil || !strings.Contains(strings.Join(strings.Fields(string(limits)), " "), "Max core file size 0 0 ") {
 		t.Errorf("%v\n%s", err, limits)
-	}
-}
-
-// crowded returns the address of a listening socket whose queue is full, and the socket.
-func crowded(t *testing.T) (net.Addr, *net.UnixListener) {
-	t.Helper()
-	d := newFolder(t, "")
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := os.NewFile(uintptr(fd), "listener")
-	defer file.Close() // FileListener duplicates it
-	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: d.token()}), unix.Listen(fd, 0)); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.FileListener(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	for {
-		conn, err := net.Dial("unix", d.token())
-		if errors.Is(err, unix.EAGAIN) {
-			return l.Addr(), l.(*net.UnixListener)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = conn.Close() })
-	}
-}
-
-// The check of itself waits its turn when others have filled the socket's queue, within its time.
-func TestCheckWaitsInTheQueue(t *testing.T) {
-	t.Parallel()
-	at, l := crowded(t)
-	over, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := askHealth(over, at); err == nil {
-		t.Error("the time is over, and all is well")
-	}
-	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if err := askHealth(short, at); err == nil {
-		t.Error("nobody answered, and all is well")
-	}
-	var serving sync.WaitGroup
-	defer serving.Wait()
-	s := &http.Server{Handler: http.NotFoundHandler()}
-	defer s.Close()
-	checked := make(chan error)
-	go func() { checked <- askHealth(t.Context(), at) }()
-	serving.Go(func() { _ = s.Serve(l) })
-	if err := <-checked; err == nil || !strings.Contains(err.Error(), `answered "HTTP/1.1 404 "`) {
-		t.Errorf("%v", err)
 	}
 }

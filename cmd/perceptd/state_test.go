@@ -7,139 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
-
-const blobURI = "https://account.blob.core.windows.net"
-
-func TestSpreadAndResources(t *testing.T) {
-	t.Parallel()
-	path := write(t, map[string]string{
-		"config.toml":     strings.Replace(goodConfig, "[source]\n", "[source]\nspread = \"8m\"\n", 1) + "\n[tokens]\nspread = \"5m\"\n[[resource]]\nuri = \"https://vault.azure.net\"\nalternates = [\"" + blobURI + "\"]\n",
-		"config.d/a.toml": "[tokens]\nspread = \"0s\"\n[[resource]]\nuri = \"api://x\"\nalternates = [\"api://y\", \"api://z\"]\n[[grant]]\ncaller = { module = \"vision\" }\nidentity = \"vision\"\nresources = [\"api://x\", \"api://y\"]\n",
-	})
-	c, err := loadConfig(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c.source.spread != 8*time.Minute || c.rules.Spread != noSpread || len(c.rules.Alternates) != 2 || !slices.Equal(c.rules.Alternates["api://x"], []string{"api://y", "api://z"}) {
-		t.Errorf("%+v", c)
-	}
-	for _, line := range []string{
-		"resource: api://x accepts tokens for api://y, api://z too\n",
-		"resource: https://vault.azure.net accepts tokens for " + blobURI + " too\n",
-		"warning: api://z will never stand in for api://x: no caller's grants name both with the same identity\n",
-		"warning: " + blobURI + " will never stand in for https://vault.azure.net: no caller's",
-		"a policy change takes up to 0s to reach new tokens\n",
-	} {
-		if !strings.Contains(c.describe(), line) {
-			t.Errorf("%q is missing in\n%s", line, c.describe())
-		}
-	}
-	if strings.Contains(c.describe(), "warning: api://y") {
-		t.Errorf("a warning of what will be served:\n%s", c.describe())
-	}
-}
-
-func TestSpreadAndResourceFaults(t *testing.T) {
-	t.Parallel()
-	resource := func(text string) string { return goodConfig + "\n[[resource]]\n" + text }
-	alternates := "alternates = [\"api://y\"]\n"
-	for _, row := range []struct{ name, text, want string }{
-		{"no duration", goodConfig + "\n[tokens]\nspread = 10\n", `config.toml:19: tokens.spread is 10: write a duration in quotes`},
-		{"a negative one", goodConfig + "\n[tokens]\nspread = \"-1s\"\n", "config.toml:19: spread is -1s: it must be between 0s and 24h0m0s"},
-		{"a long one", goodConfig + "\n[tokens]\nspread = \"25h\"\n", "config.toml:19: spread is 25h0m0s: it must be between 0s and 24h0m0s"},
-		{"of the real one", "[source]\nspread = \"8m\"\n", `config.toml:2: source.speed, source.rollover and source.spread are for source.kind = "simulated" only`},
-		{"of the simulated one", "[source]\nkind = \"simulated\"\nspread = \"25h\"\n", "config.toml:3: source.spread is 25h0m0s: it must be between 0s and 24h0m0s"},
-		{"one bracket", "[[identity]]\nname = \"a\"\n\n[resource]\nuri = \"api://x\"\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
-		{"a word for a lost record", goodConfig + "\n[tokens]\nlost_record = \"drop\"\n", `config.toml:19: tokens.lost_record is "drop": it must be "serve" or "withhold"`},
-		{"unknown key", resource("url = \"api://x\"\n"), "config.toml:19: unknown key resource.url: [[resource]] has uri and alternates"},
-		{"unknown table", "[resources]\n", "config.toml:1: unknown key resources: the tables are [source], [tokens], [callers], [loopback], [[identity]], [[grant]], [[resource]] and [[module]]"},
-		{"no URI", resource(alternates), "config.toml:18: the resource is empty"},
-		{"no alternates", resource("uri = \"api://x\"\n"), "config.toml:18: resource api://x has 0 alternates: name 1 to 8"},
-		{"its own", resource("uri = \"api://y\"\n" + alternates), "config.toml:18: the alternates of api://y: it is no alternate of itself"},
-		{"twice", resource("uri = \"api://x\"\n"+alternates) + "\n[[resource]]\nuri = \"api://x\"\n" + alternates, "config.toml:22: resource api://x is there twice"},
-	} {
-		_, err := loadConfig(write(t, map[string]string{"config.toml": row.text}))
-		if err == nil || !strings.Contains(err.Error(), row.want) {
-			t.Errorf("%s: %v\nwant %s", row.name, err, row.want)
-		}
-	}
-	path := write(t, map[string]string{
-		"config.toml":     resource("uri = \"api://x\"\n" + alternates),
-		"config.d/a.toml": "\n[[resource]]\nuri = \"api://y\"\nalternates = [\"api://z\"]\n\n[[resource]]\nuri = \"api://x\"\n" + alternates,
-	})
-	if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), "a.toml:6: resource api://x is there twice") {
-		t.Errorf("in two files: %v", err)
-	}
-}
-
-func TestStaleInStatusText(t *testing.T) {
-	t.Parallel()
-	var s agent.Status
-	s.Keys = make([]agent.KeyStatus, 3)
-	for i := range s.Keys {
-		s.Keys[i].Left = time.Hour
-	}
-	s.Stale = 2
-	if got, want := statusText(s, false, nil), "0 identities, 3 tokens, 2 stale"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
-	s.Keys[0].Permissions.Withheld = true
-	if got, want := statusText(s, false, nil), "0 identities, 3 tokens, 2 stale (1 withheld)"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
-}
-
-func TestStateDirectory(t *testing.T) {
-	t.Parallel()
-	for _, row := range []struct {
-		environment, source string
-		args                []string
-		want                string
-		passing             bool
-	}{
-		{"", managedIdentity, nil, "/var/lib/percept", false},
-		{"", managedIdentity, []string{"--runtime-dir", "/run/percept/"}, "/var/lib/percept", false},
-		{"/var/lib/one:/var/lib/two", managedIdentity, nil, "/var/lib/one", false},
-		{"/var/lib/one", simulated, []string{"--runtime-dir", "/tmp/run"}, "/var/lib/one", false},
-		{"/var/lib/one", simulated, []string{"--state-dir", "/elsewhere"}, "/elsewhere", false},
-		{"", managedIdentity, []string{"--runtime-dir", "/tmp/run/"}, "/tmp/run-state", true},
-		{"", simulated, nil, "/run/percept-state", true},
-		{"", simulated, []string{"--runtime-dir", "run"}, "run-state", true},
-		{"", simulated, []string{"--runtime-dir", "run", "--state-dir", "state"}, "state", false},
-	} {
-		var errs bytes.Buffer
-		f, err := parseFlags(row.args, &errs)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if f.placeState(row.source, row.environment); f.stateDir != row.want || f.passing != row.passing {
-			t.Errorf("%+v: %q %v, want %q", row, f.stateDir, f.passing, row.want)
-		}
-	}
-}
-
-func TestLostRecordInTheConfiguration(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]bool{"": false, `lost_record = "serve"`: false, `lost_record = "withhold"`: true} {
-		c, err := loadConfig(write(t, map[string]string{"config.toml": goodConfig + "\n[tokens]\n" + text + "\n"}))
-		if err != nil || c.rules.WithholdLost != want {
-			t.Errorf("%s: %v, %v", text, c.rules.WithholdLost, err)
-		}
-		if said := strings.Contains(c.describe(), "tokens from before are withheld"); said != want {
-			t.Errorf("%s: %s", text, c.describe())
-		}
-	}
-}
 
 // A daemon that is started by hand beside the device's leaves the device's state alone, and says what its own is worth.
 func TestStateBesideTheRuntimeFolder(t *testing.T) {
@@ -220,7 +95,7 @@ func (d *daemonProcess) restart(t testing.TB, environment ...string) *daemonProc
 func TestPolicyChangesOutliveTheDaemon(t *testing.T) {
 	t.Parallel()
 	d := launchDaemon(t, simulatedFor())
-	noted := noteChange(t, d, `{"resource":"`+vaultURI+`","effect":"revoked","note":"left the team"}`)
+	noted := noteChange(t, d, `{"resource":"`+perceptdtest.VaultURI+`","effect":"revoked","note":"left the team"}`)
 	for _, end := range []func(){
 		func() { d.stop(t) },
 		func() {

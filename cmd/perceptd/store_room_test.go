@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // A store that is full costs a module what it is there for and nothing else, and is told of.
@@ -104,7 +106,7 @@ func TestUselessInStore(t *testing.T) {
 	d.stop(t)
 	inode := inodeOf(t, d.module("vision"))
 	for _, name := range []string{"module-x", "module-other-7", storedName("vision", inode), "module-../../vision-7"} {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(shortFolder(t), "s"), Net: "unix"})
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(perceptdtest.ShortFolder(t), "s"), Net: "unix"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // fdStore is a service manager that keeps descriptors, as systemd does: in order, several by one name, none twice.
@@ -27,7 +28,7 @@ type fdStore struct {
 
 func newFDStore(t *testing.T) *fdStore {
 	t.Helper()
-	s := &fdStore{path: filepath.Join(shortFolder(t), "n")}
+	s := &fdStore{path: filepath.Join(perceptdtest.ShortFolder(t), "n")}
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -236,34 +237,4 @@ func TestModuleFoldersComeAndGo(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(d.dir, api.ModulesDirName, "vision")); err == nil {
 		t.Error("the folder of a module that was removed meanwhile is still there")
 	}
-}
-
-func TestStoredNames(t *testing.T) {
-	t.Parallel()
-	for _, row := range []struct {
-		name, module string
-		inode        uint64
-	}{
-		{"module-vision-7", "vision", 7},
-		{"module-a-b.c_d-18446744073709551615", "a-b.c_d", 18446744073709551615},
-		{"module-vision", "", 0}, {"module--7", "", 0}, {"module-7", "", 0}, {"module-vision-", "", 0}, {"module-vision-07", "", 0},
-		{"module-vision-+7", "", 0}, {"module-vision-x", "", 0}, {"module-..-7", "", 0}, {"module-a/b-7", "", 0},
-		{"module-vision-18446744073709551616", "", 0}, {"token", "", 0}, {"", "", 0},
-	} {
-		module, inode, ok := parseStored(row.name)
-		if ok != (row.module != "") || ok && (module != row.module || inode != row.inode) {
-			t.Errorf("%q: %q %d %v", row.name, module, inode, ok)
-		}
-	}
-}
-
-func FuzzStoredName(f *testing.F) {
-	f.Add("module-vision-7")
-	f.Add("module-../x-7")
-	f.Fuzz(func(t *testing.T, name string) {
-		module, inode, ok := parseStored(name)
-		if ok && (storedName(module, inode) != name || strings.Contains(module, "/") || module == "..") {
-			t.Errorf("%q: %q %d", name, module, inode)
-		}
-	})
 }

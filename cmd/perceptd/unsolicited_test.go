@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
 
 // beside is what nobody asked for: it may not be in anything that the programs print. It looks like a token, which it may be.
@@ -87,7 +88,7 @@ func TestUnsolicitedAnswers(t *testing.T) {
 			var printed bytes.Buffer
 			for range 3 {
 				for _, args := range [][]string{
-					{"token", "--resource", vaultURI, "--identity", "vision", "--short"}, {"refresh"}, {"status"}, {"doctor"}, {"whoami"},
+					{"token", "--resource", perceptdtest.VaultURI, "--identity", "vision", "--short"}, {"refresh"}, {"status"}, {"doctor"}, {"whoami"},
 				} {
 					out, _ := tool(args...).CombinedOutput()
 					printed.Write(out)
@@ -181,8 +182,8 @@ func TestUnsolicitedAnswersOfADaemon(t *testing.T) {
 				return p.text()
 			}
 			for _, args := range [][]string{
-				{"token", "--resource", vaultURI}, {"status"}, {"doctor"}, {"whoami"}, {"grants"}, {"grants", "check", "--uid", "7", "--resource", vaultURI},
-				{"refresh"}, {"reload"}, {"policy-changes"}, {"explain", vaultURI}, {"timeline"}, {"watch", "--resource", vaultURI}, {"env"},
+				{"token", "--resource", perceptdtest.VaultURI}, {"status"}, {"doctor"}, {"whoami"}, {"grants"}, {"grants", "check", "--uid", "7", "--resource", perceptdtest.VaultURI},
+				{"refresh"}, {"reload"}, {"policy-changes"}, {"explain", perceptdtest.VaultURI}, {"timeline"}, {"watch", "--resource", perceptdtest.VaultURI}, {"env"},
 				{"policy-changed", "--all-resources", "--all-identities", "--effect", "granted"}, {"version"},
 			} {
 				if text := run(nil, args...); strings.Contains(text, "canary") {
@@ -196,7 +197,7 @@ func TestUnsolicitedAnswersOfADaemon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text := run([]string{sdkVariable + "=" + overTCP}, "exec", "--", self, vaultURI, "https://storage.azure.com")
+			text := run([]string{sdkVariable + "=" + overTCP}, "exec", "--", self, perceptdtest.VaultURI, "https://storage.azure.com")
 			if strings.Contains(text, "canary") || strings.Count(text, "a.b.c") != 2 {
 				t.Errorf("exec printed:\n%s", text)
 			}
@@ -209,9 +210,9 @@ func hostileAnswer(q *http.Request) []byte {
 	var answer any = struct{}{}
 	switch q.URL.Path {
 	case api.PathToken:
-		answer = api.Token{AccessToken: "a.b.c", TokenType: "Bearer", Resource: vaultURI, ExpiresOn: time.Now().Add(time.Hour).Unix()}
+		answer = api.Token{AccessToken: "a.b.c", TokenType: "Bearer", Resource: perceptdtest.VaultURI, ExpiresOn: time.Now().Add(time.Hour).Unix()}
 	case api.PathAppServiceToken:
-		answer = map[string]string{"access_token": "a.b.c", "token_type": "Bearer", "resource": vaultURI,
+		answer = map[string]string{"access_token": "a.b.c", "token_type": "Bearer", "resource": perceptdtest.VaultURI,
 			"expires_on": fmt.Sprint(time.Now().Add(time.Hour).Unix())}
 	}
 	body, err := json.Marshal(answer)

@@ -1,16 +1,13 @@
-package main
+package config
 
 import (
 	"cmp"
-	endian "encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +15,8 @@ import (
 	"perceptd/agent"
 )
 
-// trust opens files that say who gets tokens, or what else nobody may change. Every step on the way to one counts: each folder, each link with the folders
-// that it leads through, and the file, of which what is checked is what was opened.
+// trust opens files that say who gets tokens, or what else nobody may change. Every step on the way to one counts: each
+// folder, each link with the folders that it leads through, and the file, of which what is checked is what was opened.
 type trust struct {
 	self   int     // beside root, who may own them
 	guards string  // what they say, for errors; empty: who gets tokens
@@ -162,7 +159,8 @@ func (w *way) take(step string) (target string, file *os.File, err error) {
 		}
 		var opened unix.Stat_t
 		if err := unix.Fstat(int(file.Fd()), &opened); err != nil || opened.Dev != st.Dev || opened.Ino != st.Ino {
-			return "", nil, errors.Join(fmt.Errorf("%s: it was replaced while it was opened: try again", path), err, file.Close())
+			return "", nil, errors.Join(
+				fmt.Errorf("%s: it was replaced while it was opened: try again", path), err, file.Close())
 		}
 		return "", file, nil
 	}
@@ -190,12 +188,13 @@ func openAt(folder *os.File, name, path string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// check refuses what another user could change, and notes what a group could. In a sticky folder nobody can replace what
-// is another's, which is then checked by itself.
+// check refuses what another user could change, and notes what a group could. In a sticky folder nobody can replace
+// what is another's, which is then checked by itself.
 func (t *trust) check(there *os.File, st unix.Stat_t) error {
 	path, mode := there.Name(), st.Mode&0o7777
 	if st.Uid != 0 && int(st.Uid) != t.self {
-		return fmt.Errorf("%s: its owner, user %s (mode %04o), could change %s: chown root %s", path, userName(st.Uid), mode, t.what(), path)
+		return fmt.Errorf("%s: its owner, user %s (mode %04o), could change %s: chown root %s",
+			path, userName(st.Uid), mode, t.what(), path)
 	}
 	kind := st.Mode & unix.S_IFMT
 	if err := t.reader.checkAccess(there, st); err != nil {
@@ -232,7 +231,8 @@ func (t *trust) check(there *os.File, st unix.Stat_t) error {
 func (t *trust) what() string { return cmp.Or(t.guards, "who gets tokens") }
 
 func (t *trust) openToOthers(path string, mode, owner uint32) error {
-	return fmt.Errorf("%s: mode %04o lets others change %s (owner %s): chmod go-w %s", path, mode, t.what(), userName(owner), path)
+	return fmt.Errorf("%s: mode %04o lets others change %s (owner %s): chmod go-w %s",
+		path, mode, t.what(), userName(owner), path)
 }
 
 // list lists a folder in which nobody else may put files, be it sticky or not.
@@ -260,68 +260,23 @@ func (t *trust) list(path string) ([]os.DirEntry, error) {
 	return entries, err
 }
 
-// accessList returns a file's access control list as the kernel stores it; nil: it has none.
-func accessList(there *os.File) ([]byte, error) {
-	list := make([]byte, 64<<10) // the most that the kernel keeps
-	n, err := unix.Getxattr("/proc/self/fd/"+strconv.Itoa(int(there.Fd())), "system.posix_acl_access", list)
-	switch {
-	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	return list[:n], nil
-}
-
-// What the entries of an access control list are for (linux/posix_acl.h).
-const (
-	aclUser        = 0x02
-	aclOwningGroup = 0x04
-	aclGroup       = 0x08
-	aclMask        = 0x10
-	aclWrite       = 2
-)
-
-// writers returns which named users and which groups a list lets write: without a list the owning group, for which the
-// mode has a bit then.
-func writers(list []byte, owningGroup uint32) (users, groups []uint32) {
-	const head, size = 4, 8
-	if len(list) < head {
-		return nil, []uint32{owningGroup}
-	}
-	mask := uint16(aclWrite)
-	for rest := list[head:]; len(rest) >= size; rest = rest[size:] {
-		if endian.LittleEndian.Uint16(rest) == aclMask {
-			mask = endian.LittleEndian.Uint16(rest[2:])
-		}
-	}
-	for rest := list[head:]; len(rest) >= size; rest = rest[size:] {
-		if endian.LittleEndian.Uint16(rest[2:])&mask&aclWrite == 0 {
-			continue
-		}
-		switch id := endian.LittleEndian.Uint32(rest[4:]); endian.LittleEndian.Uint16(rest) {
-		case aclUser:
-			users = append(users, id)
-		case aclOwningGroup:
-			groups = append(groups, owningGroup)
-		case aclGroup:
-			groups = append(groups, id)
-		}
-	}
-	return users, groups
-}
-
-// settle decides about what groups may write to: it is refused where the daemon or a caller whom a grant names is in the
-// group, and else worth a warning. Who a unit runs as, and who is in a group by another directory than the device's own
-// files, is not known here.
-func (t *trust) settle(grants []agent.Grant, in func(gid uint32, grants []agent.Grant) string) (warnings []string, faults []error) {
+// settle decides about what groups may write to: it is refused where the daemon or a caller whom a grant names is in
+// the group, and else worth a warning. Who a unit runs as, and who is in a group by another directory than the device's
+// own files, is not known here.
+func (t *trust) settle(
+	grants []agent.Grant, in func(gid uint32, grants []agent.Grant) string,
+) (warnings []string, faults []error) {
 	for _, place := range t.shared {
 		group := groupName(place.gid)
 		if who := in(place.gid, grants); who != "" {
-			faults = append(faults, fmt.Errorf("%s: mode %04o lets group %s change who gets tokens, and %s is in it: chmod g-w %s", place.path, place.mode, group, who, place.path))
+			faults = append(faults, fmt.Errorf(
+				"%s: mode %04o lets group %s change who gets tokens, and %s is in it: chmod g-w %s",
+				place.path, place.mode, group, who, place.path))
 			continue
 		}
-		warnings = append(warnings, fmt.Sprintf("%s: mode %04o lets group %s change who gets tokens: chmod g-w %s, unless its members are the administrators", place.path, place.mode, group, place.path))
+		warnings = append(warnings, fmt.Sprintf(
+			"%s: mode %04o lets group %s change who gets tokens: chmod g-w %s, unless its members are the administrators",
+			place.path, place.mode, group, place.path))
 	}
 	return warnings, faults
 }
@@ -349,33 +304,26 @@ func otherMemberOf(gid uint32, grants []agent.Grant) string {
 	return ""
 }
 
-// groupsOf returns the groups of a user, by the device's own files; none of one that is not there.
-func groupsOf(uid uint32) (groups []uint32) {
-	account, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+// mended adds to an error what lets this process read there, where permission is all that it lacks and others may have
+// it.
+func (t *trust) mended(err error, there *os.File) error {
+	if t.guards != "" || !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(there.Fd()), &st) != nil {
+		return err
+	}
+	return unreadable(there.Name(), st, userName(uint32(os.Geteuid())))
+}
+
+// CheckFolder refuses a folder where another user could put files. guards is what they would change, for the error.
+func CheckFolder(path, guards string) error {
+	by := ownFiles()
+	by.guards = guards
+	folder, err := by.open(path)
 	if err != nil {
-		return nil
+		return err
 	}
-	all, _ := account.GroupIds()
-	for _, text := range append(all, account.Gid) {
-		if gid, err := strconv.ParseUint(text, 10, 32); err == nil {
-			groups = append(groups, uint32(gid))
-		}
-	}
-	return groups
-}
-
-func userName(uid uint32) string {
-	id := strconv.FormatUint(uint64(uid), 10)
-	if account, err := user.LookupId(id); err == nil {
-		return account.Username
-	}
-	return id
-}
-
-func groupName(gid uint32) string {
-	id := strconv.FormatUint(uint64(gid), 10)
-	if group, err := user.LookupGroupId(id); err == nil {
-		return group.Name
-	}
-	return id
+	return folder.Close()
 }

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"bytes"
@@ -10,53 +10,58 @@ import (
 	"perceptd/agent"
 )
 
-// places remembers in which file and line each table and each single value of the configuration stands.
-type places struct {
+// positions remembers in which file and line each table and each single value of the configuration stands.
+type positions struct {
 	tables map[string][]string // "identity", "grant", "resource" or "module" → "FILE:LINE", in the order of config's lists
 	values map[string]string   // "source.kind" → "FILE:LINE", where it was set last
 	last   string              // the file read last
 }
 
-func newPlaces() *places {
-	return &places{tables: make(map[string][]string), values: make(map[string]string)}
+func newPositions() *positions {
+	return &positions{tables: make(map[string][]string), values: make(map[string]string)}
 }
 
 // tableCounts is how many tables of each kind a file has.
 type tableCounts struct{ identities, grants, resources, modules int }
 
-func (p *places) counts() tableCounts {
-	return tableCounts{len(p.tables["identity"]), len(p.tables["grant"]), len(p.tables["resource"]), len(p.tables["module"])}
+func (p *positions) counts() tableCounts {
+	return tableCounts{
+		len(p.tables["identity"]), len(p.tables["grant"]), len(p.tables["resource"]), len(p.tables["module"]),
+	}
 }
 
 // add notes the tables and values of one file, which is known to be sound TOML, and returns how many
 // tables it has.
-func (p *places) add(file string, text []byte) tableCounts {
+func (p *positions) add(file string, text []byte) tableCounts {
 	p.last = file
 	before := p.counts()
 	var parser unstable.Parser
 	parser.Reset(text)
-	f := placedFile{places: p, name: file, left: text, line: 1}
+	f := positionedFile{positions: p, name: file, left: text, line: 1}
 	table := ""
 	for parser.NextExpression() {
 		switch e := parser.Expression(); e.Kind {
 		case unstable.Table:
 			var at unstable.Range
 			table, at = dotted("", e.Key())
-			p.values[table] = f.place(at) // where a single value belongs, perhaps
+			p.values[table] = f.position(at) // where a single value belongs, perhaps
 		case unstable.ArrayTable:
 			var at unstable.Range
 			table, at = dotted("", e.Key())
-			p.tables[table] = append(p.tables[table], f.place(at))
+			p.tables[table] = append(p.tables[table], f.position(at))
 		case unstable.KeyValue:
 			f.add(table, e)
 		}
 	}
 	after := p.counts()
-	return tableCounts{after.identities - before.identities, after.grants - before.grants, after.resources - before.resources, after.modules - before.modules}
+	return tableCounts{
+		after.identities - before.identities, after.grants - before.grants,
+		after.resources - before.resources, after.modules - before.modules,
+	}
 }
 
 // table returns where the table of that kind and index in config's list stands.
-func (p *places) table(kind string, index int) string {
+func (p *positions) table(kind string, index int) string {
 	if list := p.tables[kind]; index < len(list) {
 		return list[index]
 	}
@@ -64,7 +69,7 @@ func (p *places) table(kind string, index int) string {
 }
 
 // value returns where a key has its value from.
-func (p *places) value(key string) string {
+func (p *positions) value(key string) string {
 	if place, ok := p.values[key]; ok {
 		return place
 	}
@@ -72,7 +77,7 @@ func (p *places) value(key string) string {
 }
 
 // locate puts file and line before each fault that the rules found.
-func (p *places) locate(err error) error {
+func (p *positions) locate(err error) error {
 	faults, many := err.(interface{ Unwrap() []error })
 	if !many {
 		return err
@@ -92,17 +97,17 @@ func (p *places) locate(err error) error {
 	return errors.Join(located...)
 }
 
-// placedFile is a file that is gone through from its beginning to its end.
-type placedFile struct {
-	places *places
-	name   string
-	left   []byte // from offset
-	offset int
-	line   int // of offset
+// positionedFile is a file that is gone through from its beginning to its end.
+type positionedFile struct {
+	positions *positions
+	name      string
+	left      []byte // from offset
+	offset    int
+	line      int // of offset
 }
 
-// place returns file and line of a range, which begins no earlier than the one before.
-func (f *placedFile) place(at unstable.Range) string {
+// position returns file and line of a range, which begins no earlier than the one before.
+func (f *positionedFile) position(at unstable.Range) string {
 	skipped := int(at.Offset) - f.offset
 	f.line += bytes.Count(f.left[:skipped], []byte("\n"))
 	f.left, f.offset = f.left[skipped:], int(at.Offset)
@@ -110,23 +115,23 @@ func (f *placedFile) place(at unstable.Range) string {
 }
 
 // add notes a value of a table, and tables that are written inline.
-func (f *placedFile) add(table string, pair *unstable.Node) {
+func (f *positionedFile) add(table string, pair *unstable.Node) {
 	key, at := dotted(table, pair.Key())
-	f.places.values[key] = f.place(at)
+	f.positions.values[key] = f.position(at)
 	switch value := pair.Value(); value.Kind {
 	case unstable.InlineTable:
 		f.addPairs(key, value)
 	case unstable.Array:
 		for elements := value.Children(); elements.Next(); {
 			if element := elements.Node(); element.Kind == unstable.InlineTable {
-				f.places.tables[key] = append(f.places.tables[key], f.place(element.Raw))
+				f.positions.tables[key] = append(f.positions.tables[key], f.position(element.Raw))
 				f.addPairs(key, element)
 			}
 		}
 	}
 }
 
-func (f *placedFile) addPairs(table string, inline *unstable.Node) {
+func (f *positionedFile) addPairs(table string, inline *unstable.Node) {
 	for pairs := inline.Children(); pairs.Next(); {
 		if pair := pairs.Node(); pair.Kind == unstable.KeyValue {
 			f.add(table, pair)
@@ -145,4 +150,12 @@ func dotted(table string, parts unstable.Iterator) (key string, at unstable.Rang
 		at = parts.Node().Raw
 	}
 	return key, at
+}
+
+// located puts where it stands before a fault, if there is one.
+func located(place string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", place, err)
 }

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	endian "encoding/binary"
@@ -12,6 +12,57 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// accessList returns a file's access control list as the kernel stores it; nil: it has none.
+func accessList(there *os.File) ([]byte, error) {
+	list := make([]byte, 64<<10) // the most that the kernel keeps
+	n, err := unix.Getxattr("/proc/self/fd/"+strconv.Itoa(int(there.Fd())), "system.posix_acl_access", list)
+	switch {
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return list[:n], nil
+}
+
+// What the entries of an access control list are for (linux/posix_acl.h).
+const (
+	aclUser        = 0x02
+	aclOwningGroup = 0x04
+	aclGroup       = 0x08
+	aclMask        = 0x10
+	aclWrite       = 2
+)
+
+// writers returns which named users and which groups a list lets write: without a list the owning group, for which the
+// mode has a bit then.
+func writers(list []byte, owningGroup uint32) (users, groups []uint32) {
+	const head, size = 4, 8
+	if len(list) < head {
+		return nil, []uint32{owningGroup}
+	}
+	mask := uint16(aclWrite)
+	for rest := list[head:]; len(rest) >= size; rest = rest[size:] {
+		if endian.LittleEndian.Uint16(rest) == aclMask {
+			mask = endian.LittleEndian.Uint16(rest[2:])
+		}
+	}
+	for rest := list[head:]; len(rest) >= size; rest = rest[size:] {
+		if endian.LittleEndian.Uint16(rest[2:])&mask&aclWrite == 0 {
+			continue
+		}
+		switch id := endian.LittleEndian.Uint32(rest[4:]); endian.LittleEndian.Uint16(rest) {
+		case aclUser:
+			users = append(users, id)
+		case aclOwningGroup:
+			groups = append(groups, owningGroup)
+		case aclGroup:
+			groups = append(groups, id)
+		}
+	}
+	return users, groups
+}
 
 // serviceUser is whom perceptd.service runs as.
 const serviceUser = "percept"
@@ -74,8 +125,8 @@ func (r *reader) check(there *os.File, st unix.Stat_t, need uint16) error {
 	return unreadable(there.Name(), st, r.name)
 }
 
-// may returns what a file's mode and list let r do, as the kernel decides it (acl(5)): by the first that is about r of the
-// owner, a named user, the groups, and the others.
+// may returns what a file's mode and list let r do, as the kernel decides it (acl(5)): by the first that is about r of
+// the owner, a named user, the groups, and the others.
 func (r *reader) may(list []byte, st unix.Stat_t) uint16 {
 	mode := uint16(st.Mode)
 	if r.uid == st.Uid {
@@ -113,16 +164,4 @@ func unreadable(path string, st unix.Stat_t, who string) error {
 	}
 	return fmt.Errorf("%s: %w: user %s cannot %s (owner %s, group %s, mode %04o): %s%s",
 		path, fs.ErrPermission, who, cannot, userName(st.Uid), groupName(st.Gid), st.Mode&0o7777, mend, path)
-}
-
-// mended adds to an error what lets this process read there, where permission is all that it lacks and others may have it.
-func (t *trust) mended(err error, there *os.File) error {
-	if t.guards != "" || !errors.Is(err, unix.EACCES) {
-		return err
-	}
-	var st unix.Stat_t
-	if unix.Fstat(int(there.Fd()), &st) != nil {
-		return err
-	}
-	return unreadable(there.Name(), st, userName(uint32(os.Geteuid())))
 }

@@ -1,18 +1,74 @@
-package main
+package config
 
 import (
+	endian "encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
-	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
+
+// list is an access control list as the kernel stores it: tag, permissions and ID of each entry.
+func list(entries ...[3]uint32) []byte {
+	text := endian.LittleEndian.AppendUint32(nil, 2)
+	for _, e := range entries {
+		text = endian.LittleEndian.AppendUint16(text, uint16(e[0]))
+		text = endian.LittleEndian.AppendUint16(text, uint16(e[1]))
+		text = endian.LittleEndian.AppendUint32(text, e[2])
+	}
+	return text
+}
+
+func TestWriters(t *testing.T) {
+	t.Parallel()
+	const none = 1<<32 - 1
+	for name, row := range map[string]struct {
+		list          []byte
+		users, groups []uint32
+	}{
+		"no list":                       {nil, nil, []uint32{7}},
+		"a user":                        {list([3]uint32{1, 6, none}, [3]uint32{2, 6, 11}, [3]uint32{2, 4, 12}, [3]uint32{4, 4, none}, [3]uint32{16, 6, none}, [3]uint32{32, 4, none}), []uint32{11}, nil},
+		"groups":                        {list([3]uint32{1, 6, none}, [3]uint32{4, 6, none}, [3]uint32{8, 7, 13}, [3]uint32{8, 5, 14}, [3]uint32{16, 7, none}), nil, []uint32{7, 13}},
+		"a mask that takes the writing": {list([3]uint32{2, 6, 11}, [3]uint32{4, 6, none}, [3]uint32{8, 6, 13}, [3]uint32{16, 4, none}), nil, nil},
+		"cut off":                       {list([3]uint32{2, 6, 11}, [3]uint32{8, 6, 13})[:13], []uint32{11}, nil},
+	} {
+		if users, groups := writers(row.list, 7); !slices.Equal(users, row.users) || !slices.Equal(groups, row.groups) {
+			t.Errorf("%s: users %v, groups %v", name, users, groups)
+		}
+	}
+}
+
+func TestAccessLists(t *testing.T) {
+	t.Parallel()
+	l := newLayout(t)
+	const none = 1<<32 - 1
+	entries := func(more [3]uint32) []byte {
+		all := [][3]uint32{{1, 6, none}, more, {4, 4, none}, {16, 6, none}, {32, 4, none}}
+		slices.SortFunc(all, func(a, b [3]uint32) int { return int(a[0]) - int(b[0]) })
+		return list(all...)
+	}
+	err := unix.Setxattr(l.file, "system.posix_acl_access", entries([3]uint32{2, 6, 4711}), 0)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return // nor can anybody else set one there
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.load(os.Geteuid()); err == nil || !strings.Contains(err.Error(), l.file+": an access control list lets user 4711 change who gets tokens") {
+		t.Errorf("a user by an access control list: %v", err)
+	}
+	if err := unix.Setxattr(l.file, "system.posix_acl_access", entries([3]uint32{8, 6, 4712}), 0); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := l.load(os.Geteuid()); err != nil || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "lets group 4712 ") {
+		t.Errorf("a group by an access control list: %v %q", err, c.Warnings)
+	}
+}
 
 func TestMay(t *testing.T) {
 	t.Parallel()
@@ -73,8 +129,8 @@ func TestReadableByTheService(t *testing.T) {
 		service := &reader{name: "service", uid: 4_000_000_017, groups: row.groups}
 		c, err := loadTrusted(l.config, &trust{self: os.Geteuid(), reader: service}, nobodyIn)
 		if row.says == "" {
-			if err != nil || len(c.files) != 3 {
-				t.Errorf("%s: %v %v", name, c.files, err)
+			if err != nil || len(c.Files) != 3 {
+				t.Errorf("%s: %v %v", name, c.Files, err)
 			}
 			continue
 		}
@@ -86,83 +142,6 @@ func TestReadableByTheService(t *testing.T) {
 		want := fmt.Sprintf("%s: permission denied: user service %s (owner %s, group %s, mode %04o): %s%s", path, row.says, owner, group, row.mode, mend, path)
 		if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", name, err, want)
-		}
-	}
-}
-
-// withService runs perceptd on a device that has the service's user.
-func withService(t *testing.T, args ...string) (said string, status int) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: the device gets another /etc/passwd")
-	}
-	text, err := os.ReadFile("/etc/passwd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text = append([]byte(serviceUser+":x:4711:4712::/:/bin/false\n"), text...)
-	passwd := filepath.Join(t.TempDir(), "passwd")
-	if err := os.WriteFile(passwd, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	c := exec.Command("/bin/sh", append([]string{"-c", `mount --bind "$0" /etc/passwd && exec "$@"`, passwd, binary(t, "perceptd")}, args...)...)
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	out, _ := c.CombinedOutput()
-	return string(out), c.ProcessState.ExitCode()
-}
-
-// Root's --check finds what the daemon will find, which is another user, and says for whom it looked.
-func TestCheckIsForTheService(t *testing.T) {
-	t.Parallel()
-	config := write(t, map[string]string{"config.toml": goodConfig, "config.d/10.toml": ""})
-	const by = "user percept, whom perceptd.service runs as"
-	if said, status := withService(t, "--check", "--config", config); status != exitOK || !strings.Contains(said, "checked for "+by+"\n") {
-		t.Errorf("as it should be: %d %s", status, said)
-	}
-	extra := filepath.Join(filepath.Dir(config), "config.d")
-	if err := os.Chmod(extra, 0o775); err != nil {
-		t.Fatal(err)
-	}
-	if said, status := withService(t, "--check", "--config", config); status != exitOK || !strings.Contains(said, "warning: "+extra+": mode 0775 lets group root ") {
-		t.Errorf("open to root's group: %d %s", status, said)
-	}
-	if err := os.Chown(extra, 0, 4712); err != nil {
-		t.Fatal(err)
-	}
-	if said, status := withService(t, "--check", "--config", config); status != exitConfig || !strings.Contains(said, "and the service's user percept is in it: chmod g-w "+extra) {
-		t.Errorf("open to the service's group: %d %s", status, said)
-	}
-	if err := errors.Join(os.Chmod(extra, 0o755), os.Chmod(config, 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	said, status := withService(t, "--check", "--config", config)
-	if status != exitConfig || !strings.HasPrefix(said, "perceptd: the configuration is not usable by "+by+":\n") || !strings.Contains(said, "chmod 644 "+config+"\n") {
-		t.Errorf("root's alone: %d %s", status, said)
-	}
-}
-
-// A daemon that may not read its configuration says what lets it.
-func TestUnreadableConfiguration(t *testing.T) {
-	t.Parallel()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: another user is to read")
-	}
-	if err := os.Chmod(filepath.Dir(binary(t, "perceptd")), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, row := range []struct {
-		file, folder os.FileMode
-		says         string
-	}{{0o600, 0o755, "cannot read it (owner root, group root, mode 0600): chmod 644 "}, {0o644, 0o700, "cannot look into it (owner root, group root, mode 0700): chmod 755 "}} {
-		config := write(t, map[string]string{"config.toml": goodConfig})
-		if err := errors.Join(os.Chmod(config, row.file), os.Chmod(filepath.Dir(config), row.folder)); err != nil {
-			t.Fatal(err)
-		}
-		c := exec.Command(binary(t, "perceptd"), "--check", "--config", config)
-		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-		out, _ := c.CombinedOutput()
-		if c.ProcessState.ExitCode() != exitConfig || !strings.Contains(string(out), row.says+filepath.Dir(config)) {
-			t.Errorf("%s", out)
 		}
 	}
 }

@@ -1,8 +1,6 @@
-package main
+package config
 
 import (
-	"bytes"
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,54 +9,14 @@ import (
 	"testing"
 	"time"
 
-	"perceptd/agent"
 	"perceptd/agent/source"
-	"perceptd/tokencache"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
 )
-
-const vaultURI = "https://vault.azure.net"
-
-const goodConfig = `[source]
-kind = "simulated"
-
-[[identity]]
-name = "device"
-default = true
-
-[[identity]]
-name = "vision"
-client_id = "00000000-0000-0000-0000-000000000001"
-
-[[grant]]
-caller = { uid = 4711 }
-identity = "device"
-resources = ["https://vault.azure.net"]
-prefetch = true
-`
-
-// write puts files into a new folder and returns the path of config.toml in it.
-func write(t testing.TB, files map[string]string) string {
-	t.Helper()
-	dir := shortFolder(t)
-	if err := os.Chmod(dir, 0o755); err != nil { // other users may read it
-		t.Fatal(err)
-	}
-	for name, text := range files {
-		path := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.Chmod(filepath.Dir(path), 0o755)); err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(os.WriteFile(path, []byte(text), 0o644), os.Chmod(path, 0o644)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return filepath.Join(dir, "config.toml")
-}
 
 func TestConfigIsRead(t *testing.T) {
 	t.Parallel()
-	path := write(t, map[string]string{
-		"config.toml": goodConfig + `
+	path := perceptdtest.WriteConfig(t, map[string]string{
+		"config.toml": perceptdtest.GoodConfig + `
 [tokens]
 sdk_life = "30m"
 `,
@@ -81,28 +39,28 @@ resources = ["https://storage.azure.com"]
 		"config.d/10-life.toml": "[tokens]\nsdk_life = \"20m\"\n",
 		"config.d/notes.txt":    "not read",
 	})
-	c, err := loadConfig(path)
+	c, err := Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := 20 * time.Minute; c.rules.SDKLife != want {
-		t.Errorf("sdk_life %v: the last file counts, want %v", c.rules.SDKLife, want)
+	if want := 20 * time.Minute; c.Rules.SDKLife != want {
+		t.Errorf("sdk_life %v: the last file counts, want %v", c.Rules.SDKLife, want)
 	}
-	if c.source != (sourceConfig{kind: simulated, endpoint: source.Auto, speed: 1, rollover: "expiry"}) {
-		t.Errorf("source %+v", c.source)
+	if c.Source != (Source{Kind: Simulated, Endpoint: source.Auto, Speed: 1, Rollover: "expiry"}) {
+		t.Errorf("source %+v", c.Source)
 	}
-	if len(c.files) != 3 || filepath.Base(c.files[1]) != "10-life.toml" {
-		t.Errorf("files %v", c.files)
+	if len(c.Files) != 3 || filepath.Base(c.Files[1]) != "10-life.toml" {
+		t.Errorf("files %v", c.Files)
 	}
-	if len(c.rules.Identities) != 3 || len(c.rules.Grants) != 3 || !slices.Equal(c.modules(), []string{"speech"}) {
-		t.Errorf("rules %+v", c.rules)
+	if len(c.Rules.Identities) != 3 || len(c.Rules.Grants) != 3 || !slices.Equal(c.Modules(), []string{"speech"}) {
+		t.Errorf("rules %+v", c.Rules)
 	}
-	if m := c.rules.Grants[2].Caller; m.User != "root" || m.UID == nil || *m.UID != 0 {
+	if m := c.Rules.Grants[2].Caller; m.User != "root" || m.UID == nil || *m.UID != 0 {
 		t.Errorf("user root is %+v", m)
 	}
 	for _, part := range []string{"uid 4711 may have", "module speech", "user root (uid 0)", "at most 20m"} {
-		if !strings.Contains(c.describe(), part) {
-			t.Errorf("%q is missing in:\n%s", part, c.describe())
+		if !strings.Contains(c.Describe(), part) {
+			t.Errorf("%q is missing in:\n%s", part, c.Describe())
 		}
 	}
 }
@@ -120,9 +78,9 @@ func TestConfigFaults(t *testing.T) {
 		{"unknown table", "[sources]\n", "config.toml:1: unknown key sources: the tables are"},
 		{"unknown key of source", "[source]\nkidn = \"x\"\n", "config.toml:2: unknown key source.kidn: [source] has kind"},
 		{"unknown key of tokens", "[tokens]\nlife = \"1h\"\n", "config.toml:2: unknown key tokens.life: [tokens] has sdk_life"},
-		{"unknown key of identity", goodConfig + "[[identity]]\nclientid = \"x\"\n", "config.toml:18: unknown key identity.clientid: [[identity]] has name"},
-		{"unknown key of grant", goodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
-		{"unknown kind of caller", goodConfig + "[[grant]]\ncaller = { pod = \"x\" }\n", "config.toml:18: unknown key grant.pod: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
+		{"unknown key of identity", perceptdtest.GoodConfig + "[[identity]]\nclientid = \"x\"\n", "config.toml:18: unknown key identity.clientid: [[identity]] has name"},
+		{"unknown key of grant", perceptdtest.GoodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
+		{"unknown kind of caller", perceptdtest.GoodConfig + "[[grant]]\ncaller = { pod = \"x\" }\n", "config.toml:18: unknown key grant.pod: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
 		{"no duration", "[tokens]\nsdk_life = \"soon\"\n", `config.toml:2: tokens.sdk_life is "soon": write a duration in quotes, such as "50m" or "1h30m"`},
 		{"duration without a unit", "[tokens]\nsdk_life = \"5\"\n", `config.toml:2: tokens.sdk_life is "5": write a duration`},
 		{"number as a duration", "\n[tokens]\nsdk_life = 5\n", `config.toml:3: tokens.sdk_life is 5: write a duration in quotes, such as "50m" or "1h30m"`},
@@ -139,14 +97,14 @@ func TestConfigFaults(t *testing.T) {
 		{"speed that is no number", "[source]\nkind = \"simulated\"\nspeed = nan\n", "config.toml:3: source.speed is NaN"},
 		{"speed without end", "source = { kind = \"simulated\", speed = inf }\n", "config.toml:1: source.speed is +Inf"},
 		{"rollover", "[source]\nkind = \"simulated\"\nrollover = \"never\"\n", "config.toml:3: source.rollover: "},
-		{"no such user", goodConfig + "[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: user \"nobody-of-that-name\" is not known"},
-		{"user and uid", goodConfig + "[[grant]]\ncaller = { user = \"root\", uid = 1 }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: a grant's caller is exactly one"},
+		{"no such user", perceptdtest.GoodConfig + "[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: user \"nobody-of-that-name\" is not known"},
+		{"user and uid", perceptdtest.GoodConfig + "[[grant]]\ncaller = { user = \"root\", uid = 1 }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: a grant's caller is exactly one"},
 		{"rule of an identity", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device" is there twice`},
 		{"second fault of the same", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device": client_id "x" is no GUID`},
-		{"rule of a grant", goodConfig + "\n[[grant]]\ncaller = { uid = 1 }\nidentity = \"robot\"\nresources = [\"api://x\"]\n", `config.toml:18: the grant for uid 1 names identity "robot"`},
+		{"rule of a grant", perceptdtest.GoodConfig + "\n[[grant]]\ncaller = { uid = 1 }\nidentity = \"robot\"\nresources = [\"api://x\"]\n", `config.toml:18: the grant for uid 1 names identity "robot"`},
 		{"inline table", "identity = [\n  { name = \"a\" },\n\n  { name = \"a b\" }]\n", `config.toml:4: identity name "a b"`},
 		{"empty inline table", "identity = [{}]\n", `config.toml:1: identity name ""`},
-		{"rule of the life", goodConfig + "[tokens]\nsdk_life = \"1m\"\n", "config.toml:18: sdk_life is 1m0s: it must be between 20m0s and 24h"},
+		{"rule of the life", perceptdtest.GoodConfig + "[tokens]\nsdk_life = \"1m\"\n", "config.toml:18: sdk_life is 1m0s: it must be between 20m0s and 24h"},
 		{"fault of the source and of a rule", "[source]\nkind = \"magic\"\n[[identity]]\nname = \"a b\"\n", `config.toml:3: identity name "a b"`},
 		{"loopback for all", "[loopback]\naddress = \"0.0.0.0:40380\"\n", `config.toml:2: loopback.address is "0.0.0.0:40380": it must be 127.0.0.1 or [::1], a colon, and a port`},
 		{"loopback for all of IPv6", "[loopback]\naddress = \"[::]:40380\"\n", `config.toml:2: loopback.address is "[::]:40380": it must be`},
@@ -162,8 +120,8 @@ func TestConfigFaults(t *testing.T) {
 		{"unknown key of loopback", "[loopback]\nport = 1\n", "config.toml:2: unknown key loopback.port: [loopback] has address"},
 		{"empty", "", "config.toml: no [[identity]] is configured"},
 	} {
-		path := write(t, map[string]string{"config.toml": row.text})
-		_, err := loadConfig(path)
+		path := perceptdtest.WriteConfig(t, map[string]string{"config.toml": row.text})
+		_, err := Load(path)
 		if err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s: %v\nwant %s", row.name, err, row.want)
 		}
@@ -172,54 +130,54 @@ func TestConfigFaults(t *testing.T) {
 
 func TestConfigFiles(t *testing.T) {
 	t.Parallel()
-	path := write(t, map[string]string{"config.toml": goodConfig})
+	path := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig})
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadConfig(path); err == nil || !strings.Contains(err.Error(), "mode 0666 lets others change who gets tokens (owner ") {
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "mode 0666 lets others change who gets tokens (owner ") {
 		t.Errorf("writable by others: %v", err)
 	}
-	if _, err := loadConfig(filepath.Join(t.TempDir(), "config.toml")); err == nil || !strings.Contains(err.Error(), "not there: write one") {
+	if _, err := Load(filepath.Join(t.TempDir(), "config.toml")); err == nil || !strings.Contains(err.Error(), "not there: write one") {
 		t.Errorf("missing: %v", err)
 	}
-	if _, err := loadConfig(write(t, map[string]string{"config.toml": strings.Repeat("#", maxConfig+1)})); err == nil || !strings.Contains(err.Error(), "larger than") {
+	if _, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": strings.Repeat("#", maxFile+1)})); err == nil || !strings.Contains(err.Error(), "larger than") {
 		t.Errorf("large: %v", err)
 	}
-	if _, err := loadConfig(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if _, err := Load(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("folder: %v", err)
 	}
 	if os.Getuid() == 0 {
-		foreign := write(t, map[string]string{"config.toml": goodConfig})
+		foreign := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig})
 		if err := os.Chown(foreign, 4711, -1); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := loadConfig(foreign); err == nil || !strings.Contains(err.Error(), "config.toml: its owner, user 4711 (mode 0644), could change who gets tokens: chown root ") {
+		if _, err := Load(foreign); err == nil || !strings.Contains(err.Error(), "config.toml: its owner, user 4711 (mode 0644), could change who gets tokens: chown root ") {
 			t.Errorf("another user's: %v", err)
 		}
 	}
-	pipe := write(t, map[string]string{"config.toml": goodConfig, "config.d/a.txt": ""})
+	pipe := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig, "config.d/a.txt": ""})
 	if err := syscall.Mkfifo(filepath.Join(filepath.Dir(pipe), "config.d", "a.toml"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadConfig(pipe); err == nil || !strings.Contains(err.Error(), "a.toml: not a regular file") {
+	if _, err := Load(pipe); err == nil || !strings.Contains(err.Error(), "a.toml: not a regular file") {
 		t.Errorf("a named pipe, which nobody writes to: %v", err)
 	}
-	if _, err := loadConfig(write(t, map[string]string{"config.toml": goodConfig, "config.d": ""})); err == nil || !strings.Contains(err.Error(), "config.d: not a directory") {
+	if _, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig, "config.d": ""})); err == nil || !strings.Contains(err.Error(), "config.d: not a directory") {
 		t.Errorf("config.d is a file: %v", err)
 	}
-	if _, err := loadConfig(write(t, map[string]string{"config.toml/x": ""})); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if _, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml/x": ""})); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("folder in the file's place: %v", err)
 	}
-	odd := write(t, map[string]string{"a[b]*/config.toml": goodConfig, "a[b]*/config.d/x.toml": "[x]\n"})
-	if _, err := loadConfig(filepath.Join(filepath.Dir(odd), "a[b]*", "config.toml")); err == nil || !strings.Contains(err.Error(), "x.toml:1") {
+	odd := perceptdtest.WriteConfig(t, map[string]string{"a[b]*/config.toml": perceptdtest.GoodConfig, "a[b]*/config.d/x.toml": "[x]\n"})
+	if _, err := Load(filepath.Join(filepath.Dir(odd), "a[b]*", "config.toml")); err == nil || !strings.Contains(err.Error(), "x.toml:1") {
 		t.Errorf("a folder whose name is a pattern: %v", err)
 	}
-	split := write(t, map[string]string{"config.toml": goodConfig + "\n", "config.d/a.toml": "[source]\nspeed = 5.0\n"})
-	if c, err := loadConfig(split); err != nil || c.source.speed != 5 {
-		t.Errorf("a source in two files: %+v, %v", c.source, err)
+	split := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig + "\n", "config.d/a.toml": "[source]\nspeed = 5.0\n"})
+	if c, err := Load(split); err != nil || c.Source.Speed != 5 {
+		t.Errorf("a source in two files: %+v, %v", c.Source, err)
 	}
-	both := write(t, map[string]string{"config.toml": goodConfig, "config.d/a.toml": "[x]\n", "config.d/b.toml": "[y]\n"})
-	if _, err := loadConfig(both); err == nil || !strings.Contains(err.Error(), "a.toml:1") || !strings.Contains(err.Error(), "b.toml:1") {
+	both := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig, "config.d/a.toml": "[x]\n", "config.d/b.toml": "[y]\n"})
+	if _, err := Load(both); err == nil || !strings.Contains(err.Error(), "a.toml:1") || !strings.Contains(err.Error(), "b.toml:1") {
 		t.Errorf("two bad files, both named: %v", err)
 	}
 }
@@ -227,7 +185,7 @@ func TestConfigFiles(t *testing.T) {
 // Each fault is told with the file and the line that it stands in, however the file before is written.
 func TestConfigPlaces(t *testing.T) {
 	t.Parallel()
-	path := write(t, map[string]string{
+	path := perceptdtest.WriteConfig(t, map[string]string{
 		"config.toml": `identity = [{ name = "device" }]
 grant = [
   { caller = { uid = 1 }, identity = "device", resources = ["api://x"] },
@@ -244,7 +202,7 @@ kind = "magic"
 		"config.d/20.toml": "[tokens]\nsdk_life = \"25h\"\n\n\n[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"robot\"\nresources = [\"api://x\"]\n",
 		"config.d/30.toml": "# nothing\n",
 	})
-	_, err := loadConfig(path)
+	_, err := Load(path)
 	if err == nil {
 		t.Fatal("accepted")
 	}
@@ -267,7 +225,7 @@ kind = "magic"
 }
 
 func FuzzConfig(f *testing.F) {
-	f.Add(goodConfig)
+	f.Add(perceptdtest.GoodConfig)
 	f.Add("[tokens]\nsdk_life = 5\n")
 	f.Add("[tokens]\nsdk_life = \"1h\"\n[[grant]]\ncaller = { user = \"root\" }\n")
 	f.Add("identity = [{ name = \"a\" }]\n\n[[grant.caller]]\n")
@@ -276,107 +234,18 @@ func FuzzConfig(f *testing.F) {
 	f.Add("source = { kind = 'simulated' } # x\r\nidentity = [ # x\n {name='a'}, {\n name='b'}]\n[[grant]]\n[grant.caller]\nuid=1\n")
 	f.Add("identity.name = 1\n[[source.x]]\n\"iden\\u0074ity\" = [[{}]]\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		c, err := loadConfig(write(t, map[string]string{"config.toml": text}))
+		c, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": text}))
 		if err != nil {
 			if strings.TrimSpace(err.Error()) == "" {
 				t.Error("an error that says nothing")
 			}
 			return
 		}
-		if err := c.rules.Validate(); err != nil {
+		if err := c.Rules.Validate(); err != nil {
 			t.Errorf("accepted, and not valid: %v", err)
 		}
-		if !strings.HasPrefix(c.describe(), "configuration is fine: ") {
+		if !strings.HasPrefix(c.Describe(), "configuration is fine: ") {
 			t.Error("accepted, and nothing to say of it")
 		}
 	})
-}
-
-// What --check says is what an administrator decides by.
-func TestCheck(t *testing.T) {
-	t.Parallel()
-	path := write(t, map[string]string{
-		"config.toml":      goodConfig,
-		"config.d/50.toml": "[source]\nendpoint = \"imds\"\n\n[[grant]]\ncaller = { module = \"vision\" }\nidentity = \"vision\"\nresources = [\"api://x\", \"api://y\"]\n",
-	})
-	var out, errs bytes.Buffer
-	status := run(t.Context(), []string{"--check", "--config", path}, &out, &errs)
-	want := "configuration is fine: " + path + ", " + filepath.Join(filepath.Dir(path), "config.d/50.toml") + `
-source: simulated, endpoint imds
-identity device: system-assigned
-identity vision: client_id 00000000-0000-0000-0000-000000000001
-grant: uid 4711 may have tokens of device for https://vault.azure.net
-grant: module vision may have tokens of vision for api://x, api://y
-module vision: on its socket, out of the container named vision
-container engine: auto, the first that is there of /run/docker.sock, /run/podman/podman.sock
-SDKs are told a life of at most 35m0s
-a policy change takes up to 10m0s to reach new tokens
-`
-	if status != exitOK || out.String() != want || errs.String() != "" {
-		t.Errorf("status %d\n%s%s\nwant\n%s", status, &out, &errs, want)
-	}
-	none := write(t, map[string]string{"config.toml": "[[identity]]\nname = \"device\"\n"})
-	out.Reset()
-	if status := run(t.Context(), []string{"--check", "--config", none}, &out, &errs); status != exitOK || !strings.Contains(out.String(), "no grants: every caller is denied\n") {
-		t.Errorf("status %d\n%s", status, &out)
-	}
-}
-
-func TestCommandLine(t *testing.T) {
-	t.Parallel()
-	good := write(t, map[string]string{"config.toml": goodConfig})
-	bad := write(t, map[string]string{"config.toml": "[x]\n"})
-	for _, row := range []struct {
-		args      []string
-		status    int
-		out, errs string
-	}{
-		{[]string{"--version"}, exitOK, "perceptd development", ""},
-		{[]string{"--help"}, exitOK, "usage: perceptd", ""},
-		{[]string{"--what"}, exitUsage, "", "perceptd: flag provided but not defined: -what\n\nperceptd hands"},
-		{[]string{"extra"}, exitUsage, "", `unexpected argument "extra"`},
-		{[]string{"--check", "--config", good}, exitOK, "configuration is fine: ", ""},
-		{[]string{"--check", "--config", bad}, exitConfig, "", "unknown key x"},
-		{[]string{"--config", bad}, exitConfig, "", "unknown key x"},
-		{[]string{"--config", good, "--log-level", "loud"}, exitUsage, "", "it must be debug, info, warn or error"},
-		{[]string{"--config", good, "--runtime-dir", "/nonexistent"}, exitFailed, "", "/nonexistent: no such file or directory"},
-	} {
-		var out, errs bytes.Buffer
-		status := run(t.Context(), row.args, &out, &errs)
-		if status != row.status || !strings.Contains(out.String(), row.out) || !strings.Contains(errs.String(), row.errs) {
-			t.Errorf("%v: status %d, want %d\n%s%s", row.args, status, row.status, &out, &errs)
-		}
-	}
-}
-
-func TestStatusText(t *testing.T) {
-	t.Parallel()
-	soon := time.Date(2026, 11, 23, 15, 4, 0, 0, time.UTC)
-	var one agent.Status
-	one.Identities = make([]agent.IdentityStatus, 1)
-	one.Keys = make([]agent.KeyStatus, 3)
-	one.Keys[0].Left, one.Keys[0].NextRefresh = time.Hour, soon.Add(time.Hour)
-	one.Keys[1].NextRefresh = soon
-	one.Keys[2].State, one.Keys[2].NextRefresh = tokencache.Idle, soon.Add(-time.Hour) // nobody asks: not refreshed
-	for _, row := range []struct {
-		simulated bool
-		trouble   []string
-		want      string
-	}{
-		{false, nil, "1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
-		{true, nil, "SIMULATED; 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
-		{false, []string{"a"}, "trouble: a; 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
-		{false, []string{"a", "b", "c"}, "trouble: a (and 2 more, see perceptctl status); 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
-	} {
-		if got := statusText(one, row.simulated, row.trouble); got != row.want {
-			t.Errorf("%q\nwant %q", got, row.want)
-		}
-	}
-	one.Trouble, one.Keys[0].Left, one.Keys[1].Left, one.Keys[2].Left = []string{"its own"}, 0, time.Second, time.Second
-	if got := statusText(one, true, []string{"the daemon's"}); got != "SIMULATED; trouble: the daemon's (and 1 more, see perceptctl status); 1 identity, 2 tokens, next refresh Nov 23 15:04 UTC" {
-		t.Errorf("%q", got)
-	}
-	if got := statusText(agent.Status{}, false, nil); got != "0 identities, 0 tokens" {
-		t.Errorf("%q", got)
-	}
 }

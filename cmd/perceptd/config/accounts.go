@@ -1,0 +1,62 @@
+package config
+
+import (
+	"fmt"
+	"os/user"
+	"strconv"
+)
+
+func uidOf(name string) (uint32, error) {
+	account, err := user.Lookup(name)
+	if err != nil {
+		return 0, fmt.Errorf("user %q is not known on this device: create it, or name a uid", name)
+	}
+	uid, err := strconv.ParseUint(account.Uid, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("user %q has uid %q, which is no number", name, account.Uid)
+	}
+	return uint32(uid), nil
+}
+
+func gidOf(name string) (uint32, error) {
+	group, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, fmt.Errorf("group %q is not known on this device: create it, or name a gid", name)
+	}
+	gid, err := strconv.ParseUint(group.Gid, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("group %q has gid %q, which is no number", name, group.Gid)
+	}
+	return uint32(gid), nil
+}
+
+// groupsOf returns the groups of a user, by the device's own files; none of one that is not there.
+func groupsOf(uid uint32) (groups []uint32) {
+	account, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if err != nil {
+		return nil
+	}
+	all, _ := account.GroupIds()
+	for _, text := range append(all, account.Gid) {
+		if gid, err := strconv.ParseUint(text, 10, 32); err == nil {
+			groups = append(groups, uint32(gid))
+		}
+	}
+	return groups
+}
+
+func userName(uid uint32) string {
+	id := strconv.FormatUint(uint64(uid), 10)
+	if account, err := user.LookupId(id); err == nil {
+		return account.Username
+	}
+	return id
+}
+
+func groupName(gid uint32) string {
+	id := strconv.FormatUint(uint64(gid), 10)
+	if group, err := user.LookupGroupId(id); err == nil {
+		return group.Name
+	}
+	return id
+}

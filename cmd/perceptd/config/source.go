@@ -1,0 +1,84 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"perceptd/agent/simulator"
+	"perceptd/agent/source"
+)
+
+// Kinds of source.
+const (
+	ManagedIdentity = "managed-identity"
+	Simulated       = "simulated"
+)
+
+// Source says where tokens come from.
+type Source struct {
+	Kind     string
+	Endpoint source.Endpoint
+	Speed    float64 // simulated: how much faster time runs
+	Rollover string  // simulated: when the back end hands out a newer token
+
+	Spread time.Duration // simulated: how long a change of permissions takes to reach new tokens
+}
+
+// defaultSource is what counts where no file says otherwise.
+var defaultSource = Source{Kind: ManagedIdentity, Endpoint: source.Auto, Speed: 1,
+	Rollover: simulator.AtExpiry.String()}
+
+// sourceDocument is its part of a configuration file. Pointers tell a missing key from a zero.
+type sourceDocument struct {
+	Kind     *string  `toml:"kind"`
+	Endpoint *string  `toml:"endpoint"`
+	Speed    *float64 `toml:"speed"`
+	Rollover *string  `toml:"rollover"`
+	Spread   any      `toml:"spread"` // for setDuration
+}
+
+// take overwrites what a document sets, but for the spread, which is taken as every duration is.
+func (s *Source) take(written sourceDocument) {
+	if written.Kind != nil {
+		s.Kind = *written.Kind
+	}
+	if written.Endpoint != nil {
+		s.Endpoint = source.Endpoint(*written.Endpoint)
+	}
+	if written.Speed != nil {
+		s.Speed = *written.Speed
+	}
+	if written.Rollover != nil {
+		s.Rollover = *written.Rollover
+	}
+}
+
+// maxSimulatedSpread is as long as [tokens] spread can allow for.
+const maxSimulatedSpread = 24 * time.Hour
+
+// validate looks at what all files together say; key is the one that is wrong.
+func (s *Source) validate() (key string, err error) {
+	endpoints := []source.Endpoint{source.Auto, source.Arc, source.AppService, source.IMDS}
+	forSimulated := fmt.Errorf("source.speed, source.rollover and source.spread are for source.kind = %q only", Simulated)
+	_, err = simulator.ParseRollover(s.Rollover)
+	switch {
+	case s.Kind != ManagedIdentity && s.Kind != Simulated:
+		return "source.kind", fmt.Errorf("source.kind is %q: it must be %q or %q", s.Kind, ManagedIdentity, Simulated)
+	case !slices.Contains(endpoints, s.Endpoint):
+		return "source.endpoint", fmt.Errorf("source.endpoint is %q: it must be auto, arc, app-service or imds", s.Endpoint)
+	case s.Kind != Simulated && s.Speed != defaultSource.Speed:
+		return "source.speed", forSimulated
+	case s.Kind != Simulated && s.Rollover != defaultSource.Rollover:
+		return "source.rollover", forSimulated
+	case s.Kind != Simulated && s.Spread != defaultSource.Spread:
+		return "source.spread", forSimulated
+	case s.Spread < 0 || s.Spread > maxSimulatedSpread:
+		return "source.spread", fmt.Errorf("source.spread is %v: it must be between 0s and %v", s.Spread, maxSimulatedSpread)
+	case !(s.Speed >= 1 && s.Speed <= 100_000): // NaN is neither
+		return "source.speed", fmt.Errorf("source.speed is %v: it must be between 1 and 100000", s.Speed)
+	case err != nil:
+		return "source.rollover", fmt.Errorf("source.rollover: %w", err)
+	}
+	return "", nil
+}

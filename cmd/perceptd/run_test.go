@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"perceptd/cmd/perceptd/config"
+	"perceptd/cmd/perceptd/e2e/perceptdtest"
+)
+
+// What --check says is what an administrator decides by.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	path := perceptdtest.WriteConfig(t, map[string]string{
+		"config.toml":      perceptdtest.GoodConfig,
+		"config.d/50.toml": "[source]\nendpoint = \"imds\"\n\n[[grant]]\ncaller = { module = \"vision\" }\nidentity = \"vision\"\nresources = [\"api://x\", \"api://y\"]\n",
+	})
+	var out, errs bytes.Buffer
+	status := run(t.Context(), []string{"--check", "--config", path}, &out, &errs)
+	want := "configuration is fine: " + path + ", " + filepath.Join(filepath.Dir(path), "config.d/50.toml") + `
+source: simulated, endpoint imds
+identity device: system-assigned
+identity vision: client_id 00000000-0000-0000-0000-000000000001
+grant: uid 4711 may have tokens of device for https://vault.azure.net
+grant: module vision may have tokens of vision for api://x, api://y
+module vision: on its socket, out of the container named vision
+container engine: auto, the first that is there of /run/docker.sock, /run/podman/podman.sock
+SDKs are told a life of at most 35m0s
+a policy change takes up to 10m0s to reach new tokens
+`
+	if status != exitOK || out.String() != want || errs.String() != "" {
+		t.Errorf("status %d\n%s%s\nwant\n%s", status, &out, &errs, want)
+	}
+	none := perceptdtest.WriteConfig(t, map[string]string{"config.toml": "[[identity]]\nname = \"device\"\n"})
+	out.Reset()
+	if status := run(t.Context(), []string{"--check", "--config", none}, &out, &errs); status != exitOK || !strings.Contains(out.String(), "no grants: every caller is denied\n") {
+		t.Errorf("status %d\n%s", status, &out)
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	good := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig})
+	bad := perceptdtest.WriteConfig(t, map[string]string{"config.toml": "[x]\n"})
+	for _, row := range []struct {
+		args      []string
+		status    int
+		out, errs string
+	}{
+		{[]string{"--version"}, exitOK, "perceptd development", ""},
+		{[]string{"--help"}, exitOK, "usage: perceptd", ""},
+		{[]string{"--what"}, exitUsage, "", "perceptd: flag provided but not defined: -what\n\nperceptd hands"},
+		{[]string{"extra"}, exitUsage, "", `unexpected argument "extra"`},
+		{[]string{"--check", "--config", good}, exitOK, "configuration is fine: ", ""},
+		{[]string{"--check", "--config", bad}, exitConfig, "", "unknown key x"},
+		{[]string{"--config", bad}, exitConfig, "", "unknown key x"},
+		{[]string{"--config", good, "--log-level", "loud"}, exitUsage, "", "it must be debug, info, warn or error"},
+		{[]string{"--config", good, "--runtime-dir", "/nonexistent"}, exitFailed, "", "/nonexistent: no such file or directory"},
+	} {
+		var out, errs bytes.Buffer
+		status := run(t.Context(), row.args, &out, &errs)
+		if status != row.status || !strings.Contains(out.String(), row.out) || !strings.Contains(errs.String(), row.errs) {
+			t.Errorf("%v: status %d, want %d\n%s%s", row.args, status, row.status, &out, &errs)
+		}
+	}
+}
+
+func TestStateDirectory(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		environment, source string
+		args                []string
+		want                string
+		passing             bool
+	}{
+		{"", config.ManagedIdentity, nil, "/var/lib/percept", false},
+		{"", config.ManagedIdentity, []string{"--runtime-dir", "/run/percept/"}, "/var/lib/percept", false},
+		{"/var/lib/one:/var/lib/two", config.ManagedIdentity, nil, "/var/lib/one", false},
+		{"/var/lib/one", config.Simulated, []string{"--runtime-dir", "/tmp/run"}, "/var/lib/one", false},
+		{"/var/lib/one", config.Simulated, []string{"--state-dir", "/elsewhere"}, "/elsewhere", false},
+		{"", config.ManagedIdentity, []string{"--runtime-dir", "/tmp/run/"}, "/tmp/run-state", true},
+		{"", config.Simulated, nil, "/run/percept-state", true},
+		{"", config.Simulated, []string{"--runtime-dir", "run"}, "run-state", true},
+		{"", config.Simulated, []string{"--runtime-dir", "run", "--state-dir", "state"}, "state", false},
+	} {
+		var errs bytes.Buffer
+		f, err := parseFlags(row.args, &errs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.placeState(row.source, row.environment); f.stateDir != row.want || f.passing != row.passing {
+			t.Errorf("%+v: %q %v, want %q", row, f.stateDir, f.passing, row.want)
+		}
+	}
+}
