@@ -49,32 +49,32 @@ test-system: build ## The daemon under a real systemd, in a container (root; ins
 
 test-containers: ## The daemon beside a real Docker and Podman (root; installs Debian's packages)
 	$(call apt,docker.io podman runc crun)
-	$(GO) test -tags containers -count=1 -timeout 15m -run '^TestContainers' -v ./cmd/perceptd
+	$(GO) test -tags containers -count=1 -timeout 15m -run '^TestContainers' -v ./cmd/perceptd/e2e/containers
 
 test-attacks: ## Real users attack the daemon, which has the unit's limits (root)
-	$(GO) test -tags attacks -count=1 -timeout 10m -parallel 2 -run '^TestAttacks' -v ./cmd/perceptd
+	$(GO) test -tags attacks -count=1 -timeout 10m -parallel 2 -run '^TestAttacks' -v ./cmd/perceptd/e2e/attacks
 
 test-clients: ## Azure's own SDKs and command line ask the daemon (root; Debian's packages and npm's); CLIENTS_DOCS=1 keeps the tables
 	$(call apt,python3-azure azure-cli faketime curl iproute2 $(if $(shell command -v npm),,nodejs npm) docker.io podman runc)
 	@mkdir -p bin/clients
 	@cmp -s docs/modules/node/package-lock.json bin/clients/package-lock.json || { cp docs/modules/node/package.json bin/clients && \
 		cp docs/modules/node/package-lock.json bin/clients && (cd bin/clients && npm ci --no-audit --no-fund) || { rm -f bin/clients/package-lock.json; exit 1; }; }
-	$(GO) test -tags clients -count=1 -timeout 15m -parallel 20 -run '^TestClients' -v ./cmd/perceptd
+	$(GO) test -tags clients -count=1 -timeout 15m -parallel 20 -run '^TestClients' -v ./cmd/perceptd/e2e/clients
 
 fuzz: ## Run each fuzz target for FUZZTIME (30s); SINCE=commit: of packages that changed since
 	@.ci/fuzz $(FUZZTIME) $(SINCE)
 
 bench: ## Measure the daemon beside net/http and nginx on the same kind of socket
 	$(call apt,nginx-light)
-	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBench$$' -v ./cmd/perceptd
-	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchModules$$' -v ./cmd/perceptd
+	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBench$$' -v ./cmd/perceptd/e2e/bench
+	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchModules$$' -v ./cmd/perceptd/e2e/bench
 	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchProof$$' -v ./agent/attest
 
 bench-flood: ## Report what others notice of one user who floods the daemon (root)
-	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBenchFlood$$' -v ./cmd/perceptd
+	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBenchFlood$$' -v ./cmd/perceptd/e2e/bench
 
 fault-matrix: ## Go through every fault of back end and device (root); brings docs/reliability.md up to date
-	FAULT_MATRIX_DOCS=1 $(GO) test -count=1 -run '^TestFaultMatrix$$|^TestArcFaultMatrix$$|^TestDeviceFaults$$|^TestRevocationsOnAFaultyDevice$$' -p 1 -v ./agent/server ./cmd/perceptd
+	FAULT_MATRIX_DOCS=1 $(GO) test -count=1 -run '^TestFaultMatrix$$|^TestArcFaultMatrix$$|^TestDeviceFaults$$|^TestRevocationsOnAFaultyDevice$$' -p 1 -v ./agent/server ./cmd/perceptd/e2e/daemon
 
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
 	STALENESS_DOCS=$(STALENESS_DOCS) $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
@@ -86,18 +86,18 @@ mutations: ## Show that the lives notice what is wrong in judgement, hold, recor
 	$(GO) test -tags mutations -count=1 -timeout 0 -run '^TestMutations$$' -v ./agent/lives
 
 soak: ## The daemon at full load for SOAK_SECONDS (600) while its back end fails and its rules change
-	$(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./cmd/perceptd
+	$(GO) test -tags soak -count=1 -timeout 0 -run '^TestSoak$$' -v ./cmd/perceptd/e2e/soak
 
 lint: ## gofmt, vet, staticcheck
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags system ./systemd
-	$(GO) vet -tags bench ./cmd/perceptd
+	$(GO) vet -tags bench ./cmd/perceptd/e2e/bench
 	$(GO) vet -tags bench ./agent/attest
-	$(GO) vet -tags containers ./cmd/perceptd
-	$(GO) vet -tags attacks ./cmd/perceptd
-	$(GO) vet -tags clients ./cmd/perceptd
-	$(GO) vet -tags soak ./cmd/perceptd
+	$(GO) vet -tags containers ./cmd/perceptd/e2e/containers ./cmd/perceptd/e2e/harness
+	$(GO) vet -tags attacks ./cmd/perceptd/e2e/attacks
+	$(GO) vet -tags clients ./cmd/perceptd/e2e/clients
+	$(GO) vet -tags soak ./cmd/perceptd/e2e/soak
 	$(GO) vet -tags staleness ./tokencache
 	$(GO) vet -tags mutations ./agent/lives
 	$(GO) run $(STATICCHECK) ./...

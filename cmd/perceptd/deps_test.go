@@ -50,10 +50,17 @@ var mayImport = map[string]struct {
 		"the daemon does not ask itself for tokens"},
 	"cmd/perceptd/config": {[]string{"agent", "agent/attest", "agent/simulator", "agent/source"},
 		"it knows the file, and starts nothing"},
-	"cmd/perceptd/e2e/perceptdtest": {nil, "it runs the programs as everybody does"},
-	"agent/client/azcredential":     {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
-	"agent/identityproxy":           {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
-	"cmd/perceptctl":                {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
+	"cmd/perceptd/e2e/attacks":    {nil, "it is a test alone"},
+	"cmd/perceptd/e2e/bench":      {nil, "it is a test alone"},
+	"cmd/perceptd/e2e/clients":    {nil, "it is a test alone"},
+	"cmd/perceptd/e2e/containers": {nil, "it is a test alone"},
+	"cmd/perceptd/e2e/daemon":     {nil, "it is a test alone"},
+	"cmd/perceptd/e2e/soak":       {nil, "it is a test alone"},
+	"cmd/perceptd/e2e/harness": {[]string{"agent/api"},
+		"it runs the programs and asks them as everybody does"},
+	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
+	"agent/identityproxy":       {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
+	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.

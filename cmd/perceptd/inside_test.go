@@ -14,12 +14,13 @@ import (
 	"go.uber.org/goleak"
 
 	"perceptd/cmd/perceptd/config"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // inside is the whole program in this process, where what it leaves behind can be seen. A simulated
 // source sets the environment, which belongs to the process: these tests are not parallel.
 type inside struct {
-	*daemonProcess
+	*harness.Daemon
 	cancel context.CancelFunc
 	exit   int // the exit status, once ended
 }
@@ -27,23 +28,23 @@ type inside struct {
 // runInside starts the program. It looks for what is left behind when the test is over.
 func runInside(t *testing.T, config string) *inside {
 	t.Helper()
-	return runInsideIn(t, newFolder(t, config))
+	return runInsideIn(t, harness.NewDaemon(t, config))
 }
 
-func runInsideIn(t *testing.T, folder *daemonProcess) *inside {
+func runInsideIn(t *testing.T, folder *harness.Daemon) *inside {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	for _, name := range identityVariables {
 		t.Setenv(name, "") // puts back what was there before
 	}
-	d := &inside{daemonProcess: folder}
-	d.process = newProcess(t)
+	d := &inside{Daemon: folder}
+	d.Process = harness.NewProcess(t)
 	var ctx context.Context
 	ctx, d.cancel = context.WithCancel(t.Context())
 	go func() {
-		defer close(d.ended)
-		d.exit = run(ctx, d.arguments(), io.Discard, d.output)
+		defer close(d.Ended)
+		d.exit = run(ctx, d.Arguments(), io.Discard, d.Output)
 	}()
 	t.Cleanup(func() { d.end() })
 	return d
@@ -52,7 +53,7 @@ func runInsideIn(t *testing.T, folder *daemonProcess) *inside {
 // end stops the program and returns its exit status.
 func (d *inside) end() int {
 	d.cancel()
-	<-d.ended
+	<-d.Ended
 	return d.exit
 }
 
@@ -67,55 +68,55 @@ func TestInside(t *testing.T) {
 				t.Skip("needs root: azidentity takes Arc's key files from /var/opt/azcmagent/tokens only")
 			}
 			testInside(t, row.form, func(modules ...string) string {
-				return strings.Replace(simulatedFor(modules...), "[source]\n", "[source]\n"+row.source, 1)
+				return strings.Replace(harness.SimulatedFor(modules...), "[source]\n", "[source]\n"+row.source, 1)
 			})
 		})
 	}
 }
 
 func testInside(t *testing.T, form string, configure func(modules ...string) string) {
-	manager, told := listenAsSystemd(t)
+	manager, told := harness.ListenAsSystemd(t)
 	t.Setenv("NOTIFY_SOCKET", manager)
 	t.Setenv("WATCHDOG_USEC", "100000")
 	d := runInside(t, configure("vision"))
-	d.awaitHealth(t)
-	awaitMessages(t, told, "READY=1", "STATUS=SIMULATED; 2 identities", "WATCHDOG=1")
-	if got := d.status(t); !got.Simulated || got.Source.Kind != config.Simulated || got.Source.Endpoint != form {
+	d.AwaitHealth(t)
+	harness.AwaitMessages(t, told, "READY=1", "STATUS=SIMULATED; 2 identities", "WATCHDOG=1")
+	if got := d.Status(t); !got.Simulated || got.Source.Kind != config.Simulated || got.Source.Endpoint != form {
 		t.Errorf("status %+v", got)
 	}
-	for socket, identity := range map[string]string{d.token(): "device", d.module("vision"): "vision"} {
-		if status, body, err := d.get(socket, vaultToken); status != 200 || !strings.Contains(body, `"identity":"`+identity+`"`) {
+	for socket, identity := range map[string]string{d.Token(): "device", d.Module("vision"): "vision"} {
+		if status, body, err := d.Get(socket, harness.VaultToken); status != 200 || !strings.Contains(body, `"identity":"`+identity+`"`) {
 			t.Errorf("%s: %d %s %v", socket, status, body, err)
 		}
 	}
-	d.rewrite(t, configure("speech"))
+	d.Rewrite(t, configure("speech"))
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the reload by signal", d.ended, func() bool {
-		status, _, _ := d.get(d.module("speech"), vaultToken)
+	harness.Until(t, "the reload by signal", d.Ended, func() bool {
+		status, _, _ := d.Get(d.Module("speech"), harness.VaultToken)
 		return status == 200
 	})
-	awaitMessages(t, told, "RELOADING=1\nMONOTONIC_USEC=", "READY=1")
-	if status, body := d.reload(t, configure()+"[x]\n"); status != 422 || !strings.Contains(body, "unknown key x") {
+	harness.AwaitMessages(t, told, "RELOADING=1\nMONOTONIC_USEC=", "READY=1")
+	if status, body := d.Reload(t, configure()+"[x]\n"); status != 422 || !strings.Contains(body, "unknown key x") {
 		t.Errorf("a bad configuration: %d %s", status, body)
 	}
-	if status, body := d.reload(t, configure()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 || !strings.Contains(body, "sdk_life is 30m0s, was 35m0s") {
+	if status, body := d.Reload(t, configure()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 || !strings.Contains(body, "sdk_life is 30m0s, was 35m0s") {
 		t.Errorf("another life: %d %s", status, body)
 	}
-	extra := filepath.Join(filepath.Dir(d.config), "config.d")
+	extra := filepath.Join(filepath.Dir(d.Config), "config.d")
 	if err := errors.Join(os.Mkdir(extra, 0o755), os.WriteFile(filepath.Join(extra, "a.toml"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if status, body := d.reload(t, configure()); status != 200 || !strings.Contains(body, "a.toml, was "+d.config+`"`) {
+	if status, body := d.Reload(t, configure()); status != 200 || !strings.Contains(body, "a.toml, was "+d.Config+`"`) {
 		t.Errorf("another file: %d %s", status, body)
 	}
 	if got := d.end(); got != exitOK {
 		t.Errorf("exit status %d", got)
 	}
-	awaitMessages(t, told, "STOPPING=1")
+	harness.AwaitMessages(t, told, "STOPPING=1")
 	for _, part := range []string{"SIMULATED back end", "the context ended", "stopped"} {
-		if !strings.Contains(d.text(), part) {
+		if !strings.Contains(d.Text(), part) {
 			t.Errorf("the log says nothing of %q", part)
 		}
 	}
@@ -125,40 +126,40 @@ func testInside(t *testing.T, form string, configure func(modules ...string) str
 func TestInsideRefusals(t *testing.T) {
 	for _, row := range []struct {
 		name, says string
-		spoil      func(t *testing.T, d *daemonProcess)
+		spoil      func(t *testing.T, d *harness.Daemon)
 	}{
-		{"no endpoint", "perceptd: source managed-identity: ", func(t *testing.T, d *daemonProcess) {
-			d.rewrite(t, "[source]\nendpoint = \"app-service\"\n\n[[identity]]\nname = \"device\"\n")
+		{"no endpoint", "perceptd: source managed-identity: ", func(t *testing.T, d *harness.Daemon) {
+			d.Rewrite(t, "[source]\nendpoint = \"app-service\"\n\n[[identity]]\nname = \"device\"\n")
 		}},
-		{"descriptors that are none", "perceptd: LISTEN_FDS=\"many\" is no number of descriptors", func(t *testing.T, _ *daemonProcess) {
+		{"descriptors that are none", "perceptd: LISTEN_FDS=\"many\" is no number of descriptors", func(t *testing.T, _ *harness.Daemon) {
 			t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
 			t.Setenv("LISTEN_FDS", "many")
 		}},
-		{"a folder that others may write in", "perceptd: others may write in ", func(t *testing.T, d *daemonProcess) {
-			if err := os.Chmod(d.dir, 0o777); err != nil {
+		{"a folder that others may write in", "perceptd: others may write in ", func(t *testing.T, d *harness.Daemon) {
+			if err := os.Chmod(d.Dir, 0o777); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{"the token socket's place is taken", "token.sock is there and is not a socket", func(t *testing.T, d *daemonProcess) {
-			if err := os.Mkdir(d.token(), 0o755); err != nil {
+		{"the token socket's place is taken", "token.sock is there and is not a socket", func(t *testing.T, d *harness.Daemon) {
+			if err := os.Mkdir(d.Token(), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{"the admin socket's place is taken", "admin.sock is there and is not a socket", func(t *testing.T, d *daemonProcess) {
-			if err := os.Mkdir(d.admin(), 0o755); err != nil {
+		{"the admin socket's place is taken", "admin.sock is there and is not a socket", func(t *testing.T, d *harness.Daemon) {
+			if err := os.Mkdir(d.Admin(), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			before := newFolder(t, simulatedFor("vision"))
+			before := harness.NewDaemon(t, harness.SimulatedFor("vision"))
 			row.spoil(t, before)
 			d := runInsideIn(t, before)
-			<-d.ended
-			if d.exit != exitFailed || !strings.Contains(d.text(), row.says) {
-				t.Errorf("exit status %d\n%s", d.exit, d.text())
+			<-d.Ended
+			if d.exit != exitFailed || !strings.Contains(d.Text(), row.says) {
+				t.Errorf("exit status %d\n%s", d.exit, d.Text())
 			}
-			if info, err := os.Lstat(d.token()); err == nil && info.Mode().Type() == os.ModeSocket {
+			if info, err := os.Lstat(d.Token()); err == nil && info.Mode().Type() == os.ModeSocket {
 				t.Error("a socket is left where nobody answers")
 			}
 		})
@@ -169,14 +170,14 @@ func TestInsideRefusals(t *testing.T) {
 func TestInsideWithoutSystemd(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "not/absolute")
 	t.Setenv("WATCHDOG_USEC", "soon")
-	d := runInside(t, simulatedFor())
-	d.awaitHealth(t)
+	d := runInside(t, harness.SimulatedFor())
+	d.AwaitHealth(t)
 	if got := d.end(); got != exitOK {
 		t.Errorf("exit status %d", got)
 	}
 	for _, part := range []string{"systemd cannot be told of readiness and status", "systemd's watchdog cannot be fed"} {
-		if !strings.Contains(d.text(), part) {
-			t.Errorf("%q is missing in:\n%s", part, d.text())
+		if !strings.Contains(d.Text(), part) {
+			t.Errorf("%q is missing in:\n%s", part, d.Text())
 		}
 	}
 }

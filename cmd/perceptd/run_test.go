@@ -7,14 +7,14 @@ import (
 	"testing"
 
 	"perceptd/cmd/perceptd/config"
-	"perceptd/cmd/perceptd/e2e/perceptdtest"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // What --check says is what an administrator decides by.
 func TestCheck(t *testing.T) {
 	t.Parallel()
-	path := perceptdtest.WriteConfig(t, map[string]string{
-		"config.toml":      perceptdtest.GoodConfig,
+	path := harness.WriteConfig(t, map[string]string{
+		"config.toml":      harness.GoodConfig,
 		"config.d/50.toml": "[source]\nendpoint = \"imds\"\n\n[[grant]]\ncaller = { module = \"vision\" }\nidentity = \"vision\"\nresources = [\"api://x\", \"api://y\"]\n",
 	})
 	var out, errs bytes.Buffer
@@ -33,7 +33,7 @@ a policy change takes up to 10m0s to reach new tokens
 	if status != exitOK || out.String() != want || errs.String() != "" {
 		t.Errorf("status %d\n%s%s\nwant\n%s", status, &out, &errs, want)
 	}
-	none := perceptdtest.WriteConfig(t, map[string]string{"config.toml": "[[identity]]\nname = \"device\"\n"})
+	none := harness.WriteConfig(t, map[string]string{"config.toml": "[[identity]]\nname = \"device\"\n"})
 	out.Reset()
 	if status := run(t.Context(), []string{"--check", "--config", none}, &out, &errs); status != exitOK || !strings.Contains(out.String(), "no grants: every caller is denied\n") {
 		t.Errorf("status %d\n%s", status, &out)
@@ -42,8 +42,8 @@ a policy change takes up to 10m0s to reach new tokens
 
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
-	good := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig})
-	bad := perceptdtest.WriteConfig(t, map[string]string{"config.toml": "[x]\n"})
+	good := harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig})
+	bad := harness.WriteConfig(t, map[string]string{"config.toml": "[x]\n"})
 	for _, row := range []struct {
 		args      []string
 		status    int

@@ -2,44 +2,183 @@ package main
 
 import (
 	"errors"
+	"io/fs"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/systemd"
+	"perceptd/tokencache"
 )
 
-// The daemon's text follows what comes and goes without an event, with each of its checks of itself.
-func TestStatusTextFollows(t *testing.T) {
+func TestStatusText(t *testing.T) {
 	t.Parallel()
-	manager, told := listenAsSystemd(t)
-	d := newFolder(t, simulatedFor("vision"))
-	c := exec.Command(binary(t, "perceptd"), d.arguments()...)
-	if os.Getuid() == 0 { // whom no mode keeps out
-		if err := errors.Join(os.Chmod(filepath.Dir(manager), 0o755), os.Chmod(manager, 0o666)); err != nil {
-			t.Fatal(err)
-		}
-		c = nobodys(t, d)
-	}
-	d.process = begin(t, []string{"NOTIFY_SOCKET=" + manager, "WATCHDOG_USEC=200000"}, c)
-	const well = "STATUS=SIMULATED; 2 identities, "
-	awaitMessages(t, told, well, "READY=1")
-	for _, step := range []struct {
-		do    func() error
-		tells string
+	soon := time.Date(2026, 11, 23, 15, 4, 0, 0, time.UTC)
+	var one agent.Status
+	one.Identities = make([]agent.IdentityStatus, 1)
+	one.Keys = make([]agent.KeyStatus, 3)
+	one.Keys[0].Left, one.Keys[0].NextRefresh = time.Hour, soon.Add(time.Hour)
+	one.Keys[1].NextRefresh = soon
+	one.Keys[2].State, one.Keys[2].NextRefresh = tokencache.Idle, soon.Add(-time.Hour) // nobody asks: not refreshed
+	for _, row := range []struct {
+		simulated bool
+		trouble   []string
+		want      string
 	}{
-		{func() error { return os.Chmod(d.admin(), 0) }, "STATUS=SIMULATED; trouble: perceptd cannot check that it answers on " + d.admin()},
-		{func() error { return os.Chmod(d.admin(), 0o660) }, well},
-		{func() error { return os.Rename(d.module("vision"), d.module("vision")+".aside") }, "STATUS=SIMULATED; trouble: module vision has no socket any more"},
-		{func() error { return os.Rename(d.module("vision")+".aside", d.module("vision")) }, well},
+		{false, nil, "1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
+		{true, nil, "SIMULATED; 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
+		{false, []string{"a"}, "trouble: a; 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
+		{false, []string{"a", "b", "c"}, "trouble: a (and 2 more, see perceptctl status); 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
 	} {
-		if err := step.do(); err != nil {
-			t.Fatal(err)
+		if got := statusText(one, row.simulated, row.trouble); got != row.want {
+			t.Errorf("%q\nwant %q", got, row.want)
 		}
-		awaitMessages(t, told, step.tells)
 	}
-	awaitPings(t, told)
-	awaitPings(t, told)
-	if status := d.stop(t); status != 0 {
-		t.Errorf("exit status %d", status)
+	one.Trouble, one.Keys[0].Left, one.Keys[1].Left, one.Keys[2].Left = []string{"its own"}, 0, time.Second, time.Second
+	if got := statusText(one, true, []string{"the daemon's"}); got != "SIMULATED; trouble: the daemon's (and 1 more, see perceptctl status); 1 identity, 2 tokens, next refresh Nov 23 15:04 UTC" {
+		t.Errorf("%q", got)
+	}
+	if got := statusText(agent.Status{}, false, nil); got != "0 identities, 0 tokens" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestStaleInStatusText(t *testing.T) {
+	t.Parallel()
+	var s agent.Status
+	s.Keys = make([]agent.KeyStatus, 3)
+	for i := range s.Keys {
+		s.Keys[i].Left = time.Hour
+	}
+	s.Stale = 2
+	if got, want := statusText(s, false, nil), "0 identities, 3 tokens, 2 stale"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	s.Keys[0].Permissions.Withheld = true
+	if got, want := statusText(s, false, nil), "0 identities, 3 tokens, 2 stale (1 withheld)"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// serviceManager returns what tells a service manager of its own, the path of that one's socket, and a function that returns
+// what was told since its last call.
+func serviceManager(t *testing.T) (notify systemd.Notify, path string, told func() []string) {
+	dir, err := os.MkdirTemp("", "notify")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path = filepath.Join(dir, "n")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = manager.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	notify, err = systemd.NotifyFromEnvironment()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := manager.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return notify, path, func() (all []string) {
+		message := make([]byte, 4096)
+		for {
+			n := -1
+			if err := raw.Read(func(fd uintptr) bool { n, _, _ = syscall.Recvfrom(int(fd), message, syscall.MSG_DONTWAIT); return true }); err != nil {
+				t.Fatal(err)
+			}
+			if n < 0 {
+				return all
+			}
+			all = append(all, string(message[:n]))
+		}
+	}
+}
+
+// The text is sent when it differs from what systemd took, and only then. Where nothing else looks, trouble has it looked at
+// again each minute, until there is none.
+func TestStatusTeller(t *testing.T) {
+	notify, _, told := serviceManager(t)
+	synctest.Test(t, func(t *testing.T) {
+		text, troubled, looked := "fine", false, 0
+		s := &statusTeller{notify: notify, text: func() (string, bool) { looked++; return text, troubled }}
+		tell := func() {
+			if err := s.tell(); err != nil {
+				t.Error(err)
+			}
+		}
+		s.again = tell
+		becomes := func(now string, trouble bool) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			text, troubled = now, trouble
+		}
+		pass := func(d time.Duration) { time.Sleep(d); synctest.Wait() }
+		wants := func(what string, looks int, want ...string) {
+			t.Helper()
+			got := told()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for i := range want {
+				if len(got) != len(want) || !strings.HasPrefix(got[i], "STATUS="+want[i]+"\n") {
+					break
+				}
+				got[i] = ""
+			}
+			if strings.Join(got, "") != "" || len(got) != len(want) || looked != looks {
+				t.Errorf("%s: looked %d times, want %d, and told %q, want %q", what, looked, looks, got, want)
+			}
+			looked = 0
+		}
+		tell()
+		tell()
+		wants("at first", 2, "fine")
+		pass(time.Hour)
+		wants("without trouble", 0)
+		becomes("trouble: connections", true)
+		tell()
+		wants("trouble", 1, "trouble: connections")
+		pass(5*lookEvery + lookEvery/2)
+		wants("trouble that stays", 5)
+		becomes("fine", false)
+		pass(lookEvery)
+		wants("its end", 1, "fine")
+		pass(time.Hour)
+		wants("after it", 0)
+		becomes("trouble: again", true)
+		tell()
+		s.stop()
+		pass(time.Hour)
+		wants("a stop", 1, "trouble: again")
+	})
+}
+
+// What systemd did not take is sent again.
+func TestStatusTellerWithoutManager(t *testing.T) {
+	notify, path, told := serviceManager(t)
+	s := &statusTeller{notify: notify, text: func() (string, bool) { return "fine", false }}
+	if err := os.Rename(path, path+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.tell(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("told nobody: %v", err)
+	}
+	if err := os.Rename(path+".aside", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.tell(); err != nil {
+		t.Error(err)
+	}
+	if got := told(); len(got) != 1 || !strings.HasPrefix(got[0], "STATUS=fine\n") {
+		t.Errorf("told %q", got)
 	}
 }

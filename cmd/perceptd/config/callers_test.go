@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"perceptd/cmd/perceptd/e2e/perceptdtest"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 const (
@@ -17,8 +17,8 @@ func grantTo(caller string) string { return "[[grant]]\ncaller = { " + caller + 
 
 func TestCallersAreRead(t *testing.T) {
 	t.Parallel()
-	path := perceptdtest.WriteConfig(t, map[string]string{
-		"config.toml": perceptdtest.GoodConfig + grantTo(`unit = "cam"`) + grantTo(`container_image = "cam@`+anImage+`"`) + grantTo(`group = "root"`) + grantTo("gid = 44") + `
+	path := harness.WriteConfig(t, map[string]string{
+		"config.toml": harness.GoodConfig + grantTo(`unit = "cam"`) + grantTo(`container_image = "cam@`+anImage+`"`) + grantTo(`group = "root"`) + grantTo("gid = 44") + `
 [callers]
 engine = "/run/user/engine.sock"
 cgroup_parents = ["/machine.slice"]
@@ -80,18 +80,18 @@ require = "socket"
 
 func TestCallerFaults(t *testing.T) {
 	t.Parallel()
-	const module = perceptdtest.GoodConfig + "[[module]]\n"
+	const module = harness.GoodConfig + "[[module]]\n"
 	const none = "[callers]\nengine = \"none\"\n"
 	for _, row := range []struct{ name, text, want string }{
-		{"unknown key of callers", perceptdtest.GoodConfig + "[callers]\nengin = \"x\"\n", "config.toml:18: unknown key callers.engin: [callers] has engine, cgroup_parents, requests_per_second and young"},
+		{"unknown key of callers", harness.GoodConfig + "[callers]\nengin = \"x\"\n", "config.toml:18: unknown key callers.engin: [callers] has engine, cgroup_parents, requests_per_second and young"},
 		{"unknown key of module", module + "nam = \"x\"\n", "config.toml:18: unknown key module.nam: [[module]] has name, require and container"},
-		{"one bracket", perceptdtest.GoodConfig + "[module]\nname = \"x\"\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
-		{"engine", perceptdtest.GoodConfig + "[callers]\nengine = \"docker\"\n", `config.toml:18: callers.engine is "docker": it must be "auto", "none" or the absolute path`},
-		{"engine that climbs", perceptdtest.GoodConfig + "[callers]\nengine = \"/run/../x\"\n", "config.toml:18: callers.engine"},
-		{"cgroup parent", perceptdtest.GoodConfig + "[callers]\ncgroup_parents = [\"edge.slice\"]\n", `config.toml:18: callers.cgroup_parents has "edge.slice": it must be the whole path`},
-		{"root as a parent", perceptdtest.GoodConfig + "[callers]\ncgroup_parents = [\"/\"]\n", "config.toml:18: callers.cgroup_parents"},
-		{"young", perceptdtest.GoodConfig + "[callers]\nyoung = \"deny\"\n", `config.toml:18: callers.young is "deny": it must be "accept" or "refuse"`},
-		{"no requests", perceptdtest.GoodConfig + "[callers]\nrequests_per_second = 0\n", "config.toml:18: callers.requests_per_second is 0: it must be between 1 and 1000000"},
+		{"one bracket", harness.GoodConfig + "[module]\nname = \"x\"\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
+		{"engine", harness.GoodConfig + "[callers]\nengine = \"docker\"\n", `config.toml:18: callers.engine is "docker": it must be "auto", "none" or the absolute path`},
+		{"engine that climbs", harness.GoodConfig + "[callers]\nengine = \"/run/../x\"\n", "config.toml:18: callers.engine"},
+		{"cgroup parent", harness.GoodConfig + "[callers]\ncgroup_parents = [\"edge.slice\"]\n", `config.toml:18: callers.cgroup_parents has "edge.slice": it must be the whole path`},
+		{"root as a parent", harness.GoodConfig + "[callers]\ncgroup_parents = [\"/\"]\n", "config.toml:18: callers.cgroup_parents"},
+		{"young", harness.GoodConfig + "[callers]\nyoung = \"deny\"\n", `config.toml:18: callers.young is "deny": it must be "accept" or "refuse"`},
+		{"no requests", harness.GoodConfig + "[callers]\nrequests_per_second = 0\n", "config.toml:18: callers.requests_per_second is 0: it must be between 1 and 1000000"},
 		{"module without a name", module, `config.toml:17: module name ""`},
 		{"module's name", module + "name = \"../x\"\n", `config.toml:17: module name "../x"`},
 		{"module twice", module + "name = \"a\"\n\n[[module]]\nname = \"a\"\n", `config.toml:20: module "a" is there twice`},
@@ -100,20 +100,20 @@ func TestCallerFaults(t *testing.T) {
 		{"container's name", module + "name = \"a\"\ncontainer = \"/b\"\n", "config.toml:17: module \"a\": container \"/b\" is no container's name"},
 		{"no engine, and nothing chosen", module + "name = \"a\"\n" + none, `config.toml:17: with callers.engine = "none" nobody can tell which container is module "a": choose require = "socket"`},
 		{"no engine, and a container wanted", module + "name = \"a\"\nrequire = \"socket+container\"\n" + none, `config.toml:17: with callers.engine = "none"`},
-		{"no engine, a module of a grant alone", perceptdtest.GoodConfig + grantTo(`module = "a"`) + none, `config.toml:17: with callers.engine = "none" nobody can tell which container is module "a"`},
-		{"no engine, an image", perceptdtest.GoodConfig + grantTo(`container_image = "`+anImage+`"`) + none, `config.toml:17: with callers.engine = "none" nobody can tell which image`},
-		{"tag", perceptdtest.GoodConfig + grantTo(`container_image = "cam:2"`), `config.toml:17: container_image "cam:2" is a tag, and tags move`},
-		{"scope", perceptdtest.GoodConfig + grantTo(`unit = "x.scope"`), `config.toml:17: unit "x.scope" is no service`},
-		{"no such group", perceptdtest.GoodConfig + grantTo(`group = "nobody-of-that-name"`), `config.toml:17: group "nobody-of-that-name" is not known`},
-		{"group and gid", perceptdtest.GoodConfig + grantTo(`group = "root", gid = 0`), "config.toml:17: a grant's caller is exactly one of module, unit, container_image, user, uid, group and gid"},
-		{"unit and uid", perceptdtest.GoodConfig + grantTo(`unit = "a", uid = 0`), "config.toml:17: a grant's caller is exactly one"},
+		{"no engine, a module of a grant alone", harness.GoodConfig + grantTo(`module = "a"`) + none, `config.toml:17: with callers.engine = "none" nobody can tell which container is module "a"`},
+		{"no engine, an image", harness.GoodConfig + grantTo(`container_image = "`+anImage+`"`) + none, `config.toml:17: with callers.engine = "none" nobody can tell which image`},
+		{"tag", harness.GoodConfig + grantTo(`container_image = "cam:2"`), `config.toml:17: container_image "cam:2" is a tag, and tags move`},
+		{"scope", harness.GoodConfig + grantTo(`unit = "x.scope"`), `config.toml:17: unit "x.scope" is no service`},
+		{"no such group", harness.GoodConfig + grantTo(`group = "nobody-of-that-name"`), `config.toml:17: group "nobody-of-that-name" is not known`},
+		{"group and gid", harness.GoodConfig + grantTo(`group = "root", gid = 0`), "config.toml:17: a grant's caller is exactly one of module, unit, container_image, user, uid, group and gid"},
+		{"unit and uid", harness.GoodConfig + grantTo(`unit = "a", uid = 0`), "config.toml:17: a grant's caller is exactly one"},
 	} {
-		_, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": row.text}))
+		_, err := Load(harness.WriteConfig(t, map[string]string{"config.toml": row.text}))
 		if err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s: %v\nwant %s", row.name, err, row.want)
 		}
 	}
-	chosen := perceptdtest.WriteConfig(t, map[string]string{"config.toml": module + "name = \"a\"\nrequire = \"socket\"\n" + grantTo(`module = "a"`) + none})
+	chosen := harness.WriteConfig(t, map[string]string{"config.toml": module + "name = \"a\"\nrequire = \"socket\"\n" + grantTo(`module = "a"`) + none})
 	c, err := Load(chosen)
 	if err != nil || c.Callers.engines() != nil || !strings.Contains(c.Describe(), "container engine: none, every caller in a container is denied on the token socket\n") {
 		t.Errorf("chosen: %v\n%s", err, c.Describe())
@@ -123,7 +123,7 @@ func TestCallerFaults(t *testing.T) {
 func TestCallerChanges(t *testing.T) {
 	t.Parallel()
 	load := func(text string) Config {
-		c, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig + text}))
+		c, err := Load(harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig + text}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,13 +10,13 @@ import (
 	"time"
 
 	"perceptd/agent/source"
-	"perceptd/cmd/perceptd/e2e/perceptdtest"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 func TestConfigIsRead(t *testing.T) {
 	t.Parallel()
-	path := perceptdtest.WriteConfig(t, map[string]string{
-		"config.toml": perceptdtest.GoodConfig + `
+	path := harness.WriteConfig(t, map[string]string{
+		"config.toml": harness.GoodConfig + `
 [tokens]
 sdk_life = "30m"
 `,
@@ -78,9 +78,9 @@ func TestConfigFaults(t *testing.T) {
 		{"unknown table", "[sources]\n", "config.toml:1: unknown key sources: the tables are"},
 		{"unknown key of source", "[source]\nkidn = \"x\"\n", "config.toml:2: unknown key source.kidn: [source] has kind"},
 		{"unknown key of tokens", "[tokens]\nlife = \"1h\"\n", "config.toml:2: unknown key tokens.life: [tokens] has sdk_life"},
-		{"unknown key of identity", perceptdtest.GoodConfig + "[[identity]]\nclientid = \"x\"\n", "config.toml:18: unknown key identity.clientid: [[identity]] has name"},
-		{"unknown key of grant", perceptdtest.GoodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
-		{"unknown kind of caller", perceptdtest.GoodConfig + "[[grant]]\ncaller = { pod = \"x\" }\n", "config.toml:18: unknown key grant.pod: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
+		{"unknown key of identity", harness.GoodConfig + "[[identity]]\nclientid = \"x\"\n", "config.toml:18: unknown key identity.clientid: [[identity]] has name"},
+		{"unknown key of grant", harness.GoodConfig + "[[grant]]\nresource = \"x\"\n", "config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
+		{"unknown kind of caller", harness.GoodConfig + "[[grant]]\ncaller = { pod = \"x\" }\n", "config.toml:18: unknown key grant.pod: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid)"},
 		{"no duration", "[tokens]\nsdk_life = \"soon\"\n", `config.toml:2: tokens.sdk_life is "soon": write a duration in quotes, such as "50m" or "1h30m"`},
 		{"duration without a unit", "[tokens]\nsdk_life = \"5\"\n", `config.toml:2: tokens.sdk_life is "5": write a duration`},
 		{"number as a duration", "\n[tokens]\nsdk_life = 5\n", `config.toml:3: tokens.sdk_life is 5: write a duration in quotes, such as "50m" or "1h30m"`},
@@ -97,14 +97,14 @@ func TestConfigFaults(t *testing.T) {
 		{"speed that is no number", "[source]\nkind = \"simulated\"\nspeed = nan\n", "config.toml:3: source.speed is NaN"},
 		{"speed without end", "source = { kind = \"simulated\", speed = inf }\n", "config.toml:1: source.speed is +Inf"},
 		{"rollover", "[source]\nkind = \"simulated\"\nrollover = \"never\"\n", "config.toml:3: source.rollover: "},
-		{"no such user", perceptdtest.GoodConfig + "[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: user \"nobody-of-that-name\" is not known"},
-		{"user and uid", perceptdtest.GoodConfig + "[[grant]]\ncaller = { user = \"root\", uid = 1 }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: a grant's caller is exactly one"},
+		{"no such user", harness.GoodConfig + "[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: user \"nobody-of-that-name\" is not known"},
+		{"user and uid", harness.GoodConfig + "[[grant]]\ncaller = { user = \"root\", uid = 1 }\nidentity = \"device\"\nresources = [\"api://x\"]\n", "config.toml:17: a grant's caller is exactly one"},
 		{"rule of an identity", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device" is there twice`},
 		{"second fault of the same", "[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n", `config.toml:4: identity "device": client_id "x" is no GUID`},
-		{"rule of a grant", perceptdtest.GoodConfig + "\n[[grant]]\ncaller = { uid = 1 }\nidentity = \"robot\"\nresources = [\"api://x\"]\n", `config.toml:18: the grant for uid 1 names identity "robot"`},
+		{"rule of a grant", harness.GoodConfig + "\n[[grant]]\ncaller = { uid = 1 }\nidentity = \"robot\"\nresources = [\"api://x\"]\n", `config.toml:18: the grant for uid 1 names identity "robot"`},
 		{"inline table", "identity = [\n  { name = \"a\" },\n\n  { name = \"a b\" }]\n", `config.toml:4: identity name "a b"`},
 		{"empty inline table", "identity = [{}]\n", `config.toml:1: identity name ""`},
-		{"rule of the life", perceptdtest.GoodConfig + "[tokens]\nsdk_life = \"1m\"\n", "config.toml:18: sdk_life is 1m0s: it must be between 20m0s and 24h"},
+		{"rule of the life", harness.GoodConfig + "[tokens]\nsdk_life = \"1m\"\n", "config.toml:18: sdk_life is 1m0s: it must be between 20m0s and 24h"},
 		{"fault of the source and of a rule", "[source]\nkind = \"magic\"\n[[identity]]\nname = \"a b\"\n", `config.toml:3: identity name "a b"`},
 		{"loopback for all", "[loopback]\naddress = \"0.0.0.0:40380\"\n", `config.toml:2: loopback.address is "0.0.0.0:40380": it must be 127.0.0.1 or [::1], a colon, and a port`},
 		{"loopback for all of IPv6", "[loopback]\naddress = \"[::]:40380\"\n", `config.toml:2: loopback.address is "[::]:40380": it must be`},
@@ -120,7 +120,7 @@ func TestConfigFaults(t *testing.T) {
 		{"unknown key of loopback", "[loopback]\nport = 1\n", "config.toml:2: unknown key loopback.port: [loopback] has address"},
 		{"empty", "", "config.toml: no [[identity]] is configured"},
 	} {
-		path := perceptdtest.WriteConfig(t, map[string]string{"config.toml": row.text})
+		path := harness.WriteConfig(t, map[string]string{"config.toml": row.text})
 		_, err := Load(path)
 		if err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s: %v\nwant %s", row.name, err, row.want)
@@ -130,7 +130,7 @@ func TestConfigFaults(t *testing.T) {
 
 func TestConfigFiles(t *testing.T) {
 	t.Parallel()
-	path := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig})
+	path := harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig})
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
@@ -140,14 +140,14 @@ func TestConfigFiles(t *testing.T) {
 	if _, err := Load(filepath.Join(t.TempDir(), "config.toml")); err == nil || !strings.Contains(err.Error(), "not there: write one") {
 		t.Errorf("missing: %v", err)
 	}
-	if _, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": strings.Repeat("#", maxFile+1)})); err == nil || !strings.Contains(err.Error(), "larger than") {
+	if _, err := Load(harness.WriteConfig(t, map[string]string{"config.toml": strings.Repeat("#", maxFile+1)})); err == nil || !strings.Contains(err.Error(), "larger than") {
 		t.Errorf("large: %v", err)
 	}
 	if _, err := Load(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("folder: %v", err)
 	}
 	if os.Getuid() == 0 {
-		foreign := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig})
+		foreign := harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig})
 		if err := os.Chown(foreign, 4711, -1); err != nil {
 			t.Fatal(err)
 		}
@@ -155,28 +155,28 @@ func TestConfigFiles(t *testing.T) {
 			t.Errorf("another user's: %v", err)
 		}
 	}
-	pipe := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig, "config.d/a.txt": ""})
+	pipe := harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig, "config.d/a.txt": ""})
 	if err := syscall.Mkfifo(filepath.Join(filepath.Dir(pipe), "config.d", "a.toml"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Load(pipe); err == nil || !strings.Contains(err.Error(), "a.toml: not a regular file") {
 		t.Errorf("a named pipe, which nobody writes to: %v", err)
 	}
-	if _, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig, "config.d": ""})); err == nil || !strings.Contains(err.Error(), "config.d: not a directory") {
+	if _, err := Load(harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig, "config.d": ""})); err == nil || !strings.Contains(err.Error(), "config.d: not a directory") {
 		t.Errorf("config.d is a file: %v", err)
 	}
-	if _, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml/x": ""})); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+	if _, err := Load(harness.WriteConfig(t, map[string]string{"config.toml/x": ""})); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("folder in the file's place: %v", err)
 	}
-	odd := perceptdtest.WriteConfig(t, map[string]string{"a[b]*/config.toml": perceptdtest.GoodConfig, "a[b]*/config.d/x.toml": "[x]\n"})
+	odd := harness.WriteConfig(t, map[string]string{"a[b]*/config.toml": harness.GoodConfig, "a[b]*/config.d/x.toml": "[x]\n"})
 	if _, err := Load(filepath.Join(filepath.Dir(odd), "a[b]*", "config.toml")); err == nil || !strings.Contains(err.Error(), "x.toml:1") {
 		t.Errorf("a folder whose name is a pattern: %v", err)
 	}
-	split := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig + "\n", "config.d/a.toml": "[source]\nspeed = 5.0\n"})
+	split := harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig + "\n", "config.d/a.toml": "[source]\nspeed = 5.0\n"})
 	if c, err := Load(split); err != nil || c.Source.Speed != 5 {
 		t.Errorf("a source in two files: %+v, %v", c.Source, err)
 	}
-	both := perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig, "config.d/a.toml": "[x]\n", "config.d/b.toml": "[y]\n"})
+	both := harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig, "config.d/a.toml": "[x]\n", "config.d/b.toml": "[y]\n"})
 	if _, err := Load(both); err == nil || !strings.Contains(err.Error(), "a.toml:1") || !strings.Contains(err.Error(), "b.toml:1") {
 		t.Errorf("two bad files, both named: %v", err)
 	}
@@ -185,7 +185,7 @@ func TestConfigFiles(t *testing.T) {
 // Each fault is told with the file and the line that it stands in, however the file before is written.
 func TestConfigPlaces(t *testing.T) {
 	t.Parallel()
-	path := perceptdtest.WriteConfig(t, map[string]string{
+	path := harness.WriteConfig(t, map[string]string{
 		"config.toml": `identity = [{ name = "device" }]
 grant = [
   { caller = { uid = 1 }, identity = "device", resources = ["api://x"] },
@@ -225,7 +225,7 @@ kind = "magic"
 }
 
 func FuzzConfig(f *testing.F) {
-	f.Add(perceptdtest.GoodConfig)
+	f.Add(harness.GoodConfig)
 	f.Add("[tokens]\nsdk_life = 5\n")
 	f.Add("[tokens]\nsdk_life = \"1h\"\n[[grant]]\ncaller = { user = \"root\" }\n")
 	f.Add("identity = [{ name = \"a\" }]\n\n[[grant.caller]]\n")
@@ -234,7 +234,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add("source = { kind = 'simulated' } # x\r\nidentity = [ # x\n {name='a'}, {\n name='b'}]\n[[grant]]\n[grant.caller]\nuid=1\n")
 	f.Add("identity.name = 1\n[[source.x]]\n\"iden\\u0074ity\" = [[{}]]\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		c, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": text}))
+		c, err := Load(harness.WriteConfig(t, map[string]string{"config.toml": text}))
 		if err != nil {
 			if strings.TrimSpace(err.Error()) == "" {
 				t.Error("an error that says nothing")

@@ -6,15 +6,15 @@ import (
 	"testing"
 	"time"
 
-	"perceptd/cmd/perceptd/e2e/perceptdtest"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 const blobURI = "https://account.blob.core.windows.net"
 
 func TestSpreadAndResources(t *testing.T) {
 	t.Parallel()
-	path := perceptdtest.WriteConfig(t, map[string]string{
-		"config.toml":     strings.Replace(perceptdtest.GoodConfig, "[source]\n", "[source]\nspread = \"8m\"\n", 1) + "\n[tokens]\nspread = \"5m\"\n[[resource]]\nuri = \"https://vault.azure.net\"\nalternates = [\"" + blobURI + "\"]\n",
+	path := harness.WriteConfig(t, map[string]string{
+		"config.toml":     strings.Replace(harness.GoodConfig, "[source]\n", "[source]\nspread = \"8m\"\n", 1) + "\n[tokens]\nspread = \"5m\"\n[[resource]]\nuri = \"https://vault.azure.net\"\nalternates = [\"" + blobURI + "\"]\n",
 		"config.d/a.toml": "[tokens]\nspread = \"0s\"\n[[resource]]\nuri = \"api://x\"\nalternates = [\"api://y\", \"api://z\"]\n[[grant]]\ncaller = { module = \"vision\" }\nidentity = \"vision\"\nresources = [\"api://x\", \"api://y\"]\n",
 	})
 	c, err := Load(path)
@@ -42,16 +42,16 @@ func TestSpreadAndResources(t *testing.T) {
 
 func TestSpreadAndResourceFaults(t *testing.T) {
 	t.Parallel()
-	resource := func(text string) string { return perceptdtest.GoodConfig + "\n[[resource]]\n" + text }
+	resource := func(text string) string { return harness.GoodConfig + "\n[[resource]]\n" + text }
 	alternates := "alternates = [\"api://y\"]\n"
 	for _, row := range []struct{ name, text, want string }{
-		{"no duration", perceptdtest.GoodConfig + "\n[tokens]\nspread = 10\n", `config.toml:19: tokens.spread is 10: write a duration in quotes`},
-		{"a negative one", perceptdtest.GoodConfig + "\n[tokens]\nspread = \"-1s\"\n", "config.toml:19: spread is -1s: it must be between 0s and 24h0m0s"},
-		{"a long one", perceptdtest.GoodConfig + "\n[tokens]\nspread = \"25h\"\n", "config.toml:19: spread is 25h0m0s: it must be between 0s and 24h0m0s"},
+		{"no duration", harness.GoodConfig + "\n[tokens]\nspread = 10\n", `config.toml:19: tokens.spread is 10: write a duration in quotes`},
+		{"a negative one", harness.GoodConfig + "\n[tokens]\nspread = \"-1s\"\n", "config.toml:19: spread is -1s: it must be between 0s and 24h0m0s"},
+		{"a long one", harness.GoodConfig + "\n[tokens]\nspread = \"25h\"\n", "config.toml:19: spread is 25h0m0s: it must be between 0s and 24h0m0s"},
 		{"of the real one", "[source]\nspread = \"8m\"\n", `config.toml:2: source.speed, source.rollover and source.spread are for source.kind = "simulated" only`},
 		{"of the simulated one", "[source]\nkind = \"simulated\"\nspread = \"25h\"\n", "config.toml:3: source.spread is 25h0m0s: it must be between 0s and 24h0m0s"},
 		{"one bracket", "[[identity]]\nname = \"a\"\n\n[resource]\nuri = \"api://x\"\n", "config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
-		{"a word for a lost record", perceptdtest.GoodConfig + "\n[tokens]\nlost_record = \"drop\"\n", `config.toml:19: tokens.lost_record is "drop": it must be "serve" or "withhold"`},
+		{"a word for a lost record", harness.GoodConfig + "\n[tokens]\nlost_record = \"drop\"\n", `config.toml:19: tokens.lost_record is "drop": it must be "serve" or "withhold"`},
 		{"unknown key", resource("url = \"api://x\"\n"), "config.toml:19: unknown key resource.url: [[resource]] has uri and alternates"},
 		{"unknown table", "[resources]\n", "config.toml:1: unknown key resources: the tables are [source], [tokens], [callers], [loopback], [[identity]], [[grant]], [[resource]] and [[module]]"},
 		{"no URI", resource(alternates), "config.toml:18: the resource is empty"},
@@ -59,12 +59,12 @@ func TestSpreadAndResourceFaults(t *testing.T) {
 		{"its own", resource("uri = \"api://y\"\n" + alternates), "config.toml:18: the alternates of api://y: it is no alternate of itself"},
 		{"twice", resource("uri = \"api://x\"\n"+alternates) + "\n[[resource]]\nuri = \"api://x\"\n" + alternates, "config.toml:22: resource api://x is there twice"},
 	} {
-		_, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": row.text}))
+		_, err := Load(harness.WriteConfig(t, map[string]string{"config.toml": row.text}))
 		if err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s: %v\nwant %s", row.name, err, row.want)
 		}
 	}
-	path := perceptdtest.WriteConfig(t, map[string]string{
+	path := harness.WriteConfig(t, map[string]string{
 		"config.toml":     resource("uri = \"api://x\"\n" + alternates),
 		"config.d/a.toml": "\n[[resource]]\nuri = \"api://y\"\nalternates = [\"api://z\"]\n\n[[resource]]\nuri = \"api://x\"\n" + alternates,
 	})
@@ -76,7 +76,7 @@ func TestSpreadAndResourceFaults(t *testing.T) {
 func TestLostRecordInTheConfiguration(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]bool{"": false, `lost_record = "serve"`: false, `lost_record = "withhold"`: true} {
-		c, err := Load(perceptdtest.WriteConfig(t, map[string]string{"config.toml": perceptdtest.GoodConfig + "\n[tokens]\n" + text + "\n"}))
+		c, err := Load(harness.WriteConfig(t, map[string]string{"config.toml": harness.GoodConfig + "\n[tokens]\n" + text + "\n"}))
 		if err != nil || c.Rules.WithholdLost != want {
 			t.Errorf("%s: %v, %v", text, c.Rules.WithholdLost, err)
 		}

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent"
-	"perceptd/cmd/perceptd/e2e/perceptdtest"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 func nobodyIn(uint32, []agent.Grant) string { return "" }
@@ -24,7 +24,7 @@ type layout struct{ root, conf, config, extra, file, link, behind, target, above
 
 func newLayout(t *testing.T) layout {
 	t.Helper()
-	root := perceptdtest.ShortFolder(t)
+	root := harness.ShortFolder(t)
 	at := func(steps ...string) string { return filepath.Join(append([]string{root}, steps...)...) }
 	l := layout{
 		root: root, conf: at("etc"), config: at("etc", "config.toml"), extra: at("etc", "config.d"), file: at("etc", "config.d", "10.toml"),
@@ -34,7 +34,7 @@ func newLayout(t *testing.T) layout {
 	for _, folder := range []string{l.conf, l.extra, l.above, l.behind} {
 		faults = append(faults, os.Mkdir(folder, 0o700), os.Chmod(folder, 0o755))
 	}
-	for path, text := range map[string]string{l.config: perceptdtest.GoodConfig, l.file: "# 10\n", l.target: "# 20\n"} {
+	for path, text := range map[string]string{l.config: harness.GoodConfig, l.file: "# 10\n", l.target: "# 20\n"} {
 		faults = append(faults, os.WriteFile(path, []byte(text), 0o600), os.Chmod(path, 0o644))
 	}
 	faults = append(faults, os.Symlink("shared", at("opt", "by")), os.Symlink("../../opt/by/./20.toml", l.link), os.Chmod(root, 0o755))

@@ -1,0 +1,14 @@
+//go:build clients
+
+package clients
+
+import (
+	"testing"
+
+	"perceptd/cmd/perceptd/e2e/harness"
+)
+
+// must is said too often for a long name.
+var must = harness.Must
+
+func TestMain(m *testing.M) { harness.Main(m) }

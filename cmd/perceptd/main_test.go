@@ -1,0 +1,9 @@
+package main
+
+import (
+	"testing"
+
+	"perceptd/cmd/perceptd/e2e/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
