@@ -28,12 +28,13 @@ import (
 )
 
 const (
-	// drain is how long requests under way may take to end after SIGTERM.
-	drain = 4 * time.Second
-	// patience is how long they may wait for the back end in that time; then they are told to come back.
-	patience = 3 * time.Second
-	// tellAgain is how soon systemd, whose queue was full, is told again that the daemon serves, and what to keep of it.
-	tellAgain = time.Second
+	// drainTimeout is how long requests under way may take to end after SIGTERM.
+	drainTimeout = 4 * time.Second
+	// backEndTimeout is how long they may wait for the back end in that time; then they are told to come back.
+	backEndTimeout = 3 * time.Second
+	// notifyRetryInterval is how soon systemd, whose queue was full, is told again that the daemon serves, and what to
+	// keep of it.
+	notifyRetryInterval = time.Second
 )
 
 // daemon is the running program: the parts, and what is known of the configuration in force.
@@ -272,7 +273,7 @@ func (d *daemon) ready() {
 	err := d.notify.Ready()
 	d.told(err)
 	if errors.Is(err, systemd.ErrBusy) || d.sockets.behind() {
-		time.AfterFunc(tellAgain, func() { signalOn(d.untold) })
+		time.AfterFunc(notifyRetryInterval, func() { signalOn(d.untold) })
 	}
 }
 
@@ -284,14 +285,6 @@ func (d *daemon) warn(warnings []string) {
 }
 
 func (d *daemon) tellStatus() { d.told(d.teller.tell()) }
-
-// statusText is the status text of now, and whether it tells of trouble.
-func (d *daemon) statusText() (text string, troubled bool) {
-	_, crowded := d.server.Crowds()
-	trouble := append(d.describe().Trouble, crowded...)
-	s := d.agent.Status()
-	return statusText(s, d.backend.simulator != nil || s.Simulated(), trouble), len(trouble)+len(s.Trouble) > 0
-}
 
 // told notes that systemd could not be told something, which is no reason to stop.
 func (d *daemon) told(err error) {
@@ -331,11 +324,11 @@ func (d *daemon) reportSelfCheck(err error) {
 func (d *daemon) stop(why string) error {
 	d.log.Info("stopping", zap.String("why", why))
 	d.told(d.notify.Stopping())
-	ctx, cancel := context.WithTimeout(context.Background(), drain)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	d.sockets.leaveStored()
 	d.loop.stop()
-	giveUp := time.AfterFunc(patience, d.agent.Close)
+	giveUp := time.AfterFunc(backEndTimeout, d.agent.Close)
 	defer giveUp.Stop()
 	if err := d.server.Shutdown(ctx); err != nil {
 		d.log.Warn("requests were cut off", zap.Error(err))
@@ -390,47 +383,4 @@ func (d *daemon) apply(c config.Config) ([]string, error) {
 	d.sockets.setModules(c.Modules())
 	d.loop.set(c.Loopback.Address, d.agent.Grants())
 	return append(changes, c.Changes(before)...), nil
-}
-
-// describeNow is describe with a look at what can be seen of callers.
-func (d *daemon) describeNow() api.Status {
-	d.lookAround(context.Background())
-	return d.describe()
-}
-
-// describe is the daemon's own part of the status.
-func (d *daemon) describe() api.Status {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := api.Status{
-		Version:   versionName(),
-		StartedOn: d.started,
-		Simulated: d.backend.simulator != nil,
-		Source:    d.backend.status(),
-		Config:    api.ConfigStatus{Files: d.config.Files, LoadedOn: d.loadedOn},
-		Clock:     api.ClockStatus{By: d.backend.word().By},
-	}
-	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
-	if d.fault == "" { // else they are of files that are others by now
-		s.Trouble = append(s.Trouble, d.config.Warnings...)
-	}
-	s.Loopback = d.loop.status()
-	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
-	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()
-	s.Callers.RefuseYoung = d.config.Callers.RefuseYoung()
-	s.Callers.Blind = []api.Blindness{}
-	for _, b := range d.blind {
-		s.Callers.Blind = append(s.Callers.Blind, api.Blindness{What: b.What, Why: b.Why, Hint: b.Hint})
-		s.Trouble = append(s.Trouble, blindText(b))
-	}
-	s.Kept = d.kept.status()
-	if d.kept.trouble != "" {
-		s.Trouble = append(s.Trouble, d.kept.trouble)
-	}
-	if d.fault != "" {
-		faultOn := d.faultOn
-		s.Config.Error, s.Config.ErrorOn = d.fault, &faultOn
-		s.Trouble = append(s.Trouble, "the last reload changed nothing, the configuration is wrong: "+d.fault)
-	}
-	return s
 }

@@ -3,11 +3,18 @@ package main
 import (
 	"fmt"
 	"io"
+	"log"
 	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
 
+	azlog "github.com/Azure/azure-sdk-for-go/sdk/azcore/log"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/term"
+	"golang.org/x/time/rate"
 
 	"perceptd/systemd"
 )
@@ -37,4 +44,64 @@ func lineEncoder(w io.Writer) zapcore.Encoder {
 		encoding.EncodeLevel = zapcore.CapitalColorLevelEncoder
 	}
 	return zapcore.NewConsoleEncoder(encoding)
+}
+
+// silenceLibraries has no library say anything by itself until there is a log. azcore's log, which
+// AZURE_SDK_GO_LOGGING turns on, writes requests and answers to standard error: it stays off.
+func silenceLibraries() {
+	log.SetOutput(io.Discard)
+	azlog.SetListener(nil)
+}
+
+// libraries takes what libraries write to the standard logger, which is slog's default as well. net/http quotes there
+// what a back end has sent beside its answer, and that may be a token. So the log gets a line that names the function
+// which spoke, and nothing of what it said. Five lines at once and one a minute are written, and the next tells how
+// many were left out.
+type libraries struct {
+	to *zap.Logger
+
+	mu      sync.Mutex // protects what follows
+	limit   *rate.Limiter
+	leftOut int
+}
+
+func newLibraries(to *zap.Logger) *libraries {
+	return &libraries{to: to, limit: rate.NewLimiter(rate.Every(time.Minute), 5)}
+}
+
+func (l *libraries) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	isTold := l.limit.Allow()
+	leftOut := l.leftOut
+	if l.leftOut++; isTold {
+		l.leftOut = 0
+	}
+	l.mu.Unlock()
+	if isTold {
+		l.to.Warn("a library complained; its words may quote a token and are not repeated",
+			zap.String("function", speaker()), zap.Int("left_out", leftOut))
+	}
+	return len(line), nil
+}
+
+// speaker names the function that wrote to a logger: the first on the stack that belongs to none.
+func speaker() string {
+	var counters [32]uintptr
+	const skip = 3 // runtime.Callers, speaker and Write
+	frames := runtime.CallersFrames(counters[:runtime.Callers(skip, counters[:])])
+	for {
+		frame, more := frames.Next()
+		if !more || !isLogger(frame.Function) {
+			return frame.Function
+		}
+	}
+}
+
+func isLogger(function string) bool {
+	for _, loggers := range []string{"log.", "log/", "go.uber.org/zap", "fmt.", "io."} {
+		if strings.HasPrefix(function, loggers) {
+			return true
+		}
+	}
+	return false
 }

@@ -37,8 +37,8 @@ type loopback struct {
 	unkept   string          // why the secrets will be others at the next start; empty: they will not
 }
 
-// tryAgain is how often a port that was taken is tried.
-const tryAgain = 2 * time.Second
+// reopenInterval is how often a port that was taken is tried.
+const reopenInterval = 2 * time.Second
 
 // set puts an address, or none, and the grants in force.
 func (b *loopback) set(at netip.AddrPort, grants []agent.GrantRef) {
@@ -122,7 +122,7 @@ func (b *loopback) fail(err error) {
 		b.log.Error("the loopback listener is not open", zap.Stringer("address", b.at), zap.Error(err))
 	}
 	b.shut = why
-	b.again = time.AfterFunc(tryAgain, b.retry)
+	b.again = time.AfterFunc(reopenInterval, b.retry)
 }
 
 func (b *loopback) retry() {

@@ -9,9 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Set by the linker: see the Makefile.
-var version, commit, date string
-
 func main() {
 	// A core dump would hold every token. The limit is for files; a program that the kernel pipes dumps to
 	// gets them in spite of it, but nothing of a process that is not dumpable. /proc/self, which the sockets are made

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -10,7 +9,6 @@ import (
 	standardlog "log"
 	"os"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"strings"
 
@@ -165,26 +163,4 @@ func check(path string, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprint(stdout, conf.Describe(), judged)
 	return exitOK
-}
-
-// versionLine names this build: what the linker was told, else what Go recorded.
-func versionLine() string {
-	return fmt.Sprintf("perceptd %s (commit %s, built %s, %s %s/%s)", versionName(),
-		cmp.Or(commit, recorded("vcs.revision"), "unknown"), cmp.Or(date, recorded("vcs.time"), "unknown"),
-		runtime.Version(), runtime.GOOS, runtime.GOARCH)
-}
-
-func versionName() string { return cmp.Or(version, "development") }
-
-func recorded(setting string) string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	for _, s := range info.Settings {
-		if s.Key == setting {
-			return s.Value
-		}
-	}
-	return ""
 }

@@ -293,8 +293,8 @@ func (a *attacker) askManyAtOnce(conn net.Conn, settled func()) {
 
 func (a *attacker) leaveAtOnce(_ net.Conn, settled func()) { settled() }
 
-// honestPatience is what every client is promised: an answer within 10 seconds; and a busy machine's share.
-const honestPatience = 30 * time.Second
+// honestTimeout is what every client is promised: an answer within 10 seconds; and a busy machine's share.
+const honestTimeout = 30 * time.Second
 
 // askHonestly asks on a new connection and on one that it keeps, in turn, and says after each two how many were answered.
 func (a *attacker) askHonestly() {
@@ -339,7 +339,7 @@ func (a *attacker) count(answered *atomic.Int64, how string, err error) {
 }
 
 func askFor200(conn net.Conn, in *bufio.Reader, request string) error {
-	_ = conn.SetDeadline(time.Now().Add(honestPatience))
+	_ = conn.SetDeadline(time.Now().Add(honestTimeout))
 	if _, err := io.WriteString(conn, request); err != nil {
 		return err
 	}

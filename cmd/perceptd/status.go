@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/attest"
+	"perceptd/systemd"
+	"perceptd/tokencache"
+)
+
+// describeNow is describe with a look at what can be seen of callers.
+func (d *daemon) describeNow() api.Status {
+	d.lookAround(context.Background())
+	return d.describe()
+}
+
+// describe is the daemon's own part of the status.
+func (d *daemon) describe() api.Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := api.Status{
+		Version:   versionName(),
+		StartedOn: d.started,
+		Simulated: d.backend.simulator != nil,
+		Source:    d.backend.status(),
+		Config:    api.ConfigStatus{Files: d.config.Files, LoadedOn: d.loadedOn},
+		Clock:     api.ClockStatus{By: d.backend.word().By},
+	}
+	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
+	if d.fault == "" { // else they are of files that are others by now
+		s.Trouble = append(s.Trouble, d.config.Warnings...)
+	}
+	s.Loopback = d.loop.status()
+	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
+	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()
+	s.Callers.RefuseYoung = d.config.Callers.RefuseYoung()
+	s.Callers.Blind = []api.Blindness{}
+	for _, b := range d.blind {
+		s.Callers.Blind = append(s.Callers.Blind, api.Blindness{What: b.What, Why: b.Why, Hint: b.Hint})
+		s.Trouble = append(s.Trouble, blindText(b))
+	}
+	s.Kept = d.kept.status()
+	if d.kept.trouble != "" {
+		s.Trouble = append(s.Trouble, d.kept.trouble)
+	}
+	if d.fault != "" {
+		faultOn := d.faultOn
+		s.Config.Error, s.Config.ErrorOn = d.fault, &faultOn
+		s.Trouble = append(s.Trouble, "the last reload changed nothing, the configuration is wrong: "+d.fault)
+	}
+	return s
+}
+
+// lookAround finds out what of callers cannot be seen here, and says so once.
+func (d *daemon) lookAround(ctx context.Context) {
+	blind := d.callers.Blindness(ctx)
+	d.mu.Lock()
+	before := d.blind
+	d.blind = blind
+	d.mu.Unlock()
+	for _, b := range blind {
+		if !slices.Contains(before, b) {
+			d.log.Warn("callers cannot be proved",
+				zap.String("what", b.What), zap.String("why", b.Why), zap.String("hint", b.Hint))
+		}
+	}
+	if len(blind) == 0 && len(before) > 0 {
+		d.log.Info("callers can be proved again")
+	}
+}
+
+// kernelRelease is what uname -r prints, or "".
+func kernelRelease() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "" // which it never does
+	}
+	return unix.ByteSliceToString(name.Release[:])
+}
+
+// blindText is a blindness as the status tells it.
+func blindText(b attest.Blindness) string {
+	return fmt.Sprintf("%s cannot be told, and who cannot be proved is denied: %s: %s", b.What, b.Why, b.Hint)
+}
+
+// statusText is the status text of now, and whether it tells of trouble.
+func (d *daemon) statusText() (text string, troubled bool) {
+	_, crowded := d.server.Crowds()
+	trouble := append(d.describe().Trouble, crowded...)
+	s := d.agent.Status()
+	return statusText(s, d.backend.simulator != nil || s.Simulated(), trouble), len(trouble)+len(s.Trouble) > 0
+}
+
+// statusText is what systemctl status shows of the daemon: trouble first, then what it holds.
+func statusText(s agent.Status, opensNothing bool, trouble []string) string {
+	var parts []string
+	if opensNothing {
+		parts = append(parts, "SIMULATED")
+	}
+	trouble = append(trouble, s.Trouble...)
+	switch len(trouble) {
+	case 0:
+	case 1:
+		parts = append(parts, "trouble: "+trouble[0])
+	default:
+		parts = append(parts, fmt.Sprintf("trouble: %s (and %d more, see perceptctl status)", trouble[0], len(trouble)-1))
+	}
+	valid, withheld := 0, 0
+	var next time.Time
+	for _, key := range s.Keys {
+		if key.Left > 0 {
+			valid++
+		}
+		if key.Permissions.Withheld {
+			withheld++
+		}
+		if key.State != tokencache.Idle && !key.NextRefresh.IsZero() && (next.IsZero() || key.NextRefresh.Before(next)) {
+			next = key.NextRefresh
+		}
+	}
+	held := fmt.Sprintf("%s, %s", count(len(s.Identities), "identity", "identities"), count(valid, "token", "tokens"))
+	if s.Stale > 0 {
+		held += fmt.Sprintf(", %d stale", s.Stale)
+	}
+	if withheld > 0 {
+		held += fmt.Sprintf(" (%d withheld)", withheld)
+	}
+	if !next.IsZero() {
+		held += ", next refresh " + next.UTC().Format("Jan 2 15:04 UTC")
+	}
+	return strings.Join(append(parts, held), "; ")
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// recheckInterval is how soon trouble is looked at again where no watchdog has the daemon look at itself.
+const recheckInterval = time.Minute
+
+// statusTeller has systemd show what is true now: it sends the text when it differs from what systemd knows.
+type statusTeller struct {
+	notify systemd.Notify
+	text   func() (text string, troubled bool)
+	again  func() // has tell called again, while there is trouble; nil: it is called often enough
+
+	mu    sync.Mutex // protects what follows, and keeps an older text from being sent after a newer one
+	known string     // what systemd took last
+	timer *time.Timer
+}
+
+// tell sends the text, if it is another than systemd knows.
+func (s *statusTeller) tell() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	text, troubled := s.text()
+	if troubled && s.again != nil {
+		if s.timer == nil {
+			s.timer = time.AfterFunc(recheckInterval, s.again)
+		} else {
+			s.timer.Reset(recheckInterval)
+		}
+	}
+	if text == s.known {
+		return nil
+	}
+	err := s.notify.Status(text)
+	if err == nil {
+		s.known = text
+	}
+	return err
+}
+
+// stop ends what looks again.
+func (s *statusTeller) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.again = nil
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+}
