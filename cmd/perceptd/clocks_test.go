@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// mayReadClocks has the files that read a clock of this process. Elsewhere clocks come as values, so that a simulated back
-// end may run fast, and a test holds on every day. Test files are free to, but for those of folders in clockless.
+// mayReadClocks has the files that read a clock of this process. Elsewhere clocks come as values, so that a simulated
+// back end may run fast, and a test holds on every day. Test files are free to, but for those of folders in clockless.
 var mayReadClocks = map[string]string{
 	"tokencache/clock.go":                       "the clock of those that are given none",
 	"agent/clock/clock.go":                      "it reads the device's clocks for all",
@@ -84,7 +84,8 @@ func TestClocks(t *testing.T) {
 	}
 }
 
-// clockReads returns where a file names a function of package time that reads a clock, under whatever name it imports it.
+// clockReads returns where a file names a function of package time that reads a clock, under whatever name it imports
+// it.
 func clockReads(file *ast.File) (found []token.Pos) {
 	names := make(map[string]bool)
 	for _, imported := range file.Imports {

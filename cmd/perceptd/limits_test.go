@@ -30,8 +30,8 @@ func unitSetting(t *testing.T, name string) int {
 	return n
 }
 
-// What all callers together can take fits the unit: a quarter of its descriptors is left to everything else, and half of
-// its memory is enough for the program, for what callers have in use and for what the kernel holds for them.
+// What all callers together can take fits the unit: a quarter of its descriptors is left to everything else, and half
+// of its memory is enough for the program, for what callers have in use and for what the kernel holds for them.
 func TestLimitsFitTheUnit(t *testing.T) {
 	t.Parallel()
 	var limits server.Limits

@@ -42,8 +42,8 @@ func TestLibrariesAreNotQuoted(t *testing.T) {
 	}
 }
 
-// voices are the packages outside of Go's own that can write to standard output or error past the standard logger, which is
-// filtered, and why they write nothing there that was sent to the program.
+// voices are the packages outside of Go's own that can write to standard output or error past the standard logger,
+// which is filtered, and why they write nothing there that was sent to the program.
 var voices = map[string]string{
 	"github.com/Azure/azure-sdk-for-go/sdk/internal/log": "off, whatever AZURE_SDK_GO_LOGGING says: silenceLibraries",
 	"github.com/coreos/go-systemd/v22/journal":           "its Send, which is not used, names fields",

@@ -66,8 +66,8 @@ func TestStaleInStatusText(t *testing.T) {
 	}
 }
 
-// serviceManager returns what tells a service manager of its own, the path of that one's socket, and a function that returns
-// what was told since its last call.
+// serviceManager returns what tells a service manager of its own, the path of that one's socket, and a function that
+// returns what was told since its last call.
 func serviceManager(t *testing.T) (notify systemd.Notify, path string, told func() []string) {
 	dir, err := os.MkdirTemp("", "notify")
 	if err != nil {
@@ -104,8 +104,8 @@ func serviceManager(t *testing.T) (notify systemd.Notify, path string, told func
 	}
 }
 
-// The text is sent when it differs from what systemd took, and only then. Where nothing else looks, trouble has it looked at
-// again each minute, until there is none.
+// The text is sent when it differs from what systemd took, and only then. Where nothing else looks, trouble has it
+// looked at again each minute, until there is none.
 func TestStatusTeller(t *testing.T) {
 	notify, _, told := serviceManager(t)
 	synctest.Test(t, func(t *testing.T) {

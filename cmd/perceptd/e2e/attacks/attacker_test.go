@@ -82,8 +82,8 @@ var lives = map[string]life{
 	"honest":     {}, // see askHonestly
 }
 
-// obey is the whole life of such a process: it waits for the word, says when all have begun, and what came of it when its
-// input ends.
+// obey is the whole life of such a process: it waits for the word, says when all have begun, and what came of it when
+// its input ends.
 func obey(text string) int {
 	a := &attacker{dialing: make(chan struct{}, 16), tally: tally{Answers: make(map[int]int64)}}
 	if err := json.Unmarshal([]byte(text), &a.orders); err != nil {
@@ -296,7 +296,8 @@ func (a *attacker) leaveAtOnce(_ net.Conn, settled func()) { settled() }
 // honestTimeout is what every client is promised: an answer within 10 seconds; and a busy machine's share.
 const honestTimeout = 30 * time.Second
 
-// askHonestly asks on a new connection and on one that it keeps, in turn, and says after each two how many were answered.
+// askHonestly asks on a new connection and on one that it keeps, in turn, and says after each two how many were
+// answered.
 func (a *attacker) askHonestly() {
 	var kept net.Conn
 	var in *bufio.Reader

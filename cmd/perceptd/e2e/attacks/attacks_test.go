@@ -141,8 +141,8 @@ func figure(name string, peak, answered, connected int64) {
 	fmt.Printf("| %s | %d | %.0f MB | %d |\n", name, connected, float64(peak)/(1<<20), answered)
 }
 
-// TestAttacksFloods has real users flood a daemon that has the unit's limits, in each way alone and in all at once: it has
-// half of its memory at most, goes on, answers everybody else, gives everything back, and says who it was.
+// TestAttacksFloods has real users flood a daemon that has the unit's limits, in each way alone and in all at once: it
+// has half of its memory at most, goes on, answers everybody else, gives everything back, and says who it was.
 func TestAttacksFloods(t *testing.T) {
 	harness.Binary(t, "perceptd") // not in the time of the first
 	t.Run("one", func(t *testing.T) {
@@ -191,8 +191,8 @@ func (a attack) test(t *testing.T) {
 	harness.Until(t, "the descriptors to be given back", s.Ended, func() bool { return s.descriptors() <= before })
 }
 
-// untilFull waits until the attackers hold as much as they ever will, and returns how many descriptors the daemon has then.
-// Between two looks each honest caller has that many answers.
+// untilFull waits until the attackers hold as much as they ever will, and returns how many descriptors the daemon has
+// then. Between two looks each honest caller has that many answers.
 func (a *audience) untilFull(rounds int64) (held int) {
 	a.s.t.Helper()
 	for range 4 {

@@ -59,7 +59,8 @@ func askExec(r harness.Exec) error {
 		" HTTP/1.1\r\nHost: "+r.Address+"\r\nX-IDENTITY-HEADER: "+r.Secret+"\r\nConnection: close\r\n\r\n")
 }
 
-// TestAttacksExec: whatever strangers on the same network do at exec's port, its command gets its tokens, and exec stays small.
+// TestAttacksExec: whatever strangers on the same network do at exec's port, its command gets its tokens, and exec
+// stays small.
 func TestAttacksExec(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -98,7 +99,8 @@ func TestAttacksExec(t *testing.T) {
 	}
 }
 
-// TestAttacksExecKilled: when exec is killed its command does not go on sending its secret to a port that a stranger can take.
+// TestAttacksExecKilled: when exec is killed its command does not go on sending its secret to a port that a stranger
+// can take.
 func TestAttacksExecKilled(t *testing.T) {
 	t.Parallel()
 	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))

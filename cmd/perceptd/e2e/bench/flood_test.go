@@ -265,7 +265,8 @@ func (d *flooded) askHonestly(stop chan struct{}) (all [3]*honest, most func() h
 	return all, func() holdings { asking.Wait(); return seen }
 }
 
-// ask counts from the time that a request was due at, so that waiting for the one before counts as well, where it has to.
+// ask counts from the time that a request was due at, so that waiting for the one before counts as well, where it has
+// to.
 func (h *honest) ask(once func() error, stop chan struct{}, begin func(func())) {
 	for due := time.Now(); ; due = due.Add(honestPace) {
 		select {

@@ -86,8 +86,8 @@ func (l *loader) run(d time.Duration) (sample, error) {
 	return s, nil
 }
 
-// warm asks once on every connection, on one after the other: a server that gives each caller its part of the connections may
-// not know yet that those of the run before are closed.
+// warm asks once on every connection, on one after the other: a server that gives each caller its part of the
+// connections may not know yet that those of the run before are closed.
 func (l *loader) warm() error {
 	for i := range l.conns {
 		for since := time.Now(); ; time.Sleep(time.Millisecond) {

@@ -21,8 +21,8 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// TestBenchModules prints what a module waits for a cached token, one request after the other: through perceptctl exec and with
-// the Go client, as ratios to a request on the socket itself. BENCH_SECONDS is how long each is measured (2).
+// TestBenchModules prints what a module waits for a cached token, one request after the other: through perceptctl exec
+// and with the Go client, as ratios to a request on the socket itself. BENCH_SECONDS is how long each is measured (2).
 func TestBenchModules(t *testing.T) {
 	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision")+"\n[callers]\nrequests_per_second = 1000000\n")
 	socket := d.Module("vision")

@@ -129,8 +129,8 @@ func standInARM() (*httptest.Server, error) {
 	return server, nil
 }
 
-// serveAzidentity is the client of the Go SDK: it gets a token for each resource that it reads and writes a line of JSON
-// for each. Before is called before each.
+// serveAzidentity is the client of the Go SDK: it gets a token for each resource that it reads and writes a line of
+// JSON for each. Before is called before each.
 func serveAzidentity(kind string, before func(), client *http.Client) int {
 	credential, err := azidentityCredential(kind, os.Getenv("CLIENT_ID"), client)
 	if err != nil {

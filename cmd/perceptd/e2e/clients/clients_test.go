@@ -286,8 +286,8 @@ func aligned(rows [][]string) string {
 	return text.String()
 }
 
-// keepTable prints a table, and puts it between the markers of that name in docs/modules/clients.md when CLIENTS_DOCS is
-// set. What it says of time differs from device to device, so that it is not compared.
+// keepTable prints a table, and puts it between the markers of that name in docs/modules/clients.md when CLIENTS_DOCS
+// is set. What it says of time differs from device to device, so that it is not compared.
 func keepTable(t *testing.T, name, table string) {
 	t.Helper()
 	fmt.Printf("\n%s\n", table)

@@ -63,8 +63,8 @@ func importBase(e *harness.Engine) {
 	}
 }
 
-// awaitGranted waits until the daemon's log tells of a first token of that identity for a module in its container. It may
-// come a moment after the token.
+// awaitGranted waits until the daemon's log tells of a first token of that identity for a module in its container. It
+// may come a moment after the token.
 func awaitGranted(t *testing.T, d *harness.Daemon, module, identity string) {
 	t.Helper()
 	all := []string{"token granted for the first time", fmt.Sprintf(`"module": %q`, module), `"container": `,

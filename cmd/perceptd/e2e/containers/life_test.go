@@ -89,8 +89,8 @@ func (r *resident) wants(when string, parts ...string) {
 	}
 }
 
-// TestContainersComeAndGo: what a container may have lasts as long as the engine says that it runs, and goes to no other
-// of its name that is made of another image.
+// TestContainersComeAndGo: what a container may have lasts as long as the engine says that it runs, and goes to no
+// other of its name that is made of another image.
 func TestContainersComeAndGo(t *testing.T) {
 	e := harness.StartDocker(t)
 	image := e.Image("probe:1", "one")

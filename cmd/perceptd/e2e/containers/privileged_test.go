@@ -12,8 +12,8 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// fittingRuntime is runc for privileged containers where root itself has not every capability, as in a virtual machine: it
-// takes those away from a container that its starter has not.
+// fittingRuntime is runc for privileged containers where root itself has not every capability, as in a virtual machine:
+// it takes those away from a container that its starter has not.
 const fittingRuntime = `#!/bin/sh
 for a in "$@"; do [ "$last" = --bundle ] && bundle=$a; last=$a; done
 if [ -n "$bundle" ]; then
@@ -34,9 +34,9 @@ fi
 exec runc "$@"
 `
 
-// TestContainersPrivileged: what a container gets that its starter has made root of the device in all but name. On the token
-// sockets it is the container that the engine says it is, and never root; on admin.sock, which asks for no more than what
-// a file asks for, it is root.
+// TestContainersPrivileged: what a container gets that its starter has made root of the device in all but name. On the
+// token sockets it is the container that the engine says it is, and never root; on admin.sock, which asks for no more
+// than what a file asks for, it is root.
 func TestContainersPrivileged(t *testing.T) {
 	runtime := filepath.Join(t.TempDir(), "runtime")
 	harness.Must(t, os.WriteFile(runtime, []byte(fittingRuntime), 0o755))

@@ -12,8 +12,8 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// TestContainersOfAnUntrustedEngine has a real engine's answers come with more than was asked for, and then its socket be
-// another user's.
+// TestContainersOfAnUntrustedEngine has a real engine's answers come with more than was asked for, and then its socket
+// be another user's.
 func TestContainersOfAnUntrustedEngine(t *testing.T) {
 	e := harness.StartDocker(t)
 	image := e.Image("probe:1", "one")

@@ -138,9 +138,9 @@ func outcomeOf(t *testing.T, d *harness.Daemon) string {
 	return fmt.Sprint(status)
 }
 
-// awaitRecorded has the record be kept, as each start does by itself. Its files are seen before the disk is known to have them, and
-// what strikes the folder meanwhile has perceptd try that again only a minute later. A change that is acknowledged comes
-// after it, and is withdrawn again.
+// awaitRecorded has the record be kept, as each start does by itself. Its files are seen before the disk is known to
+// have them, and what strikes the folder meanwhile has perceptd try that again only a minute later. A change that is
+// acknowledged comes after it, and is withdrawn again.
 func awaitRecorded(t *testing.T, d *harness.Daemon) {
 	t.Helper()
 	noted := harness.RecordChange(t, d, `{"all_resources":true,"effect":"granted"}`)
@@ -239,7 +239,8 @@ func eachFile(f func(path string) error) func(*testing.T, *harness.Daemon) {
 
 func zero(path string) error { return os.WriteFile(path, make([]byte, 4096), 0o600) }
 
-// unread has each read of the file fail with EIO, as a bad block does: it is covered by this process's memory, which has nothing at 0.
+// unread has each read of the file fail with EIO, as a bad block does: it is covered by this process's memory, which
+// has nothing at 0.
 func unread(path string) error {
 	return unix.Mount(fmt.Sprintf("/proc/%d/mem", os.Getpid()), path, "", unix.MS_BIND, "")
 }
@@ -300,8 +301,8 @@ func outcomeOfRevoked(t *testing.T, d *harness.Daemon) string {
 	return fmt.Sprint(status)
 }
 
-// suffer has a revocation acknowledged, strikes, and starts the daemon again. It returns what becomes of the token then, and what when the fault
-// is over.
+// suffer has a revocation acknowledged, strikes, and starts the daemon again. It returns what becomes of the token
+// then, and what when the fault is over.
 func (f recordFault) suffer(t *testing.T, config string, killed bool) (during, after string) {
 	t.Helper()
 	d := harness.NewDaemon(t, config)
@@ -349,8 +350,8 @@ func (f recordFault) suffer(t *testing.T, config string, killed bool) (during, a
 	return during, after
 }
 
-// TestRevocationsOnAFaultyDevice strikes the state after a revocation was acknowledged: the token stays withheld, over a stop and over
-// a crash. The table in docs/reliability.md is what comes of it.
+// TestRevocationsOnAFaultyDevice strikes the state after a revocation was acknowledged: the token stays withheld, over
+// a stop and over a crash. The table in docs/reliability.md is what comes of it.
 func TestRevocationsOnAFaultyDevice(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {

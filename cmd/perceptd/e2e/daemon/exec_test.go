@@ -20,7 +20,8 @@ var astray = []string{
 	"HTTP_PROXY=http://127.0.0.1:1", "http_proxy=http://127.0.0.1:1", "AZURE_FEDERATED_TOKEN_FILE=/nowhere",
 }
 
-// runExec runs `perceptctl exec` on a socket of d's to its end, with an environment that leads astray and what else there is.
+// runExec runs `perceptctl exec` on a socket of d's to its end, with an environment that leads astray and what else
+// there is.
 func runExec(t testing.TB, d *harness.Daemon, socket string, environment []string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.Command(harness.Binary(t, "perceptctl"), append([]string{"--socket", socket, "exec"}, args...)...)
@@ -59,8 +60,8 @@ func TestExecServesUnmodifiedSDKs(t *testing.T) {
 	}
 }
 
-// A command that starts before perceptd gets its first token when that has come, and none of its requests fails while perceptd
-// is killed and started anew, its socket gone meanwhile.
+// A command that starts before perceptd gets its first token when that has come, and none of its requests fails while
+// perceptd is killed and started anew, its socket gone meanwhile.
 func TestExecOutlastsPerceptd(t *testing.T) {
 	t.Parallel()
 	harness.Binary(t, "perceptd")

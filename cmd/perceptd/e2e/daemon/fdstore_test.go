@@ -20,8 +20,8 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// The names by which systemd keeps what the daemon stores with it. They are written out here since the version after has
-// to know them again.
+// The names by which systemd keeps what the daemon stores with it. They are written out here since the version after
+// has to know them again.
 const (
 	fdModule = "module-"
 	fdCache  = "cache-"

@@ -20,8 +20,8 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// A module in Go, with the real azsecrets client and a key vault over TLS, gets its token from a running perceptd, and is told
-// by it what a challenge is about.
+// A module in Go, with the real azsecrets client and a key vault over TLS, gets its token from a running perceptd, and
+// is told by it what a challenge is about.
 func TestGoModule(t *testing.T) {
 	t.Parallel()
 	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))
@@ -105,8 +105,8 @@ func groupVault(t *testing.T, group string) *httptest.Server {
 	return vault
 }
 
-// A module joins a group that a key vault is for. Its token is stale, so the vault answers 403, and perceptd says why when it is
-// told of that; after the rollover that the module watches for, the vault opens.
+// A module joins a group that a key vault is for. Its token is stale, so the vault answers 403, and perceptd says why
+// when it is told of that; after the rollover that the module watches for, the vault opens.
 func TestGoModuleOutlastsStalePermissions(t *testing.T) {
 	t.Parallel()
 	const group = "00000000-0000-0000-0002-000000004711"

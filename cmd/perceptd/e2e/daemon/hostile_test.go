@@ -234,8 +234,8 @@ func residentBytes(t *testing.T, d *harness.Daemon) (bytes int64) {
 	return bytes << 10
 }
 
-// TestHostileSockets: a descriptor in the place of one of the two sockets that are always there ends the start, and says
-// which it is and what to do.
+// TestHostileSockets: a descriptor in the place of one of the two sockets that are always there ends the start, and
+// says which it is and what to do.
 func TestHostileSockets(t *testing.T) {
 	t.Parallel()
 	read, write, err := os.Pipe()
@@ -273,8 +273,8 @@ func TestHostileSockets(t *testing.T) {
 	}
 }
 
-// TestDeafServiceManager: a notify socket that is gone, is something else, or is never read keeps nobody from a token, holds
-// up neither start nor stop for long, and loses no readiness.
+// TestDeafServiceManager: a notify socket that is gone, is something else, or is never read keeps nobody from a token,
+// holds up neither start nor stop for long, and loses no readiness.
 func TestDeafServiceManager(t *testing.T) {
 	t.Parallel()
 	var modules []string
@@ -350,8 +350,8 @@ func hears(t *testing.T, l *net.UnixConn, text string) (found bool) {
 	return found
 }
 
-// TestSocketOfAnotherDaemon: what leads to a second daemon that lives is taken from it by no path, and what is left of one
-// that was killed is.
+// TestSocketOfAnotherDaemon: what leads to a second daemon that lives is taken from it by no path, and what is left of
+// one that was killed is.
 func TestSocketOfAnotherDaemon(t *testing.T) {
 	t.Parallel()
 	other := harness.NewDaemon(t, harness.SimulatedFor("vision"))
@@ -471,8 +471,8 @@ func TestBindMounts(t *testing.T) {
 	}
 }
 
-// TestRevocationOutlivesItsRecord: whatever becomes of the record of policy changes over a crash, the token that systemd has
-// held is withheld as before, the log tells of it once, and the record is whole again.
+// TestRevocationOutlivesItsRecord: whatever becomes of the record of policy changes over a crash, the token that
+// systemd has held is withheld as before, the log tells of it once, and the record is whole again.
 func TestRevocationOutlivesItsRecord(t *testing.T) {
 	t.Parallel()
 	const oneOfTwo = "one of the two files of the policy changes cannot be used, the other is in force"

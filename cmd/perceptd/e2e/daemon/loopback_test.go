@@ -36,8 +36,8 @@ func askTCP(t *testing.T, address, secret string) (int, string, error) {
 	return response.StatusCode, string(body), err
 }
 
-// The real azidentity gets its tokens with nothing but the variables that perceptctl env prints, each caller its own, and
-// no secret is printed anywhere else.
+// The real azidentity gets its tokens with nothing but the variables that perceptctl env prints, each caller its own,
+// and no secret is printed anywhere else.
 func TestLoopbackServesUnmodifiedSDKs(t *testing.T) {
 	t.Parallel()
 	at := harness.FreeAddress(t)

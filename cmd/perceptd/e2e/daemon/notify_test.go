@@ -17,8 +17,8 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// A service manager that reads nothing delays a start once, not for each of the sockets that it is to keep. When it reads
-// again it is told that the daemon serves, and given the sockets.
+// A service manager that reads nothing delays a start once, not for each of the sockets that it is to keep. When it
+// reads again it is told that the daemon serves, and given the sockets.
 func TestBusyManager(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(harness.ShortFolder(t), "n")

@@ -139,8 +139,8 @@ func TestTokensOfAnotherSource(t *testing.T) {
 	}
 }
 
-// A source is told from another by its address, too: what somebody's simulator gave is not served once it is gone. Nor is it
-// while it is there without a word.
+// A source is told from another by its address, too: what somebody's simulator gave is not served once it is gone. Nor
+// is it while it is there without a word.
 func TestTokensOfAnotherAddress(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1))
@@ -172,7 +172,8 @@ func TestTokensOfAnotherAddress(t *testing.T) {
 	}
 }
 
-// A simulator was at the real back end's address: once nothing leads there any more, a start drops what it gave, and says so.
+// A simulator was at the real back end's address: once nothing leads there any more, a start drops what it gave, and
+// says so.
 func TestSimulatedTokensAreDropped(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1))

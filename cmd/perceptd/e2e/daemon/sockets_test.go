@@ -249,7 +249,8 @@ func TestFewDescriptors(t *testing.T) {
 	})
 }
 
-// nobodys returns the command that starts d as user nobody, whom modes keep out as they do not root. The test has to be root.
+// nobodys returns the command that starts d as user nobody, whom modes keep out as they do not root. The test has to be
+// root.
 func nobodys(t *testing.T, d *harness.Daemon) *exec.Cmd {
 	t.Helper()
 	for _, path := range []string{d.Dir, d.Config} {

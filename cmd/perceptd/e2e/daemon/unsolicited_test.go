@@ -17,8 +17,8 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// A back end, and a container engine, that say more than they are asked: the daemon prints none of it, with every library's
-// own log asked for.
+// A back end, and a container engine, that say more than they are asked: the daemon prints none of it, with every
+// library's own log asked for.
 func TestUnsolicitedAnswers(t *testing.T) {
 	t.Parallel()
 	for name, said := range harness.Excesses {

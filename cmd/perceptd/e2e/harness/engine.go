@@ -106,7 +106,9 @@ func engineFolder(t *testing.T) string {
 	t.Cleanup(func() {
 		endLeft(dir)
 		unmountBelow(dir)
-		for _, pattern := range []string{"/sys/fs/cgroup/docker", "/sys/fs/cgroup/*/docker", "/sys/fs/cgroup/*/libpod_parent", "/sys/fs/cgroup/*/elsewhere"} {
+		for _, pattern := range []string{
+			"/sys/fs/cgroup/docker", "/sys/fs/cgroup/*/docker", "/sys/fs/cgroup/*/libpod_parent", "/sys/fs/cgroup/*/elsewhere",
+		} {
 			left, _ := filepath.Glob(pattern)
 			for _, cgroup := range left {
 				_ = os.Remove(cgroup) // stays where somebody else's container is in it
@@ -276,9 +278,11 @@ func ExitStatus(err error) int {
 func (e *Engine) ReportSpeed(t *testing.T, name string) {
 	t.Helper()
 	var took []time.Duration
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", e.Socket)
-	}}}
+	var dialer net.Dialer
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dialer.DialContext(ctx, "unix", e.Socket)
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial}}
 	defer client.CloseIdleConnections()
 	for range 100 {
 		began := time.Now()

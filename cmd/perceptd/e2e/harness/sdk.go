@@ -24,9 +24,10 @@ const OverTCP = "tcp"
 // argument is a resource and, for a user-assigned identity, the kind of ID and the ID.
 func askAsSDK(socket string, args []string) int {
 	var dialer net.Dialer
-	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dialer.DialContext(ctx, "unix", socket)
-	}}}
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: dial}}
 	if socket == OverTCP {
 		client = http.DefaultClient
 	}

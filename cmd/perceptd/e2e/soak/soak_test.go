@@ -42,8 +42,8 @@ const (
 	soakRest    = time.Minute      // until everything has been given back
 )
 
-// TestSoak has the daemon serve at full load for long while its back end fails and comes back, its configuration is read
-// again and policy changes come and go. Every answer is to be right for its moment, and all is to be given back.
+// TestSoak has the daemon serve at full load for long while its back end fails and comes back, its configuration is
+// read again and policy changes come and go. Every answer is to be right for its moment, and all is to be given back.
 func TestSoak(t *testing.T) {
 	s := startSoak(t)
 	length := soakLength(t)
@@ -243,8 +243,8 @@ func (s *soaked) weighToken(body string) error {
 	return nil
 }
 
-// happen lets the back end fail and come back, policy changes be noted and withdrawn, and the configuration be read again,
-// one thing after the other.
+// happen lets the back end fail and come back, policy changes be noted and withdrawn, and the configuration be read
+// again, one thing after the other.
 func (s *soaked) happen(stop chan struct{}) {
 	for ever := time.Tick(soakEvent); ; {
 		for _, one := range []func(stop chan struct{}) error{s.fail, s.reloadGood, s.change, s.reloadBad} {
@@ -429,8 +429,8 @@ func (h holding) within(before holding) bool {
 	return h.files <= before.files && h.threads <= before.threads+4 && h.resident <= before.resident+before.resident/4+4096
 }
 
-// rests waits a minute at most until the daemon has no more than before, or is settled where that is nothing, and returns
-// what it has.
+// rests waits a minute at most until the daemon has no more than before, or is settled where that is nothing, and
+// returns what it has.
 func (s *soaked) rests(t *testing.T, before holding) (h holding) {
 	for end := time.Now().Add(soakRest); ; time.Sleep(time.Second) {
 		last := h
