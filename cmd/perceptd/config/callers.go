@@ -34,9 +34,10 @@ const (
 
 // Callers says how callers are proved.
 type Callers struct {
+	PerSecond int // requests of one caller
+
 	engine        string   // engineAuto, engineNone, or the path of the engine's socket
 	cgroupParents []string // of containers, beside the engines' own
-	PerSecond     int      // requests of one caller
 	young         string   // youngAccept or youngRefuse
 	modules       []module
 }
@@ -44,6 +45,7 @@ type Callers struct {
 // defaultPerSecond is far above what an honest caller asks, which keeps the token that it got.
 const defaultPerSecond = 200
 
+// defaultCallers is what counts where no file says otherwise.
 var defaultCallers = Callers{engine: engineAuto, PerSecond: defaultPerSecond, young: youngAccept}
 
 // module is one module and what it has to be.

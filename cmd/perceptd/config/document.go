@@ -97,7 +97,8 @@ func atKey(k toml.Key) string {
 // inWords is what a DecodeError says, without the Go type that a value did not fit.
 func inWords(err *toml.DecodeError) string {
 	text := strings.TrimPrefix(err.Error(), "toml: ")
-	if kind, _, wrongType := strings.Cut(strings.TrimPrefix(text, "cannot decode TOML "), " into struct field "); wrongType {
+	kind, _, wrongType := strings.Cut(strings.TrimPrefix(text, "cannot decode TOML "), " into struct field ")
+	if wrongType {
 		return fmt.Sprintf("its value cannot be of type %s", kind)
 	}
 	return text
@@ -115,7 +116,8 @@ func hint(k toml.Key) string {
 	case "resource":
 		return ": [[resource]] has uri and alternates"
 	case "grant":
-		return ": [[grant]] has caller (by module, unit, container_image, user, uid, group or gid), identity, resources and prefetch"
+		return ": [[grant]] has caller (by module, unit, container_image, user, uid, group or gid), " +
+			"identity, resources and prefetch"
 	case "callers":
 		return ": [callers] has engine, cgroup_parents, requests_per_second and young"
 	case "loopback":
@@ -123,7 +125,8 @@ func hint(k toml.Key) string {
 	case "module":
 		return ": [[module]] has name, require and container"
 	}
-	return ": the tables are [source], [tokens], [callers], [loopback], [[identity]], [[grant]], [[resource]] and [[module]]"
+	return ": the tables are [source], [tokens], [callers], [loopback], " +
+		"[[identity]], [[grant]], [[resource]] and [[module]]"
 }
 
 // take adds a document to c.

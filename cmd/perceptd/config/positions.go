@@ -12,9 +12,11 @@ import (
 
 // positions remembers in which file and line each table and each single value of the configuration stands.
 type positions struct {
-	tables map[string][]string // "identity", "grant", "resource" or "module" → "FILE:LINE", in the order of config's lists
-	values map[string]string   // "source.kind" → "FILE:LINE", where it was set last
-	last   string              // the file read last
+	// tables has where the tables of each kind stand, "identity", "grant", "resource" or "module", as "FILE:LINE", in the
+	// order of Config's lists.
+	tables map[string][]string
+	values map[string]string // "source.kind" → "FILE:LINE", where it was set last
+	last   string            // the file read last
 }
 
 func newPositions() *positions {
@@ -60,7 +62,7 @@ func (p *positions) add(file string, text []byte) tableCounts {
 	}
 }
 
-// table returns where the table of that kind and index in config's list stands.
+// table returns where the table of that kind and index in Config's list stands.
 func (p *positions) table(kind string, index int) string {
 	if list := p.tables[kind]; index < len(list) {
 		return list[index]
