@@ -22,6 +22,7 @@ import (
 
 	"perceptd/agent/binding"
 	"perceptd/agent/store"
+	"perceptd/cmd/perceptctl/term"
 )
 
 const (
@@ -155,7 +156,7 @@ func (a *app) makeCacheKey(ctx context.Context, key cacheKey, m making) error {
 		path, other = other, path
 	}
 	if m.dryRun {
-		return a.print(a.screen(a.stdout).paragraph("", m.plan(path), plain))
+		return a.print(a.screen(a.stdout).Paragraph("", m.plan(path), term.Plain))
 	}
 	with, err := a.writeCacheKey(ctx, path, m)
 	if err != nil {
@@ -165,7 +166,7 @@ func (a *app) makeCacheKey(ctx context.Context, key cacheKey, m making) error {
 		return fmt.Errorf("the key from before cannot be removed, remove it by hand: %w", err)
 	}
 	s := a.screen(a.stdout)
-	return a.print(s.cacheKey(with, path) + s.paragraph("next      ", cacheKeyNext, plain))
+	return a.print(s.cacheKey(with, path) + s.Paragraph("next      ", cacheKeyNext, term.Plain))
 }
 
 // present returns the path of the key that is there and what seals it; the path is empty where there is none.
@@ -198,7 +199,7 @@ func (a *app) leaveCacheKey(with, path string, m making) error {
 		}
 	}
 	s := a.screen(a.stdout)
-	return a.print(s.cacheKey(with, path) + s.paragraph("made      ", "nothing: there is a key already, and it stays", good))
+	return a.print(s.cacheKey(with, path) + s.Paragraph("made      ", "nothing: there is a key already, and it stays", term.Good))
 }
 
 // usable reports whether a key in the clear is one.
@@ -282,8 +283,8 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 	s := a.screen(a.stdout)
 	with, err := readSeal(key)
 	if errors.Is(err, fs.ErrNotExist) {
-		text := s.paragraph("key       ", "none: tokens are kept over a restart, and not over a reboot", warning) +
-			s.paragraph("next      ", "perceptctl cache-key make", plain)
+		text := s.Paragraph("key       ", "none: tokens are kept over a restart, and not over a reboot", term.Warning) +
+			s.Paragraph("next      ", "perceptctl cache-key make", term.Plain)
 		return a.printTrouble(text)
 	}
 	if err != nil {
@@ -292,8 +293,8 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 	if with == withFile {
 		err = usable(key.file)
 		if none, known := errors.AsType[*hintedError](err); known {
-			return a.printTrouble(s.paragraph("key       ", none.Error()+": tokens are kept over a restart, and not over a reboot", bad) +
-				s.paragraph("next      ", none.hint, plain))
+			return a.printTrouble(s.Paragraph("key       ", none.Error()+": tokens are kept over a restart, and not over a reboot", term.Bad) +
+				s.Paragraph("next      ", none.hint, term.Plain))
 		}
 		if err != nil {
 			return rootsBusiness(err)
@@ -303,23 +304,23 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 	if with == withFile {
 		text := s.cacheKey(with, key.file) + bound
 		if next != "" {
-			return a.printTrouble(text + s.paragraph("next      ", next, plain))
+			return a.printTrouble(text + s.Paragraph("next      ", next, term.Plain))
 		}
 		return a.print(text)
 	}
 	text := s.cacheKey(with, key.credential()) + bound
 	switch state, _ := a.ask(ctx, "systemctl", "is-active", cacheKeyUnit); state {
 	case "active":
-		text += s.paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", good)
+		text += s.Paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", term.Good)
 		if next == "" {
 			return a.print(text)
 		}
-		text += s.paragraph("next      ", next, plain)
+		text += s.Paragraph("next      ", next, term.Plain)
 	case "failed":
-		text += s.paragraph("opened    ", "no: systemctl status "+cacheKeyUnit+" tells why, and perceptd serves without it", bad) +
-			s.paragraph("next      ", lostKeyHint, plain)
+		text += s.Paragraph("opened    ", "no: systemctl status "+cacheKeyUnit+" tells why, and perceptd serves without it", term.Bad) +
+			s.Paragraph("next      ", lostKeyHint, term.Plain)
 	default:
-		text += s.paragraph("opened    ", "not yet", warning) + s.paragraph("next      ", cacheKeyNext, plain)
+		text += s.Paragraph("opened    ", "not yet", term.Warning) + s.Paragraph("next      ", cacheKeyNext, term.Plain)
 	}
 	return a.printTrouble(text)
 }
@@ -335,7 +336,7 @@ func (a *app) printTrouble(text string) error {
 // cacheKey tells what a key is worth.
 func (s screen) cacheKey(with, path string) string {
 	about := seals[with]
-	return s.paragraph("key       ", path+", "+about.name, plain) + s.paragraph("worth     ", about.worth, plain)
+	return s.Paragraph("key       ", path+", "+about.name, term.Plain) + s.Paragraph("worth     ", about.worth, term.Plain)
 }
 
 // readDevice is what perceptd-cache-key.service has read of what the device is known by.
@@ -352,12 +353,12 @@ func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
 	if err != nil || !kept.Reboot { // it keeps none yet: what it finds when it starts
 		known, err := binding.Known(readDevice, "/")
 		if err != nil {
-			return s.paragraph("bound     ", "what of this device they are bound to cannot be read", warning), cacheKeyNext
+			return s.Paragraph("bound     ", "what of this device they are bound to cannot be read", term.Warning), cacheKeyNext
 		}
 		return s.bound(binding.Best(known)), ""
 	}
 	if kept.BoundTo == "" {
-		return s.paragraph("bound     ", "to nothing: the perceptd that runs is of a version that binds them to no device", warning), cacheKeyNext
+		return s.Paragraph("bound     ", "to nothing: the perceptd that runs is of a version that binds them to no device", term.Warning), cacheKeyNext
 	}
 	kind := binding.KindOf(kept.BoundTo)
 	if kept.Untold && !kind.Hardware() {
@@ -368,9 +369,9 @@ func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
 
 func (s screen) bound(kind binding.Kind) string {
 	if kind.Hardware() {
-		return s.paragraph("bound     ", boundWorth(kind), plain)
+		return s.Paragraph("bound     ", boundWorth(kind), term.Plain)
 	}
-	return s.paragraph("bound     ", boundWorth(kind), warning)
+	return s.Paragraph("bound     ", boundWorth(kind), term.Warning)
 }
 
 // boundWorth says what kept tokens are bound to, and what that is worth.
@@ -529,7 +530,7 @@ func (a *app) pipe(ctx context.Context, input []byte, name string, args ...strin
 	command.Env, command.Stdin, command.Stderr = a.environ, bytes.NewReader(input), &stderr
 	out, err := command.Output()
 	if err == nil {
-		if said := cleanLines(stderr.String()); said != "" {
+		if said := term.CleanLines(stderr.String()); said != "" {
 			_, err = fmt.Fprintf(a.stderr, "%s: %s\n", name, said)
 		}
 		return out, err

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // fewDenials is how many kinds of denial a status shows; --json has more.
@@ -15,7 +16,7 @@ func (s screen) denials(now time.Time, denials []api.Denial) string {
 	text, lead := "", "denied    "
 	for i, d := range denials {
 		if i == fewDenials {
-			return text + s.paragraph(lead, fmt.Sprintf("and %d more kinds, see --json", len(denials)-fewDenials), faint)
+			return text + s.Paragraph(lead, fmt.Sprintf("and %d more kinds, see --json", len(denials)-fewDenials), term.Faint)
 		}
 		what := d.Caller
 		if d.Resource != "" {
@@ -25,7 +26,7 @@ func (s screen) denials(now time.Time, denials []api.Denial) string {
 		if d.Count > 1 {
 			times = fmt.Sprintf("%d times, last", d.Count)
 		}
-		text += s.paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s", what, times, span(now.Sub(d.On)), d.Reason), warning)
+		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s", what, times, span(now.Sub(d.On)), d.Reason), term.Warning)
 		lead = "          "
 	}
 	return text

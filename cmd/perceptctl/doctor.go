@@ -18,6 +18,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/binding"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // judgement is what a check found, in a word.
@@ -441,10 +442,10 @@ func plural(n int, one, many string) string {
 func (s screen) findings(all []finding, failures int, interrupted bool) string {
 	text := ""
 	for _, f := range all {
-		how := map[judgement]style{fine: good, noted: warning, failed: bad}[f.Verdict]
-		text += s.paragraph(fmt.Sprintf("%-4s  ", f.Verdict), f.What+": "+f.Is, how)
+		how := map[judgement]term.Style{fine: term.Good, noted: term.Warning, failed: term.Bad}[f.Verdict]
+		text += s.Paragraph(fmt.Sprintf("%-4s  ", f.Verdict), f.What+": "+f.Is, how)
 		if f.Next != "" {
-			text += s.paragraph("      next: ", f.Next, plain)
+			text += s.Paragraph("      next: ", f.Next, term.Plain)
 		}
 	}
 	switch {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 	"perceptd/tokencache"
 )
 
@@ -142,9 +143,9 @@ func (s screen) simulated(status api.Status) string {
 		return ""
 	}
 	if status.Source.Kind != "simulated" {
-		return s.paragraph("SIMULATED: ", simulatedSource(status.Source), loud)
+		return s.Paragraph("SIMULATED: ", simulatedSource(status.Source), term.Loud)
 	}
-	return s.paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing; perceptd's user and root can steer it", loud)
+	return s.Paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing; perceptd's user and root can steer it", term.Loud)
 }
 
 // simulatedSource says that a back end which is not called a simulated one is one.
@@ -159,21 +160,21 @@ func sourceText(from api.SourceStatus) string {
 // tell lays a story out: each part behind what it is about.
 func (s screen) tell(e explanation) string {
 	const leadWidth = 10
-	how := warning
+	how := term.Warning
 	switch {
 	case e.Token.ExpiresIn <= 0 || e.Token.Permissions.Withheld:
-		how = bad
+		how = term.Bad
 	case isCurrent(e.Token):
-		how = good
+		how = term.Good
 	}
-	text := s.paragraph("", e.Summary, how) + "\n"
+	text := s.Paragraph("", e.Summary, how) + "\n"
 	about := ""
 	for _, p := range e.Story {
 		lead := ""
 		if p.About != about {
 			lead, about = p.About, p.About
 		}
-		text += s.paragraph(fmt.Sprintf("%-*s", leadWidth, lead), p.Text, plain)
+		text += s.Paragraph(fmt.Sprintf("%-*s", leadWidth, lead), p.Text, term.Plain)
 	}
 	return text
 }

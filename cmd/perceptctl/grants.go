@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) grantsCommand() *cobra.Command {
@@ -45,8 +46,8 @@ func (a *app) grants(ctx context.Context, asJSON bool) error {
 }
 
 func (s screen) grants(grants []api.Grant) string {
-	columns := []column{{"", false}, {"CALLER", true}, {"IDENTITY", true}, {"RESOURCE", true}, {"", false}}
-	var rows []row
+	columns := []term.Column{{Title: ""}, {Title: "CALLER", Shrinks: true}, {Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: ""}}
+	var rows []term.Row
 	for _, g := range grants {
 		number, caller, identity := strconv.Itoa(g.Number), g.Caller, g.Identity
 		for _, resource := range g.Resources {
@@ -54,11 +55,11 @@ func (s screen) grants(grants []api.Grant) string {
 			if g.Prefetch {
 				how = "prefetched"
 			}
-			rows = append(rows, row{cells: []cell{{number, faint}, {caller, plain}, {identity, plain}, {resource, plain}, {how, faint}}})
+			rows = append(rows, term.Row{Cells: []term.Cell{{Text: number, Style: term.Faint}, {Text: caller}, {Text: identity}, {Text: resource}, {Text: how, Style: term.Faint}}})
 			number, caller, identity = "", "", "" // once is enough
 		}
 	}
-	return s.table(columns, rows)
+	return s.Table(columns, rows)
 }
 
 // checked is a caller, and what it would ask for.
@@ -190,17 +191,17 @@ func idOf(text string, lookUp func(string) (string, error)) (uint32, error) {
 
 // decision lays out what was decided, then what each grant had to do with it.
 func (s screen) decision(d api.Decision) string {
-	text := s.paragraph("denied   ", d.Reason, bad)
+	text := s.Paragraph("denied   ", d.Reason, term.Bad)
 	if d.Allowed {
-		text = s.paragraph("allowed  ", d.Reason, good)
+		text = s.Paragraph("allowed  ", d.Reason, term.Good)
 	}
 	for _, c := range d.Considered {
 		place := ""
 		if c.Place != "" {
 			place = " in " + c.Place
 		}
-		text += "\n" + s.paragraph("", fmt.Sprintf("grant %d%s, %s: identity %s for %s", c.Number, place, c.Caller, c.Identity, strings.Join(c.Resources, ", ")), plain)
-		text += s.paragraph(gap, c.Why, faint)
+		text += "\n" + s.Paragraph("", fmt.Sprintf("grant %d%s, %s: identity %s for %s", c.Number, place, c.Caller, c.Identity, strings.Join(c.Resources, ", ")), term.Plain)
+		text += s.Paragraph(term.Gap, c.Why, term.Faint)
 	}
 	return text
 }

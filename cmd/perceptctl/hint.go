@@ -10,6 +10,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // hintedError is an error whose verb knows best what to do about it.
@@ -111,4 +112,4 @@ func refusalHint(err *client.Error) string {
 	return ""
 }
 
-func cleanAll(words []string) string { return clean(strings.Join(words, ", ")) }
+func cleanAll(words []string) string { return term.Clean(strings.Join(words, ", ")) }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -452,38 +451,4 @@ func TestTokenThatIsNone(t *testing.T) {
 			}
 		}
 	}
-}
-
-// FuzzOutlet checks that what goes through an outlet cannot steer a terminal, and that JSON stays what it was.
-func FuzzOutlet(f *testing.F) {
-	f.Add(hostile + brokenBytes)
-	f.Add("\x1b[0m\x1b[1;31m")
-	f.Fuzz(func(t *testing.T, text string) {
-		for _, o := range []outlet{{}, {ascii: true}, {colour: true}, {colour: true, ascii: true}} {
-			shown := o.visible(text)
-			if o.colour {
-				shown = painted.ReplaceAllString(shown, "")
-			}
-			for _, r := range shown {
-				if r != '\n' && r != '\t' && !unicode.IsPrint(r) || o.ascii && r > unicode.MaxASCII {
-					t.Errorf("%+v: %q of %q", o, shown, text)
-				}
-			}
-			if !utf8.ValidString(shown) {
-				t.Errorf("%+v: %q of %q", o, shown, text)
-			}
-			var printed bytes.Buffer
-			o.to = &printed
-			if err := o.encodeJSON(text, ""); err != nil {
-				t.Fatal(err)
-			}
-			var back string
-			if err := json.Unmarshal(printed.Bytes(), &back); err != nil || back != strings.ToValidUTF8(text, "\ufffd") && utf8.ValidString(text) {
-				t.Errorf("%+v: %q came back as %q (%v)", o, text, back, err)
-			}
-			if fmt.Sprint(o.visible(printed.String())) != printed.String() {
-				t.Errorf("JSON is not as it was printed: %q", &printed)
-			}
-		}
-	})
 }

@@ -21,6 +21,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/simulator"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // canary is the token's text in every transcript.
@@ -143,7 +144,7 @@ func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	isFor := func(verb string) bool { return slices.Contains(args, verb) }
 	if slices.ContainsFunc(fits, isFor) && !slices.ContainsFunc([]string{"--json", "--help", "__complete"}, isFor) {
 		for line := range strings.Lines(stdout.String()) {
-			if overWide(strings.TrimSuffix(line, "\n"), plainWidth) {
+			if overWide(strings.TrimSuffix(line, "\n"), term.DefaultWidth) {
 				ts.Fatalf("a line of %d columns: %s", utf8.RuneCountInString(line), line)
 			}
 		}
@@ -211,4 +212,12 @@ func askSimulator(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Check(response.Body.Close())
 	_, _ = fmt.Fprintln(ts.Stdout(), response.StatusCode)
+}
+
+// overWide reports whether a line is over the width, but for one that is because of a word which is that long by itself, behind
+// what the longest lead takes.
+func overWide(line string, width int) bool {
+	const longestLead = 14
+	words := strings.Fields(line)
+	return utf8.RuneCountInString(line) > width && utf8.RuneCountInString(words[len(words)-1]) <= width-longestLead
 }

@@ -160,23 +160,3 @@ func TestZones(t *testing.T) {
 		t.Errorf("zero screen: %q", got)
 	}
 }
-
-func TestLocales(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		environ   []string
-		plainText bool
-	}{
-		{nil, true},
-		{[]string{"LANG=C"}, true},
-		{[]string{"LANG=de_DE.UTF-8"}, false},
-		{[]string{"LANG=de_DE.utf8", "LC_ALL="}, false},
-		{[]string{"LANG=de_DE.utf8", "LC_ALL=POSIX"}, true},
-		{[]string{"LANG=C", "LC_CTYPE=C.UTF-8"}, false},
-	}
-	for _, test := range tests {
-		if got := (&app{environ: test.environ}).plainText(); got != test.plainText {
-			t.Errorf("%q: %t", test.environ, got)
-		}
-	}
-}

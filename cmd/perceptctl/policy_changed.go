@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // effects is what can be said of a policy change, each with what perceptd does about it.
@@ -150,7 +151,7 @@ func (s screen) notKept(detail string) string {
 	if detail == "" {
 		return ""
 	}
-	return s.paragraph("warning: ", detail, bad)
+	return s.Paragraph("warning: ", detail, term.Bad)
 }
 
 // jsonWithWarning prints an answer for programs, and beside it for people that it was not kept.
@@ -247,23 +248,23 @@ func sameResource(a, b string) bool {
 
 // noted tells what was put on record and what follows from it.
 func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
-	text := s.paragraph("noted: ", s.changeInWords(now, change)+"; its ID is "+change.ID, plain)
+	text := s.Paragraph("noted: ", s.changeInWords(now, change)+"; its ID is "+change.ID, term.Plain)
 	if joined := joinedInWords(change); joined != "" {
-		text += s.paragraph("", joined, warning)
+		text += s.Paragraph("", joined, term.Warning)
 	}
 	switch {
 	case change.AsOfNote:
-		text += s.paragraph("", "it counts as of its note, at "+s.atAndHowFar(now, change.NotedOn)+
-			", and not of its date: this device's clock is not known to be right", warning)
+		text += s.Paragraph("", "it counts as of its note, at "+s.atAndHowFar(now, change.NotedOn)+
+			", and not of its date: this device's clock is not known to be right", term.Warning)
 	case change.Unsure:
-		text += s.paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", warning)
+		text += s.Paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", term.Warning)
 	}
 	if change.Touched == 0 {
-		text += s.paragraph("", "no token held now is touched; those that come are judged by it", plain)
+		text += s.Paragraph("", "no token held now is touched; those that come are judged by it", term.Plain)
 		return text + "\n" + s.consequences(change, nil, now)
 	}
-	text += s.paragraph("", counted(change.Touched, "token")+" touched, waiting for a current one: "+
-		waitingOf(change), plain)
+	text += s.Paragraph("", counted(change.Touched, "token")+" touched, waiting for a current one: "+
+		waitingOf(change), term.Plain)
 	var touched []api.TokenStatus
 	for _, token := range status.Tokens {
 		if token.ExpiresIn > 0 && touches(change, token) {
@@ -271,11 +272,11 @@ func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status,
 		}
 	}
 	if !known {
-		return text + s.paragraph("", "perceptctl status shows which and until when", plain) + "\n" + s.consequences(change, nil, now)
+		return text + s.Paragraph("", "perceptctl status shows which and until when", term.Plain) + "\n" + s.consequences(change, nil, now)
 	}
 	text += "\n" + s.touchedTokens(now, touched)
 	if others := change.Touched - len(touched); others > 0 {
-		text += s.paragraph("", "and "+counted(others, "token")+" of alternates of that resource", plain)
+		text += s.Paragraph("", "and "+counted(others, "token")+" of alternates of that resource", term.Plain)
 	}
 	return text + "\n" + s.consequences(change, touched, now)
 }
@@ -291,20 +292,20 @@ func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
 	if len(tokens) == 0 {
 		return ""
 	}
-	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"PERMISSIONS", false}, {"CURRENT BY", false}, {"PROBABLY BY", false}}
-	var rows []row
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "PERMISSIONS"}, {Title: "CURRENT BY"}, {Title: "PROBABLY BY"}}
+	var rows []term.Row
 	for _, token := range tokens[:min(shownTokens, len(tokens))] {
 		by, probably := "now", "now"
 		if !isCurrent(token) {
 			by, probably = s.atUnix(now, token.Permissions.CurrentBy), s.atUnix(now, token.Permissions.Likely)
 		}
-		rows = append(rows, row{cells: []cell{
-			{token.Identity, plain}, {token.Resource, plain}, permissionsCell(token), {by, plain}, {probably, plain},
+		rows = append(rows, term.Row{Cells: []term.Cell{
+			{Text: token.Identity}, {Text: token.Resource}, permissionsCell(token), {Text: by}, {Text: probably},
 		}})
 	}
-	text := s.table(columns, rows)
+	text := s.Table(columns, rows)
 	if more := len(tokens) - len(rows); more > 0 {
-		text += s.paragraph("", fmt.Sprintf("and %d more: perceptctl status", more), plain)
+		text += s.Paragraph("", fmt.Sprintf("and %d more: perceptctl status", more), term.Plain)
 	}
 	return text
 }
@@ -329,15 +330,15 @@ func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus,
 	}
 	text := ""
 	if change.Effect == api.EffectRevoked {
-		text = s.paragraph("revoked: ", fmt.Sprintf("Tokens that are not current are withheld from everybody until a current one arrives. "+
+		text = s.Paragraph("revoked: ", fmt.Sprintf("Tokens that are not current are withheld from everybody until a current one arrives. "+
 			"That can take a day, and more than 31 hours only if the back end does not answer. %s%s "+
 			"To serve the tokens at hand again: perceptctl policy-changes withdraw %s",
-			by, notRecalled, change.ID), warning)
+			by, notRecalled, change.ID), term.Warning)
 	} else {
-		text = s.paragraph("", by+"Tokens that are not current are served meanwhile, labelled as what they are, and perceptd looks for "+
-			"newer ones by itself. "+notRecalled, plain)
+		text = s.Paragraph("", by+"Tokens that are not current are served meanwhile, labelled as what they are, and perceptd looks for "+
+			"newer ones by itself. "+notRecalled, term.Plain)
 	}
-	return text + s.paragraph("", inTheToken, plain)
+	return text + s.Paragraph("", inTheToken, term.Plain)
 }
 
 // latestCurrent returns when the last of the tokens is current, as the wire tells it.

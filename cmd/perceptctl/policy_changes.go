@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 	"perceptd/tokencache"
 )
 
@@ -44,27 +45,27 @@ func (a *app) policyChanges(ctx context.Context, asJSON bool) error {
 
 func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string {
 	if len(changes) == 0 {
-		return s.paragraph("", "no policy changes are on record", plain) +
-			s.paragraph("", "when permissions were changed in Azure: perceptctl policy-changed RESOURCE --effect granted|revoked|changed", faint)
+		return s.Paragraph("", "no policy changes are on record", term.Plain) +
+			s.Paragraph("", "when permissions were changed in Azure: perceptctl policy-changed RESOURCE --effect granted|revoked|changed", term.Faint)
 	}
-	columns := []column{{"ID", true}, {"WHEN", false}, {"EFFECT", false}, {"IDENTITY", true}, {"RESOURCE", true},
-		{"WAITING", false}, {"ENDS IN", false}}
-	rows := make([]row, len(changes))
+	columns := []term.Column{{Title: "ID", Shrinks: true}, {Title: "WHEN"}, {Title: "EFFECT"}, {Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true},
+		{Title: "WAITING"}, {Title: "ENDS IN"}}
+	rows := make([]term.Row, len(changes))
 	for i, change := range changes {
-		how := plain
+		how := term.Plain
 		if change.Effect == api.EffectRevoked && change.Waiting > 0 {
-			how = bad
+			how = term.Bad
 		}
-		rows[i] = row{
-			cells: []cell{
-				{change.ID, plain}, {s.at(now, change.At), plain}, {string(change.Effect), how},
-				{orAll(change.Identity), plain}, {orAll(change.Resource), plain},
-				waitingCell(change), {span(change.EndsOn.Sub(now)), plain},
+		rows[i] = term.Row{
+			Cells: []term.Cell{
+				{Text: change.ID}, {Text: s.at(now, change.At)}, {Text: string(change.Effect), Style: how},
+				{Text: orAll(change.Identity)}, {Text: orAll(change.Resource)},
+				waitingCell(change), {Text: span(change.EndsOn.Sub(now))},
 			},
-			notes: []cell{{change.Note, faint}, {joinedInWords(change), warning}, {s.aboutChange(now, change), warning}},
+			Notes: []term.Cell{{Text: change.Note, Style: term.Faint}, {Text: joinedInWords(change), Style: term.Warning}, {Text: s.aboutChange(now, change), Style: term.Warning}},
 		}
 	}
-	return s.table(columns, rows)
+	return s.Table(columns, rows)
 }
 
 func orAll(name string) string {
@@ -74,14 +75,14 @@ func orAll(name string) string {
 	return name
 }
 
-func waitingCell(change api.PolicyChange) cell {
+func waitingCell(change api.PolicyChange) term.Cell {
 	switch {
 	case change.Touched == 0:
-		return cell{"no token", faint}
+		return term.Cell{Text: "no token", Style: term.Faint}
 	case change.Waiting == 0:
-		return cell{waitingOf(change), good}
+		return term.Cell{Text: waitingOf(change), Style: term.Good}
 	}
-	return cell{waitingOf(change), warning}
+	return term.Cell{Text: waitingOf(change), Style: term.Warning}
 }
 
 // aboutChange says what is out of the ordinary about a change on record, or "".
@@ -192,14 +193,14 @@ func (a *app) withdrawOne(ctx context.Context, s screen, id string) (text string
 	defer cancel()
 	change, err := a.client.WithdrawPolicyChange(ctx, id)
 	if detail := notKept(err); detail != "" {
-		return s.notKept(detail) + s.paragraph("withdrawn: ", id, plain), true, nil
+		return s.notKept(detail) + s.Paragraph("withdrawn: ", id, term.Plain), true, nil
 	}
 	if err != nil {
 		return "", false, err
 	}
-	text = s.paragraph("withdrawn: ", change.ID+", "+s.changeInWords(change.Now, change.PolicyChange), plain)
+	text = s.Paragraph("withdrawn: ", change.ID+", "+s.changeInWords(change.Now, change.PolicyChange), term.Plain)
 	if change.Waiting > 0 {
-		text += s.paragraph("", counted(change.Waiting, "token")+" waited for it; the changes left on record judge by themselves now", faint)
+		text += s.Paragraph("", counted(change.Waiting, "token")+" waited for it; the changes left on record judge by themselves now", term.Faint)
 	}
 	return text, false, nil
 }

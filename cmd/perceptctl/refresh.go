@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) refreshCommand() *cobra.Command {
@@ -81,20 +82,20 @@ func (s screen) refreshed(results []api.RefreshResult) string {
 	if len(results) == 0 {
 		return "no such token is cached: nothing to refresh\n"
 	}
-	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"OUTCOME", false}}
-	rows := make([]row, len(results))
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "OUTCOME"}}
+	rows := make([]term.Row, len(results))
 	brought := make(map[api.Outcome]bool)
 	for i, result := range results {
-		rows[i] = row{
-			cells: []cell{{result.Identity, plain}, {result.Resource, plain}, outcomeCell(result.Outcome)},
-			notes: []cell{{result.Detail, plain}},
+		rows[i] = term.Row{
+			Cells: []term.Cell{{Text: result.Identity}, {Text: result.Resource}, outcomeCell(result.Outcome)},
+			Notes: []term.Cell{{Text: result.Detail}},
 		}
 		if result.Outcome == api.OutcomeFailed {
-			rows[i].notes[0].how = bad
+			rows[i].Notes[0].Style = term.Bad
 		}
 		brought[result.Outcome] = true
 	}
-	text := s.table(columns, rows)
+	text := s.Table(columns, rows)
 	for _, outcome := range []struct {
 		api.Outcome
 		means string
@@ -106,22 +107,22 @@ func (s screen) refreshed(results []api.RefreshResult) string {
 		{api.OutcomeHeld, "wait, perceptd fetches by itself; --now fetches at once, which may cost a day"},
 	} {
 		if brought[outcome.Outcome] {
-			text += "\n" + s.paragraph("", string(outcome.Outcome)+": "+outcome.means, faint)
+			text += "\n" + s.Paragraph("", string(outcome.Outcome)+": "+outcome.means, term.Faint)
 		}
 	}
 	return text
 }
 
-func outcomeCell(outcome api.Outcome) cell {
+func outcomeCell(outcome api.Outcome) term.Cell {
 	switch outcome {
 	case "":
-		return cell{"none", faint}
+		return term.Cell{Text: "none", Style: term.Faint}
 	case api.OutcomeNewer:
-		return cell{string(outcome), good}
+		return term.Cell{Text: string(outcome), Style: term.Good}
 	case api.OutcomeFailed:
-		return cell{string(outcome), bad}
+		return term.Cell{Text: string(outcome), Style: term.Bad}
 	case api.OutcomeHeld, api.OutcomeFormer, api.OutcomeSimulated:
-		return cell{string(outcome), warning}
+		return term.Cell{Text: string(outcome), Style: term.Warning}
 	}
-	return cell{string(outcome), plain}
+	return term.Cell{Text: string(outcome)}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/spf13/cobra"
+
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) reloadCommand() *cobra.Command {
@@ -30,10 +32,10 @@ func (a *app) reload(ctx context.Context) error {
 		text = "read again, nothing changed\n"
 	}
 	for _, change := range answer.Changes {
-		text += s.paragraph("", change, plain)
+		text += s.Paragraph("", change, term.Plain)
 	}
 	for _, what := range answer.Warnings {
-		text += s.paragraph("warning: ", what, warning)
+		text += s.Paragraph("warning: ", what, term.Warning)
 	}
 	return a.print(text)
 }

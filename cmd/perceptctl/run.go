@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // The exit status, which is part of the interface: exitStatus decides it, exitHelp tells it.
@@ -78,7 +79,7 @@ func (*troubleError) Error() string { return "perceptd needs a person" }
 // app is one run of the program: its streams, its surroundings and the flags that all verbs share.
 type app struct {
 	stdin          io.Reader
-	stdout, stderr *outlet
+	stdout, stderr *term.Output
 	environ        []string
 
 	client  client.Client
@@ -90,7 +91,7 @@ type app struct {
 // run is the program: everything that it reads and writes is an argument. It returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, environ []string) int {
 	a := &app{stdin: stdin, environ: environ}
-	a.stdout, a.stderr = a.outlet(stdout), a.outlet(stderr)
+	a.stdout, a.stderr = term.Open(stdout, a.getenv), term.Open(stderr, a.getenv)
 	root := a.rootCommand()
 	root.SetArgs(append([]string{}, args...)) // nil would mean os.Args
 	root.SetIn(stdin)
@@ -187,9 +188,9 @@ func (a *app) errorText(s screen, err error) string {
 	if errors.Is(err, context.Canceled) {
 		return "perceptctl: interrupted\n"
 	}
-	text := fmt.Sprintf("%s %s\n", s.paint(bad, "perceptctl:"), cleanLines(err.Error()))
+	text := fmt.Sprintf("%s %s\n", s.Paint(term.Bad, "perceptctl:"), term.CleanLines(err.Error()))
 	if hint := a.hint(err); hint != "" {
-		text += fmt.Sprintf("%s %s\n", s.paint(warning, "hint:"), hint)
+		text += fmt.Sprintf("%s %s\n", s.Paint(term.Warning, "hint:"), hint)
 	}
 	return text
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // startDaemon runs a fake daemon for tests that are not transcripts.
@@ -66,7 +67,7 @@ func TestWatchAppendsAwayFromATerminal(t *testing.T) {
 		t.Errorf("exit status %d, %s", code, &stderr)
 	}
 	// The third was asked for when the watch ended; whether it is still shown is chance.
-	pictures := strings.Split(stdout.String(), strings.Repeat("-", plainWidth)+"\n")
+	pictures := strings.Split(stdout.String(), strings.Repeat("-", term.DefaultWidth)+"\n")
 	if len(pictures) < 2 || pictures[0] != pictures[1] || !strings.HasPrefix(pictures[0], "perceptd  1.2.3, ready, up 1h\n") {
 		t.Errorf("output:\n%s", &stdout)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/simulator"
+	"perceptd/cmd/perceptctl/term"
 )
 
 const simulatedWarning = "this back end's tokens open nothing"
@@ -126,11 +127,11 @@ func (a *app) announce(server *simulator.Server, s *simulation) error {
 		return fmt.Errorf("--env-file: %w", err)
 	}
 	screen := a.screen(a.stdout)
-	text := screen.paragraph("SIMULATED: ", simulatedWarning, loud)
-	text += screen.paragraph("", fmt.Sprintf("listening on %s as %s until Ctrl-C", server.URL(), s.form), plain)
-	text += screen.paragraph("", "every user here gets its tokens; "+simulator.Steerers+" can steer it", plain)
-	text += screen.paragraph("", fmt.Sprintf("tokens live %s, rollover at %s, spread %s, clock runs %v times as fast",
-		span(s.backend.Life), s.rollover, span(s.backend.Spread), s.speed), plain)
+	text := screen.Paragraph("SIMULATED: ", simulatedWarning, term.Loud)
+	text += screen.Paragraph("", fmt.Sprintf("listening on %s as %s until Ctrl-C", server.URL(), s.form), term.Plain)
+	text += screen.Paragraph("", "every user here gets its tokens; "+simulator.Steerers+" can steer it", term.Plain)
+	text += screen.Paragraph("", fmt.Sprintf("tokens live %s, rollover at %s, spread %s, clock runs %v times as fast",
+		span(s.backend.Life), s.rollover, span(s.backend.Spread), s.speed), term.Plain)
 	text += "\n"
 	for _, variable := range variables {
 		text += "export " + variable + "\n"

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/simulator"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // simulatorState is simulator.State as it comes over the wire, where the rollover is a word.
@@ -45,11 +46,11 @@ over, how often it was asked, and the faults in force. Times are by its clock.`,
 }
 
 func (s screen) simulation(state simulatorState) string {
-	text := s.paragraph("SIMULATED: ", simulatedWarning, loud)
-	text += s.paragraph("clock     ", state.Now.UTC().Format(time.DateTime)+" UTC", plain)
-	text += s.paragraph("tokens    ", fmt.Sprintf("live %s, rollover at %s, spread %s, replicas %d",
-		state.Life, state.Rollover, state.Spread, state.Replicas), plain)
-	text += s.paragraph("requests  ", fmt.Sprintf("%d, at most %d at once", state.Calls.Total, state.Calls.Peak), plain)
+	text := s.Paragraph("SIMULATED: ", simulatedWarning, term.Loud)
+	text += s.Paragraph("clock     ", state.Now.UTC().Format(time.DateTime)+" UTC", term.Plain)
+	text += s.Paragraph("tokens    ", fmt.Sprintf("live %s, rollover at %s, spread %s, replicas %d",
+		state.Life, state.Rollover, state.Spread, state.Replicas), term.Plain)
+	text += s.Paragraph("requests  ", fmt.Sprintf("%d, at most %d at once", state.Calls.Total, state.Calls.Peak), term.Plain)
 	text += "\n" + s.simulatedIdentities(state.Identities)
 	text += "\n" + s.simulatedTokens(state)
 	text += "\n" + s.faults(state)
@@ -57,26 +58,26 @@ func (s screen) simulation(state simulatorState) string {
 }
 
 func (s screen) simulatedIdentities(identities []simulator.IdentityState) string {
-	columns := []column{{"IDENTITY", true}, {"SELECTOR", true}, {"GROUPS", false}, {"ROLES", false}, {"WIDS", false}}
-	rows := make([]row, len(identities))
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "SELECTOR", Shrinks: true}, {Title: "GROUPS"}, {Title: "ROLES"}, {Title: "WIDS"}}
+	rows := make([]term.Row, len(identities))
 	for i, identity := range identities {
 		selector := "client_id " + identity.ClientID
 		if identity.SystemAssigned {
 			selector = "system-assigned"
 		}
 		now := identity.InForce
-		rows[i] = row{cells: []cell{
-			{identity.Name, plain}, {selector, plain}, count(now.Groups), count(now.Roles), count(now.WIDs),
+		rows[i] = term.Row{Cells: []term.Cell{
+			{Text: identity.Name}, {Text: selector}, count(now.Groups), count(now.Roles), count(now.WIDs),
 		}}
 		to := identity.Permissions
 		if !slices.Equal(now.Groups, to.Groups) || !slices.Equal(now.Roles, to.Roles) || !slices.Equal(now.WIDs, to.WIDs) {
-			rows[i].notes = []cell{{"its permissions were changed, which has not reached new tokens yet", warning}}
+			rows[i].Notes = []term.Cell{{Text: "its permissions were changed, which has not reached new tokens yet", Style: term.Warning}}
 		}
 	}
-	return s.table(columns, rows)
+	return s.Table(columns, rows)
 }
 
-func count(list []string) cell { return cell{strconv.Itoa(len(list)), plain} }
+func count(list []string) term.Cell { return term.Cell{Text: strconv.Itoa(len(list))} }
 
 func (s screen) simulatedTokens(state simulatorState) string {
 	if len(state.Tokens) == 0 {
@@ -86,26 +87,26 @@ func (s screen) simulatedTokens(state simulatorState) string {
 	for _, c := range state.Calls.PerKey {
 		calls[c.Key] = c.Calls
 	}
-	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"NO", false}, {"REPLICA", false},
-		{"EXPIRES", false}, {"ROLLOVER", false}, {"ASKED", false}}
-	rows := make([]row, len(state.Tokens))
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "NO"}, {Title: "REPLICA"},
+		{Title: "EXPIRES"}, {Title: "ROLLOVER"}, {Title: "ASKED"}}
+	rows := make([]term.Row, len(state.Tokens))
 	for i, token := range state.Tokens {
-		rows[i] = row{cells: []cell{
-			{token.Identity, plain}, {token.Resource, plain},
-			{strconv.FormatUint(token.Serial, 10), plain}, {strconv.Itoa(token.Replica), plain},
-			{span(token.ExpiresOn.Sub(state.Now)), plain}, {span(token.RollsOn.Sub(state.Now)), plain},
-			{strconv.Itoa(calls[token.Key]), plain},
+		rows[i] = term.Row{Cells: []term.Cell{
+			{Text: token.Identity}, {Text: token.Resource},
+			{Text: strconv.FormatUint(token.Serial, 10)}, {Text: strconv.Itoa(token.Replica)},
+			{Text: span(token.ExpiresOn.Sub(state.Now))}, {Text: span(token.RollsOn.Sub(state.Now))},
+			{Text: strconv.Itoa(calls[token.Key])},
 		}}
 	}
-	return s.table(columns, rows)
+	return s.Table(columns, rows)
 }
 
 func (s screen) faults(state simulatorState) string {
 	if len(state.Faults) == 0 {
 		return "no faults are in force\n"
 	}
-	columns := []column{{"FAULT", false}, {"RESOURCE", true}, {"STRUCK", false}, {"ENDS", false}}
-	rows := make([]row, len(state.Faults))
+	columns := []term.Column{{Title: "FAULT"}, {Title: "RESOURCE", Shrinks: true}, {Title: "STRUCK"}, {Title: "ENDS"}}
+	rows := make([]term.Row, len(state.Faults))
 	for i, fault := range state.Faults {
 		resource, struck, ends := "all", strconv.Itoa(fault.Struck), "when cleared"
 		if fault.Resource != "" {
@@ -117,7 +118,7 @@ func (s screen) faults(state simulatorState) string {
 		if !fault.Until.IsZero() {
 			ends = "in " + span(fault.Until.Sub(state.Now))
 		}
-		rows[i] = row{cells: []cell{{fault.Kind.String(), warning}, {resource, plain}, {struck, plain}, {ends, plain}}}
+		rows[i] = term.Row{Cells: []term.Cell{{Text: fault.Kind.String(), Style: term.Warning}, {Text: resource}, {Text: struck}, {Text: ends}}}
 	}
-	return s.table(columns, rows)
+	return s.Table(columns, rows)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) statusCommand() *cobra.Command {
@@ -126,7 +127,7 @@ func needsPerson(status api.Status) bool {
 func (s screen) status(status api.Status) string {
 	text := s.simulated(status)
 	for _, trouble := range status.Trouble {
-		text += s.paragraph("trouble: ", trouble, bad)
+		text += s.Paragraph("trouble: ", trouble, term.Bad)
 	}
 	text += s.daemon(status)
 	text += s.denials(status.Now, status.Denials)
@@ -140,9 +141,9 @@ func (s screen) status(status api.Status) string {
 
 func (s screen) daemon(status api.Status) string {
 	up := "up " + span(status.Now.Sub(status.StartedOn))
-	ready := s.paragraph("perceptd  ", fmt.Sprintf("%s, ready, %s", status.Version, up), plain)
+	ready := s.Paragraph("perceptd  ", fmt.Sprintf("%s, ready, %s", status.Version, up), term.Plain)
 	if !status.Ready {
-		ready = s.paragraph("perceptd  ", fmt.Sprintf("%s, not ready, %s", status.Version, up), bad)
+		ready = s.Paragraph("perceptd  ", fmt.Sprintf("%s, not ready, %s", status.Version, up), term.Bad)
 	}
 	source := status.Source.Kind + ", " + status.Source.Endpoint
 	if status.Source.Address != "" {
@@ -153,14 +154,14 @@ func (s screen) daemon(status api.Status) string {
 		config = strings.Join(status.Config.Files, ", ")
 	}
 	config += ", loaded " + span(status.Now.Sub(status.Config.LoadedOn)) + " ago"
-	text := ready + s.paragraph("source    ", source, plain) + s.paragraph("config    ", config, plain) + s.reloadError(status)
+	text := ready + s.Paragraph("source    ", source, term.Plain) + s.Paragraph("config    ", config, term.Plain) + s.reloadError(status)
 	n := status.Requests
 	if l := status.Loopback; l != nil {
-		text += s.paragraph("loopback  ", loopbackText(*l), plain)
+		text += s.Paragraph("loopback  ", loopbackText(*l), term.Plain)
 	}
-	text += s.paragraph("clock     ", clockText(status.Clock), plain) + s.paragraph("tokens    ", keptText(status.Kept), plain)
-	return text + s.paragraph("requests  ",
-		fmt.Sprintf("%d served, %d denied, %d invalid, %d failed", n.Served, n.Denied, n.Invalid, n.Failed), plain)
+	text += s.Paragraph("clock     ", clockText(status.Clock), term.Plain) + s.Paragraph("tokens    ", keptText(status.Kept), term.Plain)
+	return text + s.Paragraph("requests  ",
+		fmt.Sprintf("%d served, %d denied, %d invalid, %d failed", n.Served, n.Denied, n.Invalid, n.Failed), term.Plain)
 }
 
 // loopbackText says where tokens are served over TCP, and how callers are known there.
@@ -218,30 +219,30 @@ func (s screen) reloadError(status api.Status) string {
 	if !slices.ContainsFunc(status.Trouble, told) {
 		text += ": " + status.Config.Error
 	}
-	return s.paragraph("          ", text, bad)
+	return s.Paragraph("          ", text, term.Bad)
 }
 
 func (s screen) identities(identities []api.IdentityStatus) string {
 	if len(identities) == 0 {
 		return "no identities are configured\n"
 	}
-	columns := []column{{"IDENTITY", true}, {"SELECTOR", true}, {"GRANTS", false}, {"", false}}
-	rows := make([]row, len(identities))
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "SELECTOR", Shrinks: true}, {Title: "GRANTS"}, {Title: ""}}
+	rows := make([]term.Row, len(identities))
 	for i, identity := range identities {
 		mark := ""
 		if identity.Default {
 			mark = "default"
 		}
-		grants := cell{strconv.Itoa(identity.Grants), plain}
+		grants := term.Cell{Text: strconv.Itoa(identity.Grants)}
 		if identity.Grants == 0 {
-			grants = cell{"none", warning}
+			grants = term.Cell{Text: "none", Style: term.Warning}
 		}
-		rows[i] = row{
-			cells: []cell{{identity.Name, plain}, {identity.Selector, plain}, grants, {mark, faint}},
-			notes: []cell{{principalText(identity.Principal), plain}},
+		rows[i] = term.Row{
+			Cells: []term.Cell{{Text: identity.Name}, {Text: identity.Selector}, grants, {Text: mark, Style: term.Faint}},
+			Notes: []term.Cell{{Text: principalText(identity.Principal)}},
 		}
 	}
-	return s.table(columns, rows)
+	return s.Table(columns, rows)
 }
 
 // principalText says whom an identity's tokens speak for, or "" where none has said so.
@@ -297,56 +298,56 @@ func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
 	if len(tokens) == 0 {
 		return "no tokens are cached\n"
 	}
-	columns := []column{{"IDENTITY", true}, {"RESOURCE", true}, {"STATE", false}, {"EXPIRES", false},
-		{"REFRESH", false}, {"PERMISSIONS", false}}
-	rows := make([]row, len(tokens))
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "STATE"}, {Title: "EXPIRES"},
+		{Title: "REFRESH"}, {Title: "PERMISSIONS"}}
+	rows := make([]term.Row, len(tokens))
 	for i, token := range tokens {
-		rows[i] = row{
-			cells: []cell{
-				{token.Identity, plain}, {token.Resource, plain}, stateCell(token.State),
+		rows[i] = term.Row{
+			Cells: []term.Cell{
+				{Text: token.Identity}, {Text: token.Resource}, stateCell(token.State),
 				expiryCell(token), refreshCell(now, token), permissionsCell(token),
 			},
-			notes: []cell{
-				{failures(now, token), bad},
-				{unconfirmed(token), warning},
-				{ofFormer(token), warning},
-				{s.expectation(now, token), plain},
-				{refused(now, token), warning},
+			Notes: []term.Cell{
+				{Text: failures(now, token), Style: term.Bad},
+				{Text: unconfirmed(token), Style: term.Warning},
+				{Text: ofFormer(token), Style: term.Warning},
+				{Text: s.expectation(now, token)},
+				{Text: refused(now, token), Style: term.Warning},
 			},
 		}
 	}
-	return s.table(columns, rows)
+	return s.Table(columns, rows)
 }
 
-func stateCell(state api.TokenState) cell {
+func stateCell(state api.TokenState) term.Cell {
 	switch state {
 	case api.StateFresh:
-		return cell{string(state), good}
+		return term.Cell{Text: string(state), Style: term.Good}
 	case api.StateFailing, api.StateFetching:
-		return cell{string(state), warning}
+		return term.Cell{Text: string(state), Style: term.Warning}
 	case api.StateMissing:
-		return cell{string(state), bad}
+		return term.Cell{Text: string(state), Style: term.Bad}
 	case api.StateIdle:
-		return cell{string(state), faint}
+		return term.Cell{Text: string(state), Style: term.Faint}
 	}
-	return cell{string(state), plain}
+	return term.Cell{Text: string(state)}
 }
 
-func expiryCell(token api.TokenStatus) cell {
+func expiryCell(token api.TokenStatus) term.Cell {
 	if token.ExpiresIn <= 0 {
-		return cell{"none", bad}
+		return term.Cell{Text: "none", Style: term.Bad}
 	}
-	return cell{span(seconds(token.ExpiresIn)), plain}
+	return term.Cell{Text: span(seconds(token.ExpiresIn))}
 }
 
-func refreshCell(now time.Time, token api.TokenStatus) cell {
+func refreshCell(now time.Time, token api.TokenStatus) term.Cell {
 	switch {
 	case token.NextRefresh == nil:
-		return cell{"none", faint}
+		return term.Cell{Text: "none", Style: term.Faint}
 	case !token.NextRefresh.After(now):
-		return cell{"now", plain}
+		return term.Cell{Text: "now"}
 	}
-	return cell{span(token.NextRefresh.Sub(now)), plain}
+	return term.Cell{Text: span(token.NextRefresh.Sub(now))}
 }
 
 // unconfirmed says that a token may be over, or "".
@@ -365,16 +366,16 @@ func verdict(permissions api.Permissions) string {
 	return string(permissions.Standing)
 }
 
-func permissionsCell(token api.TokenStatus) cell {
+func permissionsCell(token api.TokenStatus) term.Cell {
 	switch {
 	case token.ExpiresIn <= 0:
-		return cell{"none", faint}
+		return term.Cell{Text: "none", Style: term.Faint}
 	case token.Permissions.Withheld:
-		return cell{verdict(token.Permissions), bad}
+		return term.Cell{Text: verdict(token.Permissions), Style: term.Bad}
 	case !isCurrent(token):
-		return cell{verdict(token.Permissions), warning}
+		return term.Cell{Text: verdict(token.Permissions), Style: term.Warning}
 	}
-	return cell{string(api.StandingCurrent), good}
+	return term.Cell{Text: string(api.StandingCurrent), Style: term.Good}
 }
 
 // isCurrent reports whether a token that there is lacks no policy change on record. A daemon that does
@@ -424,7 +425,7 @@ func (s screen) changesOnRecord(status api.Status) string {
 	default:
 		text += fmt.Sprintf("%d of which tokens here have not met yet", waiting)
 	}
-	return s.paragraph("", text+": perceptctl policy-changes", plain)
+	return s.Paragraph("", text+": perceptctl policy-changes", term.Plain)
 }
 
 // counted is a number of things: "1 token", "2 tokens".
@@ -453,10 +454,10 @@ func failures(now time.Time, token api.TokenStatus) string {
 // draw shows one picture of a watch: on a terminal it replaces the one before, elsewhere it follows it.
 func (a *app) draw(s screen, text string, first bool) error {
 	switch {
-	case a.stdout.redraws:
-		return a.stdout.redraw(text, first)
+	case a.stdout.Redraws():
+		return a.stdout.Redraw(text, first)
 	case first:
 		return a.print(text)
 	}
-	return a.print(strings.Repeat("-", s.width) + "\n" + text)
+	return a.print(strings.Repeat("-", s.Width) + "\n" + text)
 }

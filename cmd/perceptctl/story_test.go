@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 const vault = "https://vault.azure.net"
@@ -286,7 +287,7 @@ func TestStories(t *testing.T) {
 			}
 			other := api.PolicyChange{ID: "other", Identity: "device", Effect: api.EffectRevoked, At: noon}
 			status := api.Status{Now: noon, Tokens: []api.TokenStatus{token}, Changes: append(test.changes, other)}
-			s := screen{width: 80}
+			s := screen{Screen: term.Screen{Width: 80}}
 			story := s.explain(status, token)
 			shown := s.tell(story)
 			checkWidth(t, shown, 80, false)
@@ -327,7 +328,7 @@ func TestManyChanges(t *testing.T) {
 	}
 	later := aChange("later", api.EffectChanged, 7*time.Hour, 1) // the daemon counts it as met
 	status.Changes = append([]api.PolicyChange{later}, status.Changes...)
-	story := screen{width: 80}.explain(status, token)
+	story := screen{Screen: term.Screen{Width: 80}}.explain(status, token)
 	want := map[string]api.Standing{
 		"later": api.StandingCurrent, "unmet": api.StandingStale, "spreading": api.StandingUncertain,
 		"met": api.StandingCurrent, "old": api.StandingCurrent,
@@ -337,7 +338,7 @@ func TestManyChanges(t *testing.T) {
 			t.Errorf("%s: %s, want %s", change.ID, change.Standing, want[change.ID])
 		}
 	}
-	if shown := (screen{width: 80}).tell(story); !strings.Contains(shown, "There are 3 changes before these") {
+	if shown := (screen{Screen: term.Screen{Width: 80}}).tell(story); !strings.Contains(shown, "There are 3 changes before these") {
 		t.Errorf("got\n%s", shown)
 	}
 }
@@ -352,7 +353,7 @@ func TestPolicyChangesTable(t *testing.T) {
 	lost := aChange("ffee0011", api.EffectUnknown, time.Hour, 2)
 	revoked := aChange("9b2e7c10", api.EffectRevoked, time.Hour, 0)
 	unread := ofRecord(api.RecordUnread, "chown percept: x", true)
-	got := screen{width: 80}.policyChanges(noon, []api.PolicyChange{unsure, dated(5*time.Minute, time.Minute), revoked, lost, unread, untouched})
+	got := screen{Screen: term.Screen{Width: 80}}.policyChanges(noon, []api.PolicyChange{unsure, dated(5*time.Minute, time.Minute), revoked, lost, unread, untouched})
 	want := `ID        WHEN          EFFECT   IDENTITY  RESOURCE            WAITING   ENDS IN
 77aa0011  11:59         changed  vision    https://…ample.net  1 of 2    2d 2h
   a note
@@ -407,14 +408,14 @@ func TestPolicyChangesOnNarrowScreens(t *testing.T) {
   was not known to be right
 `,
 	} {
-		if got := (screen{width: width}).policyChanges(noon, changes); got != want {
+		if got := (screen{Screen: term.Screen{Width: width}}).policyChanges(noon, changes); got != want {
 			t.Errorf("got\n%swant\n%s", got, want)
 		}
 	}
-	for width := leastWidth; width < 120; width++ {
-		checkWidth(t, screen{width: width}.policyChanges(noon, changes), width, false)
+	for width := term.LeastWidth; width < 120; width++ {
+		checkWidth(t, screen{Screen: term.Screen{Width: width}}.policyChanges(noon, changes), width, false)
 	}
-	if told := (screen{width: 80}).noted(noon, joined, api.Status{}, true); !strings.Contains(told, "it stands for 4 changes") {
+	if told := (screen{Screen: term.Screen{Width: 80}}).noted(noon, joined, api.Status{}, true); !strings.Contains(told, "it stands for 4 changes") {
 		t.Errorf("got\n%s", told)
 	}
 }
@@ -434,7 +435,7 @@ func TestManyTouchedTokens(t *testing.T) {
 	}
 	change := aChange("1f0c2a34", api.EffectRevoked, time.Minute, 24)
 	change.Touched = 25
-	shown := screen{width: 80}.noted(noon, change, status, true)
+	shown := screen{Screen: term.Screen{Width: 80}}.noted(noon, change, status, true)
 	checkWidth(t, shown, 80, false)
 	flat := strings.Join(strings.Fields(shown), " ")
 	for _, want := range []string{
@@ -458,9 +459,9 @@ func FuzzExplain(f *testing.F) {
 		change := aChange(note, api.EffectRevoked, time.Minute, 2)
 		change.Note = note
 		status := api.Status{Now: noon, Changes: []api.PolicyChange{change}}
-		s := screen{width: max(plainWidth, min(width, 300))}
+		s := screen{Screen: term.Screen{Width: max(term.DefaultWidth, min(width, 300))}}
 		shown := s.tell(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.noted(noon, change, status, true)
-		checkWidth(t, shown, s.width, false)
+		checkWidth(t, shown, s.Width, false)
 		if !utf8.ValidString(shown) {
 			t.Error("not UTF-8")
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) timelineCommand() *cobra.Command {
@@ -59,7 +60,7 @@ func (a *app) timeline(ctx context.Context, identity string, ascii bool) error {
 	}
 	status.Tokens = tokens
 	s := a.screen(a.stdout)
-	s.plainText = s.plainText || ascii
+	s.ASCII = s.ASCII || ascii
 	return a.print(s.timeline(status))
 }
 
@@ -67,7 +68,7 @@ const widestTimeline = 160 // columns
 
 // timeline lays out an axis, a bar for each token, what the marks mean, and the exact times.
 func (s screen) timeline(status api.Status) string {
-	s.width = min(s.width, widestTimeline)
+	s.Width = min(s.Width, widestTimeline)
 	if len(status.Tokens) == 0 {
 		return s.simulated(status) + "no tokens are cached\n"
 	}
@@ -75,11 +76,11 @@ func (s screen) timeline(status api.Status) string {
 	for i, token := range status.Tokens {
 		lives[i] = lifeOf(status, token)
 	}
-	marks := marksFor(s.plainText)
+	marks := marksFor(s.ASCII)
 	labels, labelWidth := s.labels(lives)
-	axis := axisFor(status.Now, lives, s.width-labelWidth-len(gap), s.location())
+	axis := axisFor(status.Now, lives, s.Width-labelWidth-len(term.Gap), s.location())
 	seen := make(map[rune]bool)
-	text := strings.Repeat(" ", labelWidth) + gap
+	text := strings.Repeat(" ", labelWidth) + term.Gap
 	drawing := text + strings.TrimRight(axis.hours(), " ") + "\n" +
 		text + axis.rule(marks) + "\n"
 	for i, l := range lives {
@@ -87,19 +88,19 @@ func (s screen) timeline(status api.Status) string {
 		for _, mark := range bar {
 			seen[mark] = true
 		}
-		drawing += fmt.Sprintf("%-*s%s%s\n", labelWidth, labels[i], gap, s.paintBar(l, strings.TrimRight(string(bar), " ")))
+		drawing += fmt.Sprintf("%-*s%s%s\n", labelWidth, labels[i], term.Gap, s.paintBar(l, strings.TrimRight(string(bar), " ")))
 	}
 	drawing += text + axis.nowLine(s) + "\n\n" + s.legend(seen, marks) + "\n"
 	for i, l := range lives {
 		drawing += s.lifeInWords(number(i, lives)+"  ", status.Now, l)
 	}
-	drawing += s.paragraph("", "times are in "+s.zoneName(status.Now)+"; perceptctl explain RESOURCE tells more", faint)
+	drawing += s.Paragraph("", "times are in "+s.zoneName(status.Now)+"; perceptctl explain RESOURCE tells more", term.Faint)
 	return s.simulated(status) + s.inCharset(drawing)
 }
 
 // inCharset replaces what a terminal without UTF-8 cannot show, column by column.
 func (s screen) inCharset(text string) string {
-	if !s.plainText {
+	if !s.ASCII {
 		return text
 	}
 	return strings.Map(func(r rune) rune {
@@ -121,7 +122,7 @@ func (s screen) labels(lives []life) (labels []string, width int) {
 		if !found {
 			host = l.token.Resource
 		}
-		label := cut(clean(number(i, lives)+" "+l.token.Identity+" "+host), s.width/3)
+		label := term.Cut(term.Clean(number(i, lives)+" "+l.token.Identity+" "+host), s.Width/3)
 		labels = append(labels, label)
 		width = max(width, utf8.RuneCountInString(label))
 	}
@@ -136,13 +137,13 @@ func number(i int, lives []life) string {
 func (s screen) paintBar(l life, bar string) string {
 	switch {
 	case l.token.ExpiresIn <= 0:
-		return s.paint(faint, bar)
+		return s.Paint(term.Faint, bar)
 	case l.token.Permissions.Withheld:
-		return s.paint(bad, bar)
+		return s.Paint(term.Bad, bar)
 	case !isCurrent(l.token):
-		return s.paint(warning, bar)
+		return s.Paint(term.Warning, bar)
 	}
-	return s.paint(good, bar)
+	return s.Paint(term.Good, bar)
 }
 
 // life is a token's times. Those not known are zero.
@@ -209,7 +210,7 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 
 // lifeInWords tells every time of a token, exactly.
 func (s screen) lifeInWords(lead string, now time.Time, l life) string {
-	text := s.paragraph(lead, l.token.Identity+"  "+l.token.Resource, title)
+	text := s.Paragraph(lead, l.token.Identity+"  "+l.token.Resource, term.Title)
 	var parts []string
 	add := func(name string, t time.Time) {
 		if !t.IsZero() {
@@ -240,7 +241,7 @@ func (s screen) lifeInWords(lead string, now time.Time, l life) string {
 	add("expires", l.expires)
 	add("current by", l.currentBy)
 	add("probably by", l.probably)
-	return text + s.paragraph(strings.Repeat(" ", len(lead)), strings.Join(parts, ", "), plain)
+	return text + s.Paragraph(strings.Repeat(" ", len(lead)), strings.Join(parts, ", "), term.Plain)
 }
 
 func verdictOf(token api.TokenStatus) string {

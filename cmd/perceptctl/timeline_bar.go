@@ -226,7 +226,7 @@ func (s screen) legend(seen map[rune]bool, m marks) string {
 func (s screen) entries(parts []string) string {
 	text, line := "", ""
 	for _, part := range parts {
-		if line != "" && utf8.RuneCountInString(line)+3+utf8.RuneCountInString(part) > s.width {
+		if line != "" && utf8.RuneCountInString(line)+3+utf8.RuneCountInString(part) > s.Width {
 			text += line + "\n"
 			line = ""
 		}

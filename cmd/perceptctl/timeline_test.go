@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -90,7 +91,7 @@ func TestTimelineLayout(t *testing.T) {
 				t.Run(fmt.Sprintf("%s, %d columns, ASCII %t", name, width, plainText), func(t *testing.T) {
 					t.Parallel()
 					status := api.Status{Now: noon, Tokens: tokens, Changes: []api.PolicyChange{aChange("1f0c2a34", api.EffectGranted, 10*time.Minute, 1)}}
-					shown := screen{width: width, plainText: plainText}.timeline(status)
+					shown := screen{Screen: term.Screen{Width: width, ASCII: plainText}}.timeline(status)
 					checkWidth(t, shown, min(width, widestTimeline), plainText)
 					if len(tokens) == 0 {
 						if shown != "no tokens are cached\n" {
@@ -171,7 +172,7 @@ func TestTimelineListsWhatIsHidden(t *testing.T) {
 	for i := range 7 {
 		status.Changes = append(status.Changes, aChange(fmt.Sprint(i), api.EffectChanged, time.Duration(30+i)*time.Second, 2))
 	}
-	shown := screen{width: 80}.timeline(status)
+	shown := screen{Screen: term.Screen{Width: 80}}.timeline(status)
 	if !strings.HasPrefix(shown, "SIMULATED: ") {
 		t.Errorf("not said to be simulated:\n%s", shown)
 	}
@@ -199,7 +200,7 @@ func TestTimelineOddTimes(t *testing.T) {
 	alternate := lacking(aToken("alternate", "r", time.Hour), api.StandingStale, 30*time.Minute)
 	none := api.TokenStatus{Identity: "none", Resource: "r", State: api.StateFetching}
 	status := api.Status{Now: noon, Tokens: []api.TokenStatus{far, undated, timeless, alternate, none}}
-	s := screen{width: 80, plainText: true, zone: time.FixedZone("", 5*3600+1800)}
+	s := screen{Screen: term.Screen{Width: 80, ASCII: true}, zone: time.FixedZone("", 5*3600+1800)}
 	shown := s.timeline(status)
 	checkWidth(t, shown, 80, true)
 	checkBars(t, shown, 5, true)
@@ -244,9 +245,9 @@ func FuzzTimeline(f *testing.F) {
 			Permissions: api.Permissions{Standing: api.StandingStale, Changed: changed, CurrentBy: minted, Likely: left}}
 		from, expected := time.Unix(minted, 0), time.Unix(changed, 0)
 		token.MintedFrom, token.MintedTo, token.Rollover.Expected = &from, &from, &expected
-		width = max(leastWidth, min(width, 300))
+		width = max(term.LeastWidth, min(width, 300))
 		status := api.Status{Now: noon, Tokens: []api.TokenStatus{token},
 			Changes: []api.PolicyChange{{ID: "a", At: expected, Effect: api.EffectRevoked, Touched: 1, Waiting: 1}}}
-		checkWidth(t, screen{width: width, plainText: plainText}.timeline(status), min(width, widestTimeline), plainText)
+		checkWidth(t, screen{Screen: term.Screen{Width: width, ASCII: plainText}}.timeline(status), min(width, widestTimeline), plainText)
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) tokenCommand() *cobra.Command {
@@ -85,10 +86,10 @@ func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, sh
 	if short {
 		return a.print(shortened(token.AccessToken) + "\n")
 	}
-	if a.stdout.terminal != nil {
+	if a.stdout.IsTerminal() {
 		// A remark only: the token is printed whether or not it can be made.
 		_, _ = fmt.Fprintf(a.stderr, "%s this is a secret for the next %s; --short shows less\n",
-			a.screen(a.stderr).paint(warning, "careful:"), span(seconds(token.ExpiresIn)))
+			a.screen(a.stderr).Paint(term.Warning, "careful:"), span(seconds(token.ExpiresIn)))
 	}
 	if asJSON {
 		return a.printJSON(token)

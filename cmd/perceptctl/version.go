@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) versionCommand() *cobra.Command {
@@ -32,9 +33,9 @@ func (a *app) version(ctx context.Context) error {
 	var unreachable *client.UnreachableError
 	switch {
 	case err == nil:
-		text += "perceptd    " + clean(status.Version) + "\n"
+		text += "perceptd    " + term.Clean(status.Version) + "\n"
 	case errors.As(err, &unreachable):
-		text += "perceptd    cannot be reached: " + clean(err.Error()) + "\n"
+		text += "perceptd    cannot be reached: " + term.Clean(err.Error()) + "\n"
 	default:
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) watchCommand() *cobra.Command {
@@ -91,15 +92,15 @@ func (a *app) printEvent(s screen, event client.Event, asJSON bool) error {
 // event is one line for what there is now.
 func (s screen) event(event client.Event) string {
 	now := time.Unix(event.Now, 0)
-	text := now.In(s.location()).Format(time.TimeOnly) + fmt.Sprintf("  %-11s  ", clean(event.Name))
+	text := now.In(s.location()).Format(time.TimeOnly) + fmt.Sprintf("  %-11s  ", term.Clean(event.Name))
 	switch {
 	case event.Detail != "":
-		text += clean(event.Detail)
+		text += term.Clean(event.Detail)
 	case event.SHA256 == "":
 		text += "no valid token"
 	default:
 		expires := time.Unix(event.ExpiresOn, 0)
-		text += fmt.Sprintf("%s until %s, ", clean(event.SHA256[:min(12, len(event.SHA256))]), s.at(now, expires))
+		text += fmt.Sprintf("%s until %s, ", term.Clean(event.SHA256[:min(12, len(event.SHA256))]), s.at(now, expires))
 		text += s.permissionsInWords(now, event.Permissions)
 	}
 	return text + "\n"
@@ -107,7 +108,7 @@ func (s screen) event(event client.Event) string {
 
 // permissionsInWords tells permissions in a few words: "stale, current by 14:05".
 func (s screen) permissionsInWords(now time.Time, p api.Permissions) string {
-	text := clean(verdict(p))
+	text := term.Clean(verdict(p))
 	if p.CurrentBy != 0 {
 		text += ", current by " + s.at(now, time.Unix(p.CurrentBy, 0))
 	}

@@ -10,6 +10,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/cmd/perceptctl/term"
 )
 
 func (a *app) whoamiCommand() *cobra.Command {
@@ -48,7 +49,7 @@ func (a *app) whoami(ctx context.Context, asJSON bool) error {
 	case !answer.Proved:
 		hint := ""
 		if answer.Unproved != nil {
-			hint = clean(answer.Unproved.Hint)
+			hint = term.Clean(answer.Unproved.Hint)
 		}
 		return &hintedError{deniedError(api.CodeUnknownCaller, "perceptd could not prove who calls: it answers no request for a token"), hint}
 	case len(answer.Grants) == 0:
@@ -71,7 +72,7 @@ func (s screen) whoami(w api.WhoAmI) string {
 		if w.Unproved.Why != "" {
 			missing += ": " + w.Unproved.Why
 		}
-		text += s.paragraph("not proved  ", missing, bad)
+		text += s.Paragraph("not proved  ", missing, term.Bad)
 	}
 	for _, fact := range factsOf(w.Caller) {
 		text += s.fact(fact)
@@ -79,14 +80,14 @@ func (s screen) whoami(w api.WhoAmI) string {
 	if len(w.Grants) == 0 {
 		return text
 	}
-	columns := []column{{"GRANTED TO", true}, {"IDENTITY", true}, {"RESOURCE", true}}
-	var rows []row
+	columns := []term.Column{{Title: "GRANTED TO", Shrinks: true}, {Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}}
+	var rows []term.Row
 	for _, g := range w.Grants {
 		for _, resource := range g.Resources {
-			rows = append(rows, row{cells: []cell{{g.Caller, plain}, {g.Identity, plain}, {resource, plain}}})
+			rows = append(rows, term.Row{Cells: []term.Cell{{Text: g.Caller}, {Text: g.Identity}, {Text: resource}}})
 		}
 	}
-	return text + "\n" + s.table(columns, rows)
+	return text + "\n" + s.Table(columns, rows)
 }
 
 type fact struct{ name, text string }
@@ -94,10 +95,10 @@ type fact struct{ name, text string }
 // fact lays out one fact. A digest that would be broken gets a line of its own, to be copied from.
 func (s screen) fact(f fact) string {
 	const lead = 12
-	if lead+len(f.text) > s.width && !strings.Contains(f.text, " ") {
-		return s.paragraph("", f.name, plain) + s.paragraph(gap, f.text, plain)
+	if lead+len(f.text) > s.Width && !strings.Contains(f.text, " ") {
+		return s.Paragraph("", f.name, term.Plain) + s.Paragraph(term.Gap, f.text, term.Plain)
 	}
-	return s.paragraph(fmt.Sprintf("%-*s", lead, f.name), f.text, plain)
+	return s.Paragraph(fmt.Sprintf("%-*s", lead, f.name), f.text, term.Plain)
 }
 
 // factsOf lists what is known of a caller, the most telling first.

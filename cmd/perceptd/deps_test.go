@@ -60,7 +60,8 @@ var mayImport = map[string]struct {
 		"it runs the programs and asks them as everybody does"},
 	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
 	"agent/identityproxy":       {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
-	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "tokencache"}, "the tool talks to the daemon and is none itself"},
+	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "cmd/perceptctl/term", "tokencache"}, "the tool talks to the daemon and is none itself"},
+	"cmd/perceptctl/term":       {nil, "it lays out text, whatever the text says"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.
