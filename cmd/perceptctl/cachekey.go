@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -325,14 +324,6 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 	return a.printTrouble(text)
 }
 
-// printTrouble writes an answer that tells of something for a person to do.
-func (a *app) printTrouble(text string) error {
-	if err := a.print(text); err != nil {
-		return err
-	}
-	return &troubleError{}
-}
-
 // cacheKey tells what a key is worth.
 func (s screen) cacheKey(with, path string) string {
 	about := seals[with]
@@ -514,29 +505,4 @@ func syncFolder(path string) error {
 		return err
 	}
 	return errors.Join(folder.Sync(), folder.Close())
-}
-
-// pipe runs a program with input and returns what it printed. What it said beside is passed on, and when it fails the
-// last line of that is the error.
-func (a *app) pipe(ctx context.Context, input []byte, name string, args ...string) ([]byte, error) {
-	path := a.program(name)
-	if path == "" {
-		return nil, fmt.Errorf("%s, of systemd 250 and later, is not here", name)
-	}
-	ctx, cancel := context.WithTimeout(ctx, sealing)
-	defer cancel()
-	var stderr bytes.Buffer
-	command := exec.CommandContext(ctx, path, args...)
-	command.Env, command.Stdin, command.Stderr = a.environ, bytes.NewReader(input), &stderr
-	out, err := command.Output()
-	if err == nil {
-		if said := term.CleanLines(stderr.String()); said != "" {
-			_, err = fmt.Fprintf(a.stderr, "%s: %s\n", name, said)
-		}
-		return out, err
-	}
-	if lines := strings.Split(strings.TrimSpace(stderr.String()), "\n"); ctx.Err() == nil && lines[len(lines)-1] != "" {
-		return nil, fmt.Errorf("%s %s: %s", name, args[0], lines[len(lines)-1])
-	}
-	return nil, fmt.Errorf("%s %s: %w", name, args[0], errors.Join(ctx.Err(), err))
 }

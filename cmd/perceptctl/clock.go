@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"perceptd/agent/api"
 	"perceptd/agent/clock"
 )
 
@@ -95,32 +94,4 @@ func (a *app) timeKeeperHere(ctx context.Context) (found timeKeeper) {
 		}
 	}
 	return found
-}
-
-// examineClock says whether the wall clock counts as right, by whose word, and what to do where it does not.
-func examineClock(c api.ClockStatus, by timeKeeper) finding {
-	const what = "clock"
-	vouched := strings.TrimSuffix("synchronised, says the "+c.By, " ")
-	if by.state == "active" {
-		vouched += " (" + by.name + ")"
-	}
-	switch {
-	case c.Known && c.By == "": // of a simulated back end that runs faster
-		return finding{Verdict: fine, What: what, Is: "right by itself"}
-	case c.Known && c.By == clock.ByTimesyncd:
-		return finding{Verdict: fine, What: what, Is: "synchronised, says " + c.By}
-	case c.Known:
-		return finding{Verdict: fine, What: what, Is: vouched}
-	case c.By == "":
-		return finding{noted, what, "nobody can be asked whether it is synchronised, so it does not count as right",
-			"systemctl status perceptd-clock.socket tells why perceptd cannot ask; perceptctl clock asks the kernel"}
-	case by.unit == "":
-		return finding{noted, what, "not synchronised, says the " + c.By + ", and no time daemon runs",
-			"install chrony, or enable systemd-timesyncd: revocations and reboots take longer to settle without the time"}
-	}
-	if by.state != "active" {
-		return finding{noted, what, fmt.Sprintf("not synchronised, says the %s, and %s, which is installed, does not run: systemd says %s", c.By, by.name, by.state),
-			"systemctl status " + by.unit + " tells why; systemctl enable --now " + by.unit + " starts it"}
-	}
-	return finding{noted, what, "not " + vouched, by.next}
 }

@@ -8,16 +8,15 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
 	"perceptd/agent/binding"
+	"perceptd/agent/clock"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -80,17 +79,6 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 		err = &troubleError{}
 	}
 	return err
-}
-
-// probing is how long one thing may take that is asked: a socket, or another program.
-const probing = 5 * time.Second
-
-// probeFor is how long each socket is waited for. systemd holds those of a daemon that cannot start, and each client waits.
-func (a *app) probeFor() time.Duration {
-	if a.timeout <= 0 {
-		return probing
-	}
-	return min(probing, a.timeout)
 }
 
 // examine makes every check whose ground is there. Both sockets are asked at once; what to look at when the daemon does not
@@ -256,38 +244,6 @@ func examineConfig(said string, err error) *finding {
 	return &finding{noted, what, strings.TrimSuffix(fmt.Sprintf("it was not checked: perceptd --check: %v: %s", err, said), ": "), ""}
 }
 
-var errNoProgram = errors.New("the program is not here")
-
-// ask runs a program that is on the path and returns what it said. The error is an exec.ExitError where it ended with
-// another status than 0, and that of a context where it was not waited for.
-func (a *app) ask(ctx context.Context, name string, args ...string) (said string, err error) {
-	path := a.program(name)
-	if path == "" {
-		return "", errNoProgram
-	}
-	ctx, cancel := context.WithTimeout(ctx, probing)
-	defer cancel()
-	command := exec.CommandContext(ctx, path, args...)
-	command.Env = a.environ
-	command.WaitDelay = time.Second // for what it has started itself
-	text, err := command.CombinedOutput()
-	if state := command.ProcessState; err != nil && ctx.Err() != nil && (state == nil || !state.Exited()) {
-		err = ctx.Err()
-	}
-	return strings.TrimSpace(string(text)), err
-}
-
-// program returns where a program is on the path, or "".
-func (a *app) program(name string) string {
-	for _, folder := range filepath.SplitList(a.getenv("PATH")) {
-		path := filepath.Join(folder, name)
-		if info, err := os.Stat(path); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {
-			return path
-		}
-	}
-	return ""
-}
-
 func examineDaemon(status api.Status) (all []finding) {
 	switch {
 	case status.Simulated && status.Source.Kind != "simulated":
@@ -348,6 +304,34 @@ func examineCallers(status api.Status) (all []finding) {
 		all = append(all, finding{Verdict: fine, What: "callers", Is: is})
 	}
 	return append(all, examineKernel(status.Callers))
+}
+
+// examineClock says whether the wall clock counts as right, by whose word, and what to do where it does not.
+func examineClock(c api.ClockStatus, by timeKeeper) finding {
+	const what = "clock"
+	vouched := strings.TrimSuffix("synchronised, says the "+c.By, " ")
+	if by.state == "active" {
+		vouched += " (" + by.name + ")"
+	}
+	switch {
+	case c.Known && c.By == "": // of a simulated back end that runs faster
+		return finding{Verdict: fine, What: what, Is: "right by itself"}
+	case c.Known && c.By == clock.ByTimesyncd:
+		return finding{Verdict: fine, What: what, Is: "synchronised, says " + c.By}
+	case c.Known:
+		return finding{Verdict: fine, What: what, Is: vouched}
+	case c.By == "":
+		return finding{noted, what, "nobody can be asked whether it is synchronised, so it does not count as right",
+			"systemctl status perceptd-clock.socket tells why perceptd cannot ask; perceptctl clock asks the kernel"}
+	case by.unit == "":
+		return finding{noted, what, "not synchronised, says the " + c.By + ", and no time daemon runs",
+			"install chrony, or enable systemd-timesyncd: revocations and reboots take longer to settle without the time"}
+	}
+	if by.state != "active" {
+		return finding{noted, what, fmt.Sprintf("not synchronised, says the %s, and %s, which is installed, does not run: systemd says %s", c.By, by.name, by.state),
+			"systemctl status " + by.unit + " tells why; systemctl enable --now " + by.unit + " starts it"}
+	}
+	return finding{noted, what, "not " + vouched, by.next}
 }
 
 // examineKernel says what the kernel's age means for the proof of callers.
@@ -429,13 +413,6 @@ func examineDenials(status api.Status) (all []finding) {
 		all = append(all, finding{noted, "denied", is, next})
 	}
 	return all
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
 }
 
 // findings lays out what was found, a line or paragraph each, and what to do below.

@@ -1,13 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"perceptd/agent/identityproxy"
 )
@@ -18,21 +25,6 @@ const (
 	exitCannot   = 126 // the command cannot be started
 	exitNotFound = 127 // there is no such command
 )
-
-// statusError ends the program with a status of its own.
-type statusError struct {
-	cause  error // nil: the command has ended so, and said all there is to say
-	status int
-}
-
-func (e *statusError) Error() string {
-	if e.cause == nil {
-		return fmt.Sprintf("the command ended with status %d", e.status)
-	}
-	return e.cause.Error()
-}
-
-func (e *statusError) Unwrap() error { return e.cause }
 
 func (a *app) execCommand() *cobra.Command {
 	var arc bool
@@ -115,4 +107,180 @@ func startError(name string, err error) error {
 		status = exitNotFound
 	}
 	return &statusError{fmt.Errorf("cannot run %q: %w", name, err), status}
+}
+
+var errNoCommand = errors.New("there is no such command")
+
+// hiddenError is a folder of PATH that cannot be looked into. Shells find no command there, and neither does find.
+type hiddenError struct{ why error }
+
+func (e *hiddenError) Error() string {
+	return fmt.Sprintf("%v; a folder of PATH cannot be looked into: %v", errNoCommand, e.why)
+}
+
+func (*hiddenError) Is(target error) bool { return target == errNoCommand }
+
+// find returns the path of a command, as a shell does: by PATH where its name has no slash.
+func find(name string, environ []string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, runnable(name, name)
+	}
+	var unfit, hidden error
+	for _, folder := range filepath.SplitList(pathIn(environ)) {
+		if folder == "" {
+			folder = "."
+		}
+		path := folder + "/" + name
+		_, unseen := os.Lstat(path)
+		switch err := runnable(name, path); {
+		case err == nil:
+			return path, nil
+		case errors.Is(err, errNoCommand):
+		case unseen != nil:
+			hidden = cmp.Or(hidden, error(&hiddenError{unseen}))
+		default:
+			unfit = cmp.Or(unfit, err)
+		}
+	}
+	return "", cmp.Or(unfit, startError(name, cmp.Or(hidden, errNoCommand)))
+}
+
+// pathIn returns PATH, or where the kernel's own shells look without it.
+func pathIn(environ []string) string {
+	for _, variable := range slices.Backward(environ) {
+		if path, ok := strings.CutPrefix(variable, "PATH="); ok {
+			return path
+		}
+	}
+	return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
+
+// runnable returns why path is nothing that can be run, or nil.
+func runnable(name, path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return startError(name, errNoCommand)
+	case err != nil:
+		return startError(name, err)
+	case info.IsDir():
+		return startError(name, errors.New("it is a folder"))
+	}
+	if err := unix.Access(path, unix.X_OK); err != nil {
+		return startError(name, err)
+	}
+	return nil
+}
+
+// runToEnd runs a command and returns its status. It passes signals on to it, and reaps whatever else ends that is this
+// process's to reap, as a container's first process must.
+//
+// The command is told where to show a secret. When this process is killed, a stranger must not be able to listen there: so the
+// command is killed too. The kernel spares those who have become another user, and knows nothing of the command's own children:
+// all of them inherit the holder of the port, which stays taken as long as one of them lives.
+func runToEnd(path string, args, environ []string, holder *os.File) (status int, err error) {
+	attr, shared := grouping()
+	attr.Pdeathsig = syscall.SIGKILL
+	runtime.LockOSThread() // with this thread the command would end
+	defer runtime.UnlockOSThread()
+	inherited, err := unix.FcntlInt(holder.Fd(), unix.F_DUPFD, heldFrom)
+	if err != nil {
+		return 0, &statusError{os.NewSyscallError("fcntl", err), exitExec}
+	}
+	defer syscall.Close(inherited)
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, caught(shared)...)
+	defer signal.Stop(signals)
+	child, err := os.StartProcess(path, args, &os.ProcAttr{
+		Env: environ, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: attr,
+	})
+	switch {
+	case errors.Is(err, os.ErrNotExist): // it was there a moment ago
+		return 0, startError(args[0], errors.New("its interpreter is missing"))
+	case err != nil:
+		return 0, startError(args[0], err)
+	}
+	pid := child.Pid
+	_ = child.Release() // it is waited for below, as all others are
+	ended := make(chan result, 1)
+	go func() { ended <- reap(pid) }()
+	for {
+		select {
+		case s := <-signals:
+			if !shared || !slices.Contains(keyed, s.(syscall.Signal)) {
+				_ = syscall.Kill(pid, s.(syscall.Signal)) // it may have just ended
+			}
+		case r := <-ended:
+			return r.status, r.err
+		}
+	}
+}
+
+// heldFrom is the least descriptor that the holder of the port may have: the first ones mean something to some commands.
+const heldFrom = 64
+
+// own are the signals that are about this process alone, or that no program sends.
+var own = []syscall.Signal{
+	syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE, syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT,
+	syscall.SIGBUS, syscall.SIGFPE, syscall.SIGSEGV, syscall.SIGSYS, syscall.SIGPROF, syscall.SIGTTIN, syscall.SIGTTOU,
+	32, 33, // the C library's
+}
+
+// keyed are the signals that a terminal sends to all of the group in its foreground.
+var keyed = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGCONT, syscall.SIGWINCH}
+
+// caught returns the signals that this process passes on, or has the terminal tell. Those that it was started to ignore the
+// command ignores too; and where they share a group it stops when the command does, for their shell to see.
+func caught(shared bool) (all []os.Signal) {
+	for s := syscall.Signal(1); s <= 64; s++ {
+		if !slices.Contains(own, s) && !signal.Ignored(s) && !(shared && s == syscall.SIGTSTP) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// grouping returns in which process group the command is to be, and whether that is this process's.
+//
+// A key that interrupts or stops must be told to it once. So it is in a group of its own; but where a shell runs this process
+// in its terminal's foreground they share the group, since the shell must see both stop.
+func grouping() (attr *syscall.SysProcAttr, shared bool) {
+	front := inFront()
+	switch {
+	case front && os.Getpid() == 1:
+		return &syscall.SysProcAttr{Setpgid: true, Foreground: true, Ctty: int(os.Stdin.Fd())}, false
+	case front:
+		return &syscall.SysProcAttr{}, true
+	}
+	return &syscall.SysProcAttr{Setpgid: true}, false
+}
+
+// inFront reports whether this process is in the foreground of the terminal that is its standard input.
+func inFront() bool {
+	group, err := unix.IoctlGetInt(int(os.Stdin.Fd()), unix.TIOCGPGRP)
+	return err == nil && group == unix.Getpgrp()
+}
+
+type result struct {
+	status int
+	err    error
+}
+
+// reap waits for children until pid has ended.
+func reap(pid int) result {
+	for {
+		var status syscall.WaitStatus
+		one, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err != nil:
+			return result{err: &statusError{os.NewSyscallError("wait4", err), exitExec}}
+		case one != pid:
+			continue
+		case status.Signaled():
+			return result{status: 128 + int(status.Signal())}
+		}
+		return result{status: status.ExitStatus()}
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -38,27 +37,6 @@ No token text is shown.`,
 	flags.BoolVar(&asJSON, "json", false, "print the story and what it is made of for programs")
 	a.completeFrom(command, "identity", identityNames)
 	return command
-}
-
-// explanation is the story of one token, as --json prints it.
-type explanation struct {
-	Now     time.Time        `json:"now"`
-	Summary string           `json:"summary"`
-	Story   []passage        `json:"story"`
-	Token   api.TokenStatus  `json:"token"`
-	Changes []standingChange `json:"policy_changes"` // those that touch the token
-}
-
-// passage is a part of a story.
-type passage struct {
-	About string `json:"about"`
-	Text  string `json:"text"`
-}
-
-// standingChange is a policy change and how the token stands to it.
-type standingChange struct {
-	api.PolicyChange
-	Standing api.Standing `json:"standing,omitempty"` // empty without a token
 }
 
 func (a *app) explain(ctx context.Context, resource, identity string, asJSON bool) error {
@@ -126,35 +104,6 @@ func chooseTokens(status api.Status, resource, identity string) ([]api.TokenStat
 	}
 	return nil, &hintedError{fmt.Errorf("no token for %s is cached, nor any other", resource),
 		"a token comes when a granted caller asks, or with prefetch = true in its grant"}
-}
-
-// checkIdentity refuses the name of an identity that is not configured; "" is none.
-func checkIdentity(status api.Status, identity string) error {
-	names := identityNames(status)
-	if identity == "" || slices.Contains(names, identity) {
-		return nil
-	}
-	return &hintedError{fmt.Errorf("no identity %q is configured", identity), "name one with --identity: " + cleanAll(names)}
-}
-
-// simulated warns of a simulated back end, before all else.
-func (s screen) simulated(status api.Status) string {
-	if !status.Simulated {
-		return ""
-	}
-	if status.Source.Kind != "simulated" {
-		return s.Paragraph("SIMULATED: ", simulatedSource(status.Source), term.Loud)
-	}
-	return s.Paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing; perceptd's user and root can steer it", term.Loud)
-}
-
-// simulatedSource says that a back end which is not called a simulated one is one.
-func simulatedSource(from api.SourceStatus) string {
-	return "a token that is held says that a simulated back end made it, and opens nothing, though the source is " + sourceText(from)
-}
-
-func sourceText(from api.SourceStatus) string {
-	return strings.TrimSpace(from.Kind + " " + from.Endpoint + " " + from.Address)
 }
 
 // tell lays a story out: each part behind what it is about.

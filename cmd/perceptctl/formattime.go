@@ -28,3 +28,73 @@ func span(d time.Duration) string {
 
 // seconds turns the wire's seconds into a duration.
 func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
+
+// at tells a moment by the clocks here, with its day where that is not today.
+func (s screen) at(now, t time.Time) string {
+	now, t = now.In(s.location()), t.In(s.location())
+	switch {
+	case t.Format(time.DateOnly) == now.Format(time.DateOnly):
+		return t.Format("15:04")
+	case t.Year() == now.Year():
+		return t.Format("Jan 2 15:04")
+	}
+	return t.Format("2006-01-02 15:04")
+}
+
+// atUnix tells a moment of the wire; 0 is one that is not known.
+func (s screen) atUnix(now time.Time, unix int64) string {
+	if unix == 0 {
+		return "not known"
+	}
+	return s.at(now, time.Unix(unix, 0))
+}
+
+// exactly tells a moment to the second, with its day where that is not today.
+func (s screen) exactly(now, t time.Time) string {
+	return s.at(now, t) + t.In(s.location()).Format(":05")
+}
+
+// atAndHowFar tells a moment and how far it is from now: "14:05 (in 2h 3m)".
+func (s screen) atAndHowFar(now, t time.Time) string {
+	switch {
+	case t.Sub(now).Abs() < time.Second:
+		return s.at(now, t) + " (now)"
+	case t.After(now):
+		return s.at(now, t) + " (in " + span(t.Sub(now)) + ")"
+	}
+	return s.at(now, t) + " (" + span(now.Sub(t)) + " ago)"
+}
+
+// zoneName names the time zone that times are told in: "CET, UTC+01:00".
+func (s screen) zoneName(now time.Time) string {
+	local := now.In(s.location())
+	name, offset := local.Zone()
+	switch {
+	case offset == 0:
+		return "UTC"
+	case name == "" || name[0] == '+' || name[0] == '-': // a zone without a name of its own
+		return "UTC" + local.Format("-07:00")
+	}
+	return name + ", UTC" + local.Format("-07:00")
+}
+
+func (s screen) location() *time.Location {
+	if s.zone == nil {
+		return time.UTC
+	}
+	return s.zone
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}

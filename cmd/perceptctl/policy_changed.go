@@ -15,19 +15,6 @@ import (
 	"perceptd/cmd/perceptctl/term"
 )
 
-// effects is what can be said of a policy change, each with what perceptd does about it.
-const effects = `granted  more is permitted: tokens at hand are served on, labelled as not current
-revoked  less is permitted: they are withheld until newer ones arrive, which can
-         take a day and four hours
-changed  both, or it is not known: as granted`
-
-// inTheToken tells what a newer token can make better, and what not.
-const inTheToken = "Group memberships, app roles and directory roles are written into the token (groups, roles, wids): " +
-	"only a newer token shows a change of these. Direct Azure RBAC role assignments are not in it: the resource looks " +
-	"them up itself, within about 10 minutes, whatever the token."
-
-const notRecalled = "Tokens that are already in a module's hands cannot be recalled: they keep what they carry until they expire."
-
 func (a *app) policyChangedCommand() *cobra.Command {
 	var request api.PolicyChangeRequest
 	var at, effect string
@@ -166,13 +153,6 @@ func (a *app) jsonWithWarning(answer any, warned string) error {
 	return troubleIf(warned != "")
 }
 
-func troubleIf(trouble bool) error {
-	if trouble {
-		return &troubleError{}
-	}
-	return nil
-}
-
 // lastNoted finds the change that was just noted on the record, since an answer that it could not be kept
 // does not name it.
 func (a *app) lastNoted(ctx context.Context, request api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
@@ -193,58 +173,6 @@ func (a *app) lastNoted(ctx context.Context, request api.PolicyChangeRequest) (a
 
 // defaultScope may stand behind a resource and is dropped by the daemon.
 const defaultScope = "/.default"
-
-// changeInWords tells a policy change in half a sentence: "permissions were granted at 11:20 (40m ago) to
-// identity vision on https://vault.azure.net".
-func (s screen) changeInWords(now time.Time, change api.PolicyChange) string {
-	if change.Record != "" {
-		text := recordText(change.Record) + ", since " + s.atAndHowFar(now, change.NotedOn) + ": whether permissions changed before is not known"
-		if change.Withholds {
-			text += ", and tokens from before are withheld ([tokens] lost_record)"
-		}
-		return text
-	}
-	if change.Effect == api.EffectUnknown {
-		return "the record of policy changes could not be read at " + s.atAndHowFar(now, change.At) +
-			": whether permissions changed before is not known"
-	}
-	text := fmt.Sprintf("permissions were %s at %s", change.Effect, s.atAndHowFar(now, change.At))
-	whose := "every identity"
-	if change.Identity != "" {
-		whose = "identity " + change.Identity
-	}
-	switch change.Effect {
-	case api.EffectGranted:
-		text += " to " + whose
-	case api.EffectRevoked:
-		text += " from " + whose
-	default:
-		text += " for " + whose
-	}
-	if change.Resource == "" {
-		return text + " on every resource"
-	}
-	return text + " on " + change.Resource
-}
-
-// recordText says what is wrong with the record of policy changes.
-func recordText(is api.RecordState) string {
-	if is == api.RecordUnread {
-		return "the record of policy changes cannot be read"
-	}
-	return "the record of policy changes is lost"
-}
-
-// touches reports whether a change is about a token.
-func touches(change api.PolicyChange, token api.TokenStatus) bool {
-	return (change.Identity == "" || change.Identity == token.Identity) &&
-		(change.Resource == "" || sameResource(change.Resource, token.Resource))
-}
-
-// sameResource reports whether two spellings are of one resource, as far as a screen needs to know: perceptd decides.
-func sameResource(a, b string) bool {
-	return strings.EqualFold(strings.TrimRight(a, "/"), strings.TrimRight(b, "/"))
-}
 
 // noted tells what was put on record and what follows from it.
 func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
@@ -281,10 +209,6 @@ func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status,
 	return text + "\n" + s.consequences(change, touched, now)
 }
 
-func waitingOf(change api.PolicyChange) string {
-	return fmt.Sprintf("%d of %d", change.Waiting, change.Touched)
-}
-
 // shownTokens is how many of the tokens that a change touches are shown one by one.
 const shownTokens = 20
 
@@ -308,14 +232,6 @@ func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
 		text += s.Paragraph("", fmt.Sprintf("and %d more: perceptctl status", more), term.Plain)
 	}
 	return text
-}
-
-// atUnix tells a moment of the wire; 0 is one that is not known.
-func (s screen) atUnix(now time.Time, unix int64) string {
-	if unix == 0 {
-		return "not known"
-	}
-	return s.at(now, time.Unix(unix, 0))
 }
 
 // consequences tells what perceptd does about a change, until when, and what it cannot do.

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,14 +99,6 @@ func (s screen) aboutChange(now time.Time, change api.PolicyChange) string {
 		return "the time is not sure: this device's clock was not known to be right"
 	}
 	return ""
-}
-
-// joinedInWords says what a change is that stands for others, or "".
-func joinedInWords(change api.PolicyChange) string {
-	if change.Joined == 0 {
-		return ""
-	}
-	return fmt.Sprintf("it stands for %d changes, which were joined since the record was full: they end, and are withdrawn, as one", 1+change.Joined)
 }
 
 func (a *app) withdrawCommand() *cobra.Command {

@@ -118,6 +118,15 @@ func (a *app) fetchStatus(ctx context.Context) (api.Status, error) {
 	return a.client.Status(ctx)
 }
 
+// checkIdentity refuses the name of an identity that is not configured; "" is none.
+func checkIdentity(status api.Status, identity string) error {
+	names := identityNames(status)
+	if identity == "" || slices.Contains(names, identity) {
+		return nil
+	}
+	return &hintedError{fmt.Errorf("no identity %q is configured", identity), "name one with --identity: " + cleanAll(names)}
+}
+
 // needsPerson decides the exit status of a status.
 func needsPerson(status api.Status) bool {
 	return !status.Ready || len(status.Trouble) > 0 || status.Config.Error != ""
@@ -137,6 +146,26 @@ func (s screen) status(status api.Status) string {
 		text += "\n" + onRecord
 	}
 	return text
+}
+
+// simulated warns of a simulated back end, before all else.
+func (s screen) simulated(status api.Status) string {
+	if !status.Simulated {
+		return ""
+	}
+	if status.Source.Kind != "simulated" {
+		return s.Paragraph("SIMULATED: ", simulatedSource(status.Source), term.Loud)
+	}
+	return s.Paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing; perceptd's user and root can steer it", term.Loud)
+}
+
+// simulatedSource says that a back end which is not called a simulated one is one.
+func simulatedSource(from api.SourceStatus) string {
+	return "a token that is held says that a simulated back end made it, and opens nothing, though the source is " + sourceText(from)
+}
+
+func sourceText(from api.SourceStatus) string {
+	return strings.TrimSpace(from.Kind + " " + from.Endpoint + " " + from.Address)
 }
 
 func (s screen) daemon(status api.Status) string {
@@ -358,32 +387,6 @@ func unconfirmed(token api.TokenStatus) string {
 	return "it may have expired: the device was off for a time that its clock cannot tell"
 }
 
-// verdict is the one word on a token's permissions.
-func verdict(permissions api.Permissions) string {
-	if permissions.Withheld {
-		return "withheld"
-	}
-	return string(permissions.Standing)
-}
-
-func permissionsCell(token api.TokenStatus) term.Cell {
-	switch {
-	case token.ExpiresIn <= 0:
-		return term.Cell{Text: "none", Style: term.Faint}
-	case token.Permissions.Withheld:
-		return term.Cell{Text: verdict(token.Permissions), Style: term.Bad}
-	case !isCurrent(token):
-		return term.Cell{Text: verdict(token.Permissions), Style: term.Warning}
-	}
-	return term.Cell{Text: string(api.StandingCurrent), Style: term.Good}
-}
-
-// isCurrent reports whether a token that there is lacks no policy change on record. A daemon that does
-// not say so knows of none.
-func isCurrent(token api.TokenStatus) bool {
-	return token.Permissions.Standing == api.StandingCurrent || token.Permissions.Standing == ""
-}
-
 // expectation says when a token that is not current is followed by one that is, or "".
 func (s screen) expectation(now time.Time, token api.TokenStatus) string {
 	p := token.Permissions
@@ -428,14 +431,6 @@ func (s screen) changesOnRecord(status api.Status) string {
 	return s.Paragraph("", text+": perceptctl policy-changes", term.Plain)
 }
 
-// counted is a number of things: "1 token", "2 tokens".
-func counted(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return strconv.Itoa(n) + " " + thing + "s"
-}
-
 // failures says what stands between a key and its next token, or "".
 func failures(now time.Time, token api.TokenStatus) string {
 	if token.LastError == "" {
@@ -460,4 +455,28 @@ func (a *app) draw(s screen, text string, first bool) error {
 		return a.print(text)
 	}
 	return a.print(strings.Repeat("-", s.Width) + "\n" + text)
+}
+
+// fewDenials is how many kinds of denial a status shows; --json has more.
+const fewDenials = 3
+
+// denials lays out the latest denials below the counts of requests, or nothing.
+func (s screen) denials(now time.Time, denials []api.Denial) string {
+	text, lead := "", "denied    "
+	for i, d := range denials {
+		if i == fewDenials {
+			return text + s.Paragraph(lead, fmt.Sprintf("and %d more kinds, see --json", len(denials)-fewDenials), term.Faint)
+		}
+		what := d.Caller
+		if d.Resource != "" {
+			what += " for " + d.Resource
+		}
+		times := "once"
+		if d.Count > 1 {
+			times = fmt.Sprintf("%d times, last", d.Count)
+		}
+		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s", what, times, span(now.Sub(d.On)), d.Reason), term.Warning)
+		lead = "          "
+	}
+	return text
 }

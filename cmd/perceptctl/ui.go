@@ -1,8 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"io"
-	"strings"
+	"strconv"
 	"time"
 
 	"perceptd/cmd/perceptctl/term"
@@ -41,12 +42,17 @@ func (a *app) printJSON(answer any) error { return a.stdout.JSON(answer, "  ") }
 // printJSONLine writes one of several answers for programs: a line each.
 func (a *app) printJSONLine(answer any) error { return a.stdout.JSON(answer, "") }
 
-// getenv returns the value of a variable of the environment that run was given.
-func (a *app) getenv(name string) string {
-	for _, entry := range a.environ {
-		if value, found := strings.CutPrefix(entry, name+"="); found {
-			return value
-		}
+// counted is a number of things: "1 token", "2 tokens".
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
 	}
-	return ""
+	return strconv.Itoa(n) + " " + thing + "s"
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }

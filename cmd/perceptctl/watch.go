@@ -105,12 +105,3 @@ func (s screen) event(event client.Event) string {
 	}
 	return text + "\n"
 }
-
-// permissionsInWords tells permissions in a few words: "stale, current by 14:05".
-func (s screen) permissionsInWords(now time.Time, p api.Permissions) string {
-	text := term.Clean(verdict(p))
-	if p.CurrentBy != 0 {
-		text += ", current by " + s.at(now, time.Unix(p.CurrentBy, 0))
-	}
-	return text
-}

@@ -3,13 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
-	"perceptd/agent/client"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -57,11 +55,6 @@ func (a *app) whoami(ctx context.Context, asJSON bool) error {
 			"an administrator can add a [[grant]] for it; perceptctl grants lists those there are"}
 	}
 	return nil
-}
-
-// deniedError ends a verb that told of a denial as the denial itself would.
-func deniedError(code api.Code, detail string) error {
-	return &client.Error{Problem: api.Problem{Status: http.StatusForbidden, Code: code, Detail: detail}}
 }
 
 // whoami lays out how a caller is seen: what is missing first, then the caller, then its grants.

@@ -118,59 +118,6 @@ func inZone(t time.Time, zone *time.Location) time.Time {
 
 func sameClock(a, b time.Time) bool { return a.Format(time.DateTime) == b.Format(time.DateTime) }
 
-// at tells a moment by the clocks here, with its day where that is not today.
-func (s screen) at(now, t time.Time) string {
-	now, t = now.In(s.location()), t.In(s.location())
-	switch {
-	case t.Format(time.DateOnly) == now.Format(time.DateOnly):
-		return t.Format("15:04")
-	case t.Year() == now.Year():
-		return t.Format("Jan 2 15:04")
-	}
-	return t.Format("2006-01-02 15:04")
-}
-
-// atAndHowFar tells a moment and how far it is from now: "14:05 (in 2h 3m)".
-func (s screen) atAndHowFar(now, t time.Time) string {
-	switch {
-	case t.Sub(now).Abs() < time.Second:
-		return s.at(now, t) + " (now)"
-	case t.After(now):
-		return s.at(now, t) + " (in " + span(t.Sub(now)) + ")"
-	}
-	return s.at(now, t) + " (" + span(now.Sub(t)) + " ago)"
-}
-
-// zoneName names the time zone that times are told in: "CET, UTC+01:00".
-func (s screen) zoneName(now time.Time) string {
-	local := now.In(s.location())
-	name, offset := local.Zone()
-	switch {
-	case offset == 0:
-		return "UTC"
-	case name == "" || name[0] == '+' || name[0] == '-': // a zone without a name of its own
-		return "UTC" + local.Format("-07:00")
-	}
-	return name + ", UTC" + local.Format("-07:00")
-}
-
-func (s screen) location() *time.Location {
-	if s.zone == nil {
-		return time.UTC
-	}
-	return s.zone
-}
-
-// zone is the device's time zone, or the one that $TZ names.
-func (a *app) zone() *time.Location {
-	if name := strings.TrimPrefix(a.getenv("TZ"), ":"); name != "" {
-		if zone, err := time.LoadLocation(name); err == nil {
-			return zone
-		}
-	}
-	return time.Local
-}
-
 // moment reads the moment that a flag was given; an empty one is none. What depends on the time of day goes by perceptd's
 // clock, for which now asks, as all that perceptctl shows does. Without an answer the error is now's.
 func (a *app) moment(flag, text string, now func() (time.Time, error)) (time.Time, error) {

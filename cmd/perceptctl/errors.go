@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"strings"
 	"syscall"
 
@@ -13,6 +15,82 @@ import (
 	"perceptd/cmd/perceptctl/term"
 )
 
+// The exit status, which is part of the interface: exitStatus decides it, exitHelp tells it.
+const (
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitUnreachable = 3
+	exitDenied      = 4
+	exitTrouble     = 5
+	exitInterrupted = 130
+)
+
+const exitHelp = `Exit status:
+  0    all is well
+  1    perceptd answered with an error, or something else went wrong
+  2    the command line is wrong
+  3    perceptd cannot be reached, or did not answer in time
+  4    perceptd denied it (403): a grant or a proof of the caller is missing,
+       or a revocation withholds the token
+  5    perceptd answered, and needs a person: not ready, trouble, a refresh that failed,
+       a policy change that could not be written to the disk
+  130  interrupted
+exec ends with its command's status, and with 125 where exec itself failed, 126 where
+the command cannot be started, 127 where there is none.
+`
+
+// exitStatus is the one place that turns an error into an exit status.
+func exitStatus(err error) int {
+	var usage *usageError
+	var trouble *troubleError
+	var unreachable *client.UnreachableError
+	var refusal *client.Error
+	var own *statusError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &own):
+		return own.status
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &trouble):
+		return exitTrouble
+	case errors.As(err, &unreachable):
+		return exitUnreachable
+	case errors.As(err, &refusal) && refusal.Status == http.StatusForbidden:
+		return exitDenied
+	case errors.Is(err, context.Canceled):
+		return exitInterrupted
+	}
+	return exitError
+}
+
+// usageError is a wrong command line.
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }
+
+// troubleError ends a verb whose output has already said what is wrong.
+type troubleError struct{}
+
+func (*troubleError) Error() string { return "perceptd needs a person" }
+
+func troubleIf(trouble bool) error {
+	if trouble {
+		return &troubleError{}
+	}
+	return nil
+}
+
+// printTrouble writes an answer that tells of something for a person to do.
+func (a *app) printTrouble(text string) error {
+	if err := a.print(text); err != nil {
+		return err
+	}
+	return &troubleError{}
+}
+
 // hintedError is an error whose verb knows best what to do about it.
 type hintedError struct {
 	error
@@ -20,6 +98,48 @@ type hintedError struct {
 }
 
 func (e *hintedError) Unwrap() error { return e.error }
+
+// statusError ends the program with a status of its own.
+type statusError struct {
+	cause  error // nil: the command has ended so, and said all there is to say
+	status int
+}
+
+func (e *statusError) Error() string {
+	if e.cause == nil {
+		return fmt.Sprintf("the command ended with status %d", e.status)
+	}
+	return e.cause.Error()
+}
+
+func (e *statusError) Unwrap() error { return e.cause }
+
+// deniedError ends a verb that told of a denial as the denial itself would.
+func deniedError(code api.Code, detail string) error {
+	return &client.Error{Problem: api.Problem{Status: http.StatusForbidden, Code: code, Detail: detail}}
+}
+
+// report tells err, if it has not been told, and what to do about it.
+func (a *app) report(err error) {
+	var trouble *troubleError
+	var ended *statusError
+	if err == nil || errors.As(err, &trouble) || errors.As(err, &ended) && ended.cause == nil {
+		return
+	}
+	// Nothing is left to do when standard error cannot be written.
+	_, _ = io.WriteString(a.stderr, a.errorText(a.screen(a.stderr), err))
+}
+
+func (a *app) errorText(s screen, err error) string {
+	if errors.Is(err, context.Canceled) {
+		return "perceptctl: interrupted\n"
+	}
+	text := fmt.Sprintf("%s %s\n", s.Paint(term.Bad, "perceptctl:"), term.CleanLines(err.Error()))
+	if hint := a.hint(err); hint != "" {
+		text += fmt.Sprintf("%s %s\n", s.Paint(term.Warning, "hint:"), hint)
+	}
+	return text
+}
 
 // hint returns what to do about err, or "" when the error says all there is to say.
 func (a *app) hint(err error) string {

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
+)
+
+// isCurrent reports whether a token that there is lacks no policy change on record. A daemon that does
+// not say so knows of none.
+func isCurrent(token api.TokenStatus) bool {
+	return token.Permissions.Standing == api.StandingCurrent || token.Permissions.Standing == ""
+}
+
+// verdict is the one word on a token's permissions.
+func verdict(permissions api.Permissions) string {
+	if permissions.Withheld {
+		return "withheld"
+	}
+	return string(permissions.Standing)
+}
+
+func permissionsCell(token api.TokenStatus) term.Cell {
+	switch {
+	case token.ExpiresIn <= 0:
+		return term.Cell{Text: "none", Style: term.Faint}
+	case token.Permissions.Withheld:
+		return term.Cell{Text: verdict(token.Permissions), Style: term.Bad}
+	case !isCurrent(token):
+		return term.Cell{Text: verdict(token.Permissions), Style: term.Warning}
+	}
+	return term.Cell{Text: string(api.StandingCurrent), Style: term.Good}
+}
+
+// permissionsInWords tells permissions in a few words: "stale, current by 14:05".
+func (s screen) permissionsInWords(now time.Time, p api.Permissions) string {
+	text := term.Clean(verdict(p))
+	if p.CurrentBy != 0 {
+		text += ", current by " + s.at(now, time.Unix(p.CurrentBy, 0))
+	}
+	return text
+}
+
+// effects is what can be said of a policy change, each with what perceptd does about it.
+const effects = `granted  more is permitted: tokens at hand are served on, labelled as not current
+revoked  less is permitted: they are withheld until newer ones arrive, which can
+         take a day and four hours
+changed  both, or it is not known: as granted`
+
+// inTheToken tells what a newer token can make better, and what not.
+const inTheToken = "Group memberships, app roles and directory roles are written into the token (groups, roles, wids): " +
+	"only a newer token shows a change of these. Direct Azure RBAC role assignments are not in it: the resource looks " +
+	"them up itself, within about 10 minutes, whatever the token."
+
+const notRecalled = "Tokens that are already in a module's hands cannot be recalled: they keep what they carry until they expire."
+
+// changeInWords tells a policy change in half a sentence: "permissions were granted at 11:20 (40m ago) to
+// identity vision on https://vault.azure.net".
+func (s screen) changeInWords(now time.Time, change api.PolicyChange) string {
+	if change.Record != "" {
+		text := recordText(change.Record) + ", since " + s.atAndHowFar(now, change.NotedOn) + ": whether permissions changed before is not known"
+		if change.Withholds {
+			text += ", and tokens from before are withheld ([tokens] lost_record)"
+		}
+		return text
+	}
+	if change.Effect == api.EffectUnknown {
+		return "the record of policy changes could not be read at " + s.atAndHowFar(now, change.At) +
+			": whether permissions changed before is not known"
+	}
+	text := fmt.Sprintf("permissions were %s at %s", change.Effect, s.atAndHowFar(now, change.At))
+	whose := "every identity"
+	if change.Identity != "" {
+		whose = "identity " + change.Identity
+	}
+	switch change.Effect {
+	case api.EffectGranted:
+		text += " to " + whose
+	case api.EffectRevoked:
+		text += " from " + whose
+	default:
+		text += " for " + whose
+	}
+	if change.Resource == "" {
+		return text + " on every resource"
+	}
+	return text + " on " + change.Resource
+}
+
+// recordText says what is wrong with the record of policy changes.
+func recordText(is api.RecordState) string {
+	if is == api.RecordUnread {
+		return "the record of policy changes cannot be read"
+	}
+	return "the record of policy changes is lost"
+}
+
+// joinedInWords says what a change is that stands for others, or "".
+func joinedInWords(change api.PolicyChange) string {
+	if change.Joined == 0 {
+		return ""
+	}
+	return fmt.Sprintf("it stands for %d changes, which were joined since the record was full: they end, and are withdrawn, as one", 1+change.Joined)
+}
+
+func waitingOf(change api.PolicyChange) string {
+	return fmt.Sprintf("%d of %d", change.Waiting, change.Touched)
+}
+
+// touches reports whether a change is about a token.
+func touches(change api.PolicyChange, token api.TokenStatus) bool {
+	return (change.Identity == "" || change.Identity == token.Identity) &&
+		(change.Resource == "" || sameResource(change.Resource, token.Resource))
+}
+
+// sameResource reports whether two spellings are of one resource, as far as a screen needs to know: perceptd decides.
+func sameResource(a, b string) bool {
+	return strings.EqualFold(strings.TrimRight(a, "/"), strings.TrimRight(b, "/"))
+}
+
+// standingChange is a policy change and how the token stands to it.
+type standingChange struct {
+	api.PolicyChange
+	Standing api.Standing `json:"standing,omitempty"` // empty without a token
+}
+
+// standingTo judges a token by one change, as far as the status tells. Empty without a token.
+func standingTo(change api.PolicyChange, token api.TokenStatus) api.Standing {
+	counts := change.At
+	if change.AsOfNote {
+		counts = change.NotedOn
+	}
+	before := token.MintedTo != nil && token.MintedTo.Before(counts)
+	switch {
+	case token.ExpiresIn <= 0:
+		return ""
+	// The daemon's own judgement decides where it is about this change.
+	case isCurrent(token) || change.Waiting == 0:
+		return api.StandingCurrent
+	// Of the changes that the token may lack, Changed is the latest; it comes in whole seconds.
+	case !change.Unsure && change.At.Unix() > token.Permissions.Changed:
+		return api.StandingCurrent
+	case before && change.Effect != api.EffectUnknown:
+		return api.StandingStale
+	case change.Waiting == change.Touched || token.MintedFrom == nil ||
+		!token.MintedFrom.After(counts.Add(defaultSpread)):
+		return api.StandingUncertain
+	}
+	return api.StandingCurrent
+}
+
+// defaultSpread is how long a change takes to reach new tokens, where the configuration says nothing else.
+const defaultSpread = 10 * time.Minute
+
+// standIn returns what of the changes stands for the record of policy changes and withholds tokens, where no revocation on record does that may
+// touch the token; else nil.
+func standIn(changes []api.PolicyChange, token api.TokenStatus) (found *api.PolicyChange) {
+	for _, change := range changes {
+		switch {
+		case !touches(change, token):
+		case change.Withholds:
+			found = &change
+		case change.Effect == api.EffectRevoked && standingTo(change, token) != api.StandingCurrent:
+			return nil
+		}
+	}
+	return found
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"perceptd/cmd/perceptctl/term"
+)
+
+// probing is how long one thing may take that is asked: a socket, or another program.
+const probing = 5 * time.Second
+
+// probeFor is how long each socket is waited for. systemd holds those of a daemon that cannot start, and each client waits.
+func (a *app) probeFor() time.Duration {
+	if a.timeout <= 0 {
+		return probing
+	}
+	return min(probing, a.timeout)
+}
+
+var errNoProgram = errors.New("the program is not here")
+
+// ask runs a program that is on the path and returns what it said. The error is an exec.ExitError where it ended with
+// another status than 0, and that of a context where it was not waited for.
+func (a *app) ask(ctx context.Context, name string, args ...string) (said string, err error) {
+	path := a.program(name)
+	if path == "" {
+		return "", errNoProgram
+	}
+	ctx, cancel := context.WithTimeout(ctx, probing)
+	defer cancel()
+	command := exec.CommandContext(ctx, path, args...)
+	command.Env = a.environ
+	command.WaitDelay = time.Second // for what it has started itself
+	text, err := command.CombinedOutput()
+	if state := command.ProcessState; err != nil && ctx.Err() != nil && (state == nil || !state.Exited()) {
+		err = ctx.Err()
+	}
+	return strings.TrimSpace(string(text)), err
+}
+
+// pipe runs a program with input and returns what it printed. What it said beside is passed on, and when it fails the
+// last line of that is the error.
+func (a *app) pipe(ctx context.Context, input []byte, name string, args ...string) ([]byte, error) {
+	path := a.program(name)
+	if path == "" {
+		return nil, fmt.Errorf("%s, of systemd 250 and later, is not here", name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, sealing)
+	defer cancel()
+	var stderr bytes.Buffer
+	command := exec.CommandContext(ctx, path, args...)
+	command.Env, command.Stdin, command.Stderr = a.environ, bytes.NewReader(input), &stderr
+	out, err := command.Output()
+	if err == nil {
+		if said := term.CleanLines(stderr.String()); said != "" {
+			_, err = fmt.Fprintf(a.stderr, "%s: %s\n", name, said)
+		}
+		return out, err
+	}
+	if lines := strings.Split(strings.TrimSpace(stderr.String()), "\n"); ctx.Err() == nil && lines[len(lines)-1] != "" {
+		return nil, fmt.Errorf("%s %s: %s", name, args[0], lines[len(lines)-1])
+	}
+	return nil, fmt.Errorf("%s %s: %w", name, args[0], errors.Join(ctx.Err(), err))
+}
+
+// program returns where a program is on the path, or "".
+func (a *app) program(name string) string {
+	for _, folder := range filepath.SplitList(a.getenv("PATH")) {
+		path := filepath.Join(folder, name)
+		if info, err := os.Stat(path); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {
+			return path
+		}
+	}
+	return ""
+}
