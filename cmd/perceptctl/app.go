@@ -32,21 +32,21 @@ func (a *app) verb(f func(context.Context) error) func(*cobra.Command, []string)
 	}
 }
 
-// argued is verb for a command with arguments.
-func (a *app) argued(f func(context.Context, []string) error) func(*cobra.Command, []string) error {
+// verbWithArgs is verb for a command with arguments.
+func (a *app) verbWithArgs(f func(context.Context, []string) error) func(*cobra.Command, []string) error {
 	return func(command *cobra.Command, args []string) error {
 		a.began = true
 		return f(command.Context(), args)
 	}
 }
 
-// patience bounds one conversation with the daemon by --timeout.
-func (a *app) patience(ctx context.Context) (context.Context, context.CancelFunc) {
-	return a.patienceBeyond(ctx, 0)
+// withTimeout bounds one request to the daemon by --timeout.
+func (a *app) withTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	return a.withTimeoutBeyond(ctx, 0)
 }
 
-// patienceBeyond is patience with a daemon that was asked to wait for so long.
-func (a *app) patienceBeyond(ctx context.Context, wait time.Duration) (context.Context, context.CancelFunc) {
+// withTimeoutBeyond adds to --timeout how long the daemon was asked to wait.
+func (a *app) withTimeoutBeyond(ctx context.Context, wait time.Duration) (context.Context, context.CancelFunc) {
 	if a.timeout <= 0 {
 		return context.WithCancel(ctx)
 	}

@@ -31,8 +31,8 @@ const (
 	cacheKeyUnit = "perceptd-cache-key.service"
 	cacheKeyNext = "systemctl restart perceptd-cache-key perceptd"
 
-	// sealing is how long systemd-creds may take: slow TPMs think for seconds.
-	sealing = time.Minute
+	// sealTimeout is how long systemd-creds may take: slow TPMs think for seconds.
+	sealTimeout = time.Minute
 )
 
 // What seals the cache's key.
@@ -97,14 +97,14 @@ By itself it shows the key's kind, as show does.`,
 	return command
 }
 
-// making is how a key is to be made.
-type making struct {
+// keyOptions is how a key is to be made.
+type keyOptions struct {
 	with, group     string
 	replace, dryRun bool
 }
 
 func (a *app) cacheKeyMakeCommand(key *cacheKey) *cobra.Command {
-	var m making
+	var m keyOptions
 	command := &cobra.Command{
 		Use:   "make",
 		Short: "make the key, as root",
@@ -137,17 +137,17 @@ that the one before has sealed are then lost, and fetched anew.
 	return command
 }
 
-func (a *app) makeCacheKey(ctx context.Context, key cacheKey, m making) error {
+func (a *app) makeCacheKey(ctx context.Context, key cacheKey, m keyOptions) error {
 	if !m.replace {
 		with, path, err := key.present()
 		if err != nil {
-			return rootsBusiness(err)
+			return needsRoot(err)
 		}
 		if path != "" {
-			return a.leaveCacheKey(with, path, m)
+			return a.keepCacheKey(with, path, m)
 		}
 	}
-	if m.with == withAuto && a.program("systemd-creds") == "" {
+	if m.with == withAuto && a.findProgram("systemd-creds") == "" {
 		m.with = withFile
 	}
 	path, other := key.credential(), key.file
@@ -185,24 +185,24 @@ func (k cacheKey) present() (with, path string, err error) {
 	return "", "", nil
 }
 
-// leaveCacheKey leaves the key that is there, so that an upgrade may take the steps of an installation, and refuses where
+// keepCacheKey leaves the key that is there, so that an upgrade may take the steps of an installation, and refuses where
 // another kind was asked for.
-func (a *app) leaveCacheKey(with, path string, m making) error {
+func (a *app) keepCacheKey(with, path string, m keyOptions) error {
 	if m.with != withAuto && m.with != with {
 		return &hintedError{fmt.Errorf("there is a key already, %s, %s", path, seals[with].name),
 			"--replace makes another; tokens that were sealed with this one are fetched anew"}
 	}
 	if with == withFile {
-		if err := usable(path); err != nil {
-			return rootsBusiness(err)
+		if err := checkKey(path); err != nil {
+			return needsRoot(err)
 		}
 	}
 	s := a.screen(a.stdout)
 	return a.print(s.cacheKey(with, path) + s.Paragraph("made      ", "nothing: there is a key already, and it stays", term.Good))
 }
 
-// usable reports whether a key in the clear is one.
-func usable(path string) error {
+// checkKey reports whether a key in the clear is one.
+func checkKey(path string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -214,7 +214,7 @@ func usable(path string) error {
 	return nil
 }
 
-func (m making) plan(path string) string {
+func (m keyOptions) plan(path string) string {
 	if m.with == withFile {
 		return fmt.Sprintf("would write a random key to %s in the clear, to be read by root and the group %s", path, m.group)
 	}
@@ -222,7 +222,7 @@ func (m making) plan(path string) string {
 }
 
 // writeCacheKey makes a key, writes it to path, and tells what it is sealed with.
-func (a *app) writeCacheKey(ctx context.Context, path string, m making) (with string, err error) {
+func (a *app) writeCacheKey(ctx context.Context, path string, m keyOptions) (with string, err error) {
 	secret := make([]byte, cacheKeySize)
 	_, _ = rand.Read(secret) // never fails
 	if m.with == withFile {
@@ -230,19 +230,19 @@ func (a *app) writeCacheKey(ctx context.Context, path string, m making) (with st
 		if err != nil {
 			return "", err
 		}
-		return withFile, rootsBusiness(writeWhole(path, secret, 0o640, gid))
+		return withFile, needsRoot(writeAtomically(path, secret, 0o640, gid))
 	}
 	sealed, err := a.seal(ctx, secret, m.with)
 	if err != nil {
 		return "", &hintedError{fmt.Errorf("the key cannot be sealed: %w", err),
 			"it takes root, and for tpm2 a TPM: systemd-creds has-tpm2 tells; --with host or --with file needs none"}
 	}
-	return sealOf(sealed), rootsBusiness(writeWhole(path, sealed, 0o600, -1))
+	return sealOf(sealed), needsRoot(writeAtomically(path, sealed, 0o600, -1))
 }
 
 // seal makes a credential of a key, and sees that it can be opened again.
 func (a *app) seal(ctx context.Context, secret []byte, with string) ([]byte, error) {
-	sealed, err := a.pipe(ctx, secret, "systemd-creds", "encrypt", "--name="+cacheKeyName, "--with-key="+with, "-", "-")
+	sealed, err := a.pipeProgram(ctx, secret, "systemd-creds", "encrypt", "--name="+cacheKeyName, "--with-key="+with, "-", "-")
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +254,7 @@ func (a *app) seal(ctx context.Context, secret []byte, with string) ([]byte, err
 }
 
 func (a *app) unseal(ctx context.Context, sealed []byte) ([]byte, error) {
-	return a.pipe(ctx, sealed, "systemd-creds", "decrypt", "--name="+cacheKeyName, "-", "-")
+	return a.pipeProgram(ctx, sealed, "systemd-creds", "decrypt", "--name="+cacheKeyName, "-", "-")
 }
 
 func groupID(name string) (int, error) {
@@ -287,16 +287,16 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 		return a.printTrouble(text)
 	}
 	if err != nil {
-		return rootsBusiness(err)
+		return needsRoot(err)
 	}
 	if with == withFile {
-		err = usable(key.file)
+		err = checkKey(key.file)
 		if none, known := errors.AsType[*hintedError](err); known {
 			return a.printTrouble(s.Paragraph("key       ", none.Error()+": tokens are kept over a restart, and not over a reboot", term.Bad) +
 				s.Paragraph("next      ", none.hint, term.Plain))
 		}
 		if err != nil {
-			return rootsBusiness(err)
+			return needsRoot(err)
 		}
 	}
 	bound, next := a.boundTo(ctx, s)
@@ -308,7 +308,7 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 		return a.print(text)
 	}
 	text := s.cacheKey(with, key.credential()) + bound
-	switch state, _ := a.ask(ctx, "systemctl", "is-active", cacheKeyUnit); state {
+	switch state, _ := a.runProgram(ctx, "systemctl", "is-active", cacheKeyUnit); state {
 	case "active":
 		text += s.Paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", term.Good)
 		if next == "" {
@@ -337,7 +337,7 @@ const readDevice = "/run/percept-cache-key/device"
 // perceptd's word that counts, who may not know what root can read here: after an upgrade in place, what the version before
 // has started of perceptd-cache-key.service is active, and tells it nothing.
 func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
-	asked, cancel := context.WithTimeout(ctx, a.probeFor())
+	asked, cancel := context.WithTimeout(ctx, a.probeTimeout())
 	defer cancel()
 	status, err := a.fetchStatus(asked)
 	kept := status.Kept
@@ -423,8 +423,8 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 		return &hintedError{errors.New("$RUNTIME_DIRECTORY is not set"), "systemctl restart perceptd-cache-key opens the key"}
 	}
 	known := binding.Text(binding.Here("/"))
-	if err := writeWhole(filepath.Join(folder, "device"), []byte(known), 0o440, -1); err != nil {
-		return rootsBusiness(err)
+	if err := writeAtomically(filepath.Join(folder, "device"), []byte(known), 0o440, -1); err != nil {
+		return needsRoot(err)
 	}
 	sealed, err := os.ReadFile(key.credential())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -433,7 +433,7 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 		}
 	}
 	if err != nil {
-		return rootsBusiness(err)
+		return needsRoot(err)
 	}
 	secret, err := a.unseal(ctx, sealed)
 	if err == nil {
@@ -443,19 +443,19 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w", key.credential(), err)
 		return &hintedError{err, lostKeyHint}
 	}
-	return rootsBusiness(writeWhole(filepath.Join(folder, "key"), secret, 0o440, -1))
+	return needsRoot(writeAtomically(filepath.Join(folder, "key"), secret, 0o440, -1))
 }
 
-// rootsBusiness adds to an error that somebody else than root gets what to do about it.
-func rootsBusiness(err error) error {
+// needsRoot adds a hint to an error for want of permission.
+func needsRoot(err error) error {
 	if errors.Is(err, fs.ErrPermission) {
 		return &hintedError{err, "the cache's key is root's business: run it with sudo"}
 	}
 	return err
 }
 
-// writeWhole writes a file that is there whole or not at all, through a loss of power too. A gid of -1 leaves the group.
-func writeWhole(path string, data []byte, mode fs.FileMode, gid int) error {
+// writeAtomically writes a file that is there whole or not at all, also after a loss of power. A gid of -1 leaves the group.
+func writeAtomically(path string, data []byte, mode fs.FileMode, gid int) error {
 	folder := filepath.Dir(path)
 	if err := makeFolder(folder); err != nil {
 		return err

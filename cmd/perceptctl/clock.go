@@ -74,9 +74,9 @@ func (a *app) timeKeeperHere(ctx context.Context) (found timeKeeper) {
 	for _, of := range timeDaemons {
 		ask = append(ask, of.unit)
 	}
-	said, _ := a.ask(ctx, "systemctl", ask...) // it ends otherwise where there is no systemd
+	output, _ := a.runProgram(ctx, "systemctl", ask...) // it ends otherwise where there is no systemd
 	units := make(map[string]map[string]string)
-	for unit := range strings.SplitSeq(said, "\n\n") {
+	for unit := range strings.SplitSeq(output, "\n\n") {
 		properties := make(map[string]string)
 		for line := range strings.Lines(unit) {
 			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")

@@ -20,21 +20,21 @@ import (
 	"perceptd/cmd/perceptctl/term"
 )
 
-// judgement is what a check found, in a word.
-type judgement string
+// severity is what a check found, in a word.
+type severity string
 
 const (
-	fine   judgement = "ok"
-	noted  judgement = "note" // worth knowing, nothing to do
-	failed judgement = "FAIL" // needs a person
+	pass severity = "ok"
+	note severity = "note" // worth knowing, nothing to do
+	fail severity = "FAIL" // needs a person
 )
 
 // finding is the outcome of one check.
 type finding struct {
-	Verdict judgement `json:"verdict"`
-	What    string    `json:"what"` // that was looked at, in a word or two
-	Is      string    `json:"is"`
-	Next    string    `json:"next,omitempty"` // what to do about it
+	Verdict severity `json:"verdict"`
+	What    string   `json:"what"` // that was looked at, in a word or two
+	Is      string   `json:"is"`
+	Next    string   `json:"next,omitempty"` // what to do about it
 }
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -61,7 +61,7 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 	findings := a.examine(ctx)
 	failures := 0
 	for _, f := range findings {
-		if f.Verdict == failed {
+		if f.Verdict == fail {
 			failures++
 		}
 	}
@@ -84,7 +84,7 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 // examine makes every check whose ground is there. Both sockets are asked at once; what to look at when the daemon does not
 // answer is looked at meanwhile.
 func (a *app) examine(ctx context.Context) []finding {
-	asked, cancel := context.WithTimeout(ctx, a.probeFor())
+	asked, cancel := context.WithTimeout(ctx, a.probeTimeout())
 	defer cancel()
 	beside, answered := context.WithCancel(ctx)
 	var all, units []finding
@@ -98,14 +98,14 @@ func (a *app) examine(ctx context.Context) []finding {
 	status, err := a.fetchStatus(asked)
 	probes.Wait()
 	if err != nil {
-		absence := a.examineAbsence(err, all[0].Verdict == fine)
-		if all = append(all, absence); absence.Verdict == failed || ctx.Err() != nil {
+		absence := a.examineAbsence(err, all[0].Verdict == pass)
+		if all = append(all, absence); absence.Verdict == fail || ctx.Err() != nil {
 			checks.Wait()
 			all = append(all, units...)
 		}
 		return all
 	}
-	all = append(all, finding{Verdict: fine, What: "admin socket", Is: a.client.AdminSocketPath() + " answers"})
+	all = append(all, finding{Verdict: pass, What: "admin socket", Is: a.client.AdminSocketPath() + " answers"})
 	all = append(all, examineDaemon(status)...)
 	all = append(all, examineCallers(status)...)
 	all = append(all, examineClock(status.Clock, keeper))
@@ -121,15 +121,15 @@ func (a *app) examineCaller(ctx context.Context) []finding {
 	if err != nil {
 		return []finding{a.deadSocket(what, a.client.TokenSocketPath(), err)}
 	}
-	all := []finding{{Verdict: fine, What: what, Is: a.client.TokenSocketPath() + " answers"}}
+	all := []finding{{Verdict: pass, What: what, Is: a.client.TokenSocketPath() + " answers"}}
 	switch {
 	case who.Unproved != nil:
 		is := who.Unproved.What + " is not proved: " + who.Unproved.Why
-		return append(all, finding{failed, "this process", strings.TrimSuffix(is, ": "), who.Unproved.Hint})
+		return append(all, finding{fail, "this process", strings.TrimSuffix(is, ": "), who.Unproved.Hint})
 	case len(who.Grants) == 0:
-		return append(all, finding{noted, "this process", "nothing is granted to it: perceptctl whoami tells how it is seen", ""})
+		return append(all, finding{note, "this process", "nothing is granted to it: perceptctl whoami tells how it is seen", ""})
 	}
-	return append(all, finding{Verdict: fine, What: "this process", Is: fmt.Sprintf("it has %s: perceptctl whoami lists them", plural(len(who.Grants), "grant", "grants"))})
+	return append(all, finding{Verdict: pass, What: "this process", Is: fmt.Sprintf("it has %s: perceptctl whoami lists them", plural(len(who.Grants), "grant", "grants"))})
 }
 
 // deadSocket says what is at a socket's path when nobody answers there.
@@ -137,15 +137,15 @@ func (a *app) deadSocket(what, path string, err error) finding {
 	info, statErr := os.Lstat(path)
 	switch {
 	case errors.Is(err, context.Canceled):
-		return finding{noted, what, path + " was not waited for: interrupted", ""}
+		return finding{note, what, path + " was not waited for: interrupted", ""}
 	case errors.Is(err, context.DeadlineExceeded):
-		return finding{failed, what, fmt.Sprintf("%s does not answer, within %v", path, a.probeFor()), "journalctl -u perceptd tells why"}
+		return finding{fail, what, fmt.Sprintf("%s does not answer, within %v", path, a.probeTimeout()), "journalctl -u perceptd tells why"}
 	case errors.Is(statErr, fs.ErrNotExist):
-		return finding{failed, what, path + " is not there", a.hint(err)}
+		return finding{fail, what, path + " is not there", a.hint(err)}
 	case statErr == nil && info.Mode().Type() != fs.ModeSocket:
-		return finding{failed, what, path + " is no socket", "look what it is and remove it, then systemctl restart perceptd"}
+		return finding{fail, what, path + " is no socket", "look what it is and remove it, then systemctl restart perceptd"}
 	}
-	return finding{failed, what, err.Error(), a.hint(err)}
+	return finding{fail, what, err.Error(), a.hint(err)}
 }
 
 // examineAbsence says why there is no status. In a module's container, whose own socket answers, that is as it should be.
@@ -153,7 +153,7 @@ func (a *app) examineAbsence(err error, answered bool) finding {
 	const what = "admin socket"
 	path := a.client.AdminSocketPath()
 	if _, statErr := os.Lstat(path); errors.Is(statErr, fs.ErrNotExist) && answered {
-		return finding{noted, what, "there is none here, as in a module's container: run perceptctl doctor on the device for the rest", ""}
+		return finding{note, what, "there is none here, as in a module's container: run perceptctl doctor on the device for the rest", ""}
 	}
 	return a.deadSocket(what, path, err)
 }
@@ -166,24 +166,24 @@ func (a *app) examineUnits(ctx context.Context) (all []finding) {
 	for i, name := range names {
 		asking.Go(func() { units[i] = a.unit(ctx, name) })
 	}
-	faults, err := a.ask(ctx, "perceptd", "--check")
+	faults, err := a.runProgram(ctx, "perceptd", "--check")
 	asking.Wait()
 
 	config := examineConfig(strings.TrimPrefix(faults, "perceptd: "), err)
 	for i, name := range names {
 		switch unit := units[i]; {
-		case unit.inVain():
-			f := finding{failed, name, unit.starts(), "systemctl status perceptd tells more"}
-			if config != nil && config.Verdict == failed {
+		case unit.crashLoops():
+			f := finding{fail, name, unit.crashText(), "systemctl status perceptd tells more"}
+			if config != nil && config.Verdict == fail {
 				f.Is += "; the reason: " + config.Is
 				f.Next = "correct the configuration, of which perceptd --check shows every fault; systemd then starts perceptd by itself"
-				config = nil // which is told by now
+				config = nil // it is part of this finding
 			}
 			all = append(all, f)
 		case unit.active == "active" || unit.active == "reloading":
-			all = append(all, finding{Verdict: fine, What: name, Is: "systemd says " + unit.active})
+			all = append(all, finding{Verdict: pass, What: name, Is: "systemd says " + unit.active})
 		case unit.active != "":
-			all = append(all, finding{failed, name, "systemd says " + unit.active, "systemctl status " + name + " tells why; systemctl enable --now perceptd starts it"})
+			all = append(all, finding{fail, name, "systemd says " + unit.active, "systemctl status " + name + " tells why; systemctl enable --now perceptd starts it"})
 		}
 	}
 	if config != nil {
@@ -199,8 +199,8 @@ type unitState struct {
 }
 
 func (a *app) unit(ctx context.Context, name string) (u unitState) {
-	said, _ := a.ask(ctx, "systemctl", "show", "--property=ActiveState,SubState,NRestarts", name)
-	for line := range strings.Lines(said) {
+	output, _ := a.runProgram(ctx, "systemctl", "show", "--property=ActiveState,SubState,NRestarts", name)
+	for line := range strings.Lines(output) {
 		switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); key {
 		case "ActiveState":
 			u.active = value
@@ -213,66 +213,66 @@ func (a *app) unit(ctx context.Context, name string) (u unitState) {
 	return u
 }
 
-// inVain reports whether systemd starts a service that does not get as far as to serve.
-func (u unitState) inVain() bool {
+// crashLoops reports whether systemd starts a service again and again that ends before it serves.
+func (u unitState) crashLoops() bool {
 	return u.active == "activating" && (u.restarts > 0 || strings.HasPrefix(u.sub, "auto-restart"))
 }
 
-func (u unitState) starts() string {
+func (u unitState) crashText() string {
 	return fmt.Sprintf("perceptd is not answering: systemd starts it, and it ends (%s so far)", plural(u.restarts, "restart", "restarts"))
 }
 
-// faultyConfig is the exit status with which perceptd tells of a wrong configuration (EX_CONFIG).
-const faultyConfig = 78
+// exitConfig is perceptd's exit status for a wrong configuration (EX_CONFIG).
+const exitConfig = 78
 
 // examineConfig goes by how perceptd --check ended; nil: it is not here.
-func examineConfig(said string, err error) *finding {
+func examineConfig(output string, err error) *finding {
 	const what = "configuration"
 	var ended *exec.ExitError
 	switch {
 	case errors.Is(err, errNoProgram):
 		return nil
 	case err == nil:
-		return &finding{Verdict: fine, What: what, Is: "perceptd --check finds no fault"}
-	case errors.As(err, &ended) && ended.ExitCode() == faultyConfig:
-		return &finding{failed, what, said, "correct it: perceptd --check shows every fault"}
+		return &finding{Verdict: pass, What: what, Is: "perceptd --check finds no fault"}
+	case errors.As(err, &ended) && ended.ExitCode() == exitConfig:
+		return &finding{fail, what, output, "correct it: perceptd --check shows every fault"}
 	case errors.Is(err, context.Canceled):
-		return &finding{noted, what, "it was not checked: interrupted", ""}
+		return &finding{note, what, "it was not checked: interrupted", ""}
 	case errors.Is(err, context.DeadlineExceeded):
-		return &finding{noted, what, fmt.Sprintf("it was not checked: perceptd --check does not end, within %v", probing), ""}
+		return &finding{note, what, fmt.Sprintf("it was not checked: perceptd --check does not end, within %v", probeTimeout), ""}
 	}
-	return &finding{noted, what, strings.TrimSuffix(fmt.Sprintf("it was not checked: perceptd --check: %v: %s", err, said), ": "), ""}
+	return &finding{note, what, strings.TrimSuffix(fmt.Sprintf("it was not checked: perceptd --check: %v: %s", err, output), ": "), ""}
 }
 
 func examineDaemon(status api.Status) (all []finding) {
 	switch {
 	case status.Simulated && status.Source.Kind != "simulated":
-		all = append(all, finding{failed, "source", "SIMULATED: " + simulatedSource(status.Source),
+		all = append(all, finding{fail, "source", "SIMULATED: " + simulatedSource(status.Source),
 			"systemctl cat perceptd and systemctl show-environment tell what leads perceptd there; once that is gone: systemctl restart perceptd"})
 	case status.Simulated:
-		all = append(all, finding{noted, "source", "SIMULATED: its tokens open nothing", ""})
+		all = append(all, finding{note, "source", "SIMULATED: its tokens open nothing", ""})
 	default:
-		all = append(all, finding{Verdict: fine, What: "source", Is: sourceText(status.Source)})
+		all = append(all, finding{Verdict: pass, What: "source", Is: sourceText(status.Source)})
 	}
 	if status.Config.Error != "" {
-		all = append(all, finding{failed, "configuration", "the last reload changed nothing: " + status.Config.Error, "correct it, then perceptctl reload"})
+		all = append(all, finding{fail, "configuration", "the last reload changed nothing: " + status.Config.Error, "correct it, then perceptctl reload"})
 	} else {
-		all = append(all, finding{Verdict: fine, What: "configuration", Is: strings.Join(status.Config.Files, ", ")})
+		all = append(all, finding{Verdict: pass, What: "configuration", Is: strings.Join(status.Config.Files, ", ")})
 	}
 	if !status.Ready {
-		all = append(all, finding{failed, "perceptd", "it is not ready", "journalctl -u perceptd tells why"})
+		all = append(all, finding{fail, "perceptd", "it is not ready", "journalctl -u perceptd tells why"})
 	}
 	for _, trouble := range status.Trouble {
-		if isTold(status, trouble) {
+		if reportedElsewhere(status, trouble) {
 			continue
 		}
-		all = append(all, finding{failed, "perceptd", trouble, ""})
+		all = append(all, finding{fail, "perceptd", trouble, ""})
 	}
 	return all
 }
 
-// isTold reports whether another check tells of that trouble, and says more.
-func isTold(status api.Status, trouble string) bool {
+// reportedElsewhere reports whether another check says that trouble, and more.
+func reportedElsewhere(status api.Status, trouble string) bool {
 	if status.Config.Error != "" && strings.Contains(trouble, status.Config.Error) {
 		return true
 	}
@@ -291,17 +291,17 @@ func isTold(status api.Status, trouble string) bool {
 
 func examineCallers(status api.Status) (all []finding) {
 	for _, b := range status.Callers.Blind {
-		all = append(all, finding{failed, "callers", b.What + " cannot be told: " + b.Why, b.Hint})
+		all = append(all, finding{fail, "callers", b.What + " cannot be told: " + b.Why, b.Hint})
 	}
 	if status.Callers.EngineError != "" && len(all) == 0 {
-		all = append(all, finding{failed, "callers", "the container engine was asked in vain: " + status.Callers.EngineError, "see that it answers: docker ps"})
+		all = append(all, finding{fail, "callers", "the container engine was asked in vain: " + status.Callers.EngineError, "see that it answers: docker ps"})
 	}
 	if len(all) == 0 {
 		is := "their users, services and containers can be told"
 		if status.Callers.Engine != "" {
 			is += ", by " + status.Callers.Engine
 		}
-		all = append(all, finding{Verdict: fine, What: "callers", Is: is})
+		all = append(all, finding{Verdict: pass, What: "callers", Is: is})
 	}
 	return append(all, examineKernel(status.Callers))
 }
@@ -315,23 +315,23 @@ func examineClock(c api.ClockStatus, by timeKeeper) finding {
 	}
 	switch {
 	case c.Known && c.By == "": // of a simulated back end that runs faster
-		return finding{Verdict: fine, What: what, Is: "right by itself"}
+		return finding{Verdict: pass, What: what, Is: "right by itself"}
 	case c.Known && c.By == clock.ByTimesyncd:
-		return finding{Verdict: fine, What: what, Is: "synchronised, says " + c.By}
+		return finding{Verdict: pass, What: what, Is: "synchronised, says " + c.By}
 	case c.Known:
-		return finding{Verdict: fine, What: what, Is: vouched}
+		return finding{Verdict: pass, What: what, Is: vouched}
 	case c.By == "":
-		return finding{noted, what, "nobody can be asked whether it is synchronised, so it does not count as right",
+		return finding{note, what, "nobody can be asked whether it is synchronised, so it does not count as right",
 			"systemctl status perceptd-clock.socket tells why perceptd cannot ask; perceptctl clock asks the kernel"}
 	case by.unit == "":
-		return finding{noted, what, "not synchronised, says the " + c.By + ", and no time daemon runs",
+		return finding{note, what, "not synchronised, says the " + c.By + ", and no time daemon runs",
 			"install chrony, or enable systemd-timesyncd: revocations and reboots take longer to settle without the time"}
 	}
 	if by.state != "active" {
-		return finding{noted, what, fmt.Sprintf("not synchronised, says the %s, and %s, which is installed, does not run: systemd says %s", c.By, by.name, by.state),
+		return finding{note, what, fmt.Sprintf("not synchronised, says the %s, and %s, which is installed, does not run: systemd says %s", c.By, by.name, by.state),
 			"systemctl status " + by.unit + " tells why; systemctl enable --now " + by.unit + " starts it"}
 	}
-	return finding{noted, what, "not " + vouched, by.next}
+	return finding{note, what, "not " + vouched, by.next}
 }
 
 // examineKernel says what the kernel's age means for the proof of callers.
@@ -343,13 +343,13 @@ func examineKernel(c api.CallersStatus) finding {
 	is := strings.TrimSpace("Linux " + c.Kernel)
 	switch {
 	case c.Pidfd && c.RefuseYoung:
-		return finding{fine, what, is + ` gives a handle on the very process that connects, so that young = "refuse" in [callers] has no effect`, ""}
+		return finding{pass, what, is + ` gives a handle on the very process that connects, so that young = "refuse" in [callers] has no effect`, ""}
 	case c.Pidfd:
-		return finding{fine, what, is + " gives a handle on the very process that connects", ""}
+		return finding{pass, what, is + " gives a handle on the very process that connects", ""}
 	case c.RefuseYoung:
-		return finding{noted, what, is + " gives no handle on a caller's process, as 6.5 and later do: processes younger than 20 ms have to ask twice; " + means, ""}
+		return finding{note, what, is + " gives no handle on a caller's process, as 6.5 and later do: processes younger than 20 ms have to ask twice; " + means, ""}
 	}
-	return finding{noted, what, is + " gives no handle on a caller's process, as 6.5 and later do: " + means,
+	return finding{note, what, is + " gives no handle on a caller's process, as 6.5 and later do: " + means,
 		`if a number that root gave to another process must not prove anything, set young = "refuse" in [callers]`}
 }
 
@@ -358,15 +358,15 @@ func examineKept(k api.KeptStatus) []finding {
 	if k.BoundTo == "" {
 		return nil
 	}
-	f := finding{Verdict: fine, What: "kept tokens", Is: "bound " + boundWorth(binding.KindOf(k.BoundTo))}
+	f := finding{Verdict: pass, What: "kept tokens", Is: "bound " + boundWorth(binding.KindOf(k.BoundTo))}
 	switch {
 	case binding.KindOf(k.BoundTo).Hardware():
 	case k.Untold:
-		f.Verdict = noted
+		f.Verdict = note
 		f.Is += "; root has told perceptd nothing of it that they could be bound to"
 		f.Next = cacheKeyNext + " has root tell, as after an upgrade"
 	default:
-		f.Verdict = noted
+		f.Verdict = note
 		f.Next = `before the disk is copied, remove what docs/security.md names under "Images and copies"`
 	}
 	return []finding{f}
@@ -378,23 +378,23 @@ func examineTokens(status api.Status) (all []finding) {
 		what := fmt.Sprintf("token of %s for %s", token.Identity, token.Resource)
 		switch {
 		case token.State == api.StateMissing || token.State == api.StateFailing:
-			all = append(all, finding{failed, what, cmp.Or(token.LastError, "there is none yet"), "perceptctl refresh --resource " + token.Resource + " tries again"})
-		case token.Permissions.Withheld && standIn(status.Changes, token) != nil:
-			all = append(all, finding{noted, what, "it is withheld ([tokens] lost_record): " + recordText(standIn(status.Changes, token).Record), "perceptctl explain " + token.Resource})
+			all = append(all, finding{fail, what, cmp.Or(token.LastError, "there is none yet"), "perceptctl refresh --resource " + token.Resource + " tries again"})
+		case token.Permissions.Withheld && lostRecord(status.Changes, token) != nil:
+			all = append(all, finding{note, what, "it is withheld ([tokens] lost_record): " + recordText(lostRecord(status.Changes, token).Record), "perceptctl explain " + token.Resource})
 		case token.Permissions.Withheld:
-			all = append(all, finding{noted, what, "it is withheld, as a revocation ordered", "perceptctl explain " + token.Resource})
+			all = append(all, finding{note, what, "it is withheld, as a revocation ordered", "perceptctl explain " + token.Resource})
 		case token.Former:
-			all = append(all, finding{noted, what, "it is of a former principal of the identity" + formerText(token) +
+			all = append(all, finding{note, what, "it is of a former principal of the identity" + formerText(token) +
 				"; the back end hands out its copy, and what the present principal is permitted does not hold for it",
 				"perceptd asks again once an hour; perceptctl explain " + token.Resource})
 		case token.Permissions.Standing != api.StandingCurrent && token.Permissions.Standing != "":
-			all = append(all, finding{noted, what, "its permissions are " + string(token.Permissions.Standing), "perceptctl explain " + token.Resource})
+			all = append(all, finding{note, what, "its permissions are " + string(token.Permissions.Standing), "perceptctl explain " + token.Resource})
 		default:
 			sound++
 		}
 	}
 	if sound > 0 || len(all) == 0 {
-		all = append([]finding{{Verdict: fine, What: "tokens", Is: plural(sound, "token is", "tokens are") + " in order"}}, all...)
+		all = append([]finding{{Verdict: pass, What: "tokens", Is: plural(sound, "token is", "tokens are") + " in order"}}, all...)
 	}
 	return all
 }
@@ -410,7 +410,7 @@ func examineDenials(status api.Status) (all []finding) {
 		if d.Resource != "" {
 			next = "if it should have it, add a [[grant]]; perceptctl grants check tells what would be decided"
 		}
-		all = append(all, finding{noted, "denied", is, next})
+		all = append(all, finding{note, "denied", is, next})
 	}
 	return all
 }
@@ -419,7 +419,7 @@ func examineDenials(status api.Status) (all []finding) {
 func (s screen) findings(all []finding, failures int, interrupted bool) string {
 	text := ""
 	for _, f := range all {
-		how := map[judgement]term.Style{fine: term.Good, noted: term.Warning, failed: term.Bad}[f.Verdict]
+		how := map[severity]term.Style{pass: term.Good, note: term.Warning, fail: term.Bad}[f.Verdict]
 		text += s.Paragraph(fmt.Sprintf("%-4s  ", f.Verdict), f.What+": "+f.Is, how)
 		if f.Next != "" {
 			text += s.Paragraph("      next: ", f.Next, term.Plain)

@@ -25,7 +25,7 @@ const (
 var envForms = []string{shellForm, dotenvForm, composeForm, jsonForm}
 
 func (a *app) envCommand() *cobra.Command {
-	var of checked
+	var of callerQuery
 	var form string
 	command := &cobra.Command{
 		Use:   "env",
@@ -55,9 +55,9 @@ service with network_mode: host), json.`,
 	}
 	flags := command.Flags()
 	flags.StringVar(&form, "format", shellForm, "`form`: "+strings.Join(envForms, ", "))
-	flags.StringVar(&of.who.Module, "module", "", "`name` of a module")
-	flags.StringVar(&of.who.Unit, "unit", "", "a systemd `service`")
-	flags.StringVar(&of.who.Image, "container-image", "", "image `ID` or digest of a container")
+	flags.StringVar(&of.caller.Module, "module", "", "`name` of a module")
+	flags.StringVar(&of.caller.Unit, "unit", "", "a systemd `service`")
+	flags.StringVar(&of.caller.Image, "container-image", "", "image `ID` or digest of a container")
 	flags.StringVar(&of.user, "user", "", "`name` or uid of a user")
 	flags.StringArrayVar(&of.groups, "group", nil, "`name` or gid of a group")
 	command.MarkFlagsMutuallyExclusive("module", "unit", "container-image", "user", "group")
@@ -66,31 +66,31 @@ service with network_mode: host), json.`,
 	return command
 }
 
-func (a *app) env(ctx context.Context, of *checked, form string) error {
-	ctx, cancel := a.patience(ctx)
+func (a *app) env(ctx context.Context, of *callerQuery, form string) error {
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
-	told, err := a.askLoopback(ctx, of)
+	loopback, err := a.askLoopback(ctx, of)
 	if err != nil {
 		return err
 	}
-	if !validEndpoint.MatchString(told.Endpoint) || !validHeader.MatchString(told.Header) {
+	if !validEndpoint.MatchString(loopback.Endpoint) || !validHeader.MatchString(loopback.Header) {
 		return errors.New("perceptd's answer is not one of its own: nothing of it is printed")
 	}
 	if form == jsonForm {
 		set := make(map[string]string)
-		for _, v := range variablesOf(told) {
+		for _, v := range variablesOf(loopback) {
 			set[v[0]] = v[1]
 		}
-		return a.printJSON(map[string]any{"set": set, "unset": leadElsewhere, "grant": told.Grant})
+		return a.printJSON(map[string]any{"set": set, "unset": otherSources, "grant": loopback.Grant})
 	}
-	return a.print(variablesFor(told, form, cmp.Or(a.getenv("NO_PROXY"), a.getenv("no_proxy"))))
+	return a.print(variablesFor(loopback, form, cmp.Or(a.getenv("NO_PROXY"), a.getenv("no_proxy"))))
 }
 
-func (a *app) askLoopback(ctx context.Context, of *checked) (api.Loopback, error) {
-	if err := of.lookUp(); err != nil {
+func (a *app) askLoopback(ctx context.Context, of *callerQuery) (api.Loopback, error) {
+	if err := of.resolve(); err != nil {
 		return api.Loopback{}, &usageError{err}
 	}
-	who := of.who
+	who := of.caller
 	if who.Module == "" && who.Unit == "" && who.Image == "" && who.UID == nil && who.GID == nil {
 		return a.client.Loopback(ctx)
 	}
@@ -103,20 +103,20 @@ var (
 	validHeader   = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
-// leadElsewhere are the variables by which SDKs would look for tokens elsewhere, or for others. An empty one leads some of
-// them astray as well.
-var leadElsewhere = []string{
+// otherSources are the variables that would make SDKs look for tokens elsewhere, or for others. Some SDKs heed an empty
+// one as well.
+var otherSources = []string{
 	"IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "MSI_SECRET", "AZURE_POD_IDENTITY_AUTHORITY_HOST",
 	"MSAL_MANAGED_IDENTITY_ENDPOINT", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PATH",
 	"AZURE_CLIENT_CERTIFICATE_PASSWORD", "AZURE_USERNAME", "AZURE_PASSWORD",
 }
 
-// unproxied is what must not be asked for through a proxy.
-const unproxied = "127.0.0.1,localhost,::1"
+// noProxyHosts are the hosts that must not be asked through a proxy.
+const noProxyHosts = "127.0.0.1,localhost,::1"
 
 // variablesOf returns the variables, each with its value.
 func variablesOf(l api.Loopback) [][2]string {
-	return [][2]string{{"IDENTITY_ENDPOINT", l.Endpoint}, {"IDENTITY_HEADER", l.Header}, {"NO_PROXY", unproxied}, {"no_proxy", unproxied}}
+	return [][2]string{{"IDENTITY_ENDPOINT", l.Endpoint}, {"IDENTITY_HEADER", l.Header}, {"NO_PROXY", noProxyHosts}, {"no_proxy", noProxyHosts}}
 }
 
 // variablesFor lays the variables out. noProxy is what the shell that asks has of NO_PROXY.
@@ -125,20 +125,20 @@ func variablesFor(l api.Loopback, form, noProxy string) string {
 	var b strings.Builder
 	switch form {
 	case shellForm:
-		fmt.Fprintf(&b, "unset %s\n", strings.Join(leadElsewhere, " "))
+		fmt.Fprintf(&b, "unset %s\n", strings.Join(otherSources, " "))
 		for _, v := range set {
-			if v[1] == unproxied {
-				v[1] = withUnproxied(noProxy)
+			if v[1] == noProxyHosts {
+				v[1] = addNoProxyHosts(noProxy)
 			}
-			fmt.Fprintf(&b, "export %s=%s\n", v[0], quoted(v[1]))
+			fmt.Fprintf(&b, "export %s=%s\n", v[0], shellQuoted(v[1]))
 		}
 	case dotenvForm:
-		fmt.Fprintf(&b, "# Leave unset: %s\n", strings.Join(leadElsewhere, " "))
+		fmt.Fprintf(&b, "# Leave unset: %s\n", strings.Join(otherSources, " "))
 		for _, v := range set {
 			fmt.Fprintf(&b, "%s=%s\n", v[0], v[1])
 		}
 	case composeForm:
-		fmt.Fprintf(&b, "# For a service with network_mode: host. Leave unset: %s\nenvironment:\n", strings.Join(leadElsewhere, " "))
+		fmt.Fprintf(&b, "# For a service with network_mode: host. Leave unset: %s\nenvironment:\n", strings.Join(otherSources, " "))
 		for _, v := range set {
 			fmt.Fprintf(&b, "  - \"%s=%s\"\n", v[0], v[1])
 		}
@@ -146,10 +146,10 @@ func variablesFor(l api.Loopback, form, noProxy string) string {
 	return b.String()
 }
 
-// withUnproxied adds what must not be asked for through a proxy to what is there already.
-func withUnproxied(there string) string {
+// addNoProxyHosts adds to a NO_PROXY list the hosts that must not be asked through a proxy.
+func addNoProxyHosts(there string) string {
 	all := strings.Split(there, ",")
-	for _, one := range strings.Split(unproxied, ",") {
+	for _, one := range strings.Split(noProxyHosts, ",") {
 		if !slices.Contains(all, one) {
 			all = append(all, one)
 		}
@@ -157,5 +157,5 @@ func withUnproxied(there string) string {
 	return strings.TrimPrefix(strings.Join(all, ","), ",")
 }
 
-// quoted is text as one word of any POSIX shell.
-func quoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
+// shellQuoted is text as one word of any POSIX shell.
+func shellQuoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }

@@ -71,7 +71,7 @@ type usageError struct{ error }
 
 func (e *usageError) Unwrap() error { return e.error }
 
-// troubleError ends a verb whose output has already said what is wrong.
+// troubleError ends a verb whose output says already what is wrong.
 type troubleError struct{}
 
 func (*troubleError) Error() string { return "perceptd needs a person" }
@@ -83,7 +83,7 @@ func troubleIf(trouble bool) error {
 	return nil
 }
 
-// printTrouble writes an answer that tells of something for a person to do.
+// printTrouble writes an answer that needs a person.
 func (a *app) printTrouble(text string) error {
 	if err := a.print(text); err != nil {
 		return err
@@ -114,12 +114,12 @@ func (e *statusError) Error() string {
 
 func (e *statusError) Unwrap() error { return e.cause }
 
-// deniedError ends a verb that told of a denial as the denial itself would.
+// deniedError ends a verb that has shown a denial, with the error of a denied request.
 func deniedError(code api.Code, detail string) error {
 	return &client.Error{Problem: api.Problem{Status: http.StatusForbidden, Code: code, Detail: detail}}
 }
 
-// report tells err, if it has not been told, and what to do about it.
+// report prints err, unless the verb's output has said it all, and what to do about it.
 func (a *app) report(err error) {
 	var trouble *troubleError
 	var ended *statusError
@@ -182,7 +182,7 @@ func (a *app) unreachableHint(err *client.UnreachableError) string {
 
 // refusalHint adds to the daemon's detail what can be done from the command line.
 func refusalHint(err *client.Error) string {
-	choices := cleanAll(err.Choices)
+	choices := cleanList(err.Choices)
 	switch err.Code {
 	case api.CodeUnknownIdentity, api.CodeAmbiguous:
 		if choices == "" {
@@ -211,7 +211,7 @@ func refusalHint(err *client.Error) string {
 		return "perceptctl policy-changes lists the IDs; a change goes off the record by itself in the end"
 	case api.CodeThrottled, api.CodeBusy:
 		if err.RetryAfter > 0 {
-			return fmt.Sprintf("ask again in %s", span(err.RetryAfter))
+			return fmt.Sprintf("ask again in %s", formatDuration(err.RetryAfter))
 		}
 		return "ask again later, and less often"
 	case api.CodeUnreachable:
@@ -232,4 +232,4 @@ func refusalHint(err *client.Error) string {
 	return ""
 }
 
-func cleanAll(words []string) string { return term.Clean(strings.Join(words, ", ")) }
+func cleanList(words []string) string { return term.Clean(strings.Join(words, ", ")) }

@@ -46,7 +46,7 @@ one ended it). When it is killed, so is the command. It needs no root and, witho
     -v /run/percept/modules/camera:/run/percept:ro -v /usr/bin/perceptctl:/perceptctl:ro \
     --entrypoint /perceptctl IMAGE exec -- node app.js`,
 		Args: cobra.MinimumNArgs(1),
-		RunE: a.argued(func(_ context.Context, args []string) error { return a.exec(args, arc) }),
+		RunE: a.verbWithArgs(func(_ context.Context, args []string) error { return a.exec(args, arc) }),
 	}
 	command.Flags().BoolVar(&arc, "arc", false,
 		"speak Azure Arc's form; its keys go to "+identityproxy.ArcKeyFolder)
@@ -62,7 +62,7 @@ func (a *app) exec(args []string, arc bool) error {
 	}
 	defer r.Close() // there is nobody left to tell
 	environ := environment(a.environ, r.Variables())
-	path, err := find(args[0], environ)
+	path, err := lookPath(args[0], environ)
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func (a *app) exec(args []string, arc bool) error {
 			a.report(fmt.Errorf("no more tokens: %w", err))
 		}
 	}()
-	status, err := runToEnd(path, args, environ, r.Holder())
+	status, err := runCommand(path, args, environ, r.Holder())
 	switch {
 	case err != nil:
 		return err
@@ -91,11 +91,11 @@ func environment(environ, variables []string) []string {
 		if strings.EqualFold(name, "NO_PROXY") && noProxy == "" {
 			noProxy = value
 		}
-		if !slices.Contains(lead, name) && !slices.Contains(leadElsewhere, name) {
+		if !slices.Contains(lead, name) && !slices.Contains(otherSources, name) {
 			kept = append(kept, variable)
 		}
 	}
-	noProxy = withUnproxied(noProxy)
+	noProxy = addNoProxyHosts(noProxy)
 	kept = append(kept, variables...)
 	return append(kept, "NO_PROXY="+noProxy, "no_proxy="+noProxy)
 }
@@ -111,17 +111,17 @@ func startError(name string, err error) error {
 
 var errNoCommand = errors.New("there is no such command")
 
-// hiddenError is a folder of PATH that cannot be looked into. Shells find no command there, and neither does find.
-type hiddenError struct{ why error }
+// unsearchableError is a folder of PATH that cannot be looked into. Shells find no command there, and neither does find.
+type unsearchableError struct{ why error }
 
-func (e *hiddenError) Error() string {
+func (e *unsearchableError) Error() string {
 	return fmt.Sprintf("%v; a folder of PATH cannot be looked into: %v", errNoCommand, e.why)
 }
 
-func (*hiddenError) Is(target error) bool { return target == errNoCommand }
+func (*unsearchableError) Is(target error) bool { return target == errNoCommand }
 
-// find returns the path of a command, as a shell does: by PATH where its name has no slash.
-func find(name string, environ []string) (string, error) {
+// lookPath returns the path of a command, as a shell does: by PATH where its name has no slash.
+func lookPath(name string, environ []string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, runnable(name, name)
 	}
@@ -137,7 +137,7 @@ func find(name string, environ []string) (string, error) {
 			return path, nil
 		case errors.Is(err, errNoCommand):
 		case unseen != nil:
-			hidden = cmp.Or(hidden, error(&hiddenError{unseen}))
+			hidden = cmp.Or(hidden, error(&unsearchableError{unseen}))
 		default:
 			unfit = cmp.Or(unfit, err)
 		}
@@ -172,24 +172,24 @@ func runnable(name, path string) error {
 	return nil
 }
 
-// runToEnd runs a command and returns its status. It passes signals on to it, and reaps whatever else ends that is this
+// runCommand runs a command and returns its status. It passes signals on to it, and reaps whatever else ends that is this
 // process's to reap, as a container's first process must.
 //
-// The command is told where to show a secret. When this process is killed, a stranger must not be able to listen there: so the
+// The command sends a secret to this process. When this process is killed, no stranger may listen in its place: so the
 // command is killed too. The kernel spares those who have become another user, and knows nothing of the command's own children:
 // all of them inherit the holder of the port, which stays taken as long as one of them lives.
-func runToEnd(path string, args, environ []string, holder *os.File) (status int, err error) {
-	attr, shared := grouping()
+func runCommand(path string, args, environ []string, holder *os.File) (status int, err error) {
+	attr, shared := processGroup()
 	attr.Pdeathsig = syscall.SIGKILL
 	runtime.LockOSThread() // with this thread the command would end
 	defer runtime.UnlockOSThread()
-	inherited, err := unix.FcntlInt(holder.Fd(), unix.F_DUPFD, heldFrom)
+	inherited, err := unix.FcntlInt(holder.Fd(), unix.F_DUPFD, minHolderFD)
 	if err != nil {
 		return 0, &statusError{os.NewSyscallError("fcntl", err), exitExec}
 	}
 	defer syscall.Close(inherited)
 	signals := make(chan os.Signal, 64)
-	signal.Notify(signals, caught(shared)...)
+	signal.Notify(signals, forwardedSignals(shared)...)
 	defer signal.Stop(signals)
 	child, err := os.StartProcess(path, args, &os.ProcAttr{
 		Env: environ, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: attr,
@@ -202,12 +202,12 @@ func runToEnd(path string, args, environ []string, holder *os.File) (status int,
 	}
 	pid := child.Pid
 	_ = child.Release() // it is waited for below, as all others are
-	ended := make(chan result, 1)
+	ended := make(chan childExit, 1)
 	go func() { ended <- reap(pid) }()
 	for {
 		select {
 		case s := <-signals:
-			if !shared || !slices.Contains(keyed, s.(syscall.Signal)) {
+			if !shared || !slices.Contains(terminalSignals, s.(syscall.Signal)) {
 				_ = syscall.Kill(pid, s.(syscall.Signal)) // it may have just ended
 			}
 		case r := <-ended:
@@ -216,36 +216,37 @@ func runToEnd(path string, args, environ []string, holder *os.File) (status int,
 	}
 }
 
-// heldFrom is the least descriptor that the holder of the port may have: the first ones mean something to some commands.
-const heldFrom = 64
+// minHolderFD is the least descriptor that the holder of the port may have: the first ones mean something to some commands.
+const minHolderFD = 64
 
-// own are the signals that are about this process alone, or that no program sends.
-var own = []syscall.Signal{
+// unforwarded are the signals that are about this process alone, or that no program sends.
+var unforwarded = []syscall.Signal{
 	syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE, syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT,
 	syscall.SIGBUS, syscall.SIGFPE, syscall.SIGSEGV, syscall.SIGSYS, syscall.SIGPROF, syscall.SIGTTIN, syscall.SIGTTOU,
 	32, 33, // the C library's
 }
 
-// keyed are the signals that a terminal sends to all of the group in its foreground.
-var keyed = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGCONT, syscall.SIGWINCH}
+// terminalSignals are the signals that a terminal sends to all of the group in its foreground.
+var terminalSignals = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGCONT, syscall.SIGWINCH}
 
-// caught returns the signals that this process passes on, or has the terminal tell. Those that it was started to ignore the
-// command ignores too; and where they share a group it stops when the command does, for their shell to see.
-func caught(shared bool) (all []os.Signal) {
+// forwardedSignals returns the signals that this process passes on, or that the terminal sends to both. The command
+// inherits those that this process was started to ignore; and where they share a group this process stops when the command
+// does, for their shell to see.
+func forwardedSignals(shared bool) (all []os.Signal) {
 	for s := syscall.Signal(1); s <= 64; s++ {
-		if !slices.Contains(own, s) && !signal.Ignored(s) && !(shared && s == syscall.SIGTSTP) {
+		if !slices.Contains(unforwarded, s) && !signal.Ignored(s) && !(shared && s == syscall.SIGTSTP) {
 			all = append(all, s)
 		}
 	}
 	return all
 }
 
-// grouping returns in which process group the command is to be, and whether that is this process's.
+// processGroup returns in which process group the command is to be, and whether that is this process's.
 //
-// A key that interrupts or stops must be told to it once. So it is in a group of its own; but where a shell runs this process
-// in its terminal's foreground they share the group, since the shell must see both stop.
-func grouping() (attr *syscall.SysProcAttr, shared bool) {
-	front := inFront()
+// The command must get the signal of a key once, so it is in a group of its own; but where a shell runs this process in its
+// terminal's foreground they share the group, since the shell must see both stop.
+func processGroup() (attr *syscall.SysProcAttr, shared bool) {
+	front := inForeground()
 	switch {
 	case front && os.Getpid() == 1:
 		return &syscall.SysProcAttr{Setpgid: true, Foreground: true, Ctty: int(os.Stdin.Fd())}, false
@@ -255,19 +256,19 @@ func grouping() (attr *syscall.SysProcAttr, shared bool) {
 	return &syscall.SysProcAttr{Setpgid: true}, false
 }
 
-// inFront reports whether this process is in the foreground of the terminal that is its standard input.
-func inFront() bool {
+// inForeground reports whether this process is in the foreground of the terminal that is its standard input.
+func inForeground() bool {
 	group, err := unix.IoctlGetInt(int(os.Stdin.Fd()), unix.TIOCGPGRP)
 	return err == nil && group == unix.Getpgrp()
 }
 
-type result struct {
+type childExit struct {
 	status int
 	err    error
 }
 
 // reap waits for children until pid has ended.
-func reap(pid int) result {
+func reap(pid int) childExit {
 	for {
 		var status syscall.WaitStatus
 		one, err := syscall.Wait4(-1, &status, 0, nil)
@@ -275,12 +276,12 @@ func reap(pid int) result {
 		case err == syscall.EINTR:
 			continue
 		case err != nil:
-			return result{err: &statusError{os.NewSyscallError("wait4", err), exitExec}}
+			return childExit{err: &statusError{os.NewSyscallError("wait4", err), exitExec}}
 		case one != pid:
 			continue
 		case status.Signaled():
-			return result{status: 128 + int(status.Signal())}
+			return childExit{status: 128 + int(status.Signal())}
 		}
-		return result{status: status.ExitStatus()}
+		return childExit{status: status.ExitStatus()}
 	}
 }

@@ -141,7 +141,7 @@ func TestExecPathBeyondAClosedFolder(t *testing.T) {
 			{"plain", closed + ":" + folder, exitCannot, "permission denied"},
 			{closed + "/true", "", exitCannot, "permission denied"},
 		} {
-			_, err := find(row.name, []string{"PATH=" + row.path})
+			_, err := lookPath(row.name, []string{"PATH=" + row.path})
 			if exitStatus(err) != row.status || !strings.Contains(fmt.Sprint(err), row.says) {
 				t.Errorf("%s in %s: status %d, %v", row.name, row.path, exitStatus(err), err)
 			}
@@ -265,7 +265,7 @@ func atKeyboard(t *testing.T, before string) (io.Writer, *started) {
 	inner := executing(t, "--", self)
 	line := before
 	for _, arg := range inner.Args {
-		line += " " + quoted(arg)
+		line += " " + shellQuoted(arg)
 	}
 	outer := exec.Command("script", "-qec", line, "/dev/null")
 	outer.Env = append(inner.Env, "SHELL=/bin/sh")

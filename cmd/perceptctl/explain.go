@@ -29,7 +29,7 @@ No token text is shown.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.fromStatus(cachedResources),
 	}
-	command.RunE = a.argued(func(ctx context.Context, args []string) error {
+	command.RunE = a.verbWithArgs(func(ctx context.Context, args []string) error {
 		return a.explain(ctx, args[0], identity, asJSON)
 	})
 	flags := command.Flags()
@@ -61,7 +61,7 @@ func (a *app) explain(ctx context.Context, resource, identity string, asJSON boo
 		if i > 0 {
 			text += "\n"
 		}
-		text += s.tell(story)
+		text += s.explanation(story)
 	}
 	return a.print(text)
 }
@@ -94,20 +94,20 @@ func chooseTokens(status api.Status, resource, identity string) ([]api.TokenStat
 	case len(chosen) > 0:
 		return chosen, nil
 	case len(spelt) > 0:
-		return nil, &hintedError{fmt.Errorf("no token for %s is cached in that spelling", resource), "it is cached for: " + cleanAll(spelt)}
+		return nil, &hintedError{fmt.Errorf("no token for %s is cached in that spelling", resource), "it is cached for: " + cleanList(spelt)}
 	case len(holders) > 0:
 		return nil, &hintedError{fmt.Errorf("identity %q has no token for %s", identity, resource),
-			"these have: " + cleanAll(holders)}
+			"these have: " + cleanList(holders)}
 	case len(resources) > 0:
 		return nil, &hintedError{fmt.Errorf("no token for %s is cached", resource),
-			"tokens are cached for: " + cleanAll(resources) + "; any other comes when a granted caller asks, or with prefetch = true in its grant"}
+			"tokens are cached for: " + cleanList(resources) + "; any other comes when a granted caller asks, or with prefetch = true in its grant"}
 	}
 	return nil, &hintedError{fmt.Errorf("no token for %s is cached, nor any other", resource),
 		"a token comes when a granted caller asks, or with prefetch = true in its grant"}
 }
 
-// tell lays a story out: each part behind what it is about.
-func (s screen) tell(e explanation) string {
+// explanation lays an explanation out: each section behind what it is about.
+func (s screen) explanation(e explanation) string {
 	const leadWidth = 10
 	how := term.Warning
 	switch {
@@ -118,7 +118,7 @@ func (s screen) tell(e explanation) string {
 	}
 	text := s.Paragraph("", e.Summary, how) + "\n"
 	about := ""
-	for _, p := range e.Story {
+	for _, p := range e.Sections {
 		lead := ""
 		if p.About != about {
 			lead, about = p.About, p.About

@@ -9,63 +9,63 @@ import (
 	"perceptd/agent/api"
 )
 
-// explanation is the story of one token, as --json prints it.
+// explanation is what explain says of one token, as --json prints it.
 type explanation struct {
-	Now     time.Time        `json:"now"`
-	Summary string           `json:"summary"`
-	Story   []passage        `json:"story"`
-	Token   api.TokenStatus  `json:"token"`
-	Changes []standingChange `json:"policy_changes"` // those that touch the token
+	Now      time.Time       `json:"now"`
+	Summary  string          `json:"summary"`
+	Sections []section       `json:"story"`
+	Token    api.TokenStatus `json:"token"`
+	Changes  []tokenChange   `json:"policy_changes"` // those that touch the token
 }
 
-// passage is a part of a story.
-type passage struct {
+// section is a paragraph of an explanation.
+type section struct {
 	About string `json:"about"`
 	Text  string `json:"text"`
 }
 
-// story tells of one token.
-type story struct {
+// explainer writes the sentences about one token.
+type explainer struct {
 	screen
 	now     time.Time
 	token   api.TokenStatus
-	changes []standingChange
+	changes []tokenChange
 }
 
 // explain puts together all that is known of a token.
 func (s screen) explain(status api.Status, token api.TokenStatus) explanation {
-	t := story{screen: s, now: status.Now, token: token, changes: []standingChange{}}
+	t := explainer{screen: s, now: status.Now, token: token, changes: []tokenChange{}}
 	for _, change := range status.Changes {
 		if touches(change, token) {
-			t.changes = append(t.changes, standingChange{change, standingTo(change, token)})
+			t.changes = append(t.changes, tokenChange{change, policyState(change, token)})
 		}
 	}
 	e := explanation{Now: status.Now, Summary: t.summary(), Token: token, Changes: t.changes}
 	add := func(about string, texts ...string) {
 		for _, text := range texts {
 			if text != "" {
-				e.Story = append(e.Story, passage{about, text})
+				e.Sections = append(e.Sections, section{about, text})
 			}
 		}
 	}
-	add("token", t.birth(), t.whose(), t.carries(), t.differs())
-	add("changed", t.changed()...)
-	add("back end", t.backEnd(), t.pattern(), t.trouble())
-	add("current", t.awaited(), t.heldBack(), t.inToken())
-	add("modules", t.seen(), t.rejected())
-	add("to do", t.toDo())
+	add("token", t.lifetime(), t.principal(), t.claims(), t.claimChanges())
+	add("changed", t.policyChanges()...)
+	add("back end", t.backEnd(), t.rolloverPattern(), t.nextFetch())
+	add("current", t.currentBy(), t.fetchesPostponed(), t.inToken())
+	add("modules", t.modulesGet(), t.rejected())
+	add("to do", t.nextSteps())
 	add("times", "All times are in "+s.zoneName(status.Now)+".")
 	return e
 }
 
-func (t story) valid() bool { return t.token.ExpiresIn > 0 }
+func (t explainer) valid() bool { return t.token.ExpiresIn > 0 }
 
-func (t story) current() bool { return isCurrent(t.token) }
+func (t explainer) current() bool { return isCurrent(t.token) }
 
-// names names the token: "vision's token for https://vault.azure.net".
-func (t story) names() string { return t.token.Identity + "'s token for " + t.token.Resource }
+// tokenName names the token: "vision's token for https://vault.azure.net".
+func (t explainer) tokenName() string { return t.token.Identity + "'s token for " + t.token.Resource }
 
-func (t story) summary() string {
+func (t explainer) summary() string {
 	changed := t.latestChange()
 	switch {
 	case !t.valid() && t.token.HeldUntil != nil:
@@ -76,22 +76,22 @@ func (t story) summary() string {
 		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end has not been asked for one since."
 	case !t.valid():
 		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end did not give one."
-	case t.token.Permissions.Withheld && t.record() != nil:
-		return t.names() + " is withheld: " + recordText(t.record().Record) + ", and it may lack a change that was on it ([tokens] lost_record)."
+	case t.token.Permissions.Withheld && t.lostRecord() != nil:
+		return t.tokenName() + " is withheld: " + recordText(t.lostRecord().Record) + ", and it may lack a change that was on it ([tokens] lost_record)."
 	case t.token.Permissions.Withheld:
-		return t.names() + " is withheld: permissions were revoked, and it may still carry them (the latest change that it may lack was at " + changed + ")."
+		return t.tokenName() + " is withheld: permissions were revoked, and it may still carry them (the latest change that it may lack was at " + changed + ")."
 	case t.token.Permissions.Standing == api.StandingStale:
-		return t.names() + " is stale: it was minted before a policy change (at " + changed + ")."
+		return t.tokenName() + " is stale: it was minted before a policy change (at " + changed + ")."
 	case !t.current():
-		return t.names() + " is uncertain: it may or may not carry a policy change (at " + changed + ")."
+		return t.tokenName() + " is uncertain: it may or may not carry a policy change (at " + changed + ")."
 	case len(t.changes) > 0:
-		return t.names() + " is current: it carries every policy change on record."
+		return t.tokenName() + " is current: it carries every policy change on record."
 	}
-	return t.names() + " is current, as far as perceptd was told: no policy change for it is on record."
+	return t.tokenName() + " is current, as far as perceptd was told: no policy change for it is on record."
 }
 
 // latestChange tells when the latest change was that the token may lack, or as of when it counts.
-func (t story) latestChange() string {
+func (t explainer) latestChange() string {
 	on := t.token.Permissions.Changed
 	for _, change := range t.changes {
 		if change.At.Unix() == on && change.AsOfNote {
@@ -101,8 +101,8 @@ func (t story) latestChange() string {
 	return t.atUnix(t.now, on)
 }
 
-// record returns what stands for the record of policy changes and withholds the token, where no revocation that was noted does; else nil.
-func (t story) record() *api.PolicyChange {
+// lostRecord returns the change that stands for a lost record of policy changes and withholds the token; else nil.
+func (t explainer) lostRecord() *api.PolicyChange {
 	if !t.token.Permissions.Withheld {
 		return nil
 	}
@@ -110,11 +110,11 @@ func (t story) record() *api.PolicyChange {
 	for _, change := range t.changes {
 		all = append(all, change.PolicyChange)
 	}
-	return standIn(all, t.token)
+	return lostRecord(all, t.token)
 }
 
-// birth tells when the token was minted and received, and when it expires.
-func (t story) birth() string {
+// lifetime says when the token was issued and received, and when it expires.
+func (t explainer) lifetime() string {
 	if !t.valid() {
 		return "perceptd holds no valid token, so there is nothing to tell of one."
 	}
@@ -124,29 +124,29 @@ func (t story) birth() string {
 	}
 	text += " " + t.minted() + "."
 	if t.token.ReceivedOn != nil {
-		text += " perceptd received it at " + t.atAndHowFar(t.now, *t.token.ReceivedOn) + "."
+		text += " perceptd received it at " + t.atRelative(t.now, *t.token.ReceivedOn) + "."
 	}
 	if t.token.ExpiresOn != nil {
-		text += " It expires at " + t.atAndHowFar(t.now, *t.token.ExpiresOn) + "."
+		text += " It expires at " + t.atRelative(t.now, *t.token.ExpiresOn) + "."
 	}
 	return text
 }
 
-// exact is the widest interval of a minting that is told as a moment.
-const exact = 5 * time.Second
+// exactWidth is the widest issue window that is shown as one time.
+const exactWidth = 5 * time.Second
 
-// imprecise is the widest that comes from Entra's dating tokens back.
-const imprecise = 6 * time.Minute
+// backdatedWidth is the widest issue window that comes from Entra's dating tokens back.
+const backdatedWidth = 6 * time.Minute
 
-func (t story) minted() string {
+func (t explainer) minted() string {
 	from, to := t.token.MintedFrom, t.token.MintedTo
 	if from == nil || to == nil {
 		return "was minted at a time that is not known"
 	}
 	switch width := to.Sub(*from); {
-	case width <= exact:
-		return "was minted at " + t.atAndHowFar(t.now, from.Add(width/2))
-	case width <= imprecise:
+	case width <= exactWidth:
+		return "was minted at " + t.atRelative(t.now, from.Add(width/2))
+	case width <= backdatedWidth:
 		return fmt.Sprintf("was minted between %s and %s (no more exactly, since the issuer may date a token back by 5 minutes)",
 			t.at(t.now, *from), t.at(t.now, *to))
 	}
@@ -154,8 +154,8 @@ func (t story) minted() string {
 		t.at(t.now, *from), t.at(t.now, *to))
 }
 
-// whose tells whom the token speaks for.
-func (t story) whose() string {
+// principal names the principal that the token speaks for.
+func (t explainer) principal() string {
 	who := principalText(principalOf(t.token))
 	switch {
 	case !t.valid() || who == "":
@@ -167,8 +167,8 @@ func (t story) whose() string {
 	return "It speaks for " + who + "."
 }
 
-// carries tells the claims that decide permissions.
-func (t story) carries() string {
+// claims lists the claims that decide permissions.
+func (t explainer) claims() string {
 	c := t.token.Claims
 	if !t.valid() {
 		return ""
@@ -180,7 +180,7 @@ func (t story) carries() string {
 		if slices.Contains(c.Omitted, name) {
 			return thing + "s that are too long to be kept, or cannot be shown"
 		}
-		return claimed(thing, values)
+		return claimText(thing, values)
 	}
 	text := fmt.Sprintf("It carries %s, %s and %s.",
 		carried("groups", "group", c.Groups), carried("roles", "app role", c.Roles), carried("wids", "directory role", c.WIDs))
@@ -192,8 +192,8 @@ func (t story) carries() string {
 
 const shownClaims = 3
 
-// claimed counts values of a claim and lists the first: "2 groups (a, b)", "no app roles".
-func claimed(thing string, values []string) string {
+// claimText counts values of a claim and lists the first: "2 groups (a, b)", "no app roles".
+func claimText(thing string, values []string) string {
 	if len(values) == 0 {
 		return "no " + thing + "s"
 	}
@@ -204,8 +204,8 @@ func claimed(thing string, values []string) string {
 	return counted(len(values), thing) + " (" + listed + ")"
 }
 
-// differs tells how the claims differ from those of the token before.
-func (t story) differs() string {
+// claimChanges says how the claims differ from those of the token before.
+func (t explainer) claimChanges() string {
 	before, now := t.token.Before, t.token.Claims
 	if before == nil || now == nil || !t.valid() {
 		return ""
@@ -222,10 +222,10 @@ func (t story) differs() string {
 			continue
 		}
 		if came := without(claim.now, claim.before); len(came) > 0 {
-			parts = append(parts, claimed(claim.thing, came)+" came")
+			parts = append(parts, claimText(claim.thing, came)+" came")
 		}
 		if went := without(claim.before, claim.now); len(went) > 0 {
-			parts = append(parts, claimed(claim.thing, went)+" went")
+			parts = append(parts, claimText(claim.thing, went)+" went")
 		}
 	}
 	if len(parts) == 0 {
@@ -242,24 +242,24 @@ func without(values, others []string) []string {
 
 const shownChanges = 5
 
-// changed tells the policy changes that touch the token, each with how the token stands to it.
-func (t story) changed() []string {
+// policyChanges lists the policy changes that touch the token, each with whether the token carries it.
+func (t explainer) policyChanges() []string {
 	if len(t.changes) == 0 && t.current() {
 		return []string{"No policy change that touches it is on record. Azure tells nobody of them: perceptd knows those that it was told."}
 	}
 	var texts []string
 	for _, change := range t.changes[:min(shownChanges, len(t.changes))] {
-		text := capital(t.changeInWords(t.now, change.PolicyChange)) + " (ID " + change.ID + ")."
+		text := capital(t.changeText(t.now, change.PolicyChange)) + " (ID " + change.ID + ")."
 		if change.Note != "" {
 			text += " Note: \"" + change.Note + "\"."
 		}
 		switch {
 		case change.AsOfNote:
-			text += " It counts as of its note, at " + t.atAndHowFar(t.now, change.NotedOn) + ", since this device's clock was not known to be right then."
+			text += " It counts as of its note, at " + t.atRelative(t.now, change.NotedOn) + ", since this device's clock was not known to be right then."
 		case change.Unsure:
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
 		}
-		texts = append(texts, text+t.standsTo(change))
+		texts = append(texts, text+t.policyStateText(change))
 	}
 	if more := len(t.changes) - len(texts); more > 0 {
 		texts = append(texts, fmt.Sprintf("There are %s before these: perceptctl policy-changes lists them.", counted(more, "change")))
@@ -272,17 +272,17 @@ func (t story) changed() []string {
 
 // byAlternate tells that the latest change is on another resource, which this one is an alternate of or
 // that is one of its own.
-func (t story) byAlternate() string {
+func (t explainer) byAlternate() string {
 	p := t.token.Permissions
-	isOwn := func(change standingChange) bool { return change.At.Unix() == p.Changed }
+	isOwn := func(change tokenChange) bool { return change.At.Unix() == p.Changed }
 	if t.current() || p.Changed == 0 || slices.ContainsFunc(t.changes, isOwn) {
 		return ""
 	}
-	return "A policy change at " + t.atAndHowFar(t.now, time.Unix(p.Changed, 0)) + " is on a resource that goes by this one's " +
+	return "A policy change at " + t.atRelative(t.now, time.Unix(p.Changed, 0)) + " is on a resource that goes by this one's " +
 		"name as well (alternates): perceptctl policy-changes lists it."
 }
 
-func (t story) standsTo(change standingChange) string {
+func (t explainer) policyStateText(change tokenChange) string {
 	if change.Record != "" {
 		return ""
 	}
@@ -304,12 +304,12 @@ func (t story) standsTo(change standingChange) string {
 func capital(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
 
 // backEnd tells what the back end does, and what it last answered.
-func (t story) backEnd() string {
+func (t explainer) backEnd() string {
 	text := "The back end keeps its own copy of a token for each resource for around 24 hours and hands that out; nothing can force a newer one."
 	if t.token.LastFetch == nil {
 		return text + " It has not answered yet."
 	}
-	text += fmt.Sprintf(" It was last asked at %s and ", t.atAndHowFar(t.now, *t.token.LastFetch))
+	text += fmt.Sprintf(" It was last asked at %s and ", t.atRelative(t.now, *t.token.LastFetch))
 	switch t.token.LastOutcome {
 	case api.OutcomeNewer:
 		text += "gave a newer token"
@@ -336,8 +336,8 @@ func times(n int) string {
 	return counted(n, "time")
 }
 
-// pattern tells what was learnt of the rollovers.
-func (t story) pattern() string {
+// rolloverPattern says what was learnt of the rollovers.
+func (t explainer) rolloverPattern() string {
 	r := t.token.Rollover
 	learnt := ""
 	switch r.Pattern {
@@ -346,7 +346,7 @@ func (t story) pattern() string {
 		if life > 0 && life-age <= 5*time.Minute {
 			learnt = "It hands out newer tokens always at the expiry of the one before"
 		} else {
-			learnt = "It hands out newer tokens always at about " + span(age) + " of age"
+			learnt = "It hands out newer tokens always at about " + formatDuration(age) + " of age"
 		}
 	case api.RolloverIrregular:
 		learnt = "It hands out newer tokens at ages that differ"
@@ -355,7 +355,7 @@ func (t story) pattern() string {
 	}
 	learnt += " (" + rolloversSeen(r.Seen) + ")."
 	if r.Expected != nil && t.valid() {
-		learnt += " The next is expected at about " + t.atAndHowFar(t.now, *r.Expected) + "."
+		learnt += " The next is expected at about " + t.atRelative(t.now, *r.Expected) + "."
 	}
 	return learnt
 }
@@ -370,8 +370,8 @@ func rolloversSeen(n int) string {
 	return fmt.Sprintf("%d rollovers of this token were observed", n)
 }
 
-// trouble tells what goes wrong, and when the back end is asked next.
-func (t story) trouble() string {
+// nextFetch says why fetching fails, and when the back end is asked next.
+func (t explainer) nextFetch() string {
 	text := ""
 	if t.token.LastError != "" {
 		text = "Fetching fails"
@@ -388,7 +388,7 @@ func (t story) trouble() string {
 	case !next.After(t.now):
 		text += "It is asked again right now."
 	default:
-		text += "It is asked again at " + t.atAndHowFar(t.now, *next)
+		text += "It is asked again at " + t.atRelative(t.now, *next)
 		if t.valid() || t.token.HeldUntil == nil {
 			text += ", or earlier when a caller needs a token that is not there"
 		}
@@ -397,8 +397,8 @@ func (t story) trouble() string {
 	return text
 }
 
-// awaited tells when the token is current.
-func (t story) awaited() string {
+// currentBy says by when a current token is expected.
+func (t explainer) currentBy() string {
 	p := t.token.Permissions
 	switch {
 	case !t.valid() && len(t.changes) > 0:
@@ -407,35 +407,35 @@ func (t story) awaited() string {
 		return ""
 	case t.current():
 		return "It is current now."
-	case t.record() != nil:
+	case t.lostRecord() != nil:
 		return "It is handed out as soon as what stands for the record is ended, as below under \"to do\"."
 	case p.CurrentBy == 0:
 		return "When a current token is here is not known."
 	}
-	text := "A current token is here by " + t.atAndHowFar(t.now, time.Unix(p.CurrentBy, 0)) + " at the latest, if the back end answers"
+	text := "A current token is here by " + t.atRelative(t.now, time.Unix(p.CurrentBy, 0)) + " at the latest, if the back end answers"
 	switch {
 	case p.Likely == 0:
 		text += ". Whether it comes earlier cannot be said: nothing was learnt of this back end yet."
 	case p.Likely < p.CurrentBy:
-		text += ", and probably by " + t.atAndHowFar(t.now, time.Unix(p.Likely, 0)) + "."
+		text += ", and probably by " + t.atRelative(t.now, time.Unix(p.Likely, 0)) + "."
 	default:
 		text += ", and probably not much earlier."
 	}
 	return text + " perceptd looks for it by itself."
 }
 
-// heldBack tells that fetches wait for a change to spread, and why.
-func (t story) heldBack() string {
+// fetchesPostponed says until when fetches wait for a change to spread, and why.
+func (t explainer) fetchesPostponed() string {
 	held := t.token.HeldUntil
 	if held == nil || !held.After(t.now) {
 		return ""
 	}
-	return "Until " + t.atAndHowFar(t.now, *held) + " perceptd asks for no newer token: a policy change takes minutes to reach new " +
+	return "Until " + t.atRelative(t.now, *held) + " perceptd asks for no newer token: a policy change takes minutes to reach new " +
 		"tokens, and one minted before would lack it and then stay in the back end's cache for about a day."
 }
 
 // inToken tells what of the permissions is in the token, where that matters.
-func (t story) inToken() string {
+func (t explainer) inToken() string {
 	if len(t.changes) == 0 && t.current() {
 		return ""
 	}
@@ -450,13 +450,13 @@ func header(p api.Permissions) string {
 	return fmt.Sprintf("%s; changed=%d; current-by=%d", p.Standing, p.Changed, p.CurrentBy)
 }
 
-// seen tells what modules get.
-func (t story) seen() string {
+// modulesGet says what modules get when they ask.
+func (t explainer) modulesGet() string {
 	p := t.token.Permissions
 	switch {
 	case !t.valid():
 		return "Modules that ask get an error that they may retry, until there is a token."
-	case t.record() != nil:
+	case t.lostRecord() != nil:
 		return "Modules that ask are refused (403, permissions_revoked) on every form until that is ended. " + notRecalled
 	case p.Withheld:
 		return "Modules that ask are refused (403, permissions_revoked) on every form until a current token is here. " + notRecalled
@@ -467,29 +467,29 @@ func (t story) seen() string {
 		"25 minutes at most, so that they come back for the newer one. " + notRecalled
 }
 
-func (t story) rejected() string {
+func (t explainer) rejected() string {
 	if t.token.Refused == nil {
 		return ""
 	}
-	return "A module reported at " + t.atAndHowFar(t.now, *t.token.Refused) + " that the resource refused this token."
+	return "A module reported at " + t.atRelative(t.now, *t.token.Refused) + " that the resource refused this token."
 }
 
-// toDo tells what the reader can do.
-func (t story) toDo() string {
+// nextSteps says what the reader can do.
+func (t explainer) nextSteps() string {
 	unmet := t.unmet()
-	i := slices.IndexFunc(unmet, func(change standingChange) bool { return change.Record != "" })
+	i := slices.IndexFunc(unmet, func(change tokenChange) bool { return change.Record != "" })
 	if i < 0 || !t.valid() {
-		return t.toWait(unmet)
+		return t.waiting(unmet)
 	}
 	mend := "To mend the record of policy changes: " + unmet[i].Mend + "."
 	if others := slices.Delete(unmet, i, i+1); len(others) > 0 {
-		mend += " " + t.toWait(others)
+		mend += " " + t.waiting(others)
 	}
 	return mend
 }
 
-// toWait tells the same, but for what there is to be done about the record.
-func (t story) toWait(unmet []standingChange) string {
+// waiting says what the reader can do, apart from mending the record.
+func (t explainer) waiting(unmet []tokenChange) string {
 	watch := "perceptctl status --watch shows when it is here"
 	switch p := t.token.Permissions; {
 	case !t.valid() && t.token.HeldUntil != nil:
@@ -518,8 +518,8 @@ func (t story) toWait(unmet []standingChange) string {
 }
 
 // unmet returns the changes that the token may lack.
-func (t story) unmet() []standingChange {
-	var unmet []standingChange
+func (t explainer) unmet() []tokenChange {
+	var unmet []tokenChange
 	for _, change := range t.changes {
 		if change.Standing == api.StandingStale || change.Standing == api.StandingUncertain {
 			unmet = append(unmet, change)
@@ -529,7 +529,7 @@ func (t story) unmet() []standingChange {
 }
 
 // revocations lists the IDs of the revocations among changes, or says where to find them.
-func revocations(changes []standingChange) string {
+func revocations(changes []tokenChange) string {
 	var ids []string
 	for _, change := range changes {
 		if change.Effect == api.EffectRevoked {

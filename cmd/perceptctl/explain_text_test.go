@@ -15,8 +15,8 @@ import (
 
 const vault = "https://vault.azure.net"
 
-// situation is a token and what is on record, made by changes to a token of nine hours that is current.
-type situation struct {
+// scenario is a token and what is on record, made by changes to a token of nine hours that is current.
+type scenario struct {
 	name    string
 	token   func(*api.TokenStatus)
 	changes []api.PolicyChange
@@ -24,9 +24,9 @@ type situation struct {
 	hides   []string
 }
 
-func situations() []situation {
+func scenarios() []scenario {
 	granted := aChange("1f0c2a34", api.EffectGranted, time.Hour, 2)
-	return append([]situation{
+	return append([]scenario{
 		{
 			name: "current, and no change is known",
 			says: []string{
@@ -98,11 +98,11 @@ func situations() []situation {
 				"Whether it comes earlier cannot be said",
 			},
 		},
-	}, moreSituations()...)
+	}, moreScenarios()...)
 }
 
-func moreSituations() []situation {
-	return []situation{
+func moreScenarios() []scenario {
+	return []scenario{
 		{
 			name: "withheld",
 			token: func(token *api.TokenStatus) {
@@ -278,7 +278,7 @@ func dated(ago, noted time.Duration) api.PolicyChange {
 
 func TestStories(t *testing.T) {
 	t.Parallel()
-	for _, test := range situations() {
+	for _, test := range scenarios() {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			token := aToken("vision", vault, 9*time.Hour)
@@ -289,7 +289,7 @@ func TestStories(t *testing.T) {
 			status := api.Status{Now: noon, Tokens: []api.TokenStatus{token}, Changes: append(test.changes, other)}
 			s := screen{Screen: term.Screen{Width: 80}}
 			story := s.explain(status, token)
-			shown := s.tell(story)
+			shown := s.explanation(story)
 			checkWidth(t, shown, 80, false)
 			flat := strings.Join(strings.Fields(shown), " ")
 			for _, want := range test.says {
@@ -302,7 +302,7 @@ func TestStories(t *testing.T) {
 					t.Errorf("says %q:\n%s", hidden, shown)
 				}
 			}
-			for _, p := range story.Story {
+			for _, p := range story.Sections {
 				if !strings.HasSuffix(p.Text, ".") || strings.Contains(p.Text, "..") || strings.Contains(p.Text, "  ") {
 					t.Errorf("no sentence: %q", p.Text)
 				}
@@ -338,7 +338,7 @@ func TestManyChanges(t *testing.T) {
 			t.Errorf("%s: %s, want %s", change.ID, change.Standing, want[change.ID])
 		}
 	}
-	if shown := (screen{Screen: term.Screen{Width: 80}}).tell(story); !strings.Contains(shown, "There are 3 changes before these") {
+	if shown := (screen{Screen: term.Screen{Width: 80}}).explanation(story); !strings.Contains(shown, "There are 3 changes before these") {
 		t.Errorf("got\n%s", shown)
 	}
 }
@@ -415,7 +415,7 @@ func TestPolicyChangesOnNarrowScreens(t *testing.T) {
 	for width := term.LeastWidth; width < 120; width++ {
 		checkWidth(t, screen{Screen: term.Screen{Width: width}}.policyChanges(noon, changes), width, false)
 	}
-	if told := (screen{Screen: term.Screen{Width: 80}}).noted(noon, joined, api.Status{}, true); !strings.Contains(told, "it stands for 4 changes") {
+	if told := (screen{Screen: term.Screen{Width: 80}}).recorded(noon, joined, api.Status{}, true); !strings.Contains(told, "it stands for 4 changes") {
 		t.Errorf("got\n%s", told)
 	}
 }
@@ -435,7 +435,7 @@ func TestManyTouchedTokens(t *testing.T) {
 	}
 	change := aChange("1f0c2a34", api.EffectRevoked, time.Minute, 24)
 	change.Touched = 25
-	shown := screen{Screen: term.Screen{Width: 80}}.noted(noon, change, status, true)
+	shown := screen{Screen: term.Screen{Width: 80}}.recorded(noon, change, status, true)
 	checkWidth(t, shown, 80, false)
 	flat := strings.Join(strings.Fields(shown), " ")
 	for _, want := range []string{
@@ -460,7 +460,7 @@ func FuzzExplain(f *testing.F) {
 		change.Note = note
 		status := api.Status{Now: noon, Changes: []api.PolicyChange{change}}
 		s := screen{Screen: term.Screen{Width: max(term.DefaultWidth, min(width, 300))}}
-		shown := s.tell(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.noted(noon, change, status, true)
+		shown := s.explanation(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.recorded(noon, change, status, true)
 		checkWidth(t, shown, s.Width, false)
 		if !utf8.ValidString(shown) {
 			t.Error("not UTF-8")

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// span tells a duration in the two largest units that matter: "3d 4h", "11h 52m", "4m 12s", "9s".
-func span(d time.Duration) string {
+// formatDuration writes a duration in its two largest units: "3d 4h", "11h 52m", "4m 12s", "9s".
+func formatDuration(d time.Duration) string {
 	seconds := int64(max(d, 0) / time.Second)
 	units := []struct {
 		name    string
@@ -29,7 +29,7 @@ func span(d time.Duration) string {
 // seconds turns the wire's seconds into a duration.
 func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
 
-// at tells a moment by the clocks here, with its day where that is not today.
+// at shows a time by the clocks here, with its day where that is not today.
 func (s screen) at(now, t time.Time) string {
 	now, t = now.In(s.location()), t.In(s.location())
 	switch {
@@ -41,7 +41,7 @@ func (s screen) at(now, t time.Time) string {
 	return t.Format("2006-01-02 15:04")
 }
 
-// atUnix tells a moment of the wire; 0 is one that is not known.
+// atUnix shows a time in Unix seconds; 0 is not known.
 func (s screen) atUnix(now time.Time, unix int64) string {
 	if unix == 0 {
 		return "not known"
@@ -49,23 +49,23 @@ func (s screen) atUnix(now time.Time, unix int64) string {
 	return s.at(now, time.Unix(unix, 0))
 }
 
-// exactly tells a moment to the second, with its day where that is not today.
-func (s screen) exactly(now, t time.Time) string {
+// atSecond shows a time to the second, with its day where that is not today.
+func (s screen) atSecond(now, t time.Time) string {
 	return s.at(now, t) + t.In(s.location()).Format(":05")
 }
 
-// atAndHowFar tells a moment and how far it is from now: "14:05 (in 2h 3m)".
-func (s screen) atAndHowFar(now, t time.Time) string {
+// atRelative shows a time and how far it is from now: "14:05 (in 2h 3m)".
+func (s screen) atRelative(now, t time.Time) string {
 	switch {
 	case t.Sub(now).Abs() < time.Second:
 		return s.at(now, t) + " (now)"
 	case t.After(now):
-		return s.at(now, t) + " (in " + span(t.Sub(now)) + ")"
+		return s.at(now, t) + " (in " + formatDuration(t.Sub(now)) + ")"
 	}
-	return s.at(now, t) + " (" + span(now.Sub(t)) + " ago)"
+	return s.at(now, t) + " (" + formatDuration(now.Sub(t)) + " ago)"
 }
 
-// zoneName names the time zone that times are told in: "CET, UTC+01:00".
+// zoneName names the time zone that times are shown in: "CET, UTC+01:00".
 func (s screen) zoneName(now time.Time) string {
 	local := now.In(s.location())
 	name, offset := local.Zone()

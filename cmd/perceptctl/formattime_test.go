@@ -25,7 +25,7 @@ func TestSpan(t *testing.T) {
 		{400 * 24 * time.Hour, "400d"},
 	}
 	for _, test := range tests {
-		if got := span(test.d); got != test.want {
+		if got := formatDuration(test.d); got != test.want {
 			t.Errorf("span(%v) = %q, want %q", test.d, got, test.want)
 		}
 	}

@@ -31,7 +31,7 @@ resources. What no grant allows is denied.`,
 }
 
 func (a *app) grants(ctx context.Context, asJSON bool) error {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	answer, err := a.client.Grants(ctx)
 	switch {
@@ -62,16 +62,16 @@ func (s screen) grants(grants []api.Grant) string {
 	return s.Table(columns, rows)
 }
 
-// checked is a caller, and what it would ask for.
-type checked struct {
-	who                client.Subject
+// callerQuery is a caller, and what it would ask for.
+type callerQuery struct {
+	caller             client.Subject
 	user               string // name or number
 	groups             []string
 	resource, identity string
 }
 
 func (a *app) grantsCheckCommand() *cobra.Command {
-	var c checked
+	var c callerQuery
 	var asJSON bool
 	command := &cobra.Command{
 		Use:   "check --resource URI",
@@ -92,9 +92,9 @@ The exit status is 4 when it is denied.`,
 		RunE: a.verb(func(ctx context.Context) error { return a.checkGrants(ctx, &c, asJSON) }),
 	}
 	flags := command.Flags()
-	flags.StringVar(&c.who.Module, "module", "", "`name` of the module whose socket is asked")
-	flags.StringVar(&c.who.Unit, "unit", "", "systemd `service` that asks")
-	flags.StringVar(&c.who.Image, "container-image", "", "image `ID` or digest of the container that asks")
+	flags.StringVar(&c.caller.Module, "module", "", "`name` of the module whose socket is asked")
+	flags.StringVar(&c.caller.Unit, "unit", "", "systemd `service` that asks")
+	flags.StringVar(&c.caller.Image, "container-image", "", "image `ID` or digest of the container that asks")
 	flags.StringVar(&c.user, "user", "", "`name` or uid of the user that asks")
 	flags.StringArrayVar(&c.groups, "group", nil, "`name` or gid of a group of the process that asks; may be given more than once")
 	flags.StringVar(&c.resource, "resource", "", "App ID `URI` that the token would be for (required)")
@@ -108,13 +108,13 @@ The exit status is 4 when it is denied.`,
 	return command
 }
 
-func (a *app) checkGrants(ctx context.Context, c *checked, asJSON bool) error {
-	if err := c.lookUp(); err != nil {
+func (a *app) checkGrants(ctx context.Context, c *callerQuery, asJSON bool) error {
+	if err := c.resolve(); err != nil {
 		return &usageError{err}
 	}
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
-	answer, err := a.client.CheckGrants(ctx, c.who, c.resource, c.identity)
+	answer, err := a.client.CheckGrants(ctx, c.caller, c.resource, c.identity)
 	if err != nil {
 		return err
 	}
@@ -129,8 +129,8 @@ func (a *app) checkGrants(ctx context.Context, c *checked, asJSON bool) error {
 	return err
 }
 
-// lookUp turns the names of a user and a group into their numbers, which is what the kernel knows.
-func (c *checked) lookUp() error {
+// resolve turns the names of a user and a group into their numbers, which is what the kernel knows.
+func (c *callerQuery) resolve() error {
 	var faults []error
 	if c.user != "" {
 		uid, err := idOf(c.user, func(name string) (string, error) {
@@ -143,7 +143,7 @@ func (c *checked) lookUp() error {
 			}
 			return account.Uid, nil
 		})
-		c.who.UID = &uid
+		c.caller.UID = &uid
 		faults = append(faults, err)
 	}
 	for i, name := range c.groups {
@@ -155,9 +155,9 @@ func (c *checked) lookUp() error {
 			return group.Gid, nil
 		})
 		if i == 0 {
-			c.who.GID = &gid
+			c.caller.GID = &gid
 		} else {
-			c.who.Groups = append(c.who.Groups, gid)
+			c.caller.Groups = append(c.caller.Groups, gid)
 		}
 		faults = append(faults, err)
 	}

@@ -24,7 +24,7 @@ func TestMissingTokenHasAReason(t *testing.T) {
 		if len(all) != 1 || all[0].Is != row.is {
 			t.Errorf("%+v: %+v", row, all)
 		}
-		if got := (story{token: token}).summary(); !strings.Contains(got, row.explanation) {
+		if got := (explainer{token: token}).summary(); !strings.Contains(got, row.explanation) {
 			t.Errorf("%+v: %s", row, got)
 		}
 	}

@@ -15,7 +15,7 @@ func berlin(t testing.TB) *time.Location {
 	return zone
 }
 
-func TestParseMoment(t *testing.T) {
+func TestParseTime(t *testing.T) {
 	t.Parallel()
 	zone := berlin(t)
 	now := time.Date(2026, 11, 23, 14, 30, 20, 0, zone)
@@ -55,14 +55,14 @@ func TestParseMoment(t *testing.T) {
 		{"2:30", spring, "2026-03-28T02:30:00+01:00"},
 	}
 	for _, test := range tests {
-		got, err := parseMoment(test.text, test.now)
+		got, err := parseTime(test.text, test.now)
 		if text := got.In(zone).Format(time.RFC3339); err != nil || text != test.want {
 			t.Errorf("%q at %v: %s (%v), want %s", test.text, test.now, text, err, test.want)
 		}
 	}
 }
 
-func TestParseMomentRefuses(t *testing.T) {
+func TestParseTimeRefuses(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 23, 14, 30, 20, 0, berlin(t))
 	for text, want := range map[string]string{
@@ -83,24 +83,24 @@ func TestParseMomentRefuses(t *testing.T) {
 		"2026-03-29 02:30":             "put forward",
 		"-99999999999999999999999999s": "is no time",
 	} {
-		got, err := parseMoment(text, now)
+		got, err := parseTime(text, now)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, %v; want %q", text, got, err, want)
 		}
 	}
 }
 
-// FuzzMoment checks what holds for every command line: a moment that was told as ago or by the clock alone
+// FuzzParseTime checks what holds for every command line: a moment that was told as ago or by the clock alone
 // is not to come, and none of those told by a span is over a year back.
-func FuzzMoment(f *testing.F) {
+func FuzzParseTime(f *testing.F) {
 	for _, text := range []string{"14:05", "10m ago", "-1d2h", "2026-11-23 14:05", "2026-11-23T14:05:00+01:00", "-", "2:30"} {
 		f.Add(text, int64(1795440620))
 	}
 	zone := berlin(f)
 	f.Fuzz(func(t *testing.T, text string, unix int64) {
 		now := time.Unix(unix%(1<<34), 0).In(zone)
-		got, err := parseMoment(text, now)
-		_, never := parseMoment(text, time.Unix(0, 0).In(zone))
+		got, err := parseTime(text, now)
+		_, never := parseTime(text, time.Unix(0, 0).In(zone))
 		if (err == nil) != (never == nil) {
 			t.Errorf("%q: %v in %v, %v in 1970", text, err, now, never)
 		}
@@ -111,13 +111,13 @@ func FuzzMoment(f *testing.F) {
 			return
 		}
 		byDay := strings.Contains(strings.TrimPrefix(strings.TrimSpace(text), "-"), "-")
-		if !byDay && (got.After(now) || got.Before(now.Add(-oldest))) {
+		if !byDay && (got.After(now) || got.Before(now.Add(-maxAgo))) {
 			t.Errorf("%q at %v is %v", text, now, got)
 		}
 	})
 }
 
-func TestTellingTimes(t *testing.T) {
+func TestFormattedTimes(t *testing.T) {
 	t.Parallel()
 	s := screen{zone: berlin(t)}
 	now := time.Date(2026, 11, 23, 23, 30, 0, 0, s.zone)
@@ -129,7 +129,7 @@ func TestTellingTimes(t *testing.T) {
 		100 * 24 * time.Hour:  "2027-03-03 23:30 (in 100d)",
 		-400 * 24 * time.Hour: "2025-10-20 00:30 (400d ago)",
 	} {
-		if got := s.atAndHowFar(now, now.Add(d)); got != want {
+		if got := s.atRelative(now, now.Add(d)); got != want {
 			t.Errorf("%v: %q, want %q", d, got, want)
 		}
 	}

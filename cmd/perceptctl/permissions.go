@@ -35,8 +35,8 @@ func permissionsCell(token api.TokenStatus) term.Cell {
 	return term.Cell{Text: string(api.StandingCurrent), Style: term.Good}
 }
 
-// permissionsInWords tells permissions in a few words: "stale, current by 14:05".
-func (s screen) permissionsInWords(now time.Time, p api.Permissions) string {
+// permissionsText tells permissions in a few words: "stale, current by 14:05".
+func (s screen) permissionsText(now time.Time, p api.Permissions) string {
 	text := term.Clean(verdict(p))
 	if p.CurrentBy != 0 {
 		text += ", current by " + s.at(now, time.Unix(p.CurrentBy, 0))
@@ -44,7 +44,7 @@ func (s screen) permissionsInWords(now time.Time, p api.Permissions) string {
 	return text
 }
 
-// effects is what can be said of a policy change, each with what perceptd does about it.
+// effects lists the effects of policy changes, each with what perceptd does about it.
 const effects = `granted  more is permitted: tokens at hand are served on, labelled as not current
 revoked  less is permitted: they are withheld until newer ones arrive, which can
          take a day and four hours
@@ -57,21 +57,21 @@ const inTheToken = "Group memberships, app roles and directory roles are written
 
 const notRecalled = "Tokens that are already in a module's hands cannot be recalled: they keep what they carry until they expire."
 
-// changeInWords tells a policy change in half a sentence: "permissions were granted at 11:20 (40m ago) to
+// changeText tells a policy change in half a sentence: "permissions were granted at 11:20 (40m ago) to
 // identity vision on https://vault.azure.net".
-func (s screen) changeInWords(now time.Time, change api.PolicyChange) string {
+func (s screen) changeText(now time.Time, change api.PolicyChange) string {
 	if change.Record != "" {
-		text := recordText(change.Record) + ", since " + s.atAndHowFar(now, change.NotedOn) + ": whether permissions changed before is not known"
+		text := recordText(change.Record) + ", since " + s.atRelative(now, change.NotedOn) + ": whether permissions changed before is not known"
 		if change.Withholds {
 			text += ", and tokens from before are withheld ([tokens] lost_record)"
 		}
 		return text
 	}
 	if change.Effect == api.EffectUnknown {
-		return "the record of policy changes could not be read at " + s.atAndHowFar(now, change.At) +
+		return "the record of policy changes could not be read at " + s.atRelative(now, change.At) +
 			": whether permissions changed before is not known"
 	}
-	text := fmt.Sprintf("permissions were %s at %s", change.Effect, s.atAndHowFar(now, change.At))
+	text := fmt.Sprintf("permissions were %s at %s", change.Effect, s.atRelative(now, change.At))
 	whose := "every identity"
 	if change.Identity != "" {
 		whose = "identity " + change.Identity
@@ -98,8 +98,8 @@ func recordText(is api.RecordState) string {
 	return "the record of policy changes is lost"
 }
 
-// joinedInWords says what a change is that stands for others, or "".
-func joinedInWords(change api.PolicyChange) string {
+// joinedText says what a change is that stands for others, or "".
+func joinedText(change api.PolicyChange) string {
 	if change.Joined == 0 {
 		return ""
 	}
@@ -121,14 +121,14 @@ func sameResource(a, b string) bool {
 	return strings.EqualFold(strings.TrimRight(a, "/"), strings.TrimRight(b, "/"))
 }
 
-// standingChange is a policy change and how the token stands to it.
-type standingChange struct {
+// tokenChange is a policy change, and whether a token carries it.
+type tokenChange struct {
 	api.PolicyChange
 	Standing api.Standing `json:"standing,omitempty"` // empty without a token
 }
 
-// standingTo judges a token by one change, as far as the status tells. Empty without a token.
-func standingTo(change api.PolicyChange, token api.TokenStatus) api.Standing {
+// policyState is whether a token carries one change, as far as the status says. Empty without a token.
+func policyState(change api.PolicyChange, token api.TokenStatus) api.Standing {
 	counts := change.At
 	if change.AsOfNote {
 		counts = change.NotedOn
@@ -155,15 +155,15 @@ func standingTo(change api.PolicyChange, token api.TokenStatus) api.Standing {
 // defaultSpread is how long a change takes to reach new tokens, where the configuration says nothing else.
 const defaultSpread = 10 * time.Minute
 
-// standIn returns what of the changes stands for the record of policy changes and withholds tokens, where no revocation on record does that may
-// touch the token; else nil.
-func standIn(changes []api.PolicyChange, token api.TokenStatus) (found *api.PolicyChange) {
+// lostRecord returns the change that stands for a lost record of policy changes and withholds the token; nil where there
+// is none, or a revocation on record withholds the token.
+func lostRecord(changes []api.PolicyChange, token api.TokenStatus) (found *api.PolicyChange) {
 	for _, change := range changes {
 		switch {
 		case !touches(change, token):
 		case change.Withholds:
 			found = &change
-		case change.Effect == api.EffectRevoked && standingTo(change, token) != api.StandingCurrent:
+		case change.Effect == api.EffectRevoked && policyState(change, token) != api.StandingCurrent:
 			return nil
 		}
 	}

@@ -35,7 +35,7 @@ Name the resource whose permissions changed. A change of group membership may be
 about every resource of an identity: --all-resources --identity NAME.
 
 --at takes
-` + momentForms + `
+` + timeForms + `
 Without it the change was made now. Rather date it too late than too early: a token
 from before it could pass as current. While this device's clock is not known to be
 right, a change counts as of its note, whatever its date: the answer says so
@@ -49,7 +49,7 @@ itself, within about 10 minutes, whatever the token.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.fromStatus(cachedResources),
 	}
-	command.RunE = a.argued(func(ctx context.Context, args []string) error {
+	command.RunE = a.verbWithArgs(func(ctx context.Context, args []string) error {
 		request.Resource, request.Effect = strings.Join(args, ""), api.Effect(effect)
 		if err := a.completeChange(ctx, &request, at); err != nil {
 			return err
@@ -83,20 +83,20 @@ func (a *app) completeChange(ctx context.Context, request *api.PolicyChangeReque
 	case !slices.Contains([]api.Effect{api.EffectGranted, api.EffectRevoked, api.EffectChanged}, request.Effect):
 		return &usageError{fmt.Errorf("--effect %q is none of these:\n%s", request.Effect, effects)}
 	}
-	moment, err := a.moment("at", at, func() (time.Time, error) {
-		ctx, cancel := a.patience(ctx)
+	changedAt, err := a.timeFlag("at", at, func() (time.Time, error) {
+		ctx, cancel := a.withTimeout(ctx)
 		defer cancel()
 		onRecord, err := a.client.PolicyChanges(ctx)
 		return onRecord.Now, err
 	})
-	if !moment.IsZero() {
-		request.At = &moment
+	if !changedAt.IsZero() {
+		request.At = &changedAt
 	}
 	return err
 }
 
 func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest, asJSON bool) error {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	noted, err := a.client.NotePolicyChange(ctx, request)
 	warned := notKept(err)
@@ -104,7 +104,7 @@ func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest
 		return err
 	}
 	if warned != "" {
-		noted, err = a.lastNoted(ctx, request)
+		noted, err = a.lastRecorded(ctx, request)
 		if err != nil {
 			noted = api.PolicyChangeAnswer{}
 		}
@@ -115,9 +115,9 @@ func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest
 	s := a.screen(a.stdout)
 	text := s.notKept(warned)
 	if noted.ID != "" {
-		// What it does to the tokens is told where it can be had; noted it is in any case.
+		// The change is recorded; without a status only its effect on the tokens is not shown.
 		status, err := a.client.Status(ctx)
-		text += s.noted(noted.Now, noted.PolicyChange, status, err == nil)
+		text += s.recorded(noted.Now, noted.PolicyChange, status, err == nil)
 	}
 	if err := a.print(text); err != nil {
 		return err
@@ -125,7 +125,7 @@ func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest
 	return troubleIf(warned != "")
 }
 
-// notKept returns the daemon's detail when it did as told but could not write it to the disk, or "".
+// notKept returns the daemon's detail when a change is in force but could not be written to the disk, or "".
 func notKept(err error) string {
 	var refusal *client.Error
 	if errors.As(err, &refusal) && refusal.Code == api.CodeNotKept {
@@ -153,9 +153,9 @@ func (a *app) jsonWithWarning(answer any, warned string) error {
 	return troubleIf(warned != "")
 }
 
-// lastNoted finds the change that was just noted on the record, since an answer that it could not be kept
+// lastRecorded finds the change that was just noted on the record, since an answer that it could not be kept
 // does not name it.
-func (a *app) lastNoted(ctx context.Context, request api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
+func (a *app) lastRecorded(ctx context.Context, request api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
 	onRecord, err := a.client.PolicyChanges(ctx)
 	if err != nil {
 		return api.PolicyChangeAnswer{}, err
@@ -174,15 +174,15 @@ func (a *app) lastNoted(ctx context.Context, request api.PolicyChangeRequest) (a
 // defaultScope may stand behind a resource and is dropped by the daemon.
 const defaultScope = "/.default"
 
-// noted tells what was put on record and what follows from it.
-func (s screen) noted(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
-	text := s.Paragraph("noted: ", s.changeInWords(now, change)+"; its ID is "+change.ID, term.Plain)
-	if joined := joinedInWords(change); joined != "" {
+// recorded tells what was put on record and what follows from it.
+func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
+	text := s.Paragraph("noted: ", s.changeText(now, change)+"; its ID is "+change.ID, term.Plain)
+	if joined := joinedText(change); joined != "" {
 		text += s.Paragraph("", joined, term.Warning)
 	}
 	switch {
 	case change.AsOfNote:
-		text += s.Paragraph("", "it counts as of its note, at "+s.atAndHowFar(now, change.NotedOn)+
+		text += s.Paragraph("", "it counts as of its note, at "+s.atRelative(now, change.NotedOn)+
 			", and not of its date: this device's clock is not known to be right", term.Warning)
 	case change.Unsure:
 		text += s.Paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", term.Warning)
@@ -236,13 +236,13 @@ func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
 
 // consequences tells what perceptd does about a change, until when, and what it cannot do.
 func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus, now time.Time) string {
-	latest := latestCurrent(touched)
+	latest := lastCurrentBy(touched)
 	by := ""
 	if latest != 0 {
-		by = "A current token is here by " + s.atAndHowFar(now, time.Unix(latest, 0)) + " at the latest, if the back end answers. "
+		by = "A current token is here by " + s.atRelative(now, time.Unix(latest, 0)) + " at the latest, if the back end answers. "
 	}
-	if held := heldUntil(touched); held.After(now) {
-		by += "perceptd asks for none before " + s.atAndHowFar(now, held) + ": the change takes minutes to reach new tokens. "
+	if held := postponedUntil(touched); held.After(now) {
+		by += "perceptd asks for none before " + s.atRelative(now, held) + ": the change takes minutes to reach new tokens. "
 	}
 	text := ""
 	if change.Effect == api.EffectRevoked {
@@ -257,8 +257,8 @@ func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus,
 	return text + s.Paragraph("", inTheToken, term.Plain)
 }
 
-// latestCurrent returns when the last of the tokens is current, as the wire tells it.
-func latestCurrent(tokens []api.TokenStatus) (latest int64) {
+// lastCurrentBy returns when the last of the tokens is current, as the wire tells it.
+func lastCurrentBy(tokens []api.TokenStatus) (latest int64) {
 	for _, token := range tokens {
 		if !isCurrent(token) {
 			latest = max(latest, token.Permissions.CurrentBy)
@@ -267,8 +267,8 @@ func latestCurrent(tokens []api.TokenStatus) (latest int64) {
 	return latest
 }
 
-// heldUntil returns until when nothing newer is asked for, of the last of the tokens; zero when nothing holds.
-func heldUntil(tokens []api.TokenStatus) time.Time {
+// postponedUntil returns until when nothing newer is asked for, of the last of the tokens; zero when nothing holds.
+func postponedUntil(tokens []api.TokenStatus) time.Time {
 	var last time.Time
 	for _, token := range tokens {
 		if token.HeldUntil != nil {

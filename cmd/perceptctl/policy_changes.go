@@ -30,7 +30,7 @@ longer than anything from before it can come, so that no token waits for that.`,
 }
 
 func (a *app) policyChanges(ctx context.Context, asJSON bool) error {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	answer, err := a.client.PolicyChanges(ctx)
 	switch {
@@ -59,9 +59,9 @@ func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string 
 			Cells: []term.Cell{
 				{Text: change.ID}, {Text: s.at(now, change.At)}, {Text: string(change.Effect), Style: how},
 				{Text: orAll(change.Identity)}, {Text: orAll(change.Resource)},
-				waitingCell(change), {Text: span(change.EndsOn.Sub(now))},
+				waitingCell(change), {Text: formatDuration(change.EndsOn.Sub(now))},
 			},
-			Notes: []term.Cell{{Text: change.Note, Style: term.Faint}, {Text: joinedInWords(change), Style: term.Warning}, {Text: s.aboutChange(now, change), Style: term.Warning}},
+			Notes: []term.Cell{{Text: change.Note, Style: term.Faint}, {Text: joinedText(change), Style: term.Warning}, {Text: s.aboutChange(now, change), Style: term.Warning}},
 		}
 	}
 	return s.Table(columns, rows)
@@ -116,7 +116,7 @@ withheld.
   perceptctl policy-changes withdraw --resource https://vault.azure.net --identity vision`,
 		ValidArgsFunction: a.fromStatus(changeIDs),
 	}
-	command.RunE = a.argued(func(ctx context.Context, ids []string) error {
+	command.RunE = a.verbWithArgs(func(ctx context.Context, ids []string) error {
 		switch {
 		case (len(ids) > 0) == (resource != ""):
 			return &usageError{errors.New("the IDs of policy changes or --resource, one of the two")}
@@ -140,7 +140,7 @@ withheld.
 // changesFor returns the IDs of the changes on record for a resource, and for that identity unless it is empty. There is one at
 // least, else it is an error.
 func (a *app) changesFor(ctx context.Context, resource, identity string) (ids []string, err error) {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	answer, err := a.client.PolicyChanges(ctx)
 	if err != nil {
@@ -180,7 +180,7 @@ func (a *app) withdraw(ctx context.Context, ids []string) error {
 }
 
 func (a *app) withdrawOne(ctx context.Context, s screen, id string) (text string, warned bool, err error) {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	change, err := a.client.WithdrawPolicyChange(ctx, id)
 	if detail := notKept(err); detail != "" {
@@ -189,7 +189,7 @@ func (a *app) withdrawOne(ctx context.Context, s screen, id string) (text string
 	if err != nil {
 		return "", false, err
 	}
-	text = s.Paragraph("withdrawn: ", change.ID+", "+s.changeInWords(change.Now, change.PolicyChange), term.Plain)
+	text = s.Paragraph("withdrawn: ", change.ID+", "+s.changeText(change.Now, change.PolicyChange), term.Plain)
 	if change.Waiting > 0 {
 		text += s.Paragraph("", counted(change.Waiting, "token")+" waited for it; the changes left on record judge by themselves now", term.Faint)
 	}

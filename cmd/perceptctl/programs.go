@@ -14,27 +14,27 @@ import (
 	"perceptd/cmd/perceptctl/term"
 )
 
-// probing is how long one thing may take that is asked: a socket, or another program.
-const probing = 5 * time.Second
+// probeTimeout is how long one thing may take that is asked: a socket, or another program.
+const probeTimeout = 5 * time.Second
 
-// probeFor is how long each socket is waited for. systemd holds those of a daemon that cannot start, and each client waits.
-func (a *app) probeFor() time.Duration {
+// probeTimeout is how long each socket is waited for. systemd holds those of a daemon that cannot start, and each client waits.
+func (a *app) probeTimeout() time.Duration {
 	if a.timeout <= 0 {
-		return probing
+		return probeTimeout
 	}
-	return min(probing, a.timeout)
+	return min(probeTimeout, a.timeout)
 }
 
 var errNoProgram = errors.New("the program is not here")
 
-// ask runs a program that is on the path and returns what it said. The error is an exec.ExitError where it ended with
-// another status than 0, and that of a context where it was not waited for.
-func (a *app) ask(ctx context.Context, name string, args ...string) (said string, err error) {
-	path := a.program(name)
+// runProgram runs a program that is on the path and returns what it printed. The error is an exec.ExitError where its exit
+// status is not 0, and the context's where it was not waited for.
+func (a *app) runProgram(ctx context.Context, name string, args ...string) (output string, err error) {
+	path := a.findProgram(name)
 	if path == "" {
 		return "", errNoProgram
 	}
-	ctx, cancel := context.WithTimeout(ctx, probing)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	command := exec.CommandContext(ctx, path, args...)
 	command.Env = a.environ
@@ -46,22 +46,22 @@ func (a *app) ask(ctx context.Context, name string, args ...string) (said string
 	return strings.TrimSpace(string(text)), err
 }
 
-// pipe runs a program with input and returns what it printed. What it said beside is passed on, and when it fails the
+// pipeProgram runs a program with input and returns what it printed. Its standard error is passed on; when it fails, the
 // last line of that is the error.
-func (a *app) pipe(ctx context.Context, input []byte, name string, args ...string) ([]byte, error) {
-	path := a.program(name)
+func (a *app) pipeProgram(ctx context.Context, input []byte, name string, args ...string) ([]byte, error) {
+	path := a.findProgram(name)
 	if path == "" {
 		return nil, fmt.Errorf("%s, of systemd 250 and later, is not here", name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, sealing)
+	ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 	defer cancel()
 	var stderr bytes.Buffer
 	command := exec.CommandContext(ctx, path, args...)
 	command.Env, command.Stdin, command.Stderr = a.environ, bytes.NewReader(input), &stderr
 	out, err := command.Output()
 	if err == nil {
-		if said := term.CleanLines(stderr.String()); said != "" {
-			_, err = fmt.Fprintf(a.stderr, "%s: %s\n", name, said)
+		if remarks := term.CleanLines(stderr.String()); remarks != "" {
+			_, err = fmt.Fprintf(a.stderr, "%s: %s\n", name, remarks)
 		}
 		return out, err
 	}
@@ -71,8 +71,8 @@ func (a *app) pipe(ctx context.Context, input []byte, name string, args ...strin
 	return nil, fmt.Errorf("%s %s: %w", name, args[0], errors.Join(ctx.Err(), err))
 }
 
-// program returns where a program is on the path, or "".
-func (a *app) program(name string) string {
+// findProgram returns the path of a program in $PATH, or "".
+func (a *app) findProgram(name string) string {
 	for _, folder := range filepath.SplitList(a.getenv("PATH")) {
 		path := filepath.Join(folder, name)
 		if info, err := os.Stat(path); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {

@@ -56,7 +56,7 @@ received first, so that a revocation withholds it as before.`,
 }
 
 func (a *app) refresh(ctx context.Context, request api.RefreshRequest, asJSON bool) error {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	answer, err := a.client.Refresh(ctx, request)
 	if err != nil {

@@ -20,7 +20,7 @@ and warnings of what is in force and not as it should be. A bad configuration ch
 }
 
 func (a *app) reload(ctx context.Context) error {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	answer, err := a.client.Reload(ctx)
 	if err != nil {

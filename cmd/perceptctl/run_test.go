@@ -288,8 +288,8 @@ func TestDoctorInterrupted(t *testing.T) {
 
 func TestDoctorWaitsForSeconds(t *testing.T) {
 	t.Parallel()
-	for timeout, want := range map[time.Duration]time.Duration{0: probing, time.Minute: probing, time.Second: time.Second} {
-		if got := (&app{timeout: timeout}).probeFor(); got != want || want > 5*time.Second {
+	for timeout, want := range map[time.Duration]time.Duration{0: probeTimeout, time.Minute: probeTimeout, time.Second: time.Second} {
+		if got := (&app{timeout: timeout}).probeTimeout(); got != want || want > 5*time.Second {
 			t.Errorf("--timeout %v: %v, want %v", timeout, got, want)
 		}
 	}
@@ -297,7 +297,7 @@ func TestDoctorWaitsForSeconds(t *testing.T) {
 
 func TestCacheKeyIsRoots(t *testing.T) {
 	t.Parallel()
-	err := rootsBusiness(&fs.PathError{Op: "open", Path: "/etc/percept/cache-key.cred", Err: fs.ErrPermission})
+	err := needsRoot(&fs.PathError{Op: "open", Path: "/etc/percept/cache-key.cred", Err: fs.ErrPermission})
 	if hint := (&app{}).hint(err); hint != "the cache's key is root's business: run it with sudo" || !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("%v, hint %q", err, hint)
 	}

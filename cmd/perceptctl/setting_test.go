@@ -59,7 +59,7 @@ func (s setting) moved(t *testing.T, script string) string {
 		return strings.ReplaceAll(text, "CET, UTC+01:00", name+", UTC"+offset)
 	}
 	// The forms of moments that a message shows are the same everywhere.
-	forms := strings.ReplaceAll(momentForms, "\n", "\n  ")
+	forms := strings.ReplaceAll(timeForms, "\n", "\n  ")
 	parts := strings.Split(script, forms)
 	for i, part := range parts {
 		parts[i] = move(part)

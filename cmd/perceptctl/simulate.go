@@ -18,8 +18,8 @@ import (
 
 const simulatedWarning = "this back end's tokens open nothing"
 
-// simulation is what the flags of `simulate` say.
-type simulation struct {
+// simulateOptions is what the flags of `simulate` say.
+type simulateOptions struct {
 	backend  simulator.Options
 	server   simulator.ServerOptions
 	form     string
@@ -31,7 +31,7 @@ type simulation struct {
 }
 
 func (a *app) simulateCommand() *cobra.Command {
-	var s simulation
+	var s simulateOptions
 	command := &cobra.Command{
 		Use:   "simulate",
 		Short: "run a simulated managed-identity back end",
@@ -70,7 +70,7 @@ Every user of this network namespace can have its tokens.`,
 }
 
 // simulate runs a back end until ctx ends, which is how it is meant to end.
-func (a *app) simulate(ctx context.Context, s *simulation) error {
+func (a *app) simulate(ctx context.Context, s *simulateOptions) error {
 	if err := s.complete(); err != nil {
 		return &usageError{err}
 	}
@@ -86,7 +86,7 @@ func (a *app) simulate(ctx context.Context, s *simulation) error {
 }
 
 // complete turns the flags into a back end, or says which flag is wrong.
-func (s *simulation) complete() error {
+func (s *simulateOptions) complete() error {
 	var err error
 	switch {
 	case !(s.speed > 0):
@@ -121,7 +121,7 @@ func (s *simulation) complete() error {
 }
 
 // announce tells where the back end is, on standard output and in the file that was asked for.
-func (a *app) announce(server *simulator.Server, s *simulation) error {
+func (a *app) announce(server *simulator.Server, s *simulateOptions) error {
 	variables := append(server.Environment(), simulatorVariable+"="+server.URL())
 	if err := s.writeEnvFile(variables); err != nil {
 		return fmt.Errorf("--env-file: %w", err)
@@ -131,7 +131,7 @@ func (a *app) announce(server *simulator.Server, s *simulation) error {
 	text += screen.Paragraph("", fmt.Sprintf("listening on %s as %s until Ctrl-C", server.URL(), s.form), term.Plain)
 	text += screen.Paragraph("", "every user here gets its tokens; "+simulator.Steerers+" can steer it", term.Plain)
 	text += screen.Paragraph("", fmt.Sprintf("tokens live %s, rollover at %s, spread %s, clock runs %v times as fast",
-		span(s.backend.Life), s.rollover, span(s.backend.Spread), s.speed), term.Plain)
+		formatDuration(s.backend.Life), s.rollover, formatDuration(s.backend.Spread), s.speed), term.Plain)
 	text += "\n"
 	for _, variable := range variables {
 		text += "export " + variable + "\n"
@@ -141,7 +141,7 @@ func (a *app) announce(server *simulator.Server, s *simulation) error {
 
 // writeEnvFile puts the variables into a file that is there whole or not at all. Only its owner may
 // read it, since one of them lets its bearer have tokens.
-func (s *simulation) writeEnvFile(variables []string) error {
+func (s *simulateOptions) writeEnvFile(variables []string) error {
 	if s.envFile == "" {
 		return nil
 	}
@@ -162,7 +162,7 @@ func (s *simulation) writeEnvFile(variables []string) error {
 }
 
 // removeEnvFile removes what writeEnvFile wrote, where nobody has done so yet.
-func (s *simulation) removeEnvFile() error {
+func (s *simulateOptions) removeEnvFile() error {
 	if !s.wroteEnv {
 		return nil
 	}

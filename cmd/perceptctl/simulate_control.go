@@ -34,13 +34,13 @@ func (a *app) atFlag(command *cobra.Command, at *string) {
 		"`URL` of the simulated back end; $"+simulatorVariable+" sets the default")
 }
 
-// steer asks the simulated back end at that URL and decodes what it says into answer. A nil body is
+// controlSimulator asks the simulated back end at that URL and decodes what it says into answer. A nil body is
 // not sent, a nil answer not read.
-func (a *app) steer(ctx context.Context, at, method, path string, body, answer any) error {
+func (a *app) controlSimulator(ctx context.Context, at, method, path string, body, answer any) error {
 	if err := checkSimulatorURL(at); err != nil {
 		return &usageError{err}
 	}
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	var content io.Reader
 	if body != nil {
@@ -65,11 +65,11 @@ func (a *app) steer(ctx context.Context, at, method, path string, body, answer a
 	if err != nil {
 		return simulatorUnreachable(ctx, at, err)
 	}
-	return understand(at, response.StatusCode, text, answer)
+	return decodeSimulatorAnswer(at, response.StatusCode, text, answer)
 }
 
-// understand decodes an answer, or makes an error of it.
-func understand(at string, status int, text []byte, answer any) error {
+// decodeSimulatorAnswer decodes an answer, or makes an error of it.
+func decodeSimulatorAnswer(at string, status int, text []byte, answer any) error {
 	var refusal struct{ Error string }
 	switch {
 	case status == http.StatusNoContent, status == http.StatusOK && answer == nil:
@@ -131,7 +131,7 @@ over, how often it was asked, and the faults in force. Times are by its clock.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error {
 			var state simulatorState
-			if err := a.steer(ctx, at, http.MethodGet, "state", nil, &state); err != nil {
+			if err := a.controlSimulator(ctx, at, http.MethodGet, "state", nil, &state); err != nil {
 				return err
 			}
 			if asJSON {
@@ -194,7 +194,7 @@ func (s screen) simulatedTokens(state simulatorState) string {
 		rows[i] = term.Row{Cells: []term.Cell{
 			{Text: token.Identity}, {Text: token.Resource},
 			{Text: strconv.FormatUint(token.Serial, 10)}, {Text: strconv.Itoa(token.Replica)},
-			{Text: span(token.ExpiresOn.Sub(state.Now))}, {Text: span(token.RollsOn.Sub(state.Now))},
+			{Text: formatDuration(token.ExpiresOn.Sub(state.Now))}, {Text: formatDuration(token.RollsOn.Sub(state.Now))},
 			{Text: strconv.Itoa(calls[token.Key])},
 		}}
 	}
@@ -216,7 +216,7 @@ func (s screen) faults(state simulatorState) string {
 			struck += " of " + strconv.Itoa(fault.Count)
 		}
 		if !fault.Until.IsZero() {
-			ends = "in " + span(fault.Until.Sub(state.Now))
+			ends = "in " + formatDuration(fault.Until.Sub(state.Now))
 		}
 		rows[i] = term.Row{Cells: []term.Cell{{Text: fault.Kind.String(), Style: term.Warning}, {Text: resource}, {Text: struck}, {Text: ends}}}
 	}
@@ -247,7 +247,7 @@ Kinds: ` + faultKinds(),
 	}
 	command.RunE = func(command *cobra.Command, args []string) error {
 		return a.verb(func(ctx context.Context) error {
-			fault.For, fault.Every = written(lasts), written(every)
+			fault.For, fault.Every = durationFlag(lasts), durationFlag(every)
 			return a.fault(ctx, at, args, fault, clear)
 		})(command, args)
 	}
@@ -276,7 +276,7 @@ func (a *app) fault(ctx context.Context, at string, args []string, fault faultRe
 	case clear == (len(args) == 1):
 		return &usageError{errors.New("a fault's kind or --clear, one of the two")}
 	case clear:
-		if err := a.steer(ctx, at, http.MethodDelete, "faults", nil, nil); err != nil {
+		if err := a.controlSimulator(ctx, at, http.MethodDelete, "faults", nil, nil); err != nil {
 			return err
 		}
 		return a.print("no faults are in force\n")
@@ -285,7 +285,7 @@ func (a *app) fault(ctx context.Context, at string, args []string, fault faultRe
 	if fault.Kind, err = simulator.ParseFaultKind(args[0]); err != nil {
 		return &usageError{err}
 	}
-	if err := a.steer(ctx, at, http.MethodPost, "faults", fault, nil); err != nil {
+	if err := a.controlSimulator(ctx, at, http.MethodPost, "faults", fault, nil); err != nil {
 		return err
 	}
 	return a.print(fault.Kind.String() + " is in force\n")
@@ -299,8 +299,8 @@ func faultKinds() string {
 	return strings.Join(names, ", ")
 }
 
-// written is a duration as the control path takes it; none is left out.
-func written(d time.Duration) string {
+// durationFlag is a duration as the control path takes it; none is left out.
+func durationFlag(d time.Duration) string {
 	if d == 0 {
 		return ""
 	}
@@ -320,7 +320,7 @@ what they were minted with, as Azure's do.`,
 		Args:    cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error {
 			var changed simulator.PermissionsChanged
-			if err := a.steer(ctx, at, http.MethodPost, "permissions", change, &changed); err != nil {
+			if err := a.controlSimulator(ctx, at, http.MethodPost, "permissions", change, &changed); err != nil {
 				return err
 			}
 			return a.print(fmt.Sprintf("changed; tokens minted from %s UTC on carry it\n", changed.Reaches.UTC().Format(time.DateTime)))

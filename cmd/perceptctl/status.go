@@ -113,7 +113,7 @@ func (a *app) watchOnce(ctx context.Context, asJSON, first bool) error {
 }
 
 func (a *app) fetchStatus(ctx context.Context) (api.Status, error) {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	return a.client.Status(ctx)
 }
@@ -124,7 +124,7 @@ func checkIdentity(status api.Status, identity string) error {
 	if identity == "" || slices.Contains(names, identity) {
 		return nil
 	}
-	return &hintedError{fmt.Errorf("no identity %q is configured", identity), "name one with --identity: " + cleanAll(names)}
+	return &hintedError{fmt.Errorf("no identity %q is configured", identity), "name one with --identity: " + cleanList(names)}
 }
 
 // needsPerson decides the exit status of a status.
@@ -169,7 +169,7 @@ func sourceText(from api.SourceStatus) string {
 }
 
 func (s screen) daemon(status api.Status) string {
-	up := "up " + span(status.Now.Sub(status.StartedOn))
+	up := "up " + formatDuration(status.Now.Sub(status.StartedOn))
 	ready := s.Paragraph("perceptd  ", fmt.Sprintf("%s, ready, %s", status.Version, up), term.Plain)
 	if !status.Ready {
 		ready = s.Paragraph("perceptd  ", fmt.Sprintf("%s, not ready, %s", status.Version, up), term.Bad)
@@ -182,7 +182,7 @@ func (s screen) daemon(status api.Status) string {
 	if len(status.Config.Files) > 0 {
 		config = strings.Join(status.Config.Files, ", ")
 	}
-	config += ", loaded " + span(status.Now.Sub(status.Config.LoadedOn)) + " ago"
+	config += ", loaded " + formatDuration(status.Now.Sub(status.Config.LoadedOn)) + " ago"
 	text := ready + s.Paragraph("source    ", source, term.Plain) + s.Paragraph("config    ", config, term.Plain) + s.reloadError(status)
 	n := status.Requests
 	if l := status.Loopback; l != nil {
@@ -214,9 +214,9 @@ func clockText(c api.ClockStatus) string {
 	case c.Skew == nil, -60 < *c.Skew && *c.Skew < 60:
 		return text
 	case *c.Skew < 0:
-		return text + "; " + span(seconds(-*c.Skew)) + " behind the back end's"
+		return text + "; " + formatDuration(seconds(-*c.Skew)) + " behind the back end's"
 	}
-	return text + "; " + span(seconds(*c.Skew)) + " ahead of the back end's"
+	return text + "; " + formatDuration(seconds(*c.Skew)) + " ahead of the back end's"
 }
 
 // keptText says what tokens outlive.
@@ -241,11 +241,11 @@ func (s screen) reloadError(status api.Status) string {
 	}
 	text := "a reload"
 	if status.Config.ErrorOn != nil {
-		text += " " + span(status.Now.Sub(*status.Config.ErrorOn)) + " ago"
+		text += " " + formatDuration(status.Now.Sub(*status.Config.ErrorOn)) + " ago"
 	}
 	text += " changed nothing"
-	told := func(trouble string) bool { return strings.Contains(trouble, status.Config.Error) }
-	if !slices.ContainsFunc(status.Trouble, told) {
+	reported := func(trouble string) bool { return strings.Contains(trouble, status.Config.Error) }
+	if !slices.ContainsFunc(status.Trouble, reported) {
 		text += ": " + status.Config.Error
 	}
 	return s.Paragraph("          ", text, term.Bad)
@@ -366,7 +366,7 @@ func expiryCell(token api.TokenStatus) term.Cell {
 	if token.ExpiresIn <= 0 {
 		return term.Cell{Text: "none", Style: term.Bad}
 	}
-	return term.Cell{Text: span(seconds(token.ExpiresIn))}
+	return term.Cell{Text: formatDuration(seconds(token.ExpiresIn))}
 }
 
 func refreshCell(now time.Time, token api.TokenStatus) term.Cell {
@@ -376,7 +376,7 @@ func refreshCell(now time.Time, token api.TokenStatus) term.Cell {
 	case !token.NextRefresh.After(now):
 		return term.Cell{Text: "now"}
 	}
-	return term.Cell{Text: span(token.NextRefresh.Sub(now))}
+	return term.Cell{Text: formatDuration(token.NextRefresh.Sub(now))}
 }
 
 // unconfirmed says that a token may be over, or "".
@@ -405,7 +405,7 @@ func refused(now time.Time, token api.TokenStatus) string {
 	if token.Refused == nil {
 		return ""
 	}
-	return "a module reported " + span(now.Sub(*token.Refused)) + " ago that the resource refused it"
+	return "a module reported " + formatDuration(now.Sub(*token.Refused)) + " ago that the resource refused it"
 }
 
 // changesOnRecord counts the policy changes and says where to read on, or "" without any.
@@ -438,7 +438,7 @@ func failures(now time.Time, token api.TokenStatus) string {
 	}
 	text := token.LastError
 	if token.LastFetch != nil {
-		text = span(now.Sub(*token.LastFetch)) + " ago: " + text
+		text = formatDuration(now.Sub(*token.LastFetch)) + " ago: " + text
 	}
 	if token.Failures > 1 {
 		text = fmt.Sprintf("failed %d times in a row, last %s", token.Failures, text)
@@ -475,7 +475,7 @@ func (s screen) denials(now time.Time, denials []api.Denial) string {
 		if d.Count > 1 {
 			times = fmt.Sprintf("%d times, last", d.Count)
 		}
-		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s", what, times, span(now.Sub(d.On)), d.Reason), term.Warning)
+		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s", what, times, formatDuration(now.Sub(d.On)), d.Reason), term.Warning)
 		lead = "          "
 	}
 	return text

@@ -92,7 +92,7 @@ func (s screen) timeline(status api.Status) string {
 	}
 	drawing += text + axis.nowLine(s) + "\n\n" + s.legend(seen, marks) + "\n"
 	for i, l := range lives {
-		drawing += s.lifeInWords(number(i, lives)+"  ", status.Now, l)
+		drawing += s.lifeText(number(i, lives)+"  ", status.Now, l)
 	}
 	drawing += s.Paragraph("", "times are in "+s.zoneName(status.Now)+"; perceptctl explain RESOURCE tells more", term.Faint)
 	return s.simulated(status) + s.inCharset(drawing)
@@ -149,7 +149,7 @@ func (s screen) paintBar(l life, bar string) string {
 // life is a token's times. Those not known are zero.
 type life struct {
 	token               api.TokenStatus
-	mintedFrom, minted  time.Time // the interval's ends; minted is the later
+	issuedFrom, issued  time.Time // the interval's ends; minted is the later
 	half, expires       time.Time
 	rollover            time.Time
 	unmet               time.Time // the earliest change that it may lack
@@ -164,7 +164,7 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 			continue
 		}
 		l.changes = append(l.changes, change.At)
-		lacks := standingTo(change, token)
+		lacks := policyState(change, token)
 		if (lacks == api.StandingStale || lacks == api.StandingUncertain) && (l.unmet.IsZero() || change.At.Before(l.unmet)) {
 			l.unmet = change.At
 		}
@@ -178,16 +178,16 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 	}
 	switch {
 	case token.MintedFrom != nil && token.MintedTo != nil:
-		l.mintedFrom, l.minted = *token.MintedFrom, *token.MintedTo
-		if width := l.minted.Sub(l.mintedFrom); width <= exact {
-			l.minted = l.mintedFrom.Add(width / 2)
-			l.mintedFrom = l.minted
+		l.issuedFrom, l.issued = *token.MintedFrom, *token.MintedTo
+		if width := l.issued.Sub(l.issuedFrom); width <= exactWidth {
+			l.issued = l.issuedFrom.Add(width / 2)
+			l.issuedFrom = l.issued
 		}
 	case token.ReceivedOn != nil:
-		l.minted = *token.ReceivedOn
+		l.issued = *token.ReceivedOn
 	}
-	if !l.minted.IsZero() {
-		l.half = l.minted.Add(l.expires.Sub(l.minted) / 2)
+	if !l.issued.IsZero() {
+		l.half = l.issued.Add(l.expires.Sub(l.issued) / 2)
 	}
 	if token.Rollover.Expected != nil {
 		l.rollover = *token.Rollover.Expected
@@ -208,13 +208,13 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 	return l
 }
 
-// lifeInWords tells every time of a token, exactly.
-func (s screen) lifeInWords(lead string, now time.Time, l life) string {
+// lifeText tells every time of a token, exactly.
+func (s screen) lifeText(lead string, now time.Time, l life) string {
 	text := s.Paragraph(lead, l.token.Identity+"  "+l.token.Resource, term.Title)
 	var parts []string
 	add := func(name string, t time.Time) {
 		if !t.IsZero() {
-			parts = append(parts, name+" "+s.exactly(now, t))
+			parts = append(parts, name+" "+s.atSecond(now, t))
 		}
 	}
 	if l.expires.IsZero() {
@@ -223,12 +223,12 @@ func (s screen) lifeInWords(lead string, now time.Time, l life) string {
 		parts = append(parts, verdictOf(l.token))
 	}
 	switch {
-	case l.mintedFrom.IsZero():
-		add("received", l.minted)
-	case l.minted.Equal(l.mintedFrom):
-		add("minted", l.minted)
+	case l.issuedFrom.IsZero():
+		add("received", l.issued)
+	case l.issued.Equal(l.issuedFrom):
+		add("minted", l.issued)
 	default:
-		parts = append(parts, "minted "+s.exactly(now, l.mintedFrom)+" to "+s.exactly(now, l.minted))
+		parts = append(parts, "minted "+s.atSecond(now, l.issuedFrom)+" to "+s.atSecond(now, l.issued))
 	}
 	add("half life", l.half)
 	for _, at := range l.changes[:min(shownChanges, len(l.changes))] {
@@ -253,7 +253,7 @@ func verdictOf(token api.TokenStatus) string {
 
 // marks is what a bar is drawn with.
 type marks struct {
-	minted, half, rollover, expiry rune
+	issued, half, rollover, expiry rune
 	now, change                    rune
 	past, future                   rune // of a token that is current
 	tick, rule                     rune // of the axis
@@ -262,9 +262,9 @@ type marks struct {
 // marksFor returns what a terminal can show.
 func marksFor(plainText bool) marks {
 	if plainText {
-		return marks{minted: '[', half: '+', rollover: '*', expiry: ']', now: '|', change: '!', past: '=', future: '-', tick: '+', rule: '-'}
+		return marks{issued: '[', half: '+', rollover: '*', expiry: ']', now: '|', change: '!', past: '=', future: '-', tick: '+', rule: '-'}
 	}
-	return marks{minted: '├', half: '┼', rollover: '◆', expiry: '┤', now: '│', change: '▼', past: '━', future: '┄', tick: '┬', rule: '─'}
+	return marks{issued: '├', half: '┼', rollover: '◆', expiry: '┤', now: '│', change: '▼', past: '━', future: '┄', tick: '┬', rule: '─'}
 }
 
 // letters are what a bar is made of from a policy change on that its token may lack.
@@ -293,7 +293,7 @@ const farthest = 7 * 24 * time.Hour
 func axisFor(now time.Time, lives []life, columns int, zone *time.Location) axis {
 	from, to := now.Add(-time.Hour), now.Add(time.Hour)
 	for _, l := range lives {
-		for _, t := range []time.Time{l.minted, l.expires, l.rollover, l.unmet} {
+		for _, t := range []time.Time{l.issued, l.expires, l.rollover, l.unmet} {
 			if t.IsZero() {
 				continue
 			}
@@ -326,10 +326,10 @@ func (x axis) column(t time.Time) int {
 func (x axis) bar(l life, m marks) []rune {
 	bar := []rune(strings.Repeat(" ", x.columns))
 	now := x.column(x.now)
-	if !l.expires.IsZero() && !l.minted.IsZero() {
+	if !l.expires.IsZero() && !l.issued.IsZero() {
 		x.fill(bar, l, m)
 		bar[x.column(l.half)] = m.half
-		bar[x.column(l.minted)] = m.minted
+		bar[x.column(l.issued)] = m.issued
 		bar[x.column(l.expires)] = m.expiry
 	}
 	if !l.rollover.IsZero() {
@@ -347,7 +347,7 @@ func (x axis) bar(l life, m marks) []rune {
 // fill draws the life itself: what is past and what is to come, and from when on the token lacks a change.
 func (x axis) fill(bar []rune, l life, m marks) {
 	past, future := letters(l.token)
-	for i := x.column(l.minted); i <= x.column(l.expires); i++ {
+	for i := x.column(l.issued); i <= x.column(l.expires); i++ {
 		lacks := !l.unmet.IsZero() && i >= x.column(l.unmet)
 		switch isPast := i < x.column(x.now); {
 		case lacks && isPast:
@@ -427,7 +427,7 @@ func (x axis) rule(m marks) string {
 
 // nowLine names the line through all bars.
 func (x axis) nowLine(s screen) string {
-	label := "now " + s.exactly(x.now, x.now)
+	label := "now " + s.atSecond(x.now, x.now)
 	at := max(0, min(x.column(x.now), x.columns-utf8.RuneCountInString(label)))
 	return strings.Repeat(" ", at) + label
 }
@@ -439,7 +439,7 @@ func (s screen) legend(seen map[rune]bool, m marks) string {
 		mark    rune
 		meaning string
 	}{
-		{m.minted, "minted"}, {m.half, "half life"}, {m.now, "now"}, {m.change, "policy change"},
+		{m.issued, "minted"}, {m.half, "half life"}, {m.now, "now"}, {m.change, "policy change"},
 		{m.rollover, "predicted rollover"}, {m.expiry, "expiry"}, {m.past, "past"}, {m.future, "to come"},
 		{'S', "stale"}, {'s', "stale, to come"}, {'U', "uncertain"}, {'u', "uncertain, to come"},
 		{'W', "withheld"}, {'w', "withheld, to come"},

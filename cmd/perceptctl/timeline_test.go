@@ -138,7 +138,7 @@ func TestMarksOnOneColumn(t *testing.T) {
 	m := marksFor(true)
 	x := axis{from: noon.Add(-100 * time.Hour), to: noon.Add(100 * time.Hour), now: noon, columns: 40, zone: time.UTC}
 	elsewhere := noon.Add(-90 * time.Hour)
-	l := life{minted: noon, half: noon, expires: noon, rollover: noon, unmet: noon, changes: []time.Time{noon}}
+	l := life{issued: noon, half: noon, expires: noon, rollover: noon, unmet: noon, changes: []time.Time{noon}}
 	column := x.column(noon)
 	tests := []struct {
 		want   rune
@@ -148,7 +148,7 @@ func TestMarksOnOneColumn(t *testing.T) {
 		{m.now, func() { x.now = elsewhere }},
 		{m.rollover, func() { l.rollover = time.Time{} }},
 		{m.expiry, func() { l.expires = noon.Add(50 * time.Hour) }},
-		{m.minted, func() { l.minted = elsewhere }},
+		{m.issued, func() { l.issued = elsewhere }},
 		{m.half, func() { l.half = elsewhere }},
 		{'u', nil},
 	}

@@ -43,8 +43,8 @@ refuses until it hands one out; --wait gives it some time.`,
 				return &usageError{fmt.Errorf("--wait %v is negative", request.Wait)}
 			}
 			var err error
-			if request.IssuedAfter, err = a.moment("issued-after", issuedAfter, func() (time.Time, error) {
-				ctx, cancel := a.patience(ctx)
+			if request.IssuedAfter, err = a.timeFlag("issued-after", issuedAfter, func() (time.Time, error) {
+				ctx, cancel := a.withTimeout(ctx)
 				defer cancel()
 				who, err := a.client.WhoAmI(ctx)
 				return who.Now, err
@@ -74,7 +74,7 @@ refuses until it hands one out; --wait gives it some time.`,
 var tokenText = regexp.MustCompile(`^[0-9A-Za-z._~+/-]+=*$`)
 
 func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, short bool) error {
-	ctx, cancel := a.patienceBeyond(ctx, request.Wait)
+	ctx, cancel := a.withTimeoutBeyond(ctx, request.Wait)
 	defer cancel()
 	token, err := a.client.Token(ctx, request)
 	if err != nil {
@@ -89,7 +89,7 @@ func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, sh
 	if a.stdout.IsTerminal() {
 		// A remark only: the token is printed whether or not it can be made.
 		_, _ = fmt.Fprintf(a.stderr, "%s this is a secret for the next %s; --short shows less\n",
-			a.screen(a.stderr).Paint(term.Warning, "careful:"), span(seconds(token.ExpiresIn)))
+			a.screen(a.stderr).Paint(term.Warning, "careful:"), formatDuration(seconds(token.ExpiresIn)))
 	}
 	if asJSON {
 		return a.printJSON(token)
@@ -111,7 +111,7 @@ func (a *app) withMissingGrant(ctx context.Context, err error, request client.To
 	if !errors.As(err, &refusal) || refusal.Code != api.CodeNotGranted {
 		return err
 	}
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	caller := ""
 	if who, err := a.client.WhoAmI(ctx); err == nil && who.Proved {

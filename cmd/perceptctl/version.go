@@ -26,7 +26,7 @@ perceptd. A perceptd that cannot be reached is said so and is no error.`,
 }
 
 func (a *app) version(ctx context.Context) error {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	text := "perceptctl  " + ownVersion() + "\n"
 	status, err := a.client.Status(ctx)

@@ -34,7 +34,7 @@ bounds the wait for the first line.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.fromStatus(cachedResources),
 	}
-	command.RunE = a.argued(func(ctx context.Context, args []string) error {
+	command.RunE = a.verbWithArgs(func(ctx context.Context, args []string) error {
 		request.Resource = args[0]
 		return a.watchToken(ctx, request, asJSON)
 	})
@@ -101,7 +101,7 @@ func (s screen) event(event client.Event) string {
 	default:
 		expires := time.Unix(event.ExpiresOn, 0)
 		text += fmt.Sprintf("%s until %s, ", term.Clean(event.SHA256[:min(12, len(event.SHA256))]), s.at(now, expires))
-		text += s.permissionsInWords(now, event.Permissions)
+		text += s.permissionsText(now, event.Permissions)
 	}
 	return text + "\n"
 }

@@ -30,7 +30,7 @@ who calls.`,
 }
 
 func (a *app) whoami(ctx context.Context, asJSON bool) error {
-	ctx, cancel := a.patience(ctx)
+	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	answer, err := a.client.WhoAmI(ctx)
 	if err != nil {
