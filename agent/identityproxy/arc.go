@@ -1,16 +1,16 @@
 package identityproxy
 
 import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
-
-	"perceptd/agent/api"
 )
 
 // ArcKeyFolder is where clients of Azure Arc's form look for the key of a challenge, and nowhere else.
@@ -20,34 +20,6 @@ const (
 	keyLife = time.Minute // from a challenge to its answer
 	maxKeys = 64          // at once
 )
-
-// handleArc answers as Azure Arc's agent does: who asks must show that it can read a file of this user's.
-func (r *Relay) handleArc(q *http.Request, to string) (reply, *refusal) {
-	switch {
-	case to != api.PathIMDSToken:
-		return reply{}, refuse(http.StatusBadRequest, "no such path here: tokens are at "+api.PathIMDSToken+", spelled exactly so")
-	case !once(q, "Metadata") || q.Header.Get("Metadata") != "true":
-		return reply{}, refuse(http.StatusBadRequest, "Required metadata header not specified: send Metadata: true, once")
-	case q.Header["Authorization"] == nil:
-		return reply{}, r.challenge()
-	}
-	key, basic := strings.CutPrefix(q.Header.Get("Authorization"), "Basic ")
-	if !once(q, "Authorization") || !basic || !r.keys.redeem(key) {
-		return reply{}, refuse(http.StatusUnauthorized, "the Authorization header must be there once, with Basic and the content of the file that the challenge named, unchanged and for the first time")
-	}
-	r.room.Asks(q.Context(), true)
-	return r.forward(q, api.PathIMDSToken, "Metadata", "true")
-}
-
-func (r *Relay) challenge() *refusal {
-	path, err := r.keys.issue()
-	if err != nil {
-		return away("the key of the challenge could not be written: " + err.Error())
-	}
-	no := refuse(http.StatusUnauthorized, "the Authorization header must have Basic and the content of the file that WWW-Authenticate names")
-	no.header["Www-Authenticate"] = "Basic realm=" + path
-	return no
-}
 
 // keys are the files of the challenges that are open.
 type keys struct {
@@ -130,4 +102,16 @@ func (k *keys) close() {
 	for len(k.open) > 0 {
 		k.drop(0)
 	}
+}
+
+func randomHex() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails: it would end the program
+	return hex.EncodeToString(b[:])
+}
+
+// same compares two secrets in a time that tells nothing of them, nor of their lengths.
+func same(a, b string) bool {
+	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
+	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
 }
