@@ -17,11 +17,11 @@ import (
 const ArcKeyFolder = "/var/opt/azcmagent/tokens"
 
 const (
-	keyLife = time.Minute // from a challenge to its answer
-	maxKeys = 64          // at once
+	keyLifetime = time.Minute // from a challenge to its answer
+	maxKeys     = 64          // at once
 )
 
-// keys are the files of the challenges that are open.
+// keys are the key files of the challenges that are open.
 type keys struct {
 	folder string
 
@@ -30,8 +30,8 @@ type keys struct {
 }
 
 type key struct {
-	path, text string
-	ends       time.Time
+	path, secret string
+	expires      time.Time
 }
 
 // newKeys returns keys in a folder, which it makes where it is missing, once it has written and removed one.
@@ -56,42 +56,42 @@ func (k *keys) issue() (string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
-	for len(k.open) > 0 && (len(k.open) >= maxKeys || !k.open[0].ends.After(now)) {
-		k.drop(0)
+	for len(k.open) > 0 && (len(k.open) >= maxKeys || !k.open[0].expires.After(now)) {
+		k.removeLocked(0)
 	}
-	one := key{path: filepath.Join(k.folder, randomHex()[:32]+".key"), text: randomHex(), ends: now.Add(keyLife)}
-	f, err := os.OpenFile(one.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	added := key{path: filepath.Join(k.folder, newSecret()[:32]+".key"), secret: newSecret(), expires: now.Add(keyLifetime)}
+	f, err := os.OpenFile(added.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return "", err
 	}
-	_, err = f.WriteString(one.text)
+	_, err = f.WriteString(added.secret)
 	if err = errors.Join(err, f.Close()); err != nil {
-		_ = os.Remove(one.path)
+		_ = os.Remove(added.path)
 		return "", err
 	}
-	k.open = append(k.open, one)
-	return one.path, nil
+	k.open = append(k.open, added)
+	return added.path, nil
 }
 
-// redeem reports whether text is an open key's. That key is none any more.
+// redeem reports whether text is an open key's, and removes that key.
 func (k *keys) redeem(text string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	found := -1
 	for i := range k.open {
-		if same(text, k.open[i].text) && k.open[i].ends.After(time.Now()) {
+		if sameSecret(text, k.open[i].secret) && k.open[i].expires.After(time.Now()) {
 			found = i
 		}
 	}
 	if found < 0 {
 		return false
 	}
-	k.drop(found)
+	k.removeLocked(found)
 	return true
 }
 
-// drop forgets a key. One whose file cannot be removed is of no use all the same.
-func (k *keys) drop(i int) {
+// removeLocked removes a key. One whose file cannot be removed can still not be used again.
+func (k *keys) removeLocked(i int) {
 	_ = os.Remove(k.open[i].path)
 	k.open = append(k.open[:i], k.open[i+1:]...)
 }
@@ -100,18 +100,18 @@ func (k *keys) close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for len(k.open) > 0 {
-		k.drop(0)
+		k.removeLocked(0)
 	}
 }
 
-func randomHex() string {
+func newSecret() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails: it would end the program
 	return hex.EncodeToString(b[:])
 }
 
-// same compares two secrets in a time that tells nothing of them, nor of their lengths.
-func same(a, b string) bool {
+// sameSecret compares two secrets in a time that tells nothing of them, nor of their lengths.
+func sameSecret(a, b string) bool {
 	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
 	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
 }

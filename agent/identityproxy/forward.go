@@ -16,40 +16,40 @@ import (
 )
 
 const (
-	// patience is how long perceptd may be away, or be started anew, without anybody noticing. Beyond it, SDKs are told
-	// to try again: none of them has a useful timeout of its own.
-	patience = 8 * time.Second
-	// longest is how long perceptd may take to answer. It answers within some 10 seconds.
-	longest = 30 * time.Second
-	maxBody = 1 << 20 // bytes
+	// unavailableTimeout is how long a request waits for a perceptd that is away or restarts. After it, the SDK is asked to
+	// try again: none of them has a useful timeout of its own.
+	unavailableTimeout = 8 * time.Second
+	// answerTimeout is how long perceptd may take to answer. It answers within about 10 seconds.
+	answerTimeout = 30 * time.Second
+	maxBody       = 1 << 20 // bytes
 )
 
 // Pauses between two tries.
 const (
-	shortPause = 20 * time.Millisecond
-	longPause  = 500 * time.Millisecond
+	minPause = 20 * time.Millisecond
+	maxPause = 500 * time.Millisecond
 )
 
-// handedBack are the headers of an answer that mean something to a client of the two forms.
-var handedBack = [...]string{"Content-Type", "Cache-Control", "Retry-After", api.PermissionsHeader, api.AudienceHeader}
+// forwardedHeaders are the headers of an answer that mean something to a client of the two forms.
+var forwardedHeaders = [...]string{"Content-Type", "Cache-Control", "Retry-After", api.PermissionsHeader, api.AudienceHeader}
 
-// forward hands a request on to path of the token socket, with one header, and returns perceptd's answer. A request for a
-// token may be made twice: so as long as there is no whole answer, and perceptd was not away for too long, it is made again.
-func (r *Relay) forward(q *http.Request, path, header, value string) (reply, *refusal) {
-	asked := &http.Request{
-		Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: "localhost", Path: path, RawQuery: q.URL.RawQuery},
+// forward sends a request on to path of the token socket, with one header, and returns perceptd's answer. A request for a
+// token may be repeated: as long as there is no whole answer, it is, until perceptd was away for too long.
+func (p *Proxy) forward(r *http.Request, path, header, value string) (reply, *refusal) {
+	upstream := &http.Request{
+		Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: "localhost", Path: path, RawQuery: r.URL.RawQuery},
 		Header: http.Header{header: {value}, "User-Agent": {"perceptctl-exec"}},
 	}
-	ctx, cancel := context.WithTimeout(q.Context(), longest)
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()
 	begun := time.Now()
-	for pause := shortPause; ; pause = min(2*pause, longPause) {
-		given, err := r.ask(asked.Clone(ctx))
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		answer, err := p.roundTrip(upstream.Clone(ctx))
 		switch {
 		case err == nil:
-			return given, nil
-		case ctx.Err() != nil || time.Since(begun)+pause > patience:
-			return reply{}, away("perceptd does not answer: " + err.Error() + ": look at systemctl status perceptd, and whether its folder is mounted")
+			return answer, nil
+		case ctx.Err() != nil || time.Since(begun)+pause > unavailableTimeout:
+			return reply{}, unavailable("perceptd does not answer: " + err.Error() + ": look at systemctl status perceptd, and whether its folder is mounted")
 		}
 		select {
 		case <-time.After(pause):
@@ -58,15 +58,15 @@ func (r *Relay) forward(q *http.Request, path, header, value string) (reply, *re
 	}
 }
 
-// errAgain is an answer to a process that perceptd believes once it has asked again, as a young one on an old kernel.
-var errAgain = errors.New("it cannot tell who is calling yet")
+// errAskAgain is an answer to a process that perceptd can attest only at its next request, as a young one on an old kernel.
+var errAskAgain = errors.New("it cannot tell who is calling yet")
 
-// errLeaving is an answer of a perceptd that is about to end: the next one may give another.
-var errLeaving = errors.New("it is just ending")
+// errShuttingDown is an answer of a perceptd that is about to end: the next one may answer otherwise.
+var errShuttingDown = errors.New("it is just ending")
 
-// errStranger is an answer that perceptd never gives: a page, or a text. What it says of a request must not reach an SDK, which
-// takes a 403 for a refusal.
-var errStranger = errors.New("what answers at its socket is not perceptd")
+// errNotPerceptd is an answer that perceptd never gives: a page, or a text. It must not reach an SDK, which would take a
+// 403 for a refusal.
+var errNotPerceptd = errors.New("what answers at its socket is not perceptd")
 
 func isObject(body []byte) bool {
 	var members map[string]json.RawMessage
@@ -76,16 +76,16 @@ func isObject(body []byte) bool {
 // codeIn returns the code of a refusal of perceptd's, or "".
 func codeIn(body []byte) api.Code {
 	var refusal struct{ Code api.Code }
-	_ = json.Unmarshal(body, &refusal) // what is no refusal of perceptd's has none
+	_ = json.Unmarshal(body, &refusal) // any other body has no code
 	return refusal.Code
 }
 
-// ask asks perceptd once.
-func (r *Relay) ask(q *http.Request) (reply, error) {
-	answer, err := r.socket.RoundTrip(q)
+// roundTrip asks perceptd once.
+func (p *Proxy) roundTrip(r *http.Request) (reply, error) {
+	answer, err := p.socket.RoundTrip(r)
 	var system *net.OpError
 	switch {
-	case errors.As(err, &system) || err != nil && q.Context().Err() != nil:
+	case errors.As(err, &system) || err != nil && r.Context().Err() != nil:
 		return reply{}, err
 	case err != nil: // net/http quotes what was sent, which may be a token
 		return reply{}, errors.New("its answer broke off, or is not HTTP")
@@ -98,19 +98,19 @@ func (r *Relay) ask(q *http.Request) (reply, error) {
 	case len(body) > maxBody:
 		return reply{}, fmt.Errorf("its answer has more than %d bytes", maxBody)
 	case !isObject(body):
-		return reply{}, errStranger
+		return reply{}, errNotPerceptd
 	case answer.StatusCode == http.StatusServiceUnavailable && answer.Close:
-		return reply{}, errLeaving
+		return reply{}, errShuttingDown
 	case answer.StatusCode == http.StatusServiceUnavailable && codeIn(body) == api.CodeAskAgain:
-		return reply{}, errAgain
+		return reply{}, errAskAgain
 	}
-	given := reply{status: answer.StatusCode, header: make(map[string]string), body: body}
-	for _, name := range handedBack {
+	forwarded := reply{status: answer.StatusCode, header: make(map[string]string), body: body}
+	for _, name := range forwardedHeaders {
 		if value := answer.Header.Get(name); value != "" {
-			given.header[name] = value
+			forwarded.header[name] = value
 		}
 	}
-	return given, nil
+	return forwarded, nil
 }
 
 // reply is a whole answer.
@@ -120,20 +120,20 @@ type reply struct {
 	body   []byte
 }
 
-// refusal is why a request gets no answer of perceptd's.
+// refusal is the answer to a request that is not forwarded, or that perceptd does not answer.
 type refusal struct {
 	status int
 	detail string // says what to do next; fit for the caller's eyes
 	header map[string]string
 }
 
-// refuse is for who has not shown the secret, or asks what no SDK does: the connection ends.
+// refuse is for a request without the secret, or one that no SDK sends: the connection ends.
 func refuse(status int, detail string) *refusal {
 	return &refusal{status: status, detail: detail, header: map[string]string{"Connection": "close"}}
 }
 
-// away is that perceptd does not answer. SDKs that try again find it within some 10 seconds.
-func away(detail string) *refusal {
+// unavailable says that perceptd does not answer. An SDK that tries again finds it within about 10 seconds.
+func unavailable(detail string) *refusal {
 	return &refusal{
 		status: http.StatusServiceUnavailable, detail: detail,
 		header: map[string]string{"Retry-After": strconv.Itoa(retryAfter)},
@@ -142,7 +142,7 @@ func away(detail string) *refusal {
 
 const retryAfter = 2 // seconds
 
-// reply renders f with the fields that SDKs show, each another pair.
+// reply renders f with the fields that SDKs show: some show the first two, others the last two.
 func (f *refusal) reply() reply {
 	// Strings and a number cannot fail to be encoded.
 	body, _ := json.Marshal(struct {

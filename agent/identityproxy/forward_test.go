@@ -81,7 +81,7 @@ func TestPerceptdAway(t *testing.T) {
 		"asks, and goes":                {[]func(net.Conn){asks, works}, 200, "", 20 * time.Millisecond},
 		"asks for good":                 {[]func(net.Conn){asks}, 503, "cannot tell who is calling yet", 7 * time.Second},
 		"refuses":                       {[]func(net.Conn){refuses}, 503, "", 0},
-		"hangs":                         {[]func(net.Conn){hangs}, 503, "deadline exceeded", longest},
+		"hangs":                         {[]func(net.Conn){hangs}, 503, "deadline exceeded", answerTimeout},
 		"another program, with a page":  {[]func(net.Conn){says("HTTP/1.1 403 Forbidden\r\nContent-Length: 25\r\n\r\n<html>canary-4f1d2c7e9b\r\n")}, 503, "is not perceptd", 7 * time.Second},
 		"another program, with nothing": {[]func(net.Conn){says("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")}, 503, "is not perceptd", 7 * time.Second},
 		"another program, with a redirect, and perceptd": {[]func(net.Conn){says("HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"), works}, 200, "", 20 * time.Millisecond},
@@ -93,7 +93,7 @@ func TestPerceptdAway(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				p := &piped{answers: row.answers}
-				r := &Relay{socket: &http.Transport{DialContext: p.dial}}
+				r := &Proxy{socket: &http.Transport{DialContext: p.dial}}
 				defer r.socket.CloseIdleConnections()
 				begun := time.Now()
 				given, no := r.forward(httptest.NewRequest("GET", "/msi/token?resource=r", nil), api.PathAppServiceToken, "X-Identity-Header", "exec")
@@ -120,7 +120,7 @@ func TestCallerGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := &piped{answers: []func(net.Conn){nil}}
-		r := &Relay{socket: &http.Transport{DialContext: p.dial}}
+		r := &Proxy{socket: &http.Transport{DialContext: p.dial}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begun := time.Now()
@@ -144,15 +144,15 @@ func TestKeysEnd(t *testing.T) {
 		if _, err := k.issue(); err != nil {
 			t.Fatal(err)
 		}
-		text := k.open[0].text
-		time.Sleep(keyLife)
+		text := k.open[0].secret
+		time.Sleep(keyLifetime)
 		if k.redeem(text) {
 			t.Error("an old key was taken")
 		}
 		if _, err := k.issue(); err != nil || len(k.open) != 1 {
 			t.Errorf("%d keys, %v", len(k.open), err)
 		}
-		if !k.redeem(k.open[0].text) || k.redeem(text) {
+		if !k.redeem(k.open[0].secret) || k.redeem(text) {
 			t.Error("a new key was not taken")
 		}
 	})

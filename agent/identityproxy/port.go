@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// received is how much the kernel keeps of a connection before it is read. A request has some hundred bytes.
-const received = 16 << 10
+// receiveBuffer bounds what the kernel keeps of a connection before it is read. A request has a few hundred bytes.
+const receiveBuffer = 16 << 10
 
-const portTries = 16 // until nobody has been faster
+const maxPortTries = 16 // until nobody has been faster
 
 // listen opens a port of 127.0.0.1 that is free, and returns with it a second socket that holds the port: as long as any process
 // has that open, nobody can listen there, and when the listener is gone who connects is refused at once.
@@ -23,7 +23,7 @@ const portTries = 16 // until nobody has been faster
 // for every other a port that is taken.
 func listen() (net.Listener, *os.File, error) {
 	var err error
-	for range portTries {
+	for range maxPortTries {
 		var holder *os.File
 		var port int
 		if holder, port, err = holdPort(); err != nil {
@@ -32,7 +32,7 @@ func listen() (net.Listener, *os.File, error) {
 		var l net.Listener
 		l, err = net.Listen("tcp4", "127.0.0.1:"+strconv.Itoa(port)) // with SO_REUSEADDR, as every listener of net's
 		if err == nil {
-			if err = errors.Join(setInt(holder, unix.SO_REUSEADDR, 0), setListenerInt(l, unix.SO_RCVBUF, received)); err == nil {
+			if err = errors.Join(setInt(holder, unix.SO_REUSEADDR, 0), setListenerInt(l, unix.SO_RCVBUF, receiveBuffer)); err == nil {
 				return l, holder, nil
 			}
 			_ = l.Close()

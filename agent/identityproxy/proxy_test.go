@@ -72,8 +72,8 @@ func (p *fakePerceptd) requests() []string {
 	return append([]string(nil), p.asked...)
 }
 
-// serving opens a relay that answers until the test ends.
-func serving(t *testing.T, o Options) *Relay {
+// serving opens a proxy that answers until the test ends.
+func serving(t *testing.T, o Options) *Proxy {
 	t.Helper()
 	r, err := Listen(o)
 	if err != nil {
@@ -93,7 +93,7 @@ func serving(t *testing.T, o Options) *Relay {
 }
 
 // raw sends bytes as they are, and returns the whole answer.
-func raw(t *testing.T, r *Relay, request string) string {
+func raw(t *testing.T, r *Proxy, request string) string {
 	t.Helper()
 	conn, err := net.Dial("tcp4", "127.0.0.1:"+r.port)
 	if err != nil {

@@ -51,8 +51,8 @@ func strangers(address string) {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
-// flood has strangers of a uid flood a relay until the test ends. It returns when each of their connections was made once.
-func flood(t *testing.T, r *Relay, uid uint32) {
+// flood has strangers of a uid flood a proxy until the test ends. It returns when each of their connections was made once.
+func flood(t *testing.T, r *Proxy, uid uint32) {
 	t.Helper()
 	c := exec.Command("/proc/self/exe")
 	c.Env = []string{asStrangers + "=127.0.0.1:" + r.port}

@@ -54,7 +54,7 @@ one ended it). When it is killed, so is the command. It needs no root and, witho
 	return command
 }
 
-// exec runs a command beside a relay, and returns how it ended as an error.
+// exec runs a command beside an identity proxy, and returns how it ended as an error.
 func (a *app) exec(args []string, arc bool) error {
 	r, err := identityproxy.Listen(identityproxy.Options{Socket: a.client.TokenSocketPath(), Arc: arc})
 	if err != nil {
@@ -81,7 +81,7 @@ func (a *app) exec(args []string, arc bool) error {
 	return nil
 }
 
-// environment is environ with variables that lead SDKs to the relay, and without what leads them elsewhere.
+// environment is environ with variables that lead SDKs to the proxy, and without what leads them elsewhere.
 func environment(environ, variables []string) []string {
 	lead := []string{"IDENTITY_ENDPOINT", "IDENTITY_HEADER", "NO_PROXY", "no_proxy"}
 	var noProxy string
