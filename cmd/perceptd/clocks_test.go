@@ -18,7 +18,7 @@ var mayReadClocks = map[string]string{
 	"agent/clock/clock.go":                      "it reads the device's clocks for all",
 	"agent/server/server.go":                    "the clock of those that are given none, and how long ago others were turned away",
 	"agent/simulator/backend.go":                "the clock of those that are given none",
-	"agent/source/managedidentity.go":           "the clock of those that are given none, and how long a fetch took",
+	"agent/source/source.go":                    "the clock of those that are given none, and how long a fetch took",
 	"agent/client/azcredential/azcredential.go": "a module's own clock, by which azcore judges expiry",
 	"cmd/perceptctl/simulate.go":                "the simulated back end starts at the device's time",
 	"agent/store/file.go":                       "the name of a file that is set aside",
