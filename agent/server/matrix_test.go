@@ -508,7 +508,7 @@ func listenForDetours(t *testing.T) string {
 // matrix goes through all ailments at once and returns the table.
 func matrix(t *testing.T, heading string, endpoint source.Endpoint, backEnd *sickBackEnd, all []ailment) string {
 	t.Helper()
-	from, err := source.New(source.Options{Endpoint: endpoint, Timeout: 2 * time.Second, Known: func() bool { return true }})
+	from, err := source.New(source.Options{Endpoint: endpoint, Timeout: 2 * time.Second, ClockTrusted: func() bool { return true }})
 	if err != nil {
 		t.Fatal(err)
 	}

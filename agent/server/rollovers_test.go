@@ -186,7 +186,7 @@ func overRollovers(t *testing.T, form simulator.Form, endpoint source.Endpoint, 
 	}
 	point(t, environment)
 	isKnown := func() bool { return known }
-	from, err := source.New(source.Options{Endpoint: endpoint, Wall: clock.wall, Known: isKnown})
+	from, err := source.New(source.Options{Endpoint: endpoint, Wall: clock.wall, ClockTrusted: isKnown})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,9 +20,9 @@ const (
 	shortestNominal = 10 * time.Minute
 	longestNominal  = 28*time.Hour + 5*time.Minute // the longest known, and the five minutes of back-dating
 
-	datedAhead   = 5 * time.Minute  // by how much clocks that are right may differ from each other
-	longOver     = 5 * time.Minute  // since the end of a token that no back end hands out any more
-	presumedLife = 10 * time.Minute // of a token of which nothing is known but that it is good: it is asked for again before
+	clockTolerance = 5 * time.Minute  // by how much clocks that are right may differ from each other
+	longExpired    = 5 * time.Minute  // since its expiry: no back end hands out such a token any more
+	presumedLife   = 10 * time.Minute // of a token of unknown life; it is asked for again before its end
 
 	earliestTime = 978307200  // 2001, in Unix seconds: less is a duration that somebody took for a time
 	latestTime   = 7258118399 // the end of the year 2199
@@ -40,12 +40,12 @@ type answer struct {
 	echo      map[string]string // by the names that echoes gives; empty when absent
 	ignored   []string          // names of the fields that made no sense, and that the token can do without
 
-	clockKnown bool // this device's clock was known to be right
+	clockTrusted bool // this device's clock was known to be right at the receipt
 }
 
-// echoes are the fields in which an endpoint says which identity it answered for, when it was asked
+// echoNames are the fields in which an endpoint says which identity it answered for, when it was asked
 // with a selector of that kind.
-func echoes(kind tokencache.SelectorKind) []string {
+func echoNames(kind tokencache.SelectorKind) []string {
 	switch kind {
 	case tokencache.ClientID:
 		return []string{"client_id"}
@@ -60,7 +60,7 @@ func echoes(kind tokencache.SelectorKind) []string {
 // parseAnswer reads the JSON object in an answer. clockKnown says that this device's clock is known to be right. Its errors are
 // in our words: none quotes the body.
 func parseAnswer(f fields, clockKnown bool) (answer, error) {
-	a := answer{clockKnown: clockKnown}
+	a := answer{clockTrusted: clockKnown}
 	text, err := f.text("access_token")
 	switch {
 	case err != nil:
@@ -81,7 +81,7 @@ func parseAnswer(f fields, clockKnown bool) (answer, error) {
 	a.resource = a.echoed(f, "resource")
 	a.echo = make(map[string]string)
 	for _, kind := range []tokencache.SelectorKind{tokencache.ClientID, tokencache.ObjectID, tokencache.ResourceID} {
-		for _, name := range echoes(kind) {
+		for _, name := range echoNames(kind) {
 			a.echo[name] = a.echoed(f, name)
 		}
 	}
@@ -109,7 +109,7 @@ func (a *answer) parseTimes(f fields) error {
 	noLife := a.parseExpiresIn(f)
 	noExpiry := a.parseExpiresOn(f)
 	switch neither := a.expiresIn == 0 && a.expiresOn.IsZero(); {
-	case errors.As(noLife, new(*overError)) && !a.clockKnown:
+	case errors.As(noLife, new(*expiredError)) && !a.clockTrusted:
 		return noLife
 	case neither && noLife != nil:
 		return noLife
@@ -134,7 +134,7 @@ func (a *answer) parseExpiresIn(f fields) error {
 		return err
 	case given && in <= 0:
 		on, _ := f.time("expires_on")
-		return &overError{-in, on, "the token is already expired by its expires_in"}
+		return &expiredError{-in, on, "the token is already expired by its expires_in"}
 	case in > longestLife:
 		return errors.New("expires_in is more than seven days")
 	}
@@ -165,7 +165,7 @@ func (a *answer) parseNotBefore(f fields) {
 	senseless := err != nil
 	if !from.IsZero() && !a.expiresOn.IsZero() {
 		given := a.expiresOn.Sub(from)
-		senseless = given <= 0 || given < a.expiresIn && (given < shortestNominal || a.token.whole() >= a.expiresIn)
+		senseless = given <= 0 || given < a.expiresIn && (given < shortestNominal || a.token.lifetime() >= a.expiresIn)
 	}
 	if senseless {
 		a.ignored = append(a.ignored, "not_before")
@@ -196,8 +196,8 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 	if f.Token.NotBefore.IsZero() {
 		f.Token.NotBefore = a.token.claims.NotBefore
 	}
-	whole := a.whole()
-	if !a.begins(on.Add(-whole), now) {
+	whole := a.lifetime()
+	if !a.plausibleStart(on.Add(-whole), now) {
 		whole = 0
 	}
 	if whole > 0 {
@@ -238,18 +238,18 @@ func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, presume
 	case a.expiresIn == 0:
 		on = earlier(a.expiresOn, exp)
 		left = on.Sub(now)
-		if !a.clockKnown && now.Sub(a.expiresOn) > longOver {
+		if !a.clockTrusted && now.Sub(a.expiresOn) > longExpired {
 			return on, presumedLife, true, nil
 		}
 		if left <= 0 {
-			return on, 0, false, &overError{-left, on, fmt.Sprintf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))}
+			return on, 0, false, &expiredError{-left, on, fmt.Sprintf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))}
 		}
 		return on, left, false, nil
 	}
 	on = earlier(a.expiresOn, exp)
 	left = a.expiresIn - a.expiresOn.Sub(on)
 	if left <= 0 {
-		return on, 0, false, &overError{-left, time.Time{}, fmt.Sprintf("the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
+		return on, 0, false, &expiredError{-left, time.Time{}, fmt.Sprintf("the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
 			stamp(on), stamp(a.expiresOn))}
 	}
 	return on, left, false, nil
@@ -263,23 +263,23 @@ func earlier(on, other time.Time) time.Time {
 	return on
 }
 
-// begins reports whether a token whose dates say that it is valid from then on may be dated so, having been received at the wall
-// time now. Where the back end's count and a clock that is known to be right both say that this is to come, the date is what is wrong.
-func (a answer) begins(from, now time.Time) bool {
-	if a.expiresIn == 0 || a.expiresOn.IsZero() || !a.clockKnown {
+// plausibleStart reports whether from can be the time from which a token is valid that was received at the wall time now.
+// It cannot where it is in the future both by the back end's count and by a clock that is known to be right.
+func (a answer) plausibleStart(from, now time.Time) bool {
+	if a.expiresIn == 0 || a.expiresOn.IsZero() || !a.clockTrusted {
 		return true
 	}
 	counted := a.expiresOn.Add(-a.expiresIn)
-	return counted.Sub(now).Abs() > datedAhead || from.Before(counted.Add(datedAhead))
+	return counted.Sub(now).Abs() > clockTolerance || from.Before(counted.Add(clockTolerance))
 }
 
-// whole is the life that the token was given, back-dating included, by the answer or else by the
+// lifetime is the life that the token was given, back-dating included, by the answer or else by the
 // token itself; zero when neither tells.
-func (a answer) whole() time.Duration {
+func (a answer) lifetime() time.Duration {
 	if !a.expiresOn.IsZero() && !a.notBefore.IsZero() {
 		return a.expiresOn.Sub(a.notBefore)
 	}
-	return a.token.whole()
+	return a.token.lifetime()
 }
 
 // forAzidentity is the answer as azidentity reads it without fail: with what was judged here, and nothing else. It
@@ -291,7 +291,7 @@ func (a answer) forAzidentity(key tokencache.Key, left time.Duration) []byte {
 		"resource":     key.Resource,
 		"expires_in":   strconv.FormatInt(int64(left/time.Second), 10),
 	}
-	for _, name := range echoes(key.Selector.Kind) {
+	for _, name := range echoNames(key.Selector.Kind) {
 		members[name] = key.Selector.ID // as checkIdentity has found; on Arc azidentity looks
 	}
 	body, err := json.Marshal(members)
@@ -455,7 +455,7 @@ func parseJWT(token string) jwt {
 		{"tid", c.text("tid"), maxClaimID, &t.claims.TenantID},
 		{"xms_mirid", c.text("xms_mirid"), maxClaimText, &t.resourceID},
 	} {
-		if keepable(claim.most, claim.text) {
+		if storable(claim.most, claim.text) {
 			*claim.in = cmp.Or(claim.text, *claim.in)
 		} else {
 			t.claims.Omitted = append(t.claims.Omitted, claim.name)
@@ -465,7 +465,7 @@ func parseJWT(token string) jwt {
 		name string
 		in   *[]string
 	}{{"groups", &t.claims.Groups}, {"roles", &t.claims.Roles}, {"wids", &t.claims.WIDs}} {
-		if list := c.list(claim.name); keepable(maxClaimList, list...) {
+		if list := c.list(claim.name); storable(maxClaimList, list...) {
 			*claim.in = list
 		} else {
 			t.claims.Omitted = append(t.claims.Omitted, claim.name)
@@ -483,8 +483,8 @@ func (t jwt) expiry() time.Time {
 	return t.expiresOn
 }
 
-// whole is the life that the token was given, back-dating included; zero when it does not tell.
-func (t jwt) whole() time.Duration {
+// lifetime is the life that the token was given, back-dating included; zero when it does not tell.
+func (t jwt) lifetime() time.Duration {
 	exp, from := t.expiry(), t.claims.NotBefore
 	if exp.IsZero() || from.IsZero() {
 		return 0
@@ -515,28 +515,28 @@ func (c payloadClaims) list(name string) []string {
 	if json.Unmarshal(c[name], &all) != nil {
 		return nil
 	}
-	var told []string
+	var values []string
 	for _, s := range all {
 		if s != "" {
-			told = append(told, s)
+			values = append(values, s)
 		}
 	}
-	return told
+	return values
 }
 
-// keepable reports whether logs and screens can show what a claim says as it is, and whether it takes no more than so many bytes.
-func keepable(most int, values ...string) bool {
+// storable reports whether logs and screens can show a claim's values as they are, and whether they take at most most bytes.
+func storable(most int, values ...string) bool {
 	for _, s := range values {
 		text, err := json.Marshal(s)
-		if most -= len(text) + len(","); err != nil || most < 0 || strings.ContainsFunc(s, unshown) {
+		if most -= len(text) + len(","); err != nil || most < 0 || strings.ContainsFunc(s, unprintable) {
 			return false
 		}
 	}
 	return true
 }
 
-// unshown reports whether r cannot be shown, or stands for what was none and may have been anything.
-func unshown(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
+// unprintable reports whether r cannot be shown, or stands for bytes that were no character.
+func unprintable(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }
 
 func (c payloadClaims) time(name string) time.Time {
 	var n float64 // RFC 7519 allows fractions of a second

@@ -13,7 +13,7 @@ func TestTimes(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	on := now.Add(24 * time.Hour)
-	jwt, ahead := mint(claimsAt(now)), mint(claimsAt(now).with(object{"iat": now.Unix() + 12*3600, "nbf": now.Unix() + 12*3600}))
+	jwt, ahead := makeJWT(claimsAt(now)), makeJWT(claimsAt(now).with(object{"iat": now.Unix() + 12*3600, "nbf": now.Unix() + 12*3600}))
 	for _, test := range []struct {
 		name    string
 		changes object
@@ -49,7 +49,7 @@ func TestTimes(t *testing.T) {
 		{name: "expires_on in milliseconds", changes: object{"expires_on": on.UnixMilli()}, left: 24 * time.Hour, ignored: "expires_on"},
 		{name: "expires_on in 2200", changes: object{"expires_on": latestTime + 1}, left: 24 * time.Hour, ignored: "expires_on"},
 		{name: "expires_on in 9999", changes: object{"expires_on": 253402300799}, left: 24 * time.Hour, ignored: "expires_on"},
-		{name: "the JWT's times in 2200", changes: object{"not_before": nil, "access_token": mint(claimsAt(now).with(object{"iat": latestTime + 1, "nbf": latestTime + 1, "exp": latestTime + 1}))}, left: 24 * time.Hour},
+		{name: "the JWT's times in 2200", changes: object{"not_before": nil, "access_token": makeJWT(claimsAt(now).with(object{"iat": latestTime + 1, "nbf": latestTime + 1, "exp": latestTime + 1}))}, left: 24 * time.Hour},
 		{name: "expires_on a duration", changes: object{"expires_on": "86400"}, left: 24 * time.Hour, ignored: "expires_on"},
 		{name: "expires_on words", changes: object{"expires_on": canary}, left: 24 * time.Hour, ignored: "expires_on"},
 		{name: "refresh_in with a fraction", changes: object{"refresh_in": 43200.5}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
@@ -134,10 +134,10 @@ func TestEchoesThatAreNone(t *testing.T) {
 			t.Errorf("%s %v: %v, ignored %q", name, echo, err, a.ignored)
 			continue
 		}
-		if failed := a.checkIdentity(place{form: IMDS}, byClient); failed != nil {
+		if failed := a.checkIdentity(target{form: IMDS}, byClient); failed != nil {
 			t.Errorf("%s %v: %v", name, echo, failed)
 		}
-		if failed := a.checkIdentity(place{form: Arc}, byClient); failed == nil {
+		if failed := a.checkIdentity(target{form: Arc}, byClient); failed == nil {
 			t.Errorf("%s %v: Arc's silence is taken for a word", name, echo)
 		}
 	}
@@ -256,7 +256,7 @@ func TestOwnExpiry(t *testing.T) {
 				issued := min(now.Unix(), test.exp.Unix()-86400) - 300
 				claims = claims.with(object{"exp": test.exp.Unix(), "iat": issued, "nbf": issued})
 			}
-			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.answer).and("access_token", mint(claims))), true)
+			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.answer).and("access_token", makeJWT(claims))), true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -300,7 +300,7 @@ func TestLifeThatIsOverByTheBackEndsCount(t *testing.T) {
 func TestExpiryByAClockThatIsAhead(t *testing.T) {
 	t.Parallel()
 	now := time.Now().Truncate(time.Second)
-	past := mint(claimsAt(now).with(object{"exp": now.Unix() - 3600, "iat": now.Unix() - 90000, "nbf": now.Unix() - 90000}))
+	past := makeJWT(claimsAt(now).with(object{"exp": now.Unix() - 3600, "iat": now.Unix() - 90000, "nbf": now.Unix() - 90000}))
 	for _, test := range []struct {
 		name    string
 		changes object
@@ -331,7 +331,7 @@ func TestSenselessOwnExpiry(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	for _, exp := range []any{0, -1, "soon", now.Unix() - 400, now.UnixMilli()} {
-		a, err := parseAnswer(fieldsOf(goodAnswer(now).and("access_token", mint(claimsAt(now).and("exp", exp)))), true)
+		a, err := parseAnswer(fieldsOf(goodAnswer(now).and("access_token", makeJWT(claimsAt(now).and("exp", exp)))), true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -344,12 +344,12 @@ func TestSenselessOwnExpiry(t *testing.T) {
 func FuzzParseAnswer(f *testing.F) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	f.Add(goodAnswer(now).String())
-	f.Add(goodAnswer(now).with(object{"access_token": mint(claimsAt(now)), "expires_in": nil, "client_id": clientID}).String())
+	f.Add(goodAnswer(now).with(object{"access_token": makeJWT(claimsAt(now)), "expires_in": nil, "client_id": clientID}).String())
 	f.Add(`{"access_token":"a","expires_on":"2026-11-24T12:00:00Z","not_before":null,"refresh_in":1}`)
 	f.Add(`{"access_token":"a","expires_on":-1}`)
 	f.Add(`{"access_token":"a","expires_in":3599.5,"expires_on":"11/24/2026 1:09:39 AM +00:00","refresh_in":-1,"not_before":"never"}`)
-	f.Add(goodAnswer(now).and("access_token", mint(claimsAt(now).and("exp", now.Unix()+3600))).String())
-	f.Add(goodAnswer(now).with(object{"access_token": mint(claimsAt(now).and("exp", now.Unix()-200)), "expires_on": nil}).String())
+	f.Add(goodAnswer(now).and("access_token", makeJWT(claimsAt(now).and("exp", now.Unix()+3600))).String())
+	f.Add(goodAnswer(now).with(object{"access_token": makeJWT(claimsAt(now).and("exp", now.Unix()-200)), "expires_on": nil}).String())
 	f.Add("<html>")
 	f.Fuzz(func(t *testing.T, body string) {
 		a, err := parseAnswer(parseFields([]byte(body)), true)

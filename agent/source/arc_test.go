@@ -93,7 +93,7 @@ func arcAgent(t *testing.T, challenge, key string, answer http.HandlerFunc) (_ *
 
 // arcAt is the agent's default address, which azidentity has built in, redirected.
 func arcAt(t *testing.T, address string) *ManagedIdentity {
-	m := newAt(place{form: Arc, scheme: "http", host: "127.0.0.1:40342", dial: address}, Options{})
+	m := newAt(target{form: Arc, scheme: "http", host: "127.0.0.1:40342", dial: address}, Options{})
 	return m
 }
 
@@ -208,6 +208,6 @@ func TestSwappedKeyIsNotSent(t *testing.T) {
 	m := arcAt(t, "127.0.0.1:1")
 	req := httptest.NewRequest(http.MethodGet, defaultArcURL, nil)
 	req.Header.Set("Authorization", "Basic "+canary)
-	wantFailure(t, m.transport.mayNotSend(&exchange{secret: tokencache.NewSecret("key")}, req),
+	wantFailure(t, m.transport.checkRequest(&fetch{secret: tokencache.NewSecret("key")}, req),
 		tokencache.Malformed, "changed between check and use")
 }

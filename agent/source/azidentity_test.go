@@ -24,7 +24,7 @@ func TestWhatAzidentityTakes(t *testing.T) {
 	on := now.Add(24 * time.Hour)
 	type verdict = bool
 	const takes, refuses verdict = true, false
-	past := mint(claimsAt(now).with(object{"exp": now.Unix() - 3600, "iat": now.Unix() - 90000, "nbf": now.Unix() - 90000}))
+	past := makeJWT(claimsAt(now).with(object{"exp": now.Unix() - 3600, "iat": now.Unix() - 90000, "nbf": now.Unix() - 90000}))
 	for _, row := range []struct {
 		name       string
 		changes    object
@@ -57,7 +57,7 @@ func TestWhatAzidentityTakes(t *testing.T) {
 		{"resource in capitals", object{"resource": strings.ToUpper(vault)}, takes, takes, ""},
 		{"resource with a slash", object{"resource": vault + "/"}, takes, takes, ""},
 		{"another resource", object{"resource": "https://storage.azure.com"}, takes, refuses, "it is another resource's token, by the endpoint's own word"},
-		{"another audience in the token alone", object{"access_token": mint(claimsAt(now).and("aud", "https://management.azure.com"))}, takes, takes, ""},
+		{"another audience in the token alone", object{"access_token": makeJWT(claimsAt(now).and("aud", "https://management.azure.com"))}, takes, takes, ""},
 		{"refresh_in with a fraction", object{"refresh_in": 43200.5}, refuses, takes, "it is advice"},
 		{"refresh_in -1", object{"refresh_in": -1}, takes, takes, ""},
 		{"refresh_in of 30 days", object{"refresh_in": 30 * 86400}, takes, takes, ""},
@@ -74,7 +74,7 @@ func TestWhatAzidentityTakes(t *testing.T) {
 			if got := azidentityTakes(t, address); got != row.azidentity {
 				t.Errorf("azidentity takes it: %v, want %v", got, row.azidentity)
 			}
-			_, err := imdsAt(t, address, Options{Known: func() bool { return true }}).Fetch(t.Context(), byClient)
+			_, err := imdsAt(t, address, Options{ClockTrusted: func() bool { return true }}).Fetch(t.Context(), byClient)
 			if got := err == nil; got != row.ours {
 				t.Errorf("taken: %v, want %v: %v", got, row.ours, err)
 			}
@@ -104,6 +104,6 @@ func azidentityTakes(t *testing.T, address string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{vault}, Claims: passCache})
+	_, err = credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{vault}, Claims: bypassCacheClaims})
 	return err == nil
 }

@@ -28,7 +28,7 @@ func TestOwnExpiryByAClockThatIsKnown(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			exp := time.Now().Add(test.exp).Unix()
-			text := mint(object{"exp": exp, "iat": exp - 86700, "nbf": exp - 86700})
+			text := makeJWT(object{"exp": exp, "iat": exp - 86700, "nbf": exp - 86700})
 			wall := func() time.Time { return time.Now().Add(test.ahead) }
 			m := imds(t, func(w http.ResponseWriter, _ *http.Request) {
 				fmt.Fprint(w, goodAnswer(time.Now()).with(object{"access_token": text, "expires_on": nil, "not_before": nil}))
@@ -59,7 +59,7 @@ func TestTokenOnADeviceThatIsAhead(t *testing.T) {
 	})
 	m.transport.wall = func() time.Time { return time.Now().Add(72 * time.Hour) }
 	for _, known := range []bool{false, true} {
-		m.transport.known = func() bool { return known }
+		m.transport.clockTrusted = func() bool { return known }
 		cache := tokencache.New(tokencache.Options{Fetch: m.Fetch, Clock: tokencache.Clock{
 			Wall: m.transport.wall, Synchronised: func() bool { return known },
 		}})

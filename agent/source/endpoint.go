@@ -42,8 +42,8 @@ type environment struct {
 	himds  bool // himdsFile exists
 }
 
-// place is the one endpoint that a source talks to.
-type place struct {
+// target is the one endpoint that a source talks to.
+type target struct {
 	form   Endpoint
 	scheme string // of the URL that azidentity asks
 	host   string // its host, with the port if the URL has one
@@ -51,33 +51,33 @@ type place struct {
 	note   string // what in the environment may surprise a technician; empty for nothing
 }
 
-// locate finds the endpoint of the form wanted, or says what keeps azidentity from using it.
-func locate(want Endpoint, env environment) (place, error) {
+// findTarget finds the endpoint of the form wanted, or says what keeps azidentity from using it.
+func findTarget(want Endpoint, env environment) (target, error) {
 	switch want {
 	case Auto, "", Arc, AppService, IMDS:
 	default:
-		return place{}, fmt.Errorf("endpoint %q is none of auto, arc, app-service, imds", string(want))
+		return target{}, fmt.Errorf("endpoint %q is none of auto, arc, app-service, imds", string(want))
 	}
 	form, err := env.detect()
 	if err != nil {
-		return place{}, err
+		return target{}, err
 	}
 	if want != Auto && want != "" && want != form {
-		return place{}, env.explain(want, form)
+		return target{}, env.mismatch(want, form)
 	}
 	switch form {
 	case AppService:
 		if !headerSafe(env.getenv(envHeader)) {
-			return place{}, errors.New(envHeader + " holds characters that no HTTP header can carry: is there a line end in it?")
+			return target{}, errors.New(envHeader + " holds characters that no HTTP header can carry: is there a line end in it?")
 		}
-		return parsePlace(form, envEndpoint, env.getenv(envEndpoint))
+		return parseTarget(form, envEndpoint, env.getenv(envEndpoint))
 	case Arc:
 		if u := env.getenv(envEndpoint); u != "" {
-			return parsePlace(form, envEndpoint, u)
+			return parseTarget(form, envEndpoint, u)
 		}
-		return parsePlace(form, "the Arc agent's address", defaultArcURL)
+		return parseTarget(form, "the Arc agent's address", defaultArcURL)
 	default:
-		return env.imds()
+		return env.imdsTarget()
 	}
 }
 
@@ -103,8 +103,8 @@ func unsupported(platform, variables string) error {
 	return fmt.Errorf("%s in the environment makes azidentity choose %s, which is not supported: unset it", variables, platform)
 }
 
-// explain says why azidentity uses the form found and what makes it use the one wanted.
-func (env environment) explain(want, found Endpoint) error {
+// mismatch says why azidentity uses the form found and what makes it use the one wanted.
+func (env environment) mismatch(want, found Endpoint) error {
 	byFile := found == Arc && (env.getenv(envEndpoint) == "" || env.getenv(envIMDS) == "")
 	var because string
 	switch {
@@ -135,11 +135,11 @@ func (env environment) explain(want, found Endpoint) error {
 	return fmt.Errorf("endpoint %s cannot be used, azidentity chooses %s since %s: %s", want, found, because, remedy)
 }
 
-// imds is the metadata service, whose address azidentity has built in: another one is dialled in its stead.
-func (env environment) imds() (place, error) {
-	at, err := parsePlace(IMDS, "the metadata service's address", imdsURL)
+// imdsTarget is the metadata service, whose address azidentity has built in: another one is dialled in its stead.
+func (env environment) imdsTarget() (target, error) {
+	at, err := parseTarget(IMDS, "the metadata service's address", imdsURL)
 	if err != nil {
-		return place{}, err
+		return target{}, err
 	}
 	if env.getenv(envEndpoint) != "" {
 		at.note = envEndpoint + " is set without " + envHeader + " or " + envIMDS + ", so azidentity ignores it"
@@ -148,49 +148,49 @@ func (env environment) imds() (place, error) {
 	if host == "" {
 		return at, nil
 	}
-	other, err := parsePlace(IMDS, envAuthorityHost, host)
+	other, err := parseTarget(IMDS, envAuthorityHost, host)
 	if err != nil {
-		return place{}, err
+		return target{}, err
 	}
 	u, err := url.Parse(host)
 	if err != nil || u.Scheme != "http" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.ForceQuery {
-		return place{}, errors.New(envAuthorityHost + " is not of the form http://HOST:PORT")
+		return target{}, errors.New(envAuthorityHost + " is not of the form http://HOST:PORT")
 	}
 	at.dial = other.dial
 	return at, nil
 }
 
-// parsePlace checks a URL before azidentity sends a secret to it. Its errors name where the URL came
+// parseTarget checks a URL before azidentity sends a secret to it. Its errors name where the URL came
 // from and do not repeat it: a query in it may be secret.
-func parsePlace(form Endpoint, name, text string) (place, error) {
+func parseTarget(form Endpoint, name, text string) (target, error) {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", u.Opaque != "":
-		return place{}, fmt.Errorf("%s is not an absolute http or https URL", name)
+		return target{}, fmt.Errorf("%s is not an absolute http or https URL", name)
 	case u.User != nil, u.Fragment != "":
-		return place{}, fmt.Errorf("%s carries a user name or a fragment, which has no place there", name)
+		return target{}, fmt.Errorf("%s carries a user name or a fragment, which has no place there", name)
 	}
 	port := u.Port()
 	if port == "" {
 		if strings.HasSuffix(u.Host, ":") {
-			return place{}, fmt.Errorf("%s has a colon and no port after it", name)
+			return target{}, fmt.Errorf("%s has a colon and no port after it", name)
 		}
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return place{}, fmt.Errorf("%s has a port outside 1 to 65535", name)
+		return target{}, fmt.Errorf("%s has a port outside 1 to 65535", name)
 	}
 	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.IsUnspecified() {
-		return place{}, fmt.Errorf("%s is an address to listen on, not one to connect to", name)
+		return target{}, fmt.Errorf("%s is an address to listen on, not one to connect to", name)
 	}
-	return place{form: form, scheme: u.Scheme, host: u.Host, dial: net.JoinHostPort(u.Hostname(), port)}, nil
+	return target{form: form, scheme: u.Scheme, host: u.Host, dial: net.JoinHostPort(u.Hostname(), port)}, nil
 }
 
 // serves reports whether u is at this place.
-func (at place) serves(u *url.URL) bool { return u.Scheme == at.scheme && u.Host == at.host }
+func (at target) serves(u *url.URL) bool { return u.Scheme == at.scheme && u.Host == at.host }
 
 // advice is the next step for a technician when the endpoint does not answer.
-func (at place) advice() string {
+func (at target) advice() string {
 	var next string
 	switch at.form {
 	case Arc:

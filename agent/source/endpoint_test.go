@@ -37,26 +37,26 @@ func TestLocate(t *testing.T) {
 		name string
 		want Endpoint
 		env  environment
-		at   place
+		at   target
 	}{
-		{"nothing set", Auto, none, place{IMDS, "http", "169.254.169.254", "169.254.169.254:80", ""}},
-		{"nothing set or asked for", "", none, place{IMDS, "http", "169.254.169.254", "169.254.169.254:80", ""}},
-		{"imds", IMDS, none, place{IMDS, "http", "169.254.169.254", "169.254.169.254:80", ""}},
-		{"imds redirected", IMDS, podHost, place{IMDS, "http", "169.254.169.254", "127.0.0.1:8080", ""}},
-		{"imds redirected to a name", Auto, podName, place{IMDS, "http", "169.254.169.254", "pod:80", ""}},
-		{"app service", Auto, app, place{AppService, "http", "localhost:42356", "localhost:42356", ""}},
-		{"app service named", AppService, app, place{AppService, "http", "localhost:42356", "localhost:42356", ""}},
-		{"app service over TLS", Auto, secure, place{AppService, "https", "[::1]", "[::1]:443", ""}},
-		{"arc by variables", Auto, arc, place{Arc, "http", "127.0.0.1:40342", "127.0.0.1:40342", ""}},
-		{"arc named", Arc, arc, place{Arc, "http", "127.0.0.1:40342", "127.0.0.1:40342", ""}},
-		{"arc by its agent", Auto, himds, place{Arc, "http", "127.0.0.1:40342", "127.0.0.1:40342", ""}},
-		{"arc by its agent, elsewhere", Arc, moved, place{Arc, "http", "127.0.0.1:5", "127.0.0.1:5", ""}},
-		{"half set", Auto, half, place{IMDS, "http", "169.254.169.254", "169.254.169.254:80",
+		{"nothing set", Auto, none, target{IMDS, "http", "169.254.169.254", "169.254.169.254:80", ""}},
+		{"nothing set or asked for", "", none, target{IMDS, "http", "169.254.169.254", "169.254.169.254:80", ""}},
+		{"imds", IMDS, none, target{IMDS, "http", "169.254.169.254", "169.254.169.254:80", ""}},
+		{"imds redirected", IMDS, podHost, target{IMDS, "http", "169.254.169.254", "127.0.0.1:8080", ""}},
+		{"imds redirected to a name", Auto, podName, target{IMDS, "http", "169.254.169.254", "pod:80", ""}},
+		{"app service", Auto, app, target{AppService, "http", "localhost:42356", "localhost:42356", ""}},
+		{"app service named", AppService, app, target{AppService, "http", "localhost:42356", "localhost:42356", ""}},
+		{"app service over TLS", Auto, secure, target{AppService, "https", "[::1]", "[::1]:443", ""}},
+		{"arc by variables", Auto, arc, target{Arc, "http", "127.0.0.1:40342", "127.0.0.1:40342", ""}},
+		{"arc named", Arc, arc, target{Arc, "http", "127.0.0.1:40342", "127.0.0.1:40342", ""}},
+		{"arc by its agent", Auto, himds, target{Arc, "http", "127.0.0.1:40342", "127.0.0.1:40342", ""}},
+		{"arc by its agent, elsewhere", Arc, moved, target{Arc, "http", "127.0.0.1:5", "127.0.0.1:5", ""}},
+		{"half set", Auto, half, target{IMDS, "http", "169.254.169.254", "169.254.169.254:80",
 			"IDENTITY_ENDPOINT is set without IDENTITY_HEADER or IMDS_ENDPOINT, so azidentity ignores it"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			at, err := locate(test.want, test.env)
+			at, err := findTarget(test.want, test.env)
 			if err != nil || at != test.at {
 				t.Errorf("got %+v, %v\nwant %+v", at, err, test.at)
 			}
@@ -110,7 +110,7 @@ func TestLocateRefuses(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			at, err := locate(test.want, test.env)
+			at, err := findTarget(test.want, test.env)
 			if err == nil {
 				t.Fatalf("got %+v, want an error", at)
 			}

@@ -22,12 +22,12 @@ func malformed(format string, args ...any) *tokencache.FetchError {
 	return &tokencache.FetchError{Kind: tokencache.Malformed, Detail: fmt.Sprintf(format, args...)}
 }
 
-func (at place) unreachable(format string, args ...any) *tokencache.FetchError {
+func (at target) unreachable(format string, args ...any) *tokencache.FetchError {
 	return &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: fmt.Sprintf(format, args...) + ": " + at.advice()}
 }
 
-// silent is the failure of an endpoint that took a request and did not answer it in time.
-func (at place) silent(waited time.Duration) *tokencache.FetchError {
+// timeout is the failure of an endpoint that accepted a request and did not answer it in time.
+func (at target) timeout(waited time.Duration) *tokencache.FetchError {
 	if waited >= time.Second {
 		waited = waited.Round(time.Second)
 	}
@@ -36,9 +36,9 @@ func (at place) silent(waited time.Duration) *tokencache.FetchError {
 	return failed
 }
 
-// broken is the failure of a round trip. What err says is not repeated, since some of net/http's
+// connectionFailure is the failure of a round trip. What err says is not repeated, since some of net/http's
 // errors quote what the peer sent.
-func (at place) broken(err error) *tokencache.FetchError {
+func (at target) connectionFailure(err error) *tokencache.FetchError {
 	var (
 		errno syscall.Errno
 		dns   *net.DNSError
@@ -66,9 +66,9 @@ func (at place) broken(err error) *tokencache.FetchError {
 	return malformed("%s does not answer in HTTP as a token endpoint does: what listens there?", at.dial)
 }
 
-// refused sorts an answer with a status other than 200.
-func (at place) refused(key tokencache.Key, status int, retry time.Duration, body []byte) *tokencache.FetchError {
-	c, own := at.complaintIn(status, body)
+// statusFailure sorts an answer with a status other than 200.
+func (at target) statusFailure(key tokencache.Key, status int, retry time.Duration, body []byte) *tokencache.FetchError {
+	c, own := at.parseError(status, body)
 	fail := func(kind tokencache.Kind, format string, args ...any) *tokencache.FetchError {
 		said := fmt.Sprintf("%s answered %d: ", at.dial, status)
 		return &tokencache.FetchError{Kind: kind, Detail: said + fmt.Sprintf(format, args...)}
@@ -77,24 +77,24 @@ func (at place) refused(key tokencache.Key, status int, retry time.Duration, bod
 		f.RetryAfter = retry
 		return f
 	}
-	means := c.means()
+	meaning := c.meaning()
 	switch {
-	case status == http.StatusTooManyRequests, status >= 400 && c.says("throttled"):
+	case status == http.StatusTooManyRequests, status >= 400 && c.mentions("throttled"):
 		return later(fail(tokencache.Throttled, "too many calls from this device; who else asks it?"))
 	case status >= 300 && status < 400:
-		return at.onTheWay(status, "a redirect")
+		return at.intercepted(status, "a redirect")
 	case status < 400:
 		return fail(tokencache.Malformed, "no token endpoint answers so")
 	case looksLikePage(body), status == http.StatusProxyAuthRequired, status == http.StatusNetworkAuthenticationRequired:
-		return later(at.onTheWay(status, describe(body)))
+		return later(at.intercepted(status, describe(body)))
 	case status == http.StatusNotFound, status == http.StatusRequestTimeout, status == http.StatusGone, status >= 500:
-		return later(fail(tokencache.Unreachable, "%s", at.notNow(status)))
+		return later(fail(tokencache.Unreachable, "%s", at.retryText(status)))
 	case !own && !at.secretRefused(status):
-		return later(at.onTheWay(status, describe(body)))
-	case means.words != "" && (means.kind == tokencache.Unreachable || means.kind == tokencache.Throttled):
-		return later(fail(means.kind, "%s", means.words))
-	case means.words != "":
-		return fail(means.kind, "%s", means.words)
+		return later(at.intercepted(status, describe(body)))
+	case meaning.words != "" && (meaning.kind == tokencache.Unreachable || meaning.kind == tokencache.Throttled):
+		return later(fail(meaning.kind, "%s", meaning.words))
+	case meaning.words != "":
+		return fail(meaning.kind, "%s", meaning.words)
 	case status == http.StatusBadRequest:
 		return at.badRequest(key, c, fail)
 	case at.secretRefused(status) && at.form == Arc:
@@ -105,8 +105,8 @@ func (at place) refused(key tokencache.Key, status int, retry time.Duration, bod
 	return fail(tokencache.Refused, "no token of %v for %s", key.Selector, key.Resource)
 }
 
-// notNow is the next step for a status that time heals.
-func (at place) notNow(status int) string {
+// retryText is the next step for a status that time heals.
+func (at target) retryText(status int) string {
 	switch {
 	case at.form == IMDS && (status == http.StatusNotFound || status == http.StatusGone):
 		return "the metadata service is being updated"
@@ -122,12 +122,12 @@ func (at place) notNow(status int) string {
 
 // badRequest tells an unknown identity from the other reasons for status 400. Azure asks not to
 // branch on the description, but puts different reasons under the same error code.
-func (at place) badRequest(key tokencache.Key, c complaint, fail func(tokencache.Kind, string, ...any) *tokencache.FetchError) *tokencache.FetchError {
+func (at target) badRequest(key tokencache.Key, c errorResponse, fail func(tokencache.Kind, string, ...any) *tokencache.FetchError) *tokencache.FetchError {
 	s := key.Selector
-	unknown := c.says("identity not found") || c.says("managed identity found for specified")
+	unknown := c.mentions("identity not found") || c.mentions("managed identity found for specified")
 	vague := c.code == "" || c.code == "invalid_request"
 	switch {
-	case c.says("multiple user assigned identities"):
+	case c.mentions("multiple user assigned identities"):
 		return fail(tokencache.IdentityNotFound, "this device has no system-assigned identity and several user-assigned ones: "+
 			"configure one by client_id, object_id or resource_id")
 	case unknown && s.Kind == tokencache.SystemAssigned:
@@ -141,16 +141,16 @@ func (at place) badRequest(key tokencache.Key, c complaint, fail func(tokencache
 // retryAfter reads how long the headers ask to wait: Retry-After, and the two in milliseconds of Azure's services. The
 // longest holds. now is by the server's clock. What is absent, past or senseless is zero.
 func retryAfter(h http.Header, now time.Time) time.Duration {
-	longest := secondsOrDate(h.Get("Retry-After"), now)
+	longest := parseRetryAfter(h.Get("Retry-After"), now)
 	for _, name := range []string{"x-ms-retry-after-ms", "retry-after-ms"} {
-		wait, _ := waitOf(h.Get(name), time.Millisecond)
+		wait, _ := parseWait(h.Get(name), time.Millisecond)
 		longest = max(longest, wait)
 	}
 	return longest
 }
 
-func secondsOrDate(value string, now time.Time) time.Duration {
-	if wait, ok := waitOf(value, time.Second); ok {
+func parseRetryAfter(value string, now time.Time) time.Duration {
+	if wait, ok := parseWait(value, time.Second); ok {
 		return wait
 	}
 	at, err := http.ParseTime(strings.TrimSpace(value))
@@ -160,8 +160,8 @@ func secondsOrDate(value string, now time.Time) time.Duration {
 	return min(max(0, at.Sub(now)), maxRetryAfter)
 }
 
-// waitOf reads a whole number of units; a negative one is zero.
-func waitOf(value string, unit time.Duration) (time.Duration, bool) {
+// parseWait reads a whole number of units; a negative one is zero.
+func parseWait(value string, unit time.Duration) (time.Duration, bool) {
 	n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
 	if err != nil {
 		return 0, false
@@ -169,29 +169,29 @@ func waitOf(value string, unit time.Duration) (time.Duration, bool) {
 	return time.Duration(min(max(0, n), int64(maxRetryAfter/unit))) * unit, true
 }
 
-// complaint is what an endpoint says in its own form beside a status other than 200. It is recognised, never repeated.
-type complaint struct {
-	code  string // the OAuth error code; App Service has none
-	words string // in lower case, of a person's language
+// errorResponse is what an endpoint says in its own form beside a status other than 200. It is recognised, never repeated.
+type errorResponse struct {
+	code        string // the OAuth error code; App Service has none
+	description string // in a human language, in lower case
 }
 
-func (c complaint) says(words string) bool { return strings.Contains(c.words, words) }
+func (c errorResponse) mentions(words string) bool { return strings.Contains(c.description, words) }
 
-// complaintIn reads the body of an answer with a status other than 200. It reports whether the body is of the form that an
-// endpoint of this kind uses: nothing else speaks for Azure.
-func (at place) complaintIn(status int, body []byte) (_ complaint, own bool) {
+// parseError reads the body of an answer with a status other than 200. own: the body has the form of such an endpoint.
+// Nothing else speaks for Azure.
+func (at target) parseError(status int, body []byte) (_ errorResponse, own bool) {
 	f := parseFields(body)
 	code, noCode := f.text("error")
 	description, noDescription := f.text("error_description")
 	message, noMessage := f.text("message") // App Service
 	number, _ := f.digits("statusCode")
-	c := complaint{code: code, words: strings.ToLower(description + "\n" + message)}
+	c := errorResponse{code: code, description: strings.ToLower(description + "\n" + message)}
 
-	_, known := codes[code]
+	_, known := oauthErrors[code]
 	oauth := noCode == nil && noDescription == nil && (known || description != "" && (code == "" || codeForm.MatchString(code)))
 	appService := at.form == AppService && noMessage == nil && message != "" && number == strconv.Itoa(status)
 	if !oauth && !appService {
-		return complaint{}, false
+		return errorResponse{}, false
 	}
 	return c, true
 }
@@ -201,15 +201,15 @@ var (
 	aadstsForm = regexp.MustCompile(`aadsts([0-9]{4,8})`)
 )
 
-// meaning is what an error code stands for. It says which trouble time heals, with the kinds Unreachable and Throttled, and
-// which a person has to heal. Without words the status says it.
-type meaning struct {
+// errorMeaning is what an error code stands for. The kinds Unreachable and Throttled pass with time; the others need a
+// person. Without words the HTTP status decides.
+type errorMeaning struct {
 	kind  tokencache.Kind
 	words string
 }
 
-// codes are the OAuth error codes of endpoints.
-var codes = map[string]meaning{
+// oauthErrors are the OAuth error codes of endpoints.
+var oauthErrors = map[string]errorMeaning{
 	"temporarily_unavailable": {tokencache.Unreachable, "Entra ID cannot answer for the moment"},
 	"server_error":            {tokencache.Unreachable, "Entra ID, or the endpoint, has trouble of its own"},
 	"unknown":                 {tokencache.Unreachable, "the endpoint had no token from Entra ID and does not know why"},
@@ -237,9 +237,9 @@ const (
 	assertionTime   = "Entra ID finds what the endpoint signs in with outside its time: is the clock right? timedatectl"
 )
 
-// aadsts are Entra ID's own error numbers, which stand in descriptions. Entra ID may change them; a number that is not here
-// leaves the code and the status to speak.
-var aadsts = map[string]meaning{
+// entraErrors are Entra ID's own error numbers (AADSTS…), found in descriptions. Entra ID may change them; for a number that
+// is not here the OAuth code and the HTTP status decide.
+var entraErrors = map[string]errorMeaning{
 	"90006":  {tokencache.Unreachable, "Entra ID cannot answer for the moment (AADSTS90006)"},
 	"90012":  {tokencache.Unreachable, "Entra ID took too long (AADSTS90012)"},
 	"90024":  {tokencache.Unreachable, "Entra ID cannot answer for the moment (AADSTS90024)"},
@@ -265,15 +265,15 @@ var aadsts = map[string]meaning{
 	"53003":   {tokencache.Refused, "conditional access keeps the identity from a token (AADSTS53003)"},
 }
 
-// means returns what c stands for; zero when the status has to say it. A code for trouble that passes counts before any
-// other: what is told as permanent by mistake is worse than what is asked once more.
-func (c complaint) means() meaning {
-	m := codes[c.code]
+// meaning returns what c stands for; zero when the HTTP status decides. A code for trouble that passes counts before any
+// other: to call it permanent by mistake is worse than to ask once more.
+func (c errorResponse) meaning() errorMeaning {
+	m := oauthErrors[c.code]
 	if m.words != "" && m.kind == tokencache.Unreachable {
 		return m
 	}
-	if number := aadstsForm.FindStringSubmatch(c.words); number != nil && aadsts[number[1]].words != "" {
-		return aadsts[number[1]]
+	if number := aadstsForm.FindStringSubmatch(c.description); number != nil && entraErrors[number[1]].words != "" {
+		return entraErrors[number[1]]
 	}
 	return m
 }
@@ -299,9 +299,9 @@ func describe(body []byte) string {
 	return "what is no JSON object"
 }
 
-// onTheWay is the failure that somebody else answered in the endpoint's place. What a stranger says of identities and
-// permissions means nothing, so time is what heals it as far as callers are concerned.
-func (at place) onTheWay(status int, with string) *tokencache.FetchError {
+// intercepted is the failure that something else answered in the endpoint's place. What it says of identities and
+// permissions means nothing, so to callers the failure is one that passes with time.
+func (at target) intercepted(status int, with string) *tokencache.FetchError {
 	endpoint := map[Endpoint]string{Arc: "the Azure Arc agent", AppService: "an App Service endpoint", IMDS: "the metadata service"}[at.form]
 	return &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: fmt.Sprintf(
 		"%s answered %d with %s, as %s never does: a proxy, a filter or a sign-in page on the way, or another program there, answers in its "+
@@ -310,7 +310,7 @@ func (at place) onTheWay(status int, with string) *tokencache.FetchError {
 
 // secretRefused reports whether a status says that the endpoint did not accept the secret that it was shown. It says so
 // with whatever body, since that is often a framework's.
-func (at place) secretRefused(status int) bool {
+func (at target) secretRefused(status int) bool {
 	return status == http.StatusUnauthorized && (at.form == Arc || at.form == AppService)
 }
 
@@ -332,22 +332,22 @@ func extentOf(err error) tokencache.Extent {
 	return tokencache.OfKey
 }
 
-// overError says that the life of the token in an answer is over.
-type overError struct {
+// expiredError says that the token in an answer has expired.
+type expiredError struct {
 	ago  time.Duration // since its end, as the back end counted it
 	on   time.Time     // its end, by the issuer's clock; zero: not told
 	text string
 }
 
-func (e *overError) Error() string { return e.text }
+func (e *expiredError) Error() string { return e.text }
 
-// unusable is the failure of an answer that cannot be used, which was received at the wall time now.
-func (at place) unusable(err error, now time.Time) *tokencache.FetchError {
+// invalidAnswer is the failure of an answer that cannot be used, which was received at the wall time now.
+func (at target) invalidAnswer(err error, now time.Time) *tokencache.FetchError {
 	failed := malformed("the answer of %s cannot be used: %v", at.dial, err)
-	var over *overError
+	var over *expiredError
 	if errors.As(err, &over) {
-		told := over.on.IsZero() || now.Sub(over.on) <= tokencache.JustExpired
-		failed.JustExpired = told && over.ago <= tokencache.JustExpired
+		recent := over.on.IsZero() || now.Sub(over.on) <= tokencache.JustExpired
+		failed.JustExpired = recent && over.ago <= tokencache.JustExpired
 	}
 	return failed
 }

@@ -94,8 +94,8 @@ func TestStatusOtherThan200(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			at := place{form: test.form, dial: "127.0.0.1:1"}
-			wantFailure(t, at.refused(test.key, test.status, 0, []byte(test.body)), test.kind, test.words)
+			at := target{form: test.form, dial: "127.0.0.1:1"}
+			wantFailure(t, at.statusFailure(test.key, test.status, 0, []byte(test.body)), test.kind, test.words)
 			if test.form != IMDS {
 				return
 			}
@@ -225,8 +225,8 @@ func TestErrorCodes(t *testing.T) {
 			appService = oauth // which emulators send
 		}
 		for _, status := range []int{400, 401, 403} {
-			at := place{form: IMDS, dial: "h:1"}
-			failed := wantFailure(t, at.refused(system, status, wait, []byte(oauth.String())), kind, "")
+			at := target{form: IMDS, dial: "h:1"}
+			failed := wantFailure(t, at.statusFailure(system, status, wait, []byte(oauth.String())), kind, "")
 			heals := kind == tokencache.Unreachable || kind == tokencache.Throttled
 			if heals != (failed.RetryAfter == wait) {
 				t.Errorf("%s under %d: retry after %v", code, status, failed.RetryAfter)
@@ -235,16 +235,16 @@ func TestErrorCodes(t *testing.T) {
 			if appService["statusCode"] != nil {
 				appService["statusCode"] = status
 			}
-			wantFailure(t, at.refused(system, status, wait, []byte(appService.String())), kind, "")
+			wantFailure(t, at.statusFailure(system, status, wait, []byte(appService.String())), kind, "")
 		}
 	}
-	for name, m := range codes {
+	for name, m := range oauthErrors {
 		if m.words == "" && m.kind != tokencache.Refused {
 			t.Errorf("%s has no words", name)
 		}
 	}
 	both := object{"error": "temporarily_unavailable", "error_description": "AADSTS700016 " + canary}.String()
-	wantFailure(t, place{form: IMDS}.refused(system, 400, 0, []byte(both)), tokencache.Unreachable, "for the moment")
+	wantFailure(t, target{form: IMDS}.statusFailure(system, 400, 0, []byte(both)), tokencache.Unreachable, "for the moment")
 }
 
 // Whatever the body, only one of the endpoint's own form refuses, and the secret's status.
@@ -257,8 +257,8 @@ func FuzzRefused(f *testing.F) {
 	f.Fuzz(func(t *testing.T, status uint16, body string) {
 		status = 201 + status%399
 		for _, form := range []Endpoint{Arc, AppService, IMDS} {
-			at := place{form: form, dial: "h:1"}
-			failed := at.refused(byClient, int(status), time.Second, []byte(body))
+			at := target{form: form, dial: "h:1"}
+			failed := at.statusFailure(byClient, int(status), time.Second, []byte(body))
 			final := failed.Kind == tokencache.Refused || failed.Kind == tokencache.IdentityNotFound
 			object := parseFields([]byte(body)) != nil
 			switch {
@@ -327,7 +327,7 @@ func TestConversationsThatGoWrong(t *testing.T) {
 
 func TestConnectionFailuresInWords(t *testing.T) {
 	t.Parallel()
-	at := place{form: AppService, dial: "host:1"}
+	at := target{form: AppService, dial: "host:1"}
 	timeout := &net.OpError{Op: "dial", Err: timeoutError{}}
 	for _, test := range []struct {
 		err   error
@@ -341,7 +341,7 @@ func TestConnectionFailuresInWords(t *testing.T) {
 		{&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, tokencache.Unreachable, "not trusted"},
 		{fmt.Errorf("%s", canary), tokencache.Malformed, "what listens there?"},
 	} {
-		wantFailure(t, at.broken(test.err), test.kind, test.words)
+		wantFailure(t, at.connectionFailure(test.err), test.kind, test.words)
 	}
 }
 
@@ -461,7 +461,7 @@ func TestJustExpired(t *testing.T) {
 		server := imds(t, func(w http.ResponseWriter, r *http.Request) {
 			answering(200, goodAnswer(now).with(row.times).with(object{"not_before": nil}).String())(w, r)
 		})
-		server.transport.wall, server.transport.known = func() time.Time { return now }, func() bool { return true }
+		server.transport.wall, server.transport.clockTrusted = func() time.Time { return now }, func() bool { return true }
 		_, err := server.Fetch(t.Context(), system)
 		if failed := wantFailure(t, err, tokencache.Malformed, ""); failed.JustExpired != row.want {
 			t.Errorf("a token that has expired, %s: %v, just expired %v", name, err, failed.JustExpired)

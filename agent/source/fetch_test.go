@@ -110,7 +110,7 @@ func TestNoProxy(t *testing.T) {
 func TestFetched(t *testing.T) {
 	t.Parallel()
 	now := time.Now().Truncate(time.Second)
-	text := mint(claimsAt(now))
+	text := makeJWT(claimsAt(now))
 	m := imds(t, answering(200, goodAnswer(now).with(object{"access_token": text, "refresh_in": 4000}).String(),
 		"Date", now.UTC().Format(http.TimeFormat)))
 	got, err := m.Fetch(t.Context(), byClient)

@@ -9,7 +9,7 @@ import (
 
 // checkIdentity compares what was asked for with what the answer and the token in it say. A silent
 // answer passes, except on Arc, where an old agent's silence means that it ignored the selector.
-func (a answer) checkIdentity(at place, key tokencache.Key) *tokencache.FetchError {
+func (a answer) checkIdentity(at target, key tokencache.Key) *tokencache.FetchError {
 	// Some endpoints repeat the resource in another spelling, in small letters, or as a scope. Any other difference is another
 	// resource's token. The token's audience is not compared: resources have audiences of other names, and GUIDs.
 	if a.resource != "" && !strings.EqualFold(spelling(a.resource), spelling(key.Resource)) {
@@ -17,7 +17,7 @@ func (a answer) checkIdentity(at place, key tokencache.Key) *tokencache.FetchErr
 	}
 	s := key.Selector
 	confirmed := s.Kind == tokencache.SystemAssigned
-	for _, name := range echoes(s.Kind) {
+	for _, name := range echoNames(s.Kind) {
 		switch id := a.echo[name]; {
 		case id == "":
 		case !sameID(id, s.ID):
@@ -37,7 +37,7 @@ func (a answer) checkIdentity(at place, key tokencache.Key) *tokencache.FetchErr
 	return nil
 }
 
-func otherIdentity(at place, s tokencache.Selector, by string) *tokencache.FetchError {
+func otherIdentity(at target, s tokencache.Selector, by string) *tokencache.FetchError {
 	return &tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: fmt.Sprintf(
 		"%s answered with another identity than %v, by %s: check the identity's IDs and that it is assigned to this device",
 		at.dial, s, by)}

@@ -13,9 +13,9 @@ import (
 func TestIdentityOfTheAnswer(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	own := mint(claimsAt(now))
-	foreign := func(claim string) string { return mint(claimsAt(now).with(object{claim: "another-" + canary})) }
-	machine := mint(claimsAt(now).with(object{"xms_mirid": "/subscriptions/s/providers/Microsoft.HybridCompute/machines/m"}))
+	own := makeJWT(claimsAt(now))
+	foreign := func(claim string) string { return makeJWT(claimsAt(now).with(object{claim: "another-" + canary})) }
+	machine := makeJWT(claimsAt(now).with(object{"xms_mirid": "/subscriptions/s/providers/Microsoft.HybridCompute/machines/m"}))
 	for _, test := range []struct {
 		name    string
 		form    Endpoint
@@ -51,7 +51,7 @@ func TestIdentityOfTheAnswer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			failed := a.checkIdentity(place{form: test.form, dial: "h:1"}, test.key)
+			failed := a.checkIdentity(target{form: test.form, dial: "h:1"}, test.key)
 			if test.words == "" {
 				if failed != nil {
 					t.Errorf("refused: %v", failed)
@@ -73,7 +73,7 @@ func TestResourceOfTheAnswer(t *testing.T) {
 		vault + "//": true, vault + ":443": true, vault + "/.default": true, vault + ":444": false, vault + "/x": false, "https://storage.azure.com": false, "http://vault.azure.net": false,
 	} {
 		a := answer{resource: echo}
-		if failed := a.checkIdentity(place{}, system); (failed == nil) != ok {
+		if failed := a.checkIdentity(target{}, system); (failed == nil) != ok {
 			t.Errorf("resource %q: %v", echo, failed)
 		}
 	}
@@ -83,7 +83,7 @@ func TestJWT(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	minted := now.Add(-5 * time.Minute)
-	got := parseJWT(mint(claimsAt(now)))
+	got := parseJWT(makeJWT(claimsAt(now)))
 	c := got.claims
 	if c.Audience != vault || c.ClientID != clientID || c.ObjectID != objectID || c.TenantID != "t" ||
 		!c.IssuedAt.Equal(minted) || !c.NotBefore.Equal(minted) ||
@@ -94,7 +94,7 @@ func TestJWT(t *testing.T) {
 		t.Errorf("xms_mirid %q, exp %v", got.resourceID, got.expiresOn)
 	}
 
-	odd := parseJWT(mint(object{
+	odd := parseJWT(makeJWT(object{
 		"aud": []string{"a", "b"}, "azp": "v2", "oid": 7, "tid": strings.Repeat("x", maxClaimText+1),
 		"iat": minted.Unix(), "nbf": float64(minted.Unix()) + 0.9, "exp": -1,
 		"groups": make([]string, 3*maxClaimList), "roles": "one", "wids": []any{"a", 1},
@@ -129,25 +129,25 @@ func TestClaimsAreKeptWholeOrNotAtAll(t *testing.T) {
 	} {
 		fits := strings.Repeat("x", most-len(`"",`))
 		for _, text := range []string{"x", fits} {
-			got := parseJWT(mint(object{name: whole(listed(name), text)})).claims
+			got := parseJWT(makeJWT(object{name: whole(listed(name), text)})).claims
 			if claim(got, name) != text || got.Omitted != nil {
 				t.Errorf("%s of %d bytes: %+v", name, len(text), got)
 			}
 		}
 		for _, text := range []string{fits + "x", "a\u009bb", "a\u202eb", "a\u2028b", "a\nb", "a\xff", strings.Repeat("<", most/6+1)} {
-			got := parseJWT(mint(object{name: whole(listed(name), text)})).claims
+			got := parseJWT(makeJWT(object{name: whole(listed(name), text)})).claims
 			if claim(got, name) != "" || !slices.Equal(got.Omitted, []string{name}) {
 				t.Errorf("%s %.40q: %+v", name, text, got)
 			}
 		}
 		largest[name] = whole(listed(name), fits)
 	}
-	kept := parseJWT(mint(largest)).claims
+	kept := parseJWT(makeJWT(largest)).claims
 	if text, err := json.Marshal(kept); err != nil || len(text) > 28<<10 || kept.Omitted != nil {
 		t.Errorf("%d bytes are kept, %v", len(text), err)
 	}
 	guids := slices.Repeat([]string{objectID}, 200)
-	if got := parseJWT(mint(object{"groups": guids})).claims; !slices.Equal(got.Groups, guids) {
+	if got := parseJWT(makeJWT(object{"groups": guids})).claims; !slices.Equal(got.Groups, guids) {
 		t.Errorf("of as many groups as Entra writes, %d are kept: %v", len(got.Groups), got.Omitted)
 	}
 }
@@ -161,18 +161,18 @@ func whole(list bool, text string) any {
 }
 
 func FuzzParseJWT(f *testing.F) {
-	f.Add(mint(claimsAt(time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC))))
-	f.Add(mint(object{"groups": []any{1}, "nbf": 1e300, "aud": []string{}}))
+	f.Add(makeJWT(claimsAt(time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC))))
+	f.Add(makeJWT(object{"groups": []any{1}, "nbf": 1e300, "aud": []string{}}))
 	f.Add("a.bnVsbA.c")
 	f.Fuzz(func(t *testing.T, token string) {
 		got := parseJWT(token)
 		for _, list := range [][]string{got.claims.Groups, got.claims.Roles, got.claims.WIDs} {
-			if !keepable(maxClaimList, list...) {
+			if !storable(maxClaimList, list...) {
 				t.Errorf("%d entries are kept", len(list))
 			}
 		}
 		for _, id := range []string{got.claims.ObjectID, got.claims.TenantID, got.claims.ClientID} {
-			if !keepable(maxClaimID, id) {
+			if !storable(maxClaimID, id) {
 				t.Errorf("%q is kept", id)
 			}
 		}

@@ -43,7 +43,7 @@ func withBackEnd(t *testing.T, form simulator.Form, f func(*simulator.Backend)) 
 }
 
 func askAll(t *testing.T, b *simulator.Backend, endpoint Endpoint) {
-	m, err := New(Options{Known: func() bool { return true }})
+	m, err := New(Options{ClockTrusted: func() bool { return true }})
 	if err != nil || m.Endpoint() != endpoint {
 		t.Errorf("endpoint %v, %v", m, err)
 		return

@@ -34,22 +34,22 @@ const (
 	defaultTimeout = 30 * time.Second
 
 	// Any claims make azidentity ask the endpoint instead of its cache; none of them is sent.
-	passCache = `{"access_token":{}}`
+	bypassCacheClaims = `{"access_token":{}}`
 )
 
 // Options is what a ManagedIdentity is made of.
 type Options struct {
-	Endpoint Endpoint         // empty: Auto
-	Timeout  time.Duration    // the longest that one fetch may take; zero: 30 s
-	Wall     func() time.Time // the wall clock, right or wrong; nil: time.Now
-	Known    func() bool      // whether Wall is known to be right; nil: never
-	Log      *zap.Logger      // told once of each field that endpoints fill with nonsense; nil: none
+	Endpoint     Endpoint         // empty: Auto
+	Timeout      time.Duration    // the longest that one fetch may take; zero: 30 s
+	Wall         func() time.Time // the wall clock, right or wrong; nil: time.Now
+	ClockTrusted func() bool      // whether Wall is known to be right; nil: never
+	Log          *zap.Logger      // gets one warning for each field that endpoints fill with nonsense; nil: none
 }
 
 // ManagedIdentity gets tokens of managed identities through azidentity. It is safe for use by many
 // goroutines, for several identities at once.
 type ManagedIdentity struct {
-	at        place
+	at        target
 	timeout   time.Duration
 	transport *transport
 
@@ -61,22 +61,22 @@ type ManagedIdentity struct {
 // configuration when azidentity would not use the endpoint that was named.
 func New(o Options) (*ManagedIdentity, error) {
 	_, err := os.Stat(himdsFile)
-	at, err := locate(o.Endpoint, environment{getenv: os.Getenv, himds: err == nil})
+	at, err := findTarget(o.Endpoint, environment{getenv: os.Getenv, himds: err == nil})
 	if err != nil {
 		return nil, fmt.Errorf("source managed-identity: %w", err)
 	}
 	return newAt(at, o), nil
 }
 
-func newAt(at place, o Options) *ManagedIdentity {
+func newAt(at target, o Options) *ManagedIdentity {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
 	if o.Wall == nil {
 		o.Wall = time.Now
 	}
-	if o.Known == nil {
-		o.Known = func() bool { return false }
+	if o.ClockTrusted == nil {
+		o.ClockTrusted = func() bool { return false }
 	}
 	if o.Log == nil {
 		o.Log = zap.NewNop()
@@ -106,37 +106,37 @@ func (m *ManagedIdentity) Fetch(ctx context.Context, key tokencache.Key) (tokenc
 		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no resource was named"}
 	}
 	begun := time.Now()
-	x := &exchange{key: key}
-	bounded, cancel := context.WithTimeout(context.WithValue(ctx, exchangeKey{}, x), m.timeout)
+	f := &fetch{key: key}
+	bounded, cancel := context.WithTimeout(context.WithValue(ctx, fetchKey{}, f), m.timeout)
 	defer cancel()
-	token, err := getToken(bounded, credential, x)
+	token, err := getToken(bounded, credential, f)
 	switch {
-	case x.failed != nil:
-		return tokencache.Fetched{}, x.failed
-	case err == nil && x.fetched.Token.Text.Equal(tokencache.NewSecret(token.Token)):
-		return x.fetched, nil
+	case f.failure != nil:
+		return tokencache.Fetched{}, f.failure
+	case err == nil && f.result.Token.Text.Equal(tokencache.NewSecret(token.Token)):
+		return f.result, nil
 	case errors.Is(ctx.Err(), context.Canceled):
 		return tokencache.Fetched{}, fmt.Errorf("fetch of %v given up: %w", key, ctx.Err())
 	case bounded.Err() != nil:
-		return tokencache.Fetched{}, m.at.silent(time.Since(begun))
+		return tokencache.Fetched{}, m.at.timeout(time.Since(begun))
 	}
 	return tokencache.Fetched{}, malformed("azidentity does not accept what %s answered", m.at.dial)
 }
 
 // getToken asks through azidentity. A panic on the way is the fetch's failure: the runtime would end the daemon and print the
 // value, which may quote an answer.
-func getToken(ctx context.Context, credential *azidentity.ManagedIdentityCredential, x *exchange) (_ azcore.AccessToken, err error) {
+func getToken(ctx context.Context, credential *azidentity.ManagedIdentityCredential, f *fetch) (_ azcore.AccessToken, err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			x.failed = malformed("a fault of perceptd's or azidentity's: a panic of type %T in %s", value, panicked())
-			err = x.failed
+			f.failure = malformed("a fault of perceptd's or azidentity's: a panic of type %T in %s", value, panicSite())
+			err = f.failure
 		}
 	}()
-	return credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{x.key.Resource}, Claims: passCache})
+	return credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{f.key.Resource}, Claims: bypassCacheClaims})
 }
 
-// panicked names the function that has panicked. It is called by a deferred function.
-func panicked() string {
+// panicSite names the function that panicked. It is called by a deferred function.
+func panicSite() string {
 	var counters [32]uintptr
 	frames := runtime.CallersFrames(counters[:runtime.Callers(3, counters[:])]) // without Callers, this and the deferred function
 	for {

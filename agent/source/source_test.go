@@ -74,7 +74,7 @@ func (o object) String() string {
 
 func fieldsOf(o object) fields { return parseFields([]byte(o.String())) }
 
-func mint(claims object) string {
+func makeJWT(claims object) string {
 	encode := base64.RawURLEncoding.EncodeToString
 	return encode([]byte(`{"alg":"none"}`)) + "." + encode([]byte(claims.String())) + "." + encode([]byte(canary))
 }
@@ -100,7 +100,7 @@ func goodAnswer(now time.Time) object {
 // imdsAt is the metadata service, redirected to a listener on the loopback interface.
 func imdsAt(t *testing.T, address string, o Options) *ManagedIdentity {
 	t.Helper()
-	m := newAt(place{form: IMDS, scheme: "http", host: "169.254.169.254", dial: address}, o)
+	m := newAt(target{form: IMDS, scheme: "http", host: "169.254.169.254", dial: address}, o)
 	return m
 }
 

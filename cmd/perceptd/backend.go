@@ -43,7 +43,7 @@ func newBackend(c config.Source, log *zap.Logger) (*backend, error) {
 		c.Endpoint = source.Auto // as the environment says by now
 	}
 	var err error
-	options := source.Options{Endpoint: c.Endpoint, Wall: b.clock.Wall, Known: b.clock.Synchronised, Log: log}
+	options := source.Options{Endpoint: c.Endpoint, Wall: b.clock.Wall, ClockTrusted: b.clock.Synchronised, Log: log}
 	if b.source, err = source.New(options); err != nil {
 		b.close()
 		return nil, err
