@@ -1,9 +1,24 @@
+// Package simulator is a managed-identity back end for demonstrations and tests. It opens nothing.
+//
+// A Backend is the model: identities with their permissions, and the cache that makes the real
+// service hand out one token per identity and resource for around 24 hours, whatever changes
+// meanwhile. Start puts it on a loopback port, where it answers as Azure's instance metadata
+// service, as App Service or as the Azure Arc agent does, so that unmodified clients talk to it, and
+// where it fails on request in the ways of [FaultKind].
+//
+// Nothing it gives out can be taken for real. A token's algorithm is "none", its signature decodes
+// to "simulated", its issuer ends in ".invalid", and the claims "simulated" and "warning" say the
+// same in words; every answer names the simulation in its Server header; and Start refuses any
+// address but loopback. It accepts whatever caller reaches that port, so whoever starts it
+// must not put real permissions behind it, and must close the Server.
 package simulator
 
 import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -148,6 +163,14 @@ func (b *Backend) issue(id Identity, resource string) (Minted, error) {
 	return t.Minted, nil
 }
 
+// expired is the text of a token that is like m and expired an hour ago by its own exp.
+func (b *Backend) expired(m Minted) string {
+	ago := time.Hour + m.ExpiresOn.Sub(b.now())
+	m.IssuedAt, m.NotBefore, m.ExpiresOn = m.IssuedAt.Add(-ago), m.NotBefore.Add(-ago), m.ExpiresOn.Add(-ago)
+	m.write(b.options.Seed)
+	return m.Text
+}
+
 // makeRoom drops the token that rolls over first from a replica that is full.
 func makeRoom(replica map[Key]*held) {
 	if len(replica) < maxKeys {
@@ -247,4 +270,64 @@ func (b *Backend) Calls() Calls {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.calls.clone()
+}
+
+const (
+	maxKeys = 1024 // identities and resources told apart, since resources come from callers
+	maxLog  = 4096 // calls remembered with their times
+)
+
+// Key is what the back end caches by: an identity, and a resource byte for byte.
+type Key struct {
+	Identity string `json:"identity"` // its name; empty for one the device does not have
+	Resource string `json:"resource"`
+}
+
+// Call is one token request.
+type Call struct {
+	At time.Time // when it came in, by the back end's clock
+	Key
+}
+
+// Calls is what the back end was asked so far. A refused request counts like any other; of Arc's
+// two legs only the second is one.
+type Calls struct {
+	Total  int
+	PerKey map[Key]int // of the first 1,024 keys
+	Peak   int         // the most requests that were under way at once; Token's take no time
+	Log    []Call      // oldest first, the latest 4,096
+}
+
+// begin counts a call; the caller holds b.mu and ends the call.
+func (c *Calls) begin(call Call) {
+	c.Total++
+	if c.PerKey == nil {
+		c.PerKey = make(map[Key]int)
+	}
+	if _, known := c.PerKey[call.Key]; known || len(c.PerKey) < maxKeys {
+		c.PerKey[call.Key]++
+	}
+	if len(c.Log) == 2*maxLog { // halved now and then rather than moved at every call
+		c.Log = slices.Clone(c.Log[maxLog:])
+	}
+	c.Log = append(c.Log, call)
+}
+
+func (c *Calls) clone() Calls {
+	log := c.Log[max(0, len(c.Log)-maxLog):]
+	return Calls{c.Total, maps.Clone(c.PerKey), c.Peak, slices.Clone(log)}
+}
+
+// FastClock returns a clock that starts at now's present time and then runs speed times as fast as
+// now does, for a demonstration that cannot wait a day. A speed that is not above zero counts as 1.
+func FastClock(now func() time.Time, speed float64) func() time.Time {
+	if !(speed > 0) {
+		speed = 1
+	}
+	start := now()
+	return func() time.Time {
+		gone := float64(now().Sub(start)) * speed
+		// The largest float64 below 2^63: beyond it the conversion has no defined result.
+		return start.Add(time.Duration(min(gone, math.Nextafter(math.MaxInt64, 0)))).Round(0)
+	}
 }

@@ -86,12 +86,4 @@ func (m *Minted) write(seed uint64) {
 	m.Text = encode([]byte(`{"alg":"none","typ":"JWT"}`)) + "." + encode(body) + "." + encode([]byte("simulated"))
 }
 
-// expired is the text of a token that is like m and expired an hour ago by its own exp.
-func (b *Backend) expired(m Minted) string {
-	ago := time.Hour + m.ExpiresOn.Sub(b.now())
-	m.IssuedAt, m.NotBefore, m.ExpiresOn = m.IssuedAt.Add(-ago), m.NotBefore.Add(-ago), m.ExpiresOn.Add(-ago)
-	m.write(b.options.Seed)
-	return m.Text
-}
-
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
