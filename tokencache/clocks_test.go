@@ -136,7 +136,7 @@ func TestUnvouchedClock(t *testing.T) {
 
 func unvouchedClock(t *testing.T, life string, counts bool, rolls simulator.Rollover) {
 	w := &watch{}
-	d := &device{backend: simulator.New(simulator.Options{Rollover: rolls, Spread: 8 * time.Minute})}
+	d := &device{backend: simulator.New(simulator.Options{Rollover: rolls, PropagationDelay: 8 * time.Minute})}
 	clock, boots := w.clock(), 0
 	began := time.Now().Add(-uptime)
 	clock.Boot = func() time.Duration { return time.Since(began) }

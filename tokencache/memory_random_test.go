@@ -73,7 +73,7 @@ func (a *alarm) ring() { a.once.Do(func() { close(a.fired) }) }
 
 func newSurvivor(options simulator.Options) *survivor {
 	l := &survivor{
-		options: options, spread: options.Spread, known: true, sure: true, alarms: make(map[*alarm]bool),
+		options: options, spread: options.PropagationDelay, known: true, sure: true, alarms: make(map[*alarm]bool),
 		calls: make(map[tokencache.Key][]call), held: make(map[tokencache.Key]tokencache.Token), shown: make(map[string]sighting),
 	}
 	options.Now = l.now
@@ -452,10 +452,10 @@ func TestRandomLives(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		steps := rapid.SliceOfN(rapid.IntRange(0, 1399), 20, 80).Draw(r, "steps")
 		options := simulator.Options{
-			Seed:     rapid.Uint64().Draw(r, "seed"),
-			Rollover: rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife, simulator.Jittered}).Draw(r, "rollover"),
-			Spread:   time.Duration(rapid.IntRange(0, 9).Draw(r, "spread")) * time.Minute,
-			Aged:     time.Duration(rapid.IntRange(0, 20).Draw(r, "aged")) * time.Hour,
+			Seed:             rapid.Uint64().Draw(r, "seed"),
+			Rollover:         rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife, simulator.Jittered}).Draw(r, "rollover"),
+			PropagationDelay: time.Duration(rapid.IntRange(0, 9).Draw(r, "spread")) * time.Minute,
+			Aged:             time.Duration(rapid.IntRange(0, 20).Draw(r, "aged")) * time.Hour,
 		}
 		var fault error // told to rapid outside of the bubble, whose goroutine is not its own
 		synctest.Test(t, func(t *testing.T) { fault = randomLife(t, options, steps) })

@@ -67,11 +67,11 @@ func TestRandomPolicyChanges(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		steps := rapid.SliceOfN(rapid.IntRange(0, 999), 20, 80).Draw(r, "steps")
 		options := simulator.Options{
-			Seed:     rapid.Uint64().Draw(r, "seed"),
-			Rollover: rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife, simulator.Jittered}).Draw(r, "rollover"),
-			Replicas: rapid.IntRange(1, 3).Draw(r, "replicas"),
-			Spread:   time.Duration(rapid.IntRange(0, 9).Draw(r, "spread")) * time.Minute,
-			Aged:     time.Duration(rapid.IntRange(0, 20).Draw(r, "aged")) * time.Hour,
+			Seed:             rapid.Uint64().Draw(r, "seed"),
+			Rollover:         rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife, simulator.Jittered}).Draw(r, "rollover"),
+			Replicas:         rapid.IntRange(1, 3).Draw(r, "replicas"),
+			PropagationDelay: time.Duration(rapid.IntRange(0, 9).Draw(r, "spread")) * time.Minute,
+			Aged:             time.Duration(rapid.IntRange(0, 20).Draw(r, "aged")) * time.Hour,
 		}
 		counts := rapid.Bool().Draw(r, "counts")
 		var fault error // told to rapid outside of the bubble, whose goroutine is not its own
@@ -85,7 +85,7 @@ func TestRandomPolicyChanges(t *testing.T) {
 func randomPolicyChanges(t *testing.T, options simulator.Options, counts bool, steps []int) error {
 	w := &truth{
 		device: device{backend: simulator.New(options)}, watch: watch{known: true},
-		spread: options.Spread, counts: counts, calls: make(map[tokencache.Key][]time.Time),
+		spread: options.PropagationDelay, counts: counts, calls: make(map[tokencache.Key][]time.Time),
 	}
 	c := tokencache.New(tokencache.Options{
 		Fetch: w.Fetch, Clock: w.clock(), Roll: rand.New(rand.NewPCG(options.Seed, 0)).Float64,

@@ -92,7 +92,7 @@ func has(a tokencache.Answer, role string) bool { return slices.Contains(a.Token
 // A stale token is served, labelled, until the first current one is there, a moment after the rollover.
 func TestChangedServesAndChases(t *testing.T) {
 	t.Parallel()
-	days(t, simulator.Options{Rollover: simulator.AtHalfLife, Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife, PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
 		serveThrough(t, c, 30*time.Hour, time.Minute) // two rollovers
 		next, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
 		serveThrough(t, c, time.Until(next)+time.Hour, time.Minute)
@@ -131,7 +131,7 @@ func TestChangedServesAndChases(t *testing.T) {
 // over would get one without the change, for a day.
 func TestNothingIsFetchedWhileAChangeSpreads(t *testing.T) {
 	t.Parallel()
-	days(t, simulator.Options{Rollover: simulator.AtHalfLife, Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife, PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)
 		time.Sleep(11 * time.Hour)
 		rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
@@ -198,7 +198,7 @@ func TestRefreshInsists(t *testing.T) {
 // A token that expires while a change spreads is fetched all the same.
 func TestExpiryWhileAChangeSpreads(t *testing.T) {
 	t.Parallel()
-	days(t, simulator.Options{Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+	days(t, simulator.Options{PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)
 		time.Sleep(24*time.Hour - 3*time.Minute)
 		d.permit(t, "New")
@@ -413,7 +413,7 @@ func TestAlternates(t *testing.T) {
 	t.Parallel()
 	storage := tokencache.Key{Resource: "https://storage.azure.com"}
 	const blob = "https://account.blob.core.windows.net"
-	days(t, simulator.Options{Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+	days(t, simulator.Options{PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
 		c.SetAlternates(map[string][]string{storage.Resource: {blob}})
 		both := tokencache.Need{MinTTL: 5 * time.Minute, Alternates: []string{blob}}
 		get := func(need tokencache.Need) tokencache.Answer {

@@ -76,7 +76,7 @@ func TestNothingIsFetchedWhileARevocationSpreads(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			days(t, simulator.Options{Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+			days(t, simulator.Options{PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
 				if row.before > 0 {
 					mustGet(t, c, vault, sdk)
 					time.Sleep(row.before)
@@ -124,7 +124,7 @@ func TestPrefetchWaitsForAChangeToSpread(t *testing.T) {
 		for _, row := range []struct{ noted, asked, withdrawn bool }{
 			{}, {noted: true}, {asked: true}, {withdrawn: true},
 		} {
-			days(t, simulator.Options{Spread: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
+			days(t, simulator.Options{PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
 				prefetch := func() {
 					if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 						t.Fatal(err)

@@ -157,9 +157,9 @@ type life struct {
 	episodes []episode
 	current  bool // the strategy holds a token that tells the truth
 
-	given    simulator.Minted // by the back end last
-	newer    int              // tokens given so far, each newer than the one before
-	learntOn time.Time        // when the second rollover had been seen; zero: not yet
+	given    simulator.Token // by the back end last
+	newer    int             // tokens given so far, each newer than the one before
+	learntOn time.Time       // when the second rollover had been seen; zero: not yet
 
 	ordinary   [2]int // calls outside of episodes and outage: before and after learntOn
 	doubted    int    // of these, made while the token was labelled otherwise than current though it was
@@ -213,14 +213,14 @@ func (l *life) episode() *episode {
 }
 
 // ask calls the back end. False: the call failed.
-func (l *life) ask() (simulator.Minted, bool) {
+func (l *life) ask() (simulator.Token, bool) {
 	now := l.now()
 	l.asked++
 	e := l.episode()
 	switch {
 	case l.outage.holds(now):
 		l.inOutage++
-		return simulator.Minted{}, false
+		return simulator.Token{}, false
 	case e != nil:
 		e.calls++
 	case l.learntOn.IsZero():
@@ -229,7 +229,7 @@ func (l *life) ask() (simulator.Minted, bool) {
 		l.ordinary[1]++
 	}
 	if l.odds > 0 && l.roll(forFault, int64(l.key), int64(l.asked)) < l.odds {
-		return simulator.Minted{}, false
+		return simulator.Token{}, false
 	}
 	m, err := l.backend.Token(simulator.Selection{}, vault.Resource)
 	if err != nil {
@@ -240,7 +240,7 @@ func (l *life) ask() (simulator.Minted, bool) {
 }
 
 // give notes what a token that the back end gave means for the episode under way.
-func (l *life) give(m simulator.Minted, e *episode, now time.Time) {
+func (l *life) give(m simulator.Token, e *episode, now time.Time) {
 	if m.Serial == l.given.Serial {
 		return
 	}
@@ -262,7 +262,7 @@ func (l *life) give(m simulator.Minted, e *episode, now time.Time) {
 }
 
 // hold notes that the strategy has m in its hand.
-func (l *life) hold(m simulator.Minted) {
+func (l *life) hold(m simulator.Token) {
 	e := l.episode()
 	if e == nil || !l.tellsTruth(m.Permissions.Groups) {
 		return

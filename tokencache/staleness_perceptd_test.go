@@ -108,7 +108,7 @@ func (d *devices) fetch(_ context.Context, key tokencache.Key) (tokencache.Fetch
 	return fetchedOf(m, m.ExpiresOn.Sub(l.now().Add(l.ahead()))), nil
 }
 
-func fetchedOf(m simulator.Minted, left time.Duration) tokencache.Fetched {
+func fetchedOf(m simulator.Token, left time.Duration) tokencache.Fetched {
 	return tokencache.Fetched{Left: left, Token: tokencache.Token{
 		Text: tokencache.NewSecret(m.Text), ExpiresOn: m.ExpiresOn, NotBefore: m.NotBefore,
 		Claims: tokencache.Claims{IssuedAt: m.IssuedAt, NotBefore: m.NotBefore, Groups: m.Permissions.Groups},

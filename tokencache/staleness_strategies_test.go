@@ -24,7 +24,7 @@ type strategy struct {
 // hand is what a strategy has of one key.
 type hand struct {
 	*life
-	token    simulator.Minted
+	token    simulator.Token
 	expires  time.Time // of token; the zero time when there is none
 	received time.Time // when it first came
 	again    int       // how often it came again since

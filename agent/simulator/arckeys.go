@@ -20,7 +20,7 @@ const (
 	DefaultArcKeyDir = "/var/opt/azcmagent/tokens"
 
 	arcKeyLife     = 5 * time.Minute // in real time: whoever reads the file lives in it
-	arcKeyMax      = 4096            // bytes that a client accepts
+	maxArcKey      = 4096            // bytes that a client accepts
 	maxPendingKeys = 256             // files at once
 )
 
@@ -112,9 +112,9 @@ func (k *keyStore) issue(kind FaultKind) (string, error) {
 		err = k.root.Mkdir(name, 0o750)
 	case FaultKeyFIFO:
 		err = syscall.Mkfifo(path, 0o640)
-		remove = func() { defer freeReaders(path)(); _ = k.root.Remove(name) }
+		remove = func() { defer releaseReaders(path)(); _ = k.root.Remove(name) }
 	case FaultKeyTooBig:
-		text += strings.Repeat("A", arcKeyMax)
+		text += strings.Repeat("A", maxArcKey)
 		err = k.write(name, text)
 	default:
 		err = k.write(name, text)
@@ -124,7 +124,7 @@ func (k *keyStore) issue(kind FaultKind) (string, error) {
 		return "", err
 	}
 	added := &key{text: text, remove: remove}
-	added.expiry = time.AfterFunc(arcKeyLife, func() { k.use(text) })
+	added.expiry = time.AfterFunc(arcKeyLife, func() { k.redeem(text) })
 	k.keys = append(k.keys, added)
 	return path, nil
 }
@@ -149,10 +149,9 @@ func writeOutside(name, text string) (path string, remove func(), err error) {
 	return path, func() { _ = os.RemoveAll(dir) }, os.WriteFile(path, []byte(text), 0o640)
 }
 
-// freeReaders gives whoever reads a named pipe or is blocked opening it its end of file, once the
-// function it returns is called. Between the two the pipe has a writer, so that nobody blocks who
-// opens it before its name is gone.
-func freeReaders(path string) (free func()) {
+// releaseReaders gives processes that read a named pipe, or are blocked opening it, an end of file once the function that
+// it returns is called. Until then the pipe has a writer, so that no process that opens it blocks before its name is gone.
+func releaseReaders(path string) (free func()) {
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return func() {}
@@ -160,8 +159,8 @@ func freeReaders(path string) (free func()) {
 	return func() { _ = f.Close() }
 }
 
-// use reports whether text is the content of a key file, which is gone then.
-func (k *keyStore) use(text string) bool {
+// redeem reports whether text is the content of a key file, and removes that file.
+func (k *keyStore) redeem(text string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	i := slices.IndexFunc(k.keys, func(o *key) bool { return sameText(o.text, text) })

@@ -47,7 +47,7 @@ func TestKeyFilesEnd(t *testing.T) {
 		}
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		if keysIn(t, dir) != 0 || k.use(string(text)) {
+		if keysIn(t, dir) != 0 || k.redeem(string(text)) {
 			t.Error("the key outlived its time")
 		}
 	})
@@ -124,7 +124,7 @@ func TestKeyFaults(t *testing.T) {
 		}},
 		{FaultKeyDirectory, func(_ string, info os.FileInfo) bool { return info.IsDir() }},
 		{FaultKeyFIFO, func(_ string, info os.FileInfo) bool { return info.Mode()&os.ModeNamedPipe != 0 }},
-		{FaultKeyTooBig, func(_ string, info os.FileInfo) bool { return info.Size() > arcKeyMax }},
+		{FaultKeyTooBig, func(_ string, info os.FileInfo) bool { return info.Size() > maxArcKey }},
 	} {
 		path, err := k.issue(c.kind)
 		if err != nil {

@@ -40,10 +40,10 @@ type Options struct {
 	Life time.Duration
 	// Rollover is when a newer token is handed out. Zero: AtExpiry.
 	Rollover Rollover
-	// Spread is how long a permission change takes to reach new tokens. Zero: no time.
-	Spread time.Duration
+	// PropagationDelay is how long a permission change takes to reach new tokens. Zero: no time.
+	PropagationDelay time.Duration
 	// Aged is how old a token may be that the back end hands out first for an identity and
-	// resource, as if others had asked before. Zero: it is minted then.
+	// resource, as if others had asked before. Zero: it is issued then.
 	Aged time.Duration
 	// Replicas is how many caches there are; each request meets one of them, so that an older token
 	// can come back. Zero: 1.
@@ -59,23 +59,23 @@ type Backend struct {
 	identities []Identity
 
 	mu       sync.Mutex // protects what follows
-	replicas []map[Key]*held
-	changes  map[string][]change // by identity name, oldest first
-	serial   uint64              // of the last minting
-	picks    uint64              // replicas chosen so far
+	replicas []map[Key]*cachedToken
+	changes  map[string][]permissionsAt // by identity name, oldest first
+	serial   uint64                     // of the token issued last
+	requests uint64                     // so far; each chooses a replica
 	calls    Calls
 	underWay int
 	faults   faultSet
 }
 
-// held is a replica's cached token.
-type held struct {
-	Minted
+// cachedToken is a replica's cached token.
+type cachedToken struct {
+	Token
 	generation int // how many came before it
 }
 
-// change is permissions and the moment from which new tokens carry them.
-type change struct {
+// permissionsAt is permissions and the time from which new tokens carry them.
+type permissionsAt struct {
 	reaches time.Time
 	to      Permissions
 }
@@ -91,19 +91,19 @@ func New(o Options) *Backend {
 	if o.Life <= 0 {
 		o.Life = 24 * time.Hour
 	}
-	b := &Backend{options: o, identities: slices.Clone(o.Identities), changes: make(map[string][]change)}
+	b := &Backend{options: o, identities: slices.Clone(o.Identities), changes: make(map[string][]permissionsAt)}
 	for i := range b.identities {
 		id := &b.identities[i]
 		if id.TenantID == "" {
 			id.TenantID = tenantID
 		}
-		id.Permissions = id.Permissions.over(Permissions{})
+		id.Permissions = id.Permissions.withDefaults(Permissions{})
 		if b.changes[id.Name] == nil {
-			b.changes[id.Name] = []change{{to: id.Permissions}} // reaches: the zero time, so in force always
+			b.changes[id.Name] = []permissionsAt{{to: id.Permissions}} // reaches: the zero time, so in force always
 		}
 	}
 	for range max(1, o.Replicas) {
-		b.replicas = append(b.replicas, make(map[Key]*held))
+		b.replicas = append(b.replicas, make(map[Key]*cachedToken))
 	}
 	return b
 }
@@ -114,17 +114,17 @@ func (b *Backend) now() time.Time { return b.options.Now().Round(0) }
 // Token answers a request as the real service does: with the cached token of the identity and
 // resource until it rolls over, then with one that carries the permissions in force by then. Its
 // errors are ErrNoResource, *UnknownIdentityError and *AmbiguousIdentityError. Faults do not touch it.
-func (b *Backend) Token(sel Selection, resource string) (Minted, error) {
-	defer b.begin(sel, resource)()
+func (b *Backend) Token(sel Selection, resource string) (Token, error) {
+	defer b.beginCall(sel, resource)()
 	id, err := find(b.identities, sel)
 	if err != nil {
-		return Minted{}, err
+		return Token{}, err
 	}
-	return b.issue(id, resource)
+	return b.cached(id, resource)
 }
 
-// begin counts a token request as under way until end is called.
-func (b *Backend) begin(sel Selection, resource string) (end func()) {
+// beginCall counts a token request as under way until end is called.
+func (b *Backend) beginCall(sel Selection, resource string) (end func()) {
 	id, _ := find(b.identities, sel) // unknown counts under no name
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -138,41 +138,41 @@ func (b *Backend) begin(sel Selection, resource string) (end func()) {
 	}
 }
 
-// issue returns the token that one of the replicas has for id and resource at this moment.
-func (b *Backend) issue(id Identity, resource string) (Minted, error) {
+// cached returns the token that one of the replicas has now for id and resource.
+func (b *Backend) cached(id Identity, resource string) (Token, error) {
 	if resource == "" {
-		return Minted{}, ErrNoResource
+		return Token{}, ErrNoResource
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now, key := b.now(), Key{id.Name, resource}
-	b.picks++
-	at := int(b.roll("replica", b.picks) * float64(len(b.replicas)))
+	b.requests++
+	at := int(b.random("replica", b.requests) * float64(len(b.replicas)))
 	replica := b.replicas[at]
 	t, ok := replica[key]
 	if !ok {
-		age := time.Duration(b.roll("age", key, at) * float64(max(0, b.options.Aged)))
-		t = b.mintLocked(id, resource, at, 0, now.Add(-age))
-		makeRoom(replica)
+		age := time.Duration(b.random("age", key, at) * float64(max(0, b.options.Aged)))
+		t = b.issueLocked(id, resource, at, 0, now.Add(-age))
+		evictOne(replica)
 		replica[key] = t
 	}
 	if !now.Before(t.RollsOn) {
-		t = b.mintLocked(id, resource, at, t.generation+1, now)
+		t = b.issueLocked(id, resource, at, t.generation+1, now)
 		replica[key] = t
 	}
-	return t.Minted, nil
+	return t.Token, nil
 }
 
-// expired is the text of a token that is like m and expired an hour ago by its own exp.
-func (b *Backend) expired(m Minted) string {
+// expiredText is the text of a token that is like m and expired an hour ago by its own exp.
+func (b *Backend) expiredText(m Token) string {
 	ago := time.Hour + m.ExpiresOn.Sub(b.now())
 	m.IssuedAt, m.NotBefore, m.ExpiresOn = m.IssuedAt.Add(-ago), m.NotBefore.Add(-ago), m.ExpiresOn.Add(-ago)
-	m.write(b.options.Seed)
+	m.setText(b.options.Seed)
 	return m.Text
 }
 
-// makeRoom drops the token that rolls over first from a replica that is full.
-func makeRoom(replica map[Key]*held) {
+// evictOne drops the token that rolls over first from a replica that is full.
+func evictOne(replica map[Key]*cachedToken) {
 	if len(replica) < maxKeys {
 		return
 	}
@@ -186,22 +186,22 @@ func makeRoom(replica map[Key]*held) {
 	delete(replica, first)
 }
 
-func (b *Backend) mintLocked(id Identity, resource string, replica, generation int, issuedOn time.Time) *held {
+func (b *Backend) issueLocked(id Identity, resource string, replica, generation int, issuedOn time.Time) *cachedToken {
 	b.serial++
 	second := issuedOn.Truncate(time.Second) // a token's times are whole seconds
-	age := b.options.Rollover.age(b.options.Life, b.roll("rollover", id.Name, resource, replica, generation))
-	m := Minted{
+	age := b.options.Rollover.age(b.options.Life, b.random("rollover", id.Name, resource, replica, generation))
+	m := Token{
 		Identity: id, Resource: resource, Permissions: b.inForceLocked(id.Name, issuedOn),
 		Serial: b.serial, Replica: replica,
 		IssuedOn: issuedOn, IssuedAt: second.Add(-backdated), NotBefore: second.Add(-backdated),
 		ExpiresOn: second.Add(b.options.Life).Truncate(time.Second), RollsOn: second.Add(age),
 	}
-	m.write(b.options.Seed)
-	return &held{m, generation}
+	m.setText(b.options.Seed)
+	return &cachedToken{m, generation}
 }
 
-// roll returns a number in [0, 1) that follows from the seed and the parts, whatever else happened.
-func (b *Backend) roll(parts ...any) float64 {
+// random returns a number in [0, 1) that depends on the seed and the parts alone.
+func (b *Backend) random(parts ...any) float64 {
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%#v", parts) // hash.Hash never returns an error
 	return rand.New(rand.NewPCG(b.options.Seed, h.Sum64())).Float64()
@@ -209,7 +209,7 @@ func (b *Backend) roll(parts ...any) float64 {
 
 // ChangePermissions gives the identity of that name other permissions: a nil field stays as it is,
 // an empty one is taken away. It returns the moment from which new tokens carry them, which is
-// Spread from now; tokens that were minted before keep theirs. Its error is *UnknownIdentityError.
+// PropagationDelay from now; tokens that were issued before keep theirs. Its error is *UnknownIdentityError.
 func (b *Backend) ChangePermissions(identity string, to Permissions) (reaches time.Time, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -218,16 +218,16 @@ func (b *Backend) ChangePermissions(identity string, to Permissions) (reaches ti
 		return time.Time{}, &UnknownIdentityError{fmt.Sprintf("named %q", identity)}
 	}
 	now := b.now()
-	reaches = now.Add(max(0, b.options.Spread))
-	// What was overtaken longer ago than a token is kept can no longer be minted, even by Aged.
+	reaches = now.Add(max(0, b.options.PropagationDelay))
+	// Permissions that were replaced longer ago than a token is kept are in no new token, even by Aged.
 	for len(past) > 1 && past[1].reaches.Before(now.Add(-b.options.Life-b.options.Aged)) {
 		past = past[1:]
 	}
-	b.changes[identity] = append(past, change{reaches, to.over(past[len(past)-1].to)})
+	b.changes[identity] = append(past, permissionsAt{reaches, to.withDefaults(past[len(past)-1].to)})
 	return reaches, nil
 }
 
-// inForceLocked returns what a token minted at that time carries.
+// inForceLocked returns the permissions of a token that is issued at that time.
 func (b *Backend) inForceLocked(identity string, at time.Time) Permissions {
 	var p Permissions
 	for _, c := range b.changes[identity] {
@@ -235,7 +235,7 @@ func (b *Backend) inForceLocked(identity string, at time.Time) Permissions {
 			p = c.to
 		}
 	}
-	return p.over(Permissions{})
+	return p.withDefaults(Permissions{})
 }
 
 // RolloverAt returns the moment from which a request may first be answered with a newer token than

@@ -20,7 +20,7 @@ const vault = "https://vault.azure.net"
 var vision = Selection{ByClientID, "00000000-0000-0000-0000-000000000001"}
 
 // token asks for one that has to be there.
-func token(t *testing.T, b *Backend, sel Selection, resource string) Minted {
+func token(t *testing.T, b *Backend, sel Selection, resource string) Token {
 	t.Helper()
 	m, err := b.Token(sel, resource)
 	if err != nil {
@@ -142,7 +142,7 @@ func TestTokenTimesAndClaims(t *testing.T) {
 		"aud": vault, "iss": "https://sts.simulated.invalid/" + tenantID + "/", "idp": got["iss"],
 		"iat": 1_799_999_700.0, "nbf": 1_799_999_700.0, "exp": 1_800_086_400.0,
 		"appid": vision.ID, "oid": "00000000-0000-0000-0001-000000000001", "sub": "00000000-0000-0000-0001-000000000001",
-		"tid": tenantID, "idtyp": "app", "ver": "1.0", "simulated": true, "warning": warning,
+		"tid": tenantID, "idtyp": "app", "ver": "1.0", "simulated": true, "warning": warningText,
 		"groups": []any{"00000000-0000-0000-0002-000000000001"}, "roles": []any{"Simulated.Read"},
 		"wids": []any{"00000000-0000-0000-0003-000000000001"}, "xms_mirid": userAssigned + "vision",
 	} {
@@ -229,7 +229,7 @@ func TestWhichIdentity(t *testing.T) {
 func TestPermissionsReachNewTokensAfterTheSpread(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := New(Options{Life: time.Hour, Spread: 10 * time.Minute})
+		b := New(Options{Life: time.Hour, PropagationDelay: 10 * time.Minute})
 		start := time.Now()
 		reaches, err := b.ChangePermissions("vision", Permissions{Groups: []string{"new"}, Roles: []string{}})
 		if err != nil || !reaches.Equal(start.Add(10*time.Minute)) {
@@ -355,7 +355,7 @@ func TestCalls(t *testing.T) {
 	if c.Total != 3 || c.Peak != 1 || !reflect.DeepEqual(c.PerKey, want) || len(c.Log) != 3 || !c.Log[0].At.Equal(now) || c.Log[0].Identity != "vision" {
 		t.Errorf("calls %+v", c)
 	}
-	end := b.begin(vision, vault)
+	end := b.beginCall(vision, vault)
 	token(t, b, vision, vault)
 	end()
 	if got := b.Calls().Peak; got != 2 {

@@ -172,22 +172,22 @@ func decode(body []byte, into any) error {
 
 // State is what a Backend knows, without any token's text: the body of GET /simulator/state.
 type State struct {
-	Simulated  string          `json:"simulated"` // the warning that stands in every token
-	Now        time.Time       `json:"now"`       // by the back end's clock, like every time here
-	Life       string          `json:"life"`      // a Go duration, like Spread
-	Spread     string          `json:"spread"`
-	Rollover   Rollover        `json:"rollover"`
-	Replicas   int             `json:"replicas"`
-	Identities []IdentityState `json:"identities"`
-	Tokens     []TokenState    `json:"tokens"`
-	Calls      CallsState      `json:"calls"`
-	Faults     []FaultState    `json:"faults"`
+	Simulated        string          `json:"simulated"` // the warning that stands in every token
+	Now              time.Time       `json:"now"`       // by the back end's clock, like every time here
+	Life             string          `json:"life"`      // a Go duration, like PropagationDelay
+	PropagationDelay string          `json:"spread"`
+	Rollover         Rollover        `json:"rollover"`
+	Replicas         int             `json:"replicas"`
+	Identities       []IdentityState `json:"identities"`
+	Tokens           []TokenState    `json:"tokens"`
+	Calls            CallsState      `json:"calls"`
+	Faults           []FaultState    `json:"faults"`
 }
 
 // IdentityState is an identity and its permissions.
 type IdentityState struct {
 	Identity             // Permissions: as they were changed to last
-	InForce  Permissions `json:"in_force"` // what a token minted now carries
+	InForce  Permissions `json:"in_force"` // those of a token that is issued now
 }
 
 // TokenState is a cached token.
@@ -195,7 +195,7 @@ type TokenState struct {
 	Key
 	Serial    uint64    `json:"serial"`
 	Replica   int       `json:"replica"`
-	IssuedOn  time.Time `json:"issued_on"` // the true minting
+	IssuedOn  time.Time `json:"issued_on"` // not dated back
 	ExpiresOn time.Time `json:"expires_on"`
 	RollsOn   time.Time `json:"rolls_on"`
 }
@@ -227,14 +227,14 @@ func (b *Backend) State() State {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := State{
-		Simulated: warning, Now: b.now(), Life: b.options.Life.String(), Spread: b.options.Spread.String(),
+		Simulated: warningText, Now: b.now(), Life: b.options.Life.String(), PropagationDelay: b.options.PropagationDelay.String(),
 		Rollover: b.options.Rollover, Replicas: len(b.replicas),
 		Identities: []IdentityState{}, Tokens: []TokenState{}, Faults: []FaultState{},
 		Calls: CallsState{calls.Total, calls.Peak, []KeyCalls{}},
 	}
 	for _, id := range b.identities {
 		past := b.changes[id.Name]
-		id.Permissions = past[len(past)-1].to.over(Permissions{})
+		id.Permissions = past[len(past)-1].to.withDefaults(Permissions{})
 		s.Identities = append(s.Identities, IdentityState{id, b.inForceLocked(id.Name, s.Now)})
 	}
 	for _, replica := range b.replicas {

@@ -21,7 +21,7 @@ func steer(t *testing.T, s *Server, method, path, body string) answer {
 
 func TestControlPermissions(t *testing.T) {
 	t.Parallel()
-	s := start(t, ServerOptions{Backend: New(Options{Now: func() time.Time { return epoch }, Spread: time.Minute})})
+	s := start(t, ServerOptions{Backend: New(Options{Now: func() time.Time { return epoch }, PropagationDelay: time.Minute})})
 	got := steer(t, s, "POST", "/simulator/permissions", `{"identity":"vision","groups":["g"],"wids":[]}`)
 	var changed PermissionsChanged
 	if err := json.Unmarshal([]byte(got.body), &changed); err != nil || got.status != 200 || !changed.Reaches.Equal(epoch.Add(time.Minute)) {
@@ -89,7 +89,7 @@ func TestControlState(t *testing.T) {
 	if err := json.Unmarshal([]byte(got.body), &state); err != nil || got.status != 200 {
 		t.Fatalf("%d %s, %v", got.status, got.body, err)
 	}
-	if state.Simulated != warning || state.Life != "24h0m0s" || state.Rollover != "expiry" || len(state.Identities) != 3 ||
+	if state.Simulated != warningText || state.Life != "24h0m0s" || state.Rollover != "expiry" || len(state.Identities) != 3 ||
 		len(state.Tokens) != 2 || state.Tokens[0].Identity != "vision" || state.Tokens[0].Resource != vault || !state.Tokens[0].RollsOn.Equal(m.RollsOn) ||
 		state.Calls.Total != 2 || len(state.Calls.PerKey) != 2 || state.Calls.PerKey[1].Resource != vault+"/" || state.Calls.PerKey[0].Calls != 1 ||
 		len(state.Faults) != 1 || state.Faults[0].Kind != "hang" {
@@ -180,7 +180,7 @@ func TestSteeredByItsUser(t *testing.T) {
 func TestSimulatorHasRoom(t *testing.T) {
 	t.Parallel()
 	s := start(t, ServerOptions{})
-	idle := make([]net.Conn, 2*connections)
+	idle := make([]net.Conn, 2*maxConns)
 	for i := range idle {
 		conn, err := net.Dial("tcp", s.Addr().String())
 		if err != nil {
@@ -192,7 +192,7 @@ func TestSimulatorHasRoom(t *testing.T) {
 	if got := get(t, s.URL()+imdsQuery, "Metadata", "true"); got.status != 200 {
 		t.Errorf("%d %s", got.status, got.body)
 	}
-	for _, conn := range idle[:connections] {
+	for _, conn := range idle[:maxConns] {
 		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
 			t.Error("one that has made room is still there")
 		}
@@ -217,7 +217,7 @@ func FuzzTokenQuery(f *testing.F) {
 			if err != nil || q.resource == "" || q.resource != values.Get("resource") || (q.param == "") != (q.sel.ID == "") {
 				t.Errorf("%q was understood as %+v, %v", query, q, err)
 			}
-			if !json.Valid(encodeFields(p.fields(q, Minted{}, time.Time{}))) {
+			if !json.Valid(encodeFields(p.fields(q, Token{}, time.Time{}))) {
 				t.Errorf("%q: the answer is not JSON", query)
 			}
 		}

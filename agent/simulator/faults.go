@@ -93,8 +93,8 @@ func (k *FaultKind) UnmarshalText(text []byte) (err error) {
 // onChallenge reports whether the kind concerns Arc's first leg alone, which names the key file.
 func (k FaultKind) onChallenge() bool { return k >= FaultKeyOutside }
 
-// bends reports whether the kind changes the token that is answered with.
-func (k FaultKind) bends() bool {
+// altersToken reports whether the kind changes the token that is answered with.
+func (k FaultKind) altersToken() bool {
 	return k == FaultTimes || k == FaultWrongIdentity || k == FaultEmptyToken || k == FaultPastExp
 }
 
@@ -154,7 +154,7 @@ func (f Fault) check() (Fault, error) {
 		return f, errors.New("a page comes with a status from 200 to 599")
 	case f.Kind == FaultTimes && f.ExpiresIn == "" && f.ExpiresOn == "":
 		return f, errors.New("a times fault needs expires_in or expires_on")
-	case f.Challenge && f.Kind.bends():
+	case f.Challenge && f.Kind.altersToken():
 		return f, fmt.Errorf("a %s fault cannot strike the challenge, which carries no token", f.Kind)
 	case strings.ContainsAny(f.RetryAfter+f.RetryAfterMS+f.Location, "\r\n"):
 		return f, errors.New("a header value is one line")
@@ -179,8 +179,8 @@ type ActiveFault struct {
 	Until  time.Time // by the back end's clock; zero without an end
 }
 
-// struck is a fault that hit a request. The zero value is none.
-type struck struct {
+// strike is a fault that hit a request. The zero value is none.
+type strike struct {
 	Fault
 	released <-chan struct{} // closed when the faults are cleared
 }
@@ -230,7 +230,7 @@ func (b *Backend) Faults() []ActiveFault {
 }
 
 // strike returns the fault that hits a request for resource, on Arc's first leg or on any other.
-func (b *Backend) strike(resource string, challenge bool) struck {
+func (b *Backend) strike(resource string, challenge bool) strike {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := &b.faults
@@ -240,16 +240,16 @@ func (b *Backend) strike(resource string, challenge bool) struck {
 			continue
 		}
 		s.drawn++
-		if b.roll("fault", s.drawn) >= a.Probability {
+		if b.random("fault", s.drawn) >= a.Probability {
 			continue
 		}
 		a.Struck++
 		if s.released == nil {
 			s.released = make(chan struct{})
 		}
-		return struck{a.Fault, s.released}
+		return strike{a.Fault, s.released}
 	}
-	return struck{}
+	return strike{}
 }
 
 func (s *faultSet) dropEnded(now time.Time) {
@@ -264,9 +264,9 @@ const (
 	chunk      = 32 << 10 // bytes of a huge body written at once
 )
 
-// instead does what a fault does in place of an answer, and reports whether it did: a request that
+// replaceAnswer does what a fault does instead of an answer, and reports whether it did: a request that
 // hung until the faults were cleared is answered after all.
-func (h *handler) instead(w http.ResponseWriter, r *http.Request, p protocol, f struck) bool {
+func (h *handler) replaceAnswer(w http.ResponseWriter, r *http.Request, p protocol, f strike) bool {
 	switch f.Kind {
 	case FaultStatus:
 		h.fail(w, p, f, refusal{f.Status, "simulated_fault", "Simulated fault: status " + strconv.Itoa(f.Status)})
@@ -308,7 +308,7 @@ func (h *handler) instead(w http.ResponseWriter, r *http.Request, p protocol, f 
 }
 
 // fail answers with an error, and with the fault's own body and Retry-After where it has them.
-func (h *handler) fail(w http.ResponseWriter, p protocol, f struck, as refusal) {
+func (h *handler) fail(w http.ResponseWriter, p protocol, f strike, as refusal) {
 	if f.RetryAfter != "" {
 		w.Header().Set("Retry-After", f.RetryAfter)
 	}
@@ -364,28 +364,28 @@ func writeHuge(ctx context.Context, w io.Writer, size int64) {
 	_, _ = io.WriteString(w, tail)
 }
 
-// bend changes an answer's fields as the fault says.
-func (f struck) bend(fields []field) []field {
-	var bent []field
+// alter changes an answer's fields as the fault says.
+func (f strike) alter(fields []field) []field {
+	var altered []field
 	for _, o := range fields {
-		told := true
+		present := true
 		switch {
 		case f.Kind == FaultEmptyToken && o.name == "access_token":
 			o.value = ""
 		case f.Kind == FaultTimes && o.name == "expires_in":
-			o.value, told = lie(o.value, f.ExpiresIn)
+			o.value, present = alterSeconds(o.value, f.ExpiresIn)
 		case f.Kind == FaultTimes && o.name == "expires_on":
-			o.value, told = lie(o.value, f.ExpiresOn)
+			o.value, present = alterSeconds(o.value, f.ExpiresOn)
 		}
-		if told {
-			bent = append(bent, o)
+		if present {
+			altered = append(altered, o)
 		}
 	}
-	return bent
+	return altered
 }
 
-// lie returns what is told in place of a number of seconds, and whether anything is; see Fault.ExpiresIn.
-func lie(truth, how string) (value string, told bool) {
+// alterSeconds returns what is written instead of a number of seconds; present: it is not left out. See Fault.ExpiresIn.
+func alterSeconds(truth, how string) (value string, present bool) {
 	switch {
 	case how == "":
 		return truth, true
@@ -403,7 +403,7 @@ func lie(truth, how string) (value string, told bool) {
 }
 
 // send writes a body whole, or as FaultSlowBody and FaultTruncated do.
-func (h *handler) send(w http.ResponseWriter, r *http.Request, f struck, status int, body []byte) {
+func (h *handler) send(w http.ResponseWriter, r *http.Request, f strike, status int, body []byte) {
 	if f.Kind != FaultSlowBody && f.Kind != FaultTruncated {
 		writeJSON(w, status, body)
 		return

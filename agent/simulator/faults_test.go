@@ -119,7 +119,7 @@ func TestFaultWrongIdentity(t *testing.T) {
 	t.Parallel()
 	s := faulty(t, ServerOptions{Form: FormArc}, Fault{Kind: FaultWrongIdentity})
 	f := arcToken(t, s, arcQuery+"&client_id="+vision.ID).fields(t)
-	if f["client_id"] != stranger().ClientID || claimsOf(t, f["access_token"])["appid"] != stranger().ClientID {
+	if f["client_id"] != foreignIdentity().ClientID || claimsOf(t, f["access_token"])["appid"] != foreignIdentity().ClientID {
 		t.Errorf("the token of %s", f["client_id"])
 	}
 	if got := arcToken(t, s, arcQuery+"&client_id=x"); got.status != 400 {
@@ -173,7 +173,7 @@ func TestSlowBodyPace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := &handler{}
-		f := struck{Fault: Fault{Kind: FaultSlowBody, Every: time.Second}}
+		f := strike{Fault: Fault{Kind: FaultSlowBody, Every: time.Second}}
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
 		began, w := time.Now(), httptest.NewRecorder()
 		h.send(w, r, f, 200, []byte("0123456789"))
@@ -238,7 +238,7 @@ func TestBodiesEndWithTheirReader(t *testing.T) {
 		}()
 		writeHuge(ctx, io.Discard, 1<<40)
 	}()
-	f := struck{Fault: Fault{Kind: FaultSlowBody, Every: time.Nanosecond}}
+	f := strike{Fault: Fault{Kind: FaultSlowBody, Every: time.Nanosecond}}
 	w := &failingWriter{httptest.NewRecorder(), 3}
 	(&handler{}).send(w, httptest.NewRequest(http.MethodGet, "/", nil), f, 200, bytes.Repeat([]byte{'x'}, 100))
 }

@@ -6,15 +6,15 @@ import (
 	"strings"
 )
 
-// Permissions are what a token carries as claims, fixed at its minting.
+// Permissions are the claims that a token carries from its issue on.
 type Permissions struct {
 	Groups []string `json:"groups"` // object IDs of groups
 	Roles  []string `json:"roles"`  // app roles
 	WIDs   []string `json:"wids"`   // template IDs of directory roles
 }
 
-// over returns p with what it leaves nil taken from old; an empty slice takes away.
-func (p Permissions) over(old Permissions) Permissions {
+// withDefaults returns p with what it leaves nil taken from old; an empty slice takes away.
+func (p Permissions) withDefaults(old Permissions) Permissions {
 	pick := func(changed, kept []string) []string {
 		if changed == nil {
 			changed = kept
@@ -46,12 +46,12 @@ const (
 // 00000000-0000-0000-0000-00000000000N with N = 9, 1 and 2. Their object IDs have 0001 in the
 // fourth place, their groups 0002 and directory roles 0003.
 func DefaultIdentities() []Identity {
-	device := numbered("device", resourceGroup+"Microsoft.HybridCompute/machines/percept", 9)
+	device := exampleIdentity("device", resourceGroup+"Microsoft.HybridCompute/machines/percept", 9)
 	device.SystemAssigned = true
-	return []Identity{device, numbered("vision", userAssigned+"vision", 1), numbered("speech", userAssigned+"speech", 2)}
+	return []Identity{device, exampleIdentity("vision", userAssigned+"vision", 1), exampleIdentity("speech", userAssigned+"speech", 2)}
 }
 
-func numbered(name, resourceID string, n int) Identity {
+func exampleIdentity(name, resourceID string, n int) Identity {
 	guid := func(kind int) string { return fmt.Sprintf("00000000-0000-0000-%04d-%012d", kind, n) }
 	return Identity{
 		Name: name, ClientID: guid(0), ObjectID: guid(1), ResourceID: resourceID, TenantID: tenantID,
@@ -59,9 +59,9 @@ func numbered(name, resourceID string, n int) Identity {
 	}
 }
 
-// stranger is an identity the device does not have, for FaultWrongIdentity.
-func stranger() Identity {
-	s := numbered("stranger", userAssigned+"stranger", 666)
+// foreignIdentity is an identity the device does not have, for FaultWrongIdentity.
+func foreignIdentity() Identity {
+	s := exampleIdentity("stranger", userAssigned+"stranger", 666)
 	s.Permissions = Permissions{}
 	return s
 }

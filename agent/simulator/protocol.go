@@ -87,7 +87,7 @@ type protocol struct {
 	// failure is a refusal's body.
 	failure func(refusal) []byte
 	// fields is a token's body.
-	fields func(tokenRequest, Minted, time.Time) []field
+	fields func(tokenRequest, Token, time.Time) []field
 }
 
 func imds() protocol {
@@ -97,7 +97,7 @@ func imds() protocol {
 		none:      ByDefault,
 		admit:     admitMetadata,
 		failure:   oauthFailure,
-		fields: func(q tokenRequest, m Minted, now time.Time) []field {
+		fields: func(q tokenRequest, m Token, now time.Time) []field {
 			return append([]field{{"access_token", m.Text}, {"refresh_token", ""}, {"client_id", m.Identity.ClientID}},
 				lifeFields(q, m, now)...)
 		},
@@ -109,7 +109,7 @@ func arc() protocol {
 	p.versions = []string{"2020-06-01", "2019-11-01"}
 	p.none = SystemAssigned
 	p.arc = true
-	p.fields = func(q tokenRequest, m Minted, now time.Time) []field {
+	p.fields = func(q tokenRequest, m Token, now time.Time) []field {
 		all := append([]field{{"access_token", m.Text}, {"refresh_token", ""}}, lifeFields(q, m, now)...)
 		switch q.sel.By { // clients take a token only when the answer names the identity they chose
 		case ByClientID:
@@ -150,7 +150,7 @@ func appService(secret string) protocol {
 				CorrelationID string `json:"correlationId"`
 			}{f.status, f.text, newGUID()})
 		},
-		fields: func(q tokenRequest, m Minted, _ time.Time) []field {
+		fields: func(q tokenRequest, m Token, _ time.Time) []field {
 			return []field{
 				{"access_token", m.Text}, {"client_id", m.Identity.ClientID},
 				{"expires_on", unix(m.ExpiresOn)}, {"not_before", unix(m.NotBefore)},
@@ -179,7 +179,7 @@ func oauthFailure(f refusal) []byte {
 }
 
 // lifeFields are what IMDS and Arc say after the token.
-func lifeFields(q tokenRequest, m Minted, now time.Time) []field {
+func lifeFields(q tokenRequest, m Token, now time.Time) []field {
 	in := strconv.FormatInt(int64(m.ExpiresOn.Sub(now)/time.Second), 10)
 	return []field{
 		{"expires_in", in}, {"expires_on", unix(m.ExpiresOn)}, {"ext_expires_in", in},
@@ -228,8 +228,8 @@ func (p protocol) parse(query string) (tokenRequest, *refusal) {
 	return q, nil
 }
 
-// refuse puts an error of the model in the words of the real services.
-func refuse(err error) *refusal {
+// refusalFor puts an error of the Backend in the words of the real services.
+func refusalFor(err error) *refusal {
 	if _, ok := errors.AsType[*AmbiguousIdentityError](err); ok {
 		return invalid("Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the token request")
 	}

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Rollover says at which age the back end stops handing out a token and mints a newer one.
+// Rollover says at which age the back end stops handing out a token and issues a newer one.
 type Rollover uint8
 
 const (

@@ -18,11 +18,11 @@ import (
 )
 
 const (
-	headerTime = 10 * time.Second
-	idleTime   = 2 * time.Minute
-	closeGrace = time.Second // for answers under way when a Server closes
+	headerTimeout   = 10 * time.Second
+	idleTimeout     = 2 * time.Minute
+	shutdownTimeout = time.Second // for answers under way when a Server closes
 
-	connections = 256 // at once; beyond it one of another user leaves first
+	maxConns = 256 // at once; beyond it one of another user leaves first
 )
 
 // ServerOptions say where and how a Backend is served. The zero value answers as IMDS on a free
@@ -73,11 +73,11 @@ func Start(ctx context.Context, o ServerOptions) (*Server, error) {
 		h.close()
 		return nil, fmt.Errorf("simulator: %w", err)
 	}
-	h.room = room.New(listener, connections, maySteer)
+	h.room = room.New(listener, maxConns, maySteer)
 	s := &Server{
 		handler: h, address: listener.Addr(), form: o.Form, secret: secret, served: make(chan struct{}),
 		http: &http.Server{
-			Handler: h, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime,
+			Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 			ErrorLog: log.New(io.Discard, "", 0), // of connections that the faults broke
 		},
 	}
@@ -179,7 +179,7 @@ func (s *Server) Close(ctx context.Context) error {
 	s.once.Do(func() {
 		s.unbind()
 		s.handler.stop()
-		grace, cancel := context.WithTimeout(ctx, closeGrace)
+		grace, cancel := context.WithTimeout(ctx, shutdownTimeout)
 		defer cancel()
 		if s.http.Shutdown(grace) != nil {
 			_ = s.http.Close() // of connections there is nothing left to hear
@@ -212,7 +212,7 @@ type handler struct {
 
 // ServeHTTP answers one request; after close it ends the connection.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !h.enter() {
+	if !h.beginRequest() {
 		panic(http.ErrAbortHandler)
 	}
 	defer h.running.Done()
@@ -240,8 +240,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// enter counts a request as running, unless the handler is closed.
-func (h *handler) enter() bool {
+// beginRequest counts a request as running, unless the handler is closed.
+func (h *handler) beginRequest() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -282,14 +282,14 @@ func (h *handler) serveToken(w http.ResponseWriter, r *http.Request, p protocol)
 	}
 	if p.arc {
 		text, shown := strings.CutPrefix(r.Header.Get("Authorization"), "Basic ")
-		if !shown || !h.keys.use(text) {
+		if !shown || !h.keys.redeem(text) {
 			h.challenge(w, r, p, q)
 			return
 		}
 	}
-	defer h.backend.begin(q.sel, q.resource)()
+	defer h.backend.beginCall(q.sel, q.resource)()
 	f := h.backend.strike(q.resource, false)
-	if !h.instead(w, r, p, f) {
+	if !h.replaceAnswer(w, r, p, f) {
 		h.answer(w, r, p, q, f)
 	}
 }
@@ -297,7 +297,7 @@ func (h *handler) serveToken(w http.ResponseWriter, r *http.Request, p protocol)
 // challenge is Arc's first leg: it names the file whose content the second leg has to show.
 func (h *handler) challenge(w http.ResponseWriter, r *http.Request, p protocol, q tokenRequest) {
 	f := h.backend.strike(q.resource, true)
-	if h.instead(w, r, p, f) {
+	if h.replaceAnswer(w, r, p, f) {
 		return
 	}
 	if f.Kind != FaultKeyNoHeader {
@@ -313,24 +313,24 @@ func (h *handler) challenge(w http.ResponseWriter, r *http.Request, p protocol, 
 }
 
 // answer gives the token, bent as f says.
-func (h *handler) answer(w http.ResponseWriter, r *http.Request, p protocol, q tokenRequest, f struck) {
+func (h *handler) answer(w http.ResponseWriter, r *http.Request, p protocol, q tokenRequest, f strike) {
 	id, err := find(h.backend.identities, q.sel)
 	if err != nil {
-		h.refuse(w, p, *refuse(err))
+		h.refuse(w, p, *refusalFor(err))
 		return
 	}
 	if f.Kind == FaultWrongIdentity {
-		id = stranger()
+		id = foreignIdentity()
 	}
-	m, err := h.backend.issue(id, q.resource)
+	m, err := h.backend.cached(id, q.resource)
 	if err != nil {
-		h.refuse(w, p, *refuse(err))
+		h.refuse(w, p, *refusalFor(err))
 		return
 	}
 	if f.Kind == FaultPastExp {
-		m.Text = h.backend.expired(m)
+		m.Text = h.backend.expiredText(m)
 	}
-	fields := f.bend(p.fields(q, m, h.backend.now()))
+	fields := f.alter(p.fields(q, m, h.backend.now()))
 	h.send(w, r, f, http.StatusOK, encodeFields(fields))
 }
 

@@ -12,20 +12,20 @@ import (
 const (
 	backdated = 5 * time.Minute // Entra dates iat and nbf back by this much
 
-	warning = "This token was made by a simulation. It is not signed, was issued by nobody and opens nothing. " +
+	warningText = "This token was made by a simulation. It is not signed, was issued by nobody and opens nothing. " +
 		"If a resource accepts it, that resource does not check its tokens."
 )
 
-// Minted is a token of the simulated back end and the truth about it. Its slices are shared: read only.
-type Minted struct {
+// Token is a token of the simulated back end and the truth about it. Its slices are shared: read only.
+type Token struct {
 	Text        string // JWT-shaped
 	Identity    Identity
 	Resource    string
 	Permissions Permissions // as its claims have them
-	Serial      uint64      // 1 for the back end's first minting, unique to this one
+	Serial      uint64      // 1 for the first token that the back end issued, unique to this one
 	Replica     int         // which replica holds it, from 0
 
-	IssuedOn  time.Time // the true minting
+	IssuedOn  time.Time // not dated back
 	IssuedAt  time.Time // iat: dated back by five minutes, whole seconds
 	NotBefore time.Time // nbf: likewise
 	ExpiresOn time.Time // exp: whole seconds
@@ -33,13 +33,13 @@ type Minted struct {
 }
 
 // String leaves out the text, as everything that may be printed does.
-func (m Minted) String() string {
+func (m Token) String() string {
 	return fmt.Sprintf("simulated token %d of %s for %s, issued on %s",
 		m.Serial, m.Identity.Name, m.Resource, m.IssuedOn.UTC().Format(time.RFC3339))
 }
 
 // GoString is String, so that no verb prints the text.
-func (m Minted) GoString() string { return m.String() }
+func (m Token) GoString() string { return m.String() }
 
 // claims are those of an Entra v1 token for a managed identity, and two that say what it is.
 type claims struct {
@@ -67,8 +67,8 @@ type claims struct {
 	Warning   string   `json:"warning"`
 }
 
-// write fills in m.Text from the rest of m. The unique claims follow from the seed.
-func (m *Minted) write(seed uint64) {
+// setText fills in m.Text from the rest of m. The unique claims follow from the seed.
+func (m *Token) setText(seed uint64) {
 	unique := sha256.Sum256(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, seed), m.Serial))
 	issuer := "https://sts.simulated.invalid/" + m.Identity.TenantID + "/"
 	body, err := json.Marshal(claims{
@@ -78,7 +78,7 @@ func (m *Minted) write(seed uint64) {
 		AppID: m.Identity.ClientID, AppIDAcr: "2", IdTyp: "app",
 		OID: m.Identity.ObjectID, Sub: m.Identity.ObjectID, TID: m.Identity.TenantID,
 		Groups: m.Permissions.Groups, Roles: m.Permissions.Roles, WIDs: m.Permissions.WIDs,
-		Ver: "1.0", MirID: m.Identity.ResourceID, Simulated: true, Warning: warning,
+		Ver: "1.0", MirID: m.Identity.ResourceID, Simulated: true, Warning: warningText,
 	})
 	if err != nil {
 		panic("simulator: strings and numbers did not marshal: " + err.Error())

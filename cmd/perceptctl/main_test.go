@@ -193,7 +193,7 @@ func leaveDeafSocket(ts *testscript.TestScript, _ bool, args []string) {
 // startSimulator is `simulator`: it runs a simulated back end whose clock stands still.
 func startSimulator(ts *testscript.TestScript, _ bool, _ []string) {
 	noon := time.Date(ts.Value(settingKey{}).(setting).year, 11, 23, 12, 0, 0, 0, time.UTC)
-	backend := simulator.New(simulator.Options{Now: func() time.Time { return noon }, Spread: 10 * time.Minute})
+	backend := simulator.New(simulator.Options{Now: func() time.Time { return noon }, PropagationDelay: 10 * time.Minute})
 	ctx := ts.Value(daemonKey{}).(*fakeDaemon).ctx
 	server, err := simulator.Start(ctx, simulator.ServerOptions{Backend: backend})
 	ts.Check(err)

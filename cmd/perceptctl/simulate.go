@@ -57,7 +57,7 @@ Every user of this network namespace can have its tokens.`,
 	flags.Float64Var(&s.speed, "speed", 1, "how many times as fast as the real one its clock runs")
 	flags.DurationVar(&s.backend.Life, "life", 24*time.Hour, "a token's whole life")
 	flags.StringVar(&s.rollover, "rollover", "expiry", "when newer tokens are handed out: expiry, half-life or jittered")
-	flags.DurationVar(&s.backend.Spread, "spread", 0, "how long changed permissions take to reach new tokens")
+	flags.DurationVar(&s.backend.PropagationDelay, "spread", 0, "how long changed permissions take to reach new tokens")
 	flags.DurationVar(&s.backend.Aged, "aged", 0, "how old a first token may be, as if others had asked before")
 	flags.IntVar(&s.backend.Replicas, "replicas", 1, "how many caches there are; with several, older tokens come back")
 	flags.Uint64Var(&s.backend.Seed, "seed", 0, "makes what is random repeatable")
@@ -93,7 +93,7 @@ func (s *simulateOptions) complete() error {
 		return fmt.Errorf("--speed %v: it must be above 0", s.speed)
 	case s.backend.Life <= 0:
 		return fmt.Errorf("--life %v: it must be above 0", s.backend.Life)
-	case s.backend.Spread < 0 || s.backend.Aged < 0:
+	case s.backend.PropagationDelay < 0 || s.backend.Aged < 0:
 		return errors.New("--spread and --aged must not be negative")
 	case s.backend.Replicas < 1:
 		return fmt.Errorf("--replicas %d: it must be at least 1", s.backend.Replicas)
@@ -131,7 +131,7 @@ func (a *app) announce(server *simulator.Server, s *simulateOptions) error {
 	text += screen.Paragraph("", fmt.Sprintf("listening on %s as %s until Ctrl-C", server.URL(), s.form), term.Plain)
 	text += screen.Paragraph("", "every user here gets its tokens; "+simulator.Steerers+" can steer it", term.Plain)
 	text += screen.Paragraph("", fmt.Sprintf("tokens live %s, rollover at %s, spread %s, clock runs %v times as fast",
-		formatDuration(s.backend.Life), s.rollover, formatDuration(s.backend.Spread), s.speed), term.Plain)
+		formatDuration(s.backend.Life), s.rollover, formatDuration(s.backend.PropagationDelay), s.speed), term.Plain)
 	text += "\n"
 	for _, variable := range variables {
 		text += "export " + variable + "\n"

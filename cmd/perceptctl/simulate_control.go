@@ -149,7 +149,7 @@ func (s screen) simulation(state simulatorState) string {
 	text := s.Paragraph("SIMULATED: ", simulatedWarning, term.Loud)
 	text += s.Paragraph("clock     ", state.Now.UTC().Format(time.DateTime)+" UTC", term.Plain)
 	text += s.Paragraph("tokens    ", fmt.Sprintf("live %s, rollover at %s, spread %s, replicas %d",
-		state.Life, state.Rollover, state.Spread, state.Replicas), term.Plain)
+		state.Life, state.Rollover, state.PropagationDelay, state.Replicas), term.Plain)
 	text += s.Paragraph("requests  ", fmt.Sprintf("%d, at most %d at once", state.Calls.Total, state.Calls.Peak), term.Plain)
 	text += "\n" + s.simulatedIdentities(state.Identities)
 	text += "\n" + s.simulatedTokens(state)

@@ -71,7 +71,7 @@ func (b *backend) simulate(c config.Source) error {
 	b.simulator, err = simulator.Start(context.Background(), simulator.ServerOptions{
 		Listen:  "127.0.0.1:0",
 		Form:    form,
-		Backend: simulator.New(simulator.Options{Now: b.clock.Wall, Rollover: rollover, Spread: c.Spread}),
+		Backend: simulator.New(simulator.Options{Now: b.clock.Wall, Rollover: rollover, PropagationDelay: c.Spread}),
 	})
 	if err != nil {
 		return err
