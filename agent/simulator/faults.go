@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -286,9 +287,9 @@ func (h *handler) replaceAnswer(w http.ResponseWriter, r *http.Request, p protoc
 	case FaultHTML:
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.WriteHeader(max(f.Status, http.StatusOK))
-		_, _ = io.WriteString(w, orElse(f.Body, portalPage))
+		_, _ = io.WriteString(w, cmp.Or(f.Body, portalPage))
 	case FaultNotJSON:
-		writeJSON(w, http.StatusOK, []byte(orElse(f.Body, notJSON)))
+		writeJSON(w, http.StatusOK, []byte(cmp.Or(f.Body, notJSON)))
 	case FaultHugeBody:
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")
 		writeHuge(r.Context(), w, f.Size)
@@ -320,13 +321,6 @@ func (h *handler) fail(w http.ResponseWriter, p protocol, f strike, as refusal) 
 		body = []byte(f.Body)
 	}
 	writeJSON(w, as.status, body)
-}
-
-func orElse(text, usual string) string {
-	if text == "" {
-		return usual
-	}
-	return text
 }
 
 // reset ends the connection so that the peer sees a reset rather than an end of file.

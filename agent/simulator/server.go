@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -101,7 +102,7 @@ func newHandler(o ServerOptions, secret string) (*handler, error) {
 	if h.backend == nil {
 		h.backend = New(Options{})
 	}
-	h.appPath = orElse(strings.TrimSuffix(o.AppServicePath, "/"), appServicePath)
+	h.appPath = cmp.Or(strings.TrimSuffix(o.AppServicePath, "/"), appServicePath)
 	if h.appPath[0] != '/' || h.appPath == metadataPath || strings.HasPrefix(h.appPath+"/", controlPrefix) {
 		return nil, fmt.Errorf("the App Service path %q is not a path of its own", h.appPath)
 	}
@@ -114,7 +115,7 @@ func newHandler(o ServerOptions, secret string) (*handler, error) {
 			h.metadata = legacyArc()
 		}
 		var err error
-		if h.keys, err = openKeyStore(orElse(o.ArcKeyDir, DefaultArcKeyDir)); err != nil {
+		if h.keys, err = openKeyStore(cmp.Or(o.ArcKeyDir, DefaultArcKeyDir)); err != nil {
 			return nil, err
 		}
 	case FormAppService:
@@ -127,7 +128,7 @@ func newHandler(o ServerOptions, secret string) (*handler, error) {
 
 // listen opens a port on loopback.
 func listen(ctx context.Context, address string) (net.Listener, error) {
-	host, port, err := net.SplitHostPort(orElse(address, "127.0.0.1:0"))
+	host, port, err := net.SplitHostPort(cmp.Or(address, "127.0.0.1:0"))
 	if err != nil {
 		return nil, fmt.Errorf("listen address %q: %w", address, err)
 	}
