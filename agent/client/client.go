@@ -11,12 +11,22 @@
 package client
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"mime"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"perceptd/agent/api"
@@ -236,4 +246,350 @@ func (c *Client) Ready(ctx context.Context) (api.Health, error) {
 		alsoAnswer: http.StatusServiceUnavailable,
 	}
 	return answerTo[api.Health](ctx, call)
+}
+
+// Error is the daemon's refusal. Every method returns it when the daemon answered, but not with what
+// was asked for. Branch on Code; it is empty when the answer was no problem document, which means
+// that something else or another version is at the socket.
+type Error struct {
+	api.Problem
+
+	// RetryAfter is when the daemon thinks that asking again may help. Zero: it does not say.
+	RetryAfter time.Duration
+}
+
+// Error returns the daemon's detail, which says what to do next.
+func (e *Error) Error() string {
+	switch {
+	case e.Detail != "":
+		return e.Detail
+	case e.Code == "":
+		return fmt.Sprintf("what answers at the socket is not perceptd, or another version of it: it answered %d %s", e.Status, http.StatusText(e.Status))
+	case e.Title != "":
+		return fmt.Sprintf("perceptd answered %d %s", e.Status, e.Title)
+	}
+	return fmt.Sprintf("perceptd answered %d %s", e.Status, http.StatusText(e.Status))
+}
+
+// UnreachableError says that no daemon answered at the socket. Every method returns it. Its cause
+// tells why: errors.Is(err, fs.ErrNotExist) when there is no socket, syscall.ECONNREFUSED when
+// nobody listens on it, fs.ErrPermission when this process may not connect,
+// context.DeadlineExceeded when there was no answer in time.
+type UnreachableError struct {
+	Socket string
+	Err    error
+}
+
+func (e *UnreachableError) Error() string { return e.Socket + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *UnreachableError) Unwrap() error { return e.Err }
+
+const (
+	maxAnswer = api.MaxAnswer // bytes of body
+	maxHeader = 64 << 10      // bytes of header
+
+	jsonType    = "application/json"
+	problemType = "application/problem+json"
+	eventType   = "text/event-stream"
+)
+
+// call is one request to one socket.
+type call struct {
+	socket string
+	method string
+	path   string
+	query  url.Values
+	body   any // nil: none
+
+	// alsoAnswer is a status beside 200 that carries an answer. Zero: none.
+	alsoAnswer int
+}
+
+func answerTo[T any](ctx context.Context, c call) (T, error) {
+	var answer T
+	if err := c.do(ctx, &answer); err != nil {
+		var none T
+		return none, err
+	}
+	return answer, nil
+}
+
+// do sends the request and decodes the answer into answer.
+func (c call) do(ctx context.Context, answer any) error {
+	response, err := c.send(ctx, jsonType)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return c.transportError(ctx, err)
+	case len(body) > maxAnswer:
+		return fmt.Errorf("%s %s on %s: the answer is longer than %d bytes", c.method, c.path, c.socket, maxAnswer)
+	case !c.isAnswer(response):
+		return c.refusal(response, body)
+	// The decoder's error is left out, since it may quote what it read.
+	case !hasMediaType(response, jsonType) || json.Unmarshal(body, answer) != nil:
+		return c.notTheContract()
+	}
+	return nil
+}
+
+const (
+	tries = 4                     // at once, while the daemon asks for another request to know who is calling
+	pause = 50 * time.Millisecond // before the next, where it cannot be sent on the same connection
+)
+
+// send sends the request and returns the answer as it begins. wanted is the media type of an answer that
+// is no refusal. The answer's body is to be closed, which closes the connection.
+func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
+	var to *wire
+	for left := tries - 1; ; left-- {
+		response, err := c.sendOn(ctx, &to, wanted)
+		var again bool
+		if err == nil {
+			again, err = asksAgain(response)
+		}
+		switch {
+		case err != nil:
+			if to != nil {
+				to.close()
+			}
+			return nil, c.transportError(ctx, err)
+		case !again || left == 0:
+			response.Body = lastBody{response.Body, to}
+			return response, nil
+		case response.Close:
+			to.close()
+			to = nil
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done(): // which the next try tells
+			}
+		}
+	}
+}
+
+// sendOn sends the request on a connection, a new one where there is none.
+func (c call) sendOn(ctx context.Context, to **wire, wanted string) (*http.Response, error) {
+	request, err := c.request(ctx)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept", wanted)
+	if *to == nil {
+		if *to, err = connect(ctx, c.socket); err != nil {
+			return nil, err
+		}
+	}
+	return (*to).ask(request)
+}
+
+// asksAgain reports whether the daemon knows who is calling once it is asked again, as it does of a young process on an old
+// kernel. It reads such an answer; every other can be read still.
+func asksAgain(response *http.Response) (bool, error) {
+	if response.StatusCode != http.StatusServiceUnavailable || !hasMediaType(response, problemType) {
+		return false, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
+	if err != nil {
+		return false, err
+	}
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	var problem api.Problem
+	return json.Unmarshal(body, &problem) == nil && problem.Code == api.CodeAskAgain, nil
+}
+
+// isAnswer reports whether the response is what was asked for and not a refusal.
+func (c call) isAnswer(response *http.Response) bool {
+	switch response.StatusCode {
+	case http.StatusOK:
+		return true
+	case c.alsoAnswer:
+		return !hasMediaType(response, problemType)
+	}
+	return false
+}
+
+func (c call) request(ctx context.Context) (*http.Request, error) {
+	// Unix sockets have no host; "localhost" is what the daemon expects there.
+	target := url.URL{Scheme: "http", Host: "localhost", Path: c.path, RawQuery: c.query.Encode()}
+	var body io.Reader
+	if c.body != nil {
+		encoded, err := json.Marshal(c.body)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(encoded)
+	}
+	request, err := http.NewRequestWithContext(ctx, c.method, target.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	if c.body != nil {
+		request.Header.Set("Content-Type", jsonType)
+	}
+	return request, nil
+}
+
+// transportError sorts what went wrong before a whole answer was there.
+func (c call) transportError(ctx context.Context, err error) error {
+	cause := ctx.Err()
+	var dial *net.OpError
+	switch {
+	case errors.Is(cause, context.DeadlineExceeded):
+		return &UnreachableError{Socket: c.socket, Err: cause}
+	case cause != nil:
+		return cause
+	case errors.As(err, &dial) && dial.Op == "dial":
+		// The operation's own text repeats the path.
+		err = dial.Err
+	case errors.As(err, &dial):
+		// It has the path by which the daemon bound its socket, which is another.
+		err = fmt.Errorf("the connection was closed before a whole answer: %w", dial.Err)
+	case !errors.As(err, &dial) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		err = errNotHTTP // net/http quotes what was sent, which may be a token
+	}
+	return &UnreachableError{Socket: c.socket, Err: err}
+}
+
+// refusal makes an *Error of an answer that is none.
+func (c call) refusal(response *http.Response, body []byte) error {
+	refusal := &Error{RetryAfter: retryAfter(response)}
+	if !hasMediaType(response, problemType) || json.Unmarshal(body, &refusal.Problem) != nil {
+		refusal.Problem = api.Problem{Title: http.StatusText(response.StatusCode)}
+	}
+	// What was sent counts, not what the body repeats of it.
+	refusal.Status = response.StatusCode
+	return refusal
+}
+
+// notTheContract says that an answer came which the wire contract does not know.
+func (c call) notTheContract() error {
+	return fmt.Errorf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?", c.method, c.path, c.socket)
+}
+
+func hasMediaType(response *http.Response, want string) bool {
+	got, _, err := mime.ParseMediaType(response.Header.Get("Content-Type"))
+	return err == nil && got == want
+}
+
+// retryAfter reads the seconds form of Retry-After, the only one that the daemon writes.
+func retryAfter(response *http.Response) time.Duration {
+	seconds, err := strconv.ParseUint(response.Header.Get("Retry-After"), 10, 31)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// wire is one connection to the daemon, on which requests are answered one after the other. net/http's Transport is not used:
+// it writes what is sent beside an answer, which may be a token, to the standard logger, and that is the module's own output.
+// Here it is not read. No redirect is followed, and no proxy is known.
+type wire struct {
+	conn    net.Conn
+	answers *bufio.Reader
+	left    *io.LimitedReader // of conn, below answers: what a header may still have
+	forget  func() bool       // ends the watch over the context
+}
+
+// connect opens a connection that breaks when ctx ends.
+func connect(ctx context.Context, socket string) (*wire, error) {
+	conn, err := Dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	w := &wire{conn: conn, left: &io.LimitedReader{R: conn}}
+	w.answers = bufio.NewReader(w.left)
+	w.forget = context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	return w, nil
+}
+
+var errNotHTTP = errors.New("what answers there does not speak HTTP as perceptd does")
+
+// ask sends a request and returns the answer as it begins. The answer before must have been read to its end.
+func (w *wire) ask(request *http.Request) (*http.Response, error) {
+	if w.answers.Buffered() > 0 {
+		return nil, errNotHTTP
+	}
+	sendErr := request.Write(w.conn) // what refuses a request may not have read all of it
+	w.left.N = maxHeader
+	_, err := w.answers.Peek(1) // tells a connection that was closed from an answer that broke off
+	var response *http.Response
+	if err == nil {
+		response, err = http.ReadResponse(w.answers, request)
+	}
+	switch {
+	case err != nil && w.left.N == 0:
+		return nil, errNotHTTP
+	case err != nil && sendErr != nil:
+		return nil, sendErr
+	case err != nil:
+		return nil, err
+	}
+	w.left.N = math.MaxInt64 // who reads the body bounds it
+	return response, nil
+}
+
+func (w *wire) close() {
+	w.forget()
+	_ = w.conn.Close() // nothing can be done about it, and nothing is lost
+}
+
+// lastBody is a body whose end is its connection's.
+type lastBody struct {
+	io.Reader
+	wire *wire
+}
+
+// Close closes the connection, whatever is left of the body.
+func (b lastBody) Close() error {
+	b.wire.close()
+	return nil
+}
+
+// Dial connects to one of the daemon's sockets. When the kernel's queue of those who want to connect there is full, as
+// while somebody floods it, a plain net.Dial fails at once; Dial waits for a place until ctx ends.
+func Dial(ctx context.Context, socket string) (net.Conn, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", socket)
+	if !errors.Is(err, syscall.EAGAIN) {
+		return conn, err
+	}
+	conn, err = waitInLine(ctx, socket)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "unix", Addr: &net.UnixAddr{Name: socket, Net: "unix"}, Err: err}
+	}
+	return conn, nil
+}
+
+// inLine is how long a wait in the kernel goes on before it is looked whether somebody still wants it.
+const inLine = 50 * time.Millisecond
+
+// waitInLine connects as those do who wait in the kernel: it lets them in when there is room, and who comes again
+// and again finds it taken by others.
+func waitInLine(ctx context.Context, socket string) (net.Conn, error) {
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	file := os.NewFile(uintptr(fd), socket)
+	defer file.Close() // the connection has a duplicate
+	patience := syscall.NsecToTimeval(int64(inLine))
+	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &patience); err != nil {
+		return nil, os.NewSyscallError("setsockopt", err)
+	}
+	for {
+		err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket})
+		switch {
+		case err == nil:
+			return net.FileConn(file)
+		case err != syscall.EAGAIN && err != syscall.EINTR:
+			return nil, os.NewSyscallError("connect", err)
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		}
+	}
 }
