@@ -113,7 +113,7 @@ func (c *Client) Token(ctx context.Context, r TokenRequest) (api.Token, error) {
 		return api.Token{}, err
 	}
 	if token.AccessToken == "" {
-		return api.Token{}, call.notTheContract()
+		return api.Token{}, call.contractError()
 	}
 	return token, nil
 }
@@ -212,10 +212,10 @@ func (c *Client) PolicyChanges(ctx context.Context) (api.PolicyChanges, error) {
 	return answerTo[api.PolicyChanges](ctx, call)
 }
 
-// NotePolicyChange puts a policy change on record and in force, and returns it as it is on record. With an
-// *Error of api.CodeNotKept it is in force all the same, but lost at the daemon's next start. Other
-// errors are as for Token, and nothing has changed then.
-func (c *Client) NotePolicyChange(ctx context.Context, r api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
+// RecordPolicyChange puts a policy change on record and in force, and returns the recorded change. With an
+// *Error of api.CodeNotKept the change is in force, but lost at the daemon's next start. Other
+// errors are as for Token; nothing has changed then.
+func (c *Client) RecordPolicyChange(ctx context.Context, r api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
 	call := call{socket: c.AdminSocketPath(), method: http.MethodPost, path: api.PathPolicyChanges, body: r}
 	return answerTo[api.PolicyChangeAnswer](ctx, call)
 }
@@ -243,7 +243,7 @@ func (c *Client) Reload(ctx context.Context) (api.ReloadResponse, error) {
 func (c *Client) Ready(ctx context.Context) (api.Health, error) {
 	call := call{
 		socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathReady,
-		alsoAnswer: http.StatusServiceUnavailable,
+		alsoOK: http.StatusServiceUnavailable,
 	}
 	return answerTo[api.Health](ctx, call)
 }
@@ -302,8 +302,8 @@ type call struct {
 	query  url.Values
 	body   any // nil: none
 
-	// alsoAnswer is a status beside 200 that carries an answer. Zero: none.
-	alsoAnswer int
+	// alsoOK is a status beside 200 that carries an answer. Zero: none.
+	alsoOK int
 }
 
 func answerTo[T any](ctx context.Context, c call) (T, error) {
@@ -332,25 +332,25 @@ func (c call) do(ctx context.Context, answer any) error {
 		return c.refusal(response, body)
 	// The decoder's error is left out, since it may quote what it read.
 	case !hasMediaType(response, jsonType) || json.Unmarshal(body, answer) != nil:
-		return c.notTheContract()
+		return c.contractError()
 	}
 	return nil
 }
 
 const (
-	tries = 4                     // at once, while the daemon asks for another request to know who is calling
-	pause = 50 * time.Millisecond // before the next, where it cannot be sent on the same connection
+	maxTries   = 4                     // of one request that the daemon asks to repeat to know who is calling
+	retryPause = 50 * time.Millisecond // before a try that needs a new connection
 )
 
 // send sends the request and returns the answer as it begins. wanted is the media type of an answer that
 // is no refusal. The answer's body is to be closed, which closes the connection.
 func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
-	var to *wire
-	for left := tries - 1; ; left-- {
+	var to *connection
+	for left := maxTries - 1; ; left-- {
 		response, err := c.sendOn(ctx, &to, wanted)
 		var again bool
 		if err == nil {
-			again, err = asksAgain(response)
+			again, err = mustAskAgain(response)
 		}
 		switch {
 		case err != nil:
@@ -359,13 +359,13 @@ func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
 			}
 			return nil, c.transportError(ctx, err)
 		case !again || left == 0:
-			response.Body = lastBody{response.Body, to}
+			response.Body = connectionBody{response.Body, to}
 			return response, nil
 		case response.Close:
 			to.close()
 			to = nil
 			select {
-			case <-time.After(pause):
+			case <-time.After(retryPause):
 			case <-ctx.Done(): // which the next try tells
 			}
 		}
@@ -373,7 +373,7 @@ func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
 }
 
 // sendOn sends the request on a connection, a new one where there is none.
-func (c call) sendOn(ctx context.Context, to **wire, wanted string) (*http.Response, error) {
+func (c call) sendOn(ctx context.Context, to **connection, wanted string) (*http.Response, error) {
 	request, err := c.request(ctx)
 	if err != nil {
 		return nil, err
@@ -384,12 +384,12 @@ func (c call) sendOn(ctx context.Context, to **wire, wanted string) (*http.Respo
 			return nil, err
 		}
 	}
-	return (*to).ask(request)
+	return (*to).roundTrip(request)
 }
 
-// asksAgain reports whether the daemon knows who is calling once it is asked again, as it does of a young process on an old
-// kernel. It reads such an answer; every other can be read still.
-func asksAgain(response *http.Response) (bool, error) {
+// mustAskAgain reports whether the daemon can attest the caller only at its next request, as a young process on an old
+// kernel. The body can still be read afterwards.
+func mustAskAgain(response *http.Response) (bool, error) {
 	if response.StatusCode != http.StatusServiceUnavailable || !hasMediaType(response, problemType) {
 		return false, nil
 	}
@@ -407,7 +407,7 @@ func (c call) isAnswer(response *http.Response) bool {
 	switch response.StatusCode {
 	case http.StatusOK:
 		return true
-	case c.alsoAnswer:
+	case c.alsoOK:
 		return !hasMediaType(response, problemType)
 	}
 	return false
@@ -466,8 +466,8 @@ func (c call) refusal(response *http.Response, body []byte) error {
 	return refusal
 }
 
-// notTheContract says that an answer came which the wire contract does not know.
-func (c call) notTheContract() error {
+// contractError says that an answer is not of the wire contract.
+func (c call) contractError() error {
 	return fmt.Errorf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?", c.method, c.path, c.socket)
 }
 
@@ -485,68 +485,68 @@ func retryAfter(response *http.Response) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// wire is one connection to the daemon, on which requests are answered one after the other. net/http's Transport is not used:
-// it writes what is sent beside an answer, which may be a token, to the standard logger, and that is the module's own output.
-// Here it is not read. No redirect is followed, and no proxy is known.
-type wire struct {
-	conn    net.Conn
-	answers *bufio.Reader
-	left    *io.LimitedReader // of conn, below answers: what a header may still have
-	forget  func() bool       // ends the watch over the context
+// connection is one connection to the daemon, which answers requests on it one after the other. net/http's Transport is not
+// used: it writes unsolicited bytes, which may be a token, to the standard logger, and that is the module's own output.
+// Here they are not read. No redirect is followed, and no proxy is used.
+type connection struct {
+	conn        net.Conn
+	answers     *bufio.Reader
+	headerLimit *io.LimitedReader // below answers: bounds what a header may still have
+	stop        func() bool       // stops watching the context
 }
 
 // connect opens a connection that breaks when ctx ends.
-func connect(ctx context.Context, socket string) (*wire, error) {
+func connect(ctx context.Context, socket string) (*connection, error) {
 	conn, err := Dial(ctx, socket)
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{conn: conn, left: &io.LimitedReader{R: conn}}
-	w.answers = bufio.NewReader(w.left)
-	w.forget = context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	w := &connection{conn: conn, headerLimit: &io.LimitedReader{R: conn}}
+	w.answers = bufio.NewReader(w.headerLimit)
+	w.stop = context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	return w, nil
 }
 
 var errNotHTTP = errors.New("what answers there does not speak HTTP as perceptd does")
 
-// ask sends a request and returns the answer as it begins. The answer before must have been read to its end.
-func (w *wire) ask(request *http.Request) (*http.Response, error) {
+// roundTrip sends a request and returns the answer as it begins. The answer before must have been read to its end.
+func (w *connection) roundTrip(request *http.Request) (*http.Response, error) {
 	if w.answers.Buffered() > 0 {
 		return nil, errNotHTTP
 	}
 	sendErr := request.Write(w.conn) // what refuses a request may not have read all of it
-	w.left.N = maxHeader
+	w.headerLimit.N = maxHeader
 	_, err := w.answers.Peek(1) // tells a connection that was closed from an answer that broke off
 	var response *http.Response
 	if err == nil {
 		response, err = http.ReadResponse(w.answers, request)
 	}
 	switch {
-	case err != nil && w.left.N == 0:
+	case err != nil && w.headerLimit.N == 0:
 		return nil, errNotHTTP
 	case err != nil && sendErr != nil:
 		return nil, sendErr
 	case err != nil:
 		return nil, err
 	}
-	w.left.N = math.MaxInt64 // who reads the body bounds it
+	w.headerLimit.N = math.MaxInt64 // the reader of the body bounds it
 	return response, nil
 }
 
-func (w *wire) close() {
-	w.forget()
+func (w *connection) close() {
+	w.stop()
 	_ = w.conn.Close() // nothing can be done about it, and nothing is lost
 }
 
-// lastBody is a body whose end is its connection's.
-type lastBody struct {
+// connectionBody is a body whose end is its connection's.
+type connectionBody struct {
 	io.Reader
-	wire *wire
+	conn *connection
 }
 
 // Close closes the connection, whatever is left of the body.
-func (b lastBody) Close() error {
-	b.wire.close()
+func (b connectionBody) Close() error {
+	b.conn.close()
 	return nil
 }
 
@@ -558,27 +558,27 @@ func Dial(ctx context.Context, socket string) (net.Conn, error) {
 	if !errors.Is(err, syscall.EAGAIN) {
 		return conn, err
 	}
-	conn, err = waitInLine(ctx, socket)
+	conn, err = dialQueued(ctx, socket)
 	if err != nil {
 		return nil, &net.OpError{Op: "dial", Net: "unix", Addr: &net.UnixAddr{Name: socket, Net: "unix"}, Err: err}
 	}
 	return conn, nil
 }
 
-// inLine is how long a wait in the kernel goes on before it is looked whether somebody still wants it.
-const inLine = 50 * time.Millisecond
+// dialPollInterval is how long a wait in the kernel lasts before the context is checked again.
+const dialPollInterval = 50 * time.Millisecond
 
-// waitInLine connects as those do who wait in the kernel: it lets them in when there is room, and who comes again
-// and again finds it taken by others.
-func waitInLine(ctx context.Context, socket string) (net.Conn, error) {
+// dialQueued waits for its turn in the kernel's queue: a client that only tried again and again would find the room taken
+// by those that wait.
+func dialQueued(ctx context.Context, socket string) (net.Conn, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
 	file := os.NewFile(uintptr(fd), socket)
 	defer file.Close() // the connection has a duplicate
-	patience := syscall.NsecToTimeval(int64(inLine))
-	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &patience); err != nil {
+	timeout := syscall.NsecToTimeval(int64(dialPollInterval))
+	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &timeout); err != nil {
 		return nil, os.NewSyscallError("setsockopt", err)
 	}
 	for {

@@ -39,9 +39,9 @@ type Transport struct {
 }
 
 var (
-	errNoHosts  = errors.New("client.Transport: no Hosts are named that may get the token")
-	errPlain    = errors.New("client.Transport: a token is not sent over plain HTTP")
-	reportLimit = 15 * time.Second
+	errNoHosts    = errors.New("client.Transport: no Hosts are named that may get the token")
+	errPlain      = errors.New("client.Transport: a token is not sent over plain HTTP")
+	reportTimeout = 15 * time.Second
 )
 
 // RoundTrip sends r with a token. Beside Base's errors it returns those of Client.Token. It leaves r as it is; one that has an
@@ -49,15 +49,15 @@ var (
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	switch {
 	case len(t.Hosts) == 0:
-		return nil, closing(r, errNoHosts)
+		return nil, closeBody(r, errNoHosts)
 	case !slices.Contains(t.Hosts, r.URL.Host) || r.Header.Get("Authorization") != "":
 		return t.base().RoundTrip(r)
 	case r.URL.Scheme != "https" && !(t.LoopbackHTTP && isLoopback(r.URL.Hostname())):
-		return nil, closing(r, errPlain)
+		return nil, closeBody(r, errPlain)
 	}
 	token, err := t.token(r.Context())
 	if err != nil {
-		return nil, closing(r, err)
+		return nil, closeBody(r, err)
 	}
 	response, err := t.base().RoundTrip(authorized(r, token))
 	if err != nil || response.StatusCode != http.StatusUnauthorized && response.StatusCode != http.StatusForbidden {
@@ -66,11 +66,11 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !t.report(r.Context(), response, token) {
 		return response, nil
 	}
-	return t.again(r, response, token), nil
+	return t.retry(r, response, token), nil
 }
 
-// again sends r with a newer token and returns the answer, or the one before where that cannot be done.
-func (t *Transport) again(r *http.Request, before *http.Response, refused api.Token) *http.Response {
+// retry sends r with a newer token and returns the answer, or the one before where that cannot be done.
+func (t *Transport) retry(r *http.Request, before *http.Response, refused api.Token) *http.Response {
 	token, err := t.token(r.Context())
 	if err != nil || token.SHA256 == refused.SHA256 {
 		return before
@@ -96,10 +96,10 @@ func (t *Transport) again(r *http.Request, before *http.Response, refused api.To
 // report tells perceptd of a refusal, and returns whether another token may be accepted now. That it cannot be told is nothing
 // to the caller, who has an answer.
 func (t *Transport) report(ctx context.Context, response *http.Response, token api.Token) bool {
-	ctx, cancel := context.WithTimeout(ctx, reportLimit)
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	advice, err := t.client().Rejected(ctx, api.Rejection{
-		Resource: t.Resource, Identity: t.Identity, SHA256: token.SHA256, Status: response.StatusCode, Claims: claimsIn(response),
+		Resource: t.Resource, Identity: t.Identity, SHA256: token.SHA256, Status: response.StatusCode, Claims: claimsChallenge(response),
 	})
 	if err != nil {
 		return false
@@ -110,8 +110,8 @@ func (t *Transport) report(ctx context.Context, response *http.Response, token a
 	return advice.Retry
 }
 
-// claimsIn returns the claims challenge of an answer, in the header that it came in.
-func claimsIn(response *http.Response) string {
+// claimsChallenge returns the claims challenge of an answer, in the header that it came in.
+func claimsChallenge(response *http.Response) string {
 	for _, challenge := range response.Header.Values("WWW-Authenticate") {
 		if strings.Contains(challenge, "claims=") {
 			return challenge
@@ -149,8 +149,8 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// closing closes the body of a request that is not sent, as a RoundTripper must.
-func closing(r *http.Request, err error) error {
+// closeBody closes the body of a request that is not sent, as a RoundTripper must.
+func closeBody(r *http.Request, err error) error {
 	if r.Body != nil {
 		_ = r.Body.Close()
 	}

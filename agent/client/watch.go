@@ -73,14 +73,14 @@ func (c call) watch(ctx context.Context, take func(Event) bool) error {
 		return c.refusal(response, body)
 	}
 	if !hasMediaType(response, eventType) {
-		return c.notTheContract()
+		return c.contractError()
 	}
 	events := newEventReader(response.Body)
 	for {
 		event, err := events.next()
 		switch {
 		case err == errNoEvent:
-			return c.notTheContract()
+			return c.contractError()
 		case err == errLongLine:
 			return fmt.Errorf("%s %s on %s: %w", c.method, c.path, c.socket, err)
 		case err != nil:

@@ -98,7 +98,7 @@ func (a *app) completeChange(ctx context.Context, request *api.PolicyChangeReque
 func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest, asJSON bool) error {
 	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
-	noted, err := a.client.NotePolicyChange(ctx, request)
+	noted, err := a.client.RecordPolicyChange(ctx, request)
 	warned := notKept(err)
 	if err != nil && warned == "" {
 		return err

@@ -31,16 +31,16 @@ type Options struct {
 
 // Credential gets tokens from perceptd. It may be used by many goroutines.
 type Credential struct {
-	client   *client.Client
-	identity string
-	wait     func(context.Context, time.Duration) error
-	patience time.Duration // with the refresh of a token that is still good
+	client         *client.Client
+	identity       string
+	wait           func(context.Context, time.Duration) error
+	refreshTimeout time.Duration // of the refresh of a token that is still good
 
-	given sync.Map // by resource: the given that was last
+	lastTokens sync.Map // by resource: a lastToken
 }
 
-// given is what is remembered of a token that was given: not its text.
-type given struct {
+// lastToken is what a Credential keeps of the token that it returned last for a resource: not its text.
+type lastToken struct {
 	sha256  string
 	expires time.Time
 }
@@ -52,7 +52,7 @@ func New(c *client.Client, o *Options) *Credential {
 	if o == nil {
 		o = &Options{}
 	}
-	return &Credential{client: c, identity: o.Identity, wait: wait, patience: refreshPatience}
+	return &Credential{client: c, identity: o.Identity, wait: wait, refreshTimeout: defaultRefreshTimeout}
 }
 
 // How long an SDK's client can do without a token being refreshed, and so without noticing a new one.
@@ -61,8 +61,9 @@ const (
 	refreshStale  = time.Minute // while permissions are not current
 )
 
-// refreshPatience bounds the refresh of a token that is still good. Perceptd answers from memory in less than a millisecond.
-const refreshPatience = 2 * time.Second
+// defaultRefreshTimeout bounds the refresh of a token that is still good. perceptd answers from memory in less than a
+// millisecond.
+const defaultRefreshTimeout = 2 * time.Second
 
 // GetToken returns a token for the one scope in o: RESOURCE/.default, or RESOURCE alone.
 //
@@ -82,13 +83,13 @@ func (c *Credential) GetToken(ctx context.Context, o policy.TokenRequestOptions)
 		return azcore.AccessToken{}, &Error{err}
 	}
 	if o.Claims != "" {
-		if err := c.challenged(ctx, resource, o.Claims); err != nil {
+		if err := c.reportChallenge(ctx, resource, o.Claims); err != nil {
 			return azcore.AccessToken{}, &Error{err}
 		}
 	}
 	ask := c.ask
-	if o.Claims == "" && c.lastGiven(resource).expires.After(time.Now()) {
-		ask = c.askBriefly
+	if o.Claims == "" && c.lastTokenFor(resource).expires.After(time.Now()) {
+		ask = c.askOnce
 	}
 	token, err := ask(ctx, client.TokenRequest{Resource: resource, Identity: c.identity})
 	if err != nil {
@@ -96,7 +97,7 @@ func (c *Credential) GetToken(ctx context.Context, o policy.TokenRequestOptions)
 	}
 	now := time.Now().Round(0) // by the wall clock, since the other stands still while the device is suspended
 	expires := now.Add(seconds(token.ExpiresIn))
-	c.given.Store(resource, given{token.SHA256, expires})
+	c.lastTokens.Store(resource, lastToken{token.SHA256, expires})
 	refresh := min(seconds(token.RefreshIn), refreshWithin)
 	if token.Permissions.Standing != api.StandingCurrent {
 		refresh = min(refresh, refreshStale)
@@ -125,7 +126,7 @@ func (c *Credential) Rejected(ctx context.Context, scope string, status int) (ap
 
 func (c *Credential) report(ctx context.Context, resource string, status int, claims string) (api.Advice, error) {
 	advice, err := c.client.Rejected(ctx, api.Rejection{
-		Resource: resource, Identity: c.identity, SHA256: c.lastGiven(resource).sha256, Status: status, Claims: claims,
+		Resource: resource, Identity: c.identity, SHA256: c.lastTokenFor(resource).sha256, Status: status, Claims: claims,
 	})
 	if err != nil {
 		return api.Advice{}, &Error{err}
@@ -133,15 +134,15 @@ func (c *Credential) report(ctx context.Context, resource string, status int, cl
 	return advice, nil
 }
 
-// lastGiven returns what is remembered of the token that was given last; nothing, where none was.
-func (c *Credential) lastGiven(resource string) given {
-	last, _ := c.given.Load(resource)
-	remembered, _ := last.(given)
-	return remembered
+// lastTokenFor returns what is kept of the token that was returned last; zero where none was.
+func (c *Credential) lastTokenFor(resource string) lastToken {
+	last, _ := c.lastTokens.Load(resource)
+	kept, _ := last.(lastToken)
+	return kept
 }
 
-// challenged reports a claims challenge, and returns an error where perceptd has no token that may meet it.
-func (c *Credential) challenged(ctx context.Context, resource, claims string) error {
+// reportChallenge reports a claims challenge, and returns an error where perceptd has no token that may meet it.
+func (c *Credential) reportChallenge(ctx context.Context, resource, claims string) error {
 	advice, err := c.report(ctx, resource, http.StatusUnauthorized, claims)
 	switch {
 	case err != nil:
@@ -156,30 +157,30 @@ func (c *Credential) challenged(ctx context.Context, resource, claims string) er
 	return fmt.Errorf("%s wants another token, and there is none: %s", resource, why)
 }
 
-const tries = 4
+const maxTries = 4
 
 // ask asks for a token, some times where that may help.
 func (c *Credential) ask(ctx context.Context, r client.TokenRequest) (api.Token, error) {
 	for try := 1; ; try++ {
 		token, err := c.client.Token(ctx, r)
-		pause, may := again(err, try)
-		if err == nil || !may || try == tries || c.wait(ctx, pause) != nil {
+		pause, may := retryAfter(err, try)
+		if err == nil || !may || try == maxTries || c.wait(ctx, pause) != nil {
 			return token, err
 		}
 	}
 }
 
-// askBriefly asks once, for whoever has a good token.
-func (c *Credential) askBriefly(ctx context.Context, r client.TokenRequest) (api.Token, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.patience)
+// askOnce asks once, where the token that was returned last is still good.
+func (c *Credential) askOnce(ctx context.Context, r client.TokenRequest) (api.Token, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.refreshTimeout)
 	defer cancel()
 	return c.client.Token(ctx, r)
 }
 
-const longestPause = 10 * time.Second
+const maxPause = 10 * time.Second
 
-// again returns after which pause another try may help, and whether.
-func again(err error, try int) (time.Duration, bool) {
+// retryAfter returns whether another try may help, and after which pause.
+func retryAfter(err error, try int) (time.Duration, bool) {
 	var refusal *client.Error
 	var unreachable *client.UnreachableError
 	pause := time.Second << (try - 1)
@@ -188,7 +189,7 @@ func again(err error, try int) (time.Duration, bool) {
 		if refusal.RetryAfter > 0 {
 			pause = refusal.RetryAfter
 		}
-		return min(pause, longestPause), true
+		return min(pause, maxPause), true
 	case errors.As(err, &unreachable), refusal != nil && refusal.Code == "": // not perceptd's word: another program is in its place
 		return pause, true
 	}

@@ -160,7 +160,7 @@ func TestRefusals(t *testing.T) {
 		"revoked":             {[]any{refusal(403, api.CodeRevoked)}, "", nil, api.CodeRevoked},
 		"unknown identity":    {[]any{refusal(400, api.CodeUnknownIdentity)}, "", nil, api.CodeUnknownIdentity},
 		"throttled, then not": {[]any{refusal(503, api.CodeThrottled), refusal(503, api.CodeThrottled), good}, "2", []time.Duration{2 * time.Second, 2 * time.Second}, ""},
-		"throttled for long":  {[]any{refusal(503, api.CodeThrottled), good}, "3600", []time.Duration{longestPause}, ""},
+		"throttled for long":  {[]any{refusal(503, api.CodeThrottled), good}, "3600", []time.Duration{maxPause}, ""},
 		"down":                {[]any{refusal(503, api.CodeUnreachable)}, "", []time.Duration{time.Second, 2 * time.Second, 4 * time.Second}, api.CodeUnreachable},
 		"another program":     {[]any{stranger("<html>"), good}, "", []time.Duration{time.Second}, ""},
 		"too many requests":   {[]any{refusal(429, api.CodeBusy), good}, "1", []time.Duration{time.Second}, ""},
@@ -193,7 +193,7 @@ func TestUnreachable(t *testing.T) {
 	waited := 0
 	c.wait = func(ctx context.Context, _ time.Duration) error { waited++; return nil }
 	_, err := c.GetToken(t.Context(), scope(vault))
-	if !errors.Is(err, fs.ErrNotExist) || waited != tries-1 {
+	if !errors.Is(err, fs.ErrNotExist) || waited != maxTries-1 {
 		t.Errorf("%v after %d pauses", err, waited)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -70,9 +70,9 @@ func TestPatience(t *testing.T) {
 		pauses int
 	}{
 		"a good one":      {token("1", api.StandingCurrent, 60), scope(vault), 0},
-		"another's":       {token("1", api.StandingCurrent, 60), scope("https://storage.azure.com"), tries - 1},
-		"an expired one":  {expired, scope(vault), tries - 1},
-		"challenged once": {token("1", api.StandingCurrent, 60), policy.TokenRequestOptions{Scopes: []string{vault}, Claims: "{}"}, tries - 1},
+		"another's":       {token("1", api.StandingCurrent, 60), scope("https://storage.azure.com"), maxTries - 1},
+		"an expired one":  {expired, scope(vault), maxTries - 1},
+		"challenged once": {token("1", api.StandingCurrent, 60), policy.TokenRequestOptions{Scopes: []string{vault}, Claims: "{}"}, maxTries - 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -91,7 +91,7 @@ func TestPatience(t *testing.T) {
 	}
 }
 
-// A perceptd that takes the connection and says nothing holds up the refresh of a good token no longer than the patience.
+// A perceptd that takes the connection and does not answer holds up the refresh of a good token for refreshTimeout at most.
 func TestSilentPerceptd(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
@@ -106,7 +106,7 @@ func TestSilentPerceptd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c.patience = time.Millisecond
+	c.refreshTimeout = time.Millisecond
 	if _, err := c.GetToken(t.Context(), scope(vault)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
