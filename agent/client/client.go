@@ -139,8 +139,8 @@ func (c *Client) Grants(ctx context.Context) (api.Grants, error) {
 	return answerTo[api.Grants](ctx, call)
 }
 
-// Subject is a caller as far as an administrator describes it. A module and an image may stand together, and so may unit,
-// uid and groups.
+// Subject is a caller as far as an administrator describes it. A module and an image may stand together, and so may
+// unit, uid and groups.
 type Subject struct {
 	Module, Unit, Image string
 	UID, GID            *uint32  // nil: not said
@@ -159,8 +159,8 @@ func (c *Client) CheckGrants(ctx context.Context, who Subject, resource, identit
 	return answerTo[api.Decision](ctx, call)
 }
 
-// Loopback returns what an unmodified SDK in this process needs to get its tokens on the daemon's loopback listener. Without
-// one the error is an *Error of api.CodeNoLoopback. Other errors are as for Token. The answer holds a secret.
+// Loopback returns what an unmodified SDK in this process needs to get its tokens on the daemon's loopback listener.
+// Without one the error is an *Error of api.CodeNoLoopback. Other errors are as for Token. The answer holds a secret.
 func (c *Client) Loopback(ctx context.Context) (api.Loopback, error) {
 	call := call{socket: c.TokenSocketPath(), method: http.MethodGet, path: api.PathLoopback}
 	return answerTo[api.Loopback](ctx, call)
@@ -264,7 +264,8 @@ func (e *Error) Error() string {
 	case e.Detail != "":
 		return e.Detail
 	case e.Code == "":
-		return fmt.Sprintf("what answers at the socket is not perceptd, or another version of it: it answered %d %s", e.Status, http.StatusText(e.Status))
+		return fmt.Sprintf("what answers at the socket is not perceptd, or another version of it: it answered %d %s",
+			e.Status, http.StatusText(e.Status))
 	case e.Title != "":
 		return fmt.Sprintf("perceptd answered %d %s", e.Status, e.Title)
 	}
@@ -468,7 +469,8 @@ func (c call) refusal(response *http.Response, body []byte) error {
 
 // contractError says that an answer is not of the wire contract.
 func (c call) contractError() error {
-	return fmt.Errorf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?", c.method, c.path, c.socket)
+	return fmt.Errorf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?", c.method, c.path,
+		c.socket)
 }
 
 func hasMediaType(response *http.Response, want string) bool {
@@ -485,9 +487,9 @@ func retryAfter(response *http.Response) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// connection is one connection to the daemon, which answers requests on it one after the other. net/http's Transport is not
-// used: it writes unsolicited bytes, which may be a token, to the standard logger, and that is the module's own output.
-// Here they are not read. No redirect is followed, and no proxy is used.
+// connection is one connection to the daemon, which answers requests on it one after the other. net/http's Transport is
+// not used: it writes unsolicited bytes, which may be a token, to the standard logger, and that is the module's own
+// output. Here they are not read. No redirect is followed, and no proxy is used.
 type connection struct {
 	conn        net.Conn
 	answers     *bufio.Reader
@@ -568,8 +570,8 @@ func Dial(ctx context.Context, socket string) (net.Conn, error) {
 // dialPollInterval is how long a wait in the kernel lasts before the context is checked again.
 const dialPollInterval = 50 * time.Millisecond
 
-// dialQueued waits for its turn in the kernel's queue: a client that only tried again and again would find the room taken
-// by those that wait.
+// dialQueued waits for its turn in the kernel's queue: a client that only tried again and again would find the room
+// taken by those that wait.
 func dialQueued(ctx context.Context, socket string) (net.Conn, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {

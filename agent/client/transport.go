@@ -24,8 +24,8 @@ type Transport struct {
 	// Resource and Identity say which token, as in TokenRequest. Resource is required.
 	Resource, Identity string
 
-	// Hosts are those that get the token, each as a URL has it: a name, with a port unless it is the scheme's own. Requests to
-	// others, to which one of these may have redirected, are sent without. At least one is required.
+	// Hosts are those that get the token, each as a URL has it: a name, with a port unless it is the scheme's own.
+	// Requests to others, to which one of these may have redirected, are sent without. At least one is required.
 	Hosts []string
 
 	// LoopbackHTTP lets the token go over plain HTTP to a loopback address among Hosts. All else needs https.
@@ -44,8 +44,8 @@ var (
 	reportTimeout = 15 * time.Second
 )
 
-// RoundTrip sends r with a token. Beside Base's errors it returns those of Client.Token. It leaves r as it is; one that has an
-// Authorization header already is sent unchanged.
+// RoundTrip sends r with a token. Beside Base's errors it returns those of Client.Token. It leaves r as it is; one that
+// has an Authorization header already is sent unchanged.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	switch {
 	case len(t.Hosts) == 0:
@@ -93,13 +93,14 @@ func (t *Transport) retry(r *http.Request, before *http.Response, refused api.To
 	return response
 }
 
-// report tells perceptd of a refusal, and returns whether another token may be accepted now. That it cannot be told is nothing
-// to the caller, who has an answer.
+// report tells perceptd of a refusal, and returns whether another token may be accepted now. That it cannot be told is
+// nothing to the caller, who has an answer.
 func (t *Transport) report(ctx context.Context, response *http.Response, token api.Token) bool {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	advice, err := t.client().Rejected(ctx, api.Rejection{
-		Resource: t.Resource, Identity: t.Identity, SHA256: token.SHA256, Status: response.StatusCode, Claims: claimsChallenge(response),
+		Resource: t.Resource, Identity: t.Identity, SHA256: token.SHA256, Status: response.StatusCode,
+		Claims: claimsChallenge(response),
 	})
 	if err != nil {
 		return false

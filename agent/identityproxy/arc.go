@@ -45,7 +45,8 @@ func newKeys(folder string) (*keys, error) {
 		_, err = k.issue()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the form of Azure Arc needs a folder %s in which this user can write (a tmpfs will do): %w", folder, err)
+		return nil, fmt.Errorf(
+			"the form of Azure Arc needs a folder %s in which this user can write (a tmpfs will do): %w", folder, err)
 	}
 	k.close()
 	return k, nil
@@ -59,7 +60,8 @@ func (k *keys) issue() (string, error) {
 	for len(k.open) > 0 && (len(k.open) >= maxKeys || !k.open[0].expires.After(now)) {
 		k.removeLocked(0)
 	}
-	added := key{path: filepath.Join(k.folder, newSecret()[:32]+".key"), secret: newSecret(), expires: now.Add(keyLifetime)}
+	added := key{path: filepath.Join(k.folder, newSecret()[:32]+".key"), secret: newSecret(),
+		expires: now.Add(keyLifetime)}
 	f, err := os.OpenFile(added.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return "", err

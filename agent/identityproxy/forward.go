@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// unavailableTimeout is how long a request waits for a perceptd that is away or restarts. After it, the SDK is asked to
-	// try again: none of them has a useful timeout of its own.
+	// unavailableTimeout is how long a request waits for a perceptd that is away or restarts. After it, the SDK is
+	// asked to try again: none of them has a useful timeout of its own.
 	unavailableTimeout = 8 * time.Second
 	// answerTimeout is how long perceptd may take to answer. It answers within about 10 seconds.
 	answerTimeout = 30 * time.Second
@@ -31,10 +31,11 @@ const (
 )
 
 // forwardedHeaders are the headers of an answer that mean something to a client of the two forms.
-var forwardedHeaders = [...]string{"Content-Type", "Cache-Control", "Retry-After", api.PermissionsHeader, api.AudienceHeader}
+var forwardedHeaders = [...]string{"Content-Type", "Cache-Control", "Retry-After", api.PermissionsHeader,
+	api.AudienceHeader}
 
-// forward sends a request on to path of the token socket, with one header, and returns perceptd's answer. A request for a
-// token may be repeated: as long as there is no whole answer, it is, until perceptd was away for too long.
+// forward sends a request on to path of the token socket, with one header, and returns perceptd's answer. A request for
+// a token may be repeated: as long as there is no whole answer, it is, until perceptd was away for too long.
 func (p *Proxy) forward(r *http.Request, path, header, value string) (reply, *refusal) {
 	upstream := &http.Request{
 		Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: "localhost", Path: path, RawQuery: r.URL.RawQuery},
@@ -49,7 +50,8 @@ func (p *Proxy) forward(r *http.Request, path, header, value string) (reply, *re
 		case err == nil:
 			return answer, nil
 		case ctx.Err() != nil || time.Since(begun)+pause > unavailableTimeout:
-			return reply{}, unavailable("perceptd does not answer: " + err.Error() + ": look at systemctl status perceptd, and whether its folder is mounted")
+			return reply{}, unavailable("perceptd does not answer: " + err.Error() +
+				": look at systemctl status perceptd, and whether its folder is mounted")
 		}
 		select {
 		case <-time.After(pause):
@@ -58,14 +60,15 @@ func (p *Proxy) forward(r *http.Request, path, header, value string) (reply, *re
 	}
 }
 
-// errAskAgain is an answer to a process that perceptd can attest only at its next request, as a young one on an old kernel.
+// errAskAgain is an answer to a process that perceptd can attest only at its next request, as a young one on an old
+// kernel.
 var errAskAgain = errors.New("it cannot tell who is calling yet")
 
 // errShuttingDown is an answer of a perceptd that is about to end: the next one may answer otherwise.
 var errShuttingDown = errors.New("it is just ending")
 
-// errNotPerceptd is an answer that perceptd never gives: a page, or a text. It must not reach an SDK, which would take a
-// 403 for a refusal.
+// errNotPerceptd is an answer that perceptd never gives: a page, or a text. It must not reach an SDK, which would take
+// a 403 for a refusal.
 var errNotPerceptd = errors.New("what answers at its socket is not perceptd")
 
 func isObject(body []byte) bool {

@@ -16,11 +16,11 @@ const receiveBuffer = 16 << 10
 
 const maxPortTries = 16 // until nobody has been faster
 
-// listen opens a port of 127.0.0.1 that is free, and returns with it a second socket that holds the port: as long as any process
-// has that open, nobody can listen there, and when the listener is gone who connects is refused at once.
+// listen opens a port of 127.0.0.1 that is free, and returns with it a second socket that holds the port: as long as
+// any process has that open, nobody can listen there, and when the listener is gone who connects is refused at once.
 //
-// Two sockets share a port while both allow it and neither listens. Once the first does, and the second allows it no more, it is
-// for every other a port that is taken.
+// Two sockets share a port while both allow it and neither listens. Once the first does, and the second allows it no
+// more, it is for every other a port that is taken.
 func listen() (net.Listener, *os.File, error) {
 	var err error
 	for range maxPortTries {
@@ -32,7 +32,8 @@ func listen() (net.Listener, *os.File, error) {
 		var l net.Listener
 		l, err = net.Listen("tcp4", "127.0.0.1:"+strconv.Itoa(port)) // with SO_REUSEADDR, as every listener of net's
 		if err == nil {
-			if err = errors.Join(setInt(holder, unix.SO_REUSEADDR, 0), setListenerInt(l, unix.SO_RCVBUF, receiveBuffer)); err == nil {
+			if err = errors.Join(setInt(holder, unix.SO_REUSEADDR, 0),
+				setListenerInt(l, unix.SO_RCVBUF, receiveBuffer)); err == nil {
 				return l, holder, nil
 			}
 			_ = l.Close()

@@ -1,6 +1,6 @@
-// Package identityproxy stands in for Azure App Service's identity endpoint, or Azure Arc's, inside a module: on a loopback port of
-// the module's own network, for SDKs that cannot dial a Unix socket. It hands each request for a token on to perceptd's
-// token socket, which sees the module's own process there, and decides.
+// Package identityproxy stands in for Azure App Service's identity endpoint, or Azure Arc's, inside a module: on a
+// loopback port of the module's own network, for SDKs that cannot dial a Unix socket. It hands each request for a token
+// on to perceptd's token socket, which sees the module's own process there, and decides.
 //
 // The forms are those of
 // https://learn.microsoft.com/azure/app-service/overview-managed-identity#rest-endpoint-reference and
@@ -71,7 +71,8 @@ func Listen(o Options) (*Proxy, error) {
 	p.port = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 	p.socket = &http.Transport{
 		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return client.Dial(ctx, o.Socket) },
-		MaxConnsPerHost: maxSocketConns, MaxIdleConnsPerHost: maxSocketConns, IdleConnTimeout: idleTimeout, DisableCompression: true,
+		MaxConnsPerHost: maxSocketConns, MaxIdleConnsPerHost: maxSocketConns, IdleConnTimeout: idleTimeout,
+		DisableCompression: true,
 	}
 	p.server = &http.Server{
 		Handler: http.HandlerFunc(p.serve), ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout,
@@ -102,8 +103,9 @@ func (p *Proxy) Close() error {
 	return err
 }
 
-// Holder returns a socket that holds the proxy's port: as long as any process has it open, no other can listen there. So
-// a command that inherits it asks no other process for its tokens when the proxy is gone. It is closed with the proxy.
+// Holder returns a socket that holds the proxy's port: as long as any process has it open, no other can listen there.
+// So a command that inherits it asks no other process for its tokens when the proxy is gone. It is closed with the
+// proxy.
 func (p *Proxy) Holder() *os.File { return p.holder }
 
 // Variables returns the variables that make SDKs use the proxy, as name=value. The header's value is a secret.
@@ -138,11 +140,14 @@ func (p *Proxy) respond(r *http.Request) (reply, *refusal) {
 	}
 	switch {
 	case to != api.PathAppServiceToken:
-		return reply{}, refuse(http.StatusBadRequest, "no such path here: tokens are at "+api.PathAppServiceToken+", spelled exactly so")
+		return reply{}, refuse(http.StatusBadRequest, "no such path here: tokens are at "+api.PathAppServiceToken+
+			", spelled exactly so")
 	case !hasOne(r, "X-Identity-Header"):
-		return reply{}, refuse(http.StatusBadRequest, "the X-IDENTITY-HEADER header must be there once, with the value of IDENTITY_HEADER")
+		return reply{}, refuse(http.StatusBadRequest,
+			"the X-IDENTITY-HEADER header must be there once, with the value of IDENTITY_HEADER")
 	case !sameSecret(r.Header.Get("X-Identity-Header"), p.secret):
-		return reply{}, refuse(http.StatusUnauthorized, "the X-IDENTITY-HEADER header is not the value of IDENTITY_HEADER that perceptctl exec has set")
+		return reply{}, refuse(http.StatusUnauthorized,
+			"the X-IDENTITY-HEADER header is not the value of IDENTITY_HEADER that perceptctl exec has set")
 	}
 	p.room.Asks(r.Context(), true)
 	return p.forward(r, api.PathAppServiceToken, "X-Identity-Header", "exec")
@@ -152,15 +157,19 @@ func (p *Proxy) respond(r *http.Request) (reply, *refusal) {
 func (p *Proxy) handleArc(r *http.Request, to string) (reply, *refusal) {
 	switch {
 	case to != api.PathIMDSToken:
-		return reply{}, refuse(http.StatusBadRequest, "no such path here: tokens are at "+api.PathIMDSToken+", spelled exactly so")
+		return reply{}, refuse(http.StatusBadRequest, "no such path here: tokens are at "+api.PathIMDSToken+
+			", spelled exactly so")
 	case !hasOne(r, "Metadata") || r.Header.Get("Metadata") != "true":
-		return reply{}, refuse(http.StatusBadRequest, "Required metadata header not specified: send Metadata: true, once")
+		return reply{}, refuse(http.StatusBadRequest,
+			"Required metadata header not specified: send Metadata: true, once")
 	case r.Header["Authorization"] == nil:
 		return reply{}, p.challenge()
 	}
 	key, basic := strings.CutPrefix(r.Header.Get("Authorization"), "Basic ")
 	if !hasOne(r, "Authorization") || !basic || !p.keys.redeem(key) {
-		return reply{}, refuse(http.StatusUnauthorized, "the Authorization header must be there once, with Basic and the content of the file that the challenge named, unchanged and for the first time")
+		return reply{}, refuse(http.StatusUnauthorized,
+			"the Authorization header must be there once, with Basic and the content of the file that the challenge "+
+				"named, unchanged and for the first time")
 	}
 	p.room.Asks(r.Context(), true)
 	return p.forward(r, api.PathIMDSToken, "Metadata", "true")
@@ -171,7 +180,8 @@ func (p *Proxy) challenge() *refusal {
 	if err != nil {
 		return unavailable("the key of the challenge could not be written: " + err.Error())
 	}
-	no := refuse(http.StatusUnauthorized, "the Authorization header must have Basic and the content of the file that WWW-Authenticate names")
+	no := refuse(http.StatusUnauthorized,
+		"the Authorization header must have Basic and the content of the file that WWW-Authenticate names")
 	no.header["Www-Authenticate"] = "Basic realm=" + path
 	return no
 }
@@ -183,7 +193,8 @@ func (p *Proxy) check(r *http.Request) *refusal {
 	case r.ProtoMajor != 1 || r.ProtoMinor != 1:
 		return refuse(http.StatusBadRequest, "only HTTP/1.1 is spoken here")
 	case r.Host != "127.0.0.1:"+p.port && r.Host != "localhost:"+p.port:
-		return refuse(http.StatusForbidden, "the Host header must be 127.0.0.1 or localhost, with the port of this endpoint")
+		return refuse(http.StatusForbidden,
+			"the Host header must be 127.0.0.1 or localhost, with the port of this endpoint")
 	case foreign != "":
 		return refuse(http.StatusForbidden, "requests with the header "+foreign+" are refused: "+why)
 	case r.Method != http.MethodGet:

@@ -149,8 +149,9 @@ func writeOutside(name, text string) (path string, remove func(), err error) {
 	return path, func() { _ = os.RemoveAll(dir) }, os.WriteFile(path, []byte(text), 0o640)
 }
 
-// releaseReaders gives processes that read a named pipe, or are blocked opening it, an end of file once the function that
-// it returns is called. Until then the pipe has a writer, so that no process that opens it blocks before its name is gone.
+// releaseReaders gives processes that read a named pipe, or are blocked opening it, an end of file once the function
+// that it returns is called. Until then the pipe has a writer, so that no process that opens it blocks before its name
+// is gone.
 func releaseReaders(path string) (free func()) {
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {

@@ -227,8 +227,9 @@ func (b *Backend) State() State {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := State{
-		Simulated: warningText, Now: b.now(), Life: b.options.Life.String(), PropagationDelay: b.options.PropagationDelay.String(),
-		Rollover: b.options.Rollover, Replicas: len(b.replicas),
+		Simulated: warningText, Now: b.now(), Life: b.options.Life.String(),
+		PropagationDelay: b.options.PropagationDelay.String(),
+		Rollover:         b.options.Rollover, Replicas: len(b.replicas),
 		Identities: []IdentityState{}, Tokens: []TokenState{}, Faults: []FaultState{},
 		Calls: CallsState{calls.Total, calls.Peak, []KeyCalls{}},
 	}

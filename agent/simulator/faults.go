@@ -20,28 +20,30 @@ import (
 type FaultKind uint8
 
 const (
-	FaultStatus        FaultKind = iota + 1 // answers with Fault.Status
-	FaultThrottle                           // answers 429
-	FaultHang                               // answers when the faults are cleared, or never
-	FaultSlowBody                           // sends the answer's body a byte at a time
-	FaultReset                              // resets the connection
-	FaultTruncated                          // ends the connection in the middle of the body
-	FaultHTML                               // answers Fault.Status, or 200, with a page, as proxies, filters and captive portals do
-	FaultNotJSON                            // answers 200 with text that is not JSON
-	FaultHugeBody                           // answers 200 with JSON of Fault.Size bytes
-	FaultGzipBomb                           // answers 200 with few bytes that unpack to Fault.Size
-	FaultRedirect                           // sends the caller to Fault.Location
-	FaultTimes                              // lies in expires_in and expires_on
-	FaultWrongIdentity                      // gives the token of an identity the device does not have
-	FaultEmptyToken                         // gives a token without text
-	FaultUnavailable                        // answers 400 and says that Entra ID is temporarily unavailable
-	FaultPastExp                            // gives a token that expired an hour ago by its own exp, with good times beside it
-	FaultKeyOutside                         // Arc's key file is in another directory
-	FaultKeySymlink                         // Arc's key file is a symbolic link
-	FaultKeyDirectory                       // Arc's key file is a directory
-	FaultKeyFIFO                            // Arc's key file is a named pipe that nobody writes to
-	FaultKeyTooBig                          // Arc's key file is longer than the 4,096 bytes allowed
-	FaultKeyNoHeader                        // Arc's challenge names no key file
+	FaultStatus    FaultKind = iota + 1 // answers with Fault.Status
+	FaultThrottle                       // answers 429
+	FaultHang                           // answers when the faults are cleared, or never
+	FaultSlowBody                       // sends the answer's body a byte at a time
+	FaultReset                          // resets the connection
+	FaultTruncated                      // ends the connection in the middle of the body
+	// answers Fault.Status, or 200, with a page, as proxies, filters and captive portals do
+	FaultHTML
+	FaultNotJSON       // answers 200 with text that is not JSON
+	FaultHugeBody      // answers 200 with JSON of Fault.Size bytes
+	FaultGzipBomb      // answers 200 with few bytes that unpack to Fault.Size
+	FaultRedirect      // sends the caller to Fault.Location
+	FaultTimes         // lies in expires_in and expires_on
+	FaultWrongIdentity // gives the token of an identity the device does not have
+	FaultEmptyToken    // gives a token without text
+	FaultUnavailable   // answers 400 and says that Entra ID is temporarily unavailable
+	// gives a token that expired an hour ago by its own exp, with good times beside it
+	FaultPastExp
+	FaultKeyOutside   // Arc's key file is in another directory
+	FaultKeySymlink   // Arc's key file is a symbolic link
+	FaultKeyDirectory // Arc's key file is a directory
+	FaultKeyFIFO      // Arc's key file is a named pipe that nobody writes to
+	FaultKeyTooBig    // Arc's key file is longer than the 4,096 bytes allowed
+	FaultKeyNoHeader  // Arc's challenge names no key file
 )
 
 var faultNames = [...]string{
@@ -110,8 +112,9 @@ type Fault struct {
 	Resource    string        `json:"resource,omitempty"`    // only requests for it; empty: all
 	Challenge   bool          `json:"challenge,omitempty"`   // on Arc, the first leg instead of the second
 
-	Status       int    `json:"status,omitempty"`         // of FaultStatus, and FaultHTML where 0 is 200: 200 to 599
-	RetryAfter   string `json:"retry_after,omitempty"`    // of FaultStatus, FaultThrottle and FaultUnavailable, as is; empty: no header
+	Status int `json:"status,omitempty"` // of FaultStatus, and FaultHTML where 0 is 200: 200 to 599
+	// of FaultStatus, FaultThrottle and FaultUnavailable, as is; empty: no header
+	RetryAfter   string `json:"retry_after,omitempty"`
 	RetryAfterMS string `json:"retry_after_ms,omitempty"` // likewise, in the header x-ms-retry-after-ms
 
 	Body     string        `json:"body,omitempty"`     // instead of the usual body, where the kind has one
@@ -272,9 +275,11 @@ func (h *handler) replaceAnswer(w http.ResponseWriter, r *http.Request, p protoc
 	case FaultStatus:
 		h.fail(w, p, f, refusal{f.Status, "simulated_fault", "Simulated fault: status " + strconv.Itoa(f.Status)})
 	case FaultThrottle:
-		h.fail(w, p, f, refusal{http.StatusTooManyRequests, "invalid_request", "Temporarily throttled, too many requests"})
+		h.fail(w, p, f, refusal{http.StatusTooManyRequests, "invalid_request",
+			"Temporarily throttled, too many requests"})
 	case FaultUnavailable:
-		h.fail(w, p, f, refusal{http.StatusBadRequest, "temporarily_unavailable", "AADSTS90033: A transient error has occurred. Please try again."})
+		h.fail(w, p, f, refusal{http.StatusBadRequest, "temporarily_unavailable",
+			"AADSTS90033: A transient error has occurred. Please try again."})
 	case FaultHang:
 		select {
 		case <-f.released:
@@ -378,7 +383,8 @@ func (f strike) alter(fields []field) []field {
 	return altered
 }
 
-// alterSeconds returns what is written instead of a number of seconds; present: it is not left out. See Fault.ExpiresIn.
+// alterSeconds returns what is written instead of a number of seconds; present: it is not left out. See
+// Fault.ExpiresIn.
 func alterSeconds(truth, how string) (value string, present bool) {
 	switch {
 	case how == "":

@@ -48,7 +48,8 @@ const (
 func DefaultIdentities() []Identity {
 	device := exampleIdentity("device", resourceGroup+"Microsoft.HybridCompute/machines/percept", 9)
 	device.SystemAssigned = true
-	return []Identity{device, exampleIdentity("vision", userAssigned+"vision", 1), exampleIdentity("speech", userAssigned+"speech", 2)}
+	return []Identity{device, exampleIdentity("vision", userAssigned+"vision", 1),
+		exampleIdentity("speech", userAssigned+"speech", 2)}
 }
 
 func exampleIdentity(name, resourceID string, n int) Identity {

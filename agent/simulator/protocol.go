@@ -231,7 +231,8 @@ func (p protocol) parse(query string) (tokenRequest, *refusal) {
 // refusalFor puts an error of the Backend in the words of the real services.
 func refusalFor(err error) *refusal {
 	if _, ok := errors.AsType[*AmbiguousIdentityError](err); ok {
-		return invalid("Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the token request")
+		return invalid("Multiple user assigned identities exist, please specify the clientId / resourceId of the " +
+			"identity in the token request")
 	}
 	return invalid("Identity not found")
 }

@@ -136,7 +136,8 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 		host = "127.0.0.1" // whatever the resolver says
 	}
 	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-		return nil, fmt.Errorf("listen address %q is not on loopback: a simulated back end answers this machine alone; use 127.0.0.1 or [::1]", address)
+		return nil, fmt.Errorf("listen address %q is not on loopback: a simulated back end answers this machine "+
+			"alone; use 127.0.0.1 or [::1]", address)
 	}
 	var config net.ListenConfig
 	return config.Listen(ctx, "tcp", net.JoinHostPort(host, port))
@@ -151,8 +152,8 @@ func (s *Server) Addr() net.Addr { return s.address }
 // URL returns that address as an URL without a path.
 func (s *Server) URL() string { return "http://" + s.address.String() }
 
-// URLVariable is the environment variable that names the URL of a simulated back end that runs. Who is pointed at one is told
-// so by it, too.
+// URLVariable is the environment variable that names the URL of a simulated back end that runs. Who is pointed at one
+// is told so by it, too.
 const URLVariable = "PERCEPT_SIMULATOR"
 
 // Environment returns the variables, as NAME=value, that point clients at the Server in its form.
@@ -304,7 +305,8 @@ func (h *handler) challenge(w http.ResponseWriter, r *http.Request, p protocol, 
 	if f.Kind != FaultKeyNoHeader {
 		path, err := h.keys.issue(f.Kind)
 		if err != nil {
-			h.refuse(w, p, refusal{http.StatusInternalServerError, "server_error", "The key file could not be made: " + err.Error()})
+			h.refuse(w, p, refusal{http.StatusInternalServerError, "server_error", "The key file could not be made: " +
+				err.Error()})
 			return
 		}
 		w.Header().Set("WWW-Authenticate", "Basic realm="+path)

@@ -57,8 +57,8 @@ func echoNames(kind tokencache.SelectorKind) []string {
 	return nil
 }
 
-// parseAnswer reads the JSON object in an answer. clockKnown says that this device's clock is known to be right. Its errors are
-// in our words: none quotes the body.
+// parseAnswer reads the JSON object in an answer. clockKnown says that this device's clock is known to be right. Its
+// errors are in our words: none quotes the body.
 func parseAnswer(f fields, clockKnown bool) (answer, error) {
 	a := answer{clockTrusted: clockKnown}
 	text, err := f.text("access_token")
@@ -91,7 +91,8 @@ func parseAnswer(f fields, clockKnown bool) (answer, error) {
 	return a, nil
 }
 
-// echoed returns what an endpoint repeats of what it was asked for; empty where that is absent, or no text and so no word of it.
+// echoed returns what an endpoint repeats of what it was asked for; empty where that is absent, or no text and so no
+// word of it.
 func (a *answer) echoed(f fields, name string) string {
 	text, err := f.text(name)
 	if err != nil {
@@ -100,11 +101,11 @@ func (a *answer) echoed(f fields, name string) string {
 	return text
 }
 
-// parseTimes reads the four times. A token is refused only for want of an expiry: each of expires_in and expires_on may be
-// senseless beside a good one of the other, and refresh_in and not_before are advice.
+// parseTimes reads the four times. A token is refused only for want of an expiry: each of expires_in and expires_on may
+// be senseless beside a good one of the other, and refresh_in and not_before are advice.
 //
-// An expires_in of 0 or less is the back end's own word that the token is over. Only a clock that is known to be right can tell
-// that it is not, by expires_on: a clock that is behind would have a token served long after its end.
+// An expires_in of 0 or less is the back end's own word that the token is over. Only a clock that is known to be right
+// can tell that it is not, by expires_on: a clock that is behind would have a token served long after its end.
 func (a *answer) parseTimes(f fields) error {
 	noLife := a.parseExpiresIn(f)
 	noExpiry := a.parseExpiresOn(f)
@@ -157,9 +158,9 @@ func (a *answer) parseRefreshIn(f fields) {
 	a.refreshIn = in
 }
 
-// parseNotBefore leaves not_before out where it is none: not before the expiry, or so late that the token would have been given
-// less life than the back end counts left, while the token itself says more or it would be a few minutes in all. Otherwise the
-// count may be what is wrong, as from an endpoint whose clock is behind.
+// parseNotBefore leaves not_before out where it is none: not before the expiry, or so late that the token would have
+// been given less life than the back end counts left, while the token itself says more or it would be a few minutes in
+// all. Otherwise the count may be what is wrong, as from an endpoint whose clock is behind.
 func (a *answer) parseNotBefore(f fields) {
 	from, err := f.time("not_before")
 	senseless := err != nil
@@ -205,7 +206,8 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 		f.Left = min(f.Left, whole)
 	}
 	if f.Left > longestLife {
-		return tokencache.Fetched{}, fmt.Errorf("the token expires on %s, more than seven days after %s: is the clock right?",
+		return tokencache.Fetched{}, fmt.Errorf(
+			"the token expires on %s, more than seven days after %s: is the clock right?",
 			stamp(on), stamp(now))
 	}
 	if whole >= shortestNominal && whole <= longestNominal {
@@ -217,14 +219,14 @@ func (a answer) fetched(now time.Time) (tokencache.Fetched, error) {
 	return f, nil
 }
 
-// expiry returns when the token expires by the issuer's clock, and the life that it has left: as the answer says or as the
-// token says of itself, whichever is earlier.
+// expiry returns when the token expires by the issuer's clock, and the life that it has left: as the answer says or as
+// the token says of itself, whichever is earlier.
 //
-// exp is by the issuer's clock, and so is expires_on, so that their difference needs no clock: what expires_in counts is
-// shorter by it. expires_on alone has no other judge than the wall clock, and then exp has none either; but no back end hands
-// out what was over for minutes, so that it is the clock that is ahead then, unless it is known to be right. Beside
-// expires_in alone, exp is no evidence of the life left, since the wall clock may be wrong: it is passed on as the expiry, by
-// which the cache judges while it knows the wall clock to be right.
+// exp is by the issuer's clock, and so is expires_on, so that their difference needs no clock: what expires_in counts
+// is shorter by it. expires_on alone has no other judge than the wall clock, and then exp has none either; but no back
+// end hands out what was over for minutes, so that it is the clock that is ahead then, unless it is known to be right.
+// Beside expires_in alone, exp is no evidence of the life left, since the wall clock may be wrong: it is passed on as
+// the expiry, by which the cache judges while it knows the wall clock to be right.
 func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, presumed bool, err error) {
 	exp := a.token.expiry()
 	switch {
@@ -242,15 +244,18 @@ func (a answer) expiry(now time.Time) (on time.Time, left time.Duration, presume
 			return on, presumedLife, true, nil
 		}
 		if left <= 0 {
-			return on, 0, false, &expiredError{-left, on, fmt.Sprintf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))}
+			return on, 0, false, &expiredError{-left, on,
+				fmt.Sprintf("the token expired on %s and it is %s: is the clock right?", stamp(on), stamp(now))}
 		}
 		return on, left, false, nil
 	}
 	on = earlier(a.expiresOn, exp)
 	left = a.expiresIn - a.expiresOn.Sub(on)
 	if left <= 0 {
-		return on, 0, false, &expiredError{-left, time.Time{}, fmt.Sprintf("the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
-			stamp(on), stamp(a.expiresOn))}
+		return on, 0, false, &expiredError{-left, time.Time{},
+			fmt.Sprintf(
+				"the token expired by its own exp on %s, though expires_in and expires_on promise life until %s",
+				stamp(on), stamp(a.expiresOn))}
 	}
 	return on, left, false, nil
 }
@@ -263,8 +268,8 @@ func earlier(on, other time.Time) time.Time {
 	return on
 }
 
-// plausibleStart reports whether from can be the time from which a token is valid that was received at the wall time now.
-// It cannot where it is in the future both by the back end's count and by a clock that is known to be right.
+// plausibleStart reports whether from can be the time from which a token is valid that was received at the wall time
+// now. It cannot where it is in the future both by the back end's count and by a clock that is known to be right.
 func (a answer) plausibleStart(from, now time.Time) bool {
 	if a.expiresIn == 0 || a.expiresOn.IsZero() || !a.clockTrusted {
 		return true
@@ -389,7 +394,8 @@ func wholeNumber(s string) (int64, bool) {
 }
 
 func parseDate(s string) (time.Time, bool) {
-	for _, layout := range []string{"01/02/2006 15:04:05", "2006-01-02 15:04:05", time.RFC3339Nano, "1/2/2006 3:04:05 PM -07:00"} {
+	for _, layout := range []string{"01/02/2006 15:04:05", "2006-01-02 15:04:05", time.RFC3339Nano,
+		"1/2/2006 3:04:05 PM -07:00"} {
 		if t, err := time.Parse(layout, s); err == nil {
 			return t, true
 		}
@@ -407,8 +413,8 @@ func tokenSafe(s string) bool {
 	return true
 }
 
-// A claim is kept whole or not at all: of two that are cut off, nobody can tell whether they differ. These are the bytes that one may
-// take, as JSON writes it.
+// A claim is kept whole or not at all: of two that are cut off, nobody can tell whether they differ. These are the
+// bytes that one may take, as JSON writes it.
 const (
 	maxClaimList = 8 << 10 // Entra writes at most 200 groups, which are GUIDs
 	maxClaimText = 1024
@@ -524,7 +530,8 @@ func (c payloadClaims) list(name string) []string {
 	return values
 }
 
-// storable reports whether logs and screens can show a claim's values as they are, and whether they take at most most bytes.
+// storable reports whether logs and screens can show a claim's values as they are, and whether they take at most most
+// bytes.
 func storable(most int, values ...string) bool {
 	for _, s := range values {
 		text, err := json.Marshal(s)

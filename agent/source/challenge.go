@@ -31,9 +31,11 @@ func readChallenge(headers []string, dir string) (tokencache.Secret, *tokencache
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return tokencache.Secret{}, &tokencache.FetchError{Kind: tokencache.Refused,
-			Detail: "the Arc key file " + path + " may not be read: add the user that perceptd runs as to the group himds"}
+			Detail: "the Arc key file " + path +
+				" may not be read: add the user that perceptd runs as to the group himds"}
 	case errors.Is(err, fs.ErrNotExist):
-		return tokencache.Secret{}, malformed("the Arc key file %s does not exist: does perceptd see the agent's files?", path)
+		return tokencache.Secret{}, malformed(
+			"the Arc key file %s does not exist: does perceptd see the agent's files?", path)
 	case err != nil:
 		return tokencache.Secret{}, malformed("the Arc key file %s %v", path, err)
 	}

@@ -68,7 +68,8 @@ func findTarget(want Endpoint, env environment) (target, error) {
 	switch form {
 	case AppService:
 		if !headerSafe(env.getenv(envHeader)) {
-			return target{}, errors.New(envHeader + " holds characters that no HTTP header can carry: is there a line end in it?")
+			return target{}, errors.New(envHeader +
+				" holds characters that no HTTP header can carry: is there a line end in it?")
 		}
 		return parseTarget(form, envEndpoint, env.getenv(envEndpoint))
 	case Arc:
@@ -100,7 +101,8 @@ func (env environment) detect() (Endpoint, error) {
 }
 
 func unsupported(platform, variables string) error {
-	return fmt.Errorf("%s in the environment makes azidentity choose %s, which is not supported: unset it", variables, platform)
+	return fmt.Errorf("%s in the environment makes azidentity choose %s, which is not supported: unset it", variables,
+		platform)
 }
 
 // mismatch says why azidentity uses the form found and what makes it use the one wanted.

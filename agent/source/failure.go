@@ -23,7 +23,8 @@ func malformed(format string, args ...any) *tokencache.FetchError {
 }
 
 func (at target) unreachable(format string, args ...any) *tokencache.FetchError {
-	return &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: fmt.Sprintf(format, args...) + ": " + at.advice()}
+	return &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: fmt.Sprintf(format, args...) + ": " +
+		at.advice()}
 }
 
 // timeout is the failure of an endpoint that accepted a request and did not answer it in time.
@@ -49,7 +50,8 @@ func (at target) connectionFailure(err error) *tokencache.FetchError {
 	)
 	switch {
 	case errors.As(err, &cert):
-		return at.unreachable("the certificate of %s is not trusted: is it in the system's store, and is the clock right?", at.dial)
+		return at.unreachable(
+			"the certificate of %s is not trusted: is it in the system's store, and is the clock right?", at.dial)
 	case errors.As(err, &alert):
 		return at.unreachable("%s refused the TLS handshake", at.dial)
 	case errors.As(err, &dns):
@@ -67,7 +69,8 @@ func (at target) connectionFailure(err error) *tokencache.FetchError {
 }
 
 // statusFailure sorts an answer with a status other than 200.
-func (at target) statusFailure(key tokencache.Key, status int, retry time.Duration, body []byte) *tokencache.FetchError {
+func (at target) statusFailure(key tokencache.Key, status int, retry time.Duration,
+	body []byte) *tokencache.FetchError {
 	c, own := at.parseError(status, body)
 	fail := func(kind tokencache.Kind, format string, args ...any) *tokencache.FetchError {
 		said := fmt.Sprintf("%s answered %d: ", at.dial, status)
@@ -85,7 +88,8 @@ func (at target) statusFailure(key tokencache.Key, status int, retry time.Durati
 		return at.intercepted(status, "a redirect")
 	case status < 400:
 		return fail(tokencache.Malformed, "no token endpoint answers so")
-	case looksLikePage(body), status == http.StatusProxyAuthRequired, status == http.StatusNetworkAuthenticationRequired:
+	case looksLikePage(body), status == http.StatusProxyAuthRequired,
+		status == http.StatusNetworkAuthenticationRequired:
 		return later(at.intercepted(status, describe(body)))
 	case status == http.StatusNotFound, status == http.StatusRequestTimeout, status == http.StatusGone, status >= 500:
 		return later(fail(tokencache.Unreachable, "%s", at.retryText(status)))
@@ -122,18 +126,21 @@ func (at target) retryText(status int) string {
 
 // badRequest tells an unknown identity from the other reasons for status 400. Azure asks not to
 // branch on the description, but puts different reasons under the same error code.
-func (at target) badRequest(key tokencache.Key, c errorResponse, fail func(tokencache.Kind, string, ...any) *tokencache.FetchError) *tokencache.FetchError {
+func (at target) badRequest(key tokencache.Key, c errorResponse,
+	fail func(tokencache.Kind, string, ...any) *tokencache.FetchError) *tokencache.FetchError {
 	s := key.Selector
 	unknown := c.mentions("identity not found") || c.mentions("managed identity found for specified")
 	vague := c.code == "" || c.code == "invalid_request"
 	switch {
 	case c.mentions("multiple user assigned identities"):
-		return fail(tokencache.IdentityNotFound, "this device has no system-assigned identity and several user-assigned ones: "+
-			"configure one by client_id, object_id or resource_id")
+		return fail(tokencache.IdentityNotFound,
+			"this device has no system-assigned identity and several user-assigned ones: "+
+				"configure one by client_id, object_id or resource_id")
 	case unknown && s.Kind == tokencache.SystemAssigned:
 		return fail(tokencache.IdentityNotFound, "this device has no system-assigned identity: enable it")
 	case unknown, vague && at.form != AppService && s.Kind != tokencache.SystemAssigned:
-		return fail(tokencache.IdentityNotFound, "no identity %v on this device: check the ID and that the identity is assigned", s)
+		return fail(tokencache.IdentityNotFound,
+			"no identity %v on this device: check the ID and that the identity is assigned", s)
 	}
 	return fail(tokencache.Refused, "it does not take the request for %s", key.Resource)
 }
@@ -169,7 +176,8 @@ func parseWait(value string, unit time.Duration) (time.Duration, bool) {
 	return time.Duration(min(max(0, n), int64(maxRetryAfter/unit))) * unit, true
 }
 
-// errorResponse is what an endpoint says in its own form beside a status other than 200. It is recognised, never repeated.
+// errorResponse is what an endpoint says in its own form beside a status other than 200. It is recognised, never
+// repeated.
 type errorResponse struct {
 	code        string // the OAuth error code; App Service has none
 	description string // in a human language, in lower case
@@ -188,7 +196,8 @@ func (at target) parseError(status int, body []byte) (_ errorResponse, own bool)
 	c := errorResponse{code: code, description: strings.ToLower(description + "\n" + message)}
 
 	_, known := oauthErrors[code]
-	oauth := noCode == nil && noDescription == nil && (known || description != "" && (code == "" || codeForm.MatchString(code)))
+	oauth := noCode == nil && noDescription == nil &&
+		(known || description != "" && (code == "" || codeForm.MatchString(code)))
 	appService := at.form == AppService && noMessage == nil && message != "" && number == strconv.Itoa(status)
 	if !oauth && !appService {
 		return errorResponse{}, false
@@ -212,7 +221,8 @@ type errorMeaning struct {
 var oauthErrors = map[string]errorMeaning{
 	"temporarily_unavailable": {tokencache.Unreachable, "Entra ID cannot answer for the moment"},
 	"server_error":            {tokencache.Unreachable, "Entra ID, or the endpoint, has trouble of its own"},
-	"unknown":                 {tokencache.Unreachable, "the endpoint had no token from Entra ID and does not know why"},
+	"unknown": {tokencache.Unreachable,
+		"the endpoint had no token from Entra ID and does not know why"},
 
 	"invalid_resource": {tokencache.Refused, unknownResource},
 	"invalid_target":   {tokencache.Refused, unknownResource},
@@ -233,12 +243,13 @@ var oauthErrors = map[string]errorMeaning{
 
 const (
 	unknownResource = "the directory knows no such resource: check its App ID URI"
-	signInFailed    = "Entra ID does not accept how the endpoint signs in: on an Azure Arc machine, azcmagent check; elsewhere assign the identity anew"
-	assertionTime   = "Entra ID finds what the endpoint signs in with outside its time: is the clock right? timedatectl"
+	signInFailed    = "Entra ID does not accept how the endpoint signs in: on an Azure Arc machine, azcmagent " +
+		"check; elsewhere assign the identity anew"
+	assertionTime = "Entra ID finds what the endpoint signs in with outside its time: is the clock right? timedatectl"
 )
 
-// entraErrors are Entra ID's own error numbers (AADSTS…), found in descriptions. Entra ID may change them; for a number that
-// is not here the OAuth code and the HTTP status decide.
+// entraErrors are Entra ID's own error numbers (AADSTS…), found in descriptions. Entra ID may change them; for a number
+// that is not here the OAuth code and the HTTP status decide.
 var entraErrors = map[string]errorMeaning{
 	"90006":  {tokencache.Unreachable, "Entra ID cannot answer for the moment (AADSTS90006)"},
 	"90012":  {tokencache.Unreachable, "Entra ID took too long (AADSTS90012)"},
@@ -246,16 +257,20 @@ var entraErrors = map[string]errorMeaning{
 	"90033":  {tokencache.Unreachable, "Entra ID cannot answer for the moment (AADSTS90033)"},
 	"700024": {tokencache.Unreachable, assertionTime},
 	"500133": {tokencache.Unreachable, assertionTime},
-	"50196":  {tokencache.Throttled, "Entra ID was asked the same too often (AADSTS50196); who else on this device asks?"},
-	"90055":  {tokencache.Throttled, "Entra ID takes no more requests of the tenant for now (AADSTS90055)"},
+	"50196": {tokencache.Throttled,
+		"Entra ID was asked the same too often (AADSTS50196); who else on this device asks?"},
+	"90055": {tokencache.Throttled, "Entra ID takes no more requests of the tenant for now (AADSTS90055)"},
 
 	// An answer about one identity or resource is no reason to pause for all: where time may heal one of these, such as
 	// minutes after something was created, the schedule asks again.
-	"70021":   {tokencache.Refused, "no federated credential matches (AADSTS70021): create one; a new one takes minutes to count"},
-	"700016":  {tokencache.IdentityNotFound, "the directory does not know the identity (AADSTS700016): was it deleted? a new one takes minutes to be known"},
-	"50001":   {tokencache.Refused, unknownResource},
-	"500011":  {tokencache.Refused, unknownResource},
-	"90002":   {tokencache.Refused, "the tenant does not exist (AADSTS90002): was the subscription moved to another one?"},
+	"70021": {tokencache.Refused,
+		"no federated credential matches (AADSTS70021): create one; a new one takes minutes to count"},
+	"700016": {tokencache.IdentityNotFound,
+		"the directory does not know the identity (AADSTS700016): was it deleted? a new one takes minutes to be known"},
+	"50001":  {tokencache.Refused, unknownResource},
+	"500011": {tokencache.Refused, unknownResource},
+	"90002": {tokencache.Refused,
+		"the tenant does not exist (AADSTS90002): was the subscription moved to another one?"},
 	"7000112": {tokencache.Refused, "the identity is disabled in the directory (AADSTS7000112)"},
 	"700027":  {tokencache.Refused, signInFailed},
 	"7000215": {tokencache.Refused, signInFailed},
@@ -265,8 +280,8 @@ var entraErrors = map[string]errorMeaning{
 	"53003":   {tokencache.Refused, "conditional access keeps the identity from a token (AADSTS53003)"},
 }
 
-// meaning returns what c stands for; zero when the HTTP status decides. A code for trouble that passes counts before any
-// other: to call it permanent by mistake is worse than to ask once more.
+// meaning returns what c stands for; zero when the HTTP status decides. A code for trouble that passes counts before
+// any other: to call it permanent by mistake is worse than to ask once more.
 func (c errorResponse) meaning() errorMeaning {
 	m := oauthErrors[c.code]
 	if m.words != "" && m.kind == tokencache.Unreachable {
@@ -302,10 +317,13 @@ func describe(body []byte) string {
 // intercepted is the failure that something else answered in the endpoint's place. What it says of identities and
 // permissions means nothing, so to callers the failure is one that passes with time.
 func (at target) intercepted(status int, with string) *tokencache.FetchError {
-	endpoint := map[Endpoint]string{Arc: "the Azure Arc agent", AppService: "an App Service endpoint", IMDS: "the metadata service"}[at.form]
+	endpoint := map[Endpoint]string{Arc: "the Azure Arc agent", AppService: "an App Service endpoint",
+		IMDS: "the metadata service"}[at.form]
 	return &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: fmt.Sprintf(
-		"%s answered %d with %s, as %s never does: a proxy, a filter or a sign-in page on the way, or another program there, answers in its "+
-			"place; ask that address with curl to see which, and let this device's calls past it", at.dial, status, with, endpoint)}
+		"%s answered %d with %s, as %s never does: a proxy, a filter or a sign-in page on the way, or another "+
+			"program there, answers in its "+
+			"place; ask that address with curl to see which, and let this device's calls past it", at.dial, status,
+		with, endpoint)}
 }
 
 // secretRefused reports whether a status says that the endpoint did not accept the secret that it was shown. It says so
@@ -314,7 +332,8 @@ func (at target) secretRefused(status int) bool {
 	return status == http.StatusUnauthorized && (at.form == Arc || at.form == AppService)
 }
 
-// extentOf tells how much a failed round trip says: where no connection came about, whatever was asked for would have failed.
+// extentOf tells how much a failed round trip says: where no connection came about, whatever was asked for would have
+// failed.
 func extentOf(err error) tokencache.Extent {
 	var (
 		cert  *tls.CertificateVerificationError

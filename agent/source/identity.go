@@ -10,8 +10,9 @@ import (
 // checkIdentity compares what was asked for with what the answer and the token in it say. A silent
 // answer passes, except on Arc, where an old agent's silence means that it ignored the selector.
 func (a answer) checkIdentity(at target, key tokencache.Key) *tokencache.FetchError {
-	// Some endpoints repeat the resource in another spelling, in small letters, or as a scope. Any other difference is another
-	// resource's token. The token's audience is not compared: resources have audiences of other names, and GUIDs.
+	// Some endpoints repeat the resource in another spelling, in small letters, or as a scope. Any other difference is
+	// another resource's token. The token's audience is not compared: resources have audiences of other names, and
+	// GUIDs.
 	if a.resource != "" && !strings.EqualFold(spelling(a.resource), spelling(key.Resource)) {
 		return malformed("%s answered with a token for another resource than %s", at.dial, key.Resource)
 	}
@@ -29,7 +30,8 @@ func (a answer) checkIdentity(at target, key tokencache.Key) *tokencache.FetchEr
 	if at.form == Arc && !confirmed {
 		return &tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: fmt.Sprintf(
 			"the Arc agent answered with another identity than %v, or did not say which: agents without user-assigned "+
-				"identities give the system-assigned one's token; update the agent (azcmagent version) and assign the identity", s)}
+				"identities give the system-assigned one's token; update the agent (azcmagent version) and assign "+
+				"the identity", s)}
 	}
 	if claim := a.token.contradicts(s); claim != "" {
 		return otherIdentity(at, s, "the token's "+claim)
@@ -39,7 +41,8 @@ func (a answer) checkIdentity(at target, key tokencache.Key) *tokencache.FetchEr
 
 func otherIdentity(at target, s tokencache.Selector, by string) *tokencache.FetchError {
 	return &tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: fmt.Sprintf(
-		"%s answered with another identity than %v, by %s: check the identity's IDs and that it is assigned to this device",
+		"%s answered with another identity than %v, by %s: check the identity's IDs and that it is assigned to this "+
+			"device",
 		at.dial, s, by)}
 }
 

@@ -3,10 +3,10 @@
 //
 // Each fetch is one question to the endpoint: azidentity's own cache, which is shared by the whole
 // process and cannot be emptied, is passed by, no answer and no failure is retried, and no connection
-// is kept. An answer is judged before azidentity sees it, and azidentity gets what was judged and nothing else: a token for
-// another identity or resource than the one asked for, or without a sane expiry, is an error and never a token; what is mere
-// advice refuses none. Only what is of the endpoint's own form speaks for Azure. Nothing that the endpoint said, and no
-// secret, is in an error.
+// is kept. An answer is judged before azidentity sees it, and azidentity gets what was judged and nothing else: a token
+// for another identity or resource than the one asked for, or without a sane expiry, is an error and never a token;
+// what is mere advice refuses none. Only what is of the endpoint's own form speaks for Azure. Nothing that the endpoint
+// said, and no secret, is in an error.
 //
 // azidentity reads the process environment, at the start and at every call: the caller must not change
 // it while a source is in use. Fetches must be spaced and collapsed by the caller (tokencache does).
@@ -53,8 +53,9 @@ type ManagedIdentity struct {
 	timeout   time.Duration
 	transport *transport
 
-	mu          sync.Mutex
-	credentials map[tokencache.Selector]*azidentity.ManagedIdentityCredential // guarded by mu; one for each selector ever asked with
+	mu sync.Mutex
+	// guarded by mu; one for each selector ever asked with
+	credentials map[tokencache.Selector]*azidentity.ManagedIdentityCredential
 }
 
 // New finds the endpoint; it sends nothing. The error says what to change in the environment or the
@@ -123,22 +124,25 @@ func (m *ManagedIdentity) Fetch(ctx context.Context, key tokencache.Key) (tokenc
 	return tokencache.Fetched{}, malformed("azidentity does not accept what %s answered", m.at.dial)
 }
 
-// getToken asks through azidentity. A panic on the way is the fetch's failure: the runtime would end the daemon and print the
-// value, which may quote an answer.
-func getToken(ctx context.Context, credential *azidentity.ManagedIdentityCredential, f *fetch) (_ azcore.AccessToken, err error) {
+// getToken asks through azidentity. A panic on the way is the fetch's failure: the runtime would end the daemon and
+// print the value, which may quote an answer.
+func getToken(ctx context.Context, credential *azidentity.ManagedIdentityCredential, f *fetch) (_ azcore.AccessToken,
+	err error) {
 	defer func() {
 		if value := recover(); value != nil {
 			f.failure = malformed("a fault of perceptd's or azidentity's: a panic of type %T in %s", value, panicSite())
 			err = f.failure
 		}
 	}()
-	return credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{f.key.Resource}, Claims: bypassCacheClaims})
+	return credential.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{f.key.Resource},
+		Claims: bypassCacheClaims})
 }
 
 // panicSite names the function that panicked. It is called by a deferred function.
 func panicSite() string {
 	var counters [32]uintptr
-	frames := runtime.CallersFrames(counters[:runtime.Callers(3, counters[:])]) // without Callers, this and the deferred function
+	// without Callers, this and the deferred function
+	frames := runtime.CallersFrames(counters[:runtime.Callers(3, counters[:])])
 	for {
 		frame, more := frames.Next()
 		if !more || !strings.HasPrefix(frame.Function, "runtime.") {
@@ -148,7 +152,8 @@ func panicSite() string {
 }
 
 // credential returns the azidentity credential of a selector, made when first needed.
-func (m *ManagedIdentity) credential(s tokencache.Selector) (*azidentity.ManagedIdentityCredential, *tokencache.FetchError) {
+func (m *ManagedIdentity) credential(s tokencache.Selector) (*azidentity.ManagedIdentityCredential,
+	*tokencache.FetchError) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if c := m.credentials[s]; c != nil {
@@ -169,7 +174,8 @@ func (m *ManagedIdentity) credential(s tokencache.Selector) (*azidentity.Managed
 	case s.Kind == tokencache.ResourceID && s.ID != "":
 		options.ID = azidentity.ResourceID(s.ID)
 	default:
-		return nil, &tokencache.FetchError{Kind: tokencache.Refused, Detail: fmt.Sprintf("%q selects no identity", s.String())}
+		return nil, &tokencache.FetchError{Kind: tokencache.Refused,
+			Detail: fmt.Sprintf("%q selects no identity", s.String())}
 	}
 	c, err := azidentity.NewManagedIdentityCredential(&options)
 	if err != nil {

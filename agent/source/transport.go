@@ -48,19 +48,20 @@ type transport struct {
 
 func newTransport(at target, o Options) *transport {
 	dialer := &net.Dialer{Timeout: dialTimeout}
-	return &transport{at: at, wall: o.Wall, clockTrusted: o.ClockTrusted, ignored: ignoredFields{logger: o.Log}, http: &http.Transport{
-		Proxy: nil, // the variables that name one are not meant for tokens
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, network, at.dial)
-		},
-		TLSHandshakeTimeout:    dialTimeout,
-		DisableCompression:     true, // so that the bound on a body is one on what it unpacks to
-		MaxResponseHeaderBytes: maxHeaderBytes,
-		// A connection of its own for each request: what is sent beside an answer is never read, and so never the next
-		// one's; and net/http does not repeat a request, as it does when a kept connection breaks under it.
-		DisableKeepAlives: true,
-		// Headers and body are waited for until the fetch's own deadline.
-	}}
+	return &transport{at: at, wall: o.Wall, clockTrusted: o.ClockTrusted, ignored: ignoredFields{logger: o.Log},
+		http: &http.Transport{
+			Proxy: nil, // the variables that name one are not meant for tokens
+			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, network, at.dial)
+			},
+			TLSHandshakeTimeout:    dialTimeout,
+			DisableCompression:     true, // so that the bound on a body is one on what it unpacks to
+			MaxResponseHeaderBytes: maxHeaderBytes,
+			// A connection of its own for each request: what is sent beside an answer is never read, and so never the
+			// next one's; and net/http does not repeat a request, as it does when a kept connection breaks under it.
+			DisableKeepAlives: true,
+			// Headers and body are waited for until the fetch's own deadline.
+		}}
 }
 
 // Do sends one request of azidentity's, implementing azcore's policy.Transporter. Its error is the
@@ -95,7 +96,8 @@ func (t *transport) Do(req *http.Request) (*http.Response, error) {
 // key file was replaced after it was checked.
 func (t *transport) checkRequest(f *fetch, req *http.Request) *tokencache.FetchError {
 	if !t.at.serves(req.URL) {
-		return malformed("azidentity no longer asks %s: was the environment changed or the Arc agent installed? restart perceptd", t.at.dial)
+		return malformed("azidentity no longer asks %s: was the environment changed or the Arc agent installed? "+
+			"restart perceptd", t.at.dial)
 	}
 	if sent := req.Header.Get("Authorization"); sent != "" && sent != "Basic "+f.secret.Reveal() {
 		return malformed("the Arc key file changed between check and use: who else can write to %s?", arcKeyDir)
@@ -113,8 +115,10 @@ func (t *transport) roundTripError(f *fetch, req *http.Request, err error) error
 	return f.failure
 }
 
-// checkResponse checks an answer, and returns the body that azidentity gets. body may be cut off after maxBodyBytes + 1.
-func (t *transport) checkResponse(f *fetch, req *http.Request, resp *http.Response, body []byte) ([]byte, *tokencache.FetchError) {
+// checkResponse checks an answer, and returns the body that azidentity gets. body may be cut off after maxBodyBytes +
+// 1.
+func (t *transport) checkResponse(f *fetch, req *http.Request, resp *http.Response, body []byte) ([]byte,
+	*tokencache.FetchError) {
 	now := t.wall().Round(0)
 	date, _ := http.ParseTime(resp.Header.Get("Date")) // zero for none and for nonsense
 
@@ -125,7 +129,8 @@ func (t *transport) checkResponse(f *fetch, req *http.Request, resp *http.Respon
 			f.secret, failed = readChallenge(resp.Header.Values("WWW-Authenticate"), arcKeyDir)
 			return nil, failed
 		case http.StatusOK:
-			return nil, malformed("%s gave an answer without a challenge first: it is not the Azure Arc agent", t.at.dial)
+			return nil, malformed("%s gave an answer without a challenge first: it is not the Azure Arc agent",
+				t.at.dial)
 		}
 	}
 	if resp.StatusCode != http.StatusOK {
@@ -157,8 +162,8 @@ func (t *transport) checkResponse(f *fetch, req *http.Request, resp *http.Respon
 	return a.forAzidentity(f.key, fetched.Left), nil
 }
 
-// ignoredFields logs the fields that endpoints fill with nonsense and that a token can do without: each name once, which
-// bounds it, and never their content.
+// ignoredFields logs the fields that endpoints fill with nonsense and that a token can do without: each name once,
+// which bounds it, and never their content.
 type ignoredFields struct {
 	logger *zap.Logger
 
@@ -172,7 +177,8 @@ func (i *ignoredFields) log(fields []string) {
 	for _, name := range fields {
 		if !slices.Contains(i.logged, name) {
 			i.logged = append(i.logged, name)
-			i.logger.Warn("a field of the back end's answer makes no sense and is ignored; the token is used, and this is not told again",
+			i.logger.Warn("a field of the back end's answer makes no sense and is ignored; the token is used, and "+
+				"this is not told again",
 				zap.String("field", name))
 		}
 	}

@@ -56,20 +56,23 @@ var credentialSeals = map[string]string{
 
 // What tokens on the disk are worth to others, by what seals their key.
 const (
-	tpmWorth = "the disk alone does not open the tokens on it: that takes this device's TPM, and Secure Boot in the state it " +
-		"was in (PCR 7), where the firmware measures that. Whoever has the whole device, or is root on it, can open them"
+	tpmWorth = "the disk alone does not open the tokens on it: that takes this device's TPM, and Secure Boot in the " +
+		"state it was in (PCR 7), where the firmware measures that. Whoever has the whole device, or is root on it, " +
+		"can open them"
 	hostWorth = "whoever has the whole disk can open the tokens on it, since the host's key " +
-		"(/var/lib/systemd/credential.secret) is on a disk too. A copy of /etc or of perceptd's state alone opens nothing"
+		"(/var/lib/systemd/credential.secret) is on a disk too. A copy of /etc or of perceptd's state alone opens " +
+		"nothing"
 	fileWorth = "whoever has the disk can open the tokens on it. A copy of perceptd's state alone opens nothing"
 )
 
 // seals names what seals a key, and says what that is worth.
 var seals = map[string]struct{ name, worth string }{
-	withTPM2:    {"sealed by the TPM", tpmWorth},
-	withBoth:    {"sealed by the TPM and this host's key", tpmWorth},
-	withHost:    {"sealed by this host's key", hostWorth},
-	withFile:    {"a file in the clear", fileWorth},
-	withUnknown: {"sealed by something that this perceptctl does not know", "systemd-creds decrypt tells what opens it"},
+	withTPM2: {"sealed by the TPM", tpmWorth},
+	withBoth: {"sealed by the TPM and this host's key", tpmWorth},
+	withHost: {"sealed by this host's key", hostWorth},
+	withFile: {"a file in the clear", fileWorth},
+	withUnknown: {"sealed by something that this perceptctl does not know",
+		"systemd-creds decrypt tells what opens it"},
 }
 
 // cacheKey is where the key is that perceptd's kept tokens are sealed with: in the clear, or beside it as a credential.
@@ -185,8 +188,8 @@ func (k cacheKey) present() (with, path string, err error) {
 	return "", "", nil
 }
 
-// keepCacheKey leaves the key that is there, so that an upgrade may take the steps of an installation, and refuses where
-// another kind was asked for.
+// keepCacheKey leaves the key that is there, so that an upgrade may take the steps of an installation, and refuses
+// where another kind was asked for.
 func (a *app) keepCacheKey(with, path string, m keyOptions) error {
 	if m.with != withAuto && m.with != with {
 		return &hintedError{fmt.Errorf("there is a key already, %s, %s", path, seals[with].name),
@@ -198,7 +201,8 @@ func (a *app) keepCacheKey(with, path string, m keyOptions) error {
 		}
 	}
 	s := a.screen(a.stdout)
-	return a.print(s.cacheKey(with, path) + s.Paragraph("made      ", "nothing: there is a key already, and it stays", term.Good))
+	return a.print(s.cacheKey(with, path) + s.Paragraph("made      ", "nothing: there is a key already, and it stays",
+		term.Good))
 }
 
 // checkKey reports whether a key in the clear is one.
@@ -209,16 +213,19 @@ func checkKey(path string) error {
 	}
 	defer clear(text)
 	if _, err := store.KeyOf(text); err != nil {
-		return &hintedError{fmt.Errorf("the key that is there, %s, is none: %w", path, err), "perceptctl cache-key make --replace makes another"}
+		return &hintedError{fmt.Errorf("the key that is there, %s, is none: %w", path, err),
+			"perceptctl cache-key make --replace makes another"}
 	}
 	return nil
 }
 
 func (m keyOptions) plan(path string) string {
 	if m.with == withFile {
-		return fmt.Sprintf("would write a random key to %s in the clear, to be read by root and the group %s", path, m.group)
+		return fmt.Sprintf("would write a random key to %s in the clear, to be read by root and the group %s", path,
+			m.group)
 	}
-	return fmt.Sprintf("would seal a random key with systemd-creds encrypt --with-key=%s, and write it to %s", m.with, path)
+	return fmt.Sprintf("would seal a random key with systemd-creds encrypt --with-key=%s, and write it to %s", m.with,
+		path)
 }
 
 // writeCacheKey makes a key, writes it to path, and tells what it is sealed with.
@@ -242,7 +249,8 @@ func (a *app) writeCacheKey(ctx context.Context, path string, m keyOptions) (wit
 
 // seal makes a credential of a key, and sees that it can be opened again.
 func (a *app) seal(ctx context.Context, secret []byte, with string) ([]byte, error) {
-	sealed, err := a.pipeProgram(ctx, secret, "systemd-creds", "encrypt", "--name="+cacheKeyName, "--with-key="+with, "-", "-")
+	sealed, err := a.pipeProgram(ctx, secret, "systemd-creds", "encrypt", "--name="+cacheKeyName, "--with-key="+with,
+		"-", "-")
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +268,8 @@ func (a *app) unseal(ctx context.Context, sealed []byte) ([]byte, error) {
 func groupID(name string) (int, error) {
 	group, err := user.LookupGroup(name)
 	if err != nil {
-		return 0, &hintedError{fmt.Errorf("perceptd's group: %w", err), "systemd-sysusers makes it; --group names another"}
+		return 0, &hintedError{fmt.Errorf("perceptd's group: %w", err),
+			"systemd-sysusers makes it; --group names another"}
 	}
 	return strconv.Atoi(group.Gid)
 }
@@ -292,7 +301,8 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 	if with == withFile {
 		err = checkKey(key.file)
 		if none, known := errors.AsType[*hintedError](err); known {
-			return a.printTrouble(s.Paragraph("key       ", none.Error()+": tokens are kept over a restart, and not over a reboot", term.Bad) +
+			return a.printTrouble(s.Paragraph("key       ", none.Error()+
+				": tokens are kept over a restart, and not over a reboot", term.Bad) +
 				s.Paragraph("next      ", none.hint, term.Plain))
 		}
 		if err != nil {
@@ -316,7 +326,8 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 		}
 		text += s.Paragraph("next      ", next, term.Plain)
 	case "failed":
-		text += s.Paragraph("opened    ", "no: systemctl status "+cacheKeyUnit+" tells why, and perceptd serves without it", term.Bad) +
+		text += s.Paragraph("opened    ", "no: systemctl status "+cacheKeyUnit+
+			" tells why, and perceptd serves without it", term.Bad) +
 			s.Paragraph("next      ", lostKeyHint, term.Plain)
 	default:
 		text += s.Paragraph("opened    ", "not yet", term.Warning) + s.Paragraph("next      ", cacheKeyNext, term.Plain)
@@ -327,15 +338,16 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 // cacheKey tells what a key is worth.
 func (s screen) cacheKey(with, path string) string {
 	about := seals[with]
-	return s.Paragraph("key       ", path+", "+about.name, term.Plain) + s.Paragraph("worth     ", about.worth, term.Plain)
+	return s.Paragraph("key       ", path+", "+about.name, term.Plain) +
+		s.Paragraph("worth     ", about.worth, term.Plain)
 }
 
 // readDevice is what perceptd-cache-key.service has read of what the device is known by.
 const readDevice = "/run/percept-cache-key/device"
 
-// boundTo tells what kept tokens are bound to, and what to do where that is not what they could be bound to; empty: nothing. It is
-// perceptd's word that counts, who may not know what root can read here: after an upgrade in place, what the version before
-// has started of perceptd-cache-key.service is active, and tells it nothing.
+// boundTo tells what kept tokens are bound to, and what to do where that is not what they could be bound to; empty:
+// nothing. It is perceptd's word that counts, who may not know what root can read here: after an upgrade in place, what
+// the version before has started of perceptd-cache-key.service is active, and tells it nothing.
 func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
 	asked, cancel := context.WithTimeout(ctx, a.probeTimeout())
 	defer cancel()
@@ -344,12 +356,14 @@ func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
 	if err != nil || !kept.Reboot { // it keeps none yet: what it finds when it starts
 		known, err := binding.Known(readDevice, "/")
 		if err != nil {
-			return s.Paragraph("bound     ", "what of this device they are bound to cannot be read", term.Warning), cacheKeyNext
+			return s.Paragraph("bound     ", "what of this device they are bound to cannot be read", term.Warning),
+				cacheKeyNext
 		}
 		return s.bound(binding.Best(known)), ""
 	}
 	if kept.BoundTo == "" {
-		return s.Paragraph("bound     ", "to nothing: the perceptd that runs is of a version that binds them to no device", term.Warning), cacheKeyNext
+		return s.Paragraph("bound     ", "to nothing: the perceptd that runs is of a version that binds them to no "+
+			"device", term.Warning), cacheKeyNext
 	}
 	kind := binding.KindOf(kept.BoundTo)
 	if kept.Untold && !kind.Hardware() {
@@ -369,11 +383,13 @@ func (s screen) bound(kind binding.Kind) string {
 func boundWorth(kind binding.Kind) string {
 	switch {
 	case kind.Hardware():
-		return "to this device, by its " + kind.Name() + ": on another one that has its state and its key they do not open"
+		return "to this device, by its " + kind.Name() +
+			": on another one that has its state and its key they do not open"
 	case kind == binding.MachineID:
 		return "to this installation, by its machine-id: a copy of the whole disk opens them on another device"
 	}
-	return "to nothing, since this device is known by nothing of its own: a copy of state and key opens them on another device"
+	return "to nothing, since this device is known by nothing of its own: a copy of state and key opens them on " +
+		"another device"
 }
 
 // readSeal tells what a key that is there is sealed with. A credential counts before a key in the clear.
@@ -420,7 +436,8 @@ device is known by, some of which only root can read: kept tokens are bound to i
 func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 	folder := a.getenv("RUNTIME_DIRECTORY")
 	if folder == "" {
-		return &hintedError{errors.New("$RUNTIME_DIRECTORY is not set"), "systemctl restart perceptd-cache-key opens the key"}
+		return &hintedError{errors.New("$RUNTIME_DIRECTORY is not set"),
+			"systemctl restart perceptd-cache-key opens the key"}
 	}
 	known := binding.Text(binding.Here("/"))
 	if err := writeAtomically(filepath.Join(folder, "device"), []byte(known), 0o440, -1); err != nil {
@@ -440,7 +457,8 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 		_, err = store.KeyOf(secret)
 	}
 	if err != nil {
-		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w", key.credential(), err)
+		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w", key.credential(),
+			err)
 		return &hintedError{err, lostKeyHint}
 	}
 	return needsRoot(writeAtomically(filepath.Join(folder, "key"), secret, 0o440, -1))
@@ -454,7 +472,8 @@ func needsRoot(err error) error {
 	return err
 }
 
-// writeAtomically writes a file that is there whole or not at all, also after a loss of power. A gid of -1 leaves the group.
+// writeAtomically writes a file that is there whole or not at all, also after a loss of power. A gid of -1 leaves the
+// group.
 func writeAtomically(path string, data []byte, mode fs.FileMode, gid int) error {
 	folder := filepath.Dir(path)
 	if err := makeFolder(folder); err != nil {
@@ -479,8 +498,8 @@ func writeAtomically(path string, data []byte, mode fs.FileMode, gid int) error 
 	return syncFolder(folder)
 }
 
-// makeFolder makes a folder, and those above it, where they are not there, open to be looked into whatever the umask is:
-// perceptd has to reach its configuration, which is in the same folder.
+// makeFolder makes a folder, and those above it, where they are not there, open to be looked into whatever the umask
+// is: perceptd has to reach its configuration, which is in the same folder.
 func makeFolder(path string) error {
 	switch _, err := os.Stat(path); {
 	case err == nil:

@@ -40,14 +40,15 @@ type timeDaemon struct {
 }
 
 var (
-	chrony    = timeDaemon{"chrony", "chronyc tracking tells whether it has a server; with rtcsync in its configuration it tells the kernel"}
+	chrony = timeDaemon{"chrony",
+		"chronyc tracking tells whether it has a server; with rtcsync in its configuration it tells the kernel"}
 	ntpd      = timeDaemon{"ntpd", "ntpq -p tells whether it has a server"}
 	openntpd  = timeDaemon{"openntpd", "ntpctl -s all tells whether it has a server"}
 	timesyncd = timeDaemon{"systemd-timesyncd", "timedatectl timesync-status tells whether it has a server"}
 )
 
-// timeDaemons are those of each unit's name. Where none runs, the first that is there is the one that was meant to: timesyncd
-// comes with systemd, and leaves the clock to others.
+// timeDaemons are those of each unit's name. Where none runs, the first that is there is the one that was meant to:
+// timesyncd comes with systemd, and leaves the clock to others.
 var timeDaemons = []struct {
 	unit string
 	timeDaemon

@@ -81,8 +81,8 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 	return err
 }
 
-// examine makes every check whose ground is there. Both sockets are asked at once; what to look at when the daemon does not
-// answer is looked at meanwhile.
+// examine makes every check whose ground is there. Both sockets are asked at once; what to look at when the daemon does
+// not answer is looked at meanwhile.
 func (a *app) examine(ctx context.Context) []finding {
 	asked, cancel := context.WithTimeout(ctx, a.probeTimeout())
 	defer cancel()
@@ -127,9 +127,11 @@ func (a *app) examineCaller(ctx context.Context) []finding {
 		is := who.Unproved.What + " is not proved: " + who.Unproved.Why
 		return append(all, finding{fail, "this process", strings.TrimSuffix(is, ": "), who.Unproved.Hint})
 	case len(who.Grants) == 0:
-		return append(all, finding{note, "this process", "nothing is granted to it: perceptctl whoami tells how it is seen", ""})
+		return append(all, finding{note, "this process",
+			"nothing is granted to it: perceptctl whoami tells how it is seen", ""})
 	}
-	return append(all, finding{Verdict: pass, What: "this process", Is: fmt.Sprintf("it has %s: perceptctl whoami lists them", plural(len(who.Grants), "grant", "grants"))})
+	return append(all, finding{Verdict: pass, What: "this process",
+		Is: fmt.Sprintf("it has %s: perceptctl whoami lists them", plural(len(who.Grants), "grant", "grants"))})
 }
 
 // deadSocket says what is at a socket's path when nobody answers there.
@@ -139,21 +141,25 @@ func (a *app) deadSocket(what, path string, err error) finding {
 	case errors.Is(err, context.Canceled):
 		return finding{note, what, path + " was not waited for: interrupted", ""}
 	case errors.Is(err, context.DeadlineExceeded):
-		return finding{fail, what, fmt.Sprintf("%s does not answer, within %v", path, a.probeTimeout()), "journalctl -u perceptd tells why"}
+		return finding{fail, what, fmt.Sprintf("%s does not answer, within %v", path, a.probeTimeout()),
+			"journalctl -u perceptd tells why"}
 	case errors.Is(statErr, fs.ErrNotExist):
 		return finding{fail, what, path + " is not there", a.hint(err)}
 	case statErr == nil && info.Mode().Type() != fs.ModeSocket:
-		return finding{fail, what, path + " is no socket", "look what it is and remove it, then systemctl restart perceptd"}
+		return finding{fail, what, path + " is no socket",
+			"look what it is and remove it, then systemctl restart perceptd"}
 	}
 	return finding{fail, what, err.Error(), a.hint(err)}
 }
 
-// examineAbsence says why there is no status. In a module's container, whose own socket answers, that is as it should be.
+// examineAbsence says why there is no status. In a module's container, whose own socket answers, that is as it should
+// be.
 func (a *app) examineAbsence(err error, answered bool) finding {
 	const what = "admin socket"
 	path := a.client.AdminSocketPath()
 	if _, statErr := os.Lstat(path); errors.Is(statErr, fs.ErrNotExist) && answered {
-		return finding{note, what, "there is none here, as in a module's container: run perceptctl doctor on the device for the rest", ""}
+		return finding{note, what,
+			"there is none here, as in a module's container: run perceptctl doctor on the device for the rest", ""}
 	}
 	return a.deadSocket(what, path, err)
 }
@@ -176,14 +182,16 @@ func (a *app) examineUnits(ctx context.Context) (all []finding) {
 			f := finding{fail, name, unit.crashText(), "systemctl status perceptd tells more"}
 			if config != nil && config.Verdict == fail {
 				f.Is += "; the reason: " + config.Is
-				f.Next = "correct the configuration, of which perceptd --check shows every fault; systemd then starts perceptd by itself"
+				f.Next = "correct the configuration, of which perceptd --check shows every fault; systemd then " +
+					"starts perceptd by itself"
 				config = nil // it is part of this finding
 			}
 			all = append(all, f)
 		case unit.active == "active" || unit.active == "reloading":
 			all = append(all, finding{Verdict: pass, What: name, Is: "systemd says " + unit.active})
 		case unit.active != "":
-			all = append(all, finding{fail, name, "systemd says " + unit.active, "systemctl status " + name + " tells why; systemctl enable --now perceptd starts it"})
+			all = append(all, finding{fail, name, "systemd says " + unit.active, "systemctl status " + name +
+				" tells why; systemctl enable --now perceptd starts it"})
 		}
 	}
 	if config != nil {
@@ -219,7 +227,8 @@ func (u unitState) crashLoops() bool {
 }
 
 func (u unitState) crashText() string {
-	return fmt.Sprintf("perceptd is not answering: systemd starts it, and it ends (%s so far)", plural(u.restarts, "restart", "restarts"))
+	return fmt.Sprintf("perceptd is not answering: systemd starts it, and it ends (%s so far)",
+		plural(u.restarts, "restart", "restarts"))
 }
 
 // exitConfig is perceptd's exit status for a wrong configuration (EX_CONFIG).
@@ -239,23 +248,27 @@ func examineConfig(output string, err error) *finding {
 	case errors.Is(err, context.Canceled):
 		return &finding{note, what, "it was not checked: interrupted", ""}
 	case errors.Is(err, context.DeadlineExceeded):
-		return &finding{note, what, fmt.Sprintf("it was not checked: perceptd --check does not end, within %v", probeTimeout), ""}
+		return &finding{note, what, fmt.Sprintf("it was not checked: perceptd --check does not end, within %v",
+			probeTimeout), ""}
 	}
-	return &finding{note, what, strings.TrimSuffix(fmt.Sprintf("it was not checked: perceptd --check: %v: %s", err, output), ": "), ""}
+	return &finding{note, what, strings.TrimSuffix(fmt.Sprintf("it was not checked: perceptd --check: %v: %s", err,
+		output), ": "), ""}
 }
 
 func examineDaemon(status api.Status) (all []finding) {
 	switch {
 	case status.Simulated && status.Source.Kind != "simulated":
 		all = append(all, finding{fail, "source", "SIMULATED: " + simulatedSource(status.Source),
-			"systemctl cat perceptd and systemctl show-environment tell what leads perceptd there; once that is gone: systemctl restart perceptd"})
+			"systemctl cat perceptd and systemctl show-environment tell what leads perceptd there; once that is " +
+				"gone: systemctl restart perceptd"})
 	case status.Simulated:
 		all = append(all, finding{note, "source", "SIMULATED: its tokens open nothing", ""})
 	default:
 		all = append(all, finding{Verdict: pass, What: "source", Is: sourceText(status.Source)})
 	}
 	if status.Config.Error != "" {
-		all = append(all, finding{fail, "configuration", "the last reload changed nothing: " + status.Config.Error, "correct it, then perceptctl reload"})
+		all = append(all, finding{fail, "configuration", "the last reload changed nothing: " + status.Config.Error,
+			"correct it, then perceptctl reload"})
 	} else {
 		all = append(all, finding{Verdict: pass, What: "configuration", Is: strings.Join(status.Config.Files, ", ")})
 	}
@@ -294,7 +307,8 @@ func examineCallers(status api.Status) (all []finding) {
 		all = append(all, finding{fail, "callers", b.What + " cannot be told: " + b.Why, b.Hint})
 	}
 	if status.Callers.EngineError != "" && len(all) == 0 {
-		all = append(all, finding{fail, "callers", "the container engine was asked in vain: " + status.Callers.EngineError, "see that it answers: docker ps"})
+		all = append(all, finding{fail, "callers", "the container engine was asked in vain: " +
+			status.Callers.EngineError, "see that it answers: docker ps"})
 	}
 	if len(all) == 0 {
 		is := "their users, services and containers can be told"
@@ -325,10 +339,12 @@ func examineClock(c api.ClockStatus, by timeKeeper) finding {
 			"systemctl status perceptd-clock.socket tells why perceptd cannot ask; perceptctl clock asks the kernel"}
 	case by.unit == "":
 		return finding{note, what, "not synchronised, says the " + c.By + ", and no time daemon runs",
-			"install chrony, or enable systemd-timesyncd: revocations and reboots take longer to settle without the time"}
+			"install chrony, or enable systemd-timesyncd: revocations and reboots take longer to settle without the " +
+				"time"}
 	}
 	if by.state != "active" {
-		return finding{note, what, fmt.Sprintf("not synchronised, says the %s, and %s, which is installed, does not run: systemd says %s", c.By, by.name, by.state),
+		return finding{note, what, fmt.Sprintf("not synchronised, says the %s, and %s, which is installed, does not "+
+			"run: systemd says %s", c.By, by.name, by.state),
 			"systemctl status " + by.unit + " tells why; systemctl enable --now " + by.unit + " starts it"}
 	}
 	return finding{note, what, "not " + vouched, by.next}
@@ -343,11 +359,14 @@ func examineKernel(c api.CallersStatus) finding {
 	is := strings.TrimSpace("Linux " + c.Kernel)
 	switch {
 	case c.Pidfd && c.RefuseYoung:
-		return finding{pass, what, is + ` gives a handle on the very process that connects, so that young = "refuse" in [callers] has no effect`, ""}
+		return finding{pass, what, is +
+			` gives a handle on the very process that connects, so that young = "refuse" in [callers] has no effect`,
+			""}
 	case c.Pidfd:
 		return finding{pass, what, is + " gives a handle on the very process that connects", ""}
 	case c.RefuseYoung:
-		return finding{note, what, is + " gives no handle on a caller's process, as 6.5 and later do: processes younger than 20 ms have to ask twice; " + means, ""}
+		return finding{note, what, is + " gives no handle on a caller's process, as 6.5 and later do: processes " +
+			"younger than 20 ms have to ask twice; " + means, ""}
 	}
 	return finding{note, what, is + " gives no handle on a caller's process, as 6.5 and later do: " + means,
 		`if a number that root gave to another process must not prove anything, set young = "refuse" in [callers]`}
@@ -378,23 +397,28 @@ func examineTokens(status api.Status) (all []finding) {
 		what := fmt.Sprintf("token of %s for %s", token.Identity, token.Resource)
 		switch {
 		case token.State == api.StateMissing || token.State == api.StateFailing:
-			all = append(all, finding{fail, what, cmp.Or(token.LastError, "there is none yet"), "perceptctl refresh --resource " + token.Resource + " tries again"})
+			all = append(all, finding{fail, what, cmp.Or(token.LastError, "there is none yet"),
+				"perceptctl refresh --resource " + token.Resource + " tries again"})
 		case token.Permissions.Withheld && lostRecord(status.Changes, token) != nil:
-			all = append(all, finding{note, what, "it is withheld ([tokens] lost_record): " + recordText(lostRecord(status.Changes, token).Record), "perceptctl explain " + token.Resource})
+			all = append(all, finding{note, what, "it is withheld ([tokens] lost_record): " +
+				recordText(lostRecord(status.Changes, token).Record), "perceptctl explain " + token.Resource})
 		case token.Permissions.Withheld:
-			all = append(all, finding{note, what, "it is withheld, as a revocation ordered", "perceptctl explain " + token.Resource})
+			all = append(all, finding{note, what, "it is withheld, as a revocation ordered", "perceptctl explain " +
+				token.Resource})
 		case token.Former:
 			all = append(all, finding{note, what, "it is of a former principal of the identity" + formerText(token) +
 				"; the back end hands out its copy, and what the present principal is permitted does not hold for it",
 				"perceptd asks again once an hour; perceptctl explain " + token.Resource})
 		case token.Permissions.Standing != api.StandingCurrent && token.Permissions.Standing != "":
-			all = append(all, finding{note, what, "its permissions are " + string(token.Permissions.Standing), "perceptctl explain " + token.Resource})
+			all = append(all, finding{note, what, "its permissions are " + string(token.Permissions.Standing),
+				"perceptctl explain " + token.Resource})
 		default:
 			sound++
 		}
 	}
 	if sound > 0 || len(all) == 0 {
-		all = append([]finding{{Verdict: pass, What: "tokens", Is: plural(sound, "token is", "tokens are") + " in order"}}, all...)
+		all = append([]finding{{Verdict: pass, What: "tokens", Is: plural(sound, "token is", "tokens are") +
+			" in order"}}, all...)
 	}
 	return all
 }

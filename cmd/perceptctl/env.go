@@ -62,7 +62,8 @@ service with network_mode: host), json.`,
 	flags.StringArrayVar(&of.groups, "group", nil, "`name` or gid of a group")
 	command.MarkFlagsMutuallyExclusive("module", "unit", "container-image", "user", "group")
 	// It fails only for a flag that is not defined.
-	_ = command.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(envForms, cobra.ShellCompDirectiveNoFileComp))
+	_ = command.RegisterFlagCompletionFunc("format",
+		cobra.FixedCompletions(envForms, cobra.ShellCompDirectiveNoFileComp))
 	return command
 }
 
@@ -107,7 +108,8 @@ var (
 // one as well.
 var otherSources = []string{
 	"IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "MSI_SECRET", "AZURE_POD_IDENTITY_AUTHORITY_HOST",
-	"MSAL_MANAGED_IDENTITY_ENDPOINT", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PATH",
+	"MSAL_MANAGED_IDENTITY_ENDPOINT", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_SECRET",
+	"AZURE_CLIENT_CERTIFICATE_PATH",
 	"AZURE_CLIENT_CERTIFICATE_PASSWORD", "AZURE_USERNAME", "AZURE_PASSWORD",
 }
 
@@ -116,7 +118,8 @@ const noProxyHosts = "127.0.0.1,localhost,::1"
 
 // variablesOf returns the variables, each with its value.
 func variablesOf(l api.Loopback) [][2]string {
-	return [][2]string{{"IDENTITY_ENDPOINT", l.Endpoint}, {"IDENTITY_HEADER", l.Header}, {"NO_PROXY", noProxyHosts}, {"no_proxy", noProxyHosts}}
+	return [][2]string{{"IDENTITY_ENDPOINT", l.Endpoint}, {"IDENTITY_HEADER", l.Header}, {"NO_PROXY", noProxyHosts},
+		{"no_proxy", noProxyHosts}}
 }
 
 // variablesFor lays the variables out. noProxy is what the shell that asks has of NO_PROXY.
@@ -138,7 +141,8 @@ func variablesFor(l api.Loopback, form, noProxy string) string {
 			fmt.Fprintf(&b, "%s=%s\n", v[0], v[1])
 		}
 	case composeForm:
-		fmt.Fprintf(&b, "# For a service with network_mode: host. Leave unset: %s\nenvironment:\n", strings.Join(otherSources, " "))
+		fmt.Fprintf(&b, "# For a service with network_mode: host. Leave unset: %s\nenvironment:\n",
+			strings.Join(otherSources, " "))
 		for _, v := range set {
 			fmt.Fprintf(&b, "  - \"%s=%s\"\n", v[0], v[1])
 		}

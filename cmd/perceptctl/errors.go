@@ -165,19 +165,23 @@ func (a *app) unreachableHint(err *client.UnreachableError) string {
 	absent := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 	switch {
 	case errors.Is(err, fs.ErrPermission) && isAdmin:
-		return "the admin socket is for group percept-admin: join it (sudo usermod -aG percept-admin $USER, then log in again) or use sudo"
+		return "the admin socket is for group percept-admin: join it (sudo usermod -aG percept-admin $USER, then " +
+			"log in again) or use sudo"
 	case errors.Is(err, fs.ErrPermission):
 		return "connecting needs write permission on the socket and search permission on the folders above it"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "perceptd did not answer in time: journalctl -u perceptd tells why, --timeout gives it longer"
 	case absent && err.Socket != api.DefaultTokenSocket && err.Socket != api.DefaultAdminSocket:
-		return "perceptd is not running here (systemctl status perceptd), or its sockets are elsewhere: --socket, --admin-socket, $" + api.SocketVariable
+		return "perceptd is not running here (systemctl status perceptd), or its sockets are elsewhere: --socket, " +
+			"--admin-socket, $" + api.SocketVariable
 	case absent && isAdmin:
-		return "perceptd is not running here: systemctl status perceptd; there is no admin socket inside a module's container"
+		return "perceptd is not running here: systemctl status perceptd; there is no admin socket inside a module's " +
+			"container"
 	case absent:
 		return "perceptd is not running here: systemctl status perceptd; in a container, mount the module's folder at " + api.RuntimeDir
 	}
-	return "the connection broke: systemctl status perceptd tells whether that is perceptd, journalctl -u perceptd what it did"
+	return "the connection broke: systemctl status perceptd tells whether that is perceptd, journalctl -u perceptd " +
+		"what it did"
 }
 
 // refusalHint adds to the daemon's detail what can be done from the command line.
@@ -202,7 +206,8 @@ func refusalHint(err *client.Error) string {
 	case api.CodeRevoked:
 		return "perceptctl explain RESOURCE tells until when; perceptctl policy-changes lists the revocation"
 	case api.CodeNoLoopback:
-		return "docs/security.md tells what a loopback listener is worth; a program that is started by perceptctl exec needs none"
+		return "docs/security.md tells what a loopback listener is worth; a program that is started by perceptctl " +
+			"exec needs none"
 	case api.CodeFutureChange:
 		return "check --at and its time zone, and this device's clock (timedatectl)"
 	case api.CodeTooManyChanges:
@@ -215,9 +220,11 @@ func refusalHint(err *client.Error) string {
 		}
 		return "ask again later, and less often"
 	case api.CodeUnreachable:
-		return "check the device's network, the endpoint, and whether a proxy or a filter answers in its place; perceptctl status shows when perceptd tries again"
+		return "check the device's network, the endpoint, and whether a proxy or a filter answers in its place; " +
+			"perceptctl status shows when perceptd tries again"
 	case api.CodeMalformedAnswer:
-		return "check this device's clock (timedatectl) and [source] endpoint in /etc/percept/config.toml, and what answers there"
+		return "check this device's clock (timedatectl) and [source] endpoint in /etc/percept/config.toml, and what " +
+			"answers there"
 	case api.CodeIdentityNotFound:
 		return "assign the identity to this device in Azure, or correct its ID in /etc/percept/config.toml"
 	case api.CodeRefused:

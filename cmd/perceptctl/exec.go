@@ -111,7 +111,8 @@ func startError(name string, err error) error {
 
 var errNoCommand = errors.New("there is no such command")
 
-// unsearchableError is a folder of PATH that cannot be looked into. Shells find no command there, and neither does find.
+// unsearchableError is a folder of PATH that cannot be looked into. Shells find no command there, and neither does
+// find.
 type unsearchableError struct{ why error }
 
 func (e *unsearchableError) Error() string {
@@ -172,12 +173,12 @@ func runnable(name, path string) error {
 	return nil
 }
 
-// runCommand runs a command and returns its status. It passes signals on to it, and reaps whatever else ends that is this
-// process's to reap, as a container's first process must.
+// runCommand runs a command and returns its status. It passes signals on to it, and reaps whatever else ends that is
+// this process's to reap, as a container's first process must.
 //
 // The command sends a secret to this process. When this process is killed, no stranger may listen in its place: so the
-// command is killed too. The kernel spares those who have become another user, and knows nothing of the command's own children:
-// all of them inherit the holder of the port, which stays taken as long as one of them lives.
+// command is killed too. The kernel spares those who have become another user, and knows nothing of the command's own
+// children: all of them inherit the holder of the port, which stays taken as long as one of them lives.
 func runCommand(path string, args, environ []string, holder *os.File) (status int, err error) {
 	attr, shared := processGroup()
 	attr.Pdeathsig = syscall.SIGKILL
@@ -216,22 +217,25 @@ func runCommand(path string, args, environ []string, holder *os.File) (status in
 	}
 }
 
-// minHolderFD is the least descriptor that the holder of the port may have: the first ones mean something to some commands.
+// minHolderFD is the least descriptor that the holder of the port may have: the first ones mean something to some
+// commands.
 const minHolderFD = 64
 
 // unforwarded are the signals that are about this process alone, or that no program sends.
 var unforwarded = []syscall.Signal{
-	syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE, syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGILL, syscall.SIGTRAP, syscall.SIGABRT,
+	syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE, syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGILL, syscall.SIGTRAP,
+	syscall.SIGABRT,
 	syscall.SIGBUS, syscall.SIGFPE, syscall.SIGSEGV, syscall.SIGSYS, syscall.SIGPROF, syscall.SIGTTIN, syscall.SIGTTOU,
 	32, 33, // the C library's
 }
 
 // terminalSignals are the signals that a terminal sends to all of the group in its foreground.
-var terminalSignals = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGCONT, syscall.SIGWINCH}
+var terminalSignals = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGCONT,
+	syscall.SIGWINCH}
 
 // forwardedSignals returns the signals that this process passes on, or that the terminal sends to both. The command
-// inherits those that this process was started to ignore; and where they share a group this process stops when the command
-// does, for their shell to see.
+// inherits those that this process was started to ignore; and where they share a group this process stops when the
+// command does, for their shell to see.
 func forwardedSignals(shared bool) (all []os.Signal) {
 	for s := syscall.Signal(1); s <= 64; s++ {
 		if !slices.Contains(unforwarded, s) && !signal.Ignored(s) && !(shared && s == syscall.SIGTSTP) {
@@ -243,8 +247,8 @@ func forwardedSignals(shared bool) (all []os.Signal) {
 
 // processGroup returns in which process group the command is to be, and whether that is this process's.
 //
-// The command must get the signal of a key once, so it is in a group of its own; but where a shell runs this process in its
-// terminal's foreground they share the group, since the shell must see both stop.
+// The command must get the signal of a key once, so it is in a group of its own; but where a shell runs this process in
+// its terminal's foreground they share the group, since the shell must see both stop.
 func processGroup() (attr *syscall.SysProcAttr, shared bool) {
 	front := inForeground()
 	switch {

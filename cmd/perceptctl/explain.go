@@ -80,7 +80,8 @@ func chooseTokens(status api.Status, resource, identity string) ([]api.TokenStat
 		}
 		if token.Resource != resource {
 			ofIts := identity == "" || token.Identity == identity
-			if ofIts && tokencache.Spelling(token.Resource) == tokencache.Spelling(resource) && !slices.Contains(spelt, token.Resource) {
+			if ofIts && tokencache.Spelling(token.Resource) == tokencache.Spelling(resource) &&
+				!slices.Contains(spelt, token.Resource) {
 				spelt = append(spelt, token.Resource)
 			}
 			continue
@@ -94,13 +95,15 @@ func chooseTokens(status api.Status, resource, identity string) ([]api.TokenStat
 	case len(chosen) > 0:
 		return chosen, nil
 	case len(spelt) > 0:
-		return nil, &hintedError{fmt.Errorf("no token for %s is cached in that spelling", resource), "it is cached for: " + cleanList(spelt)}
+		return nil, &hintedError{fmt.Errorf("no token for %s is cached in that spelling", resource),
+			"it is cached for: " + cleanList(spelt)}
 	case len(holders) > 0:
 		return nil, &hintedError{fmt.Errorf("identity %q has no token for %s", identity, resource),
 			"these have: " + cleanList(holders)}
 	case len(resources) > 0:
 		return nil, &hintedError{fmt.Errorf("no token for %s is cached", resource),
-			"tokens are cached for: " + cleanList(resources) + "; any other comes when a granted caller asks, or with prefetch = true in its grant"}
+			"tokens are cached for: " + cleanList(resources) +
+				"; any other comes when a granted caller asks, or with prefetch = true in its grant"}
 	}
 	return nil, &hintedError{fmt.Errorf("no token for %s is cached, nor any other", resource),
 		"a token comes when a granted caller asks, or with prefetch = true in its grant"}

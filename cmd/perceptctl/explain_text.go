@@ -69,17 +69,21 @@ func (t explainer) summary() string {
 	changed := t.latestChange()
 	switch {
 	case !t.valid() && t.token.HeldUntil != nil:
-		return t.token.Identity + " has no token for " + t.token.Resource + ", and none is fetched while a revocation is spreading."
+		return t.token.Identity + " has no token for " + t.token.Resource +
+			", and none is fetched while a revocation is spreading."
 	case !t.valid() && t.token.State == api.StateFetching:
 		return t.token.Identity + " has no token for " + t.token.Resource + " yet: it is being fetched."
 	case !t.valid() && t.token.Failures == 0:
-		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end has not been asked for one since."
+		return t.token.Identity + " has no token for " + t.token.Resource +
+			": the back end has not been asked for one since."
 	case !t.valid():
 		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end did not give one."
 	case t.token.Permissions.Withheld && t.lostRecord() != nil:
-		return t.tokenName() + " is withheld: " + recordText(t.lostRecord().Record) + ", and it may lack a change that was on it ([tokens] lost_record)."
+		return t.tokenName() + " is withheld: " + recordText(t.lostRecord().Record) +
+			", and it may lack a change that was on it ([tokens] lost_record)."
 	case t.token.Permissions.Withheld:
-		return t.tokenName() + " is withheld: permissions were revoked, and it may still carry them (the latest change that it may lack was at " + changed + ")."
+		return t.tokenName() + " is withheld: permissions were revoked, and it may still carry them (the latest " +
+			"change that it may lack was at " + changed + ")."
 	case t.token.Permissions.Standing == api.StandingStale:
 		return t.tokenName() + " is stale: it was minted before a policy change (at " + changed + ")."
 	case !t.current():
@@ -147,7 +151,8 @@ func (t explainer) minted() string {
 	case width <= exactWidth:
 		return "was minted at " + t.atRelative(t.now, from.Add(width/2))
 	case width <= backdatedWidth:
-		return fmt.Sprintf("was minted between %s and %s (no more exactly, since the issuer may date a token back by 5 minutes)",
+		return fmt.Sprintf(
+			"was minted between %s and %s (no more exactly, since the issuer may date a token back by 5 minutes)",
 			t.at(t.now, *from), t.at(t.now, *to))
 	}
 	return fmt.Sprintf("was minted between %s and %s (no more exactly, since it carries no date of its own)",
@@ -161,8 +166,9 @@ func (t explainer) principal() string {
 	case !t.valid() || who == "":
 		return ""
 	case t.token.Former:
-		return "It speaks for " + who + ", which is a former principal of the identity: its tokens have come to speak for a new one. " +
-			"The back end hands out its copy; perceptd asks for a token of the present one once an hour."
+		return "It speaks for " + who +
+			", which is a former principal of the identity: its tokens have come to speak for a new one. The back " +
+			"end hands out its copy; perceptd asks for a token of the present one once an hour."
 	}
 	return "It speaks for " + who + "."
 }
@@ -183,7 +189,8 @@ func (t explainer) claims() string {
 		return claimText(thing, values)
 	}
 	text := fmt.Sprintf("It carries %s, %s and %s.",
-		carried("groups", "group", c.Groups), carried("roles", "app role", c.Roles), carried("wids", "directory role", c.WIDs))
+		carried("groups", "group", c.Groups), carried("roles", "app role", c.Roles),
+		carried("wids", "directory role", c.WIDs))
 	if c.Audience != "" && c.Audience != t.token.Resource {
 		text += " Its audience is " + c.Audience + "."
 	}
@@ -245,7 +252,8 @@ const shownChanges = 5
 // policyChanges lists the policy changes that touch the token, each with whether the token carries it.
 func (t explainer) policyChanges() []string {
 	if len(t.changes) == 0 && t.current() {
-		return []string{"No policy change that touches it is on record. Azure tells nobody of them: perceptd knows those that it was told."}
+		return []string{"No policy change that touches it is on record. Azure tells nobody of them: perceptd knows " +
+			"those that it was told."}
 	}
 	var texts []string
 	for _, change := range t.changes[:min(shownChanges, len(t.changes))] {
@@ -255,14 +263,16 @@ func (t explainer) policyChanges() []string {
 		}
 		switch {
 		case change.AsOfNote:
-			text += " It counts as of its note, at " + t.atRelative(t.now, change.NotedOn) + ", since this device's clock was not known to be right then."
+			text += " It counts as of its note, at " + t.atRelative(t.now, change.NotedOn) +
+				", since this device's clock was not known to be right then."
 		case change.Unsure:
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
 		}
 		texts = append(texts, text+t.policyStateText(change))
 	}
 	if more := len(t.changes) - len(texts); more > 0 {
-		texts = append(texts, fmt.Sprintf("There are %s before these: perceptctl policy-changes lists them.", counted(more, "change")))
+		texts = append(texts, fmt.Sprintf("There are %s before these: perceptctl policy-changes lists them.",
+			counted(more, "change")))
 	}
 	if text := t.byAlternate(); text != "" {
 		texts = append(texts, text)
@@ -278,8 +288,8 @@ func (t explainer) byAlternate() string {
 	if t.current() || p.Changed == 0 || slices.ContainsFunc(t.changes, isOwn) {
 		return ""
 	}
-	return "A policy change at " + t.atRelative(t.now, time.Unix(p.Changed, 0)) + " is on a resource that goes by this one's " +
-		"name as well (alternates): perceptctl policy-changes lists it."
+	return "A policy change at " + t.atRelative(t.now, time.Unix(p.Changed, 0)) +
+		" is on a resource that goes by this one's name as well (alternates): perceptctl policy-changes lists it."
 }
 
 func (t explainer) policyStateText(change tokenChange) string {
@@ -305,7 +315,8 @@ func capital(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
 
 // backEnd tells what the back end does, and what it last answered.
 func (t explainer) backEnd() string {
-	text := "The back end keeps its own copy of a token for each resource for around 24 hours and hands that out; nothing can force a newer one."
+	text := "The back end keeps its own copy of a token for each resource for around 24 hours and hands that out; " +
+		"nothing can force a newer one."
 	if t.token.LastFetch == nil {
 		return text + " It has not answered yet."
 	}
@@ -318,7 +329,8 @@ func (t explainer) backEnd() string {
 	case api.OutcomeOlder:
 		text += "gave a token minted before the one held, which stays (its replicas do not agree)"
 	case api.OutcomeFormer:
-		text += "gave a token of a principal that the identity's tokens were of before, which is taken only where none is held (its replicas do not agree)"
+		text += "gave a token of a principal that the identity's tokens were of before, which is taken only where " +
+			"none is held (its replicas do not agree)"
 	case api.OutcomeSimulated:
 		text += "gave a token that says that a simulated back end made it, which is taken only where none is held"
 	case api.OutcomeFailed:
@@ -412,7 +424,8 @@ func (t explainer) currentBy() string {
 	case p.CurrentBy == 0:
 		return "When a current token is here is not known."
 	}
-	text := "A current token is here by " + t.atRelative(t.now, time.Unix(p.CurrentBy, 0)) + " at the latest, if the back end answers"
+	text := "A current token is here by " + t.atRelative(t.now, time.Unix(p.CurrentBy, 0)) +
+		" at the latest, if the back end answers"
 	switch {
 	case p.Likely == 0:
 		text += ". Whether it comes earlier cannot be said: nothing was learnt of this back end yet."
@@ -430,8 +443,9 @@ func (t explainer) fetchesPostponed() string {
 	if held == nil || !held.After(t.now) {
 		return ""
 	}
-	return "Until " + t.atRelative(t.now, *held) + " perceptd asks for no newer token: a policy change takes minutes to reach new " +
-		"tokens, and one minted before would lack it and then stay in the back end's cache for about a day."
+	return "Until " + t.atRelative(t.now, *held) +
+		" perceptd asks for no newer token: a policy change takes minutes to reach new tokens, and one minted before " +
+		"would lack it and then stay in the back end's cache for about a day."
 }
 
 // inToken tells what of the permissions is in the token, where that matters.
@@ -457,14 +471,16 @@ func (t explainer) modulesGet() string {
 	case !t.valid():
 		return "Modules that ask get an error that they may retry, until there is a token."
 	case t.lostRecord() != nil:
-		return "Modules that ask are refused (403, permissions_revoked) on every form until that is ended. " + notRecalled
+		return "Modules that ask are refused (403, permissions_revoked) on every form until that is ended. " +
+			notRecalled
 	case p.Withheld:
-		return "Modules that ask are refused (403, permissions_revoked) on every form until a current token is here. " + notRecalled
+		return "Modules that ask are refused (403, permissions_revoked) on every form until a current token is here. " +
+			notRecalled
 	case t.current():
 		return "Modules get the token with the header " + api.PermissionsHeader + ": " + header(p) + "."
 	}
-	return "Modules get the token with the header " + api.PermissionsHeader + ": " + header(p) + ". SDKs are told that it lives for " +
-		"25 minutes at most, so that they come back for the newer one. " + notRecalled
+	return "Modules get the token with the header " + api.PermissionsHeader + ": " + header(p) +
+		". SDKs are told that it lives for 25 minutes at most, so that they come back for the newer one. " + notRecalled
 }
 
 func (t explainer) rejected() string {
@@ -497,10 +513,12 @@ func (t explainer) waiting(unmet []tokenChange) string {
 	case !t.valid() && t.token.State == api.StateFetching:
 		return "Wait a moment, then ask again."
 	case !t.valid():
-		return "See to the back end: what it answered is above, and journalctl -u perceptd tells more. perceptd goes on asking by itself."
+		return "See to the back end: what it answered is above, and journalctl -u perceptd tells more. perceptd " +
+			"goes on asking by itself."
 	case p.Withheld:
-		return "Wait: nothing can hurry the back end, and " + watch + ". If modules must have the token at hand in spite of the revocation, or " +
-			"it was noted by mistake: perceptctl policy-changes withdraw " + revocations(unmet) + "."
+		return "Wait: nothing can hurry the back end, and " + watch +
+			". If modules must have the token at hand in spite of the revocation, or it was noted by mistake: " +
+			"perceptctl policy-changes withdraw " + revocations(unmet) + "."
 	case !t.current():
 		text := "Wait: nothing can hurry the back end, perceptctl refresh neither; " + watch + "."
 		if len(unmet) > 0 {
@@ -508,12 +526,15 @@ func (t explainer) waiting(unmet []tokenChange) string {
 		}
 		return text
 	case t.token.LastError != "":
-		return "The token serves, but no newer one can be had: see to the back end before it expires; journalctl -u perceptd tells more."
+		return "The token serves, but no newer one can be had: see to the back end before it expires; journalctl -u " +
+			"perceptd tells more."
 	case t.token.Refused != nil:
-		return "If permissions on " + t.token.Resource + " were changed, tell perceptd: perceptctl policy-changed " + t.token.Resource +
+		return "If permissions on " + t.token.Resource + " were changed, tell perceptd: perceptctl policy-changed " +
+			t.token.Resource +
 			" --effect granted|revoked|changed. If not, the permission may be missing."
 	}
-	return "Nothing. If permissions on it were changed in Azure and that is not above, tell perceptd: perceptctl policy-changed " +
+	return "Nothing. If permissions on it were changed in Azure and that is not above, tell perceptd: perceptctl " +
+		"policy-changed " +
 		t.token.Resource + " --effect granted|revoked|changed."
 }
 

@@ -46,7 +46,8 @@ func (a *app) grants(ctx context.Context, asJSON bool) error {
 }
 
 func (s screen) grants(grants []api.Grant) string {
-	columns := []term.Column{{Title: ""}, {Title: "CALLER", Shrinks: true}, {Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: ""}}
+	columns := []term.Column{{Title: ""}, {Title: "CALLER", Shrinks: true}, {Title: "IDENTITY", Shrinks: true},
+		{Title: "RESOURCE", Shrinks: true}, {Title: ""}}
 	var rows []term.Row
 	for _, g := range grants {
 		number, caller, identity := strconv.Itoa(g.Number), g.Caller, g.Identity
@@ -55,7 +56,8 @@ func (s screen) grants(grants []api.Grant) string {
 			if g.Prefetch {
 				how = "prefetched"
 			}
-			rows = append(rows, term.Row{Cells: []term.Cell{{Text: number, Style: term.Faint}, {Text: caller}, {Text: identity}, {Text: resource}, {Text: how, Style: term.Faint}}})
+			rows = append(rows, term.Row{Cells: []term.Cell{{Text: number, Style: term.Faint}, {Text: caller},
+				{Text: identity}, {Text: resource}, {Text: how, Style: term.Faint}}})
 			number, caller, identity = "", "", "" // once is enough
 		}
 	}
@@ -96,7 +98,8 @@ The exit status is 4 when it is denied.`,
 	flags.StringVar(&c.caller.Unit, "unit", "", "systemd `service` that asks")
 	flags.StringVar(&c.caller.Image, "container-image", "", "image `ID` or digest of the container that asks")
 	flags.StringVar(&c.user, "user", "", "`name` or uid of the user that asks")
-	flags.StringArrayVar(&c.groups, "group", nil, "`name` or gid of a group of the process that asks; may be given more than once")
+	flags.StringArrayVar(
+		&c.groups, "group", nil, "`name` or gid of a group of the process that asks; may be given more than once")
 	flags.StringVar(&c.resource, "resource", "", "App ID `URI` that the token would be for (required)")
 	flags.StringVar(&c.identity, "identity", "", "`name` of the identity (default: what the grants say)")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
@@ -200,7 +203,8 @@ func (s screen) decision(d api.Decision) string {
 		if c.Place != "" {
 			place = " in " + c.Place
 		}
-		text += "\n" + s.Paragraph("", fmt.Sprintf("grant %d%s, %s: identity %s for %s", c.Number, place, c.Caller, c.Identity, strings.Join(c.Resources, ", ")), term.Plain)
+		text += "\n" + s.Paragraph("", fmt.Sprintf("grant %d%s, %s: identity %s for %s", c.Number, place, c.Caller,
+			c.Identity, strings.Join(c.Resources, ", ")), term.Plain)
 		text += s.Paragraph(term.Gap, c.Why, term.Faint)
 	}
 	return text

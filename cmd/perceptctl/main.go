@@ -19,8 +19,8 @@ import (
 var version, commit, date string
 
 func main() {
-	// Libraries say nothing by themselves: net/http quotes to the standard logger what was sent beside an answer, and that
-	// may be a token. Under exec it would be among the module's own output.
+	// Libraries say nothing by themselves: net/http quotes to the standard logger what was sent beside an answer, and
+	// that may be a token. Under exec it would be among the module's own output.
 	log.SetOutput(io.Discard)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ())

@@ -17,9 +17,9 @@ const timeForms = `2026-11-23T14:05:00+01:00  RFC 3339, with its zone
 // maxAgo bounds how long ago a time may be: more is a slip of the finger.
 const maxAgo = 366 * 24 * time.Hour
 
-// parseTime reads a time as people write it. "ago" and a time of day are relative to now, whose location is the device's
-// time zone. A local time that comes twice, at the end of summer time, is the later of the two that is past; one that is
-// skipped at its beginning is refused.
+// parseTime reads a time as people write it. "ago" and a time of day are relative to now, whose location is the
+// device's time zone. A local time that comes twice, at the end of summer time, is the later of the two that is past;
+// one that is skipped at its beginning is refused.
 func parseTime(text string, now time.Time) (time.Time, error) {
 	text = strings.TrimSpace(text)
 	if at, err := time.Parse(time.RFC3339, text); err == nil {
@@ -118,8 +118,8 @@ func inZone(t time.Time, zone *time.Location) time.Time {
 
 func sameClock(a, b time.Time) bool { return a.Format(time.DateTime) == b.Format(time.DateTime) }
 
-// timeFlag reads the time that a flag was given; empty is none. A time that is relative to the present goes by perceptd's
-// clock, as all that perceptctl shows does: now asks for it. Without an answer the error is now's.
+// timeFlag reads the time that a flag was given; empty is none. A time that is relative to the present goes by
+// perceptd's clock, as all that perceptctl shows does: now asks for it. Without an answer the error is now's.
 func (a *app) timeFlag(flag, text string, now func() (time.Time, error)) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil

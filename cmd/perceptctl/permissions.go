@@ -55,13 +55,15 @@ const inTheToken = "Group memberships, app roles and directory roles are written
 	"only a newer token shows a change of these. Direct Azure RBAC role assignments are not in it: the resource looks " +
 	"them up itself, within about 10 minutes, whatever the token."
 
-const notRecalled = "Tokens that are already in a module's hands cannot be recalled: they keep what they carry until they expire."
+const notRecalled = "Tokens that are already in a module's hands cannot be recalled: they keep what they carry " +
+	"until they expire."
 
 // changeText tells a policy change in half a sentence: "permissions were granted at 11:20 (40m ago) to
 // identity vision on https://vault.azure.net".
 func (s screen) changeText(now time.Time, change api.PolicyChange) string {
 	if change.Record != "" {
-		text := recordText(change.Record) + ", since " + s.atRelative(now, change.NotedOn) + ": whether permissions changed before is not known"
+		text := recordText(change.Record) + ", since " + s.atRelative(now, change.NotedOn) +
+			": whether permissions changed before is not known"
 		if change.Withholds {
 			text += ", and tokens from before are withheld ([tokens] lost_record)"
 		}
@@ -103,7 +105,8 @@ func joinedText(change api.PolicyChange) string {
 	if change.Joined == 0 {
 		return ""
 	}
-	return fmt.Sprintf("it stands for %d changes, which were joined since the record was full: they end, and are withdrawn, as one", 1+change.Joined)
+	return fmt.Sprintf("it stands for %d changes, which were joined since the record was full: they end, and are "+
+		"withdrawn, as one", 1+change.Joined)
 }
 
 func waitingOf(change api.PolicyChange) string {
@@ -155,8 +158,8 @@ func policyState(change api.PolicyChange, token api.TokenStatus) api.Standing {
 // defaultSpread is how long a change takes to reach new tokens, where the configuration says nothing else.
 const defaultSpread = 10 * time.Minute
 
-// lostRecord returns the change that stands for a lost record of policy changes and withholds the token; nil where there
-// is none, or a revocation on record withholds the token.
+// lostRecord returns the change that stands for a lost record of policy changes and withholds the token; nil where
+// there is none, or a revocation on record withholds the token.
 func lostRecord(changes []api.PolicyChange, token api.TokenStatus) (found *api.PolicyChange) {
 	for _, change := range changes {
 		switch {

@@ -57,7 +57,8 @@ itself, within about 10 minutes, whatever the token.`,
 		return a.policyChanged(ctx, request, asJSON)
 	})
 	flags := command.Flags()
-	flags.BoolVar(&request.AllResources, "all-resources", false, "it touches every resource, as a group's membership does")
+	flags.BoolVar(&request.AllResources, "all-resources", false,
+		"it touches every resource, as a group's membership does")
 	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity whose permissions changed (default all)")
 	flags.StringVar(&at, "at", "", "`time` at which they changed (default now)")
 	flags.StringVar(&effect, "effect", "", "what it `did`: granted, revoked or changed (required)")
@@ -162,7 +163,8 @@ func (a *app) lastRecorded(ctx context.Context, request api.PolicyChangeRequest)
 	}
 	last := api.PolicyChangeAnswer{Now: onRecord.Now}
 	for _, change := range onRecord.Changes {
-		same := sameResource(change.Resource, strings.TrimSuffix(request.Resource, defaultScope)) && change.Identity == request.Identity &&
+		same := sameResource(change.Resource, strings.TrimSuffix(request.Resource, defaultScope)) &&
+			change.Identity == request.Identity &&
 			change.Effect == request.Effect && change.Note == request.Note
 		if same && !change.NotedOn.Before(last.NotedOn) {
 			last.PolicyChange = change
@@ -185,7 +187,8 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 		text += s.Paragraph("", "it counts as of its note, at "+s.atRelative(now, change.NotedOn)+
 			", and not of its date: this device's clock is not known to be right", term.Warning)
 	case change.Unsure:
-		text += s.Paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is", term.Warning)
+		text += s.Paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is",
+			term.Warning)
 	}
 	if change.Touched == 0 {
 		text += s.Paragraph("", "no token held now is touched; those that come are judged by it", term.Plain)
@@ -200,7 +203,8 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 		}
 	}
 	if !known {
-		return text + s.Paragraph("", "perceptctl status shows which and until when", term.Plain) + "\n" + s.consequences(change, nil, now)
+		return text + s.Paragraph("", "perceptctl status shows which and until when", term.Plain) + "\n" +
+			s.consequences(change, nil, now)
 	}
 	text += "\n" + s.touchedTokens(now, touched)
 	if others := change.Touched - len(touched); others > 0 {
@@ -216,7 +220,8 @@ func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
 	if len(tokens) == 0 {
 		return ""
 	}
-	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "PERMISSIONS"}, {Title: "CURRENT BY"}, {Title: "PROBABLY BY"}}
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true},
+		{Title: "PERMISSIONS"}, {Title: "CURRENT BY"}, {Title: "PROBABLY BY"}}
 	var rows []term.Row
 	for _, token := range tokens[:min(shownTokens, len(tokens))] {
 		by, probably := "now", "now"
@@ -239,19 +244,23 @@ func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus,
 	latest := lastCurrentBy(touched)
 	by := ""
 	if latest != 0 {
-		by = "A current token is here by " + s.atRelative(now, time.Unix(latest, 0)) + " at the latest, if the back end answers. "
+		by = "A current token is here by " + s.atRelative(now, time.Unix(latest, 0)) +
+			" at the latest, if the back end answers. "
 	}
 	if held := postponedUntil(touched); held.After(now) {
-		by += "perceptd asks for none before " + s.atRelative(now, held) + ": the change takes minutes to reach new tokens. "
+		by += "perceptd asks for none before " + s.atRelative(now, held) +
+			": the change takes minutes to reach new tokens. "
 	}
 	text := ""
 	if change.Effect == api.EffectRevoked {
-		text = s.Paragraph("revoked: ", fmt.Sprintf("Tokens that are not current are withheld from everybody until a current one arrives. "+
+		text = s.Paragraph("revoked: ", fmt.Sprintf("Tokens that are not current are withheld from everybody until "+
+			"a current one arrives. "+
 			"That can take a day, and more than 31 hours only if the back end does not answer. %s%s "+
 			"To serve the tokens at hand again: perceptctl policy-changes withdraw %s",
 			by, notRecalled, change.ID), term.Warning)
 	} else {
-		text = s.Paragraph("", by+"Tokens that are not current are served meanwhile, labelled as what they are, and perceptd looks for "+
+		text = s.Paragraph("", by+"Tokens that are not current are served meanwhile, labelled as what they are, and "+
+			"perceptd looks for "+
 			"newer ones by itself. "+notRecalled, term.Plain)
 	}
 	return text + s.Paragraph("", inTheToken, term.Plain)

@@ -45,9 +45,11 @@ func (a *app) policyChanges(ctx context.Context, asJSON bool) error {
 func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string {
 	if len(changes) == 0 {
 		return s.Paragraph("", "no policy changes are on record", term.Plain) +
-			s.Paragraph("", "when permissions were changed in Azure: perceptctl policy-changed RESOURCE --effect granted|revoked|changed", term.Faint)
+			s.Paragraph("", "when permissions were changed in Azure: perceptctl policy-changed RESOURCE --effect "+
+				"granted|revoked|changed", term.Faint)
 	}
-	columns := []term.Column{{Title: "ID", Shrinks: true}, {Title: "WHEN"}, {Title: "EFFECT"}, {Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true},
+	columns := []term.Column{{Title: "ID", Shrinks: true}, {Title: "WHEN"}, {Title: "EFFECT"},
+		{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true},
 		{Title: "WAITING"}, {Title: "ENDS IN"}}
 	rows := make([]term.Row, len(changes))
 	for i, change := range changes {
@@ -61,7 +63,8 @@ func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string 
 				{Text: orAll(change.Identity)}, {Text: orAll(change.Resource)},
 				waitingCell(change), {Text: formatDuration(change.EndsOn.Sub(now))},
 			},
-			Notes: []term.Cell{{Text: change.Note, Style: term.Faint}, {Text: joinedText(change), Style: term.Warning}, {Text: s.aboutChange(now, change), Style: term.Warning}},
+			Notes: []term.Cell{{Text: change.Note, Style: term.Faint}, {Text: joinedText(change), Style: term.Warning},
+				{Text: s.aboutChange(now, change), Style: term.Warning}},
 		}
 	}
 	return s.Table(columns, rows)
@@ -94,7 +97,8 @@ func (s screen) aboutChange(now time.Time, change api.PolicyChange) string {
 	case change.Effect == api.EffectUnknown:
 		return "the record could not be read: what changed before is not known"
 	case change.AsOfNote:
-		return "it counts as of its note, at " + s.at(now, change.NotedOn) + ": this device's clock was not known to be right"
+		return "it counts as of its note, at " + s.at(now, change.NotedOn) +
+			": this device's clock was not known to be right"
 	case change.Unsure:
 		return "the time is not sure: this device's clock was not known to be right"
 	}
@@ -131,14 +135,15 @@ withheld.
 		return a.withdraw(ctx, ids)
 	})
 	command.Flags().StringVar(&resource, "resource", "", "all that are for this resource `URI`, in any spelling")
-	command.Flags().StringVar(&identity, "identity", "", "of these, those that are for the identity of that `name` alone")
+	command.Flags().StringVar(&identity, "identity", "",
+		"of these, those that are for the identity of that `name` alone")
 	a.completeFrom(command, "resource", cachedResources)
 	a.completeFrom(command, "identity", identityNames)
 	return command
 }
 
-// changesFor returns the IDs of the changes on record for a resource, and for that identity unless it is empty. There is one at
-// least, else it is an error.
+// changesFor returns the IDs of the changes on record for a resource, and for that identity unless it is empty. There
+// is one at least, else it is an error.
 func (a *app) changesFor(ctx context.Context, resource, identity string) (ids []string, err error) {
 	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
@@ -147,12 +152,14 @@ func (a *app) changesFor(ctx context.Context, resource, identity string) (ids []
 		return nil, err
 	}
 	for _, change := range answer.Changes {
-		if change.Resource != "" && tokencache.Spelling(change.Resource) == tokencache.Spelling(resource) && (identity == "" || change.Identity == identity) {
+		if change.Resource != "" && tokencache.Spelling(change.Resource) == tokencache.Spelling(resource) &&
+			(identity == "" || change.Identity == identity) {
 			ids = append(ids, change.ID)
 		}
 	}
 	if ids == nil {
-		return nil, &hintedError{errors.New("no such policy change for " + resource + " is on record"), "perceptctl policy-changes lists them"}
+		return nil, &hintedError{errors.New("no such policy change for " + resource + " is on record"),
+			"perceptctl policy-changes lists them"}
 	}
 	return ids, nil
 }
@@ -191,7 +198,8 @@ func (a *app) withdrawOne(ctx context.Context, s screen, id string) (text string
 	}
 	text = s.Paragraph("withdrawn: ", change.ID+", "+s.changeText(change.Now, change.PolicyChange), term.Plain)
 	if change.Waiting > 0 {
-		text += s.Paragraph("", counted(change.Waiting, "token")+" waited for it; the changes left on record judge by themselves now", term.Faint)
+		text += s.Paragraph("", counted(change.Waiting, "token")+
+			" waited for it; the changes left on record judge by themselves now", term.Faint)
 	}
 	return text, false, nil
 }

@@ -17,7 +17,8 @@ import (
 // probeTimeout is how long one thing may take that is asked: a socket, or another program.
 const probeTimeout = 5 * time.Second
 
-// probeTimeout is how long each socket is waited for. systemd holds those of a daemon that cannot start, and each client waits.
+// probeTimeout is how long each socket is waited for. systemd holds those of a daemon that cannot start, and each
+// client waits.
 func (a *app) probeTimeout() time.Duration {
 	if a.timeout <= 0 {
 		return probeTimeout
@@ -27,8 +28,8 @@ func (a *app) probeTimeout() time.Duration {
 
 var errNoProgram = errors.New("the program is not here")
 
-// runProgram runs a program that is on the path and returns what it printed. The error is an exec.ExitError where its exit
-// status is not 0, and the context's where it was not waited for.
+// runProgram runs a program that is on the path and returns what it printed. The error is an exec.ExitError where its
+// exit status is not 0, and the context's where it was not waited for.
 func (a *app) runProgram(ctx context.Context, name string, args ...string) (output string, err error) {
 	path := a.findProgram(name)
 	if path == "" {
@@ -46,8 +47,8 @@ func (a *app) runProgram(ctx context.Context, name string, args ...string) (outp
 	return strings.TrimSpace(string(text)), err
 }
 
-// pipeProgram runs a program with input and returns what it printed. Its standard error is passed on; when it fails, the
-// last line of that is the error.
+// pipeProgram runs a program with input and returns what it printed. Its standard error is passed on; when it fails,
+// the last line of that is the error.
 func (a *app) pipeProgram(ctx context.Context, input []byte, name string, args ...string) ([]byte, error) {
 	path := a.findProgram(name)
 	if path == "" {

@@ -47,8 +47,10 @@ received first, so that a revocation withholds it as before.`,
 	flags := command.Flags()
 	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default all)")
 	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` (default all)")
-	flags.BoolVar(&request.Now, "now", false, "fetch even while a policy change is still spreading, and forget before asking, even while fetches fail")
-	flags.BoolVar(&request.Forget, "forget", false, "drop the tokens held, and what was learnt of their lives, once others have come")
+	flags.BoolVar(&request.Now, "now", false,
+		"fetch even while a policy change is still spreading, and forget before asking, even while fetches fail")
+	flags.BoolVar(&request.Forget, "forget", false,
+		"drop the tokens held, and what was learnt of their lives, once others have come")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
 	a.completeFrom(command, "identity", identityNames)
 	a.completeFrom(command, "resource", cachedResources)
@@ -101,8 +103,8 @@ func (s screen) refreshed(results []api.RefreshResult) string {
 		means string
 	}{
 		{api.OutcomeUnchanged, "the back end keeps a token for about 24 hours and hands out its copy until then"},
-		{api.OutcomeFormer, "the identity's tokens speak for another principal by now, and a replica of the back end lags; such a token " +
-			"is taken only where none is held, and perceptd asks again by itself"},
+		{api.OutcomeFormer, "the identity's tokens speak for another principal by now, and a replica of the back " +
+			"end lags; such a token is taken only where none is held, and perceptd asks again by itself"},
 		{api.OutcomeSimulated, "a simulated back end answers, and its tokens open nothing: perceptctl doctor"},
 		{api.OutcomeHeld, "wait, perceptd fetches by itself; --now fetches at once, which may cost a day"},
 	} {

@@ -50,14 +50,16 @@ tokens of this device and hands them to local modules.`,
 		"`path` of the admin socket (default "+api.AdminSocketName+" beside the token socket)")
 	flags.DurationVar(&a.timeout, "timeout", time.Minute, "how long to wait for perceptd; 0 waits on")
 	help := root.HelpFunc()
-	root.SetHelpFunc(func(command *cobra.Command, args []string) { // a template would have the linker keep every exported method
+	// a template would have the linker keep every exported method
+	root.SetHelpFunc(func(command *cobra.Command, args []string) {
 		help(command, args)
 		_, _ = fmt.Fprint(command.OutOrStdout(), "\n"+exitHelp) // as little can be done as about the help itself
 	})
 	root.AddCommand(a.statusCommand(), a.explainCommand(), a.timelineCommand(), a.policyChangedCommand(),
 		a.policyChangesCommand(), a.tokenCommand(), a.watchCommand(), a.refreshCommand(), a.reloadCommand(),
 		a.versionCommand(), a.simulateCommand())
-	root.AddCommand(a.whoamiCommand(), a.grantsCommand(), a.doctorCommand(), a.cacheKeyCommand(), a.clockCommand(), a.execCommand(), a.envCommand())
+	root.AddCommand(a.whoamiCommand(), a.grantsCommand(), a.doctorCommand(), a.cacheKeyCommand(), a.clockCommand(),
+		a.execCommand(), a.envCommand())
 	return root
 }
 

@@ -56,15 +56,19 @@ Every user of this network namespace can have its tokens.`,
 	flags.StringVar(&s.form, "form", "imds", "which service it answers as: imds, arc or app-service")
 	flags.Float64Var(&s.speed, "speed", 1, "how many times as fast as the real one its clock runs")
 	flags.DurationVar(&s.backend.Life, "life", 24*time.Hour, "a token's whole life")
-	flags.StringVar(&s.rollover, "rollover", "expiry", "when newer tokens are handed out: expiry, half-life or jittered")
+	flags.StringVar(&s.rollover, "rollover", "expiry",
+		"when newer tokens are handed out: expiry, half-life or jittered")
 	flags.DurationVar(&s.backend.PropagationDelay, "spread", 0, "how long changed permissions take to reach new tokens")
 	flags.DurationVar(&s.backend.Aged, "aged", 0, "how old a first token may be, as if others had asked before")
 	flags.IntVar(&s.backend.Replicas, "replicas", 1, "how many caches there are; with several, older tokens come back")
 	flags.Uint64Var(&s.backend.Seed, "seed", 0, "makes what is random repeatable")
-	flags.StringVar(&s.server.ArcKeyDir, "arc-key-dir", simulator.DefaultArcKeyDir, "where the arc form puts its key `files`")
-	flags.BoolVar(&s.server.LegacyArc, "arc-legacy", false, "answer as an Arc agent that knows the system-assigned identity only")
+	flags.StringVar(&s.server.ArcKeyDir, "arc-key-dir", simulator.DefaultArcKeyDir,
+		"where the arc form puts its key `files`")
+	flags.BoolVar(&s.server.LegacyArc, "arc-legacy", false,
+		"answer as an Arc agent that knows the system-assigned identity only")
 	flags.StringSliceVar(&s.faults, "fault", nil, "`kind` of fault in force from the start; may be repeated")
-	flags.StringVar(&s.envFile, "env-file", "", "`path` of a file for the variables, for a shell or systemd; removed at the end")
+	flags.StringVar(&s.envFile, "env-file", "",
+		"`path` of a file for the variables, for a shell or systemd; removed at the end")
 	command.AddCommand(a.simulateStateCommand(), a.simulateFaultCommand(), a.simulatePermissionsCommand())
 	return command
 }

@@ -150,7 +150,8 @@ func (s screen) simulation(state simulatorState) string {
 	text += s.Paragraph("clock     ", state.Now.UTC().Format(time.DateTime)+" UTC", term.Plain)
 	text += s.Paragraph("tokens    ", fmt.Sprintf("live %s, rollover at %s, spread %s, replicas %d",
 		state.Life, state.Rollover, state.PropagationDelay, state.Replicas), term.Plain)
-	text += s.Paragraph("requests  ", fmt.Sprintf("%d, at most %d at once", state.Calls.Total, state.Calls.Peak), term.Plain)
+	text += s.Paragraph("requests  ", fmt.Sprintf("%d, at most %d at once", state.Calls.Total, state.Calls.Peak),
+		term.Plain)
 	text += "\n" + s.simulatedIdentities(state.Identities)
 	text += "\n" + s.simulatedTokens(state)
 	text += "\n" + s.faults(state)
@@ -158,7 +159,8 @@ func (s screen) simulation(state simulatorState) string {
 }
 
 func (s screen) simulatedIdentities(identities []simulator.IdentityState) string {
-	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "SELECTOR", Shrinks: true}, {Title: "GROUPS"}, {Title: "ROLES"}, {Title: "WIDS"}}
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "SELECTOR", Shrinks: true}, {Title: "GROUPS"},
+		{Title: "ROLES"}, {Title: "WIDS"}}
 	rows := make([]term.Row, len(identities))
 	for i, identity := range identities {
 		selector := "client_id " + identity.ClientID
@@ -170,8 +172,10 @@ func (s screen) simulatedIdentities(identities []simulator.IdentityState) string
 			{Text: identity.Name}, {Text: selector}, count(now.Groups), count(now.Roles), count(now.WIDs),
 		}}
 		to := identity.Permissions
-		if !slices.Equal(now.Groups, to.Groups) || !slices.Equal(now.Roles, to.Roles) || !slices.Equal(now.WIDs, to.WIDs) {
-			rows[i].Notes = []term.Cell{{Text: "its permissions were changed, which has not reached new tokens yet", Style: term.Warning}}
+		if !slices.Equal(now.Groups, to.Groups) || !slices.Equal(now.Roles, to.Roles) ||
+			!slices.Equal(now.WIDs, to.WIDs) {
+			rows[i].Notes = []term.Cell{{Text: "its permissions were changed, which has not reached new tokens yet",
+				Style: term.Warning}}
 		}
 	}
 	return s.Table(columns, rows)
@@ -187,14 +191,16 @@ func (s screen) simulatedTokens(state simulatorState) string {
 	for _, c := range state.Calls.PerKey {
 		calls[c.Key] = c.Calls
 	}
-	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "NO"}, {Title: "REPLICA"},
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "NO"},
+		{Title: "REPLICA"},
 		{Title: "EXPIRES"}, {Title: "ROLLOVER"}, {Title: "ASKED"}}
 	rows := make([]term.Row, len(state.Tokens))
 	for i, token := range state.Tokens {
 		rows[i] = term.Row{Cells: []term.Cell{
 			{Text: token.Identity}, {Text: token.Resource},
 			{Text: strconv.FormatUint(token.Serial, 10)}, {Text: strconv.Itoa(token.Replica)},
-			{Text: formatDuration(token.ExpiresOn.Sub(state.Now))}, {Text: formatDuration(token.RollsOn.Sub(state.Now))},
+			{Text: formatDuration(token.ExpiresOn.Sub(state.Now))},
+			{Text: formatDuration(token.RollsOn.Sub(state.Now))},
 			{Text: strconv.Itoa(calls[token.Key])},
 		}}
 	}
@@ -218,7 +224,8 @@ func (s screen) faults(state simulatorState) string {
 		if !fault.Until.IsZero() {
 			ends = "in " + formatDuration(fault.Until.Sub(state.Now))
 		}
-		rows[i] = term.Row{Cells: []term.Cell{{Text: fault.Kind.String(), Style: term.Warning}, {Text: resource}, {Text: struck}, {Text: ends}}}
+		rows[i] = term.Row{Cells: []term.Cell{{Text: fault.Kind.String(), Style: term.Warning}, {Text: resource},
+			{Text: struck}, {Text: ends}}}
 	}
 	return s.Table(columns, rows)
 }
@@ -258,8 +265,10 @@ Kinds: ` + faultKinds(),
 	flags.Float64Var(&fault.Probability, "probability", 1, "how likely it strikes a request")
 	flags.StringVar(&fault.Resource, "resource", "", "App ID `URI` that requests must be for (default any)")
 	flags.BoolVar(&fault.Challenge, "challenge", false, "strike the first of Arc's two requests")
-	flags.IntVar(&fault.Status, "status", 0, "of status and html: the HTTP status to answer with (default 200 for html)")
-	flags.StringVar(&fault.RetryAfter, "retry-after", "", "of status, throttle and unavailable: the Retry-After header's `value`")
+	flags.IntVar(&fault.Status, "status", 0,
+		"of status and html: the HTTP status to answer with (default 200 for html)")
+	flags.StringVar(&fault.RetryAfter, "retry-after", "",
+		"of status, throttle and unavailable: the Retry-After header's `value`")
 	flags.StringVar(&fault.RetryAfterMS, "retry-after-ms", "", "likewise: the x-ms-retry-after-ms header's `value`")
 	flags.StringVar(&fault.Body, "body", "", "`text` to answer with instead of the kind's own")
 	flags.Int64Var(&fault.Size, "size", 0, "of huge-body and gzip-bomb: `bytes` (default 64 MiB)")
@@ -323,7 +332,8 @@ what they were minted with, as Azure's do.`,
 			if err := a.controlSimulator(ctx, at, http.MethodPost, "permissions", change, &changed); err != nil {
 				return err
 			}
-			return a.print(fmt.Sprintf("changed; tokens minted from %s UTC on carry it\n", changed.Reaches.UTC().Format(time.DateTime)))
+			return a.print(fmt.Sprintf("changed; tokens minted from %s UTC on carry it\n",
+				changed.Reaches.UTC().Format(time.DateTime)))
 		}),
 	}
 	flags := command.Flags()

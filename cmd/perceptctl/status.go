@@ -124,7 +124,8 @@ func checkIdentity(status api.Status, identity string) error {
 	if identity == "" || slices.Contains(names, identity) {
 		return nil
 	}
-	return &hintedError{fmt.Errorf("no identity %q is configured", identity), "name one with --identity: " + cleanList(names)}
+	return &hintedError{fmt.Errorf("no identity %q is configured", identity), "name one with --identity: " +
+		cleanList(names)}
 }
 
 // needsPerson decides the exit status of a status.
@@ -156,12 +157,14 @@ func (s screen) simulated(status api.Status) string {
 	if status.Source.Kind != "simulated" {
 		return s.Paragraph("SIMULATED: ", simulatedSource(status.Source), term.Loud)
 	}
-	return s.Paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing; perceptd's user and root can steer it", term.Loud)
+	return s.Paragraph("SIMULATED: ", "these tokens come from a simulated back end and open nothing; perceptd's "+
+		"user and root can steer it", term.Loud)
 }
 
 // simulatedSource says that a back end which is not called a simulated one is one.
 func simulatedSource(from api.SourceStatus) string {
-	return "a token that is held says that a simulated back end made it, and opens nothing, though the source is " + sourceText(from)
+	return "a token that is held says that a simulated back end made it, and opens nothing, though the source is " +
+		sourceText(from)
 }
 
 func sourceText(from api.SourceStatus) string {
@@ -183,12 +186,14 @@ func (s screen) daemon(status api.Status) string {
 		config = strings.Join(status.Config.Files, ", ")
 	}
 	config += ", loaded " + formatDuration(status.Now.Sub(status.Config.LoadedOn)) + " ago"
-	text := ready + s.Paragraph("source    ", source, term.Plain) + s.Paragraph("config    ", config, term.Plain) + s.reloadError(status)
+	text := ready + s.Paragraph("source    ", source, term.Plain) + s.Paragraph("config    ", config, term.Plain) +
+		s.reloadError(status)
 	n := status.Requests
 	if l := status.Loopback; l != nil {
 		text += s.Paragraph("loopback  ", loopbackText(*l), term.Plain)
 	}
-	text += s.Paragraph("clock     ", clockText(status.Clock), term.Plain) + s.Paragraph("tokens    ", keptText(status.Kept), term.Plain)
+	text += s.Paragraph("clock     ", clockText(status.Clock), term.Plain) +
+		s.Paragraph("tokens    ", keptText(status.Kept), term.Plain)
 	return text + s.Paragraph("requests  ",
 		fmt.Sprintf("%d served, %d denied, %d invalid, %d failed", n.Served, n.Denied, n.Invalid, n.Failed), term.Plain)
 }
@@ -255,7 +260,8 @@ func (s screen) identities(identities []api.IdentityStatus) string {
 	if len(identities) == 0 {
 		return "no identities are configured\n"
 	}
-	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "SELECTOR", Shrinks: true}, {Title: "GRANTS"}, {Title: ""}}
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "SELECTOR", Shrinks: true}, {Title: "GRANTS"},
+		{Title: ""}}
 	rows := make([]term.Row, len(identities))
 	for i, identity := range identities {
 		mark := ""
@@ -267,7 +273,8 @@ func (s screen) identities(identities []api.IdentityStatus) string {
 			grants = term.Cell{Text: "none", Style: term.Warning}
 		}
 		rows[i] = term.Row{
-			Cells: []term.Cell{{Text: identity.Name}, {Text: identity.Selector}, grants, {Text: mark, Style: term.Faint}},
+			Cells: []term.Cell{{Text: identity.Name}, {Text: identity.Selector}, grants,
+				{Text: mark, Style: term.Faint}},
 			Notes: []term.Cell{{Text: principalText(identity.Principal)}},
 		}
 	}
@@ -327,7 +334,8 @@ func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
 	if len(tokens) == 0 {
 		return "no tokens are cached\n"
 	}
-	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "STATE"}, {Title: "EXPIRES"},
+	columns := []term.Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "STATE"},
+		{Title: "EXPIRES"},
 		{Title: "REFRESH"}, {Title: "PERMISSIONS"}}
 	rows := make([]term.Row, len(tokens))
 	for i, token := range tokens {
@@ -465,7 +473,8 @@ func (s screen) denials(now time.Time, denials []api.Denial) string {
 	text, lead := "", "denied    "
 	for i, d := range denials {
 		if i == fewDenials {
-			return text + s.Paragraph(lead, fmt.Sprintf("and %d more kinds, see --json", len(denials)-fewDenials), term.Faint)
+			return text + s.Paragraph(lead, fmt.Sprintf("and %d more kinds, see --json", len(denials)-fewDenials),
+				term.Faint)
 		}
 		what := d.Caller
 		if d.Resource != "" {
@@ -475,7 +484,8 @@ func (s screen) denials(now time.Time, denials []api.Denial) string {
 		if d.Count > 1 {
 			times = fmt.Sprintf("%d times, last", d.Count)
 		}
-		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s", what, times, formatDuration(now.Sub(d.On)), d.Reason), term.Warning)
+		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s", what, times, formatDuration(now.Sub(d.On)),
+			d.Reason), term.Warning)
 		lead = "          "
 	}
 	return text

@@ -88,13 +88,15 @@ func (s screen) timeline(status api.Status) string {
 		for _, mark := range bar {
 			seen[mark] = true
 		}
-		drawing += fmt.Sprintf("%-*s%s%s\n", labelWidth, labels[i], term.Gap, s.paintBar(l, strings.TrimRight(string(bar), " ")))
+		drawing += fmt.Sprintf("%-*s%s%s\n", labelWidth, labels[i], term.Gap,
+			s.paintBar(l, strings.TrimRight(string(bar), " ")))
 	}
 	drawing += text + axis.nowLine(s) + "\n\n" + s.legend(seen, marks) + "\n"
 	for i, l := range lives {
 		drawing += s.lifeText(number(i, lives)+"  ", status.Now, l)
 	}
-	drawing += s.Paragraph("", "times are in "+s.zoneName(status.Now)+"; perceptctl explain RESOURCE tells more", term.Faint)
+	drawing += s.Paragraph("", "times are in "+s.zoneName(status.Now)+"; perceptctl explain RESOURCE tells more",
+		term.Faint)
 	return s.simulated(status) + s.inCharset(drawing)
 }
 
@@ -165,7 +167,8 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 		}
 		l.changes = append(l.changes, change.At)
 		lacks := policyState(change, token)
-		if (lacks == api.StandingStale || lacks == api.StandingUncertain) && (l.unmet.IsZero() || change.At.Before(l.unmet)) {
+		if (lacks == api.StandingStale || lacks == api.StandingUncertain) &&
+			(l.unmet.IsZero() || change.At.Before(l.unmet)) {
 			l.unmet = change.At
 		}
 	}
@@ -262,9 +265,11 @@ type marks struct {
 // marksFor returns what a terminal can show.
 func marksFor(plainText bool) marks {
 	if plainText {
-		return marks{issued: '[', half: '+', rollover: '*', expiry: ']', now: '|', change: '!', past: '=', future: '-', tick: '+', rule: '-'}
+		return marks{issued: '[', half: '+', rollover: '*', expiry: ']', now: '|', change: '!', past: '=', future: '-',
+			tick: '+', rule: '-'}
 	}
-	return marks{issued: '├', half: '┼', rollover: '◆', expiry: '┤', now: '│', change: '▼', past: '━', future: '┄', tick: '┬', rule: '─'}
+	return marks{issued: '├', half: '┼', rollover: '◆', expiry: '┤', now: '│', change: '▼', past: '━', future: '┄',
+		tick: '┬', rule: '─'}
 }
 
 // letters are what a bar is made of from a policy change on that its token may lack.
@@ -306,13 +311,15 @@ func axisFor(now time.Time, lives []life, columns int, zone *time.Location) axis
 		}
 	}
 	from, to = latest(from, now.Add(-farthest)), earliest(to, now.Add(farthest))
-	return axis{from: wholeHour(from, zone), to: wholeHour(to, zone).Add(time.Hour), now: now, columns: columns, zone: zone}
+	return axis{from: wholeHour(from, zone), to: wholeHour(to, zone).Add(time.Hour), now: now, columns: columns,
+		zone: zone}
 }
 
 // wholeHour returns the last whole hour of the clocks in zone.
 func wholeHour(t time.Time, zone *time.Location) time.Time {
 	t = t.In(zone)
-	return t.Add(-time.Duration(t.Minute())*time.Minute - time.Duration(t.Second())*time.Second - time.Duration(t.Nanosecond()))
+	return t.Add(-time.Duration(t.Minute())*time.Minute - time.Duration(t.Second())*time.Second - time.Duration(
+		t.Nanosecond()))
 }
 
 // column returns the column of a moment; one off the axis is on its edge.

@@ -58,8 +58,10 @@ refuses until it hands one out; --wait gives it some time.`,
 	flags.StringVar(&request.Resource, "resource", "", "App ID `URI` that the token is for (required)")
 	flags.StringVar(&request.Identity, "identity", "", "`name` of the identity (default: what your grants say)")
 	flags.DurationVar(&request.MinTTL, "min-ttl", 0, "life that the token must have left")
-	flags.StringVar(&issuedAfter, "issued-after", "", "`time` after which the token must have been minted: 14:05, 10m ago, or RFC 3339")
-	flags.DurationVar(&request.Wait, "wait", 0, "how long to wait for a token that will do, at most 10m; --timeout comes on top")
+	flags.StringVar(&issuedAfter, "issued-after", "",
+		"`time` after which the token must have been minted: 14:05, 10m ago, or RFC 3339")
+	flags.DurationVar(&request.Wait, "wait", 0,
+		"how long to wait for a token that will do, at most 10m; --timeout comes on top")
 	flags.BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
 	flags.BoolVar(&short, "short", false, "print the token's beginning and length only, fit to be shown")
 	a.completeFrom(command, "identity", identityNames)
@@ -104,8 +106,8 @@ func shortened(token string) string {
 	return fmt.Sprintf("%s… (%d characters)", token[:min(shown, len(token)/4)], len(token))
 }
 
-// withMissingGrant adds to a denial the grant that would lift it, for the caller as perceptd sees it: in a container this
-// process's own uid would name another user of the device.
+// withMissingGrant adds to a denial the grant that would lift it, for the caller as perceptd sees it: in a container
+// this process's own uid would name another user of the device.
 func (a *app) withMissingGrant(ctx context.Context, err error, request client.TokenRequest) error {
 	var refusal *client.Error
 	if !errors.As(err, &refusal) || refusal.Code != api.CodeNotGranted {
@@ -118,7 +120,8 @@ func (a *app) withMissingGrant(ctx context.Context, err error, request client.To
 		caller = grantable(who.Caller)
 	}
 	if caller == "" {
-		return &hintedError{err, "perceptctl whoami tells how perceptd sees this process, and so whether a grant can be for it"}
+		return &hintedError{err,
+			"perceptctl whoami tells how perceptd sees this process, and so whether a grant can be for it"}
 	}
 	return &hintedError{err, fmt.Sprintf(`if it should be allowed, add this to /etc/percept/config.toml and run perceptctl reload:
   [[grant]]

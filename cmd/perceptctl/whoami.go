@@ -49,7 +49,8 @@ func (a *app) whoami(ctx context.Context, asJSON bool) error {
 		if answer.Unproved != nil {
 			hint = term.Clean(answer.Unproved.Hint)
 		}
-		return &hintedError{deniedError(api.CodeUnknownCaller, "perceptd could not prove who calls: it answers no request for a token"), hint}
+		return &hintedError{deniedError(api.CodeUnknownCaller,
+			"perceptd could not prove who calls: it answers no request for a token"), hint}
 	case len(answer.Grants) == 0:
 		return &hintedError{deniedError(api.CodeNotGranted, "nothing is granted to this caller"),
 			"an administrator can add a [[grant]] for it; perceptctl grants lists those there are"}
@@ -73,7 +74,8 @@ func (s screen) whoami(w api.WhoAmI) string {
 	if len(w.Grants) == 0 {
 		return text
 	}
-	columns := []term.Column{{Title: "GRANTED TO", Shrinks: true}, {Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}}
+	columns := []term.Column{{Title: "GRANTED TO", Shrinks: true}, {Title: "IDENTITY", Shrinks: true},
+		{Title: "RESOURCE", Shrinks: true}}
 	var rows []term.Row
 	for _, g := range w.Grants {
 		for _, resource := range g.Resources {

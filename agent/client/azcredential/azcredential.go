@@ -1,9 +1,9 @@
-// Package azcredential gives perceptd's tokens to the Azure SDK for Go: a Credential is an azcore.TokenCredential that asks on
-// the token socket, without a loopback port or an environment variable between.
+// Package azcredential gives perceptd's tokens to the Azure SDK for Go: a Credential is an azcore.TokenCredential that
+// asks on the token socket, without a loopback port or an environment variable between.
 //
 // A Credential holds no token: perceptd caches them, and asking costs a fraction of a millisecond. What it does beyond
-// azidentity's ManagedIdentityCredential is to tell perceptd when a resource has refused a token, and to say what perceptd
-// knows about that instead of handing out the same token again.
+// azidentity's ManagedIdentityCredential is to tell perceptd when a resource has refused a token, and to say what
+// perceptd knows about that instead of handing out the same token again.
 package azcredential
 
 import (
@@ -67,16 +67,16 @@ const defaultRefreshTimeout = 2 * time.Second
 
 // GetToken returns a token for the one scope in o: RESOURCE/.default, or RESOURCE alone.
 //
-// RefreshOn is when perceptd may have a newer one: pipelines ask again then, and go on with the token they have where that
-// fails. Claims, from a resource that refused a token, are told to perceptd, which asks its back end once: a managed
-// identity cannot be made to get a new token, so where there is none the error says why, and when there may be one.
-// EnableCAE changes nothing, since managed identities get no such tokens, nor does TenantID, as with azidentity: the identity
-// belongs to one tenant.
+// RefreshOn is when perceptd may have a newer one: pipelines ask again then, and go on with the token they have where
+// that fails. Claims, from a resource that refused a token, are told to perceptd, which asks its back end once: a
+// managed identity cannot be made to get a new token, so where there is none the error says why, and when there may be
+// one. EnableCAE changes nothing, since managed identities get no such tokens, nor does TenantID, as with azidentity:
+// the identity belongs to one tenant.
 //
-// While perceptd is away or its back end throttles, it is asked a few times, as long as ctx lasts. While a token that was given
-// for the resource is still good, it is asked once, for two seconds at most: a pipeline refreshes within somebody's request,
-// which goes on with that token. Claims are asked for patiently all the same. The errors are final to a pipeline; errors.As
-// finds *client.Error and *client.UnreachableError in them.
+// While perceptd is away or its back end throttles, it is asked a few times, as long as ctx lasts. While a token that
+// was given for the resource is still good, it is asked once, for two seconds at most: a pipeline refreshes within
+// somebody's request, which goes on with that token. Claims are asked for patiently all the same. The errors are final
+// to a pipeline; errors.As finds *client.Error and *client.UnreachableError in them.
 func (c *Credential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	resource, err := resourceOf(o.Scopes)
 	if err != nil {
@@ -114,8 +114,8 @@ func (c *Credential) Watch(ctx context.Context, scope string) iter.Seq2[client.E
 	return c.client.Watch(ctx, client.WatchRequest{Resource: resource, Identity: c.identity})
 }
 
-// Rejected tells perceptd that a resource answered 401 or 403 to the token given last for a scope, and returns why that may be
-// and what to do. Call it for a 403, of which a pipeline tells no credential.
+// Rejected tells perceptd that a resource answered 401 or 403 to the token given last for a scope, and returns why that
+// may be and what to do. Call it for a 403, of which a pipeline tells no credential.
 func (c *Credential) Rejected(ctx context.Context, scope string, status int) (api.Advice, error) {
 	resource, err := resourceOf([]string{scope})
 	if err != nil {
@@ -126,7 +126,8 @@ func (c *Credential) Rejected(ctx context.Context, scope string, status int) (ap
 
 func (c *Credential) report(ctx context.Context, resource string, status int, claims string) (api.Advice, error) {
 	advice, err := c.client.Rejected(ctx, api.Rejection{
-		Resource: resource, Identity: c.identity, SHA256: c.lastTokenFor(resource).sha256, Status: status, Claims: claims,
+		Resource: resource, Identity: c.identity, SHA256: c.lastTokenFor(resource).sha256, Status: status,
+		Claims: claims,
 	})
 	if err != nil {
 		return api.Advice{}, &Error{err}
@@ -185,12 +186,14 @@ func retryAfter(err error, try int) (time.Duration, bool) {
 	var unreachable *client.UnreachableError
 	pause := time.Second << (try - 1)
 	switch {
-	case errors.As(err, &refusal) && (refusal.Status == http.StatusServiceUnavailable || refusal.Status == http.StatusTooManyRequests):
+	case errors.As(err, &refusal) && (refusal.Status == http.StatusServiceUnavailable ||
+		refusal.Status == http.StatusTooManyRequests):
 		if refusal.RetryAfter > 0 {
 			pause = refusal.RetryAfter
 		}
 		return min(pause, maxPause), true
-	case errors.As(err, &unreachable), refusal != nil && refusal.Code == "": // not perceptd's word: another program is in its place
+	// not perceptd's word: another program is in its place
+	case errors.As(err, &unreachable), refusal != nil && refusal.Code == "":
 		return pause, true
 	}
 	return 0, false
