@@ -79,7 +79,7 @@ type TokenRequest struct {
 	MinTTL time.Duration
 
 	// IssuedAfter is a moment, by the issuer's clock and in whole seconds, after which the token must have
-	// been minted; the daemon answers not_yet rather than give an older one. Zero asks for nothing.
+	// been issued; the daemon answers not_yet rather than give an older one. Zero asks for nothing.
 	IssuedAfter time.Time
 
 	// Wait is how long the daemon is to wait for a token that meets all this, and that no revocation
@@ -88,7 +88,7 @@ type TokenRequest struct {
 	Wait time.Duration
 }
 
-// Token returns a token that this process was granted. The daemon tells callers apart by socket and
+// Token returns a token that this process was granted. The daemon distinguishes callers by socket and
 // uid, so the same request may bring another process something else, or nothing.
 //
 // It returns an *Error when the daemon refuses, an *UnreachableError when none could be talked to,
@@ -118,7 +118,7 @@ func (c *Client) Token(ctx context.Context, r TokenRequest) (api.Token, error) {
 	return token, nil
 }
 
-// Rejected tells the daemon that a resource refused a token, and returns why that may be and what to do.
+// Rejected reports to the daemon that a resource refused a token, and returns why that may be and what to do.
 // The report changes nothing for other callers. A caller that reports too often gets an *Error with
 // api.CodeBusy. Other errors are as for Token.
 func (c *Client) Rejected(ctx context.Context, r api.Rejection) (api.Advice, error) {
@@ -221,7 +221,7 @@ func (c *Client) RecordPolicyChange(ctx context.Context, r api.PolicyChangeReque
 }
 
 // WithdrawPolicyChange takes a policy change off the record, as if it had never been noted, and returns
-// it as it was. With an *Error of api.CodeNotKept it is withdrawn all the same, but back after the
+// it as it was. With an *Error of api.CodeNotKept it is withdrawn, but back after the
 // daemon's next start; with api.CodeUnknownChange there is none of that ID. Other errors are as for Token.
 func (c *Client) WithdrawPolicyChange(ctx context.Context, id string) (api.PolicyChangeAnswer, error) {
 	call := call{
@@ -273,8 +273,8 @@ func (e *Error) Error() string {
 }
 
 // UnreachableError says that no daemon answered at the socket. Every method returns it. Its cause
-// tells why: errors.Is(err, fs.ErrNotExist) when there is no socket, syscall.ECONNREFUSED when
-// nobody listens on it, fs.ErrPermission when this process may not connect,
+// is why: errors.Is(err, fs.ErrNotExist) when there is no socket, syscall.ECONNREFUSED when
+// no process listens on it, fs.ErrPermission when this process may not connect,
 // context.DeadlineExceeded when there was no answer in time.
 type UnreachableError struct {
 	Socket string
@@ -367,7 +367,7 @@ func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
 			to = nil
 			select {
 			case <-time.After(retryPause):
-			case <-ctx.Done(): // which the next try tells
+			case <-ctx.Done(): // the next try returns its error
 			}
 		}
 	}
@@ -448,7 +448,7 @@ func (c call) transportError(ctx context.Context, err error) error {
 		// The operation's own text repeats the path.
 		err = dial.Err
 	case errors.As(err, &dial):
-		// It has the path by which the daemon bound its socket, which is another.
+		// Its address is the path to which the daemon bound its socket, which differs from the one that was dialled.
 		err = fmt.Errorf("the connection was closed before a whole answer: %w", dial.Err)
 	case !errors.As(err, &dial) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
 		err = errNotHTTP // net/http quotes what was sent, which may be a token
@@ -518,7 +518,7 @@ func (w *connection) roundTrip(request *http.Request) (*http.Response, error) {
 	}
 	sendErr := request.Write(w.conn) // what refuses a request may not have read all of it
 	w.headerLimit.N = maxHeader
-	_, err := w.answers.Peek(1) // tells a connection that was closed from an answer that broke off
+	_, err := w.answers.Peek(1) // distinguishes a connection that was closed from an answer that broke off
 	var response *http.Response
 	if err == nil {
 		response, err = http.ReadResponse(w.answers, request)
@@ -553,7 +553,7 @@ func (b connectionBody) Close() error {
 }
 
 // Dial connects to one of the daemon's sockets. When the kernel's queue of those who want to connect there is full, as
-// while somebody floods it, a plain net.Dial fails at once; Dial waits for a place until ctx ends.
+// during a flood, a plain net.Dial fails at once; Dial waits for a place until ctx ends.
 func Dial(ctx context.Context, socket string) (net.Conn, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", socket)

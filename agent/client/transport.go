@@ -13,8 +13,8 @@ import (
 	"perceptd/agent/api"
 )
 
-// Transport is an http.RoundTripper that sends requests with a token of perceptd's, and tells perceptd when a resource
-// refuses one. Set its fields before its first use; it may then be used by many goroutines.
+// Transport is an http.RoundTripper that sends requests with a token of perceptd's, and reports to perceptd when a
+// resource refuses one. Set its fields before its first use; it may then be used by many goroutines.
 //
 // At an answer of 401 or 403 it reports, and where perceptd has another token by now, and the request's body can be had
 // again, it sends the request once more. Otherwise the answer is the caller's, as it came.
@@ -34,7 +34,7 @@ type Transport struct {
 	// Base sends the requests. Nil: http.DefaultTransport.
 	Base http.RoundTripper
 
-	// Advised is told of each report's answer. Nil: nobody.
+	// Advised is called with the answer to each report. Nil: not called.
 	Advised func(api.Advice)
 }
 
@@ -93,8 +93,8 @@ func (t *Transport) retry(r *http.Request, before *http.Response, refused api.To
 	return response
 }
 
-// report tells perceptd of a refusal, and returns whether another token may be accepted now. That it cannot be told is
-// nothing to the caller, who has an answer.
+// report reports a refusal to perceptd, and returns whether another token may be accepted now. The caller has an
+// answer, so a report that fails is no error.
 func (t *Transport) report(ctx context.Context, response *http.Response, token api.Token) bool {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()

@@ -25,13 +25,13 @@ type WatchRequest struct {
 // Event is one event of a Watch.
 type Event struct {
 	// Name says what happened: api.EventToken, EventPermissions, EventExpired or EventEnded. Others may be
-	// added; what is there now is told with every one.
+	// added; every event has the present state.
 	Name string
 
 	api.WatchEvent
 }
 
-// Watch tells what the daemon holds of a token, at once and at each change, until the caller leaves the
+// Watch yields what the daemon holds of a token, at once and at each change, until the caller leaves the
 // loop or ctx ends. No event carries token text: ask for it with Token.
 //
 //	for event, err := range c.Watch(ctx, request) {
@@ -44,7 +44,7 @@ type Event struct {
 // An event named api.EventEnded is the last one; its Detail says why. Any other end is an error, and the
 // last of the loop: those of Token, an *UnreachableError also when the daemon went away later on. Watch
 // does not connect again: whether and when to is the caller's to decide. Changes that follow each
-// other faster than the caller takes them are told as one.
+// other faster than the caller takes them are one event.
 func (c *Client) Watch(ctx context.Context, r WatchRequest) iter.Seq2[Event, error] {
 	query := url.Values{"resource": {r.Resource}}
 	if r.Identity != "" {

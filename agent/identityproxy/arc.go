@@ -112,7 +112,7 @@ func newSecret() string {
 	return hex.EncodeToString(b[:])
 }
 
-// sameSecret compares two secrets in a time that tells nothing of them, nor of their lengths.
+// sameSecret compares two secrets in a time that depends neither on them nor on their lengths.
 func sameSecret(a, b string) bool {
 	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
 	return subtle.ConstantTimeCompare(x[:], y[:]) == 1

@@ -14,13 +14,13 @@ import (
 // receiveBuffer bounds what the kernel keeps of a connection before it is read. A request has a few hundred bytes.
 const receiveBuffer = 16 << 10
 
-const maxPortTries = 16 // until nobody has been faster
+const maxPortTries = 16 // another process may be faster
 
-// listen opens a port of 127.0.0.1 that is free, and returns with it a second socket that holds the port: as long as
-// any process has that open, nobody can listen there, and when the listener is gone who connects is refused at once.
+// listen opens a free port of 127.0.0.1, and returns with it a second socket that holds the port: as long as any
+// process has that open, no other can listen there, and once the listener is gone, connections are refused at once.
 //
-// Two sockets share a port while both allow it and neither listens. Once the first does, and the second allows it no
-// more, it is for every other a port that is taken.
+// Two sockets share a port while both allow it and neither listens. Once the first listens and the second no longer
+// allows it, the port is taken for every other socket.
 func listen() (net.Listener, *os.File, error) {
 	var err error
 	for range maxPortTries {
@@ -55,7 +55,7 @@ func holdPort() (holder *os.File, port int, err error) {
 	holder = os.NewFile(uintptr(fd), "port")
 	err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
 	if err == nil {
-		err = setInt(holder, unix.SO_REUSEADDR, 1) // only now, so that the port is one that nobody has
+		err = setInt(holder, unix.SO_REUSEADDR, 1) // after bind, so that the port is one that is free
 	}
 	if err == nil {
 		var at unix.Sockaddr

@@ -19,7 +19,7 @@ const (
 	// one. Only root can make it.
 	DefaultArcKeyDir = "/var/opt/azcmagent/tokens"
 
-	arcKeyLife     = 5 * time.Minute // in real time: whoever reads the file lives in it
+	arcKeyLife     = 5 * time.Minute // in real time, in which clients live
 	maxArcKey      = 4096            // bytes that a client accepts
 	maxPendingKeys = 256             // files at once
 )
@@ -77,7 +77,7 @@ func (k *keyStore) makeDir(dir string) error {
 	return os.Chmod(dir, 0o750) // a daemon's umask is often 077, and callers are of the directory's group
 }
 
-// removeDirs removes what makeDir made, except where somebody has put something since.
+// removeDirs removes the directories that makeDir made, unless there is something in them by now.
 func (k *keyStore) removeDirs() {
 	for _, dir := range slices.Backward(k.made) {
 		_ = os.Remove(dir)

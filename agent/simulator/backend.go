@@ -9,7 +9,7 @@
 // Nothing it gives out can be taken for real. A token's algorithm is "none", its signature decodes
 // to "simulated", its issuer ends in ".invalid", and the claims "simulated" and "warning" say the
 // same in words; every answer names the simulation in its Server header; and Start refuses any
-// address but loopback. It accepts whatever caller reaches that port, so whoever starts it
+// address but loopback. It accepts every caller that reaches that port, so the program that starts it
 // must not put real permissions behind it, and must close the Server.
 package simulator
 
@@ -112,7 +112,7 @@ func New(o Options) *Backend {
 func (b *Backend) now() time.Time { return b.options.Now().Round(0) }
 
 // Token answers a request as the real service does: with the cached token of the identity and
-// resource until it rolls over, then with one that carries the permissions in force by then. Its
+// resource until it rolls over, then with one that carries the permissions in force at that time. Its
 // errors are ErrNoResource, *UnknownIdentityError and *AmbiguousIdentityError. Faults do not touch it.
 func (b *Backend) Token(sel Selection, resource string) (Token, error) {
 	defer b.beginCall(sel, resource)()
@@ -273,7 +273,7 @@ func (b *Backend) Calls() Calls {
 }
 
 const (
-	maxKeys = 1024 // identities and resources told apart, since resources come from callers
+	maxKeys = 1024 // identities and resources that are distinguished: resources come from callers
 	maxLog  = 4096 // calls remembered with their times
 )
 

@@ -41,7 +41,7 @@ const (
 	FaultKeyOutside   // Arc's key file is in another directory
 	FaultKeySymlink   // Arc's key file is a symbolic link
 	FaultKeyDirectory // Arc's key file is a directory
-	FaultKeyFIFO      // Arc's key file is a named pipe that nobody writes to
+	FaultKeyFIFO      // Arc's key file is a named pipe without a writer
 	FaultKeyTooBig    // Arc's key file is longer than the 4,096 bytes allowed
 	FaultKeyNoHeader  // Arc's challenge names no key file
 )
@@ -119,7 +119,7 @@ type Fault struct {
 
 	Body     string        `json:"body,omitempty"`     // instead of the usual body, where the kind has one
 	Size     int64         `json:"size,omitempty"`     // of FaultHugeBody and FaultGzipBomb, in bytes; 0: 64 MiB
-	Location string        `json:"location,omitempty"` // of FaultRedirect; empty: a loopback port where nobody listens
+	Location string        `json:"location,omitempty"` // of FaultRedirect; empty: a loopback port without a listener
 	Every    time.Duration `json:"-"`                  // of FaultSlowBody, between bytes in real time; 0: 50 ms
 
 	// Of FaultTimes: empty leaves the field true, "missing" leaves it out, a signed duration such as

@@ -152,8 +152,8 @@ func (s *Server) Addr() net.Addr { return s.address }
 // URL returns that address as an URL without a path.
 func (s *Server) URL() string { return "http://" + s.address.String() }
 
-// URLVariable is the environment variable that names the URL of a simulated back end that runs. Who is pointed at one
-// is told so by it, too.
+// URLVariable is the environment variable that names the URL of a simulated back end that runs. It also shows a client
+// that its back end is simulated.
 const URLVariable = "PERCEPT_SIMULATOR"
 
 // Environment returns the variables, as NAME=value, that point clients at the Server in its form.

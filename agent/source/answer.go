@@ -24,7 +24,7 @@ const (
 	longExpired    = 5 * time.Minute  // since its expiry: no back end hands out such a token any more
 	presumedLife   = 10 * time.Minute // of a token of unknown life; it is asked for again before its end
 
-	earliestTime = 978307200  // 2001, in Unix seconds: less is a duration that somebody took for a time
+	earliestTime = 978307200  // 2001, in Unix seconds: less is a duration in place of a time
 	latestTime   = 7258118399 // the end of the year 2199
 )
 
@@ -57,10 +57,10 @@ func echoNames(kind tokencache.SelectorKind) []string {
 	return nil
 }
 
-// parseAnswer reads the JSON object in an answer. clockKnown says that this device's clock is known to be right. Its
-// errors are in our words: none quotes the body.
-func parseAnswer(f fields, clockKnown bool) (answer, error) {
-	a := answer{clockTrusted: clockKnown}
+// parseAnswer reads the JSON object in an answer. clockTrusted says that this device's clock is known to be right. No
+// error quotes the body.
+func parseAnswer(f fields, clockTrusted bool) (answer, error) {
+	a := answer{clockTrusted: clockTrusted}
 	text, err := f.text("access_token")
 	switch {
 	case err != nil:
@@ -91,8 +91,7 @@ func parseAnswer(f fields, clockKnown bool) (answer, error) {
 	return a, nil
 }
 
-// echoed returns what an endpoint repeats of what it was asked for; empty where that is absent, or no text and so no
-// word of it.
+// echoed returns a parameter of the request that an endpoint repeats; empty where it is absent or not a string.
 func (a *answer) echoed(f fields, name string) string {
 	text, err := f.text(name)
 	if err != nil {
@@ -101,11 +100,11 @@ func (a *answer) echoed(f fields, name string) string {
 	return text
 }
 
-// parseTimes reads the four times. A token is refused only for want of an expiry: each of expires_in and expires_on may
-// be senseless beside a good one of the other, and refresh_in and not_before are advice.
+// parseTimes reads the four times. A token is refused only for want of an expiry: one of expires_in and expires_on may
+// be senseless where the other is good, and refresh_in and not_before are advice.
 //
-// An expires_in of 0 or less is the back end's own word that the token is over. Only a clock that is known to be right
-// can tell that it is not, by expires_on: a clock that is behind would have a token served long after its end.
+// An expires_in of 0 or less says that the token has expired. Only expires_on by a clock that is known to be right can
+// show that it has not: with a clock that is behind, a token would be served long after its end.
 func (a *answer) parseTimes(f fields) error {
 	noLife := a.parseExpiresIn(f)
 	noExpiry := a.parseExpiresOn(f)
@@ -279,7 +278,7 @@ func (a answer) plausibleStart(from, now time.Time) bool {
 }
 
 // lifetime is the life that the token was given, back-dating included, by the answer or else by the
-// token itself; zero when neither tells.
+// token itself; zero when neither has it.
 func (a answer) lifetime() time.Duration {
 	if !a.expiresOn.IsZero() && !a.notBefore.IsZero() {
 		return a.expiresOn.Sub(a.notBefore)
@@ -358,7 +357,7 @@ func (f fields) seconds(name string) (_ time.Duration, given bool, _ error) {
 }
 
 // time reads a time in one of the spellings that azidentity accepts, with fractions of a second, which are cut off, and
-// with the twelve hours of App Service's first version besides. Zero counts as absent.
+// and with the twelve hours of App Service's first version. Zero counts as absent.
 func (f fields) time(name string) (time.Time, error) {
 	s, err := f.digits(name)
 	if err != nil || s == "" || s == "0" {
@@ -384,7 +383,7 @@ func wholeNumber(s string) (int64, bool) {
 		return n, true
 	}
 	if strings.Trim(s, "+-.0123456789eE") != "" {
-		return 0, false // what ParseFloat reads besides: NaN, hexadecimal digits
+		return 0, false // ParseFloat also reads NaN and hexadecimal digits
 	}
 	n, err := strconv.ParseFloat(s, 64)
 	if err != nil || math.Abs(n) > latestTime {
@@ -413,12 +412,12 @@ func tokenSafe(s string) bool {
 	return true
 }
 
-// A claim is kept whole or not at all: of two that are cut off, nobody can tell whether they differ. These are the
+// A claim is kept whole or not at all: whether two claims differ cannot be seen once they are cut off. These are the
 // bytes that one may take, as JSON writes it.
 const (
 	maxClaimList = 8 << 10 // Entra writes at most 200 groups, which are GUIDs
 	maxClaimText = 1024
-	maxClaimID   = 128 // it is a GUID; no token fits, which an endpoint might put there to have it logged
+	maxClaimID   = 128 // it is a GUID; a token, which an endpoint might put there to get it logged, does not fit
 )
 
 // jwt is what a token says of itself, unverified: the device is not its audience. Zero for an
@@ -489,7 +488,7 @@ func (t jwt) expiry() time.Time {
 	return t.expiresOn
 }
 
-// lifetime is the life that the token was given, back-dating included; zero when it does not tell.
+// lifetime is the life that the token was given, back-dating included; zero when it is not in the claims.
 func (t jwt) lifetime() time.Duration {
 	exp, from := t.expiry(), t.claims.NotBefore
 	if exp.IsZero() || from.IsZero() {

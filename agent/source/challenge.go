@@ -17,8 +17,8 @@ const (
 	arcKeyBytes = 4096
 )
 
-// readChallenge reads the key file that the Arc agent's challenge names: whoever can read it may ask
-// for tokens. A server in the agent's place could name any file, so the file must be a plain one
+// readChallenge reads the key file that the Arc agent's challenge names: a process that can read it may ask
+// for tokens. A server that poses as the agent could name any file, so the file must be a plain one
 // directly in dir. azidentity opens it again by name; the transport compares what it then sends with
 // what was read here.
 func readChallenge(headers []string, dir string) (tokencache.Secret, *tokencache.FetchError) {

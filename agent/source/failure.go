@@ -124,8 +124,8 @@ func (at target) retryText(status int) string {
 	return "not now"
 }
 
-// badRequest tells an unknown identity from the other reasons for status 400. Azure asks not to
-// branch on the description, but puts different reasons under the same error code.
+// badRequest separates an unknown identity from the other reasons for status 400. Azure asks clients not to
+// branch on the description, but gives different reasons the same error code.
 func (at target) badRequest(key tokencache.Key, c errorResponse,
 	fail func(tokencache.Kind, string, ...any) *tokencache.FetchError) *tokencache.FetchError {
 	s := key.Selector
@@ -293,13 +293,13 @@ func (c errorResponse) meaning() errorMeaning {
 	return m
 }
 
-// looksLikePage tells HTML and XML, which no token endpoint sends.
+// looksLikePage reports whether a body is HTML or XML, which no token endpoint sends.
 func looksLikePage(body []byte) bool {
 	head := strings.TrimPrefix(string(body[:min(len(body), 512)]), "\ufeff")
 	return strings.HasPrefix(strings.TrimSpace(head), "<")
 }
 
-// describe says what a body is that no token endpoint sends.
+// describe names the kind of a body that no token endpoint sends.
 func describe(body []byte) string {
 	switch {
 	case len(body) > maxBodyBytes:
@@ -332,7 +332,7 @@ func (at target) secretRefused(status int) bool {
 	return status == http.StatusUnauthorized && (at.form == Arc || at.form == AppService)
 }
 
-// extentOf tells how much a failed round trip says: where no connection came about, whatever was asked for would have
+// extentOf returns which keys a failed round trip is about: without a connection, a request for any key would have
 // failed.
 func extentOf(err error) tokencache.Extent {
 	var (
@@ -340,7 +340,7 @@ func extentOf(err error) tokencache.Extent {
 		alert tls.AlertError
 		dns   *net.DNSError
 		op    *net.OpError
-		slow  net.Error // to connect: the fetch's own deadline is looked at before
+		slow  net.Error // to connect: the fetch's own deadline is checked before
 	)
 	switch {
 	case errors.As(err, &cert), errors.As(err, &alert), errors.As(err, &dns),
@@ -354,7 +354,7 @@ func extentOf(err error) tokencache.Extent {
 // expiredError says that the token in an answer has expired.
 type expiredError struct {
 	ago  time.Duration // since its end, as the back end counted it
-	on   time.Time     // its end, by the issuer's clock; zero: not told
+	on   time.Time     // its end, by the issuer's clock; zero: not known
 	text string
 }
 

@@ -46,7 +46,7 @@ func otherIdentity(at target, s tokencache.Selector, by string) *tokencache.Fetc
 		at.dial, s, by)}
 }
 
-// contradicts names the claim by which the token is another identity's than s; empty for none.
+// contradicts names the claim that shows that the token is not of the identity s; empty for none.
 func (t jwt) contradicts(s tokencache.Selector) string {
 	differs := func(claim, id string) bool { return claim != "" && !sameID(claim, id) }
 	switch {

@@ -228,7 +228,7 @@ func (m keyOptions) plan(path string) string {
 		path)
 }
 
-// writeCacheKey makes a key, writes it to path, and tells what it is sealed with.
+// writeCacheKey makes a key, writes it to path, and returns what it is sealed with.
 func (a *app) writeCacheKey(ctx context.Context, path string, m keyOptions) (with string, err error) {
 	secret := make([]byte, cacheKeySize)
 	_, _ = rand.Read(secret) // never fails
@@ -309,7 +309,7 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 			return needsRoot(err)
 		}
 	}
-	bound, next := a.boundTo(ctx, s)
+	bound, next := a.bindingText(ctx, s)
 	if with == withFile {
 		text := s.cacheKey(with, key.file) + bound
 		if next != "" {
@@ -335,7 +335,7 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 	return a.printTrouble(text)
 }
 
-// cacheKey tells what a key is worth.
+// cacheKey says what a key is worth.
 func (s screen) cacheKey(with, path string) string {
 	about := seals[with]
 	return s.Paragraph("key       ", path+", "+about.name, term.Plain) +
@@ -345,10 +345,10 @@ func (s screen) cacheKey(with, path string) string {
 // readDevice is what perceptd-cache-key.service has read of what the device is known by.
 const readDevice = "/run/percept-cache-key/device"
 
-// boundTo tells what kept tokens are bound to, and what to do where that is not what they could be bound to; empty:
-// nothing. It is perceptd's word that counts, who may not know what root can read here: after an upgrade in place, what
-// the version before has started of perceptd-cache-key.service is active, and tells it nothing.
-func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
+// bindingText says what kept tokens are bound to, and what to do where they could be bound to something better; next is
+// empty where they could not. It asks perceptd, which may not know what root can read here: after an upgrade in place,
+// the perceptd-cache-key.service that the version before started is active, and has passed nothing on to it.
+func (a *app) bindingText(ctx context.Context, s screen) (text, next string) {
 	asked, cancel := context.WithTimeout(ctx, a.probeTimeout())
 	defer cancel()
 	status, err := a.fetchStatus(asked)
@@ -359,7 +359,7 @@ func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
 			return s.Paragraph("bound     ", "what of this device they are bound to cannot be read", term.Warning),
 				cacheKeyNext
 		}
-		return s.bound(binding.Best(known)), ""
+		return s.binding(binding.Best(known)), ""
 	}
 	if kept.BoundTo == "" {
 		return s.Paragraph("bound     ", "to nothing: the perceptd that runs is of a version that binds them to no "+
@@ -369,18 +369,18 @@ func (a *app) boundTo(ctx context.Context, s screen) (text, next string) {
 	if kept.Untold && !kind.Hardware() {
 		next = cacheKeyNext
 	}
-	return s.bound(kind), next
+	return s.binding(kind), next
 }
 
-func (s screen) bound(kind binding.Kind) string {
+func (s screen) binding(kind binding.Kind) string {
 	if kind.Hardware() {
-		return s.Paragraph("bound     ", boundWorth(kind), term.Plain)
+		return s.Paragraph("bound     ", bindingWorth(kind), term.Plain)
 	}
-	return s.Paragraph("bound     ", boundWorth(kind), term.Warning)
+	return s.Paragraph("bound     ", bindingWorth(kind), term.Warning)
 }
 
-// boundWorth says what kept tokens are bound to, and what that is worth.
-func boundWorth(kind binding.Kind) string {
+// bindingWorth says what kept tokens are bound to, and what that is worth.
+func bindingWorth(kind binding.Kind) string {
 	switch {
 	case kind.Hardware():
 		return "to this device, by its " + kind.Name() +
@@ -392,7 +392,7 @@ func boundWorth(kind binding.Kind) string {
 		"another device"
 }
 
-// readSeal tells what a key that is there is sealed with. A credential counts before a key in the clear.
+// readSeal returns what the key is sealed with. A credential counts before a key in the clear.
 func readSeal(key cacheKey) (string, error) {
 	sealed, err := os.ReadFile(key.credential())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -405,7 +405,7 @@ func readSeal(key cacheKey) (string, error) {
 	return sealOf(sealed), nil
 }
 
-// sealOf tells what a credential is sealed with.
+// sealOf returns what a credential is sealed with.
 func sealOf(sealed []byte) string {
 	// What is no base64 has no such beginning.
 	raw, _ := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(string(sealed)), ""))
@@ -417,8 +417,8 @@ func sealOf(sealed []byte) string {
 	return withUnknown
 }
 
-const lostKeyHint = "were the TPM, the mainboard, Secure Boot or the disk changed? perceptctl cache-key make --replace " +
-	"makes another key; tokens that were sealed with the old one are fetched anew"
+const lostKeyHint = "were the TPM, the mainboard, Secure Boot or the disk changed? perceptctl cache-key make " +
+	"--replace makes another key; tokens that were sealed with the old one are fetched anew"
 
 func (a *app) cacheKeyOpenCommand(key *cacheKey) *cobra.Command {
 	return &cobra.Command{
@@ -503,7 +503,7 @@ func writeAtomically(path string, data []byte, mode fs.FileMode, gid int) error 
 func makeFolder(path string) error {
 	switch _, err := os.Stat(path); {
 	case err == nil:
-		return nil // or a file, which the next step tells
+		return nil // or a file, on which the next step fails
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}

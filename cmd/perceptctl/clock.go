@@ -36,7 +36,7 @@ which perceptd-clock.socket runs for it. The exit status is 5 when it is not.`,
 // timeDaemon is one that may keep the device's clock.
 type timeDaemon struct {
 	name string
-	next string // what to look at when the kernel does not count the clock as synchronised all the same
+	next string // what to look at when it runs and the kernel does not count the clock as synchronised
 }
 
 var (

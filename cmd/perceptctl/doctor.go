@@ -119,7 +119,7 @@ func (a *app) examineCaller(ctx context.Context) []finding {
 	const what = "token socket"
 	who, err := a.client.WhoAmI(ctx)
 	if err != nil {
-		return []finding{a.deadSocket(what, a.client.TokenSocketPath(), err)}
+		return []finding{a.socketFailure(what, a.client.TokenSocketPath(), err)}
 	}
 	all := []finding{{Verdict: pass, What: what, Is: a.client.TokenSocketPath() + " answers"}}
 	switch {
@@ -134,8 +134,8 @@ func (a *app) examineCaller(ctx context.Context) []finding {
 		Is: fmt.Sprintf("it has %s: perceptctl whoami lists them", plural(len(who.Grants), "grant", "grants"))})
 }
 
-// deadSocket says what is at a socket's path when nobody answers there.
-func (a *app) deadSocket(what, path string, err error) finding {
+// socketFailure says what is at a socket's path when there is no answer.
+func (a *app) socketFailure(what, path string, err error) finding {
 	info, statErr := os.Lstat(path)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -161,7 +161,7 @@ func (a *app) examineAbsence(err error, answered bool) finding {
 		return finding{note, what,
 			"there is none here, as in a module's container: run perceptctl doctor on the device for the rest", ""}
 	}
-	return a.deadSocket(what, path, err)
+	return a.socketFailure(what, path, err)
 }
 
 // examineUnits asks systemd and the daemon's own check, all at once, where they are here.
@@ -377,7 +377,7 @@ func examineKept(k api.KeptStatus) []finding {
 	if k.BoundTo == "" {
 		return nil
 	}
-	f := finding{Verdict: pass, What: "kept tokens", Is: "bound " + boundWorth(binding.KindOf(k.BoundTo))}
+	f := finding{Verdict: pass, What: "kept tokens", Is: "bound " + bindingWorth(binding.KindOf(k.BoundTo))}
 	switch {
 	case binding.KindOf(k.BoundTo).Hardware():
 	case k.Untold:

@@ -15,7 +15,7 @@ import (
 	"perceptd/cmd/perceptctl/term"
 )
 
-// The exit status, which is part of the interface: exitStatus decides it, exitHelp tells it.
+// The exit status, which is part of the interface: exitStatus decides it, exitHelp documents it.
 const (
 	exitOK          = 0
 	exitError       = 1
@@ -178,7 +178,8 @@ func (a *app) unreachableHint(err *client.UnreachableError) string {
 		return "perceptd is not running here: systemctl status perceptd; there is no admin socket inside a module's " +
 			"container"
 	case absent:
-		return "perceptd is not running here: systemctl status perceptd; in a container, mount the module's folder at " + api.RuntimeDir
+		return "perceptd is not running here: systemctl status perceptd; in a container, mount the module's folder at " +
+			api.RuntimeDir
 	}
 	return "the connection broke: systemctl status perceptd tells whether that is perceptd, journalctl -u perceptd " +
 		"what it did"

@@ -60,7 +60,7 @@ func (a *app) exec(args []string, arc bool) error {
 	if err != nil {
 		return &statusError{err, exitExec}
 	}
-	defer r.Close() // there is nobody left to tell
+	defer r.Close() // an error has no one left to go to
 	environ := environment(a.environ, r.Variables())
 	path, err := lookPath(args[0], environ)
 	if err != nil {

@@ -94,7 +94,7 @@ func (t explainer) summary() string {
 	return t.tokenName() + " is current, as far as perceptd was told: no policy change for it is on record."
 }
 
-// latestChange tells when the latest change was that the token may lack, or as of when it counts.
+// latestChange says when the latest change was that the token may lack, or as of when it counts.
 func (t explainer) latestChange() string {
 	on := t.token.Permissions.Changed
 	for _, change := range t.changes {
@@ -274,15 +274,15 @@ func (t explainer) policyChanges() []string {
 		texts = append(texts, fmt.Sprintf("There are %s before these: perceptctl policy-changes lists them.",
 			counted(more, "change")))
 	}
-	if text := t.byAlternate(); text != "" {
+	if text := t.alternateChange(); text != "" {
 		texts = append(texts, text)
 	}
 	return texts
 }
 
-// byAlternate tells that the latest change is on another resource, which this one is an alternate of or
-// that is one of its own.
-func (t explainer) byAlternate() string {
+// alternateChange says that the latest change is on another resource, which is an alternate of this one or has this one
+// as an alternate.
+func (t explainer) alternateChange() string {
 	p := t.token.Permissions
 	isOwn := func(change tokenChange) bool { return change.At.Unix() == p.Changed }
 	if t.current() || p.Changed == 0 || slices.ContainsFunc(t.changes, isOwn) {
@@ -313,7 +313,7 @@ func (t explainer) policyStateText(change tokenChange) string {
 
 func capital(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
 
-// backEnd tells what the back end does, and what it last answered.
+// backEnd says what the back end does, and what it last answered.
 func (t explainer) backEnd() string {
 	text := "The back end keeps its own copy of a token for each resource for around 24 hours and hands that out; " +
 		"nothing can force a newer one."
@@ -363,16 +363,16 @@ func (t explainer) rolloverPattern() string {
 	case api.RolloverIrregular:
 		learnt = "It hands out newer tokens at ages that differ"
 	default:
-		return "When it hands out newer tokens has not been learnt yet: " + rolloversSeen(r.Seen) + "."
+		return "When it hands out newer tokens has not been learnt yet: " + rolloversText(r.Seen) + "."
 	}
-	learnt += " (" + rolloversSeen(r.Seen) + ")."
+	learnt += " (" + rolloversText(r.Seen) + ")."
 	if r.Expected != nil && t.valid() {
 		learnt += " The next is expected at about " + t.atRelative(t.now, *r.Expected) + "."
 	}
 	return learnt
 }
 
-func rolloversSeen(n int) string {
+func rolloversText(n int) string {
 	switch n {
 	case 0:
 		return "no rollover of this token was observed so far"
@@ -448,7 +448,7 @@ func (t explainer) fetchesPostponed() string {
 		"would lack it and then stay in the back end's cache for about a day."
 }
 
-// inToken tells what of the permissions is in the token, where that matters.
+// inToken says which permissions are in the token, where that matters.
 func (t explainer) inToken() string {
 	if len(t.changes) == 0 && t.current() {
 		return ""

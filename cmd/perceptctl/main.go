@@ -15,7 +15,7 @@ import (
 	"syscall"
 )
 
-// Set by the linker (-X main.version=…); empty in a plain `go build`, which tells less.
+// Set by the linker (-X main.version=…); empty in a plain `go build`.
 var version, commit, date string
 
 func main() {

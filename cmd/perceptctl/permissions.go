@@ -9,13 +9,13 @@ import (
 	"perceptd/cmd/perceptctl/term"
 )
 
-// isCurrent reports whether a token that there is lacks no policy change on record. A daemon that does
-// not say so knows of none.
+// isCurrent reports whether a valid token carries every policy change on record. A daemon that says nothing of them
+// knows of none.
 func isCurrent(token api.TokenStatus) bool {
 	return token.Permissions.Standing == api.StandingCurrent || token.Permissions.Standing == ""
 }
 
-// verdict is the one word on a token's permissions.
+// verdict is a token's permissions in one word.
 func verdict(permissions api.Permissions) string {
 	if permissions.Withheld {
 		return "withheld"
@@ -35,7 +35,7 @@ func permissionsCell(token api.TokenStatus) term.Cell {
 	return term.Cell{Text: string(api.StandingCurrent), Style: term.Good}
 }
 
-// permissionsText tells permissions in a few words: "stale, current by 14:05".
+// permissionsText writes permissions in a few words: "stale, current by 14:05".
 func (s screen) permissionsText(now time.Time, p api.Permissions) string {
 	text := term.Clean(verdict(p))
 	if p.CurrentBy != 0 {
@@ -50,15 +50,15 @@ revoked  less is permitted: they are withheld until newer ones arrive, which can
          take a day and four hours
 changed  both, or it is not known: as granted`
 
-// inTheToken tells what a newer token can make better, and what not.
-const inTheToken = "Group memberships, app roles and directory roles are written into the token (groups, roles, wids): " +
-	"only a newer token shows a change of these. Direct Azure RBAC role assignments are not in it: the resource looks " +
-	"them up itself, within about 10 minutes, whatever the token."
+// inTheToken says which permissions a newer token brings, and which are not in a token.
+const inTheToken = "Group memberships, app roles and directory roles are written into the token (groups, roles, " +
+	"wids): only a newer token shows a change of these. Direct Azure RBAC role assignments are not in it: the " +
+	"resource looks them up itself, within about 10 minutes, whatever the token."
 
 const notRecalled = "Tokens that are already in a module's hands cannot be recalled: they keep what they carry " +
 	"until they expire."
 
-// changeText tells a policy change in half a sentence: "permissions were granted at 11:20 (40m ago) to
+// changeText writes a policy change as half a sentence: "permissions were granted at 11:20 (40m ago) to
 // identity vision on https://vault.azure.net".
 func (s screen) changeText(now time.Time, change api.PolicyChange) string {
 	if change.Record != "" {
@@ -100,7 +100,7 @@ func recordText(is api.RecordState) string {
 	return "the record of policy changes is lost"
 }
 
-// joinedText says what a change is that stands for others, or "".
+// joinedText says that a change stands for others too, or "".
 func joinedText(change api.PolicyChange) string {
 	if change.Joined == 0 {
 		return ""
@@ -109,7 +109,7 @@ func joinedText(change api.PolicyChange) string {
 		"withdrawn, as one", 1+change.Joined)
 }
 
-func waitingOf(change api.PolicyChange) string {
+func waitingText(change api.PolicyChange) string {
 	return fmt.Sprintf("%d of %d", change.Waiting, change.Touched)
 }
 
@@ -119,7 +119,7 @@ func touches(change api.PolicyChange, token api.TokenStatus) bool {
 		(change.Resource == "" || sameResource(change.Resource, token.Resource))
 }
 
-// sameResource reports whether two spellings are of one resource, as far as a screen needs to know: perceptd decides.
+// sameResource reports whether two spellings are of one resource. It is for display only: perceptd decides.
 func sameResource(a, b string) bool {
 	return strings.EqualFold(strings.TrimRight(a, "/"), strings.TrimRight(b, "/"))
 }
@@ -140,7 +140,7 @@ func policyState(change api.PolicyChange, token api.TokenStatus) api.Standing {
 	switch {
 	case token.ExpiresIn <= 0:
 		return ""
-	// The daemon's own judgement decides where it is about this change.
+	// The daemon's own verdict decides where it is about this change.
 	case isCurrent(token) || change.Waiting == 0:
 		return api.StandingCurrent
 	// Of the changes that the token may lack, Changed is the latest; it comes in whole seconds.
@@ -149,14 +149,14 @@ func policyState(change api.PolicyChange, token api.TokenStatus) api.Standing {
 	case before && change.Effect != api.EffectUnknown:
 		return api.StandingStale
 	case change.Waiting == change.Touched || token.MintedFrom == nil ||
-		!token.MintedFrom.After(counts.Add(defaultSpread)):
+		!token.MintedFrom.After(counts.Add(defaultPropagationDelay)):
 		return api.StandingUncertain
 	}
 	return api.StandingCurrent
 }
 
-// defaultSpread is how long a change takes to reach new tokens, where the configuration says nothing else.
-const defaultSpread = 10 * time.Minute
+// defaultPropagationDelay is how long a change takes to reach new tokens, where the configuration says nothing else.
+const defaultPropagationDelay = 10 * time.Minute
 
 // lostRecord returns the change that stands for a lost record of policy changes and withholds the token; nil where
 // there is none, or a revocation on record withholds the token.

@@ -99,26 +99,26 @@ func (a *app) completeChange(ctx context.Context, request *api.PolicyChangeReque
 func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest, asJSON bool) error {
 	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
-	noted, err := a.client.RecordPolicyChange(ctx, request)
+	change, err := a.client.RecordPolicyChange(ctx, request)
 	warned := notKept(err)
 	if err != nil && warned == "" {
 		return err
 	}
 	if warned != "" {
-		noted, err = a.lastRecorded(ctx, request)
+		change, err = a.lastRecorded(ctx, request)
 		if err != nil {
-			noted = api.PolicyChangeAnswer{}
+			change = api.PolicyChangeAnswer{}
 		}
 	}
 	if asJSON {
-		return a.jsonWithWarning(noted, warned)
+		return a.jsonWithWarning(change, warned)
 	}
 	s := a.screen(a.stdout)
 	text := s.notKept(warned)
-	if noted.ID != "" {
+	if change.ID != "" {
 		// The change is recorded; without a status only its effect on the tokens is not shown.
 		status, err := a.client.Status(ctx)
-		text += s.recorded(noted.Now, noted.PolicyChange, status, err == nil)
+		text += s.recorded(change.Now, change.PolicyChange, status, err == nil)
 	}
 	if err := a.print(text); err != nil {
 		return err
@@ -176,7 +176,7 @@ func (a *app) lastRecorded(ctx context.Context, request api.PolicyChangeRequest)
 // defaultScope may stand behind a resource and is dropped by the daemon.
 const defaultScope = "/.default"
 
-// recorded tells what was put on record and what follows from it.
+// recorded says which change was recorded and what follows from it.
 func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
 	text := s.Paragraph("noted: ", s.changeText(now, change)+"; its ID is "+change.ID, term.Plain)
 	if joined := joinedText(change); joined != "" {
@@ -195,7 +195,7 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 		return text + "\n" + s.consequences(change, nil, now)
 	}
 	text += s.Paragraph("", counted(change.Touched, "token")+" touched, waiting for a current one: "+
-		waitingOf(change), term.Plain)
+		waitingText(change), term.Plain)
 	var touched []api.TokenStatus
 	for _, token := range status.Tokens {
 		if token.ExpiresIn > 0 && touches(change, token) {
@@ -239,7 +239,7 @@ func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
 	return text
 }
 
-// consequences tells what perceptd does about a change, until when, and what it cannot do.
+// consequences says what perceptd does about a change, until when, and what it cannot do.
 func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus, now time.Time) string {
 	latest := lastCurrentBy(touched)
 	by := ""
@@ -266,7 +266,7 @@ func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus,
 	return text + s.Paragraph("", inTheToken, term.Plain)
 }
 
-// lastCurrentBy returns when the last of the tokens is current, as the wire tells it.
+// lastCurrentBy returns when the last of the tokens is current, in Unix seconds.
 func lastCurrentBy(tokens []api.TokenStatus) (latest int64) {
 	for _, token := range tokens {
 		if !isCurrent(token) {

@@ -82,9 +82,9 @@ func waitingCell(change api.PolicyChange) term.Cell {
 	case change.Touched == 0:
 		return term.Cell{Text: "no token", Style: term.Faint}
 	case change.Waiting == 0:
-		return term.Cell{Text: waitingOf(change), Style: term.Good}
+		return term.Cell{Text: waitingText(change), Style: term.Good}
 	}
-	return term.Cell{Text: waitingOf(change), Style: term.Warning}
+	return term.Cell{Text: waitingText(change), Style: term.Warning}
 }
 
 // aboutChange says what is out of the ordinary about a change on record, or "".

@@ -82,7 +82,7 @@ func (a *app) simulate(ctx context.Context, s *simulateOptions) error {
 	if err != nil {
 		return err
 	}
-	if err = a.announce(server, s); err == nil {
+	if err = a.printVariables(server, s); err == nil {
 		// Its error is also Close's, which returns when nothing is left.
 		_ = server.Wait()
 	}
@@ -124,8 +124,8 @@ func (s *simulateOptions) complete() error {
 	return nil
 }
 
-// announce tells where the back end is, on standard output and in the file that was asked for.
-func (a *app) announce(server *simulator.Server, s *simulateOptions) error {
+// printVariables writes where the back end is to standard output, and to the file that was asked for.
+func (a *app) printVariables(server *simulator.Server, s *simulateOptions) error {
 	variables := append(server.Environment(), simulatorVariable+"="+server.URL())
 	if err := s.writeEnvFile(variables); err != nil {
 		return fmt.Errorf("--env-file: %w", err)
@@ -165,7 +165,7 @@ func (s *simulateOptions) writeEnvFile(variables []string) error {
 	return nil
 }
 
-// removeEnvFile removes what writeEnvFile wrote, where nobody has done so yet.
+// removeEnvFile removes what writeEnvFile wrote, if it is still there.
 func (s *simulateOptions) removeEnvFile() error {
 	if !s.wroteEnv {
 		return nil

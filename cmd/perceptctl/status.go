@@ -281,7 +281,7 @@ func (s screen) identities(identities []api.IdentityStatus) string {
 	return s.Table(columns, rows)
 }
 
-// principalText says whom an identity's tokens speak for, or "" where none has said so.
+// principalText names the principal that an identity's tokens speak for, or is "" where it is not known.
 func principalText(p *api.Principal) string {
 	if p == nil {
 		return ""
@@ -301,7 +301,7 @@ func principalText(p *api.Principal) string {
 	return strings.Join(parts, ", ")
 }
 
-// principalOf is whom a token speaks for; nil where it does not say.
+// principalOf returns the principal that a token speaks for; nil where its claims do not say.
 func principalOf(token api.TokenStatus) *api.Principal {
 	c := token.Claims
 	if c == nil || c.ObjectID == "" && c.TenantID == "" && c.ClientID == "" {
@@ -310,15 +310,15 @@ func principalOf(token api.TokenStatus) *api.Principal {
 	return &api.Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID}
 }
 
-// ofFormer says that a token is of a former principal, in a line; or "". explain tells more.
-func ofFormer(token api.TokenStatus) string {
+// formerPrincipalText says in a line that a token is of a former principal; or "". explain says more.
+func formerPrincipalText(token api.TokenStatus) string {
 	if !token.Former {
 		return ""
 	}
 	return "of a former principal" + formerText(token)
 }
 
-// formerText names the former principal that a token is of, by what tells it best, after a colon.
+// formerText names the former principal that a token is of, after a colon: by its object ID where that is known.
 func formerText(token api.TokenStatus) string {
 	switch p := principalOf(token); {
 	case p == nil:
@@ -347,7 +347,7 @@ func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
 			Notes: []term.Cell{
 				{Text: failures(now, token), Style: term.Bad},
 				{Text: unconfirmed(token), Style: term.Warning},
-				{Text: ofFormer(token), Style: term.Warning},
+				{Text: formerPrincipalText(token), Style: term.Warning},
 				{Text: s.expectation(now, token)},
 				{Text: refused(now, token), Style: term.Warning},
 			},

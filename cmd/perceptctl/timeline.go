@@ -151,7 +151,7 @@ func (s screen) paintBar(l life, bar string) string {
 // life is a token's times. Those not known are zero.
 type life struct {
 	token               api.TokenStatus
-	issuedFrom, issued  time.Time // the interval's ends; minted is the later
+	issuedFrom, issued  time.Time // the ends of the issue window
 	half, expires       time.Time
 	rollover            time.Time
 	unmet               time.Time // the earliest change that it may lack
@@ -211,7 +211,7 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 	return l
 }
 
-// lifeText tells every time of a token, exactly.
+// lifeText lists every time of a token, to the second.
 func (s screen) lifeText(lead string, now time.Time, l life) string {
 	text := s.Paragraph(lead, l.token.Identity+"  "+l.token.Resource, term.Title)
 	var parts []string
@@ -328,7 +328,7 @@ func (x axis) column(t time.Time) int {
 	return max(0, min(x.columns-1, int(at)))
 }
 
-// bar draws a life. Marks are drawn over each other, the weightiest last: half life, minting, expiry,
+// bar draws a life. Marks are drawn over each other, the most important last: half life, issue, expiry,
 // rollover, now, policy change.
 func (x axis) bar(l life, m marks) []rune {
 	bar := []rune(strings.Repeat(" ", x.columns))
@@ -439,7 +439,7 @@ func (x axis) nowLine(s screen) string {
 	return strings.Repeat(" ", at) + label
 }
 
-// legend tells the marks that appear.
+// legend explains the marks that appear.
 func (s screen) legend(seen map[rune]bool, m marks) string {
 	var parts []string
 	for _, entry := range []struct {

@@ -42,7 +42,7 @@ func (a *app) version(ctx context.Context) error {
 	return a.print(text)
 }
 
-// ownVersion tells what the linker was given, or else what the Go toolchain recorded.
+// ownVersion returns the version that the linker was given, or else the one that the Go toolchain recorded.
 func ownVersion() string {
 	v, revision, built := version, commit, date
 	if v == "" {

@@ -116,8 +116,8 @@ func factsOf(c api.Caller) []fact {
 	if c.Nested {
 		add("namespace", "a pid namespace of its own, as in a container: user and groups say nothing")
 	}
-	add("user", named(c.UID, c.User))
-	add("group", named(c.GID, c.Group))
+	add("user", nameAndNumber(c.UID, c.User))
+	add("group", nameAndNumber(c.GID, c.Group))
 	var groups []string
 	for _, gid := range c.Groups {
 		groups = append(groups, fmt.Sprint(gid))
@@ -129,8 +129,8 @@ func factsOf(c api.Caller) []fact {
 	return all
 }
 
-// named tells a user or group by name and number, as far as they are known.
-func named(id *uint32, name string) string {
+// nameAndNumber writes a user or group by name and number, as far as they are known.
+func nameAndNumber(id *uint32, name string) string {
 	switch {
 	case id == nil:
 		return ""

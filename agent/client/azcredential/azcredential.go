@@ -2,8 +2,8 @@
 // asks on the token socket, without a loopback port or an environment variable between.
 //
 // A Credential holds no token: perceptd caches them, and asking costs a fraction of a millisecond. What it does beyond
-// azidentity's ManagedIdentityCredential is to tell perceptd when a resource has refused a token, and to say what
-// perceptd knows about that instead of handing out the same token again.
+// azidentity's ManagedIdentityCredential is that it reports to perceptd when a resource has refused a token, and
+// returns what perceptd knows about that instead of the same token again.
 package azcredential
 
 import (
@@ -68,15 +68,15 @@ const defaultRefreshTimeout = 2 * time.Second
 // GetToken returns a token for the one scope in o: RESOURCE/.default, or RESOURCE alone.
 //
 // RefreshOn is when perceptd may have a newer one: pipelines ask again then, and go on with the token they have where
-// that fails. Claims, from a resource that refused a token, are told to perceptd, which asks its back end once: a
+// that fails. Claims, from a resource that refused a token, are reported to perceptd, which asks its back end once: a
 // managed identity cannot be made to get a new token, so where there is none the error says why, and when there may be
 // one. EnableCAE changes nothing, since managed identities get no such tokens, nor does TenantID, as with azidentity:
 // the identity belongs to one tenant.
 //
 // While perceptd is away or its back end throttles, it is asked a few times, as long as ctx lasts. While a token that
-// was given for the resource is still good, it is asked once, for two seconds at most: a pipeline refreshes within
-// somebody's request, which goes on with that token. Claims are asked for patiently all the same. The errors are final
-// to a pipeline; errors.As finds *client.Error and *client.UnreachableError in them.
+// was returned for the resource is still good, it is asked once, for two seconds at most: a pipeline refreshes during a
+// request, which goes on with that token. With Claims it is asked a few times nevertheless. The errors are final to a
+// pipeline; errors.As finds *client.Error and *client.UnreachableError in them.
 func (c *Credential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	resource, err := resourceOf(o.Scopes)
 	if err != nil {
@@ -105,7 +105,7 @@ func (c *Credential) GetToken(ctx context.Context, o policy.TokenRequestOptions)
 	return azcore.AccessToken{Token: token.AccessToken, ExpiresOn: expires, RefreshOn: now.Add(refresh)}, nil
 }
 
-// Watch tells what perceptd holds of the token for a scope, as client.Watch does.
+// Watch yields what perceptd holds of the token for a scope, as client.Watch does.
 func (c *Credential) Watch(ctx context.Context, scope string) iter.Seq2[client.Event, error] {
 	resource, err := resourceOf([]string{scope})
 	if err != nil {
@@ -114,8 +114,8 @@ func (c *Credential) Watch(ctx context.Context, scope string) iter.Seq2[client.E
 	return c.client.Watch(ctx, client.WatchRequest{Resource: resource, Identity: c.identity})
 }
 
-// Rejected tells perceptd that a resource answered 401 or 403 to the token given last for a scope, and returns why that
-// may be and what to do. Call it for a 403, of which a pipeline tells no credential.
+// Rejected reports to perceptd that a resource answered 401 or 403 to the token that was returned last for a scope, and
+// returns why that may be and what to do. Call it for a 403, which a pipeline does not report to a credential.
 func (c *Credential) Rejected(ctx context.Context, scope string, status int) (api.Advice, error) {
 	resource, err := resourceOf([]string{scope})
 	if err != nil {

@@ -52,8 +52,8 @@ func (s Screen) Paint(how Style, text string) string {
 const Gap = "  "
 
 // Paragraph breaks text into lines between words. The first begins with lead, the others with as
-// many spaces. A word that is longer than a line has one of its own and stays whole, since it may be a path that
-// somebody copies: the terminal wraps it.
+// many spaces. A word that is longer than a line has one of its own and stays whole, since it may be a path to copy:
+// the terminal wraps it.
 func (s Screen) Paragraph(lead, text string, how Style) string {
 	room := s.Width - utf8.RuneCountInString(lead)
 	var lines []string
