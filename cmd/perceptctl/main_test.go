@@ -57,14 +57,14 @@ func heedSignals() {
 func TestTranscripts(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("UPDATE_TRANSCRIPTS") != "" {
-		play(t, "testdata", asWritten, true)
+		play(t, "testdata", scriptSetting, true)
 		return
 	}
 	scripts, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(scripts) == 0 {
 		t.Fatal(scripts, err)
 	}
-	for _, s := range []setting{asWritten, {2027, "Europe/Berlin"}, {2026, "America/St_Johns"}, {2027, "America/St_Johns"}} {
+	for _, s := range []setting{scriptSetting, {2027, "Europe/Berlin"}, {2026, "America/St_Johns"}, {2027, "America/St_Johns"}} {
 		t.Run(fmt.Sprint(s.year, " in ", filepath.Base(s.zone)), func(t *testing.T) {
 			t.Parallel()
 			folder := t.TempDir()

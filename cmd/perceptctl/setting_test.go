@@ -14,47 +14,47 @@ type setting struct {
 	zone string // of the screen
 }
 
-// asWritten is the setting of the scripts in testdata.
-var asWritten = setting{2026, "Europe/Berlin"}
+// scriptSetting is the setting of the scripts in testdata.
+var scriptSetting = setting{2026, "Europe/Berlin"}
 
 var (
 	// What a script has of moments: perceptd's, in the two forms of the wire, and those that people see and write.
-	wireMoment  = regexp.MustCompile(`2026-11-2\dT\d\d:\d\d:\d\dZ`)
-	unixMoment  = regexp.MustCompile(`\b(?:179|192)\d{7}\b`)
-	shownMoment = regexp.MustCompile(`\b20(?:26|31)-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d\\\+01:00)?`)
+	wireTime  = regexp.MustCompile(`2026-11-2\dT\d\d:\d\d:\d\dZ`)
+	unixTime  = regexp.MustCompile(`\b(?:179|192)\d{7}\b`)
+	shownTime = regexp.MustCompile(`\b20(?:26|31)-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d\\\+01:00)?`)
 )
 
 // moved returns a script as it is played at s: perceptd's moments are moved so that the clocks on the walls there
 // show what the script says, in the other year. So what perceptctl prints differs by the year and the zone's name alone.
 func (s setting) moved(t *testing.T, script string) string {
 	t.Helper()
-	here, there := asWritten.location(t), s.location(t)
+	here, there := scriptSetting.location(t), s.location(t)
 	at := func(then time.Time) time.Time {
 		local := then.In(here)
-		return time.Date(local.Year()+s.year-asWritten.year, local.Month(), local.Day(), local.Hour(), local.Minute(), local.Second(), 0, there)
+		return time.Date(local.Year()+s.year-scriptSetting.year, local.Month(), local.Day(), local.Hour(), local.Minute(), local.Second(), 0, there)
 	}
 	name, offset := at(time.Unix(1795435200, 0)).Format("MST"), at(time.Unix(1795435200, 0)).Format("-07:00")
 	move := func(text string) string {
-		text = wireMoment.ReplaceAllStringFunc(text, func(moment string) string {
+		text = wireTime.ReplaceAllStringFunc(text, func(moment string) string {
 			then, err := time.Parse(time.RFC3339, moment)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return at(then).UTC().Format(time.RFC3339)
 		})
-		text = unixMoment.ReplaceAllStringFunc(text, func(moment string) string {
+		text = unixTime.ReplaceAllStringFunc(text, func(moment string) string {
 			then, err := strconv.ParseInt(moment, 10, 64)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return strconv.FormatInt(at(time.Unix(then, 0)).Unix(), 10)
 		})
-		text = shownMoment.ReplaceAllStringFunc(text, func(moment string) string {
+		text = shownTime.ReplaceAllStringFunc(text, func(moment string) string {
 			year, err := strconv.Atoi(moment[:4])
 			if err != nil {
 				t.Fatal(err)
 			}
-			return strconv.Itoa(year+s.year-asWritten.year) + strings.ReplaceAll(moment[4:], `\+01:00`, regexp.QuoteMeta(offset))
+			return strconv.Itoa(year+s.year-scriptSetting.year) + strings.ReplaceAll(moment[4:], `\+01:00`, regexp.QuoteMeta(offset))
 		})
 		return strings.ReplaceAll(text, "CET, UTC+01:00", name+", UTC"+offset)
 	}
