@@ -69,8 +69,8 @@ type timeKeeper struct {
 	state string // "active", or what systemd says of it, as "failed" or "inactive"
 }
 
-// timeKeeperHere asks systemd which time daemon runs, or else is there and does not.
-func (a *app) timeKeeperHere(ctx context.Context) (found timeKeeper) {
+// findTimeDaemon asks systemd which time daemon runs, or else is there and does not.
+func (a *app) findTimeDaemon(ctx context.Context) (found timeKeeper) {
 	ask := []string{"show", "--property=Id,LoadState,ActiveState"}
 	for _, of := range timeDaemons {
 		ask = append(ask, of.unit)

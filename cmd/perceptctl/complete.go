@@ -28,12 +28,12 @@ func (a *app) fromStatus(values func(api.Status) []string) cobra.CompletionFunc 
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return slices.DeleteFunc(values(status), unfit), cobra.ShellCompDirectiveNoFileComp
+		return slices.DeleteFunc(values(status), needsQuoting), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
-// unfit reports whether a value is not offered, since a shell would read it as anything but one word.
-func unfit(value string) bool { return !plainWord.MatchString(value) }
+// needsQuoting reports whether a value is not offered, since a shell would read it as anything but one word.
+func needsQuoting(value string) bool { return !plainWord.MatchString(value) }
 
 var plainWord = regexp.MustCompile(`^[0-9A-Za-z_][0-9A-Za-z_.:/@%+=,-]*$`)
 

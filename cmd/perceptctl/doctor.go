@@ -91,7 +91,7 @@ func (a *app) examine(ctx context.Context) []finding {
 	var keeper timeKeeper
 	var probes, checks sync.WaitGroup
 	checks.Go(func() { units = a.examineUnits(beside) })
-	probes.Go(func() { keeper = a.timeKeeperHere(ctx) })
+	probes.Go(func() { keeper = a.findTimeDaemon(ctx) })
 	defer checks.Wait()
 	defer answered()
 	probes.Go(func() { all = a.examineCaller(asked) })

@@ -126,7 +126,7 @@ func (t explainer) lifetime() string {
 	if t.token.SHA256 != "" {
 		text += " (sha256 " + t.token.SHA256 + "…)"
 	}
-	text += " " + t.minted() + "."
+	text += " " + t.issued() + "."
 	if t.token.ReceivedOn != nil {
 		text += " perceptd received it at " + t.atRelative(t.now, *t.token.ReceivedOn) + "."
 	}
@@ -142,7 +142,7 @@ const exactWidth = 5 * time.Second
 // backdatedWidth is the widest issue window that comes from Entra's dating tokens back.
 const backdatedWidth = 6 * time.Minute
 
-func (t explainer) minted() string {
+func (t explainer) issued() string {
 	from, to := t.token.MintedFrom, t.token.MintedTo
 	if from == nil || to == nil {
 		return "was minted at a time that is not known"
@@ -228,10 +228,10 @@ func (t explainer) claimChanges() string {
 		if slices.Contains(before.Omitted, claim.name) || slices.Contains(now.Omitted, claim.name) {
 			continue
 		}
-		if came := without(claim.now, claim.before); len(came) > 0 {
+		if came := except(claim.now, claim.before); len(came) > 0 {
 			parts = append(parts, claimText(claim.thing, came)+" came")
 		}
-		if went := without(claim.before, claim.now); len(went) > 0 {
+		if went := except(claim.before, claim.now); len(went) > 0 {
 			parts = append(parts, claimText(claim.thing, went)+" went")
 		}
 	}
@@ -242,8 +242,8 @@ func (t explainer) claimChanges() string {
 		". That is evidence of a change that reached it, and no proof that all of them did."
 }
 
-// without returns the values that are not among others.
-func without(values, others []string) []string {
+// except returns the values that are not among others.
+func except(values, others []string) []string {
 	return slices.DeleteFunc(slices.Clone(values), func(v string) bool { return slices.Contains(others, v) })
 }
 
@@ -257,7 +257,7 @@ func (t explainer) policyChanges() []string {
 	}
 	var texts []string
 	for _, change := range t.changes[:min(shownChanges, len(t.changes))] {
-		text := capital(t.changeText(t.now, change.PolicyChange)) + " (ID " + change.ID + ")."
+		text := capitalized(t.changeText(t.now, change.PolicyChange)) + " (ID " + change.ID + ")."
 		if change.Note != "" {
 			text += " Note: \"" + change.Note + "\"."
 		}
@@ -311,7 +311,7 @@ func (t explainer) policyStateText(change tokenChange) string {
 	return ""
 }
 
-func capital(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
+func capitalized(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
 
 // backEnd says what the back end does, and what it last answered.
 func (t explainer) backEnd() string {

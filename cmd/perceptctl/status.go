@@ -465,15 +465,15 @@ func (a *app) draw(s screen, text string, first bool) error {
 	return a.print(strings.Repeat("-", s.Width) + "\n" + text)
 }
 
-// fewDenials is how many kinds of denial a status shows; --json has more.
-const fewDenials = 3
+// shownDenials is how many kinds of denial a status shows; --json has more.
+const shownDenials = 3
 
 // denials lays out the latest denials below the counts of requests, or nothing.
 func (s screen) denials(now time.Time, denials []api.Denial) string {
 	text, lead := "", "denied    "
 	for i, d := range denials {
-		if i == fewDenials {
-			return text + s.Paragraph(lead, fmt.Sprintf("and %d more kinds, see --json", len(denials)-fewDenials),
+		if i == shownDenials {
+			return text + s.Paragraph(lead, fmt.Sprintf("and %d more kinds, see --json", len(denials)-shownDenials),
 				term.Faint)
 		}
 		what := d.Caller

@@ -291,8 +291,8 @@ type axis struct {
 	zone     *time.Location
 }
 
-// farthest is how far from now an axis reaches, whatever a wrong clock says.
-const farthest = 7 * 24 * time.Hour
+// maxReach is how far from now an axis reaches, whatever a wrong clock says.
+const maxReach = 7 * 24 * time.Hour
 
 // axisFor returns an axis that has every life on it, from a whole hour to a whole hour.
 func axisFor(now time.Time, lives []life, columns int, zone *time.Location) axis {
@@ -310,7 +310,7 @@ func axisFor(now time.Time, lives []life, columns int, zone *time.Location) axis
 			}
 		}
 	}
-	from, to = latest(from, now.Add(-farthest)), earliest(to, now.Add(farthest))
+	from, to = latest(from, now.Add(-maxReach)), earliest(to, now.Add(maxReach))
 	return axis{from: wholeHour(from, zone), to: wholeHour(to, zone).Add(time.Hour), now: now, columns: columns,
 		zone: zone}
 }
