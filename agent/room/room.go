@@ -17,9 +17,8 @@ import (
 	"sync"
 	"time"
 
-	"perceptd/agent/headlimit"
+	"perceptd/agent/server/limit"
 	"perceptd/agent/tcppeer"
-	"perceptd/agent/turnaway"
 )
 
 const (
@@ -41,7 +40,7 @@ type Room struct {
 	isKnown  func(uid uint32) bool
 	patience time.Duration // of those outside, when nobody leaves
 
-	refused turnaway.Refusals[struct{}]
+	refused limit.Refusals
 
 	mu       sync.Mutex // protects what follows
 	changed  sync.Cond
@@ -74,12 +73,12 @@ func New(l net.Listener, most int, isKnown func(uid uint32) bool) *Room {
 	return r
 }
 
-// Serve serves those in the room, whose requests are within headlimit's bounds, until the server is closed. It takes the server's
+// Serve serves those in the room, whose requests are within the bounds of limit.Serve, until the server is closed. It takes the server's
 // ConnContext and ConnState for itself.
 func (r *Room) Serve(server *http.Server) error {
 	server.ConnContext, server.ConnState = r.meet, r.note
 	defer r.refused.Close()
-	return headlimit.Serve(server, r)
+	return limit.Serve(server, r)
 }
 
 // Accept waits for the next connection, and for room.
@@ -96,7 +95,7 @@ func (r *Room) Accept() (net.Conn, error) {
 		case hasRoom:
 			return conn, nil
 		}
-		r.refused.Refuse(conn, struct{}{})
+		r.refused.Refuse(conn, limit.Key{})
 	}
 }
 

@@ -2,43 +2,30 @@ package server
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/agent/server/limit"
 )
+
+// connOf returns a connection of a user's that has a place, or waits for one.
+func connOf(conns *limit.Conns, uid uint32) *limit.Conn {
+	c := limit.NewConn(new(net.UnixConn), time.Second)
+	conns.Acquire(c, limit.Key{UID: uid}, false)
+	return c
+}
 
 func requestIn(ctx context.Context) *http.Request {
 	return httptest.NewRequest("GET", "/", nil).WithContext(ctx)
 }
 
-// The admin socket has so many connections and no more, of which one user has a quarter; root has room whatever the others
-// do, and so has the daemon's check of itself. Those of the token sockets are counted apart.
-func TestAdminCrowd(t *testing.T) {
+// The admin socket has so many connections, of which one user has a part. Those of the token sockets are counted apart.
+func TestAdminConnections(t *testing.T) {
 	t.Parallel()
-	_, _, of, _ := Limits{}.orDefaults().rooms()
-	cr := crowd{room: of}
-	if got := len(cr.many(12_281, quotaKey{uid: 1000}, phaseBusy)); got != 16 {
-		t.Errorf("one user has %d", got)
-	}
-	for uid := range uint32(9) {
-		cr.many(100, quotaKey{uid: 1001 + uid}, phaseBusy)
-	}
-	if got := len(cr.placed); got != 48 {
-		t.Errorf("all users have %d", got)
-	}
-	if got := len(cr.many(100, quotaKey{}, phaseBusy)); got != 16 {
-		t.Errorf("root has %d", got)
-	}
-	for range ownPlaces {
-		c := &connection{Conn: new(ending), at: -1, crowd: &cr}
-		if cr.enter(c, true); !c.isOwn {
-			t.Error("the daemon's check of itself is kept out")
-		}
-	}
-
 	d := newDaemon(t, fetchDay)
 	d.Limits = Limits{AdminConnections: 8, AdminPerUser: 2, Place: time.Hour}
 	admin, open := d.admin(), d.tokens("")
@@ -47,12 +34,9 @@ func TestAdminCrowd(t *testing.T) {
 			t.Fatalf("%+v", got)
 		}
 	}
-	mine := d.crowdOf(onAdmin, "")
-	mine.mu.Lock()
-	if n := len(mine.placed) + mine.own; n > 2+ownPlaces {
-		t.Errorf("%d connections are held", n)
+	if u := d.quotas().admin.Usage(); u.Open+u.Own > 2+limit.OwnPlaces {
+		t.Errorf("%d connections are held", u.Open+u.Own)
 	}
-	mine.mu.Unlock()
 	if got := send(t, open, get(v1Vault)); got.status != 200 {
 		t.Errorf("on the token socket: %+v", got)
 	}
@@ -64,7 +48,7 @@ func TestAdminRequestsAtOnce(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
 	d.Limits = Limits{AdminRequests: 8}
-	of := func(uid uint32) *exchange { return &exchange{connection: &connection{key: quotaKey{uid: uid}}} }
+	of := func(uid uint32) *exchange { return &exchange{connection: connOf(d.quotas().admin, uid)} }
 	for i, row := range []struct {
 		uid, times uint32
 		want       int

@@ -4,32 +4,38 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"perceptd/agent/server/limit"
 )
+
+type connectionKey struct{}
+
+// connectionIn returns the connection that a context is of, or nil.
+func connectionIn(ctx context.Context) *limit.Conn {
+	c, _ := ctx.Value(connectionKey{}).(*limit.Conn)
+	return c
+}
 
 // arrivals are the connections of a listener, by whether a request has come in on them. net/http's Shutdown cuts those
 // off that it has accepted and not yet heard from, however sure it is that a request is on its way.
 type arrivals struct {
 	mu  sync.Mutex // protects what follows
-	all map[*connection]struct{}
+	all map[*limit.Conn]struct{}
 }
 
-// hearing is how long a connection is waited for that nothing was heard on: a client on a busy device may take a while
-// from connecting to asking.
-const hearing = time.Second
-
 // add counts a connection, and returns ctx with it.
-func (a *arrivals) add(ctx context.Context, c *connection) context.Context {
+func (a *arrivals) add(ctx context.Context, c *limit.Conn) context.Context {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.all == nil {
-		a.all = make(map[*connection]struct{})
+		a.all = make(map[*limit.Conn]struct{})
 	}
 	a.all[c] = struct{}{}
 	return context.WithValue(ctx, connectionKey{}, c)
 }
 
 // forget takes out a connection that has ended.
-func (a *arrivals) forget(c *connection) {
+func (a *arrivals) forget(c *limit.Conn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.all, c)
@@ -48,7 +54,7 @@ func (a *arrivals) wait(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for c := range a.all {
-		if !c.asked.Load() {
+		if !c.HasAsked() {
 			_ = c.Close() // there is nothing to lose
 		}
 	}
@@ -59,7 +65,7 @@ func (a *arrivals) expected() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for c := range a.all {
-		if !c.asked.Load() && time.Since(c.on) < hearing {
+		if !c.HasAsked() && time.Since(c.AcceptedAt()) < limit.SilenceTimeout {
 			return true
 		}
 	}

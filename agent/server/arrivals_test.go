@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/agent/server/limit"
 )
 
 // arrived connects and returns when the server has accepted n connections of this socket's.
@@ -22,11 +23,7 @@ func arrived(t *testing.T, d *daemon, socket string, n int) net.Conn {
 	}
 	t.Cleanup(func() { conn.Close() })
 	for {
-		cr := d.crowdOf(onToken, "")
-		cr.mu.Lock()
-		there := len(cr.placed) + cr.own
-		cr.mu.Unlock()
-		if there >= n {
+		if u := d.quotas().tokens.Usage(); u.Open+u.Own >= n {
 			return conn
 		}
 	}
@@ -64,7 +61,7 @@ func TestWaitingForArrivalsEnds(t *testing.T) {
 	t.Parallel()
 	var a arrivals
 	ctx, cancel := context.WithCancel(context.Background())
-	a.add(ctx, &connection{Conn: new(net.UnixConn), on: time.Now()})
+	a.add(ctx, limit.NewConn(new(net.UnixConn), time.Second))
 	cancel()
 	a.wait(ctx)
 }
@@ -119,7 +116,7 @@ func TestConnectionsBeingLookedAtAreHeard(t *testing.T) {
 				b.t.Error(err)
 			}
 		}
-		if took := time.Since(began); took > 2*hearing {
+		if took := time.Since(began); took > 2*limit.SilenceTimeout {
 			b.t.Errorf("who says nothing held it up for %v", took)
 		}
 	})
@@ -169,14 +166,39 @@ func (p *passing) Error() string   { return "too many open files" }
 func (p *passing) Timeout() bool   { return false }
 func (p *passing) Temporary() bool { return !p.final.Load() }
 
+// failing is a listener that gives out errors alone.
+type failing struct {
+	broken chan error
+	closed chan struct{}
+	close  func()
+}
+
+func newFailing() *failing {
+	l := &failing{broken: make(chan error), closed: make(chan struct{})}
+	l.close = sync.OnceFunc(func() { close(l.closed) })
+	return l
+}
+
+func (l *failing) Accept() (net.Conn, error) {
+	select {
+	case err := <-l.broken:
+		return nil, err
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *failing) Close() error   { l.close(); return nil }
+func (l *failing) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: "failing"} }
+
 // Where nobody can be accepted at the moment, the daemon goes down all the same.
 func TestShutdownWhileAcceptingFails(t *testing.T) {
 	t.Parallel()
 	inBubble(t, fetchDay, func(b *bubble) {
-		g, fault := newGate(), new(passing)
+		l, fault := newFailing(), new(passing)
 		served, down := make(chan error), make(chan error)
-		go func() { served <- b.server.ServeTokens(g, "") }()
-		g.broken <- fault
+		go func() { served <- b.server.ServeTokens(l, "") }()
+		l.broken <- fault
 		synctest.Wait()
 		go func() { down <- b.server.Shutdown(context.Background()) }()
 		late := time.AfterFunc(time.Hour, func() {

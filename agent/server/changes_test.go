@@ -290,7 +290,7 @@ func TestChangeIsSeenByAll(t *testing.T) {
 	}
 	conn := dial(t, token, get(v1Vault+"&wait=10m"))
 	defer conn.Close()
-	d.waiting.come(1)
+	come(&d.quotas().waiting, 1)
 	back.roll("", time.Minute)
 	send(t, admin, post(api.PathRefresh, `{"now":true}`))
 	if got := w.next(api.EventToken); got.Permissions.Standing != api.StandingCurrent {

@@ -1,8 +1,6 @@
 package server
 
 import (
-	"bytes"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -10,252 +8,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/server/limit"
 )
-
-// ending is a connection's other side: it knows whether its reading end was shut.
-type ending struct {
-	net.Conn
-	ended  bool
-	answer bytes.Buffer
-}
-
-func (e *ending) CloseRead() error            { e.ended = true; return nil }
-func (e *ending) Write(b []byte) (int, error) { return e.answer.Write(b) }
-
-// comes has a connection of k come, at the phase that is wanted, and reports whether it got a place at once.
-func (cr *crowd) comes(k quotaKey, at phase) (c *connection, placed bool) {
-	c = &connection{Conn: new(ending), on: time.Now(), at: -1, key: k, crowd: cr}
-	c.phase.Store(at)
-	cr.enter(c, false)
-	return c, c.at >= 0
-}
-
-// many has n of them come, and returns those that got a place.
-func (cr *crowd) many(n int, k quotaKey, at phase) (placed []*connection) {
-	for range n {
-		if c, ok := cr.comes(k, at); ok {
-			placed = append(placed, c)
-		} else {
-			cr.forget(c)
-		}
-	}
-	return placed
-}
-
-func (c *connection) wasEnded() bool { return c.Conn.(*ending).ended }
-
-func tokensRoom(l Limits) room { tokens, _, _, _ := l.orDefaults().rooms(); return tokens }
-
-// A user has a quarter of all places, in whatever units it runs, proved or not; a unit has a quarter, whatever users it
-// becomes; and none of its own takes all of a user's.
-func TestWholesHaveOneCap(t *testing.T) {
-	t.Parallel()
-	for _, row := range []struct {
-		name string
-		keys []quotaKey
-		want int
-	}{
-		{"one caller of a user", []quotaKey{{uid: 7}}, 14},
-		{"all of a user", []quotaKey{{uid: 7}, {uid: 7, unit: "a.service"}, {uid: 7, unit: "b.service"}, {uid: 7, unproved: true}}, 16},
-		{"all users of a unit", []quotaKey{{uid: 7, unit: "a.service"}, {uid: 8, unit: "a.service"}, {uid: 9, unit: "a.service"}}, 16},
-		{"a unit of root's", []quotaKey{{unit: "a.service"}}, 16},
-		{"two units of root's", []quotaKey{{unit: "a.service"}, {unit: "b.service"}}, 32},
-		{"root", []quotaKey{{}}, 16},
-		{"a container", []quotaKey{{container: "1f"}}, 16},
-		{"users who are not known", []quotaKey{{uid: agent.NoID, unproved: true}}, 16},
-	} {
-		cr := crowd{room: tokensRoom(Limits{Connections: 64})}
-		got := 0
-		for _, k := range row.keys {
-			got += len(cr.many(64, k, phaseBusy))
-		}
-		if got != row.want {
-			t.Errorf("%s: %d places, want %d", row.name, got, row.want)
-		}
-	}
-}
-
-// Whatever everybody else has, and does with it, there is room for root's processes outside of units.
-func TestRoomIsLeftForRoot(t *testing.T) {
-	t.Parallel()
-	cr := crowd{room: tokensRoom(Limits{Connections: 64})}
-	all := 0
-	for uid := range uint32(9) {
-		all += len(cr.many(64, quotaKey{uid: 1000 + uid}, phaseBusy))
-	}
-	if want := 64 - 64/16; all != want {
-		t.Errorf("users have %d places, want %d", all, want)
-	}
-	if got := len(cr.many(9, quotaKey{unit: "a.service"}, phaseBusy)); got != 0 {
-		t.Errorf("a unit of root's gets %d of what is root's", got)
-	}
-	if got := len(cr.many(9, quotaKey{}, phaseBusy)); got != 64/16 {
-		t.Errorf("root gets %d", got)
-	}
-}
-
-// Who comes when all places are taken gets that of the caller with most whose connection has been idle the longest; and a
-// caller at its own limit gets its own. No other state is idle.
-func TestLongestIdleGoes(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		cr := crowd{room: tokensRoom(Limits{Connections: 64})}
-		var busiest []*connection
-		for uid := range uint32(3) {
-			busiest = append(busiest, cr.many(12, quotaKey{uid: 1000 + uid}, phaseBusy)...)
-		}
-		greedy := cr.many(12, quotaKey{uid: 7}, phaseBusy)
-		greedy = append(greedy, cr.many(4, quotaKey{uid: 7, unit: "a.service"}, phaseBusy)...)
-		others := cr.many(8, quotaKey{uid: 8}, phaseBusy)
-		if n := len(cr.placed); n != 60 {
-			t.Fatalf("%d places are taken", n)
-		}
-		rest := func(all ...*connection) {
-			for _, c := range all {
-				time.Sleep(time.Second)
-				c.rest()
-			}
-		}
-		rest(others[0], greedy[3], greedy[1])
-		newcomer := quotaKey{uid: 9}
-		for i, want := range []*connection{greedy[3], greedy[1]} { // and not that of others, though it is idle for longer
-			if _, placed := cr.comes(newcomer, phaseBusy); !placed || !want.wasEnded() || others[0].wasEnded() {
-				t.Fatalf("newcomer %d: placed %v", i, placed)
-			}
-		}
-		third, placed := cr.comes(newcomer, phaseBusy)
-		if !placed || !others[0].wasEnded() {
-			t.Error("the only idle one keeps its place, whose caller has more")
-		}
-		third.rest()
-		if _, placed := cr.comes(quotaKey{uid: 9, unit: "b.service"}, phaseBusy); !placed || !third.wasEnded() {
-			t.Error("a caller does not get the place of its own that is idle")
-		}
-		for _, at := range []phase{phaseReading, phaseBusy} {
-			for _, c := range greedy {
-				c.phase.CompareAndSwap(phaseBusy, at)
-			}
-			if c, placed := cr.comes(quotaKey{uid: 10}, phaseBusy); placed {
-				t.Errorf("at %d somebody's place is taken", at)
-			} else {
-				cr.forget(c)
-			}
-			for _, c := range greedy {
-				c.phase.CompareAndSwap(at, phaseBusy)
-			}
-		}
-		greedy[5].on = time.Now()
-		greedy[5].phase.Store(phaseSilent)
-		c, placed := cr.comes(quotaKey{uid: 10}, phaseBusy)
-		if cr.forget(c); placed {
-			t.Error("one that has just come loses its place")
-		}
-		time.Sleep(hearing)
-		if _, placed := cr.comes(quotaKey{uid: 10}, phaseBusy); !placed || !greedy[5].wasEnded() {
-			t.Error("one that says nothing keeps its place")
-		}
-		if slices.ContainsFunc(busiest, (*connection).wasEnded) {
-			t.Error("one with a request has lost its place")
-		}
-	})
-}
-
-// A caller that has no more than the newcomer keeps what it has.
-func TestEqualsTakeNothingFromEachOther(t *testing.T) {
-	t.Parallel()
-	cr := crowd{room: room{all: 4, perWhole: 4, share: 4}}
-	for uid := range uint32(4) {
-		cr.many(1, quotaKey{uid: 1000 + uid}, phaseIdle)
-	}
-	if _, placed := cr.comes(quotaKey{uid: 7}, phaseBusy); !placed {
-		t.Error("who has nothing gets no place of those who have one")
-	}
-	if _, placed := cr.comes(quotaKey{uid: 7}, phaseBusy); placed {
-		t.Error("who has one gets that of another who has one")
-	}
-}
-
-// Each module has a part of its own; the fewer there are, the larger.
-func TestModulesHaveRoomOfTheirOwn(t *testing.T) {
-	t.Parallel()
-	for modules, want := range map[int]int{1: 128, 4: 128, 8: 64, 64: 8, 256: 2} {
-		_, of, _, _ := Limits{}.orDefaults().rooms()
-		cr := crowd{room: of}
-		cr.modules.Store(int32(modules))
-		for i := range modules {
-			if got := len(cr.many(200, quotaKey{module: fmt.Sprint("m", i)}, phaseBusy)); got != want {
-				t.Fatalf("of %d modules one has %d places, want %d", modules, got, want)
-			}
-		}
-		if len(cr.placed) > 512 {
-			t.Errorf("%d modules have %d connections", modules, len(cr.placed))
-		}
-	}
-	_, of, _, _ := Limits{}.orDefaults().rooms()
-	cr := crowd{room: of}
-	cr.modules.Store(1)
-	if got := len(cr.many(200, quotaKey{module: "m", unproved: true}, phaseBusy)); got != 64 {
-		t.Errorf("those who cannot be proved have %d places", got)
-	}
-	if got := len(cr.many(200, quotaKey{module: "m"}, phaseBusy)); got != 64 {
-		t.Errorf("the module has %d places beside those who cannot be proved", got)
-	}
-}
-
-// However many connections others have, the daemon gets to itself, and nobody else does by looking like it; and its own
-// connections take nothing from what the others may have.
-func TestCrowdLetsTheDaemonIn(t *testing.T) {
-	t.Parallel()
-	me := agent.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
-	sibling, impostor := me, me
-	sibling.PID++
-	impostor.UID++
-	if !isOwn(me) || isOwn(sibling) || isOwn(impostor) {
-		t.Error("the daemon does not know itself")
-	}
-	cr := crowd{room: room{all: 2, perWhole: 2, share: 2}}
-	var own []*connection
-	for i := range ownPlaces + 1 {
-		c := &connection{Conn: new(ending), at: -1, crowd: &cr, key: quotaKey{uid: 7}}
-		cr.enter(c, true)
-		if i < ownPlaces && !c.isOwn || i == ownPlaces && (c.isOwn || c.at < 0) {
-			t.Errorf("connection %d: own %v, place %d", i, c.isOwn, c.at)
-		}
-		own = append(own, c)
-	}
-	if got := len(cr.many(2, quotaKey{uid: 8}, phaseBusy)); got != 1 {
-		t.Errorf("others get %d places", got)
-	}
-	cr.forget(own[0])
-	c := &connection{Conn: new(ending), at: -1, crowd: &cr}
-	if cr.enter(c, true); !c.isOwn {
-		t.Error("the daemon is kept out after one of its connections ended")
-	}
-}
-
-// When all connections are gone nothing of them is left.
-func TestCrowdForgets(t *testing.T) {
-	t.Parallel()
-	cr := crowd{room: tokensRoom(Limits{Connections: 64})}
-	var all []*connection
-	for uid := range uint32(20) {
-		for range 20 {
-			c, _ := cr.comes(quotaKey{uid: uid, unit: "a.service"}, phaseIdle)
-			all = append(all, c)
-		}
-	}
-	for _, c := range all {
-		cr.forget(c)
-	}
-	if len(cr.placed)+len(cr.line)+len(cr.tallies)+cr.own+cr.root+int(cr.waiting.Load()) != 0 {
-		t.Errorf("left over: %+v", cr.tallies)
-	}
-}
 
 // kept dials and asks, and returns the connection with its answer.
 func (d *daemon) kept(socket, text string) (net.Conn, reply) {
@@ -268,15 +26,27 @@ func (d *daemon) kept(socket, text string) (net.Conn, reply) {
 	return conn, exchangeOn(d.t, conn, text)
 }
 
+// The daemon knows itself, and nobody else by looking like it.
+func TestDaemonKnowsItself(t *testing.T) {
+	t.Parallel()
+	me := agent.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
+	sibling, impostor := me, me
+	sibling.PID++
+	impostor.UID++
+	if !isOwn(me) || isOwn(sibling) || isOwn(impostor) {
+		t.Error("the daemon does not know itself")
+	}
+}
+
 // full returns a daemon on whose socket of all local services this process has all of its two places: it has taken those
 // that the daemon has for itself before.
 func full(t *testing.T, text string, place time.Duration, changed func()) (d *daemon, socket string, held []net.Conn) {
 	t.Helper()
 	d = newDaemon(t, fetchDay)
 	d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 32, 2, place
-	d.CrowdChanged = changed
+	d.ConnectionsChanged = changed
 	socket = d.tokens("")
-	for range ownPlaces {
+	for range limit.OwnPlaces {
 		d.kept(socket, get(api.PathHealth))
 	}
 	for range 2 {
@@ -295,12 +65,11 @@ func full(t *testing.T, text string, place time.Duration, changed func()) (d *da
 
 // rests returns when every connection is idle.
 func (d *daemon) rests() {
-	cr := d.crowdOf(onToken, "")
-	busy := func(c *connection) bool { return c.phase.Load() != phaseIdle }
-	for some := true; some; runtime.Gosched() {
-		cr.mu.Lock()
-		some = slices.ContainsFunc(cr.placed, busy)
-		cr.mu.Unlock()
+	for {
+		if u := d.quotas().tokens.Usage(); u.Idle == u.Open {
+			return
+		}
+		runtime.Gosched()
 	}
 }
 
@@ -405,68 +174,6 @@ func TestUnreadIdleConnectionMakesNoRoom(t *testing.T) {
 	}
 }
 
-// A request that was on its way when its connection was to end is read, and can be answered; a later one is refused before
-// anything of it is sent, so that the client may ask again. So it is on TCP, but that the kernel takes what comes later.
-func TestRequestOnItsWayIsRead(t *testing.T) {
-	t.Parallel()
-	for _, network := range []string{"unix", "tcp"} {
-		address := "127.0.0.1:0"
-		if network == "unix" {
-			address = shortFolder(t) + "/s"
-		}
-		l, err := net.Listen(network, address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		client, err := net.Dial(network, l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
-		conn, err := connections{l, time.Second}.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		c, cr := conn.(*connection), new(crowd)
-		c.crowd = cr
-		c.counted = cr.countedFor(c.key)
-		cr.place(c)
-		c.begin()
-		if c.leave(time.Now()) {
-			t.Errorf("%s: with a request under way it is ended", network)
-		}
-		c.rest()
-		if _, err := io.WriteString(client, "GET "); err != nil {
-			t.Fatal(err)
-		}
-		if c.leave(time.Now()) || c.isIdle(c.phase.Load(), time.Now()) {
-			t.Errorf("%s: with a request on its way it gives its place up, or may be asked for it again", network)
-		}
-		text, err := io.ReadAll(c)
-		if string(text) != "GET " || err != nil {
-			t.Errorf("%s: %q, %v", network, text, err)
-		}
-		cr.remove(c) // as if it had been read at the very moment
-		if c.begin() {
-			t.Errorf("%s: it may bring another request", network)
-		}
-		if len(cr.placed) != 1 || c.whole().placed != 1 || cr.tallies[c.key] != c.counted[0].tally {
-			t.Errorf("%s: it is answered without a place", network)
-		}
-		if _, err := io.WriteString(client, "GET "); network == "unix" && err == nil {
-			t.Errorf("%s: the client may write", network)
-		}
-		if _, err := io.WriteString(c, "answer"); err != nil {
-			t.Errorf("%s: %v", network, err)
-		}
-		if n, err := client.Read(make([]byte, 6)); n != 6 || err != nil {
-			t.Errorf("%s: the answer does not arrive: %v", network, err)
-		}
-	}
-}
-
 // Whoever cannot be proved keeps no connection, not even who may ask why.
 func TestUnprovedKeepNoConnection(t *testing.T) {
 	t.Parallel()
@@ -503,15 +210,10 @@ func testUnread(t *testing.T, text string, status int) {
 	d := newDaemon(t, fetchDay)
 	d.Limits.Connections, d.Limits.PerCaller, d.Limits.Place = 32, 2, time.Hour
 	socket := d.tokens("")
-	for range ownPlaces {
+	for range limit.OwnPlaces {
 		d.kept(socket, get(api.PathHealth))
 	}
-	cr := d.crowdOf(onToken, "")
-	lingering := func() int {
-		cr.mu.Lock()
-		defer cr.mu.Unlock()
-		return len(cr.lingering)
-	}
+	lingering := func() int { return d.quotas().tokens.Usage().Lingering }
 	dial := func() net.Conn {
 		conn, err := net.Dial("unix", socket)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/server/limit"
 )
 
 // door is where the requests of one listener come in: it does every check that all paths share.
@@ -30,7 +31,7 @@ type door struct {
 type exchange struct {
 	ctx        *dueContext // ends when the answer is due or the caller has gone
 	caller     agent.Caller
-	connection *connection
+	connection *limit.Conn
 
 	unproved error // why the caller could not be proved, and then caller is what is known all the same
 	request  *http.Request
@@ -51,7 +52,7 @@ type exchange struct {
 // ServeHTTP answers one request.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := connectionIn(r.Context())
-	isLast := !c.begin()
+	isLast := !c.Begin()
 	path, raw, _ := strings.Cut(r.RequestURI, "?")
 	to := find(d.socket, path, r.Method)
 	x := d.server.spare.take()
@@ -73,8 +74,8 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 			f = d.server.panicked(v)
 		}
 	}()
-	if x.connection.inLine.Load() {
-		if f := x.connection.await(x); f != nil {
+	if x.connection.Waits() {
+		if f := awaitPlace(x); f != nil {
 			x.closes = true
 			return f
 		}
@@ -86,7 +87,7 @@ func (d *door) serve(x *exchange, to *route) (f *fault) {
 		if f := d.server.administer(x); f != nil {
 			return f
 		}
-		defer d.server.administering.leave(x.connection.key)
+		defer d.server.quotas().administering.Release(x.connection.Key())
 	}
 	if f := checkOrigin(x.request); f != nil {
 		return f
@@ -130,12 +131,12 @@ func (d *door) checkCaller(x *exchange, to *route) *fault {
 	ctx := x.request.Context()
 	if d.socket == onLoopback {
 		x.caller = peerIn(ctx).caller()
-		return d.server.admit(x)
+		return d.server.awaitTurn(x)
 	}
 	seen, _ := seenIn(ctx)
 	x.caller = seen
-	if d.socket == onToken && x.paced(to) {
-		if f := d.server.admit(x); f != nil {
+	if d.socket == onToken && x.isRateLimited(to) {
+		if f := d.server.awaitTurn(x); f != nil {
 			return f
 		}
 	}

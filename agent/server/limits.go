@@ -3,6 +3,8 @@ package server
 import (
 	"cmp"
 	"time"
+
+	"perceptd/agent/server/limit"
 )
 
 // Limits bounds how long a connection may take over each thing, and how much callers may take at once. Zero fields mean
@@ -70,45 +72,54 @@ const (
 	// perConnection is how many descriptors a connection takes: itself, and a hold on the process at its other end.
 	perConnection = 2
 
-	// ownPlaces is how many connections of the daemon to itself are let in on a socket, however many others there are. Its
-	// check makes one at a time; when that many wait, a restart is what it should lead to.
-	ownPlaces = 4
-
-	// fewestPerModule and mostPerModule bound a module's part.
-	fewestPerModule, mostPerModule = 2, 128
+	// busyCallers is as how many busy callers, with a connection for each request, all callers of one user may connect on
+	// the socket of all local services, and once more each of its units.
+	busyCallers = 5
 )
 
-// rooms are how many connections each kind of listener has room for.
-func (l Limits) rooms() (tokens, modules, admin, loopback room) {
-	tokens = room{name: "token socket", all: l.Connections, perWhole: l.PerCaller, share: l.PerCaller - l.PerCaller/8,
-		forRoot: l.Connections / 16, line: max(1, l.Connections/16), linePer: max(1, l.Connections/64), refused: 3 * l.Connections / 8}
-	modules = room{name: "modules' sockets", all: l.Modules, perModule: true,
-		line: max(1, l.Modules/8), linePer: max(1, l.Modules/64), refused: l.Modules / 8}
-	admin = room{name: "admin socket", all: l.AdminConnections, perWhole: l.AdminPerUser, share: l.AdminPerUser,
-		forRoot: l.AdminConnections / 4, line: max(1, l.AdminConnections/4), linePer: max(1, l.AdminConnections/16),
-		refused: l.AdminConnections / 2}
-	loopback = room{name: "loopback listener", all: l.LoopbackConnections, perWhole: l.LoopbackPerUser, share: l.LoopbackPerUser,
-		line: l.LoopbackConnections, linePer: max(1, l.LoopbackPerUser), refused: 9 * l.LoopbackConnections / 4}
-	for _, r := range [...]*room{&tokens, &modules, &admin, &loopback} {
-		r.wait = l.Place
+// capacities returns how many connections each kind of listener has room for.
+func (l Limits) capacities() (tokens, modules, admin, loopback limit.Capacity) {
+	tokens = limit.Capacity{
+		Name: "token socket", Total: l.Connections, PerParent: l.PerCaller, PerKey: l.PerCaller - l.PerCaller/8,
+		ForRoot: l.Connections / 16, Line: max(1, l.Connections/16), LinePerParent: max(1, l.Connections/64),
+		Refused: 3 * l.Connections / 8,
+	}
+	modules = limit.Capacity{
+		Name: "modules' sockets", Total: l.Modules, PerModule: true,
+		Line: max(1, l.Modules/8), LinePerParent: max(1, l.Modules/64), Refused: l.Modules / 8,
+	}
+	admin = limit.Capacity{
+		Name: "admin socket", Total: l.AdminConnections, PerParent: l.AdminPerUser, PerKey: l.AdminPerUser,
+		ForRoot: l.AdminConnections / 4, Line: max(1, l.AdminConnections/4), LinePerParent: max(1, l.AdminConnections/16),
+		Refused: l.AdminConnections / 2,
+	}
+	loopback = limit.Capacity{
+		Name: "loopback listener", Total: l.LoopbackConnections, PerParent: l.LoopbackPerUser, PerKey: l.LoopbackPerUser,
+		Line: l.LoopbackConnections, LinePerParent: max(1, l.LoopbackPerUser), Refused: 9 * l.LoopbackConnections / 4,
+	}
+	for _, c := range [...]*limit.Capacity{&tokens, &modules, &admin, &loopback} {
+		c.LineTimeout = l.Place
 	}
 	return tokens, modules, admin, loopback
 }
 
+// mostArriving is how many connections may wait until it is found out who calls.
+func (l Limits) mostArriving() int { return max(1, l.Connections/2) }
+
 // most is how many connections there can be at once, those included that wait for a place or for their refusal.
 func (l Limits) most() (sum int) {
-	tokens, modules, admin, loopback := l.rooms()
-	for _, r := range [...]room{tokens, modules, admin, loopback} {
-		sum += r.all + r.line + ownPlaces
+	tokens, modules, admin, loopback := l.capacities()
+	for _, c := range [...]limit.Capacity{tokens, modules, admin, loopback} {
+		sum += c.Total + c.Line + limit.OwnPlaces
 	}
 	return sum
 }
 
 // mostRefused is how many connections at once were refused and are not closed yet.
 func (l Limits) mostRefused() (sum int) {
-	tokens, modules, admin, loopback := l.rooms()
-	for _, r := range [...]room{tokens, modules, admin, loopback} {
-		sum += r.refused
+	tokens, modules, admin, loopback := l.capacities()
+	for _, c := range [...]limit.Capacity{tokens, modules, admin, loopback} {
+		sum += c.Refused
 	}
 	return sum
 }
@@ -122,7 +133,7 @@ func (l Limits) Descriptors() int {
 // Within returns l with fewer connections, where that many descriptors are too few for all of them.
 func (l Limits) Within(descriptors int) Limits {
 	l = l.orDefaults()
-	const own = 4 * ownPlaces * perConnection // the same however few others there are
+	const own = 4 * limit.OwnPlaces * perConnection // the same however few others there are
 	most := l.Descriptors() - own
 	descriptors = max(0, descriptors-own)
 	if most <= descriptors {

@@ -13,6 +13,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/server/limit"
 )
 
 // ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers are
@@ -43,7 +44,7 @@ var (
 )
 
 // meet finds out who is at the other end of c, and returns ctx with it.
-func meet(ctx context.Context, c *connection) context.Context {
+func meet(ctx context.Context, c *limit.Conn) context.Context {
 	var p peer
 	p.uid, p.unknown = attest.PeerUser(c.Conn)
 	return context.WithValue(ctx, peerKey{}, p)
@@ -54,9 +55,11 @@ func (p peer) caller() agent.Caller {
 	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + attest.PeerText(p.uid, p.unknown)}
 }
 
-// key is for whom the peer's connections and requests count: apart from those on the sockets, so that nobody here can keep a service from
-// its tokens there.
-func (p peer) key() quotaKey { return quotaKey{uid: p.uid, unproved: p.unknown != nil, loopback: true} }
+// key is whom the peer's connections and requests count for: apart from those on the sockets, so that no user of this
+// listener can keep a service from its tokens there.
+func (p peer) key() limit.Key {
+	return limit.Key{UID: p.uid, Unattested: p.unknown != nil, Loopback: true}
+}
 
 // checkLoopback refuses, beside what checkOrigin does, another Host than the listener's own: a name that was made to
 // resolve to this device, or to another program's port on it.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
+	"perceptd/agent/server/limit"
 )
 
 // memoryEnv has the test's own program measure one flood, in a process that does nothing else.
@@ -98,7 +99,7 @@ func measureFlood(t *testing.T, name string) {
 	}
 	socket := d.tokens("")
 	if f.refused {
-		for range ownPlaces + 1 + 1024/64 {
+		for range limit.OwnPlaces + 1 + 1024/64 {
 			d.hold(socket, floods[5]) // one that is never idle
 		}
 	}
@@ -107,19 +108,15 @@ func measureFlood(t *testing.T, name string) {
 	for range n {
 		d.hold(socket, f)
 	}
-	cr := d.crowdOf(onToken, "")
 	for there := 0; !f.refused && there < n; time.Sleep(time.Millisecond) { // until each has sent what it has
-		there = ownPlaces
-		cr.mu.Lock()
-		for _, c := range cr.placed {
-			if f.text == "" || c.phase.Load() != phaseSilent {
-				there++
-			}
+		u := d.quotas().tokens.Usage()
+		there = limit.OwnPlaces + u.Open - u.Waiting
+		if f.text != "" {
+			there -= u.Silent
 		}
-		cr.mu.Unlock()
 	}
 	if f.stays {
-		for d.waiting.count()+d.watching.count() < n {
+		for count(&d.quotas().waiting)+count(&d.quotas().watching) < n {
 			time.Sleep(time.Millisecond)
 		}
 	}
@@ -148,10 +145,14 @@ func TestLimitsAddUp(t *testing.T) {
 	}
 }
 
-func (q *queue) count() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.all
+// count returns how many requests a semaphore counts.
+func count(s *limit.Semaphore) int {
+	for n := 0; ; n++ {
+		if probe := (limit.Key{Module: "?"}); s.TryAcquire(probe, limit.Quota{PerKey: 1, PerParent: 1, Total: n + 1}) {
+			s.Release(probe)
+			return n
+		}
+	}
 }
 
 // hold opens a connection without memory of this process's own beside the server's.
@@ -179,4 +180,32 @@ func inUse() (heap, stacks int) {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int(m.HeapInuse), int(m.StackInuse)
+}
+
+// The parts that callers have of a listener's connections follow from how many there are.
+func TestCapacities(t *testing.T) {
+	t.Parallel()
+	tokens, modules, admin, loopback := Limits{Connections: 64}.orDefaults().capacities()
+	for _, row := range []struct{ got, want limit.Capacity }{
+		{tokens, limit.Capacity{
+			Name: "token socket", Total: 64, PerParent: 16, PerKey: 14, ForRoot: 4,
+			Line: 4, LinePerParent: 1, LineTimeout: time.Second, Refused: 24,
+		}},
+		{modules, limit.Capacity{
+			Name: "modules' sockets", Total: 512, PerModule: true,
+			Line: 64, LinePerParent: 8, LineTimeout: time.Second, Refused: 64,
+		}},
+		{admin, limit.Capacity{
+			Name: "admin socket", Total: 64, PerParent: 16, PerKey: 16, ForRoot: 16,
+			Line: 16, LinePerParent: 4, LineTimeout: time.Second, Refused: 32,
+		}},
+		{loopback, limit.Capacity{
+			Name: "loopback listener", Total: 128, PerParent: 64, PerKey: 64,
+			Line: 128, LinePerParent: 64, LineTimeout: time.Second, Refused: 288,
+		}},
+	} {
+		if row.got != row.want {
+			t.Errorf("%+v, want %+v", row.got, row.want)
+		}
+	}
 }

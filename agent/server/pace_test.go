@@ -9,65 +9,24 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/agent/server/limit"
 )
 
-func TestPace(t *testing.T) {
-	t.Parallel()
-	limits := Limits{PerSecond: 10, Burst: 5}
-	start := time.Unix(1e9, 0)
-	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
-	var p pace
-	flood, quiet := quotaKey{uid: 1}, quotaKey{uid: 2}
-	for i := range 5 {
-		if wait, ok := p.turn(flood, at(0), limits.requests()); wait != 0 || !ok {
-			t.Fatalf("request %d of the burst: %v %v", i, wait, ok)
-		}
+// overdraw leaves k's budget of requests as after a quarter of an hour of asking.
+func (d *daemon) overdraw(k limit.Key) {
+	r := &d.quotas().requests
+	r.PerSecond, r.Burst, r.MaxWait = 1, 1, time.Hour
+	for range 1000 {
+		r.Reserve(k, time.Now())
 	}
-	for i := range 10 {
-		want := time.Duration(i+1) * 100 * time.Millisecond
-		if wait, ok := p.turn(flood, at(0), limits.requests()); wait != want || !ok {
-			t.Fatalf("request %d beyond: %v %v, want %v", i, wait, ok, want)
-		}
-	}
-	for range 100 { // those that are refused take nothing
-		if wait, ok := p.turn(flood, at(0), limits.requests()); wait != 100*time.Millisecond || ok {
-			t.Fatalf("overdrawn: %v %v", wait, ok)
-		}
-	}
-	if wait, ok := p.turn(quiet, at(0), limits.requests()); wait != 0 || !ok {
-		t.Errorf("another caller: %v %v", wait, ok)
-	}
-	if wait, ok := p.turn(flood, at(100), limits.requests()); wait != time.Second || !ok {
-		t.Errorf("a moment later: %v %v", wait, ok)
-	}
-	if wait, ok := p.turn(flood, at(60_000), limits.requests()); wait != 0 || !ok {
-		t.Errorf("a minute later: %v %v", wait, ok)
-	}
-	if wait, ok := p.turn(flood, at(-60_000), limits.requests()); ok && wait > patience {
-		t.Errorf("the clock went back: %v %v", wait, ok)
-	}
+	r.MaxWait = rateTimeout
 }
 
-// However many callers come, what is kept of them is bounded, and those that are long gone leave nothing.
-func TestPaceIsBounded(t *testing.T) {
-	t.Parallel()
-	limits := Limits{PerSecond: 10, Burst: 5}
-	start := time.Unix(1e9, 0)
-	var p pace
-	for i := range uint32(3 * mostPaced) {
-		if wait, ok := p.turn(quotaKey{uid: i}, start, limits.requests()); i < mostPaced && (wait != 0 || !ok) {
-			t.Fatalf("caller %d: %v %v", i, wait, ok)
-		}
-	}
-	if len(p.full) != mostPaced+1 {
-		t.Errorf("%d are kept", len(p.full))
-	}
-	if _, ok := p.turn(quotaKey{uid: 1 << 30}, start, limits.requests()); ok {
-		t.Error("the budget of everyone else has no end")
-	}
-	if wait, ok := p.turn(quotaKey{uid: 1 << 30}, start.Add(time.Minute), limits.requests()); wait != 0 || !ok || len(p.full) != 1 {
-		t.Errorf("later: %v %v, %d are kept", wait, ok, len(p.full))
-	}
+// spend makes a budget of so many requests a second of which k has used up what may come at once.
+func (d *daemon) spend(k limit.Key, perSecond int) {
+	q := d.quotas()
+	q.requests = limit.Rate{PerSecond: perSecond, Burst: 1, MaxWait: rateTimeout}
+	q.requests.Reserve(k, time.Now())
 }
 
 // A caller that asks too often waits for its turn, is then told so, on every path; others, and the daemon's
@@ -77,10 +36,8 @@ func TestFloodIsHeldBack(t *testing.T) {
 	d := newDaemon(t, fetchDay)
 	d.Limits.PerSecond, d.Limits.Burst = 1, 1
 	socket, module := d.tokens(""), d.tokens("vision")
-	// As if it had asked for a long time.
-	d.pace.mu.Lock()
-	d.pace.full = map[quotaKey]time.Time{{uid: uint32(os.Getuid())}: time.Now().Add(time.Hour)}
-	d.pace.mu.Unlock()
+	me := limit.Key{UID: uint32(os.Getuid())}
+	d.overdraw(me)
 	var all sync.WaitGroup
 	for _, text := range []string{get(imdsVault, metadata), get(v1Vault), get("/nowhere"), get(api.PathWhoAmI)} {
 		all.Go(func() {
@@ -100,9 +57,7 @@ func TestFloodIsHeldBack(t *testing.T) {
 		t.Errorf("an administrator: %+v", got)
 	}
 	all.Wait()
-	d.pace.mu.Lock()
-	d.pace.full[quotaKey{uid: uint32(os.Getuid())}] = time.Now().Add(100 * time.Millisecond)
-	d.pace.mu.Unlock()
+	d.spend(me, 10)
 	if got := send(t, socket, get(v1Vault)); got.status != 200 {
 		t.Errorf("who waited for its turn: %+v", got)
 	}
@@ -112,25 +67,22 @@ func TestFloodIsHeldBack(t *testing.T) {
 func TestWaitingForATurnEnds(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
-	full := func() { d.pace.full = map[quotaKey]time.Time{{}: time.Now().Add(time.Hour)} }
 	down := make(chan struct{})
 	close(down)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	full()
-	x := &exchange{connection: new(connection), down: down, request: httptest.NewRequest("GET", "/", nil)}
-	if f := d.Server.admit(x); f == nil || f.status != 429 {
+	d.overdraw(limit.Key{})
+	x := &exchange{connection: new(limit.Conn), down: down, request: httptest.NewRequest("GET", "/", nil)}
+	if f := d.awaitTurn(x); f == nil || f.status != 429 {
 		t.Errorf("going down: %+v", f)
 	}
-	limits := d.Limits.orDefaults()
-	budget := time.Second / time.Duration(limits.PerSecond) * time.Duration(limits.Burst)
-	d.pace.full[quotaKey{}] = time.Now().Add(budget + patience/2)
-	if f := d.Server.admit(x); f != nil {
+	d.spend(limit.Key{}, 2)
+	if f := d.awaitTurn(x); f != nil {
 		t.Errorf("going down, with a turn to come: %+v", f)
 	}
-	full()
-	x = &exchange{connection: new(connection), request: httptest.NewRequest("GET", "/", nil).WithContext(gone)}
-	if f := d.Server.admit(x); f == nil || f.status != 429 {
+	d.overdraw(limit.Key{})
+	x = &exchange{connection: new(limit.Conn), request: httptest.NewRequest("GET", "/", nil).WithContext(gone)}
+	if f := d.awaitTurn(x); f == nil || f.status != 429 {
 		t.Errorf("gone: %+v", f)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
-	"perceptd/agent/headlimit"
+	"perceptd/agent/server/limit"
 )
 
 // checkRefusal checks a refusal in whichever shape it came, and that it holds no token.
@@ -298,11 +298,11 @@ func TestManyHeaderLinesAreRefused(t *testing.T) {
 		"admin":    func(text string) reply { return send(t, admin, text) },
 		"loopback": func(text string) reply { return sendTCP(t, at, text) },
 	} {
-		lines := strings.Split(strings.Repeat("X: 1\n", headlimit.Lines), "\n")
-		if got := to(get(v1Vault, lines[:headlimit.Lines-1]...)); got.status == http.StatusRequestHeaderFieldsTooLarge || got.status == 0 {
+		lines := strings.Split(strings.Repeat("X: 1\n", limit.HeadLines), "\n")
+		if got := to(get(v1Vault, lines[:limit.HeadLines-1]...)); got.status == http.StatusRequestHeaderFieldsTooLarge || got.status == 0 {
 			t.Errorf("%s: as many as may be: %+v", name, got)
 		}
-		got := to(get(v1Vault, lines[:headlimit.Lines]...))
+		got := to(get(v1Vault, lines[:limit.HeadLines]...))
 		if got.status != http.StatusRequestHeaderFieldsTooLarge || !got.closes || got.field(t, "error") != "invalid_request" {
 			t.Errorf("%s: one more: %+v", name, got)
 		}

@@ -25,7 +25,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
-	"perceptd/agent/headlimit"
+	"perceptd/agent/server/limit"
 )
 
 // Server answers on any number of sockets. Set the fields before its first use.
@@ -53,16 +53,12 @@ type Server struct {
 
 	Limits Limits
 
-	// CrowdChanged is called, by any goroutine, when Crowds may have something new to say. Nil: nobody wants to know.
-	CrowdChanged func()
+	// ConnectionsChanged is called, by any goroutine, when Connections may have something new to say. Nil: it is not.
+	ConnectionsChanged func()
 
 	denied, invalid, failed atomic.Int64 // requests on token sockets that the agent did not see
 	spare                   spare
-	pace                    pace
-	waiting, watching       queue
-	administering           queue // requests on the admin socket
-
-	crowds crowds
+	counted                 quotas
 
 	mu      sync.Mutex // protects what follows
 	stopped bool
@@ -96,20 +92,19 @@ func (s *Server) serve(l net.Listener, kind socket, from attest.Socket) error {
 	} else {
 		l = s.Callers.Listen(l)
 	}
-	switch cr, budget := s.crowdOf(kind, from.Module), s.Limits.orDefaults().arrivals(); {
+	switch conns := s.connsOf(kind, from.Module); {
 	case kind == onToken && from.Module == "":
-		l = takeTurns(l, s.whence(), s.refuseEarly(cr, s.whence()), s.Limits.orDefaults())
-	case kind == onToken: // a module's own socket has no others on it
-		module := func(net.Conn, bool) quotaKey { return quotaKey{module: from.Module, whole: true} }
-		l = &budgeted{Listener: l, from: module, refuse: s.refuseEarly(cr, module), budget: budget}
-		cr.modules.Add(1)
-		defer cr.modules.Add(-1)
+		l = limit.NewFairListener(l, s.Limits.orDefaults().mostArriving(), s.admission(conns, ""))
+	case kind == onToken:
+		l = &limit.RateListener{Listener: l, Admission: s.admission(conns, from.Module)}
+		conns.AddModules(1)
+		defer conns.AddModules(-1)
 	case kind == onAdmin:
-		l = &budgeted{Listener: l, from: s.whence(), refuse: s.refuseEarly(cr, s.whence()), budget: budget}
+		l = &limit.RateListener{Listener: l, Admission: s.admission(conns, "")}
 	}
-	l = connections{l, s.Limits.orDefaults().Header}
+	l = limit.Listener{Listener: l, HeaderTimeout: s.Limits.orDefaults().Header}
 	d := hs.Handler.(*door)
-	err := headlimit.Serve(hs, l) // until l fails: hs is not shut down before that
+	err := limit.Serve(hs, l) // until l fails: hs is not shut down before that
 	close(d.accepted)
 	defer s.remove(hs)
 	ctx, cancel := context.WithTimeout(context.Background(), d.answer+transfer)
@@ -130,6 +125,7 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	down := make(chan struct{})
+	conns := s.connsOf(kind, from.Module)
 	d := &door{server: s, socket: kind, module: from.Module, answer: answer, down: down, accepted: make(chan struct{})}
 	hs := &http.Server{
 		Handler:   d,
@@ -145,97 +141,29 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 
 		ErrorLog: httpLog(s.log()),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			c := conn.(*connection)
+			c := conn.(*limit.Conn)
 			ctx = d.arrivals.add(ctx, c)
 			if kind == onLoopback {
 				ctx = meet(ctx, c)
 			} else {
 				ctx = s.Callers.NewContext(ctx, c.Conn, from)
 			}
-			s.welcome(ctx, c, kind, from.Module)
+			s.acquire(ctx, c, conns, kind)
 			return ctx
 		},
 		ConnState: func(conn net.Conn, state http.ConnState) {
-			c := conn.(*connection)
+			c := conn.(*limit.Conn)
 			switch state {
 			case http.StateIdle:
-				c.crowd.rest(c)
+				conns.Idle(c)
 			case http.StateClosed, http.StateHijacked:
-				c.crowd.forget(c)
+				conns.Release(c)
 				d.arrivals.forget(c)
 			}
 		},
 	}
 	hs.RegisterOnShutdown(sync.OnceFunc(func() { close(down) }))
 	return hs
-}
-
-// crowds are the connections, by kind of listener. Use crowdOf.
-type crowds struct {
-	made                             sync.Once
-	tokens, modules, admin, loopback crowd
-}
-
-func (c *crowds) all() [4]*crowd { return [...]*crowd{&c.tokens, &c.modules, &c.admin, &c.loopback} }
-
-// crowdOf returns the crowd of a kind of listener.
-func (s *Server) crowdOf(kind socket, module string) *crowd {
-	c := &s.crowds
-	c.made.Do(func() {
-		c.tokens.room, c.modules.room, c.admin.room, c.loopback.room = s.Limits.orDefaults().rooms()
-		for _, one := range c.all() {
-			one.notify, one.wall, one.refused.Most = s.tellTurnedAway, s.now, one.room.refused
-		}
-	})
-	switch {
-	case kind == onAdmin:
-		return &c.admin
-	case kind == onLoopback:
-		return &c.loopback
-	case module != "":
-		return &c.modules
-	}
-	return &c.tokens
-}
-
-// welcome gives a connection its place, or refuses it when there is not even one in the line.
-func (s *Server) welcome(ctx context.Context, c *connection, kind socket, module string) {
-	var itself bool
-	if kind == onLoopback {
-		c.key = peerIn(ctx).key()
-	} else {
-		who, isUnproved := seenIn(ctx)
-		c.key, itself = keyOf(&who, ownerIn(ctx), isUnproved), !isUnproved && isOwn(who)
-	}
-	if kind == onAdmin {
-		c.bound() // its answers may be long
-	}
-	c.crowd = s.crowdOf(kind, module)
-	if !c.crowd.enter(c, itself) {
-		c.refuse()
-	}
-}
-
-// tellTurnedAway reports whose fault it is that connections are turned away.
-func (s *Server) tellTurnedAway(one turnedAway) {
-	s.log().Warn("connections are turned away", zap.String("listener", one.room), zap.Stringer("turned_away", one.who),
-		zap.Stringer("held_by", one.holder), zap.Int("holds", one.holds), zap.Int("of", one.of), zap.Int64("count", one.count))
-	if s.CrowdChanged != nil {
-		s.CrowdChanged()
-		time.AfterFunc(goesOn, s.CrowdChanged)
-	}
-}
-
-// Crowds returns how full the listeners are, and in sentences whose fault it is that connections were turned away lately.
-func (s *Server) Crowds() (all []api.ConnectionsStatus, trouble []string) {
-	_ = s.crowdOf(onToken, "")
-	for _, cr := range s.crowds.all() {
-		all = append(all, cr.status())
-		if why := cr.trouble(time.Now()); why != "" {
-			trouble = append(trouble, why)
-		}
-	}
-	return all, trouble
 }
 
 // add reports false after Shutdown.
@@ -281,8 +209,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		})
 	}
 	all.Wait()
-	for _, cr := range s.crowds.all() {
-		cr.close()
+	for _, conns := range s.quotas().conns() {
+		conns.Close()
 	}
 	if cut.Load() {
 		return ctx.Err()

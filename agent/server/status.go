@@ -18,7 +18,7 @@ func (s *Server) status(x *exchange) *fault {
 		answer = s.Describe()
 	}
 	now := s.Agent.Status()
-	connections, crowded := s.Crowds()
+	connections, crowded := s.Connections()
 	answer.Connections = connections
 	answer.Now = s.now()
 	answer.Ready = now.Ready

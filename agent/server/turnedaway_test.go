@@ -24,7 +24,7 @@ func TestNoPlaceIsAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer waits.Close()
-	for d.crowdOf(onToken, "").waiting.Load() == 0 {
+	for d.quotas().tokens.Usage().Waiting == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	for _, text := range []string{get(v1Vault), get(imdsVault, metadata), get(appVault, appHeader), "GET /half"} {
@@ -33,7 +33,7 @@ func TestNoPlaceIsAnswered(t *testing.T) {
 			t.Errorf("%.20q: %+v", text, got)
 		}
 	}
-	if away := d.crowdOf(onToken, "").status().TurnedAway; away != 4 {
+	if away := d.quotas().tokens.Usage().TurnedAway; away != 4 {
 		t.Errorf("%d were turned away", away)
 	}
 }
@@ -71,8 +71,7 @@ func TestLoopbackCallsAtOnce(t *testing.T) {
 		defer conn.Close()
 		all = append(all, conn)
 	}
-	cr := d.crowdOf(onLoopback, "")
-	for cr.status().TurnedAway < calls-128 {
+	for d.quotas().loopback.Usage().TurnedAway < calls-128 {
 		time.Sleep(time.Millisecond)
 	}
 	var asking sync.WaitGroup
@@ -98,8 +97,8 @@ func TestBeyondTheBudgetIsAnswered(t *testing.T) {
 	d.Limits = Limits{PerSecond: 1, Burst: 3}
 	l := d.Callers.Listen(d.listen("s"))
 	defer l.Close()
-	defer d.crowdOf(onToken, "").close()
-	refuse := d.refuseEarly(d.crowdOf(onToken, ""), d.whence())
+	defer d.quotas().tokens.Close()
+	refuse := d.refuseEarly(d.quotas().tokens, d.newKeyOf())
 	for i := range 5 {
 		client, err := net.Dial("unix", l.Addr().String())
 		if err != nil {

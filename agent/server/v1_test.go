@@ -15,6 +15,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/server/limit"
 	"perceptd/tokencache"
 )
 
@@ -35,7 +36,10 @@ func provedContext(t testing.TB) context.Context {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	c := &connection{Conn: conn, on: time.Now(), bounded: true, key: quotaKey{uid: uint32(os.Getuid())}}
+	c := limit.NewConn(conn, time.Second)
+	c.BoundUnread()
+	places := limit.NewConns(limit.Capacity{Total: 1, PerParent: 1, PerKey: 1}, nil, nil)
+	places.Acquire(c, limit.Key{UID: uint32(os.Getuid())}, false)
 	return callers.NewContext(context.WithValue(context.Background(), connectionKey{}, c), conn, attest.Socket{})
 }
 

@@ -3,84 +3,15 @@ package server
 import (
 	"context"
 	"net/http"
-	"sync"
 	"time"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/server/limit"
 )
 
 // longestWait is how long a request for a token may ask to wait.
 const longestWait = 10 * time.Minute
-
-// queue counts the requests that stay for long, so that no caller can fill the daemon with them.
-type queue struct {
-	mu   sync.Mutex // protects what follows
-	all  int
-	each map[quotaKey]int
-}
-
-// enter counts a request of k, of which there may be so many at once, so many of a whole that k is a part of, and so many
-// in all. It reports false when it is one too many. Call leave in the end.
-func (q *queue) enter(k quotaKey, each, perWhole, all int) bool {
-	wholes, count := k.wholes()
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.all >= all || q.each[k] >= each {
-		return false
-	}
-	for _, whole := range wholes[:count] {
-		if q.each[whole] >= perWhole {
-			return false
-		}
-	}
-	if q.each == nil {
-		q.each = make(map[quotaKey]int)
-	}
-	q.all++
-	q.each[k]++
-	for _, whole := range wholes[:count] {
-		q.each[whole]++
-	}
-	return true
-}
-
-// partOf is how many of all k may find taken and still enter: a quarter is kept for modules, of which there are only so many.
-func (k quotaKey) partOf(all int) int {
-	if k.module != "" {
-		return all
-	}
-	return all - all/4
-}
-
-// leave forgets a request that enter counted.
-func (q *queue) leave(k quotaKey) {
-	wholes, count := k.wholes()
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.all--
-	for _, of := range append(wholes[:count], k) {
-		if q.each[of]--; q.each[of] == 0 {
-			delete(q.each, of)
-		}
-	}
-}
-
-// administer counts a request on the admin socket, where some may take long: other people's must not keep root's from
-// being heard, and all of them together must not take the memory.
-func (s *Server) administer(x *exchange) *fault {
-	limits, k := s.Limits.orDefaults(), x.connection.key
-	most := limits.AdminRequests
-	if !k.isBareRoot() {
-		most -= most / 4
-	}
-	if s.administering.enter(k, limits.AdminRequests/2, limits.AdminRequests/2, most) {
-		return nil
-	}
-	f := busy("too many requests are under way on the admin socket: ask again when some of them are done")
-	f.retryAfter = time.Second
-	return f
-}
 
 // busyRetry is when a caller with too many requests at once may ask again.
 const busyRetry = 5 * time.Second
@@ -106,10 +37,13 @@ func (s *Server) askFor(x *exchange, request agent.Request) (agent.Answer, *faul
 		return answer, nil
 	}
 	limits := s.Limits.orDefaults()
-	if !s.waiting.enter(x.connection.key, limits.Waiting, limits.Waiting, x.connection.key.partOf(limits.AllWaiting)) {
+	key, waiting := x.connection.Key(), &s.quotas().waiting
+	if !waiting.TryAcquire(key, limit.Quota{
+		PerKey: limits.Waiting, PerParent: limits.Waiting, Total: partOf(limits.AllWaiting, key),
+	}) {
 		return agent.Answer{}, busy("too many requests of this caller wait already: share one, or watch")
 	}
-	defer s.waiting.leave(x.connection.key)
+	defer waiting.Release(key)
 	x.stay(request.Wait)
 	ctx, cancel := x.untilDown()
 	defer cancel()

@@ -20,6 +20,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/server/limit"
 	"perceptd/tokencache"
 )
 
@@ -38,9 +39,11 @@ type recorder struct {
 
 func newRecorder() *recorder { return &recorder{header: make(http.Header), takes: -1} }
 
-func (r *recorder) Header() http.Header    { return r.header }
+func (r *recorder) Header() http.Header { return r.header }
+
 func (r *recorder) WriteHeader(status int) { r.status = status }
-func (r *recorder) Flush()                 {}
+
+func (r *recorder) Flush() {}
 
 func (r *recorder) Write(p []byte) (int, error) {
 	if r.stuck != nil {
@@ -238,15 +241,9 @@ func dial(t testing.TB, socket, text string) net.Conn {
 	return conn
 }
 
-// come returns when q counts n requests.
-func (q *queue) come(n int) {
-	for {
-		q.mu.Lock()
-		all := q.all
-		q.mu.Unlock()
-		if all == n {
-			return
-		}
+// come returns when s counts n requests.
+func come(s *limit.Semaphore, n int) {
+	for count(s) != n {
 		runtime.Gosched()
 	}
 }
@@ -260,7 +257,7 @@ func TestWaitersAreBounded(t *testing.T) {
 	one, two := dial(t, socket, long), dial(t, socket, long)
 	defer one.Close()
 	defer two.Close()
-	d.waiting.come(2)
+	come(&d.quotas().waiting, 2)
 	got := send(t, socket, short)
 	checkRefusal(t, "one too many", got, 429, api.CodeBusy)
 	if got.header.Get("Retry-After") != "5" || got.problem(t).Title != "Too Many Requests" {
@@ -273,39 +270,9 @@ func TestWaitersAreBounded(t *testing.T) {
 		t.Errorf("the module: %+v", got)
 	}
 	one.Close()
-	d.waiting.come(1) // when the daemon has seen that
+	come(&d.quotas().waiting, 1) // when the daemon has seen that
 	if got := send(t, socket, short); got.status != 503 {
 		t.Errorf("after one has gone: %+v", got)
-	}
-}
-
-// However many units a user runs in, its requests that wait and its streams have one bound together; and so have those of
-// a unit, whatever users it becomes.
-func TestQueueBoundsAWhole(t *testing.T) {
-	t.Parallel()
-	user := func(uid uint32, unit string) quotaKey { return quotaKey{uid: uid, unit: unit} }
-	all := []struct {
-		of   quotaKey
-		want bool
-	}{
-		{user(1, ""), true}, {user(1, ""), true}, {user(1, ""), false},
-		{user(1, "a.service"), true}, {user(1, "b.service"), false}, // a fourth of user 1
-		{user(2, "a.service"), true}, {user(3, "a.service"), true}, {user(4, "a.service"), false}, // a fourth of that unit
-		{user(4, ""), true}, {user(5, ""), false}, // a seventh of all
-	}
-	var q queue
-	for i, row := range all {
-		if got := q.enter(row.of, 2, 3, 6); got != row.want {
-			t.Errorf("row %d, %v: %v", i, row.of, got)
-		}
-	}
-	for _, row := range all {
-		if row.want {
-			q.leave(row.of)
-		}
-	}
-	if q.all != 0 || len(q.each) != 0 {
-		t.Errorf("left over: %d %v", q.all, q.each)
 	}
 }
 
@@ -315,7 +282,7 @@ func TestWaitersAreToldThatTheDaemonGoesDown(t *testing.T) {
 	long, _ := waiters()
 	conn := dial(t, d.tokens(""), long)
 	defer conn.Close()
-	d.waiting.come(1)
+	come(&d.quotas().waiting, 1)
 	if err := d.Shutdown(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -339,7 +306,7 @@ func TestWaitersOfAClosedListener(t *testing.T) {
 	long, _ := waiters()
 	conn := dial(t, l.Addr().String(), long)
 	defer conn.Close()
-	d.waiting.come(1)
+	come(&d.quotas().waiting, 1)
 	s := d.watchAt(l.Addr().String(), watchVault)
 	s.next(api.EventToken)
 	l.Close()

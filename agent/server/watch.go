@@ -11,6 +11,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/server/limit"
 )
 
 // watch answers GET /v1/watch with an event for what is there and one for each change of it. Of changes
@@ -28,10 +29,13 @@ func (s *Server) watch(x *exchange) *fault {
 		return faultOf(err)
 	}
 	limits := s.Limits.orDefaults()
-	if !s.watching.enter(x.connection.key, limits.Watching, 2*limits.Watching, x.connection.key.partOf(limits.AllWatching)) {
+	key, watching := x.connection.Key(), &s.quotas().watching
+	if !watching.TryAcquire(key, limit.Quota{
+		PerKey: limits.Watching, PerParent: 2 * limits.Watching, Total: partOf(limits.AllWatching, key),
+	}) {
 		return busy("too many streams of events are open already: share one, or ask with wait")
 	}
-	defer s.watching.leave(x.connection.key)
+	defer watching.Release(key)
 
 	ctx, cancel := context.WithCancel(x.request.Context()) // no answer is due
 	w := watcher{

@@ -219,7 +219,7 @@ func TestWatchersAreBounded(t *testing.T) {
 	d.watchAt(module, watchVault)
 	checkRefusal(t, "one too many of all", send(t, module, get(watchVault)), 429, api.CodeBusy)
 	first.conn.Close()
-	d.watching.come(2) // when the daemon has seen that
+	come(&d.quotas().watching, 2) // when the daemon has seen that
 	d.watchAt(socket, watchVault)
 }
 
@@ -289,7 +289,7 @@ func TestWatchShowsThatItIsAlive(t *testing.T) {
 		if w.take() != "" {
 			b.t.Error("something was written for a caller that has gone")
 		}
-		if b.server.watching.all != 0 {
+		if count(&b.server.quotas().watching) != 0 {
 			b.t.Error("the stream is still counted")
 		}
 	})
@@ -425,7 +425,7 @@ func TestWatchCutsWhoTakesNothing(t *testing.T) {
 			leave, done := b.begin(w, watchVault)
 			<-done // at the next sign of life but one, at the latest
 			leave()
-			if b.server.watching.all != 0 {
+			if count(&b.server.quotas().watching) != 0 {
 				b.t.Errorf("after %d writes the stream is still counted", takes)
 			}
 		}

@@ -120,7 +120,7 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}
 	d.server = &server.Server{
 		Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log, Now: d.backend.clock.Wall,
-		Limits: callerLimits(c.Callers.PerSecond), Loopback: d.loop.now, CrowdChanged: d.noteChange,
+		Limits: callerLimits(c.Callers.PerSecond), Loopback: d.loop.now, ConnectionsChanged: d.noteChange,
 	}
 	d.sockets.server, d.loop.server = d.server, d.server
 	d.teller = &statusTeller{notify: d.notify, text: d.statusText}

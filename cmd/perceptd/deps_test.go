@@ -26,25 +26,24 @@ var mayImport = map[string]struct {
 	ours   []string
 	reason string
 }{
-	"tokencache":      {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
-	"agent":           {[]string{"tokencache"}, "it decides by values; who calls, and over what, is others' work"},
-	"agent/api":       {nil, "the wire contract costs its importer nothing else"},
-	"agent/source":    {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
-	"agent/tcppeer":   {nil, "it looks who is there, and decides nothing"},
-	"agent/headlimit": {nil, "it bounds what any HTTP server reads"},
-	"agent/turnaway":  {nil, "it answers those for whom others found no room"},
-	"agent/room":      {[]string{"agent/headlimit", "agent/tcppeer", "agent/turnaway"}, "it lets in whoever comes, and decides nothing else"},
-	"agent/simulator": {[]string{"agent/room"}, "the simulated back end must not share the mistakes of what it tests"},
-	"agent/attest":    {[]string{"agent", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
-	"agent/binding":   {nil, "it says what the device is known by, and not what is done with it"},
-	"agent/store":     {[]string{"agent/binding", "agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
-	"agent/lives":     {nil, "it is a test alone"},
-	"agent/server":    {[]string{"agent", "agent/api", "agent/attest", "agent/headlimit", "agent/turnaway", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
-	"agent/client":    {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
-	"agent/clock":     {[]string{"tokencache"}, "it only fills in a clock"},
-	"agent/lock":      {nil, "it knows one folder, and not what is in it"},
-	"agent/socket":    {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
-	"systemd":         {nil, "it speaks to systemd for any daemon"},
+	"tokencache":         {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
+	"agent":              {[]string{"tokencache"}, "it decides by values; who calls, and over what, is others' work"},
+	"agent/api":          {nil, "the wire contract costs its importer nothing else"},
+	"agent/source":       {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
+	"agent/tcppeer":      {nil, "it looks who is there, and decides nothing"},
+	"agent/room":         {[]string{"agent/server/limit", "agent/tcppeer"}, "it lets in whoever comes, and decides nothing else"},
+	"agent/simulator":    {[]string{"agent/room"}, "the simulated back end must not share the mistakes of what it tests"},
+	"agent/attest":       {[]string{"agent", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
+	"agent/binding":      {nil, "it says what the device is known by, and not what is done with it"},
+	"agent/store":        {[]string{"agent/binding", "agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
+	"agent/lives":        {nil, "it is a test alone"},
+	"agent/server/limit": {nil, "it counts by keys; whom a connection is of is found out elsewhere"},
+	"agent/server":       {[]string{"agent", "agent/api", "agent/attest", "agent/server/limit", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
+	"agent/client":       {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
+	"agent/clock":        {[]string{"tokencache"}, "it only fills in a clock"},
+	"agent/lock":         {nil, "it knows one folder, and not what is in it"},
+	"agent/socket":       {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
+	"systemd":            {nil, "it speaks to systemd for any daemon"},
 	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/attest", "agent/clock", "agent/store", "agent/lock",
 		"agent/server", "agent/simulator", "agent/socket", "agent/source", "cmd/perceptd/config", "systemd", "tokencache"},
 		"the daemon does not ask itself for tokens"},
@@ -135,7 +134,7 @@ func TestServersBoundHeads(t *testing.T) {
 	other := regexp.MustCompile(`\w+\.(Serve\([^)]|ServeTLS\(|ListenAndServe)`)
 	servers := 0
 	for _, p := range listed(t, "perceptd/...") {
-		if p.ImportPath == "perceptd/agent/headlimit" {
+		if p.ImportPath == "perceptd/agent/server/limit" {
 			continue
 		}
 		for _, file := range p.GoFiles {
@@ -144,8 +143,8 @@ func TestServersBoundHeads(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, call := range other.FindAllString(string(text), -1) {
-				if servers++; !strings.HasPrefix(call, "headlimit.") && !strings.HasPrefix(call, "room.") {
-					t.Errorf("%s in %s: serve with headlimit.Serve", call, filepath.Join(p.ImportPath, file))
+				if servers++; !strings.HasPrefix(call, "limit.") && !strings.HasPrefix(call, "room.") {
+					t.Errorf("%s in %s: serve with limit.Serve", call, filepath.Join(p.ImportPath, file))
 				}
 			}
 		}

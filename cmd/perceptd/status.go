@@ -95,7 +95,7 @@ func blindText(b attest.Blindness) string {
 
 // statusText is the status text of now, and whether it tells of trouble.
 func (d *daemon) statusText() (text string, troubled bool) {
-	_, crowded := d.server.Crowds()
+	_, crowded := d.server.Connections()
 	trouble := append(d.describe().Trouble, crowded...)
 	s := d.agent.Status()
 	return statusText(s, d.backend.simulator != nil || s.Simulated(), trouble), len(trouble)+len(s.Trouble) > 0

@@ -1,4 +1,4 @@
-package headlimit
+package limit
 
 import (
 	"bytes"
@@ -58,8 +58,8 @@ func (h *head) pass(p []byte) int {
 
 // room returns how many bytes of rest, which go on with the line that has not ended, are within the bounds.
 func (h *head) room(rest []byte) int {
-	room := min(len(rest), Bytes-h.bytes)
-	if h.lines <= Lines {
+	room := min(len(rest), HeadBytes-h.bytes)
+	if h.lines <= HeadLines {
 		return room
 	}
 	for i, b := range rest[:room] { // only the empty line may come

@@ -1,22 +1,18 @@
-package server
+package limit
 
 import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"perceptd/agent"
-	"perceptd/agent/attest"
 )
 
-// visitor is a connection of a user that tells whether it was closed.
-type visitor struct {
+// fakeConn is a connection of a user that tells whether it was closed.
+type fakeConn struct {
 	net.Conn
 	user   uint32
 	unit   string
@@ -24,33 +20,33 @@ type visitor struct {
 	closed bool
 }
 
-func (v *visitor) Close() error { v.closed = true; return nil }
+func (v *fakeConn) Close() error { v.closed = true; return nil }
 
-// visitorsKey is the user at first, and then what of it the visitor is.
-func visitorsKey(conn net.Conn, closely bool) quotaKey {
-	v := conn.(*visitor)
+// fakeKey is the user at first, and then what of it the fakeConn is.
+func fakeKey(conn net.Conn, closely bool) Key {
+	v := conn.(*fakeConn)
 	if !closely {
-		return quotaKey{uid: v.user, whole: true}
+		return Key{UID: v.user, Parent: true}
 	}
-	return quotaKey{uid: v.user, unit: v.unit}
+	return Key{UID: v.user, Unit: v.unit}
 }
 
-// gate is a listener at which visitors come one by one.
-type gate struct {
+// fakeListener is a listener at which connections come one by one.
+type fakeListener struct {
 	net.Listener
-	come   chan *visitor
+	come   chan *fakeConn
 	broken chan error
 	shut   chan struct{}
 	close  func()
 }
 
-func newGate() *gate {
-	g := &gate{come: make(chan *visitor), broken: make(chan error), shut: make(chan struct{})}
+func newFakeListener() *fakeListener {
+	g := &fakeListener{come: make(chan *fakeConn), broken: make(chan error), shut: make(chan struct{})}
 	g.close = sync.OnceFunc(func() { close(g.shut) })
 	return g
 }
 
-func (g *gate) Accept() (net.Conn, error) {
+func (g *fakeListener) Accept() (net.Conn, error) {
 	select {
 	case v := <-g.come:
 		return v, nil
@@ -61,12 +57,12 @@ func (g *gate) Accept() (net.Conn, error) {
 	}
 }
 
-func (g *gate) Close() error { g.close(); return nil }
+func (g *fakeListener) Close() error { g.close(); return nil }
 
-// arrive has visitors come, and returns them when all have been seen to.
-func (g *gate) arrive(user uint32, names ...string) (all []*visitor) {
+// arrive has connections come, and returns them when all have been seen to.
+func (g *fakeListener) arrive(user uint32, names ...string) (all []*fakeConn) {
 	for _, name := range names {
-		v := &visitor{user: user, name: name}
+		v := &fakeConn{user: user, name: name}
 		g.come <- v
 		all = append(all, v)
 	}
@@ -74,27 +70,34 @@ func (g *gate) arrive(user uint32, names ...string) (all []*visitor) {
 	return all
 }
 
-func (t *turns) names(of *testing.T, n int) (names []string) {
+func (f *FairListener) names(of *testing.T, n int) (names []string) {
 	of.Helper()
 	for range n {
-		conn, err := t.Accept()
+		conn, err := f.Accept()
 		if err != nil {
 			of.Fatal(err)
 		}
-		names = append(names, conn.(*visitor).name)
+		names = append(names, conn.(*fakeConn).name)
 	}
 	return names
 }
 
-func someTurns(g *gate, connections int) *turns {
-	return takeTurns(g, visitorsKey, func(conn net.Conn) { conn.Close() }, Limits{Connections: connections, PerSecond: 1, Burst: 1})
+// perSecond is the budget of new connections in these tests.
+const perSecond = 5
+
+// newFair returns a fair listener at which so many may wait.
+func newFair(g *fakeListener, most, perSecond int) *FairListener {
+	return NewFairListener(g, most, Admission{
+		KeyOf: fakeKey, IsExempt: func(net.Conn) bool { return false }, Refuse: func(conn net.Conn) { conn.Close() },
+		Rate: &Rate{PerSecond: perSecond, Burst: perSecond},
+	})
 }
 
 func TestUsersTakeTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		turns := someTurns(g, 100)
+		g := newFakeListener()
+		turns := newFair(g, 50, perSecond)
 		g.arrive(1, "a1", "a2", "a3")
 		g.arrive(2, "b1")
 		g.arrive(3, "c1", "c2")
@@ -112,11 +115,11 @@ func TestUsersTakeTurns(t *testing.T) {
 	})
 }
 
-// arriveFrom has visitors of a user's unit come and be let in, and returns how many of them were closed.
-func (g *gate) arriveFrom(t *testing.T, turns *turns, user uint32, unit string, n int) (closed int) {
+// arriveFrom has connections of a user's unit come and be let in, and returns how many of them were closed.
+func (g *fakeListener) arriveFrom(t *testing.T, turns *FairListener, user uint32, unit string, n int) (closed int) {
 	t.Helper()
 	for range n {
-		v := &visitor{user: user, unit: unit}
+		v := &fakeConn{user: user, unit: unit}
 		g.come <- v
 		synctest.Wait()
 		if v.closed {
@@ -133,10 +136,10 @@ func (g *gate) arriveFrom(t *testing.T, turns *turns, user uint32, unit string, 
 func TestOnesOwnBudget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		turns := someTurns(g, 100)
+		g := newFakeListener()
+		turns := newFair(g, 50, perSecond)
 		defer turns.Close()
-		const budget = busyCallers // of the user, and then of each of its units
+		const budget = perSecond // of the user, and then of each of its units
 		if closed := g.arriveFrom(t, turns, 0, "loops.service", 100); closed != 100-2*budget {
 			t.Errorf("of a unit that connects in a loop %d of 100 are closed", closed)
 		}
@@ -151,7 +154,7 @@ func TestOnesOwnBudget(t *testing.T) {
 		if closed := g.arriveFrom(t, turns, 0, "loops.service", 1); closed != 1 {
 			t.Error("who was let in counts no more")
 		}
-		time.Sleep(time.Second / busyCallers)
+		time.Sleep(time.Second / perSecond)
 		if closed := g.arriveFrom(t, turns, 0, "loops.service", 3); closed != 1 {
 			t.Errorf("a fifth of a second later %d of 3 are closed", closed) // one of the user's budget, one of its own
 		}
@@ -161,8 +164,8 @@ func TestOnesOwnBudget(t *testing.T) {
 func TestWhoWaitsIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		turns := takeTurns(g, visitorsKey, func(conn net.Conn) { conn.Close() }, Limits{Connections: 64, PerSecond: 100, Burst: 100})
+		g := newFakeListener()
+		turns := newFair(g, 32, 500)
 		defer turns.Close()
 		closed := 0
 		for _, v := range g.arrive(1, make([]string, 40)...) {
@@ -170,7 +173,7 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 				closed++
 			}
 		}
-		if waiting := 40 - closed; waiting != fewWaiting+turns.per {
+		if waiting := 40 - closed; waiting != fewWaiting+turns.perKey {
 			t.Errorf("%d of one caller wait", waiting)
 		}
 		user := uint32(2)
@@ -190,11 +193,12 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 func TestBudgetOfOneSocket(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g, cr, refused := newGate(), &crowd{room: room{name: "modules' sockets"}}, 0
-		l := &budgeted{Listener: g, budget: Limits{PerSecond: 1, Burst: 1}.arrivals(),
-			from:   visitorsKey,
-			refuse: func(conn net.Conn) { refused++; cr.missed(quotaKey{uid: conn.(*visitor).user}) },
-		}
+		g, cs, refused := newFakeListener(), &Conns{places: places{capacity: modulesCapacity}}, 0
+		l := &RateListener{g, Admission{
+			KeyOf: fakeKey, IsExempt: func(net.Conn) bool { return false },
+			Refuse: func(conn net.Conn) { refused++; cs.RecordOverBudget(Key{UID: conn.(*fakeConn).user}) },
+			Rate:   &Rate{PerSecond: perSecond, Burst: perSecond},
+		}}
 		accepted := make(chan net.Conn, 100)
 		go func() {
 			for {
@@ -207,12 +211,12 @@ func TestBudgetOfOneSocket(t *testing.T) {
 		}()
 		g.arrive(1, make([]string, 20)...)
 		g.arrive(2, "other")
-		if len(accepted) != 2*busyCallers+1 || refused != 20-2*busyCallers { // of the user, and of its unit
+		if len(accepted) != 2*perSecond+1 || refused != 20-2*perSecond { // of the user, and of its unit
 			t.Errorf("%d are let in, %d refused", len(accepted), refused)
 		}
-		if s := cr.status(); s.TurnedAway != int64(refused) || s.HeldBy != "uid 1" || cr.trouble(time.Now()) !=
+		if u := cs.Usage(); u.TurnedAway != int64(refused) || u.Last.Holder.String() != "uid 1" || cs.Trouble(time.Now()) !=
 			"connections to the modules' sockets are turned away: uid 1 connects more often than it may" {
-			t.Errorf("%+v, %s", s, cr.trouble(time.Now()))
+			t.Errorf("%+v, %s", u, cs.Trouble(time.Now()))
 		}
 		l.Close()
 	})
@@ -222,11 +226,11 @@ func TestBudgetOfOneSocket(t *testing.T) {
 func TestBurstLeavesRoomForOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		turns := takeTurns(g, visitorsKey, func(conn net.Conn) { conn.Close() }, Limits{Connections: 64, PerSecond: 100, Burst: 100})
+		g := newFakeListener()
+		turns := newFair(g, 32, 500)
 		defer turns.Close()
-		comes := func(unit string) *visitor {
-			v := &visitor{unit: unit, name: unit}
+		comes := func(unit string) *fakeConn {
+			v := &fakeConn{unit: unit, name: unit}
 			g.come <- v
 			synctest.Wait()
 			return v
@@ -237,7 +241,7 @@ func TestBurstLeavesRoomForOthers(t *testing.T) {
 				waiting++
 			}
 		}
-		if waiting != fewWaiting+turns.per {
+		if waiting != fewWaiting+turns.perKey {
 			t.Errorf("%d of 40 wait", waiting)
 		}
 		for _, unit := range []string{"quiet.service", "", "other.service"} {
@@ -253,10 +257,10 @@ func TestBurstLeavesRoomForOthers(t *testing.T) {
 func TestFloodsMakeRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		turns := someTurns(g, 16)
+		g := newFakeListener()
+		turns := newFair(g, 8, perSecond)
 		defer turns.Close()
-		var floods []*visitor
+		var floods []*fakeConn
 		for user := range uint32(4) {
 			floods = append(floods, g.arrive(user, "first", "second")...)
 		}
@@ -286,8 +290,8 @@ func TestFloodsMakeRoom(t *testing.T) {
 func TestTurnsAreKeptOnClose(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		turns := someTurns(g, 100)
+		g := newFakeListener()
+		turns := newFair(g, 50, perSecond)
 		g.arrive(1, "a1", "a2")
 		turns.Close()
 		if got := turns.names(t, 2); !slices.Equal(got, []string{"a1", "a2"}) {
@@ -305,13 +309,13 @@ func TestTurnsAreKeptOnClose(t *testing.T) {
 func TestAcceptingFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		turns := someTurns(g, 100)
+		g := newFakeListener()
+		turns := newFair(g, 50, perSecond)
 		g.arrive(1, "a1")
 		g.broken <- io.ErrUnexpectedEOF
 		synctest.Wait()
 		select {
-		case g.come <- &visitor{}:
+		case g.come <- &fakeConn{}:
 			t.Error("it goes on before anybody was told")
 		default:
 		}
@@ -336,40 +340,4 @@ func TestAcceptingFails(t *testing.T) {
 			t.Errorf("closed, it says %v: who takes that for one that passes accepts for ever", err)
 		}
 	})
-}
-
-// On a real socket a process is found to be of its user, and closely of what it runs in.
-func TestWhence(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t, fetchDay)
-	l := d.Callers.Listen(d.listen("s"))
-	defer l.Close()
-	client, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	conn, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	me := uint32(os.Getuid())
-	whence := d.whence()
-	if got := whence(conn, false); got != (quotaKey{uid: me, whole: true}) {
-		t.Errorf("%+v", got)
-	}
-	who, owner := d.Callers.Whence(conn)
-	want := keyOf(&who, owner, false)
-	if who.UID != me || int(who.PID) != os.Getpid() {
-		t.Errorf("%+v", who)
-	}
-	for range 2 {
-		if got := whence(conn, true); got != want {
-			t.Errorf("%+v, want %+v", got, want)
-		}
-	}
-	if who, owner := d.Callers.Whence(client); who.UID != agent.NoID || owner != agent.NoID || attest.ProcessOf(client) != 0 {
-		t.Errorf("of a connection that no listener of the prover's accepted: %+v %d", who, owner)
-	}
 }

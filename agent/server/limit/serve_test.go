@@ -1,4 +1,4 @@
-package headlimit
+package limit
 
 import (
 	"bufio"
@@ -72,16 +72,16 @@ func isRefused(t *testing.T, answer *http.Response) {
 // with others, which are answered before. What is within the bounds is answered as ever.
 func TestRefusal(t *testing.T) {
 	t.Parallel()
-	full := get + manyLines(Lines-1)
+	full := get + manyLines(HeadLines-1)
 	rows := map[string]struct {
 		stream string
 		good   int // requests that are answered
 	}{
 		"lines":             {full + "b:\n\r\n", 0},
 		"lines without end": {full + manyLines(3000), 0},
-		"bytes":             {get + "X: " + strings.Repeat("x", Bytes) + "\r\n\r\n", 0},
-		"a request line":    {"GET /" + strings.Repeat("x", 2*Bytes), 0},
-		"many bytes":        {get + "X: " + strings.Repeat("x", most+Bytes-4096), 0},
+		"bytes":             {get + "X: " + strings.Repeat("x", HeadBytes) + "\r\n\r\n", 0},
+		"a request line":    {"GET /" + strings.Repeat("x", 2*HeadBytes), 0},
+		"many bytes":        {get + "X: " + strings.Repeat("x", mostDropped+HeadBytes-4096), 0},
 		"after good ones":   {strings.Repeat(full+"\r\n", 3) + full + "b:\n", 3},
 		"after a body":      {"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 400\r\n\r\n" + manyLines(100) + full + "b:\n", 1},
 		"after a short one": {"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\naa:\n" + full + "b:\n", 1},

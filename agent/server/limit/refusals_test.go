@@ -1,4 +1,4 @@
-package turnaway
+package limit
 
 import (
 	"bufio"
@@ -13,12 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"perceptd/agent/api"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // pairs returns a function that makes a connection, and returns both its ends.
 func pairs(t *testing.T, network string) func() (client, server net.Conn) {
@@ -69,14 +65,14 @@ func TestRefuse(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"unix", "tcp"} {
 		pair := pairs(t, network)
-		r := Refusals[int]{Most: 9}
+		r := Refusals{Most: 9}
 		defer r.Close()
 		for _, sent := range []string{"", "GET /v1/tok", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST / HTTP/1.1\r\n\r\n" + strings.Repeat("x", 16<<10)} {
 			client, server := pair()
 			if _, err := io.WriteString(client, sent); err != nil {
 				t.Fatal(err)
 			}
-			r.Refuse(server, 7)
+			r.Refuse(server, Key{UID: 7})
 			if _, err := io.WriteString(client, "more\r\n"); err != nil { // the caller may not have read it yet
 				t.Errorf("%s: %v", network, err)
 			}
@@ -107,13 +103,13 @@ func TestRefuse(t *testing.T) {
 func TestShares(t *testing.T) {
 	t.Parallel()
 	pair := pairs(t, "unix")
-	r := Refusals[string]{Most: 12}
+	r := Refusals{Most: 12}
 	defer r.Close()
 	var clients []net.Conn
 	refuse := func(of string, n int) (answered int) {
 		for range n {
 			client, server := pair()
-			r.Refuse(server, of)
+			r.Refuse(server, Key{Module: of})
 			if got, err := client.Read(make([]byte, 1)); got == 1 {
 				answered++
 				clients = append(clients, client)
@@ -142,7 +138,7 @@ func TestShares(t *testing.T) {
 	}
 }
 
-func (r *Refusals[K]) count() int {
+func (r *Refusals) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.all)
@@ -152,13 +148,13 @@ func (r *Refusals[K]) count() int {
 func TestUnreadCounts(t *testing.T) {
 	t.Parallel()
 	client, server := pairs(t, "unix")()
-	r := Refusals[int]{Most: 1}
+	r := Refusals{Most: 1}
 	defer r.Close()
-	r.Refuse(server, 7)
+	r.Refuse(server, Key{UID: 7})
 	if err := client.(*net.UnixConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if !Unread(server) || r.count() != 1 {
+	if !hasUnread(server) || r.count() != 1 {
 		t.Error("it counts no more")
 	}
 	read(t, client)
@@ -168,14 +164,14 @@ func TestUnreadCounts(t *testing.T) {
 }
 
 // Who is left when all ends is closed, and has its answer; who comes later has none.
-func TestClose(t *testing.T) {
+func TestRefusalsClose(t *testing.T) {
 	t.Parallel()
 	pair := pairs(t, "unix")
-	var none Refusals[int]
+	var none Refusals
 	none.Close()
-	r := Refusals[int]{Most: 9}
+	r := Refusals{Most: 9}
 	client, server := pair()
-	r.Refuse(server, 7)
+	r.Refuse(server, Key{UID: 7})
 	r.Close()
 	r.Close()
 	read(t, client)
@@ -183,7 +179,7 @@ func TestClose(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	client, server = pair()
-	r.Refuse(server, 7)
+	r.Refuse(server, Key{UID: 7})
 	if n, err := client.Read(make([]byte, 1)); n != 0 || !(errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
 		t.Errorf("%d %v", n, err)
 	}

@@ -1,4 +1,4 @@
-package headlimit
+package limit
 
 import (
 	"bufio"
@@ -37,9 +37,9 @@ const get = "GET / HTTP/1.1\r\nHost: x\r\n"
 
 func TestBounds(t *testing.T) {
 	t.Parallel()
-	full := "GET / HTTP/1.1\r\n" + manyLines(Lines)
+	full := "GET / HTTP/1.1\r\n" + manyLines(HeadLines)
 	long := "GET / HTTP/1.1\r\nX: "
-	long += strings.Repeat("x", Bytes-len(long)-4) + "\r\n\r\n"
+	long += strings.Repeat("x", HeadBytes-len(long)-4) + "\r\n\r\n"
 	body := strings.Repeat("{\n", 40<<10)
 	plain := get + "content-LENGTH: \t" + strconv.Itoa(len(body)) + " \r\n\r\n" + body
 	chunked := get + "Transfer-Encoding: chunked\r\n\r\n"
@@ -58,10 +58,10 @@ func TestBounds(t *testing.T) {
 		"one more, that looks empty":  {full + "\rb", 1, 0},
 		"two returns":                 {full + "\r\r\n", 2, 0},
 		"a continued line too many":   {full + " x\r\n", 4, 0},
-		"as many as 16 KiB hold":      {"GET / HTTP/1.1\r\n" + manyLines(3716), 4 * (3716 - Lines), 0},
+		"as many as 16 KiB hold":      {"GET / HTTP/1.1\r\n" + manyLines(3716), 4 * (3716 - HeadLines), 0},
 		"as long as may be":           {long, 0, 1},
 		"a byte more":                 {long[:len(long)-4] + "x\r\n\r\n", 1, 0},
-		"a long request line":         {"GET /" + strings.Repeat("x", Bytes), 5, 0},
+		"a long request line":         {"GET /" + strings.Repeat("x", HeadBytes), 5, 0},
 		"the next head is counted":    {full + "\r\n" + full + "b:\n\r\n", 5, 1},
 		"and the one after a body":    {plain + full + "b:\n\r\n", 5, 1},
 		"a body":                      {plain + plain + get + "\r\n", 0, 3},
@@ -69,7 +69,7 @@ func TestBounds(t *testing.T) {
 		"many heads":                  {strings.Repeat(get+"\r\n", 1000), 0, 1000},
 		"a body of nothing":           {get + "Content-Length: 0\r\n\r\n" + full + "b", 1, 1},
 		"a body in chunks":            {chunked + "5\r\nhello\r\n0\r\n\r\n" + full + "\r\n", 0, 3},
-		"trailers count":              {chunked + "0\r\n" + manyLines(Lines+1), 4, 1},
+		"trailers count":              {chunked + "0\r\n" + manyLines(HeadLines+1), 4, 1},
 		"a head within a chunk":       {chunked + "99\r\nx\r\nContent-Length: 999999\r\n\r\n" + full + "b:\n", 3, 2},
 		"two lengths":                 {get + "Content-Length: 9\r\nContent-Length: 9999\r\n\r\n" + full + "b:\n", 3, 1},
 		"a length and chunks":         {get + "Content-Length: 9999\r\ntransfer-encoding: chunked\r\n\r\n" + full + "b:\n", 3, 1},
@@ -80,7 +80,7 @@ func TestBounds(t *testing.T) {
 		"a length with much space":    {get + "Content-Length: " + strings.Repeat(" ", startSize) + "9999\r\n\r\n" + full + "b:\n", 3, 1},
 		"a length of another name":    {get + "Content-Length : 9999\r\n\r\n" + full + "b:\n", 3, 1},
 		"a length in a request line":  {"Content-Length: 9999\r\nHost: x\r\n\r\n" + full + "b:\n", 3, 1},
-		"no plain one after a doubt":  {get + "X: a\r\n b\r\n\r\n" + plain, len(body) - 2*(Lines+1), 2},
+		"no plain one after a doubt":  {get + "X: a\r\n b\r\n\r\n" + plain, len(body) - 2*(HeadLines+1), 2},
 		"a body that goes on and on":  {get + "Content-Length: 9223372036854775807\r\n\r\n" + full + "b:\n", 0, 1},
 		"a body of as much as it can": {get + "Content-Length: 18446744073709551615\r\n\r\n" + full + "b:\n", 3, 1},
 	} {
@@ -108,7 +108,7 @@ func TestCountingAllocatesNothing(t *testing.T) {
 // FuzzHead has net/http read what is passed: whatever comes in, in whatever pieces, it finds no head beyond the bounds, begun or
 // whole; and what it can read, all of it within the bounds, is passed unchanged.
 func FuzzHead(f *testing.F) {
-	full := "POST / HTTP/1.1\r\nHost: x\r\n" + manyLines(Lines-2)
+	full := "POST / HTTP/1.1\r\nHost: x\r\n" + manyLines(HeadLines-2)
 	for _, stream := range []string{
 		get + "\r\n", full + "b:\n\r\n", full + "b:\nc:\n", full + "Content-Length: 70\r\n\r\n" + manyLines(100),
 		full + "Transfer-Encoding: chunked\r\n\r\n5\r\na\n\nb\n\r\n0\r\n" + manyLines(70) + "\r\n" + full,
@@ -137,7 +137,7 @@ func FuzzHead(f *testing.F) {
 			t.Fatalf("%d bytes and %d heads at once, %d and %d in pieces", within, whole.ended, total, cut.ended)
 		}
 		read := readAll(stream[:within])
-		if lines := headLines(stream[read.to:within]); read.lines > Lines || lines > 1+Lines {
+		if lines := linesOf(stream[read.to:within]); read.lines > HeadLines || lines > 1+HeadLines {
 			t.Errorf("a head of %d lines, and one of %d that has not ended", read.lines, lines)
 		}
 		if read = readAll(stream); read.plain && read.to == len(stream) && within < len(stream) {
@@ -193,11 +193,11 @@ func isPlain(text []byte) bool {
 			lengths++
 		}
 	}
-	return !odd && lengths <= 1 && size <= Bytes && headLines(text) <= 1+Lines
+	return !odd && lengths <= 1 && size <= HeadBytes && linesOf(text) <= 1+HeadLines
 }
 
-// headLines counts the lines of a head up to its end, the request line included; one that has not ended is none.
-func headLines(text []byte) (lines int) {
+// linesOf counts the lines of a head up to its end, the request line included; one that has not ended is none.
+func linesOf(text []byte) (lines int) {
 	for line := range bytes.Lines(text) {
 		if line[len(line)-1] != '\n' || len(bytes.TrimSuffix(line[:len(line)-1], []byte("\r"))) == 0 {
 			return lines

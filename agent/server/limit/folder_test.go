@@ -1,4 +1,4 @@
-package headlimit
+package limit
 
 import (
 	"os"
