@@ -5,9 +5,24 @@ import (
 	"log"
 	"runtime"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 )
+
+func (s *Server) log() *zap.Logger {
+	if s.Log == nil {
+		return zap.NewNop()
+	}
+	return s.Log
+}
+
+func (s *Server) now() time.Time {
+	if s.Now == nil {
+		return time.Now()
+	}
+	return s.Now()
+}
 
 // logRefusal leaves a trace of the correlation ID that a caller was given, empty for none. What a
 // technician should see of a refusal the agent has logged already.

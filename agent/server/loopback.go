@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -13,53 +12,12 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
-	"perceptd/agent/server/limit"
 )
-
-// ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers are
-// known by the secrets that the Server's Loopback returns.
-func (s *Server) ServeLoopback(l net.Listener) error {
-	return s.serve(l, onLoopback, attest.Socket{})
-}
-
-// peer is the user at the other end of a TCP connection.
-type peer struct {
-	uid     uint32
-	unknown error // why uid is not known
-}
-
-type peerKey struct{}
-
-// peerIn returns whose connection a context is of.
-func peerIn(ctx context.Context) peer {
-	if p, ok := ctx.Value(peerKey{}).(peer); ok {
-		return p
-	}
-	return peer{uid: agent.NoID, unknown: errNotMet}
-}
 
 var (
 	errNotMet        = errors.New("nobody asked who is connecting")
 	errUnknownSecret = &attest.UnprovedError{What: "whose header secret that is", Why: "no grant's"}
 )
-
-// meet finds out who is at the other end of c, and returns ctx with it.
-func meet(ctx context.Context, c *limit.Conn) context.Context {
-	var p peer
-	p.uid, p.unknown = attest.PeerUser(c.Conn)
-	return context.WithValue(ctx, peerKey{}, p)
-}
-
-// caller is what is known of the peer before its secret is looked at.
-func (p peer) caller() agent.Caller {
-	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + attest.PeerText(p.uid, p.unknown)}
-}
-
-// key is whom the peer's connections and requests count for: apart from those on the sockets, so that no user of this
-// listener can keep a service from its tokens there.
-func (p peer) key() limit.Key {
-	return limit.Key{UID: p.uid, Unattested: p.unknown != nil, Loopback: true}
-}
 
 // checkLoopback refuses, beside what checkOrigin does, another Host than the listener's own: a name that was made to
 // resolve to this device, or to another program's port on it.
@@ -127,13 +85,6 @@ func identityHeader(r *http.Request) (string, *fault) {
 		return "", badRequest("the X-IDENTITY-HEADER header must be there once, with the value of IDENTITY_HEADER")
 	}
 	return value, nil
-}
-
-func (s *Server) unknownLoopbackPath(*exchange) *fault {
-	return &fault{
-		status: http.StatusBadRequest, code: api.CodeUnknownPath,
-		detail: "no such path on this listener: tokens are at " + api.PathAppServiceToken + ", spelled exactly so",
-	}
 }
 
 // loopback answers GET /v1/loopback on a token socket: how the process that asks gets its tokens on the loopback listener.

@@ -135,6 +135,13 @@ func (s *Server) unknownAdminPath(*exchange) *fault {
 	}
 }
 
+func (s *Server) unknownLoopbackPath(*exchange) *fault {
+	return &fault{
+		status: http.StatusBadRequest, code: api.CodeUnknownPath,
+		detail: "no such path on this listener: tokens are at " + api.PathAppServiceToken + ", spelled exactly so",
+	}
+}
+
 func (s *Server) notFound(*exchange) *fault {
 	return &fault{status: http.StatusNotFound, code: api.CodeUnknownPath, detail: "no such path on this socket"}
 }

@@ -65,9 +65,6 @@ type Server struct {
 	running map[*http.Server]net.Listener
 }
 
-// transfer is how long a body may take to arrive, or an answer to leave, beside the time to answer.
-const transfer = 5 * time.Second
-
 // ServeTokens answers requests for tokens on l until l is closed or Shutdown is called. module is the
 // module whose own socket l is, or empty for the socket of all local services. It closes l.
 //
@@ -80,6 +77,12 @@ func (s *Server) ServeTokens(l net.Listener, module string) error {
 // socket's mode and group.
 func (s *Server) ServeAdmin(l net.Listener) error {
 	return s.serve(l, onAdmin, attest.Socket{Shut: true})
+}
+
+// ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers are
+// known by the secrets that the Server's Loopback returns.
+func (s *Server) ServeLoopback(l net.Listener) error {
+	return s.serve(l, onLoopback, attest.Socket{})
 }
 
 func (s *Server) serve(l net.Listener, kind socket, from attest.Socket) error {
@@ -164,82 +167,4 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 	}
 	hs.RegisterOnShutdown(sync.OnceFunc(func() { close(down) }))
 	return hs
-}
-
-// add reports false after Shutdown.
-func (s *Server) add(hs *http.Server, l net.Listener) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopped {
-		return false
-	}
-	if s.running == nil {
-		s.running = make(map[*http.Server]net.Listener)
-	}
-	s.running[hs] = l
-	return true
-}
-
-func (s *Server) remove(hs *http.Server) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.running, hs)
-}
-
-// Shutdown closes every listener, hears those who have just connected, ends the streams of events and the requests that
-// asked to wait, lets the others under way end until ctx does, and then cuts the connections that are left. Listeners
-// that are served afterwards are closed at once. The error is ctx's when connections had to be cut.
-func (s *Server) Shutdown(ctx context.Context) error {
-	s.mu.Lock()
-	s.stopped = true
-	running := s.running
-	s.running = nil
-	s.mu.Unlock()
-
-	var all sync.WaitGroup
-	var cut atomic.Bool
-	for _, l := range running {
-		_ = l.Close() // first all of them; whoever cannot be closed is closed already
-	}
-	for hs := range running {
-		all.Go(func() {
-			if s.end(ctx, hs) {
-				cut.Store(true)
-			}
-		})
-	}
-	all.Wait()
-	for _, conns := range s.quotas().conns() {
-		conns.Close()
-	}
-	if cut.Load() {
-		return ctx.Err()
-	}
-	return nil
-}
-
-// end lets hs finish within ctx and reports whether connections had to be cut.
-func (s *Server) end(ctx context.Context, hs *http.Server) (cut bool) {
-	d := hs.Handler.(*door)
-	<-d.accepted // until then the last one may still be looked at, and be no arrival yet
-	d.arrivals.wait(ctx)
-	if err := hs.Shutdown(ctx); err != nil && ctx.Err() != nil {
-		hs.Close() // its error is the listener's, which is closed already
-		return true
-	}
-	return false
-}
-
-func (s *Server) log() *zap.Logger {
-	if s.Log == nil {
-		return zap.NewNop()
-	}
-	return s.Log
-}
-
-func (s *Server) now() time.Time {
-	if s.Now == nil {
-		return time.Now()
-	}
-	return s.Now()
 }

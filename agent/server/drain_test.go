@@ -84,7 +84,8 @@ func (l *slowListener) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *slowListener) Close() error   { l.close(); return nil }
+func (l *slowListener) Close() error { l.close(); return nil }
+
 func (l *slowListener) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: "slow"} }
 
 // Who was accepted just before the daemon goes down, and is still being looked at, is heard as well; and whoever says
@@ -162,8 +163,10 @@ func TestNobodyIsAcceptedAfterShutdown(t *testing.T) {
 // passing is an error whose cause can pass, so that net/http accepts again, until it is final.
 type passing struct{ final atomic.Bool }
 
-func (p *passing) Error() string   { return "too many open files" }
-func (p *passing) Timeout() bool   { return false }
+func (p *passing) Error() string { return "too many open files" }
+
+func (p *passing) Timeout() bool { return false }
+
 func (p *passing) Temporary() bool { return !p.final.Load() }
 
 // failing is a listener that gives out errors alone.
@@ -188,7 +191,8 @@ func (l *failing) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *failing) Close() error   { l.close(); return nil }
+func (l *failing) Close() error { l.close(); return nil }
+
 func (l *failing) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: "failing"} }
 
 // Where nobody can be accepted at the moment, the daemon goes down all the same.

@@ -201,3 +201,17 @@ func encode(v any) []byte {
 	}
 	return b.Bytes()
 }
+
+// busyRetry is when a caller with too many requests at once may ask again.
+const busyRetry = 5 * time.Second
+
+func busy(detail string) *fault {
+	return &fault{status: http.StatusTooManyRequests, code: api.CodeBusy, detail: detail, retryAfter: busyRetry}
+}
+
+// goingDown answers those who would have stayed longer.
+func goingDown() *fault {
+	return &fault{
+		status: http.StatusServiceUnavailable, code: api.CodeUnreachable, detail: "perceptd is going down: ask again",
+	}
+}

@@ -6,13 +6,11 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
-	"perceptd/agent/server/limit"
 )
 
 // door is where the requests of one listener come in: it does every check that all paths share.
@@ -25,28 +23,6 @@ type door struct {
 
 	arrivals arrivals
 	accepted chan struct{} // closed when nobody accepts any more, and whoever was accepted is among arrivals
-}
-
-// exchange is one request and the answer to it.
-type exchange struct {
-	ctx        *dueContext // ends when the answer is due or the caller has gone
-	caller     agent.Caller
-	connection *limit.Conn
-
-	unproved error // why the caller could not be proved, and then caller is what is known all the same
-	request  *http.Request
-	raw      string // the request's query as it was sent
-	query    query
-	down     <-chan struct{} // the door's
-
-	status      int      // of the answer; 0 means 200
-	body        []byte   // of the answer: JSON
-	permissions []string // of the answer: the value of api.PermissionsHeader; nil: none
-	audience    string   // of the answer: the value of api.AudienceHeader; empty: none
-
-	w        http.ResponseWriter // for what comes before the answer, or instead of it
-	streamed bool                // the handler has written the answer to w
-	closes   bool                // the connection ends with the answer
 }
 
 // ServeHTTP answers one request.
@@ -213,59 +189,4 @@ func (s *Server) count(f *fault) {
 	default:
 		s.invalid.Add(1)
 	}
-}
-
-// Header values that are the same on every answer. net/http only reads them.
-var (
-	jsonContent    = []string{"application/json"}
-	problemContent = []string{"application/problem+json"}
-	noStore        = []string{"no-store"}
-)
-
-// answer sends what the handler left.
-func (x *exchange) answer() {
-	if x.permissions != nil {
-		x.w.Header()[api.PermissionsHeader] = x.permissions
-	}
-	if x.audience != "" {
-		x.w.Header().Set(api.AudienceHeader, x.audience)
-	}
-	if x.closes {
-		x.w.Header().Set("Connection", "close")
-	}
-	write(x.w, x.status, jsonContent, x.body)
-}
-
-// write sends a whole answer at once. Status 0 is 200.
-func write(w http.ResponseWriter, status int, content []string, body []byte) {
-	h := w.Header()
-	h["Content-Type"] = content
-	h["Cache-Control"] = noStore
-	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	if status != 0 {
-		w.WriteHeader(status)
-	}
-	_, _ = w.Write(body) // a caller that has gone needs no answer
-}
-
-// spare holds exchanges whose buffers the next request can use.
-type spare struct{ pool sync.Pool }
-
-func (s *spare) take() *exchange {
-	if x, ok := s.pool.Get().(*exchange); ok {
-		return x
-	}
-	return new(exchange)
-}
-
-// maxSpareBody keeps a single large answer from being held for ever.
-const maxSpareBody = 64 << 10
-
-func (s *spare) giveBack(x *exchange) {
-	if cap(x.body) > maxSpareBody {
-		return
-	}
-	clear(x.body) // a token's text stays no longer than needed
-	*x = exchange{body: x.body[:0]}
-	s.pool.Put(x)
 }

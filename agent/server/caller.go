@@ -1,0 +1,136 @@
+package server
+
+import (
+	"context"
+	"net"
+	"os"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/attest"
+	"perceptd/agent/server/limit"
+)
+
+// seenIn returns what a connection's context tells of the caller before anything else is asked, and whether it is
+// certain already that it cannot be proved.
+func seenIn(ctx context.Context) (who agent.Caller, isUnproved bool) {
+	proof, err := attest.FromContext(ctx)
+	if err != nil {
+		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, true
+	}
+	who, err = proof.Seen()
+	return who, err != nil
+}
+
+// provedIn returns who a connection's context proves the caller to be, or why it proves nobody and what is known all
+// the same.
+func provedIn(ctx context.Context) (agent.Caller, error) {
+	proof, err := attest.FromContext(ctx)
+	if err != nil {
+		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, err
+	}
+	return proof.Caller(ctx)
+}
+
+// ownerIn returns in whose session or service manager the caller of a connection's context runs.
+func ownerIn(ctx context.Context) uint32 {
+	proof, err := attest.FromContext(ctx)
+	if err != nil {
+		return agent.NoID
+	}
+	return proof.Owner()
+}
+
+// peer is the user at the other end of a TCP connection.
+type peer struct {
+	uid     uint32
+	unknown error // why uid is not known
+}
+
+type peerKey struct{}
+
+// peerIn returns whose connection a context is of.
+func peerIn(ctx context.Context) peer {
+	if p, ok := ctx.Value(peerKey{}).(peer); ok {
+		return p
+	}
+	return peer{uid: agent.NoID, unknown: errNotMet}
+}
+
+// meet finds out who is at the other end of c, and returns ctx with it.
+func meet(ctx context.Context, c *limit.Conn) context.Context {
+	var p peer
+	p.uid, p.unknown = attest.PeerUser(c.Conn)
+	return context.WithValue(ctx, peerKey{}, p)
+}
+
+// caller is what is known of the peer before its secret is looked at.
+func (p peer) caller() agent.Caller {
+	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + attest.PeerText(p.uid, p.unknown)}
+}
+
+// key is whom the peer's connections and requests count for: apart from those on the sockets, so that no user of this
+// listener can keep a service from its tokens there.
+func (p peer) key() limit.Key {
+	return limit.Key{UID: p.uid, Unattested: p.unknown != nil, Loopback: true}
+}
+
+// isOwn reports whether who is this very process, and not another one of its user.
+func isOwn(who agent.Caller) bool {
+	return int(who.PID) == os.Getpid() && int(who.UID) == os.Geteuid()
+}
+
+// isItself reports whether a connection is this process's own, which checks whether it answers: that is never one too
+// many.
+func isItself(conn net.Conn) bool {
+	return isOwn(agent.Caller{PID: attest.ProcessOf(conn), UID: attest.UserOf(conn)})
+}
+
+// keyOf returns whom a caller counts for. owner is the user in whose session or service manager it runs, agent.NoID where
+// it runs in none: other users that a user can become, such as those of /etc/subuid, count for that user.
+//
+// On a module's socket every caller counts for the module: a process that takes a place there takes it from the module
+// alone. That includes callers that cannot be proved: their user says nothing, nor does a container's, whose root can be
+// any user.
+func keyOf(who *agent.Caller, owner uint32, isUnproved bool) limit.Key {
+	uid := who.UID
+	if who.Nested { // then it says nothing, as in a container
+		uid = agent.NoID
+	}
+	if uid != 0 && owner != 0 && owner != agent.NoID {
+		uid = owner
+	}
+	switch {
+	case who.Module != "":
+		return limit.Key{Module: who.Module, Unattested: isUnproved}
+	case isUnproved:
+		return limit.Key{UID: uid, Unattested: true}
+	case who.Container != nil:
+		return limit.Key{Container: who.Container.ID}
+	}
+	return limit.Key{UID: uid, Unit: who.Unit}
+}
+
+// newKeyOf returns a function that returns whom a connection counts for on its way in, for one goroutine. What a process
+// was found to be holds for a moment: one that connects in a loop is not looked up each time.
+func (s *Server) newKeyOf() func(conn net.Conn, closely bool) limit.Key {
+	const moment, most = 100 * time.Millisecond, 256
+	seen, since := make(map[int32]limit.Key), time.Time{}
+	return func(conn net.Conn, closely bool) limit.Key {
+		if !closely {
+			return limit.Key{UID: attest.UserOf(conn), Parent: true}
+		}
+		pid := attest.ProcessOf(conn)
+		if now := time.Now(); now.Sub(since) >= moment || len(seen) >= most {
+			clear(seen)
+			since = now
+		}
+		k, known := seen[pid]
+		if !known {
+			who, owner := s.Callers.Whence(conn)
+			k = keyOf(&who, owner, false)
+			seen[pid] = k
+		}
+		return k
+	}
+}

@@ -1,0 +1,415 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/server/limit"
+)
+
+// exchange is one request and the answer to it.
+type exchange struct {
+	ctx        *dueContext // ends when the answer is due or the caller has gone
+	caller     agent.Caller
+	connection *limit.Conn
+
+	unproved error // why the caller could not be proved, and then caller is what is known all the same
+	request  *http.Request
+	raw      string // the request's query as it was sent
+	query    query
+	down     <-chan struct{} // the door's
+
+	status      int      // of the answer; 0 means 200
+	body        []byte   // of the answer: JSON
+	permissions []string // of the answer: the value of api.PermissionsHeader; nil: none
+	audience    string   // of the answer: the value of api.AudienceHeader; empty: none
+
+	w        http.ResponseWriter // for what comes before the answer, or instead of it
+	streamed bool                // the handler has written the answer to w
+	closes   bool                // the connection ends with the answer
+}
+
+// Header values that are the same on every answer. net/http only reads them.
+var (
+	jsonContent    = []string{"application/json"}
+	problemContent = []string{"application/problem+json"}
+	noStore        = []string{"no-store"}
+)
+
+// answer sends what the handler left.
+func (x *exchange) answer() {
+	if x.permissions != nil {
+		x.w.Header()[api.PermissionsHeader] = x.permissions
+	}
+	if x.audience != "" {
+		x.w.Header().Set(api.AudienceHeader, x.audience)
+	}
+	if x.closes {
+		x.w.Header().Set("Connection", "close")
+	}
+	write(x.w, x.status, jsonContent, x.body)
+}
+
+// write sends a whole answer at once. Status 0 is 200.
+func write(w http.ResponseWriter, status int, content []string, body []byte) {
+	h := w.Header()
+	h["Content-Type"] = content
+	h["Cache-Control"] = noStore
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	if status != 0 {
+		w.WriteHeader(status)
+	}
+	_, _ = w.Write(body) // a caller that has gone needs no answer
+}
+
+// spare holds exchanges whose buffers the next request can use.
+type spare struct{ pool sync.Pool }
+
+func (s *spare) take() *exchange {
+	if x, ok := s.pool.Get().(*exchange); ok {
+		return x
+	}
+	return new(exchange)
+}
+
+// maxSpareBody keeps a single large answer from being held for ever.
+const maxSpareBody = 64 << 10
+
+func (s *spare) giveBack(x *exchange) {
+	if cap(x.body) > maxSpareBody {
+		return
+	}
+	clear(x.body) // a token's text stays no longer than needed
+	*x = exchange{body: x.body[:0]}
+	s.pool.Put(x)
+}
+
+// dueContext is a request's context that also ends when the answer is due. Unlike context.WithDeadline it
+// starts its timer only when somebody waits, which no request does whose token is there.
+type dueContext struct {
+	context.Context // the request's
+	due             time.Time
+
+	once   sync.Once
+	timed  context.Context
+	cancel context.CancelFunc
+}
+
+func (c *dueContext) start() {
+	c.timed, c.cancel = context.WithDeadline(c.Context, c.due)
+}
+
+// extend puts off when the answer is due. Nobody may wait yet.
+func (c *dueContext) extend(by time.Duration) { c.due = c.due.Add(by) }
+
+// Deadline returns when the answer is due.
+func (c *dueContext) Deadline() (time.Time, bool) { return c.due, true }
+
+// Done starts the timer.
+func (c *dueContext) Done() <-chan struct{} {
+	c.once.Do(c.start)
+	return c.timed.Done()
+}
+
+// Err agrees with Done.
+func (c *dueContext) Err() error {
+	c.once.Do(c.start)
+	return c.timed.Err()
+}
+
+// waited reports whether somebody has waited. Nobody may wait any more.
+func (c *dueContext) waited() bool { return c.cancel != nil }
+
+// stop frees the timer. Nobody may wait any more.
+func (c *dueContext) stop() {
+	if c.cancel != nil {
+		c.cancel()
+	}
+}
+
+// untilDown returns x's context, ended as well when the daemon goes down.
+func (x *exchange) untilDown() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(x.ctx)
+	down := x.down // x is another request's soon
+	go func() {
+		select {
+		case <-down:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// stay puts off by how much the answer is due and when net/http cuts the connection. For the next request
+// on it net/http sets its deadlines anew.
+func (x *exchange) stay(by time.Duration) {
+	x.ctx.extend(by)
+	due, _ := x.ctx.Deadline()
+	c := http.NewResponseController(x.w)
+	// Where there is nothing to put off, nothing will cut.
+	_ = c.SetReadDeadline(due.Add(transfer))
+	_ = c.SetWriteDeadline(due.Add(transfer))
+}
+
+// checkOrigin refuses what a process of this device would not send of itself: a page in a browser, a
+// proxy that serves others, a name that was made to resolve to this device.
+func checkOrigin(r *http.Request) *fault {
+	foreign := func(detail string) *fault {
+		return &fault{status: http.StatusForbidden, code: api.CodeForeignOrigin, detail: detail}
+	}
+	switch {
+	case r.ProtoMajor != 1 || r.ProtoMinor != 1:
+		return badRequest("only HTTP/1.1 is spoken here")
+	case !localHost(r.Host):
+		return foreign("the Host header must be localhost, 127.0.0.1, [::1] or 169.254.169.254, with or without a port")
+	}
+	if name, why := api.ForeignHeader(r.Header); name != "" {
+		return foreign("requests with the header " + name + " are refused: " + why)
+	}
+	return nil
+}
+
+// localHost reports whether a Host header is one that an SDK sends to a local token endpoint. Their
+// names are in lower case everywhere.
+func localHost(host string) bool {
+	for _, name := range [...]string{"localhost", "127.0.0.1", "169.254.169.254", "[::1]"} {
+		if rest, ok := strings.CutPrefix(host, name); ok {
+			return rest == "" || rest[0] == ':' && isPort(rest[1:])
+		}
+	}
+	return false
+}
+
+func isPort(s string) bool {
+	if s == "" || len(s) > 5 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// checkMethod refuses another method than the route's, if that has one, and a body where there is to be none.
+func checkMethod(r *http.Request, to *route) *fault {
+	switch {
+	case to.method != "" && r.Method != to.method:
+		allow := strings.Join(to.methods(), ", ")
+		return &fault{
+			status: http.StatusMethodNotAllowed, code: api.CodeMethod, allow: allow,
+			detail: "this path answers " + allow + " only",
+		}
+	case r.Method != http.MethodPost && r.ContentLength != 0: // -1: chunked
+		return badRequest("a " + r.Method + " request must not have a body")
+	}
+	return nil
+}
+
+// onlyValue returns the value of a header that must be there exactly once. name is in canonical form.
+func onlyValue(r *http.Request, name string) (value string, once bool) {
+	values := r.Header[name]
+	if len(values) != 1 {
+		return "", false
+	}
+	return values[0], true
+}
+
+// maxParameters is more than any client sends.
+const maxParameters = 16
+
+// query is a request's parameters, each once, in the order they came in.
+type query struct {
+	count int
+	list  [maxParameters]parameter
+}
+
+type parameter struct{ name, value string }
+
+// get returns a parameter's value, and whether it is there.
+func (q *query) get(name string) (string, bool) {
+	for i := range q.list[:q.count] {
+		if q.list[i].name == name {
+			return q.list[i].value, true
+		}
+	}
+	return "", false
+}
+
+// parse reads the part of a request URI behind the "?". It is stricter than a form has to be: whatever
+// two readers could understand differently is refused. Empty pieces between ampersands are skipped.
+func (q *query) parse(raw string) *fault {
+	q.count = 0
+	for raw != "" {
+		var piece string
+		piece, raw, _ = strings.Cut(raw, "&")
+		if piece == "" {
+			continue
+		}
+		if q.count == maxParameters {
+			return badRequest(fmt.Sprintf("more than %d query parameters", maxParameters))
+		}
+		name, value, _ := strings.Cut(piece, "=")
+		name, okName := unescape(name)
+		value, okValue := unescape(value)
+		switch {
+		case !okName || !okValue:
+			return badRequest("the query is malformed: write special characters as %XX")
+		case name == "":
+			return badRequest("the query has a parameter without a name")
+		}
+		if _, twice := q.get(name); twice {
+			return badRequest(fmt.Sprintf("query parameter %q is there twice", name))
+		}
+		q.list[q.count] = parameter{name, value}
+		q.count++
+	}
+	return nil
+}
+
+// unescape undoes the form's encoding. It reports false for a broken escape and for bytes that no
+// client leaves unescaped.
+func unescape(s string) (string, bool) {
+	escaped := false
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c <= ' ' || c >= 0x7f || c == '#':
+			return "", false
+		case c == '%' || c == '+':
+			escaped = true
+		}
+	}
+	if !escaped {
+		return s, true
+	}
+	plain := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; c {
+		case '+':
+			plain = append(plain, ' ')
+		case '%':
+			if i+2 >= len(s) {
+				return "", false
+			}
+			high, low := hexDigit(s[i+1]), hexDigit(s[i+2])
+			if high > 15 || low > 15 {
+				return "", false
+			}
+			plain = append(plain, high<<4|low)
+			i += 2
+		default:
+			plain = append(plain, c)
+		}
+	}
+	return string(plain), true
+}
+
+// hexDigit returns a hexadecimal digit's value, or 255.
+func hexDigit(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	case 'A' <= c && c <= 'F':
+		return c - 'A' + 10
+	}
+	return 255
+}
+
+// noQuery refuses parameters where there are none to give.
+func noQuery(x *exchange) *fault {
+	if x.raw != "" {
+		return badRequest("this path takes no query parameters")
+	}
+	return nil
+}
+
+// maxBody bounds the body of a POST request.
+const maxBody = 64 << 10
+
+// readBody reads a request's body as one JSON object of T's fields and no others. No body is T's zero
+// value.
+func readBody[T any](x *exchange) (T, *fault) {
+	var value T
+	if f := noQuery(x); f != nil {
+		return value, f
+	}
+	if f := checkContentType(x.request); f != nil {
+		return value, f
+	}
+	text, err := io.ReadAll(io.LimitReader(x.request.Body, maxBody+1))
+	switch {
+	case err != nil:
+		return value, badRequest("the body did not arrive whole")
+	case len(text) > maxBody:
+		return value, badRequest(fmt.Sprintf("the body is larger than %d bytes", maxBody))
+	}
+	value, err = decodeBody[T](text)
+	if err != nil {
+		return value, badRequest("the body is not what this path takes: " + err.Error())
+	}
+	return value, nil
+}
+
+func checkContentType(r *http.Request) *fault {
+	values := r.Header["Content-Type"]
+	if len(values) == 0 {
+		return nil
+	}
+	if kind, _, err := mime.ParseMediaType(values[0]); len(values) > 1 || err != nil || kind != "application/json" {
+		return badRequest("the body must be JSON: send Content-Type: application/json, once, or none")
+	}
+	return nil
+}
+
+// decodeBody is the strict reading of a body: its errors name the field that is wrong.
+func decodeBody[T any](text []byte) (value T, err error) {
+	text = bytes.Trim(text, " \t\r\n") // what JSON calls white space
+	if len(text) == 0 {
+		return value, nil
+	}
+	var none T
+	if text[0] != '{' {
+		return none, errors.New("it is no JSON object")
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&value); err != nil {
+		return none, plainly(err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return none, errors.New("something comes after the JSON object")
+	}
+	return value, nil
+}
+
+// plainly says what a JSON error means to somebody who wrote the JSON.
+func plainly(err error) error {
+	var kind *json.UnmarshalTypeError
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &kind):
+		return fmt.Errorf("field %q is a %s, it must be a %v", kind.Field, kind.Value, kind.Type)
+	case errors.As(err, &syntax):
+		return fmt.Errorf("it is no JSON from byte %d on", syntax.Offset)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("the JSON object does not end")
+	}
+	// What is left is an unknown field, with its name.
+	return errors.New(strings.TrimPrefix(err.Error(), "json: "))
+}
