@@ -17,9 +17,9 @@ import (
 )
 
 // status answers GET /v1/status: the daemon's own part and the agent's.
-func (s *Server) status(x *exchange) *fault {
-	if f := noQuery(x); f != nil {
-		return f
+func (s *Server) status(req *request) *apiError {
+	if e := noQuery(req); e != nil {
+		return e
 	}
 	var answer api.Status
 	if s.Describe != nil {
@@ -36,9 +36,9 @@ func (s *Server) status(x *exchange) *fault {
 		skew := int64(now.Clock.Skew / time.Second)
 		answer.Clock.Skew = &skew
 	}
-	answer.Trouble = orEmpty(slices.Concat(answer.Trouble, crowded, now.Trouble))
-	answer.Config.Files = orEmpty(answer.Config.Files)
-	answer.Callers.Blind = orEmpty(answer.Callers.Blind)
+	answer.Trouble = emptyIfNil(slices.Concat(answer.Trouble, crowded, now.Trouble))
+	answer.Config.Files = emptyIfNil(answer.Config.Files)
+	answer.Callers.Blind = emptyIfNil(answer.Callers.Blind)
 	answer.Identities = []api.IdentityStatus{}
 	for _, identity := range now.Identities {
 		status := api.IdentityStatus{
@@ -66,7 +66,7 @@ func (s *Server) status(x *exchange) *fault {
 	for _, d := range now.Denials {
 		answer.Denials = append(answer.Denials, api.Denial(d))
 	}
-	x.body = encode(answer)
+	req.body = encode(answer)
 	return nil
 }
 
@@ -80,30 +80,30 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		State:       api.TokenState(key.State.String()), // the same words
 		Prefetch:    key.Prefetch,
 		SHA256:      key.SHA256[:min(shownDigest, len(key.SHA256))],
-		ReceivedOn:  unlessZero(key.ReceivedOn),
-		ExpiresOn:   unlessZero(key.ExpiresOn),
+		ReceivedOn:  timePtr(key.ReceivedOn),
+		ExpiresOn:   timePtr(key.ExpiresOn),
 		ExpiresIn:   int64(key.Left / time.Second),
-		NextRefresh: unlessZero(key.NextRefresh),
-		LastFetch:   unlessZero(key.LastFetch),
+		NextRefresh: timePtr(key.NextRefresh),
+		LastFetch:   timePtr(key.LastFetch),
 		Failures:    key.Failures,
 		Fetches:     key.Fetches,
 		Served:      key.Served,
 		Life:        int64(key.Life / time.Second),
 		Former:      key.Former,
-		HeldUntil:   unlessZero(key.HeldUntil),
-		Refused:     unlessZero(key.Refused),
+		HeldUntil:   timePtr(key.HeldUntil),
+		Refused:     timePtr(key.Refused),
 		Rollover: api.RolloverStatus{
 			Pattern:  api.RolloverPattern(key.Pattern.Kind.String()), // the same words
 			Seen:     key.Seen,
 			Age:      int64(key.Pattern.Age / time.Second),
-			Expected: unlessZero(key.Expected),
+			Expected: timePtr(key.Expected),
 		},
 	}
 	if key.Left > 0 {
 		claims := claimsOf(key.Claims)
 		status.Unconfirmed = key.Unconfirmed
 		status.Permissions = permissionsOf(key.Permissions)
-		status.MintedFrom, status.MintedTo = unlessZero(key.Minted.Earliest), unlessZero(key.Minted.Latest)
+		status.MintedFrom, status.MintedTo = timePtr(key.Minted.Earliest), timePtr(key.Minted.Latest)
 		status.Claims = &claims
 	}
 	if key.Before != nil {
@@ -119,15 +119,15 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 	return status
 }
 
-func unlessZero(t time.Time) *time.Time {
+func timePtr(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
 	return &t
 }
 
-// orEmpty keeps null out of JSON.
-func orEmpty[T any](list []T) []T {
+// emptyIfNil keeps null out of JSON.
+func emptyIfNil[T any](list []T) []T {
 	if list == nil {
 		return []T{}
 	}
@@ -135,11 +135,11 @@ func orEmpty[T any](list []T) []T {
 }
 
 // policyChanges answers GET /v1/policy-changes.
-func (s *Server) policyChanges(x *exchange) *fault {
-	if f := noQuery(x); f != nil {
-		return f
+func (s *Server) policyChanges(req *request) *apiError {
+	if e := noQuery(req); e != nil {
+		return e
 	}
-	x.body = encode(api.PolicyChanges{Now: s.now(), Changes: policyChanges(s.Agent.Changes())})
+	req.body = encode(api.PolicyChanges{Now: s.now(), Changes: policyChanges(s.Agent.Changes())})
 	return nil
 }
 
@@ -154,47 +154,47 @@ type changeBody struct {
 }
 
 // notePolicyChange answers POST /v1/policy-changes.
-func (s *Server) notePolicyChange(x *exchange) *fault {
-	body, f := readBody[changeBody](x)
-	if f != nil {
-		return f
+func (s *Server) notePolicyChange(req *request) *apiError {
+	body, e := readBody[changeBody](req)
+	if e != nil {
+		return e
 	}
 	change := agent.Change{
 		Resource: body.Resource, AllResources: body.AllResources, Identity: body.Identity,
 		Effect: effectOf(body.Effect), Note: body.Note,
 	}
 	if body.At != nil {
-		if change.At, f = readTime("at", *body.At); f != nil {
-			return f
+		if change.At, e = readTime("at", *body.At); e != nil {
+			return e
 		}
 	}
-	noted, err := s.Agent.NoteChange(x.caller.String(), change)
+	noted, err := s.Agent.NoteChange(req.caller.String(), change)
 	if err != nil {
-		return faultOf(err)
+		return errorOf(err)
 	}
-	x.body = encode(api.PolicyChangeAnswer{PolicyChange: policyChange(noted), Now: s.now()})
+	req.body = encode(api.PolicyChangeAnswer{PolicyChange: policyChange(noted), Now: s.now()})
 	return nil
 }
 
 // withdrawPolicyChange answers DELETE /v1/policy-changes?id=ID.
-func (s *Server) withdrawPolicyChange(x *exchange) *fault {
-	if f := x.query.parse(x.raw); f != nil {
-		return f
+func (s *Server) withdrawPolicyChange(req *request) *apiError {
+	if e := req.query.parse(req.raw); e != nil {
+		return e
 	}
-	id, ok := x.query.get("id")
-	if !ok || id == "" || x.query.count != 1 {
+	id, ok := req.query.get("id")
+	if !ok || id == "" || req.query.count != 1 {
 		return badRequest("the id parameter, and no other, says which policy change is withdrawn: GET " + api.PathPolicyChanges + " lists them")
 	}
-	was, err := s.Agent.WithdrawChange(x.caller.String(), id)
+	was, err := s.Agent.WithdrawChange(req.caller.String(), id)
 	if err != nil {
-		return faultOf(err)
+		return errorOf(err)
 	}
-	x.body = encode(api.PolicyChangeAnswer{PolicyChange: policyChange(was), Now: s.now()})
+	req.body = encode(api.PolicyChangeAnswer{PolicyChange: policyChange(was), Now: s.now()})
 	return nil
 }
 
 // readTime reads a time of a body's field.
-func readTime(field, text string) (time.Time, *fault) {
+func readTime(field, text string) (time.Time, *apiError) {
 	var at time.Time
 	if err := at.UnmarshalText([]byte(text)); err != nil {
 		return time.Time{}, badRequest(fmt.Sprintf(
@@ -236,26 +236,26 @@ func policyChange(c agent.NotedChange) api.PolicyChange {
 }
 
 // refresh answers POST /v1/refresh.
-func (s *Server) refresh(x *exchange) *fault {
-	wanted, f := readBody[api.RefreshRequest](x)
+func (s *Server) refresh(req *request) *apiError {
+	wanted, f := readBody[api.RefreshRequest](req)
 	if f != nil {
 		return f
 	}
-	s.log().Info("refresh asked for", zap.Stringer("caller", x.caller),
+	s.log().Info("refresh asked for", zap.Stringer("caller", req.caller),
 		zap.String("identity", wanted.Identity), zap.String("resource", wanted.Resource), zap.Bool("now", wanted.Now), zap.Bool("forget", wanted.Forget))
 	refresh := s.Agent.Refresh
 	if wanted.Forget {
 		refresh = s.Agent.Forget
 	}
-	results, err := refresh(x.ctx, wanted.Identity, wanted.Resource, wanted.Now)
+	results, err := refresh(req.ctx, wanted.Identity, wanted.Resource, wanted.Now)
 	if err != nil {
-		return faultOf(err)
+		return errorOf(err)
 	}
 	answer := api.RefreshResponse{Results: []api.RefreshResult{}}
 	for _, r := range results {
 		answer.Results = append(answer.Results, refreshResult(r))
 	}
-	x.body = encode(answer)
+	req.body = encode(answer)
 	return nil
 }
 
@@ -274,23 +274,23 @@ func refreshResult(r agent.RefreshResult) api.RefreshResult {
 }
 
 // reload answers POST /v1/reload.
-func (s *Server) reload(x *exchange) *fault {
-	if _, f := readBody[struct{}](x); f != nil {
-		return f
+func (s *Server) reload(req *request) *apiError {
+	if _, e := readBody[struct{}](req); e != nil {
+		return e
 	}
-	s.log().Info("reload asked for", zap.Stringer("caller", x.caller))
-	invalid := &fault{status: http.StatusUnprocessableEntity, code: api.CodeInvalidConfig}
+	s.log().Info("reload asked for", zap.Stringer("caller", req.caller))
+	invalid := &apiError{status: http.StatusUnprocessableEntity, code: api.CodeInvalidConfig}
 	if s.Reload == nil {
 		invalid.detail = "this daemon has no configuration to read again"
 		return invalid
 	}
-	answer, err := s.Reload(x.ctx)
+	answer, err := s.Reload(req.ctx)
 	if err != nil {
 		invalid.detail = err.Error()
 		return invalid
 	}
-	answer.Changes = orEmpty(answer.Changes)
-	x.body = encode(answer)
+	answer.Changes = emptyIfNil(answer.Changes)
+	req.body = encode(answer)
 	return nil
 }
 
@@ -298,28 +298,28 @@ func (s *Server) reload(x *exchange) *fault {
 const checkTime = 2 * time.Second
 
 // health answers GET /healthz: whether the daemon is alive.
-func (s *Server) health(x *exchange) *fault {
-	if f := noQuery(x); f != nil {
-		return f
+func (s *Server) health(req *request) *apiError {
+	if e := noQuery(req); e != nil {
+		return e
 	}
-	ctx, cancel := context.WithTimeout(x.ctx, checkTime)
+	ctx, cancel := context.WithTimeout(req.ctx, checkTime)
 	defer cancel()
 	if err := s.Agent.Check(ctx); err != nil {
-		x.answerHealth(api.Health{Detail: err.Error()})
+		req.answerHealth(api.Health{Detail: err.Error()})
 		return nil
 	}
-	x.answerHealth(api.Health{OK: true, Detail: "alive"})
+	req.answerHealth(api.Health{OK: true, Detail: "alive"})
 	return nil
 }
 
 // ready answers GET /readyz: whether every token that is to be prefetched is there.
-func (s *Server) ready(x *exchange) *fault {
-	if f := noQuery(x); f != nil {
-		return f
+func (s *Server) ready(req *request) *apiError {
+	if e := noQuery(req); e != nil {
+		return e
 	}
 	status := s.Agent.Status()
 	if status.Ready {
-		x.answerHealth(api.Health{OK: true, Detail: "every prefetched token is there"})
+		req.answerHealth(api.Health{OK: true, Detail: "every prefetched token is there"})
 		return nil
 	}
 	var missing []string
@@ -328,13 +328,13 @@ func (s *Server) ready(x *exchange) *fault {
 			missing = append(missing, fmt.Sprintf("identity %q for %s", key.Identity, key.Key.Resource))
 		}
 	}
-	x.answerHealth(api.Health{Detail: "no token yet of " + strings.Join(missing, ", ")})
+	req.answerHealth(api.Health{Detail: "no token yet of " + strings.Join(missing, ", ")})
 	return nil
 }
 
-func (x *exchange) answerHealth(h api.Health) {
+func (req *request) answerHealth(h api.Health) {
 	if !h.OK {
-		x.status = http.StatusServiceUnavailable
+		req.status = http.StatusServiceUnavailable
 	}
-	x.body = encode(h)
+	req.body = encode(h)
 }

@@ -23,7 +23,7 @@ import (
 
 // post returns the text of a POST request.
 func post(path, body string, lines ...string) string {
-	return request("POST", path, body, append(lines, "Content-Length: "+strconv.Itoa(len(body)))...)
+	return requestText("POST", path, body, append(lines, "Content-Length: "+strconv.Itoa(len(body)))...)
 }
 
 func TestStatus(t *testing.T) {
@@ -216,7 +216,7 @@ func TestWrongBodies(t *testing.T) {
 		{"a broken type", post(refresh, `{}`, "Content-Type: ;"), "Content-Type"},
 		{"two types", post(refresh, `{}`, "Content-Type: application/json", "Content-Type: application/json"), "Content-Type"},
 		{"too large", post(refresh, `{"identity":"`+strings.Repeat("x", maxBody)+`"}`), "larger than 65536"},
-		{"broken off", request("POST", refresh, "zz\r\n", "Transfer-Encoding: chunked"), "did not arrive whole"},
+		{"broken off", requestText("POST", refresh, "zz\r\n", "Transfer-Encoding: chunked"), "did not arrive whole"},
 		{"a query", post(refresh+"?identity=x", ""), "no query parameters"},
 		{"a query of reload", post(api.PathReload+"?x", ""), "no query parameters"},
 		{"a query of status", get(api.PathStatus + "?x"), "no query parameters"},
@@ -336,7 +336,7 @@ func TestReady(t *testing.T) {
 }
 
 // withdraw returns the text of a DELETE request.
-func withdraw(query string) string { return request("DELETE", api.PathPolicyChanges+query, "") }
+func withdraw(query string) string { return requestText("DELETE", api.PathPolicyChanges+query, "") }
 
 func TestPolicyChanges(t *testing.T) {
 	t.Parallel()
@@ -432,7 +432,7 @@ func TestPolicyChangesThatAreRefused(t *testing.T) {
 		{"more than an ID", withdraw("?id=1&x=2"), 400, api.CodeBadRequest, "no other"},
 		{"a broken query", withdraw("?id=%"), 400, api.CodeBadRequest, "malformed"},
 		{"an unknown ID", withdraw("?id=nothing"), 404, api.CodeUnknownChange, `"nothing"`},
-		{"a body where none is", request("DELETE", api.PathPolicyChanges+"?id=1", "{}", "Content-Length: 2"), 400, api.CodeBadRequest, "DELETE request must not have a body"},
+		{"a body where none is", requestText("DELETE", api.PathPolicyChanges+"?id=1", "{}", "Content-Length: 2"), 400, api.CodeBadRequest, "DELETE request must not have a body"},
 	} {
 		got := send(t, admin, test.text)
 		checkRefusal(t, test.name, got, test.status, test.code)

@@ -11,9 +11,9 @@ import (
 	"perceptd/agent/server/limit"
 )
 
-// seenIn returns what a connection's context tells of the caller before anything else is asked, and whether it is
+// presumedCaller returns what a connection's context tells of the caller before anything else is asked, and whether it is
 // certain already that it cannot be proved.
-func seenIn(ctx context.Context) (who agent.Caller, isUnproved bool) {
+func presumedCaller(ctx context.Context) (who agent.Caller, isUnproved bool) {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
 		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, true
@@ -22,9 +22,9 @@ func seenIn(ctx context.Context) (who agent.Caller, isUnproved bool) {
 	return who, err != nil
 }
 
-// provedIn returns who a connection's context proves the caller to be, or why it proves nobody and what is known all
+// attestedCaller returns who a connection's context proves the caller to be, or why it proves nobody and what is known all
 // the same.
-func provedIn(ctx context.Context) (agent.Caller, error) {
+func attestedCaller(ctx context.Context) (agent.Caller, error) {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
 		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, err
@@ -32,8 +32,8 @@ func provedIn(ctx context.Context) (agent.Caller, error) {
 	return proof.Caller(ctx)
 }
 
-// ownerIn returns in whose session or service manager the caller of a connection's context runs.
-func ownerIn(ctx context.Context) uint32 {
+// sessionOwner returns in whose session or service manager the caller of a connection's context runs.
+func sessionOwner(ctx context.Context) uint32 {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
 		return agent.NoID
@@ -54,11 +54,11 @@ func peerIn(ctx context.Context) peer {
 	if p, ok := ctx.Value(peerKey{}).(peer); ok {
 		return p
 	}
-	return peer{uid: agent.NoID, unknown: errNotMet}
+	return peer{uid: agent.NoID, unknown: errNoPeer}
 }
 
-// meet finds out who is at the other end of c, and returns ctx with it.
-func meet(ctx context.Context, c *limit.Conn) context.Context {
+// withPeer finds out who is at the other end of c, and returns ctx with it.
+func withPeer(ctx context.Context, c *limit.Conn) context.Context {
 	var p peer
 	p.uid, p.unknown = attest.PeerUser(c.Conn)
 	return context.WithValue(ctx, peerKey{}, p)

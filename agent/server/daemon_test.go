@@ -267,10 +267,10 @@ func exchangeOn(t testing.TB, conn net.Conn, text string) reply {
 
 // get returns the text of a GET request with more header lines.
 func get(target string, lines ...string) string {
-	return request("GET", target, "", lines...)
+	return requestText("GET", target, "", lines...)
 }
 
-func request(method, target, body string, lines ...string) string {
+func requestText(method, target, body string, lines ...string) string {
 	text := method + " " + target + " HTTP/1.1\r\nHost: localhost\r\n"
 	for _, line := range lines {
 		text += line + "\r\n"

@@ -45,9 +45,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // end lets hs finish within ctx and reports whether connections had to be cut.
 func (s *Server) end(ctx context.Context, hs *http.Server) (cut bool) {
-	d := hs.Handler.(*door)
-	<-d.accepted // until then the last one may still be looked at, and be no arrival yet
-	d.arrivals.wait(ctx)
+	h := hs.Handler.(*handler)
+	<-h.accepted // until then the last one may still be looked at, and be no arrival yet
+	h.pending.wait(ctx)
 	if err := hs.Shutdown(ctx); err != nil && ctx.Err() != nil {
 		hs.Close() // its error is the listener's, which is closed already
 		return true
@@ -75,11 +75,11 @@ func (s *Server) remove(hs *http.Server) {
 	delete(s.running, hs)
 }
 
-// arrivals are the connections of a listener, by whether a request has come in on them. net/http's Shutdown cuts those
+// pending are the connections of a listener, by whether a request has come in on them. net/http's Shutdown cuts those
 // off that it has accepted and not yet heard from, however sure it is that a request is on its way.
-type arrivals struct {
-	mu  sync.Mutex // protects what follows
-	all map[*limit.Conn]struct{}
+type pendingConns struct {
+	mu    sync.Mutex // protects what follows
+	conns map[*limit.Conn]struct{}
 }
 
 type connectionKey struct{}
@@ -91,28 +91,28 @@ func connectionIn(ctx context.Context) *limit.Conn {
 }
 
 // add counts a connection, and returns ctx with it.
-func (a *arrivals) add(ctx context.Context, c *limit.Conn) context.Context {
+func (a *pendingConns) add(ctx context.Context, c *limit.Conn) context.Context {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.all == nil {
-		a.all = make(map[*limit.Conn]struct{})
+	if a.conns == nil {
+		a.conns = make(map[*limit.Conn]struct{})
 	}
-	a.all[c] = struct{}{}
+	a.conns[c] = struct{}{}
 	return context.WithValue(ctx, connectionKey{}, c)
 }
 
-// forget takes out a connection that has ended.
-func (a *arrivals) forget(c *limit.Conn) {
+// remove takes out a connection that has ended.
+func (a *pendingConns) remove(c *limit.Conn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.all, c)
+	delete(a.conns, c)
 }
 
 // wait returns when something was heard on every connection, or nothing for long enough, or ctx has ended, and closes
 // those that nothing was heard on: net/http would wait 5 s for each. No more may be added meanwhile.
-func (a *arrivals) wait(ctx context.Context) {
+func (a *pendingConns) wait(ctx context.Context) {
 	const often = 2 * time.Millisecond
-	for a.expected() && ctx.Err() == nil {
+	for a.isExpecting() && ctx.Err() == nil {
 		select {
 		case <-time.After(often):
 		case <-ctx.Done():
@@ -120,18 +120,18 @@ func (a *arrivals) wait(ctx context.Context) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for c := range a.all {
+	for c := range a.conns {
 		if !c.HasAsked() {
 			_ = c.Close() // there is nothing to lose
 		}
 	}
 }
 
-// expected reports whether a request may be on its way.
-func (a *arrivals) expected() bool {
+// isExpecting reports whether a request may be on its way.
+func (a *pendingConns) isExpecting() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for c := range a.all {
+	for c := range a.conns {
 		if !c.HasAsked() && time.Since(c.AcceptedAt()) < limit.SilenceTimeout {
 			return true
 		}

@@ -15,8 +15,8 @@ import (
 	"perceptd/agent/api"
 )
 
-// fault is why a request gets no answer of status 200.
-type fault struct {
+// apiError is why a request gets no answer of status 200.
+type apiError struct {
 	status     int
 	code       api.Code
 	detail     string        // says what to do next; fit for the caller's eyes
@@ -28,8 +28,8 @@ type fault struct {
 	again      bool          // the next request on the connection can prove the caller
 }
 
-func badRequest(detail string) *fault {
-	return &fault{status: http.StatusBadRequest, code: api.CodeBadRequest, detail: detail}
+func badRequest(detail string) *apiError {
+	return &apiError{status: http.StatusBadRequest, code: api.CodeBadRequest, detail: detail}
 }
 
 // answerOf is how each reason of the agent's is told to callers. What is permanent is never 404, 410,
@@ -60,71 +60,71 @@ var answerOf = map[agent.Reason]struct {
 	agent.Busy:               {http.StatusTooManyRequests, api.CodeBusy},
 }
 
-// tokenFault turns the agent's error over a request for a token, which the agent has counted, into an
+// tokenError turns the agent's error over a request for a token, which the agent has counted, into an
 // answer.
-func tokenFault(err error) *fault {
-	f := faultOf(err)
-	f.counted = true
-	return f
+func tokenError(err error) *apiError {
+	e := errorOf(err)
+	e.counted = true
+	return e
 }
 
-// faultOf turns the agent's error into an answer.
-func faultOf(err error) *fault {
+// errorOf turns the agent's error into an answer.
+func errorOf(err error) *apiError {
 	var why *agent.Error
 	switch {
 	case errors.As(err, &why):
 		if answer, ok := answerOf[why.Reason]; ok {
-			return &fault{
+			return &apiError{
 				status: answer.status, code: answer.code,
 				detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter,
 			}
 		}
 	case errors.Is(err, context.Canceled):
-		return &fault{
+		return &apiError{
 			status: http.StatusServiceUnavailable, code: api.CodeUnreachable,
 			detail: "the request was given up before there was an answer: ask again",
 		}
 	}
-	return internalFault()
+	return internalError()
 }
 
-// internalFault tells nothing of what went wrong, since nobody has looked at it for secrets.
-func internalFault() *fault {
-	return &fault{
+// internalError tells nothing of what went wrong, since nobody has looked at it for secrets.
+func internalError() *apiError {
+	return &apiError{
 		status: http.StatusInternalServerError, code: api.CodeInternal,
 		detail: "perceptd has a fault: its log says where",
 	}
 }
 
 const (
-	// defaultRetry gets every good SDK an answer within 6 to 14 seconds of trying.
-	defaultRetry = 2
-	// longestRetry: Node, Python and Terraform really wait as long as they are told, each time, while the
+	// defaultRetrySeconds gets every good SDK an answer within 6 to 14 seconds of trying.
+	defaultRetrySeconds = 2
+	// longestRetrySeconds: Node, Python and Terraform really wait as long as they are told, each time, while the
 	// caller of the SDK hangs; and asking a cache costs the back end nothing.
-	longestRetry = 10
+	longestRetrySeconds = 10
 )
 
 // retrySeconds returns the value of Retry-After. With the codes that no SDK gets it is the whole truth.
-func (f *fault) retrySeconds() int {
-	if f.retryAfter <= 0 {
-		return defaultRetry
+func (e *apiError) retrySeconds() int {
+	if e.retryAfter <= 0 {
+		return defaultRetrySeconds
 	}
-	seconds := int((f.retryAfter + time.Second - 1) / time.Second)
-	if f.code == api.CodeNotYet || f.code == api.CodeBusy {
+	seconds := int((e.retryAfter + time.Second - 1) / time.Second)
+	if e.code == api.CodeNotYet || e.code == api.CodeBusy {
 		return seconds
 	}
-	return min(seconds, longestRetry)
+	return min(seconds, longestRetrySeconds)
 }
 
 // problem renders f for our own form: RFC 9457.
-func (f *fault) problem() []byte {
+func (e *apiError) problem() []byte {
 	return encode(api.Problem{
-		Type:    "urn:percept:problem:" + string(f.code),
-		Title:   http.StatusText(f.status),
-		Status:  f.status,
-		Detail:  f.detail,
-		Code:    f.code,
-		Choices: f.choices,
+		Type:    "urn:percept:problem:" + string(e.code),
+		Title:   http.StatusText(e.status),
+		Status:  e.status,
+		Detail:  e.detail,
+		Code:    e.code,
+		Choices: e.choices,
 	})
 }
 
@@ -139,44 +139,44 @@ type sdkError struct {
 }
 
 // sdkError renders f for the two SDK forms.
-func (f *fault) sdkError(correlationID string) []byte {
-	text := f.sdkText()
+func (e *apiError) sdkError(correlationID string) []byte {
+	text := e.sdkText()
 	return encode(sdkError{
-		Error:         f.sdkErrorCode(),
+		Error:         e.sdkErrorCode(),
 		Description:   text,
-		StatusCode:    f.status,
+		StatusCode:    e.status,
 		Message:       text,
 		CorrelationID: correlationID,
-		Code:          f.code,
+		Code:          e.code,
 	})
 }
 
 // notFoundText is what IMDS says of an identity that it does not know; az looks for it.
 const notFoundText = "Identity not found"
 
-func (f *fault) sdkText() string {
-	switch f.code {
+func (e *apiError) sdkText() string {
+	switch e.code {
 	case api.CodeAmbiguous:
 		// The first part is what IMDS says.
 		return "Multiple user assigned identities exist, please specify the clientId / resourceId of the identity" +
-			" in the token request. Granted are: " + strings.Join(f.choices, ", ")
+			" in the token request. Granted are: " + strings.Join(e.choices, ", ")
 	case api.CodeUnknownIdentity, api.CodeIdentityNotFound:
-		if !strings.HasPrefix(f.detail, notFoundText) {
-			return notFoundText + ": " + f.detail
+		if !strings.HasPrefix(e.detail, notFoundText) {
+			return notFoundText + ": " + e.detail
 		}
 	}
-	return f.detail
+	return e.detail
 }
 
-func (f *fault) sdkErrorCode() string {
+func (e *apiError) sdkErrorCode() string {
 	switch {
-	case f.sdkCode != "":
-		return f.sdkCode
-	case f.status == http.StatusForbidden:
+	case e.sdkCode != "":
+		return e.sdkCode
+	case e.status == http.StatusForbidden:
 		return "access_denied"
-	case f.status == http.StatusServiceUnavailable:
+	case e.status == http.StatusServiceUnavailable:
 		return "temporarily_unavailable"
-	case f.status == http.StatusInternalServerError:
+	case e.status == http.StatusInternalServerError:
 		return "server_error"
 	}
 	return "invalid_request"
@@ -202,16 +202,16 @@ func encode(v any) []byte {
 	return b.Bytes()
 }
 
-// busyRetry is when a caller with too many requests at once may ask again.
-const busyRetry = 5 * time.Second
+// busyRetryAfter is when a caller with too many requests at once may ask again.
+const busyRetryAfter = 5 * time.Second
 
-func busy(detail string) *fault {
-	return &fault{status: http.StatusTooManyRequests, code: api.CodeBusy, detail: detail, retryAfter: busyRetry}
+func busy(detail string) *apiError {
+	return &apiError{status: http.StatusTooManyRequests, code: api.CodeBusy, detail: detail, retryAfter: busyRetryAfter}
 }
 
-// goingDown answers those who would have stayed longer.
-func goingDown() *fault {
-	return &fault{
+// stopping answers those who would have stayed longer.
+func stopping() *apiError {
+	return &apiError{
 		status: http.StatusServiceUnavailable, code: api.CodeUnreachable, detail: "perceptd is going down: ask again",
 	}
 }

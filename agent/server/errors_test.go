@@ -80,12 +80,12 @@ func TestEveryReasonInEveryShape(t *testing.T) {
 func TestUnknownIdentityBeginsAsAzureSaysIt(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		fault fault
+		fault apiError
 		want  string
 	}{
-		{fault{code: api.CodeUnknownIdentity, detail: "Identity not found: really"}, "Identity not found: really"},
-		{fault{code: api.CodeIdentityNotFound, detail: "no such"}, "Identity not found: no such"},
-		{fault{code: api.CodeRefused, detail: "no such"}, "no such"},
+		{apiError{code: api.CodeUnknownIdentity, detail: "Identity not found: really"}, "Identity not found: really"},
+		{apiError{code: api.CodeIdentityNotFound, detail: "no such"}, "Identity not found: no such"},
+		{apiError{code: api.CodeRefused, detail: "no such"}, "no such"},
 	} {
 		if got := test.fault.sdkText(); got != test.want {
 			t.Errorf("got %q, want %q", got, test.want)
@@ -115,22 +115,22 @@ func TestEveryReasonHasAnAnswer(t *testing.T) {
 	t.Parallel()
 	elsewhere := []agent.Reason{agent.UnknownChange, agent.Busy} // where no SDK asks
 	for reason := agent.BadResource; reason <= agent.Busy; reason++ {
-		f := tokenFault(&agent.Error{Reason: reason, Detail: "d"})
-		if f.status == 500 || !f.counted || f.detail != "d" {
-			t.Errorf("reason %d: %+v", reason, f)
+		e := tokenError(&agent.Error{Reason: reason, Detail: "d"})
+		if e.status == 500 || !e.counted || e.detail != "d" {
+			t.Errorf("reason %d: %+v", reason, e)
 		}
 		// SDKs repeat these for minutes, or not at all.
-		switch f.status {
+		switch e.status {
 		case 404, 408, 410, 429:
 			if !slices.Contains(elsewhere, reason) {
-				t.Errorf("reason %d is told as %d", reason, f.status)
+				t.Errorf("reason %d is told as %d", reason, e.status)
 			}
 		}
 	}
 	for _, err := range []error{&agent.Error{Reason: 255, Detail: canary}, errors.New(canary)} {
-		f := faultOf(err)
-		if f.status != 500 || f.code != api.CodeInternal || strings.Contains(f.detail, "canary") {
-			t.Errorf("%T: %+v", err, f)
+		e := errorOf(err)
+		if e.status != 500 || e.code != api.CodeInternal || strings.Contains(e.detail, "canary") {
+			t.Errorf("%T: %+v", err, e)
 		}
 	}
 }
@@ -140,12 +140,12 @@ func TestRetryAfter(t *testing.T) {
 	for after, want := range map[time.Duration]int{
 		-time.Second: 2, 0: 2, 1: 1, time.Second: 1, time.Second + 1: 2, 9500 * time.Millisecond: 10, time.Hour: 10,
 	} {
-		if got := (&fault{code: api.CodeThrottled, retryAfter: after}).retrySeconds(); got != want {
+		if got := (&apiError{code: api.CodeThrottled, retryAfter: after}).retrySeconds(); got != want {
 			t.Errorf("%v: got %d, want %d", after, got, want)
 		}
 	}
 	for _, code := range []api.Code{api.CodeNotYet, api.CodeBusy} {
-		if got := (&fault{code: code, retryAfter: 5 * time.Minute}).retrySeconds(); got != 300 {
+		if got := (&apiError{code: code, retryAfter: 5 * time.Minute}).retrySeconds(); got != 300 {
 			t.Errorf("%s: got %d, want the truth", code, got)
 		}
 	}
@@ -165,7 +165,7 @@ func TestSDKErrorCodes(t *testing.T) {
 	for status, want := range map[int]string{
 		400: "invalid_request", 405: "invalid_request", 403: "access_denied", 503: "temporarily_unavailable", 500: "server_error",
 	} {
-		if got := (&fault{status: status}).sdkErrorCode(); got != want {
+		if got := (&apiError{status: status}).sdkErrorCode(); got != want {
 			t.Errorf("%d: got %s, want %s", status, got, want)
 		}
 	}

@@ -14,26 +14,26 @@ import (
 
 // whoAmI answers GET /v1/whoami, the one path that is answered to whoever asks: why somebody could not
 // be proved is for that somebody to know.
-func (s *Server) whoAmI(x *exchange) *fault {
-	if f := noQuery(x); f != nil {
-		return f
+func (s *Server) whoAmI(req *request) *apiError {
+	if e := noQuery(req); e != nil {
+		return e
 	}
-	answer := api.WhoAmI{Proved: x.unproved == nil, Caller: callerOf(&x.caller), Grants: []api.Grant{}, Now: s.now()}
-	if x.unproved != nil {
-		answer.Unproved = unprovedOf(x.unproved)
-		x.body = encode(answer)
+	answer := api.WhoAmI{Proved: req.unattested == nil, Caller: callerOf(&req.caller), Grants: []api.Grant{}, Now: s.now()}
+	if req.unattested != nil {
+		answer.Unproved = unattestedOf(req.unattested)
+		req.body = encode(answer)
 		return nil
 	}
-	for _, g := range s.Agent.Holdings(x.caller) {
-		told := grantOf(&g)
-		told.Place = "" // where the administrator's files are is not for callers
-		answer.Grants = append(answer.Grants, told)
+	for _, g := range s.Agent.Holdings(req.caller) {
+		grant := grantOf(&g)
+		grant.Place = "" // where the administrator's files are is not for callers
+		answer.Grants = append(answer.Grants, grant)
 	}
-	x.body = encode(answer)
+	req.body = encode(answer)
 	return nil
 }
 
-func unprovedOf(err error) *api.Unproved {
+func unattestedOf(err error) *api.Unproved {
 	var why *attest.UnprovedError
 	if errors.As(err, &why) {
 		return &api.Unproved{What: why.What, Why: why.Why, Hint: why.Hint}
@@ -42,60 +42,60 @@ func unprovedOf(err error) *api.Unproved {
 }
 
 func callerOf(c *agent.Caller) api.Caller {
-	told := api.Caller{Module: c.Module, Unit: c.Unit, Groups: orEmpty(c.Groups), PID: c.PID, Nested: c.Nested}
+	caller := api.Caller{Module: c.Module, Unit: c.Unit, Groups: emptyIfNil(c.Groups), PID: c.PID, Nested: c.Nested}
 	if c.UID != agent.NoID {
-		told.UID, told.GID = &c.UID, &c.GID
+		caller.UID, caller.GID = &c.UID, &c.GID
 	}
 	if c.Container != nil {
-		told.Container = &api.Container{
+		caller.Container = &api.Container{
 			ID: c.Container.ID, Name: c.Container.Name, Image: c.Container.Image, Digest: c.Container.Digest,
 			RepoDigests: c.Container.RepoDigests, EdgeModule: c.Container.EdgeModule, StartedOn: c.Container.StartedOn,
 		}
 	}
 	if !c.HasUser() {
-		return told // names of this device's users are not theirs
+		return caller // names of this device's users are not theirs
 	}
 	if account, err := user.LookupId(strconv.FormatUint(uint64(c.UID), 10)); err == nil {
-		told.User = account.Username
+		caller.User = account.Username
 	}
 	if group, err := user.LookupGroupId(strconv.FormatUint(uint64(c.GID), 10)); err == nil {
-		told.Group = group.Name
+		caller.Group = group.Name
 	}
-	return told
+	return caller
 }
 
 func grantOf(g *agent.GrantRef) api.Grant {
 	return api.Grant{
 		Number: g.Index + 1, Place: g.Place, Caller: g.Caller.String(),
-		Identity: g.Identity, Resources: orEmpty(g.Resources), Prefetch: g.Prefetch,
+		Identity: g.Identity, Resources: emptyIfNil(g.Resources), Prefetch: g.Prefetch,
 	}
 }
 
 // grants answers GET /v1/grants.
-func (s *Server) grants(x *exchange) *fault {
-	if f := noQuery(x); f != nil {
-		return f
+func (s *Server) grants(req *request) *apiError {
+	if e := noQuery(req); e != nil {
+		return e
 	}
 	answer := api.Grants{Grants: []api.Grant{}}
 	for _, g := range s.Agent.Grants() {
 		answer.Grants = append(answer.Grants, grantOf(&g))
 	}
-	x.body = encode(answer)
+	req.body = encode(answer)
 	return nil
 }
 
 // checkGrants answers GET /v1/grants/check: the decision that a caller would meet, without one.
-func (s *Server) checkGrants(x *exchange) *fault {
-	if f := x.query.parse(x.raw); f != nil {
-		return f
+func (s *Server) checkGrants(req *request) *apiError {
+	if e := req.query.parse(req.raw); e != nil {
+		return e
 	}
-	who, request, f := readCheck(&x.query)
-	if f != nil {
-		return f
+	who, request, e := readCheck(&req.query)
+	if e != nil {
+		return e
 	}
 	d := s.Agent.Decide(who, request)
 	if d.Err != nil && d.Err.Reason == agent.BadResource {
-		return faultOf(d.Err)
+		return errorOf(d.Err)
 	}
 	answer := api.Decision{Allowed: d.Allowed, Identity: d.Identity, Reason: d.Reason, Considered: []api.ConsideredGrant{}}
 	if d.Err != nil {
@@ -109,17 +109,17 @@ func (s *Server) checkGrants(x *exchange) *fault {
 		c := &d.Considered[i]
 		answer.Considered = append(answer.Considered, api.ConsideredGrant{Grant: grantOf(&c.GrantRef), Decides: c.Decides, Why: c.Why})
 	}
-	x.body = encode(answer)
+	req.body = encode(answer)
 	return nil
 }
 
 // readCheck reads the parameters of GET /v1/grants/check. A service has a user and groups as well, so that
 // unit, uid and gid may stand together, and a module's container has an image.
-func readCheck(q *query) (agent.Caller, agent.Request, *fault) {
+func readCheck(q *query) (agent.Caller, agent.Request, *apiError) {
 	who := agent.Caller{UID: agent.NoID, GID: agent.NoID}
 	var request agent.Request
 	var known []agent.Match
-	fail := func(detail string) (agent.Caller, agent.Request, *fault) {
+	fail := func(detail string) (agent.Caller, agent.Request, *apiError) {
 		return agent.Caller{}, agent.Request{}, badRequest(detail)
 	}
 	for _, p := range q.list[:q.count] {

@@ -54,7 +54,7 @@ func TestWhoAmIOfTheUnproved(t *testing.T) {
 	if got.status != 200 || w.Proved || w.Unproved == nil || w.Unproved.What == "" || len(w.Grants) != 0 || w.Caller.UID != nil || w.Caller.User != "" {
 		t.Errorf("%+v", got)
 	}
-	for _, text := range []string{get(api.PathWhoAmI, "Origin: http://x"), request("POST", api.PathWhoAmI, ""), get(api.PathHealth)} {
+	for _, text := range []string{get(api.PathWhoAmI, "Origin: http://x"), requestText("POST", api.PathWhoAmI, ""), get(api.PathHealth)} {
 		if got := send(t, l.Addr().String(), text); got.status == 200 {
 			t.Errorf("%q: %+v", text, got)
 		}

@@ -13,165 +13,180 @@ import (
 	"perceptd/agent/attest"
 )
 
-// door is where the requests of one listener come in: it does every check that all paths share.
-type door struct {
-	server *Server
-	socket socket
-	module string          // whose own socket it is, if one's
-	answer time.Duration   // until a request must be answered
-	down   <-chan struct{} // closed when the listener's connections are to end
+// handler is where the requests of one listener come in: it does every check that all paths share.
+type handler struct {
+	server     *Server
+	socket     socket
+	module     string          // whose own socket it is, if one's
+	answerTime time.Duration   // until a request must be answered
+	stopping   <-chan struct{} // closed when the listener's connections are to end
 
-	arrivals arrivals
-	accepted chan struct{} // closed when nobody accepts any more, and whoever was accepted is among arrivals
+	pending  pendingConns
+	accepted chan struct{} // closed when nothing is accepted any more, and every accepted connection is among pending
 }
 
 // ServeHTTP answers one request.
-func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := connectionIn(r.Context())
 	isLast := !c.Begin()
 	path, raw, _ := strings.Cut(r.RequestURI, "?")
-	to := find(d.socket, path, r.Method)
-	x := d.server.spare.take()
-	x.request, x.raw, x.w, x.down, x.connection, x.closes = r, raw, w, d.down, c, isLast
-	switch f := d.serve(x, to); {
-	case x.streamed: // all is said
-	case f != nil:
-		d.refuse(w, x, to.form, f)
+	to := findRoute(h.socket, path, r.Method)
+	req := h.server.pool.get()
+	req.http, req.raw, req.w, req.stopping, req.conn, req.closes = r, raw, w, h.stopping, c, isLast
+	switch e := h.serve(req, to); {
+	case req.streamed: // all is said
+	case e != nil:
+		h.refuse(w, req, to.form, e)
 	default:
-		x.answer()
+		req.answer()
 	}
-	d.server.spare.giveBack(x)
+	h.server.pool.put(req)
 }
 
 // serve checks the request and lets its route answer.
-func (d *door) serve(x *exchange, to *route) (f *fault) {
+func (h *handler) serve(req *request, to *route) (e *apiError) {
 	defer func() {
 		if v := recover(); v != nil {
-			f = d.server.panicked(v)
+			e = h.server.panicked(v)
 		}
 	}()
-	if x.connection.Waits() {
-		if f := awaitPlace(x); f != nil {
-			x.closes = true
-			return f
+	if req.conn.Waits() {
+		if e := awaitPlace(req); e != nil {
+			req.closes = true
+			return e
 		}
 	}
-	if f := d.checkCaller(x, to); f != nil {
-		return f
+	if e := h.checkCaller(req, to); e != nil {
+		return e
 	}
-	if d.socket == onAdmin && to.path != api.PathHealth {
-		if f := d.server.administer(x); f != nil {
-			return f
+	if h.socket == onAdmin && to.path != api.PathHealth {
+		if e := h.server.administer(req); e != nil {
+			return e
 		}
-		defer d.server.quotas().administering.Release(x.connection.Key())
+		defer h.server.quotas().administering.Release(req.conn.Key())
 	}
-	if f := checkOrigin(x.request); f != nil {
-		return f
+	if e := checkOrigin(req.http); e != nil {
+		return e
 	}
-	if d.socket == onLoopback {
-		if f := checkLoopback(x.request); f != nil {
-			return f
+	if h.socket == onLoopback {
+		if e := checkLoopback(req.http); e != nil {
+			return e
 		}
 	}
-	if f := checkMethod(x.request, to); f != nil {
-		return f
+	if e := checkMethod(req.http, to); e != nil {
+		return e
 	}
-	due := &dueContext{Context: x.request.Context(), due: time.Now().Add(d.answer)}
+	due := &lazyDeadline{Context: req.http.Context(), deadline: time.Now().Add(h.answerTime)}
 	defer due.stop()
-	x.ctx = due
-	if f := to.handle(d.server, x); f != nil || x.streamed || !due.waited() || d.socket == onLoopback {
-		return f // what a header proved does not end while a request waits
+	req.ctx = due
+	if e := to.handle(h.server, req); e != nil || req.streamed || !due.isStarted() || h.socket == onLoopback {
+		return e // what a header proved does not end while a request waits
 	}
-	return d.checkStill(x)
+	return h.checkStill(req)
 }
 
 // checkStill refuses a caller whose proof has ended while its request waited, or who is proved to be another by now.
-func (d *door) checkStill(x *exchange) *fault {
-	now, err := provedIn(x.request.Context())
-	x.unproved = err
+func (h *handler) checkStill(req *request) *apiError {
+	now, err := attestedCaller(req.http.Context())
+	req.unattested = err
 	switch {
 	case err != nil:
-		return d.refuseUnproved(now, err)
-	case err == nil && !now.IsSame(x.caller):
-		return &fault{status: http.StatusServiceUnavailable, code: api.CodeUnknownCaller, detail: anotherCaller}
+		return h.refuseUnattested(now, err)
+	case err == nil && !now.IsSame(req.caller):
+		return &apiError{status: http.StatusServiceUnavailable, code: api.CodeUnknownCaller, detail: callerChanged}
 	}
 	return nil
 }
 
-// anotherCaller is the detail for those who are proved to be somebody else than at first.
-const anotherCaller = "who is calling has become another meanwhile: ask again"
+// callerChanged is the detail for those who are proved to be somebody else than at first.
+const callerChanged = "who is calling has become another meanwhile: ask again"
+
+// checkMethod refuses another method than the route's, if that has one, and a body where there is to be none.
+func checkMethod(r *http.Request, to *route) *apiError {
+	switch {
+	case to.method != "" && r.Method != to.method:
+		allow := strings.Join(to.methods(), ", ")
+		return &apiError{
+			status: http.StatusMethodNotAllowed, code: api.CodeMethod, allow: allow,
+			detail: "this path answers " + allow + " only",
+		}
+	case r.Method != http.MethodPost && r.ContentLength != 0: // -1: chunked
+		return badRequest("a " + r.Method + " request must not have a body")
+	}
+	return nil
+}
 
 // checkCaller makes who asks too often wait or come back, and refuses whoever cannot be proved. The wait comes first: a
 // proof may cost more than an answer.
-func (d *door) checkCaller(x *exchange, to *route) *fault {
-	ctx := x.request.Context()
-	if d.socket == onLoopback {
-		x.caller = peerIn(ctx).caller()
-		return d.server.awaitTurn(x)
+func (h *handler) checkCaller(req *request, to *route) *apiError {
+	ctx := req.http.Context()
+	if h.socket == onLoopback {
+		req.caller = peerIn(ctx).caller()
+		return h.server.awaitTurn(req)
 	}
-	seen, _ := seenIn(ctx)
-	x.caller = seen
-	if d.socket == onToken && x.isRateLimited(to) {
-		if f := d.server.awaitTurn(x); f != nil {
-			return f
+	seen, _ := presumedCaller(ctx)
+	req.caller = seen
+	if h.socket == onToken && req.isRateLimited(to) {
+		if e := h.server.awaitTurn(req); e != nil {
+			return e
 		}
 	}
-	if x.caller, x.unproved = provedIn(ctx); x.unproved == nil {
+	if req.caller, req.unattested = attestedCaller(ctx); req.unattested == nil {
 		return nil
 	}
-	f := d.refuseUnproved(x.caller, x.unproved)
-	if to.path == api.PathWhoAmI && d.socket == onToken && !f.again {
-		x.closes = true // who connects anew is proved anew, and until then keeps no place
+	e := h.refuseUnattested(req.caller, req.unattested)
+	if to.path == api.PathWhoAmI && h.socket == onToken && !e.again {
+		req.closes = true // who connects anew is proved anew, and until then keeps no place
 		return nil
 	}
-	return f
+	return e
 }
 
-// refuseUnproved notes a caller that could not be proved, and returns what it is told. known is what is known all the same. Who
+// refuseUnattested notes a caller that could not be proved, and returns what it is told. known is what is known all the same. Who
 // can be proved by asking again is not denied, and so not noted.
-func (d *door) refuseUnproved(known agent.Caller, err error) *fault {
+func (h *handler) refuseUnattested(known agent.Caller, err error) *apiError {
 	var why *attest.UnprovedError
 	if errors.As(err, &why) && why.Again {
-		return &fault{
+		return &apiError{
 			status: http.StatusServiceUnavailable, code: api.CodeAskAgain, retryAfter: time.Second, again: true,
 			detail: why.Error() + ": " + why.Hint,
 		}
 	}
-	known.Module = d.module
-	d.server.Agent.Unproved(known, err)
-	return &fault{
+	known.Module = h.module
+	h.server.Agent.Unproved(known, err)
+	return &apiError{
 		status: http.StatusForbidden, code: api.CodeUnknownCaller,
 		detail: "who is calling could not be proved: call from a process on this device that the daemon can see; GET " + api.PathWhoAmI + " tells what is missing",
 	}
 }
 
 // refuse writes f in the form's shape.
-func (d *door) refuse(w http.ResponseWriter, x *exchange, shape form, f *fault) {
-	if d.socket != onAdmin && !f.counted {
-		d.server.count(f)
+func (h *handler) refuse(w http.ResponseWriter, req *request, shape form, e *apiError) {
+	if h.socket != onAdmin && !e.counted {
+		h.server.count(e)
 	}
-	h := w.Header()
-	if f.allow != "" {
-		h.Set("Allow", f.allow)
+	header := w.Header()
+	if e.allow != "" {
+		header.Set("Allow", e.allow)
 	}
-	if f.status == http.StatusServiceUnavailable || f.status == http.StatusTooManyRequests {
-		h.Set("Retry-After", strconv.Itoa(f.retrySeconds()))
+	if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
+		header.Set("Retry-After", strconv.Itoa(e.retrySeconds()))
 	}
-	if x.closes || !(f.again && hearsAgain(x.request)) && (x.request.ContentLength != 0 || x.unproved != nil) {
-		h.Set("Connection", "close") // else net/http reads the body before it answers; and who cannot be proved keeps no place
+	if req.closes || !(e.again && drainForRetry(req.http)) && (req.http.ContentLength != 0 || req.unattested != nil) {
+		header.Set("Connection", "close") // else net/http reads the body before it answers; and who cannot be proved keeps no place
 	}
 	if shape == formV1 {
-		d.server.logRefusal(f, "")
-		write(w, f.status, problemContent, f.problem())
+		h.server.logRefusal(e, "")
+		write(w, e.status, problemContent, e.problem())
 		return
 	}
 	correlationID := newCorrelationID()
-	d.server.logRefusal(f, correlationID)
-	write(w, f.status, jsonContent, f.sdkError(correlationID))
+	h.server.logRefusal(e, correlationID)
+	write(w, e.status, jsonContent, e.sdkError(correlationID))
 }
 
-// hearsAgain reads what there is of a request and reports whether the next one on its connection proves the caller.
-func hearsAgain(r *http.Request) bool {
+// drainForRetry reads what there is of a request and reports whether the next one on its connection proves the caller.
+func drainForRetry(r *http.Request) bool {
 	if _, err := io.CopyN(io.Discard, r.Body, maxBody+1); err != io.EOF {
 		return false
 	}
@@ -180,8 +195,8 @@ func hearsAgain(r *http.Request) bool {
 }
 
 // count counts a request on a token socket that the agent did not see.
-func (s *Server) count(f *fault) {
-	switch f.code {
+func (s *Server) count(e *apiError) {
+	switch e.code {
 	case api.CodeUnknownCaller, api.CodeAskAgain, api.CodeNotGranted:
 		s.denied.Add(1)
 	case api.CodeInternal, api.CodeUnreachable:

@@ -93,7 +93,7 @@ func TestPathsAreExact(t *testing.T) {
 		{admin, "/metrics", 400},
 	} {
 		for _, method := range []string{"GET", "POST"} {
-			got := send(t, test.socket, request(method, test.path+query, "", metadata, appHeader, "Content-Length: 0"))
+			got := send(t, test.socket, requestText(method, test.path+query, "", metadata, appHeader, "Content-Length: 0"))
 			checkRefusal(t, method+" "+test.path, got, test.status, api.CodeUnknownPath)
 		}
 	}
@@ -142,7 +142,7 @@ func TestMethods(t *testing.T) {
 			if slices.Contains(methods, method) {
 				continue
 			}
-			got := send(t, sockets[r.socket], request(method, r.path, "", metadata, "Content-Length: 0"))
+			got := send(t, sockets[r.socket], requestText(method, r.path, "", metadata, "Content-Length: 0"))
 			if allow := got.header.Get("Allow"); got.status != http.StatusMethodNotAllowed || allow != want {
 				t.Errorf("%s %s: status %d, Allow %q", method, r.path, got.status, allow)
 			}
@@ -262,10 +262,10 @@ func TestGetHasNoBody(t *testing.T) {
 	t.Parallel()
 	token := newDaemon(t, fetchDay).tokens("")
 	for _, text := range []string{
-		request("GET", imdsVault, "{}", metadata, "Content-Length: 2"),
-		request("GET", imdsVault, "", metadata, "Content-Length: 2"), // which never come
-		request("GET", imdsVault, "0\r\n\r\n", metadata, "Transfer-Encoding: chunked"),
-		request("GET", imdsVault, "", metadata, "Transfer-Encoding: chunked"), // which never ends
+		requestText("GET", imdsVault, "{}", metadata, "Content-Length: 2"),
+		requestText("GET", imdsVault, "", metadata, "Content-Length: 2"), // which never come
+		requestText("GET", imdsVault, "0\r\n\r\n", metadata, "Transfer-Encoding: chunked"),
+		requestText("GET", imdsVault, "", metadata, "Transfer-Encoding: chunked"), // which never ends
 	} {
 		got := send(t, token, text)
 		checkRefusal(t, text, got, 400, api.CodeBadRequest)
@@ -336,15 +336,15 @@ func TestLimitsLeaveTimeToAnswer(t *testing.T) {
 	s := new(Server)
 	for _, kind := range []socket{onToken, onAdmin} {
 		hs := s.httpServer(kind, attest.Socket{})
-		d := hs.Handler.(*door)
+		d := hs.Handler.(*handler)
 		if hs.ReadHeaderTimeout != 5*time.Second || hs.IdleTimeout != time.Minute {
 			t.Errorf("socket %d: %+v", kind, hs)
 		}
-		if hs.WriteTimeout <= d.answer || hs.ReadTimeout <= hs.ReadHeaderTimeout+d.answer {
+		if hs.WriteTimeout <= d.answerTime || hs.ReadTimeout <= hs.ReadHeaderTimeout+d.answerTime {
 			t.Errorf("socket %d: a timeout of net/http comes before the answer is due", kind)
 		}
-		if kind == onToken && d.answer >= 10*time.Second {
-			t.Errorf("requests for tokens are answered after %v", d.answer)
+		if kind == onToken && d.answerTime >= 10*time.Second {
+			t.Errorf("requests for tokens are answered after %v", d.answerTime)
 		}
 	}
 }

@@ -77,8 +77,8 @@ func (l Limits) orDefaults() Limits {
 	return l
 }
 
-// transfer is how long a body may take to arrive, or an answer to leave, beside the time to answer.
-const transfer = 5 * time.Second
+// transferTime is how long a body may take to arrive, or an answer to leave, beside the time to answer.
+const transferTime = 5 * time.Second
 
 const (
 	// perConnection is how many descriptors a connection takes: itself, and a hold on the process at its other end.
@@ -189,7 +189,7 @@ func (q *quotas) conns() [4]*limit.Conns {
 
 // quotas returns the server's quotas, which are made at the first use.
 func (s *Server) quotas() *quotas {
-	q := &s.counted
+	q := &s.usage
 	q.made.Do(func() {
 		limits := s.Limits.orDefaults()
 		q.requests = limit.Rate{PerSecond: limits.PerSecond, Burst: limits.Burst, MaxWait: rateTimeout}
@@ -225,8 +225,8 @@ func (s *Server) acquire(ctx context.Context, c *limit.Conn, conns *limit.Conns,
 	if kind == onLoopback {
 		key = peerIn(ctx).key()
 	} else {
-		who, isUnproved := seenIn(ctx)
-		key, itself = keyOf(&who, ownerIn(ctx), isUnproved), !isUnproved && isOwn(who)
+		who, isUnproved := presumedCaller(ctx)
+		key, itself = keyOf(&who, sessionOwner(ctx), isUnproved), !isUnproved && isOwn(who)
 	}
 	if kind == onAdmin {
 		c.BoundUnread() // its answers may be long
@@ -297,18 +297,18 @@ func connectionsStatus(u limit.Usage) api.ConnectionsStatus {
 }
 
 // awaitPlace waits until the request's connection has its place, or returns why it gets none.
-func awaitPlace(x *exchange) *fault {
-	err := x.connection.Await(x.request.Context(), x.down)
+func awaitPlace(req *request) *apiError {
+	err := req.conn.Await(req.http.Context(), req.stopping)
 	var full *limit.TurnedAway
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, limit.ErrStopped):
-		return goingDown()
+		return stopping()
 	case errors.As(err, &full):
-		f := busy(full.Advice())
-		f.retryAfter = time.Second
-		return f
+		e := busy(full.Advice())
+		e.retryAfter = time.Second
+		return e
 	}
 	return busy(err.Error())
 }
@@ -317,8 +317,8 @@ func awaitPlace(x *exchange) *fault {
 const rateTimeout = time.Second
 
 // awaitTurn makes the request wait for its turn, or returns why it gets none.
-func (s *Server) awaitTurn(x *exchange) *fault {
-	wait, ok := s.quotas().requests.Reserve(x.connection.Key(), time.Now())
+func (s *Server) awaitTurn(req *request) *apiError {
+	wait, ok := s.quotas().requests.Reserve(req.conn.Key(), time.Now())
 	if ok && wait == 0 {
 		return nil
 	}
@@ -330,21 +330,21 @@ func (s *Server) awaitTurn(x *exchange) *fault {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-x.down: // then no request is kept waiting
-	case <-x.request.Context().Done():
+	case <-req.stopping: // then no request is kept waiting
+	case <-req.http.Context().Done():
 	}
 	if ok {
 		return nil
 	}
-	f := busy(fmt.Sprintf("more than %d requests a second: "+
+	e := busy(fmt.Sprintf("more than %d requests a second: "+
 		"keep the token that you have until it is nearly over, as expires_in says", s.Limits.orDefaults().PerSecond))
-	f.retryAfter = max(wait, time.Second)
-	return f
+	e.retryAfter = max(wait, time.Second)
+	return e
 }
 
 // isRateLimited reports whether a request counts. The daemon's check of its own health does not.
-func (x *exchange) isRateLimited(to *route) bool {
-	isOwnCheck := to.path == api.PathHealth && isOwn(x.caller) && x.request.Method == http.MethodGet
+func (req *request) isRateLimited(to *route) bool {
+	isOwnCheck := to.path == api.PathHealth && isOwn(req.caller) && req.http.Method == http.MethodGet
 	return to.socket != onAdmin && !isOwnCheck
 }
 
@@ -359,8 +359,8 @@ func partOf(all int, k limit.Key) int {
 
 // administer counts a request on the admin socket, where some may take long: other people's must not keep root's from
 // being heard, and all of them together must not take the memory.
-func (s *Server) administer(x *exchange) *fault {
-	limits, k := s.Limits.orDefaults(), x.connection.Key()
+func (s *Server) administer(req *request) *apiError {
+	limits, k := s.Limits.orDefaults(), req.conn.Key()
 	most := limits.AdminRequests
 	if !k.IsBareRoot() {
 		most -= most / 4
@@ -370,7 +370,7 @@ func (s *Server) administer(x *exchange) *fault {
 	}) {
 		return nil
 	}
-	f := busy("too many requests are under way on the admin socket: ask again when some of them are done")
-	f.retryAfter = time.Second
-	return f
+	e := busy("too many requests are under way on the admin socket: ask again when some of them are done")
+	e.retryAfter = time.Second
+	return e
 }

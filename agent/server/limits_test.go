@@ -256,8 +256,8 @@ func testUnread(t *testing.T, text string, status int) {
 	}
 }
 
-// crowdOn dials that many connections, sends text on each, and returns when each has a place or one in the line.
-func (d *daemon) crowdOn(t *testing.T, network, address, text string, conns *limit.Conns, n int) (all []net.Conn) {
+// openConns dials that many connections, sends text on each, and returns when each has a place or one in the line.
+func (d *daemon) openConns(t *testing.T, network, address, text string, conns *limit.Conns, n int) (all []net.Conn) {
 	t.Helper()
 	for range n {
 		conn, err := net.Dial(network, address)
@@ -293,7 +293,7 @@ func TestLoopbackHundredAtOnce(t *testing.T) {
 	at, secrets := d.loopbackListener()
 	conns := d.quotas().loopback
 	text := asks(appVault, at, "Connection: close", secretLine(secrets.Header(agent.Match{Module: "vision"})))
-	all := d.crowdOn(t, "tcp", at, text, conns, 100)
+	all := d.openConns(t, "tcp", at, text, conns, 100)
 	if waits := conns.Usage().Waiting; waits != 36 {
 		t.Errorf("%d wait", waits)
 	}
@@ -336,7 +336,7 @@ func TestLoopbackCrowd(t *testing.T) {
 	d.Limits = Limits{LoopbackPerUser: 2, Place: time.Hour, Answer: time.Hour}
 	at, secrets := d.loopbackListener()
 	text := asks(appVault, at, secretLine(secrets.Header(agent.Match{Module: "vision"})))
-	held := d.crowdOn(t, "tcp", at, text, d.quotas().loopback, 2)
+	held := d.openConns(t, "tcp", at, text, d.quotas().loopback, 2)
 	conn, err := net.Dial("tcp", at)
 	if err != nil {
 		t.Fatal(err)
@@ -497,17 +497,17 @@ func TestAdminRequestsAtOnce(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
 	d.Limits = Limits{AdminRequests: 8}
-	of := func(uid uint32) *exchange { return &exchange{connection: connOf(d.quotas().admin, uid)} }
+	of := func(uid uint32) *request { return &request{conn: connOf(d.quotas().admin, uid)} }
 	for i, row := range []struct {
 		uid, times uint32
 		want       int
 	}{{1000, 9, 4}, {1001, 9, 2}, {1002, 9, 0}, {0, 9, 2}} {
 		got := 0
 		for range row.times {
-			if f := d.administer(of(row.uid)); f == nil {
+			if e := d.administer(of(row.uid)); e == nil {
 				got++
-			} else if f.status != 429 || f.retryAfter != time.Second {
-				t.Errorf("%+v", f)
+			} else if e.status != 429 || e.retryAfter != time.Second {
+				t.Errorf("%+v", e)
 			}
 		}
 		if got != row.want {
@@ -583,17 +583,17 @@ func TestWaitingForATurnEnds(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	d.overdraw(limit.Key{})
-	x := &exchange{connection: new(limit.Conn), down: down, request: httptest.NewRequest("GET", "/", nil)}
-	if f := d.awaitTurn(x); f == nil || f.status != 429 {
-		t.Errorf("going down: %+v", f)
+	req := &request{conn: new(limit.Conn), stopping: down, http: httptest.NewRequest("GET", "/", nil)}
+	if e := d.awaitTurn(req); e == nil || e.status != 429 {
+		t.Errorf("going down: %+v", e)
 	}
 	d.spend(limit.Key{}, 2)
-	if f := d.awaitTurn(x); f != nil {
-		t.Errorf("going down, with a turn to come: %+v", f)
+	if e := d.awaitTurn(req); e != nil {
+		t.Errorf("going down, with a turn to come: %+v", e)
 	}
 	d.overdraw(limit.Key{})
-	x = &exchange{connection: new(limit.Conn), request: httptest.NewRequest("GET", "/", nil).WithContext(gone)}
-	if f := d.awaitTurn(x); f == nil || f.status != 429 {
-		t.Errorf("gone: %+v", f)
+	req = &request{conn: new(limit.Conn), http: httptest.NewRequest("GET", "/", nil).WithContext(gone)}
+	if e := d.awaitTurn(req); e == nil || e.status != 429 {
+		t.Errorf("gone: %+v", e)
 	}
 }

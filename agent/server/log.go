@@ -26,21 +26,21 @@ func (s *Server) now() time.Time {
 
 // logRefusal leaves a trace of the correlation ID that a caller was given, empty for none. What a
 // technician should see of a refusal the agent has logged already.
-func (s *Server) logRefusal(f *fault, correlationID string) {
+func (s *Server) logRefusal(e *apiError, correlationID string) {
 	s.log().Debug("request refused",
-		zap.String("code", string(f.code)),
-		zap.Int("status", f.status),
-		zap.String("detail", f.detail),
+		zap.String("code", string(e.code)),
+		zap.Int("status", e.status),
+		zap.String("detail", e.detail),
 		zap.String("correlation_id", correlationID))
 }
 
 // panicked logs that a handler panicked: of which type the value was and where, but not the value,
 // which may hold what the handler had in its hands.
-func (s *Server) panicked(value any) *fault {
+func (s *Server) panicked(value any) *apiError {
 	s.log().Error("request handler panicked",
 		zap.String("type", fmt.Sprintf("%T", value)),
 		zap.Strings("stack", stack(panicDepth)))
-	return internalFault()
+	return internalError()
 }
 
 // panicDepth leaves out stack, panicked and the deferred function.

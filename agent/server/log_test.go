@@ -13,7 +13,7 @@ func TestPanicsAreAnsweredAndLoggedWithoutTheirValue(t *testing.T) {
 	d := newDaemon(t, fetchDay)
 	d.Describe = func() api.Status { panic(errors.New(canary)) }
 	admin := d.admin()
-	d.count(internalFault())
+	d.count(internalError())
 	if d.failed.Load() != 1 || d.invalid.Load() != 0 {
 		t.Error("a panic counts as the caller's fault")
 	}

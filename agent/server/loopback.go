@@ -15,18 +15,18 @@ import (
 )
 
 var (
-	errNotMet        = errors.New("nobody asked who is connecting")
+	errNoPeer        = errors.New("nobody asked who is connecting")
 	errUnknownSecret = &attest.UnprovedError{What: "whose header secret that is", Why: "no grant's"}
 )
 
 // checkLoopback refuses, beside what checkOrigin does, another Host than the listener's own: a name that was made to
 // resolve to this device, or to another program's port on it.
-func checkLoopback(r *http.Request) *fault {
+func checkLoopback(r *http.Request) *apiError {
 	switch {
 	case !strings.HasPrefix(r.RequestURI, "/"):
 		return badRequest("the request must name a path on this server: this is no proxy")
 	case !ownHost(r.Host, r.Context().Value(http.LocalAddrContextKey)):
-		return &fault{
+		return &apiError{
 			status: http.StatusForbidden, code: api.CodeForeignOrigin,
 			detail: "the Host header must be localhost, 127.0.0.1 or [::1], with the port of this listener",
 		}
@@ -47,30 +47,30 @@ func ownHost(host string, at any) bool {
 const httpPort = 80 // which clients leave out
 
 // loopbackToken answers as Azure App Service does, on the loopback listener: the header tells who is calling.
-func (s *Server) loopbackToken(x *exchange) *fault {
-	header, f := identityHeader(x.request)
-	if f != nil {
-		return f
+func (s *Server) loopbackToken(req *request) *apiError {
+	header, e := identityHeader(req.http)
+	if e != nil {
+		return e
 	}
-	from := peerIn(x.ctx)
-	subject, known := s.whose(header)
+	from := peerIn(req.ctx)
+	subject, known := s.subjectOf(header)
 	if !known {
 		s.Agent.Unproved(from.caller(), errUnknownSecret)
-		return &fault{
+		return &apiError{
 			status: http.StatusUnauthorized, code: api.CodeUnknownCaller,
 			detail: "the X-IDENTITY-HEADER header has no grant's secret: perceptctl env prints the one of the process that runs it",
 		}
 	}
 	var err error
-	if x.caller, err = attest.BySecret(subject, from.uid, from.unknown); err != nil {
-		s.Agent.Unproved(x.caller, err)
-		return &fault{status: http.StatusForbidden, code: api.CodeUnknownCaller, detail: err.Error() + ": ask as that user, or on the token socket"}
+	if req.caller, err = attest.BySecret(subject, from.uid, from.unknown); err != nil {
+		s.Agent.Unproved(req.caller, err)
+		return &apiError{status: http.StatusForbidden, code: api.CodeUnknownCaller, detail: err.Error() + ": ask as that user, or on the token socket"}
 	}
-	return s.sdkToken(x, appServiceVersion)
+	return s.sdkToken(req, appServiceVersion)
 }
 
-// whose returns whom the grants are for whose secret a header has.
-func (s *Server) whose(header string) (agent.Match, bool) {
+// subjectOf returns whom the grants are for whose secret a header has.
+func (s *Server) subjectOf(header string) (agent.Match, bool) {
 	at, secrets := s.loopbackNow()
 	if !at.IsValid() {
 		return agent.Match{}, false // it was just closed
@@ -79,7 +79,7 @@ func (s *Server) whose(header string) (agent.Match, bool) {
 }
 
 // identityHeader returns the value of App Service's header.
-func identityHeader(r *http.Request) (string, *fault) {
+func identityHeader(r *http.Request) (string, *apiError) {
 	value, once := onlyValue(r, "X-Identity-Header")
 	if !once || value == "" {
 		return "", badRequest("the X-IDENTITY-HEADER header must be there once, with the value of IDENTITY_HEADER")
@@ -88,57 +88,57 @@ func identityHeader(r *http.Request) (string, *fault) {
 }
 
 // loopback answers GET /v1/loopback on a token socket: how the process that asks gets its tokens on the loopback listener.
-func (s *Server) loopback(x *exchange) *fault {
-	if f := noQuery(x); f != nil {
-		return f
+func (s *Server) loopback(req *request) *apiError {
+	if e := noQuery(req); e != nil {
+		return e
 	}
-	holdings := s.Agent.Holdings(x.caller)
+	holdings := s.Agent.Holdings(req.caller)
 	if len(holdings) == 0 {
-		return &fault{
+		return &apiError{
 			status: http.StatusForbidden, code: api.CodeNotGranted,
-			detail: "no [[grant]] is for " + x.caller.String() + ": an administrator can add one",
+			detail: "no [[grant]] is for " + req.caller.String() + ": an administrator can add one",
 		}
 	}
-	return s.tellLoopback(x, holdings[0].Caller)
+	return s.answerLoopback(req, holdings[0].Caller)
 }
 
 // loopbackOf answers GET /v1/loopback on the admin socket: the same for whom the query describes. It is for root and the
 // daemon's own user, who could read the root of the secrets: to others the admin socket gives no token.
-func (s *Server) loopbackOf(x *exchange) *fault {
-	if uid := x.caller.UID; !x.caller.HasUser() || uid != 0 && int64(uid) != int64(os.Geteuid()) {
-		return &fault{
+func (s *Server) loopbackOf(req *request) *apiError {
+	if uid := req.caller.UID; !req.caller.HasUser() || uid != 0 && int64(uid) != int64(os.Geteuid()) {
+		return &apiError{
 			status: http.StatusForbidden, code: api.CodeNotGranted,
 			detail: "a grant's header secret is a token's worth: only root may ask for another's, and not from a container or a pid namespace of its own",
 		}
 	}
-	if f := x.query.parse(x.raw); f != nil {
-		return f
+	if e := req.query.parse(req.raw); e != nil {
+		return e
 	}
-	who, request, f := readCheck(&x.query)
+	who, request, e := readCheck(&req.query)
 	switch {
-	case f != nil:
-		return f
+	case e != nil:
+		return e
 	case request.Resource != "" || request.Identity != "":
 		return badRequest("resource and identity are not asked for here: a grant's variables serve for all that it names")
 	}
 	holdings := s.Agent.Holdings(who)
 	if len(holdings) == 0 {
-		return &fault{status: http.StatusForbidden, code: api.CodeNotGranted, detail: "no [[grant]] is for " + who.String()}
+		return &apiError{status: http.StatusForbidden, code: api.CodeNotGranted, detail: "no [[grant]] is for " + who.String()}
 	}
-	return s.tellLoopback(x, holdings[0].Caller)
+	return s.answerLoopback(req, holdings[0].Caller)
 }
 
-// tellLoopback answers with the variables of a grant's subject, and notes in the log who was told.
-func (s *Server) tellLoopback(x *exchange, of agent.Match) *fault {
+// answerLoopback answers with the variables of a grant's subject, and notes in the log who was told.
+func (s *Server) answerLoopback(req *request, of agent.Match) *apiError {
 	at, secrets := s.loopbackNow()
 	if !at.IsValid() {
-		return &fault{
+		return &apiError{
 			status: http.StatusNotFound, code: api.CodeNoLoopback,
 			detail: "no [loopback] listener is configured: set address = \"127.0.0.1:40380\" in [loopback] of the configuration, and reload",
 		}
 	}
-	s.Agent.HandedOut(x.caller, of)
-	x.body = encode(api.Loopback{
+	s.Agent.HandedOut(req.caller, of)
+	req.body = encode(api.Loopback{
 		Endpoint: "http://" + at.String() + api.PathAppServiceToken, Header: secrets.Header(of), Grant: of.String(),
 	})
 	return nil

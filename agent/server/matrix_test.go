@@ -28,8 +28,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// ailment is something that goes wrong at the back end.
-type ailment struct {
+// backEndFault is something that goes wrong at the back end.
+type backEndFault struct {
 	name  string
 	talk  func(w io.Writer, good string)
 	kind  tokencache.Kind    // by which the source knows it
@@ -102,8 +102,8 @@ func gzipped(good string) string {
 
 const year = 365 * 24 * 3600
 
-// ailments are the rows of the matrix.
-func ailments() []ailment {
+// backEndFaults are the rows of the matrix.
+func backEndFaults() []backEndFault {
 	const ok = "HTTP/1.1 200 OK\r\n"
 	slow := func(w io.Writer, good string) {
 		for _, b := range []byte(ok + "Content-Length: 1000\r\n\r\n" + good) {
@@ -113,7 +113,7 @@ func ailments() []ailment {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
-	return []ailment{
+	return []backEndFault{
 		{name: "closes without a word", talk: raw(""), kind: tokencache.Unreachable},
 		{name: "hangs", talk: raw(""), kind: tokencache.Unreachable, hang: true},
 		{name: "hangs in the header", talk: raw(ok + "Content-Type: appl"), kind: tokencache.Unreachable, hang: true},
@@ -170,13 +170,13 @@ type sickBackEnd struct {
 // patient is what the back end knows of one resource.
 type patient struct {
 	mu      sync.Mutex // protects what follows
-	ill     *ailment
+	ill     *backEndFault
 	life    int // seconds that its tokens have
 	calls   int
 	written atomic.Int64 // bytes of answers that were taken
 }
 
-func (p *patient) set(ill *ailment, life int) {
+func (p *patient) set(ill *backEndFault, life int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ill, p.life = ill, life
@@ -324,7 +324,7 @@ func (b *bed) refresh() string {
 type row struct{ fault, cold, fresh, expiring, expired, known string }
 
 // observe goes through a fault with each kind of cache.
-func observe(t *testing.T, from *source.ManagedIdentity, backEnd *sickBackEnd, n int, ill ailment) row {
+func observe(t *testing.T, from *source.ManagedIdentity, backEnd *sickBackEnd, n int, ill backEndFault) row {
 	resource := func(state string) string { return fmt.Sprintf("https://%s-%d.example.net", state, n) }
 	r := row{fault: ill.name}
 
@@ -371,7 +371,7 @@ func observe(t *testing.T, from *source.ManagedIdentity, backEnd *sickBackEnd, n
 	return r
 }
 
-func (b *bed) mustHave(ill ailment) {
+func (b *bed) mustHave(ill backEndFault) {
 	b.t.Helper()
 	if got := b.ask(); got != "token" {
 		b.t.Fatalf("%s: %s before anything is wrong", ill.name, got)
@@ -379,7 +379,7 @@ func (b *bed) mustHave(ill ailment) {
 }
 
 // recovers checks that the fault leaves nothing behind when it is over, however long a pause it asked for.
-func (b *bed) recovers(ill ailment) {
+func (b *bed) recovers(ill backEndFault) {
 	b.t.Helper()
 	b.patient.set(nil, 86400)
 	if ill.hang {
@@ -403,7 +403,7 @@ func TestFaultMatrix(t *testing.T) {
 		"IDENTITY_ENDPOINT": "http://" + address + "/msi/token", "IDENTITY_HEADER": "secret",
 		"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "ALL_PROXY": proxy,
 	})
-	wantTable(t, "back end", matrix(t, "the back end", source.AppService, backEnd, ailments()))
+	wantTable(t, "back end", matrix(t, "the back end", source.AppService, backEnd, backEndFaults()))
 }
 
 // TestArcFaultMatrix does so with what Azure Arc's agent can get wrong in its challenge.
@@ -436,7 +436,7 @@ func TestArcFaultMatrix(t *testing.T) {
 	for _, name := range []string{"link", "folder", "pipe"} {
 		t.Cleanup(func() { _ = os.Remove(at(name)) })
 	}
-	var all []ailment
+	var all []backEndFault
 	for _, row := range []struct{ name, challenge string }{
 		{"names a file elsewhere", "Basic realm=" + elsewhere},
 		{"names a file by a way round", "Basic realm=" + folder + "/../tokens/" + filepath.Base(at(""))},
@@ -449,7 +449,7 @@ func TestArcFaultMatrix(t *testing.T) {
 		{"names nothing", "Basic"},
 		{"is of another kind", "Bearer realm=" + at("")},
 	} {
-		all = append(all, ailment{name: row.name, challenge: row.challenge, kind: tokencache.Malformed})
+		all = append(all, backEndFault{name: row.name, challenge: row.challenge, kind: tokencache.Malformed})
 	}
 	backEnd, address := startSick(t, at(""))
 	point(t, map[string]string{"IDENTITY_ENDPOINT": "http://" + address + "/metadata/identity/oauth2/token", "IMDS_ENDPOINT": "http://" + address})
@@ -506,7 +506,7 @@ func listenForDetours(t *testing.T) string {
 }
 
 // matrix goes through all ailments at once and returns the table.
-func matrix(t *testing.T, heading string, endpoint source.Endpoint, backEnd *sickBackEnd, all []ailment) string {
+func matrix(t *testing.T, heading string, endpoint source.Endpoint, backEnd *sickBackEnd, all []backEndFault) string {
 	t.Helper()
 	from, err := source.New(source.Options{Endpoint: endpoint, Timeout: 2 * time.Second, ClockTrusted: func() bool { return true }})
 	if err != nil {

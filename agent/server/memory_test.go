@@ -33,7 +33,7 @@ var floods = []holding{
 	{"kept, idle", get(v1Vault), true, false, false},
 	{"half a header of few lines", "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 15<<10), false, false, false},
 	{"half a header of 64 lines", "GET / HTTP/1.1\r\nHost: localhost\r\n" + lines(62), false, false, false},
-	{"half a body", request("POST", api.PathRejected, strings.Repeat(" ", 6<<10), "Content-Length: 8000", "Content-Type: application/json"), false, false, false},
+	{"half a body", requestText("POST", api.PathRejected, strings.Repeat(" ", 6<<10), "Content-Length: 8000", "Content-Type: application/json"), false, false, false},
 	{"waits for a token", get(v1Vault + "&wait=10m&issued_after=4000000000"), false, true, false},
 	{"a stream of events", get("/v1/watch?resource=" + vault), true, true, false},
 	{"does not read its answers", strings.Repeat(get(v1Vault), 50), true, false, false},

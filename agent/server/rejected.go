@@ -13,8 +13,8 @@ import (
 )
 
 // rejected answers POST /v1/rejected.
-func (s *Server) rejected(x *exchange) *fault {
-	body, f := readBody[api.Rejection](x)
+func (s *Server) rejected(req *request) *apiError {
+	body, f := readBody[api.Rejection](req)
 	if f != nil {
 		return f
 	}
@@ -23,13 +23,13 @@ func (s *Server) rejected(x *exchange) *fault {
 		return badRequest("field \"claims\" is no claims challenge: " + err.Error() +
 			"; send the value of claims in the WWW-Authenticate header as it came, or the JSON object in it, or the whole header from Bearer on")
 	}
-	advice, err := s.Agent.Rejected(x.ctx, x.caller, agent.Rejection{
+	advice, err := s.Agent.Rejected(req.ctx, req.caller, agent.Rejection{
 		Resource: body.Resource, Identity: body.Identity, SHA256: body.SHA256, Status: body.Status, Challenge: challenge,
 	})
 	if err != nil {
-		return faultOf(err)
+		return errorOf(err)
 	}
-	x.body = encode(adviceOf(advice, body.Resource))
+	req.body = encode(adviceOf(advice, body.Resource))
 	return nil
 }
 

@@ -19,17 +19,17 @@ import (
 	"perceptd/agent/server/limit"
 )
 
-// exchange is one request and the answer to it.
-type exchange struct {
-	ctx        *dueContext // ends when the answer is due or the caller has gone
-	caller     agent.Caller
-	connection *limit.Conn
+// http is one request and the answer to it.
+type request struct {
+	ctx    *lazyDeadline // ends when the answer is due or the caller has gone
+	caller agent.Caller
+	conn   *limit.Conn
 
-	unproved error // why the caller could not be proved, and then caller is what is known all the same
-	request  *http.Request
-	raw      string // the request's query as it was sent
-	query    query
-	down     <-chan struct{} // the door's
+	unattested error // why the caller could not be proved, and then caller is what is known all the same
+	http       *http.Request
+	raw        string // the request's query as it was sent
+	query      query
+	stopping   <-chan struct{} // the handler's
 
 	status      int      // of the answer; 0 means 200
 	body        []byte   // of the answer: JSON
@@ -48,18 +48,18 @@ var (
 	noStore        = []string{"no-store"}
 )
 
-// answer sends what the handler left.
-func (x *exchange) answer() {
-	if x.permissions != nil {
-		x.w.Header()[api.PermissionsHeader] = x.permissions
+// answerTime sends what the handler left.
+func (req *request) answer() {
+	if req.permissions != nil {
+		req.w.Header()[api.PermissionsHeader] = req.permissions
 	}
-	if x.audience != "" {
-		x.w.Header().Set(api.AudienceHeader, x.audience)
+	if req.audience != "" {
+		req.w.Header().Set(api.AudienceHeader, req.audience)
 	}
-	if x.closes {
-		x.w.Header().Set("Connection", "close")
+	if req.closes {
+		req.w.Header().Set("Connection", "close")
 	}
-	write(x.w, x.status, jsonContent, x.body)
+	write(req.w, req.status, jsonContent, req.body)
 }
 
 // write sends a whole answer at once. Status 0 is 200.
@@ -74,75 +74,75 @@ func write(w http.ResponseWriter, status int, content []string, body []byte) {
 	_, _ = w.Write(body) // a caller that has gone needs no answer
 }
 
-// spare holds exchanges whose buffers the next request can use.
-type spare struct{ pool sync.Pool }
+// pool holds exchanges whose buffers the next request can use.
+type requestPool struct{ pool sync.Pool }
 
-func (s *spare) take() *exchange {
-	if x, ok := s.pool.Get().(*exchange); ok {
-		return x
+func (s *requestPool) get() *request {
+	if req, ok := s.pool.Get().(*request); ok {
+		return req
 	}
-	return new(exchange)
+	return new(request)
 }
 
-// maxSpareBody keeps a single large answer from being held for ever.
-const maxSpareBody = 64 << 10
+// maxPooledBody keeps a single large answer from being held for ever.
+const maxPooledBody = 64 << 10
 
-func (s *spare) giveBack(x *exchange) {
-	if cap(x.body) > maxSpareBody {
+func (s *requestPool) put(req *request) {
+	if cap(req.body) > maxPooledBody {
 		return
 	}
-	clear(x.body) // a token's text stays no longer than needed
-	*x = exchange{body: x.body[:0]}
-	s.pool.Put(x)
+	clear(req.body) // a token's text stays no longer than needed
+	*req = request{body: req.body[:0]}
+	s.pool.Put(req)
 }
 
-// dueContext is a request's context that also ends when the answer is due. Unlike context.WithDeadline it
+// lazyDeadline is a request's context that also ends when the answer is due. Unlike context.WithDeadline it
 // starts its timer only when somebody waits, which no request does whose token is there.
-type dueContext struct {
+type lazyDeadline struct {
 	context.Context // the request's
-	due             time.Time
+	deadline        time.Time
 
 	once   sync.Once
 	timed  context.Context
 	cancel context.CancelFunc
 }
 
-func (c *dueContext) start() {
-	c.timed, c.cancel = context.WithDeadline(c.Context, c.due)
+func (c *lazyDeadline) start() {
+	c.timed, c.cancel = context.WithDeadline(c.Context, c.deadline)
 }
 
 // extend puts off when the answer is due. Nobody may wait yet.
-func (c *dueContext) extend(by time.Duration) { c.due = c.due.Add(by) }
+func (c *lazyDeadline) extend(by time.Duration) { c.deadline = c.deadline.Add(by) }
 
 // Deadline returns when the answer is due.
-func (c *dueContext) Deadline() (time.Time, bool) { return c.due, true }
+func (c *lazyDeadline) Deadline() (time.Time, bool) { return c.deadline, true }
 
 // Done starts the timer.
-func (c *dueContext) Done() <-chan struct{} {
+func (c *lazyDeadline) Done() <-chan struct{} {
 	c.once.Do(c.start)
 	return c.timed.Done()
 }
 
 // Err agrees with Done.
-func (c *dueContext) Err() error {
+func (c *lazyDeadline) Err() error {
 	c.once.Do(c.start)
 	return c.timed.Err()
 }
 
-// waited reports whether somebody has waited. Nobody may wait any more.
-func (c *dueContext) waited() bool { return c.cancel != nil }
+// isStarted reports whether somebody has waited. Nobody may wait any more.
+func (c *lazyDeadline) isStarted() bool { return c.cancel != nil }
 
 // stop frees the timer. Nobody may wait any more.
-func (c *dueContext) stop() {
+func (c *lazyDeadline) stop() {
 	if c.cancel != nil {
 		c.cancel()
 	}
 }
 
-// untilDown returns x's context, ended as well when the daemon goes down.
-func (x *exchange) untilDown() (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(x.ctx)
-	down := x.down // x is another request's soon
+// untilStopping returns the request's context, ended as well when the daemon goes down.
+func (req *request) untilStopping() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(req.ctx)
+	down := req.stopping // req is used for the next request soon
 	go func() {
 		select {
 		case <-down:
@@ -153,22 +153,22 @@ func (x *exchange) untilDown() (context.Context, context.CancelFunc) {
 	return ctx, cancel
 }
 
-// stay puts off by how much the answer is due and when net/http cuts the connection. For the next request
+// extendDeadline puts off by how much the answer is due and when net/http cuts the connection. For the next request
 // on it net/http sets its deadlines anew.
-func (x *exchange) stay(by time.Duration) {
-	x.ctx.extend(by)
-	due, _ := x.ctx.Deadline()
-	c := http.NewResponseController(x.w)
+func (req *request) extendDeadline(by time.Duration) {
+	req.ctx.extend(by)
+	due, _ := req.ctx.Deadline()
+	c := http.NewResponseController(req.w)
 	// Where there is nothing to put off, nothing will cut.
-	_ = c.SetReadDeadline(due.Add(transfer))
-	_ = c.SetWriteDeadline(due.Add(transfer))
+	_ = c.SetReadDeadline(due.Add(transferTime))
+	_ = c.SetWriteDeadline(due.Add(transferTime))
 }
 
 // checkOrigin refuses what a process of this device would not send of itself: a page in a browser, a
 // proxy that serves others, a name that was made to resolve to this device.
-func checkOrigin(r *http.Request) *fault {
-	foreign := func(detail string) *fault {
-		return &fault{status: http.StatusForbidden, code: api.CodeForeignOrigin, detail: detail}
+func checkOrigin(r *http.Request) *apiError {
+	foreign := func(detail string) *apiError {
+		return &apiError{status: http.StatusForbidden, code: api.CodeForeignOrigin, detail: detail}
 	}
 	switch {
 	case r.ProtoMajor != 1 || r.ProtoMinor != 1:
@@ -205,21 +205,6 @@ func isPort(s string) bool {
 	return true
 }
 
-// checkMethod refuses another method than the route's, if that has one, and a body where there is to be none.
-func checkMethod(r *http.Request, to *route) *fault {
-	switch {
-	case to.method != "" && r.Method != to.method:
-		allow := strings.Join(to.methods(), ", ")
-		return &fault{
-			status: http.StatusMethodNotAllowed, code: api.CodeMethod, allow: allow,
-			detail: "this path answers " + allow + " only",
-		}
-	case r.Method != http.MethodPost && r.ContentLength != 0: // -1: chunked
-		return badRequest("a " + r.Method + " request must not have a body")
-	}
-	return nil
-}
-
 // onlyValue returns the value of a header that must be there exactly once. name is in canonical form.
 func onlyValue(r *http.Request, name string) (value string, once bool) {
 	values := r.Header[name]
@@ -252,7 +237,7 @@ func (q *query) get(name string) (string, bool) {
 
 // parse reads the part of a request URI behind the "?". It is stricter than a form has to be: whatever
 // two readers could understand differently is refused. Empty pieces between ampersands are skipped.
-func (q *query) parse(raw string) *fault {
+func (q *query) parse(raw string) *apiError {
 	q.count = 0
 	for raw != "" {
 		var piece string
@@ -332,8 +317,8 @@ func hexDigit(c byte) byte {
 }
 
 // noQuery refuses parameters where there are none to give.
-func noQuery(x *exchange) *fault {
-	if x.raw != "" {
+func noQuery(req *request) *apiError {
+	if req.raw != "" {
 		return badRequest("this path takes no query parameters")
 	}
 	return nil
@@ -344,15 +329,15 @@ const maxBody = 64 << 10
 
 // readBody reads a request's body as one JSON object of T's fields and no others. No body is T's zero
 // value.
-func readBody[T any](x *exchange) (T, *fault) {
+func readBody[T any](req *request) (T, *apiError) {
 	var value T
-	if f := noQuery(x); f != nil {
-		return value, f
+	if e := noQuery(req); e != nil {
+		return value, e
 	}
-	if f := checkContentType(x.request); f != nil {
-		return value, f
+	if e := checkContentType(req.http); e != nil {
+		return value, e
 	}
-	text, err := io.ReadAll(io.LimitReader(x.request.Body, maxBody+1))
+	text, err := io.ReadAll(io.LimitReader(req.http.Body, maxBody+1))
 	switch {
 	case err != nil:
 		return value, badRequest("the body did not arrive whole")
@@ -366,7 +351,7 @@ func readBody[T any](x *exchange) (T, *fault) {
 	return value, nil
 }
 
-func checkContentType(r *http.Request) *fault {
+func checkContentType(r *http.Request) *apiError {
 	values := r.Header["Content-Type"]
 	if len(values) == 0 {
 		return nil
@@ -390,7 +375,7 @@ func decodeBody[T any](text []byte) (value T, err error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&value); err != nil {
-		return none, plainly(err)
+		return none, explainJSON(err)
 	}
 	if _, err := d.Token(); err != io.EOF {
 		return none, errors.New("something comes after the JSON object")
@@ -398,8 +383,8 @@ func decodeBody[T any](text []byte) (value T, err error) {
 	return value, nil
 }
 
-// plainly says what a JSON error means to somebody who wrote the JSON.
-func plainly(err error) error {
+// explainJSON says what a JSON error means to somebody who wrote the JSON.
+func explainJSON(err error) error {
 	var kind *json.UnmarshalTypeError
 	var syntax *json.SyntaxError
 	switch {

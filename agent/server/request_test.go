@@ -57,10 +57,10 @@ func TestQueryIsReadStrictly(t *testing.T) {
 		{"a=b c", "", "malformed"},
 	} {
 		var q query
-		f := q.parse(test.raw)
+		e := q.parse(test.raw)
 		if test.fault != "" {
-			if f == nil || f.status != 400 || !strings.Contains(f.detail, test.fault) {
-				t.Errorf("%q: fault %+v, want %q", test.raw, f, test.fault)
+			if e == nil || e.status != 400 || !strings.Contains(e.detail, test.fault) {
+				t.Errorf("%q: fault %+v, want %q", test.raw, e, test.fault)
 			}
 			continue
 		}
@@ -68,8 +68,8 @@ func TestQueryIsReadStrictly(t *testing.T) {
 		for _, p := range q.list[:q.count] {
 			got = append(got, p.name+"="+p.value)
 		}
-		if f != nil || strings.Join(got, " ") != test.want {
-			t.Errorf("%q: got %q, fault %+v, want %q", test.raw, got, f, test.want)
+		if e != nil || strings.Join(got, " ") != test.want {
+			t.Errorf("%q: got %q, fault %+v, want %q", test.raw, got, e, test.want)
 		}
 	}
 }
@@ -100,11 +100,11 @@ func FuzzQuery(f *testing.F) {
 	})
 }
 
-func TestDueContext(t *testing.T) {
+func TestLazyDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		due := time.Now().Add(9 * time.Second)
-		c := &dueContext{Context: t.Context(), due: due}
+		c := &lazyDeadline{Context: t.Context(), deadline: due}
 		if at, ok := c.Deadline(); !ok || !at.Equal(due) {
 			t.Errorf("deadline %v, %v", at, ok)
 		}
@@ -121,12 +121,12 @@ func TestDueContext(t *testing.T) {
 		}
 	})
 	gone, cancel := context.WithCancel(context.Background())
-	c := &dueContext{Context: gone, due: time.Now().Add(time.Hour)}
+	c := &lazyDeadline{Context: gone, deadline: time.Now().Add(time.Hour)}
 	cancel()
 	<-c.Done()
 	if !errors.Is(c.Err(), context.Canceled) {
 		t.Errorf("a caller that has gone: %v", c.Err())
 	}
 	c.stop()
-	(&dueContext{Context: gone, due: time.Now()}).stop() // never waited for
+	(&lazyDeadline{Context: gone, deadline: time.Now()}).stop() // never waited for
 }

@@ -25,7 +25,7 @@ const (
 	formV1                         // our own
 )
 
-// route is one path of the API and one method on it. Its handler leaves the answer in the exchange, or
+// route is one path of the API and one method on it. Its handler leaves the answer in the request, or
 // returns why there is none.
 type route struct {
 	path   string
@@ -33,7 +33,7 @@ type route struct {
 	method string // empty: any
 	socket socket
 	form   form
-	handle func(*Server, *exchange) *fault
+	handle func(*Server, *request) *apiError
 }
 
 // routes is the whole API.
@@ -65,10 +65,10 @@ var routes = [...]route{
 // Routes of the paths that are none. SDKs repeat a 404 for minutes, so it is 404 only where none of
 // them asks, and where one must learn at once that there is nothing.
 var (
-	nowhere         = route{form: formIMDS, handle: (*Server).unknownPath}
-	nowhereLoopback = route{form: formAppService, handle: (*Server).unknownLoopbackPath}
-	nowhereAdmin    = route{form: formV1, handle: (*Server).unknownAdminPath}
-	nowhereV1       = route{form: formV1, handle: (*Server).notFound}
+	notFoundIMDS     = route{form: formIMDS, handle: (*Server).unknownPath}
+	notFoundLoopback = route{form: formAppService, handle: (*Server).unknownLoopbackPath}
+	notFoundAdmin    = route{form: formV1, handle: (*Server).unknownAdminPath}
+	notFoundV1       = route{form: formV1, handle: (*Server).notFound}
 )
 
 // Paths that MSAL looks for in front of IMDS; it goes on to the token path at a quick 404.
@@ -77,13 +77,13 @@ const (
 	probeCredential = "/metadata/identity/issuecredential"
 )
 
-// find returns the route of a path and method, or one of that path with another method where it has none
+// findRoute returns the route of a path and method, or one of that path with another method where it has none
 // of that one. The path must be spelled exactly so: nothing is decoded or cleaned.
-func find(kind socket, path, method string) *route {
+func findRoute(kind socket, path, method string) *route {
 	var other *route
 	for i := range routes {
 		r := &routes[i]
-		if r.socket != kind || path != r.path && !(r.slash && slashed(path, r.path)) {
+		if r.socket != kind || path != r.path && !(r.slash && hasSlash(path, r.path)) {
 			continue
 		}
 		if r.method == method {
@@ -95,17 +95,17 @@ func find(kind socket, path, method string) *route {
 	case other != nil:
 		return other
 	case strings.HasPrefix(path, "/v1/"), path == probePlatform, path == probeCredential:
-		return &nowhereV1
+		return &notFoundV1
 	case kind == onAdmin:
-		return &nowhereAdmin
+		return &notFoundAdmin
 	case kind == onLoopback:
-		return &nowhereLoopback
+		return &notFoundLoopback
 	}
-	return &nowhere
+	return &notFoundIMDS
 }
 
-// slashed reports whether path is want and one trailing slash.
-func slashed(path, want string) bool {
+// hasSlash reports whether path is want and one trailing slash.
+func hasSlash(path, want string) bool {
 	return len(path) == len(want)+1 && path[len(want)] == '/' && path[:len(want)] == want
 }
 
@@ -120,28 +120,28 @@ func (r *route) methods() []string {
 	return all
 }
 
-func (s *Server) unknownPath(*exchange) *fault {
-	return &fault{
+func (s *Server) unknownPath(*request) *apiError {
+	return &apiError{
 		status: http.StatusBadRequest, code: api.CodeUnknownPath,
 		detail: "no such path on this socket: tokens are at " + api.PathIMDSToken + ", " +
 			api.PathAppServiceToken + " and " + api.PathToken + ", spelled exactly so",
 	}
 }
 
-func (s *Server) unknownAdminPath(*exchange) *fault {
-	return &fault{
+func (s *Server) unknownAdminPath(*request) *apiError {
+	return &apiError{
 		status: http.StatusBadRequest, code: api.CodeUnknownPath,
 		detail: "no such path on this socket: begin with " + api.PathStatus,
 	}
 }
 
-func (s *Server) unknownLoopbackPath(*exchange) *fault {
-	return &fault{
+func (s *Server) unknownLoopbackPath(*request) *apiError {
+	return &apiError{
 		status: http.StatusBadRequest, code: api.CodeUnknownPath,
 		detail: "no such path on this listener: tokens are at " + api.PathAppServiceToken + ", spelled exactly so",
 	}
 }
 
-func (s *Server) notFound(*exchange) *fault {
-	return &fault{status: http.StatusNotFound, code: api.CodeUnknownPath, detail: "no such path on this socket"}
+func (s *Server) notFound(*request) *apiError {
+	return &apiError{status: http.StatusNotFound, code: api.CodeUnknownPath, detail: "no such path on this socket"}
 }

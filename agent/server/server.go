@@ -57,8 +57,8 @@ type Server struct {
 	ConnectionsChanged func()
 
 	denied, invalid, failed atomic.Int64 // requests on token sockets that the agent did not see
-	spare                   spare
-	counted                 quotas
+	pool                    requestPool
+	usage                   quotas
 
 	mu      sync.Mutex // protects what follows
 	stopped bool
@@ -106,11 +106,11 @@ func (s *Server) serve(l net.Listener, kind socket, from attest.Socket) error {
 		l = &limit.RateListener{Listener: l, Admission: s.admission(conns, "")}
 	}
 	l = limit.Listener{Listener: l, HeaderTimeout: s.Limits.orDefaults().Header}
-	d := hs.Handler.(*door)
+	h := hs.Handler.(*handler)
 	err := limit.Serve(hs, l) // until l fails: hs is not shut down before that
-	close(d.accepted)
+	close(h.accepted)
 	defer s.remove(hs)
-	ctx, cancel := context.WithTimeout(context.Background(), d.answer+transfer)
+	ctx, cancel := context.WithTimeout(context.Background(), h.answerTime+transferTime)
 	defer cancel()
 	s.end(ctx, hs)
 	if errors.Is(err, net.ErrClosed) {
@@ -129,15 +129,15 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 	protocols.SetHTTP1(true)
 	down := make(chan struct{})
 	conns := s.connsOf(kind, from.Module)
-	d := &door{server: s, socket: kind, module: from.Module, answer: answer, down: down, accepted: make(chan struct{})}
+	h := &handler{server: s, socket: kind, module: from.Module, answerTime: answer, stopping: down, accepted: make(chan struct{})}
 	hs := &http.Server{
-		Handler:   d,
+		Handler:   h,
 		Protocols: &protocols,
 
 		ReadHeaderTimeout: limits.Header,
 		// Its end would cancel a request that still waits for the back end, so it comes last.
-		ReadTimeout:  limits.Header + answer + transfer,
-		WriteTimeout: answer + transfer,
+		ReadTimeout:  limits.Header + answer + transferTime,
+		WriteTimeout: answer + transferTime,
 		IdleTimeout:  limits.Idle,
 
 		DisableGeneralOptionsHandler: true,
@@ -145,9 +145,9 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 		ErrorLog: httpLog(s.log()),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			c := conn.(*limit.Conn)
-			ctx = d.arrivals.add(ctx, c)
+			ctx = h.pending.add(ctx, c)
 			if kind == onLoopback {
-				ctx = meet(ctx, c)
+				ctx = withPeer(ctx, c)
 			} else {
 				ctx = s.Callers.NewContext(ctx, c.Conn, from)
 			}
@@ -161,7 +161,7 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 				conns.Idle(c)
 			case http.StateClosed, http.StateHijacked:
 				conns.Release(c)
-				d.arrivals.forget(c)
+				h.pending.remove(c)
 			}
 		},
 	}

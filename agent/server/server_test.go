@@ -52,7 +52,7 @@ func TestUnprovedCallerGetsNothing(t *testing.T) {
 		if r.socket != onAdmin {
 			continue
 		}
-		got := send(t, la.Addr().String(), request(r.method, r.path, ""))
+		got := send(t, la.Addr().String(), requestText(r.method, r.path, ""))
 		if got.status != 403 || got.problem(t).Code != api.CodeUnknownCaller {
 			t.Errorf("%s: %+v", r.path, got)
 		}

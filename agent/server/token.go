@@ -13,67 +13,67 @@ import (
 	"perceptd/tokencache"
 )
 
-// longestTTL is the life of a managed identity's token: nobody can have more.
-const longestTTL = 24 * time.Hour
+// maxTTL is the life of a managed identity's token: nobody can have more.
+const maxTTL = 24 * time.Hour
 
-// longestWait is how long a request for a token may ask to wait.
-const longestWait = 10 * time.Minute
+// maxWait is how long a request for a token may ask to wait.
+const maxWait = 10 * time.Minute
 
 // token answers GET /v1/token.
-func (s *Server) token(x *exchange) *fault {
-	if f := x.query.parse(x.raw); f != nil {
-		return f
+func (s *Server) token(req *request) *apiError {
+	if e := req.query.parse(req.raw); e != nil {
+		return e
 	}
-	request, asked, f := readV1(&x.query)
-	if f != nil {
-		return f
+	request, asked, e := readV1(&req.query)
+	if e != nil {
+		return e
 	}
-	answer, f := s.askFor(x, request)
-	if f != nil {
-		return f
+	answer, e := s.askFor(req, request)
+	if e != nil {
+		return e
 	}
-	x.label(&answer, asked)
-	x.body = appendV1(x.body, &answer, asked, s.now())
+	req.label(&answer, asked)
+	req.body = appendV1(req.body, &answer, asked, s.now())
 	return nil
 }
 
 // askFor gets a token of the agent's, for a caller that may have asked to wait for it.
-func (s *Server) askFor(x *exchange, request agent.Request) (agent.Answer, *fault) {
+func (s *Server) askFor(req *request, request agent.Request) (agent.Answer, *apiError) {
 	if request.Wait == 0 {
-		answer, err := s.Agent.Token(x.ctx, x.caller, request)
+		answer, err := s.Agent.Token(req.ctx, req.caller, request)
 		if err != nil {
-			return agent.Answer{}, tokenFault(err)
+			return agent.Answer{}, tokenError(err)
 		}
 		return answer, nil
 	}
 	limits := s.Limits.orDefaults()
-	key, waiting := x.connection.Key(), &s.quotas().waiting
+	key, waiting := req.conn.Key(), &s.quotas().waiting
 	if !waiting.TryAcquire(key, limit.Quota{
 		PerKey: limits.Waiting, PerParent: limits.Waiting, Total: partOf(limits.AllWaiting, key),
 	}) {
 		return agent.Answer{}, busy("too many requests of this caller wait already: share one, or watch")
 	}
 	defer waiting.Release(key)
-	x.stay(request.Wait)
-	ctx, cancel := x.untilDown()
+	req.extendDeadline(request.Wait)
+	ctx, cancel := req.untilStopping()
 	defer cancel()
-	answer, err := s.Agent.Token(ctx, x.caller, request)
+	answer, err := s.Agent.Token(ctx, req.caller, request)
 	if err == nil {
 		return answer, nil
 	}
-	f := tokenFault(err)
+	e := tokenError(err)
 	select {
-	case <-x.down:
-		f = goingDown()
-		f.counted = true
+	case <-req.stopping:
+		e = stopping()
+		e.counted = true
 	default:
 	}
-	return agent.Answer{}, f
+	return agent.Answer{}, e
 }
 
 // readV1 reads the parameters of GET /v1/token. A name that it does not know is refused, since whoever
 // sent it counts on its effect. asked is the resource as it is echoed.
-func readV1(q *query) (request agent.Request, asked string, f *fault) {
+func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 	request.Firm = true
 	for _, p := range q.list[:q.count] {
 		switch p.name {
@@ -85,7 +85,7 @@ func readV1(q *query) (request agent.Request, asked string, f *fault) {
 			}
 			request.Identity = p.value
 		case "min_ttl":
-			life, ok := parseDuration(p.value, longestTTL)
+			life, ok := parseDuration(p.value, maxTTL)
 			if !ok {
 				return agent.Request{}, "", badRequest("min_ttl is a duration such as 10m or a number of seconds, at most 24h")
 			}
@@ -97,7 +97,7 @@ func readV1(q *query) (request agent.Request, asked string, f *fault) {
 			}
 			request.IssuedAfter = at
 		case "wait":
-			wait, ok := parseDuration(p.value, longestWait)
+			wait, ok := parseDuration(p.value, maxWait)
 			if !ok {
 				return agent.Request{}, "", badRequest("wait is a duration such as 30s or a number of seconds, at most 10m")
 			}
@@ -180,39 +180,39 @@ type sdkRequest struct {
 
 // imdsToken answers as Azure's instance metadata service does. SDKs probe for one with a request that
 // lacks the header and must learn at once that somebody answers, so nothing is looked at before it.
-func (s *Server) imdsToken(x *exchange) *fault {
-	if value, once := onlyValue(x.request, "Metadata"); !once || value != "true" {
-		f := badRequest("Required metadata header not specified: send Metadata: true, once")
-		f.sdkCode = "bad_request_102"
-		return f
+func (s *Server) imdsToken(req *request) *apiError {
+	if value, once := onlyValue(req.http, "Metadata"); !once || value != "true" {
+		e := badRequest("Required metadata header not specified: send Metadata: true, once")
+		e.sdkCode = "bad_request_102"
+		return e
 	}
-	return s.sdkToken(x, imdsVersion)
+	return s.sdkToken(req, imdsVersion)
 }
 
 // appServiceToken answers as Azure App Service does. The header has any value, since the socket proves
 // the caller; that it is there shows that no page in a browser made the request.
-func (s *Server) appServiceToken(x *exchange) *fault {
-	if value, once := onlyValue(x.request, "X-Identity-Header"); !once || value == "" {
+func (s *Server) appServiceToken(req *request) *apiError {
+	if value, once := onlyValue(req.http, "X-Identity-Header"); !once || value == "" {
 		return badRequest("the X-IDENTITY-HEADER header must be there once, with any value: set IDENTITY_HEADER")
 	}
-	return s.sdkToken(x, appServiceVersion)
+	return s.sdkToken(req, appServiceVersion)
 }
 
-func (s *Server) sdkToken(x *exchange, oldest string) *fault {
-	if f := x.query.parse(x.raw); f != nil {
-		return f
+func (s *Server) sdkToken(req *request, minVersion string) *apiError {
+	if e := req.query.parse(req.raw); e != nil {
+		return e
 	}
-	asked, f := readSDK(&x.query, oldest)
-	if f != nil {
-		return f
+	asked, e := readSDK(&req.query, minVersion)
+	if e != nil {
+		return e
 	}
 	request := asked.request()
-	answer, err := s.Agent.Token(x.ctx, x.caller, request)
+	answer, err := s.Agent.Token(req.ctx, req.caller, request)
 	if err != nil {
-		return tokenFault(err)
+		return tokenError(err)
 	}
-	x.label(&answer, asked.resource)
-	x.body = appendSDK(x.body, &answer, asked, s.now())
+	req.label(&answer, asked.resource)
+	req.body = appendSDK(req.body, &answer, asked, s.now())
 	return nil
 }
 
@@ -220,9 +220,9 @@ func (s *Server) sdkToken(x *exchange, oldest string) *fault {
 //
 // Both forms take every name of a selector, since clients send the other form's too. An empty one is
 // none: SDKs send it for the system-assigned identity, and so do settings that were left blank.
-func readSDK(q *query, oldest string) (sdkRequest, *fault) {
-	if f := checkVersion(q, oldest); f != nil {
-		return sdkRequest{}, f
+func readSDK(q *query, minVersion string) (sdkRequest, *apiError) {
+	if e := checkVersion(q, minVersion); e != nil {
+		return sdkRequest{}, e
 	}
 	var asked sdkRequest
 	for _, p := range q.list[:q.count] {
@@ -245,17 +245,17 @@ func readSDK(q *query, oldest string) (sdkRequest, *fault) {
 	return asked, nil
 }
 
-func checkVersion(q *query, oldest string) *fault {
+func checkVersion(q *query, minVersion string) *apiError {
 	version, ok := q.get("api-version")
 	switch {
-	case version == oldest:
+	case version == minVersion:
 		return nil
 	case !ok || version == "":
-		return badRequest("the api-version parameter is missing: send api-version=" + oldest)
+		return badRequest("the api-version parameter is missing: send api-version=" + minVersion)
 	case !isDate(version):
-		return badRequest("the api-version parameter is no date: send api-version=" + oldest)
-	case version < oldest:
-		return badRequest("api-version " + version + " is too old: send " + oldest + " or newer")
+		return badRequest("the api-version parameter is no date: send api-version=" + minVersion)
+	case version < minVersion:
+		return badRequest("api-version " + version + " is too old: send " + minVersion + " or newer")
 	}
 	return nil
 }
@@ -332,9 +332,9 @@ func notBefore(a *agent.Answer, now time.Time) time.Time {
 }
 
 // label notes what the answer's headers say of the token in it.
-func (x *exchange) label(a *agent.Answer, asked string) {
-	x.permissions = permissionsHeader(permissionsOf(a.Permissions))
-	x.audience = audienceOf(a, asked)
+func (req *request) label(a *agent.Answer, asked string) {
+	req.permissions = permissionsHeader(permissionsOf(a.Permissions))
+	req.audience = audienceOf(a, asked)
 }
 
 // audienceOf returns the resource that the token was asked for where it is not the one that the caller

@@ -46,7 +46,7 @@ func provedContext(t testing.TB) context.Context {
 	return callers.NewContext(context.WithValue(context.Background(), connectionKey{}, c), conn, attest.Socket{})
 }
 
-// answer lets a request in without a socket, for tests in virtual time.
+// answerTime lets a request in without a socket, for tests in virtual time.
 func (s *Server) answer(t testing.TB, ctx context.Context, kind socket, method, target, body string) reply {
 	t.Helper()
 	r := httptest.NewRequestWithContext(ctx, method, "/", strings.NewReader(body))
@@ -201,10 +201,10 @@ func FuzzV1(f *testing.F) {
 			t.Fatalf("%q was read as %+v", raw, request)
 		}
 		after := request.IssuedAfter
-		if request.Wait < 0 || request.Wait > longestWait || !after.IsZero() && (after.Year() < 2000 || after.UTC().Year() >= 2200) {
+		if request.Wait < 0 || request.Wait > maxWait || !after.IsZero() && (after.Year() < 2000 || after.UTC().Year() >= 2200) {
 			t.Fatalf("%q: %+v", raw, request)
 		}
-		if !request.Firm || request.MinTTL < 0 || request.MinTTL > longestTTL {
+		if !request.Firm || request.MinTTL < 0 || request.MinTTL > maxTTL {
 			t.Fatalf("%q: %+v", raw, request)
 		}
 	})

@@ -79,7 +79,7 @@ func (r *recorder) deadlines() (reads, cuts []time.Time) {
 	return slices.Clone(r.reads), slices.Clone(r.cuts)
 }
 
-// take returns what was written since it was last called.
+// get returns what was written since it was last called.
 func (r *recorder) take() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -141,7 +141,7 @@ func TestWaitEndsWithTheTokenAskedFor(t *testing.T) {
 			b.t.Fatalf("answered at once: %s", got)
 		}
 		limits := Limits{}.orDefaults()
-		want := began.Add(10*time.Minute + limits.Answer + transfer)
+		want := began.Add(10*time.Minute + limits.Answer + transferTime)
 		reads, cuts := w.deadlines()
 		if len(cuts) != 1 || !cuts[0].Equal(want) || len(reads) != 1 || !reads[0].Equal(want) {
 			b.t.Errorf("the connection is cut at %v and %v, want %v", cuts, reads, want)
@@ -343,9 +343,9 @@ func TestConnectionIsKeptAfterAWait(t *testing.T) {
 func TestStayWithoutAConnection(t *testing.T) {
 	t.Parallel()
 	due := time.Now()
-	x := &exchange{ctx: &dueContext{Context: t.Context(), due: due}, w: httptest.NewRecorder()}
-	x.stay(time.Minute)
-	if at, _ := x.ctx.Deadline(); !at.Equal(due.Add(time.Minute)) {
+	req := &request{ctx: &lazyDeadline{Context: t.Context(), deadline: due}, w: httptest.NewRecorder()}
+	req.extendDeadline(time.Minute)
+	if at, _ := req.ctx.Deadline(); !at.Equal(due.Add(time.Minute)) {
 		t.Error(fmt.Sprint(at))
 	}
 }

@@ -16,20 +16,20 @@ import (
 
 // watch answers GET /v1/watch with an event for what is there and one for each change of it. Of changes
 // that follow each other faster than the caller reads only the last is told.
-func (s *Server) watch(x *exchange) *fault {
-	if f := x.query.parse(x.raw); f != nil {
-		return f
+func (s *Server) watch(req *request) *apiError {
+	if e := req.query.parse(req.raw); e != nil {
+		return e
 	}
-	request, f := readWatch(&x.query)
-	if f != nil {
-		return f
+	request, e := readWatch(&req.query)
+	if e != nil {
+		return e
 	}
-	sight, news, err := s.Agent.Look(x.caller, request)
+	info, changed, err := s.Agent.Look(req.caller, request)
 	if err != nil {
-		return faultOf(err)
+		return errorOf(err)
 	}
 	limits := s.Limits.orDefaults()
-	key, watching := x.connection.Key(), &s.quotas().watching
+	key, watching := req.conn.Key(), &s.quotas().watching
 	if !watching.TryAcquire(key, limit.Quota{
 		PerKey: limits.Watching, PerParent: 2 * limits.Watching, Total: partOf(limits.AllWatching, key),
 	}) {
@@ -37,40 +37,40 @@ func (s *Server) watch(x *exchange) *fault {
 	}
 	defer watching.Release(key)
 
-	ctx, cancel := context.WithCancel(x.request.Context()) // no answer is due
+	ctx, cancel := context.WithCancel(req.http.Context()) // no answer is due
 	w := watcher{
-		agent: s.Agent, ctx: ctx, caller: x.caller, request: request, down: x.down, alive: limits.Alive,
-		stream: stream{w: x.w, c: http.NewResponseController(x.w), now: s.now},
+		agent: s.Agent, ctx: ctx, caller: req.caller, request: request, stopping: req.stopping, aliveInterval: limits.Alive,
+		stream: stream{w: req.w, c: http.NewResponseController(req.w), now: s.now},
 	}
 	defer w.asking.Wait()
 	defer cancel()
-	x.streamed = true
+	req.streamed = true
 	if w.stream.open() == nil {
-		w.run(sight, news)
+		w.run(info, changed)
 	}
 	return nil
 }
 
 // readWatch reads the parameters of GET /v1/watch, as strictly as readV1.
-func readWatch(q *query) (request agent.Request, f *fault) {
+func readWatch(q *query) (request agent.Request, e *apiError) {
 	for _, p := range q.list[:q.count] {
 		if p.name != "resource" && p.name != "identity" {
 			return agent.Request{}, badRequest(fmt.Sprintf("query parameter %q is not known here: resource and identity are", p.name))
 		}
 	}
-	request, _, f = readV1(q)
-	return request, f
+	request, _, e = readV1(q)
+	return request, e
 }
 
 // watcher tells one caller what is held of one token.
 type watcher struct {
-	agent   *agent.Agent
-	ctx     context.Context // ends when the caller has gone
-	caller  agent.Caller
-	request agent.Request
-	down    <-chan struct{} // closed when the daemon goes down
-	alive   time.Duration   // between two signs of life
-	stream  stream
+	agent         *agent.Agent
+	ctx           context.Context // ends when the caller has gone
+	caller        agent.Caller
+	request       agent.Request
+	stopping      <-chan struct{} // closed when the daemon goes down
+	aliveInterval time.Duration   // between two signs of life
+	stream        stream
 
 	asking sync.WaitGroup // for the one that asks for the token
 	asks   atomic.Bool    // whether there is one
@@ -78,39 +78,39 @@ type watcher struct {
 
 // run tells what is there and each change of it, until the caller goes away, is too slow or may not know
 // any more, or the daemon goes down. sight and news are of the first look.
-func (w *watcher) run(sight agent.Sight, news <-chan struct{}) {
-	tick := time.NewTicker(w.alive)
+func (w *watcher) run(info agent.Sight, changed <-chan struct{}) {
+	tick := time.NewTicker(w.aliveInterval)
 	defer tick.Stop()
 	var told api.WatchEvent
 	for {
-		now := eventOf(sight, w.request.Resource)
-		if name := nameOf(told, now); name != "" {
+		now := eventOf(info, w.request.Resource)
+		if name := eventName(told, now); name != "" {
 			if w.stream.send(name, now) != nil {
 				return
 			}
 			told = now
 		}
-		if sight.SHA256 == "" {
+		if info.SHA256 == "" {
 			w.ask()
 		}
 		select {
-		case <-news:
+		case <-changed:
 		case <-tick.C:
 			if w.stream.alive() != nil {
 				return
 			}
-		case <-w.down:
-			w.end(told, streamDown)
+		case <-w.stopping:
+			w.end(told, stoppingDetail)
 			return
 		case <-w.ctx.Done():
 			return
 		}
-		if now, err := provedIn(w.ctx); err != nil || !now.IsSame(w.caller) {
-			w.end(told, unprovedNow)
+		if now, err := attestedCaller(w.ctx); err != nil || !now.IsSame(w.caller) {
+			w.end(told, unattestedDetail)
 			return
 		}
 		var err error
-		if sight, news, err = w.agent.Look(w.caller, w.request); err != nil {
+		if info, changed, err = w.agent.Look(w.caller, w.request); err != nil {
 			w.end(told, whyEnded(err))
 			return
 		}
@@ -124,18 +124,18 @@ func (w *watcher) ask() {
 		return
 	}
 	request := w.request
-	request.Wait = w.alive // the agent then asks on while the back end fails; after that the watcher does
+	request.Wait = w.aliveInterval // the agent then asks on while the back end fails; after that the watcher does
 	w.asking.Go(func() {
 		defer w.asks.Store(false)
 		_, _ = w.agent.Token(w.ctx, w.caller, request)
 	})
 }
 
-// unprovedNow is the detail of the last event when the caller's proof has ended.
-const unprovedNow = "who is calling could not be proved any more: connect again"
+// unattestedDetail is the detail of the last event when the caller's proof has ended.
+const unattestedDetail = "who is calling could not be proved any more: connect again"
 
-// streamDown is the detail of the last event when the daemon goes down.
-const streamDown = "perceptd is going down; connect again"
+// stoppingDetail is the detail of the last event when the daemon goes down.
+const stoppingDetail = "perceptd is going down; connect again"
 
 // end says why there will be no more events. What was told last stands beside it.
 func (w *watcher) end(told api.WatchEvent, detail string) {
@@ -147,27 +147,27 @@ func whyEnded(err error) string {
 	var why *agent.Error
 	switch {
 	case errors.As(err, &why) && why.Reason == agent.Stopping:
-		return streamDown
+		return stoppingDetail
 	case errors.As(err, &why):
 		return why.Detail
 	}
-	return internalFault().detail
+	return internalError().detail
 }
 
 // eventOf says what is held of a token, as a watcher of resource is told.
-func eventOf(sight agent.Sight, resource string) api.WatchEvent {
-	event := api.WatchEvent{Identity: sight.Identity.Name, Resource: resource}
-	if sight.SHA256 != "" {
-		event.SHA256 = sight.SHA256
-		event.ExpiresOn, event.ReceivedOn = unixOf(sight.ExpiresOn), unixOf(sight.ReceivedOn)
-		event.Permissions = permissionsOf(sight.Permissions)
+func eventOf(info agent.Sight, resource string) api.WatchEvent {
+	event := api.WatchEvent{Identity: info.Identity.Name, Resource: resource}
+	if info.SHA256 != "" {
+		event.SHA256 = info.SHA256
+		event.ExpiresOn, event.ReceivedOn = unixOf(info.ExpiresOn), unixOf(info.ReceivedOn)
+		event.Permissions = permissionsOf(info.Permissions)
 	}
 	return event
 }
 
-// nameOf returns the name of the event that tells what is there now to somebody who was told something
+// eventName returns the name of the event that tells what is there now to somebody who was told something
 // before, nothing at first; empty when that is the same.
-func nameOf(told, now api.WatchEvent) string {
+func eventName(told, now api.WatchEvent) string {
 	first := told.Identity != now.Identity // or the configuration chooses another one by now
 	switch {
 	case now.SHA256 == "" && (first || told.SHA256 != ""):
@@ -176,24 +176,24 @@ func nameOf(told, now api.WatchEvent) string {
 		return ""
 	case first || now.SHA256 != told.SHA256:
 		return api.EventToken
-	case !alike(told.Permissions, now.Permissions):
+	case !samePermissions(told.Permissions, now.Permissions):
 		return api.EventPermissions
 	}
 	return ""
 }
 
-// forecastMoves is by how much, in seconds, the moment must move at which a token is current at the latest,
+// forecastThreshold is by how much, in seconds, the moment must move at which a token is current at the latest,
 // to be worth an event: it is computed anew each time, by a clock that may be slewed.
-const forecastMoves = 60
+const forecastThreshold = 60
 
-// alike reports whether two permissions tell a watcher the same.
-func alike(x, y api.Permissions) bool {
+// samePermissions reports whether two permissions tell a watcher the same.
+func samePermissions(x, y api.Permissions) bool {
 	moved := max(x.CurrentBy-y.CurrentBy, y.CurrentBy-x.CurrentBy)
-	return x.Standing == y.Standing && x.Withheld == y.Withheld && x.Changed == y.Changed && moved < forecastMoves
+	return x.Standing == y.Standing && x.Withheld == y.Withheld && x.Changed == y.Changed && moved < forecastThreshold
 }
 
-// eventContent is the type of a stream of server-sent events. net/http only reads it.
-var eventContent = []string{"text/event-stream"}
+// eventStreamContent is the type of a stream of server-sent events. net/http only reads it.
+var eventStreamContent = []string{"text/event-stream"}
 
 // stream is an answer of server-sent events (the HTML standard, 9.2).
 type stream struct {
@@ -206,7 +206,7 @@ type stream struct {
 // open begins the answer, with the advice to wait 2 seconds before connecting again.
 func (s *stream) open() error {
 	h := s.w.Header()
-	h["Content-Type"] = eventContent
+	h["Content-Type"] = eventStreamContent
 	h["Cache-Control"] = noStore
 	_ = s.c.SetReadDeadline(time.Time{}) // a caller that listens sends nothing more
 	return s.write([]byte("retry: 2000\n\n"))
@@ -221,12 +221,12 @@ func (s *stream) send(name string, event api.WatchEvent) error {
 	return s.write(append(text, '\n'))
 }
 
-// alive sends a comment, which shows each end that the other is there.
+// aliveInterval sends a comment, which shows each end that the other is there.
 func (s *stream) alive() error { return s.write([]byte(": alive\n\n")) }
 
 // write sends text at once. The error is that of a caller that has gone or takes nothing.
 func (s *stream) write(text []byte) error {
-	_ = s.c.SetWriteDeadline(time.Now().Add(transfer)) // its error comes again from the write
+	_ = s.c.SetWriteDeadline(time.Now().Add(transferTime)) // its error comes again from the write
 	if _, err := s.w.Write(text); err != nil {
 		return err
 	}

@@ -233,7 +233,7 @@ func TestShutdownEndsStreams(t *testing.T) {
 	if err := d.Shutdown(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if last := w.next(api.EventEnded); last.Detail != streamDown || last.SHA256 != told.SHA256 {
+	if last := w.next(api.EventEnded); last.Detail != stoppingDetail || last.SHA256 != told.SHA256 {
 		t.Errorf("%+v", last)
 	}
 	idle.next(api.EventExpired)
@@ -254,7 +254,7 @@ func TestWatchOfAClosedAgent(t *testing.T) {
 	w := d.watchAt(socket, watchVault)
 	w.next(api.EventToken)
 	d.Agent.Close()
-	w.ends(streamDown)
+	w.ends(stoppingDetail)
 }
 
 // The rest is about time, and so in a bubble.
@@ -270,7 +270,7 @@ func TestWatchShowsThatItIsAlive(t *testing.T) {
 			b.t.Errorf("at first: %q", text)
 		}
 		reads, cuts := w.deadlines()
-		if len(reads) != 1 || !reads[0].IsZero() || !cuts[0].Equal(began.Add(transfer)) {
+		if len(reads) != 1 || !reads[0].IsZero() || !cuts[0].Equal(began.Add(transferTime)) {
 			b.t.Errorf("read deadlines %v, write deadlines %v", reads, cuts)
 		}
 		for range 20 { // longer than any other answer may take
@@ -280,7 +280,7 @@ func TestWatchShowsThatItIsAlive(t *testing.T) {
 				b.t.Fatalf("after %v: %q", time.Since(began), text)
 			}
 			_, cuts := w.deadlines()
-			if last := cuts[len(cuts)-1]; !last.Equal(time.Now().Add(transfer)) {
+			if last := cuts[len(cuts)-1]; !last.Equal(time.Now().Add(transferTime)) {
 				b.t.Fatalf("the write is cut after %v", time.Until(last))
 			}
 		}
@@ -464,7 +464,7 @@ func TestEventNames(t *testing.T) {
 		{"current sooner than thought", event("a", "1", stale), event("a", "1", sooner), api.EventPermissions},
 		{"a slewed clock", event("a", "1", stale), event("a", "1", slewed), ""},
 	} {
-		if got := nameOf(row.told, row.now); got != row.want {
+		if got := eventName(row.told, row.now); got != row.want {
 			t.Errorf("%s: %q, want %q", row.name, got, row.want)
 		}
 	}
@@ -475,7 +475,7 @@ func TestWhyEnded(t *testing.T) {
 	if got := whyEnded(errors.New(canary)); strings.Contains(got, "canary") || got == "" {
 		t.Errorf("a fault is told: %q", got)
 	}
-	if got := whyEnded(&agent.Error{Reason: agent.Stopping}); got != streamDown {
+	if got := whyEnded(&agent.Error{Reason: agent.Stopping}); got != stoppingDetail {
 		t.Errorf("%q", got)
 	}
 }
