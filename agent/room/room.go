@@ -1,9 +1,10 @@
-// Package room serves HTTP on a loopback port to a number of connections at most. Every user of the network namespace can reach
-// such a port. So when a connection is one too many another leaves, and those of strangers leave first: those of the user with the
-// most, and among them the one that has been without a request the longest. Nobody is turned away for the uid.
+// Package room serves HTTP on a loopback port to a bounded number of connections. Every user of the network namespace
+// can reach such a port. So when a connection is one too many, an open one is evicted: a stranger's first, of the
+// user with the most, and among those the one that has been without a request the longest. No connection is refused
+// for its uid.
 //
-// One that has just connected does not leave for others of its own user, which may ask as many at once: those wait outside, and are
-// answered with 429 when nobody has left for a second.
+// A connection that was just made is not evicted for others of its own user, which may ask as many at once. Those
+// wait in the kernel's queue, and are answered with 429 when no connection has ended for a second.
 package room
 
 import (
@@ -22,15 +23,15 @@ import (
 )
 
 const (
-	// hearing is how long a connection is waited for that has not asked for anything yet.
-	hearing = 500 * time.Millisecond
+	// firstRequestTimeout is how long a new connection is kept on which no request has come in.
+	firstRequestTimeout = 500 * time.Millisecond
 
-	// waiting is how long those outside wait when nobody leaves.
-	waiting = time.Second
+	// admitTimeout is how long a connection waits for room.
+	admitTimeout = time.Second
 
-	// lookEvery is how often it is looked whose the connections are, at most: it costs milliseconds. And it is how long those who
-	// have just connected have to show that they are no strangers, before others are let in for them.
-	lookEvery = 25 * time.Millisecond
+	// lookupInterval is how often the users of the connections are looked up, at most: it costs milliseconds. And it
+	// is how long new connections have to show that they are not strangers', before others are let in for them.
+	lookupInterval = 25 * time.Millisecond
 )
 
 // Room is the connections of one listener.
@@ -38,45 +39,45 @@ type Room struct {
 	listener net.Listener
 	most     int
 	isKnown  func(uid uint32) bool
-	patience time.Duration // of those outside, when nobody leaves
+	timeout  time.Duration // of a connection that waits for room
 
 	refused limit.Refusals
 
-	mu       sync.Mutex // protects what follows
-	changed  sync.Cond
-	guests   map[net.Conn]*guest
-	familiar map[uint32]bool // users of whom one was known, and this process's own
-	looked   time.Time       // whose the connections are
-	still    time.Time       // when somebody found no room, and nobody has left since; zero: somebody has
-	closed   bool
+	mu        sync.Mutex // protects what follows
+	changed   sync.Cond
+	clients   map[net.Conn]*client
+	familiar  map[uint32]bool // users that had a known connection, and this process's own
+	lookedUp  time.Time       // when users were last looked up
+	fullSince time.Time       // when a connection found no room, and none has ended since; zero: one has
+	closed    bool
 }
 
-// guest is who is at the other end of a connection.
-type guest struct {
-	looked bool   // for the uid, which costs milliseconds and is not asked for as long as there is room
-	uid    uint32 // tcppeer.NoUser: not known
-	known  bool   // no stranger
-	asking bool   // a request is under way
-	asked  bool   // there has been a request
-	since  time.Time
+// client is what is known of the other end of a connection.
+type client struct {
+	lookedUp  bool   // the uid was, which costs milliseconds and is not done as long as there is room
+	uid       uint32 // tcppeer.NoUser: not known
+	known     bool   // not a stranger
+	asking    bool   // a request is under way
+	asked     bool   // there has been a request
+	idleSince time.Time
 }
 
-// New returns a room for so many connections of l, a TCP listener on one address of this device. isKnown reports which users are no
-// strangers; nil: all are.
+// New returns a room for so many connections of l, a TCP listener on one address of this device. isKnown reports which
+// users are not strangers; nil: all are.
 func New(l net.Listener, most int, isKnown func(uid uint32) bool) *Room {
 	r := &Room{
-		listener: l, most: most, isKnown: isKnown, patience: waiting,
-		guests: make(map[net.Conn]*guest), familiar: map[uint32]bool{uint32(os.Geteuid()): true},
+		listener: l, most: most, isKnown: isKnown, timeout: admitTimeout,
+		clients: make(map[net.Conn]*client), familiar: map[uint32]bool{uint32(os.Geteuid()): true},
 	}
 	r.refused.Most = 3 * most // of which one caller can have two thirds
 	r.changed.L = &r.mu
 	return r
 }
 
-// Serve serves those in the room, whose requests are within the bounds of limit.Serve, until the server is closed. It takes the server's
-// ConnContext and ConnState for itself.
+// Serve serves the connections in the room, within the bounds of limit.Serve, until the server is closed. It takes the
+// server's ConnContext and ConnState for itself.
 func (r *Room) Serve(server *http.Server) error {
-	server.ConnContext, server.ConnState = r.meet, r.note
+	server.ConnContext, server.ConnState = r.connContext, r.connState
 	defer r.refused.Close()
 	return limit.Serve(server, r)
 }
@@ -88,56 +89,57 @@ func (r *Room) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		hasRoom, err := r.letIn(conn)
+		admitted, err := r.admit(conn)
 		switch {
 		case err != nil:
 			return nil, errors.Join(err, conn.Close())
-		case hasRoom:
+		case admitted:
 			return conn, nil
 		}
 		r.refused.Refuse(conn, limit.Key{})
 	}
 }
 
-// letIn waits for room, and reports false when nobody leaves. Meanwhile others wait in the kernel's queue.
-func (r *Room) letIn(conn net.Conn) (bool, error) {
+// admit waits for room, and reports false when there is none in time. Meanwhile other connections wait in the kernel's
+// queue.
+func (r *Room) admit(conn net.Conn) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.guests) >= r.most && !r.closed {
+	for len(r.clients) >= r.most && !r.closed {
 		now := time.Now()
-		if r.still.IsZero() {
-			r.still = now
+		if r.fullSince.IsZero() {
+			r.fullSince = now
 		}
-		leaves, until := leaving(r.guests, r.familiar, now)
+		evicted, until := chooseEvicted(r.clients, r.familiar, now)
 		switch {
-		case leaves != nil:
-			r.sendOff(leaves)
-		case r.isUnlooked() && !now.Before(r.nextLook()):
-			r.look()
-		case now.Sub(r.still) >= r.patience:
+		case evicted != nil:
+			r.evict(evicted)
+		case r.needsLookup() && !now.Before(r.nextLookup()):
+			r.lookUp()
+		case now.Sub(r.fullSince) >= r.timeout:
 			return false, nil
 		default:
-			if r.isUnlooked() {
-				until = earlier(until, r.nextLook())
+			if r.needsLookup() {
+				until = earlier(until, r.nextLookup())
 			}
-			r.await(earlier(until, r.still.Add(r.patience)))
+			r.await(earlier(until, r.fullSince.Add(r.timeout)))
 		}
 	}
 	if r.closed {
 		return false, net.ErrClosed
 	}
-	r.guests[conn] = &guest{uid: tcppeer.NoUser, since: time.Now()}
+	r.clients[conn] = &client{uid: tcppeer.NoUser, idleSince: time.Now()}
 	return true, nil
 }
 
-// sendOff ends a connection. What the kernel has of a known one's next request is still answered. The lock is held.
-func (r *Room) sendOff(conn net.Conn) {
+// evict ends a connection. What the kernel has of a known client's next request is still answered. The lock is held.
+func (r *Room) evict(conn net.Conn) {
 	half, ok := conn.(interface{ CloseRead() error })
-	if !ok || !r.guests[conn].known || half.CloseRead() != nil {
+	if !ok || !r.clients[conn].known || half.CloseRead() != nil {
 		_ = conn.Close() // ends its goroutine at the next read
 	}
-	delete(r.guests, conn)
-	r.still = time.Time{}
+	delete(r.clients, conn)
+	r.fullSince = time.Time{}
 }
 
 // await waits for a change, or until then. The lock is held, and given back meanwhile.
@@ -159,49 +161,49 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// nextLook returns when it may be looked whose the connections are. The lock is held.
-func (r *Room) nextLook() time.Time {
-	if r.looked.After(r.still) {
-		return r.looked.Add(lookEvery)
+// nextLookup returns when users may be looked up again. The lock is held.
+func (r *Room) nextLookup() time.Time {
+	if r.lookedUp.After(r.fullSince) {
+		return r.lookedUp.Add(lookupInterval)
 	}
-	return r.still.Add(lookEvery)
+	return r.fullSince.Add(lookupInterval)
 }
 
-// isUnlooked reports whether it is worth to look whose the connections are. The lock is held.
-func (r *Room) isUnlooked() bool {
-	for _, g := range r.guests {
-		if !g.looked && !g.known {
+// needsLookup reports whether there are connections whose user was not looked up. The lock is held.
+func (r *Room) needsLookup() bool {
+	for _, c := range r.clients {
+		if !c.lookedUp && !c.known {
 			return true
 		}
 	}
 	return false
 }
 
-// look finds out whose the connections are. The lock is held, and given back while the kernel is asked. All that are not known
-// count as one user's.
-func (r *Room) look() {
-	before := make(map[net.Conn]bool, len(r.guests))
-	for conn := range r.guests {
+// lookUp looks up the users of all connections. The lock is held, and given back while the kernel is asked. Connections
+// whose user is not known count as one user's.
+func (r *Room) lookUp() {
+	before := make(map[net.Conn]bool, len(r.clients))
+	for conn := range r.clients {
 		before[conn] = true
 	}
 	r.mu.Unlock()
 	users, _ := r.users()
 	r.mu.Lock()
-	r.looked = time.Now()
-	for conn, g := range r.guests {
-		if uid, found := users[tcppeer.AddressOf(conn.RemoteAddr())]; found && !g.looked {
-			g.uid = uid
-			g.known = g.known || r.isKnown != nil && r.isKnown(uid)
+	r.lookedUp = time.Now()
+	for conn, c := range r.clients {
+		if uid, found := users[tcppeer.AddressOf(conn.RemoteAddr())]; found && !c.lookedUp {
+			c.uid = uid
+			c.known = c.known || r.isKnown != nil && r.isKnown(uid)
 		}
-		g.looked = g.looked || before[conn]
-		r.meetAgain(g)
+		c.lookedUp = c.lookedUp || before[conn]
+		r.noteFamiliar(c)
 	}
 }
 
-// meetAgain notes whose a known connection is. The lock is held.
-func (r *Room) meetAgain(g *guest) {
-	if g.known && g.uid != tcppeer.NoUser {
-		r.familiar[g.uid] = true
+// noteFamiliar notes the user of a known connection. The lock is held.
+func (r *Room) noteFamiliar(c *client) {
+	if c.known && c.uid != tcppeer.NoUser {
+		r.familiar[c.uid] = true
 	}
 }
 
@@ -209,54 +211,57 @@ func (r *Room) users() (map[netip.AddrPort]uint32, error) {
 	return tcppeer.Users("/proc", tcppeer.AddressOf(r.listener.Addr()))
 }
 
-// leaving returns the connection that has to make room: a stranger's, or else one that has not shown that it is none, or else a
-// known one's without a request; of the user with the most of those; and the one without a request for the longest. Nil: there is
-// none yet, and until is when another may, zero for never.
+// chooseEvicted returns the connection that has to make room: a stranger's, or else one of a familiar user that is
+// not known itself, or else a known one without a request; of the user with the most of those; and the one without a
+// request for the longest. Nil: there is none yet, and until is when there may be one, zero for never.
 //
-// One of a familiar user that has just connected is heard first, and before that no known one leaves. So is one of whom it is not
-// known yet whose it is.
-func leaving(guests map[net.Conn]*guest, familiar map[uint32]bool, now time.Time) (leaves net.Conn, until time.Time) {
+// A new connection of a familiar user, or of a user that was not looked up yet, has time to ask first. Until then no
+// known connection is evicted.
+func chooseEvicted(
+	clients map[net.Conn]*client, familiar map[uint32]bool, now time.Time,
+) (evicted net.Conn, until time.Time) {
 	type kind struct {
 		uid   uint32
 		known bool
 	}
 	counts := make(map[kind]int)
-	for _, g := range guests {
-		counts[kind{g.uid, g.known}]++
+	for _, c := range clients {
+		counts[kind{c.uid, c.known}]++
 	}
-	var first *guest
-	unheard := false
-	for conn, g := range guests {
+	var worst *client
+	awaited := false
+	for conn, c := range clients {
 		switch {
-		case g.known && g.asking:
+		case c.known && c.asking:
 			continue
-		case !g.known && !g.looked:
-			unheard = true
+		case !c.known && !c.lookedUp:
+			awaited = true
 			continue
-		case (g.known || familiar[g.uid]) && !g.asked && now.Sub(g.since) < hearing:
-			unheard = true
-			until = earlier(until, g.since.Add(hearing))
+		case (c.known || familiar[c.uid]) && !c.asked && now.Sub(c.idleSince) < firstRequestTimeout:
+			awaited = true
+			until = earlier(until, c.idleSince.Add(firstRequestTimeout))
 			continue
 		}
-		if first == nil || cmp.Or(
-			cmp.Compare(g.strangeness(familiar), first.strangeness(familiar)),
-			cmp.Compare(counts[kind{g.uid, g.known}], counts[kind{first.uid, first.known}]),
-			first.since.Compare(g.since),
+		if worst == nil || cmp.Or(
+			cmp.Compare(c.evictionRank(familiar), worst.evictionRank(familiar)),
+			cmp.Compare(counts[kind{c.uid, c.known}], counts[kind{worst.uid, worst.known}]),
+			worst.idleSince.Compare(c.idleSince),
 		) > 0 {
-			leaves, first = conn, g
+			evicted, worst = conn, c
 		}
 	}
-	if first != nil && first.known && unheard {
+	if worst != nil && worst.known && awaited {
 		return nil, until
 	}
-	return leaves, until
+	return evicted, until
 }
 
-func (g *guest) strangeness(familiar map[uint32]bool) int {
+// evictionRank is the higher the sooner c is evicted.
+func (c *client) evictionRank(familiar map[uint32]bool) int {
 	switch {
-	case g.known:
+	case c.known:
 		return 0
-	case familiar[g.uid]:
+	case familiar[c.uid]:
 		return 1
 	}
 	return 2
@@ -265,7 +270,7 @@ func (g *guest) strangeness(familiar map[uint32]bool) int {
 // Addr returns the listener's address.
 func (r *Room) Addr() net.Addr { return r.listener.Addr() }
 
-// Close has nobody come any more.
+// Close stops accepting.
 func (r *Room) Close() error {
 	r.mu.Lock()
 	r.closed = true
@@ -274,34 +279,34 @@ func (r *Room) Close() error {
 	return r.listener.Close()
 }
 
-// note forgets a connection that has ended, and notes that an answer has left.
-func (r *Room) note(conn net.Conn, state http.ConnState) {
+// connState forgets a connection that has ended, and notes that an answer was sent.
+func (r *Room) connState(conn net.Conn, state http.ConnState) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch g := r.guests[conn]; {
+	switch c := r.clients[conn]; {
 	case state == http.StateClosed || state == http.StateHijacked:
-		if g != nil {
-			delete(r.guests, conn)
-			r.still = time.Time{}
+		if c != nil {
+			delete(r.clients, conn)
+			r.fullSince = time.Time{}
 		}
-	case state == http.StateIdle && g != nil:
-		g.asking, g.since = false, time.Now()
+	case state == http.StateIdle && c != nil:
+		c.asking, c.idleSince = false, time.Now()
 	default:
 		return
 	}
 	r.changed.Broadcast()
 }
 
-type guestKey struct{}
+type clientKey struct{}
 
-// meet returns ctx with who is at the other end of conn.
-func (r *Room) meet(ctx context.Context, conn net.Conn) context.Context {
+// connContext returns ctx with the client at the other end of conn.
+func (r *Room) connContext(ctx context.Context, conn net.Conn) context.Context {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return context.WithValue(ctx, guestKey{}, r.guests[conn])
+	return context.WithValue(ctx, clientKey{}, r.clients[conn])
 }
 
-// User returns the uid of whoever made the connection that a request came in on, or why it is not known.
+// User returns the uid of the user that made the connection of a request, or why it is not known.
 func (r *Room) User(q *http.Request) (uint32, error) {
 	users, err := r.users()
 	if err != nil {
@@ -317,15 +322,15 @@ func (r *Room) User(q *http.Request) (uint32, error) {
 	return tcppeer.NoUser, errors.New("the kernel's table of sockets does not have the other end")
 }
 
-// Asks notes that a request with this context is under way, and if isKnown that it is no stranger's: the connection of one that
-// is known stays until the answer has left.
+// Asks notes that a request with this context is under way, and if isKnown that it is not a stranger's: a known
+// client's connection stays until the answer was sent.
 func (r *Room) Asks(ctx context.Context, isKnown bool) {
-	if g, _ := ctx.Value(guestKey{}).(*guest); g != nil { // nil: it has just made room for another
+	if c, _ := ctx.Value(clientKey{}).(*client); c != nil { // nil: it was just evicted
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		g.known = g.known || isKnown
-		g.asking, g.asked, g.since = true, true, time.Now()
-		r.meetAgain(g)
+		c.known = c.known || isKnown
+		c.asking, c.asked, c.idleSince = true, true, time.Now()
+		r.noteFamiliar(c)
 		r.changed.Broadcast()
 	}
 }

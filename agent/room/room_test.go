@@ -22,38 +22,38 @@ func TestLeaving(t *testing.T) {
 	t.Parallel()
 	at := func(seconds int) time.Time { return time.Unix(int64(seconds), 0) }
 	for name, row := range map[string]struct {
-		guests []guest
+		guests []client
 		leaves int // -1: nobody
 	}{
-		"nobody who has just connected":     {[]guest{{uid: 1, since: at(9)}, {uid: 1, known: true, since: at(9)}}, -1},
-		"a stranger who has":                {[]guest{{uid: 1, since: at(1)}, {uid: 2, since: at(9)}}, 1},
-		"who does not ask":                  {[]guest{{uid: 1, since: at(9)}, {uid: 1, since: at(8)}}, 1},
-		"a known one who does not ask":      {[]guest{{uid: 1, known: true, since: at(8)}}, 0},
-		"no known one before all are heard": {[]guest{{uid: 1, known: true, asked: true, since: at(1)}, {uid: 1, since: at(9)}}, -1},
-		"a stranger before one who may be":  {[]guest{{uid: 1, since: at(1)}, {uid: 1, since: at(1)}, {uid: 2, since: at(3)}}, 2},
+		"nobody who has just connected":     {[]client{{uid: 1, idleSince: at(9)}, {uid: 1, known: true, idleSince: at(9)}}, -1},
+		"a stranger who has":                {[]client{{uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(9)}}, 1},
+		"who does not ask":                  {[]client{{uid: 1, idleSince: at(9)}, {uid: 1, idleSince: at(8)}}, 1},
+		"a known one who does not ask":      {[]client{{uid: 1, known: true, idleSince: at(8)}}, 0},
+		"no known one before all are heard": {[]client{{uid: 1, known: true, asked: true, idleSince: at(1)}, {uid: 1, idleSince: at(9)}}, -1},
+		"a stranger before one who may be":  {[]client{{uid: 1, idleSince: at(1)}, {uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(3)}}, 2},
 		"nobody":                            {nil, -1},
-		"who is a stranger":                 {[]guest{{uid: 1, known: true, since: at(1)}, {uid: 2, asking: true, asked: true, since: at(9)}, {uid: 1, known: true, since: at(2)}}, 1},
-		"the user with the most":            {[]guest{{uid: 1, since: at(1)}, {uid: 2, since: at(8)}, {uid: 2, since: at(9)}}, 1},
-		"of whom strangers count":           {[]guest{{uid: 1, since: at(3)}, {uid: 1, known: true, since: at(1)}, {uid: 1, known: true, since: at(1)}, {uid: 2, since: at(2)}}, 3},
-		"the longest without a request":     {[]guest{{uid: 1, since: at(3)}, {uid: 1, since: at(2)}, {uid: 1, since: at(4)}}, 1},
-		"users who are not known":           {[]guest{{uid: 1, since: at(1)}, {uid: tcppeer.NoUser, since: at(3)}, {uid: tcppeer.NoUser, since: at(4)}}, 1},
-		"where all are known":               {[]guest{{uid: 1, known: true, since: at(1)}, {uid: 2, known: true, since: at(5)}, {uid: 2, known: true, since: at(4)}}, 2},
-		"nobody who is being answered":      {[]guest{{uid: 1, known: true, asking: true, since: at(1)}, {uid: 1, known: true, since: at(5)}}, 1},
-		"nobody where all are":              {[]guest{{uid: 1, known: true, asking: true, since: at(1)}}, -1},
+		"who is a stranger":                 {[]client{{uid: 1, known: true, idleSince: at(1)}, {uid: 2, asking: true, asked: true, idleSince: at(9)}, {uid: 1, known: true, idleSince: at(2)}}, 1},
+		"the user with the most":            {[]client{{uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(8)}, {uid: 2, idleSince: at(9)}}, 1},
+		"of whom strangers count":           {[]client{{uid: 1, idleSince: at(3)}, {uid: 1, known: true, idleSince: at(1)}, {uid: 1, known: true, idleSince: at(1)}, {uid: 2, idleSince: at(2)}}, 3},
+		"the longest without a request":     {[]client{{uid: 1, idleSince: at(3)}, {uid: 1, idleSince: at(2)}, {uid: 1, idleSince: at(4)}}, 1},
+		"users who are not known":           {[]client{{uid: 1, idleSince: at(1)}, {uid: tcppeer.NoUser, idleSince: at(3)}, {uid: tcppeer.NoUser, idleSince: at(4)}}, 1},
+		"where all are known":               {[]client{{uid: 1, known: true, idleSince: at(1)}, {uid: 2, known: true, idleSince: at(5)}, {uid: 2, known: true, idleSince: at(4)}}, 2},
+		"nobody who is being answered":      {[]client{{uid: 1, known: true, asking: true, idleSince: at(1)}, {uid: 1, known: true, idleSince: at(5)}}, 1},
+		"nobody where all are":              {[]client{{uid: 1, known: true, asking: true, idleSince: at(1)}}, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			guests, conns := make(map[net.Conn]*guest), make([]net.Conn, len(row.guests))
+			guests, conns := make(map[net.Conn]*client), make([]net.Conn, len(row.guests))
 			for i := range row.guests {
 				conns[i] = new(net.TCPConn)
-				row.guests[i].looked = true
+				row.guests[i].lookedUp = true
 				guests[conns[i]] = &row.guests[i]
 			}
 			var want net.Conn
 			if row.leaves >= 0 {
 				want = conns[row.leaves]
 			}
-			if got, _ := leaving(guests, map[uint32]bool{1: true}, at(9)); got != want {
+			if got, _ := chooseEvicted(guests, map[uint32]bool{1: true}, at(9)); got != want {
 				t.Errorf("%+v leaves", guests[got])
 			}
 		})
@@ -100,9 +100,9 @@ func idle(r *Room, conn net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	isAnswered := func() bool {
-		for there, g := range r.guests {
+		for there, c := range r.clients {
 			if there.RemoteAddr().String() == conn.LocalAddr().String() {
-				return g.asked && !g.asking
+				return c.asked && !c.asking
 			}
 		}
 		return true // it has left
@@ -189,8 +189,8 @@ func TestKnownOnes(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := 0
-	for _, g := range r.guests {
-		if g.known {
+	for _, c := range r.clients {
+		if c.known {
 			n++
 		}
 	}
@@ -221,7 +221,7 @@ func calls(t *testing.T, r *Room, n int) <-chan *http.Response {
 func TestCallsAtOnceWait(t *testing.T) {
 	t.Parallel()
 	r, entered, proceed := serving(t, 4, nil)
-	r.patience = time.Hour
+	r.timeout = time.Hour
 	answers := calls(t, r, 16)
 	for range 4 {
 		<-entered
@@ -241,7 +241,7 @@ func TestCallsAtOnceWait(t *testing.T) {
 func TestCallsAtOnceAreRefused(t *testing.T) {
 	t.Parallel()
 	r, entered, proceed := serving(t, 4, nil)
-	r.patience = time.Millisecond
+	r.timeout = time.Millisecond
 	first := calls(t, r, 4)
 	for range 4 {
 		<-entered

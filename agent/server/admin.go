@@ -25,22 +25,22 @@ func (s *Server) status(req *request) *apiError {
 	if s.Describe != nil {
 		answer = s.Describe()
 	}
-	now := s.Agent.Status()
-	connections, crowded := s.Connections()
+	state := s.Agent.Status()
+	connections, turnedAway := s.Connections()
 	answer.Connections = connections
 	answer.Now = s.now()
-	answer.Ready = now.Ready
-	answer.Simulated = answer.Simulated || now.Simulated()
-	answer.Clock.Known = now.Clock.Known
-	if now.Clock.Counted {
-		skew := int64(now.Clock.Skew / time.Second)
+	answer.Ready = state.Ready
+	answer.Simulated = answer.Simulated || state.Simulated()
+	answer.Clock.Known = state.Clock.Known
+	if state.Clock.Counted {
+		skew := int64(state.Clock.Skew / time.Second)
 		answer.Clock.Skew = &skew
 	}
-	answer.Trouble = emptyIfNil(slices.Concat(answer.Trouble, crowded, now.Trouble))
+	answer.Trouble = emptyIfNil(slices.Concat(answer.Trouble, turnedAway, state.Trouble))
 	answer.Config.Files = emptyIfNil(answer.Config.Files)
 	answer.Callers.Blind = emptyIfNil(answer.Callers.Blind)
 	answer.Identities = []api.IdentityStatus{}
-	for _, identity := range now.Identities {
+	for _, identity := range state.Identities {
 		status := api.IdentityStatus{
 			Name: identity.Name, Default: identity.Default,
 			Selector: identity.Selector().String(), Grants: identity.Grants,
@@ -52,18 +52,18 @@ func (s *Server) status(req *request) *apiError {
 		answer.Identities = append(answer.Identities, status)
 	}
 	answer.Tokens = []api.TokenStatus{}
-	for _, key := range now.Keys {
+	for _, key := range state.Keys {
 		answer.Tokens = append(answer.Tokens, tokenStatus(key))
 	}
-	answer.Changes = policyChanges(now.Changes)
+	answer.Changes = policyChanges(state.Changes)
 	answer.Requests = api.RequestCounts{
-		Served:  now.Counts.Served,
-		Denied:  now.Counts.Denied + s.denied.Load(),
-		Invalid: now.Counts.Invalid + s.invalid.Load(),
-		Failed:  now.Counts.Failed + s.failed.Load(),
+		Served:  state.Counts.Served,
+		Denied:  state.Counts.Denied + s.denied.Load(),
+		Invalid: state.Counts.Invalid + s.invalid.Load(),
+		Failed:  state.Counts.Failed + s.failed.Load(),
 	}
 	answer.Denials = []api.Denial{}
-	for _, d := range now.Denials {
+	for _, d := range state.Denials {
 		answer.Denials = append(answer.Denials, api.Denial(d))
 	}
 	req.body = encode(answer)
@@ -183,7 +183,8 @@ func (s *Server) withdrawPolicyChange(req *request) *apiError {
 	}
 	id, ok := req.query.get("id")
 	if !ok || id == "" || req.query.count != 1 {
-		return badRequest("the id parameter, and no other, says which policy change is withdrawn: GET " + api.PathPolicyChanges + " lists them")
+		return badRequest("the id parameter, and no other, says which policy change is withdrawn: GET " +
+			api.PathPolicyChanges + " lists them")
 	}
 	was, err := s.Agent.WithdrawChange(req.caller.String(), id)
 	if err != nil {
@@ -229,7 +230,10 @@ func policyChange(c agent.NotedChange) api.PolicyChange {
 		Touched: c.Touched, Waiting: c.Waiting,
 	}
 	if c.Record != 0 { // which is no revocation, though it may withhold as much
-		p.Record, p.Mend = map[agent.RecordState]api.RecordState{agent.RecordLost: api.RecordLost, agent.RecordUnread: api.RecordUnread}[c.Record], c.Mend
+		p.Record = map[agent.RecordState]api.RecordState{
+			agent.RecordLost: api.RecordLost, agent.RecordUnread: api.RecordUnread,
+		}[c.Record]
+		p.Mend = c.Mend
 		p.Effect, p.Withholds = api.EffectUnknown, c.Effect == tokencache.Revoked
 	}
 	return p
@@ -242,7 +246,8 @@ func (s *Server) refresh(req *request) *apiError {
 		return f
 	}
 	s.log().Info("refresh asked for", zap.Stringer("caller", req.caller),
-		zap.String("identity", wanted.Identity), zap.String("resource", wanted.Resource), zap.Bool("now", wanted.Now), zap.Bool("forget", wanted.Forget))
+		zap.String("identity", wanted.Identity), zap.String("resource", wanted.Resource),
+		zap.Bool("now", wanted.Now), zap.Bool("forget", wanted.Forget))
 	refresh := s.Agent.Refresh
 	if wanted.Forget {
 		refresh = s.Agent.Forget

@@ -11,7 +11,7 @@ import (
 	"perceptd/agent/server/limit"
 )
 
-// presumedCaller returns what a connection's context tells of the caller before anything else is asked, and whether it is
+// presumedCaller returns what a connection's context shows of the caller without further look-ups, and whether it is
 // certain already that it cannot be proved.
 func presumedCaller(ctx context.Context) (who agent.Caller, isUnproved bool) {
 	proof, err := attest.FromContext(ctx)
@@ -22,8 +22,8 @@ func presumedCaller(ctx context.Context) (who agent.Caller, isUnproved bool) {
 	return who, err != nil
 }
 
-// attestedCaller returns who a connection's context proves the caller to be, or why it proves nobody and what is known all
-// the same.
+// attestedCaller returns the caller that a connection's context proves. The error says why it could not be proved;
+// then the caller is what is known of it.
 func attestedCaller(ctx context.Context) (agent.Caller, error) {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
@@ -32,7 +32,7 @@ func attestedCaller(ctx context.Context) (agent.Caller, error) {
 	return proof.Caller(ctx)
 }
 
-// sessionOwner returns in whose session or service manager the caller of a connection's context runs.
+// sessionOwner returns the user in whose session or service manager the caller of a connection's context runs.
 func sessionOwner(ctx context.Context) uint32 {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
@@ -49,7 +49,7 @@ type peer struct {
 
 type peerKey struct{}
 
-// peerIn returns whose connection a context is of.
+// peerIn returns the peer of a connection's context.
 func peerIn(ctx context.Context) peer {
 	if p, ok := ctx.Value(peerKey{}).(peer); ok {
 		return p
@@ -57,7 +57,7 @@ func peerIn(ctx context.Context) peer {
 	return peer{uid: agent.NoID, unknown: errNoPeer}
 }
 
-// withPeer finds out who is at the other end of c, and returns ctx with it.
+// withPeer looks up the user at the other end of c, and returns ctx with it.
 func withPeer(ctx context.Context, c *limit.Conn) context.Context {
 	var p peer
 	p.uid, p.unknown = attest.PeerUser(c.Conn)
@@ -75,23 +75,23 @@ func (p peer) key() limit.Key {
 	return limit.Key{UID: p.uid, Unattested: p.unknown != nil, Loopback: true}
 }
 
-// isOwn reports whether who is this very process, and not another one of its user.
+// isOwn reports whether who is this very process, and not a different one of its user.
 func isOwn(who agent.Caller) bool {
 	return int(who.PID) == os.Getpid() && int(who.UID) == os.Geteuid()
 }
 
-// isItself reports whether a connection is this process's own, which checks whether it answers: that is never one too
-// many.
+// isItself reports whether a connection is this process's own, by which it checks that it answers. That is never one
+// too many.
 func isItself(conn net.Conn) bool {
 	return isOwn(agent.Caller{PID: attest.ProcessOf(conn), UID: attest.UserOf(conn)})
 }
 
-// keyOf returns whom a caller counts for. owner is the user in whose session or service manager it runs, agent.NoID where
-// it runs in none: other users that a user can become, such as those of /etc/subuid, count for that user.
+// keyOf returns whom a caller counts for. owner is the user in whose session or service manager it runs, agent.NoID
+// where it runs in none: other users that a user can become, such as those of /etc/subuid, count for that user.
 //
-// On a module's socket every caller counts for the module: a process that takes a place there takes it from the module
-// alone. That includes callers that cannot be proved: their user says nothing, nor does a container's, whose root can be
-// any user.
+// On a module's socket every caller counts for the module: a process that takes a place there takes it from the
+// module alone. That includes callers that cannot be proved: their user says nothing, nor does a container's, whose
+// root can be any user.
 func keyOf(who *agent.Caller, owner uint32, isUnproved bool) limit.Key {
 	uid := who.UID
 	if who.Nested { // then it says nothing, as in a container
@@ -111,17 +111,17 @@ func keyOf(who *agent.Caller, owner uint32, isUnproved bool) limit.Key {
 	return limit.Key{UID: uid, Unit: who.Unit}
 }
 
-// newKeyOf returns a function that returns whom a connection counts for on its way in, for one goroutine. What a process
-// was found to be holds for a moment: one that connects in a loop is not looked up each time.
+// newKeyOf returns a function that returns whom a connection counts for before it is let in, for one goroutine. A
+// look-up of a process is kept for a moment: one that connects in a loop is not looked up each time.
 func (s *Server) newKeyOf() func(conn net.Conn, closely bool) limit.Key {
-	const moment, most = 100 * time.Millisecond, 256
+	const keepTime, most = 100 * time.Millisecond, 256
 	seen, since := make(map[int32]limit.Key), time.Time{}
 	return func(conn net.Conn, closely bool) limit.Key {
 		if !closely {
 			return limit.Key{UID: attest.UserOf(conn), Parent: true}
 		}
 		pid := attest.ProcessOf(conn)
-		if now := time.Now(); now.Sub(since) >= moment || len(seen) >= most {
+		if now := time.Now(); now.Sub(since) >= keepTime || len(seen) >= most {
 			clear(seen)
 			since = now
 		}

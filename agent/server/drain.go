@@ -11,9 +11,10 @@ import (
 	"perceptd/agent/server/limit"
 )
 
-// Shutdown closes every listener, hears those who have just connected, ends the streams of events and the requests that
-// asked to wait, lets the others under way end until ctx does, and then cuts the connections that are left. Listeners
-// that are served afterwards are closed at once. The error is ctx's when connections had to be cut.
+// Shutdown closes every listener, waits a moment for the requests of clients that have just connected, ends the
+// streams of events and the requests that asked to wait, lets the other requests end until ctx does, and then cuts
+// the connections that are left. Listeners that are served afterwards are closed at once. The error is ctx's when
+// connections had to be cut.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopped = true
@@ -24,7 +25,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	var all sync.WaitGroup
 	var cut atomic.Bool
 	for _, l := range running {
-		_ = l.Close() // first all of them; whoever cannot be closed is closed already
+		_ = l.Close() // all of them first; one that cannot be closed is closed already
 	}
 	for hs := range running {
 		all.Go(func() {
@@ -46,7 +47,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // end lets hs finish within ctx and reports whether connections had to be cut.
 func (s *Server) end(ctx context.Context, hs *http.Server) (cut bool) {
 	h := hs.Handler.(*handler)
-	<-h.accepted // until then the last one may still be looked at, and be no arrival yet
+	<-h.accepted // before that the last connection may still be under attestation, and not yet pending
 	h.pending.wait(ctx)
 	if err := hs.Shutdown(ctx); err != nil && ctx.Err() != nil {
 		hs.Close() // its error is the listener's, which is closed already
@@ -55,7 +56,7 @@ func (s *Server) end(ctx context.Context, hs *http.Server) (cut bool) {
 	return false
 }
 
-// add reports false after Shutdown.
+// add counts hs as running. It reports false after Shutdown.
 func (s *Server) add(hs *http.Server, l net.Listener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,8 +76,8 @@ func (s *Server) remove(hs *http.Server) {
 	delete(s.running, hs)
 }
 
-// pending are the connections of a listener, by whether a request has come in on them. net/http's Shutdown cuts those
-// off that it has accepted and not yet heard from, however sure it is that a request is on its way.
+// pendingConns are the connections of a listener, by whether a request has come in on them. net/http's Shutdown cuts
+// off connections that were accepted and have not sent anything yet, although their requests may be on the way.
 type pendingConns struct {
 	mu    sync.Mutex // protects what follows
 	conns map[*limit.Conn]struct{}
@@ -91,36 +92,36 @@ func connectionIn(ctx context.Context) *limit.Conn {
 }
 
 // add counts a connection, and returns ctx with it.
-func (a *pendingConns) add(ctx context.Context, c *limit.Conn) context.Context {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.conns == nil {
-		a.conns = make(map[*limit.Conn]struct{})
+func (p *pendingConns) add(ctx context.Context, c *limit.Conn) context.Context {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conns == nil {
+		p.conns = make(map[*limit.Conn]struct{})
 	}
-	a.conns[c] = struct{}{}
+	p.conns[c] = struct{}{}
 	return context.WithValue(ctx, connectionKey{}, c)
 }
 
 // remove takes out a connection that has ended.
-func (a *pendingConns) remove(c *limit.Conn) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.conns, c)
+func (p *pendingConns) remove(c *limit.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
 }
 
-// wait returns when something was heard on every connection, or nothing for long enough, or ctx has ended, and closes
-// those that nothing was heard on: net/http would wait 5 s for each. No more may be added meanwhile.
-func (a *pendingConns) wait(ctx context.Context) {
-	const often = 2 * time.Millisecond
-	for a.isExpecting() && ctx.Err() == nil {
+// wait waits for a request on every connection, for limit.SilenceTimeout from when it was accepted, or until ctx
+// ends. Then it closes those without one: net/http would wait 5 s for each. No more may be added meanwhile.
+func (p *pendingConns) wait(ctx context.Context) {
+	const pollInterval = 2 * time.Millisecond
+	for p.isExpecting() && ctx.Err() == nil {
 		select {
-		case <-time.After(often):
+		case <-time.After(pollInterval):
 		case <-ctx.Done():
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for c := range a.conns {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
 		if !c.HasAsked() {
 			_ = c.Close() // there is nothing to lose
 		}
@@ -128,10 +129,10 @@ func (a *pendingConns) wait(ctx context.Context) {
 }
 
 // isExpecting reports whether a request may be on its way.
-func (a *pendingConns) isExpecting() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for c := range a.conns {
+func (p *pendingConns) isExpecting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
 		if !c.HasAsked() && time.Since(c.AcceptedAt()) < limit.SilenceTimeout {
 			return true
 		}

@@ -32,8 +32,8 @@ func badRequest(detail string) *apiError {
 	return &apiError{status: http.StatusBadRequest, code: api.CodeBadRequest, detail: detail}
 }
 
-// answerOf is how each reason of the agent's is told to callers. What is permanent is never 404, 410,
-// 429 or 5xx where SDKs ask, which repeat these.
+// answerOf is the status and code of each of the agent's reasons. A permanent one is never 404, 410, 429 or 5xx where
+// SDKs ask: they repeat these.
 var answerOf = map[agent.Reason]struct {
 	status int
 	code   api.Code
@@ -88,7 +88,7 @@ func errorOf(err error) *apiError {
 	return internalError()
 }
 
-// internalError tells nothing of what went wrong, since nobody has looked at it for secrets.
+// internalError says nothing of what went wrong, which could hold a secret.
 func internalError() *apiError {
 	return &apiError{
 		status: http.StatusInternalServerError, code: api.CodeInternal,
@@ -99,8 +99,8 @@ func internalError() *apiError {
 const (
 	// defaultRetrySeconds gets every good SDK an answer within 6 to 14 seconds of trying.
 	defaultRetrySeconds = 2
-	// longestRetrySeconds: Node, Python and Terraform really wait as long as they are told, each time, while the
-	// caller of the SDK hangs; and asking a cache costs the back end nothing.
+	// longestRetrySeconds is low: Node, Python and Terraform really wait that long, each time, while the caller of
+	// the SDK hangs; and asking a cache costs the back end nothing.
 	longestRetrySeconds = 10
 )
 
@@ -209,7 +209,7 @@ func busy(detail string) *apiError {
 	return &apiError{status: http.StatusTooManyRequests, code: api.CodeBusy, detail: detail, retryAfter: busyRetryAfter}
 }
 
-// stopping answers those who would have stayed longer.
+// stopping is the answer to a request that would have waited longer when the daemon goes down.
 func stopping() *apiError {
 	return &apiError{
 		status: http.StatusServiceUnavailable, code: api.CodeUnreachable, detail: "perceptd is going down: ask again",

@@ -12,8 +12,7 @@ import (
 	"perceptd/agent/attest"
 )
 
-// whoAmI answers GET /v1/whoami, the one path that is answered to whoever asks: why somebody could not
-// be proved is for that somebody to know.
+// whoAmI answers GET /v1/whoami, also to a caller that could not be proved: this path says why.
 func (s *Server) whoAmI(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
@@ -107,7 +106,8 @@ func (s *Server) checkGrants(req *request) *apiError {
 	}
 	for i := range d.Considered {
 		c := &d.Considered[i]
-		answer.Considered = append(answer.Considered, api.ConsideredGrant{Grant: grantOf(&c.GrantRef), Decides: c.Decides, Why: c.Why})
+		answer.Considered = append(answer.Considered,
+			api.ConsideredGrant{Grant: grantOf(&c.GrantRef), Decides: c.Decides, Why: c.Why})
 	}
 	req.body = encode(answer)
 	return nil
@@ -158,7 +158,8 @@ func readCheck(q *query) (agent.Caller, agent.Request, *apiError) {
 				known = append(known, agent.Match{GID: &id})
 			}
 		default:
-			return fail(fmt.Sprintf("query parameter %q is not known here: resource, identity, module, unit, container_image, uid and gid are", p.name))
+			return fail(fmt.Sprintf("query parameter %q is not known here: "+
+				"resource, identity, module, unit, container_image, uid and gid are", p.name))
 		}
 	}
 	for _, m := range known {
@@ -172,7 +173,8 @@ func readCheck(q *query) (agent.Caller, agent.Request, *apiError) {
 	case len(known) == 0:
 		return fail("nothing says who would be calling: give module, unit, container_image, uid or gid")
 	case inside && outside:
-		return fail("unit, uid and gid may stand together, and so may module and container_image: in a container the others say nothing")
+		return fail("unit, uid and gid may stand together, and so may module and container_image: " +
+			"in a container the others say nothing")
 	}
 	return who, request, nil
 }

@@ -13,11 +13,11 @@ import (
 	"perceptd/agent/attest"
 )
 
-// handler is where the requests of one listener come in: it does every check that all paths share.
+// handler is the HTTP handler of one listener: it does every check that all paths share.
 type handler struct {
 	server     *Server
 	socket     socket
-	module     string          // whose own socket it is, if one's
+	module     string          // the module whose own socket it is, or empty
 	answerTime time.Duration   // until a request must be answered
 	stopping   <-chan struct{} // closed when the listener's connections are to end
 
@@ -85,7 +85,7 @@ func (h *handler) serve(req *request, to *route) (e *apiError) {
 	return h.checkStill(req)
 }
 
-// checkStill refuses a caller whose proof has ended while its request waited, or who is proved to be another by now.
+// checkStill refuses a caller whose proof ended while its request waited, or whose proof shows a different caller now.
 func (h *handler) checkStill(req *request) *apiError {
 	now, err := attestedCaller(req.http.Context())
 	req.unattested = err
@@ -98,7 +98,7 @@ func (h *handler) checkStill(req *request) *apiError {
 	return nil
 }
 
-// callerChanged is the detail for those who are proved to be somebody else than at first.
+// callerChanged is the detail for callers whose proof shows a different caller than at first.
 const callerChanged = "who is calling has become another meanwhile: ask again"
 
 // checkMethod refuses another method than the route's, if that has one, and a body where there is to be none.
@@ -116,8 +116,8 @@ func checkMethod(r *http.Request, to *route) *apiError {
 	return nil
 }
 
-// checkCaller makes who asks too often wait or come back, and refuses whoever cannot be proved. The wait comes first: a
-// proof may cost more than an answer.
+// checkCaller lets a caller that asks too often wait or come back, and refuses one that cannot be proved. The wait
+// comes first: a proof may cost more than an answer.
 func (h *handler) checkCaller(req *request, to *route) *apiError {
 	ctx := req.http.Context()
 	if h.socket == onLoopback {
@@ -136,14 +136,14 @@ func (h *handler) checkCaller(req *request, to *route) *apiError {
 	}
 	e := h.refuseUnattested(req.caller, req.unattested)
 	if to.path == api.PathWhoAmI && h.socket == onToken && !e.again {
-		req.closes = true // who connects anew is proved anew, and until then keeps no place
+		req.closes = true // a new connection is proved anew, and until then the caller keeps no place
 		return nil
 	}
 	return e
 }
 
-// refuseUnattested notes a caller that could not be proved, and returns what it is told. known is what is known all the same. Who
-// can be proved by asking again is not denied, and so not noted.
+// refuseUnattested records a caller that could not be proved, and returns its answer. known is what is known of it. A
+// caller that can be proved by asking again is not denied, and so not recorded.
 func (h *handler) refuseUnattested(known agent.Caller, err error) *apiError {
 	var why *attest.UnprovedError
 	if errors.As(err, &why) && why.Again {
@@ -156,11 +156,12 @@ func (h *handler) refuseUnattested(known agent.Caller, err error) *apiError {
 	h.server.Agent.Unproved(known, err)
 	return &apiError{
 		status: http.StatusForbidden, code: api.CodeUnknownCaller,
-		detail: "who is calling could not be proved: call from a process on this device that the daemon can see; GET " + api.PathWhoAmI + " tells what is missing",
+		detail: "who is calling could not be proved: call from a process on this device that the daemon can see; GET " +
+			api.PathWhoAmI + " tells what is missing",
 	}
 }
 
-// refuse writes f in the form's shape.
+// refuse writes e in the form's shape.
 func (h *handler) refuse(w http.ResponseWriter, req *request, shape form, e *apiError) {
 	if h.socket != onAdmin && !e.counted {
 		h.server.count(e)
@@ -173,7 +174,8 @@ func (h *handler) refuse(w http.ResponseWriter, req *request, shape form, e *api
 		header.Set("Retry-After", strconv.Itoa(e.retrySeconds()))
 	}
 	if req.closes || !(e.again && drainForRetry(req.http)) && (req.http.ContentLength != 0 || req.unattested != nil) {
-		header.Set("Connection", "close") // else net/http reads the body before it answers; and who cannot be proved keeps no place
+		// Else net/http reads the body before it answers; and a caller that cannot be proved keeps no place.
+		header.Set("Connection", "close")
 	}
 	if shape == formV1 {
 		h.server.logRefusal(e, "")

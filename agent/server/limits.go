@@ -20,7 +20,7 @@ import (
 // the defaults.
 type Limits struct {
 	Header time.Duration // to send a request's header; 5 s
-	Answer time.Duration // until a request for a token is answered, beside what it asked to wait; 8 s, so that 10 s are kept on a busy device too
+	Answer time.Duration // for a token, beside what the request asked to wait; 8 s, so that a busy device keeps 10 s
 	Admin  time.Duration // until a request on the admin socket is answered; 8 s as well
 	Idle   time.Duration // between two requests on one connection; 60 s
 	Place  time.Duration // that a connection waits for a place when all are taken; 1 s
@@ -84,8 +84,8 @@ const (
 	// perConnection is how many descriptors a connection takes: itself, and a hold on the process at its other end.
 	perConnection = 2
 
-	// busyCallers is as how many busy callers, with a connection for each request, all callers of one user may connect on
-	// the socket of all local services, and once more each of its units.
+	// busyCallers is as how many busy callers, with a connection for each request, all callers of one user may
+	// connect on the socket of all local services, and once more each of its units.
 	busyCallers = 5
 )
 
@@ -115,7 +115,7 @@ func (l Limits) capacities() (tokens, modules, admin, loopback limit.Capacity) {
 	return tokens, modules, admin, loopback
 }
 
-// mostArriving is how many connections may wait until it is found out who calls.
+// mostArriving is how many connections may wait for their turn to be attested.
 func (l Limits) mostArriving() int { return max(1, l.Connections/2) }
 
 // most is how many connections there can be at once, those included that wait for a place or for their refusal.
@@ -151,7 +151,10 @@ func (l Limits) Within(descriptors int) Limits {
 	if most <= descriptors {
 		return l
 	}
-	for _, field := range [...]*int{&l.Connections, &l.PerCaller, &l.Modules, &l.AdminConnections, &l.AdminPerUser, &l.LoopbackConnections, &l.LoopbackPerUser} {
+	for _, field := range [...]*int{
+		&l.Connections, &l.PerCaller, &l.Modules, &l.AdminConnections, &l.AdminPerUser,
+		&l.LoopbackConnections, &l.LoopbackPerUser,
+	} {
 		*field = max(1, *field*descriptors/most)
 	}
 	return l
@@ -264,7 +267,7 @@ func (s *Server) refuseEarly(conns *limit.Conns, keyOf func(conn net.Conn, close
 	}
 }
 
-// reportTurnedAway reports whose fault it is that connections are turned away.
+// reportTurnedAway logs that connections are turned away, and which caller has taken the places.
 func (s *Server) reportTurnedAway(one limit.TurnedAway) {
 	s.log().Warn("connections are turned away",
 		zap.String("listener", one.Listener), zap.Stringer("turned_away", one.Key), zap.Stringer("held_by", one.Holder),
@@ -275,8 +278,8 @@ func (s *Server) reportTurnedAway(one limit.TurnedAway) {
 	}
 }
 
-// Connections returns how full the listeners are, and in sentences whose fault it is that connections were turned away
-// lately.
+// Connections returns how full the listeners are, and a sentence for each that turned connections away lately, with the
+// caller that had taken the places.
 func (s *Server) Connections() (all []api.ConnectionsStatus, trouble []string) {
 	for _, conns := range s.quotas().conns() {
 		all = append(all, connectionsStatus(conns.Usage()))
@@ -357,8 +360,8 @@ func partOf(all int, k limit.Key) int {
 	return all - all/4
 }
 
-// administer counts a request on the admin socket, where some may take long: other people's must not keep root's from
-// being heard, and all of them together must not take the memory.
+// administer counts a request on the admin socket, where some may take long. Other users' requests must not keep root's
+// from being answered, and all of them together must not take the memory.
 func (s *Server) administer(req *request) *apiError {
 	limits, k := s.Limits.orDefaults(), req.conn.Key()
 	most := limits.AdminRequests

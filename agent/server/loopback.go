@@ -58,18 +58,22 @@ func (s *Server) loopbackToken(req *request) *apiError {
 		s.Agent.Unproved(from.caller(), errUnknownSecret)
 		return &apiError{
 			status: http.StatusUnauthorized, code: api.CodeUnknownCaller,
-			detail: "the X-IDENTITY-HEADER header has no grant's secret: perceptctl env prints the one of the process that runs it",
+			detail: "the X-IDENTITY-HEADER header has no grant's secret: " +
+				"perceptctl env prints the one of the process that runs it",
 		}
 	}
 	var err error
 	if req.caller, err = attest.BySecret(subject, from.uid, from.unknown); err != nil {
 		s.Agent.Unproved(req.caller, err)
-		return &apiError{status: http.StatusForbidden, code: api.CodeUnknownCaller, detail: err.Error() + ": ask as that user, or on the token socket"}
+		return &apiError{
+			status: http.StatusForbidden, code: api.CodeUnknownCaller,
+			detail: err.Error() + ": ask as that user, or on the token socket",
+		}
 	}
 	return s.sdkToken(req, appServiceVersion)
 }
 
-// subjectOf returns whom the grants are for whose secret a header has.
+// subjectOf returns the subject of the grants whose secret a header has.
 func (s *Server) subjectOf(header string) (agent.Match, bool) {
 	at, secrets := s.loopbackNow()
 	if !at.IsValid() {
@@ -87,7 +91,8 @@ func identityHeader(r *http.Request) (string, *apiError) {
 	return value, nil
 }
 
-// loopback answers GET /v1/loopback on a token socket: how the process that asks gets its tokens on the loopback listener.
+// loopback answers GET /v1/loopback on a token socket: how the process that asks gets its tokens on the loopback
+// listener.
 func (s *Server) loopback(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
@@ -102,13 +107,14 @@ func (s *Server) loopback(req *request) *apiError {
 	return s.answerLoopback(req, holdings[0].Caller)
 }
 
-// loopbackOf answers GET /v1/loopback on the admin socket: the same for whom the query describes. It is for root and the
-// daemon's own user, who could read the root of the secrets: to others the admin socket gives no token.
+// loopbackOf answers GET /v1/loopback on the admin socket: the same for whom the query describes. It is for root and
+// the daemon's own user, who could read the root of the secrets: to others the admin socket gives no token.
 func (s *Server) loopbackOf(req *request) *apiError {
 	if uid := req.caller.UID; !req.caller.HasUser() || uid != 0 && int64(uid) != int64(os.Geteuid()) {
 		return &apiError{
 			status: http.StatusForbidden, code: api.CodeNotGranted,
-			detail: "a grant's header secret is a token's worth: only root may ask for another's, and not from a container or a pid namespace of its own",
+			detail: "a grant's header secret is a token's worth: only root may ask for another's, " +
+				"and not from a container or a pid namespace of its own",
 		}
 	}
 	if e := req.query.parse(req.raw); e != nil {
@@ -123,18 +129,21 @@ func (s *Server) loopbackOf(req *request) *apiError {
 	}
 	holdings := s.Agent.Holdings(who)
 	if len(holdings) == 0 {
-		return &apiError{status: http.StatusForbidden, code: api.CodeNotGranted, detail: "no [[grant]] is for " + who.String()}
+		return &apiError{
+			status: http.StatusForbidden, code: api.CodeNotGranted, detail: "no [[grant]] is for " + who.String(),
+		}
 	}
 	return s.answerLoopback(req, holdings[0].Caller)
 }
 
-// answerLoopback answers with the variables of a grant's subject, and notes in the log who was told.
+// answerLoopback answers with the variables of a grant's subject, and logs which caller got them.
 func (s *Server) answerLoopback(req *request, of agent.Match) *apiError {
 	at, secrets := s.loopbackNow()
 	if !at.IsValid() {
 		return &apiError{
 			status: http.StatusNotFound, code: api.CodeNoLoopback,
-			detail: "no [loopback] listener is configured: set address = \"127.0.0.1:40380\" in [loopback] of the configuration, and reload",
+			detail: "no [loopback] listener is configured: " +
+				"set address = \"127.0.0.1:40380\" in [loopback] of the configuration, and reload",
 		}
 	}
 	s.Agent.HandedOut(req.caller, of)

@@ -21,7 +21,8 @@ func (s *Server) rejected(req *request) *apiError {
 	challenge, err := readChallenge(body.Claims)
 	if err != nil {
 		return badRequest("field \"claims\" is no claims challenge: " + err.Error() +
-			"; send the value of claims in the WWW-Authenticate header as it came, or the JSON object in it, or the whole header from Bearer on")
+			"; send the value of claims in the WWW-Authenticate header as it came, or the JSON object in it, " +
+			"or the whole header from Bearer on")
 	}
 	advice, err := s.Agent.Rejected(req.ctx, req.caller, agent.Rejection{
 		Resource: body.Resource, Identity: body.Identity, SHA256: body.SHA256, Status: body.Status, Challenge: challenge,
@@ -52,7 +53,7 @@ func adviceOf(a agent.Advice, asked string) api.Advice {
 	return advice
 }
 
-// causeOf is how each cause of the agent's is told to callers.
+// causeOf has the wire's word for each of the agent's causes.
 var causeOf = map[agent.Cause]api.Cause{
 	agent.OldToken:      api.CauseOldToken,
 	agent.StaleToken:    api.CauseStale,

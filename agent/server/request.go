@@ -19,13 +19,13 @@ import (
 	"perceptd/agent/server/limit"
 )
 
-// http is one request and the answer to it.
+// request is one request and the answer to it.
 type request struct {
 	ctx    *lazyDeadline // ends when the answer is due or the caller has gone
 	caller agent.Caller
 	conn   *limit.Conn
 
-	unattested error // why the caller could not be proved, and then caller is what is known all the same
+	unattested error // why the caller could not be proved; then caller is what is known of it
 	http       *http.Request
 	raw        string // the request's query as it was sent
 	query      query
@@ -48,7 +48,7 @@ var (
 	noStore        = []string{"no-store"}
 )
 
-// answerTime sends what the handler left.
+// answer sends what the route left.
 func (req *request) answer() {
 	if req.permissions != nil {
 		req.w.Header()[api.PermissionsHeader] = req.permissions
@@ -74,7 +74,7 @@ func write(w http.ResponseWriter, status int, content []string, body []byte) {
 	_, _ = w.Write(body) // a caller that has gone needs no answer
 }
 
-// pool holds exchanges whose buffers the next request can use.
+// requestPool holds requests whose buffers later ones can use.
 type requestPool struct{ pool sync.Pool }
 
 func (s *requestPool) get() *request {
@@ -84,7 +84,7 @@ func (s *requestPool) get() *request {
 	return new(request)
 }
 
-// maxPooledBody keeps a single large answer from being held for ever.
+// maxPooledBody bounds the buffers that the pool keeps: a single large answer is not one of them.
 const maxPooledBody = 64 << 10
 
 func (s *requestPool) put(req *request) {
@@ -96,8 +96,8 @@ func (s *requestPool) put(req *request) {
 	s.pool.Put(req)
 }
 
-// lazyDeadline is a request's context that also ends when the answer is due. Unlike context.WithDeadline it
-// starts its timer only when somebody waits, which no request does whose token is there.
+// lazyDeadline is a request's context that also ends when the answer is due. Unlike context.WithDeadline it starts its
+// timer only when a caller of Done or Err waits. A request whose token is there does not.
 type lazyDeadline struct {
 	context.Context // the request's
 	deadline        time.Time
@@ -111,7 +111,7 @@ func (c *lazyDeadline) start() {
 	c.timed, c.cancel = context.WithDeadline(c.Context, c.deadline)
 }
 
-// extend puts off when the answer is due. Nobody may wait yet.
+// extend moves the deadline. Call it before Done and Err.
 func (c *lazyDeadline) extend(by time.Duration) { c.deadline = c.deadline.Add(by) }
 
 // Deadline returns when the answer is due.
@@ -129,10 +129,10 @@ func (c *lazyDeadline) Err() error {
 	return c.timed.Err()
 }
 
-// isStarted reports whether somebody has waited. Nobody may wait any more.
+// isStarted reports whether the request has waited. Call it when nothing waits any more.
 func (c *lazyDeadline) isStarted() bool { return c.cancel != nil }
 
-// stop frees the timer. Nobody may wait any more.
+// stop frees the timer. Call it when nothing waits any more.
 func (c *lazyDeadline) stop() {
 	if c.cancel != nil {
 		c.cancel()
@@ -153,13 +153,13 @@ func (req *request) untilStopping() (context.Context, context.CancelFunc) {
 	return ctx, cancel
 }
 
-// extendDeadline puts off by how much the answer is due and when net/http cuts the connection. For the next request
-// on it net/http sets its deadlines anew.
+// extendDeadline moves when the answer is due, and when net/http cuts the connection. For the next request on it
+// net/http sets its deadlines anew.
 func (req *request) extendDeadline(by time.Duration) {
 	req.ctx.extend(by)
 	due, _ := req.ctx.Deadline()
 	c := http.NewResponseController(req.w)
-	// Where there is nothing to put off, nothing will cut.
+	// Where there is no deadline to move, nothing will cut.
 	_ = c.SetReadDeadline(due.Add(transferTime))
 	_ = c.SetWriteDeadline(due.Add(transferTime))
 }
@@ -383,7 +383,7 @@ func decodeBody[T any](text []byte) (value T, err error) {
 	return value, nil
 }
 
-// explainJSON says what a JSON error means to somebody who wrote the JSON.
+// explainJSON says what a JSON error means to the author of the JSON.
 func explainJSON(err error) error {
 	var kind *json.UnmarshalTypeError
 	var syntax *json.SyntaxError

@@ -62,8 +62,8 @@ var routes = [...]route{
 	{api.PathReady, false, http.MethodGet, onAdmin, formV1, (*Server).ready},
 }
 
-// Routes of the paths that are none. SDKs repeat a 404 for minutes, so it is 404 only where none of
-// them asks, and where one must learn at once that there is nothing.
+// Routes of unknown paths. SDKs repeat a 404 for minutes, so the status is 404 only where no SDK asks, and where one
+// must learn at once that there is nothing.
 var (
 	notFoundIMDS     = route{form: formIMDS, handle: (*Server).unknownPath}
 	notFoundLoopback = route{form: formAppService, handle: (*Server).unknownLoopbackPath}

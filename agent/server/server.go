@@ -1,13 +1,12 @@
 // Package server answers HTTP on perceptd's Unix sockets, and on a loopback address for programs that cannot dial one.
 //
-// It guarantees that every request is checked against one route table before its handler sees it,
-// that a connection whose caller could not be proved gets nothing but 403, that a request for a token
-// is answered within 10 seconds whatever the back end does, or as much later as it asked to wait, and
-// that no token text leaves it except in the body of an answer with status 200.
+// It guarantees that every request is checked against one route table before its handler sees it, that a connection
+// whose caller could not be proved gets nothing but 403, that a request for a token is answered within 10 seconds
+// whatever the back end does, or as much later as it asked to wait, and that no token text leaves it except in the
+// body of an answer with status 200.
 //
-// Whoever makes a Server gives it the listeners, one call of ServeTokens, ServeAdmin or ServeLoopback for each, and
-// calls Shutdown in the end. A listener may be closed at any time: its connections end, the others
-// go on.
+// Call ServeTokens, ServeAdmin or ServeLoopback for each listener, and Shutdown in the end. A listener may be closed at
+// any time: its connections end, the others go on.
 package server
 
 import (
@@ -44,8 +43,8 @@ type Server struct {
 	// whether it is simulated, and trouble that the agent cannot know. Nil: none.
 	Describe func() api.Status
 
-	// Loopback returns where the loopback listener is configured to be, and the header secrets by which callers are known
-	// there. The zero address, or nil: there is none.
+	// Loopback returns the configured address of the loopback listener, and the header secrets by which callers are
+	// known there. The zero address, or nil: there is no such listener.
 	Loopback func() (netip.AddrPort, *attest.Secrets)
 
 	Log *zap.Logger      // nil: none
@@ -65,29 +64,28 @@ type Server struct {
 	running map[*http.Server]net.Listener
 }
 
-// ServeTokens answers requests for tokens on l until l is closed or Shutdown is called. module is the
-// module whose own socket l is, or empty for the socket of all local services. It closes l.
+// ServeTokens answers requests for tokens on l until l is closed or Shutdown is called. module is the module whose own
+// socket l is, or empty for the socket of all local services. It closes l.
 //
 // The error is nil unless accepting failed.
 func (s *Server) ServeTokens(l net.Listener, module string) error {
 	return s.serve(l, onToken, attest.Socket{Module: module})
 }
 
-// ServeAdmin answers technicians on l, as ServeTokens does. Who may connect is the business of the
-// socket's mode and group.
+// ServeAdmin answers technicians on l, as ServeTokens does. The socket's mode and group decide who may connect.
 func (s *Server) ServeAdmin(l net.Listener) error {
 	return s.serve(l, onAdmin, attest.Socket{Shut: true})
 }
 
-// ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers are
-// known by the secrets that the Server's Loopback returns.
+// ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers
+// are known by the secrets that the Server's Loopback returns.
 func (s *Server) ServeLoopback(l net.Listener) error {
 	return s.serve(l, onLoopback, attest.Socket{})
 }
 
 func (s *Server) serve(l net.Listener, kind socket, from attest.Socket) error {
 	hs := s.httpServer(kind, from)
-	if !s.add(hs, l) { // before anybody is accepted: whoever is, Shutdown hears
+	if !s.add(hs, l) { // before anything is accepted, so that Shutdown answers all that is
 		return l.Close()
 	}
 	if kind == onLoopback {
@@ -129,7 +127,9 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 	protocols.SetHTTP1(true)
 	down := make(chan struct{})
 	conns := s.connsOf(kind, from.Module)
-	h := &handler{server: s, socket: kind, module: from.Module, answerTime: answer, stopping: down, accepted: make(chan struct{})}
+	h := &handler{
+		server: s, socket: kind, module: from.Module, answerTime: answer, stopping: down, accepted: make(chan struct{}),
+	}
 	hs := &http.Server{
 		Handler:   h,
 		Protocols: &protocols,

@@ -13,7 +13,7 @@ import (
 	"perceptd/tokencache"
 )
 
-// maxTTL is the life of a managed identity's token: nobody can have more.
+// maxTTL is the life of a managed identity's token: no caller can have more.
 const maxTTL = 24 * time.Hour
 
 // maxWait is how long a request for a token may ask to wait.
@@ -81,7 +81,8 @@ func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 			request.Resource = p.value
 		case "identity":
 			if p.value == "" {
-				return agent.Request{}, "", badRequest("the identity parameter is empty: name one, or leave it out for the one that is granted")
+				return agent.Request{}, "", badRequest("the identity parameter is empty: " +
+					"name one, or leave it out for the one that is granted")
 			}
 			request.Identity = p.value
 		case "min_ttl":
@@ -93,7 +94,8 @@ func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 		case "issued_after":
 			at, ok := parseIssued(p.value)
 			if !ok {
-				return agent.Request{}, "", badRequest("issued_after is a time in whole Unix seconds, such as 1795435200 (date +%s)")
+				return agent.Request{}, "", badRequest("issued_after is a time in whole Unix seconds, " +
+					"such as 1795435200 (date +%s)")
 			}
 			request.IssuedAfter = at
 		case "wait":
@@ -103,11 +105,13 @@ func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 			}
 			request.Wait = wait
 		default:
-			return agent.Request{}, "", badRequest(fmt.Sprintf("query parameter %q is not known here: resource, identity, min_ttl, issued_after and wait are", p.name))
+			return agent.Request{}, "", badRequest(fmt.Sprintf("query parameter %q is not known here: "+
+				"resource, identity, min_ttl, issued_after and wait are", p.name))
 		}
 	}
 	if request.Resource == "" {
-		return agent.Request{}, "", badRequest("the resource parameter is missing: name an App ID URI such as https://vault.azure.net")
+		return agent.Request{}, "", badRequest("the resource parameter is missing: " +
+			"name an App ID URI such as https://vault.azure.net")
 	}
 	return request, request.Resource, nil
 }
@@ -234,7 +238,8 @@ func readSDK(q *query, minVersion string) (sdkRequest, *apiError) {
 				continue
 			}
 			if asked.selector.name != "" {
-				return sdkRequest{}, badRequest("only one of client_id, object_id, principal_id, msi_res_id and mi_res_id may name the identity")
+				return sdkRequest{}, badRequest("only one of client_id, object_id, principal_id, msi_res_id and mi_res_id " +
+					"may name the identity")
 			}
 			asked.selector = p
 		}
@@ -318,8 +323,8 @@ func clientIDOf(a *agent.Answer, asked sdkRequest) string {
 	return a.Token.Claims.ClientID
 }
 
-// notBefore returns since when the token is valid, and never a moment to come: like expires_on it is told by this device's
-// clock, which the caller shares and which may be behind the issuer's.
+// notBefore returns since when the token is valid, and never a moment to come: like expires_on it is told by this
+// device's clock, which the caller shares and which may be behind the issuer's.
 func notBefore(a *agent.Answer, now time.Time) time.Time {
 	from := a.Token.NotBefore
 	if from.IsZero() {

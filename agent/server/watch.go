@@ -14,8 +14,8 @@ import (
 	"perceptd/agent/server/limit"
 )
 
-// watch answers GET /v1/watch with an event for what is there and one for each change of it. Of changes
-// that follow each other faster than the caller reads only the last is told.
+// watch answers GET /v1/watch with an event for the token that is there and one for each change of it. Of changes that
+// follow each other faster than the caller reads, only the last is sent.
 func (s *Server) watch(req *request) *apiError {
 	if e := req.query.parse(req.raw); e != nil {
 		return e
@@ -55,14 +55,15 @@ func (s *Server) watch(req *request) *apiError {
 func readWatch(q *query) (request agent.Request, e *apiError) {
 	for _, p := range q.list[:q.count] {
 		if p.name != "resource" && p.name != "identity" {
-			return agent.Request{}, badRequest(fmt.Sprintf("query parameter %q is not known here: resource and identity are", p.name))
+			return agent.Request{}, badRequest(fmt.Sprintf(
+				"query parameter %q is not known here: resource and identity are", p.name))
 		}
 	}
 	request, _, e = readV1(q)
 	return request, e
 }
 
-// watcher tells one caller what is held of one token.
+// watcher sends one caller the state of one token.
 type watcher struct {
 	agent         *agent.Agent
 	ctx           context.Context // ends when the caller has gone
@@ -76,19 +77,19 @@ type watcher struct {
 	asks   atomic.Bool    // whether there is one
 }
 
-// run tells what is there and each change of it, until the caller goes away, is too slow or may not know
-// any more, or the daemon goes down. sight and news are of the first look.
+// run sends the state and each change of it, until the caller goes away, is too slow or may not know any more, or the
+// daemon goes down. info and changed are the result of the first look.
 func (w *watcher) run(info agent.Sight, changed <-chan struct{}) {
 	tick := time.NewTicker(w.aliveInterval)
 	defer tick.Stop()
-	var told api.WatchEvent
+	var sent api.WatchEvent
 	for {
 		now := eventOf(info, w.request.Resource)
-		if name := eventName(told, now); name != "" {
+		if name := eventName(sent, now); name != "" {
 			if w.stream.send(name, now) != nil {
 				return
 			}
-			told = now
+			sent = now
 		}
 		if info.SHA256 == "" {
 			w.ask()
@@ -100,25 +101,25 @@ func (w *watcher) run(info agent.Sight, changed <-chan struct{}) {
 				return
 			}
 		case <-w.stopping:
-			w.end(told, stoppingDetail)
+			w.end(sent, stoppingDetail)
 			return
 		case <-w.ctx.Done():
 			return
 		}
 		if now, err := attestedCaller(w.ctx); err != nil || !now.IsSame(w.caller) {
-			w.end(told, unattestedDetail)
+			w.end(sent, unattestedDetail)
 			return
 		}
 		var err error
 		if info, changed, err = w.agent.Look(w.caller, w.request); err != nil {
-			w.end(told, whyEnded(err))
+			w.end(sent, whyEnded(err))
 			return
 		}
 	}
 }
 
-// ask has the agent get a token, unless it is doing so for this watcher. The token goes nowhere: what came of
-// it is seen by looking.
+// ask asks the agent for a token, unless it already does for this watcher. The token goes nowhere: the next look
+// shows what came of it.
 func (w *watcher) ask() {
 	if w.asks.Swap(true) {
 		return
@@ -137,10 +138,10 @@ const unattestedDetail = "who is calling could not be proved any more: connect a
 // stoppingDetail is the detail of the last event when the daemon goes down.
 const stoppingDetail = "perceptd is going down; connect again"
 
-// end says why there will be no more events. What was told last stands beside it.
-func (w *watcher) end(told api.WatchEvent, detail string) {
-	told.Detail = detail
-	_ = w.stream.send(api.EventEnded, told) // there is nothing to end if that does not arrive
+// end sends why there will be no more events, beside the state that was sent last.
+func (w *watcher) end(last api.WatchEvent, detail string) {
+	last.Detail = detail
+	_ = w.stream.send(api.EventEnded, last) // there is nothing to end if that does not arrive
 }
 
 func whyEnded(err error) string {
@@ -154,7 +155,7 @@ func whyEnded(err error) string {
 	return internalError().detail
 }
 
-// eventOf says what is held of a token, as a watcher of resource is told.
+// eventOf returns the state of a token as a watcher of resource sees it.
 func eventOf(info agent.Sight, resource string) api.WatchEvent {
 	event := api.WatchEvent{Identity: info.Identity.Name, Resource: resource}
 	if info.SHA256 != "" {
@@ -165,28 +166,28 @@ func eventOf(info agent.Sight, resource string) api.WatchEvent {
 	return event
 }
 
-// eventName returns the name of the event that tells what is there now to somebody who was told something
-// before, nothing at first; empty when that is the same.
-func eventName(told, now api.WatchEvent) string {
-	first := told.Identity != now.Identity // or the configuration chooses another one by now
+// eventName returns the name of the event that leads from the state that was sent last, the zero one at first, to the
+// state of now; empty when they are the same.
+func eventName(before, now api.WatchEvent) string {
+	first := before.Identity != now.Identity // or the configuration chooses another one by now
 	switch {
-	case now.SHA256 == "" && (first || told.SHA256 != ""):
+	case now.SHA256 == "" && (first || before.SHA256 != ""):
 		return api.EventExpired
 	case now.SHA256 == "":
 		return ""
-	case first || now.SHA256 != told.SHA256:
+	case first || now.SHA256 != before.SHA256:
 		return api.EventToken
-	case !samePermissions(told.Permissions, now.Permissions):
+	case !samePermissions(before.Permissions, now.Permissions):
 		return api.EventPermissions
 	}
 	return ""
 }
 
-// forecastThreshold is by how much, in seconds, the moment must move at which a token is current at the latest,
-// to be worth an event: it is computed anew each time, by a clock that may be slewed.
+// forecastThreshold is by how many seconds the moment must move at which a token is current at the latest, to be
+// worth an event: it is computed anew each time, by a clock that may be slewed.
 const forecastThreshold = 60
 
-// samePermissions reports whether two permissions tell a watcher the same.
+// samePermissions reports whether two permissions are the same to a watcher.
 func samePermissions(x, y api.Permissions) bool {
 	moved := max(x.CurrentBy-y.CurrentBy, y.CurrentBy-x.CurrentBy)
 	return x.Standing == y.Standing && x.Withheld == y.Withheld && x.Changed == y.Changed && moved < forecastThreshold

@@ -1,5 +1,5 @@
-// Package tcppeer finds out which user is at the other end of a TCP connection within this device: by the kernel's table
-// of sockets, since TCP has no credentials.
+// Package tcppeer finds out which user is at the other end of a TCP connection within this device: by the kernel's
+// table of sockets, since TCP has no credentials.
 package tcppeer
 
 import (
@@ -24,19 +24,21 @@ import (
 var (
 	errNotTCP      = errors.New("the listener is not one for TCP")
 	errNotListened = errors.New("the connection did not come in on a listener that looks for its other end")
-	errNoSocket    = errors.New("the kernel's table of sockets does not have the other end: it is in another network namespace, or gone")
-	errStranger    = errors.New("the peer's user has no number in this user namespace, where all such look the same")
+	errNoSocket    = errors.New("the kernel's table of sockets does not have the other end: " +
+		"it is in another network namespace, or gone")
+	errStranger = errors.New("the peer's user has no number in this user namespace, where all such look the same")
 )
 
 const (
-	// lookEvery is how often the kernel's table is read at most: it takes milliseconds, however few sockets there are. All
-	// who connect meanwhile share one look, so that a flood of connections costs no more, and lets nobody wait longer.
-	lookEvery = 25 * time.Millisecond
+	// lookupInterval is how often the kernel's table is read at most: it takes milliseconds, however few sockets there
+	// are. All connections that come meanwhile share one look-up, so that a flood of them costs no more, and no client
+	// waits longer.
+	lookupInterval = 25 * time.Millisecond
 
-	// lookTries is how often the table is read for one connection: while others connect, one reading may miss a line.
-	lookTries = 2
+	// lookupTries is how often the table is read for one connection: while others connect, one reading may miss a line.
+	lookupTries = 2
 
-	mostWaiting = 1024 // connections that share a look
+	mostQueued = 1024 // connections that share a look-up
 )
 
 // listener accepts TCP connections within this device, and finds out which user is at their other end.
@@ -47,8 +49,8 @@ type listener struct {
 	at       netip.AddrPort
 
 	// What follows is for one Accept at a time.
-	looked time.Time
-	ready  []*peer
+	lookedUp time.Time
+	ready    []*peer
 }
 
 // peer is a connection and the user at its other end.
@@ -59,14 +61,14 @@ type peer struct {
 	unknown error // why uid is not known
 }
 
-// Listen returns l, which is bound to one address of this device, with connections that User knows. proc is where the proc
-// file system is mounted. stranger is the uid that stands for all who have no number in this user namespace, and so is
-// nobody's; NoUser: there is none. Accept it from one goroutine.
+// Listen returns l, which is bound to one address of this device, with connections that User knows. proc is where the
+// proc file system is mounted. stranger is the uid that stands for all who have no number in this user namespace, and
+// so is nobody's; NoUser: there is none. Accept it from one goroutine.
 func Listen(l net.Listener, proc string, stranger uint32) net.Listener {
 	return &listener{Listener: l, proc: proc, stranger: stranger, at: AddressOf(l.Addr())}
 }
 
-// User returns the uid of whoever made the socket at the other end of a connection of Listen's, by the kernel's own
+// User returns the uid of the user that made the socket at the other end of a connection of Listen's, by the kernel's own
 // table, or NoUser and why it is not known. A process that was handed a connection has the uid of the one that made it.
 func User(conn net.Conn) (uint32, error) {
 	if p, ok := conn.(*peer); ok {
@@ -85,10 +87,10 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		time.Sleep(time.Until(l.looked.Add(lookEvery)))
-		l.ready = l.andWaiting(first)
-		l.looked = time.Now()
-		l.look()
+		time.Sleep(time.Until(l.lookedUp.Add(lookupInterval)))
+		l.ready = l.acceptQueued(first)
+		l.lookedUp = time.Now()
+		l.lookUp()
 	}
 	next := l.ready[0]
 	l.ready = l.ready[1:]
@@ -107,10 +109,10 @@ func (l *listener) accept() (*peer, error) {
 	return &peer{TCPConn: tcp, from: AddressOf(tcp.RemoteAddr()), uid: NoUser}, nil
 }
 
-// andWaiting returns first, and after it those who have connected already.
-func (l *listener) andWaiting(first *peer) []*peer {
+// acceptQueued returns first, and after it the connections that are in the kernel's queue already.
+func (l *listener) acceptQueued(first *peer) []*peer {
 	all := []*peer{first}
-	for len(all) < mostWaiting && l.hasMore() {
+	for len(all) < mostQueued && l.hasQueued() {
 		next, err := l.accept()
 		if err != nil {
 			return all // the next Accept says why
@@ -120,8 +122,8 @@ func (l *listener) andWaiting(first *peer) []*peer {
 	return all
 }
 
-// hasMore reports whether somebody waits in the queue.
-func (l *listener) hasMore() (more bool) {
+// hasQueued reports whether a connection waits in the kernel's queue.
+func (l *listener) hasQueued() (more bool) {
 	socket, ok := l.Listener.(syscall.Conn)
 	if !ok {
 		return false
@@ -138,9 +140,9 @@ func (l *listener) hasMore() (more bool) {
 	return more && err == nil
 }
 
-// look finds out whose the connections are that are ready.
-func (l *listener) look() {
-	for range lookTries {
+// lookUp looks up the users of the connections that are ready.
+func (l *listener) lookUp() {
+	for range lookupTries {
 		found, err := Users(l.proc, l.at)
 		missing := false
 		for _, c := range l.ready {
@@ -173,8 +175,8 @@ func AddressOf(a net.Addr) netip.AddrPort {
 }
 
 // Users returns the users of the sockets that are connected to an address, by the addresses that they are bound to. A
-// program may connect to an IPv4 address with a socket for IPv6, which stands in the other table. proc is where the proc file
-// system is mounted.
+// program may connect to an IPv4 address with a socket for IPv6, which stands in the other table. proc is where the
+// proc file system is mounted.
 func Users(proc string, to netip.AddrPort) (map[netip.AddrPort]uint32, error) {
 	all := make(map[netip.AddrPort]uint32)
 	for _, name := range [...]string{"tcp", "tcp6"} {
@@ -195,8 +197,8 @@ func Users(proc string, to netip.AddrPort) (map[netip.AddrPort]uint32, error) {
 // tableBuffer is large, since each call for more of the table may miss what has changed in between.
 const tableBuffer = 64 << 10
 
-// findSockets adds to users those of a table of the form of /proc/net/tcp that are connected to that address. A line that
-// cannot be read is nobody's.
+// findSockets adds to users those of a table of the form of /proc/net/tcp that are connected to that address. A line
+// that cannot be read is nobody's.
 func findSockets(table io.Reader, to netip.AddrPort, users map[netip.AddrPort]uint32) error {
 	lines := bufio.NewScanner(table)
 	lines.Buffer(make([]byte, tableBuffer), tableBuffer)
@@ -222,7 +224,8 @@ type socket struct {
 //
 //	0: 0100007F:9DBC 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1000        0 12345 1 …
 //
-// It reports false for one that has no inode as well: its process has closed it, and the kernel gives 0 for its uid then.
+// It reports false for one that has no inode as well: its process has closed it, and the kernel gives 0 for its uid
+// then.
 func readSocket(line string) (s socket, ok bool) {
 	fields := strings.Fields(line)
 	if len(fields) < 10 {
@@ -238,7 +241,8 @@ func readSocket(line string) (s socket, ok bool) {
 	return socket{local, remote, uint32(uid)}, true
 }
 
-// readAddress reads an address and a port in hexadecimal digits: the address in words of 32 bits, as they are in memory.
+// readAddress reads an address and a port in hexadecimal digits: the address in words of 32 bits, as they are in
+// memory.
 func readAddress(text string) (netip.AddrPort, bool) {
 	address, port, _ := strings.Cut(text, ":")
 	var words [16]byte

@@ -123,7 +123,7 @@ func TestPeerUserIsNotKnown(t *testing.T) {
 	look := func() (uint32, error) {
 		c := &peer{from: from, uid: NoUser}
 		l.ready = []*peer{c}
-		l.look()
+		l.lookUp()
 		return User(c)
 	}
 	if uid, err := look(); !errors.Is(err, errNoSocket) || uid != NoUser {

@@ -150,8 +150,8 @@ func (c *Conn) setIdle() {
 	c.phase.CompareAndSwap(phaseBusy, phaseIdle)
 }
 
-// SilenceTimeout is how long a connection is waited for on which nothing has come in: a client on a busy device may take
-// a while from connecting to asking.
+// SilenceTimeout is how long a connection is waited for on which nothing has come in: a client on a busy device may
+// take a while from connecting to asking.
 const SilenceTimeout = time.Second
 
 // canYield reports whether c can be ended in that phase: it has no request under way, or has never had one.

@@ -20,7 +20,7 @@ import (
 // length of the line bounds what refusals take.
 type Conns struct {
 	clock  func() time.Time // the device's wall clock
-	notify func(TurnedAway) // a connection was turned away, and that was not reported lately
+	notify func(TurnedAway) // called when a connection is turned away, and none was lately
 	line   atomic.Int32     // connections that wait in line
 
 	refusals Refusals // for connections for which there was not even room in the line
@@ -266,14 +266,14 @@ func (cs *Conns) expire(c *Conn) {
 	}
 }
 
-// turnAwayLocked counts c as turned away, and returns who has taken the places.
+// turnAwayLocked counts c as turned away, and returns which key has taken the places.
 func (cs *Conns) turnAwayLocked(c *Conn) *TurnedAway {
 	one := TurnedAway{Key: c.key}
 	one.Holder, one.Holds, one.Of, one.everyone = cs.holder(c)
 	return cs.recordLocked(one)
 }
 
-// recordLocked counts a connection that was turned away, and has it reported where that was not done lately.
+// recordLocked counts a connection that was turned away, and reports it unless one was reported lately.
 func (cs *Conns) recordLocked(one TurnedAway) *TurnedAway {
 	one.at, one.Listener = time.Now(), cs.capacity.Name
 	if cs.clock != nil {
@@ -330,7 +330,7 @@ func (cs *Conns) Usage() Usage {
 	return u
 }
 
-// Trouble says whose fault it is that connections were turned away lately, or nothing when none were.
+// Trouble is a sentence on connections that were turned away lately, and on who has the places; empty when none were.
 func (cs *Conns) Trouble(now time.Time) string {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()

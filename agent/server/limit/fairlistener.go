@@ -9,8 +9,8 @@ import (
 
 // Admission is which new connections a listener lets in.
 type Admission struct {
-	// KeyOf returns whom a connection counts for: all that its user runs or, where closely is set, the unit or container
-	// that it comes from. It is called by one goroutine.
+	// KeyOf returns whom a connection counts for: all that its user runs or, where closely is set, the unit or
+	// container that it comes from. It is called by one goroutine.
 	KeyOf func(conn net.Conn, closely bool) Key
 
 	// IsExempt reports whether a connection is let in whatever the budgets say, as the daemon's own check of itself.
@@ -56,9 +56,10 @@ func (l *RateListener) Accept() (net.Conn, error) {
 // not, and is done one by one. So a caller that connects without pause only delays its own connections, and those
 // beyond its budget are refused at once.
 //
-// The kernel names the user for nothing. Only of users whose budget is used up, or who have several connections
-// waiting, the unit or container that connects is looked up. Each of those has a budget and a queue of its own, so that
-// one that connects in a loop, or many times at once, takes nothing from the others of its user, which may be root.
+// The kernel names the user of a connection at no cost. The unit or container is looked up only for users whose
+// budget is used up, or that have several connections waiting. Each unit and container has a budget and a queue of
+// its own, so that one that connects in a loop, or many times at once, takes nothing from the others of its user,
+// which may be root.
 type FairListener struct {
 	net.Listener
 	admission Admission
@@ -75,7 +76,7 @@ type FairListener struct {
 	closed  bool
 }
 
-// fewWaiting is how many connections of a user wait as one, before it is looked up what each of them is.
+// fewWaiting is how many connections of a user wait as one caller's, before their units and containers are looked up.
 const fewWaiting = 4
 
 // NewFairListener starts accepting on l, until l or what it returns is closed. At most that many connections wait for
@@ -104,7 +105,7 @@ func (f *FairListener) acceptLoop() {
 	}
 }
 
-// fail has Accept return err, and waits until it is called again. It reports false when the listener was closed
+// fail lets Accept return err, and waits until it is called again. It reports false when the listener was closed
 // instead.
 func (f *FairListener) fail(err error) bool {
 	f.mu.Lock()
@@ -147,8 +148,8 @@ func (f *FairListener) enqueue(conn net.Conn) bool {
 	return true
 }
 
-// isBusy reports whether so many connections wait, of a user or of all, that it matters who exactly connects: one user
-// can be many callers.
+// isBusy reports whether so many connections wait, of a user or of all, that the user is not enough to tell callers
+// apart.
 func (f *FairListener) isBusy(key Key) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

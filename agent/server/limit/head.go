@@ -5,10 +5,10 @@ import (
 	"strconv"
 )
 
-// head counts what comes in on a connection. A head is what stands between two empty lines: whatever a server takes for the
-// beginning of one, it finds the end of it within the bounds. So nothing here rests on where a server thinks that a body
-// ends, but for one thing: the body that a plain Content-Length announces is passed uncounted, as long as every head
-// before it was plain too. The zero value is a connection's beginning.
+// head counts what comes in on a connection. A head is what stands between two empty lines: whatever a server takes
+// for the beginning of one, it finds the end of it within the bounds. So nothing here rests on where a server thinks
+// that a body ends, but for one thing: the body that a plain Content-Length announces is passed uncounted, as long as
+// every head before it was plain too. The zero value is a connection's beginning.
 type head struct {
 	body  int64 // bytes of a body that are still to come
 	lines int   // of this head, its request line included, that have ended
@@ -26,8 +26,8 @@ type head struct {
 // startSize is how much of a line is kept when it comes in pieces: a Content-Length line, and some space in it.
 const startSize = 64
 
-// pass counts p and returns how many of its bytes are within the bounds. When that is not all of them, nothing that follows
-// is.
+// pass counts p and returns how many of its bytes are within the bounds. When that is not all of them, nothing that
+// follows is.
 func (h *head) pass(p []byte) int {
 	for passed := 0; passed < len(p); {
 		if h.body > 0 {

@@ -23,8 +23,8 @@ type Capacity struct {
 	PerModule bool // each module has an equal part, instead of PerParent
 }
 
-// OwnPlaces is how many connections of the daemon to itself have a place, however many others there are. Its check makes
-// one at a time; when that many wait, a restart is what it should lead to.
+// OwnPlaces is how many connections of the daemon to itself have a place, however many others there are. Its check
+// makes one at a time; when that many wait, a restart is what it should lead to.
 const OwnPlaces = 4
 
 // fewestPerModule and mostPerModule bound a module's part.
@@ -185,7 +185,8 @@ func (p *places) reservedForRoot(c, without *Conn) int {
 	return max(0, p.capacity.ForRoot-taken)
 }
 
-// longestIdle returns the connection whose place c can have: of those with most, the one that has been idle the longest.
+// longestIdle returns the connection whose place c can have: of those with most, the one that has been idle the
+// longest.
 func (p *places) longestIdle(c *Conn, now time.Time) (found *Conn) {
 	for _, other := range p.placed {
 		if other.canYield(other.phase.Load(), now) && p.fits(c, other) && (found == nil || other.yieldsBefore(found)) {
@@ -206,8 +207,8 @@ func (c *Conn) yieldsBefore(other *Conn) bool {
 	return c.restsSince().Before(other.restsSince())
 }
 
-// holder returns who has taken the places that c would need: how many that key has, of how many that it or, if
-// everyone, all together may have.
+// holder returns the key that has taken the places that c would need: how many it has, of how many that it or, if
+// everyone, all keys together may have.
 func (p *places) holder(c *Conn) (key Key, holds, of int, everyone bool) {
 	for _, counted := range c.counted {
 		if counted.placed >= counted.most {

@@ -16,10 +16,10 @@ const (
 	mostDropped = 64 << 10        // bytes of a request that are dropped
 )
 
-// Refusals answers the connections of a listener for which there is no room: with status 429, without reading what they
-// ask. So a caller sees that it was answered, and when to come again, instead of a reset. A connection that is closed at
-// once takes its answer back, or breaks the request that its caller is still sending; so Refusals keeps it for a while.
-// Set Most before the first use.
+// Refusals answers the connections of a listener for which there is no room: with status 429, without reading what
+// they ask. So a caller sees that it was answered, and when to come again, instead of a reset. A connection that is
+// closed at once takes its answer back, or breaks the request that its caller is still sending; so Refusals keeps it
+// for a while. Set Most before the first use.
 //
 // One caller may have at most twice as many as are free then, so that the next one finds some: it takes several callers
 // that read nothing to have them all. Beyond that a connection is closed without an answer.
@@ -145,8 +145,8 @@ func queuedBytes(conn net.Conn, which uint) (n int) {
 	return n
 }
 
-// refusal has the fields of RFC 9457, as perceptd's own form, and those that SDKs show: which form would be asked for is
-// not known. Whatever reads JSON reads both.
+// refusal has the fields of RFC 9457, as perceptd's own form, and those that SDKs show: which form would be asked for
+// is not known. Whatever reads JSON reads both.
 var refusal = func() []byte {
 	const (
 		status = http.StatusTooManyRequests

@@ -18,8 +18,8 @@ const (
 	HeadBytes = 16 << 10
 )
 
-// Serve is server.Serve(l) for requests whose head is within bounds, in lines as well as in bytes. net/http makes a map of
-// the lines while it waits for the end, so that 16 KiB of lines with five bytes each cost 0.6 MB a connection. The
+// Serve is server.Serve(l) for requests whose head is within bounds, in lines as well as in bytes: net/http makes a map
+// of the lines while it waits for the end, so that 16 KiB of lines with five bytes each cost 0.6 MB a connection. The
 // server's hooks see the connections of l.
 //
 // Serve counts what is read, and never reads more or otherwise than the server asks for. What a caller sends beyond the
@@ -28,7 +28,9 @@ func Serve(server *http.Server, l net.Listener) error {
 	server.MaxHeaderBytes = HeadBytes // to which net/http adds 4 KiB: the answer comes from here
 	inContext, inState := server.ConnContext, server.ConnState
 	if inContext != nil {
-		server.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return inContext(ctx, c.(*headConn).Conn) }
+		server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+			return inContext(ctx, c.(*headConn).Conn)
+		}
 	}
 	server.ConnState = func(c net.Conn, state http.ConnState) {
 		if state == http.StateIdle {
@@ -95,9 +97,9 @@ var errBeyond = &net.OpError{Op: "read", Net: "http", Err: errors.New("the head 
 
 // refuse answers with 431, if it is the caller's turn to be answered, and returns how a read of that many bytes ends.
 //
-// A connection that is closed with something unread takes its answer back: so what still comes is read and dropped until
-// the caller sees it. While a request before it waits for its answer net/http reads one byte, and takes an error for a
-// caller that has gone; more than that it reads of a body, which has ended here.
+// A connection that is closed with something unread takes its answer back: so what still comes is read and dropped
+// until the caller sees it. While a request before it waits for its answer net/http reads one byte, and takes an
+// error for a caller that has gone; more than that it reads of a body, which has ended here.
 func (c *headConn) refuse(size int) error {
 	underWay := c.head.ended != c.answered.Load()
 	if underWay && size > 1 {
@@ -128,7 +130,8 @@ const answerTime = 2 * time.Second
 var headTooLarge = func() []byte {
 	const status = http.StatusRequestHeaderFieldsTooLarge
 	detail := fmt.Sprintf("a request may have %d header lines and %d bytes before its body: send less", HeadLines, HeadBytes)
-	body := fmt.Sprintf(`{"error":"invalid_request","error_description":%q,"statusCode":%d,"message":%q}`+"\n", detail, status, detail)
+	body := fmt.Sprintf(`{"error":"invalid_request","error_description":%q,"statusCode":%d,"message":%q}`+"\n",
+		detail, status, detail)
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"+
 		"Connection: close\r\nContent-Length: %d\r\n\r\n%s", status, http.StatusText(status), len(body), body)
 }()

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// TurnedAway is a connection for which there was no place, and who had taken the places.
+// TurnedAway is a connection for which there was no place, and the key that had taken the places.
 type TurnedAway struct {
 	Listener string
 	Key      Key // of the connection
@@ -72,7 +72,7 @@ func (a *turnedAways) add(one *TurnedAway) (report bool) {
 	return true
 }
 
-// trouble says whose fault it is that connections are turned away, or nothing when none were lately.
+// trouble is a sentence on the last connection that was turned away, or empty when that was long ago.
 func (a *turnedAways) trouble(now time.Time) string {
 	if a.count == 0 || now.Sub(a.last.at) >= TroubleTime {
 		return ""
