@@ -13,7 +13,7 @@ import (
 
 // presumedCaller returns what a connection's context shows of the caller without further look-ups, and whether it is
 // certain already that it cannot be proved.
-func presumedCaller(ctx context.Context) (who agent.Caller, isUnproved bool) {
+func presumedCaller(ctx context.Context) (who agent.Caller, isUnattested bool) {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
 		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, true
@@ -75,15 +75,15 @@ func (p peer) key() limit.Key {
 	return limit.Key{UID: p.uid, Unattested: p.unknown != nil, Loopback: true}
 }
 
-// isOwn reports whether who is this very process, and not a different one of its user.
-func isOwn(who agent.Caller) bool {
+// isOwnProcess reports whether who is this very process, and not a different one of its user.
+func isOwnProcess(who agent.Caller) bool {
 	return int(who.PID) == os.Getpid() && int(who.UID) == os.Geteuid()
 }
 
-// isItself reports whether a connection is this process's own, by which it checks that it answers. That is never one
+// isOwnConn reports whether a connection is this process's own, by which it checks that it answers. That is never one
 // too many.
-func isItself(conn net.Conn) bool {
-	return isOwn(agent.Caller{PID: attest.ProcessOf(conn), UID: attest.UserOf(conn)})
+func isOwnConn(conn net.Conn) bool {
+	return isOwnProcess(agent.Caller{PID: attest.ProcessOf(conn), UID: attest.UserOf(conn)})
 }
 
 // keyOf returns whom a caller counts for. owner is the user in whose session or service manager it runs, agent.NoID
@@ -92,7 +92,7 @@ func isItself(conn net.Conn) bool {
 // On a module's socket every caller counts for the module: a process that takes a place there takes it from the
 // module alone. That includes callers that cannot be proved: their user says nothing, nor does a container's, whose
 // root can be any user.
-func keyOf(who *agent.Caller, owner uint32, isUnproved bool) limit.Key {
+func keyOf(who *agent.Caller, owner uint32, isUnattested bool) limit.Key {
 	uid := who.UID
 	if who.Nested { // then it says nothing, as in a container
 		uid = agent.NoID
@@ -102,8 +102,8 @@ func keyOf(who *agent.Caller, owner uint32, isUnproved bool) limit.Key {
 	}
 	switch {
 	case who.Module != "":
-		return limit.Key{Module: who.Module, Unattested: isUnproved}
-	case isUnproved:
+		return limit.Key{Module: who.Module, Unattested: isUnattested}
+	case isUnattested:
 		return limit.Key{UID: uid, Unattested: true}
 	case who.Container != nil:
 		return limit.Key{Container: who.Container.ID}

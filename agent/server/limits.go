@@ -48,7 +48,7 @@ type Limits struct {
 
 // orDefaults fills in the zero fields.
 func (l Limits) orDefaults() Limits {
-	for _, limit := range []struct {
+	for _, bound := range []struct {
 		field *time.Duration
 		value time.Duration
 	}{
@@ -59,9 +59,9 @@ func (l Limits) orDefaults() Limits {
 		{&l.Place, time.Second},
 		{&l.Alive, 15 * time.Second},
 	} {
-		*limit.field = cmp.Or(*limit.field, limit.value)
+		*bound.field = cmp.Or(*bound.field, bound.value)
 	}
-	for _, limit := range []struct {
+	for _, bound := range []struct {
 		field *int
 		value int
 	}{
@@ -69,7 +69,7 @@ func (l Limits) orDefaults() Limits {
 		{&l.Connections, 1024}, {&l.Modules, 512}, {&l.AdminConnections, 64}, {&l.AdminRequests, 16},
 		{&l.LoopbackConnections, 128}, {&l.PerSecond, 200}, {&l.Burst, 400},
 	} {
-		*limit.field = cmp.Or(*limit.field, limit.value)
+		*bound.field = cmp.Or(*bound.field, bound.value)
 	}
 	l.PerCaller = cmp.Or(l.PerCaller, max(1, l.Connections/4))
 	l.AdminPerUser = cmp.Or(l.AdminPerUser, max(1, l.AdminConnections/4))
@@ -197,12 +197,10 @@ func (s *Server) quotas() *quotas {
 		limits := s.Limits.orDefaults()
 		q.requests = limit.Rate{PerSecond: limits.PerSecond, Burst: limits.Burst, MaxWait: rateTimeout}
 		tokens, modules, admin, loopback := limits.capacities()
-		for _, of := range [...]struct {
-			conns    **limit.Conns
-			capacity limit.Capacity
-		}{{&q.tokens, tokens}, {&q.modules, modules}, {&q.admin, admin}, {&q.loopback, loopback}} {
-			*of.conns = limit.NewConns(of.capacity, s.now, s.reportTurnedAway)
-		}
+		q.tokens = limit.NewConns(tokens, s.now, s.reportTurnedAway)
+		q.modules = limit.NewConns(modules, s.now, s.reportTurnedAway)
+		q.admin = limit.NewConns(admin, s.now, s.reportTurnedAway)
+		q.loopback = limit.NewConns(loopback, s.now, s.reportTurnedAway)
 	})
 	return q
 }
@@ -224,17 +222,17 @@ func (s *Server) connsOf(kind socket, module string) *limit.Conns {
 // acquire gives a connection its place, or refuses it when there is no room even in the line.
 func (s *Server) acquire(ctx context.Context, c *limit.Conn, conns *limit.Conns, kind socket) {
 	var key limit.Key
-	var itself bool
+	var isOwn bool
 	if kind == onLoopback {
 		key = peerIn(ctx).key()
 	} else {
-		who, isUnproved := presumedCaller(ctx)
-		key, itself = keyOf(&who, sessionOwner(ctx), isUnproved), !isUnproved && isOwn(who)
+		who, isUnattested := presumedCaller(ctx)
+		key, isOwn = keyOf(&who, sessionOwner(ctx), isUnattested), !isUnattested && isOwnProcess(who)
 	}
 	if kind == onAdmin {
 		c.BoundUnread() // its answers may be long
 	}
-	conns.Acquire(c, key, itself)
+	conns.Acquire(c, key, isOwn)
 }
 
 // admission is which new connections are let in on a socket whose connections are conns. module is the module whose own
@@ -246,7 +244,7 @@ func (s *Server) admission(conns *limit.Conns, module string) limit.Admission {
 	}
 	limits := s.Limits.orDefaults()
 	return limit.Admission{
-		KeyOf: keyOf, IsExempt: isItself, Refuse: s.refuseEarly(conns, keyOf),
+		KeyOf: keyOf, IsExempt: isOwnConn, Refuse: s.refuseEarly(conns, keyOf),
 		Rate: &limit.Rate{PerSecond: busyCallers * limits.PerSecond, Burst: busyCallers * limits.Burst},
 	}
 }
@@ -347,7 +345,7 @@ func (s *Server) awaitTurn(req *request) *apiError {
 
 // isRateLimited reports whether a request counts. The daemon's check of its own health does not.
 func (req *request) isRateLimited(to *route) bool {
-	isOwnCheck := to.path == api.PathHealth && isOwn(req.caller) && req.http.Method == http.MethodGet
+	isOwnCheck := to.path == api.PathHealth && isOwnProcess(req.caller) && req.http.Method == http.MethodGet
 	return to.socket != onAdmin && !isOwnCheck
 }
 

@@ -38,7 +38,7 @@ func TestDaemonKnowsItself(t *testing.T) {
 	sibling, impostor := me, me
 	sibling.PID++
 	impostor.UID++
-	if !isOwn(me) || isOwn(sibling) || isOwn(impostor) {
+	if !isOwnProcess(me) || isOwnProcess(sibling) || isOwnProcess(impostor) {
 		t.Error("the daemon does not know itself")
 	}
 }

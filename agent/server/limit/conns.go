@@ -337,11 +337,6 @@ func (cs *Conns) Trouble(now time.Time) string {
 	return cs.turnedAways.trouble(now)
 }
 
-const (
-	lingerFirst = 10 * time.Millisecond // most clients are about to read
-	lingerMost  = time.Second           // between two checks of those that do not
-)
-
 // checkLingeringLocked plans a check of the connections that linger, and then less and less frequent ones. The next
 // check is never put off.
 func (cs *Conns) checkLingeringLocked(wait time.Duration) {

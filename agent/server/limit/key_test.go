@@ -1,6 +1,9 @@
 package limit
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 func TestKeysAreNamed(t *testing.T) {
 	t.Parallel()
@@ -18,6 +21,33 @@ func TestKeysAreNamed(t *testing.T) {
 	} {
 		if got := k.String(); got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// A user's units and a unit's users have a parent in common; root's services, and containers, have none.
+func TestParents(t *testing.T) {
+	t.Parallel()
+	user, unit := Key{UID: 1, Parent: true}, Key{Unit: "a.service", Parent: true}
+	for _, row := range []struct {
+		key  Key
+		want []Key
+	}{
+		{Key{UID: 1}, []Key{user}},
+		{Key{UID: 1, Unattested: true}, []Key{user}},
+		{Key{UID: 1, Unit: "a.service"}, []Key{user, unit}},
+		{Key{UID: 1, Loopback: true}, []Key{{UID: 1, Loopback: true, Parent: true}}},
+		{Key{UID: 2, Unit: "a.service"}, []Key{{UID: 2, Parent: true}, unit}},
+		{Key{Unit: "a.service"}, []Key{unit}},
+		{Key{}, nil},
+		{Key{UID: NoUID, Unattested: true}, nil},
+		{Key{Container: "1f"}, nil},
+		{Key{Module: "m", UID: 1}, []Key{{Module: "m", Parent: true}}},
+		{Key{Module: "m", Unattested: true}, []Key{{Module: "m", Parent: true}}},
+	} {
+		parents, n := row.key.parents()
+		if !slices.Equal(parents[:n], row.want) {
+			t.Errorf("%+v: %+v, want %+v", row.key, parents[:n], row.want)
 		}
 	}
 }

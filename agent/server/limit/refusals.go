@@ -16,6 +16,12 @@ const (
 	mostDropped = 64 << 10        // bytes of a request that are dropped
 )
 
+// How often it is checked whether a client has read its answer.
+const (
+	lingerFirst = 10 * time.Millisecond // most clients are about to read
+	lingerMost  = time.Second           // between two checks of those that do not
+)
+
 // Refusals answers the connections of a listener for which there is no room: with status 429, without reading what
 // they ask. So a caller sees that it was answered, and when to come again, instead of a reset. A connection that is
 // closed at once takes its answer back, or breaks the request that its caller is still sending; so Refusals keeps it
