@@ -435,9 +435,11 @@ func TestUnreadRefusalAfterMakingRoomCounts(t *testing.T) {
 	}
 	_ = first.Close()
 	cs.Release(first)
+	cs.mu.Lock() // from now on a timer looks whether it was read
 	if len(cs.placed) != most+1 || waits.top().placed != most+1 {
 		t.Errorf("%d connections are counted of %d that are open", len(cs.placed), most+1)
 	}
+	cs.mu.Unlock()
 	client.Close()
 	for open := most + 1; open > most; {
 		time.Sleep(time.Millisecond)
