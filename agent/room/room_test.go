@@ -22,8 +22,8 @@ func TestLeaving(t *testing.T) {
 	t.Parallel()
 	at := func(seconds int) time.Time { return time.Unix(int64(seconds), 0) }
 	for name, row := range map[string]struct {
-		guests []client
-		leaves int // -1: nobody
+		clients []client
+		leaves  int // -1: nobody
 	}{
 		"nobody who has just connected":     {[]client{{uid: 1, idleSince: at(9)}, {uid: 1, known: true, idleSince: at(9)}}, -1},
 		"a stranger who has":                {[]client{{uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(9)}}, 1},
@@ -43,18 +43,18 @@ func TestLeaving(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			guests, conns := make(map[net.Conn]*client), make([]net.Conn, len(row.guests))
-			for i := range row.guests {
+			clients, conns := make(map[net.Conn]*client), make([]net.Conn, len(row.clients))
+			for i := range row.clients {
 				conns[i] = new(net.TCPConn)
-				row.guests[i].lookedUp = true
-				guests[conns[i]] = &row.guests[i]
+				row.clients[i].lookedUp = true
+				clients[conns[i]] = &row.clients[i]
 			}
 			var want net.Conn
 			if row.leaves >= 0 {
 				want = conns[row.leaves]
 			}
-			if got, _ := chooseEvicted(guests, map[uint32]bool{1: true}, at(9)); got != want {
-				t.Errorf("%+v leaves", guests[got])
+			if got, _ := chooseEvicted(clients, map[uint32]bool{1: true}, at(9)); got != want {
+				t.Errorf("%+v leaves", clients[got])
 			}
 		})
 	}

@@ -199,15 +199,15 @@ func (l *failing) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: "fai
 func TestShutdownWhileAcceptingFails(t *testing.T) {
 	t.Parallel()
 	inBubble(t, fetchDay, func(b *bubble) {
-		l, fault := newFailing(), new(passing)
+		l, failure := newFailing(), new(passing)
 		served, down := make(chan error), make(chan error)
 		go func() { served <- b.server.ServeTokens(l, "") }()
-		l.broken <- fault
+		l.broken <- failure
 		synctest.Wait()
 		go func() { down <- b.server.Shutdown(context.Background()) }()
 		late := time.AfterFunc(time.Hour, func() {
 			b.t.Error("it accepts for ever")
-			fault.final.Store(true)
+			failure.final.Store(true)
 		})
 		defer late.Stop()
 		for range 2 {

@@ -80,14 +80,14 @@ func TestEveryReasonInEveryShape(t *testing.T) {
 func TestUnknownIdentityBeginsAsAzureSaysIt(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		fault apiError
-		want  string
+		err  apiError
+		want string
 	}{
 		{apiError{code: api.CodeUnknownIdentity, detail: "Identity not found: really"}, "Identity not found: really"},
 		{apiError{code: api.CodeIdentityNotFound, detail: "no such"}, "Identity not found: no such"},
 		{apiError{code: api.CodeRefused, detail: "no such"}, "no such"},
 	} {
-		if got := test.fault.sdkText(); got != test.want {
+		if got := test.err.sdkText(); got != test.want {
 			t.Errorf("got %q, want %q", got, test.want)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"runtime"
@@ -466,10 +465,6 @@ func connOf(conns *limit.Conns, uid uint32) *limit.Conn {
 	c := limit.NewConn(new(net.UnixConn), time.Second)
 	conns.Acquire(c, limit.Key{UID: uid}, false)
 	return c
-}
-
-func requestIn(ctx context.Context) *http.Request {
-	return httptest.NewRequest("GET", "/", nil).WithContext(ctx)
 }
 
 // The admin socket has so many connections, of which one user has a part. Those of the token sockets are counted apart.

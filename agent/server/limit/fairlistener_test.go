@@ -97,26 +97,26 @@ func TestUsersTakeTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newFakeListener()
-		turns := newFair(g, 50, perSecond)
+		fair := newFair(g, 50, perSecond)
 		g.arrive(1, "a1", "a2", "a3")
 		g.arrive(2, "b1")
 		g.arrive(3, "c1", "c2")
-		if got, want := turns.names(t, 6), []string{"a1", "b1", "c1", "a2", "c2", "a3"}; !slices.Equal(got, want) {
+		if got, want := fair.names(t, 6), []string{"a1", "b1", "c1", "a2", "c2", "a3"}; !slices.Equal(got, want) {
 			t.Errorf("%q", got)
 		}
 		g.arrive(2, "b2")
-		if got := turns.names(t, 1); got[0] != "b2" {
+		if got := fair.names(t, 1); got[0] != "b2" {
 			t.Errorf("%q", got)
 		}
-		turns.Close()
-		if _, err := turns.Accept(); !errors.Is(err, net.ErrClosed) {
+		fair.Close()
+		if _, err := fair.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Error(err)
 		}
 	})
 }
 
 // arriveFrom has connections of a user's unit come and be let in, and returns how many of them were closed.
-func (g *fakeListener) arriveFrom(t *testing.T, turns *FairListener, user uint32, unit string, n int) (closed int) {
+func (g *fakeListener) arriveFrom(t *testing.T, fair *FairListener, user uint32, unit string, n int) (closed int) {
 	t.Helper()
 	for range n {
 		v := &fakeConn{user: user, unit: unit}
@@ -126,7 +126,7 @@ func (g *fakeListener) arriveFrom(t *testing.T, turns *FairListener, user uint32
 			closed++
 			continue
 		}
-		turns.names(t, 1)
+		fair.names(t, 1)
 	}
 	return closed
 }
@@ -137,25 +137,25 @@ func TestOnesOwnBudget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newFakeListener()
-		turns := newFair(g, 50, perSecond)
-		defer turns.Close()
+		fair := newFair(g, 50, perSecond)
+		defer fair.Close()
 		const budget = perSecond // of the user, and then of each of its units
-		if closed := g.arriveFrom(t, turns, 0, "loops.service", 100); closed != 100-2*budget {
+		if closed := g.arriveFrom(t, fair, 0, "loops.service", 100); closed != 100-2*budget {
 			t.Errorf("of a unit that connects in a loop %d of 100 are closed", closed)
 		}
 		for _, row := range []struct {
 			user uint32
 			unit string
 		}{{0, "quiet.service"}, {0, ""}, {1, ""}, {1, "loops.service"}} {
-			if closed := g.arriveFrom(t, turns, row.user, row.unit, budget); closed != 0 {
+			if closed := g.arriveFrom(t, fair, row.user, row.unit, budget); closed != 0 {
 				t.Errorf("%d connections of user %d, unit %q are closed", closed, row.user, row.unit)
 			}
 		}
-		if closed := g.arriveFrom(t, turns, 0, "loops.service", 1); closed != 1 {
+		if closed := g.arriveFrom(t, fair, 0, "loops.service", 1); closed != 1 {
 			t.Error("who was let in counts no more")
 		}
 		time.Sleep(time.Second / perSecond)
-		if closed := g.arriveFrom(t, turns, 0, "loops.service", 3); closed != 1 {
+		if closed := g.arriveFrom(t, fair, 0, "loops.service", 3); closed != 1 {
 			t.Errorf("a fifth of a second later %d of 3 are closed", closed) // one of the user's budget, one of its own
 		}
 	})
@@ -165,27 +165,27 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newFakeListener()
-		turns := newFair(g, 32, 500)
-		defer turns.Close()
+		fair := newFair(g, 32, 500)
+		defer fair.Close()
 		closed := 0
 		for _, v := range g.arrive(1, make([]string, 40)...) {
 			if v.closed {
 				closed++
 			}
 		}
-		if waiting := 40 - closed; waiting != fewWaiting+turns.perKey {
+		if waiting := 40 - closed; waiting != fewWaiting+fair.perKey {
 			t.Errorf("%d of one caller wait", waiting)
 		}
 		user := uint32(2)
-		for ; turns.count < turns.most; user++ {
+		for ; fair.count < fair.most; user++ {
 			if g.arrive(user, "one")[0].closed {
 				t.Fatal("one of another user is closed")
 			}
 		}
-		if g.arrive(user, "one more")[0].closed || turns.count != turns.most {
-			t.Errorf("%d wait, and one of a caller with none is closed", turns.count)
+		if g.arrive(user, "one more")[0].closed || fair.count != fair.most {
+			t.Errorf("%d wait, and one of a caller with none is closed", fair.count)
 		}
-		turns.names(t, turns.most)
+		fair.names(t, fair.most)
 	})
 }
 
@@ -227,8 +227,8 @@ func TestBurstLeavesRoomForOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newFakeListener()
-		turns := newFair(g, 32, 500)
-		defer turns.Close()
+		fair := newFair(g, 32, 500)
+		defer fair.Close()
 		comes := func(unit string) *fakeConn {
 			v := &fakeConn{unit: unit, name: unit}
 			g.come <- v
@@ -241,7 +241,7 @@ func TestBurstLeavesRoomForOthers(t *testing.T) {
 				waiting++
 			}
 		}
-		if waiting != fewWaiting+turns.perKey {
+		if waiting != fewWaiting+fair.perKey {
 			t.Errorf("%d of 40 wait", waiting)
 		}
 		for _, unit := range []string{"quiet.service", "", "other.service"} {
@@ -249,7 +249,7 @@ func TestBurstLeavesRoomForOthers(t *testing.T) {
 				t.Errorf("a connection of root's unit %q is closed", unit)
 			}
 		}
-		turns.names(t, waiting+3)
+		fair.names(t, waiting+3)
 	})
 }
 
@@ -258,8 +258,8 @@ func TestFloodsMakeRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newFakeListener()
-		turns := newFair(g, 8, perSecond)
-		defer turns.Close()
+		fair := newFair(g, 8, perSecond)
+		defer fair.Close()
 		var floods []*fakeConn
 		for user := range uint32(4) {
 			floods = append(floods, g.arrive(user, "first", "second")...)
@@ -282,7 +282,7 @@ func TestFloodsMakeRoom(t *testing.T) {
 		if closed != 1 {
 			t.Errorf("%d were closed for one", closed)
 		}
-		turns.names(t, 8)
+		fair.names(t, 8)
 	})
 }
 
@@ -291,14 +291,14 @@ func TestTurnsAreKeptOnClose(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newFakeListener()
-		turns := newFair(g, 50, perSecond)
+		fair := newFair(g, 50, perSecond)
 		g.arrive(1, "a1", "a2")
-		turns.Close()
-		if got := turns.names(t, 2); !slices.Equal(got, []string{"a1", "a2"}) {
+		fair.Close()
+		if got := fair.names(t, 2); !slices.Equal(got, []string{"a1", "a2"}) {
 			t.Errorf("%q", got)
 		}
 		for range 2 {
-			if _, err := turns.Accept(); !errors.Is(err, net.ErrClosed) {
+			if _, err := fair.Accept(); !errors.Is(err, net.ErrClosed) {
 				t.Error(err)
 			}
 		}
@@ -310,7 +310,7 @@ func TestAcceptingFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newFakeListener()
-		turns := newFair(g, 50, perSecond)
+		fair := newFair(g, 50, perSecond)
 		g.arrive(1, "a1")
 		g.broken <- io.ErrUnexpectedEOF
 		synctest.Wait()
@@ -319,24 +319,24 @@ func TestAcceptingFails(t *testing.T) {
 			t.Error("it goes on before anybody was told")
 		default:
 		}
-		turns.names(t, 1)
-		if _, err := turns.Accept(); err != io.ErrUnexpectedEOF {
+		fair.names(t, 1)
+		if _, err := fair.Accept(); err != io.ErrUnexpectedEOF {
 			t.Error(err)
 		}
 		got := make(chan []string)
-		go func() { got <- turns.names(t, 1) }()
+		go func() { got <- fair.names(t, 1) }()
 		synctest.Wait()
 		g.arrive(1, "a2")
 		if names := <-got; names[0] != "a2" {
 			t.Errorf("%q", names)
 		}
 		g.broken <- io.ErrUnexpectedEOF
-		if _, err := turns.Accept(); err != io.ErrUnexpectedEOF {
+		if _, err := fair.Accept(); err != io.ErrUnexpectedEOF {
 			t.Error(err)
 		}
-		turns.Close() // as when nobody goes on after it: nothing is left running
+		fair.Close() // as when nobody goes on after it: nothing is left running
 		synctest.Wait()
-		if _, err := turns.Accept(); !errors.Is(err, net.ErrClosed) {
+		if _, err := fair.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("closed, it says %v: who takes that for one that passes accepts for ever", err)
 		}
 	})
