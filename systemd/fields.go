@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/coreos/go-systemd/v22/journal"
 	"go.uber.org/zap/zapcore"
 )
 
@@ -111,6 +112,20 @@ func encode(entry zapcore.Entry, line string, fields []field) []byte {
 		b = appendField(b, name, f.value)
 	}
 	return b
+}
+
+func priority(level zapcore.Level) journal.Priority {
+	switch {
+	case level >= zapcore.DPanicLevel:
+		return journal.PriCrit
+	case level == zapcore.ErrorLevel:
+		return journal.PriErr
+	case level == zapcore.WarnLevel:
+		return journal.PriWarning
+	case level == zapcore.InfoLevel:
+		return journal.PriInfo
+	}
+	return journal.PriDebug
 }
 
 // appendField writes NAME=value, or, for a value of several lines, the name, its length and the value.

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/journal"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 )
@@ -94,20 +93,6 @@ func (c *core) Sync() error { return nil }
 
 func joined(a, b []zapcore.Field) []zapcore.Field {
 	return append(a[:len(a):len(a)], b...)
-}
-
-func priority(level zapcore.Level) journal.Priority {
-	switch {
-	case level >= zapcore.DPanicLevel:
-		return journal.PriCrit
-	case level == zapcore.ErrorLevel:
-		return journal.PriErr
-	case level == zapcore.WarnLevel:
-		return journal.PriWarning
-	case level == zapcore.InfoLevel:
-		return journal.PriInfo
-	}
-	return journal.PriDebug
 }
 
 // sender writes datagrams to the journal. go-systemd's Send is not used: its socket path is fixed, it binds

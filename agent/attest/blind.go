@@ -2,9 +2,7 @@ package attest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -32,19 +30,6 @@ func (p *Prover) Blindness(ctx context.Context) []Blindness {
 		all = append(all, Blindness{What: "which container a caller runs in", Why: err.Error(), Hint: engineHint(err)})
 	}
 	return all
-}
-
-func engineHint(err error) string {
-	var foreign *foreignError
-	switch {
-	case errors.As(err, &foreign):
-		return "name the socket of root's own engine as [callers] engine (a rootless one cannot prove callers), or choose require = \"socket\" for the modules"
-	case errors.Is(err, fs.ErrPermission):
-		return "install the drop-in container-engine.conf, which lets perceptd into the group that the engine's socket is for, or choose require = \"socket\" for the modules"
-	case errors.Is(err, errNoEngine):
-		return "start the container engine, name its socket as [callers] engine, or choose require = \"socket\" for the modules"
-	}
-	return "see that the container engine answers: docker ps"
 }
 
 // Engine returns the path of the engine that is asked, or "" for none, and why it could not be asked the last time.
@@ -105,19 +90,4 @@ func (k kernel) blindness() (all []Blindness) {
 		})
 	}
 	return all
-}
-
-// isWhole reports whether a uid_map maps every user to itself.
-func isWhole(uidMap string) bool {
-	fields := strings.Fields(uidMap)
-	return len(fields) == 3 && fields[0] == "0" && fields[1] == "0" && fields[2] == "4294967295"
-}
-
-// plainPath is an error about a file without the path, which stands before it already.
-func plainPath(err error) error {
-	var about *fs.PathError
-	if errors.As(err, &about) {
-		return about.Err
-	}
-	return err
 }

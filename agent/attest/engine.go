@@ -88,6 +88,19 @@ func (p *Prover) confirm(ctx context.Context, rules *ruleset, in place) (*agent.
 	return &said.Container, nil
 }
 
+func engineHint(err error) string {
+	var foreign *foreignError
+	switch {
+	case errors.As(err, &foreign):
+		return "name the socket of root's own engine as [callers] engine (a rootless one cannot prove callers), or choose require = \"socket\" for the modules"
+	case errors.Is(err, fs.ErrPermission):
+		return "install the drop-in container-engine.conf, which lets perceptd into the group that the engine's socket is for, or choose require = \"socket\" for the modules"
+	case errors.Is(err, errNoEngine):
+		return "start the container engine, name its socket as [callers] engine, or choose require = \"socket\" for the modules"
+	}
+	return "see that the container engine answers: docker ps"
+}
+
 // doubt says why what the engine says is not about the container that the caller runs in, or nil.
 func (p *Prover) doubt(rules *ruleset, in place, said facts) error {
 	switch {

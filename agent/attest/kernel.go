@@ -48,6 +48,12 @@ func (k kernel) strangers() stranger {
 	return s
 }
 
+// isWhole reports whether a uid_map maps every user to itself.
+func isWhole(uidMap string) bool {
+	fields := strings.Fields(uidMap)
+	return len(fields) == 3 && fields[0] == "0" && fields[1] == "0" && fields[2] == "4294967295"
+}
+
 // givesPidfd reports whether the kernel gives a handle on the process at the other end of a socket.
 func givesPidfd() bool {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -294,6 +300,15 @@ func (k kernel) placed() error {
 		return fmt.Errorf("%s is that of another pid namespace than perceptd's", k.proc)
 	}
 	return nil
+}
+
+// plainPath is an error about a file without the path, which stands before it already.
+func plainPath(err error) error {
+	var about *fs.PathError
+	if errors.As(err, &about) {
+		return about.Err
+	}
+	return err
 }
 
 // sinceBoot is the time on the clock that start times are told in.

@@ -54,9 +54,6 @@ var callsBackUp = map[string][]upward{
 		{"ruleset.add", "entitlement.in", ""},
 	},
 	"agent/attest": {
-		{"Prover.confirm", "engineHint", ""},
-		{"kernel.strangers", "isWhole", ""},
-		{"kernel.placed", "plainPath", ""},
 		{"connection.Close", "Proof.release", ""},
 	},
 	"agent/clock": {
@@ -161,9 +158,6 @@ var callsBackUp = map[string][]upward{
 		{"unreadable", "groupName", ""},
 		{"trust.mended", "userName", ""},
 		{"sockets.takeStored", "sockets.serveModule", ""},
-	},
-	"systemd": {
-		{"encode", "priority", ""},
 	},
 	"tokencache": {
 		{"Cache.passOverLocked", "Cache.receiptOf", ""},
