@@ -198,6 +198,24 @@ func ours(info fs.FileInfo) bool {
 	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
 }
 
+// shut refuses a folder that is of no use to keep anything in, and shuts it to everybody but root and this process's user.
+func shut(dir string) error {
+	info, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return &openError{dir + " is not a directory", moveAway(dir)}
+	case !ours(info):
+		return &openError{"the owner of " + dir + " is neither root nor the user that perceptd runs as", fmt.Sprintf("as root: chown %s %s", runsAs(os.Geteuid()), dir)}
+	case info.Mode().Perm()&othersMayChange != 0:
+		return &openError{fmt.Sprintf("mode %04o of %s lets others write there", info.Mode().Perm(), dir), "chmod go-w " + dir}
+	case info.Mode().Perm()&onlyForOurs != 0: // who can open it can lock it
+		return os.Chmod(dir, 0o700)
+	}
+	return nil
+}
+
 // remove removes what may be there.
 func remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -159,6 +159,27 @@ func keepable(t time.Time) time.Time {
 	return t.UTC()
 }
 
+func unlessNever(d time.Duration) *time.Duration {
+	if d == tokencache.Never {
+		return nil
+	}
+	return &d
+}
+
+func orNever(d *time.Duration) time.Duration {
+	if d == nil {
+		return tokencache.Never
+	}
+	return *d
+}
+
+func orZero(d *time.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	return *d
+}
+
 func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 	var head struct{ Version *int }
 	if err := json.Unmarshal(text, &head); err != nil {
@@ -315,6 +336,25 @@ func fits(text string, most int) bool {
 }
 
 func sane(t time.Time) bool { return !t.Before(earliest) && t.Before(latest) }
+
+// known reports whether each is a time that can be, or none.
+func known(times ...time.Time) bool {
+	for _, t := range times {
+		if !t.IsZero() && !sane(t) {
+			return false
+		}
+	}
+	return true
+}
+
+func within(spans ...time.Duration) bool {
+	for _, d := range spans {
+		if d < -maxSpan || d > maxSpan {
+			return false
+		}
+	}
+	return true
+}
 
 // onTime reports whether d can be an on-time, or none.
 func onTime(d time.Duration) bool { return d >= 0 && d <= maxSpan }

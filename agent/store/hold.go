@@ -2,7 +2,6 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 
@@ -32,22 +31,4 @@ func Hold(dir string) (*lock.Folder, error) {
 		return nil, by
 	}
 	return held, err
-}
-
-// shut refuses a folder that is of no use to keep anything in, and shuts it to everybody but root and this process's user.
-func shut(dir string) error {
-	info, err := os.Stat(dir)
-	switch {
-	case err != nil:
-		return err
-	case !info.IsDir():
-		return &openError{dir + " is not a directory", moveAway(dir)}
-	case !ours(info):
-		return &openError{"the owner of " + dir + " is neither root nor the user that perceptd runs as", fmt.Sprintf("as root: chown %s %s", runsAs(os.Geteuid()), dir)}
-	case info.Mode().Perm()&othersMayChange != 0:
-		return &openError{fmt.Sprintf("mode %04o of %s lets others write there", info.Mode().Perm(), dir), "chmod go-w " + dir}
-	case info.Mode().Perm()&onlyForOurs != 0: // who can open it can lock it
-		return os.Chmod(dir, 0o700)
-	}
-	return nil
 }

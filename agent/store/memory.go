@@ -226,13 +226,6 @@ func seenOf(told []tokencache.Rollover, most int, under tokencache.Key) []seen {
 	return all[max(0, len(all)-most):]
 }
 
-func unlessNever(d time.Duration) *time.Duration {
-	if d == tokencache.Never {
-		return nil
-	}
-	return &d
-}
-
 // decodeMemory quotes nothing of text in its errors, since there are tokens in it.
 func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	var head struct{ Version *int }
@@ -317,13 +310,6 @@ func told(all []seen, under tokencache.Key) []tokencache.Rollover {
 		rollovers = append(rollovers, r)
 	}
 	return rollovers
-}
-
-func orNever(d *time.Duration) time.Duration {
-	if d == nil {
-		return tokencache.Never
-	}
-	return *d
 }
 
 // check returns the first thing that is wrong with what is, or is to be, kept.
@@ -486,32 +472,6 @@ func (w *seen) check() error {
 		return nil
 	}
 	return w.Of.check()
-}
-
-// known reports whether each is a time that can be, or none.
-func known(times ...time.Time) bool {
-	for _, t := range times {
-		if !t.IsZero() && !sane(t) {
-			return false
-		}
-	}
-	return true
-}
-
-func within(spans ...time.Duration) bool {
-	for _, d := range spans {
-		if d < -maxSpan || d > maxSpan {
-			return false
-		}
-	}
-	return true
-}
-
-func orZero(d *time.Duration) time.Duration {
-	if d == nil {
-		return 0
-	}
-	return *d
 }
 
 func headerSafe(text string) bool {

@@ -94,18 +94,6 @@ var callsBackUp = map[string][]upward{
 	},
 	"agent/store": {
 		{"Tokens.makeWay", "isThere", ""},
-		{"failing.check", "within", ""},
-		{"written.check", "within", ""},
-		{"written.check", "known", ""},
-		{"encodeMemory", "principalsOf", ""},
-		{"encodeMemory", "bygonesOf", ""},
-		{"rememberedOf", "claimOf", ""},
-		{"decodeMemory", "principals.principals", ""},
-		{"decodeMemory", "bygone.bygone", ""},
-		{"remembered.remembered", "claim.claim", ""},
-		{"memory.check", "memory.checkPrincipals", ""},
-		{"remembered.check", "claim.check", ""},
-		{"shut", "ours", ""},
 	},
 	"cmd/perceptctl": {
 		{"app.examine", "app.timeKeeperHere", ""},
