@@ -99,36 +99,6 @@ func (h *Held) open(folder string) (*os.File, error) {
 	return at, nil
 }
 
-// openStep opens one folder, made if need be. A private one is for this user and root alone, also when it
-// was there before with a wider mode.
-func openStep(at *os.File, step, path string, private bool) (*os.File, error) {
-	err := unix.Mkdirat(int(at.Fd()), step, 0o700)
-	made := err == nil
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, folderError(path, err)
-	}
-	fd, err := unix.Openat(int(at.Fd()), step, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, folderError(path, err)
-	}
-	next := os.NewFile(uintptr(fd), path)
-	if err := checkFolder(fd, path); err != nil {
-		return nil, errors.Join(err, next.Close())
-	}
-	switch {
-	case private:
-		err = next.Chmod(0o700)
-	case made && step != ".":
-		err = next.Chmod(0o755)
-	default:
-		err = nil
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: nobody else may get there, and its mode cannot be changed: %w", path, err), next.Close())
-	}
-	return next, nil
-}
-
 // checkFree returns nil when name may be taken: it is not there, or is a socket that nobody serves.
 func checkFree(folder *os.File, name, path string) error {
 	var st unix.Stat_t

@@ -89,9 +89,6 @@ var callsBackUp = map[string][]upward{
 		{"handler.fail", "writeJSON", ""},
 		{"handler.send", "writeJSON", ""},
 	},
-	"agent/socket": {
-		{"Held.take", "openStep", ""},
-	},
 	"agent/store": {
 		{"Tokens.makeWay", "isThere", ""},
 	},
