@@ -24,7 +24,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness lives mutations soak lint cover cross install clean
+.PHONY: help build demo test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness architecture lives mutations soak lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ fault-matrix: ## Go through every fault of back end and device (root); brings do
 
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
 	STALENESS_DOCS=$(STALENESS_DOCS) $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
+
+architecture: ## Draw docs/architecture.svg: which package imports which
+	ARCHITECTURE_DOCS=1 $(GO) test -count=1 -run '^TestArchitecture$$' ./cmd/perceptd
 
 lives: ## Live devices' lives for LIVES_SECONDS (600) from LIVES_SEED on, or from a seed made of LIVES_COMMIT
 	LIVES_SECONDS=$(LIVES_SECONDS) LIVES_SEED=$(LIVES_SEED) LIVES_COMMIT=$(LIVES_COMMIT) $(GO) test -count=1 -timeout 0 -run '^TestLives$$' -v ./agent/lives

@@ -226,7 +226,9 @@ type callPackage struct {
 func (p callPackage) problems(exceptions []upward) []string {
 	without := func(exceptions []upward) calls {
 		return slices.DeleteFunc(slices.Clone(p.calls), func(c call) bool {
-			return slices.ContainsFunc(exceptions, func(e upward) bool { return e.caller == c.caller && e.callee == c.callee })
+			return slices.ContainsFunc(exceptions, func(e upward) bool {
+				return e.caller == c.caller && e.callee == c.callee
+			})
 		})
 	}
 	var problems []string
@@ -283,7 +285,8 @@ func (cs calls) cycles() [][]string {
 	}
 	var cycles [][]string
 	for _, file := range slices.Sorted(maps.Keys(reach)) {
-		if !reach[file][file] || slices.ContainsFunc(cycles, func(c []string) bool { return slices.Contains(c, file) }) {
+		known := slices.ContainsFunc(cycles, func(c []string) bool { return slices.Contains(c, file) })
+		if known || !reach[file][file] {
 			continue
 		}
 		var cycle []string
