@@ -24,6 +24,105 @@ const (
 	clockSlack = 2 * time.Minute
 )
 
+// inquiry is one report being looked into.
+type inquiry struct {
+	agent  *Agent
+	rules  *ruleset
+	caller Caller
+	report Rejection
+	wanted challenge
+
+	key    tokencache.Key
+	held   tokencache.Sight
+	advice Advice
+	now    time.Time // by the device's clock
+}
+
+// open looks up what is held. A token of an alternate was handed out in the place of the resource's own,
+// so that may be the one that was refused.
+func (a *Agent) open(rules *ruleset, caller Caller, identity *Identity, r Rejection, wanted challenge) (*inquiry, error) {
+	c := &inquiry{agent: a, rules: rules, caller: caller, report: r, wanted: wanted, now: a.clock.Wall()}
+	c.advice.Identity = identity
+	c.key = tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}
+	var err error
+	if c.held, _, err = a.cache.Look(c.key); err != nil {
+		return nil, err
+	}
+	for _, alternate := range rules.alternatesFor(&caller, identity, r.Resource) {
+		key := tokencache.Key{Selector: identity.Selector(), Resource: alternate}
+		if r.SHA256 == "" || r.SHA256 == c.held.SHA256 || !a.holds(key, r.SHA256) {
+			continue
+		}
+		if held, _, err := a.cache.Look(key); err == nil && held.SHA256 == r.SHA256 {
+			c.key, c.held = key, held
+		}
+	}
+	c.advice.Sight = c.held
+	return c, nil
+}
+
+func (c *inquiry) judge(ctx context.Context) {
+	switch {
+	case c.held.SHA256 == "":
+		c.add(UnknownToken, "no valid token is held for it now, so nothing is known of the refused one; it may have expired",
+			"ask for a token again")
+		c.advice.Retry = true
+	case c.report.SHA256 != "" && c.report.SHA256 != c.held.SHA256:
+		c.judgeOther()
+	default:
+		c.agent.reports.note(c.key, c.held.SHA256, c.now)
+		c.judgeHeld(ctx)
+	}
+}
+
+// judgeOther is for a token that is not the one held: an older one, or one held for something else.
+func (c *inquiry) judgeOther() {
+	for key, identity := range c.rules.keys {
+		if !c.rules.mayHave(&c.caller, identity, key.Resource) || !c.agent.holds(key, c.report.SHA256) {
+			continue
+		}
+		if key.Resource != c.report.Resource {
+			c.add(WrongAudience, fmt.Sprintf("the refused token is the one for %s", key.Resource),
+				fmt.Sprintf("ask for a token for %s and send that one", c.report.Resource))
+		}
+		if identity != c.advice.Identity {
+			c.add(WrongIdentity, fmt.Sprintf("the refused token is that of identity %q", identity.Name),
+				fmt.Sprintf("send the token of identity %q, or have %q granted the permission", c.advice.Identity.Name, identity.Name))
+		}
+		c.advice.Retry = true
+		return
+	}
+	c.add(OldToken, fmt.Sprintf("the token held now is another one, received on %s", stamp(c.held.ReceivedOn)),
+		"ask for a token again and send that one; if an SDK or a program keeps tokens of its own, have it drop them")
+	c.advice.Retry = !c.held.Permissions.Withheld
+	if !c.advice.Retry {
+		c.judgeStanding()
+	}
+}
+
+// judgeHeld is for the token held. A 401 is mostly about who sends the token, a 403 about what it may.
+func (c *inquiry) judgeHeld(ctx context.Context) {
+	if c.report.Status == 401 {
+		c.judgeChallenge(ctx)
+		c.judgeAudience()
+		c.judgeIdentity()
+		c.judgeClock()
+		c.judgeStanding()
+		if len(c.advice.Findings) == 0 {
+			c.add(WrongAudience, fmt.Sprintf("nothing is wrong with the token as far as can be told here: its audience is %s, and it is good for another %v",
+				orUntold(c.held.Claims.Audience), c.held.Left.Round(time.Second)),
+				"compare the audience with the one that the resource wants, which its WWW-Authenticate header or its documentation names, and pass on its claims challenge if there is one")
+		}
+		return
+	}
+	c.judgeStanding()
+	c.judgeChallenge(ctx)
+	c.judgeAudience()
+	c.judgeIdentity()
+	c.judgeClock()
+	c.judgePermissions()
+}
+
 // judgeStanding is about policy changes on record that the token may lack.
 func (c *inquiry) judgeStanding() {
 	p := c.held.Permissions
@@ -171,11 +270,61 @@ func carriedIn(claims tokencache.Claims) string {
 	return strings.Join(all, "; ")
 }
 
-func orUntold(value string) string {
-	if value == "" {
-		return "not told"
+func (c *inquiry) add(cause Cause, detail, action string) {
+	c.advice.Findings = append(c.advice.Findings, Finding{Cause: cause, Detail: detail, Action: action})
+}
+
+// retryOn notes a moment at which asking again is worth while, if it is the first.
+func (c *inquiry) retryOn(at time.Time) {
+	if c.advice.RetryOn.IsZero() && !c.advice.Retry {
+		c.advice.RetryOn = at
 	}
-	return value
+}
+
+// holds reports whether the cache has that token under key.
+func (a *Agent) holds(key tokencache.Key, digest string) bool {
+	for _, status := range a.cache.Status() {
+		if status.Key == key {
+			return status.SHA256 == digest
+		}
+	}
+	return false
+}
+
+// expected returns when a newer token than the one held under key is expected, which is at its expiry
+// unless something earlier was learnt.
+func (a *Agent) expected(key tokencache.Key, held tokencache.Sight) (at time.Time, earlier bool) {
+	for _, status := range a.cache.Status() {
+		if status.Key == key && !status.Expected.IsZero() && status.Expected.Before(held.ExpiresOn) {
+			return status.Expected, true
+		}
+	}
+	return held.ExpiresOn, false
+}
+
+// fetchFor makes the one fetch that a claims challenge is worth, and says in words what came of it.
+func (c *inquiry) fetchFor(ctx context.Context) string {
+	if !c.agent.reports.mayFetch(c.key, c.agent.clock.Boot()) {
+		return fmt.Sprintf("a fetch for such a challenge was made less than %v ago", challengeEvery)
+	}
+	outcome, err := c.agent.cache.Refresh(ctx, c.key, false)
+	var spreading *tokencache.HeldError
+	switch {
+	case errors.As(err, &spreading):
+		return err.Error()
+	case err != nil:
+		c.advice.Fetched = tokencache.Failed
+		return fmt.Sprintf("a fetch was tried and failed: %v", c.agent.explain(c.advice.Identity, c.key.Resource, err))
+	}
+	c.advice.Fetched = outcome
+	if held, _, err := c.agent.cache.Look(c.key); err == nil && held.SHA256 != "" {
+		c.held, c.advice.Sight = held, held
+	}
+	if outcome == tokencache.Newer {
+		c.advice.Retry = true
+		return "a fetch just now brought a newer token"
+	}
+	return "a fetch just now brought the same token from the back end's cache"
 }
 
 // challenge is what a claims challenge asks for (OpenID Connect Core, 5.5, as Entra uses it).

@@ -18,20 +18,6 @@ import (
 //     user may have to what that service needs.
 //   - Grants of the deciding kind add up.
 
-// entitlement is one identity that a grant allows tokens of.
-type entitlement struct {
-	identity *Identity
-	grant    int // the first grant that allows it
-}
-
-// in reports whether all allows the same identity.
-func (e entitlement) in(all []entitlement) bool {
-	return slices.ContainsFunc(all, func(other entitlement) bool { return other.identity == e.identity })
-}
-
-// entitlements is what the grants for one who allow: resource → identities.
-type entitlements map[string][]entitlement
-
 // deciding appends to found those by which grants know the caller, of the most specific kind of which
 // there are any.
 func (s *ruleset) deciding(c *Caller, found []who) []who {
@@ -87,6 +73,18 @@ func (s *ruleset) entitled(caller *Caller, resource string) []entitlement {
 // mayHave reports whether caller may have tokens of that identity for resource.
 func (s *ruleset) mayHave(caller *Caller, identity *Identity, resource string) bool {
 	return entitlement{identity: identity}.in(s.entitled(caller, resource))
+}
+
+// alternatesFor lists the resources whose token may be given to caller in the place of one for resource:
+// those that it has granted with the same identity.
+func (s *ruleset) alternatesFor(caller *Caller, identity *Identity, resource string) []string {
+	var all []string
+	for _, alternate := range s.rules.Alternates[resource] {
+		if s.mayHave(caller, identity, alternate) {
+			all = append(all, alternate)
+		}
+	}
+	return all
 }
 
 // account returns what a caller's reports are counted under: no more than the grants name.

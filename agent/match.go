@@ -7,6 +7,85 @@ import (
 	"strings"
 )
 
+// Match says which callers a grant is for. Exactly one of module, unit, image, user and group names them.
+type Match struct {
+	// Module is for whoever comes in on that module's own socket.
+	Module string
+
+	// Unit is for processes of that systemd service, outside of containers.
+	Unit string
+
+	// Image is for containers of that image: its ID (sha256:…), or a registry's digest (name@sha256:…).
+	Image string
+
+	// UID is for processes of that user outside of containers and of pid namespaces of their own: inside of one a uid says
+	// nothing, since root of one container is root of every other.
+	UID *uint32
+
+	// User is the name that UID was configured as, for people; empty when it was a number.
+	User string
+
+	// GID is for processes of that group where UID would count, be it their own or a supplementary one.
+	GID *uint32
+
+	// Group is the name that GID was configured as, for people; empty when it was a number.
+	Group string
+}
+
+// Subject names whom a grant is for in a form that never changes and that no two of them share.
+func (m Match) Subject() string {
+	switch w := m.who(); w.kind {
+	case byModule:
+		return "module " + w.name
+	case byUnit:
+		return "unit " + w.name
+	case byImage:
+		return "container_image " + w.name
+	case byUID:
+		return fmt.Sprintf("uid %d", w.id)
+	case byGID:
+		return fmt.Sprintf("gid %d", w.id)
+	}
+	return ""
+}
+
+// IsSame reports whether m and o are for the same callers, however they are written.
+func (m Match) IsSame(o Match) bool { return m.who() == o.who() }
+
+// Caller returns a caller that has what m is for, and nothing else that a grant could be for.
+func (m Match) Caller() Caller {
+	c := Caller{Module: m.Module, Unit: m.Unit, UID: NoID, GID: NoID}
+	switch {
+	case m.Image != "":
+		c.Container = &Container{Name: "of image " + m.Image, Digest: m.Image, RepoDigests: []string{m.Image}}
+	case m.UID != nil:
+		c.UID = *m.UID
+	case m.GID != nil:
+		c.GID = *m.GID
+	}
+	return c
+}
+
+func (m Match) String() string {
+	switch {
+	case m.Module != "":
+		return "module " + m.Module
+	case m.Unit != "":
+		return "unit " + m.Unit
+	case m.Image != "":
+		return "container image " + m.Image
+	case m.UID != nil && m.User != "":
+		return fmt.Sprintf("user %s (uid %d)", m.User, *m.UID)
+	case m.UID != nil:
+		return fmt.Sprintf("uid %d", *m.UID)
+	case m.GID != nil && m.Group != "":
+		return fmt.Sprintf("group %s (gid %d)", m.Group, *m.GID)
+	case m.GID != nil:
+		return fmt.Sprintf("gid %d", *m.GID)
+	}
+	return "nobody"
+}
+
 // kind is a kind of grant, by what it knows a caller by: the lower, the more specific.
 type kind uint8
 

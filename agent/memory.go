@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -183,22 +182,4 @@ func (m *memory) trouble() (all []string) {
 		all = append(all, fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", *fault))
 	}
 	return all
-}
-
-// allowed returns m without the keys that the rules have no use for any more. A token of theirs that comes again was received when
-// it was first.
-func (s *ruleset) allowed(m *tokencache.Memory) *tokencache.Memory {
-	if m == nil {
-		return nil
-	}
-	left := *m
-	left.Keys, left.Bygones = nil, slices.Clone(m.Bygones)
-	for _, r := range m.Keys {
-		if s.allows(r.Key) {
-			left.Keys = append(left.Keys, r)
-		} else if b, ok := r.Bygone(); ok {
-			left.Bygones = append(left.Bygones, b)
-		}
-	}
-	return &left
 }

@@ -39,8 +39,6 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	return compiled.changes(before), nil
 }
 
-func (s *ruleset) allows(key tokencache.Key) bool { return s.keys[key] != nil }
-
 // refreshesAtOnce bounds the refreshes that one request has under way; the cache orders them anyway.
 const refreshesAtOnce = 8
 
@@ -97,44 +95,6 @@ func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch fu
 	}
 	all.Wait()
 	return results, nil
-}
-
-// matching returns the keys to refresh: those that are cached, or, where a resource is named, those
-// that the grants allow for it.
-func (s *ruleset) matching(cached []tokencache.Status, identity, resource string) []tokencache.Key {
-	wanted := make(map[tokencache.Key]bool)
-	if resource == "" {
-		for _, status := range cached {
-			wanted[status.Key] = s.keys[status.Key] != nil
-		}
-	} else {
-		for key := range s.keys {
-			wanted[key] = key.Resource == resource
-		}
-	}
-	var keys []tokencache.Key
-	for key, want := range wanted {
-		if want && (identity == "" || s.keys[key].Name == identity) {
-			keys = append(keys, key)
-		}
-	}
-	slices.SortFunc(keys, func(x, y tokencache.Key) int {
-		return strings.Compare(s.keys[x].Name+"\x00"+x.Resource, s.keys[y].Name+"\x00"+y.Resource)
-	})
-	return keys
-}
-
-func (s *ruleset) unknownIdentity(name string) *Error {
-	var names []string
-	for _, identity := range s.rules.Identities {
-		names = append(names, identity.Name)
-	}
-	slices.Sort(names)
-	return &Error{
-		Reason:  UnknownIdentity,
-		Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", cut(name, 64)),
-		Choices: names,
-	}
 }
 
 func (a *Agent) fetched(e tokencache.Event) {

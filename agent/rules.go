@@ -87,21 +87,6 @@ type Rules struct {
 // SpreadOrDefault returns how long a policy change may take to reach newly minted tokens.
 func (r Rules) SpreadOrDefault() time.Duration { return cmp.Or(r.Spread, tokencache.DefaultSpread) }
 
-// UselessAlternates lists in words the alternates that nobody can get a token of, since no caller's
-// grants name both URIs with the same identity.
-func (r Rules) UselessAlternates() []string {
-	s := r.index()
-	var all []string
-	for _, resource := range slices.Sorted(maps.Keys(r.Alternates)) {
-		for _, alternate := range r.Alternates[resource] {
-			if !s.servesInPlaceOf(alternate, resource) {
-				all = append(all, fmt.Sprintf("%s will never stand in for %s: no caller's grants name both with the same identity", alternate, resource))
-			}
-		}
-	}
-	return all
-}
-
 // RuleError is one thing wrong with rules. Index counts from 0 within its kind.
 type RuleError struct {
 	Kind   string // "identity", "grant", "resource" (an entry of Alternates, in their order), "sdk_life" or "spread"

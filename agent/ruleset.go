@@ -22,6 +22,20 @@ type ruleset struct {
 	resources []string // that grants name, or that are alternates, in order
 }
 
+// entitlement is one identity that a grant allows tokens of.
+type entitlement struct {
+	identity *Identity
+	grant    int // the first grant that allows it
+}
+
+// in reports whether all allows the same identity.
+func (e entitlement) in(all []entitlement) bool {
+	return slices.ContainsFunc(all, func(other entitlement) bool { return other.identity == e.identity })
+}
+
+// entitlements is what the grants for one who allow: resource → identities.
+type entitlements map[string][]entitlement
+
 func (r Rules) compile() (*ruleset, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
@@ -57,6 +71,21 @@ func (r Rules) known() []string {
 	return slices.Compact(all)
 }
 
+// UselessAlternates lists in words the alternates that nobody can get a token of, since no caller's
+// grants name both URIs with the same identity.
+func (r Rules) UselessAlternates() []string {
+	s := r.index()
+	var all []string
+	for _, resource := range slices.Sorted(maps.Keys(r.Alternates)) {
+		for _, alternate := range r.Alternates[resource] {
+			if !s.servesInPlaceOf(alternate, resource) {
+				all = append(all, fmt.Sprintf("%s will never stand in for %s: no caller's grants name both with the same identity", alternate, resource))
+			}
+		}
+	}
+	return all
+}
+
 // servesInPlaceOf reports whether some caller may have tokens of one identity for both resources.
 func (s *ruleset) servesInPlaceOf(alternate, resource string) bool {
 	for _, granted := range s.granted {
@@ -67,18 +96,6 @@ func (s *ruleset) servesInPlaceOf(alternate, resource string) bool {
 		}
 	}
 	return false
-}
-
-// alternatesFor lists the resources whose token may be given to caller in the place of one for resource:
-// those that it has granted with the same identity.
-func (s *ruleset) alternatesFor(caller *Caller, identity *Identity, resource string) []string {
-	var all []string
-	for _, alternate := range s.rules.Alternates[resource] {
-		if s.mayHave(caller, identity, alternate) {
-			all = append(all, alternate)
-		}
-	}
-	return all
 }
 
 // add makes the grant of that index count.
@@ -110,6 +127,64 @@ func (s *ruleset) named(name string) *Identity {
 		}
 	}
 	return nil
+}
+
+func (s *ruleset) allows(key tokencache.Key) bool { return s.keys[key] != nil }
+
+// allowed returns m without the keys that the rules have no use for any more. A token of theirs that comes again was received when
+// it was first.
+func (s *ruleset) allowed(m *tokencache.Memory) *tokencache.Memory {
+	if m == nil {
+		return nil
+	}
+	left := *m
+	left.Keys, left.Bygones = nil, slices.Clone(m.Bygones)
+	for _, r := range m.Keys {
+		if s.allows(r.Key) {
+			left.Keys = append(left.Keys, r)
+		} else if b, ok := r.Bygone(); ok {
+			left.Bygones = append(left.Bygones, b)
+		}
+	}
+	return &left
+}
+
+// matching returns the keys to refresh: those that are cached, or, where a resource is named, those
+// that the grants allow for it.
+func (s *ruleset) matching(cached []tokencache.Status, identity, resource string) []tokencache.Key {
+	wanted := make(map[tokencache.Key]bool)
+	if resource == "" {
+		for _, status := range cached {
+			wanted[status.Key] = s.keys[status.Key] != nil
+		}
+	} else {
+		for key := range s.keys {
+			wanted[key] = key.Resource == resource
+		}
+	}
+	var keys []tokencache.Key
+	for key, want := range wanted {
+		if want && (identity == "" || s.keys[key].Name == identity) {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(x, y tokencache.Key) int {
+		return strings.Compare(s.keys[x].Name+"\x00"+x.Resource, s.keys[y].Name+"\x00"+y.Resource)
+	})
+	return keys
+}
+
+func (s *ruleset) unknownIdentity(name string) *Error {
+	var names []string
+	for _, identity := range s.rules.Identities {
+		names = append(names, identity.Name)
+	}
+	slices.Sort(names)
+	return &Error{
+		Reason:  UnknownIdentity,
+		Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", cut(name, 64)),
+		Choices: names,
+	}
 }
 
 // identityText is how r names an identity; empty: it names none.
