@@ -3,7 +3,6 @@ package tokencache
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -371,80 +370,12 @@ func (c *Cache) ownRefusalLocked(e *entry, now time.Duration) *FetchError {
 	return nil
 }
 
-// pauseLocked returns why the source is left alone by callers, or nil.
-func (c *Cache) pauseLocked(now time.Duration) *FetchError {
-	if failure := c.askedPauseLocked(now); failure != nil {
-		return failure
-	}
-	if r := c.gate.rest; r.failures > 0 && now < r.callers {
-		return r.failure.told(r.callers - now)
-	}
-	return nil
-}
-
-// askedPauseLocked returns the pause that the back end asked for, if it is not over, or nil.
-func (c *Cache) askedPauseLocked(now time.Duration) *FetchError {
-	pause := c.gate.paused - now
-	switch r := c.gate.rest; {
-	case pause <= 0:
-		return nil
-	case r.failures > 0 && r.failure.Kind == Throttled:
-		return r.failure.told(pause)
-	default:
-		return &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
-	}
-}
-
 func (c *Cache) serveLocked(e *entry, left, now time.Duration) Answer {
 	e.served++
 	return Answer{
 		Token: e.token, Resource: e.key.Resource, Left: left, ReceivedOn: e.receivedWall,
 		RefreshIn: max(0, min(e.next-now, left)), Permissions: c.permissionsLocked(e, now), Unconfirmed: c.unconfirmedLocked(e),
 	}
-}
-
-// unconfirmedLocked reports whether e's token may have expired without the device being able to know.
-func (c *Cache) unconfirmedLocked(e *entry) bool { return e.unconfirmed && !c.knowsTime() }
-
-// reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
-func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
-	if left <= 0 || e.next != never || e.flight != nil {
-		return
-	}
-	if c.unconfirmedLocked(e) && e.failures == 0 { // the back end can tell whether it has expired
-		e.next = now
-		c.nudge()
-		return
-	}
-	if e.failures > 0 { // it was trying again when it became idle
-		e.next = max(now, e.rests)
-	}
-	c.planLocked(e, now)
-	c.nudge()
-}
-
-// overLocked returns the boot time at which the life was over of the token that e held last, or will be; longAgo without one.
-func (c *Cache) overLocked(e *entry, now time.Duration) time.Duration {
-	if e.token.Text.IsZero() {
-		return e.deadline
-	}
-	return now + c.leftLocked(e, now)
-}
-
-// leftLocked returns the life that e's token has left: by boot time, and by the wall clock too where
-// that is known to be right. Expired if either says so.
-func (c *Cache) leftLocked(e *entry, now time.Duration) time.Duration {
-	if e.token.Text.IsZero() {
-		return 0
-	}
-	return c.leftOf(e.token.ExpiresOn, e.deadline-now)
-}
-
-func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration {
-	if expiresOn.IsZero() || !c.knowsTime() {
-		return byBoot
-	}
-	return min(byBoot, expiresOn.Sub(c.clock.Wall()))
 }
 
 // Refresh fetches key's token now, whatever the schedule says, within the source's limits. While a
@@ -533,33 +464,4 @@ func (c *Cache) Check(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("the token cache's lock is not to be had: %w", ctx.Err())
 	}
-}
-
-// nudge makes the schedule look again soon.
-func (c *Cache) nudge() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
-
-func ended(f *flight) bool {
-	select {
-	case <-f.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// asFetchError gives every error of a fetch a kind.
-func asFetchError(err error) *FetchError {
-	var fetch *FetchError
-	switch {
-	case errors.As(err, &fetch):
-		return fetch
-	case errors.Is(err, context.DeadlineExceeded):
-		return &FetchError{Kind: Unreachable, Extent: OfIdentity, Detail: fmt.Sprintf("no answer within %v", fetchTimeout)}
-	}
-	return &FetchError{Kind: Unreachable, Detail: err.Error()}
 }

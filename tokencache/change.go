@@ -218,17 +218,6 @@ type change struct {
 	dated    bool   // At was put right for people, since the clock is known by now
 }
 
-// at returns the boot time of ch, below zero when it happened before this boot.
-func (c *Cache) at(ch *change) time.Duration { return ch.Moment - c.on }
-
-// touches reports whether ch is about e, whose resource goes by its alternates as well.
-func (ch *change) touches(e *entry) bool {
-	if !ch.AllIdentities && ch.Selector != e.key.Selector {
-		return false
-	}
-	return ch.Resource == "" || ch.spelling == e.spelling || slices.Contains(e.goesBy, ch.spelling)
-}
-
 // Note puts a policy change on record and in force, and returns it with what was filled in. The error
 // is a *FutureError or ErrTooManyChanges; nothing has changed then. For a revocation there is always room. What is returned stands
 // for others as well where Joined says so.
@@ -277,6 +266,26 @@ func (c *Cache) agoLocked(p PolicyChange, now time.Duration) time.Duration {
 		ago = min(ago, issuer.Add(now).Sub(p.At))
 	}
 	return max(0, ago)
+}
+
+// byIssuerLocked returns when p happened, which is noted now, by the issuer's clock: as the back end's counting tells it and as
+// the device's clock does, where that is known to be right. If these differ, it is anywhere between.
+func (c *Cache) byIssuerLocked(p PolicyChange, now time.Duration) (w Window) {
+	if p.Vouched {
+		w = Window{p.At, p.At}
+	}
+	if c.knowledge.issuer.IsZero() {
+		return w
+	}
+	counted := c.knowledge.issuer.Add(now - c.agoLocked(p, now))
+	if counted.After(w.Latest) {
+		w.Latest = counted
+	}
+	dated := !p.At.Equal(p.NotedOn) // by a clock that nobody knows: then it was earlier, nobody knows how much
+	if p.Vouched && counted.Before(w.Earliest) || !p.Vouched && !dated {
+		w.Earliest = counted
+	}
+	return w
 }
 
 // changeLocked returns p as it is on record.
@@ -439,31 +448,6 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.rejudgeLocked(c.clock.Boot())
 }
 
-// together returns, by the spelling of each resource, those of all that it goes by, its own among them: those that have one in common are
-// one group.
-func together(alternates map[string][]string) map[string][]string {
-	groups := make(map[string][]string)
-	groupOf := func(resource string) []string {
-		if group := groups[Spelling(resource)]; group != nil {
-			return group
-		}
-		return []string{Spelling(resource)}
-	}
-	for resource, others := range alternates {
-		for _, other := range others {
-			one, two := groupOf(resource), groupOf(other)
-			if slices.Contains(one, two[0]) {
-				continue
-			}
-			both := slices.Concat(one, two)
-			for _, spelling := range both {
-				groups[spelling] = both
-			}
-		}
-	}
-	return groups
-}
-
 // Replace puts r in the place of the record, as if c had begun with it.
 func (c *Cache) Replace(r Record) {
 	c.mu.Lock()
@@ -473,4 +457,23 @@ func (c *Cache) Replace(r Record) {
 	c.loadLocked(r.In(c.takenLocked()).Changes)
 	c.rejudgeLocked(now)
 	c.correctLocked(now) // what the back end has shown since is not in what was kept
+}
+
+// loadLocked puts what was kept on record. It may be more than there is room for, as that of two records is: then as many are
+// joined as is needed, and none is left out.
+func (c *Cache) loadLocked(kept []PolicyChange) {
+	now := c.clock.Boot()
+	c.changes = make([]*change, len(kept))
+	for i, p := range kept {
+		c.changes[i] = c.changeLocked(p, now)
+	}
+	inOrder(c.changes)
+	for len(c.changes) > MaxChanges {
+		into, o := makesRoom(c.changes, nil)
+		if into == nil {
+			return // never: of so many, two are of one effect
+		}
+		c.changes = replaced(c.changes, into, o)
+		inOrder(c.changes)
+	}
 }

@@ -37,3 +37,33 @@ func (c Clock) OrRuntime() Clock {
 	}
 	return c
 }
+
+// knowsTime reports whether the wall clock is known to be right. The lock is held, or nobody else has c yet.
+func (c *Cache) knowsTime() bool { return c.clock.Synchronised() }
+
+// overLocked returns the boot time at which the life was over of the token that e held last, or will be; longAgo without one.
+func (c *Cache) overLocked(e *entry, now time.Duration) time.Duration {
+	if e.token.Text.IsZero() {
+		return e.deadline
+	}
+	return now + c.leftLocked(e, now)
+}
+
+// leftLocked returns the life that e's token has left: by boot time, and by the wall clock too where
+// that is known to be right. Expired if either says so.
+func (c *Cache) leftLocked(e *entry, now time.Duration) time.Duration {
+	if e.token.Text.IsZero() {
+		return 0
+	}
+	return c.leftOf(e.token.ExpiresOn, e.deadline-now)
+}
+
+func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration {
+	if expiresOn.IsZero() || !c.knowsTime() {
+		return byBoot
+	}
+	return min(byBoot, expiresOn.Sub(c.clock.Wall()))
+}
+
+// unconfirmedLocked reports whether e's token may have expired without the device being able to know.
+func (c *Cache) unconfirmedLocked(e *entry) bool { return e.unconfirmed && !c.knowsTime() }

@@ -1,6 +1,7 @@
 package tokencache
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -77,6 +78,18 @@ func (e *FetchError) extent() Extent {
 func (e *FetchError) lasts() bool { return e.Kind == IdentityNotFound || e.Kind == Refused }
 
 func (e *FetchError) Error() string { return e.Kind.String() + ": " + e.Detail }
+
+// asFetchError gives every error of a fetch a kind.
+func asFetchError(err error) *FetchError {
+	var fetch *FetchError
+	switch {
+	case errors.As(err, &fetch):
+		return fetch
+	case errors.Is(err, context.DeadlineExceeded):
+		return &FetchError{Kind: Unreachable, Extent: OfIdentity, Detail: fmt.Sprintf("no answer within %v", fetchTimeout)}
+	}
+	return &FetchError{Kind: Unreachable, Detail: err.Error()}
+}
 
 // ShortLifeError is returned by Get for a firm need that the back end's token does not meet now.
 type ShortLifeError struct {

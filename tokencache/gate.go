@@ -47,6 +47,15 @@ type flight struct {
 // stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
 func (f *flight) stoodDown() bool { return ended(f) && errors.As(f.err, new(*HeldError)) }
 
+func ended(f *flight) bool {
+	select {
+	case <-f.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // How long a flight is passed over by those of a better class. After that every second call is for the flight
 // that has been late for longest: a source that hangs for some keys, whose callers come again and again, must not
 // keep the others from being refreshed.
@@ -121,6 +130,26 @@ func (g *gate) from(f *flight, now time.Duration) time.Duration {
 	return max(at, g.begun[(g.oldest+1)%len(g.begun)]+time.Second)
 }
 
+// from returns the boot time from which f may begin as far as the source is concerned. What expires in these minutes is as
+// urgent as a caller.
+func (r *rest) from(f *flight, now time.Duration) time.Duration {
+	switch {
+	case r.failures == 0:
+		return longAgo
+	case f.class == forCaller, (f.expires - now).Abs() < lastMinutes:
+		return r.callers
+	}
+	return r.until
+}
+
+// yields returns the boot time until which f leaves the first call to a caller that was turned away.
+func (r *rest) yields(f *flight) time.Duration {
+	if r.failures > 0 && r.turned && (f.class != forCaller || f.yields) {
+		return r.callers + callersFirst
+	}
+	return longAgo
+}
+
 // hasRoom reports whether one more call for an identity leaves the others their share.
 func (g *gate) hasRoom(s Selector, now time.Duration) bool {
 	if len(g.accounts) == 1 {
@@ -169,6 +198,14 @@ func (g *gate) goesBefore(f, o *flight, now time.Duration) bool {
 func (g *gate) opens(now time.Duration) time.Duration {
 	_, at := g.first(now)
 	return at
+}
+
+// nudge makes the schedule look again soon.
+func (c *Cache) nudge() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
 }
 
 // next takes the flight that is to begin now off the queue, or returns nil when none may.

@@ -116,3 +116,20 @@ func (c *Cache) Prefetch(keys []Key) error {
 	c.nudge()
 	return nil
 }
+
+// reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
+func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
+	if left <= 0 || e.next != never || e.flight != nil {
+		return
+	}
+	if c.unconfirmedLocked(e) && e.failures == 0 { // the back end can tell whether it has expired
+		e.next = now
+		c.nudge()
+		return
+	}
+	if e.failures > 0 { // it was trying again when it became idle
+		e.next = max(now, e.rests)
+	}
+	c.planLocked(e, now)
+	c.nudge()
+}

@@ -45,26 +45,6 @@ func (k *knowledge) notLater(at time.Duration) (time.Time, bool) {
 	return k.ceiling.Add(at), true
 }
 
-// byIssuerLocked returns when p happened, which is noted now, by the issuer's clock: as the back end's counting tells it and as
-// the device's clock does, where that is known to be right. If these differ, it is anywhere between.
-func (c *Cache) byIssuerLocked(p PolicyChange, now time.Duration) (w Window) {
-	if p.Vouched {
-		w = Window{p.At, p.At}
-	}
-	if c.knowledge.issuer.IsZero() {
-		return w
-	}
-	counted := c.knowledge.issuer.Add(now - c.agoLocked(p, now))
-	if counted.After(w.Latest) {
-		w.Latest = counted
-	}
-	dated := !p.At.Equal(p.NotedOn) // by a clock that nobody knows: then it was earlier, nobody knows how much
-	if p.Vouched && counted.Before(w.Earliest) || !p.Vouched && !dated {
-		w.Earliest = counted
-	}
-	return w
-}
-
 // agreeing is how far two clocks may be from each other and count as the same: answers take their time.
 const agreeing = 30 * time.Second
 
@@ -115,9 +95,6 @@ func (c *Cache) hasSpreadLocked(ch *change, now time.Duration) bool {
 // earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
 // boot for a time before it may have happened until then. So may one of which that is not known.
 func (c *Cache) earlier(ch *change) bool { return ch.By < c.on || ch.Moment == c.on || ch.Unplaced }
-
-// knowsTime reports whether the wall clock is known to be right. The lock is held, or nobody else has c yet.
-func (c *Cache) knowsTime() bool { return c.clock.Synchronised() }
 
 // Knowledge is what is known of the device's wall clock.
 type Knowledge struct {

@@ -138,3 +138,21 @@ func (r *receipt) age(m Minting, then time.Time, boot, now time.Duration) {
 	r.to = min(r.to, max(boot, boot+now-since(m.Latest)))
 	r.blind = false
 }
+
+// receiptOf returns the receipt of a token that has left at now, and when it was minted.
+func (c *Cache) receiptOf(f Fetched, first bygone, again bool, left, now time.Duration) (receipt, Minting) {
+	sure := f.Counted || c.knowsTime()
+	m := mintingOf(f.Token, left, sure)
+	var then time.Time
+	if sure || f.Reckoned && m.undated() { // then both are by the same clock, be it right or wrong
+		then = f.Token.ExpiresOn.Add(-left)
+	}
+	r := received(m, then, c.on, now)
+	if again {
+		r = first.receipt.again(r)
+	}
+	if f.Reckoned && !sure && m.undated() {
+		m = Minting{}
+	}
+	return r, m
+}

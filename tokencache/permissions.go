@@ -2,6 +2,7 @@ package tokencache
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -87,6 +88,17 @@ func (c *Cache) verdictLocked(e *entry, ch *change) Standing {
 		return Stale
 	}
 	return Uncertain
+}
+
+// at returns the boot time of ch, below zero when it happened before this boot.
+func (c *Cache) at(ch *change) time.Duration { return ch.Moment - c.on }
+
+// touches reports whether ch is about e, whose resource goes by its alternates as well.
+func (ch *change) touches(e *entry) bool {
+	if !ch.AllIdentities && ch.Selector != e.key.Selector {
+		return false
+	}
+	return ch.Resource == "" || ch.spelling == e.spelling || slices.Contains(e.goesBy, ch.spelling)
 }
 
 // judgeLocked notes how e's token stands to the changes on record. That is so until the token is another, or the record, or what is known

@@ -44,26 +44,6 @@ func (r *rest) restsFor(failure *FetchError, began, now time.Duration, roll floa
 	r.until = max(r.callers, now+wait)
 }
 
-// from returns the boot time from which f may begin as far as the source is concerned. What expires in these minutes is as
-// urgent as a caller.
-func (r *rest) from(f *flight, now time.Duration) time.Duration {
-	switch {
-	case r.failures == 0:
-		return longAgo
-	case f.class == forCaller, (f.expires - now).Abs() < lastMinutes:
-		return r.callers
-	}
-	return r.until
-}
-
-// yields returns the boot time until which f leaves the first call to a caller that was turned away.
-func (r *rest) yields(f *flight) time.Duration {
-	if r.failures > 0 && r.turned && (f.class != forCaller || f.yields) {
-		return r.callers + callersFirst
-	}
-	return longAgo
-}
-
 // endWaitsLocked lets the next call begin at once, unless the source asked for a pause.
 func (c *Cache) endWaitsLocked(now time.Duration) {
 	r := &c.gate.rest
@@ -116,6 +96,30 @@ func (c *Cache) turnAwayLocked(now time.Duration) {
 		close(f.done)
 	}
 	c.gate.queue = stay
+}
+
+// pauseLocked returns why the source is left alone by callers, or nil.
+func (c *Cache) pauseLocked(now time.Duration) *FetchError {
+	if failure := c.askedPauseLocked(now); failure != nil {
+		return failure
+	}
+	if r := c.gate.rest; r.failures > 0 && now < r.callers {
+		return r.failure.told(r.callers - now)
+	}
+	return nil
+}
+
+// askedPauseLocked returns the pause that the back end asked for, if it is not over, or nil.
+func (c *Cache) askedPauseLocked(now time.Duration) *FetchError {
+	pause := c.gate.paused - now
+	switch r := c.gate.rest; {
+	case pause <= 0:
+		return nil
+	case r.failures > 0 && r.failure.Kind == Throttled:
+		return r.failure.told(pause)
+	default:
+		return &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
+	}
 }
 
 // nextLocked returns when the schedule asks for e, which is not before the source is asked at all; never: it does not.

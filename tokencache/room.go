@@ -28,25 +28,6 @@ func (c *Cache) enterLocked(ch *change) bool {
 	return true
 }
 
-// loadLocked puts what was kept on record. It may be more than there is room for, as that of two records is: then as many are
-// joined as is needed, and none is left out.
-func (c *Cache) loadLocked(kept []PolicyChange) {
-	now := c.clock.Boot()
-	c.changes = make([]*change, len(kept))
-	for i, p := range kept {
-		c.changes[i] = c.changeLocked(p, now)
-	}
-	inOrder(c.changes)
-	for len(c.changes) > MaxChanges {
-		into, o := makesRoom(c.changes, nil)
-		if into == nil {
-			return // never: of so many, two are of one effect
-		}
-		c.changes = replaced(c.changes, into, o)
-		inOrder(c.changes)
-	}
-}
-
 // metLocked returns the place of the oldest change that makes room, or -1: every token meets it that is held, or was held last where there is
 // none, since that may come again. A revocation never does, since a token from before it may come yet, nor does what stands for a record that
 // was lost.

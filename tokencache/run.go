@@ -371,24 +371,6 @@ func (c *Cache) receiptLocked(e *entry, f Fetched, first bygone, again bool, lef
 	return m
 }
 
-// receiptOf returns the receipt of a token that has left at now, and when it was minted.
-func (c *Cache) receiptOf(f Fetched, first bygone, again bool, left, now time.Duration) (receipt, Minting) {
-	sure := f.Counted || c.knowsTime()
-	m := mintingOf(f.Token, left, sure)
-	var then time.Time
-	if sure || f.Reckoned && m.undated() { // then both are by the same clock, be it right or wrong
-		then = f.Token.ExpiresOn.Add(-left)
-	}
-	r := received(m, then, c.on, now)
-	if again {
-		r = first.receipt.again(r)
-	}
-	if f.Reckoned && !sure && m.undated() {
-		m = Minting{}
-	}
-	return r, m
-}
-
 // JustExpired is how long ago the life of a token may have ended of which FetchError.JustExpired is said.
 const JustExpired = 10 * time.Second
 

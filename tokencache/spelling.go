@@ -40,3 +40,28 @@ func Spelling(resource string) string {
 func GoesBy(alternates map[string][]string, resource, other string) bool {
 	return slices.Contains(together(alternates)[Spelling(resource)], Spelling(other))
 }
+
+// together returns, by the spelling of each resource, those of all that it goes by, its own among them: those that have one in common are
+// one group.
+func together(alternates map[string][]string) map[string][]string {
+	groups := make(map[string][]string)
+	groupOf := func(resource string) []string {
+		if group := groups[Spelling(resource)]; group != nil {
+			return group
+		}
+		return []string{Spelling(resource)}
+	}
+	for resource, others := range alternates {
+		for _, other := range others {
+			one, two := groupOf(resource), groupOf(other)
+			if slices.Contains(one, two[0]) {
+				continue
+			}
+			both := slices.Concat(one, two)
+			for _, spelling := range both {
+				groups[spelling] = both
+			}
+		}
+	}
+	return groups
+}
