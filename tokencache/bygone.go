@@ -1,7 +1,6 @@
 package tokencache
 
 import (
-	"cmp"
 	"slices"
 	"time"
 )
@@ -106,26 +105,6 @@ func (c *Cache) bygoneLocked(e *entry, text Secret) (bygone, bool) {
 	return c.bygones.find(text)
 }
 
-// passOverLocked remembers the receipt of a token that was fetched, has left to live, and is not held.
-func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
-	if f.Token.Text.IsZero() {
-		return
-	}
-	r, known := c.bygones.find(f.Token.Text)
-	if !known {
-		got, _ := c.receiptOf(f, bygone{}, false, left, now)
-		r = bygone{
-			digest: f.Token.Text.SHA256(), received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn, receipt: got,
-			given: c.countedLocked(f, left, begun, now), deadline: now + left,
-		}
-		if f.Presumed {
-			r.deadline = never
-		}
-	}
-	r.came = c.on + now
-	c.bygones.add(r)
-}
-
 // DropTokens drops every token, and fetches those anew that are wanted.
 func (c *Cache) DropTokens() {
 	c.mu.Lock()
@@ -211,34 +190,6 @@ func (all bygones) tell() []Bygone {
 
 // beforeBoot is a boot time for what happened in an earlier boot, of which no more is known.
 const beforeBoot = -time.Second
-
-// recallBygones takes over those that m tells of.
-func (c *Cache) recallBygones(m *Memory) {
-	now := c.clock.Boot()
-	for _, t := range m.Bygones {
-		c.recallBygoneLocked(c.recalledBygone(m, t, now), now)
-	}
-}
-
-// recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
-func (c *Cache) recalledBygone(m *Memory, t Bygone, now time.Duration) bygone {
-	r := bygone{
-		digest: t.SHA256, received: t.Received, came: c.recalledOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline, unlearnt: t.Unlearnt,
-		receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
-	}
-	if m.BootID == "" || m.BootID != c.bootID {
-		r.received, r.given, r.deadline = beforeBoot, 0, never
-	}
-	return r
-}
-
-// recallBygoneLocked remembers r. Where the token is remembered already, what is known of its first receipt stays.
-func (c *Cache) recallBygoneLocked(r bygone, now time.Duration) {
-	c.receivedFirstLocked(r, now)
-	if c.bygones.index(r.digest) < 0 {
-		c.bygones.add(r)
-	}
-}
 
 // receivedFirstLocked has the token that r tells of be received when r says, wherever it is held or remembered as received later: it came
 // again before r could be read. What it is believed to live gets no longer by that, nor shorter than what the back end has said since somebody

@@ -291,44 +291,6 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 	return Answer{}, false
 }
 
-// holdsLocked returns until when the back end is to be left alone for e: see holds. On-time is less than the time that has passed, as after a
-// night in which the device was off: nothing holds where the issuer's clock is known to be past the spreading.
-func (c *Cache) holdsLocked(e *entry, now time.Duration) time.Duration {
-	holds := e.holds()
-	if now < holds && c.hasSpreadLocked(e.standing.latest, now) {
-		return longAgo
-	}
-	return holds
-}
-
-// heldUntilLocked returns the boot time until which the schedule leaves the back end alone for e: not where there was a token and it would
-// expire meanwhile, unless nobody would get the one that follows it either. For a key that never had one, whoever asks has it
-// fetched at once, unless barred.
-func (c *Cache) heldUntilLocked(e *entry, now time.Duration) time.Duration {
-	holds := c.holdsLocked(e, now)
-	if e.life == 0 || !e.token.Text.IsZero() && holds+lastMinutes < e.deadline {
-		return holds
-	}
-	return c.barredUntilLocked(e, now)
-}
-
-// heldLocked reports whether the schedule leaves the back end alone for e.
-func (c *Cache) heldLocked(e *entry, now time.Duration) bool { return now < c.heldUntilLocked(e, now) }
-
-// barredUntilLocked returns until when nothing is fetched even for a caller that gets nothing else: see barredUntil and holdsLocked.
-func (c *Cache) barredUntilLocked(e *entry, now time.Duration) time.Duration {
-	until := e.barredUntil()
-	if now < until && c.hasSpreadLocked(e.standing.revoked, now) {
-		return longAgo
-	}
-	return until
-}
-
-// barredLocked reports whether nothing is fetched now even for a caller that gets nothing else.
-func (c *Cache) barredLocked(e *entry, now time.Duration) bool {
-	return now < c.barredUntilLocked(e, now)
-}
-
 // awaitSpreadLocked has e fetched once the revocation has spread that somebody was refused for.
 func (c *Cache) awaitSpreadLocked(e *entry, now time.Duration) {
 	if e.next == never && e.flight == nil {

@@ -288,6 +288,38 @@ func (c *Cache) byIssuerLocked(p PolicyChange, now time.Duration) (w Window) {
 	return w
 }
 
+// agreeing is how far two clocks may be from each other and count as the same: answers take their time.
+const agreeing = 30 * time.Second
+
+// correctLocked dates changes by the back end's counting that have no date by the issuer's clock yet, or an earlier one: they
+// were noted by a clock that was taken for right and was behind. A change of an earlier boot was no later than its on-time says,
+// since the device was off in between, nobody knows how long. That bounds the date of one that no counting of its own boot
+// has checked.
+func (c *Cache) correctLocked(now time.Duration) {
+	if c.knowledge.issuer.IsZero() {
+		return
+	}
+	corrected := false
+	for _, ch := range c.changes {
+		counted := c.knowledge.issuer.Add(c.at(ch))
+		here := c.at(ch) > 0 && !ch.Unplaced
+		if !here && !ch.Checked && c.earlier(ch) {
+			counted, here = c.knowledge.issuer.Add(ch.By-c.on), true
+		}
+		behind := ch.Vouched && here && counted.After(ch.Issuer.Latest.Add(agreeing))
+		if behind || ch.Issuer.Latest.IsZero() {
+			ch.Issuer.Latest, corrected = counted, true
+		}
+		if here && !ch.Checked {
+			ch.Checked, corrected = true, true
+		}
+	}
+	if corrected {
+		c.generation++
+		c.rejudgeLocked(now)
+	}
+}
+
 // changeLocked returns p as it is on record.
 func (c *Cache) changeLocked(p PolicyChange, now time.Duration) *change {
 	ch := &change{PolicyChange: p, spelling: Spelling(p.Resource), assumed: p.Moment == 0}

@@ -195,17 +195,6 @@ func (e *FetchError) told(after time.Duration) *FetchError {
 // forget drops the token's text, which nobody may have any more.
 func (e *entry) forget() { e.token = &Token{} }
 
-// holds returns the boot time until which the back end is to be left alone, since policy changes are still spreading by on-time. Where
-// each follows before the one before it has spread, it is asked every silence spreads all the same.
-func (e *entry) holds() time.Duration {
-	s := e.standing
-	return min(s.holds, max(s.began, e.answered)+s.patience)
-}
-
-// barredUntil returns the boot time until which nothing is fetched for anybody, whether or not there is a token: a revocation is still
-// spreading, so a token that is issued now would be withheld as well, and stay in the back end for a day.
-func (e *entry) barredUntil() time.Duration { return min(e.holds(), e.standing.lacked) }
-
 // tell lets those know who watch e.
 func (e *entry) tell() {
 	close(e.news)

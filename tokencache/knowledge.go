@@ -45,52 +45,8 @@ func (k *knowledge) notLater(at time.Duration) (time.Time, bool) {
 	return k.ceiling.Add(at), true
 }
 
-// agreeing is how far two clocks may be from each other and count as the same: answers take their time.
-const agreeing = 30 * time.Second
-
-// correctLocked dates changes by the back end's counting that have no date by the issuer's clock yet, or an earlier one: they
-// were noted by a clock that was taken for right and was behind. A change of an earlier boot was no later than its on-time says,
-// since the device was off in between, nobody knows how long. That bounds the date of one that no counting of its own boot
-// has checked.
-func (c *Cache) correctLocked(now time.Duration) {
-	if c.knowledge.issuer.IsZero() {
-		return
-	}
-	corrected := false
-	for _, ch := range c.changes {
-		counted := c.knowledge.issuer.Add(c.at(ch))
-		here := c.at(ch) > 0 && !ch.Unplaced
-		if !here && !ch.Checked && c.earlier(ch) {
-			counted, here = c.knowledge.issuer.Add(ch.By-c.on), true
-		}
-		behind := ch.Vouched && here && counted.After(ch.Issuer.Latest.Add(agreeing))
-		if behind || ch.Issuer.Latest.IsZero() {
-			ch.Issuer.Latest, corrected = counted, true
-		}
-		if here && !ch.Checked {
-			ch.Checked, corrected = true, true
-		}
-	}
-	if corrected {
-		c.generation++
-		c.rejudgeLocked(now)
-	}
-}
-
-// hasSpreadLocked reports whether ch reaches whatever is issued now, by the issuer's clock: as the back end counts it, or else as a clock
-// tells it that is known to be right.
-func (c *Cache) hasSpreadLocked(ch *change, now time.Duration) bool {
-	issuer := c.knowledge.issuer.Add(now)
-	switch {
-	case ch.Issuer.Latest.IsZero():
-		return false
-	case c.knowledge.issuer.IsZero() && (!c.knowsTime() || c.at(ch) > 0 && !ch.Unplaced):
-		return false // since it was noted in this boot, whose clock tells how long ago that is, and the other may have been set since
-	case c.knowledge.issuer.IsZero():
-		issuer = c.clock.Wall()
-	}
-	return issuer.After(ch.Issuer.Latest.Add(c.spread + heldBeyond + backdated))
-}
+// at returns the boot time of ch, below zero when it happened before this boot.
+func (c *Cache) at(ch *change) time.Duration { return ch.Moment - c.on }
 
 // earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
 // boot for a time before it may have happened until then. So may one of which that is not known.

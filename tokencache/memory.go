@@ -431,14 +431,72 @@ func (c *Cache) recallNext(e *entry, next, seems time.Duration, a absence, now t
 	return max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop)), c.heldUntilLocked(e, now))
 }
 
-// hastenLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
-func (c *Cache) hastenLocked(e *entry, now time.Duration) {
-	before := e.next
-	if before == never {
+// recallRest goes on leaving the source alone. However long the absence seems, no wait is longer than any that there is.
+func (c *Cache) recallRest(m *Memory, a absence, now time.Duration) {
+	if m.Paused != 0 {
+		c.gate.paused = min(a.at(m.Paused), now+retryAfter)
+	}
+	if f := m.Failing; f != nil {
+		c.gate.rest = rest{
+			failures: f.Failures, failure: f.failure(), since: now,
+			until: min(a.at(f.Until), now+backoffTop), callers: min(a.at(f.Callers), now+retryAfter),
+		}
+	}
+}
+
+// recallFailing goes on leaving a key alone.
+func (c *Cache) recallFailing(e *entry, f *BackOff, a absence, now time.Duration) {
+	if f == nil {
 		return
 	}
-	c.planLocked(e, now)
-	e.next = min(e.next, before)
+	e.failure, e.failures, e.waits, e.asks = f.failure(), f.Failures, f.Waits, f.Asks
+	schedule, callers := backoffTop, max(askTop, retryAfter)
+	if e.failure.lasts() || e.failure.Kind == Throttled {
+		schedule, callers = longTop, askLongTop
+	}
+	e.rests, e.failedUntil = min(a.at(f.Until), now+schedule), min(a.at(f.Callers), now+callers)
+	if e.next != never {
+		e.next = max(e.next, e.rests)
+	}
+}
+
+// recallFailed makes an entry of a key of which nothing is remembered but that it failed.
+func (c *Cache) recallFailed(r Remembered, a absence, now time.Duration) {
+	e := c.addLocked(r.Key)
+	c.uses++
+	e.used, e.asked = c.uses, a.at(r.lastAsked())
+	if r.Next != never { // it is to be prefetched, until Prefetch says otherwise
+		e.prefetch, e.next = true, max(now, c.heldUntilLocked(e, now))
+	}
+	c.recallFailing(e, r.Failing, a, now)
+}
+
+// recallBygones takes over those that m tells of.
+func (c *Cache) recallBygones(m *Memory) {
+	now := c.clock.Boot()
+	for _, t := range m.Bygones {
+		c.recallBygoneLocked(c.recalledBygone(m, t, now), now)
+	}
+}
+
+// recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
+func (c *Cache) recalledBygone(m *Memory, t Bygone, now time.Duration) bygone {
+	r := bygone{
+		digest: t.SHA256, received: t.Received, came: c.recalledOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline, unlearnt: t.Unlearnt,
+		receipt: c.recallReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
+	}
+	if m.BootID == "" || m.BootID != c.bootID {
+		r.received, r.given, r.deadline = beforeBoot, 0, never
+	}
+	return r
+}
+
+// recallBygoneLocked remembers r. Where the token is remembered already, what is known of its first receipt stays.
+func (c *Cache) recallBygoneLocked(r bygone, now time.Duration) {
+	c.receivedFirstLocked(r, now)
+	if c.bygones.index(r.digest) < 0 {
+		c.bygones.add(r)
+	}
 }
 
 // wished returns until when callers' wishes for more life had been met by what the back end answered last.
@@ -464,20 +522,6 @@ func (c *Cache) confirmAllLocked(now time.Duration) (any bool) {
 		}
 	}
 	return any
-}
-
-// ageLocked dates e's token by the clock, which is known to be right by now, where nothing told its age when it was received.
-func (c *Cache) ageLocked(e *entry, now time.Duration) {
-	if !e.receipt.blind || e.token.ExpiresOn.IsZero() {
-		return
-	}
-	wall := c.clock.Wall()
-	e.minted = mintingOf(*e.token, e.token.ExpiresOn.Sub(wall), true)
-	e.receipt.age(e.minted, wall, c.on, now)
-	before := e.standing
-	if c.judgeLocked(e); e.standing != before {
-		c.hastenLocked(e, now)
-	}
 }
 
 // anchor notes when e's token truly expires, and dates what was known in relation to a time that was a guess.

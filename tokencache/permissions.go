@@ -90,9 +90,6 @@ func (c *Cache) verdictLocked(e *entry, ch *change) Standing {
 	return Uncertain
 }
 
-// at returns the boot time of ch, below zero when it happened before this boot.
-func (c *Cache) at(ch *change) time.Duration { return ch.Moment - c.on }
-
 // touches reports whether ch is about e, whose resource goes by its alternates as well.
 func (ch *change) touches(e *entry) bool {
 	if !ch.AllIdentities && ch.Selector != e.key.Selector {

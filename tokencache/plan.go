@@ -43,6 +43,16 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 	}
 }
 
+// hastenLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
+func (c *Cache) hastenLocked(e *entry, now time.Duration) {
+	before := e.next
+	if before == never {
+		return
+	}
+	c.planLocked(e, now)
+	e.next = min(e.next, before)
+}
+
 // ordinaryLocked returns when a token that is current is refreshed. What is known of the rollover saves
 // calls; what is nearly known is put to the test.
 func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {

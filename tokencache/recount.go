@@ -106,6 +106,20 @@ func (c *Cache) voidCountsLocked(now time.Duration) {
 	c.rejudgeLocked(now)
 }
 
+// ageLocked dates e's token by the clock, which is known to be right by now, where nothing told its age when it was received.
+func (c *Cache) ageLocked(e *entry, now time.Duration) {
+	if !e.receipt.blind || e.token.ExpiresOn.IsZero() {
+		return
+	}
+	wall := c.clock.Wall()
+	e.minted = mintingOf(*e.token, e.token.ExpiresOn.Sub(wall), true)
+	e.receipt.age(e.minted, wall, c.on, now)
+	before := e.standing
+	if c.judgeLocked(e); e.standing != before {
+		c.hastenLocked(e, now)
+	}
+}
+
 // said is what a back end said of a token.
 type said struct {
 	digest string // of the token's text; empty: nothing

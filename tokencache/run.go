@@ -347,6 +347,26 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 	return outcome, told
 }
 
+// passOverLocked remembers the receipt of a token that was fetched, has left to live, and is not held.
+func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
+	if f.Token.Text.IsZero() {
+		return
+	}
+	r, known := c.bygones.find(f.Token.Text)
+	if !known {
+		got, _ := c.receiptOf(f, bygone{}, false, left, now)
+		r = bygone{
+			digest: f.Token.Text.SHA256(), received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn, receipt: got,
+			given: c.countedLocked(f, left, begun, now), deadline: now + left,
+		}
+		if f.Presumed {
+			r.deadline = never
+		}
+	}
+	r.came = c.on + now
+	c.bygones.add(r)
+}
+
 // olderLocked reports whether a token fetched for e, which has left at now, was minted before the one that e holds. One that meets
 // policy changes which the one held does not is no older, whatever their dates: a date may be wrong, and a receipt is not.
 func (c *Cache) olderLocked(e *entry, f Fetched, left, now time.Duration) bool {

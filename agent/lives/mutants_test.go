@@ -23,8 +23,8 @@ var mutants = []mutant{
 	{"another principal's token is judged by its date", "tokencache/run.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
 
 	// The hold.
-	{"the back end is asked while a change is spreading", "tokencache/cache.go", "\tholds := «c.holdsLocked(e, now)»\n\tif e.life", "longAgo", anything},
-	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/entry.go", "return «min(e.holds(), e.standing.lacked)»", "longAgo", aboutSpellings},
+	{"the back end is asked while a change is spreading", "tokencache/spreading.go", "\tholds := «c.holdsLocked(e, now)»\n\tif e.life", "longAgo", anything},
+	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/spreading.go", "return «min(e.holds(), e.standing.lacked)»", "longAgo", aboutSpellings},
 	{"changes that follow each other hold without end", judgement, "patience: «silence*c.spread» +", "1000 * silence * c.spread", aboutPipelines},
 
 	// The record.
