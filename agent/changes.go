@@ -119,6 +119,14 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 	return was, nil
 }
 
+// unkept says what holds of something that is in force and could not be kept on the disk.
+func (a *Agent) unkept(done string, err error) *Error {
+	if unread, ok := errors.AsType[*unreadError](err); ok {
+		return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and till then %s; %s", done, err, a.memory.outlives(true), unreadMend(unread.why))}
+	}
+	return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s", done, err, a.memory.outlives(false), mendOf(err), triedAgain)}
+}
+
 // withdraw takes a change off the record, and off what is read later. What was noted since is on none of that.
 func (a *Agent) withdraw(id string) (tokencache.PolicyChange, bool) {
 	a.naming.Lock()

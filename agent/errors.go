@@ -39,6 +39,15 @@ func (r Reason) isInvalid() bool {
 	return r == BadResource || r == UnknownIdentity || r == AmbiguousIdentity
 }
 
+// passes reports whether waiting helps.
+func (r Reason) passes() bool {
+	switch r {
+	case NotYet, ShortLife, PermissionsRevoked, Unreachable, Throttled:
+		return true
+	}
+	return false
+}
+
 // Error is why somebody does not get what was asked for. Detail is fit for the caller's eyes and says what to do next.
 type Error struct {
 	Reason     Reason

@@ -1,10 +1,7 @@
 package agent
 
 import (
-	"context"
-	"errors"
 	"strings"
-	"time"
 
 	"perceptd/tokencache"
 )
@@ -36,56 +33,4 @@ func (a *Agent) look(caller Caller, r Request) (Sight, <-chan struct{}, error) {
 		return Sight{}, nil, a.explain(identity, r.Resource, err)
 	}
 	return Sight{Sight: sight, Identity: identity}, news, nil
-}
-
-// askAgain is how often a waiting caller asks where no news will come by itself: for a key without a
-// token, whose fetch failed. The cache remembers failures, so that asking costs no call each time.
-const askAgain = 2 * time.Second
-
-// await answers a caller that would rather wait than be told that there is no token for it yet. The
-// rules are those in force at each try.
-func (a *Agent) await(ctx context.Context, caller Caller, r Request) (Answer, error) {
-	patience, cancel := context.WithTimeout(ctx, r.Wait)
-	defer cancel()
-	for {
-		sight, news, err := a.look(caller, r) // first, so that nothing is missed between the try and the wait
-		if err != nil {
-			return Answer{}, err
-		}
-		r.Wait = 0
-		answer, err := a.answer(ctx, caller, r)
-		var refusal *Error
-		if err == nil || !errors.As(err, &refusal) || !refusal.Reason.passes() {
-			return answer, err
-		}
-		if !pause(patience, news, sight.SHA256 == "") {
-			return Answer{}, err
-		}
-	}
-}
-
-// pause returns at news, or after a while where none will come by itself; false when patience is over.
-func pause(patience context.Context, news <-chan struct{}, missing bool) bool {
-	var again <-chan time.Time
-	if missing {
-		timer := time.NewTimer(askAgain)
-		defer timer.Stop()
-		again = timer.C
-	}
-	select {
-	case <-news:
-	case <-again:
-	case <-patience.Done():
-		return false
-	}
-	return true
-}
-
-// passes reports whether waiting helps.
-func (r Reason) passes() bool {
-	switch r {
-	case NotYet, ShortLife, PermissionsRevoked, Unreachable, Throttled:
-		return true
-	}
-	return false
 }

@@ -30,6 +30,12 @@ func mendOf(err error) string {
 	return "look at the disk and at the state folder"
 }
 
+// unreadMend is what a person does about a record that cannot be read now, if it must be for good.
+func unreadMend(why error) string {
+	return mendOf(why) + "; it is read again every minute, and at once by perceptctl reload. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json), and whatever begins with tokens.sealed and cannot be read either, " +
+		"out of the state folder while perceptd runs. What no copy tells of is lost then, and the status says what to do about that"
+}
+
 // record has the policy changes kept on the disk, whenever the cache's own record is of another generation
 // than what was kept last.
 type record struct {

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
 
 	"go.uber.org/zap"
 
@@ -21,59 +19,7 @@ const (
 	MessageRecordRead   = "d51b9c2e7f6840a3915e0b84c6a27f3d" // it was read after all
 )
 
-const (
-	// unreadID is the ID of the change that stands for a record that cannot be read now. It is on no record that is kept.
-	unreadID = "unread"
-	// lostPrefix begins the IDs of changes that stand for a record that is lost.
-	lostPrefix = "lost-"
-
-	readAgainSoonest, readAgainLatest = time.Second, time.Minute
-)
-
-// standsForLost reports whether p stands for a record that is lost. Releases before this one gave it no ID of its own.
-func standsForLost(p tokencache.PolicyChange) bool {
-	return p.ID != unreadID && (p.Effect == tokencache.Unknown || strings.HasPrefix(p.ID, lostPrefix))
-}
-
-// lostEffect is what becomes of tokens from before when nobody knows what was on record.
-func (r Rules) lostEffect() tokencache.Effect {
-	if r.WithholdLost {
-		return tokencache.Revoked
-	}
-	return tokencache.Unknown
-}
-
-// standIn is the policy change that stands for a record that could not be read.
-func (r Rules) standIn(id, what string, why error) tokencache.PolicyChange {
-	printable := strings.Map(func(c rune) rune {
-		if unicode.IsPrint(c) {
-			return c
-		}
-		return ' '
-	}, why.Error())
-	return tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: r.lostEffect(), Note: cut(what+": "+printable, maxNote)}
-}
-
-// withLostEffect has the changes on r that stand for a lost record do what the rules want of them.
-func (r Rules) withLostEffect(record tokencache.Record) (_ tokencache.Record, different bool) {
-	record.Changes = slices.Clone(record.Changes)
-	for i := range record.Changes {
-		p := &record.Changes[i]
-		if p.Joined > 0 && p.Effect == tokencache.Revoked {
-			continue // it may stand for revocations as well
-		}
-		if (standsForLost(*p) || p.ID == unreadID) && p.Effect != r.lostEffect() {
-			if standsForLost(*p) && !strings.HasPrefix(p.ID, lostPrefix) {
-				p.ID = lostPrefix + p.ID // else it could not be told from a revocation
-			}
-			p.Effect, different = r.lostEffect(), true
-		}
-	}
-	if different {
-		record.Generation++
-	}
-	return record, different
-}
+const readAgainSoonest, readAgainLatest = time.Second, time.Minute
 
 // applyLostEffect has changes that stand for a lost record do what new rules want of them.
 func (a *Agent) applyLostEffect(rules Rules) {
@@ -104,49 +50,6 @@ func (a *Agent) noteLost(rules Rules, why error) {
 
 func (a *Agent) tellLost(p tokencache.PolicyChange, why error) {
 	a.log.Error("the record of policy changes is lost: "+consequence(p), zap.Error(why), zap.String("message_id", MessageLostRecord))
-}
-
-func consequence(p tokencache.PolicyChange) string {
-	if p.Effect == tokencache.Revoked {
-		return "every token from before is withheld"
-	}
-	return "every token from before counts as uncertain"
-}
-
-// lostTrouble says what to do about a record that could not be read, which stays trouble until
-// somebody did it.
-func lostTrouble(p tokencache.PolicyChange) string {
-	return fmt.Sprintf("%s; %s: %s", p.Note, consequence(p), lostMend(p))
-}
-
-// lostMend is what a person does about a lost record.
-func lostMend(p tokencache.PolicyChange) string {
-	return "enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes withdraw " + p.ID
-}
-
-// withheldForRecord returns what stands for the record, where that alone withholds the token of key, and no revocation that somebody noted.
-func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alone bool) {
-	for _, p := range a.cache.Withholders(key) {
-		c := NotedChange{Noted: tokencache.Noted{PolicyChange: p}}
-		if c.Record, c.Mend = a.record.standsFor(p); c.Record == 0 {
-			return NotedChange{}, false
-		}
-		if !alone {
-			standIn, alone = c, true
-		}
-	}
-	return standIn, alone
-}
-
-// standsFor tells what is wrong with the record where p stands for it, and what a person does about that; zero where somebody noted p.
-func (r *record) standsFor(p tokencache.PolicyChange) (state RecordState, mend string) {
-	switch why := r.unread.Load(); {
-	case p.ID == unreadID && why != nil:
-		return RecordUnread, unreadMend(*why)
-	case standsForLost(p):
-		return RecordLost, lostMend(p)
-	}
-	return 0, ""
 }
 
 // forgotten is m without the tokens, which are fetched anew. One that comes again was received when it was first.
@@ -364,19 +267,5 @@ func (e *unreadError) Error() string {
 
 func (e *unreadError) Unwrap() error { return e.why }
 
-// unkept says what holds of something that is in force and could not be kept on the disk.
-func (a *Agent) unkept(done string, err error) *Error {
-	if unread, ok := errors.AsType[*unreadError](err); ok {
-		return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and till then %s; %s", done, err, a.memory.outlives(true), unreadMend(unread.why))}
-	}
-	return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s", done, err, a.memory.outlives(false), mendOf(err), triedAgain)}
-}
-
 // unreadWhat is what is wrong while the record cannot be read.
 const unreadWhat = "the record of policy changes cannot be read now"
-
-// unreadMend is what a person does about a record that cannot be read now, if it must be for good.
-func unreadMend(why error) string {
-	return mendOf(why) + "; it is read again every minute, and at once by perceptctl reload. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json), and whatever begins with tokens.sealed and cannot be read either, " +
-		"out of the state folder while perceptd runs. What no copy tells of is lost then, and the status says what to do about that"
-}

@@ -26,13 +26,6 @@ type upward struct{ caller, callee, reason string }
 
 // callsBackUp are the exceptions by package: the fewest calls without which its files stand in an order.
 var callsBackUp = map[string][]upward{
-	"agent": {
-		{"Agent.answer", "Agent.await", ""},
-		{"record.trouble", "unreadMend", ""},
-		{"Rules.lost", "newID", ""},
-		{"Agent.noteLost", "Agent.enter", ""},
-		{"Agent.noteUnread", "Agent.enter", ""},
-	},
 	"agent/attest": {
 		{"connection.Close", "Proof.release", ""},
 	},
