@@ -17,8 +17,8 @@ var mutants = []mutant{
 	{"the latest moment of an issue decides", judgement, "case after && !by.Latest.IsZero() && «m.Earliest».After(", "m.Latest", aboutShort},
 	{"a revocation withholds nothing", judgement, "if «ch.Effect == Revoked» {", "false", anything},
 	{"a promise leaves out the life of the next token", judgement, "return «known + life»", "known", anything},
-	{"spellings of a resource are different ones", changes, `|| «ch.spelling == e.spelling» ||`, "ch.Resource == e.key.Resource", aboutSpellings},
-	{"a change touches identities that it is not about", changes, "&& «ch.Selector != e.key.Selector» {", "ch.Selector.Kind > e.key.Selector.Kind", anything},
+	{"spellings of a resource are different ones", judgement, `|| «ch.spelling == e.spelling» ||`, "ch.Resource == e.key.Resource", aboutSpellings},
+	{"a change touches identities that it is not about", judgement, "&& «ch.Selector != e.key.Selector» {", "ch.Selector.Kind > e.key.Selector.Kind", anything},
 	{"an iat to come is a date", "tokencache/minting.go", "sure && «dated.After(latest.Add(aheadAtMost))»", "dated.After(latest.Add(aheadAtMost + 24*time.Hour))", anything},
 	{"another principal's token is judged by its date", "tokencache/run.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
 
@@ -43,6 +43,6 @@ var mutants = []mutant{
 		"receipt{on: c.on + now, from: c.on + now, to: c.on + now}", anything},
 	{"a date is believed by a clock that nobody vouches for", changes, "\tif «!p.Vouched» {\n\t\treturn 0\n", "false", aboutGuesses},
 	{"after a boot nothing is unconfirmed", memories, "a := absence{shift: now - m.Boot - away, certain: «known»}", "true", anything},
-	{"the wall clock alone tells the life left", "tokencache/cache.go", "return «min(byBoot, expiresOn.Sub(c.clock.Wall()))»", "expiresOn.Sub(c.clock.Wall())", aboutLies},
+	{"the wall clock alone tells the life left", "tokencache/clock.go", "return «min(byBoot, expiresOn.Sub(c.clock.Wall()))»", "expiresOn.Sub(c.clock.Wall())", aboutLies},
 	{"a source that fails as a whole is asked on", "tokencache/rest.go", "case «extent == OfSource»:", "extent == OfSource && failure == nil", aboutOutages},
 }
