@@ -104,7 +104,10 @@ func (c *Cache) judgeLocked(e *entry) {
 	before := e.standing
 	blur := c.blurLocked(e)
 	s := standing{patience: silence*c.spread + heldBeyond + blur}
-	j := judgement{about: make([]place, 0, len(e.judgement.about)), lacks: make([]place, 0, len(e.judgement.lacks))}
+	j := judgement{
+		about: make([]place, 0, len(e.judgement.about)),
+		lacks: make([]place, 0, len(e.judgement.lacks)), standing: make([]Standing, 0, len(e.judgement.lacks)),
+	}
 	for i, ch := range c.changes { // the earliest first
 		if !ch.touches(e) {
 			continue
@@ -122,7 +125,7 @@ func (c *Cache) judgeLocked(e *entry) {
 		if verdict == Current {
 			continue
 		}
-		j.lacks = append(j.lacks, place(i))
+		j.lacks, j.standing = append(j.lacks, place(i)), append(j.standing, verdict)
 		s.worst = max(s.worst, verdict)
 		s.unmet = max(s.unmet, holds)
 		s.changed = ch
@@ -142,8 +145,9 @@ type place int32
 // judgement is how an entry's token stands to each change on record. It is replaced and never changed, so that what it tells can be worked
 // out without the lock.
 type judgement struct {
-	about []place // the changes that are about the key, in their order
-	lacks []place // of these, those that the token is not known to meet
+	about    []place    // the changes that are about the key, in their order
+	lacks    []place    // of these, those that the token is not known to meet
+	standing []Standing // of the token to each of these
 }
 
 // blurLocked returns the blur of e's tokens. Of a key that never had one it is that of the others, since they come from one back end.

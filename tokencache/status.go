@@ -1,6 +1,9 @@
 package tokencache
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Outcome is what a fetch brought.
 type Outcome uint8
@@ -68,6 +71,14 @@ type Status struct {
 
 	Pattern Pattern // of the rollovers
 	Seen    int     // rollovers observed for this key, at most a few
+
+	Changes []Verdict // on each policy change on record that touches the key, the latest first
+}
+
+// Verdict is whether a token carries a policy change.
+type Verdict struct {
+	Change   string   // its ID
+	Standing Standing // Current without a valid token, which says nothing
 }
 
 // Sight is what is held of a key, without the token's text. It is zero without a valid token.
@@ -127,12 +138,41 @@ func (c *Cache) Look(key Key) (Sight, <-chan struct{}, error) {
 
 // Status returns what people may know of every key, in no order.
 func (c *Cache) Status() []Status {
+	all, judged, ids := c.status()
+	for i := range all {
+		all[i].Changes = judged[i].verdicts(ids)
+	}
+	return all
+}
+
+// status returns all but the verdicts of Status, and what these are made of: how each token was judged, and the IDs of the changes by
+// their places. Many keys and changes have many verdicts, which callers need not wait for.
+func (c *Cache) status() (all []Status, judged []judgement, ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, wall := c.clock.Boot(), c.clock.Wall()
-	all := make([]Status, 0, len(c.entries))
+	all, judged = make([]Status, 0, len(c.entries)), make([]judgement, 0, len(c.entries))
 	for _, e := range c.entries {
-		all = append(all, c.statusLocked(e, now, wall))
+		all, judged = append(all, c.statusLocked(e, now, wall)), append(judged, e.judgement)
+	}
+	ids = make([]string, 0, len(c.changes))
+	for _, ch := range c.changes {
+		ids = append(ids, ch.ID)
+	}
+	return all, judged, ids
+}
+
+// verdicts tells how a token stands to each change that is about its key, by the IDs of the changes in their places.
+func (j judgement) verdicts(ids []string) []Verdict {
+	all := make([]Verdict, 0, len(j.about))
+	lack := len(j.lacks) - 1
+	for _, at := range slices.Backward(j.about) {
+		v := Verdict{Change: ids[at]}
+		if lack >= 0 && j.lacks[lack] == at {
+			v.Standing = j.standing[lack]
+			lack--
+		}
+		all = append(all, v)
 	}
 	return all
 }

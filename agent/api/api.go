@@ -469,6 +469,8 @@ type TokenStatus struct {
 	Served      int64      `json:"served"`   // answers given to callers
 
 	Permissions Permissions `json:"permissions"`
+	// Changes tells of each policy change on record that touches the token, the latest first, whether the token carries it.
+	Changes []TokenChange `json:"policy_changes,omitempty"`
 	// MintedFrom and MintedTo bound the minting of the token held, by the issuer's clock.
 	MintedFrom *time.Time     `json:"minted_from,omitempty"`
 	MintedTo   *time.Time     `json:"minted_to,omitempty"`
@@ -480,6 +482,12 @@ type TokenStatus struct {
 	HeldUntil  *time.Time     `json:"held_until,omitempty"` // no fetch before: a policy change is still spreading
 	// Refused is when a module last reported that a resource refused this token.
 	Refused *time.Time `json:"refused,omitempty"`
+}
+
+// TokenChange is whether a token carries a policy change.
+type TokenChange struct {
+	ID       string   `json:"id"`                 // of the change
+	Standing Standing `json:"standing,omitempty"` // absent without a valid token
 }
 
 // RolloverPattern is what was learnt of when the back end hands out newer tokens.

@@ -99,6 +99,13 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 			Expected: timePtr(key.Expected),
 		},
 	}
+	for _, v := range key.Changes {
+		change := api.TokenChange{ID: v.Change}
+		if key.Left > 0 {
+			change.Standing = api.Standing(v.Standing.String()) // the same words
+		}
+		status.Changes = append(status.Changes, change)
+	}
 	if key.Left > 0 {
 		claims := claimsOf(key.Claims)
 		status.Unconfirmed = key.Unconfirmed

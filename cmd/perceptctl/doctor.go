@@ -395,13 +395,14 @@ func examineTokens(status api.Status) (all []finding) {
 	sound := 0
 	for _, token := range status.Tokens {
 		what := fmt.Sprintf("token of %s for %s", token.Identity, token.Resource)
+		lost := lostRecord(changesOf(token, status.Changes))
 		switch {
 		case token.State == api.StateMissing || token.State == api.StateFailing:
 			all = append(all, finding{fail, what, cmp.Or(token.LastError, "there is none yet"),
 				"perceptctl refresh --resource " + token.Resource + " tries again"})
-		case token.Permissions.Withheld && lostRecord(status.Changes, token) != nil:
+		case token.Permissions.Withheld && lost != nil:
 			all = append(all, finding{note, what, "it is withheld ([tokens] lost_record): " +
-				recordText(lostRecord(status.Changes, token).Record), "perceptctl explain " + token.Resource})
+				recordText(lost.Record), "perceptctl explain " + token.Resource})
 		case token.Permissions.Withheld:
 			all = append(all, finding{note, what, "it is withheld, as a revocation ordered", "perceptctl explain " +
 				token.Resource})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/tokencache"
 )
 
 // explanation is what explain says of one token, as --json prints it.
@@ -34,12 +35,7 @@ type explainer struct {
 
 // explain puts together all that is known of a token.
 func (s screen) explain(status api.Status, token api.TokenStatus) explanation {
-	t := explainer{screen: s, now: status.Now, token: token, changes: []tokenChange{}}
-	for _, change := range status.Changes {
-		if touches(change, token) {
-			t.changes = append(t.changes, tokenChange{change, policyState(change, token)})
-		}
-	}
+	t := explainer{screen: s, now: status.Now, token: token, changes: changesOf(token, status.Changes)}
 	e := explanation{Now: status.Now, Summary: t.summary(), Token: token, Changes: t.changes}
 	add := func(about string, texts ...string) {
 		for _, text := range texts {
@@ -110,11 +106,7 @@ func (t explainer) lostRecord() *api.PolicyChange {
 	if !t.token.Permissions.Withheld {
 		return nil
 	}
-	var all []api.PolicyChange
-	for _, change := range t.changes {
-		all = append(all, change.PolicyChange)
-	}
-	return lostRecord(all, t.token)
+	return lostRecord(t.changes)
 }
 
 // lifetime says when the token was issued and received, and when it expires.
@@ -268,28 +260,16 @@ func (t explainer) policyChanges() []string {
 		case change.Unsure:
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
 		}
+		if change.Resource != "" && tokencache.Spelling(change.Resource) != tokencache.Spelling(t.token.Resource) {
+			text += " That resource is an alternate of this one."
+		}
 		texts = append(texts, text+t.policyStateText(change))
 	}
 	if more := len(t.changes) - len(texts); more > 0 {
 		texts = append(texts, fmt.Sprintf("There are %s before these: perceptctl policy-changes lists them.",
 			counted(more, "change")))
 	}
-	if text := t.alternateChange(); text != "" {
-		texts = append(texts, text)
-	}
 	return texts
-}
-
-// alternateChange says that the latest change is on another resource, which is an alternate of this one or has this one
-// as an alternate.
-func (t explainer) alternateChange() string {
-	p := t.token.Permissions
-	isOwn := func(change tokenChange) bool { return change.At.Unix() == p.Changed }
-	if t.current() || p.Changed == 0 || slices.ContainsFunc(t.changes, isOwn) {
-		return ""
-	}
-	return "A policy change at " + t.atRelative(t.now, time.Unix(p.Changed, 0)) +
-		" is on a resource that goes by this one's name as well (alternates): perceptctl policy-changes lists it."
 }
 
 func (t explainer) policyStateText(change tokenChange) string {
@@ -540,13 +520,7 @@ func (t explainer) waiting(unmet []tokenChange) string {
 
 // unmet returns the changes that the token may lack.
 func (t explainer) unmet() []tokenChange {
-	var unmet []tokenChange
-	for _, change := range t.changes {
-		if change.Standing == api.StandingStale || change.Standing == api.StandingUncertain {
-			unmet = append(unmet, change)
-		}
-	}
-	return unmet
+	return slices.DeleteFunc(slices.Clone(t.changes), func(change tokenChange) bool { return !change.lacked() })
 }
 
 // revocations lists the IDs of the revocations among changes, or says where to find them.

@@ -136,7 +136,9 @@ func moreScenarios() []scenario {
 				*token = lacking(*token, api.StandingStale, time.Hour)
 				token.Permissions.Withheld = true
 			},
-			says:  []string{"A policy change at 11:00 (1h ago) is on a resource that goes by this one's name as well", "withdraw ID (perceptctl policy-changes lists them)."},
+			changes: []api.PolicyChange{{ID: "e", Resource: "https://alternate.example", Effect: api.EffectRevoked, At: noon.Add(-time.Hour), Touched: 1, Waiting: 1}},
+			says: []string{"from every identity on https://alternate.example (ID e). That resource is an alternate of this one. The token was minted before that",
+				"withdraw e."},
 			hides: []string{"No policy change that touches it"},
 		},
 		{
@@ -285,6 +287,7 @@ func TestStories(t *testing.T) {
 			if test.token != nil {
 				test.token(&token)
 			}
+			token = judged(token, test.changes...)
 			other := api.PolicyChange{ID: "other", Identity: "device", Effect: api.EffectRevoked, At: noon}
 			status := api.Status{Now: noon, Tokens: []api.TokenStatus{token}, Changes: append(test.changes, other)}
 			s := screen{Screen: term.Screen{Width: 80}}
@@ -314,24 +317,27 @@ func TestStories(t *testing.T) {
 	}
 }
 
-// TestManyChanges has more changes than are told one by one, some met and some not.
+// TestManyChanges has more changes than are told one by one, some met and some not, as perceptd judges them.
 func TestManyChanges(t *testing.T) {
 	t.Parallel()
 	token := lacking(aToken("vision", vault, 9*time.Hour), api.StandingStale, 8*time.Hour)
-	status := api.Status{Now: noon, Changes: []api.PolicyChange{
-		aChange("unmet", api.EffectChanged, 8*time.Hour, 2),
-		aChange("spreading", api.EffectChanged, 9*time.Hour+time.Minute, 1),
-		aChange("met", api.EffectChanged, 10*time.Hour, 1),
-	}}
-	for range 4 {
-		status.Changes = append(status.Changes, aChange("old", api.EffectChanged, 20*time.Hour, 0))
+	status := api.Status{Now: noon}
+	want := make(map[string]api.Standing)
+	add := func(id string, standing api.Standing) {
+		status.Changes = append(status.Changes, aChange(id, api.EffectChanged, time.Duration(7+len(want))*time.Hour, 1))
+		token.Changes = append(token.Changes, api.TokenChange{ID: id, Standing: standing})
+		want[id] = standing
 	}
-	later := aChange("later", api.EffectChanged, 7*time.Hour, 1) // the daemon counts it as met
-	status.Changes = append([]api.PolicyChange{later}, status.Changes...)
+	add("later", api.StandingCurrent)
+	add("unmet", api.StandingStale)
+	add("spreading", api.StandingUncertain)
+	for i := range 5 {
+		add(fmt.Sprint("met-", i), api.StandingCurrent)
+	}
+	status.Changes = append(status.Changes, aChange("another's", api.EffectRevoked, time.Hour, 1))
 	story := screen{Screen: term.Screen{Width: 80}}.explain(status, token)
-	want := map[string]api.Standing{
-		"later": api.StandingCurrent, "unmet": api.StandingStale, "spreading": api.StandingUncertain,
-		"met": api.StandingCurrent, "old": api.StandingCurrent,
+	if len(story.Changes) != len(want) {
+		t.Errorf("%d changes, want %d", len(story.Changes), len(want))
 	}
 	for _, change := range story.Changes {
 		if change.Standing != want[change.ID] {
@@ -424,6 +430,8 @@ func TestPolicyChangesOnNarrowScreens(t *testing.T) {
 func TestManyTouchedTokens(t *testing.T) {
 	t.Parallel()
 	status := api.Status{Now: noon}
+	change := aChange("1f0c2a34", api.EffectRevoked, time.Minute, 24)
+	change.Touched = 25
 	for i := range 25 {
 		token := aToken(fmt.Sprintf("identity-%d", i), vault, 9*time.Hour)
 		if i > 0 {
@@ -431,10 +439,8 @@ func TestManyTouchedTokens(t *testing.T) {
 			token.HeldUntil = after(9 * time.Minute)
 			token.Life = 28 * 3600
 		}
-		status.Tokens = append(status.Tokens, token)
+		status.Tokens = append(status.Tokens, judged(token, change))
 	}
-	change := aChange("1f0c2a34", api.EffectRevoked, time.Minute, 24)
-	change.Touched = 25
 	shown := screen{Screen: term.Screen{Width: 80}}.recorded(noon, change, status, true)
 	checkWidth(t, shown, 80, false)
 	flat := strings.Join(strings.Fields(shown), " ")
@@ -453,10 +459,10 @@ func FuzzExplain(f *testing.F) {
 	f.Add("vision", vault, "a note", "an error", 80)
 	f.Add("\x1b[2J", "\xff", "one\ntwo", strings.Repeat("x", 200), 40)
 	f.Fuzz(func(t *testing.T, identity, resource, note, failure string, width int) {
-		token := lacking(aToken(identity, resource, time.Hour), api.StandingStale, time.Minute)
+		change := aChange(note, api.EffectRevoked, time.Minute, 2)
+		token := judged(lacking(aToken(identity, resource, time.Hour), api.StandingStale, time.Minute), change)
 		token.LastError, token.SHA256 = failure, note
 		token.Claims = &api.TokenClaims{Groups: []string{note}}
-		change := aChange(note, api.EffectRevoked, time.Minute, 2)
 		change.Note = note
 		status := api.Status{Now: noon, Changes: []api.PolicyChange{change}}
 		s := screen{Screen: term.Screen{Width: max(term.DefaultWidth, min(width, 300))}}
@@ -498,7 +504,7 @@ func TestDoctorTellsRecordFromRevocation(t *testing.T) {
 		"it is withheld ([tokens] lost_record): the record of policy changes is lost": {lost},
 		"it is withheld, as a revocation ordered":                                     {lost, revoked},
 	} {
-		found := examineTokens(api.Status{Now: noon, Tokens: []api.TokenStatus{token}, Changes: changes})
+		found := examineTokens(api.Status{Now: noon, Tokens: []api.TokenStatus{judged(token, changes...)}, Changes: changes})
 		if len(found) != 1 || found[0].Is != want {
 			t.Errorf("%+v, want %q", found, want)
 		}

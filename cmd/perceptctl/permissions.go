@@ -113,12 +113,6 @@ func waitingText(change api.PolicyChange) string {
 	return fmt.Sprintf("%d of %d", change.Waiting, change.Touched)
 }
 
-// touches reports whether a change is about a token.
-func touches(change api.PolicyChange, token api.TokenStatus) bool {
-	return (change.Identity == "" || change.Identity == token.Identity) &&
-		(change.Resource == "" || sameResource(change.Resource, token.Resource))
-}
-
 // sameResource reports whether two spellings are of one resource. It is for display only: perceptd decides.
 func sameResource(a, b string) bool {
 	return strings.EqualFold(strings.TrimRight(a, "/"), strings.TrimRight(b, "/"))
@@ -127,46 +121,37 @@ func sameResource(a, b string) bool {
 // tokenChange is a policy change, and whether a token carries it.
 type tokenChange struct {
 	api.PolicyChange
-	Standing api.Standing `json:"standing,omitempty"` // empty without a token
+	Standing api.Standing `json:"standing,omitempty"` // empty without a valid token
 }
 
-// policyState is whether a token carries one change, as far as the status says. Empty without a token.
-func policyState(change api.PolicyChange, token api.TokenStatus) api.Standing {
-	counts := change.At
-	if change.AsOfNote {
-		counts = change.NotedOn
-	}
-	before := token.MintedTo != nil && token.MintedTo.Before(counts)
-	switch {
-	case token.ExpiresIn <= 0:
-		return ""
-	// The daemon's own verdict decides where it is about this change.
-	case isCurrent(token) || change.Waiting == 0:
-		return api.StandingCurrent
-	// Of the changes that the token may lack, Changed is the latest; it comes in whole seconds.
-	case !change.Unsure && change.At.Unix() > token.Permissions.Changed:
-		return api.StandingCurrent
-	case before && change.Effect != api.EffectUnknown:
-		return api.StandingStale
-	case change.Waiting == change.Touched || token.MintedFrom == nil ||
-		!token.MintedFrom.After(counts.Add(defaultPropagationDelay)):
-		return api.StandingUncertain
-	}
-	return api.StandingCurrent
+// lacked reports whether the token may lack the change.
+func (c tokenChange) lacked() bool {
+	return c.Standing == api.StandingStale || c.Standing == api.StandingUncertain
 }
 
-// defaultPropagationDelay is how long a change takes to reach new tokens, where the configuration says nothing else.
-const defaultPropagationDelay = 10 * time.Minute
+// changesOf returns the changes on record that touch a token, the latest first, as perceptd judges them.
+func changesOf(token api.TokenStatus, onRecord []api.PolicyChange) []tokenChange {
+	standing := make(map[string]api.Standing, len(token.Changes))
+	for _, change := range token.Changes {
+		standing[change.ID] = change.Standing
+	}
+	changes := []tokenChange{}
+	for _, change := range onRecord {
+		if standing, touches := standing[change.ID]; touches {
+			changes = append(changes, tokenChange{change, standing})
+		}
+	}
+	return changes
+}
 
-// lostRecord returns the change that stands for a lost record of policy changes and withholds the token; nil where
-// there is none, or a revocation on record withholds the token.
-func lostRecord(changes []api.PolicyChange, token api.TokenStatus) (found *api.PolicyChange) {
+// lostRecord returns the change that stands for a lost record of policy changes and withholds a token, of those that
+// touch it; nil where there is none, or a revocation on record withholds the token.
+func lostRecord(changes []tokenChange) (found *api.PolicyChange) {
 	for _, change := range changes {
 		switch {
-		case !touches(change, token):
 		case change.Withholds:
-			found = &change
-		case change.Effect == api.EffectRevoked && policyState(change, token) != api.StandingCurrent:
+			found = &change.PolicyChange
+		case change.Effect == api.EffectRevoked && change.lacked():
 			return nil
 		}
 	}

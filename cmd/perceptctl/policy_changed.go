@@ -198,18 +198,16 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 		waitingText(change), term.Plain)
 	var touched []api.TokenStatus
 	for _, token := range status.Tokens {
-		if token.ExpiresIn > 0 && touches(change, token) {
+		isIt := func(of api.TokenChange) bool { return of.ID == change.ID }
+		if token.ExpiresIn > 0 && slices.ContainsFunc(token.Changes, isIt) {
 			touched = append(touched, token)
 		}
 	}
-	if !known {
+	if !known || len(touched) == 0 {
 		return text + s.Paragraph("", "perceptctl status shows which and until when", term.Plain) + "\n" +
 			s.consequences(change, nil, now)
 	}
 	text += "\n" + s.touchedTokens(now, touched)
-	if others := change.Touched - len(touched); others > 0 {
-		text += s.Paragraph("", "and "+counted(others, "token")+" of alternates of that resource", term.Plain)
-	}
 	return text + "\n" + s.consequences(change, touched, now)
 }
 

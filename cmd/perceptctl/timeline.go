@@ -161,14 +161,9 @@ type life struct {
 
 func lifeOf(status api.Status, token api.TokenStatus) life {
 	l := life{token: token}
-	for _, change := range status.Changes {
-		if !touches(change, token) {
-			continue
-		}
+	for _, change := range changesOf(token, status.Changes) {
 		l.changes = append(l.changes, change.At)
-		lacks := policyState(change, token)
-		if (lacks == api.StandingStale || lacks == api.StandingUncertain) &&
-			(l.unmet.IsZero() || change.At.Before(l.unmet)) {
+		if change.lacked() && (l.unmet.IsZero() || change.At.Before(l.unmet)) {
 			l.unmet = change.At
 		}
 	}
@@ -196,11 +191,6 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 		l.rollover = *token.Rollover.Expected
 	}
 	if p := token.Permissions; !isCurrent(token) {
-		if l.unmet.IsZero() && p.Changed != 0 {
-			// A change that touches it as an alternate of another resource.
-			l.unmet = time.Unix(p.Changed, 0)
-			l.changes = append(l.changes, l.unmet)
-		}
 		if p.CurrentBy != 0 {
 			l.currentBy = time.Unix(p.CurrentBy, 0)
 		}

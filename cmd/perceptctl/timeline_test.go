@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,21 @@ func aToken(identity, resource string, age time.Duration) api.TokenStatus {
 func lacking(token api.TokenStatus, standing api.Standing, ago time.Duration) api.TokenStatus {
 	token.Permissions = api.Permissions{
 		Standing: standing, Changed: noon.Add(-ago).Unix(), CurrentBy: token.ExpiresOn.Add(time.Second).Unix(),
+	}
+	return token
+}
+
+// judged has the token be touched by changes: it stands to each as it does to all, but carries those that no token waits for.
+func judged(token api.TokenStatus, changes ...api.PolicyChange) api.TokenStatus {
+	for _, change := range changes {
+		of := api.TokenChange{ID: change.ID, Standing: token.Permissions.Standing}
+		switch {
+		case token.ExpiresIn <= 0:
+			of.Standing = ""
+		case change.Waiting == 0:
+			of.Standing = api.StandingCurrent
+		}
+		token.Changes = append(token.Changes, of)
 	}
 	return token
 }
@@ -90,7 +106,12 @@ func TestTimelineLayout(t *testing.T) {
 			for _, plainText := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s, %d columns, ASCII %t", name, width, plainText), func(t *testing.T) {
 					t.Parallel()
-					status := api.Status{Now: noon, Tokens: tokens, Changes: []api.PolicyChange{aChange("1f0c2a34", api.EffectGranted, 10*time.Minute, 1)}}
+					change := aChange("1f0c2a34", api.EffectGranted, 10*time.Minute, 1)
+					tokens := slices.Clone(tokens)
+					for i := range tokens {
+						tokens[i] = judged(tokens[i], change)
+					}
+					status := api.Status{Now: noon, Tokens: tokens, Changes: []api.PolicyChange{change}}
 					shown := screen{Screen: term.Screen{Width: width, ASCII: plainText}}.timeline(status)
 					checkWidth(t, shown, min(width, widestTimeline), plainText)
 					if len(tokens) == 0 {
@@ -172,6 +193,7 @@ func TestTimelineListsWhatIsHidden(t *testing.T) {
 	for i := range 7 {
 		status.Changes = append(status.Changes, aChange(fmt.Sprint(i), api.EffectChanged, time.Duration(30+i)*time.Second, 2))
 	}
+	status.Tokens[0] = judged(token, status.Changes...)
 	shown := screen{Screen: term.Screen{Width: 80}}.timeline(status)
 	if !strings.HasPrefix(shown, "SIMULATED: ") {
 		t.Errorf("not said to be simulated:\n%s", shown)
@@ -197,9 +219,11 @@ func TestTimelineOddTimes(t *testing.T) {
 	undated.MintedFrom, undated.ExpiresOn = nil, nil
 	timeless := aToken("timeless", "r", time.Hour)
 	timeless.MintedFrom, timeless.ReceivedOn, timeless.ExpiresOn = nil, nil, nil
-	alternate := lacking(aToken("alternate", "r", time.Hour), api.StandingStale, 30*time.Minute)
+	change := aChange("a", api.EffectGranted, 30*time.Minute, 1)
+	change.Resource = "s"
+	alternate := judged(lacking(aToken("alternate", "r", time.Hour), api.StandingStale, 30*time.Minute), change)
 	none := api.TokenStatus{Identity: "none", Resource: "r", State: api.StateFetching}
-	status := api.Status{Now: noon, Tokens: []api.TokenStatus{far, undated, timeless, alternate, none}}
+	status := api.Status{Now: noon, Tokens: []api.TokenStatus{far, undated, timeless, alternate, none}, Changes: []api.PolicyChange{change}}
 	s := screen{Screen: term.Screen{Width: 80, ASCII: true}, zone: time.FixedZone("", 5*3600+1800)}
 	shown := s.timeline(status)
 	checkWidth(t, shown, 80, true)
@@ -242,7 +266,8 @@ func FuzzTimeline(f *testing.F) {
 		const bound = 1 << 36 // seconds; what a time in JSON can say
 		left, minted, changed = left%bound, minted%bound, changed%bound
 		token := api.TokenStatus{Identity: identity, Resource: resource, ExpiresIn: left,
-			Permissions: api.Permissions{Standing: api.StandingStale, Changed: changed, CurrentBy: minted, Likely: left}}
+			Permissions: api.Permissions{Standing: api.StandingStale, Changed: changed, CurrentBy: minted, Likely: left},
+			Changes:     []api.TokenChange{{ID: "a", Standing: api.StandingStale}}}
 		from, expected := time.Unix(minted, 0), time.Unix(changed, 0)
 		token.MintedFrom, token.MintedTo, token.Rollover.Expected = &from, &from, &expected
 		width = max(term.LeastWidth, min(width, 300))

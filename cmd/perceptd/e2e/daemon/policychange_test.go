@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"perceptd/agent/api"
 	"perceptd/cmd/perceptd/e2e/harness"
@@ -196,6 +197,28 @@ func checkStale(t testing.TB, d *harness.Daemon, client *http.Client, noted api.
 	}
 	explain := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Token(), "explain", harness.VaultURI)
 	if explained, err := explain.CombinedOutput(); err != nil || !strings.Contains(string(explained), "stale") {
+		t.Errorf("explain: %v\n%s", err, explained)
+	}
+}
+
+// Whether a token carries a change is decided by the daemon alone: with a longer propagation delay than is usual, explain says of a change
+// a quarter of an hour before the token what the label says.
+func TestExplainAgreesWithTheLabel(t *testing.T) {
+	t.Parallel()
+	config := "[tokens]\nspread = \"30m\"\n\n" + strings.Replace(harness.SimulatedFor(), "prefetch = true\n", "", 1)
+	d := harness.LaunchDaemon(t, config)
+	at := time.Now().Add(-15 * time.Minute).UTC().Format(time.RFC3339)
+	noted := harness.RecordChange(t, d, `{"all_resources":true,"effect":"changed","at":"`+at+`"}`)
+	if status, body, err := d.Get(d.Token(), harness.VaultToken); err != nil || status != 200 {
+		t.Fatalf("%d %s %v", status, body, err)
+	}
+	token := d.Status(t).Tokens[0]
+	if want := []api.TokenChange{{ID: noted.ID, Standing: api.StandingUncertain}}; !slices.Equal(token.Changes, want) {
+		t.Errorf("the status says %+v, want %+v", token.Changes, want)
+	}
+	explained, err := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Token(), "explain", harness.VaultURI).CombinedOutput()
+	flat := strings.Join(strings.Fields(string(explained)), " ")
+	if err != nil || !strings.Contains(flat, "is uncertain") || !strings.Contains(flat, "cannot be told") || strings.Contains(flat, "and carries it") {
 		t.Errorf("explain: %v\n%s", err, explained)
 	}
 }
