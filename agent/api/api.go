@@ -89,6 +89,9 @@ type Problem struct {
 	Detail  string   `json:"detail"`
 	Code    Code     `json:"code"`
 	Choices []string `json:"choices,omitempty"` // identities to choose from, with CodeAmbiguous and CodeUnknownIdentity
+
+	// PolicyChange is what was recorded, or withdrawn, all the same, with CodeNotKept.
+	PolicyChange *PolicyChangeAnswer `json:"policy_change,omitempty"`
 }
 
 // Token is the answer of GET /v1/token. Times are Unix seconds of the device's clock: expires_on is

@@ -213,11 +213,11 @@ func (c *Client) PolicyChanges(ctx context.Context) (api.PolicyChanges, error) {
 }
 
 // RecordPolicyChange puts a policy change on record and in force, and returns the recorded change. With an
-// *Error of api.CodeNotKept the change is in force, but lost at the daemon's next start. Other
+// *Error of api.CodeNotKept the change is in force and returned, but lost at the daemon's next start. Other
 // errors are as for Token; nothing has changed then.
 func (c *Client) RecordPolicyChange(ctx context.Context, r api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
 	call := call{socket: c.AdminSocketPath(), method: http.MethodPost, path: api.PathPolicyChanges, body: r}
-	return answerTo[api.PolicyChangeAnswer](ctx, call)
+	return call.change(ctx)
 }
 
 // WithdrawPolicyChange takes a policy change off the record, as if it had never been noted, and returns
@@ -228,7 +228,17 @@ func (c *Client) WithdrawPolicyChange(ctx context.Context, id string) (api.Polic
 		socket: c.AdminSocketPath(), method: http.MethodDelete, path: api.PathPolicyChanges,
 		query: url.Values{"id": {id}},
 	}
-	return answerTo[api.PolicyChangeAnswer](ctx, call)
+	return call.change(ctx)
+}
+
+// change returns the policy change that the answer is about, also with the error that it is not kept.
+func (c call) change(ctx context.Context) (api.PolicyChangeAnswer, error) {
+	answer, err := answerTo[api.PolicyChangeAnswer](ctx, c)
+	var refusal *Error
+	if errors.As(err, &refusal) && refusal.PolicyChange != nil {
+		answer = *refusal.PolicyChange
+	}
+	return answer, err
 }
 
 // Reload makes the daemon read its configuration again and returns what changed. A bad configuration

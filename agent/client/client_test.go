@@ -510,3 +510,19 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// A policy change that is in force, or withdrawn, and not on the disk is returned beside the error that says so.
+func TestChangeThatIsNotKeptIsReturned(t *testing.T) {
+	t.Parallel()
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, 507, "application/problem+json", `{"code":"not_kept","detail":"in force","policy_change":{"id":"9b2e7c10","effect":"revoked"}}`)
+	})
+	recorded, err := c.RecordPolicyChange(t.Context(), api.PolicyChangeRequest{AllResources: true, Effect: api.EffectRevoked})
+	if refusal, ok := errors.AsType[*client.Error](err); !ok || refusal.Code != api.CodeNotKept || recorded.ID != "9b2e7c10" || recorded.Effect != api.EffectRevoked {
+		t.Errorf("recorded %+v, %v", recorded, err)
+	}
+	was, err := c.WithdrawPolicyChange(t.Context(), "9b2e7c10")
+	if err == nil || was.ID != "9b2e7c10" {
+		t.Errorf("withdrawn %+v, %v", was, err)
+	}
+}

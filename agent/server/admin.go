@@ -176,10 +176,20 @@ func (s *Server) notePolicyChange(req *request) *apiError {
 		}
 	}
 	noted, err := s.Agent.NoteChange(req.caller.String(), change)
+	return s.answerChange(req, noted, err)
+}
+
+// answerChange answers with a change that was recorded, or withdrawn. So does the error that it is not on the disk.
+func (s *Server) answerChange(req *request, change agent.NotedChange, err error) *apiError {
+	answer := api.PolicyChangeAnswer{PolicyChange: policyChange(change), Now: s.now()}
 	if err != nil {
-		return errorOf(err)
+		e := errorOf(err)
+		if e.code == api.CodeNotKept {
+			e.change = &answer
+		}
+		return e
 	}
-	req.body = encode(api.PolicyChangeAnswer{PolicyChange: policyChange(noted), Now: s.now()})
+	req.body = encode(answer)
 	return nil
 }
 
@@ -194,11 +204,7 @@ func (s *Server) withdrawPolicyChange(req *request) *apiError {
 			api.PathPolicyChanges + " lists them")
 	}
 	was, err := s.Agent.WithdrawChange(req.caller.String(), id)
-	if err != nil {
-		return errorOf(err)
-	}
-	req.body = encode(api.PolicyChangeAnswer{PolicyChange: policyChange(was), Now: s.now()})
-	return nil
+	return s.answerChange(req, was, err)
 }
 
 // readTime reads a time of a body's field.

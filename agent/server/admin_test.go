@@ -510,10 +510,21 @@ func TestPolicyChangeThatIsNotKept(t *testing.T) {
 	if len(list) != 1 {
 		t.Fatalf("%+v", list)
 	}
+	if recorded := got.problem(t).PolicyChange; recorded == nil || recorded.ID != list[0].ID || recorded.Effect != api.EffectChanged || !recorded.At.Equal(list[0].At) {
+		t.Errorf("recorded %+v, and on record is %+v", recorded, list[0])
+	}
 	got = send(t, admin, withdraw("?id="+list[0].ID))
 	checkRefusal(t, "withdrawn", got, 507, api.CodeNotKept)
+	if was := got.problem(t).PolicyChange; was == nil || was.ID != list[0].ID {
+		t.Errorf("withdrawn %+v", was)
+	}
 	if detail := got.problem(t).Detail; !strings.Contains(detail, "withdrawn") {
 		t.Errorf("%q", detail)
+	}
+	got = send(t, admin, withdraw("?id="+list[0].ID))
+	checkRefusal(t, "once more", got, 404, api.CodeUnknownChange)
+	if was := got.problem(t).PolicyChange; was != nil {
+		t.Errorf("nothing was withdrawn, and the answer has %+v", was)
 	}
 }
 

@@ -26,6 +26,8 @@ type apiError struct {
 	sdkCode    string        // the SDK forms' "error" where it is not the status's usual one
 	counted    bool          // the agent has counted the request already
 	again      bool          // the next request on the connection can prove the caller
+
+	change *api.PolicyChangeAnswer // what was done all the same; nil: nothing was
 }
 
 func badRequest(detail string) *apiError {
@@ -125,6 +127,8 @@ func (e *apiError) problem() []byte {
 		Detail:  e.detail,
 		Code:    e.code,
 		Choices: e.choices,
+
+		PolicyChange: e.change,
 	})
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"perceptd/agent/api"
@@ -111,11 +110,6 @@ func joinedText(change api.PolicyChange) string {
 
 func waitingText(change api.PolicyChange) string {
 	return fmt.Sprintf("%d of %d", change.Waiting, change.Touched)
-}
-
-// sameResource reports whether two spellings are of one resource. It is for display only: perceptd decides.
-func sameResource(a, b string) bool {
-	return strings.EqualFold(strings.TrimRight(a, "/"), strings.TrimRight(b, "/"))
 }
 
 // tokenChange is a policy change, and whether a token carries it.

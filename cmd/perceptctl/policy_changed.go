@@ -104,12 +104,6 @@ func (a *app) policyChanged(ctx context.Context, request api.PolicyChangeRequest
 	if err != nil && warned == "" {
 		return err
 	}
-	if warned != "" {
-		change, err = a.lastRecorded(ctx, request)
-		if err != nil {
-			change = api.PolicyChangeAnswer{}
-		}
-	}
 	if asJSON {
 		return a.jsonWithWarning(change, warned)
 	}
@@ -152,25 +146,6 @@ func (a *app) jsonWithWarning(answer any, warned string) error {
 		return err
 	}
 	return troubleIf(warned != "")
-}
-
-// lastRecorded finds the change that was just noted on the record, since an answer that it could not be kept
-// does not name it.
-func (a *app) lastRecorded(ctx context.Context, request api.PolicyChangeRequest) (api.PolicyChangeAnswer, error) {
-	onRecord, err := a.client.PolicyChanges(ctx)
-	if err != nil {
-		return api.PolicyChangeAnswer{}, err
-	}
-	last := api.PolicyChangeAnswer{Now: onRecord.Now}
-	for _, change := range onRecord.Changes {
-		same := sameResource(change.Resource, strings.TrimSuffix(request.Resource, defaultScope)) &&
-			change.Identity == request.Identity &&
-			change.Effect == request.Effect && change.Note == request.Note
-		if same && !change.NotedOn.Before(last.NotedOn) {
-			last.PolicyChange = change
-		}
-	}
-	return last, nil
 }
 
 // defaultScope may stand behind a resource and is dropped by the daemon.

@@ -190,16 +190,18 @@ func (a *app) withdrawOne(ctx context.Context, s screen, id string) (text string
 	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	change, err := a.client.WithdrawPolicyChange(ctx, id)
-	if detail := notKept(err); detail != "" {
-		return s.notKept(detail) + s.Paragraph("withdrawn: ", id, term.Plain), true, nil
-	}
-	if err != nil {
+	detail := notKept(err)
+	if err != nil && detail == "" {
 		return "", false, err
 	}
-	text = s.Paragraph("withdrawn: ", change.ID+", "+s.changeText(change.Now, change.PolicyChange), term.Plain)
+	text = s.notKept(detail)
+	if change.ID == "" { // by an older daemon
+		return text + s.Paragraph("withdrawn: ", id, term.Plain), true, nil
+	}
+	text += s.Paragraph("withdrawn: ", change.ID+", "+s.changeText(change.Now, change.PolicyChange), term.Plain)
 	if change.Waiting > 0 {
 		text += s.Paragraph("", counted(change.Waiting, "token")+
 			" waited for it; the changes left on record judge by themselves now", term.Faint)
 	}
-	return text, false, nil
+	return text, detail != "", nil
 }
