@@ -166,18 +166,18 @@ func (c *Cache) Close() {
 // The error is a *FetchError, *ShortLifeError, *NotYetError or *WithheldError, ErrDropped, ErrClosed, or
 // wraps ctx's.
 func (c *Cache) Get(ctx context.Context, key Key, need Need) (Answer, error) {
-	var landed *flight
+	var tried *flight
 	for {
 		c.mu.Lock()
-		answer, f, patience, err := c.lookLocked(key, need, landed)
+		step := c.stepLocked(key, need, tried)
 		c.mu.Unlock()
-		if f == nil {
-			return answer, err
+		if step.wait == nil {
+			return step.answer, step.err
 		}
-		if err := await(ctx, f, patience); err != nil {
+		if err := await(ctx, step.wait, step.atMost); err != nil {
 			return Answer{}, fmt.Errorf("waiting for the token of %v: %w", key, err)
 		}
-		landed = f
+		tried = step.wait
 	}
 }
 
@@ -199,58 +199,114 @@ func await(ctx context.Context, f *flight, patience time.Duration) error {
 	}
 }
 
-// lookLocked decides one step of Get: an answer, an error, or a flight to wait for, and how long.
-// landed is the flight that this caller has waited for already, or nil.
+// step is what Get does next: it answers, fails, or waits for a fetch that callers share.
+type step struct {
+	answer Answer
+	err    error
+
+	wait   *flight       // nil: answer and err are final
+	atMost time.Duration // how long to wait for it
+}
+
+// supply is what is there for a caller of Get, measured by what it needs.
+type supply uint8
+
+const (
+	missing    supply = iota // no valid token
+	lacking                  // a valid one that is not what is firmly needed
+	wanting                  // one that is, with less life than the caller would like
+	sufficient               // one that is all that was asked for
+	withheld                 // a revocation withholds it, and would withhold what is fetched now
+)
+
+// stepLocked decides one step of Get. tried is the fetch that this caller has waited for already, or nil.
 //
-// A caller comes here again after its flight, since what landed may not be what it needs: the token
+// A caller comes here again after its fetch, since what landed may not be what it needs: the token
 // may be the one it had, or have expired while the caller was not scheduled.
-func (c *Cache) lookLocked(key Key, need Need, landed *flight) (Answer, *flight, time.Duration, error) {
+func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 	now := c.clock.Boot()
 	e, err := c.entryLocked(key, now)
 	if err != nil {
-		return Answer{}, nil, 0, err
+		return step{err: err}
 	}
-	if landed != nil && landed.stoodDown() {
-		landed = nil // for a change that may have been withdrawn by now
+	if tried != nil && tried.stoodDown() {
+		tried = nil // for a change that may have been withdrawn by now
 	}
 	left := c.leftLocked(e, now)
 	c.reviveLocked(e, left, now)
-	barred := c.barredLocked(e, now)
-	if e.standing.worst != Current && (left > 0 || barred) {
-		if answer, found := c.alternateLocked(e, need, now); found {
-			return answer, nil, 0, nil
-		}
-		if barred {
-			c.awaitSpreadLocked(e, now)
-		}
-		if e.standing.withheld() {
-			return Answer{}, nil, 0, c.withheldLocked(e, now)
-		}
+	if answer, found := c.insteadLocked(e, need, left, now); found {
+		return step{answer: answer}
 	}
 	short := c.shortLocked(e, need, left, now)
-	switch {
-	case left > 0 && short == nil && (left >= need.MinTTL || landed != nil):
-		return c.serveLocked(e, left, now), nil, 0, nil
-	case left > 0 && short == nil:
-		return c.wishLocked(e, left, now)
-	case landed != nil && ended(landed) && landed.err != nil:
-		return Answer{}, nil, 0, landed.err
-	case left > 0 && (landed != nil || e.flight == nil && c.uselessLocked(e, now)):
-		if failure := e.remembered(now); failure != nil {
-			return Answer{}, nil, 0, failure
+	switch c.supplyLocked(e, need, short, left, now) {
+	case withheld:
+		return step{err: c.withheldLocked(e, now)}
+	case sufficient:
+		return step{answer: c.serveLocked(e, left, now)}
+	case wanting:
+		if tried != nil {
+			return step{answer: c.serveLocked(e, left, now)}
 		}
-		return Answer{}, nil, 0, short
+		return c.wishLocked(e, left, now)
+	case lacking:
+		if failure := tried.failure(); failure != nil {
+			return step{err: failure}
+		}
+		if tried != nil || e.flight == nil && c.uselessLocked(e, now) {
+			if failure := e.remembered(now); failure != nil {
+				return step{err: failure}
+			}
+			return step{err: short}
+		}
+	case missing:
+		if failure := tried.failure(); failure != nil {
+			return step{err: failure}
+		}
 	}
+	return c.missLocked(e, now)
+}
+
+// supplyLocked returns what there is of e's token for that need, in which it falls short so; nil: it does not.
+func (c *Cache) supplyLocked(e *entry, need Need, short error, left, now time.Duration) supply {
+	switch {
+	case e.standing.withheld() && (left > 0 || c.barredLocked(e, now)):
+		return withheld
+	case left <= 0:
+		return missing
+	case short != nil:
+		return lacking
+	case left < need.MinTTL:
+		return wanting
+	}
+	return sufficient
+}
+
+// insteadLocked answers with an alternate's token, if there is one that is current, where e's is not, or none would be. Where nothing
+// may be fetched for e now, it sees to it that it is once the revocation has spread.
+func (c *Cache) insteadLocked(e *entry, need Need, left, now time.Duration) (Answer, bool) {
+	barred := c.barredLocked(e, now)
+	if e.standing.worst == Current || left <= 0 && !barred {
+		return Answer{}, false
+	}
+	answer, found := c.alternateLocked(e, need, now)
+	if !found && barred {
+		c.awaitSpreadLocked(e, now)
+	}
+	return answer, found
+}
+
+// missLocked has a caller wait for a fetch, unless no call is to be made for it now.
+func (c *Cache) missLocked(e *entry, now time.Duration) step {
 	if !e.underWay() {
 		if failure := c.ownRefusalLocked(e, now); failure != nil {
-			return Answer{}, nil, 0, failure
+			return step{err: failure}
 		}
 		if failure := c.pauseLocked(now); failure != nil {
 			c.gate.rest.turned = c.gate.rest.turned || !e.yields()
-			return Answer{}, nil, 0, failure
+			return step{err: failure}
 		}
 	}
-	return Answer{}, c.flyLocked(e, forCaller, now), never, nil
+	return step{wait: c.flyLocked(e, forCaller, now), atMost: never}
 }
 
 // shortLocked returns in what e's token falls short of what is firmly needed, or nil.
@@ -301,15 +357,15 @@ func (c *Cache) awaitSpreadLocked(e *entry, now time.Duration) {
 
 // wishLocked serves a caller that would like more life than the token has: it waits a little for a
 // fetch that is young, or that may be tried again by now.
-func (c *Cache) wishLocked(e *entry, left, now time.Duration) (Answer, *flight, time.Duration, error) {
+func (c *Cache) wishLocked(e *entry, left, now time.Duration) step {
 	if !e.underWay() && (e.flight == nil && c.uselessLocked(e, now) || c.refusalLocked(e, now) != nil) {
-		return c.serveLocked(e, left, now), nil, 0, nil
+		return step{answer: c.serveLocked(e, left, now)}
 	}
 	f := c.flyLocked(e, forCaller, now)
 	if patience := softWait - (now - f.asked); patience > 0 {
-		return Answer{}, f, patience, nil
+		return step{wait: f, atMost: patience}
 	}
-	return c.serveLocked(e, left, now), nil, 0, nil
+	return step{answer: c.serveLocked(e, left, now)}
 }
 
 // refusalLocked returns why no call is to be made for e now, or nil.

@@ -47,6 +47,14 @@ type flight struct {
 // stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
 func (f *flight) stoodDown() bool { return ended(f) && errors.As(f.err, new(*HeldError)) }
 
+// failure returns why f, which has landed, brought nothing. Nil: it has not landed, or brought something, or there is no f.
+func (f *flight) failure() error {
+	if f == nil || !ended(f) {
+		return nil
+	}
+	return f.err
+}
+
 func ended(f *flight) bool {
 	select {
 	case <-f.done:
