@@ -42,7 +42,7 @@ func (a *Agent) logPrincipal(e tokencache.Event) {
 // logForgotten notes that a token was dropped at an administrator's wish.
 func (a *Agent) logForgotten(key tokencache.Key, identity, digest string) {
 	a.log.Info("token forgotten", zap.String("identity", identity), zap.String("resource", key.Resource),
-		zap.Stringer("selector", key.Selector), zap.String("token_sha256", digest[:min(12, len(digest))]), zap.String("message_id", MessageForgotten))
+		zap.Stringer("selector", key.Selector), zap.String("token_sha256", digest), zap.String("message_id", MessageForgotten))
 }
 
 // maxOddities is how many sentences of one kind the status has on strange tokens.

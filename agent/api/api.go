@@ -458,7 +458,7 @@ type TokenStatus struct {
 	Resource    string     `json:"resource"`
 	State       TokenState `json:"state"`
 	Prefetch    bool       `json:"prefetch"`
-	SHA256      string     `json:"token_sha256,omitempty"` // first 12 hexadecimal digits
+	SHA256      string     `json:"token_sha256,omitempty"` // of the text of the token held, in hexadecimal
 	ReceivedOn  *time.Time `json:"received_on,omitempty"`
 	ExpiresOn   *time.Time `json:"expires_on,omitempty"`   // by the device's clock
 	ExpiresIn   int64      `json:"expires_in"`             // 0: no valid token

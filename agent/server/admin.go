@@ -70,16 +70,13 @@ func (s *Server) status(req *request) *apiError {
 	return nil
 }
 
-// shownDigest is how many digits of a token's digest are enough to tell two tokens apart.
-const shownDigest = 12
-
 func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 	status := api.TokenStatus{
 		Identity:    key.Identity,
 		Resource:    key.Key.Resource,
 		State:       api.TokenState(key.State.String()), // the same words
 		Prefetch:    key.Prefetch,
-		SHA256:      key.SHA256[:min(shownDigest, len(key.SHA256))],
+		SHA256:      key.SHA256,
 		ReceivedOn:  timePtr(key.ReceivedOn),
 		ExpiresOn:   timePtr(key.ExpiresOn),
 		ExpiresIn:   int64(key.Left / time.Second),

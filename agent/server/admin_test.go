@@ -76,7 +76,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("the missing token: %+v", missing)
 	}
 	sum := tokencache.NewSecret(canary).SHA256()
-	if fresh.State != api.StateFresh || fresh.LastOutcome != api.OutcomeNewer || fresh.SHA256 != sum[:12] || fresh.ExpiresIn == 0 || fresh.ExpiresOn == nil || fresh.NextRefresh == nil || fresh.Served != 1 || fresh.Fetches != 1 {
+	if fresh.State != api.StateFresh || fresh.LastOutcome != api.OutcomeNewer || fresh.SHA256 != sum || fresh.ExpiresIn == 0 || fresh.ExpiresOn == nil || fresh.NextRefresh == nil || fresh.Served != 1 || fresh.Fetches != 1 {
 		t.Errorf("the fresh token: %+v", fresh)
 	}
 }
@@ -568,7 +568,7 @@ func TestStatusTellsOfPermissions(t *testing.T) {
 		return tokens[0]
 	}
 	first := one()
-	if first.Permissions.Standing != api.StandingCurrent || first.Life != 86400 || len(first.SHA256) != 12 || first.HeldUntil != nil || first.Before != nil || first.Refused != nil {
+	if first.Permissions.Standing != api.StandingCurrent || first.Life != 86400 || len(first.SHA256) != 64 || first.HeldUntil != nil || first.Before != nil || first.Refused != nil {
 		t.Errorf("%+v", first)
 	}
 	minted := time.Now().Add(-2 * time.Hour)

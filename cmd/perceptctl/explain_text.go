@@ -116,7 +116,7 @@ func (t explainer) lifetime() string {
 	}
 	text := "The token"
 	if t.token.SHA256 != "" {
-		text += " (sha256 " + t.token.SHA256 + "…)"
+		text += " (sha256 " + shortDigest(t.token.SHA256) + "…)"
 	}
 	text += " " + t.issued() + "."
 	if t.token.ReceivedOn != nil {

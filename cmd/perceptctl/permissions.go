@@ -43,6 +43,9 @@ func (s screen) permissionsText(now time.Time, p api.Permissions) string {
 	return text
 }
 
+// shortDigest returns the first digits of a token's digest, which are enough for people to tell two tokens apart.
+func shortDigest(digest string) string { return digest[:min(12, len(digest))] }
+
 // effects lists the effects of policy changes, each with what perceptd does about it.
 const effects = `granted  more is permitted: tokens at hand are served on, labelled as not current
 revoked  less is permitted: they are withheld until newer ones arrive, which can

@@ -101,7 +101,7 @@ func (s screen) event(event client.Event) string {
 		text += "no valid token"
 	default:
 		expires := time.Unix(event.ExpiresOn, 0)
-		text += fmt.Sprintf("%s until %s, ", term.Clean(event.SHA256[:min(12, len(event.SHA256))]), s.at(now, expires))
+		text += fmt.Sprintf("%s until %s, ", term.Clean(shortDigest(event.SHA256)), s.at(now, expires))
 		text += s.permissionsText(now, event.Permissions)
 	}
 	return text + "\n"
