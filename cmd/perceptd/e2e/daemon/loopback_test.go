@@ -198,6 +198,7 @@ func TestLoopbackSecretsAreForRoot(t *testing.T) {
 		must(t, os.Chmod(dir, 0o755))
 	}
 	must(t, os.Chown(d.Admin(), 0, 65533))
+	d.AwaitReady(t)
 	asAdministrator := func(args ...string) (int, string) {
 		c := exec.Command(harness.Binary(t, "perceptctl"), append([]string{"--socket", d.Token()}, args...)...)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65533}}

@@ -34,6 +34,7 @@ func TestNestedRoot(t *testing.T) {
 		t.Skip("making pid namespaces needs root")
 	}
 	d := harness.LaunchDaemon(t, harness.WithLoopback(harness.SimulatedFor("vision"), harness.FreeAddress(t)))
+	d.AwaitReady(t)
 	nested := func(args ...string) (out string, status int) {
 		c := exec.Command("/usr/bin/unshare", append([]string{"-p", "-f", "-m", harness.Binary(t, "perceptctl"), "--socket", d.Token()}, args...)...)
 		text, _ := c.CombinedOutput()

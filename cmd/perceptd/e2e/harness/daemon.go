@@ -49,8 +49,19 @@ func (d *Daemon) Arguments() []string {
 // AwaitHealth waits until the daemon serves.
 func (d *Daemon) AwaitHealth(t testing.TB) {
 	t.Helper()
-	Until(t, "the daemon", d.Ended, func() bool {
-		status, _, err := d.Get(d.Admin(), api.PathHealth)
+	d.awaitOK(t, "the daemon", api.PathHealth)
+}
+
+// AwaitReady waits until the daemon has the tokens that are to be prefetched: before that, status says so and fails.
+func (d *Daemon) AwaitReady(t testing.TB) {
+	t.Helper()
+	d.awaitOK(t, "the daemon to be ready", api.PathReady)
+}
+
+func (d *Daemon) awaitOK(t testing.TB, what, path string) {
+	t.Helper()
+	Until(t, what, d.Ended, func() bool {
+		status, _, err := d.Get(d.Admin(), path)
 		return err == nil && status == 200
 	})
 }
