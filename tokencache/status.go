@@ -1,6 +1,7 @@
 package tokencache
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -72,13 +73,20 @@ type Status struct {
 	Pattern Pattern // of the rollovers
 	Seen    int     // rollovers observed for this key, at most a few
 
-	Changes []Verdict // on each policy change on record that touches the key, the latest first
+	// Changes is whether the token carries policy changes on record that touch the key, the latest first: the latest that it may lack, and
+	// the latest else, MaxVerdicts in all. MoreChanges is how many touch it besides.
+	Changes     []Verdict
+	MoreChanges int
 }
 
-// Verdict is whether a token carries a policy change.
+// MaxVerdicts is for how many policy changes a Status tells whether a token carries them: of many keys and many changes all would be
+// too much for who asks.
+const MaxVerdicts = 6
+
+// Verdict is whether a token carries a policy change. Without a valid token Standing says nothing.
 type Verdict struct {
-	Change   string   // its ID
-	Standing Standing // Current without a valid token, which says nothing
+	Change   string // its ID
+	Standing Standing
 }
 
 // Sight is what is held of a key, without the token's text. It is zero without a valid token.
@@ -141,12 +149,13 @@ func (c *Cache) Status() []Status {
 	all, judged, ids := c.status()
 	for i := range all {
 		all[i].Changes = judged[i].verdicts(ids)
+		all[i].MoreChanges = len(judged[i].about) - len(all[i].Changes)
 	}
 	return all
 }
 
 // status returns all but the verdicts of Status, and what these are made of: how each token was judged, and the IDs of the changes by
-// their places. Many keys and changes have many verdicts, which callers need not wait for.
+// their places.
 func (c *Cache) status() (all []Status, judged []judgement, ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -162,17 +171,25 @@ func (c *Cache) status() (all []Status, judged []judgement, ids []string) {
 	return all, judged, ids
 }
 
-// verdicts tells how a token stands to each change that is about its key, by the IDs of the changes in their places.
+// verdicts tells how a token stands to changes that are about its key, by the IDs of the changes in their places.
 func (j judgement) verdicts(ids []string) []Verdict {
-	all := make([]Verdict, 0, len(j.about))
-	lack := len(j.lacks) - 1
-	for _, at := range slices.Backward(j.about) {
-		v := Verdict{Change: ids[at]}
-		if lack >= 0 && j.lacks[lack] == at {
-			v.Standing = j.standing[lack]
-			lack--
+	type verdict struct {
+		place
+		Standing
+	}
+	told := make([]verdict, 0, MaxVerdicts)
+	for i := len(j.lacks) - 1; i >= 0 && len(told) < MaxVerdicts; i-- {
+		told = append(told, verdict{j.lacks[i], j.standing[i]})
+	}
+	for i := len(j.about) - 1; i >= 0 && len(told) < MaxVerdicts; i-- {
+		if _, lacked := slices.BinarySearch(j.lacks, j.about[i]); !lacked {
+			told = append(told, verdict{j.about[i], Current})
 		}
-		all = append(all, v)
+	}
+	slices.SortFunc(told, func(a, b verdict) int { return cmp.Compare(b.place, a.place) })
+	all := make([]Verdict, len(told))
+	for i, v := range told {
+		all[i] = Verdict{ids[v.place], v.Standing}
 	}
 	return all
 }

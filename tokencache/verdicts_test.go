@@ -2,6 +2,7 @@ package tokencache_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -45,6 +46,46 @@ func TestVerdicts(t *testing.T) {
 		}
 		if got.Permissions.Standing != tokencache.Stale {
 			t.Errorf("the token is %v", got.Permissions.Standing)
+		}
+	})
+}
+
+// Of many changes there is a verdict on a few: the latest that the token may lack before any other, and the rest is counted.
+func TestVerdictsAreFew(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+			return tokenOf("o", key, began), nil
+		}
+		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: (&watch{known: true}).clock()})
+		defer c.Close()
+		add := func(id string, at time.Time) {
+			if _, err := c.Note(tokencache.PolicyChange{ID: id, AllIdentities: true, At: at, Effect: tokencache.Granted}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range tokencache.MaxVerdicts {
+			add(fmt.Sprint("met ", i), began.Add(time.Duration(i-100)*time.Minute))
+		}
+		mustGet(t, c, vault, sdk)
+		told := func() (ids []string, more int) {
+			s := only(t, c)
+			for _, v := range s.Changes {
+				ids = append(ids, v.Change)
+			}
+			return ids, s.MoreChanges
+		}
+		add("lacked", time.Time{})
+		if ids, more := told(); !slices.Equal(ids, []string{"lacked", "met 5", "met 4", "met 3", "met 2", "met 1"}) || more != 1 {
+			t.Errorf("one is lacked: %q and %d", ids, more)
+		}
+		for i := range tokencache.MaxVerdicts {
+			time.Sleep(time.Minute)
+			add(fmt.Sprint("later ", i), time.Time{})
+		}
+		if ids, more := told(); len(ids) != tokencache.MaxVerdicts || ids[0] != "later 5" || ids[5] != "later 0" || more != 7 {
+			t.Errorf("many are lacked: %q and %d", ids, more)
 		}
 	})
 }

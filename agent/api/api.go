@@ -472,8 +472,10 @@ type TokenStatus struct {
 	Served      int64      `json:"served"`   // answers given to callers
 
 	Permissions Permissions `json:"permissions"`
-	// Changes tells of each policy change on record that touches the token, the latest first, whether the token carries it.
-	Changes []TokenChange `json:"policy_changes,omitempty"`
+	// Changes tells whether the token carries policy changes on record that touch it, the latest first: a few, those that it
+	// may lack before others. MoreChanges is how many touch it besides. A daemon that sends none knows nothing of this.
+	Changes     []TokenChange `json:"policy_changes"`
+	MoreChanges int           `json:"more_policy_changes,omitempty"`
 	// MintedFrom and MintedTo bound the minting of the token held, by the issuer's clock.
 	MintedFrom *time.Time     `json:"minted_from,omitempty"`
 	MintedTo   *time.Time     `json:"minted_to,omitempty"`

@@ -96,6 +96,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 			Expected: timePtr(key.Expected),
 		},
 	}
+	status.Changes, status.MoreChanges = []api.TokenChange{}, key.MoreChanges
 	for _, v := range key.Changes {
 		change := api.TokenChange{ID: v.Change}
 		if key.Left > 0 {

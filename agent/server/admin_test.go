@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -690,6 +691,8 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 		LastFetch: now, LastOutcome: tokencache.Failed, LastError: &tokencache.FetchError{Detail: long}, Claims: largest, Before: &largest,
 		Expected: now, HeldUntil: now, Minted: tokencache.Minting{Earliest: now, Latest: now},
 		Permissions: tokencache.Permissions{Standing: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now, Withheld: true},
+		Changes:     slices.Repeat([]tokencache.Verdict{{Change: long[:64], Standing: tokencache.Uncertain}}, tokencache.MaxVerdicts),
+		MoreChanges: tokencache.MaxChanges,
 	}}
 	change := agent.NotedChange{Identity: long, Noted: tokencache.Noted{PolicyChange: tokencache.PolicyChange{
 		ID: long[:64], Resource: long, Note: long[:256], At: now, NotedOn: now, Effect: tokencache.Revoked, Joined: 1,

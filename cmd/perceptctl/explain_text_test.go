@@ -142,6 +142,15 @@ func moreScenarios() []scenario {
 			hides: []string{"No policy change that touches it"},
 		},
 		{
+			name: "a daemon that is older",
+			token: func(token *api.TokenStatus) {
+				*token = lacking(*token, api.StandingStale, time.Hour)
+				token.Changes = nil
+			},
+			says:  []string{"perceptd does not say, since it is older than this perceptctl: it is to be restarted."},
+			hides: []string{"No policy change that touches it"},
+		},
+		{
 			name: "missing, the back end fails",
 			token: func(token *api.TokenStatus) {
 				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateMissing, LastFetch: after(-10 * time.Second),
@@ -287,7 +296,9 @@ func TestStories(t *testing.T) {
 			if test.token != nil {
 				test.token(&token)
 			}
-			token = judged(token, test.changes...)
+			if test.changes != nil {
+				token = judged(token, test.changes...)
+			}
 			other := api.PolicyChange{ID: "other", Identity: "device", Effect: api.EffectRevoked, At: noon}
 			status := api.Status{Now: noon, Tokens: []api.TokenStatus{token}, Changes: append(test.changes, other)}
 			s := screen{Screen: term.Screen{Width: 80}}

@@ -183,6 +183,9 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 			s.consequences(change, nil, now)
 	}
 	text += "\n" + s.touchedTokens(now, touched)
+	if more := change.Touched - len(touched); more > 0 {
+		text += s.Paragraph("", "and "+counted(more, "token")+" more, which have later changes on record: perceptctl status", term.Plain)
+	}
 	return text + "\n" + s.consequences(change, touched, now)
 }
 

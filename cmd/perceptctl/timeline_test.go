@@ -28,9 +28,9 @@ func aToken(identity, resource string, age time.Duration) api.TokenStatus {
 		ReceivedOn: after(-age), ExpiresOn: after(day - age), ExpiresIn: int64((day - age) / time.Second),
 		LastFetch: after(-age), LastOutcome: api.OutcomeNewer, Fetches: 1, NextRefresh: after(time.Hour),
 		MintedFrom: after(-age - 2*time.Second), MintedTo: after(-age + 2*time.Second), Life: 86400,
-		Permissions: api.Permissions{Standing: api.StandingCurrent},
-		Claims:      &api.TokenClaims{Audience: resource},
-		Rollover:    api.RolloverStatus{Pattern: api.RolloverUnlearnt},
+		Permissions: api.Permissions{Standing: api.StandingCurrent}, Changes: []api.TokenChange{},
+		Claims:   &api.TokenClaims{Audience: resource},
+		Rollover: api.RolloverStatus{Pattern: api.RolloverUnlearnt},
 	}
 }
 

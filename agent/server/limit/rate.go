@@ -18,6 +18,7 @@ type Rate struct {
 	MaxWait   time.Duration // how long a caller may have to wait for its turn
 
 	mu       sync.Mutex // protects what follows
+	latest   time.Time  // of Reserve's times: one that comes late, or by a clock that was set back, fills no budget twice
 	limiters map[Key]*rate.Limiter
 	sweepAt  int       // number of limiters at which those with a full budget are removed
 	swept    time.Time // when that was last done
@@ -40,6 +41,10 @@ var othersKey = Key{Module: "*"}
 func (r *Rate) Reserve(k Key, now time.Time) (wait time.Duration, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if now.Before(r.latest) {
+		now = r.latest
+	}
+	r.latest = now
 	reservation := r.limiterLocked(k, now).ReserveN(now, 1)
 	wait = reservation.DelayFrom(now)
 	if wait > r.MaxWait {

@@ -41,6 +41,21 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// Times that come in another order than they were read fill no budget twice.
+func TestRateGrantsNothingTwice(t *testing.T) {
+	t.Parallel()
+	r := Rate{PerSecond: 200, Burst: 10}
+	start, granted := time.Unix(1e9, 0), 0
+	for i := range 1000 {
+		if _, ok := r.Reserve(Key{UID: 7}, start.Add(time.Duration(i%2)*-50*time.Millisecond)); ok {
+			granted++
+		}
+	}
+	if granted != 10 {
+		t.Errorf("%d calls are granted at one moment, of 10", granted)
+	}
+}
+
 // However many callers come, what is kept of them is bounded, and those that are long gone leave nothing.
 func TestRateIsBounded(t *testing.T) {
 	t.Parallel()
