@@ -55,6 +55,7 @@ type entry struct {
 
 	flight  *flight       // under way or queued, else nil
 	next    time.Duration // when the schedule fetches, or never
+	putOff  bool          // changes that left the token as it was have put that off once since the back end answered
 	confirm time.Duration // by when it does, since whom the token speaks for is open; never: it is not
 	claim   claim         // of a former principal, to be the current one
 	probe   bool          // the next scheduled fetch looks for a rollover

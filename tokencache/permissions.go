@@ -208,8 +208,11 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 			continue
 		}
 		c.planLocked(e, now)
-		if e.standing.worst == before.worst && now >= c.holdsLocked(e, now) { // else changes that follow each other would put it off for ever
-			e.next = min(e.next, planned)
+		if e.standing.worst == before.worst && now >= c.holdsLocked(e, now) && e.next > planned {
+			if e.putOff { // else changes that follow each other would do so for ever
+				e.next = planned
+			}
+			e.putOff = true
 		}
 	}
 	c.nudge()

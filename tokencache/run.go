@@ -289,7 +289,7 @@ func (c *Cache) settleLocked(e *entry, f *flight, begun, now time.Duration, fetc
 // of principals besides, if people are to be told of one.
 func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Duration) (Outcome, *Switch) {
 	e.heals()
-	e.answered = begun
+	e.answered, e.putOff = begun, false
 	e.tries++
 	admitted, told := c.admitLocked(e, f, left, held, now)
 	simulated := f.Token.Claims.Simulated()
