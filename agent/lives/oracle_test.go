@@ -91,6 +91,7 @@ type happened struct {
 type served struct {
 	by    *process
 	token *issued
+	on    time.Time // last
 }
 
 // promise is that a key is current by then at the latest.
@@ -353,7 +354,7 @@ func (o *oracle) answered(p *process, k *key, a agent.Answer) {
 		return
 	}
 	if a.Resource == k.Resource {
-		o.served[k.Key] = served{p, t}
+		o.served[k.Key] = served{p, t, now}
 	}
 	o.judgeLife(p, k, a, t, now)
 	for _, ch := range o.changes {
@@ -788,8 +789,8 @@ func (o *oracle) calledInVain(k tokencache.Key, now time.Time) {
 	failing, _ := o.backEnd.failure(k, now)
 	g := o.got[k]
 	held := g.text != "" && now.Sub(g.until) < 2*time.Hour
-	if s := o.served[k]; s.token != nil { // another replica may have given one that expires sooner, last
-		held = held || now.Sub(s.token.expires) < 2*time.Hour
+	if s := o.served[k]; s.token != nil { // another replica may have given one that expires sooner, last; or it may have been served for longer
+		held = held || now.Sub(s.token.expires) < 2*time.Hour || now.Sub(s.on) < 2*time.Hour
 	}
 	if !failing.lasting() || held || now.Sub(o.insisted) < 2*time.Hour || o.process == nil || now.Sub(o.process.began) < time.Hour {
 		delete(o.lasting, k)
