@@ -85,21 +85,21 @@ type Options struct {
 	// there is more that cannot be read now. Until it returns none a record that is lost counts as one that cannot be read. No Save
 	// runs meanwhile.
 	UnreadTokens error
-	LoadTokens   func() (copies []tokencache.Memory, ours []*tokencache.Memory, err error)
+	LoadTokens   func() (copies []tokencache.Snapshot, ours []*tokencache.Snapshot, err error)
 	// Keep writes the whole record, each time it is another, so that it outlives this process. It is
 	// called by one goroutine at a time and may take its time. Nil: nothing is kept.
 	Keep func(tokencache.Record) error
 
 	// BootID names this boot of the device, and Memory is what a cache before knew: see tokencache.Options.
 	BootID string
-	Memory *tokencache.Memory
-	// Unopened is what caches before Memory's knew, which could not be read when that began: see tokencache.Cache.Recall.
-	Unopened []*tokencache.Memory
+	Memory *tokencache.Snapshot
+	// Unopened is what caches before Memory's knew, which could not be read when that began: see tokencache.Cache.Restore.
+	Unopened []*tokencache.Snapshot
 	// On is for tokencache.Options.
 	On time.Duration
 	// Copies is whatever a cache before knew, of other sources as well, for the copies of the record and the marks that are in it. Nil:
 	// Memory alone.
-	Copies []tokencache.Memory
+	Copies []tokencache.Snapshot
 	// Keeping has what the cache knows outlive this process. Zero: it does not.
 	Keeping Keeping
 }
@@ -156,11 +156,11 @@ func New(o Options) (*Agent, error) {
 	}
 	ready := make(chan struct{})
 	a.cache = tokencache.New(tokencache.Options{
-		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, Settled: a.settled, Begin: ready, Spread: o.Rules.Spread,
-		Record: before.Record, BootID: o.BootID, On: o.On, Memory: compiled.allowed(o.Memory),
+		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, ClockConfirmed: a.settled, Begin: ready, PropagationDelay: o.Rules.Spread,
+		Record: before.Record, BootID: o.BootID, On: o.On, Snapshot: compiled.allowed(o.Memory),
 	})
 	for _, m := range o.Unopened {
-		a.cache.Recall(compiled.allowed(m))
+		a.cache.Restore(compiled.allowed(m))
 	}
 	a.record.open(o.Keep, a.cache.Record, a.clock, o.Log)
 	logJoined(o.Log, before.Changes)
@@ -181,7 +181,7 @@ func New(o Options) (*Agent, error) {
 	a.record.renew()
 	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.allows)
-	a.memory.open(o.Keeping, a.cache.Memory, a.clock, o.Log, a.changed)
+	a.memory.open(o.Keeping, a.cache.Snapshot, a.clock, o.Log, a.changed)
 	u.began = a.cache.Record()
 	if u.load != nil || u.tokens != nil {
 		a.unread = &u
@@ -209,7 +209,7 @@ func (a *Agent) close() {
 }
 
 // Check returns nil while the cache answers and its schedule moves: what a watchdog wants to know.
-func (a *Agent) Check(ctx context.Context) error { return a.cache.Check(ctx) }
+func (a *Agent) Check(ctx context.Context) error { return a.cache.Ping(ctx) }
 
 // Token answers a caller: a token, or an *Error. It waits for the back end only when it must, and
 // never longer than ctx.
@@ -254,14 +254,14 @@ func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller Caller, 
 	}
 	identity := granted.identity
 	answer, err := a.cache.Get(ctx, tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}, tokencache.Need{
-		MinTTL: r.MinTTL, Firm: r.Firm, MintedAfter: r.IssuedAfter, Alternates: rules.alternatesFor(&caller, identity, r.Resource),
+		MinTTL: r.MinTTL, MinTTLRequired: r.Firm, IssuedAfter: r.IssuedAfter, Alternates: rules.alternatesFor(&caller, identity, r.Resource),
 	})
 	if err != nil {
 		return Answer{}, a.explain(identity, r.Resource, err)
 	}
 	a.audit.allowed(rules, &caller, granted, r.Resource)
 	told := rules.sdkLife
-	if answer.Permissions.Standing != tokencache.Current || answer.Unconfirmed {
+	if answer.Permissions.State != tokencache.Current || answer.Unconfirmed {
 		told = min(told, chaseSDKLife)
 	}
 	return Answer{Answer: answer, Identity: identity, Advertise: min(answer.Left, told)}, nil

@@ -33,7 +33,7 @@ type inquiry struct {
 	wanted challenge
 
 	key    tokencache.Key
-	held   tokencache.Sight
+	held   tokencache.TokenInfo
 	advice Advice
 	now    time.Time // by the device's clock
 }
@@ -45,7 +45,7 @@ func (a *Agent) open(rules *ruleset, caller Caller, identity *Identity, r Reject
 	c.advice.Identity = identity
 	c.key = tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}
 	var err error
-	if c.held, _, err = a.cache.Look(c.key); err != nil {
+	if c.held, _, err = a.cache.Peek(c.key); err != nil {
 		return nil, err
 	}
 	for _, alternate := range rules.alternatesFor(&caller, identity, r.Resource) {
@@ -53,7 +53,7 @@ func (a *Agent) open(rules *ruleset, caller Caller, identity *Identity, r Reject
 		if r.SHA256 == "" || r.SHA256 == c.held.SHA256 || !a.holds(key, r.SHA256) {
 			continue
 		}
-		if held, _, err := a.cache.Look(key); err == nil && held.SHA256 == r.SHA256 {
+		if held, _, err := a.cache.Peek(key); err == nil && held.SHA256 == r.SHA256 {
 			c.key, c.held = key, held
 		}
 	}
@@ -126,11 +126,11 @@ func (c *inquiry) judgeHeld(ctx context.Context) {
 // judgeStanding is about policy changes on record that the token may lack.
 func (c *inquiry) judgeStanding() {
 	p := c.held.Permissions
-	if p.Standing == tokencache.Current {
+	if p.State == tokencache.Current {
 		return
 	}
 	how := "was minted before"
-	if p.Standing == tokencache.Uncertain {
+	if p.State == tokencache.Uncertain {
 		how = "may have been minted before"
 	}
 	by, on := "by "+stamp(p.CurrentBy)+" at the latest", p.CurrentBy
@@ -158,7 +158,7 @@ func (c *inquiry) judgeAudience() {
 		c.add(WrongAudience, fmt.Sprintf("the token was asked for as %s, an alternate of %s, since that one's own was not current", c.key.Resource, c.report.Resource),
 			fmt.Sprintf("the resource does not accept this audience, it seems: take it off the alternates of %s in the configuration", c.report.Resource))
 	case aud == "" || aud == c.key.Resource || validGUID.MatchString(aud) || validGUID.MatchString(c.key.Resource):
-	case tokencache.Spelling(aud) == tokencache.Spelling(c.key.Resource):
+	case tokencache.Canonical(aud) == tokencache.Canonical(c.key.Resource):
 		c.add(WrongAudience, fmt.Sprintf("the token's audience is %s, and it was asked for as %s: another spelling", aud, c.key.Resource),
 			"name the resource exactly as it wants its audience: a slash at the end makes another one")
 	default:
@@ -184,7 +184,7 @@ func (c *inquiry) judgeIdentity() {
 
 // judgeClock is about clocks that disagree: this device's, the issuer's and the resource's.
 func (c *inquiry) judgeClock() {
-	known := c.agent.cache.Knowledge().Known
+	known := c.agent.cache.ClockStatus().Trusted
 	from := c.held.Claims.NotBefore
 	switch {
 	case from.After(c.now):
@@ -230,10 +230,10 @@ func (c *inquiry) judgeChallenge(ctx context.Context) {
 // judgePermissions is for a token that the resource accepts and that may too little.
 func (c *inquiry) judgePermissions() {
 	held := c.held.Claims
-	age := c.now.Sub(c.held.Minted.Latest)
+	age := c.now.Sub(c.held.Issued.Latest)
 	if carried := carriedIn(held); carried != "" && age > rbacDelay {
 		on, _ := c.agent.expected(c.key, c.held)
-		c.add(StaleClaims, fmt.Sprintf("the token was minted on %s and carries %s: what changed in these since is not in it", stamp(c.held.Minted.Latest), carried),
+		c.add(StaleClaims, fmt.Sprintf("the token was minted on %s and carries %s: what changed in these since is not in it", stamp(c.held.Issued.Latest), carried),
 			fmt.Sprintf("if a membership or role was changed since, have an administrator note it (perceptctl policy-changed --all-resources --identity %s --effect changed), so that the next token is looked for; it comes by %s", c.advice.Identity.Name, stamp(on)))
 	}
 	again := c.now.Add(rbacDelay)
@@ -241,7 +241,7 @@ func (c *inquiry) judgePermissions() {
 		fmt.Sprintf("if a role was assigned just now, try again until %s with the same token", stamp(again)))
 	detail := fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s), and no policy change is on record that it lacks",
 		c.advice.Identity.Name, orUntold(held.ObjectID), orUntold(held.ClientID))
-	if c.held.Permissions.Standing != tokencache.Current {
+	if c.held.Permissions.State != tokencache.Current {
 		detail = fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s)", c.advice.Identity.Name, orUntold(held.ObjectID), orUntold(held.ClientID))
 	}
 	c.add(NoPermission, detail, fmt.Sprintf("see in Azure whether that identity has the permission on %s", c.report.Resource))
@@ -293,7 +293,7 @@ func (a *Agent) holds(key tokencache.Key, digest string) bool {
 
 // expected returns when a newer token than the one held under key is expected, which is at its expiry
 // unless something earlier was learnt.
-func (a *Agent) expected(key tokencache.Key, held tokencache.Sight) (at time.Time, earlier bool) {
+func (a *Agent) expected(key tokencache.Key, held tokencache.TokenInfo) (at time.Time, earlier bool) {
 	for _, status := range a.cache.Status() {
 		if status.Key == key && !status.Expected.IsZero() && status.Expected.Before(held.ExpiresOn) {
 			return status.Expected, true
@@ -317,7 +317,7 @@ func (c *inquiry) fetchFor(ctx context.Context) string {
 		return fmt.Sprintf("a fetch was tried and failed: %v", c.agent.explain(c.advice.Identity, c.key.Resource, err))
 	}
 	c.advice.Fetched = outcome
-	if held, _, err := c.agent.cache.Look(c.key); err == nil && held.SHA256 != "" {
+	if held, _, err := c.agent.cache.Peek(c.key); err == nil && held.SHA256 != "" {
 		c.held, c.advice.Sight = held, held
 	}
 	if outcome == tokencache.Newer {

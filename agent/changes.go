@@ -28,7 +28,7 @@ type Change struct {
 
 // NotedChange is a policy change on record.
 type NotedChange struct {
-	tokencache.Noted
+	tokencache.RecordedChange
 
 	// Identity is the configured name; the selector in words when no identity is configured with it any
 	// more; empty for all.
@@ -144,7 +144,7 @@ func (a *Agent) Changes() []NotedChange {
 	noted := a.cache.Changes()
 	all := make([]NotedChange, len(noted))
 	for i, n := range noted {
-		all[i] = NotedChange{Noted: n, Identity: rules.nameOf(n.PolicyChange)}
+		all[i] = NotedChange{RecordedChange: n, Identity: rules.nameOf(n.PolicyChange)}
 		all[i].Record, all[i].Mend = a.record.standsFor(n.PolicyChange)
 	}
 	return all
@@ -155,10 +155,10 @@ func (a *Agent) enter(p tokencache.PolicyChange) (tokencache.PolicyChange, error
 	a.naming.Lock()
 	defer a.naming.Unlock()
 	taken := a.cache.Changes()
-	for p.ID == "" || slices.ContainsFunc(taken, func(n tokencache.Noted) bool { return n.ID == p.ID }) {
+	for p.ID == "" || slices.ContainsFunc(taken, func(n tokencache.RecordedChange) bool { return n.ID == p.ID }) {
 		p.ID = newID()
 	}
-	noted, err := a.cache.Note(p)
+	noted, err := a.cache.RecordChange(p)
 	if err != nil {
 		return p, err
 	}
@@ -180,7 +180,7 @@ func (a *Agent) noted(p tokencache.PolicyChange) NotedChange {
 		}
 	}
 	// It ended at once: it is dated so far back that nothing can lack it.
-	return NotedChange{Noted: tokencache.Noted{PolicyChange: p, EndsOn: p.NotedOn}, Identity: a.rules.Load().nameOf(p)}
+	return NotedChange{RecordedChange: tokencache.RecordedChange{PolicyChange: p, EndsOn: p.RecordedAt}, Identity: a.rules.Load().nameOf(p)}
 }
 
 // explainChange turns what the cache says of a policy change into an answer for people.

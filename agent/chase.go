@@ -20,7 +20,7 @@ type chase struct {
 func (c *chase) restart(keys []tokencache.Status) {
 	since := make(map[tokencache.Key]time.Time)
 	for _, key := range keys {
-		if key.Permissions.Standing != tokencache.Current {
+		if key.Permissions.State != tokencache.Current {
 			since[key.Key] = key.Permissions.Changed
 		}
 	}
@@ -34,7 +34,7 @@ func (c *chase) restart(keys []tokencache.Status) {
 func (c *chase) ended(e tokencache.Event) (since time.Time, ended bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e.Left > 0 && e.Permissions.Standing != tokencache.Current {
+	if e.Left > 0 && e.Permissions.State != tokencache.Current {
 		if c.since == nil {
 			c.since = make(map[tokencache.Key]time.Time)
 		}

@@ -189,8 +189,8 @@ func spelt(all []string, resource string) string {
 	if slices.Contains(all, resource) {
 		return resource
 	}
-	wanted := tokencache.Spelling(resource)
-	if i := slices.IndexFunc(all, func(other string) bool { return tokencache.Spelling(other) == wanted }); i >= 0 {
+	wanted := tokencache.Canonical(resource)
+	if i := slices.IndexFunc(all, func(other string) bool { return tokencache.Canonical(other) == wanted }); i >= 0 {
 		return all[i]
 	}
 	return ""

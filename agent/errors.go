@@ -105,7 +105,7 @@ func (a *Agent) explainWithheld(identity *Identity, resource string, err *tokenc
 	if standIn, alone := a.withheldForRecord(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
 		return &Error{Reason: PermissionsRevoked, Detail: fmt.Sprintf(
 			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s are withheld ([tokens] lost_record); to end that: %s",
-			standIn.Record.what(), identity.Name, resource, stamp(standIn.NotedOn), standIn.Mend)}
+			standIn.Record.what(), identity.Name, resource, stamp(standIn.RecordedAt), standIn.Mend)}
 	}
 	if !err.Spread.IsZero() {
 		return &Error{Reason: PermissionsRevoked, Detail: fmt.Sprintf(

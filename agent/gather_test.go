@@ -35,7 +35,7 @@ func (d *slowDisk) keep(r tokencache.Record) error {
 	return d.fault
 }
 
-func (d *slowDisk) save(tokencache.Memory) error {
+func (d *slowDisk) save(tokencache.Snapshot) error {
 	time.Sleep(d.takes)
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 
 // Sight is what is held for a caller, without the token's text.
 type Sight struct {
-	tokencache.Sight
+	tokencache.TokenInfo
 	Identity *Identity
 }
 
@@ -28,9 +28,9 @@ func (a *Agent) look(caller Caller, r Request) (Sight, <-chan struct{}, error) {
 		return Sight{}, nil, denial
 	}
 	identity := granted.identity
-	sight, news, err := a.cache.Look(tokencache.Key{Selector: identity.Selector(), Resource: r.Resource})
+	sight, news, err := a.cache.Peek(tokencache.Key{Selector: identity.Selector(), Resource: r.Resource})
 	if err != nil {
 		return Sight{}, nil, a.explain(identity, r.Resource, err)
 	}
-	return Sight{Sight: sight, Identity: identity}, news, nil
+	return Sight{TokenInfo: sight, Identity: identity}, news, nil
 }

@@ -15,11 +15,11 @@ import (
 // Keeping has what the cache knows outlive this process. It is called by one goroutine at a time, and may take its time.
 type Keeping struct {
 	// Carry takes over what is to outlive a restart: after each fetch, and when rules have changed.
-	Carry func(tokencache.Memory) error
+	Carry func(tokencache.Snapshot) error
 	// Save takes over what is to outlive a reboot: at a start that has something, after each fetch that brought a newer token, when rules have changed,
 	// when the clock has shown how old tokens of an earlier boot are, once an hour, so that it is known how long the device was on at least, and at the end.
 	// What happens within seconds is saved together.
-	Save func(tokencache.Memory) error
+	Save func(tokencache.Snapshot) error
 }
 
 const (
@@ -32,7 +32,7 @@ const (
 // memory has the cache's knowledge kept.
 type memory struct {
 	keeping Keeping
-	take    func() tokencache.Memory
+	take    func() tokencache.Snapshot
 	clock   tokencache.Clock
 	log     *zap.Logger
 	told    func() // the status may tell something new
@@ -52,7 +52,7 @@ type memory struct {
 }
 
 // open begins to keep what take tells.
-func (m *memory) open(keeping Keeping, take func() tokencache.Memory, clock tokencache.Clock, log *zap.Logger, told func()) {
+func (m *memory) open(keeping Keeping, take func() tokencache.Snapshot, clock tokencache.Clock, log *zap.Logger, told func()) {
 	m.keeping, m.take, m.clock, m.log, m.told = keeping, take, clock, log, told
 	m.wake = make(chan struct{}, 1)
 	m.ctx, m.cancel = context.WithCancel(context.Background())
@@ -116,17 +116,17 @@ func (m *memory) saveDue(after time.Duration) time.Duration {
 }
 
 // save keeps all in both ways.
-func (m *memory) save(known tokencache.Memory) {
+func (m *memory) save(known tokencache.Snapshot) {
 	m.carry(known)
 	m.try(&m.unsaved, m.keeping.Save, known, "tokens could not be saved")
 }
 
-func (m *memory) carry(known tokencache.Memory) {
+func (m *memory) carry(known tokencache.Snapshot) {
 	m.try(&m.uncarried, m.keeping.Carry, known, "tokens could not be handed to systemd")
 }
 
 // try logs a failure once, and that it is over.
-func (m *memory) try(fault *atomic.Pointer[error], keep func(tokencache.Memory) error, known tokencache.Memory, what string) {
+func (m *memory) try(fault *atomic.Pointer[error], keep func(tokencache.Snapshot) error, known tokencache.Snapshot, what string) {
 	if keep == nil {
 		return
 	}

@@ -21,7 +21,7 @@ import (
 // shelf is where a cache's memory is kept, and what went wrong there.
 type shelf struct {
 	mu             sync.Mutex // protects what follows
-	carried, saved []tokencache.Memory
+	carried, saved []tokencache.Snapshot
 	fault          error
 	slow           time.Duration
 }
@@ -38,7 +38,7 @@ func (s *shelf) counts() (carried, saved int) {
 	return len(s.carried), len(s.saved)
 }
 
-func (s *shelf) lastSaved() *tokencache.Memory {
+func (s *shelf) lastSaved() *tokencache.Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.saved) == 0 {
@@ -48,8 +48,8 @@ func (s *shelf) lastSaved() *tokencache.Memory {
 }
 
 func (s *shelf) keeping() agent.Keeping {
-	put := func(to *[]tokencache.Memory) func(tokencache.Memory) error {
-		return func(m tokencache.Memory) error {
+	put := func(to *[]tokencache.Snapshot) func(tokencache.Snapshot) error {
+		return func(m tokencache.Snapshot) error {
 			s.mu.Lock()
 			slow := s.slow
 			s.mu.Unlock()

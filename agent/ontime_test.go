@@ -105,7 +105,7 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 		}
 	}
 	id := fmt.Sprint("boot ", d.boots)
-	b := store.Start(record, tokens, nil, func(*tokencache.Memory) bool { return true }, id)
+	b := store.Start(record, tokens, nil, func(*tokencache.Snapshot) bool { return true }, id)
 	o := agent.Options{
 		Fetch: d.back.Fetch, Rules: d.rules, Clock: clock, BootID: id,
 		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, Load: record.Load, Keep: record.Save,
@@ -115,7 +115,7 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 		o.Keeping.Save = tokens.Save
 	}
 	if o.UnreadTokens = b.UnreadTokens; b.UnreadTokens != nil {
-		o.LoadTokens = func() (all []tokencache.Memory, ours []*tokencache.Memory, err error) {
+		o.LoadTokens = func() (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {
 			all, err = tokens.LoadAgain()
 			for i := range all {
 				ours = append(ours, &all[i])
@@ -170,7 +170,7 @@ func TestRevocationNotedWithoutTheTokens(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					r.Taken = tokencache.Taken{On: 2 * time.Minute, Boot: 2 * time.Minute, BootID: "boot 1"}
+					r.Instant = tokencache.Instant{On: 2 * time.Minute, Boot: 2 * time.Minute, BootID: "boot 1"}
 					if err := record.Save(*r); err != nil {
 						t.Fatal(err)
 					}
@@ -338,7 +338,7 @@ func TestTokenDroppedForALostRecordComesAgain(t *testing.T) {
 		time.Sleep(time.Second)
 		behind.Store(0)
 		time.Sleep(12 * time.Minute)
-		if got := mustHave(t, a).Permissions.Standing; got != tokencache.Uncertain {
+		if got := mustHave(t, a).Permissions.State; got != tokencache.Uncertain {
 			t.Errorf("a token from before the record was lost is %v", got)
 		}
 	})

@@ -24,7 +24,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 		return nil, err
 	}
 	before := a.rules.Swap(compiled)
-	a.cache.SetSpread(rules.Spread)
+	a.cache.SetPropagationDelay(rules.Spread)
 	a.cache.SetAlternates(rules.Alternates)
 	a.applyLostEffect(rules)
 	a.cache.Retain(compiled.allows)

@@ -164,7 +164,7 @@ func TestPolicyChange(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		before := ask(t, a, module, agent.Request{Resource: vault})
-		if before.Permissions.Standing != tokencache.Current || before.Advertise != agent.DefaultSDKLife {
+		if before.Permissions.State != tokencache.Current || before.Advertise != agent.DefaultSDKLife {
 			t.Errorf("before: %+v, told %v", before.Permissions, before.Advertise)
 		}
 		time.Sleep(time.Hour)
@@ -173,7 +173,7 @@ func TestPolicyChange(t *testing.T) {
 			t.Errorf("noted %+v", noted)
 		}
 		stale := ask(t, a, module, agent.Request{Resource: vault})
-		if stale.Permissions.Standing != tokencache.Stale || stale.Advertise != 25*time.Minute || stale.Token.Text != before.Token.Text {
+		if stale.Permissions.State != tokencache.Stale || stale.Advertise != 25*time.Minute || stale.Token.Text != before.Token.Text {
 			t.Errorf("after: %+v, told %v", stale.Permissions, stale.Advertise)
 		}
 		if s := a.Status(); s.Stale != 1 || len(s.Changes) != 1 || s.Changes[0] != noted || len(s.Trouble) != 0 {
@@ -193,7 +193,7 @@ func TestPolicyChange(t *testing.T) {
 		}
 		time.Sleep(12 * time.Hour) // half of the life is over
 		after := ask(t, a, module, agent.Request{Resource: vault})
-		if after.Permissions.Standing != tokencache.Current || after.Advertise != agent.DefaultSDKLife || a.Status().Stale != 0 {
+		if after.Permissions.State != tokencache.Current || after.Advertise != agent.DefaultSDKLife || a.Status().Stale != 0 {
 			t.Errorf("rolled over: %+v, told %v", after.Permissions, after.Advertise)
 		}
 		current := z.logs.FilterMessageSnippet("the token is current").All()
@@ -223,7 +223,7 @@ func TestWithdrawnChange(t *testing.T) {
 		if err != nil || was.ID != gone.ID || was.Touched != 1 || was.EndsOn.IsZero() {
 			t.Errorf("%+v, %v", was, err)
 		}
-		if got := ask(t, a, module, agent.Request{Resource: vault}); got.Permissions.Standing != tokencache.Stale || got.Permissions.Withheld {
+		if got := ask(t, a, module, agent.Request{Resource: vault}); got.Permissions.State != tokencache.Stale || got.Permissions.Withheld {
 			t.Errorf("%+v", got.Permissions)
 		}
 		if record := z.record(); len(record) != 1 || record[0].ID != kept.ID {
@@ -301,7 +301,7 @@ func TestTooManyChanges(t *testing.T) {
 		record := tokencache.Record{Lineage: "l", Generation: 1}
 		for i := range tokencache.MaxChanges - 1 {
 			record.Changes = append(record.Changes, tokencache.PolicyChange{
-				ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://", i), Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now(),
+				ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://", i), Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(),
 			})
 		}
 		o.Record = &record
@@ -527,7 +527,7 @@ func TestLostRecord(t *testing.T) {
 	lost := errors.New("/var/lib/percept/policy-changes.json: it is not\n JSON; it is now /var/lib/percept/policy-changes.json.unreadable-x " + strings.Repeat("é", 200))
 	inAzure(t, func(o *agent.Options, _ *azure) { o.LostRecord = lost }, func(t *testing.T, a *agent.Agent, z *azure) {
 		answer := ask(t, a, module, agent.Request{Resource: vault})
-		if answer.Permissions.Standing != tokencache.Uncertain {
+		if answer.Permissions.State != tokencache.Uncertain {
 			t.Errorf("%+v", answer.Permissions)
 		}
 		s := a.Status()
@@ -546,7 +546,7 @@ func TestLostRecord(t *testing.T) {
 		if _, err := a.WithdrawChange("test", id); err != nil || len(a.Status().Trouble) != 0 {
 			t.Errorf("%v, trouble %q", err, a.Status().Trouble)
 		}
-		if answer := ask(t, a, module, agent.Request{Resource: vault}); answer.Permissions.Standing != tokencache.Current {
+		if answer := ask(t, a, module, agent.Request{Resource: vault}); answer.Permissions.State != tokencache.Current {
 			t.Errorf("%+v", answer.Permissions)
 		}
 	})
@@ -555,7 +555,7 @@ func TestLostRecord(t *testing.T) {
 		full[i] = tokencache.PolicyChange{ID: fmt.Sprint(i), AllIdentities: true, Effect: tokencache.Revoked, At: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)}
 	}
 	unread := func(o *agent.Options, _ *azure) {
-		o.UnreadRecord, o.Copies = lost, []tokencache.Memory{{Record: tokencache.Record{Lineage: "l", Changes: full}}}
+		o.UnreadRecord, o.Copies = lost, []tokencache.Snapshot{{Record: tokencache.Record{Lineage: "l", Changes: full}}}
 		o.Load = func() (*tokencache.Record, error) { return nil, lost }
 	}
 	inAzure(t, unread, func(t *testing.T, a *agent.Agent, _ *azure) {
@@ -588,7 +588,7 @@ func TestWithheld(t *testing.T) {
 			t.Errorf("%+v", a.Status())
 		}
 		answer, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: 48 * time.Hour})
-		if err != nil || answer.Permissions.Standing != tokencache.Current {
+		if err != nil || answer.Permissions.State != tokencache.Current {
 			t.Errorf("waited for: %+v, %v", answer.Permissions, err)
 		}
 	})
@@ -672,7 +672,7 @@ func TestLook(t *testing.T) {
 		answer := ask(t, a, module, request)
 		<-news
 		sight, news, err = a.Look(module, request)
-		if err != nil || sight.SHA256 != answer.Token.Text.SHA256() || sight.Permissions.Standing != tokencache.Current {
+		if err != nil || sight.SHA256 != answer.Token.Text.SHA256() || sight.Permissions.State != tokencache.Current {
 			t.Errorf("%+v, %v", sight, err)
 		}
 		time.Sleep(time.Hour)
@@ -683,7 +683,7 @@ func TestLook(t *testing.T) {
 			t.Errorf("%+v", sight)
 		}
 		<-news // the rollover
-		if sight, _, _ = a.Look(module, request); sight.Permissions.Standing != tokencache.Current || sight.SHA256 == answer.Token.Text.SHA256() {
+		if sight, _, _ = a.Look(module, request); sight.Permissions.State != tokencache.Current || sight.SHA256 == answer.Token.Text.SHA256() {
 			t.Errorf("%+v", sight)
 		}
 		if _, _, err := a.Look(root, request); reasonOf(err) != agent.NotGranted {
@@ -716,7 +716,7 @@ func TestAlternates(t *testing.T) {
 		ask(t, a, module, agent.Request{Resource: storage}) // has the alternate fetched
 		time.Sleep(time.Minute)
 		other := ask(t, a, module, agent.Request{Resource: storage})
-		if other.Resource != blob || other.Permissions.Standing != tokencache.Current || other.Token.Claims.Audience != blob || other.Advertise != agent.DefaultSDKLife {
+		if other.Resource != blob || other.Permissions.State != tokencache.Current || other.Token.Claims.Audience != blob || other.Advertise != agent.DefaultSDKLife {
 			t.Errorf("%s, %+v", other.Resource, other.Permissions)
 		}
 		if got := ask(t, a, user, agent.Request{Resource: storage, Identity: "vision"}); got.Resource != storage || got.Token.Text != own.Token.Text {

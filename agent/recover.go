@@ -36,16 +36,16 @@ type mark struct {
 }
 
 // now is this moment in on-time, by which the cache begins.
-func (o *Options) now(clock tokencache.Clock) tokencache.Taken {
+func (o *Options) now(clock tokencache.Clock) tokencache.Instant {
 	boot := clock.Boot()
-	return tokencache.Taken{On: o.On + boot, Boot: boot, BootID: o.BootID}
+	return tokencache.Instant{On: o.On + boot, Boot: boot, BootID: o.BootID}
 }
 
 // told is what o's copies tell.
 func (o *Options) told() (k kept) {
 	all := o.Copies
 	if all == nil && o.Memory != nil {
-		all = []tokencache.Memory{*o.Memory}
+		all = []tokencache.Snapshot{*o.Memory}
 	}
 	for _, m := range all {
 		k.blind = k.blind || slices.ContainsFunc(m.Record.Changes, func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
@@ -64,7 +64,7 @@ func (o *Options) told() (k kept) {
 }
 
 // copyIn is the record that m has. What was on the record while that could not be read is not on it: it is as of before.
-func copyIn(m *tokencache.Memory) tokencache.Record {
+func copyIn(m *tokencache.Snapshot) tokencache.Record {
 	r := m.Record
 	for _, p := range r.Changes {
 		if p.ID == unreadID && p.Moment < r.On {
@@ -87,13 +87,13 @@ func withoutStandIn(r tokencache.Record) tokencache.Record {
 
 // markOf has the token's key alone withheld, from no earlier than the revocation that it stands for, which was on record when m
 // was taken.
-func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
+func markOf(m *tokencache.Snapshot, key tokencache.Key, id string) mark {
 	of := withoutStandIn(m.Record)
 	return mark{
 		id: id, key: key, of: tokencache.Record{Lineage: of.Lineage, Origins: of.Origins, Generation: of.Generation},
 		taken: tokencache.PolicyChange{
 			ID: id, Selector: key.Selector, Resource: key.Resource, Effect: tokencache.Revoked,
-			At: m.Wall, NotedOn: m.Wall, // and no moment: it is that of the start, which is later than the truth
+			At: m.Wall, RecordedAt: m.Wall, // and no moment: it is that of the start, which is later than the truth
 			Note: "told by a mark on the token: the record of it is lost",
 		},
 	}
@@ -103,7 +103,7 @@ func markOf(m *tokencache.Memory, key tokencache.Key, id string) mark {
 // marks on tokens tell beyond them. A folder may be mounted over the one that the record is in, an older one put in its place,
 // or the disk may have been full, while the tokens that it withholds were kept elsewhere. lost says that what is on
 // the disk is no record any more. What was kept is as it was taken; what is returned is by the on-time of now, and the beginning of a lineage.
-func (k kept) recover(disk *tokencache.Record, lost error, now tokencache.Taken, rules Rules) recovered {
+func (k kept) recover(disk *tokencache.Record, lost error, now tokencache.Instant, rules Rules) recovered {
 	taken, copies := disk, make([]tokencache.Record, len(k.copies))
 	for i, r := range k.copies {
 		copies[i] = r.In(now)

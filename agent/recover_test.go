@@ -55,7 +55,7 @@ func (d *device) record() *tokencache.Record {
 }
 
 // run runs an agent that begins with what it is given, until f returns, and returns its warnings of the record.
-func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *tokencache.Memory, f func(a *agent.Agent)) (warnings []observer.LoggedEntry) {
+func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *tokencache.Snapshot, f func(a *agent.Agent)) (warnings []observer.LoggedEntry) {
 	t.Helper()
 	core, logs := observer.New(zapcore.WarnLevel)
 	a, err := agent.New(agent.Options{
@@ -89,7 +89,7 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 		const gone = -1
 		// What there is after each step: a change that withholds nothing, a revocation as well, the first alone again.
 		d := new(device)
-		disk, copies := make([]*tokencache.Record, 3), make([]*tokencache.Memory, 3)
+		disk, copies := make([]*tokencache.Record, 3), make([]*tokencache.Snapshot, 3)
 		d.run(t, nil, nil, nil, func(a *agent.Agent) {
 			see := func(step int) {
 				time.Sleep(3 * time.Second) // saves are as far apart
@@ -150,7 +150,7 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 				t.Errorf("%s: %v, on the disk %v", row.name, warnings, next.record())
 				continue
 			}
-			for _, copied := range []*tokencache.Memory{copies[row.copied], next.shelf.lastSaved()} { // the copy may not be newer yet
+			for _, copied := range []*tokencache.Snapshot{copies[row.copied], next.shelf.lastSaved()} { // the copy may not be newer yet
 				again := next.run(t, next.record(), nil, copied, func(a *agent.Agent) {
 					if withholds(t, a) != row.withheld {
 						t.Errorf("%s, and started again: withheld is not %v", row.name, row.withheld)
@@ -205,7 +205,7 @@ func TestRevocationOnAFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := new(device)
 		var before *tokencache.Record
-		var copied *tokencache.Memory
+		var copied *tokencache.Snapshot
 		var id string
 		d.run(t, nil, nil, nil, func(a *agent.Agent) {
 			mustHave(t, a)
@@ -279,12 +279,12 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			d := new(device)
 			for i := range row.disk {
-				row.disk[i].At, row.disk[i].NotedOn = time.Now(), time.Now()
+				row.disk[i].At, row.disk[i].RecordedAt = time.Now(), time.Now()
 			}
 			for i := range row.copied {
-				row.copied[i].At, row.copied[i].NotedOn = time.Now(), time.Now()
+				row.copied[i].At, row.copied[i].RecordedAt = time.Now(), time.Now()
 			}
-			copied := &tokencache.Memory{BootID: "this", Record: tokencache.Record{Lineage: "here", Generation: row.generation, Changes: row.copied}}
+			copied := &tokencache.Snapshot{BootID: "this", Record: tokencache.Record{Lineage: "here", Generation: row.generation, Changes: row.copied}}
 			if row.other != 0 {
 				copied.Record.Lineage, copied.Record.Generation = "elsewhere", row.other
 			}
@@ -341,12 +341,12 @@ func TestCopyOfALineageBegunFromTheRecord(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			change := func(id string) tokencache.PolicyChange {
-				return tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now(), Moment: time.Hour, By: time.Hour, Vouched: true}
+				return tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(), Moment: time.Hour, By: time.Hour, Vouched: true}
 			}
 			disk := &tokencache.Record{Lineage: "here", Generation: 5, Changes: []tokencache.PolicyChange{change("a"), change("b")}}
-			taken := tokencache.Taken{On: 40 * time.Hour, Boot: time.Hour, BootID: "this"}
-			copied := &tokencache.Memory{On: taken.On, Boot: taken.Boot, BootID: taken.BootID, Record: tokencache.Record{
-				Taken: taken, Lineage: "elsewhere", Origins: []tokencache.Origin{row.from}, Generation: 7, Changes: []tokencache.PolicyChange{change("b")}}}
+			taken := tokencache.Instant{On: 40 * time.Hour, Boot: time.Hour, BootID: "this"}
+			copied := &tokencache.Snapshot{On: taken.On, Boot: taken.Boot, BootID: taken.BootID, Record: tokencache.Record{
+				Instant: taken, Lineage: "elsewhere", Origins: []tokencache.Origin{row.from}, Generation: 7, Changes: []tokencache.PolicyChange{change("b")}}}
 			new(device).run(t, disk, nil, copied, func(a *agent.Agent) {
 				var ids []string
 				for _, c := range a.Changes() {
@@ -372,7 +372,7 @@ func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
 		time.Sleep(time.Minute)
 		var ours, theirs []tokencache.PolicyChange
 		for i := range tokencache.MaxChanges {
-			p := tokencache.PolicyChange{AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now(), Moment: known.On + time.Second, By: known.On + time.Second}
+			p := tokencache.PolicyChange{AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(), Moment: known.On + time.Second, By: known.On + time.Second}
 			p.ID, p.Resource = fmt.Sprint("ours-", i), vault
 			ours = append(ours, p)
 			p.ID, p.Resource = fmt.Sprint("theirs-", i), storage
@@ -417,7 +417,7 @@ func TestRecordThatBeganAnew(t *testing.T) {
 				note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
 			}
 		})
-		var copied *tokencache.Memory
+		var copied *tokencache.Snapshot
 		above.run(t, nil, nil, nil, func(a *agent.Agent) {
 			mustHave(t, a)
 			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
@@ -442,7 +442,7 @@ func TestRecordsThatFork(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		below, above := new(device), new(device)
-		revoke := func(d *device, times int, copied *tokencache.Memory) *tokencache.Memory {
+		revoke := func(d *device, times int, copied *tokencache.Snapshot) *tokencache.Snapshot {
 			d.run(t, d.record(), nil, copied, func(a *agent.Agent) {
 				_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage}) // it may be withheld
 				for range times {
@@ -489,7 +489,7 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 				d := new(device)
 				rules := edge()
 				rules.Alternates = row.alternates
-				start := func(disk *tokencache.Record, m *tokencache.Memory, f func(a *agent.Agent)) {
+				start := func(disk *tokencache.Record, m *tokencache.Snapshot, f func(a *agent.Agent)) {
 					t.Helper()
 					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk, Memory: m, Keep: d.keep, Keeping: d.shelf.keeping()})
 					if err != nil {
@@ -498,7 +498,7 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 					defer a.Close()
 					f(a)
 				}
-				var folder, known = new(tokencache.Record), new(tokencache.Memory)
+				var folder, known = new(tokencache.Record), new(tokencache.Snapshot)
 				start(nil, nil, func(a *agent.Agent) {
 					mustHave(t, a)
 					time.Sleep(time.Minute)
@@ -603,11 +603,11 @@ func TestReceiptsOutliveALostRecord(t *testing.T) {
 			known := *withoutCopy(s.lastSaved())
 			began := time.Now()
 			o := agent.Options{
-				Fetch: fetch, Rules: edge(), BootID: "this", On: known.On, LostRecord: errors.New("torn"), Copies: []tokencache.Memory{known},
+				Fetch: fetch, Rules: edge(), BootID: "this", On: known.On, LostRecord: errors.New("torn"), Copies: []tokencache.Snapshot{known},
 				Clock: tokencache.Clock{Boot: func() time.Duration { return time.Since(began) }, Wall: time.Now, Synchronised: func() bool { return true }},
 			}
 			if unopened {
-				o.Unopened = []*tokencache.Memory{&known}
+				o.Unopened = []*tokencache.Snapshot{&known}
 			} else {
 				o.Memory = &known
 			}
@@ -616,8 +616,8 @@ func TestReceiptsOutliveALostRecord(t *testing.T) {
 			}
 			defer a.Close()
 			time.Sleep(6 * time.Hour) // tokens have no date, and live for up to four hours more than they tell
-			if answer := mustHave(t, a); answer.Permissions.Standing != tokencache.Uncertain {
-				t.Errorf("by what could not be opened before: %v: a token from before is %v", unopened, answer.Permissions.Standing)
+			if answer := mustHave(t, a); answer.Permissions.State != tokencache.Uncertain {
+				t.Errorf("by what could not be opened before: %v: a token from before is %v", unopened, answer.Permissions.State)
 			}
 			if known.Keys[0].Token.Text.IsZero() {
 				t.Error("what was given to the agent is another")

@@ -49,7 +49,7 @@ type Advice struct {
 	Identity *Identity
 
 	// Sight is of the token held now: the refused one, unless a finding says otherwise.
-	Sight    tokencache.Sight
+	Sight    tokencache.TokenInfo
 	Findings []Finding // the likeliest first; there is always one
 	Retry    bool      // a token that may be accepted can be had now
 

@@ -86,7 +86,7 @@ func TestRejectedForUncertainPermissions(t *testing.T) {
 			time.Sleep(12 * time.Hour)
 		}
 		held := reject(t, a, module, agent.Rejection{Resource: vault, Status: 403}).Sight
-		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed, At: held.Minted.Earliest.Add(-time.Minute)})
+		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed, At: held.Issued.Earliest.Add(-time.Minute)})
 		advice := reject(t, a, module, agent.Rejection{Resource: vault, Status: 403})
 		says(t, advice, "may have been minted before", "probably by")
 		if !advice.RetryOn.Equal(advice.Sight.Permissions.Likely) {

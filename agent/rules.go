@@ -85,7 +85,9 @@ type Rules struct {
 }
 
 // SpreadOrDefault returns how long a policy change may take to reach newly minted tokens.
-func (r Rules) SpreadOrDefault() time.Duration { return cmp.Or(r.Spread, tokencache.DefaultSpread) }
+func (r Rules) SpreadOrDefault() time.Duration {
+	return cmp.Or(r.Spread, tokencache.DefaultPropagationDelay)
+}
 
 // RuleError is one thing wrong with rules. Index counts from 0 within its kind.
 type RuleError struct {

@@ -133,17 +133,17 @@ func (s *ruleset) allows(key tokencache.Key) bool { return s.keys[key] != nil }
 
 // allowed returns m without the keys that the rules have no use for any more. A token of theirs that comes again was received when
 // it was first.
-func (s *ruleset) allowed(m *tokencache.Memory) *tokencache.Memory {
+func (s *ruleset) allowed(m *tokencache.Snapshot) *tokencache.Snapshot {
 	if m == nil {
 		return nil
 	}
 	left := *m
-	left.Keys, left.Bygones = nil, slices.Clone(m.Bygones)
+	left.Keys, left.Tombstones = nil, slices.Clone(m.Tombstones)
 	for _, r := range m.Keys {
 		if s.allows(r.Key) {
 			left.Keys = append(left.Keys, r)
-		} else if b, ok := r.Bygone(); ok {
-			left.Bygones = append(left.Bygones, b)
+		} else if b, ok := r.Tombstone(); ok {
+			left.Tombstones = append(left.Tombstones, b)
 		}
 	}
 	return &left

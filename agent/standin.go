@@ -81,7 +81,7 @@ func lostMend(p tokencache.PolicyChange) string {
 // withheldForRecord returns what stands for the record, where that alone withholds the token of key, and no revocation that somebody noted.
 func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alone bool) {
 	for _, p := range a.cache.Withholders(key) {
-		c := NotedChange{Noted: tokencache.Noted{PolicyChange: p}}
+		c := NotedChange{RecordedChange: tokencache.RecordedChange{PolicyChange: p}}
 		if c.Record, c.Mend = a.record.standsFor(p); c.Record == 0 {
 			return NotedChange{}, false
 		}

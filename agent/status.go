@@ -19,7 +19,7 @@ type Status struct {
 	Changes    []NotedChange // policy changes on record, the latest first
 	Stale      int           // valid tokens whose permissions are not current
 	Denials    []Denial      // the latest denials, the latest first
-	Clock      tokencache.Knowledge
+	Clock      tokencache.ClockStatus
 }
 
 // Simulated reports whether a token that is held says that a simulated back end made it.
@@ -54,7 +54,7 @@ type RefreshResult struct {
 // Status returns the state of everything, ordered by identity and resource.
 func (a *Agent) Status() Status {
 	rules := a.rules.Load()
-	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes(), Denials: a.audit.recentDenials(), Clock: a.cache.Knowledge()}
+	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes(), Denials: a.audit.recentDenials(), Clock: a.cache.ClockStatus()}
 	principals := make(map[tokencache.Selector]tokencache.Principal)
 	for _, p := range a.cache.Principals() {
 		principals[p.Selector] = p.Current
@@ -74,7 +74,7 @@ func (a *Agent) Status() Status {
 			continue // dropped by a reload between the two looks
 		}
 		s.Keys = append(s.Keys, KeyStatus{Identity: identity.Name, Status: key, Refused: a.reports.refusedOn(key.Key, key.SHA256)})
-		if key.Left > 0 && key.Permissions.Standing != tokencache.Current {
+		if key.Left > 0 && key.Permissions.State != tokencache.Current {
 			s.Stale++
 		}
 		if key.Prefetch && key.Left == 0 {

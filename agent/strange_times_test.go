@@ -80,7 +80,7 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 }
 
 // keptOf is what the next process reads of m.
-func keptOf(t *testing.T, m tokencache.Memory) *tokencache.Memory {
+func keptOf(t *testing.T, m tokencache.Snapshot) *tokencache.Snapshot {
 	t.Helper()
 	f, err := store.Carry(m)
 	if err != nil {

@@ -53,16 +53,16 @@ func (a *Agent) tellLost(p tokencache.PolicyChange, why error) {
 }
 
 // forgotten is m without the tokens, which are fetched anew. One that comes again was received when it was first.
-func forgotten(m *tokencache.Memory) *tokencache.Memory {
+func forgotten(m *tokencache.Snapshot) *tokencache.Snapshot {
 	if m == nil {
 		return nil
 	}
 	left := *m
-	left.Keys, left.Bygones = slices.Clone(m.Keys), slices.Clone(m.Bygones)
+	left.Keys, left.Tombstones = slices.Clone(m.Keys), slices.Clone(m.Tombstones)
 	for i := range left.Keys {
 		k := &left.Keys[i]
-		if b, ok := k.Bygone(); ok {
-			left.Bygones = append(left.Bygones, b)
+		if b, ok := k.Tombstone(); ok {
+			left.Tombstones = append(left.Tombstones, b)
 		}
 		k.Token = tokencache.Token{}
 		if k.Next != tokencache.Never {
@@ -74,9 +74,9 @@ func forgotten(m *tokencache.Memory) *tokencache.Memory {
 
 // unread is a record that cannot be read now, and what is in force meanwhile.
 type unread struct {
-	load   func() (*tokencache.Record, error)                        // nil: the record was read, and only tokens were not
-	tokens func() ([]tokencache.Memory, []*tokencache.Memory, error) // nil: they were read
-	fault  error                                                     // why the tokens cannot be read now
+	load   func() (*tokencache.Record, error)                            // nil: the record was read, and only tokens were not
+	tokens func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) // nil: they were read
+	fault  error                                                         // why the tokens cannot be read now
 	kept   kept
 
 	// began is what was in force when it was found that it cannot be read, and then what was put in force when it was read. withdrawn is
@@ -143,7 +143,7 @@ func (a *Agent) takeTokens(u *unread) bool {
 	a.takeCopies(u, late)
 	rules := a.rules.Load()
 	for _, m := range ours {
-		a.cache.Recall(rules.allowed(m))
+		a.cache.Restore(rules.allowed(m))
 	}
 	a.log.Info("tokens that were kept were read after all", zap.Int("copies", len(copies)), zap.NamedError("still_unread", err))
 	return true
@@ -166,10 +166,10 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 	defer a.naming.Unlock()
 	rules := a.rules.Load().rules
 	for _, r := range late.copies {
-		a.cache.GoOn(r.Taken)
+		a.cache.ContinueFrom(r.Instant)
 	}
 	now := a.cache.Record()
-	found := late.recover(&now, nil, now.Taken, rules)
+	found := late.recover(&now, nil, now.Instant, rules)
 	if found.why == "" {
 		return
 	}
@@ -195,10 +195,10 @@ func (a *Agent) takeRecord(u *unread) bool {
 	a.naming.Lock() // nothing is noted or withdrawn meanwhile
 	read := a.record.read(u.loadRecord, func(disk *tokencache.Record, lost error) {
 		if disk != nil {
-			a.cache.GoOn(disk.Taken)
+			a.cache.ContinueFrom(disk.Instant)
 		}
 		now := a.cache.Record()
-		why, found = lost, u.kept.recover(disk, lost, now.Taken, rules)
+		why, found = lost, u.kept.recover(disk, lost, now.Instant, rules)
 		noted = added(now.Changes, u.began.Changes)
 		record := found.Record
 		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return rules.haveGone(u.withdrawn, p) })

@@ -61,10 +61,10 @@ func (d *disk) start(t *testing.T, change func(*agent.Options), f func(a *agent.
 }
 
 // life is what there is after a token was fetched and a revocation noted: the record, and what the cache knows.
-func life(t *testing.T) (*disk, *tokencache.Memory) {
+func life(t *testing.T) (*disk, *tokencache.Snapshot) {
 	t.Helper()
 	d := new(disk)
-	var known *tokencache.Memory
+	var known *tokencache.Snapshot
 	d.run(t, nil, nil, nil, func(a *agent.Agent) {
 		mustHave(t, a)
 		note(t, a, agent.Change{Resource: storage, Effect: tokencache.Revoked})
@@ -79,7 +79,7 @@ func life(t *testing.T) (*disk, *tokencache.Memory) {
 }
 
 // withoutCopy is m with the copy of the record left out, so that the marks are all that tells of it.
-func withoutCopy(m *tokencache.Memory) *tokencache.Memory {
+func withoutCopy(m *tokencache.Snapshot) *tokencache.Snapshot {
 	left := *m
 	left.Record.Changes = nil
 	return &left
@@ -90,10 +90,10 @@ func withoutCopy(m *tokencache.Memory) *tokencache.Memory {
 func TestRecordThatCannotBeReadNow(t *testing.T) {
 	t.Parallel()
 	eio := errors.New("input/output error")
-	for name, copied := range map[string]func(*tokencache.Memory) *tokencache.Memory{
-		"a copy":     func(m *tokencache.Memory) *tokencache.Memory { return m },
+	for name, copied := range map[string]func(*tokencache.Snapshot) *tokencache.Snapshot{
+		"a copy":     func(m *tokencache.Snapshot) *tokencache.Snapshot { return m },
 		"marks only": withoutCopy,
-		"nothing":    func(*tokencache.Memory) *tokencache.Memory { return nil },
+		"nothing":    func(*tokencache.Snapshot) *tokencache.Snapshot { return nil },
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d, known := life(t)
@@ -105,7 +105,7 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 			d.start(t, unread, func(a *agent.Agent, logs *observer.ObservedLogs) {
 				switch {
 				case name == "nothing":
-					if got := mustHave(t, a).Permissions.Standing; got != tokencache.Uncertain {
+					if got := mustHave(t, a).Permissions.State; got != tokencache.Uncertain {
 						t.Errorf("%s: it is %v", name, got)
 					}
 				case !withholds(t, a):
@@ -337,14 +337,14 @@ func TestRecordThatIsLost(t *testing.T) {
 	for _, row := range []struct {
 		name     string
 		withhold bool
-		begin    func(o *agent.Options, known *tokencache.Memory)
+		begin    func(o *agent.Options, known *tokencache.Snapshot)
 		marked   bool
 	}{
-		{"spoilt", false, func(o *agent.Options, _ *tokencache.Memory) { o.LostRecord = torn }, false},
-		{"spoilt, to be withheld", true, func(o *agent.Options, _ *tokencache.Memory) { o.LostRecord = torn }, false},
-		{"spoilt, with marks", false, func(o *agent.Options, known *tokencache.Memory) { o.LostRecord, o.Memory = torn, withoutCopy(known) }, true},
-		{"gone, with marks", false, func(o *agent.Options, known *tokencache.Memory) { o.Memory = withoutCopy(known) }, true},
-		{"spoilt when it could be read at last", false, func(o *agent.Options, _ *tokencache.Memory) { o.UnreadRecord = errors.New("EIO") }, false},
+		{"spoilt", false, func(o *agent.Options, _ *tokencache.Snapshot) { o.LostRecord = torn }, false},
+		{"spoilt, to be withheld", true, func(o *agent.Options, _ *tokencache.Snapshot) { o.LostRecord = torn }, false},
+		{"spoilt, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) { o.LostRecord, o.Memory = torn, withoutCopy(known) }, true},
+		{"gone, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) { o.Memory = withoutCopy(known) }, true},
+		{"spoilt when it could be read at last", false, func(o *agent.Options, _ *tokencache.Snapshot) { o.UnreadRecord = errors.New("EIO") }, false},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d, known := life(t)
@@ -372,7 +372,7 @@ func TestRecordThatIsLost(t *testing.T) {
 					if reasonOf(err) != agent.PermissionsRevoked {
 						t.Errorf("%s: %v", row.name, err)
 					}
-				case err != nil || answer.Permissions.Standing != tokencache.Uncertain:
+				case err != nil || answer.Permissions.State != tokencache.Uncertain:
 					t.Errorf("%s: %+v, %v", row.name, answer.Permissions, err)
 				}
 				if logs.FilterField(zap.String("message_id", agent.MessageLostRecord)).Len() != 1 {
@@ -450,23 +450,23 @@ func TestMarksOnTokens(t *testing.T) {
 func TestEveryCopyCounts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		copyOf := func(lineage string, generation uint64, ids ...string) tokencache.Memory {
-			m := tokencache.Memory{Source: "another", BootID: "this", Record: tokencache.Record{Lineage: lineage, Generation: generation}, OnRecord: len(ids)}
+		copyOf := func(lineage string, generation uint64, ids ...string) tokencache.Snapshot {
+			m := tokencache.Snapshot{Source: "another", BootID: "this", Record: tokencache.Record{Lineage: lineage, Generation: generation}, OnRecord: len(ids)}
 			for _, id := range ids {
-				m.Record.Changes = append(m.Record.Changes, tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now()})
+				m.Record.Changes = append(m.Record.Changes, tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now()})
 			}
 			return m
 		}
 		for _, row := range []struct {
 			name   string
-			copies []tokencache.Memory
+			copies []tokencache.Snapshot
 			want   string
 		}{
-			{"one", []tokencache.Memory{copyOf("l", 3, "a")}, "[a]"},
-			{"the newer first", []tokencache.Memory{copyOf("l", 3, "a", "b"), copyOf("l", 2, "a", "c")}, "[a b]"},
-			{"the older first", []tokencache.Memory{copyOf("l", 2, "a", "c"), copyOf("l", 3, "a", "b")}, "[a b]"},
-			{"of two lineages", []tokencache.Memory{copyOf("l", 3, "a"), copyOf("m", 1, "b")}, "[a b]"},
-			{"of a release without lineages", []tokencache.Memory{copyOf("", 0), copyOf("m", 1, "b")}, "[b]"},
+			{"one", []tokencache.Snapshot{copyOf("l", 3, "a")}, "[a]"},
+			{"the newer first", []tokencache.Snapshot{copyOf("l", 3, "a", "b"), copyOf("l", 2, "a", "c")}, "[a b]"},
+			{"the older first", []tokencache.Snapshot{copyOf("l", 2, "a", "c"), copyOf("l", 3, "a", "b")}, "[a b]"},
+			{"of two lineages", []tokencache.Snapshot{copyOf("l", 3, "a"), copyOf("m", 1, "b")}, "[a b]"},
+			{"of a release without lineages", []tokencache.Snapshot{copyOf("", 0), copyOf("m", 1, "b")}, "[b]"},
 		} {
 			d := new(disk)
 			d.start(t, func(o *agent.Options) { o.Copies = row.copies }, func(a *agent.Agent, _ *observer.ObservedLogs) {
@@ -498,7 +498,7 @@ func TestUnreadRecordThatIsFoundLost(t *testing.T) {
 				d.become(later)
 				time.Sleep(2 * time.Minute)
 				synctest.Wait()
-				if got := mustHave(t, a).Permissions.Standing; got != tokencache.Uncertain || d.made() == before {
+				if got := mustHave(t, a).Permissions.State; got != tokencache.Uncertain || d.made() == before {
 					t.Errorf("%s: the token is %v, fetched anew %v", name, got, d.made() != before)
 				}
 				trouble := a.Status().Trouble
@@ -590,7 +590,7 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 			d.start(t, begin, func(a *agent.Agent, _ *observer.ObservedLogs) {
 				answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
 				switch {
-				case !withhold && answer.Permissions.Standing != tokencache.Uncertain:
+				case !withhold && answer.Permissions.State != tokencache.Uncertain:
 					t.Errorf("%+v, %v", answer.Permissions, err)
 				case withhold && (reasonOf(err) != agent.PermissionsRevoked || strings.Contains(err.Error(), "by Jan") || strings.Contains(err.Error(), "were revoked on") ||
 					!strings.Contains(err.Error(), "cannot be read now, so that nobody knows") || !strings.Contains(err.Error(), "[tokens] lost_record); to end that: "+fault.Mend())):
@@ -694,17 +694,17 @@ func TestUnkeptChanges(t *testing.T) {
 }
 
 // inBoot is what an agent begins with in this boot, by what was carried in it and the record, if that can be read.
-func (d *disk) inBoot(back *sticky, clock tokencache.Clock, fault error, carried *tokencache.Memory) func(o *agent.Options) {
+func (d *disk) inBoot(back *sticky, clock tokencache.Clock, fault error, carried *tokencache.Snapshot) func(o *agent.Options) {
 	return func(o *agent.Options) {
 		o.Fetch, o.Clock = back.Fetch, clock
-		var taken []tokencache.Taken
+		var taken []tokencache.Instant
 		if carried != nil {
-			o.Memory, o.Copies = carried, []tokencache.Memory{*carried}
+			o.Memory, o.Copies = carried, []tokencache.Snapshot{*carried}
 			taken = append(taken, carried.Taken())
 		}
 		if o.UnreadRecord = fault; fault == nil && d.there != nil {
 			o.Record = d.there
-			taken = append(taken, d.there.Taken)
+			taken = append(taken, d.there.Instant)
 		}
 		o.On = tokencache.OnAtBoot(o.BootID, clock.Boot(), taken...)
 	}
@@ -738,13 +738,13 @@ func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d := new(disk)
-			d.there = &tokencache.Record{Taken: tokencache.Taken{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5}
+			d.there = &tokencache.Record{Instant: tokencache.Instant{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5}
 			d.become(eio)
 			back, clock := &sticky{counts: true}, sinceBoot()
-			var carried *tokencache.Memory
+			var carried *tokencache.Snapshot
 			if row.sealed {
-				carried = &tokencache.Memory{BootID: "before", Boot: 40 * time.Hour, On: 990 * time.Hour, Wall: time.Now(), Record: tokencache.Record{
-					Taken: tokencache.Taken{On: 990 * time.Hour, Boot: 40 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5,
+				carried = &tokencache.Snapshot{BootID: "before", Boot: 40 * time.Hour, On: 990 * time.Hour, Wall: time.Now(), Record: tokencache.Record{
+					Instant: tokencache.Instant{On: 990 * time.Hour, Boot: 40 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5,
 				}}
 			}
 			restart := func(fault error, f func(a *agent.Agent)) {
@@ -802,9 +802,9 @@ func TestRestartAfterTheFolderWasMended(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			before := time.Now().Add(-30 * time.Hour)
 			there := &tokencache.Record{
-				Taken: tokencache.Taken{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5,
+				Instant: tokencache.Instant{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5,
 				Changes: []tokencache.PolicyChange{{
-					ID: "r", AllIdentities: true, Effect: tokencache.Revoked, At: before, NotedOn: before, Vouched: true, Checked: true,
+					ID: "r", AllIdentities: true, Effect: tokencache.Revoked, At: before, RecordedAt: before, Vouched: true, Checked: true,
 					Moment: 990 * time.Hour, By: 990 * time.Hour, Issuer: tokencache.Window{Earliest: before, Latest: before},
 				}},
 			}
@@ -871,9 +871,9 @@ func TestStandInSpreads(t *testing.T) {
 		after                time.Duration // what is to be prefetched comes then
 	}{
 		{name: "neither"},
-		{name: "lost", lost: true, after: tokencache.DefaultSpread},
-		{name: "lost, to be withheld", lost: true, withhold: true, after: tokencache.DefaultSpread},
-		{name: "not read", unread: true, after: tokencache.DefaultSpread},
+		{name: "lost", lost: true, after: tokencache.DefaultPropagationDelay},
+		{name: "lost, to be withheld", lost: true, withhold: true, after: tokencache.DefaultPropagationDelay},
+		{name: "not read", unread: true, after: tokencache.DefaultPropagationDelay},
 		{name: "not read for four minutes", unread: true, mended: true, after: 4 * time.Minute},
 	} {
 		synctest.Test(t, func(t *testing.T) {

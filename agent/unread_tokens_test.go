@@ -387,16 +387,16 @@ func TestNotedMeanwhileIsNoNewerCopy(t *testing.T) {
 		eio := errors.New("input/output error")
 		never := *known
 		never.Record.Changes, never.OnRecord, never.Record.Generation, never.Keys = nil, 0, 0, nil
-		d.there = &tokencache.Record{Taken: known.Record.Taken, Lineage: known.Record.Lineage}
+		d.there = &tokencache.Record{Instant: known.Record.Instant, Lineage: known.Record.Lineage}
 		d.become(eio)
 		var read atomic.Bool
 		d.start(t, func(o *agent.Options) {
-			o.UnreadRecord, o.UnreadTokens, o.Copies = eio, eio, []tokencache.Memory{never}
-			o.LoadTokens = func() ([]tokencache.Memory, []*tokencache.Memory, error) {
+			o.UnreadRecord, o.UnreadTokens, o.Copies = eio, eio, []tokencache.Snapshot{never}
+			o.LoadTokens = func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
 				if !read.Load() {
 					return nil, nil, eio
 				}
-				return []tokencache.Memory{*known}, nil, nil
+				return []tokencache.Snapshot{*known}, nil, nil
 			}
 		}, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			for range 3 {
@@ -420,20 +420,20 @@ func TestLateMarkBringsNothingBack(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rules := edge()
 			rules.Alternates = alternates
-			noted := tokencache.PolicyChange{ID: "noted", AllIdentities: true, Resource: storage, Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now()}
-			late := tokencache.Memory{
+			noted := tokencache.PolicyChange{ID: "noted", AllIdentities: true, Resource: storage, Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now()}
+			late := tokencache.Snapshot{
 				BootID: "before", OnRecord: 1, Record: tokencache.Record{Lineage: "late", Generation: 2},
-				Keys: []tokencache.Remembered{{Key: tokencache.Key{Resource: vault}, Withheld: []string{noted.ID}}},
+				Keys: []tokencache.SnapshotEntry{{Key: tokencache.Key{Resource: vault}, Withheld: []string{noted.ID}}},
 			}
 			var read atomic.Bool
 			a, err := agent.New(agent.Options{
 				Fetch: new(backEnd).Fetch, Rules: rules, BootID: "this",
 				Record: &tokencache.Record{Lineage: "read", Generation: 1, Changes: []tokencache.PolicyChange{noted}}, UnreadTokens: unix.EIO,
-				LoadTokens: func() ([]tokencache.Memory, []*tokencache.Memory, error) {
+				LoadTokens: func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
 					if !read.Load() {
 						return nil, nil, unix.EIO
 					}
-					return []tokencache.Memory{late}, nil, nil
+					return []tokencache.Snapshot{late}, nil, nil
 				},
 			})
 			if err != nil {

@@ -11,18 +11,18 @@ const (
 // for itself, and is set apart: it waits by a measure of its own, which no token of others ends, so that the pauses that the back
 // end asks for on its account are not all there is.
 func (c *Cache) setApartLocked(e *entry, failure *FetchError, now time.Duration) {
-	if e.throttles > 0 && c.gate.given > e.othersGiven {
+	if e.throttles > 0 && c.queue.given > e.othersGiven {
 		e.apart++
 	}
 	e.throttles++
-	e.othersGiven = c.gate.given
+	e.othersGiven = c.queue.given
 	if e.apart == 0 {
 		return
 	}
 	told := min(failure.RetryAfter, retryAfter)
 	e.rests = max(e.rests, now+max(told, doubled(apartFirst, e.apart, longTop)))
 	e.failedUntil = max(e.failedUntil, now+max(told, doubled(askThrottleTop, e.apart, askLongTop)))
-	c.gate.apart = max(c.gate.apart, now+apartShare*told)
+	c.queue.apart = max(c.queue.apart, now+apartShare*told)
 }
 
 // yields reports whether e leaves the first call after a pause to others: its last two answers were 429.
@@ -33,5 +33,5 @@ func (c *Cache) apartLocked(e *entry) time.Duration {
 	if e.apart == 0 {
 		return longAgo
 	}
-	return c.gate.apart
+	return c.queue.apart
 }

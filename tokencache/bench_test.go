@@ -15,14 +15,14 @@ func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 	const hour, now = time.Hour, 10 * time.Hour
 	wall, began := time.Now(), time.Now()
 	at := func(boot time.Duration) time.Time { return wall.Add(boot - now) }
-	m := Memory{BootID: "now", Boot: now, On: now, Wall: wall, Synchronised: true}
+	m := Snapshot{BootID: "now", Boot: now, On: now, Wall: wall, Synchronised: true}
 	for i := range keys {
 		key := Key{Resource: fmt.Sprintf("https://r%03d.example.net", i)}
-		m.Keys = append(m.Keys, Remembered{
+		m.Keys = append(m.Keys, SnapshotEntry{
 			Key:     key,
 			Token:   Token{Text: NewSecret(key.Resource), ExpiresOn: at(25 * hour)},
-			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedOn: at(hour), Minted: Minting{Earliest: at(hour), Latest: at(hour)},
-			Born: hour, Received: hour, ReceivedAt: hour, IssuedFrom: hour, IssuedTo: hour, Shown: hour, Answered: hour, Tries: 1,
+			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedOn: at(hour), Issued: IssueWindow{Earliest: at(hour), Latest: at(hour)},
+			IssuedAt: hour, Received: hour, ReceivedAt: hour, IssuedFrom: hour, IssuedTo: hour, Shown: hour, Answered: hour, Tries: 1,
 			Deadline: 25 * hour, Next: 20 * hour, Asked: now,
 		})
 	}
@@ -34,7 +34,7 @@ func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 	for i := range MaxChanges {
 		moment := 2*hour + time.Duration(i)*time.Second
 		r.Changes = append(r.Changes, PolicyChange{
-			ID: fmt.Sprintf("%08x", i), AllIdentities: true, Effect: effect, At: at(moment), NotedOn: at(moment), Vouched: true,
+			ID: fmt.Sprintf("%08x", i), AllIdentities: true, Effect: effect, At: at(moment), RecordedAt: at(moment), Vouched: true,
 			Resource: []string{"", m.Keys[i%keys].Key.Resource}[i%2], Moment: moment, By: moment, Issuer: Window{Earliest: at(moment), Latest: at(moment)}, Checked: true,
 		})
 	}
@@ -50,7 +50,7 @@ func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 			return Fetched{}, errors.New("nothing is due")
 		},
 		Clock:  Clock{Boot: func() time.Duration { return now + time.Since(began) }},
-		BootID: "now", Memory: &m, Record: r,
+		BootID: "now", Snapshot: &m, Record: r,
 	})
 	b.Cleanup(c.Close)
 	c.SetAlternates(alternates)
@@ -80,11 +80,11 @@ func BenchmarkTelling(b *testing.B) {
 		tell func(*Cache)
 	}{
 		{"Status", func(c *Cache) { c.Status() }}, // all of it under the lock
-		{"Memory", func(c *Cache) { c.Memory() }},
-		{"Memory-locked", func(c *Cache) { c.memory() }},
+		{"Memory", func(c *Cache) { c.Snapshot() }},
+		{"Memory-locked", func(c *Cache) { c.snapshot() }},
 		{"Changes", func(c *Cache) { c.Changes() }},
-		{"Changes-locked", func(c *Cache) { c.allNoted() }},
-		{"Judging", func(c *Cache) { c.SetSpread(0) }}, // everything anew under the lock, as after each change of the record
+		{"Changes-locked", func(c *Cache) { c.recorded() }},
+		{"Judging", func(c *Cache) { c.SetPropagationDelay(0) }}, // everything anew under the lock, as after each change of the record
 	} {
 		for _, keys := range []int{60, MaxKeys} {
 			for _, effect := range []Effect{0, Revoked} {

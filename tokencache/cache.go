@@ -16,13 +16,13 @@ const MaxKeys = 256
 type Need struct {
 	// MinTTL is the life that the token is to have left.
 	MinTTL time.Duration
-	// Firm makes less life than MinTTL an error. Otherwise a caller waits for it for half a second at
+	// MinTTLRequired makes less life than MinTTL an error. Otherwise a caller waits for it for half a second at
 	// most, and then gets the token there is.
-	Firm bool
+	MinTTLRequired bool
 
-	// MintedAfter is a moment, by the issuer's clock, after which the token is to have been minted. It is
+	// IssuedAfter is a moment, by the issuer's clock, after which the token is to have been minted. It is
 	// always firm. Zero: any.
-	MintedAfter time.Time
+	IssuedAfter time.Time
 
 	// Alternates are resources of the same identity whose token will do while it is current and the
 	// key's own is not.
@@ -52,62 +52,62 @@ type Options struct {
 	Roll    func() float64 // randomness in [0, 1); nil: math/rand
 	Observe func(Event)    // called after every fetch; nil: nobody
 	// Settled is called when the clock has shown when tokens expire that were of an unknown age. Nil: nobody is.
-	Settled func()
+	ClockConfirmed func()
 	// Begin is closed when all that the schedule is to know has been told: before that it makes no call and forgets nothing.
 	// Nil: New is told all.
 	Begin <-chan struct{}
 
-	// Spread is how long a policy change may take to reach newly minted tokens. Zero: DefaultSpread.
-	Spread time.Duration
-	// Record is the policy changes on record from before. It and Memory are as they were taken: New places them in on-time.
+	// Spread is how long a policy change may take to reach newly minted tokens. Zero: DefaultPropagationDelay.
+	PropagationDelay time.Duration
+	// Record is the policy changes on record from before. It and Snapshot are as they were taken: New places them in on-time.
 	Record Record
 
-	// BootID names this boot of the device, for Memory. Empty: not known.
+	// BootID names this boot of the device, for Snapshot. Empty: not known.
 	BootID string
 	// On is the on-time that it was when the boot clock was zero: OnAtBoot tells it. Zero: this is the first boot.
 	On time.Duration
-	// Memory is what a cache before this one knew. Nil: nothing.
-	Memory *Memory
+	// Snapshot is what a cache before this one knew. Nil: nothing.
+	Snapshot *Snapshot
 }
 
 // Cache holds the tokens. Its methods may be called by many goroutines.
 type Cache struct {
-	fetch   func(context.Context, Key) (Fetched, error)
-	clock   Clock
-	roll    func() float64
-	observe func(Event)
-	settled func()
-	bootID  string
-	on      time.Duration // on-time when the boot clock was zero
+	fetch          func(context.Context, Key) (Fetched, error)
+	clock          Clock
+	roll           func() float64
+	observe        func(Event)
+	clockConfirmed func()
+	bootID         string
+	on             time.Duration // on-time when the boot clock was zero
 
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup     // the schedule and the flights
 	wake    chan struct{}      // tells the schedule to look again
-	pulse   chan chan struct{} // asks the schedule for a sign of life
+	pings   chan chan struct{} // asks the schedule for a sign of life
 
 	mu      sync.Mutex // protects what follows
 	closed  bool
 	entries map[Key]*entry
-	gate    gate
+	queue   fetchQueue
 	uses    uint64
 	keep    func(Key) bool // nil: every key
 
-	knowledge  knowledge
-	changes    []*change
-	lineage    string
-	origins    []Origin
-	generation uint64 // of changes: see Record
-	spread     time.Duration
-	alternates map[string][]string // by the spelling of a resource: those of all that it goes by
-	rollovers  history             // of all keys: they share a back end
-	seen       uint64              // how often what was learnt from rollovers became void; from 1 on
-	principals map[Selector]*principals
-	bygones    bygones
-	readings   readings      // of the issuer's clock
-	static     bool          // the source's counts of lives are none: see staticLocked
-	counted    counted       // how far they have shown to be some lately
-	countedOn  time.Duration // on-time at which they last had; 0: they have not, since they were none
+	clockTrust       clockTrust
+	changes          []*change
+	lineage          string
+	origins          []Origin
+	generation       uint64 // of changes: see Record
+	propagationDelay time.Duration
+	alternates       map[string][]string // by the spelling of a resource: those of all that it goes by
+	rollovers        history             // of all keys: they share a back end
+	seen             uint64              // how often what was learnt from rollovers became void; from 1 on
+	principals       map[Selector]*principals
+	tombstones       tombstones
+	readings         readings      // of the issuer's clock
+	static           bool          // the source's counts of lives are none: see staticLocked
+	counted          counted       // how far they have shown to be some lately
+	countedOn        time.Duration // on-time at which they last had; 0: they have not, since they were none
 }
 
 // New returns a cache at work. Close it.
@@ -118,29 +118,29 @@ func New(o Options) *Cache {
 	if o.Observe == nil {
 		o.Observe = func(Event) {}
 	}
-	if o.Settled == nil {
-		o.Settled = func() {}
+	if o.ClockConfirmed == nil {
+		o.ClockConfirmed = func() {}
 	}
 	c := &Cache{
-		fetch:   o.Fetch,
-		clock:   o.Clock.OrRuntime(),
-		roll:    o.Roll,
-		observe: o.Observe,
-		settled: o.Settled,
-		wake:    make(chan struct{}, 1),
-		pulse:   make(chan chan struct{}),
-		entries: make(map[Key]*entry), principals: make(map[Selector]*principals),
-		gate:   newGate(),
-		seen:   1,
-		spread: cmp.Or(o.Spread, DefaultSpread),
-		bootID: o.BootID,
-		on:     max(o.On, 1), // 0 stands for none
+		fetch:          o.Fetch,
+		clock:          o.Clock.OrRuntime(),
+		roll:           o.Roll,
+		observe:        o.Observe,
+		clockConfirmed: o.ClockConfirmed,
+		wake:           make(chan struct{}, 1),
+		pings:          make(chan chan struct{}),
+		entries:        make(map[Key]*entry), principals: make(map[Selector]*principals),
+		queue:            newFetchQueue(),
+		seen:             1,
+		propagationDelay: cmp.Or(o.PropagationDelay, DefaultPropagationDelay),
+		bootID:           o.BootID,
+		on:               max(o.On, 1), // 0 stands for none
 
 		lineage: o.Record.Lineage, origins: o.Record.Origins, generation: o.Record.Generation,
 	}
-	c.loadLocked(o.Record.In(c.takenLocked()).Changes) // nobody else has c yet
-	if o.Memory != nil {
-		c.recall(o.Memory)
+	c.loadLocked(o.Record.In(c.instantLocked()).Changes) // nobody else has c yet
+	if o.Snapshot != nil {
+		c.restore(o.Snapshot)
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.running.Go(func() { c.runFrom(o.Begin) })
@@ -247,7 +247,7 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 		if tried != nil {
 			return step{answer: c.serveLocked(e, left, now)}
 		}
-		return c.wishLocked(e, left, now)
+		return c.softFetchLocked(e, left, now)
 	case lacking:
 		if failure := tried.failure(); failure != nil {
 			return step{err: failure}
@@ -269,7 +269,7 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 // supplyLocked returns what there is of e's token for that need, in which it falls short so; nil: it does not.
 func (c *Cache) supplyLocked(e *entry, need Need, short error, left, now time.Duration) supply {
 	switch {
-	case e.standing.withheld() && (left > 0 || c.barredLocked(e, now)):
+	case e.policy.withheld() && (left > 0 || c.barredLocked(e, now)):
 		return withheld
 	case left <= 0:
 		return missing
@@ -285,7 +285,7 @@ func (c *Cache) supplyLocked(e *entry, need Need, short error, left, now time.Du
 // may be fetched for e now, it sees to it that it is once the revocation has spread.
 func (c *Cache) insteadLocked(e *entry, need Need, left, now time.Duration) (Answer, bool) {
 	barred := c.barredLocked(e, now)
-	if e.standing.worst == Current || left <= 0 && !barred {
+	if e.policy.worst == Current || left <= 0 && !barred {
 		return Answer{}, false
 	}
 	answer, found := c.alternateLocked(e, need, now)
@@ -302,20 +302,20 @@ func (c *Cache) missLocked(e *entry, now time.Duration) step {
 			return step{err: failure}
 		}
 		if failure := c.pauseLocked(now); failure != nil {
-			c.gate.rest.turned = c.gate.rest.turned || !e.yields()
+			c.queue.backOff.turned = c.queue.backOff.turned || !e.yields()
 			return step{err: failure}
 		}
 	}
-	return step{wait: c.flyLocked(e, forCaller, now), atMost: never}
+	return step{wait: c.startFetchLocked(e, forCaller, now), atMost: never}
 }
 
 // shortLocked returns in what e's token falls short of what is firmly needed, or nil.
 func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error {
 	switch {
-	case need.Firm && left < need.MinTTL:
+	case need.MinTTLRequired && left < need.MinTTL:
 		return &ShortLifeError{Left: left, Want: need.MinTTL}
-	case !need.MintedAfter.IsZero() && !e.minted.Earliest.After(need.MintedAfter):
-		return &NotYetError{Want: need.MintedAfter, Permissions: c.permissionsLocked(e, now), ExpiresOn: c.clock.Wall().Add(left)}
+	case !need.IssuedAfter.IsZero() && !e.issued.Earliest.After(need.IssuedAfter):
+		return &NotYetError{Want: need.IssuedAfter, Permissions: c.permissionsLocked(e, now), ExpiresOn: c.clock.Wall().Add(left)}
 	}
 	return nil
 }
@@ -323,7 +323,7 @@ func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error 
 // uselessLocked reports whether a fetch that only a caller's wish asks for would bring nothing: one was
 // made just now, a policy change is still spreading, or the rollover is known to come later.
 func (c *Cache) uselessLocked(e *entry, now time.Duration) bool {
-	return now < e.wishes || c.heldLocked(e, now) || now < c.rolloverLocked(e)
+	return now < e.softFetchAfter || c.heldLocked(e, now) || now < c.rolloverLocked(e)
 }
 
 // alternateLocked answers with the token of a resource that will do instead of e's, if there is one that
@@ -337,11 +337,11 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 		left := c.leftLocked(o, now)
 		c.reviveLocked(o, left, now)
 		switch {
-		case left > 0 && o.standing.worst == Current && c.shortLocked(o, need, left, now) == nil:
+		case left > 0 && o.policy.worst == Current && c.shortLocked(o, need, left, now) == nil:
 			return c.serveLocked(o, left, now), true
 		case left <= 0 && o.flight == nil && o.next == never:
 			o.probe, o.next = true, max(now, c.holdsLocked(o, now), o.rests)
-			c.nudge()
+			c.wakeSchedule()
 		}
 	}
 	return Answer{}, false
@@ -351,17 +351,17 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 func (c *Cache) awaitSpreadLocked(e *entry, now time.Duration) {
 	if e.next == never && e.flight == nil {
 		e.next = max(now, e.rests, c.barredUntilLocked(e, now))
-		c.nudge()
+		c.wakeSchedule()
 	}
 }
 
-// wishLocked serves a caller that would like more life than the token has: it waits a little for a
+// softFetchLocked serves a caller that would like more life than the token has: it waits a little for a
 // fetch that is young, or that may be tried again by now.
-func (c *Cache) wishLocked(e *entry, left, now time.Duration) step {
+func (c *Cache) softFetchLocked(e *entry, left, now time.Duration) step {
 	if !e.underWay() && (e.flight == nil && c.uselessLocked(e, now) || c.refusalLocked(e, now) != nil) {
 		return step{answer: c.serveLocked(e, left, now)}
 	}
-	f := c.flyLocked(e, forCaller, now)
+	f := c.startFetchLocked(e, forCaller, now)
 	if patience := softWait - (now - f.asked); patience > 0 {
 		return step{wait: f, atMost: patience}
 	}
@@ -381,9 +381,9 @@ func (c *Cache) ownRefusalLocked(e *entry, now time.Duration) *FetchError {
 	if failure := e.remembered(now); failure != nil {
 		return failure
 	}
-	from := max(c.apartLocked(e), c.gate.rest.yields(&flight{class: forCaller, yields: e.yields()}))
+	from := max(c.apartLocked(e), c.queue.backOff.yields(&flight{priority: forCaller, yields: e.yields()}))
 	if e.failure != nil && now < from {
-		return e.failure.told(from - now)
+		return e.failure.withRetryAfter(from - now)
 	}
 	return nil
 }
@@ -453,7 +453,7 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 		dropped = c.dropTokenLocked(e, now)
 	}
 	c.endWaitsLocked(now)
-	f := c.flyLocked(e, forCaller, now)
+	f := c.startFetchLocked(e, forCaller, now)
 	f.insists, f.forgets = f.insists || insist, f.forgets || forget
 	return f, dropped, nil
 }
@@ -463,14 +463,14 @@ func (c *Cache) troubleLocked(e *entry) *FetchError {
 	if e.failure != nil {
 		return e.failure
 	}
-	return c.gate.rest.failure
+	return c.queue.backOff.failure
 }
 
 // Check returns nil when the lock can be had and the schedule moves, else ctx's error.
-func (c *Cache) Check(ctx context.Context) error {
+func (c *Cache) Ping(ctx context.Context) error {
 	alive := make(chan struct{})
 	select {
-	case c.pulse <- alive:
+	case c.pings <- alive:
 	case <-c.ctx.Done():
 		return ErrClosed
 	case <-ctx.Done():

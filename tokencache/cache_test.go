@@ -321,7 +321,7 @@ func TestFirmNeed(t *testing.T) {
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, tokencache.Need{})
 		time.Sleep(40 * time.Minute)
-		firm := tokencache.Need{MinTTL: 30 * time.Minute, Firm: true}
+		firm := tokencache.Need{MinTTL: 30 * time.Minute, MinTTLRequired: true}
 		var short *tokencache.ShortLifeError
 		if _, err := c.Get(t.Context(), vault, firm); !errors.As(err, &short) || short.Left != 20*time.Minute || short.Want != 30*time.Minute {
 			t.Errorf("error %v", err)
@@ -805,7 +805,7 @@ func TestClose(t *testing.T) {
 		if err := c.Prefetch(nil); !errors.Is(err, tokencache.ErrClosed) {
 			t.Errorf("Prefetch after Close: %v", err)
 		}
-		if err := c.Check(t.Context()); !errors.Is(err, tokencache.ErrClosed) {
+		if err := c.Ping(t.Context()); !errors.Is(err, tokencache.ErrClosed) {
 			t.Errorf("Check after Close: %v", err)
 		}
 	})
@@ -827,7 +827,7 @@ func TestCheck(t *testing.T) {
 	}}
 	c := tokencache.New(tokencache.Options{Fetch: (&script{}).Fetch, Clock: clock})
 	defer c.Close()
-	if err := c.Check(t.Context()); err != nil {
+	if err := c.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	mu.Lock() // whoever reads the clock under the cache's lock now stays there
@@ -841,7 +841,7 @@ func TestCheck(t *testing.T) {
 	armed.Store(false)
 	for _, want := range []string{"lock", "schedule"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		err := c.Check(ctx)
+		err := c.Ping(ctx)
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), want) {
 			t.Errorf("stuck, and Check says %v, want a word of the %s", err, want)
@@ -849,7 +849,7 @@ func TestCheck(t *testing.T) {
 	}
 	mu.Unlock()
 	<-stuck
-	if err := c.Check(t.Context()); err != nil {
+	if err := c.Ping(t.Context()); err != nil {
 		t.Errorf("no longer stuck, and Check says %v", err)
 	}
 }

@@ -38,8 +38,8 @@ func (c Clock) OrRuntime() Clock {
 	return c
 }
 
-// knowsTime reports whether the wall clock is known to be right. The lock is held, or nobody else has c yet.
-func (c *Cache) knowsTime() bool { return c.clock.Synchronised() }
+// clockTrusted reports whether the wall clock is known to be right. The lock is held, or nobody else has c yet.
+func (c *Cache) clockTrusted() bool { return c.clock.Synchronised() }
 
 // overLocked returns the boot time at which the life was over of the token that e held last, or will be; longAgo without one.
 func (c *Cache) overLocked(e *entry, now time.Duration) time.Duration {
@@ -59,11 +59,11 @@ func (c *Cache) leftLocked(e *entry, now time.Duration) time.Duration {
 }
 
 func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration {
-	if expiresOn.IsZero() || !c.knowsTime() {
+	if expiresOn.IsZero() || !c.clockTrusted() {
 		return byBoot
 	}
 	return min(byBoot, expiresOn.Sub(c.clock.Wall()))
 }
 
 // unconfirmedLocked reports whether e's token may have expired without the device being able to know.
-func (c *Cache) unconfirmedLocked(e *entry) bool { return e.unconfirmed && !c.knowsTime() }
+func (c *Cache) unconfirmedLocked(e *entry) bool { return e.unconfirmed && !c.clockTrusted() }

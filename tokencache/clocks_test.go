@@ -67,11 +67,11 @@ func TestWrongClockThatIsVouchedFor(t *testing.T) {
 				noted := note(t, c, "x", tokencache.Revoked, time.Time{})
 				w.set(row.behind, true)
 				if row.restart {
-					m, record := c.Memory(), c.Record()
+					m, record := c.Snapshot(), c.Record()
 					c.Close()
 					c = tokencache.New(tokencache.Options{
-						Fetch: fetcher(d, row.counts), Clock: clock, BootID: "b", Memory: &m, Record: record,
-						On: tokencache.OnAtBoot("b", clock.Boot(), m.Taken(), record.Taken),
+						Fetch: fetcher(d, row.counts), Clock: clock, BootID: "b", Snapshot: &m, Record: record,
+						On: tokencache.OnAtBoot("b", clock.Boot(), m.Taken(), record.Instant),
 					})
 				}
 				for range 6 {
@@ -152,7 +152,7 @@ func unvouchedClock(t *testing.T, life string, counts bool, rolls simulator.Roll
 		}
 	}
 	goOn := func() {
-		m := c.Memory()
+		m := c.Snapshot()
 		kept := &m
 		keep()
 		c.Close()
@@ -164,8 +164,8 @@ func unvouchedClock(t *testing.T, life string, counts bool, rolls simulator.Roll
 			kept = nil
 		}
 		c = tokencache.New(tokencache.Options{
-			Fetch: fetcher(d, counts), Clock: clock, BootID: id(), Memory: kept, Record: record,
-			On: tokencache.OnAtBoot(id(), clock.Boot(), record.Taken),
+			Fetch: fetcher(d, counts), Clock: clock, BootID: id(), Snapshot: kept, Record: record,
+			On: tokencache.OnAtBoot(id(), clock.Boot(), record.Instant),
 		})
 	}
 	mustGet(t, c, vault, sdk)
@@ -182,7 +182,7 @@ func unvouchedClock(t *testing.T, life string, counts bool, rolls simulator.Roll
 		answer, err := c.Get(t.Context(), vault, sdk)
 		var why *tokencache.WithheldError
 		if err == nil {
-			if !has(answer, "Less") || answer.Permissions.Standing != tokencache.Current && life != "a pipeline" {
+			if !has(answer, "Less") || answer.Permissions.State != tokencache.Current && life != "a pipeline" {
 				t.Errorf("served after %v: %+v", time.Since(start), answer.Permissions)
 			}
 			break
@@ -236,7 +236,7 @@ func TestLifeByTheDevicesOwnClock(t *testing.T) {
 			}})
 			defer c.Close()
 			note(t, c, "x", tokencache.Revoked, time.Time{})
-			time.Sleep(spread + time.Minute)
+			time.Sleep(jitter + time.Minute)
 			if _, err := c.Get(t.Context(), vault, sdk); err == nil { // it was issued two hours ago
 				t.Errorf("%v behind: a token from before the revocation is served", behind)
 			}
@@ -284,10 +284,10 @@ func TestReceivedAgain(t *testing.T) {
 		if _, dropped, err := c.Forget(t.Context(), vault, true); err != nil || dropped != first.Token.Text.SHA256() {
 			t.Fatal(dropped, err)
 		}
-		if got := mustGet(t, c, vault, tokencache.Need{}); !got.Token.Text.Equal(first.Token.Text) || got.Permissions.Standing != tokencache.Stale {
-			t.Errorf("%v after %v", got.Permissions.Standing, time.Since(first.ReceivedOn))
+		if got := mustGet(t, c, vault, tokencache.Need{}); !got.Token.Text.Equal(first.Token.Text) || got.Permissions.State != tokencache.Stale {
+			t.Errorf("%v after %v", got.Permissions.State, time.Since(first.ReceivedOn))
 		}
-		if got := c.Memory().Keys[0].ReceivedAt; got != uptime+1 {
+		if got := c.Snapshot().Keys[0].ReceivedAt; got != uptime+1 {
 			t.Errorf("received at %v", got)
 		}
 	})
@@ -299,7 +299,7 @@ func TestChangeDatedBeforeTheBoot(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		ago  time.Duration
-		want tokencache.Standing
+		want tokencache.PermissionState
 	}{
 		{time.Minute, tokencache.Stale},
 		{3 * time.Hour, tokencache.Stale},
@@ -313,10 +313,10 @@ func TestChangeDatedBeforeTheBoot(t *testing.T) {
 			mustGet(t, l.cache, vault, tokencache.Need{})
 			l.wait(time.Hour)
 			l.reboot(true, 3*time.Hour, 0, true)
-			if _, err := l.cache.Note(tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Changed, At: l.now().Add(-row.ago)}); err != nil {
+			if _, err := l.cache.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Changed, At: l.now().Add(-row.ago)}); err != nil {
 				t.Fatal(err)
 			}
-			if got := mustGet(t, l.cache, vault, tokencache.Need{}).Permissions.Standing; got != row.want {
+			if got := mustGet(t, l.cache, vault, tokencache.Need{}).Permissions.State; got != row.want {
 				t.Errorf("dated %v ago: %v, want %v", row.ago, got, row.want)
 			}
 		})
@@ -327,11 +327,11 @@ func TestChangeDatedBeforeTheBoot(t *testing.T) {
 // may have been put back, or come from another life of the device.
 func TestKeptBeforeTheBoot(t *testing.T) {
 	t.Parallel()
-	for name, edit := range map[string]func(*tokencache.Memory){
-		"as it was":                   func(*tokencache.Memory) {},
-		"by a release before":         func(m *tokencache.Memory) { m.On, m.Keys[0].ReceivedAt = 0, 0 },
-		"of a life with more time":    func(m *tokencache.Memory) { later(m, 1000*time.Hour) },
-		"of a boot that nobody knows": func(m *tokencache.Memory) { m.BootID = "" },
+	for name, edit := range map[string]func(*tokencache.Snapshot){
+		"as it was":                   func(*tokencache.Snapshot) {},
+		"by a release before":         func(m *tokencache.Snapshot) { m.On, m.Keys[0].ReceivedAt = 0, 0 },
+		"of a life with more time":    func(m *tokencache.Snapshot) { later(m, 1000*time.Hour) },
+		"of a boot that nobody knows": func(m *tokencache.Snapshot) { m.BootID = "" },
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			l := newSurvivor(simulator.Options{})
@@ -342,7 +342,7 @@ func TestKeptBeforeTheBoot(t *testing.T) {
 			l.reboot(true, time.Minute, 0, false)
 			l.wait(time.Minute)
 			note(t, l.cache, "x", tokencache.Revoked, time.Time{})
-			l.wait(spread + 10*time.Minute)
+			l.wait(jitter + 10*time.Minute)
 			edit(&older)
 			m := older
 			l.cache.Close()
@@ -356,7 +356,7 @@ func TestKeptBeforeTheBoot(t *testing.T) {
 }
 
 // later has all on-times of m be later, as of a device that has been on for longer.
-func later(m *tokencache.Memory, by time.Duration) {
+func later(m *tokencache.Snapshot, by time.Duration) {
 	m.On += by
 	r := &m.Keys[0]
 	r.ReceivedAt, r.IssuedFrom, r.IssuedTo = r.ReceivedAt+by, r.IssuedFrom+by, r.IssuedTo+by
@@ -370,7 +370,7 @@ func TestRecordOfTheReleaseBefore(t *testing.T) {
 		known   bool
 		vouched bool // its date
 		ago     time.Duration
-		want    tokencache.Standing
+		want    tokencache.PermissionState
 	}{
 		{"dated after the token", true, true, time.Hour, tokencache.Stale},
 		{"dated before the token", true, true, 5 * time.Hour, tokencache.Current},
@@ -384,16 +384,16 @@ func TestRecordOfTheReleaseBefore(t *testing.T) {
 			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: clock, BootID: "b"})
 			mustGet(t, c, vault, sdk)
 			time.Sleep(2 * time.Hour)
-			m := c.Memory()
+			m := c.Snapshot()
 			c.Close()
 			w.set(0, row.known)
 			at := time.Now().Add(-row.ago)
-			before := tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Changed, At: at, NotedOn: at, Vouched: row.vouched}
+			before := tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Changed, At: at, RecordedAt: at, Vouched: row.vouched}
 			c = tokencache.New(tokencache.Options{
-				Fetch: d.Fetch, Clock: clock, BootID: "b", Memory: &m, Record: tokencache.Record{Changes: []tokencache.PolicyChange{before}},
+				Fetch: d.Fetch, Clock: clock, BootID: "b", Snapshot: &m, Record: tokencache.Record{Changes: []tokencache.PolicyChange{before}},
 			})
 			defer c.Close()
-			if got := standing(t, c); got != row.want {
+			if got := policyState(t, c); got != row.want {
 				t.Errorf("%s: %v, want %v", row.name, got, row.want)
 			}
 			if got := c.Record().Changes[0]; got.Moment == 0 {
@@ -420,10 +420,10 @@ func TestChangesThatFollowEachOther(t *testing.T) {
 				before, silent = n, 0
 				continue
 			}
-			if silent += time.Minute; silent > 3*spread+6*time.Minute {
+			if silent += time.Minute; silent > 3*jitter+6*time.Minute {
 				t.Fatalf("after %d minutes nothing has been asked for %v", i, silent)
 			}
-			if until := time.Until(only(t, c).HeldUntil); until > 3*spread+6*time.Minute {
+			if until := time.Until(only(t, c).HeldUntil); until > 3*jitter+6*time.Minute {
 				t.Fatalf("held for %v", until)
 			}
 		}
@@ -445,7 +445,7 @@ func TestChangesAboutOthersPutNothingOff(t *testing.T) {
 		defer c.Close()
 		pipeline := func(changes int, resource string) {
 			for i := range changes {
-				if _, err := c.Note(tokencache.PolicyChange{ID: fmt.Sprint(resource, changes, i), AllIdentities: true, Resource: resource, Effect: tokencache.Granted}); err != nil {
+				if _, err := c.RecordChange(tokencache.PolicyChange{ID: fmt.Sprint(resource, changes, i), AllIdentities: true, Resource: resource, Effect: tokencache.Granted}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Minute)
@@ -510,11 +510,11 @@ func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
 		booted := time.Now()
 		clock.Boot = func() time.Duration { return time.Since(booted) + time.Second }
 		c = tokencache.New(tokencache.Options{
-			Fetch: fetcher(d, true), Clock: clock, BootID: "b", Record: record, On: tokencache.OnAtBoot("b", clock.Boot(), record.Taken),
+			Fetch: fetcher(d, true), Clock: clock, BootID: "b", Record: record, On: tokencache.OnAtBoot("b", clock.Boot(), record.Instant),
 		})
 		defer c.Close()
-		if a := mustGet(t, c, vault, sdk); a.Permissions.Standing != tokencache.Current {
-			t.Errorf("a token that was issued hours after the change is %v", a.Permissions.Standing)
+		if a := mustGet(t, c, vault, sdk); a.Permissions.State != tokencache.Current {
+			t.Errorf("a token that was issued hours after the change is %v", a.Permissions.State)
 		}
 	})
 }
@@ -558,12 +558,12 @@ func TestPromiseOfARestoredUndatedToken(t *testing.T) {
 		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "a"})
 		mustGet(t, c, vault, sdk)
 		time.Sleep(time.Hour)
-		m := c.Memory()
+		m := c.Snapshot()
 		c.Close()
 		w.set(-20*365*24*time.Hour, false)
 		booted := time.Now()
 		clock.Boot = func() time.Duration { return time.Since(booted) + time.Second }
-		c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "b", Memory: &m, On: tokencache.OnAtBoot("b", clock.Boot(), m.Taken())})
+		c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "b", Snapshot: &m, On: tokencache.OnAtBoot("b", clock.Boot(), m.Taken())})
 		defer c.Close()
 		if _, err := c.Refresh(t.Context(), vault, true); err != nil {
 			t.Fatal(err)

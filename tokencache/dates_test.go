@@ -43,7 +43,7 @@ func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
 							for withheld(t, c) {
 								time.Sleep(time.Minute)
 							}
-							if took := time.Since(start); took > spread+7*time.Minute { // five of them since tokens are dated back
+							if took := time.Since(start); took > jitter+7*time.Minute { // five of them since tokens are dated back
 								t.Errorf("withheld for %v, in which %d tokens were fetched", took, calls-1)
 							}
 							return
@@ -76,11 +76,11 @@ func TestDateAheadOfTheReceiptStaysNone(t *testing.T) {
 		c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: r.Fetch})
 		defer c.Close()
 		note(t, c, "x", tokencache.Granted, time.Time{})
-		time.Sleep(spread + time.Minute)
+		time.Sleep(jitter + time.Minute)
 		mustGet(t, c, vault, sdk)
 		for time.Sleep(13 * time.Hour); time.Since(issued) < 24*time.Hour-time.Minute; time.Sleep(5 * time.Minute) {
 			w.set(0, true)
-			if got := standing(t, c); got == tokencache.Current {
+			if got := policyState(t, c); got == tokencache.Current {
 				t.Fatalf("a token of %v before the change is %v", 10*time.Hour, got)
 			}
 		}

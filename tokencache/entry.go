@@ -6,20 +6,20 @@ import (
 )
 
 const (
-	softWait  = 500 * time.Millisecond // how long a caller waits for more life than it must have
-	wishEvery = 30 * time.Second       // how often, at most, callers' wishes for more life cause a fetch
-	wishTop   = 5 * time.Minute        // and how seldom, at least
-	idleAfter = 24 * time.Hour         // a key that nobody asked for in this time is left to expire
+	softWait       = 500 * time.Millisecond // how long a caller waits for more life than it must have
+	softFetchEvery = 30 * time.Second       // how often, at most, callers' wishes for more life cause a fetch
+	softFetchTop   = 5 * time.Minute        // and how seldom, at least
+	idleAfter      = 24 * time.Hour         // a key that nobody asked for in this time is left to expire
 )
 
 // entry is what is known of one key. Times are boot times unless they say wall.
 type entry struct {
-	key      Key
-	spelling string   // of the resource, as it is compared
-	goesBy   []string // spellings of all that its resource goes by; nil: of itself alone
-	prefetch bool
-	asked    time.Duration // of the last Get
-	used     uint64        // rank of the last Get among all, for eviction
+	key       Key
+	canonical string   // of the resource, as it is compared
+	goesBy    []string // spellings of all that its resource goes by; nil: of itself alone
+	prefetch  bool
+	asked     time.Duration // of the last Get
+	used      uint64        // rank of the last Get among all, for eviction
 
 	token        *Token // shared with answers, so never changed; an empty one when there is none
 	deadline     time.Duration
@@ -31,15 +31,15 @@ type entry struct {
 	// Of the token held last, and kept when it is forgotten, since they tell of its rollover.
 	digest         string // of its text
 	receipt        receipt
-	minted         Minting       // zero: nothing tells it by the issuer's clock
+	issued         IssueWindow   // zero: nothing tells it by the issuer's clock
 	life           time.Duration // at its minting; 0: there never was one
 	given          time.Duration // at its receipt, as the back end counted it; 0: it did not, or was proved wrong
 	said           said          // of the token given last
-	born           time.Duration // when that was
+	issuedAt       time.Duration // when that was
 	received       time.Duration
 	shown          time.Duration // when the back end last handed it out
 	answered       time.Duration // when it last handed out any
-	chased         time.Duration // since when it is probed for, not being current; never: it is not
+	probedSince    time.Duration // since when it is probed for, not being current; never: it is not
 	tries          int           // how often the back end was asked since, and had nothing newer
 	advised        time.Duration // when the back end advises to ask again
 	claims         Claims
@@ -47,11 +47,11 @@ type entry struct {
 	audienceBefore string   // of the token before, where the one held has another; empty: it has not
 	omitted        []string // claims that are left out of the one held, and others than of the one before
 
-	standing  standing // to the policy changes on record
+	policy    policyState // to the policy changes on record
 	judgement judgement
 	rollovers history
 	learnt    learnt
-	news      chan struct{} // closed when what Look tells is different
+	changed   chan struct{} // closed when what Look tells is different
 
 	flight  *flight       // under way or queued, else nil
 	next    time.Duration // when the schedule fetches, or never
@@ -60,25 +60,27 @@ type entry struct {
 	claim   claim         // of a former principal, to be the current one
 	probe   bool          // the next scheduled fetch looks for a rollover
 
-	wishes      time.Duration // no wish for more life causes a fetch before
-	failures    int           // in a row
-	failure     *FetchError   // the last one, with failures > 0
-	waits       int           // of the schedule, each longer than the one before
-	rests       time.Duration // the schedule leaves the key alone until then
-	asks        int           // fetches that callers waited for and that failed, in a row
-	failedUntil time.Duration // no caller's miss causes a fetch before
-	apart       int           // how often it was throttled again after another key was given a token: then it is set apart
-	throttles   int           // 429 in a row
-	othersGiven uint64        // gate.given at the last of them
-	fetches     int
-	served      int64
+	softFetchAfter time.Duration // no wish for more life causes a fetch before
+	failures       int           // in a row
+	failure        *FetchError   // the last one, with failures > 0
+	waits          int           // of the schedule, each longer than the one before
+	rests          time.Duration // the schedule leaves the key alone until then
+	asks           int           // fetches that callers waited for and that failed, in a row
+	failedUntil    time.Duration // no caller's miss causes a fetch before
+	apart          int           // how often it was throttled again after another key was given a token: then it is set apart
+	throttles      int           // 429 in a row
+	othersGiven    uint64        // gate.given at the last of them
+	fetches        int
+	served         int64
 
 	outcome   Outcome
 	endedWall time.Time // of the last fetch
 }
 
-// wishPause is how long callers' wishes for more life cause no fetch after one that brought nothing newer.
-func wishPause(held time.Duration) time.Duration { return min(max(wishEvery, held/2), wishTop) }
+// softFetchPause is how long callers' wishes for more life cause no fetch after one that brought nothing newer.
+func softFetchPause(held time.Duration) time.Duration {
+	return min(max(softFetchEvery, held/2), softFetchTop)
+}
 
 // underWay reports whether a call for e has begun, and will end.
 func (e *entry) underWay() bool { return e.flight != nil && e.flight.begun }
@@ -98,14 +100,14 @@ func nominalOf(f Fetched) time.Duration {
 
 // replace puts a fetched token into e and returns what this shows of the rollover of the one before, if
 // there was one. left is the life that the token has left at now, and m when it was minted.
-func (e *entry) replace(f Fetched, m Minting, left, begun, now time.Duration) (seen rollover, ok bool) {
+func (e *entry) replace(f Fetched, m IssueWindow, left, begun, now time.Duration) (seen rollover, ok bool) {
 	life := lifeOf(f.Token, m, left)
 	born := now + left - life
-	seen, ok = e.rolledOver(min(now, born+mintSlack))
+	seen, ok = e.rolledOver(min(now, born+issueSlack))
 	e.before = differing(e.claims, f.Token.Claims, ok || e.unconfirmed)
 	e.token, e.nominal, e.claims, e.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.endedWall
-	e.minted, e.life, e.born = m, life, born
-	e.received, e.shown, e.chased, e.deadline, e.tries = now, begun, never, now+left, 0
+	e.issued, e.life, e.issuedAt = m, life, born
+	e.received, e.shown, e.probedSince, e.deadline, e.tries = now, begun, never, now+left, 0
 	e.unconfirmed, e.presumed = false, f.Presumed
 	e.advised = longAgo
 	if f.RefreshIn > 0 && f.RefreshIn < left {
@@ -121,10 +123,10 @@ func (e *entry) rolledOver(minted time.Duration) (rollover, bool) {
 		return rollover{}, false
 	}
 	r := rollover{
-		of: e.key, after: share(e.shown-e.born, e.life), by: share(min(minted-e.born, e.life+afterExpiry), e.life), watched: 1,
+		of: e.key, after: share(e.shown-e.issuedAt, e.life), by: share(min(minted-e.issuedAt, e.life+afterExpiry), e.life), watched: 1,
 	}
-	if e.chased != never {
-		r.watched = share(e.chased-e.born, e.life)
+	if e.probedSince != never {
+		r.watched = share(e.probedSince-e.issuedAt, e.life)
 	}
 	return r, r.after < r.by
 }
@@ -183,11 +185,11 @@ func (e *entry) remembered(now time.Duration) *FetchError {
 	if e.failure == nil || now >= e.failedUntil {
 		return nil
 	}
-	return e.failure.told(min(e.failedUntil, max(e.next, now+time.Second)) - now)
+	return e.failure.withRetryAfter(min(e.failedUntil, max(e.next, now+time.Second)) - now)
 }
 
 // told returns e for a caller, for whom a call may be made after that time.
-func (e *FetchError) told(after time.Duration) *FetchError {
+func (e *FetchError) withRetryAfter(after time.Duration) *FetchError {
 	shared := *e
 	shared.RetryAfter = after
 	return &shared
@@ -197,7 +199,7 @@ func (e *FetchError) told(after time.Duration) *FetchError {
 func (e *entry) forget() { e.token = &Token{} }
 
 // tell lets those know who watch e.
-func (e *entry) tell() {
-	close(e.news)
-	e.news = make(chan struct{})
+func (e *entry) notify() {
+	close(e.changed)
+	e.changed = make(chan struct{})
 }

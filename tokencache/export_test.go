@@ -10,7 +10,7 @@ import (
 // called in a bubble, in which nothing else goes on.
 func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 	synctest.Wait()
-	same := func(one, other string) bool { return Spelling(one) == Spelling(other) }
+	same := func(one, other string) bool { return Canonical(one) == Canonical(other) }
 	goesBy := func(one, other string) bool { // by as many steps as there are
 		reached := []string{one}
 		for i := 0; i < len(reached); i++ {
@@ -37,7 +37,7 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 	type far struct{ touched, waiting int }
 	progress := make(map[string]far)
 	withheld := make(map[Key][]string)
-	standings := make(map[Key]Standing)
+	standings := make(map[Key]PermissionState)
 
 	c.mu.Lock()
 	now := c.clock.Boot()
@@ -61,7 +61,7 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 			}
 			progress[ch.ID] = f
 		}
-		if got := e.standing; got.worst != standings[key] || got.withheld() != (withheld[key] != nil) {
+		if got := e.policy; got.worst != standings[key] || got.withheld() != (withheld[key] != nil) {
 			c.mu.Unlock()
 			return fmt.Errorf("%v is %v, withheld %v, and has to be %v, withheld by %v", key, got.worst, got.withheld(), standings[key], withheld[key])
 		}
@@ -69,7 +69,7 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 	on := len(c.changes)
 	c.mu.Unlock()
 
-	noted, m := c.Changes(), c.Memory()
+	noted, m := c.Changes(), c.Snapshot()
 	if len(noted) != on || len(m.Record.Changes) != on || m.OnRecord != on {
 		return fmt.Errorf("%d changes are on record, and %d told, %d kept, %d counted", on, len(noted), len(m.Record.Changes), m.OnRecord)
 	}

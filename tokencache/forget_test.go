@@ -25,7 +25,7 @@ func TestForget(t *testing.T) {
 	s := &script{takes: 2 * time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		held := mustGet(t, c, vault, tokencache.Need{})
-		_, news, err := c.Look(vault)
+		_, news, err := c.Peek(vault)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,9 +162,9 @@ func TestForgetWeakensNoRevocation(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				kept := c.Memory()
+				kept := c.Snapshot()
 				kept.Keys = nil // it was dropped, and not fetched anew yet
-				options.Memory, options.Record = &kept, c.Record()
+				options.Snapshot, options.Record = &kept, c.Record()
 				c.Close()
 				c = tokencache.New(options)
 			}
@@ -174,7 +174,7 @@ func TestForgetWeakensNoRevocation(t *testing.T) {
 				t.Fatal(outcome, err)
 			}
 			got := only(t, c)
-			if !got.Permissions.Withheld || got.Permissions.Standing != tokencache.Stale || !restart && !got.ReceivedOn.Equal(received) {
+			if !got.Permissions.Withheld || got.Permissions.State != tokencache.Stale || !restart && !got.ReceivedOn.Equal(received) {
 				t.Errorf("restart %v: %+v, received on %v", restart, got.Permissions, got.ReceivedOn)
 			}
 		})

@@ -96,7 +96,7 @@ func (j *judged) step(t *testing.T, i, step int) {
 		}
 		j.cache.SetAlternates(j.alternates)
 	case 3:
-		j.cache.SetSpread(time.Duration(1+much) * time.Minute)
+		j.cache.SetPropagationDelay(time.Duration(1+much) * time.Minute)
 	case 4:
 		for n := range 1 + much*much/16 { // more than there is room for, at times
 			j.note(fmt.Sprint(i, ".", n))
@@ -108,7 +108,7 @@ func (j *judged) step(t *testing.T, i, step int) {
 	case 6:
 		j.replace(i, much)
 	case 7:
-		j.cache.GoOn(tokencache.Taken{On: time.Duration(much*20) * time.Hour, BootID: "a"})
+		j.cache.ContinueFrom(tokencache.Instant{On: time.Duration(much*20) * time.Hour, BootID: "a"})
 	default:
 		_, _ = j.cache.Refresh(t.Context(), key, true)
 	}
@@ -125,7 +125,7 @@ func (j *judged) note(id string) {
 	if j.roll.IntN(2) == 0 {
 		p.At = j.watch.clock().Wall().Add(-time.Duration(j.roll.IntN(30*60)) * time.Minute)
 	}
-	_, _ = j.cache.Note(p) // there may be no room for it
+	_, _ = j.cache.RecordChange(p) // there may be no room for it
 }
 
 // replace puts the record in its own place without some of its changes, or with some of other IDs besides.

@@ -53,13 +53,13 @@ func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 				if row.kept != nil {
 					row.kept(c)
 				}
-				m, record := c.Memory(), c.Record()
+				m, record := c.Snapshot(), c.Record()
 				m.Static = false // else that alone would tell
 				c.Close()
 
 				clock := w.booted()
 				c = tokencache.New(tokencache.Options{
-					Fetch: p.Fetch, Clock: clock, BootID: "two", Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), record.Taken),
+					Fetch: p.Fetch, Clock: clock, BootID: "two", Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), record.Instant),
 				})
 				defer c.Close()
 				time.Sleep(time.Minute)
@@ -68,10 +68,10 @@ func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 				if row.meanwhile != nil {
 					row.meanwhile(t, p, c)
 				}
-				c.Recall(&m)
+				c.Restore(&m)
 				row.afterwards(t, p, c)
 				mustBeWithheld(t, c)
-				for _, r := range c.Memory().Keys {
+				for _, r := range c.Snapshot().Keys {
 					if r.Key == vault && r.ReceivedAt > 2*time.Minute {
 						t.Errorf("received at %v on-time, and first after one minute", r.ReceivedAt)
 					}
@@ -106,7 +106,7 @@ func TestLateTokensAndStaticCounts(t *testing.T) {
 				if before {
 					show(c)
 				}
-				m := c.Memory()
+				m := c.Snapshot()
 				c.Close()
 				if m.Static != before {
 					t.Fatalf("static: %v", m.Static)
@@ -116,11 +116,11 @@ func TestLateTokensAndStaticCounts(t *testing.T) {
 				if !before {
 					show(c)
 				}
-				c.Recall(&m)
-				if !c.Memory().Static {
+				c.Restore(&m)
+				if !c.Snapshot().Static {
 					t.Error("forgotten")
 				}
-				for _, r := range c.Memory().Keys {
+				for _, r := range c.Snapshot().Keys {
 					if !r.Blind {
 						t.Errorf("the age of %v is known by a count that is none", r.Key)
 					}
@@ -157,7 +157,7 @@ func TestOldFileAndCountsShownSince(t *testing.T) {
 				ask()
 				time.Sleep(time.Hour)
 				ask()
-				aside := c.Memory()
+				aside := c.Snapshot()
 				if !aside.Static {
 					t.Fatal("it is not known that the counts are none")
 				}
@@ -175,8 +175,8 @@ func TestOldFileAndCountsShownSince(t *testing.T) {
 				mustGet(t, c, vault, sdk)
 				c = after(c, p.Fetch, w.booted(), "two")
 				mustGet(t, c, vault, sdk)
-				c.Recall(&aside)
-				if got := c.Memory().Static; got != row.void {
+				c.Restore(&aside)
+				if got := c.Snapshot().Static; got != row.void {
 					t.Errorf("its counts are taken for none: %v", got)
 				}
 				for range 60 {
@@ -202,12 +202,12 @@ func TestLateTokensBringNoLifeBackThatWasDropped(t *testing.T) {
 				f.Left, f.Token.Claims.IssuedAt = left, time.Time{}
 				return f
 			})
-			start := func(m *tokencache.Memory) *tokencache.Cache {
-				return tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "one", Memory: m})
+			start := func(m *tokencache.Snapshot) *tokencache.Cache {
+				return tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "one", Snapshot: m})
 			}
 			c := start(nil)
 			refreshed(t, c, vault, tokencache.Newer)
-			unread := c.Memory()
+			unread := c.Snapshot()
 			received := only(t, c).ReceivedOn
 			c.Close()
 			time.Sleep(10 * time.Minute)
@@ -218,12 +218,12 @@ func TestLateTokensBringNoLifeBackThatWasDropped(t *testing.T) {
 			time.Sleep(10 * time.Minute)
 			forgotten(t, c, vault, tokencache.Unchanged)
 			if restart {
-				m := c.Memory()
+				m := c.Snapshot()
 				c.Close()
 				c = start(&m)
 			}
 			defer func() { c.Close() }()
-			c.Recall(&unread)
+			c.Restore(&unread)
 			if got := only(t, c); got.Left != left || !got.ReceivedOn.Equal(received) {
 				t.Errorf("restart %v: %v left, received on %v, and first on %v", restart, got.Left, got.ReceivedOn, received)
 			}

@@ -64,7 +64,7 @@ func TestRolloverEarlierThanLearnt(t *testing.T) {
 		time.Sleep(5 * time.Hour)
 		s.set(func(s *script) { s.keeps = false })
 		time.Sleep(70 * time.Minute)
-		if got := standing(t, c); got != tokencache.Current {
+		if got := policyState(t, c); got != tokencache.Current {
 			t.Errorf("%v", got)
 		}
 		if got := only(t, c); !got.Expected.IsZero() && got.Expected.Before(time.Now()) {

@@ -76,16 +76,16 @@ func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 						defer func() { c.Close() }()
 						give(t, c, &gives)
 						note(t, c, "x", tokencache.Revoked, time.Time{})
-						time.Sleep(spread + time.Minute)
+						time.Sleep(jitter + time.Minute)
 						if restart {
 							c = after(c, fetch, clock, "one")
 						}
 						gives.Store(0)
 						_, _, _ = c.Forget(t.Context(), vault, true)
 						if answer, err := c.Get(t.Context(), vault, sdk); err == nil {
-							t.Errorf("the token that was received before the revocation is served as %v", answer.Permissions.Standing)
+							t.Errorf("the token that was received before the revocation is served as %v", answer.Permissions.State)
 						}
-						if at := c.Memory().Keys[0].ReceivedAt; at > uptime+3*time.Minute {
+						if at := c.Snapshot().Keys[0].ReceivedAt; at > uptime+3*time.Minute {
 							t.Errorf("received at %v", at)
 						}
 					})

@@ -26,16 +26,16 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 		}
 		return
 	}
-	e.probe = e.tries > 0 || e.standing.worst != Current
+	e.probe = e.tries > 0 || e.policy.worst != Current
 	switch last := e.deadline - lastMinutes; {
 	case c.heldLocked(e, now):
 		e.next = c.heldUntilLocked(e, now)
 	case now < c.holdsLocked(e, now) && now < last:
 		e.next = last // the token expires before the change has spread: as late as is safe
-	case e.standing.worst == Current:
+	case e.policy.worst == Current:
 		e.next = c.ordinaryLocked(e, now)
 	default:
-		e.next = c.chaseLocked(e, now)
+		e.next = c.nextProbeLocked(e, now)
 	}
 	e.next = max(min(e.next, e.deadline+afterExpiry), c.barredUntilLocked(e, now))
 	if at := max(now, e.confirm); at >= c.heldUntilLocked(e, now) {
@@ -43,8 +43,8 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 	}
 }
 
-// hastenLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
-func (c *Cache) hastenLocked(e *entry, now time.Duration) {
+// expediteLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
+func (c *Cache) expediteLocked(e *entry, now time.Duration) {
 	before := e.next
 	if before == never {
 		return
@@ -70,7 +70,7 @@ func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
 	if e.tries == 0 && c.learnedLocked(e).kind == Irregular {
 		// A rollover that nobody has used is the best thing to have when a policy change comes: then the next
 		// token is minted after it. So the half life is let pass where it seldom brings anything.
-		return now + spread(left*3/4, c.roll())
+		return now + jitter(left*3/4, c.roll())
 	}
 	if at := c.rolloverLocked(e); at > now {
 		if step-now < seldomStep || step > at-nearEnough {
@@ -79,7 +79,7 @@ func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
 		return step
 	}
 	for _, test := range c.testsLocked(e) {
-		if at := e.born + test; now < at && step > at-nearEnough {
+		if at := e.issuedAt + test; now < at && step > at-nearEnough {
 			return at
 		}
 	}
@@ -107,24 +107,24 @@ func (c *Cache) testsLocked(e *entry) []time.Duration {
 
 // chaseLocked returns when the back end is asked whether it has a newer token than one that is not current:
 // first as soon as the change has spread, and then by what is known of the rollover.
-func (c *Cache) chaseLocked(e *entry, now time.Duration) time.Duration {
-	if e.answered < e.standing.unmet {
-		return max(now, min(e.standing.unmet, e.holds()))
+func (c *Cache) nextProbeLocked(e *entry, now time.Duration) time.Duration {
+	if e.answered < e.policy.unmet {
+		return max(now, min(e.policy.unmet, e.holds()))
 	}
-	e.chased = min(e.chased, now)
+	e.probedSince = min(e.probedSince, now)
 	left := e.deadline - now
 	if at := c.rolloverLocked(e); at > now {
 		if at-now <= nearEnough {
 			return at + testAfter
 		}
-		return now + spread(watchfully, c.roll())
+		return now + jitter(watchStep, c.roll())
 	}
 	p := c.learnedLocked(e)
-	step := now + chaseStep(left, c.roll())
-	if opens := e.born + time.Duration(c.rollovers.earliest()*float64(e.life)); now < opens {
-		step = min(now+spread(2*watchfully, c.roll()), opens)
+	step := now + probeInterval(left, c.roll())
+	if opens := e.issuedAt + time.Duration(c.rollovers.earliest()*float64(e.life)); now < opens {
+		step = min(now+jitter(2*watchStep, c.roll()), opens)
 	}
-	if half := e.born + e.life/2 + testAfter; p.kind == Unlearnt && now < half {
+	if half := e.issuedAt + e.life/2 + testAfter; p.kind == Unlearnt && now < half {
 		step = min(step, half)
 	}
 	return step

@@ -410,7 +410,7 @@ func TestSwitchKeepsPolicyChanges(t *testing.T) {
 		if !got.Permissions.Withheld {
 			t.Errorf("its token, issued before the revocation, is %+v", got.Permissions)
 		}
-		if n := len(c.Memory().Rollovers); n != 0 {
+		if n := len(c.Snapshot().Rollovers); n != 0 {
 			t.Errorf("%d rollovers of the key are kept", n)
 		}
 	})
@@ -449,12 +449,12 @@ func TestPrincipalsOutliveARestart(t *testing.T) {
 					refreshed(t, c, vault, tokencache.Newer)
 					time.Sleep(time.Minute)
 				}
-				kept := c.Memory()
+				kept := c.Snapshot()
 				c.Close()
 				if boot != "one" {
 					clock = tokencache.Clock{}.OrRuntime()
 				}
-				c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: boot, Memory: &kept})
+				c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: boot, Snapshot: &kept})
 				defer c.Close()
 				holds(t, c, vault, "b")
 				if got := c.Principals(); len(got) != 1 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 || got[0].Since == tokencache.Never {
@@ -488,14 +488,14 @@ func TestFormerPrincipalThroughRestarts(t *testing.T) {
 				// crash is after a while, and there is no word of it.
 				crash := func(after time.Duration) {
 					time.Sleep(after)
-					kept := c.Memory()
+					kept := c.Snapshot()
 					c.Close()
 					if reboots {
 						clock, boots = tokencache.Clock{}.OrRuntime(), boots+1
 					}
 					id := fmt.Sprint("boot ", boots)
 					c = tokencache.New(tokencache.Options{
-						Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: id, Memory: &kept, On: tokencache.OnAtBoot(id, clock.Boot(), kept.Taken()),
+						Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: id, Snapshot: &kept, On: tokencache.OnAtBoot(id, clock.Boot(), kept.Taken()),
 					})
 				}
 				began := time.Now()
@@ -536,13 +536,13 @@ func TestPrincipalsOfAnOldMemory(t *testing.T) {
 		r.gives(always("a", time.Now()))
 		holds(t, c, vault, "a")
 		time.Sleep(time.Minute)
-		kept := c.Memory()
+		kept := c.Snapshot()
 		kept.Principals = nil
 		late := kept.Keys[0]
 		late.Key, late.Received, late.Claims.ObjectID = storage, late.Received+time.Second, "b"
 		late.Token.Claims.ObjectID = "b"
-		kept.Keys = append([]tokencache.Remembered{late}, kept.Keys...)
-		next := tokencache.New(tokencache.Options{Fetch: r.Fetch, Memory: &kept})
+		kept.Keys = append([]tokencache.SnapshotEntry{late}, kept.Keys...)
+		next := tokencache.New(tokencache.Options{Fetch: r.Fetch, Snapshot: &kept})
 		defer next.Close()
 		if got := next.Principals(); len(got) != 1 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 || got[0].Former[0].ObjectID != "a" {
 			t.Errorf("principals %+v", got)
@@ -566,7 +566,7 @@ func TestPrincipalsAreBounded(t *testing.T) {
 			refreshed(t, c, vault, tokencache.Newer)
 			time.Sleep(time.Second)
 		}
-		m := c.Memory()
+		m := c.Snapshot()
 		if n := len(m.Principals); n != tokencache.MaxKeys {
 			t.Errorf("%d selectors", n)
 		}
@@ -575,7 +575,7 @@ func TestPrincipalsAreBounded(t *testing.T) {
 				t.Errorf("%d former principals", len(p.Former))
 			}
 		}
-		if n := len(m.Bygones); n > 2*tokencache.MaxKeys {
+		if n := len(m.Tombstones); n > 2*tokencache.MaxKeys {
 			t.Errorf("%d bygones", n)
 		}
 	})
@@ -720,9 +720,9 @@ func TestSearchForThePresentPrincipalOutlivesARestart(t *testing.T) {
 				key := tokencache.Key{Resource: "api://third"}
 				r.gives(former)
 				holds(t, c, key, "a") // better than nothing
-				kept := c.Memory()
+				kept := c.Snapshot()
 				c.Close()
-				options.Memory = &kept
+				options.Snapshot = &kept
 				c = tokencache.New(options)
 				defer c.Close()
 				if note {
@@ -749,20 +749,20 @@ func TestConfirmationAfterABootOutlivesARestart(t *testing.T) {
 		holds(t, c, vault, "a")
 		clock := tokencache.Clock{}.OrRuntime()
 		for range 3 {
-			kept := c.Memory()
+			kept := c.Snapshot()
 			c.Close()
 			time.Sleep(time.Second)
-			c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "two", Memory: &kept})
+			c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "two", Snapshot: &kept})
 			notedAndWithdrawn(t, c)
 		}
 		r.gives(always("b", time.Now()))
 		time.Sleep(11 * time.Minute)
 		synctest.Wait()
 		holds(t, c, vault, "b")
-		kept := c.Memory()
+		kept := c.Snapshot()
 		c.Close()
 		before := len(r.asked(vault))
-		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "two", Memory: &kept})
+		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: "two", Snapshot: &kept})
 		defer c.Close()
 		time.Sleep(11 * time.Minute)
 		synctest.Wait()
@@ -900,7 +900,7 @@ func TestWithoutSimulated(t *testing.T) {
 			}
 			time.Sleep(time.Hour)
 		}
-		kept := c.Memory()
+		kept := c.Snapshot()
 		left, dropped := kept.WithoutSimulated()
 		if dropped != 1 || len(left.Keys) != 1 || left.Keys[0].Key != other || len(left.Principals) != 1 || left.Principals[0].Selector != other.Selector || len(left.Rollovers) != 0 {
 			t.Errorf("dropped %d, left %+v", dropped, left)

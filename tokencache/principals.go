@@ -122,13 +122,13 @@ func (c *Cache) unseatLocked(e *entry, p *principals, now time.Duration) {
 // issuedSinceLocked reports whether a token fetched for e, which has left to live, was certainly issued after that boot time.
 // Where the back end counted its life, boot time alone tells; else the wall clock must be known to be right.
 func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left, now, since time.Duration) bool {
-	if !f.Counted && !c.knowsTime() {
+	if !f.Counted && !c.clockTrusted() {
 		return false
 	}
-	if r, known := c.bygoneLocked(e, f.Token.Text); known && r.received <= since {
+	if r, known := c.tombstoneLocked(e, f.Token.Text); known && r.received <= since {
 		return false
 	}
-	longest := f.Token.ExpiresOn.Sub(mintingOf(f.Token, left, f.Counted || c.knowsTime()).Earliest)
+	longest := f.Token.ExpiresOn.Sub(issueWindowOf(f.Token, left, f.Counted || c.clockTrusted()).Earliest)
 	earliest := now + left - longest
 	return since < earliest && earliest <= now
 }
@@ -225,10 +225,10 @@ func (c *Cache) confirmLocked(e *entry, now time.Duration) time.Duration {
 	switch {
 	case !e.claim.by.IsZero() && e.claim.from > p.shown && now-e.claim.from < returnAfter:
 		return e.claim.from + returnAfter
-	case p.by == e.key && now-p.since < watchfully:
-		return p.since + watchfully
+	case p.by == e.key && now-p.since < watchStep:
+		return p.since + watchStep
 	case c.formerLocked(e):
-		return now + spread(watchfully, c.roll())
+		return now + jitter(watchStep, c.roll())
 	}
 	return never
 }
@@ -269,10 +269,10 @@ type Claim struct {
 func (c *Cache) Principals() []Principals {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.tellPrincipalsLocked()
+	return c.exportPrincipalsLocked()
 }
 
-func (c *Cache) tellPrincipalsLocked() []Principals {
+func (c *Cache) exportPrincipalsLocked() []Principals {
 	var all []Principals
 	for s, p := range c.principals {
 		if !p.current.IsZero() {
@@ -298,10 +298,10 @@ func orNever(t time.Duration) time.Duration {
 
 // WithoutSimulated returns m without the tokens that a simulated back end made, what was learnt by them and whom they speak for,
 // and how many keys had such a token.
-func (m *Memory) WithoutSimulated() (left *Memory, dropped int) {
+func (m *Snapshot) WithoutSimulated() (left *Snapshot, dropped int) {
 	real := *m
 	simulated := make(map[Key]bool)
-	real.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(r Remembered) bool {
+	real.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(r SnapshotEntry) bool {
 		simulated[r.Key] = r.Claims.Simulated() || r.Token.Claims.Simulated()
 		if simulated[r.Key] && !r.Token.Text.IsZero() {
 			dropped++
@@ -326,7 +326,7 @@ func (m *Memory) WithoutSimulated() (left *Memory, dropped int) {
 
 // recallPrincipals begins with what m tells of principals. A memory from before they were kept tells them by its tokens,
 // the one that was received last last.
-func (c *Cache) recallPrincipals(m *Memory) {
+func (c *Cache) restorePrincipals(m *Snapshot) {
 	sameBoot := m.BootID != "" && m.BootID == c.bootID
 	for _, told := range m.Principals[:min(len(m.Principals), MaxKeys)] {
 		p := c.principalsLocked(told.Selector)
@@ -344,7 +344,7 @@ func (c *Cache) recallPrincipals(m *Memory) {
 		}
 	}
 	keys := slices.Clone(m.Keys)
-	slices.SortStableFunc(keys, func(x, y Remembered) int { return cmp.Compare(x.Received, y.Received) })
+	slices.SortStableFunc(keys, func(x, y SnapshotEntry) int { return cmp.Compare(x.Received, y.Received) })
 	told := func(s Selector) bool {
 		return slices.ContainsFunc(m.Principals, func(p Principals) bool { return p.Selector == s })
 	}
@@ -363,7 +363,7 @@ func (c *Cache) recallPrincipals(m *Memory) {
 
 // recalledAt is when in this boot that boot time of m's was: no longer ago than it truly is, since it counts the time alone that the
 // device was on. No wall clock has a part in it.
-func (c *Cache) recalledAt(m *Memory, t time.Duration) time.Duration {
+func (c *Cache) recalledAt(m *Snapshot, t time.Duration) time.Duration {
 	switch {
 	case t == never:
 		return longAgo

@@ -64,11 +64,11 @@ func (w *watch) booted() tokencache.Clock {
 
 // after is c's successor, by that clock and in that boot, which begins with what was kept.
 func after(c *tokencache.Cache, fetch func(context.Context, tokencache.Key) (tokencache.Fetched, error), clock tokencache.Clock, boot string) *tokencache.Cache {
-	m, record := c.Memory(), c.Record()
+	m, record := c.Snapshot(), c.Record()
 	c.Close()
 	return tokencache.New(tokencache.Options{
-		Fetch: fetch, Clock: clock, BootID: boot, Memory: &m, Record: record,
-		On: tokencache.OnAtBoot(boot, clock.Boot(), m.Taken(), record.Taken),
+		Fetch: fetch, Clock: clock, BootID: boot, Snapshot: &m, Record: record,
+		On: tokencache.OnAtBoot(boot, clock.Boot(), m.Taken(), record.Instant),
 	})
 }
 
@@ -76,7 +76,7 @@ func after(c *tokencache.Cache, fetch func(context.Context, tokencache.Key) (tok
 func mustBeWithheld(t *testing.T, c *tokencache.Cache) {
 	t.Helper()
 	if a, err := c.Get(t.Context(), vault, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
-		t.Errorf("a token from before the revocation is served as %v, %v", a.Permissions.Standing, err)
+		t.Errorf("a token from before the revocation is served as %v, %v", a.Permissions.State, err)
 	}
 }
 
@@ -130,7 +130,7 @@ func TestRestartKeepsWhatShowsATokenCurrent(t *testing.T) {
 		}
 		mustGet(t, c, vault, sdk)
 		c = after(c, p.Fetch, clock, "one")
-		if got := mustGet(t, c, vault, sdk).Permissions.Standing; got != tokencache.Current {
+		if got := mustGet(t, c, vault, sdk).Permissions.State; got != tokencache.Current {
 			t.Errorf("after a restart it is %v", got)
 		}
 	})
@@ -154,7 +154,7 @@ func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
 			_, _ = c.Get(t.Context(), vault, sdk)
 		}
 		mustGet(t, c, vault, sdk)
-		m, r := c.Memory(), c.Record()
+		m, r := c.Snapshot(), c.Record()
 		c.Close()
 		m.On, r.On = 0, 0
 		for i := range m.Keys {
@@ -166,9 +166,9 @@ func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
 			q.Moment, q.By, q.Issuer, q.Vouched = noted, noted, tokencache.Window{}, false
 		}
 		m.Record = r
-		c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one", Memory: &m, Record: r, On: tokencache.OnAtBoot("one", clock.Boot(), m.Taken(), r.Taken)})
+		c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one", Snapshot: &m, Record: r, On: tokencache.OnAtBoot("one", clock.Boot(), m.Taken(), r.Instant)})
 		time.Sleep(time.Minute)
-		if got := mustGet(t, c, vault, sdk).Permissions.Standing; got != tokencache.Current {
+		if got := mustGet(t, c, vault, sdk).Permissions.State; got != tokencache.Current {
 			t.Errorf("a minute after the upgrade it is %v", got)
 		}
 	})
@@ -195,11 +195,11 @@ func TestRevocationByAClockThatIsBehindBeforeAReboot(t *testing.T) {
 				}
 				time.Sleep(2 * time.Minute)
 				if a, err := c.Get(t.Context(), vault, sdk); err == nil {
-					t.Errorf("a token from before the revocation is served as %v", a.Permissions.Standing)
+					t.Errorf("a token from before the revocation is served as %v", a.Permissions.State)
 				}
 				p.issue(storage.Resource, time.Now().Add(12*time.Minute))
 				time.Sleep(13 * time.Minute)
-				if got := mustGet(t, c, storage, sdk).Permissions.Standing; got != tokencache.Current {
+				if got := mustGet(t, c, storage, sdk).Permissions.State; got != tokencache.Current {
 					t.Errorf("a token from after the spreading is %v", got)
 				}
 			})
@@ -224,7 +224,7 @@ func TestStaticCountsAndARevocation(t *testing.T) {
 				if _, err := c.Refresh(t.Context(), storage, true); err != nil {
 					t.Fatal(err)
 				}
-				if c.Knowledge().Counted {
+				if c.ClockStatus().Counted {
 					t.Error("it still counts")
 				}
 				if reboot {
@@ -233,7 +233,7 @@ func TestStaticCountsAndARevocation(t *testing.T) {
 				note(t, c, "x", tokencache.Revoked, time.Time{})
 				time.Sleep(11 * time.Minute)
 				if a, err := c.Get(t.Context(), vault, sdk); err == nil {
-					t.Errorf("a token from ten hours before the revocation is served as %v", a.Permissions.Standing)
+					t.Errorf("a token from ten hours before the revocation is served as %v", a.Permissions.State)
 				}
 				time.Sleep(3 * time.Hour)
 				mustBeWithheld(t, c)
@@ -305,13 +305,13 @@ func TestStaticCountsEnd(t *testing.T) {
 					p.mu.Lock()
 					p.static = answer != 'c'
 					p.mu.Unlock()
-					if c.Knowledge().Counted {
+					if c.ClockStatus().Counted {
 						t.Errorf("believed after %d answers", i)
 					}
 					refresh(key)
 					time.Sleep(row.every)
 				}
-				if got := c.Knowledge().Counted; got != row.want {
+				if got := c.ClockStatus().Counted; got != row.want {
 					t.Errorf("believed %v", got)
 				}
 				if !row.want {
@@ -323,7 +323,7 @@ func TestStaticCountsEnd(t *testing.T) {
 				mustBeWithheld(t, c)
 				p.issue(vault.Resource, time.Now())
 				refresh(vault)
-				if got := mustGet(t, c, vault, sdk).Permissions.Standing; got != tokencache.Current {
+				if got := mustGet(t, c, vault, sdk).Permissions.State; got != tokencache.Current {
 					t.Errorf("a token from after the spreading is %v", got)
 				}
 			})

@@ -24,7 +24,7 @@ func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 //
 // What is believed of a token that was kept over a boot of unknown length was never said by the back end, which has that other
 // answer alone to bear it out.
-func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) time.Duration {
+func (c *Cache) recountLocked(first tombstone, f Fetched, left, now time.Duration) time.Duration {
 	believed, passed := first.deadline-now, now-first.received
 	counted := first.given - passed // what is left of the first count
 	dated := (f.Token.ExpiresOn.Sub(first.expiresOn)).Abs() <= countSlack
@@ -38,7 +38,7 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 		return min(left, c.mostLeftLocked(first, now))
 	case left <= max(believed, briefly):
 		return left
-	case dated && c.knowsTime():
+	case dated && c.clockTrusted():
 		return left // which is no more than there is until that expiry
 	case dated && !f.Counted && believed <= 0 && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())):
 		return left // by a wall clock, which may have been wrong before as well as now: nothing contradicts the back end
@@ -58,7 +58,7 @@ func (c *Cache) recountLocked(first bygone, f Fetched, left, now time.Duration) 
 
 // mostLeftLocked returns the life that a token has left at most which was received first when r was: it had been issued by then. What is known of
 // an earlier boot is the on-time, than which more time has passed.
-func (c *Cache) mostLeftLocked(r bygone, now time.Duration) time.Duration {
+func (c *Cache) mostLeftLocked(r tombstone, now time.Duration) time.Duration {
 	received := max(0, r.received)
 	if r.receipt.on > 0 {
 		received = r.receipt.on - c.on
@@ -74,7 +74,7 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
 	if c.static {
 		return
 	}
-	first, known := c.bygoneLocked(e, f.Token.Text)
+	first, known := c.tombstoneLocked(e, f.Token.Text)
 	passed := now - first.received
 	again := known && first.given != 0 && passed >= readingsApart && agree(left, first.given)
 	if !f.Counted || !again && !c.readings.repeat(readingOf(f, left, now)) {
@@ -86,20 +86,20 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
 // voidCountsLocked takes it that the source's numbers count nothing, and never did.
 func (c *Cache) voidCountsLocked(now time.Duration) {
 	c.static, c.readings, c.counted, c.countedOn = true, nil, counted{}, 0
-	c.knowledge.uncount()
+	c.clockTrust.forgetCounts()
 	for _, ch := range c.changes {
 		if !ch.Vouched {
 			ch.Issuer, ch.Checked = Window{}, false
 		}
 	}
 	c.generation++
-	for i := range c.bygones {
-		c.bygones[i].receipt.doubt()
+	for i := range c.tombstones {
+		c.tombstones[i].receipt.doubt()
 	}
 	for _, o := range c.entries {
 		o.said = said{}
 		o.receipt.doubt()
-		if c.knowsTime() {
+		if c.clockTrusted() {
 			c.ageLocked(o, now)
 		}
 	}
@@ -112,11 +112,11 @@ func (c *Cache) ageLocked(e *entry, now time.Duration) {
 		return
 	}
 	wall := c.clock.Wall()
-	e.minted = mintingOf(*e.token, e.token.ExpiresOn.Sub(wall), true)
-	e.receipt.age(e.minted, wall, c.on, now)
-	before := e.standing
-	if c.judgeLocked(e); e.standing != before {
-		c.hastenLocked(e, now)
+	e.issued = issueWindowOf(*e.token, e.token.ExpiresOn.Sub(wall), true)
+	e.receipt.age(e.issued, wall, c.on, now)
+	before := e.policy
+	if c.judgeLocked(e); e.policy != before {
+		c.expediteLocked(e, now)
 	}
 }
 
@@ -219,9 +219,9 @@ func (all readings) repeat(r reading) bool {
 
 // freshAt reports whether a token with that much life left had, that long ago, the whole life that its dates give it.
 func freshAt(t Token, left, ago time.Duration) bool {
-	m := mintingOf(t, left, true)
+	m := issueWindowOf(t, left, true)
 	least, most := t.ExpiresOn.Sub(m.Latest), t.ExpiresOn.Sub(m.Earliest)
-	if most-least > backdated+2*mintSlack {
+	if most-least > backdated+2*issueSlack {
 		return false // it has no date
 	}
 	whole := left + ago
@@ -235,7 +235,7 @@ func (c *Cache) longestLocked(f Fetched, begun, now time.Duration) time.Duration
 		return nominalOf(f)
 	}
 	left := f.Left - (now - begun)
-	if c.knowsTime() && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())) || c.readings.bear(readingOf(f, left, now)) {
+	if c.clockTrusted() && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())) || c.readings.bear(readingOf(f, left, now)) {
 		return longestNominal
 	}
 	return defaultNominal
@@ -253,7 +253,7 @@ func (c *Cache) countedLocked(f Fetched, left, begun, now time.Duration) time.Du
 func (e *entry) extend(deadline time.Duration) {
 	e.deadline = deadline
 	e.life = max(e.life, deadline-e.received)
-	e.born = deadline - e.life
+	e.issuedAt = deadline - e.life
 }
 
 // recountedLocked notes what life the token that e holds has left, by f, the back end's latest word.
@@ -261,7 +261,7 @@ func (c *Cache) recountedLocked(e *entry, f Fetched, left, now time.Duration) {
 	deadline := now + left
 	presumed := e.presumed
 	e.presumed = f.Presumed && (presumed || deadline > e.deadline)
-	if c.knowsTime() && deadline < e.received+e.given-countSlack {
+	if c.clockTrusted() && deadline < e.received+e.given-countSlack {
 		e.given = 0 // a better clock has proved the first count wrong
 	}
 	if (!e.unconfirmed || presumed) && deadline > e.deadline {

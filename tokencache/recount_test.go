@@ -243,11 +243,11 @@ func TestWordAfterAPresumedLife(t *testing.T) {
 				defer func() { c.Close() }()
 				mustGet(t, c, vault, tokencache.Need{})
 				for boot := 1; boot <= row.boots; boot++ {
-					m := c.Memory()
+					m := c.Snapshot()
 					c.Close()
 					clock := w.booted()
 					id := fmt.Sprint("boot ", boot)
-					c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: id, Memory: &m, On: tokencache.OnAtBoot(id, clock.Boot(), m.Taken())})
+					c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: id, Snapshot: &m, On: tokencache.OnAtBoot(id, clock.Boot(), m.Taken())})
 				}
 				if row.asked {
 					time.Sleep(time.Minute)
@@ -294,12 +294,12 @@ func TestLongLifeOverABoot(t *testing.T) {
 				c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: w.booted(), BootID: "one"})
 				mustGet(t, c, vault, sdk)
 				time.Sleep(11 * time.Hour)
-				m := c.Memory()
+				m := c.Snapshot()
 				c.Close()
 				time.Sleep(off)
 				w.set(-row.ahead, false)
 				clock := w.booted()
-				c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "two", Memory: &m, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken())})
+				c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "two", Snapshot: &m, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken())})
 				defer c.Close()
 				for time.Since(began) < 23*time.Hour {
 					mustGet(t, c, vault, sdk)

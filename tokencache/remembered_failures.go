@@ -32,7 +32,9 @@ func (e *entry) failing() *BackOff {
 }
 
 // failing tells of the source's failures, nil without any.
-func (r *rest) failing() *BackOff { return failingOf(r.failure, r.failures, r.until, r.callers) }
+func (r *sourceBackOff) failing() *BackOff {
+	return failingOf(r.failure, r.failures, r.until, r.callers)
+}
 
 func (f *BackOff) failure() *FetchError {
 	return &FetchError{Kind: f.Kind, Extent: f.Extent, Detail: f.Detail}

@@ -215,7 +215,7 @@ func (c *Cache) rolloverLocked(e *entry) time.Duration {
 	if p.share == 1 {
 		return e.deadline
 	}
-	return e.born + time.Duration(p.share*float64(e.life))
+	return e.issuedAt + time.Duration(p.share*float64(e.life))
 }
 
 // likelyLocked returns the boot time at which a newer token is to be expected, or never when that is not
@@ -226,14 +226,14 @@ func (c *Cache) likelyLocked(e *entry, now time.Duration) time.Duration {
 	case Regular:
 		at = c.rolloverLocked(e)
 	case Irregular:
-		at = e.born + time.Duration(c.medianLocked(e, share(now-e.born, e.life))*float64(e.life))
+		at = e.issuedAt + time.Duration(c.medianLocked(e, share(now-e.issuedAt, e.life))*float64(e.life))
 	case Unlearnt:
 		return never
 	}
 	if at <= e.shown {
 		return never // it should have come: what was learnt does not hold
 	}
-	return min(max(at, e.standing.unmet, now), e.deadline+afterExpiry)
+	return min(max(at, e.policy.unmet, now), e.deadline+afterExpiry)
 }
 
 // medianLocked returns the middle of the rollovers of all keys seen later than at that share of a life, at which e's token is

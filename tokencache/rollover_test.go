@@ -125,22 +125,22 @@ func TestMintingOf(t *testing.T) {
 		from, to time.Duration // from minted
 		unsure   bool
 	}{
-		{"as Entra dates them", token(back, time.Time{}, 24*time.Hour), 20 * time.Hour, -mintSlack, mintSlack, false},
-		{"by not_before alone", token(time.Time{}, back, 24*time.Hour), 20 * time.Hour, -mintSlack, mintSlack, false},
-		{"28 hours", token(back, time.Time{}, 28*time.Hour), 20 * time.Hour, -mintSlack, mintSlack, false},
-		{"more left than that life allows", token(back, time.Time{}, 24*time.Hour), 24*time.Hour + time.Minute, -backdated, mintSlack, false},
-		{"not dated back", token(minted, time.Time{}, 24*time.Hour), 20 * time.Hour, 0, backdated + mintSlack, false},
+		{"as Entra dates them", token(back, time.Time{}, 24*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
+		{"by not_before alone", token(time.Time{}, back, 24*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
+		{"28 hours", token(back, time.Time{}, 28*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
+		{"more left than that life allows", token(back, time.Time{}, 24*time.Hour), 24*time.Hour + time.Minute, -backdated, issueSlack, false},
+		{"not dated back", token(minted, time.Time{}, 24*time.Hour), 20 * time.Hour, 0, backdated + issueSlack, false},
 		{"opaque", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour, false},
 		{"dated after its expiry", token(minted.Add(48*time.Hour), time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour, false},
 		{"opaque, its life not counted", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 24 * time.Hour, true},
-		{"dated two minutes after its receipt: two clocks", token(minted.Add(2*time.Minute), time.Time{}, 24*time.Hour), 24 * time.Hour, 2 * time.Minute, 7*time.Minute + mintSlack, false},
+		{"dated two minutes after its receipt: two clocks", token(minted.Add(2*time.Minute), time.Time{}, 24*time.Hour), 24 * time.Hour, 2 * time.Minute, 7*time.Minute + issueSlack, false},
 		{"dated later than its receipt", token(minted.Add(121*time.Second), time.Time{}, 24*time.Hour), 24 * time.Hour, 24*time.Hour - longestNominal, 0, false},
 		{"dated so that no life is left, and received just before its end", token(minted.Add(24*time.Hour-time.Second), time.Time{}, 24*time.Hour), time.Minute, 24*time.Hour - longestNominal, 24*time.Hour - time.Minute, false},
-		{"dated later than a receipt that nobody knows", token(back, time.Time{}, 24*time.Hour), 30 * time.Hour, -backdated, mintSlack, true},
+		{"dated later than a receipt that nobody knows", token(back, time.Time{}, 24*time.Hour), 30 * time.Hour, -backdated, issueSlack, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			got := mintingOf(row.token, row.left, !row.unsure)
+			got := issueWindowOf(row.token, row.left, !row.unsure)
 			if from, to := got.Earliest.Sub(minted), got.Latest.Sub(minted); from != row.from || to != row.to {
 				t.Errorf("from %v to %v after the minting, want %v to %v", from, to, row.from, row.to)
 			}
@@ -151,7 +151,7 @@ func TestMintingOf(t *testing.T) {
 func TestLifeOf(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	lived := func(t Token, left time.Duration) time.Duration { return lifeOf(t, mintingOf(t, left, true), left) }
+	lived := func(t Token, left time.Duration) time.Duration { return lifeOf(t, issueWindowOf(t, left, true), left) }
 	dated := Token{ExpiresOn: now, Claims: Claims{IssuedAt: now.Add(-28*time.Hour - backdated)}}
 	if got := lived(dated, time.Hour); got != 28*time.Hour {
 		t.Errorf("dated: %v", got)
@@ -173,8 +173,8 @@ func TestChaseStep(t *testing.T) {
 	t.Parallel()
 	last := time.Duration(math.MaxInt64)
 	for left := 28 * time.Hour; left > -time.Hour; left -= 10 * time.Minute {
-		step := chaseStep(left, 0.5)
-		if step > last || step > chaseTop || step < chaseFloor {
+		step := probeInterval(left, 0.5)
+		if step > last || step > probeTop || step < probeFloor {
 			t.Errorf("with %v left: %v after %v", left, step, last)
 		}
 		last = step

@@ -81,7 +81,7 @@ func thirtyDays(t *testing.T, options simulator.Options) {
 // hire gives every caller its habits.
 func (s *soak) hire() {
 	paces := []time.Duration{time.Minute, 5 * time.Minute, 25 * time.Minute, time.Hour, 6 * time.Hour, 20 * time.Hour}
-	needs := []tokencache.Need{{}, sdk, {MinTTL: 10 * time.Minute, Firm: true}}
+	needs := []tokencache.Need{{}, sdk, {MinTTL: 10 * time.Minute, MinTTLRequired: true}}
 	for i := range soakCallers {
 		every := paces[i%len(paces)]
 		s.callers = append(s.callers, &habit{

@@ -289,7 +289,7 @@ func (l *life) fail(began time.Time) {
 
 // label notes how a token that the strategy holds is labelled.
 func (l *life) label(groups []string, p tokencache.Permissions) {
-	if p.Standing == tokencache.Current && !l.tellsTruth(groups) {
+	if p.State == tokencache.Current && !l.tellsTruth(groups) {
 		l.mislabeled++
 	}
 }

@@ -125,7 +125,7 @@ func (d *devices) observe(e tokencache.Event) {
 	}
 	if e.Outcome != tokencache.Failed {
 		l.label(l.given.Permissions.Groups, e.Permissions)
-		if l.current && e.Permissions.Standing != tokencache.Current {
+		if l.current && e.Permissions.State != tokencache.Current {
 			l.doubted++
 		}
 	}
@@ -141,7 +141,7 @@ func (d *devices) administer(ctx context.Context, t *testing.T, key int) {
 		notice := tokencache.PolicyChange{
 			ID: fmt.Sprintf("%d/%d", key, i), Selector: keyOf(key).Selector, Resource: vault.Resource, At: time.Now(), Effect: tokencache.Changed,
 		}
-		if _, err := d.caches[key].Note(notice); err != nil {
+		if _, err := d.caches[key].RecordChange(notice); err != nil {
 			t.Errorf("the notice of a policy change: %v", err)
 		}
 		d.mu.Lock()
@@ -181,7 +181,7 @@ func (d *devices) module(ctx context.Context, key int) {
 }
 
 func advertised(p tokencache.Permissions) time.Duration {
-	if p.Standing == tokencache.Current {
+	if p.State == tokencache.Current {
 		return toldCurrent
 	}
 	return toldStale

@@ -21,11 +21,11 @@ func TestStaticCountOfAnotherToken(t *testing.T) {
 		later     time.Duration // after the revocation
 		withholds bool
 	}{
-		{name: "static, soon", static: true, aged: 6 * time.Hour, later: spread + time.Minute, withholds: true},
+		{name: "static, soon", static: true, aged: 6 * time.Hour, later: jitter + time.Minute, withholds: true},
 		{name: "static, hours later", static: true, aged: 11 * time.Hour, later: 6 * time.Hour, withholds: true},
-		{name: "counted", aged: 6 * time.Hour, later: spread + time.Minute, withholds: true},
-		{name: "counted and new", later: spread + time.Minute},
-		{name: "a replica that is behind", behind: 4 * time.Minute, later: spread + time.Minute},
+		{name: "counted", aged: 6 * time.Hour, later: jitter + time.Minute, withholds: true},
+		{name: "counted and new", later: jitter + time.Minute},
+		{name: "a replica that is behind", behind: 4 * time.Minute, later: jitter + time.Minute},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -49,14 +49,14 @@ func TestStaticCountOfAnotherToken(t *testing.T) {
 				defer c.Close()
 				mustGet(t, c, warm, sdk)
 				time.Sleep(time.Hour)
-				if _, err := c.Note(tokencache.PolicyChange{ID: "x", AllIdentities: true, Resource: vault.Resource, Effect: tokencache.Revoked}); err != nil {
+				if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true, Resource: vault.Resource, Effect: tokencache.Revoked}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(row.later)
 				if got := withheld(t, c); got != row.withholds {
 					t.Errorf("withheld: %v, want %v", got, row.withholds)
 				}
-				if got := c.Memory().Static; got != row.static {
+				if got := c.Snapshot().Static; got != row.static {
 					t.Errorf("static: %v, want %v", got, row.static)
 				}
 			})

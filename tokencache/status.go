@@ -59,7 +59,7 @@ type Status struct {
 	// Without a valid token these are zero.
 	Unconfirmed bool // Left is what there may be at most: the device was off for a time that nobody can tell
 	Permissions Permissions
-	Minted      Minting
+	Issued      IssueWindow
 	Life        time.Duration // that the token had when it was minted
 	Claims      Claims
 	Before      *Claims   // of the token held before, where its groups, roles or wids differ
@@ -85,16 +85,16 @@ const MaxVerdicts = 6
 
 // Verdict is whether a token carries a policy change. Without a valid token Standing says nothing.
 type Verdict struct {
-	Change   string // its ID
-	Standing Standing
+	Change string // its ID
+	State  PermissionState
 }
 
 // Sight is what is held of a key, without the token's text. It is zero without a valid token.
-type Sight struct {
+type TokenInfo struct {
 	SHA256                string // of the token's text
 	Left                  time.Duration
 	ReceivedOn, ExpiresOn time.Time // by the device's clock
-	Minted                Minting
+	Issued                IssueWindow
 	Claims                Claims
 	Permissions           Permissions
 }
@@ -125,23 +125,23 @@ type Event struct {
 // Look returns what is held of key now, and a channel that is closed when that is no longer true: at a
 // newer token, other permissions, the expiry, or when the key is dropped. It counts as asking for the
 // token, so that the key is kept fresh, but fetches nothing. The error is ErrDropped or ErrClosed.
-func (c *Cache) Look(key Key) (Sight, <-chan struct{}, error) {
+func (c *Cache) Peek(key Key) (TokenInfo, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.clock.Boot()
 	e, err := c.entryLocked(key, now)
 	if err != nil {
-		return Sight{}, nil, err
+		return TokenInfo{}, nil, err
 	}
 	left := c.leftLocked(e, now)
 	if left <= 0 {
-		return Sight{}, e.news, nil
+		return TokenInfo{}, e.changed, nil
 	}
 	c.reviveLocked(e, left, now)
-	return Sight{
+	return TokenInfo{
 		SHA256: e.token.Text.SHA256(), Left: left, ReceivedOn: e.receivedWall, ExpiresOn: c.clock.Wall().Add(left),
-		Minted: e.minted, Claims: e.token.Claims, Permissions: c.permissionsLocked(e, now),
-	}, e.news, nil
+		Issued: e.issued, Claims: e.token.Claims, Permissions: c.permissionsLocked(e, now),
+	}, e.changed, nil
 }
 
 // Status returns what people may know of every key, in no order.
@@ -175,11 +175,11 @@ func (c *Cache) status() (all []Status, judged []judgement, ids []string) {
 func (j judgement) verdicts(ids []string) []Verdict {
 	type verdict struct {
 		place
-		Standing
+		PermissionState
 	}
 	told := make([]verdict, 0, MaxVerdicts)
 	for i := len(j.lacks) - 1; i >= 0 && len(told) < MaxVerdicts; i-- {
-		told = append(told, verdict{j.lacks[i], j.standing[i]})
+		told = append(told, verdict{j.lacks[i], j.states[i]})
 	}
 	for i := len(j.about) - 1; i >= 0 && len(told) < MaxVerdicts; i-- {
 		if _, lacked := slices.BinarySearch(j.lacks, j.about[i]); !lacked {
@@ -189,7 +189,7 @@ func (j judgement) verdicts(ids []string) []Verdict {
 	slices.SortFunc(told, func(a, b verdict) int { return cmp.Compare(b.place, a.place) })
 	all := make([]Verdict, len(told))
 	for i, v := range told {
-		all[i] = Verdict{ids[v.place], v.Standing}
+		all[i] = Verdict{ids[v.place], v.PermissionState}
 	}
 	return all
 }
@@ -210,7 +210,7 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 	if left > 0 {
 		s.Left, s.SHA256 = left, e.token.Text.SHA256()
 		s.ReceivedOn, s.ExpiresOn = e.receivedWall, wall.Add(left)
-		s.Permissions, s.Minted, s.Life = c.permissionsLocked(e, now), e.minted, e.life
+		s.Permissions, s.Issued, s.Life = c.permissionsLocked(e, now), e.issued, e.life
 		s.Claims, s.Before, s.Unconfirmed = e.token.Claims, e.before, c.unconfirmedLocked(e)
 		if at := c.likelyLocked(e, now); at != never {
 			s.Expected = wall.Add(at - now)

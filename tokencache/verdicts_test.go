@@ -33,19 +33,19 @@ func TestVerdicts(t *testing.T) {
 			{ID: "lacked", AllIdentities: true, Resource: alternate, Effect: tokencache.Granted},
 		} {
 			time.Sleep(time.Minute)
-			if _, err := c.Note(p); err != nil {
+			if _, err := c.RecordChange(p); err != nil {
 				t.Fatal(err)
 			}
 		}
 		want := []tokencache.Verdict{
-			{Change: "lacked", Standing: tokencache.Stale}, {Change: "spreading", Standing: tokencache.Uncertain}, {Change: "met"},
+			{Change: "lacked", State: tokencache.Stale}, {Change: "spreading", State: tokencache.Uncertain}, {Change: "met"},
 		}
 		got := only(t, c)
 		if !slices.Equal(got.Changes, want) {
 			t.Errorf("got %+v, want %+v", got.Changes, want)
 		}
-		if got.Permissions.Standing != tokencache.Stale {
-			t.Errorf("the token is %v", got.Permissions.Standing)
+		if got.Permissions.State != tokencache.Stale {
+			t.Errorf("the token is %v", got.Permissions.State)
 		}
 	})
 }
@@ -61,7 +61,7 @@ func TestVerdictsAreFew(t *testing.T) {
 		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: (&watch{known: true}).clock()})
 		defer c.Close()
 		add := func(id string, at time.Time) {
-			if _, err := c.Note(tokencache.PolicyChange{ID: id, AllIdentities: true, At: at, Effect: tokencache.Granted}); err != nil {
+			if _, err := c.RecordChange(tokencache.PolicyChange{ID: id, AllIdentities: true, At: at, Effect: tokencache.Granted}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -194,7 +194,7 @@ func (s sheet) Remove(name string) error {
 const tokensName = "tokens.sealed"
 
 // sealed is m as agent/store writes it.
-func sealed(m tokencache.Memory) []byte {
+func sealed(m tokencache.Snapshot) []byte {
 	on := sheet{}
 	if err := tokensIn(on).Save(m); err != nil {
 		panic(err)

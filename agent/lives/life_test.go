@@ -27,12 +27,12 @@ type life struct {
 	mu      sync.Mutex // protects what follows
 	backEnd *backEnd
 	disk    disk
-	carried *tokencache.Memory // what systemd holds for the daemon; nil: nothing
-	process *process           // nil: none runs
-	killed  bool               // the process died in a step on the disk
-	dying   chan struct{}      // tells of that
-	until   time.Duration      // the down time then
-	off     time.Time          // since when the device is off; zero: it is on
+	carried *tokencache.Snapshot // what systemd holds for the daemon; nil: nothing
+	process *process             // nil: none runs
+	killed  bool                 // the process died in a step on the disk
+	dying   chan struct{}        // tells of that
+	until   time.Duration        // the down time then
+	off     time.Time            // since when the device is off; zero: it is on
 	oracle  oracle
 	tally
 }
@@ -222,16 +222,16 @@ func (l *life) start() {
 	var tokens *store.Tokens // nil: there is no file
 	if l.hasKey() {
 		tokens = tokensIn(on)
-		o.Keeping.Save = func(m tokencache.Memory) error {
+		o.Keeping.Save = func(m tokencache.Snapshot) error {
 			return on.put(tokensName, func() []byte { return sealed(m) })
 		}
 	}
 	l.oracle.starts()
-	begin := store.Start(record, tokens, l.takeCarried(), func(*tokencache.Memory) bool { return true }, o.BootID)
+	begin := store.Start(record, tokens, l.takeCarried(), func(*tokencache.Snapshot) bool { return true }, o.BootID)
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
 	o.Memory, o.Copies, o.On = begin.Memory, begin.Copies, begin.On
 	o.Load, o.Keep = record.Load, record.Save
-	o.Keeping.Carry = func(m tokencache.Memory) error { return l.carry(p, m) }
+	o.Keeping.Carry = func(m tokencache.Snapshot) error { return l.carry(p, m) }
 	l.set(func() { l.process = p })
 	a, err := agent.New(o)
 	if err != nil {
@@ -253,7 +253,7 @@ func (l *life) hasKey() bool {
 func (l *life) hasKeyLocked() bool { return !l.plan.device.keyless && l.disk.now() != noKey }
 
 // takeCarried returns what systemd holds.
-func (l *life) takeCarried() []tokencache.Memory {
+func (l *life) takeCarried() []tokencache.Snapshot {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.carried == nil {
@@ -264,11 +264,11 @@ func (l *life) takeCarried() []tokencache.Memory {
 		l.oracle.fail("start", "%v", err)
 		return nil
 	}
-	return []tokencache.Memory{*m}
+	return []tokencache.Snapshot{*m}
 }
 
 // carry hands m to systemd.
-func (l *life) carry(p *process, m tokencache.Memory) error {
+func (l *life) carry(p *process, m tokencache.Snapshot) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !p.gone {
@@ -430,7 +430,7 @@ func (l *life) ask(k *key) {
 // tell adds an answer to the digest of the history, in which those of one moment have no order.
 func (l *life) tell(k tokencache.Key, answer agent.Answer, err error) {
 	h := fnv.New64a()
-	fmt.Fprint(h, time.Since(l.began), k, answer.Resource, answer.Left, answer.RefreshIn, answer.Permissions.Standing, answer.Unconfirmed)
+	fmt.Fprint(h, time.Since(l.began), k, answer.Resource, answer.Left, answer.RefreshIn, answer.Permissions.State, answer.Unconfirmed)
 	if answer.Token != nil {
 		fmt.Fprint(h, answer.Token.Text.SHA256())
 	}

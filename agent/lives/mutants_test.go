@@ -3,46 +3,46 @@
 package lives
 
 const (
-	judgement = "tokencache/permissions.go"
-	changes   = "tokencache/change.go"
-	memories  = "tokencache/memory.go"
+	judgement = "tokencache/verdict.go"
+	changes   = "tokencache/policychange.go"
+	memories  = "tokencache/snapshot.go"
 )
 
 var mutants = []mutant{
 	// The judgement of tokens.
 	{"a token that was received before a change is judged by its dates", judgement,
-		"r, m, by := «e.receipt», e.minted", "receipt{on: ch.Moment + 1, from: e.receipt.from, to: e.receipt.to}", aboutShort},
-	{"in on-time a change needs no time to spread", judgement, "after && «r.from > ch.By+c.spread»:", "r.from > ch.By", anything},
-	{"by the issuer's clock a change needs no time to spread", judgement, "case after && !by.Latest.IsZero() && m.Earliest.After(«by.Latest.Add(c.spread)»):", "by.Latest", anything},
+		"r, m, by := «e.receipt», e.issued", "receipt{on: ch.Moment + 1, from: e.receipt.from, to: e.receipt.to}", aboutShort},
+	{"in on-time a change needs no time to spread", judgement, "after && «r.from > ch.By+c.propagationDelay»:", "r.from > ch.By", anything},
+	{"by the issuer's clock a change needs no time to spread", judgement, "case after && !by.Latest.IsZero() && m.Earliest.After(«by.Latest.Add(c.propagationDelay)»):", "by.Latest", anything},
 	{"the latest moment of an issue decides", judgement, "case after && !by.Latest.IsZero() && «m.Earliest».After(", "m.Latest", aboutShort},
 	{"a revocation withholds nothing", judgement, "if «ch.Effect == Revoked» {", "false", anything},
 	{"a promise leaves out the life of the next token", judgement, "return «known + life»", "known", anything},
-	{"spellings of a resource are different ones", judgement, `|| «ch.spelling == e.spelling» ||`, "ch.Resource == e.key.Resource", aboutSpellings},
+	{"spellings of a resource are different ones", judgement, `|| «ch.canonical == e.canonical» ||`, "ch.Resource == e.key.Resource", aboutSpellings},
 	{"a change touches identities that it is not about", judgement, "&& «ch.Selector != e.key.Selector» {", "ch.Selector.Kind > e.key.Selector.Kind", anything},
-	{"an iat to come is a date", "tokencache/minting.go", "sure && «dated.After(latest.Add(aheadAtMost))»", "dated.After(latest.Add(aheadAtMost + 24*time.Hour))", anything},
-	{"another principal's token is judged by its date", "tokencache/run.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
+	{"an iat to come is a date", "tokencache/issuewindow.go", "sure && «dated.After(latest.Add(aheadAtMost))»", "dated.After(latest.Add(aheadAtMost + 24*time.Hour))", anything},
+	{"another principal's token is judged by its date", "tokencache/scheduler.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
 
 	// The hold.
-	{"the back end is asked while a change is spreading", "tokencache/spreading.go", "\tholds := «c.holdsLocked(e, now)»\n\tif e.life", "longAgo", anything},
-	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/spreading.go", "return «min(e.holds(), e.standing.lacked)»", "longAgo", aboutSpellings},
-	{"changes that follow each other hold without end", judgement, "patience: «silence*c.spread» +", "1000 * silence * c.spread", aboutPipelines},
+	{"the back end is asked while a change is spreading", "tokencache/propagation.go", "\tholds := «c.holdsLocked(e, now)»\n\tif e.life", "longAgo", anything},
+	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/propagation.go", "return «min(e.holds(), e.policy.lacked)»", "longAgo", aboutSpellings},
+	{"changes that follow each other hold without end", judgement, "patience: «silence*c.propagationDelay» +", "1000 * silence * c.propagationDelay", aboutPipelines},
 
 	// The record.
-	{"changes end after an hour", changes, "lasts := «c.spread + longestNominal + recordAfter»", "c.spread + time.Hour", anything},
+	{"changes end after an hour", changes, "lasts := «c.propagationDelay + longestNominal + recordAfter»", "c.propagationDelay + time.Hour", anything},
 	{"a record is kept without its changes", "agent/record.go", "err := r.keep(«now»)\n",
-		"tokencache.Record{Taken: now.Taken, Lineage: now.Lineage, Generation: now.Generation}", anything},
+		"tokencache.Record{Instant: now.Instant, Lineage: now.Lineage, Generation: now.Generation}", anything},
 	{"a record that cannot be read now is taken for none", "agent/store/begin.go", "b.Unread = «err»", "nil", anything},
 	{"a start goes on in the lineage that it read", "agent/recover.go", "found.Record = «anew(found.Record, from...)»", "found.Record", aboutForks},
 	{"what could not be saved is not saved again soon", "agent/memory.go", "return «after + keepAgain»", "after + saveEvery", anything},
-	{"a full record refuses revocations", "tokencache/room.go", "makesRoom(all, ch)\n\t\tif «into == nil» {", "true", aboutFull},
+	{"a full record refuses revocations", "tokencache/compact.go", "makesRoom(all, ch)\n\t\tif «into == nil» {", "true", aboutFull},
 
 	// The rules of clocks.
-	{"on-time begins anew with each boot", "tokencache/ontime.go", "\treturn «latest»\n", "0", aboutBoots},
+	{"on-time begins anew with each boot", "tokencache/poweron.go", "\treturn «latest»\n", "0", aboutBoots},
 	{"the wall clock alone ends changes", changes, "left = «max(left, ch.At.Add(lasts).Sub(wall))»", "min(left, ch.At.Add(lasts).Sub(wall))", aboutLies},
 	{"a kept token counts as received at the start", memories, "«receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}»",
 		"receipt{on: c.on + now, from: c.on + now, to: c.on + now}", anything},
 	{"a date is believed by a clock that nobody vouches for", changes, "\tif «!p.Vouched» {\n\t\treturn 0\n", "false", aboutGuesses},
-	{"after a boot nothing is unconfirmed", memories, "a := absence{shift: now - m.Boot - away, certain: «known»}", "true", anything},
+	{"after a boot nothing is unconfirmed", memories, "a := downtime{shift: now - m.Boot - away, certain: «known»}", "true", anything},
 	{"the wall clock alone tells the life left", "tokencache/clock.go", "return «min(byBoot, expiresOn.Sub(c.clock.Wall()))»", "expiresOn.Sub(c.clock.Wall())", aboutLies},
-	{"a source that fails as a whole is asked on", "tokencache/rest.go", "case «extent == OfSource»:", "extent == OfSource && failure == nil", aboutOutages},
+	{"a source that fails as a whole is asked on", "tokencache/sourcebackoff.go", "case «extent == OfSource»:", "extent == OfSource && failure == nil", aboutOutages},
 }

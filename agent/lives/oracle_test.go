@@ -358,20 +358,20 @@ func (o *oracle) answered(p *process, k *key, a agent.Answer) {
 	}
 	o.judgeLife(p, k, a, t, now)
 	for _, ch := range o.changes {
-		if !ch.must || !o.touches(ch, t.key) || !ch.lacks(t) || ch.effect != tokencache.Revoked && a.Permissions.Standing != tokencache.Current || o.excusesChange(ch, t) {
+		if !ch.must || !o.touches(ch, t.key) || !ch.lacks(t) || ch.effect != tokencache.Revoked && a.Permissions.State != tokencache.Current || o.excusesChange(ch, t) {
 			continue
 		}
 		switch {
-		case o.isBlind(now) && a.Permissions.Standing != tokencache.Current && o.excuse(unreadNow):
+		case o.isBlind(now) && a.Permissions.State != tokencache.Current && o.excuse(unreadNow):
 		case ch.effect == tokencache.Revoked:
 			o.fail("revoked token served", "%v got as %v a token issued on %v, before %v of %v (noted %v)",
-				k.Key, a.Permissions.Standing, t.on.Sub(o.began), ch.effect, ch.on.Sub(o.began), ch.noted.Sub(o.began))
+				k.Key, a.Permissions.State, t.on.Sub(o.began), ch.effect, ch.on.Sub(o.began), ch.noted.Sub(o.began))
 		default:
 			o.fail("called current", "%v got as current a token issued on %v, before %v of %v (noted %v)",
 				k.Key, t.on.Sub(o.began), ch.effect, ch.on.Sub(o.began), ch.noted.Sub(o.began))
 		}
 	}
-	if a.Permissions.Standing != tokencache.Current {
+	if a.Permissions.State != tokencache.Current {
 		o.judgeLag(k, now, false)
 	}
 	if a.Resource == k.Resource {
@@ -697,7 +697,7 @@ func (o *oracle) judgeSaves(told []string, now time.Time) {
 
 // judgePromise looks that a key is current when it was said to be.
 func (o *oracle) judgePromise(k agent.KeyStatus, now, wall time.Time) {
-	if k.Left <= 0 || k.Permissions.Standing == tokencache.Current || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
+	if k.Left <= 0 || k.Permissions.State == tokencache.Current || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
 		delete(o.promise, k.Key)
 		return
 	}

@@ -31,7 +31,7 @@ func (s *Server) status(req *request) *apiError {
 	answer.Now = s.now()
 	answer.Ready = state.Ready
 	answer.Simulated = answer.Simulated || state.Simulated()
-	answer.Clock.Known = state.Clock.Known
+	answer.Clock.Known = state.Clock.Trusted
 	if state.Clock.Counted {
 		skew := int64(state.Clock.Skew / time.Second)
 		answer.Clock.Skew = &skew
@@ -100,7 +100,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 	for _, v := range key.Changes {
 		change := api.TokenChange{ID: v.Change}
 		if key.Left > 0 {
-			change.Standing = api.Standing(v.Standing.String()) // the same words
+			change.Standing = api.Standing(v.State.String()) // the same words
 		}
 		status.Changes = append(status.Changes, change)
 	}
@@ -108,7 +108,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		claims := claimsOf(key.Claims)
 		status.Unconfirmed = key.Unconfirmed
 		status.Permissions = permissionsOf(key.Permissions)
-		status.MintedFrom, status.MintedTo = timePtr(key.Minted.Earliest), timePtr(key.Minted.Latest)
+		status.MintedFrom, status.MintedTo = timePtr(key.Issued.Earliest), timePtr(key.Issued.Latest)
 		status.Claims = &claims
 	}
 	if key.Before != nil {
@@ -237,7 +237,7 @@ func policyChange(c agent.NotedChange) api.PolicyChange {
 	p := api.PolicyChange{
 		ID: c.ID, Resource: c.Resource, Identity: c.Identity, At: c.At,
 		Effect: api.Effect(c.Effect.String()), // the same words
-		Note:   c.Note, NotedOn: c.NotedOn, Unsure: c.Unsure, AsOfNote: c.AsOfNote, Joined: c.Joined, EndsOn: c.EndsOn,
+		Note:   c.Note, NotedOn: c.RecordedAt, Unsure: c.Unsure, AsOfNote: c.AsOfNote, Joined: c.Joined, EndsOn: c.EndsOn,
 		Touched: c.Touched, Waiting: c.Waiting,
 	}
 	if c.Record != 0 { // which is no revocation, though it may withhold as much

@@ -113,10 +113,10 @@ func TestWordsAgree(t *testing.T) {
 			t.Errorf("outcome %q, the contract says %q", got, want)
 		}
 	}
-	for standing, want := range map[tokencache.Standing]api.Standing{
+	for standing, want := range map[tokencache.PermissionState]api.Standing{
 		tokencache.Current: api.StandingCurrent, tokencache.Uncertain: api.StandingUncertain, tokencache.Stale: api.StandingStale,
 	} {
-		if got := permissionsOf(tokencache.Permissions{Standing: standing}).Standing; got != want {
+		if got := permissionsOf(tokencache.Permissions{State: standing}).Standing; got != want {
 			t.Errorf("standing %q, the contract says %q", got, want)
 		}
 	}
@@ -473,7 +473,7 @@ func TestTooManyPolicyChanges(t *testing.T) {
 	full := tokencache.Record{Lineage: "l", Generation: 1}
 	for i := range tokencache.MaxChanges { // no two of one resource
 		full.Changes = append(full.Changes, tokencache.PolicyChange{
-			ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://", i), Effect: tokencache.Revoked, At: time.Now(), NotedOn: time.Now(),
+			ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://", i), Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(),
 		})
 	}
 	d := newDaemonOf(t, agent.Options{Fetch: fetchDay, Rules: rules(), Record: &full})
@@ -689,13 +689,13 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 	key := agent.KeyStatus{Identity: long, Refused: now, Status: tokencache.Status{
 		Key: tokencache.Key{Resource: long}, SHA256: strings.Repeat("0", 64), ReceivedOn: now, ExpiresOn: now, Left: time.Hour, NextRefresh: now,
 		LastFetch: now, LastOutcome: tokencache.Failed, LastError: &tokencache.FetchError{Detail: long}, Claims: largest, Before: &largest,
-		Expected: now, HeldUntil: now, Minted: tokencache.Minting{Earliest: now, Latest: now},
-		Permissions: tokencache.Permissions{Standing: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now, Withheld: true},
-		Changes:     slices.Repeat([]tokencache.Verdict{{Change: long[:64], Standing: tokencache.Uncertain}}, tokencache.MaxVerdicts),
+		Expected: now, HeldUntil: now, Issued: tokencache.IssueWindow{Earliest: now, Latest: now},
+		Permissions: tokencache.Permissions{State: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now, Withheld: true},
+		Changes:     slices.Repeat([]tokencache.Verdict{{Change: long[:64], State: tokencache.Uncertain}}, tokencache.MaxVerdicts),
 		MoreChanges: tokencache.MaxChanges,
 	}}
-	change := agent.NotedChange{Identity: long, Noted: tokencache.Noted{PolicyChange: tokencache.PolicyChange{
-		ID: long[:64], Resource: long, Note: long[:256], At: now, NotedOn: now, Effect: tokencache.Revoked, Joined: 1,
+	change := agent.NotedChange{Identity: long, RecordedChange: tokencache.RecordedChange{PolicyChange: tokencache.PolicyChange{
+		ID: long[:64], Resource: long, Note: long[:256], At: now, RecordedAt: now, Effect: tokencache.Revoked, Joined: 1,
 	}, EndsOn: now}}
 	var status api.Status
 	for range tokencache.MaxKeys {

@@ -68,7 +68,7 @@ func userAssigned(resourceID string) bool {
 }
 
 func spelling(resource string) string {
-	return tokencache.Spelling(strings.TrimSuffix(resource, "/.default"))
+	return tokencache.Canonical(strings.TrimSuffix(resource, "/.default"))
 }
 
 // sameID compares GUIDs, in each form that they are written in, and ARM resource IDs. In neither case matters.

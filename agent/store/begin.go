@@ -19,12 +19,12 @@ type Begin struct {
 	Record       *tokencache.Record
 	Unread, Lost error
 	// Memory is the newest of what a cache of ours knew; nil: there is none. What was taken in this boot is newer than what was before it.
-	Memory *tokencache.Memory
+	Memory *tokencache.Snapshot
 	// Unopened is what starts before could not open, of ours as well, but for Memory: tokens that Memory has none for are of use.
-	Unopened []*tokencache.Memory
+	Unopened []*tokencache.Snapshot
 	// Copies is all of what a cache knew that was read, whatever its source: for the copies of the record and the marks on the
 	// tokens that are in it.
-	Copies []tokencache.Memory
+	Copies []tokencache.Snapshot
 	// On is for tokencache.Options.
 	On time.Duration
 
@@ -53,7 +53,7 @@ func mayHaveTokens(folder Folder) bool {
 
 // Start reads the record, what the file of tokens has, and what was carried over, the latest first. tokens may be nil: there
 // is no file. ours reports whether the tokens of what a cache knew are of use. bootID names this boot.
-func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours func(*tokencache.Memory) bool, bootID string) Begin {
+func Start(record *Record, tokens *Tokens, carried []tokencache.Snapshot, ours func(*tokencache.Snapshot) bool, bootID string) Begin {
 	var b Begin
 	var err error
 	b.Record, err = record.Load()
@@ -61,7 +61,7 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 	b.Copies = carried
 	before := len(carried) // that Memory knew of
 	if tokens != nil {
-		var saved *tokencache.Memory
+		var saved *tokencache.Snapshot
 		if saved, b.TokensFault = tokens.Load(); saved != nil {
 			b.Copies = append(b.Copies, *saved)
 		}
@@ -86,16 +86,16 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Memory, ours fun
 	case unopened != nil: // a first start finds no tokens
 		b.Lost = fmt.Errorf("%w, and a copy of it may be where none can be read: %w", errGone, unopened)
 	}
-	var taken []tokencache.Taken
+	var taken []tokencache.Instant
 	if b.Record != nil {
-		taken = append(taken, b.Record.Taken)
+		taken = append(taken, b.Record.Instant)
 	}
 	for _, m := range b.Copies {
 		taken = append(taken, m.Taken())
 	}
 	boot := record.boot()
 	b.On = tokencache.OnAtBoot(bootID, boot, taken...)
-	now := tokencache.Taken{On: b.On + boot, Boot: boot, BootID: bootID}
+	now := tokencache.Instant{On: b.On + boot, Boot: boot, BootID: bootID}
 	for i := range b.Copies {
 		m := &b.Copies[i]
 		if ours(m) && (b.Memory == nil || m.Taken().In(now).On > b.Memory.Taken().In(now).On) {

@@ -66,7 +66,7 @@ func former(t *testing.T) []byte {
 	return text
 }
 
-func anybodys(*tokencache.Memory) bool { return true }
+func anybodys(*tokencache.Snapshot) bool { return true }
 
 // Of two files of different lineages neither is newer: nothing of either is lost.
 func TestFilesOfTwoRecords(t *testing.T) {
@@ -131,7 +131,7 @@ func TestFilesOfTwoFullRecords(t *testing.T) {
 		r.Lineage, r.Changes = lineage, nil
 		for i := range tokencache.MaxChanges {
 			r.Changes = append(r.Changes, tokencache.PolicyChange{
-				ID: fmt.Sprint(lineage, i), AllIdentities: true, Effect: tokencache.Revoked, At: noon, NotedOn: noon,
+				ID: fmt.Sprint(lineage, i), AllIdentities: true, Effect: tokencache.Revoked, At: noon, RecordedAt: noon,
 			})
 		}
 		return r
@@ -278,33 +278,33 @@ func TestUnreadIsNotLost(t *testing.T) {
 // tokens are nobody's, and the policy changes beside them are.
 func TestStartReadsAll(t *testing.T) {
 	t.Parallel()
-	at := func(source string, on time.Duration) tokencache.Memory {
+	at := func(source string, on time.Duration) tokencache.Snapshot {
 		m := whole(1)
 		m.Source, m.On, m.Record.On = source, on, on
 		return m
 	}
-	here := func(boot, began time.Duration) tokencache.Memory {
+	here := func(boot, began time.Duration) tokencache.Snapshot {
 		m := at("s", began+boot)
 		m.BootID, m.Boot = "another boot", boot
 		return m
 	}
 	for _, row := range []struct {
 		name    string
-		saved   *tokencache.Memory
-		carried []tokencache.Memory
+		saved   *tokencache.Snapshot
+		carried []tokencache.Snapshot
 		want    time.Duration // of the memory; 0: none
 		on      time.Duration
 	}{
 		{name: "nothing"},
 		{name: "the file alone", saved: new(at("s", 50*time.Hour)), want: 50 * time.Hour, on: 50 * time.Hour},
-		{name: "what systemd kept is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Memory{at("s", 51*time.Hour)}, want: 51 * time.Hour, on: 51 * time.Hour},
-		{name: "the file is newer", saved: new(at("s", 52*time.Hour)), carried: []tokencache.Memory{at("s", 51*time.Hour)}, want: 52 * time.Hour, on: 52 * time.Hour},
-		{name: "another source's is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Memory{at("t", 51*time.Hour)}, want: 50 * time.Hour, on: 51 * time.Hour},
-		{name: "another source's alone", carried: []tokencache.Memory{at("t", 51*time.Hour)}, on: 51 * time.Hour},
-		{name: "systemd kept this boot's, which did not know of the file", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Memory{here(time.Minute, 0)}, want: time.Minute, on: 50 * time.Hour},
+		{name: "what systemd kept is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Snapshot{at("s", 51*time.Hour)}, want: 51 * time.Hour, on: 51 * time.Hour},
+		{name: "the file is newer", saved: new(at("s", 52*time.Hour)), carried: []tokencache.Snapshot{at("s", 51*time.Hour)}, want: 52 * time.Hour, on: 52 * time.Hour},
+		{name: "another source's is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Snapshot{at("t", 51*time.Hour)}, want: 50 * time.Hour, on: 51 * time.Hour},
+		{name: "another source's alone", carried: []tokencache.Snapshot{at("t", 51*time.Hour)}, on: 51 * time.Hour},
+		{name: "systemd kept this boot's, which did not know of the file", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Snapshot{here(time.Minute, 0)}, want: time.Minute, on: 50 * time.Hour},
 		{
 			name: "systemd kept this boot's, before and after it knew of the file", saved: new(at("s", 50*time.Hour)),
-			carried: []tokencache.Memory{here(2*time.Minute, 0), here(time.Minute, 50*time.Hour)}, want: 2 * time.Minute, on: 50 * time.Hour,
+			carried: []tokencache.Snapshot{here(2*time.Minute, 0), here(time.Minute, 50*time.Hour)}, want: 2 * time.Minute, on: 50 * time.Hour,
 		},
 	} {
 		dir := t.TempDir()
@@ -314,7 +314,7 @@ func TestStartReadsAll(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		b := Start(open(t, dir), tokens, row.carried, func(m *tokencache.Memory) bool { return m.Source == "s" }, "another boot")
+		b := Start(open(t, dir), tokens, row.carried, func(m *tokencache.Snapshot) bool { return m.Source == "s" }, "another boot")
 		var got time.Duration
 		if b.Memory != nil {
 			got = b.Memory.On

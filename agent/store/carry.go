@@ -30,7 +30,7 @@ const (
 // Carry puts m into memory that outlives this process in a descriptor, for systemd to hold. Where the kernel
 // lets it, that is memory which no other process can read without the descriptor, not even root's; elsewhere
 // it is a memfd that nobody can change any more.
-func Carry(m tokencache.Memory) (*os.File, error) {
+func Carry(m tokencache.Snapshot) (*os.File, error) {
 	text, err := encodeMemory(m)
 	if err != nil {
 		return nil, err
@@ -45,7 +45,7 @@ func Carry(m tokencache.Memory) (*os.File, error) {
 }
 
 // Carried returns what Carry put into f, which stays open.
-func Carried(f *os.File) (*tokencache.Memory, error) {
+func Carried(f *os.File) (*tokencache.Snapshot, error) {
 	defer runtime.KeepAlive(f) // it is read by its number, which is closed, and another's, once nothing refers to f
 	framed, err := carriedIn(f)
 	defer clear(framed)
@@ -53,7 +53,7 @@ func Carried(f *os.File) (*tokencache.Memory, error) {
 	if err == nil {
 		text, err = unframe(framed)
 	}
-	var m *tokencache.Memory
+	var m *tokencache.Snapshot
 	if err == nil {
 		m, err = decodeMemory(text)
 	}

@@ -43,7 +43,7 @@ func readWhatIsCarried() {
 	os.Exit(0)
 }
 
-func framed(t testing.TB, m tokencache.Memory) []byte {
+func framed(t testing.TB, m tokencache.Snapshot) []byte {
 	t.Helper()
 	text, err := encodeMemory(m)
 	if err != nil {

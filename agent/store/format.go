@@ -137,7 +137,7 @@ func allWritten(changes []tokencache.PolicyChange) []written {
 
 func writtenOf(p tokencache.PolicyChange) written {
 	w := written{
-		ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect.String(), Note: p.Note, NotedOn: p.NotedOn.UTC(),
+		ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect.String(), Note: p.Note, NotedOn: p.RecordedAt.UTC(),
 	}
 	if !p.AllIdentities {
 		w.Selector = selectorOf(p.Selector)
@@ -201,7 +201,7 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 		return nil, err
 	}
 	record := &tokencache.Record{
-		Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
+		Instant: tokencache.Instant{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
 		Lineage: doc.Lineage, Origins: originsIn(doc.Origins), Generation: doc.Generation, Changes: make([]tokencache.PolicyChange, len(doc.Changes)),
 	}
 	for i, w := range doc.Changes {
@@ -218,7 +218,7 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 func (w *written) change(version int) tokencache.PolicyChange {
 	p := tokencache.PolicyChange{
 		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: effectOf(w.Effect),
-		Note: w.Note, NotedOn: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Checked: w.Checked, Unplaced: w.Unplaced, NotLater: w.NotLater, Joined: w.Joined,
+		Note: w.Note, RecordedAt: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Checked: w.Checked, Unplaced: w.Unplaced, NotLater: w.NotLater, Joined: w.Joined,
 	}
 	if version < 3 {
 		p.Vouched = w.AtBoot == nil

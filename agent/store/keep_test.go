@@ -46,23 +46,23 @@ func folderAt(t testing.TB, dir string) Disk {
 }
 
 func all() tokencache.Record {
-	return tokencache.Record{Taken: taken(), Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 6}}, Generation: 7, Changes: []tokencache.PolicyChange{
-		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, NotedOn: noon.Add(time.Nanosecond)},
-		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, NotedOn: noon,
+	return tokencache.Record{Instant: taken(), Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 6}}, Generation: 7, Changes: []tokencache.PolicyChange{
+		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, RecordedAt: noon.Add(time.Nanosecond)},
+		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, RecordedAt: noon,
 			Moment: 40 * time.Hour, By: 41 * time.Hour, Vouched: true, Checked: true, Unplaced: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour), Latest: noon.Add(-time.Minute)}},
-		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon},
-		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon, Effect: tokencache.Unknown, NotedOn: noon},
-		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, NotedOn: noon, Joined: 2},
+		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, RecordedAt: noon},
+		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon, Effect: tokencache.Unknown, RecordedAt: noon},
+		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, RecordedAt: noon, Joined: 2},
 	}}
 }
 
 // first is the record of the first n of all, which is newer.
 func first(n int) tokencache.Record {
-	return tokencache.Record{Taken: taken(), Generation: 8, Changes: all().Changes[:n]}
+	return tokencache.Record{Instant: taken(), Generation: 8, Changes: all().Changes[:n]}
 }
 
-func taken() tokencache.Taken {
-	return tokencache.Taken{On: 41 * time.Hour, Boot: time.Hour, BootID: BootID()}
+func taken() tokencache.Instant {
+	return tokencache.Instant{On: 41 * time.Hour, Boot: time.Hour, BootID: BootID()}
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -72,7 +72,7 @@ func TestRoundTrip(t *testing.T) {
 	if got, err := r.Load(); got != nil || err != nil {
 		t.Errorf("no file yet: %v, %v", got, err)
 	}
-	for _, want := range []tokencache.Record{all(), {Taken: taken(), Generation: 1 << 62, Changes: []tokencache.PolicyChange{}}, first(2)} {
+	for _, want := range []tokencache.Record{all(), {Instant: taken(), Generation: 1 << 62, Changes: []tokencache.PolicyChange{}}, first(2)} {
 		if err := r.Save(want); err != nil {
 			t.Fatal(err)
 		}
@@ -321,7 +321,7 @@ func TestWhatIsNotKept(t *testing.T) {
 	for i := range many {
 		many[i] = tokencache.PolicyChange{
 			ID: fmt.Sprintf("%064d", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: strings.Repeat(`"`, maxSelector)},
-			Resource: strings.Repeat(`"`, maxResource), Effect: tokencache.Changed, At: noon, NotedOn: noon,
+			Resource: strings.Repeat(`"`, maxResource), Effect: tokencache.Changed, At: noon, RecordedAt: noon,
 		}
 	}
 	for says, record := range map[string]tokencache.Record{
@@ -351,12 +351,12 @@ func TestStrangeTimesOfTheIssuerAreNotKnown(t *testing.T) {
 		if got, err := r.Load(); err != nil || !reflect.DeepEqual(*got, want) {
 			t.Errorf("%v: %v, %+v", strange, err, got)
 		}
-		m.Record.Changes[0].Issuer.Latest, m.Bygones[0].ExpiresOn = strange, strange
+		m.Record.Changes[0].Issuer.Latest, m.Tombstones[0].ExpiresOn = strange, strange
 		text, err := encodeMemory(m)
 		if err != nil {
 			t.Fatalf("%v: %v", strange, err)
 		}
-		if got, err := decodeMemory(text); err != nil || len(got.Record.Changes) != len(m.Record.Changes) || len(got.Bygones) != len(m.Bygones) {
+		if got, err := decodeMemory(text); err != nil || len(got.Record.Changes) != len(m.Record.Changes) || len(got.Tombstones) != len(m.Tombstones) {
 			t.Errorf("%v: %v, the copy of the record is lost, or what is known of a token", strange, err)
 		}
 	}
@@ -369,7 +369,7 @@ func TestFullRecord(t *testing.T) {
 	for i := range full {
 		full[i] = tokencache.PolicyChange{
 			ID: fmt.Sprintf("%08x", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/" + strings.Repeat("s", 300)},
-			Resource: "api://" + strings.Repeat("r", 500), Note: strings.Repeat(`"`, maxNote), Effect: tokencache.Changed, At: noon, NotedOn: noon,
+			Resource: "api://" + strings.Repeat("r", 500), Note: strings.Repeat(`"`, maxNote), Effect: tokencache.Changed, At: noon, RecordedAt: noon,
 			Vouched: true, Moment: 1000 * time.Hour, By: 1000 * time.Hour, Issuer: tokencache.Window{Earliest: noon, Latest: noon}, Joined: 1000,
 		}
 	}

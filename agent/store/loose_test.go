@@ -93,7 +93,7 @@ func TestLooseFileWithdrawsNothing(t *testing.T) {
 			forged := all()
 			weaker := all().Changes[1]
 			weaker.Effect, weaker.Moment = tokencache.Granted, 1
-			forged.Generation, forged.Changes = maxGeneration, []tokencache.PolicyChange{{ID: "forged", AllIdentities: true, Effect: tokencache.Revoked, At: noon, NotedOn: noon}, weaker}
+			forged.Generation, forged.Changes = maxGeneration, []tokencache.PolicyChange{{ID: "forged", AllIdentities: true, Effect: tokencache.Revoked, At: noon, RecordedAt: noon}, weaker}
 			text, err := open(t, dir).encode(forged)
 			if err := errors.Join(err, open(t, dir).Save(all()), os.WriteFile(filepath.Join(dir, name), text, 0o600)); err != nil {
 				t.Fatal(err)

@@ -129,11 +129,11 @@ type seen struct {
 // encodeMemory leaves out the keys that could not be read again, and the largest where all are too large together, so that one
 // strange token, or one strange time of it, does not cost the others. The caller clears what it is given; encoding/json and the tokens
 // themselves, being strings, leave copies that no program can clear.
-func encodeMemory(m tokencache.Memory) ([]byte, error) {
+func encodeMemory(m tokencache.Snapshot) ([]byte, error) {
 	doc := memory{
 		Version: memoryVersion, Source: m.Source, BootID: m.BootID, Boot: m.Boot, On: m.On, Wall: m.Wall.UTC(), Synchronised: m.Synchronised,
 		Keys: make([]remembered, 0, len(m.Keys)), Rollovers: seenOf(m.Rollovers, maxHistory, tokencache.Key{}),
-		Principals: principalsOf(m.Principals), Bygones: bygonesOf(m.Bygones),
+		Principals: principalsOf(m.Principals), Bygones: bygonesOf(m.Tombstones),
 		Paused: m.Paused, Failing: failingOf(m.Failing), Static: m.Static, CountedOn: m.CountedOn,
 	}
 	for _, r := range m.Keys {
@@ -177,10 +177,10 @@ func (doc *memory) shed(excess int) {
 	}
 }
 
-func rememberedOf(r tokencache.Remembered) remembered {
+func rememberedOf(r tokencache.SnapshotEntry) remembered {
 	w := remembered{
 		Key: keyOf(r.Key), Nominal: r.Nominal, ReceivedOn: r.ReceivedOn.UTC(), Deadline: r.Deadline, Next: unlessNever(r.Next),
-		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind, Earliest: r.Minted.Earliest.UTC(), Latest: r.Minted.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.Born,
+		Asked: unlessNever(r.Asked), ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind, Earliest: r.Issued.Earliest.UTC(), Latest: r.Issued.Latest.UTC(), Life: r.Life, Given: r.Given, Born: r.IssuedAt,
 		Received: r.Received, Shown: r.Shown, Answered: r.Answered, Tries: r.Tries, Claims: claimsOf(r.Claims),
 		Unconfirmed: r.Unconfirmed, Presumed: r.Presumed, Rollovers: seenOf(r.Rollovers, maxOwn, r.Key), Withheld: r.Withheld,
 		Failing: failingOf(r.Failing), Claim: claimOf(r.Claim),
@@ -227,7 +227,7 @@ func seenOf(told []tokencache.Rollover, most int, under tokencache.Key) []seen {
 }
 
 // decodeMemory quotes nothing of text in its errors, since there are tokens in it.
-func decodeMemory(text []byte) (*tokencache.Memory, error) {
+func decodeMemory(text []byte) (*tokencache.Snapshot, error) {
 	var head struct{ Version *int }
 	if json.Unmarshal(text, &head) != nil {
 		return nil, errors.New("it is not JSON")
@@ -247,11 +247,11 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	if err := doc.check(); err != nil {
 		return nil, err
 	}
-	m := tokencache.Memory{
+	m := tokencache.Snapshot{
 		Source: doc.Source, BootID: doc.BootID, Boot: doc.Boot, On: doc.On, Wall: doc.Wall, Synchronised: doc.Synchronised,
 		Rollovers: told(doc.Rollovers, tokencache.Key{}), Paused: doc.Paused, Failing: doc.Failing.failing(), Static: doc.Static, CountedOn: doc.CountedOn,
 		Record: tokencache.Record{
-			Taken:   tokencache.Taken{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
+			Instant: tokencache.Instant{On: doc.On, Boot: doc.Boot, BootID: doc.BootID},
 			Lineage: doc.Lineage, Origins: originsIn(doc.Origins), Generation: doc.Generation,
 		},
 	}
@@ -262,7 +262,7 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 		m.Principals = append(m.Principals, w.principals())
 	}
 	for _, w := range doc.Bygones {
-		m.Bygones = append(m.Bygones, w.bygone())
+		m.Tombstones = append(m.Tombstones, w.bygone())
 	}
 	for _, w := range doc.Changes {
 		m.Record.Changes = append(m.Record.Changes, w.change(doc.Version))
@@ -271,11 +271,11 @@ func decodeMemory(text []byte) (*tokencache.Memory, error) {
 	return &m, nil
 }
 
-func (w *remembered) remembered() tokencache.Remembered {
+func (w *remembered) remembered() tokencache.SnapshotEntry {
 	of := w.Key.key()
-	r := tokencache.Remembered{
+	r := tokencache.SnapshotEntry{
 		Key: of, Nominal: w.Nominal, ReceivedOn: w.ReceivedOn, Deadline: w.Deadline, Next: orNever(w.Next),
-		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Blind: w.Blind, Minted: tokencache.Minting{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Given: w.Given, Born: w.Born, Received: w.Received,
+		Asked: orNever(w.Asked), ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Blind: w.Blind, Issued: tokencache.IssueWindow{Earliest: w.Earliest, Latest: w.Latest}, Life: w.Life, Given: w.Given, IssuedAt: w.Born, Received: w.Received,
 		Shown: w.Shown, Answered: w.Answered, Tries: w.Tries, Claims: tokencache.Claims(w.Claims),
 		Before: (*tokencache.Claims)(w.Before), Unconfirmed: w.Unconfirmed, Presumed: w.Presumed, Rollovers: told(w.Rollovers, of),
 		Withheld: w.Withheld,

@@ -16,7 +16,7 @@ import (
 const canary = "eyJ0.canary-4f1d.c2ln"
 
 // whole is a cache's memory in which every field says something, of a boot that n tells from others.
-func whole(n int) tokencache.Memory {
+func whole(n int) tokencache.Snapshot {
 	own := tokencache.Key{Resource: vault}
 	user := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, Resource: "api://<x>&y"}
 	claims := tokencache.Claims{
@@ -25,15 +25,15 @@ func whole(n int) tokencache.Memory {
 	}
 	before := claims
 	before.Groups = []string{"g1"}
-	taken := tokencache.Taken{On: 41 * time.Hour, Boot: time.Hour, BootID: fmt.Sprintf("boot-%d", n)}
-	return tokencache.Memory{
+	taken := tokencache.Instant{On: 41 * time.Hour, Boot: time.Hour, BootID: fmt.Sprintf("boot-%d", n)}
+	return tokencache.Snapshot{
 		Source: "managed-identity arc", BootID: taken.BootID, Boot: taken.Boot, On: taken.On, Wall: noon.Add(time.Nanosecond), Synchronised: true,
-		Keys: []tokencache.Remembered{{
+		Keys: []tokencache.SnapshotEntry{{
 			Key:     own,
 			Token:   tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour), NotBefore: noon, Claims: claims},
 			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour, Next: 13 * time.Hour, Asked: 30 * time.Minute,
 			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour, Blind: true,
-			Minted: tokencache.Minting{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, Born: -time.Minute,
+			Issued: tokencache.IssueWindow{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, IssuedAt: -time.Minute,
 			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
 			Failing: &tokencache.BackOff{
 				Kind: tokencache.Refused, Extent: tokencache.OfIdentity, Detail: "no", Failures: 3, Waits: 2, Asks: 1, Until: 20 * time.Minute, Callers: math.MinInt64 / 2,
@@ -54,13 +54,13 @@ func whole(n int) tokencache.Memory {
 			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c", Simulated: true},
 			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: time.Minute, Shown: 3 * time.Minute, Told: 2 * time.Minute, Untold: 3, By: "api://x",
 		}, {Current: tokencache.Principal{ClientID: "c"}, Since: tokencache.Never, Shown: tokencache.Never, Told: tokencache.Never}},
-		Bygones: []tokencache.Bygone{
+		Tombstones: []tokencache.Tombstone{
 			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: time.Hour, Came: 40 * time.Hour, Unlearnt: true},
 			{SHA256: tokencache.NewSecret("b").SHA256(), Deadline: tokencache.Never},
 		},
-		Static: true, CountedOn: 39 * time.Hour, OnRecord: 2, Record: tokencache.Record{Taken: taken, Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9, Changes: []tokencache.PolicyChange{
-			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", NotedOn: noon.Add(time.Second)},
-			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, NotedOn: noon, Joined: 3,
+		Static: true, CountedOn: 39 * time.Hour, OnRecord: 2, Record: tokencache.Record{Instant: taken, Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9, Changes: []tokencache.PolicyChange{
+			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", RecordedAt: noon.Add(time.Second)},
+			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, RecordedAt: noon, Joined: 3,
 				Moment: 39 * time.Hour, By: 40 * time.Hour, Vouched: true, Checked: true, Unplaced: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon, Latest: noon.Add(time.Second)}},
 		}},
 	}
@@ -95,7 +95,7 @@ func TestEveryFieldIsKept(t *testing.T) {
 	fields("Remembered", reflect.ValueOf(m.Keys[0]))
 	fields("Rollover", reflect.ValueOf(m.Rollovers[0]))
 	fields("Principals", reflect.ValueOf(m.Principals[0]))
-	fields("Bygone", reflect.ValueOf(m.Bygones[0]))
+	fields("Bygone", reflect.ValueOf(m.Tombstones[0]))
 	text, err := encodeMemory(m)
 	if err != nil {
 		t.Fatal(err)
@@ -138,26 +138,26 @@ func TestChangesAreLeftOut(t *testing.T) {
 // One key that could not be read again does not cost the others.
 func TestWhatIsLeftOut(t *testing.T) {
 	t.Parallel()
-	for name, spoil := range map[string]func(r *tokencache.Remembered){
-		"a resource that cannot be printed": func(r *tokencache.Remembered) { r.Key.Resource = "a\nb" },
-		"a long resource":                   func(r *tokencache.Remembered) { r.Key.Resource = strings.Repeat("a", maxResource+1) },
-		"no selector":                       func(r *tokencache.Remembered) { r.Key.Selector.ID = "x" },
-		"an unknown selector":               func(r *tokencache.Remembered) { r.Key.Selector.Kind = 9 },
-		"a negative life":                   func(r *tokencache.Remembered) { r.Life = -1 },
-		"a nominal life of centuries":       func(r *tokencache.Remembered) { r.Nominal = math.MaxInt64 },
-		"born before time":                  func(r *tokencache.Remembered) { r.Born = math.MinInt64 },
-		"asked after all time":              func(r *tokencache.Remembered) { r.Asked = maxSpan + 1 },
-		"received in 1969":                  func(r *tokencache.Remembered) { r.ReceivedOn = noon.AddDate(-57, 0, 0) },
-		"minted in 2200":                    func(r *tokencache.Remembered) { r.Minted.Latest = latest },
-		"expires in 9998":                   func(r *tokencache.Remembered) { r.Token.ExpiresOn = noon.AddDate(7972, 0, 0) },
-		"a token that breaks the line":      func(r *tokencache.Remembered) { r.Token.Text = tokencache.NewSecret("a\r\nb") },
-		"a huge token":                      func(r *tokencache.Remembered) { r.Token.Text = tokencache.NewSecret(strings.Repeat("a", maxText+1)) },
-		"its token's claims":                func(r *tokencache.Remembered) { r.Token.Claims.Audience = strings.Repeat("a", maxClaim+1) },
-		"a claim that is no text":           func(r *tokencache.Remembered) { r.Claims.ObjectID = "\xff" },
-		"many groups":                       func(r *tokencache.Remembered) { r.Claims.Groups = make([]string, maxListed+1) },
-		"issued in 9999":                    func(r *tokencache.Remembered) { r.Claims.IssuedAt = noon.AddDate(7973, 0, 0) },
-		"of the one before":                 func(r *tokencache.Remembered) { r.Before = &tokencache.Claims{WIDs: []string{"\xff"}} },
-		"tries":                             func(r *tokencache.Remembered) { r.Tries = -1 },
+	for name, spoil := range map[string]func(r *tokencache.SnapshotEntry){
+		"a resource that cannot be printed": func(r *tokencache.SnapshotEntry) { r.Key.Resource = "a\nb" },
+		"a long resource":                   func(r *tokencache.SnapshotEntry) { r.Key.Resource = strings.Repeat("a", maxResource+1) },
+		"no selector":                       func(r *tokencache.SnapshotEntry) { r.Key.Selector.ID = "x" },
+		"an unknown selector":               func(r *tokencache.SnapshotEntry) { r.Key.Selector.Kind = 9 },
+		"a negative life":                   func(r *tokencache.SnapshotEntry) { r.Life = -1 },
+		"a nominal life of centuries":       func(r *tokencache.SnapshotEntry) { r.Nominal = math.MaxInt64 },
+		"born before time":                  func(r *tokencache.SnapshotEntry) { r.IssuedAt = math.MinInt64 },
+		"asked after all time":              func(r *tokencache.SnapshotEntry) { r.Asked = maxSpan + 1 },
+		"received in 1969":                  func(r *tokencache.SnapshotEntry) { r.ReceivedOn = noon.AddDate(-57, 0, 0) },
+		"minted in 2200":                    func(r *tokencache.SnapshotEntry) { r.Issued.Latest = latest },
+		"expires in 9998":                   func(r *tokencache.SnapshotEntry) { r.Token.ExpiresOn = noon.AddDate(7972, 0, 0) },
+		"a token that breaks the line":      func(r *tokencache.SnapshotEntry) { r.Token.Text = tokencache.NewSecret("a\r\nb") },
+		"a huge token":                      func(r *tokencache.SnapshotEntry) { r.Token.Text = tokencache.NewSecret(strings.Repeat("a", maxText+1)) },
+		"its token's claims":                func(r *tokencache.SnapshotEntry) { r.Token.Claims.Audience = strings.Repeat("a", maxClaim+1) },
+		"a claim that is no text":           func(r *tokencache.SnapshotEntry) { r.Claims.ObjectID = "\xff" },
+		"many groups":                       func(r *tokencache.SnapshotEntry) { r.Claims.Groups = make([]string, maxListed+1) },
+		"issued in 9999":                    func(r *tokencache.SnapshotEntry) { r.Claims.IssuedAt = noon.AddDate(7973, 0, 0) },
+		"of the one before":                 func(r *tokencache.SnapshotEntry) { r.Before = &tokencache.Claims{WIDs: []string{"\xff"}} },
+		"tries":                             func(r *tokencache.SnapshotEntry) { r.Tries = -1 },
 	} {
 		m := whole(1)
 		m.Keys = append(m.Keys, m.Keys[0])
@@ -191,7 +191,7 @@ func TestWhatIsLeftOut(t *testing.T) {
 
 func TestTheLatestRolloversAreKept(t *testing.T) {
 	t.Parallel()
-	m := tokencache.Memory{Keys: []tokencache.Remembered{{Key: tokencache.Key{Resource: "r"}, Life: 1}}}
+	m := tokencache.Snapshot{Keys: []tokencache.SnapshotEntry{{Key: tokencache.Key{Resource: "r"}, Life: 1}}}
 	for i := range 2 * maxHistory {
 		r := tokencache.Rollover{Key: m.Keys[0].Key, By: float64(i+1) / (2 * maxHistory)}
 		m.Rollovers, m.Keys[0].Rollovers = append(m.Rollovers, r), append(m.Keys[0].Rollovers, r)
@@ -214,15 +214,15 @@ func TestTheLatestRolloversAreKept(t *testing.T) {
 // What could not be read again is an error where nothing would be left of it.
 func TestWhatCannotBeKept(t *testing.T) {
 	t.Parallel()
-	for says, spoil := range map[string]func(m *tokencache.Memory){
-		"source":    func(m *tokencache.Memory) { m.Source = "\x00" },
-		"boot_id":   func(m *tokencache.Memory) { m.BootID = "\x00" },
-		"no uptime": func(m *tokencache.Memory) { m.Boot = -1 },
-		"its wall":  func(m *tokencache.Memory) { m.Wall = noon.AddDate(300, 0, 0) },
-		"twice":     func(m *tokencache.Memory) { m.Keys = append(m.Keys, m.Keys[0]) },
-		"more than 256": func(m *tokencache.Memory) {
+	for says, spoil := range map[string]func(m *tokencache.Snapshot){
+		"source":    func(m *tokencache.Snapshot) { m.Source = "\x00" },
+		"boot_id":   func(m *tokencache.Snapshot) { m.BootID = "\x00" },
+		"no uptime": func(m *tokencache.Snapshot) { m.Boot = -1 },
+		"its wall":  func(m *tokencache.Snapshot) { m.Wall = noon.AddDate(300, 0, 0) },
+		"twice":     func(m *tokencache.Snapshot) { m.Keys = append(m.Keys, m.Keys[0]) },
+		"more than 256": func(m *tokencache.Snapshot) {
 			for i := range tokencache.MaxKeys {
-				m.Keys = append(m.Keys, tokencache.Remembered{Key: tokencache.Key{Resource: fmt.Sprint(i)}})
+				m.Keys = append(m.Keys, tokencache.SnapshotEntry{Key: tokencache.Key{Resource: fmt.Sprint(i)}})
 			}
 		},
 	} {
@@ -247,7 +247,7 @@ func TestTooLargeToBeKept(t *testing.T) {
 	m := whole(1)
 	ordinary := len(m.Keys)
 	for i := range 200 {
-		m.Keys = append(m.Keys, tokencache.Remembered{
+		m.Keys = append(m.Keys, tokencache.SnapshotEntry{
 			Key:   tokencache.Key{Resource: fmt.Sprint(i)},
 			Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("a", maxText))}, Claims: tokencache.Claims{Groups: groups},
 		})
@@ -261,7 +261,7 @@ func TestTooLargeToBeKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range m.Keys[:ordinary] {
-		if !slices.ContainsFunc(got.Keys, func(k tokencache.Remembered) bool { return k.Key == r.Key }) {
+		if !slices.ContainsFunc(got.Keys, func(k tokencache.SnapshotEntry) bool { return k.Key == r.Key }) {
 			t.Errorf("%v is not among %d", r.Key, len(got.Keys))
 		}
 	}
@@ -277,12 +277,12 @@ func TestFullMemory(t *testing.T) {
 	for i := range groups {
 		groups[i] = fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)
 	}
-	m := tokencache.Memory{Wall: noon}
+	m := tokencache.Snapshot{Wall: noon}
 	for i := range tokencache.MaxKeys {
 		claims := tokencache.Claims{Groups: groups, Audience: strings.Repeat("a", 255)}
 		key := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: strings.Repeat("s", 300)},
 			Resource: fmt.Sprintf("%0500d", i)}
-		r := tokencache.Remembered{
+		r := tokencache.SnapshotEntry{
 			Key: key, Life: 1, Claims: claims, Before: &claims,
 			Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("t", 16<<10)), Claims: claims},
 		}

@@ -74,7 +74,7 @@ type principal struct {
 	Simulated bool `json:"simulated,omitempty"`
 }
 
-// bygone is a tokencache.Bygone.
+// bygone is a tokencache.Tombstone.
 type bygone struct {
 	SHA256     string         `json:"sha256"`
 	Received   time.Duration  `json:"received_ns"`
@@ -151,7 +151,7 @@ func (p principal) check() error {
 }
 
 // bygonesOf leaves out what could not be read again.
-func bygonesOf(told []tokencache.Bygone) (all []bygone) {
+func bygonesOf(told []tokencache.Tombstone) (all []bygone) {
 	for _, r := range told {
 		w := bygone{
 			SHA256: r.SHA256, Received: r.Received, ReceivedOn: r.ReceivedOn.UTC(), ExpiresOn: r.ExpiresOn.UTC(), Given: r.Given,
@@ -165,8 +165,8 @@ func bygonesOf(told []tokencache.Bygone) (all []bygone) {
 	return all
 }
 
-func (w *bygone) bygone() tokencache.Bygone {
-	return tokencache.Bygone{
+func (w *bygone) bygone() tokencache.Tombstone {
+	return tokencache.Tombstone{
 		SHA256: w.SHA256, Received: w.Received, ReceivedOn: w.ReceivedOn, ExpiresOn: w.ExpiresOn, Given: w.Given, Deadline: orNever(w.Deadline), Came: w.Came, Unlearnt: w.Unlearnt,
 		ReceivedAt: w.ReceivedAt, IssuedFrom: w.IssuedFrom, IssuedTo: w.IssuedTo, Blind: w.Blind,
 	}

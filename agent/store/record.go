@@ -60,7 +60,7 @@ func (r *Record) Load() (*tokencache.Record, error) {
 		if isLoose(fault) {
 			record, twin = twin, record
 		}
-		record = joined(record, twin, r.now(record.Taken, twin.Taken))
+		record = joined(record, twin, r.now(record.Instant, twin.Instant))
 	}
 	r.unread, r.spoilt = nil, nil
 	for _, err := range []*error{&fault, &other} {
@@ -135,15 +135,15 @@ func older(record, twin *tokencache.Record) error {
 }
 
 // now is this moment in on-time, as far as what was kept tells.
-func (r *Record) now(kept ...tokencache.Taken) tokencache.Taken {
+func (r *Record) now(kept ...tokencache.Instant) tokencache.Instant {
 	boot := r.boot()
-	return tokencache.Taken{On: tokencache.OnAtBoot(r.id, boot, kept...) + boot, Boot: boot, BootID: r.id}
+	return tokencache.Instant{On: tokencache.OnAtBoot(r.id, boot, kept...) + boot, Boot: boot, BootID: r.id}
 }
 
 // joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is what
 // stands for the changes of both, as the beginning of another lineage: these may be more than there is room for, and the cache joins some
 // then.
-func joined(record, twin *tokencache.Record, now tokencache.Taken) *tokencache.Record {
+func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache.Record {
 	switch same := record.Lineage == twin.Lineage; {
 	case twin.IsNewer(*record), same && twin.Generation == record.Generation && twin.On >= record.On:
 		return twin
@@ -157,7 +157,7 @@ func joined(record, twin *tokencache.Record, now tokencache.Taken) *tokencache.R
 		both = both.Begun(rand.Text(), *twin, *record)
 	}
 	if both = both.After(*record, now).After(*twin, now); other.On > both.On {
-		both.Taken = other.Taken
+		both.Instant = other.Instant
 	}
 	return &both
 }

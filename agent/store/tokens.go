@@ -91,7 +91,7 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 // (*SpoiltError), stays where it is, and so does one that is bound to what nobody can tell of the device now (*UnopenedError), or, with
 // any other error, that the kernel does not let be read now: Save overwrites none without keeping it, and each start until then
 // finds that tokens were kept. One that is not sealed as Save would do it is sealed anew.
-func (t *Tokens) Load() (*tokencache.Memory, error) {
+func (t *Tokens) Load() (*tokencache.Snapshot, error) {
 	t.unopened, t.unread, t.spoilt = false, nil, nil
 	m, err := t.take(tokensName)
 	_, spoilt := errors.AsType[*SpoiltError](err)
@@ -105,7 +105,7 @@ func (t *Tokens) Load() (*tokencache.Memory, error) {
 }
 
 // take loads one file, and notes what is to be done about it later. It returns nil when there is none.
-func (t *Tokens) take(name string) (*tokencache.Memory, error) {
+func (t *Tokens) take(name string) (*tokencache.Snapshot, error) {
 	m, head, err := t.load(name)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	_, unopened := errors.AsType[*UnopenedError](err)
@@ -138,7 +138,7 @@ func (t *Tokens) read(name string) ([]byte, error) {
 }
 
 // load reads and opens one file.
-func (t *Tokens) load(name string) (m *tokencache.Memory, head string, err error) {
+func (t *Tokens) load(name string) (m *tokencache.Snapshot, head string, err error) {
 	sealed, err := t.read(name)
 	if err != nil {
 		return nil, "", err
@@ -160,7 +160,7 @@ func (t *Tokens) load(name string) (m *tokencache.Memory, head string, err error
 // Save puts m on the disk in the place of what was there. When it returns nil it outlives a power cut; with
 // an error, what was there before does. What Load could not open is kept beside it for a later start; what it could not read is not
 // overwritten before that is possible; what was found spoilt is moved aside.
-func (t *Tokens) Save(m tokencache.Memory) error {
+func (t *Tokens) Save(m tokencache.Snapshot) error {
 	if err := t.keepUnopened(); err != nil {
 		return err
 	}
@@ -177,7 +177,7 @@ func (t *Tokens) Save(m tokencache.Memory) error {
 	return nil
 }
 
-func (t *Tokens) write(name string, m tokencache.Memory) error {
+func (t *Tokens) write(name string, m tokencache.Snapshot) error {
 	sealed, err := t.sealed(m)
 	if err != nil {
 		return err
@@ -187,7 +187,7 @@ func (t *Tokens) write(name string, m tokencache.Memory) error {
 
 // makeWay moves the tokens' file aside, if it is spoilt, when another is beside it, or else m: it may be all that tells a start that it
 // is not the first one, and a full disk or a power cut may let nothing take its place.
-func (t *Tokens) makeWay(m tokencache.Memory) error {
+func (t *Tokens) makeWay(m tokencache.Snapshot) error {
 	if !slices.Contains(t.spoilt, tokensName) {
 		return nil
 	}
@@ -294,7 +294,7 @@ func (t *Tokens) putAside(sealed []byte, kind binding.Kind) (name string, err er
 }
 
 // LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open either, which stays.
-func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
+func (t *Tokens) LoadUnopened() (all []tokencache.Snapshot, err error) {
 	t.opened = nil
 	for _, name := range unopenedNames() {
 		m, fault := t.take(name)
@@ -308,7 +308,7 @@ func (t *Tokens) LoadUnopened() (all []tokencache.Memory, err error) {
 
 // LoadAgain returns what Load, LoadUnopened and the call of it before could not read, as far as it can be read now. An error says why
 // there still is something that cannot be, and comes beside what was read: that is not returned again. Save must not run beside it.
-func (t *Tokens) LoadAgain() (all []tokencache.Memory, err error) {
+func (t *Tokens) LoadAgain() (all []tokencache.Snapshot, err error) {
 	before := t.unread
 	t.unread = nil
 	for _, u := range before {
@@ -375,7 +375,7 @@ func notOverwritten(why error) error {
 	return fmt.Errorf("what was kept before is not overwritten before it was read, or was taken away: %w", why)
 }
 
-func (t *Tokens) sealed(m tokencache.Memory) ([]byte, error) {
+func (t *Tokens) sealed(m tokencache.Snapshot) ([]byte, error) {
 	text, err := encodeMemory(m)
 	if err != nil {
 		return nil, err
@@ -385,7 +385,7 @@ func (t *Tokens) sealed(m tokencache.Memory) ([]byte, error) {
 	return append(head, t.seal(t.head).Seal(nil, nil, text, head)...), nil
 }
 
-func (t *Tokens) unseal(sealed []byte) (m *tokencache.Memory, head string, err error) {
+func (t *Tokens) unseal(sealed []byte) (m *tokencache.Snapshot, head string, err error) {
 	head, err = cutHead(sealed)
 	if err != nil {
 		return nil, "", err

@@ -36,14 +36,14 @@ func openTokens(t testing.TB, dir string) *Tokens {
 func tokensFile(tokens *Tokens) string { return tokens.folder.(Disk).path(tokensName) }
 
 // small is a memory of one token.
-func small() tokencache.Memory {
-	return tokencache.Memory{BootID: "b", Wall: noon, Record: tokencache.Record{Taken: tokencache.Taken{BootID: "b"}}, Keys: []tokencache.Remembered{{
+func small() tokencache.Snapshot {
+	return tokencache.Snapshot{BootID: "b", Wall: noon, Record: tokencache.Record{Instant: tokencache.Instant{BootID: "b"}}, Keys: []tokencache.SnapshotEntry{{
 		Key: tokencache.Key{Resource: "r"}, Token: tokencache.Token{Text: tokencache.NewSecret(canary)}, Life: 1,
 	}}}
 }
 
 // sealing returns the bytes of a sealed file.
-func sealing(t testing.TB, m tokencache.Memory) []byte {
+func sealing(t testing.TB, m tokencache.Snapshot) []byte {
 	t.Helper()
 	text, err := openTokens(t, t.TempDir()).sealed(m)
 	if err != nil {
@@ -426,7 +426,7 @@ func TestKeyIsNotPrinted(t *testing.T) {
 
 func FuzzUnseal(f *testing.F) {
 	tokens := openTokens(f, f.TempDir())
-	for _, m := range []tokencache.Memory{small(), whole(1)} {
+	for _, m := range []tokencache.Snapshot{small(), whole(1)} {
 		f.Add(sealing(f, m), false)
 		text, err := encodeMemory(m)
 		if err != nil {
@@ -482,7 +482,7 @@ func TestNextCache(t *testing.T) {
 			time.Sleep(30 * time.Minute)
 		}
 		want := get(first)
-		m := first.Memory()
+		m := first.Snapshot()
 		first.Close()
 		if len(m.Keys) != 1 || len(m.Rollovers) == 0 || m.Keys[0].Before == nil {
 			t.Fatalf("too little to tell: %+v", m)
@@ -497,13 +497,13 @@ func TestNextCache(t *testing.T) {
 		}
 		defer func() { _ = f.Close() }()
 		before := fetches
-		for what, load := range map[string]func() (*tokencache.Memory, error){
-			"file": tokens.Load, "descriptor": func() (*tokencache.Memory, error) { return Carried(f) },
+		for what, load := range map[string]func() (*tokencache.Snapshot, error){
+			"file": tokens.Load, "descriptor": func() (*tokencache.Snapshot, error) { return Carried(f) },
 		} {
-			if options.Memory, err = load(); err != nil {
+			if options.Snapshot, err = load(); err != nil {
 				t.Fatal(err)
 			}
-			if len(options.Memory.Rollovers) != len(m.Rollovers) || len(options.Memory.Keys[0].Rollovers) != len(m.Keys[0].Rollovers) {
+			if len(options.Snapshot.Rollovers) != len(m.Rollovers) || len(options.Snapshot.Keys[0].Rollovers) != len(m.Keys[0].Rollovers) {
 				t.Errorf("%s: what was learnt is lost", what)
 			}
 			next := tokencache.New(options)

@@ -19,11 +19,11 @@ import (
 )
 
 // revoked is a memory of one token that was taken then, with a copy of the record that a revocation is on.
-func revoked(on time.Duration) tokencache.Memory {
+func revoked(on time.Duration) tokencache.Snapshot {
 	m := small()
 	m.On = on
 	m.Record.Lineage, m.Record.Generation = "l", uint64(on)
-	m.Record.Changes = []tokencache.PolicyChange{{ID: fmt.Sprint("noted-", int64(on)), AllIdentities: true, At: noon, NotedOn: noon, Effect: tokencache.Revoked}}
+	m.Record.Changes = []tokencache.PolicyChange{{ID: fmt.Sprint("noted-", int64(on)), AllIdentities: true, At: noon, RecordedAt: noon, Effect: tokencache.Revoked}}
 	m.OnRecord = 1
 	m.Keys[0].Withheld = []string{m.Record.Changes[0].ID}
 	return m

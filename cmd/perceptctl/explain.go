@@ -80,7 +80,7 @@ func chooseTokens(status api.Status, resource, identity string) ([]api.TokenStat
 		}
 		if token.Resource != resource {
 			ofIts := identity == "" || token.Identity == identity
-			if ofIts && tokencache.Spelling(token.Resource) == tokencache.Spelling(resource) &&
+			if ofIts && tokencache.Canonical(token.Resource) == tokencache.Canonical(resource) &&
 				!slices.Contains(spelt, token.Resource) {
 				spelt = append(spelt, token.Resource)
 			}

@@ -264,7 +264,7 @@ func (t explainer) policyChanges() []string {
 		case change.Unsure:
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
 		}
-		if change.Resource != "" && tokencache.Spelling(change.Resource) != tokencache.Spelling(t.token.Resource) {
+		if change.Resource != "" && tokencache.Canonical(change.Resource) != tokencache.Canonical(t.token.Resource) {
 			text += " That resource is an alternate of this one."
 		}
 		texts = append(texts, text+t.policyStateText(change))

@@ -152,7 +152,7 @@ func (a *app) changesFor(ctx context.Context, resource, identity string) (ids []
 		return nil, err
 	}
 	for _, change := range answer.Changes {
-		if change.Resource != "" && tokencache.Spelling(change.Resource) == tokencache.Spelling(resource) &&
+		if change.Resource != "" && tokencache.Canonical(change.Resource) == tokencache.Canonical(resource) &&
 			(identity == "" || change.Identity == identity) {
 			ids = append(ids, change.ID)
 		}

@@ -91,7 +91,7 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 	}
 	record := store.Open(store.Disk(d.flags.stateDir), o.Clock.Boot)
 	o.BootID = store.BootID()
-	var before []tokencache.Memory
+	var before []tokencache.Snapshot
 	if k.noCarry == "" {
 		before = k.takeCarried(carried)
 	}
@@ -111,7 +111,7 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 	}
 	o.Load, o.Keep = record.Load, record.Save
 	if begin.UnreadTokens != nil {
-		o.UnreadTokens, o.LoadTokens = begin.UnreadTokens, func() ([]tokencache.Memory, []*tokencache.Memory, error) {
+		o.UnreadTokens, o.LoadTokens = begin.UnreadTokens, func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
 			return k.loadAgain(d.config.Source.Kind)
 		}
 		_ = outcome(&k.unsaved, begin.UnreadTokens)
@@ -189,12 +189,12 @@ func unopened(path string) error {
 }
 
 // takeCarried returns what systemd has kept, the latest first. It goes when the next is stored.
-func (k *kept) takeCarried(carried map[string]*os.File) []tokencache.Memory {
-	latest := make(map[uint64]tokencache.Memory)
+func (k *kept) takeCarried(carried map[string]*os.File) []tokencache.Snapshot {
+	latest := make(map[uint64]tokencache.Snapshot)
 	for name, file := range carried {
 		k.stored = append(k.stored, name)
 		number, err := strconv.ParseUint(strings.TrimPrefix(name, storedCache), 10, 64)
-		var memory *tokencache.Memory
+		var memory *tokencache.Snapshot
 		if err == nil {
 			memory, err = store.Carried(file)
 		}
@@ -204,7 +204,7 @@ func (k *kept) takeCarried(carried map[string]*os.File) []tokencache.Memory {
 		}
 		latest[number] = *memory
 	}
-	var all []tokencache.Memory
+	var all []tokencache.Snapshot
 	for _, number := range slices.Backward(slices.Sorted(maps.Keys(latest))) {
 		all = append(all, latest[number])
 	}
@@ -222,7 +222,7 @@ func sourceName(from api.SourceStatus) string {
 
 // ours reports whether the tokens of m are of this source. What was kept by a version that did not tell the address counts as this
 // source's, but for tokens of a simulated back end, which was at another.
-func (k *kept) ours(m *tokencache.Memory) bool {
+func (k *kept) ours(m *tokencache.Snapshot) bool {
 	if m.Source == k.source || m.Source == k.former && !anySimulated(m) {
 		return true
 	}
@@ -232,7 +232,7 @@ func (k *kept) ours(m *tokencache.Memory) bool {
 
 // loadAgain reads what could not be read before, as far as it can be now: all of it, and that whose tokens are of use. What is read comes
 // once, with an error too.
-func (k *kept) loadAgain(kind string) (all []tokencache.Memory, ours []*tokencache.Memory, err error) {
+func (k *kept) loadAgain(kind string) (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {
 	all, err = k.tokens.LoadAgain()
 	for i := range all {
 		if k.ours(&all[i]) {
@@ -246,13 +246,13 @@ func (k *kept) loadAgain(kind string) (all []tokencache.Memory, ours []*tokencac
 }
 
 // anySimulated looks into the tokens themselves: the claims that versions before have kept name no issuer.
-func anySimulated(m *tokencache.Memory) bool {
-	return slices.ContainsFunc(m.Keys, func(r tokencache.Remembered) bool { return source.Claims(r.Token.Text).Simulated() })
+func anySimulated(m *tokencache.Snapshot) bool {
+	return slices.ContainsFunc(m.Keys, func(r tokencache.SnapshotEntry) bool { return source.Claims(r.Token.Text).Simulated() })
 }
 
 // real returns m without what a simulated back end made, which opens nothing: where the real one's address was that of a simulator,
 // the tokens of both have one source. A process that is led to a simulator on purpose keeps them; then its environment says so.
-func (k *kept) real(m *tokencache.Memory, kind string) *tokencache.Memory {
+func (k *kept) real(m *tokencache.Snapshot, kind string) *tokencache.Snapshot {
 	if m == nil || kind == config.Simulated || os.Getenv(simulator.URLVariable) != "" {
 		return m
 	}
@@ -265,7 +265,7 @@ func (k *kept) real(m *tokencache.Memory, kind string) *tokencache.Memory {
 }
 
 // carry has systemd keep m in the place of what it keeps.
-func (k *kept) carry(m tokencache.Memory) error { return outcome(&k.uncarried, k.store(m)) }
+func (k *kept) carry(m tokencache.Snapshot) error { return outcome(&k.uncarried, k.store(m)) }
 
 // outcome remembers how something ended, for the status.
 func outcome(of *atomic.Pointer[error], err error) error {
@@ -277,7 +277,7 @@ func outcome(of *atomic.Pointer[error], err error) error {
 	return err
 }
 
-func (k *kept) store(m tokencache.Memory) error {
+func (k *kept) store(m tokencache.Snapshot) error {
 	m.Source = k.source
 	file, err := store.Carry(m)
 	if err != nil {
@@ -301,7 +301,7 @@ func (k *kept) store(m tokencache.Memory) error {
 	return nil
 }
 
-func (k *kept) save(m tokencache.Memory) error {
+func (k *kept) save(m tokencache.Snapshot) error {
 	m.Source = k.source
 	return outcome(&k.unsaved, k.tokens.Save(m))
 }

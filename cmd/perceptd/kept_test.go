@@ -21,10 +21,10 @@ import (
 // A version before did not tell the address. Its tokens are served on, but those that can be of no use.
 func TestTokensOfNoAddress(t *testing.T) {
 	t.Parallel()
-	of := func(source, issuer string) *tokencache.Memory {
+	of := func(source, issuer string) *tokencache.Snapshot {
 		payload := base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"` + issuer + `"}`))
 		text := tokencache.NewSecret("eyJ0." + payload + ".c2ln")
-		return &tokencache.Memory{Source: source, Keys: []tokencache.Remembered{{Token: tokencache.Token{Text: text}}}}
+		return &tokencache.Snapshot{Source: source, Keys: []tokencache.SnapshotEntry{{Token: tokencache.Token{Text: text}}}}
 	}
 	const azure, simulator = "https://sts.windows.net/t/", "https://sts.simulated.invalid/t/"
 	from := api.SourceStatus{Kind: config.ManagedIdentity, Endpoint: "arc", Address: "127.0.0.1:40342"}
@@ -102,7 +102,7 @@ func TestKeptStatusIsThatOfTheLastSave(t *testing.T) {
 	tokens, err := store.OpenTokens(store.Disk(dir), new(store.Key))
 	harness.Must(t, err)
 	k := kept{log: zap.NewNop(), tokens: tokens}
-	var m tokencache.Memory
+	var m tokencache.Snapshot
 	m.BootID = "this"
 	if err := k.save(m); err != nil || !k.status().Reboot || k.status().Why != "" {
 		t.Errorf("%v, %+v", err, k.status())

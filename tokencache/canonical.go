@@ -1,0 +1,67 @@
+package tokencache
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// guid is an application's ID, which a resource may go by without a scheme.
+var guid = regexp.MustCompile(`^[[:xdigit:]]{8}(-[[:xdigit:]]{4}){3}-[[:xdigit:]]{12}$`)
+
+// Spelling returns the form in which two spellings of one resource are the same: without trailing slashes, scheme and host in
+// lower case, without the scheme's own port, and an application's ID in lower case. Policy changes, denials and advice compare by it. Grants, keys and
+// requests do not, since the back end and the resource take every other spelling for another resource.
+func Canonical(resource string) string {
+	scheme, rest, isURI := strings.Cut(resource, "://")
+	if !isURI {
+		if resource = strings.TrimRight(resource, "/"); guid.MatchString(resource) {
+			return strings.ToLower(resource)
+		}
+		return resource
+	}
+	scheme = strings.ToLower(scheme)
+	host, path := rest, ""
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		host, path = rest[:i], rest[i:]
+	}
+	host = strings.ToLower(host)
+	switch scheme {
+	case "https":
+		host = strings.TrimSuffix(host, ":443")
+	case "http":
+		host = strings.TrimSuffix(host, ":80")
+	}
+	return scheme + "://" + host + strings.TrimRight(path, "/")
+}
+
+// GoesBy reports whether resource goes by other with those alternates, which are as for Cache.SetAlternates: a policy change for one is about
+// both.
+func GoesBy(alternates map[string][]string, resource, other string) bool {
+	return slices.Contains(together(alternates)[Canonical(resource)], Canonical(other))
+}
+
+// together returns, by the spelling of each resource, those of all that it goes by, its own among them: those that have one in common are
+// one group.
+func together(alternates map[string][]string) map[string][]string {
+	groups := make(map[string][]string)
+	groupOf := func(resource string) []string {
+		if group := groups[Canonical(resource)]; group != nil {
+			return group
+		}
+		return []string{Canonical(resource)}
+	}
+	for resource, others := range alternates {
+		for _, other := range others {
+			one, two := groupOf(resource), groupOf(other)
+			if slices.Contains(one, two[0]) {
+				continue
+			}
+			both := slices.Concat(one, two)
+			for _, spelling := range both {
+				groups[spelling] = both
+			}
+		}
+	}
+	return groups
+}

@@ -1,0 +1,67 @@
+package tokencache
+
+import "time"
+
+// knowledge is what fetches have shown of the device's wall clock.
+type clockTrust struct {
+	skew    time.Duration // by how much the wall clock was ahead of the back end's
+	counted bool          // that is known
+
+	issuer time.Time // the back end's clock when the boot clock was zero, at the latest, as it counted last; zero: it never did
+
+	// That by what was handed out: no later than a token that was handed out had not expired, and no earlier than one was dated.
+	floor, ceiling time.Time
+}
+
+// learn takes in what an answer shows of the clock. m is when its token was minted.
+func (k *clockTrust) learn(f Fetched, m IssueWindow, wall time.Time, begun, now time.Duration) {
+	if f.Counted && !f.Token.ExpiresOn.IsZero() {
+		k.skew, k.counted = wall.Add(f.Left).Sub(f.Token.ExpiresOn), true
+		k.issuer = f.Token.ExpiresOn.Add(-f.Left - begun)
+	}
+	if f.Reckoned || f.Token.ExpiresOn.IsZero() {
+		return
+	}
+	if latest := f.Token.ExpiresOn.Add(handedOutAfter - begun); k.ceiling.IsZero() || latest.Before(k.ceiling) {
+		k.ceiling = latest
+	}
+	if earliest := f.Token.Claims.IssuedAt.Add(-now); !m.undated() && !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
+		k.floor = earliest
+	}
+}
+
+// uncount forgets what counted answers have shown.
+func (k *clockTrust) forgetCounts() { k.skew, k.counted, k.issuer = 0, false, time.Time{} }
+
+// handedOutAfter is how long after its expiry a back end may hand out a token at most: its clocks are not one either.
+const handedOutAfter = 5 * time.Minute
+
+// notLater returns a time that the issuer's clock had not passed at a boot time, by what the back end handed out in this boot.
+// False: nothing tells, or what was handed out contradicts itself.
+func (k *clockTrust) notLater(at time.Duration) (time.Time, bool) {
+	if k.ceiling.IsZero() || k.floor.After(k.ceiling) {
+		return time.Time{}, false
+	}
+	return k.ceiling.Add(at), true
+}
+
+// at returns the boot time of ch, below zero when it happened before this boot.
+func (c *Cache) at(ch *change) time.Duration { return ch.Moment - c.on }
+
+// earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
+// boot for a time before it may have happened until then. So may one of which that is not known.
+func (c *Cache) earlier(ch *change) bool { return ch.By < c.on || ch.Moment == c.on || ch.Unplaced }
+
+// Knowledge is what is known of the device's wall clock.
+type ClockStatus struct {
+	Trusted bool          // to be right
+	Skew    time.Duration // by how much it was ahead of the back end's when that was asked last
+	Counted bool          // Skew is known
+}
+
+// Knowledge returns what is known of the device's wall clock.
+func (c *Cache) ClockStatus() ClockStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return ClockStatus{Trusted: c.clockTrusted(), Skew: c.clockTrust.skew, Counted: c.clockTrust.counted}
+}

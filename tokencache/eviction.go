@@ -1,0 +1,135 @@
+package tokencache
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// entryLocked returns key's entry for a caller, made if need be, and notes that it was used. The others that the caller has stay.
+func (c *Cache) entryLocked(key Key, now time.Duration, others ...*entry) (*entry, error) {
+	if c.closed {
+		return nil, ErrClosed
+	}
+	e := c.entries[key]
+	if e == nil {
+		if c.keep != nil && !c.keep(key) {
+			return nil, ErrDropped
+		}
+		e = c.addLocked(key)
+		c.evictLocked(append(others, e)...)
+	}
+	c.uses++
+	e.used, e.asked = c.uses, now
+	return e, nil
+}
+
+func (c *Cache) addLocked(key Key) *entry {
+	e := &entry{
+		key: key, canonical: Canonical(key.Resource), token: &Token{}, asked: longAgo, deadline: longAgo, next: never, softFetchAfter: longAgo, failedUntil: longAgo, rests: longAgo,
+		changed: make(chan struct{}), probedSince: never, confirm: never,
+	}
+	e.goesBy = c.alternates[e.canonical]
+	for _, r := range c.rollovers {
+		if r.of == key { // it was here before
+			e.rollovers.add(r, keyHistory)
+		}
+	}
+	c.entries[key] = e
+	c.queue.track(key.Selector)
+	c.judgeLocked(e)
+	return e
+}
+
+// evictLocked makes room by dropping the key asked for least recently. Those of stay do, prefetched keys do, and so do keys with a
+// fetch under way, whose number the callers that wait for them bound.
+func (c *Cache) evictLocked(stay ...*entry) {
+	for len(c.entries) > MaxKeys {
+		var oldest *entry
+		for _, o := range c.entries {
+			if !slices.Contains(stay, o) && !o.prefetch && o.flight == nil && (oldest == nil || o.used < oldest.used) {
+				oldest = o
+			}
+		}
+		if oldest == nil {
+			return
+		}
+		c.dropLocked(oldest, ErrDropped)
+	}
+}
+
+// dropLocked removes e and tells whoever waits for it why.
+func (c *Cache) dropLocked(e *entry, why error) {
+	c.forgetLocked(e)
+	e.notify()
+	delete(c.entries, e.key)
+	if f := e.flight; f != nil {
+		e.flight = nil
+		c.queue.remove(f)
+		f.err = why
+		close(f.done)
+	}
+}
+
+// Retain drops at once, with its token, every key that keep does not want, now and from now on.
+func (c *Cache) Retain(keep func(Key) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keep = keep
+	for key, e := range c.entries {
+		if keep(key) {
+			e.notify() // whoever looks may have been looking by a grant that is gone
+			continue
+		}
+		c.dropLocked(e, ErrDropped)
+	}
+}
+
+// Prefetch names the keys that are fetched before anyone asks, kept fresh when nobody does, and never
+// evicted; it replaces those named before. More than MaxKeys of them is an error and changes nothing.
+func (c *Cache) Prefetch(keys []Key) error {
+	if len(keys) > MaxKeys {
+		return fmt.Errorf("%d tokens are to be prefetched: at most %d can be", len(keys), MaxKeys)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	for _, e := range c.entries {
+		e.prefetch = false
+	}
+	now := c.clock.Boot()
+	for _, key := range keys {
+		e := c.entries[key]
+		if e == nil {
+			e = c.addLocked(key)
+		}
+		e.prefetch = true
+		if left := c.leftLocked(e, now); left > 0 {
+			c.reviveLocked(e, left, now)
+		} else if e.next == never && e.flight == nil {
+			e.next = max(now, e.rests, c.heldUntilLocked(e, now)) // nobody waits for it
+		}
+	}
+	c.evictLocked()
+	c.wakeSchedule()
+	return nil
+}
+
+// reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
+func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
+	if left <= 0 || e.next != never || e.flight != nil {
+		return
+	}
+	if c.unconfirmedLocked(e) && e.failures == 0 { // the back end can tell whether it has expired
+		e.next = now
+		c.wakeSchedule()
+		return
+	}
+	if e.failures > 0 { // it was trying again when it became idle
+		e.next = max(now, e.rests)
+	}
+	c.planLocked(e, now)
+	c.wakeSchedule()
+}

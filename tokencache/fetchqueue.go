@@ -1,0 +1,271 @@
+package tokencache
+
+import (
+	"errors"
+	"slices"
+	"time"
+)
+
+const (
+	callsAtOnce    = 2
+	callsPerSecond = 5
+	fetchTimeout   = 15 * time.Second
+)
+
+// class orders the flights that wait for a call.
+type priority uint8
+
+const (
+	forCaller  priority = iota // somebody waits
+	forRefresh                 // a token is due
+	forProbe                   // the back end gave its cached copy last time
+)
+
+// flight is one fetch of one key, from the wish for it to its landing.
+type flight struct {
+	key      Key
+	priority priority
+	asked    time.Duration // boot time of the wish
+	begun    bool          // the call is under way
+	began    time.Duration // boot time of the call, once begun
+	done     chan struct{} // closed when outcome and err are set
+
+	expires time.Duration // boot time at which the token held expires, or has expired
+	opens   time.Duration // no call before: the back end would still have the token that has expired
+	yields  bool          // its key was throttled the last two times: the others go first
+	apart   bool          // its key is set apart
+	again   int           // how often it was tried again, since the back end had only a token whose life was over
+	insists bool          // somebody wants it whatever spreads
+	forgets bool          // what it brings takes the place of the token held, and of what was learnt of its life
+
+	outcome Outcome
+	err     error
+	told    *Switch // of principals, that it showed
+	dropped string  // the digest of the token that it took the place of, if it forgets
+}
+
+// stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
+func (f *flight) stoodDown() bool { return ended(f) && errors.As(f.err, new(*HeldError)) }
+
+// failure returns why f, which has landed, brought nothing. Nil: it has not landed, or brought something, or there is no f.
+func (f *flight) failure() error {
+	if f == nil || !ended(f) {
+		return nil
+	}
+	return f.err
+}
+
+func ended(f *flight) bool {
+	select {
+	case <-f.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// How long a flight is passed over by those of a better class. After that every second call is for the flight
+// that has been late for longest: a source that hangs for some keys, whose callers come again and again, must not
+// keep the others from being refreshed.
+const (
+	agingAfter      = 30 * time.Second
+	probeAgingAfter = 5 * time.Minute
+)
+
+// slowCall is how long a call takes by which an identity seems to hang.
+const slowCall = 5 * time.Second
+
+// account is what is known of the calls for one identity.
+type identityCalls struct {
+	turn     uint64 // rank of its last call among all
+	answered bool   // its last call that ended was answered, with whatever
+}
+
+// gate keeps calls to the source within its limits, in the order of their class, and so that no identity keeps the others
+// waiting: of one class it is the turn of the identity whose last call was the longest ago, and where there are others, one
+// for which the source does not answer, or never has yet, has one call at once and not all.
+type fetchQueue struct {
+	waiting    []*flight                     // not begun, in the order they came
+	running    []*flight                     // begun
+	begun      [callsPerSecond]time.Duration // boot times of the last calls, a ring
+	oldest     int                           // index of the oldest in begun
+	paused     time.Duration                 // no call before this boot time: the source asked for it
+	backOff    sourceBackOff
+	given      uint64                     // tokens that the source gave
+	apart      time.Duration              // no call for a key set apart before
+	agingTurn  bool                       // the next call is for a flight that was passed over for long
+	probed     time.Duration              // when the last probe began
+	turns      uint64                     // calls that have begun
+	identities map[Selector]identityCalls // of the identities that there are
+}
+
+func newFetchQueue() fetchQueue {
+	g := fetchQueue{paused: longAgo, apart: longAgo, probed: longAgo, identities: make(map[Selector]identityCalls)}
+	for i := range g.begun {
+		g.begun[i] = longAgo
+	}
+	return g
+}
+
+// late returns for how long f has been passed over too long; 0 or less: it has not. Probes that follow each other are not.
+func (g *fetchQueue) starvedFor(f *flight, now time.Duration) time.Duration {
+	if f.priority == forProbe {
+		return now - max(f.asked, g.probed) - probeAgingAfter
+	}
+	return now - f.asked - agingAfter
+}
+
+// from returns the boot time from which f may begin; never when another has to land before. A probe leaves room for a
+// caller: one of the calls at once, and one of those in a second.
+func (g *fetchQueue) earliest(f *flight, now time.Duration) time.Duration {
+	atOnce := callsAtOnce
+	if g.backOff.failures > 0 {
+		atOnce = 1
+	}
+	if len(g.running) >= atOnce || !g.hasRoom(f.key.Selector, now) {
+		return never
+	}
+	at := max(f.opens, g.paused, g.backOff.earliest(f, now), g.backOff.yields(f), g.begun[g.oldest]+time.Second)
+	if f.apart {
+		at = max(at, g.apart)
+	}
+	if f.priority != forProbe || g.starvedFor(f, now) > 0 {
+		return at
+	}
+	if len(g.running) == callsAtOnce-1 {
+		return never
+	}
+	return max(at, g.begun[(g.oldest+1)%len(g.begun)]+time.Second)
+}
+
+// from returns the boot time from which f may begin as far as the source is concerned. What expires in these minutes is as
+// urgent as a caller.
+func (r *sourceBackOff) earliest(f *flight, now time.Duration) time.Duration {
+	switch {
+	case r.failures == 0:
+		return longAgo
+	case f.priority == forCaller, (f.expires - now).Abs() < lastMinutes:
+		return r.callers
+	}
+	return r.until
+}
+
+// yields returns the boot time until which f leaves the first call to a caller that was turned away.
+func (r *sourceBackOff) yields(f *flight) time.Duration {
+	if r.failures > 0 && r.turned && (f.priority != forCaller || f.yields) {
+		return r.callers + callersFirst
+	}
+	return longAgo
+}
+
+// hasRoom reports whether one more call for an identity leaves the others their share.
+func (g *fetchQueue) hasRoom(s Selector, now time.Duration) bool {
+	if len(g.identities) == 1 {
+		return true
+	}
+	for _, f := range g.running {
+		if f.key.Selector == s && (!g.identities[s].answered || now-f.began > slowCall) {
+			return false
+		}
+	}
+	return true
+}
+
+// first returns the flight that is to begin now, or nil and when one may; never when another has to land before.
+func (g *fetchQueue) first(now time.Duration) (*flight, time.Duration) {
+	var best *flight
+	at := never
+	for _, f := range g.waiting {
+		if from := g.earliest(f, now); from > now {
+			at = min(at, from)
+		} else if best == nil || g.goesBefore(f, best, now) {
+			best = f
+		}
+	}
+	if best != nil {
+		at = now
+	}
+	return best, at
+}
+
+// goesBefore reports whether it is f's turn rather than o's, which came before it.
+func (g *fetchQueue) goesBefore(f, o *flight, now time.Duration) bool {
+	if f.yields != o.yields {
+		return o.yields
+	}
+	if x, y := max(0, g.starvedFor(f, now)), max(0, g.starvedFor(o, now)); g.agingTurn && x != y {
+		return x > y
+	}
+	if f.priority != o.priority {
+		return f.priority < o.priority
+	}
+	return g.identities[f.key.Selector].turn < g.identities[o.key.Selector].turn
+}
+
+// opens returns the boot time from which the next flight may begin; never when another has to land before.
+func (g *fetchQueue) nextStart(now time.Duration) time.Duration {
+	_, at := g.first(now)
+	return at
+}
+
+// nudge makes the schedule look again soon.
+func (c *Cache) wakeSchedule() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// next takes the flight that is to begin now off the queue, or returns nil when none may.
+func (g *fetchQueue) begin(now time.Duration) *flight {
+	f, _ := g.first(now)
+	if f == nil {
+		return nil
+	}
+	g.agingTurn = !g.agingTurn
+	g.remove(f)
+	if f.begun, f.began = true, now; f.priority == forProbe {
+		g.probed = now
+	} else if f.priority == forCaller && !f.yields {
+		g.backOff.turned = false
+	}
+	g.running = append(g.running, f)
+	g.begun[g.oldest] = now
+	g.oldest = (g.oldest + 1) % len(g.begun)
+	g.turns++
+	g.identities[f.key.Selector] = identityCalls{turn: g.turns, answered: g.identities[f.key.Selector].answered}
+	return f
+}
+
+// ended notes that f's call is over, and whether the source had answered.
+func (g *fetchQueue) ended(f *flight, answered bool) {
+	g.running = slices.DeleteFunc(g.running, func(o *flight) bool { return o == f })
+	if s, ok := g.identities[f.key.Selector]; ok {
+		s.answered = answered
+		g.identities[f.key.Selector] = s
+	}
+}
+
+// remove takes f off the queue, if it is there.
+func (g *fetchQueue) remove(f *flight) {
+	g.waiting = slices.DeleteFunc(g.waiting, func(o *flight) bool { return o == f })
+}
+
+// meet takes note of an identity, and forgets the one whose last call was the longest ago where there are more of them than
+// keys.
+func (g *fetchQueue) track(s Selector) {
+	if _, known := g.identities[s]; known {
+		return
+	}
+	if len(g.identities) >= MaxKeys {
+		var oldest Selector
+		least := g.turns + 1
+		for o, known := range g.identities {
+			if known.turn < least {
+				oldest, least = o, known.turn
+			}
+		}
+		delete(g.identities, oldest)
+	}
+	g.identities[s] = identityCalls{}
+}

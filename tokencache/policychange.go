@@ -1,0 +1,511 @@
+package tokencache
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Effect is what a policy change did to the permissions of those it touches.
+type Effect uint8
+
+const (
+	// Changed: in a way that is not told, or both ways. The token held is served, labelled, and a newer
+	// one is looked for.
+	Changed Effect = iota + 1
+	// Granted: there are more permissions than before. Handled as Changed is.
+	Granted
+	// Revoked: there are fewer. A token that is not known to be current is withheld.
+	Revoked
+	// Unknown: nobody knows whether anything changed, since the record of policy changes is lost, or cannot be read now.
+	// Tokens from before are uncertain. It is not for people to enter.
+	Unknown
+)
+
+func (e Effect) String() string {
+	switch e {
+	case Changed:
+		return "changed"
+	case Granted:
+		return "granted"
+	case Revoked:
+		return "revoked"
+	case Unknown:
+		return "unknown"
+	}
+	return "no effect"
+}
+
+// PolicyChange is a notice that permissions changed: whose, on what and when.
+type PolicyChange struct {
+	ID string // names it, for withdrawing; unique
+
+	AllIdentities bool     // every identity; else the one that Selector selects
+	Selector      Selector // unused with AllIdentities
+	Resource      string   // empty: every resource, as a group's membership touches
+
+	// At is when it happened, for people: by their clocks, or by the device's. Zero, given to Note, means now.
+	At     time.Time
+	Effect Effect
+	Note   string // what people wrote beside it
+
+	// What follows is filled in by Note.
+
+	// RecordedAt is when Note took it, by the device's wall clock.
+	RecordedAt time.Time
+	// Vouched says that the wall clock was known to be right then.
+	Vouched bool
+	// Moment is the on-time at which it happened, as if the device had been on since. It is never moved. Zero: not known, since
+	// a release that had no on-time noted it.
+	Moment time.Duration
+	// By is the on-time at which it happened at the latest: later than Moment where it is dated before the boot it was noted in.
+	By time.Duration
+	// Issuer is when it happened by the clock of those who issue tokens, as far as that is known.
+	Issuer Window
+	// Checked says that Issuer is no earlier than the back end's counting tells.
+	Checked bool
+	// Unplaced says that it is not known in which boot it was noted, since the record that it was read from did not tell what its
+	// on-times are held against. Moment may be as late as the start at which it was read.
+	Unplaced bool
+	// NotLater is a time that the issuer's clock had not passed when it happened, by what the back end has handed out since. Zero: not
+	// known.
+	NotLater time.Time
+	// Joined is how many others it stands for, since the record was full.
+	Joined int
+
+	// Alone keeps it from being joined with others when the record is full: it is to go before they do. It is not kept.
+	Alone bool
+}
+
+// Window is an interval by the issuer's clock. A zero end is not known.
+type Window struct {
+	Earliest, Latest time.Time
+}
+
+// Record is the policy changes on record, the latest first.
+type Record struct {
+	// Taken says when the record was taken from the cache. A start works out by it what time it is: see OnAtBoot.
+	Instant
+	// Lineage names the record from its beginning on, which is the start of a process, or when that read more: generations of two
+	// lineages have no order. Empty: from before there were lineages.
+	Lineage string
+	// Origins are the records that this one was taken from when its lineage began, the latest last. Of each it has all up to a
+	// generation, but for what was withdrawn or over.
+	Origins []Origin
+	// Generation rises with each change of the record: one that is noted, withdrawn, dated, or over. Of two copies of one
+	// record, that of the higher generation is the newer. Zero: from before there were generations, or nothing was ever noted.
+	Generation uint64
+	Changes    []PolicyChange
+}
+
+// Origin is a record as of a generation.
+type Origin struct {
+	Lineage    string
+	Generation uint64
+}
+
+// MaxOrigins is how many a record has at most.
+const MaxOrigins = 16
+
+// Has reports whether r has, or had, all that o has, since it is o, or was taken from it, or from what o was and still is.
+func (r Record) Has(o Record) bool {
+	return r.has(o.as()) || o.asBegun() && r.has(o.Origins[len(o.Origins)-1])
+}
+
+// as is what r is as an origin.
+func (r Record) as() Origin { return Origin{r.Lineage, r.Generation} }
+
+func (r Record) has(o Origin) bool {
+	if r.Lineage == o.Lineage {
+		return r.Generation >= o.Generation
+	}
+	return slices.ContainsFunc(r.Origins, func(from Origin) bool { return from.Lineage == o.Lineage && from.Generation >= o.Generation })
+}
+
+// asBegun reports whether r is what the last of its origins was: it was taken from that alone, and nothing has changed since.
+func (r Record) asBegun() bool {
+	n := len(r.Origins)
+	return n > 0 && r.Origins[n-1].Generation == r.Generation
+}
+
+// IsNewer reports whether r came after o. Where neither of two is newer, each may have what the other lacks.
+func (r Record) IsNewer(o Record) bool {
+	return r.Has(o) && !o.Has(r) || r.has(o.as()) && !o.has(r.as())
+}
+
+// Begun returns r as the beginning of that lineage, taken from those records. Where r is as the last of them was, and that has all of the
+// others, its generation is the same, and else it is a later one. One that still is what its own origin was is no origin beside that:
+// whoever starts again and again while nothing changes does not run out of them.
+func (r Record) Begun(lineage string, from ...Record) Record {
+	var all []Origin
+	var latest uint64
+	taken := 0
+	for i, f := range from {
+		empty := f.Generation == 0 && len(f.Origins)+len(f.Changes) == 0
+		if empty || slices.ContainsFunc(from[i+1:], func(later Record) bool { return later.Has(f) }) {
+			continue
+		}
+		all = append(all, f.Origins...)
+		if f.Lineage != "" && !f.asBegun() {
+			all = append(all, f.as())
+		}
+		latest = max(latest, f.Generation)
+		taken++
+	}
+	if taken > 1 {
+		latest++
+	}
+	r.Generation = max(r.Generation, latest)
+	r.Lineage, r.Origins = lineage, nil
+	for i, o := range all {
+		if !slices.ContainsFunc(all[i+1:], func(later Origin) bool { return later.Lineage == o.Lineage && later.Generation >= o.Generation }) {
+			r.Origins = append(r.Origins, o)
+		}
+	}
+	r.Origins = r.Origins[max(0, len(r.Origins)-MaxOrigins):]
+	return r
+}
+
+// Noted is a policy change on record, and how far it has got.
+type RecordedChange struct {
+	PolicyChange
+	Unsure   bool      // At was read off a clock that was not known to be right
+	AsOfNote bool      // so it counts as of RecordedAt, and not of At, which is another time
+	Touched  int       // valid tokens held that it is about
+	Waiting  int       // of these, those that are not current yet
+	EndsOn   time.Time // when it goes off the record by itself, by the device's clock, if the device stays on
+}
+
+const (
+	// MaxChanges is how many policy changes are on record at once. A Record that is given to a cache may have more: then some
+	// are joined, and none is left out.
+	MaxChanges = 512
+
+	// DefaultPropagationDelay is how long a policy change may take to reach newly minted tokens.
+	DefaultPropagationDelay = 10 * time.Minute
+
+	// recordAfter is how long a change stays on record after every token that was issued before it has
+	// expired: by then it cannot touch anything, and people may still want to read of it.
+	recordAfter = 25 * time.Hour
+
+	// heldBeyond is how long after its spreading a token must be minted to be known as current: its times
+	// are whole seconds.
+	heldBeyond = 5 * time.Second
+
+	// tellable is how far ahead of a right clock a change may be dated: two clocks are never one.
+	tellable = 2 * time.Minute
+)
+
+// ErrTooManyChanges is returned by Note when MaxChanges are on record, no two of which are of one identity and resource.
+var ErrTooManyChanges = errors.New("too many policy changes are on record")
+
+// FutureError is returned by Note for a change that is dated ahead of a clock that is known to be right.
+type FutureError struct {
+	Ahead time.Duration
+}
+
+func (e *FutureError) Error() string {
+	return fmt.Sprintf("the policy change is dated %v in the future", e.Ahead.Round(time.Second))
+}
+
+// change is a policy change in force.
+type change struct {
+	PolicyChange
+	canonical string // its Resource, as it is compared
+	assumed   bool   // its moment is that of the loading, since no other is known
+	dated     bool   // At was put right for people, since the clock is known by now
+}
+
+// Note puts a policy change on record and in force, and returns it with what was filled in. The error
+// is a *FutureError or ErrTooManyChanges; nothing has changed then. For a revocation there is always room. What is returned stands
+// for others as well where Joined says so.
+func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, wall, sure := c.clock.Boot(), c.clock.Wall(), c.clockTrusted()
+	if ahead := p.At.Sub(wall); !p.At.IsZero() && sure && ahead > tellable {
+		return PolicyChange{}, &FutureError{Ahead: ahead}
+	}
+	p.RecordedAt, p.Vouched, p.Joined = wall, sure, 0
+	if p.At.IsZero() || sure && p.At.After(wall) {
+		p.At = wall // whoever dated it ahead had a clock that is not this one, and it has happened by now
+	}
+	p.Moment, p.By = c.momentLocked(p, now)
+	p.Issuer, p.Checked = c.byIssuerLocked(p, now), !c.clockTrust.issuer.IsZero()
+	p.NotLater, _ = c.clockTrust.notLater(p.Moment - c.on)
+	if !c.enterLocked(c.changeLocked(p, now)) {
+		return PolicyChange{}, ErrTooManyChanges
+	}
+	c.generation++
+	c.rejudgeLocked(now)
+	i := slices.IndexFunc(c.changes, func(ch *change) bool { return ch.ID == p.ID })
+	return c.changes[i].PolicyChange, nil
+}
+
+// momentLocked returns the on-times of a change that is noted now: that to which its date maps by the clock, if the clock is
+// known to be right, else now. Of a date before this boot nothing tells how much of the time since the device was off: so
+// it may have been as late as the boot.
+func (c *Cache) momentLocked(p PolicyChange, now time.Duration) (moment, by time.Duration) {
+	moment = c.on + now - c.agoLocked(p, now)
+	if moment == 0 {
+		moment-- // 0 stands for none
+	}
+	return moment, max(moment, c.on)
+}
+
+// agoLocked returns how long ago p happened, which is noted now, by the clock: 0 where that is not known to be right. Where the
+// back end's clock says that it was less long ago, a clock that is taken for right is wrong, and it was that at most.
+func (c *Cache) agoLocked(p PolicyChange, now time.Duration) time.Duration {
+	if !p.Vouched {
+		return 0
+	}
+	ago := c.clock.Wall().Sub(p.At)
+	if issuer := c.clockTrust.issuer; !issuer.IsZero() {
+		ago = min(ago, issuer.Add(now).Sub(p.At))
+	}
+	return max(0, ago)
+}
+
+// byIssuerLocked returns when p happened, which is noted now, by the issuer's clock: as the back end's counting tells it and as
+// the device's clock does, where that is known to be right. If these differ, it is anywhere between.
+func (c *Cache) byIssuerLocked(p PolicyChange, now time.Duration) (w Window) {
+	if p.Vouched {
+		w = Window{p.At, p.At}
+	}
+	if c.clockTrust.issuer.IsZero() {
+		return w
+	}
+	counted := c.clockTrust.issuer.Add(now - c.agoLocked(p, now))
+	if counted.After(w.Latest) {
+		w.Latest = counted
+	}
+	dated := !p.At.Equal(p.RecordedAt) // by a clock that nobody knows: then it was earlier, nobody knows how much
+	if p.Vouched && counted.Before(w.Earliest) || !p.Vouched && !dated {
+		w.Earliest = counted
+	}
+	return w
+}
+
+// agreeing is how far two clocks may be from each other and count as the same: answers take their time.
+const agreeing = 30 * time.Second
+
+// correctLocked dates changes by the back end's counting that have no date by the issuer's clock yet, or an earlier one: they
+// were noted by a clock that was taken for right and was behind. A change of an earlier boot was no later than its on-time says,
+// since the device was off in between, nobody knows how long. That bounds the date of one that no counting of its own boot
+// has checked.
+func (c *Cache) correctLocked(now time.Duration) {
+	if c.clockTrust.issuer.IsZero() {
+		return
+	}
+	corrected := false
+	for _, ch := range c.changes {
+		counted := c.clockTrust.issuer.Add(c.at(ch))
+		here := c.at(ch) > 0 && !ch.Unplaced
+		if !here && !ch.Checked && c.earlier(ch) {
+			counted, here = c.clockTrust.issuer.Add(ch.By-c.on), true
+		}
+		behind := ch.Vouched && here && counted.After(ch.Issuer.Latest.Add(agreeing))
+		if behind || ch.Issuer.Latest.IsZero() {
+			ch.Issuer.Latest, corrected = counted, true
+		}
+		if here && !ch.Checked {
+			ch.Checked, corrected = true, true
+		}
+	}
+	if corrected {
+		c.generation++
+		c.rejudgeLocked(now)
+	}
+}
+
+// changeLocked returns p as it is on record.
+func (c *Cache) changeLocked(p PolicyChange, now time.Duration) *change {
+	ch := &change{PolicyChange: p, canonical: Canonical(p.Resource), assumed: p.Moment == 0}
+	if ch.assumed { // from before there were on-times, when a date counted
+		ch.Vouched = p.Vouched && c.clockTrusted()
+		ch.Moment, ch.By = c.momentLocked(ch.PolicyChange, now)
+		if ch.Vouched {
+			ch.Issuer = Window{p.At, p.At}
+		}
+	}
+	if latest := c.on + now; ch.By > latest { // it has happened, whatever another life of this device says
+		ch.Moment, ch.By, ch.Unplaced = min(ch.Moment, latest), latest, true
+	}
+	return ch
+}
+
+// Withdraw takes a policy change off the record, as if it had never been noted. False: there is none
+// of that ID.
+func (c *Cache) Withdraw(id string) (PolicyChange, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.changes, func(ch *change) bool { return ch.ID == id })
+	if i < 0 {
+		return PolicyChange{}, false
+	}
+	withdrawn := c.changes[i].PolicyChange
+	c.changes = slices.Delete(c.changes, i, i+1)
+	c.generation++
+	c.rejudgeLocked(c.clock.Boot())
+	return withdrawn, true
+}
+
+// Changes returns the policy changes on record, the latest first.
+func (c *Cache) Changes() []RecordedChange {
+	all, held := c.recorded()
+	for _, j := range held {
+		for _, i := range j.about {
+			all[i].Touched++
+		}
+		for _, i := range j.lacks {
+			all[i].Waiting++
+		}
+	}
+	slices.SortFunc(all, func(x, y RecordedChange) int { return latestFirst(x.PolicyChange, y.PolicyChange) })
+	return all
+}
+
+// allNoted returns the policy changes on record by their places, without how far they have got, and how each valid token that is held stands
+// to them.
+func (c *Cache) recorded() (all []RecordedChange, held []judgement) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, wall := c.clock.Boot(), c.clock.Wall()
+	all, held = make([]RecordedChange, 0, len(c.changes)), make([]judgement, 0, len(c.entries))
+	for _, ch := range c.changes {
+		unsure := !ch.Vouched && !ch.dated
+		all = append(all, RecordedChange{
+			PolicyChange: ch.PolicyChange, Unsure: unsure, AsOfNote: unsure && !ch.At.Equal(ch.RecordedAt), EndsOn: wall.Add(c.lastsLocked(ch, now)),
+		})
+	}
+	for _, e := range c.entries {
+		if c.leftLocked(e, now) > 0 {
+			held = append(held, e.judgement)
+		}
+	}
+	return all, held
+}
+
+// Record returns the policy changes on record as they are kept.
+func (c *Cache) Record() Record {
+	c.mu.Lock()
+	r := c.recordLocked()
+	c.mu.Unlock()
+	slices.SortFunc(r.Changes, latestFirst)
+	return r
+}
+
+// recordLocked returns the record, its changes by their places.
+func (c *Cache) recordLocked() Record {
+	r := Record{Instant: c.instantLocked(), Lineage: c.lineage, Origins: c.origins, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
+	for i, ch := range c.changes {
+		r.Changes[i] = ch.PolicyChange
+	}
+	return r
+}
+
+func latestFirst(x, y PolicyChange) int {
+	return cmp.Or(cmp.Compare(y.Moment, x.Moment), y.At.Compare(x.At), cmp.Compare(x.ID, y.ID))
+}
+
+// lastsLocked returns how long ch stays on record yet, at least: until every clock that can speak says that its time is over.
+// On-time always can, and less of it has passed than time. The wall clock can where it is known to be right and was so when
+// the change was noted, unless it is before the change.
+func (c *Cache) lastsLocked(ch *change, now time.Duration) time.Duration {
+	lasts := c.propagationDelay + longestNominal + recordAfter
+	left := c.at(ch) + lasts - now
+	if wall := c.clock.Wall(); ch.Vouched && c.clockTrusted() && !wall.Before(ch.At) {
+		left = max(left, ch.At.Add(lasts).Sub(wall))
+	}
+	return left
+}
+
+// reviewLocked takes the changes off the record whose time is over, and tells people of the others when they were, once the
+// clock is known. It reports whether any are gone.
+func (c *Cache) reviewLocked(now time.Duration) bool {
+	before := len(c.changes)
+	c.changes = slices.DeleteFunc(c.changes, func(ch *change) bool { return c.lastsLocked(ch, now) <= 0 })
+	gone := len(c.changes) != before
+	dated := c.dateLocked(now)
+	if gone || dated {
+		c.generation++
+	}
+	return gone || dated
+}
+
+// redatedBy is by how much a date has to be another to be put right: two looks at two clocks differ a little, and a record that differs by no
+// more is the same.
+const redatedBy = time.Second
+
+// dateLocked puts the dates right of changes that were noted in this boot as "now", by a clock that was not known to be right.
+// They are for people: no token is judged by them.
+func (c *Cache) dateLocked(now time.Duration) (dated bool) {
+	if !c.clockTrusted() {
+		return false
+	}
+	for _, ch := range c.changes {
+		if ch.Vouched || ch.dated || ch.assumed || ch.Unplaced || c.at(ch) < 0 || !ch.At.Equal(ch.RecordedAt) {
+			continue
+		}
+		at := c.clock.Wall().Add(c.at(ch) - now)
+		if at.Before(time.Unix(0, 0)) {
+			continue // that clock is wrong, whoever vouches for it, and no such date can be kept
+		}
+		if ch.dated = true; ch.At.Sub(at).Abs() > redatedBy {
+			ch.At, ch.RecordedAt, dated = at, at, true
+		}
+	}
+	return dated
+}
+
+// SetPropagationDelay changes how long a policy change may take to reach newly issued tokens. Zero: DefaultPropagationDelay.
+func (c *Cache) SetPropagationDelay(spread time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.propagationDelay = cmp.Or(spread, DefaultPropagationDelay)
+	c.rejudgeLocked(c.clock.Boot())
+}
+
+// SetAlternates names, for each resource, the other URIs that it goes by: a policy change for one of
+// them is about all, and about those that one of them goes by besides.
+func (c *Cache) SetAlternates(alternates map[string][]string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.alternates = together(alternates)
+	for _, e := range c.entries {
+		e.goesBy = c.alternates[e.canonical]
+	}
+	c.rejudgeLocked(c.clock.Boot())
+}
+
+// Replace puts r in the place of the record, as if c had begun with it.
+func (c *Cache) Replace(r Record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	c.lineage, c.origins, c.generation = r.Lineage, r.Origins, r.Generation
+	c.loadLocked(r.In(c.instantLocked()).Changes)
+	c.rejudgeLocked(now)
+	c.correctLocked(now) // what the back end has shown since is not in what was kept
+}
+
+// loadLocked puts what was kept on record. It may be more than there is room for, as that of two records is: then as many are
+// joined as is needed, and none is left out.
+func (c *Cache) loadLocked(kept []PolicyChange) {
+	now := c.clock.Boot()
+	c.changes = make([]*change, len(kept))
+	for i, p := range kept {
+		c.changes[i] = c.changeLocked(p, now)
+	}
+	inOrder(c.changes)
+	for len(c.changes) > MaxChanges {
+		into, o := makesRoom(c.changes, nil)
+		if into == nil {
+			return // never: of so many, two are of one effect
+		}
+		c.changes = replaced(c.changes, into, o)
+		inOrder(c.changes)
+	}
+}

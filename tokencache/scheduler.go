@@ -1,0 +1,420 @@
+package tokencache
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// runFrom runs the schedule once begin is closed; nil: at once.
+func (c *Cache) runFrom(begin <-chan struct{}) {
+	if begin != nil {
+		select {
+		case <-begin:
+		case <-c.ctx.Done():
+			return
+		}
+	}
+	c.run()
+}
+
+// run is the schedule: it begins what is due, sleeps until the next moment that matters, and looks
+// again whenever it is nudged.
+func (c *Cache) run() {
+	for {
+		c.mu.Lock()
+		now := c.clock.Boot()
+		settled := c.confirmExpiriesLocked(now)
+		next := c.tickLocked(now)
+		c.mu.Unlock()
+		if settled {
+			c.clockConfirmed()
+		}
+
+		var fired <-chan time.Time
+		stop := func() bool { return true }
+		if next != never {
+			fired, stop = c.clock.Timer(max(0, next-now))
+		}
+		select {
+		case <-c.ctx.Done():
+			stop()
+			return
+		case <-fired:
+		case <-c.wake:
+		case alive := <-c.pings:
+			c.mu.Lock() // that the lock can be had is part of the answer
+			close(alive)
+			c.mu.Unlock()
+		}
+		stop()
+	}
+}
+
+// maxTick bounds how late the schedule notices that the wall clock was moved.
+const maxTick = 5 * time.Minute
+
+// tickLocked forgets what expired, begins what is due, and returns when to look again.
+func (c *Cache) tickLocked(now time.Duration) time.Duration {
+	if c.reviewLocked(now) {
+		c.rejudgeLocked(now)
+	}
+	c.reviewTombstonesLocked(now)
+	for _, e := range c.entries {
+		c.expireLocked(e, now)
+	}
+	for _, e := range c.allDueLocked(now) {
+		c.dueLocked(e, now)
+	}
+	next := never
+	for key, e := range c.entries {
+		if e.token.Text.IsZero() && e.flight == nil && !e.wanted(now) {
+			e.notify()
+			delete(c.entries, key)
+			continue
+		}
+		if !e.token.Text.IsZero() {
+			next = min(next, e.deadline, now+maxTick)
+		}
+		if e.flight == nil {
+			next = min(next, e.next)
+		}
+	}
+	c.dispatchLocked(now)
+	return min(next, c.queue.nextStart(now))
+}
+
+// allDueLocked returns the entries whose planned fetch is due, the longest due first. Many are due at one moment when a policy
+// change has spread: then their names decide, so that the same history has the same calls.
+func (c *Cache) allDueLocked(now time.Duration) (due []*entry) {
+	for _, e := range c.entries {
+		if e.next <= now && e.flight == nil {
+			due = append(due, e)
+		}
+	}
+	slices.SortFunc(due, func(a, b *entry) int { return cmp.Or(cmp.Compare(a.next, b.next), a.key.compare(b.key)) })
+	return due
+}
+
+// expireLocked forgets a token whose life is over by boot time. One that is over by the wall clock alone
+// is kept, though not served: the clock may be set right again, and a newer token is asked for at once.
+func (c *Cache) expireLocked(e *entry, now time.Duration) {
+	switch {
+	case e.token.Text.IsZero():
+	case now >= e.deadline:
+		c.forgetLocked(e)
+		e.notify()
+	case e.failures == 0 && c.leftLocked(e, now) <= 0:
+		e.next = min(e.next, max(now, c.overLocked(e, now)+afterExpiry, c.barredUntilLocked(e, now)))
+	}
+}
+
+// dueLocked begins e's planned fetch, unless nobody cares for e any more.
+func (c *Cache) dueLocked(e *entry, now time.Duration) {
+	switch {
+	case !e.wanted(now):
+		e.next = never
+	case e.probe:
+		c.startFetchLocked(e, forProbe, now)
+	default:
+		c.startFetchLocked(e, forRefresh, now)
+	}
+}
+
+// startFetchLocked returns e's flight, begun if there was none. A caller that joins a queued flight lends it
+// its own class.
+func (c *Cache) startFetchLocked(e *entry, cl priority, now time.Duration) *flight {
+	if f := e.flight; f != nil {
+		if cl < f.priority {
+			f.priority = cl
+			c.dispatchSoonLocked(now)
+		}
+		return f
+	}
+	e.flight = &flight{key: e.key, priority: cl, asked: now, opens: longAgo, expires: e.deadline, done: make(chan struct{})}
+	e.flight.yields, e.flight.apart = e.yields(), e.apart > 0
+	if over := c.overLocked(e, now); over <= now { // a miss just after an expiry waits for what the schedule waits for
+		e.flight.opens = over + afterExpiry
+	}
+	e.softFetchAfter = now + softFetchEvery
+	c.queue.waiting = append(c.queue.waiting, e.flight)
+	c.dispatchSoonLocked(now)
+	return e.flight
+}
+
+// dispatchSoonLocked begins what may begin, and has the schedule see to the rest.
+func (c *Cache) dispatchSoonLocked(now time.Duration) {
+	c.dispatchLocked(now)
+	if len(c.queue.waiting) > 0 {
+		c.wakeSchedule()
+	}
+}
+
+// dispatchLocked begins as many queued flights as the source may have now.
+func (c *Cache) dispatchLocked(now time.Duration) {
+	for f := c.queue.begin(now); f != nil; f = c.queue.begin(now) {
+		c.running.Go(func() { c.runFetch(f) })
+	}
+}
+
+// fly makes the call. It runs on the cache's context, not on any caller's.
+func (c *Cache) runFetch(f *flight) {
+	ctx, cancel := context.WithTimeout(c.ctx, fetchTimeout)
+	defer cancel()
+	begun := c.clock.Boot()
+	fetched, err := c.fetch(ctx, f.key)
+	if event, told := c.finishFetch(f, begun, fetched, err); told {
+		c.observe(event)
+	}
+}
+
+// land takes a call's result in and begins the next flight. What comes for a key that was dropped
+// meanwhile is dropped as well.
+func (c *Cache) finishFetch(f *flight, begun time.Duration, fetched Fetched, err error) (Event, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	e := c.entries[f.key]
+	dropped := e == nil || e.flight != f
+	var left time.Duration
+	var failure *FetchError
+	fetched = fetched.withoutStrangeTimes(c.clock.Wall())
+	if err == nil && !dropped {
+		c.staticLocked(e, fetched, fetched.Left-(now-begun), now)
+	}
+	fetched.Counted = fetched.Counted && !c.static
+	switch {
+	case err != nil:
+		failure = asFetchError(err)
+	case dropped:
+		c.passOverLocked(fetched, fetched.Left-(now-begun), begun, now)
+	default:
+		left, failure = c.receiveLocked(e, begun, now, fetched)
+		if failure == nil && f.forgets {
+			f.dropped = c.dropTokenLocked(e, now)
+		}
+	}
+	c.heardLocked(f, now, failure)
+	settled := !dropped && !c.againLocked(e, f, now, failure)
+	if settled {
+		c.completeLocked(e, f, begun, now, fetched, left, failure)
+	}
+	c.dispatchLocked(now)
+	c.wakeSchedule()
+	if !settled {
+		return Event{}, false
+	}
+	event := Event{
+		Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now - begun,
+		Permissions: c.permissionsLocked(e, now), Switch: f.told, Simulated: err == nil && fetched.Token.Claims.Simulated(),
+	}
+	if f.outcome == Newer {
+		event.Twin, event.AudienceBefore, event.Audience, event.Omitted = c.twinLocked(e), e.audienceBefore, e.claims.Audience, e.omitted
+	}
+	if next := c.nextLocked(e, now); next != never {
+		event.Retry = next - now
+	}
+	close(f.done)
+	return event, true
+}
+
+// receiveLocked returns the life left of a token that was fetched for e, or why there is none that can be used.
+func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetched) (left time.Duration, failure *FetchError) {
+	m := issueWindowOf(fetched.Token, fetched.Left-(now-begun), fetched.Counted || c.clockTrusted())
+	c.clockTrust.learn(fetched, m, c.clock.Wall(), begun, now)
+	c.correctLocked(now)
+	c.tombstones.cameAgain(fetched.Token.Text, c.on+now)
+	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-(now-begun), now)
+	if fetched.Counted {
+		c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
+	}
+	return left, failure
+}
+
+// A back end that has only a token whose life is just over is asked again after a moment, each time for longer: it rolls over
+// in these seconds, its clock is not quite ours, and an answer takes its time. One that has given nothing else for a while is
+// in no rollover.
+const (
+	againFirst = 250 * time.Millisecond
+	againTop   = time.Second
+	againMost  = 6
+	againRow   = 2 // of a key's fetches in a row that failed
+
+	againLeft = 3 * time.Second // and where the token held has no more life left: it may be over before a caller that waits is scheduled
+)
+
+// againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
+// whether it has.
+func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *FetchError) bool {
+	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > againLeft || c.barredLocked(e, now) {
+		return false
+	}
+	if e.failures >= againRow && e.failure.extent() != OfSource {
+		return false
+	}
+	f.again++
+	f.begun, f.opens = false, now+doubled(againFirst, f.again, againTop)
+	e.fetches++
+	c.queue.waiting = append(c.queue.waiting, f)
+	return true
+}
+
+func (c *Cache) completeLocked(e *entry, f *flight, begun, now time.Duration, fetched Fetched, left time.Duration, failure *FetchError) {
+	e.flight = nil
+	e.fetches++
+	e.endedWall = c.clock.Wall()
+	if failure == nil {
+		f.outcome, f.told = c.takeLocked(e, fetched, left, c.leftLocked(e, now), begun, now)
+	} else {
+		if failure.Kind == Throttled {
+			c.setApartLocked(e, failure, now)
+		} else {
+			e.throttles = 0
+		}
+		e.fail(failure, f.priority == forCaller, e.deadline-now, c.heldUntilLocked(e, now), now, c.roll())
+		again := e.failedUntil
+		if failure.extent() == OfSource {
+			e.next = c.nextLocked(e, now)
+			again = max(again, c.queue.backOff.callers)
+		}
+		f.outcome, f.err = Failed, failure.withRetryAfter(max(0, again-now))
+	}
+	e.outcome = f.outcome
+}
+
+// takeLocked takes a fetched token in, or keeps the one that is there, and plans the next fetch. left and
+// held are the lives that the fetched and the held token have left at now; held may be 0. It returns a switch
+// of principals besides, if people are to be told of one.
+func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Duration) (Outcome, *Switch) {
+	e.heals()
+	e.answered, e.putOff = begun, false
+	e.tries++
+	admitted, told := c.admitLocked(e, f, left, held, now)
+	simulated := f.Token.Claims.Simulated()
+	another := f.Token.Claims.Principal().Differs(e.claims.Principal()) || e.life > 0 && simulated != e.claims.Simulated()
+	outcome := Newer
+	switch {
+	case held > 0 && f.Token.Text.Equal(e.token.Text):
+		outcome = Unchanged
+		e.softFetchAfter = now + softFetchPause(held)
+		c.recountedLocked(e, f, left, now)
+		if e.unconfirmed {
+			e.anchor(e.deadline)
+		}
+		e.shown, e.unconfirmed = begun, false
+	case !admitted && simulated && !e.claims.Simulated():
+		outcome = Simulated
+		c.passOverLocked(f, left, begun, now)
+	case !admitted:
+		outcome = Former
+		c.passOverLocked(f, left, begun, now)
+	case held > 0 && !another && c.olderLocked(e, f, left, now):
+		outcome = Older
+		c.passOverLocked(f, left, begun, now)
+	default:
+		first, again := c.tombstones.find(f.Token.Text)
+		e.audienceBefore, e.omitted = audienceBefore(e.claims, f.Token.Claims), omittedAnew(e.claims, f.Token.Claims)
+		if !e.token.Text.IsZero() && !f.Token.Text.Equal(e.token.Text) {
+			c.tombstones.add(c.goneLocked(e))
+		}
+		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)
+		e.given = c.countedLocked(f, left, begun, now)
+		if again {
+			e.received, e.receivedWall, e.given = first.received, first.receivedOn, first.given
+		}
+		switch {
+		case another:
+			c.startAnew(e)
+		case again && held <= 0:
+			outcome = Unchanged // it was forgotten meanwhile
+		case ok:
+			c.sawLocked(e, seen)
+		}
+		if held <= 0 && c.formerLocked(e) { // it is taken for want of another
+			outcome = Former
+			if simulated {
+				outcome = Simulated
+			}
+		}
+		c.judgeLocked(e)
+		e.notify()
+	}
+	c.proveLocked(e, now)
+	e.confirm = c.confirmLocked(e, now)
+	c.planLocked(e, now)
+	return outcome, told
+}
+
+// passOverLocked remembers the receipt of a token that was fetched, has left to live, and is not held.
+func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
+	if f.Token.Text.IsZero() {
+		return
+	}
+	r, known := c.tombstones.find(f.Token.Text)
+	if !known {
+		got, _ := c.receiptOf(f, tombstone{}, false, left, now)
+		r = tombstone{
+			digest: f.Token.Text.SHA256(), received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn, receipt: got,
+			given: c.countedLocked(f, left, begun, now), deadline: now + left,
+		}
+		if f.Presumed {
+			r.deadline = never
+		}
+	}
+	r.came = c.on + now
+	c.tombstones.add(r)
+}
+
+// olderLocked reports whether a token fetched for e, which has left at now, was minted before the one that e holds. One that meets
+// policy changes which the one held does not is no older, whatever their dates: a date may be wrong, and a receipt is not.
+func (c *Cache) olderLocked(e *entry, f Fetched, left, now time.Duration) bool {
+	first, again := c.tombstones.find(f.Token.Text)
+	r, m := c.receiptOf(f, first, again, left, now)
+	if !issuedBefore(f.Token, m, nominalOf(f), *e.token, e.issued, e.nominal) {
+		return false
+	}
+	fetched := *e
+	fetched.receipt, fetched.issued, fetched.changed = r, m, make(chan struct{})
+	c.judgeLocked(&fetched)
+	return fetched.policy.worst >= e.policy.worst && (fetched.policy.withheld() || !e.policy.withheld())
+}
+
+// receiptLocked notes the receipt of a token that has left at now, unless it is the one that was received last, and returns
+// when it was minted. One that comes again was received first when first was.
+func (c *Cache) receiptLocked(e *entry, f Fetched, first tombstone, again bool, left, now time.Duration) IssueWindow {
+	r, m := c.receiptOf(f, first, again, left, now)
+	if digest := f.Token.Text.SHA256(); digest != e.digest {
+		e.digest, e.receipt = digest, r
+	}
+	return m
+}
+
+// JustExpired is how long ago the life of a token may have ended of which FetchError.JustExpired is said.
+const JustExpired = 10 * time.Second
+
+// usable returns the life left of a token fetched for e, or why it cannot be used.
+func (c *Cache) usable(e *entry, fetched Fetched, left, now time.Duration) (time.Duration, *FetchError) {
+	if fetched.Token.Text.IsZero() {
+		return 0, &FetchError{Kind: Malformed, Detail: "the answer has no token"}
+	}
+	if left = c.leftOf(fetched.Token.ExpiresOn, left); left <= 0 {
+		return 0, &FetchError{
+			Kind: Malformed, JustExpired: -left <= JustExpired,
+			Detail: fmt.Sprintf("the back end gave a token that expired %v ago", (-left).Round(time.Second)),
+		}
+	}
+	if first, known := c.tombstoneLocked(e, fetched.Token.Text); known {
+		if e.flight.forgets && fetched.Token.Text.Equal(e.token.Text) {
+			first = first.dropped()
+		}
+		if left = c.recountLocked(first, fetched, left, now); left <= 0 {
+			return 0, &FetchError{
+				Kind: Malformed, JustExpired: -left <= JustExpired,
+				Detail: "the back end gave a token again whose life is over by what it said before, and nothing bears out what it says now",
+			}
+		}
+	}
+	return left, nil
+}

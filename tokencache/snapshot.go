@@ -1,0 +1,531 @@
+package tokencache
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Snapshot is what a cache knows, for a later one to begin with: Options.Snapshot. It has the tokens' text, in plain values
+// of its own. Durations are boot times, of the boot that BootID names, unless they say otherwise.
+type Snapshot struct {
+	Source       string // whose tokens these are; the cache leaves it to those who keep it
+	BootID       string // of the boot in which it was taken; empty: not known
+	Boot         time.Duration
+	On           time.Duration // on-time when it was taken; 0: kept by a release that had none
+	Wall         time.Time     // by the device's clock, when it was taken
+	Synchronised bool          // whether that was known to be right
+	Keys         []SnapshotEntry
+	Rollovers    []Rollover // of all keys, the latest last
+
+	Paused  time.Duration // no call before: the source asked for it; 0: it did not
+	Failing *BackOff      // the source as a whole; nil: it is well
+
+	// Record is the policy changes on record, for a start at which the record that is kept by itself is gone, or older: the
+	// cache leaves them to those who keep it.
+	Record Record
+
+	Principals []Principals // whom each selector's tokens speak for
+	Tombstones []Tombstone  // of tokens that are not held any more, the latest last
+	// Static says that the source has shown its counts of lives to be none: it gave the same number hours later.
+	Static bool
+	// CountedOn is the on-time at which its counts had last been shown, over hours, to be some; 0: they have not been, since they were none.
+	CountedOn time.Duration
+	// OnRecord is how many changes were on record, whether or not there is a copy of them.
+	OnRecord int
+}
+
+// Taken says when m was taken.
+func (m *Snapshot) Taken() Instant { return Instant{On: m.On, Boot: m.Boot, BootID: m.BootID} }
+
+// SnapshotEntry is what is known of one key.
+type SnapshotEntry struct {
+	Key        Key
+	Token      Token         // the zero Token when none is held that is valid
+	Nominal    time.Duration // of the token, by its source
+	ReceivedOn time.Time     // by the device's clock
+	Deadline   time.Duration // when it expires
+	Next       time.Duration // when it is fetched; Never: it is not
+	Asked      time.Duration // when somebody asked for it last; Never: nobody did
+
+	// Of the token held last.
+	ReceivedAt                          time.Duration // on-time at which it was first received; 0: not known
+	IssuedFrom, IssuedTo                time.Duration // on-times between which it was issued; both 0: not known
+	Blind                               bool          // nothing told its age: IssuedFrom is what the longest life allows
+	Issued                              IssueWindow
+	Life                                time.Duration // at its minting; 0: there never was one, and what follows is zero
+	Given                               time.Duration // at its receipt, as the back end counted it; 0: not known
+	IssuedAt, Received, Shown, Answered time.Duration
+	Tries                               int
+	Claims                              Claims
+	Before                              *Claims
+
+	// Unconfirmed says that the token's life left is not known for certain, since the device was off for a time that
+	// nobody can tell.
+	Unconfirmed bool
+	// Presumed says that Deadline is nobody's word, as in Fetched.
+	Presumed bool
+
+	Rollovers []Rollover // seen of this key, the latest last
+
+	// Withheld names the revocations on record that withhold the token, by their IDs, for a start at which the record is not
+	// there to tell: the cache leaves them to those who keep it.
+	Withheld []string
+
+	Failing *BackOff // nil: its last fetch did not fail
+	Claim   *Claim   // that of a former principal, by what the key was given; nil: there is none
+}
+
+// Rollover is one that was seen: between which shares of a token's life it took place, and from which on the back end was
+// probed often.
+type Rollover struct {
+	Key                Key
+	After, By, Watched float64
+}
+
+// Never is a boot time that is not reached.
+const Never = never
+
+// Snapshot returns what c knows.
+func (c *Cache) Snapshot() Snapshot {
+	m, judged := c.snapshot()
+	for i := range m.Keys {
+		for _, at := range judged[i].lacks {
+			if p := &m.Record.Changes[at]; p.Effect == Revoked {
+				m.Keys[i].Withheld = append(m.Keys[i].Withheld, p.ID)
+			}
+		}
+	}
+	slices.SortFunc(m.Record.Changes, latestFirst)
+	slices.SortFunc(m.Keys, func(a, b SnapshotEntry) int { return a.Key.compare(b.Key) })
+	return m
+}
+
+// memory returns what c knows, the changes of the record by their places, and how each key's token stands to these instead of what
+// withholds it.
+func (c *Cache) snapshot() (m Snapshot, judged []judgement) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	m = Snapshot{
+		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.clockTrusted(), Rollovers: c.rollovers.export(),
+		Record: c.recordLocked(), Principals: c.exportPrincipalsLocked(), Tombstones: c.tombstones.export(),
+		Paused: max(0, c.queue.paused), Failing: c.queue.backOff.failing(), Static: c.static, CountedOn: c.countedOn,
+	}
+	m.OnRecord = len(m.Record.Changes)
+	m.Keys, judged = make([]SnapshotEntry, 0, len(c.entries)), make([]judgement, 0, len(c.entries))
+	for _, e := range c.entries {
+		if e.life != 0 || e.failures > 0 {
+			m.Keys, judged = append(m.Keys, e.snapshot(now, c.queue.paused)), append(judged, e.judgement)
+		}
+	}
+	return m, judged
+}
+
+// Withholders returns the revocations that withhold key's token, the earliest first; none where it is not withheld, or not there.
+func (c *Cache) Withholders(key Key) []PolicyChange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[key]
+	if e == nil {
+		return nil
+	}
+	all := make([]PolicyChange, 0, len(e.judgement.lacks))
+	for _, at := range e.judgement.lacks {
+		if ch := c.changes[at]; ch.Effect == Revoked {
+			all = append(all, ch.PolicyChange)
+		}
+	}
+	return all
+}
+
+// remember tells what is known of e, which is fetched no sooner than the pause is over that the back end asked for.
+func (e *entry) snapshot(now, paused time.Duration) SnapshotEntry {
+	r := SnapshotEntry{
+		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: max(e.next, paused), Asked: e.asked,
+		ReceivedAt: e.receipt.on, IssuedFrom: e.receipt.from, IssuedTo: e.receipt.to, Blind: e.receipt.blind, Issued: e.issued, Life: e.life, Given: e.given, IssuedAt: e.issuedAt, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
+		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Presumed: e.presumed, Rollovers: e.rollovers.export(),
+		Failing: e.failing(),
+	}
+	if !e.claim.by.IsZero() {
+		r.Claim = &Claim{By: e.claim.by, From: e.claim.from}
+	}
+	if e.deadline > now {
+		r.Token = *e.token
+	}
+	if r.Asked == longAgo {
+		r.Asked = never
+	}
+	return r
+}
+
+func (h history) export() []Rollover {
+	told := make([]Rollover, len(h))
+	for i, r := range h {
+		told[i] = Rollover{Key: r.of, After: r.after, By: r.by, Watched: r.watched}
+	}
+	return told
+}
+
+// recall begins with what m tells. Nobody else has c yet.
+func (c *Cache) restore(m *Snapshot) {
+	now := c.clock.Boot()
+	c.rollovers, c.static, c.countedOn = importHistory(m.Rollovers, sourceHistory), m.Static, c.restoredOn(m, m.CountedOn, now)
+	c.restorePrincipals(m)
+	c.restoreTombstones(m)
+	c.restoreSourceBackOff(m, c.downtime(m, SnapshotEntry{}, now), now)
+	keys := slices.Clone(m.Keys)
+	slices.SortStableFunc(keys, func(a, b SnapshotEntry) int { return cmp.Compare(a.lastAsked(), b.lastAsked()) })
+	for _, r := range keys {
+		switch {
+		case c.entries[r.Key] != nil:
+		case r.Life > 0:
+			c.restoreEntry(m, r, now)
+		case r.Failing != nil:
+			c.restoreFailed(r, c.downtime(m, r, now), now)
+		}
+	}
+	c.evictLocked()
+	c.confirmRestoredLocked(!m.ofBoot(c.bootID, now), now)
+	if m.BootID != c.bootID || slices.ContainsFunc(c.changes, m.lacks) {
+		for _, e := range c.entries {
+			if e.policy.worst != Current { // by a change of which the plan that is remembered may know nothing
+				c.expediteLocked(e, now)
+			}
+		}
+	}
+	if m.On == 0 {
+		c.refetchUncertainLocked(now)
+	}
+}
+
+// Recall takes over from m, which could not be read when c began, the tokens of keys that c has none of, and what it tells of the others that
+// c has, had, or may be given yet: when they were received first. What c was given since stays, and so does what was dropped.
+func (c *Cache) Restore(m *Snapshot) {
+	c.ContinueFrom(m.Taken())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	if m.Static && !c.static && m.Taken().In(c.instantLocked()).On > c.countedOn { // else it has been shown since that they count
+		c.voidCountsLocked(now)
+	}
+	var gone []tombstone
+	for _, r := range m.Keys {
+		kept, ok := r.Tombstone()
+		if !ok {
+			continue
+		}
+		before := c.restoredTombstone(m, kept, now)
+		_, dropped := c.tombstones.find(r.Token.Text)
+		c.receivedFirstLocked(before, now)
+		e := c.entries[r.Key]
+		if dropped || r.Life <= 0 || e != nil && !e.token.Text.IsZero() {
+			gone = append(gone, before)
+			continue
+		}
+		planned, asked := never, longAgo
+		if e != nil {
+			planned, asked, r.Failing = e.next, e.asked, nil
+		}
+		c.restoreEntry(m, r, now)
+		e = c.entries[r.Key]
+		e.next, e.asked = min(e.next, planned), max(e.asked, asked)
+		if c.formerLocked(e) {
+			c.forgetLocked(e)
+		}
+		if e.confirm = min(c.confirmLocked(e, now), now+confirmAfterBoot); e.next != never && e.confirm >= c.heldUntilLocked(e, now) {
+			e.next = min(e.next, max(e.confirm, e.rests))
+		}
+		e.notify()
+	}
+	for _, before := range gone {
+		c.restoreTombstoneLocked(before, now)
+	}
+	c.restoreTombstones(m)
+	c.evictLocked()
+	c.wakeSchedule()
+}
+
+// askAgainLocked has the back end asked at once for each key whose token is not known to be current, where what was kept is by a
+// release that judged otherwise and kept no receipts. An answer may show that the token met all changes.
+func (c *Cache) refetchUncertainLocked(now time.Duration) {
+	for _, e := range c.entries {
+		if e.policy.worst != Current && e.next != never && !c.heldLocked(e, now) {
+			e.next = now
+		}
+	}
+}
+
+const (
+	// A device is on the network by then.
+	confirmAfterBoot = 30 * time.Second
+	// confirmBootWithin is over how long the keys that there are at a boot are then asked for, which spreads a fleet's, too.
+	confirmBootWithin = 10 * time.Minute
+)
+
+// confirmRecalledLocked has each token that the back end has not answered for since this boot asked for soon, once: while the
+// device was off, its disk may have moved, or its identity may have been made anew. That the back end gives the same one is the
+// confirmation. Those of which it is open whom they speak for are asked for again as ever.
+func (c *Cache) confirmRestoredLocked(booted bool, now time.Duration) {
+	for _, e := range c.entries {
+		if e.token.Text.IsZero() {
+			continue
+		}
+		e.confirm = c.confirmLocked(e, now)
+		if booted || e.answered <= 0 { // else the back end answered in this boot
+			e.confirm = min(e.confirm, now+confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin)))
+		}
+		if booted && e.next != never && e.confirm >= c.heldUntilLocked(e, now) { // else what was planned is remembered
+			e.next = min(e.next, max(e.confirm, e.rests))
+		}
+	}
+}
+
+// ofBoot reports whether m is of that boot, and not from later in it.
+func (m *Snapshot) ofBoot(id string, now time.Duration) bool { return m.Taken().ofBoot(id, now) }
+
+// lacks reports whether ch, or what it stands for, was noted after m was taken.
+func (m *Snapshot) lacks(ch *change) bool {
+	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool { return p.ID == ch.ID && p.Joined == ch.Joined })
+}
+
+func (r SnapshotEntry) lastAsked() time.Duration {
+	if r.Asked == never {
+		return longAgo
+	}
+	return r.Asked
+}
+
+func importHistory(told []Rollover, most int) (h history) {
+	for _, r := range told {
+		h.add(rollover{of: r.Key, after: r.After, by: r.By, watched: r.Watched}, most)
+	}
+	return h
+}
+
+// downtime is how m's boot clock and this one's are to each other, and what is known of the time between.
+type downtime struct {
+	shift   time.Duration // from the one to the other
+	beyond  time.Duration // how much longer a token may be valid than it seems
+	certain bool          // nothing of this is a guess
+}
+
+// downtime tells how long the cache was away from r.
+//
+// Within one boot nothing needs to be told. After another one, the clock that is known to be right tells it, against
+// what the issuer said of the token. Else it is at least as long as this boot has lasted, and the wall clock, which may
+// be wrong, is good enough to plan by but not to drop a token.
+func (c *Cache) downtime(m *Snapshot, r SnapshotEntry, now time.Duration) downtime {
+	if m.ofBoot(c.bootID, now) {
+		return downtime{certain: !r.Unconfirmed}
+	}
+	wall, synchronised := c.clock.Wall(), c.clockTrusted()
+	then := m.Wall
+	known := synchronised && m.Synchronised
+	if !r.Token.Text.IsZero() && !r.Token.ExpiresOn.IsZero() && synchronised {
+		then, known = r.Token.ExpiresOn.Add(m.Boot-r.Deadline), true
+	}
+	least := now
+	if known {
+		least = 0
+	}
+	away := min(max(wall.Sub(then), least), longestAbsence)
+	a := downtime{shift: now - m.Boot - away, certain: known}
+	if !known {
+		a.beyond = away - now
+	}
+	return a
+}
+
+// recallReceipt returns when a token was received and issued, by what m tells of it. One that was kept in an earlier boot was received before
+// this one, and so before every change that was noted in this one.
+func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now time.Duration) receipt {
+	if got.from == 0 && got.to == 0 {
+		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
+	}
+	if c.static && !m.Static {
+		got.doubt() // what told its age counted nothing, as was found out since
+	}
+	got.shift(m.Taken().behind(c.instantLocked()))
+	latest := c.on
+	if m.ofBoot(c.bootID, now) || m.BootID == "" || c.bootID == "" {
+		latest += now
+	}
+	beyond := max(0, got.on-latest)
+	got.on, got.from = got.on-beyond, got.from-beyond
+	got.to = min(got.to-beyond, got.on)
+	return got
+}
+
+// recalledOn returns an on-time at which something happened, by what m tells of it: now at the latest.
+func (c *Cache) restoredOn(m *Snapshot, on, now time.Duration) time.Duration {
+	if began, more := m.Taken().behind(c.instantLocked()); on > began {
+		on += more
+	}
+	return min(on, c.on+now)
+}
+
+// longestAbsence keeps a wrong clock from leaving the range of durations.
+const longestAbsence = 10 * 365 * 24 * time.Hour
+
+// at translates a boot time of the earlier boot.
+func (a downtime) at(t time.Duration) time.Duration {
+	if t == never || t == longAgo {
+		return t
+	}
+	return t + a.shift
+}
+
+// recallKey makes an entry of what is remembered. A token that has certainly expired is not among it.
+func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
+	a := c.downtime(m, r, now)
+	e := c.entries[r.Key]
+	if e == nil {
+		e = c.addLocked(r.Key)
+	}
+	e.digest, e.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
+	e.nominal, e.receivedWall = r.Nominal, r.ReceivedOn
+	e.issued, e.life, e.claims, e.before, e.tries = r.Issued, r.Life, r.Claims, r.Before, r.Tries
+	e.issuedAt, e.received, e.shown, e.answered = a.at(r.IssuedAt), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
+	e.rollovers = importHistory(r.Rollovers, keyHistory)
+	if r.Claim != nil {
+		e.claim = claim{by: r.Claim.By, from: c.recalledAt(m, r.Claim.From)}
+	}
+	c.seen++
+	e.unconfirmed, e.presumed = !a.certain, r.Presumed
+	if e.given = r.Given; e.unconfirmed {
+		e.given = 0 // how long ago that was nobody can tell
+	}
+	if e.asked = a.at(r.lastAsked()); e.asked != longAgo {
+		e.asked += a.beyond // perhaps it was asked for a moment ago
+	}
+	c.uses++
+	e.used = c.uses
+	seems := a.at(r.Deadline)
+	e.deadline = seems + a.beyond
+	if !r.Token.Text.IsZero() && e.deadline > now {
+		e.token = &r.Token
+	}
+	if r.Unconfirmed && a.certain {
+		e.anchor(e.deadline)
+	}
+	e.softFetchAfter = e.wished()
+	c.judgeLocked(e)
+	e.next = c.restoredNext(e, r.Next, seems, a, now)
+	c.restoreBackOff(e, r.Failing, a, now)
+	e.probe = e.tries > 0 || e.policy.worst != Current
+}
+
+// recallNext returns when a key of which that is remembered is fetched, whose token seems to expire then.
+func (c *Cache) restoredNext(e *entry, next, seems time.Duration, a downtime, now time.Duration) time.Duration {
+	switch {
+	case e.token.Text.IsZero() && next != never:
+		return max(now, min(a.at(next), now+backoffTop), c.heldUntilLocked(e, now)) // a failure may have put it off
+	case e.token.Text.IsZero():
+		return never
+	case c.leftLocked(e, now) <= 0, seems <= now:
+		return max(now, c.barredUntilLocked(e, now)) // it has expired as far as can be told
+	case next == never:
+		return never
+	}
+	return max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop)), c.heldUntilLocked(e, now))
+}
+
+// recallRest goes on leaving the source alone. However long the downtime seems, no wait is longer than any that there is.
+func (c *Cache) restoreSourceBackOff(m *Snapshot, a downtime, now time.Duration) {
+	if m.Paused != 0 {
+		c.queue.paused = min(a.at(m.Paused), now+retryAfter)
+	}
+	if f := m.Failing; f != nil {
+		c.queue.backOff = sourceBackOff{
+			failures: f.Failures, failure: f.failure(), since: now,
+			until: min(a.at(f.Until), now+backoffTop), callers: min(a.at(f.Callers), now+retryAfter),
+		}
+	}
+}
+
+// recallFailing goes on leaving a key alone.
+func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now time.Duration) {
+	if f == nil {
+		return
+	}
+	e.failure, e.failures, e.waits, e.asks = f.failure(), f.Failures, f.Waits, f.Asks
+	schedule, callers := backoffTop, max(askTop, retryAfter)
+	if e.failure.lasts() || e.failure.Kind == Throttled {
+		schedule, callers = longTop, askLongTop
+	}
+	e.rests, e.failedUntil = min(a.at(f.Until), now+schedule), min(a.at(f.Callers), now+callers)
+	if e.next != never {
+		e.next = max(e.next, e.rests)
+	}
+}
+
+// recallFailed makes an entry of a key of which nothing is remembered but that it failed.
+func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now time.Duration) {
+	e := c.addLocked(r.Key)
+	c.uses++
+	e.used, e.asked = c.uses, a.at(r.lastAsked())
+	if r.Next != never { // it is to be prefetched, until Prefetch says otherwise
+		e.prefetch, e.next = true, max(now, c.heldUntilLocked(e, now))
+	}
+	c.restoreBackOff(e, r.Failing, a, now)
+}
+
+// recallBygones takes over those that m tells of.
+func (c *Cache) restoreTombstones(m *Snapshot) {
+	now := c.clock.Boot()
+	for _, t := range m.Tombstones {
+		c.restoreTombstoneLocked(c.restoredTombstone(m, t, now), now)
+	}
+}
+
+// recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
+func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now time.Duration) tombstone {
+	r := tombstone{
+		digest: t.SHA256, received: t.Received, came: c.restoredOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline, unlearnt: t.Unlearnt,
+		receipt: c.restoredReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
+	}
+	if m.BootID == "" || m.BootID != c.bootID {
+		r.received, r.given, r.deadline = beforeBoot, 0, never
+	}
+	return r
+}
+
+// recallBygoneLocked remembers r. Where the token is remembered already, what is known of its first receipt stays.
+func (c *Cache) restoreTombstoneLocked(r tombstone, now time.Duration) {
+	c.receivedFirstLocked(r, now)
+	if c.tombstones.index(r.digest) < 0 {
+		c.tombstones.add(r)
+	}
+}
+
+// wished returns until when callers' wishes for more life had been met by what the back end answered last.
+func (e *entry) wished() time.Duration {
+	if e.tries == 0 {
+		return e.answered + softFetchEvery
+	}
+	return e.answered + softFetchPause(e.deadline-e.answered)
+}
+
+// confirmExpiriesLocked has tokens' times as they really are, once the clock is known to be right, where the downtime before this
+// boot had left them open. It reports whether there were any.
+func (c *Cache) confirmExpiriesLocked(now time.Duration) (any bool) {
+	if !c.clockTrusted() {
+		return false
+	}
+	for _, e := range c.entries {
+		c.ageLocked(e, now)
+		if e.unconfirmed && !e.token.ExpiresOn.IsZero() {
+			e.unconfirmed, any = false, true
+			e.anchor(now + c.leftLocked(e, now))
+			c.expediteLocked(e, now)
+		}
+	}
+	return any
+}
+
+// anchor notes when e's token truly expires, and dates what was known in relation to a time that was a guess.
+func (e *entry) anchor(deadline time.Duration) {
+	shift := deadline - e.life - e.issuedAt
+	e.deadline, e.issuedAt, e.received, e.shown = deadline, e.issuedAt+shift, e.received+shift, e.shown+shift
+}

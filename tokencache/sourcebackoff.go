@@ -1,0 +1,170 @@
+package tokencache
+
+import "time"
+
+const (
+	sourceBackOffTop = 2 * time.Minute // the longest that an endpoint is left alone that cannot be reached: one call stands for all keys
+
+	askFirst       = 2 * time.Second  // after a caller's own miss failed, the next asks no sooner; then after twice that, and so on
+	askTop         = 5 * time.Minute  // up to this
+	askLongTop     = 20 * time.Minute // or this, where only an administrator heals it
+	askSourceTop   = 5 * time.Second  // or this, where one call finds out for all keys
+	askThrottleTop = 30 * time.Second // or this, where each call counts against the device
+)
+
+const (
+	callersFirst = 11 * time.Second // a caller that was turned away is told to come again within 10 s: its call goes before the schedule's
+	restOver     = 2 * backoffTop   // a source that only refuses is well all the same, when its last failure was so long ago
+)
+
+// rest is how a source that throttles, or that cannot be reached, is left alone as a whole. Meanwhile there is one call at a
+// time: it finds out for all keys whether the source is well again, which a token shows. A refusal does not: an endpoint may
+// refuse one call and throttle the next, and who asked for all keys again at each refusal would have it throttle for ever.
+type sourceBackOff struct {
+	failures int           // in a row; 0: the source is well
+	failure  *FetchError   // the last of them
+	since    time.Duration // boot time at which that was told
+	until    time.Duration // no call of the schedule before
+	callers  time.Duration // and none for a caller, which is no later
+	turned   bool          // a caller was turned away since of a key that does not yield itself, and none has had a call
+}
+
+// restsFor takes in a failure of the source as a whole, which a call told that began then.
+func (r *sourceBackOff) failed(failure *FetchError, began, now time.Duration, roll float64) {
+	if r.failures == 0 || began >= r.since { // else it is the same that another call at once has told
+		r.failures++
+	}
+	r.failure, r.since, r.turned = failure, now, false
+	wait := backoff(r.failures, longAgo, roll)
+	if failure.Kind != Throttled {
+		wait = min(wait, sourceBackOffTop)
+	}
+	told := min(failure.RetryAfter, retryAfter)
+	r.callers = now + max(askWait(failure, r.failures, longAgo), told)
+	r.until = max(r.callers, now+wait)
+}
+
+// endWaitsLocked lets the next call begin at once, unless the source asked for a pause.
+func (c *Cache) endWaitsLocked(now time.Duration) {
+	r := &c.queue.backOff
+	r.until, r.callers, r.turned = min(r.until, now), min(r.callers, now), false
+	c.queue.apart = min(c.queue.apart, now)
+}
+
+// heardLocked takes in what a call that ended shows of the source and of the identity, whatever became of its key.
+func (c *Cache) heardLocked(f *flight, now time.Duration, failure *FetchError) {
+	extent := OfKey
+	if failure != nil {
+		extent = failure.extent()
+	}
+	c.queue.ended(f, extent != OfIdentity)
+	if failure == nil {
+		c.queue.given++
+	}
+	switch {
+	case extent == OfSource:
+		if failure.Kind == Throttled {
+			c.queue.paused = max(c.queue.paused, now+min(failure.RetryAfter, retryAfter))
+		}
+		c.queue.backOff.failed(failure, f.began, now, c.roll())
+		c.turnAwayLocked(now)
+	case extent == OfKey && c.queue.backOff.endedBy(f, failure, now):
+		c.queue.backOff = sourceBackOff{}
+		c.goOnLocked(now)
+	}
+}
+
+// endedBy reports whether the answer to f shows that the source is well again.
+func (r *sourceBackOff) endedBy(f *flight, failure *FetchError, now time.Duration) bool {
+	return r.failures > 0 && f.began >= r.since && (failure == nil || now-r.since > restOver)
+}
+
+// turnAwayLocked tells the callers whose call has not begun what has just been learnt of the source, instead of having them
+// wait for it. What is due stays queued.
+func (c *Cache) turnAwayLocked(now time.Duration) {
+	var stay []*flight
+	for _, f := range c.queue.waiting {
+		e := c.entries[f.key]
+		failure := c.pauseLocked(now)
+		if f.priority != forCaller || e == nil || failure == nil {
+			stay = append(stay, f)
+			continue
+		}
+		e.flight = nil
+		c.queue.backOff.turned = c.queue.backOff.turned || !f.yields
+		f.outcome, f.err = Failed, failure
+		close(f.done)
+	}
+	c.queue.waiting = stay
+}
+
+// pauseLocked returns why the source is left alone by callers, or nil.
+func (c *Cache) pauseLocked(now time.Duration) *FetchError {
+	if failure := c.askedPauseLocked(now); failure != nil {
+		return failure
+	}
+	if r := c.queue.backOff; r.failures > 0 && now < r.callers {
+		return r.failure.withRetryAfter(r.callers - now)
+	}
+	return nil
+}
+
+// askedPauseLocked returns the pause that the back end asked for, if it is not over, or nil.
+func (c *Cache) askedPauseLocked(now time.Duration) *FetchError {
+	pause := c.queue.paused - now
+	switch r := c.queue.backOff; {
+	case pause <= 0:
+		return nil
+	case r.failures > 0 && r.failure.Kind == Throttled:
+		return r.failure.withRetryAfter(pause)
+	default:
+		return &FetchError{Kind: Throttled, RetryAfter: pause, Detail: "the back end asked for a pause in all calls"}
+	}
+}
+
+// nextLocked returns when the schedule asks for e, which is not before the source is asked at all; never: it does not.
+func (c *Cache) nextLocked(e *entry, now time.Duration) time.Duration {
+	if e.next == never {
+		return never
+	}
+	return max(now, e.next, c.apartLocked(e), c.queue.paused, c.queue.backOff.earliest(&flight{priority: forRefresh, expires: e.deadline}, now))
+}
+
+// goOnLocked has all keys asked for that failed because the source did, unless a failure of their own has them wait.
+func (c *Cache) goOnLocked(now time.Duration) {
+	for _, e := range c.entries {
+		if e.failures > 0 && e.failure.extent() == OfSource {
+			c.resumeLocked(e, max(now, e.rests), now)
+		}
+	}
+}
+
+// TryAgain ends every wait that follows failures, as after somebody has changed what they may have come from. A pause that
+// the source asked for stays.
+func (c *Cache) TryAgain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	c.endWaitsLocked(now)
+	for _, e := range c.entries {
+		if e.failures > 0 {
+			e.waits, e.asks, e.apart = 0, 0, 0
+			c.hurryLocked(e, now)
+		}
+	}
+	c.wakeSchedule()
+}
+
+// hurryLocked has a key that failed asked for again at once.
+func (c *Cache) hurryLocked(e *entry, now time.Duration) {
+	e.rests, e.failedUntil = longAgo, longAgo
+	c.resumeLocked(e, now, now)
+}
+
+// resumeLocked has a key that failed asked for at that boot time, if not sooner.
+func (c *Cache) resumeLocked(e *entry, at, now time.Duration) {
+	if e.next == never || e.flight != nil {
+		return
+	}
+	e.next = max(min(e.next, at), c.heldUntilLocked(e, now))
+}

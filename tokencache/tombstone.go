@@ -1,0 +1,219 @@
+package tokencache
+
+import (
+	"slices"
+	"time"
+)
+
+// maxTombstones is how many tokens that are not held any more are remembered by their digest: of each key the one that was replaced last,
+// and as many besides.
+const maxTombstones = 2 * MaxKeys
+
+// tombstoneLife is for how long, in on-time, a token that has expired is remembered after the back end gave it last: one that goes on giving it is
+// asked more often than that.
+const tombstoneLife = 25 * time.Hour
+
+// tombstone is what is known of a token since the back end gave it first. It outlives the token's being held: one that
+// comes again, after it was forgotten, replaced or passed over, was received when it was received first.
+type tombstone struct {
+	digest     string        // of its text
+	received   time.Duration // boot time
+	came       time.Duration // on-time by which the back end gave it last
+	receivedOn time.Time     // wall time
+	expiresOn  time.Time     // as the issuer says
+	receipt    receipt
+
+	given    time.Duration // life left then, as the back end counted it; 0: it did not, or was proved wrong
+	deadline time.Duration // boot time at which it is believed to expire, by the back end's word; never: that is not known
+	unlearnt bool          // what was learnt of its life was dropped at somebody's wish: what is read of that later is no better
+}
+
+// tombstones is the tokens that are not held any more, the latest last.
+type tombstones []tombstone
+
+// index returns where the token of that digest is, of which there is one at most; -1: it is not there.
+func (all tombstones) index(digest string) int {
+	return slices.IndexFunc(all, func(r tombstone) bool { return r.digest == digest })
+}
+
+// find returns what is known of the token of that text.
+func (all tombstones) find(text Secret) (tombstone, bool) {
+	i := all.index(text.SHA256())
+	if i < 0 {
+		return tombstone{}, false
+	}
+	return all[i], true
+}
+
+// add remembers r, and no other of the same token.
+func (all *tombstones) add(r tombstone) {
+	kept := slices.DeleteFunc(*all, func(o tombstone) bool {
+		if o.digest != r.digest {
+			return false
+		}
+		r.unlearnt = r.unlearnt || o.unlearnt
+		return true
+	})
+	kept = append(kept, r)
+	if len(kept) > maxTombstones {
+		kept = slices.Delete(kept, 0, len(kept)-maxTombstones)
+	}
+	*all = kept
+}
+
+// cameAgain notes that the back end gave the token of that text at that on-time, if it is one of them.
+func (all tombstones) cameAgain(text Secret, on time.Duration) {
+	if i := all.index(text.SHA256()); i >= 0 {
+		all[i].came = on
+	}
+}
+
+// reviewTombstonesLocked forgets the tokens that have certainly expired, and that the back end gives no more, unless one may lack a change on
+// record that happened while it may have been valid.
+func (c *Cache) reviewTombstonesLocked(now time.Duration) {
+	c.tombstones = slices.DeleteFunc(c.tombstones, func(r tombstone) bool {
+		expired := c.on+now > r.receipt.on+longestNominal && c.on+now > r.came+tombstoneLife
+		return expired && !slices.ContainsFunc(c.changes, func(ch *change) bool {
+			return r.receipt.from <= ch.By+c.propagationDelay && ch.Moment <= r.receipt.on+longestNominal
+		})
+	})
+}
+
+// goneLocked returns what is to be known of the token that e holds, once it is gone.
+func (c *Cache) goneLocked(e *entry) tombstone {
+	r := tombstone{
+		digest: e.token.Text.SHA256(), received: e.received, came: c.on + max(0, e.shown), receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.receipt,
+		given: e.given, deadline: e.deadline,
+	}
+	if e.unconfirmed || e.presumed {
+		r.given, r.deadline = 0, never // nobody knows how long ago it was received, or has said for how long it is valid
+	}
+	return r
+}
+
+// dropped is r without what was learnt of the token's life.
+func (r tombstone) dropped() tombstone {
+	r.given, r.deadline, r.unlearnt = 0, never, true
+	return r
+}
+
+// tombstoneLocked returns what is known of the token of that text, if e holds it or it was held before.
+func (c *Cache) tombstoneLocked(e *entry, text Secret) (tombstone, bool) {
+	if text.Equal(e.token.Text) {
+		return c.goneLocked(e), true
+	}
+	return c.tombstones.find(text)
+}
+
+// DropTokens drops every token, and fetches those anew that are wanted.
+func (c *Cache) DropTokens() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.clock.Boot()
+	for _, e := range c.entries {
+		if e.token.Text.IsZero() {
+			continue
+		}
+		c.forgetLocked(e)
+		e.notify()
+		if e.next != never {
+			e.next = max(min(e.next, now), c.heldUntilLocked(e, now))
+		}
+	}
+	c.wakeSchedule()
+}
+
+// forgetLocked drops e's token, which nobody may have any more, and remembers that it was received.
+func (c *Cache) forgetLocked(e *entry) {
+	if !e.token.Text.IsZero() {
+		c.tombstones.add(c.goneLocked(e))
+	}
+	e.forget()
+}
+
+// dropTokenLocked drops e's token at somebody's wish, and what was learnt of its life. It returns the token's digest, "" where
+// there is none. A key that is to be prefetched is due then, whatever becomes of the fetch that the wish is followed by.
+func (c *Cache) dropTokenLocked(e *entry, now time.Duration) string {
+	if e.token.Text.IsZero() {
+		return ""
+	}
+	r := c.goneLocked(e).dropped()
+	c.tombstones.add(r)
+	e.forget()
+	e.deadline, e.life, e.given, e.unconfirmed = longAgo, 0, 0, false
+	e.advised, e.probedSince, e.tries = longAgo, never, 0
+	if e.prefetch {
+		e.next = now
+	}
+	e.notify()
+	return r.digest
+}
+
+// Tombstone is a token that is not held any more, as it was received. Durations are boot times unless they say otherwise.
+type Tombstone struct {
+	SHA256     string // of the token's text
+	Received   time.Duration
+	ReceivedOn time.Time     // by the device's clock
+	ExpiresOn  time.Time     // by the issuer's
+	Given      time.Duration // life left when it was received, as the back end counted it; 0: not known
+	Deadline   time.Duration // when it is believed to expire; Never: not known
+	Came       time.Duration // on-time by which the back end gave it last; 0: by when this was kept
+	Unlearnt   bool          // what was learnt of its life was dropped at somebody's wish
+
+	// As in SnapshotEntry.
+	ReceivedAt, IssuedFrom, IssuedTo time.Duration
+	Blind                            bool
+}
+
+// Tombstone is the token of r, for whoever drops r. False: there is none.
+func (r SnapshotEntry) Tombstone() (Tombstone, bool) {
+	b := Tombstone{
+		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn, Given: r.Given, Deadline: r.Deadline,
+		ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
+	}
+	if r.Unconfirmed || r.Presumed {
+		b.Given, b.Deadline = 0, Never
+	}
+	return b, !r.Token.Text.IsZero()
+}
+
+func (all tombstones) export() []Tombstone {
+	var told []Tombstone
+	for _, r := range all {
+		told = append(told, Tombstone{
+			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: r.deadline, Came: r.came, Unlearnt: r.unlearnt,
+			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
+		})
+	}
+	return told
+}
+
+// beforeBoot is a boot time for what happened in an earlier boot, of which no more is known.
+const beforeBoot = -time.Second
+
+// receivedFirstLocked has the token that r tells of be received when r says, wherever it is held or remembered as received later: it came
+// again before r could be read. What it is believed to live gets no longer by that, nor shorter than what the back end has said since somebody
+// wished that what had been learnt of it be dropped.
+func (c *Cache) receivedFirstLocked(r tombstone, now time.Duration) {
+	i := c.tombstones.index(r.digest)
+	if i >= 0 && c.tombstones[i].unlearnt {
+		r = r.dropped()
+	}
+	if i >= 0 && r.receipt.on < c.tombstones[i].receipt.on {
+		first, since := r, c.tombstones[i]
+		first.receipt, first.deadline = r.receipt.again(since.receipt), min(r.deadline, since.deadline)
+		first.came = max(r.came, since.came)
+		c.tombstones[i] = first
+	}
+	for _, e := range c.entries {
+		if e.digest != r.digest || r.receipt.on >= e.receipt.on {
+			continue
+		}
+		e.receipt = r.receipt.again(e.receipt)
+		e.received, e.receivedWall, e.given = r.received, r.receivedOn, r.given
+		e.deadline = min(e.deadline, r.deadline)
+		c.judgeLocked(e)
+		c.expediteLocked(e, now)
+		e.notify()
+	}
+}

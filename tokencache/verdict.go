@@ -1,0 +1,304 @@
+package tokencache
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Standing says how a token stands to the policy changes on record.
+type PermissionState uint8
+
+const (
+	Current   PermissionState = iota // minted after every change had reached new tokens; or no change is known
+	Uncertain                        // it cannot be told
+	Stale                            // minted before a change
+)
+
+func (s PermissionState) String() string { return [...]string{"current", "uncertain", "stale"}[s] }
+
+// Permissions is what is known of the permissions that a token carries. Times are by the device's clock.
+type Permissions struct {
+	State     PermissionState
+	Changed   time.Time // the latest change that the token may lack; zero when current
+	CurrentBy time.Time // a current token is here by then at the latest, if the back end answers; zero when current
+	Likely    time.Time // and probably by then; zero when current, or when nothing was learnt yet
+	Withheld  bool      // a revocation keeps the token from everybody
+}
+
+// WithheldError is returned by Get while a revocation keeps back the token that there is.
+type WithheldError struct {
+	Permissions Permissions
+	Revoked     time.Time // the latest revocation that the token may lack
+	Until       time.Time // a token that no revocation withholds is here by then at the latest, if the back end answers
+	Spread      time.Time // there is no token, and none is fetched before, since the revocation is still spreading; zero: there is one
+}
+
+func (e *WithheldError) Error() string {
+	if !e.Spread.IsZero() {
+		return fmt.Sprintf("permissions were revoked on %s, and a token issued before %s may lack that: none is fetched until then, and one is here by %s at the latest",
+			stamp(e.Revoked), stamp(e.Spread), stamp(e.Until))
+	}
+	return fmt.Sprintf("permissions were revoked on %s, and the back end still hands out a token from before: withheld until %s at the latest",
+		stamp(e.Revoked), stamp(e.Until))
+}
+
+// NotYetError is returned by Get when the back end has no token that is as young as asked for.
+type NotYetError struct {
+	Want        time.Time // Need.IssuedAfter
+	Permissions Permissions
+	ExpiresOn   time.Time // of the token held, by the device's clock
+}
+
+func (e *NotYetError) Error() string {
+	return fmt.Sprintf("the back end still hands out a token minted before %s, which expires on %s", stamp(e.Want), stamp(e.ExpiresOn))
+}
+
+// HeldError is returned by Refresh while a fetch could bring a token without a policy change that is on
+// its way through the directory. The back end would then keep that token for a day.
+type HeldError struct {
+	For time.Duration
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("a policy change is still spreading: a token fetched now may lack it and then stay for a day; the fetch comes by itself in %v", e.For.Round(time.Second))
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }
+
+// verdictLocked says how the token of e stands to one change. Its receipt decides first: no token that was received before a
+// change is current, whatever a clock says of its dates. Then its age decides, in on-time: more time has passed than that, so
+// that a token which seems to be from after the spreading is. Last, the issuer's clock decides, where both the token and
+// the change are dated by it.
+func (c *Cache) verdictLocked(e *entry, ch *change) PermissionState {
+	r, m, by := e.receipt, e.issued, ch.Issuer
+	after := r.on > ch.Moment
+	switch {
+	case ch.Effect == Unknown && r.on < ch.Moment:
+		return Uncertain
+	case r.on < ch.Moment:
+		return Stale
+	case after && r.from > ch.By+c.propagationDelay:
+		return Current
+	case after && !by.Latest.IsZero() && m.Earliest.After(by.Latest.Add(c.propagationDelay)):
+		return Current
+	case ch.Effect == Unknown:
+		return Uncertain
+	case r.to < ch.Moment, !m.Latest.IsZero() && m.Latest.Before(by.Earliest):
+		return Stale
+	}
+	return Uncertain
+}
+
+// touches reports whether ch is about e, whose resource goes by its alternates as well.
+func (ch *change) touches(e *entry) bool {
+	if !ch.AllIdentities && ch.Selector != e.key.Selector {
+		return false
+	}
+	return ch.Resource == "" || ch.canonical == e.canonical || slices.Contains(e.goesBy, ch.canonical)
+}
+
+// judgeLocked notes how e's token stands to the changes on record. That is so until the token is another, or the record, or what is known
+// of their dates: time alone changes nothing of it.
+func (c *Cache) judgeLocked(e *entry) {
+	before := e.policy
+	blur := c.uncertaintyLocked(e)
+	s := policyState{patience: silence*c.propagationDelay + heldBeyond + blur}
+	j := judgement{
+		about: make([]place, 0, len(e.judgement.about)),
+		lacks: make([]place, 0, len(e.judgement.lacks)), states: make([]PermissionState, 0, len(e.judgement.lacks)),
+	}
+	for i, ch := range c.changes { // the earliest first
+		if !ch.touches(e) {
+			continue
+		}
+		j.about = append(j.about, place(i))
+		at := c.at(ch)
+		if at > s.holds {
+			s.began = at
+		}
+		holds := at + c.propagationDelay + heldBeyond + blur
+		if s.holds = max(s.holds, holds); s.holds == holds {
+			s.latest = ch
+		}
+		verdict := c.verdictLocked(e, ch)
+		if verdict == Current {
+			continue
+		}
+		j.lacks, j.states = append(j.lacks, place(i)), append(j.states, verdict)
+		s.worst = max(s.worst, verdict)
+		s.unmet = max(s.unmet, holds)
+		s.changed = ch
+		if ch.Effect == Revoked {
+			s.revoked, s.lacked = ch, s.unmet
+		}
+	}
+	e.judgement = j
+	if e.policy = s; s != before {
+		e.notify()
+	}
+}
+
+// place is that of a change in Cache.changes.
+type place int32
+
+// judgement is how an entry's token stands to each change on record. It is replaced and never changed, so that what it tells can be worked
+// out without the lock.
+type judgement struct {
+	about  []place           // the changes that are about the key, in their order
+	lacks  []place           // of these, those that the token is not known to meet
+	states []PermissionState // of the token to each of these
+}
+
+// uncertaintyLocked returns the blur of e's tokens. Of a key that never had one it is that of the others, since they come from one back end.
+func (c *Cache) uncertaintyLocked(e *entry) (blur time.Duration) {
+	if e.life != 0 {
+		return e.issued.uncertainty()
+	}
+	for _, o := range c.entries {
+		blur = max(blur, o.issued.uncertainty())
+	}
+	return blur
+}
+
+// tighter is by how much a bound on when a change happened has to be earlier than the one on record, to be kept: in all that is a token's life at
+// most, so that the record differs a few times for it and not at each of many restarts.
+const tighter = 4 * time.Hour
+
+// proveLocked looks, after an answer, whether e's token is shown to be from after a change by what the back end has handed out,
+// where nobody counts its life and no clock is known to be right. A token that was still handed out had not expired: so it
+// was no later, by the issuer's clock, when the change happened. That stays on record: what is handed out in a later
+// boot tells less, since nobody knows how long the device was off.
+func (c *Cache) proveLocked(e *entry, now time.Duration) {
+	learnt, blind := false, !c.clockTrust.counted && !c.clockTrusted()
+	for _, i := range e.judgement.lacks {
+		ch := c.changes[i]
+		latest, known := c.clockTrust.notLater(c.at(ch))
+		if !known {
+			continue
+		}
+		if blind && (ch.NotLater.IsZero() || latest.Before(ch.NotLater.Add(-tighter))) {
+			ch.NotLater, learnt = latest, true
+		}
+		if !ch.NotLater.IsZero() && ch.NotLater.Before(latest) {
+			latest = ch.NotLater
+		}
+		if e.receipt.on > ch.Moment && e.issued.Earliest.After(latest.Add(c.propagationDelay)) {
+			ch.Issuer.Latest, learnt = latest, true
+		}
+	}
+	if learnt {
+		c.generation++
+		c.rejudgeLocked(now)
+	}
+}
+
+// rejudgeLocked judges every token anew after the record of changes is another, and plans anew what
+// the judgement touches.
+func (c *Cache) rejudgeLocked(now time.Duration) {
+	for _, e := range c.entries {
+		before := e.policy
+		c.judgeLocked(e)
+		if e.policy == before {
+			continue
+		}
+		c.standDownLocked(e, now)
+		planned := e.next
+		if planned == never {
+			continue
+		}
+		c.planLocked(e, now)
+		if e.policy.worst == before.worst && now >= c.holdsLocked(e, now) && e.next > planned {
+			if e.putOff { // else changes that follow each other would do so for ever
+				e.next = planned
+			}
+			e.putOff = true
+		}
+	}
+	c.wakeSchedule()
+}
+
+// standDownLocked takes e's fetch out of the queue, in which it may wait for the end of a pause, when a policy change has begun to
+// spread since it was due. What a caller waits for stays, unless nobody would get it, and so does what somebody insists on.
+func (c *Cache) standDownLocked(e *entry, now time.Duration) {
+	f := e.flight
+	if f == nil || f.begun || f.insists || !c.heldLocked(e, now) || f.priority == forCaller && !c.barredLocked(e, now) {
+		return
+	}
+	c.queue.remove(f)
+	e.flight = nil
+	f.outcome, f.err = Failed, &HeldError{For: c.heldUntilLocked(e, now) - now}
+	close(f.done)
+}
+
+// standing is how an entry's token stands to all changes that touch it.
+type policyState struct {
+	worst   PermissionState
+	changed *change       // the latest not met
+	revoked *change       // the latest revocation not met; nil: nothing is withheld
+	latest  *change       // of all
+	holds   time.Duration // boot time until which changes are spreading
+	began   time.Duration // and since when they are without a break
+	unmet   time.Duration // until when the latest change is spreading that is not met
+	lacked  time.Duration // and the latest revocation
+
+	patience time.Duration // how long the back end is left alone at most
+}
+
+// silence is for how many spreads a back end is left alone while policy changes follow each other.
+const silence = 3
+
+func (s policyState) withheld() bool { return s.revoked != nil }
+
+// permissionsLocked returns what callers and people are told of e's token.
+func (c *Cache) permissionsLocked(e *entry, now time.Duration) Permissions {
+	s := e.policy
+	if s.worst == Current {
+		return Permissions{}
+	}
+	wall := c.clock.Wall()
+	p := Permissions{State: s.worst, Changed: s.changed.At, Withheld: s.withheld()}
+	by := c.metByLocked(e, s.unmet)
+	p.CurrentBy = wall.Add(by - now)
+	if at := c.likelyLocked(e, now); at != never {
+		p.Likely = wall.Add(min(at, by) - now)
+	}
+	return p
+}
+
+// withheldLocked returns what callers are told while a revocation keeps e's token back.
+func (c *Cache) withheldLocked(e *entry, now time.Duration) *WithheldError {
+	s, wall := e.policy, c.clock.Wall()
+	err := &WithheldError{
+		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At, Until: wall.Add(c.metByLocked(e, s.lacked) - now),
+	}
+	if spread := c.barredUntilLocked(e, now) - now; spread > 0 && c.leftLocked(e, now) <= 0 {
+		err.Spread = wall.Add(spread)
+	}
+	return err
+}
+
+// metByLocked returns the boot time by which a token is here at the latest that meets the changes which have spread by unmet. A
+// fetch after a change had spread shows which token the back end holds: then it is that one's expiry.
+// Before, it is a whole life after the spreading, since the back end may issue until then.
+//
+// Where nothing tells the age of a token, neither the back end's counting nor a clock that is known to be right, the next one
+// need not show that it is current. Then only what is still handed out a whole life after the spreading shows it.
+func (c *Cache) metByLocked(e *entry, unmet time.Duration) time.Duration {
+	if !c.clockTrust.counted && !c.clockTrusted() {
+		return unmet + longestNominal + shownBy
+	}
+	life := max(e.life, defaultNominal)
+	known := unmet                         // a token issued later shows that it is current
+	if e.life != 0 && e.issued.undated() { // its successor may be given no longer a life than it had left; how long ago that was is a guess after a boot
+		known += max(0, longestNominal-min(e.life, e.deadline-e.received))
+	}
+	if e.shown < known || e.deadline == longAgo {
+		return known + life
+	}
+	return e.deadline + afterExpiry
+}
+
+// shownBy is how long it takes at most until the back end is asked again while a token is looked for, and how long after its
+// expiry it may hand one out.
+const shownBy = 2 * time.Hour
