@@ -77,7 +77,7 @@ fault-matrix: ## Go through every fault of back end and device (root); brings do
 	FAULT_MATRIX_DOCS=1 $(GO) test -count=1 -run '^TestFaultMatrix$$|^TestArcFaultMatrix$$|^TestDeviceFaults$$|^TestRevocationsOnAFaultyDevice$$' -p 1 -v ./agent/server ./cmd/perceptd/e2e/daemon
 
 bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md and its picture up to date
-	STALENESS_DOCS=$(STALENESS_DOCS) $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache
+	STALENESS_DOCS=$(STALENESS_DOCS) $(GO) test -tags staleness -count=1 -timeout 20m -run '^TestStaleness$$' -v ./tokencache/staleness
 
 architecture: ## Draw docs/architecture.svg: which package imports which
 	ARCHITECTURE_DOCS=1 $(GO) test -count=1 -run '^TestArchitecture$$' ./cmd/perceptd
@@ -101,7 +101,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet -tags attacks ./cmd/perceptd/e2e/attacks
 	$(GO) vet -tags clients ./cmd/perceptd/e2e/clients
 	$(GO) vet -tags soak ./cmd/perceptd/e2e/soak
-	$(GO) vet -tags staleness ./tokencache
+	$(GO) vet -tags staleness ./tokencache/staleness
 	$(GO) vet -tags mutations ./agent/lives
 	$(GO) run $(STATICCHECK) ./...
 

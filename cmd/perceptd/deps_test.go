@@ -15,10 +15,11 @@ import (
 
 // pkg is what `go list -json` says of a package.
 type pkg struct {
-	ImportPath, Dir string
-	Imports, Deps   []string
-	GoFiles         []string
-	Standard        bool
+	ImportPath, Dir           string
+	Imports, Deps             []string
+	TestImports, XTestImports []string
+	GoFiles                   []string
+	Standard                  bool
 }
 
 // mayImport is the layout: of our packages, each may import these. The reason is why no more.
@@ -26,24 +27,25 @@ var mayImport = map[string]struct {
 	ours   []string
 	reason string
 }{
-	"tokencache":         {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
-	"agent":              {[]string{"tokencache"}, "it decides by values; who calls, and over what, is others' work"},
-	"agent/api":          {nil, "the wire contract costs its importer nothing else"},
-	"agent/source":       {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
-	"agent/tcppeer":      {nil, "it looks who is there, and decides nothing"},
-	"agent/room":         {[]string{"agent/server/limit", "agent/tcppeer"}, "it lets in whoever comes, and decides nothing else"},
-	"agent/simulator":    {[]string{"agent/room"}, "the simulated back end must not share the mistakes of what it tests"},
-	"agent/attest":       {[]string{"agent", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
-	"agent/binding":      {nil, "it says what the device is known by, and not what is done with it"},
-	"agent/store":        {[]string{"agent/binding", "agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
-	"agent/lives":        {nil, "it is a test alone"},
-	"agent/server/limit": {nil, "it counts by keys; whom a connection is of is found out elsewhere"},
-	"agent/server":       {[]string{"agent", "agent/api", "agent/attest", "agent/server/limit", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
-	"agent/client":       {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
-	"agent/clock":        {[]string{"tokencache"}, "it only fills in a clock"},
-	"agent/lock":         {nil, "it knows one folder, and not what is in it"},
-	"agent/socket":       {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
-	"systemd":            {nil, "it speaks to systemd for any daemon"},
+	"tokencache":           {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
+	"tokencache/staleness": {nil, "it is a test alone"},
+	"agent":                {[]string{"tokencache"}, "it decides by values; who calls, and over what, is others' work"},
+	"agent/api":            {nil, "the wire contract costs its importer nothing else"},
+	"agent/source":         {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
+	"agent/tcppeer":        {nil, "it looks who is there, and decides nothing"},
+	"agent/room":           {[]string{"agent/server/limit", "agent/tcppeer"}, "it lets in whoever comes, and decides nothing else"},
+	"agent/simulator":      {[]string{"agent/room"}, "the simulated back end must not share the mistakes of what it tests"},
+	"agent/attest":         {[]string{"agent", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
+	"agent/binding":        {nil, "it says what the device is known by, and not what is done with it"},
+	"agent/store":          {[]string{"agent/binding", "agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
+	"agent/lives":          {nil, "it is a test alone"},
+	"agent/server/limit":   {nil, "it counts by keys; whom a connection is of is found out elsewhere"},
+	"agent/server":         {[]string{"agent", "agent/api", "agent/attest", "agent/server/limit", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
+	"agent/client":         {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
+	"agent/clock":          {[]string{"tokencache"}, "it only fills in a clock"},
+	"agent/lock":           {nil, "it knows one folder, and not what is in it"},
+	"agent/socket":         {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
+	"systemd":              {nil, "it speaks to systemd for any daemon"},
 	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/attest", "agent/clock", "agent/store", "agent/lock",
 		"agent/server", "agent/simulator", "agent/socket", "agent/source", "cmd/perceptd/config", "systemd", "tokencache"},
 		"the daemon does not ask itself for tokens"},
@@ -61,6 +63,11 @@ var mayImport = map[string]struct {
 	"agent/identityproxy":       {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
 	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "cmd/perceptctl/term", "tokencache"}, "the tool talks to the daemon and is none itself"},
 	"cmd/perceptctl/term":       {nil, "it lays out text, whatever the text says"},
+}
+
+// testsMayImport holds the tests of some packages to the layout as well: beside what the package itself may import.
+var testsMayImport = map[string][]string{
+	"tokencache/staleness": {"tokencache", "agent/simulator"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.
@@ -91,6 +98,14 @@ func TestLayout(t *testing.T) {
 		for _, imported := range p.Imports {
 			if of, ours := strings.CutPrefix(imported, "perceptd/"); ours && !slices.Contains(rule.ours, of) {
 				t.Errorf("%s imports %s: %s", name, of, rule.reason)
+			}
+		}
+		if tests, limited := testsMayImport[name]; limited {
+			for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
+				of, ours := strings.CutPrefix(imported, "perceptd/")
+				if ours && of != name && !slices.Contains(rule.ours, of) && !slices.Contains(tests, of) {
+					t.Errorf("the tests of %s import %s: %s", name, of, rule.reason)
+				}
 			}
 		}
 		for _, rule := range mustNotLink {
@@ -167,7 +182,7 @@ func TestNoReplacements(t *testing.T) {
 
 func listed(t *testing.T, what ...string) []pkg {
 	t.Helper()
-	out, err := exec.Command("go", append([]string{"list", "-json=ImportPath,Dir,Imports,Deps,GoFiles,Standard"}, what...)...).Output()
+	out, err := exec.Command("go", append([]string{"list", "-json=ImportPath,Dir,Imports,Deps,TestImports,XTestImports,GoFiles,Standard"}, what...)...).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,15 @@
-package tokencache_test
+package staleness
 
 import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"perceptd/agent/simulator"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // check fails the test when lives contradict themselves, or what holds of every strategy.
 func check(t *testing.T, lives []*life) {

@@ -1,4 +1,4 @@
-package tokencache_test
+package staleness
 
 import (
 	"encoding/binary"
@@ -17,6 +17,8 @@ import (
 
 // opened is when every simulation begins: the first moment of a synctest bubble.
 var opened = time.Date(2000, time.January, 1, 0, 0, 0, 0, time.UTC)
+
+const vault = "https://vault.azure.net"
 
 const (
 	day = 24 * time.Hour
@@ -231,7 +233,7 @@ func (l *life) ask() (simulator.Token, bool) {
 	if l.odds > 0 && l.roll(forFault, int64(l.key), int64(l.asked)) < l.odds {
 		return simulator.Token{}, false
 	}
-	m, err := l.backend.Token(simulator.Selection{}, vault.Resource)
+	m, err := l.backend.Token(simulator.Selection{}, vault)
 	if err != nil {
 		panic(err)
 	}

@@ -1,6 +1,6 @@
 //go:build staleness
 
-package tokencache_test
+package staleness
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package tokencache_test
+package staleness
 
 import (
 	"context"
@@ -24,6 +24,9 @@ const (
 
 	sdkPatience = (sdkTries - 1) * sdkPause
 )
+
+// sdk is what SDKs need of a token.
+var sdk = tokencache.Need{MinTTL: 5 * time.Minute}
 
 // devices are perceptd's at work on the keys of a world, and the modules that use them.
 type devices struct {
@@ -78,7 +81,7 @@ func (d *devices) cache(n int64) *tokencache.Cache {
 }
 
 func keyOf(n int) tokencache.Key {
-	return tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: strconv.Itoa(n)}, Resource: vault.Resource}
+	return tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: strconv.Itoa(n)}, Resource: vault}
 }
 
 func (d *devices) life(key tokencache.Key) *life {
@@ -139,7 +142,7 @@ func (d *devices) administer(ctx context.Context, t *testing.T, key int) {
 			return
 		}
 		notice := tokencache.PolicyChange{
-			ID: fmt.Sprintf("%d/%d", key, i), Selector: keyOf(key).Selector, Resource: vault.Resource, At: time.Now(), Effect: tokencache.Changed,
+			ID: fmt.Sprintf("%d/%d", key, i), Selector: keyOf(key).Selector, Resource: vault, At: time.Now(), Effect: tokencache.Changed,
 		}
 		if _, err := d.caches[key].RecordChange(notice); err != nil {
 			t.Errorf("the notice of a policy change: %v", err)
