@@ -219,7 +219,7 @@ func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 	if resource == "" {
 		resource = "all"
 	}
-	a.log.Info(message, zap.String("by", by), zap.String("id", p.ID), zap.Stringer("effect", p.Effect),
+	a.log.Info(message, zap.String("by", by), zap.String("id", p.ID), zap.String("effect", string(p.Effect)),
 		zap.String("identity", identity), zap.String("resource", resource), zap.Time("at", p.At), zap.String("note", p.Note))
 }
 

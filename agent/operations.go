@@ -119,7 +119,7 @@ func (a *Agent) logFetch(e tokencache.Event) {
 	fields := []zap.Field{
 		zap.String("resource", e.Key.Resource),
 		zap.Stringer("selector", e.Key.Selector),
-		zap.Stringer("outcome", e.Outcome),
+		zap.String("outcome", string(e.Outcome)),
 		zap.Duration("took", e.Took.Round(time.Microsecond)),
 		zap.Duration("left", e.Left.Round(time.Second)),
 		zap.Duration("next", e.Retry.Round(time.Second)),

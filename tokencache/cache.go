@@ -3,6 +3,7 @@ package tokencache
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -414,14 +415,17 @@ func (c *Cache) Forget(ctx context.Context, key Key, insist bool) (_ Outcome, dr
 
 func (c *Cache) refresh(ctx context.Context, key Key, insist, forget bool) (_ Outcome, dropped string, _ error) {
 	f, dropped, err := c.begin(key, insist, forget)
-	if err != nil {
+	switch {
+	case errors.As(err, new(*HeldError)):
+		return Held, "", err
+	case err != nil:
 		return Failed, "", err
 	}
 	if err := await(ctx, f, never); err != nil {
 		return Failed, dropped, fmt.Errorf("waiting for the refresh of %v: %w", key, err)
 	}
 	if f.err != nil {
-		return Failed, dropped, f.err
+		return f.outcome, dropped, f.err
 	}
 	return f.outcome, cmp.Or(dropped, f.dropped), nil
 }

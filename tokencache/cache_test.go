@@ -939,22 +939,16 @@ func TestNames(t *testing.T) {
 	for got, want := range map[fmt.Stringer]string{
 		vault: "system-assigned for https://vault.azure.net",
 		tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: "r"}: "client_id c for r",
-		tokencache.ObjectID:         "object_id",
-		tokencache.ResourceID:       "resource_id",
-		tokencache.SelectorKind(9):  "unknown selector",
-		tokencache.Throttled:        "throttled",
-		tokencache.IdentityNotFound: "identity not found",
-		tokencache.Refused:          "refused",
-		tokencache.Kind(0):          "unknown",
-		tokencache.NotFetched:       "not fetched",
-		tokencache.Older:            "older",
-		tokencache.Former:           "former",
-		tokencache.Fetching:         "fetching",
-		tokencache.Refreshing:       "refresh",
+		tokencache.ObjectID:   "object_id",
+		tokencache.ResourceID: "resource_id",
 	} {
 		if got.String() != want {
 			t.Errorf("%q, want %q", got.String(), want)
 		}
+	}
+	fetch := &tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: "the endpoint says so"}
+	if got, want := fetch.Error(), "identity not found: the endpoint says so"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 	if got := (&tokencache.ShortLifeError{Left: time.Minute, Want: time.Hour}).Error(); !strings.Contains(got, "1m0s") {
 		t.Error(got)

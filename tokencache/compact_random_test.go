@@ -65,10 +65,12 @@ func TestJoinedIsAsStrictAsItsParts(t *testing.T) {
 				continue
 			}
 			want := c.verdictLocked(e, part)
-			if got := c.verdictLocked(e, both); !both.touches(e) || got < want {
+			if got := c.verdictLocked(e, both); !both.touches(e) || got.worse(want) != got {
 				t.Fatalf("%+v is %v to %+v and %v to what it is joined into: %+v", e.receipt, want, part.PolicyChange, got, both.PolicyChange)
 			}
-			strict += int(want)
+			if want != Current {
+				strict++
+			}
 		}
 		if both.Joined != 1 || both.ID != x.ID {
 			t.Fatalf("%+v", both.PolicyChange)
@@ -104,22 +106,22 @@ func TestLongRecordIsMadeToFit(t *testing.T) {
 		}
 		for range 100 {
 			e := drawnEntry(r, base)
-			var want, got [Unknown + 1]PermissionState // by effect
-			judge := func(ch *change, worst *[Unknown + 1]PermissionState) {
+			want, got := make(map[Effect]PermissionState), make(map[Effect]PermissionState)
+			judge := func(ch *change, worst map[Effect]PermissionState) {
 				if ch.touches(e) {
 					effect := ch.target().effect
-					worst[effect] = max(worst[effect], c.verdictLocked(e, ch))
+					worst[effect] = worst[effect].worse(c.verdictLocked(e, ch))
 				}
 			}
 			for _, p := range parts {
-				judge(c.changeLocked(p, 0), &want)
+				judge(c.changeLocked(p, 0), want)
 			}
 			for _, ch := range c.changes {
-				judge(ch, &got)
+				judge(ch, got)
 			}
 			for effect := range want {
-				if got[effect] < want[effect] {
-					t.Fatalf("seed %d: %v was %v to what was %v, and is %v", seed, e.key, want[effect], Effect(effect), got[effect])
+				if got[effect].worse(want[effect]) != got[effect] {
+					t.Fatalf("seed %d: %v was %v to what was %v, and is %v", seed, e.key, want[effect], effect, got[effect])
 				}
 			}
 		}

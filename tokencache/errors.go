@@ -4,41 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
 // Kind sorts the failures of a fetch by what a caller can do about them.
-type Kind uint8
+type Kind string
 
 const (
 	// Unreachable: no answer, one that says to come back later, or one of something on the way, such as a proxy's page. Time
 	// heals it as far as callers are concerned.
-	Unreachable Kind = iota + 1
+	Unreachable Kind = "unreachable"
 	// Throttled: the back end got too many calls. Time heals it, fewer calls heal it sooner.
-	Throttled
+	Throttled Kind = "throttled"
 	// IdentityNotFound: the back end knows no such identity on this device. An administrator heals it.
-	IdentityNotFound
+	IdentityNotFound Kind = "identity_not_found"
 	// Refused: the back end will not give this token. An administrator heals it.
-	Refused
+	Refused Kind = "refused"
 	// Malformed: what answered did not speak the protocol, or gave a token that cannot be used.
-	Malformed
+	Malformed Kind = "malformed_answer"
 )
-
-func (k Kind) String() string {
-	switch k {
-	case Unreachable:
-		return "unreachable"
-	case Throttled:
-		return "throttled"
-	case IdentityNotFound:
-		return "identity not found"
-	case Refused:
-		return "refused"
-	case Malformed:
-		return "malformed answer"
-	}
-	return "unknown"
-}
 
 // Extent is how much of a source a failure tells of.
 type Extent uint8
@@ -77,7 +62,9 @@ func (e *FetchError) extent() Extent {
 // lasts reports whether only an administrator heals e.
 func (e *FetchError) lasts() bool { return e.Kind == IdentityNotFound || e.Kind == Refused }
 
-func (e *FetchError) Error() string { return e.Kind.String() + ": " + e.Detail }
+func (e *FetchError) Error() string {
+	return strings.ReplaceAll(string(e.Kind), "_", " ") + ": " + e.Detail
+}
 
 // asFetchError gives every error of a fetch a kind.
 func asFetchError(err error) *FetchError {

@@ -66,7 +66,7 @@ func (c *Cache) dropLocked(e *entry, why error) {
 	if f := e.flight; f != nil {
 		e.flight = nil
 		c.queue.remove(f)
-		f.err = why
+		f.outcome, f.err = Failed, why
 		close(f.done)
 	}
 }

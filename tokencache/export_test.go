@@ -37,18 +37,19 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 	type far struct{ touched, waiting int }
 	progress := make(map[string]far)
 	withheld := make(map[Key][]string)
-	standings := make(map[Key]PermissionState)
+	states := make(map[Key]PermissionState)
 
 	c.mu.Lock()
 	now := c.clock.Boot()
 	for key, e := range c.entries {
+		states[key] = Current
 		for _, ch := range c.changes {
 			if !about(ch, key) {
 				continue
 			}
 			f, lacks := progress[ch.ID], c.verdictLocked(e, ch) != Current
 			if lacks {
-				standings[key] = max(standings[key], c.verdictLocked(e, ch))
+				states[key] = states[key].worse(c.verdictLocked(e, ch))
 			}
 			if lacks && ch.Effect == Revoked {
 				withheld[key] = append(withheld[key], ch.ID)
@@ -61,9 +62,9 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 			}
 			progress[ch.ID] = f
 		}
-		if got := e.policy; got.worst != standings[key] || got.withheld() != (withheld[key] != nil) {
+		if got := e.policy; got.worst != states[key] || got.withheld() != (withheld[key] != nil) {
 			c.mu.Unlock()
-			return fmt.Errorf("%v is %v, withheld %v, and has to be %v, withheld by %v", key, got.worst, got.withheld(), standings[key], withheld[key])
+			return fmt.Errorf("%v is %v, withheld %v, and has to be %v, withheld by %v", key, got.worst, got.withheld(), states[key], withheld[key])
 		}
 	}
 	on := len(c.changes)

@@ -115,7 +115,7 @@ func (j *judged) step(t *testing.T, i, step int) {
 }
 
 func (j *judged) note(id string) {
-	p := tokencache.PolicyChange{ID: id, Effect: tokencache.Effect(1 + j.roll.IntN(4)), AllIdentities: j.roll.IntN(2) == 0}
+	p := tokencache.PolicyChange{ID: id, Effect: []tokencache.Effect{tokencache.Changed, tokencache.Granted, tokencache.Revoked, tokencache.Unknown}[j.roll.IntN(4)], AllIdentities: j.roll.IntN(2) == 0}
 	if !p.AllIdentities {
 		p.Selector = j.selector()
 	}

@@ -2,28 +2,21 @@ package tokencache
 
 import "cmp"
 
-// SelectorKind says by which of its names an identity is selected.
-type SelectorKind uint8
+// SelectorKind says by which of its names an identity is selected. Kinds sort in the order of the constants.
+type SelectorKind string
 
 const (
-	SystemAssigned SelectorKind = iota // the device's own identity; needs no ID
-	ClientID                           // a user-assigned identity by its application ID
-	ObjectID                           // a user-assigned identity by its principal ID
-	ResourceID                         // a user-assigned identity by its ARM resource ID
+	SystemAssigned SelectorKind = ""            // the device's own identity; needs no ID
+	ClientID       SelectorKind = "client_id"   // a user-assigned identity by its application ID
+	ObjectID       SelectorKind = "object_id"   // a user-assigned identity by its principal ID
+	ResourceID     SelectorKind = "resource_id" // a user-assigned identity by its ARM resource ID
 )
 
 func (k SelectorKind) String() string {
-	switch k {
-	case SystemAssigned:
+	if k == SystemAssigned {
 		return "system-assigned"
-	case ClientID:
-		return "client_id"
-	case ObjectID:
-		return "object_id"
-	case ResourceID:
-		return "resource_id"
 	}
-	return "unknown selector"
+	return string(k)
 }
 
 // Selector is what a source is asked with to say which identity is meant. The zero value is the

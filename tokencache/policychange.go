@@ -9,34 +9,19 @@ import (
 )
 
 // Effect is what a policy change did to the permissions of those it touches.
-type Effect uint8
+type Effect string
 
 const (
-	// Changed: in a way that is not told, or both ways. The token held is served, labelled, and a newer
-	// one is looked for.
-	Changed Effect = iota + 1
+	// Changed: it is not known how, or some were added and some removed. Tokens from before are served and labelled, and newer
+	// ones are looked for.
+	Changed Effect = "changed"
 	// Granted: there are more permissions than before. Handled as Changed is.
-	Granted
+	Granted Effect = "granted"
 	// Revoked: there are fewer. A token that is not known to be current is withheld.
-	Revoked
-	// Unknown: nobody knows whether anything changed, since the record of policy changes is lost, or cannot be read now.
-	// Tokens from before are uncertain. It is not for people to enter.
-	Unknown
+	Revoked Effect = "revoked"
+	// Unknown: the record of policy changes is lost, or cannot be read now. Tokens from before are uncertain. People do not enter it.
+	Unknown Effect = "unknown"
 )
-
-func (e Effect) String() string {
-	switch e {
-	case Changed:
-		return "changed"
-	case Granted:
-		return "granted"
-	case Revoked:
-		return "revoked"
-	case Unknown:
-		return "unknown"
-	}
-	return "no effect"
-}
 
 // PolicyChange is a notice that permissions changed: whose, on what and when.
 type PolicyChange struct {

@@ -281,7 +281,7 @@ func TestHowLongAChangeHoldsFetches(t *testing.T) {
 			mustGet(t, c, vault, sdk)
 			time.Sleep(time.Hour)
 			for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Revoked} {
-				note(t, c, effect.String(), effect, time.Time{})
+				note(t, c, string(effect), effect, time.Time{})
 				const whole = 5 * time.Second
 				if got := time.Until(c.Status()[0].HeldUntil); got != row.holds+whole {
 					t.Errorf("%s, %v: %v", name, effect, got)

@@ -7,15 +7,13 @@ import (
 )
 
 // PatternKind says what was learnt of when a back end hands out newer tokens.
-type PatternKind uint8
+type PatternKind string
 
 const (
-	Unlearnt  PatternKind = iota // too little was seen
-	Regular                      // at the same share of every token's life
-	Irregular                    // at shares that differ
+	Unlearnt  PatternKind = "unlearnt"  // too little was seen
+	Regular   PatternKind = "regular"   // at the same share of every token's life
+	Irregular PatternKind = "irregular" // at shares that differ
 )
-
-func (k PatternKind) String() string { return [...]string{"unlearnt", "regular", "irregular"}[k] }
 
 // Pattern is what was learnt of the rollovers of a key.
 type Pattern struct {
@@ -124,7 +122,7 @@ type pattern struct {
 // learn weighs whether all of h took place at one share of a life, or anywhere.
 func (h history) learn() pattern {
 	common, chance := h.meet()
-	p := pattern{common: common, seen: len(h)}
+	p := pattern{kind: Unlearnt, common: common, seen: len(h)}
 	switch {
 	case len(h) == 0:
 	case common.after >= common.by:

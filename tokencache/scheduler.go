@@ -378,7 +378,7 @@ func (c *Cache) olderLocked(e *entry, f Fetched, left, now time.Duration) bool {
 	fetched := *e
 	fetched.receipt, fetched.issued, fetched.changed = r, m, make(chan struct{})
 	c.judgeLocked(&fetched)
-	return fetched.policy.worst >= e.policy.worst && (fetched.policy.withheld() || !e.policy.withheld())
+	return fetched.policy.worst.worse(e.policy.worst) == fetched.policy.worst && (fetched.policy.withheld() || !e.policy.withheld())
 }
 
 // receiptLocked notes the receipt of a token that has left at now, unless it is the one that was received last, and returns

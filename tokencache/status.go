@@ -7,37 +7,30 @@ import (
 )
 
 // Outcome is what a fetch brought.
-type Outcome uint8
+type Outcome string
 
 const (
-	NotFetched Outcome = iota // no fetch has ended yet
-	Newer                     // a token, or a newer one than before
-	Unchanged                 // the back end's cached copy of the token already held
-	Older                     // one minted before the token held, which stays
-	Former                    // one of a principal that tokens were of before the switch: taken only where none is held
-	Simulated                 // one of a simulated back end, where tokens are a real one's: likewise
-	Failed
+	NotFetched Outcome = ""          // no fetch has ended yet
+	Newer      Outcome = "newer"     // a token, or a newer one than before
+	Unchanged  Outcome = "unchanged" // the back end's cached copy of the token already held
+	Older      Outcome = "older"     // one issued before the token held, which stays
+	Former     Outcome = "former"    // one of a principal from before a switch: taken only where none is held
+	Simulated  Outcome = "simulated" // one of a simulated back end, where tokens are a real one's: likewise
+	Failed     Outcome = "failed"    // none
+	Held       Outcome = "held"      // of Refresh: nothing was asked, since a policy change is still spreading
 )
 
-func (o Outcome) String() string {
-	return [...]string{"not fetched", "newer", "unchanged", "older", "former", "simulated", "failed"}[o]
-}
-
-// State is a key's state in a word.
-type State uint8
+// State is the state of a key.
+type State string
 
 const (
-	Missing    State = iota // no valid token, and the last fetch failed
-	Fetching                // no valid token yet; a fetch is under way, or comes once a policy change has spread
-	Fresh                   // valid, no refresh due
-	Refreshing              // valid, a refresh is due or under way
-	Failing                 // valid, but refreshing it fails
-	Idle                    // valid, but nobody asks: left to expire
+	Missing    State = "missing"  // no valid token, and the last fetch failed
+	Fetching   State = "fetching" // no valid token yet; a fetch is under way, or comes once a policy change has spread
+	Fresh      State = "fresh"    // valid, no refresh due
+	Refreshing State = "refresh"  // valid, a refresh is due or under way
+	Failing    State = "failing"  // valid, but refreshing it fails
+	Idle       State = "idle"     // valid, but not asked for: left to expire
 )
-
-func (s State) String() string {
-	return [...]string{"missing", "fetching", "fresh", "refresh", "failing", "idle"}[s]
-}
 
 // Status is what people may know of a key. Wall times are by the device's clock.
 type Status struct {
@@ -83,10 +76,10 @@ type Status struct {
 // too much for who asks.
 const MaxVerdicts = 6
 
-// Verdict is whether a token carries a policy change. Without a valid token Standing says nothing.
+// Verdict is whether a token carries a policy change.
 type Verdict struct {
-	Change string // its ID
-	State  PermissionState
+	Change string          // its ID
+	State  PermissionState // empty without a valid token
 }
 
 // Sight is what is held of a key, without the token's text. It is zero without a valid token.
@@ -148,7 +141,7 @@ func (c *Cache) Peek(key Key) (TokenInfo, <-chan struct{}, error) {
 func (c *Cache) Status() []Status {
 	all, judged, ids := c.status()
 	for i := range all {
-		all[i].Changes = judged[i].verdicts(ids)
+		all[i].Changes = judged[i].verdicts(ids, all[i].Left > 0)
 		all[i].MoreChanges = len(judged[i].about) - len(all[i].Changes)
 	}
 	return all
@@ -171,15 +164,20 @@ func (c *Cache) status() (all []Status, judged []judgement, ids []string) {
 	return all, judged, ids
 }
 
-// verdicts tells how a token stands to changes that are about its key, by the IDs of the changes in their places.
-func (j judgement) verdicts(ids []string) []Verdict {
+// verdicts returns whether a token, which is valid or not, carries the changes that are about its key. ids are the changes' IDs by
+// their places.
+func (j judgement) verdicts(ids []string, valid bool) []Verdict {
 	type verdict struct {
 		place
 		PermissionState
 	}
 	told := make([]verdict, 0, MaxVerdicts)
 	for i := len(j.lacks) - 1; i >= 0 && len(told) < MaxVerdicts; i-- {
-		told = append(told, verdict{j.lacks[i], j.states[i]})
+		state := Uncertain
+		if j.stale[i] {
+			state = Stale
+		}
+		told = append(told, verdict{j.lacks[i], state})
 	}
 	for i := len(j.about) - 1; i >= 0 && len(told) < MaxVerdicts; i-- {
 		if _, lacked := slices.BinarySearch(j.lacks, j.about[i]); !lacked {
@@ -189,7 +187,10 @@ func (j judgement) verdicts(ids []string) []Verdict {
 	slices.SortFunc(told, func(a, b verdict) int { return cmp.Compare(b.place, a.place) })
 	all := make([]Verdict, len(told))
 	for i, v := range told {
-		all[i] = Verdict{ids[v.place], v.PermissionState}
+		all[i].Change = ids[v.place]
+		if valid {
+			all[i].State = v.PermissionState
+		}
 	}
 	return all
 }

@@ -6,16 +6,22 @@ import (
 	"time"
 )
 
-// Standing says how a token stands to the policy changes on record.
-type PermissionState uint8
+// PermissionState says whether a token carries the policy changes on record. Zero: there is no valid token.
+type PermissionState string
 
 const (
-	Current   PermissionState = iota // minted after every change had reached new tokens; or no change is known
-	Uncertain                        // it cannot be told
-	Stale                            // minted before a change
+	Current   PermissionState = "current"   // issued after every change had reached new tokens; or no change is known
+	Uncertain PermissionState = "uncertain" // it cannot be told
+	Stale     PermissionState = "stale"     // issued before a change
 )
 
-func (s PermissionState) String() string { return [...]string{"current", "uncertain", "stale"}[s] }
+// worse returns the one of s and o that promises less.
+func (s PermissionState) worse(o PermissionState) PermissionState {
+	if s == Stale || o == Current || o == "" {
+		return s
+	}
+	return o
+}
 
 // Permissions is what is known of the permissions that a token carries. Times are by the device's clock.
 type Permissions struct {
@@ -103,10 +109,10 @@ func (ch *change) touches(e *entry) bool {
 func (c *Cache) judgeLocked(e *entry) {
 	before := e.policy
 	blur := c.uncertaintyLocked(e)
-	s := policyState{patience: silence*c.propagationDelay + heldBeyond + blur}
+	s := policyState{worst: Current, patience: silence*c.propagationDelay + heldBeyond + blur}
 	j := judgement{
 		about: make([]place, 0, len(e.judgement.about)),
-		lacks: make([]place, 0, len(e.judgement.lacks)), states: make([]PermissionState, 0, len(e.judgement.lacks)),
+		lacks: make([]place, 0, len(e.judgement.lacks)), stale: make([]bool, 0, len(e.judgement.lacks)),
 	}
 	for i, ch := range c.changes { // the earliest first
 		if !ch.touches(e) {
@@ -125,8 +131,8 @@ func (c *Cache) judgeLocked(e *entry) {
 		if verdict == Current {
 			continue
 		}
-		j.lacks, j.states = append(j.lacks, place(i)), append(j.states, verdict)
-		s.worst = max(s.worst, verdict)
+		j.lacks, j.stale = append(j.lacks, place(i)), append(j.stale, verdict == Stale)
+		s.worst = s.worst.worse(verdict)
 		s.unmet = max(s.unmet, holds)
 		s.changed = ch
 		if ch.Effect == Revoked {
@@ -145,9 +151,9 @@ type place int32
 // judgement is how an entry's token stands to each change on record. It is replaced and never changed, so that what it tells can be worked
 // out without the lock.
 type judgement struct {
-	about  []place           // the changes that are about the key, in their order
-	lacks  []place           // of these, those that the token is not known to meet
-	states []PermissionState // of the token to each of these
+	about []place // the changes that are about the key, in their order
+	lacks []place // of these, those that the token is not known to carry
+	stale []bool  // of each of these, whether it is known not to carry it
 }
 
 // uncertaintyLocked returns the blur of e's tokens. Of a key that never had one it is that of the others, since they come from one back end.
@@ -227,7 +233,7 @@ func (c *Cache) standDownLocked(e *entry, now time.Duration) {
 	}
 	c.queue.remove(f)
 	e.flight = nil
-	f.outcome, f.err = Failed, &HeldError{For: c.heldUntilLocked(e, now) - now}
+	f.outcome, f.err = Held, &HeldError{For: c.heldUntilLocked(e, now) - now}
 	close(f.done)
 }
 
@@ -254,7 +260,7 @@ func (s policyState) withheld() bool { return s.revoked != nil }
 func (c *Cache) permissionsLocked(e *entry, now time.Duration) Permissions {
 	s := e.policy
 	if s.worst == Current {
-		return Permissions{}
+		return Permissions{State: Current}
 	}
 	wall := c.clock.Wall()
 	p := Permissions{State: s.worst, Changed: s.changed.At, Withheld: s.withheld()}

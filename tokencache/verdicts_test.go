@@ -38,7 +38,7 @@ func TestVerdicts(t *testing.T) {
 			}
 		}
 		want := []tokencache.Verdict{
-			{Change: "lacked", State: tokencache.Stale}, {Change: "spreading", State: tokencache.Uncertain}, {Change: "met"},
+			{Change: "lacked", State: tokencache.Stale}, {Change: "spreading", State: tokencache.Uncertain}, {Change: "met", State: tokencache.Current},
 		}
 		got := only(t, c)
 		if !slices.Equal(got.Changes, want) {

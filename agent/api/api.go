@@ -1,11 +1,15 @@
 // Package api is the wire contract between perceptd and everything that talks to it: the paths, the
-// bodies of the /v1 form and the admin socket, and the error codes. It imports nothing of ours, so
-// that a client costs its importer nothing else.
+// bodies of the /v1 form and the admin socket, and every enumeration's words. The enumerations by which the
+// cache decides are the cache's, named here by alias; nothing else of it is part of the contract.
 //
 // The two SDK forms (IMDS and App Service) are Azure's contract, not ours; agent/server writes them.
 package api
 
-import "time"
+import (
+	"time"
+
+	"perceptd/tokencache"
+)
 
 // Where the sockets are, unless a flag or a variable says otherwise.
 const (
@@ -53,31 +57,31 @@ const (
 type Code string
 
 const (
-	CodeBadRequest       Code = "bad_request"         // 400: the request is not of the form's shape
-	CodeUnknownPath      Code = "unknown_path"        // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
-	CodeMethod           Code = "method_not_allowed"  // 405
-	CodeForeignOrigin    Code = "foreign_origin"      // 403: a foreign Host, or a header of a browser's or a proxy's
-	CodeUnknownIdentity  Code = "unknown_identity"    // 400: no such identity in the configuration
-	CodeAmbiguous        Code = "ambiguous_identity"  // 400: several identities are granted; name one
-	CodeNotGranted       Code = "not_granted"         // 403: no grant names this caller, identity and resource
-	CodeUnknownCaller    Code = "unknown_caller"      // 403: who is calling could not be proved
-	CodeAskAgain         Code = "ask_again"           // 503: who is calling is proved by its next request, best on the same connection
-	CodeShortLife        Code = "short_life"          // 503: min_ttl is more than the newest token has left
-	CodeNotYet           Code = "not_yet"             // 503: the back end has no token issued after issued_after yet
-	CodeRevoked          Code = "permissions_revoked" // 403: a revocation withholds the token until a current one arrives
-	CodeThrottled        Code = "throttled"           // 503: the back end throttles this device
-	CodeUnreachable      Code = "unreachable"         // 503: no token cached and no answer from the back end, or something on the way answers in its place
-	CodeMalformedAnswer  Code = "malformed_answer"    // 503: the back end's answer holds no token that can be used
-	CodeIdentityNotFound Code = "identity_not_found"  // 400: the back end does not know the identity
-	CodeRefused          Code = "refused"             // 403: the back end refuses this token
-	CodeBusy             Code = "too_many_requests"   // 429: this caller asks too much at once
-	CodeFutureChange     Code = "future_change"       // 422: a policy change dated ahead of a right clock
-	CodeTooManyChanges   Code = "too_many_changes"    // 422: withdraw some, or name all resources at once
-	CodeNoLoopback       Code = "no_loopback"         // 404: no [loopback] listener is configured
-	CodeUnknownChange    Code = "unknown_change"      // 404: no policy change of that ID is on record
-	CodeNotKept          Code = "not_kept"            // 507: in force, but it could not be written to the disk
-	CodeInvalidConfig    Code = "invalid_config"      // 422: reload found a bad configuration; nothing changed
-	CodeInternal         Code = "internal"            // 500
+	CodeBadRequest       Code = "bad_request"                     // 400: the request is not of the form's shape
+	CodeUnknownPath      Code = "unknown_path"                    // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
+	CodeMethod           Code = "method_not_allowed"              // 405
+	CodeForeignOrigin    Code = "foreign_origin"                  // 403: a foreign Host, or a header of a browser's or a proxy's
+	CodeUnknownIdentity  Code = "unknown_identity"                // 400: no such identity in the configuration
+	CodeAmbiguous        Code = "ambiguous_identity"              // 400: several identities are granted; name one
+	CodeNotGranted       Code = "not_granted"                     // 403: no grant names this caller, identity and resource
+	CodeUnknownCaller    Code = "unknown_caller"                  // 403: who is calling could not be proved
+	CodeAskAgain         Code = "ask_again"                       // 503: who is calling is proved by its next request, best on the same connection
+	CodeShortLife        Code = "short_life"                      // 503: min_ttl is more than the newest token has left
+	CodeNotYet           Code = "not_yet"                         // 503: the back end has no token issued after issued_after yet
+	CodeRevoked          Code = "permissions_revoked"             // 403: a revocation withholds the token until a current one arrives
+	CodeThrottled             = Code(tokencache.Throttled)        // 503: the back end throttles this device
+	CodeUnreachable           = Code(tokencache.Unreachable)      // 503: no token cached and no answer from the back end, or something on the way answers in its place
+	CodeMalformedAnswer       = Code(tokencache.Malformed)        // 503: the back end's answer holds no token that can be used
+	CodeIdentityNotFound      = Code(tokencache.IdentityNotFound) // 400: the back end does not know the identity
+	CodeRefused               = Code(tokencache.Refused)          // 403: the back end refuses this token
+	CodeBusy             Code = "too_many_requests"               // 429: this caller asks too much at once
+	CodeFutureChange     Code = "future_change"                   // 422: a policy change dated ahead of a right clock
+	CodeTooManyChanges   Code = "too_many_changes"                // 422: withdraw some, or name all resources at once
+	CodeNoLoopback       Code = "no_loopback"                     // 404: no [loopback] listener is configured
+	CodeUnknownChange    Code = "unknown_change"                  // 404: no policy change of that ID is on record
+	CodeNotKept          Code = "not_kept"                        // 507: in force, but it could not be written to the disk
+	CodeInvalidConfig    Code = "invalid_config"                  // 422: reload found a bad configuration; nothing changed
+	CodeInternal         Code = "internal"                        // 500
 )
 
 // Problem is an error of the /v1 form and the admin socket: RFC 9457 problem details, content type
@@ -121,12 +125,12 @@ type Token struct {
 
 // Standing says how a token stands to the policy changes on record. It is empty where there is no valid
 // token.
-type Standing string
+type Standing = tokencache.PermissionState
 
 const (
-	StandingCurrent   Standing = "current"   // minted after every change had reached new tokens
-	StandingStale     Standing = "stale"     // minted before a change
-	StandingUncertain Standing = "uncertain" // it cannot be told
+	StandingCurrent   = tokencache.Current
+	StandingStale     = tokencache.Stale
+	StandingUncertain = tokencache.Uncertain
 )
 
 // Permissions is what is known of the permissions that a token carries. Times are Unix seconds of the
@@ -226,13 +230,13 @@ type TokenClaims struct {
 const MaxAnswer = 16 << 20
 
 // Effect is what a policy change did.
-type Effect string
+type Effect = tokencache.Effect
 
 const (
-	EffectGranted Effect = "granted"
-	EffectRevoked Effect = "revoked"
-	EffectChanged Effect = "changed"
-	EffectUnknown Effect = "unknown" // the record of policy changes is lost, or cannot be read now; not for entering
+	EffectGranted = tokencache.Granted
+	EffectRevoked = tokencache.Revoked
+	EffectChanged = tokencache.Changed
+	EffectUnknown = tokencache.Unknown // not for entering
 )
 
 // RecordState is what is wrong with the record of policy changes.
@@ -317,16 +321,16 @@ type RefreshResponse struct {
 }
 
 // Outcome is what a fetch brought.
-type Outcome string
+type Outcome = tokencache.Outcome
 
 const (
-	OutcomeNewer     Outcome = "newer"     // a newer token than before
-	OutcomeUnchanged Outcome = "unchanged" // the back end's cached copy of the token already held
-	OutcomeOlder     Outcome = "older"     // one minted before the token held, which stays
-	OutcomeFormer    Outcome = "former"    // one of a principal that the identity's tokens were of before: taken only where none is held
-	OutcomeSimulated Outcome = "simulated" // one of a simulated back end, where the identity's are a real one's: likewise
-	OutcomeFailed    Outcome = "failed"
-	OutcomeHeld      Outcome = "held" // of a refresh: nothing was asked, since a policy change is still spreading
+	OutcomeNewer     = tokencache.Newer
+	OutcomeUnchanged = tokencache.Unchanged
+	OutcomeOlder     = tokencache.Older
+	OutcomeFormer    = tokencache.Former
+	OutcomeSimulated = tokencache.Simulated
+	OutcomeFailed    = tokencache.Failed
+	OutcomeHeld      = tokencache.Held
 )
 
 // ReloadResponse is the answer of POST /v1/reload when the new configuration is in force.
@@ -440,16 +444,16 @@ type Principal struct {
 	Simulated bool `json:"simulated,omitempty"` // a simulated back end says so: it is nobody
 }
 
-// TokenState is a token's state in a word.
-type TokenState string
+// TokenState is the state of a cached key.
+type TokenState = tokencache.State
 
 const (
-	StateFresh    TokenState = "fresh"    // valid, no refresh due
-	StateRefresh  TokenState = "refresh"  // valid, a refresh is due or under way
-	StateFailing  TokenState = "failing"  // valid, but refreshing it fails
-	StateFetching TokenState = "fetching" // none yet, being fetched, or to be once a policy change has spread
-	StateMissing  TokenState = "missing"  // none, and the last fetch failed
-	StateIdle     TokenState = "idle"     // valid, but nobody asks: left to expire
+	StateFresh    = tokencache.Fresh
+	StateRefresh  = tokencache.Refreshing
+	StateFailing  = tokencache.Failing
+	StateFetching = tokencache.Fetching
+	StateMissing  = tokencache.Missing
+	StateIdle     = tokencache.Idle
 )
 
 // TokenStatus is one cached key. Durations are seconds.
@@ -496,12 +500,12 @@ type TokenChange struct {
 }
 
 // RolloverPattern is what was learnt of when the back end hands out newer tokens.
-type RolloverPattern string
+type RolloverPattern = tokencache.PatternKind
 
 const (
-	RolloverUnlearnt  RolloverPattern = "unlearnt"
-	RolloverRegular   RolloverPattern = "regular"   // always at about the same age
-	RolloverIrregular RolloverPattern = "irregular" // at ages that differ
+	RolloverUnlearnt  = tokencache.Unlearnt
+	RolloverRegular   = tokencache.Regular
+	RolloverIrregular = tokencache.Irregular
 )
 
 // RolloverStatus is what was learnt of a key's rollovers.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -74,7 +73,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 	status := api.TokenStatus{
 		Identity:    key.Identity,
 		Resource:    key.Key.Resource,
-		State:       api.TokenState(key.State.String()), // the same words
+		State:       key.State,
 		Prefetch:    key.Prefetch,
 		SHA256:      key.SHA256,
 		ReceivedOn:  timePtr(key.ReceivedOn),
@@ -82,6 +81,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		ExpiresIn:   int64(key.Left / time.Second),
 		NextRefresh: timePtr(key.NextRefresh),
 		LastFetch:   timePtr(key.LastFetch),
+		LastOutcome: key.LastOutcome,
 		Failures:    key.Failures,
 		Fetches:     key.Fetches,
 		Served:      key.Served,
@@ -90,7 +90,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		HeldUntil:   timePtr(key.HeldUntil),
 		Refused:     timePtr(key.Refused),
 		Rollover: api.RolloverStatus{
-			Pattern:  api.RolloverPattern(key.Pattern.Kind.String()), // the same words
+			Pattern:  key.Pattern.Kind,
 			Seen:     key.Seen,
 			Age:      int64(key.Pattern.Age / time.Second),
 			Expected: timePtr(key.Expected),
@@ -98,11 +98,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 	}
 	status.Changes, status.MoreChanges = []api.TokenChange{}, key.MoreChanges
 	for _, v := range key.Changes {
-		change := api.TokenChange{ID: v.Change}
-		if key.Left > 0 {
-			change.Standing = api.Standing(v.State.String()) // the same words
-		}
-		status.Changes = append(status.Changes, change)
+		status.Changes = append(status.Changes, api.TokenChange{ID: v.Change, Standing: v.State})
 	}
 	if key.Left > 0 {
 		claims := claimsOf(key.Claims)
@@ -114,9 +110,6 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 	if key.Before != nil {
 		before := claimsOf(*key.Before)
 		status.Before = &before
-	}
-	if status.LastFetch != nil {
-		status.LastOutcome = api.Outcome(key.LastOutcome.String()) // the same words
 	}
 	if key.LastError != nil {
 		status.LastError = key.LastError.Error()
@@ -166,7 +159,7 @@ func (s *Server) notePolicyChange(req *request) *apiError {
 	}
 	change := agent.Change{
 		Resource: body.Resource, AllResources: body.AllResources, Identity: body.Identity,
-		Effect: effectOf(body.Effect), Note: body.Note,
+		Effect: body.Effect, Note: body.Note,
 	}
 	if body.At != nil {
 		if change.At, e = readTime("at", *body.At); e != nil {
@@ -215,16 +208,6 @@ func readTime(field, text string) (time.Time, *apiError) {
 	return at, nil
 }
 
-// effectOf returns the effect that is so called, or none, which the agent refuses.
-func effectOf(name api.Effect) tokencache.Effect {
-	for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Revoked, tokencache.Changed} {
-		if string(name) == effect.String() {
-			return effect
-		}
-	}
-	return 0
-}
-
 func policyChanges(all []agent.NotedChange) []api.PolicyChange {
 	list := make([]api.PolicyChange, len(all))
 	for i, c := range all {
@@ -236,8 +219,7 @@ func policyChanges(all []agent.NotedChange) []api.PolicyChange {
 func policyChange(c agent.NotedChange) api.PolicyChange {
 	p := api.PolicyChange{
 		ID: c.ID, Resource: c.Resource, Identity: c.Identity, At: c.At,
-		Effect: api.Effect(c.Effect.String()), // the same words
-		Note:   c.Note, NotedOn: c.RecordedAt, Unsure: c.Unsure, AsOfNote: c.AsOfNote, Joined: c.Joined, EndsOn: c.EndsOn,
+		Effect: c.Effect, Note: c.Note, NotedOn: c.RecordedAt, Unsure: c.Unsure, AsOfNote: c.AsOfNote, Joined: c.Joined, EndsOn: c.EndsOn,
 		Touched: c.Touched, Waiting: c.Waiting,
 	}
 	if c.Record != 0 { // which is no revocation, though it may withhold as much
@@ -276,15 +258,9 @@ func (s *Server) refresh(req *request) *apiError {
 }
 
 func refreshResult(r agent.RefreshResult) api.RefreshResult {
-	result := api.RefreshResult{Identity: r.Identity, Resource: r.Resource}
-	var held *tokencache.HeldError
-	switch {
-	case errors.As(r.Err, &held):
-		result.Outcome, result.Detail = api.OutcomeHeld, held.Error()
-	case r.Err != nil:
-		result.Outcome, result.Detail = api.OutcomeFailed, r.Err.Error()
-	default:
-		result.Outcome = api.Outcome(r.Outcome.String()) // the same words
+	result := api.RefreshResult{Identity: r.Identity, Resource: r.Resource, Outcome: r.Outcome}
+	if r.Err != nil {
+		result.Detail = r.Err.Error()
 	}
 	return result
 }

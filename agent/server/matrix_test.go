@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/base64"
 	"encoding/json"
@@ -341,10 +342,7 @@ func observe(t *testing.T, from *source.ManagedIdentity, backEnd *sickBackEnd, n
 	fresh.patient.set(&ill, 86400)
 	fresh.pass(13 * time.Hour)
 	r.fresh = fresh.ask()
-	want := ill.kind.String()
-	if ill.gives != 0 {
-		want = ill.gives.String()
-	}
+	want := cmp.Or(string(ill.gives), strings.ReplaceAll(string(ill.kind), "_", " "))
 	if r.known = fresh.refresh(); r.known != want {
 		t.Errorf("%s: known as %s, want %v", ill.name, r.known, want)
 	}

@@ -9,7 +9,6 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/tokencache"
 )
 
 // rejected answers POST /v1/rejected.
@@ -37,15 +36,12 @@ func (s *Server) rejected(req *request) *apiError {
 func adviceOf(a agent.Advice, asked string) api.Advice {
 	advice := api.Advice{
 		Identity: a.Identity.Name, Resource: asked, SHA256: a.Sight.SHA256, Findings: []api.Finding{},
-		Retry: a.Retry, RetryOn: unixOf(a.RetryOn), Claims: claimsOf(a.Sight.Claims),
+		Retry: a.Retry, RetryOn: unixOf(a.RetryOn), Fetched: a.Fetched, Claims: claimsOf(a.Sight.Claims),
 	}
 	for _, finding := range a.Findings {
 		advice.Findings = append(advice.Findings, api.Finding{
 			Cause: causeOf[finding.Cause], Detail: finding.Detail, Action: finding.Action,
 		})
-	}
-	if a.Fetched != tokencache.NotFetched {
-		advice.Fetched = api.Outcome(a.Fetched.String()) // the same words
 	}
 	if a.Sight.SHA256 != "" {
 		advice.Permissions = permissionsOf(a.Sight.Permissions)

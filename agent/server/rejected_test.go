@@ -40,19 +40,19 @@ func TestRejected(t *testing.T) {
 		retry, later bool
 		fetched      api.Outcome
 	}{
-		{"nothing known", `,"status":403`, 0, false, api.CauseStaleClaims, false, true, ""},
+		{"nothing known", `,"status":403`, "", false, api.CauseStaleClaims, false, true, ""},
 		{"stale", `,"status":403`, tokencache.Changed, false, api.CauseStale, false, true, ""},
 		{"withheld", `,"status":403`, tokencache.Revoked, false, api.CauseStale, false, true, ""},
-		{"another token", `,"status":401,"token_sha256":"` + strings.Repeat("0f", 32) + `"`, 0, false, api.CauseOldToken, true, false, ""},
-		{"a challenge", `,"status":401,"claims":"` + challenge + `"`, 0, false, api.CauseRevoked, false, true, api.OutcomeUnchanged},
-		{"a challenge that helps", `,"status":401,"claims":"Bearer claims=\"` + challenge + `\""`, 0, true, api.CauseRevoked, true, false, api.OutcomeNewer},
-		{"the identity by name", `,"status":403,"identity":"vision"`, 0, false, api.CauseUnknownToken, true, false, ""},
+		{"another token", `,"status":401,"token_sha256":"` + strings.Repeat("0f", 32) + `"`, "", false, api.CauseOldToken, true, false, ""},
+		{"a challenge", `,"status":401,"claims":"` + challenge + `"`, "", false, api.CauseRevoked, false, true, api.OutcomeUnchanged},
+		{"a challenge that helps", `,"status":401,"claims":"Bearer claims=\"` + challenge + `\""`, "", true, api.CauseRevoked, true, false, api.OutcomeNewer},
+		{"the identity by name", `,"status":403,"identity":"vision"`, "", false, api.CauseUnknownToken, true, false, ""},
 	} {
 		back := newRolling(2 * time.Hour)
 		d := newDaemon(t, back.fetch)
 		socket := d.tokens("")
 		send(t, socket, get(v1Vault))
-		if test.change != 0 {
+		if test.change != "" {
 			d.change(test.change, time.Hour)
 		}
 		if test.newer {

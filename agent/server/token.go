@@ -368,7 +368,7 @@ func permissionsHeader(p api.Permissions) []string {
 // permissionsOf returns what is known of the permissions of a token that is there.
 func permissionsOf(p tokencache.Permissions) api.Permissions {
 	return api.Permissions{
-		Standing:  api.Standing(p.State.String()), // the same words
+		Standing:  p.State,
 		Changed:   unixOf(p.Changed),
 		CurrentBy: unixOf(p.CurrentBy),
 		Likely:    unixOf(p.Likely),

@@ -228,7 +228,7 @@ func TestSelectorsThatSelectNothing(t *testing.T) {
 	m := imds(t, func(http.ResponseWriter, *http.Request) { t.Error("a request was sent") })
 	for _, s := range []tokencache.Selector{
 		{Kind: tokencache.ClientID}, {Kind: tokencache.ObjectID}, {Kind: tokencache.ResourceID},
-		{Kind: tokencache.SystemAssigned, ID: "x"}, {Kind: 9, ID: "x"},
+		{Kind: tokencache.SystemAssigned, ID: "x"}, {Kind: "other", ID: "x"},
 	} {
 		_, err := m.Fetch(t.Context(), tokencache.Key{Selector: s, Resource: vault})
 		wantFailure(t, err, tokencache.Refused, "selects no identity")

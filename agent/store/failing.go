@@ -12,8 +12,10 @@ import (
 
 const maxDetail = 512 // bytes of what is kept of a failure's words
 
-// failureKinds and failureExtents are the words for a tokencache.Kind and an Extent; the first kind is 1, the first extent 0.
+// failureKinds and failureExtents are the words on the disk for each tokencache.Kind, of which two differ from those on the wire,
+// and for each Extent.
 var (
+	kindsInOrder   = []tokencache.Kind{tokencache.Unreachable, tokencache.Throttled, tokencache.IdentityNotFound, tokencache.Refused, tokencache.Malformed}
 	failureKinds   = []string{"unreachable", "throttled", "identity-not-found", "refused", "malformed"}
 	failureExtents = []string{"key", "identity", "source"}
 )
@@ -32,11 +34,11 @@ type failing struct {
 
 // failingOf returns nil also for failures that could not be read again: what they slow down is asked for a little sooner.
 func failingOf(f *tokencache.BackOff) *failing {
-	if f == nil || f.Kind < 1 || int(f.Kind) > len(failureKinds) || int(f.Extent) >= len(failureExtents) {
+	if f == nil || !slices.Contains(kindsInOrder, f.Kind) || int(f.Extent) >= len(failureExtents) {
 		return nil
 	}
 	w := &failing{
-		Kind: failureKinds[f.Kind-1], Extent: failureExtents[f.Extent], Detail: words(f.Detail), Failures: f.Failures, Waits: f.Waits, Asks: f.Asks,
+		Kind: failureKinds[slices.Index(kindsInOrder, f.Kind)], Extent: failureExtents[f.Extent], Detail: words(f.Detail), Failures: f.Failures, Waits: f.Waits, Asks: f.Asks,
 		Until: f.Until, Callers: f.Callers,
 	}
 	if w.check() != nil {
@@ -62,7 +64,7 @@ func (w *failing) failing() *tokencache.BackOff {
 		return nil
 	}
 	return &tokencache.BackOff{
-		Kind: tokencache.Kind(slices.Index(failureKinds, w.Kind) + 1), Extent: tokencache.Extent(slices.Index(failureExtents, w.Extent)), Detail: w.Detail,
+		Kind: kindsInOrder[slices.Index(failureKinds, w.Kind)], Extent: tokencache.Extent(slices.Index(failureExtents, w.Extent)), Detail: w.Detail,
 		Failures: w.Failures, Waits: w.Waits, Asks: w.Asks, Until: w.Until, Callers: w.Callers,
 	}
 }

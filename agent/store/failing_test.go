@@ -12,7 +12,7 @@ import (
 // Every kind and extent of failure is kept by a word of its own.
 func TestFailuresAreKept(t *testing.T) {
 	t.Parallel()
-	for kind := tokencache.Unreachable; kind <= tokencache.Malformed; kind++ {
+	for _, kind := range kindsInOrder {
 		for extent := tokencache.OfKey; extent <= tokencache.OfSource; extent++ {
 			f := tokencache.BackOff{Kind: kind, Extent: extent, Detail: "why", Failures: 2, Waits: 1, Asks: 3, Until: time.Hour, Callers: time.Minute}
 			if got := failingOf(&f).failing(); got == nil || *got != f {
@@ -26,8 +26,8 @@ func TestFailuresAreKept(t *testing.T) {
 func TestFailuresThatAreLeftOut(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(*tokencache.BackOff){
-		"no kind":           func(f *tokencache.BackOff) { f.Kind = 0 },
-		"an unknown kind":   func(f *tokencache.BackOff) { f.Kind = 77 },
+		"no kind":           func(f *tokencache.BackOff) { f.Kind = "" },
+		"an unknown kind":   func(f *tokencache.BackOff) { f.Kind = "other" },
 		"an unknown extent": func(f *tokencache.BackOff) { f.Extent = 77 },
 		"no failure":        func(f *tokencache.BackOff) { f.Failures = 0 },
 		"less than none":    func(f *tokencache.BackOff) { f.Asks = -1 },

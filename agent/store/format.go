@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -70,13 +71,13 @@ func originsIn(told []origin) (all []tokencache.Origin) {
 }
 
 type written struct {
-	ID       string    `json:"id"`
-	Selector *selector `json:"selector,omitempty"` // absent: all identities
-	Resource string    `json:"resource,omitempty"` // absent: all
-	At       time.Time `json:"at"`
-	Effect   string    `json:"effect"`
-	Note     string    `json:"note,omitempty"`
-	NotedOn  time.Time `json:"noted_on"`
+	ID       string            `json:"id"`
+	Selector *selector         `json:"selector,omitempty"` // absent: all identities
+	Resource string            `json:"resource,omitempty"` // absent: all
+	At       time.Time         `json:"at"`
+	Effect   tokencache.Effect `json:"effect"`
+	Note     string            `json:"note,omitempty"`
+	NotedOn  time.Time         `json:"noted_on"`
 
 	Vouched bool          `json:"vouched,omitempty"`
 	Moment  time.Duration `json:"moment_ns,omitempty"` // on-time, as By; absent: not known
@@ -137,7 +138,7 @@ func allWritten(changes []tokencache.PolicyChange) []written {
 
 func writtenOf(p tokencache.PolicyChange) written {
 	w := written{
-		ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect.String(), Note: p.Note, NotedOn: p.RecordedAt.UTC(),
+		ID: p.ID, Resource: p.Resource, At: p.At.UTC(), Effect: p.Effect, Note: p.Note, NotedOn: p.RecordedAt.UTC(),
 	}
 	if !p.AllIdentities {
 		w.Selector = selectorOf(p.Selector)
@@ -217,7 +218,7 @@ func (r *Record) decode(text []byte) (*tokencache.Record, error) {
 // change is the policy change as it was written in a document of that version.
 func (w *written) change(version int) tokencache.PolicyChange {
 	p := tokencache.PolicyChange{
-		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: effectOf(w.Effect),
+		ID: w.ID, AllIdentities: w.Selector == nil, Resource: w.Resource, At: w.At, Effect: w.Effect,
 		Note: w.Note, RecordedAt: w.NotedOn, Vouched: w.Vouched, Moment: w.Moment, By: w.By, Checked: w.Checked, Unplaced: w.Unplaced, NotLater: w.NotLater, Joined: w.Joined,
 	}
 	if version < 3 {
@@ -285,7 +286,7 @@ func (w *written) check() error {
 		return errors.New("its resource is none")
 	case !fits(w.Note, maxNote):
 		return errors.New("its note is too long, or cannot be printed")
-	case effectOf(w.Effect) == 0:
+	case !slices.Contains(effects, w.Effect):
 		return errors.New("its effect is none that is known")
 	case !sane(w.At) || !sane(w.NotedOn):
 		return errors.New("its times are outside 1970 to 2200")
@@ -306,15 +307,6 @@ func (w *written) check() error {
 		return errors.New("its selector is none")
 	}
 	return nil
-}
-
-func effectOf(name string) tokencache.Effect {
-	for _, effect := range effects {
-		if effect.String() == name {
-			return effect
-		}
-	}
-	return 0
 }
 
 func selectorOf(s tokencache.Selector) *selector { return &selector{s.Kind.String(), s.ID} }

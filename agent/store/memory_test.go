@@ -119,7 +119,7 @@ func TestChangesAreLeftOut(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(p *tokencache.PolicyChange){
 		"an id that is there already": func(p *tokencache.PolicyChange) { p.ID = "a2" },
-		"no effect":                   func(p *tokencache.PolicyChange) { p.Effect = 0 },
+		"no effect":                   func(p *tokencache.PolicyChange) { p.Effect = "" },
 		"a note of two lines":         func(p *tokencache.PolicyChange) { p.Note = "a\nb" },
 		"in 1969":                     func(p *tokencache.PolicyChange) { p.At = noon.AddDate(-57, 0, 0) },
 	} {
@@ -142,7 +142,7 @@ func TestWhatIsLeftOut(t *testing.T) {
 		"a resource that cannot be printed": func(r *tokencache.SnapshotEntry) { r.Key.Resource = "a\nb" },
 		"a long resource":                   func(r *tokencache.SnapshotEntry) { r.Key.Resource = strings.Repeat("a", maxResource+1) },
 		"no selector":                       func(r *tokencache.SnapshotEntry) { r.Key.Selector.ID = "x" },
-		"an unknown selector":               func(r *tokencache.SnapshotEntry) { r.Key.Selector.Kind = 9 },
+		"an unknown selector":               func(r *tokencache.SnapshotEntry) { r.Key.Selector.Kind = "other" },
 		"a negative life":                   func(r *tokencache.SnapshotEntry) { r.Life = -1 },
 		"a nominal life of centuries":       func(r *tokencache.SnapshotEntry) { r.Nominal = math.MaxInt64 },
 		"born before time":                  func(r *tokencache.SnapshotEntry) { r.IssuedAt = math.MinInt64 },

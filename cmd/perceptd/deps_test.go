@@ -30,7 +30,7 @@ var mayImport = map[string]struct {
 	"tokencache":           {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
 	"tokencache/staleness": {nil, "it is a test alone"},
 	"agent":                {[]string{"tokencache"}, "it decides by values; who calls, and over what, is others' work"},
-	"agent/api":            {nil, "the wire contract costs its importer nothing else"},
+	"agent/api":            {[]string{"tokencache"}, "the wire contract names the enumerations of the cache by alias, and costs its importer nothing else"},
 	"agent/source":         {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
 	"agent/tcppeer":        {nil, "it looks who is there, and decides nothing"},
 	"agent/room":           {[]string{"agent/server/limit", "agent/tcppeer"}, "it lets in whoever comes, and decides nothing else"},

@@ -532,9 +532,9 @@ func TestRevocationOutlivesItsRecord(t *testing.T) {
 			d.AwaitHealth(t)
 			d.Held(t)
 			harness.Until(t, "the cache to be stored", d.Ended, func() bool { return len(store.all()) == 1 })
-			report := func(effect string, want int) {
+			report := func(effect tokencache.Effect, want int) {
 				t.Helper()
-				status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"`+effect+`"}`)
+				status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"`+string(effect)+`"}`)
 				if status != want {
 					t.Fatalf("%d %s %v", status, body, err)
 				}
@@ -567,14 +567,14 @@ func TestRevocationOutlivesItsRecord(t *testing.T) {
 }
 
 // hasChange reports whether the cache that is kept last has a policy change of that effect.
-func (s *fdStore) hasChange(effect string) bool {
+func (s *fdStore) hasChange(effect tokencache.Effect) bool {
 	s.mu.Lock() // else it may be closed meanwhile
 	defer s.mu.Unlock()
 	if len(s.kept) != 1 {
 		return false // the older is about to go
 	}
 	memory, err := store.Carried(s.kept[0])
-	return err == nil && slices.ContainsFunc(memory.Record.Changes, func(p tokencache.PolicyChange) bool { return p.Effect.String() == effect })
+	return err == nil && slices.ContainsFunc(memory.Record.Changes, func(p tokencache.PolicyChange) bool { return p.Effect == effect })
 }
 
 // servesOrEnds waits for one of the two, and reports whether the daemon serves.
