@@ -19,6 +19,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const (
 	vault   = "https://vault.azure.net"
 	storage = "https://storage.azure.com"
-	canary  = "canary-7c1e"
+	canary  = tokencachetest.Canary
 	guid1   = "00000000-0000-0000-0000-000000000001"
 	guid2   = "00000000-0000-0000-0000-000000000002"
 	guid3   = "0000000A-0000-0000-0000-000000000003"
@@ -59,39 +60,13 @@ var (
 	root   = agent.Caller{UID: 0, PID: 9}
 )
 
-// backEnd answers every key with a token that names it, or with err.
-type backEnd struct {
-	mu    sync.Mutex
-	err   error
-	calls int
-	takes time.Duration
-}
-
-func (b *backEnd) set(err error, takes time.Duration) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.err, b.takes = err, takes
-}
-
-func (b *backEnd) Fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-	b.mu.Lock()
-	b.calls++
-	err, takes := b.err, b.takes
-	text := fmt.Sprintf("%s %v %d", canary, key, b.calls)
-	b.mu.Unlock()
-	select {
-	case <-time.After(takes):
-	case <-ctx.Done():
-		return tokencache.Fetched{}, ctx.Err()
-	}
-	if err != nil {
-		return tokencache.Fetched{}, err
-	}
-	return tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(text)}, Left: 24 * time.Hour}, nil
+// fail has a source answer with err from now on.
+func fail(s *tokencachetest.Source, err error) {
+	s.Set(func(s *tokencachetest.Source) { s.Err = err })
 }
 
 // bubble runs f in virtual time with an agent under rules and whatever it logs.
-func bubble(t *testing.T, rules agent.Rules, b *backEnd, f func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs)) {
+func bubble(t *testing.T, rules agent.Rules, b *tokencachetest.Source, f func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zapcore.DebugLevel)
@@ -148,7 +123,7 @@ func TestWhoGetsWhat(t *testing.T) {
 		{"no resource", module, agent.Request{}, "", agent.BadResource},
 		{"no App ID URI", module, agent.Request{Resource: "vault"}, "", agent.BadResource},
 	} {
-		bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 			answer, err := a.Token(t.Context(), row.caller, row.ask)
 			if reasonOf(err) != row.reason || (err == nil) != (row.reason == 0) {
 				t.Errorf("%s: error %v, want reason %d", row.name, err, row.reason)
@@ -171,7 +146,7 @@ func TestWhoGetsWhat(t *testing.T) {
 func TestIdentityNotFound(t *testing.T) {
 	t.Parallel()
 	const has = "Identity not found: no [[identity]] of the configuration has the "
-	bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		for _, row := range []struct {
 			ask  agent.Request
 			want string
@@ -193,7 +168,7 @@ func TestIdentityNotFound(t *testing.T) {
 
 func TestChoices(t *testing.T) {
 	t.Parallel()
-	bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		var refusal *agent.Error
 		_, err := a.Token(t.Context(), user, agent.Request{Resource: storage})
 		if !errors.As(err, &refusal) || !slices.Equal(refusal.Choices, []string{"speech", "vision"}) || !strings.Contains(refusal.Detail, "speech, vision") {
@@ -222,7 +197,8 @@ func TestSourceFailuresBecomeReasons(t *testing.T) {
 		{&tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"}, agent.Refused},
 		{&tokencache.FetchError{Kind: tokencache.Malformed, Detail: "html"}, agent.MalformedAnswer},
 	} {
-		b := &backEnd{err: row.err}
+		b := new(tokencachetest.Source)
+		b.Err = row.err
 		bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 			_, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
 			var refusal *agent.Error
@@ -245,7 +221,8 @@ func TestSourceFailuresBecomeReasons(t *testing.T) {
 
 func TestWaitingEnds(t *testing.T) {
 	t.Parallel()
-	b := &backEnd{takes: time.Hour}
+	b := new(tokencachetest.Source)
+	b.Latency = time.Hour
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
 		defer cancel()
@@ -267,7 +244,7 @@ func TestWaitingEnds(t *testing.T) {
 
 func TestFirmNeed(t *testing.T) {
 	t.Parallel()
-	bubble(t, edge(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault, MinTTL: 25 * time.Hour, Firm: true})
 		if reasonOf(err) != agent.ShortLife {
 			t.Errorf("error %v", err)
@@ -279,7 +256,7 @@ func TestAdvertisedLife(t *testing.T) {
 	t.Parallel()
 	rules := edge()
 	rules.SDKLife = 2 * time.Hour
-	bubble(t, rules, &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+	bubble(t, rules, new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		answer, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
 		if err != nil || answer.Advertise != 2*time.Hour || answer.Left != 24*time.Hour {
 			t.Errorf("%v of %v, %v", answer.Advertise, answer.Left, err)
@@ -289,7 +266,7 @@ func TestAdvertisedLife(t *testing.T) {
 
 func TestApply(t *testing.T) {
 	t.Parallel()
-	b := &backEnd{}
+	b := new(tokencachetest.Source)
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		for _, resource := range []string{vault, storage} {
 			if _, err := a.Token(t.Context(), module, agent.Request{Resource: resource}); err != nil {
@@ -352,7 +329,8 @@ func TestApply(t *testing.T) {
 // A caller that waits for a token while its grant is taken away does not get it.
 func TestApplyWhileWaiting(t *testing.T) {
 	t.Parallel()
-	b := &backEnd{takes: 5 * time.Second}
+	b := new(tokencachetest.Source)
+	b.Latency = 5 * time.Second
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		var waiters sync.WaitGroup
 		waiters.Go(func() {
@@ -378,7 +356,7 @@ func TestApplyWhileWaiting(t *testing.T) {
 
 func TestRefresh(t *testing.T) {
 	t.Parallel()
-	b := &backEnd{}
+	b := new(tokencachetest.Source)
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		for _, resource := range []string{vault, storage} {
 			if _, err := a.Token(t.Context(), module, agent.Request{Resource: resource}); err != nil {
@@ -411,7 +389,7 @@ func TestRefresh(t *testing.T) {
 				t.Errorf("refresh %q %q: %v, %v", row.identity, row.resource, got, err)
 			}
 		}
-		b.set(errors.New("gone"), 0)
+		fail(b, errors.New("gone"))
 		time.Sleep(time.Minute)
 		results, err := a.Refresh(t.Context(), "vision", vault, false)
 		if err != nil || len(results) != 1 || results[0].Outcome != tokencache.Failed || results[0].Err == nil {
@@ -424,7 +402,8 @@ func TestStatus(t *testing.T) {
 	t.Parallel()
 	rules := edge()
 	rules.Grants[0].Prefetch = true
-	b := &backEnd{takes: time.Second}
+	b := new(tokencachetest.Source)
+	b.Latency = time.Second
 	synctest.Test(t, func(t *testing.T) {
 		changed := make(chan struct{}, 2)
 		a, err := agent.New(agent.Options{Fetch: b.Fetch, Rules: rules, Changed: func() {
@@ -446,7 +425,7 @@ func TestStatus(t *testing.T) {
 		if !s.Ready || len(s.Trouble) != 0 || len(s.Keys) != 2 || len(s.Identities) != 3 || s.Identities[1].Grants != 2 {
 			t.Errorf("status %+v", s)
 		}
-		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}, 0)
+		fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"})
 		time.Sleep(20 * time.Hour)
 		if s = a.Status(); len(s.Trouble) != 2 || !strings.Contains(s.Trouble[0], "good for another") || !strings.Contains(s.Trouble[0], "connection refused") {
 			t.Errorf("trouble %q", s.Trouble)
@@ -474,7 +453,7 @@ func TestStatus(t *testing.T) {
 func TestDenialsAreLoggedAndCounted(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zapcore.DebugLevel)
-	a, err := agent.New(agent.Options{Fetch: (&backEnd{}).Fetch, Rules: edge(), Log: zap.New(core)})
+	a, err := agent.New(agent.Options{Fetch: new(tokencachetest.Source).Fetch, Rules: edge(), Log: zap.New(core)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/tokencache/tokencachetest"
 )
 
 func messages(logs *observer.ObservedLogs, id string) []map[string]any {
@@ -25,7 +26,7 @@ func messages(logs *observer.ObservedLogs, id string) []map[string]any {
 // One line for the first token of a caller, identity and resource, with what is needed to know who got what.
 func TestFirstGrantsAreAudited(t *testing.T) {
 	t.Parallel()
-	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		caller := agent.Caller{Unit: "cam.service", UID: 5, GID: 6, PID: 7}
 		for range 5 {
 			caller.PID++ // it forks, and stays who it is
@@ -51,7 +52,7 @@ func TestFirstGrantsAreAudited(t *testing.T) {
 // A module whose container is another is told once, with what it was before.
 func TestChangedCallersAreAudited(t *testing.T) {
 	t.Parallel()
-	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		ask := func(id string) {
 			c := image(imageID)
 			c.ID = strings.Repeat(id, 64)
@@ -88,7 +89,7 @@ func TestChangedCallersAreAudited(t *testing.T) {
 func TestGrantAfterDenialIsAudited(t *testing.T) {
 	t.Parallel()
 	rules := kinds()
-	bubble(t, rules, &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+	bubble(t, rules, new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		caller := agent.Caller{Module: "vision"}
 		for range 2 {
 			if _, err := a.Apply(rules); err != nil {
@@ -116,7 +117,7 @@ func TestGrantAfterDenialIsAudited(t *testing.T) {
 // The status has the latest denials, each kind once.
 func TestDenialsAreListed(t *testing.T) {
 	t.Parallel()
-	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		for i := range 40 {
 			a.Token(t.Context(), agent.Caller{UID: uint32(2000 + i), GID: 1}, agent.Request{Resource: vault})
 		}
@@ -150,7 +151,7 @@ func TestDenialsAreListed(t *testing.T) {
 // A caller in a loop leaves other callers' denials their lines.
 func TestDenialsOfOneDriveOutNobodyElses(t *testing.T) {
 	t.Parallel()
-	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		seen := func() map[string]int {
 			all := make(map[string]int)
 			for _, d := range a.Status().Denials {
@@ -182,7 +183,7 @@ func TestDenialsOfOneDriveOutNobodyElses(t *testing.T) {
 // Containers that no engine has spoken for have no name to be told apart by.
 func TestDenialsOfUnnamedContainers(t *testing.T) {
 	t.Parallel()
-	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		one, other := strings.Repeat("1f", 32), strings.Repeat("2e", 32)
 		for range 100 {
 			a.Unproved(agent.Caller{Container: &agent.Container{ID: one}}, errors.New("the engine does not answer"))
@@ -200,7 +201,7 @@ func TestDenialsOfUnnamedContainers(t *testing.T) {
 
 func TestDenialsOfOneLeaveRoomForOthers(t *testing.T) {
 	t.Parallel()
-	bubble(t, kinds(), &backEnd{}, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
+	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		for range 1000 {
 			a.Token(t.Context(), agent.Caller{UID: 1, GID: 1}, agent.Request{Resource: vault})
 		}

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"perceptd/agent"
+	"perceptd/tokencache/tokencachetest"
 )
 
 const (
@@ -36,7 +37,7 @@ func kinds() agent.Rules {
 
 func newAgent(t testing.TB, r agent.Rules) *agent.Agent {
 	t.Helper()
-	a, err := agent.New(agent.Options{Fetch: (&backEnd{}).Fetch, Rules: r})
+	a, err := agent.New(agent.Options{Fetch: new(tokencachetest.Source).Fetch, Rules: r})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +184,7 @@ func TestDecisionIsWhatTokensFollow(t *testing.T) {
 				Resources: []string{rapid.SampledFrom([]string{vault, storage}).Draw(rt, "resource")},
 			})
 		}
-		a, err := agent.New(agent.Options{Fetch: (&backEnd{}).Fetch, Rules: rules})
+		a, err := agent.New(agent.Options{Fetch: new(tokencachetest.Source).Fetch, Rules: rules})
 		if err != nil {
 			rt.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // slowDisk counts what is written, each of which takes its time.
@@ -199,7 +200,7 @@ func TestChangesNotedAtTheEnd(t *testing.T) {
 	t.Parallel()
 	for range 20 {
 		d := new(slowDisk)
-		a, err := agent.New(agent.Options{Fetch: new(backEnd).Fetch, Rules: edge(), Keep: d.keep})
+		a, err := agent.New(agent.Options{Fetch: new(tokencachetest.Source).Fetch, Rules: edge(), Keep: d.keep})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,6 +16,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // shelf is where a cache's memory is kept, and what went wrong there.
@@ -66,7 +67,7 @@ func (s *shelf) keeping() agent.Keeping {
 }
 
 // remembering runs an agent that begins with what the shelf has, until f returns.
-func remembering(t *testing.T, s *shelf, b *backEnd, f func(a *agent.Agent, logs *observer.ObservedLogs)) {
+func remembering(t *testing.T, s *shelf, b *tokencachetest.Source, f func(a *agent.Agent, logs *observer.ObservedLogs)) {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	a, err := agent.New(agent.Options{
@@ -93,7 +94,7 @@ func mustHave(t *testing.T, a *agent.Agent) agent.Answer {
 func TestTokensOutliveTheProcess(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s, b := new(shelf), new(backEnd)
+		s, b := new(shelf), new(tokencachetest.Source)
 		var first agent.Answer
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			first = mustHave(t, a)
@@ -103,8 +104,8 @@ func TestTokensOutliveTheProcess(t *testing.T) {
 			}
 			time.Sleep(2 * time.Hour)
 		})
-		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
-		before := b.made()
+		fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
+		before := b.Count()
 		kept, _ := s.counts()
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			again := mustHave(t, a)
@@ -116,23 +117,17 @@ func TestTokensOutliveTheProcess(t *testing.T) {
 				t.Error("what was remembered is not carried on until the next fetch")
 			}
 		})
-		if made := b.made() - before; made != 0 {
+		if made := b.Count() - before; made != 0 {
 			t.Errorf("%d calls", made)
 		}
 	})
-}
-
-func (b *backEnd) made() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.calls
 }
 
 // A record that is gone while the tokens were kept is as it was beside them; one that is there, though empty, is what counts.
 func TestRecordThatIsGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s, b := new(shelf), new(backEnd)
+		s, b := new(shelf), new(tokencachetest.Source)
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			mustHave(t, a)
 			synctest.Wait()
@@ -143,7 +138,7 @@ func TestRecordThatIsGone(t *testing.T) {
 				t.Errorf("kept beside the tokens: %+v", known.Record)
 			}
 		})
-		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		lineage := s.lastSaved().Record.Lineage
 		for _, row := range []struct {
 			name     string
@@ -183,7 +178,7 @@ func TestRecordThatIsGone(t *testing.T) {
 func TestDiskIsSeldomWritten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s, b := new(shelf), new(backEnd)
+		s, b := new(shelf), new(tokencachetest.Source)
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			mustHave(t, a)
 			synctest.Wait()
@@ -192,7 +187,7 @@ func TestDiskIsSeldomWritten(t *testing.T) {
 			if _, saved := s.counts(); saved-begun != 5 {
 				t.Errorf("saved %d times in five hours", saved-begun)
 			}
-			b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+			fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 			carried, saved := s.counts()
 			if _, err := a.Refresh(context.Background(), "device", storage, true); err != nil {
 				t.Error(err)
@@ -222,14 +217,14 @@ func TestDiskIsSeldomWritten(t *testing.T) {
 func TestWhatTheClockHasShownIsKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s, b := new(shelf), new(backEnd)
+		s, b := new(shelf), new(tokencachetest.Source)
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) { mustHave(t, a) })
 		earlier := *s.lastSaved()
 		earlier.BootID = "earlier"
 		for i := range earlier.Keys {
 			earlier.Keys[i].Token.ExpiresOn = time.Now().Add(24 * time.Hour)
 		}
-		b.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		var right atomic.Bool
 		a, err := agent.New(agent.Options{
 			Fetch: b.Fetch, Rules: edge(), BootID: "this", Memory: &earlier, Keeping: s.keeping(),
@@ -276,7 +271,7 @@ func edgeWithout(resource string) agent.Rules {
 func TestWhatCannotBeKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s, b := new(shelf), new(backEnd)
+		s, b := new(shelf), new(tokencachetest.Source)
 		s.set(errors.New("no space left on device"))
 		remembering(t, s, b, func(a *agent.Agent, logs *observer.ObservedLogs) {
 			mustHave(t, a)
@@ -305,7 +300,8 @@ func TestWhatCannotBeKept(t *testing.T) {
 func TestSlowDiskAtTheEnd(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s, b := &shelf{slow: 3 * time.Second}, &backEnd{takes: time.Hour}
+		s, b := &shelf{slow: 3 * time.Second}, new(tokencachetest.Source)
+		b.Latency = time.Hour
 		answered := make(chan time.Time, 1)
 		var closing time.Time
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {

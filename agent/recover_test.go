@@ -17,11 +17,12 @@ import (
 
 	"perceptd/agent"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // device is what outlives an agent: the record on the disk, and the cache's memory elsewhere.
 type device struct {
-	backEnd
+	tokencachetest.Source
 	shelf shelf
 
 	disk sync.Mutex // protects what follows
@@ -106,7 +107,7 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 			}
 			see(2)
 		})
-		d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		fail(&d.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		torn := errors.New("torn")
 		for _, row := range []struct {
 			name         string
@@ -130,7 +131,7 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 			{"withdrawn, the record is gone", gone, 2, nil, false, "was gone"},
 		} {
 			next := new(device)
-			next.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+			fail(&next.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 			var found *tokencache.Record
 			if row.disk != gone {
 				found = disk[row.disk]
@@ -221,7 +222,7 @@ func TestRevocationOnAFullDisk(t *testing.T) {
 			synctest.Wait()
 			copied = d.shelf.lastSaved() // and it is killed
 		})
-		d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		fail(&d.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		warnings := d.run(t, before, nil, copied, func(a *agent.Agent) {
 			if !withholds(t, a) {
 				t.Error("the token is handed out")
@@ -368,7 +369,7 @@ func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
 		d := new(device)
 		d.run(t, nil, nil, nil, func(a *agent.Agent) { mustHave(t, a) })
 		known := d.shelf.lastSaved()
-		d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		fail(&d.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		time.Sleep(time.Minute)
 		var ours, theirs []tokencache.PolicyChange
 		for i := range tokencache.MaxChanges {
@@ -425,7 +426,7 @@ func TestRecordThatBeganAnew(t *testing.T) {
 			synctest.Wait()
 			copied = above.shelf.lastSaved() // and it is killed
 		})
-		below.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		fail(&below.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		for range 2 { // the second time the copy is of the other record still
 			below.run(t, below.record(), nil, copied, func(a *agent.Agent) {
 				if !withholds(t, a) || len(a.Changes()) != 6 {
@@ -457,7 +458,7 @@ func TestRecordsThatFork(t *testing.T) {
 		copied := revoke(below, 1, nil)
 		revoke(above, 1, copied)       // in a folder that is mounted over it; then there is a boot without the copy
 		copied = revoke(below, 2, nil) // without the mount
-		above.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+		fail(&above.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		above.run(t, above.record(), nil, copied, func(a *agent.Agent) {
 			if n := len(a.Changes()); n != 4 {
 				t.Errorf("%d revocations are in force, of 4", n)
@@ -527,7 +528,7 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 					known = withoutCopy(known)
 				}
 				folder.Generation++ // it went on by itself when it was back
-				d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+				fail(&d.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 				start(folder, known, func(a *agent.Agent) {
 					if !withholds(t, a) {
 						t.Errorf("a token that a revocation withheld is handed out; its marks: %v", known.Keys[0].Withheld)

@@ -74,7 +74,7 @@ func life(t *testing.T) (*disk, *tokencache.Snapshot) {
 	})
 	d.there = d.record()
 	d.kept = nil
-	d.set(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"}, 0)
+	fail(&d.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 	return d, known
 }
 
@@ -99,7 +99,7 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 			d, known := life(t)
 			d.become(eio)
 			if name == "nothing" {
-				d.set(nil, 0)
+				fail(&d.Source, nil)
 			}
 			unread := func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, copied(known) }
 			d.start(t, unread, func(a *agent.Agent, logs *observer.ObservedLogs) {
@@ -348,9 +348,9 @@ func TestRecordThatIsLost(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d, known := life(t)
-			d.set(nil, 0)
+			fail(&d.Source, nil)
 			d.become(torn)
-			before := d.made()
+			before := d.Count()
 			begin := func(o *agent.Options) {
 				o.Rules.WithholdLost = row.withhold
 				row.begin(o, known)
@@ -363,7 +363,7 @@ func TestRecordThatIsLost(t *testing.T) {
 						t.Errorf("%s: the token from before is held", row.name)
 					}
 				}
-				if row.marked && d.made() > before { // what stands for the record would withhold it
+				if row.marked && d.Count() > before { // what stands for the record would withhold it
 					t.Errorf("%s: one was fetched", row.name)
 				}
 				answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
@@ -494,12 +494,12 @@ func TestUnreadRecordThatIsFoundLost(t *testing.T) {
 			d.become(eio)
 			d.start(t, func(o *agent.Options) { o.UnreadRecord = eio }, func(a *agent.Agent, logs *observer.ObservedLogs) {
 				mustHave(t, a)
-				before := d.made()
+				before := d.Count()
 				d.become(later)
 				time.Sleep(2 * time.Minute)
 				synctest.Wait()
-				if got := mustHave(t, a).Permissions.State; got != tokencache.Uncertain || d.made() == before {
-					t.Errorf("%s: the token is %v, fetched anew %v", name, got, d.made() != before)
+				if got := mustHave(t, a).Permissions.State; got != tokencache.Uncertain || d.Count() == before {
+					t.Errorf("%s: the token is %v, fetched anew %v", name, got, d.Count() != before)
 				}
 				trouble := a.Status().Trouble
 				if len(trouble) != 1 || !strings.Contains(trouble[0], "withdraw "+lostID(a)) || logs.FilterField(zap.String("message_id", agent.MessageLostRecord)).Len() != 1 {
@@ -583,7 +583,7 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 	for _, withhold := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			d, _ := life(t)
-			d.set(nil, 0)
+			fail(&d.Source, nil)
 			fault := denied{errors.New("permission denied")}
 			d.become(fault)
 			begin := func(o *agent.Options) { o.UnreadRecord, o.Rules.WithholdLost = fault, withhold }
@@ -640,7 +640,7 @@ func TestUnreadRecordIsMovedAway(t *testing.T) {
 	for _, running := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			d, _ := life(t)
-			d.set(nil, 0)
+			fail(&d.Source, nil)
 			d.become(eio)
 			rules := edge()
 			rules.WithholdLost = true
@@ -891,19 +891,19 @@ func TestStandInSpreads(t *testing.T) {
 			}, func(a *agent.Agent, _ *observer.ObservedLogs) {
 				if row.after > 0 {
 					time.Sleep(row.after - 10*time.Second)
-					if n := d.made(); n != 0 {
+					if n := d.Count(); n != 0 {
 						t.Errorf("%s: %d fetched before", row.name, n)
 					}
 					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); row.withhold != (reasonOf(err) == agent.PermissionsRevoked) || !row.withhold && err != nil {
 						t.Errorf("%s: who asks has %v", row.name, err)
 					}
 				}
-				before := d.made()
+				before := d.Count()
 				if row.mended {
 					d.become(nil)
 				}
 				time.Sleep(2 * time.Minute)
-				if n := d.made() - before; n < 2 {
+				if n := d.Count() - before; n < 2 {
 					t.Errorf("%s: %d fetched then", row.name, n)
 				}
 			})

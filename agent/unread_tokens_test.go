@@ -16,6 +16,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/binding"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // strikable is a device whose files cannot be read while struck, those whose names begin with one of the prefixes.
@@ -427,7 +428,7 @@ func TestLateMarkBringsNothingBack(t *testing.T) {
 			}
 			var read atomic.Bool
 			a, err := agent.New(agent.Options{
-				Fetch: new(backEnd).Fetch, Rules: rules, BootID: "this",
+				Fetch: new(tokencachetest.Source).Fetch, Rules: rules, BootID: "this",
 				Record: &tokencache.Record{Lineage: "read", Generation: 1, Changes: []tokencache.PolicyChange{noted}}, UnreadTokens: unix.EIO,
 				LoadTokens: func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
 					if !read.Load() {

@@ -14,80 +14,15 @@ import (
 	"go.uber.org/goleak"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var vault = tokencache.Key{Resource: "https://vault.azure.net"}
 
-// script is a source that a test steers. Its fields may be changed between fetches.
-type script struct {
-	mu       sync.Mutex
-	life     time.Duration // of the tokens it mints; zero: 24 h
-	takes    time.Duration // how long a call takes
-	keeps    bool          // give the same token until it has expired
-	fails    error
-	edit     func(*tokencache.Fetched)
-	calls    int
-	running  int
-	peak     int
-	times    []time.Time
-	minted   tokencache.Token
-	sequence []tokencache.Key
-}
-
-func (s *script) set(change func(*script)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change(s)
-}
-
-func (s *script) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.calls
-}
-
-func (s *script) Fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-	s.mu.Lock()
-	s.calls++
-	s.running++
-	s.peak = max(s.peak, s.running)
-	s.times = append(s.times, time.Now())
-	s.sequence = append(s.sequence, key)
-	takes := s.takes
-	s.mu.Unlock()
-	defer s.set(func(s *script) { s.running-- })
-	select {
-	case <-time.After(takes):
-	case <-ctx.Done():
-		return tokencache.Fetched{}, ctx.Err()
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.fails != nil {
-		return tokencache.Fetched{}, s.fails
-	}
-	life := s.life
-	if life == 0 {
-		life = 24 * time.Hour
-	}
-	now := time.Now().Round(0)
-	if !s.keeps || !s.minted.ExpiresOn.After(now) {
-		s.minted = tokencache.Token{
-			Text:      tokencache.NewSecret(fmt.Sprintf("canary-%v-%d", key.Resource, s.calls)),
-			ExpiresOn: now.Add(life),
-		}
-	}
-	fetched := tokencache.Fetched{Token: s.minted, Left: s.minted.ExpiresOn.Sub(now), Nominal: life}
-	if s.edit != nil {
-		s.edit(&fetched)
-	}
-	return fetched, nil
-}
-
 // bubble runs f in virtual time with a cache on s.
-func bubble(t *testing.T, s *script, f func(t *testing.T, c *tokencache.Cache)) {
+func bubble(t *testing.T, s *tokencachetest.Source, f func(t *testing.T, c *tokencache.Cache)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Roll: func() float64 { return 0.5 }})
@@ -128,7 +63,7 @@ func kindOf(t *testing.T, err error) tokencache.Kind {
 
 func TestColdRequestsShareOneCall(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: time.Second}
+	s := &tokencachetest.Source{Latency: time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var all sync.WaitGroup
 		for range 1000 {
@@ -139,8 +74,8 @@ func TestColdRequestsShareOneCall(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if s.count() != 1 {
-			t.Errorf("%d calls for 1000 callers", s.count())
+		if s.Count() != 1 {
+			t.Errorf("%d calls for 1000 callers", s.Count())
 		}
 		if got := only(t, c); got.Served != 1000 || got.Fetches != 1 || got.State != tokencache.Fresh {
 			t.Errorf("status %+v", got)
@@ -150,7 +85,7 @@ func TestColdRequestsShareOneCall(t *testing.T) {
 
 func TestCallerThatGivesUpLeavesTheOthers(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: 3 * time.Second}
+	s := &tokencachetest.Source{Latency: 3 * time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var all sync.WaitGroup
 		all.Go(func() { mustGet(t, c, vault, tokencache.Need{}) })
@@ -162,18 +97,18 @@ func TestCallerThatGivesUpLeavesTheOthers(t *testing.T) {
 		}
 		all.Wait()
 		mustGet(t, c, vault, tokencache.Need{})
-		if s.count() != 1 {
-			t.Errorf("%d calls", s.count())
+		if s.Count() != 1 {
+			t.Errorf("%d calls", s.Count())
 		}
 	})
 }
 
 func TestValidTokenNeverWaits(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		first := mustGet(t, c, vault, tokencache.Need{})
-		s.set(func(s *script) { s.takes = time.Hour }) // the back end hangs from now on
+		s.Set(func(s *tokencachetest.Source) { s.Latency = time.Hour }) // the back end hangs from now on
 		time.Sleep(12*time.Hour + time.Minute)
 		before := time.Now()
 		again := mustGet(t, c, vault, tokencache.Need{MinTTL: 5 * time.Minute})
@@ -188,7 +123,7 @@ func TestValidTokenNeverWaits(t *testing.T) {
 
 func TestFailureIsSharedAndRemembered(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: time.Second, fails: &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}}
+	s := &tokencachetest.Source{Latency: time.Second, Err: &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var all sync.WaitGroup
 		for range 100 {
@@ -203,13 +138,13 @@ func TestFailureIsSharedAndRemembered(t *testing.T) {
 		if _, err := c.Get(t.Context(), vault, tokencache.Need{}); kindOf(t, err) != tokencache.Unreachable {
 			t.Errorf("error %v", err)
 		}
-		if s.count() != 1 {
-			t.Errorf("%d calls for one storm", s.count())
+		if s.Count() != 1 {
+			t.Errorf("%d calls for one storm", s.Count())
 		}
 		if got := only(t, c); got.State != tokencache.Missing || got.Failures != 1 || got.LastOutcome != tokencache.Failed || got.LastError == nil {
 			t.Errorf("status %+v", got)
 		}
-		s.set(func(s *script) { s.fails = nil })
+		s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 		time.Sleep(2 * time.Second)
 		mustGet(t, c, vault, tokencache.Need{})
 		if got := only(t, c); got.Failures != 0 || got.LastError != nil {
@@ -235,10 +170,10 @@ func TestStormOnAMissingKey(t *testing.T) {
 		{tokencache.FetchError{Kind: tokencache.IdentityNotFound}, 9, 3},
 		{tokencache.FetchError{Kind: tokencache.Refused}, 9, 3},
 	} {
-		s := &script{fails: &row.fails}
+		s := &tokencachetest.Source{Err: &row.fails}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 			asked := func(span, step time.Duration) int {
-				before := s.count()
+				before := s.Count()
 				for range span / step {
 					var failure *tokencache.FetchError
 					if _, err := c.Get(t.Context(), vault, tokencache.Need{}); !errors.As(err, &failure) || failure.Kind != row.fails.Kind || failure.RetryAfter <= 0 {
@@ -246,7 +181,7 @@ func TestStormOnAMissingKey(t *testing.T) {
 					}
 					time.Sleep(step)
 				}
-				return s.count() - before
+				return s.Count() - before
 			}
 			if got := asked(10*time.Minute, 100*time.Millisecond); got != row.first {
 				t.Errorf("%+v: %d calls in ten minutes, want %d", row.fails, got, row.first)
@@ -255,10 +190,10 @@ func TestStormOnAMissingKey(t *testing.T) {
 			if got := asked(time.Hour, time.Second); got != row.later {
 				t.Errorf("%+v: %d calls in the eleventh hour, want %d", row.fails, got, row.later)
 			}
-			before := s.count()
+			before := s.Count()
 			time.Sleep(10 * time.Hour)
-			if s.count() != before {
-				t.Errorf("%+v: %d calls that nobody asked for", row.fails, s.count()-before)
+			if s.Count() != before {
+				t.Errorf("%+v: %d calls that nobody asked for", row.fails, s.Count()-before)
 			}
 		})
 	}
@@ -267,11 +202,11 @@ func TestStormOnAMissingKey(t *testing.T) {
 func TestSoftNeed(t *testing.T) {
 	t.Parallel()
 	soft := tokencache.Need{MinTTL: 5 * time.Minute}
-	s := &script{life: 10 * time.Minute, keeps: true}
+	s := &tokencachetest.Source{Life: 10 * time.Minute, Reuse: true}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, soft)
 		time.Sleep(7*time.Minute + 59*time.Second) // one second before the refresh at 80 %
-		s.set(func(s *script) { s.takes = 10 * time.Second })
+		s.Set(func(s *tokencachetest.Source) { s.Latency = 10 * time.Second })
 		before := time.Now()
 		mustGet(t, c, vault, soft)
 		if waited := time.Since(before); waited != 500*time.Millisecond {
@@ -283,11 +218,11 @@ func TestSoftNeed(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second) // the back end gave the same token
 		mustGet(t, c, vault, soft)
-		if s.count() != 2 {
-			t.Errorf("%d calls: none is tried again so soon", s.count())
+		if s.Count() != 2 {
+			t.Errorf("%d calls: none is tried again so soon", s.Count())
 		}
 		time.Sleep(time.Minute) // half of what was left, since the back end has nothing newer
-		s.set(func(s *script) { s.takes, s.keeps = 100*time.Millisecond, false })
+		s.Set(func(s *tokencachetest.Source) { s.Latency, s.Reuse = 100*time.Millisecond, false })
 		before = time.Now()
 		if got := mustGet(t, c, vault, soft); got.Left < 9*time.Minute {
 			t.Errorf("%v left after a quick refresh", got.Left)
@@ -300,16 +235,16 @@ func TestSoftNeed(t *testing.T) {
 
 func TestSoftNeedDuringFailures(t *testing.T) {
 	t.Parallel()
-	s := &script{life: 4 * time.Minute}
+	s := &tokencachetest.Source{Life: 4 * time.Minute}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, tokencache.Need{})
-		s.set(func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
+		s.Set(func(s *tokencachetest.Source) { s.Err = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
 		time.Sleep(time.Minute)
 		soft := tokencache.Need{MinTTL: 5 * time.Minute}
 		mustGet(t, c, vault, soft)
-		failed := s.count()
+		failed := s.Count()
 		mustGet(t, c, vault, soft)
-		if s.count() != failed {
+		if s.Count() != failed {
 			t.Error("a remembered failure was tried again for a wish")
 		}
 	})
@@ -317,7 +252,7 @@ func TestSoftNeedDuringFailures(t *testing.T) {
 
 func TestFirmNeed(t *testing.T) {
 	t.Parallel()
-	s := &script{life: time.Hour, keeps: true}
+	s := &tokencachetest.Source{Life: time.Hour, Reuse: true}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, tokencache.Need{})
 		time.Sleep(40 * time.Minute)
@@ -326,15 +261,17 @@ func TestFirmNeed(t *testing.T) {
 		if _, err := c.Get(t.Context(), vault, firm); !errors.As(err, &short) || short.Left != 20*time.Minute || short.Want != 30*time.Minute {
 			t.Errorf("error %v", err)
 		}
-		if _, err := c.Get(t.Context(), vault, firm); !errors.As(err, &short) || s.count() != 2 {
-			t.Errorf("error %v after %d calls", err, s.count())
+		if _, err := c.Get(t.Context(), vault, firm); !errors.As(err, &short) || s.Count() != 2 {
+			t.Errorf("error %v after %d calls", err, s.Count())
 		}
 		time.Sleep(5 * time.Minute)
-		s.set(func(s *script) { s.keeps = false })
+		s.Set(func(s *tokencachetest.Source) { s.Reuse = false })
 		if got := mustGet(t, c, vault, firm); got.Left != time.Hour {
 			t.Errorf("%v left", got.Left)
 		}
-		s.set(func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "gone"} })
+		s.Set(func(s *tokencachetest.Source) {
+			s.Err = &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "gone"}
+		})
 		time.Sleep(31 * time.Minute)
 		if _, err := c.Get(t.Context(), vault, firm); kindOf(t, err) != tokencache.Unreachable {
 			t.Errorf("error %v", err)
@@ -353,7 +290,7 @@ func TestRetryAfter(t *testing.T) {
 		{2 * time.Minute, 2 * time.Minute},
 		{24 * 365 * time.Hour, 5 * time.Minute}, // nobody waits years
 	} {
-		s := &script{fails: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: row.told, Detail: "too many"}}
+		s := &tokencachetest.Source{Err: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: row.told, Detail: "too many"}}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 			other := tokencache.Key{Resource: "https://storage.azure.com"}
 			_, err := c.Get(t.Context(), vault, tokencache.Need{})
@@ -372,10 +309,10 @@ func TestRetryAfter(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if s.count() != 1 {
-				t.Errorf("%d calls within Retry-After %v", s.count(), row.told)
+			if s.Count() != 1 {
+				t.Errorf("%d calls within Retry-After %v", s.Count(), row.told)
 			}
-			s.set(func(s *script) { s.fails = nil })
+			s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 			time.Sleep(time.Second)
 			mustGet(t, c, vault, tokencache.Need{})
 			mustGet(t, c, other, tokencache.Need{})
@@ -394,7 +331,7 @@ func TestUnusableAnswers(t *testing.T) {
 		{"no life", func(f *tokencache.Fetched) { f.Left = 0 }, "expired"},
 		{"expired by the wall clock", func(f *tokencache.Fetched) { f.Token.ExpiresOn = time.Now().Add(-time.Minute) }, "expired 1m0s ago"},
 	} {
-		s := &script{edit: row.edit}
+		s := &tokencachetest.Source{Edit: row.edit}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 			_, err := c.Get(t.Context(), vault, tokencache.Need{})
 			if kindOf(t, err) != tokencache.Malformed || !strings.Contains(err.Error(), row.want) {
@@ -406,14 +343,14 @@ func TestUnusableAnswers(t *testing.T) {
 
 func TestErrorsWithoutAKindGetOne(t *testing.T) {
 	t.Parallel()
-	s := &script{fails: errors.New("the cable is cut")}
+	s := &tokencachetest.Source{Err: errors.New("the cable is cut")}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		_, err := c.Get(t.Context(), vault, tokencache.Need{})
 		if kindOf(t, err) != tokencache.Unreachable || !strings.Contains(err.Error(), "the cable is cut") {
 			t.Error(err)
 		}
 	})
-	s = &script{takes: time.Hour}
+	s = &tokencachetest.Source{Latency: time.Hour}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		before := time.Now()
 		_, err := c.Get(t.Context(), vault, tokencache.Need{})
@@ -426,7 +363,7 @@ func TestErrorsWithoutAKindGetOne(t *testing.T) {
 // A life beyond what such a token has is not believed: the clock that told it was wrong.
 func TestLifeIsBoundedByTheNominalOne(t *testing.T) {
 	t.Parallel()
-	s := &script{edit: func(f *tokencache.Fetched) {
+	s := &tokencachetest.Source{Edit: func(f *tokencache.Fetched) {
 		f.Left, f.Token.ExpiresOn = 1000*time.Hour, time.Time{}
 	}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
@@ -438,7 +375,7 @@ func TestLifeIsBoundedByTheNominalOne(t *testing.T) {
 
 func TestSlowAnswersShortenTheLife(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: 10 * time.Second, edit: func(f *tokencache.Fetched) { f.Token.ExpiresOn = time.Time{} }}
+	s := &tokencachetest.Source{Latency: 10 * time.Second, Edit: func(f *tokencache.Fetched) { f.Token.ExpiresOn = time.Time{} }}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		if got := mustGet(t, c, vault, tokencache.Need{}); got.Left != 24*time.Hour-10*time.Second {
 			t.Errorf("%v left: the token may have been minted when the call began", got.Left)
@@ -448,11 +385,11 @@ func TestSlowAnswersShortenTheLife(t *testing.T) {
 
 func TestOlderTokenNeverReplacesANewer(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		held := mustGet(t, c, vault, tokencache.Need{})
-		s.set(func(s *script) {
-			s.edit = func(f *tokencache.Fetched) { // what another replica has had for an hour longer
+		s.Set(func(s *tokencachetest.Source) {
+			s.Edit = func(f *tokencache.Fetched) { // what another replica has had for an hour longer
 				f.Token.ExpiresOn = held.Token.ExpiresOn.Add(-time.Hour)
 				f.Left = time.Until(f.Token.ExpiresOn)
 			}
@@ -473,7 +410,7 @@ func TestOlderTokenNeverReplacesANewer(t *testing.T) {
 
 func TestRefresh(t *testing.T) {
 	t.Parallel()
-	s := &script{keeps: true, takes: time.Second}
+	s := &tokencachetest.Source{Reuse: true, Latency: time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		if outcome, err := c.Refresh(t.Context(), vault, false); err != nil || outcome != tokencache.Newer {
 			t.Errorf("first: %v, %v", outcome, err)
@@ -486,7 +423,7 @@ func TestRefresh(t *testing.T) {
 		if _, err := c.Refresh(ctx, vault, false); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("gave up: %v", err)
 		}
-		s.set(func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
+		s.Set(func(s *tokencachetest.Source) { s.Err = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
 		time.Sleep(time.Minute)
 		if outcome, err := c.Refresh(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused || outcome != tokencache.Failed {
 			t.Errorf("failing: %v, %v", outcome, err)
@@ -497,7 +434,7 @@ func TestRefresh(t *testing.T) {
 func TestRetain(t *testing.T) {
 	t.Parallel()
 	storage := tokencache.Key{Resource: "https://storage.azure.com"}
-	s := &script{takes: time.Second}
+	s := &tokencachetest.Source{Latency: time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, tokencache.Need{})
 		mustGet(t, c, storage, tokencache.Need{})
@@ -526,7 +463,7 @@ func TestRetain(t *testing.T) {
 // What is fetched for a key that was dropped and wanted again meanwhile is not what was asked for.
 func TestLandingAfterDropAndReturn(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: 10 * time.Second}
+	s := &tokencachetest.Source{Latency: 10 * time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		go c.Refresh(t.Context(), vault, false)
 		synctest.Wait()
@@ -535,15 +472,15 @@ func TestLandingAfterDropAndReturn(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		before := time.Now()
 		mustGet(t, c, vault, tokencache.Need{})
-		if time.Since(before) != 10*time.Second || s.count() != 2 {
-			t.Errorf("took %v and %d calls", time.Since(before), s.count())
+		if time.Since(before) != 10*time.Second || s.Count() != 2 {
+			t.Errorf("took %v and %d calls", time.Since(before), s.Count())
 		}
 	})
 }
 
 func TestPrefetch(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 			t.Fatal(err)
@@ -571,16 +508,16 @@ func TestPrefetch(t *testing.T) {
 
 func TestPrefetchKeepsTryingAFailingSource(t *testing.T) {
 	t.Parallel()
-	s := &script{fails: &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "no network yet"}}
+	s := &tokencachetest.Source{Err: &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "no network yet"}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(24 * time.Hour)
-		if calls := s.count(); calls < 24*12 || calls > 24*12*2+20 {
+		if calls := s.Count(); calls < 24*12 || calls > 24*12*2+20 {
 			t.Errorf("%d calls in a day without a network", calls)
 		}
-		s.set(func(s *script) { s.fails = nil })
+		s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 		time.Sleep(5 * time.Minute)
 		if got := only(t, c); got.State != tokencache.Fresh {
 			t.Errorf("the network is back for 5 minutes: %+v", got)
@@ -590,17 +527,17 @@ func TestPrefetchKeepsTryingAFailingSource(t *testing.T) {
 
 func TestIdleKeyExpiresAndComesBack(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, tokencache.Need{}) // hour 0
 		time.Sleep(25 * time.Hour)              // refreshed at 12 and 24, asked for at 0 only
-		calls := s.count()
+		calls := s.Count()
 		if got := only(t, c); calls != 3 || got.State != tokencache.Fresh {
 			t.Fatalf("%d calls, status %+v", calls, got)
 		}
 		time.Sleep(12 * time.Hour)
-		if got := only(t, c); got.State != tokencache.Idle || s.count() != calls || !got.NextRefresh.IsZero() {
-			t.Fatalf("%d calls, status %+v", s.count(), got)
+		if got := only(t, c); got.State != tokencache.Idle || s.Count() != calls || !got.NextRefresh.IsZero() {
+			t.Fatalf("%d calls, status %+v", s.Count(), got)
 		}
 		mustGet(t, c, vault, tokencache.Need{}) // somebody asks again, 11 h before its end
 		if got := only(t, c); got.State != tokencache.Fresh || got.NextRefresh.IsZero() {
@@ -615,7 +552,7 @@ func TestIdleKeyExpiresAndComesBack(t *testing.T) {
 
 func TestLeastRecentlyUsedGoesFirst(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		key := func(i int) tokencache.Key { return tokencache.Key{Resource: fmt.Sprintf("api://%d", i)} }
 		if err := c.Prefetch([]tokencache.Key{key(0)}); err != nil {
@@ -639,7 +576,7 @@ func TestLeastRecentlyUsedGoesFirst(t *testing.T) {
 
 func TestFullOfPrefetchedKeys(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var keys []tokencache.Key
 		for i := range tokencache.MaxKeys {
@@ -660,22 +597,22 @@ func TestFullOfPrefetchedKeys(t *testing.T) {
 
 func TestSourceLimits(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: 30 * time.Millisecond}
+	s := &tokencachetest.Source{Latency: 30 * time.Millisecond}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var all sync.WaitGroup
 		for i := range 40 {
 			all.Go(func() { mustGet(t, c, tokencache.Key{Resource: fmt.Sprintf("api://%d", i)}, tokencache.Need{}) })
 		}
 		all.Wait()
-		if s.peak > 2 {
-			t.Errorf("%d calls at once", s.peak)
+		if s.Peak > 2 {
+			t.Errorf("%d calls at once", s.Peak)
 		}
-		for i := 5; i < len(s.times); i++ {
-			if gap := s.times[i].Sub(s.times[i-5]); gap < time.Second {
+		for i := 5; i < len(s.Times); i++ {
+			if gap := s.Times[i].Sub(s.Times[i-5]); gap < time.Second {
 				t.Errorf("six calls within %v", gap)
 			}
 		}
-		if took := s.times[39].Sub(s.times[0]); took > 8*time.Second {
+		if took := s.Times[39].Sub(s.Times[0]); took > 8*time.Second {
 			t.Errorf("40 calls took %v: the source was left idle", took)
 		}
 	})
@@ -685,7 +622,7 @@ func TestSourceLimits(t *testing.T) {
 // two hundred keys, and joining a queued prefetch moves it to the front.
 func TestCallersGoFirst(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: 200 * time.Millisecond}
+	s := &tokencachetest.Source{Latency: 200 * time.Millisecond}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var keys []tokencache.Key
 		for i := range 200 {
@@ -701,8 +638,8 @@ func TestCallersGoFirst(t *testing.T) {
 			t.Errorf("a miss waited %v", waited)
 		}
 		begun := make(map[tokencache.Key]bool)
-		s.set(func(s *script) {
-			for _, key := range s.sequence {
+		s.Set(func(s *tokencachetest.Source) {
+			for _, key := range s.Keys {
 				begun[key] = true
 			}
 		})
@@ -723,7 +660,7 @@ func TestCallersGoFirst(t *testing.T) {
 // the others are refreshed all the same.
 func TestHangingKeysDoNotStarveTheOthers(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	synctest.Test(t, func(t *testing.T) {
 		c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 }, Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 			if key == vault {
@@ -750,8 +687,8 @@ func TestHangingKeysDoNotStarveTheOthers(t *testing.T) {
 			})
 		}
 		time.Sleep(time.Hour + 2*time.Minute)
-		if s.count() != 2 {
-			t.Errorf("%d calls for the key that works: its refresh was due two minutes ago", s.count())
+		if s.Count() != 2 {
+			t.Errorf("%d calls for the key that works: its refresh was due two minutes ago", s.Count())
 		}
 		cancel()
 		all.Wait()
@@ -761,7 +698,7 @@ func TestHangingKeysDoNotStarveTheOthers(t *testing.T) {
 // A pause that the back end asks for is told to whoever comes, also for a key whose fetch is queued.
 func TestPauseIsToldForQueuedKeys(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: time.Second, fails: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "too many"}}
+	s := &tokencachetest.Source{Latency: time.Second, Err: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "too many"}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var keys []tokencache.Key
 		for i := range 4 {
@@ -788,7 +725,7 @@ func TestPauseIsToldForQueuedKeys(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: time.Hour}
+	s := &tokencachetest.Source{Latency: time.Hour}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var waiter sync.WaitGroup
 		waiter.Go(func() {
@@ -825,7 +762,7 @@ func TestCheck(t *testing.T) {
 		defer mu.Unlock()
 		return time.Hour
 	}}
-	c := tokencache.New(tokencache.Options{Fetch: (&script{}).Fetch, Clock: clock})
+	c := tokencache.New(tokencache.Options{Fetch: (&tokencachetest.Source{}).Fetch, Clock: clock})
 	defer c.Close()
 	if err := c.Ping(t.Context()); err != nil {
 		t.Fatal(err)
@@ -857,7 +794,7 @@ func TestCheck(t *testing.T) {
 func TestObserve(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := &script{takes: time.Second}
+		s := &tokencachetest.Source{Latency: time.Second}
 		events := make(chan tokencache.Event, 10)
 		c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Roll: func() float64 { return 0.5 }, Observe: func(e tokencache.Event) { events <- e }})
 		defer c.Close()
@@ -899,22 +836,22 @@ func TestExpiryByTwoClocks(t *testing.T) {
 				return synchronised
 			},
 		}
-		s := &script{}
+		s := &tokencachetest.Source{}
 		set(-20*365*24*time.Hour, false)
 		c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Clock: clock})
 		defer c.Close()
 		mustGet(t, c, vault, tokencache.Need{})
 		set(30*365*24*time.Hour, false) // a wild step, not vouched for
 		got := mustGet(t, c, vault, tokencache.Need{})
-		if got.Left != 24*time.Hour || s.count() != 1 {
-			t.Errorf("%v left, %d calls", got.Left, s.count())
+		if got.Left != 24*time.Hour || s.Count() != 1 {
+			t.Errorf("%v left, %d calls", got.Left, s.Count())
 		}
 		set(10*time.Hour, true)
 		if got := mustGet(t, c, vault, tokencache.Need{}); got.Left != 14*time.Hour {
 			t.Errorf("%v left by a trusted clock that is 10 h ahead", got.Left)
 		}
 		set(25*time.Hour, true)
-		s.set(func(s *script) { s.fails = errors.New("down") })
+		s.Set(func(s *tokencachetest.Source) { s.Err = errors.New("down") })
 		if _, err := c.Get(t.Context(), vault, tokencache.Need{}); kindOf(t, err) != tokencache.Unreachable {
 			t.Errorf("expired by the trusted clock, and Get says %v", err)
 		}
@@ -923,12 +860,12 @@ func TestExpiryByTwoClocks(t *testing.T) {
 		if got := mustGet(t, c, vault, tokencache.Need{}); got.Left != 23*time.Hour+50*time.Minute {
 			t.Errorf("%v left: a token was deleted for a clock's sake", got.Left)
 		}
-		s.set(func(s *script) { s.fails = nil })
+		s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 		time.Sleep(5 * time.Minute)
-		before := s.count()
+		before := s.Count()
 		set(25*time.Hour, true)
 		time.Sleep(6 * time.Minute)
-		if s.count() == before {
+		if s.Count() == before {
 			t.Error("the clock says expired for minutes, and nothing newer was asked for")
 		}
 	})

@@ -11,6 +11,7 @@ import (
 
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // counting is a device whose back end counts the lives of tokens, as the metadata service does.
@@ -57,15 +58,15 @@ func TestWrongClockThatIsVouchedFor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w := &watch{known: true}
+				w := &tokencachetest.Clock{Trusted: true}
 				d := &device{backend: simulator.New(simulator.Options{})}
-				clock := w.clock()
+				clock := w.AfterUptime()
 				c := tokencache.New(tokencache.Options{Fetch: fetcher(d, row.counts), Clock: clock, BootID: "b"})
 				defer func() { c.Close() }()
 				mustGet(t, c, vault, sdk)
 				time.Sleep(time.Hour)
 				noted := note(t, c, "x", tokencache.Revoked, time.Time{})
-				w.set(row.behind, true)
+				w.Set(row.behind, true)
 				if row.restart {
 					m, record := c.Snapshot(), c.Record()
 					c.Close()
@@ -80,7 +81,7 @@ func TestWrongClockThatIsVouchedFor(t *testing.T) {
 						t.Fatal("served while the clock is wrong")
 					}
 				}
-				w.set(0, true)
+				w.Set(0, true)
 				time.Sleep(20 * time.Minute)
 				if !withheld(t, c) {
 					t.Error("served when the clock was right again")
@@ -104,7 +105,7 @@ func TestClockBehindTheIssuer(t *testing.T) {
 		for _, behind := range []time.Duration{5 * time.Minute, 11 * time.Minute, 20 * time.Minute, 2 * time.Hour} {
 			synctest.Test(t, func(t *testing.T) {
 				d := &device{backend: simulator.New(simulator.Options{})}
-				c := tokencache.New(tokencache.Options{Clock: (&watch{known: true, behind: behind}).clock(), Fetch: fetcher(d, counts)})
+				c := tokencache.New(tokencache.Options{Clock: (&tokencachetest.Clock{Trusted: true, Behind: behind}).AfterUptime(), Fetch: fetcher(d, counts)})
 				defer c.Close()
 				mustGet(t, c, vault, sdk)
 				time.Sleep(30 * time.Second)
@@ -135,10 +136,10 @@ func TestUnvouchedClock(t *testing.T) {
 }
 
 func unvouchedClock(t *testing.T, life string, counts bool, rolls simulator.Rollover) {
-	w := &watch{}
+	w := &tokencachetest.Clock{}
 	d := &device{backend: simulator.New(simulator.Options{Rollover: rolls, PropagationDelay: 8 * time.Minute})}
-	clock, boots := w.clock(), 0
-	began := time.Now().Add(-uptime)
+	clock, boots := w.AfterUptime(), 0
+	began := time.Now().Add(-tokencachetest.Uptime)
 	clock.Boot = func() time.Duration { return time.Since(began) }
 	id := func() string { return fmt.Sprint("boot ", boots) }
 	c := tokencache.New(tokencache.Options{Fetch: fetcher(d, counts), Clock: clock, BootID: id()})
@@ -227,9 +228,9 @@ func TestLifeByTheDevicesOwnClock(t *testing.T) {
 	t.Parallel()
 	for _, behind := range []time.Duration{0, 11 * time.Minute, 3 * time.Hour, -3 * time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
-			w := &watch{behind: behind}
+			w := &tokencachetest.Clock{Behind: behind}
 			d := &device{backend: simulator.New(simulator.Options{Aged: 2 * time.Hour})}
-			c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+			c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(), Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 				f, err := d.Fetch(ctx, key)
 				f.Left = min(f.Left+behind, 24*time.Hour)
 				return f, err
@@ -249,14 +250,14 @@ func TestLifeByTheDevicesOwnClock(t *testing.T) {
 func TestChangeDatedUnderAClockAhead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := &watch{known: true}
+		w := &tokencachetest.Clock{Trusted: true}
 		d := &device{backend: simulator.New(simulator.Options{Aged: 5 * time.Hour})}
-		c := tokencache.New(tokencache.Options{Fetch: counting{d}.Fetch, Clock: w.clock()})
+		c := tokencache.New(tokencache.Options{Fetch: counting{d}.Fetch, Clock: w.AfterUptime()})
 		defer c.Close()
 		mustGet(t, c, tokencache.Key{Resource: "api://other"}, tokencache.Need{})
-		w.set(-72*time.Hour, true)
+		w.Set(-72*time.Hour, true)
 		noted := note(t, c, "x", tokencache.Revoked, time.Now().Add(-time.Hour))
-		w.set(0, true)
+		w.Set(0, true)
 		time.Sleep(time.Minute)
 		if !withheld(t, c) {
 			t.Errorf("a token of five hours ago is served: %+v", noted)
@@ -267,16 +268,16 @@ func TestChangeDatedUnderAClockAhead(t *testing.T) {
 // A token that comes again after it was forgotten was received when it came first.
 func TestReceivedAgain(t *testing.T) {
 	t.Parallel()
-	s := &script{edit: byEntra}
+	s := &tokencachetest.Source{Edit: byEntra}
 	synctest.Test(t, func(t *testing.T) {
-		w := &watch{}
-		c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Clock: w.clock()})
+		w := &tokencachetest.Clock{}
+		c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Clock: w.AfterUptime()})
 		defer c.Close()
 		first := mustGet(t, c, vault, tokencache.Need{})
 		time.Sleep(time.Minute)
 		note(t, c, "x", tokencache.Changed, time.Now())
-		s.set(func(s *script) {
-			s.edit = func(f *tokencache.Fetched) {
+		s.Set(func(s *tokencachetest.Source) {
+			s.Edit = func(f *tokencache.Fetched) {
 				f.Token, f.Left = *first.Token, 23*time.Hour
 			}
 		})
@@ -287,7 +288,7 @@ func TestReceivedAgain(t *testing.T) {
 		if got := mustGet(t, c, vault, tokencache.Need{}); !got.Token.Text.Equal(first.Token.Text) || got.Permissions.State != tokencache.Stale {
 			t.Errorf("%v after %v", got.Permissions.State, time.Since(first.ReceivedOn))
 		}
-		if got := c.Snapshot().Keys[0].ReceivedAt; got != uptime+1 {
+		if got := c.Snapshot().Keys[0].ReceivedAt; got != tokencachetest.Uptime+1 {
 			t.Errorf("received at %v", got)
 		}
 	})
@@ -378,15 +379,15 @@ func TestRecordOfTheReleaseBefore(t *testing.T) {
 		{"the clock is not known by now", false, true, 5 * time.Hour, tokencache.Stale},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			w := &watch{known: true}
+			w := &tokencachetest.Clock{Trusted: true}
 			d := &device{backend: simulator.New(simulator.Options{})}
-			clock := w.clock()
+			clock := w.AfterUptime()
 			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: clock, BootID: "b"})
 			mustGet(t, c, vault, sdk)
 			time.Sleep(2 * time.Hour)
 			m := c.Snapshot()
 			c.Close()
-			w.set(0, row.known)
+			w.Set(0, row.known)
 			at := time.Now().Add(-row.ago)
 			before := tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Changed, At: at, RecordedAt: at, Vouched: row.vouched}
 			c = tokencache.New(tokencache.Options{
@@ -441,7 +442,7 @@ func TestChangesAboutOthersPutNothingOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := &registry{}
-		c := tokencache.New(tokencache.Options{Clock: (&watch{known: true}).clock(), Fetch: r.Fetch})
+		c := tokencache.New(tokencache.Options{Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime(), Fetch: r.Fetch})
 		defer c.Close()
 		pipeline := func(changes int, resource string) {
 			for i := range changes {
@@ -499,7 +500,7 @@ func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &device{backend: simulator.New(simulator.Options{})}
-		clock := (&watch{known: true}).clock()
+		clock := (&tokencachetest.Clock{Trusted: true}).AfterUptime()
 		c := tokencache.New(tokencache.Options{Fetch: fetcher(d, true), Clock: clock, BootID: "a"})
 		time.Sleep(time.Hour)
 		mustGet(t, c, storage, sdk)
@@ -524,13 +525,13 @@ func TestClockBefore1970(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &device{backend: simulator.New(simulator.Options{})}
-		w := &watch{}
-		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.clock()})
+		w := &tokencachetest.Clock{}
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.AfterUptime()})
 		defer c.Close()
 		mustGet(t, c, vault, sdk)
 		noted := note(t, c, "x", tokencache.Changed, time.Time{})
 		time.Sleep(time.Hour)
-		w.set(time.Since(time.Unix(60, 0)), true)
+		w.Set(time.Since(time.Unix(60, 0)), true)
 		time.Sleep(10 * time.Minute)
 		got := c.Record().Changes
 		if len(got) == 1 {
@@ -553,14 +554,14 @@ func TestPromiseOfARestoredUndatedToken(t *testing.T) {
 			}
 			return tokencache.Fetched{Token: held, Left: time.Until(held.ExpiresOn), Counted: true}, nil
 		}
-		w := &watch{known: true}
-		clock := w.clock()
+		w := &tokencachetest.Clock{Trusted: true}
+		clock := w.AfterUptime()
 		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "a"})
 		mustGet(t, c, vault, sdk)
 		time.Sleep(time.Hour)
 		m := c.Snapshot()
 		c.Close()
-		w.set(-20*365*24*time.Hour, false)
+		w.Set(-20*365*24*time.Hour, false)
 		booted := time.Now()
 		clock.Boot = func() time.Duration { return time.Since(booted) + time.Second }
 		c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "b", Snapshot: &m, On: tokencache.OnAtBoot("b", clock.Boot(), m.Taken())})

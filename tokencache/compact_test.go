@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 var (
@@ -43,7 +44,7 @@ func api(i int) string { return fmt.Sprint("api://", i) }
 // What every token held meets makes room, the oldest first; a change that one of them lacks does not.
 func TestRoomByWhatIsMet(t *testing.T) {
 	t.Parallel()
-	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+	bubble(t, &tokencachetest.Source{Edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)
 		put(t, c, "unmet", tokencache.Changed, vault.Selector, vault.Resource)
 		put(t, c, "revoked", tokencache.Revoked, camera, "")
@@ -72,7 +73,7 @@ func TestRoomForAGrant(t *testing.T) {
 		t.Fatalf("no token for %v", key)
 		return false
 	}
-	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+	bubble(t, &tokencachetest.Source{Edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)
 		mustGet(t, c, storage, sdk)
 		for i := range tokencache.MaxChanges {
@@ -93,7 +94,7 @@ func TestRoomForAGrant(t *testing.T) {
 			t.Errorf("%d on record", n)
 		}
 	})
-	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+	bubble(t, &tokencachetest.Source{Edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)
 		put(t, c, "unmet", tokencache.Granted, vault.Selector, vault.Resource)
 		for i := range tokencache.MaxChanges - 1 {
@@ -119,7 +120,7 @@ func TestRoomForAGrant(t *testing.T) {
 func TestRoomWithholdsNothingElse(t *testing.T) {
 	t.Parallel()
 	for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Revoked} {
-		bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+		bubble(t, &tokencachetest.Source{Edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
 			mustGet(t, c, vault, sdk)
 			mustGet(t, c, storage, sdk)
 			for i := range tokencache.MaxChanges {
@@ -142,7 +143,7 @@ func TestRoomWithholdsNothingElse(t *testing.T) {
 // A change that is to go before others are joined with it is not joined.
 func TestRoomLeavesAloneWhatIsToStayAlone(t *testing.T) {
 	t.Parallel()
-	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+	bubble(t, &tokencachetest.Source{Edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
 		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "alone", AllIdentities: true, Effect: tokencache.Revoked, Alone: true}); err != nil {
 			t.Fatal(err)
 		}
@@ -212,7 +213,7 @@ func TestRoomForARevocation(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+			bubble(t, &tokencachetest.Source{Edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
 				key := tokencache.Key{Selector: speech, Resource: api(0)}
 				for _, k := range []tokencache.Key{vault, key} {
 					mustGet(t, c, k, sdk)
@@ -241,7 +242,7 @@ func TestRoomForARevocation(t *testing.T) {
 // What was joined ends, and is withdrawn, as one.
 func TestJoinedIsWithdrawnAsOne(t *testing.T) {
 	t.Parallel()
-	bubble(t, &script{edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
+	bubble(t, &tokencachetest.Source{Edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
 		key := tokencache.Key{Selector: speech, Resource: api(7)} // none of the joined names it
 		mustGet(t, c, key, sdk)
 		for i := range tokencache.MaxChanges {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // A token that is dated ahead, by a replica whose clock is wrong or by mistake, keeps no later one from its place: neither where its
@@ -21,9 +22,9 @@ func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
 				t.Run(fmt.Sprintf("vouched %v believed %v changed %v", vouched, believed, changed), func(t *testing.T) {
 					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
-						w := &watch{known: vouched}
+						w := &tokencachetest.Clock{Trusted: vouched}
 						calls := 0
-						c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+						c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 							f := tokenOf("o", key, time.Now())
 							if calls++; calls == 1 {
 								f.Token.Claims.IssuedAt = f.Token.Claims.IssuedAt.Add(ahead)
@@ -66,20 +67,20 @@ func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
 func TestDateAheadOfTheReceiptStaysNone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w, r := &watch{}, &registry{}
+		w, r := &tokencachetest.Clock{}, &registry{}
 		issued := time.Now().Add(-10 * time.Hour)
 		r.gives(func(key tokencache.Key) tokencache.Fetched {
 			f := tokenOf("o", key, issued)
 			f.Counted, f.Token.Claims.IssuedAt = false, f.Token.ExpiresOn.Add(-time.Hour)
 			return f
 		})
-		c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: r.Fetch})
+		c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(), Fetch: r.Fetch})
 		defer c.Close()
 		note(t, c, "x", tokencache.Granted, time.Time{})
 		time.Sleep(jitter + time.Minute)
 		mustGet(t, c, vault, sdk)
 		for time.Sleep(13 * time.Hour); time.Since(issued) < 24*time.Hour-time.Minute; time.Sleep(5 * time.Minute) {
-			w.set(0, true)
+			w.Set(0, true)
 			if got := policyState(t, c); got == tokencache.Current {
 				t.Fatalf("a token of %v before the change is %v", 10*time.Hour, got)
 			}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // wholeSeconds is a back end that rolls over at the expiry and not before, counts whole seconds, has a clock that is ahead of the
@@ -161,14 +162,14 @@ func TestFetchInTheLastSecond(t *testing.T) {
 // again a few times for each caller's miss, and told of.
 func TestForeverJustExpired(t *testing.T) {
 	t.Parallel()
-	s := &script{fails: &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true, Detail: "expired"}}
+	s := &tokencachetest.Source{Err: &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true, Detail: "expired"}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		before := time.Now()
 		if _, err := c.Get(t.Context(), vault, sdk); kindOf(t, err) != tokencache.Malformed {
 			t.Error(err)
 		}
-		if took := time.Since(before); took > 5*time.Second || s.count() != 7 {
-			t.Errorf("told after %v and %d calls", took, s.count())
+		if took := time.Since(before); took > 5*time.Second || s.Count() != 7 {
+			t.Errorf("told after %v and %d calls", took, s.Count())
 		}
 		if got := only(t, c); got.Failures != 1 || got.Fetches != 7 {
 			t.Errorf("%+v", got)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // A daemon that crashes every few seconds, or reboots, makes no more calls to a source that fails than one that goes on: what
@@ -26,7 +27,7 @@ func TestFailuresOutliveCrashes(t *testing.T) {
 		{&tokencache.FetchError{Kind: tokencache.Unreachable}, false, 60 * 45},
 	} {
 		for _, reboots := range []bool{false, true} {
-			s := &script{}
+			s := &tokencachetest.Source{}
 			synctest.Test(t, func(t *testing.T) {
 				boot, id := time.Now().Add(-time.Hour), "first"
 				clock := tokencache.Clock{Boot: func() time.Duration { return time.Since(boot) }}
@@ -46,11 +47,11 @@ func TestFailuresOutliveCrashes(t *testing.T) {
 					}
 					time.Sleep(time.Minute)
 				}
-				s.set(func(s *script) { s.fails = row.fails })
+				s.Set(func(s *tokencachetest.Source) { s.Err = row.fails })
 				if row.had {
 					time.Sleep(30 * time.Hour)
 				}
-				before := s.count()
+				before := s.Count()
 				for end := time.Now().Add(time.Hour); time.Now().Before(end); {
 					for _, key := range keys {
 						_, _ = c.Get(t.Context(), key, sdk)
@@ -63,10 +64,10 @@ func TestFailuresOutliveCrashes(t *testing.T) {
 					}
 					c = begin(&m)
 				}
-				if spent := s.count() - before; spent > row.most {
+				if spent := s.Count() - before; spent > row.most {
 					t.Errorf("%+v, had tokens %v, reboots %v: %d calls in an hour, want %d at most", row.fails, row.had, reboots, spent, row.most)
 				}
-				s.set(func(s *script) { s.fails = nil })
+				s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 				c.TryAgain()
 				time.Sleep(5*time.Minute + 30*time.Second) // a pause holds for five minutes
 				for _, got := range c.Status() {
@@ -101,15 +102,15 @@ func TestRememberedWaitsAreBounded(t *testing.T) {
 					BootID: "same", Wall: time.Now(), Synchronised: true, Paused: row.paused, Failing: row.source,
 					Keys: []tokencache.SnapshotEntry{{Key: vault, Deadline: -tokencache.Never / 2, Next: eternity, Asked: tokencache.Never, Failing: row.key}},
 				}
-				s := &script{}
+				s := &tokencachetest.Source{}
 				c := tokencache.New(tokencache.Options{Fetch: s.Fetch, BootID: id, Snapshot: &m})
 				defer c.Close()
 				if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(row.most + time.Second)
-				if s.count() != 1 {
-					t.Errorf("%+v %+v %+v: %d calls within %v", row.paused, row.source, row.key, s.count(), row.most)
+				if s.Count() != 1 {
+					t.Errorf("%+v %+v %+v: %d calls within %v", row.paused, row.source, row.key, s.Count(), row.most)
 				}
 			})
 		}

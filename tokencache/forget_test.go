@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 func forgotten(t *testing.T, c *tokencache.Cache, key tokencache.Key, want tokencache.Outcome) (dropped string) {
@@ -22,7 +23,7 @@ func forgotten(t *testing.T, c *tokencache.Cache, key tokencache.Key, want token
 // A token is dropped with what was learnt of its life, and fetched anew; callers that come meanwhile wait for the fetch.
 func TestForget(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: 2 * time.Second}
+	s := &tokencachetest.Source{Latency: 2 * time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		held := mustGet(t, c, vault, tokencache.Need{})
 		_, news, err := c.Peek(vault)
@@ -39,8 +40,8 @@ func TestForget(t *testing.T) {
 		if dropped := forgotten(t, c, vault, tokencache.Newer); dropped != held.Token.Text.SHA256() {
 			t.Errorf("dropped %q", dropped)
 		}
-		if answer := <-got; answer.Token == nil || answer.Token.Text.Equal(held.Token.Text) || s.count() != 2 {
-			t.Errorf("the caller that waited got %v after %d calls", answer.Token, s.count())
+		if answer := <-got; answer.Token == nil || answer.Token.Text.Equal(held.Token.Text) || s.Count() != 2 {
+			t.Errorf("the caller that waited got %v after %d calls", answer.Token, s.Count())
 		}
 		select {
 		case <-news:
@@ -54,16 +55,20 @@ func TestForget(t *testing.T) {
 // gives a page, an error, or a token that is of no use.
 func TestForgetGivesUpNothingInVain(t *testing.T) {
 	t.Parallel()
-	for name, fails := range map[string]func(*script){
-		"a page":   func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Malformed, Detail: "an HTML page"} },
-		"an error": func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "refused"} },
-		"too old":  func(s *script) { s.life = -time.Hour },
+	for name, fails := range map[string]func(*tokencachetest.Source){
+		"a page": func(s *tokencachetest.Source) {
+			s.Err = &tokencache.FetchError{Kind: tokencache.Malformed, Detail: "an HTML page"}
+		},
+		"an error": func(s *tokencachetest.Source) {
+			s.Err = &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "refused"}
+		},
+		"too old": func(s *tokencachetest.Source) { s.Life = -time.Hour },
 	} {
-		s := &script{takes: 2 * time.Second}
+		s := &tokencachetest.Source{Latency: 2 * time.Second}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 			held := mustGet(t, c, vault, tokencache.Need{})
 			has := func() bool { return mustGet(t, c, vault, tokencache.Need{}).Token.Text.Equal(held.Token.Text) }
-			s.set(fails)
+			s.Set(fails)
 			forget := func() (dropped string, err error) {
 				done := make(chan struct{})
 				go func() {
@@ -80,7 +85,7 @@ func TestForgetGivesUpNothingInVain(t *testing.T) {
 			if dropped, err := forget(); err == nil || dropped != "" || !has() {
 				t.Errorf("%s: dropped %q, %v", name, dropped, err)
 			}
-			s.set(func(s *script) { s.fails, s.life = nil, 0 })
+			s.Set(func(s *tokencachetest.Source) { s.Err, s.Life = nil, 0 })
 			if _, err := c.Refresh(t.Context(), vault, true); err != nil {
 				t.Fatal(name, err)
 			}
@@ -95,7 +100,7 @@ func TestForgetGivesUpNothingInVain(t *testing.T) {
 // Where nothing may be asked now, nothing is dropped.
 func TestForgetDropsNothingInVain(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		held := mustGet(t, c, vault, tokencache.Need{})
 		note(t, c, "x", tokencache.Changed, time.Time{})
@@ -103,8 +108,8 @@ func TestForgetDropsNothingInVain(t *testing.T) {
 		if _, dropped, err := c.Forget(t.Context(), vault, false); !errors.As(err, &spreads) || dropped != "" {
 			t.Errorf("while a change spreads: %v, dropped %q", err, dropped)
 		}
-		s.set(func(s *script) {
-			s.fails = &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "slow down"}
+		s.Set(func(s *tokencachetest.Source) {
+			s.Err = &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "slow down"}
 		})
 		_, _ = c.Refresh(t.Context(), storage, true)
 		if _, dropped, err := c.Forget(t.Context(), vault, true); kindOf(t, err) != tokencache.Throttled || dropped != "" {
@@ -147,8 +152,8 @@ func TestForgetWeakensNoRevocation(t *testing.T) {
 	t.Parallel()
 	for _, restart := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			w, r := &watch{}, &registry{}
-			options := tokencache.Options{Fetch: r.Fetch, Clock: w.clock().OrRuntime(), BootID: "b"}
+			w, r := &tokencachetest.Clock{}, &registry{}
+			options := tokencache.Options{Fetch: r.Fetch, Clock: w.AfterUptime().OrRuntime(), BootID: "b"}
 			c := tokencache.New(options)
 			began := time.Now()
 			r.gives(always("a", began))
@@ -191,14 +196,14 @@ func TestForgetInAnOutage(t *testing.T) {
 		{Kind: tokencache.Unreachable, Detail: "trouble"},
 	} {
 		for _, insist := range []bool{false, true} {
-			s := &script{takes: 50 * time.Millisecond}
+			s := &tokencachetest.Source{Latency: 50 * time.Millisecond}
 			bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 				keys := fleet()
 				if err := c.Prefetch(keys); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Minute)
-				s.set(func(s *script) { s.fails = fails })
+				s.Set(func(s *tokencachetest.Source) { s.Err = fails })
 				_, first, err := c.Forget(t.Context(), keys[0], false)
 				if kindOf(t, err) != fails.Kind || first != "" {
 					t.Fatalf("%v: dropped %q, and nothing came: %v", fails, first, err)
@@ -222,7 +227,7 @@ func TestForgetInAnOutage(t *testing.T) {
 						t.Errorf("%v: nothing tells why there is no token: %+v", fails, got)
 					}
 				}
-				s.set(func(s *script) { s.fails = nil })
+				s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 				time.Sleep(2 * time.Minute)
 				for _, got := range c.Status() {
 					if got.Left == 0 {
@@ -237,16 +242,16 @@ func TestForgetInAnOutage(t *testing.T) {
 // A key that failed itself is not without its token for the wish to have a newer one, either.
 func TestForgetOfAFailingKey(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, tokencache.Need{})
-		s.set(func(s *script) { s.fails = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
+		s.Set(func(s *tokencachetest.Source) { s.Err = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
 		if _, err := c.Refresh(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused {
 			t.Fatal(err)
 		}
-		calls := s.count()
-		if _, dropped, err := c.Forget(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused || dropped != "" || s.count() != calls {
-			t.Errorf("dropped %q, %v, %d calls", dropped, err, s.count()-calls)
+		calls := s.Count()
+		if _, dropped, err := c.Forget(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused || dropped != "" || s.Count() != calls {
+			t.Errorf("dropped %q, %v, %d calls", dropped, err, s.Count()-calls)
 		}
 		if _, dropped, err := c.Forget(t.Context(), vault, true); kindOf(t, err) != tokencache.Refused || dropped == "" {
 			t.Errorf("insisted: dropped %q, %v", dropped, err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // What is worked out of the judgement of each token once is what judging them anew by every change would tell, whatever happened: to the
@@ -30,8 +32,8 @@ func TestRandomJudgements(t *testing.T) {
 }
 
 func randomJudgements(t *testing.T, seed uint64, steps []int) error {
-	j := judged{roll: rand.New(rand.NewPCG(seed, 0)), tokens: rand.New(rand.NewPCG(seed, 1)), watch: watch{known: true}, counts: true}
-	j.cache = tokencache.New(tokencache.Options{Fetch: j.Fetch, Clock: j.watch.clock(), BootID: "b", On: 1000 * time.Hour})
+	j := judged{roll: rand.New(rand.NewPCG(seed, 0)), tokens: rand.New(rand.NewPCG(seed, 1)), clock: tokencachetest.Clock{Trusted: true}, counts: true}
+	j.cache = tokencache.New(tokencache.Options{Fetch: j.Fetch, Clock: j.clock.AfterUptime(), BootID: "b", On: 1000 * time.Hour})
 	defer j.cache.Close()
 	for i, step := range steps {
 		j.step(t, i, step)
@@ -44,7 +46,8 @@ func randomJudgements(t *testing.T, seed uint64, steps []int) error {
 
 // judged is a cache of few keys, to which much happens. Its back end gives tokens that are more or less old.
 type judged struct {
-	watch
+	clock tokencachetest.Clock
+	mu    sync.Mutex // protects counts and tokens
 
 	cache      *tokencache.Cache
 	roll       *rand.Rand // of what happens
@@ -84,7 +87,7 @@ func (j *judged) step(t *testing.T, i, step int) {
 	case 0:
 		time.Sleep(time.Duration(much*much) * 10 * time.Second)
 	case 1:
-		j.watch.set(time.Duration(much-50)*time.Hour, much%3 == 0)
+		j.clock.Set(time.Duration(much-50)*time.Hour, much%3 == 0)
 		j.mu.Lock()
 		j.counts = much%2 == 0
 		j.mu.Unlock()
@@ -123,7 +126,7 @@ func (j *judged) note(id string) {
 		p.Resource = j.resource()
 	}
 	if j.roll.IntN(2) == 0 {
-		p.At = j.watch.clock().Wall().Add(-time.Duration(j.roll.IntN(30*60)) * time.Minute)
+		p.At = j.clock.AfterUptime().Wall().Add(-time.Duration(j.roll.IntN(30*60)) * time.Minute)
 	}
 	_, _ = j.cache.RecordChange(p) // there may be no room for it
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // What was kept can be read only after a boot has gone on without it. A token from before a revocation that has come again
@@ -44,8 +45,8 @@ func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p := new(watch), &plain{counts: true, static: true}
-				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				w, p := new(tokencachetest.Clock), &plain{counts: true, static: true}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 				mustGet(t, c, vault, sdk)
 				time.Sleep(time.Hour)
 				note(t, c, "x", tokencache.Revoked, time.Time{})
@@ -57,7 +58,7 @@ func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 				m.Static = false // else that alone would tell
 				c.Close()
 
-				clock := w.booted()
+				clock := w.AfterBoot()
 				c = tokencache.New(tokencache.Options{
 					Fetch: p.Fetch, Clock: clock, BootID: "two", Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), record.Instant),
 				})
@@ -89,8 +90,8 @@ func TestLateTokensAndStaticCounts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p, other := new(watch), &plain{counts: true, static: true}, tokencache.Key{Resource: "api://other"}
-				clock := w.booted()
+				w, p, other := new(tokencachetest.Clock), &plain{counts: true, static: true}, tokencache.Key{Resource: "api://other"}
+				clock := w.AfterBoot()
 				start := func(on time.Duration) *tokencache.Cache {
 					return tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one", On: on})
 				}
@@ -146,8 +147,8 @@ func TestOldFileAndCountsShownSince(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p, other := new(watch), &plain{counts: true, static: true}, tokencache.Key{Resource: "api://other"}
-				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				w, p, other := new(tokencachetest.Clock), &plain{counts: true, static: true}, tokencache.Key{Resource: "api://other"}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 				defer func() { c.Close() }()
 				ask := func() {
 					if _, err := c.Refresh(t.Context(), other, true); err != nil {
@@ -164,7 +165,7 @@ func TestOldFileAndCountsShownSince(t *testing.T) {
 				p.static = false
 				if row.afresh {
 					c.Close()
-					clock := w.booted()
+					clock := w.AfterBoot()
 					c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one and a half", On: aside.On})
 				}
 				for begun := time.Now(); time.Since(begun) < row.shows; time.Sleep(time.Hour) {
@@ -173,7 +174,7 @@ func TestOldFileAndCountsShownSince(t *testing.T) {
 				note(t, c, "x", tokencache.Revoked, time.Time{})
 				time.Sleep(20 * time.Minute)
 				mustGet(t, c, vault, sdk)
-				c = after(c, p.Fetch, w.booted(), "two")
+				c = after(c, p.Fetch, w.AfterBoot(), "two")
 				mustGet(t, c, vault, sdk)
 				c.Restore(&aside)
 				if got := c.Snapshot().Static; got != row.void {
@@ -195,8 +196,8 @@ func TestLateTokensBringNoLifeBackThatWasDropped(t *testing.T) {
 	t.Parallel()
 	for _, restart := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			w, r, began := new(watch), new(registry), time.Now()
-			clock, left := w.booted(), time.Hour
+			w, r, began := new(tokencachetest.Clock), new(registry), time.Now()
+			clock, left := w.AfterBoot(), time.Hour
 			r.gives(func(key tokencache.Key) tokencache.Fetched {
 				f := tokenOf("a", key, began)
 				f.Left, f.Token.Claims.IssuedAt = left, time.Time{}

@@ -6,6 +6,7 @@ import (
 
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // What is learnt in three days saves calls on those that follow, and whoever asks sees when a newer
@@ -51,8 +52,8 @@ func TestLearningSavesCalls(t *testing.T) {
 // A back end that changes its ways is found out by the hourly probes of a stale token.
 func TestRolloverEarlierThanLearnt(t *testing.T) {
 	t.Parallel()
-	s := &script{keeps: true}
-	s.edit = func(f *tokencache.Fetched) {
+	s := &tokencachetest.Source{Reuse: true}
+	s.Edit = func(f *tokencache.Fetched) {
 		f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-24*time.Hour - 5*time.Minute)
 	}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
@@ -62,7 +63,7 @@ func TestRolloverEarlierThanLearnt(t *testing.T) {
 		}
 		note(t, c, "x", tokencache.Changed, time.Time{})
 		time.Sleep(5 * time.Hour)
-		s.set(func(s *script) { s.keeps = false })
+		s.Set(func(s *tokencachetest.Source) { s.Reuse = false })
 		time.Sleep(70 * time.Minute)
 		if got := policyState(t, c); got != tokencache.Current {
 			t.Errorf("%v", got)
@@ -91,14 +92,14 @@ func TestKeysLearnFromEachOther(t *testing.T) {
 // An advice of the back end's is followed once for each token.
 func TestAdvice(t *testing.T) {
 	t.Parallel()
-	s := &script{keeps: true, edit: func(f *tokencache.Fetched) { f.RefreshIn = time.Hour }}
+	s := &tokencachetest.Source{Reuse: true, Edit: func(f *tokencache.Fetched) { f.RefreshIn = time.Hour }}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		if got := mustGet(t, c, vault, sdk).RefreshIn; got != time.Hour {
 			t.Errorf("planned in %v", got)
 		}
 		time.Sleep(time.Hour + time.Second)
-		if got := mustGet(t, c, vault, sdk).RefreshIn; s.count() != 2 || got < 10*time.Hour {
-			t.Errorf("%d calls, the next in %v", s.count(), got)
+		if got := mustGet(t, c, vault, sdk).RefreshIn; s.Count() != 2 || got < 10*time.Hour {
+			t.Errorf("%d calls, the next in %v", s.Count(), got)
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // A token counts as received when the back end gave it first, whatever became of it then: that it was replaced, that it was never held
@@ -61,7 +62,7 @@ func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
 						var gives atomic.Int32
-						w, start := &watch{}, time.Now()
+						w, start := &tokencachetest.Clock{}, time.Now()
 						fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 							time.Sleep(time.Second)
 							i := gives.Load()
@@ -71,7 +72,7 @@ func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 							}
 							return f, nil
 						}
-						clock := w.clock()
+						clock := w.AfterUptime()
 						c := tokencache.New(tokencache.Options{Clock: clock, Fetch: fetch, BootID: "one"})
 						defer func() { c.Close() }()
 						give(t, c, &gives)
@@ -85,7 +86,7 @@ func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 						if answer, err := c.Get(t.Context(), vault, sdk); err == nil {
 							t.Errorf("the token that was received before the revocation is served as %v", answer.Permissions.State)
 						}
-						if at := c.Snapshot().Keys[0].ReceivedAt; at > uptime+3*time.Minute {
+						if at := c.Snapshot().Keys[0].ReceivedAt; at > tokencachetest.Uptime+3*time.Minute {
 							t.Errorf("received at %v", at)
 						}
 					})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 func TestOnAtBoot(t *testing.T) {
@@ -52,7 +53,7 @@ func TestOnAtBoot(t *testing.T) {
 func TestRecordThatIsReadLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := tokencache.New(tokencache.Options{BootID: "this", Clock: (&watch{}).clock(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+		c := tokencache.New(tokencache.Options{BootID: "this", Clock: (&tokencachetest.Clock{}).AfterUptime(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 			return tokenOf("a", key, time.Now().Add(-15*time.Minute)), nil
 		}})
 		defer c.Close()
@@ -133,7 +134,7 @@ func TestRecordAfter(t *testing.T) {
 func TestWhatThisBootKeptIsMovedAsAWhole(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		clock := (&watch{}).clock()
+		clock := (&tokencachetest.Clock{}).AfterUptime()
 		fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 			return tokenOf("a", key, time.Now().Add(-15*time.Minute)), nil
 		}
@@ -186,7 +187,7 @@ func TestGoOnLeavesEarlierBoots(t *testing.T) {
 		const end = 100 * time.Hour
 		before := tokencache.Instant{On: end, Boot: end, BootID: "before"}
 		m := tokencache.Snapshot{BootID: "before", Boot: end, On: end, Wall: time.Now(), Tombstones: []tokencache.Tombstone{{SHA256: "x", ReceivedAt: end, IssuedTo: end}}}
-		c := tokencache.New(tokencache.Options{BootID: "this", On: end, Clock: (&watch{}).clock(), Snapshot: &m, Record: tokencache.Record{
+		c := tokencache.New(tokencache.Options{BootID: "this", On: end, Clock: (&tokencachetest.Clock{}).AfterUptime(), Snapshot: &m, Record: tokencache.Record{
 			Instant: before, Changes: []tokencache.PolicyChange{{ID: "before", AllIdentities: true, Effect: tokencache.Revoked, Moment: end, By: end}},
 		}})
 		defer c.Close()

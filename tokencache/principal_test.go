@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 func TestDiffers(t *testing.T) {
@@ -320,8 +321,8 @@ func TestFormerPrincipalWithoutAClock(t *testing.T) {
 		t.Run(fmt.Sprintf("counted %v, known %v", row.counted, row.known), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				r, w := &registry{}, &watch{known: row.known}
-				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
+				r, w := &registry{}, &tokencachetest.Clock{Trusted: row.known}
+				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.AfterUptime()})
 				defer c.Close()
 				for _, object := range []string{"a", "b"} {
 					r.gives(always(object, time.Now()))

@@ -11,6 +11,7 @@ import (
 
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // servedWithin has a module ask every minute until it gets a token, and checks that it does by then.
@@ -193,7 +194,7 @@ func TestWithdrawnRevocationBarsNothing(t *testing.T) {
 // What was queued for a caller when the revocation was noted is not fetched for it.
 func TestQueuedFetchIsStoodDown(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: time.Second}
+	s := &tokencachetest.Source{Latency: time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		got := make(chan error)
 		for _, resource := range []string{"api://a", "api://b", vault.Resource} { // two calls at once
@@ -212,7 +213,7 @@ func TestQueuedFetchIsStoodDown(t *testing.T) {
 		}
 		<-got
 		<-got
-		if n := s.count(); n != 2 {
+		if n := s.Count(); n != 2 {
 			t.Errorf("%d calls", n)
 		}
 	})
@@ -249,7 +250,7 @@ func TestInsistedFetchIsNotStoodDown(t *testing.T) {
 func TestStoodDownForAWithdrawnRevocation(t *testing.T) {
 	t.Parallel()
 	for range 20 { // the waiters may look before the withdrawal, or after it
-		bubble(t, &script{takes: time.Second}, func(t *testing.T, c *tokencache.Cache) {
+		bubble(t, &tokencachetest.Source{Latency: time.Second}, func(t *testing.T, c *tokencache.Cache) {
 			var all sync.WaitGroup
 			for i := range 20 {
 				all.Go(func() {
@@ -277,7 +278,7 @@ func TestHowLongAChangeHoldsFetches(t *testing.T) {
 		"dated":          {byEntra, jitter},
 		"without a date": {func(f *tokencache.Fetched) { f.Token.Claims.IssuedAt, f.Token.NotBefore = time.Time{}, time.Time{} }, jitter + 5*time.Minute},
 	} {
-		bubble(t, &script{edit: row.edit}, func(t *testing.T, c *tokencache.Cache) {
+		bubble(t, &tokencachetest.Source{Edit: row.edit}, func(t *testing.T, c *tokencache.Cache) {
 			mustGet(t, c, vault, sdk)
 			time.Sleep(time.Hour)
 			for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Revoked} {
@@ -298,15 +299,15 @@ func TestNightOffIsPartOfTheSpreading(t *testing.T) {
 	t.Parallel()
 	for _, known := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			w, p := &watch{known: known}, new(plain)
-			c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+			w, p := &tokencachetest.Clock{Trusted: known}, new(plain)
+			c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 			defer func() { c.Close() }()
 			time.Sleep(time.Hour)
 			note(t, c, "x", tokencache.Revoked, time.Time{})
 			m, record := c.Snapshot(), c.Record()
 			c.Close()
 			time.Sleep(8 * time.Hour)
-			clock := w.booted()
+			clock := w.AfterBoot()
 			c = tokencache.New(tokencache.Options{
 				Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
 			})
@@ -328,8 +329,8 @@ func TestScheduleAfterANightOff(t *testing.T) {
 	t.Parallel()
 	for _, known := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			w, p := &watch{known: true}, new(plain)
-			c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+			w, p := &tokencachetest.Clock{Trusted: true}, new(plain)
+			c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 			defer func() { c.Close() }()
 			mustGet(t, c, vault, sdk)
 			time.Sleep(20 * time.Hour)
@@ -337,15 +338,15 @@ func TestScheduleAfterANightOff(t *testing.T) {
 			m, record := c.Snapshot(), c.Record()
 			c.Close()
 			time.Sleep(8 * time.Hour)
-			w.set(-8*time.Hour, false)
-			clock := w.booted()
+			w.Set(-8*time.Hour, false)
+			clock := w.AfterBoot()
 			c = tokencache.New(tokencache.Options{
 				Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
 			})
 			if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 				t.Fatal(err)
 			}
-			w.set(0, known)
+			w.Set(0, known)
 			time.Sleep(6 * time.Minute)
 			synctest.Wait()
 			if fetched := c.Status()[0].Fetches > 0; fetched != known {
@@ -362,8 +363,8 @@ func TestScheduleAfterANightOffByAKnownClock(t *testing.T) {
 	for _, known := range []bool{false, true} {
 		for _, key := range []tokencache.Key{vault, storage} {
 			synctest.Test(t, func(t *testing.T) {
-				w, p := &watch{known: true}, new(plain)
-				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				w, p := &tokencachetest.Clock{Trusted: true}, new(plain)
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 				defer func() { c.Close() }()
 				mustGet(t, c, vault, sdk)
 				time.Sleep(20 * time.Hour)
@@ -371,8 +372,8 @@ func TestScheduleAfterANightOffByAKnownClock(t *testing.T) {
 				m, record := c.Snapshot(), c.Record()
 				c.Close()
 				time.Sleep(8 * time.Hour)
-				w.set(0, known)
-				clock := w.booted()
+				w.Set(0, known)
+				clock := w.AfterBoot()
 				c = tokencache.New(tokencache.Options{
 					Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
 				})
@@ -427,7 +428,7 @@ func TestColdKeyWaitsAsTheOthersDo(t *testing.T) {
 			f.Token.Claims.IssuedAt = f.Token.Claims.IssuedAt.Add(17 * time.Second)
 			return f, err
 		}
-		c := tokencache.New(tokencache.Options{Fetch: odd, Clock: (&watch{known: true}).clock()})
+		c := tokencache.New(tokencache.Options{Fetch: odd, Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
 		defer c.Close()
 		mustGet(t, c, tokencache.Key{Resource: "api://other"}, sdk)
 		time.Sleep(time.Hour)
@@ -445,14 +446,14 @@ func TestClockThatStepsWhileARevocationSpreads(t *testing.T) {
 			t.Run(fmt.Sprintf("by %v, held %v", step, held), func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
-					w, r := &watch{known: true}, &registry{}
-					w.set(step, true)
+					w, r := &tokencachetest.Clock{Trusted: true}, &registry{}
+					w.Set(step, true)
 					r.gives(func(key tokencache.Key) tokencache.Fetched {
 						f := tokenOf("o", key, time.Now())
 						f.Counted = false
 						return f
 					})
-					c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: r.Fetch})
+					c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(), Fetch: r.Fetch})
 					defer c.Close()
 					if held {
 						mustGet(t, c, vault, sdk)
@@ -461,7 +462,7 @@ func TestClockThatStepsWhileARevocationSpreads(t *testing.T) {
 					note(t, c, "x", tokencache.Revoked, time.Time{})
 					before, noted := len(r.asked(vault)), time.Now()
 					time.Sleep(2 * time.Minute)
-					w.set(0, true)
+					w.Set(0, true)
 					for time.Since(noted) < jitter-time.Minute {
 						if !withheld(t, c) {
 							t.Fatalf("a token is served %v after the revocation", time.Since(noted))

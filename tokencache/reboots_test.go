@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // plain is a back end with one token for each resource, which lives for 24 hours. It was issued when that was first asked for, or
@@ -55,13 +56,6 @@ func (p *plain) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched
 	return f, nil
 }
 
-// booted is the clock of a boot that began a minute ago.
-func (w *watch) booted() tokencache.Clock {
-	clock, began := w.clock(), time.Now()
-	clock.Boot = func() time.Duration { return time.Minute + time.Since(began) }
-	return clock
-}
-
 // after is c's successor, by that clock and in that boot, which begins with what was kept.
 func after(c *tokencache.Cache, fetch func(context.Context, tokencache.Key) (tokencache.Fetched, error), clock tokencache.Clock, boot string) *tokencache.Cache {
 	m, record := c.Snapshot(), c.Record()
@@ -88,17 +82,17 @@ func TestDroppedTokenComesAgain(t *testing.T) {
 		t.Run(fmt.Sprint("reboot ", reboot), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p := &watch{known: true}, new(plain)
-				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				w, p := &tokencachetest.Clock{Trusted: true}, new(plain)
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 				defer func() { c.Close() }()
 				mustGet(t, c, vault, sdk)
 				time.Sleep(time.Minute)
-				w.set(20*time.Minute, true)
+				w.Set(20*time.Minute, true)
 				note(t, c, "x", tokencache.Revoked, time.Time{})
 				c.Retain(func(k tokencache.Key) bool { return k != vault })
 				time.Sleep(time.Minute)
 				if reboot {
-					c = after(c, p.Fetch, w.booted(), "two")
+					c = after(c, p.Fetch, w.AfterBoot(), "two")
 				}
 				c.Retain(func(tokencache.Key) bool { return true })
 				time.Sleep(12 * time.Minute)
@@ -112,19 +106,19 @@ func TestDroppedTokenComesAgain(t *testing.T) {
 func TestRestartKeepsWhatShowsATokenCurrent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w, p := &watch{known: true}, new(plain)
-		clock := w.booted()
+		w, p := &tokencachetest.Clock{Trusted: true}, new(plain)
+		clock := w.AfterBoot()
 		c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one"})
 		defer func() { c.Close() }()
-		w.set(0, false)
+		w.Set(0, false)
 		note(t, c, "x", tokencache.Revoked, time.Time{})
 		time.Sleep(23 * time.Hour)
-		w.set(0, true)
+		w.Set(0, true)
 		if _, err := c.Get(t.Context(), vault, sdk); err != nil && !errors.As(err, new(*tokencache.WithheldError)) {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Hour)
-		w.set(0, false)
+		w.Set(0, false)
 		for _, want := range []bool{false, true} { // it comes again
 			c.Retain(func(tokencache.Key) bool { return want })
 		}
@@ -141,8 +135,8 @@ func TestRestartKeepsWhatShowsATokenCurrent(t *testing.T) {
 func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w, p := new(watch), &plain{counts: true}
-		clock := w.booted()
+		w, p := new(tokencachetest.Clock), &plain{counts: true}
+		clock := w.AfterBoot()
 		c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one"})
 		defer func() { c.Close() }()
 		mustGet(t, c, vault, sdk)
@@ -182,16 +176,16 @@ func TestRevocationByAClockThatIsBehindBeforeAReboot(t *testing.T) {
 		t.Run(fmt.Sprint("reboot ", reboot), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p := &watch{known: true, behind: 20 * time.Minute}, &plain{counts: true}
-				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				w, p := &tokencachetest.Clock{Trusted: true, Behind: 20 * time.Minute}, &plain{counts: true}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 				defer func() { c.Close() }()
 				time.Sleep(time.Hour)
 				p.issue(vault.Resource, time.Now().Add(-5*time.Minute))
 				note(t, c, "x", tokencache.Revoked, time.Time{})
 				time.Sleep(3 * time.Minute)
-				w.set(0, true)
+				w.Set(0, true)
 				if reboot {
-					c = after(c, p.Fetch, w.booted(), "two")
+					c = after(c, p.Fetch, w.AfterBoot(), "two")
 				}
 				time.Sleep(2 * time.Minute)
 				if a, err := c.Get(t.Context(), vault, sdk); err == nil {
@@ -215,8 +209,8 @@ func TestStaticCountsAndARevocation(t *testing.T) {
 		t.Run(fmt.Sprint("reboot ", reboot), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p := new(watch), &plain{counts: true, static: true}
-				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+				w, p := new(tokencachetest.Clock), &plain{counts: true, static: true}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 				defer func() { c.Close() }()
 				mustGet(t, c, storage, sdk)
 				p.issue(vault.Resource, time.Now().Add(3*time.Hour)) // by another client
@@ -228,7 +222,7 @@ func TestStaticCountsAndARevocation(t *testing.T) {
 					t.Error("it still counts")
 				}
 				if reboot {
-					c = after(c, p.Fetch, w.booted(), "two")
+					c = after(c, p.Fetch, w.AfterBoot(), "two")
 				}
 				note(t, c, "x", tokencache.Revoked, time.Time{})
 				time.Sleep(11 * time.Minute)
@@ -246,8 +240,8 @@ func TestStaticCountsAndARevocation(t *testing.T) {
 func TestCurrentByAStaticCount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w, p := new(watch), &plain{counts: true, static: true}
-		c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.booted(), BootID: "one"})
+		w, p := new(tokencachetest.Clock), &plain{counts: true, static: true}
+		c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 		defer c.Close()
 		p.issue(vault.Resource, time.Now().Add(-10*time.Hour))
 		note(t, c, "x", tokencache.Revoked, time.Time{})
@@ -284,8 +278,8 @@ func TestStaticCountsEnd(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p := new(watch), &plain{counts: true, static: true}
-				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.clock(), BootID: "one"})
+				w, p := new(tokencachetest.Clock), &plain{counts: true, static: true}
+				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterUptime(), BootID: "one"})
 				defer func() { c.Close() }()
 				refresh := func(key tokencache.Key) {
 					if _, err := c.Refresh(t.Context(), key, true); err != nil {
@@ -296,7 +290,7 @@ func TestStaticCountsEnd(t *testing.T) {
 				refresh(vault)
 				time.Sleep(2 * time.Minute)
 				refresh(vault) // the same number
-				c = after(c, p.Fetch, w.clock(), "one")
+				c = after(c, p.Fetch, w.AfterUptime(), "one")
 				for i, answer := range row.answers {
 					key := vault
 					if answer == 'S' {

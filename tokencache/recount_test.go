@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // lifeAnswer is what a back end says of one token at some time.
@@ -61,21 +62,21 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				w, r := &watch{}, &registry{}
+				w, r := &tokencachetest.Clock{}, &registry{}
 				var now lifeAnswer
 				r.gives(func(key tokencache.Key) tokencache.Fetched {
 					f := tokenOf("a", key, began)
 					f.Left, f.Counted, f.Nominal = now.left, !row.uncounted && now.until != 0, 0
 					f.Token.ExpiresOn = began.Add(now.until)
 					if now.until == 0 { // as the source fills it in
-						f.Token.ExpiresOn = w.clock().Wall().Add(now.left)
+						f.Token.ExpiresOn = w.AfterUptime().Wall().Add(now.left)
 					}
 					if row.undated {
 						f.Token.Claims = tokencache.Claims{}
 					}
 					return f
 				})
-				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
+				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.AfterUptime()})
 				defer c.Close()
 				for i, answer := range row.answers {
 					r.during(func() {
@@ -87,7 +88,7 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 					time.Sleep(answer.after - time.Since(began))
 					synctest.Wait()
 					r.during(func() { now = answer })
-					w.set(-answer.ahead, answer.known)
+					w.Set(-answer.ahead, answer.known)
 					_, err := c.Refresh(t.Context(), vault, true)
 					if answer.want == 0 {
 						if kindOf(t, err) != tokencache.Malformed || only(t, c).Left != 0 {
@@ -111,7 +112,7 @@ func TestLifeByAnotherToken(t *testing.T) {
 		registered(t, func(t *testing.T, r *registry, _ *tokencache.Cache) {
 			began := time.Now()
 			wrong := true
-			w := &watch{}
+			w := &tokencachetest.Clock{}
 			r.gives(func(key tokencache.Key) tokencache.Fetched {
 				f := tokenOf("a", key, began.Add(-5*time.Hour)) // nothing is fresh
 				switch {
@@ -122,7 +123,7 @@ func TestLifeByAnotherToken(t *testing.T) {
 				}
 				return f
 			})
-			c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
+			c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.AfterUptime()})
 			defer c.Close()
 			refreshed(t, c, vault, tokencache.Newer)
 			refreshed(t, c, storage, tokencache.Newer)
@@ -184,7 +185,7 @@ func TestPresumedLife(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				began, r := time.Now(), &registry{}
-				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: (&watch{}).clock()})
+				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: (&tokencachetest.Clock{}).AfterUptime()})
 				defer c.Close()
 				r.gives(func(key tokencache.Key) tokencache.Fetched {
 					f := tokenOf("a", key, began)
@@ -229,7 +230,7 @@ func TestWordAfterAPresumedLife(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				began, r, w := time.Now().Round(0), &registry{}, &watch{}
+				began, r, w := time.Now().Round(0), &registry{}, &tokencachetest.Clock{}
 				presumed := true
 				r.gives(func(key tokencache.Key) tokencache.Fetched {
 					f := tokenOf("a", key, began)
@@ -239,13 +240,13 @@ func TestWordAfterAPresumedLife(t *testing.T) {
 					}
 					return f
 				})
-				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.booted(), BootID: "boot 0"})
+				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.AfterBoot(), BootID: "boot 0"})
 				defer func() { c.Close() }()
 				mustGet(t, c, vault, tokencache.Need{})
 				for boot := 1; boot <= row.boots; boot++ {
 					m := c.Snapshot()
 					c.Close()
-					clock := w.booted()
+					clock := w.AfterBoot()
 					id := fmt.Sprint("boot ", boot)
 					c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: id, Snapshot: &m, On: tokencache.OnAtBoot(id, clock.Boot(), m.Taken())})
 				}
@@ -254,7 +255,7 @@ func TestWordAfterAPresumedLife(t *testing.T) {
 					mustGet(t, c, vault, tokencache.Need{MinTTL: 15 * time.Minute})
 				}
 				presumed = false
-				w.set(-behind, false)
+				w.Set(-behind, false)
 				for time.Since(began) < life-time.Minute {
 					mustGet(t, c, vault, sdk)
 					time.Sleep(5 * time.Minute)
@@ -290,15 +291,15 @@ func TestLongLifeOverABoot(t *testing.T) {
 					}
 					return f, nil
 				}
-				w := &watch{known: true}
-				c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: w.booted(), BootID: "one"})
+				w := &tokencachetest.Clock{Trusted: true}
+				c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: w.AfterBoot(), BootID: "one"})
 				mustGet(t, c, vault, sdk)
 				time.Sleep(11 * time.Hour)
 				m := c.Snapshot()
 				c.Close()
 				time.Sleep(off)
-				w.set(-row.ahead, false)
-				clock := w.booted()
+				w.Set(-row.ahead, false)
+				clock := w.AfterBoot()
 				c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "two", Snapshot: &m, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken())})
 				defer c.Close()
 				for time.Since(began) < 23*time.Hour {
@@ -347,7 +348,7 @@ func TestLongLifeWithoutADate(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, began := &watch{known: row.known}, time.Now().Round(0)
+				w, began := &tokencachetest.Clock{Trusted: row.known}, time.Now().Round(0)
 				fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 					f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(key.Resource)}, Left: row.told, Counted: !row.uncounted, Reckoned: row.noExpiry}
 					if key == storage {
@@ -356,7 +357,7 @@ func TestLongLifeWithoutADate(t *testing.T) {
 					f.Token.ExpiresOn = time.Now().Round(0).Add(f.Left)
 					return f, nil
 				}
-				c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: w.clock()})
+				c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: w.AfterUptime()})
 				defer c.Close()
 				if row.another {
 					mustGet(t, c, storage, tokencache.Need{})

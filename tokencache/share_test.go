@@ -10,10 +10,11 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
-// hanging answers as the script does, but hangs for some keys.
-func hanging(s *script, hangs func(tokencache.Key) bool) func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+// hanging answers as s does, but hangs for some keys.
+func hanging(s *tokencachetest.Source, hangs func(tokencache.Key) bool) func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
 	return func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 		if hangs(key) {
 			<-ctx.Done()
@@ -46,7 +47,7 @@ func TestRefreshBehindProbes(t *testing.T) {
 			var mu sync.Mutex
 			var refreshed []time.Time
 			held := map[tokencache.Key]tokencache.Token{}
-			s := &script{}
+			s := &tokencachetest.Source{}
 			c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 }, Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 				if strings.HasPrefix(key.Resource, "hang:") {
 					<-ctx.Done()
@@ -96,7 +97,7 @@ func TestHangingIdentityLeavesTheOthersAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		bad := tokencache.Selector{Kind: tokencache.ClientID, ID: "bad"}
-		c := tokencache.New(tokencache.Options{Fetch: hanging(&script{takes: 300 * time.Millisecond}, func(key tokencache.Key) bool { return key.Selector == bad })})
+		c := tokencache.New(tokencache.Options{Fetch: hanging(&tokencachetest.Source{Latency: 300 * time.Millisecond}, func(key tokencache.Key) bool { return key.Selector == bad })})
 		defer c.Close()
 		if err := c.Prefetch([]tokencache.Key{{Resource: "api://first"}}); err != nil {
 			t.Fatal(err)

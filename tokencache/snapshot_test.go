@@ -9,6 +9,7 @@ import (
 
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 const year = 365 * 24 * time.Hour
@@ -119,15 +120,15 @@ func TestRecallOfAnIdleKey(t *testing.T) {
 func TestScheduleBeginsWhenItIsTold(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r, w := &registry{}, &watch{}
+		r, w := &registry{}, &tokencachetest.Clock{}
 		r.gives(func(key tokencache.Key) tokencache.Fetched { return tokenOf("a", key, time.Now()) })
-		c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock()})
+		c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.AfterUptime()})
 		mustGet(t, c, vault, tokencache.Need{})
 		m := c.Snapshot()
 		c.Close()
 		time.Sleep(30 * time.Hour) // nobody asks for it any more, and its token has expired
 		calls, begin := len(r.asked(vault)), make(chan struct{})
-		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock(), Snapshot: &m, Begin: begin})
+		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.AfterUptime(), Snapshot: &m, Begin: begin})
 		defer func() { c.Close() }()
 		time.Sleep(time.Hour)
 		only(t, c)
@@ -144,7 +145,7 @@ func TestScheduleBeginsWhenItIsTold(t *testing.T) {
 			t.Errorf("%d calls since, want 1", n-calls)
 		}
 		c.Close() // also one that never began
-		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.clock(), Begin: make(chan struct{})})
+		c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: w.AfterUptime(), Begin: make(chan struct{})})
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // fleet is sixty keys, of two identities.
@@ -57,7 +58,7 @@ func TestBudgetsOfFailure(t *testing.T) {
 		{&tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true}, 60 * 26, 60 * 36},
 	} {
 		for _, asked := range []bool{true, false} {
-			s := &script{fails: row.fails, takes: 50 * time.Millisecond}
+			s := &tokencachetest.Source{Err: row.fails, Latency: 50 * time.Millisecond}
 			synctest.Test(t, func(t *testing.T) {
 				c := tokencache.New(tokencache.Options{Fetch: s.Fetch})
 				defer c.Close()
@@ -66,13 +67,13 @@ func TestBudgetsOfFailure(t *testing.T) {
 					t.Fatal(err)
 				}
 				spend := func(span time.Duration) int {
-					before := s.count()
+					before := s.Count()
 					if asked {
 						ask(t, c, keys, span)
 					} else {
 						time.Sleep(span)
 					}
-					return s.count() - before
+					return s.Count() - before
 				}
 				spend(time.Hour)
 				most := row.idle
@@ -100,7 +101,7 @@ func TestOneCallFindsTheSourceWellAgain(t *testing.T) {
 		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 2 * time.Minute}, 2*time.Minute + 50*time.Second, 5*time.Minute + 20*time.Second},
 	} {
 		for _, asked := range []bool{true, false} {
-			s := &script{fails: row.fails, takes: 50 * time.Millisecond}
+			s := &tokencachetest.Source{Err: row.fails, Latency: 50 * time.Millisecond}
 			synctest.Test(t, func(t *testing.T) {
 				c := tokencache.New(tokencache.Options{Fetch: s.Fetch})
 				defer c.Close()
@@ -115,8 +116,8 @@ func TestOneCallFindsTheSourceWellAgain(t *testing.T) {
 				} else {
 					time.Sleep(time.Hour)
 				}
-				before := s.count()
-				s.set(func(s *script) { s.fails = nil })
+				before := s.Count()
+				s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 				for end := time.Now().Add(most); time.Now().Before(end); {
 					if asked {
 						ask(t, c, keys, 10*time.Second)
@@ -129,7 +130,7 @@ func TestOneCallFindsTheSourceWellAgain(t *testing.T) {
 						t.Fatalf("%+v, asked for %v: %v after it is well again: %+v", row.fails, asked, most, got)
 					}
 				}
-				if spent := s.count() - before; spent > 61 {
+				if spent := s.Count() - before; spent > 61 {
 					t.Errorf("%+v, asked for %v: %d calls for 60 tokens", row.fails, asked, spent)
 				}
 			})
@@ -144,7 +145,7 @@ func TestOneBadKeySlowsNoOther(t *testing.T) {
 		{Kind: tokencache.Refused}, {Kind: tokencache.IdentityNotFound}, {Kind: tokencache.Malformed}, {Kind: tokencache.Unreachable},
 		{Kind: tokencache.Unreachable, RetryAfter: 5 * time.Minute}, {Kind: tokencache.Malformed, JustExpired: true},
 	} {
-		s := &script{}
+		s := &tokencachetest.Source{}
 		synctest.Test(t, func(t *testing.T) {
 			bad := tokencache.Key{Resource: "api://bad"}
 			c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
@@ -179,7 +180,7 @@ func TestFailingAlternate(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			const blob = "https://account.blob.core.windows.net"
 			var mu sync.Mutex
-			calls, s := 0, &script{}
+			calls, s := 0, &tokencachetest.Source{}
 			c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 				if key.Resource != blob {
 					return s.Fetch(ctx, key)
@@ -193,7 +194,7 @@ func TestFailingAlternate(t *testing.T) {
 			c.SetAlternates(map[string][]string{vault.Resource: {blob}})
 			need := tokencache.Need{MinTTL: 5 * time.Minute, Alternates: []string{blob}}
 			mustGet(t, c, vault, need)
-			s.set(func(s *script) { s.keeps = true })
+			s.Set(func(s *tokencachetest.Source) { s.Reuse = true })
 			time.Sleep(time.Hour)
 			note(t, c, "x", tokencache.Granted, time.Time{})
 			time.Sleep(jitter + time.Minute)
@@ -212,7 +213,7 @@ func TestFailingAlternate(t *testing.T) {
 // Callers whose call has not begun are told at once what another call has found out of the source.
 func TestCallersInLineAreToldOfTheSource(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: time.Second, fails: &tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}}
+	s := &tokencachetest.Source{Latency: time.Second, Err: &tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var all sync.WaitGroup
 		before := time.Now()
@@ -225,8 +226,8 @@ func TestCallersInLineAreToldOfTheSource(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if took := time.Since(before); took != time.Second || s.count() > 2 {
-			t.Errorf("told after %v and %d calls", took, s.count())
+		if took := time.Since(before); took != time.Second || s.Count() > 2 {
+			t.Errorf("told after %v and %d calls", took, s.Count())
 		}
 	})
 }
@@ -245,19 +246,19 @@ func TestTryAgain(t *testing.T) {
 		{&tokencache.FetchError{Kind: tokencache.Throttled}, 5 * time.Hour, true},
 		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 5 * time.Minute}, 2 * time.Minute, false},
 	} {
-		s := &script{fails: row.fails}
+		s := &tokencachetest.Source{Err: row.fails}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 			other := tokencache.Key{Resource: "api://other"}
 			if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 				t.Fatal(err)
 			}
 			ask(t, c, []tokencache.Key{vault, other}, row.after)
-			s.set(func(s *script) { s.fails = nil })
-			before := s.count()
+			s.Set(func(s *tokencachetest.Source) { s.Err = nil })
+			before := s.Count()
 			c.TryAgain()
 			time.Sleep(time.Second)
-			if got := s.count() == before+1; got != row.again {
-				t.Errorf("%+v: %d calls for the prefetched key", row.fails, s.count()-before)
+			if got := s.Count() == before+1; got != row.again {
+				t.Errorf("%+v: %d calls for the prefetched key", row.fails, s.Count()-before)
 			}
 			if _, err := c.Get(t.Context(), other, sdk); (err == nil) != row.again {
 				t.Errorf("%+v: a caller gets %v", row.fails, err)
@@ -270,10 +271,10 @@ func TestTryAgain(t *testing.T) {
 func TestRefreshCutsShort(t *testing.T) {
 	t.Parallel()
 	for _, fails := range []*tokencache.FetchError{{Kind: tokencache.Refused}, {Kind: tokencache.Unreachable, Extent: tokencache.OfSource}} {
-		s := &script{fails: fails}
+		s := &tokencachetest.Source{Err: fails}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 			ask(t, c, []tokencache.Key{vault}, 5*time.Hour)
-			s.set(func(s *script) { s.fails = nil })
+			s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 			before := time.Now()
 			if outcome, err := c.Refresh(t.Context(), vault, false); outcome != tokencache.Newer || err != nil || time.Since(before) != 0 {
 				t.Errorf("%v, %v after %v", outcome, err, time.Since(before))
@@ -286,12 +287,12 @@ func TestRefreshCutsShort(t *testing.T) {
 // People are told when a key is really asked for: not before the source is asked at all.
 func TestNextRefreshIsNotWithinAPause(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)
 		time.Sleep(12*time.Hour - time.Minute)
-		s.set(func(s *script) {
-			s.fails = &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 5 * time.Minute}
+		s.Set(func(s *tokencachetest.Source) {
+			s.Err = &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 5 * time.Minute}
 		})
 		if _, err := c.Get(t.Context(), tokencache.Key{Resource: "api://other"}, sdk); kindOf(t, err) != tokencache.Throttled {
 			t.Fatal(err)

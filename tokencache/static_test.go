@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // A number that a back end gives with each token is no count of a key's first token either, once it has had the issuer's clock go
@@ -30,8 +31,8 @@ func TestStaticCountOfAnotherToken(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, warm := &watch{}, tokencache.Key{Resource: "api://warm"}
-				c := tokencache.New(tokencache.Options{Clock: w.clock(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+				w, warm := &tokencachetest.Clock{}, tokencache.Key{Resource: "api://warm"}
+				c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 					aged, behind := row.aged, row.behind
 					if key == warm {
 						aged, behind = 5*time.Hour, 0

@@ -9,6 +9,7 @@ import (
 
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // A token that is not held any more is remembered until it has expired and nothing on record happened while it was valid. So what is kept
@@ -73,16 +74,16 @@ func TestExpiredTokenThatComesForEver(t *testing.T) {
 					f := tokenOf("o", vault, time.Now())
 					f.Left, f.Counted = 24*time.Hour, true
 					f.Token.ExpiresOn = time.Now().Add(24 * time.Hour)
-					w := &watch{known: known}
+					w := &tokencachetest.Clock{Trusted: known}
 					fetch := func(context.Context, tokencache.Key) (tokencache.Fetched, error) { return f, nil }
-					c := tokencache.New(tokencache.Options{Clock: w.booted(), BootID: "0", Fetch: fetch})
+					c := tokencache.New(tokencache.Options{Clock: w.AfterBoot(), BootID: "0", Fetch: fetch})
 					defer func() { c.Close() }()
 					mustGet(t, c, vault, sdk)
 					time.Sleep(24 * time.Hour)
 					for hours := 2; hours <= 10*24; hours += 2 {
 						time.Sleep(2 * time.Hour)
 						if hours%48 == 12 && hours/48 < boots {
-							c = after(c, fetch, w.booted(), fmt.Sprint(hours))
+							c = after(c, fetch, w.AfterBoot(), fmt.Sprint(hours))
 							time.Sleep(time.Minute)
 						}
 						if a, err := c.Get(t.Context(), vault, sdk); err == nil {

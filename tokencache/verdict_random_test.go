@@ -14,13 +14,14 @@ import (
 
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // truth is a back end that remembers when each token was really minted, and a device whose clock may be
 // wrong.
 type truth struct {
 	device
-	watch
+	clock tokencachetest.Clock
 
 	spread time.Duration // how long changes take to reach new tokens
 	counts bool          // the back end counts lives
@@ -33,16 +34,14 @@ func (w *truth) Fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetch
 	if err != nil {
 		return fetched, err
 	}
-	w.mu().Lock()
+	w.mu.Lock()
 	w.calls[key] = append(w.calls[key], time.Now())
-	w.mu().Unlock()
+	w.mu.Unlock()
 	// Token gives the same one again: nothing passes between the two calls.
 	fetched.Counted = w.counts
 	w.issued.LoadOrStore(fetched.Token.Text.SHA256(), fetched.Token.ExpiresOn.Add(-24*time.Hour))
 	return fetched, nil
 }
-
-func (w *truth) mu() *sync.Mutex { return &w.device.mu }
 
 // lacks reports whether a token was minted before a change had reached new tokens.
 func (w *truth) lacks(digest string, ch happened) bool {
@@ -84,11 +83,11 @@ func TestRandomPolicyChanges(t *testing.T) {
 
 func randomPolicyChanges(t *testing.T, options simulator.Options, counts bool, steps []int) error {
 	w := &truth{
-		device: device{backend: simulator.New(options)}, watch: watch{known: true},
+		device: device{backend: simulator.New(options)}, clock: tokencachetest.Clock{Trusted: true},
 		spread: options.PropagationDelay, counts: counts, calls: make(map[tokencache.Key][]time.Time),
 	}
 	c := tokencache.New(tokencache.Options{
-		Fetch: w.Fetch, Clock: w.clock(), Roll: rand.New(rand.NewPCG(options.Seed, 0)).Float64,
+		Fetch: w.Fetch, Clock: w.clock.AfterUptime(), Roll: rand.New(rand.NewPCG(options.Seed, 0)).Float64,
 	})
 	defer c.Close()
 	run := &randomRun{world: w, cache: c, served: make(map[tokencache.Key]time.Time)}
@@ -132,9 +131,9 @@ func (r *randomRun) step(t *testing.T, i, step int) error {
 			behind = time.Duration(much-50) * time.Minute
 		}
 		// Where lives are counted, a clock that is wrong though it counts as right lets nothing out either.
-		r.world.watch.set(behind, r.world.counts && much%3 == 0)
+		r.world.clock.Set(behind, r.world.counts && much%3 == 0)
 		if much < 50 {
-			r.world.watch.set(0, true)
+			r.world.clock.Set(0, true)
 		}
 	case 5:
 		r.change(i, much)
@@ -237,7 +236,7 @@ func (r *randomRun) checkAnswer(key tokencache.Key, answer tokencache.Answer) er
 // is not current is asked for until then.
 func (r *randomRun) heals(t *testing.T) error {
 	r.world.device.set(nil)
-	r.world.watch.set(0, true)
+	r.world.clock.Set(0, true)
 	for range 4 * 50 {
 		time.Sleep(15 * time.Minute)
 		for _, resource := range resources {

@@ -13,6 +13,7 @@ import (
 
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 const jitter = tokencache.DefaultPropagationDelay
@@ -57,14 +58,14 @@ func TestStandings(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			s := &script{life: row.life}
+			s := &tokencachetest.Source{Life: row.life}
 			if row.dated {
-				s.edit = func(f *tokencache.Fetched) {
+				s.Edit = func(f *tokencache.Fetched) {
 					f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-row.life - 5*time.Minute)
 				}
 			}
 			synctest.Test(t, func(t *testing.T) {
-				c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Clock: (&watch{known: true}).clock()})
+				c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
 				defer c.Close()
 				mustGet(t, c, vault, sdk)
 				minted := time.Now().Round(0)
@@ -185,12 +186,12 @@ func TestNoTryAgainWhileAChangeSpreads(t *testing.T) {
 
 func TestRefreshInsists(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)
 		note(t, c, "x", tokencache.Changed, time.Time{})
-		if outcome, err := c.Refresh(t.Context(), vault, true); err != nil || outcome != tokencache.Newer || s.count() != 2 {
-			t.Errorf("%v, %v, %d calls", outcome, err, s.count())
+		if outcome, err := c.Refresh(t.Context(), vault, true); err != nil || outcome != tokencache.Newer || s.Count() != 2 {
+			t.Errorf("%v, %v, %d calls", outcome, err, s.Count())
 		}
 	})
 }
@@ -217,8 +218,8 @@ func TestExpiryWhileAChangeSpreads(t *testing.T) {
 // However many probes are due and however slow the back end is, a caller's miss finds a free place.
 func TestProbesDelayNoCaller(t *testing.T) {
 	t.Parallel()
-	s := &script{keeps: true}
-	s.edit = func(f *tokencache.Fetched) {
+	s := &tokencachetest.Source{Reuse: true}
+	s.Edit = func(f *tokencache.Fetched) {
 		f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-24*time.Hour - 5*time.Minute)
 	}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
@@ -227,7 +228,7 @@ func TestProbesDelayNoCaller(t *testing.T) {
 		}
 		note(t, c, "x", tokencache.Changed, time.Time{})
 		time.Sleep(jitter)
-		s.set(func(s *script) { s.takes = 10 * time.Second })
+		s.Set(func(s *tokencachetest.Source) { s.Latency = 10 * time.Second })
 		for i := range 20 {
 			time.Sleep(7 * time.Second)
 			before := time.Now()
@@ -236,8 +237,8 @@ func TestProbesDelayNoCaller(t *testing.T) {
 				t.Fatalf("caller %d waited %v for a call of 10 s", i, took)
 			}
 		}
-		if s.count() < 50+20+20 {
-			t.Errorf("%d calls: nothing was probed beside the callers", s.count())
+		if s.Count() < 50+20+20 {
+			t.Errorf("%d calls: nothing was probed beside the callers", s.Count())
 		}
 	})
 }
@@ -383,7 +384,7 @@ func TestChangesTouch(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			bubble(t, &script{}, func(t *testing.T, c *tokencache.Cache) {
+			bubble(t, &tokencachetest.Source{}, func(t *testing.T, c *tokencache.Cache) {
 				c.SetAlternates(map[string][]string{storage.Resource: {blob.Resource}})
 				for _, key := range keys {
 					mustGet(t, c, key, sdk)
@@ -447,7 +448,7 @@ func TestAlternates(t *testing.T) {
 
 func TestAlternatesThatMayNotBe(t *testing.T) {
 	t.Parallel()
-	bubble(t, &script{}, func(t *testing.T, c *tokencache.Cache) {
+	bubble(t, &tokencachetest.Source{}, func(t *testing.T, c *tokencache.Cache) {
 		c.Retain(func(k tokencache.Key) bool { return k == vault })
 		mustGet(t, c, vault, sdk)
 		time.Sleep(time.Second)
@@ -467,7 +468,7 @@ func TestChangeIsAboutAllAlternates(t *testing.T) {
 	const store, blob, files, other, apart = "https://storage.azure.com", "https://a.blob.core.windows.net", "https://a.file.core.windows.net", "api://other", "api://apart"
 	all := []string{store, blob, files, other}
 	for _, changed := range all {
-		bubble(t, &script{}, func(t *testing.T, c *tokencache.Cache) {
+		bubble(t, &tokencachetest.Source{}, func(t *testing.T, c *tokencache.Cache) {
 			c.SetAlternates(map[string][]string{store: {blob + "/", files}, other: {files}, apart: {"api://another"}})
 			for _, r := range append(all, apart) {
 				mustGet(t, c, tokencache.Key{Resource: r}, sdk)
@@ -493,7 +494,7 @@ func TestChangeIsAboutAllAlternates(t *testing.T) {
 // Where every other key is to be prefetched, looking for alternates drops neither the key that is asked for nor its answer.
 func TestAlternatesWhereThereIsNoRoom(t *testing.T) {
 	t.Parallel()
-	s := &script{}
+	s := &tokencachetest.Source{}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var keys []tokencache.Key
 		for i := range tokencache.MaxKeys {
@@ -630,7 +631,7 @@ func TestLookKeepsTheKeyWanted(t *testing.T) {
 
 func TestNoteRefuses(t *testing.T) {
 	t.Parallel()
-	bubble(t, &script{}, func(t *testing.T, c *tokencache.Cache) {
+	bubble(t, &tokencachetest.Source{}, func(t *testing.T, c *tokencache.Cache) {
 		_, err := c.RecordChange(tokencache.PolicyChange{ID: "x", At: time.Now().Add(time.Hour), Effect: tokencache.Revoked})
 		var future *tokencache.FutureError
 		if !errors.As(err, &future) || future.Ahead != time.Hour || !strings.Contains(err.Error(), "1h0m0s in the future") {
@@ -639,54 +640,21 @@ func TestNoteRefuses(t *testing.T) {
 	})
 }
 
-// watch is a wall clock that may be wrong, over the bubble's time, which is true.
-type watch struct {
-	mu     sync.Mutex
-	behind time.Duration
-	known  bool
-}
-
-func (w *watch) set(behind time.Duration, known bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.behind, w.known = behind, known
-}
-
-// uptime is for how long the device of a watch has been on when its cache begins.
-const uptime = 100 * time.Hour
-
-func (w *watch) clock() tokencache.Clock {
-	began := time.Now()
-	return tokencache.Clock{
-		Boot: func() time.Duration { return uptime + time.Since(began) },
-		Wall: func() time.Time {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			return time.Now().Round(0).Add(-w.behind)
-		},
-		Synchronised: func() bool {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			return w.known
-		},
-	}
-}
-
 // A change that happens "now" by a clock that is years behind has its moment in on-time: nothing is taken for current by
 // that clock, and people are told of its true time once the clock is known.
 func TestUnsureChange(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := &watch{behind: 20 * 365 * 24 * time.Hour}
+		w := &tokencachetest.Clock{Behind: 20 * 365 * 24 * time.Hour}
 		d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife})}
-		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.clock()})
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.AfterUptime()})
 		defer c.Close()
 		mustGet(t, c, vault, sdk)
 		time.Sleep(time.Hour)
 		d.permit(t, "New")
 		truly := time.Now()
 		noted := note(t, c, "x", tokencache.Changed, time.Time{})
-		if noted.Vouched || noted.Moment != uptime+time.Hour+1 || noted.Issuer != (tokencache.Window{}) || !c.Changes()[0].Unsure {
+		if noted.Vouched || noted.Moment != tokencachetest.Uptime+time.Hour+1 || noted.Issuer != (tokencache.Window{}) || !c.Changes()[0].Unsure {
 			t.Fatalf("%+v", noted)
 		}
 		if got := policyState(t, c); got != tokencache.Stale {
@@ -697,7 +665,7 @@ func TestUnsureChange(t *testing.T) {
 		if !has(answer, "New") || answer.Permissions.State != tokencache.Uncertain {
 			t.Errorf("a token from after, with the clock unknown: %v", answer.Permissions.State)
 		}
-		w.set(0, true)
+		w.Set(0, true)
 		time.Sleep(10 * time.Minute)
 		if got := policyState(t, c); got != tokencache.Current {
 			t.Errorf("with the clock known: %v", got)
@@ -712,13 +680,13 @@ func TestUnsureChange(t *testing.T) {
 func TestFutureChangeOnAnUnknownClock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := &watch{behind: 24 * time.Hour}
+		w := &tokencachetest.Clock{Behind: 24 * time.Hour}
 		d := &device{backend: simulator.New(simulator.Options{})}
-		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.clock()})
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: w.AfterUptime()})
 		defer c.Close()
 		mustGet(t, c, vault, sdk)
 		time.Sleep(time.Minute)
-		if p := note(t, c, "x", tokencache.Revoked, time.Now()); p.Vouched || p.Moment != uptime+time.Minute+1 {
+		if p := note(t, c, "x", tokencache.Revoked, time.Now()); p.Vouched || p.Moment != tokencachetest.Uptime+time.Minute+1 {
 			t.Errorf("%+v", p)
 		}
 		if got := only(t, c); got.Permissions.State != tokencache.Stale || !got.Permissions.Withheld || got.HeldUntil.IsZero() {
@@ -751,7 +719,7 @@ func TestLostRecord(t *testing.T) {
 	for _, known := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
-			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: (&watch{known: known}).clock()})
+			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: (&tokencachetest.Clock{Trusted: known}).AfterUptime()})
 			defer c.Close()
 			note(t, c, "lost", tokencache.Unknown, time.Time{})
 			if got := policyState(t, c); got != tokencache.Uncertain {
@@ -789,8 +757,8 @@ func TestSetSpread(t *testing.T) {
 // A caller that waits for a fetch begun before a revocation gets nothing that the revocation withholds.
 func TestRevokedWhileACallerWaits(t *testing.T) {
 	t.Parallel()
-	s := &script{takes: 10 * time.Second}
-	s.edit = func(f *tokencache.Fetched) {
+	s := &tokencachetest.Source{Latency: 10 * time.Second}
+	s.Edit = func(f *tokencache.Fetched) {
 		f.Token.Claims.IssuedAt = f.Token.ExpiresOn.Add(-24*time.Hour - 5*time.Minute)
 	}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {

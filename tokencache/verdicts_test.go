@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // The status has a verdict on each change on record that touches the key, the latest first, also through an alternate or another spelling,
@@ -20,7 +21,7 @@ func TestVerdicts(t *testing.T) {
 		fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 			return tokenOf("o", key, began), nil
 		}
-		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: (&watch{known: true}).clock()})
+		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
 		defer c.Close()
 		const alternate = "https://alternate.example"
 		c.SetAlternates(map[string][]string{vault.Resource: {alternate}})
@@ -58,7 +59,7 @@ func TestVerdictsAreFew(t *testing.T) {
 		fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 			return tokenOf("o", key, began), nil
 		}
-		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: (&watch{known: true}).clock()})
+		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
 		defer c.Close()
 		add := func(id string, at time.Time) {
 			if _, err := c.RecordChange(tokencache.PolicyChange{ID: id, AllIdentities: true, At: at, Effect: tokencache.Granted}); err != nil {

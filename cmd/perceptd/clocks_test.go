@@ -15,6 +15,8 @@ import (
 // back end may run fast, and a test holds on every day. Test files are free to, but for those of folders in clockless.
 var mayReadClocks = map[string]string{
 	"tokencache/clock.go":                       "the clock of those that are given none",
+	"tokencache/tokencachetest/clock.go":        "a test's virtual time",
+	"tokencache/tokencachetest/source.go":       "a test's virtual time",
 	"agent/clock/clock.go":                      "it reads the device's clocks for all",
 	"agent/server/log.go":                       "the clock of those that are given none",
 	"agent/simulator/backend.go":                "the clock of those that are given none",

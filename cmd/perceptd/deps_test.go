@@ -57,6 +57,7 @@ var mayImport = map[string]struct {
 	"cmd/perceptd/e2e/containers": {nil, "it is a test alone"},
 	"cmd/perceptd/e2e/daemon":     {nil, "it is a test alone"},
 	"cmd/perceptd/e2e/soak":       {nil, "it is a test alone"},
+	"tokencache/tokencachetest":   {[]string{"tokencache"}, "it is for tests alone, of any package"},
 	"cmd/perceptd/e2e/harness": {[]string{"agent/api"},
 		"it runs the programs and asks them as everybody does"},
 	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
@@ -67,7 +68,8 @@ var mayImport = map[string]struct {
 
 // testsMayImport holds the tests of some packages to the layout as well: beside what the package itself may import.
 var testsMayImport = map[string][]string{
-	"tokencache/staleness": {"tokencache", "agent/simulator"},
+	"tokencache":           {"tokencache", "tokencache/tokencachetest", "agent/simulator"},
+	"tokencache/staleness": {"tokencache", "tokencache/tokencachetest", "agent/simulator"},
 }
 
 // mustNotLink is what may not be in a package's build, its imports' imports included.
