@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // The attacks on attestors that have been published, each by a real process on a real socket, with the kernel's
@@ -332,7 +334,8 @@ func TestAttackSetuidAfterConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	plain, setuid := filepath.Join(folder, "plain"), filepath.Join(folder, "setuid")
-	if err := errors.Join(os.WriteFile(plain, program, 0o755), os.WriteFile(setuid, program, 0o755), os.Chmod(setuid, 0o755|os.ModeSetuid)); err != nil {
+	if err := errors.Join(harness.WriteProgram(plain, program), harness.WriteProgram(setuid, program),
+		os.Chmod(setuid, 0o755|os.ModeSetuid)); err != nil {
 		t.Fatal(err)
 	}
 	bothWays(t, func(t *testing.T, o Options) {

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // Variables that make the test binary another program: perceptctl itself, or a command that tells of its signals.
@@ -55,14 +57,11 @@ func executing(t *testing.T, args ...string) *exec.Cmd {
 func TestExecStatus(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
-	write := func(name, text string, mode os.FileMode) string {
-		path := filepath.Join(folder, name)
-		if err := os.WriteFile(path, []byte(text), mode); err != nil {
-			t.Fatal(err)
-		}
-		return path
+	plain, odd, orphan := filepath.Join(folder, "plain"), filepath.Join(folder, "odd"), filepath.Join(folder, "orphan")
+	if err := errors.Join(os.WriteFile(plain, []byte("x"), 0o644), harness.WriteProgram(odd, []byte("\x00\x01")),
+		harness.WriteProgram(orphan, []byte("#!/nowhere/sh\n"))); err != nil {
+		t.Fatal(err)
 	}
-	plain, odd, orphan := write("plain", "x", 0o644), write("odd", "\x00\x01", 0o755), write("orphan", "#!/nowhere/sh\n", 0o755)
 	for _, row := range []struct {
 		args   []string
 		status int

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -23,6 +22,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/simulator"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // hostile is what a hostile daemon says wherever the wire has text: control sequences of 7 and of 8 bits, line breaks that
@@ -346,7 +346,7 @@ func hostilePrograms(t *testing.T) string {
 		"systemd-creds": "#!/bin/sh\ncat \"${0%/*}/words\" >&2; cat\n",
 		"sealed.cred":   "anything",
 	} {
-		if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o755); err != nil {
+		if err := harness.WriteProgram(filepath.Join(folder, name), []byte(text)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/cmd/perceptctl/term"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // startDaemon runs a fake daemon for tests that are not transcripts.
@@ -202,7 +203,7 @@ func TestWatchEndsWithCtrlC(t *testing.T) {
 func TestCacheKeyInterrupted(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
-	if err := os.WriteFile(filepath.Join(folder, "systemd-creds"), []byte("#!/bin/sh\nexec /bin/sleep 600\n"), 0o755); err != nil {
+	if err := harness.WriteProgram(filepath.Join(folder, "systemd-creds"), []byte("#!/bin/sh\nexec /bin/sleep 600\n")); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

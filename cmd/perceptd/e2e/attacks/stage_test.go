@@ -228,7 +228,7 @@ func copyProgram(t *testing.T, from, to string) {
 	t.Helper()
 	text, err := os.ReadFile(from)
 	must(t, err)
-	must(t, os.WriteFile(to, text, 0o755))
+	must(t, harness.WriteProgram(to, text))
 }
 
 // makeFolders makes the runtime folder as perceptd.tmpfiles.conf says, and the state folder as the unit does.

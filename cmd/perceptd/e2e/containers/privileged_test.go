@@ -3,7 +3,6 @@
 package containers
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,7 +38,7 @@ exec runc "$@"
 // than what a file asks for, it is root.
 func TestContainersPrivileged(t *testing.T) {
 	runtime := filepath.Join(t.TempDir(), "runtime")
-	harness.Must(t, os.WriteFile(runtime, []byte(fittingRuntime), 0o755))
+	harness.Must(t, harness.WriteProgram(runtime, []byte(fittingRuntime)))
 	e := harness.StartDocker(t, "--add-runtime=fitting="+runtime)
 	image := e.Image("probe:1", "one")
 	e.Image("probe:2", "two") // which no grant is for

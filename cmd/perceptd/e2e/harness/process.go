@@ -3,6 +3,7 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -60,6 +61,16 @@ func Binary(t testing.TB, name string) string {
 		t.Fatal(built.err)
 	}
 	return filepath.Join(built.dir, name)
+}
+
+// WriteProgram writes a program or a script that the test then executes. It lets this process fork nothing while the
+// file is open: until it executes a program of its own, the child would have the file open for writing too, and the
+// kernel executes no such file ("text file busy").
+func WriteProgram(path string, text []byte) error {
+	syscall.ForkLock.RLock()
+	err := os.WriteFile(path, text, 0o755)
+	syscall.ForkLock.RUnlock()
+	return errors.Join(err, os.Chmod(path, 0o755)) // whatever the umask: other users execute it too
 }
 
 // raceDetector says whether this test was built with it, as go build wants to be told.
