@@ -22,6 +22,7 @@ import (
 	"perceptd/agent/api"
 	"perceptd/agent/simulator"
 	"perceptd/cmd/perceptctl/term"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // canary is the token's text in every transcript.
@@ -108,6 +109,7 @@ func play(t *testing.T, folder string, at setting, update bool) {
 			"hang":       setHang,
 			"requests":   checkRequests,
 			"deaf":       leaveDeafSocket,
+			"program":    makeProgram,
 			"simulator":  startSimulator,
 			"ask":        askSimulator,
 		},
@@ -188,6 +190,14 @@ func leaveDeafSocket(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Check(unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
 	ts.Check(unix.Close(fd))
+}
+
+// makeProgram is `program FILE [TO]`: TO, or FILE itself, becomes a program with FILE's text. It is always a new file:
+// another test's child may still have one open that testscript has written.
+func makeProgram(ts *testscript.TestScript, _ bool, args []string) {
+	text, to := ts.ReadFile(args[0]), ts.MkAbs(args[len(args)-1])
+	ts.Check(os.Remove(to))
+	ts.Check(harness.WriteProgram(to, []byte(text)))
 }
 
 // startSimulator is `simulator`: it runs a simulated back end whose clock stands still.
