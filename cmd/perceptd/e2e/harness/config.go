@@ -3,9 +3,9 @@ package harness
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"perceptd/agent/api"
@@ -98,11 +98,17 @@ func WithLoopback(config, address string) string {
 	return fmt.Sprintf("%s\n[loopback]\naddress = %q\n", config, address)
 }
 
-// FreeAddress returns an address that nobody listens on now.
+// FreeAddress returns an address on which whoever a test starts may listen. It stays this test's until the test's end: a
+// socket is bound to it and never listens, so that the kernel gives the port to nobody else, and yet lets whoever names
+// it have it, as Go's listeners do with SO_REUSEADDR.
 func FreeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	Must(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	Must(t, syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1))
+	Must(t, syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	bound, err := syscall.Getsockname(fd)
+	Must(t, err)
+	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
 }
