@@ -6,19 +6,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-const callersConfig = `[source]
-kind = "simulated"
-
-[[identity]]
-name = "device"
-default = true
-
-[[identity]]
-name = "vision"
-client_id = "00000000-0000-0000-0000-000000000001"
-
+const callersConfig = harness.SimulatedIdentities + `
 [[grant]]
 caller = { unit = "camera.service" }
 identity = "vision"

@@ -5,29 +5,12 @@ package systemd_test
 import (
 	"strings"
 	"testing"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // sightConfig has a grant of each kind that surroundings could have somebody else be taken for.
-const sightConfig = `[source]
-kind = "simulated"
-
-[[identity]]
-name = "device"
-default = true
-
-[[identity]]
-name = "vision"
-client_id = "00000000-0000-0000-0000-000000000001"
-
-[[module]]
-name = "vision"
-require = "socket"
-
-[[grant]]
-caller = { module = "vision" }
-identity = "vision"
-resources = ["https://vault.azure.net"]
-
+const sightConfig = harness.SimulatedIdentities + moduleVision + `
 [[grant]]
 caller = { unit = "camera.service" }
 identity = "vision"

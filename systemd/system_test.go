@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // TestSystem runs the installed daemon under real systemds, each in a container of its own, and looks at
@@ -164,17 +166,9 @@ func testSystem(t *testing.T, machine *machine) {
 	})
 }
 
-const config = `[source]
-kind = "simulated"
+const config = harness.SimulatedIdentities + moduleVision + grantForEdge
 
-[[identity]]
-name = "device"
-default = true
-
-[[identity]]
-name = "vision"
-client_id = "00000000-0000-0000-0000-000000000001"
-
+const moduleVision = `
 [[module]]
 name = "vision"
 require = "socket"
@@ -183,7 +177,7 @@ require = "socket"
 caller = { module = "vision" }
 identity = "vision"
 resources = ["https://vault.azure.net"]
-` + grantForEdge
+`
 
 const grantForEdge = `
 [[grant]]

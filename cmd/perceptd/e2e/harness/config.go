@@ -26,8 +26,8 @@ func ShortFolder(t testing.TB) string {
 // VaultURI is the resource that most tests ask for.
 const VaultURI = "https://vault.azure.net"
 
-// GoodConfig is a configuration without a fault.
-const GoodConfig = `[source]
+// SimulatedIdentities is a configuration by which the embedded simulated back end gives tokens to nobody yet.
+const SimulatedIdentities = `[source]
 kind = "simulated"
 
 [[identity]]
@@ -37,7 +37,10 @@ default = true
 [[identity]]
 name = "vision"
 client_id = "00000000-0000-0000-0000-000000000001"
+`
 
+// GoodConfig is a configuration without a fault.
+const GoodConfig = SimulatedIdentities + `
 [[grant]]
 caller = { uid = 4711 }
 identity = "device"
@@ -66,17 +69,7 @@ func WriteConfig(t testing.TB, files map[string]string) string {
 
 // SimulatedFor lets this user and the named modules have tokens of the embedded simulated back end.
 func SimulatedFor(modules ...string) string {
-	text := fmt.Sprintf(`[source]
-kind = "simulated"
-
-[[identity]]
-name = "device"
-default = true
-
-[[identity]]
-name = "vision"
-client_id = "00000000-0000-0000-0000-000000000001"
-
+	text := SimulatedIdentities + fmt.Sprintf(`
 [[grant]]
 caller = { uid = %d }
 identity = "device"
