@@ -18,6 +18,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // decode reads a datagram of journald's native protocol, as strictly as journald does.
@@ -52,7 +54,7 @@ func decode(t *testing.T, datagram string) map[string][]string {
 
 func journalLogger(t *testing.T, options zap.Option) (*zap.Logger, func() map[string][]string) {
 	t.Helper()
-	path := filepath.Join(shortFolder(t), "journal")
+	path := filepath.Join(harness.ShortFolder(t), "journal")
 	conn := receiver(t, path)
 	logger := zap.New(NewJournal(JournalOptions{Socket: path, Level: zapcore.DebugLevel, Fallback: failWriter{}}), options)
 	return logger, func() map[string][]string { return decode(t, receive(t, conn)) }
@@ -129,7 +131,7 @@ func TestJournalPriorities(t *testing.T) {
 		zapcore.DPanicLevel: "2", zapcore.PanicLevel: "2", zapcore.FatalLevel: "2", zapcore.DebugLevel - 1: "7",
 	} {
 		var out bytes.Buffer
-		c := NewJournal(JournalOptions{Socket: filepath.Join(shortFolder(t), "none"), Fallback: &out})
+		c := NewJournal(JournalOptions{Socket: filepath.Join(harness.ShortFolder(t), "none"), Fallback: &out})
 		if err := errors.Join(c.Write(zapcore.Entry{Level: level, Message: "m"}, nil), c.Sync()); err != nil {
 			t.Error(err)
 		}
@@ -149,7 +151,7 @@ func TestJournalLevel(t *testing.T) {
 
 func TestJournalFallsBackAndReturns(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(shortFolder(t), "journal")
+	path := filepath.Join(harness.ShortFolder(t), "journal")
 	var out bytes.Buffer
 	logger := zap.New(NewJournal(JournalOptions{Socket: path, Fallback: &out}))
 	logger.Error("first\n<0>forged", zap.String("text", "a\n<0>b"))
@@ -178,7 +180,7 @@ func TestJournalFallsBackAndReturns(t *testing.T) {
 // A journal that does not read has the entry fall back, and is still used once it reads again.
 func TestJournalDoesNotWaitForAFullJournal(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(shortFolder(t), "journal")
+	path := filepath.Join(harness.ShortFolder(t), "journal")
 	conn := receiver(t, path)
 	var out bytes.Buffer
 	logger := zap.New(NewJournal(JournalOptions{Socket: path, Fallback: &out}))
@@ -198,7 +200,7 @@ func TestJournalDoesNotWaitForAFullJournal(t *testing.T) {
 
 func TestJournalReportsThatNothingTookTheEntry(t *testing.T) {
 	t.Parallel()
-	c := NewJournal(JournalOptions{Socket: filepath.Join(shortFolder(t), "none"), Fallback: failWriter{}})
+	c := NewJournal(JournalOptions{Socket: filepath.Join(harness.ShortFolder(t), "none"), Fallback: failWriter{}})
 	if err := c.Write(zapcore.Entry{Message: "m"}, nil); err == nil {
 		t.Error("no error")
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 var wanted = Names{Sockets: []string{TokenSocket, AdminSocket}, StoredSockets: "module-", StoredFiles: "cache-"}
@@ -26,7 +28,7 @@ func socketFile(t *testing.T, domain, kind, backlog int) *os.File {
 	t.Cleanup(func() { _ = file.Close() })
 	var address unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
 	if domain == unix.AF_UNIX {
-		address = &unix.SockaddrUnix{Name: filepath.Join(shortFolder(t), "s")}
+		address = &unix.SockaddrUnix{Name: filepath.Join(harness.ShortFolder(t), "s")}
 	}
 	if err := unix.Bind(fd, address); err != nil {
 		t.Fatal(err)

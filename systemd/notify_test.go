@@ -15,6 +15,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,7 +44,7 @@ func receive(t *testing.T, conn *net.UnixConn) string {
 
 func TestNotify(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(shortFolder(t), "notify")
+	path := filepath.Join(harness.ShortFolder(t), "notify")
 	conn := receiver(t, path)
 	n, err := parseNotifySocket(path)
 	if err != nil || !n.Enabled() {
@@ -72,7 +74,7 @@ func TestNotify(t *testing.T) {
 
 func TestReloadingCarriesTheMonotonicTime(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(shortFolder(t), "notify")
+	path := filepath.Join(harness.ShortFolder(t), "notify")
 	conn := receiver(t, path)
 	monotonic := func() int64 {
 		var now unix.Timespec
@@ -105,7 +107,7 @@ func TestNotifyNobody(t *testing.T) {
 
 func TestNotifyErrors(t *testing.T) {
 	t.Parallel()
-	dir := shortFolder(t)
+	dir := harness.ShortFolder(t)
 	unserved := filepath.Join(dir, "unserved")
 	left := receiver(t, unserved)
 	_ = left.Close() // its path stays
@@ -147,7 +149,7 @@ func TestPatience(t *testing.T) {
 
 func TestNotifyABusyManager(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(shortFolder(t), "notify")
+	path := filepath.Join(harness.ShortFolder(t), "notify")
 	conn := receiver(t, path)
 	n, err := parseNotifySocket(path)
 	if err != nil {

@@ -9,11 +9,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 func TestStore(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(shortFolder(t), "notify")
+	path := filepath.Join(harness.ShortFolder(t), "notify")
 	conn := receiver(t, path)
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -65,7 +67,7 @@ func TestStoreRefuses(t *testing.T) {
 	if err := (Notify{}).Store("a", 0); err != nil {
 		t.Errorf("outside systemd: %v", err)
 	}
-	path := filepath.Join(shortFolder(t), "notify")
+	path := filepath.Join(harness.ShortFolder(t), "notify")
 	receiver(t, path)
 	if err := (Notify{address: path}).Store("a", -1); err == nil {
 		t.Error("what is no descriptor was stored")

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 // Not parallel: the environment is the process's.
@@ -91,7 +93,7 @@ func TestWatch(t *testing.T) {
 
 func TestWatchPingsSystemd(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(shortFolder(t), "notify")
+	path := filepath.Join(harness.ShortFolder(t), "notify")
 	conn := receiver(t, path)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

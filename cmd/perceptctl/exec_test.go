@@ -115,7 +115,7 @@ func TestExecPath(t *testing.T) {
 // A folder of PATH that may not be looked into, as /root/bin for most, is passed by as one that has no such command is.
 func TestExecPathBeyondAClosedFolder(t *testing.T) {
 	t.Parallel()
-	folder := shortFolder(t) // not in TMPDIR, which may be closed to that user
+	folder := harness.ShortFolder(t) // not in TMPDIR, which may be closed to that user
 	closed, loop := folder+"/closed", folder+"/loop"
 	if err := errors.Join(os.Mkdir(closed, 0o700), os.WriteFile(folder+"/plain", nil, 0o644),
 		os.Symlink(loop, loop), os.Chmod(closed, 0), os.Chmod(folder, 0o755)); err != nil {

@@ -405,7 +405,7 @@ func TestHostileHeader(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			socket := filepath.Join(shortFolder(t), api.TokenSocketName)
+			socket := filepath.Join(harness.ShortFolder(t), api.TokenSocketName)
 			l, err := net.Listen("unix", socket)
 			if err != nil {
 				t.Fatal(err)

@@ -89,7 +89,7 @@ func play(t *testing.T, folder string, at setting, update bool) {
 	testscript.Run(t, testscript.Params{
 		Dir:           folder,
 		UpdateScripts: update,
-		WorkdirRoot:   shortFolder(t),
+		WorkdirRoot:   harness.ShortFolder(t),
 		Setup: func(env *testscript.Env) error {
 			daemon := newFakeDaemon(env.WorkDir)
 			env.Defer(daemon.close)

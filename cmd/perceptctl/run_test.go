@@ -27,7 +27,7 @@ import (
 // startDaemon runs a fake daemon for tests that are not transcripts.
 func startDaemon(t *testing.T) *fakeDaemon {
 	t.Helper()
-	d := newFakeDaemon(shortFolder(t))
+	d := newFakeDaemon(harness.ShortFolder(t))
 	t.Cleanup(d.close)
 	if err := d.start(); err != nil {
 		t.Fatal(err)
