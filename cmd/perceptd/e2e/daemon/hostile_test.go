@@ -593,10 +593,7 @@ func servesOrEnds(d *harness.Daemon) bool {
 
 func testBindMount(t *testing.T, end syscall.Signal, path func(*harness.Daemon) string, file bool) {
 	t.Helper()
-	d := harness.NewDaemon(t, harness.SimulatedFor("vision"))
-	d.GiveKey(t, d.KeyFile(), 'k')
-	d.Again(t)
-	before := d.Held(t)
+	d, before := startKeeping(t, harness.SimulatedFor("vision"))
 	if status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"granted"}`); status/100 != 2 {
 		t.Fatalf("%d %s %v", status, body, err)
 	}

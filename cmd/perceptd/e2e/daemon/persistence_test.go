@@ -13,9 +13,30 @@ import (
 	"testing"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/simulator"
 	"perceptd/cmd/perceptd/e2e/harness"
 )
+
+// startKeeping starts a daemon with a key for its file of tokens, and returns what it then holds.
+func startKeeping(t *testing.T, config string, environment ...string) (*harness.Daemon, api.TokenStatus) {
+	t.Helper()
+	d := harness.NewDaemon(t, config)
+	d.GiveKey(t, d.KeyFile(), 'k')
+	d.Again(t, environment...)
+	return d, d.Held(t)
+}
+
+// wantFetched checks that a start has used no token that was kept, and has said why.
+func wantFetched(t *testing.T, d *harness.Daemon, says string) {
+	t.Helper()
+	if now := d.Held(t); now.Fetches != 1 {
+		t.Errorf("%d fetches", now.Fetches)
+	}
+	if !strings.Contains(d.Text(), says) {
+		t.Errorf("it does not say %q", says)
+	}
+}
 
 // Through a restart and a crash tokens are with systemd, which needs no key.
 func TestTokensOutliveACrash(t *testing.T) {
@@ -59,12 +80,7 @@ func TestCarriedNonsense(t *testing.T) {
 	d := harness.NewDaemon(t, harness.SimulatedFor())
 	store.start(t, d)
 	d.AwaitHealth(t)
-	if held := d.Held(t); held.Fetches != 1 {
-		t.Errorf("%d fetches", held.Fetches)
-	}
-	if n := strings.Count(d.Text(), "what systemd has kept of the cache is of no use"); n == 0 {
-		t.Errorf("said %d times", n)
-	}
+	wantFetched(t, d, "what systemd has kept of the cache is of no use")
 	harness.Until(t, "the new one in the place of the others", d.Ended, func() bool {
 		all := store.all()
 		return len(all) == 1 && all[0] != fdCache+"7" && all[0] != fdCache+"x"
@@ -74,10 +90,7 @@ func TestCarriedNonsense(t *testing.T) {
 // Through a stop they are in the file, for whoever has its key.
 func TestTokensOutliveAStop(t *testing.T) {
 	t.Parallel()
-	d := harness.NewDaemon(t, harness.SimulatedFor())
-	d.GiveKey(t, d.KeyFile(), 'k')
-	d.Again(t)
-	before := d.Held(t)
+	d, before := startKeeping(t, harness.SimulatedFor())
 	_, told := os.Lstat("/run/percept-cache-key/device")
 	if kept := d.Status(t).Kept; !kept.Reboot || kept.Restart || kept.BoundTo == "" || kept.Untold != errors.Is(told, fs.ErrNotExist) {
 		t.Errorf("%+v, and what root tells of the device: %v", kept, told)
@@ -108,12 +121,7 @@ func TestTokensOutliveAStop(t *testing.T) {
 
 	d.GiveKey(t, d.KeyFile(), 'x')
 	d.Again(t)
-	if now := d.Held(t); now.Fetches != 1 {
-		t.Errorf("%d fetches with another key", now.Fetches)
-	}
-	if !strings.Contains(d.Text(), "the kept tokens cannot be used and are fetched anew") {
-		t.Error("it is not said that the file cannot be used")
-	}
+	wantFetched(t, d, "the kept tokens cannot be used and are fetched anew")
 	d.Stop(t) // so that the others are saved
 	aside, _ := filepath.Glob(filepath.Join(d.Dir, "state", "tokens.sealed.unreadable-*"))
 	if len(aside) != 1 {
@@ -124,30 +132,19 @@ func TestTokensOutliveAStop(t *testing.T) {
 // Tokens of one source are of no use to another.
 func TestTokensOfAnotherSource(t *testing.T) {
 	t.Parallel()
-	d := harness.NewDaemon(t, harness.SimulatedFor())
-	d.GiveKey(t, d.KeyFile(), 'k')
-	d.Again(t)
-	d.Held(t)
+	d, _ := startKeeping(t, harness.SimulatedFor())
 	d.Stop(t)
 	d.Rewrite(t, strings.Replace(harness.SimulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nendpoint = \"imds\"", 1))
 	d.Again(t)
-	if now := d.Held(t); now.Fetches != 1 {
-		t.Errorf("%d fetches", now.Fetches)
-	}
-	if !strings.Contains(d.Text(), "the kept tokens are of another source") {
-		t.Error("it is not said")
-	}
+	wantFetched(t, d, "the kept tokens are of another source")
 }
 
 // A source is told from another by its address, too: what somebody's simulator gave is not served once it is gone. Nor
 // is it while it is there without a word.
 func TestTokensOfAnotherAddress(t *testing.T) {
 	t.Parallel()
-	d := harness.NewDaemon(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1))
-	d.GiveKey(t, d.KeyFile(), 'k')
 	_, first := harness.StartSimulator(t, "app-service")
-	d.Again(t, first...)
-	before := d.Held(t)
+	d, before := startKeeping(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1), first...)
 	if status := d.Status(t); !status.Simulated || status.Source.Kind != "managed-identity" {
 		t.Errorf("simulated %v, of %+v", status.Simulated, status.Source)
 	}
@@ -164,35 +161,22 @@ func TestTokensOfAnotherAddress(t *testing.T) {
 
 	_, second := harness.StartSimulator(t, "app-service")
 	d.Again(t, second...)
-	if now := d.Held(t); now.Fetches != 1 {
-		t.Errorf("%d fetches at another address", now.Fetches)
-	}
-	if !strings.Contains(d.Text(), "the kept tokens are of another source") {
-		t.Error("it is not said")
-	}
+	wantFetched(t, d, "the kept tokens are of another source")
 }
 
 // A simulator was at the real back end's address: once nothing leads there any more, a start drops what it gave, and
 // says so.
 func TestSimulatedTokensAreDropped(t *testing.T) {
 	t.Parallel()
-	d := harness.NewDaemon(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1))
-	d.GiveKey(t, d.KeyFile(), 'k')
 	_, environment := harness.StartSimulator(t, "app-service")
-	d.Again(t, environment...)
-	d.Held(t)
+	d, _ := startKeeping(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1), environment...)
 	if n := strings.Count(d.Text(), agent.MessageSimulated); n != 1 {
 		t.Errorf("warned %d times of a simulated back end", n)
 	}
 	d.Stop(t)
 	// Whoever answers there from now on, this start is not led to a simulator knowingly.
 	d.Again(t, slices.DeleteFunc(environment, func(v string) bool { return strings.HasPrefix(v, simulator.URLVariable+"=") })...)
-	if now := d.Held(t); now.Fetches != 1 {
-		t.Errorf("%d fetches", now.Fetches)
-	}
-	if !strings.Contains(d.Text(), "kept tokens are dropped and fetched anew: a simulated back end made them") {
-		t.Error("it is not said")
-	}
+	wantFetched(t, d, "kept tokens are dropped and fetched anew: a simulated back end made them")
 }
 
 // A key that is none is said, and nothing is written by it.
@@ -216,10 +200,7 @@ func TestUselessKey(t *testing.T) {
 // A clock that runs by itself makes times of no use to the next start.
 func TestFastClockKeepsNothing(t *testing.T) {
 	t.Parallel()
-	d := harness.NewDaemon(t, strings.Replace(harness.SimulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nspeed = 60", 1))
-	d.GiveKey(t, d.KeyFile(), 'k')
-	d.Again(t)
-	d.Held(t)
+	d, _ := startKeeping(t, strings.Replace(harness.SimulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nspeed = 60", 1))
 	if kept := d.Status(t).Kept; kept.Reboot || kept.Restart || kept.Why == "" {
 		t.Errorf("%+v", kept)
 	}
@@ -228,10 +209,7 @@ func TestFastClockKeepsNothing(t *testing.T) {
 // A state folder that is gone is trouble that is told, keeps nobody from a token, and passes when there is one again.
 func TestLostStateFolder(t *testing.T) {
 	t.Parallel()
-	d := harness.NewDaemon(t, harness.SimulatedFor())
-	d.GiveKey(t, d.KeyFile(), 'k')
-	d.Again(t)
-	d.Held(t)
+	d, _ := startKeeping(t, harness.SimulatedFor())
 	state := filepath.Join(d.Dir, "state")
 	awaitRecorded(t, d)
 	must(t, os.RemoveAll(state))
