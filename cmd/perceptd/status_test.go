@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/cmd/perceptd/e2e/harness"
 	"perceptd/systemd"
 	"perceptd/tokencache"
 )
@@ -69,12 +70,8 @@ func TestStaleInStatusText(t *testing.T) {
 // serviceManager returns what tells a service manager of its own, the path of that one's socket, and a function that
 // returns what was told since its last call.
 func serviceManager(t *testing.T) (notify systemd.Notify, path string, told func() []string) {
-	dir, err := os.MkdirTemp("", "notify")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	path = filepath.Join(dir, "n")
+	t.Helper()
+	path = filepath.Join(harness.ShortFolder(t), "n")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

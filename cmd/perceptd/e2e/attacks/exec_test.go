@@ -28,9 +28,7 @@ var stranger = soldier{uid: strayUser}
 // openProgram copies this test binary to where every user may run it.
 func openProgram(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "att")
-	must(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := harness.ShortFolder(t)
 	must(t, os.Chmod(dir, 0o755))
 	program := filepath.Join(dir, "test")
 	copyProgram(t, "/proc/self/exe", program)
