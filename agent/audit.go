@@ -302,11 +302,11 @@ func (a *audit) recentDenials() []Denial {
 	return all
 }
 
-// Unproved notes in the audit that who calls could not be proved. caller is what is known of it.
-func (a *Agent) Unproved(caller Caller, why error) { a.audit.unproved(&caller, why) }
+// AuditUnattested notes in the audit that who calls could not be proved. caller is what is known of it.
+func (a *Agent) AuditUnattested(caller Caller, why error) { a.audit.unproved(&caller, why) }
 
-// HandedOut notes in the audit that caller was given the header secret of whom a grant is for.
-func (a *Agent) HandedOut(caller Caller, of Match) {
+// AuditSecretIssued notes in the audit that caller was given the header secret of whom a grant is for.
+func (a *Agent) AuditSecretIssued(caller Caller, of Match) {
 	a.audit.mu.Lock()
 	skipped, tell := a.audit.admit(caller.account(), false)
 	a.audit.mu.Unlock()

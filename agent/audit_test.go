@@ -123,8 +123,8 @@ func TestDenialsAreListed(t *testing.T) {
 		}
 		a.Look(agent.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
 		a.Rejected(t.Context(), agent.Caller{UID: 2030, GID: 1}, agent.Rejection{Resource: vault, Identity: "id2", Status: 401})
-		a.Unproved(agent.Caller{UID: 1}, errors.New("no engine answers"))
-		a.Unproved(agent.Caller{UID: 1}, errors.New("no engine answers"))
+		a.AuditUnattested(agent.Caller{UID: 1}, errors.New("no engine answers"))
+		a.AuditUnattested(agent.Caller{UID: 1}, errors.New("no engine answers"))
 		all := a.Status().Denials
 		if len(all) != 16 {
 			t.Fatalf("%d denials", len(all))
@@ -186,9 +186,9 @@ func TestDenialsOfUnnamedContainers(t *testing.T) {
 	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		one, other := strings.Repeat("1f", 32), strings.Repeat("2e", 32)
 		for range 100 {
-			a.Unproved(agent.Caller{Container: &agent.Container{ID: one}}, errors.New("the engine does not answer"))
+			a.AuditUnattested(agent.Caller{Container: &agent.Container{ID: one}}, errors.New("the engine does not answer"))
 		}
-		a.Unproved(agent.Caller{Container: &agent.Container{ID: other}}, errors.New("the engine does not answer"))
+		a.AuditUnattested(agent.Caller{Container: &agent.Container{ID: other}}, errors.New("the engine does not answer"))
 		lines := messages(logs, agent.MessageUnproved)
 		if len(lines) != 11 || lines[10]["container"] != other {
 			t.Errorf("%d lines, the last %v", len(lines), lines[len(lines)-1])

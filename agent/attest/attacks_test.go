@@ -81,7 +81,7 @@ func TestAttackPidReuse(t *testing.T) {
 				s := realScene(t, o)
 				a := s.start("connect")
 				accomplice := a.heard()
-				var proof *Proof
+				var proof *Attestation
 				if row.accept {
 					s.grownUp()
 					proof, _ = s.accept(Socket{})
@@ -123,12 +123,12 @@ func TestYoungCallerAsksAgain(t *testing.T) {
 		t.Helper()
 		_, err := waiting.Caller(context.Background())
 		denies(t, when, err, "may have started after")
-		if e := new(UnprovedError); !asUnproved(err, &e) || !e.Again || e.Hint == "" {
+		if e := new(Error); !asUnproved(err, &e) || !e.Retryable || e.Hint == "" {
 			t.Errorf("%s: %+v", when, err)
 		}
 	}
 	asksAgain("at first")
-	if waiting.HearAgain() {
+	if waiting.AttestByNextRequest() {
 		t.Error("what it had written before proves it")
 	}
 	read := func() {
@@ -139,7 +139,7 @@ func TestYoungCallerAsksAgain(t *testing.T) {
 	}
 	read()
 	asksAgain("after what it had written before")
-	if !waiting.HearAgain() {
+	if !waiting.AttestByNextRequest() {
 		t.Fatal("its next request does not prove it")
 	}
 	asksAgain("before it")
@@ -157,7 +157,7 @@ func TestYoungCallerAsksAgain(t *testing.T) {
 		t.Error(err)
 	}
 	another.end()
-	if again.HearAgain() { // of nobody
+	if again.AttestByNextRequest() { // of nobody
 		_, err := again.Caller(context.Background())
 		denies(t, "who has ended", err, "has ended")
 	}
@@ -182,7 +182,7 @@ func TestYoungCallersAreRefused(t *testing.T) {
 		{"young, and nobody is refused", Socket{}, 0, false, ""},
 		{"a module by its socket", Socket{Module: "open"}, 0, true, ""},
 		{"a module by its container", Socket{Module: "vision"}, 0, true, "is younger than 20ms"},
-		{"an administrator", Socket{Shut: true}, 0, true, ""},
+		{"an administrator", Socket{Restricted: true}, 0, true, ""},
 		{"one of before", Socket{}, -tick, true, "has started after"},
 	} {
 		rules := *s.rules.Load()
@@ -209,7 +209,7 @@ func TestYoungCallersAreRefused(t *testing.T) {
 			continue
 		}
 		denies(t, row.name, err, row.want)
-		hears := proof.HearAgain()
+		hears := proof.AttestByNextRequest()
 		a.say('w')
 		a.heard()
 		if _, readErr := conn.Read(make([]byte, 1)); !hears || readErr != nil {
@@ -270,13 +270,13 @@ func TestAttackPidReuseByTheYoung(t *testing.T) {
 				continue
 			}
 			denies(t, "the number is another's", err, "is younger than 20ms")
-			if proof.HearAgain() {
+			if proof.AttestByNextRequest() {
 				t.Error("what is there already is to prove it")
 			}
 			read(2 - early)
 			_, err = proof.Caller(context.Background())
 			denies(t, "what was written before", err, "is younger than 20ms")
-			if !proof.HearAgain() {
+			if !proof.AttestByNextRequest() {
 				t.Error("nothing more is there")
 			}
 			if _, err := accomplice.Write([]byte("GET")); err != nil {
@@ -545,7 +545,7 @@ func TestAttackPidNamespaces(t *testing.T) {
 			admin := s.start("connect", row.change)
 			admin.heard()
 			s.grownUp()
-			shut, _ := s.accept(Socket{Shut: true})
+			shut, _ := s.accept(Socket{Restricted: true})
 			atAdmin, errAdmin := shut.Caller(context.Background())
 			a.end()
 			admin.end()

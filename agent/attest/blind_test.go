@@ -44,17 +44,17 @@ func (s *scene) self(t *testing.T, uidMap, pidNamespace string) {
 func TestNotBlind(t *testing.T) {
 	t.Parallel()
 	s := sighted(t)
-	if blind := s.Blindness(context.Background()); len(blind) != 0 {
+	if blind := s.Limitations(context.Background()); len(blind) != 0 {
 		t.Errorf("%+v", blind)
 	}
 	s.self(t, "         0          0 4294967295\n", firstPidNamespace)
 	e := newFakeEngine(t)
 	s.SetRules(Rules{Engines: []string{e.path}, NeedsEngine: true})
-	if blind := s.Blindness(context.Background()); len(blind) != 0 {
+	if blind := s.Limitations(context.Background()); len(blind) != 0 {
 		t.Errorf("%+v", blind)
 	}
 	s.SetRules(Rules{Engines: []string{"/nowhere"}})
-	if blind := s.Blindness(context.Background()); len(blind) != 0 {
+	if blind := s.Limitations(context.Background()); len(blind) != 0 {
 		t.Errorf("an engine that nobody needs: %+v", blind)
 	}
 	if path, trouble := s.Engine(); path != "" || trouble != "" {
@@ -78,7 +78,7 @@ func TestBlind(t *testing.T) {
 	} {
 		s := sighted(t)
 		row.hide(t, s)
-		blind := s.Blindness(context.Background())
+		blind := s.Limitations(context.Background())
 		if row.name == "a pid namespace" && booted == nil {
 			continue // a whole system in a container sees all that is in it
 		}
@@ -93,11 +93,11 @@ func TestBlindToContainers(t *testing.T) {
 	s, e := sighted(t), newFakeEngine(t)
 	s.SetRules(Rules{Engines: []string{e.path}, NeedsEngine: true})
 	e.serve("ping", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	if blind := s.Blindness(context.Background()); len(blind) != 1 || !strings.Contains(blind[0].Why, "no answer in time") || !strings.Contains(blind[0].Hint, "docker ps") {
+	if blind := s.Limitations(context.Background()); len(blind) != 1 || !strings.Contains(blind[0].Why, "no answer in time") || !strings.Contains(blind[0].Hint, "docker ps") {
 		t.Errorf("hanging: %+v", blind)
 	}
 	e.serve("ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	if blind := s.Blindness(context.Background()); len(blind) != 1 {
+	if blind := s.Limitations(context.Background()); len(blind) != 1 {
 		t.Errorf("refusing: %+v", blind)
 	}
 	shut := &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)} // root, who runs this perhaps, is let in everywhere

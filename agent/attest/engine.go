@@ -66,24 +66,24 @@ func newEngine(believed owners, changed func()) *engine {
 var errNoEngine = errors.New("no container engine is there to ask")
 
 // confirm has the engine say what a container is. Beside an error it returns what is known.
-func (p *Prover) confirm(ctx context.Context, rules *ruleset, in place) (*agent.Container, error) {
+func (p *Attestor) confirm(ctx context.Context, rules *ruleset, in place) (*agent.Container, error) {
 	what := "which container it runs in"
 	bare := &agent.Container{ID: in.container}
 	said, err := p.engine.ask(ctx, rules.Engines, in.container)
 	var foreign *foreignError
 	switch {
 	case errors.Is(err, errNoEngine):
-		return bare, &UnprovedError{What: what, Why: err.Error(), Hint: "perceptctl doctor, as an administrator, tells what is missing"}
+		return bare, &Error{What: what, Why: err.Error(), Hint: "perceptctl doctor, as an administrator, tells what is missing"}
 	case errors.As(err, &foreign):
-		return bare, &UnprovedError{What: what, Why: err.Error(), Hint: engineHint(err)}
+		return bare, &Error{What: what, Why: err.Error(), Hint: engineHint(err)}
 	case errors.Is(err, errUnknown):
-		return bare, &UnprovedError{What: what, Why: fmt.Sprintf("the engine knows no container %s", bare.ShortID()),
+		return bare, &Error{What: what, Why: fmt.Sprintf("the engine knows no container %s", bare.ShortID()),
 			Hint: "if another engine runs it, name that one's socket as [callers] engine"}
 	case err != nil:
-		return bare, &UnprovedError{What: what, Why: fmt.Sprintf("the container engine was asked in vain: %v", err), Hint: "try again when the engine answers: docker ps tells"}
+		return bare, &Error{What: what, Why: fmt.Sprintf("the container engine was asked in vain: %v", err), Hint: "try again when the engine answers: docker ps tells"}
 	}
 	if err := p.doubt(rules, in, said); err != nil {
-		return &said.Container, &UnprovedError{What: what, Why: err.Error(), Hint: said.hint(in)}
+		return &said.Container, &Error{What: what, Why: err.Error(), Hint: said.hint(in)}
 	}
 	return &said.Container, nil
 }
@@ -102,7 +102,7 @@ func engineHint(err error) string {
 }
 
 // doubt says why what the engine says is not about the container that the caller runs in, or nil.
-func (p *Prover) doubt(rules *ruleset, in place, said facts) error {
+func (p *Attestor) doubt(rules *ruleset, in place, said facts) error {
 	switch {
 	case said.ID != in.container:
 		return fmt.Errorf("the engine was asked for container %s and answered for %q", shortID(in.container), cut(said.ID))

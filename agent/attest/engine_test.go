@@ -343,7 +343,7 @@ func TestEngineIsLookedFor(t *testing.T) {
 		s.SetRules(Rules{Engines: row.engines, NeedsEngine: true})
 		_, err := s.called(containerA, Socket{})
 		denies(t, row.name, err, row.want)
-		blind := s.Blindness(context.Background())
+		blind := s.Limitations(context.Background())
 		if len(blind) == 0 || blind[len(blind)-1].What != "which container a caller runs in" || !strings.Contains(blind[len(blind)-1].Why, row.want) || blind[len(blind)-1].Hint == "" {
 			t.Errorf("%s: %+v", row.name, blind)
 		}
@@ -384,7 +384,7 @@ func TestHintsAboutContainers(t *testing.T) {
 		says.HostConfig["PidMode"], says.HostConfig["CgroupParent"] = row.pidMode, "/docker"
 		e.answer(idA, says)
 		_, err := s.called(containerA, Socket{})
-		var why *UnprovedError
+		var why *Error
 		if !errors.As(err, &why) || (why.Hint != "") != row.hinted {
 			t.Errorf("%+v: %+v", row, why)
 		}

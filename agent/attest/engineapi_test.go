@@ -126,7 +126,7 @@ func TestEngineThatTalksTooMuch(t *testing.T) {
 			if (err == nil) != row.good {
 				t.Errorf("%+v, %v", got, err)
 			}
-			said := fmt.Sprintf("%v %+v", err, s.Blindness(context.Background()))
+			said := fmt.Sprintf("%v %+v", err, s.Limitations(context.Background()))
 			if _, trouble := s.Engine(); strings.Contains(said+trouble, canary) {
 				t.Errorf("%s %s", said, trouble)
 			}

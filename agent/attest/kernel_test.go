@@ -147,7 +147,7 @@ func TestManyGroups(t *testing.T) {
 	a := s.start("grouped")
 	a.heard()
 	proof, _ := s.accept(Socket{})
-	if seen, err := proof.Seen(); err != nil || len(seen.Groups) != 100 || seen.Groups[99] != 1099 {
+	if seen, err := proof.Unconfirmed(); err != nil || len(seen.Groups) != 100 || seen.Groups[99] != 1099 {
 		t.Errorf("%+v, %v", seen.Groups, err)
 	}
 }

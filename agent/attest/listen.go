@@ -27,7 +27,7 @@ type listener struct {
 
 // Listen returns l with connections that NewContext can prove. Every connection of a socket that is served
 // must come from it.
-func (p *Prover) Listen(l net.Listener) net.Listener {
+func (p *Attestor) Listen(l net.Listener) net.Listener {
 	_ = control(l, func(fd int) error { return passCredentials(fd) }) // Linux 6.16 has connections inherit it
 	return &listener{Listener: l, kernel: p.kernel}
 }
@@ -53,9 +53,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
-// UserOf returns the uid at the other end of a connection that a Prover's listener accepted, as the kernel recorded it when
+// PeerUID returns the uid at the other end of a connection that a Prover's listener accepted, as the kernel recorded it when
 // it connected, or agent.NoID.
-func UserOf(conn net.Conn) uint32 {
+func PeerUID(conn net.Conn) uint32 {
 	if c, ok := conn.(*connection); ok && c.met == nil {
 		return c.ucred.Uid
 	}
@@ -113,7 +113,7 @@ type connection struct {
 	peer    atomic.Int32 // the process that connected; 0: not known yet
 	marked  bool         // a writer was told; only the one that reads uses it
 	foreign atomic.Int32 // another process that wrote; -1: one that cannot be told
-	proof   atomic.Pointer[Proof]
+	proof   atomic.Pointer[Attestation]
 
 	mu     sync.Mutex // protects what follows; without a pidfd only
 	silent bool       // once everything that had been written was read, while the process was held

@@ -103,11 +103,11 @@ func TestForeignEngineIsTold(t *testing.T) {
 	s.engine.believed = owners{uids: []uint32{uint32(os.Geteuid()) + 1}}
 	_, err := s.called(containerA, Socket{Module: "vision"})
 	denies(t, "another's engine", err, "believed only if it is root's")
-	var why *UnprovedError
+	var why *Error
 	if !errors.As(err, &why) || !strings.Contains(why.Hint, "root's own engine") {
 		t.Errorf("%+v", why)
 	}
-	blind := s.Blindness(context.Background())
+	blind := s.Limitations(context.Background())
 	if last := blind[len(blind)-1]; !strings.Contains(last.Why, "believed only if it is root's") || !strings.Contains(last.Hint, "rootless") {
 		t.Errorf("%+v", last)
 	}

@@ -215,7 +215,7 @@ func TestContainersInScopes(t *testing.T) {
 			switch {
 			case row.want != "":
 				denies(t, row.cgroup, err, row.want)
-				if seen, err := proof.Seen(); err == nil || seen.UID != uint32(os.Getuid()) {
+				if seen, err := proof.Unconfirmed(); err == nil || seen.UID != uint32(os.Getuid()) {
 					t.Errorf("%s: seen as %+v, %v", row.cgroup, seen, err)
 				}
 			case err != nil || got.Unit != row.unit || got.Nested != (row.unit != "") || got.HasUser() == got.Nested:
@@ -254,7 +254,7 @@ func TestNestedAdministrator(t *testing.T) {
 		s := newScene(t, o)
 		for numbers, nested := range map[string]bool{"17": false, "17\t1": true, "": true} {
 			s.write(os.Getpid(), "status", statusOf(numbers))
-			proof, _, _ := s.dial(Socket{Shut: true})
+			proof, _, _ := s.dial(Socket{Restricted: true})
 			if got, err := proof.Caller(context.Background()); err != nil || got.Nested != nested || got.HasUser() == nested {
 				t.Errorf("%q: %+v, %v", numbers, got, err)
 			}
@@ -284,7 +284,7 @@ func TestProcOfAnotherNamespace(t *testing.T) {
 			s.open(o)
 			_, err := s.called("/system.slice/cam.service", Socket{})
 			denies(t, self, err, s.proc)
-			if blind := s.Blindness(context.Background()); !slices.ContainsFunc(blind, func(b Blindness) bool { return b.Hint == procHint }) {
+			if blind := s.Limitations(context.Background()); !slices.ContainsFunc(blind, func(b Limitation) bool { return b.Hint == procHint }) {
 				t.Errorf("%q: %+v", self, blind)
 			}
 		}

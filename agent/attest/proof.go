@@ -20,8 +20,8 @@ type Socket struct {
 	// Module is the module whose own socket this is. Empty: a socket that anyone may connect to.
 	Module string
 
-	// Shut tells that the socket's file decides who may connect: where the caller runs is not asked for.
-	Shut bool
+	// Restricted tells that the socket's file decides who may connect: where the caller runs is not asked for.
+	Restricted bool
 }
 
 var (
@@ -32,10 +32,10 @@ var (
 // lookAgain is after how long the caller's cgroup is read again. Only root can move a process out of its own.
 const lookAgain = 10 * time.Second
 
-// Proof is the proof of one connection's caller, made bit by bit: what the kernel tells at once, and what an
+// Attestation is the proof of one connection's caller, made bit by bit: what the kernel tells at once, and what an
 // engine has to say at the first request.
-type Proof struct {
-	prover *Prover
+type Attestation struct {
+	prover *Attestor
 	conn   *connection
 	socket Socket
 	peer   agent.Caller // what the kernel tells
@@ -55,8 +55,8 @@ type key struct{} // of the one context value of this package
 
 // NewContext takes hold of whoever is at the other end of conn, which the Prover's listener accepted, and returns ctx
 // with the Proof attached. It asks the kernel alone and does not wait. It is made for http.Server.ConnContext.
-func (p *Prover) NewContext(ctx context.Context, conn net.Conn, socket Socket) context.Context {
-	proof := &Proof{prover: p, socket: socket, peer: agent.Caller{UID: agent.NoID, GID: agent.NoID}}
+func (p *Attestor) NewContext(ctx context.Context, conn net.Conn, socket Socket) context.Context {
+	proof := &Attestation{prover: p, socket: socket, peer: agent.Caller{UID: agent.NoID, GID: agent.NoID}}
 	c, ok := conn.(*connection)
 	if !ok {
 		proof.fault = unproved("who is at the other end", errNotUnix)
@@ -69,17 +69,17 @@ func (p *Prover) NewContext(ctx context.Context, conn net.Conn, socket Socket) c
 }
 
 // FromContext returns the Proof that NewContext attached.
-func FromContext(ctx context.Context) (*Proof, error) {
-	p, ok := ctx.Value(key{}).(*Proof)
+func FromContext(ctx context.Context) (*Attestation, error) {
+	p, ok := ctx.Value(key{}).(*Attestation)
 	if !ok {
 		return nil, errNotAsked
 	}
 	return p, nil
 }
 
-// Seen returns what is known of the caller before anyone else is asked: enough to count its connections by. A module
+// Unconfirmed returns what is known of the caller before anyone else is asked: enough to count its connections by. A module
 // and a container are not confirmed yet. An error says that nothing more will be proved.
-func (p *Proof) Seen() (agent.Caller, error) {
+func (p *Attestation) Unconfirmed() (agent.Caller, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	seen := p.peer
@@ -96,7 +96,7 @@ func (p *Proof) Seen() (agent.Caller, error) {
 // Caller returns who is calling, as long as that is proved. Where an engine has to be asked, it waits for it until ctx
 // ends, and 2 seconds at most. With an error, which is an *UnprovedError, it returns what is known all the same, and the
 // caller is to be denied.
-func (p *Proof) Caller(ctx context.Context) (agent.Caller, error) {
+func (p *Attestation) Caller(ctx context.Context) (agent.Caller, error) {
 	if p.fault != nil {
 		return p.peer, p.fault
 	}
@@ -124,7 +124,7 @@ func (p *Proof) Caller(ctx context.Context) (agent.Caller, error) {
 }
 
 // renew makes the proof by those rules, unless it was and still holds.
-func (p *Proof) renew(ctx context.Context, rules *ruleset) error {
+func (p *Attestation) renew(ctx context.Context, rules *ruleset) error {
 	if p.rules != rules {
 		p.rules = nil
 	}
@@ -143,7 +143,7 @@ func (p *Proof) renew(ctx context.Context, rules *ruleset) error {
 }
 
 // take asks the kernel who connected, and takes hold of that process.
-func (p *Proof) take() error {
+func (p *Attestation) take() error {
 	p.process, p.conn.held = p.conn.held, process{}
 	err := p.conn.met
 	if err == nil {
@@ -168,7 +168,7 @@ func (p *Proof) take() error {
 }
 
 // ask asks for what the kernel knows beside the credentials.
-func (p *Proof) ask(fd int) (err error) {
+func (p *Attestation) ask(fd int) (err error) {
 	kernel := p.prover.kernel
 	if p.peer.Groups, err = peerGroups(fd); err != nil {
 		return fmt.Errorf("the kernel does not tell the peer's groups: %w", err)
@@ -201,15 +201,15 @@ var (
 )
 
 // needsPlace reports whether it matters where the caller runs.
-func (p *Proof) needsPlace(rules *ruleset) bool {
+func (p *Attestation) needsPlace(rules *ruleset) bool {
 	if p.socket.Module == "" {
-		return !p.socket.Shut
+		return !p.socket.Restricted
 	}
 	return rules.Modules[p.socket.Module].Container != ""
 }
 
 // look reads where the caller runs. Another place than before has everything proved anew.
-func (p *Proof) look(rules *ruleset) {
+func (p *Attestation) look(rules *ruleset) {
 	p.lookedBy, p.lookedOn = rules, time.Now()
 	is := p.prover.find(p.process.pid, rules)
 	if is != p.place {
@@ -219,7 +219,7 @@ func (p *Proof) look(rules *ruleset) {
 }
 
 // find reads where a process runs.
-func (p *Prover) find(pid int32, rules *ruleset) place {
+func (p *Attestor) find(pid int32, rules *ruleset) place {
 	if p.kernel.misplaced != nil {
 		return place{why: fmt.Sprintf("where it runs cannot be told: %v", p.kernel.misplaced), hint: procHint}
 	}
@@ -254,15 +254,15 @@ const (
 )
 
 // prove makes the proof by those rules.
-func (p *Proof) prove(ctx context.Context, rules *ruleset) (agent.Caller, error) {
+func (p *Attestation) prove(ctx context.Context, rules *ruleset) (agent.Caller, error) {
 	caller := p.peer
 	module, known := rules.Modules[p.socket.Module]
 	switch {
 	case p.socket.Module != "" && !known:
-		return caller, &UnprovedError{What: "that it is module " + p.socket.Module, Why: "the configuration names no such module any more"}
+		return caller, &Error{What: "that it is module " + p.socket.Module, Why: "the configuration names no such module any more"}
 	case !p.needsPlace(rules):
 		caller.Module = p.socket.Module
-		caller.Nested = p.socket.Shut && p.isNested()
+		caller.Nested = p.socket.Restricted && p.isNested()
 		return caller, nil
 	}
 	minAge := time.Duration(0)
@@ -298,10 +298,10 @@ func (r Requirement) check(module string, caller *agent.Caller) error {
 	what := "that it is module " + module
 	switch {
 	case caller.Container == nil:
-		return &UnprovedError{What: what, Why: fmt.Sprintf("it came in on the module's socket, and not out of a container named %s", r.Container),
+		return &Error{What: what, Why: fmt.Sprintf("it came in on the module's socket, and not out of a container named %s", r.Container),
 			Hint: "if whoever reaches that socket may have the module's tokens, choose require = \"socket\" in its [[module]]"}
 	case caller.Container.Name != r.Container:
-		return &UnprovedError{What: what, Why: fmt.Sprintf("it runs in container %s, and the module's is named %s", caller.Container.Name, r.Container),
+		return &Error{What: what, Why: fmt.Sprintf("it runs in container %s, and the module's is named %s", caller.Container.Name, r.Container),
 			Hint: "name the container as the module, or name it in the module's [[module]] as container"}
 	}
 	return nil
@@ -309,14 +309,14 @@ func (r Requirement) check(module string, caller *agent.Caller) error {
 
 // isNested reports whether the caller is in a pid namespace of its own, or may be: a container that was given the admin socket
 // has a root that is not the device's.
-func (p *Proof) isNested() bool {
+func (p *Attestation) isNested() bool {
 	nested, err := p.prover.kernel.isNested(p.process.pid)
 	return err != nil || nested || p.samePeer(0) != nil
 }
 
 // samePeer says why the process that is held may be another than the one that connected. With a pidfd it cannot. Without one
 // a process that is too new, or younger than minAge, is believed once it has written by itself.
-func (p *Proof) samePeer(minAge time.Duration) error {
+func (p *Attestation) samePeer(minAge time.Duration) error {
 	if p.process.pidfd {
 		return nil
 	}
@@ -327,29 +327,29 @@ func (p *Proof) samePeer(minAge time.Duration) error {
 	return err
 }
 
-// HearAgain has the caller's next request on this connection prove it, after an UnprovedError with Again: whoever writes it has
+// AttestByNextRequest has the caller's next request on this connection prove it, after an UnprovedError with Again: whoever writes it has
 // the number of the process that is held, which is alive, and so is that process. It reports false when something of that
 // request is there already, perhaps of a process that has ended; the caller then has to connect again.
-func (p *Proof) HearAgain() bool { return p.fault == nil && p.conn.fallSilent() }
+func (p *Attestation) AttestByNextRequest() bool { return p.fault == nil && p.conn.fallSilent() }
 
 // still says why what was proved no longer holds, or nil.
-func (p *Proof) still() error {
+func (p *Attestation) still() error {
 	const what = "that it is the process that connected"
 	if other := p.conn.foreign.Load(); other != 0 {
 		by := "another process"
 		if other > 0 {
 			by = fmt.Sprintf("another process (pid %d)", other)
 		}
-		return &UnprovedError{What: what, Why: by + " writes on its connection", Hint: "have each process connect by itself, also after a fork"}
+		return &Error{What: what, Why: by + " writes on its connection", Hint: "have each process connect by itself, also after a fork"}
 	}
 	if p.released || !p.process.alive() {
-		return &UnprovedError{What: what, Why: errGone.Error(), Hint: "ask on a connection of your own"}
+		return &Error{What: what, Why: errGone.Error(), Hint: "ask on a connection of your own"}
 	}
 	return nil
 }
 
 // release lets go of the caller's process.
-func (p *Proof) release() {
+func (p *Attestation) release() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.conn != nil && !p.released && p.process.fd > 0 {
@@ -362,7 +362,7 @@ func (p *Proof) release() {
 func (pl *place) isNowhere() bool { return pl.kind == unclear && pl.why != "" }
 
 func (pl *place) refusal() error {
-	return &UnprovedError{What: "where it runs", Why: pl.why, Hint: pl.hint}
+	return &Error{What: "where it runs", Why: pl.why, Hint: pl.hint}
 }
 
 // show fills in what a place says of a caller.
@@ -376,11 +376,11 @@ func (pl *place) show(c *agent.Caller) {
 }
 
 func unproved(what string, err error) error {
-	var known *UnprovedError
+	var known *Error
 	if errors.As(err, &known) {
 		return known
 	}
-	e := &UnprovedError{What: what, Why: err.Error()}
+	e := &Error{What: what, Why: err.Error()}
 	switch {
 	case errors.Is(err, errOutside):
 		e.Hint = "run perceptd on the device itself, or in its pid namespace (--pid host)"
@@ -389,7 +389,7 @@ func unproved(what string, err error) error {
 	case errors.Is(err, errGone):
 		e.Hint = "ask on a connection of your own"
 	case errors.Is(err, errTooNew):
-		e.Hint, e.Again = "ask again on this connection, or connect again", true
+		e.Hint, e.Retryable = "ask again on this connection, or connect again", true
 	}
 	return e
 }

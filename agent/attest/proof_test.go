@@ -40,7 +40,7 @@ func TestWhoIsProved(t *testing.T) {
 			{"/edge.slice/cam.service", Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
 			{"/docker/" + idA, Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
 			{"/nobody/knows", Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
-			{"/nobody/knows", Socket{Shut: true}, agent.Caller{}},
+			{"/nobody/knows", Socket{Restricted: true}, agent.Caller{}},
 		} {
 			got, err := s.called(row.cgroup, row.from)
 			if err != nil {
@@ -120,7 +120,7 @@ func TestProofWithoutAConnection(t *testing.T) {
 		if got.UID != agent.NoID || got.PID != 0 || got.Module != "" {
 			t.Errorf("%s: %+v beside the error", name, got)
 		}
-		if _, err := proof.Seen(); err == nil {
+		if _, err := proof.Unconfirmed(); err == nil {
 			t.Errorf("%s: seen", name)
 		}
 	}
@@ -173,7 +173,7 @@ func TestSeen(t *testing.T) {
 	} {
 		s.put(os.Getpid(), row.cgroup)
 		proof, _, _ := s.dial(row.from)
-		got, err := proof.Seen()
+		got, err := proof.Unconfirmed()
 		container := ""
 		if got.Container != nil {
 			container = got.Container.ID

@@ -51,16 +51,16 @@ type Options struct {
 	// process that connected.
 	NoPidfd bool
 
-	// ByHand tells that the daemon was started by hand, and not by the service manager: the container engine may then be
+	// TrustOwnUser tells that the daemon was started by hand, and not by the service manager: the container engine may then be
 	// the daemon's own user's. Otherwise it has to be root's.
-	ByHand bool
+	TrustOwnUser bool
 
 	// Changed is called, by any goroutine, when Blindness may have changed by itself. Nil: nobody wants to know.
 	Changed func()
 }
 
-// Prover proves callers by the rules set last. It is safe for concurrent use.
-type Prover struct {
+// Attestor proves callers by the rules set last. It is safe for concurrent use.
+type Attestor struct {
 	kernel kernel
 	own    string // the cgroup that this process was started in; empty: not known
 	engine *engine
@@ -74,7 +74,7 @@ type ruleset struct {
 }
 
 // New returns a Prover that knows no module and no engine until SetRules.
-func New(o Options) *Prover {
+func New(o Options) *Attestor {
 	k := kernel{proc: o.Proc, pidfd: !o.NoPidfd && givesPidfd()}
 	if k.proc == "" {
 		k.proc = "/proc"
@@ -85,7 +85,7 @@ func New(o Options) *Prover {
 	if changed == nil {
 		changed = func() {}
 	}
-	p := &Prover{kernel: k, engine: newEngine(ownersOf(o.ByHand), changed)}
+	p := &Attestor{kernel: k, engine: newEngine(ownersOf(o.TrustOwnUser), changed)}
 	p.SetRules(Rules{})
 	if file, err := k.read(int32(os.Getpid()), "cgroup"); err == nil {
 		p.own = readPlace(file, nil).path
@@ -94,7 +94,7 @@ func New(o Options) *Prover {
 }
 
 // SetRules puts rules in force. What was proved by others is proved anew at its next request.
-func (p *Prover) SetRules(r Rules) {
+func (p *Attestor) SetRules(r Rules) {
 	set := &ruleset{Rules: r, parents: make(map[string]bool)}
 	for _, parent := range r.Parents {
 		set.parents[parent] = true
@@ -104,7 +104,7 @@ func (p *Prover) SetRules(r Rules) {
 }
 
 // Pidfd reports whether proofs rest on the kernel's own handle of a process (SO_PEERPIDFD).
-func (p *Prover) Pidfd() bool { return p.kernel.pidfd }
+func (p *Attestor) Pidfd() bool { return p.kernel.pidfd }
 
 // Close lets go of the engine.
-func (p *Prover) Close() { p.engine.forget() }
+func (p *Attestor) Close() { p.engine.forget() }

@@ -88,7 +88,7 @@ func TestNothingIsToldOfAnothersProcess(t *testing.T) {
 		isPeer("ended before its request", got, err)
 		before := e.questions()
 		again, _, _ := s.dial(Socket{})
-		got, err = again.Seen()
+		got, err = again.Unconfirmed()
 		isPeer("ended before it was accepted", got, err)
 		got, err = again.Caller(ctx)
 		isPeer("ended before it was accepted, proved", got, err)

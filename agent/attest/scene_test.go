@@ -46,7 +46,7 @@ func bothWays(t *testing.T, test func(t *testing.T, o Options)) {
 
 // scene is a socket with a prover behind it, in front of a /proc that says what a test wants.
 type scene struct {
-	*Prover
+	*Attestor
 	t    *testing.T
 	proc string // its /proc; empty: the real one
 	path string
@@ -76,8 +76,8 @@ func newProc(t testing.TB) string {
 
 func (s *scene) open(o Options) {
 	s.t.Helper()
-	o.ByHand = true // the engine is this test's own
-	s.Prover = New(o)
+	o.TrustOwnUser = true // the engine is this test's own
+	s.Attestor = New(o)
 	s.t.Cleanup(s.Close)
 	s.path = filepath.Join(shortFolder(s.t), "s")
 	l, err := net.Listen("unix", s.path)
@@ -114,7 +114,7 @@ func (s *scene) write(pid int, file, text string) {
 }
 
 // accept returns the proof of the next connection, and the daemon's end of it.
-func (s *scene) accept(from Socket) (*Proof, net.Conn) {
+func (s *scene) accept(from Socket) (*Attestation, net.Conn) {
 	s.t.Helper()
 	conn, err := s.l.Accept()
 	if err != nil {
@@ -129,7 +129,7 @@ func (s *scene) accept(from Socket) (*Proof, net.Conn) {
 }
 
 // dial connects from this process and returns the proof, and both ends.
-func (s *scene) dial(from Socket) (proof *Proof, peer *net.UnixConn, conn net.Conn) {
+func (s *scene) dial(from Socket) (proof *Attestation, peer *net.UnixConn, conn net.Conn) {
 	s.t.Helper()
 	dialed, err := net.Dial("unix", s.path)
 	if err != nil {
@@ -157,13 +157,13 @@ func denies(t *testing.T, what string, err error, want string) {
 		t.Errorf("%s: proved", what)
 		return
 	}
-	if e := new(UnprovedError); !asUnproved(err, &e) || !strings.Contains(e.Error(), want) {
+	if e := new(Error); !asUnproved(err, &e) || !strings.Contains(e.Error(), want) {
 		t.Errorf("%s: %v, want %q", what, err, want)
 	}
 }
 
-func asUnproved(err error, into **UnprovedError) bool {
-	e, ok := err.(*UnprovedError)
+func asUnproved(err error, into **Error) bool {
+	e, ok := err.(*Error)
 	if ok {
 		*into = e
 	}

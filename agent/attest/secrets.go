@@ -62,17 +62,17 @@ func (s *Secrets) Subject(header string) (agent.Match, bool) {
 // bySecret begins what is told of a caller that was not proved by its socket.
 const bySecret = "header secret"
 
-// BySecret returns the caller that has shown the secret of a subject: it has that and nothing else that a grant could be
+// CallerBySecret returns the caller that has shown the secret of a subject: it has that and nothing else that a grant could be
 // for. uid is the user at the other end, or why it is not known. A subject that is a user must be it: else the error,
 // which is an *UnprovedError, says so.
-func BySecret(subject agent.Match, uid uint32, unknown error) (agent.Caller, error) {
+func CallerBySecret(subject agent.Match, uid uint32, unknown error) (agent.Caller, error) {
 	c := subject.Caller()
-	c.Via = bySecret + ", " + PeerText(uid, unknown)
+	c.Via = bySecret + ", " + DescribeTCPPeer(uid, unknown)
 	switch {
 	case subject.UID == nil:
 		return c, nil
 	case unknown != nil:
-		return c, &UnprovedError{
+		return c, &Error{
 			What: "that " + subject.String() + " sent its header secret", Why: unknown.Error(),
 			Hint: "ask from this device's own network, or on the token socket",
 		}
@@ -82,8 +82,8 @@ func BySecret(subject agent.Match, uid uint32, unknown error) (agent.Caller, err
 	return c, nil
 }
 
-// PeerText says in words what is known of the user at the other end of a TCP connection.
-func PeerText(uid uint32, unknown error) string {
+// DescribeTCPPeer says in words what is known of the user at the other end of a TCP connection.
+func DescribeTCPPeer(uid uint32, unknown error) string {
 	if unknown != nil {
 		return "peer unknown"
 	}

@@ -83,9 +83,9 @@ func TestBySecret(t *testing.T) {
 		{"root for a user", agent.Match{UID: id(5)}, 0, nil, "uid 0 did", true},
 		{"a user, when it cannot be told", agent.Match{UID: id(5)}, agent.NoID, away, "it is away", true},
 	} {
-		c, err := BySecret(row.subject, row.uid, row.unknown)
+		c, err := CallerBySecret(row.subject, row.uid, row.unknown)
 		got := c.String()
-		var why *UnprovedError
+		var why *Error
 		if err != nil && errors.As(err, &why) {
 			got = err.Error()
 		}

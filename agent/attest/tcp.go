@@ -8,10 +8,10 @@ import (
 
 // ListenTCP returns l, which is bound to one address of this device, with connections that PeerUser knows. Accept it from
 // one goroutine.
-func (p *Prover) ListenTCP(l net.Listener) net.Listener {
+func (p *Attestor) ListenTCP(l net.Listener) net.Listener {
 	return tcppeer.Listen(l, p.kernel.proc, p.kernel.stranger.uid)
 }
 
-// PeerUser returns the uid of whoever made the socket at the other end of a connection of ListenTCP's, or agent.NoID and
+// TCPPeerUID returns the uid of whoever made the socket at the other end of a connection of ListenTCP's, or agent.NoID and
 // why it is not known.
-func PeerUser(conn net.Conn) (uint32, error) { return tcppeer.User(conn) }
+func TCPPeerUID(conn net.Conn) (uint32, error) { return tcppeer.User(conn) }

@@ -1,18 +1,18 @@
 package attest
 
-// UnprovedError says which part of the proof of a caller is missing. Everything that returns it denies
+// Error says which part of the proof of a caller is missing. Everything that returns it denies
 // the caller.
-type UnprovedError struct {
+type Error struct {
 	What string // what could not be proved
 	Why  string // what stands against it
 	Hint string // what to do about it; may be empty
 
-	// Again tells that the same caller can be proved by its next request: on the same connection, once Proof.HearAgain has said
+	// Retryable tells that the same caller can be proved by its next request: on the same connection, once Proof.HearAgain has said
 	// so, or on a new one a moment later.
-	Again bool
+	Retryable bool
 }
 
-func (e *UnprovedError) Error() string {
+func (e *Error) Error() string {
 	if e.Why == "" {
 		return e.What
 	}

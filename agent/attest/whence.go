@@ -27,24 +27,24 @@ func (pl *place) owner() uint32 {
 
 // Owner returns the user in whose session or service manager the caller runs, agent.NoID where it runs in none or that was
 // not asked for. It says whom to count the caller for, and nothing about what it may have.
-func (p *Proof) Owner() uint32 {
+func (p *Attestation) Owner() uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.place.owner()
 }
 
-// ProcessOf returns the process at the other end of a connection that a Prover's listener accepted, as the kernel recorded it
+// PeerPID returns the process at the other end of a connection that a Prover's listener accepted, as the kernel recorded it
 // when it connected, or 0. Its number may be another's by now.
-func ProcessOf(conn net.Conn) int32 {
+func PeerPID(conn net.Conn) int32 {
 	if c, ok := conn.(*connection); ok && c.met == nil {
 		return c.ucred.Pid
 	}
 	return 0
 }
 
-// Whence returns who is at the other end of a connection of Listen's, and its owner, as far as one look at its cgroup shows:
+// Peer returns who is at the other end of a connection of Listen's, and its owner, as far as one look at its cgroup shows:
 // enough to count connections by that are refused before anything of them is proved.
-func (p *Prover) Whence(conn net.Conn) (who agent.Caller, owner uint32) {
+func (p *Attestor) Peer(conn net.Conn) (who agent.Caller, owner uint32) {
 	c, ok := conn.(*connection)
 	if !ok || c.met != nil {
 		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, agent.NoID

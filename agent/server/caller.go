@@ -18,7 +18,7 @@ func presumedCaller(ctx context.Context) (who agent.Caller, isUnattested bool) {
 	if err != nil {
 		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, true
 	}
-	who, err = proof.Seen()
+	who, err = proof.Unconfirmed()
 	return who, err != nil
 }
 
@@ -60,13 +60,13 @@ func peerIn(ctx context.Context) peer {
 // withPeer looks up the user at the other end of c, and returns ctx with it.
 func withPeer(ctx context.Context, c *limit.Conn) context.Context {
 	var p peer
-	p.uid, p.unknown = attest.PeerUser(c.Conn)
+	p.uid, p.unknown = attest.TCPPeerUID(c.Conn)
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
 // caller is what is known of the peer before its secret is looked at.
 func (p peer) caller() agent.Caller {
-	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + attest.PeerText(p.uid, p.unknown)}
+	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + attest.DescribeTCPPeer(p.uid, p.unknown)}
 }
 
 // key is whom the peer's connections and requests count for: apart from those on the sockets, so that no user of this
@@ -83,7 +83,7 @@ func isOwnProcess(who agent.Caller) bool {
 // isOwnConn reports whether a connection is this process's own, by which it checks that it answers. That is never one
 // too many.
 func isOwnConn(conn net.Conn) bool {
-	return isOwnProcess(agent.Caller{PID: attest.ProcessOf(conn), UID: attest.UserOf(conn)})
+	return isOwnProcess(agent.Caller{PID: attest.PeerPID(conn), UID: attest.PeerUID(conn)})
 }
 
 // keyOf returns whom a caller counts for. owner is the user in whose session or service manager it runs, agent.NoID
@@ -118,16 +118,16 @@ func (s *Server) newKeyOf() func(conn net.Conn, closely bool) limit.Key {
 	seen, since := make(map[int32]limit.Key), time.Time{}
 	return func(conn net.Conn, closely bool) limit.Key {
 		if !closely {
-			return limit.Key{UID: attest.UserOf(conn), Parent: true}
+			return limit.Key{UID: attest.PeerUID(conn), Parent: true}
 		}
-		pid := attest.ProcessOf(conn)
+		pid := attest.PeerPID(conn)
 		if now := time.Now(); now.Sub(since) >= keepTime || len(seen) >= most {
 			clear(seen)
 			since = now
 		}
 		k, known := seen[pid]
 		if !known {
-			who, owner := s.Callers.Whence(conn)
+			who, owner := s.Callers.Peer(conn)
 			k = keyOf(&who, owner, false)
 			seen[pid] = k
 		}

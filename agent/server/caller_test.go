@@ -72,7 +72,7 @@ func TestKeyOfAConnection(t *testing.T) {
 	if got := keyOfConn(conn, false); got != (limit.Key{UID: me, Parent: true}) {
 		t.Errorf("%+v", got)
 	}
-	who, owner := d.Callers.Whence(conn)
+	who, owner := d.Callers.Peer(conn)
 	want := keyOf(&who, owner, false)
 	if who.UID != me || int(who.PID) != os.Getpid() {
 		t.Errorf("%+v", who)
@@ -82,7 +82,7 @@ func TestKeyOfAConnection(t *testing.T) {
 			t.Errorf("%+v, want %+v", got, want)
 		}
 	}
-	if who, owner := d.Callers.Whence(client); who.UID != agent.NoID || owner != agent.NoID || attest.ProcessOf(client) != 0 {
+	if who, owner := d.Callers.Peer(client); who.UID != agent.NoID || owner != agent.NoID || attest.PeerPID(client) != 0 {
 		t.Errorf("of a connection that no listener of the prover's accepted: %+v %d", who, owner)
 	}
 }

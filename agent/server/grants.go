@@ -33,7 +33,7 @@ func (s *Server) whoAmI(req *request) *apiError {
 }
 
 func unattestedOf(err error) *api.Unproved {
-	var why *attest.UnprovedError
+	var why *attest.Error
 	if errors.As(err, &why) {
 		return &api.Unproved{What: why.What, Why: why.Why, Hint: why.Hint}
 	}

@@ -145,15 +145,15 @@ func (h *handler) checkCaller(req *request, to *route) *apiError {
 // refuseUnattested records a caller that could not be proved, and returns its answer. known is what is known of it. A
 // caller that can be proved by asking again is not denied, and so not recorded.
 func (h *handler) refuseUnattested(known agent.Caller, err error) *apiError {
-	var why *attest.UnprovedError
-	if errors.As(err, &why) && why.Again {
+	var why *attest.Error
+	if errors.As(err, &why) && why.Retryable {
 		return &apiError{
 			status: http.StatusServiceUnavailable, code: api.CodeAskAgain, retryAfter: time.Second, again: true,
 			detail: why.Error() + ": " + why.Hint,
 		}
 	}
 	known.Module = h.module
-	h.server.Agent.Unproved(known, err)
+	h.server.Agent.AuditUnattested(known, err)
 	return &apiError{
 		status: http.StatusForbidden, code: api.CodeUnknownCaller,
 		detail: "who is calling could not be proved: call from a process on this device that the daemon can see; GET " +
@@ -193,7 +193,7 @@ func drainForRetry(r *http.Request) bool {
 		return false
 	}
 	proof, err := attest.FromContext(r.Context())
-	return err == nil && proof.HearAgain()
+	return err == nil && proof.AttestByNextRequest()
 }
 
 // count counts a request on a token socket that the agent did not see.

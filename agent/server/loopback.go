@@ -16,7 +16,7 @@ import (
 
 var (
 	errNoPeer        = errors.New("nobody asked who is connecting")
-	errUnknownSecret = &attest.UnprovedError{What: "whose header secret that is", Why: "no grant's"}
+	errUnknownSecret = &attest.Error{What: "whose header secret that is", Why: "no grant's"}
 )
 
 // checkLoopback refuses, beside what checkOrigin does, another Host than the listener's own: a name that was made to
@@ -55,7 +55,7 @@ func (s *Server) loopbackToken(req *request) *apiError {
 	from := peerIn(req.ctx)
 	subject, known := s.subjectOf(header)
 	if !known {
-		s.Agent.Unproved(from.caller(), errUnknownSecret)
+		s.Agent.AuditUnattested(from.caller(), errUnknownSecret)
 		return &apiError{
 			status: http.StatusUnauthorized, code: api.CodeUnknownCaller,
 			detail: "the X-IDENTITY-HEADER header has no grant's secret: " +
@@ -63,8 +63,8 @@ func (s *Server) loopbackToken(req *request) *apiError {
 		}
 	}
 	var err error
-	if req.caller, err = attest.BySecret(subject, from.uid, from.unknown); err != nil {
-		s.Agent.Unproved(req.caller, err)
+	if req.caller, err = attest.CallerBySecret(subject, from.uid, from.unknown); err != nil {
+		s.Agent.AuditUnattested(req.caller, err)
 		return &apiError{
 			status: http.StatusForbidden, code: api.CodeUnknownCaller,
 			detail: err.Error() + ": ask as that user, or on the token socket",
@@ -146,7 +146,7 @@ func (s *Server) answerLoopback(req *request, of agent.Match) *apiError {
 				"set address = \"127.0.0.1:40380\" in [loopback] of the configuration, and reload",
 		}
 	}
-	s.Agent.HandedOut(req.caller, of)
+	s.Agent.AuditSecretIssued(req.caller, of)
 	req.body = encode(api.Loopback{
 		Endpoint: "http://" + at.String() + api.PathAppServiceToken, Header: secrets.Header(of), Grant: of.String(),
 	})

@@ -33,7 +33,7 @@ type Server struct {
 	Agent *agent.Agent
 
 	// Callers proves who is at the other end of a connection. Required.
-	Callers *attest.Prover
+	Callers *attest.Attestor
 
 	// Reload puts the configuration in force anew and returns what changed, one line each, and warnings; an error
 	// says why nothing did. Nil: every reload is refused.
@@ -74,7 +74,7 @@ func (s *Server) ServeTokens(l net.Listener, module string) error {
 
 // ServeAdmin answers technicians on l, as ServeTokens does. The socket's mode and group decide who may connect.
 func (s *Server) ServeAdmin(l net.Listener) error {
-	return s.serve(l, onAdmin, attest.Socket{Shut: true})
+	return s.serve(l, onAdmin, attest.Socket{Restricted: true})
 }
 
 // ServeLoopback answers requests for tokens on l, a TCP listener on a loopback address, as ServeTokens does. Callers

@@ -47,7 +47,7 @@ type daemon struct {
 
 	backend *backend
 	agent   *agent.Agent
-	callers *attest.Prover
+	callers *attest.Attestor
 	server  *server.Server
 	sockets *sockets
 	loop    *loopback
@@ -67,7 +67,7 @@ type daemon struct {
 	loadedOn time.Time
 	fault    string // why the last reload changed nothing
 	faultOn  time.Time
-	blind    []attest.Blindness
+	blind    []attest.Limitation
 }
 
 // start makes every part and begins to serve.
@@ -113,7 +113,7 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.callers = attest.New(attest.Options{
-		ByHand:  os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
+		TrustOwnUser:  os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
 		Changed: func() { signalOn(d.sight) },
 	})
 	d.callers.SetRules(c.CallerRules())

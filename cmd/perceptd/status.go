@@ -63,7 +63,7 @@ func (d *daemon) describe() api.Status {
 
 // lookAround finds out what of callers cannot be seen here, and says so once.
 func (d *daemon) lookAround(ctx context.Context) {
-	blind := d.callers.Blindness(ctx)
+	blind := d.callers.Limitations(ctx)
 	d.mu.Lock()
 	before := d.blind
 	d.blind = blind
@@ -89,7 +89,7 @@ func kernelRelease() string {
 }
 
 // blindText is a blindness as the status tells it.
-func blindText(b attest.Blindness) string {
+func blindText(b attest.Limitation) string {
 	return fmt.Sprintf("%s cannot be told, and who cannot be proved is denied: %s: %s", b.What, b.Why, b.Hint)
 }
 
