@@ -68,7 +68,7 @@ bench: ## Measure the daemon beside net/http and nginx on the same kind of socke
 	$(call apt,nginx-light)
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBench$$' -v ./cmd/perceptd/e2e/bench
 	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchModules$$' -v ./cmd/perceptd/e2e/bench
-	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchProof$$' -v ./agent/attest
+	$(GO) test -tags bench -count=1 -timeout 5m -run '^TestBenchAttestation$$' -v ./agent/attest
 
 bench-flood: ## Report what others notice of one user who floods the daemon (root)
 	$(GO) test -tags bench -count=1 -timeout 20m -run '^TestBenchFlood$$' -v ./cmd/perceptd/e2e/bench

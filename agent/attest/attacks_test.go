@@ -22,10 +22,10 @@ import (
 // The attacks on attestors that have been published, each by a real process on a real socket, with the kernel's
 // handles and without.
 
-// realScene goes by the kernel's own /proc.
-func realScene(t *testing.T, o Options) *scene {
+// realFixture goes by the kernel's own /proc.
+func realFixture(t *testing.T, o Options) *fixture {
 	t.Helper()
-	s := &scene{t: t}
+	s := &fixture{t: t}
 	s.open(o)
 	return s
 }
@@ -38,8 +38,8 @@ func needsRoot(t *testing.T) {
 	}
 }
 
-// recycle has another process take the number pid, which nobody has.
-func recycle(t *testing.T, pid int) {
+// reusePID has another process take the number pid, which nobody has.
+func reusePID(t *testing.T, pid int) {
 	t.Helper()
 	for range 200 {
 		// Whoever else forks in between takes it: then it is freed and tried again.
@@ -78,30 +78,30 @@ func TestAttackPidReuse(t *testing.T) {
 			{"after a request", true, true},
 		} {
 			t.Run(fmt.Sprintf("%s, pidfd %v", row.name, !o.NoPidfd), func(t *testing.T) {
-				s := realScene(t, o)
+				s := realFixture(t, o)
 				a := s.start("connect")
-				accomplice := a.heard()
-				var proof *Attestation
+				accomplice := a.done()
+				var attestation *Attestation
 				if row.accept {
-					s.grownUp()
-					proof, _ = s.accept(Socket{})
+					s.ageCallers()
+					attestation, _ = s.accept(Socket{})
 				}
 				if row.request {
-					a.say('w')
-					a.heard()
-					if got, err := proof.Caller(context.Background()); err != nil || int(got.PID) != a.cmd.Process.Pid {
+					a.do('w')
+					a.done()
+					if got, err := attestation.Caller(context.Background()); err != nil || int(got.PID) != a.cmd.Process.Pid {
 						t.Fatalf("%+v, %v", got, err)
 					}
 				}
 				a.end()
-				recycle(t, a.cmd.Process.Pid)
+				reusePID(t, a.cmd.Process.Pid)
 				if !row.accept {
-					proof, _ = s.accept(Socket{})
+					attestation, _ = s.accept(Socket{})
 				}
-				_, err := proof.Caller(context.Background())
-				denies(t, "the number is another's", err, "")
+				_, err := attestation.Caller(context.Background())
+				checkDenied(t, "the number is another's", err, "")
 				_, _ = accomplice.Write([]byte("GET"))
-				if got, err := proof.Caller(context.Background()); err == nil {
+				if got, err := attestation.Caller(context.Background()); err == nil {
 					t.Errorf("proved at the second try: %+v", got)
 				}
 			})
@@ -111,19 +111,19 @@ func TestAttackPidReuse(t *testing.T) {
 
 // On old kernels a caller that has waited through a restart of the daemon may be another than connected. It is proved by
 // connecting again, or by its next request.
-func TestYoungCallerAsksAgain(t *testing.T) {
+func TestYoungCallerRetries(t *testing.T) {
 	t.Parallel()
-	s := realScene(t, Options{NoPidfd: true})
+	s := realFixture(t, Options{NoPidfd: true})
 	a := s.start("connect") // younger than the last look at the queue
-	a.heard()
-	a.say('w')
-	a.heard()
+	a.done()
+	a.do('w')
+	a.done()
 	waiting, conn := s.accept(Socket{})
 	asksAgain := func(when string) {
 		t.Helper()
 		_, err := waiting.Caller(context.Background())
-		denies(t, when, err, "may have started after")
-		if e := new(Error); !asUnproved(err, &e) || !e.Retryable || e.Hint == "" {
+		checkDenied(t, when, err, "may have started after")
+		if e := new(Error); !asError(err, &e) || !e.Retryable || e.Hint == "" {
 			t.Errorf("%s: %+v", when, err)
 		}
 	}
@@ -143,15 +143,15 @@ func TestYoungCallerAsksAgain(t *testing.T) {
 		t.Fatal("its next request does not prove it")
 	}
 	asksAgain("before it")
-	a.say('w')
-	a.heard()
+	a.do('w')
+	a.done()
 	read()
 	if got, err := waiting.Caller(context.Background()); err != nil || int(got.PID) != a.cmd.Process.Pid {
 		t.Errorf("%+v, %v", got, err)
 	}
-	s.grownUp() // as the next Accept notes, a moment later
+	s.ageCallers() // as the next Accept notes, a moment later
 	another := s.start("connect")
-	another.heard()
+	another.done()
 	again, _ := s.accept(Socket{})
 	if _, err := again.Caller(context.Background()); err != nil {
 		t.Error(err)
@@ -159,14 +159,14 @@ func TestYoungCallerAsksAgain(t *testing.T) {
 	another.end()
 	if again.AttestByNextRequest() { // of nobody
 		_, err := again.Caller(context.Background())
-		denies(t, "who has ended", err, "has ended")
+		checkDenied(t, "who has ended", err, "has ended")
 	}
 }
 
 // Where young processes are refused, one is believed when it is old enough, or has written after it was held.
-func TestYoungCallersAreRefused(t *testing.T) {
+func TestRefuseYoung(t *testing.T) {
 	t.Parallel()
-	s := realScene(t, Options{NoPidfd: true})
+	s := realFixture(t, Options{NoPidfd: true})
 	s.SetRules(Rules{RefuseYoung: true, Modules: map[string]Requirement{"open": {}, "vision": {Container: "vision"}}})
 	for _, row := range []struct {
 		name   string
@@ -189,38 +189,38 @@ func TestYoungCallersAreRefused(t *testing.T) {
 		rules.RefuseYoung = row.refuse
 		s.SetRules(rules.Rules)
 		a := s.start("connect")
-		a.heard()
-		s.grownUp()
-		proof, conn := s.accept(row.from)
-		stat, err := s.kernel.read(int32(a.cmd.Process.Pid), "stat")
+		a.done()
+		s.ageCallers()
+		attestation, conn := s.accept(row.from)
+		stat, err := s.kernel.readFile(int32(a.cmd.Process.Pid), "stat")
 		if err != nil {
 			t.Fatal(err)
 		}
-		started, err := startTime(stat)
+		started, err := parseStartTime(stat)
 		if err != nil {
 			t.Fatal(err)
 		}
-		proof.conn.acceptedAt = started + row.age // whatever this machine's speed is
-		got, err := proof.Caller(context.Background())
+		attestation.conn.acceptedAt = started + row.age // whatever this machine's speed is
+		got, err := attestation.Caller(context.Background())
 		if row.want == "" {
 			if err != nil || got.Nested {
 				t.Errorf("%s: %+v, %v", row.name, got, err)
 			}
 			continue
 		}
-		denies(t, row.name, err, row.want)
-		hears := proof.AttestByNextRequest()
-		a.say('w')
-		a.heard()
+		checkDenied(t, row.name, err, row.want)
+		hears := attestation.AttestByNextRequest()
+		a.do('w')
+		a.done()
 		if _, readErr := conn.Read(make([]byte, 1)); !hears || readErr != nil {
 			t.Fatal(hears, readErr)
 		}
-		_, err = proof.Caller(context.Background())
+		_, err = attestation.Caller(context.Background())
 		switch {
 		case row.age < 0:
-			denies(t, row.name+", again", err, "has started after")
+			checkDenied(t, row.name+", again", err, "has started after")
 		case row.from.Module != "":
-			denies(t, row.name+", again", err, "not out of a container")
+			checkDenied(t, row.name+", again", err, "not out of a container")
 		case err != nil:
 			t.Errorf("%s, again: %v", row.name, err)
 		}
@@ -234,24 +234,24 @@ func TestAttackPidReuseByTheYoung(t *testing.T) {
 	needsRoot(t)
 	for _, refuse := range []bool{false, true} {
 		for _, early := range []int{0, 1} { // bytes that are read before the caller is told to ask again
-			s := realScene(t, Options{NoPidfd: true})
+			s := realFixture(t, Options{NoPidfd: true})
 			s.SetRules(Rules{RefuseYoung: refuse})
 			a := s.start("connect")
-			accomplice := a.heard()
+			accomplice := a.done()
 			for range 2 {
-				a.say('w')
-				a.heard()
+				a.do('w')
+				a.done()
 			}
 			a.end()
-			recycle(t, a.cmd.Process.Pid)
-			s.grownUp() // the daemon had nothing else to do
-			proof, conn := s.accept(Socket{})
-			if stat, err := s.kernel.read(int32(a.cmd.Process.Pid), "stat"); err != nil {
+			reusePID(t, a.cmd.Process.Pid)
+			s.ageCallers() // the daemon had nothing else to do
+			attestation, conn := s.accept(Socket{})
+			if stat, err := s.kernel.readFile(int32(a.cmd.Process.Pid), "stat"); err != nil {
 				t.Fatal(err)
-			} else if started, err := startTime(stat); err != nil {
+			} else if started, err := parseStartTime(stat); err != nil {
 				t.Fatal(err)
 			} else {
-				proof.conn.acceptedAt = started + tick
+				attestation.conn.acceptedAt = started + tick
 			}
 			read := func(n int) {
 				t.Helper()
@@ -262,29 +262,29 @@ func TestAttackPidReuseByTheYoung(t *testing.T) {
 				}
 			}
 			read(early)
-			got, err := proof.Caller(context.Background())
+			got, err := attestation.Caller(context.Background())
 			if !refuse {
 				if err != nil || int(got.PID) != a.cmd.Process.Pid {
 					t.Errorf("docs/security.md says that this cannot be told: %+v, %v", got, err)
 				}
 				continue
 			}
-			denies(t, "the number is another's", err, "is younger than 20ms")
-			if proof.AttestByNextRequest() {
+			checkDenied(t, "the number is another's", err, "is younger than 20ms")
+			if attestation.AttestByNextRequest() {
 				t.Error("what is there already is to prove it")
 			}
 			read(2 - early)
-			_, err = proof.Caller(context.Background())
-			denies(t, "what was written before", err, "is younger than 20ms")
-			if !proof.AttestByNextRequest() {
+			_, err = attestation.Caller(context.Background())
+			checkDenied(t, "what was written before", err, "is younger than 20ms")
+			if !attestation.AttestByNextRequest() {
 				t.Error("nothing more is there")
 			}
 			if _, err := accomplice.Write([]byte("GET")); err != nil {
 				t.Fatal(err)
 			}
 			read(1)
-			_, err = proof.Caller(context.Background())
-			denies(t, "the accomplice", err, "another process")
+			_, err = attestation.Caller(context.Background())
+			checkDenied(t, "the accomplice", err, "another process")
 		}
 	}
 }
@@ -294,27 +294,27 @@ func TestAttackExecAfterConnect(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
 		ctx := context.Background()
-		s := realScene(t, o)
+		s := realFixture(t, o)
 		a := s.start("connect")
-		a.heard()
-		s.grownUp()
-		proof, _ := s.accept(Socket{})
-		before, err := proof.Caller(ctx)
+		a.done()
+		s.ageCallers()
+		attestation, _ := s.accept(Socket{})
+		before, err := attestation.Caller(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.say('x')
-		a.say('w')
-		a.heard()
+		a.do('x')
+		a.do('w')
+		a.done()
 		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", a.cmd.Process.Pid))
 		if err != nil || string(name) != "victim\x00" {
 			t.Fatalf("it runs as %q, %v", name, err)
 		}
-		after, err := proof.Caller(ctx)
+		after, err := attestation.Caller(ctx)
 		if err != nil || after.String() != before.String() || after.Unit != before.Unit || after.Container != nil {
 			t.Errorf("%+v became %+v, %v", before, after, err)
 		}
-		fresh, err := s.called("", Socket{})
+		fresh, err := s.callerIn("", Socket{})
 		if err != nil || fresh.String() == after.String() {
 			t.Errorf("%+v, %v", fresh, err)
 		}
@@ -340,7 +340,7 @@ func TestAttackSetuidAfterConnect(t *testing.T) {
 	}
 	bothWays(t, func(t *testing.T, o Options) {
 		ctx := context.Background()
-		s := realScene(t, o)
+		s := realFixture(t, o)
 		if err := errors.Join(os.Chmod(s.path, 0o666), os.Chmod(filepath.Dir(s.path), 0o711)); err != nil {
 			t.Fatal(err)
 		}
@@ -349,20 +349,20 @@ func TestAttackSetuidAfterConnect(t *testing.T) {
 			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
 			c.Env = append(c.Env, "CALLER_TEST_SETUID="+setuid)
 		})
-		a.heard()
-		s.grownUp()
-		proof, _ := s.accept(Socket{})
-		if before, err := proof.Caller(ctx); err != nil || before.UID != user {
+		a.done()
+		s.ageCallers()
+		attestation, _ := s.accept(Socket{})
+		if before, err := attestation.Caller(ctx); err != nil || before.UID != user {
 			t.Fatalf("%+v, %v", before, err)
 		}
-		a.say('s')
-		a.say('w')
-		a.heard()
+		a.do('s')
+		a.do('w')
+		a.done()
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.cmd.Process.Pid))
 		if err != nil || !strings.Contains(string(status), fmt.Sprintf("Uid:\t%d\t0\t0\t0", user)) {
 			t.Fatalf("it does not run as root: %s, %v", status, err)
 		}
-		if after, err := proof.Caller(ctx); err != nil || after.UID != user || after.GID != user {
+		if after, err := attestation.Caller(ctx); err != nil || after.UID != user || after.GID != user {
 			t.Errorf("%+v, %v", after, err)
 		}
 	})
@@ -383,19 +383,19 @@ func TestThreadsAreTheirProcess(t *testing.T) {
 		}
 	}
 	bothWays(t, func(t *testing.T, o Options) {
-		s := realScene(t, o)
+		s := realFixture(t, o)
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer unix.Close(fd)
 		onOne(t, func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: s.path}) })
-		proof, accepted := s.accept(Socket{})
+		attestation, accepted := s.accept(Socket{})
 		onOne(t, func() error { _, err := unix.Write(fd, []byte("x")); return err })
 		if n, err := accepted.Read(make([]byte, 1)); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
-		if got, err := proof.Caller(context.Background()); err != nil || int(got.PID) != os.Getpid() || got.Nested {
+		if got, err := attestation.Caller(context.Background()); err != nil || int(got.PID) != os.Getpid() || got.Nested {
 			t.Errorf("%+v, %v", got, err)
 		}
 	})
@@ -406,18 +406,18 @@ func TestAttackSocketPassedOn(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
 		ctx := context.Background()
-		s := realScene(t, o)
+		s := realFixture(t, o)
 		a := s.start("connect")
-		passed := a.heard()
-		s.grownUp()
-		proof, conn := s.accept(Socket{})
-		a.say('w')
-		a.heard()
+		passed := a.done()
+		s.ageCallers()
+		attestation, conn := s.accept(Socket{})
+		a.do('w')
+		a.done()
 		b := make([]byte, 1)
 		if _, err := conn.Read(b); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := proof.Caller(ctx); err != nil || int(got.PID) != a.cmd.Process.Pid {
+		if got, err := attestation.Caller(ctx); err != nil || int(got.PID) != a.cmd.Process.Pid {
 			t.Fatalf("%+v, %v", got, err)
 		}
 		if _, err := passed.Write([]byte("x")); err != nil {
@@ -426,15 +426,15 @@ func TestAttackSocketPassedOn(t *testing.T) {
 		if _, err := conn.Read(b); err != nil {
 			t.Fatal(err)
 		}
-		_, err := proof.Caller(ctx)
-		denies(t, "another process writes", err, fmt.Sprintf("another process (pid %d) writes", os.Getpid()))
-		a.say('w')
-		a.heard()
+		_, err := attestation.Caller(ctx)
+		checkDenied(t, "another process writes", err, fmt.Sprintf("another process (pid %d) writes", os.Getpid()))
+		a.do('w')
+		a.done()
 		if _, err := conn.Read(b); err != nil {
 			t.Fatal(err)
 		}
-		_, err = proof.Caller(ctx)
-		denies(t, "the first one writes again", err, "another process")
+		_, err = attestation.Caller(ctx)
+		checkDenied(t, "the first one writes again", err, "another process")
 	})
 }
 
@@ -456,11 +456,11 @@ func TestUnknownWriters(t *testing.T) {
 		{"descriptors in their place", [][]byte{mark, unix.UnixRights(5)}, -1},
 	} {
 		c := new(connection)
-		c.peer.Store(int32(os.Getpid()))
+		c.peerPID.Store(int32(os.Getpid()))
 		for _, control := range row.writes {
-			c.note(control)
+			c.recordWriter(control)
 		}
-		if got := c.foreign.Load(); got != row.want {
+		if got := c.foreignPID.Load(); got != row.want {
 			t.Errorf("%s: %d, want %d", row.name, got, row.want)
 		}
 	}
@@ -471,7 +471,7 @@ func TestAttackForgedCgroups(t *testing.T) {
 	needsRoot(t)
 	bothWays(t, func(t *testing.T, o Options) {
 		e := newFakeEngine(t)
-		s := realScene(t, o)
+		s := realFixture(t, o)
 		s.SetRules(Rules{Engines: []string{e.path}})
 		unit := fmt.Sprintf("/system.slice/percepttest-%d-%v.service", os.Getpid(), o.NoPidfd)
 		for _, row := range []struct{ cgroup, want string }{
@@ -482,17 +482,17 @@ func TestAttackForgedCgroups(t *testing.T) {
 			{fmt.Sprintf("/percepttest-%d-%v/%s/%s", os.Getpid(), o.NoPidfd, idA, idB), "more than one container"},
 		} {
 			a := s.start("connect")
-			if !enter(t, row.cgroup, a.cmd.Process.Pid) {
+			if !moveToCgroup(t, row.cgroup, a.cmd.Process.Pid) {
 				return
 			}
-			a.heard()
-			s.grownUp()
-			proof, _ := s.accept(Socket{})
-			got, err := proof.Caller(context.Background())
+			a.done()
+			s.ageCallers()
+			attestation, _ := s.accept(Socket{})
+			got, err := attestation.Caller(context.Background())
 			a.end()
 			switch {
 			case row.want != "":
-				denies(t, row.cgroup, err, row.want)
+				checkDenied(t, row.cgroup, err, row.want)
 			case err != nil || got.Unit != filepath.Base(unit):
 				t.Errorf("%s: %+v, %v", row.cgroup, got, err)
 			}
@@ -516,7 +516,7 @@ func TestAttackPidNamespaces(t *testing.T) {
 	}
 	users := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
 	bothWays(t, func(t *testing.T, o Options) {
-		s := realScene(t, o)
+		s := realFixture(t, o)
 		name := fmt.Sprintf("percepttest-nested-%d-%v", os.Getpid(), o.NoPidfd)
 		for _, row := range []struct {
 			name, cgroup string
@@ -535,16 +535,16 @@ func TestAttackPidNamespaces(t *testing.T) {
 			{"in a service, with mounts alone", "/system.slice/" + name + ".service", flags(unix.CLONE_NEWNS), name + ".service", ""},
 		} {
 			a := s.start("connect", row.change)
-			if row.cgroup != "" && !enter(t, row.cgroup, a.cmd.Process.Pid) {
+			if row.cgroup != "" && !moveToCgroup(t, row.cgroup, a.cmd.Process.Pid) {
 				return
 			}
-			a.heard()
-			s.grownUp()
-			proof, _ := s.accept(Socket{})
-			got, err := proof.Caller(context.Background())
+			a.done()
+			s.ageCallers()
+			attestation, _ := s.accept(Socket{})
+			got, err := attestation.Caller(context.Background())
 			admin := s.start("connect", row.change)
-			admin.heard()
-			s.grownUp()
+			admin.done()
+			s.ageCallers()
 			shut, _ := s.accept(Socket{Restricted: true})
 			atAdmin, errAdmin := shut.Caller(context.Background())
 			a.end()
@@ -555,7 +555,7 @@ func TestAttackPidNamespaces(t *testing.T) {
 			}
 			switch {
 			case row.want != "":
-				denies(t, row.name, err, row.want)
+				checkDenied(t, row.name, err, row.want)
 			case err != nil || got.Unit != row.unit || got.HasUser() == nested:
 				t.Errorf("%s: %+v, %v", row.name, got, err)
 			}
@@ -563,8 +563,8 @@ func TestAttackPidNamespaces(t *testing.T) {
 	})
 }
 
-// enter moves a process into a cgroup of systemd's hierarchy, made for the test.
-func enter(t *testing.T, cgroup string, pid int) bool {
+// moveToCgroup moves a process into a cgroup of systemd's hierarchy, made for the test.
+func moveToCgroup(t *testing.T, cgroup string, pid int) bool {
 	t.Helper()
 	root := "/sys/fs/cgroup"
 	for _, named := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"} {

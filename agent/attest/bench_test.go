@@ -23,13 +23,13 @@ import (
 )
 
 const (
-	proofRounds   = 100 // many short ones: what else the machine does comes and goes
-	proofRequests = 300 // of a round, on a kept connection
-	proofDials    = 10  // of a round, each a connection with one request
+	benchRounds      = 100 // many short ones: what else the machine does comes and goes
+	requestsPerRound = 300 // of a round, on a kept connection
+	dialsPerRound    = 10  // of a round, each a connection with one request
 )
 
-// proofKind is one way of proving a caller, and what it cost.
-type proofKind struct {
+// attestationKind is one way of proving a caller, and what it cost.
+type attestationKind struct {
 	name    string
 	options Options
 	cgroup  string
@@ -40,10 +40,10 @@ type proofKind struct {
 	dials, request []float64 // of each round: the median, and the CPU's time of both ends, in µs
 }
 
-// TestBenchProof measures what a proof costs beside an HTTP server that makes none, with real sockets, the real
+// TestBenchAttestation measures what a proof costs beside an HTTP server that makes none, with real sockets, the real
 // kernel and an engine that answers from this process. It fails when something does not work, never because it is slow.
-func TestBenchProof(t *testing.T) {
-	rounds := proofRounds
+func TestBenchAttestation(t *testing.T) {
+	rounds := benchRounds
 	if text := os.Getenv("BENCH_SECONDS"); text != "" {
 		seconds, err := strconv.ParseFloat(text, 64)
 		if err != nil {
@@ -51,7 +51,7 @@ func TestBenchProof(t *testing.T) {
 		}
 		rounds = max(2, int(float64(rounds)*min(1, seconds/0.5)))
 	}
-	kinds := []*proofKind{
+	kinds := []*attestationKind{
 		{name: "no proof", bare: true},
 		{name: "module by its socket", from: Socket{Module: "free"}},
 		{name: "service", cgroup: "/system.slice/cam.service"},
@@ -73,15 +73,15 @@ func TestBenchProof(t *testing.T) {
 }
 
 // serve answers with a token's worth of bytes whoever is proved.
-func (k *proofKind) serve(t *testing.T) {
-	s, _ := withEngine(t, k.options)
-	s.put(os.Getpid(), k.cgroup)
+func (k *attestationKind) serve(t *testing.T) {
+	s, _ := newEngineFixture(t, k.options)
+	s.putProcess(os.Getpid(), k.cgroup)
 	body := []byte(strings.Repeat("x", 1500))
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !k.bare {
-			proof, err := FromContext(r.Context())
+			attestation, err := FromContext(r.Context())
 			if err == nil {
-				_, err = proof.Caller(r.Context())
+				_, err = attestation.Caller(r.Context())
 			}
 			if err != nil {
 				http.Error(w, err.Error(), http.StatusForbidden)
@@ -103,9 +103,9 @@ func (k *proofKind) serve(t *testing.T) {
 }
 
 // measure adds a round.
-func (k *proofKind) measure(t *testing.T) {
+func (k *attestationKind) measure(t *testing.T) {
 	var dials []float64
-	for range proofDials {
+	for range dialsPerRound {
 		began := time.Now()
 		conn, in := k.connect(t)
 		k.ask(t, conn, in)
@@ -117,11 +117,11 @@ func (k *proofKind) measure(t *testing.T) {
 	k.ask(t, conn, in)
 	runtime.GC() // or one row bears what others have left
 	began := cpuTime(t)
-	for range proofRequests {
+	for range requestsPerRound {
 		k.ask(t, conn, in)
 	}
-	k.dials = append(k.dials, middle(dials))
-	k.request = append(k.request, micros(cpuTime(t)-began)/proofRequests)
+	k.dials = append(k.dials, median(dials))
+	k.request = append(k.request, micros(cpuTime(t)-began)/requestsPerRound)
 }
 
 // cpuTime is what this process has used, which another's work disturbs less than the time that passed.
@@ -133,7 +133,7 @@ func cpuTime(t *testing.T) time.Duration {
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
-func (k *proofKind) connect(t *testing.T) (net.Conn, *bufio.Reader) {
+func (k *attestationKind) connect(t *testing.T) (net.Conn, *bufio.Reader) {
 	conn, err := net.Dial("unix", k.path)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func (k *proofKind) connect(t *testing.T) (net.Conn, *bufio.Reader) {
 	return conn, bufio.NewReader(conn)
 }
 
-func (k *proofKind) ask(t *testing.T, conn net.Conn, in *bufio.Reader) {
+func (k *attestationKind) ask(t *testing.T, conn net.Conn, in *bufio.Reader) {
 	if _, err := io.WriteString(conn, "GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -157,33 +157,33 @@ func (k *proofKind) ask(t *testing.T, conn net.Conn, in *bufio.Reader) {
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 
-func middle(values []float64) float64 {
+func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	return sorted[len(sorted)/2]
 }
 
-// against is the median of the rounds' ratios, since the machine's mood changes from one to the next.
-func against(is, to []float64) float64 {
+// ratio is the median of the rounds' ratios, since the machine's mood changes from one to the next.
+func ratio(is, to []float64) float64 {
 	var each []float64
 	for i := range is {
 		each = append(each, is[i]/to[i])
 	}
-	return middle(each)
+	return median(each)
 }
 
-func report(kinds []*proofKind, rounds int) {
+func report(kinds []*attestationKind, rounds int) {
 	fmt.Printf("\nProof of callers: net/http on a Unix socket with each kind of proof and without; medians of %d rounds\n\n", rounds)
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(table, "caller\tnew connection µs\tof no proof\tCPU µs of a request, both ends\tof no proof\t")
 	bare := kinds[0]
 	for _, k := range kinds {
-		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.1f\t%.3f\t\n", k.name, middle(k.dials), against(k.dials, bare.dials), middle(k.request), against(k.request, bare.request))
+		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.1f\t%.3f\t\n", k.name, median(k.dials), ratio(k.dials, bare.dials), median(k.request), ratio(k.request, bare.request))
 	}
 	_ = table.Flush()
 	for _, k := range kinds[1:] {
-		fmt.Printf("aim: a request costs no more than 5 %% more: %s for %s\n", met(against(k.request, bare.request) <= 1.05), k.name)
+		fmt.Printf("aim: a request costs no more than 5 %% more: %s for %s\n", met(ratio(k.request, bare.request) <= 1.05), k.name)
 		if k.cgroup == containerA {
-			fmt.Printf("aim: a new connection in less than 2 ms: %s for %s\n", met(middle(k.dials) < 2000), k.name)
+			fmt.Printf("aim: a new connection in less than 2 ms: %s for %s\n", met(median(k.dials) < 2000), k.name)
 		}
 	}
 }

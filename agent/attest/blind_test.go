@@ -17,37 +17,37 @@ import (
 	"perceptd/agent"
 )
 
-// sighted is a scene whose /proc hides nothing.
-func sighted(t *testing.T) *scene {
+// newUnlimitedFixture is a scene whose /proc hides nothing.
+func newUnlimitedFixture(t *testing.T) *fixture {
 	t.Helper()
-	s := newScene(t, Options{})
-	s.self(t, "0 0 4294967295\n", firstPidNamespace)
+	s := newFixture(t, Options{})
+	s.putNamespaces(t, "0 0 4294967295\n", initPidNamespace)
 	return s
 }
 
-// self writes what the scene's /proc says of this process's namespaces.
-func (s *scene) self(t *testing.T, uidMap, pidNamespace string) {
+// putNamespaces writes what the scene's /proc says of this process's namespaces.
+func (f *fixture) putNamespaces(t *testing.T, uidMap, pidNamespace string) {
 	t.Helper()
-	ns := filepath.Join(s.proc, "self", "ns")
-	_ = os.RemoveAll(filepath.Join(s.proc, "self"))
+	ns := filepath.Join(f.proc, "self", "ns")
+	_ = os.RemoveAll(filepath.Join(f.proc, "self"))
 	if err := os.MkdirAll(ns, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink(pidNamespace, filepath.Join(ns, "pid")); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(s.proc, "self", "uid_map"), []byte(uidMap), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(f.proc, "self", "uid_map"), []byte(uidMap), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func TestNotBlind(t *testing.T) {
+func TestNoLimitations(t *testing.T) {
 	t.Parallel()
-	s := sighted(t)
+	s := newUnlimitedFixture(t)
 	if blind := s.Limitations(context.Background()); len(blind) != 0 {
 		t.Errorf("%+v", blind)
 	}
-	s.self(t, "         0          0 4294967295\n", firstPidNamespace)
+	s.putNamespaces(t, "         0          0 4294967295\n", initPidNamespace)
 	e := newFakeEngine(t)
 	s.SetRules(Rules{Engines: []string{e.path}, NeedsEngine: true})
 	if blind := s.Limitations(context.Background()); len(blind) != 0 {
@@ -62,21 +62,21 @@ func TestNotBlind(t *testing.T) {
 	}
 }
 
-func TestBlind(t *testing.T) {
+func TestLimitations(t *testing.T) {
 	t.Parallel()
 	_, booted := os.Stat("/run/systemd/system")
 	for _, row := range []struct {
 		name, want string
-		hide       func(*testing.T, *scene)
+		hide       func(*testing.T, *fixture)
 	}{
-		{"ProtectProc=", "1/cgroup: no such file", func(t *testing.T, s *scene) { _ = os.RemoveAll(filepath.Join(s.proc, "1")) }},
-		{"a cgroup namespace", "cgroup namespace", func(t *testing.T, s *scene) { s.put(1, "/../../init.scope") }},
-		{"PrivateUsers=", "user namespace", func(t *testing.T, s *scene) { s.self(t, "0 0 1\n988 988 1\n", firstPidNamespace) }},
-		{"a remapped user", "user namespace", func(t *testing.T, s *scene) { s.self(t, "0 100000 65536\n", firstPidNamespace) }},
-		{"no uid_map", "user namespace", func(t *testing.T, s *scene) { s.self(t, "", firstPidNamespace) }},
-		{"a pid namespace", "pid namespace", func(t *testing.T, s *scene) { s.self(t, "0 0 4294967295\n", "pid:[4026532000]") }},
+		{"ProtectProc=", "1/cgroup: no such file", func(t *testing.T, s *fixture) { _ = os.RemoveAll(filepath.Join(s.proc, "1")) }},
+		{"a cgroup namespace", "cgroup namespace", func(t *testing.T, s *fixture) { s.putProcess(1, "/../../init.scope") }},
+		{"PrivateUsers=", "user namespace", func(t *testing.T, s *fixture) { s.putNamespaces(t, "0 0 1\n988 988 1\n", initPidNamespace) }},
+		{"a remapped user", "user namespace", func(t *testing.T, s *fixture) { s.putNamespaces(t, "0 100000 65536\n", initPidNamespace) }},
+		{"no uid_map", "user namespace", func(t *testing.T, s *fixture) { s.putNamespaces(t, "", initPidNamespace) }},
+		{"a pid namespace", "pid namespace", func(t *testing.T, s *fixture) { s.putNamespaces(t, "0 0 4294967295\n", "pid:[4026532000]") }},
 	} {
-		s := sighted(t)
+		s := newUnlimitedFixture(t)
 		row.hide(t, s)
 		blind := s.Limitations(context.Background())
 		if row.name == "a pid namespace" && booted == nil {
@@ -88,9 +88,9 @@ func TestBlind(t *testing.T) {
 	}
 }
 
-func TestBlindToContainers(t *testing.T) {
+func TestLimitationsOfEngine(t *testing.T) {
 	t.Parallel()
-	s, e := sighted(t), newFakeEngine(t)
+	s, e := newUnlimitedFixture(t), newFakeEngine(t)
 	s.SetRules(Rules{Engines: []string{e.path}, NeedsEngine: true})
 	e.serve("ping", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	if blind := s.Limitations(context.Background()); len(blind) != 1 || !strings.Contains(blind[0].Why, "no answer in time") || !strings.Contains(blind[0].Hint, "docker ps") {
@@ -101,7 +101,7 @@ func TestBlindToContainers(t *testing.T) {
 		t.Errorf("refusing: %+v", blind)
 	}
 	shut := &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)} // root, who runs this perhaps, is let in everywhere
-	if err := new(line).plain(context.Background(), shut); !errors.Is(err, fs.ErrPermission) {
+	if err := new(engineClient).sanitize(context.Background(), shut); !errors.Is(err, fs.ErrPermission) {
 		t.Error(err)
 	}
 	if hint := engineHint(os.ErrPermission); !strings.Contains(hint, "container-engine.conf") {
@@ -110,19 +110,19 @@ func TestBlindToContainers(t *testing.T) {
 }
 
 // In a user namespace everybody who has no number there looks like nobody, and is not taken for nobody.
-func TestStrangers(t *testing.T) {
+func TestOverflowIDs(t *testing.T) {
 	t.Parallel()
 	const whole, part = "0 0 4294967295\n", "0 0 1\n988 988 1\n"
 	for _, row := range []struct {
 		name, uids, gids, overflow string
-		want                       stranger
+		want                       overflowIDs
 	}{
-		{"the device itself", whole, whole, "", stranger{agent.NoID, agent.NoID}},
-		{"a user namespace", part, part, "", stranger{65534, 65534}},
-		{"another overflow", part, part, "65533\n", stranger{65533, 65533}},
-		{"no number", part, part, "many\n", stranger{65534, 65534}},
-		{"groups alone", whole, part, "", stranger{agent.NoID, 65534}},
-		{"maps that cannot be read", "", "", "", stranger{65534, 65534}},
+		{"the device itself", whole, whole, "", overflowIDs{agent.NoID, agent.NoID}},
+		{"a user namespace", part, part, "", overflowIDs{65534, 65534}},
+		{"another overflow", part, part, "65533\n", overflowIDs{65533, 65533}},
+		{"no number", part, part, "many\n", overflowIDs{65534, 65534}},
+		{"groups alone", whole, part, "", overflowIDs{agent.NoID, 65534}},
+		{"maps that cannot be read", "", "", "", overflowIDs{65534, 65534}},
 	} {
 		proc := t.TempDir()
 		for file, text := range map[string]string{
@@ -139,16 +139,16 @@ func TestStrangers(t *testing.T) {
 			}
 		}
 		k := kernel{proc: proc}
-		k.stranger = k.strangers()
-		if k.stranger != row.want {
-			t.Errorf("%s: %+v, want %+v", row.name, k.stranger, row.want)
+		k.overflow = k.readOverflowIDs()
+		if k.overflow != row.want {
+			t.Errorf("%s: %+v, want %+v", row.name, k.overflow, row.want)
 		}
 		for _, peer := range []unix.Ucred{{Uid: row.want.uid, Gid: 988, Pid: 7}, {Uid: 988, Gid: row.want.gid, Pid: 7}} {
-			if err := k.plausible(&peer); err == nil {
+			if err := k.checkCredentials(&peer); err == nil {
 				t.Errorf("%s: %+v is let pass", row.name, peer)
 			}
 		}
-		if err := k.plausible(&unix.Ucred{Uid: 988, Gid: 988, Pid: 7}); err != nil {
+		if err := k.checkCredentials(&unix.Ucred{Uid: 988, Gid: 988, Pid: 7}); err != nil {
 			t.Errorf("%s: %v", row.name, err)
 		}
 	}

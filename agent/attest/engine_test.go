@@ -18,14 +18,14 @@ import (
 
 const containerA = "/docker/" + idA
 
-// withEngine is a scene with a container of each of two names, and modules that want them.
-func withEngine(t *testing.T, o Options) (*scene, *fakeEngine) {
+// newEngineFixture is a scene with a container of each of two names, and modules that want them.
+func newEngineFixture(t *testing.T, o Options) (*fixture, *fakeEngine) {
 	t.Helper()
-	s, e := newScene(t, o), newFakeEngine(t)
-	s.put(2, containerA)
-	s.put(3, "/docker/"+idB)
-	e.answer(idA, honest(idA, "vision", 2))
-	e.answer(idB, honest(idB, "speech", 3))
+	s, e := newFixture(t, o), newFakeEngine(t)
+	s.putProcess(2, containerA)
+	s.putProcess(3, "/docker/"+idB)
+	e.answer(idA, honestAnswer(idA, "vision", 2))
+	e.answer(idB, honestAnswer(idB, "speech", 3))
 	s.SetRules(Rules{
 		Engines: []string{filepath.Join(shortFolder(t), "nobody"), e.path}, NeedsEngine: true,
 		Modules: map[string]Requirement{"vision": {Container: "vision"}, "speech": {Container: "speech"}, "free": {}},
@@ -36,14 +36,14 @@ func withEngine(t *testing.T, o Options) (*scene, *fakeEngine) {
 func TestContainers(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
-		s, e := withEngine(t, o)
-		edge := honest(idB, "speech", 3)
+		s, e := newEngineFixture(t, o)
+		edge := honestAnswer(idB, "speech", 3)
 		edge.Config["Labels"] = map[string]string{edgeOwner: edgeAgent}
 		edge.Image = idB // as Podman writes it
 		edge.Name = "speech"
 		edge.HostConfig = map[string]any{"CgroupParent": "/docker", "PidMode": "private"}
 		e.answer(idB, edge)
-		got, err := s.called(containerA, Socket{})
+		got, err := s.callerIn(containerA, Socket{})
 		if err != nil || got.Module != "" || got.Unit != "" || got.Container == nil {
 			t.Fatalf("%+v, %v", got, err)
 		}
@@ -52,40 +52,40 @@ func TestContainers(t *testing.T) {
 			c.StartedOn.Format("15:04:05.0") != "08:00:00.5" || len(c.RepoDigests) != 1 || c.RepoDigests[0] != "registry.example/vision@sha256:"+idA {
 			t.Errorf("%+v", c)
 		}
-		got, err = s.called("/docker/"+idB, Socket{Module: "speech"})
+		got, err = s.callerIn("/docker/"+idB, Socket{Module: "speech"})
 		if err != nil || got.Module != "speech" || got.Container.EdgeModule != "speech" || got.Container.Digest != "sha256:"+idB {
 			t.Errorf("%+v %+v, %v", got, got.Container, err)
 		}
-		if got, err = s.called(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
+		if got, err = s.callerIn(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
 			t.Errorf("%+v, %v", got, err)
 		}
-		got, err = s.called(containerA, Socket{Module: "speech"})
-		denies(t, "another's socket", err, "it runs in container vision, and the module's is named speech")
+		got, err = s.callerIn(containerA, Socket{Module: "speech"})
+		checkDenied(t, "another's socket", err, "it runs in container vision, and the module's is named speech")
 		if got.Module != "" || got.Container.Name != "vision" {
 			t.Errorf("%+v beside the error", got)
 		}
 		before := e.questions()
-		if _, err := s.called(containerA, Socket{Module: "free"}); err != nil || e.questions() != before {
+		if _, err := s.callerIn(containerA, Socket{Module: "free"}); err != nil || e.questions() != before {
 			t.Errorf("%v, %d questions about a module that needs none", err, e.questions()-before)
 		}
 	})
 }
 
 // An engine is asked once for a connection.
-func TestProvedConnectionAsksNoMore(t *testing.T) {
+func TestAttestedConnectionAsksOnce(t *testing.T) {
 	t.Parallel()
-	s, e := withEngine(t, Options{})
-	s.put(os.Getpid(), containerA)
-	proof, _, _ := s.dial(Socket{Module: "vision"})
+	s, e := newEngineFixture(t, Options{})
+	s.putProcess(os.Getpid(), containerA)
+	attestation, _, _ := s.dial(Socket{Module: "vision"})
 	for range 5 {
-		if _, err := proof.Caller(context.Background()); err != nil {
+		if _, err := attestation.Caller(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if e.questions() != 2 { // the container, and its image
 		t.Errorf("%d questions", e.questions())
 	}
-	if _, err := s.called(containerA, Socket{Module: "vision"}); err != nil || e.questions() != 3 {
+	if _, err := s.callerIn(containerA, Socket{Module: "vision"}); err != nil || e.questions() != 3 {
 		t.Errorf("%v, %d questions after another connection", err, e.questions())
 	}
 }
@@ -93,45 +93,45 @@ func TestProvedConnectionAsksNoMore(t *testing.T) {
 func TestAttackLyingEngine(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
-		s, e := withEngine(t, o)
-		s.put(4, "/docker/"+idB)
+		s, e := newEngineFixture(t, o)
+		s.putProcess(4, "/docker/"+idB)
 		for _, row := range []struct {
 			name, want string
-			lie        func(*said)
+			lie        func(*inspectAnswer)
 		}{
-			{"another container", "answered for", func(c *said) { c.ID = idB }},
-			{"a short ID", "answered for", func(c *said) { c.ID = idA[:12] }},
-			{"no ID", "answered for", func(c *said) { c.ID = "" }},
-			{"not running", "does not run", func(c *said) { c.State["Running"] = false }},
-			{"restarting", "does not run", func(c *said) { c.State["Restarting"] = true }},
-			{"dead", "does not run", func(c *said) { c.State["Dead"] = true }},
-			{"no process", "does not run", func(c *said) { c.State["Pid"] = 0 }},
-			{"a negative process", "does not run", func(c *said) { c.State["Pid"] = -4 }},
-			{"no state", "no State", func(c *said) { c.State = nil }},
-			{"no host configuration", "no State", func(c *said) { c.HostConfig = nil }},
-			{"no configuration", "no State", func(c *said) { c.Config = nil }},
-			{"no start", "a StartedAt that is no time", func(c *said) { c.State["StartedAt"] = "" }},
-			{"an odd start", "StartedAt", func(c *said) { c.State["StartedAt"] = "yesterday" }},
-			{"no name", "no name", func(c *said) { c.Name = "/" }},
-			{"another name", "named vision", func(c *said) { c.Name = "/other" }},
-			{"a name with a path", "named vision", func(c *said) { c.Name = "//vision" }},
-			{"a cgroup parent", "cgroup parent of its own", func(c *said) { c.HostConfig["CgroupParent"] = "/docker/" + idB }},
-			{"a slice as parent", "cgroup parent of its own", func(c *said) { c.HostConfig["CgroupParent"] = "evil.slice" }},
-			{"the host's processes", "--pid host", func(c *said) { c.HostConfig["PidMode"] = "host" }},
-			{"another's processes", "--pid container:x", func(c *said) { c.HostConfig["PidMode"] = "container:x" }},
-			{"a process elsewhere", "first process is in cgroup", func(c *said) { c.State["Pid"] = 4 }},
-			{"a process of the host", "first process is in cgroup", func(c *said) { c.State["Pid"] = 1 }},
-			{"a process that is not there", "cannot be looked at", func(c *said) { c.State["Pid"] = 99 }},
-			{"a long name", "name of more than", func(c *said) { c.Name = strings.Repeat("a", 1000) }},
-			{"an image with a path", "no sha256", func(c *said) { c.Image = "sha256:../../" + idB }},
-			{"a pid that is too large", "not one of Docker's API", func(c *said) { c.State["Pid"] = 1 << 40 }},
-			{"a long ID", "answered for", func(c *said) { c.ID = strings.Repeat("a", 100_000) }},
+			{"another container", "answered for", func(c *inspectAnswer) { c.ID = idB }},
+			{"a short ID", "answered for", func(c *inspectAnswer) { c.ID = idA[:12] }},
+			{"no ID", "answered for", func(c *inspectAnswer) { c.ID = "" }},
+			{"not running", "does not run", func(c *inspectAnswer) { c.State["Running"] = false }},
+			{"restarting", "does not run", func(c *inspectAnswer) { c.State["Restarting"] = true }},
+			{"dead", "does not run", func(c *inspectAnswer) { c.State["Dead"] = true }},
+			{"no process", "does not run", func(c *inspectAnswer) { c.State["Pid"] = 0 }},
+			{"a negative process", "does not run", func(c *inspectAnswer) { c.State["Pid"] = -4 }},
+			{"no state", "no State", func(c *inspectAnswer) { c.State = nil }},
+			{"no host configuration", "no State", func(c *inspectAnswer) { c.HostConfig = nil }},
+			{"no configuration", "no State", func(c *inspectAnswer) { c.Config = nil }},
+			{"no start", "a StartedAt that is no time", func(c *inspectAnswer) { c.State["StartedAt"] = "" }},
+			{"an odd start", "StartedAt", func(c *inspectAnswer) { c.State["StartedAt"] = "yesterday" }},
+			{"no name", "no name", func(c *inspectAnswer) { c.Name = "/" }},
+			{"another name", "named vision", func(c *inspectAnswer) { c.Name = "/other" }},
+			{"a name with a path", "named vision", func(c *inspectAnswer) { c.Name = "//vision" }},
+			{"a cgroup parent", "cgroup parent of its own", func(c *inspectAnswer) { c.HostConfig["CgroupParent"] = "/docker/" + idB }},
+			{"a slice as parent", "cgroup parent of its own", func(c *inspectAnswer) { c.HostConfig["CgroupParent"] = "evil.slice" }},
+			{"the host's processes", "--pid host", func(c *inspectAnswer) { c.HostConfig["PidMode"] = "host" }},
+			{"another's processes", "--pid container:x", func(c *inspectAnswer) { c.HostConfig["PidMode"] = "container:x" }},
+			{"a process elsewhere", "first process is in cgroup", func(c *inspectAnswer) { c.State["Pid"] = 4 }},
+			{"a process of the host", "first process is in cgroup", func(c *inspectAnswer) { c.State["Pid"] = 1 }},
+			{"a process that is not there", "cannot be looked at", func(c *inspectAnswer) { c.State["Pid"] = 99 }},
+			{"a long name", "name of more than", func(c *inspectAnswer) { c.Name = strings.Repeat("a", 1000) }},
+			{"an image with a path", "no sha256", func(c *inspectAnswer) { c.Image = "sha256:../../" + idB }},
+			{"a pid that is too large", "not one of Docker's API", func(c *inspectAnswer) { c.State["Pid"] = 1 << 40 }},
+			{"a long ID", "answered for", func(c *inspectAnswer) { c.ID = strings.Repeat("a", 100_000) }},
 		} {
-			lie := honest(idA, "vision", 2)
+			lie := honestAnswer(idA, "vision", 2)
 			row.lie(&lie)
 			e.answer(idA, lie)
-			got, err := s.called(containerA, Socket{Module: "vision"})
-			denies(t, row.name, err, row.want)
+			got, err := s.callerIn(containerA, Socket{Module: "vision"})
+			checkDenied(t, row.name, err, row.want)
 			if got.Module != "" || len(err.Error()) > 700 {
 				t.Errorf("%s: %+v beside %.900v", row.name, got, err)
 			}
@@ -142,7 +142,7 @@ func TestAttackLyingEngine(t *testing.T) {
 func TestBrokenEngine(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
-		s, e := withEngine(t, o)
+		s, e := newEngineFixture(t, o)
 		raw := func(text string) http.HandlerFunc {
 			return func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
@@ -167,19 +167,19 @@ func TestBrokenEngine(t *testing.T) {
 			}},
 			{"a page", "is not JSON", idA, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "text/html")
-				_ = json.NewEncoder(w).Encode(honest(idA, "vision", 2))
+				_ = json.NewEncoder(w).Encode(honestAnswer(idA, "vision", 2))
 			}},
 			{"deep", "not one of Docker's API", idA, raw(`{"Deep": ` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000) + `}`)},
 			{"more than an answer", "not one of Docker's API", idA, raw(`{"Id": "x"} {"Id": "x"}`)},
 			{"a long header", "is not HTTP", idA, func(w http.ResponseWriter, _ *http.Request) {
-				w.Header().Set("X-Long", strings.Repeat("x", 2*engineHeader))
+				w.Header().Set("X-Long", strings.Repeat("x", 2*maxHeaderBytes))
 			}},
 			{"elsewhere", "asked in vain", idA, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) }},
 			{"cut off", "asked in vain", idA, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
 			{"without end", "longer than", idA, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
 				_, _ = io.WriteString(w, `{"Id": "`)
-				for range engineAnswer>>10 + 1 {
+				for range maxAnswerBytes>>10 + 1 {
 					if _, err := w.Write(make1k()); err != nil {
 						return
 					}
@@ -187,22 +187,22 @@ func TestBrokenEngine(t *testing.T) {
 			}},
 			{"an image that cannot be told", "asked in vain", "sha256:" + idB, raw("x")},
 		} {
-			s.engine.forget()
-			before := e.says[row.about]
+			s.engine.reset()
+			before := e.handlers[row.about]
 			e.serve(row.about, row.handler)
-			got, err := s.called(containerA, Socket{Module: "vision"})
-			denies(t, row.name, err, row.want)
+			got, err := s.callerIn(containerA, Socket{Module: "vision"})
+			checkDenied(t, row.name, err, row.want)
 			if got.Container == nil || got.Container.ID != idA || got.Module != "" {
 				t.Errorf("%s: %+v beside the error", row.name, got)
 			}
 			e.serve(row.about, before)
 		}
-		if got, err := s.called(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
+		if got, err := s.callerIn(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
 			t.Errorf("afterwards: %+v, %v", got, err)
 		}
 		e.serve("sha256:"+idB, nil) // an image that was removed has no names
-		s.engine.forget()
-		if got, err := s.called(containerA, Socket{Module: "vision"}); err != nil || got.Container.RepoDigests != nil {
+		s.engine.reset()
+		if got, err := s.callerIn(containerA, Socket{Module: "vision"}); err != nil || got.Container.RepoDigests != nil {
 			t.Errorf("without its image: %+v, %v", got, err)
 		}
 	})
@@ -216,7 +216,7 @@ func TestHangingEngine(t *testing.T) {
 	var changes, told sync.WaitGroup
 	changes.Add(2)
 	o := Options{Changed: changes.Done}
-	s, e := withEngine(t, o)
+	s, e := newEngineFixture(t, o)
 	release := make(chan struct{})
 	e.serve(idA, func(w http.ResponseWriter, r *http.Request) {
 		select {
@@ -224,24 +224,24 @@ func TestHangingEngine(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	})
-	s.put(os.Getpid(), containerA)
+	s.putProcess(os.Getpid(), containerA)
 	for range 3 {
-		proof, _, _ := s.dial(Socket{Module: "vision"})
+		attestation, _, _ := s.dial(Socket{Module: "vision"})
 		told.Go(func() {
-			_, err := proof.Caller(context.Background())
-			denies(t, "hanging", err, "no answer in time")
+			_, err := attestation.Caller(context.Background())
+			checkDenied(t, "hanging", err, "no answer in time")
 		})
 	}
 	impatient, _, _ := s.dial(Socket{Module: "vision"})
 	gone, leave := context.WithCancel(context.Background())
 	leave()
 	_, err := impatient.Caller(gone)
-	denies(t, "gone meanwhile", err, "canceled")
+	checkDenied(t, "gone meanwhile", err, "canceled")
 	for _, row := range []struct {
 		cgroup string
 		from   Socket
 	}{{"/", Socket{}}, {"/system.slice/cam.service", Socket{}}, {"/docker/" + idB, Socket{Module: "speech"}}, {containerA, Socket{Module: "free"}}} {
-		if _, err := s.called(row.cgroup, row.from); err != nil {
+		if _, err := s.callerIn(row.cgroup, row.from); err != nil {
 			t.Errorf("%s, beside it: %v", row.cgroup, err)
 		}
 	}
@@ -253,8 +253,8 @@ func TestHangingEngine(t *testing.T) {
 		t.Errorf("%q %q", path, trouble)
 	}
 	close(release)
-	e.answer(idA, honest(idA, "vision", 2))
-	if got, err := s.called(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
+	e.answer(idA, honestAnswer(idA, "vision", 2))
+	if got, err := s.callerIn(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
 		t.Errorf("afterwards: %+v, %v", got, err)
 	}
 	changes.Wait() // it was told of both
@@ -264,16 +264,16 @@ func TestHangingEngine(t *testing.T) {
 }
 
 // More than a few callers at once wait for their turn, and are told when there is none.
-func TestEngineIsAskedInTurn(t *testing.T) {
+func TestEngineCallsAreBounded(t *testing.T) {
 	t.Parallel()
-	s, _ := withEngine(t, Options{})
-	for range engineCalls {
-		s.engine.turns <- struct{}{}
+	s, _ := newEngineFixture(t, Options{})
+	for range maxEngineCalls {
+		s.engine.slots <- struct{}{}
 	}
-	_, err := s.called(containerA, Socket{})
-	denies(t, "no turn", err, "too many ask it at once")
-	<-s.engine.turns
-	if _, err := s.called(containerA, Socket{}); err != nil {
+	_, err := s.callerIn(containerA, Socket{})
+	checkDenied(t, "no turn", err, "too many ask it at once")
+	<-s.engine.slots
+	if _, err := s.callerIn(containerA, Socket{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -283,11 +283,11 @@ func TestAttackRecreatedContainer(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
 		ctx := context.Background()
-		s, e := withEngine(t, o)
+		s, e := newEngineFixture(t, o)
 		a := s.start("connect")
-		s.put(a.cmd.Process.Pid, containerA)
-		a.heard()
-		s.grownUp()
+		s.putProcess(a.cmd.Process.Pid, containerA)
+		a.done()
+		s.ageCallers()
 		first, _ := s.accept(Socket{Module: "vision"})
 		was, err := first.Caller(ctx)
 		if err != nil {
@@ -298,21 +298,21 @@ func TestAttackRecreatedContainer(t *testing.T) {
 			s.write(a.cmd.Process.Pid, "statm", "0 0 0 0 0 0 0\n")
 		}
 		e.serve(idA, nil)
-		other := honest(idB, "vision", 3)
+		other := honestAnswer(idB, "vision", 3)
 		other.Image = "sha256:" + idA
 		e.answer(idB, other)
 		_, err = first.Caller(ctx)
-		denies(t, "the first container's connection", err, "has ended")
-		_, err = s.called(containerA, Socket{Module: "vision"})
-		denies(t, "the first container's cgroup", err, "knows no container")
-		is, err := s.called("/docker/"+idB, Socket{Module: "vision"})
+		checkDenied(t, "the first container's connection", err, "has ended")
+		_, err = s.callerIn(containerA, Socket{Module: "vision"})
+		checkDenied(t, "the first container's cgroup", err, "knows no container")
+		is, err := s.callerIn("/docker/"+idB, Socket{Module: "vision"})
 		if err != nil || is.Container.ID == was.Container.ID || is.Container.Digest != "sha256:"+idA {
 			t.Errorf("%+v, %v", is.Container, err)
 		}
 	})
 }
 
-func TestEngineIsLookedFor(t *testing.T) {
+func TestFindEngine(t *testing.T) {
 	t.Parallel()
 	dir := shortFolder(t)
 	file, nobody := filepath.Join(dir, "file"), filepath.Join(dir, "nobody")
@@ -339,10 +339,10 @@ func TestEngineIsLookedFor(t *testing.T) {
 		{"several", []string{nobody, file}, "none of " + nobody + ", " + file + " is a socket"},
 		{"one that nobody serves", []string{nobody, dead}, dead + ": nobody answers there"},
 	} {
-		s := newScene(t, Options{})
+		s := newFixture(t, Options{})
 		s.SetRules(Rules{Engines: row.engines, NeedsEngine: true})
-		_, err := s.called(containerA, Socket{})
-		denies(t, row.name, err, row.want)
+		_, err := s.callerIn(containerA, Socket{})
+		checkDenied(t, row.name, err, row.want)
 		blind := s.Limitations(context.Background())
 		if len(blind) == 0 || blind[len(blind)-1].What != "which container a caller runs in" || !strings.Contains(blind[len(blind)-1].Why, row.want) || blind[len(blind)-1].Hint == "" {
 			t.Errorf("%s: %+v", row.name, blind)
@@ -350,40 +350,40 @@ func TestEngineIsLookedFor(t *testing.T) {
 	}
 }
 
-func TestImagesKeptAreBounded(t *testing.T) {
+func TestCachedDigestsAreBounded(t *testing.T) {
 	t.Parallel()
-	s, _ := withEngine(t, Options{})
-	if _, err := s.called(containerA, Socket{}); err != nil {
+	s, _ := newEngineFixture(t, Options{})
+	if _, err := s.callerIn(containerA, Socket{}); err != nil {
 		t.Fatal(err)
 	}
-	for i := range mostDigests + 10 {
+	for i := range maxDigests + 10 {
 		image := fmt.Sprintf("sha256:%064x", i)
-		if _, err := s.engine.repoDigests(context.Background(), s.engine.line, image); err != nil {
+		if _, err := s.engine.repoDigests(context.Background(), s.engine.client, image); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(s.engine.digests) > mostDigests {
+	if len(s.engine.digests) > maxDigests {
 		t.Errorf("%d images are kept", len(s.engine.digests))
 	}
-	if digests, err := s.engine.repoDigests(context.Background(), s.engine.line, ""); digests != nil || err != nil {
+	if digests, err := s.engine.repoDigests(context.Background(), s.engine.client, ""); digests != nil || err != nil {
 		t.Errorf("no image: %v, %v", digests, err)
 	}
 }
 
 // Podman tells a pid mode and a cgroup parent of every container. What stands against one that does not run is not these.
-func TestHintsAboutContainers(t *testing.T) {
+func TestContainerHints(t *testing.T) {
 	t.Parallel()
-	s, e := withEngine(t, Options{})
+	s, e := newEngineFixture(t, Options{})
 	for _, row := range []struct {
 		pidMode string
 		running bool
 		hinted  bool
 	}{{"private", false, false}, {"private", true, false}, {"host", true, true}} {
-		says := honest(idA, "vision", 3) // whose first process is in another cgroup
+		says := honestAnswer(idA, "vision", 3) // whose first process is in another cgroup
 		says.State["Running"] = row.running
 		says.HostConfig["PidMode"], says.HostConfig["CgroupParent"] = row.pidMode, "/docker"
 		e.answer(idA, says)
-		_, err := s.called(containerA, Socket{})
+		_, err := s.callerIn(containerA, Socket{})
 		var why *Error
 		if !errors.As(err, &why) || (why.Hint != "") != row.hinted {
 			t.Errorf("%+v: %+v", row, why)

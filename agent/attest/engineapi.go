@@ -19,144 +19,144 @@ import (
 )
 
 const (
-	engineAnswer = 1 << 20  // bytes of one answer; of a usual container it has some 10 kB
-	engineHeader = 16 << 10 // bytes of its header
-	longestName  = 255      // characters of a container's name
-	longestRef   = 512      // of an image's name
-	mostRefs     = 64       // names of one image
+	maxAnswerBytes    = 1 << 20  // bytes of one answer; of a usual container it has some 10 kB
+	maxHeaderBytes    = 16 << 10 // bytes of its header
+	maxNameLength     = 255      // characters of a container's name
+	maxDigestLength   = 512      // of an image's name
+	maxDigestsOfImage = 64       // names of one image
 )
 
-// line is how one engine is talked to: two questions of Docker's API, which Podman has too, over a Unix socket. None
+// engineClient is how one engine is talked to: two questions of Docker's API, which Podman has too, over a Unix socket. None
 // of its errors repeats what the engine sent, which nobody has looked at for secrets.
-type line struct {
-	path    string
-	version string // of the API, as the engine names its own: every engine speaks that one, and questions without are deprecated
-	wire    http.RoundTripper
+type engineClient struct {
+	path      string
+	version   string // of the API, as the engine names its own: every engine speaks that one, and questions without are deprecated
+	transport http.RoundTripper
 }
 
-// errUnknown is an engine that knows nothing of what it was asked about.
-var errUnknown = errors.New("the engine does not know it")
+// errNotFound is an engine that knows nothing of what it was asked about.
+var errNotFound = errors.New("the engine does not know it")
 
-// dial returns a line to the engine at path, once it has answered. believed are the users whose engine it may be.
-func dial(ctx context.Context, path string, believed owners) (*line, error) {
-	l := &line{path: path}
-	l.wire = &http.Transport{
+// dialEngine returns a line to the engine at path, once it has answered. believed are the users whose engine it may be.
+func dialEngine(ctx context.Context, path string, trusted trustedOwners) (*engineClient, error) {
+	c := &engineClient{path: path}
+	c.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			if err := believed.vouch(path); err != nil {
+			if err := trusted.checkPath(path); err != nil {
 				return nil, err
 			}
 			conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 			if err != nil {
 				return nil, err
 			}
-			if err := believed.vouchFor(conn.(*net.UnixConn)); err != nil {
+			if err := trusted.checkListener(conn.(*net.UnixConn)); err != nil {
 				_ = conn.Close()
 				return nil, err
 			}
 			return conn, nil
 		},
 		// A connection of its own for each question: what an engine sends beyond its answer is never read.
-		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: engineHeader,
+		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHeaderBytes,
 	}
-	answer, err := l.send(ctx, "/_ping")
+	response, err := c.get(ctx, "/_ping")
 	if err != nil {
 		return nil, err
 	}
-	_ = answer.Body.Close() // its text is "OK", of no use
-	if answer.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: answered with status %d when it was asked whether it is there", path, answer.StatusCode)
+	_ = response.Body.Close() // its text is "OK", of no use
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: answered with status %d when it was asked whether it is there", path, response.StatusCode)
 	}
-	if l.version = answer.Header.Get("Api-Version"); !apiVersion.MatchString(l.version) {
+	if c.version = response.Header.Get("Api-Version"); !apiVersion.MatchString(c.version) {
 		return nil, fmt.Errorf("%s: names no version of Docker's API: is it a container engine?", path)
 	}
-	return l, nil
+	return c, nil
 }
 
 var apiVersion = regexp.MustCompile(`^[0-9]{1,2}\.[0-9]{1,3}$`)
 
-// container asks what a container is.
-func (l *line) container(ctx context.Context, id string) (facts, error) {
-	var c inspectedContainer
-	if err := l.ask(ctx, "containers", id, &c); err != nil {
-		return facts{}, err
+// inspectContainer asks what a inspectContainer is.
+func (c *engineClient) inspectContainer(ctx context.Context, id string) (containerInfo, error) {
+	var container containerJSON
+	if err := c.getJSON(ctx, "containers", id, &container); err != nil {
+		return containerInfo{}, err
 	}
-	said, err := c.facts()
+	info, err := container.info()
 	if err != nil {
-		return facts{}, fmt.Errorf("%s: %w", l.path, err)
+		return containerInfo{}, fmt.Errorf("%s: %w", c.path, err)
 	}
-	return said, nil
+	return info, nil
 }
 
-// image asks what registries call an image.
-func (l *line) image(ctx context.Context, id string) ([]string, error) {
-	var i inspectedImage
-	if err := l.ask(ctx, "images", id, &i); err != nil {
+// inspectImage asks what registries call an inspectImage.
+func (c *engineClient) inspectImage(ctx context.Context, id string) ([]string, error) {
+	var image imageJSON
+	if err := c.getJSON(ctx, "images", id, &image); err != nil {
 		return nil, err
 	}
-	return i.names(), nil
+	return image.digests(), nil
 }
 
-// ask asks about one container or image.
-func (l *line) ask(ctx context.Context, kind, id string, into any) error {
-	answer, err := l.send(ctx, "/v"+l.version+"/"+kind+"/"+id+"/json")
+// getJSON asks about one container or image.
+func (c *engineClient) getJSON(ctx context.Context, kind, id string, into any) error {
+	response, err := c.get(ctx, "/v"+c.version+"/"+kind+"/"+id+"/json")
 	if err != nil {
 		return err
 	}
-	defer answer.Body.Close()
-	switch answer.StatusCode {
+	defer response.Body.Close()
+	switch response.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
-		return errUnknown
+		return errNotFound
 	default:
-		return fmt.Errorf("%s: answered with status %d", l.path, answer.StatusCode)
+		return fmt.Errorf("%s: answered with status %d", c.path, response.StatusCode)
 	}
-	if media, _, err := mime.ParseMediaType(answer.Header.Get("Content-Type")); err != nil || media != "application/json" {
-		return fmt.Errorf("%s: its answer is not JSON: is it a container engine?", l.path)
+	if media, _, err := mime.ParseMediaType(response.Header.Get("Content-Type")); err != nil || media != "application/json" {
+		return fmt.Errorf("%s: its answer is not JSON: is it a container engine?", c.path)
 	}
-	text, err := io.ReadAll(io.LimitReader(answer.Body, engineAnswer+1))
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes+1))
 	switch {
 	case err != nil:
-		return l.plain(ctx, err)
-	case len(text) > engineAnswer:
-		return fmt.Errorf("%s: its answer is longer than %d bytes", l.path, engineAnswer)
+		return c.sanitize(ctx, err)
+	case len(text) > maxAnswerBytes:
+		return fmt.Errorf("%s: its answer is longer than %d bytes", c.path, maxAnswerBytes)
 	case json.Unmarshal(text, into) != nil:
-		return fmt.Errorf("%s: its answer is not one of Docker's API", l.path)
+		return fmt.Errorf("%s: its answer is not one of Docker's API", c.path)
 	}
 	return nil
 }
 
-// send asks with GET and returns the answer as it begins. No redirect is followed.
-func (l *line) send(ctx context.Context, path string) (*http.Response, error) {
-	question := &http.Request{
+// get asks with GET and returns the answer as it begins. No redirect is followed.
+func (c *engineClient) get(ctx context.Context, path string) (*http.Response, error) {
+	request := &http.Request{
 		Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: "localhost", Path: path}, Header: http.Header{"User-Agent": {"perceptd"}},
 	}
-	answer, err := l.wire.RoundTrip(question.WithContext(ctx))
+	response, err := c.transport.RoundTrip(request.WithContext(ctx))
 	if err != nil {
-		return nil, l.plain(ctx, err)
+		return nil, c.sanitize(ctx, err)
 	}
-	return answer, nil
+	return response, nil
 }
 
-// plain is why there is no whole answer. Some of net/http's errors quote what was sent, so only what the kernel says is
+// sanitize is why there is no whole answer. Some of net/http's errors quote what was sent, so only what the kernel says is
 // passed on.
-func (l *line) plain(ctx context.Context, err error) error {
-	var foreign *foreignError
+func (c *engineClient) sanitize(ctx context.Context, err error) error {
+	var untrusted *untrustedError
 	var dialed *net.OpError
 	switch {
-	case errors.As(err, &foreign):
+	case errors.As(err, &untrusted):
 		return err
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s: %w", l.path, fs.ErrPermission)
+		return fmt.Errorf("%s: %w", c.path, fs.ErrPermission)
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: no answer in time", l.path)
+		return fmt.Errorf("%s: no answer in time", c.path)
 	case errors.As(err, &dialed) && dialed.Op == "dial", errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s: nobody answers there", l.path)
+		return fmt.Errorf("%s: nobody answers there", c.path)
 	}
-	return fmt.Errorf("%s: its answer broke off or is not HTTP", l.path)
+	return fmt.Errorf("%s: its answer broke off or is not HTTP", c.path)
 }
 
-// inspectedContainer is what is read of an engine's answer about a container, in which anything can be missing.
-type inspectedContainer struct {
+// containerJSON is what is read of an engine's answer about a container, in which anything can be missing.
+type containerJSON struct {
 	ID    string `json:"Id"`
 	Name  string
 	Image string // its ID
@@ -176,18 +176,18 @@ type inspectedContainer struct {
 // An image's ID, which is asked about by its path.
 var imageID = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
-// facts returns what the answer says. Its errors do not repeat the answer.
-func (c *inspectedContainer) facts() (facts, error) {
+// info returns what the answer says. Its errors do not repeat the answer.
+func (c *containerJSON) info() (containerInfo, error) {
 	if c.State == nil || c.HostConfig == nil || c.Config == nil {
-		return facts{}, errors.New("its answer has no State, HostConfig or Config")
+		return containerInfo{}, errors.New("its answer has no State, HostConfig or Config")
 	}
 	started, err := time.Parse(time.RFC3339Nano, c.State.StartedAt)
 	if err != nil {
-		return facts{}, errors.New("its answer has a StartedAt that is no time")
+		return containerInfo{}, errors.New("its answer has a StartedAt that is no time")
 	}
-	said := facts{
+	parsed := containerInfo{
 		Container: agent.Container{
-			ID: cut(c.ID), Name: strings.TrimPrefix(c.Name, "/"), Image: cut(c.Config.Image), Digest: c.Image, StartedOn: started,
+			ID: truncate(c.ID), Name: strings.TrimPrefix(c.Name, "/"), Image: truncate(c.Config.Image), Digest: c.Image, StartedOn: started,
 		},
 		running: c.State.Running && !c.State.Restarting && !c.State.Dead,
 		parent:  c.HostConfig.CgroupParent,
@@ -195,28 +195,28 @@ func (c *inspectedContainer) facts() (facts, error) {
 		init:    c.State.Pid,
 	}
 	if anyID.FindString(c.Image) == c.Image && c.Image != "" {
-		said.Digest = "sha256:" + c.Image // as Podman writes it
+		parsed.Digest = "sha256:" + c.Image // as Podman writes it
 	}
 	switch {
-	case len(said.Name) > longestName:
-		return facts{}, fmt.Errorf("its answer has a container's name of more than %d characters", longestName)
-	case said.Digest != "" && !imageID.MatchString(said.Digest):
-		return facts{}, errors.New("its answer has an image that is no sha256")
+	case len(parsed.Name) > maxNameLength:
+		return containerInfo{}, fmt.Errorf("its answer has a container's name of more than %d characters", maxNameLength)
+	case parsed.Digest != "" && !imageID.MatchString(parsed.Digest):
+		return containerInfo{}, errors.New("its answer has an image that is no sha256")
 	}
 	if c.Config.Labels[edgeOwner] == edgeAgent {
-		said.EdgeModule = said.Name
+		parsed.EdgeModule = parsed.Name
 	}
-	return said, nil
+	return parsed, nil
 }
 
-// inspectedImage is what is read of an engine's answer about an image.
-type inspectedImage struct{ RepoDigests []string }
+// imageJSON is what is read of an engine's answer about an image.
+type imageJSON struct{ RepoDigests []string }
 
-// names returns what registries call the image, as far as grants can name it: no more than a few, none that is very long.
-func (i *inspectedImage) names() []string {
+// digests returns what registries call the image, as far as grants can name it: no more than a few, none that is very long.
+func (i *imageJSON) digests() []string {
 	var names []string
 	for _, name := range i.RepoDigests {
-		if len(name) <= longestRef && len(names) < mostRefs {
+		if len(name) <= maxDigestLength && len(names) < maxDigestsOfImage {
 			names = append(names, name)
 		}
 	}

@@ -16,21 +16,21 @@ import (
 	"unicode/utf8"
 )
 
-// heard is what libraries have said by themselves in this test binary, since TestMain.
-var heard quotes
+// standardLog is what libraries have said by themselves in this test binary, since TestMain.
+var standardLog logBuffer
 
-type quotes struct {
+type logBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (q *quotes) Write(line []byte) (int, error) {
+func (q *logBuffer) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.text.Write(line)
 }
 
-func (q *quotes) String() string {
+func (q *logBuffer) String() string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.text.String()
@@ -38,8 +38,8 @@ func (q *quotes) String() string {
 
 const canary = "canary-4f1d2c7e9b"
 
-// talker is an engine that sends bytes of its own choice: what it does with each connection.
-func talker(t *testing.T, talk func(conn net.Conn, questions *bufio.Reader)) string {
+// startRawEngine is an engine that sends bytes of its own choice: what it does with each connection.
+func startRawEngine(t *testing.T, talk func(conn net.Conn, questions *bufio.Reader)) string {
 	t.Helper()
 	path := filepath.Join(shortFolder(t), "engine.sock")
 	l, err := net.Listen("unix", path)
@@ -69,9 +69,9 @@ func httpAnswer(body string) string {
 }
 
 // Nothing that an engine sends beside its answers is printed, and no error quotes it.
-func TestEngineThatTalksTooMuch(t *testing.T) {
+func TestEngineSendsTooMuch(t *testing.T) {
 	t.Parallel()
-	about, err := json.Marshal(honest(idA, "vision", 2))
+	about, err := json.Marshal(honestAnswer(idA, "vision", 2))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,11 +118,11 @@ func TestEngineThatTalksTooMuch(t *testing.T) {
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) { // which ends when each connection has been closed
-			s := newScene(t, Options{})
-			s.put(2, containerA)
-			path := talker(t, row.talk)
+			s := newFixture(t, Options{})
+			s.putProcess(2, containerA)
+			path := startRawEngine(t, row.talk)
 			s.SetRules(Rules{Engines: []string{path}, NeedsEngine: true, Modules: map[string]Requirement{"vision": {Container: "vision"}}})
-			got, err := s.called(containerA, Socket{})
+			got, err := s.callerIn(containerA, Socket{})
 			if (err == nil) != row.good {
 				t.Errorf("%+v, %v", got, err)
 			}
@@ -132,7 +132,7 @@ func TestEngineThatTalksTooMuch(t *testing.T) {
 			}
 		})
 	}
-	if text := heard.String(); strings.Contains(text, canary) {
+	if text := standardLog.String(); strings.Contains(text, canary) {
 		t.Errorf("printed: %s", text)
 	}
 }
@@ -143,11 +143,11 @@ func TestEngineVersions(t *testing.T) {
 	var mu sync.Mutex
 	version := "1.41"
 	var asked []string
-	about, err := json.Marshal(honest(idA, "vision", 2))
+	about, err := json.Marshal(honestAnswer(idA, "vision", 2))
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := talker(t, func(conn net.Conn, questions *bufio.Reader) {
+	path := startRawEngine(t, func(conn net.Conn, questions *bufio.Reader) {
 		q, err := http.ReadRequest(questions)
 		if err != nil {
 			return
@@ -166,17 +166,17 @@ func TestEngineVersions(t *testing.T) {
 			_, _ = io.WriteString(conn, httpAnswer(string(about)))
 		}
 	})
-	s := newScene(t, Options{})
-	s.put(2, containerA)
+	s := newFixture(t, Options{})
+	s.putProcess(2, containerA)
 	s.SetRules(Rules{Engines: []string{path}})
-	call := func() error { _, err := s.called(containerA, Socket{}); return err }
+	call := func() error { _, err := s.callerIn(containerA, Socket{}); return err }
 	if err := call(); err != nil {
 		t.Fatal(err)
 	}
 	mu.Lock()
 	version = "1.52"
 	mu.Unlock()
-	denies(t, "another version", call(), "status 400")
+	checkDenied(t, "another version", call(), "status 400")
 	if err := call(); err != nil {
 		t.Errorf("after the engine was asked which: %v", err)
 	}
@@ -187,23 +187,23 @@ func TestEngineVersions(t *testing.T) {
 	}
 }
 
-func TestImageNamesAreBounded(t *testing.T) {
+func TestDigestsOfImageAreBounded(t *testing.T) {
 	t.Parallel()
-	i := inspectedImage{RepoDigests: []string{strings.Repeat("x", longestRef+1), "registry.example/vision@sha256:" + idA}}
-	if names := i.names(); len(names) != 1 {
+	i := imageJSON{RepoDigests: []string{strings.Repeat("x", maxDigestLength+1), "registry.example/vision@sha256:" + idA}}
+	if names := i.digests(); len(names) != 1 {
 		t.Errorf("%q", names)
 	}
-	for range 10 * mostRefs {
+	for range 10 * maxDigestsOfImage {
 		i.RepoDigests = append(i.RepoDigests, "x")
 	}
-	if names := i.names(); len(names) != mostRefs {
+	if names := i.digests(); len(names) != maxDigestsOfImage {
 		t.Errorf("%d names", len(names))
 	}
 }
 
 // Whatever an engine sends: what is taken of it is bounded, and no error repeats it.
 func FuzzEngineAnswer(f *testing.F) {
-	about, err := json.Marshal(honest(idA, canary, 2))
+	about, err := json.Marshal(honestAnswer(idA, canary, 2))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -216,25 +216,25 @@ func FuzzEngineAnswer(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, answer, body string) {
 		for _, sent := range []string{answer, httpAnswer(body)} {
-			l := &line{path: "/run/docker.sock", version: "1.41", wire: sends(sent)}
-			said, err := l.container(context.Background(), idA)
+			l := &engineClient{path: "/run/docker.sock", version: "1.41", transport: cannedResponse(sent)}
+			said, err := l.inspectContainer(context.Background(), idA)
 			if err != nil && (strings.Contains(err.Error(), canary) || len(err.Error()) > 200) {
 				t.Errorf("%v", err)
 			}
-			if err == nil && (len(said.Name) > longestName || len(said.ID)+len(said.Image) > 500 || said.Digest != "" && !imageID.MatchString(said.Digest)) {
+			if err == nil && (len(said.Name) > maxNameLength || len(said.ID)+len(said.Image) > 500 || said.Digest != "" && !imageID.MatchString(said.Digest)) {
 				t.Errorf("%+v", said)
 			}
-			names, err := l.image(context.Background(), "sha256:"+idA)
-			if err != nil && (strings.Contains(err.Error(), canary) || !utf8.ValidString(err.Error())) || len(names) > mostRefs {
+			names, err := l.inspectImage(context.Background(), "sha256:"+idA)
+			if err != nil && (strings.Contains(err.Error(), canary) || !utf8.ValidString(err.Error())) || len(names) > maxDigestsOfImage {
 				t.Errorf("%v %q", err, names)
 			}
 		}
 	})
 }
 
-// sends is a wire whose other end sends that.
-type sends string
+// cannedResponse is a wire whose other end cannedResponse that.
+type cannedResponse string
 
-func (s sends) RoundTrip(q *http.Request) (*http.Response, error) {
+func (s cannedResponse) RoundTrip(q *http.Request) (*http.Response, error) {
 	return http.ReadResponse(bufio.NewReader(strings.NewReader(string(s))), q)
 }

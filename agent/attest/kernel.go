@@ -18,24 +18,24 @@ import (
 
 // kernel is where the kernel is asked about peers and processes.
 type kernel struct {
-	proc      string
-	misplaced error    // why proc does not tell of the processes that the kernel names on a socket
-	pidfd     bool     // SO_PEERPIDFD is there (Linux 6.5)
-	stranger  stranger // whom the daemon's user namespace cannot tell apart
+	proc         string
+	procMismatch error       // why proc does not tell of the processes that the kernel names on a socket
+	pidfd        bool        // SO_PEERPIDFD is there (Linux 6.5)
+	overflow     overflowIDs // whom the daemon's user namespace cannot tell apart
 }
 
-// stranger is what the kernel shows in a user namespace for every user and group that has no number there; agent.NoID
+// overflowIDs is what the kernel shows in a user namespace for every user and group that has no number there; agent.NoID
 // outside of one. On the device itself the same numbers are nobody's and nogroup's.
-type stranger struct{ uid, gid uint32 }
+type overflowIDs struct{ uid, gid uint32 }
 
-// strangers finds out how they look.
-func (k kernel) strangers() stranger {
-	s := stranger{agent.NoID, agent.NoID}
+// readOverflowIDs finds out how they look.
+func (k kernel) readOverflowIDs() overflowIDs {
+	s := overflowIDs{agent.NoID, agent.NoID}
 	for _, of := range []struct {
 		ids           *uint32
 		file, setting string
 	}{{&s.uid, "uid_map", "overflowuid"}, {&s.gid, "gid_map", "overflowgid"}} {
-		if whole, err := os.ReadFile(k.proc + "/self/" + of.file); err == nil && isWhole(string(whole)) {
+		if idMap, err := os.ReadFile(k.proc + "/self/" + of.file); err == nil && isIdentityMap(string(idMap)) {
 			continue
 		}
 		*of.ids = 65534 // the kernel's own choice
@@ -48,14 +48,14 @@ func (k kernel) strangers() stranger {
 	return s
 }
 
-// isWhole reports whether a uid_map maps every user to itself.
-func isWhole(uidMap string) bool {
+// isIdentityMap reports whether a uid_map maps every user to itself.
+func isIdentityMap(uidMap string) bool {
 	fields := strings.Fields(uidMap)
 	return len(fields) == 3 && fields[0] == "0" && fields[1] == "0" && fields[2] == "4294967295"
 }
 
-// givesPidfd reports whether the kernel gives a handle on the process at the other end of a socket.
-func givesPidfd() bool {
+// hasPeerPidfd reports whether the kernel gives a handle on the process at the other end of a socket.
+func hasPeerPidfd() bool {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return false
@@ -101,34 +101,34 @@ type process struct {
 	pidfd bool // which of the two
 }
 
-var errGone = errors.New("the process that connected has ended")
+var errExited = errors.New("the process that connected has ended")
 
-// hold takes hold of the peer of a socket, whose pid the kernel recorded when it connected.
+// openPeer takes openPeer of the peer of a socket, whose pid the kernel recorded when it connected.
 //
 // Without a pidfd it is the process that has the number now; looksLikePeer tells whether that can be the same.
-func (k kernel) hold(fd int, pid int32) (process, error) {
+func (k kernel) openPeer(fd int, pid int32) (process, error) {
 	if k.pidfd {
-		held, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		handle, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 		switch err {
 		case nil:
 		case unix.ENODATA, unix.EINVAL, unix.ESRCH: // by the kernel's version
-			return process{}, errGone
+			return process{}, errExited
 		default:
 			return process{}, fmt.Errorf("no hold on the process that connected: %w", err)
 		}
-		return process{pid: pid, fd: held, pidfd: true}, nil
+		return process{pid: pid, fd: handle, pidfd: true}, nil
 	}
-	if k.misplaced != nil {
-		return process{}, k.misplaced
+	if k.procMismatch != nil {
+		return process{}, k.procMismatch
 	}
-	held, err := unix.Open(k.path(pid, "statm"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	handle, err := unix.Open(k.path(pid, "statm"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
-		return process{}, errGone
+		return process{}, errExited
 	}
 	if err != nil {
 		return process{}, fmt.Errorf("%s: %w", k.path(pid, "statm"), err)
 	}
-	return process{pid: pid, fd: held}, nil
+	return process{pid: pid, fd: handle}, nil
 }
 
 // alive reports whether the process has not ended. Of one without memory of its own, as a zombie is, nothing
@@ -150,7 +150,7 @@ func (p *process) alive() bool {
 	return err == nil && n > 1 && pages[0] != '0'
 }
 
-func (p *process) release() {
+func (p *process) close() {
 	_ = unix.Close(p.fd) // a handle only
 }
 
@@ -161,9 +161,9 @@ func (k kernel) path(pid int32, file string) string {
 // maxProcFile bounds what is read of a file in /proc, which is a few lines.
 const maxProcFile = 64 << 10
 
-// read returns a file of a process. Whoever calls must look afterwards whether the process is still alive:
+// readFile returns a file of a process. Whoever calls must look afterwards whether the process is still alive:
 // until then it can be another's.
-func (k kernel) read(pid int32, file string) (string, error) {
+func (k kernel) readFile(pid int32, file string) (string, error) {
 	path := k.path(pid, file)
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) // not through os.Open, which tries to have it polled
 	if err != nil {
@@ -192,23 +192,23 @@ func (k kernel) read(pid int32, file string) (string, error) {
 // tick is the unit of start times in /proc (USER_HZ, the same on every Linux that Go runs on).
 const tick = 10 * time.Millisecond
 
-// youngAge is how old a process has to be where young ones are refused: longer than an idle daemon takes to accept.
-const youngAge = 20 * time.Millisecond
+// minProcessAge is how old a process has to be where young ones are refused: longer than an idle daemon takes to accept.
+const minProcessAge = 20 * time.Millisecond
 
-// looksLikePeer returns nil when the process that has the number now can be the one that connected: it is
+// checkPeer returns nil when the process that has the number now can be the one that connected: it is
 // the same user's, and it has not started since. emptyAt is when the socket's queue was last known to be
 // empty, so that whoever waits in it has connected later; waited tells that the connection was not there yet.
 // The process has to be minAge old by when the connection was accepted; zero: any age will do.
-func (k kernel) looksLikePeer(pid int32, uid uint32, emptyAt, acceptedAt time.Duration, waited bool, minAge time.Duration) error {
-	stat, err := k.read(pid, "stat")
+func (k kernel) checkPeer(pid int32, uid uint32, emptyAt, acceptedAt time.Duration, queueWasEmpty bool, minAge time.Duration) error {
+	stat, err := k.readFile(pid, "stat")
 	if err != nil {
 		return err
 	}
-	started, err := startTime(stat)
+	started, err := parseStartTime(stat)
 	if err != nil {
 		return err
 	}
-	status, err := k.read(pid, "status")
+	status, err := k.readFile(pid, "status")
 	if err != nil {
 		return err
 	}
@@ -217,7 +217,7 @@ func (k kernel) looksLikePeer(pid int32, uid uint32, emptyAt, acceptedAt time.Du
 		return fmt.Errorf("pid %d is another user's process by now", pid)
 	case started > acceptedAt:
 		return fmt.Errorf("pid %d has started after the connection was made", pid)
-	case started+tick > emptyAt && !waited:
+	case started+tick > emptyAt && !queueWasEmpty:
 		return fmt.Errorf("pid %d: %w", pid, errTooNew)
 	case minAge > 0 && started+tick+minAge > acceptedAt && int(pid) != os.Getpid(): // whose number nobody else can have
 		return fmt.Errorf("pid %d is younger than %v: %w", pid, minAge, errTooNew)
@@ -229,13 +229,13 @@ func (k kernel) looksLikePeer(pid int32, uid uint32, emptyAt, acceptedAt time.Du
 // before anybody looked, as through a restart of the daemon, or young processes are refused.
 var errTooNew = errors.New("it may have started after the connection was made")
 
-// startTime returns when a process started, since boot, from its /proc/PID/stat (field 22). The process's name,
+// parseStartTime returns when a process started, since boot, from its /proc/PID/stat (field 22). The process's name,
 // which it chooses itself, stands in parentheses before and may have any bytes in it.
-func startTime(stat string) (time.Duration, error) {
+func parseStartTime(stat string) (time.Duration, error) {
 	const after = 22 - 3 // fields from the state, which is the third, on
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) <= after || !strings.Contains(stat, ")") {
-		return 0, fmt.Errorf("stat of a process is %q", cut(stat))
+		return 0, fmt.Errorf("stat of a process is %q", truncate(stat))
 	}
 	ticks, err := strconv.ParseInt(fields[after], 10, 64)
 	if err != nil || ticks < 0 || ticks > int64(1<<62)/int64(tick) {
@@ -263,19 +263,19 @@ func runsAs(status string, uid uint32) bool {
 // isNested reports whether a process is in a pid namespace below the daemon's own. It never leaves the one that it was made
 // in. Whoever calls must look afterwards whether the process is still alive.
 func (k kernel) isNested(pid int32) (bool, error) {
-	if k.misplaced != nil {
-		return false, k.misplaced
+	if k.procMismatch != nil {
+		return false, k.procMismatch
 	}
-	status, err := k.read(pid, "status")
+	status, err := k.readFile(pid, "status")
 	if err != nil {
 		return false, err
 	}
-	return hasManyPids(status)
+	return isInChildNamespace(status)
 }
 
-// hasManyPids reports whether a process has a number in more than one pid namespace, from its /proc/PID/status: the first is
+// isInChildNamespace reports whether a process has a number in more than one pid namespace, from its /proc/PID/status: the first is
 // that of the namespace that /proc was mounted for (NSpid, Linux 4.1). A kernel that does not tell has no such namespaces.
-func hasManyPids(status string) (bool, error) {
+func isInChildNamespace(status string) (bool, error) {
 	for line := range strings.Lines(status) {
 		numbers, found := strings.CutPrefix(line, "NSpid:")
 		if !found {
@@ -283,27 +283,27 @@ func hasManyPids(status string) (bool, error) {
 		}
 		each := strings.Fields(numbers)
 		if len(each) == 0 {
-			return false, fmt.Errorf("status of a process has the line %q", cut(line))
+			return false, fmt.Errorf("status of a process has the line %q", truncate(line))
 		}
 		return len(each) > 1, nil
 	}
 	return false, nil
 }
 
-// placed returns an error where proc is not that of the daemon's own pid namespace: the numbers in it are then those of other
+// checkProc returns an error where proc is not that of the daemon's own pid namespace: the numbers in it are then those of other
 // processes than the kernel names on a socket.
-func (k kernel) placed() error {
+func (k kernel) checkProc() error {
 	switch self, err := os.Readlink(k.proc + "/self"); {
 	case err != nil:
-		return fmt.Errorf("%s/self cannot be read: %w", k.proc, plainPath(err))
+		return fmt.Errorf("%s/self cannot be read: %w", k.proc, withoutPath(err))
 	case self != strconv.Itoa(os.Getpid()):
 		return fmt.Errorf("%s is that of another pid namespace than perceptd's", k.proc)
 	}
 	return nil
 }
 
-// plainPath is an error about a file without the path, which stands before it already.
-func plainPath(err error) error {
+// withoutPath is an error about a file without the path, which stands before it already.
+func withoutPath(err error) error {
 	var about *fs.PathError
 	if errors.As(err, &about) {
 		return about.Err
@@ -320,8 +320,8 @@ func sinceBoot() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// cut shortens what comes from outside for an error.
-func cut(text string) string {
+// truncate shortens what comes from outside for an error.
+func truncate(text string) string {
 	const most = 200
 	if len(text) > most {
 		return text[:most] + "…"

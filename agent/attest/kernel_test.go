@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestStartTime(t *testing.T) {
+func TestParseStartTime(t *testing.T) {
 	t.Parallel()
-	own, err := kernel{proc: "/proc"}.read(int32(os.Getpid()), "stat")
+	own, err := kernel{proc: "/proc"}.readFile(int32(os.Getpid()), "stat")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := startTime(own); err != nil || got <= 0 || got > sinceBoot() {
+	if got, err := parseStartTime(own); err != nil || got <= 0 || got > sinceBoot() {
 		t.Errorf("this process has started at %v of %v, %v", got, sinceBoot(), err)
 	}
 	fields := " S 1" + strings.Repeat(" 0", 17)
@@ -34,18 +34,18 @@ func TestStartTime(t *testing.T) {
 		{"no number", "7 (cat)" + fields + " x\n", 0, true},
 		{"nothing", "", 0, true},
 	} {
-		got, err := startTime(row.stat)
+		got, err := parseStartTime(row.stat)
 		if got != row.want || (err != nil) != row.wrong {
 			t.Errorf("%s: %v, %v", row.name, got, err)
 		}
 	}
 }
 
-func FuzzStartTime(f *testing.F) {
+func FuzzParseStartTime(f *testing.F) {
 	f.Add("7 (cat) S 1" + strings.Repeat(" 0", 17) + " 250 0 0\n")
 	f.Add("7 (a) b) S 1" + strings.Repeat(" 0", 17) + " 9223372036854775807")
 	f.Fuzz(func(t *testing.T, stat string) {
-		if got, err := startTime(stat); err == nil && (got < 0 || got%tick != 0) {
+		if got, err := parseStartTime(stat); err == nil && (got < 0 || got%tick != 0) {
 			t.Errorf("%q: %v", stat, got)
 		}
 	})
@@ -64,7 +64,7 @@ func TestRunsAs(t *testing.T) {
 	}
 }
 
-func TestHasManyPids(t *testing.T) {
+func TestIsInChildNamespace(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		status      string
@@ -79,17 +79,17 @@ func TestHasManyPids(t *testing.T) {
 		{"Name:\tx\nNSpid:", false, true},
 		{"Name:\tx\n", false, false}, // a kernel without pid namespaces
 	} {
-		if got, err := hasManyPids(row.status); got != row.want || (err != nil) != row.wrong {
+		if got, err := isInChildNamespace(row.status); got != row.want || (err != nil) != row.wrong {
 			t.Errorf("%q: %v, %v", row.status, got, err)
 		}
 	}
 }
 
-func FuzzHasManyPids(f *testing.F) {
+func FuzzIsInChildNamespace(f *testing.F) {
 	f.Add("Name:\tx\nNSpid:\t7\t1\n")
 	f.Add("Name:\tNSpid:\t1\t1\nNSpid:\t7\n")
 	f.Fuzz(func(t *testing.T, status string) {
-		if many, err := hasManyPids(status); many && (err != nil || !strings.Contains(status, "NSpid:")) {
+		if many, err := isInChildNamespace(status); many && (err != nil || !strings.Contains(status, "NSpid:")) {
 			t.Errorf("%q: %v", status, err)
 		}
 	})
@@ -108,18 +108,18 @@ func FuzzRunsAs(f *testing.F) {
 func TestForgedName(t *testing.T) {
 	t.Parallel()
 	k := kernel{proc: "/proc"}
-	s := &scene{t: t}
+	s := &fixture{t: t}
 	s.open(Options{})
 	a := s.start("forged")
-	a.heard()
-	stat, err := k.read(int32(a.cmd.Process.Pid), "stat")
+	a.done()
+	stat, err := k.readFile(int32(a.cmd.Process.Pid), "stat")
 	if err != nil || !strings.Contains(stat, "(x) 1 1 1") {
 		t.Fatalf("%q, %v", stat, err)
 	}
-	if got, err := startTime(stat); err != nil || got > sinceBoot() || got == 0 {
+	if got, err := parseStartTime(stat); err != nil || got > sinceBoot() || got == 0 {
 		t.Errorf("%v, %v", got, err)
 	}
-	status, err := k.read(int32(a.cmd.Process.Pid), "status")
+	status, err := k.readFile(int32(a.cmd.Process.Pid), "status")
 	if err != nil || runsAs(status, 4242) {
 		t.Errorf("%q, %v", status, err)
 	}
@@ -142,12 +142,12 @@ func TestManyGroups(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("taking more groups needs root")
 	}
-	s := &scene{t: t}
+	s := &fixture{t: t}
 	s.open(Options{})
 	a := s.start("grouped")
-	a.heard()
-	proof, _ := s.accept(Socket{})
-	if seen, err := proof.Unconfirmed(); err != nil || len(seen.Groups) != 100 || seen.Groups[99] != 1099 {
+	a.done()
+	attestation, _ := s.accept(Socket{})
+	if seen, err := attestation.Unconfirmed(); err != nil || len(seen.Groups) != 100 || seen.Groups[99] != 1099 {
 		t.Errorf("%+v, %v", seen.Groups, err)
 	}
 }

@@ -10,17 +10,17 @@ import (
 	"testing"
 )
 
-// anotherUser is the number of nobody whom the tests run as.
-const anotherUser = 4242
+// otherUID is the number of nobody whom the tests run as.
+const otherUID = 4242
 
-// give makes a file another user's. Where the tests do not run as root, root's engine is looked for among files that are not
+// chownToOther makes a file another user's. Where the tests do not run as root, root's engine is looked for among files that are not
 // root's to begin with.
-func give(t *testing.T, path string) {
+func chownToOther(t *testing.T, path string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		return
 	}
-	if err := os.Lchown(path, anotherUser, anotherUser); err != nil {
+	if err := os.Lchown(path, otherUID, otherUID); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -33,11 +33,11 @@ func TestEngineOfAnotherUser(t *testing.T) {
 		spoil      func(t *testing.T, folder, socket string) (path string)
 	}{
 		{"its socket", "engine.sock belongs to user", func(t *testing.T, _, socket string) string {
-			give(t, socket)
+			chownToOther(t, socket)
 			return socket
 		}},
 		{"its folder", "belongs to user", func(t *testing.T, folder, socket string) string {
-			give(t, folder)
+			chownToOther(t, folder)
 			return socket
 		}},
 		{"a folder that anybody may write to", "may be written to by others", func(t *testing.T, folder, socket string) string {
@@ -45,7 +45,7 @@ func TestEngineOfAnotherUser(t *testing.T) {
 			return socket
 		}},
 		{"a folder that a group may write to", "may be written to by others", func(t *testing.T, folder, socket string) string {
-			if err := os.Chown(folder, -1, anotherUser); err != nil {
+			if err := os.Chown(folder, -1, otherUID); err != nil {
 				t.Skip("needs root, or that group")
 			}
 			chmod(t, folder, 0o775)
@@ -56,7 +56,7 @@ func TestEngineOfAnotherUser(t *testing.T) {
 			if err := os.Symlink(socket, link); err != nil {
 				t.Fatal(err)
 			}
-			give(t, link)
+			chownToOther(t, link)
 			return link
 		}},
 		{"a link out of a folder that is theirs", "belongs to user", func(t *testing.T, folder, socket string) string {
@@ -70,7 +70,7 @@ func TestEngineOfAnotherUser(t *testing.T) {
 			if err := os.Symlink("theirs/link", filepath.Join(folder, "first")); err != nil {
 				t.Fatal(err)
 			}
-			give(t, theirs)
+			chownToOther(t, theirs)
 			return filepath.Join(folder, "first")
 		}},
 	} {
@@ -78,15 +78,15 @@ func TestEngineOfAnotherUser(t *testing.T) {
 			t.Parallel()
 			e := newFakeEngine(t)
 			path := row.spoil(t, filepath.Dir(e.path), e.path)
-			root := ownersOf(false)
+			root := newTrustedOwners(false)
 			if os.Geteuid() != 0 && strings.Contains(row.want, "written") {
-				root = ownersOf(true) // whoever it is
+				root = newTrustedOwners(true) // whoever it is
 			}
-			err := root.vouch(path)
-			if foreign := new(foreignError); !errors.As(err, &foreign) || os.Geteuid() == 0 && !strings.Contains(err.Error(), row.want) {
+			err := root.checkPath(path)
+			if foreign := new(untrustedError); !errors.As(err, &foreign) || os.Geteuid() == 0 && !strings.Contains(err.Error(), row.want) {
 				t.Errorf("%v, want %q", err, row.want)
 			}
-			if _, err := dial(context.Background(), path, root); err == nil {
+			if _, err := dialEngine(context.Background(), path, root); err == nil {
 				t.Error("it is asked all the same")
 			}
 			if e.questions() != 0 {
@@ -97,12 +97,12 @@ func TestEngineOfAnotherUser(t *testing.T) {
 }
 
 // What callers and administrators are told of such an engine.
-func TestForeignEngineIsTold(t *testing.T) {
+func TestUntrustedEngineIsReported(t *testing.T) {
 	t.Parallel()
-	s, e := withEngine(t, Options{})
-	s.engine.believed = owners{uids: []uint32{uint32(os.Geteuid()) + 1}}
-	_, err := s.called(containerA, Socket{Module: "vision"})
-	denies(t, "another's engine", err, "believed only if it is root's")
+	s, e := newEngineFixture(t, Options{})
+	s.engine.trusted = trustedOwners{uids: []uint32{uint32(os.Geteuid()) + 1}}
+	_, err := s.callerIn(containerA, Socket{Module: "vision"})
+	checkDenied(t, "another's engine", err, "believed only if it is root's")
 	var why *Error
 	if !errors.As(err, &why) || !strings.Contains(why.Hint, "root's own engine") {
 		t.Errorf("%+v", why)
@@ -129,17 +129,17 @@ func TestListenerOfAnotherUser(t *testing.T) {
 	}
 	defer conn.Close()
 	own := uint32(os.Geteuid())
-	if err := (owners{uids: []uint32{own}}).vouchFor(conn.(*net.UnixConn)); err != nil {
+	if err := (trustedOwners{uids: []uint32{own}}).checkListener(conn.(*net.UnixConn)); err != nil {
 		t.Error(err)
 	}
-	if foreign := new(foreignError); !errors.As((owners{uids: []uint32{own + 1}}).vouchFor(conn.(*net.UnixConn)), &foreign) {
+	if foreign := new(untrustedError); !errors.As((trustedOwners{uids: []uint32{own + 1}}).checkListener(conn.(*net.UnixConn)), &foreign) {
 		t.Error("another's process is believed")
 	}
 }
 
 func TestEnginePaths(t *testing.T) {
 	t.Parallel()
-	believed := ownersOf(true)
+	believed := newTrustedOwners(true)
 	e := newFakeEngine(t)
 	folder := filepath.Dir(e.path)
 	link := func(name, to string) string {
@@ -154,14 +154,14 @@ func TestEnginePaths(t *testing.T) {
 		e.path, link("absolute", e.path), link("relative", "engine.sock"), link("around", "up/../"+filepath.Base(folder)+"/./engine.sock"),
 		folder + "/up/./up/../" + filepath.Base(folder) + "//engine.sock",
 	} {
-		if err := believed.vouch(path); err != nil {
+		if err := believed.checkPath(path); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if err := believed.vouch(link("loop", "loop")); err == nil || !strings.Contains(err.Error(), "more than 40 links") {
+	if err := believed.checkPath(link("loop", "loop")); err == nil || !strings.Contains(err.Error(), "more than 40 links") {
 		t.Errorf("a loop: %v", err)
 	}
-	if err := believed.vouch(filepath.Join(folder, "nobody")); !errors.Is(err, os.ErrNotExist) {
+	if err := believed.checkPath(filepath.Join(folder, "nobody")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("none: %v", err)
 	}
 }

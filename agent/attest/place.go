@@ -9,20 +9,20 @@ import (
 	"perceptd/agent"
 )
 
-// placeKind is what a process's cgroup says of it.
-type placeKind uint8
+// locationKind is what a process's cgroup says of it.
+type locationKind uint8
 
 const (
-	unclear     placeKind = iota // it says nothing that can be relied on
-	onHost                       // it is in no container and of no service
-	inUnit                       // it is of a systemd service
-	inContainer                  // it is in a container
+	unclear     locationKind = iota // it says nothing that can be relied on
+	onHost                          // it is in no container and of no service
+	inUnit                          // it is of a systemd service
+	inContainer                     // it is in a container
 )
 
-// place is where in the tree of cgroups a process is. Everything above a path's last segment was made by root's
+// location is where in the tree of cgroups a process is. Everything above a path's last segment was made by root's
 // systemd or engine; what is below a service or a container may have been made by whoever runs in it.
-type place struct {
-	kind      placeKind
+type location struct {
+	kind      locationKind
 	path      string
 	unit      string // of inUnit
 	container string // of inContainer: its ID, not confirmed by anybody
@@ -34,7 +34,7 @@ type place struct {
 
 // The cgroups that engines put containers in when nobody tells them otherwise: Docker and Podman with the
 // cgroupfs driver, and containerd's own client; and the slices that they use with systemd's.
-var usualParents = map[string]bool{
+var defaultParents = map[string]bool{
 	"/docker": true, "/libpod_parent": true, "/default": true,
 	"/system.slice": true, "/machine.slice": true,
 }
@@ -55,17 +55,17 @@ var (
 	userManager = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/user@([0-9]+)\.service/`)
 )
 
-// readPlace reads a process's cgroup file (/proc/PID/cgroup, cgroups(7)) and returns where it is.
+// parseCgroup reads a process's cgroup file (/proc/PID/cgroup, cgroups(7)) and returns where it is.
 //
 // Two of the hierarchies there are systemd's: the one named so, and the unified one, whose number is 0. Where both
 // are in use they say the same; one that is not in use has everybody at its root.
-func readPlace(file string, parents map[string]bool) place {
+func parseCgroup(file string, parents map[string]bool) location {
 	named, unified := "", ""
 	for line := range strings.Lines(file) {
 		line = strings.TrimSuffix(line, "\n")
 		parts := strings.SplitN(line, ":", 3)
 		if len(parts) != 3 {
-			return place{why: fmt.Sprintf("its cgroup file has the line %q", cut(line))}
+			return location{why: fmt.Sprintf("its cgroup file has the line %q", truncate(line))}
 		}
 		into := &unified
 		switch {
@@ -75,44 +75,44 @@ func readPlace(file string, parents map[string]bool) place {
 			continue
 		}
 		if *into != "" || parts[2] == "" {
-			return place{why: fmt.Sprintf("its cgroup file has the line %q, beside another of the kind", cut(line))}
+			return location{why: fmt.Sprintf("its cgroup file has the line %q, beside another of the kind", truncate(line))}
 		}
 		*into = parts[2]
 	}
 	switch {
 	case named == "" && unified == "":
-		return place{why: "its cgroup file names no hierarchy of systemd's"}
+		return location{why: "its cgroup file names no hierarchy of systemd's"}
 	case named == "" || named == "/" && unified != "":
-		return judge(unified, parents)
+		return classify(unified, parents)
 	case unified == "" || unified == "/" || unified == named:
-		return judge(named, parents)
+		return classify(named, parents)
 	}
-	return place{
+	return location{
 		path: named + " " + unified,
-		why:  fmt.Sprintf("it is in cgroup %s of one hierarchy and in %s of another", cut(named), cut(unified)),
+		why:  fmt.Sprintf("it is in cgroup %s of one hierarchy and in %s of another", truncate(named), truncate(unified)),
 	}
 }
 
-// judge says what a whole cgroup path means. What is not on the list means nothing.
-func judge(p string, parents map[string]bool) place {
+// classify says what a whole cgroup path means. What is not on the list means nothing.
+func classify(p string, parents map[string]bool) location {
 	if p == "/" {
-		return place{kind: onHost, path: p}
+		return location{kind: onHost, path: p}
 	}
 	if !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.HasPrefix(p, "/..") {
-		return place{path: p, why: fmt.Sprintf("its cgroup %s is outside of what the daemon can see", cut(p)),
+		return location{path: p, why: fmt.Sprintf("its cgroup %s is outside of what the daemon can see", truncate(p)),
 			hint: "run perceptd on the device itself, not in a cgroup namespace of its own"}
 	}
 	switch ids := anyID.FindAllString(p, 3); len(ids) {
 	case 0:
-		return judgeHost(p)
+		return classifyHost(p)
 	case 1:
-		return judgeContainer(p, ids[0], parents)
+		return classifyContainer(p, ids[0], parents)
 	}
-	return place{path: p, why: fmt.Sprintf("its cgroup %s names more than one container", cut(p)),
+	return location{path: p, why: fmt.Sprintf("its cgroup %s names more than one container", truncate(p)),
 		hint: "run the container without --cgroup-parent"}
 }
 
-func judgeContainer(p, id string, parents map[string]bool) place {
+func classifyContainer(p, id string, parents map[string]bool) location {
 	in, leaf := path.Split(strings.TrimSuffix(p, "/container"))
 	if strings.HasSuffix(p, "/container") {
 		leaf += "/container"
@@ -120,18 +120,18 @@ func judgeContainer(p, id string, parents map[string]bool) place {
 	in = strings.TrimSuffix(in, "/")
 	found := leafID.FindStringSubmatch(leaf)
 	if found == nil || found[1]+found[2] != id || strings.Contains(in, ".service") {
-		return place{path: p, why: fmt.Sprintf("its cgroup %s is no container's own: whoever runs above it can have made it", cut(p))}
+		return location{path: p, why: fmt.Sprintf("its cgroup %s is no container's own: whoever runs above it can have made it", truncate(p))}
 	}
-	if !usualParents[in] && !parents[in] {
-		return place{path: p, why: fmt.Sprintf("its cgroup %s is not where container engines put containers by themselves", cut(p)),
-			hint: fmt.Sprintf("run the container without --cgroup-parent; if every container of this device is in %s, name that in [callers] cgroup_parents", cut(in))}
+	if !defaultParents[in] && !parents[in] {
+		return location{path: p, why: fmt.Sprintf("its cgroup %s is not where container engines put containers by themselves", truncate(p)),
+			hint: fmt.Sprintf("run the container without --cgroup-parent; if every container of this device is in %s, name that in [callers] cgroup_parents", truncate(in))}
 	}
-	return place{kind: inContainer, path: p, container: id, parent: in}
+	return location{kind: inContainer, path: p, container: id, parent: in}
 }
 
-func judgeHost(p string) place {
+func classifyHost(p string) location {
 	if user := userManager.FindStringSubmatch(p); user != nil && user[1] == user[2] {
-		return place{kind: onHost, path: p}
+		return location{kind: onHost, path: p}
 	}
 	segments := strings.Split(p[1:], "/")
 	for i, segment := range segments {
@@ -140,15 +140,15 @@ func judgeHost(p string) place {
 		case !last && validSlice.MatchString(segment):
 			continue
 		case last && strings.HasSuffix(segment, ".service") && (agent.Match{Unit: segment}).Check() == nil:
-			return place{kind: inUnit, path: p, unit: segment}
+			return location{kind: inUnit, path: p, unit: segment}
 		case last && validScope.MatchString(segment) && segments[0] != "machine.slice":
-			return place{kind: onHost, path: p}
+			return location{kind: onHost, path: p}
 		case !last && strings.HasSuffix(segment, ".service"):
-			return place{path: p, why: fmt.Sprintf("its cgroup %s is one that %s has made below its own: anything may run there under any name", cut(p), cut(segment)),
+			return location{path: p, why: fmt.Sprintf("its cgroup %s is one that %s has made below its own: anything may run there under any name", truncate(p), truncate(segment)),
 				hint: "take Delegate= out of the service, or have the process that asks run in the service's own cgroup"}
 		}
 		break
 	}
-	return place{path: p, why: fmt.Sprintf("its cgroup %s is neither a service's, nor a session's, nor a container's", cut(p)),
+	return location{path: p, why: fmt.Sprintf("its cgroup %s is neither a service's, nor a session's, nor a container's", truncate(p)),
 		hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
 }

@@ -15,19 +15,19 @@ const (
 	idB = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 )
 
-// everywhere is the cgroup file of a process that is at p in every hierarchy, as on a device with cgroups v1.
-func everywhere(p string) string {
+// inAllHierarchies is the cgroup file of a process that is at p in every hierarchy, as on a device with cgroups v1.
+func inAllHierarchies(p string) string {
 	return "12:cpuset:" + p + "\n3:cpu,cpuacct:" + p + "\n1:name=systemd:" + p + "\n0::" + p + "\n"
 }
 
 func unified(p string) string { return "0::" + p + "\n" }
 
-func TestPlaces(t *testing.T) {
+func TestParseCgroup(t *testing.T) {
 	t.Parallel()
 	parents := map[string]bool{"/edge": true, "/edge.slice": true, "/a.slice/a-b.slice": true}
 	for _, row := range []struct {
 		path            string
-		kind            placeKind
+		kind            locationKind
 		unit, container string
 	}{
 		{"/", onHost, "", ""},
@@ -102,8 +102,8 @@ func TestPlaces(t *testing.T) {
 		{"/kubepods/besteffort/pod1/x", unclear, "", ""},
 		{"system.slice/cam.service", unclear, "", ""},
 	} {
-		for form, file := range map[string]string{"v1": everywhere(row.path), "v2": unified(row.path), "hybrid": "1:name=systemd:" + row.path + "\n0::/\n"} {
-			got := readPlace(file, parents)
+		for form, file := range map[string]string{"v1": inAllHierarchies(row.path), "v2": unified(row.path), "hybrid": "1:name=systemd:" + row.path + "\n0::/\n"} {
+			got := parseCgroup(file, parents)
 			if got.kind != row.kind || got.unit != row.unit || got.container != row.container {
 				t.Errorf("%s %s: %+v", form, row.path, got)
 			}
@@ -114,12 +114,12 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-func TestPlaceOfOddFiles(t *testing.T) {
+func TestParseOddCgroupFiles(t *testing.T) {
 	t.Parallel()
 	const unit = "/system.slice/cam.service"
 	for _, row := range []struct {
 		name, file string
-		kind       placeKind
+		kind       locationKind
 	}{
 		{"unified in use only", "1:name=systemd:/\n0::" + unit + "\n", inUnit},
 		{"a container by the unified one alone", "9:name=systemd:/\n4:memory:/elsewhere\n0::/docker/" + idA + "\n", inContainer},
@@ -141,22 +141,22 @@ func TestPlaceOfOddFiles(t *testing.T) {
 		{"a carriage return", "0::" + unit + "\r\n", unclear},
 		{"a zero byte", "0::" + unit + "\x00\n", unclear},
 	} {
-		if got := readPlace(row.file, nil); got.kind != row.kind {
+		if got := parseCgroup(row.file, nil); got.kind != row.kind {
 			t.Errorf("%s: %+v", row.name, got)
 		}
 	}
 }
 
-// FuzzPlace: nothing that a caller could have made below its own cgroup is taken for a service or a container.
-func FuzzPlace(f *testing.F) {
+// FuzzParseCgroup: nothing that a caller could have made below its own cgroup is taken for a service or a container.
+func FuzzParseCgroup(f *testing.F) {
 	for _, seed := range []string{
-		everywhere("/docker/" + idA), unified("/system.slice/docker-" + idA + ".scope"), everywhere("/system.slice/cam.service"),
+		inAllHierarchies("/docker/" + idA), unified("/system.slice/docker-" + idA + ".scope"), inAllHierarchies("/system.slice/cam.service"),
 		unified("/../.."), "1:name=systemd:/\n0::/machine.slice/libpod-" + idA + ".scope/container\n", unified("/system.slice/evil.service/docker-" + idA + ".scope"),
 	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, file string) {
-		got := readPlace(file, nil)
+		got := parseCgroup(file, nil)
 		switch got.kind {
 		case unclear:
 			if got.why == "" || got.unit != "" || got.container != "" {
@@ -167,7 +167,7 @@ func FuzzPlace(f *testing.F) {
 				t.Errorf("%q: %+v", file, got)
 			}
 		case inContainer:
-			if len(got.container) != 64 || strings.Count(got.path, got.container) != 1 || strings.Count(got.path, "/") > 3 || !usualParents[got.parent] {
+			if len(got.container) != 64 || strings.Count(got.path, got.container) != 1 || strings.Count(got.path, "/") > 3 || !defaultParents[got.parent] {
 				t.Errorf("%q: %+v", file, got)
 			}
 		case onHost:
@@ -175,7 +175,7 @@ func FuzzPlace(f *testing.F) {
 				t.Errorf("%q: %+v", file, got)
 			}
 		}
-		again := readPlace(file, nil)
+		again := parseCgroup(file, nil)
 		if again != got {
 			t.Errorf("%q: %+v, then %+v", file, got, again)
 		}
@@ -187,7 +187,7 @@ func FuzzPlace(f *testing.F) {
 func TestContainersInScopes(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
-		s := newScene(t, o)
+		s := newFixture(t, o)
 		for _, row := range []struct {
 			cgroup, numbers string
 			want            string // in the error; empty: proved
@@ -208,14 +208,14 @@ func TestContainersInScopes(t *testing.T) {
 			{"/user.slice/user-1000.slice/user@1000.service/app.slice/cam.service", "17", "", ""},
 			{"/", "17", "", ""},
 		} {
-			s.put(os.Getpid(), row.cgroup)
+			s.putProcess(os.Getpid(), row.cgroup)
 			s.write(os.Getpid(), "status", statusOf(row.numbers))
-			proof, _, _ := s.dial(Socket{})
-			got, err := proof.Caller(context.Background())
+			attestation, _, _ := s.dial(Socket{})
+			got, err := attestation.Caller(context.Background())
 			switch {
 			case row.want != "":
-				denies(t, row.cgroup, err, row.want)
-				if seen, err := proof.Unconfirmed(); err == nil || seen.UID != uint32(os.Getuid()) {
+				checkDenied(t, row.cgroup, err, row.want)
+				if seen, err := attestation.Unconfirmed(); err == nil || seen.UID != uint32(os.Getuid()) {
 					t.Errorf("%s: seen as %+v, %v", row.cgroup, seen, err)
 				}
 			case err != nil || got.Unit != row.unit || got.Nested != (row.unit != "") || got.HasUser() == got.Nested:
@@ -234,16 +234,16 @@ func statusOf(numbers string) string {
 func TestContainersBesideTheDaemon(t *testing.T) {
 	t.Parallel()
 	for _, own := range []string{"/", "/user.slice/user-0.slice/session-3.scope", "/docker/" + idA} {
-		s := &scene{t: t, proc: newProc(t)}
-		s.put(os.Getpid(), own)
+		s := &fixture{t: t, proc: newProc(t)}
+		s.putProcess(os.Getpid(), own)
 		s.open(Options{Proc: s.proc})
-		if got, err := s.called(own, Socket{}); err != nil || !got.HasUser() {
+		if got, err := s.callerIn(own, Socket{}); err != nil || !got.HasUser() {
 			t.Errorf("%s: %+v, %v", own, got, err)
 		}
 		s.write(os.Getpid(), "status", statusOf("17\t1"))
-		proof, _, _ := s.dial(Socket{})
-		_, err := proof.Caller(context.Background())
-		denies(t, own, err, "in a pid namespace of its own")
+		attestation, _, _ := s.dial(Socket{})
+		_, err := attestation.Caller(context.Background())
+		checkDenied(t, own, err, "in a pid namespace of its own")
 	}
 }
 
@@ -251,18 +251,18 @@ func TestContainersBesideTheDaemon(t *testing.T) {
 func TestNestedAdministrator(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
-		s := newScene(t, o)
+		s := newFixture(t, o)
 		for numbers, nested := range map[string]bool{"17": false, "17\t1": true, "": true} {
 			s.write(os.Getpid(), "status", statusOf(numbers))
-			proof, _, _ := s.dial(Socket{Restricted: true})
-			if got, err := proof.Caller(context.Background()); err != nil || got.Nested != nested || got.HasUser() == nested {
+			attestation, _, _ := s.dial(Socket{Restricted: true})
+			if got, err := attestation.Caller(context.Background()); err != nil || got.Nested != nested || got.HasUser() == nested {
 				t.Errorf("%q: %+v, %v", numbers, got, err)
 			}
 		}
 		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {}}})
 		s.write(os.Getpid(), "status", statusOf("17\t1"))
-		proof, _, _ := s.dial(Socket{Module: "vision"})
-		if got, err := proof.Caller(context.Background()); err != nil || got.Module != "vision" {
+		attestation, _, _ := s.dial(Socket{Module: "vision"})
+		if got, err := attestation.Caller(context.Background()); err != nil || got.Module != "vision" {
 			t.Errorf("a module by its socket: %+v, %v", got, err)
 		}
 	})
@@ -273,17 +273,17 @@ func TestProcOfAnotherNamespace(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
 		for _, self := range []string{"1", "1234567", ""} {
-			s := &scene{t: t, proc: t.TempDir()}
+			s := &fixture{t: t, proc: t.TempDir()}
 			if self != "" {
 				if err := os.Symlink(self, filepath.Join(s.proc, "self")); err != nil {
 					t.Fatal(err)
 				}
 			}
-			s.put(1, "/init.scope")
+			s.putProcess(1, "/init.scope")
 			o.Proc = s.proc
 			s.open(o)
-			_, err := s.called("/system.slice/cam.service", Socket{})
-			denies(t, self, err, s.proc)
+			_, err := s.callerIn("/system.slice/cam.service", Socket{})
+			checkDenied(t, self, err, s.proc)
 			if blind := s.Limitations(context.Background()); !slices.ContainsFunc(blind, func(b Limitation) bool { return b.Hint == procHint }) {
 				t.Errorf("%q: %+v", self, blind)
 			}

@@ -17,10 +17,10 @@ import (
 	"perceptd/agent"
 )
 
-func TestWhoIsProved(t *testing.T) {
+func TestAttestedCallers(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
-		s := newScene(t, o)
+		s := newFixture(t, o)
 		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {}}})
 		if s.Pidfd() == o.NoPidfd {
 			t.Errorf("pidfd: %v", s.Pidfd())
@@ -42,7 +42,7 @@ func TestWhoIsProved(t *testing.T) {
 			{"/nobody/knows", Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
 			{"/nobody/knows", Socket{Restricted: true}, agent.Caller{}},
 		} {
-			got, err := s.called(row.cgroup, row.from)
+			got, err := s.callerIn(row.cgroup, row.from)
 			if err != nil {
 				t.Errorf("%s: %v", row.cgroup, err)
 				continue
@@ -59,10 +59,10 @@ func TestWhoIsProved(t *testing.T) {
 	})
 }
 
-func TestWhoIsNotProved(t *testing.T) {
+func TestUnattestedCallers(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
-		s := newScene(t, o)
+		s := newFixture(t, o)
 		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {Container: "vision"}}})
 		for _, row := range []struct {
 			cgroup string
@@ -78,8 +78,8 @@ func TestWhoIsNotProved(t *testing.T) {
 			{"/system.slice/vision.service", Socket{Module: "vision"}, "not out of a container named vision"},
 			{"/", Socket{Module: "gone"}, "no such module"},
 		} {
-			got, err := s.called(row.cgroup, row.from)
-			denies(t, row.cgroup, err, row.want)
+			got, err := s.callerIn(row.cgroup, row.from)
+			checkDenied(t, row.cgroup, err, row.want)
 			if got.Module != "" || got.UID != uint32(os.Getuid()) || got.PID != int32(os.Getpid()) {
 				t.Errorf("%s: %+v beside the error", row.cgroup, got)
 			}
@@ -90,51 +90,51 @@ func TestWhoIsNotProved(t *testing.T) {
 // A daemon that was started by hand in a container of its own has its neighbours around it.
 func TestNeighboursOfTheDaemon(t *testing.T) {
 	t.Parallel()
-	s := &scene{t: t, proc: newProc(t)}
-	s.put(1, "/")
-	s.put(os.Getpid(), "/docker/"+idA)
+	s := &fixture{t: t, proc: newProc(t)}
+	s.putProcess(1, "/")
+	s.putProcess(os.Getpid(), "/docker/"+idA)
 	s.open(Options{Proc: s.proc})
-	if got, err := s.called("/docker/"+idA, Socket{}); err != nil || got.Container != nil || got.Unit != "" {
+	if got, err := s.callerIn("/docker/"+idA, Socket{}); err != nil || got.Container != nil || got.Unit != "" {
 		t.Errorf("%+v, %v", got, err)
 	}
-	_, err := s.called("/docker/"+idB, Socket{})
-	denies(t, "another container", err, "no container engine")
-	_, err = s.called("/docker/"+idA+"/"+idB, Socket{})
-	denies(t, "a container in it", err, "more than one")
+	_, err := s.callerIn("/docker/"+idB, Socket{})
+	checkDenied(t, "another container", err, "no container engine")
+	_, err = s.callerIn("/docker/"+idA+"/"+idB, Socket{})
+	checkDenied(t, "a container in it", err, "more than one")
 }
 
-func TestProofWithoutAConnection(t *testing.T) {
+func TestAttestWithoutConnection(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, Options{})
+	s := newFixture(t, Options{})
 	pipe, other := net.Pipe()
 	defer pipe.Close()
 	defer other.Close()
 	for name, conn := range map[string]net.Conn{"no Unix socket": pipe, "no connection": nil, "not accepted by the prover": new(net.UnixConn)} {
 		ctx := s.NewContext(context.Background(), conn, Socket{Module: "vision"})
-		proof, err := FromContext(ctx)
+		attestation, err := FromContext(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := proof.Caller(ctx)
-		denies(t, name, err, "not come in on a Unix socket")
+		got, err := attestation.Caller(ctx)
+		checkDenied(t, name, err, "not come in on a Unix socket")
 		if got.UID != agent.NoID || got.PID != 0 || got.Module != "" {
 			t.Errorf("%s: %+v beside the error", name, got)
 		}
-		if _, err := proof.Unconfirmed(); err == nil {
+		if _, err := attestation.Unconfirmed(); err == nil {
 			t.Errorf("%s: seen", name)
 		}
 	}
 	if _, err := FromContext(context.Background()); err == nil {
 		t.Error("a context without a proof has one")
 	}
-	proof, _, conn := s.dial(Socket{})
+	attestation, _, conn := s.dial(Socket{})
 	conn.Close()
-	_, err := proof.Caller(context.Background())
-	denies(t, "closed", err, "has ended")
+	_, err := attestation.Caller(context.Background())
+	checkDenied(t, "closed", err, "has ended")
 	conn.Close()
 }
 
-func TestPlausible(t *testing.T) {
+func TestCheckCredentials(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		name, want string
@@ -148,7 +148,7 @@ func TestPlausible(t *testing.T) {
 		{"no uid", "no uid", unix.Ucred{Uid: agent.NoID, Gid: 1000, Pid: 7}},
 		{"no gid", "no uid or gid", unix.Ucred{Uid: 1000, Gid: agent.NoID, Pid: 7}},
 	} {
-		err := kernel{stranger: stranger{agent.NoID, agent.NoID}}.plausible(&row.peer)
+		err := kernel{overflow: overflowIDs{agent.NoID, agent.NoID}}.checkCredentials(&row.peer)
 		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s: error %v, want %q", row.name, err, row.want)
 		}
@@ -156,9 +156,9 @@ func TestPlausible(t *testing.T) {
 }
 
 // What is counted at once is what can be known without asking anybody.
-func TestSeen(t *testing.T) {
+func TestUnconfirmed(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, Options{})
+	s := newFixture(t, Options{})
 	s.SetRules(Rules{Modules: map[string]Requirement{"vision": {Container: "vision"}}})
 	for _, row := range []struct {
 		cgroup          string
@@ -171,9 +171,9 @@ func TestSeen(t *testing.T) {
 		{"/docker/" + idA, Socket{Module: "vision"}, "", "", true},
 		{"/elsewhere", Socket{}, "", "", false},
 	} {
-		s.put(os.Getpid(), row.cgroup)
-		proof, _, _ := s.dial(row.from)
-		got, err := proof.Unconfirmed()
+		s.putProcess(os.Getpid(), row.cgroup)
+		attestation, _, _ := s.dial(row.from)
+		got, err := attestation.Unconfirmed()
 		container := ""
 		if got.Container != nil {
 			container = got.Container.ID
@@ -189,20 +189,20 @@ func TestRulesChange(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
 		ctx := context.Background()
-		s := newScene(t, o)
+		s := newFixture(t, o)
 		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {}}})
-		proof, _, _ := s.dial(Socket{Module: "vision"})
-		if _, err := proof.Caller(ctx); err != nil {
+		attestation, _, _ := s.dial(Socket{Module: "vision"})
+		if _, err := attestation.Caller(ctx); err != nil {
 			t.Fatal(err)
 		}
 		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {Container: "vision"}}})
-		_, err := proof.Caller(ctx)
-		denies(t, "the module must be a container now", err, "not out of a container")
+		_, err := attestation.Caller(ctx)
+		checkDenied(t, "the module must be a container now", err, "not out of a container")
 		s.SetRules(Rules{})
-		_, err = proof.Caller(ctx)
-		denies(t, "the module is gone", err, "no such module")
+		_, err = attestation.Caller(ctx)
+		checkDenied(t, "the module is gone", err, "no such module")
 		s.SetRules(Rules{Modules: map[string]Requirement{"vision": {}}})
-		if got, err := proof.Caller(ctx); err != nil || got.Module != "vision" {
+		if got, err := attestation.Caller(ctx); err != nil || got.Module != "vision" {
 			t.Errorf("%+v, %v", got, err)
 		}
 	})
@@ -213,10 +213,10 @@ func TestMovedCaller(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
 		ctx := context.Background()
-		s := newScene(t, o)
-		s.put(os.Getpid(), "/system.slice/cam.service")
-		proof, _, _ := s.dial(Socket{})
-		if got, err := proof.Caller(ctx); err != nil || got.Unit != "cam.service" {
+		s := newFixture(t, o)
+		s.putProcess(os.Getpid(), "/system.slice/cam.service")
+		attestation, _, _ := s.dial(Socket{})
+		if got, err := attestation.Caller(ctx); err != nil || got.Unit != "cam.service" {
 			t.Fatalf("%+v, %v", got, err)
 		}
 		for _, row := range []struct {
@@ -227,11 +227,11 @@ func TestMovedCaller(t *testing.T) {
 			{"/system.slice/cam.service", "cam.service", ""},
 			{"/docker/" + idA, "", "no container engine"},
 		} {
-			s.put(os.Getpid(), row.cgroup)
-			proof.lookedOn = time.Now().Add(-lookAgain)
-			got, err := proof.Caller(ctx)
+			s.putProcess(os.Getpid(), row.cgroup)
+			attestation.locatedAt = time.Now().Add(-locationTTL)
+			got, err := attestation.Caller(ctx)
 			if row.want != "" {
-				denies(t, row.cgroup, err, row.want)
+				checkDenied(t, row.cgroup, err, row.want)
 			} else if err != nil || got.Unit != row.unit {
 				t.Errorf("%s: %+v, %v", row.cgroup, got, err)
 			}
@@ -243,7 +243,7 @@ func TestMovedCaller(t *testing.T) {
 func TestUnreadableProc(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
-		s := newScene(t, o)
+		s := newFixture(t, o)
 		for _, row := range []struct {
 			name, file, text, want string
 			procOnly               bool
@@ -262,7 +262,7 @@ func TestUnreadableProc(t *testing.T) {
 			if row.procOnly && !o.NoPidfd {
 				continue
 			}
-			s.put(os.Getpid(), "/")
+			s.putProcess(os.Getpid(), "/")
 			if row.text == "" {
 				if err := os.Remove(s.kernel.path(int32(os.Getpid()), row.file)); err != nil {
 					t.Fatal(err)
@@ -270,9 +270,9 @@ func TestUnreadableProc(t *testing.T) {
 			} else {
 				s.write(os.Getpid(), row.file, row.text)
 			}
-			proof, _, _ := s.dial(Socket{})
-			_, err := proof.Caller(context.Background())
-			denies(t, row.name, err, row.want)
+			attestation, _, _ := s.dial(Socket{})
+			_, err := attestation.Caller(context.Background())
+			checkDenied(t, row.name, err, row.want)
 		}
 	})
 }
@@ -280,7 +280,7 @@ func TestUnreadableProc(t *testing.T) {
 // Descriptors that a caller sends along stay outside.
 func TestSentDescriptorsAreDropped(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, Options{})
+	s := newFixture(t, Options{})
 	_, peer, conn := s.dial(Socket{})
 	own, err := os.Create(filepath.Join(t.TempDir(), "own")) // no other test opens it meanwhile
 	if err != nil {
@@ -323,7 +323,7 @@ func openTo(t *testing.T, path string) (n int) {
 
 func TestReadEnds(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, Options{})
+	s := newFixture(t, Options{})
 	_, peer, conn := s.dial(Socket{})
 	if n, err := conn.Read(nil); n != 0 || err != nil {
 		t.Errorf("%d, %v", n, err)
@@ -341,7 +341,7 @@ func TestReadEnds(t *testing.T) {
 // A connection that its peer resets ends in an error, and not in a panic of whoever reads.
 func TestReadOfAReset(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, Options{})
+	s := newFixture(t, Options{})
 	_, peer, conn := s.dial(Socket{})
 	if _, err := conn.Write([]byte("unread")); err != nil {
 		t.Fatal(err)
@@ -354,7 +354,7 @@ func TestReadOfAReset(t *testing.T) {
 
 func TestAcceptEnds(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, Options{NoPidfd: true})
+	s := newFixture(t, Options{NoPidfd: true})
 	s.l.Close()
 	if conn, err := s.l.Accept(); err == nil || conn != nil {
 		t.Errorf("%v, %v", conn, err)

@@ -61,10 +61,10 @@ type Options struct {
 
 // Attestor proves callers by the rules set last. It is safe for concurrent use.
 type Attestor struct {
-	kernel kernel
-	own    string // the cgroup that this process was started in; empty: not known
-	engine *engine
-	rules  atomic.Pointer[ruleset]
+	kernel    kernel
+	ownCgroup string // the cgroup that this process was started in; empty: not known
+	engine    *engine
+	rules     atomic.Pointer[ruleset]
 }
 
 // ruleset is Rules in force. Its address tells it from those before and after.
@@ -75,36 +75,36 @@ type ruleset struct {
 
 // New returns a Prover that knows no module and no engine until SetRules.
 func New(o Options) *Attestor {
-	k := kernel{proc: o.Proc, pidfd: !o.NoPidfd && givesPidfd()}
+	k := kernel{proc: o.Proc, pidfd: !o.NoPidfd && hasPeerPidfd()}
 	if k.proc == "" {
 		k.proc = "/proc"
 	}
-	k.misplaced = k.placed()
-	k.stranger = k.strangers()
+	k.procMismatch = k.checkProc()
+	k.overflow = k.readOverflowIDs()
 	changed := o.Changed
 	if changed == nil {
 		changed = func() {}
 	}
-	p := &Attestor{kernel: k, engine: newEngine(ownersOf(o.TrustOwnUser), changed)}
+	p := &Attestor{kernel: k, engine: newEngine(newTrustedOwners(o.TrustOwnUser), changed)}
 	p.SetRules(Rules{})
-	if file, err := k.read(int32(os.Getpid()), "cgroup"); err == nil {
-		p.own = readPlace(file, nil).path
+	if file, err := k.readFile(int32(os.Getpid()), "cgroup"); err == nil {
+		p.ownCgroup = parseCgroup(file, nil).path
 	}
 	return p
 }
 
 // SetRules puts rules in force. What was proved by others is proved anew at its next request.
-func (p *Attestor) SetRules(r Rules) {
+func (a *Attestor) SetRules(r Rules) {
 	set := &ruleset{Rules: r, parents: make(map[string]bool)}
 	for _, parent := range r.Parents {
 		set.parents[parent] = true
 	}
-	p.rules.Store(set)
-	p.engine.forget()
+	a.rules.Store(set)
+	a.engine.reset()
 }
 
 // Pidfd reports whether proofs rest on the kernel's own handle of a process (SO_PEERPIDFD).
-func (p *Attestor) Pidfd() bool { return p.kernel.pidfd }
+func (a *Attestor) Pidfd() bool { return a.kernel.pidfd }
 
 // Close lets go of the engine.
-func (p *Attestor) Close() { p.engine.forget() }
+func (a *Attestor) Close() { a.engine.reset() }

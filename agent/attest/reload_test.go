@@ -27,64 +27,64 @@ func (e *fakeEngine) slow(about string, value any) (asked, release chan struct{}
 }
 
 // Rules that come into force while an engine is waited for decide over who has waited.
-func TestRulesChangeDuringAProof(t *testing.T) {
+func TestRulesChangeDuringAttestation(t *testing.T) {
 	t.Parallel()
-	s, e := withEngine(t, Options{})
-	asked, release := e.slow(idA, honest(idA, "vision", 2))
-	s.put(os.Getpid(), containerA)
-	proof, _, _ := s.dial(Socket{Module: "vision"})
+	s, e := newEngineFixture(t, Options{})
+	asked, release := e.slow(idA, honestAnswer(idA, "vision", 2))
+	s.putProcess(os.Getpid(), containerA)
+	attestation, _, _ := s.dial(Socket{Module: "vision"})
 	told := make(chan error)
 	go func() {
-		_, err := proof.Caller(context.Background())
+		_, err := attestation.Caller(context.Background())
 		told <- err
 	}()
 	<-asked
 	s.SetRules(Rules{Engines: []string{e.path}, Modules: map[string]Requirement{"vision": {Container: "camera"}}})
 	close(release)
-	denies(t, "the module is another container now", <-told, "the module's is named camera")
+	checkDenied(t, "the module is another container now", <-told, "the module's is named camera")
 }
 
 // What one engine is still being asked, another one has not answered.
-func TestEngineChangesDuringAProof(t *testing.T) {
+func TestEngineChangesDuringAttestation(t *testing.T) {
 	t.Parallel()
-	s, e := withEngine(t, Options{})
-	asked, release := e.slow(idA, honest(idA, "vision", 2))
-	s.put(os.Getpid(), containerA)
-	proof, _, _ := s.dial(Socket{Module: "vision"})
+	s, e := newEngineFixture(t, Options{})
+	asked, release := e.slow(idA, honestAnswer(idA, "vision", 2))
+	s.putProcess(os.Getpid(), containerA)
+	attestation, _, _ := s.dial(Socket{Module: "vision"})
 	told := make(chan error)
 	go func() {
-		_, err := proof.Caller(context.Background())
+		_, err := attestation.Caller(context.Background())
 		told <- err
 	}()
 	<-asked
 	other := newFakeEngine(t) // which knows no container
 	s.SetRules(Rules{Engines: []string{other.path}, Modules: map[string]Requirement{"vision": {Container: "vision"}}})
-	_, err := s.called(containerA, Socket{Module: "vision"})
-	denies(t, "a second caller", err, "the engine knows no container")
+	_, err := s.callerIn(containerA, Socket{Module: "vision"})
+	checkDenied(t, "a second caller", err, "the engine knows no container")
 	close(release)
-	denies(t, "the first one", <-told, "the engine knows no container")
+	checkDenied(t, "the first one", <-told, "the engine knows no container")
 }
 
 // Of a process that has ended nothing more is known: its number may be another's, whose service or container would be
 // counted, logged and told in its place.
-func TestNothingIsToldOfAnothersProcess(t *testing.T) {
+func TestNothingLeaksOfReusedPID(t *testing.T) {
 	t.Parallel()
 	const dead = "0 0 0 0 0 0 0\n"
 	ctx := context.Background()
 	for _, cgroup := range []string{"/system.slice/victim.service", containerA, "/system.slice/victim.service/below"} {
-		s, e := withEngine(t, Options{NoPidfd: true})
+		s, e := newEngineFixture(t, Options{NoPidfd: true})
 		isPeer := func(when string, got agent.Caller, err error) {
 			t.Helper()
-			denies(t, when, err, "has ended")
+			checkDenied(t, when, err, "has ended")
 			if got.Unit != "" || got.Container != nil || got.Module != "" || got.PID == 0 {
 				t.Errorf("%s, %s: %+v", cgroup, when, got)
 			}
 		}
-		proof, _, _ := s.dial(Socket{})
-		s.put(os.Getpid(), cgroup)
+		attestation, _, _ := s.dial(Socket{})
+		s.putProcess(os.Getpid(), cgroup)
 		s.write(os.Getpid(), "statm", dead)
-		proof.lookedOn = time.Time{}
-		got, err := proof.Caller(ctx)
+		attestation.locatedAt = time.Time{}
+		got, err := attestation.Caller(ctx)
 		isPeer("ended before its request", got, err)
 		before := e.questions()
 		again, _, _ := s.dial(Socket{})
@@ -96,17 +96,17 @@ func TestNothingIsToldOfAnothersProcess(t *testing.T) {
 			t.Errorf("%s: the engine was asked about it", cgroup)
 		}
 	}
-	s := newScene(t, Options{NoPidfd: true})
-	s.put(os.Getpid(), "/system.slice/cam.service")
-	proof, _, _ := s.dial(Socket{})
-	if _, err := proof.Caller(ctx); err != nil {
+	s := newFixture(t, Options{NoPidfd: true})
+	s.putProcess(os.Getpid(), "/system.slice/cam.service")
+	attestation, _, _ := s.dial(Socket{})
+	if _, err := attestation.Caller(ctx); err != nil {
 		t.Fatal(err)
 	}
-	s.put(os.Getpid(), "/system.slice/victim.service")
+	s.putProcess(os.Getpid(), "/system.slice/victim.service")
 	s.write(os.Getpid(), "statm", dead)
-	proof.lookedOn = time.Time{}
-	got, err := proof.Caller(ctx)
-	denies(t, "ended after its proof", err, "has ended")
+	attestation.locatedAt = time.Time{}
+	got, err := attestation.Caller(ctx)
+	checkDenied(t, "ended after its proof", err, "has ended")
 	if got.Unit != "cam.service" {
 		t.Errorf("%+v", got)
 	}

@@ -24,10 +24,10 @@ import (
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv("CALLER_TEST_ROLE"); role != "" {
-		os.Exit(play(role))
+		os.Exit(runHelper(role))
 	}
 	syscall.Umask(0o022) // other users' processes look into folders of tests
-	log.SetOutput(&heard)
+	log.SetOutput(&standardLog)
 	goleak.VerifyTestMain(m)
 }
 
@@ -36,7 +36,7 @@ func bothWays(t *testing.T, test func(t *testing.T, o Options)) {
 	t.Helper()
 	t.Run("pidfd", func(t *testing.T) {
 		t.Parallel()
-		if !givesPidfd() {
+		if !hasPeerPidfd() {
 			t.Skip("this kernel has no SO_PEERPIDFD (Linux 6.5)")
 		}
 		test(t, Options{})
@@ -44,8 +44,8 @@ func bothWays(t *testing.T, test func(t *testing.T, o Options)) {
 	t.Run("proc", func(t *testing.T) { t.Parallel(); test(t, Options{NoPidfd: true}) })
 }
 
-// scene is a socket with a prover behind it, in front of a /proc that says what a test wants.
-type scene struct {
+// fixture is a socket with a prover behind it, in front of a /proc that says what a test wants.
+type fixture struct {
 	*Attestor
 	t    *testing.T
 	proc string // its /proc; empty: the real one
@@ -53,13 +53,13 @@ type scene struct {
 	l    net.Listener
 }
 
-// newScene has a /proc of its own, in which this process and the first are on the host.
-func newScene(t *testing.T, o Options) *scene {
+// newFixture has a /proc of its own, in which this process and the first are on the host.
+func newFixture(t *testing.T, o Options) *fixture {
 	t.Helper()
-	s := &scene{t: t, proc: newProc(t)}
+	s := &fixture{t: t, proc: newProc(t)}
 	o.Proc = s.proc
-	s.put(1, "/init.scope")
-	s.put(os.Getpid(), "/")
+	s.putProcess(1, "/init.scope")
+	s.putProcess(os.Getpid(), "/")
 	s.open(o)
 	return s
 }
@@ -74,95 +74,95 @@ func newProc(t testing.TB) string {
 	return dir
 }
 
-func (s *scene) open(o Options) {
-	s.t.Helper()
+func (f *fixture) open(o Options) {
+	f.t.Helper()
 	o.TrustOwnUser = true // the engine is this test's own
-	s.Attestor = New(o)
-	s.t.Cleanup(s.Close)
-	s.path = filepath.Join(shortFolder(s.t), "s")
-	l, err := net.Listen("unix", s.path)
+	f.Attestor = New(o)
+	f.t.Cleanup(f.Close)
+	f.path = filepath.Join(shortFolder(f.t), "s")
+	l, err := net.Listen("unix", f.path)
 	if err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	s.l = s.Listen(l)
-	s.t.Cleanup(func() { s.l.Close() })
-	_ = s.l.(*listener).look() // as a daemon does that has waited before
+	f.l = f.Listen(l)
+	f.t.Cleanup(func() { f.l.Close() })
+	_ = f.l.(*listener).pollQueue() // as a daemon does that has waited before
 }
 
-// grownUp has the callers that wait be older than the last look at the queue, as nearly all are.
-func (s *scene) grownUp() { s.l.(*listener).emptyAt.Store(int64(sinceBoot() + 2*tick)) }
+// ageCallers has the callers that wait be older than the last look at the queue, as nearly all are.
+func (f *fixture) ageCallers() { f.l.(*listener).queueEmptyAt.Store(int64(sinceBoot() + 2*tick)) }
 
-// put writes the files of a process in the scene's /proc.
-func (s *scene) put(pid int, cgroup string) {
-	s.t.Helper()
-	s.write(pid, "cgroup", everywhere(cgroup))
-	s.write(pid, "statm", "100 10 10 1 0 10 0\n")
-	s.write(pid, "stat", fmt.Sprintf("%d (x) S 1%s 5 0\n", pid, strings.Repeat(" 0", 17)))
-	s.write(pid, "status", fmt.Sprintf("Name:\tx\nUid:\t%d\t%[1]d\t%[1]d\t%[1]d\nGid:\t0\t0\t0\t0\n", os.Getuid()))
+// putProcess writes the files of a process in the scene's /proc.
+func (f *fixture) putProcess(pid int, cgroup string) {
+	f.t.Helper()
+	f.write(pid, "cgroup", inAllHierarchies(cgroup))
+	f.write(pid, "statm", "100 10 10 1 0 10 0\n")
+	f.write(pid, "stat", fmt.Sprintf("%d (x) S 1%s 5 0\n", pid, strings.Repeat(" 0", 17)))
+	f.write(pid, "status", fmt.Sprintf("Name:\tx\nUid:\t%d\t%[1]d\t%[1]d\t%[1]d\nGid:\t0\t0\t0\t0\n", os.Getuid()))
 }
 
-func (s *scene) write(pid int, file, text string) {
-	s.t.Helper()
-	dir := filepath.Join(s.proc, strconv.Itoa(pid))
+func (f *fixture) write(pid int, file, text string) {
+	f.t.Helper()
+	dir := filepath.Join(f.proc, strconv.Itoa(pid))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	// In place: an open file stays that of the process.
 	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
 }
 
 // accept returns the proof of the next connection, and the daemon's end of it.
-func (s *scene) accept(from Socket) (*Attestation, net.Conn) {
-	s.t.Helper()
-	conn, err := s.l.Accept()
+func (f *fixture) accept(from Socket) (*Attestation, net.Conn) {
+	f.t.Helper()
+	conn, err := f.l.Accept()
 	if err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { conn.Close() })
-	proof, err := FromContext(s.NewContext(context.Background(), conn, from))
+	f.t.Cleanup(func() { conn.Close() })
+	attestation, err := FromContext(f.NewContext(context.Background(), conn, from))
 	if err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	return proof, conn
+	return attestation, conn
 }
 
 // dial connects from this process and returns the proof, and both ends.
-func (s *scene) dial(from Socket) (proof *Attestation, peer *net.UnixConn, conn net.Conn) {
-	s.t.Helper()
-	dialed, err := net.Dial("unix", s.path)
+func (f *fixture) dial(from Socket) (attestation *Attestation, peer *net.UnixConn, conn net.Conn) {
+	f.t.Helper()
+	dialed, err := net.Dial("unix", f.path)
 	if err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { dialed.Close() })
-	proof, conn = s.accept(from)
-	return proof, dialed.(*net.UnixConn), conn
+	f.t.Cleanup(func() { dialed.Close() })
+	attestation, conn = f.accept(from)
+	return attestation, dialed.(*net.UnixConn), conn
 }
 
-// called returns who this process, in that cgroup if the scene has a /proc of its own, is proved to be on that socket.
-func (s *scene) called(cgroup string, from Socket) (agent.Caller, error) {
-	s.t.Helper()
-	if s.proc != "" {
-		s.put(os.Getpid(), cgroup)
+// callerIn returns who this process, in that cgroup if the scene has a /proc of its own, is proved to be on that socket.
+func (f *fixture) callerIn(cgroup string, from Socket) (agent.Caller, error) {
+	f.t.Helper()
+	if f.proc != "" {
+		f.putProcess(os.Getpid(), cgroup)
 	}
-	proof, _, _ := s.dial(from)
-	return proof.Caller(context.Background())
+	attestation, _, _ := f.dial(from)
+	return attestation.Caller(context.Background())
 }
 
-// denies checks that a proof failed, and that what it says contains want.
-func denies(t *testing.T, what string, err error, want string) {
+// checkDenied checks that a proof failed, and that what it says contains want.
+func checkDenied(t *testing.T, what string, err error, want string) {
 	t.Helper()
 	if err == nil {
 		t.Errorf("%s: proved", what)
 		return
 	}
-	if e := new(Error); !asUnproved(err, &e) || !strings.Contains(e.Error(), want) {
+	if e := new(Error); !asError(err, &e) || !strings.Contains(e.Error(), want) {
 		t.Errorf("%s: %v, want %q", what, err, want)
 	}
 }
 
-func asUnproved(err error, into **Error) bool {
+func asError(err error, into **Error) bool {
 	e, ok := err.(*Error)
 	if ok {
 		*into = e
@@ -170,8 +170,8 @@ func asUnproved(err error, into **Error) bool {
 	return ok
 }
 
-// said is what a fake engine answers about a container: the parts of Docker's answer that are read.
-type said struct {
+// inspectAnswer is what a fake engine answers about a container: the parts of Docker's answer that are read.
+type inspectAnswer struct {
 	ID         string `json:"Id"`
 	Name       string
 	Image      string
@@ -180,9 +180,9 @@ type said struct {
 	HostConfig map[string]any
 }
 
-// honest is what an engine says of a container that runs, with its first process in that pid.
-func honest(id, name string, pid int) said {
-	return said{
+// honestAnswer is what an engine says of a container that runs, with its first process in that pid.
+func honestAnswer(id, name string, pid int) inspectAnswer {
+	return inspectAnswer{
 		ID: id, Name: "/" + name, Image: "sha256:" + idB,
 		State:      map[string]any{"Running": true, "Pid": pid, "StartedAt": "2026-11-23T08:00:00.5Z"},
 		Config:     map[string]any{"Image": "vision:1", "Labels": map[string]string{}},
@@ -194,14 +194,14 @@ func honest(id, name string, pid int) said {
 type fakeEngine struct {
 	path string
 
-	mu    sync.Mutex
-	asked int
-	says  map[string]http.HandlerFunc // by container ID or image
+	mu       sync.Mutex
+	asked    int
+	handlers map[string]http.HandlerFunc // by container ID or image
 }
 
 func newFakeEngine(t testing.TB) *fakeEngine {
 	t.Helper()
-	e := &fakeEngine{path: filepath.Join(shortFolder(t), "engine.sock"), says: make(map[string]http.HandlerFunc)}
+	e := &fakeEngine{path: filepath.Join(shortFolder(t), "engine.sock"), handlers: make(map[string]http.HandlerFunc)}
 	l, err := net.Listen("unix", e.path)
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func (e *fakeEngine) answer(about string, value any) {
 func (e *fakeEngine) serve(about string, handler http.HandlerFunc) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.says[about] = handler
+	e.handlers[about] = handler
 }
 
 func (e *fakeEngine) questions() int {
@@ -237,7 +237,7 @@ func (e *fakeEngine) questions() int {
 func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.HasSuffix(r.URL.Path, "/_ping") {
 		e.mu.Lock()
-		ping := e.says["ping"]
+		ping := e.handlers["ping"]
 		e.mu.Unlock()
 		if ping != nil {
 			ping(w, r)
@@ -251,7 +251,7 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.asked++
 	var handler http.HandlerFunc
 	if len(parts) == 5 && parts[1] == "v1.41" {
-		handler = e.says[parts[3]]
+		handler = e.handlers[parts[3]]
 	}
 	e.mu.Unlock()
 	if handler == nil {
@@ -266,87 +266,87 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // quickEnd has a process under the race detector not wait a second before it ends.
 const quickEnd = "GORACE=atexit_sleep_ms=0"
 
-// actor is another process, which plays a role that play knows.
-type actor struct {
+// helper is another process, which plays a role that play knows.
+type helper struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	wire *net.UnixConn // by which it is told what to do, and hands over descriptors
 }
 
 // start starts an actor that connects to the scene's socket and hands its end over. Each change is made to how it is started.
-func (s *scene) start(role string, changes ...func(*exec.Cmd)) *actor {
-	s.t.Helper()
+func (f *fixture) start(role string, changes ...func(*exec.Cmd)) *helper {
+	f.t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
 	defer ours.Close()
 	defer theirs.Close()
 	wire, err := net.FileConn(ours)
 	if err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	a := &actor{t: s.t, cmd: exec.Command("/proc/self/exe"), wire: wire.(*net.UnixConn)}
-	a.cmd.Env = append(os.Environ(), quickEnd, "CALLER_TEST_ROLE="+role, "CALLER_TEST_SOCKET="+s.path)
+	a := &helper{t: f.t, cmd: exec.Command("/proc/self/exe"), wire: wire.(*net.UnixConn)}
+	a.cmd.Env = append(os.Environ(), quickEnd, "CALLER_TEST_ROLE="+role, "CALLER_TEST_SOCKET="+f.path)
 	a.cmd.ExtraFiles = []*os.File{theirs}
 	a.cmd.Stderr = os.Stderr
 	for _, change := range changes {
 		change(a.cmd)
 	}
 	if err := a.cmd.Start(); err != nil {
-		s.t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	s.t.Cleanup(a.end)
+	f.t.Cleanup(a.end)
 	return a
 }
 
-// say gives the actor its cue.
-func (a *actor) say(cue byte) {
-	a.t.Helper()
-	if _, err := a.wire.Write([]byte{cue}); err != nil {
-		a.t.Fatal(err)
+// do gives the actor its cue.
+func (h *helper) do(cue byte) {
+	h.t.Helper()
+	if _, err := h.wire.Write([]byte{cue}); err != nil {
+		h.t.Fatal(err)
 	}
 }
 
-// heard waits for the actor to have done something, and returns the connection that it hands over, if any.
-func (a *actor) heard() net.Conn {
-	a.t.Helper()
+// done waits for the actor to have done something, and returns the connection that it hands over, if any.
+func (h *helper) done() net.Conn {
+	h.t.Helper()
 	control := make([]byte, 64)
-	_, n, _, _, err := a.wire.ReadMsgUnix(make([]byte, 1), control)
+	_, n, _, _, err := h.wire.ReadMsgUnix(make([]byte, 1), control)
 	if err != nil {
-		a.t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	if n == 0 {
 		return nil
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:n])
 	if err != nil {
-		a.t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil {
-		a.t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	file := os.NewFile(uintptr(fds[0]), "handed over")
 	defer file.Close()
 	conn, err := net.FileConn(file)
 	if err != nil {
-		a.t.Fatal(err)
+		h.t.Fatal(err)
 	}
-	a.t.Cleanup(func() { conn.Close() })
+	h.t.Cleanup(func() { conn.Close() })
 	return conn
 }
 
 // end ends the actor and waits until nothing is left of it.
-func (a *actor) end() {
-	a.wire.Close()
-	_ = a.cmd.Wait() // twice is an error, which nobody minds
+func (h *helper) end() {
+	h.wire.Close()
+	_ = h.cmd.Wait() // twice is an error, which nobody minds
 }
 
-// play is an actor's life. It connects, hands its end over, writes when it is told to ("w"), turns into another
+// runHelper is an actor's life. It connects, hands its end over, writes when it is told to ("w"), turns into another
 // program ("x"), or one that runs as its owner ("s"), and ends with its wire.
-func play(role string) int {
+func runHelper(role string) int {
 	if role == "idle" { // until its input ends
 		_, _ = os.Stdin.Read(make([]byte, 1))
 		return 0

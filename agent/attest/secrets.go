@@ -14,16 +14,16 @@ import (
 // one root secret and of whom the grant is for, so that it stays the same over restarts, and neither tells of another.
 // It is safe for concurrent use.
 type Secrets struct {
-	of       func(subject string) [sha256.Size]byte // holds the root, where no print finds it
-	subjects atomic.Pointer[map[[sha256.Size]byte]agent.Match]
+	derive  func(subject string) [sha256.Size]byte // holds the root, where no print finds it
+	matches atomic.Pointer[map[[sha256.Size]byte]agent.Match]
 }
 
-// secretDigits is the length of a header secret.
-const secretDigits = 2 * sha256.Size
+// secretLength is the length of a header secret.
+const secretLength = 2 * sha256.Size
 
 // NewSecrets returns the secrets that are made of root. They are nobody's until SetGrants.
 func NewSecrets(root [32]byte) *Secrets {
-	s := &Secrets{of: func(subject string) (sum [sha256.Size]byte) {
+	s := &Secrets{derive: func(subject string) (sum [sha256.Size]byte) {
 		mac := hmac.New(sha256.New, root[:])
 		_, _ = mac.Write([]byte("perceptd header secret\x00" + subject))
 		mac.Sum(sum[:0])
@@ -40,34 +40,34 @@ func (s *Secrets) SetGrants(grants []agent.GrantRef) {
 		match := grants[i].Caller
 		subjects[sha256.Sum256([]byte(s.Header(match)))] = match
 	}
-	s.subjects.Store(&subjects)
+	s.matches.Store(&subjects)
 }
 
 // Header returns the secret of whom a grant is for, in hexadecimal digits. It must not get into any log.
 func (s *Secrets) Header(of agent.Match) string {
-	sum := s.of(of.Subject())
+	sum := s.derive(of.Subject())
 	return hex.EncodeToString(sum[:])
 }
 
 // Subject returns whom the grants are for whose secret a header has. It is looked up by its digest, so that the time that
 // this takes tells nothing of the secrets there are.
 func (s *Secrets) Subject(header string) (agent.Match, bool) {
-	if len(header) != secretDigits {
+	if len(header) != secretLength {
 		return agent.Match{}, false
 	}
-	match, ok := (*s.subjects.Load())[sha256.Sum256([]byte(header))]
+	match, ok := (*s.matches.Load())[sha256.Sum256([]byte(header))]
 	return match, ok
 }
 
-// bySecret begins what is told of a caller that was not proved by its socket.
-const bySecret = "header secret"
+// viaSecret begins what is told of a caller that was not proved by its socket.
+const viaSecret = "header secret"
 
 // CallerBySecret returns the caller that has shown the secret of a subject: it has that and nothing else that a grant could be
 // for. uid is the user at the other end, or why it is not known. A subject that is a user must be it: else the error,
 // which is an *UnprovedError, says so.
 func CallerBySecret(subject agent.Match, uid uint32, unknown error) (agent.Caller, error) {
 	c := subject.Caller()
-	c.Via = bySecret + ", " + DescribeTCPPeer(uid, unknown)
+	c.Via = viaSecret + ", " + DescribeTCPPeer(uid, unknown)
 	switch {
 	case subject.UID == nil:
 		return c, nil
@@ -77,7 +77,7 @@ func CallerBySecret(subject agent.Match, uid uint32, unknown error) (agent.Calle
 			Hint: "ask from this device's own network, or on the token socket",
 		}
 	case uid != *subject.UID:
-		return c, unproved("that "+subject.String()+" sent its header secret", errOtherUser(uid))
+		return c, newError("that "+subject.String()+" sent its header secret", errOtherUser(uid))
 	}
 	return c, nil
 }

@@ -17,14 +17,14 @@ func grantsFor(matches ...agent.Match) []agent.GrantRef {
 	return all
 }
 
-func id(n uint32) *uint32 { return &n }
+func uidOf(n uint32) *uint32 { return &n }
 
 // Each subject has a secret of its own, which stays the same while the root does, and counts while a grant names it.
-func TestSecretsTellGrantsApart(t *testing.T) {
+func TestSecretPerGrant(t *testing.T) {
 	t.Parallel()
 	digest := "sha256:" + strings.Repeat("a", 64)
 	matches := []agent.Match{
-		{Module: "vision"}, {Module: "uid 1000"}, {Unit: "vision"}, {Image: digest}, {UID: id(1000)}, {GID: id(1000)}, {UID: id(1001)},
+		{Module: "vision"}, {Module: "uid 1000"}, {Unit: "vision"}, {Image: digest}, {UID: uidOf(1000)}, {GID: uidOf(1000)}, {UID: uidOf(1001)},
 	}
 	s := NewSecrets([32]byte{1})
 	seen := make(map[string]bool)
@@ -44,8 +44,8 @@ func TestSecretsTellGrantsApart(t *testing.T) {
 			t.Errorf("%v: got %v %v", m, got, ok)
 		}
 	}
-	named := agent.Match{UID: id(1000), User: "edge"}
-	if s.Header(named) != s.Header(agent.Match{UID: id(1000)}) {
+	named := agent.Match{UID: uidOf(1000), User: "edge"}
+	if s.Header(named) != s.Header(agent.Match{UID: uidOf(1000)}) {
 		t.Error("a user has another secret by name than by number")
 	}
 	right := s.Header(matches[0])
@@ -63,7 +63,7 @@ func TestSecretsTellGrantsApart(t *testing.T) {
 	}
 }
 
-func TestBySecret(t *testing.T) {
+func TestCallerBySecret(t *testing.T) {
 	t.Parallel()
 	away := errors.New("it is away")
 	for _, row := range []struct {
@@ -77,11 +77,11 @@ func TestBySecret(t *testing.T) {
 		{"a module, whoever asks", agent.Match{Module: "vision"}, 5, nil, "module vision by header secret, peer uid 5", false},
 		{"a module, when it cannot be told", agent.Match{Module: "vision"}, agent.NoID, away, "module vision by header secret, peer unknown", false},
 		{"a unit", agent.Match{Unit: "a.service"}, 5, nil, "unit a.service by header secret, peer uid 5", false},
-		{"a group", agent.Match{GID: id(7)}, 5, nil, "gid 7 by header secret, peer uid 5", false},
-		{"the user", agent.Match{UID: id(5)}, 5, nil, "uid 5 by header secret, peer uid 5", false},
-		{"another user", agent.Match{UID: id(5)}, 6, nil, "that uid 5 sent its header secret: uid 6 did", true},
-		{"root for a user", agent.Match{UID: id(5)}, 0, nil, "uid 0 did", true},
-		{"a user, when it cannot be told", agent.Match{UID: id(5)}, agent.NoID, away, "it is away", true},
+		{"a group", agent.Match{GID: uidOf(7)}, 5, nil, "gid 7 by header secret, peer uid 5", false},
+		{"the user", agent.Match{UID: uidOf(5)}, 5, nil, "uid 5 by header secret, peer uid 5", false},
+		{"another user", agent.Match{UID: uidOf(5)}, 6, nil, "that uid 5 sent its header secret: uid 6 did", true},
+		{"root for a user", agent.Match{UID: uidOf(5)}, 0, nil, "uid 0 did", true},
+		{"a user, when it cannot be told", agent.Match{UID: uidOf(5)}, agent.NoID, away, "it is away", true},
 	} {
 		c, err := CallerBySecret(row.subject, row.uid, row.unknown)
 		got := c.String()

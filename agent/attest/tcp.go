@@ -8,8 +8,8 @@ import (
 
 // ListenTCP returns l, which is bound to one address of this device, with connections that PeerUser knows. Accept it from
 // one goroutine.
-func (p *Attestor) ListenTCP(l net.Listener) net.Listener {
-	return tcppeer.Listen(l, p.kernel.proc, p.kernel.stranger.uid)
+func (a *Attestor) ListenTCP(l net.Listener) net.Listener {
+	return tcppeer.Listen(l, a.kernel.proc, a.kernel.overflow.uid)
 }
 
 // TCPPeerUID returns the uid of whoever made the socket at the other end of a connection of ListenTCP's, or agent.NoID and

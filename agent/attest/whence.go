@@ -13,8 +13,8 @@ import (
 var userSlice = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/`)
 
 // owner returns the user whose session or service manager a place is in, or agent.NoID.
-func (pl *place) owner() uint32 {
-	user := userSlice.FindStringSubmatch(pl.path)
+func (l *location) owner() uint32 {
+	user := userSlice.FindStringSubmatch(l.path)
 	if user == nil {
 		return agent.NoID
 	}
@@ -27,16 +27,16 @@ func (pl *place) owner() uint32 {
 
 // Owner returns the user in whose session or service manager the caller runs, agent.NoID where it runs in none or that was
 // not asked for. It says whom to count the caller for, and nothing about what it may have.
-func (p *Attestation) Owner() uint32 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.place.owner()
+func (a *Attestation) Owner() uint32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.location.owner()
 }
 
 // PeerPID returns the process at the other end of a connection that a Prover's listener accepted, as the kernel recorded it
 // when it connected, or 0. Its number may be another's by now.
 func PeerPID(conn net.Conn) int32 {
-	if c, ok := conn.(*connection); ok && c.met == nil {
+	if c, ok := conn.(*connection); ok && c.ucredErr == nil {
 		return c.ucred.Pid
 	}
 	return 0
@@ -44,13 +44,13 @@ func PeerPID(conn net.Conn) int32 {
 
 // Peer returns who is at the other end of a connection of Listen's, and its owner, as far as one look at its cgroup shows:
 // enough to count connections by that are refused before anything of them is proved.
-func (p *Attestor) Peer(conn net.Conn) (who agent.Caller, owner uint32) {
+func (a *Attestor) Peer(conn net.Conn) (caller agent.Caller, owner uint32) {
 	c, ok := conn.(*connection)
-	if !ok || c.met != nil {
+	if !ok || c.ucredErr != nil {
 		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, agent.NoID
 	}
-	who = agent.Caller{UID: c.ucred.Uid, GID: c.ucred.Gid, PID: c.ucred.Pid}
-	at := p.find(c.ucred.Pid, p.rules.Load())
-	at.show(&who)
-	return who, at.owner()
+	caller = agent.Caller{UID: c.ucred.Uid, GID: c.ucred.Gid, PID: c.ucred.Pid}
+	l := a.locate(c.ucred.Pid, a.rules.Load())
+	l.fillIn(&caller)
+	return caller, l.owner()
 }

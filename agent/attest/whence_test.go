@@ -20,7 +20,7 @@ func TestSessionOwners(t *testing.T) {
 		"/user.slice/user-99999999999.slice/session-3.scope":                          agent.NoID,
 		"": agent.NoID,
 	} {
-		at := place{path: path}
+		at := location{path: path}
 		if got := at.owner(); got != want {
 			t.Errorf("%s: %d, want %d", path, got, want)
 		}
