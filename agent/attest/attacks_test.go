@@ -438,34 +438,6 @@ func TestAttackSocketPassedOn(t *testing.T) {
 	})
 }
 
-// Who cannot be told wrote is nobody, once writers are told.
-func TestUnknownWriters(t *testing.T) {
-	t.Parallel()
-	mark := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid())})
-	for _, row := range []struct {
-		name   string
-		writes [][]byte
-		want   int32
-	}{
-		{"the peer", [][]byte{mark, mark}, 0},
-		{"before it was asked for", [][]byte{nil, nil, mark}, 0},
-		{"after it was told", [][]byte{mark, nil}, -1},
-		{"nonsense after it was told", [][]byte{mark, []byte("nonsense that is as long as that")}, -1},
-		{"another", [][]byte{unix.UnixCredentials(&unix.Ucred{Pid: 1})}, 1},
-		{"another after the peer", [][]byte{mark, unix.UnixCredentials(&unix.Ucred{Pid: 1}), mark}, 1},
-		{"descriptors in their place", [][]byte{mark, unix.UnixRights(5)}, -1},
-	} {
-		c := new(connection)
-		c.peerPID.Store(int32(os.Getpid()))
-		for _, control := range row.writes {
-			c.recordWriter(control)
-		}
-		if got := c.foreignPID.Load(); got != row.want {
-			t.Errorf("%s: %d, want %d", row.name, got, row.want)
-		}
-	}
-}
-
 // Real cgroups whose names were forged: by a service below its own, and by a container below another's.
 func TestAttackForgedCgroups(t *testing.T) {
 	needsRoot(t)

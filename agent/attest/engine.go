@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
-
-	"perceptd/agent"
 )
 
 const (
@@ -20,13 +18,6 @@ const (
 	maxEngineCalls = 8               // at once; more wait for their turn within their deadline
 	digestTTL      = time.Minute     // what registries call an image changes only when it is pulled or pushed
 	maxDigests     = 256             // images whose names are kept
-)
-
-// What IoT Edge's agent puts on the containers that it makes. The prefix is its own: labels of that kind in a
-// deployment are overwritten.
-const (
-	edgeOwner = "net.azure-devices.edge.owner"
-	edgeAgent = "Microsoft.Azure.Devices.Edge.Agent"
 )
 
 // engine asks a container engine. Who waits for an engine that does not answer holds up nobody else, and there is one
@@ -49,109 +40,12 @@ type imageDigests struct {
 	readAt  time.Time
 }
 
-// containerInfo is what the engine says of a container.
-type containerInfo struct {
-	agent.Container
-	running bool
-	parent  string // cgroup parent that it was started with; empty: the engine's own
-	pidMode string
-	init    int32 // its first process
-}
-
 func newEngine(trusted trustedOwners, changed func()) *engine {
 	return &engine{changed: changed, trusted: trusted, slots: make(chan struct{}, maxEngineCalls)}
 }
 
 // errNoEngine says that there is nobody to ask.
 var errNoEngine = errors.New("no container engine is there to ask")
-
-// attestContainer has the engine say what a container is. Beside an error it returns what is known.
-func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at location) (*agent.Container, error) {
-	unattested := "which container it runs in"
-	bare := &agent.Container{ID: at.container}
-	info, err := a.engine.inspect(ctx, rules.Engines, at.container)
-	var untrusted *untrustedError
-	switch {
-	case errors.Is(err, errNoEngine):
-		return bare, &Error{What: unattested, Why: err.Error(), Hint: "perceptctl doctor, as an administrator, tells what is missing"}
-	case errors.As(err, &untrusted):
-		return bare, &Error{What: unattested, Why: err.Error(), Hint: engineHint(err)}
-	case errors.Is(err, errNotFound):
-		return bare, &Error{What: unattested, Why: fmt.Sprintf("the engine knows no container %s", bare.ShortID()),
-			Hint: "if another engine runs it, name that one's socket as [callers] engine"}
-	case err != nil:
-		return bare, &Error{What: unattested, Why: fmt.Sprintf("the container engine was asked in vain: %v", err), Hint: "try again when the engine answers: docker ps tells"}
-	}
-	if err := a.checkContainer(rules, at, info); err != nil {
-		return &info.Container, &Error{What: unattested, Why: err.Error(), Hint: info.hint(at)}
-	}
-	return &info.Container, nil
-}
-
-func engineHint(err error) string {
-	var untrusted *untrustedError
-	switch {
-	case errors.As(err, &untrusted):
-		return "name the socket of root's own engine as [callers] engine (a rootless one cannot prove callers), or choose require = \"socket\" for the modules"
-	case errors.Is(err, fs.ErrPermission):
-		return "install the drop-in container-engine.conf, which lets perceptd into the group that the engine's socket is for, or choose require = \"socket\" for the modules"
-	case errors.Is(err, errNoEngine):
-		return "start the container engine, name its socket as [callers] engine, or choose require = \"socket\" for the modules"
-	}
-	return "see that the container engine answers: docker ps"
-}
-
-// checkContainer says why what the engine says is not about the container that the caller runs in, or nil.
-func (a *Attestor) checkContainer(rules *ruleset, at location, info containerInfo) error {
-	switch {
-	case info.ID != at.container:
-		return fmt.Errorf("the engine was asked for container %s and answered for %q", shortID(at.container), truncate(info.ID))
-	case !info.running || info.init <= 0:
-		return errors.New("the engine says that its container does not run")
-	case info.Name == "":
-		return errors.New("the engine tells no name of its container")
-	case info.sharesPidNamespace():
-		return fmt.Errorf("its container shares the process numbers of others (--pid %s)", truncate(anyID.ReplaceAllStringFunc(info.pidMode, shortID)))
-	case info.hasForeignParent(at):
-		return fmt.Errorf("its container was started with a cgroup parent of its own (%s)", truncate(info.parent))
-	}
-	file, err := a.kernel.readFile(info.init, "cgroup")
-	if err != nil {
-		return fmt.Errorf("the container's first process cannot be looked at: %w", err)
-	}
-	if first := parseCgroup(file, rules.parents); first.kind != inContainer || first.path != at.path {
-		return fmt.Errorf("the container's first process is in cgroup %s, and the caller in %s", truncate(first.path), at.path)
-	}
-	return nil
-}
-
-// sharesPidNamespace reports whether a container was started with --pid. Podman says "private" of the others.
-func (info *containerInfo) sharesPidNamespace() bool {
-	return info.pidMode != "" && info.pidMode != "private"
-}
-
-// hasForeignParent reports whether a container was started with another --cgroup-parent than where it is.
-func (info *containerInfo) hasForeignParent(at location) bool {
-	return info.parent != "" && !isParent(at.parent, info.parent)
-}
-
-// hint is what to do about a doubt.
-func (info *containerInfo) hint(at location) string {
-	if info.sharesPidNamespace() || info.hasForeignParent(at) {
-		return "run the container without --pid and --cgroup-parent"
-	}
-	return ""
-}
-
-func shortID(id string) string { return (&agent.Container{ID: id}).ShortID() }
-
-// isParent reports whether a container's configured parent, a slice's name or a path, is that cgroup.
-func isParent(cgroup, configured string) bool {
-	if strings.HasSuffix(configured, ".slice") && !strings.Contains(configured, "/") {
-		return strings.HasSuffix(cgroup, "/"+configured)
-	}
-	return cgroup == "/"+strings.Trim(configured, "/")
-}
 
 // inspect returns what the engine says of the container with that ID. Callers who inspect the same engine for the same one share an
 // answer.
@@ -264,6 +158,21 @@ func findSocket(paths []string) (string, error) {
 	return "", errNoEngine
 }
 
+// ping asks whether an engine answers.
+func (e *engine) ping(ctx context.Context, paths []string) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	path, err := findSocket(paths)
+	if err != nil {
+		return err
+	}
+	_, err = dialEngine(ctx, path, e.trusted)
+	return err
+}
+
+// pingTimeout is how long an engine may take to say that it is there.
+const pingTimeout = time.Second
+
 // reset lets go of the engine; the next question finds it anew.
 func (e *engine) reset() {
 	e.mu.Lock()
@@ -293,4 +202,17 @@ func (e *engine) recordResult(err error) {
 	if (before == "") != (trouble == "") {
 		e.changed()
 	}
+}
+
+func engineHint(err error) string {
+	var untrusted *untrustedError
+	switch {
+	case errors.As(err, &untrusted):
+		return "name the socket of root's own engine as [callers] engine (a rootless one cannot prove callers), or choose require = \"socket\" for the modules"
+	case errors.Is(err, fs.ErrPermission):
+		return "install the drop-in container-engine.conf, which lets perceptd into the group that the engine's socket is for, or choose require = \"socket\" for the modules"
+	case errors.Is(err, errNoEngine):
+		return "start the container engine, name its socket as [callers] engine, or choose require = \"socket\" for the modules"
+	}
+	return "see that the container engine answers: docker ps"
 }

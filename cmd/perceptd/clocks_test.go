@@ -38,7 +38,7 @@ var mayReadClocks = map[string]string{
 	"agent/server/handler.go":                   "when an answer is due",
 	"agent/server/watch.go":                     "a deadline of a connection",
 	"agent/attest/engine.go":                    "how long ago the engine was asked",
-	"agent/attest/proof.go":                     "how long ago a caller was looked at",
+	"agent/attest/attestation.go":               "how long ago a caller was looked at",
 	"agent/tcppeer/tcppeer.go":                  "how long ago the kernel's table was read",
 	"agent/identityproxy/arc.go":                "how long a key is open",
 	"agent/identityproxy/forward.go":            "how long perceptd was waited for",

@@ -113,8 +113,8 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.callers = attest.New(attest.Options{
-		TrustOwnUser:  os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
-		Changed: func() { signalOn(d.sight) },
+		TrustOwnUser: os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
+		Changed:      func() { signalOn(d.sight) },
 	})
 	d.callers.SetRules(c.CallerRules())
 	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}

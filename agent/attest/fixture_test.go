@@ -411,3 +411,29 @@ func runHelper(role string) int {
 		}
 	}
 }
+
+// slow has an engine answer when it is told to; asked tells of each question.
+func (e *fakeEngine) slow(about string, value any) (asked, release chan struct{}) {
+	asked, release = make(chan struct{}, 8), make(chan struct{})
+	e.serve(about, func(w http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		select {
+		case <-release:
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(value)
+		case <-r.Context().Done():
+		}
+	})
+	return asked, release
+}
+
+// shortFolder makes a folder for a test's sockets, whose paths may have 107 bytes: TMPDIR, where t.TempDir is, may be longer than that.
+func shortFolder(t testing.TB) string {
+	t.Helper()
+	folder, err := os.MkdirTemp("/tmp", "percept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(folder) })
+	return folder
+}

@@ -266,3 +266,25 @@ func (c *connection) Close() error {
 	}
 	return c.UnixConn.Close()
 }
+
+// PeerPID returns the process at the other end of a connection that a Prover's listener accepted, as the kernel recorded it
+// when it connected, or 0. Its number may be another's by now.
+func PeerPID(conn net.Conn) int32 {
+	if c, ok := conn.(*connection); ok && c.ucredErr == nil {
+		return c.ucred.Pid
+	}
+	return 0
+}
+
+// Peer returns who is at the other end of a connection of Listen's, and its owner, as far as one look at its cgroup shows:
+// enough to count connections by that are refused before anything of them is proved.
+func (a *Attestor) Peer(conn net.Conn) (caller agent.Caller, owner uint32) {
+	c, ok := conn.(*connection)
+	if !ok || c.ucredErr != nil {
+		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, agent.NoID
+	}
+	caller = agent.Caller{UID: c.ucred.Uid, GID: c.ucred.Gid, PID: c.ucred.Pid}
+	l := a.locate(c.ucred.Pid, a.rules.Load())
+	l.fillIn(&caller)
+	return caller, l.owner()
+}

@@ -2,11 +2,8 @@ package attest
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -134,27 +131,6 @@ func TestAttestWithoutConnection(t *testing.T) {
 	conn.Close()
 }
 
-func TestCheckCredentials(t *testing.T) {
-	t.Parallel()
-	for _, row := range []struct {
-		name, want string
-		peer       unix.Ucred
-	}{
-		{"a user", "", unix.Ucred{Uid: 1000, Gid: 1000, Pid: 7}},
-		{"root", "", unix.Ucred{Pid: 1}},
-		{"outside the pid namespace, looking like root", "pid namespace", unix.Ucred{}},
-		{"outside the pid namespace", "pid namespace", unix.Ucred{Uid: 1000, Gid: 1000}},
-		{"a negative pid", "pid namespace", unix.Ucred{Uid: 1000, Gid: 1000, Pid: -1}},
-		{"no uid", "no uid", unix.Ucred{Uid: agent.NoID, Gid: 1000, Pid: 7}},
-		{"no gid", "no uid or gid", unix.Ucred{Uid: 1000, Gid: agent.NoID, Pid: 7}},
-	} {
-		err := kernel{overflow: overflowIDs{agent.NoID, agent.NoID}}.checkCredentials(&row.peer)
-		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
-			t.Errorf("%s: error %v, want %q", row.name, err, row.want)
-		}
-	}
-}
-
 // What is counted at once is what can be known without asking anybody.
 func TestUnconfirmed(t *testing.T) {
 	t.Parallel()
@@ -277,86 +253,49 @@ func TestUnreadableProc(t *testing.T) {
 	})
 }
 
-// Descriptors that a caller sends along stay outside.
-func TestSentDescriptorsAreDropped(t *testing.T) {
+// Of a process that has ended nothing more is known: its number may be another's, whose service or container would be
+// counted, logged and told in its place.
+func TestNothingLeaksOfReusedPID(t *testing.T) {
 	t.Parallel()
-	s := newFixture(t, Options{})
-	_, peer, conn := s.dial(Socket{})
-	own, err := os.Create(filepath.Join(t.TempDir(), "own")) // no other test opens it meanwhile
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer own.Close()
-	raw, err := peer.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	before := openTo(t, own.Name())
-	var sent error
-	if err := raw.Control(func(fd uintptr) {
-		sent = unix.Sendmsg(int(fd), []byte("x"), unix.UnixRights(int(own.Fd()), int(own.Fd())), nil, 0)
-	}); err != nil || sent != nil {
-		t.Fatal(err, sent)
-	}
-	if n, err := conn.Read(make([]byte, 8)); n != 1 || err != nil {
-		t.Fatal(n, err)
-	}
-	if after := openTo(t, own.Name()); after > before {
-		t.Errorf("%d descriptors came in", after-before)
-	}
-}
-
-// openTo counts this process's descriptors of a file.
-func openTo(t *testing.T, path string) (n int) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, entry := range entries {
-		if to, err := os.Readlink("/proc/self/fd/" + entry.Name()); err == nil && to == path {
-			n++
+	const dead = "0 0 0 0 0 0 0\n"
+	ctx := context.Background()
+	for _, cgroup := range []string{"/system.slice/victim.service", containerA, "/system.slice/victim.service/below"} {
+		s, e := newEngineFixture(t, Options{NoPidfd: true})
+		isPeer := func(when string, got agent.Caller, err error) {
+			t.Helper()
+			checkDenied(t, when, err, "has ended")
+			if got.Unit != "" || got.Container != nil || got.Module != "" || got.PID == 0 {
+				t.Errorf("%s, %s: %+v", cgroup, when, got)
+			}
+		}
+		attestation, _, _ := s.dial(Socket{})
+		s.putProcess(os.Getpid(), cgroup)
+		s.write(os.Getpid(), "statm", dead)
+		attestation.locatedAt = time.Time{}
+		got, err := attestation.Caller(ctx)
+		isPeer("ended before its request", got, err)
+		before := e.questions()
+		again, _, _ := s.dial(Socket{})
+		got, err = again.Unconfirmed()
+		isPeer("ended before it was accepted", got, err)
+		got, err = again.Caller(ctx)
+		isPeer("ended before it was accepted, proved", got, err)
+		if e.questions() != before {
+			t.Errorf("%s: the engine was asked about it", cgroup)
 		}
 	}
-	return n
-}
-
-func TestReadEnds(t *testing.T) {
-	t.Parallel()
-	s := newFixture(t, Options{})
-	_, peer, conn := s.dial(Socket{})
-	if n, err := conn.Read(nil); n != 0 || err != nil {
-		t.Errorf("%d, %v", n, err)
-	}
-	peer.Close()
-	if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("%v", err)
-	}
-	conn.Close()
-	if _, err := conn.Read(make([]byte, 1)); err == nil || err == io.EOF {
-		t.Errorf("%v", err)
-	}
-}
-
-// A connection that its peer resets ends in an error, and not in a panic of whoever reads.
-func TestReadOfAReset(t *testing.T) {
-	t.Parallel()
-	s := newFixture(t, Options{})
-	_, peer, conn := s.dial(Socket{})
-	if _, err := conn.Write([]byte("unread")); err != nil {
+	s := newFixture(t, Options{NoPidfd: true})
+	s.putProcess(os.Getpid(), "/system.slice/cam.service")
+	attestation, _, _ := s.dial(Socket{})
+	if _, err := attestation.Caller(ctx); err != nil {
 		t.Fatal(err)
 	}
-	peer.Close()
-	if n, err := conn.Read(make([]byte, 1)); n != 0 || !errors.Is(err, unix.ECONNRESET) {
-		t.Errorf("%d, %v", n, err)
-	}
-}
-
-func TestAcceptEnds(t *testing.T) {
-	t.Parallel()
-	s := newFixture(t, Options{NoPidfd: true})
-	s.l.Close()
-	if conn, err := s.l.Accept(); err == nil || conn != nil {
-		t.Errorf("%v, %v", conn, err)
+	s.putProcess(os.Getpid(), "/system.slice/victim.service")
+	s.write(os.Getpid(), "statm", dead)
+	attestation.locatedAt = time.Time{}
+	got, err := attestation.Caller(ctx)
+	checkDenied(t, "ended after its proof", err, "has ended")
+	if got.Unit != "cam.service" {
+		t.Errorf("%+v", got)
 	}
 }

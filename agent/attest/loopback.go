@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"sync/atomic"
 
 	"perceptd/agent"
+	"perceptd/agent/tcppeer"
 )
 
 // Secrets are the header secrets of the loopback listener: whoever sends a grant's secret is its caller. Each is made of
@@ -91,3 +93,13 @@ func DescribeTCPPeer(uid uint32, unknown error) string {
 }
 
 func errOtherUser(uid uint32) error { return fmt.Errorf("uid %d did", uid) }
+
+// ListenTCP returns l, which is bound to one address of this device, with connections that PeerUser knows. Accept it from
+// one goroutine.
+func (a *Attestor) ListenTCP(l net.Listener) net.Listener {
+	return tcppeer.Listen(l, a.kernel.proc, a.kernel.overflow.uid)
+}
+
+// TCPPeerUID returns the uid of whoever made the socket at the other end of a connection of ListenTCP's, or agent.NoID and
+// why it is not known.
+func TCPPeerUID(conn net.Conn) (uint32, error) { return tcppeer.User(conn) }

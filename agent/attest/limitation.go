@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 )
 
 // Limitation is something that keeps callers from being proved. They are denied, not mistaken.
@@ -14,9 +13,6 @@ type Limitation struct {
 	Why  string
 	Hint string // what to do about it
 }
-
-// pingTimeout is how long an engine may take to say that it is there.
-const pingTimeout = time.Second
 
 // Limitations returns what of callers cannot be seen here, as far as it matters to the rules. It asks the engine where
 // one is needed, for a second at most.
@@ -42,20 +38,6 @@ func (a *Attestor) Engine() (path, trouble string) {
 	defer a.engine.mu.Unlock()
 	return path, a.engine.trouble
 }
-
-// ping asks whether an engine answers.
-func (e *engine) ping(ctx context.Context, paths []string) error {
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	path, err := findSocket(paths)
-	if err != nil {
-		return err
-	}
-	_, err = dialEngine(ctx, path, e.trusted)
-	return err
-}
-
-const userNamespaceHint = "take PrivateUsers= away from perceptd, or run it on the device itself"
 
 // The kernel's number of the first pid namespace (PROC_PID_INIT_INO).
 const initPidNamespace = "pid:[4026531836]"

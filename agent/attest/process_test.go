@@ -2,6 +2,8 @@ package attest
 
 import (
 	"os"
+	"path/filepath"
+	"perceptd/agent"
 	"strings"
 	"testing"
 	"time"
@@ -149,5 +151,71 @@ func TestManyGroups(t *testing.T) {
 	attestation, _ := s.accept(Socket{})
 	if seen, err := attestation.Unconfirmed(); err != nil || len(seen.Groups) != 100 || seen.Groups[99] != 1099 {
 		t.Errorf("%+v, %v", seen.Groups, err)
+	}
+}
+
+func TestCheckCredentials(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name, want string
+		peer       unix.Ucred
+	}{
+		{"a user", "", unix.Ucred{Uid: 1000, Gid: 1000, Pid: 7}},
+		{"root", "", unix.Ucred{Pid: 1}},
+		{"outside the pid namespace, looking like root", "pid namespace", unix.Ucred{}},
+		{"outside the pid namespace", "pid namespace", unix.Ucred{Uid: 1000, Gid: 1000}},
+		{"a negative pid", "pid namespace", unix.Ucred{Uid: 1000, Gid: 1000, Pid: -1}},
+		{"no uid", "no uid", unix.Ucred{Uid: agent.NoID, Gid: 1000, Pid: 7}},
+		{"no gid", "no uid or gid", unix.Ucred{Uid: 1000, Gid: agent.NoID, Pid: 7}},
+	} {
+		err := kernel{overflow: overflowIDs{agent.NoID, agent.NoID}}.checkCredentials(&row.peer)
+		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: error %v, want %q", row.name, err, row.want)
+		}
+	}
+}
+
+// In a user namespace everybody who has no number there looks like nobody, and is not taken for nobody.
+func TestOverflowIDs(t *testing.T) {
+	t.Parallel()
+	const whole, part = "0 0 4294967295\n", "0 0 1\n988 988 1\n"
+	for _, row := range []struct {
+		name, uids, gids, overflow string
+		want                       overflowIDs
+	}{
+		{"the device itself", whole, whole, "", overflowIDs{agent.NoID, agent.NoID}},
+		{"a user namespace", part, part, "", overflowIDs{65534, 65534}},
+		{"another overflow", part, part, "65533\n", overflowIDs{65533, 65533}},
+		{"no number", part, part, "many\n", overflowIDs{65534, 65534}},
+		{"groups alone", whole, part, "", overflowIDs{agent.NoID, 65534}},
+		{"maps that cannot be read", "", "", "", overflowIDs{65534, 65534}},
+	} {
+		proc := t.TempDir()
+		for file, text := range map[string]string{
+			"self/uid_map": row.uids, "self/gid_map": row.gids, "sys/kernel/overflowuid": row.overflow, "sys/kernel/overflowgid": row.overflow,
+		} {
+			if text == "" {
+				continue
+			}
+			if err := os.MkdirAll(filepath.Join(proc, filepath.Dir(file)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(proc, file), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k := kernel{proc: proc}
+		k.overflow = k.readOverflowIDs()
+		if k.overflow != row.want {
+			t.Errorf("%s: %+v, want %+v", row.name, k.overflow, row.want)
+		}
+		for _, peer := range []unix.Ucred{{Uid: row.want.uid, Gid: 988, Pid: 7}, {Uid: 988, Gid: row.want.gid, Pid: 7}} {
+			if err := k.checkCredentials(&peer); err == nil {
+				t.Errorf("%s: %+v is let pass", row.name, peer)
+			}
+		}
+		if err := k.checkCredentials(&unix.Ucred{Uid: 988, Gid: 988, Pid: 7}); err != nil {
+			t.Errorf("%s: %v", row.name, err)
+		}
 	}
 }

@@ -101,8 +101,6 @@ type process struct {
 	pidfd bool // which of the two
 }
 
-var errExited = errors.New("the process that connected has ended")
-
 // openPeer takes openPeer of the peer of a socket, whose pid the kernel recorded when it connected.
 //
 // Without a pidfd it is the process that has the number now; looksLikePeer tells whether that can be the same.
@@ -225,10 +223,6 @@ func (k kernel) checkPeer(pid int32, uid uint32, emptyAt, acceptedAt time.Durati
 	return nil
 }
 
-// errTooNew is about a process that may have got its number from another, which connected and ended: the connection had waited
-// before anybody looked, as through a restart of the daemon, or young processes are refused.
-var errTooNew = errors.New("it may have started after the connection was made")
-
 // parseStartTime returns when a process started, since boot, from its /proc/PID/stat (field 22). The process's name,
 // which it chooses itself, stands in parentheses before and may have any bytes in it.
 func parseStartTime(stat string) (time.Duration, error) {
@@ -302,15 +296,6 @@ func (k kernel) checkProc() error {
 	return nil
 }
 
-// withoutPath is an error about a file without the path, which stands before it already.
-func withoutPath(err error) error {
-	var about *fs.PathError
-	if errors.As(err, &about) {
-		return about.Err
-	}
-	return err
-}
-
 // sinceBoot is the time on the clock that start times are told in.
 func sinceBoot() time.Duration {
 	var now unix.Timespec
@@ -320,11 +305,16 @@ func sinceBoot() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// truncate shortens what comes from outside for an error.
-func truncate(text string) string {
-	const most = 200
-	if len(text) > most {
-		return text[:most] + "…"
+// checkCredentials refuses credentials that name nobody in particular.
+func (k kernel) checkCredentials(peer *unix.Ucred) error {
+	switch {
+	case peer.Pid <= 0:
+		// Seen from outside its pid namespace every peer has pid 0, and may look like root.
+		return errOutsidePidNamespace
+	case peer.Uid == agent.NoID || peer.Gid == agent.NoID:
+		return errors.New("the peer has no uid or gid")
+	case peer.Uid == k.overflow.uid || peer.Gid == k.overflow.gid:
+		return errOverflowID
 	}
-	return text
+	return nil
 }

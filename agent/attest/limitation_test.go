@@ -11,10 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
-
-	"perceptd/agent"
 )
 
 // newUnlimitedFixture is a scene whose /proc hides nothing.
@@ -106,50 +102,5 @@ func TestLimitationsOfEngine(t *testing.T) {
 	}
 	if hint := engineHint(os.ErrPermission); !strings.Contains(hint, "container-engine.conf") {
 		t.Error(hint)
-	}
-}
-
-// In a user namespace everybody who has no number there looks like nobody, and is not taken for nobody.
-func TestOverflowIDs(t *testing.T) {
-	t.Parallel()
-	const whole, part = "0 0 4294967295\n", "0 0 1\n988 988 1\n"
-	for _, row := range []struct {
-		name, uids, gids, overflow string
-		want                       overflowIDs
-	}{
-		{"the device itself", whole, whole, "", overflowIDs{agent.NoID, agent.NoID}},
-		{"a user namespace", part, part, "", overflowIDs{65534, 65534}},
-		{"another overflow", part, part, "65533\n", overflowIDs{65533, 65533}},
-		{"no number", part, part, "many\n", overflowIDs{65534, 65534}},
-		{"groups alone", whole, part, "", overflowIDs{agent.NoID, 65534}},
-		{"maps that cannot be read", "", "", "", overflowIDs{65534, 65534}},
-	} {
-		proc := t.TempDir()
-		for file, text := range map[string]string{
-			"self/uid_map": row.uids, "self/gid_map": row.gids, "sys/kernel/overflowuid": row.overflow, "sys/kernel/overflowgid": row.overflow,
-		} {
-			if text == "" {
-				continue
-			}
-			if err := os.MkdirAll(filepath.Join(proc, filepath.Dir(file)), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(filepath.Join(proc, file), []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		k := kernel{proc: proc}
-		k.overflow = k.readOverflowIDs()
-		if k.overflow != row.want {
-			t.Errorf("%s: %+v, want %+v", row.name, k.overflow, row.want)
-		}
-		for _, peer := range []unix.Ucred{{Uid: row.want.uid, Gid: 988, Pid: 7}, {Uid: 988, Gid: row.want.gid, Pid: 7}} {
-			if err := k.checkCredentials(&peer); err == nil {
-				t.Errorf("%s: %+v is let pass", row.name, peer)
-			}
-		}
-		if err := k.checkCredentials(&unix.Ucred{Uid: 988, Gid: 988, Pid: 7}); err != nil {
-			t.Errorf("%s: %v", row.name, err)
-		}
 	}
 }

@@ -155,6 +155,13 @@ func (c *engineClient) sanitize(ctx context.Context, err error) error {
 	return fmt.Errorf("%s: its answer broke off or is not HTTP", c.path)
 }
 
+// What IoT Edge's agent puts on the containers that it makes. The prefix is its own: labels of that kind in a
+// deployment are overwritten.
+const (
+	edgeOwner = "net.azure-devices.edge.owner"
+	edgeAgent = "Microsoft.Azure.Devices.Edge.Agent"
+)
+
 // containerJSON is what is read of an engine's answer about a container, in which anything can be missing.
 type containerJSON struct {
 	ID    string `json:"Id"`

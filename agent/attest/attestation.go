@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"perceptd/agent"
 )
 
@@ -23,11 +21,6 @@ type Socket struct {
 	// Restricted tells that the socket's file decides who may connect: where the caller runs is not asked for.
 	Restricted bool
 }
-
-var (
-	errNotUnix       = errors.New("the connection did not come in on a Unix socket")
-	errNoAttestation = errors.New("nobody asked who is calling")
-)
 
 // locationTTL is after how long the caller's cgroup is read again. Only root can move a process out of its own.
 const locationTTL = 10 * time.Second
@@ -181,25 +174,6 @@ func (a *Attestation) queryKernel(fd int) (err error) {
 	return err
 }
 
-// checkCredentials refuses credentials that name nobody in particular.
-func (k kernel) checkCredentials(peer *unix.Ucred) error {
-	switch {
-	case peer.Pid <= 0:
-		// Seen from outside its pid namespace every peer has pid 0, and may look like root.
-		return errOutsidePidNamespace
-	case peer.Uid == agent.NoID || peer.Gid == agent.NoID:
-		return errors.New("the peer has no uid or gid")
-	case peer.Uid == k.overflow.uid || peer.Gid == k.overflow.gid:
-		return errOverflowID
-	}
-	return nil
-}
-
-var (
-	errOutsidePidNamespace = errors.New("the peer is outside the daemon's pid namespace")
-	errOverflowID          = errors.New("the peer's user or group has no number in the daemon's user namespace, where all such look the same")
-)
-
 // needsLocation reports whether it matters where the caller runs.
 func (a *Attestation) needsLocation(rules *ruleset) bool {
 	if a.socket.Module == "" {
@@ -217,41 +191,6 @@ func (a *Attestation) updateLocation(rules *ruleset) {
 	}
 	a.location = at
 }
-
-// locate reads where a process runs.
-func (a *Attestor) locate(pid int32, rules *ruleset) location {
-	if a.kernel.procMismatch != nil {
-		return location{why: fmt.Sprintf("where it runs cannot be told: %v", a.kernel.procMismatch), hint: procHint}
-	}
-	file, err := a.kernel.readFile(pid, "cgroup")
-	if err != nil {
-		return location{why: fmt.Sprintf("its cgroup cannot be read: %v", err), hint: doctorHint}
-	}
-	at := parseCgroup(file, rules.parents)
-	if at.kind != inUnit && at.path != "" && at.path == a.ownCgroup {
-		at = location{kind: onHost, path: at.path} // where the daemon itself was started, so in no container of its own
-	}
-	if at.kind != onHost && at.kind != inUnit {
-		return at
-	}
-	// Not every container has a cgroup by which judge knows it: runc and crun name scopes as they like, unshare and
-	// --cgroups=disabled leave theirs where they were started. Root in there is not root of the device.
-	nested, err := a.kernel.isNested(pid)
-	switch {
-	case err != nil:
-		return location{path: at.path, why: fmt.Sprintf("its pid namespace cannot be read: %v", err), hint: doctorHint}
-	case nested && at.kind == onHost:
-		return location{path: at.path, why: fmt.Sprintf("it is in cgroup %s, and in a pid namespace of its own, as in a container: its uid says nothing", truncate(at.path)),
-			hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
-	}
-	at.nested = nested
-	return at
-}
-
-const (
-	doctorHint = "perceptctl doctor tells whether the daemon can see its callers at all"
-	procHint   = "mount /proc of perceptd's own pid namespace, or run it on the device itself"
-)
 
 // attest makes the proof by those rules.
 func (a *Attestation) attest(ctx context.Context, rules *ruleset) (agent.Caller, error) {
@@ -358,38 +297,10 @@ func (a *Attestation) release() {
 	a.released = true
 }
 
-// isRejected reports whether it was looked for, and nothing can be relied on.
-func (l *location) isRejected() bool { return l.kind == unclear && l.why != "" }
-
-func (l *location) asError() error {
-	return &Error{What: "where it runs", Why: l.why, Hint: l.hint}
-}
-
-// fillIn fills in what a place says of a caller.
-func (l *location) fillIn(c *agent.Caller) {
-	switch l.kind {
-	case inUnit:
-		c.Unit, c.Nested = l.unit, l.nested
-	case inContainer:
-		c.Container = &agent.Container{ID: l.container}
-	}
-}
-
-func newError(what string, err error) error {
-	var attestErr *Error
-	if errors.As(err, &attestErr) {
-		return attestErr
-	}
-	e := &Error{What: what, Why: err.Error()}
-	switch {
-	case errors.Is(err, errOutsidePidNamespace):
-		e.Hint = "run perceptd on the device itself, or in its pid namespace (--pid host)"
-	case errors.Is(err, errOverflowID):
-		e.Hint = userNamespaceHint
-	case errors.Is(err, errExited):
-		e.Hint = "ask on a connection of your own"
-	case errors.Is(err, errTooNew):
-		e.Hint, e.Retryable = "ask again on this connection, or connect again", true
-	}
-	return e
+// Owner returns the user in whose session or service manager the caller runs, agent.NoID where it runs in none or that was
+// not asked for. It says whom to count the caller for, and nothing about what it may have.
+func (a *Attestation) Owner() uint32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.location.owner()
 }

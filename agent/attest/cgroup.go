@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"perceptd/agent"
@@ -151,4 +152,68 @@ func classifyHost(p string) location {
 	}
 	return location{path: p, why: fmt.Sprintf("its cgroup %s is neither a service's, nor a session's, nor a container's", truncate(p)),
 		hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
+}
+
+// locate reads where a process runs.
+func (a *Attestor) locate(pid int32, rules *ruleset) location {
+	if a.kernel.procMismatch != nil {
+		return location{why: fmt.Sprintf("where it runs cannot be told: %v", a.kernel.procMismatch), hint: procHint}
+	}
+	file, err := a.kernel.readFile(pid, "cgroup")
+	if err != nil {
+		return location{why: fmt.Sprintf("its cgroup cannot be read: %v", err), hint: doctorHint}
+	}
+	at := parseCgroup(file, rules.parents)
+	if at.kind != inUnit && at.path != "" && at.path == a.ownCgroup {
+		at = location{kind: onHost, path: at.path} // where the daemon itself was started, so in no container of its own
+	}
+	if at.kind != onHost && at.kind != inUnit {
+		return at
+	}
+	// Not every container has a cgroup by which judge knows it: runc and crun name scopes as they like, unshare and
+	// --cgroups=disabled leave theirs where they were started. Root in there is not root of the device.
+	nested, err := a.kernel.isNested(pid)
+	switch {
+	case err != nil:
+		return location{path: at.path, why: fmt.Sprintf("its pid namespace cannot be read: %v", err), hint: doctorHint}
+	case nested && at.kind == onHost:
+		return location{path: at.path, why: fmt.Sprintf("it is in cgroup %s, and in a pid namespace of its own, as in a container: its uid says nothing", truncate(at.path)),
+			hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
+	}
+	at.nested = nested
+	return at
+}
+
+// isRejected reports whether it was looked for, and nothing can be relied on.
+func (l *location) isRejected() bool { return l.kind == unclear && l.why != "" }
+
+func (l *location) asError() error {
+	return &Error{What: "where it runs", Why: l.why, Hint: l.hint}
+}
+
+// fillIn fills in what a place says of a caller.
+func (l *location) fillIn(c *agent.Caller) {
+	switch l.kind {
+	case inUnit:
+		c.Unit, c.Nested = l.unit, l.nested
+	case inContainer:
+		c.Container = &agent.Container{ID: l.container}
+	}
+}
+
+// userSlice is below which everything runs that a user has started by logging in, whatever users it has become since. Only
+// root's systemd puts processes there.
+var userSlice = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/`)
+
+// owner returns the user whose session or service manager a place is in, or agent.NoID.
+func (l *location) owner() uint32 {
+	user := userSlice.FindStringSubmatch(l.path)
+	if user == nil {
+		return agent.NoID
+	}
+	uid, err := strconv.ParseUint(user[1], 10, 32)
+	if err != nil {
+		return agent.NoID
+	}
+	return uint32(uid)
 }

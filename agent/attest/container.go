@@ -1,0 +1,94 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"perceptd/agent"
+)
+
+// containerInfo is what the engine says of a container.
+type containerInfo struct {
+	agent.Container
+	running bool
+	parent  string // cgroup parent that it was started with; empty: the engine's own
+	pidMode string
+	init    int32 // its first process
+}
+
+// attestContainer has the engine say what a container is. Beside an error it returns what is known.
+func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at location) (*agent.Container, error) {
+	unattested := "which container it runs in"
+	bare := &agent.Container{ID: at.container}
+	info, err := a.engine.inspect(ctx, rules.Engines, at.container)
+	var untrusted *untrustedError
+	switch {
+	case errors.Is(err, errNoEngine):
+		return bare, &Error{What: unattested, Why: err.Error(), Hint: "perceptctl doctor, as an administrator, tells what is missing"}
+	case errors.As(err, &untrusted):
+		return bare, &Error{What: unattested, Why: err.Error(), Hint: engineHint(err)}
+	case errors.Is(err, errNotFound):
+		return bare, &Error{What: unattested, Why: fmt.Sprintf("the engine knows no container %s", bare.ShortID()),
+			Hint: "if another engine runs it, name that one's socket as [callers] engine"}
+	case err != nil:
+		return bare, &Error{What: unattested, Why: fmt.Sprintf("the container engine was asked in vain: %v", err), Hint: "try again when the engine answers: docker ps tells"}
+	}
+	if err := a.checkContainer(rules, at, info); err != nil {
+		return &info.Container, &Error{What: unattested, Why: err.Error(), Hint: info.hint(at)}
+	}
+	return &info.Container, nil
+}
+
+// checkContainer says why what the engine says is not about the container that the caller runs in, or nil.
+func (a *Attestor) checkContainer(rules *ruleset, at location, info containerInfo) error {
+	switch {
+	case info.ID != at.container:
+		return fmt.Errorf("the engine was asked for container %s and answered for %q", shortID(at.container), truncate(info.ID))
+	case !info.running || info.init <= 0:
+		return errors.New("the engine says that its container does not run")
+	case info.Name == "":
+		return errors.New("the engine tells no name of its container")
+	case info.sharesPidNamespace():
+		return fmt.Errorf("its container shares the process numbers of others (--pid %s)", truncate(anyID.ReplaceAllStringFunc(info.pidMode, shortID)))
+	case info.hasForeignParent(at):
+		return fmt.Errorf("its container was started with a cgroup parent of its own (%s)", truncate(info.parent))
+	}
+	file, err := a.kernel.readFile(info.init, "cgroup")
+	if err != nil {
+		return fmt.Errorf("the container's first process cannot be looked at: %w", err)
+	}
+	if first := parseCgroup(file, rules.parents); first.kind != inContainer || first.path != at.path {
+		return fmt.Errorf("the container's first process is in cgroup %s, and the caller in %s", truncate(first.path), at.path)
+	}
+	return nil
+}
+
+// sharesPidNamespace reports whether a container was started with --pid. Podman says "private" of the others.
+func (info *containerInfo) sharesPidNamespace() bool {
+	return info.pidMode != "" && info.pidMode != "private"
+}
+
+// hasForeignParent reports whether a container was started with another --cgroup-parent than where it is.
+func (info *containerInfo) hasForeignParent(at location) bool {
+	return info.parent != "" && !isParent(at.parent, info.parent)
+}
+
+// hint is what to do about a doubt.
+func (info *containerInfo) hint(at location) string {
+	if info.sharesPidNamespace() || info.hasForeignParent(at) {
+		return "run the container without --pid and --cgroup-parent"
+	}
+	return ""
+}
+
+func shortID(id string) string { return (&agent.Container{ID: id}).ShortID() }
+
+// isParent reports whether a container's configured parent, a slice's name or a path, is that cgroup.
+func isParent(cgroup, configured string) bool {
+	if strings.HasSuffix(configured, ".slice") && !strings.Contains(configured, "/") {
+		return strings.HasSuffix(cgroup, "/"+configured)
+	}
+	return cgroup == "/"+strings.Trim(configured, "/")
+}
