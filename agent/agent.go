@@ -1,5 +1,5 @@
-// Package agent decides which local caller gets which token, and says why not. It owns the token
-// cache and the rules in force; proving who calls and speaking HTTP are other packages' work.
+// Package agent answers local callers: a token, or why not. It puts together the token cache, the grants in force and
+// the audit. Attesting who calls and speaking HTTP are the work of other packages.
 package agent
 
 import (
@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -42,7 +43,7 @@ type Request struct {
 // Answer is a token on its way to a caller.
 type Answer struct {
 	tokencache.Answer
-	Identity *Identity
+	Identity *grants.Identity
 
 	// Advertise is the life that the SDK forms tell: no more than Left, and less, so that SDKs come back,
 	// the sooner while the permissions are not current.
@@ -180,7 +181,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a.record.renew()
 	a.cache.SetAlternates(o.Rules.Alternates)
-	a.cache.Retain(compiled.allows)
+	a.cache.Retain(compiled.Allows)
 	a.memory.open(o.Keeping, a.cache.Snapshot, a.clock, o.Log, a.changed)
 	u.began = a.cache.Record()
 	if u.load != nil || u.tokens != nil {
@@ -190,7 +191,7 @@ func New(o Options) (*Agent, error) {
 	if o.Memory != nil {
 		a.memory.notice(true) // it came from one of both places, and the other may hold what is of another boot, or nothing
 	}
-	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
+	if err := a.cache.Prefetch(compiled.Prefetch()); err != nil {
 		a.Close()
 		return nil, err
 	}
@@ -213,7 +214,7 @@ func (a *Agent) Check(ctx context.Context) error { return a.cache.Ping(ctx) }
 
 // Token answers a caller: a token, or an *Error. It waits for the back end only when it must, and
 // never longer than ctx.
-func (a *Agent) Token(ctx context.Context, caller Caller, r Request) (Answer, error) {
+func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Answer, error) {
 	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
 	answer, err := a.answer(ctx, caller, r)
 	if err == nil {
@@ -224,7 +225,7 @@ func (a *Agent) Token(ctx context.Context, caller Caller, r Request) (Answer, er
 	switch {
 	case errors.As(err, &refusal) && refusal.Reason == NotGranted:
 		a.denied.Add(1)
-		a.audit.denied(a.rules.Load(), &caller, r)
+		a.audit.denied(a.rules.Load(), &caller, r.forGrants())
 	case refusal != nil && refusal.Reason.isInvalid():
 		a.invalid.Add(1)
 	default:
@@ -233,7 +234,7 @@ func (a *Agent) Token(ctx context.Context, caller Caller, r Request) (Answer, er
 	return Answer{}, err
 }
 
-func (a *Agent) answer(ctx context.Context, caller Caller, r Request) (Answer, error) {
+func (a *Agent) answer(ctx context.Context, caller grants.Caller, r Request) (Answer, error) {
 	if r.Wait > 0 {
 		return a.await(ctx, caller, r)
 	}
@@ -247,22 +248,22 @@ func (a *Agent) answer(ctx context.Context, caller Caller, r Request) (Answer, e
 	}
 }
 
-func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller Caller, r Request) (Answer, error) {
-	granted, denial := rules.choose(&caller, r)
+func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller grants.Caller, r Request) (Answer, error) {
+	granted, denial := rules.authorize(&caller, r.forGrants())
 	if denial != nil {
 		return Answer{}, denial
 	}
-	identity := granted.identity
+	identity := granted.Identity
 	answer, err := a.cache.Get(ctx, tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}, tokencache.Need{
-		MinTTL: r.MinTTL, MinTTLRequired: r.Firm, IssuedAfter: r.IssuedAfter, Alternates: rules.alternatesFor(&caller, identity, r.Resource),
+		MinTTL: r.MinTTL, MinTTLRequired: r.Firm, IssuedAfter: r.IssuedAfter, Alternates: rules.AlternatesFor(&caller, identity, r.Resource),
 	})
 	if err != nil {
 		return Answer{}, a.explain(identity, r.Resource, err)
 	}
 	a.audit.allowed(rules, &caller, granted, r.Resource)
-	told := rules.sdkLife
+	told := rules.sdkLife()
 	if answer.Permissions.State != tokencache.Current || answer.Unconfirmed {
-		told = min(told, chaseSDKLife)
+		told = min(told, staleSDKLife)
 	}
 	return Answer{Answer: answer, Identity: identity, Advertise: min(answer.Left, told)}, nil
 }
@@ -273,7 +274,7 @@ const askAgain = 2 * time.Second
 
 // await answers a caller that would rather wait than be told that there is no token for it yet. The
 // rules are those in force at each try.
-func (a *Agent) await(ctx context.Context, caller Caller, r Request) (Answer, error) {
+func (a *Agent) await(ctx context.Context, caller grants.Caller, r Request) (Answer, error) {
 	patience, cancel := context.WithTimeout(ctx, r.Wait)
 	defer cancel()
 	for {
@@ -314,3 +315,19 @@ func pause(patience context.Context, news <-chan struct{}, missing bool) bool {
 func (a *Agent) Counts() Counts {
 	return Counts{Served: a.served.Load(), Denied: a.denied.Load(), Invalid: a.invalid.Load(), Failed: a.failed.Load()}
 }
+
+// Decide returns what the grants in force say to a request, and what the caller would be refused with. It fetches
+// nothing and counts nothing.
+func (a *Agent) Decide(caller grants.Caller, r grants.Request) (grants.Decision, *Error) {
+	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	d := a.rules.Load().Decide(&caller, r)
+	return d, refusalOf(d.Denial)
+}
+
+// GrantsFor returns the grants that decide about a caller, in the order of the configuration: all that it may have.
+func (a *Agent) GrantsFor(caller grants.Caller) []grants.Ref {
+	return a.rules.Load().GrantsFor(&caller)
+}
+
+// Grants returns every grant in force.
+func (a *Agent) Grants() []grants.Ref { return a.rules.Load().Refs() }

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
 )
@@ -38,26 +39,26 @@ func uid(n uint32) *uint32 { return &n }
 
 // edge is a device with three identities and a few callers.
 func edge() agent.Rules {
-	return agent.Rules{
-		Identities: []agent.Identity{
+	return agent.Rules{Rules: grants.Rules{
+		Identities: []grants.Identity{
 			{Name: "device", Default: true},
 			{Name: "vision", ClientID: guid1, ObjectID: guid3},
 			{Name: "speech", ResourceID: arm},
 		},
-		Grants: []agent.Grant{
-			{Caller: agent.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault, storage}},
-			{Caller: agent.Match{UID: uid(1000), User: "edge"}, Identity: "device", Resources: []string{vault}},
-			{Caller: agent.Match{UID: uid(1000), User: "edge"}, Identity: "vision", Resources: []string{vault, storage}},
-			{Caller: agent.Match{UID: uid(1000), User: "edge"}, Identity: "speech", Resources: []string{storage}},
-			{Caller: agent.Match{UID: uid(0)}, Identity: "device", Resources: []string{storage}},
+		Grants: []grants.Grant{
+			{Caller: grants.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault, storage}},
+			{Caller: grants.Match{UID: uid(1000), User: "edge"}, Identity: "device", Resources: []string{vault}},
+			{Caller: grants.Match{UID: uid(1000), User: "edge"}, Identity: "vision", Resources: []string{vault, storage}},
+			{Caller: grants.Match{UID: uid(1000), User: "edge"}, Identity: "speech", Resources: []string{storage}},
+			{Caller: grants.Match{UID: uid(0)}, Identity: "device", Resources: []string{storage}},
 		},
-	}
+	}}
 }
 
 var (
-	module = agent.Caller{Module: "vision", UID: 0, PID: 7}
-	user   = agent.Caller{UID: 1000, PID: 8}
-	root   = agent.Caller{UID: 0, PID: 9}
+	module = grants.Caller{Module: "vision", UID: 0, PID: 7}
+	user   = grants.Caller{UID: 1000, PID: 8}
+	root   = grants.Caller{UID: 0, PID: 9}
 )
 
 // fail has a source answer with err from now on.
@@ -98,7 +99,7 @@ func TestWhoGetsWhat(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		name   string
-		caller agent.Caller
+		caller grants.Caller
 		ask    agent.Request
 		want   string       // identity
 		reason agent.Reason // or why not
@@ -118,8 +119,8 @@ func TestWhoGetsWhat(t *testing.T) {
 		{"several, the default not among them", user, agent.Request{Resource: storage}, "", agent.AmbiguousIdentity},
 		{"several, one named", user, agent.Request{Resource: storage, Identity: "speech"}, "speech", 0},
 		{"by resource ID", user, agent.Request{Resource: storage, ResourceID: strings.ToUpper(arm)}, "speech", 0},
-		{"nobody", agent.Caller{UID: 4711, PID: 1}, agent.Request{Resource: vault}, "", agent.NotGranted},
-		{"another module", agent.Caller{Module: "speech", PID: 1}, agent.Request{Resource: vault}, "", agent.NotGranted},
+		{"nobody", grants.Caller{UID: 4711, PID: 1}, agent.Request{Resource: vault}, "", agent.NotGranted},
+		{"another module", grants.Caller{Module: "speech", PID: 1}, agent.Request{Resource: vault}, "", agent.NotGranted},
 		{"no resource", module, agent.Request{}, "", agent.BadResource},
 		{"no App ID URI", module, agent.Request{Resource: "vault"}, "", agent.BadResource},
 	} {
@@ -159,7 +160,7 @@ func TestIdentityNotFound(t *testing.T) {
 			{agent.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"`},
 		} {
 			row.ask.Resource = vault
-			if _, err := a.Token(t.Context(), agent.Caller{Module: "vision", PID: 1}, row.ask); reasonOf(err) != agent.UnknownIdentity || err.Error() != row.want {
+			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1}, row.ask); reasonOf(err) != agent.UnknownIdentity || err.Error() != row.want {
 				t.Errorf("%+v: %v, want %s", row.ask, err, row.want)
 			}
 		}
@@ -274,11 +275,11 @@ func TestApply(t *testing.T) {
 			}
 		}
 		rules := edge()
-		rules.Identities = append(rules.Identities[:2:2], agent.Identity{Name: "robot", ClientID: guid2})
+		rules.Identities = append(rules.Identities[:2:2], grants.Identity{Name: "robot", ClientID: guid2})
 		rules.Identities[1].ObjectID = ""
-		rules.Grants = []agent.Grant{
-			{Caller: agent.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault}},
-			{Caller: agent.Match{UID: uid(3)}, Identity: "robot", Resources: []string{storage}, Prefetch: true},
+		rules.Grants = []grants.Grant{
+			{Caller: grants.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault}},
+			{Caller: grants.Match{UID: uid(3)}, Identity: "robot", Resources: []string{storage}, Prefetch: true},
 		}
 		rules.SDKLife = 30 * time.Minute
 		changes, err := a.Apply(rules)
@@ -458,7 +459,7 @@ func TestDenialsAreLoggedAndCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	stranger := agent.Caller{Module: "stranger", PID: 5}
+	stranger := grants.Caller{Module: "stranger", PID: 5}
 	for range 1000 {
 		if _, err := a.Token(t.Context(), stranger, agent.Request{Resource: vault}); reasonOf(err) != agent.NotGranted {
 			t.Fatal(err)
@@ -476,75 +477,32 @@ func TestDenialsAreLoggedAndCounted(t *testing.T) {
 	}
 }
 
-func TestValidate(t *testing.T) {
+// A fault in the grants or in a setting refuses the rules as a whole.
+func TestBadRules(t *testing.T) {
 	t.Parallel()
-	grant := func(g agent.Grant) func(*agent.Rules) {
-		return func(r *agent.Rules) { r.Grants = append(r.Grants, g) }
-	}
-	identity := func(i agent.Identity) func(*agent.Rules) {
-		return func(r *agent.Rules) { r.Identities = append(r.Identities, i) }
-	}
-	caller := agent.Match{Module: "m"}
-	many := make([]string, tokencache.MaxKeys+1)
-	for i := range many {
-		many[i] = fmt.Sprintf("api://%d", i)
-	}
 	for _, row := range []struct {
-		name, want string
+		kind, want string
 		change     func(*agent.Rules)
 	}{
-		{"no identity", "no [[identity]]", func(r *agent.Rules) { r.Identities, r.Grants = nil, nil }},
-		{"name", "identity name", identity(agent.Identity{Name: "a b", ClientID: guid2})},
-		{"empty name", "identity name", identity(agent.Identity{ClientID: guid2})},
-		{"twice", "there twice", identity(agent.Identity{Name: "vision", ClientID: guid2})},
-		{"two defaults", "second default", identity(agent.Identity{Name: "x", Default: true, ClientID: guid2})},
-		{"two system-assigned", `identities "device" and "x" are both the system-assigned one, which a device has once: give one of them a client_id, object_id or resource_id`, identity(agent.Identity{Name: "x"})},
-		{"same client ID", `have the same client_id`, identity(agent.Identity{Name: "x", ClientID: guid1})},
-		{"no GUID", "is no GUID", identity(agent.Identity{Name: "x", ClientID: "1234"})},
-		{"no object GUID", "object_id", identity(agent.Identity{Name: "x", ObjectID: "1234"})},
-		{"no ARM ID", "/subscriptions/", identity(agent.Identity{Name: "x", ResourceID: "vision"})},
-		{"grant of nothing", `names identity "x"`, grant(agent.Grant{Caller: caller, Identity: "x", Resources: []string{vault}})},
-		{"grant to nobody", "exactly one of", grant(agent.Grant{Identity: "vision", Resources: []string{vault}})},
-		{"grant to two", "exactly one of", grant(agent.Grant{Caller: agent.Match{Module: "m", UID: uid(1)}, Identity: "vision", Resources: []string{vault}})},
-		{"module name", "module name", grant(agent.Grant{Caller: agent.Match{Module: "../x"}, Identity: "vision", Resources: []string{vault}})},
-		{"no resources", "names no resources", grant(agent.Grant{Caller: caller, Identity: "vision"})},
-		{"bad resource", "no App ID URI", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: []string{"vault"}})},
-		{"control character", "a character", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: []string{"api://a\n"}})},
-		{"long resource", "bytes long", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: []string{"api://" + strings.Repeat("a", 600)}})},
-		{"scope", "drop the /.default", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: []string{vault + "/.default"}})},
-		{"too much to prefetch", "257 tokens", grant(agent.Grant{Caller: caller, Identity: "vision", Resources: many, Prefetch: true})},
-		{"short sdk_life", "sdk_life", func(r *agent.Rules) { r.SDKLife = time.Minute }},
-		{"long sdk_life", "sdk_life", func(r *agent.Rules) { r.SDKLife = 25 * time.Hour }},
+		{"identity", "no [[identity]]", func(r *agent.Rules) { r.Identities, r.Grants = nil, nil }},
+		{"grant", "names no resources", func(r *agent.Rules) { r.Grants[0].Resources = nil }},
+		{"sdk_life", "sdk_life is 1m0s", func(r *agent.Rules) { r.SDKLife = time.Minute }},
+		{"sdk_life", "sdk_life is 25h0m0s", func(r *agent.Rules) { r.SDKLife = 25 * time.Hour }},
+		{"spread", "spread is -1ns", func(r *agent.Rules) { r.Spread = -1 }},
+		{"spread", "spread is 25h0m0s", func(r *agent.Rules) { r.Spread = 25 * time.Hour }},
 	} {
 		rules := edge()
 		row.change(&rules)
 		err := rules.Validate()
-		var fault *agent.RuleError
-		if err == nil || !strings.Contains(err.Error(), row.want) || !errors.As(err, &fault) {
-			t.Errorf("%s: %v, want %q", row.name, err, row.want)
+		var fault *grants.RuleError
+		if !errors.As(err, &fault) || fault.Kind != row.kind || !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s: %v, want %q", row.kind, err, row.want)
 		}
 		if _, err := agent.New(agent.Options{Rules: rules}); err == nil {
-			t.Errorf("%s: an agent with such rules", row.name)
+			t.Errorf("%s: an agent with such rules", row.kind)
 		}
 	}
 	if err := edge().Validate(); err != nil {
 		t.Error(err)
-	}
-	if err := agent.CheckResource(guid1); err != nil {
-		t.Errorf("a GUID is a resource: %v", err)
-	}
-}
-
-func TestNames(t *testing.T) {
-	t.Parallel()
-	for got, want := range map[string]string{
-		module.String():                  "module vision (uid 0, pid 7)",
-		user.String():                    "uid 1000 (pid 8)",
-		agent.Match{}.String():           "nobody",
-		edge().Grants[1].Caller.String(): "user edge (uid 1000)",
-	} {
-		if got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
 	}
 }

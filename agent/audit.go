@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -33,67 +34,67 @@ const (
 	allOftenBurst = 50   // and for those of all callers, then five a second
 )
 
-// account is the part of a caller that stays when its process or container is another: what people know
-// it by.
-type account struct {
+// auditKey is what people know a caller by. It stays the same when the caller's process or container is replaced.
+type auditKey struct {
 	module, container, unit string
 	uid, gid                uint32 // gid where uid is not known
-	bySecret                bool   // which tells less than a socket, and of another process
+	bySecret                bool   // which says less than a socket, and is of another process
 }
 
-func (c *Caller) account() account {
+func auditKeyOf(c *grants.Caller) auditKey {
 	if c.Via != "" {
 		plain := *c
 		plain.Via = ""
-		one := plain.account()
-		one.bySecret = true
-		return one
+		key := auditKeyOf(&plain)
+		key.bySecret = true
+		return key
 	}
 	switch {
 	case c.Module != "":
-		return account{module: c.Module}
+		return auditKey{module: c.Module}
 	case c.Container != nil:
-		return account{container: cmp.Or(c.Container.Name, c.Container.ID)} // without a name nobody confirmed it
+		return auditKey{container: cmp.Or(c.Container.Name, c.Container.ID)} // a name is missing if nobody confirmed it
 	case c.Unit != "":
-		return account{unit: c.Unit}
+		return auditKey{unit: c.Unit}
 	}
-	if c.UID == NoID {
-		return account{uid: NoID, gid: c.GID}
+	if c.UID == grants.NoID {
+		return auditKey{uid: grants.NoID, gid: c.GID}
 	}
-	return account{uid: c.UID}
+	return auditKey{uid: c.UID}
 }
 
-// proved is the whole of what was proved of a caller, but for its pid.
-type proved struct {
+// identitySeen is all that was attested of a caller, except its pid.
+type identitySeen struct {
 	container, image, unit, via string
 	uid, gid                    uint32
 }
 
-func (c *Caller) proved() proved {
-	p := proved{unit: c.Unit, via: c.Via, uid: c.UID, gid: c.GID}
+func identitySeenOf(c *grants.Caller) identitySeen {
+	seen := identitySeen{unit: c.Unit, via: c.Via, uid: c.UID, gid: c.GID}
 	if c.Container != nil {
-		p.container, p.image = c.Container.ID, c.Container.Digest
+		seen.container, seen.image = c.Container.ID, c.Container.Digest
 	}
-	return p
+	return seen
 }
 
-func (p proved) String() string {
-	text := fmt.Sprintf("uid %d, gid %d", p.uid, p.gid)
-	if p.via != "" {
-		text = p.via // the ids are the grant's, or not known
+func (i identitySeen) String() string {
+	text := fmt.Sprintf("uid %d, gid %d", i.uid, i.gid)
+	if i.via != "" {
+		text = i.via // the ids are the grant's, or not known
 	}
-	if p.unit != "" {
-		text = "unit " + p.unit + ", " + text
+	if i.unit != "" {
+		text = "unit " + i.unit + ", " + text
 	}
-	if p.container != "" {
-		text = fmt.Sprintf("container %s of image %s, %s", cut(p.container, shortID), p.image, text)
+	if i.container != "" {
+		short := (&grants.Container{ID: i.container}).ShortID()
+		text = fmt.Sprintf("container %s of image %s, %s", short, i.image, text)
 	}
 	return text
 }
 
-// audited is a thing that a caller got.
-type audited struct {
-	account
+// access is what a caller asked for.
+type access struct {
+	auditKey
 	identity, resource string
 }
 
@@ -109,7 +110,7 @@ type Denial struct {
 
 // denialKey tells denials apart.
 type denialKey struct {
-	audited
+	access
 	unproved bool
 }
 
@@ -127,8 +128,8 @@ type audit struct {
 	clock tokencache.Clock
 
 	mu      sync.Mutex // protects what follows
-	granted recent[audited, proved]
-	each    recent[account, *rate.Limiter]
+	granted recent[access, identitySeen]
+	each    recent[auditKey, *rate.Limiter]
 	all     *rate.Limiter
 	firsts  *rate.Limiter
 	skipped int
@@ -143,23 +144,23 @@ func (a *audit) open(log *zap.Logger, clock tokencache.Clock) {
 }
 
 // allowed notes that caller got a token.
-func (a *audit) allowed(rules *ruleset, caller *Caller, one entitlement, resource string) {
-	is := caller.proved()
+func (a *audit) allowed(rules *ruleset, caller *grants.Caller, granted grants.GrantedIdentity, resource string) {
+	is := identitySeenOf(caller)
 	a.mu.Lock()
-	was, known := a.granted.use(audited{caller.account(), one.identity.Name, resource})
+	was, known := a.granted.use(access{auditKeyOf(caller), granted.Identity.Name, resource})
 	before := *was
 	*was = is
 	if known && before == is {
 		a.mu.Unlock()
 		return
 	}
-	skipped, tell := a.admit(caller.account(), !known)
+	skipped, tell := a.admit(auditKeyOf(caller), !known)
 	a.mu.Unlock()
 	if !tell {
 		return
 	}
-	fields := append(caller.fields(), zap.String("identity", one.identity.Name), zap.String("resource", resource),
-		zap.String("decision", "granted"), zap.String("reason", rules.ref(one.grant).String()))
+	fields := append(fieldsOf(caller), zap.String("identity", granted.Identity.Name), zap.String("resource", resource),
+		zap.String("decision", "granted"), zap.String("reason", rules.Ref(granted.Grant).String()))
 	fields = append(fields, leftOut(skipped)...)
 	if !known {
 		a.log.Info("token granted for the first time", append(fields, zap.String("message_id", MessageGranted))...)
@@ -169,7 +170,7 @@ func (a *audit) allowed(rules *ruleset, caller *Caller, one entitlement, resourc
 }
 
 // refused notes err if it is a denial.
-func (a *audit) refused(rules *ruleset, caller *Caller, r Request, err error) {
+func (a *audit) refused(rules *ruleset, caller *grants.Caller, r grants.Request, err error) {
 	var refusal *Error
 	if errors.As(err, &refusal) && refusal.Reason == NotGranted {
 		a.denied(rules, caller, r)
@@ -177,11 +178,11 @@ func (a *audit) refused(rules *ruleset, caller *Caller, r Request, err error) {
 }
 
 // denied notes that no grant allows r.
-func (a *audit) denied(rules *ruleset, caller *Caller, r Request) {
+func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request) {
 	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
-	asked := r.identityText()
-	key := denialKey{audited: audited{caller.account(), asked, r.Resource}}
-	reason := func() string { return rules.whyNot(caller, r, rules.considered(caller, r)) }
+	asked := r.IdentityText()
+	key := denialKey{access: access{auditKeyOf(caller), asked, r.Resource}}
+	reason := func() string { return rules.WhyNot(caller, r) }
 	a.mu.Lock()
 	a.forget(rules, caller, r)
 	why, skipped, tell := a.deny(key, caller, reason)
@@ -189,21 +190,21 @@ func (a *audit) denied(rules *ruleset, caller *Caller, r Request) {
 	if !tell {
 		return
 	}
-	fields := append(caller.fields(), zap.String("identity", asked), zap.String("resource", r.Resource),
+	fields := append(fieldsOf(caller), zap.String("identity", asked), zap.String("resource", r.Resource),
 		zap.String("decision", "denied"), zap.String("reason", why), zap.String("message_id", MessageDenied))
 	a.log.Warn("token denied", append(fields, leftOut(skipped)...)...)
 }
 
 // unproved notes a caller that nobody could prove to be anyone.
-func (a *audit) unproved(caller *Caller, why error) {
-	key := denialKey{audited: audited{account: caller.account()}, unproved: true}
+func (a *audit) unproved(caller *grants.Caller, why error) {
+	key := denialKey{access: access{auditKey: auditKeyOf(caller)}, unproved: true}
 	a.mu.Lock()
 	text, skipped, tell := a.deny(key, caller, why.Error)
 	a.mu.Unlock()
 	if !tell {
 		return
 	}
-	fields := append(caller.fields(), zap.String("decision", "denied"), zap.String("reason", text), zap.String("message_id", MessageUnproved))
+	fields := append(fieldsOf(caller), zap.String("decision", "denied"), zap.String("reason", text), zap.String("message_id", MessageUnproved))
 	a.log.Warn("caller not proved", append(fields, leftOut(skipped)...)...)
 }
 
@@ -215,25 +216,25 @@ func leftOut(skipped int) []zap.Field {
 }
 
 // forget makes the next grant of what was just denied a first one. The lock is held.
-func (a *audit) forget(rules *ruleset, caller *Caller, r Request) {
-	for i := range rules.rules.Identities {
-		identity := &rules.rules.Identities[i]
-		if !r.namesIdentity() || r.names(identity) {
-			a.granted.remove(audited{caller.account(), identity.Name, r.Resource})
+func (a *audit) forget(rules *ruleset, caller *grants.Caller, r grants.Request) {
+	for i := range rules.Identities {
+		identity := &rules.Identities[i]
+		if !r.NamesIdentity() || r.Names(identity) {
+			a.granted.remove(access{auditKeyOf(caller), identity.Name, r.Resource})
 		}
 	}
 }
 
 // deny counts a denial and reports whether to write a line, with how many were left out before it. The
 // lock is held.
-func (a *audit) deny(key denialKey, caller *Caller, reason func() string) (why string, skipped int, tell bool) {
+func (a *audit) deny(key denialKey, caller *grants.Caller, reason func() string) (why string, skipped int, tell bool) {
 	why = a.list(key, caller, reason)
-	skipped, tell = a.admit(key.account, false)
+	skipped, tell = a.admit(key.auditKey, false)
 	return why, skipped, tell
 }
 
 // admit reports whether a line may be written, with how many were left out before it. The lock is held.
-func (a *audit) admit(of account, first bool) (skipped int, tell bool) {
+func (a *audit) admit(of auditKey, first bool) (skipped int, tell bool) {
 	if first {
 		tell = a.firsts.Allow()
 	} else {
@@ -252,8 +253,8 @@ func (a *audit) admit(of account, first bool) (skipped int, tell bool) {
 }
 
 // list puts a denial in front of those that the status shows, and returns its reason. The lock is held.
-func (a *audit) list(key denialKey, caller *Caller, reason func() string) string {
-	note := denialNote{denialKey: key, Denial: Denial{Caller: caller.String(), Identity: key.identity, Resource: cut(key.resource, maxResource)}}
+func (a *audit) list(key denialKey, caller *grants.Caller, reason func() string) string {
+	note := denialNote{denialKey: key, Denial: Denial{Caller: caller.String(), Identity: key.identity, Resource: cut(key.resource, grants.MaxResource)}}
 	at := len(a.denials)
 	for i := range a.denials {
 		if a.denials[i].denialKey == key {
@@ -269,7 +270,7 @@ func (a *audit) list(key denialKey, caller *Caller, reason func() string) string
 	case at < shownDenials:
 		a.denials = append(a.denials, denialNote{})
 	default:
-		at = a.spare(key.account)
+		at = a.spare(key.auditKey)
 	}
 	copy(a.denials[1:at+1], a.denials[:at])
 	a.denials[0] = note
@@ -278,13 +279,13 @@ func (a *audit) list(key denialKey, caller *Caller, reason func() string) string
 
 // spare returns the denial that makes room for another of that account: the oldest of whoever has the most, so that nobody
 // drives out those of others. The lock is held.
-func (a *audit) spare(of account) (at int) {
-	has := map[account]int{of: 1}
+func (a *audit) spare(of auditKey) (at int) {
+	has := map[auditKey]int{of: 1}
 	for i := range a.denials {
-		has[a.denials[i].account]++
+		has[a.denials[i].auditKey]++
 	}
 	for i := range a.denials {
-		if has[a.denials[i].account] >= has[a.denials[at].account] {
+		if has[a.denials[i].auditKey] >= has[a.denials[at].auditKey] {
 			at = i // the latest come first
 		}
 	}
@@ -303,23 +304,23 @@ func (a *audit) recentDenials() []Denial {
 }
 
 // AuditUnattested notes in the audit that who calls could not be proved. caller is what is known of it.
-func (a *Agent) AuditUnattested(caller Caller, why error) { a.audit.unproved(&caller, why) }
+func (a *Agent) AuditUnattested(caller grants.Caller, why error) { a.audit.unproved(&caller, why) }
 
 // AuditSecretIssued notes in the audit that caller was given the header secret of whom a grant is for.
-func (a *Agent) AuditSecretIssued(caller Caller, of Match) {
+func (a *Agent) AuditSecretIssued(caller grants.Caller, of grants.Match) {
 	a.audit.mu.Lock()
-	skipped, tell := a.audit.admit(caller.account(), false)
+	skipped, tell := a.audit.admit(auditKeyOf(&caller), false)
 	a.audit.mu.Unlock()
 	if !tell {
 		return
 	}
-	fields := append(caller.fields(), leftOut(skipped)...)
+	fields := append(fieldsOf(&caller), leftOut(skipped)...)
 	a.log.Info("header secret handed out", append(fields, zap.Stringer("for", of),
 		zap.String("message_id", MessageHandedOut))...)
 }
 
-// fields is the caller as the log tells it. There is always room for a few more behind it.
-func (c *Caller) fields() []zap.Field {
+// fieldsOf returns what the log says about a caller, with room for a few fields more.
+func fieldsOf(c *grants.Caller) []zap.Field {
 	fields := append(make([]zap.Field, 0, 16), zap.Stringer("caller", *c),
 		zap.Uint32("uid", c.UID), zap.Uint32("gid", c.GID), zap.Int32("pid", c.PID))
 	if c.Via != "" {

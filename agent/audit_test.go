@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/tokencache/tokencachetest"
 )
 
@@ -27,7 +28,7 @@ func messages(logs *observer.ObservedLogs, id string) []map[string]any {
 func TestFirstGrantsAreAudited(t *testing.T) {
 	t.Parallel()
 	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
-		caller := agent.Caller{Unit: "cam.service", UID: 5, GID: 6, PID: 7}
+		caller := grants.Caller{Unit: "cam.service", UID: 5, GID: 6, PID: 7}
 		for range 5 {
 			caller.PID++ // it forks, and stays who it is
 			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); err != nil {
@@ -56,7 +57,7 @@ func TestChangedCallersAreAudited(t *testing.T) {
 		ask := func(id string) {
 			c := image(imageID)
 			c.ID = strings.Repeat(id, 64)
-			if _, err := a.Token(t.Context(), agent.Caller{Module: "vision", Container: c}, agent.Request{Resource: vault}); err != nil {
+			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", Container: c}, agent.Request{Resource: vault}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -90,7 +91,7 @@ func TestGrantAfterDenialIsAudited(t *testing.T) {
 	t.Parallel()
 	rules := kinds()
 	bubble(t, rules, new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
-		caller := agent.Caller{Module: "vision"}
+		caller := grants.Caller{Module: "vision"}
 		for range 2 {
 			if _, err := a.Apply(rules); err != nil {
 				t.Fatal(err)
@@ -119,12 +120,12 @@ func TestDenialsAreListed(t *testing.T) {
 	t.Parallel()
 	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		for i := range 40 {
-			a.Token(t.Context(), agent.Caller{UID: uint32(2000 + i), GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: uint32(2000 + i), GID: 1}, agent.Request{Resource: vault})
 		}
-		a.Look(agent.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
-		a.Rejected(t.Context(), agent.Caller{UID: 2030, GID: 1}, agent.Rejection{Resource: vault, Identity: "id2", Status: 401})
-		a.AuditUnattested(agent.Caller{UID: 1}, errors.New("no engine answers"))
-		a.AuditUnattested(agent.Caller{UID: 1}, errors.New("no engine answers"))
+		a.Look(grants.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
+		a.Rejected(t.Context(), grants.Caller{UID: 2030, GID: 1}, agent.Rejection{Resource: vault, Identity: "id2", Status: 401})
+		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
+		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
 		all := a.Status().Denials
 		if len(all) != 16 {
 			t.Fatalf("%d denials", len(all))
@@ -160,10 +161,10 @@ func TestDenialsOfOneDriveOutNobodyElses(t *testing.T) {
 			return all
 		}
 		for i := range 3 {
-			a.Token(t.Context(), agent.Caller{UID: uint32(i), GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: uint32(i), GID: 1}, agent.Request{Resource: vault})
 		}
 		for i := range 100 {
-			a.Token(t.Context(), agent.Caller{UID: 7, GID: 1}, agent.Request{Resource: fmt.Sprintf("https://%d.example", i)})
+			a.Token(t.Context(), grants.Caller{UID: 7, GID: 1}, agent.Request{Resource: fmt.Sprintf("https://%d.example", i)})
 		}
 		if all := seen(); all["uid 0"] != 1 || all["uid 1"] != 1 || all["uid 2"] != 1 || all["uid 7"] != 13 {
 			t.Errorf("%v", all)
@@ -172,7 +173,7 @@ func TestDenialsOfOneDriveOutNobodyElses(t *testing.T) {
 			t.Errorf("%+v", last)
 		}
 		for i := range 16 {
-			a.Token(t.Context(), agent.Caller{UID: uint32(100 + i), GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: uint32(100 + i), GID: 1}, agent.Request{Resource: vault})
 		}
 		if all := seen(); len(all) != 16 || all["uid 115"] != 1 {
 			t.Errorf("%v", all)
@@ -186,9 +187,9 @@ func TestDenialsOfUnnamedContainers(t *testing.T) {
 	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		one, other := strings.Repeat("1f", 32), strings.Repeat("2e", 32)
 		for range 100 {
-			a.AuditUnattested(agent.Caller{Container: &agent.Container{ID: one}}, errors.New("the engine does not answer"))
+			a.AuditUnattested(grants.Caller{Container: &grants.Container{ID: one}}, errors.New("the engine does not answer"))
 		}
-		a.AuditUnattested(agent.Caller{Container: &agent.Container{ID: other}}, errors.New("the engine does not answer"))
+		a.AuditUnattested(grants.Caller{Container: &grants.Container{ID: other}}, errors.New("the engine does not answer"))
 		lines := messages(logs, agent.MessageUnproved)
 		if len(lines) != 11 || lines[10]["container"] != other {
 			t.Errorf("%d lines, the last %v", len(lines), lines[len(lines)-1])
@@ -203,18 +204,18 @@ func TestDenialsOfOneLeaveRoomForOthers(t *testing.T) {
 	t.Parallel()
 	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		for range 1000 {
-			a.Token(t.Context(), agent.Caller{UID: 1, GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: 1, GID: 1}, agent.Request{Resource: vault})
 		}
 		if n := len(messages(logs, agent.MessageDenied)); n != 10 {
 			t.Errorf("%d lines for one caller", n)
 		}
-		a.Token(t.Context(), agent.Caller{UID: 2, GID: 2}, agent.Request{Resource: vault})
+		a.Token(t.Context(), grants.Caller{UID: 2, GID: 2}, agent.Request{Resource: vault})
 		last := messages(logs, agent.MessageDenied)
 		if len(last) != 11 || last[10]["uid"] != uint32(2) || last[10]["left_out"] != int64(990) {
 			t.Errorf("%v", last[len(last)-1])
 		}
 		for i := range 3000 { // more callers than are remembered
-			a.Token(t.Context(), agent.Caller{UID: uint32(5000 + i), GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: uint32(5000 + i), GID: 1}, agent.Request{Resource: vault})
 		}
 		if n := len(messages(logs, agent.MessageDenied)); n > 60 {
 			t.Errorf("%d lines for many callers at once", n)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -28,7 +29,7 @@ const (
 type inquiry struct {
 	agent  *Agent
 	rules  *ruleset
-	caller Caller
+	caller grants.Caller
 	report Rejection
 	wanted challenge
 
@@ -40,7 +41,7 @@ type inquiry struct {
 
 // open looks up what is held. A token of an alternate was handed out in the place of the resource's own,
 // so that may be the one that was refused.
-func (a *Agent) open(rules *ruleset, caller Caller, identity *Identity, r Rejection, wanted challenge) (*inquiry, error) {
+func (a *Agent) open(rules *ruleset, caller grants.Caller, identity *grants.Identity, r Rejection, wanted challenge) (*inquiry, error) {
 	c := &inquiry{agent: a, rules: rules, caller: caller, report: r, wanted: wanted, now: a.clock.Wall()}
 	c.advice.Identity = identity
 	c.key = tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}
@@ -48,7 +49,7 @@ func (a *Agent) open(rules *ruleset, caller Caller, identity *Identity, r Reject
 	if c.held, _, err = a.cache.Peek(c.key); err != nil {
 		return nil, err
 	}
-	for _, alternate := range rules.alternatesFor(&caller, identity, r.Resource) {
+	for _, alternate := range rules.AlternatesFor(&caller, identity, r.Resource) {
 		key := tokencache.Key{Selector: identity.Selector(), Resource: alternate}
 		if r.SHA256 == "" || r.SHA256 == c.held.SHA256 || !a.holds(key, r.SHA256) {
 			continue
@@ -77,8 +78,8 @@ func (c *inquiry) judge(ctx context.Context) {
 
 // judgeOther is for a token that is not the one held: an older one, or one held for something else.
 func (c *inquiry) judgeOther() {
-	for key, identity := range c.rules.keys {
-		if !c.rules.mayHave(&c.caller, identity, key.Resource) || !c.agent.holds(key, c.report.SHA256) {
+	for key, identity := range c.rules.Keys() {
+		if !c.rules.MayHave(&c.caller, identity, key.Resource) || !c.agent.holds(key, c.report.SHA256) {
 			continue
 		}
 		if key.Resource != c.report.Resource {
@@ -157,7 +158,7 @@ func (c *inquiry) judgeAudience() {
 	case c.key.Resource != c.report.Resource:
 		c.add(WrongAudience, fmt.Sprintf("the token was asked for as %s, an alternate of %s, since that one's own was not current", c.key.Resource, c.report.Resource),
 			fmt.Sprintf("the resource does not accept this audience, it seems: take it off the alternates of %s in the configuration", c.report.Resource))
-	case aud == "" || aud == c.key.Resource || validGUID.MatchString(aud) || validGUID.MatchString(c.key.Resource):
+	case aud == "" || aud == c.key.Resource || grants.IsGUID(aud) || grants.IsGUID(c.key.Resource):
 	case tokencache.Canonical(aud) == tokencache.Canonical(c.key.Resource):
 		c.add(WrongAudience, fmt.Sprintf("the token's audience is %s, and it was asked for as %s: another spelling", aud, c.key.Resource),
 			"name the resource exactly as it wants its audience: a slash at the end makes another one")

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -223,20 +224,6 @@ func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 		zap.String("identity", identity), zap.String("resource", resource), zap.Time("at", p.At), zap.String("note", p.Note))
 }
 
-// nameOf returns the name that the identity of a policy change is configured by, or what it is
-// selected with when none is any more; empty for all.
-func (s *ruleset) nameOf(p tokencache.PolicyChange) string {
-	if p.AllIdentities {
-		return ""
-	}
-	for _, identity := range s.rules.Identities {
-		if identity.Selector() == p.Selector {
-			return identity.Name
-		}
-	}
-	return p.Selector.String()
-}
-
 // policyChange checks what was reported. A misspelt name would be a change that touches nothing, and
 // nobody would notice, so names must be known.
 func (s *ruleset) policyChange(c Change) (tokencache.PolicyChange, *Error) {
@@ -254,10 +241,10 @@ func (s *ruleset) policyChange(c Change) (tokencache.PolicyChange, *Error) {
 		return p, fault
 	}
 	if !c.AllResources {
-		if err := CheckResource(resource); err != nil {
+		if err := grants.CheckResource(resource); err != nil {
 			return p, badChange("%v", err)
 		}
-		named := spelt(s.resources, resource)
+		named := s.Spelling(resource)
 		if named == "" {
 			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name %s; name one of these, or use --all-resources", resource, s.resourceList())
 		}
@@ -266,7 +253,7 @@ func (s *ruleset) policyChange(c Change) (tokencache.PolicyChange, *Error) {
 	if c.Identity == "" {
 		return p, nil
 	}
-	identity := s.named(c.Identity)
+	identity := s.Named(c.Identity)
 	if identity == nil {
 		return p, s.unknownIdentity(c.Identity)
 	}
@@ -288,16 +275,4 @@ func checkNote(note string) *Error {
 
 func badChange(format string, args ...any) *Error {
 	return &Error{Reason: BadChange, Detail: fmt.Sprintf(format, args...)}
-}
-
-// resourceList names the resources that the grants name, as far as an error has room.
-func (s *ruleset) resourceList() string {
-	if len(s.resources) == 0 {
-		return "none"
-	}
-	names := strings.Join(s.resources[:min(listed, len(s.resources))], ", ")
-	if more := len(s.resources) - listed; more > 0 {
-		names += fmt.Sprintf(" and %d more", more)
-	}
-	return names
 }

@@ -61,7 +61,7 @@ func (a *Agent) logChase(e tokencache.Event) {
 		zap.Time("changed", since),
 		zap.Duration("after", a.clock.Wall().Sub(since).Round(time.Second)),
 	}
-	if identity := a.rules.Load().keys[e.Key]; identity != nil {
+	if identity := a.rules.Load().IdentityOf(e.Key); identity != nil {
 		fields = append(fields, zap.String("identity", identity.Name))
 	}
 	a.log.Info("the token is current: its permissions are those from after the policy change", fields...)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -67,7 +68,7 @@ var reasonOfKind = map[tokencache.Kind]Reason{
 }
 
 // explain turns what the cache says into an answer for a caller.
-func (a *Agent) explain(identity *Identity, resource string, err error) error {
+func (a *Agent) explain(identity *grants.Identity, resource string, err error) error {
 	var fetch *tokencache.FetchError
 	var short *tokencache.ShortLifeError
 	var withheld *tokencache.WithheldError
@@ -101,7 +102,7 @@ func (a *Agent) explain(identity *Identity, resource string, err error) error {
 
 // explainWithheld says what a revocation does to those who ask. It is no error that time alone heals
 // soon, so no moment to ask again is given; wait and watch are there for that.
-func (a *Agent) explainWithheld(identity *Identity, resource string, err *tokencache.WithheldError) *Error {
+func (a *Agent) explainWithheld(identity *grants.Identity, resource string, err *tokencache.WithheldError) *Error {
 	if standIn, alone := a.withheldForRecord(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
 		return &Error{Reason: PermissionsRevoked, Detail: fmt.Sprintf(
 			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s are withheld ([tokens] lost_record); to end that: %s",
@@ -121,7 +122,7 @@ func (a *Agent) explainWithheld(identity *Identity, resource string, err *tokenc
 		identity.Name, resource, stamp(err.Revoked), stamp(err.Until), probably)}
 }
 
-func (a *Agent) explainNotYet(identity *Identity, resource string, err *tokencache.NotYetError) *Error {
+func (a *Agent) explainNotYet(identity *grants.Identity, resource string, err *tokencache.NotYetError) *Error {
 	by := err.ExpiresOn
 	if likely := err.Permissions.Likely; !likely.IsZero() && likely.Before(by) {
 		by = likely

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -27,8 +28,8 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	a.cache.SetPropagationDelay(rules.Spread)
 	a.cache.SetAlternates(rules.Alternates)
 	a.applyLostEffect(rules)
-	a.cache.Retain(compiled.allows)
-	if err := a.cache.Prefetch(compiled.prefetch); err != nil {
+	a.cache.Retain(compiled.Allows)
+	if err := a.cache.Prefetch(compiled.Prefetch()); err != nil {
 		return nil, err
 	}
 	a.cache.TryAgain()
@@ -47,7 +48,7 @@ const refreshesAtOnce = 8
 // The results are in the order of Status; while a policy change is still spreading a result's error is a
 // *tokencache.HeldError, unless the caller insists. An *Error says that there is nothing of that name.
 func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
-	return a.refresh(ctx, identity, resource, func(key tokencache.Key, _ *Identity) (tokencache.Outcome, error) {
+	return a.refresh(ctx, identity, resource, func(key tokencache.Key, _ *grants.Identity) (tokencache.Outcome, error) {
 		return a.cache.Refresh(ctx, key, insist)
 	})
 }
@@ -56,7 +57,7 @@ func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist b
 // when others have come that can be used, or before where the caller insists: see tokencache.Cache.Forget.
 func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
 	defer a.memory.notice(true) // what was dropped is to be nowhere
-	return a.refresh(ctx, identity, resource, func(key tokencache.Key, of *Identity) (tokencache.Outcome, error) {
+	return a.refresh(ctx, identity, resource, func(key tokencache.Key, of *grants.Identity) (tokencache.Outcome, error) {
 		outcome, dropped, err := a.cache.Forget(ctx, key, insist)
 		if dropped != "" {
 			a.logForgotten(key, of.Name, dropped)
@@ -66,10 +67,10 @@ func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bo
 }
 
 // refresh has fetch ask for each of the keys that are cached of an identity and resource.
-func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch func(tokencache.Key, *Identity) (tokencache.Outcome, error)) ([]RefreshResult, error) {
+func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch func(tokencache.Key, *grants.Identity) (tokencache.Outcome, error)) ([]RefreshResult, error) {
 	rules := a.rules.Load()
 	resource = strings.TrimSuffix(resource, "/.default")
-	if identity != "" && rules.named(identity) == nil {
+	if identity != "" && rules.Named(identity) == nil {
 		return nil, rules.unknownIdentity(identity)
 	}
 	keys := rules.matching(a.cache.Status(), identity, resource)
@@ -83,13 +84,13 @@ func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch fu
 	for i, key := range keys {
 		slots <- struct{}{}
 		if err := ctx.Err(); err != nil { // no use to queue calls that nobody waits for
-			results[i] = RefreshResult{Identity: rules.keys[key].Name, Resource: key.Resource, Outcome: tokencache.Failed, Err: err}
+			results[i] = RefreshResult{Identity: rules.IdentityOf(key).Name, Resource: key.Resource, Outcome: tokencache.Failed, Err: err}
 			<-slots
 			continue
 		}
 		all.Go(func() {
-			outcome, err := fetch(key, rules.keys[key])
-			results[i] = RefreshResult{Identity: rules.keys[key].Name, Resource: key.Resource, Outcome: outcome, Err: err}
+			outcome, err := fetch(key, rules.IdentityOf(key))
+			results[i] = RefreshResult{Identity: rules.IdentityOf(key).Name, Resource: key.Resource, Outcome: outcome, Err: err}
 			<-slots
 		})
 	}
@@ -124,7 +125,7 @@ func (a *Agent) logFetch(e tokencache.Event) {
 		zap.Duration("left", e.Left.Round(time.Second)),
 		zap.Duration("next", e.Retry.Round(time.Second)),
 	}
-	if identity := a.rules.Load().keys[e.Key]; identity != nil {
+	if identity := a.rules.Load().IdentityOf(e.Key); identity != nil {
 		fields = append(fields, zap.String("identity", identity.Name))
 	}
 	switch e.Outcome {

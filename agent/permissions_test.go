@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
 )
@@ -140,7 +141,7 @@ func inAzure(t *testing.T, change func(*agent.Options, *azure), f func(t *testin
 	})
 }
 
-func ask(t *testing.T, a *agent.Agent, caller agent.Caller, r agent.Request) agent.Answer {
+func ask(t *testing.T, a *agent.Agent, caller grants.Caller, r agent.Request) agent.Answer {
 	t.Helper()
 	answer, err := a.Token(t.Context(), caller, r)
 	if err != nil {
@@ -339,7 +340,7 @@ func TestManyResourcesInAnError(t *testing.T) {
 				all[7] = "api://7"
 			}
 			if n > 0 {
-				o.Rules.Grants = []agent.Grant{{Caller: agent.Match{Module: "m"}, Identity: "vision", Resources: all}}
+				o.Rules.Grants = []grants.Grant{{Caller: grants.Match{Module: "m"}, Identity: "vision", Resources: all}}
 			}
 		}, func(t *testing.T, a *agent.Agent, _ *azure) {
 			if _, err := a.NoteChange("test", revoked); reasonOf(err) != agent.BadChange || !strings.Contains(err.Error(), says) {
@@ -750,46 +751,5 @@ func TestSpreadAndAlternatesAreApplied(t *testing.T) {
 				t.Errorf("%q, %v, want %q", got, err, row.want)
 			}
 		}
-		want := []string{blob + " will never stand in for " + vault + ": no caller's grants name both with the same identity"}
-		if got := rules.UselessAlternates(); !slices.Equal(got, want) {
-			t.Errorf("%q", got)
-		}
-		rules.Grants[0].Resources = append(rules.Grants[0].Resources, blob)
-		if got := rules.UselessAlternates(); len(got) != 0 {
-			t.Errorf("%q", got)
-		}
 	})
-}
-
-func TestBadAlternates(t *testing.T) {
-	t.Parallel()
-	nine := make([]string, 9)
-	for _, row := range []struct {
-		resource   string
-		alternates []string
-		says       string
-	}{
-		{"storage", []string{blob}, "no App ID URI"},
-		{storage, nil, "0 alternates"},
-		{storage, nine, "9 alternates: name 1 to 8"},
-		{storage, []string{"blob"}, "the alternates of " + storage + `: resource "blob" is no App ID URI`},
-		{storage, []string{blob + "/.default"}, "drop the /.default"},
-		{storage, []string{storage}, "no alternate of itself"},
-		{storage, []string{blob, blob}, "there twice"},
-	} {
-		rules := edge()
-		rules.Alternates = map[string][]string{row.resource: row.alternates}
-		var fault *agent.RuleError
-		if err := rules.Validate(); !errors.As(err, &fault) || fault.Kind != "resource" || !strings.Contains(err.Error(), row.says) {
-			t.Errorf("%v, want %q", err, row.says)
-		}
-	}
-	for _, spread := range []time.Duration{-1, 25 * time.Hour} {
-		rules := edge()
-		rules.Spread = spread
-		var fault *agent.RuleError
-		if err := rules.Validate(); !errors.As(err, &fault) || fault.Kind != "spread" {
-			t.Errorf("spread %v: %v", spread, err)
-		}
-	}
 }

@@ -19,7 +19,7 @@ const (
 // logPrincipal warns that an identity's tokens speak for another principal, and of what is strange of a new token.
 func (a *Agent) logPrincipal(e tokencache.Event) {
 	fields := []zap.Field{zap.String("resource", e.Key.Resource), zap.Stringer("selector", e.Key.Selector)}
-	if identity := a.rules.Load().keys[e.Key]; identity != nil {
+	if identity := a.rules.Load().IdentityOf(e.Key); identity != nil {
 		fields = append(fields, zap.String("identity", identity.Name))
 	}
 	if s := e.Switch; s != nil {

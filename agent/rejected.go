@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -46,7 +47,7 @@ type Finding struct {
 
 // Advice is what is known about a refused token.
 type Advice struct {
-	Identity *Identity
+	Identity *grants.Identity
 
 	// Sight is of the token held now: the refused one, unless a finding says otherwise.
 	Sight    tokencache.TokenInfo
@@ -64,20 +65,21 @@ type Advice struct {
 // Rejected tells a caller why a resource may have refused a token, and what to do. A claims challenge
 // causes a fetch, at most one for a key in half a minute; nothing else that others could notice comes of
 // a report, be it true or false. The error is an *Error, with Busy for a caller that reports too often.
-func (a *Agent) Rejected(ctx context.Context, caller Caller, r Rejection) (Advice, error) {
+func (a *Agent) Rejected(ctx context.Context, caller grants.Caller, r Rejection) (Advice, error) {
 	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
 	wanted, fault := r.check()
 	if fault != nil {
 		return Advice{}, fault
 	}
 	rules := a.rules.Load()
-	granted, denial := rules.choose(&caller, Request{Resource: r.Resource, Identity: r.Identity})
+	asked := grants.Request{Resource: r.Resource, Identity: r.Identity}
+	granted, denial := rules.authorize(&caller, asked)
 	if denial != nil {
-		a.audit.refused(rules, &caller, Request{Resource: r.Resource, Identity: r.Identity}, denial)
+		a.audit.refused(rules, &caller, asked, denial)
 		return Advice{}, denial
 	}
-	identity := granted.identity
-	if wait := a.reports.admit(rules.account(&caller)); wait > 0 {
+	identity := granted.Identity
+	if wait := a.reports.admit(rules.SubjectOf(&caller)); wait > 0 {
 		return Advice{}, &Error{Reason: Busy, RetryAfter: wait, Detail: fmt.Sprintf(
 			"too many reports of refused tokens: one in %v is looked into; the answer to the last one still stands", reportEvery)}
 	}

@@ -9,10 +9,11 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
-func reject(t *testing.T, a *agent.Agent, caller agent.Caller, r agent.Rejection) agent.Advice {
+func reject(t *testing.T, a *agent.Agent, caller grants.Caller, r agent.Rejection) agent.Advice {
 	t.Helper()
 	advice, err := a.Rejected(t.Context(), caller, r)
 	if err != nil {

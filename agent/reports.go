@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -23,7 +24,7 @@ const (
 // technician wants to see. It holds no more callers and keys than the grants name.
 type reports struct {
 	mu      sync.Mutex // protects what follows
-	callers map[who]*rate.Limiter
+	callers map[grants.Subject]*rate.Limiter
 	refused map[tokencache.Key]refusedToken
 	fetched map[tokencache.Key]time.Duration // boot time of the last fetch for a challenge
 }
@@ -35,11 +36,11 @@ type refusedToken struct {
 }
 
 // admit returns how long a caller has to wait before it may report, 0 for not at all.
-func (r *reports) admit(caller who) time.Duration {
+func (r *reports) admit(caller grants.Subject) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.callers == nil {
-		r.callers = make(map[who]*rate.Limiter)
+		r.callers = make(map[grants.Subject]*rate.Limiter)
 	}
 	limit := r.callers[caller]
 	if limit == nil {
@@ -93,17 +94,17 @@ func (r *reports) retain(rules *ruleset) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for caller := range r.callers {
-		if rules.granted[caller] == nil {
+		if !rules.HasGrants(caller) {
 			delete(r.callers, caller)
 		}
 	}
 	for key := range r.refused {
-		if !rules.allows(key) {
+		if !rules.Allows(key) {
 			delete(r.refused, key)
 		}
 	}
 	for key := range r.fetched {
-		if !rules.allows(key) {
+		if !rules.Allows(key) {
 			delete(r.fetched, key)
 		}
 	}

@@ -4,274 +4,204 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
-// Identity is a managed identity that the device may use. With no ID it is the system-assigned one.
-// Several IDs may stand beside each other: callers may select by any of them, and the source is asked
-// with the first of client, object and resource ID that is there.
-type Identity struct {
-	Name       string
-	Default    bool // taken when a caller names none and its grants leave a choice that includes it
-	ClientID   string
-	ObjectID   string
-	ResourceID string
-}
-
-// Selector returns what the source is asked with.
-func (i Identity) Selector() tokencache.Selector {
-	switch {
-	case i.ClientID != "":
-		return tokencache.Selector{Kind: tokencache.ClientID, ID: i.ClientID}
-	case i.ObjectID != "":
-		return tokencache.Selector{Kind: tokencache.ObjectID, ID: i.ObjectID}
-	case i.ResourceID != "":
-		return tokencache.Selector{Kind: tokencache.ResourceID, ID: i.ResourceID}
-	}
-	return tokencache.Selector{}
-}
-
-// Grant allows callers tokens of one identity for some resources.
-type Grant struct {
-	Caller    Match
-	Identity  string   // an Identity's name
-	Resources []string // App ID URIs, matched byte for byte
-	Prefetch  bool     // fetch before anyone asks, and never let go
-	Place     string   // where it is written, for people; may be empty
-}
-
-// DefaultSDKLife is the longest life that the SDK forms advertise, unless configured: an SDK comes back
-// with 5 minutes left, so that a module has a new token at most half an hour after the daemon.
+// DefaultSDKLife is the longest life that the SDK forms advertise, unless configured: an SDK comes back with 5 minutes
+// left, so that a module has a new token at most half an hour after the daemon.
 const DefaultSDKLife = 35 * time.Minute
 
 // minSDKLife keeps SDKs from asking on every call: some do so below 20 minutes.
 const minSDKLife = 20 * time.Minute
 
-// chaseSDKLife is the longest life that the SDK forms advertise while permissions are not current: SDKs
-// come back five minutes before it is over.
-const chaseSDKLife = 25 * time.Minute
+// staleSDKLife is the longest life that the SDK forms advertise while permissions are not current. SDKs come back five
+// minutes before its end.
+const staleSDKLife = 25 * time.Minute
 
-const (
-	maxSpread     = 24 * time.Hour
-	maxAlternates = 8 // of one resource
-)
+const maxSpread = 24 * time.Hour
 
-// Rules is everything that decides who gets what. No grant, no token.
+// Rules are the grants, and the settings of how tokens that they allow are handed out.
 type Rules struct {
-	Identities []Identity
-	Grants     []Grant
+	grants.Rules
 
-	// SDKLife is the longest life that the SDK forms advertise, so that a module's SDK comes back for
-	// newer tokens. Zero means DefaultSDKLife; between 20 minutes and 24 hours.
+	// SDKLife is the longest life that the SDK forms advertise, so that a module's SDK comes back for newer tokens.
+	// Zero means DefaultSDKLife; between 20 minutes and 24 hours.
 	SDKLife time.Duration
 
-	// Spread is how long a policy change may take to reach newly minted tokens, up to 24 hours. Zero means
-	// ten minutes; a nanosecond will do for none.
+	// Spread is how long a policy change may take to reach newly issued tokens, up to 24 hours. Zero means ten minutes;
+	// a nanosecond will do for none.
 	Spread time.Duration
 
-	// WithholdLost says what becomes of tokens from before when the record of policy changes is lost, or cannot be read now: they are
-	// withheld until they are known to be current. False: they are served, as uncertain.
+	// WithholdLost says what becomes of older tokens when the record of policy changes is lost or cannot be read now.
+	// True: they are withheld until they are known to be current. False: they are served, as uncertain.
 	WithholdLost bool
-
-	// Alternates names, for a resource, other App ID URIs that it accepts tokens for. A caller whose grants
-	// name both with the same identity may get the token of one while the resource's own is not current.
-	Alternates map[string][]string
 }
 
-// SpreadOrDefault returns how long a policy change may take to reach newly minted tokens.
+// SpreadOrDefault returns how long a policy change may take to reach newly issued tokens.
 func (r Rules) SpreadOrDefault() time.Duration {
 	return cmp.Or(r.Spread, tokencache.DefaultPropagationDelay)
 }
 
-// RuleError is one thing wrong with rules. Index counts from 0 within its kind.
-type RuleError struct {
-	Kind   string // "identity", "grant", "resource" (an entry of Alternates, in their order), "sdk_life" or "spread"
-	Index  int
-	Detail string
-}
+// sdkLife returns the longest life that the SDK forms advertise.
+func (r *Rules) sdkLife() time.Duration { return cmp.Or(r.SDKLife, DefaultSDKLife) }
 
-func (e *RuleError) Error() string { return e.Detail }
-
-var (
-	validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-	validGUID = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
-)
-
-// Validate returns every fault of r as *RuleErrors joined, or nil.
+// Validate returns every fault in r, as *grants.RuleErrors joined, or nil. Kind is "sdk_life" or "spread" where a
+// setting is at fault.
 func (r Rules) Validate() error {
-	var faults []error
-	fault := func(kind string, index int, format string, args ...any) {
-		faults = append(faults, &RuleError{Kind: kind, Index: index, Detail: fmt.Sprintf(format, args...)})
-	}
-	r.validateIdentities(fault)
-	r.validateGrants(fault)
-	if n := r.prefetched(); n > tokencache.MaxKeys {
-		fault("grant", len(r.Grants)-1, "%d tokens are to be prefetched: at most %d can be; take prefetch off some grants", n, tokencache.MaxKeys)
-	}
+	faults := r.Faults()
 	if r.SDKLife != 0 && (r.SDKLife < minSDKLife || r.SDKLife > 24*time.Hour) {
-		fault("sdk_life", 0, "sdk_life is %v: it must be between %v and 24h", r.SDKLife, minSDKLife)
+		faults = append(faults, &grants.RuleError{
+			Kind: "sdk_life", Detail: fmt.Sprintf("sdk_life is %v: it must be between %v and 24h", r.SDKLife, minSDKLife),
+		})
 	}
 	if r.Spread < 0 || r.Spread > maxSpread {
-		fault("spread", 0, "spread is %v: it must be between 0s and %v", r.Spread, maxSpread)
-	}
-	for i, resource := range slices.Sorted(maps.Keys(r.Alternates)) {
-		if err := CheckAlternates(resource, r.Alternates[resource]); err != nil {
-			fault("resource", i, "%v", err)
-		}
+		faults = append(faults, &grants.RuleError{
+			Kind: "spread", Detail: fmt.Sprintf("spread is %v: it must be between 0s and %v", r.Spread, maxSpread),
+		})
 	}
 	return errors.Join(faults...)
 }
 
-// CheckAlternates says what is wrong with the other App ID URIs that a resource is to accept, or nil.
-func CheckAlternates(resource string, alternates []string) error {
-	if err := checkPlainResource(resource); err != nil {
-		return err
-	}
-	if n := len(alternates); n == 0 || n > maxAlternates {
-		return fmt.Errorf("resource %s has %d alternates: name 1 to %d", resource, n, maxAlternates)
-	}
-	for i, alternate := range alternates {
-		if err := checkPlainResource(alternate); err != nil {
-			return fmt.Errorf("the alternates of %s: %w", resource, err)
-		}
-		switch {
-		case alternate == resource:
-			return fmt.Errorf("the alternates of %s: it is no alternate of itself", resource)
-		case slices.Contains(alternates[:i], alternate):
-			return fmt.Errorf("the alternates of %s: %s is there twice", resource, alternate)
-		}
-	}
-	return nil
+// ruleset is Rules in force. It never changes: a reload makes a new one.
+type ruleset struct {
+	Rules
+	*grants.Authorizer
 }
 
-// checkPlainResource accepts what a configuration may name: resources, and no scopes.
-func checkPlainResource(resource string) error {
-	if err := CheckResource(resource); err != nil {
-		return err
+func (r Rules) compile() (*ruleset, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
 	}
-	if strings.HasSuffix(resource, "/.default") {
-		return fmt.Errorf("resource %q is a scope: drop the /.default", resource)
-	}
-	return nil
+	return &ruleset{Rules: r, Authorizer: grants.NewAuthorizer(r.Rules)}, nil
 }
 
-func (r Rules) validateIdentities(fault func(kind string, index int, format string, args ...any)) {
-	if len(r.Identities) == 0 {
-		fault("identity", 0, "no [[identity]] is configured: name at least one")
-	}
-	names := make(map[string]bool)
-	selectors := make(map[string]string) // lower-case "kind id" → identity's name
-	defaults := 0
-	for i, identity := range r.Identities {
-		if !validName.MatchString(identity.Name) {
-			fault("identity", i, "identity name %q: letters, digits, dot, dash and underscore, at most 63", identity.Name)
-		}
-		if names[identity.Name] {
-			fault("identity", i, "identity %q is there twice", identity.Name)
-		}
-		names[identity.Name] = true
-		if identity.Default {
-			if defaults++; defaults > 1 {
-				fault("identity", i, "identity %q is a second default: only one may be", identity.Name)
-			}
-		}
-		for _, id := range []struct{ field, value string }{{"client_id", identity.ClientID}, {"object_id", identity.ObjectID}} {
-			if id.value != "" && !validGUID.MatchString(id.value) {
-				fault("identity", i, "identity %q: %s %q is no GUID", identity.Name, id.field, id.value)
-			}
-		}
-		if identity.ResourceID != "" && !strings.HasPrefix(identity.ResourceID, "/subscriptions/") {
-			fault("identity", i, "identity %q: resource_id %q must begin with /subscriptions/", identity.Name, identity.ResourceID)
-		}
-		for _, selector := range identity.selectors() {
-			switch other, taken := selectors[selector]; {
-			case taken && selector == tokencache.Selector{}.String():
-				fault("identity", i, "identities %q and %q are both the system-assigned one, which a device has once: give one of them a client_id, object_id or resource_id",
-					other, identity.Name)
-			case taken:
-				fault("identity", i, "identities %q and %q have the same %s", other, identity.Name, selector)
-			}
-			selectors[selector] = identity.Name
-		}
+// forGrants returns the part of r that the grants decide about.
+func (r *Request) forGrants() grants.Request {
+	return grants.Request{
+		Resource: r.Resource, Identity: r.Identity, ClientID: r.ClientID, ObjectID: r.ObjectID, ResourceID: r.ResourceID,
 	}
 }
 
-// selectors lists, in a form fit for comparing, every ID that i may be selected by.
-func (i Identity) selectors() []string {
-	var all []string
-	for _, s := range []tokencache.Selector{
-		{Kind: tokencache.ClientID, ID: i.ClientID},
-		{Kind: tokencache.ObjectID, ID: i.ObjectID},
-		{Kind: tokencache.ResourceID, ID: i.ResourceID},
-	} {
-		if s.ID != "" {
-			all = append(all, strings.ToLower(s.String()))
-		}
+// authorize returns the identity that a request is for, with the grant that allows it, or why caller may not have it.
+func (s *ruleset) authorize(caller *grants.Caller, r grants.Request) (grants.GrantedIdentity, *Error) {
+	granted, denial := s.Authorize(caller, r)
+	return granted, refusalOf(denial)
+}
+
+// refusalOf turns a denial by the grants into the answer to a caller.
+func refusalOf(denial *grants.Denial) *Error {
+	if denial == nil {
+		return nil
 	}
+	return &Error{Reason: reasonOfDenial[denial.Err], Detail: denial.Detail, Choices: denial.Choices}
+}
+
+var reasonOfDenial = map[error]Reason{
+	grants.ErrBadResource:       BadResource,
+	grants.ErrUnknownIdentity:   UnknownIdentity,
+	grants.ErrAmbiguousIdentity: AmbiguousIdentity,
+	grants.ErrNotGranted:        NotGranted,
+}
+
+// unknownIdentity refuses a name that no identity has.
+func (s *ruleset) unknownIdentity(name string) *Error {
+	var names []string
+	for _, identity := range s.Identities {
+		names = append(names, identity.Name)
+	}
+	slices.Sort(names)
+	return &Error{
+		Reason:  UnknownIdentity,
+		Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", cut(name, 64)),
+		Choices: names,
+	}
+}
+
+// nameOf returns the name of the identity that a policy change is about, or its selector in words if none is configured
+// with that any more; empty for all.
+func (s *ruleset) nameOf(p tokencache.PolicyChange) string {
+	if p.AllIdentities {
+		return ""
+	}
+	return s.NameOf(p.Selector)
+}
+
+// resourceList names the resources of the rules, as far as an error has room.
+func (s *ruleset) resourceList() string {
+	all := s.Resources()
 	if len(all) == 0 {
-		all = []string{tokencache.Selector{}.String()}
+		return "none"
 	}
-	return all
+	names := strings.Join(all[:min(listed, len(all))], ", ")
+	if more := len(all) - listed; more > 0 {
+		names += fmt.Sprintf(" and %d more", more)
+	}
+	return names
 }
 
-// prefetched counts the tokens that the grants want prefetched.
-func (r Rules) prefetched() int {
-	type wanted struct{ identity, resource string }
-	all := make(map[wanted]bool)
-	for _, grant := range r.Grants {
-		for _, resource := range grant.Resources {
-			if grant.Prefetch {
-				all[wanted{grant.Identity, resource}] = true
+// matching returns the keys to refresh: those that are cached or, if a resource is named, those that the grants allow
+// for it.
+func (s *ruleset) matching(cached []tokencache.Status, identity, resource string) []tokencache.Key {
+	named := func(of *grants.Identity) bool { return of != nil && (identity == "" || of.Name == identity) }
+	var keys []tokencache.Key
+	if resource == "" {
+		for _, status := range cached {
+			if named(s.IdentityOf(status.Key)) {
+				keys = append(keys, status.Key)
+			}
+		}
+	} else {
+		for key, of := range s.Keys() {
+			if key.Resource == resource && named(of) {
+				keys = append(keys, key)
 			}
 		}
 	}
-	return len(all)
+	slices.SortFunc(keys, func(x, y tokencache.Key) int {
+		return strings.Compare(s.IdentityOf(x).Name+"\x00"+x.Resource, s.IdentityOf(y).Name+"\x00"+y.Resource)
+	})
+	return keys
 }
 
-func (r Rules) validateGrants(fault func(kind string, index int, format string, args ...any)) {
-	for i, grant := range r.Grants {
-		named := slices.ContainsFunc(r.Identities, func(id Identity) bool { return id.Name == grant.Identity })
-		if !named {
-			fault("grant", i, "the grant for %s names identity %q, which is not configured", grant.Caller, grant.Identity)
-		}
-		if err := grant.Caller.Check(); err != nil {
-			fault("grant", i, "%v", err)
-		}
-		if len(grant.Resources) == 0 {
-			fault("grant", i, "the grant for %s names no resources", grant.Caller)
-		}
-		for _, resource := range grant.Resources {
-			if err := checkPlainResource(resource); err != nil {
-				fault("grant", i, "the grant for %s: %v", grant.Caller, err)
-			}
+// allowed returns m without the keys that no grant allows any more. Their tombstones stay: a token that comes again
+// counts as received when it was first.
+func (s *ruleset) allowed(m *tokencache.Snapshot) *tokencache.Snapshot {
+	if m == nil {
+		return nil
+	}
+	left := *m
+	left.Keys, left.Tombstones = nil, slices.Clone(m.Tombstones)
+	for _, r := range m.Keys {
+		if s.Allows(r.Key) {
+			left.Keys = append(left.Keys, r)
+		} else if b, ok := r.Tombstone(); ok {
+			left.Tombstones = append(left.Tombstones, b)
 		}
 	}
+	return &left
 }
 
-// maxResource bounds a resource's length; Entra's own limit for an App ID URI is 255.
-const maxResource = 512
-
-// CheckResource says what is wrong with a resource, or nil. It accepts App ID URIs and bare GUIDs.
-func CheckResource(resource string) error {
-	switch {
-	case resource == "":
-		return errors.New("the resource is empty: name an App ID URI such as https://vault.azure.net")
-	case len(resource) > maxResource:
-		return fmt.Errorf("the resource is %d bytes long, more than %d", len(resource), maxResource)
+// changes describes how s differs from the rules before it.
+func (s *ruleset) changes(before *ruleset) []string {
+	all := s.Changes(before.Authorizer)
+	if is, was := s.sdkLife(), before.sdkLife(); is != was {
+		all = append(all, fmt.Sprintf("sdk_life is %v, was %v", is, was))
 	}
-	for _, c := range []byte(resource) {
-		if c <= ' ' || c >= 0x7f || c == '"' || c == '<' || c == '>' || c == '\\' {
-			return fmt.Errorf("resource %q has a character that no App ID URI has", resource)
-		}
+	switch is := s.WithholdLost; {
+	case is && !before.WithholdLost:
+		all = append(all,
+			"tokens from before are withheld when the record of policy changes is lost, and no longer served")
+	case !is && before.WithholdLost:
+		all = append(all,
+			"tokens from before are served when the record of policy changes is lost, and no longer withheld")
 	}
-	if !strings.Contains(resource, ":") && !validGUID.MatchString(resource) {
-		return fmt.Errorf("resource %q is no App ID URI (such as https://vault.azure.net) and no GUID", resource)
+	if is, was := s.SpreadOrDefault(), before.SpreadOrDefault(); is != was {
+		all = append(all, fmt.Sprintf("spread is %v, was %v", is.Truncate(time.Microsecond), was.Truncate(time.Microsecond)))
 	}
-	return nil
+	return append(all, s.AlternateChanges(before.Authorizer)...)
 }

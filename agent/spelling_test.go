@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -33,7 +34,7 @@ func TestSpellings(t *testing.T) {
 		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault + "/"}); reasonOf(err) != agent.NotGranted || !strings.Contains(err.Error(), says) {
 			t.Errorf("a request: %v", err)
 		}
-		if d := a.Decide(module, agent.Request{Resource: vault + "/"}); d.Allowed || !strings.Contains(fmt.Sprint(d.Considered), "decides, and names "+vault+", which") {
+		if d, _ := a.Decide(module, grants.Request{Resource: vault + "/"}); d.Allowed || !strings.Contains(fmt.Sprint(d.Evaluations), "decides, and names "+vault+", which") {
 			t.Errorf("a decision: %+v", d)
 		}
 	})

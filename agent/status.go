@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -29,7 +30,7 @@ func (s *Status) Simulated() bool {
 
 // IdentityStatus is a configured identity and the number of grants that name it.
 type IdentityStatus struct {
-	Identity
+	grants.Identity
 	Grants int
 
 	Principal tokencache.Principal // that its tokens speak for; zero: none has said so
@@ -59,9 +60,9 @@ func (a *Agent) Status() Status {
 	for _, p := range a.cache.Principals() {
 		principals[p.Selector] = p.Current
 	}
-	for _, identity := range rules.rules.Identities {
+	for _, identity := range rules.Identities {
 		grants := 0
-		for _, grant := range rules.rules.Grants {
+		for _, grant := range rules.Grants {
 			if grant.Identity == identity.Name {
 				grants++
 			}
@@ -69,7 +70,7 @@ func (a *Agent) Status() Status {
 		s.Identities = append(s.Identities, IdentityStatus{Identity: identity, Grants: grants, Principal: principals[identity.Selector()]})
 	}
 	for _, key := range a.cache.Status() {
-		identity := rules.keys[key.Key]
+		identity := rules.IdentityOf(key.Key)
 		if identity == nil {
 			continue // dropped by a reload between the two looks
 		}
@@ -100,7 +101,7 @@ func (a *Agent) Status() Status {
 	}
 	s.Trouble = append(s.Trouble, a.record.trouble(a.memory.outlives(false))...)
 	s.Trouble = append(s.Trouble, a.memory.trouble()...)
-	if len(rules.rules.Grants) == 0 {
+	if len(rules.Grants) == 0 {
 		s.Trouble = append(s.Trouble, "no [[grant]] is configured: every caller is denied")
 	}
 	return s

@@ -164,7 +164,7 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 	}
 	a.naming.Lock()
 	defer a.naming.Unlock()
-	rules := a.rules.Load().rules
+	rules := a.rules.Load().Rules
 	for _, r := range late.copies {
 		a.cache.ContinueFrom(r.Instant)
 	}
@@ -191,7 +191,7 @@ func (a *Agent) takeRecord(u *unread) bool {
 		noted    []tokencache.PolicyChange
 		standsIn tokencache.PolicyChange
 	)
-	rules := a.rules.Load().rules
+	rules := a.rules.Load().Rules
 	a.naming.Lock() // nothing is noted or withdrawn meanwhile
 	read := a.record.read(u.loadRecord, func(disk *tokencache.Record, lost error) {
 		if disk != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -15,7 +16,7 @@ func TestWithdrawnIsBounded(t *testing.T) {
 	eio := errors.New("input/output error")
 	a, err := New(Options{
 		Fetch:        func(context.Context, tokencache.Key) (tokencache.Fetched, error) { return tokencache.Fetched{}, eio },
-		Rules:        Rules{Identities: []Identity{{Name: "edge"}}},
+		Rules:        Rules{Rules: grants.Rules{Identities: []grants.Identity{{Name: "edge"}}}},
 		UnreadRecord: eio, Load: func() (*tokencache.Record, error) { return nil, eio }, Keep: func(tokencache.Record) error { return nil },
 	})
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // Socket is what the socket that a connection came in on says about the caller: the first part of
@@ -31,15 +31,15 @@ type Attestation struct {
 	attestor *Attestor
 	conn     *connection
 	socket   Socket
-	peer     agent.Caller // what the kernel tells
-	err      error        // why no more than that can ever be proved
+	peer     grants.Caller // what the kernel tells
+	err      error         // why no more than that can ever be proved
 
 	mu            sync.Mutex // protects what follows
 	process       process
 	released      bool
 	location      location
 	attestedUnder *ruleset // by which caller was proved; nil: not proved
-	caller        agent.Caller
+	caller        grants.Caller
 	locatedUnder  *ruleset
 	locatedAt     time.Time
 }
@@ -49,7 +49,7 @@ type contextKey struct{} // of the one context value of this package
 // NewContext takes hold of whoever is at the other end of conn, which the Prover's listener accepted, and returns ctx
 // with the Proof attached. It asks the kernel alone and does not wait. It is made for http.Server.ConnContext.
 func (a *Attestor) NewContext(ctx context.Context, conn net.Conn, socket Socket) context.Context {
-	attestation := &Attestation{attestor: a, socket: socket, peer: agent.Caller{UID: agent.NoID, GID: agent.NoID}}
+	attestation := &Attestation{attestor: a, socket: socket, peer: grants.Caller{UID: grants.NoID, GID: grants.NoID}}
 	c, ok := conn.(*connection)
 	if !ok {
 		attestation.err = newError("who is at the other end", errNotUnix)
@@ -72,7 +72,7 @@ func FromContext(ctx context.Context) (*Attestation, error) {
 
 // Unconfirmed returns what is known of the caller before anyone else is asked: enough to count its connections by. A module
 // and a container are not confirmed yet. An error says that nothing more will be proved.
-func (a *Attestation) Unconfirmed() (agent.Caller, error) {
+func (a *Attestation) Unconfirmed() (grants.Caller, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	seen := a.peer
@@ -89,7 +89,7 @@ func (a *Attestation) Unconfirmed() (agent.Caller, error) {
 // Caller returns who is calling, as long as that is proved. Where an engine has to be asked, it waits for it until ctx
 // ends, and 2 seconds at most. With an error, which is an *UnprovedError, it returns what is known all the same, and the
 // caller is to be denied.
-func (a *Attestation) Caller(ctx context.Context) (agent.Caller, error) {
+func (a *Attestation) Caller(ctx context.Context) (grants.Caller, error) {
 	if a.err != nil {
 		return a.peer, a.err
 	}
@@ -193,7 +193,7 @@ func (a *Attestation) updateLocation(rules *ruleset) {
 }
 
 // attest makes the proof by those rules.
-func (a *Attestation) attest(ctx context.Context, rules *ruleset) (agent.Caller, error) {
+func (a *Attestation) attest(ctx context.Context, rules *ruleset) (grants.Caller, error) {
 	caller := a.peer
 	module, configured := rules.Modules[a.socket.Module]
 	switch {
@@ -233,7 +233,7 @@ func (a *Attestation) attest(ctx context.Context, rules *ruleset) (agent.Caller,
 }
 
 // check says why a caller is not in the module's container, or nil.
-func (r Requirement) check(module string, caller *agent.Caller) error {
+func (r Requirement) check(module string, caller *grants.Caller) error {
 	unattested := "that it is module " + module
 	switch {
 	case caller.Container == nil:
@@ -297,7 +297,7 @@ func (a *Attestation) release() {
 	a.released = true
 }
 
-// Owner returns the user in whose session or service manager the caller runs, agent.NoID where it runs in none or that was
+// Owner returns the user in whose session or service manager the caller runs, grants.NoID where it runs in none or that was
 // not asked for. It says whom to count the caller for, and nothing about what it may have.
 func (a *Attestation) Owner() uint32 {
 	a.mu.Lock()

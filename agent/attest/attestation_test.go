@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 func TestAttestedCallers(t *testing.T) {
@@ -29,15 +29,15 @@ func TestAttestedCallers(t *testing.T) {
 		for _, row := range []struct {
 			cgroup string
 			from   Socket
-			want   agent.Caller
+			want   grants.Caller
 		}{
-			{"/", Socket{}, agent.Caller{}},
-			{"/user.slice/user-0.slice/session-1.scope", Socket{}, agent.Caller{}},
-			{"/edge.slice/cam.service", Socket{}, agent.Caller{Unit: "cam.service"}},
-			{"/edge.slice/cam.service", Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
-			{"/docker/" + idA, Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
-			{"/nobody/knows", Socket{Module: "vision"}, agent.Caller{Module: "vision"}},
-			{"/nobody/knows", Socket{Restricted: true}, agent.Caller{}},
+			{"/", Socket{}, grants.Caller{}},
+			{"/user.slice/user-0.slice/session-1.scope", Socket{}, grants.Caller{}},
+			{"/edge.slice/cam.service", Socket{}, grants.Caller{Unit: "cam.service"}},
+			{"/edge.slice/cam.service", Socket{Module: "vision"}, grants.Caller{Module: "vision"}},
+			{"/docker/" + idA, Socket{Module: "vision"}, grants.Caller{Module: "vision"}},
+			{"/nobody/knows", Socket{Module: "vision"}, grants.Caller{Module: "vision"}},
+			{"/nobody/knows", Socket{Restricted: true}, grants.Caller{}},
 		} {
 			got, err := s.callerIn(row.cgroup, row.from)
 			if err != nil {
@@ -114,7 +114,7 @@ func TestAttestWithoutConnection(t *testing.T) {
 		}
 		got, err := attestation.Caller(ctx)
 		checkDenied(t, name, err, "not come in on a Unix socket")
-		if got.UID != agent.NoID || got.PID != 0 || got.Module != "" {
+		if got.UID != grants.NoID || got.PID != 0 || got.Module != "" {
 			t.Errorf("%s: %+v beside the error", name, got)
 		}
 		if _, err := attestation.Unconfirmed(); err == nil {
@@ -261,7 +261,7 @@ func TestNothingLeaksOfReusedPID(t *testing.T) {
 	ctx := context.Background()
 	for _, cgroup := range []string{"/system.slice/victim.service", containerA, "/system.slice/victim.service/below"} {
 		s, e := newEngineFixture(t, Options{NoPidfd: true})
-		isPeer := func(when string, got agent.Caller, err error) {
+		isPeer := func(when string, got grants.Caller, err error) {
 			t.Helper()
 			checkDenied(t, when, err, "has ended")
 			if got.Unit != "" || got.Container != nil || got.Module != "" || got.PID == 0 {

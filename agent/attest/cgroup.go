@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // locationKind is what a process's cgroup says of it.
@@ -140,7 +140,7 @@ func classifyHost(p string) location {
 		switch {
 		case !last && validSlice.MatchString(segment):
 			continue
-		case last && strings.HasSuffix(segment, ".service") && (agent.Match{Unit: segment}).Check() == nil:
+		case last && strings.HasSuffix(segment, ".service") && (grants.Match{Unit: segment}).Check() == nil:
 			return location{kind: inUnit, path: p, unit: segment}
 		case last && validScope.MatchString(segment) && segments[0] != "machine.slice":
 			return location{kind: onHost, path: p}
@@ -192,12 +192,12 @@ func (l *location) asError() error {
 }
 
 // fillIn fills in what a place says of a caller.
-func (l *location) fillIn(c *agent.Caller) {
+func (l *location) fillIn(c *grants.Caller) {
 	switch l.kind {
 	case inUnit:
 		c.Unit, c.Nested = l.unit, l.nested
 	case inContainer:
-		c.Container = &agent.Container{ID: l.container}
+		c.Container = &grants.Container{ID: l.container}
 	}
 }
 
@@ -205,15 +205,15 @@ func (l *location) fillIn(c *agent.Caller) {
 // root's systemd puts processes there.
 var userSlice = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/`)
 
-// owner returns the user whose session or service manager a place is in, or agent.NoID.
+// owner returns the user whose session or service manager a place is in, or grants.NoID.
 func (l *location) owner() uint32 {
 	user := userSlice.FindStringSubmatch(l.path)
 	if user == nil {
-		return agent.NoID
+		return grants.NoID
 	}
 	uid, err := strconv.ParseUint(user[1], 10, 32)
 	if err != nil {
-		return agent.NoID
+		return grants.NoID
 	}
 	return uint32(uid)
 }

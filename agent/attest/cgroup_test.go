@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"perceptd/agent"
+	"perceptd/agent/grants"
 	"slices"
 	"strings"
 	"testing"
@@ -300,11 +300,11 @@ func TestSessionOwners(t *testing.T) {
 		"/user.slice/user-1000.slice/user@1000.service/app.slice/a.service":           1000,
 		"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-x.scope/any": 1000,
 		"/user.slice/user-0.slice/session-1.scope":                                    0,
-		"/user.slice/user-1000.slice":                                                 agent.NoID,
-		"/system.slice/user.slice/user-1000.slice/a":                                  agent.NoID,
-		"/system.slice/cron.service":                                                  agent.NoID,
-		"/user.slice/user-99999999999.slice/session-3.scope":                          agent.NoID,
-		"": agent.NoID,
+		"/user.slice/user-1000.slice":                                                 grants.NoID,
+		"/system.slice/user.slice/user-1000.slice/a":                                  grants.NoID,
+		"/system.slice/cron.service":                                                  grants.NoID,
+		"/user.slice/user-99999999999.slice/session-3.scope":                          grants.NoID,
+		"": grants.NoID,
 	} {
 		at := location{path: path}
 		if got := at.owner(); got != want {

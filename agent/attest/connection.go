@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // listener accepts connections that can be proved.
@@ -54,12 +54,12 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 // PeerUID returns the uid at the other end of a connection that a Prover's listener accepted, as the kernel recorded it when
-// it connected, or agent.NoID.
+// it connected, or grants.NoID.
 func PeerUID(conn net.Conn) uint32 {
 	if c, ok := conn.(*connection); ok && c.ucredErr == nil {
 		return c.ucred.Uid
 	}
-	return agent.NoID
+	return grants.NoID
 }
 
 // pollQueue notes whether nobody waits in the queue, and reports it. With a pidfd nobody needs to know.
@@ -278,12 +278,12 @@ func PeerPID(conn net.Conn) int32 {
 
 // Peer returns who is at the other end of a connection of Listen's, and its owner, as far as one look at its cgroup shows:
 // enough to count connections by that are refused before anything of them is proved.
-func (a *Attestor) Peer(conn net.Conn) (caller agent.Caller, owner uint32) {
+func (a *Attestor) Peer(conn net.Conn) (caller grants.Caller, owner uint32) {
 	c, ok := conn.(*connection)
 	if !ok || c.ucredErr != nil {
-		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, agent.NoID
+		return grants.Caller{UID: grants.NoID, GID: grants.NoID}, grants.NoID
 	}
-	caller = agent.Caller{UID: c.ucred.Uid, GID: c.ucred.Gid, PID: c.ucred.Pid}
+	caller = grants.Caller{UID: c.ucred.Uid, GID: c.ucred.Gid, PID: c.ucred.Pid}
 	l := a.locate(c.ucred.Pid, a.rules.Load())
 	l.fillIn(&caller)
 	return caller, l.owner()

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"strings"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // containerInfo is what the engine says of a container.
 type containerInfo struct {
-	agent.Container
+	grants.Container
 	running bool
 	parent  string // cgroup parent that it was started with; empty: the engine's own
 	pidMode string
@@ -19,9 +19,9 @@ type containerInfo struct {
 }
 
 // attestContainer has the engine say what a container is. Beside an error it returns what is known.
-func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at location) (*agent.Container, error) {
+func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at location) (*grants.Container, error) {
 	unattested := "which container it runs in"
-	bare := &agent.Container{ID: at.container}
+	bare := &grants.Container{ID: at.container}
 	info, err := a.engine.inspect(ctx, rules.Engines, at.container)
 	var untrusted *untrustedError
 	switch {
@@ -83,7 +83,7 @@ func (info *containerInfo) hint(at location) string {
 	return ""
 }
 
-func shortID(id string) string { return (&agent.Container{ID: id}).ShortID() }
+func shortID(id string) string { return (&grants.Container{ID: id}).ShortID() }
 
 // isParent reports whether a container's configured parent, a slice's name or a path, is that cgroup.
 func isParent(cgroup, configured string) bool {

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 const (
@@ -193,7 +193,7 @@ func (c *containerJSON) info() (containerInfo, error) {
 		return containerInfo{}, errors.New("its answer has a StartedAt that is no time")
 	}
 	parsed := containerInfo{
-		Container: agent.Container{
+		Container: grants.Container{
 			ID: truncate(c.ID), Name: strings.TrimPrefix(c.Name, "/"), Image: truncate(c.Config.Image), Digest: c.Image, StartedOn: started,
 		},
 		running: c.State.Running && !c.State.Restarting && !c.State.Dead,

@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 func TestMain(m *testing.M) {
@@ -141,7 +141,7 @@ func (f *fixture) dial(from Socket) (attestation *Attestation, peer *net.UnixCon
 }
 
 // callerIn returns who this process, in that cgroup if the scene has a /proc of its own, is proved to be on that socket.
-func (f *fixture) callerIn(cgroup string, from Socket) (agent.Caller, error) {
+func (f *fixture) callerIn(cgroup string, from Socket) (grants.Caller, error) {
 	f.t.Helper()
 	if f.proc != "" {
 		f.putProcess(os.Getpid(), cgroup)

@@ -8,7 +8,7 @@ import (
 	"net"
 	"sync/atomic"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/agent/tcppeer"
 )
 
@@ -17,7 +17,7 @@ import (
 // It is safe for concurrent use.
 type Secrets struct {
 	derive  func(subject string) [sha256.Size]byte // holds the root, where no print finds it
-	matches atomic.Pointer[map[[sha256.Size]byte]agent.Match]
+	matches atomic.Pointer[map[[sha256.Size]byte]grants.Match]
 }
 
 // secretLength is the length of a header secret.
@@ -36,26 +36,26 @@ func NewSecrets(root [32]byte) *Secrets {
 }
 
 // SetGrants has the secrets of those grants count, and no others.
-func (s *Secrets) SetGrants(grants []agent.GrantRef) {
-	subjects := make(map[[sha256.Size]byte]agent.Match)
-	for i := range grants {
-		match := grants[i].Caller
+func (s *Secrets) SetGrants(all []grants.Ref) {
+	subjects := make(map[[sha256.Size]byte]grants.Match)
+	for i := range all {
+		match := all[i].Caller
 		subjects[sha256.Sum256([]byte(s.Header(match)))] = match
 	}
 	s.matches.Store(&subjects)
 }
 
 // Header returns the secret of whom a grant is for, in hexadecimal digits. It must not get into any log.
-func (s *Secrets) Header(of agent.Match) string {
-	sum := s.derive(of.Subject())
+func (s *Secrets) Header(of grants.Match) string {
+	sum := s.derive(of.Subject().String())
 	return hex.EncodeToString(sum[:])
 }
 
 // Subject returns whom the grants are for whose secret a header has. It is looked up by its digest, so that the time that
 // this takes tells nothing of the secrets there are.
-func (s *Secrets) Subject(header string) (agent.Match, bool) {
+func (s *Secrets) Subject(header string) (grants.Match, bool) {
 	if len(header) != secretLength {
-		return agent.Match{}, false
+		return grants.Match{}, false
 	}
 	match, ok := (*s.matches.Load())[sha256.Sum256([]byte(header))]
 	return match, ok
@@ -67,7 +67,7 @@ const viaSecret = "header secret"
 // CallerBySecret returns the caller that has shown the secret of a subject: it has that and nothing else that a grant could be
 // for. uid is the user at the other end, or why it is not known. A subject that is a user must be it: else the error,
 // which is an *UnprovedError, says so.
-func CallerBySecret(subject agent.Match, uid uint32, unknown error) (agent.Caller, error) {
+func CallerBySecret(subject grants.Match, uid uint32, unknown error) (grants.Caller, error) {
 	c := subject.Caller()
 	c.Via = viaSecret + ", " + DescribeTCPPeer(uid, unknown)
 	switch {
@@ -100,6 +100,6 @@ func (a *Attestor) ListenTCP(l net.Listener) net.Listener {
 	return tcppeer.Listen(l, a.kernel.proc, a.kernel.overflow.uid)
 }
 
-// TCPPeerUID returns the uid of whoever made the socket at the other end of a connection of ListenTCP's, or agent.NoID and
+// TCPPeerUID returns the uid of whoever made the socket at the other end of a connection of ListenTCP's, or grants.NoID and
 // why it is not known.
 func TCPPeerUID(conn net.Conn) (uint32, error) { return tcppeer.User(conn) }

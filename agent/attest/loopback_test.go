@@ -6,11 +6,11 @@ import (
 	"strings"
 	"testing"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
-func grantsFor(matches ...agent.Match) []agent.GrantRef {
-	all := make([]agent.GrantRef, len(matches))
+func grantsFor(matches ...grants.Match) []grants.Ref {
+	all := make([]grants.Ref, len(matches))
 	for i, m := range matches {
 		all[i].Caller = m
 	}
@@ -23,7 +23,7 @@ func uidOf(n uint32) *uint32 { return &n }
 func TestSecretPerGrant(t *testing.T) {
 	t.Parallel()
 	digest := "sha256:" + strings.Repeat("a", 64)
-	matches := []agent.Match{
+	matches := []grants.Match{
 		{Module: "vision"}, {Module: "uid 1000"}, {Unit: "vision"}, {Image: digest}, {UID: uidOf(1000)}, {GID: uidOf(1000)}, {UID: uidOf(1001)},
 	}
 	s := NewSecrets([32]byte{1})
@@ -44,8 +44,8 @@ func TestSecretPerGrant(t *testing.T) {
 			t.Errorf("%v: got %v %v", m, got, ok)
 		}
 	}
-	named := agent.Match{UID: uidOf(1000), User: "edge"}
-	if s.Header(named) != s.Header(agent.Match{UID: uidOf(1000)}) {
+	named := grants.Match{UID: uidOf(1000), User: "edge"}
+	if s.Header(named) != s.Header(grants.Match{UID: uidOf(1000)}) {
 		t.Error("a user has another secret by name than by number")
 	}
 	right := s.Header(matches[0])
@@ -68,20 +68,20 @@ func TestCallerBySecret(t *testing.T) {
 	away := errors.New("it is away")
 	for _, row := range []struct {
 		name    string
-		subject agent.Match
+		subject grants.Match
 		uid     uint32
 		unknown error
 		want    string // the caller in words, or a part of the error
 		denied  bool
 	}{
-		{"a module, whoever asks", agent.Match{Module: "vision"}, 5, nil, "module vision by header secret, peer uid 5", false},
-		{"a module, when it cannot be told", agent.Match{Module: "vision"}, agent.NoID, away, "module vision by header secret, peer unknown", false},
-		{"a unit", agent.Match{Unit: "a.service"}, 5, nil, "unit a.service by header secret, peer uid 5", false},
-		{"a group", agent.Match{GID: uidOf(7)}, 5, nil, "gid 7 by header secret, peer uid 5", false},
-		{"the user", agent.Match{UID: uidOf(5)}, 5, nil, "uid 5 by header secret, peer uid 5", false},
-		{"another user", agent.Match{UID: uidOf(5)}, 6, nil, "that uid 5 sent its header secret: uid 6 did", true},
-		{"root for a user", agent.Match{UID: uidOf(5)}, 0, nil, "uid 0 did", true},
-		{"a user, when it cannot be told", agent.Match{UID: uidOf(5)}, agent.NoID, away, "it is away", true},
+		{"a module, whoever asks", grants.Match{Module: "vision"}, 5, nil, "module vision by header secret, peer uid 5", false},
+		{"a module, when it cannot be told", grants.Match{Module: "vision"}, grants.NoID, away, "module vision by header secret, peer unknown", false},
+		{"a unit", grants.Match{Unit: "a.service"}, 5, nil, "unit a.service by header secret, peer uid 5", false},
+		{"a group", grants.Match{GID: uidOf(7)}, 5, nil, "gid 7 by header secret, peer uid 5", false},
+		{"the user", grants.Match{UID: uidOf(5)}, 5, nil, "uid 5 by header secret, peer uid 5", false},
+		{"another user", grants.Match{UID: uidOf(5)}, 6, nil, "that uid 5 sent its header secret: uid 6 did", true},
+		{"root for a user", grants.Match{UID: uidOf(5)}, 0, nil, "uid 0 did", true},
+		{"a user, when it cannot be told", grants.Match{UID: uidOf(5)}, grants.NoID, away, "it is away", true},
 	} {
 		c, err := CallerBySecret(row.subject, row.uid, row.unknown)
 		got := c.String()
@@ -92,7 +92,7 @@ func TestCallerBySecret(t *testing.T) {
 		if (err != nil) != row.denied || !strings.Contains(got, row.want) {
 			t.Errorf("%s: %q %v", row.name, got, err)
 		}
-		if row.subject.UID == nil && c.UID != agent.NoID {
+		if row.subject.UID == nil && c.UID != grants.NoID {
 			t.Errorf("%s: it has what uid %d was granted", row.name, c.UID)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // kernel is where the kernel is asked about peers and processes.
@@ -24,13 +24,13 @@ type kernel struct {
 	overflow     overflowIDs // whom the daemon's user namespace cannot tell apart
 }
 
-// overflowIDs is what the kernel shows in a user namespace for every user and group that has no number there; agent.NoID
+// overflowIDs is what the kernel shows in a user namespace for every user and group that has no number there; grants.NoID
 // outside of one. On the device itself the same numbers are nobody's and nogroup's.
 type overflowIDs struct{ uid, gid uint32 }
 
 // readOverflowIDs finds out how they look.
 func (k kernel) readOverflowIDs() overflowIDs {
-	s := overflowIDs{agent.NoID, agent.NoID}
+	s := overflowIDs{grants.NoID, grants.NoID}
 	for _, of := range []struct {
 		ids           *uint32
 		file, setting string
@@ -311,7 +311,7 @@ func (k kernel) checkCredentials(peer *unix.Ucred) error {
 	case peer.Pid <= 0:
 		// Seen from outside its pid namespace every peer has pid 0, and may look like root.
 		return errOutsidePidNamespace
-	case peer.Uid == agent.NoID || peer.Gid == agent.NoID:
+	case peer.Uid == grants.NoID || peer.Gid == grants.NoID:
 		return errors.New("the peer has no uid or gid")
 	case peer.Uid == k.overflow.uid || peer.Gid == k.overflow.gid:
 		return errOverflowID

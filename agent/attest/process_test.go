@@ -3,7 +3,7 @@ package attest
 import (
 	"os"
 	"path/filepath"
-	"perceptd/agent"
+	"perceptd/agent/grants"
 	"strings"
 	"testing"
 	"time"
@@ -165,10 +165,10 @@ func TestCheckCredentials(t *testing.T) {
 		{"outside the pid namespace, looking like root", "pid namespace", unix.Ucred{}},
 		{"outside the pid namespace", "pid namespace", unix.Ucred{Uid: 1000, Gid: 1000}},
 		{"a negative pid", "pid namespace", unix.Ucred{Uid: 1000, Gid: 1000, Pid: -1}},
-		{"no uid", "no uid", unix.Ucred{Uid: agent.NoID, Gid: 1000, Pid: 7}},
-		{"no gid", "no uid or gid", unix.Ucred{Uid: 1000, Gid: agent.NoID, Pid: 7}},
+		{"no uid", "no uid", unix.Ucred{Uid: grants.NoID, Gid: 1000, Pid: 7}},
+		{"no gid", "no uid or gid", unix.Ucred{Uid: 1000, Gid: grants.NoID, Pid: 7}},
 	} {
-		err := kernel{overflow: overflowIDs{agent.NoID, agent.NoID}}.checkCredentials(&row.peer)
+		err := kernel{overflow: overflowIDs{grants.NoID, grants.NoID}}.checkCredentials(&row.peer)
 		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s: error %v, want %q", row.name, err, row.want)
 		}
@@ -183,11 +183,11 @@ func TestOverflowIDs(t *testing.T) {
 		name, uids, gids, overflow string
 		want                       overflowIDs
 	}{
-		{"the device itself", whole, whole, "", overflowIDs{agent.NoID, agent.NoID}},
+		{"the device itself", whole, whole, "", overflowIDs{grants.NoID, grants.NoID}},
 		{"a user namespace", part, part, "", overflowIDs{65534, 65534}},
 		{"another overflow", part, part, "65533\n", overflowIDs{65533, 65533}},
 		{"no number", part, part, "many\n", overflowIDs{65534, 65534}},
-		{"groups alone", whole, part, "", overflowIDs{agent.NoID, 65534}},
+		{"groups alone", whole, part, "", overflowIDs{grants.NoID, 65534}},
 		{"maps that cannot be read", "", "", "", overflowIDs{65534, 65534}},
 	} {
 		proc := t.TempDir()

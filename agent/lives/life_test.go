@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
@@ -182,7 +183,7 @@ func (l *life) makeKeys() {
 	}
 }
 
-var identities = []agent.Identity{
+var identities = []grants.Identity{
 	{Name: "device", Default: true},
 	{Name: "vision", ClientID: "00000000-0000-0000-0000-000000000001"},
 	{Name: "speech", ClientID: "00000000-0000-0000-0000-000000000002"},
@@ -194,9 +195,9 @@ var uid = uint32(1000)
 
 func (l *life) rules() agent.Rules {
 	v := l.plan.device
-	r := agent.Rules{Identities: identities[:v.identities], Spread: v.spread}
+	r := agent.Rules{Rules: grants.Rules{Identities: identities[:v.identities]}, Spread: v.spread}
 	for i := range v.identities {
-		g := agent.Grant{Caller: agent.Match{UID: &uid}, Identity: identities[i].Name, Prefetch: v.prefetch}
+		g := grants.Grant{Caller: grants.Match{UID: &uid}, Identity: identities[i].Name, Prefetch: v.prefetch}
 		for _, k := range l.keys {
 			if k.identity == g.Identity {
 				g.Resources = append(g.Resources, k.Resource)
@@ -398,7 +399,7 @@ func (l *life) ask(k *key) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		began := time.Now()
-		answer, err := p.agent.Token(ctx, agent.Caller{UID: uid, GID: agent.NoID}, agent.Request{Resource: k.Resource, Identity: k.identity, MinTTL: 5 * time.Minute})
+		answer, err := p.agent.Token(ctx, grants.Caller{UID: uid, GID: grants.NoID}, agent.Request{Resource: k.Resource, Identity: k.identity, MinTTL: 5 * time.Minute})
 		refusal := new(agent.Error)
 		var onRecord []agent.NotedChange // by which it is withheld: some of them may have been read just now
 		if errors.As(err, &refusal) && refusal.Reason == agent.PermissionsRevoked {

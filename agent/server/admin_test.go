@@ -18,6 +18,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 	"perceptd/agent/source"
 	"perceptd/tokencache"
 )
@@ -30,9 +31,9 @@ func post(path, body string, lines ...string) string {
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	r := rules()
-	r.Grants = []agent.Grant{
-		{Caller: agent.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault}},
-		{Caller: agent.Match{Module: "vision"}, Identity: "device", Resources: []string{"https://broken"}},
+	r.Grants = []grants.Grant{
+		{Caller: grants.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault}},
+		{Caller: grants.Match{Module: "vision"}, Identity: "device", Resources: []string{"https://broken"}},
 	}
 	d := newDaemonWith(t, func(ctx context.Context, k tokencache.Key) (tokencache.Fetched, error) {
 		if k.Resource != vault {

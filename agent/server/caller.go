@@ -6,17 +6,17 @@ import (
 	"os"
 	"time"
 
-	"perceptd/agent"
 	"perceptd/agent/attest"
+	"perceptd/agent/grants"
 	"perceptd/agent/server/limit"
 )
 
 // presumedCaller returns what a connection's context shows of the caller without further look-ups, and whether it is
 // certain already that it cannot be proved.
-func presumedCaller(ctx context.Context) (who agent.Caller, isUnattested bool) {
+func presumedCaller(ctx context.Context) (who grants.Caller, isUnattested bool) {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
-		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, true
+		return grants.Caller{UID: grants.NoID, GID: grants.NoID}, true
 	}
 	who, err = proof.Unconfirmed()
 	return who, err != nil
@@ -24,10 +24,10 @@ func presumedCaller(ctx context.Context) (who agent.Caller, isUnattested bool) {
 
 // attestedCaller returns the caller that a connection's context proves. The error says why it could not be proved;
 // then the caller is what is known of it.
-func attestedCaller(ctx context.Context) (agent.Caller, error) {
+func attestedCaller(ctx context.Context) (grants.Caller, error) {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
-		return agent.Caller{UID: agent.NoID, GID: agent.NoID}, err
+		return grants.Caller{UID: grants.NoID, GID: grants.NoID}, err
 	}
 	return proof.Caller(ctx)
 }
@@ -36,7 +36,7 @@ func attestedCaller(ctx context.Context) (agent.Caller, error) {
 func sessionOwner(ctx context.Context) uint32 {
 	proof, err := attest.FromContext(ctx)
 	if err != nil {
-		return agent.NoID
+		return grants.NoID
 	}
 	return proof.Owner()
 }
@@ -54,7 +54,7 @@ func peerIn(ctx context.Context) peer {
 	if p, ok := ctx.Value(peerKey{}).(peer); ok {
 		return p
 	}
-	return peer{uid: agent.NoID, unknown: errNoPeer}
+	return peer{uid: grants.NoID, unknown: errNoPeer}
 }
 
 // withPeer looks up the user at the other end of c, and returns ctx with it.
@@ -65,8 +65,8 @@ func withPeer(ctx context.Context, c *limit.Conn) context.Context {
 }
 
 // caller is what is known of the peer before its secret is looked at.
-func (p peer) caller() agent.Caller {
-	return agent.Caller{UID: p.uid, GID: agent.NoID, Via: "loopback, " + attest.DescribeTCPPeer(p.uid, p.unknown)}
+func (p peer) caller() grants.Caller {
+	return grants.Caller{UID: p.uid, GID: grants.NoID, Via: "loopback, " + attest.DescribeTCPPeer(p.uid, p.unknown)}
 }
 
 // key is whom the peer's connections and requests count for: apart from those on the sockets, so that no user of this
@@ -76,28 +76,28 @@ func (p peer) key() limit.Key {
 }
 
 // isOwnProcess reports whether who is this very process, and not a different one of its user.
-func isOwnProcess(who agent.Caller) bool {
+func isOwnProcess(who grants.Caller) bool {
 	return int(who.PID) == os.Getpid() && int(who.UID) == os.Geteuid()
 }
 
 // isOwnConn reports whether a connection is this process's own, by which it checks that it answers. That is never one
 // too many.
 func isOwnConn(conn net.Conn) bool {
-	return isOwnProcess(agent.Caller{PID: attest.PeerPID(conn), UID: attest.PeerUID(conn)})
+	return isOwnProcess(grants.Caller{PID: attest.PeerPID(conn), UID: attest.PeerUID(conn)})
 }
 
-// keyOf returns whom a caller counts for. owner is the user in whose session or service manager it runs, agent.NoID
+// keyOf returns whom a caller counts for. owner is the user in whose session or service manager it runs, grants.NoID
 // where it runs in none: other users that a user can become, such as those of /etc/subuid, count for that user.
 //
 // On a module's socket every caller counts for the module: a process that takes a place there takes it from the
 // module alone. That includes callers that cannot be proved: their user says nothing, nor does a container's, whose
 // root can be any user.
-func keyOf(who *agent.Caller, owner uint32, isUnattested bool) limit.Key {
+func keyOf(who *grants.Caller, owner uint32, isUnattested bool) limit.Key {
 	uid := who.UID
 	if who.Nested { // then it says nothing, as in a container
-		uid = agent.NoID
+		uid = grants.NoID
 	}
-	if uid != 0 && owner != 0 && owner != agent.NoID {
+	if uid != 0 && owner != 0 && owner != grants.NoID {
 		uid = owner
 	}
 	switch {

@@ -23,6 +23,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -64,19 +65,19 @@ func fetchError(err error) fetchFunc {
 // rules grant this process, and module vision, what the tests ask for.
 func rules() agent.Rules {
 	me := uint32(os.Getuid())
-	return agent.Rules{
-		Identities: []agent.Identity{
+	return agent.Rules{Rules: grants.Rules{
+		Identities: []grants.Identity{
 			{Name: "device", Default: true},
 			{Name: "vision", ClientID: visionID, ObjectID: objectID, ResourceID: armID},
 			{Name: "camera", ClientID: "00000000-0000-0000-0000-000000000002"},
 		},
-		Grants: []agent.Grant{
-			{Caller: agent.Match{UID: &me}, Identity: "device", Resources: []string{vault, "https://device.only"}},
-			{Caller: agent.Match{UID: &me}, Identity: "vision", Resources: []string{vault, "https://two.choices"}},
-			{Caller: agent.Match{UID: &me}, Identity: "camera", Resources: []string{"https://two.choices"}},
-			{Caller: agent.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault, "https://module.only"}},
+		Grants: []grants.Grant{
+			{Caller: grants.Match{UID: &me}, Identity: "device", Resources: []string{vault, "https://device.only"}},
+			{Caller: grants.Match{UID: &me}, Identity: "vision", Resources: []string{vault, "https://two.choices"}},
+			{Caller: grants.Match{UID: &me}, Identity: "camera", Resources: []string{"https://two.choices"}},
+			{Caller: grants.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault, "https://module.only"}},
 		},
-	}
+	}}
 }
 
 // logged keeps every line written, for a look at what must not be there.

@@ -10,6 +10,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/grants"
 )
 
 // whoAmI answers GET /v1/whoami, also to a caller that could not be proved: this path says why.
@@ -23,7 +24,7 @@ func (s *Server) whoAmI(req *request) *apiError {
 		req.body = encode(answer)
 		return nil
 	}
-	for _, g := range s.Agent.Holdings(req.caller) {
+	for _, g := range s.Agent.GrantsFor(req.caller) {
 		grant := grantOf(&g)
 		grant.Place = "" // where the administrator's files are is not for callers
 		answer.Grants = append(answer.Grants, grant)
@@ -40,9 +41,9 @@ func unattestedOf(err error) *api.Unproved {
 	return &api.Unproved{What: err.Error()}
 }
 
-func callerOf(c *agent.Caller) api.Caller {
+func callerOf(c *grants.Caller) api.Caller {
 	caller := api.Caller{Module: c.Module, Unit: c.Unit, Groups: emptyIfNil(c.Groups), PID: c.PID, Nested: c.Nested}
-	if c.UID != agent.NoID {
+	if c.UID != grants.NoID {
 		caller.UID, caller.GID = &c.UID, &c.GID
 	}
 	if c.Container != nil {
@@ -63,7 +64,7 @@ func callerOf(c *agent.Caller) api.Caller {
 	return caller
 }
 
-func grantOf(g *agent.GrantRef) api.Grant {
+func grantOf(g *grants.Ref) api.Grant {
 	return api.Grant{
 		Number: g.Index + 1, Place: g.Place, Caller: g.Caller.String(),
 		Identity: g.Identity, Resources: emptyIfNil(g.Resources), Prefetch: g.Prefetch,
@@ -92,22 +93,22 @@ func (s *Server) checkGrants(req *request) *apiError {
 	if e != nil {
 		return e
 	}
-	d := s.Agent.Decide(who, request)
-	if d.Err != nil && d.Err.Reason == agent.BadResource {
-		return errorOf(d.Err)
+	d, refusal := s.Agent.Decide(who, request)
+	if refusal != nil && refusal.Reason == agent.BadResource {
+		return errorOf(refusal)
 	}
 	answer := api.Decision{Allowed: d.Allowed, Identity: d.Identity, Reason: d.Reason, Considered: []api.ConsideredGrant{}}
-	if d.Err != nil {
-		answer.Code = answerOf[d.Err.Reason].code
+	if refusal != nil {
+		answer.Code = answerOf[refusal.Reason].code
 	}
 	if d.Grant != nil {
 		g := grantOf(d.Grant)
 		answer.Grant = &g
 	}
-	for i := range d.Considered {
-		c := &d.Considered[i]
+	for i := range d.Evaluations {
+		e := &d.Evaluations[i]
 		answer.Considered = append(answer.Considered,
-			api.ConsideredGrant{Grant: grantOf(&c.GrantRef), Decides: c.Decides, Why: c.Why})
+			api.ConsideredGrant{Grant: grantOf(&e.Ref), Decides: e.Decides, Why: e.Why})
 	}
 	req.body = encode(answer)
 	return nil
@@ -115,12 +116,12 @@ func (s *Server) checkGrants(req *request) *apiError {
 
 // readCheck reads the parameters of GET /v1/grants/check. A service has a user and groups as well, so that
 // unit, uid and gid may stand together, and a module's container has an image.
-func readCheck(q *query) (agent.Caller, agent.Request, *apiError) {
-	who := agent.Caller{UID: agent.NoID, GID: agent.NoID}
-	var request agent.Request
-	var known []agent.Match
-	fail := func(detail string) (agent.Caller, agent.Request, *apiError) {
-		return agent.Caller{}, agent.Request{}, badRequest(detail)
+func readCheck(q *query) (grants.Caller, grants.Request, *apiError) {
+	who := grants.Caller{UID: grants.NoID, GID: grants.NoID}
+	var request grants.Request
+	var known []grants.Match
+	fail := func(detail string) (grants.Caller, grants.Request, *apiError) {
+		return grants.Caller{}, grants.Request{}, badRequest(detail)
 	}
 	for _, p := range q.list[:q.count] {
 		switch p.name {
@@ -130,20 +131,20 @@ func readCheck(q *query) (agent.Caller, agent.Request, *apiError) {
 			request.Identity = p.value
 		case "module":
 			who.Module = p.value
-			known = append(known, agent.Match{Module: p.value})
+			known = append(known, grants.Match{Module: p.value})
 		case "unit":
-			who.Unit = agent.UnitName(p.value)
-			known = append(known, agent.Match{Unit: who.Unit})
+			who.Unit = grants.UnitName(p.value)
+			known = append(known, grants.Match{Unit: who.Unit})
 		case "container_image":
-			who.Container = &agent.Container{Name: "of image " + p.value, Digest: p.value, RepoDigests: []string{p.value}}
-			known = append(known, agent.Match{Image: p.value})
+			who.Container = &grants.Container{Name: "of image " + p.value, Digest: p.value, RepoDigests: []string{p.value}}
+			known = append(known, grants.Match{Image: p.value})
 		case "uid":
 			id, ok := parseID(p.value)
 			if !ok {
 				return fail(fmt.Sprintf("uid is %q: it must be a number", p.value))
 			}
 			who.UID = id
-			known = append(known, agent.Match{UID: &id})
+			known = append(known, grants.Match{UID: &id})
 		case "gid": // its own, and then the others
 			for i, one := range strings.Split(p.value, ",") {
 				id, ok := parseID(one)
@@ -155,7 +156,7 @@ func readCheck(q *query) (agent.Caller, agent.Request, *apiError) {
 				} else {
 					who.Groups = append(who.Groups, id)
 				}
-				known = append(known, agent.Match{GID: &id})
+				known = append(known, grants.Match{GID: &id})
 			}
 		default:
 			return fail(fmt.Sprintf("query parameter %q is not known here: "+
@@ -168,7 +169,7 @@ func readCheck(q *query) (agent.Caller, agent.Request, *apiError) {
 		}
 	}
 	inside := who.Module != "" || who.Container != nil
-	outside := who.Unit != "" || who.UID != agent.NoID || who.GID != agent.NoID
+	outside := who.Unit != "" || who.UID != grants.NoID || who.GID != grants.NoID
 	switch {
 	case len(known) == 0:
 		return fail("nothing says who would be calling: give module, unit, container_image, uid or gid")
@@ -182,5 +183,5 @@ func readCheck(q *query) (agent.Caller, agent.Request, *apiError) {
 // parseID reads a uid or gid.
 func parseID(text string) (uint32, bool) {
 	id, err := strconv.ParseUint(text, 10, 32)
-	return uint32(id), err == nil && uint32(id) != agent.NoID
+	return uint32(id), err == nil && uint32(id) != grants.NoID
 }

@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 )
 
 func TestWhoAmI(t *testing.T) {
@@ -70,7 +70,7 @@ func TestWhoAmIOfTheUnproved(t *testing.T) {
 
 func TestCallerOfAContainer(t *testing.T) {
 	t.Parallel()
-	got := callerOf(&agent.Caller{UID: 0, GID: 0, PID: 3, Container: &agent.Container{ID: "1f", Name: "cam", Image: "cam:2", Digest: "sha256:0", EdgeModule: "cam"}})
+	got := callerOf(&grants.Caller{UID: 0, GID: 0, PID: 3, Container: &grants.Container{ID: "1f", Name: "cam", Image: "cam:2", Digest: "sha256:0", EdgeModule: "cam"}})
 	if got.User != "" || got.Group != "" || got.Groups == nil || got.Container.EdgeModule != "cam" || got.Container.Image != "cam:2" {
 		t.Errorf("%+v", got)
 	}
@@ -98,10 +98,10 @@ func TestGrantsAreChecked(t *testing.T) {
 	t.Parallel()
 	r := rules()
 	r.Grants = append(r.Grants,
-		agent.Grant{Caller: agent.Match{Unit: "cam.service"}, Identity: "camera", Resources: []string{vault}},
-		agent.Grant{Caller: agent.Match{Image: "cam@sha256:" + strings.Repeat("0a", 32)}, Identity: "camera", Resources: []string{vault}})
+		grants.Grant{Caller: grants.Match{Unit: "cam.service"}, Identity: "camera", Resources: []string{vault}},
+		grants.Grant{Caller: grants.Match{Image: "cam@sha256:" + strings.Repeat("0a", 32)}, Identity: "camera", Resources: []string{vault}})
 	gid := uint32(44)
-	r.Grants = append(r.Grants, agent.Grant{Caller: agent.Match{GID: &gid}, Identity: "device", Resources: []string{vault}})
+	r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{GID: &gid}, Identity: "device", Resources: []string{vault}})
 	d := newDaemonWith(t, fetchDay, r)
 	admin := d.admin()
 	for _, row := range []struct {

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/grants"
 )
 
 // handler is the HTTP handler of one listener: it does every check that all paths share.
@@ -144,7 +144,7 @@ func (h *handler) checkCaller(req *request, to *route) *apiError {
 
 // refuseUnattested records a caller that could not be proved, and returns its answer. known is what is known of it. A
 // caller that can be proved by asking again is not denied, and so not recorded.
-func (h *handler) refuseUnattested(known agent.Caller, err error) *apiError {
+func (h *handler) refuseUnattested(known grants.Caller, err error) *apiError {
 	var why *attest.Error
 	if errors.As(err, &why) && why.Retryable {
 		return &apiError{

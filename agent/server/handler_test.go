@@ -15,10 +15,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
 	"perceptd/agent/client"
+	"perceptd/agent/grants"
 	"perceptd/agent/server/limit"
 	"perceptd/tokencache"
 )
@@ -195,7 +195,7 @@ func TestForeignHeadersAreRefused(t *testing.T) {
 	d := newDaemon(t, fetchDay)
 	token, module, admin := d.tokens(""), d.tokens("vision"), d.admin()
 	at, secrets := d.loopbackListener()
-	right := secretLine(secrets.Header(agent.Match{Module: "vision"}))
+	right := secretLine(secrets.Header(grants.Match{Module: "vision"}))
 	for _, line := range foreignLines {
 		for _, to := range []struct{ name, socket, text string }{
 			{"IMDS", token, get(imdsVault, metadata, line)},

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 	"perceptd/agent/server/limit"
 	"perceptd/tokencache"
 )
@@ -33,7 +33,7 @@ func (d *daemon) kept(socket, text string) (net.Conn, reply) {
 // The daemon knows itself, and nobody else by looking like it.
 func TestDaemonKnowsItself(t *testing.T) {
 	t.Parallel()
-	me := agent.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
+	me := grants.Caller{UID: uint32(os.Geteuid()), PID: int32(os.Getpid())}
 	sibling, impostor := me, me
 	sibling.PID++
 	impostor.UID++
@@ -96,7 +96,7 @@ func TestTooManyConnections(t *testing.T) {
 		t.Errorf("on a module's socket: %+v", got)
 	}
 	<-changed
-	me := keyOf(&agent.Caller{UID: uint32(os.Getuid())}, agent.NoID, false).String()
+	me := keyOf(&grants.Caller{UID: uint32(os.Getuid())}, grants.NoID, false).String()
 	status := decoded[api.Status](t, send(t, d.admin(), get(api.PathStatus)).body)
 	if i := slices.IndexFunc(status.Trouble, func(s string) bool { return strings.Contains(s, "are turned away") }); i < 0 || !strings.Contains(status.Trouble[i], "holds 2") {
 		t.Errorf("trouble: %q", status.Trouble)
@@ -291,7 +291,7 @@ func TestLoopbackHundredAtOnce(t *testing.T) {
 	d.Limits = Limits{Place: time.Hour, Answer: time.Hour}
 	at, secrets := d.loopbackListener()
 	conns := d.quotas().loopback
-	text := asks(appVault, at, "Connection: close", secretLine(secrets.Header(agent.Match{Module: "vision"})))
+	text := asks(appVault, at, "Connection: close", secretLine(secrets.Header(grants.Match{Module: "vision"})))
 	all := d.openConns(t, "tcp", at, text, conns, 100)
 	if waits := conns.Usage().Waiting; waits != 36 {
 		t.Errorf("%d wait", waits)
@@ -334,7 +334,7 @@ func TestLoopbackCrowd(t *testing.T) {
 	})
 	d.Limits = Limits{LoopbackPerUser: 2, Place: time.Hour, Answer: time.Hour}
 	at, secrets := d.loopbackListener()
-	text := asks(appVault, at, secretLine(secrets.Header(agent.Match{Module: "vision"})))
+	text := asks(appVault, at, secretLine(secrets.Header(grants.Match{Module: "vision"})))
 	held := d.openConns(t, "tcp", at, text, d.quotas().loopback, 2)
 	conn, err := net.Dial("tcp", at)
 	if err != nil {
@@ -404,7 +404,7 @@ func TestLoopbackCallsAtOnce(t *testing.T) {
 	})
 	d.Limits = Limits{Place: 1 << 40, Answer: 1 << 40}
 	at, secrets := d.loopbackListener()
-	text := asks(appVault, at, "Connection: close", secretLine(secrets.Header(agent.Match{Module: "vision"})))
+	text := asks(appVault, at, "Connection: close", secretLine(secrets.Header(grants.Match{Module: "vision"})))
 	var all []net.Conn
 	for range calls {
 		conn, err := net.Dial("tcp", at)

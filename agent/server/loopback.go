@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"strings"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/grants"
 )
 
 var (
@@ -74,10 +74,10 @@ func (s *Server) loopbackToken(req *request) *apiError {
 }
 
 // subjectOf returns the subject of the grants whose secret a header has.
-func (s *Server) subjectOf(header string) (agent.Match, bool) {
+func (s *Server) subjectOf(header string) (grants.Match, bool) {
 	at, secrets := s.loopbackNow()
 	if !at.IsValid() {
-		return agent.Match{}, false // it was just closed
+		return grants.Match{}, false // it was just closed
 	}
 	return secrets.Subject(header)
 }
@@ -97,7 +97,7 @@ func (s *Server) loopback(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	holdings := s.Agent.Holdings(req.caller)
+	holdings := s.Agent.GrantsFor(req.caller)
 	if len(holdings) == 0 {
 		return &apiError{
 			status: http.StatusForbidden, code: api.CodeNotGranted,
@@ -127,7 +127,7 @@ func (s *Server) loopbackOf(req *request) *apiError {
 	case request.Resource != "" || request.Identity != "":
 		return badRequest("resource and identity are not asked for here: a grant's variables serve for all that it names")
 	}
-	holdings := s.Agent.Holdings(who)
+	holdings := s.Agent.GrantsFor(who)
 	if len(holdings) == 0 {
 		return &apiError{
 			status: http.StatusForbidden, code: api.CodeNotGranted, detail: "no [[grant]] is for " + who.String(),
@@ -137,7 +137,7 @@ func (s *Server) loopbackOf(req *request) *apiError {
 }
 
 // answerLoopback answers with the variables of a grant's subject, and logs which caller got them.
-func (s *Server) answerLoopback(req *request, of agent.Match) *apiError {
+func (s *Server) answerLoopback(req *request, of grants.Match) *apiError {
 	at, secrets := s.loopbackNow()
 	if !at.IsValid() {
 		return &apiError{

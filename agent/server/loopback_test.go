@@ -16,6 +16,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -75,8 +76,8 @@ func TestLoopbackKnowsCallersByTheirSecret(t *testing.T) {
 	d := newDaemon(t, fetchDay)
 	at, secrets := d.loopbackListener()
 	me := uint32(os.Getuid())
-	vision := secretLine(secrets.Header(agent.Match{Module: "vision"}))
-	mine := secretLine(secrets.Header(agent.Match{UID: &me}))
+	vision := secretLine(secrets.Header(grants.Match{Module: "vision"}))
+	mine := secretLine(secrets.Header(grants.Match{UID: &me}))
 	const only = "/msi/token?api-version=2019-08-01&resource=https://"
 	for _, row := range []struct {
 		name, target, line string
@@ -120,7 +121,7 @@ func TestLoopbackOfIPv6(t *testing.T) {
 	d := newDaemon(t, fetchDay)
 	at, secrets := d.loopbackOn(l)
 	me := uint32(os.Getuid())
-	mine := secretLine(secrets.Header(agent.Match{UID: &me}))
+	mine := secretLine(secrets.Header(grants.Match{UID: &me}))
 	for host, status := range map[string]int{at: 200, strings.Replace(at, "[::1]", "localhost", 1): 200, "[::1]": 403, "[::2]" + at[5:]: 403} {
 		if got := sendTCP(t, at, asks(appVault, host, mine)); got.status != status {
 			t.Errorf("%s: %+v", host, got)
@@ -134,9 +135,9 @@ func TestLoopbackAttacks(t *testing.T) {
 	d := newDaemon(t, fetchDay)
 	at, secrets := d.loopbackListener()
 	_, port, _ := net.SplitHostPort(at)
-	secret := secrets.Header(agent.Match{Module: "vision"})
+	secret := secrets.Header(grants.Match{Module: "vision"})
 	right := secretLine(secret)
-	away := agent.Match{Module: "no-grant-names-it"}
+	away := grants.Match{Module: "no-grant-names-it"}
 	const versions = "?api-version=2019-08-01&resource=https%3A%2F%2Fvault.azure.net"
 	for _, row := range []struct {
 		name, text string
@@ -208,10 +209,10 @@ func TestLoopbackSecondFactor(t *testing.T) {
 	t.Parallel()
 	other := uint32(os.Getuid()) + 1
 	r := rules()
-	r.Grants = append(r.Grants, agent.Grant{Caller: agent.Match{UID: &other}, Identity: "device", Resources: []string{vault}})
+	r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{UID: &other}, Identity: "device", Resources: []string{vault}})
 	d := newDaemonWith(t, fetchDay, r)
 	at, secrets := d.loopbackListener()
-	text := asks(appVault, at, secretLine(secrets.Header(agent.Match{UID: &other})))
+	text := asks(appVault, at, secretLine(secrets.Header(grants.Match{UID: &other})))
 	want := fmt.Sprintf("that uid %d sent its header secret: uid %d did", other, os.Getuid())
 	if got := sendTCP(t, at, text); got.status != 403 || got.field(t, "code") != string(api.CodeUnknownCaller) || !strings.Contains(got.body, want) {
 		t.Errorf("%+v", got)
@@ -223,9 +224,9 @@ func TestLoopbackSecondFactor(t *testing.T) {
 	blind.Callers = attest.New(attest.Options{Proc: t.TempDir()}) // a table without anybody
 	at, secrets = blind.loopbackListener()
 	for _, row := range []struct {
-		of     agent.Match
+		of     grants.Match
 		status int
-	}{{agent.Match{UID: &other}, 403}, {agent.Match{Module: "vision"}, 200}} {
+	}{{grants.Match{UID: &other}, 403}, {grants.Match{Module: "vision"}, 200}} {
 		if got := sendTCP(t, at, asks(appVault, at, secretLine(secrets.Header(row.of)))); got.status != row.status {
 			t.Errorf("%v, whose user cannot be seen: %+v", row.of, got)
 		}
@@ -240,7 +241,7 @@ func TestLoopbackSecretEnds(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
 	at, secrets := d.loopbackListener()
-	text := asks(appVault, at, secretLine(secrets.Header(agent.Match{Module: "vision"})))
+	text := asks(appVault, at, secretLine(secrets.Header(grants.Match{Module: "vision"})))
 	conn, err := net.Dial("tcp", at)
 	if err != nil {
 		t.Fatal(err)
@@ -303,20 +304,20 @@ func TestLoopbackVariables(t *testing.T) {
 	at, secrets := d.loopbackListener()
 	for _, row := range []struct {
 		name, socket, target string
-		of                   agent.Match
+		of                   grants.Match
 		status               int
 		code                 api.Code
 	}{
-		{"the user", open, api.PathLoopback, agent.Match{UID: &me}, 200, ""},
-		{"the module", module, api.PathLoopback, agent.Match{Module: "vision"}, 200, ""},
-		{"another, on a token socket", open, api.PathLoopback + "?module=vision", agent.Match{}, 400, api.CodeBadRequest},
-		{"nobody's grant", d.tokens("stranger"), api.PathLoopback, agent.Match{}, 403, api.CodeNotGranted},
-		{"the administrator", admin, api.PathLoopback + "?module=vision", agent.Match{Module: "vision"}, 200, ""},
-		{"the administrator, for a user", admin, fmt.Sprintf("%s?uid=%d", api.PathLoopback, me), agent.Match{UID: &me}, 200, ""},
-		{"the administrator, for nobody", admin, api.PathLoopback, agent.Match{}, 400, api.CodeBadRequest},
-		{"the administrator, without a grant", admin, api.PathLoopback + "?module=speech", agent.Match{}, 403, api.CodeNotGranted},
-		{"the administrator, for a resource", admin, api.PathLoopback + "?module=vision&resource=" + vault, agent.Match{}, 400, api.CodeBadRequest},
-		{"the administrator, broken", admin, api.PathLoopback + "?module=%", agent.Match{}, 400, api.CodeBadRequest},
+		{"the user", open, api.PathLoopback, grants.Match{UID: &me}, 200, ""},
+		{"the module", module, api.PathLoopback, grants.Match{Module: "vision"}, 200, ""},
+		{"another, on a token socket", open, api.PathLoopback + "?module=vision", grants.Match{}, 400, api.CodeBadRequest},
+		{"nobody's grant", d.tokens("stranger"), api.PathLoopback, grants.Match{}, 403, api.CodeNotGranted},
+		{"the administrator", admin, api.PathLoopback + "?module=vision", grants.Match{Module: "vision"}, 200, ""},
+		{"the administrator, for a user", admin, fmt.Sprintf("%s?uid=%d", api.PathLoopback, me), grants.Match{UID: &me}, 200, ""},
+		{"the administrator, for nobody", admin, api.PathLoopback, grants.Match{}, 400, api.CodeBadRequest},
+		{"the administrator, without a grant", admin, api.PathLoopback + "?module=speech", grants.Match{}, 403, api.CodeNotGranted},
+		{"the administrator, for a resource", admin, api.PathLoopback + "?module=vision&resource=" + vault, grants.Match{}, 400, api.CodeBadRequest},
+		{"the administrator, broken", admin, api.PathLoopback + "?module=%", grants.Match{}, 400, api.CodeBadRequest},
 	} {
 		got := send(t, row.socket, get(row.target))
 		if got.status != row.status {
@@ -347,7 +348,7 @@ func TestLoopbackWaits(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchError(&tokencache.FetchError{Kind: tokencache.Unreachable}))
 	at, secrets := d.loopbackListener()
-	got := sendTCP(t, at, asks(appVault, at, secretLine(secrets.Header(agent.Match{Module: "vision"}))))
+	got := sendTCP(t, at, asks(appVault, at, secretLine(secrets.Header(grants.Match{Module: "vision"}))))
 	if got.status != 503 || got.header.Get("Retry-After") != "2" {
 		t.Errorf("%+v", got)
 	}

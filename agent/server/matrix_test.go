@@ -25,6 +25,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 	"perceptd/agent/source"
 	"perceptd/tokencache"
 )
@@ -278,10 +279,10 @@ func newBed(t *testing.T, from *source.ManagedIdentity, backEnd *sickBackEnd, re
 	me, begun := uint32(os.Getuid()), time.Now()
 	b.daemon = newDaemonOf(t, agent.Options{
 		Fetch: from.Fetch,
-		Rules: agent.Rules{
-			Identities: []agent.Identity{{Name: "device", Default: true}},
-			Grants:     []agent.Grant{{Caller: agent.Match{UID: &me}, Identity: "device", Resources: []string{resource}}},
-		},
+		Rules: agent.Rules{Rules: grants.Rules{
+			Identities: []grants.Identity{{Name: "device", Default: true}},
+			Grants:     []grants.Grant{{Caller: grants.Match{UID: &me}, Identity: "device", Resources: []string{resource}}},
+		}},
 		Clock: tokencache.Clock{
 			Wall:         time.Now, // the back end's
 			Boot:         func() time.Duration { return time.Since(begun) + time.Hour + time.Duration(b.ahead.Load()) },

@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -144,7 +145,7 @@ func TestEveryCauseHasAWord(t *testing.T) {
 	if len(seen) != len(causeOf) || seen[""] {
 		t.Errorf("%v", seen)
 	}
-	empty := adviceOf(agent.Advice{Identity: &agent.Identity{Name: "device"}}, vault)
+	empty := adviceOf(agent.Advice{Identity: &grants.Identity{Name: "device"}}, vault)
 	if want := (api.Advice{Identity: "device", Resource: vault, Findings: []api.Finding{}}); !reflect.DeepEqual(empty, want) {
 		t.Errorf("%+v", empty)
 	}

@@ -14,15 +14,15 @@ import (
 	"sync"
 	"time"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 	"perceptd/agent/server/limit"
 )
 
 // request is one request and the answer to it.
 type request struct {
 	ctx    *lazyDeadline // ends when the answer is due or the caller has gone
-	caller agent.Caller
+	caller grants.Caller
 	conn   *limit.Conn
 
 	unattested error // why the caller could not be proved; then caller is what is known of it

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/agent/simulator"
 	"perceptd/agent/source"
 	"perceptd/tokencache"
@@ -198,10 +199,10 @@ func overRollovers(t *testing.T, form simulator.Form, endpoint source.Endpoint, 
 			}
 			return f, err
 		},
-		Rules: agent.Rules{
-			Identities: []agent.Identity{{Name: "device", Default: true}},
-			Grants:     []agent.Grant{{Caller: agent.Match{UID: &me}, Identity: "device", Resources: []string{vault}}},
-		},
+		Rules: agent.Rules{Rules: grants.Rules{
+			Identities: []grants.Identity{{Name: "device", Default: true}},
+			Grants:     []grants.Grant{{Caller: grants.Match{UID: &me}, Identity: "device", Resources: []string{vault}}},
+		}},
 		Clock: tokencache.Clock{Wall: clock.wall, Boot: clock.boot, Timer: clock.timer, Synchronised: isKnown},
 	})
 	var all sync.WaitGroup
@@ -211,7 +212,7 @@ func overRollovers(t *testing.T, form simulator.Form, endpoint source.Endpoint, 
 		asked := clock.boot()
 		all.Go(func() {
 			defer waiting.Add(-1)
-			got, err := d.Agent.Token(t.Context(), agent.Caller{UID: me}, agent.Request{Resource: vault, MinTTL: sdkLife})
+			got, err := d.Agent.Token(t.Context(), grants.Caller{UID: me}, agent.Request{Resource: vault, MinTTL: sdkLife})
 			if err != nil || got.Left <= 0 {
 				t.Errorf("a request after %v: %v", asked, err)
 			}

@@ -18,6 +18,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/grants"
 	"perceptd/agent/server/limit"
 	"perceptd/tokencache"
 )
@@ -100,7 +101,7 @@ func TestV1Body(t *testing.T) {
 
 func TestV1LeavesOutAnUnknownClientID(t *testing.T) {
 	t.Parallel()
-	a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &agent.Identity{Name: "device"}}
+	a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &grants.Identity{Name: "device"}}
 	a.Left, a.RefreshIn = -time.Second, -time.Second
 	got := decoded[api.Token](t, string(appendV1(nil, &a, "r", noon)))
 	if got.ClientID != "" || got.ExpiresIn != 0 || got.RefreshIn != 0 {
@@ -354,7 +355,7 @@ func checkSDKError(t *testing.T, name string, got reply, code, text string) {
 func TestLessLifeThanAnHourIsTold(t *testing.T) {
 	t.Parallel()
 	asked := sdkRequest{resource: "r"}
-	a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &agent.Identity{}, Advertise: 90*time.Second + 999*time.Millisecond}
+	a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &grants.Identity{}, Advertise: 90*time.Second + 999*time.Millisecond}
 	a.Token.Text = tokencache.NewSecret(`a "quoted" text`)
 	got := string(appendSDK(nil, &a, asked, time.Unix(1000, 999)))
 	const want = `{"access_token":"a \u0022quoted\u0022 text","expires_in":"90","expires_on":"1090","resource":"r","token_type":"Bearer"}`
@@ -386,7 +387,7 @@ func TestNotBeforeIsNeverToCome(t *testing.T) {
 		{"clock years behind", noon.AddDate(-5, 0, 0), issued, noon.AddDate(-5, 0, 0)},
 		{"clock years behind, by the claims", noon.AddDate(-5, 0, 0), time.Time{}, noon.AddDate(-5, 0, 0)},
 	} {
-		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{NotBefore: test.from}}, Identity: &agent.Identity{}, Advertise: time.Hour}
+		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{NotBefore: test.from}}, Identity: &grants.Identity{}, Advertise: time.Hour}
 		a.Token.Claims.NotBefore = issued
 		var got map[string]string
 		if err := json.Unmarshal(appendSDK(nil, &a, sdkRequest{resource: "r"}, test.now), &got); err != nil {
@@ -403,7 +404,7 @@ func FuzzSDKEcho(f *testing.F) {
 	f.Add("https://vault.azure.net", "client")
 	f.Add("\"\\\x00\n", "</script>")
 	f.Fuzz(func(t *testing.T, resource, id string) {
-		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &agent.Identity{}, Advertise: time.Hour}
+		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &grants.Identity{}, Advertise: time.Hour}
 		asked := sdkRequest{resource: strings.ToValidUTF8(resource, ""), selector: parameter{"msi_res_id", strings.ToValidUTF8(id, "")}}
 		body := appendSDK(nil, &a, asked, noon)
 		var got map[string]string

@@ -11,6 +11,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 	"perceptd/agent/server/limit"
 )
 
@@ -67,7 +68,7 @@ func readWatch(q *query) (request agent.Request, e *apiError) {
 type watcher struct {
 	agent         *agent.Agent
 	ctx           context.Context // ends when the caller has gone
-	caller        agent.Caller
+	caller        grants.Caller
 	request       agent.Request
 	stopping      <-chan struct{} // closed when the daemon goes down
 	aliveInterval time.Duration   // between two signs of life

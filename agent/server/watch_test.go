@@ -17,6 +17,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
@@ -140,7 +141,7 @@ func TestWatchTellsEveryChange(t *testing.T) {
 	if !reflect.DeepEqual(again, current) {
 		t.Errorf("after withdrawing: %+v, want %+v", again, current)
 	}
-	if _, err := d.Agent.Apply(agent.Rules{Identities: rules().Identities}); err != nil {
+	if _, err := d.Agent.Apply(agent.Rules{Rules: grants.Rules{Identities: rules().Identities}}); err != nil {
 		t.Fatal(err)
 	}
 	w.ends("no [[grant]] lets uid ")
@@ -307,7 +308,7 @@ func TestWatchEndsWithTheGrant(t *testing.T) {
 		r := rules()
 		r.Grants[0].Resources = []string{"https://device.only"}
 		r.Grants[1].Resources = []string{"https://two.choices"}
-		r.Grants = append(r.Grants, agent.Grant{Caller: agent.Match{Module: "other"}, Identity: "device", Resources: []string{vault}})
+		r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{Module: "other"}, Identity: "device", Resources: []string{vault}})
 		if _, err := b.agent.Apply(r); err != nil {
 			b.t.Fatal(err)
 		}
@@ -407,7 +408,7 @@ func TestWatchCollapsesChanges(t *testing.T) {
 			b.t.Fatalf("%d events:\n%s%s", n, first, text)
 		}
 		_, last, _ := strings.Cut(text, "\n\n")
-		held, _, err := b.agent.Look(agent.Caller{UID: uint32(os.Getuid()), PID: 1}, agent.Request{Resource: vault})
+		held, _, err := b.agent.Look(grants.Caller{UID: uint32(os.Getuid()), PID: 1}, agent.Request{Resource: vault})
 		if event := readEvent(b.t, last, api.EventToken, 3); err != nil || event.SHA256 != held.SHA256 {
 			b.t.Errorf("the last event is not of the token held: %+v (%v)", event, err)
 		}

@@ -12,9 +12,9 @@ import (
 
 	"go.uber.org/zap"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/grants"
 	"perceptd/agent/server"
 	"perceptd/agent/store"
 )
@@ -41,7 +41,7 @@ type loopback struct {
 const reopenInterval = 2 * time.Second
 
 // set puts an address, or none, and the grants in force.
-func (b *loopback) set(at netip.AddrPort, grants []agent.GrantRef) {
+func (b *loopback) set(at netip.AddrPort, grants []grants.Ref) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if at.IsValid() && b.secrets == nil {

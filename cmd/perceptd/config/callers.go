@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // What a module has to be for its tokens.
@@ -82,10 +82,10 @@ type grantCaller struct {
 }
 
 // match returns whom a grant is for. Of several names the rules say that one is right.
-func (g grantCaller) match() (agent.Match, error) {
-	m := agent.Match{Module: g.Module, Image: g.ContainerImage, UID: g.UID, User: g.User, GID: g.GID, Group: g.Group}
+func (g grantCaller) match() (grants.Match, error) {
+	m := grants.Match{Module: g.Module, Image: g.ContainerImage, UID: g.UID, User: g.User, GID: g.GID, Group: g.Group}
 	if g.Unit != "" {
-		m.Unit = agent.UnitName(g.Unit)
+		m.Unit = grants.UnitName(g.Unit)
 	}
 	var faults []error
 	if g.User != "" {
@@ -106,7 +106,7 @@ func twice(number *uint32) error {
 	if number == nil {
 		return nil
 	}
-	return agent.Match{}.Check()
+	return grants.Match{}.Check()
 }
 
 // take adds what a document says of callers. where has all documents so far, this one included.
@@ -145,7 +145,7 @@ func (c *Callers) module(name string) (module, bool) {
 var validContainer = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
 func (m module) validate() error {
-	if err := (agent.Match{Module: m.name}).Check(); err != nil || m.name == "" {
+	if err := (grants.Match{Module: m.name}).Check(); err != nil || m.name == "" {
 		return fmt.Errorf("module name %q: letters, digits, dot, dash and underscore, at most 63", m.name)
 	}
 	switch {

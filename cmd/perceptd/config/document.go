@@ -10,7 +10,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // document is one configuration file as it is written. Pointers tell a missing key from a zero.
@@ -147,7 +147,7 @@ func (c *Config) take(doc document, where *positions) error {
 		c.Rules.Spread = cmp.Or(c.Rules.Spread, noSpread)
 	}
 	for _, identity := range doc.Identity {
-		c.Rules.Identities = append(c.Rules.Identities, agent.Identity(identity))
+		c.Rules.Identities = append(c.Rules.Identities, grants.Identity(identity))
 	}
 	c.Source.take(doc.Source)
 	c.Loopback.take(doc.Loopback)
@@ -157,7 +157,7 @@ func (c *Config) take(doc document, where *positions) error {
 		place := where.table("grant", len(c.Rules.Grants))
 		match, err := grant.Caller.match()
 		faults = append(faults, located(place, err))
-		c.Rules.Grants = append(c.Rules.Grants, agent.Grant{
+		c.Rules.Grants = append(c.Rules.Grants, grants.Grant{
 			Caller: match, Identity: grant.Identity, Resources: grant.Resources, Prefetch: grant.Prefetch, Place: place,
 		})
 	}
@@ -178,7 +178,7 @@ const noSpread = time.Nanosecond
 func (c *Config) takeResources(doc document, where *positions) (faults []error) {
 	first := len(where.tables["resource"]) - len(doc.Resource)
 	for i, resource := range doc.Resource {
-		err := agent.CheckAlternates(resource.URI, resource.Alternates)
+		err := grants.CheckAlternates(resource.URI, resource.Alternates)
 		if err == nil && c.Rules.Alternates[resource.URI] != nil {
 			err = fmt.Errorf("resource %s is there twice", resource.URI)
 		}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2/unstable"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // positions remembers in which file and line each table and each single value of the configuration stands.
@@ -86,7 +86,7 @@ func (p *positions) locate(err error) error {
 	}
 	var located []error
 	for _, fault := range faults.Unwrap() {
-		var rule *agent.RuleError
+		var rule *grants.RuleError
 		if errors.As(fault, &rule) {
 			place := p.table(rule.Kind, rule.Index)
 			if rule.Kind == "sdk_life" || rule.Kind == "spread" {

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 )
 
 // trust opens files that say who gets tokens, or what else nobody may change. Every step on the way to one counts: each
@@ -264,11 +264,11 @@ func (t *trust) list(path string) ([]os.DirEntry, error) {
 // the group, and else worth a warning. Who a unit runs as, and who is in a group by another directory than the device's
 // own files, is not known here.
 func (t *trust) settle(
-	grants []agent.Grant, in func(gid uint32, grants []agent.Grant) string,
+	all []grants.Grant, in func(gid uint32, all []grants.Grant) string,
 ) (warnings []string, faults []error) {
 	for _, place := range t.shared {
 		group := groupName(place.gid)
-		if who := in(place.gid, grants); who != "" {
+		if who := in(place.gid, all); who != "" {
 			faults = append(faults, fmt.Errorf(
 				"%s: mode %04o lets group %s change who gets tokens, and %s is in it: chmod g-w %s",
 				place.path, place.mode, group, who, place.path))
@@ -282,20 +282,20 @@ func (t *trust) settle(
 }
 
 // memberOf names the daemon or a caller of the grants who is in a group; empty: neither is.
-func memberOf(gid uint32, grants []agent.Grant) string {
+func memberOf(gid uint32, all []grants.Grant) string {
 	own, _ := os.Getgroups() // what cannot be told is told by the files
 	if os.Getegid() == int(gid) || slices.Contains(own, int(gid)) || slices.Contains(groupsOf(uint32(os.Geteuid())), gid) {
 		return "perceptd itself"
 	}
-	return otherMemberOf(gid, grants)
+	return otherMemberOf(gid, all)
 }
 
 // otherMemberOf is memberOf where the daemon is the service, and not this process.
-func otherMemberOf(gid uint32, grants []agent.Grant) string {
+func otherMemberOf(gid uint32, all []grants.Grant) string {
 	if service := serviceReader(); service != nil && service.isIn(gid) {
 		return "the service's user " + serviceUser
 	}
-	for _, grant := range grants {
+	for _, grant := range all {
 		switch caller := grant.Caller; {
 		case caller.GID != nil && *caller.GID == gid, caller.UID != nil && slices.Contains(groupsOf(*caller.UID), gid):
 			return fmt.Sprintf("the caller of the grant for %v", caller)

@@ -13,11 +13,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent"
+	"perceptd/agent/grants"
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-func nobodyIn(uint32, []agent.Grant) string { return "" }
+func nobodyIn(uint32, []grants.Grant) string { return "" }
 
 // layout is a configuration with a link in config.d, which leads into a folder of its own through another.
 type layout struct{ root, conf, config, extra, file, link, behind, target, above string }
@@ -100,7 +100,7 @@ func TestOthersMayChangeNothing(t *testing.T) {
 		if err != nil || len(c.Warnings) != 1 || !strings.HasPrefix(c.Warnings[0], warning) || !strings.Contains(c.Describe(), "warning: "+warning) {
 			t.Errorf("%s that a group may write: %v %q", name, err, c.Warnings)
 		}
-		_, err = loadTrusted(l.config, &trust{self: os.Geteuid()}, func(uint32, []agent.Grant) string { return "user eve" })
+		_, err = loadTrusted(l.config, &trust{self: os.Geteuid()}, func(uint32, []grants.Grant) string { return "user eve" })
 		if err == nil || !strings.Contains(err.Error(), warning) || !strings.Contains(err.Error(), ", and user eve is in it: chmod g-w "+path) {
 			t.Errorf("%s that the group of a caller may write: %v", name, err)
 		}
@@ -197,16 +197,16 @@ func TestMemberOf(t *testing.T) {
 	uid, gid := uint32(os.Geteuid()), uint32(strange)
 	for _, row := range []struct {
 		gid  uint32
-		by   agent.Match
+		by   grants.Match
 		want string
 	}{
-		{uint32(os.Getegid()), agent.Match{Module: "m"}, "perceptd itself"},
-		{strange, agent.Match{GID: &gid, Group: "g"}, "the caller of the grant for group g"},
-		{strange, agent.Match{UID: &uid}, ""},
-		{strange, agent.Match{Unit: "a.service"}, ""},
-		{strange, agent.Match{UID: &gid}, ""}, // nobody knows that user
+		{uint32(os.Getegid()), grants.Match{Module: "m"}, "perceptd itself"},
+		{strange, grants.Match{GID: &gid, Group: "g"}, "the caller of the grant for group g"},
+		{strange, grants.Match{UID: &uid}, ""},
+		{strange, grants.Match{Unit: "a.service"}, ""},
+		{strange, grants.Match{UID: &gid}, ""}, // nobody knows that user
 	} {
-		if got := memberOf(row.gid, []agent.Grant{{Caller: row.by}}); !strings.HasPrefix(got, row.want) || (got == "") != (row.want == "") {
+		if got := memberOf(row.gid, []grants.Grant{{Caller: row.by}}); !strings.HasPrefix(got, row.want) || (got == "") != (row.want == "") {
 			t.Errorf("group %d, %v: %q, want %q", row.gid, row.by, got, row.want)
 		}
 	}

@@ -1,4 +1,7 @@
-package agent
+// Package grants decides which local caller may have which token, and says why. Rules are identities, grants and
+// alternates as they were configured; an Authorizer is made of them and answers. The package is pure: it compares
+// values, and neither proves who calls nor fetches anything.
+package grants
 
 import (
 	"fmt"
@@ -7,11 +10,11 @@ import (
 	"time"
 )
 
-// Caller is the local process that asks, as far as it was proved. It is a value: whoever proves a
-// caller fills it in, and everything after that only compares it.
+// Caller is the local process that asks, as far as it was attested. It is a value: the attestor fills it in, and
+// everything after that only compares it.
 type Caller struct {
-	// Module is the module whose own socket the caller came in on, confirmed as the module's `require`
-	// asks; empty on the token socket.
+	// Module is the module on whose own socket the caller connected, confirmed as the module's `require` demands; empty
+	// on the token socket.
 	Module string
 
 	// UID, GID and PID are the peer credentials that the kernel recorded when the caller connected.
@@ -28,23 +31,23 @@ type Caller struct {
 	// Container is the container that the caller runs in. Nil: in none.
 	Container *Container
 
-	// Nested says that the caller has a pid namespace of its own, or one that the daemon cannot see. As in a container UID, GID
-	// and Groups then say nothing of who it is.
+	// Nested is true if the caller has a pid namespace of its own, or one that the daemon cannot see. UID, GID and
+	// Groups then say nothing about who it is, as in a container.
 	Nested bool
 
-	// Via is by what the caller is known, in words for people, where that is not its socket. Empty: its socket.
+	// Via describes how the caller was identified, if not by its socket. Empty: by its socket.
 	Via string
 }
 
-// Container is what the container engine says of a container.
+// Container is what the container engine says about a container.
 type Container struct {
 	ID          string   // 64 hexadecimal digits
 	Name        string   // without the slash that Docker puts in front
-	Image       string   // as it was asked for when the container was made: a tag may have moved since
+	Image       string   // as it was named when the container was created: a tag may have moved since
 	Digest      string   // image ID, sha256:…
 	RepoDigests []string // name@sha256:…, under which registries have the image
 
-	// EdgeModule is the IoT Edge module's name, where the owner label is edgeAgent's.
+	// EdgeModule is the IoT Edge module's name, if the owner label is edgeAgent's.
 	EdgeModule string
 
 	StartedOn time.Time
@@ -56,7 +59,7 @@ const shortID = 12
 // ShortID returns as much of the container's ID as people are shown.
 func (c *Container) ShortID() string { return c.ID[:min(len(c.ID), shortID)] }
 
-// NoID is the uid or gid of a caller whose own is not known: the kernel gives it to nobody.
+// NoID is the uid or gid of a caller whose own is not known. The kernel gives it to no process.
 const NoID = ^uint32(0)
 
 func (c Caller) String() string {
@@ -97,7 +100,7 @@ func (c Caller) String() string {
 	return name + " (" + strings.Join(known, ", ") + ")"
 }
 
-// IsSame reports whether c and o, who are at the other end of one connection, are the same module, unit or container.
+// IsSame reports whether c and o, both seen at the other end of one connection, are the same module, unit or container.
 func (c *Caller) IsSame(o Caller) bool {
 	if (c.Container == nil) != (o.Container == nil) || c.Container != nil && c.Container.ID != o.Container.ID {
 		return false
@@ -105,17 +108,17 @@ func (c *Caller) IsSame(o Caller) bool {
 	return c.Module == o.Module && c.Unit == o.Unit
 }
 
-// isLocal reports whether the caller is known by where it runs on the device itself: on no module's socket and in no
-// container, where unit, user and group say nothing.
+// isLocal reports whether the caller is known by where it runs on the device itself. On a module's socket and in a
+// container its unit, user and group say nothing.
 func (c *Caller) isLocal() bool { return c.Module == "" && c.Container == nil }
 
 // HasUser reports whether UID, GID and Groups say who the caller is.
 func (c *Caller) HasUser() bool { return c.isLocal() && !c.Nested }
 
-// inGroup reports whether gid is the caller's own or one of its supplementary groups.
+// inGroup reports whether gid is the caller's own group or one of its supplementary groups.
 func (c *Caller) inGroup(gid uint32) bool { return c.GID == gid || slices.Contains(c.Groups, gid) }
 
-// hasImage reports whether the caller's container was made of that image, by its ID or a registry's digest.
+// hasImage reports whether the caller's container was created from that image, named by its ID or a registry's digest.
 func (c *Caller) hasImage(image string) bool {
 	return c.Container != nil && (c.Container.Digest == image || slices.Contains(c.Container.RepoDigests, image))
 }

@@ -1,4 +1,4 @@
-package agent
+package grants
 
 import (
 	"errors"
@@ -9,50 +9,33 @@ import (
 
 // Match says which callers a grant is for. Exactly one of module, unit, image, user and group names them.
 type Match struct {
-	// Module is for whoever comes in on that module's own socket.
+	// Module matches every caller on that module's own socket.
 	Module string
 
-	// Unit is for processes of that systemd service, outside of containers.
+	// Unit matches processes of that systemd service, outside of containers.
 	Unit string
 
-	// Image is for containers of that image: its ID (sha256:…), or a registry's digest (name@sha256:…).
+	// Image matches containers of that image: its ID (sha256:…), or a registry's digest (name@sha256:…).
 	Image string
 
-	// UID is for processes of that user outside of containers and of pid namespaces of their own: inside of one a uid says
-	// nothing, since root of one container is root of every other.
+	// UID matches processes of that user outside of containers and of pid namespaces of their own. Inside of one a uid
+	// says nothing: root of one container looks like root of every other.
 	UID *uint32
 
 	// User is the name that UID was configured as, for people; empty when it was a number.
 	User string
 
-	// GID is for processes of that group where UID would count, be it their own or a supplementary one.
+	// GID matches processes of that group, their own or a supplementary one, where UID would count.
 	GID *uint32
 
 	// Group is the name that GID was configured as, for people; empty when it was a number.
 	Group string
 }
 
-// Subject names whom a grant is for in a form that never changes and that no two of them share.
-func (m Match) Subject() string {
-	switch w := m.who(); w.kind {
-	case byModule:
-		return "module " + w.name
-	case byUnit:
-		return "unit " + w.name
-	case byImage:
-		return "container_image " + w.name
-	case byUID:
-		return fmt.Sprintf("uid %d", w.id)
-	case byGID:
-		return fmt.Sprintf("gid %d", w.id)
-	}
-	return ""
-}
+// IsSame reports whether m and o match the same callers, however they are written.
+func (m Match) IsSame(o Match) bool { return m.Subject() == o.Subject() }
 
-// IsSame reports whether m and o are for the same callers, however they are written.
-func (m Match) IsSame(o Match) bool { return m.who() == o.who() }
-
-// Caller returns a caller that has what m is for, and nothing else that a grant could be for.
+// Caller returns a caller that m matches, and that has nothing else that a grant could match.
 func (m Match) Caller() Caller {
 	c := Caller{Module: m.Module, Unit: m.Unit, UID: NoID, GID: NoID}
 	switch {
@@ -86,12 +69,12 @@ func (m Match) String() string {
 	return "nobody"
 }
 
-// kind is a kind of grant, by what it knows a caller by: the lower, the more specific.
+// kind is what a grant identifies its callers by. A lower kind is more specific.
 type kind uint8
 
 const (
 	byModule kind = iota + 1
-	byUnit        // as specific as byImage: no caller is of both
+	byUnit        // as specific as byImage: no caller has both
 	byImage
 	byUID
 	byGID
@@ -101,52 +84,72 @@ func (k kind) String() string {
 	return [...]string{"nothing", "module", "unit", "container_image", "user or uid", "group or gid"}[k]
 }
 
-// who is what a grant knows its callers by.
-type who struct {
+// Subject is the module, unit, image, user or group that a grant is for. Subjects can be compared, and the zero value
+// matches no caller.
+type Subject struct {
 	kind kind
 	name string // of a module, unit or image
 	id   uint32 // of a user or group
 }
 
-func (m *Match) who() who {
+// Subject returns the subject that m names.
+func (m Match) Subject() Subject {
 	switch {
 	case m.Module != "":
-		return who{kind: byModule, name: m.Module}
+		return Subject{kind: byModule, name: m.Module}
 	case m.Unit != "":
-		return who{kind: byUnit, name: m.Unit}
+		return Subject{kind: byUnit, name: m.Unit}
 	case m.Image != "":
-		return who{kind: byImage, name: m.Image}
+		return Subject{kind: byImage, name: m.Image}
 	case m.UID != nil:
-		return who{kind: byUID, id: *m.UID}
+		return Subject{kind: byUID, id: *m.UID}
 	case m.GID != nil:
-		return who{kind: byGID, id: *m.GID}
+		return Subject{kind: byGID, id: *m.GID}
 	}
-	return who{}
+	return Subject{}
 }
 
-// covers reports whether a grant for w is one for c, whatever more specific grants there are.
-//
-// A module's socket is told by its path alone, and may be mounted into a container: on it neither user,
-// group nor unit counts. Inside a container they say nothing either, and in a pid namespace of its own a unit's process is
-// known by the unit alone.
-func (w who) covers(c *Caller) bool {
-	switch w.kind {
+// String returns the canonical form of s, which no other subject has. It never changes: the header secrets of the
+// loopback listener are derived from it.
+func (s Subject) String() string {
+	switch s.kind {
 	case byModule:
-		return c.Module == w.name
-	case byImage:
-		return c.hasImage(w.name)
+		return "module " + s.name
 	case byUnit:
-		return c.isLocal() && c.Unit == w.name
+		return "unit " + s.name
+	case byImage:
+		return "container_image " + s.name
 	case byUID:
-		return c.HasUser() && c.UID == w.id
+		return fmt.Sprintf("uid %d", s.id)
 	case byGID:
-		return c.HasUser() && c.inGroup(w.id)
+		return fmt.Sprintf("gid %d", s.id)
+	}
+	return ""
+}
+
+// matches reports whether c belongs to s, whether or not more specific grants match c too.
+//
+// The path of a module's socket is all that identifies a module, and it may be mounted into a container: on it neither
+// user, group nor unit counts. Inside a container they say nothing either, and a unit's process in a pid namespace of
+// its own is identified by the unit alone.
+func (s Subject) matches(c *Caller) bool {
+	switch s.kind {
+	case byModule:
+		return c.Module == s.name
+	case byImage:
+		return c.hasImage(s.name)
+	case byUnit:
+		return c.isLocal() && c.Unit == s.name
+	case byUID:
+		return c.HasUser() && c.UID == s.id
+	case byGID:
+		return c.HasUser() && c.inGroup(s.id)
 	}
 	return false
 }
 
-// names counts the ways in which m names callers; exactly one is right.
-func (m *Match) names() int {
+// names counts the ways in which m names callers: one is right.
+func (m Match) names() int {
 	n := 0
 	for _, named := range [...]bool{m.Module != "", m.Unit != "", m.Image != "", m.UID != nil, m.GID != nil} {
 		if named {
@@ -164,9 +167,11 @@ var (
 	validRepo   = regexp.MustCompile(`^[a-z0-9][a-zA-Z0-9._:/-]*$`)
 )
 
-// UnitName returns the service that a configuration means by name: one without a suffix gets .service.
+// UnitName returns the service that a configuration means by name: .service is added to a name without a suffix.
 func UnitName(name string) string {
-	for _, suffix := range [...]string{".service", ".scope", ".slice", ".socket", ".mount", ".target", ".timer", ".path", ".swap", ".device"} {
+	for _, suffix := range [...]string{
+		".service", ".scope", ".slice", ".socket", ".mount", ".target", ".timer", ".path", ".swap", ".device",
+	} {
 		if strings.HasSuffix(name, suffix) {
 			return name
 		}
@@ -174,7 +179,7 @@ func UnitName(name string) string {
 	return name + ".service"
 }
 
-// Check says what is wrong with m, or nil.
+// Check returns what is wrong with m, or nil.
 func (m Match) Check() error {
 	switch {
 	case m.names() != 1:
@@ -210,7 +215,9 @@ func checkImage(image string) error {
 	case validDigest.MatchString(digest) && (!named || validRepo.MatchString(repo)):
 		return nil
 	case !strings.Contains(image, "sha256:"):
-		return fmt.Errorf("container_image %q is a tag, and tags move: name the image's ID (sha256:…) or digest (name@sha256:…), as docker image inspect shows them", image)
+		return fmt.Errorf("container_image %q is a tag, and tags move: "+
+			"name the image's ID (sha256:…) or digest (name@sha256:…), as docker image inspect shows them", image)
 	}
-	return fmt.Errorf("container_image %q is neither sha256: and 64 hexadecimal digits in lower case, nor a name, @ and that", image)
+	return fmt.Errorf(
+		"container_image %q is neither sha256: and 64 hexadecimal digits in lower case, nor a name, @ and that", image)
 }

@@ -1,0 +1,369 @@
+package grants
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Which grants decide about a caller:
+//
+//   - Grants are of five kinds, the most specific first: by module; by unit, or by container image;
+//     by user or uid; by group or gid.
+//   - The most specific kind that has a grant for the caller decides alone, whatever resource is asked for: what a
+//     broader kind allows is not added to it. So a grant for a service narrows what its user may have to what that
+//     service needs.
+//   - Grants of the deciding kind add up.
+
+// Request names the token that a caller asks for. It names the identity in at most one of the four ways; in none, the
+// caller's grants choose it.
+type Request struct {
+	Resource string // App ID URI, without a /.default suffix
+
+	Identity   string // by configured name
+	ClientID   string
+	ObjectID   string
+	ResourceID string
+}
+
+// NamesIdentity reports whether r names an identity.
+func (r *Request) NamesIdentity() bool { return r.IdentityText() != "" }
+
+// IdentityText returns how r names an identity; empty: it names none.
+func (r *Request) IdentityText() string {
+	return cmp.Or(r.Identity, r.ClientID, r.ObjectID, r.ResourceID)
+}
+
+// identityField returns the key of an [[identity]] by which r names one.
+func (r *Request) identityField() string {
+	switch {
+	case r.Identity != "":
+		return "name"
+	case r.ClientID != "":
+		return "client_id"
+	case r.ObjectID != "":
+		return "object_id"
+	}
+	return "resource_id"
+}
+
+// Names reports whether r names i. IDs are compared as Azure does, without regard to case.
+func (r *Request) Names(i *Identity) bool {
+	switch {
+	case r.Identity != "":
+		return r.Identity == i.Name
+	case r.ClientID != "":
+		return strings.EqualFold(r.ClientID, i.ClientID)
+	case r.ObjectID != "":
+		return strings.EqualFold(r.ObjectID, i.ObjectID)
+	}
+	return strings.EqualFold(r.ResourceID, i.ResourceID)
+}
+
+// Why a request is denied: one of these is a Denial's Err.
+var (
+	ErrBadResource       = errors.New("the resource is no App ID URI")
+	ErrUnknownIdentity   = errors.New("no such identity is configured")
+	ErrAmbiguousIdentity = errors.New("several identities are granted and none was named")
+	ErrNotGranted        = errors.New("no grant allows it")
+)
+
+// Denial is why a caller may not have a token.
+type Denial struct {
+	Err     error    // ErrBadResource, ErrUnknownIdentity, ErrAmbiguousIdentity or ErrNotGranted
+	Detail  string   // fit for the caller's eyes; says what to do next
+	Choices []string // identities to name, with ErrUnknownIdentity and ErrAmbiguousIdentity
+}
+
+// deciding appends to found the subjects that the caller matches, of the most specific kind that has grants for it.
+func (a *Authorizer) deciding(c *Caller, found []Subject) []Subject {
+	look := func(s Subject) {
+		if a.granted[s] != nil && !slices.Contains(found, s) {
+			found = append(found, s)
+		}
+	}
+	if c.Module != "" {
+		look(Subject{kind: byModule, name: c.Module})
+	}
+	if len(found) == 0 && c.Container != nil {
+		look(Subject{kind: byImage, name: c.Container.Digest})
+		for _, digest := range c.Container.RepoDigests {
+			look(Subject{kind: byImage, name: digest})
+		}
+	}
+	if len(found) == 0 && c.isLocal() && c.Unit != "" {
+		look(Subject{kind: byUnit, name: c.Unit})
+	}
+	if len(found) > 0 || !c.HasUser() {
+		return found // nothing that is left identifies a caller in a container, or in a pid namespace of its own
+	}
+	look(Subject{kind: byUID, id: c.UID})
+	if len(found) == 0 {
+		look(Subject{kind: byGID, id: c.GID})
+		for _, gid := range c.Groups {
+			look(Subject{kind: byGID, id: gid})
+		}
+	}
+	return found
+}
+
+// SubjectOf returns the first of the subjects whose grants decide about caller; zero if no grant is for it. There are
+// no more of them than the grants name, so that a caller's requests can be counted under it.
+func (a *Authorizer) SubjectOf(caller *Caller) Subject {
+	var room [4]Subject
+	if found := a.deciding(caller, room[:0]); len(found) > 0 {
+		return found[0]
+	}
+	return Subject{}
+}
+
+// grantedTo returns the identities that caller may have tokens of for resource.
+func (a *Authorizer) grantedTo(caller *Caller, resource string) []GrantedIdentity {
+	var room [4]Subject
+	var all []GrantedIdentity
+	for i, subject := range a.deciding(caller, room[:0]) {
+		granted := a.granted[subject][resource]
+		if i == 0 {
+			all = slices.Clip(granted) // most callers match one subject: its list is shared, and copied before it grows
+			continue
+		}
+		for _, one := range granted {
+			if !one.in(all) {
+				all = append(all, one)
+			}
+		}
+	}
+	return all
+}
+
+// MayHave reports whether caller may have tokens of that identity for resource.
+func (a *Authorizer) MayHave(caller *Caller, identity *Identity, resource string) bool {
+	return GrantedIdentity{Identity: identity}.in(a.grantedTo(caller, resource))
+}
+
+// AlternatesFor returns the resources whose token caller may be given in the place of one for resource: those that it
+// has granted with the same identity.
+func (a *Authorizer) AlternatesFor(caller *Caller, identity *Identity, resource string) []string {
+	var all []string
+	for _, alternate := range a.rules.Alternates[resource] {
+		if a.MayHave(caller, identity, alternate) {
+			all = append(all, alternate)
+		}
+	}
+	return all
+}
+
+// Authorize returns the identity that a request is for, with the grant that allows it, or why caller may not have it.
+func (a *Authorizer) Authorize(caller *Caller, r Request) (GrantedIdentity, *Denial) {
+	if err := CheckResource(r.Resource); err != nil {
+		return GrantedIdentity{}, &Denial{Err: ErrBadResource, Detail: err.Error()}
+	}
+	granted := a.grantedTo(caller, r.Resource)
+	if r.NamesIdentity() {
+		return a.chooseNamed(caller, r, granted)
+	}
+	switch len(granted) {
+	case 0:
+		return GrantedIdentity{}, a.notGranted(caller, r.Resource, "")
+	case 1:
+		return granted[0], nil
+	}
+	for _, one := range granted {
+		if one.Identity.Default {
+			return one, nil
+		}
+	}
+	names := namesOf(granted)
+	return GrantedIdentity{}, &Denial{
+		Err: ErrAmbiguousIdentity,
+		Detail: fmt.Sprintf("several identities are granted for %s: name one of %s",
+			r.Resource, strings.Join(names, ", ")),
+		Choices: names,
+	}
+}
+
+func (a *Authorizer) chooseNamed(caller *Caller, r Request, granted []GrantedIdentity) (GrantedIdentity, *Denial) {
+	for i := range a.rules.Identities {
+		identity := &a.rules.Identities[i]
+		if !r.Names(identity) {
+			continue
+		}
+		for _, one := range granted {
+			if one.Identity == identity {
+				return one, nil
+			}
+		}
+		return GrantedIdentity{}, a.notGranted(caller, r.Resource, identity.Name)
+	}
+	return GrantedIdentity{}, &Denial{Err: ErrUnknownIdentity, Detail: a.notFound(r), Choices: namesOf(granted)}
+}
+
+// notFound says that no identity is what r names, and whether r gives a name where an ID belongs.
+func (a *Authorizer) notFound(r Request) string {
+	const most = 100 // characters of the caller's own that are repeated
+	asked := r.IdentityText()
+	field := r.identityField()
+	text := fmt.Sprintf("Identity not found: no [[identity]] of the configuration has the %s %.*q", field, most, asked)
+	if field != "name" && a.Named(asked) != nil {
+		text += fmt.Sprintf(": that is the name of one, and %s takes its ID", field)
+	}
+	return text
+}
+
+func namesOf(granted []GrantedIdentity) []string {
+	var names []string
+	for _, one := range granted {
+		names = append(names, one.Identity.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (a *Authorizer) notGranted(caller *Caller, resource, identity string) *Denial {
+	of := ""
+	if identity != "" {
+		of = fmt.Sprintf(" of identity %q", identity)
+	}
+	return &Denial{
+		Err: ErrNotGranted,
+		Detail: fmt.Sprintf("no [[grant]] lets %v have tokens%s for %s%s: an administrator can add one%s",
+			*caller, of, resource, caller.butUser(), a.butAs(caller, resource)),
+	}
+}
+
+// butAs adds to a denial that the caller has the resource granted in another spelling, if it has.
+func (a *Authorizer) butAs(caller *Caller, resource string) string {
+	var room [4]Subject
+	for _, subject := range a.deciding(caller, room[:0]) {
+		other := spelling(slices.Sorted(maps.Keys(a.granted[subject])), resource)
+		if other != "" && other != resource {
+			return fmt.Sprintf("; granted is %s, and the back end takes another spelling for another resource", other)
+		}
+	}
+	return ""
+}
+
+// butUser adds to the reason of a denial why a grant for the caller's user or group does not count.
+func (c *Caller) butUser() string {
+	if !c.Nested {
+		return ""
+	}
+	return ", whose uid and groups say nothing there"
+}
+
+// Evaluation is a grant that is for the caller, and its part in a decision.
+type Evaluation struct {
+	Ref
+	Decides bool   // it is of the deciding kind
+	Allows  bool   // it names the resource, and the identity if the request names one
+	Why     string // what it does to the decision, in words
+}
+
+// Decision is the answer to a request, with its reasons.
+type Decision struct {
+	Allowed     bool
+	Identity    string       // whose token it would be; empty when not allowed
+	Grant       *Ref         // the one that allows it; nil when none does
+	Evaluations []Evaluation // every grant that is for the caller, in the order of the configuration
+	Reason      string       // in a sentence
+	Denial      *Denial      // what the caller is answered; nil when allowed
+}
+
+// Decide returns what Authorize decides, with its reasons.
+func (a *Authorizer) Decide(caller *Caller, r Request) Decision {
+	d := Decision{Evaluations: a.evaluations(caller, r)}
+	one, denial := a.Authorize(caller, r)
+	if denial != nil {
+		d.Denial, d.Reason = denial, denial.Detail
+		if denial.Err == ErrNotGranted {
+			d.Reason = whyNot(caller, r, d.Evaluations)
+		}
+		return d
+	}
+	d.Allowed, d.Identity = true, one.Identity.Name
+	d.Grant = a.Ref(one.Grant)
+	d.Reason = fmt.Sprintf("%s lets %v have tokens of identity %q for %s",
+		d.Grant, d.Grant.Caller, d.Identity, r.Resource)
+	return d
+}
+
+// evaluations returns the grants that are for the caller.
+func (a *Authorizer) evaluations(caller *Caller, r Request) []Evaluation {
+	var room [4]Subject
+	deciding := a.deciding(caller, room[:0])
+	var all []Evaluation
+	for i := range a.rules.Grants {
+		subject := a.rules.Grants[i].Caller.Subject()
+		if !subject.matches(caller) {
+			continue
+		}
+		e := Evaluation{Ref: *a.Ref(i), Decides: slices.Contains(deciding, subject)}
+		e.Allows = slices.Contains(e.Resources, r.Resource) && (!r.NamesIdentity() || r.Names(a.Named(e.Identity)))
+		e.Why = e.role(deciding[0].kind, r.Resource)
+		all = append(all, e)
+	}
+	return all
+}
+
+// role says what a grant does to the decision.
+func (e *Evaluation) role(deciding kind, resource string) string {
+	switch {
+	case !e.Decides && e.Allows:
+		return fmt.Sprintf("would allow it, but a grant by %v is more specific and decides alone", deciding)
+	case !e.Decides:
+		return fmt.Sprintf("does not count: a grant by %v is more specific and decides alone", deciding)
+	case !slices.Contains(e.Resources, resource):
+		if other := spelling(e.Resources, resource); other != "" {
+			return "decides, and names " + other + ", which the back end takes for another resource"
+		}
+		return "decides, and does not name this resource"
+	case !e.Allows:
+		return "decides, and is for another identity"
+	}
+	return "decides, and allows it"
+}
+
+// WhyNot says why no grant allows a request.
+func (a *Authorizer) WhyNot(caller *Caller, r Request) string {
+	return whyNot(caller, r, a.evaluations(caller, r))
+}
+
+func whyNot(caller *Caller, r Request, evaluations []Evaluation) string {
+	if len(evaluations) == 0 {
+		return fmt.Sprintf("no grant is for %v%s: what is not granted is denied", *caller, caller.butUser())
+	}
+	var deciding []string
+	var broader *Evaluation
+	for i := range evaluations {
+		switch e := &evaluations[i]; {
+		case e.Decides:
+			deciding = append(deciding, fmt.Sprintf("%v for %v", &e.Ref, e.Caller))
+		case e.Allows && broader == nil:
+			broader = e
+		}
+	}
+	what := "names " + r.Resource
+	if r.NamesIdentity() {
+		what += " with that identity"
+	}
+	why := fmt.Sprintf("none of the grants that decide over %v %s: %s", *caller, what, strings.Join(deciding, ", "))
+	if broader != nil {
+		why += fmt.Sprintf("; %v for %v would allow it, but it is less specific and does not count",
+			&broader.Ref, broader.Caller)
+	}
+	return why
+}
+
+// GrantsFor returns the grants that decide about a caller, in the order of the configuration: all that it may have.
+func (a *Authorizer) GrantsFor(caller *Caller) []Ref {
+	var all []Ref
+	for _, e := range a.evaluations(caller, Request{}) {
+		if e.Decides {
+			all = append(all, e.Ref)
+		}
+	}
+	return all
+}
