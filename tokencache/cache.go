@@ -230,7 +230,7 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 	if err != nil {
 		return step{err: err}
 	}
-	if tried != nil && tried.stoodDown() {
+	if tried.stoodDown() {
 		tried = nil // for a change that may have been withdrawn by now
 	}
 	left := c.leftLocked(e, now)
@@ -239,7 +239,8 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 		return step{answer: answer}
 	}
 	short := c.shortLocked(e, need, left, now)
-	switch c.supplyLocked(e, need, short, left, now) {
+	there := c.supplyLocked(e, need, short, left, now)
+	switch there {
 	case withheld:
 		return step{err: c.withheldLocked(e, now)}
 	case sufficient:
@@ -249,20 +250,16 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 			return step{answer: c.serveLocked(e, left, now)}
 		}
 		return c.softFetchLocked(e, left, now)
-	case lacking:
+	case lacking, missing: // all who waited for a fetch share its failure
 		if failure := tried.failure(); failure != nil {
 			return step{err: failure}
 		}
-		if tried != nil || e.flight == nil && c.uselessLocked(e, now) {
-			if failure := e.remembered(now); failure != nil {
-				return step{err: failure}
-			}
-			return step{err: short}
-		}
-	case missing:
-		if failure := tried.failure(); failure != nil {
+	}
+	if there == lacking && (tried != nil || e.flight == nil && c.uselessLocked(e, now)) {
+		if failure := e.remembered(now); failure != nil {
 			return step{err: failure}
 		}
+		return step{err: short}
 	}
 	return c.missLocked(e, now)
 }
@@ -303,7 +300,7 @@ func (c *Cache) missLocked(e *entry, now time.Duration) step {
 			return step{err: failure}
 		}
 		if failure := c.pauseLocked(now); failure != nil {
-			c.queue.backOff.turned = c.queue.backOff.turned || !e.yields()
+			c.queue.backOff.turned = c.queue.backOff.turned || !e.backOff.yields()
 			return step{err: failure}
 		}
 	}
@@ -315,7 +312,7 @@ func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error 
 	switch {
 	case need.MinTTLRequired && left < need.MinTTL:
 		return &ShortLifeError{Left: left, Want: need.MinTTL}
-	case !need.IssuedAfter.IsZero() && !e.issued.Earliest.After(need.IssuedAfter):
+	case !need.IssuedAfter.IsZero() && !e.token.issued.Earliest.After(need.IssuedAfter):
 		return &NotYetError{Want: need.IssuedAfter, Permissions: c.permissionsLocked(e, now), ExpiresOn: c.clock.Wall().Add(left)}
 	}
 	return nil
@@ -324,7 +321,7 @@ func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error 
 // uselessLocked reports whether a fetch that only a caller's wish asks for would bring nothing: one was
 // made just now, a policy change is still spreading, or the rollover is known to come later.
 func (c *Cache) uselessLocked(e *entry, now time.Duration) bool {
-	return now < e.softFetchAfter || c.heldLocked(e, now) || now < c.rolloverLocked(e)
+	return now < e.schedule.softFetchAfter || c.heldLocked(e, now) || now < c.rolloverLocked(e)
 }
 
 // alternateLocked answers with the token of a resource that will do instead of e's, if there is one that
@@ -340,8 +337,8 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 		switch {
 		case left > 0 && o.policy.worst == Current && c.shortLocked(o, need, left, now) == nil:
 			return c.serveLocked(o, left, now), true
-		case left <= 0 && o.flight == nil && o.next == never:
-			o.probe, o.next = true, max(now, c.holdsLocked(o, now), o.rests)
+		case left <= 0 && o.flight == nil && o.schedule.next == never:
+			o.schedule.probe, o.schedule.next = true, max(now, c.holdsLocked(o, now), o.backOff.until)
 			c.wakeSchedule()
 		}
 	}
@@ -350,8 +347,8 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 
 // awaitSpreadLocked has e fetched once the revocation has spread that somebody was refused for.
 func (c *Cache) awaitSpreadLocked(e *entry, now time.Duration) {
-	if e.next == never && e.flight == nil {
-		e.next = max(now, e.rests, c.barredUntilLocked(e, now))
+	if e.schedule.next == never && e.flight == nil {
+		e.schedule.next = max(now, e.backOff.until, c.barredUntilLocked(e, now))
 		c.wakeSchedule()
 	}
 }
@@ -382,9 +379,9 @@ func (c *Cache) ownRefusalLocked(e *entry, now time.Duration) *FetchError {
 	if failure := e.remembered(now); failure != nil {
 		return failure
 	}
-	from := max(c.apartLocked(e), c.queue.backOff.yields(&flight{priority: forCaller, yields: e.yields()}))
-	if e.failure != nil && now < from {
-		return e.failure.withRetryAfter(from - now)
+	from := max(c.apartLocked(e), c.queue.backOff.yields(&flight{priority: forCaller, yields: e.backOff.yields()}))
+	if e.backOff.failure != nil && now < from {
+		return e.backOff.failure.withRetryAfter(from - now)
 	}
 	return nil
 }
@@ -392,8 +389,8 @@ func (c *Cache) ownRefusalLocked(e *entry, now time.Duration) *FetchError {
 func (c *Cache) serveLocked(e *entry, left, now time.Duration) Answer {
 	e.served++
 	return Answer{
-		Token: e.token, Resource: e.key.Resource, Left: left, ReceivedOn: e.receivedWall,
-		RefreshIn: max(0, min(e.next-now, left)), Permissions: c.permissionsLocked(e, now), Unconfirmed: c.unconfirmedLocked(e),
+		Token: e.token.Token, Resource: e.key.Resource, Left: left, ReceivedOn: e.token.receivedWall,
+		RefreshIn: max(0, min(e.schedule.next-now, left)), Permissions: c.permissionsLocked(e, now), Unconfirmed: c.unconfirmedLocked(e),
 	}
 }
 
@@ -464,8 +461,8 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 
 // troubleLocked returns why a fetch for e is likely to fail, or nil.
 func (c *Cache) troubleLocked(e *entry) *FetchError {
-	if e.failure != nil {
-		return e.failure
+	if e.backOff.failure != nil {
+		return e.backOff.failure
 	}
 	return c.queue.backOff.failure
 }

@@ -44,7 +44,7 @@ func (c *Cache) clockTrusted() bool { return c.clock.Synchronised() }
 // overLocked returns the boot time at which the life was over of the token that e held last, or will be; longAgo without one.
 func (c *Cache) overLocked(e *entry, now time.Duration) time.Duration {
 	if e.token.Text.IsZero() {
-		return e.deadline
+		return e.token.deadline
 	}
 	return now + c.leftLocked(e, now)
 }
@@ -55,7 +55,7 @@ func (c *Cache) leftLocked(e *entry, now time.Duration) time.Duration {
 	if e.token.Text.IsZero() {
 		return 0
 	}
-	return c.leftOf(e.token.ExpiresOn, e.deadline-now)
+	return c.leftOf(e.token.ExpiresOn, e.token.deadline-now)
 }
 
 func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration {
@@ -66,4 +66,4 @@ func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration 
 }
 
 // unconfirmedLocked reports whether e's token may have expired without the device being able to know.
-func (c *Cache) unconfirmedLocked(e *entry) bool { return e.unconfirmed && !c.clockTrusted() }
+func (c *Cache) unconfirmedLocked(e *entry) bool { return e.token.unconfirmed && !c.clockTrusted() }

@@ -35,7 +35,7 @@ func (c *Cache) metLocked() int {
 	lacked := make([]bool, len(c.changes))
 	for _, e := range c.entries {
 		for _, i := range e.judgement.lacks {
-			lacked[i] = lacked[i] || e.life != 0
+			lacked[i] = lacked[i] || e.token.life != 0
 		}
 	}
 	for i, ch := range c.changes {

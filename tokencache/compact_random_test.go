@@ -39,10 +39,10 @@ func drawnEntry(r *rand.Rand, base time.Time) *entry {
 	on := time.Duration(r.IntN(76*60)) * time.Minute
 	e := &entry{key: Key{Selector: Selector{Kind: ClientID, ID: fmt.Sprint(r.IntN(4))}, Resource: fmt.Sprint("api://", r.IntN(310))}}
 	e.canonical = Canonical(e.key.Resource)
-	e.receipt = receipt{on: on, to: on, from: on - time.Duration(r.IntN(29*60))*time.Minute}
+	e.token.receipt = receipt{on: on, to: on, from: on - time.Duration(r.IntN(29*60))*time.Minute}
 	if r.IntN(2) == 0 {
-		at := base.Add(e.receipt.from)
-		e.issued = IssueWindow{at, at.Add(time.Duration(r.IntN(300)) * time.Second)}
+		at := base.Add(e.token.receipt.from)
+		e.token.issued = IssueWindow{at, at.Add(time.Duration(r.IntN(300)) * time.Second)}
 	}
 	return e
 }
@@ -66,7 +66,7 @@ func TestJoinedIsAsStrictAsItsParts(t *testing.T) {
 			}
 			want := c.verdictLocked(e, part)
 			if got := c.verdictLocked(e, both); !both.touches(e) || got.worse(want) != got {
-				t.Fatalf("%+v is %v to %+v and %v to what it is joined into: %+v", e.receipt, want, part.PolicyChange, got, both.PolicyChange)
+				t.Fatalf("%+v is %v to %+v and %v to what it is joined into: %+v", e.token.receipt, want, part.PolicyChange, got, both.PolicyChange)
 			}
 			if want != Current {
 				strict++

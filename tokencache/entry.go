@@ -12,7 +12,7 @@ const (
 	idleAfter      = 24 * time.Hour         // a key that nobody asked for in this time is left to expire
 )
 
-// entry is what is known of one key. Times are boot times unless they say wall.
+// entry is all that the cache knows of one key.
 type entry struct {
 	key       Key
 	canonical string   // of the resource, as it is compared
@@ -20,61 +20,67 @@ type entry struct {
 	prefetch  bool
 	asked     time.Duration // of the last Get
 	used      uint64        // rank of the last Get among all, for eviction
+	served    int64         // answers given by Get
 
-	token        *Token // shared with answers, so never changed; an empty one when there is none
-	deadline     time.Duration
-	unconfirmed  bool // deadline is the latest that it can be
-	presumed     bool // deadline is nobody's word
-	nominal      time.Duration
-	receivedWall time.Time
-
-	// Of the token held last, and kept when it is forgotten, since they tell of its rollover.
-	digest         string // of its text
-	receipt        receipt
-	issued         IssueWindow   // zero: nothing tells it by the issuer's clock
-	life           time.Duration // at its minting; 0: there never was one
-	given          time.Duration // at its receipt, as the back end counted it; 0: it did not, or was proved wrong
-	said           said          // of the token given last
-	issuedAt       time.Duration // when that was
-	received       time.Duration
-	shown          time.Duration // when the back end last handed it out
-	answered       time.Duration // when it last handed out any
-	probedSince    time.Duration // since when it is probed for, not being current; never: it is not
-	tries          int           // how often the back end was asked since, and had nothing newer
-	advised        time.Duration // when the back end advises to ask again
-	claims         Claims
-	before         *Claims  // of the one before, where permissions differ
-	audienceBefore string   // of the token before, where the one held has another; empty: it has not
-	omitted        []string // claims that are left out of the one held, and others than of the one before
+	token    heldToken
+	schedule schedule
+	flight   *flight // under way or queued, else nil
+	last     lastFetch
+	backOff  keyBackOff
 
 	policy    policyState // to the policy changes on record
 	judgement judgement
+	claim     claim // of a former principal, to be the current one
 	rollovers history
 	learnt    learnt
-	changed   chan struct{} // closed when what Look tells is different
+	changed   chan struct{} // closed when what Peek returns changes
+}
 
-	flight  *flight       // under way or queued, else nil
-	next    time.Duration // when the schedule fetches, or never
-	putOff  bool          // changes that left the token as it was have put that off once since the back end answered
-	confirm time.Duration // by when it does, since whom the token speaks for is open; never: it is not
-	claim   claim         // of a former principal, to be the current one
-	probe   bool          // the next scheduled fetch looks for a rollover
+// heldToken is the token that a key holds. All but the token itself is kept when it is forgotten, since the next one shows by it when the
+// back end rolled over.
+type heldToken struct {
+	*Token // shared with answers, so never changed; an empty one when there is none
 
-	softFetchAfter time.Duration // no wish for more life causes a fetch before
-	failures       int           // in a row
-	failure        *FetchError   // the last one, with failures > 0
-	waits          int           // of the schedule, each longer than the one before
-	rests          time.Duration // the schedule leaves the key alone until then
-	asks           int           // fetches that callers waited for and that failed, in a row
-	failedUntil    time.Duration // no caller's miss causes a fetch before
-	apart          int           // how often it was throttled again after another key was given a token: then it is set apart
-	throttles      int           // 429 in a row
-	othersGiven    uint64        // gate.given at the last of them
-	fetches        int
-	served         int64
+	deadline     time.Duration // when it expires; longAgo: there never was one
+	unconfirmed  bool          // deadline is the latest that it can be
+	presumed     bool          // deadline is nobody's word
+	nominal      time.Duration
+	receivedWall time.Time
 
+	digest   string // of its text
+	receipt  receipt
+	issued   IssueWindow   // zero: nothing tells it by the issuer's clock
+	life     time.Duration // when it was issued; 0: there never was one
+	given    time.Duration // when it was received, as the back end counted it; 0: it did not, or was proved wrong
+	issuedAt time.Duration
+	received time.Duration
+	shown    time.Duration // when the back end last handed it out
+
+	lastClaims     Claims   // its claims, also when it is forgotten
+	before         *Claims  // of the token before, where permissions differ
+	audienceBefore string   // of the token before, where this one has another; empty: it has not
+	omitted        []string // claims that are left out of this one, where they differ from those left out of the one before
+}
+
+// schedule is when a key is fetched.
+type schedule struct {
+	next           time.Duration // never: it is not
+	confirm        time.Duration // it is by then, since it is open whom the token speaks for; never: that is not open
+	putOff         bool          // changes that left the token as it was have put next off once since the back end answered
+	probe          bool          // the next fetch looks for a rollover
+	probedSince    time.Duration // since when the token is probed for, not being current; never: it is not
+	tries          int           // fetches since the token was received, none of which brought a newer one
+	advised        time.Duration // when the back end advises to ask again
+	softFetchAfter time.Duration // no caller's wish for more life causes a fetch before
+}
+
+// lastFetch is what the last fetches of a key brought.
+type lastFetch struct {
 	outcome   Outcome
-	endedWall time.Time // of the last fetch
+	endedWall time.Time
+	answered  time.Duration // when the back end last handed out a token, whichever
+	said      said          // of the token given last
+	fetches   int           // in all
 }
 
 // softFetchPause is how long callers' wishes for more life cause no fetch after one that brought nothing newer.
@@ -104,14 +110,16 @@ func (e *entry) replace(f Fetched, m IssueWindow, left, begun, now time.Duration
 	life := lifeOf(f.Token, m, left)
 	born := now + left - life
 	seen, ok = e.rolledOver(min(now, born+issueSlack))
-	e.before = differing(e.claims, f.Token.Claims, ok || e.unconfirmed)
-	e.token, e.nominal, e.claims, e.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.endedWall
-	e.issued, e.life, e.issuedAt = m, life, born
-	e.received, e.shown, e.probedSince, e.deadline, e.tries = now, begun, never, now+left, 0
-	e.unconfirmed, e.presumed = false, f.Presumed
-	e.advised = longAgo
+	t := &e.token
+	t.before = differing(t.lastClaims, f.Token.Claims, ok || t.unconfirmed)
+	t.Token, t.nominal, t.lastClaims, t.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.last.endedWall
+	t.issued, t.life, t.issuedAt = m, life, born
+	t.received, t.shown, t.deadline = now, begun, now+left
+	t.unconfirmed, t.presumed = false, f.Presumed
+	e.schedule.probedSince, e.schedule.tries = never, 0
+	e.schedule.advised = longAgo
 	if f.RefreshIn > 0 && f.RefreshIn < left {
-		e.advised = now + f.RefreshIn
+		e.schedule.advised = now + f.RefreshIn
 	}
 	return seen, ok
 }
@@ -119,14 +127,15 @@ func (e *entry) replace(f Fetched, m IssueWindow, left, begun, now time.Duration
 // rolledOver tells between which shares of its life the token before stopped being handed out, given the
 // boot time of the minting of the one that followed it.
 func (e *entry) rolledOver(minted time.Duration) (rollover, bool) {
-	if e.life == 0 || e.unconfirmed { // there was none, or nobody can tell how old it was
+	if e.token.life == 0 || e.token.unconfirmed { // there was none, or nobody can tell how old it was
 		return rollover{}, false
 	}
+	t := &e.token
 	r := rollover{
-		of: e.key, after: share(e.shown-e.issuedAt, e.life), by: share(min(minted-e.issuedAt, e.life+afterExpiry), e.life), watched: 1,
+		of: e.key, after: share(t.shown-t.issuedAt, t.life), by: share(min(minted-t.issuedAt, t.life+afterExpiry), t.life), watched: 1,
 	}
-	if e.probedSince != never {
-		r.watched = share(e.probedSince-e.issuedAt, e.life)
+	if e.schedule.probedSince != never {
+		r.watched = share(e.schedule.probedSince-t.issuedAt, t.life)
 	}
 	return r, r.after < r.by
 }
@@ -146,59 +155,44 @@ func differing(before, after Claims, known bool) *Claims {
 // fail remembers a failure, for which a caller waited or not, and plans the next try, for no sooner than held. A key that never had a token and is not
 // to be prefetched is tried again only when somebody asks.
 func (e *entry) fail(err *FetchError, asked bool, left, held, now time.Duration, roll float64) {
-	e.failures++
-	e.failure = err
-	if err.extent() == OfSource { // how the source is left alone says when: it is not held against the key, nor does it end what is
-		e.rests, e.failedUntil = max(e.rests, now), max(e.failedUntil, now)
-	} else {
-		e.waitsFor(err, asked, left, now, roll)
+	e.backOff.fail(err, asked, left, now, roll)
+	e.schedule.next = max(e.backOff.until, held)
+	if !e.prefetch && e.token.deadline == longAgo {
+		e.schedule.next = never
 	}
-	e.next = max(e.rests, held)
-	if !e.prefetch && e.deadline == longAgo {
-		e.next = never
-	}
-}
-
-// waitsFor has the key wait for longer than after its failure before. Callers ask by a measure of their own: the first that
-// comes after the schedule failed does so at once.
-func (e *entry) waitsFor(err *FetchError, asked bool, left time.Duration, now time.Duration, roll float64) {
-	e.waits++
-	wait, told := backoff, min(err.RetryAfter, retryAfter)
-	if err.lasts() {
-		wait = longBackoff
-	}
-	e.rests = now + max(wait(e.waits, left, roll), told)
-	if asked {
-		e.asks++
-	}
-	e.failedUntil = now + max(askWait(err, e.asks, left), told)
-}
-
-// heals forgets all failures.
-func (e *entry) heals() {
-	e.failures, e.failure, e.waits, e.asks, e.rests, e.failedUntil = 0, nil, 0, 0, longAgo, longAgo
-	e.throttles, e.apart = 0, 0
 }
 
 // remembered returns the failure that callers share until it is worth trying again, or nil.
 func (e *entry) remembered(now time.Duration) *FetchError {
-	if e.failure == nil || now >= e.failedUntil {
+	if e.backOff.failure == nil || now >= e.backOff.callers {
 		return nil
 	}
-	return e.failure.withRetryAfter(min(e.failedUntil, max(e.next, now+time.Second)) - now)
+	return e.backOff.failure.withRetryAfter(min(e.backOff.callers, max(e.schedule.next, now+time.Second)) - now)
 }
 
-// told returns e for a caller, for whom a call may be made after that time.
-func (e *FetchError) withRetryAfter(after time.Duration) *FetchError {
-	shared := *e
-	shared.RetryAfter = after
-	return &shared
+// forget drops the token, which nobody may have any more.
+func (t *heldToken) forget() { t.Token = &Token{} }
+
+// extend sets the expiry to a later time than it was believed to be.
+func (t *heldToken) extend(deadline time.Duration) {
+	t.deadline = deadline
+	t.life = max(t.life, deadline-t.received)
+	t.issuedAt = deadline - t.life
 }
 
-// forget drops the token's text, which nobody may have any more.
-func (e *entry) forget() { e.token = &Token{} }
+// anchor sets when the token truly expires, and moves the times that were known only in relation to a guess.
+func (t *heldToken) anchor(deadline time.Duration) {
+	shift := deadline - t.life - t.issuedAt
+	t.deadline, t.issuedAt, t.received, t.shown = deadline, t.issuedAt+shift, t.received+shift, t.shown+shift
+}
 
-// tell lets those know who watch e.
+// speaksFor reports whether the token says that it is who's.
+func (t *heldToken) speaksFor(who Principal) bool {
+	own := t.lastClaims.Principal()
+	return !own.IsZero() && !own.Differs(who)
+}
+
+// notify wakes those who watch e.
 func (e *entry) notify() {
 	close(e.changed)
 	e.changed = make(chan struct{})

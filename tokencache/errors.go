@@ -78,6 +78,13 @@ func asFetchError(err error) *FetchError {
 	return &FetchError{Kind: Unreachable, Detail: err.Error()}
 }
 
+// withRetryAfter returns e for a caller, for whom a call may be made after that time.
+func (e *FetchError) withRetryAfter(after time.Duration) *FetchError {
+	shared := *e
+	shared.RetryAfter = after
+	return &shared
+}
+
 // ShortLifeError is returned by Get for a firm need that the back end's token does not meet now.
 type ShortLifeError struct {
 	Left, Want time.Duration

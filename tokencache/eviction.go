@@ -26,8 +26,10 @@ func (c *Cache) entryLocked(key Key, now time.Duration, others ...*entry) (*entr
 
 func (c *Cache) addLocked(key Key) *entry {
 	e := &entry{
-		key: key, canonical: Canonical(key.Resource), token: &Token{}, asked: longAgo, deadline: longAgo, next: never, softFetchAfter: longAgo, failedUntil: longAgo, rests: longAgo,
-		changed: make(chan struct{}), probedSince: never, confirm: never,
+		key: key, canonical: Canonical(key.Resource), asked: longAgo, changed: make(chan struct{}),
+		token:    heldToken{Token: &Token{}, deadline: longAgo},
+		schedule: schedule{next: never, confirm: never, probedSince: never, softFetchAfter: longAgo},
+		backOff:  keyBackOff{until: longAgo, callers: longAgo},
 	}
 	e.goesBy = c.alternates[e.canonical]
 	for _, r := range c.rollovers {
@@ -108,8 +110,8 @@ func (c *Cache) Prefetch(keys []Key) error {
 		e.prefetch = true
 		if left := c.leftLocked(e, now); left > 0 {
 			c.reviveLocked(e, left, now)
-		} else if e.next == never && e.flight == nil {
-			e.next = max(now, e.rests, c.heldUntilLocked(e, now)) // nobody waits for it
+		} else if e.schedule.next == never && e.flight == nil {
+			e.schedule.next = max(now, e.backOff.until, c.heldUntilLocked(e, now)) // nobody waits for it
 		}
 	}
 	c.evictLocked()
@@ -119,16 +121,16 @@ func (c *Cache) Prefetch(keys []Key) error {
 
 // reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
 func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
-	if left <= 0 || e.next != never || e.flight != nil {
+	if left <= 0 || e.schedule.next != never || e.flight != nil {
 		return
 	}
-	if c.unconfirmedLocked(e) && e.failures == 0 { // the back end can tell whether it has expired
-		e.next = now
+	if c.unconfirmedLocked(e) && e.backOff.failures == 0 { // the back end can tell whether it has expired
+		e.schedule.next = now
 		c.wakeSchedule()
 		return
 	}
-	if e.failures > 0 { // it was trying again when it became idle
-		e.next = max(now, e.rests)
+	if e.backOff.failures > 0 { // it was trying again when it became idle
+		e.schedule.next = max(now, e.backOff.until)
 	}
 	c.planLocked(e, now)
 	c.wakeSchedule()

@@ -44,25 +44,21 @@ type flight struct {
 	dropped string  // the digest of the token that it took the place of, if it forgets
 }
 
-// stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
-func (f *flight) stoodDown() bool { return ended(f) && errors.As(f.err, new(*HeldError)) }
-
-// failure returns why f, which has landed, brought nothing. Nil: it has not landed, or brought something, or there is no f.
+// failure returns why f brought nothing; nil: it has not landed, or brought something, or there is no f.
 func (f *flight) failure() error {
-	if f == nil || !ended(f) {
+	if f == nil {
 		return nil
 	}
-	return f.err
-}
-
-func ended(f *flight) bool {
 	select {
 	case <-f.done:
-		return true
+		return f.err
 	default:
-		return false
+		return nil
 	}
 }
+
+// stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
+func (f *flight) stoodDown() bool { return errors.As(f.failure(), new(*HeldError)) }
 
 // How long a flight is passed over by those of a better class. After that every second call is for the flight
 // that has been late for longest: a source that hangs for some keys, whose callers come again and again, must not

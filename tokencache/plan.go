@@ -17,57 +17,57 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 	switch {
 	case e.flight != nil:
 		return
-	case e.failures > 0:
-		e.next = max(e.next, c.heldUntilLocked(e, now))
+	case e.backOff.failures > 0:
+		e.schedule.next = max(e.schedule.next, c.heldUntilLocked(e, now))
 		return
 	case e.token.Text.IsZero():
-		if e.next != never {
-			e.next = max(now, c.heldUntilLocked(e, now))
+		if e.schedule.next != never {
+			e.schedule.next = max(now, c.heldUntilLocked(e, now))
 		}
 		return
 	}
-	e.probe = e.tries > 0 || e.policy.worst != Current
-	switch last := e.deadline - lastMinutes; {
+	e.schedule.probe = e.schedule.tries > 0 || e.policy.worst != Current
+	switch last := e.token.deadline - lastMinutes; {
 	case c.heldLocked(e, now):
-		e.next = c.heldUntilLocked(e, now)
+		e.schedule.next = c.heldUntilLocked(e, now)
 	case now < c.holdsLocked(e, now) && now < last:
-		e.next = last // the token expires before the change has spread: as late as is safe
+		e.schedule.next = last // the token expires before the change has spread: as late as is safe
 	case e.policy.worst == Current:
-		e.next = c.ordinaryLocked(e, now)
+		e.schedule.next = c.ordinaryLocked(e, now)
 	default:
-		e.next = c.nextProbeLocked(e, now)
+		e.schedule.next = c.nextProbeLocked(e, now)
 	}
-	e.next = max(min(e.next, e.deadline+afterExpiry), c.barredUntilLocked(e, now))
-	if at := max(now, e.confirm); at >= c.heldUntilLocked(e, now) {
-		e.next = min(e.next, at)
+	e.schedule.next = max(min(e.schedule.next, e.token.deadline+afterExpiry), c.barredUntilLocked(e, now))
+	if at := max(now, e.schedule.confirm); at >= c.heldUntilLocked(e, now) {
+		e.schedule.next = min(e.schedule.next, at)
 	}
 }
 
 // expediteLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
 func (c *Cache) expediteLocked(e *entry, now time.Duration) {
-	before := e.next
+	before := e.schedule.next
 	if before == never {
 		return
 	}
 	c.planLocked(e, now)
-	e.next = min(e.next, before)
+	e.schedule.next = min(e.schedule.next, before)
 }
 
 // ordinaryLocked returns when a token that is current is refreshed. What is known of the rollover saves
 // calls; what is nearly known is put to the test.
 func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
-	left := e.deadline - now
+	left := e.token.deadline - now
 	step := now + nextTry(left, c.roll())
 	switch {
-	case e.tries == 0 && e.advised > now:
-		return e.advised
-	case e.tries == 0:
+	case e.schedule.tries == 0 && e.schedule.advised > now:
+		return e.schedule.advised
+	case e.schedule.tries == 0:
 		step = now + firstRefresh(left, 0, c.roll())
 	}
-	if e.life < shortLived {
+	if e.token.life < shortLived {
 		return step
 	}
-	if e.tries == 0 && c.learnedLocked(e).kind == Irregular {
+	if e.schedule.tries == 0 && c.learnedLocked(e).kind == Irregular {
 		// A rollover that nobody has used is the best thing to have when a policy change comes: then the next
 		// token is minted after it. So the half life is let pass where it seldom brings anything.
 		return now + jitter(left*3/4, c.roll())
@@ -79,7 +79,7 @@ func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
 		return step
 	}
 	for _, test := range c.testsLocked(e) {
-		if at := e.issuedAt + test; now < at && step > at-nearEnough {
+		if at := e.token.issuedAt + test; now < at && step > at-nearEnough {
 			return at
 		}
 	}
@@ -91,7 +91,7 @@ func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
 // of where it may be. A back end that gives another token at each call has none.
 func (c *Cache) testsLocked(e *entry) []time.Duration {
 	p := c.learnedLocked(e)
-	age := func(share float64) time.Duration { return time.Duration(share * float64(e.life)) }
+	age := func(share float64) time.Duration { return time.Duration(share * float64(e.token.life)) }
 	switch {
 	case p.kind != Unlearnt || p.seen == 0:
 		return nil
@@ -108,11 +108,11 @@ func (c *Cache) testsLocked(e *entry) []time.Duration {
 // chaseLocked returns when the back end is asked whether it has a newer token than one that is not current:
 // first as soon as the change has spread, and then by what is known of the rollover.
 func (c *Cache) nextProbeLocked(e *entry, now time.Duration) time.Duration {
-	if e.answered < e.policy.unmet {
+	if e.last.answered < e.policy.unmet {
 		return max(now, min(e.policy.unmet, e.holds()))
 	}
-	e.probedSince = min(e.probedSince, now)
-	left := e.deadline - now
+	e.schedule.probedSince = min(e.schedule.probedSince, now)
+	left := e.token.deadline - now
 	if at := c.rolloverLocked(e); at > now {
 		if at-now <= nearEnough {
 			return at + testAfter
@@ -121,10 +121,10 @@ func (c *Cache) nextProbeLocked(e *entry, now time.Duration) time.Duration {
 	}
 	p := c.learnedLocked(e)
 	step := now + probeInterval(left, c.roll())
-	if opens := e.issuedAt + time.Duration(c.rollovers.earliest()*float64(e.life)); now < opens {
+	if opens := e.token.issuedAt + time.Duration(c.rollovers.earliest()*float64(e.token.life)); now < opens {
 		step = min(now+jitter(2*watchStep, c.roll()), opens)
 	}
-	if half := e.issuedAt + e.life/2 + testAfter; p.kind == Unlearnt && now < half {
+	if half := e.token.issuedAt + e.token.life/2 + testAfter; p.kind == Unlearnt && now < half {
 		step = min(step, half)
 	}
 	return step

@@ -125,7 +125,7 @@ func (c *Cache) ContinueFrom(kept Instant) {
 		ch.shift(began, more)
 	}
 	for _, e := range c.entries {
-		e.receipt.shift(began, more)
+		e.token.receipt.shift(began, more)
 	}
 	if c.countedOn > began {
 		c.countedOn += more

@@ -80,12 +80,12 @@ func (p *principals) knows(who Principal) bool {
 // one at once and for good, and takes the place of none.
 func (c *Cache) admitLocked(e *entry, f Fetched, left, held, now time.Duration) (admitted bool, told *Switch) {
 	who, p := f.Token.Claims.Principal(), c.principalsLocked(e.key.Selector)
-	if !who.Simulated && (p.current.Simulated || e.claims.Simulated()) {
+	if !who.Simulated && (p.current.Simulated || e.token.lastClaims.Simulated()) {
 		c.unseatLocked(e, p, now)
 	}
 	switch {
-	case who.Simulated && (!p.current.IsZero() && !p.current.Simulated || held > 0 && !e.claims.Simulated()):
-		return held <= 0 || e.claims.Simulated(), nil
+	case who.Simulated && (!p.current.IsZero() && !p.current.Simulated || held > 0 && !e.token.lastClaims.Simulated()):
+		return held <= 0 || e.token.lastClaims.Simulated(), nil
 	case !who.Differs(p.current):
 		if !who.IsZero() {
 			p.current, p.shown, e.claim = p.current.filled(who), now, claim{}
@@ -98,7 +98,7 @@ func (c *Cache) admitLocked(e *entry, f Fetched, left, held, now time.Duration) 
 		p.by = e.key
 		return true, told
 	}
-	return held <= 0 || !who.Differs(e.claims.Principal()) || e.claims.Simulated() && !who.Simulated, nil
+	return held <= 0 || !who.Differs(e.token.lastClaims.Principal()) || e.token.lastClaims.Simulated() && !who.Simulated, nil
 }
 
 // unseatLocked forgets the simulated principals of e's selector, since e was given a real token. The back end has become a real
@@ -109,12 +109,12 @@ func (c *Cache) unseatLocked(e *entry, p *principals, now time.Duration) {
 		p.current, p.since, p.by, e.claim = Principal{}, longAgo, Key{}, claim{}
 	}
 	for _, o := range c.entries {
-		if o == e || o.token.Text.IsZero() || !o.claims.Simulated() {
+		if o == e || o.token.Text.IsZero() || !o.token.lastClaims.Simulated() {
 			continue
 		}
-		o.confirm = now
-		if o.next != never && o.flight == nil && o.failures == 0 {
-			o.next, o.probe = now, false
+		o.schedule.confirm = now
+		if o.schedule.next != never && o.flight == nil && o.backOff.failures == 0 {
+			o.schedule.next, o.schedule.probe = now, false
 		}
 	}
 }
@@ -146,7 +146,7 @@ func (c *Cache) returnsLocked(e *entry, who Principal, now time.Duration) bool {
 	if now-e.claim.from < returnAfter {
 		return false
 	}
-	if e.claims.Principal().Differs(who) {
+	if e.token.lastClaims.Principal().Differs(who) {
 		return true
 	}
 	witness := c.witnessLocked(e.key.Selector, p.current, now)
@@ -159,8 +159,8 @@ func (c *Cache) returnsLocked(e *entry, who Principal, now time.Duration) bool {
 // witnessLocked returns the key of a selector that holds a token of who's, of several the one that was asked for longest ago.
 func (c *Cache) witnessLocked(of Selector, who Principal, now time.Duration) (witness *entry) {
 	for _, o := range c.entries {
-		if o.key.Selector == of && c.leftLocked(o, now) > 0 && o.speaksFor(who) &&
-			(witness == nil || cmp.Or(cmp.Compare(o.answered, witness.answered), cmp.Compare(o.key.Resource, witness.key.Resource)) < 0) {
+		if o.key.Selector == of && c.leftLocked(o, now) > 0 && o.token.speaksFor(who) &&
+			(witness == nil || cmp.Or(cmp.Compare(o.last.answered, witness.last.answered), cmp.Compare(o.key.Resource, witness.key.Resource)) < 0) {
 			witness = o
 		}
 	}
@@ -170,19 +170,13 @@ func (c *Cache) witnessLocked(of Selector, who Principal, now time.Duration) (wi
 // askSoonLocked has e fetched within minutes, where the schedule works for it; else when somebody asks for it. Where the
 // selector's principals follow each other without end, what has been answered lately is left for longer each time.
 func (c *Cache) askSoonLocked(e *entry, now time.Duration) {
-	e.confirm = now + time.Duration(c.roll()*float64(confirmWithin))
+	e.schedule.confirm = now + time.Duration(c.roll()*float64(confirmWithin))
 	if untold := c.principalsLocked(e.key.Selector).untold; untold > 0 {
-		e.confirm = max(e.confirm, e.answered+doubled(confirmWithin, untold+1, warnEvery))
+		e.schedule.confirm = max(e.schedule.confirm, e.last.answered+doubled(confirmWithin, untold+1, warnEvery))
 	}
-	if e.next != never && e.flight == nil && e.failures == 0 && e.confirm >= c.heldUntilLocked(e, now) {
-		e.next, e.probe = min(e.next, e.confirm), false
+	if e.schedule.next != never && e.flight == nil && e.backOff.failures == 0 && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+		e.schedule.next, e.schedule.probe = min(e.schedule.next, e.schedule.confirm), false
 	}
-}
-
-// speaksFor reports whether e's token says that it is who's.
-func (e *entry) speaksFor(who Principal) bool {
-	own := e.claims.Principal()
-	return !own.IsZero() && !own.Differs(who)
 }
 
 // switchLocked makes who, whose token e was given, the current principal, and has the selector's other keys confirmed. It
@@ -197,7 +191,7 @@ func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now time.Du
 		p.untold++
 	}
 	for _, o := range slices.SortedFunc(maps.Values(c.entries), func(x, y *entry) int { return x.key.compare(y.key) }) {
-		if o.key.Selector == e.key.Selector && o != e && !o.token.Text.IsZero() && !o.speaksFor(who) {
+		if o.key.Selector == e.key.Selector && o != e && !o.token.Text.IsZero() && !o.token.speaksFor(who) {
 			c.askSoonLocked(o, now)
 		}
 	}
@@ -236,12 +230,12 @@ func (c *Cache) confirmLocked(e *entry, now time.Duration) time.Duration {
 // formerLocked reports whether e's token is of another principal than its selector's tokens are of by now.
 func (c *Cache) formerLocked(e *entry) bool {
 	p := c.principals[e.key.Selector]
-	return p != nil && e.claims.Principal().Differs(p.current)
+	return p != nil && e.token.lastClaims.Principal().Differs(p.current)
 }
 
 // startAnew forgets what was learnt of e's rollovers: they were those of another principal's tokens.
 func (c *Cache) startAnew(e *entry) {
-	e.rollovers, e.before = nil, nil
+	e.rollovers, e.token.before = nil, nil
 	c.rollovers = slices.DeleteFunc(c.rollovers, func(r rollover) bool { return r.of == e.key })
 	c.seen++
 }

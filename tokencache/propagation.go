@@ -6,7 +6,7 @@ import "time"
 // each follows before the one before it has spread, it is asked every silence spreads all the same.
 func (e *entry) holds() time.Duration {
 	s := e.policy
-	return min(s.holds, max(s.began, e.answered)+s.patience)
+	return min(s.holds, max(s.began, e.last.answered)+s.patience)
 }
 
 // barredUntil returns the boot time until which nothing is fetched for anybody, whether or not there is a token: a revocation is still
@@ -28,7 +28,7 @@ func (c *Cache) holdsLocked(e *entry, now time.Duration) time.Duration {
 // fetched at once, unless barred.
 func (c *Cache) heldUntilLocked(e *entry, now time.Duration) time.Duration {
 	holds := c.holdsLocked(e, now)
-	if e.life == 0 || !e.token.Text.IsZero() && holds+lastMinutes < e.deadline {
+	if e.token.life == 0 || !e.token.Text.IsZero() && holds+lastMinutes < e.token.deadline {
 		return holds
 	}
 	return c.barredUntilLocked(e, now)

@@ -97,8 +97,8 @@ func (c *Cache) voidCountsLocked(now time.Duration) {
 		c.tombstones[i].receipt.doubt()
 	}
 	for _, o := range c.entries {
-		o.said = said{}
-		o.receipt.doubt()
+		o.last.said = said{}
+		o.token.receipt.doubt()
 		if c.clockTrusted() {
 			c.ageLocked(o, now)
 		}
@@ -108,12 +108,12 @@ func (c *Cache) voidCountsLocked(now time.Duration) {
 
 // ageLocked dates e's token by the clock, which is known to be right by now, where nothing told its age when it was received.
 func (c *Cache) ageLocked(e *entry, now time.Duration) {
-	if !e.receipt.blind || e.token.ExpiresOn.IsZero() {
+	if !e.token.receipt.blind || e.token.ExpiresOn.IsZero() {
 		return
 	}
 	wall := c.clock.Wall()
-	e.issued = issueWindowOf(*e.token, e.token.ExpiresOn.Sub(wall), true)
-	e.receipt.age(e.issued, wall, c.on, now)
+	e.token.issued = issueWindowOf(*e.token.Token, e.token.ExpiresOn.Sub(wall), true)
+	e.token.receipt.age(e.token.issued, wall, c.on, now)
 	before := e.policy
 	if c.judgeLocked(e); e.policy != before {
 		c.expediteLocked(e, now)
@@ -147,16 +147,16 @@ func (c *Cache) countsLocked(e *entry, f Fetched, left, now time.Duration) {
 		return
 	}
 	digest := f.Token.Text.SHA256()
-	before := e.said
+	before := e.last.said
 	passed := now - before.at
 	switch {
 	case before.digest != digest:
-		e.said = said{digest, now, left}
+		e.last.said = said{digest, now, left}
 		return
 	case passed < readingsApart:
 		return
 	}
-	e.said = said{digest, now, left}
+	e.last.said = said{digest, now, left}
 	if !agree(left, before.left-passed) {
 		c.counted = counted{}
 		return
@@ -249,24 +249,17 @@ func (c *Cache) countedLocked(f Fetched, left, begun, now time.Duration) time.Du
 	return left
 }
 
-// extend notes that the token that e holds expires then, later than it was believed to.
-func (e *entry) extend(deadline time.Duration) {
-	e.deadline = deadline
-	e.life = max(e.life, deadline-e.received)
-	e.issuedAt = deadline - e.life
-}
-
 // recountedLocked notes what life the token that e holds has left, by f, the back end's latest word.
 func (c *Cache) recountedLocked(e *entry, f Fetched, left, now time.Duration) {
 	deadline := now + left
-	presumed := e.presumed
-	e.presumed = f.Presumed && (presumed || deadline > e.deadline)
-	if c.clockTrusted() && deadline < e.received+e.given-countSlack {
-		e.given = 0 // a better clock has proved the first count wrong
+	presumed := e.token.presumed
+	e.token.presumed = f.Presumed && (presumed || deadline > e.token.deadline)
+	if c.clockTrusted() && deadline < e.token.received+e.token.given-countSlack {
+		e.token.given = 0 // a better clock has proved the first count wrong
 	}
-	if (!e.unconfirmed || presumed) && deadline > e.deadline {
-		e.extend(deadline)
+	if (!e.token.unconfirmed || presumed) && deadline > e.token.deadline {
+		e.token.extend(deadline)
 		return
 	}
-	e.deadline = min(e.deadline, deadline)
+	e.token.deadline = min(e.token.deadline, deadline)
 }

@@ -201,19 +201,19 @@ func (c *Cache) sawLocked(e *entry, r rollover) {
 
 func (c *Cache) patternLocked(e *entry) Pattern {
 	p := c.learnedLocked(e)
-	return Pattern{Kind: p.kind, Age: time.Duration(p.share * float64(e.life))}
+	return Pattern{Kind: p.kind, Age: time.Duration(p.share * float64(e.token.life))}
 }
 
 // rolloverLocked returns the boot time at which e's token is known to roll over, longAgo when it is not.
 func (c *Cache) rolloverLocked(e *entry) time.Duration {
 	p := c.learnedLocked(e)
-	if p.kind != Regular || e.life == 0 {
+	if p.kind != Regular || e.token.life == 0 {
 		return longAgo
 	}
 	if p.share == 1 {
-		return e.deadline
+		return e.token.deadline
 	}
-	return e.issuedAt + time.Duration(p.share*float64(e.life))
+	return e.token.issuedAt + time.Duration(p.share*float64(e.token.life))
 }
 
 // likelyLocked returns the boot time at which a newer token is to be expected, or never when that is not
@@ -224,14 +224,14 @@ func (c *Cache) likelyLocked(e *entry, now time.Duration) time.Duration {
 	case Regular:
 		at = c.rolloverLocked(e)
 	case Irregular:
-		at = e.issuedAt + time.Duration(c.medianLocked(e, share(now-e.issuedAt, e.life))*float64(e.life))
+		at = e.token.issuedAt + time.Duration(c.medianLocked(e, share(now-e.token.issuedAt, e.token.life))*float64(e.token.life))
 	case Unlearnt:
 		return never
 	}
-	if at <= e.shown {
+	if at <= e.token.shown {
 		return never // it should have come: what was learnt does not hold
 	}
-	return min(max(at, e.policy.unmet, now), e.deadline+afterExpiry)
+	return min(max(at, e.policy.unmet, now), e.token.deadline+afterExpiry)
 }
 
 // medianLocked returns the middle of the rollovers of all keys seen later than at that share of a life, at which e's token is

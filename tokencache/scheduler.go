@@ -76,10 +76,10 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 			continue
 		}
 		if !e.token.Text.IsZero() {
-			next = min(next, e.deadline, now+maxTick)
+			next = min(next, e.token.deadline, now+maxTick)
 		}
 		if e.flight == nil {
-			next = min(next, e.next)
+			next = min(next, e.schedule.next)
 		}
 	}
 	c.dispatchLocked(now)
@@ -90,11 +90,13 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 // change has spread: then their names decide, so that the same history has the same calls.
 func (c *Cache) allDueLocked(now time.Duration) (due []*entry) {
 	for _, e := range c.entries {
-		if e.next <= now && e.flight == nil {
+		if e.schedule.next <= now && e.flight == nil {
 			due = append(due, e)
 		}
 	}
-	slices.SortFunc(due, func(a, b *entry) int { return cmp.Or(cmp.Compare(a.next, b.next), a.key.compare(b.key)) })
+	slices.SortFunc(due, func(a, b *entry) int {
+		return cmp.Or(cmp.Compare(a.schedule.next, b.schedule.next), a.key.compare(b.key))
+	})
 	return due
 }
 
@@ -103,11 +105,11 @@ func (c *Cache) allDueLocked(now time.Duration) (due []*entry) {
 func (c *Cache) expireLocked(e *entry, now time.Duration) {
 	switch {
 	case e.token.Text.IsZero():
-	case now >= e.deadline:
+	case now >= e.token.deadline:
 		c.forgetLocked(e)
 		e.notify()
-	case e.failures == 0 && c.leftLocked(e, now) <= 0:
-		e.next = min(e.next, max(now, c.overLocked(e, now)+afterExpiry, c.barredUntilLocked(e, now)))
+	case e.backOff.failures == 0 && c.leftLocked(e, now) <= 0:
+		e.schedule.next = min(e.schedule.next, max(now, c.overLocked(e, now)+afterExpiry, c.barredUntilLocked(e, now)))
 	}
 }
 
@@ -115,8 +117,8 @@ func (c *Cache) expireLocked(e *entry, now time.Duration) {
 func (c *Cache) dueLocked(e *entry, now time.Duration) {
 	switch {
 	case !e.wanted(now):
-		e.next = never
-	case e.probe:
+		e.schedule.next = never
+	case e.schedule.probe:
 		c.startFetchLocked(e, forProbe, now)
 	default:
 		c.startFetchLocked(e, forRefresh, now)
@@ -133,12 +135,12 @@ func (c *Cache) startFetchLocked(e *entry, cl priority, now time.Duration) *flig
 		}
 		return f
 	}
-	e.flight = &flight{key: e.key, priority: cl, asked: now, opens: longAgo, expires: e.deadline, done: make(chan struct{})}
-	e.flight.yields, e.flight.apart = e.yields(), e.apart > 0
+	e.flight = &flight{key: e.key, priority: cl, asked: now, opens: longAgo, expires: e.token.deadline, done: make(chan struct{})}
+	e.flight.yields, e.flight.apart = e.backOff.yields(), e.backOff.apart > 0
 	if over := c.overLocked(e, now); over <= now { // a miss just after an expiry waits for what the schedule waits for
 		e.flight.opens = over + afterExpiry
 	}
-	e.softFetchAfter = now + softFetchEvery
+	e.schedule.softFetchAfter = now + softFetchEvery
 	c.queue.waiting = append(c.queue.waiting, e.flight)
 	c.dispatchSoonLocked(now)
 	return e.flight
@@ -211,7 +213,7 @@ func (c *Cache) finishFetch(f *flight, begun time.Duration, fetched Fetched, err
 		Permissions: c.permissionsLocked(e, now), Switch: f.told, Simulated: err == nil && fetched.Token.Claims.Simulated(),
 	}
 	if f.outcome == Newer {
-		event.Twin, event.AudienceBefore, event.Audience, event.Omitted = c.twinLocked(e), e.audienceBefore, e.claims.Audience, e.omitted
+		event.Twin, event.AudienceBefore, event.Audience, event.Omitted = c.twinLocked(e), e.token.audienceBefore, e.token.lastClaims.Audience, e.token.omitted
 	}
 	if next := c.nextLocked(e, now); next != never {
 		event.Retry = next - now
@@ -251,60 +253,60 @@ func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *Fet
 	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > againLeft || c.barredLocked(e, now) {
 		return false
 	}
-	if e.failures >= againRow && e.failure.extent() != OfSource {
+	if e.backOff.failures >= againRow && e.backOff.failure.extent() != OfSource {
 		return false
 	}
 	f.again++
 	f.begun, f.opens = false, now+doubled(againFirst, f.again, againTop)
-	e.fetches++
+	e.last.fetches++
 	c.queue.waiting = append(c.queue.waiting, f)
 	return true
 }
 
 func (c *Cache) completeLocked(e *entry, f *flight, begun, now time.Duration, fetched Fetched, left time.Duration, failure *FetchError) {
 	e.flight = nil
-	e.fetches++
-	e.endedWall = c.clock.Wall()
+	e.last.fetches++
+	e.last.endedWall = c.clock.Wall()
 	if failure == nil {
 		f.outcome, f.told = c.takeLocked(e, fetched, left, c.leftLocked(e, now), begun, now)
 	} else {
 		if failure.Kind == Throttled {
 			c.setApartLocked(e, failure, now)
 		} else {
-			e.throttles = 0
+			e.backOff.throttles = 0
 		}
-		e.fail(failure, f.priority == forCaller, e.deadline-now, c.heldUntilLocked(e, now), now, c.roll())
-		again := e.failedUntil
+		e.fail(failure, f.priority == forCaller, e.token.deadline-now, c.heldUntilLocked(e, now), now, c.roll())
+		again := e.backOff.callers
 		if failure.extent() == OfSource {
-			e.next = c.nextLocked(e, now)
+			e.schedule.next = c.nextLocked(e, now)
 			again = max(again, c.queue.backOff.callers)
 		}
 		f.outcome, f.err = Failed, failure.withRetryAfter(max(0, again-now))
 	}
-	e.outcome = f.outcome
+	e.last.outcome = f.outcome
 }
 
 // takeLocked takes a fetched token in, or keeps the one that is there, and plans the next fetch. left and
 // held are the lives that the fetched and the held token have left at now; held may be 0. It returns a switch
 // of principals besides, if people are to be told of one.
 func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Duration) (Outcome, *Switch) {
-	e.heals()
-	e.answered, e.putOff = begun, false
-	e.tries++
+	e.backOff.heal()
+	e.last.answered, e.schedule.putOff = begun, false
+	e.schedule.tries++
 	admitted, told := c.admitLocked(e, f, left, held, now)
 	simulated := f.Token.Claims.Simulated()
-	another := f.Token.Claims.Principal().Differs(e.claims.Principal()) || e.life > 0 && simulated != e.claims.Simulated()
+	another := f.Token.Claims.Principal().Differs(e.token.lastClaims.Principal()) || e.token.life > 0 && simulated != e.token.lastClaims.Simulated()
 	outcome := Newer
 	switch {
 	case held > 0 && f.Token.Text.Equal(e.token.Text):
 		outcome = Unchanged
-		e.softFetchAfter = now + softFetchPause(held)
+		e.schedule.softFetchAfter = now + softFetchPause(held)
 		c.recountedLocked(e, f, left, now)
-		if e.unconfirmed {
-			e.anchor(e.deadline)
+		if e.token.unconfirmed {
+			e.token.anchor(e.token.deadline)
 		}
-		e.shown, e.unconfirmed = begun, false
-	case !admitted && simulated && !e.claims.Simulated():
+		e.token.shown, e.token.unconfirmed = begun, false
+	case !admitted && simulated && !e.token.lastClaims.Simulated():
 		outcome = Simulated
 		c.passOverLocked(f, left, begun, now)
 	case !admitted:
@@ -315,14 +317,14 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		c.passOverLocked(f, left, begun, now)
 	default:
 		first, again := c.tombstones.find(f.Token.Text)
-		e.audienceBefore, e.omitted = audienceBefore(e.claims, f.Token.Claims), omittedAnew(e.claims, f.Token.Claims)
+		e.token.audienceBefore, e.token.omitted = audienceBefore(e.token.lastClaims, f.Token.Claims), omittedAnew(e.token.lastClaims, f.Token.Claims)
 		if !e.token.Text.IsZero() && !f.Token.Text.Equal(e.token.Text) {
 			c.tombstones.add(c.goneLocked(e))
 		}
 		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)
-		e.given = c.countedLocked(f, left, begun, now)
+		e.token.given = c.countedLocked(f, left, begun, now)
 		if again {
-			e.received, e.receivedWall, e.given = first.received, first.receivedOn, first.given
+			e.token.received, e.token.receivedWall, e.token.given = first.received, first.receivedOn, first.given
 		}
 		switch {
 		case another:
@@ -342,7 +344,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 		e.notify()
 	}
 	c.proveLocked(e, now)
-	e.confirm = c.confirmLocked(e, now)
+	e.schedule.confirm = c.confirmLocked(e, now)
 	c.planLocked(e, now)
 	return outcome, told
 }
@@ -372,11 +374,11 @@ func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
 func (c *Cache) olderLocked(e *entry, f Fetched, left, now time.Duration) bool {
 	first, again := c.tombstones.find(f.Token.Text)
 	r, m := c.receiptOf(f, first, again, left, now)
-	if !issuedBefore(f.Token, m, nominalOf(f), *e.token, e.issued, e.nominal) {
+	if !issuedBefore(f.Token, m, nominalOf(f), *e.token.Token, e.token.issued, e.token.nominal) {
 		return false
 	}
 	fetched := *e
-	fetched.receipt, fetched.issued, fetched.changed = r, m, make(chan struct{})
+	fetched.token.receipt, fetched.token.issued, fetched.changed = r, m, make(chan struct{})
 	c.judgeLocked(&fetched)
 	return fetched.policy.worst.worse(e.policy.worst) == fetched.policy.worst && (fetched.policy.withheld() || !e.policy.withheld())
 }
@@ -385,8 +387,8 @@ func (c *Cache) olderLocked(e *entry, f Fetched, left, now time.Duration) bool {
 // when it was minted. One that comes again was received first when first was.
 func (c *Cache) receiptLocked(e *entry, f Fetched, first tombstone, again bool, left, now time.Duration) IssueWindow {
 	r, m := c.receiptOf(f, first, again, left, now)
-	if digest := f.Token.Text.SHA256(); digest != e.digest {
-		e.digest, e.receipt = digest, r
+	if digest := f.Token.Text.SHA256(); digest != e.token.digest {
+		e.token.digest, e.token.receipt = digest, r
 	}
 	return m
 }

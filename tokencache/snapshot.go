@@ -110,12 +110,12 @@ func (c *Cache) snapshot() (m Snapshot, judged []judgement) {
 	m = Snapshot{
 		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.clockTrusted(), Rollovers: c.rollovers.export(),
 		Record: c.recordLocked(), Principals: c.exportPrincipalsLocked(), Tombstones: c.tombstones.export(),
-		Paused: max(0, c.queue.paused), Failing: c.queue.backOff.failing(), Static: c.static, CountedOn: c.countedOn,
+		Paused: max(0, c.queue.paused), Failing: c.queue.backOff.export(), Static: c.static, CountedOn: c.countedOn,
 	}
 	m.OnRecord = len(m.Record.Changes)
 	m.Keys, judged = make([]SnapshotEntry, 0, len(c.entries)), make([]judgement, 0, len(c.entries))
 	for _, e := range c.entries {
-		if e.life != 0 || e.failures > 0 {
+		if e.token.life != 0 || e.backOff.failures > 0 {
 			m.Keys, judged = append(m.Keys, e.snapshot(now, c.queue.paused)), append(judged, e.judgement)
 		}
 	}
@@ -142,16 +142,16 @@ func (c *Cache) Withholders(key Key) []PolicyChange {
 // remember tells what is known of e, which is fetched no sooner than the pause is over that the back end asked for.
 func (e *entry) snapshot(now, paused time.Duration) SnapshotEntry {
 	r := SnapshotEntry{
-		Key: e.key, Nominal: e.nominal, ReceivedOn: e.receivedWall, Deadline: e.deadline, Next: max(e.next, paused), Asked: e.asked,
-		ReceivedAt: e.receipt.on, IssuedFrom: e.receipt.from, IssuedTo: e.receipt.to, Blind: e.receipt.blind, Issued: e.issued, Life: e.life, Given: e.given, IssuedAt: e.issuedAt, Received: e.received, Shown: e.shown, Answered: e.answered, Tries: e.tries,
-		Claims: e.claims, Before: e.before, Unconfirmed: e.unconfirmed, Presumed: e.presumed, Rollovers: e.rollovers.export(),
-		Failing: e.failing(),
+		Key: e.key, Nominal: e.token.nominal, ReceivedOn: e.token.receivedWall, Deadline: e.token.deadline, Next: max(e.schedule.next, paused), Asked: e.asked,
+		ReceivedAt: e.token.receipt.on, IssuedFrom: e.token.receipt.from, IssuedTo: e.token.receipt.to, Blind: e.token.receipt.blind, Issued: e.token.issued, Life: e.token.life, Given: e.token.given, IssuedAt: e.token.issuedAt, Received: e.token.received, Shown: e.token.shown, Answered: e.last.answered, Tries: e.schedule.tries,
+		Claims: e.token.lastClaims, Before: e.token.before, Unconfirmed: e.token.unconfirmed, Presumed: e.token.presumed, Rollovers: e.rollovers.export(),
+		Failing: e.backOff.export(),
 	}
 	if !e.claim.by.IsZero() {
 		r.Claim = &Claim{By: e.claim.by, From: e.claim.from}
 	}
-	if e.deadline > now {
-		r.Token = *e.token
+	if e.token.deadline > now {
+		r.Token = *e.token.Token
 	}
 	if r.Asked == longAgo {
 		r.Asked = never
@@ -225,16 +225,16 @@ func (c *Cache) Restore(m *Snapshot) {
 		}
 		planned, asked := never, longAgo
 		if e != nil {
-			planned, asked, r.Failing = e.next, e.asked, nil
+			planned, asked, r.Failing = e.schedule.next, e.asked, nil
 		}
 		c.restoreEntry(m, r, now)
 		e = c.entries[r.Key]
-		e.next, e.asked = min(e.next, planned), max(e.asked, asked)
+		e.schedule.next, e.asked = min(e.schedule.next, planned), max(e.asked, asked)
 		if c.formerLocked(e) {
 			c.forgetLocked(e)
 		}
-		if e.confirm = min(c.confirmLocked(e, now), now+confirmAfterBoot); e.next != never && e.confirm >= c.heldUntilLocked(e, now) {
-			e.next = min(e.next, max(e.confirm, e.rests))
+		if e.schedule.confirm = min(c.confirmLocked(e, now), now+confirmAfterBoot); e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
 		}
 		e.notify()
 	}
@@ -250,8 +250,8 @@ func (c *Cache) Restore(m *Snapshot) {
 // release that judged otherwise and kept no receipts. An answer may show that the token met all changes.
 func (c *Cache) refetchUncertainLocked(now time.Duration) {
 	for _, e := range c.entries {
-		if e.policy.worst != Current && e.next != never && !c.heldLocked(e, now) {
-			e.next = now
+		if e.policy.worst != Current && e.schedule.next != never && !c.heldLocked(e, now) {
+			e.schedule.next = now
 		}
 	}
 }
@@ -271,12 +271,12 @@ func (c *Cache) confirmRestoredLocked(booted bool, now time.Duration) {
 		if e.token.Text.IsZero() {
 			continue
 		}
-		e.confirm = c.confirmLocked(e, now)
-		if booted || e.answered <= 0 { // else the back end answered in this boot
-			e.confirm = min(e.confirm, now+confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin)))
+		e.schedule.confirm = c.confirmLocked(e, now)
+		if booted || e.last.answered <= 0 { // else the back end answered in this boot
+			e.schedule.confirm = min(e.schedule.confirm, now+confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin)))
 		}
-		if booted && e.next != never && e.confirm >= c.heldUntilLocked(e, now) { // else what was planned is remembered
-			e.next = min(e.next, max(e.confirm, e.rests))
+		if booted && e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) { // else what was planned is remembered
+			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
 		}
 	}
 }
@@ -383,18 +383,18 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
 	if e == nil {
 		e = c.addLocked(r.Key)
 	}
-	e.digest, e.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
-	e.nominal, e.receivedWall = r.Nominal, r.ReceivedOn
-	e.issued, e.life, e.claims, e.before, e.tries = r.Issued, r.Life, r.Claims, r.Before, r.Tries
-	e.issuedAt, e.received, e.shown, e.answered = a.at(r.IssuedAt), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
+	e.token.digest, e.token.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
+	e.token.nominal, e.token.receivedWall = r.Nominal, r.ReceivedOn
+	e.token.issued, e.token.life, e.token.lastClaims, e.token.before, e.schedule.tries = r.Issued, r.Life, r.Claims, r.Before, r.Tries
+	e.token.issuedAt, e.token.received, e.token.shown, e.last.answered = a.at(r.IssuedAt), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
 	e.rollovers = importHistory(r.Rollovers, keyHistory)
 	if r.Claim != nil {
 		e.claim = claim{by: r.Claim.By, from: c.recalledAt(m, r.Claim.From)}
 	}
 	c.seen++
-	e.unconfirmed, e.presumed = !a.certain, r.Presumed
-	if e.given = r.Given; e.unconfirmed {
-		e.given = 0 // how long ago that was nobody can tell
+	e.token.unconfirmed, e.token.presumed = !a.certain, r.Presumed
+	if e.token.given = r.Given; e.token.unconfirmed {
+		e.token.given = 0 // how long ago that was nobody can tell
 	}
 	if e.asked = a.at(r.lastAsked()); e.asked != longAgo {
 		e.asked += a.beyond // perhaps it was asked for a moment ago
@@ -402,18 +402,18 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
 	c.uses++
 	e.used = c.uses
 	seems := a.at(r.Deadline)
-	e.deadline = seems + a.beyond
-	if !r.Token.Text.IsZero() && e.deadline > now {
-		e.token = &r.Token
+	e.token.deadline = seems + a.beyond
+	if !r.Token.Text.IsZero() && e.token.deadline > now {
+		e.token.Token = &r.Token
 	}
 	if r.Unconfirmed && a.certain {
-		e.anchor(e.deadline)
+		e.token.anchor(e.token.deadline)
 	}
-	e.softFetchAfter = e.wished()
+	e.schedule.softFetchAfter = e.wished()
 	c.judgeLocked(e)
-	e.next = c.restoredNext(e, r.Next, seems, a, now)
+	e.schedule.next = c.restoredNext(e, r.Next, seems, a, now)
 	c.restoreBackOff(e, r.Failing, a, now)
-	e.probe = e.tries > 0 || e.policy.worst != Current
+	e.schedule.probe = e.schedule.tries > 0 || e.policy.worst != Current
 }
 
 // recallNext returns when a key of which that is remembered is fetched, whose token seems to expire then.
@@ -449,14 +449,14 @@ func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now time.Durati
 	if f == nil {
 		return
 	}
-	e.failure, e.failures, e.waits, e.asks = f.failure(), f.Failures, f.Waits, f.Asks
+	e.backOff.failure, e.backOff.failures, e.backOff.waits, e.backOff.asks = f.failure(), f.Failures, f.Waits, f.Asks
 	schedule, callers := backoffTop, max(askTop, retryAfter)
-	if e.failure.lasts() || e.failure.Kind == Throttled {
+	if e.backOff.failure.lasts() || e.backOff.failure.Kind == Throttled {
 		schedule, callers = longTop, askLongTop
 	}
-	e.rests, e.failedUntil = min(a.at(f.Until), now+schedule), min(a.at(f.Callers), now+callers)
-	if e.next != never {
-		e.next = max(e.next, e.rests)
+	e.backOff.until, e.backOff.callers = min(a.at(f.Until), now+schedule), min(a.at(f.Callers), now+callers)
+	if e.schedule.next != never {
+		e.schedule.next = max(e.schedule.next, e.backOff.until)
 	}
 }
 
@@ -466,7 +466,7 @@ func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now time.Duration) {
 	c.uses++
 	e.used, e.asked = c.uses, a.at(r.lastAsked())
 	if r.Next != never { // it is to be prefetched, until Prefetch says otherwise
-		e.prefetch, e.next = true, max(now, c.heldUntilLocked(e, now))
+		e.prefetch, e.schedule.next = true, max(now, c.heldUntilLocked(e, now))
 	}
 	c.restoreBackOff(e, r.Failing, a, now)
 }
@@ -501,10 +501,10 @@ func (c *Cache) restoreTombstoneLocked(r tombstone, now time.Duration) {
 
 // wished returns until when callers' wishes for more life had been met by what the back end answered last.
 func (e *entry) wished() time.Duration {
-	if e.tries == 0 {
-		return e.answered + softFetchEvery
+	if e.schedule.tries == 0 {
+		return e.last.answered + softFetchEvery
 	}
-	return e.answered + softFetchPause(e.deadline-e.answered)
+	return e.last.answered + softFetchPause(e.token.deadline-e.last.answered)
 }
 
 // confirmExpiriesLocked has tokens' times as they really are, once the clock is known to be right, where the downtime before this
@@ -515,17 +515,11 @@ func (c *Cache) confirmExpiriesLocked(now time.Duration) (any bool) {
 	}
 	for _, e := range c.entries {
 		c.ageLocked(e, now)
-		if e.unconfirmed && !e.token.ExpiresOn.IsZero() {
-			e.unconfirmed, any = false, true
-			e.anchor(now + c.leftLocked(e, now))
+		if e.token.unconfirmed && !e.token.ExpiresOn.IsZero() {
+			e.token.unconfirmed, any = false, true
+			e.token.anchor(now + c.leftLocked(e, now))
 			c.expediteLocked(e, now)
 		}
 	}
 	return any
-}
-
-// anchor notes when e's token truly expires, and dates what was known in relation to a time that was a guess.
-func (e *entry) anchor(deadline time.Duration) {
-	shift := deadline - e.life - e.issuedAt
-	e.deadline, e.issuedAt, e.received, e.shown = deadline, e.issuedAt+shift, e.received+shift, e.shown+shift
 }

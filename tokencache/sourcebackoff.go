@@ -124,17 +124,17 @@ func (c *Cache) askedPauseLocked(now time.Duration) *FetchError {
 
 // nextLocked returns when the schedule asks for e, which is not before the source is asked at all; never: it does not.
 func (c *Cache) nextLocked(e *entry, now time.Duration) time.Duration {
-	if e.next == never {
+	if e.schedule.next == never {
 		return never
 	}
-	return max(now, e.next, c.apartLocked(e), c.queue.paused, c.queue.backOff.earliest(&flight{priority: forRefresh, expires: e.deadline}, now))
+	return max(now, e.schedule.next, c.apartLocked(e), c.queue.paused, c.queue.backOff.earliest(&flight{priority: forRefresh, expires: e.token.deadline}, now))
 }
 
 // goOnLocked has all keys asked for that failed because the source did, unless a failure of their own has them wait.
 func (c *Cache) goOnLocked(now time.Duration) {
 	for _, e := range c.entries {
-		if e.failures > 0 && e.failure.extent() == OfSource {
-			c.resumeLocked(e, max(now, e.rests), now)
+		if e.backOff.failures > 0 && e.backOff.failure.extent() == OfSource {
+			c.resumeLocked(e, max(now, e.backOff.until), now)
 		}
 	}
 }
@@ -147,8 +147,8 @@ func (c *Cache) TryAgain() {
 	now := c.clock.Boot()
 	c.endWaitsLocked(now)
 	for _, e := range c.entries {
-		if e.failures > 0 {
-			e.waits, e.asks, e.apart = 0, 0, 0
+		if e.backOff.failures > 0 {
+			e.backOff.waits, e.backOff.asks, e.backOff.apart = 0, 0, 0
 			c.hurryLocked(e, now)
 		}
 	}
@@ -157,14 +157,14 @@ func (c *Cache) TryAgain() {
 
 // hurryLocked has a key that failed asked for again at once.
 func (c *Cache) hurryLocked(e *entry, now time.Duration) {
-	e.rests, e.failedUntil = longAgo, longAgo
+	e.backOff.until, e.backOff.callers = longAgo, longAgo
 	c.resumeLocked(e, now, now)
 }
 
 // resumeLocked has a key that failed asked for at that boot time, if not sooner.
 func (c *Cache) resumeLocked(e *entry, at, now time.Duration) {
-	if e.next == never || e.flight != nil {
+	if e.schedule.next == never || e.flight != nil {
 		return
 	}
-	e.next = max(min(e.next, at), c.heldUntilLocked(e, now))
+	e.schedule.next = max(min(e.schedule.next, at), c.heldUntilLocked(e, now))
 }

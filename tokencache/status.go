@@ -132,8 +132,8 @@ func (c *Cache) Peek(key Key) (TokenInfo, <-chan struct{}, error) {
 	}
 	c.reviveLocked(e, left, now)
 	return TokenInfo{
-		SHA256: e.token.Text.SHA256(), Left: left, ReceivedOn: e.receivedWall, ExpiresOn: c.clock.Wall().Add(left),
-		Issued: e.issued, Claims: e.token.Claims, Permissions: c.permissionsLocked(e, now),
+		SHA256: e.token.Text.SHA256(), Left: left, ReceivedOn: e.token.receivedWall, ExpiresOn: c.clock.Wall().Add(left),
+		Issued: e.token.issued, Claims: e.token.Claims, Permissions: c.permissionsLocked(e, now),
 	}, e.changed, nil
 }
 
@@ -197,27 +197,27 @@ func (j judgement) verdicts(ids []string, valid bool) []Verdict {
 
 func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status {
 	s := Status{
-		Key: e.key, Prefetch: e.prefetch, LastFetch: e.endedWall, LastOutcome: e.outcome,
-		Failures: e.failures, Fetches: e.fetches, Served: e.served,
+		Key: e.key, Prefetch: e.prefetch, LastFetch: e.last.endedWall, LastOutcome: e.last.outcome,
+		Failures: e.backOff.failures, Fetches: e.last.fetches, Served: e.served,
 	}
 	if next := c.nextLocked(e, now); next != never {
 		s.NextRefresh = wall.Add(next - now)
 	}
 	left := c.leftLocked(e, now)
 	switch failure := c.troubleLocked(e); {
-	case e.failure != nil, left <= 0 && failure != nil:
+	case e.backOff.failure != nil, left <= 0 && failure != nil:
 		s.LastError = failure
 	}
 	if left > 0 {
 		s.Left, s.SHA256 = left, e.token.Text.SHA256()
-		s.ReceivedOn, s.ExpiresOn = e.receivedWall, wall.Add(left)
-		s.Permissions, s.Issued, s.Life = c.permissionsLocked(e, now), e.issued, e.life
-		s.Claims, s.Before, s.Unconfirmed = e.token.Claims, e.before, c.unconfirmedLocked(e)
+		s.ReceivedOn, s.ExpiresOn = e.token.receivedWall, wall.Add(left)
+		s.Permissions, s.Issued, s.Life = c.permissionsLocked(e, now), e.token.issued, e.token.life
+		s.Claims, s.Before, s.Unconfirmed = e.token.Claims, e.token.before, c.unconfirmedLocked(e)
 		if at := c.likelyLocked(e, now); at != never {
 			s.Expected = wall.Add(at - now)
 		}
-		s.Former = c.formerLocked(e) && !e.claims.Simulated()
-		s.AudienceBefore = e.audienceBefore
+		s.Former = c.formerLocked(e) && !e.token.lastClaims.Simulated()
+		s.AudienceBefore = e.token.audienceBefore
 	}
 	if left > 0 && c.heldLocked(e, now) || c.barredLocked(e, now) {
 		s.HeldUntil = wall.Add(c.heldUntilLocked(e, now) - now)
@@ -229,15 +229,15 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 
 func (e *entry) state(valid bool) State {
 	switch {
-	case !valid && (e.flight != nil || e.failures == 0 && e.next != never):
+	case !valid && (e.flight != nil || e.backOff.failures == 0 && e.schedule.next != never):
 		return Fetching
 	case !valid:
 		return Missing
-	case e.failures > 0:
+	case e.backOff.failures > 0:
 		return Failing
 	case e.flight != nil:
 		return Refreshing
-	case e.next == never:
+	case e.schedule.next == never:
 		return Idle
 	}
 	return Fresh

@@ -82,10 +82,10 @@ func (c *Cache) reviewTombstonesLocked(now time.Duration) {
 // goneLocked returns what is to be known of the token that e holds, once it is gone.
 func (c *Cache) goneLocked(e *entry) tombstone {
 	r := tombstone{
-		digest: e.token.Text.SHA256(), received: e.received, came: c.on + max(0, e.shown), receivedOn: e.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.receipt,
-		given: e.given, deadline: e.deadline,
+		digest: e.token.Text.SHA256(), received: e.token.received, came: c.on + max(0, e.token.shown), receivedOn: e.token.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.token.receipt,
+		given: e.token.given, deadline: e.token.deadline,
 	}
-	if e.unconfirmed || e.presumed {
+	if e.token.unconfirmed || e.token.presumed {
 		r.given, r.deadline = 0, never // nobody knows how long ago it was received, or has said for how long it is valid
 	}
 	return r
@@ -116,8 +116,8 @@ func (c *Cache) DropTokens() {
 		}
 		c.forgetLocked(e)
 		e.notify()
-		if e.next != never {
-			e.next = max(min(e.next, now), c.heldUntilLocked(e, now))
+		if e.schedule.next != never {
+			e.schedule.next = max(min(e.schedule.next, now), c.heldUntilLocked(e, now))
 		}
 	}
 	c.wakeSchedule()
@@ -128,7 +128,7 @@ func (c *Cache) forgetLocked(e *entry) {
 	if !e.token.Text.IsZero() {
 		c.tombstones.add(c.goneLocked(e))
 	}
-	e.forget()
+	e.token.forget()
 }
 
 // dropTokenLocked drops e's token at somebody's wish, and what was learnt of its life. It returns the token's digest, "" where
@@ -139,11 +139,11 @@ func (c *Cache) dropTokenLocked(e *entry, now time.Duration) string {
 	}
 	r := c.goneLocked(e).dropped()
 	c.tombstones.add(r)
-	e.forget()
-	e.deadline, e.life, e.given, e.unconfirmed = longAgo, 0, 0, false
-	e.advised, e.probedSince, e.tries = longAgo, never, 0
+	e.token.forget()
+	e.token.deadline, e.token.life, e.token.given, e.token.unconfirmed = longAgo, 0, 0, false
+	e.schedule.advised, e.schedule.probedSince, e.schedule.tries = longAgo, never, 0
 	if e.prefetch {
-		e.next = now
+		e.schedule.next = now
 	}
 	e.notify()
 	return r.digest
@@ -206,12 +206,12 @@ func (c *Cache) receivedFirstLocked(r tombstone, now time.Duration) {
 		c.tombstones[i] = first
 	}
 	for _, e := range c.entries {
-		if e.digest != r.digest || r.receipt.on >= e.receipt.on {
+		if e.token.digest != r.digest || r.receipt.on >= e.token.receipt.on {
 			continue
 		}
-		e.receipt = r.receipt.again(e.receipt)
-		e.received, e.receivedWall, e.given = r.received, r.receivedOn, r.given
-		e.deadline = min(e.deadline, r.deadline)
+		e.token.receipt = r.receipt.again(e.token.receipt)
+		e.token.received, e.token.receivedWall, e.token.given = r.received, r.receivedOn, r.given
+		e.token.deadline = min(e.token.deadline, r.deadline)
 		c.judgeLocked(e)
 		c.expediteLocked(e, now)
 		e.notify()

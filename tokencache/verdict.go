@@ -77,7 +77,7 @@ func stamp(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }
 // that a token which seems to be from after the spreading is. Last, the issuer's clock decides, where both the token and
 // the change are dated by it.
 func (c *Cache) verdictLocked(e *entry, ch *change) PermissionState {
-	r, m, by := e.receipt, e.issued, ch.Issuer
+	r, m, by := e.token.receipt, e.token.issued, ch.Issuer
 	after := r.on > ch.Moment
 	switch {
 	case ch.Effect == Unknown && r.on < ch.Moment:
@@ -158,11 +158,11 @@ type judgement struct {
 
 // uncertaintyLocked returns the blur of e's tokens. Of a key that never had one it is that of the others, since they come from one back end.
 func (c *Cache) uncertaintyLocked(e *entry) (blur time.Duration) {
-	if e.life != 0 {
-		return e.issued.uncertainty()
+	if e.token.life != 0 {
+		return e.token.issued.uncertainty()
 	}
 	for _, o := range c.entries {
-		blur = max(blur, o.issued.uncertainty())
+		blur = max(blur, o.token.issued.uncertainty())
 	}
 	return blur
 }
@@ -189,7 +189,7 @@ func (c *Cache) proveLocked(e *entry, now time.Duration) {
 		if !ch.NotLater.IsZero() && ch.NotLater.Before(latest) {
 			latest = ch.NotLater
 		}
-		if e.receipt.on > ch.Moment && e.issued.Earliest.After(latest.Add(c.propagationDelay)) {
+		if e.token.receipt.on > ch.Moment && e.token.issued.Earliest.After(latest.Add(c.propagationDelay)) {
 			ch.Issuer.Latest, learnt = latest, true
 		}
 	}
@@ -209,16 +209,16 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 			continue
 		}
 		c.standDownLocked(e, now)
-		planned := e.next
+		planned := e.schedule.next
 		if planned == never {
 			continue
 		}
 		c.planLocked(e, now)
-		if e.policy.worst == before.worst && now >= c.holdsLocked(e, now) && e.next > planned {
-			if e.putOff { // else changes that follow each other would do so for ever
-				e.next = planned
+		if e.policy.worst == before.worst && now >= c.holdsLocked(e, now) && e.schedule.next > planned {
+			if e.schedule.putOff { // else changes that follow each other would do so for ever
+				e.schedule.next = planned
 			}
-			e.putOff = true
+			e.schedule.putOff = true
 		}
 	}
 	c.wakeSchedule()
@@ -294,15 +294,15 @@ func (c *Cache) metByLocked(e *entry, unmet time.Duration) time.Duration {
 	if !c.clockTrust.counted && !c.clockTrusted() {
 		return unmet + longestNominal + shownBy
 	}
-	life := max(e.life, defaultNominal)
-	known := unmet                         // a token issued later shows that it is current
-	if e.life != 0 && e.issued.undated() { // its successor may be given no longer a life than it had left; how long ago that was is a guess after a boot
-		known += max(0, longestNominal-min(e.life, e.deadline-e.received))
+	life := max(e.token.life, defaultNominal)
+	known := unmet                                     // a token issued later shows that it is current
+	if e.token.life != 0 && e.token.issued.undated() { // its successor may be given no longer a life than it had left; how long ago that was is a guess after a boot
+		known += max(0, longestNominal-min(e.token.life, e.token.deadline-e.token.received))
 	}
-	if e.shown < known || e.deadline == longAgo {
+	if e.token.shown < known || e.token.deadline == longAgo {
 		return known + life
 	}
-	return e.deadline + afterExpiry
+	return e.token.deadline + afterExpiry
 }
 
 // shownBy is how long it takes at most until the back end is asked again while a token is looked for, and how long after its

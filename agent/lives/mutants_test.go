@@ -11,7 +11,7 @@ const (
 var mutants = []mutant{
 	// The judgement of tokens.
 	{"a token that was received before a change is judged by its dates", judgement,
-		"r, m, by := «e.receipt», e.issued", "receipt{on: ch.Moment + 1, from: e.receipt.from, to: e.receipt.to}", aboutShort},
+		"r, m, by := «e.token.receipt», e.token.issued", "receipt{on: ch.Moment + 1, from: e.token.receipt.from, to: e.token.receipt.to}", aboutShort},
 	{"in on-time a change needs no time to spread", judgement, "after && «r.from > ch.By+c.propagationDelay»:", "r.from > ch.By", anything},
 	{"by the issuer's clock a change needs no time to spread", judgement, "case after && !by.Latest.IsZero() && m.Earliest.After(«by.Latest.Add(c.propagationDelay)»):", "by.Latest", anything},
 	{"the latest moment of an issue decides", judgement, "case after && !by.Latest.IsZero() && «m.Earliest».After(", "m.Latest", aboutShort},

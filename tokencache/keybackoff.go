@@ -1,0 +1,119 @@
+package tokencache
+
+import "time"
+
+const (
+	apartFirst = time.Minute // the schedule asks for a key set apart no sooner; then after twice that, and so on up to longTop
+	apartShare = 4           // of all time the pauses that the back end asks for when it is asked for such keys take one in so many
+)
+
+// keyBackOff is a key's failures, and how long they put its fetches off.
+type keyBackOff struct {
+	failures int           // in a row
+	failure  *FetchError   // the last one, with failures > 0
+	waits    int           // of the schedule, each longer than the one before
+	until    time.Duration // the schedule leaves the key alone until then
+	asks     int           // fetches that callers waited for and that failed, in a row
+	callers  time.Duration // no caller's miss causes a fetch before
+
+	throttles   int    // 429 in a row
+	othersGiven uint64 // fetchQueue.given at the last of them
+	apart       int    // how often it was throttled again after another key was given a token: then it is set apart
+}
+
+// fail takes in a failed fetch, for which a caller waited or not, of a key whose token has left to live. How the source is left alone says
+// when a failure of the source is over: it is not counted against the key, and ends no wait of the key's own.
+func (b *keyBackOff) fail(err *FetchError, asked bool, left, now time.Duration, roll float64) {
+	b.failures++
+	b.failure = err
+	if err.extent() == OfSource {
+		b.until, b.callers = max(b.until, now), max(b.callers, now)
+	} else {
+		b.lengthen(err, asked, left, now, roll)
+	}
+}
+
+// lengthen makes the key wait for longer than after the failure before. Callers have a count of their own: the first that comes after the
+// schedule failed asks at once.
+func (b *keyBackOff) lengthen(err *FetchError, asked bool, left, now time.Duration, roll float64) {
+	b.waits++
+	wait, atLeast := backoff, min(err.RetryAfter, retryAfter)
+	if err.lasts() {
+		wait = longBackoff
+	}
+	b.until = now + max(wait(b.waits, left, roll), atLeast)
+	if asked {
+		b.asks++
+	}
+	b.callers = now + max(askWait(err, b.asks, left), atLeast)
+}
+
+// heal forgets all failures.
+func (b *keyBackOff) heal() { *b = keyBackOff{until: longAgo, callers: longAgo} }
+
+// yields reports whether the key leaves the first call after a pause to others: its last two answers were 429.
+func (b *keyBackOff) yields() bool { return b.throttles > 1 }
+
+// setApartLocked takes in a 429 for e. A key whose last answer was one too, while another was given a token in between, is throttled
+// for itself, and is set apart: it waits by a measure of its own, which no token of others ends, so that the pauses that the back
+// end asks for on its account are not all there is.
+func (c *Cache) setApartLocked(e *entry, failure *FetchError, now time.Duration) {
+	if e.backOff.throttles > 0 && c.queue.given > e.backOff.othersGiven {
+		e.backOff.apart++
+	}
+	e.backOff.throttles++
+	e.backOff.othersGiven = c.queue.given
+	if e.backOff.apart == 0 {
+		return
+	}
+	told := min(failure.RetryAfter, retryAfter)
+	e.backOff.until = max(e.backOff.until, now+max(told, doubled(apartFirst, e.backOff.apart, longTop)))
+	e.backOff.callers = max(e.backOff.callers, now+max(told, doubled(askThrottleTop, e.backOff.apart, askLongTop)))
+	c.queue.apart = max(c.queue.apart, now+apartShare*told)
+}
+
+// apartLocked returns the boot time before which e is not asked for since it is set apart; longAgo: it is not.
+func (c *Cache) apartLocked(e *entry) time.Duration {
+	if e.backOff.apart == 0 {
+		return longAgo
+	}
+	return c.queue.apart
+}
+
+// BackOff is what is remembered of failures in a row: of one key, or of the source as a whole. So that a daemon that crashes
+// again and again asks no more often than one that does not. Durations are boot times.
+type BackOff struct {
+	Kind     Kind
+	Extent   Extent
+	Detail   string
+	Failures int
+	Waits    int           // of the schedule, each longer than the one before; of a key
+	Asks     int           // fetches that callers waited for and that failed; of a key
+	Until    time.Duration // the schedule makes no call before
+	Callers  time.Duration // and nobody does before for a caller
+}
+
+func failingOf(f *FetchError, failures int, until, callers time.Duration) *BackOff {
+	if failures == 0 {
+		return nil
+	}
+	return &BackOff{Kind: f.Kind, Extent: f.Extent, Detail: f.Detail, Failures: failures, Until: until, Callers: callers}
+}
+
+// export returns the failures of b as they are kept, nil without any.
+func (b *keyBackOff) export() *BackOff {
+	f := failingOf(b.failure, b.failures, b.until, b.callers)
+	if f != nil {
+		f.Waits, f.Asks = b.waits, b.asks
+	}
+	return f
+}
+
+// export returns the failures of r as they are kept, nil without any.
+func (r *sourceBackOff) export() *BackOff {
+	return failingOf(r.failure, r.failures, r.until, r.callers)
+}
+
+func (f *BackOff) failure() *FetchError {
+	return &FetchError{Kind: f.Kind, Extent: f.Extent, Detail: f.Detail}
+}
