@@ -23,7 +23,7 @@ var mutants = []mutant{
 	{"another principal's token is judged by its date", "tokencache/scheduler.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
 
 	// The hold.
-	{"the back end is asked while a change is spreading", "tokencache/propagation.go", "\tholds := «c.holdsLocked(e, now)»\n\tif e.life", "longAgo", anything},
+	{"the back end is asked while a change is spreading", "tokencache/propagation.go", "\tholds := «c.holdsLocked(e, now)»\n\tif e.token.life", "longAgo", anything},
 	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/propagation.go", "return «min(e.holds(), e.policy.lacked)»", "longAgo", aboutSpellings},
 	{"changes that follow each other hold without end", judgement, "patience: «silence*c.propagationDelay» +", "1000 * silence * c.propagationDelay", aboutPipelines},
 
