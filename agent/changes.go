@@ -57,7 +57,7 @@ func (s RecordState) what() string {
 }
 
 const (
-	maxNote = 256 // bytes
+	maxNote = tokencache.MaxNote
 
 	// listed is how many of the resources that the grants name an error lists.
 	listed = 8

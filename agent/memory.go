@@ -78,11 +78,11 @@ func (m *memory) run() {
 	carried := m.clock.Boot() // when each was done last, or tried
 	saved := carried - saveGathered
 	for {
-		save, carry := m.saveDue(saved), tokencache.Never
+		due := m.saveDue(saved)
 		if m.uncarried.Load() != nil {
-			carry = carried + keepAgain
+			due = min(due, carried+keepAgain)
 		}
-		fired, stop := m.clock.Timer(max(0, min(save, carry)-m.clock.Boot()))
+		fired, stop := m.clock.Timer(max(0, due-m.clock.Boot()))
 		select {
 		case <-m.wake:
 		case <-fired:

@@ -65,8 +65,8 @@ func forgotten(m *tokencache.Snapshot) *tokencache.Snapshot {
 			left.Tombstones = append(left.Tombstones, b)
 		}
 		k.Token = tokencache.Token{}
-		if k.Next != tokencache.Never {
-			k.Next = m.Boot
+		if k.Next != nil {
+			k.Next = new(m.Boot)
 		}
 	}
 	return &left

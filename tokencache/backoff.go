@@ -25,6 +25,22 @@ const (
 	longAgo = time.Duration(math.MinInt64 / 2) // halved, so that adding to it stays in range
 )
 
+// unless returns t, and nil for the time that stands for none.
+func unless(none, t time.Duration) *time.Duration {
+	if t == none {
+		return nil
+	}
+	return &t
+}
+
+// or returns t, and for nil the time that stands for none.
+func or(none time.Duration, t *time.Duration) time.Duration {
+	if t == nil {
+		return none
+	}
+	return *t
+}
+
 // spread returns d ±10 % for a roll in [0, 1), so that a fleet does not ask in step.
 func jitter(d time.Duration, roll float64) time.Duration {
 	return time.Duration(float64(d) * (0.9 + 0.2*roll))

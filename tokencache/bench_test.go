@@ -22,9 +22,9 @@ func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 		m.Keys = append(m.Keys, SnapshotEntry{
 			Key:     key,
 			Token:   Token{Text: NewSecret(key.Resource), ExpiresOn: at(25 * hour)},
-			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedOn: at(hour), Issued: IssueWindow{Earliest: at(hour), Latest: at(hour)},
+			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedOn: at(hour), IssueWindow: IssueWindow{Earliest: at(hour), Latest: at(hour)},
 			IssuedAt: hour, Received: hour, ReceivedAt: hour, IssuedFrom: hour, IssuedTo: hour, Shown: hour, Answered: hour, Tries: 1,
-			Deadline: 25 * hour, Next: 20 * hour, Asked: now,
+			Deadline: 25 * hour, Next: new(20 * hour), Asked: new(now),
 		})
 	}
 	for i := range 512 {

@@ -1,6 +1,7 @@
 package tokencache_test
 
 import (
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,7 +85,7 @@ func TestFailuresOutliveCrashes(t *testing.T) {
 // What is remembered of a pause or of failures is bounded, whatever the memory says.
 func TestRememberedWaitsAreBounded(t *testing.T) {
 	t.Parallel()
-	const eternity = tokencache.Never / 4
+	const eternity = time.Duration(math.MaxInt64) / 4
 	for _, row := range []struct {
 		paused time.Duration
 		source *tokencache.BackOff
@@ -92,15 +93,15 @@ func TestRememberedWaitsAreBounded(t *testing.T) {
 		most   time.Duration
 	}{
 		{eternity, nil, nil, 5 * time.Minute},
-		{0, &tokencache.BackOff{Kind: tokencache.Throttled, Failures: 1 << 30, Until: eternity, Callers: eternity}, nil, 5 * time.Minute},
-		{0, nil, &tokencache.BackOff{Kind: tokencache.Unreachable, Failures: 1 << 30, Waits: 1 << 30, Asks: 1 << 30, Until: eternity, Callers: eternity}, 5 * time.Minute},
-		{0, nil, &tokencache.BackOff{Kind: tokencache.Refused, Failures: 1 << 30, Waits: 1 << 30, Asks: 1 << 30, Until: eternity, Callers: eternity}, time.Hour},
+		{0, &tokencache.BackOff{Kind: "throttled", Extent: "key", Failures: 1 << 30, Until: eternity, Callers: eternity}, nil, 5 * time.Minute},
+		{0, nil, &tokencache.BackOff{Kind: "unreachable", Extent: "key", Failures: 1 << 30, Waits: 1 << 30, Asks: 1 << 30, Until: eternity, Callers: eternity}, 5 * time.Minute},
+		{0, nil, &tokencache.BackOff{Kind: "refused", Extent: "key", Failures: 1 << 30, Waits: 1 << 30, Asks: 1 << 30, Until: eternity, Callers: eternity}, time.Hour},
 	} {
 		for _, id := range []string{"same", "other"} {
 			synctest.Test(t, func(t *testing.T) {
 				m := tokencache.Snapshot{
 					BootID: "same", Wall: time.Now(), Synchronised: true, Paused: row.paused, Failing: row.source,
-					Keys: []tokencache.SnapshotEntry{{Key: vault, Deadline: -tokencache.Never / 2, Next: eternity, Asked: tokencache.Never, Failing: row.key}},
+					Keys: []tokencache.SnapshotEntry{{Key: vault, Deadline: -2 * eternity, Next: new(eternity), Failing: row.key}},
 				}
 				s := &tokencachetest.Source{}
 				c := tokencache.New(tokencache.Options{Fetch: s.Fetch, BootID: id, Snapshot: &m})

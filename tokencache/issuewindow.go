@@ -12,7 +12,8 @@ const (
 
 // IssueWindow is the interval, by the issuer's clock, in which a token was minted.
 type IssueWindow struct {
-	Earliest, Latest time.Time
+	Earliest time.Time `json:"minted_earliest,omitzero"`
+	Latest   time.Time `json:"minted_latest,omitzero"`
 }
 
 // blur returns how much later than its minting a token seems to have been minted at the earliest, beyond

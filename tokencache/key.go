@@ -19,12 +19,26 @@ func (k SelectorKind) String() string {
 	return string(k)
 }
 
+// MarshalText returns the word for k, by which it is kept.
+func (k SelectorKind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText takes a word that is none for a kind that is none.
+func (k *SelectorKind) UnmarshalText(text []byte) error {
+	switch *k = SelectorKind(text); *k {
+	case SelectorKind(SystemAssigned.String()):
+		*k = SystemAssigned
+	case SystemAssigned:
+		*k = "none"
+	}
+	return nil
+}
+
 // Selector is what a source is asked with to say which identity is meant. The zero value is the
 // system-assigned identity. It is not the identity's configured name: an identity whose client ID
 // changes on reload must share nothing with the old one.
 type Selector struct {
-	Kind SelectorKind
-	ID   string // empty for SystemAssigned
+	Kind SelectorKind `json:"kind"`
+	ID   string       `json:"id,omitempty"` // empty for SystemAssigned
 }
 
 func (s Selector) String() string {
@@ -37,8 +51,8 @@ func (s Selector) String() string {
 // Key names one cached token: an identity's selector and the App ID URI the token is for. The back
 // end caches per resource URI, byte for byte, so nothing about the spelling is normalised.
 type Key struct {
-	Selector Selector
-	Resource string
+	Selector Selector `json:"selector"`
+	Resource string   `json:"resource"`
 }
 
 func (k Key) String() string { return k.Selector.String() + " for " + k.Resource }

@@ -83,21 +83,29 @@ func (c *Cache) apartLocked(e *entry) time.Duration {
 // BackOff is what is remembered of failures in a row: of one key, or of the source as a whole. So that a daemon that crashes
 // again and again asks no more often than one that does not. Durations are boot times.
 type BackOff struct {
-	Kind     Kind
-	Extent   Extent
-	Detail   string
-	Failures int
-	Waits    int           // of the schedule, each longer than the one before; of a key
-	Asks     int           // fetches that callers waited for and that failed; of a key
-	Until    time.Duration // the schedule makes no call before
-	Callers  time.Duration // and nobody does before for a caller
+	Kind     string        `json:"kind"`   // one of kindWords
+	Extent   string        `json:"extent"` // one of extentWords
+	Detail   string        `json:"detail,omitempty"`
+	Failures int           `json:"failures"`
+	Waits    int           `json:"waits,omitempty"` // of the schedule, each longer than the one before; of a key
+	Asks     int           `json:"asks,omitempty"`  // fetches that callers waited for and that failed; of a key
+	Until    time.Duration `json:"until_ns"`        // the schedule makes no call before
+	Callers  time.Duration `json:"callers_ns"`      // and nobody does before for a caller
 }
+
+// The words of a BackOff, which are on the disk and do not change.
+var (
+	kindWords = map[Kind]string{
+		Unreachable: "unreachable", Throttled: "throttled", IdentityNotFound: "identity-not-found", Refused: "refused", Malformed: "malformed",
+	}
+	extentWords = map[Extent]string{OfKey: "key", OfIdentity: "identity", OfSource: "source"}
+)
 
 func failingOf(f *FetchError, failures int, until, callers time.Duration) *BackOff {
 	if failures == 0 {
 		return nil
 	}
-	return &BackOff{Kind: f.Kind, Extent: f.Extent, Detail: f.Detail, Failures: failures, Until: until, Callers: callers}
+	return &BackOff{Kind: kindWords[f.Kind], Extent: extentWords[f.Extent], Detail: f.Detail, Failures: failures, Until: until, Callers: callers}
 }
 
 // export returns the failures of b as they are kept, nil without any.
@@ -115,5 +123,17 @@ func (r *sourceBackOff) export() *BackOff {
 }
 
 func (f *BackOff) failure() *FetchError {
-	return &FetchError{Kind: f.Kind, Extent: f.Extent, Detail: f.Detail}
+	kind, _ := meaning(kindWords, f.Kind)
+	extent, _ := meaning(extentWords, f.Extent)
+	return &FetchError{Kind: kind, Extent: extent, Detail: f.Detail}
+}
+
+// meaning returns what a word stands for, and whether it stands for anything.
+func meaning[T comparable](words map[T]string, word string) (t T, known bool) {
+	for t, w := range words {
+		if w == word {
+			return t, true
+		}
+	}
+	return t, false
 }

@@ -25,48 +25,49 @@ const (
 
 // PolicyChange is a notice that permissions changed: whose, on what and when.
 type PolicyChange struct {
-	ID string // names it, for withdrawing; unique
+	ID string `json:"id"` // names it, for withdrawing; unique
 
-	AllIdentities bool     // every identity; else the one that Selector selects
-	Selector      Selector // unused with AllIdentities
-	Resource      string   // empty: every resource, as a group's membership touches
+	AllIdentities bool     `json:"-"`                  // every identity; else the one that Selector selects
+	Selector      Selector `json:"selector"`           // unused with AllIdentities; not kept then
+	Resource      string   `json:"resource,omitempty"` // empty: every resource, as a group's membership touches
 
 	// At is when it happened, for people: by their clocks, or by the device's. Zero, given to Note, means now.
-	At     time.Time
-	Effect Effect
-	Note   string // what people wrote beside it
+	At     time.Time `json:"at"`
+	Effect Effect    `json:"effect"`
+	Note   string    `json:"note,omitempty"` // what people wrote beside it
 
 	// What follows is filled in by Note.
 
 	// RecordedAt is when Note took it, by the device's wall clock.
-	RecordedAt time.Time
+	RecordedAt time.Time `json:"noted_on"`
 	// Vouched says that the wall clock was known to be right then.
-	Vouched bool
+	Vouched bool `json:"vouched,omitempty"`
 	// Moment is the on-time at which it happened, as if the device had been on since. It is never moved. Zero: not known, since
 	// a release that had no on-time noted it.
-	Moment time.Duration
+	Moment time.Duration `json:"moment_ns,omitempty"`
 	// By is the on-time at which it happened at the latest: later than Moment where it is dated before the boot it was noted in.
-	By time.Duration
+	By time.Duration `json:"by_ns,omitempty"`
 	// Issuer is when it happened by the clock of those who issue tokens, as far as that is known.
-	Issuer Window
+	Issuer Window `json:"issuer,omitzero"`
 	// Checked says that Issuer is no earlier than the back end's counting tells.
-	Checked bool
+	Checked bool `json:"checked,omitempty"`
 	// Unplaced says that it is not known in which boot it was noted, since the record that it was read from did not tell what its
 	// on-times are held against. Moment may be as late as the start at which it was read.
-	Unplaced bool
+	Unplaced bool `json:"unplaced,omitempty"`
 	// NotLater is a time that the issuer's clock had not passed when it happened, by what the back end has handed out since. Zero: not
 	// known.
-	NotLater time.Time
+	NotLater time.Time `json:"not_later,omitzero"`
 	// Joined is how many others it stands for, since the record was full.
-	Joined int
+	Joined int `json:"joined,omitempty"`
 
 	// Alone keeps it from being joined with others when the record is full: it is to go before they do. It is not kept.
-	Alone bool
+	Alone bool `json:"-"`
 }
 
 // Window is an interval by the issuer's clock. A zero end is not known.
 type Window struct {
-	Earliest, Latest time.Time
+	Earliest time.Time `json:"earliest,omitzero"`
+	Latest   time.Time `json:"latest,omitzero"`
 }
 
 // Record is the policy changes on record, the latest first.
@@ -75,20 +76,20 @@ type Record struct {
 	Instant
 	// Lineage names the record from its beginning on, which is the start of a process, or when that read more: generations of two
 	// lineages have no order. Empty: from before there were lineages.
-	Lineage string
+	Lineage string `json:"lineage,omitempty"`
 	// Origins are the records that this one was taken from when its lineage began, the latest last. Of each it has all up to a
 	// generation, but for what was withdrawn or over.
-	Origins []Origin
+	Origins []Origin `json:"origins,omitempty"`
 	// Generation rises with each change of the record: one that is noted, withdrawn, dated, or over. Of two copies of one
 	// record, that of the higher generation is the newer. Zero: from before there were generations, or nothing was ever noted.
-	Generation uint64
-	Changes    []PolicyChange
+	Generation uint64         `json:"generation"`
+	Changes    []PolicyChange `json:"changes"`
 }
 
 // Origin is a record as of a generation.
 type Origin struct {
-	Lineage    string
-	Generation uint64
+	Lineage    string `json:"lineage"`
+	Generation uint64 `json:"generation"`
 }
 
 // MaxOrigins is how many a record has at most.

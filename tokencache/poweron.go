@@ -12,9 +12,9 @@ import (
 
 // Taken says when something that is kept was taken.
 type Instant struct {
-	On     time.Duration // on-time; 0: kept by a release that had none
-	Boot   time.Duration // boot time of the boot that BootID names
-	BootID string        // empty: not known
+	On     time.Duration `json:"on_ns,omitempty"`   // on-time; 0: kept by a release that had none
+	Boot   time.Duration `json:"boot_ns,omitempty"` // boot time of the boot that BootID names
+	BootID string        `json:"boot_id"`           // empty: not known
 }
 
 // OnAtBoot returns the on-time that it was when this boot's boot clock was zero, by all that was kept: for Options.On. bootID

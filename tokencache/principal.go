@@ -7,11 +7,11 @@ import (
 
 // Principal is who a token speaks for, as far as it says: what it leaves out is empty.
 type Principal struct {
-	ObjectID string // oid
-	TenantID string // tid
-	ClientID string // appid, or azp
+	ObjectID string `json:"oid,omitempty"`
+	TenantID string `json:"tid,omitempty"`
+	ClientID string `json:"appid,omitempty"` // or azp
 
-	Simulated bool // a simulated back end says so: it is nobody
+	Simulated bool `json:"simulated,omitempty"` // a simulated back end says so: it is nobody
 }
 
 // Principal returns who a token with these claims speaks for.

@@ -458,7 +458,7 @@ func TestPrincipalsOutliveARestart(t *testing.T) {
 				c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: boot, Snapshot: &kept})
 				defer c.Close()
 				holds(t, c, vault, "b")
-				if got := c.Principals(); len(got) != 1 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 || got[0].Since == tokencache.Never {
+				if got := c.Principals(); len(got) != 1 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 || got[0].Since == nil {
 					t.Errorf("principals %+v", got)
 				}
 				r.gives(always("a", began.Add(30*time.Second))) // before the switch
@@ -823,7 +823,7 @@ func TestRealTokensReplaceSimulatedOnes(t *testing.T) {
 					}
 				}
 				for _, p := range c.Principals() {
-					if p.Current.Simulated || p.Current.ObjectID != object || len(p.Former) != 0 || p.Since != tokencache.Never {
+					if p.Current.Simulated || p.Current.ObjectID != object || len(p.Former) != 0 || p.Since != nil {
 						t.Errorf("%+v", p)
 					}
 				}

@@ -242,21 +242,22 @@ func (c *Cache) startAnew(e *entry) {
 
 // Principals is whom the tokens of a selector speak for. Durations are boot times.
 type Principals struct {
-	Selector Selector
-	Current  Principal
-	Former   []Principal   // the latest last
-	Since    time.Duration // when the switch to Current was seen; Never: there was none
-	Shown    time.Duration // when a token of Current was given last; Never: not known
-	Told     time.Duration // when people were told of a switch last; Never: they were not
-	Untold   int           // switches since that they were not told of
-	By       string        // the resource whose key brought Current back, by insisting, so that it is put to the test; empty: none did
+	Selector Selector       `json:"selector"`
+	Current  Principal      `json:"current"`
+	Former   []Principal    `json:"former,omitempty"`   // the latest last
+	Since    *time.Duration `json:"since_ns,omitempty"` // when the switch to Current was seen; nil: there was none
+	Shown    *time.Duration `json:"shown_ns,omitempty"` // when a token of Current was given last; nil: not known
+	Told     *time.Duration `json:"told_ns,omitempty"`  // when people were told of a switch last; nil: they were not
+	Untold   int            `json:"untold,omitempty"`   // switches since that they were not told of
+	// By is the resource whose key brought Current back, by insisting, so that it is put to the test; empty: none did.
+	By string `json:"by,omitempty"`
 }
 
 // Claim is that of a former principal to be the current one again: a key was given its token, and nobody else of the selector one of
 // the current one since.
 type Claim struct {
-	By   Principal
-	From time.Duration // boot time
+	By   Principal     `json:"by"`
+	From time.Duration `json:"from_ns"` // boot time
 }
 
 // Principals returns whom the tokens of each selector speak for, as far as they say.
@@ -272,7 +273,7 @@ func (c *Cache) exportPrincipalsLocked() []Principals {
 		if !p.current.IsZero() {
 			all = append(all, Principals{
 				Selector: s, Current: p.current, Former: slices.Clone(p.former),
-				Since: orNever(p.since), Shown: orNever(p.shown), Told: orNever(p.told), Untold: p.untold, By: p.by.Resource,
+				Since: unless(longAgo, p.since), Shown: unless(longAgo, p.shown), Told: unless(longAgo, p.told), Untold: p.untold, By: p.by.Resource,
 			})
 		}
 	}
@@ -280,14 +281,6 @@ func (c *Cache) exportPrincipalsLocked() []Principals {
 		return Key{Selector: x.Selector}.compare(Key{Selector: y.Selector})
 	})
 	return all
-}
-
-// orNever tells a moment that was long ago as one that there was not.
-func orNever(t time.Duration) time.Duration {
-	if t == longAgo {
-		return never
-	}
-	return t
 }
 
 // WithoutSimulated returns m without the tokens that a simulated back end made, what was learnt by them and whom they speak for,
@@ -326,13 +319,13 @@ func (c *Cache) restorePrincipals(m *Snapshot) {
 		p := c.principalsLocked(told.Selector)
 		p.current = told.Current
 		p.former = slices.Clone(told.Former[max(0, len(told.Former)-maxFormer):])
-		if told.Since != never {
+		if told.Since != nil {
 			p.since = 0 // in an earlier boot, so before this one began
 		}
 		if sameBoot {
-			p.since = orLongAgo(told.Since)
+			p.since = or(longAgo, told.Since)
 		}
-		p.shown, p.told, p.untold = c.recalledAt(m, told.Shown), c.recalledAt(m, told.Told), max(0, told.Untold)
+		p.shown, p.told, p.untold = c.recalledAt(m, or(longAgo, told.Shown)), c.recalledAt(m, or(longAgo, told.Told)), max(0, told.Untold)
 		if told.By != "" {
 			p.by = Key{Selector: told.Selector, Resource: told.By}
 		}
@@ -359,7 +352,7 @@ func (c *Cache) restorePrincipals(m *Snapshot) {
 // device was on. No wall clock has a part in it.
 func (c *Cache) recalledAt(m *Snapshot, t time.Duration) time.Duration {
 	switch {
-	case t == never:
+	case t == longAgo:
 		return longAgo
 	case m.BootID != "" && m.BootID == c.bootID:
 		return t
@@ -369,11 +362,4 @@ func (c *Cache) recalledAt(m *Snapshot, t time.Duration) time.Duration {
 		at -= max(0, c.on-m.On)
 	}
 	return at
-}
-
-func orLongAgo(t time.Duration) time.Duration {
-	if t == never {
-		return longAgo
-	}
-	return t
 }

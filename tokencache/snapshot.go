@@ -6,33 +6,37 @@ import (
 	"time"
 )
 
-// Snapshot is what a cache knows, for a later one to begin with: Options.Snapshot. It has the tokens' text, in plain values
-// of its own. Durations are boot times, of the boot that BootID names, unless they say otherwise.
+// Snapshot is what a cache knows, for a later one to begin with: Options.Snapshot. Durations are boot times, of the boot
+// that BootID names, unless they say otherwise.
+//
+// It is the document that is kept, and what it is called in JSON does not change. Written as JSON, it has no token's text,
+// so that none gets into a log, nor the record, of which there is a file of its own: whoever keeps it adds both.
 type Snapshot struct {
-	Source       string // whose tokens these are; the cache leaves it to those who keep it
-	BootID       string // of the boot in which it was taken; empty: not known
-	Boot         time.Duration
-	On           time.Duration // on-time when it was taken; 0: kept by a release that had none
-	Wall         time.Time     // by the device's clock, when it was taken
-	Synchronised bool          // whether that was known to be right
-	Keys         []SnapshotEntry
-	Rollovers    []Rollover // of all keys, the latest last
+	Source       string          `json:"source,omitempty"` // whose tokens these are; the cache leaves it to those who keep it
+	BootID       string          `json:"boot_id"`          // of the boot in which it was taken; empty: not known
+	Boot         time.Duration   `json:"boot_ns"`
+	On           time.Duration   `json:"on_ns,omitempty"` // on-time when it was taken; 0: kept by a release that had none
+	Wall         time.Time       `json:"wall,omitzero"`   // by the device's clock, when it was taken
+	Synchronised bool            `json:"synchronised"`    // whether that was known to be right
+	Keys         []SnapshotEntry `json:"keys"`
+	Rollovers    []Rollover      `json:"rollovers,omitempty"` // of all keys, the latest last
 
-	Paused  time.Duration // no call before: the source asked for it; 0: it did not
-	Failing *BackOff      // the source as a whole; nil: it is well
+	Paused  time.Duration `json:"paused_ns,omitempty"` // no call before: the source asked for it; 0: it did not
+	Failing *BackOff      `json:"failing,omitempty"`   // the source as a whole; nil: it is well
 
 	// Record is the policy changes on record, for a start at which the record that is kept by itself is gone, or older: the
 	// cache leaves them to those who keep it.
-	Record Record
+	Record Record `json:"-"`
 
-	Principals []Principals // whom each selector's tokens speak for
-	Tombstones []Tombstone  // of tokens that are not held any more, the latest last
+	Principals []Principals `json:"principals,omitempty"` // whom each selector's tokens speak for
+	Tombstones []Tombstone  `json:"bygones,omitempty"`    // of tokens that are not held any more, the latest last
 	// Static says that the source has shown its counts of lives to be none: it gave the same number hours later.
-	Static bool
-	// CountedOn is the on-time at which its counts had last been shown, over hours, to be some; 0: they have not been, since they were none.
-	CountedOn time.Duration
+	Static bool `json:"static_counts,omitempty"`
+	// CountedOn is the on-time at which its counts had last been shown, over hours, to be some; 0: they have not been, since
+	// they were none.
+	CountedOn time.Duration `json:"counted_on_ns,omitempty"`
 	// OnRecord is how many changes were on record, whether or not there is a copy of them.
-	OnRecord int
+	OnRecord int `json:"on_record,omitempty"`
 }
 
 // Taken says when m was taken.
@@ -40,51 +44,54 @@ func (m *Snapshot) Taken() Instant { return Instant{On: m.On, Boot: m.Boot, Boot
 
 // SnapshotEntry is what is known of one key.
 type SnapshotEntry struct {
-	Key        Key
-	Token      Token         // the zero Token when none is held that is valid
-	Nominal    time.Duration // of the token, by its source
-	ReceivedOn time.Time     // by the device's clock
-	Deadline   time.Duration // when it expires
-	Next       time.Duration // when it is fetched; Never: it is not
-	Asked      time.Duration // when somebody asked for it last; Never: nobody did
+	Key        Key            `json:"key"`
+	Token      Token          `json:"token,omitzero"`       // zero when none is held that is valid
+	Nominal    time.Duration  `json:"nominal_ns"`           // of the token, by its source
+	ReceivedOn time.Time      `json:"received_on,omitzero"` // by the device's clock
+	Deadline   time.Duration  `json:"deadline_ns"`          // when it expires
+	Next       *time.Duration `json:"next_ns,omitempty"`    // when it is fetched; nil: it is not
+	Asked      *time.Duration `json:"asked_ns,omitempty"`   // when it was asked for last; nil: it was not
 
 	// Of the token held last.
-	ReceivedAt                          time.Duration // on-time at which it was first received; 0: not known
-	IssuedFrom, IssuedTo                time.Duration // on-times between which it was issued; both 0: not known
-	Blind                               bool          // nothing told its age: IssuedFrom is what the longest life allows
-	Issued                              IssueWindow
-	Life                                time.Duration // at its minting; 0: there never was one, and what follows is zero
-	Given                               time.Duration // at its receipt, as the back end counted it; 0: not known
-	IssuedAt, Received, Shown, Answered time.Duration
-	Tries                               int
-	Claims                              Claims
-	Before                              *Claims
+	ReceivedAt  time.Duration `json:"received_on_ns,omitempty"`    // on-time at which it was first received; 0: not known
+	IssuedFrom  time.Duration `json:"issued_from_on_ns,omitempty"` // on-times between which it was issued; both 0: not known
+	IssuedTo    time.Duration `json:"issued_to_on_ns,omitempty"`
+	Blind       bool          `json:"blind,omitempty"` // nothing told its age: IssuedFrom is what the longest life allows
+	IssueWindow               // by the issuer's clock
+	Life        time.Duration `json:"life_ns"`            // at its minting; 0: there never was one, and what follows is zero
+	Given       time.Duration `json:"given_ns,omitempty"` // at its receipt, as the back end counted it; 0: not known
+	IssuedAt    time.Duration `json:"born_ns"`
+	Received    time.Duration `json:"received_ns,omitempty"`
+	Shown       time.Duration `json:"shown_ns"`
+	Answered    time.Duration `json:"answered_ns"`
+	Tries       int           `json:"tries,omitempty"`
+	Claims      Claims        `json:"claims"`
+	Before      *Claims       `json:"before,omitempty"`
 
 	// Unconfirmed says that the token's life left is not known for certain, since the device was off for a time that
 	// nobody can tell.
-	Unconfirmed bool
+	Unconfirmed bool `json:"unconfirmed,omitempty"`
 	// Presumed says that Deadline is nobody's word, as in Fetched.
-	Presumed bool
+	Presumed bool `json:"presumed,omitempty"`
 
-	Rollovers []Rollover // seen of this key, the latest last
+	Rollovers []Rollover `json:"rollovers,omitempty"` // seen of this key, the latest last
 
 	// Withheld names the revocations on record that withhold the token, by their IDs, for a start at which the record is not
 	// there to tell: the cache leaves them to those who keep it.
-	Withheld []string
+	Withheld []string `json:"withheld,omitempty"`
 
-	Failing *BackOff // nil: its last fetch did not fail
-	Claim   *Claim   // that of a former principal, by what the key was given; nil: there is none
+	Failing *BackOff `json:"failing,omitempty"` // nil: its last fetch did not fail
+	Claim   *Claim   `json:"claim,omitempty"`   // that of a former principal, by what the key was given; nil: there is none
 }
 
 // Rollover is one that was seen: between which shares of a token's life it took place, and from which on the back end was
 // probed often.
 type Rollover struct {
-	Key                Key
-	After, By, Watched float64
+	Key     Key     `json:"of,omitzero"`
+	After   float64 `json:"after"`
+	By      float64 `json:"by"`
+	Watched float64 `json:"watched"`
 }
-
-// Never is a boot time that is not reached.
-const Never = never
 
 // Snapshot returns what c knows.
 func (c *Cache) Snapshot() Snapshot {
@@ -142,8 +149,8 @@ func (c *Cache) Withholders(key Key) []PolicyChange {
 // remember tells what is known of e, which is fetched no sooner than the pause is over that the back end asked for.
 func (e *entry) snapshot(now, paused time.Duration) SnapshotEntry {
 	r := SnapshotEntry{
-		Key: e.key, Nominal: e.token.nominal, ReceivedOn: e.token.receivedWall, Deadline: e.token.deadline, Next: max(e.schedule.next, paused), Asked: e.asked,
-		ReceivedAt: e.token.receipt.on, IssuedFrom: e.token.receipt.from, IssuedTo: e.token.receipt.to, Blind: e.token.receipt.blind, Issued: e.token.issued, Life: e.token.life, Given: e.token.given, IssuedAt: e.token.issuedAt, Received: e.token.received, Shown: e.token.shown, Answered: e.last.answered, Tries: e.schedule.tries,
+		Key: e.key, Nominal: e.token.nominal, ReceivedOn: e.token.receivedWall, Deadline: e.token.deadline, Next: unless(never, max(e.schedule.next, paused)), Asked: unless(longAgo, e.asked),
+		ReceivedAt: e.token.receipt.on, IssuedFrom: e.token.receipt.from, IssuedTo: e.token.receipt.to, Blind: e.token.receipt.blind, IssueWindow: e.token.issued, Life: e.token.life, Given: e.token.given, IssuedAt: e.token.issuedAt, Received: e.token.received, Shown: e.token.shown, Answered: e.last.answered, Tries: e.schedule.tries,
 		Claims: e.token.lastClaims, Before: e.token.before, Unconfirmed: e.token.unconfirmed, Presumed: e.token.presumed, Rollovers: e.rollovers.export(),
 		Failing: e.backOff.export(),
 	}
@@ -152,9 +159,6 @@ func (e *entry) snapshot(now, paused time.Duration) SnapshotEntry {
 	}
 	if e.token.deadline > now {
 		r.Token = *e.token.Token
-	}
-	if r.Asked == longAgo {
-		r.Asked = never
 	}
 	return r
 }
@@ -290,10 +294,7 @@ func (m *Snapshot) lacks(ch *change) bool {
 }
 
 func (r SnapshotEntry) lastAsked() time.Duration {
-	if r.Asked == never {
-		return longAgo
-	}
-	return r.Asked
+	return or(longAgo, r.Asked)
 }
 
 func importHistory(told []Rollover, most int) (h history) {
@@ -385,7 +386,7 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
 	}
 	e.token.digest, e.token.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
 	e.token.nominal, e.token.receivedWall = r.Nominal, r.ReceivedOn
-	e.token.issued, e.token.life, e.token.lastClaims, e.token.before, e.schedule.tries = r.Issued, r.Life, r.Claims, r.Before, r.Tries
+	e.token.issued, e.token.life, e.token.lastClaims, e.token.before, e.schedule.tries = r.IssueWindow, r.Life, r.Claims, r.Before, r.Tries
 	e.token.issuedAt, e.token.received, e.token.shown, e.last.answered = a.at(r.IssuedAt), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
 	e.rollovers = importHistory(r.Rollovers, keyHistory)
 	if r.Claim != nil {
@@ -411,7 +412,7 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
 	}
 	e.schedule.softFetchAfter = e.wished()
 	c.judgeLocked(e)
-	e.schedule.next = c.restoredNext(e, r.Next, seems, a, now)
+	e.schedule.next = c.restoredNext(e, or(never, r.Next), seems, a, now)
 	c.restoreBackOff(e, r.Failing, a, now)
 	e.schedule.probe = e.schedule.tries > 0 || e.policy.worst != Current
 }
@@ -465,7 +466,7 @@ func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now time.Duration) {
 	e := c.addLocked(r.Key)
 	c.uses++
 	e.used, e.asked = c.uses, a.at(r.lastAsked())
-	if r.Next != never { // it is to be prefetched, until Prefetch says otherwise
+	if r.Next != nil { // it is to be prefetched, until Prefetch says otherwise
 		e.prefetch, e.schedule.next = true, max(now, c.heldUntilLocked(e, now))
 	}
 	c.restoreBackOff(e, r.Failing, a, now)
@@ -482,7 +483,7 @@ func (c *Cache) restoreTombstones(m *Snapshot) {
 // recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
 func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now time.Duration) tombstone {
 	r := tombstone{
-		digest: t.SHA256, received: t.Received, came: c.restoredOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: t.Deadline, unlearnt: t.Unlearnt,
+		digest: t.SHA256, received: t.Received, came: c.restoredOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: or(never, t.Deadline), unlearnt: t.Unlearnt,
 		receipt: c.restoredReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
 	}
 	if m.BootID == "" || m.BootID != c.bootID {

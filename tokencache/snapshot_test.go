@@ -45,7 +45,7 @@ func TestRecall(t *testing.T) {
 			edit: func(m *tokencache.Snapshot) {
 				m.Boot += time.Hour
 				m.Keys[0].Deadline += time.Hour
-				m.Keys[0].Next += time.Hour
+				*m.Keys[0].Next += time.Hour
 			}},
 		{name: "of an unknown boot", known: true, left: 20 * time.Hour, edit: func(m *tokencache.Snapshot) { m.BootID = "" }},
 		{name: "of an unknown boot, the clock in 1970", ahead: -30 * year, left: 16 * time.Hour, unconfirmed: true, early: 4 * time.Hour,
@@ -99,7 +99,7 @@ func TestRecallOfAnIdleKey(t *testing.T) {
 		defer func() { l.cache.Close() }()
 		mustGet(t, l.cache, vault, tokencache.Need{})
 		l.wait(30 * time.Hour)
-		if next := l.memory.Keys[0].Next; next != tokencache.Never {
+		if next := l.memory.Keys[0].Next; next != nil {
 			t.Fatalf("it is not idle yet: %v", next)
 		}
 		calls := l.total()
@@ -186,10 +186,10 @@ func TestRecallOfTooManyKeys(t *testing.T) {
 		l.memory.Keys = nil
 		for i := range tokencache.MaxKeys + 10 {
 			one.Key.Resource = fmt.Sprint("api://", i)
-			one.Asked = time.Duration(i) // the first were asked for the longest ago
+			one.Asked = new(time.Duration(i)) // the first were asked for the longest ago
 			l.memory.Keys = append(l.memory.Keys, one)
 		}
-		one.Key.Resource, one.Asked = "api://never", tokencache.Never
+		one.Key.Resource, one.Asked = "api://never", nil
 		l.memory.Keys = append(l.memory.Keys, one, one)
 		l.restart(false)
 		var held []string

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -52,20 +53,20 @@ func (Secret) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
 // Claims is what a token says of itself. The device cannot verify the signature and does not need
 // to: the claims are shown to people and compared between tokens, never used to decide access.
 type Claims struct {
-	Issuer    string    // iss
-	Audience  string    // aud
-	ClientID  string    // appid
-	ObjectID  string    // oid
-	TenantID  string    // tid
-	IssuedAt  time.Time // iat, which Entra dates back by five minutes
-	NotBefore time.Time // nbf, dated back likewise
-	Groups    []string  // group memberships, stale until the next token
-	Roles     []string  // app roles, stale likewise
-	WIDs      []string  // directory roles, stale likewise
+	Issuer    string    `json:"iss,omitempty"`
+	Audience  string    `json:"aud,omitempty"`
+	ClientID  string    `json:"appid,omitempty"`
+	ObjectID  string    `json:"oid,omitempty"`
+	TenantID  string    `json:"tid,omitempty"`
+	IssuedAt  time.Time `json:"iat,omitzero"`     // which Entra dates back by five minutes
+	NotBefore time.Time `json:"nbf,omitzero"`     // dated back likewise
+	Groups    []string  `json:"groups,omitempty"` // group memberships, stale until the next token
+	Roles     []string  `json:"roles,omitempty"`  // app roles, stale likewise
+	WIDs      []string  `json:"wids,omitempty"`   // directory roles, stale likewise
 
-	// Omitted names the claims that the token has and that are left out here, since they are too long, or no text that can be shown. They
-	// count as missing.
-	Omitted []string
+	// Omitted names the claims that the token has and that are left out here, since they are too long, or no text that can
+	// be shown. They count as missing.
+	Omitted []string `json:"omitted,omitempty"`
 }
 
 // simulatedIssuer is what the simulated back end says that its tokens are by. No name under .invalid is anybody's.
@@ -77,10 +78,10 @@ func (c Claims) Simulated() bool { return strings.HasPrefix(c.Issuer, simulatedI
 
 // Token is a bearer access token with its times as the back end told them.
 type Token struct {
-	Text      Secret
-	ExpiresOn time.Time // wall time of the issuer
-	NotBefore time.Time // zero when not told
-	Claims    Claims    // zero when the token is opaque
+	Text      Secret    `json:"text"`
+	ExpiresOn time.Time `json:"expires_on,omitzero"` // wall time of the issuer
+	NotBefore time.Time `json:"not_before,omitzero"` // zero when not told
+	Claims    Claims    `json:"claims"`              // zero when the token is opaque
 }
 
 // Fetched is a source's answer.
@@ -112,8 +113,11 @@ var (
 	latestIssued   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-func issuable(t time.Time) bool {
-	return t.IsZero() || !t.Before(earliestIssued) && t.Before(latestIssued)
+// issuable reports whether each is a time that an issuer may mean, or none.
+func issuable(times ...time.Time) bool {
+	return !slices.ContainsFunc(times, func(t time.Time) bool {
+		return !t.IsZero() && (t.Before(earliestIssued) || !t.Before(latestIssued))
+	})
 }
 
 // withoutStrangeTimes returns f, which was received at the wall time now, without the times in it that no issuer means. An expiry that

@@ -151,28 +151,30 @@ func (c *Cache) dropTokenLocked(e *entry, now time.Duration) string {
 
 // Tombstone is a token that is not held any more, as it was received. Durations are boot times unless they say otherwise.
 type Tombstone struct {
-	SHA256     string // of the token's text
-	Received   time.Duration
-	ReceivedOn time.Time     // by the device's clock
-	ExpiresOn  time.Time     // by the issuer's
-	Given      time.Duration // life left when it was received, as the back end counted it; 0: not known
-	Deadline   time.Duration // when it is believed to expire; Never: not known
-	Came       time.Duration // on-time by which the back end gave it last; 0: by when this was kept
-	Unlearnt   bool          // what was learnt of its life was dropped at somebody's wish
+	SHA256     string         `json:"sha256"` // of the token's text
+	Received   time.Duration  `json:"received_ns"`
+	ReceivedOn time.Time      `json:"received_on,omitzero"`  // by the device's clock
+	ExpiresOn  time.Time      `json:"expires_on,omitzero"`   // by the issuer's
+	Given      time.Duration  `json:"given_ns,omitempty"`    // life left when it was received, as the back end counted it; 0: not known
+	Deadline   *time.Duration `json:"deadline_ns,omitempty"` // when it is believed to expire; nil: not known
+	Came       time.Duration  `json:"came_on_ns,omitempty"`  // on-time by which the back end gave it last; 0: by when this was kept
+	Unlearnt   bool           `json:"unlearnt,omitempty"`    // what was learnt of its life was dropped at somebody's wish
 
 	// As in SnapshotEntry.
-	ReceivedAt, IssuedFrom, IssuedTo time.Duration
-	Blind                            bool
+	ReceivedAt time.Duration `json:"received_on_ns,omitempty"`
+	IssuedFrom time.Duration `json:"issued_from_on_ns,omitempty"`
+	IssuedTo   time.Duration `json:"issued_to_on_ns,omitempty"`
+	Blind      bool          `json:"blind,omitempty"`
 }
 
 // Tombstone is the token of r, for whoever drops r. False: there is none.
 func (r SnapshotEntry) Tombstone() (Tombstone, bool) {
 	b := Tombstone{
-		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn, Given: r.Given, Deadline: r.Deadline,
+		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn, Given: r.Given, Deadline: &r.Deadline,
 		ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 	}
 	if r.Unconfirmed || r.Presumed {
-		b.Given, b.Deadline = 0, Never
+		b.Given, b.Deadline = 0, nil
 	}
 	return b, !r.Token.Text.IsZero()
 }
@@ -181,7 +183,7 @@ func (all tombstones) export() []Tombstone {
 	var told []Tombstone
 	for _, r := range all {
 		told = append(told, Tombstone{
-			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: r.deadline, Came: r.came, Unlearnt: r.unlearnt,
+			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: unless(never, r.deadline), Came: r.came, Unlearnt: r.unlearnt,
 			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}

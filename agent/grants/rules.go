@@ -225,7 +225,7 @@ func (r Rules) checkGrants(add addFault) {
 }
 
 // MaxResource bounds a resource's length in bytes. Entra's own limit for an App ID URI is 255.
-const MaxResource = 512
+const MaxResource = tokencache.MaxResource
 
 // CheckResource returns what is wrong with a resource, or nil. It accepts App ID URIs and bare GUIDs.
 func CheckResource(resource string) error {

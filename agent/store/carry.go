@@ -19,7 +19,7 @@ const (
 	carriedMagic = "percept-memory\x00\x01" // and its version
 
 	carriedHead = len(carriedMagic) + 8 + sha256.Size // then the text's length, and its digest
-	maxCarried  = carriedHead + maxMemory
+	maxCarried  = carriedHead + maxSnapshot
 
 	allSeals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 
@@ -31,7 +31,7 @@ const (
 // lets it, that is memory which no other process can read without the descriptor, not even root's; elsewhere
 // it is a memfd that nobody can change any more.
 func Carry(m tokencache.Snapshot) (*os.File, error) {
-	text, err := encodeMemory(m)
+	text, err := encodeSnapshot(m)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func Carried(f *os.File) (*tokencache.Snapshot, error) {
 	}
 	var m *tokencache.Snapshot
 	if err == nil {
-		m, err = decodeMemory(text)
+		m, err = decodeSnapshot(text)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the memory that was carried over: %w", err)

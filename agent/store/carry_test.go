@@ -45,7 +45,7 @@ func readWhatIsCarried() {
 
 func framed(t testing.TB, m tokencache.Snapshot) []byte {
 	t.Helper()
-	text, err := encodeMemory(m)
+	text, err := encodeSnapshot(m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestCarrySealed(t *testing.T) {
 func TestWhatIsNotCarried(t *testing.T) {
 	t.Parallel()
 	sound := framed(t, whole(1))
-	text, err := encodeMemory(whole(1))
+	text, err := encodeSnapshot(whole(1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -352,11 +352,11 @@ func TestStrangeTimesOfTheIssuerAreNotKnown(t *testing.T) {
 			t.Errorf("%v: %v, %+v", strange, err, got)
 		}
 		m.Record.Changes[0].Issuer.Latest, m.Tombstones[0].ExpiresOn = strange, strange
-		text, err := encodeMemory(m)
+		text, err := encodeSnapshot(m)
 		if err != nil {
 			t.Fatalf("%v: %v", strange, err)
 		}
-		if got, err := decodeMemory(text); err != nil || len(got.Record.Changes) != len(m.Record.Changes) || len(got.Tombstones) != len(m.Tombstones) {
+		if got, err := decodeSnapshot(text); err != nil || len(got.Record.Changes) != len(m.Record.Changes) || len(got.Tombstones) != len(m.Tombstones) {
 			t.Errorf("%v: %v, the copy of the record is lost, or what is known of a token", strange, err)
 		}
 	}

@@ -31,32 +31,32 @@ func whole(n int) tokencache.Snapshot {
 		Keys: []tokencache.SnapshotEntry{{
 			Key:     own,
 			Token:   tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour), NotBefore: noon, Claims: claims},
-			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour, Next: 13 * time.Hour, Asked: 30 * time.Minute,
+			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour, Next: new(13 * time.Hour), Asked: new(30 * time.Minute),
 			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour, Blind: true,
-			Issued: tokencache.IssueWindow{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, IssuedAt: -time.Minute,
+			IssueWindow: tokencache.IssueWindow{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, IssuedAt: -time.Minute,
 			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
 			Failing: &tokencache.BackOff{
-				Kind: tokencache.Refused, Extent: tokencache.OfIdentity, Detail: "no", Failures: 3, Waits: 2, Asks: 1, Until: 20 * time.Minute, Callers: math.MinInt64 / 2,
+				Kind: "refused", Extent: "identity", Detail: "no", Failures: 3, Waits: 2, Asks: 1, Until: 20 * time.Minute, Callers: math.MinInt64 / 2,
 			},
 			Claim:    &tokencache.Claim{By: tokencache.Principal{ObjectID: "o2", TenantID: "t", ClientID: "c", Simulated: true}, From: -time.Minute},
 			Withheld: []string{"a1", "gone"}, Unconfirmed: true, Presumed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
 		}, {
-			Key: user, Nominal: time.Hour, Deadline: math.MinInt64 / 2, Next: tokencache.Never, Asked: tokencache.Never, Life: time.Hour,
+			Key: user, Nominal: time.Hour, Deadline: math.MinInt64 / 2, Life: time.Hour,
 		}, {
 			Key:   tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: "r"},
-			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1,
+			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1, Next: new(time.Duration(0)), Asked: new(time.Duration(0)),
 		}},
 		Paused: 2 * time.Hour, Failing: &tokencache.BackOff{
-			Kind: tokencache.Throttled, Extent: tokencache.OfSource, Detail: "many", Failures: 7, Waits: 1, Asks: 1, Until: 2 * time.Hour, Callers: time.Hour,
+			Kind: "throttled", Extent: "source", Detail: "many", Failures: 7, Waits: 1, Asks: 1, Until: 2 * time.Hour, Callers: time.Hour,
 		},
 		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
 		Principals: []tokencache.Principals{{
 			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c", Simulated: true},
-			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: time.Minute, Shown: 3 * time.Minute, Told: 2 * time.Minute, Untold: 3, By: "api://x",
-		}, {Current: tokencache.Principal{ClientID: "c"}, Since: tokencache.Never, Shown: tokencache.Never, Told: tokencache.Never}},
+			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: new(time.Minute), Shown: new(3 * time.Minute), Told: new(2 * time.Minute), Untold: 3, By: "api://x",
+		}, {Current: tokencache.Principal{ClientID: "c"}}},
 		Tombstones: []tokencache.Tombstone{
-			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: time.Hour, Came: 40 * time.Hour, Unlearnt: true},
-			{SHA256: tokencache.NewSecret("b").SHA256(), Deadline: tokencache.Never},
+			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: new(time.Hour), Came: 40 * time.Hour, Unlearnt: true},
+			{SHA256: tokencache.NewSecret("b").SHA256()},
 		},
 		Static: true, CountedOn: 39 * time.Hour, OnRecord: 2, Record: tokencache.Record{Instant: taken, Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9, Changes: []tokencache.PolicyChange{
 			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", RecordedAt: noon.Add(time.Second)},
@@ -96,11 +96,11 @@ func TestEveryFieldIsKept(t *testing.T) {
 	fields("Rollover", reflect.ValueOf(m.Rollovers[0]))
 	fields("Principals", reflect.ValueOf(m.Principals[0]))
 	fields("Bygone", reflect.ValueOf(m.Tombstones[0]))
-	text, err := encodeMemory(m)
+	text, err := encodeSnapshot(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := decodeMemory(text)
+	got, err := decodeSnapshot(text)
 	if err != nil || !reflect.DeepEqual(*got, m) {
 		t.Errorf("%v\ngot  %+v\nwant %+v", err, got, m)
 	}
@@ -109,7 +109,7 @@ func TestEveryFieldIsKept(t *testing.T) {
 	}
 	local := m
 	local.Wall = m.Wall.In(time.FixedZone("elsewhere", 3600))
-	if again, err := encodeMemory(local); err != nil || !bytes.Equal(again, text) {
+	if again, err := encodeSnapshot(local); err != nil || !bytes.Equal(again, text) {
 		t.Errorf("in another zone it is another: %v", err)
 	}
 }
@@ -125,11 +125,11 @@ func TestChangesAreLeftOut(t *testing.T) {
 	} {
 		m := whole(1)
 		spoil(&m.Record.Changes[0])
-		text, err := encodeMemory(m)
+		text, err := encodeSnapshot(m)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if got, err := decodeMemory(text); err != nil || len(got.Keys) != len(m.Keys) || len(got.Record.Changes) != 0 || got.OnRecord != 2 || got.Record.Generation != m.Record.Generation {
+		if got, err := decodeSnapshot(text); err != nil || len(got.Keys) != len(m.Keys) || len(got.Record.Changes) != 0 || got.OnRecord != 2 || got.Record.Generation != m.Record.Generation {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -146,9 +146,9 @@ func TestWhatIsLeftOut(t *testing.T) {
 		"a negative life":                   func(r *tokencache.SnapshotEntry) { r.Life = -1 },
 		"a nominal life of centuries":       func(r *tokencache.SnapshotEntry) { r.Nominal = math.MaxInt64 },
 		"born before time":                  func(r *tokencache.SnapshotEntry) { r.IssuedAt = math.MinInt64 },
-		"asked after all time":              func(r *tokencache.SnapshotEntry) { r.Asked = maxSpan + 1 },
+		"asked after all time":              func(r *tokencache.SnapshotEntry) { r.Asked = new(time.Duration(math.MaxInt64)) },
 		"received in 1969":                  func(r *tokencache.SnapshotEntry) { r.ReceivedOn = noon.AddDate(-57, 0, 0) },
-		"minted in 2200":                    func(r *tokencache.SnapshotEntry) { r.Issued.Latest = latest },
+		"minted in 2200":                    func(r *tokencache.SnapshotEntry) { r.Latest = noon.AddDate(200, 0, 0) },
 		"expires in 9998":                   func(r *tokencache.SnapshotEntry) { r.Token.ExpiresOn = noon.AddDate(7972, 0, 0) },
 		"a token that breaks the line":      func(r *tokencache.SnapshotEntry) { r.Token.Text = tokencache.NewSecret("a\r\nb") },
 		"a huge token":                      func(r *tokencache.SnapshotEntry) { r.Token.Text = tokencache.NewSecret(strings.Repeat("a", maxText+1)) },
@@ -163,12 +163,12 @@ func TestWhatIsLeftOut(t *testing.T) {
 		m.Keys = append(m.Keys, m.Keys[0])
 		m.Keys[3].Key.Resource = "another"
 		spoil(&m.Keys[3])
-		text, err := encodeMemory(m)
+		text, err := encodeSnapshot(m)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if got, err := decodeMemory(text); err != nil || !reflect.DeepEqual(*got, whole(1)) {
+		if got, err := decodeSnapshot(text); err != nil || !reflect.DeepEqual(*got, whole(1)) {
 			t.Errorf("%s: %v, %+v", name, err, got)
 		}
 	}
@@ -180,11 +180,11 @@ func TestWhatIsLeftOut(t *testing.T) {
 		m.Rollovers = append(m.Rollovers, strange)
 		m.Keys[0].Rollovers = append(m.Keys[0].Rollovers, strange)
 	}
-	text, err := encodeMemory(m)
+	text, err := encodeSnapshot(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := decodeMemory(text); err != nil || !reflect.DeepEqual(*got, whole(1)) {
+	if got, err := decodeSnapshot(text); err != nil || !reflect.DeepEqual(*got, whole(1)) {
 		t.Errorf("strange rollovers: %v, %+v", err, got)
 	}
 }
@@ -196,11 +196,11 @@ func TestTheLatestRolloversAreKept(t *testing.T) {
 		r := tokencache.Rollover{Key: m.Keys[0].Key, By: float64(i+1) / (2 * maxHistory)}
 		m.Rollovers, m.Keys[0].Rollovers = append(m.Rollovers, r), append(m.Keys[0].Rollovers, r)
 	}
-	text, err := encodeMemory(m)
+	text, err := encodeSnapshot(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := decodeMemory(text)
+	got, err := decodeSnapshot(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func TestWhatCannotBeKept(t *testing.T) {
 	} {
 		m := whole(1)
 		spoil(&m)
-		if _, err := encodeMemory(m); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := encodeSnapshot(m); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", says, err)
 		}
 		if _, err := Carry(m); err == nil || !strings.Contains(err.Error(), says) {
@@ -252,11 +252,11 @@ func TestTooLargeToBeKept(t *testing.T) {
 			Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("a", maxText))}, Claims: tokencache.Claims{Groups: groups},
 		})
 	}
-	text, err := encodeMemory(m)
-	if err != nil || len(text) > maxMemory {
+	text, err := encodeSnapshot(m)
+	if err != nil || len(text) > maxSnapshot {
 		t.Fatalf("%d bytes, %v", len(text), err)
 	}
-	got, err := decodeMemory(text)
+	got, err := decodeSnapshot(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,18 +293,18 @@ func TestFullMemory(t *testing.T) {
 		m.Keys = append(m.Keys, r)
 	}
 	m.Rollovers = m.Rollovers[:maxHistory]
-	text, err := encodeMemory(m)
+	text, err := encodeSnapshot(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := decodeMemory(text); err != nil || !reflect.DeepEqual(*got, m) {
+	if got, err := decodeSnapshot(text); err != nil || !reflect.DeepEqual(*got, m) {
 		t.Errorf("not the same: %v", err)
 	}
 }
 
 func TestWhatIsNoMemory(t *testing.T) {
 	t.Parallel()
-	text, err := encodeMemory(whole(1))
+	text, err := encodeSnapshot(whole(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,9 +357,9 @@ func TestWhatIsNoMemory(t *testing.T) {
 		{"a bygone before time", with(`"received_ns":60000000000,"received_on"`, `"received_ns":-9223372036854775808,"received_on"`), "boot time"},
 		{"a bygone's time", with(`"expires_on":"2026-11-23T12:00:00Z","given_ns":36`, `"expires_on":"1926-11-23T12:00:00Z","given_ns":36`), "1970 to 2200"},
 		{"many bygones", with(`"bygones":[`, `"bygones":[`+strings.Repeat(`{},`, maxBygones)), "more than 512"},
-		{"many rollovers", with(`}],"rollovers":[{"of"`, `}],"rollovers":[`+strings.Repeat(`{"by":1},`, maxHistory)+`{"of"`), "more than 512"},
+		{"many rollovers", with(`"rollovers":[{"of"`, `"rollovers":[`+strings.Repeat(`{"by":1},`, maxHistory)+`{"of"`), "more than 512"},
 	} {
-		m, err := decodeMemory([]byte(row.text))
+		m, err := decodeSnapshot([]byte(row.text))
 		if m != nil || err == nil || !strings.Contains(err.Error(), row.says) {
 			t.Errorf("%s: %v, %v, want %q", row.name, m, err, row.says)
 		} else if strings.Contains(err.Error(), "canary") {
@@ -369,7 +369,7 @@ func TestWhatIsNoMemory(t *testing.T) {
 }
 
 func FuzzDecodeMemory(f *testing.F) {
-	text, err := encodeMemory(whole(1))
+	text, err := encodeSnapshot(whole(1))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -382,22 +382,22 @@ func FuzzDecodeMemory(f *testing.F) {
 
 // checkMemory checks that what can be read is within the bounds, and is written and read again as it is.
 func checkMemory(t *testing.T, text []byte) {
-	m, err := decodeMemory(text)
+	m, err := decodeSnapshot(text)
 	if err != nil {
 		return
 	}
 	if len(m.Keys) > tokencache.MaxKeys || len(m.Rollovers) > maxHistory {
 		t.Fatalf("%d keys, %d rollovers", len(m.Keys), len(m.Rollovers))
 	}
-	again, err := encodeMemory(*m)
+	again, err := encodeSnapshot(*m)
 	if err != nil {
 		t.Fatalf("read, and not to be written: %v", err)
 	}
-	same, err := decodeMemory(again)
+	same, err := decodeSnapshot(again)
 	if err != nil || len(same.Keys) != len(m.Keys) || len(same.Rollovers) != len(m.Rollovers) {
 		t.Fatalf("written, and not to be read: %v\n%s", err, again)
 	}
-	if twice, err := encodeMemory(*same); err != nil || !bytes.Equal(again, twice) {
+	if twice, err := encodeSnapshot(*same); err != nil || !bytes.Equal(again, twice) {
 		t.Errorf("%v: another time it is another:\n%s\n%s", err, again, twice)
 	}
 }

@@ -52,7 +52,7 @@ func TestSizeOfWhatIsKept(t *testing.T) {
 		most := 0
 		for range 48 {
 			time.Sleep(time.Hour)
-			text, err := encodeMemory(c.Snapshot())
+			text, err := encodeSnapshot(c.Snapshot())
 			if err != nil {
 				t.Fatal(err)
 			}

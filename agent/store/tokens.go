@@ -18,7 +18,7 @@ import (
 
 const (
 	tokensName = "tokens.sealed"
-	maxSealed  = maxMemory + 1024
+	maxSealed  = maxSnapshot + 1024
 
 	// What a sealed file begins with, in the clear: sealedMagic, the version in two bytes, and from version 2 on the kind of
 	// what it is bound to in one. Version 1 was bound to nothing, and sealed with the key itself.
@@ -376,7 +376,7 @@ func notOverwritten(why error) error {
 }
 
 func (t *Tokens) sealed(m tokencache.Snapshot) ([]byte, error) {
-	text, err := encodeMemory(m)
+	text, err := encodeSnapshot(m)
 	if err != nil {
 		return nil, err
 	}
@@ -399,7 +399,7 @@ func (t *Tokens) unseal(sealed []byte) (m *tokencache.Snapshot, head string, err
 		return nil, "", errors.New("it was sealed with another key or on another device, or changed since")
 	}
 	defer clear(text)
-	m, err = decodeMemory(text)
+	m, err = decodeSnapshot(text)
 	return m, head, err
 }
 

@@ -428,7 +428,7 @@ func FuzzUnseal(f *testing.F) {
 	tokens := openTokens(f, f.TempDir())
 	for _, m := range []tokencache.Snapshot{small(), whole(1)} {
 		f.Add(sealing(f, m), false)
-		text, err := encodeMemory(m)
+		text, err := encodeSnapshot(m)
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -27,12 +27,12 @@ func TestEachVersionIsRead(t *testing.T) {
 	r := &Record{id: "golden-boot"}
 	want := all()
 	want.BootID = r.id
-	for name, text := range map[string][]byte{"snapshot-3": encoded(encodeMemory(whole(1))), "policy-changes-3": encoded(r.encode(want))} {
+	for name, text := range map[string][]byte{"snapshot-3": encoded(encodeSnapshot(whole(1))), "policy-changes-3": encoded(r.encode(want))} {
 		if !sameJSON(t, text, golden(t, name)) {
 			t.Errorf("%s is written otherwise:\n%s", name, text)
 		}
 	}
-	if m, err := decodeMemory(golden(t, "snapshot-3")); err != nil || !reflect.DeepEqual(*m, whole(1)) {
+	if m, err := decodeSnapshot(golden(t, "snapshot-3")); err != nil || !reflect.DeepEqual(*m, whole(1)) {
 		t.Errorf("%v, %+v", err, m)
 	}
 	if record, err := r.decode(golden(t, "policy-changes-3")); err != nil || !reflect.DeepEqual(*record, want) {
@@ -40,11 +40,11 @@ func TestEachVersionIsRead(t *testing.T) {
 	}
 	for n := 1; n <= 2; n++ {
 		name := fmt.Sprintf("snapshot-%d", n)
-		m, err := decodeMemory(golden(t, name))
+		m, err := decodeSnapshot(golden(t, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if text := encoded(encodeMemory(*m)); !sameJSON(t, text, golden(t, name+"-read")) || len(m.Keys) != 3 || m.Keys[0].Token.Text.Reveal() != canary {
+		if text := encoded(encodeSnapshot(*m)); !sameJSON(t, text, golden(t, name+"-read")) || len(m.Keys) != 3 || m.Keys[0].Token.Text.Reveal() != canary {
 			t.Errorf("%s means something else:\n%s", name, text)
 		}
 		name = fmt.Sprintf("policy-changes-%d", n)
