@@ -28,8 +28,8 @@ type Request struct {
 	ObjectID   string
 	ResourceID string
 
-	MinTTL time.Duration // the life that the caller wants the token to have left
-	Firm   bool          // whether less than MinTTL is an error, or merely a pity
+	MinTTL         time.Duration // the life that the caller wants the token to have left
+	MinTTLRequired bool          // whether less than MinTTL is an error, or merely a pity
 
 	// IssuedAfter is a moment, by the issuer's clock, after which the token is to have been minted. Zero:
 	// any. It is always firm.
@@ -120,13 +120,13 @@ type Agent struct {
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
-	naming  sync.Mutex // one policy change at a time gets its name, or is withdrawn; protects what follows
-	unread  *unread    // what is still to be read, and may tell of changes; nil: nothing is
-	record  record
-	memory  memory
-	chase   chase
-	strange strange
-	reports reports
+	naming    sync.Mutex // one policy change at a time gets its name, or is withdrawn; protects what follows
+	unread    *unread    // what is still to be read, and may tell of changes; nil: nothing is
+	record    record
+	memory    memory
+	stale     staleTracker
+	simulated simulatedWatch
+	reports   reports
 }
 
 // New returns a working agent, or the faults of the rules. Close it.
@@ -143,7 +143,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed}
 	a.audit.open(o.Log, a.clock)
-	a.strange.expected = o.Simulated
+	a.simulated.expected = o.Simulated
 	a.rules.Store(compiled)
 	kept := o.told()
 	before := kept.recover(o.Record, o.LostRecord, o.now(a.clock), o.Rules)
@@ -210,7 +210,7 @@ func (a *Agent) close() {
 }
 
 // Check returns nil while the cache answers and its schedule moves: what a watchdog wants to know.
-func (a *Agent) Check(ctx context.Context) error { return a.cache.Ping(ctx) }
+func (a *Agent) Ping(ctx context.Context) error { return a.cache.Ping(ctx) }
 
 // Token answers a caller: a token, or an *Error. It waits for the back end only when it must, and
 // never longer than ctx.
@@ -255,7 +255,7 @@ func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller grants.C
 	}
 	identity := granted.Identity
 	answer, err := a.cache.Get(ctx, tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}, tokencache.Need{
-		MinTTL: r.MinTTL, MinTTLRequired: r.Firm, IssuedAfter: r.IssuedAfter, Alternates: rules.AlternatesFor(&caller, identity, r.Resource),
+		MinTTL: r.MinTTL, MinTTLRequired: r.MinTTLRequired, IssuedAfter: r.IssuedAfter, Alternates: rules.AlternatesFor(&caller, identity, r.Resource),
 	})
 	if err != nil {
 		return Answer{}, a.explain(identity, r.Resource, err)
@@ -270,7 +270,7 @@ func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller grants.C
 
 // askAgain is how often a waiting caller asks where no news will come by itself: for a key without a
 // token, whose fetch failed. The cache remembers failures, so that asking costs no call each time.
-const askAgain = 2 * time.Second
+const pollInterval = 2 * time.Second
 
 // await answers a caller that would rather wait than be told that there is no token for it yet. The
 // rules are those in force at each try.
@@ -278,7 +278,7 @@ func (a *Agent) await(ctx context.Context, caller grants.Caller, r Request) (Ans
 	patience, cancel := context.WithTimeout(ctx, r.Wait)
 	defer cancel()
 	for {
-		sight, news, err := a.look(caller, r) // first, so that nothing is missed between the try and the wait
+		sight, news, err := a.peek(caller, r) // first, so that nothing is missed between the try and the wait
 		if err != nil {
 			return Answer{}, err
 		}
@@ -298,7 +298,7 @@ func (a *Agent) await(ctx context.Context, caller grants.Caller, r Request) (Ans
 func pause(patience context.Context, news <-chan struct{}, missing bool) bool {
 	var again <-chan time.Time
 	if missing {
-		timer := time.NewTimer(askAgain)
+		timer := time.NewTimer(pollInterval)
 		defer timer.Stop()
 		again = timer.C
 	}

@@ -246,7 +246,7 @@ func TestWaitingEnds(t *testing.T) {
 func TestFirmNeed(t *testing.T) {
 	t.Parallel()
 	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
-		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault, MinTTL: 25 * time.Hour, Firm: true})
+		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault, MinTTL: 25 * time.Hour, MinTTLRequired: true})
 		if reasonOf(err) != agent.ShortLife {
 			t.Errorf("error %v", err)
 		}
@@ -438,7 +438,7 @@ func TestStatus(t *testing.T) {
 		if strings.Contains(fmt.Sprintf("%+v %#v", s, s), canary) {
 			t.Error("token text in the status")
 		}
-		if err := a.Check(t.Context()); err != nil {
+		if err := a.Ping(t.Context()); err != nil {
 			t.Error(err)
 		}
 		rules.Grants = nil

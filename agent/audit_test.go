@@ -122,7 +122,7 @@ func TestDenialsAreListed(t *testing.T) {
 		for i := range 40 {
 			a.Token(t.Context(), grants.Caller{UID: uint32(2000 + i), GID: 1}, agent.Request{Resource: vault})
 		}
-		a.Look(grants.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
+		a.Peek(grants.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
 		a.Rejected(t.Context(), grants.Caller{UID: 2030, GID: 1}, agent.Rejection{Resource: vault, Identity: "id2", Status: 401})
 		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
 		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
@@ -142,7 +142,7 @@ func TestDenialsAreListed(t *testing.T) {
 				t.Errorf("%d is %s, want %s", i, got, want)
 			}
 		}
-		unproved := messages(logs, agent.MessageUnproved)
+		unproved := messages(logs, agent.MessageUnattested)
 		if len(unproved) != 2 || unproved[0]["reason"] != "no engine answers" {
 			t.Errorf("%v", unproved)
 		}
@@ -190,7 +190,7 @@ func TestDenialsOfUnnamedContainers(t *testing.T) {
 			a.AuditUnattested(grants.Caller{Container: &grants.Container{ID: one}}, errors.New("the engine does not answer"))
 		}
 		a.AuditUnattested(grants.Caller{Container: &grants.Container{ID: other}}, errors.New("the engine does not answer"))
-		lines := messages(logs, agent.MessageUnproved)
+		lines := messages(logs, agent.MessageUnattested)
 		if len(lines) != 11 || lines[10]["container"] != other {
 			t.Errorf("%d lines, the last %v", len(lines), lines[len(lines)-1])
 		}

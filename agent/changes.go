@@ -110,7 +110,7 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 			"no policy change %q is on record: perceptctl policy-changes lists those that are", cut(id, 64))}
 	}
 	was.PolicyChange = p
-	a.chase.restart(a.cache.Status())
+	a.stale.reset(a.cache.Status())
 	a.logChange("policy change withdrawn", by, p)
 	a.memory.notice(true)
 	a.changed()
@@ -163,7 +163,7 @@ func (a *Agent) enter(p tokencache.PolicyChange) (tokencache.PolicyChange, error
 	if err != nil {
 		return p, err
 	}
-	a.chase.restart(a.cache.Status())
+	a.stale.reset(a.cache.Status())
 	return noted, nil
 }
 

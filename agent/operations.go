@@ -34,7 +34,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	}
 	a.cache.TryAgain()
 	a.record.hurry()
-	a.chase.restart(a.cache.Status())
+	a.stale.reset(a.cache.Status())
 	a.reports.retain(compiled)
 	a.memory.notice(true) // tokens that are not allowed any more are to be nowhere
 	return compiled.changes(before), nil
@@ -102,7 +102,7 @@ func (a *Agent) fetched(e tokencache.Event) {
 	a.logFetch(e)
 	a.logPrincipal(e)
 	a.logSimulated(e)
-	a.logChase(e)
+	a.logCurrent(e)
 	a.record.notice()
 	a.memory.notice(slices.Contains([]tokencache.Outcome{tokencache.Newer, tokencache.Former, tokencache.Simulated}, e.Outcome))
 	a.changed()

@@ -662,36 +662,36 @@ func TestWaitingForTheNetwork(t *testing.T) {
 	})
 }
 
-func TestLook(t *testing.T) {
+func TestPeek(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		request := agent.Request{Resource: vault + "/.default"}
-		sight, news, err := a.Look(module, request)
+		sight, news, err := a.Peek(module, request)
 		if err != nil || sight.Identity.Name != "vision" || sight.SHA256 != "" || z.fetches() != 0 {
 			t.Fatalf("%+v, %v", sight, err)
 		}
 		answer := ask(t, a, module, request)
 		<-news
-		sight, news, err = a.Look(module, request)
+		sight, news, err = a.Peek(module, request)
 		if err != nil || sight.SHA256 != answer.Token.Text.SHA256() || sight.Permissions.State != tokencache.Current {
 			t.Errorf("%+v, %v", sight, err)
 		}
 		time.Sleep(time.Hour)
 		note(t, a, revoked)
 		<-news
-		sight, news, _ = a.Look(module, request)
+		sight, news, _ = a.Peek(module, request)
 		if !sight.Permissions.Withheld {
 			t.Errorf("%+v", sight)
 		}
 		<-news // the rollover
-		if sight, _, _ = a.Look(module, request); sight.Permissions.State != tokencache.Current || sight.SHA256 == answer.Token.Text.SHA256() {
+		if sight, _, _ = a.Peek(module, request); sight.Permissions.State != tokencache.Current || sight.SHA256 == answer.Token.Text.SHA256() {
 			t.Errorf("%+v", sight)
 		}
-		if _, _, err := a.Look(root, request); reasonOf(err) != agent.NotGranted {
+		if _, _, err := a.Peek(root, request); reasonOf(err) != agent.NotGranted {
 			t.Error(err)
 		}
 		a.Close()
-		if _, _, err := a.Look(module, request); reasonOf(err) != agent.Stopping {
+		if _, _, err := a.Peek(module, request); reasonOf(err) != agent.Stopping {
 			t.Error(err)
 		}
 	})

@@ -56,12 +56,14 @@ func (r Rules) Validate() error {
 	faults := r.Faults()
 	if r.SDKLife != 0 && (r.SDKLife < minSDKLife || r.SDKLife > 24*time.Hour) {
 		faults = append(faults, &grants.RuleError{
-			Kind: "sdk_life", Detail: fmt.Sprintf("sdk_life is %v: it must be between %v and 24h", r.SDKLife, minSDKLife),
+			Kind:   "sdk_life",
+			Detail: fmt.Sprintf("sdk_life is %v: it must be between %v and 24h", r.SDKLife, minSDKLife),
 		})
 	}
 	if r.Spread < 0 || r.Spread > maxSpread {
 		faults = append(faults, &grants.RuleError{
-			Kind: "spread", Detail: fmt.Sprintf("spread is %v: it must be between 0s and %v", r.Spread, maxSpread),
+			Kind:   "spread",
+			Detail: fmt.Sprintf("spread is %v: it must be between 0s and %v", r.Spread, maxSpread),
 		})
 	}
 	return errors.Join(faults...)
@@ -83,7 +85,8 @@ func (r Rules) compile() (*ruleset, error) {
 // forGrants returns the part of r that the grants decide about.
 func (r *Request) forGrants() grants.Request {
 	return grants.Request{
-		Resource: r.Resource, Identity: r.Identity, ClientID: r.ClientID, ObjectID: r.ObjectID, ResourceID: r.ResourceID,
+		Resource: r.Resource,
+		Identity: r.Identity, ClientID: r.ClientID, ObjectID: r.ObjectID, ResourceID: r.ResourceID,
 	}
 }
 
@@ -201,7 +204,8 @@ func (s *ruleset) changes(before *ruleset) []string {
 			"tokens from before are served when the record of policy changes is lost, and no longer withheld")
 	}
 	if is, was := s.SpreadOrDefault(), before.SpreadOrDefault(); is != was {
-		all = append(all, fmt.Sprintf("spread is %v, was %v", is.Truncate(time.Microsecond), was.Truncate(time.Microsecond)))
+		all = append(all, fmt.Sprintf("spread is %v, was %v",
+			is.Truncate(time.Microsecond), was.Truncate(time.Microsecond)))
 	}
 	return append(all, s.AlternateChanges(before.Authorizer)...)
 }

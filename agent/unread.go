@@ -109,7 +109,7 @@ func (a *Agent) readAgain(u *unread) {
 			u.load, read = nil, true
 		}
 		if read {
-			a.chase.restart(a.cache.Status())
+			a.stale.reset(a.cache.Status())
 			a.memory.notice(true)
 			a.changed()
 		}

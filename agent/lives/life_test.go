@@ -329,7 +329,7 @@ func (l *life) happen(e event) {
 	case clockSet:
 		l.setClock(e)
 		if p != nil {
-			_ = p.agent.Check(context.Background()) // it notices at a moment of its own
+			_ = p.agent.Ping(context.Background()) // it notices at a moment of its own
 		}
 	case diskFault:
 		l.set(func() { l.disk.trouble, l.disk.until = e.disk, time.Now().Add(e.span) })

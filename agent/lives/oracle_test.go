@@ -652,7 +652,7 @@ func (o *oracle) look() {
 	if p == nil || p.agent == nil {
 		return
 	}
-	_ = p.agent.Check(context.Background())
+	_ = p.agent.Ping(context.Background())
 	s := p.agent.Status()
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -296,7 +296,7 @@ func (s *Server) health(req *request) *apiError {
 	}
 	ctx, cancel := context.WithTimeout(req.ctx, checkTime)
 	defer cancel()
-	if err := s.Agent.Check(ctx); err != nil {
+	if err := s.Agent.Ping(ctx); err != nil {
 		req.answerHealth(api.Health{Detail: err.Error()})
 		return nil
 	}

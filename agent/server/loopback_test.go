@@ -338,7 +338,7 @@ func TestLoopbackVariables(t *testing.T) {
 			t.Errorf("%s: the log has the secret", row.name)
 		}
 	}
-	if !strings.Contains(d.log.String(), agent.MessageHandedOut) {
+	if !strings.Contains(d.log.String(), agent.MessageSecretIssued) {
 		t.Error("the audit does not tell that a secret was handed out")
 	}
 }

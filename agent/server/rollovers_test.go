@@ -139,7 +139,7 @@ func (s *stepped) step(t *testing.T, a *agent.Agent, d time.Duration) {
 		for range 20 { // whoever can go on does
 			runtime.Gosched()
 		}
-		if err := a.Check(t.Context()); err != nil {
+		if err := a.Ping(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

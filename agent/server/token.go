@@ -74,7 +74,7 @@ func (s *Server) askFor(req *request, request agent.Request) (agent.Answer, *api
 // readV1 reads the parameters of GET /v1/token. A name that it does not know is refused, since whoever
 // sent it counts on its effect. asked is the resource as it is echoed.
 func readV1(q *query) (request agent.Request, asked string, e *apiError) {
-	request.Firm = true
+	request.MinTTLRequired = true
 	for _, p := range q.list[:q.count] {
 		switch p.name {
 		case "resource":

@@ -205,7 +205,7 @@ func FuzzV1(f *testing.F) {
 		if request.Wait < 0 || request.Wait > maxWait || !after.IsZero() && (after.Year() < 2000 || after.UTC().Year() >= 2200) {
 			t.Fatalf("%q: %+v", raw, request)
 		}
-		if !request.Firm || request.MinTTL < 0 || request.MinTTL > maxTTL {
+		if !request.MinTTLRequired || request.MinTTL < 0 || request.MinTTL > maxTTL {
 			t.Fatalf("%q: %+v", raw, request)
 		}
 	})

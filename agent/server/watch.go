@@ -25,7 +25,7 @@ func (s *Server) watch(req *request) *apiError {
 	if e != nil {
 		return e
 	}
-	info, changed, err := s.Agent.Look(req.caller, request)
+	info, changed, err := s.Agent.Peek(req.caller, request)
 	if err != nil {
 		return errorOf(err)
 	}
@@ -80,7 +80,7 @@ type watcher struct {
 
 // run sends the state and each change of it, until the caller goes away, is too slow or may not know any more, or the
 // daemon goes down. info and changed are the result of the first look.
-func (w *watcher) run(info agent.Sight, changed <-chan struct{}) {
+func (w *watcher) run(info agent.TokenInfo, changed <-chan struct{}) {
 	tick := time.NewTicker(w.aliveInterval)
 	defer tick.Stop()
 	var sent api.WatchEvent
@@ -112,7 +112,7 @@ func (w *watcher) run(info agent.Sight, changed <-chan struct{}) {
 			return
 		}
 		var err error
-		if info, changed, err = w.agent.Look(w.caller, w.request); err != nil {
+		if info, changed, err = w.agent.Peek(w.caller, w.request); err != nil {
 			w.end(sent, whyEnded(err))
 			return
 		}
@@ -157,7 +157,7 @@ func whyEnded(err error) string {
 }
 
 // eventOf returns the state of a token as a watcher of resource sees it.
-func eventOf(info agent.Sight, resource string) api.WatchEvent {
+func eventOf(info agent.TokenInfo, resource string) api.WatchEvent {
 	event := api.WatchEvent{Identity: info.Identity.Name, Resource: resource}
 	if info.SHA256 != "" {
 		event.SHA256 = info.SHA256

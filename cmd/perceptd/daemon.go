@@ -310,7 +310,7 @@ func (d *daemon) lookAgain() {
 // socket answers.
 func (d *daemon) selfCheck(ctx context.Context) error {
 	defer d.lookAgain()
-	if err := d.agent.Check(ctx); err != nil {
+	if err := d.agent.Ping(ctx); err != nil {
 		return err
 	}
 	return d.sockets.check(ctx)
