@@ -44,8 +44,8 @@ type JournalOptions struct {
 // PRIORITY is the level, and each field is PERCEPT_ and its name in capitals (`journalctl PERCEPT_IDENTITY=vision`);
 // a field "message_id" of 32 hexadecimal digits is MESSAGE_ID instead. Names and sizes are bounded.
 //
-// An entry that the journal does not take within a quarter of a second is written to Fallback as one line with its priority
-// in front ("<4>…"), which the journal and Docker understand where they read stderr. The core may be used by
+// An entry that the journal does not take within a quarter of a second is written to Fallback as one line with its
+// priority in front ("<4>…"), which the journal and Docker understand where they read stderr. The core may be used by
 // several goroutines.
 func NewJournal(options JournalOptions) zapcore.Core {
 	s := &sender{socket: options.Socket, fallback: options.Fallback}

@@ -56,7 +56,8 @@ func journalLogger(t *testing.T, options zap.Option) (*zap.Logger, func() map[st
 	t.Helper()
 	path := filepath.Join(harness.ShortFolder(t), "journal")
 	conn := receiver(t, path)
-	logger := zap.New(NewJournal(JournalOptions{Socket: path, Level: zapcore.DebugLevel, Fallback: failWriter{}}), options)
+	logger := zap.New(NewJournal(JournalOptions{Socket: path, Level: zapcore.DebugLevel, Fallback: failWriter{}}),
+		options)
 	return logger, func() map[string][]string { return decode(t, receive(t, conn)) }
 }
 
@@ -77,7 +78,8 @@ func TestJournal(t *testing.T) {
 	t.Parallel()
 	logger, next := journalLogger(t, zap.AddCaller())
 	const id = "0123456789abcdef0123456789abcdef"
-	logger.Named("cache").With(zap.String("identity", "vision")).With(zap.String("resource", "https://vault.azure.net")).
+	logger.Named("cache").With(zap.String("identity", "vision")).With(zap.String("resource",
+		"https://vault.azure.net")).
 		Warn("token\nrefreshed",
 			zap.String("message_id", id),
 			zap.Duration("left", 90*time.Minute),
@@ -91,8 +93,9 @@ func TestJournal(t *testing.T) {
 			zap.Dict("caller", zap.Int("uid", 7), zap.String("unit", "")),
 			zap.Namespace("deep"), zap.String("kébab-case.x", "1"))
 	f := next()
-	want(t, f, "MESSAGE", `token refreshed address=127.0.0.1 bytes="x y" caller.uid=7 caller.unit="" choices="[\"a\",\"b\"]" `+
-		`count=3 deep.kébab-case.x=1 error="two lines" expires=1970-01-01T00:00:00Z identity=vision left=1h30m0s ok=true resource=https://vault.azure.net`)
+	want(t, f, "MESSAGE",
+		`token refreshed address=127.0.0.1 bytes="x y" caller.uid=7 caller.unit="" choices="[\"a\",\"b\"]" `+
+			`count=3 deep.kébab-case.x=1 error="two lines" expires=1970-01-01T00:00:00Z identity=vision left=1h30m0s ok=true resource=https://vault.azure.net`)
 	want(t, f, "PRIORITY", "4")
 	want(t, f, "MESSAGE_ID", id)
 	want(t, f, "PERCEPT_MESSAGE_ID")
@@ -104,7 +107,8 @@ func TestJournal(t *testing.T) {
 	want(t, f, "PERCEPT_CALLER_UID", "7")
 	want(t, f, "PERCEPT_CALLER_UNIT", "")
 	want(t, f, "PERCEPT_DEEP_K__BAB_CASE_X", "1")
-	if len(f["CODE_FILE"]) != 1 || !strings.HasSuffix(f["CODE_FILE"][0], "journal_test.go") || len(f["CODE_LINE"]) != 1 || len(f["CODE_FUNC"]) != 1 {
+	if len(f["CODE_FILE"]) != 1 || !strings.HasSuffix(f["CODE_FILE"][0], "journal_test.go") ||
+		len(f["CODE_LINE"]) != 1 || len(f["CODE_FUNC"]) != 1 {
 		t.Errorf("caller %q %q %q", f["CODE_FILE"], f["CODE_LINE"], f["CODE_FUNC"])
 	}
 }
@@ -144,7 +148,8 @@ func TestJournalPriorities(t *testing.T) {
 func TestJournalLevel(t *testing.T) {
 	t.Parallel()
 	c := NewJournal(JournalOptions{})
-	if c.Check(zapcore.Entry{Level: zapcore.DebugLevel}, nil) != nil || c.Check(zapcore.Entry{Level: zapcore.InfoLevel}, nil) == nil {
+	if c.Check(zapcore.Entry{Level: zapcore.DebugLevel}, nil) != nil || c.Check(zapcore.Entry{Level: zapcore.InfoLevel},
+		nil) == nil {
 		t.Error("the zero level is not info")
 	}
 }
@@ -299,7 +304,8 @@ func TestIsStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	right := fmt.Sprintf("%d:%d", st.Dev, st.Ino)
-	for stream, want := range map[string]bool{right: true, "": false, "x": false, "1:2": false, right + "0": false, right + " ": false} {
+	for stream, want := range map[string]bool{right: true, "": false, "x": false, "1:2": false, right + "0": false,
+		right + " ": false} {
 		if got := isStream(stream, int(file.Fd())); got != want {
 			t.Errorf("JOURNAL_STREAM=%q: %v", stream, got)
 		}

@@ -49,11 +49,11 @@ func (g *Given) Close() {
 	}
 }
 
-// Passed returns what systemd passed, and takes LISTEN_* out of the environment. Outside of systemd it is nothing; a name
-// that was not passed is absent, and the caller decides whether it can do without.
+// Passed returns what systemd passed, and takes LISTEN_* out of the environment. Outside of systemd it is nothing; a
+// name that was not passed is absent, and the caller decides whether it can do without.
 //
-// Descriptors of other names, and stored ones that are of no use, are closed. An error names the descriptor and the unit
-// option to set; nothing is passed on then, and nothing is left open.
+// Descriptors of other names, and stored ones that are of no use, are closed. An error names the descriptor and the
+// unit option to set; nothing is passed on then, and nothing is left open.
 func Passed(want Names) (Given, error) {
 	count, names, err := readPassed(os.Getenv, os.Getpid())
 	if err != nil || count == 0 {
@@ -80,14 +80,16 @@ func readPassed(getenv func(string) string, pid int) (int, []string, error) {
 	}
 	count, err := strconv.Atoi(getenv("LISTEN_FDS"))
 	if err != nil || count < 0 || count > mostPassed {
-		return 0, nil, fmt.Errorf("LISTEN_FDS=%q is no number of descriptors: start perceptd through perceptd.service", getenv("LISTEN_FDS"))
+		return 0, nil, fmt.Errorf("LISTEN_FDS=%q is no number of descriptors: start perceptd through perceptd.service",
+			getenv("LISTEN_FDS"))
 	}
 	if count == 0 {
 		return 0, nil, nil
 	}
 	names := strings.Split(getenv("LISTEN_FDNAMES"), ":")
 	if len(names) != count || slices.Contains(names, "") {
-		return 0, nil, fmt.Errorf("LISTEN_FDNAMES=%q does not name the %d descriptors passed: set FileDescriptorName= in the socket units (systemd 227)",
+		return 0, nil, fmt.Errorf("LISTEN_FDNAMES=%q does not name the %d descriptors passed: set "+
+			"FileDescriptorName= in the socket units (systemd 227)",
 			getenv("LISTEN_FDNAMES"), count)
 	}
 	return count, names, nil
@@ -115,7 +117,8 @@ func claim(want Names, names []string, files []*os.File) (given Given, err error
 		switch {
 		case slices.Contains(want.Sockets, name):
 			if given.Listeners[name] != nil {
-				return given, fmt.Errorf("descriptor %d is a second socket named %q: one ListenStream= to a socket unit, and a FileDescriptorName= of its own", fd, name)
+				return given, fmt.Errorf("descriptor %d is a second socket named %q: one ListenStream= to a socket "+
+					"unit, and a FileDescriptorName= of its own", fd, name)
 			}
 			if given.Listeners[name], err = unixListener(files[i]); err != nil {
 				delete(given.Listeners, name)
@@ -170,7 +173,8 @@ func checkListening(fd int) error {
 		hint         string
 	}{
 		{unix.SO_DOMAIN, unix.AF_UNIX, "not a Unix socket: set ListenStream= to a path in the socket unit"},
-		{unix.SO_TYPE, unix.SOCK_STREAM, "not a stream socket: set ListenStream= in the socket unit, not ListenDatagram= or ListenSequentialPacket="},
+		{unix.SO_TYPE, unix.SOCK_STREAM,
+			"not a stream socket: set ListenStream= in the socket unit, not ListenDatagram= or ListenSequentialPacket="},
 		{unix.SO_ACCEPTCONN, 1, "not listening: set Accept=no in the socket unit"},
 	} {
 		got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, row.option)

@@ -86,14 +86,20 @@ func TestClaimRefuses(t *testing.T) {
 		files []*os.File
 		says  string
 	}{
-		"datagram":    {[]string{"token"}, []*os.File{socketFile(t, unix.AF_UNIX, unix.SOCK_DGRAM, -1)}, "descriptor 3 (token): not a stream socket: set ListenStream="},
-		"packet":      {[]string{"token"}, []*os.File{socketFile(t, unix.AF_UNIX, unix.SOCK_SEQPACKET, 1)}, "not a stream socket"},
-		"TCP":         {[]string{"token"}, []*os.File{socketFile(t, unix.AF_INET, unix.SOCK_STREAM, 1)}, "not a Unix socket: set ListenStream= to a path"},
-		"connection":  {[]string{"admin", "token"}, []*os.File{stream(), socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, -1)}, "descriptor 4 (token): not listening: set Accept=no"},
+		"datagram": {[]string{"token"}, []*os.File{socketFile(t, unix.AF_UNIX, unix.SOCK_DGRAM, -1)},
+			"descriptor 3 (token): not a stream socket: set ListenStream="},
+		"packet": {[]string{"token"}, []*os.File{socketFile(t, unix.AF_UNIX, unix.SOCK_SEQPACKET, 1)},
+			"not a stream socket"},
+		"TCP": {[]string{"token"}, []*os.File{socketFile(t, unix.AF_INET, unix.SOCK_STREAM, 1)},
+			"not a Unix socket: set ListenStream= to a path"},
+		"connection": {[]string{"admin", "token"},
+			[]*os.File{stream(), socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM,
+				-1)}, "descriptor 4 (token): not listening: set Accept=no"},
 		"file":        {[]string{"token"}, []*os.File{plain}, "not a socket"},
 		"closed file": {[]string{"token"}, []*os.File{shut}, "descriptor 3 (token)"},
-		"same name":   {[]string{"token", "token"}, []*os.File{stream(), stream()}, `descriptor 4 is a second socket named "token"`},
-		"lost name":   {[]string{"token"}, []*os.File{stream(), stream()}, "passed 2 descriptors and 1 names"},
+		"same name": {[]string{"token", "token"}, []*os.File{stream(), stream()},
+			`descriptor 4 is a second socket named "token"`},
+		"lost name": {[]string{"token"}, []*os.File{stream(), stream()}, "passed 2 descriptors and 1 names"},
 	} {
 		given, err := claim(wanted, row.names, row.files)
 		if err == nil || !strings.Contains(err.Error(), row.says) || given.Listeners != nil || given.Unknown != nil {
@@ -193,15 +199,18 @@ func TestListenersInAProcess(t *testing.T) {
 	} {
 		t.Run(row.pid+" "+row.names, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.Command("/bin/sh", "-c", "LISTEN_PID="+row.pid+` exec "$0" -test.run='^TestListenersInAProcess$'`, os.Args[0])
-			cmd.Env = append(os.Environ(), variable+"=1", "LISTEN_FDS=3", "LISTEN_FDNAMES="+row.names, "LISTEN_PIDFDID=1")
+			cmd := exec.Command("/bin/sh", "-c",
+				"LISTEN_PID="+row.pid+` exec "$0" -test.run='^TestListenersInAProcess$'`, os.Args[0])
+			cmd.Env = append(os.Environ(), variable+"=1", "LISTEN_FDS=3", "LISTEN_FDNAMES="+row.names,
+				"LISTEN_PIDFDID=1")
 			cmd.ExtraFiles = []*os.File{
 				socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, 1),
 				socketFile(t, unix.AF_UNIX, unix.SOCK_DGRAM, -1),
 				socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, 1),
 			}
 			out, err := cmd.CombinedOutput()
-			if err != nil || !strings.Contains(string(out), row.want) || strings.Contains(string(out), "left to children") {
+			if err != nil || !strings.Contains(string(out), row.want) ||
+				strings.Contains(string(out), "left to children") {
 				t.Errorf("%v\n%s", err, out)
 			}
 		})

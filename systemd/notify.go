@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// notifyPatience is how long a busy service manager is waited for, whose queue is full, by all that is sent together: a
-	// start sends hundreds of messages. What was waited comes back in ten times as long.
+	// notifyPatience is how long a busy service manager is waited for, whose queue is full, by all that is sent
+	// together: a start sends hundreds of messages. What was waited comes back in ten times as long.
 	notifyPatience = 2 * time.Second
 	comesBackIn    = 10
 
@@ -148,8 +148,8 @@ func (n Notify) sendWith(rights []byte, assignments ...string) error {
 	return nil
 }
 
-// sendOn sends at once, or waits within patience while the receiver's queue is full. net writes no rights to a socket that
-// is connected.
+// sendOn sends at once, or waits within patience while the receiver's queue is full. net writes no rights to a socket
+// that is connected.
 func sendOn(conn *net.UnixConn, message, rights []byte, p *patience) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -179,9 +179,10 @@ func sendOn(conn *net.UnixConn, message, rights []byte, p *patience) error {
 	return cmp.Or(err, os.NewSyscallError("sendmsg", sent))
 }
 
-// oneLine makes text fit for a terminal and for one line: control characters, line separators, those that
-// turn the direction of writing and what is not UTF-8 become spaces, runs of space become one, a backslash another
-// character that looks like it, and the whole is cut between characters, and marked, where it would not fit into limit bytes with the mark.
+// oneLine makes text fit for a terminal and for one line: control characters, line separators, those that turn the
+// direction of writing and what is not UTF-8 become spaces, runs of space become one, a backslash another character
+// that looks like it, and the whole is cut between characters, and marked, where it would not fit into limit bytes with
+// the mark.
 func oneLine(text string, limit int) string {
 	const mark = "…"
 	var b strings.Builder

@@ -100,7 +100,8 @@ func TestNotifyNobody(t *testing.T) {
 	if n.Enabled() {
 		t.Error("the zero value is enabled")
 	}
-	if err := errors.Join(n.Ready(), n.Reloading(), n.Stopping(), n.Status("x"), n.Trouble("x", 5), n.ExtendTimeout(1), n.Ping()); err != nil {
+	if err := errors.Join(n.Ready(), n.Reloading(), n.Stopping(), n.Status("x"), n.Trouble("x", 5), n.ExtendTimeout(1),
+		n.Ping()); err != nil {
 		t.Error(err)
 	}
 }
@@ -116,7 +117,8 @@ func TestNotifyErrors(t *testing.T) {
 		"too long": "/" + strings.Repeat("x", 200),
 		"unserved": unserved,
 	} {
-		if err := (Notify{address: address}).Ready(); err == nil || !strings.HasPrefix(err.Error(), "notify systemd: ") {
+		if err := (Notify{address: address}).Ready(); err == nil ||
+			!strings.HasPrefix(err.Error(), "notify systemd: ") {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}

@@ -52,7 +52,8 @@ func (n Notify) Discard(name string) error {
 }
 
 func checkStored(name string) error {
-	if name == "" || len(name) > longestStored || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ':' }) {
+	if name == "" || len(name) > longestStored ||
+		strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ':' }) {
 		return fmt.Errorf("%q is no name for a stored descriptor", name)
 	}
 	return nil

@@ -31,7 +31,8 @@ func TestStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Split(string(message[:length]), "\n"); !slices.Equal(got, []string{"FDSTORE=1", "FDNAME=module-vision-7", "FDPOLL=0"}) {
+	if got := strings.Split(string(message[:length]), "\n"); !slices.Equal(got,
+		[]string{"FDSTORE=1", "FDNAME=module-vision-7", "FDPOLL=0"}) {
 		t.Errorf("received %q", got)
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:rights])
@@ -90,13 +91,16 @@ func TestClaimStored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := []*os.File{stream(), stream(), plain, stream(), socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, -1), carried, again}
-	given, err := claim(wanted, []string{"token", "module-a-1", "module-b-2", "module-a-1", "module-c-3", "cache-1", "cache-1"}, files)
+	files := []*os.File{stream(), stream(), plain, stream(), socketFile(t, unix.AF_UNIX, unix.SOCK_STREAM, -1), carried,
+		again}
+	given, err := claim(wanted, []string{"token", "module-a-1", "module-b-2", "module-a-1", "module-c-3", "cache-1",
+		"cache-1"}, files)
 	found, unknown := given.Listeners, given.Unknown
 	if len(given.Files) != 1 || given.Files["cache-1"] != carried {
 		t.Errorf("files %v", given.Files)
 	}
-	if err != nil || len(found) != 2 || found["module-a-1"] == nil || !slices.Equal(unknown, []string{"module-b-2", "module-a-1", "module-c-3", "cache-1"}) {
+	if err != nil || len(found) != 2 || found["module-a-1"] == nil ||
+		!slices.Equal(unknown, []string{"module-b-2", "module-a-1", "module-c-3", "cache-1"}) {
 		t.Errorf("%v, %v, %v", found, unknown, err)
 	}
 	given.Close()
@@ -109,7 +113,8 @@ func TestClaimStored(t *testing.T) {
 
 func TestStoreRoom(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]int{"": shippedRoom, "8": 8, "0": 0, "-1": shippedRoom, "many": shippedRoom, "99999999999": shippedRoom} {
+	for text, want := range map[string]int{"": shippedRoom, "8": 8, "0": 0, "-1": shippedRoom, "many": shippedRoom,
+		"99999999999": shippedRoom} {
 		if got := parseRoom(text); got != want {
 			t.Errorf("FDSTORE=%q: %d", text, got)
 		}

@@ -52,7 +52,8 @@ exit $status`
 // inUnit runs a command as a service of that name.
 func (m *machine) inUnit(t *testing.T, unit, user string, more []string, command ...string) (string, error) {
 	t.Helper()
-	args := append([]string{"systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--unit=" + unit, "--property=User=" + user}, more...)
+	args := append([]string{"systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--unit=" + unit,
+		"--property=User=" + user}, more...)
 	out, err := m.run(t, append(args, command...)...)
 	return strings.Join(strings.Fields(out), " "), err // on one line, wherever it was wrapped
 }
@@ -81,12 +82,14 @@ func testCallers(t *testing.T, m *machine) {
 			resource, want   string
 		}{
 			{"by its name", "camera.service", "nobody", nil, askVault, `"identity": "vision"`},
-			{"in nested slices", "camera.service", "nobody", []string{"--slice=edge-modules.slice"}, askVault, `"identity": "vision"`},
+			{"in nested slices", "camera.service", "nobody", []string{"--slice=edge-modules.slice"}, askVault,
+				`"identity": "vision"`},
 			{"by an escaped instance", `cam@3f\x2dx.service`, "edge", nil, askVault, `"identity": "vision"`},
 			{"its grant narrows its user's", "camera.service", "edge", nil, askVault, `"identity": "vision"`},
 			{"another one is its user", "other.service", "edge", nil, askVault, `"identity": "device"`},
 			{"by its group", "other.service", "technician", nil, askStorage, `"identity": "device"`},
-			{"the group's grant is for its resource", "other.service", "technician", nil, askVault, "no [[grant]] lets"},
+			{"the group's grant is for its resource", "other.service", "technician", nil, askVault,
+				"no [[grant]] lets"},
 			{"nobody", "other.service", "nobody", nil, askVault, "no [[grant]] lets unit other.service"},
 			{"nearly its name", "camera2.service", "nobody", nil, askVault, "no [[grant]] lets"},
 		} {
@@ -97,7 +100,8 @@ func testCallers(t *testing.T, m *machine) {
 		}
 	})
 	t.Run("a scope is its user", func(t *testing.T) {
-		out := m.must(t, "systemd-run", "--quiet", "--scope", "--unit=camera", "--uid=edge", "perceptctl", "token", "--resource", askVault, "--json")
+		out := m.must(t, "systemd-run", "--quiet", "--scope", "--unit=camera", "--uid=edge", "perceptctl", "token",
+			"--resource", askVault, "--json")
 		wants(t, out, `"identity": "device"`)
 	})
 	t.Run("a caller sees how it is seen", func(t *testing.T) {
@@ -106,13 +110,16 @@ func testCallers(t *testing.T, m *machine) {
 			t.Error(err)
 		}
 		wants(t, out, "camera.service", "edge", "vision")
-		wants(t, m.must(t, "perceptctl", "grants", "check", "--unit", "camera", "--user", "edge", "--resource", askVault), "vision", "camera.service")
+		wants(t, m.must(t, "perceptctl", "grants", "check", "--unit", "camera", "--user", "edge", "--resource",
+			askVault), "vision", "camera.service")
 	})
 	m.write(t, "/usr/local/bin/forge", forge) // a file: systemd-run has its own idea of what $ means
 	t.Run("a service cannot forge another, nor a container, below its own cgroup", func(t *testing.T) {
 		for _, forged := range []string{"camera.service", "docker-" + forgedID + ".scope"} {
-			out, err := m.inUnit(t, "evil.service", "nobody", []string{"--property=Delegate=yes"}, "sh", "/usr/local/bin/forge", forged)
-			if err == nil || !strings.Contains(out, "evil.service/"+forged) || !strings.Contains(out, "not proved") || strings.Contains(out, "eyJ") {
+			out, err := m.inUnit(t, "evil.service", "nobody", []string{"--property=Delegate=yes"}, "sh",
+				"/usr/local/bin/forge", forged)
+			if err == nil || !strings.Contains(out, "evil.service/"+forged) || !strings.Contains(out, "not proved") ||
+				strings.Contains(out, "eyJ") {
 				t.Errorf("%s: %v %s", forged, err, out)
 			}
 		}
@@ -130,14 +137,17 @@ func testCallers(t *testing.T, m *machine) {
 	})
 	t.Run("a user's own services are that user, under whatever name", func(t *testing.T) {
 		uid := strings.TrimSpace(m.must(t, "id", "-u", "edge"))
-		// The unit of users' own service managers, which may arrange what is below it, with a forger in the manager's place.
+		// The unit of users' own service managers, which may arrange what is below it, with a forger in the manager's
+		// place.
 		unit := "user@" + uid + ".service"
-		m.write(t, "/etc/systemd/system/"+unit+".d/forge.conf", "[Service]\nType=oneshot\nPAMName=\nDelegateSubgroup=\nStandardOutput=file:/run/own\nStandardError=inherit\nExecStart=\n"+
-			"ExecStart=/bin/sh /usr/local/bin/forge app.slice/camera.service\n")
+		m.write(t, "/etc/systemd/system/"+unit+".d/forge.conf",
+			"[Service]\nType=oneshot\nPAMName=\nDelegateSubgroup=\nStandardOutput=file:/run/own\nStandardError=inherit\nExecStart=\n"+
+				"ExecStart=/bin/sh /usr/local/bin/forge app.slice/camera.service\n")
 		m.must(t, "systemctl", "daemon-reload")
 		m.must(t, "systemctl", "start", unit)
 		out := strings.Join(strings.Fields(m.must(t, "cat", "/run/own")), " ")
-		wants(t, out, "/user.slice/user-"+uid+".slice/"+unit+"/app.slice/camera.service", "user edge ("+uid+")", `"identity": "device"`)
+		wants(t, out, "/user.slice/user-"+uid+".slice/"+unit+"/app.slice/camera.service", "user edge ("+uid+")",
+			`"identity": "device"`)
 		if strings.Contains(out, "unit ") {
 			t.Errorf("it is taken for a unit: %s", out)
 		}
@@ -150,7 +160,8 @@ func testCallers(t *testing.T, m *machine) {
 		}
 		edge := append(apart, "setpriv", "--reuid=edge", "--clear-groups")
 		out, err = m.inUnit(t, "other.service", "root", nil, append(edge, token(askVault)...)...)
-		if exitOf(err) != 4 || strings.Contains(out, "eyJ") || !strings.Contains(out, "whose uid and groups say nothing there") {
+		if exitOf(err) != 4 || strings.Contains(out, "eyJ") ||
+			!strings.Contains(out, "whose uid and groups say nothing there") {
 			t.Errorf("its user: %v %s", err, out)
 		}
 		out, err = m.run(t, append(edge, token(askVault)...)...) // wherever the machine's commands run
@@ -158,7 +169,8 @@ func testCallers(t *testing.T, m *machine) {
 			t.Errorf("a shell's user: %v %s", err, out)
 		}
 		if strings.HasPrefix(m.must(t, "systemctl", "--version"), "systemd 257") {
-			out, err = m.inUnit(t, "camera.service", "edge", []string{"--property=PrivatePIDs=yes"}, "perceptctl", "whoami")
+			out, err = m.inUnit(t, "camera.service", "edge", []string{"--property=PrivatePIDs=yes"}, "perceptctl",
+				"whoami")
 			if err != nil || !strings.Contains(out, "a pid namespace of its own") || !strings.Contains(out, "vision") {
 				t.Errorf("PrivatePIDs=: %v %s", err, out)
 			}
@@ -167,18 +179,21 @@ func testCallers(t *testing.T, m *machine) {
 	t.Run("a container below a user's manager is not that user", func(t *testing.T) {
 		uid := strings.TrimSpace(m.must(t, "id", "-u", "edge"))
 		unit := "user@" + uid + ".service"
-		m.write(t, "/etc/systemd/system/"+unit+".d/forge.conf", "[Service]\nType=oneshot\nPAMName=\nDelegateSubgroup=\nStandardOutput=file:/run/nested\nStandardError=inherit\nExecStart=\n"+
-			"ExecStart=-/usr/bin/unshare -U -r -p -f -m /bin/sh /usr/local/bin/forge app.slice/camera.service\n")
+		m.write(t, "/etc/systemd/system/"+unit+".d/forge.conf",
+			"[Service]\nType=oneshot\nPAMName=\nDelegateSubgroup=\nStandardOutput=file:/run/nested\nStandardError=inherit\nExecStart=\n"+
+				"ExecStart=-/usr/bin/unshare -U -r -p -f -m /bin/sh /usr/local/bin/forge app.slice/camera.service\n")
 		m.must(t, "systemctl", "daemon-reload")
 		m.must(t, "systemctl", "restart", unit)
 		out := strings.Join(strings.Fields(m.must(t, "cat", "/run/nested")), " ")
-		wants(t, out, unit+"/app.slice/camera.service", "not proved", "in a pid namespace of its own, as in a container: its uid says nothing")
+		wants(t, out, unit+"/app.slice/camera.service", "not proved",
+			"in a pid namespace of its own, as in a container: its uid says nothing")
 		if strings.Contains(out, "eyJ") {
 			t.Errorf("it has a token: %s", out)
 		}
 	})
 	t.Run("a service of a user made for it is told by its name", func(t *testing.T) {
-		out, err := m.run(t, "systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--unit=camera.service", "--property=DynamicUser=yes",
+		out, err := m.run(t, "systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--unit=camera.service",
+			"--property=DynamicUser=yes",
 			"perceptctl", "token", "--resource", askVault, "--json")
 		if err != nil || !strings.Contains(out, `"identity": "vision"`) {
 			t.Errorf("%v %s", err, out)
@@ -210,7 +225,8 @@ done`
 				return len(now) > len(before) || now > before && len(now) == len(before)
 			})
 		}
-		m.until(t, "the first request", func() bool { _, err := m.run(t, "test", "-s", "/tmp/count"); return err == nil })
+		m.until(t, "the first request",
+			func() bool { _, err := m.run(t, "test", "-s", "/tmp/count"); return err == nil })
 		for range 5 {
 			m.must(t, "systemctl", "restart", "perceptd")
 			asked()
@@ -219,7 +235,8 @@ done`
 		for range 3 {
 			before := m.pid(t)
 			m.must(t, "systemctl", "kill", "-s", "KILL", "--kill-who=main", "perceptd")
-			m.until(t, "the daemon's return", func() bool { // as another process: systemd learns of the end in its own time
+			// as another process: systemd learns of the end in its own time
+			m.until(t, "the daemon's return", func() bool {
 				out, _ := m.run(t, "systemctl", "is-active", "perceptd")
 				return strings.TrimSpace(out) == "active" && m.pid(t) != before
 			})
@@ -251,12 +268,15 @@ done`
 
 // TestSystemContainers is a whole device: systemd, the hardened unit, and Docker with systemd's cgroup driver.
 func TestSystemContainers(t *testing.T) {
-	m := boot(t, kind{release: "bookworm", packages: "docker.io", args: []string{"--capability=all", "--system-call-filter=add_key keyctl bpf"},
-		env: []string{"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"}})
+	m := boot(t, kind{release: "bookworm", packages: "docker.io",
+		args: []string{"--capability=all", "--system-call-filter=add_key keyctl bpf"},
+		env:  []string{"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"}})
 	install(t, m)
-	m.write(t, "/etc/docker/daemon.json", `{"iptables":false,"ip6tables":false,"bridge":"none","storage-driver":"vfs","exec-opts":["native.cgroupdriver=systemd"]}`)
+	m.write(t, "/etc/docker/daemon.json",
+		`{"iptables":false,"ip6tables":false,"bridge":"none","storage-driver":"vfs","exec-opts":["native.cgroupdriver=systemd"]}`)
 	m.must(t, "systemctl", "restart", "docker")
-	m.write(t, "/etc/percept/config.toml", strings.Replace(config, `require = "socket"`, `require = "socket+container"`, 1))
+	m.write(t, "/etc/percept/config.toml", strings.Replace(config, `require = "socket"`, `require = "socket+container"`,
+		1))
 	m.must(t, "systemctl", "enable", "--now", "perceptd.service")
 	status, _ := m.run(t, "perceptctl", "status")
 	status = strings.Join(strings.Fields(status), " ")
@@ -269,28 +289,35 @@ func TestSystemContainers(t *testing.T) {
 	if status := m.must(t, "perceptctl", "status"); strings.Contains(status, "trouble") {
 		t.Error(status)
 	}
-	m.must(t, "sh", "-c", `tar -C /usr/bin -c perceptctl | docker import --change 'ENTRYPOINT ["/perceptctl"]' - probe:1`)
+	m.must(t, "sh", "-c",
+		`tar -C /usr/bin -c perceptctl | docker import --change 'ENTRYPOINT ["/perceptctl"]' - probe:1`)
 	run := func(name string, more ...string) (string, error) {
-		args := append([]string{"docker", "run", "--rm", "--network", "none", "--name", name, "-v", "/run/percept/modules/vision:/run/percept"}, more...)
+		args := append([]string{"docker", "run", "--rm", "--network", "none", "--name", name, "-v",
+			"/run/percept/modules/vision:/run/percept"}, more...)
 		out, err := m.run(t, args...)
 		return strings.Join(strings.Fields(out), " "), err
 	}
-	if out, err := run("vision", "probe:1", "token", "--resource", askVault, "--json"); err != nil || !strings.Contains(out, `"identity": "vision"`) {
+	if out, err := run("vision", "probe:1", "token", "--resource", askVault, "--json"); err != nil ||
+		!strings.Contains(out, `"identity": "vision"`) {
 		t.Errorf("the module: %v %s", err, out)
 	}
-	if out, err := run("speech", "probe:1", "whoami"); err == nil || !strings.Contains(out, "it runs in container speech") {
+	if out, err := run("speech", "probe:1", "whoami"); err == nil ||
+		!strings.Contains(out, "it runs in container speech") {
 		t.Errorf("another container: %v %s", err, out)
 	}
 	m.must(t, "docker", "run", "-d", "--network", "none", "--name", "victim", "probe:1", "simulate")
 	id := strings.TrimSpace(m.must(t, "docker", "inspect", "--format", "{{.Id}}", "victim"))
-	if out, err := run("vision", "--cgroup-parent", "docker-"+id+".slice", "probe:1", "whoami"); err == nil || !strings.Contains(out, "more than one container") {
+	if out, err := run("vision", "--cgroup-parent", "docker-"+id+".slice", "probe:1", "whoami"); err == nil ||
+		!strings.Contains(out, "more than one container") {
 		t.Errorf("a container below another's name: %v %s", err, out)
 	}
-	if out, err := run("vision", "--cgroup-parent", "evil.slice", "probe:1", "whoami"); err == nil || !strings.Contains(out, "not where container engines put containers") {
+	if out, err := run("vision", "--cgroup-parent", "evil.slice", "probe:1", "whoami"); err == nil ||
+		!strings.Contains(out, "not where container engines put containers") {
 		t.Errorf("a container in a slice of its own: %v %s", err, out)
 	}
 	wants(t, m.must(t, "cat", "/proc/1/cgroup"), "init.scope")
-	if kept := m.must(t, "systemctl", "show", "perceptd", "-p", "NFileDescriptorStore"); !strings.Contains(kept, "=2") { // the module's socket and the cache
+	// the module's socket and the cache
+	if kept := m.must(t, "systemctl", "show", "perceptd", "-p", "NFileDescriptorStore"); !strings.Contains(kept, "=2") {
 		t.Errorf("systemd keeps %s", kept)
 	}
 }

@@ -10,8 +10,8 @@ import (
 )
 
 // TestSystemClock looks whether the daemon, as shipped, has the kernel's word on the clock. The containers share this
-// machine's clock, which no test sets: what the kernel says is read here and there, and that it says the other is played by
-// a drop-in of the unit that asks it.
+// machine's clock, which no test sets: what the kernel says is read here and there, and that it says the other is
+// played by a drop-in of the unit that asks it.
 func TestSystemClock(t *testing.T) {
 	for _, release := range []string{"bullseye", "bookworm", "trixie"} {
 		t.Run(release, func(t *testing.T) {
@@ -29,7 +29,8 @@ func TestSystemClock(t *testing.T) {
 			wants(t, m.doctor(t), "synchronised, says the kernel")
 
 			other := map[bool]string{true: "not synchronised", false: "synchronised"}[says]
-			m.write(t, "/etc/systemd/system/perceptd-clock@.service.d/other.conf", "[Service]\nExecStart=\nExecStart=/bin/echo "+other+"\n")
+			m.write(t, "/etc/systemd/system/perceptd-clock@.service.d/other.conf",
+				"[Service]\nExecStart=\nExecStart=/bin/echo "+other+"\n")
 			m.must(t, "systemctl", "daemon-reload")
 			m.must(t, "systemctl", "restart", "perceptd") // a start asks at once
 			wants(t, compact(m.must(t, "perceptctl", "status", "--json")), `"clock":{`+known[!says])
@@ -38,14 +39,17 @@ func TestSystemClock(t *testing.T) {
 			m.must(t, "systemctl", "stop", "perceptd-clock.socket")
 			m.must(t, "systemctl", "mask", "--runtime", "perceptd-clock.socket")
 			m.must(t, "systemctl", "restart", "perceptd")
-			if status := compact(m.must(t, "perceptctl", "status", "--json")); strings.Contains(status, `"by":"kernel"`) {
+			if status := compact(m.must(t, "perceptctl", "status", "--json")); strings.Contains(status,
+				`"by":"kernel"`) {
 				t.Errorf("nobody can be asked, and the kernel is told to say so: %s", status)
 			}
 			wants(t, m.doctor(t), "nobody can be asked")
-			if out, err := m.as(t, "edge", "perceptctl", "token", "--resource", "https://vault.azure.net", "--short"); err != nil {
+			if out, err := m.as(t, "edge", "perceptctl", "token", "--resource", "https://vault.azure.net",
+				"--short"); err != nil {
 				t.Errorf("no token: %v %s", err, out)
 			}
-			if out, err := m.as(t, "edge", "sh", "-c", "exec 3<>/dev/null; perceptctl clock; test -w /run/percept/clock.sock"); err == nil {
+			if out, err := m.as(t, "edge", "sh", "-c",
+				"exec 3<>/dev/null; perceptctl clock; test -w /run/percept/clock.sock"); err == nil {
 				t.Errorf("any user may have systemd start processes: %s", out)
 			}
 			failed, _ := m.run(t, "systemctl", "--failed", "--plain", "--no-legend")

@@ -26,10 +26,13 @@ func TestSystemCacheKey(t *testing.T) {
 	} {
 		t.Run(row.release, func(t *testing.T) {
 			tpm := &tpm{states: t.TempDir(), folder: t.TempDir()}
-			m := boot(t, kind{release: row.release, packages: row.packages, args: []string{"--bind=" + tpm.folder + ":/run/tpmx"}})
+			m := boot(t, kind{release: row.release, packages: row.packages,
+				args: []string{"--bind=" + tpm.folder + ":/run/tpmx"}})
 			install(t, m)
-			m.write(t, "/etc/systemd/system/perceptd.service.d/key-seen.conf", "[Service]\nNoExecPaths=\nExecStartPre=/bin/sh -c '"+keySeen+"'\n")
-			m.write(t, "/etc/systemd/system/perceptd-cache-key.service.d/tpm.conf", "[Service]\nEnvironment="+tpmVariable+"\n")
+			m.write(t, "/etc/systemd/system/perceptd.service.d/key-seen.conf",
+				"[Service]\nNoExecPaths=\nExecStartPre=/bin/sh -c '"+keySeen+"'\n")
+			m.write(t, "/etc/systemd/system/perceptd-cache-key.service.d/tpm.conf",
+				"[Service]\nEnvironment="+tpmVariable+"\n")
 			m.must(t, "systemctl", "daemon-reload")
 			m.must(t, "systemctl", "enable", "--now", "perceptd.service")
 			t.Run("none", func(t *testing.T) {
@@ -78,14 +81,17 @@ func testKeyInTheClear(t *testing.T, m *machine) {
 		m.reboot(t, "systemctl", "reboot")
 		m.serves(t, clearKey)
 		wants(t, m.must(t, "perceptctl", "status", "--json"), `"fetches": 0`)
-		bound := regexp.MustCompile(`"bound_to": *"([a-z-]+)"`).FindStringSubmatch(m.must(t, "perceptctl", "status", "--json"))
+		bound := regexp.MustCompile(`"bound_to": *"([a-z-]+)"`).FindStringSubmatch(m.must(t, "perceptctl", "status",
+			"--json"))
 		if len(bound) == 0 || bound[1] != "machine-id" {
-			t.Skipf("a container can be another device only where it is bound to its machine-id, and it is to %q", bound)
+			t.Skipf("a container can be another device only where it is bound to its machine-id, and it is to %q",
+				bound)
 		}
 		m.write(t, "/etc/machine-id", "3f1c7b2a995d4c55a0e1c7f5b2a99d0a\n")
 		m.reboot(t, "systemctl", "reboot")
 		m.serves(t, clearKey)
-		if status := m.must(t, "perceptctl", "status", "--json"); strings.Contains(status, `"fetches": 0`) || !strings.Contains(status, `"effect": "granted"`) {
+		if status := m.must(t, "perceptctl", "status", "--json"); strings.Contains(status, `"fetches": 0`) ||
+			!strings.Contains(status, `"effect": "granted"`) {
 			t.Errorf("tokens of another device, or no policy change:\n%s", status)
 		}
 	})
@@ -93,7 +99,8 @@ func testKeyInTheClear(t *testing.T, m *machine) {
 
 func testKeyOfTheHost(t *testing.T, m *machine) {
 	t.Run("by the host's key", func(t *testing.T) {
-		wants(t, m.must(t, "perceptctl", "cache-key", "make", "--with", "host"), sealedKey+", sealed by this host's key")
+		wants(t, m.must(t, "perceptctl", "cache-key", "make", "--with", "host"),
+			sealedKey+", sealed by this host's key")
 		wants(t, m.must(t, "stat", "-c", "%a %U:%G", sealedKey), "600 root:root")
 		m.must(t, "systemctl", "restart", "perceptd-cache-key", "perceptd")
 		m.serves(t, openedKey)
@@ -112,8 +119,8 @@ func testKeyOfTheHost(t *testing.T, m *machine) {
 	})
 }
 
-// testUpgrade goes over a version that had neither the socket of the clock nor root tell what the device is known by, and is
-// active all the same.
+// testUpgrade goes over a version that had neither the socket of the clock nor root tell what the device is known by,
+// and is active all the same.
 func testUpgrade(t *testing.T, m *machine) {
 	t.Run("over an earlier version", func(t *testing.T) {
 		m.must(t, "systemctl", "stop", "perceptd", "perceptd-clock.socket")
@@ -130,7 +137,8 @@ func testUpgrade(t *testing.T, m *machine) {
 		wants(t, strings.Join(strings.Fields(m.doctor(t)), " "), "next: "+over)
 
 		m.must(t, "sh", "-ec", over)
-		wants(t, m.must(t, "systemctl", "is-active", "perceptd", "perceptd.socket", "perceptd-admin.socket", "perceptd-clock.socket"), strings.Repeat("active\n", 4))
+		wants(t, m.must(t, "systemctl", "is-active", "perceptd", "perceptd.socket", "perceptd-admin.socket",
+			"perceptd-clock.socket"), strings.Repeat("active\n", 4))
 		wants(t, m.must(t, "stat", "-c", "%a %U:%G", "/run/percept-cache-key/device"), "440 root:percept")
 		if show := m.must(t, "perceptctl", "cache-key", "show"); strings.Contains(show, "next") {
 			t.Errorf("something is left to do: %s", show)
@@ -141,7 +149,8 @@ func testUpgrade(t *testing.T, m *machine) {
 func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
 	remake := func(t *testing.T, state string) {
 		tpm.power(t, state)
-		wants(t, m.must(t, "env", tpmVariable, "perceptctl", "cache-key", "make", "--with", "tpm2", "--replace"), sealedKey+", sealed by the TPM")
+		wants(t, m.must(t, "env", tpmVariable, "perceptctl", "cache-key", "make", "--with", "tpm2", "--replace"),
+			sealedKey+", sealed by the TPM")
 		tpm.power(t, state)
 		m.must(t, "systemctl", "restart", "perceptd-cache-key", "perceptd")
 		m.serves(t, openedKey)
@@ -174,13 +183,16 @@ func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
 		if exitOf(err) != 5 {
 			t.Errorf("the status is in no trouble: %v", err)
 		}
-		wants(t, strings.Join(strings.Fields(out), " "), "was not opened: systemctl status perceptd-cache-key tells why")
-		wants(t, m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"), "trouble: tokens are not kept over a reboot")
+		wants(t, strings.Join(strings.Fields(out), " "),
+			"was not opened: systemctl status perceptd-cache-key tells why")
+		wants(t, m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"),
+			"trouble: tokens are not kept over a reboot")
 		if status, _ := m.run(t, "perceptctl", "status", "--json"); strings.Contains(status, `"fetches": 0`) {
 			t.Errorf("tokens were not fetched anew:\n%s", status)
 		}
 		status, _ := m.run(t, "systemctl", "status", "--no-pager", "--full", "perceptd-cache-key")
-		wants(t, status, "the key in "+sealedKey+" cannot be opened, and tokens are not kept over a reboot: systemd-creds decrypt: ",
+		wants(t, status,
+			"the key in "+sealedKey+" cannot be opened, and tokens are not kept over a reboot: systemd-creds decrypt: ",
 			"hint: were the TPM, the mainboard, Secure Boot or the disk changed?", "perceptctl cache-key make --replace")
 		t.Log("\n" + status)
 	})
@@ -216,7 +228,8 @@ func (m *machine) serves(t *testing.T, key string) {
 	if out, err := m.as(t, "edge", "perceptctl", "token", "--resource", askVault, "--short"); err != nil {
 		t.Errorf("no token: %v %s", err, out)
 	}
-	kept := map[bool]string{true: "kept over a restart and a reboot", false: "kept over a restart, not over a reboot"}[key != "none"]
+	kept := map[bool]string{true: "kept over a restart and a reboot",
+		false: "kept over a restart, not over a reboot"}[key != "none"]
 	out, _ := m.run(t, "perceptctl", "status") // in trouble when a key was made and cannot be opened
 	wants(t, strings.Join(strings.Fields(out), " "), kept)
 	if seen := strings.TrimSpace(m.must(t, "cat", "/var/lib/percept/key-seen")); seen != key {
@@ -249,7 +262,8 @@ func (p *tpm) power(t *testing.T, state string) {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(p.folder, "sock")
-	p.running = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+folder, "--flags", "not-need-init,startup-clear",
+	p.running = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+folder, "--flags",
+		"not-need-init,startup-clear",
 		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl")
 	if err := p.running.Start(); err != nil {
 		t.Fatal(err)

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// askLoopback asks for a token on the loopback listener with the secret that is its first argument, as App Service's clients do.
+// askLoopback asks for a token on the loopback listener with the secret that is its first argument, as App Service's
+// clients do.
 const askLoopback = `exec 3<>/dev/tcp/127.0.0.1/40380
 printf 'GET /msi/token?api-version=2019-08-01&resource=https://vault.azure.net HTTP/1.1\r\nHost: 127.0.0.1:40380\r\nX-IDENTITY-HEADER: %s\r\nConnection: close\r\n\r\n' "$0" >&3
 cat <&3`

@@ -94,7 +94,8 @@ func testSight(t *testing.T, m *machine) {
 				t.Errorf("whoami: %v %s", err, out)
 			}
 			// Root is root in every one of these, and a module's socket needs nothing but itself.
-			out = m.must(t, "perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token", "--resource", askVault, "--json")
+			out = m.must(t, "perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token", "--resource",
+				askVault, "--json")
 			wants(t, out, `"identity": "vision"`)
 
 			wants(t, m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"), "trouble: ", "cannot be told")
@@ -104,7 +105,8 @@ func testSight(t *testing.T, m *machine) {
 			}
 			wants(t, strings.Join(strings.Fields(status), " "), row.why, "who cannot be proved is denied")
 			invocation := strings.TrimSpace(m.must(t, "systemctl", "show", "perceptd", "-p", "InvocationID", "--value"))
-			wants(t, m.must(t, "journalctl", "_SYSTEMD_INVOCATION_ID="+invocation, "-o", "cat", "--no-pager"), "callers cannot be proved", "caller not proved")
+			wants(t, m.must(t, "journalctl", "_SYSTEMD_INVOCATION_ID="+invocation, "-o", "cat", "--no-pager"),
+				"callers cannot be proved", "caller not proved")
 		})
 	}
 	m.must(t, "rm", drop)

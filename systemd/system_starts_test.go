@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// TestSystemStarts has clients ask while the daemon cannot start or crashes again and again: that leads to no limit after
-// which an administrator has to come. And it has the daemon's own user, outside of the sandbox, try to make PID 1 change
-// what is not percept's.
+// TestSystemStarts has clients ask while the daemon cannot start or crashes again and again: that leads to no limit
+// after which an administrator has to come. And it has the daemon's own user, outside of the sandbox, try to make PID 1
+// change what is not percept's.
 func TestSystemStarts(t *testing.T) {
 	for _, release := range []string{"bullseye", "bookworm", "trixie"} { // systemd 247, 252, 257
 		t.Run(release, func(t *testing.T) { testStarts(t, boot(t, kind{release: release}), release != "bullseye") })
@@ -35,11 +35,13 @@ func testStarts(t *testing.T, m *machine, noExec bool) {
 	})
 	t.Run("another user's lock", func(t *testing.T) {
 		for _, path := range []string{"/run/percept/modules", "/var/lib/percept"} {
-			if out, err := m.as(t, "nobody", "flock", "-n", path, "true"); err == nil || !strings.Contains(out, "Permission denied") {
+			if out, err := m.as(t, "nobody", "flock", "-n", path, "true"); err == nil ||
+				!strings.Contains(out, "Permission denied") {
 				t.Errorf("user nobody locks %s: %v %s", path, err, out)
 			}
 		}
-		m.must(t, "systemd-run", "--quiet", "--unit=locker", "--property=User=nobody", "flock", "/run/percept", "sleep", "600")
+		m.must(t, "systemd-run", "--quiet", "--unit=locker", "--property=User=nobody", "flock", "/run/percept", "sleep",
+			"600")
 		m.must(t, "systemctl", "restart", "perceptd")
 		m.must(t, "systemctl", "stop", "locker")
 	})
@@ -48,7 +50,10 @@ func testStarts(t *testing.T, m *machine, noExec bool) {
 		m.write(t, "/etc/percept/config.d/10.toml", "# nothing\n")
 		m.must(t, "systemctl", "reload", "perceptd")
 		m.must(t, "chown", "percept", "/etc/percept/config.d/10.toml")
-		if out, err := m.run(t, "perceptctl", "reload"); err == nil || !strings.Contains(strings.Join(strings.Fields(out), " "), "10.toml: its owner, user percept (mode 0644), could change who gets tokens: chown root /etc/percept/config.d/10.toml") {
+		if out, err := m.run(t, "perceptctl", "reload"); err == nil ||
+			!strings.Contains(strings.Join(strings.Fields(out), " "),
+				"10.toml: its owner, user percept (mode 0644), could change who gets tokens: chown root "+
+					"/etc/percept/config.d/10.toml") {
 			t.Errorf("under systemd percept's files are in force: %v %s", err, out)
 		}
 		m.must(t, "rm", "-r", "/etc/percept/config.d")
@@ -78,11 +83,13 @@ func testStarts(t *testing.T, m *machine, noExec bool) {
 func (m *machine) socketsListen(t *testing.T) {
 	t.Helper()
 	for _, unit := range []string{"perceptd.socket", "perceptd-admin.socket"} {
-		wants(t, m.must(t, "systemctl", "show", unit, "-p", "ActiveState,Result"), "ActiveState=active", "Result=success")
+		wants(t, m.must(t, "systemctl", "show", unit, "-p", "ActiveState,Result"), "ActiveState=active",
+			"Result=success")
 	}
 }
 
-// testWrongConfig has clients by the dozen connect while the daemon cannot start, and one wait on each socket until it can.
+// testWrongConfig has clients by the dozen connect while the daemon cannot start, and one wait on each socket until it
+// can.
 func testWrongConfig(t *testing.T, m *machine) {
 	m.write(t, "/etc/percept/config.toml", config+"[x]\n")
 	if out, err := m.run(t, "systemctl", "restart", "perceptd"); err == nil {
@@ -92,7 +99,8 @@ func testWrongConfig(t *testing.T, m *machine) {
 	m.must(t, "systemd-run", "--quiet", "--unit=crowd", "--property=User=nobody", "sh", "-c",
 		`for i in $(seq 80); do timeout 2 perceptctl token --resource https://vault.azure.net --short & [ $((i % 20)) = 0 ] && wait; done; wait`)
 	wait := func(unit, user, socket string) {
-		m.must(t, "systemd-run", "--quiet", "--unit="+unit, "--property=User="+user, "--property=RemainAfterExit=yes", "sh", "-c",
+		m.must(t, "systemd-run", "--quiet", "--unit="+unit, "--property=User="+user, "--property=RemainAfterExit=yes",
+			"sh", "-c",
 			`until perceptctl --socket "$0" token --resource https://vault.azure.net --short; do sleep 0.1; done`, socket)
 	}
 	wait("waits-token", "edge", "/run/percept/token.sock")
@@ -106,7 +114,8 @@ func testWrongConfig(t *testing.T, m *machine) {
 	m.until(t, "doctor's reason", func() bool {
 		out, err := m.run(t, "perceptctl", "doctor")
 		said := strings.Join(strings.Fields(out), " ")
-		return exitOf(err) == 5 && strings.Contains(said, "systemd starts it, and it ends") && strings.Contains(said, "unknown key x")
+		return exitOf(err) == 5 && strings.Contains(said, "systemd starts it, and it ends") &&
+			strings.Contains(said, "unknown key x")
 	})
 	m.until(t, "another restart", func() bool { // between two it is being started
 		show := m.must(t, "systemctl", "show", "perceptd", "-p", "ExecMainStatus,SubState")
@@ -138,9 +147,9 @@ func (m *machine) restarts(t *testing.T) int {
 	return n
 }
 
-// testOlderSocket has the daemon not let in on its admin socket, as an earlier version's unit made it: it goes on, and says
-// what to do. An upgrade by the commands that make install prints mends that, a second one as well, and leaves each socket
-// where clients wait.
+// testOlderSocket has the daemon not let in on its admin socket, as an earlier version's unit made it: it goes on, and
+// says what to do. An upgrade by the commands that make install prints mends that, a second one as well, and leaves
+// each socket where clients wait.
 func testOlderSocket(t *testing.T, m *machine) {
 	m.write(t, "/etc/systemd/system/perceptd-admin.socket.d/older.conf", "[Socket]\nSocketUser=root\n")
 	m.write(t, "/etc/systemd/system/perceptd.service.d/watchdog.conf", "[Service]\nWatchdogSec=2\n")
@@ -158,11 +167,13 @@ func testOlderSocket(t *testing.T, m *machine) {
 		t.Errorf("the watchdog ended the daemon: process %s, was %s", now, pid)
 	}
 	out, err := m.run(t, "perceptctl", "status")
-	if exitOf(err) != 5 || !strings.Contains(strings.Join(strings.Fields(out), " "), "perceptd cannot check that it answers on /run/percept/admin.sock") {
+	if exitOf(err) != 5 || !strings.Contains(strings.Join(strings.Fields(out), " "),
+		"perceptd cannot check that it answers on /run/percept/admin.sock") {
 		t.Errorf("status: %v %s", err, out)
 	}
 	m.until(t, "the trouble in systemctl status", func() bool {
-		return strings.Contains(m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"), "cannot check that it answers")
+		return strings.Contains(m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"),
+			"cannot check that it answers")
 	})
 	m.must(t, "rm", "/etc/systemd/system/perceptd-admin.socket.d/older.conf")
 	sockets := m.must(t, "stat", "-c", "%n %i", "/run/percept/token.sock", "/run/percept/admin.sock", visionSocket)
@@ -177,7 +188,8 @@ func testOlderSocket(t *testing.T, m *machine) {
 	m.must(t, "systemctl", "daemon-reload")
 	m.must(t, "systemctl", "restart", "perceptd")
 	wants(t, m.must(t, "stat", "-c", "%a %U:%G", "/run/percept/admin.sock"), "660 percept:percept-admin")
-	if now := m.must(t, "stat", "-c", "%n %i", "/run/percept/token.sock", "/run/percept/admin.sock", visionSocket); now != sockets {
+	if now := m.must(t, "stat", "-c", "%n %i", "/run/percept/token.sock", "/run/percept/admin.sock",
+		visionSocket); now != sockets {
 		t.Errorf("the upgrade made sockets anew:\n%sbefore:\n%s", now, sockets)
 	}
 	m.must(t, "rm", "-f", sealedKey, clearKey)
@@ -192,10 +204,12 @@ func testByPath(t *testing.T, m *machine) {
 	const secrets = "/etc/shadow /etc/percept/config.toml /run/of-root"
 	m.must(t, "install", "-m", "0600", "/dev/null", "/run/of-root")
 	look := func() string {
-		return m.must(t, "sh", "-c", "stat -c '%n %a %U:%G' "+secrets+" /run/percept /run/percept/admin.sock /run/percept/modules")
+		return m.must(t, "sh", "-c",
+			"stat -c '%n %a %U:%G' "+secrets+" /run/percept /run/percept/admin.sock /run/percept/modules")
 	}
 	before := look()
-	wants(t, before, "/run/percept 755 root:root", "/run/percept/admin.sock 660 percept:percept-admin", "/run/percept/modules 700 percept:percept")
+	wants(t, before, "/run/percept 755 root:root", "/run/percept/admin.sock 660 percept:percept-admin",
+		"/run/percept/modules 700 percept:percept")
 	for _, try := range []string{
 		"mv /run/percept/admin.sock /run/percept/aside", "rm -f /run/percept/admin.sock", "ln -s /etc/shadow /run/percept/x",
 		"mv /run/percept/modules /run/percept/aside", "touch /run/percept/x",
@@ -206,7 +220,8 @@ func testByPath(t *testing.T, m *machine) {
 	}
 	// What is percept's own it can fill with links and give to a group of its own, so that PID 1 goes through it at the
 	// next start.
-	out, err := m.run(t, "systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--property=User=percept", "--property=SupplementaryGroups=percept-admin",
+	out, err := m.run(t, "systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--property=User=percept",
+		"--property=SupplementaryGroups=percept-admin",
 		"sh", "-c", `mkdir /run/percept/modules/x && cd /run/percept/modules/x && for f in `+secrets+`; do ln -s $f .; ln $f hard; done; chgrp -h percept-admin . * ..; chmod 0777 ..`)
 	if !strings.Contains(out, "Operation not permitted") && !strings.Contains(out, "cross-device") {
 		t.Errorf("percept's hard links: %v %s", err, out)

@@ -11,12 +11,13 @@ import (
 	"testing"
 )
 
-// TestSystemSurvival has clients ask without pause through all that ends a daemon in the field, on a back end of its own
-// that counts its calls.
+// TestSystemSurvival has clients ask without pause through all that ends a daemon in the field, on a back end of its
+// own that counts its calls.
 func TestSystemSurvival(t *testing.T) {
 	for _, release := range []string{"bullseye", "bookworm", "trixie"} { // systemd 247, 252, 257
 		t.Run(release, func(t *testing.T) {
-			testSurvival(t, boot(t, kind{release: release, args: []string{"--system-call-filter=memfd_secret"}}), release != "bullseye")
+			testSurvival(t, boot(t, kind{release: release, args: []string{"--system-call-filter=memfd_secret"}}),
+				release != "bullseye")
 		})
 	}
 }
@@ -67,7 +68,9 @@ func testSurvival(t *testing.T, m *machine, secret bool) {
 		}
 	})
 	t.Run("upgrade", func(t *testing.T) { // as a package does it: another file in its place, then a restart
-		m.must(t, "sh", "-c", "cp /usr/bin/perceptd /usr/bin/perceptd.new && mv /usr/bin/perceptd.new /usr/bin/perceptd && systemctl daemon-reload && systemctl try-restart perceptd")
+		m.must(t, "sh", "-c",
+			"cp /usr/bin/perceptd /usr/bin/perceptd.new && mv /usr/bin/perceptd.new /usr/bin/perceptd && systemctl "+
+				"daemon-reload && systemctl try-restart perceptd")
 		l.asked(t)
 	})
 	t.Run("another systemd", func(t *testing.T) {
@@ -133,7 +136,8 @@ func testSurvival(t *testing.T, m *machine, secret bool) {
 		if err == nil {
 			t.Errorf("a token by another key: %s", out)
 		}
-		wants(t, m.must(t, "journalctl", "-u", "perceptd", "-o", "cat", "--no-pager"), "cannot be used and are fetched anew")
+		wants(t, m.must(t, "journalctl", "-u", "perceptd", "-o", "cat", "--no-pager"),
+			"cannot be used and are fetched anew")
 		m.startSimulator(t) // with another secret in its environment
 		m.must(t, "systemctl", "restart", "perceptd")
 		m.until(t, "tokens fetched anew", func() bool {
@@ -146,7 +150,8 @@ func testSurvival(t *testing.T, m *machine, secret bool) {
 // startSimulator starts a back end that outlives the daemon, and writes where it is.
 func (m *machine) startSimulator(t *testing.T) {
 	t.Helper()
-	m.must(t, "systemd-run", "--quiet", "--unit=simulator", "perceptctl", "simulate", "--form", "app-service", "--env-file", "/run/backend.env",
+	m.must(t, "systemd-run", "--quiet", "--unit=simulator", "perceptctl", "simulate", "--form", "app-service",
+		"--env-file", "/run/backend.env",
 		"--listen", strings.TrimPrefix(simulatorURL, "http://"))
 	m.until(t, "the simulated back end", func() bool {
 		_, err := m.run(t, "perceptctl", "simulate", "state", "--at", simulatorURL)
@@ -221,7 +226,8 @@ func (m *machine) startLoad(t *testing.T, clients int) *load {
 	t.Helper()
 	l := &load{m, clients}
 	m.must(t, "install", "-d", "-o", "edge", "/run/load")
-	m.must(t, "systemd-run", "--quiet", "--unit=load.service", "--property=User=edge", "sh", "-c", loadScript, "sh", fmt.Sprint(clients))
+	m.must(t, "systemd-run", "--quiet", "--unit=load.service", "--property=User=edge", "sh", "-c", loadScript, "sh",
+		fmt.Sprint(clients))
 	l.asked(t)
 	return l
 }

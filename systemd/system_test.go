@@ -40,7 +40,8 @@ func testSystem(t *testing.T, machine *machine) {
 	t.Run("sockets", func(t *testing.T) {
 		modes := machine.must(t, "stat", "-c", "%n %a %U:%G", "/run/percept/token.sock", "/run/percept/admin.sock",
 			"/run/percept/modules/vision/token.sock")
-		wants(t, modes, "token.sock 666 ", "admin.sock 660 percept:percept-admin", "modules/vision/token.sock 666 percept:percept")
+		wants(t, modes, "token.sock 666 ", "admin.sock 660 percept:percept-admin",
+			"modules/vision/token.sock 666 percept:percept")
 	})
 	t.Run("serves whom a grant names", func(t *testing.T) {
 		out, err := machine.as(t, "edge", "perceptctl", "token", "--resource", "https://vault.azure.net", "--short")
@@ -51,11 +52,13 @@ func testSystem(t *testing.T, machine *machine) {
 		if exitOf(err) != 4 || !strings.Contains(out, "(uid 65534, ") {
 			t.Errorf("user nobody: %v %s", err, out)
 		}
-		out, err = machine.as(t, "edge", "perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token", "--resource", "https://vault.azure.net")
+		out, err = machine.as(t, "edge", "perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token",
+			"--resource", "https://vault.azure.net")
 		if exitOf(err) != 3 || !strings.Contains(out, "permission denied") {
 			t.Errorf("user edge at a module's socket: %v %s", err, out)
 		}
-		out = machine.must(t, "perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token", "--resource", "https://vault.azure.net", "--json")
+		out = machine.must(t, "perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token", "--resource",
+			"https://vault.azure.net", "--json")
 		wants(t, out, `"identity": "vision"`)
 	})
 	testCallers(t, machine)
@@ -76,24 +79,29 @@ func testSystem(t *testing.T, machine *machine) {
 	t.Run("reloads whole or not at all", func(t *testing.T) {
 		machine.write(t, "/etc/percept/config.toml", config+grantFor("nobody"))
 		machine.must(t, "systemctl", "reload", "perceptd")
-		if out, err := machine.as(t, "nobody", "perceptctl", "token", "--resource", "https://vault.azure.net", "--short"); err != nil {
+		if out, err := machine.as(t, "nobody", "perceptctl", "token", "--resource", "https://vault.azure.net",
+			"--short"); err != nil {
 			t.Errorf("user nobody, granted by now: %v %s", err, out)
 		}
 		machine.write(t, "/etc/percept/config.toml", config+"[[grant]]\ncaler = { uid = 1 }\n")
 		if out, err := machine.run(t, "systemctl", "reload", "perceptd"); err == nil {
 			t.Errorf("a bad configuration was reloaded: %s", out)
 		}
-		wants(t, machine.must(t, "systemctl", "show", "perceptd", "-p", "StatusText,ActiveState"), "trouble: the last reload changed nothing", "ActiveState=active")
+		wants(t, machine.must(t, "systemctl", "show", "perceptd", "-p", "StatusText,ActiveState"),
+			"trouble: the last reload changed nothing", "ActiveState=active")
 		out, err := machine.run(t, "perceptctl", "status")
-		if exitOf(err) != 5 || !strings.Contains(out, "config.toml:") || !strings.Contains(out, "unknown key grant.caler") {
+		if exitOf(err) != 5 || !strings.Contains(out, "config.toml:") ||
+			!strings.Contains(out, "unknown key grant.caler") {
 			t.Errorf("status after a bad reload: %v %s", err, out)
 		}
-		if out, err := machine.as(t, "nobody", "perceptctl", "token", "--resource", "https://vault.azure.net", "--short"); err != nil {
+		if out, err := machine.as(t, "nobody", "perceptctl", "token", "--resource", "https://vault.azure.net",
+			"--short"); err != nil {
 			t.Errorf("the configuration before is no longer in force: %v %s", err, out)
 		}
 		machine.write(t, "/etc/percept/config.toml", config)
 		machine.must(t, "systemctl", "reload", "perceptd")
-		if out, err := machine.as(t, "nobody", "perceptctl", "token", "--resource", "https://vault.azure.net", "--short"); exitOf(err) != 4 {
+		if out, err := machine.as(t, "nobody", "perceptctl", "token", "--resource", "https://vault.azure.net",
+			"--short"); exitOf(err) != 4 {
 			t.Errorf("the grant is gone: %v %s", err, out)
 		}
 	})
@@ -132,24 +140,30 @@ func testSystem(t *testing.T, machine *machine) {
 	})
 	t.Run("logs with fields, and no token", func(t *testing.T) {
 		wants(t, machine.must(t, "journalctl", "PERCEPT_IDENTITY=device", "-o", "cat", "--no-pager"), "token fetched")
-		wants(t, machine.must(t, "journalctl", "-u", "perceptd", "-p", "warning", "-o", "cat", "--no-pager"), "token denied", "SIMULATED")
-		if journal := machine.must(t, "journalctl", "-o", "export", "--no-pager"); strings.Contains(journal, "eyJhbGciOi") {
+		wants(t, machine.must(t, "journalctl", "-u", "perceptd", "-p", "warning", "-o", "cat", "--no-pager"),
+			"token denied", "SIMULATED")
+		if journal := machine.must(t, "journalctl", "-o", "export", "--no-pager"); strings.Contains(journal,
+			"eyJhbGciOi") {
 			t.Error("token text in the journal")
 		}
-		if journal := machine.must(t, "journalctl", "-u", "perceptd", "-o", "cat", "--no-pager"); strings.Contains(journal, "self-check failed") {
+		if journal := machine.must(t, "journalctl", "-u", "perceptd", "-o", "cat",
+			"--no-pager"); strings.Contains(journal, "self-check failed") {
 			t.Error("the daemon's check of itself failed in its own sandbox")
 		}
 	})
 	t.Run("stops in order", func(t *testing.T) {
 		machine.must(t, "systemctl", "stop", "perceptd")
-		wants(t, machine.must(t, "systemctl", "show", "perceptd", "-p", "Result,ExecMainStatus,ActiveState"), "Result=success", "ExecMainStatus=0", "ActiveState=inactive")
+		wants(t, machine.must(t, "systemctl", "show", "perceptd", "-p", "Result,ExecMainStatus,ActiveState"),
+			"Result=success", "ExecMainStatus=0", "ActiveState=inactive")
 		machine.must(t, "test", "-S", "/run/percept/token.sock") // still there: the next client starts the daemon
-		if out, err := machine.as(t, "edge", "perceptctl", "token", "--resource", "https://vault.azure.net", "--short"); err != nil {
+		if out, err := machine.as(t, "edge", "perceptctl", "token", "--resource", "https://vault.azure.net",
+			"--short"); err != nil {
 			t.Errorf("started by its socket: %v %s", err, out)
 		}
 	})
 	t.Run("verifies", func(t *testing.T) {
-		out, err := machine.run(t, "systemd-analyze", "verify", "--man=no", "perceptd.service", "perceptd.socket", "perceptd-admin.socket", "perceptd-cache-key.service",
+		out, err := machine.run(t, "systemd-analyze", "verify", "--man=no", "perceptd.service", "perceptd.socket",
+			"perceptd-admin.socket", "perceptd-cache-key.service",
 			"perceptd-clock.socket", "perceptd-clock@1.service")
 		for line := range strings.Lines(out) {
 			// A key that is younger than this systemd is ignored, which is what it is meant to be.
@@ -189,8 +203,8 @@ prefetch = true
 
 func grantFor(user string) string { return strings.Replace(grantForEdge, `"edge"`, `"`+user+`"`, 1) }
 
-// unpack puts the built binaries and the units where a package would, and returns the commands that are to follow, the last
-// of which are for over an earlier version.
+// unpack puts the built binaries and the units where a package would, and returns the commands that are to follow, the
+// last of which are for over an earlier version.
 func unpack(t *testing.T, m *machine) (next, over string) {
 	t.Helper()
 	repository, err := filepath.Abs("..")
@@ -260,8 +274,10 @@ func boot(t *testing.T, k kind) *machine {
 		join := `for g in $1; do echo $$ >"$g/cgroup.procs"; done; shift; exec "$@"`
 		back := uptime(t) - 5*time.Second // as long as a device takes to get this far
 		nspawn := exec.Command("setsid", append([]string{"sh", "-c", join, "sh", strings.Join(groups, " "),
-			"unshare", "--time", fmt.Sprintf("--boottime=-%d", int(back.Seconds())), fmt.Sprintf("--monotonic=-%d", int(back.Seconds())),
-			"systemd-nspawn", "--quiet", "--directory=" + root, "--boot", "--keep-unit", "--register=no", "--private-network",
+			"unshare", "--time", fmt.Sprintf("--boottime=-%d", int(back.Seconds())), fmt.Sprintf("--monotonic=-%d",
+				int(back.Seconds())),
+			"systemd-nspawn", "--quiet", "--directory=" +
+				root, "--boot", "--keep-unit", "--register=no", "--private-network",
 			"--machine=" + name, "--console=pipe", "--kill-signal=SIGRTMIN+3"}, k.args...)...)
 		nspawn.Env = append(os.Environ(), k.env...)
 		nspawn.Stdout, nspawn.Stderr = log, log
@@ -270,7 +286,8 @@ func boot(t *testing.T, k kind) *machine {
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := os.ReadFile(log.Name())
-			journal, _ := m.run(t, "journalctl", "--no-pager", "-u", "perceptd", "-u", "perceptd-cache-key", "-n", "100")
+			journal, _ := m.run(t, "journalctl", "--no-pager", "-u", "perceptd", "-u", "perceptd-cache-key", "-n",
+				"100")
 			t.Logf("console:\n%s\njournal:\n%s", out, journal)
 		}
 		_, _ = m.run(t, "systemctl", "poweroff")
@@ -414,7 +431,8 @@ func (m *machine) must(t *testing.T, command ...string) string {
 // as runs a command in a unit of its own, as a local service of that user.
 func (m *machine) as(t *testing.T, user string, command ...string) (string, error) {
 	t.Helper()
-	return m.run(t, append([]string{"systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--property=User=" + user}, command...)...)
+	return m.run(t, append([]string{"systemd-run", "--quiet", "--pipe", "--wait", "--collect", "--property=User=" +
+		user}, command...)...)
 }
 
 func (m *machine) write(t *testing.T, path, text string) {

@@ -78,7 +78,8 @@ func TestSocketUnitsAgreeWithTheCode(t *testing.T) {
 				t.Errorf("%s: %s is %q, want %q", unit, key, got[key], value)
 			}
 		}
-		for _, key := range []string{"Socket.Accept", "Socket.ListenDatagram", "Socket.ListenSequentialPacket", "Socket.RemoveOnStop"} {
+		for _, key := range []string{"Socket.Accept", "Socket.ListenDatagram", "Socket.ListenSequentialPacket",
+			"Socket.RemoveOnStop"} {
 			if got[key] != nil {
 				t.Errorf("%s sets %s", unit, key)
 			}
@@ -90,8 +91,9 @@ func TestServiceUnitAgreesWithTheCode(t *testing.T) {
 	t.Parallel()
 	got := settings(t, serviceUnit)
 	for key, want := range map[string][]string{
-		"Service.Type":                     {"notify"},
-		"Service.ExecStart":                {"/usr/bin/perceptd --config /etc/percept/config.toml --runtime-dir " + api.RuntimeDir},
+		"Service.Type": {"notify"},
+		"Service.ExecStart": {"/usr/bin/perceptd --config /etc/percept/config.toml --runtime-dir " +
+			api.RuntimeDir},
 		"Service.ExecReload":               {"+/usr/bin/perceptctl reload"},
 		"Service.Sockets":                  {tokenUnit + " " + adminUnit},
 		"Service.NotifyAccess":             {"main"},
@@ -122,7 +124,8 @@ func TestServiceUnitAgreesWithTheCode(t *testing.T) {
 		"Service.PrivateNetwork": "the back end is on the network",
 		"Service.ReadWritePaths": "the modules' folders and the state are all that it writes to",
 
-		"Service.SupplementaryGroups":      "the sandbox's own groups are enough: drop-ins add what else there is to read",
+		"Service.SupplementaryGroups": "the sandbox's own groups are enough: drop-ins add what else there is to " +
+			"read",
 		"Service.RestartPreventExitStatus": "each client that waits on a socket would have it started again at once",
 	} {
 		if got[key] != nil {
@@ -143,7 +146,8 @@ func TestKeyUnitAgreesWithTheService(t *testing.T) {
 			t.Errorf("%s: %s is %q, without %s", serviceUnit, key, service[key], keyUnit)
 		}
 	}
-	for _, key := range []string{"Unit.Requires", "Unit.BindsTo", "Unit.Requisite", "Service.LoadCredential", "Service.LoadCredentialEncrypted"} {
+	for _, key := range []string{"Unit.Requires", "Unit.BindsTo", "Unit.Requisite", "Service.LoadCredential",
+		"Service.LoadCredentialEncrypted"} {
 		if service[key] != nil {
 			t.Errorf("%s: %s is set: perceptd would not start without it", serviceUnit, key)
 		}
@@ -219,7 +223,8 @@ func TestUsersAndFoldersAgreeWithTheUnits(t *testing.T) {
 		tmpfiles: {
 			"d " + api.RuntimeDir + " 0755 root root -",
 			"d " + filepath.Join(api.RuntimeDir, api.ModulesDirName) + " 0700 percept percept -",
-			strings.Join([]string{"z", admin("ListenStream"), admin("SocketMode"), admin("SocketUser"), admin("SocketGroup"), "-"}, " "),
+			strings.Join([]string{"z", admin("ListenStream"), admin("SocketMode"), admin("SocketUser"),
+				admin("SocketGroup"), "-"}, " "),
 		},
 	} {
 		text, err := os.ReadFile(path)
@@ -275,7 +280,8 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 	root := t.TempDir()
 	units := filepath.Join(root, "etc/systemd/system")
 	write := func(path, text string, mode fs.FileMode) {
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), mode)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755),
+			os.WriteFile(path, []byte(text), mode)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -305,10 +311,13 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 func TestUnitsVerify(t *testing.T) {
 	t.Parallel()
 	report, err := analyze(t, []string{"azure-arc.conf"}, func(root, _ string) []string {
-		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket, strings.Replace(clockUnit, "@", "@1", 1)}
+		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket,
+			strings.Replace(clockUnit, "@", "@1", 1)}
 	})
 	for line := range strings.Lines(report) {
-		if !strings.Contains(line, "Unknown key 'RestartSteps'") && !strings.Contains(line, "Unknown key 'RestartMaxDelaySec'") { // 254
+		// 254
+		if !strings.Contains(line, "Unknown key 'RestartSteps'") &&
+			!strings.Contains(line, "Unknown key 'RestartMaxDelaySec'") {
 			err = errors.Join(err, errors.New(line))
 		}
 	}
@@ -331,7 +340,8 @@ func TestServicesAreSandboxed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			report, err := analyze(t, row.dropIns, func(_, units string) []string {
-				return []string{"security", "--offline=true", "--no-pager", "--threshold=" + row.threshold, filepath.Join(units, row.unit)}
+				return []string{"security", "--offline=true", "--no-pager", "--threshold=" + row.threshold,
+					filepath.Join(units, row.unit)}
 			})
 			if err != nil {
 				t.Errorf("%v\n%s", err, report)

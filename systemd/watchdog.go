@@ -37,13 +37,15 @@ func WatchdogInterval() (time.Duration, error) {
 // returns when ctx is done, at once when interval is 0. It runs check itself: a check that hangs stops the
 // pings whatever it does with its context, and systemd restarts the daemon. report is given each failure
 // of a check or a ping, for the log.
-func (n Notify) Watch(ctx context.Context, interval time.Duration, check func(context.Context) error, report func(error)) {
+func (n Notify) Watch(ctx context.Context, interval time.Duration, check func(context.Context) error,
+	report func(error)) {
 	watch(ctx, interval, check, n.Ping, report)
 }
 
 var errSlowCheck = errors.New("it passed, but too late")
 
-func watch(ctx context.Context, interval time.Duration, check func(context.Context) error, ping func() error, report func(error)) {
+func watch(ctx context.Context, interval time.Duration, check func(context.Context) error, ping func() error,
+	report func(error)) {
 	if interval <= 0 {
 		return
 	}

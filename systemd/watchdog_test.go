@@ -36,7 +36,8 @@ func TestWatchdogInterval(t *testing.T) {
 		t.Setenv("WATCHDOG_USEC", row.usec)
 		t.Setenv("WATCHDOG_PID", row.pid)
 		got, err := WatchdogInterval()
-		if got != row.want || (err == nil) != (row.err == "") || (err != nil && !strings.Contains(err.Error(), row.err)) {
+		if got != row.want || (err == nil) != (row.err == "") ||
+			(err != nil && !strings.Contains(err.Error(), row.err)) {
 			t.Errorf("WATCHDOG_USEC=%s WATCHDOG_PID=%s: %v, %v", row.usec, row.pid, got, err)
 		}
 		for _, name := range []string{"WATCHDOG_USEC", "WATCHDOG_PID"} {
@@ -58,17 +59,20 @@ func TestWatch(t *testing.T) {
 		reports []error
 	}{
 		"well": {check: func(context.Context) error { return nil }, pings: 6},
-		"sick": {check: func(context.Context) error { return sick }, reports: []error{sick, sick, sick, sick, sick, sick}},
+		"sick": {check: func(context.Context) error { return sick },
+			reports: []error{sick, sick, sick, sick, sick, sick}},
 		"late": {
 			check:   func(context.Context) error { time.Sleep(9 * time.Second); return nil },
 			reports: []error{errSlowCheck, errSlowCheck, errSlowCheck},
 		},
 		"heeds its deadline": {
-			check:   func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
-			reports: []error{context.DeadlineExceeded, context.DeadlineExceeded, context.DeadlineExceeded, context.DeadlineExceeded, context.DeadlineExceeded},
+			check: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+			reports: []error{context.DeadlineExceeded, context.DeadlineExceeded, context.DeadlineExceeded,
+				context.DeadlineExceeded, context.DeadlineExceeded},
 		},
-		"hangs":        {check: func(context.Context) error { time.Sleep(time.Hour); return nil }},
-		"nobody there": {check: func(context.Context) error { return nil }, ping: sick, pings: 6, reports: []error{sick, sick, sick, sick, sick, sick}},
+		"hangs": {check: func(context.Context) error { time.Sleep(time.Hour); return nil }},
+		"nobody there": {check: func(context.Context) error { return nil }, ping: sick, pings: 6,
+			reports: []error{sick, sick, sick, sick, sick, sick}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -77,7 +81,8 @@ func TestWatch(t *testing.T) {
 				defer cancel()
 				var reports []error
 				pings := 0
-				watch(ctx, interval, row.check, func() error { pings++; return row.ping }, func(err error) { reports = append(reports, err) })
+				watch(ctx, interval, row.check, func() error { pings++; return row.ping },
+					func(err error) { reports = append(reports, err) })
 				if pings != row.pings || len(reports) != len(row.reports) {
 					t.Fatalf("%d pings, reports %v", pings, reports)
 				}
@@ -99,7 +104,8 @@ func TestWatchPingsSystemd(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		Notify{address: path}.Watch(ctx, time.Hour, func(context.Context) error { return nil }, func(err error) { t.Error(err) })
+		Notify{address: path}.Watch(ctx, time.Hour, func(context.Context) error { return nil },
+			func(err error) { t.Error(err) })
 	}()
 	if got := receive(t, conn); got != "WATCHDOG=1" {
 		t.Errorf("received %q", got)

@@ -1,5 +1,5 @@
-// Package binding tells what this device is known by, so that what was kept on it is of no use on another one that has the
-// same disk.
+// Package binding tells what this device is known by, so that what was kept on it is of no use on another one that has
+// the same disk.
 //
 // The hardware is asked first, which a copied disk leaves behind. What it says of itself is no secret: it tells devices
 // apart, and keeps nobody out who has the key and knows both.
@@ -77,7 +77,8 @@ type Binding struct {
 	ID   [sha256.Size]byte
 }
 
-// Here returns all that this process can read of what the device is known by, the best first. root is "/", but in tests.
+// Here returns all that this process can read of what the device is known by, the best first. root is "/", but in
+// tests.
 func Here(root string) (all []Binding) {
 	for _, of := range kinds {
 		path := filepath.Join(root, of.path)
@@ -91,8 +92,8 @@ func Here(root string) (all []Binding) {
 	return all
 }
 
-// persistent reports whether a machine-id is on the disk: where /etc cannot be written to, systemd draws one for each boot
-// and mounts it over the file.
+// persistent reports whether a machine-id is on the disk: where /etc cannot be written to, systemd draws one for each
+// boot and mounts it over the file.
 func persistent(path, id string) bool {
 	if raw, err := hex.DecodeString(id); err != nil || len(raw) != 16 {
 		return false // "uninitialized", among others
@@ -131,8 +132,8 @@ func Parse(text string) (all []Binding, err error) {
 	return all, nil
 }
 
-// Known returns what this device is known by: what root has read of it, in the file at told, and what this process can read
-// itself where that says nothing.
+// Known returns what this device is known by: what root has read of it, in the file at told, and what this process can
+// read itself where that says nothing.
 func Known(told, root string) (all []Binding, err error) {
 	text, err := os.ReadFile(told)
 	switch {

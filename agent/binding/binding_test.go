@@ -17,7 +17,8 @@ func device(t *testing.T, says map[string]string) string {
 	root := t.TempDir()
 	for path, text := range says {
 		path = filepath.Join(root, path)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755),
+			os.WriteFile(path, []byte(text), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -47,15 +48,20 @@ func TestHere(t *testing.T) {
 		says map[string]string
 		want []Kind
 	}{
-		"a PC":                {map[string]string{uuidPath: uuid, machinePath: machine}, []Kind{ProductUUID, MachineID}},
-		"a board":             {map[string]string{serialPath: serial, machinePath: machine}, []Kind{Serial, MachineID}},
-		"both":                {map[string]string{serialPath: serial, uuidPath: uuid, machinePath: machine}, []Kind{ProductUUID, Serial, MachineID}},
-		"nothing of its own":  {map[string]string{machinePath: machine}, []Kind{MachineID}},
-		"nothing":             {nil, nil},
-		"zeros":               {map[string]string{uuidPath: "00000000-0000-0000-0000-000000000000\n", serialPath: "0000000000000000\x00"}, nil},
-		"ones":                {map[string]string{uuidPath: "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF\n"}, nil},
-		"a maker's default":   {map[string]string{uuidPath: "03000200-0400-0500-0006-000700080009\n", serialPath: "0123456789\x00"}, nil},
-		"never filled in":     {map[string]string{uuidPath: "Not Settable\n", serialPath: "To be filled by O.E.M.\x00"}, nil},
+		"a PC": {map[string]string{uuidPath: uuid, machinePath: machine},
+			[]Kind{ProductUUID, MachineID}},
+		"a board": {map[string]string{serialPath: serial, machinePath: machine}, []Kind{Serial, MachineID}},
+		"both": {map[string]string{serialPath: serial, uuidPath: uuid, machinePath: machine},
+			[]Kind{ProductUUID, Serial, MachineID}},
+		"nothing of its own": {map[string]string{machinePath: machine}, []Kind{MachineID}},
+		"nothing":            {nil, nil},
+		"zeros": {map[string]string{uuidPath: "00000000-0000-0000-0000-000000000000\n",
+			serialPath: "0000000000000000\x00"}, nil},
+		"ones": {map[string]string{uuidPath: "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF\n"}, nil},
+		"a maker's default": {map[string]string{uuidPath: "03000200-0400-0500-0006-000700080009\n",
+			serialPath: "0123456789\x00"}, nil},
+		"never filled in": {map[string]string{uuidPath: "Not Settable\n", serialPath: "To be filled by O.E.M.\x00"},
+			nil},
 		"default string":      {map[string]string{serialPath: "Default string\x00"}, nil},
 		"empty":               {map[string]string{uuidPath: "\n", serialPath: "", machinePath: ""}, nil},
 		"too long":            {map[string]string{serialPath: strings.Repeat("abc", 100)}, nil},
@@ -80,7 +86,8 @@ func TestPassingMachineID(t *testing.T) {
 	}
 	defer os.Remove(memory.Name())
 	_, err = memory.WriteString(machine)
-	if err := errors.Join(err, memory.Close(), os.Symlink(memory.Name(), filepath.Join(root, machinePath))); err != nil {
+	if err := errors.Join(err, memory.Close(),
+		os.Symlink(memory.Name(), filepath.Join(root, machinePath))); err != nil {
 		t.Fatal(err)
 	}
 	var here, there unix.Stat_t
@@ -107,7 +114,8 @@ func TestBindingsTellDevicesApart(t *testing.T) {
 			t.Errorf("%s: %v", name, other)
 		}
 	}
-	if same := Here(device(t, map[string]string{uuidPath: " " + strings.ToLower(uuid)})); !reflect.DeepEqual(same, one) {
+	if same := Here(device(t, map[string]string{uuidPath: " " + strings.ToLower(uuid)})); !reflect.DeepEqual(same,
+		one) {
 		t.Errorf("in small letters: %v", same)
 	}
 }
@@ -117,7 +125,8 @@ func TestKnown(t *testing.T) {
 	t.Parallel()
 	whole := Here(device(t, map[string]string{uuidPath: uuid, machinePath: machine}))
 	told := filepath.Join(t.TempDir(), "device")
-	if err := os.WriteFile(told, []byte(Text(whole[:1])+"vein-pattern "+strings.Repeat("00", 32)+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(told, []byte(Text(whole[:1])+"vein-pattern "+strings.Repeat("00", 32)+"\n"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	without := device(t, map[string]string{machinePath: machine})
@@ -127,7 +136,8 @@ func TestKnown(t *testing.T) {
 	if got, err := Known(told+".none", without); err != nil || !reflect.DeepEqual(got, whole[1:]) {
 		t.Errorf("nobody has told: %v, %v", got, err)
 	}
-	for _, nonsense := range []string{"product-uuid", "product-uuid 00", "product-uuid " + strings.Repeat("x", 64), "\x00"} {
+	for _, nonsense := range []string{"product-uuid", "product-uuid 00", "product-uuid " + strings.Repeat("x", 64),
+		"\x00"} {
 		if err := os.WriteFile(told, []byte(nonsense), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +150,8 @@ func TestKnown(t *testing.T) {
 func TestKinds(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []Kind{ProductUUID, Serial, MachineID, None} {
-		if KindOf(kind.String()) != kind || (kind.Name() == "") != (kind == None) || kind.Hardware() != (kind == ProductUUID || kind == Serial) {
+		if KindOf(kind.String()) != kind || (kind.Name() == "") != (kind == None) ||
+			kind.Hardware() != (kind == ProductUUID || kind == Serial) {
 			t.Errorf("%d: %q, %q", kind, kind, kind.Name())
 		}
 	}

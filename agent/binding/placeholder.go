@@ -5,11 +5,13 @@ import (
 	"strings"
 )
 
-// tellsApart reports whether a value, in small letters, can be one device's own: firmware that was never given one says zeros,
-// counts, or what somebody should have replaced. A device whose own value is taken for such is bound to the next best.
+// tellsApart reports whether a value, in small letters, can be one device's own: firmware that was never given one says
+// zeros, counts, or what somebody should have replaced. A device whose own value is taken for such is bound to the next
+// best.
 func tellsApart(value string) bool {
 	const longest = 256
-	if len(value) > longest || slices.ContainsFunc(saysNobody, func(words string) bool { return strings.Contains(value, words) }) {
+	if len(value) > longest || slices.ContainsFunc(saysNobody,
+		func(words string) bool { return strings.Contains(value, words) }) {
 		return false
 	}
 	digits := plain(value)
@@ -45,8 +47,8 @@ func plain(value string) string {
 	}, value)
 }
 
-// swapped is a UUID's digits with the bytes of its first three fields the other way round, which is how firmware of other
-// releases means the same; any other value as it is.
+// swapped is a UUID's digits with the bytes of its first three fields the other way round, which is how firmware of
+// other releases means the same; any other value as it is.
 func swapped(digits string) string {
 	if len(digits) != 32 {
 		return digits
@@ -129,8 +131,8 @@ func halved(digits string) string {
 	return string(half)
 }
 
-// counts reports whether digits are numbers of the same length, four or more, of which each is one more than the one before:
-// 00010203, 0002000300040005.
+// counts reports whether digits are numbers of the same length, four or more, of which each is one more than the one
+// before: 00010203, 0002000300040005.
 func counts(digits string) bool {
 	for _, width := range []int{2, 4, 8} {
 		n := len(digits) / width

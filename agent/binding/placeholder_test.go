@@ -29,7 +29,8 @@ func TestPlaceholders(t *testing.T) {
 		"serial number", "serial number xxxxxx", "oem_serial", "o.e.m.", "invalid", "empty", "unknow", "unknown", "undefined", "unspecified",
 		"no asset tag", "asset-1234567890", "iatpass", "eval", "tulip computers", "........", "-", "",
 	} {
-		for _, written := range []string{value, strings.ToUpper(value), strings.ReplaceAll(value, "-", ""), " " + value + "\n"} {
+		for _, written := range []string{value, strings.ToUpper(value), strings.ReplaceAll(value, "-", ""),
+			" " + value + "\n"} {
 			if all := Here(device(t, map[string]string{uuidPath: written, serialPath: written + "\x00"})); all != nil {
 				t.Errorf("a device is known by %q: %v", written, kindsOf(all))
 			}
@@ -46,7 +47,8 @@ func TestOwnValues(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 20_000 {
-		own = append(own, fmt.Sprintf("%08x-%04x-4%03x-%04x-%012x", r.Uint32(), r.Uint32N(1<<16), r.Uint32N(1<<12), 0x8000|r.Uint32N(1<<14), r.Uint64N(1<<48)))
+		own = append(own, fmt.Sprintf("%08x-%04x-4%03x-%04x-%012x", r.Uint32(), r.Uint32N(1<<16), r.Uint32N(1<<12),
+			0x8000|r.Uint32N(1<<14), r.Uint64N(1<<48)))
 		own = append(own, fmt.Sprintf("1000%012x", r.Uint64N(1<<48)))
 	}
 	for _, value := range own {

@@ -44,7 +44,8 @@ func Device() (c tokencache.Clock, word func() Word) {
 	word = func() Word { return wordOf(unix.Adjtimex, by, "/run/systemd/timesync/synchronized") }
 	start := time.Now()
 	// Elapsed by Go's clock, which costs no system call: a suspend only makes an answer last a little longer.
-	sync := &synchronisation{elapsed: func() time.Duration { return time.Since(start) }, read: func() bool { return word().Synchronised }}
+	sync := &synchronisation{elapsed: func() time.Duration { return time.Since(start) },
+		read: func() bool { return word().Synchronised }}
 	return tokencache.Clock{Wall: wall, Boot: boot, Synchronised: sync.known, Timer: timer}, word
 }
 
@@ -120,9 +121,9 @@ func (s *synchronisation) known() bool {
 	return yes
 }
 
-// wordOf goes by the kernel: asked directly, and where that is withheld through the witness. Where there is none the marker
-// tells, which systemd-timesyncd makes when it has set the clock, and which goes when it stops. What nobody says is
-// unknown, so not synchronised.
+// wordOf goes by the kernel: asked directly, and where that is withheld through the witness. Where there is none the
+// marker tells, which systemd-timesyncd makes when it has set the clock, and which goes when it stops. What nobody says
+// is unknown, so not synchronised.
 func wordOf(adjtimex func(*unix.Timex) (int, error), by *witness, marker string) Word {
 	if synchronised, err := kernel(adjtimex); err == nil {
 		return Word{synchronised, ByKernel}

@@ -34,7 +34,8 @@ func TestDeviceClock(t *testing.T) {
 	if _, err := unix.Adjtimex(&state); err != nil {
 		t.Skipf("the kernel does not tell whether the clock is synchronised: %v", err)
 	}
-	if got, want := c.Synchronised(), state.Status&unix.STA_UNSYNC == 0; got != want || word() != (Word{want, ByKernel}) {
+	if got, want := c.Synchronised(), state.Status&unix.STA_UNSYNC == 0; got != want ||
+		word() != (Word{want, ByKernel}) {
 		t.Errorf("Synchronised() = %v, %+v, the kernel says %v", got, word(), want)
 	}
 }
@@ -242,9 +243,11 @@ func TestWord(t *testing.T) {
 		marker string
 		want   Word
 	}{
-		"kernel yes":              {state: unix.TIME_OK, by: &no, marker: none, want: Word{true, ByKernel}},
-		"leap second":             {state: unix.TIME_INS, status: unix.STA_INS, by: &no, marker: none, want: Word{true, ByKernel}},
-		"kernel no":               {state: unix.TIME_ERROR, status: unix.STA_UNSYNC, by: &yes, marker: marker, want: Word{false, ByKernel}},
+		"kernel yes": {state: unix.TIME_OK, by: &no, marker: none, want: Word{true, ByKernel}},
+		"leap second": {state: unix.TIME_INS, status: unix.STA_INS, by: &no, marker: none,
+			want: Word{true, ByKernel}},
+		"kernel no": {state: unix.TIME_ERROR, status: unix.STA_UNSYNC, by: &yes, marker: marker,
+			want: Word{false, ByKernel}},
 		"clock error":             {state: unix.TIME_ERROR, by: &yes, marker: marker, want: Word{false, ByKernel}},
 		"withheld, witness yes":   {err: unix.EPERM, by: &yes, marker: none, want: Word{true, ByKernel}},
 		"withheld, witness no":    {err: unix.EPERM, by: &no, marker: marker, want: Word{false, ByKernel}},

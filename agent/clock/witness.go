@@ -26,8 +26,9 @@ const (
 	// wordLasts is how long the last answer counts while nobody gives another.
 	wordLasts = 30 * time.Minute
 
-	// stepped is by how much the wall clock moves against the boot clock, since an answer, that ends it: somebody has set
-	// the clock. What a time daemon slews moves both alike; a leap second, and the small steps of daemons, are less.
+	// stepped is by how much the wall clock moves against the boot clock, since an answer, that ends it: somebody has
+	// set the clock. What a time daemon slews moves both alike; a leap second, and the small steps of daemons, are
+	// less.
 	stepped = 2 * time.Second
 )
 

@@ -54,7 +54,8 @@ func newFakePerceptd(t *testing.T) *fakePerceptd {
 
 func (p *fakePerceptd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
-	p.asked = append(p.asked, fmt.Sprintf("%s %s %q %q", r.Method, r.RequestURI, r.Header["X-Identity-Header"], r.Header["Metadata"]))
+	p.asked = append(p.asked, fmt.Sprintf("%s %s %q %q", r.Method, r.RequestURI, r.Header["X-Identity-Header"],
+		r.Header["Metadata"]))
 	p.mu.Unlock()
 	if p.answer != nil {
 		p.answer(w, r)
@@ -114,13 +115,17 @@ func TestForwards(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
 	r := serving(t, Options{Socket: p.socket})
-	if got := r.Variables(); len(got) != 2 || got[0] != "IDENTITY_ENDPOINT=http://127.0.0.1:"+r.port+"/msi/token" || got[1] != "IDENTITY_HEADER="+r.secret || len(r.secret) != 64 {
+	if got := r.Variables(); len(got) != 2 || got[0] != "IDENTITY_ENDPOINT=http://127.0.0.1:"+r.port+"/msi/token" ||
+		got[1] != "IDENTITY_HEADER="+r.secret || len(r.secret) != 64 {
 		t.Errorf("%q", got)
 	}
 	for _, host := range []string{"127.0.0.1", "localhost"} { // and what msal-node adds
-		answer := raw(t, r, ask+"Host: "+host+":"+r.port+"\r\nx-identity-header: "+r.secret+"\r\nAuthorization: ours\r\nsec-fetch-mode: cors\r\nConnection: close\r\n\r\n")
-		if !strings.HasPrefix(answer, "HTTP/1.1 200 ") || !strings.Contains(answer, canary) || strings.Contains(answer, "hidden") ||
-			!strings.Contains(answer, api.PermissionsHeader+": current\r\n") || !strings.Contains(answer, "Content-Type: application/json\r\n") {
+		answer := raw(t, r,
+			ask+"Host: "+host+":"+r.port+"\r\nx-identity-header: "+r.secret+"\r\nAuthorization: ours\r\nsec-fetch-mode: cors\r\nConnection: close\r\n\r\n")
+		if !strings.HasPrefix(answer, "HTTP/1.1 200 ") || !strings.Contains(answer, canary) ||
+			strings.Contains(answer, "hidden") ||
+			!strings.Contains(answer, api.PermissionsHeader+": current\r\n") ||
+			!strings.Contains(answer, "Content-Type: application/json\r\n") {
 			t.Errorf("%s: %s", host, answer)
 		}
 	}
@@ -132,8 +137,10 @@ func TestForwards(t *testing.T) {
 		w.Header().Set("Retry-After", "7")
 		http.Error(w, `{"error":"busy"}`, http.StatusTooManyRequests)
 	}
-	answer := raw(t, r, ask+"Host: localhost:"+r.port+"\r\nX-IDENTITY-HEADER: "+r.secret+"\r\nConnection: close\r\n\r\n")
-	if !strings.HasPrefix(answer, "HTTP/1.1 429 ") || !strings.Contains(answer, "Retry-After: 7\r\n") || !strings.Contains(answer, `{"error":"busy"}`) {
+	answer := raw(t, r,
+		ask+"Host: localhost:"+r.port+"\r\nX-IDENTITY-HEADER: "+r.secret+"\r\nConnection: close\r\n\r\n")
+	if !strings.HasPrefix(answer, "HTTP/1.1 429 ") || !strings.Contains(answer, "Retry-After: 7\r\n") ||
+		!strings.Contains(answer, `{"error":"busy"}`) {
 		t.Errorf("a refusal of perceptd's: %s", answer)
 	}
 }
@@ -146,51 +153,54 @@ func TestAttacks(t *testing.T) {
 	host, secret := "Host: 127.0.0.1:"+r.port+"\r\n", "X-IDENTITY-HEADER: "+r.secret+"\r\n"
 	with := func(path string) string { return "GET " + path + "?resource=x HTTP/1.1\r\n" + host + secret + "\r\n" }
 	rows := map[string]struct{ request, status string }{
-		"no secret":          {ask + host + "\r\n", "400"},
-		"an empty secret":    {ask + host + "X-IDENTITY-HEADER: \r\n\r\n", "400"},
-		"a repeated one":     {ask + host + secret + secret + "\r\n", "400"},
-		"a list":             {ask + host + "X-IDENTITY-HEADER: " + r.secret + ", " + r.secret + "\r\n\r\n", "401"},
-		"another":            {ask + host + "X-IDENTITY-HEADER: " + strings.Repeat("0", 64) + "\r\n\r\n", "401"},
-		"a shorter one":      {ask + host + "X-IDENTITY-HEADER: " + r.secret[:63] + "\r\n\r\n", "401"},
-		"as a parameter":     {"GET /msi/token?X-IDENTITY-HEADER=" + r.secret + " HTTP/1.1\r\n" + host + "\r\n", "400"},
-		"a foreign host":     {ask + "Host: evil.example:" + r.port + "\r\n" + secret + "\r\n", "403"},
-		"a rebound name":     {ask + "Host: 127.0.0.1.evil.example:" + r.port + "\r\n" + secret + "\r\n", "403"},
-		"another port":       {ask + "Host: 127.0.0.1:1\r\n" + secret + "\r\n", "403"},
-		"no port":            {ask + "Host: 127.0.0.1\r\n" + secret + "\r\n", "403"},
-		"no host":            {ask + secret + "\r\n", "400"},
-		"two hosts":          {ask + host + "Host: evil.example\r\n" + secret + "\r\n", "400"},
-		"an origin":          {ask + host + secret + "Origin: http://127.0.0.1:" + r.port + "\r\n\r\n", "403"},
-		"an empty origin":    {ask + host + secret + "Origin:\r\n\r\n", "403"},
-		"forwarded":          {ask + host + secret + "X-Forwarded-For: 10.0.0.1\r\n\r\n", "403"},
-		"forwarded, too":     {ask + host + secret + "Forwarded: for=10.0.0.1\r\n\r\n", "403"},
-		"through a proxy":    {ask + host + secret + "Via: 1.1 proxy\r\n\r\n", "403"},
-		"through nginx":      {ask + host + secret + "X-Real-IP: 10.0.0.1\r\n\r\n", "403"},
-		"an empty one":       {ask + host + secret + "X-Real-IP:\r\n\r\n", "403"},
-		"from a page":        {ask + host + secret + "Referer: http://127.0.0.1/\r\n\r\n", "403"},
-		"from a browser":     {ask + host + secret + "Sec-Fetch-Site: cross-site\r\n\r\n", "403"},
-		"a cookie":           {ask + host + secret + "Cookie: a=b\r\n\r\n", "403"},
-		"an old protocol":    {"GET /msi/token HTTP/1.0\r\n" + host + secret + "\r\n", "400"},
-		"another path":       {with("/v1/token"), "400"},
-		"IMDS":               {with("/metadata/identity/oauth2/token"), "400"},
-		"the root":           {with("/"), "400"},
-		"a slash":            {with("/msi/token/"), "400"},
-		"two slashes":        {with("//msi/token"), "400"},
-		"dots":               {with("/x/../msi/token"), "400"},
-		"escaped":            {with("/msi%2ftoken"), "400"},
-		"an escaped letter":  {with("/msi/%74oken"), "400"},
-		"an absolute form":   {with("http://127.0.0.1:" + r.port + "/msi/token"), "400"},
-		"a proxy's form":     {with("http://evil.example/msi/token"), "403"},
-		"CONNECT":            {"CONNECT 127.0.0.1:" + r.port + " HTTP/1.1\r\n" + host + secret + "\r\n", "405"},
-		"POST":               {"POST /msi/token HTTP/1.1\r\n" + host + secret + "Content-Length: 0\r\n\r\n", "405"},
-		"HEAD":               {"HEAD /msi/token HTTP/1.1\r\n" + host + secret + "\r\n", "405"},
-		"OPTIONS":            {"OPTIONS * HTTP/1.1\r\n" + host + secret + "\r\n", "405"},
-		"a body":             {"GET /msi/token HTTP/1.1\r\n" + host + secret + "Content-Length: 1\r\n\r\nx", "400"},
-		"a body in chunks":   {"GET /msi/token HTTP/1.1\r\n" + host + secret + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"},
-		"a smuggled request": {"GET /msi/token HTTP/1.1\r\n" + host + secret + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"},
-		"an oversized head":  {ask + host + secret + "X: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", "431"},
-		"an oversized path":  {"GET /msi/token?" + strings.Repeat("x", 64<<10) + " HTTP/1.1\r\n" + host + secret + "\r\n", "431"},
-		"many lines":         {ask + host + secret + strings.Repeat("a:\n", 3700) + "\r\n", "431"},
-		"no HTTP":            {"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", "400"},
+		"no secret":         {ask + host + "\r\n", "400"},
+		"an empty secret":   {ask + host + "X-IDENTITY-HEADER: \r\n\r\n", "400"},
+		"a repeated one":    {ask + host + secret + secret + "\r\n", "400"},
+		"a list":            {ask + host + "X-IDENTITY-HEADER: " + r.secret + ", " + r.secret + "\r\n\r\n", "401"},
+		"another":           {ask + host + "X-IDENTITY-HEADER: " + strings.Repeat("0", 64) + "\r\n\r\n", "401"},
+		"a shorter one":     {ask + host + "X-IDENTITY-HEADER: " + r.secret[:63] + "\r\n\r\n", "401"},
+		"as a parameter":    {"GET /msi/token?X-IDENTITY-HEADER=" + r.secret + " HTTP/1.1\r\n" + host + "\r\n", "400"},
+		"a foreign host":    {ask + "Host: evil.example:" + r.port + "\r\n" + secret + "\r\n", "403"},
+		"a rebound name":    {ask + "Host: 127.0.0.1.evil.example:" + r.port + "\r\n" + secret + "\r\n", "403"},
+		"another port":      {ask + "Host: 127.0.0.1:1\r\n" + secret + "\r\n", "403"},
+		"no port":           {ask + "Host: 127.0.0.1\r\n" + secret + "\r\n", "403"},
+		"no host":           {ask + secret + "\r\n", "400"},
+		"two hosts":         {ask + host + "Host: evil.example\r\n" + secret + "\r\n", "400"},
+		"an origin":         {ask + host + secret + "Origin: http://127.0.0.1:" + r.port + "\r\n\r\n", "403"},
+		"an empty origin":   {ask + host + secret + "Origin:\r\n\r\n", "403"},
+		"forwarded":         {ask + host + secret + "X-Forwarded-For: 10.0.0.1\r\n\r\n", "403"},
+		"forwarded, too":    {ask + host + secret + "Forwarded: for=10.0.0.1\r\n\r\n", "403"},
+		"through a proxy":   {ask + host + secret + "Via: 1.1 proxy\r\n\r\n", "403"},
+		"through nginx":     {ask + host + secret + "X-Real-IP: 10.0.0.1\r\n\r\n", "403"},
+		"an empty one":      {ask + host + secret + "X-Real-IP:\r\n\r\n", "403"},
+		"from a page":       {ask + host + secret + "Referer: http://127.0.0.1/\r\n\r\n", "403"},
+		"from a browser":    {ask + host + secret + "Sec-Fetch-Site: cross-site\r\n\r\n", "403"},
+		"a cookie":          {ask + host + secret + "Cookie: a=b\r\n\r\n", "403"},
+		"an old protocol":   {"GET /msi/token HTTP/1.0\r\n" + host + secret + "\r\n", "400"},
+		"another path":      {with("/v1/token"), "400"},
+		"IMDS":              {with("/metadata/identity/oauth2/token"), "400"},
+		"the root":          {with("/"), "400"},
+		"a slash":           {with("/msi/token/"), "400"},
+		"two slashes":       {with("//msi/token"), "400"},
+		"dots":              {with("/x/../msi/token"), "400"},
+		"escaped":           {with("/msi%2ftoken"), "400"},
+		"an escaped letter": {with("/msi/%74oken"), "400"},
+		"an absolute form":  {with("http://127.0.0.1:" + r.port + "/msi/token"), "400"},
+		"a proxy's form":    {with("http://evil.example/msi/token"), "403"},
+		"CONNECT":           {"CONNECT 127.0.0.1:" + r.port + " HTTP/1.1\r\n" + host + secret + "\r\n", "405"},
+		"POST":              {"POST /msi/token HTTP/1.1\r\n" + host + secret + "Content-Length: 0\r\n\r\n", "405"},
+		"HEAD":              {"HEAD /msi/token HTTP/1.1\r\n" + host + secret + "\r\n", "405"},
+		"OPTIONS":           {"OPTIONS * HTTP/1.1\r\n" + host + secret + "\r\n", "405"},
+		"a body":            {"GET /msi/token HTTP/1.1\r\n" + host + secret + "Content-Length: 1\r\n\r\nx", "400"},
+		"a body in chunks": {"GET /msi/token HTTP/1.1\r\n" +
+			host + secret + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"},
+		"a smuggled request": {"GET /msi/token HTTP/1.1\r\n" +
+			host + secret + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"},
+		"an oversized head": {ask + host + secret + "X: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", "431"},
+		"an oversized path": {"GET /msi/token?" + strings.Repeat("x", 64<<10) + " HTTP/1.1\r\n" +
+			host + secret + "\r\n", "431"},
+		"many lines": {ask + host + secret + strings.Repeat("a:\n", 3700) + "\r\n", "431"},
+		"no HTTP":    {"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", "400"},
 	}
 	for name, row := range rows {
 		t.Run(name, func(t *testing.T) {
@@ -291,7 +301,8 @@ func TestArc(t *testing.T) {
 	t.Parallel()
 	p, folder := newFakePerceptd(t), filepath.Join(t.TempDir(), "tokens")
 	r := serving(t, Options{Socket: p.socket, Arc: true, KeyFolder: folder})
-	if got := r.Variables(); len(got) != 2 || got[0] != "IDENTITY_ENDPOINT=http://127.0.0.1:"+r.port+"/metadata/identity/oauth2/token" ||
+	if got := r.Variables(); len(got) != 2 ||
+		got[0] != "IDENTITY_ENDPOINT=http://127.0.0.1:"+r.port+"/metadata/identity/oauth2/token" ||
 		got[1] != "IMDS_ENDPOINT=http://127.0.0.1:"+r.port {
 		t.Errorf("%q", got)
 	}
@@ -323,22 +334,26 @@ func TestArc(t *testing.T) {
 	}
 	_, unused := challenged()
 	for name, request := range map[string]string{
-		"a used key":        redeemed,
-		"no key":            askArc + host + "Authorization: Basic \r\n\r\n",
-		"another":           askArc + host + "Authorization: Basic " + strings.Repeat("0", 64) + "\r\n\r\n",
-		"another scheme":    askArc + host + "Authorization: Bearer " + unused + "\r\n\r\n",
-		"twice":             askArc + host + "Authorization: Basic " + unused + "\r\nAuthorization: Basic " + unused + "\r\n\r\n",
-		"no Metadata":       askArc + "Host: 127.0.0.1:" + r.port + "\r\nAuthorization: Basic " + unused + "\r\n\r\n",
-		"Metadata: True":    askArc + "Host: 127.0.0.1:" + r.port + "\r\nMetadata: True\r\nAuthorization: Basic " + unused + "\r\n\r\n",
+		"a used key":     redeemed,
+		"no key":         askArc + host + "Authorization: Basic \r\n\r\n",
+		"another":        askArc + host + "Authorization: Basic " + strings.Repeat("0", 64) + "\r\n\r\n",
+		"another scheme": askArc + host + "Authorization: Bearer " + unused + "\r\n\r\n",
+		"twice": askArc + host + "Authorization: Basic " + unused + "\r\nAuthorization: Basic " +
+			unused + "\r\n\r\n",
+		"no Metadata": askArc + "Host: 127.0.0.1:" + r.port + "\r\nAuthorization: Basic " + unused + "\r\n\r\n",
+		"Metadata: True": askArc + "Host: 127.0.0.1:" + r.port + "\r\nMetadata: True\r\nAuthorization: Basic " +
+			unused + "\r\n\r\n",
 		"App Service's":     ask + host + "Connection: close\r\nX-IDENTITY-HEADER: " + r.secret + "\r\n\r\n",
 		"an origin":         askArc + host + "Origin: null\r\nAuthorization: Basic " + unused + "\r\n\r\n",
 		"challenge, origin": askArc + host + "Origin: null\r\n\r\n",
 	} {
-		if answer := raw(t, r, request); strings.Contains(answer, canary) || !strings.HasPrefix(answer, "HTTP/1.1 40") || strings.Contains(answer, "realm") {
+		if answer := raw(t, r, request); strings.Contains(answer, canary) ||
+			!strings.HasPrefix(answer, "HTTP/1.1 40") || strings.Contains(answer, "realm") {
 			t.Errorf("%s: %s", name, answer)
 		}
 	}
-	if asked := p.requests(); len(asked) != 1 || asked[0] != `GET /metadata/identity/oauth2/token?api-version=2020-06-01&resource=r [] ["true"]` {
+	if asked := p.requests(); len(asked) != 1 ||
+		asked[0] != `GET /metadata/identity/oauth2/token?api-version=2020-06-01&resource=r [] ["true"]` {
 		t.Errorf("perceptd was asked %q", asked)
 	}
 	for range 2 * maxKeys {
@@ -359,7 +374,8 @@ func TestArcWithoutAFolder(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := Listen(Options{Arc: true, KeyFolder: filepath.Join(file, "tokens")}); err == nil || !strings.Contains(err.Error(), "the form of Azure Arc needs a folder "+file) {
+	if r, err := Listen(Options{Arc: true, KeyFolder: filepath.Join(file, "tokens")}); err == nil ||
+		!strings.Contains(err.Error(), "the form of Azure Arc needs a folder "+file) {
 		t.Errorf("%v %v", r, err)
 	}
 	folder := t.TempDir()

@@ -22,8 +22,8 @@ import (
 // asStrangers makes the test binary a process that floods the address that it holds.
 const asStrangers = "RELAY_TEST_STRANGERS"
 
-// strangers hold 300 connections to the address, each of which sends a request that does not end, and make each anew when it is
-// closed, until standard input ends.
+// strangers hold 300 connections to the address, each of which sends a request that does not end, and make each anew
+// when it is closed, until standard input ends.
 func strangers(address string) {
 	var all sync.WaitGroup
 	for i := range 300 {
@@ -51,7 +51,8 @@ func strangers(address string) {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
-// flood has strangers of a uid flood a proxy until the test ends. It returns when each of their connections was made once.
+// flood has strangers of a uid flood a proxy until the test ends. It returns when each of their connections was made
+// once.
 func flood(t *testing.T, r *Proxy, uid uint32) {
 	t.Helper()
 	c := exec.Command("/proc/self/exe")
@@ -79,8 +80,9 @@ func flood(t *testing.T, r *Proxy, uid uint32) {
 	}
 }
 
-// One connection that shows the secret keeps being answered, and so does each new one, while another user has more connections
-// than there is room for; and what all of them hold stays below 24 MiB. It is measured with nothing beside it.
+// One connection that shows the secret keeps being answered, and so does each new one, while another user has more
+// connections than there is room for; and what all of them hold stays below 24 MiB. It is measured with nothing beside
+// it.
 func TestFloodOfStrangers(t *testing.T) {
 	const most = 24 << 20
 	uid := uint32(os.Getuid())
@@ -101,7 +103,8 @@ func TestFloodOfStrangers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if text, err := io.ReadAll(answer.Body); answer.StatusCode != 200 || !strings.Contains(string(text), canary) || err != nil {
+		if text, err := io.ReadAll(answer.Body); answer.StatusCode != 200 || !strings.Contains(string(text), canary) ||
+			err != nil {
 			t.Errorf("%d %s %v", answer.StatusCode, text, err)
 		}
 	}
@@ -129,9 +132,9 @@ func TestFloodOfStrangers(t *testing.T) {
 	}
 }
 
-// held returns how many bytes the goroutines' stacks and what the collector finds alive take. What was thrown away, and waits to
-// be collected, does not count, nor does where objects lie; since the collector takes for alive what is made while it looks,
-// the least of several looks is the truest.
+// held returns how many bytes the goroutines' stacks and what the collector finds alive take. What was thrown away, and
+// waits to be collected, does not count, nor does where objects lie; since the collector takes for alive what is made
+// while it looks, the least of several looks is the truest.
 func held() int {
 	least := math.MaxInt
 	for range 3 {
@@ -149,10 +152,12 @@ func TestRefusalEndsTheConnection(t *testing.T) {
 	p := newFakePerceptd(t)
 	r := serving(t, Options{Socket: p.socket})
 	host, secret := "Host: 127.0.0.1:"+r.port+"\r\n", "X-IDENTITY-HEADER: "+r.secret+"\r\n"
-	for _, request := range []string{ask + host + "\r\n", ask + host + "X-IDENTITY-HEADER: x\r\n\r\n", "PUT" + ask[3:] + host + secret + "\r\n"} {
+	for _, request := range []string{ask + host + "\r\n", ask + host + "X-IDENTITY-HEADER: x\r\n\r\n",
+		"PUT" + ask[3:] + host + secret + "\r\n"} {
 		good := ask + host + secret + "\r\n"
 		answers := raw(t, r, good+good+request+good)
-		if n := strings.Count(answers, "HTTP/1.1 "); n != 3 || strings.Count(answers, canary) != 2 || strings.Count(answers, "Connection: close\r\n") != 1 {
+		if n := strings.Count(answers, "HTTP/1.1 "); n != 3 || strings.Count(answers, canary) != 2 ||
+			strings.Count(answers, "Connection: close\r\n") != 1 {
 			t.Errorf("%s", answers)
 		}
 	}

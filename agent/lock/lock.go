@@ -27,7 +27,8 @@ func (e HeldError) Error() string {
 	if e.Process != 0 {
 		who += fmt.Sprintf(" (process %d)", e.Process)
 	}
-	return who + " " + cmp.Or(e.Does, "holds the lock") + ": stop it, or name other folders with --runtime-dir and --state-dir"
+	return who + " " + cmp.Or(e.Does, "holds the lock") +
+		": stop it, or name other folders with --runtime-dir and --state-dir"
 }
 
 // Folder is a folder that this process alone uses, until Close or its end.
@@ -35,8 +36,8 @@ type Folder struct {
 	file *os.File
 }
 
-// Take locks an open folder, which must be root's or this user's, and makes its mode 0700 first where others may open it.
-// It takes folder over, also with an error, which is a HeldError when another process holds the lock.
+// Take locks an open folder, which must be root's or this user's, and makes its mode 0700 first where others may open
+// it. It takes folder over, also with an error, which is a HeldError when another process holds the lock.
 func Take(folder *os.File) (*Folder, error) {
 	err := shut(folder)
 	if err == nil {
@@ -75,13 +76,15 @@ func shut(folder *os.File) error {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%s is not a folder", folder.Name())
 	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%s belongs to user %d, neither root nor user %d who runs perceptd", folder.Name(), st.Uid, os.Geteuid())
+		return fmt.Errorf("%s belongs to user %d, neither root nor user %d who runs perceptd", folder.Name(), st.Uid,
+			os.Geteuid())
 	case st.Mode&0o077 == 0:
 		return nil
 	}
 	// An ACL goes with it: the group's bits are its mask.
 	if err := unix.Fchmod(int(folder.Fd()), 0o700); err != nil {
-		return fmt.Errorf("%s: mode %04o lets others open it, and cannot be changed: %w", folder.Name(), st.Mode&0o7777, err)
+		return fmt.Errorf("%s: mode %04o lets others open it, and cannot be changed: %w", folder.Name(), st.Mode&0o7777,
+			err)
 	}
 	return nil
 }
@@ -105,7 +108,8 @@ func holder(file *os.File) int {
 	if err != nil || unix.Fstat(int(file.Fd()), &st) != nil {
 		return 0
 	}
-	return findHolder(string(locks), fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino))
+	return findHolder(string(locks), fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)),
+		st.Ino))
 }
 
 // findHolder reads lines such as "1: FLOCK  ADVISORY  WRITE 1234 00:1a:5678 0 EOF". Those who wait have an arrow more.

@@ -41,7 +41,8 @@ func TestTake(t *testing.T) {
 	}
 	_, err = Take(open(t, path, 0o700))
 	var held HeldError
-	if !errors.As(err, &held) || held.Process != os.Getpid() || !strings.HasPrefix(held.Error(), "another perceptd (process "+strconv.Itoa(os.Getpid())+") holds the lock: ") {
+	if !errors.As(err, &held) || held.Process != os.Getpid() ||
+		!strings.HasPrefix(held.Error(), "another perceptd (process "+strconv.Itoa(os.Getpid())+") holds the lock: ") {
 		t.Errorf("the second: %v", err)
 	}
 	if err := first.Close(); err != nil {
@@ -82,8 +83,8 @@ func TestTakeRefuses(t *testing.T) {
 	}
 }
 
-// Another user, who can reach the folder's path, opens it for nothing: neither before nor beside the daemon can that user
-// hold its lock.
+// Another user, who can reach the folder's path, opens it for nothing: neither before nor beside the daemon can that
+// user hold its lock.
 func TestAnotherUserCannotLock(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
@@ -110,7 +111,8 @@ func TestAnotherUserCannotLock(t *testing.T) {
 		c := exec.Command("/bin/sh", "-c", `if (exec 3<"$1") 2>/dev/null; then exit 0; else exit 1; fi`, "sh", at.path)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		if out, _ := c.CombinedOutput(); c.ProcessState.ExitCode() != at.want {
-			t.Errorf("another user opens %s: exit status %d, want %d\n%s", at.path, c.ProcessState.ExitCode(), at.want, out)
+			t.Errorf("another user opens %s: exit status %d, want %d\n%s", at.path, c.ProcessState.ExitCode(), at.want,
+				out)
 		}
 	}
 }

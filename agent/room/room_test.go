@@ -25,21 +25,32 @@ func TestLeaving(t *testing.T) {
 		clients []client
 		leaves  int // -1: nobody
 	}{
-		"nobody who has just connected":     {[]client{{uid: 1, idleSince: at(9)}, {uid: 1, known: true, idleSince: at(9)}}, -1},
-		"a stranger who has":                {[]client{{uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(9)}}, 1},
-		"who does not ask":                  {[]client{{uid: 1, idleSince: at(9)}, {uid: 1, idleSince: at(8)}}, 1},
-		"a known one who does not ask":      {[]client{{uid: 1, known: true, idleSince: at(8)}}, 0},
-		"no known one before all are heard": {[]client{{uid: 1, known: true, asked: true, idleSince: at(1)}, {uid: 1, idleSince: at(9)}}, -1},
-		"a stranger before one who may be":  {[]client{{uid: 1, idleSince: at(1)}, {uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(3)}}, 2},
-		"nobody":                            {nil, -1},
-		"who is a stranger":                 {[]client{{uid: 1, known: true, idleSince: at(1)}, {uid: 2, asking: true, asked: true, idleSince: at(9)}, {uid: 1, known: true, idleSince: at(2)}}, 1},
-		"the user with the most":            {[]client{{uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(8)}, {uid: 2, idleSince: at(9)}}, 1},
-		"of whom strangers count":           {[]client{{uid: 1, idleSince: at(3)}, {uid: 1, known: true, idleSince: at(1)}, {uid: 1, known: true, idleSince: at(1)}, {uid: 2, idleSince: at(2)}}, 3},
-		"the longest without a request":     {[]client{{uid: 1, idleSince: at(3)}, {uid: 1, idleSince: at(2)}, {uid: 1, idleSince: at(4)}}, 1},
-		"users who are not known":           {[]client{{uid: 1, idleSince: at(1)}, {uid: tcppeer.NoUser, idleSince: at(3)}, {uid: tcppeer.NoUser, idleSince: at(4)}}, 1},
-		"where all are known":               {[]client{{uid: 1, known: true, idleSince: at(1)}, {uid: 2, known: true, idleSince: at(5)}, {uid: 2, known: true, idleSince: at(4)}}, 2},
-		"nobody who is being answered":      {[]client{{uid: 1, known: true, asking: true, idleSince: at(1)}, {uid: 1, known: true, idleSince: at(5)}}, 1},
-		"nobody where all are":              {[]client{{uid: 1, known: true, asking: true, idleSince: at(1)}}, -1},
+		"nobody who has just connected": {[]client{{uid: 1, idleSince: at(9)},
+			{uid: 1, known: true, idleSince: at(9)}}, -1},
+		"a stranger who has":           {[]client{{uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(9)}}, 1},
+		"who does not ask":             {[]client{{uid: 1, idleSince: at(9)}, {uid: 1, idleSince: at(8)}}, 1},
+		"a known one who does not ask": {[]client{{uid: 1, known: true, idleSince: at(8)}}, 0},
+		"no known one before all are heard": {[]client{{uid: 1, known: true, asked: true, idleSince: at(1)},
+			{uid: 1, idleSince: at(9)}}, -1},
+		"a stranger before one who may be": {[]client{{uid: 1, idleSince: at(1)}, {uid: 1, idleSince: at(1)},
+			{uid: 2, idleSince: at(3)}}, 2},
+		"nobody": {nil, -1},
+		"who is a stranger": {[]client{{uid: 1, known: true, idleSince: at(1)},
+			{uid: 2, asking: true, asked: true, idleSince: at(9)}, {uid: 1, known: true, idleSince: at(2)}}, 1},
+		"the user with the most": {[]client{{uid: 1, idleSince: at(1)}, {uid: 2, idleSince: at(8)},
+			{uid: 2, idleSince: at(9)}}, 1},
+		"of whom strangers count": {[]client{{uid: 1, idleSince: at(3)},
+			{uid: 1, known: true, idleSince: at(1)}, {uid: 1, known: true, idleSince: at(1)}, {uid: 2,
+				idleSince: at(2)}}, 3},
+		"the longest without a request": {[]client{{uid: 1, idleSince: at(3)}, {uid: 1, idleSince: at(2)},
+			{uid: 1, idleSince: at(4)}}, 1},
+		"users who are not known": {[]client{{uid: 1, idleSince: at(1)},
+			{uid: tcppeer.NoUser, idleSince: at(3)}, {uid: tcppeer.NoUser, idleSince: at(4)}}, 1},
+		"where all are known": {[]client{{uid: 1, known: true, idleSince: at(1)},
+			{uid: 2, known: true, idleSince: at(5)}, {uid: 2, known: true, idleSince: at(4)}}, 2},
+		"nobody who is being answered": {[]client{{uid: 1, known: true, asking: true, idleSince: at(1)},
+			{uid: 1, known: true, idleSince: at(5)}}, 1},
+		"nobody where all are": {[]client{{uid: 1, known: true, asking: true, idleSince: at(1)}}, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -68,16 +79,17 @@ func serving(t *testing.T, most int, isKnown func(uint32) bool) (r *Room, entere
 		t.Fatal(err)
 	}
 	r, entered, proceed = New(l, most, isKnown), make(chan bool), make(chan bool)
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		isKnown := q.URL.Path == "/known"
-		r.Asks(q.Context(), isKnown)
-		if isKnown {
-			entered <- true
-			<-proceed
-		}
-		uid, err := r.User(q)
-		fmt.Fprintf(w, "%d %v", uid, err)
-	})}
+	server := &http.Server{ReadHeaderTimeout: time.Minute,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			isKnown := q.URL.Path == "/known"
+			r.Asks(q.Context(), isKnown)
+			if isKnown {
+				entered <- true
+				<-proceed
+			}
+			uid, err := r.User(q)
+			fmt.Fprintf(w, "%d %v", uid, err)
+		})}
 	ended := make(chan error, 1)
 	go func() { ended <- r.Serve(server) }()
 	t.Cleanup(func() { _ = server.Close(); <-ended })
@@ -95,7 +107,8 @@ func ask(conn net.Conn, path string) string {
 	return string(body)
 }
 
-// idle waits until the room has noted that the answer on conn has left, which the one at its other end may have before that.
+// idle waits until the room has noted that the answer on conn has left, which the one at its other end may have before
+// that.
 func idle(r *Room, conn net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,8 +135,8 @@ func dial(t *testing.T, r *Room) net.Conn {
 	return conn
 }
 
-// Who comes gets in, whoever is there: strangers leave, then known ones between two requests. Where all are being answered,
-// the next one waits.
+// Who comes gets in, whoever is there: strangers leave, then known ones between two requests. Where all are being
+// answered, the next one waits.
 func TestRoom(t *testing.T) {
 	t.Parallel()
 	r, entered, proceed := serving(t, 2, nil)
@@ -199,7 +212,8 @@ func TestKnownOnes(t *testing.T) {
 	}
 }
 
-// calls opens that many connections at once, asks on each for what is a known one's, and returns where their answers come in.
+// calls opens that many connections at once, asks on each for what is a known one's, and returns where their answers
+// come in.
 func calls(t *testing.T, r *Room, n int) <-chan *http.Response {
 	t.Helper()
 	answers := make(chan *http.Response, n)
@@ -217,7 +231,8 @@ func calls(t *testing.T, r *Room, n int) <-chan *http.Response {
 	return answers
 }
 
-// A user that asks more at once than there is room for drives out none of its own: the rest wait, and get in as others leave.
+// A user that asks more at once than there is room for drives out none of its own: the rest wait, and get in as others
+// leave.
 func TestCallsAtOnceWait(t *testing.T) {
 	t.Parallel()
 	r, entered, proceed := serving(t, 4, nil)

@@ -173,8 +173,8 @@ func TestClosingFreesTheReaderOfAPipe(t *testing.T) {
 	}
 }
 
-// awaitOpening waits until a thread of this process sleeps in the kernel, opening a file. One that has found a pipe, and is
-// not in it yet when that is closed, would sleep for ever.
+// awaitOpening waits until a thread of this process sleeps in the kernel, opening a file. One that has found a pipe,
+// and is not in it yet when that is closed, would sleep for ever.
 func awaitOpening(t *testing.T, thread int) {
 	t.Helper()
 	for opening := fmt.Sprint(syscall.SYS_OPENAT, " "); ; time.Sleep(time.Millisecond) {

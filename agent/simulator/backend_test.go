@@ -84,7 +84,8 @@ func TestRolloverBoundary(t *testing.T) {
 				for range 3 {
 					at, ok := b.RolloverAt(vision, vault)
 					if !ok || !at.Equal(first.RollsOn) || at.After(first.ExpiresOn) {
-						t.Fatalf("rollover at %v (%v), the token rolls on %v and expires on %v", at, ok, first.RollsOn, first.ExpiresOn)
+						t.Fatalf("rollover at %v (%v), the token rolls on %v and expires on %v", at, ok, first.RollsOn,
+							first.ExpiresOn)
 					}
 					time.Sleep(time.Until(at) - time.Nanosecond)
 					if again := token(t, b, vision, vault); again.Text != first.Text {
@@ -134,7 +135,8 @@ func TestTokenTimesAndClaims(t *testing.T) {
 	now := time.Unix(1_800_000_000, 700_000_000)
 	b := New(Options{Now: func() time.Time { return now }})
 	m := token(t, b, vision, vault)
-	if !m.IssuedOn.Equal(now) || m.ExpiresOn.Unix() != 1_800_086_400 || m.IssuedAt.Unix() != 1_799_999_700 || !m.NotBefore.Equal(m.IssuedAt) {
+	if !m.IssuedOn.Equal(now) || m.ExpiresOn.Unix() != 1_800_086_400 || m.IssuedAt.Unix() != 1_799_999_700 ||
+		!m.NotBefore.Equal(m.IssuedAt) {
 		t.Errorf("times: %+v %v %v %v", m, m.IssuedAt, m.NotBefore, m.ExpiresOn)
 	}
 	got := claimsOf(t, m.Text)
@@ -204,9 +206,11 @@ func TestWhichIdentity(t *testing.T) {
 		{"the only user-assigned is the default", all[1:2], Selection{}, "vision", nil},
 		{"several user-assigned", all[1:], Selection{}, "", new(*AmbiguousIdentityError)},
 		{"system-assigned wanted and there", all, Selection{By: SystemAssigned}, "device", nil},
-		{"system-assigned wanted, no falling back", all[1:2], Selection{By: SystemAssigned}, "", new(*UnknownIdentityError)},
+		{"system-assigned wanted, no falling back", all[1:2], Selection{By: SystemAssigned}, "",
+			new(*UnknownIdentityError)},
 		{"unknown ID", all, Selection{ByClientID, "x"}, "", new(*UnknownIdentityError)},
-		{"an empty ID selects nothing", []Identity{{Name: "bare"}}, Selection{By: ByObjectID}, "", new(*UnknownIdentityError)},
+		{"an empty ID selects nothing", []Identity{{Name: "bare"}}, Selection{By: ByObjectID}, "",
+			new(*UnknownIdentityError)},
 		{"unknown selection", all, Selection{By: 99}, "", new(*UnknownIdentityError)},
 	} {
 		m, err := New(Options{Identities: c.identities}).Token(c.sel, vault)
@@ -275,7 +279,8 @@ func TestManyChanges(t *testing.T) {
 	if n := len(b.changes["vision"]); n > 30 {
 		t.Errorf("%d changes are remembered", n)
 	}
-	if _, err := b.ChangePermissions("nobody", Permissions{}); err == nil || !strings.Contains(err.Error(), `"nobody"`) {
+	if _, err := b.ChangePermissions("nobody", Permissions{}); err == nil ||
+		!strings.Contains(err.Error(), `"nobody"`) {
 		t.Errorf("unknown identity: %v", err)
 	}
 }
@@ -308,7 +313,8 @@ func TestReplicasBringOlderTokensBack(t *testing.T) {
 	again, _ := serials(1)
 	other, _ := serials(2)
 	if back == 0 || !slices.Equal(one, again) || slices.Equal(one, other) {
-		t.Errorf("%d older tokens came back; repeatable %v; seeded %v", back, slices.Equal(one, again), !slices.Equal(one, other))
+		t.Errorf("%d older tokens came back; repeatable %v; seeded %v", back, slices.Equal(one, again),
+			!slices.Equal(one, other))
 	}
 }
 
@@ -352,7 +358,8 @@ func TestCalls(t *testing.T) {
 	_, _ = b.Token(Selection{ByClientID, "x"}, vault)
 	c := b.Calls()
 	want := map[Key]int{{"vision", vault}: 2, {"", vault}: 1}
-	if c.Total != 3 || c.Peak != 1 || !reflect.DeepEqual(c.PerKey, want) || len(c.Log) != 3 || !c.Log[0].At.Equal(now) || c.Log[0].Identity != "vision" {
+	if c.Total != 3 || c.Peak != 1 || !reflect.DeepEqual(c.PerKey, want) || len(c.Log) != 3 ||
+		!c.Log[0].At.Equal(now) || c.Log[0].Identity != "vision" {
 		t.Errorf("calls %+v", c)
 	}
 	end := b.beginCall(vision, vault)
@@ -370,7 +377,8 @@ func TestBounded(t *testing.T) {
 	for i := range 3*maxLog + 1 {
 		c.begin(Call{epoch, Key{"vision", fmt.Sprint(i)}})
 	}
-	if got := c.clone(); got.Total != 3*maxLog+1 || len(got.Log) != maxLog || len(got.PerKey) != maxKeys || len(c.Log) > 2*maxLog ||
+	if got := c.clone(); got.Total != 3*maxLog+1 || len(got.Log) != maxLog || len(got.PerKey) != maxKeys ||
+		len(c.Log) > 2*maxLog ||
 		got.Log[maxLog-1].Resource != fmt.Sprint(3*maxLog) {
 		t.Errorf("%d calls, %d of %d logged, %d keys", got.Total, len(got.Log), len(c.Log), len(got.PerKey))
 	}
@@ -452,10 +460,12 @@ func TestNamesAndParsers(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ got, want string }{
-		{FaultKind(0).String(), "no fault"}, {FaultKind(200).String(), "no fault"}, {Rollover(9).String(), "unknown rollover"},
+		{FaultKind(0).String(), "no fault"}, {FaultKind(200).String(), "no fault"}, {Rollover(9).String(),
+			"unknown rollover"},
 		{Form(9).String(), "unknown form"}, {ByDefault.String(), "default"}, {ByObjectID.String(), "object_id"},
 		{ByResourceID.String(), "resource_id"}, {SelectBy(9).String(), "unknown selection"},
-		{Selection{By: SystemAssigned}.String(), "system-assigned"}, {Selection{ByClientID, "x"}.String(), "client_id x"},
+		{Selection{By: SystemAssigned}.String(), "system-assigned"}, {Selection{ByClientID, "x"}.String(),
+			"client_id x"},
 	} {
 		if c.got != c.want {
 			t.Errorf("%q, want %q", c.got, c.want)

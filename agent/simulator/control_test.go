@@ -21,14 +21,17 @@ func steer(t *testing.T, s *Server, method, path, body string) answer {
 
 func TestControlPermissions(t *testing.T) {
 	t.Parallel()
-	s := start(t, ServerOptions{Backend: New(Options{Now: func() time.Time { return epoch }, PropagationDelay: time.Minute})})
+	s := start(t,
+		ServerOptions{Backend: New(Options{Now: func() time.Time { return epoch }, PropagationDelay: time.Minute})})
 	got := steer(t, s, "POST", "/simulator/permissions", `{"identity":"vision","groups":["g"],"wids":[]}`)
 	var changed PermissionsChanged
-	if err := json.Unmarshal([]byte(got.body), &changed); err != nil || got.status != 200 || !changed.Reaches.Equal(epoch.Add(time.Minute)) {
+	if err := json.Unmarshal([]byte(got.body), &changed); err != nil || got.status != 200 ||
+		!changed.Reaches.Equal(epoch.Add(time.Minute)) {
 		t.Fatalf("%d %s, %v", got.status, got.body, err)
 	}
 	id := s.Backend().State().Identities[1]
-	if id.Permissions.Groups[0] != "g" || len(id.Permissions.WIDs) != 0 || id.Permissions.Roles[0] != "Simulated.Read" || id.InForce.Groups[0] == "g" {
+	if id.Permissions.Groups[0] != "g" || len(id.Permissions.WIDs) != 0 ||
+		id.Permissions.Roles[0] != "Simulated.Read" || id.InForce.Groups[0] == "g" {
 		t.Errorf("%+v", id)
 	}
 }
@@ -36,7 +39,8 @@ func TestControlPermissions(t *testing.T) {
 func TestControlFaults(t *testing.T) {
 	t.Parallel()
 	s := start(t, ServerOptions{})
-	got := steer(t, s, "POST", "/simulator/faults", `{"kind":"status","status":503,"retry_after":"2","count":3,"for":"10m","every":"1ms","probability":1,"resource":"`+vault+`"}`)
+	got := steer(t, s, "POST", "/simulator/faults",
+		`{"kind":"status","status":503,"retry_after":"2","count":3,"for":"10m","every":"1ms","probability":1,"resource":"`+vault+`"}`)
 	var all []struct {
 		Kind  string
 		Count int
@@ -44,7 +48,8 @@ func TestControlFaults(t *testing.T) {
 		Every string
 	}
 	if err := json.Unmarshal([]byte(got.body), &all); err != nil || got.status != 200 || len(all) != 1 ||
-		all[0].Kind != "status" || all[0].Count != 3 || !all[0].Until.Equal(epoch.Add(10*time.Minute)) || all[0].Every != "1ms" {
+		all[0].Kind != "status" || all[0].Count != 3 || !all[0].Until.Equal(epoch.Add(10*time.Minute)) ||
+		all[0].Every != "1ms" {
 		t.Fatalf("%d %s, %v", got.status, got.body, err)
 	}
 	if got := get(t, s.URL()+imdsQuery, "Metadata", "true"); got.status != 503 || got.header.Get("Retry-After") != "2" {
@@ -89,9 +94,12 @@ func TestControlState(t *testing.T) {
 	if err := json.Unmarshal([]byte(got.body), &state); err != nil || got.status != 200 {
 		t.Fatalf("%d %s, %v", got.status, got.body, err)
 	}
-	if state.Simulated != warningText || state.Life != "24h0m0s" || state.Rollover != "expiry" || len(state.Identities) != 3 ||
-		len(state.Tokens) != 2 || state.Tokens[0].Identity != "vision" || state.Tokens[0].Resource != vault || !state.Tokens[0].RollsOn.Equal(m.RollsOn) ||
-		state.Calls.Total != 2 || len(state.Calls.PerKey) != 2 || state.Calls.PerKey[1].Resource != vault+"/" || state.Calls.PerKey[0].Calls != 1 ||
+	if state.Simulated != warningText || state.Life != "24h0m0s" || state.Rollover != "expiry" ||
+		len(state.Identities) != 3 ||
+		len(state.Tokens) != 2 || state.Tokens[0].Identity != "vision" || state.Tokens[0].Resource != vault ||
+		!state.Tokens[0].RollsOn.Equal(m.RollsOn) ||
+		state.Calls.Total != 2 || len(state.Calls.PerKey) != 2 || state.Calls.PerKey[1].Resource != vault+"/" ||
+		state.Calls.PerKey[0].Calls != 1 ||
 		len(state.Faults) != 1 || state.Faults[0].Kind != "hang" {
 		t.Errorf("%s", got.body)
 	}
@@ -122,7 +130,8 @@ func TestControlRefusals(t *testing.T) {
 	} {
 		got := steer(t, s, c.method, c.path, c.body)
 		var body struct{ Error string }
-		if err := json.Unmarshal([]byte(got.body), &body); err != nil || got.status != c.status || !strings.Contains(body.Error, c.want) {
+		if err := json.Unmarshal([]byte(got.body), &body); err != nil || got.status != c.status ||
+			!strings.Contains(body.Error, c.want) {
 			t.Errorf("%s %s %.60s: %d %s, %v", c.method, c.path, c.body, got.status, got.body, err)
 		}
 	}
@@ -143,7 +152,8 @@ func TestControlKeepsWebPagesOut(t *testing.T) {
 			t.Errorf("with %s: %d", header, got.status)
 		}
 	}
-	for host, want := range map[string]int{"rebound.example:80": 403, "192.0.2.1": 403, "localhost": 200, "127.0.0.1": 200, "[::1]:80": 200} {
+	for host, want := range map[string]int{"rebound.example:80": 403, "192.0.2.1": 403, "localhost": 200,
+		"127.0.0.1": 200, "[::1]:80": 200} {
 		r := request(t, http.MethodGet, at, "", "Simulator-Control", "true")
 		r.Host = host
 		if got := send(t, r); got.status != want {
@@ -167,7 +177,8 @@ func TestSteeredByItsUser(t *testing.T) {
 			child := exec.Command("/proc/self/exe")
 			child.Env = []string{asSteerer + "=" + s.URL() + path}
 			if uid != os.Getuid() {
-				child.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+				child.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid),
+					Gid: uint32(uid)}}
 			}
 			if out, err := child.Output(); string(out) != want || err != nil {
 				t.Errorf("uid %d at %s: %s %v, want %s", uid, path, out, err, want)
@@ -208,13 +219,15 @@ func FuzzTokenQuery(f *testing.F) {
 		for _, p := range []protocol{imds(), arc(), legacyArc(), appService("secret")} {
 			q, refused := p.parse(query)
 			if refused != nil {
-				if refused.status != 400 || refused.code == "" || refused.text == "" || !json.Valid(p.failure(*refused)) {
+				if refused.status != 400 || refused.code == "" || refused.text == "" ||
+					!json.Valid(p.failure(*refused)) {
 					t.Errorf("refusal %+v", refused)
 				}
 				continue
 			}
 			values, err := url.ParseQuery(query)
-			if err != nil || q.resource == "" || q.resource != values.Get("resource") || (q.param == "") != (q.sel.ID == "") {
+			if err != nil || q.resource == "" || q.resource != values.Get("resource") ||
+				(q.param == "") != (q.sel.ID == "") {
 				t.Errorf("%q was understood as %+v, %v", query, q, err)
 			}
 			if !json.Valid(encodeFields(p.fields(q, Token{}, time.Time{}))) {
@@ -231,7 +244,8 @@ func FuzzControlBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b := New(Options{})
 		if fault, err := parseFault(body); err == nil && b.AddFault(fault) == nil {
-			if got := b.Faults()[0]; !got.Kind.known() || got.Count < 0 || got.Size < 0 || got.Every <= 0 || !(got.Probability > 0 && got.Probability <= 1) {
+			if got := b.Faults()[0]; !got.Kind.known() || got.Count < 0 || got.Size < 0 || got.Every <= 0 ||
+				!(got.Probability > 0 && got.Probability <= 1) {
 				t.Errorf("in force: %+v", got)
 			}
 		}

@@ -43,14 +43,18 @@ func TestFaultsThatAnswerOtherwise(t *testing.T) {
 	}{
 		{Fault{Kind: FaultStatus, Status: 503, RetryAfter: "120"}, 503, "Retry-After", "120", "simulated_fault", false},
 		{Fault{Kind: FaultStatus, Status: 410, Body: "gone"}, 410, "Retry-After", "", "gone", true},
-		{Fault{Kind: FaultThrottle}, 429, "Retry-After", "", `{"error":"invalid_request","error_description":"Temporarily throttled, too many requests"}`, false},
+		{Fault{Kind: FaultThrottle}, 429, "Retry-After", "",
+			`{"error":"invalid_request","error_description":"Temporarily throttled, too many requests"}`, false},
 		{Fault{Kind: FaultThrottle, RetryAfter: "2"}, 429, "Retry-After", "2", "throttled", false},
 		{Fault{Kind: FaultHTML}, 200, "Content-Type", "text/html; charset=utf-8", "<!DOCTYPE html>", true},
 		{Fault{Kind: FaultHTML, Body: "<p>"}, 200, "Content-Type", "text/html; charset=utf-8", "<p>", true},
 		{Fault{Kind: FaultHTML, Status: 403}, 403, "Content-Type", "text/html; charset=utf-8", "<!DOCTYPE html>", true},
-		{Fault{Kind: FaultHTML, Status: 400, Body: "<?xml version='1.0'?><Error/>"}, 400, "Content-Type", "text/html; charset=utf-8", "<Error/>", true},
-		{Fault{Kind: FaultUnavailable}, 400, "Retry-After", "", `{"error":"temporarily_unavailable","error_description":"AADSTS90033: `, false},
-		{Fault{Kind: FaultUnavailable, RetryAfterMS: "1500"}, 400, "X-Ms-Retry-After-Ms", "1500", "temporarily_unavailable", false},
+		{Fault{Kind: FaultHTML, Status: 400, Body: "<?xml version='1.0'?><Error/>"}, 400, "Content-Type",
+			"text/html; charset=utf-8", "<Error/>", true},
+		{Fault{Kind: FaultUnavailable}, 400, "Retry-After", "",
+			`{"error":"temporarily_unavailable","error_description":"AADSTS90033: `, false},
+		{Fault{Kind: FaultUnavailable, RetryAfterMS: "1500"}, 400, "X-Ms-Retry-After-Ms", "1500",
+			"temporarily_unavailable", false},
 		{Fault{Kind: FaultNotJSON}, 200, "Content-Type", "application/json; charset=utf-8", "not JSON", true},
 		{Fault{Kind: FaultRedirect}, 302, "Location", "http://127.0.0.1:9/elsewhere", "", true},
 		{Fault{Kind: FaultRedirect, Location: "/there"}, 302, "Location", "/there", "", true},
@@ -59,7 +63,8 @@ func TestFaultsThatAnswerOtherwise(t *testing.T) {
 	} {
 		s := faulty(t, ServerOptions{}, c.fault)
 		got := get(t, s.URL()+imdsQuery, "Metadata", "true")
-		if got.status != c.status || got.header.Get(c.header) != c.value || !strings.Contains(got.body, c.body) || json.Valid([]byte(got.body)) == c.wantNoJSON {
+		if got.status != c.status || got.header.Get(c.header) != c.value || !strings.Contains(got.body, c.body) ||
+			json.Valid([]byte(got.body)) == c.wantNoJSON {
 			t.Errorf("%+v: %d %v %.200s", c.fault, got.status, got.header, got.body)
 		}
 		if c.fault.Size > 0 && int64(len(got.body)) != c.fault.Size {
@@ -109,8 +114,10 @@ func TestFaultTimes(t *testing.T) {
 		f := get(t, s.URL()+imdsQuery, "Metadata", "true").fields(t)
 		_, in := f["expires_in"]
 		_, on := f["expires_on"]
-		if f["expires_in"] != c.wantIn || f["expires_on"] != c.wantOn || in != (c.wantIn != "") || on != (c.wantOn != "") || f["access_token"] == "" {
-			t.Errorf("%q, %q: expires_in %q (%v), expires_on %q (%v)", c.in, c.on, f["expires_in"], in, f["expires_on"], on)
+		if f["expires_in"] != c.wantIn || f["expires_on"] != c.wantOn || in != (c.wantIn != "") ||
+			on != (c.wantOn != "") || f["access_token"] == "" {
+			t.Errorf("%q, %q: expires_in %q (%v), expires_on %q (%v)", c.in, c.on, f["expires_in"], in, f["expires_on"],
+				on)
 		}
 	}
 }
@@ -119,7 +126,8 @@ func TestFaultWrongIdentity(t *testing.T) {
 	t.Parallel()
 	s := faulty(t, ServerOptions{Form: FormArc}, Fault{Kind: FaultWrongIdentity})
 	f := arcToken(t, s, arcQuery+"&client_id="+vision.ID).fields(t)
-	if f["client_id"] != foreignIdentity().ClientID || claimsOf(t, f["access_token"])["appid"] != foreignIdentity().ClientID {
+	if f["client_id"] != foreignIdentity().ClientID ||
+		claimsOf(t, f["access_token"])["appid"] != foreignIdentity().ClientID {
 		t.Errorf("the token of %s", f["client_id"])
 	}
 	if got := arcToken(t, s, arcQuery+"&client_id=x"); got.status != 400 {
@@ -342,7 +350,8 @@ func TestKeyFaultsOverHTTP(t *testing.T) {
 		s := faulty(t, ServerOptions{Form: FormArc, ArcKeyDir: dir}, Fault{Kind: kind, Count: 1})
 		got := get(t, s.URL()+arcQuery, "Metadata", "true")
 		path, named := strings.CutPrefix(got.header.Get("WWW-Authenticate"), "Basic realm=")
-		if got.status != 401 || named == (kind == FaultKeyNoHeader) || (filepath.Dir(path) == dir) == (kind == FaultKeyOutside || kind == FaultKeyNoHeader) {
+		if got.status != 401 || named == (kind == FaultKeyNoHeader) ||
+			(filepath.Dir(path) == dir) == (kind == FaultKeyOutside || kind == FaultKeyNoHeader) {
 			t.Errorf("%s: %d %v", kind, got.status, got.header)
 		}
 		if kind == FaultKeyOutside || kind == FaultKeySymlink {
@@ -425,7 +434,8 @@ func TestFaultLimits(t *testing.T) {
 	b.ClearFaults()
 	add(Fault{Kind: FaultReset, Count: 1})
 	add(Fault{Kind: FaultHang})
-	if first, second := b.strike(vault, false).Kind, b.strike(vault, false).Kind; first != FaultReset || second != FaultHang {
+	if first, second := b.strike(vault, false).Kind, b.strike(vault, false).Kind; first != FaultReset ||
+		second != FaultHang {
 		t.Errorf("struck by %s, then by %s", first, second)
 	}
 	b.ClearFaults()

@@ -58,7 +58,8 @@ func (a answer) fields(t *testing.T) map[string]string {
 func client(t *testing.T) *http.Client {
 	transport := &http.Transport{DisableKeepAlives: true}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // request builds one; headers are name and value by turns.
@@ -111,10 +112,12 @@ func TestIMDSForm(t *testing.T) {
 	if got.status != 200 || got.body != want {
 		t.Errorf("%d %s, want %s", got.status, got.body, want)
 	}
-	if got.header.Get("Server") != "simulated-managed-identity" || got.header.Get("Date") != epoch.UTC().Format(http.TimeFormat) {
+	if got.header.Get("Server") != "simulated-managed-identity" ||
+		got.header.Get("Date") != epoch.UTC().Format(http.TimeFormat) {
 		t.Errorf("headers %v", got.header)
 	}
-	for _, selector := range []string{"client_id=" + vision.ID, "object_id=00000000-0000-0000-0001-000000000001", "msi_res_id=" + userAssigned + "vision"} {
+	for _, selector := range []string{"client_id=" + vision.ID, "object_id=00000000-0000-0000-0001-000000000001",
+		"msi_res_id=" + userAssigned + "vision"} {
 		for _, path := range []string{imdsQuery, strings.Replace(imdsQuery, "?", "/?", 1)} {
 			f := get(t, s.URL()+path+"&"+selector, "Metadata", "true").fields(t)
 			if f["client_id"] != vision.ID || claimsOf(t, f["access_token"])["appid"] != vision.ID {
@@ -129,11 +132,14 @@ func TestIMDSRefusals(t *testing.T) {
 	s := start(t, ServerOptions{Backend: New(Options{Identities: DefaultIdentities()[1:]})})
 	const version = metadataPath + "?api-version=2018-02-01"
 	for _, c := range []struct{ name, path, header, value, want string }{
-		{"no header", imdsQuery, "Accept", "*/*", `{"error":"bad_request_102","error_description":"Required metadata header not specified"}`},
+		{"no header", imdsQuery, "Accept", "*/*",
+			`{"error":"bad_request_102","error_description":"Required metadata header not specified"}`},
 		{"header not lower case", imdsQuery, "Metadata", "True", "bad_request_102"},
 		{"probe", metadataPath, "Accept", "*/*", "bad_request_102"},
-		{"ambiguous", imdsQuery, "", "", `{"error":"invalid_request","error_description":"Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the token request"}`},
-		{"unknown", imdsQuery + "&client_id=x", "", "", `{"error":"invalid_request","error_description":"Identity not found"}`},
+		{"ambiguous", imdsQuery, "", "",
+			`{"error":"invalid_request","error_description":"Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the token request"}`},
+		{"unknown", imdsQuery + "&client_id=x", "", "",
+			`{"error":"invalid_request","error_description":"Identity not found"}`},
 		{"no resource", version, "", "", "'resource' is missing"},
 		{"long resource", version + "&resource=" + strings.Repeat("r", maxResource+1), "", "", "invalid_resource"},
 		{"no version", metadataPath + "?resource=r", "", "", "'api-version' is missing"},
@@ -184,7 +190,8 @@ func TestAppServiceForm(t *testing.T) {
 	}
 	for _, selector := range []string{"client_id=" + vision.ID, "object_id=00000000-0000-0000-0001-000000000001",
 		"principal_id=00000000-0000-0000-0001-000000000001", "mi_res_id=" + userAssigned + "vision"} {
-		if f := get(t, endpoint+appQuery+"&"+selector, "X-IDENTITY-HEADER", secret).fields(t); f["client_id"] != vision.ID {
+		if f := get(t, endpoint+appQuery+"&"+selector, "X-IDENTITY-HEADER",
+			secret).fields(t); f["client_id"] != vision.ID {
 			t.Errorf("%s: the token of %s", selector, f["client_id"])
 		}
 	}
@@ -243,10 +250,12 @@ func TestArcForm(t *testing.T) {
 	s := start(t, ServerOptions{Form: FormArc, ArcKeyDir: dir})
 	path := arcKey(t, s, arcQuery)
 	text, err := os.ReadFile(path)
-	if err != nil || filepath.Dir(path) != dir || filepath.Ext(path) != ".key" || len(text) < 32 || strings.ContainsAny(string(text), "\n ") {
+	if err != nil || filepath.Dir(path) != dir || filepath.Ext(path) != ".key" || len(text) < 32 ||
+		strings.ContainsAny(string(text), "\n ") {
 		t.Fatalf("key file %s: %q, %v", path, text, err)
 	}
-	for name, want := range map[string]os.FileMode{path: 0o640, dir: 0o750 | os.ModeDir, filepath.Dir(dir): 0o750 | os.ModeDir} {
+	for name, want := range map[string]os.FileMode{path: 0o640, dir: 0o750 | os.ModeDir,
+		filepath.Dir(dir): 0o750 | os.ModeDir} {
 		if info, err := os.Lstat(name); err != nil || info.Mode() != want {
 			t.Errorf("%s: %v, %v, want %v", name, info.Mode(), err, want)
 		}
@@ -264,7 +273,8 @@ func TestArcForm(t *testing.T) {
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("the used key file: %v", err)
 	}
-	if again := get(t, s.URL()+arcQuery, "Metadata", "true", "Authorization", "Basic "+string(text)); again.status != 401 {
+	if again := get(t, s.URL()+arcQuery, "Metadata", "true", "Authorization",
+		"Basic "+string(text)); again.status != 401 {
 		t.Errorf("a key used twice: %d %s", again.status, again.body)
 	}
 	if got := get(t, s.URL()+arcQuery); got.status != 400 || !strings.Contains(got.body, "bad_request_102") {
@@ -273,7 +283,8 @@ func TestArcForm(t *testing.T) {
 	if got := arcToken(t, s, strings.Replace(arcQuery, "2020-06-01", "2019-11-01", 1)); got.status != 200 {
 		t.Errorf("the older version: %d %s", got.status, got.body)
 	}
-	if got := arcToken(t, s, arcQuery+"&client_id=x"); got.status != 400 || !strings.Contains(got.body, "Identity not found") {
+	if got := arcToken(t, s, arcQuery+"&client_id=x"); got.status != 400 ||
+		!strings.Contains(got.body, "Identity not found") {
 		t.Errorf("unknown identity: %d %s", got.status, got.body)
 	}
 	if err := s.Close(t.Context()); err != nil {
@@ -288,7 +299,8 @@ func TestArcEchoesTheSelector(t *testing.T) {
 	t.Parallel()
 	for _, legacy := range []bool{false, true} {
 		s := start(t, ServerOptions{Form: FormArc, LegacyArc: legacy})
-		for param, id := range map[string]string{"client_id": vision.ID, "object_id": "00000000-0000-0000-0001-000000000001", "msi_res_id": userAssigned + "vision"} {
+		for param, id := range map[string]string{"client_id": vision.ID,
+			"object_id": "00000000-0000-0000-0001-000000000001", "msi_res_id": userAssigned + "vision"} {
 			f := arcToken(t, s, arcQuery+"&"+param+"="+id).fields(t)
 			appid := claimsOf(t, f["access_token"])["appid"]
 			if !legacy && (f[param] != id || appid != vision.ID) {

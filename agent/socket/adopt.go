@@ -24,9 +24,9 @@ func (l *Listener) Inode() (uint64, error) {
 	return st.Ino, nil
 }
 
-// Adopt takes up a socket that an earlier process had made with Listen, by its listener, which was kept open
-// meanwhile, and its Inode. It takes over inner, also with an error, and then leaves what is at the path alone: something
-// else than that socket.
+// Adopt takes up a socket that an earlier process had made with Listen, by its listener, which was kept open meanwhile,
+// and its Inode. It takes over inner, also with an error, and then leaves what is at the path alone: something else
+// than that socket.
 func (h *Held) Adopt(folder, name string, inner *net.UnixListener, inode uint64) (*Listener, error) {
 	inner.SetUnlinkOnClose(false)
 	l, err := h.adopt(folder, name, inner, inode)
@@ -48,7 +48,8 @@ func (h *Held) adopt(folder, name string, inner *net.UnixListener, inode uint64)
 	made, err := openMade(in, name)
 	if err == nil {
 		var there unix.Stat_t
-		if err = unix.Fstat(int(made.Fd()), &there); err == nil && (there.Mode&unix.S_IFMT != unix.S_IFSOCK || there.Ino != inode) {
+		if err = unix.Fstat(int(made.Fd()), &there); err == nil &&
+			(there.Mode&unix.S_IFMT != unix.S_IFSOCK || there.Ino != inode) {
 			err = errors.New("something else is in the socket's place")
 		}
 		if err != nil {
@@ -66,8 +67,8 @@ func (h *Held) adopt(folder, name string, inner *net.UnixListener, inode uint64)
 // Leave has Close leave the socket at its path, for the process that will adopt it.
 func (l *Listener) Leave() { l.left.Store(true) }
 
-// RemoveFolder removes a folder below the locked one with the socket name in it, when nobody serves that and nothing else
-// is there. A folder that is not there is no error.
+// RemoveFolder removes a folder below the locked one with the socket name in it, when nobody serves that and nothing
+// else is there. A folder that is not there is no error.
 func (h *Held) RemoveFolder(folder, name string) error {
 	path := filepath.Join(h.dir, folder)
 	if folder == "" || !filepath.IsLocal(folder) {

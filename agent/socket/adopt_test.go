@@ -129,7 +129,8 @@ func TestRemoveFolder(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "modules", "link")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := h.Folders("modules"); err != nil || !slices.Equal(got, []string{"dead", "empty", "full", "odd", "served"}) {
+	if got, err := h.Folders("modules"); err != nil ||
+		!slices.Equal(got, []string{"dead", "empty", "full", "odd", "served"}) {
 		t.Errorf("%v, %v", got, err)
 	}
 	for name, want := range map[string]string{

@@ -118,7 +118,8 @@ func checkFree(folder *os.File, name, path string) error {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return nil
 	default:
-		return fmt.Errorf("whether anyone serves on %s cannot be told: %w: stop whoever made it, then remove it", path, err)
+		return fmt.Errorf("whether anyone serves on %s cannot be told: %w: stop whoever made it, then remove it", path,
+			err)
 	}
 }
 
@@ -152,8 +153,8 @@ func serve(folder *os.File, name string, mode fs.FileMode, gid int) (*Listener, 
 	return l, nil
 }
 
-// temporaryOf is where a socket is until it has its mode and group. It is fixed: whoever holds the lock is the only one to
-// use it.
+// temporaryOf is where a socket is until it has its mode and group. It is fixed: whoever holds the lock is the only one
+// to use it.
 func temporaryOf(name string) string { return "." + name + ".new" }
 
 func bind(folder *os.File, name string, mode fs.FileMode, gid int) (*net.UnixListener, *os.File, error) {
@@ -192,11 +193,13 @@ func permit(folder *os.File, name string, mode fs.FileMode, gid int) (*os.File, 
 		return nil, errors.Join(err, made.Close())
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() {
-		return nil, errors.Join(errors.New("something else took the new socket's place while it was made"), made.Close())
+		return nil, errors.Join(errors.New("something else took the new socket's place while it was made"),
+			made.Close())
 	}
 	if gid >= 0 {
 		if err := unix.Fchownat(fd, "", -1, gid, unix.AT_EMPTY_PATH); err != nil {
-			return nil, errors.Join(fmt.Errorf("give it to group %d: %w: run perceptd as root or as a member of that group", gid, err), made.Close())
+			return nil, errors.Join(fmt.Errorf(
+				"give it to group %d: %w: run perceptd as root or as a member of that group", gid, err), made.Close())
 		}
 	}
 	// fchmod refuses such a handle (EBADF), its entry in /proc does not; the group goes first, since a

@@ -101,7 +101,8 @@ func openStep(at *os.File, step, path string, private bool) (*os.File, error) {
 		err = nil
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: nobody else may get there, and its mode cannot be changed: %w", path, err), next.Close())
+		return nil, errors.Join(fmt.Errorf("%s: nobody else may get there, and its mode cannot be changed: %w", path,
+			err), next.Close())
 	}
 	return next, nil
 }
@@ -116,8 +117,8 @@ func (h *Held) held(err error) error {
 	return err
 }
 
-// lockOlder takes the lock of an earlier version where there is one, so that such a daemon does not serve beside this one.
-// What that version would not have made, or another user could lock, is no lock.
+// lockOlder takes the lock of an earlier version where there is one, so that such a daemon does not serve beside this
+// one. What that version would not have made, or another user could lock, is no lock.
 func lockOlder(folder *os.File) (*lock.Folder, error) {
 	fd, err := unix.Openat(int(folder.Fd()), olderLock, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -125,7 +126,8 @@ func lockOlder(folder *os.File) (*lock.Folder, error) {
 	}
 	file := os.NewFile(uintptr(fd), filepath.Join(folder.Name(), olderLock))
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || !ours(st.Uid) || st.Mode&0o077 != 0 {
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || !ours(st.Uid) ||
+		st.Mode&0o077 != 0 {
 		return nil, file.Close()
 	}
 	return lock.TakeFile(file)
@@ -138,11 +140,13 @@ func checkFolder(fd int, path string) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	if !ours(st.Uid) {
-		return fmt.Errorf("%s belongs to user %d, neither root nor user %d who runs perceptd: start it as that user, or name another folder with --runtime-dir",
+		return fmt.Errorf("%s belongs to user %d, neither root nor user %d who runs perceptd: start it as that user, "+
+			"or name another folder with --runtime-dir",
 			path, st.Uid, os.Geteuid())
 	}
 	if st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
-		return fmt.Errorf("others may write in %s (mode %04o): chmod go-w it, or name another folder with --runtime-dir",
+		return fmt.Errorf(
+			"others may write in %s (mode %04o): chmod go-w it, or name another folder with --runtime-dir",
 			path, st.Mode&0o7777)
 	}
 	return nil

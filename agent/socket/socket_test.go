@@ -217,7 +217,8 @@ func TestListenRefusesWhatItCannotReplace(t *testing.T) {
 	h := locked(t, dir)
 	target := filepath.Join(folder(t), "elsewhere.sock")
 	stale(t, target)
-	datagram, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: filepath.Join(dir, "datagram")})
+	datagram, err := net.ListenUnixgram("unixgram",
+		&net.UnixAddr{Net: "unixgram", Name: filepath.Join(dir, "datagram")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -462,7 +463,10 @@ func TestLockIgnoresWhatIsNoOlderOne(t *testing.T) {
 		"hard link": func(path string) error {
 			return errors.Join(os.WriteFile(path+".2", nil, 0o600), os.Link(path+".2", path))
 		},
-		"open to others": func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o600), os.Chmod(path, 0o644)) },
+		"open to others": func(path string) error {
+			return errors.Join(os.WriteFile(path, nil, 0o600),
+				os.Chmod(path, 0o644))
+		},
 	} {
 		dir := folder(t)
 		path := filepath.Join(dir, olderLock)
@@ -487,7 +491,8 @@ func TestLockNamesItsHolder(t *testing.T) {
 	dir := folder(t)
 	h := locked(t, dir)
 	_, err := Lock(dir, private)
-	wantError(t, err, "another perceptd (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir, "stop it", "--runtime-dir and --state-dir")
+	wantError(t, err, "another perceptd (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir, "stop it",
+		"--runtime-dir and --state-dir")
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -618,7 +623,8 @@ func TestListenWhateverTheUmask(t *testing.T) {
 		unix.Umask(mask)
 		listen(t, h, "modules/vision", "token.sock")
 		unix.Umask(0o022)
-		for path, want := range map[string]fs.FileMode{"modules": 0o700, "modules/vision": 0o755, "modules/vision/token.sock": 0o666} {
+		for path, want := range map[string]fs.FileMode{"modules": 0o700, "modules/vision": 0o755,
+			"modules/vision/token.sock": 0o666} {
 			if st, err := os.Stat(filepath.Join(dir, path)); err != nil || st.Mode().Perm() != want {
 				t.Errorf("umask %03o: %s has %v, %v, want %v", mask, path, st.Mode(), err, want)
 			}
@@ -635,7 +641,8 @@ func TestDescriptorsAreCloseOnExec(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	for name, fd := range map[string]uintptr{"folder": h.folder.Fd(), "socket folder": l.folder.Fd(), "inode": l.made.Fd(), "socket": file.Fd()} {
+	for name, fd := range map[string]uintptr{"folder": h.folder.Fd(), "socket folder": l.folder.Fd(),
+		"inode": l.made.Fd(), "socket": file.Fd()} {
 		if flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
 			t.Errorf("%s: flags %#x, %v", name, flags, err)
 		}

@@ -13,7 +13,8 @@ func TestTimes(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	on := now.Add(24 * time.Hour)
-	jwt, ahead := makeJWT(claimsAt(now)), makeJWT(claimsAt(now).with(object{"iat": now.Unix() + 12*3600, "nbf": now.Unix() + 12*3600}))
+	jwt, ahead := makeJWT(claimsAt(now)), makeJWT(claimsAt(now).with(object{"iat": now.Unix() + 12*3600,
+		"nbf": now.Unix() + 12*3600}))
 	for _, test := range []struct {
 		name    string
 		changes object
@@ -24,49 +25,91 @@ func TestTimes(t *testing.T) {
 		ignored string    // fields
 	}{
 		{name: "as IMDS", left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "as App Service", changes: object{"expires_in": nil}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "JSON numbers", changes: object{"expires_in": 3600, "expires_on": on.Unix()}, left: time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "RFC 3339", changes: object{"expires_in": nil, "expires_on": "2026-11-24T13:00:00.5+01:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "American date", changes: object{"expires_in": nil, "expires_on": "11/24/2026 12:00:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "date and time", changes: object{"expires_in": nil, "expires_on": "2026-11-24 12:00:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "expires_in alone", changes: object{"expires_on": nil, "not_before": nil, "expires_in": "600"}, left: 10 * time.Minute, on: now.Add(10 * time.Minute)},
+		{name: "as App Service", changes: object{"expires_in": nil}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute},
+		{name: "JSON numbers", changes: object{"expires_in": 3600, "expires_on": on.Unix()}, left: time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute},
+		{name: "RFC 3339", changes: object{"expires_in": nil, "expires_on": "2026-11-24T13:00:00.5+01:00"},
+			left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "American date", changes: object{"expires_in": nil, "expires_on": "11/24/2026 12:00:00"},
+			left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "date and time", changes: object{"expires_in": nil, "expires_on": "2026-11-24 12:00:00"},
+			left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "expires_in alone", changes: object{"expires_on": nil, "not_before": nil, "expires_in": "600"},
+			left: 10 * time.Minute, on: now.Add(10 * time.Minute)},
 		{name: "no not_before", changes: object{"not_before": nil}, left: 24 * time.Hour},
 		{name: "not_before 0", changes: object{"not_before": "0"}, left: 24 * time.Hour},
-		{name: "life told by the JWT", changes: object{"not_before": nil, "access_token": jwt}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "clock years behind", changes: object{"expires_in": nil}, now: now.AddDate(-20, 0, 0), left: 24*time.Hour + 5*time.Minute, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "clock years ahead, expires_in wins", now: now.AddDate(20, 0, 0), left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "28 hours", changes: object{"expires_in": "100800", "expires_on": now.Unix() + 100800}, left: 28 * time.Hour, nominal: 28*time.Hour + 5*time.Minute},
-		{name: "an unlikely nominal life is not believed", changes: object{"expires_in": "100801", "expires_on": now.Unix() + 100801}, left: 100801 * time.Second},
-		{name: "a very short one neither", changes: object{"expires_in": "10", "expires_on": now.Unix() + 10}, left: 10 * time.Second},
-		{name: "half a second", changes: object{"expires_in": 3600.5}, left: time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "half a second in words", changes: object{"expires_in": "3600.0"}, left: time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "expires_on with a fraction", changes: object{"expires_in": nil, "expires_on": float64(on.Unix()) + 0.5}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "twelve hours", changes: object{"expires_in": nil, "expires_on": "11/24/2026 12:00:00 PM +00:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "twelve hours, of App Service's first version", changes: object{"expires_in": nil, "expires_on": "11/24/2026 2:00:00 PM +02:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "expires_in 0", changes: object{"expires_in": "0"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
-		{name: "expires_in negative", changes: object{"expires_in": -1}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
-		{name: "expires_in in milliseconds", changes: object{"expires_in": 86400000}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
-		{name: "expires_on in milliseconds", changes: object{"expires_on": on.UnixMilli()}, left: 24 * time.Hour, ignored: "expires_on"},
-		{name: "expires_on in 2200", changes: object{"expires_on": latestTime + 1}, left: 24 * time.Hour, ignored: "expires_on"},
-		{name: "expires_on in 9999", changes: object{"expires_on": 253402300799}, left: 24 * time.Hour, ignored: "expires_on"},
-		{name: "the JWT's times in 2200", changes: object{"not_before": nil, "access_token": makeJWT(claimsAt(now).with(object{"iat": latestTime + 1, "nbf": latestTime + 1, "exp": latestTime + 1}))}, left: 24 * time.Hour},
-		{name: "expires_on a duration", changes: object{"expires_on": "86400"}, left: 24 * time.Hour, ignored: "expires_on"},
+		{name: "life told by the JWT", changes: object{"not_before": nil, "access_token": jwt}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute},
+		{name: "clock years behind", changes: object{"expires_in": nil}, now: now.AddDate(-20, 0, 0),
+			left: 24*time.Hour + 5*time.Minute, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "clock years ahead, expires_in wins", now: now.AddDate(20, 0, 0), left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute},
+		{name: "28 hours", changes: object{"expires_in": "100800", "expires_on": now.Unix() + 100800},
+			left: 28 * time.Hour, nominal: 28*time.Hour + 5*time.Minute},
+		{name: "an unlikely nominal life is not believed",
+			changes: object{"expires_in": "100801", "expires_on": now.Unix() + 100801}, left: 100801 * time.Second},
+		{name: "a very short one neither", changes: object{"expires_in": "10", "expires_on": now.Unix() + 10},
+			left: 10 * time.Second},
+		{name: "half a second", changes: object{"expires_in": 3600.5}, left: time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute},
+		{name: "half a second in words", changes: object{"expires_in": "3600.0"}, left: time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute},
+		{name: "expires_on with a fraction", changes: object{"expires_in": nil, "expires_on": float64(on.Unix()) + 0.5},
+			left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "twelve hours", changes: object{"expires_in": nil, "expires_on": "11/24/2026 12:00:00 PM +00:00"},
+			left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "twelve hours, of App Service's first version",
+			changes: object{"expires_in": nil,
+				"expires_on": "11/24/2026 2:00:00 PM +02:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+		{name: "expires_in 0", changes: object{"expires_in": "0"}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
+		{name: "expires_in negative", changes: object{"expires_in": -1}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
+		{name: "expires_in in milliseconds", changes: object{"expires_in": 86400000}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
+		{name: "expires_on in milliseconds", changes: object{"expires_on": on.UnixMilli()}, left: 24 * time.Hour,
+			ignored: "expires_on"},
+		{name: "expires_on in 2200", changes: object{"expires_on": latestTime + 1}, left: 24 * time.Hour,
+			ignored: "expires_on"},
+		{name: "expires_on in 9999", changes: object{"expires_on": 253402300799}, left: 24 * time.Hour,
+			ignored: "expires_on"},
+		{name: "the JWT's times in 2200",
+			changes: object{"not_before": nil,
+				"access_token": makeJWT(claimsAt(now).with(object{"iat": latestTime + 1, "nbf": latestTime + 1,
+					"exp": latestTime + 1}))}, left: 24 * time.Hour},
+		{name: "expires_on a duration", changes: object{"expires_on": "86400"}, left: 24 * time.Hour,
+			ignored: "expires_on"},
 		{name: "expires_on words", changes: object{"expires_on": canary}, left: 24 * time.Hour, ignored: "expires_on"},
-		{name: "refresh_in with a fraction", changes: object{"refresh_in": 43200.5}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "refresh_in negative", changes: object{"refresh_in": -1}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
-		{name: "refresh_in of a month", changes: object{"refresh_in": 30 * 86400}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
-		{name: "refresh_in words", changes: object{"refresh_in": canary}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
+		{name: "refresh_in with a fraction", changes: object{"refresh_in": 43200.5}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute},
+		{name: "refresh_in negative", changes: object{"refresh_in": -1}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
+		{name: "refresh_in of a month", changes: object{"refresh_in": 30 * 86400}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
+		{name: "refresh_in words", changes: object{"refresh_in": canary}, left: 24 * time.Hour,
+			nominal: 24*time.Hour + 5*time.Minute, ignored: "refresh_in"},
 		{name: "not_before words", changes: object{"not_before": canary}, left: 24 * time.Hour, ignored: "not_before"},
-		{name: "not_before after the expiry", changes: object{"not_before": now.Unix() + 100000}, left: 24 * time.Hour, ignored: "not_before"},
-		{name: "not_before at the expiry", changes: object{"not_before": on.Unix()}, left: 24 * time.Hour, ignored: "not_before"},
-		{name: "not_before within the life that is counted", changes: object{"not_before": now.Unix() + 60}, left: 24*time.Hour - time.Minute, nominal: 24*time.Hour - time.Minute},
-		{name: "not_before hours ahead of the count and of the clock", changes: object{"not_before": now.Unix() + 12*3600}, left: 24 * time.Hour},
-		{name: "the same by a clock that says otherwise than the count", changes: object{"not_before": now.Unix() + 12*3600}, now: now.Add(-time.Hour), left: 12 * time.Hour, nominal: 12 * time.Hour},
-		{name: "the same by the JWT alone", changes: object{"not_before": nil, "access_token": ahead}, left: 24 * time.Hour},
-		{name: "the same against the JWT's word", changes: object{"not_before": now.Unix() + 60, "access_token": jwt}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "not_before"},
-		{name: "not_before a minute before the expiry", changes: object{"not_before": on.Unix() - 60}, left: 24 * time.Hour, ignored: "not_before"},
-		{name: "not_before senseless, life told by the JWT", changes: object{"not_before": canary, "access_token": jwt}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "not_before"},
-		{name: "all of them", changes: object{"not_before": canary, "refresh_in": canary, "expires_in": canary}, left: 24 * time.Hour, ignored: "expires_in refresh_in not_before"},
+		{name: "not_before after the expiry", changes: object{"not_before": now.Unix() + 100000}, left: 24 * time.Hour,
+			ignored: "not_before"},
+		{name: "not_before at the expiry", changes: object{"not_before": on.Unix()}, left: 24 * time.Hour,
+			ignored: "not_before"},
+		{name: "not_before within the life that is counted", changes: object{"not_before": now.Unix() + 60},
+			left: 24*time.Hour - time.Minute, nominal: 24*time.Hour - time.Minute},
+		{name: "not_before hours ahead of the count and of the clock",
+			changes: object{"not_before": now.Unix() + 12*3600}, left: 24 * time.Hour},
+		{name: "the same by a clock that says otherwise than the count",
+			changes: object{"not_before": now.Unix() + 12*3600}, now: now.Add(-time.Hour), left: 12 * time.Hour, nominal: 12 * time.Hour},
+		{name: "the same by the JWT alone", changes: object{"not_before": nil, "access_token": ahead},
+			left: 24 * time.Hour},
+		{name: "the same against the JWT's word", changes: object{"not_before": now.Unix() + 60, "access_token": jwt},
+			left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "not_before"},
+		{name: "not_before a minute before the expiry", changes: object{"not_before": on.Unix() - 60},
+			left: 24 * time.Hour, ignored: "not_before"},
+		{name: "not_before senseless, life told by the JWT", changes: object{"not_before": canary, "access_token": jwt},
+			left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute, ignored: "not_before"},
+		{name: "all of them", changes: object{"not_before": canary, "refresh_in": canary, "expires_in": canary},
+			left: 24 * time.Hour, ignored: "expires_in refresh_in not_before"},
 		{name: "null is absent", changes: object{}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -128,7 +171,8 @@ func TestRefreshIn(t *testing.T) {
 func TestEchoesThatAreNone(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	for name, echo := range map[string]any{"resource": 1, "client_id": []string{objectID}, "object_id": 7, "msi_res_id": object{}, "mi_res_id": true} {
+	for name, echo := range map[string]any{"resource": 1, "client_id": []string{objectID}, "object_id": 7,
+		"msi_res_id": object{}, "mi_res_id": true} {
 		a, err := parseAnswer(fieldsOf(goodAnswer(now).with(object{name: echo})), true)
 		if err != nil || !slices.Equal(a.ignored, []string{name}) {
 			t.Errorf("%s %v: %v, ignored %q", name, echo, err, a.ignored)
@@ -210,7 +254,8 @@ func TestBodiesThatAreNone(t *testing.T) {
 	}
 }
 
-// exp is by the issuer's clock, which this device's may not agree with: none of these but those that say so depends on it.
+// exp is by the issuer's clock, which this device's may not agree with: none of these but those that say so depends on
+// it.
 func TestOwnExpiry(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC) // by the issuer's clock
@@ -239,13 +284,17 @@ func TestOwnExpiry(t *testing.T) {
 
 		{"expires_on alone, earlier than it", onAlone, now.Add(time.Hour), right, time.Hour, now.Add(time.Hour)},
 		{"expires_on alone, an hour ago", onAlone, now.Add(-time.Hour), right, 0, time.Time{}},
-		{"expires_on alone, clock behind: no more than it was given", onAlone, day, behind, 24*time.Hour + 5*time.Minute, day},
-		{"expires_on alone, a clock that is said to be right and three days ahead", onAlone, day, ahead, 0, time.Time{}},
+		{"expires_on alone, clock behind: no more than it was given", onAlone, day, behind,
+			24*time.Hour + 5*time.Minute, day},
+		{"expires_on alone, a clock that is said to be right and three days ahead", onAlone, day, ahead, 0,
+			time.Time{}},
 
 		{"expires_in alone", inAlone, day, right, 24 * time.Hour, day},
-		{"expires_in alone, clock ahead: no reason to refuse it, and the cache knows when", inAlone, day, ahead, 24 * time.Hour, day},
+		{"expires_in alone, clock ahead: no reason to refuse it, and the cache knows when", inAlone, day, ahead,
+			24 * time.Hour, day},
 		{"expires_in alone, clock behind the token", inAlone, day, behind, 24 * time.Hour, day},
-		{"expires_in alone, an hour ago: for the cache to judge by a clock it knows", inAlone, now.Add(-time.Hour), right, 24 * time.Hour, now.Add(-time.Hour)},
+		{"expires_in alone, an hour ago: for the cache to judge by a clock it knows", inAlone, now.Add(-time.Hour),
+			right, 24 * time.Hour, now.Add(-time.Hour)},
 		{"expires_in alone, later than it", inAlone, day.Add(time.Hour), right, 24 * time.Hour, day},
 		{"expires_in alone, none", inAlone, time.Time{}, right, 24 * time.Hour, day},
 	} {
@@ -256,7 +305,8 @@ func TestOwnExpiry(t *testing.T) {
 				issued := min(now.Unix(), test.exp.Unix()-86400) - 300
 				claims = claims.with(object{"exp": test.exp.Unix(), "iat": issued, "nbf": issued})
 			}
-			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.answer).and("access_token", makeJWT(claims))), true)
+			a, err := parseAnswer(fieldsOf(goodAnswer(now).with(test.answer).and("access_token", makeJWT(claims))),
+				true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -268,7 +318,8 @@ func TestOwnExpiry(t *testing.T) {
 				return
 			}
 			if err != nil || got.Left != test.left || !got.Token.ExpiresOn.Equal(test.on) {
-				t.Errorf("%v left, expires on %v, %v\nwant %v on %v", got.Left, got.Token.ExpiresOn, err, test.left, test.on)
+				t.Errorf("%v left, expires on %v, %v\nwant %v on %v", got.Left, got.Token.ExpiresOn, err, test.left,
+					test.on)
 			}
 		})
 	}
@@ -300,7 +351,8 @@ func TestLifeThatIsOverByTheBackEndsCount(t *testing.T) {
 func TestExpiryByAClockThatIsAhead(t *testing.T) {
 	t.Parallel()
 	now := time.Now().Truncate(time.Second)
-	past := makeJWT(claimsAt(now).with(object{"exp": now.Unix() - 3600, "iat": now.Unix() - 90000, "nbf": now.Unix() - 90000}))
+	past := makeJWT(claimsAt(now).with(object{"exp": now.Unix() - 3600, "iat": now.Unix() - 90000,
+		"nbf": now.Unix() - 90000}))
 	for _, test := range []struct {
 		name    string
 		changes object
@@ -331,7 +383,8 @@ func TestSenselessOwnExpiry(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	for _, exp := range []any{0, -1, "soon", now.Unix() - 400, now.UnixMilli()} {
-		a, err := parseAnswer(fieldsOf(goodAnswer(now).and("access_token", makeJWT(claimsAt(now).and("exp", exp)))), true)
+		a, err := parseAnswer(fieldsOf(goodAnswer(now).and("access_token", makeJWT(claimsAt(now).and("exp", exp)))),
+			true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -344,12 +397,14 @@ func TestSenselessOwnExpiry(t *testing.T) {
 func FuzzParseAnswer(f *testing.F) {
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	f.Add(goodAnswer(now).String())
-	f.Add(goodAnswer(now).with(object{"access_token": makeJWT(claimsAt(now)), "expires_in": nil, "client_id": clientID}).String())
+	f.Add(goodAnswer(now).with(object{"access_token": makeJWT(claimsAt(now)), "expires_in": nil,
+		"client_id": clientID}).String())
 	f.Add(`{"access_token":"a","expires_on":"2026-11-24T12:00:00Z","not_before":null,"refresh_in":1}`)
 	f.Add(`{"access_token":"a","expires_on":-1}`)
 	f.Add(`{"access_token":"a","expires_in":3599.5,"expires_on":"11/24/2026 1:09:39 AM +00:00","refresh_in":-1,"not_before":"never"}`)
 	f.Add(goodAnswer(now).and("access_token", makeJWT(claimsAt(now).and("exp", now.Unix()+3600))).String())
-	f.Add(goodAnswer(now).with(object{"access_token": makeJWT(claimsAt(now).and("exp", now.Unix()-200)), "expires_on": nil}).String())
+	f.Add(goodAnswer(now).with(object{"access_token": makeJWT(claimsAt(now).and("exp", now.Unix()-200)),
+		"expires_on": nil}).String())
 	f.Add("<html>")
 	f.Fuzz(func(t *testing.T, body string) {
 		a, err := parseAnswer(parseFields([]byte(body)), true)
@@ -369,7 +424,8 @@ func FuzzParseAnswer(f *testing.F) {
 		if got.Token.Text.IsZero() || !tokenSafe(got.Token.Text.Reveal()) {
 			t.Error("a token that cannot be used")
 		}
-		if got.Left <= 0 || got.Left > longestLife || got.RefreshIn < 0 || got.RefreshIn >= got.Left || got.Token.ExpiresOn.IsZero() {
+		if got.Left <= 0 || got.Left > longestLife || got.RefreshIn < 0 || got.RefreshIn >= got.Left ||
+			got.Token.ExpiresOn.IsZero() {
 			t.Errorf("left %v, refresh in %v, expires on %v", got.Left, got.RefreshIn, got.Token.ExpiresOn)
 		}
 		if n := got.Nominal; n != 0 && (n < shortestNominal || n > longestNominal || got.Left > n) {

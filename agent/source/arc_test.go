@@ -73,7 +73,8 @@ func arcAgent(t *testing.T, challenge, key string, answer http.HandlerFunc) (_ *
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		shown := r.Header.Get("Authorization")
 		*legs = append(*legs, shown) // one request at a time
-		if r.URL.Path != "/metadata/identity/oauth2/token" || r.URL.Query().Get("api-version") != "2020-06-01" || r.Header.Get("Metadata") != "true" {
+		if r.URL.Path != "/metadata/identity/oauth2/token" || r.URL.Query().Get("api-version") != "2020-06-01" ||
+			r.Header.Get("Metadata") != "true" {
 			t.Errorf("asked %s with %v", r.URL, r.Header)
 		}
 		switch {
@@ -140,7 +141,8 @@ func TestArc(t *testing.T) {
 		legs            int
 	}{
 		{"key refused", "good.key", answering(401, canary), tokencache.Refused, "systemctl restart himdsd", 2},
-		{"identity unknown", "good.key", answering(400, `{"error_description":"Identity not found"}`), tokencache.IdentityNotFound, "enable it", 2},
+		{"identity unknown", "good.key", answering(400, `{"error_description":"Identity not found"}`),
+			tokencache.IdentityNotFound, "enable it", 2},
 		{"offline", "good.key", answering(500, canary), tokencache.Unreachable, "azcmagent show", 2},
 		{"key behind a link", "link.key", nil, tokencache.Malformed, "link.key is not a regular file", 1},
 		{"key with a line end", "line.key", nil, tokencache.Malformed, "line end", 1},

@@ -9,7 +9,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// Beside expires_in alone, a token's own exp is judged by the cache, and only while the device's clock is known to be right.
+// Beside expires_in alone, a token's own exp is judged by the cache, and only while the device's clock is known to be
+// right.
 func TestOwnExpiryByAClockThatIsKnown(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -31,7 +32,8 @@ func TestOwnExpiryByAClockThatIsKnown(t *testing.T) {
 			text := makeJWT(object{"exp": exp, "iat": exp - 86700, "nbf": exp - 86700})
 			wall := func() time.Time { return time.Now().Add(test.ahead) }
 			m := imds(t, func(w http.ResponseWriter, _ *http.Request) {
-				fmt.Fprint(w, goodAnswer(time.Now()).with(object{"access_token": text, "expires_on": nil, "not_before": nil}))
+				fmt.Fprint(w, goodAnswer(time.Now()).with(object{"access_token": text, "expires_on": nil,
+					"not_before": nil}))
 			})
 			m.transport.wall = wall
 			cache := tokencache.New(tokencache.Options{Fetch: m.Fetch, Clock: tokencache.Clock{
@@ -50,8 +52,8 @@ func TestOwnExpiryByAClockThatIsKnown(t *testing.T) {
 	}
 }
 
-// By the cache's own hand: a clock that is days ahead, and that nobody vouches for, keeps nobody from a token of an endpoint
-// that tells the expiry alone.
+// By the cache's own hand: a clock that is days ahead, and that nobody vouches for, keeps nobody from a token of an
+// endpoint that tells the expiry alone.
 func TestTokenOnADeviceThatIsAhead(t *testing.T) {
 	t.Parallel()
 	m := imds(t, func(w http.ResponseWriter, _ *http.Request) {

@@ -116,11 +116,13 @@ func TestKeyFileOfAnotherUser(t *testing.T) {
 		_, failed := readChallenge([]string{"Basic realm=" + path}, dir)
 		done <- failed
 	}()
-	wantFailure(t, <-done, tokencache.Refused, path+" may not be read: add the user that perceptd runs as to the group himds")
+	wantFailure(t, <-done, tokencache.Refused,
+		path+" may not be read: add the user that perceptd runs as to the group himds")
 }
 
 func FuzzKeyPath(f *testing.F) {
-	for _, seed := range []string{"", "Basic realm=" + arcKeyDir + "/a.key", "Basic realm=" + arcKeyDir + "/../a.key", `Basic realm="x"`} {
+	for _, seed := range []string{"", "Basic realm=" + arcKeyDir + "/a.key", "Basic realm=" + arcKeyDir + "/../a.key",
+		`Basic realm="x"`} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, header string) {

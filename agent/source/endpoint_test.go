@@ -23,8 +23,9 @@ func variables(pairs ...string) func(string) string {
 func TestLocate(t *testing.T) {
 	t.Parallel()
 	var (
-		none    = environment{getenv: variables()}
-		app     = environment{getenv: variables(envEndpoint, "http://localhost:42356/msi/token", envHeader, canary, envIMDS, "x")}
+		none = environment{getenv: variables()}
+		app  = environment{getenv: variables(envEndpoint, "http://localhost:42356/msi/token", envHeader, canary,
+			envIMDS, "x")}
 		arc     = environment{getenv: variables(envEndpoint, arcURL, envIMDS, "http://127.0.0.1:40342")}
 		himds   = environment{getenv: variables(), himds: true}
 		moved   = environment{getenv: variables(envEndpoint, "http://127.0.0.1:5/t"), himds: true}
@@ -81,15 +82,24 @@ func TestLocateRefuses(t *testing.T) {
 		words []string
 	}{
 		{"no such form", "azure", pod(""), []string{`"azure"`, "app-service"}},
-		{"Service Fabric", Auto, environment{getenv: variables(envEndpoint, arcURL, envHeader, canary, envThumbprint, canary)}, []string{"Service Fabric", envThumbprint}},
-		{"Cloud Shell", Auto, environment{getenv: variables(envMSI, canary), himds: true}, []string{"Cloud Shell", envMSI}},
-		{"Cloud Shell, another form named", IMDS, environment{getenv: variables(envMSI, canary)}, []string{"Cloud Shell", envMSI}},
-		{"Azure ML", Auto, environment{getenv: variables(envMSI, canary, envMSISecret, canary)}, []string{"Machine Learning", envMSISecret}},
-		{"app-service without variables", AppService, pod(""), []string{"set both IDENTITY_ENDPOINT and IDENTITY_HEADER"}},
-		{"app-service on Arc", AppService, arc, []string{"chooses arc since IDENTITY_ENDPOINT and IMDS_ENDPOINT are set", "set both"}},
-		{"arc without variables", Arc, pod(""), []string{"set both IDENTITY_ENDPOINT (" + arcURL + ") and IMDS_ENDPOINT, or install the agent"}},
-		{"arc on App Service", Arc, app(arcURL), []string{"chooses app-service", "unset IDENTITY_HEADER and set IMDS_ENDPOINT"}},
-		{"imds with the agent", IMDS, environment{getenv: variables(), himds: true}, []string{himdsFile, "choose endpoint arc"}},
+		{"Service Fabric", Auto, environment{getenv: variables(envEndpoint, arcURL, envHeader, canary, envThumbprint,
+			canary)}, []string{"Service Fabric", envThumbprint}},
+		{"Cloud Shell", Auto, environment{getenv: variables(envMSI, canary), himds: true},
+			[]string{"Cloud Shell", envMSI}},
+		{"Cloud Shell, another form named", IMDS, environment{getenv: variables(envMSI, canary)},
+			[]string{"Cloud Shell", envMSI}},
+		{"Azure ML", Auto, environment{getenv: variables(envMSI, canary, envMSISecret, canary)},
+			[]string{"Machine Learning", envMSISecret}},
+		{"app-service without variables", AppService, pod(""),
+			[]string{"set both IDENTITY_ENDPOINT and IDENTITY_HEADER"}},
+		{"app-service on Arc", AppService, arc,
+			[]string{"chooses arc since IDENTITY_ENDPOINT and IMDS_ENDPOINT are set", "set both"}},
+		{"arc without variables", Arc, pod(""),
+			[]string{"set both IDENTITY_ENDPOINT (" + arcURL + ") and IMDS_ENDPOINT, or install the agent"}},
+		{"arc on App Service", Arc, app(arcURL),
+			[]string{"chooses app-service", "unset IDENTITY_HEADER and set IMDS_ENDPOINT"}},
+		{"imds with the agent", IMDS, environment{getenv: variables(), himds: true},
+			[]string{himdsFile, "choose endpoint arc"}},
 		{"imds with Arc's variables", IMDS, arc, []string{"unset IDENTITY_ENDPOINT and IMDS_ENDPOINT"}},
 		{"imds on App Service", IMDS, app(arcURL), []string{"unset IDENTITY_ENDPOINT and IDENTITY_HEADER"}},
 		{"a path for a URL", Auto, app("/" + canary), []string{envEndpoint + " is not an absolute http or https URL"}},
@@ -102,10 +112,13 @@ func TestLocateRefuses(t *testing.T) {
 		{"port 0", Auto, app("http://host:0/"), []string{"1 to 65535"}},
 		{"port 65536", Auto, app("http://host:65536/"), []string{"1 to 65535"}},
 		{"any address", Auto, app("http://0.0.0.0:80/"), []string{"listen"}},
-		{"a header of two lines", Auto, environment{getenv: variables(envEndpoint, arcURL, envHeader, canary+"\n")}, []string{envHeader, "line end"}},
+		{"a header of two lines", Auto, environment{getenv: variables(envEndpoint, arcURL, envHeader, canary+"\n")},
+			[]string{envHeader, "line end"}},
 		{"authority host over TLS", Auto, pod("https://host"), []string{envAuthorityHost, "http://HOST:PORT"}},
-		{"authority host with a path", Auto, pod("http://host/metadata"), []string{envAuthorityHost, "http://HOST:PORT"}},
-		{"authority host with a query", Auto, pod("http://host?" + canary), []string{envAuthorityHost, "http://HOST:PORT"}},
+		{"authority host with a path", Auto, pod("http://host/metadata"),
+			[]string{envAuthorityHost, "http://HOST:PORT"}},
+		{"authority host with a query", Auto, pod("http://host?" + canary),
+			[]string{envAuthorityHost, "http://HOST:PORT"}},
 		{"authority host without a scheme", Auto, pod("host:80"), []string{envAuthorityHost, "not an absolute"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -151,7 +164,8 @@ func TestDetectAgreesWithAzidentity(t *testing.T) {
 
 func TestNewNamesItself(t *testing.T) {
 	t.Parallel()
-	if _, err := New(Options{Endpoint: "no"}); err == nil || !strings.HasPrefix(err.Error(), "source managed-identity: ") {
+	if _, err := New(Options{Endpoint: "no"}); err == nil ||
+		!strings.HasPrefix(err.Error(), "source managed-identity: ") {
 		t.Errorf("got %v", err)
 	}
 }

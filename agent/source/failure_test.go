@@ -34,42 +34,65 @@ func TestStatusOtherThan200(t *testing.T) {
 		kind   tokencache.Kind
 		words  string
 	}{
-		{"unknown identity", IMDS, byClient, 400, oauth("invalid_request", "Identity not found"), tokencache.IdentityNotFound, "client_id " + clientID},
-		{"unknown identity, other words", IMDS, byObject, 400, oauth("invalid_request", "?"), tokencache.IdentityNotFound, "object_id"},
-		{"unknown identity on Arc", Arc, byARM, 400, oauth("invalid_request", "?"), tokencache.IdentityNotFound, "resource_id"},
+		{"unknown identity", IMDS, byClient, 400, oauth("invalid_request", "Identity not found"),
+			tokencache.IdentityNotFound, "client_id " + clientID},
+		{"unknown identity, other words", IMDS, byObject, 400, oauth("invalid_request", "?"),
+			tokencache.IdentityNotFound, "object_id"},
+		{"unknown identity on Arc", Arc, byARM, 400, oauth("invalid_request", "?"), tokencache.IdentityNotFound,
+			"resource_id"},
 		{"unknown identity on App Service", AppService, byClient, 400,
-			message("No User Assigned or Delegated Managed Identity found for specified ClientId/ResourceId/PrincipalId."), tokencache.IdentityNotFound, "client_id"},
-		{"no system-assigned identity", IMDS, system, 400, oauth("invalid_request", "Identity not found"), tokencache.IdentityNotFound, "enable it"},
-		{"several identities", IMDS, system, 400, oauth("invalid_request", "Multiple user assigned identities exist, please specify"), tokencache.IdentityNotFound, "several"},
-		{"unknown resource", IMDS, byClient, 400, oauth("invalid_resource", "AADSTS500011"), tokencache.Refused, "App ID URI"},
-		{"bad request", IMDS, system, 400, oauth("bad_request_102", "Required metadata header"), tokencache.Refused, "does not take"},
+			message("No User Assigned or Delegated Managed Identity found for specified " +
+				"ClientId/ResourceId/PrincipalId."), tokencache.IdentityNotFound, "client_id"},
+		{"no system-assigned identity", IMDS, system, 400, oauth("invalid_request", "Identity not found"),
+			tokencache.IdentityNotFound, "enable it"},
+		{"several identities", IMDS, system, 400,
+			oauth("invalid_request",
+				"Multiple user assigned identities exist, please specify"), tokencache.IdentityNotFound, "several"},
+		{"unknown resource", IMDS, byClient, 400, oauth("invalid_resource", "AADSTS500011"), tokencache.Refused,
+			"App ID URI"},
+		{"bad request", IMDS, system, 400, oauth("bad_request_102", "Required metadata header"), tokencache.Refused,
+			"does not take"},
 		{"bad request on App Service", AppService, byClient, 400, message("?"), tokencache.Refused, "does not take"},
 		{"bad request without a body", IMDS, system, 400, "", tokencache.Unreachable, "answered 400 with nothing"},
-		{"bad request with a page", IMDS, byClient, 400, "<html>" + canary, tokencache.Unreachable, "answered 400 with a web page"},
-		{"bad request with XML", IMDS, byClient, 400, "\ufeff <?xml version='1.0'?><Error>" + canary, tokencache.Unreachable, "or XML"},
+		{"bad request with a page", IMDS, byClient, 400, "<html>" + canary, tokencache.Unreachable,
+			"answered 400 with a web page"},
+		{"bad request with XML", IMDS, byClient, 400, "\ufeff <?xml version='1.0'?><Error>" + canary,
+			tokencache.Unreachable, "or XML"},
 		{"bad request in words", Arc, byClient, 400, canary, tokencache.Unreachable, "no JSON object"},
-		{"bad request cut off", IMDS, byClient, 400, oauth("invalid_request", "Identity not found")[:40], tokencache.Unreachable, "no JSON object"},
-		{"bad request without end", IMDS, byClient, 400, "{" + strings.Repeat(" ", maxBodyBytes), tokencache.Unreachable, "more than 64 KiB"},
+		{"bad request cut off", IMDS, byClient, 400, oauth("invalid_request", "Identity not found")[:40],
+			tokencache.Unreachable, "no JSON object"},
+		{"bad request without end", IMDS, byClient, 400, "{" + strings.Repeat(" ", maxBodyBytes),
+			tokencache.Unreachable, "more than 64 KiB"},
 		{"bad request packed", IMDS, byClient, 400, "\x1f\x8b\x08" + canary, tokencache.Unreachable, "no JSON object"},
 		{"bad request of a list", IMDS, byClient, 400, "[1]", tokencache.Unreachable, "no JSON object"},
-		{"bad request of a gateway", IMDS, byClient, 400, message("Identity not found"), tokencache.Unreachable, "JSON of another shape"},
-		{"bad request of a web framework", IMDS, byClient, 400, object{"error": "Bad Request", "path": canary}.String(), tokencache.Unreachable, "JSON of another shape"},
-		{"bad request of Azure's other services", IMDS, byClient, 400, object{"error": object{"code": "NotFound", "message": canary}}.String(), tokencache.Unreachable, "JSON of another shape"},
-		{"another status than it says on App Service", AppService, byClient, 403, message("Identity not found"), tokencache.Unreachable, "JSON of another shape"},
+		{"bad request of a gateway", IMDS, byClient, 400, message("Identity not found"), tokencache.Unreachable,
+			"JSON of another shape"},
+		{"bad request of a web framework", IMDS, byClient, 400, object{"error": "Bad Request", "path": canary}.String(),
+			tokencache.Unreachable, "JSON of another shape"},
+		{"bad request of Azure's other services", IMDS, byClient, 400,
+			object{"error": object{"code": "NotFound",
+				"message": canary}}.String(), tokencache.Unreachable, "JSON of another shape"},
+		{"another status than it says on App Service", AppService, byClient, 403, message("Identity not found"),
+			tokencache.Unreachable, "JSON of another shape"},
 		{"wrong header", AppService, system, 401, oauth("", ""), tokencache.Refused, envHeader},
 		{"wrong key", Arc, system, 401, oauth("", ""), tokencache.Refused, "himdsd"},
 		{"wrong header, without a word", AppService, system, 401, "", tokencache.Refused, envHeader},
 		{"wrong key, in words", Arc, system, 401, canary, tokencache.Refused, "himdsd"},
 		{"wrong header, with a page", AppService, system, 401, "<html>" + canary, tokencache.Unreachable, "a web page"},
 		{"wrong key, with a page", Arc, system, 401, "<html>" + canary, tokencache.Unreachable, "a web page"},
-		{"unauthorised", IMDS, system, 401, oauth("unknown_source", "Unknown Source"), tokencache.Refused, "no token of system-assigned for " + vault},
+		{"unauthorised", IMDS, system, 401, oauth("unknown_source", "Unknown Source"), tokencache.Refused,
+			"no token of system-assigned for " + vault},
 		{"unauthorised without a word", IMDS, system, 401, "", tokencache.Unreachable, "answered 401 with nothing"},
 		{"forbidden", IMDS, byClient, 403, oauth("access_denied", ""), tokencache.Refused, "no token of client_id"},
-		{"forbidden, bare", IMDS, byClient, 403, object{"error": "access_denied"}.String(), tokencache.Refused, "no token of client_id"},
+		{"forbidden, bare", IMDS, byClient, 403, object{"error": "access_denied"}.String(), tokencache.Refused,
+			"no token of client_id"},
 		{"forbidden without a word", IMDS, byClient, 403, "", tokencache.Unreachable, "answered 403 with nothing"},
-		{"forbidden with a page", AppService, byClient, 403, "<html>" + canary, tokencache.Unreachable, "as an App Service endpoint never does"},
-		{"forbidden with a page, on Arc", Arc, byClient, 403, " \n<!DOCTYPE html>" + canary, tokencache.Unreachable, "as the Azure Arc agent never does"},
-		{"forbidden, by an unknown name", IMDS, byClient, 403, object{"error": "forbidden"}.String(), tokencache.Unreachable, "JSON of another shape"},
+		{"forbidden with a page", AppService, byClient, 403, "<html>" + canary, tokencache.Unreachable,
+			"as an App Service endpoint never does"},
+		{"forbidden with a page, on Arc", Arc, byClient, 403, " \n<!DOCTYPE html>" + canary, tokencache.Unreachable,
+			"as the Azure Arc agent never does"},
+		{"forbidden, by an unknown name", IMDS, byClient, 403, object{"error": "forbidden"}.String(),
+			tokencache.Unreachable, "JSON of another shape"},
 		{"a proxy wants a password", IMDS, system, 407, oauth("access_denied", "?"), tokencache.Unreachable, "a proxy"},
 		{"a network wants a sign-in", IMDS, system, 511, "", tokencache.Unreachable, "a sign-in page"},
 		{"for legal reasons", IMDS, system, 451, "<html>" + canary, tokencache.Unreachable, "a web page"},
@@ -77,18 +100,23 @@ func TestStatusOtherThan200(t *testing.T) {
 		{"not there, with a page", IMDS, system, 404, "<html>" + canary, tokencache.Unreachable, "a web page"},
 		{"throttled, with a page", IMDS, system, 429, "<html>" + canary, tokencache.Throttled, "too many calls"},
 		{"teapot", AppService, system, 418, canary, tokencache.Unreachable, "answered 418"},
-		{"teapot of its own", AppService, system, 418, object{"statusCode": 418, "message": canary}.String(), tokencache.Refused, "answered 418"},
+		{"teapot of its own", AppService, system, 418, object{"statusCode": 418, "message": canary}.String(),
+			tokencache.Refused, "answered 418"},
 		{"updating", IMDS, system, 404, "", tokencache.Unreachable, "being updated"},
 		{"updating, soon back", IMDS, system, 410, "", tokencache.Unreachable, "being updated"},
 		{"wrong path", AppService, system, 404, canary, tokencache.Unreachable, "nothing at that path"},
 		{"gone", AppService, system, 410, "", tokencache.Unreachable, "not now"},
 		{"slow", IMDS, system, 408, "", tokencache.Unreachable, "not now"},
-		{"throttled", IMDS, system, 429, oauth("invalid_request", "Temporarily throttled, too many requests"), tokencache.Throttled, "too many calls"},
-		{"throttled under another name", IMDS, byClient, 503, oauth("", "Temporarily throttled"), tokencache.Throttled, "too many calls"},
+		{"throttled", IMDS, system, 429, oauth("invalid_request", "Temporarily throttled, too many requests"),
+			tokencache.Throttled, "too many calls"},
+		{"throttled under another name", IMDS, byClient, 503, oauth("", "Temporarily throttled"), tokencache.Throttled,
+			"too many calls"},
 		{"broken", IMDS, system, 500, canary, tokencache.Unreachable, "trouble"},
 		{"broken Arc", Arc, system, 502, canary, tokencache.Unreachable, "azcmagent show"},
-		{"created", IMDS, system, 201, goodAnswer(time.Now()).String(), tokencache.Malformed, "no token endpoint answers so"},
-		{"accepted, which azidentity takes for 200", IMDS, system, 202, goodAnswer(time.Now()).String(), tokencache.Malformed, "202"},
+		{"created", IMDS, system, 201, goodAnswer(time.Now()).String(), tokencache.Malformed,
+			"no token endpoint answers so"},
+		{"accepted, which azidentity takes for 200", IMDS, system, 202, goodAnswer(time.Now()).String(),
+			tokencache.Malformed, "202"},
 		{"moved", IMDS, system, 307, canary, tokencache.Unreachable, "a redirect"},
 		{"not modified", IMDS, system, 304, "", tokencache.Unreachable, "a redirect"},
 	} {
@@ -175,9 +203,11 @@ func FuzzRetryAfter(f *testing.F) {
 func TestRetryAfterOnTheWire(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{429, 503} {
-		m := imds(t, answering(status, "", "Date", "Mon, 23 Nov 2020 12:00:00 GMT", "Retry-After", "Mon, 23 Nov 2020 12:00:30 GMT"))
+		m := imds(t, answering(status, "", "Date", "Mon, 23 Nov 2020 12:00:00 GMT", "Retry-After",
+			"Mon, 23 Nov 2020 12:00:30 GMT"))
 		_, err := m.Fetch(t.Context(), system)
-		failed := wantFailure(t, err, map[int]tokencache.Kind{429: tokencache.Throttled, 503: tokencache.Unreachable}[status], "")
+		failed := wantFailure(t, err, map[int]tokencache.Kind{429: tokencache.Throttled,
+			503: tokencache.Unreachable}[status], "")
 		if failed.RetryAfter != 30*time.Second {
 			t.Errorf("%d: retry after %v", status, failed.RetryAfter)
 		}
@@ -244,7 +274,8 @@ func TestErrorCodes(t *testing.T) {
 		}
 	}
 	both := object{"error": "temporarily_unavailable", "error_description": "AADSTS700016 " + canary}.String()
-	wantFailure(t, target{form: IMDS}.statusFailure(system, 400, 0, []byte(both)), tokencache.Unreachable, "for the moment")
+	wantFailure(t, target{form: IMDS}.statusFailure(system, 400, 0, []byte(both)), tokencache.Unreachable,
+		"for the moment")
 }
 
 // Whatever the body, only one of the endpoint's own form refuses, and the secret's status.
@@ -311,11 +342,15 @@ func TestConversationsThatGoWrong(t *testing.T) {
 		{"reset", reset, tokencache.Unreachable, "connection reset by peer"},
 		{"closed at once", answer(""), tokencache.Unreachable, "closed the connection"},
 		{"closed in the headers", answer(ok + "Content-Length: 5"), tokencache.Unreachable, "closed the connection"},
-		{"closed in the body", answer(ok + "Content-Length: 500\r\n\r\n{"), tokencache.Unreachable, "closed the connection"},
+		{"closed in the body", answer(ok + "Content-Length: 500\r\n\r\n{"), tokencache.Unreachable,
+			"closed the connection"},
 		{"not HTTP", answer("SSH-2.0-" + canary + "\r\n"), tokencache.Malformed, "what listens there?"},
-		{"bad chunks", answer(ok + "Transfer-Encoding: chunked\r\n\r\n" + canary + "\r\n"), tokencache.Malformed, "what listens there?"},
-		{"headers without end", answer(ok + "X: " + strings.Repeat(canary, 4<<10) + "\r\n\r\n"), tokencache.Malformed, "what listens there?"},
-		{"too much", answer(ok + "\r\n" + strings.Repeat(" ", maxBodyBytes+1)), tokencache.Unreachable, "more than 64 KiB"},
+		{"bad chunks", answer(ok + "Transfer-Encoding: chunked\r\n\r\n" + canary + "\r\n"), tokencache.Malformed,
+			"what listens there?"},
+		{"headers without end", answer(ok + "X: " + strings.Repeat(canary, 4<<10) + "\r\n\r\n"), tokencache.Malformed,
+			"what listens there?"},
+		{"too much", answer(ok + "\r\n" + strings.Repeat(" ", maxBodyBytes+1)), tokencache.Unreachable,
+			"more than 64 KiB"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -335,7 +370,8 @@ func TestConnectionFailuresInWords(t *testing.T) {
 		words string
 	}{
 		{&net.DNSError{Err: canary, Name: canary}, tokencache.Unreachable, "cannot be resolved"},
-		{timeout, tokencache.Unreachable, "no connection to host:1 within 5s: does IDENTITY_ENDPOINT name the right host"},
+		{timeout, tokencache.Unreachable,
+			"no connection to host:1 within 5s: does IDENTITY_ENDPOINT name the right host"},
 		{&net.OpError{Op: "read", Err: net.ErrClosed}, tokencache.Unreachable, "broke"},
 		{tls.AlertError(40), tokencache.Unreachable, "refused the TLS handshake"},
 		{&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, tokencache.Unreachable, "not trusted"},

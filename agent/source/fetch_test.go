@@ -92,7 +92,10 @@ func TestAppServiceRequest(t *testing.T) {
 // A proxy cannot be seen to be passed by with a loopback address, which net/http never proxies: the
 // metadata service's address it would.
 func TestNoProxy(t *testing.T) {
-	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the proxy was asked") }))
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter,
+		*http.Request) {
+		t.Error("the proxy was asked")
+	}))
 	defer proxy.Close()
 	server := httptest.NewServer(answering(200, goodAnswer(time.Now()).String()))
 	defer server.Close()
@@ -127,7 +130,8 @@ func TestFetched(t *testing.T) {
 		t.Errorf("expires on %v, not before %v", got.Token.ExpiresOn, got.Token.NotBefore)
 	}
 	c := got.Token.Claims
-	if c.ClientID != clientID || c.ObjectID != objectID || len(c.Groups) != 2 || !c.IssuedAt.Equal(now.Add(-5*time.Minute)) {
+	if c.ClientID != clientID || c.ObjectID != objectID || len(c.Groups) != 2 ||
+		!c.IssuedAt.Equal(now.Add(-5*time.Minute)) {
 		t.Errorf("claims %+v", c)
 	}
 	noCanary(t, got, m)
@@ -305,7 +309,10 @@ func TestRequestOutsideAFetch(t *testing.T) {
 
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	t.Parallel()
-	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the redirect was followed") }))
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter,
+		*http.Request) {
+		t.Error("the redirect was followed")
+	}))
 	t.Cleanup(other.Close)
 	m := imds(t, answering(http.StatusFound, "", "Location", other.URL))
 	_, err := m.Fetch(t.Context(), system)
@@ -324,13 +331,14 @@ func TestCompressedAnswerIsNotUnpacked(t *testing.T) {
 	wantFailure(t, err, tokencache.Unreachable, "no JSON object")
 }
 
-// azidentity gets what was judged: it would refuse a token for a field that nobody needs, and take a member in capitals, with
-// another token, for the real one.
+// azidentity gets what was judged: it would refuse a token for a field that nobody needs, and take a member in
+// capitals, with another token, for the real one.
 func TestAzidentityGetsWhatWasJudged(t *testing.T) {
 	t.Parallel()
 	for name, body := range map[string]string{
 		"a field that it cannot read": goodAnswer(time.Now()).and("ext_expires_in", "never "+canary).String(),
-		"a member in capitals":        strings.TrimSuffix(goodAnswer(time.Now()).String(), "}") + `,"ACCESS_TOKEN":"other"}`,
+		"a member in capitals": strings.TrimSuffix(goodAnswer(time.Now()).String(), "}") +
+			`,"ACCESS_TOKEN":"other"}`,
 	} {
 		m := imds(t, answering(200, body))
 		got, err := m.Fetch(t.Context(), system)
@@ -343,7 +351,8 @@ func TestAzidentityGetsWhatWasJudged(t *testing.T) {
 func TestWhatIsIgnoredIsToldOnce(t *testing.T) {
 	t.Parallel()
 	core, told := observer.New(zap.DebugLevel)
-	server := httptest.NewServer(answering(200, goodAnswer(time.Now()).with(object{"refresh_in": canary, "not_before": canary}).String()))
+	server := httptest.NewServer(answering(200,
+		goodAnswer(time.Now()).with(object{"refresh_in": canary, "not_before": canary}).String()))
 	t.Cleanup(server.Close)
 	m := imdsAt(t, server.Listener.Addr().String(), Options{Log: zap.New(core)})
 	for _, key := range []tokencache.Key{system, byClient, system} {

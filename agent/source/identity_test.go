@@ -26,24 +26,29 @@ func TestIdentityOfTheAnswer(t *testing.T) {
 		{"silent and opaque", IMDS, byClient, object{}, ""},
 		{"echoed", IMDS, byClient, object{"client_id": clientID}, ""},
 		{"echoed in braces", IMDS, byClient, object{"client_id": "{" + clientID + "}"}, ""},
-		{"echoed without hyphens", IMDS, byClient, object{"client_id": " " + strings.ReplaceAll(clientID, "-", "")}, ""},
-		{"echoed in capitals", AppService, byObject, object{"object_id": strings.ToUpper(objectID), "client_id": "whatever"}, ""},
+		{"echoed without hyphens", IMDS, byClient, object{"client_id": " " + strings.ReplaceAll(clientID, "-", "")},
+			""},
+		{"echoed in capitals", AppService, byObject,
+			object{"object_id": strings.ToUpper(objectID), "client_id": "whatever"}, ""},
 		{"echoed by either name", AppService, byARM, object{"mi_res_id": strings.ToUpper(armID)}, ""},
 		{"echoed by the other name on Arc", Arc, byARM, object{"mi_res_id": armID}, ""},
 		{"claims agree", IMDS, byARM, object{"access_token": own}, ""},
 		{"another client_id", IMDS, byClient, object{"client_id": objectID}, "client_id"},
 		{"another object_id", AppService, byObject, object{"object_id": clientID}, "object_id"},
 		{"another msi_res_id", IMDS, byARM, object{"msi_res_id": "/x"}, "msi_res_id"},
-		{"another mi_res_id beside the right one", AppService, byARM, object{"msi_res_id": armID, "mi_res_id": "/x"}, "mi_res_id"},
+		{"another mi_res_id beside the right one", AppService, byARM, object{"msi_res_id": armID, "mi_res_id": "/x"},
+			"mi_res_id"},
 		{"another appid", IMDS, byClient, object{"access_token": foreign("appid")}, "the token's appid"},
 		{"another oid", IMDS, byObject, object{"access_token": foreign("oid")}, "the token's oid"},
 		{"another xms_mirid", AppService, byARM, object{"access_token": foreign("xms_mirid")}, "the token's xms_mirid"},
-		{"the right echo with another's token", Arc, byClient, object{"client_id": clientID, "access_token": foreign("appid")}, "appid"},
+		{"the right echo with another's token", Arc, byClient,
+			object{"client_id": clientID, "access_token": foreign("appid")}, "appid"},
 		{"silent Arc agent", Arc, byClient, object{}, "update the agent"},
 		{"silent Arc agent, right token", Arc, byClient, object{"access_token": own}, "update the agent"},
 		{"Arc agent that answers for another", Arc, byObject, object{"object_id": clientID}, "object_id"},
 		{"system-assigned on Arc", Arc, system, object{"access_token": machine, "client_id": "anything"}, ""},
-		{"fall-back to the only user-assigned identity", IMDS, system, object{"access_token": own}, "user-assigned identity's"},
+		{"fall-back to the only user-assigned identity", IMDS, system, object{"access_token": own},
+			"user-assigned identity's"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -87,7 +92,8 @@ func TestJWT(t *testing.T) {
 	c := got.claims
 	if c.Audience != vault || c.ClientID != clientID || c.ObjectID != objectID || c.TenantID != "t" ||
 		!c.IssuedAt.Equal(minted) || !c.NotBefore.Equal(minted) ||
-		!slices.Equal(c.Groups, []string{"g1", "g2"}) || !slices.Equal(c.Roles, []string{"r"}) || !slices.Equal(c.WIDs, []string{"w"}) {
+		!slices.Equal(c.Groups, []string{"g1", "g2"}) || !slices.Equal(c.Roles, []string{"r"}) ||
+		!slices.Equal(c.WIDs, []string{"w"}) {
 		t.Errorf("claims %+v", c)
 	}
 	if got.resourceID != armID || !got.expiresOn.Equal(now.Add(24*time.Hour)) {
@@ -99,7 +105,8 @@ func TestJWT(t *testing.T) {
 		"iat": minted.Unix(), "nbf": float64(minted.Unix()) + 0.9, "exp": -1,
 		"groups": make([]string, 3*maxClaimList), "roles": "one", "wids": []any{"a", 1},
 	})).claims
-	if odd.Audience != "a" || odd.ClientID != "v2" || odd.ObjectID != "" || odd.TenantID != "" || !odd.NotBefore.Equal(minted) ||
+	if odd.Audience != "a" || odd.ClientID != "v2" || odd.ObjectID != "" || odd.TenantID != "" ||
+		!odd.NotBefore.Equal(minted) ||
 		odd.Groups != nil || odd.Roles != nil || odd.WIDs != nil {
 		t.Errorf("claims of odd shapes: %+v", odd)
 	}
@@ -111,8 +118,8 @@ func TestJWT(t *testing.T) {
 	}
 }
 
-// A claim is kept whole, or it is left out whole and named: no two are the same for having been cut off. What is kept of a token has a
-// bound, however it is written.
+// A claim is kept whole, or it is left out whole and named: no two are the same for having been cut off. What is kept
+// of a token has a bound, however it is written.
 func TestClaimsAreKeptWholeOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	claim := func(c tokencache.Claims, name string) string {
@@ -134,7 +141,8 @@ func TestClaimsAreKeptWholeOrNotAtAll(t *testing.T) {
 				t.Errorf("%s of %d bytes: %+v", name, len(text), got)
 			}
 		}
-		for _, text := range []string{fits + "x", "a\u009bb", "a\u202eb", "a\u2028b", "a\nb", "a\xff", strings.Repeat("<", most/6+1)} {
+		for _, text := range []string{fits + "x", "a\u009bb", "a\u202eb", "a\u2028b", "a\nb", "a\xff",
+			strings.Repeat("<", most/6+1)} {
 			got := parseJWT(makeJWT(object{name: whole(listed(name), text)})).claims
 			if claim(got, name) != "" || !slices.Equal(got.Omitted, []string{name}) {
 				t.Errorf("%s %.40q: %+v", name, text, got)

@@ -60,7 +60,8 @@ func askAll(t *testing.T, b *simulator.Backend, endpoint Endpoint) {
 	for _, id := range simulator.DefaultIdentities() {
 		for _, s := range selectors(id) {
 			got, err := ask(s)
-			if err != nil || got.Token.Claims.ObjectID != id.ObjectID || got.Left <= 23*time.Hour || got.Nominal != 24*time.Hour+5*time.Minute {
+			if err != nil || got.Token.Claims.ObjectID != id.ObjectID || got.Left <= 23*time.Hour ||
+				got.Nominal != 24*time.Hour+5*time.Minute {
 				t.Errorf("%v: token of %s, %v of %v left, %v", s, got.Token.Claims.ObjectID, got.Left, got.Nominal, err)
 			}
 		}
@@ -76,7 +77,8 @@ func askAll(t *testing.T, b *simulator.Backend, endpoint Endpoint) {
 			continue // made by its path, which the server's threads do not see; TestChallenge has one
 		}
 		kind := kindOf(fault)
-		f := simulator.Fault{Kind: fault, Status: 403, Body: canary, Size: 1 << 20, ExpiresIn: "-25h", ExpiresOn: "-25h"}
+		f := simulator.Fault{Kind: fault, Status: 403, Body: canary, Size: 1 << 20, ExpiresIn: "-25h",
+			ExpiresOn: "-25h"}
 		if fault == simulator.FaultStatus || fault == simulator.FaultUnavailable {
 			f.Body = "" // a canary is not of the endpoint's form, and so says nothing
 		}

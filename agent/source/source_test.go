@@ -37,7 +37,8 @@ var (
 
 func TestMain(m *testing.M) {
 	// azidentity reads these at every call; a test that needs one sets it for itself.
-	for _, name := range []string{envEndpoint, envHeader, envThumbprint, envIMDS, envMSI, envMSISecret, envAuthorityHost} {
+	for _, name := range []string{envEndpoint, envHeader, envThumbprint, envIMDS, envMSI, envMSISecret,
+		envAuthorityHost} {
 		if err := os.Unsetenv(name); err != nil {
 			panic(err)
 		}

@@ -68,8 +68,9 @@ func Listen(l net.Listener, proc string, stranger uint32) net.Listener {
 	return &listener{Listener: l, proc: proc, stranger: stranger, at: AddressOf(l.Addr())}
 }
 
-// User returns the uid of the user that made the socket at the other end of a connection of Listen's, by the kernel's own
-// table, or NoUser and why it is not known. A process that was handed a connection has the uid of the one that made it.
+// User returns the uid of the user that made the socket at the other end of a connection of Listen's, by the kernel's
+// own table, or NoUser and why it is not known. A process that was handed a connection has the uid of the one that made
+// it.
 func User(conn net.Conn) (uint32, error) {
 	if p, ok := conn.(*peer); ok {
 		return p.uid, p.unknown

@@ -135,7 +135,8 @@ func TestPeerUserIsNotKnown(t *testing.T) {
 	if uid, err := look(); err == nil || errors.Is(err, errNoSocket) || uid != NoUser {
 		t.Errorf("a table that cannot be read: %d %v", uid, err)
 	}
-	if err := errors.Join(os.Remove(proc+"/self/net/tcp"), os.WriteFile(proc+"/self/net/tcp", []byte(table), 0o600)); err != nil {
+	if err := errors.Join(os.Remove(proc+"/self/net/tcp"),
+		os.WriteFile(proc+"/self/net/tcp", []byte(table), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if uid, err := look(); err != nil || uid != 1000 {

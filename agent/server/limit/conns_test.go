@@ -67,8 +67,10 @@ func TestWholesHaveOneCap(t *testing.T) {
 		want int
 	}{
 		{"one caller of a user", []Key{{UID: 7}}, 14},
-		{"all of a user", []Key{{UID: 7}, {UID: 7, Unit: "a.service"}, {UID: 7, Unit: "b.service"}, {UID: 7, Unattested: true}}, 16},
-		{"all users of a unit", []Key{{UID: 7, Unit: "a.service"}, {UID: 8, Unit: "a.service"}, {UID: 9, Unit: "a.service"}}, 16},
+		{"all of a user", []Key{{UID: 7}, {UID: 7, Unit: "a.service"}, {UID: 7, Unit: "b.service"},
+			{UID: 7, Unattested: true}}, 16},
+		{"all users of a unit", []Key{{UID: 7, Unit: "a.service"}, {UID: 8, Unit: "a.service"},
+			{UID: 9, Unit: "a.service"}}, 16},
 		{"a unit of root's", []Key{{Unit: "a.service"}}, 16},
 		{"two units of root's", []Key{{Unit: "a.service"}, {Unit: "b.service"}}, 32},
 		{"root", []Key{{}}, 16},
@@ -105,8 +107,8 @@ func TestRoomIsLeftForRoot(t *testing.T) {
 	}
 }
 
-// Who comes when all places are taken gets that of the caller with most whose connection has been idle the longest; and a
-// caller at its own limit gets its own. No other state is idle.
+// Who comes when all places are taken gets that of the caller with most whose connection has been idle the longest; and
+// a caller at its own limit gets its own. No other state is idle.
 func TestLongestIdleGoes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -254,8 +256,9 @@ func TestCrowdForgets(t *testing.T) {
 	}
 }
 
-// A request that was on its way when its connection was to end is read, and can be answered; a later one is refused before
-// anything of it is sent, so that the client may ask again. So it is on TCP, but that the kernel takes what comes later.
+// A request that was on its way when its connection was to end is read, and can be answered; a later one is refused
+// before anything of it is sent, so that the client may ask again. So it is on TCP, but that the kernel takes what
+// comes later.
 func TestRequestOnItsWayIsRead(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"unix", "tcp"} {
@@ -316,12 +319,13 @@ func TestRequestOnItsWayIsRead(t *testing.T) {
 	}
 }
 
-// A line is as long as is said, for each and for all; the first to come gets the first place; and who has waited for long
-// enough and said nothing is ended.
+// A line is as long as is said, for each and for all; the first to come gets the first place; and who has waited for
+// long enough and said nothing is ended.
 func TestLine(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		cs := Conns{places: places{capacity: Capacity{Total: 3, PerParent: 2, PerKey: 2, Line: 3, LinePerParent: 2, LineTimeout: time.Second}}}
+		cs := Conns{places: places{capacity: Capacity{Total: 3, PerParent: 2, PerKey: 2, Line: 3, LinePerParent: 2,
+			LineTimeout: time.Second}}}
 		user := func(uid uint32) Key { return Key{UID: uid} }
 		held := append(cs.many(2, user(1), phaseBusy), cs.many(1, user(2), phaseBusy)...)
 		var line []*Conn
@@ -375,7 +379,8 @@ func TestLine(t *testing.T) {
 // Nobody waits in line while the daemon goes down, or after the caller has gone.
 func TestWaitingInLineEnds(t *testing.T) {
 	t.Parallel()
-	cs := Conns{places: places{capacity: Capacity{Total: 1, PerParent: 1, PerKey: 1, Line: 2, LinePerParent: 2, LineTimeout: time.Hour}}}
+	cs := Conns{places: places{capacity: Capacity{Total: 1, PerParent: 1, PerKey: 1, Line: 2, LinePerParent: 2,
+		LineTimeout: time.Hour}}}
 	cs.many(1, Key{UID: 1}, phaseBusy)
 	c, _ := cs.comes(Key{UID: 1}, phaseBusy)
 	defer cs.Release(c)
@@ -392,8 +397,8 @@ func TestWaitingInLineEnds(t *testing.T) {
 	}
 }
 
-// A connection that made room, and whose client leaves unread what net/http says to the rest of what it had sent, counts
-// again for its caller until that is read.
+// A connection that made room, and whose client leaves unread what net/http says to the rest of what it had sent,
+// counts again for its caller until that is read.
 func TestUnreadRefusalAfterMakingRoomCounts(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("unix", shortFolder(t)+"/s")
@@ -469,8 +474,8 @@ func TestRefusedInLineAsksForNothing(t *testing.T) {
 	}
 }
 
-// The admin socket has so many connections and no more, of which one user has a quarter; root has room whatever the others
-// do, and so has the daemon's check of itself.
+// The admin socket has so many connections and no more, of which one user has a quarter; root has room whatever the
+// others do, and so has the daemon's check of itself.
 func TestPlacesOfTheAdminSocket(t *testing.T) {
 	t.Parallel()
 	cs := Conns{places: places{capacity: Capacity{

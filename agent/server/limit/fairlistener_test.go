@@ -131,8 +131,8 @@ func (g *fakeListener) arriveFrom(t *testing.T, fair *FairListener, user uint32,
 	return closed
 }
 
-// What one caller has beyond its budget is closed at once, and costs no other its place: not another user, nor another unit
-// or process of the same user, which may be root.
+// What one caller has beyond its budget is closed at once, and costs no other its place: not another user, nor another
+// unit or process of the same user, which may be root.
 func TestOnesOwnBudget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -189,7 +189,8 @@ func TestWhoWaitsIsBounded(t *testing.T) {
 	})
 }
 
-// On a module's socket, and the admin socket, a caller has a budget as well, and what is beyond it is told, and counted.
+// On a module's socket, and the admin socket, a caller has a budget as well, and what is beyond it is told, and
+// counted.
 func TestBudgetOfOneSocket(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -214,8 +215,9 @@ func TestBudgetOfOneSocket(t *testing.T) {
 		if len(accepted) != 2*perSecond+1 || refused != 20-2*perSecond { // of the user, and of its unit
 			t.Errorf("%d are let in, %d refused", len(accepted), refused)
 		}
-		if u := cs.Usage(); u.TurnedAway != int64(refused) || u.Last.Holder.String() != "uid 1" || cs.Trouble(time.Now()) !=
-			"connections to the modules' sockets are turned away: uid 1 connects more often than it may" {
+		if u := cs.Usage(); u.TurnedAway != int64(refused) || u.Last.Holder.String() != "uid 1" ||
+			cs.Trouble(time.Now()) !=
+				"connections to the modules' sockets are turned away: uid 1 connects more often than it may" {
 			t.Errorf("%+v, %s", u, cs.Trouble(time.Now()))
 		}
 		l.Close()

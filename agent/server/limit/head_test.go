@@ -48,36 +48,39 @@ func TestBounds(t *testing.T) {
 		beyond int // bytes of stream's end; 0: it is all within the bounds
 		heads  uint32
 	}{
-		"nothing":                     {"", 0, 0},
-		"a head":                      {get + "\r\n", 0, 1},
-		"line feeds alone":            {"GET / HTTP/1.1\nHost: x\n\n", 0, 1},
-		"as many lines as may be":     {full + "\r\n", 0, 1},
-		"the same, and a line feed":   {full + "\n", 0, 1},
-		"one more":                    {full + "b:\n\r\n", 5, 0},
-		"one more, without an end":    {full + "b", 1, 0},
-		"one more, that looks empty":  {full + "\rb", 1, 0},
-		"two returns":                 {full + "\r\r\n", 2, 0},
-		"a continued line too many":   {full + " x\r\n", 4, 0},
-		"as many as 16 KiB hold":      {"GET / HTTP/1.1\r\n" + manyLines(3716), 4 * (3716 - HeadLines), 0},
-		"as long as may be":           {long, 0, 1},
-		"a byte more":                 {long[:len(long)-4] + "x\r\n\r\n", 1, 0},
-		"a long request line":         {"GET /" + strings.Repeat("x", HeadBytes), 5, 0},
-		"the next head is counted":    {full + "\r\n" + full + "b:\n\r\n", 5, 1},
-		"and the one after a body":    {plain + full + "b:\n\r\n", 5, 1},
-		"a body":                      {plain + plain + get + "\r\n", 0, 3},
-		"empty lines first":           {"\r\n\n" + full + "\n", 0, 1},
-		"many heads":                  {strings.Repeat(get+"\r\n", 1000), 0, 1000},
-		"a body of nothing":           {get + "Content-Length: 0\r\n\r\n" + full + "b", 1, 1},
-		"a body in chunks":            {chunked + "5\r\nhello\r\n0\r\n\r\n" + full + "\r\n", 0, 3},
-		"trailers count":              {chunked + "0\r\n" + manyLines(HeadLines+1), 4, 1},
-		"a head within a chunk":       {chunked + "99\r\nx\r\nContent-Length: 999999\r\n\r\n" + full + "b:\n", 3, 2},
-		"two lengths":                 {get + "Content-Length: 9\r\nContent-Length: 9999\r\n\r\n" + full + "b:\n", 3, 1},
-		"a length and chunks":         {get + "Content-Length: 9999\r\ntransfer-encoding: chunked\r\n\r\n" + full + "b:\n", 3, 1},
-		"a length that goes on":       {get + "Content-Length: 9999\r\n 9\r\n\r\n" + full + "b:\n", 3, 1},
-		"a length in a folded line":   {get + "X: \r\n Content-Length: 9999\r\n\r\n" + full + "b:\n", 3, 1},
-		"a length that is none":       {get + "Content-Length: +9999\r\n\r\n" + full + "b:\n", 3, 1},
-		"a length that is too large":  {get + "Content-Length: 9999999999999999999\r\n\r\n" + full + "b:\n", 3, 1},
-		"a length with much space":    {get + "Content-Length: " + strings.Repeat(" ", startSize) + "9999\r\n\r\n" + full + "b:\n", 3, 1},
+		"nothing":                    {"", 0, 0},
+		"a head":                     {get + "\r\n", 0, 1},
+		"line feeds alone":           {"GET / HTTP/1.1\nHost: x\n\n", 0, 1},
+		"as many lines as may be":    {full + "\r\n", 0, 1},
+		"the same, and a line feed":  {full + "\n", 0, 1},
+		"one more":                   {full + "b:\n\r\n", 5, 0},
+		"one more, without an end":   {full + "b", 1, 0},
+		"one more, that looks empty": {full + "\rb", 1, 0},
+		"two returns":                {full + "\r\r\n", 2, 0},
+		"a continued line too many":  {full + " x\r\n", 4, 0},
+		"as many as 16 KiB hold":     {"GET / HTTP/1.1\r\n" + manyLines(3716), 4 * (3716 - HeadLines), 0},
+		"as long as may be":          {long, 0, 1},
+		"a byte more":                {long[:len(long)-4] + "x\r\n\r\n", 1, 0},
+		"a long request line":        {"GET /" + strings.Repeat("x", HeadBytes), 5, 0},
+		"the next head is counted":   {full + "\r\n" + full + "b:\n\r\n", 5, 1},
+		"and the one after a body":   {plain + full + "b:\n\r\n", 5, 1},
+		"a body":                     {plain + plain + get + "\r\n", 0, 3},
+		"empty lines first":          {"\r\n\n" + full + "\n", 0, 1},
+		"many heads":                 {strings.Repeat(get+"\r\n", 1000), 0, 1000},
+		"a body of nothing":          {get + "Content-Length: 0\r\n\r\n" + full + "b", 1, 1},
+		"a body in chunks":           {chunked + "5\r\nhello\r\n0\r\n\r\n" + full + "\r\n", 0, 3},
+		"trailers count":             {chunked + "0\r\n" + manyLines(HeadLines+1), 4, 1},
+		"a head within a chunk":      {chunked + "99\r\nx\r\nContent-Length: 999999\r\n\r\n" + full + "b:\n", 3, 2},
+		"two lengths": {get + "Content-Length: 9\r\nContent-Length: 9999\r\n\r\n" + full + "b:\n", 3,
+			1},
+		"a length and chunks": {get + "Content-Length: 9999\r\ntransfer-encoding: chunked\r\n\r\n" +
+			full + "b:\n", 3, 1},
+		"a length that goes on":      {get + "Content-Length: 9999\r\n 9\r\n\r\n" + full + "b:\n", 3, 1},
+		"a length in a folded line":  {get + "X: \r\n Content-Length: 9999\r\n\r\n" + full + "b:\n", 3, 1},
+		"a length that is none":      {get + "Content-Length: +9999\r\n\r\n" + full + "b:\n", 3, 1},
+		"a length that is too large": {get + "Content-Length: 9999999999999999999\r\n\r\n" + full + "b:\n", 3, 1},
+		"a length with much space": {get + "Content-Length: " + strings.Repeat(" ", startSize) + "9999\r\n\r\n" +
+			full + "b:\n", 3, 1},
 		"a length of another name":    {get + "Content-Length : 9999\r\n\r\n" + full + "b:\n", 3, 1},
 		"a length in a request line":  {"Content-Length: 9999\r\nHost: x\r\n\r\n" + full + "b:\n", 3, 1},
 		"no plain one after a doubt":  {get + "X: a\r\n b\r\n\r\n" + plain, len(body) - 2*(HeadLines+1), 2},
@@ -89,7 +92,8 @@ func TestBounds(t *testing.T) {
 			for _, piece := range []int{1, 2, 3, 5, 64, 4096, len(row.stream) + 1} {
 				var h head
 				if got := passed(&h, row.stream, piece); got != len(row.stream)-row.beyond || h.ended != row.heads {
-					t.Errorf("in pieces of %d: passed %d of %d bytes and %d heads, want all but %d and %d", piece, got, len(row.stream), h.ended, row.beyond, row.heads)
+					t.Errorf("in pieces of %d: passed %d of %d bytes and %d heads, want all but %d and %d", piece, got,
+						len(row.stream), h.ended, row.beyond, row.heads)
 				}
 			}
 		})
@@ -105,14 +109,15 @@ func TestCountingAllocatesNothing(t *testing.T) {
 	}
 }
 
-// FuzzHead has net/http read what is passed: whatever comes in, in whatever pieces, it finds no head beyond the bounds, begun or
-// whole; and what it can read, all of it within the bounds, is passed unchanged.
+// FuzzHead has net/http read what is passed: whatever comes in, in whatever pieces, it finds no head beyond the bounds,
+// begun or whole; and what it can read, all of it within the bounds, is passed unchanged.
 func FuzzHead(f *testing.F) {
 	full := "POST / HTTP/1.1\r\nHost: x\r\n" + manyLines(HeadLines-2)
 	for _, stream := range []string{
 		get + "\r\n", full + "b:\n\r\n", full + "b:\nc:\n", full + "Content-Length: 70\r\n\r\n" + manyLines(100),
 		full + "Transfer-Encoding: chunked\r\n\r\n5\r\na\n\nb\n\r\n0\r\n" + manyLines(70) + "\r\n" + full,
-		get + "Transfer-Encoding: chunked\r\n\r\n28\r\nx\r\nContent-Length: 999999\r\n\r\nxxxxxxxxxx\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n" + manyLines(100),
+		get + "Transfer-Encoding: chunked\r\n\r\n28\r\nx\r\nContent-Length: 999999\r\n\r\nxxxxxxxxxx\r\n0\r\n\r\nGET " +
+			"/ HTTP/1.1\r\nHost: x\r\n" + manyLines(100),
 		"\r\n\r\n" + full, get + "X: a\r\n b\r\n\r\n",
 	} {
 		f.Add([]byte(stream), []byte{1, 7, 250})
@@ -148,9 +153,10 @@ func FuzzHead(f *testing.F) {
 
 // requests are what net/http reads in a stream.
 type requests struct {
-	to    int  // where the first begins that is not whole
-	lines int  // the most in a head, or in what comes after a body in chunks
-	plain bool // all are within the bounds, and none has what counts as head beside its own: chunks, folded lines, two lengths
+	to    int // where the first begins that is not whole
+	lines int // the most in a head, or in what comes after a body in chunks
+	// all are within the bounds, and none has what counts as head beside its own: chunks, folded lines, two lengths
+	plain bool
 }
 
 func readAll(stream []byte) (all requests) {

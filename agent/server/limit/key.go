@@ -1,9 +1,9 @@
-// Package limit bounds what callers may take of a server: connections (Conns), requests and connections a second (Rate),
-// requests that stay for long (Semaphore), turns at a listener (FairListener, RateListener), answers to connections for
-// which there is no room (Refusals), and the head of a request (Serve).
+// Package limit bounds what callers may take of a server: connections (Conns), requests and connections a second
+// (Rate), requests that stay for long (Semaphore), turns at a listener (FairListener, RateListener), answers to
+// connections for which there is no room (Refusals), and the head of a request (Serve).
 //
-// What counts by caller counts by one type of quota key (Key). The package knows nothing of tokens, nor of how a caller is
-// attested: the server derives the keys.
+// What counts by caller counts by one type of quota key (Key). The package knows nothing of tokens, nor of how a caller
+// is attested: the server derives the keys.
 package limit
 
 import "fmt"

@@ -17,8 +17,9 @@ type Rate struct {
 	Burst     int           // of one key at once
 	MaxWait   time.Duration // how long a caller may have to wait for its turn
 
-	mu       sync.Mutex // protects what follows
-	latest   time.Time  // of Reserve's times: one that comes late, or by a clock that was set back, fills no budget twice
+	mu sync.Mutex // protects what follows
+	// of Reserve's times: one that comes late, or by a clock that was set back, fills no budget twice
+	latest   time.Time
 	limiters map[Key]*rate.Limiter
 	sweepAt  int       // number of limiters at which those with a full budget are removed
 	swept    time.Time // when that was last done

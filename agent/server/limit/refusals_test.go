@@ -59,15 +59,16 @@ func read(t *testing.T, conn net.Conn) (answer *http.Response, body string) {
 	return answer, string(text)
 }
 
-// Whatever a caller has sent by then, and however much, it has its answer and no reset: nothing, a part of a request, a whole one,
-// one with a body.
+// Whatever a caller has sent by then, and however much, it has its answer and no reset: nothing, a part of a request, a
+// whole one, one with a body.
 func TestRefuse(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"unix", "tcp"} {
 		pair := pairs(t, network)
 		r := Refusals{Most: 9}
 		defer r.Close()
-		for _, sent := range []string{"", "GET /v1/tok", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST / HTTP/1.1\r\n\r\n" + strings.Repeat("x", 16<<10)} {
+		for _, sent := range []string{"", "GET /v1/tok", "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+			"POST / HTTP/1.1\r\n\r\n" + strings.Repeat("x", 16<<10)} {
 			client, server := pair()
 			if _, err := io.WriteString(client, sent); err != nil {
 				t.Fatal(err)
@@ -77,7 +78,8 @@ func TestRefuse(t *testing.T) {
 				t.Errorf("%s: %v", network, err)
 			}
 			answer, body := read(t, client)
-			if answer.StatusCode != 429 || answer.Header.Get("Retry-After") != "1" || !answer.Close || answer.Header.Get("Cache-Control") != "no-store" {
+			if answer.StatusCode != 429 || answer.Header.Get("Retry-After") != "1" || !answer.Close ||
+				answer.Header.Get("Cache-Control") != "no-store" {
 				t.Errorf("%s: %+v", network, answer)
 			}
 			var problem api.Problem
@@ -87,11 +89,14 @@ func TestRefuse(t *testing.T) {
 				Message     string
 				StatusCode  int
 			}
-			if err := errors.Join(json.Unmarshal([]byte(body), &problem), json.Unmarshal([]byte(body), &sdk)); err != nil {
+			if err := errors.Join(json.Unmarshal([]byte(body), &problem),
+				json.Unmarshal([]byte(body), &sdk)); err != nil {
 				t.Fatal(err)
 			}
-			if problem.Code != api.CodeBusy || problem.Type != "urn:percept:problem:too_many_requests" || problem.Status != 429 || problem.Title == "" || problem.Detail == "" ||
-				sdk.Error != "invalid_request" || sdk.Description != problem.Detail || sdk.Message != problem.Detail || sdk.StatusCode != 429 {
+			if problem.Code != api.CodeBusy || problem.Type != "urn:percept:problem:too_many_requests" ||
+				problem.Status != 429 || problem.Title == "" || problem.Detail == "" ||
+				sdk.Error != "invalid_request" || sdk.Description != problem.Detail || sdk.Message != problem.Detail ||
+				sdk.StatusCode != 429 {
 				t.Errorf("%s: %s", network, body)
 			}
 			client.Close()
@@ -99,7 +104,8 @@ func TestRefuse(t *testing.T) {
 	}
 }
 
-// One caller has no more than twice what is left, so that others have something left; and what is closed makes room again.
+// One caller has no more than twice what is left, so that others have something left; and what is closed makes room
+// again.
 func TestShares(t *testing.T) {
 	t.Parallel()
 	pair := pairs(t, "unix")
@@ -180,7 +186,8 @@ func TestRefusalsClose(t *testing.T) {
 	}
 	client, server = pair()
 	r.Refuse(server, Key{UID: 7})
-	if n, err := client.Read(make([]byte, 1)); n != 0 || !(errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
+	if n, err := client.Read(make([]byte, 1)); n != 0 ||
+		!(errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
 		t.Errorf("%d %v", n, err)
 	}
 }

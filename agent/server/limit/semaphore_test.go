@@ -2,8 +2,8 @@ package limit
 
 import "testing"
 
-// However many units a user runs in, its requests that wait and its streams have one bound together; and so have those of
-// a unit, whatever users it becomes.
+// However many units a user runs in, its requests that wait and its streams have one bound together; and so have those
+// of a unit, whatever users it becomes.
 func TestSemaphoreBoundsAParent(t *testing.T) {
 	t.Parallel()
 	user := func(uid uint32, unit string) Key { return Key{UID: uid, Unit: unit} }
@@ -13,7 +13,8 @@ func TestSemaphoreBoundsAParent(t *testing.T) {
 	}{
 		{user(1, ""), true}, {user(1, ""), true}, {user(1, ""), false},
 		{user(1, "a.service"), true}, {user(1, "b.service"), false}, // a fourth of user 1
-		{user(2, "a.service"), true}, {user(3, "a.service"), true}, {user(4, "a.service"), false}, // a fourth of that unit
+		// a fourth of that unit
+		{user(2, "a.service"), true}, {user(3, "a.service"), true}, {user(4, "a.service"), false},
 		{user(4, ""), true}, {user(5, ""), false}, // a seventh of all
 	}
 	var s Semaphore

@@ -35,7 +35,8 @@ func serving(t *testing.T, server *http.Server) (addresses []net.Addr) {
 	var serving sync.WaitGroup
 	t.Cleanup(serving.Wait)
 	for _, l := range []net.Listener{unix, tcp} {
-		on := &http.Server{Handler: server.Handler, ReadHeaderTimeout: time.Minute, ConnContext: server.ConnContext, ConnState: server.ConnState}
+		on := &http.Server{Handler: server.Handler, ReadHeaderTimeout: time.Minute, ConnContext: server.ConnContext,
+			ConnState: server.ConnState}
 		serving.Go(func() { _ = Serve(on, l) })
 		t.Cleanup(func() { _ = on.Close() })
 		addresses = append(addresses, l.Addr())
@@ -62,14 +63,15 @@ func isRefused(t *testing.T, answer *http.Response) {
 		StatusCode                        int
 	}
 	err := json.NewDecoder(answer.Body).Decode(&body)
-	if err != nil || answer.StatusCode != 431 || !answer.Close || body.StatusCode != 431 || body.Error != "invalid_request" ||
+	if err != nil || answer.StatusCode != 431 || !answer.Close || body.StatusCode != 431 ||
+		body.Error != "invalid_request" ||
 		body.Message != body.Error_description || !strings.Contains(body.Message, "64 header lines and 16384 bytes") {
 		t.Errorf("%d %+v %v", answer.StatusCode, body, err)
 	}
 }
 
-// A request beyond the bounds gets 431 and the end of the connection, whether it is the first on it, a later one, or sent along
-// with others, which are answered before. What is within the bounds is answered as ever.
+// A request beyond the bounds gets 431 and the end of the connection, whether it is the first on it, a later one, or
+// sent along with others, which are answered before. What is within the bounds is answered as ever.
 func TestRefusal(t *testing.T) {
 	t.Parallel()
 	full := get + manyLines(HeadLines-1)
@@ -83,7 +85,8 @@ func TestRefusal(t *testing.T) {
 		"a request line":    {"GET /" + strings.Repeat("x", 2*HeadBytes), 0},
 		"many bytes":        {get + "X: " + strings.Repeat("x", mostDropped+HeadBytes-4096), 0},
 		"after good ones":   {strings.Repeat(full+"\r\n", 3) + full + "b:\n", 3},
-		"after a body":      {"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 400\r\n\r\n" + manyLines(100) + full + "b:\n", 1},
+		"after a body": {"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 400\r\n\r\n" +
+			manyLines(100) + full + "b:\n", 1},
 		"after a short one": {"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\naa:\n" + full + "b:\n", 1},
 	}
 	addresses := serving(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -114,7 +117,8 @@ func TestRefusal(t *testing.T) {
 						if err != nil {
 							t.Fatal(err)
 						}
-						if text, err := io.ReadAll(answer.Body); answer.StatusCode != 200 || !strings.HasSuffix(string(text), "<nil>") || err != nil {
+						if text, err := io.ReadAll(answer.Body); answer.StatusCode != 200 ||
+							!strings.HasSuffix(string(text), "<nil>") || err != nil {
 							t.Errorf("request %d: %d %s %v", i, answer.StatusCode, text, err)
 						}
 					}
@@ -169,8 +173,8 @@ func TestAnswerUnderWay(t *testing.T) {
 	}
 }
 
-// A body in chunks counts as head. The handler that reads it learns at once that it ends here; and where the next request
-// begins cannot be told, so that one beyond the bounds ends the connection unanswered.
+// A body in chunks counts as head. The handler that reads it learns at once that it ends here; and where the next
+// request begins cannot be told, so that one beyond the bounds ends the connection unanswered.
 func TestBodyInChunks(t *testing.T) {
 	t.Parallel()
 	addresses := serving(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -192,7 +196,8 @@ func TestBodyInChunks(t *testing.T) {
 		if _, err := io.WriteString(conn, chunked+"4\r\naa:\n\r\n0\r\n\r\n"+get+manyLines(100)); err != nil {
 			t.Fatal(err)
 		}
-		if text, _ := io.ReadAll(conn); !strings.HasPrefix(string(text), "HTTP/1.1 200 ") || strings.Count(string(text), "HTTP/1.1 ") != 1 {
+		if text, _ := io.ReadAll(conn); !strings.HasPrefix(string(text), "HTTP/1.1 200 ") ||
+			strings.Count(string(text), "HTTP/1.1 ") != 1 {
 			t.Errorf("%s", text)
 		}
 	}
@@ -218,12 +223,14 @@ func TestHooksSeeTheListenersConnections(t *testing.T) {
 	})
 	conn := connect(t, addresses[1])
 	_, _ = io.WriteString(conn, get+"\r\n")
-	if answer, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || answer.StatusCode != 200 || context_.Load() != 1 || state.Load() != 1 {
+	if answer, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || answer.StatusCode != 200 ||
+		context_.Load() != 1 || state.Load() != 1 {
 		t.Errorf("%v %v, %d and %d calls", answer, err, context_.Load(), state.Load())
 	}
 }
 
-// What a connection with an endless head takes: 3,716 lines in 16 KB took 0.6 MB. It is measured with nothing beside it.
+// What a connection with an endless head takes: 3,716 lines in 16 KB took 0.6 MB. It is measured with nothing beside
+// it.
 func TestMemoryOfAConnection(t *testing.T) {
 	const connections, most = 200, 40 << 10
 	addresses := serving(t, &http.Server{Handler: http.NotFoundHandler()})

@@ -31,11 +31,14 @@ func TestWriters(t *testing.T) {
 		list          []byte
 		users, groups []uint32
 	}{
-		"no list":                       {nil, nil, []uint32{7}},
-		"a user":                        {list([3]uint32{1, 6, none}, [3]uint32{2, 6, 11}, [3]uint32{2, 4, 12}, [3]uint32{4, 4, none}, [3]uint32{16, 6, none}, [3]uint32{32, 4, none}), []uint32{11}, nil},
-		"groups":                        {list([3]uint32{1, 6, none}, [3]uint32{4, 6, none}, [3]uint32{8, 7, 13}, [3]uint32{8, 5, 14}, [3]uint32{16, 7, none}), nil, []uint32{7, 13}},
-		"a mask that takes the writing": {list([3]uint32{2, 6, 11}, [3]uint32{4, 6, none}, [3]uint32{8, 6, 13}, [3]uint32{16, 4, none}), nil, nil},
-		"cut off":                       {list([3]uint32{2, 6, 11}, [3]uint32{8, 6, 13})[:13], []uint32{11}, nil},
+		"no list": {nil, nil, []uint32{7}},
+		"a user": {list([3]uint32{1, 6, none}, [3]uint32{2, 6, 11}, [3]uint32{2, 4, 12},
+			[3]uint32{4, 4, none}, [3]uint32{16, 6, none}, [3]uint32{32, 4, none}), []uint32{11}, nil},
+		"groups": {list([3]uint32{1, 6, none}, [3]uint32{4, 6, none}, [3]uint32{8, 7, 13},
+			[3]uint32{8, 5, 14}, [3]uint32{16, 7, none}), nil, []uint32{7, 13}},
+		"a mask that takes the writing": {list([3]uint32{2, 6, 11}, [3]uint32{4, 6, none}, [3]uint32{8, 6, 13},
+			[3]uint32{16, 4, none}), nil, nil},
+		"cut off": {list([3]uint32{2, 6, 11}, [3]uint32{8, 6, 13})[:13], []uint32{11}, nil},
 	} {
 		if users, groups := writers(row.list, 7); !slices.Equal(users, row.users) || !slices.Equal(groups, row.groups) {
 			t.Errorf("%s: users %v, groups %v", name, users, groups)
@@ -59,13 +62,15 @@ func TestAccessLists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.load(os.Geteuid()); err == nil || !strings.Contains(err.Error(), l.file+": an access control list lets user 4711 change who gets tokens") {
+	if _, err := l.load(os.Geteuid()); err == nil ||
+		!strings.Contains(err.Error(), l.file+": an access control list lets user 4711 change who gets tokens") {
 		t.Errorf("a user by an access control list: %v", err)
 	}
 	if err := unix.Setxattr(l.file, "system.posix_acl_access", entries([3]uint32{8, 6, 4712}), 0); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := l.load(os.Geteuid()); err != nil || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "lets group 4712 ") {
+	if c, err := l.load(os.Geteuid()); err != nil || len(c.Warnings) != 1 ||
+		!strings.Contains(c.Warnings[0], "lets group 4712 ") {
 		t.Errorf("a group by an access control list: %v %q", err, c.Warnings)
 	}
 }
@@ -82,17 +87,22 @@ func TestMay(t *testing.T) {
 		st   unix.Stat_t
 		want uint16
 	}{
-		"the owner, though others may more":      {nil, ours(0o477), 4},
-		"a member, though others may more":       {nil, member(0o647), 4},
-		"another":                                {nil, other(0o764), 4},
-		"another, nothing":                       {nil, other(0o770), 0},
-		"a named user":                           {list([3]uint32{1, 6, none}, [3]uint32{2, 5, 11}, [3]uint32{4, 0, none}, [3]uint32{16, 7, none}, [3]uint32{32, 0, none}), member(0o670), 5},
-		"a named user whom the mask leaves less": {list([3]uint32{2, 5, 11}, [3]uint32{4, 0, none}, [3]uint32{16, 1, none}), other(0o617), 1},
-		"another named user":                     {list([3]uint32{2, 7, 12}, [3]uint32{4, 0, none}, [3]uint32{16, 7, none}), other(0o674), 4},
-		"a named group":                          {list([3]uint32{4, 0, none}, [3]uint32{8, 4, 13}, [3]uint32{16, 7, none}), other(0o670), 4},
-		"a group that may nothing":               {list([3]uint32{4, 0, none}, [3]uint32{8, 4, 14}, [3]uint32{16, 7, none}), member(0o677), 0},
-		"the owner, with a list":                 {list([3]uint32{2, 7, 11}, [3]uint32{16, 7, none}), ours(0o470), 4},
-		"cut off":                                {list([3]uint32{4, 7, none})[:9], other(0o670), 0},
+		"the owner, though others may more": {nil, ours(0o477), 4},
+		"a member, though others may more":  {nil, member(0o647), 4},
+		"another":                           {nil, other(0o764), 4},
+		"another, nothing":                  {nil, other(0o770), 0},
+		"a named user": {list([3]uint32{1, 6, none}, [3]uint32{2, 5, 11},
+			[3]uint32{4, 0, none}, [3]uint32{16, 7, none}, [3]uint32{32, 0, none}), member(0o670), 5},
+		"a named user whom the mask leaves less": {list([3]uint32{2, 5, 11}, [3]uint32{4, 0, none},
+			[3]uint32{16, 1, none}), other(0o617), 1},
+		"another named user": {list([3]uint32{2, 7, 12}, [3]uint32{4, 0, none},
+			[3]uint32{16, 7, none}), other(0o674), 4},
+		"a named group": {list([3]uint32{4, 0, none}, [3]uint32{8, 4, 13},
+			[3]uint32{16, 7, none}), other(0o670), 4},
+		"a group that may nothing": {list([3]uint32{4, 0, none}, [3]uint32{8, 4, 14},
+			[3]uint32{16, 7, none}), member(0o677), 0},
+		"the owner, with a list": {list([3]uint32{2, 7, 11}, [3]uint32{16, 7, none}), ours(0o470), 4},
+		"cut off":                {list([3]uint32{4, 7, none})[:9], other(0o670), 0},
 	} {
 		if got := r.may(row.list, row.st); got != row.want {
 			t.Errorf("%s: %o, want %o", name, got, row.want)
@@ -110,14 +120,16 @@ func TestReadableByTheService(t *testing.T) {
 		groups []uint32
 		says   string // beside the path; empty: it is readable
 	}{
-		"as it should be":                {func(l layout) string { return l.config }, 0o644, nil, ""},
-		"root's alone":                   {func(l layout) string { return l.config }, 0o600, nil, "cannot read it"},
-		"the group's":                    {func(l layout) string { return l.config }, 0o640, []uint32{own}, ""},
-		"another group's":                {func(l layout) string { return l.config }, 0o640, []uint32{own + 1}, "cannot read it"},
-		"one in config.d":                {func(l layout) string { return l.file }, 0o600, nil, "cannot read it"},
-		"a link's target":                {func(l layout) string { return l.target }, 0o600, nil, "cannot read it"},
-		"its folder":                     {func(l layout) string { return l.conf }, 0o700, nil, "cannot look into it"},
-		"the folder of a link's target":  {func(l layout) string { return l.behind }, 0o700, nil, "cannot look into it"},
+		"as it should be": {func(l layout) string { return l.config }, 0o644, nil, ""},
+		"root's alone":    {func(l layout) string { return l.config }, 0o600, nil, "cannot read it"},
+		"the group's":     {func(l layout) string { return l.config }, 0o640, []uint32{own}, ""},
+		"another group's": {func(l layout) string { return l.config }, 0o640, []uint32{own + 1},
+			"cannot read it"},
+		"one in config.d": {func(l layout) string { return l.file }, 0o600, nil, "cannot read it"},
+		"a link's target": {func(l layout) string { return l.target }, 0o600, nil, "cannot read it"},
+		"its folder":      {func(l layout) string { return l.conf }, 0o700, nil, "cannot look into it"},
+		"the folder of a link's target": {func(l layout) string { return l.behind }, 0o700, nil,
+			"cannot look into it"},
 		"config.d, which can be passed":  {func(l layout) string { return l.extra }, 0o711, nil, "cannot look into it"},
 		"a folder that need not be read": {func(l layout) string { return l.conf }, 0o711, nil, ""},
 	} {
@@ -139,7 +151,8 @@ func TestReadableByTheService(t *testing.T) {
 			mend = "chmod 755 "
 		}
 		owner, group := userName(uint32(os.Geteuid())), groupName(own)
-		want := fmt.Sprintf("%s: permission denied: user service %s (owner %s, group %s, mode %04o): %s%s", path, row.says, owner, group, row.mode, mend, path)
+		want := fmt.Sprintf("%s: permission denied: user service %s (owner %s, group %s, mode %04o): %s%s", path,
+			row.says, owner, group, row.mode, mend, path)
 		if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", name, err, want)
 		}

@@ -126,7 +126,8 @@ func (c *Callers) take(doc callersDocument, modules []moduleDocument, where *pos
 		if err := m.validate(); err != nil {
 			faults = append(faults, fmt.Errorf("%s: %w", where.table("module", len(c.modules)), err))
 		} else if _, twice := c.module(m.name); twice {
-			faults = append(faults, fmt.Errorf("%s: module %q is there twice", where.table("module", len(c.modules)), m.name))
+			faults = append(faults, fmt.Errorf("%s: module %q is there twice", where.table("module", len(c.modules)),
+				m.name))
 		}
 		c.modules = append(c.modules, m)
 	}
@@ -150,7 +151,8 @@ func (m module) validate() error {
 	}
 	switch {
 	case m.require != "" && m.require != requireSocket && m.require != requireContainer:
-		return fmt.Errorf("module %q: require is %q: it must be %q or %q", m.name, m.require, requireContainer, requireSocket)
+		return fmt.Errorf("module %q: require is %q: it must be %q or %q", m.name, m.require, requireContainer,
+			requireSocket)
 	case m.container != "" && m.require == requireSocket:
 		return fmt.Errorf("module %q: container has no effect with require = %q", m.name, requireSocket)
 	case m.container != "" && !validContainer.MatchString(m.container):
@@ -183,12 +185,14 @@ func (c *Callers) validate() (key string, err error) {
 			"callers.requests_per_second is %d: it must be between 1 and 1000000", c.PerSecond)
 	}
 	if c.young != youngAccept && c.young != youngRefuse {
-		return "callers.young", fmt.Errorf("callers.young is %q: it must be %q or %q", c.young, youngAccept, youngRefuse)
+		return "callers.young", fmt.Errorf("callers.young is %q: it must be %q or %q", c.young, youngAccept,
+			youngRefuse)
 	}
 	for _, parent := range c.cgroupParents {
 		if !isCleanPath(parent) {
 			return "callers.cgroup_parents", fmt.Errorf(
-				"callers.cgroup_parents has %q: it must be the whole path of a cgroup below the root, such as /machine.slice",
+				"callers.cgroup_parents has %q: it must be the whole path of a cgroup below the root, such as "+
+					"/machine.slice",
 				parent)
 		}
 	}

@@ -70,7 +70,8 @@ func loadTrusted(path string, by *trust, in func(gid uint32, grants []grants.Gra
 			unread = append(unread, err)
 			continue
 		}
-		if where.add(file, text) != (tableCounts{len(doc.Identity), len(doc.Grant), len(doc.Resource), len(doc.Module)}) {
+		if where.add(file, text) != (tableCounts{len(doc.Identity), len(doc.Grant), len(doc.Resource),
+			len(doc.Module)}) {
 			unread = append(unread, fmt.Errorf("%s: write [[identity]], [[grant]], [[resource]] and [[module]], "+
 				"each with two brackets: there may be several", file))
 			continue
@@ -197,7 +198,8 @@ func (c *Config) unprovable(where *positions) (faults []error) {
 		place := where.table("grant", i)
 		if grant.Caller.Image != "" {
 			faults = append(faults, located(place,
-				fmt.Errorf("%s which image a container was made of: name an engine, or the module by its socket", none)))
+				fmt.Errorf("%s which image a container was made of: name an engine, or the module by its socket",
+					none)))
 		}
 		if name := grant.Caller.Module; name != "" && !told[name] {
 			told[name] = true

@@ -31,7 +31,8 @@ func (c Config) Describe() string {
 	}
 	b.WriteString(c.describeCallers())
 	if c.Loopback.Address.IsValid() {
-		fmt.Fprintf(&b, "loopback: tokens at http://%s/msi/token for who has a grant's header secret\n", c.Loopback.Address)
+		fmt.Fprintf(&b, "loopback: tokens at http://%s/msi/token for who has a grant's header secret\n",
+			c.Loopback.Address)
 	}
 	for _, resource := range slices.Sorted(maps.Keys(c.Rules.Alternates)) {
 		fmt.Fprintf(&b, "resource: %s accepts tokens for %s too\n",

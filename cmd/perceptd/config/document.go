@@ -59,7 +59,8 @@ func setDuration(to *time.Duration, value any, key string, where *positions) err
 	if isText {
 		value = strconv.Quote(text)
 	}
-	return fmt.Errorf(`%s: %s is %v: write a duration in quotes, such as "50m" or "1h30m"`, where.value(key), key, value)
+	return fmt.Errorf(`%s: %s is %v: write a duration in quotes, such as "50m" or "1h30m"`, where.value(key), key,
+		value)
 }
 
 // decode is strict: a key that nobody reads is an error, since it may be a misspelt grant.

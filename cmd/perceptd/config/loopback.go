@@ -35,7 +35,8 @@ func (c *Loopback) validate(there bool) (key string, err error) {
 	}
 	c.Address, err = netip.ParseAddrPort(*c.text)
 	ip := c.Address.Addr()
-	if err != nil || c.Address.Port() == 0 || ip != netip.AddrFrom4([4]byte{127, 0, 0, 1}) && ip != netip.IPv6Loopback() {
+	if err != nil || c.Address.Port() == 0 || ip != netip.AddrFrom4([4]byte{127, 0, 0, 1}) &&
+		ip != netip.IPv6Loopback() {
 		return "loopback.address", fmt.Errorf(
 			"loopback.address is %q: it must be 127.0.0.1 or [::1], a colon, and a port from 1 to 65535, such as %q",
 			*c.text, exampleLoopback)

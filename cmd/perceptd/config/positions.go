@@ -12,8 +12,8 @@ import (
 
 // positions remembers in which file and line each table and each single value of the configuration stands.
 type positions struct {
-	// tables has where the tables of each kind stand, "identity", "grant", "resource" or "module", as "FILE:LINE", in the
-	// order of Config's lists.
+	// tables has where the tables of each kind stand, "identity", "grant", "resource" or "module", as "FILE:LINE", in
+	// the order of Config's lists.
 	tables map[string][]string
 	values map[string]string // "source.kind" → "FILE:LINE", where it was set last
 	last   string            // the file read last

@@ -60,13 +60,15 @@ const maxSimulatedSpread = 24 * time.Hour
 // validate looks at what all files together say; key is the one that is wrong.
 func (s *Source) validate() (key string, err error) {
 	endpoints := []source.Endpoint{source.Auto, source.Arc, source.AppService, source.IMDS}
-	forSimulated := fmt.Errorf("source.speed, source.rollover and source.spread are for source.kind = %q only", Simulated)
+	forSimulated := fmt.Errorf("source.speed, source.rollover and source.spread are for source.kind = %q only",
+		Simulated)
 	_, err = simulator.ParseRollover(s.Rollover)
 	switch {
 	case s.Kind != ManagedIdentity && s.Kind != Simulated:
 		return "source.kind", fmt.Errorf("source.kind is %q: it must be %q or %q", s.Kind, ManagedIdentity, Simulated)
 	case !slices.Contains(endpoints, s.Endpoint):
-		return "source.endpoint", fmt.Errorf("source.endpoint is %q: it must be auto, arc, app-service or imds", s.Endpoint)
+		return "source.endpoint", fmt.Errorf("source.endpoint is %q: it must be auto, arc, app-service or imds",
+			s.Endpoint)
 	case s.Kind != Simulated && s.Speed != defaultSource.Speed:
 		return "source.speed", forSimulated
 	case s.Kind != Simulated && s.Rollover != defaultSource.Rollover:
@@ -74,7 +76,8 @@ func (s *Source) validate() (key string, err error) {
 	case s.Kind != Simulated && s.Spread != defaultSource.Spread:
 		return "source.spread", forSimulated
 	case s.Spread < 0 || s.Spread > maxSimulatedSpread:
-		return "source.spread", fmt.Errorf("source.spread is %v: it must be between 0s and %v", s.Spread, maxSimulatedSpread)
+		return "source.spread", fmt.Errorf("source.spread is %v: it must be between 0s and %v", s.Spread,
+			maxSimulatedSpread)
 	case !(s.Speed >= 1 && s.Speed <= 100_000): // NaN is neither
 		return "source.speed", fmt.Errorf("source.speed is %v: it must be between 1 and 100000", s.Speed)
 	case err != nil:

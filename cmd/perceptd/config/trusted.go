@@ -181,7 +181,8 @@ func handle(at int, name, path string) (*os.File, unix.Stat_t, error) {
 }
 
 func openAt(folder *os.File, name, path string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(folder.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|flags, 0)
+	fd, err := unix.Openat(int(folder.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|flags,
+		0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -275,7 +276,8 @@ func (t *trust) settle(
 			continue
 		}
 		warnings = append(warnings, fmt.Sprintf(
-			"%s: mode %04o lets group %s change who gets tokens: chmod g-w %s, unless its members are the administrators",
+			"%s: mode %04o lets group %s change who gets tokens: chmod g-w %s, unless its members are the "+
+				"administrators",
 			place.path, place.mode, group, place.path))
 	}
 	return warnings, faults
@@ -284,7 +286,8 @@ func (t *trust) settle(
 // memberOf names the daemon or a caller of the grants who is in a group; empty: neither is.
 func memberOf(gid uint32, all []grants.Grant) string {
 	own, _ := os.Getgroups() // what cannot be told is told by the files
-	if os.Getegid() == int(gid) || slices.Contains(own, int(gid)) || slices.Contains(groupsOf(uint32(os.Geteuid())), gid) {
+	if os.Getegid() == int(gid) || slices.Contains(own, int(gid)) || slices.Contains(groupsOf(uint32(os.Geteuid())),
+		gid) {
 		return "perceptd itself"
 	}
 	return otherMemberOf(gid, all)

@@ -27,8 +27,10 @@ func newLayout(t *testing.T) layout {
 	root := harness.ShortFolder(t)
 	at := func(steps ...string) string { return filepath.Join(append([]string{root}, steps...)...) }
 	l := layout{
-		root: root, conf: at("etc"), config: at("etc", "config.toml"), extra: at("etc", "config.d"), file: at("etc", "config.d", "10.toml"),
-		link: at("etc", "config.d", "20.toml"), above: at("opt"), behind: at("opt", "shared"), target: at("opt", "shared", "20.toml"),
+		root: root, conf: at("etc"), config: at("etc", "config.toml"), extra: at("etc", "config.d"), file: at("etc",
+			"config.d", "10.toml"),
+		link: at("etc", "config.d", "20.toml"), above: at("opt"), behind: at("opt", "shared"), target: at("opt",
+			"shared", "20.toml"),
 	}
 	var faults []error
 	for _, folder := range []string{l.conf, l.extra, l.above, l.behind} {
@@ -37,7 +39,8 @@ func newLayout(t *testing.T) layout {
 	for path, text := range map[string]string{l.config: harness.GoodConfig, l.file: "# 10\n", l.target: "# 20\n"} {
 		faults = append(faults, os.WriteFile(path, []byte(text), 0o600), os.Chmod(path, 0o644))
 	}
-	faults = append(faults, os.Symlink("shared", at("opt", "by")), os.Symlink("../../opt/by/./20.toml", l.link), os.Chmod(root, 0o755))
+	faults = append(faults, os.Symlink("shared", at("opt", "by")), os.Symlink("../../opt/by/./20.toml", l.link),
+		os.Chmod(root, 0o755))
 	if err := errors.Join(faults...); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +63,8 @@ func TestTrustedFiles(t *testing.T) {
 	if err := errors.Join(os.Rename(l.extra, elsewhere), os.Symlink(elsewhere, l.extra)); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Remove(filepath.Join(elsewhere, "20.toml")), os.Symlink(l.target, filepath.Join(elsewhere, "20.toml"))); err != nil {
+	if err := errors.Join(os.Remove(filepath.Join(elsewhere, "20.toml")),
+		os.Symlink(l.target, filepath.Join(elsewhere, "20.toml"))); err != nil {
 		t.Fatal(err)
 	}
 	if c, err = l.load(os.Geteuid()); err != nil || len(c.Files) != 3 {
@@ -87,7 +91,8 @@ func TestOthersMayChangeNothing(t *testing.T) {
 		if err := os.Chmod(path, mode|0o002); err != nil {
 			t.Fatal(err)
 		}
-		want := fmt.Sprintf("%s: mode %04o lets others change who gets tokens (owner %s): chmod go-w %s", path, mode|0o002, userName(uint32(os.Geteuid())), path)
+		want := fmt.Sprintf("%s: mode %04o lets others change who gets tokens (owner %s): chmod go-w %s", path,
+			mode|0o002, userName(uint32(os.Geteuid())), path)
 		if _, err := l.load(os.Geteuid()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s that others may write: %v, want %s", name, err, want)
 		}
@@ -97,11 +102,14 @@ func TestOthersMayChangeNothing(t *testing.T) {
 		}
 		c, err := l.load(os.Geteuid())
 		warning := fmt.Sprintf("%s: mode %04o lets group ", path, mode|0o020)
-		if err != nil || len(c.Warnings) != 1 || !strings.HasPrefix(c.Warnings[0], warning) || !strings.Contains(c.Describe(), "warning: "+warning) {
+		if err != nil || len(c.Warnings) != 1 || !strings.HasPrefix(c.Warnings[0], warning) ||
+			!strings.Contains(c.Describe(), "warning: "+warning) {
 			t.Errorf("%s that a group may write: %v %q", name, err, c.Warnings)
 		}
-		_, err = loadTrusted(l.config, &trust{self: os.Geteuid()}, func(uint32, []grants.Grant) string { return "user eve" })
-		if err == nil || !strings.Contains(err.Error(), warning) || !strings.Contains(err.Error(), ", and user eve is in it: chmod g-w "+path) {
+		_, err = loadTrusted(l.config, &trust{self: os.Geteuid()},
+			func(uint32, []grants.Grant) string { return "user eve" })
+		if err == nil || !strings.Contains(err.Error(), warning) ||
+			!strings.Contains(err.Error(), ", and user eve is in it: chmod g-w "+path) {
 			t.Errorf("%s that the group of a caller may write: %v", name, err)
 		}
 	}
@@ -120,7 +128,8 @@ func TestStickyFolders(t *testing.T) {
 	if err := os.Chmod(l.extra, 0o777|os.ModeSticky); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.load(os.Geteuid()); err == nil || !strings.Contains(err.Error(), l.extra+": mode 1777 lets others change who gets tokens") {
+	if _, err := l.load(os.Geteuid()); err == nil ||
+		!strings.Contains(err.Error(), l.extra+": mode 1777 lets others change who gets tokens") {
 		t.Errorf("config.d: %v", err)
 	}
 }
@@ -142,7 +151,9 @@ func TestOwnersOfTheConfiguration(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, self := range []int{0, 4712} {
-			if _, err := l.load(self); err == nil || !strings.Contains(err.Error(), path+": its owner, user 4711 (mode ") || !strings.Contains(err.Error(), "chown root "+path) {
+			if _, err := l.load(self); err == nil ||
+				!strings.Contains(err.Error(), path+": its owner, user 4711 (mode ") ||
+				!strings.Contains(err.Error(), "chown root "+path) {
 				t.Errorf("%s is another user's: %v", name, err)
 			}
 		}
@@ -161,7 +172,8 @@ func TestLinksWithoutEnd(t *testing.T) {
 	if _, err := l.load(os.Geteuid()); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("%v", err)
 	}
-	for target, says := range map[string]string{"missing.toml": l.link + ": a link to nothing, since missing.toml is not there: put it there, or remove the link", "10.toml/x": "not a directory", "../config.d": "not a regular file", "../../../../../../../../../../dev/null": "/dev/null: mode 0666 lets others"} {
+	for target, says := range map[string]string{"missing.toml": l.link + ": a link to nothing, since missing.toml is " +
+		"not there: put it there, or remove the link", "10.toml/x": "not a directory", "../config.d": "not a regular file", "../../../../../../../../../../dev/null": "/dev/null: mode 0666 lets others"} {
 		if err := errors.Join(os.Remove(l.link), os.Symlink(target, l.link)); err != nil {
 			t.Fatal(err)
 		}
@@ -178,7 +190,8 @@ func TestFolderThatLeadsNowhere(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(l.extra), os.Symlink("elsewhere", l.extra)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.load(os.Geteuid()); err == nil || !strings.Contains(err.Error(), l.extra+": a link to nothing, since elsewhere is not there") {
+	if _, err := l.load(os.Geteuid()); err == nil ||
+		!strings.Contains(err.Error(), l.extra+": a link to nothing, since elsewhere is not there") {
 		t.Errorf("%v", err)
 	}
 }
@@ -206,7 +219,8 @@ func TestMemberOf(t *testing.T) {
 		{strange, grants.Match{Unit: "a.service"}, ""},
 		{strange, grants.Match{UID: &gid}, ""}, // nobody knows that user
 	} {
-		if got := memberOf(row.gid, []grants.Grant{{Caller: row.by}}); !strings.HasPrefix(got, row.want) || (got == "") != (row.want == "") {
+		if got := memberOf(row.gid, []grants.Grant{{Caller: row.by}}); !strings.HasPrefix(got, row.want) ||
+			(got == "") != (row.want == "") {
 			t.Errorf("group %d, %v: %q, want %q", row.gid, row.by, got, row.want)
 		}
 	}
