@@ -98,24 +98,24 @@ type Problem struct {
 	PolicyChange *PolicyChangeAnswer `json:"policy_change,omitempty"`
 }
 
-// Token is the answer of GET /v1/token. Times are Unix seconds of the device's clock: expires_on is
-// the device's now plus the life left, so that a caller on the same wrong clock judges it rightly.
+// Token is the answer of GET /v1/token. Times are by the device's clock: ExpiresOn is the device's now plus the life left, so
+// that a caller on the same wrong clock judges it rightly.
 type Token struct {
-	AccessToken string `json:"access_token"`
-	TokenType   string `json:"token_type"` // always "Bearer"
-	Identity    string `json:"identity"`   // configured name
-	ClientID    string `json:"client_id,omitempty"`
-	Resource    string `json:"resource"`
-	ExpiresIn   int64  `json:"expires_in"` // seconds left, the true ones
-	ExpiresOn   int64  `json:"expires_on"`
+	AccessToken string    `json:"access_token"`
+	TokenType   string    `json:"token_type"` // always "Bearer"
+	Identity    string    `json:"identity"`   // configured name
+	ClientID    string    `json:"client_id,omitempty"`
+	Resource    string    `json:"resource"`
+	ExpiresIn   int64     `json:"expires_in"` // seconds left, the true ones
+	ExpiresOn   time.Time `json:"expires_on"`
 
 	// Unconfirmed says that ExpiresIn is what there may be at most: the device was off for a time that its clock cannot
 	// tell, and the back end has not answered since.
 	Unconfirmed bool `json:"unconfirmed,omitempty"`
 
-	RefreshIn  int64  `json:"refresh_in"`  // seconds until asking again is worth while
-	ReceivedOn int64  `json:"received_on"` // when the daemon got it from the back end
-	SHA256     string `json:"token_sha256"`
+	RefreshIn  int64     `json:"refresh_in"`  // seconds until asking again is worth while
+	ReceivedOn time.Time `json:"received_on"` // when the daemon got it from the back end
+	SHA256     string    `json:"token_sha256"`
 
 	// Audience is the resource that the token was asked for where that is not Resource: an alternate,
 	// whose token is current while that of Resource is not.
@@ -133,27 +133,27 @@ const (
 	StandingUncertain = tokencache.Uncertain
 )
 
-// Permissions is what is known of the permissions that a token carries. Times are Unix seconds of the
-// device's clock and absent when the token is current.
+// Permissions is what is known of the permissions that a token carries. Times are by the device's clock, and absent when the token
+// is current.
 type Permissions struct {
-	Standing  Standing `json:"standing"`
-	Changed   int64    `json:"changed,omitempty"`    // the latest change that the token may lack
-	CurrentBy int64    `json:"current_by,omitempty"` // a current token is here by then at the latest, if the back end answers
-	Likely    int64    `json:"likely,omitempty"`     // and probably by then; absent when nothing was learnt yet
-	Withheld  bool     `json:"withheld,omitempty"`   // a revocation keeps the token from everybody
+	Standing  Standing  `json:"standing"`
+	Changed   time.Time `json:"changed,omitzero"`    // the latest change that the token may lack
+	CurrentBy time.Time `json:"current_by,omitzero"` // a current token is here by then at the latest, if the back end answers
+	Likely    time.Time `json:"likely,omitzero"`     // and probably by then; absent when nothing was learnt yet
+	Withheld  bool      `json:"withheld,omitempty"`  // a revocation withholds the token from all callers
 }
 
-// WatchEvent is the data of an event on /v1/watch: what is there now. It carries no token text. Times are
-// Unix seconds of the device's clock. Its event name is "token" for a new token, "permissions" for a change of these alone, "expired" when
-// there is no valid token any more, "ended" when the grant is gone or the daemon goes down.
+// WatchEvent is the data of an event on /v1/watch: what is there now. It carries no token text. Times are by the device's clock. Its
+// event name is "token" for a new token, "permissions" for a change of these alone, "expired" when there is no valid token any
+// more, "ended" when the grant is gone or the daemon goes down.
 type WatchEvent struct {
 	Identity    string      `json:"identity"`
 	Resource    string      `json:"resource"`
 	SHA256      string      `json:"token_sha256,omitempty"` // absent without a valid token
-	ExpiresOn   int64       `json:"expires_on,omitempty"`
-	ReceivedOn  int64       `json:"received_on,omitempty"`
+	ExpiresOn   time.Time   `json:"expires_on,omitzero"`
+	ReceivedOn  time.Time   `json:"received_on,omitzero"`
 	Permissions Permissions `json:"permissions"`
-	Now         int64       `json:"now"`              // when the event was sent
+	Now         time.Time   `json:"now"`              // when the event was sent
 	Detail      string      `json:"detail,omitempty"` // with "ended": why
 }
 
@@ -203,10 +203,10 @@ type Advice struct {
 	Resource    string      `json:"resource"`
 	SHA256      string      `json:"token_sha256,omitempty"` // of the token held now; ask for it when it differs
 	Findings    []Finding   `json:"findings"`
-	Retry       bool        `json:"retry"`              // whether a token that may be accepted is there now
-	RetryOn     int64       `json:"retry_on,omitempty"` // Unix time at which asking again is worth while
-	Fetched     Outcome     `json:"fetched,omitempty"`  // what the fetch for a revocation challenge brought
-	Claims      TokenClaims `json:"claims"`             // what the token held now carries
+	Retry       bool        `json:"retry"`             // whether a token that may be accepted is there now
+	RetryOn     time.Time   `json:"retry_on,omitzero"` // when asking again is worth while
+	Fetched     Outcome     `json:"fetched,omitempty"` // what the fetch for a revocation challenge brought
+	Claims      TokenClaims `json:"claims"`            // what the token held now carries
 	Permissions Permissions `json:"permissions"`
 }
 
@@ -249,12 +249,12 @@ const (
 
 // PolicyChangeRequest is the body of POST /v1/policy-changes.
 type PolicyChangeRequest struct {
-	Resource     string     `json:"resource,omitempty"` // either this
-	AllResources bool       `json:"all_resources,omitempty"`
-	Identity     string     `json:"identity,omitempty"` // configured name; empty: all
-	At           *time.Time `json:"at,omitempty"`       // absent: now
-	Effect       Effect     `json:"effect"`
-	Note         string     `json:"note,omitempty"`
+	Resource     string    `json:"resource,omitempty"` // either this
+	AllResources bool      `json:"all_resources,omitempty"`
+	Identity     string    `json:"identity,omitempty"` // configured name; empty: all
+	At           time.Time `json:"at,omitzero"`        // absent: now
+	Effect       Effect    `json:"effect"`
+	Note         string    `json:"note,omitempty"`
 }
 
 // PolicyChange is a policy change on record.
@@ -377,10 +377,10 @@ type ConnectionsStatus struct {
 	TurnedAway int64  `json:"turned_away"` // since the start
 
 	// Of the last one that was turned away: when and whose it was, who had taken the places and how many.
-	TurnedAwayOn  *time.Time `json:"turned_away_on,omitempty"`
-	TurnedAwayFor string     `json:"turned_away_for,omitempty"`
-	HeldBy        string     `json:"held_by,omitempty"`
-	Holds         int        `json:"holds,omitempty"`
+	TurnedAwayOn  time.Time `json:"turned_away_on,omitzero"`
+	TurnedAwayFor string    `json:"turned_away_for,omitempty"`
+	HeldBy        string    `json:"held_by,omitempty"`
+	Holds         int       `json:"holds,omitempty"`
 }
 
 // KeptStatus says over what the tokens that are cached are kept.
@@ -419,10 +419,10 @@ type SourceStatus struct {
 
 // ConfigStatus says which configuration is in force and whether the last reload took.
 type ConfigStatus struct {
-	Files    []string   `json:"files"`
-	LoadedOn time.Time  `json:"loaded_on"`
-	Error    string     `json:"error,omitempty"` // why the last reload changed nothing
-	ErrorOn  *time.Time `json:"error_on,omitempty"`
+	Files    []string  `json:"files"`
+	LoadedOn time.Time `json:"loaded_on"`
+	Error    string    `json:"error,omitempty"` // why the last reload changed nothing
+	ErrorOn  time.Time `json:"error_on,omitzero"`
 }
 
 // IdentityStatus is one configured identity.
@@ -463,12 +463,12 @@ type TokenStatus struct {
 	State       TokenState `json:"state"`
 	Prefetch    bool       `json:"prefetch"`
 	SHA256      string     `json:"token_sha256,omitempty"` // of the text of the token held, in hexadecimal
-	ReceivedOn  *time.Time `json:"received_on,omitempty"`
-	ExpiresOn   *time.Time `json:"expires_on,omitempty"`   // by the device's clock
-	ExpiresIn   int64      `json:"expires_in"`             // 0: no valid token
-	Unconfirmed bool       `json:"unconfirmed,omitempty"`  // ExpiresIn is what there may be at most, as in Token
-	NextRefresh *time.Time `json:"next_refresh,omitempty"` // by the device's clock; absent: none planned
-	LastFetch   *time.Time `json:"last_fetch,omitempty"`
+	ReceivedOn  time.Time  `json:"received_on,omitzero"`
+	ExpiresOn   time.Time  `json:"expires_on,omitzero"`   // by the device's clock
+	ExpiresIn   int64      `json:"expires_in"`            // 0: no valid token
+	Unconfirmed bool       `json:"unconfirmed,omitempty"` // ExpiresIn is what there may be at most, as in Token
+	NextRefresh time.Time  `json:"next_refresh,omitzero"` // by the device's clock; absent: none planned
+	LastFetch   time.Time  `json:"last_fetch,omitzero"`
 	LastOutcome Outcome    `json:"last_outcome,omitempty"`
 	LastError   string     `json:"last_error,omitempty"`
 	Failures    int        `json:"failures"` // in a row
@@ -481,16 +481,16 @@ type TokenStatus struct {
 	Changes     []TokenChange `json:"policy_changes"`
 	MoreChanges int           `json:"more_policy_changes,omitempty"`
 	// MintedFrom and MintedTo bound the minting of the token held, by the issuer's clock.
-	MintedFrom *time.Time     `json:"minted_from,omitempty"`
-	MintedTo   *time.Time     `json:"minted_to,omitempty"`
+	MintedFrom time.Time      `json:"minted_from,omitzero"`
+	MintedTo   time.Time      `json:"minted_to,omitzero"`
 	Claims     *TokenClaims   `json:"claims,omitempty"` // of the token held
 	Before     *TokenClaims   `json:"before,omitempty"` // of the token held before it, where groups, roles or wids differ
 	Former     bool           `json:"former,omitempty"` // the token held is of a former principal of the identity
 	Life       int64          `json:"life,omitempty"`   // seconds that the token had when it was minted
 	Rollover   RolloverStatus `json:"rollover"`
-	HeldUntil  *time.Time     `json:"held_until,omitempty"` // no fetch before: a policy change is still spreading
+	HeldUntil  time.Time      `json:"held_until,omitzero"` // no fetch before: a policy change is still spreading
 	// Refused is when a module last reported that a resource refused this token.
-	Refused *time.Time `json:"refused,omitempty"`
+	Refused time.Time `json:"refused,omitzero"`
 }
 
 // TokenChange is whether a token carries a policy change.
@@ -511,9 +511,9 @@ const (
 // RolloverStatus is what was learnt of a key's rollovers.
 type RolloverStatus struct {
 	Pattern  RolloverPattern `json:"pattern"`
-	Seen     int             `json:"seen"`               // rollovers that were observed for this key
-	Age      int64           `json:"age,omitempty"`      // seconds of a token's life at which it rolls over, with RolloverRegular
-	Expected *time.Time      `json:"expected,omitempty"` // when the token held is expected to be followed by a newer one
+	Seen     int             `json:"seen"`              // rollovers that were observed for this key
+	Age      int64           `json:"age,omitempty"`     // seconds of a token's life at which it rolls over, with RolloverRegular
+	Expected time.Time       `json:"expected,omitzero"` // when the token held is expected to be followed by a newer one
 }
 
 // RequestCounts counts the requests on the token sockets since the start.

@@ -156,7 +156,7 @@ func TestRequests(t *testing.T) {
 			name: "note a policy change",
 			call: func(ctx context.Context, c *client.Client) (any, error) {
 				at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-				return c.RecordPolicyChange(ctx, api.PolicyChangeRequest{AllResources: true, At: &at, Effect: api.EffectRevoked})
+				return c.RecordPolicyChange(ctx, api.PolicyChangeRequest{AllResources: true, At: at, Effect: api.EffectRevoked})
 			},
 			method: "POST", uri: "/v1/policy-changes", body: `{"all_resources":true,"at":"2026-11-23T12:00:00Z","effect":"revoked"}`,
 			answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "1", Effect: api.EffectRevoked}, Now: noon},

@@ -40,20 +40,21 @@ func TestWatch(t *testing.T) {
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		asked = r
 		answer(w, 200, eventType+"; charset=utf-8", "retry: 2000\n\n"+
-			"event: token\nid: 1\ndata: {\"identity\":\"vision\",\"resource\":\"r\",\"token_sha256\":\"ab\",\"expires_on\":7,\"received_on\":5,\"permissions\":{\"standing\":\"current\"},\"now\":6}\n\n"+
+			"event: token\nid: 1\ndata: {\"identity\":\"vision\",\"resource\":\"r\",\"token_sha256\":\"ab\",\"expires_on\":\"2026-11-24T12:00:00Z\",\"received_on\":\"2026-11-23T12:00:00Z\",\"permissions\":{\"standing\":\"current\"},\"now\":\"2026-11-23T12:00:01Z\"}\n\n"+
 			": alive\n\n:\n\n"+
-			"data:{\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"stale\",\"changed\":3}}\r\nevent:permissions\r\n\r\n"+
+			"data:{\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"stale\",\"changed\":\"2026-11-23T11:00:00Z\"}}\r\nevent:permissions\r\n\r\n"+
 			"unknown: field\n\n"+
 			"event: later\ndata: {}\nunknown\n\n"+
 			"event: ended\nid: 4\ndata: {\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"\"},\"detail\":\"the end\"}\n\n"+
 			"event: token\ndata: {}\n\n")
 	})
+	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	got, err := collect(t.Context(), c, client.WatchRequest{Resource: "a&b=c", Identity: "vision"})
 	want := []client.Event{
 		{Name: "token", WatchEvent: api.WatchEvent{
-			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: 7, ReceivedOn: 5, Permissions: api.Permissions{Standing: api.StandingCurrent}, Now: 6,
+			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: noon.Add(24 * time.Hour), ReceivedOn: noon, Permissions: api.Permissions{Standing: api.StandingCurrent}, Now: noon.Add(time.Second),
 		}},
-		{Name: "permissions", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Permissions: api.Permissions{Standing: api.StandingStale, Changed: 3}}},
+		{Name: "permissions", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Permissions: api.Permissions{Standing: api.StandingStale, Changed: noon.Add(-time.Hour)}}},
 		{Name: "later"},
 		{Name: "ended", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Detail: "the end"}},
 	}

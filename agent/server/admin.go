@@ -27,7 +27,7 @@ func (s *Server) status(req *request) *apiError {
 	state := s.Agent.Status()
 	connections, turnedAway := s.Connections()
 	answer.Connections = connections
-	answer.Now = s.now()
+	answer.Now = api.Time(s.now())
 	answer.Ready = state.Ready
 	answer.Simulated = answer.Simulated || state.Simulated()
 	answer.Clock.Known = state.Clock.Trusted
@@ -63,6 +63,7 @@ func (s *Server) status(req *request) *apiError {
 	}
 	answer.Denials = []api.Denial{}
 	for _, d := range state.Denials {
+		d.On = api.Time(d.On)
 		answer.Denials = append(answer.Denials, api.Denial(d))
 	}
 	req.body = encode(answer)
@@ -76,24 +77,24 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		State:       key.State,
 		Prefetch:    key.Prefetch,
 		SHA256:      key.SHA256,
-		ReceivedOn:  timePtr(key.ReceivedOn),
-		ExpiresOn:   timePtr(key.ExpiresOn),
+		ReceivedOn:  api.Time(key.ReceivedOn),
+		ExpiresOn:   api.Time(key.ExpiresOn),
 		ExpiresIn:   int64(key.Left / time.Second),
-		NextRefresh: timePtr(key.NextRefresh),
-		LastFetch:   timePtr(key.LastFetch),
+		NextRefresh: api.Time(key.NextRefresh),
+		LastFetch:   api.Time(key.LastFetch),
 		LastOutcome: key.LastOutcome,
 		Failures:    key.Failures,
 		Fetches:     key.Fetches,
 		Served:      key.Served,
 		Life:        int64(key.Life / time.Second),
 		Former:      key.Former,
-		HeldUntil:   timePtr(key.HeldUntil),
-		Refused:     timePtr(key.Refused),
+		HeldUntil:   api.Time(key.HeldUntil),
+		Refused:     api.Time(key.Refused),
 		Rollover: api.RolloverStatus{
 			Pattern:  key.Pattern.Kind,
 			Seen:     key.Seen,
 			Age:      int64(key.Pattern.Age / time.Second),
-			Expected: timePtr(key.Expected),
+			Expected: api.Time(key.Expected),
 		},
 	}
 	status.Changes, status.MoreChanges = []api.TokenChange{}, key.MoreChanges
@@ -104,7 +105,7 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		claims := claimsOf(key.Claims)
 		status.Unconfirmed = key.Unconfirmed
 		status.Permissions = permissionsOf(key.Permissions)
-		status.MintedFrom, status.MintedTo = timePtr(key.Issued.Earliest), timePtr(key.Issued.Latest)
+		status.MintedFrom, status.MintedTo = api.Time(key.Issued.Earliest), api.Time(key.Issued.Latest)
 		status.Claims = &claims
 	}
 	if key.Before != nil {
@@ -115,13 +116,6 @@ func tokenStatus(key agent.KeyStatus) api.TokenStatus {
 		status.LastError = key.LastError.Error()
 	}
 	return status
-}
-
-func timePtr(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
 }
 
 // emptyIfNil keeps null out of JSON.
@@ -137,34 +131,18 @@ func (s *Server) policyChanges(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	req.body = encode(api.PolicyChanges{Now: s.now(), Changes: policyChanges(s.Agent.Changes())})
+	req.body = encode(api.PolicyChanges{Now: api.Time(s.now()), Changes: policyChanges(s.Agent.Changes())})
 	return nil
-}
-
-// changeBody is an api.PolicyChangeRequest before its time is read.
-type changeBody struct {
-	Resource     string     `json:"resource"`
-	AllResources bool       `json:"all_resources"`
-	Identity     string     `json:"identity"`
-	At           *string    `json:"at"`
-	Effect       api.Effect `json:"effect"`
-	Note         string     `json:"note"`
 }
 
 // notePolicyChange answers POST /v1/policy-changes.
 func (s *Server) notePolicyChange(req *request) *apiError {
-	body, e := readBody[changeBody](req)
+	body, e := readBody[api.PolicyChangeRequest](req)
 	if e != nil {
 		return e
 	}
 	change := agent.Change{
-		Resource: body.Resource, AllResources: body.AllResources, Identity: body.Identity,
-		Effect: body.Effect, Note: body.Note,
-	}
-	if body.At != nil {
-		if change.At, e = readTime("at", *body.At); e != nil {
-			return e
-		}
+		Resource: body.Resource, AllResources: body.AllResources, Identity: body.Identity, At: body.At, Effect: body.Effect, Note: body.Note,
 	}
 	noted, err := s.Agent.NoteChange(req.caller.String(), change)
 	return s.answerChange(req, noted, err)
@@ -172,7 +150,7 @@ func (s *Server) notePolicyChange(req *request) *apiError {
 
 // answerChange answers with a change that was recorded, or withdrawn. So does the error that it is not on the disk.
 func (s *Server) answerChange(req *request, change agent.NotedChange, err error) *apiError {
-	answer := api.PolicyChangeAnswer{PolicyChange: policyChange(change), Now: s.now()}
+	answer := api.PolicyChangeAnswer{PolicyChange: policyChange(change), Now: api.Time(s.now())}
 	if err != nil {
 		e := errorOf(err)
 		if e.code == api.CodeNotKept {
@@ -198,16 +176,6 @@ func (s *Server) withdrawPolicyChange(req *request) *apiError {
 	return s.answerChange(req, was, err)
 }
 
-// readTime reads a time of a body's field.
-func readTime(field, text string) (time.Time, *apiError) {
-	var at time.Time
-	if err := at.UnmarshalText([]byte(text)); err != nil {
-		return time.Time{}, badRequest(fmt.Sprintf(
-			"field %q is %.64q: write a time with its zone as 2026-11-23T14:30:00Z or 2026-11-23T15:30:00+01:00", field, text))
-	}
-	return at, nil
-}
-
 func policyChanges(all []agent.NotedChange) []api.PolicyChange {
 	list := make([]api.PolicyChange, len(all))
 	for i, c := range all {
@@ -218,8 +186,8 @@ func policyChanges(all []agent.NotedChange) []api.PolicyChange {
 
 func policyChange(c agent.NotedChange) api.PolicyChange {
 	p := api.PolicyChange{
-		ID: c.ID, Resource: c.Resource, Identity: c.Identity, At: c.At,
-		Effect: c.Effect, Note: c.Note, NotedOn: c.RecordedAt, Unsure: c.Unsure, AsOfNote: c.AsOfNote, Joined: c.Joined, EndsOn: c.EndsOn,
+		ID: c.ID, Resource: c.Resource, Identity: c.Identity, At: api.Time(c.At),
+		Effect: c.Effect, Note: c.Note, NotedOn: api.Time(c.RecordedAt), Unsure: c.Unsure, AsOfNote: c.AsOfNote, Joined: c.Joined, EndsOn: api.Time(c.EndsOn),
 		Touched: c.Touched, Waiting: c.Waiting,
 	}
 	if c.Record != 0 { // which is no revocation, though it may withhold as much

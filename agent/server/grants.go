@@ -18,7 +18,7 @@ func (s *Server) whoAmI(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	answer := api.WhoAmI{Proved: req.unattested == nil, Caller: callerOf(&req.caller), Grants: []api.Grant{}, Now: s.now()}
+	answer := api.WhoAmI{Proved: req.unattested == nil, Caller: callerOf(&req.caller), Grants: []api.Grant{}, Now: api.Time(s.now())}
 	if req.unattested != nil {
 		answer.Unproved = unattestedOf(req.unattested)
 		req.body = encode(answer)
@@ -49,7 +49,7 @@ func callerOf(c *grants.Caller) api.Caller {
 	if c.Container != nil {
 		caller.Container = &api.Container{
 			ID: c.Container.ID, Name: c.Container.Name, Image: c.Container.Image, Digest: c.Container.Digest,
-			RepoDigests: c.Container.RepoDigests, EdgeModule: c.Container.EdgeModule, StartedOn: c.Container.StartedOn,
+			RepoDigests: c.Container.RepoDigests, EdgeModule: c.Container.EdgeModule, StartedOn: api.Time(c.Container.StartedOn),
 		}
 	}
 	if !c.HasUser() {

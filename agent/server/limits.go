@@ -291,7 +291,7 @@ func (s *Server) Connections() (all []api.ConnectionsStatus, trouble []string) {
 func connectionsStatus(u limit.Usage) api.ConnectionsStatus {
 	status := api.ConnectionsStatus{Listener: u.Listener, Open: u.Open, Limit: u.Limit, TurnedAway: u.TurnedAway}
 	if u.TurnedAway > 0 {
-		status.TurnedAwayOn, status.TurnedAwayFor = &u.Last.On, u.Last.Key.String()
+		status.TurnedAwayOn, status.TurnedAwayFor = api.Time(u.Last.On), u.Last.Key.String()
 		status.HeldBy, status.Holds = u.Last.Holder.String(), u.Last.Holds
 	}
 	return status

@@ -102,7 +102,7 @@ func TestTooManyConnections(t *testing.T) {
 		t.Errorf("trouble: %q", status.Trouble)
 	}
 	tokens := status.Connections[0]
-	if tokens.Listener != "token socket" || tokens.Open < 2 || tokens.Limit != 32 || tokens.TurnedAway != 1 || tokens.Holds != 2 || tokens.TurnedAwayOn == nil || !tokens.TurnedAwayOn.Equal(noon) {
+	if tokens.Listener != "token socket" || tokens.Open < 2 || tokens.Limit != 32 || tokens.TurnedAway != 1 || tokens.Holds != 2 || !tokens.TurnedAwayOn.Equal(noon) {
 		t.Errorf("%+v (this is %s)", tokens, me)
 	}
 	if n := strings.Count(d.log.String(), "connections are turned away"); n != 1 {

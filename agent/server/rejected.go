@@ -36,7 +36,7 @@ func (s *Server) rejected(req *request) *apiError {
 func adviceOf(a agent.Advice, asked string) api.Advice {
 	advice := api.Advice{
 		Identity: a.Identity.Name, Resource: asked, SHA256: a.Sight.SHA256, Findings: []api.Finding{},
-		Retry: a.Retry, RetryOn: unixOf(a.RetryOn), Fetched: a.Fetched, Claims: claimsOf(a.Sight.Claims),
+		Retry: a.Retry, RetryOn: api.Time(a.RetryOn), Fetched: a.Fetched, Claims: claimsOf(a.Sight.Claims),
 	}
 	for _, finding := range a.Findings {
 		advice.Findings = append(advice.Findings, api.Finding{

@@ -67,7 +67,7 @@ func TestRejected(t *testing.T) {
 		if len(advice.Findings) == 0 || advice.Findings[0].Cause != test.likeliest || advice.Findings[0].Detail == "" || advice.Findings[0].Action == "" {
 			t.Errorf("%s: %q", test.name, causes(advice))
 		}
-		if advice.Retry != test.retry || (advice.RetryOn != 0) != test.later || advice.Fetched != test.fetched || advice.Resource != vault {
+		if advice.Retry != test.retry || advice.RetryOn.IsZero() == test.later || advice.Fetched != test.fetched || advice.Resource != vault {
 			t.Errorf("%s: %+v", test.name, advice)
 		}
 		if test.likeliest == api.CauseUnknownToken {

@@ -387,7 +387,10 @@ func decodeBody[T any](text []byte) (value T, err error) {
 func explainJSON(err error) error {
 	var kind *json.UnmarshalTypeError
 	var syntax *json.SyntaxError
+	var moment *time.ParseError
 	switch {
+	case errors.As(err, &moment):
+		return fmt.Errorf("a time in it is %.64q: %s", moment.Value, timeForms)
 	case errors.As(err, &kind):
 		return fmt.Errorf("field %q is a %s, it must be a %v", kind.Field, kind.Value, kind.Type)
 	case errors.As(err, &syntax):
@@ -395,6 +398,11 @@ func explainJSON(err error) error {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("the JSON object does not end")
 	}
-	// What is left is an unknown field, with its name.
-	return errors.New(strings.TrimPrefix(err.Error(), "json: "))
+	text, isJSON := strings.CutPrefix(err.Error(), "json: ")
+	if !isJSON { // it is time.Time's own
+		return errors.New("a time in it is not a string: " + timeForms)
+	}
+	return errors.New(text) // an unknown field, with its name
 }
+
+const timeForms = "write one with its zone as 2026-11-23T14:30:00Z or 2026-11-23T15:30:00+01:00"

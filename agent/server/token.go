@@ -153,12 +153,12 @@ func appendV1(dst []byte, a *agent.Answer, asked string, now time.Time) []byte {
 	}
 	dst = appendTextField(dst, `,"resource":`, asked)
 	dst = appendNumber(dst, `,"expires_in":`, left)
-	dst = appendNumber(dst, `,"expires_on":`, now.Unix()+left)
+	dst = appendTime(dst, `,"expires_on":`, api.Time(now).Add(time.Duration(left)*time.Second))
 	if a.Unconfirmed {
 		dst = append(dst, `,"unconfirmed":true`...)
 	}
 	dst = appendNumber(dst, `,"refresh_in":`, max(0, int64(a.RefreshIn/time.Second)))
-	dst = appendNumber(dst, `,"received_on":`, a.ReceivedOn.Unix())
+	dst = appendTime(dst, `,"received_on":`, api.Time(a.ReceivedOn))
 	dst = appendTextField(dst, `,"token_sha256":`, a.Token.Text.SHA256())
 	if other := audienceOf(a, asked); other != "" {
 		dst = appendTextField(dst, `,"audience":`, other)
@@ -360,8 +360,8 @@ func permissionsHeader(p api.Permissions) []string {
 		return currentHeader
 	}
 	text := append([]byte(nil), p.Standing...)
-	text = appendNumber(text, "; changed=", p.Changed)
-	text = appendNumber(text, "; current-by=", p.CurrentBy)
+	text = appendNumber(text, "; changed=", p.Changed.Unix())
+	text = appendNumber(text, "; current-by=", p.CurrentBy.Unix())
 	return []string{string(text)}
 }
 
@@ -369,9 +369,9 @@ func permissionsHeader(p api.Permissions) []string {
 func permissionsOf(p tokencache.Permissions) api.Permissions {
 	return api.Permissions{
 		Standing:  p.State,
-		Changed:   unixOf(p.Changed),
-		CurrentBy: unixOf(p.CurrentBy),
-		Likely:    unixOf(p.Likely),
+		Changed:   api.Time(p.Changed),
+		CurrentBy: api.Time(p.CurrentBy),
+		Likely:    api.Time(p.Likely),
 		Withheld:  p.Withheld,
 	}
 }
@@ -381,10 +381,10 @@ func appendPermissions(dst []byte, p api.Permissions) []byte {
 	dst = appendTextField(dst, `{"standing":`, string(p.Standing))
 	for _, field := range [...]struct {
 		name  string
-		value int64
+		value time.Time
 	}{{`,"changed":`, p.Changed}, {`,"current_by":`, p.CurrentBy}, {`,"likely":`, p.Likely}} {
-		if field.value != 0 {
-			dst = appendNumber(dst, field.name, field.value)
+		if !field.value.IsZero() {
+			dst = appendTime(dst, field.name, field.value)
 		}
 	}
 	if p.Withheld {
@@ -398,14 +398,6 @@ func claimsOf(c tokencache.Claims) api.TokenClaims {
 		Issuer: c.Issuer, Audience: c.Audience, ClientID: c.ClientID, ObjectID: c.ObjectID, TenantID: c.TenantID,
 		Groups: c.Groups, Roles: c.Roles, WIDs: c.WIDs, Omitted: c.Omitted,
 	}
-}
-
-// unixOf returns t in Unix seconds, 0 for no time.
-func unixOf(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.Unix()
 }
 
 // appendText appends s as a JSON string. Bytes that are no UTF-8 become U+FFFD, as JSON cannot carry
@@ -467,6 +459,14 @@ func appendDigits(dst []byte, name string, value int64) []byte {
 	dst = append(dst, name...)
 	dst = append(dst, '"')
 	dst = strconv.AppendInt(dst, value, 10)
+	return append(dst, '"')
+}
+
+// appendTime appends a name and a time, as api.Time returns it.
+func appendTime(dst []byte, name string, t time.Time) []byte {
+	dst = append(dst, name...)
+	dst = append(dst, '"')
+	dst = t.AppendFormat(dst, time.RFC3339)
 	return append(dst, '"')
 }
 

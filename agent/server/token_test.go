@@ -81,13 +81,13 @@ func TestV1Body(t *testing.T) {
 			t.Errorf("%s: the body is not api.Token's own:\n got %s\nwant %s", test.query, got.body, again)
 		}
 		// A second may have begun since the token was fetched, and the refresh is jittered.
-		if token.ExpiresIn < 86390 || token.ExpiresIn > 86400 || token.ExpiresOn != noon.Unix()+token.ExpiresIn {
+		if token.ExpiresIn < 86390 || token.ExpiresIn > 86400 || !token.ExpiresOn.Equal(noon.Add(time.Duration(token.ExpiresIn)*time.Second)) {
 			t.Errorf("%s: the life is not the true one: %+v", test.query, token)
 		}
-		if token.RefreshIn <= 0 || token.RefreshIn > token.ExpiresIn || time.Since(time.Unix(token.ReceivedOn, 0)) > time.Minute {
+		if token.RefreshIn <= 0 || token.RefreshIn > token.ExpiresIn || time.Since(token.ReceivedOn) > time.Minute {
 			t.Errorf("%s: times: %+v", test.query, token)
 		}
-		token.ExpiresIn, token.ExpiresOn, token.RefreshIn, token.ReceivedOn = 0, 0, 0, 0
+		token.ExpiresIn, token.ExpiresOn, token.RefreshIn, token.ReceivedOn = 0, time.Time{}, 0, time.Time{}
 		want := api.Token{
 			AccessToken: canary, TokenType: "Bearer", Identity: test.identity, ClientID: test.clientID, Resource: test.resource,
 			SHA256:      tokencache.NewSecret(canary).SHA256(),
@@ -494,7 +494,7 @@ func TestPermissionsAreToldOnEveryForm(t *testing.T) {
 			}
 			if form.target == v1Vault {
 				p := decoded[api.Token](t, got.body).Permissions
-				if p.Standing != test.want || p.Changed != changed || p.CurrentBy-by > 1 || p.Withheld {
+				if p.Standing != test.want || p.Changed.Unix() != changed || p.CurrentBy.Unix()-by > 1 || p.Withheld {
 					t.Errorf("%s: %+v", name, p)
 				}
 			}
@@ -518,8 +518,8 @@ func TestPermissionsBody(t *testing.T) {
 	for _, p := range []api.Permissions{
 		{},
 		{Standing: api.StandingCurrent},
-		{Standing: api.StandingStale, Changed: 1, CurrentBy: 2, Likely: 3, Withheld: true},
-		{Standing: api.StandingUncertain, Changed: 1795435200, CurrentBy: 1795521600},
+		{Standing: api.StandingStale, Changed: noon, CurrentBy: noon.Add(time.Hour), Likely: noon.Add(time.Minute), Withheld: true},
+		{Standing: api.StandingUncertain, Changed: noon, CurrentBy: noon.Add(24 * time.Hour)},
 	} {
 		want, err := json.Marshal(p)
 		if got := string(appendPermissions(nil, p)); err != nil || got != string(want) {

@@ -161,7 +161,7 @@ func eventOf(info agent.TokenInfo, resource string) api.WatchEvent {
 	event := api.WatchEvent{Identity: info.Identity.Name, Resource: resource}
 	if info.SHA256 != "" {
 		event.SHA256 = info.SHA256
-		event.ExpiresOn, event.ReceivedOn = unixOf(info.ExpiresOn), unixOf(info.ReceivedOn)
+		event.ExpiresOn, event.ReceivedOn = api.Time(info.ExpiresOn), api.Time(info.ReceivedOn)
 		event.Permissions = permissionsOf(info.Permissions)
 	}
 	return event
@@ -184,14 +184,14 @@ func eventName(before, now api.WatchEvent) string {
 	return ""
 }
 
-// forecastThreshold is by how many seconds the moment must move at which a token is current at the latest, to be
-// worth an event: it is computed anew each time, by a clock that may be slewed.
-const forecastThreshold = 60
+// forecastThreshold is how far the moment must move at which a token is current at the latest, to be worth an event: it
+// is computed anew each time, by a clock that may be slewed.
+const forecastThreshold = time.Minute
 
 // samePermissions reports whether two permissions are the same to a watcher.
 func samePermissions(x, y api.Permissions) bool {
-	moved := max(x.CurrentBy-y.CurrentBy, y.CurrentBy-x.CurrentBy)
-	return x.Standing == y.Standing && x.Withheld == y.Withheld && x.Changed == y.Changed && moved < forecastThreshold
+	moved := x.CurrentBy.Sub(y.CurrentBy).Abs()
+	return x.Standing == y.Standing && x.Withheld == y.Withheld && x.Changed.Equal(y.Changed) && moved < forecastThreshold
 }
 
 // eventStreamContent is the type of a stream of server-sent events. net/http only reads it.
@@ -217,7 +217,7 @@ func (s *stream) open() error {
 // send sends one event, with the time. Its id counts from 1.
 func (s *stream) send(name string, event api.WatchEvent) error {
 	s.sent++
-	event.Now = s.now().Unix()
+	event.Now = api.Time(s.now())
 	text := fmt.Appendf(nil, "event: %s\nid: %d\ndata: ", name, s.sent)
 	text = append(text, encode(event)...) // one line, with its end
 	return s.write(append(text, '\n'))

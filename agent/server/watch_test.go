@@ -113,12 +113,12 @@ func TestWatchTellsEveryChange(t *testing.T) {
 	w := d.watchAt(socket, watchVault)
 	first := w.next(api.EventToken)
 	if first.Identity != "device" || first.Resource != vault || len(first.SHA256) != 64 || first.Detail != "" ||
-		first.Permissions != (api.Permissions{Standing: api.StandingCurrent}) || first.ExpiresOn < time.Now().Unix() || first.ReceivedOn == 0 {
+		first.Permissions != (api.Permissions{Standing: api.StandingCurrent}) || first.ExpiresOn.Before(time.Now()) || first.ReceivedOn.IsZero() {
 		t.Errorf("at first: %+v", first)
 	}
 	granted := d.change(tokencache.Granted, 2*time.Hour)
 	stale := w.next(api.EventPermissions)
-	if stale.SHA256 != first.SHA256 || stale.Permissions.Standing != api.StandingStale || stale.Permissions.Changed != granted.At.Unix() || stale.Permissions.CurrentBy == 0 {
+	if stale.SHA256 != first.SHA256 || stale.Permissions.Standing != api.StandingStale || !stale.Permissions.Changed.Equal(api.Time(granted.At)) || stale.Permissions.CurrentBy.IsZero() {
 		t.Errorf("after a change: %+v", stale)
 	}
 	back.roll("", 30*time.Minute)
@@ -135,7 +135,7 @@ func TestWatchTellsEveryChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := w.next(api.EventPermissions)
-	if late := again.ExpiresOn - current.ExpiresOn; late == 1 || late == -1 {
+	if late := again.ExpiresOn.Sub(current.ExpiresOn); late.Abs() == time.Second {
 		again.ExpiresOn = current.ExpiresOn // told by the wall clock, in whole seconds, and reckoned on the boot clock
 	}
 	if !reflect.DeepEqual(again, current) {
@@ -161,7 +161,7 @@ func TestWatchHasAMissingTokenFetched(t *testing.T) {
 	})
 	w := d.watchAt(d.tokens("vision"), watchVault)
 	none := w.next(api.EventExpired)
-	if none != (api.WatchEvent{Identity: "vision", Resource: vault, Now: noon.Unix()}) {
+	if none != (api.WatchEvent{Identity: "vision", Resource: vault, Now: noon}) {
 		t.Errorf("before there is a token: %+v", none)
 	}
 	<-asked
@@ -436,11 +436,11 @@ func TestWatchCutsWhoTakesNothing(t *testing.T) {
 func TestEventNames(t *testing.T) {
 	t.Parallel()
 	current := api.Permissions{Standing: api.StandingCurrent}
-	stale := api.Permissions{Standing: api.StandingStale, Changed: 1000, CurrentBy: 90000}
+	stale := api.Permissions{Standing: api.StandingStale, Changed: noon, CurrentBy: noon.Add(24 * time.Hour)}
 	slewed, sooner, withheld := stale, stale, stale
-	slewed.CurrentBy++
-	slewed.Likely = 5000
-	sooner.CurrentBy -= 3600
+	slewed.CurrentBy = slewed.CurrentBy.Add(time.Second)
+	slewed.Likely = noon.Add(time.Hour)
+	sooner.CurrentBy = sooner.CurrentBy.Add(-time.Hour)
 	withheld.Withheld = true
 	event := func(identity, digest string, p api.Permissions) api.WatchEvent {
 		return api.WatchEvent{Identity: identity, SHA256: digest, Permissions: p}

@@ -64,7 +64,7 @@ func (t explainer) tokenName() string { return t.token.Identity + "'s token for 
 func (t explainer) summary() string {
 	changed := t.latestChange()
 	switch {
-	case !t.valid() && t.token.HeldUntil != nil:
+	case !t.valid() && !t.token.HeldUntil.IsZero():
 		return t.token.Identity + " has no token for " + t.token.Resource +
 			", and none is fetched while a revocation is spreading."
 	case !t.valid() && t.token.State == api.StateFetching:
@@ -94,11 +94,11 @@ func (t explainer) summary() string {
 func (t explainer) latestChange() string {
 	on := t.token.Permissions.Changed
 	for _, change := range t.changes {
-		if change.At.Unix() == on && change.AsOfNote {
+		if change.At.Equal(on) && change.AsOfNote {
 			return t.at(t.now, change.At) + ", which counts as of its note at " + t.at(t.now, change.NotedOn)
 		}
 	}
-	return t.atUnix(t.now, on)
+	return t.atIfKnown(t.now, on)
 }
 
 // lostRecord returns the change that stands for a lost record of policy changes and withholds the token; else nil.
@@ -119,11 +119,11 @@ func (t explainer) lifetime() string {
 		text += " (sha256 " + shortDigest(t.token.SHA256) + "…)"
 	}
 	text += " " + t.issued() + "."
-	if t.token.ReceivedOn != nil {
-		text += " perceptd received it at " + t.atRelative(t.now, *t.token.ReceivedOn) + "."
+	if !t.token.ReceivedOn.IsZero() {
+		text += " perceptd received it at " + t.atRelative(t.now, t.token.ReceivedOn) + "."
 	}
-	if t.token.ExpiresOn != nil {
-		text += " It expires at " + t.atRelative(t.now, *t.token.ExpiresOn) + "."
+	if !t.token.ExpiresOn.IsZero() {
+		text += " It expires at " + t.atRelative(t.now, t.token.ExpiresOn) + "."
 	}
 	return text
 }
@@ -136,19 +136,19 @@ const backdatedWidth = 6 * time.Minute
 
 func (t explainer) issued() string {
 	from, to := t.token.MintedFrom, t.token.MintedTo
-	if from == nil || to == nil {
+	if from.IsZero() || to.IsZero() {
 		return "was minted at a time that is not known"
 	}
-	switch width := to.Sub(*from); {
+	switch width := to.Sub(from); {
 	case width <= exactWidth:
 		return "was minted at " + t.atRelative(t.now, from.Add(width/2))
 	case width <= backdatedWidth:
 		return fmt.Sprintf(
 			"was minted between %s and %s (no more exactly, since the issuer may date a token back by 5 minutes)",
-			t.at(t.now, *from), t.at(t.now, *to))
+			t.at(t.now, from), t.at(t.now, to))
 	}
 	return fmt.Sprintf("was minted between %s and %s (no more exactly, since it carries no date of its own)",
-		t.at(t.now, *from), t.at(t.now, *to))
+		t.at(t.now, from), t.at(t.now, to))
 }
 
 // principal names the principal that the token speaks for.
@@ -301,10 +301,10 @@ func capitalized(text string) string { return strings.ToUpper(text[:1]) + text[1
 func (t explainer) backEnd() string {
 	text := "The back end keeps its own copy of a token for each resource for around 24 hours and hands that out; " +
 		"nothing can force a newer one."
-	if t.token.LastFetch == nil {
+	if t.token.LastFetch.IsZero() {
 		return text + " It has not answered yet."
 	}
-	text += fmt.Sprintf(" It was last asked at %s and ", t.atRelative(t.now, *t.token.LastFetch))
+	text += fmt.Sprintf(" It was last asked at %s and ", t.atRelative(t.now, t.token.LastFetch))
 	switch t.token.LastOutcome {
 	case api.OutcomeNewer:
 		text += "gave a newer token"
@@ -350,8 +350,8 @@ func (t explainer) rolloverPattern() string {
 		return "When it hands out newer tokens has not been learnt yet: " + rolloversText(r.Seen) + "."
 	}
 	learnt += " (" + rolloversText(r.Seen) + ")."
-	if r.Expected != nil && t.valid() {
-		learnt += " The next is expected at about " + t.atRelative(t.now, *r.Expected) + "."
+	if !r.Expected.IsZero() && t.valid() {
+		learnt += " The next is expected at about " + t.atRelative(t.now, r.Expected) + "."
 	}
 	return learnt
 }
@@ -379,13 +379,13 @@ func (t explainer) nextFetch() string {
 	switch next := t.token.NextRefresh; {
 	case t.token.State == api.StateIdle:
 		text += "Nobody asks for this token any more, so it is left to expire."
-	case next == nil:
+	case next.IsZero():
 		text += "No further fetch is planned."
 	case !next.After(t.now):
 		text += "It is asked again right now."
 	default:
-		text += "It is asked again at " + t.atRelative(t.now, *next)
-		if t.valid() || t.token.HeldUntil == nil {
+		text += "It is asked again at " + t.atRelative(t.now, next)
+		if t.valid() || t.token.HeldUntil.IsZero() {
 			text += ", or earlier when a caller needs a token that is not there"
 		}
 		text += "."
@@ -405,16 +405,16 @@ func (t explainer) currentBy() string {
 		return "It is current now."
 	case t.lostRecord() != nil:
 		return "It is handed out as soon as what stands for the record is ended, as below under \"to do\"."
-	case p.CurrentBy == 0:
+	case p.CurrentBy.IsZero():
 		return "When a current token is here is not known."
 	}
-	text := "A current token is here by " + t.atRelative(t.now, time.Unix(p.CurrentBy, 0)) +
+	text := "A current token is here by " + t.atRelative(t.now, p.CurrentBy) +
 		" at the latest, if the back end answers"
 	switch {
-	case p.Likely == 0:
+	case p.Likely.IsZero():
 		text += ". Whether it comes earlier cannot be said: nothing was learnt of this back end yet."
-	case p.Likely < p.CurrentBy:
-		text += ", and probably by " + t.atRelative(t.now, time.Unix(p.Likely, 0)) + "."
+	case p.Likely.Before(p.CurrentBy):
+		text += ", and probably by " + t.atRelative(t.now, p.Likely) + "."
 	default:
 		text += ", and probably not much earlier."
 	}
@@ -424,10 +424,10 @@ func (t explainer) currentBy() string {
 // fetchesPostponed says until when fetches wait for a change to spread, and why.
 func (t explainer) fetchesPostponed() string {
 	held := t.token.HeldUntil
-	if held == nil || !held.After(t.now) {
+	if !held.After(t.now) {
 		return ""
 	}
-	return "Until " + t.atRelative(t.now, *held) +
+	return "Until " + t.atRelative(t.now, held) +
 		" perceptd asks for no newer token: a policy change takes minutes to reach new tokens, and one minted before " +
 		"would lack it and then stay in the back end's cache for about a day."
 }
@@ -445,7 +445,7 @@ func header(p api.Permissions) string {
 	if p.Standing == api.StandingCurrent || p.Standing == "" {
 		return string(api.StandingCurrent)
 	}
-	return fmt.Sprintf("%s; changed=%d; current-by=%d", p.Standing, p.Changed, p.CurrentBy)
+	return fmt.Sprintf("%s; changed=%d; current-by=%d", p.Standing, p.Changed.Unix(), p.CurrentBy.Unix())
 }
 
 // modulesGet says what modules get when they ask.
@@ -468,10 +468,10 @@ func (t explainer) modulesGet() string {
 }
 
 func (t explainer) rejected() string {
-	if t.token.Refused == nil {
+	if t.token.Refused.IsZero() {
 		return ""
 	}
-	return "A module reported at " + t.atRelative(t.now, *t.token.Refused) + " that the resource refused this token."
+	return "A module reported at " + t.atRelative(t.now, t.token.Refused) + " that the resource refused this token."
 }
 
 // nextSteps says what the reader can do.
@@ -492,7 +492,7 @@ func (t explainer) nextSteps() string {
 func (t explainer) waiting(unmet []tokenChange) string {
 	watch := "perceptctl status --watch shows when it is here"
 	switch p := t.token.Permissions; {
-	case !t.valid() && t.token.HeldUntil != nil:
+	case !t.valid() && !t.token.HeldUntil.IsZero():
 		return "Wait: the token comes by itself."
 	case !t.valid() && t.token.State == api.StateFetching:
 		return "Wait a moment, then ask again."
@@ -512,7 +512,7 @@ func (t explainer) waiting(unmet []tokenChange) string {
 	case t.token.LastError != "":
 		return "The token serves, but no newer one can be had: see to the back end before it expires; journalctl -u " +
 			"perceptd tells more."
-	case t.token.Refused != nil:
+	case !t.token.Refused.IsZero():
 		return "If permissions on " + t.token.Resource + " were changed, tell perceptd: perceptctl policy-changed " +
 			t.token.Resource +
 			" --effect granted|revoked|changed. If not, the permission may be missing."

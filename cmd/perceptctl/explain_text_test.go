@@ -72,7 +72,7 @@ func scenarios() []scenario {
 			name: "stale, the back end rolls over at half life",
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.StandingStale, time.Hour)
-				token.Permissions.Likely = noon.Add(3 * time.Hour).Unix()
+				token.Permissions.Likely = noon.Add(3 * time.Hour)
 				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 4, Age: 43200, Expected: after(3 * time.Hour)}
 			},
 			changes: []api.PolicyChange{granted},
@@ -197,7 +197,7 @@ func moreScenarios() []scenario {
 		{
 			name: "of an older daemon, nobody asks for it",
 			token: func(token *api.TokenStatus) {
-				token.State, token.Permissions, token.MintedFrom, token.Claims, token.LastOutcome = api.StateIdle, api.Permissions{}, nil, nil, "odd"
+				token.State, token.Permissions, token.MintedFrom, token.Claims, token.LastOutcome = api.StateIdle, api.Permissions{}, time.Time{}, nil, "odd"
 			},
 			says: []string{"minted at a time that is not known", "its claims cannot be read", "an answer that is not known here", "left to expire", "current."},
 		},
@@ -230,7 +230,7 @@ func moreScenarios() []scenario {
 			name: "the record was lost",
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.StandingUncertain, time.Hour)
-				token.Permissions.CurrentBy = 0
+				token.Permissions.CurrentBy = time.Time{}
 			},
 			changes: []api.PolicyChange{aChange("a", api.EffectUnknown, time.Hour, 2)},
 			says: []string{"The record of policy changes could not be read at 11:00 (1h ago): whether permissions changed before is not known (ID a).",

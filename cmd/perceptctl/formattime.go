@@ -41,12 +41,12 @@ func (s screen) at(now, t time.Time) string {
 	return t.Format("2006-01-02 15:04")
 }
 
-// atUnix shows a time in Unix seconds; 0 is not known.
-func (s screen) atUnix(now time.Time, unix int64) string {
-	if unix == 0 {
+// atIfKnown shows a time as at does, if it is known.
+func (s screen) atIfKnown(now, t time.Time) string {
+	if t.IsZero() {
 		return "not known"
 	}
-	return s.at(now, time.Unix(unix, 0))
+	return s.at(now, t)
 }
 
 // atSecond shows a time to the second, with its day where that is not today.

@@ -37,8 +37,8 @@ func permissionsCell(token api.TokenStatus) term.Cell {
 // permissionsText writes permissions in a few words: "stale, current by 14:05".
 func (s screen) permissionsText(now time.Time, p api.Permissions) string {
 	text := term.Clean(verdict(p))
-	if p.CurrentBy != 0 {
-		text += ", current by " + s.at(now, time.Unix(p.CurrentBy, 0))
+	if !p.CurrentBy.IsZero() {
+		text += ", current by " + s.at(now, p.CurrentBy)
 	}
 	return text
 }

@@ -75,7 +75,7 @@ itself, within about 10 minutes, whatever the token.`,
 }
 
 // completeChange checks what the command line says of a change and fills in when it was.
-func (a *app) completeChange(ctx context.Context, request *api.PolicyChangeRequest, at string) error {
+func (a *app) completeChange(ctx context.Context, request *api.PolicyChangeRequest, at string) (err error) {
 	switch {
 	case request.AllResources == (request.Resource != ""):
 		return &usageError{errors.New("a RESOURCE or --all-resources, one of the two")}
@@ -84,15 +84,12 @@ func (a *app) completeChange(ctx context.Context, request *api.PolicyChangeReque
 	case !slices.Contains([]api.Effect{api.EffectGranted, api.EffectRevoked, api.EffectChanged}, request.Effect):
 		return &usageError{fmt.Errorf("--effect %q is none of these:\n%s", request.Effect, effects)}
 	}
-	changedAt, err := a.timeFlag("at", at, func() (time.Time, error) {
+	request.At, err = a.timeFlag("at", at, func() (time.Time, error) {
 		ctx, cancel := a.withTimeout(ctx)
 		defer cancel()
 		onRecord, err := a.client.PolicyChanges(ctx)
 		return onRecord.Now, err
 	})
-	if !changedAt.IsZero() {
-		request.At = &changedAt
-	}
 	return err
 }
 
@@ -202,7 +199,7 @@ func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
 	for _, token := range tokens[:min(shownTokens, len(tokens))] {
 		by, probably := "now", "now"
 		if !isCurrent(token) {
-			by, probably = s.atUnix(now, token.Permissions.CurrentBy), s.atUnix(now, token.Permissions.Likely)
+			by, probably = s.atIfKnown(now, token.Permissions.CurrentBy), s.atIfKnown(now, token.Permissions.Likely)
 		}
 		rows = append(rows, term.Row{Cells: []term.Cell{
 			{Text: token.Identity}, {Text: token.Resource}, permissionsCell(token), {Text: by}, {Text: probably},
@@ -217,10 +214,9 @@ func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
 
 // consequences says what perceptd does about a change, until when, and what it cannot do.
 func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus, now time.Time) string {
-	latest := lastCurrentBy(touched)
 	by := ""
-	if latest != 0 {
-		by = "A current token is here by " + s.atRelative(now, time.Unix(latest, 0)) +
+	if last := lastCurrentBy(touched); !last.IsZero() {
+		by = "A current token is here by " + s.atRelative(now, last) +
 			" at the latest, if the back end answers. "
 	}
 	if held := postponedUntil(touched); held.After(now) {
@@ -242,23 +238,21 @@ func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus,
 	return text + s.Paragraph("", inTheToken, term.Plain)
 }
 
-// lastCurrentBy returns when the last of the tokens is current, in Unix seconds.
-func lastCurrentBy(tokens []api.TokenStatus) (latest int64) {
+// lastCurrentBy returns when the last of the tokens is current; zero when all are.
+func lastCurrentBy(tokens []api.TokenStatus) (last time.Time) {
 	for _, token := range tokens {
 		if !isCurrent(token) {
-			latest = max(latest, token.Permissions.CurrentBy)
+			last = latest(last, token.Permissions.CurrentBy)
 		}
 	}
-	return latest
+	return last
 }
 
 // postponedUntil returns until when nothing newer is asked for, of the last of the tokens; zero when nothing holds.
 func postponedUntil(tokens []api.TokenStatus) time.Time {
 	var last time.Time
 	for _, token := range tokens {
-		if token.HeldUntil != nil {
-			last = latest(last, *token.HeldUntil)
-		}
+		last = latest(last, token.HeldUntil)
 	}
 	return last
 }

@@ -18,9 +18,10 @@ type setting struct {
 var scriptSetting = setting{2026, "Europe/Berlin"}
 
 var (
-	// What a script has of moments: perceptd's, in the two forms of the wire, and those that people see and write.
-	wireTime  = regexp.MustCompile(`2026-11-2\dT\d\d:\d\d:\d\dZ`)
-	unixTime  = regexp.MustCompile(`\b(?:179|192)\d{7}\b`)
+	// What a script has of moments: perceptd's, as its answers have them and as a header and a parameter do, and those that
+	// people see and write.
+	wireTime  = regexp.MustCompile(`20(?:26-11-2\d|31-01-01)T\d\d:\d\d:\d\dZ`)
+	unixTime  = regexp.MustCompile(`\b179\d{7}\b`)
 	shownTime = regexp.MustCompile(`\b20(?:26|31)-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d\\\+01:00)?`)
 )
 

@@ -245,8 +245,8 @@ func (s screen) reloadError(status api.Status) string {
 		return ""
 	}
 	text := "a reload"
-	if status.Config.ErrorOn != nil {
-		text += " " + formatDuration(status.Now.Sub(*status.Config.ErrorOn)) + " ago"
+	if !status.Config.ErrorOn.IsZero() {
+		text += " " + formatDuration(status.Now.Sub(status.Config.ErrorOn)) + " ago"
 	}
 	text += " changed nothing"
 	reported := func(trouble string) bool { return strings.Contains(trouble, status.Config.Error) }
@@ -379,7 +379,7 @@ func expiryCell(token api.TokenStatus) term.Cell {
 
 func refreshCell(now time.Time, token api.TokenStatus) term.Cell {
 	switch {
-	case token.NextRefresh == nil:
+	case token.NextRefresh.IsZero():
 		return term.Cell{Text: "none", Style: term.Faint}
 	case !token.NextRefresh.After(now):
 		return term.Cell{Text: "now"}
@@ -398,22 +398,22 @@ func unconfirmed(token api.TokenStatus) string {
 // expectation says when a token that is not current is followed by one that is, or "".
 func (s screen) expectation(now time.Time, token api.TokenStatus) string {
 	p := token.Permissions
-	if token.ExpiresIn <= 0 || isCurrent(token) || p.CurrentBy == 0 {
+	if token.ExpiresIn <= 0 || isCurrent(token) || p.CurrentBy.IsZero() {
 		return ""
 	}
-	text := "a current one by " + s.at(now, time.Unix(p.CurrentBy, 0)) + " at the latest"
-	if p.Likely != 0 && p.Likely < p.CurrentBy {
-		text += ", probably by " + s.at(now, time.Unix(p.Likely, 0))
+	text := "a current one by " + s.at(now, p.CurrentBy) + " at the latest"
+	if !p.Likely.IsZero() && p.Likely.Before(p.CurrentBy) {
+		text += ", probably by " + s.at(now, p.Likely)
 	}
 	return text
 }
 
 // refused says that a resource refused the token, or "".
 func refused(now time.Time, token api.TokenStatus) string {
-	if token.Refused == nil {
+	if token.Refused.IsZero() {
 		return ""
 	}
-	return "a module reported " + formatDuration(now.Sub(*token.Refused)) + " ago that the resource refused it"
+	return "a module reported " + formatDuration(now.Sub(token.Refused)) + " ago that the resource refused it"
 }
 
 // changesOnRecord counts the policy changes and says where to read on, or "" without any.
@@ -445,8 +445,8 @@ func failures(now time.Time, token api.TokenStatus) string {
 		return ""
 	}
 	text := token.LastError
-	if token.LastFetch != nil {
-		text = formatDuration(now.Sub(*token.LastFetch)) + " ago: " + text
+	if !token.LastFetch.IsZero() {
+		text = formatDuration(now.Sub(token.LastFetch)) + " ago: " + text
 	}
 	if token.Failures > 1 {
 		text = fmt.Sprintf("failed %d times in a row, last %s", token.Failures, text)

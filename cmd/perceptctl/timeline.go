@@ -171,32 +171,25 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 		return l
 	}
 	l.expires = status.Now.Add(seconds(token.ExpiresIn))
-	if token.ExpiresOn != nil {
-		l.expires = *token.ExpiresOn
+	if !token.ExpiresOn.IsZero() {
+		l.expires = token.ExpiresOn
 	}
 	switch {
-	case token.MintedFrom != nil && token.MintedTo != nil:
-		l.issuedFrom, l.issued = *token.MintedFrom, *token.MintedTo
+	case !token.MintedFrom.IsZero() && !token.MintedTo.IsZero():
+		l.issuedFrom, l.issued = token.MintedFrom, token.MintedTo
 		if width := l.issued.Sub(l.issuedFrom); width <= exactWidth {
 			l.issued = l.issuedFrom.Add(width / 2)
 			l.issuedFrom = l.issued
 		}
-	case token.ReceivedOn != nil:
-		l.issued = *token.ReceivedOn
+	case !token.ReceivedOn.IsZero():
+		l.issued = token.ReceivedOn
 	}
 	if !l.issued.IsZero() {
 		l.half = l.issued.Add(l.expires.Sub(l.issued) / 2)
 	}
-	if token.Rollover.Expected != nil {
-		l.rollover = *token.Rollover.Expected
-	}
+	l.rollover = token.Rollover.Expected
 	if p := token.Permissions; !isCurrent(token) {
-		if p.CurrentBy != 0 {
-			l.currentBy = time.Unix(p.CurrentBy, 0)
-		}
-		if p.Likely != 0 {
-			l.probably = time.Unix(p.Likely, 0)
-		}
+		l.currentBy, l.probably = p.CurrentBy, p.Likely
 	}
 	return l
 }

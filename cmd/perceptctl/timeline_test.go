@@ -15,10 +15,7 @@ import (
 
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
-func after(d time.Duration) *time.Time {
-	t := noon.Add(d)
-	return &t
-}
+func after(d time.Duration) time.Time { return noon.Add(d) }
 
 // aToken is a token minted so long ago, with a day of life.
 func aToken(identity, resource string, age time.Duration) api.TokenStatus {
@@ -37,7 +34,7 @@ func aToken(identity, resource string, age time.Duration) api.TokenStatus {
 // lacking makes the token lack a change that was made so long ago.
 func lacking(token api.TokenStatus, standing api.Standing, ago time.Duration) api.TokenStatus {
 	token.Permissions = api.Permissions{
-		Standing: standing, Changed: noon.Add(-ago).Unix(), CurrentBy: token.ExpiresOn.Add(time.Second).Unix(),
+		Standing: standing, Changed: noon.Add(-ago), CurrentBy: token.ExpiresOn.Add(time.Second),
 	}
 	return token
 }
@@ -188,7 +185,7 @@ func TestTimelineListsWhatIsHidden(t *testing.T) {
 	t.Parallel()
 	token := lacking(aToken("device", "https://vault.azure.net", 24*time.Hour-time.Minute), api.StandingStale, 30*time.Second)
 	token.Rollover.Expected = after(time.Minute)
-	token.Permissions.Likely = noon.Add(time.Minute).Unix()
+	token.Permissions.Likely = noon.Add(time.Minute)
 	status := api.Status{Now: noon, Simulated: true, Tokens: []api.TokenStatus{token}}
 	for i := range 7 {
 		status.Changes = append(status.Changes, aChange(fmt.Sprint(i), api.EffectChanged, time.Duration(30+i)*time.Second, 2))
@@ -216,9 +213,9 @@ func TestTimelineOddTimes(t *testing.T) {
 	far := aToken("far", "r", time.Hour)
 	far.MintedFrom, far.MintedTo, far.ExpiresOn = after(-50000*time.Hour), after(-50000*time.Hour), after(50000*time.Hour)
 	undated := aToken("undated", "r", time.Hour)
-	undated.MintedFrom, undated.ExpiresOn = nil, nil
+	undated.MintedFrom, undated.ExpiresOn = time.Time{}, time.Time{}
 	timeless := aToken("timeless", "r", time.Hour)
-	timeless.MintedFrom, timeless.ReceivedOn, timeless.ExpiresOn = nil, nil, nil
+	timeless.MintedFrom, timeless.ReceivedOn, timeless.ExpiresOn = time.Time{}, time.Time{}, time.Time{}
 	change := aChange("a", api.EffectGranted, 30*time.Minute, 1)
 	change.Resource = "s"
 	alternate := judged(lacking(aToken("alternate", "r", time.Hour), api.StandingStale, 30*time.Minute), change)
@@ -265,11 +262,11 @@ func FuzzTimeline(f *testing.F) {
 	f.Fuzz(func(t *testing.T, identity, resource string, left, minted, changed int64, width int, plainText bool) {
 		const bound = 1 << 36 // seconds; what a time in JSON can say
 		left, minted, changed = left%bound, minted%bound, changed%bound
-		token := api.TokenStatus{Identity: identity, Resource: resource, ExpiresIn: left,
-			Permissions: api.Permissions{Standing: api.StandingStale, Changed: changed, CurrentBy: minted, Likely: left},
-			Changes:     []api.TokenChange{{ID: "a", Standing: api.StandingStale}}}
 		from, expected := time.Unix(minted, 0), time.Unix(changed, 0)
-		token.MintedFrom, token.MintedTo, token.Rollover.Expected = &from, &from, &expected
+		token := api.TokenStatus{Identity: identity, Resource: resource, ExpiresIn: left,
+			Permissions: api.Permissions{Standing: api.StandingStale, Changed: expected, CurrentBy: from, Likely: time.Unix(left, 0)},
+			Changes:     []api.TokenChange{{ID: "a", Standing: api.StandingStale}}}
+		token.MintedFrom, token.MintedTo, token.Rollover.Expected = from, from, expected
 		width = max(term.LeastWidth, min(width, 300))
 		status := api.Status{Now: noon, Tokens: []api.TokenStatus{token},
 			Changes: []api.PolicyChange{{ID: "a", At: expected, Effect: api.EffectRevoked, Touched: 1, Waiting: 1}}}

@@ -92,17 +92,15 @@ func (a *app) printEvent(s screen, event client.Event, asJSON bool) error {
 
 // event is one line for what there is now.
 func (s screen) event(event client.Event) string {
-	now := time.Unix(event.Now, 0)
-	text := now.In(s.location()).Format(time.TimeOnly) + fmt.Sprintf("  %-11s  ", term.Clean(event.Name))
+	text := event.Now.In(s.location()).Format(time.TimeOnly) + fmt.Sprintf("  %-11s  ", term.Clean(event.Name))
 	switch {
 	case event.Detail != "":
 		text += term.Clean(event.Detail)
 	case event.SHA256 == "":
 		text += "no valid token"
 	default:
-		expires := time.Unix(event.ExpiresOn, 0)
-		text += fmt.Sprintf("%s until %s, ", term.Clean(shortDigest(event.SHA256)), s.at(now, expires))
-		text += s.permissionsText(now, event.Permissions)
+		text += fmt.Sprintf("%s until %s, ", term.Clean(shortDigest(event.SHA256)), s.at(event.Now, event.ExpiresOn))
+		text += s.permissionsText(event.Now, event.Permissions)
 	}
 	return text + "\n"
 }

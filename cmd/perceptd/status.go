@@ -30,10 +30,10 @@ func (d *daemon) describe() api.Status {
 	defer d.mu.Unlock()
 	s := api.Status{
 		Version:   versionName(),
-		StartedOn: d.started,
+		StartedOn: api.Time(d.started),
 		Simulated: d.backend.simulator != nil,
 		Source:    d.backend.status(),
-		Config:    api.ConfigStatus{Files: d.config.Files, LoadedOn: d.loadedOn},
+		Config:    api.ConfigStatus{Files: d.config.Files, LoadedOn: api.Time(d.loadedOn)},
 		Clock:     api.ClockStatus{By: d.backend.word().By},
 	}
 	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
@@ -54,8 +54,7 @@ func (d *daemon) describe() api.Status {
 		s.Trouble = append(s.Trouble, d.kept.trouble)
 	}
 	if d.fault != "" {
-		faultOn := d.faultOn
-		s.Config.Error, s.Config.ErrorOn = d.fault, &faultOn
+		s.Config.Error, s.Config.ErrorOn = d.fault, api.Time(d.faultOn)
 		s.Trouble = append(s.Trouble, "the last reload changed nothing, the configuration is wrong: "+d.fault)
 	}
 	return s

@@ -147,7 +147,7 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 		waiting <- a
 	}()
 	stale := await(t, events, "the news that the token is stale", func(e watched) bool { return e.name == api.EventPermissions })
-	if p := stale.Permissions; p.Standing != api.StandingStale || p.Changed != noted.At.Unix() || p.CurrentBy <= p.Changed || stale.SHA256 != before.SHA256 {
+	if p := stale.Permissions; p.Standing != api.StandingStale || !p.Changed.Equal(noted.At) || !p.CurrentBy.After(p.Changed) || stale.SHA256 != before.SHA256 {
 		t.Errorf("stale: %+v", stale)
 	}
 	harness.AwaitMessages(t, told, "1 token, 1 stale, next refresh ")

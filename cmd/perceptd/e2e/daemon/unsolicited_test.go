@@ -127,7 +127,7 @@ func hostileAnswer(q *http.Request) []byte {
 	var answer any = struct{}{}
 	switch q.URL.Path {
 	case api.PathToken:
-		answer = api.Token{AccessToken: "a.b.c", TokenType: "Bearer", Resource: harness.VaultURI, ExpiresOn: time.Now().Add(time.Hour).Unix()}
+		answer = api.Token{AccessToken: "a.b.c", TokenType: "Bearer", Resource: harness.VaultURI, ExpiresOn: time.Now().Add(time.Hour)}
 	case api.PathAppServiceToken:
 		answer = map[string]string{"access_token": "a.b.c", "token_type": "Bearer", "resource": harness.VaultURI,
 			"expires_on": fmt.Sprint(time.Now().Add(time.Hour).Unix())}
