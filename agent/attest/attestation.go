@@ -12,42 +12,44 @@ import (
 	"perceptd/agent/grants"
 )
 
-// Socket is what the socket that a connection came in on says about the caller: the first part of
-// every proof.
+// Socket is what the socket that a connection came in on says about the caller: the first part of every attestation.
 type Socket struct {
-	// Module is the module whose own socket this is. Empty: a socket that anyone may connect to.
+	// Module is the module that the socket was made for. Empty: a socket that every user may connect to.
 	Module string
 
-	// Restricted tells that the socket's file decides who may connect: where the caller runs is not asked for.
+	// Restricted says that the permissions of the socket's file decide who may connect. Where the caller runs is then
+	// not asked for.
 	Restricted bool
 }
 
-// locationTTL is after how long the caller's cgroup is read again. Only root can move a process out of its own.
+// locationTTL is how long a caller's location is used before its cgroup is read again. Only root can move a process
+// out of its cgroup.
 const locationTTL = 10 * time.Second
 
-// Attestation is the proof of one connection's caller, made bit by bit: what the kernel tells at once, and what an
-// engine has to say at the first request.
+// Attestation is the state of one connection's attestation. NewContext identifies the process that connected. The
+// first call of Caller asks the container engine, if the rules need it.
 type Attestation struct {
 	attestor *Attestor
 	conn     *connection
 	socket   Socket
-	peer     grants.Caller // what the kernel tells
-	err      error         // why no more than that can ever be proved
+	peer     grants.Caller // what the kernel says of the caller
+	err      error         // why the caller can never be attested
 
 	mu            sync.Mutex // protects what follows
 	process       process
 	released      bool
 	location      location
-	attestedUnder *ruleset // by which caller was proved; nil: not proved
-	caller        grants.Caller
-	locatedUnder  *ruleset
+	attestedUnder *ruleset      // the rules by which caller was attested; nil: it is not
+	caller        grants.Caller // as attested
+	locatedUnder  *ruleset      // the rules by which location was determined
 	locatedAt     time.Time
 }
 
-type contextKey struct{} // of the one context value of this package
+// contextKey is the key of the Attestation in a context.
+type contextKey struct{}
 
-// NewContext takes hold of whoever is at the other end of conn, which the Prover's listener accepted, and returns ctx
-// with the Proof attached. It asks the kernel alone and does not wait. It is made for http.Server.ConnContext.
+// NewContext identifies the process at the other end of conn, which the Attestor's listener accepted, and returns ctx
+// with an Attestation of it. It asks the kernel alone and does not wait. It fits http.Server.ConnContext.
 func (a *Attestor) NewContext(ctx context.Context, conn net.Conn, socket Socket) context.Context {
 	attestation := &Attestation{attestor: a, socket: socket, peer: grants.Caller{UID: grants.NoID, GID: grants.NoID}}
 	c, ok := conn.(*connection)
@@ -61,7 +63,7 @@ func (a *Attestor) NewContext(ctx context.Context, conn net.Conn, socket Socket)
 	return context.WithValue(ctx, contextKey{}, attestation)
 }
 
-// FromContext returns the Proof that NewContext attached.
+// FromContext returns the Attestation that NewContext attached.
 func FromContext(ctx context.Context) (*Attestation, error) {
 	p, ok := ctx.Value(contextKey{}).(*Attestation)
 	if !ok {
@@ -70,8 +72,8 @@ func FromContext(ctx context.Context) (*Attestation, error) {
 	return p, nil
 }
 
-// Unconfirmed returns what is known of the caller before anyone else is asked: enough to count its connections by. A module
-// and a container are not confirmed yet. An error says that nothing more will be proved.
+// Unconfirmed returns what the kernel says of the caller, which is enough to count its connections. Its module and
+// container have not been confirmed. With an error the caller will never be attested.
 func (a *Attestation) Unconfirmed() (grants.Caller, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -86,9 +88,8 @@ func (a *Attestation) Unconfirmed() (grants.Caller, error) {
 	return seen, a.err
 }
 
-// Caller returns who is calling, as long as that is proved. Where an engine has to be asked, it waits for it until ctx
-// ends, and 2 seconds at most. With an error, which is an *UnprovedError, it returns what is known all the same, and the
-// caller is to be denied.
+// Caller returns the caller, if it is attested. If a container engine has to be asked, it waits until ctx ends, and 2
+// seconds at most. With an error, which is an *Error, it returns what is known of the caller, which has to be denied.
 func (a *Attestation) Caller(ctx context.Context) (grants.Caller, error) {
 	if a.err != nil {
 		return a.peer, a.err
@@ -102,10 +103,11 @@ func (a *Attestation) Caller(ctx context.Context) (grants.Caller, error) {
 	for {
 		rules := a.attestor.rules.Load()
 		err := a.reattest(ctx, rules)
-		if a.attestor.rules.Load() != rules { // while an engine was waited for
+		if a.attestor.rules.Load() != rules { // they changed while the engine was asked
 			continue
 		}
-		if ended := a.checkValid(); ended != nil { // last: else everything above is of the process that connected
+		// The last check: until here, facts read by process ID may be another process's.
+		if ended := a.checkValid(); ended != nil {
 			a.attestedUnder = nil
 			if !a.released && a.process.alive() {
 				known = a.caller
@@ -116,7 +118,7 @@ func (a *Attestation) Caller(ctx context.Context) (grants.Caller, error) {
 	}
 }
 
-// reattest makes the proof by those rules, unless it was and still holds.
+// reattest attests the caller under these rules, unless it is attested under them already and has not moved.
 func (a *Attestation) reattest(ctx context.Context, rules *ruleset) error {
 	if a.attestedUnder != rules {
 		a.attestedUnder = nil
@@ -135,7 +137,7 @@ func (a *Attestation) reattest(ctx context.Context, rules *ruleset) error {
 	return nil
 }
 
-// identifyPeer asks the kernel who connected, and takes hold of that process.
+// identifyPeer reads what the kernel recorded about the peer and opens its process.
 func (a *Attestation) identifyPeer() error {
 	a.process, a.conn.process = a.conn.process, process{}
 	err := a.conn.ucredErr
@@ -154,13 +156,13 @@ func (a *Attestation) identifyPeer() error {
 		a.updateLocation(rules)
 	}
 	if !a.process.alive() {
-		a.location = location{} // of whoever has the number by now
+		a.location = location{} // of the process that has this ID now
 		return newError("that it is the process that connected", errExited)
 	}
 	return nil
 }
 
-// queryKernel asks for what the kernel knows beside the credentials.
+// queryKernel reads the peer's groups and opens its process.
 func (a *Attestation) queryKernel(fd int) (err error) {
 	kernel := a.attestor.kernel
 	if a.peer.Groups, err = peerGroups(fd); err != nil {
@@ -174,7 +176,7 @@ func (a *Attestation) queryKernel(fd int) (err error) {
 	return err
 }
 
-// needsLocation reports whether it matters where the caller runs.
+// needsLocation reports whether the attestation depends on where the caller runs.
 func (a *Attestation) needsLocation(rules *ruleset) bool {
 	if a.socket.Module == "" {
 		return !a.socket.Restricted
@@ -182,7 +184,7 @@ func (a *Attestation) needsLocation(rules *ruleset) bool {
 	return rules.Modules[a.socket.Module].Container != ""
 }
 
-// updateLocation reads where the caller runs. Another place than before has everything proved anew.
+// updateLocation reads where the caller runs. If that has changed, the caller has to be attested again.
 func (a *Attestation) updateLocation(rules *ruleset) {
 	a.locatedUnder, a.locatedAt = rules, time.Now()
 	at := a.attestor.locate(a.process.pid, rules)
@@ -192,13 +194,16 @@ func (a *Attestation) updateLocation(rules *ruleset) {
 	a.location = at
 }
 
-// attest makes the proof by those rules.
+// attest attests the caller under these rules.
 func (a *Attestation) attest(ctx context.Context, rules *ruleset) (grants.Caller, error) {
 	caller := a.peer
 	module, configured := rules.Modules[a.socket.Module]
 	switch {
 	case a.socket.Module != "" && !configured:
-		return caller, &Error{What: "that it is module " + a.socket.Module, Why: "the configuration names no such module any more"}
+		return caller, &Error{
+			What: "that it is module " + a.socket.Module,
+			Why:  "the configuration names no such module any more",
+		}
 	case !a.needsLocation(rules):
 		caller.Module = a.socket.Module
 		caller.Nested = a.socket.Restricted && a.isNested()
@@ -232,46 +237,57 @@ func (a *Attestation) attest(ctx context.Context, rules *ruleset) (grants.Caller
 	return caller, nil
 }
 
-// check says why a caller is not in the module's container, or nil.
+// check returns an error if the caller does not run in the module's container.
 func (r Requirement) check(module string, caller *grants.Caller) error {
 	unattested := "that it is module " + module
 	switch {
 	case caller.Container == nil:
-		return &Error{What: unattested, Why: fmt.Sprintf("it came in on the module's socket, and not out of a container named %s", r.Container),
-			Hint: "if whoever reaches that socket may have the module's tokens, choose require = \"socket\" in its [[module]]"}
+		return &Error{
+			What: unattested,
+			Why:  fmt.Sprintf("it came in on the module's socket, and not out of a container named %s", r.Container),
+			Hint: "if whoever reaches that socket may have the module's tokens, " +
+				"choose require = \"socket\" in its [[module]]",
+		}
 	case caller.Container.Name != r.Container:
-		return &Error{What: unattested, Why: fmt.Sprintf("it runs in container %s, and the module's is named %s", caller.Container.Name, r.Container),
-			Hint: "name the container as the module, or name it in the module's [[module]] as container"}
+		return &Error{
+			What: unattested,
+			Why: fmt.Sprintf("it runs in container %s, and the module's is named %s",
+				caller.Container.Name, r.Container),
+			Hint: "name the container as the module, or name it in the module's [[module]] as container",
+		}
 	}
 	return nil
 }
 
-// isNested reports whether the caller is in a pid namespace of its own, or may be: a container that was given the admin socket
-// has a root that is not the device's.
+// isNested reports whether the caller has, or may have, a pid namespace of its own. A container in which the admin
+// socket is mounted has a root user that is not the device's.
 func (a *Attestation) isNested() bool {
 	nested, err := a.attestor.kernel.isNested(a.process.pid)
 	return err != nil || nested || a.checkSamePeer(0) != nil
 }
 
-// checkSamePeer says why the process that is held may be another than the one that connected. With a pidfd it cannot. Without one
-// a process that is too new, or younger than minAge, is believed once it has written by itself.
+// checkSamePeer returns an error if the open process may not be the one that connected. With a pidfd it always is.
+// Otherwise a process that is too new, or younger than minAge, passes once it has written after AttestByNextRequest.
 func (a *Attestation) checkSamePeer(minAge time.Duration) error {
 	if a.process.pidfd {
 		return nil
 	}
-	err := a.attestor.kernel.checkPeer(a.process.pid, a.peer.UID, a.conn.queueEmptyAt, a.conn.acceptedAt, a.conn.queueWasEmpty, minAge)
-	if errors.Is(err, errTooNew) && a.conn.peerHasWritten() {
+	c := a.conn
+	err := a.attestor.kernel.checkPeer(a.process.pid, a.peer.UID, c.queueEmptyAt, c.acceptedAt, c.queueWasEmpty, minAge)
+	if errors.Is(err, errTooNew) && c.peerHasWritten() {
 		return nil
 	}
 	return err
 }
 
-// AttestByNextRequest has the caller's next request on this connection prove it, after an UnprovedError with Again: whoever writes it has
-// the number of the process that is held, which is alive, and so is that process. It reports false when something of that
-// request is there already, perhaps of a process that has ended; the caller then has to connect again.
+// AttestByNextRequest prepares for the caller's next request on this connection to attest it, after an Error that is
+// Retryable. The process that writes that request has the ID of the open process, which is alive, so it is that
+// process. It returns false if data of that request is there already, since a process that has ended may have written
+// it. The caller then has to connect again.
 func (a *Attestation) AttestByNextRequest() bool { return a.err == nil && a.conn.markDrained() }
 
-// checkValid says why what was proved no longer holds, or nil.
+// checkValid returns an error if an attestation no longer holds: another process wrote on the connection, or the
+// caller's process has ended.
 func (a *Attestation) checkValid() error {
 	const unattested = "that it is the process that connected"
 	if other := a.conn.foreignPID.Load(); other != 0 {
@@ -279,7 +295,11 @@ func (a *Attestation) checkValid() error {
 		if other > 0 {
 			by = fmt.Sprintf("another process (pid %d)", other)
 		}
-		return &Error{What: unattested, Why: by + " writes on its connection", Hint: "have each process connect by itself, also after a fork"}
+		return &Error{
+			What: unattested,
+			Why:  by + " writes on its connection",
+			Hint: "have each process connect by itself, also after a fork",
+		}
 	}
 	if a.released || !a.process.alive() {
 		return &Error{What: unattested, Why: errExited.Error(), Hint: "ask on a connection of your own"}
@@ -287,7 +307,7 @@ func (a *Attestation) checkValid() error {
 	return nil
 }
 
-// release lets go of the caller's process.
+// release closes the handle of the caller's process.
 func (a *Attestation) release() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -297,8 +317,8 @@ func (a *Attestation) release() {
 	a.released = true
 }
 
-// Owner returns the user in whose session or service manager the caller runs, grants.NoID where it runs in none or that was
-// not asked for. It says whom to count the caller for, and nothing about what it may have.
+// Owner returns the user in whose session or service manager the caller runs, or grants.NoID if there is none or the
+// location was not needed. It determines whose quota the caller counts against, and grants nothing.
 func (a *Attestation) Owner() uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -1,13 +1,13 @@
-// Package attest proves who is at the other end of a connection.
+// Package attest identifies the process at the other end of a connection.
 //
-// It guarantees that nobody is taken for a caller on less than the whole proof: whatever cannot be
-// read or is unclear is a refusal. A proof is made once for a connection, and looked at again on each
-// request: it ends with the process that connected, with the rules it was made by, and when another
-// process writes on the connection. It never rests on a name, a path that a caller could have chosen, or
-// a number that another process could have by now.
+// It fails closed: a caller is identified by a complete attestation or refused. Whatever cannot be read, or is
+// ambiguous, is a refusal. Each connection is attested once and checked again on each request. The attestation ends
+// when the process that connected ends, when the rules change, and when another process writes on the connection. It
+// never relies on a process name, on a path that the caller could have chosen, or on a process ID that may have been
+// reused.
 //
-// Whoever serves a socket makes one Prover, accepts through its Listen, calls NewContext for each accepted
-// connection, asks the Proof on each request, and answers nothing but the refusal when that returns an error.
+// To serve a socket, make one Attestor, accept connections from its Listen, call NewContext for each of them, and
+// call Attestation.Caller on each request. When Caller returns an error, answer with the refusal and nothing else.
 package attest
 
 import (
@@ -15,65 +15,68 @@ import (
 	"sync/atomic"
 )
 
-// Rules say what a proof needs beside what the kernel tells.
+// Rules configure what a caller has to be, and which containers can be attested.
 type Rules struct {
-	// Engines are the paths at which a container engine may answer; the first that is a socket is asked. None: no
-	// engine is asked, and nobody is taken for a container.
+	// Engines are the paths at which a container engine may answer. The first one that is a socket is used. Empty: no
+	// engine is asked, and no caller is attested as a container.
 	Engines []string
 
-	// Parents are the cgroups, as whole paths, in which engines put containers beside their own usual ones.
+	// Parents are the cgroups, as whole paths, that may hold containers in addition to the engines' own defaults.
 	Parents []string
 
-	// Modules are the modules and what each has to be. On the socket of any other nobody is proved.
+	// Modules are the configured modules and what each of them has to be. A caller on the socket of any other module
+	// is refused.
 	Modules map[string]Requirement
 
-	// RefuseYoung has a process that is younger than 20 ms prove itself by its second request, where the kernel gives no handle on
-	// the process that connected: its number may have been another's.
+	// RefuseYoung refuses the first request of a process that is younger than 20 ms, where the kernel has no
+	// SO_PEERPIDFD: its process ID may have belonged to another process. The second request on the connection attests
+	// it.
 	RefuseYoung bool
 
-	// NeedsEngine tells that some caller cannot be proved without an engine, for Blindness.
+	// NeedsEngine says that some caller cannot be attested without a container engine. Limitations then reports an
+	// engine that does not answer.
 	NeedsEngine bool
 }
 
-// Requirement is what a module has to be.
+// Requirement is what the caller on a module's socket has to be.
 type Requirement struct {
-	// Container is the name of the container that the caller must be in. Empty: whoever comes in on the
-	// module's socket is the module.
+	// Container is the name of the container that the caller must run in. Empty: every caller on the module's socket
+	// is attested as the module.
 	Container string
 }
 
-// Options are what a Prover is made of. The zero value is right for a daemon.
+// Options configure an Attestor. The zero value is right for a daemon.
 type Options struct {
-	// Proc is where the proc file system is mounted; empty: /proc.
+	// Proc is the mount point of the proc file system. Empty: /proc.
 	Proc string
 
-	// NoPidfd goes by /proc alone, as is done by itself on kernels before 6.5, which cannot give a handle on the
-	// process that connected.
+	// NoPidfd identifies processes by /proc alone, as New does on kernels before 6.5, which have no SO_PEERPIDFD.
 	NoPidfd bool
 
-	// TrustOwnUser tells that the daemon was started by hand, and not by the service manager: the container engine may then be
-	// the daemon's own user's. Otherwise it has to be root's.
+	// TrustOwnUser accepts a container engine that runs as the daemon's own user. It is meant for a daemon that was
+	// started by hand and not by the service manager. Otherwise the engine has to be root's.
 	TrustOwnUser bool
 
-	// Changed is called, by any goroutine, when Blindness may have changed by itself. Nil: nobody wants to know.
+	// Changed is called, by any goroutine, when the result of Limitations may have changed by itself. Nil: no
+	// callback.
 	Changed func()
 }
 
-// Attestor proves callers by the rules set last. It is safe for concurrent use.
+// Attestor attests callers by the rules that were set last. It is safe for concurrent use.
 type Attestor struct {
 	kernel    kernel
-	ownCgroup string // the cgroup that this process was started in; empty: not known
+	ownCgroup string // the cgroup that this process was started in; empty: unknown
 	engine    *engine
 	rules     atomic.Pointer[ruleset]
 }
 
-// ruleset is Rules in force. Its address tells it from those before and after.
+// ruleset is Rules in force. Each call of SetRules makes a new one: its address identifies the version.
 type ruleset struct {
 	Rules
 	parents map[string]bool
 }
 
-// New returns a Prover that knows no module and no engine until SetRules.
+// New returns an Attestor that has no modules and no engine until SetRules is called.
 func New(o Options) *Attestor {
 	k := kernel{proc: o.Proc, pidfd: !o.NoPidfd && hasPeerPidfd()}
 	if k.proc == "" {
@@ -93,7 +96,8 @@ func New(o Options) *Attestor {
 	return p
 }
 
-// SetRules puts rules in force. What was proved by others is proved anew at its next request.
+// SetRules replaces the rules. A connection that was attested by the previous ones is attested again at its next
+// request.
 func (a *Attestor) SetRules(r Rules) {
 	set := &ruleset{Rules: r, parents: make(map[string]bool)}
 	for _, parent := range r.Parents {
@@ -103,8 +107,8 @@ func (a *Attestor) SetRules(r Rules) {
 	a.engine.reset()
 }
 
-// Pidfd reports whether proofs rest on the kernel's own handle of a process (SO_PEERPIDFD).
+// Pidfd reports whether processes are identified by the kernel's own handle (SO_PEERPIDFD).
 func (a *Attestor) Pidfd() bool { return a.kernel.pidfd }
 
-// Close lets go of the engine.
+// Close discards the connection to the container engine.
 func (a *Attestor) Close() { a.engine.reset() }

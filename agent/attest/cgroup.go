@@ -10,56 +10,59 @@ import (
 	"perceptd/agent/grants"
 )
 
-// locationKind is what a process's cgroup says of it.
+// locationKind is what a cgroup says about a process.
 type locationKind uint8
 
 const (
-	unclear     locationKind = iota // it says nothing that can be relied on
-	onHost                          // it is in no container and of no service
-	inUnit                          // it is of a systemd service
-	inContainer                     // it is in a container
+	unclear     locationKind = iota // nothing that can be relied on
+	onHost                          // it runs in no container and no service
+	inUnit                          // it runs in a systemd service
+	inContainer                     // it runs in a container
 )
 
-// location is where in the tree of cgroups a process is. Everything above a path's last segment was made by root's
-// systemd or engine; what is below a service or a container may have been made by whoever runs in it.
+// location is where a process runs according to its cgroup. Only root's systemd and the container engine create the
+// cgroups above the last segment. Below its own cgroup a service or a container may have created any.
 type location struct {
 	kind      locationKind
 	path      string
 	unit      string // of inUnit
-	container string // of inContainer: its ID, not confirmed by anybody
-	parent    string // of inContainer: the cgroup that the container's own is in
-	nested    bool   // of inUnit: in a pid namespace of its own, so that it is known by its unit alone
-	why       string // of unclear
-	hint      string // of unclear; may be empty
+	container string // of inContainer: its ID, which no engine has confirmed yet
+	parent    string // of inContainer: the cgroup above the container's own
+	nested    bool   // of inUnit: the process has its own pid namespace, so that only the unit identifies it
+	why       string // of unclear: the reason
+	hint      string // of unclear: what to do about it; may be empty
 }
 
-// The cgroups that engines put containers in when nobody tells them otherwise: Docker and Podman with the
-// cgroupfs driver, and containerd's own client; and the slices that they use with systemd's.
+// defaultParents are the cgroups in which engines create containers by default: Docker, Podman and containerd's own
+// client with the cgroupfs driver, and the slices that they use with the systemd driver.
 var defaultParents = map[string]bool{
 	"/docker": true, "/libpod_parent": true, "/default": true,
 	"/system.slice": true, "/machine.slice": true,
 }
 
+// longID matches the ID of a container.
 const longID = `[0-9a-f]{64}`
 
 var (
 	anyID = regexp.MustCompile(longID)
 
-	// leafID is a container's own cgroup, by engine and driver. Podman has the processes one further down in
-	// newer versions.
-	leafID = regexp.MustCompile(`^(?:(?:libpod-)?(` + longID + `)|(?:docker|libpod|nerdctl|cri-containerd)-(` + longID + `)\.scope(?:/container)?)$`)
+	// leafID matches a container's own cgroup, by engine and driver. Newer versions of Podman run the processes one
+	// level further down.
+	leafID = regexp.MustCompile(`^(?:(?:libpod-)?(` + longID + `)|` +
+		`(?:docker|libpod|nerdctl|cri-containerd)-(` + longID + `)\.scope(?:/container)?)$`)
 
 	validSlice = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.slice$`)
 	validScope = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.scope$`)
 
-	// userManager is below which a user's own services and sessions are: that user's to arrange, and nobody else's.
+	// userManager matches the services and sessions of a user's own service manager, which only that user controls.
 	userManager = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/user@([0-9]+)\.service/`)
 )
 
-// parseCgroup reads a process's cgroup file (/proc/PID/cgroup, cgroups(7)) and returns where it is.
+// parseCgroup parses a process's cgroup file (/proc/PID/cgroup, cgroups(7)) and returns its location. parents are the
+// cgroups that may hold containers in addition to defaultParents.
 //
-// Two of the hierarchies there are systemd's: the one named so, and the unified one, whose number is 0. Where both
-// are in use they say the same; one that is not in use has everybody at its root.
+// Two of the hierarchies are systemd's: the one of that name and the unified one, whose number is 0. If systemd uses
+// both, they agree. In one that it does not use, every process is at the root.
 func parseCgroup(file string, parents map[string]bool) location {
 	named, unified := "", ""
 	for line := range strings.Lines(file) {
@@ -76,7 +79,9 @@ func parseCgroup(file string, parents map[string]bool) location {
 			continue
 		}
 		if *into != "" || parts[2] == "" {
-			return location{why: fmt.Sprintf("its cgroup file has the line %q, beside another of the kind", truncate(line))}
+			return location{
+				why: fmt.Sprintf("its cgroup file has the line %q, beside another of the kind", truncate(line)),
+			}
 		}
 		*into = parts[2]
 	}
@@ -90,18 +95,22 @@ func parseCgroup(file string, parents map[string]bool) location {
 	}
 	return location{
 		path: named + " " + unified,
-		why:  fmt.Sprintf("it is in cgroup %s of one hierarchy and in %s of another", truncate(named), truncate(unified)),
+		why: fmt.Sprintf("it is in cgroup %s of one hierarchy and in %s of another",
+			truncate(named), truncate(unified)),
 	}
 }
 
-// classify says what a whole cgroup path means. What is not on the list means nothing.
+// classify interprets a whole cgroup path. A path that matches none of the known forms is unclear.
 func classify(p string, parents map[string]bool) location {
 	if p == "/" {
 		return location{kind: onHost, path: p}
 	}
 	if !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.HasPrefix(p, "/..") {
-		return location{path: p, why: fmt.Sprintf("its cgroup %s is outside of what the daemon can see", truncate(p)),
-			hint: "run perceptd on the device itself, not in a cgroup namespace of its own"}
+		return location{
+			path: p,
+			why:  fmt.Sprintf("its cgroup %s is outside of what the daemon can see", truncate(p)),
+			hint: "run perceptd on the device itself, not in a cgroup namespace of its own",
+		}
 	}
 	switch ids := anyID.FindAllString(p, 3); len(ids) {
 	case 0:
@@ -109,27 +118,40 @@ func classify(p string, parents map[string]bool) location {
 	case 1:
 		return classifyContainer(p, ids[0], parents)
 	}
-	return location{path: p, why: fmt.Sprintf("its cgroup %s names more than one container", truncate(p)),
-		hint: "run the container without --cgroup-parent"}
+	return location{
+		path: p,
+		why:  fmt.Sprintf("its cgroup %s names more than one container", truncate(p)),
+		hint: "run the container without --cgroup-parent",
+	}
 }
 
+// classifyContainer interprets a cgroup path with the ID of one container in it.
 func classifyContainer(p, id string, parents map[string]bool) location {
-	in, leaf := path.Split(strings.TrimSuffix(p, "/container"))
+	parent, leaf := path.Split(strings.TrimSuffix(p, "/container"))
 	if strings.HasSuffix(p, "/container") {
 		leaf += "/container"
 	}
-	in = strings.TrimSuffix(in, "/")
+	parent = strings.TrimSuffix(parent, "/")
 	found := leafID.FindStringSubmatch(leaf)
-	if found == nil || found[1]+found[2] != id || strings.Contains(in, ".service") {
-		return location{path: p, why: fmt.Sprintf("its cgroup %s is no container's own: whoever runs above it can have made it", truncate(p))}
+	if found == nil || found[1]+found[2] != id || strings.Contains(parent, ".service") {
+		return location{
+			path: p,
+			why: fmt.Sprintf("its cgroup %s is no container's own: "+
+				"whoever runs above it can have made it", truncate(p)),
+		}
 	}
-	if !defaultParents[in] && !parents[in] {
-		return location{path: p, why: fmt.Sprintf("its cgroup %s is not where container engines put containers by themselves", truncate(p)),
-			hint: fmt.Sprintf("run the container without --cgroup-parent; if every container of this device is in %s, name that in [callers] cgroup_parents", truncate(in))}
+	if !defaultParents[parent] && !parents[parent] {
+		return location{
+			path: p,
+			why:  fmt.Sprintf("its cgroup %s is not where container engines put containers by themselves", truncate(p)),
+			hint: fmt.Sprintf("run the container without --cgroup-parent; "+
+				"if every container of this device is in %s, name that in [callers] cgroup_parents", truncate(parent)),
+		}
 	}
-	return location{kind: inContainer, path: p, container: id, parent: in}
+	return location{kind: inContainer, path: p, container: id, parent: parent}
 }
 
+// classifyHost interprets a cgroup path without the ID of a container in it.
 func classifyHost(p string) location {
 	if user := userManager.FindStringSubmatch(p); user != nil && user[1] == user[2] {
 		return location{kind: onHost, path: p}
@@ -145,16 +167,24 @@ func classifyHost(p string) location {
 		case last && validScope.MatchString(segment) && segments[0] != "machine.slice":
 			return location{kind: onHost, path: p}
 		case !last && strings.HasSuffix(segment, ".service"):
-			return location{path: p, why: fmt.Sprintf("its cgroup %s is one that %s has made below its own: anything may run there under any name", truncate(p), truncate(segment)),
-				hint: "take Delegate= out of the service, or have the process that asks run in the service's own cgroup"}
+			return location{
+				path: p,
+				why: fmt.Sprintf("its cgroup %s is one that %s has made below its own: "+
+					"anything may run there under any name", truncate(p), truncate(segment)),
+				hint: "take Delegate= out of the service, " +
+					"or have the process that asks run in the service's own cgroup",
+			}
 		}
 		break
 	}
-	return location{path: p, why: fmt.Sprintf("its cgroup %s is neither a service's, nor a session's, nor a container's", truncate(p)),
-		hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
+	return location{
+		path: p,
+		why:  fmt.Sprintf("its cgroup %s is neither a service's, nor a session's, nor a container's", truncate(p)),
+		hint: "run it as a systemd service, or in a container of an engine that perceptd can ask",
+	}
 }
 
-// locate reads where a process runs.
+// locate returns where a process runs.
 func (a *Attestor) locate(pid int32, rules *ruleset) location {
 	if a.kernel.procMismatch != nil {
 		return location{why: fmt.Sprintf("where it runs cannot be told: %v", a.kernel.procMismatch), hint: procHint}
@@ -165,33 +195,39 @@ func (a *Attestor) locate(pid int32, rules *ruleset) location {
 	}
 	at := parseCgroup(file, rules.parents)
 	if at.kind != inUnit && at.path != "" && at.path == a.ownCgroup {
-		at = location{kind: onHost, path: at.path} // where the daemon itself was started, so in no container of its own
+		at = location{kind: onHost, path: at.path} // the daemon's own cgroup: the caller is in no container below it
 	}
 	if at.kind != onHost && at.kind != inUnit {
 		return at
 	}
-	// Not every container has a cgroup by which judge knows it: runc and crun name scopes as they like, unshare and
-	// --cgroups=disabled leave theirs where they were started. Root in there is not root of the device.
+	// Not every container has a cgroup that classify recognizes: runc and crun choose any name for a scope, and unshare
+	// and --cgroups=disabled leave processes in the cgroup that they were started in. Root in such a container is not
+	// root of the device.
 	nested, err := a.kernel.isNested(pid)
 	switch {
 	case err != nil:
 		return location{path: at.path, why: fmt.Sprintf("its pid namespace cannot be read: %v", err), hint: doctorHint}
 	case nested && at.kind == onHost:
-		return location{path: at.path, why: fmt.Sprintf("it is in cgroup %s, and in a pid namespace of its own, as in a container: its uid says nothing", truncate(at.path)),
-			hint: "run it as a systemd service, or in a container of an engine that perceptd can ask"}
+		return location{
+			path: at.path,
+			why: fmt.Sprintf("it is in cgroup %s, and in a pid namespace of its own, as in a container: "+
+				"its uid says nothing", truncate(at.path)),
+			hint: "run it as a systemd service, or in a container of an engine that perceptd can ask",
+		}
 	}
 	at.nested = nested
 	return at
 }
 
-// isRejected reports whether it was looked for, and nothing can be relied on.
+// isRejected reports whether the process was located, with the result that its location cannot be relied on.
 func (l *location) isRejected() bool { return l.kind == unclear && l.why != "" }
 
+// asError returns why the location is unclear.
 func (l *location) asError() error {
 	return &Error{What: "where it runs", Why: l.why, Hint: l.hint}
 }
 
-// fillIn fills in what a place says of a caller.
+// fillIn sets the unit or the container of a caller at this location.
 func (l *location) fillIn(c *grants.Caller) {
 	switch l.kind {
 	case inUnit:
@@ -201,11 +237,11 @@ func (l *location) fillIn(c *grants.Caller) {
 	}
 }
 
-// userSlice is below which everything runs that a user has started by logging in, whatever users it has become since. Only
-// root's systemd puts processes there.
+// userSlice matches everything that a user started by logging in, also processes that now run as another user. Only
+// root's systemd moves processes there.
 var userSlice = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/`)
 
-// owner returns the user whose session or service manager a place is in, or grants.NoID.
+// owner returns the user whose session or service manager the location belongs to, or grants.NoID.
 func (l *location) owner() uint32 {
 	user := userSlice.FindStringSubmatch(l.path)
 	if user == nil {

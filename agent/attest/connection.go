@@ -18,23 +18,22 @@ import (
 	"perceptd/agent/grants"
 )
 
-// listener accepts connections that can be proved.
+// listener accepts connections that can be attested.
 type listener struct {
 	net.Listener
 	kernel       kernel
-	queueEmptyAt atomic.Int64 // since boot, when its queue was last seen empty; nobody who connected before is left in it
+	queueEmptyAt atomic.Int64 // since boot: when the queue was last seen empty; every connection in it was made later
 }
 
-// Listen returns l with connections that NewContext can prove. Every connection of a socket that is served
-// must come from it.
+// Listen returns l with connections that NewContext can attest. Every connection that is served must come from it.
 func (a *Attestor) Listen(l net.Listener) net.Listener {
-	_ = withFD(l, func(fd int) error { return passCredentials(fd) }) // Linux 6.16 has connections inherit it
+	_ = withFD(l, func(fd int) error { return passCredentials(fd) }) // since Linux 6.16 connections inherit it
 	return &listener{Listener: l, kernel: a.kernel}
 }
 
 // Accept waits for the next connection.
 func (l *listener) Accept() (net.Conn, error) {
-	waited := l.pollQueue()
+	queueWasEmpty := l.pollQueue()
 	accepted, err := l.Listener.Accept()
 	unixConn, ok := accepted.(*net.UnixConn)
 	if err != nil || !ok {
@@ -44,7 +43,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, errors.Join(err, unixConn.Close())
 	}
-	conn.queueWasEmpty = waited
+	conn.queueWasEmpty = queueWasEmpty
 	if !l.kernel.pidfd {
 		conn.receive = conn.receiveTracked
 		conn.queueEmptyAt, conn.acceptedAt = time.Duration(l.queueEmptyAt.Load()), sinceBoot()
@@ -53,8 +52,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
-// PeerUID returns the uid at the other end of a connection that a Prover's listener accepted, as the kernel recorded it when
-// it connected, or grants.NoID.
+// PeerUID returns the uid of the process at the other end of a connection from Listen, as the kernel recorded it when
+// that process connected, or grants.NoID.
 func PeerUID(conn net.Conn) uint32 {
 	if c, ok := conn.(*connection); ok && c.ucredErr == nil {
 		return c.ucred.Uid
@@ -62,13 +61,37 @@ func PeerUID(conn net.Conn) uint32 {
 	return grants.NoID
 }
 
-// pollQueue notes whether nobody waits in the queue, and reports it. With a pidfd nobody needs to know.
+// PeerPID returns the ID of the process at the other end of a connection from Listen, as the kernel recorded it when
+// that process connected, or 0. Another process may have that ID by now.
+func PeerPID(conn net.Conn) int32 {
+	if c, ok := conn.(*connection); ok && c.ucredErr == nil {
+		return c.ucred.Pid
+	}
+	return 0
+}
+
+// Peer returns the process at the other end of a connection from Listen and the user whose session it runs in, from
+// the credentials and one read of its cgroup. Nothing of it is attested: it is for counting connections that are
+// refused before attestation.
+func (a *Attestor) Peer(conn net.Conn) (caller grants.Caller, owner uint32) {
+	c, ok := conn.(*connection)
+	if !ok || c.ucredErr != nil {
+		return grants.Caller{UID: grants.NoID, GID: grants.NoID}, grants.NoID
+	}
+	caller = grants.Caller{UID: c.ucred.Uid, GID: c.ucred.Gid, PID: c.ucred.Pid}
+	l := a.locate(c.ucred.Pid, a.rules.Load())
+	l.fillIn(&caller)
+	return caller, l.owner()
+}
+
+// pollQueue reports whether no connection waits to be accepted, and records the time if so. With SO_PEERPIDFD it is
+// not needed and does nothing.
 func (l *listener) pollQueue() (empty bool) {
 	if l.kernel.pidfd {
 		return true
 	}
 	err := withFD(l.Listener, func(fd int) error {
-		now := sinceBoot() // before the look: who comes in between counts as later
+		now := sinceBoot() // before the poll: a connection made in between counts as later
 		poll := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(poll[:], 0)
 		if empty = n == 0 && err == nil; empty {
@@ -79,12 +102,12 @@ func (l *listener) pollQueue() (empty bool) {
 	return empty && err == nil
 }
 
-// passCredentials has the kernel tell with what is read who wrote it.
+// passCredentials makes the kernel report the writer with each message that is read.
 func passCredentials(fd int) error {
 	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
 }
 
-// withFD calls do with the descriptor of a socket.
+// withFD calls f with the descriptor of a socket.
 func withFD(socket any, f func(fd int) error) error {
 	s, ok := socket.(syscall.Conn)
 	if !ok {
@@ -94,32 +117,33 @@ func withFD(socket any, f func(fd int) error) error {
 	if err != nil {
 		return err
 	}
-	var doErr error
-	err = raw.Control(func(fd uintptr) { doErr = f(int(fd)) })
-	return errors.Join(err, doErr)
+	var callErr error
+	err = raw.Control(func(fd uintptr) { callErr = f(int(fd)) })
+	return errors.Join(err, callErr)
 }
 
-// connection is a connection whose reader notices who writes.
+// connection is a connection that records who writes on it.
 type connection struct {
 	*net.UnixConn
 	ucred                    unix.Ucred    // who connected
-	ucredErr                 error         // why that is not known
-	passcredErr              error         // why the writers cannot be told
-	process                  process       // who connected, where it has to be taken hold of at once; its proof's from then on
-	processErr               error         // why it is not held
-	queueEmptyAt, acceptedAt time.Duration // since boot; without a pidfd only
-	queueWasEmpty            bool          // the queue was empty before
+	ucredErr                 error         // why that is unknown
+	passcredErr              error         // why writers cannot be identified
+	process                  process       // who connected, without SO_PEERPIDFD; the attestation takes it over
+	processErr               error         // why it could not be opened
+	queueEmptyAt, acceptedAt time.Duration // since boot; without SO_PEERPIDFD only
+	queueWasEmpty            bool          // no connection waited before this one was accepted
 
 	peerPID     atomic.Int32 // the process that connected; 0: not known yet
-	writerSeen  bool         // a writer was told; only the one that reads uses it
-	foreignPID  atomic.Int32 // another process that wrote; -1: one that cannot be told
+	writerSeen  bool         // the kernel has reported a writer; used by Read only
+	foreignPID  atomic.Int32 // another process that wrote; 0: none; -1: an unknown one
 	attestation atomic.Pointer[Attestation]
 
-	mu        sync.Mutex // protects what follows; without a pidfd only
-	drained   bool       // once everything that had been written was read, while the process was held
-	peerWrote bool       // since then the process that connected has written, by its number
+	mu        sync.Mutex // protects what follows; without SO_PEERPIDFD only
+	drained   bool       // at some moment, with the process open, everything that was written had been read
+	peerWrote bool       // since then a process with the peer's ID has written
 
-	// What follows is for one read at a time, and made once: each request reads more than once.
+	// What follows belongs to Read, of which one runs at a time. It is allocated once, since each request reads more
+	// than once.
 	raw         syscall.RawConn
 	receive     func(fd uintptr) bool
 	message     unix.Msghdr
@@ -129,6 +153,7 @@ type connection struct {
 	errno       unix.Errno
 }
 
+// newConnection prepares conn for Read.
 func newConnection(conn *net.UnixConn) (*connection, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -141,8 +166,8 @@ func newConnection(conn *net.UnixConn) (*connection, error) {
 	return c, nil
 }
 
-// readPeer finds out what cannot wait for the connection's turn: who it is, and without a pidfd the hold on the process, since
-// its number may soon be another's.
+// readPeer reads what cannot wait until the connection is served: the peer's credentials, and without SO_PEERPIDFD
+// the handle of its process, whose ID may soon be reused.
 func (c *connection) readPeer(k kernel) {
 	c.ucredErr = withFD(c.UnixConn, func(fd int) error {
 		c.passcredErr = passCredentials(fd)
@@ -158,12 +183,12 @@ func (c *connection) readPeer(k kernel) {
 	})
 }
 
-// credentialsSize leaves room for the writer's credentials and for nothing else, so that descriptors that a
-// caller sends are dropped by the kernel.
+// credentialsSize has room for the writer's credentials and nothing else, so that the kernel drops descriptors that a
+// caller sends.
 const credentialsSize = unix.SizeofCmsghdr + (unix.SizeofUcred+7)&^7
 
-// Read reads what was written and notes who wrote it. It is net's own Read with one thing more, which net's ReadMsgUnix
-// makes dearer than a request can bear.
+// Read reads what was written and records who wrote it. It is net's own Read plus the credentials. net's ReadMsgUnix
+// would do the same and costs too much for each request.
 func (c *connection) Read(b []byte) (int, error) {
 	if len(b) == 0 {
 		return c.UnixConn.Read(b)
@@ -184,11 +209,12 @@ func (c *connection) Read(b []byte) (int, error) {
 	return c.received, nil
 }
 
-// receiveMessage reports false when there is nothing to receive yet.
+// receiveMessage receives one message. It returns false if there is none yet.
 func (c *connection) receiveMessage(fd uintptr) bool {
 	for {
 		c.message.SetControllen(len(c.credentials))
-		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&c.message)), unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&c.message)),
+			unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 		switch errno {
 		case unix.EINTR: // Go's own signals
 			continue
@@ -200,18 +226,20 @@ func (c *connection) receiveMessage(fd uintptr) bool {
 	}
 }
 
-// receiveTracked is receiveMessage with an eye on who writes after a silence.
+// receiveTracked is receiveMessage, and records whether the peer writes after markDrained.
 func (c *connection) receiveTracked(fd uintptr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	done := c.receiveMessage(fd)
-	if done && c.drained && c.errno == 0 && c.received > 0 && writerPID(c.credentials[:c.message.Controllen]) == c.ucred.Pid {
+	if done && c.drained && c.errno == 0 && c.received > 0 &&
+		writerPID(c.credentials[:c.message.Controllen]) == c.ucred.Pid {
 		c.peerWrote = true
 	}
 	return done
 }
 
-// markDrained reports whether all that was written has been read, and has what is written from now on be noted.
+// markDrained reports whether everything that was written has been read. From then on receiveTracked records whether
+// the peer writes.
 func (c *connection) markDrained() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -224,20 +252,20 @@ func (c *connection) markDrained() bool {
 	return c.drained
 }
 
-// peerHasWritten reports whether the process that is held has written after a silence.
+// peerHasWritten reports whether the process whose handle is open has written since markDrained.
 func (c *connection) peerHasWritten() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.peerWrote
 }
 
-// recordWriter looks at the writer's credentials. What was written before they were asked for comes without, at the very
-// beginning of a connection only.
+// recordWriter records who wrote, from the credentials that came with a message. Only what was written at the very
+// beginning of a connection, before passCredentials, comes without credentials.
 func (c *connection) recordWriter(credentials []byte) {
 	switch pid := writerPID(credentials); {
 	case pid == c.peerPID.Load() && pid != 0:
 		c.writerSeen = true
-	case pid == 0 && !c.writerSeen && c.passcredErr == nil:
+	case pid == 0 && !c.writerSeen && c.passcredErr == nil: // written before passCredentials
 	case pid == 0:
 		c.foreignPID.CompareAndSwap(0, -1)
 	default:
@@ -245,10 +273,10 @@ func (c *connection) recordWriter(credentials []byte) {
 	}
 }
 
-// writerPID returns the process that wrote, or 0 when that is not told.
+// writerPID returns the process that wrote, or 0 if the kernel did not report it.
 func writerPID(credentials []byte) int32 {
 	if len(credentials) < unix.SizeofCmsghdr {
-		return 0 // there is none, on which the parser would panic
+		return 0 // no message: the parser would panic
 	}
 	header, data, _, err := unix.ParseOneSocketControlMessage(credentials)
 	if err != nil || header.Level != unix.SOL_SOCKET || header.Type != unix.SCM_CREDENTIALS || len(data) < 4 {
@@ -257,34 +285,12 @@ func writerPID(credentials []byte) int32 {
 	return int32(binary.NativeEndian.Uint32(data))
 }
 
-// Close ends the connection and lets go of its caller.
+// Close closes the connection and the handle of its caller's process.
 func (c *connection) Close() error {
-	if p := c.attestation.Load(); p != nil {
-		p.release()
+	if attestation := c.attestation.Load(); attestation != nil {
+		attestation.release()
 	} else if c.process.fd > 0 {
 		c.process.close()
 	}
 	return c.UnixConn.Close()
-}
-
-// PeerPID returns the process at the other end of a connection that a Prover's listener accepted, as the kernel recorded it
-// when it connected, or 0. Its number may be another's by now.
-func PeerPID(conn net.Conn) int32 {
-	if c, ok := conn.(*connection); ok && c.ucredErr == nil {
-		return c.ucred.Pid
-	}
-	return 0
-}
-
-// Peer returns who is at the other end of a connection of Listen's, and its owner, as far as one look at its cgroup shows:
-// enough to count connections by that are refused before anything of them is proved.
-func (a *Attestor) Peer(conn net.Conn) (caller grants.Caller, owner uint32) {
-	c, ok := conn.(*connection)
-	if !ok || c.ucredErr != nil {
-		return grants.Caller{UID: grants.NoID, GID: grants.NoID}, grants.NoID
-	}
-	caller = grants.Caller{UID: c.ucred.Uid, GID: c.ucred.Gid, PID: c.ucred.Pid}
-	l := a.locate(c.ucred.Pid, a.rules.Load())
-	l.fillIn(&caller)
-	return caller, l.owner()
 }

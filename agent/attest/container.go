@@ -9,16 +9,17 @@ import (
 	"perceptd/agent/grants"
 )
 
-// containerInfo is what the engine says of a container.
+// containerInfo is the engine's answer about a container.
 type containerInfo struct {
 	grants.Container
 	running bool
-	parent  string // cgroup parent that it was started with; empty: the engine's own
+	parent  string // the cgroup parent that it was started with; empty: the engine's default
 	pidMode string
-	init    int32 // its first process
+	init    int32 // the process ID of its first process
 }
 
-// attestContainer has the engine say what a container is. Beside an error it returns what is known.
+// attestContainer asks the container engine which container a caller at that location runs in, and checks the answer.
+// With an error it returns what is known of the container.
 func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at location) (*grants.Container, error) {
 	unattested := "which container it runs in"
 	bare := &grants.Container{ID: at.container}
@@ -26,14 +27,25 @@ func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at locat
 	var untrusted *untrustedError
 	switch {
 	case errors.Is(err, errNoEngine):
-		return bare, &Error{What: unattested, Why: err.Error(), Hint: "perceptctl doctor, as an administrator, tells what is missing"}
+		return bare, &Error{
+			What: unattested,
+			Why:  err.Error(),
+			Hint: "perceptctl doctor, as an administrator, tells what is missing",
+		}
 	case errors.As(err, &untrusted):
 		return bare, &Error{What: unattested, Why: err.Error(), Hint: engineHint(err)}
 	case errors.Is(err, errNotFound):
-		return bare, &Error{What: unattested, Why: fmt.Sprintf("the engine knows no container %s", bare.ShortID()),
-			Hint: "if another engine runs it, name that one's socket as [callers] engine"}
+		return bare, &Error{
+			What: unattested,
+			Why:  fmt.Sprintf("the engine knows no container %s", bare.ShortID()),
+			Hint: "if another engine runs it, name that one's socket as [callers] engine",
+		}
 	case err != nil:
-		return bare, &Error{What: unattested, Why: fmt.Sprintf("the container engine was asked in vain: %v", err), Hint: "try again when the engine answers: docker ps tells"}
+		return bare, &Error{
+			What: unattested,
+			Why:  fmt.Sprintf("the container engine was asked in vain: %v", err),
+			Hint: "try again when the engine answers: docker ps tells",
+		}
 	}
 	if err := a.checkContainer(rules, at, info); err != nil {
 		return &info.Container, &Error{What: unattested, Why: err.Error(), Hint: info.hint(at)}
@@ -41,17 +53,19 @@ func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at locat
 	return &info.Container, nil
 }
 
-// checkContainer says why what the engine says is not about the container that the caller runs in, or nil.
+// checkContainer returns nil if info describes the container that the caller at that location runs in.
 func (a *Attestor) checkContainer(rules *ruleset, at location, info containerInfo) error {
 	switch {
 	case info.ID != at.container:
-		return fmt.Errorf("the engine was asked for container %s and answered for %q", shortID(at.container), truncate(info.ID))
+		return fmt.Errorf("the engine was asked for container %s and answered for %q",
+			shortID(at.container), truncate(info.ID))
 	case !info.running || info.init <= 0:
 		return errors.New("the engine says that its container does not run")
 	case info.Name == "":
 		return errors.New("the engine tells no name of its container")
 	case info.sharesPidNamespace():
-		return fmt.Errorf("its container shares the process numbers of others (--pid %s)", truncate(anyID.ReplaceAllStringFunc(info.pidMode, shortID)))
+		return fmt.Errorf("its container shares the process numbers of others (--pid %s)",
+			truncate(anyID.ReplaceAllStringFunc(info.pidMode, shortID)))
 	case info.hasForeignParent(at):
 		return fmt.Errorf("its container was started with a cgroup parent of its own (%s)", truncate(info.parent))
 	}
@@ -60,22 +74,24 @@ func (a *Attestor) checkContainer(rules *ruleset, at location, info containerInf
 		return fmt.Errorf("the container's first process cannot be looked at: %w", err)
 	}
 	if first := parseCgroup(file, rules.parents); first.kind != inContainer || first.path != at.path {
-		return fmt.Errorf("the container's first process is in cgroup %s, and the caller in %s", truncate(first.path), at.path)
+		return fmt.Errorf("the container's first process is in cgroup %s, and the caller in %s",
+			truncate(first.path), at.path)
 	}
 	return nil
 }
 
-// sharesPidNamespace reports whether a container was started with --pid. Podman says "private" of the others.
+// sharesPidNamespace reports whether the container was started with --pid. For a container without it Podman reports
+// "private".
 func (info *containerInfo) sharesPidNamespace() bool {
 	return info.pidMode != "" && info.pidMode != "private"
 }
 
-// hasForeignParent reports whether a container was started with another --cgroup-parent than where it is.
+// hasForeignParent reports whether the container was started with a --cgroup-parent that differs from its location.
 func (info *containerInfo) hasForeignParent(at location) bool {
 	return info.parent != "" && !isParent(at.parent, info.parent)
 }
 
-// hint is what to do about a doubt.
+// hint returns what to do when checkContainer fails.
 func (info *containerInfo) hint(at location) string {
 	if info.sharesPidNamespace() || info.hasForeignParent(at) {
 		return "run the container without --pid and --cgroup-parent"
@@ -83,9 +99,11 @@ func (info *containerInfo) hint(at location) string {
 	return ""
 }
 
+// shortID shortens a container's ID for people.
 func shortID(id string) string { return (&grants.Container{ID: id}).ShortID() }
 
-// isParent reports whether a container's configured parent, a slice's name or a path, is that cgroup.
+// isParent reports whether cgroup is the parent that was configured for a container, which is a slice's name or a
+// path.
 func isParent(cgroup, configured string) bool {
 	if strings.HasSuffix(configured, ".slice") && !strings.Contains(configured, "/") {
 		return strings.HasSuffix(cgroup, "/"+configured)

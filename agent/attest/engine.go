@@ -14,41 +14,41 @@ import (
 )
 
 const (
-	engineTimeout  = 2 * time.Second // of all that one proof asks
-	maxEngineCalls = 8               // at once; more wait for their turn within their deadline
-	digestTTL      = time.Minute     // what registries call an image changes only when it is pulled or pushed
-	maxDigests     = 256             // images whose names are kept
+	engineTimeout  = 2 * time.Second // for all calls of one attestation
+	maxEngineCalls = 8               // at once; others wait for a slot until engineTimeout
+	digestTTL      = time.Minute     // an image's repo digests change only when it is pulled or pushed
+	maxDigests     = 256             // images whose repo digests are cached
 )
 
-// engine asks a container engine. Who waits for an engine that does not answer holds up nobody else, and there is one
-// question at a time about each container.
+// engine calls the container engine at the first of the configured sockets. Callers in the same container share one
+// call. A call that hangs delays no caller in another container.
 type engine struct {
-	changed func()
-	trusted trustedOwners
+	changed func()        // called when calls begin to fail, and when they succeed again
+	trusted trustedOwners // the users whose engine is trusted
 	flights singleflight.Group
-	slots   chan struct{}
+	slots   chan struct{} // holds one value for each call under way
 
-	mu      sync.Mutex    // protects what follows
-	client  *engineClient // to the engine in use; nil: none yet
-	digests map[string]imageDigests
-	trouble string // why it could not be asked the last time; empty: it could
+	mu      sync.Mutex              // protects what follows
+	client  *engineClient           // of the engine in use; nil: none yet
+	digests map[string]imageDigests // cache, by image ID
+	trouble string                  // why the last call failed; empty: it succeeded
 }
 
-// imageDigests is what registries call an image.
+// imageDigests are the repo digests of an image, which name it in registries.
 type imageDigests struct {
 	digests []string
 	readAt  time.Time
 }
 
+// errNoEngine says that none of the configured paths is a socket.
+var errNoEngine = errors.New("no container engine is there to ask")
+
 func newEngine(trusted trustedOwners, changed func()) *engine {
 	return &engine{changed: changed, trusted: trusted, slots: make(chan struct{}, maxEngineCalls)}
 }
 
-// errNoEngine says that there is nobody to ask.
-var errNoEngine = errors.New("no container engine is there to ask")
-
-// inspect returns what the engine says of the container with that ID. Callers who inspect the same engine for the same one share an
-// answer.
+// inspect returns what the engine at the first socket of paths says about a container. Concurrent calls for the same
+// paths and the same container share one answer.
 func (e *engine) inspect(ctx context.Context, paths []string, id string) (containerInfo, error) {
 	results := e.flights.DoChan(id+strings.Join(paths, "\n"), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), engineTimeout)
@@ -71,6 +71,7 @@ func (e *engine) inspect(ctx context.Context, paths []string, id string) (contai
 	}
 }
 
+// inspectOnce asks the engine about a container and its image.
 func (e *engine) inspectOnce(ctx context.Context, paths []string, id string) (containerInfo, error) {
 	client, err := e.connect(ctx, paths)
 	if err != nil {
@@ -86,7 +87,8 @@ func (e *engine) inspectOnce(ctx context.Context, paths []string, id string) (co
 	return info, err
 }
 
-// repoDigests returns what registries call an image. One that is no longer there has no names.
+// repoDigests returns the repo digests of an image, from the cache if possible. An image that the engine no longer
+// has has none.
 func (e *engine) repoDigests(ctx context.Context, client *engineClient, image string) ([]string, error) {
 	if image == "" {
 		return nil, nil
@@ -105,7 +107,7 @@ func (e *engine) repoDigests(ctx context.Context, client *engineClient, image st
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.client != client {
-		return digests, nil // another engine is in use by now
+		return digests, nil // the engine has changed
 	}
 	if len(e.digests) >= maxDigests || e.digests == nil {
 		e.digests = make(map[string]imageDigests)
@@ -114,7 +116,7 @@ func (e *engine) repoDigests(ctx context.Context, client *engineClient, image st
 	return digests, nil
 }
 
-// connect returns a line to the engine at the first of paths that is a socket.
+// connect returns a client of the engine at the first of paths that is a socket.
 func (e *engine) connect(ctx context.Context, paths []string) (*engineClient, error) {
 	path, err := findSocket(paths)
 	if err != nil {
@@ -158,7 +160,10 @@ func findSocket(paths []string) (string, error) {
 	return "", errNoEngine
 }
 
-// ping asks whether an engine answers.
+// pingTimeout is how long an engine may take to answer a ping.
+const pingTimeout = time.Second
+
+// ping returns nil if an engine answers.
 func (e *engine) ping(ctx context.Context, paths []string) error {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
@@ -170,17 +175,14 @@ func (e *engine) ping(ctx context.Context, paths []string) error {
 	return err
 }
 
-// pingTimeout is how long an engine may take to say that it is there.
-const pingTimeout = time.Second
-
-// reset lets go of the engine; the next question finds it anew.
+// reset discards the client and the cache. The next call connects again.
 func (e *engine) reset() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.client, e.digests = nil, nil
 }
 
-// drop lets go of a line on which something went wrong: the engine may have been started anew, with another version.
+// drop discards a client after a failed call, since the engine may have been restarted with another API version.
 func (e *engine) drop(client *engineClient) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -189,7 +191,7 @@ func (e *engine) drop(client *engineClient) {
 	}
 }
 
-// recordResult keeps whether the engine could be asked.
+// recordResult records whether the last call failed, and calls changed if the one before had the other result.
 func (e *engine) recordResult(err error) {
 	trouble := ""
 	if err != nil && !errors.Is(err, errNotFound) {
@@ -204,15 +206,20 @@ func (e *engine) recordResult(err error) {
 	}
 }
 
+// engineHint returns what to do about an error of the engine's.
 func engineHint(err error) string {
 	var untrusted *untrustedError
 	switch {
 	case errors.As(err, &untrusted):
-		return "name the socket of root's own engine as [callers] engine (a rootless one cannot prove callers), or choose require = \"socket\" for the modules"
+		return "name the socket of root's own engine as [callers] engine (a rootless one cannot prove callers), " +
+			"or choose require = \"socket\" for the modules"
 	case errors.Is(err, fs.ErrPermission):
-		return "install the drop-in container-engine.conf, which lets perceptd into the group that the engine's socket is for, or choose require = \"socket\" for the modules"
+		return "install the drop-in container-engine.conf, " +
+			"which lets perceptd into the group that the engine's socket is for, " +
+			"or choose require = \"socket\" for the modules"
 	case errors.Is(err, errNoEngine):
-		return "start the container engine, name its socket as [callers] engine, or choose require = \"socket\" for the modules"
+		return "start the container engine, name its socket as [callers] engine, " +
+			"or choose require = \"socket\" for the modules"
 	}
 	return "see that the container engine answers: docker ps"
 }

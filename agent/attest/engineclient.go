@@ -19,25 +19,26 @@ import (
 )
 
 const (
-	maxAnswerBytes    = 1 << 20  // bytes of one answer; of a usual container it has some 10 kB
-	maxHeaderBytes    = 16 << 10 // bytes of its header
-	maxNameLength     = 255      // characters of a container's name
-	maxDigestLength   = 512      // of an image's name
-	maxDigestsOfImage = 64       // names of one image
+	maxAnswerBytes    = 1 << 20  // of one answer's body; for a typical container it has about 10 kB
+	maxHeaderBytes    = 16 << 10 // of one answer's header
+	maxNameLength     = 255      // of a container's name, in bytes
+	maxDigestLength   = 512      // of one repo digest, in bytes
+	maxDigestsOfImage = 64       // repo digests of one image
 )
 
-// engineClient is how one engine is talked to: two questions of Docker's API, which Podman has too, over a Unix socket. None
-// of its errors repeats what the engine sent, which nobody has looked at for secrets.
+// engineClient makes the two calls of Docker's API that attestation needs, over a Unix socket. Podman has them too.
+// Its errors do not repeat what the engine sent, since that may contain secrets.
 type engineClient struct {
 	path      string
-	version   string // of the API, as the engine names its own: every engine speaks that one, and questions without are deprecated
+	version   string // the engine's own version of the API; calls without a version are deprecated
 	transport http.RoundTripper
 }
 
-// errNotFound is an engine that knows nothing of what it was asked about.
+// errNotFound says that the engine has no such container or image.
 var errNotFound = errors.New("the engine does not know it")
 
-// dialEngine returns a line to the engine at path, once it has answered. believed are the users whose engine it may be.
+// dialEngine returns a client of the engine at path, after the engine has answered a ping. It refuses an engine that
+// belongs to a user who is not in trusted.
 func dialEngine(ctx context.Context, path string, trusted trustedOwners) (*engineClient, error) {
 	c := &engineClient{path: path}
 	c.transport = &http.Transport{
@@ -64,7 +65,8 @@ func dialEngine(ctx context.Context, path string, trusted trustedOwners) (*engin
 	}
 	_ = response.Body.Close() // its text is "OK", of no use
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: answered with status %d when it was asked whether it is there", path, response.StatusCode)
+		return nil, fmt.Errorf("%s: answered with status %d when it was asked whether it is there",
+			path, response.StatusCode)
 	}
 	if c.version = response.Header.Get("Api-Version"); !apiVersion.MatchString(c.version) {
 		return nil, fmt.Errorf("%s: names no version of Docker's API: is it a container engine?", path)
@@ -72,9 +74,10 @@ func dialEngine(ctx context.Context, path string, trusted trustedOwners) (*engin
 	return c, nil
 }
 
+// apiVersion matches a version of Docker's API.
 var apiVersion = regexp.MustCompile(`^[0-9]{1,2}\.[0-9]{1,3}$`)
 
-// inspectContainer asks what a inspectContainer is.
+// inspectContainer asks for the facts about a container.
 func (c *engineClient) inspectContainer(ctx context.Context, id string) (containerInfo, error) {
 	var container containerJSON
 	if err := c.getJSON(ctx, "containers", id, &container); err != nil {
@@ -87,7 +90,7 @@ func (c *engineClient) inspectContainer(ctx context.Context, id string) (contain
 	return info, nil
 }
 
-// inspectImage asks what registries call an inspectImage.
+// inspectImage asks for the repo digests of an image.
 func (c *engineClient) inspectImage(ctx context.Context, id string) ([]string, error) {
 	var image imageJSON
 	if err := c.getJSON(ctx, "images", id, &image); err != nil {
@@ -96,8 +99,8 @@ func (c *engineClient) inspectImage(ctx context.Context, id string) ([]string, e
 	return image.digests(), nil
 }
 
-// getJSON asks about one container or image.
-func (c *engineClient) getJSON(ctx context.Context, kind, id string, into any) error {
+// getJSON asks for one container or image, and decodes the answer into target.
+func (c *engineClient) getJSON(ctx context.Context, kind, id string, target any) error {
 	response, err := c.get(ctx, "/v"+c.version+"/"+kind+"/"+id+"/json")
 	if err != nil {
 		return err
@@ -110,7 +113,8 @@ func (c *engineClient) getJSON(ctx context.Context, kind, id string, into any) e
 	default:
 		return fmt.Errorf("%s: answered with status %d", c.path, response.StatusCode)
 	}
-	if media, _, err := mime.ParseMediaType(response.Header.Get("Content-Type")); err != nil || media != "application/json" {
+	media, _, err := mime.ParseMediaType(response.Header.Get("Content-Type"))
+	if err != nil || media != "application/json" {
 		return fmt.Errorf("%s: its answer is not JSON: is it a container engine?", c.path)
 	}
 	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes+1))
@@ -119,16 +123,18 @@ func (c *engineClient) getJSON(ctx context.Context, kind, id string, into any) e
 		return c.sanitize(ctx, err)
 	case len(text) > maxAnswerBytes:
 		return fmt.Errorf("%s: its answer is longer than %d bytes", c.path, maxAnswerBytes)
-	case json.Unmarshal(text, into) != nil:
+	case json.Unmarshal(text, target) != nil:
 		return fmt.Errorf("%s: its answer is not one of Docker's API", c.path)
 	}
 	return nil
 }
 
-// get asks with GET and returns the answer as it begins. No redirect is followed.
+// get sends a GET request and returns the response, whose body is still to be read. It does not follow redirects.
 func (c *engineClient) get(ctx context.Context, path string) (*http.Response, error) {
 	request := &http.Request{
-		Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: "localhost", Path: path}, Header: http.Header{"User-Agent": {"perceptd"}},
+		Method: http.MethodGet,
+		URL:    &url.URL{Scheme: "http", Host: "localhost", Path: path},
+		Header: http.Header{"User-Agent": {"perceptd"}},
 	}
 	response, err := c.transport.RoundTrip(request.WithContext(ctx))
 	if err != nil {
@@ -137,8 +143,8 @@ func (c *engineClient) get(ctx context.Context, path string) (*http.Response, er
 	return response, nil
 }
 
-// sanitize is why there is no whole answer. Some of net/http's errors quote what was sent, so only what the kernel says is
-// passed on.
+// sanitize replaces an error of the HTTP client. Some of net/http's errors quote what the engine sent, so that only
+// what the kernel said is kept.
 func (c *engineClient) sanitize(ctx context.Context, err error) error {
 	var untrusted *untrustedError
 	var dialed *net.OpError
@@ -155,18 +161,18 @@ func (c *engineClient) sanitize(ctx context.Context, err error) error {
 	return fmt.Errorf("%s: its answer broke off or is not HTTP", c.path)
 }
 
-// What IoT Edge's agent puts on the containers that it makes. The prefix is its own: labels of that kind in a
-// deployment are overwritten.
+// The label that the IoT Edge agent puts on the containers of its modules. Its prefix is reserved: the agent
+// overwrites labels of that kind that a deployment sets.
 const (
 	edgeOwner = "net.azure-devices.edge.owner"
 	edgeAgent = "Microsoft.Azure.Devices.Edge.Agent"
 )
 
-// containerJSON is what is read of an engine's answer about a container, in which anything can be missing.
+// containerJSON is the part that is read of the engine's answer about a container. Any of it may be missing.
 type containerJSON struct {
 	ID    string `json:"Id"`
 	Name  string
-	Image string // its ID
+	Image string // the image's ID
 	State *struct {
 		Running, Restarting, Dead bool
 
@@ -180,10 +186,10 @@ type containerJSON struct {
 	HostConfig *struct{ CgroupParent, PidMode string }
 }
 
-// An image's ID, which is asked about by its path.
+// imageID matches the ID of an image, which becomes part of a request's path.
 var imageID = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
-// info returns what the answer says. Its errors do not repeat the answer.
+// info returns the checked answer. Its errors do not repeat the answer.
 func (c *containerJSON) info() (containerInfo, error) {
 	if c.State == nil || c.HostConfig == nil || c.Config == nil {
 		return containerInfo{}, errors.New("its answer has no State, HostConfig or Config")
@@ -194,7 +200,11 @@ func (c *containerJSON) info() (containerInfo, error) {
 	}
 	parsed := containerInfo{
 		Container: grants.Container{
-			ID: truncate(c.ID), Name: strings.TrimPrefix(c.Name, "/"), Image: truncate(c.Config.Image), Digest: c.Image, StartedOn: started,
+			ID:        truncate(c.ID),
+			Name:      strings.TrimPrefix(c.Name, "/"),
+			Image:     truncate(c.Config.Image),
+			Digest:    c.Image,
+			StartedOn: started,
 		},
 		running: c.State.Running && !c.State.Restarting && !c.State.Dead,
 		parent:  c.HostConfig.CgroupParent,
@@ -206,7 +216,8 @@ func (c *containerJSON) info() (containerInfo, error) {
 	}
 	switch {
 	case len(parsed.Name) > maxNameLength:
-		return containerInfo{}, fmt.Errorf("its answer has a container's name of more than %d characters", maxNameLength)
+		return containerInfo{}, fmt.Errorf("its answer has a container's name of more than %d characters",
+			maxNameLength)
 	case parsed.Digest != "" && !imageID.MatchString(parsed.Digest):
 		return containerInfo{}, errors.New("its answer has an image that is no sha256")
 	}
@@ -216,10 +227,10 @@ func (c *containerJSON) info() (containerInfo, error) {
 	return parsed, nil
 }
 
-// imageJSON is what is read of an engine's answer about an image.
+// imageJSON is the part that is read of the engine's answer about an image.
 type imageJSON struct{ RepoDigests []string }
 
-// digests returns what registries call the image, as far as grants can name it: no more than a few, none that is very long.
+// digests returns the repo digests of the image, without those that are too long or too many.
 func (i *imageJSON) digests() []string {
 	var names []string
 	for _, name := range i.RepoDigests {

@@ -5,15 +5,14 @@ import (
 	"io/fs"
 )
 
-// Error says which part of the proof of a caller is missing. Everything that returns it denies
-// the caller.
+// Error says which part of a caller's attestation is missing. The caller is denied.
 type Error struct {
-	What string // what could not be proved
-	Why  string // what stands against it
+	What string // what could not be attested
+	Why  string // the reason
 	Hint string // what to do about it; may be empty
 
-	// Retryable tells that the same caller can be proved by its next request: on the same connection, once Proof.HearAgain has said
-	// so, or on a new one a moment later.
+	// Retryable says that the same caller can be attested by its next request: on this connection if
+	// Attestation.AttestByNextRequest returns true, or on a new connection a moment later.
 	Retryable bool
 }
 
@@ -24,6 +23,7 @@ func (e *Error) Error() string {
 	return e.What + ": " + e.Why
 }
 
+// newError returns err as an Error about what, with the hint for its cause. An Error stays as it is.
 func newError(what string, err error) error {
 	var attestErr *Error
 	if errors.As(err, &attestErr) {
@@ -47,21 +47,24 @@ var (
 	errNotUnix             = errors.New("the connection did not come in on a Unix socket")
 	errNoAttestation       = errors.New("nobody asked who is calling")
 	errOutsidePidNamespace = errors.New("the peer is outside the daemon's pid namespace")
-	errOverflowID          = errors.New("the peer's user or group has no number in the daemon's user namespace, where all such look the same")
-	errExited              = errors.New("the process that connected has ended")
+	errOverflowID          = errors.New("the peer's user or group has no number in the daemon's user namespace, " +
+		"where all such look the same")
+	errExited = errors.New("the process that connected has ended")
 
-	// errTooNew is about a process that may have got its number from another, which connected and ended: the connection
-	// had waited before anybody looked, as through a restart of the daemon, or young processes are refused.
+	// errTooNew is about a process whose ID may have belonged to another process, which connected and ended. Either
+	// the connection had waited before the first check, for example during a restart of the daemon, or young
+	// processes are refused.
 	errTooNew = errors.New("it may have started after the connection was made")
 )
 
+// Hints that more than one cause has in common.
 const (
 	doctorHint        = "perceptctl doctor tells whether the daemon can see its callers at all"
 	procHint          = "mount /proc of perceptd's own pid namespace, or run it on the device itself"
 	userNamespaceHint = "take PrivateUsers= away from perceptd, or run it on the device itself"
 )
 
-// withoutPath is an error about a file without the path, which stands before it already.
+// withoutPath returns the cause of an error about a file, for a text that has named the path already.
 func withoutPath(err error) error {
 	var about *fs.PathError
 	if errors.As(err, &about) {
@@ -70,7 +73,7 @@ func withoutPath(err error) error {
 	return err
 }
 
-// truncate shortens what comes from outside for an error.
+// truncate shortens text from outside before it goes into an error.
 func truncate(text string) string {
 	const most = 200
 	if len(text) > most {

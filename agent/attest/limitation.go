@@ -7,15 +7,15 @@ import (
 	"strings"
 )
 
-// Limitation is something that keeps callers from being proved. They are denied, not mistaken.
+// Limitation is something in the daemon's surroundings that keeps callers from being attested. They are denied.
 type Limitation struct {
-	What string // that cannot be told of callers
+	What string // what cannot be attested
 	Why  string
 	Hint string // what to do about it
 }
 
-// Limitations returns what of callers cannot be seen here, as far as it matters to the rules. It asks the engine where
-// one is needed, for a second at most.
+// Limitations returns what keeps callers from being attested here, as far as the rules depend on it. If they need a
+// container engine, it asks whether one answers, and waits a second at most.
 func (a *Attestor) Limitations(ctx context.Context) []Limitation {
 	limitations := a.kernel.limitations()
 	rules := a.rules.Load()
@@ -23,12 +23,15 @@ func (a *Attestor) Limitations(ctx context.Context) []Limitation {
 		return limitations
 	}
 	if err := a.engine.ping(ctx, rules.Engines); err != nil {
-		limitations = append(limitations, Limitation{What: "which container a caller runs in", Why: err.Error(), Hint: engineHint(err)})
+		limitations = append(limitations, Limitation{
+			What: "which container a caller runs in", Why: err.Error(), Hint: engineHint(err),
+		})
 	}
 	return limitations
 }
 
-// Engine returns the path of the engine that is asked, or "" for none, and why it could not be asked the last time.
+// Engine returns the socket of the container engine in use, or "" if there is none, and why the last call to it
+// failed.
 func (a *Attestor) Engine() (path, trouble string) {
 	path, err := findSocket(a.rules.Load().Engines)
 	if err != nil {
@@ -39,14 +42,15 @@ func (a *Attestor) Engine() (path, trouble string) {
 	return path, a.engine.trouble
 }
 
-// The kernel's number of the first pid namespace (PROC_PID_INIT_INO).
+// initPidNamespace is the kernel's name of the initial pid namespace (PROC_PID_INIT_INO).
 const initPidNamespace = "pid:[4026531836]"
 
-// limitations returns what the daemon's surroundings hide from it.
+// limitations returns what namespaces and mount options hide from the daemon.
 func (k kernel) limitations() (all []Limitation) {
 	if first, err := k.readFile(1, "cgroup"); err != nil {
 		all = append(all, Limitation{
-			What: "the units and containers of other users' processes", Why: fmt.Sprintf("%s/1/cgroup: %v", k.proc, withoutPath(err)),
+			What: "the units and containers of other users' processes",
+			Why:  fmt.Sprintf("%s/1/cgroup: %v", k.proc, withoutPath(err)),
 			Hint: "take ProtectProc=, ProcSubset= and hidepid= away from perceptd",
 		})
 	} else if strings.Contains(first, ":/..") {
@@ -60,7 +64,8 @@ func (k kernel) limitations() (all []Limitation) {
 	}
 	if users, err := os.ReadFile(k.proc + "/self/uid_map"); err != nil || !isIdentityMap(string(users)) {
 		all = append(all, Limitation{
-			What: "the users of callers", Why: "perceptd is in a user namespace, in which other users all look the same",
+			What: "the users of callers",
+			Why:  "perceptd is in a user namespace, in which other users all look the same",
 			Hint: userNamespaceHint,
 		})
 	}

@@ -12,18 +12,18 @@ import (
 	"perceptd/agent/tcppeer"
 )
 
-// Secrets are the header secrets of the loopback listener: whoever sends a grant's secret is its caller. Each is made of
-// one root secret and of whom the grant is for, so that it stays the same over restarts, and neither tells of another.
-// It is safe for concurrent use.
+// Secrets are the header secrets of the loopback listener. A request that has the secret of a grant comes from the
+// grant's caller. Each secret is derived from one root secret and the grant's subject, so that it stays the same over
+// restarts and reveals nothing about the others. It is safe for concurrent use.
 type Secrets struct {
-	derive  func(subject string) [sha256.Size]byte // holds the root, where no print finds it
-	matches atomic.Pointer[map[[sha256.Size]byte]grants.Match]
+	derive  func(subject string) [sha256.Size]byte             // has the root secret, where printing does not show it
+	matches atomic.Pointer[map[[sha256.Size]byte]grants.Match] // by the SHA-256 of the header secret
 }
 
-// secretLength is the length of a header secret.
+// secretLength is the length of a header secret in hexadecimal digits.
 const secretLength = 2 * sha256.Size
 
-// NewSecrets returns the secrets that are made of root. They are nobody's until SetGrants.
+// NewSecrets returns the secrets that are derived from root. None is valid until SetGrants is called.
 func NewSecrets(root [32]byte) *Secrets {
 	s := &Secrets{derive: func(subject string) (sum [sha256.Size]byte) {
 		mac := hmac.New(sha256.New, root[:])
@@ -35,7 +35,7 @@ func NewSecrets(root [32]byte) *Secrets {
 	return s
 }
 
-// SetGrants has the secrets of those grants count, and no others.
+// SetGrants makes the secrets of these grants valid, and no others.
 func (s *Secrets) SetGrants(all []grants.Ref) {
 	subjects := make(map[[sha256.Size]byte]grants.Match)
 	for i := range all {
@@ -45,14 +45,14 @@ func (s *Secrets) SetGrants(all []grants.Ref) {
 	s.matches.Store(&subjects)
 }
 
-// Header returns the secret of whom a grant is for, in hexadecimal digits. It must not get into any log.
+// Header returns the secret for the subject of a grant, in hexadecimal digits. It must not be logged.
 func (s *Secrets) Header(of grants.Match) string {
 	sum := s.derive(of.Subject().String())
 	return hex.EncodeToString(sum[:])
 }
 
-// Subject returns whom the grants are for whose secret a header has. It is looked up by its digest, so that the time that
-// this takes tells nothing of the secrets there are.
+// Subject returns the subject whose secret is header. The look-up is by digest, so that its duration reveals nothing
+// about the valid secrets.
 func (s *Secrets) Subject(header string) (grants.Match, bool) {
 	if len(header) != secretLength {
 		return grants.Match{}, false
@@ -61,12 +61,13 @@ func (s *Secrets) Subject(header string) (grants.Match, bool) {
 	return match, ok
 }
 
-// viaSecret begins what is told of a caller that was not proved by its socket.
+// viaSecret is the beginning of Caller.Via for a caller that was attested by a header secret.
 const viaSecret = "header secret"
 
-// CallerBySecret returns the caller that has shown the secret of a subject: it has that and nothing else that a grant could be
-// for. uid is the user at the other end, or why it is not known. A subject that is a user must be it: else the error,
-// which is an *UnprovedError, says so.
+// CallerBySecret returns the caller that sent the header secret of subject. It has the one attribute that subject
+// names and no others, so that no other grant matches it. uid is the user at the other end of the connection, and
+// unknown the reason if that could not be determined. If subject is a user, uid has to be that user: otherwise the
+// error is an *Error.
 func CallerBySecret(subject grants.Match, uid uint32, unknown error) (grants.Caller, error) {
 	c := subject.Caller()
 	c.Via = viaSecret + ", " + DescribeTCPPeer(uid, unknown)
@@ -84,7 +85,7 @@ func CallerBySecret(subject grants.Match, uid uint32, unknown error) (grants.Cal
 	return c, nil
 }
 
-// DescribeTCPPeer says in words what is known of the user at the other end of a TCP connection.
+// DescribeTCPPeer describes what is known about the user at the other end of a TCP connection.
 func DescribeTCPPeer(uid uint32, unknown error) string {
 	if unknown != nil {
 		return "peer unknown"
@@ -94,12 +95,12 @@ func DescribeTCPPeer(uid uint32, unknown error) string {
 
 func errOtherUser(uid uint32) error { return fmt.Errorf("uid %d did", uid) }
 
-// ListenTCP returns l, which is bound to one address of this device, with connections that PeerUser knows. Accept it from
-// one goroutine.
+// ListenTCP returns l with connections for which TCPPeerUID works. l has to be bound to one address of this device.
+// Only one goroutine may call Accept.
 func (a *Attestor) ListenTCP(l net.Listener) net.Listener {
 	return tcppeer.Listen(l, a.kernel.proc, a.kernel.overflow.uid)
 }
 
-// TCPPeerUID returns the uid of whoever made the socket at the other end of a connection of ListenTCP's, or grants.NoID and
-// why it is not known.
+// TCPPeerUID returns the uid of the process that made the socket at the other end of a connection from ListenTCP. If
+// it is unknown, it returns grants.NoID and the reason.
 func TCPPeerUID(conn net.Conn) (uint32, error) { return tcppeer.User(conn) }

@@ -16,45 +16,58 @@ import (
 	"perceptd/agent/grants"
 )
 
-// kernel is where the kernel is asked about peers and processes.
+// kernel reads facts about peers and processes from the kernel.
 type kernel struct {
-	proc         string
-	procMismatch error       // why proc does not tell of the processes that the kernel names on a socket
-	pidfd        bool        // SO_PEERPIDFD is there (Linux 6.5)
-	overflow     overflowIDs // whom the daemon's user namespace cannot tell apart
+	proc         string      // mount point of the proc file system
+	procMismatch error       // why proc shows other processes than the kernel reports for sockets; nil: it does not
+	pidfd        bool        // the kernel has SO_PEERPIDFD (Linux 6.5)
+	overflow     overflowIDs // shown for users and groups outside the daemon's user namespace
 }
 
-// overflowIDs is what the kernel shows in a user namespace for every user and group that has no number there; grants.NoID
-// outside of one. On the device itself the same numbers are nobody's and nogroup's.
+// overflowIDs are the uid and gid that the kernel shows in a user namespace for every user and group that is not
+// mapped into it. Outside of a user namespace they are grants.NoID: there the same numbers are the ordinary nobody and
+// nogroup.
 type overflowIDs struct{ uid, gid uint32 }
 
-// readOverflowIDs finds out how they look.
+// readOverflowIDs returns the overflow IDs of the daemon's user namespace.
 func (k kernel) readOverflowIDs() overflowIDs {
-	s := overflowIDs{grants.NoID, grants.NoID}
-	for _, of := range []struct {
+	overflow := overflowIDs{grants.NoID, grants.NoID}
+	for _, kind := range []struct {
 		ids           *uint32
 		file, setting string
-	}{{&s.uid, "uid_map", "overflowuid"}, {&s.gid, "gid_map", "overflowgid"}} {
-		if idMap, err := os.ReadFile(k.proc + "/self/" + of.file); err == nil && isIdentityMap(string(idMap)) {
+	}{{&overflow.uid, "uid_map", "overflowuid"}, {&overflow.gid, "gid_map", "overflowgid"}} {
+		if idMap, err := os.ReadFile(k.proc + "/self/" + kind.file); err == nil && isIdentityMap(string(idMap)) {
 			continue
 		}
-		*of.ids = 65534 // the kernel's own choice
-		if text, err := os.ReadFile(k.proc + "/sys/kernel/" + of.setting); err == nil {
+		*kind.ids = 65534 // the kernel's own choice
+		if text, err := os.ReadFile(k.proc + "/sys/kernel/" + kind.setting); err == nil {
 			if id, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32); err == nil {
-				*of.ids = uint32(id)
+				*kind.ids = uint32(id)
 			}
 		}
 	}
-	return s
+	return overflow
 }
 
-// isIdentityMap reports whether a uid_map maps every user to itself.
-func isIdentityMap(uidMap string) bool {
-	fields := strings.Fields(uidMap)
+// isIdentityMap reports whether a uid_map or gid_map maps every ID to itself.
+func isIdentityMap(idMap string) bool {
+	fields := strings.Fields(idMap)
 	return len(fields) == 3 && fields[0] == "0" && fields[1] == "0" && fields[2] == "4294967295"
 }
 
-// hasPeerPidfd reports whether the kernel gives a handle on the process at the other end of a socket.
+// checkProc returns an error if proc belongs to another pid namespace than the daemon's. Its process IDs then differ
+// from those that the kernel reports for a socket.
+func (k kernel) checkProc() error {
+	switch self, err := os.Readlink(k.proc + "/self"); {
+	case err != nil:
+		return fmt.Errorf("%s/self cannot be read: %w", k.proc, withoutPath(err))
+	case self != strconv.Itoa(os.Getpid()):
+		return fmt.Errorf("%s is that of another pid namespace than perceptd's", k.proc)
+	}
+	return nil
+}
+
+// hasPeerPidfd reports whether the kernel has SO_PEERPIDFD.
 func hasPeerPidfd() bool {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -70,11 +83,24 @@ func hasPeerPidfd() bool {
 	return true
 }
 
-// maxGroups is the kernel's own limit for a process (NGROUPS_MAX).
+// checkCredentials refuses peer credentials that identify no particular process or user.
+func (k kernel) checkCredentials(peer *unix.Ucred) error {
+	switch {
+	case peer.Pid <= 0:
+		// Seen from outside its pid namespace every peer has pid 0, and may look like root.
+		return errOutsidePidNamespace
+	case peer.Uid == grants.NoID || peer.Gid == grants.NoID:
+		return errors.New("the peer has no uid or gid")
+	case peer.Uid == k.overflow.uid || peer.Gid == k.overflow.gid:
+		return errOverflowID
+	}
+	return nil
+}
+
+// maxGroups is the kernel's own limit of groups per process (NGROUPS_MAX).
 const maxGroups = 65536
 
-// peerGroups returns the supplementary groups that the kernel recorded of the peer when it connected
-// (SO_PEERGROUPS, Linux 4.13).
+// peerGroups returns the supplementary groups that the peer had when it connected (SO_PEERGROUPS, Linux 4.13).
 func peerGroups(fd int) ([]uint32, error) {
 	var few [32]uint32
 	groups := few[:]
@@ -93,23 +119,23 @@ func peerGroups(fd int) ([]uint32, error) {
 	}
 }
 
-// process is a hold on one process, by which it can be told whether it is still there: its number alone may be
-// another's by now.
+// process is a handle of one process. Unlike a process ID, it shows whether the process still runs.
 type process struct {
 	pid   int32
-	fd    int  // a pidfd, or /proc/PID/statm, which the kernel keeps bound to that process
-	pidfd bool // which of the two
+	fd    int  // a pidfd, or /proc/PID/statm, which the kernel binds to that process
+	pidfd bool // fd is a pidfd
 }
 
-// openPeer takes openPeer of the peer of a socket, whose pid the kernel recorded when it connected.
+// openPeer opens a handle of the peer of a socket. pid is the process ID that the kernel recorded when the peer
+// connected.
 //
-// Without a pidfd it is the process that has the number now; looksLikePeer tells whether that can be the same.
+// Without SO_PEERPIDFD it opens the process that has this ID now. checkPeer decides whether that can be the peer.
 func (k kernel) openPeer(fd int, pid int32) (process, error) {
 	if k.pidfd {
 		handle, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 		switch err {
 		case nil:
-		case unix.ENODATA, unix.EINVAL, unix.ESRCH: // by the kernel's version
+		case unix.ENODATA, unix.EINVAL, unix.ESRCH: // depending on the kernel's version
 			return process{}, errExited
 		default:
 			return process{}, fmt.Errorf("no hold on the process that connected: %w", err)
@@ -129,15 +155,16 @@ func (k kernel) openPeer(fd int, pid int32) (process, error) {
 	return process{pid: pid, fd: handle}, nil
 }
 
-// alive reports whether the process has not ended. Of one without memory of its own, as a zombie is, nothing
-// can come any more.
+// alive reports whether the process still runs. A process without memory, such as a zombie, can send nothing and does
+// not count.
 func (p *process) alive() bool {
 	if p.pidfd {
-		// Not through unix.Poll, which tells the scheduler that it may block: it does not, and each request pays for it.
+		// Not unix.Poll: it tells the scheduler that it may block. This call does not, and each request pays for it.
 		poll := unix.PollFd{Fd: int32(p.fd), Events: unix.POLLIN}
 		var now unix.Timespec
 		for {
-			n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+			n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL,
+				uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
 			if errno != unix.EINTR { // Go's own signals
 				return n == 0 && errno == 0
 			}
@@ -148,22 +175,24 @@ func (p *process) alive() bool {
 	return err == nil && n > 1 && pages[0] != '0'
 }
 
+// close closes the handle.
 func (p *process) close() {
 	_ = unix.Close(p.fd) // a handle only
 }
 
+// path returns the path of a file of a process in /proc.
 func (k kernel) path(pid int32, file string) string {
 	return k.proc + "/" + strconv.Itoa(int(pid)) + "/" + file
 }
 
-// maxProcFile bounds what is read of a file in /proc, which is a few lines.
+// maxProcFile limits what is read of a file in /proc. Such a file has a few lines.
 const maxProcFile = 64 << 10
 
-// readFile returns a file of a process. Whoever calls must look afterwards whether the process is still alive:
-// until then it can be another's.
+// readFile reads a file of a process in /proc. The caller has to check afterwards that the process is still alive:
+// otherwise the text may be another process's that has the same ID now.
 func (k kernel) readFile(pid int32, file string) (string, error) {
 	path := k.path(pid, file)
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) // not through os.Open, which tries to have it polled
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) // not os.Open, which tries to register it for polling
 	if err != nil {
 		return "", &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -187,17 +216,22 @@ func (k kernel) readFile(pid int32, file string) (string, error) {
 	}
 }
 
-// tick is the unit of start times in /proc (USER_HZ, the same on every Linux that Go runs on).
+// tick is the unit of start times in /proc (USER_HZ, the same on every Linux that Go supports).
 const tick = 10 * time.Millisecond
 
-// minProcessAge is how old a process has to be where young ones are refused: longer than an idle daemon takes to accept.
+// minProcessAge is the age below which Rules.RefuseYoung refuses a process. It is longer than an idle daemon takes to
+// accept a connection.
 const minProcessAge = 20 * time.Millisecond
 
-// checkPeer returns nil when the process that has the number now can be the one that connected: it is
-// the same user's, and it has not started since. emptyAt is when the socket's queue was last known to be
-// empty, so that whoever waits in it has connected later; waited tells that the connection was not there yet.
-// The process has to be minAge old by when the connection was accepted; zero: any age will do.
-func (k kernel) checkPeer(pid int32, uid uint32, emptyAt, acceptedAt time.Duration, queueWasEmpty bool, minAge time.Duration) error {
+// checkPeer returns nil if the process that has this ID now can be the one that connected: it belongs to the same
+// user and started before the connection was made.
+//
+// emptyAt is when the listener's queue was last known to be empty: every connection in it was made later.
+// queueWasEmpty says that this connection was not in the queue at the last check. minAge is the age that the process
+// must have had when the connection was accepted; zero: any age.
+func (k kernel) checkPeer(
+	pid int32, uid uint32, emptyAt, acceptedAt time.Duration, queueWasEmpty bool, minAge time.Duration,
+) error {
 	stat, err := k.readFile(pid, "stat")
 	if err != nil {
 		return err
@@ -217,16 +251,25 @@ func (k kernel) checkPeer(pid int32, uid uint32, emptyAt, acceptedAt time.Durati
 		return fmt.Errorf("pid %d has started after the connection was made", pid)
 	case started+tick > emptyAt && !queueWasEmpty:
 		return fmt.Errorf("pid %d: %w", pid, errTooNew)
-	case minAge > 0 && started+tick+minAge > acceptedAt && int(pid) != os.Getpid(): // whose number nobody else can have
+	case minAge > 0 && started+tick+minAge > acceptedAt && int(pid) != os.Getpid(): // this process's own ID is its own
 		return fmt.Errorf("pid %d is younger than %v: %w", pid, minAge, errTooNew)
 	}
 	return nil
 }
 
+// sinceBoot is the current time on the clock of start times in /proc.
+func sinceBoot() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0 // no process started before boot, so no caller is attested
+	}
+	return time.Duration(now.Nano())
+}
+
 // parseStartTime returns when a process started, since boot, from its /proc/PID/stat (field 22). The process's name,
-// which it chooses itself, stands in parentheses before and may have any bytes in it.
+// which the process chooses itself, precedes it in parentheses and may contain any bytes.
 func parseStartTime(stat string) (time.Duration, error) {
-	const after = 22 - 3 // fields from the state, which is the third, on
+	const after = 22 - 3 // index of field 22 among those from the state on, which is field 3
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) <= after || !strings.Contains(stat, ")") {
 		return 0, fmt.Errorf("stat of a process is %q", truncate(stat))
@@ -238,7 +281,7 @@ func parseStartTime(stat string) (time.Duration, error) {
 	return time.Duration(ticks) * tick, nil
 }
 
-// runsAs reports whether one of a process's uids is that, from its /proc/PID/status.
+// runsAs reports whether one of a process's uids in its /proc/PID/status is uid.
 func runsAs(status string, uid uint32) bool {
 	want := strconv.FormatUint(uint64(uid), 10)
 	for line := range strings.Lines(status) {
@@ -254,8 +297,8 @@ func runsAs(status string, uid uint32) bool {
 	return false
 }
 
-// isNested reports whether a process is in a pid namespace below the daemon's own. It never leaves the one that it was made
-// in. Whoever calls must look afterwards whether the process is still alive.
+// isNested reports whether a process is in a pid namespace below the daemon's own. A process never leaves the pid
+// namespace that it was created in. The caller has to check afterwards that the process is still alive.
 func (k kernel) isNested(pid int32) (bool, error) {
 	if k.procMismatch != nil {
 		return false, k.procMismatch
@@ -267,8 +310,9 @@ func (k kernel) isNested(pid int32) (bool, error) {
 	return isInChildNamespace(status)
 }
 
-// isInChildNamespace reports whether a process has a number in more than one pid namespace, from its /proc/PID/status: the first is
-// that of the namespace that /proc was mounted for (NSpid, Linux 4.1). A kernel that does not tell has no such namespaces.
+// isInChildNamespace reports whether /proc/PID/status lists more than one process ID for a process (NSpid, Linux
+// 4.1). The first is that of the pid namespace that /proc was mounted for. A kernel that lists none has no pid
+// namespaces.
 func isInChildNamespace(status string) (bool, error) {
 	for line := range strings.Lines(status) {
 		numbers, found := strings.CutPrefix(line, "NSpid:")
@@ -282,39 +326,4 @@ func isInChildNamespace(status string) (bool, error) {
 		return len(each) > 1, nil
 	}
 	return false, nil
-}
-
-// checkProc returns an error where proc is not that of the daemon's own pid namespace: the numbers in it are then those of other
-// processes than the kernel names on a socket.
-func (k kernel) checkProc() error {
-	switch self, err := os.Readlink(k.proc + "/self"); {
-	case err != nil:
-		return fmt.Errorf("%s/self cannot be read: %w", k.proc, withoutPath(err))
-	case self != strconv.Itoa(os.Getpid()):
-		return fmt.Errorf("%s is that of another pid namespace than perceptd's", k.proc)
-	}
-	return nil
-}
-
-// sinceBoot is the time on the clock that start times are told in.
-func sinceBoot() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		return 0 // nothing has started before: nobody is proved by it
-	}
-	return time.Duration(now.Nano())
-}
-
-// checkCredentials refuses credentials that name nobody in particular.
-func (k kernel) checkCredentials(peer *unix.Ucred) error {
-	switch {
-	case peer.Pid <= 0:
-		// Seen from outside its pid namespace every peer has pid 0, and may look like root.
-		return errOutsidePidNamespace
-	case peer.Uid == grants.NoID || peer.Gid == grants.NoID:
-		return errors.New("the peer has no uid or gid")
-	case peer.Uid == k.overflow.uid || peer.Gid == k.overflow.gid:
-		return errOverflowID
-	}
-	return nil
 }
