@@ -19,10 +19,9 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// The attacks on attestors that have been published, each by a real process on a real socket, with the kernel's
-// handles and without.
+// The published attacks on attestation, each by a real process on a real socket, with SO_PEERPIDFD and without it.
 
-// realFixture goes by the kernel's own /proc.
+// realFixture returns a fixture that uses the kernel's own /proc.
 func realFixture(t *testing.T, o Options) *fixture {
 	t.Helper()
 	s := &fixture{t: t}
@@ -30,7 +29,7 @@ func realFixture(t *testing.T, o Options) *fixture {
 	return s
 }
 
-// needsRoot skips a test that only root can make happen.
+// needsRoot skips a test that needs root.
 func needsRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -38,11 +37,11 @@ func needsRoot(t *testing.T) {
 	}
 }
 
-// reusePID has another process take the number pid, which nobody has.
+// reusePID starts another process under the process ID pid, which is free.
 func reusePID(t *testing.T, pid int) {
 	t.Helper()
 	for range 200 {
-		// Whoever else forks in between takes it: then it is freed and tried again.
+		// Another program may take it in between. It is then freed and tried again.
 		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +64,7 @@ func reusePID(t *testing.T, pid int) {
 	t.Fatalf("nobody got pid %d", pid)
 }
 
-// A caller connects, leaves its connection to an accomplice and ends; its number goes to somebody with more rights.
+// A caller connects, leaves its connection to an accomplice and ends. A process with more rights gets its process ID.
 func TestAttackPidReuse(t *testing.T) {
 	needsRoot(t)
 	for _, o := range []Options{{}, {NoPidfd: true}} {
@@ -89,7 +88,8 @@ func TestAttackPidReuse(t *testing.T) {
 				if row.request {
 					a.do('w')
 					a.done()
-					if got, err := attestation.Caller(context.Background()); err != nil || int(got.PID) != a.cmd.Process.Pid {
+					got, err := attestation.Caller(context.Background())
+					if err != nil || int(got.PID) != a.cmd.Process.Pid {
 						t.Fatalf("%+v, %v", got, err)
 					}
 				}
@@ -102,19 +102,19 @@ func TestAttackPidReuse(t *testing.T) {
 				checkDenied(t, "the number is another's", err, "")
 				_, _ = accomplice.Write([]byte("GET"))
 				if got, err := attestation.Caller(context.Background()); err == nil {
-					t.Errorf("proved at the second try: %+v", got)
+					t.Errorf("attested at the second try: %+v", got)
 				}
 			})
 		}
 	}
 }
 
-// On old kernels a caller that has waited through a restart of the daemon may be another than connected. It is proved by
-// connecting again, or by its next request.
+// Without SO_PEERPIDFD, the process of a caller that has waited during a restart of the daemon may not be the one
+// that connected. The caller is attested by connecting again, or by its next request.
 func TestYoungCallerRetries(t *testing.T) {
 	t.Parallel()
 	s := realFixture(t, Options{NoPidfd: true})
-	a := s.start("connect") // younger than the last look at the queue
+	a := s.start("connect") // younger than the last poll of the queue
 	a.done()
 	a.do('w')
 	a.done()
@@ -149,7 +149,7 @@ func TestYoungCallerRetries(t *testing.T) {
 	if got, err := waiting.Caller(context.Background()); err != nil || int(got.PID) != a.cmd.Process.Pid {
 		t.Errorf("%+v, %v", got, err)
 	}
-	s.ageCallers() // as the next Accept notes, a moment later
+	s.ageCallers() // as the next Accept records, a moment later
 	another := s.start("connect")
 	another.done()
 	again, _ := s.accept(Socket{})
@@ -157,13 +157,13 @@ func TestYoungCallerRetries(t *testing.T) {
 		t.Error(err)
 	}
 	another.end()
-	if again.AttestByNextRequest() { // of nobody
+	if again.AttestByNextRequest() { // the process has ended
 		_, err := again.Caller(context.Background())
 		checkDenied(t, "who has ended", err, "has ended")
 	}
 }
 
-// Where young processes are refused, one is believed when it is old enough, or has written after it was held.
+// If young processes are refused, a process is attested once it is old enough, or has written after it was opened.
 func TestRefuseYoung(t *testing.T) {
 	t.Parallel()
 	s := realFixture(t, Options{NoPidfd: true})
@@ -172,12 +172,13 @@ func TestRefuseYoung(t *testing.T) {
 		name   string
 		from   Socket
 		age    time.Duration // when it was accepted, as /proc has it
-		refuse bool          // false: whoever comes in on that socket
-		want   string        // in the error; empty: proved
+		refuse bool          // Rules.RefuseYoung
+		want   string        // in the error; empty: attested
 	}{
 		{"born that moment", Socket{}, 0, true, "is younger than 20ms: it may have started after"},
 		{"young", Socket{}, 19 * time.Millisecond, true, "is younger than 20ms"},
-		{"young, as its start is known to a hundredth of a second", Socket{}, 29 * time.Millisecond, true, "is younger than 20ms"},
+		{"young, as its start is known to a hundredth of a second", Socket{}, 29 * time.Millisecond, true,
+			"is younger than 20ms"},
 		{"older", Socket{}, 30 * time.Millisecond, true, ""},
 		{"young, and nobody is refused", Socket{}, 0, false, ""},
 		{"a module by its socket", Socket{Module: "open"}, 0, true, ""},
@@ -200,7 +201,7 @@ func TestRefuseYoung(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		attestation.conn.acceptedAt = started + row.age // whatever this machine's speed is
+		attestation.conn.acceptedAt = started + row.age // independent of this machine's speed
 		got, err := attestation.Caller(context.Background())
 		if row.want == "" {
 			if err != nil || got.Nested {
@@ -227,13 +228,13 @@ func TestRefuseYoung(t *testing.T) {
 	}
 }
 
-// A caller writes its requests, leaves the connection to an accomplice and ends, and its number goes to a process with more
-// rights within the moment before it is looked at. Without a handle on processes that cannot be told, unless young processes are
-// refused: what was written before proves nothing, however it is cut into reads, and the accomplice is another process.
+// A caller writes its requests, leaves the connection to an accomplice and ends. Within a moment, before it is
+// attested, a process with more rights gets its process ID. Without SO_PEERPIDFD only Rules.RefuseYoung detects that:
+// what was written before attests nothing, however it is divided into reads, and the accomplice is another process.
 func TestAttackPidReuseByTheYoung(t *testing.T) {
 	needsRoot(t)
 	for _, refuse := range []bool{false, true} {
-		for _, early := range []int{0, 1} { // bytes that are read before the caller is told to ask again
+		for _, early := range []int{0, 1} { // bytes that are read before the first attestation
 			s := realFixture(t, Options{NoPidfd: true})
 			s.SetRules(Rules{RefuseYoung: refuse})
 			a := s.start("connect")
@@ -244,7 +245,7 @@ func TestAttackPidReuseByTheYoung(t *testing.T) {
 			}
 			a.end()
 			reusePID(t, a.cmd.Process.Pid)
-			s.ageCallers() // the daemon had nothing else to do
+			s.ageCallers() // the daemon was idle
 			attestation, conn := s.accept(Socket{})
 			if stat, err := s.kernel.readFile(int32(a.cmd.Process.Pid), "stat"); err != nil {
 				t.Fatal(err)
@@ -289,7 +290,7 @@ func TestAttackPidReuseByTheYoung(t *testing.T) {
 	}
 }
 
-// A caller connects and becomes another program, which somebody trusts. The program is no part of any proof.
+// A caller connects and executes another program, which somebody trusts. The program is not part of an attestation.
 func TestAttackExecAfterConnect(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
@@ -321,7 +322,7 @@ func TestAttackExecAfterConnect(t *testing.T) {
 	})
 }
 
-// A user connects and becomes a program that runs as root: it stays the user who connected.
+// A user connects and executes a program that runs as root. The caller stays the user who connected.
 func TestAttackSetuidAfterConnect(t *testing.T) {
 	needsRoot(t)
 	const user = 65534
@@ -334,8 +335,10 @@ func TestAttackSetuidAfterConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	plain, setuid := filepath.Join(folder, "plain"), filepath.Join(folder, "setuid")
-	if err := errors.Join(harness.WriteProgram(plain, program), harness.WriteProgram(setuid, program),
-		os.Chmod(setuid, 0o755|os.ModeSetuid)); err != nil {
+	if err := errors.Join(
+		harness.WriteProgram(plain, program), harness.WriteProgram(setuid, program),
+		os.Chmod(setuid, 0o755|os.ModeSetuid),
+	); err != nil {
 		t.Fatal(err)
 	}
 	bothWays(t, func(t *testing.T, o Options) {
@@ -345,7 +348,7 @@ func TestAttackSetuidAfterConnect(t *testing.T) {
 			t.Fatal(err)
 		}
 		a := s.start("connect", func(c *exec.Cmd) {
-			c.Path = plain // which the user can read
+			c.Path = plain // the user can read it
 			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
 			c.Env = append(c.Env, "CALLER_TEST_SETUID="+setuid)
 		})
@@ -368,10 +371,10 @@ func TestAttackSetuidAfterConnect(t *testing.T) {
 	})
 }
 
-// Whichever of a process's threads connects or writes, it is that process.
+// The caller is the same process whichever of its threads connects or writes.
 func TestThreadsAreTheirProcess(t *testing.T) {
 	t.Parallel()
-	onOne := func(t *testing.T, do func() error) { // a thread of its own, which ends with it
+	onOne := func(t *testing.T, do func() error) { // on a new thread, which ends afterwards
 		t.Helper()
 		done := make(chan error)
 		go func() {
@@ -395,13 +398,14 @@ func TestThreadsAreTheirProcess(t *testing.T) {
 		if n, err := accepted.Read(make([]byte, 1)); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
-		if got, err := attestation.Caller(context.Background()); err != nil || int(got.PID) != os.Getpid() || got.Nested {
+		got, err := attestation.Caller(context.Background())
+		if err != nil || int(got.PID) != os.Getpid() || got.Nested {
 			t.Errorf("%+v, %v", got, err)
 		}
 	})
 }
 
-// A caller hands its connection to another process, and stays.
+// A caller passes its connection on to another process, and keeps running.
 func TestAttackSocketPassedOn(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
@@ -438,7 +442,8 @@ func TestAttackSocketPassedOn(t *testing.T) {
 	})
 }
 
-// Real cgroups whose names were forged: by a service below its own, and by a container below another's.
+// A service creates cgroups below its own, and a container creates some below another container's, under forged
+// names.
 func TestAttackForgedCgroups(t *testing.T) {
 	needsRoot(t)
 	bothWays(t, func(t *testing.T, o Options) {
@@ -450,7 +455,8 @@ func TestAttackForgedCgroups(t *testing.T) {
 			{unit, ""},
 			{unit + "/docker-" + idA + ".scope", "no container's own"},
 			{unit + "/victim.service", "made below its own"},
-			{fmt.Sprintf("/percepttest-%d-%v/%s", os.Getpid(), o.NoPidfd, idA), "not where container engines put containers"},
+			{fmt.Sprintf("/percepttest-%d-%v/%s", os.Getpid(), o.NoPidfd, idA),
+				"not where container engines put containers"},
 			{fmt.Sprintf("/percepttest-%d-%v/%s/%s", os.Getpid(), o.NoPidfd, idA, idB), "more than one container"},
 		} {
 			a := s.start("connect")
@@ -475,8 +481,8 @@ func TestAttackForgedCgroups(t *testing.T) {
 	})
 }
 
-// Processes in pid namespaces of their own, which anyone makes who may make containers, look like their user's: root in there
-// like root of the device.
+// A process in a pid namespace of its own, which every user who may create containers can make, looks like its user.
+// Root in it looks like root of the device.
 func TestAttackPidNamespaces(t *testing.T) {
 	needsRoot(t)
 	own, err := os.Executable()
@@ -497,14 +503,22 @@ func TestAttackPidNamespaces(t *testing.T) {
 		}{
 			{"its first process", "", flags(unix.CLONE_NEWPID), "", "in a pid namespace of its own"},
 			{"with mounts and users of its own", "", func(c *exec.Cmd) {
-				c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUSER, UidMappings: users, GidMappings: users}
+				c.SysProcAttr = &syscall.SysProcAttr{
+					Cloneflags:  unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUSER,
+					UidMappings: users, GidMappings: users,
+				}
 			}, "", "in a pid namespace of its own"},
 			{"another process, in two", "", func(c *exec.Cmd) {
-				c.Path, c.Args = "/usr/bin/unshare", []string{"unshare", "-p", "-f", "unshare", "-p", "-f", "-m", "--mount-proc", "sh", "-c", own + "; true"}
+				c.Path = "/usr/bin/unshare"
+				c.Args = []string{
+					"unshare", "-p", "-f", "unshare", "-p", "-f", "-m", "--mount-proc", "sh", "-c", own + "; true",
+				}
 			}, "", "in a pid namespace of its own"},
-			{"below a user's manager", "/user.slice/user-0.slice/user@0.service/" + name, flags(unix.CLONE_NEWPID), "", "in a pid namespace of its own"},
+			{"below a user's manager", "/user.slice/user-0.slice/user@0.service/" + name, flags(unix.CLONE_NEWPID),
+				"", "in a pid namespace of its own"},
 			{"in a service", "/system.slice/" + name + ".service", flags(unix.CLONE_NEWPID), name + ".service", ""},
-			{"in a service, with mounts alone", "/system.slice/" + name + ".service", flags(unix.CLONE_NEWNS), name + ".service", ""},
+			{"in a service, with mounts alone", "/system.slice/" + name + ".service", flags(unix.CLONE_NEWNS),
+				name + ".service", ""},
 		} {
 			a := s.start("connect", row.change)
 			if row.cgroup != "" && !moveToCgroup(t, row.cgroup, a.cmd.Process.Pid) {
@@ -535,7 +549,7 @@ func TestAttackPidNamespaces(t *testing.T) {
 	})
 }
 
-// moveToCgroup moves a process into a cgroup of systemd's hierarchy, made for the test.
+// moveToCgroup moves a process into a cgroup of systemd's hierarchy that is created for the test.
 func moveToCgroup(t *testing.T, cgroup string, pid int) bool {
 	t.Helper()
 	root := "/sys/fs/cgroup"

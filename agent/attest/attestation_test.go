@@ -49,7 +49,8 @@ func TestAttestedCallers(t *testing.T) {
 				t.Errorf("%s: groups %v, want %v", row.cgroup, got.Groups, groups)
 			}
 			got.Groups = nil
-			if got.String() != row.want.String() || got.Unit != row.want.Unit || got.Container != nil || got.GID != row.want.GID {
+			if got.String() != row.want.String() || got.Unit != row.want.Unit || got.Container != nil ||
+				got.GID != row.want.GID {
 				t.Errorf("%s: %+v, want %+v", row.cgroup, got, row.want)
 			}
 		}
@@ -84,7 +85,7 @@ func TestUnattestedCallers(t *testing.T) {
 	})
 }
 
-// A daemon that was started by hand in a container of its own has its neighbours around it.
+// A daemon that was started by hand in a container sees other processes of the same container.
 func TestNeighboursOfTheDaemon(t *testing.T) {
 	t.Parallel()
 	s := &fixture{t: t, proc: newProc(t)}
@@ -106,7 +107,9 @@ func TestAttestWithoutConnection(t *testing.T) {
 	pipe, other := net.Pipe()
 	defer pipe.Close()
 	defer other.Close()
-	for name, conn := range map[string]net.Conn{"no Unix socket": pipe, "no connection": nil, "not accepted by the prover": new(net.UnixConn)} {
+	for name, conn := range map[string]net.Conn{
+		"no Unix socket": pipe, "no connection": nil, "not accepted by the attestor": new(net.UnixConn),
+	} {
 		ctx := s.NewContext(context.Background(), conn, Socket{Module: "vision"})
 		attestation, err := FromContext(ctx)
 		if err != nil {
@@ -122,7 +125,7 @@ func TestAttestWithoutConnection(t *testing.T) {
 		}
 	}
 	if _, err := FromContext(context.Background()); err == nil {
-		t.Error("a context without a proof has one")
+		t.Error("a context without an attestation has one")
 	}
 	attestation, _, conn := s.dial(Socket{})
 	conn.Close()
@@ -131,7 +134,7 @@ func TestAttestWithoutConnection(t *testing.T) {
 	conn.Close()
 }
 
-// What is counted at once is what can be known without asking anybody.
+// Unconfirmed returns what is known without asking an engine.
 func TestUnconfirmed(t *testing.T) {
 	t.Parallel()
 	s := newFixture(t, Options{})
@@ -140,7 +143,7 @@ func TestUnconfirmed(t *testing.T) {
 		cgroup          string
 		from            Socket
 		unit, container string
-		proved          bool
+		attested        bool
 	}{
 		{"/system.slice/cam.service", Socket{}, "cam.service", "", true},
 		{"/docker/" + idA, Socket{}, "", idA, true},
@@ -154,13 +157,14 @@ func TestUnconfirmed(t *testing.T) {
 		if got.Container != nil {
 			container = got.Container.ID
 		}
-		if (err == nil) != row.proved || got.Unit != row.unit || container != row.container || got.Module != row.from.Module || got.PID == 0 {
+		if (err == nil) != row.attested || got.Unit != row.unit || container != row.container ||
+			got.Module != row.from.Module || got.PID == 0 {
 			t.Errorf("%s: %+v, %v", row.cgroup, got, err)
 		}
 	}
 }
 
-// New rules count for connections that were made before.
+// New rules apply to connections that were made before.
 func TestRulesChange(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
@@ -184,7 +188,7 @@ func TestRulesChange(t *testing.T) {
 	})
 }
 
-// Who is moved to another cgroup is somebody else within ten seconds.
+// A process that moves to another cgroup is attested again within locationTTL.
 func TestMovedCaller(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
@@ -215,7 +219,7 @@ func TestMovedCaller(t *testing.T) {
 	})
 }
 
-// A proof ends when its caller does, and when the daemon can no longer see it.
+// An attestation ends when its caller ends, and when the daemon can no longer read the caller's files in /proc.
 func TestUnreadableProc(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
@@ -233,7 +237,8 @@ func TestUnreadableProc(t *testing.T) {
 			{"a zombie", "statm", "0 0 0 0 0 0 0\n", "has ended", true},
 			{"another user's", "status", "Uid:\t4294967290\t1\t1\t1\n", "another user's", true},
 			{"no uid in status", "status", "Name:\tx\n", "another user's", true},
-			{"too young", "stat", "1 (x) S" + strings.Repeat(" 0", 18) + " 99999999999 0\n", "after the connection was made", true},
+			{"too young", "stat", "1 (x) S" + strings.Repeat(" 0", 18) + " 99999999999 0\n",
+				"after the connection was made", true},
 		} {
 			if row.procOnly && !o.NoPidfd {
 				continue
@@ -253,8 +258,8 @@ func TestUnreadableProc(t *testing.T) {
 	})
 }
 
-// Of a process that has ended nothing more is known: its number may be another's, whose service or container would be
-// counted, logged and told in its place.
+// After a caller's process has ended, nothing more is read of it. Another process may have its ID, whose service or
+// container would be counted, logged and reported instead.
 func TestNothingLeaksOfReusedPID(t *testing.T) {
 	t.Parallel()
 	const dead = "0 0 0 0 0 0 0\n"

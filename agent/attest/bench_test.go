@@ -23,25 +23,26 @@ import (
 )
 
 const (
-	benchRounds      = 100 // many short ones: what else the machine does comes and goes
-	requestsPerRound = 300 // of a round, on a kept connection
-	dialsPerRound    = 10  // of a round, each a connection with one request
+	benchRounds      = 100 // many short ones, since the load of the machine changes
+	requestsPerRound = 300 // on a kept connection
+	dialsPerRound    = 10  // connections with one request each
 )
 
-// attestationKind is one way of proving a caller, and what it cost.
+// attestationKind is one way to attest a caller, and what it cost.
 type attestationKind struct {
 	name    string
 	options Options
 	cgroup  string
 	from    Socket
-	bare    bool // nobody is proved
+	bare    bool // without attestation
 
 	path           string
-	dials, request []float64 // of each round: the median, and the CPU's time of both ends, in µs
+	dials, request []float64 // of each round: the median, and the CPU time of both ends, in µs
 }
 
-// TestBenchAttestation measures what a proof costs beside an HTTP server that makes none, with real sockets, the real
-// kernel and an engine that answers from this process. It fails when something does not work, never because it is slow.
+// TestBenchAttestation measures the cost of attestation in comparison with an HTTP server without it, with real
+// sockets, the real kernel and an engine in this process. It fails if something does not work, never because it is
+// slow.
 func TestBenchAttestation(t *testing.T) {
 	rounds := benchRounds
 	if text := os.Getenv("BENCH_SECONDS"); text != "" {
@@ -58,21 +59,24 @@ func TestBenchAttestation(t *testing.T) {
 		{name: "module in a container", cgroup: containerA, from: Socket{Module: "vision"}},
 		{name: "module by its socket, /proc", options: Options{NoPidfd: true}, from: Socket{Module: "free"}},
 		{name: "service, /proc", options: Options{NoPidfd: true}, cgroup: "/system.slice/cam.service"},
-		{name: "module in a container, /proc", options: Options{NoPidfd: true}, cgroup: containerA, from: Socket{Module: "vision"}},
+		{
+			name: "module in a container, /proc", options: Options{NoPidfd: true},
+			cgroup: containerA, from: Socket{Module: "vision"},
+		},
 	}
 	for _, k := range kinds {
 		k.serve(t)
 	}
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	for round := range rounds {
-		for i := range kinds { // each has been the first as often as any other
+		for i := range kinds { // each is the first equally often
 			kinds[(round+i)%len(kinds)].measure(t)
 		}
 	}
 	report(kinds, rounds)
 }
 
-// serve answers with a token's worth of bytes whoever is proved.
+// serve starts a server that answers each attested caller with as many bytes as a token has.
 func (k *attestationKind) serve(t *testing.T) {
 	s, _ := newEngineFixture(t, k.options)
 	s.putProcess(os.Getpid(), k.cgroup)
@@ -94,7 +98,9 @@ func (k *attestationKind) serve(t *testing.T) {
 	if k.bare {
 		l = l.(*listener).Listener
 	} else {
-		server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context { return s.NewContext(ctx, conn, k.from) }
+		server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+			return s.NewContext(ctx, conn, k.from)
+		}
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
@@ -115,7 +121,7 @@ func (k *attestationKind) measure(t *testing.T) {
 	conn, in := k.connect(t)
 	defer conn.Close()
 	k.ask(t, conn, in)
-	runtime.GC() // or one row bears what others have left
+	runtime.GC() // so that no row pays for the garbage of others
 	began := cpuTime(t)
 	for range requestsPerRound {
 		k.ask(t, conn, in)
@@ -124,7 +130,7 @@ func (k *attestationKind) measure(t *testing.T) {
 	k.request = append(k.request, micros(cpuTime(t)-began)/requestsPerRound)
 }
 
-// cpuTime is what this process has used, which another's work disturbs less than the time that passed.
+// cpuTime is the CPU time that this process has used. The load of the machine affects it less than elapsed time.
 func cpuTime(t *testing.T) time.Duration {
 	var used unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
@@ -162,7 +168,7 @@ func median(values []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// ratio is the median of the rounds' ratios, since the machine's mood changes from one to the next.
+// ratio is the median of the rounds' ratios, since the load of the machine changes from round to round.
 func ratio(is, to []float64) float64 {
 	var each []float64
 	for i := range is {
@@ -172,16 +178,19 @@ func ratio(is, to []float64) float64 {
 }
 
 func report(kinds []*attestationKind, rounds int) {
-	fmt.Printf("\nProof of callers: net/http on a Unix socket with each kind of proof and without; medians of %d rounds\n\n", rounds)
+	fmt.Printf("\nProof of callers: net/http on a Unix socket with each kind of proof and without; "+
+		"medians of %d rounds\n\n", rounds)
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(table, "caller\tnew connection µs\tof no proof\tCPU µs of a request, both ends\tof no proof\t")
 	bare := kinds[0]
 	for _, k := range kinds {
-		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.1f\t%.3f\t\n", k.name, median(k.dials), ratio(k.dials, bare.dials), median(k.request), ratio(k.request, bare.request))
+		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.1f\t%.3f\t\n", k.name,
+			median(k.dials), ratio(k.dials, bare.dials), median(k.request), ratio(k.request, bare.request))
 	}
 	_ = table.Flush()
 	for _, k := range kinds[1:] {
-		fmt.Printf("aim: a request costs no more than 5 %% more: %s for %s\n", met(ratio(k.request, bare.request) <= 1.05), k.name)
+		fmt.Printf("aim: a request costs no more than 5 %% more: %s for %s\n",
+			met(ratio(k.request, bare.request) <= 1.05), k.name)
 		if k.cgroup == containerA {
 			fmt.Printf("aim: a new connection in less than 2 ms: %s for %s\n", met(median(k.dials) < 2000), k.name)
 		}

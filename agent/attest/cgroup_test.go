@@ -16,7 +16,8 @@ const (
 	idB = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 )
 
-// inAllHierarchies is the cgroup file of a process that is at p in every hierarchy, as on a device with cgroups v1.
+// inAllHierarchies returns the cgroup file of a process that is at p in every hierarchy, as on a device with cgroups
+// v1.
 func inAllHierarchies(p string) string {
 	return "12:cpuset:" + p + "\n3:cpu,cpuacct:" + p + "\n1:name=systemd:" + p + "\n0::" + p + "\n"
 }
@@ -59,7 +60,8 @@ func TestParseCgroup(t *testing.T) {
 		{"/foo/" + idA, unclear, "", ""},
 		{"/evil.slice/docker-" + idA + ".scope", unclear, "", ""},
 		{"/user.slice/user-1000.slice/user@1000.service/" + idA, unclear, "", ""},
-		{"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + idA + ".scope/container", unclear, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + idA + ".scope/container",
+			unclear, "", ""},
 		// A service that made cgroups of its own, under names that it chose.
 		{"/system.slice/evil.service/docker-" + idA + ".scope", unclear, "", ""},
 		{"/system.slice/evil.service/system.slice/docker-" + idA + ".scope", unclear, "", ""},
@@ -103,7 +105,10 @@ func TestParseCgroup(t *testing.T) {
 		{"/kubepods/besteffort/pod1/x", unclear, "", ""},
 		{"system.slice/cam.service", unclear, "", ""},
 	} {
-		for form, file := range map[string]string{"v1": inAllHierarchies(row.path), "v2": unified(row.path), "hybrid": "1:name=systemd:" + row.path + "\n0::/\n"} {
+		for form, file := range map[string]string{
+			"v1": inAllHierarchies(row.path), "v2": unified(row.path),
+			"hybrid": "1:name=systemd:" + row.path + "\n0::/\n",
+		} {
 			got := parseCgroup(file, parents)
 			if got.kind != row.kind || got.unit != row.unit || got.container != row.container {
 				t.Errorf("%s %s: %+v", form, row.path, got)
@@ -123,7 +128,8 @@ func TestParseOddCgroupFiles(t *testing.T) {
 		kind       locationKind
 	}{
 		{"unified in use only", "1:name=systemd:/\n0::" + unit + "\n", inUnit},
-		{"a container by the unified one alone", "9:name=systemd:/\n4:memory:/elsewhere\n0::/docker/" + idA + "\n", inContainer},
+		{"a container by the unified one alone",
+			"9:name=systemd:/\n4:memory:/elsewhere\n0::/docker/" + idA + "\n", inContainer},
 		{"named only", "1:name=systemd:" + unit + "\n", inUnit},
 		{"other controllers do not count", "5:memory:/docker/" + idA + "\n0::" + unit + "\n", inUnit},
 		{"other named ones do not count", "5:name=other:/docker/" + idA + "\n0::" + unit + "\n", inUnit},
@@ -148,11 +154,13 @@ func TestParseOddCgroupFiles(t *testing.T) {
 	}
 }
 
-// FuzzParseCgroup: nothing that a caller could have made below its own cgroup is taken for a service or a container.
+// FuzzParseCgroup: no cgroup that a caller could have created below its own is taken for a service or a container.
 func FuzzParseCgroup(f *testing.F) {
 	for _, seed := range []string{
-		inAllHierarchies("/docker/" + idA), unified("/system.slice/docker-" + idA + ".scope"), inAllHierarchies("/system.slice/cam.service"),
-		unified("/../.."), "1:name=systemd:/\n0::/machine.slice/libpod-" + idA + ".scope/container\n", unified("/system.slice/evil.service/docker-" + idA + ".scope"),
+		inAllHierarchies("/docker/" + idA), unified("/system.slice/docker-" + idA + ".scope"),
+		inAllHierarchies("/system.slice/cam.service"), unified("/../.."),
+		"1:name=systemd:/\n0::/machine.slice/libpod-" + idA + ".scope/container\n",
+		unified("/system.slice/evil.service/docker-" + idA + ".scope"),
 	} {
 		f.Add(seed)
 	}
@@ -164,15 +172,18 @@ func FuzzParseCgroup(f *testing.F) {
 				t.Errorf("%q: %+v", file, got)
 			}
 		case inUnit:
-			if strings.Count(got.path, ".service") < 1 || !strings.HasSuffix(got.path, "/"+got.unit) || strings.Contains(strings.TrimSuffix(got.path, got.unit), ".service/") {
+			if strings.Count(got.path, ".service") < 1 || !strings.HasSuffix(got.path, "/"+got.unit) ||
+				strings.Contains(strings.TrimSuffix(got.path, got.unit), ".service/") {
 				t.Errorf("%q: %+v", file, got)
 			}
 		case inContainer:
-			if len(got.container) != 64 || strings.Count(got.path, got.container) != 1 || strings.Count(got.path, "/") > 3 || !defaultParents[got.parent] {
+			if len(got.container) != 64 || strings.Count(got.path, got.container) != 1 ||
+				strings.Count(got.path, "/") > 3 || !defaultParents[got.parent] {
 				t.Errorf("%q: %+v", file, got)
 			}
 		case onHost:
-			if anyID.MatchString(got.path) || strings.Contains(got.path, "..") && !strings.Contains(got.path, "...") && strings.HasPrefix(got.path, "/..") {
+			if anyID.MatchString(got.path) || strings.Contains(got.path, "..") &&
+				!strings.Contains(got.path, "...") && strings.HasPrefix(got.path, "/..") {
 				t.Errorf("%q: %+v", file, got)
 			}
 		}
@@ -183,21 +194,24 @@ func FuzzParseCgroup(f *testing.F) {
 	})
 }
 
-// A container that was started without an engine, in a scope of its own, in a session's, below a user's manager or in no cgroup
-// of its own, is not its user's on the device. In a service it is that service's, and its user says nothing.
+// A process of a container that was started without an engine does not count as its user on the device, whether it is
+// in a scope, in a session, below a user's service manager, or in no cgroup of its own. In a service it counts as
+// that service, and its user is ignored.
 func TestContainersInScopes(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
 		s := newFixture(t, o)
 		for _, row := range []struct {
 			cgroup, numbers string
-			want            string // in the error; empty: proved
+			want            string // in the error; empty: attested
 			unit            string
 		}{
 			{"/system.slice/runc-cam.scope", "17\t1", "in a pid namespace of its own", ""},
 			{"/user.slice/user-0.slice/session-3.scope", "17\t1", "in a pid namespace of its own", ""},
-			{"/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "17\t1", "in a pid namespace of its own", ""},
-			{"/user.slice/user-1000.slice/user@1000.service/app.slice/cam.service", "17\t4\t1", "in a pid namespace of its own", ""},
+			{"/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "17\t1",
+				"in a pid namespace of its own", ""},
+			{"/user.slice/user-1000.slice/user@1000.service/app.slice/cam.service", "17\t4\t1",
+				"in a pid namespace of its own", ""},
 			{"/init.scope", "17\t1", "in a pid namespace of its own", ""},
 			{"/", "17\t1", "in cgroup /, and in a pid namespace of its own", ""},
 			{"/system.slice/cam.service", "17\t1", "", "cam.service"},
@@ -226,12 +240,12 @@ func TestContainersInScopes(t *testing.T) {
 	})
 }
 
-// statusOf is the status of a process of this user's with those numbers.
+// statusOf returns the status file of a process of this user with these process IDs.
 func statusOf(numbers string) string {
 	return fmt.Sprintf("Name:\tNSpid:\t1\t1\nUid:\t%d\t%[1]d\t%[1]d\t%[1]d\nNSpid:\t%s\n", os.Getuid(), numbers)
 }
 
-// Where the daemon was started from, a container without a cgroup of its own may have been started as well.
+// A container without a cgroup of its own may have been started in the same place as the daemon.
 func TestContainersBesideTheDaemon(t *testing.T) {
 	t.Parallel()
 	for _, own := range []string{"/", "/user.slice/user-0.slice/session-3.scope", "/docker/" + idA} {
@@ -248,7 +262,8 @@ func TestContainersBesideTheDaemon(t *testing.T) {
 	}
 }
 
-// The admin socket's file decides who is let in, but root of a container that it was mounted in is not root.
+// The admin socket's permissions decide who may connect. But root of a container in which the socket is mounted is
+// not root of the device.
 func TestNestedAdministrator(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
@@ -256,7 +271,8 @@ func TestNestedAdministrator(t *testing.T) {
 		for numbers, nested := range map[string]bool{"17": false, "17\t1": true, "": true} {
 			s.write(os.Getpid(), "status", statusOf(numbers))
 			attestation, _, _ := s.dial(Socket{Restricted: true})
-			if got, err := attestation.Caller(context.Background()); err != nil || got.Nested != nested || got.HasUser() == nested {
+			got, err := attestation.Caller(context.Background())
+			if err != nil || got.Nested != nested || got.HasUser() == nested {
 				t.Errorf("%q: %+v, %v", numbers, got, err)
 			}
 		}
@@ -269,7 +285,7 @@ func TestNestedAdministrator(t *testing.T) {
 	})
 }
 
-// A /proc that tells of other processes than the kernel names on a socket proves nothing of where a caller runs.
+// If /proc shows other processes than the kernel reports for sockets, no location is read from it.
 func TestProcOfAnotherNamespace(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
@@ -285,14 +301,15 @@ func TestProcOfAnotherNamespace(t *testing.T) {
 			s.open(o)
 			_, err := s.callerIn("/system.slice/cam.service", Socket{})
 			checkDenied(t, self, err, s.proc)
-			if blind := s.Limitations(context.Background()); !slices.ContainsFunc(blind, func(b Limitation) bool { return b.Hint == procHint }) {
-				t.Errorf("%q: %+v", self, blind)
+			limitations := s.Limitations(context.Background())
+			if !slices.ContainsFunc(limitations, func(l Limitation) bool { return l.Hint == procHint }) {
+				t.Errorf("%q: %+v", self, limitations)
 			}
 		}
 	})
 }
 
-// Everything below a user's slice is that user's, whatever it has made of itself; nothing else is anybody's.
+// Everything below a user's slice belongs to that user, whatever user it runs as. Nothing else belongs to a user.
 func TestSessionOwners(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]uint32{

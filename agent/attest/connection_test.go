@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Descriptors that a caller sends along stay outside.
+// Descriptors that a caller sends are dropped by the kernel.
 func TestSentDescriptorsAreDropped(t *testing.T) {
 	t.Parallel()
 	s := newFixture(t, Options{})
 	_, peer, conn := s.dial(Socket{})
-	own, err := os.Create(filepath.Join(t.TempDir(), "own")) // no other test opens it meanwhile
+	own, err := os.Create(filepath.Join(t.TempDir(), "own")) // no other test opens it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestReadEnds(t *testing.T) {
 	}
 }
 
-// A connection that its peer resets ends in an error, and not in a panic of whoever reads.
+// Reading a connection that its peer resets returns an error and does not panic.
 func TestReadOfAReset(t *testing.T) {
 	t.Parallel()
 	s := newFixture(t, Options{})
@@ -94,7 +94,7 @@ func TestAcceptEnds(t *testing.T) {
 	}
 }
 
-// Who cannot be told wrote is nobody, once writers are told.
+// Once the kernel reports writers, data without a writer counts as another process's.
 func TestUnknownWriters(t *testing.T) {
 	t.Parallel()
 	mark := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid())})

@@ -9,9 +9,10 @@ import (
 	"testing"
 )
 
+// containerA is the cgroup of container idA.
 const containerA = "/docker/" + idA
 
-// newEngineFixture is a scene with a container of each of two names, and modules that want them.
+// newEngineFixture returns a fixture with two containers, vision and speech, and modules that require them.
 func newEngineFixture(t *testing.T, o Options) (*fixture, *fakeEngine) {
 	t.Helper()
 	s, e := newFixture(t, o), newFakeEngine(t)
@@ -41,12 +42,14 @@ func TestContainers(t *testing.T) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 		c := got.Container
-		if c.ID != idA || c.Name != "vision" || c.Image != "vision:1" || c.Digest != "sha256:"+idB || c.EdgeModule != "" ||
-			c.StartedOn.Format("15:04:05.0") != "08:00:00.5" || len(c.RepoDigests) != 1 || c.RepoDigests[0] != "registry.example/vision@sha256:"+idA {
+		if c.ID != idA || c.Name != "vision" || c.Image != "vision:1" || c.Digest != "sha256:"+idB ||
+			c.EdgeModule != "" || c.StartedOn.Format("15:04:05.0") != "08:00:00.5" ||
+			len(c.RepoDigests) != 1 || c.RepoDigests[0] != "registry.example/vision@sha256:"+idA {
 			t.Errorf("%+v", c)
 		}
 		got, err = s.callerIn("/docker/"+idB, Socket{Module: "speech"})
-		if err != nil || got.Module != "speech" || got.Container.EdgeModule != "speech" || got.Container.Digest != "sha256:"+idB {
+		if err != nil || got.Module != "speech" || got.Container.EdgeModule != "speech" ||
+			got.Container.Digest != "sha256:"+idB {
 			t.Errorf("%+v %+v, %v", got, got.Container, err)
 		}
 		if got, err = s.callerIn(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
@@ -64,7 +67,7 @@ func TestContainers(t *testing.T) {
 	})
 }
 
-// An engine is asked once for a connection.
+// The engine is asked once for each connection.
 func TestAttestedConnectionAsksOnce(t *testing.T) {
 	t.Parallel()
 	s, e := newEngineFixture(t, Options{})
@@ -108,10 +111,16 @@ func TestAttackLyingEngine(t *testing.T) {
 			{"no name", "no name", func(c *inspectAnswer) { c.Name = "/" }},
 			{"another name", "named vision", func(c *inspectAnswer) { c.Name = "/other" }},
 			{"a name with a path", "named vision", func(c *inspectAnswer) { c.Name = "//vision" }},
-			{"a cgroup parent", "cgroup parent of its own", func(c *inspectAnswer) { c.HostConfig["CgroupParent"] = "/docker/" + idB }},
-			{"a slice as parent", "cgroup parent of its own", func(c *inspectAnswer) { c.HostConfig["CgroupParent"] = "evil.slice" }},
+			{"a cgroup parent", "cgroup parent of its own", func(c *inspectAnswer) {
+				c.HostConfig["CgroupParent"] = "/docker/" + idB
+			}},
+			{"a slice as parent", "cgroup parent of its own", func(c *inspectAnswer) {
+				c.HostConfig["CgroupParent"] = "evil.slice"
+			}},
 			{"the host's processes", "--pid host", func(c *inspectAnswer) { c.HostConfig["PidMode"] = "host" }},
-			{"another's processes", "--pid container:x", func(c *inspectAnswer) { c.HostConfig["PidMode"] = "container:x" }},
+			{"another's processes", "--pid container:x", func(c *inspectAnswer) {
+				c.HostConfig["PidMode"] = "container:x"
+			}},
 			{"a process elsewhere", "first process is in cgroup", func(c *inspectAnswer) { c.State["Pid"] = 4 }},
 			{"a process of the host", "first process is in cgroup", func(c *inspectAnswer) { c.State["Pid"] = 1 }},
 			{"a process that is not there", "cannot be looked at", func(c *inspectAnswer) { c.State["Pid"] = 99 }},
@@ -132,7 +141,8 @@ func TestAttackLyingEngine(t *testing.T) {
 	})
 }
 
-// A container that takes another's name is another container: what was proved of the first ends with it.
+// A container that takes over another's name is another container. The attestation of the first ends with its
+// processes.
 func TestAttackRecreatedContainer(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
@@ -143,7 +153,7 @@ func TestAttackRecreatedContainer(t *testing.T) {
 		a.done()
 		s.ageCallers()
 		first, _ := s.accept(Socket{Module: "vision"})
-		was, err := first.Caller(ctx)
+		before, err := first.Caller(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,14 +169,15 @@ func TestAttackRecreatedContainer(t *testing.T) {
 		checkDenied(t, "the first container's connection", err, "has ended")
 		_, err = s.callerIn(containerA, Socket{Module: "vision"})
 		checkDenied(t, "the first container's cgroup", err, "knows no container")
-		is, err := s.callerIn("/docker/"+idB, Socket{Module: "vision"})
-		if err != nil || is.Container.ID == was.Container.ID || is.Container.Digest != "sha256:"+idA {
-			t.Errorf("%+v, %v", is.Container, err)
+		second, err := s.callerIn("/docker/"+idB, Socket{Module: "vision"})
+		if err != nil || second.Container.ID == before.Container.ID || second.Container.Digest != "sha256:"+idA {
+			t.Errorf("%+v, %v", second.Container, err)
 		}
 	})
 }
 
-// Podman tells a pid mode and a cgroup parent of every container. What stands against one that does not run is not these.
+// Podman reports a pid mode and a cgroup parent for every container. They are not the reason why a stopped container
+// fails.
 func TestContainerHints(t *testing.T) {
 	t.Parallel()
 	s, e := newEngineFixture(t, Options{})
@@ -175,10 +186,10 @@ func TestContainerHints(t *testing.T) {
 		running bool
 		hinted  bool
 	}{{"private", false, false}, {"private", true, false}, {"host", true, true}} {
-		says := honestAnswer(idA, "vision", 3) // whose first process is in another cgroup
-		says.State["Running"] = row.running
-		says.HostConfig["PidMode"], says.HostConfig["CgroupParent"] = row.pidMode, "/docker"
-		e.answer(idA, says)
+		answer := honestAnswer(idA, "vision", 3) // whose first process is in another cgroup
+		answer.State["Running"] = row.running
+		answer.HostConfig["PidMode"], answer.HostConfig["CgroupParent"] = row.pidMode, "/docker"
+		e.answer(idA, answer)
 		_, err := s.callerIn(containerA, Socket{})
 		var why *Error
 		if !errors.As(err, &why) || (why.Hint != "") != row.hinted {
@@ -187,20 +198,20 @@ func TestContainerHints(t *testing.T) {
 	}
 }
 
-// Rules that come into force while an engine is waited for decide over who has waited.
+// Rules that change while the engine is asked apply to the caller that waits.
 func TestRulesChangeDuringAttestation(t *testing.T) {
 	t.Parallel()
 	s, e := newEngineFixture(t, Options{})
 	asked, release := e.slow(idA, honestAnswer(idA, "vision", 2))
 	s.putProcess(os.Getpid(), containerA)
 	attestation, _, _ := s.dial(Socket{Module: "vision"})
-	told := make(chan error)
+	result := make(chan error)
 	go func() {
 		_, err := attestation.Caller(context.Background())
-		told <- err
+		result <- err
 	}()
 	<-asked
 	s.SetRules(Rules{Engines: []string{e.path}, Modules: map[string]Requirement{"vision": {Container: "camera"}}})
 	close(release)
-	checkDenied(t, "the module is another container now", <-told, "the module's is named camera")
+	checkDenied(t, "the module is another container now", <-result, "the module's is named camera")
 }

@@ -45,12 +45,15 @@ func TestBrokenEngine(t *testing.T) {
 				w.Header().Set("Content-Type", "text/html")
 				_ = json.NewEncoder(w).Encode(honestAnswer(idA, "vision", 2))
 			}},
-			{"deep", "not one of Docker's API", idA, raw(`{"Deep": ` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000) + `}`)},
+			{"deep", "not one of Docker's API", idA,
+				raw(`{"Deep": ` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000) + `}`)},
 			{"more than an answer", "not one of Docker's API", idA, raw(`{"Id": "x"} {"Id": "x"}`)},
 			{"a long header", "is not HTTP", idA, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("X-Long", strings.Repeat("x", 2*maxHeaderBytes))
 			}},
-			{"elsewhere", "asked in vain", idA, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) }},
+			{"elsewhere", "asked in vain", idA, func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, "/other", http.StatusFound)
+			}},
 			{"cut off", "asked in vain", idA, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
 			{"without end", "longer than", idA, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
@@ -76,9 +79,10 @@ func TestBrokenEngine(t *testing.T) {
 		if got, err := s.callerIn(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
 			t.Errorf("afterwards: %+v, %v", got, err)
 		}
-		e.serve("sha256:"+idB, nil) // an image that was removed has no names
+		e.serve("sha256:"+idB, nil) // an image that was removed has no repo digests
 		s.engine.reset()
-		if got, err := s.callerIn(containerA, Socket{Module: "vision"}); err != nil || got.Container.RepoDigests != nil {
+		got, err := s.callerIn(containerA, Socket{Module: "vision"})
+		if err != nil || got.Container.RepoDigests != nil {
 			t.Errorf("without its image: %+v, %v", got, err)
 		}
 	})
@@ -86,10 +90,10 @@ func TestBrokenEngine(t *testing.T) {
 
 func make1k() []byte { return []byte(strings.Repeat("x", 1<<10)) }
 
-// Who has to wait for an engine waits alone, and not for long.
+// A call that hangs delays only the callers that need it, and not for long.
 func TestHangingEngine(t *testing.T) {
 	t.Parallel()
-	var changes, told sync.WaitGroup
+	var changes, waiting sync.WaitGroup
 	changes.Add(2)
 	o := Options{Changed: changes.Done}
 	s, e := newEngineFixture(t, o)
@@ -103,7 +107,7 @@ func TestHangingEngine(t *testing.T) {
 	s.putProcess(os.Getpid(), containerA)
 	for range 3 {
 		attestation, _, _ := s.dial(Socket{Module: "vision"})
-		told.Go(func() {
+		waiting.Go(func() {
 			_, err := attestation.Caller(context.Background())
 			checkDenied(t, "hanging", err, "no answer in time")
 		})
@@ -116,13 +120,16 @@ func TestHangingEngine(t *testing.T) {
 	for _, row := range []struct {
 		cgroup string
 		from   Socket
-	}{{"/", Socket{}}, {"/system.slice/cam.service", Socket{}}, {"/docker/" + idB, Socket{Module: "speech"}}, {containerA, Socket{Module: "free"}}} {
+	}{
+		{"/", Socket{}}, {"/system.slice/cam.service", Socket{}},
+		{"/docker/" + idB, Socket{Module: "speech"}}, {containerA, Socket{Module: "free"}},
+	} {
 		if _, err := s.callerIn(row.cgroup, row.from); err != nil {
 			t.Errorf("%s, beside it: %v", row.cgroup, err)
 		}
 	}
-	told.Wait()
-	if e.questions() > 4 { // one about each container for all who ask, and the image
+	waiting.Wait()
+	if e.questions() > 4 { // one for each container, however many callers wait, and one for the image
 		t.Errorf("%d questions", e.questions())
 	}
 	if path, trouble := s.Engine(); path != e.path || !strings.Contains(trouble, "no answer") {
@@ -133,13 +140,13 @@ func TestHangingEngine(t *testing.T) {
 	if got, err := s.callerIn(containerA, Socket{Module: "vision"}); err != nil || got.Module != "vision" {
 		t.Errorf("afterwards: %+v, %v", got, err)
 	}
-	changes.Wait() // it was told of both
+	changes.Wait() // the failure and the recovery were reported
 	if _, trouble := s.Engine(); trouble != "" {
 		t.Errorf("%q", trouble)
 	}
 }
 
-// More than a few callers at once wait for their turn, and are told when there is none.
+// Only maxEngineCalls run at once. Further callers wait for a slot, and get an error if none becomes free.
 func TestEngineCallsAreBounded(t *testing.T) {
 	t.Parallel()
 	s, _ := newEngineFixture(t, Options{})
@@ -162,7 +169,7 @@ func TestFindEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	dead := filepath.Join(dir, "dead.sock")
-	syscall.ForkLock.RLock() // until a new process runs its own program it has the socket too
+	syscall.ForkLock.RLock() // a process that is being started has the socket too
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -185,9 +192,14 @@ func TestFindEngine(t *testing.T) {
 		s.SetRules(Rules{Engines: row.engines, NeedsEngine: true})
 		_, err := s.callerIn(containerA, Socket{})
 		checkDenied(t, row.name, err, row.want)
-		blind := s.Limitations(context.Background())
-		if len(blind) == 0 || blind[len(blind)-1].What != "which container a caller runs in" || !strings.Contains(blind[len(blind)-1].Why, row.want) || blind[len(blind)-1].Hint == "" {
-			t.Errorf("%s: %+v", row.name, blind)
+		limitations := s.Limitations(context.Background())
+		if len(limitations) == 0 {
+			t.Errorf("%s: none", row.name)
+			continue
+		}
+		last := limitations[len(limitations)-1]
+		if last.What != "which container a caller runs in" || !strings.Contains(last.Why, row.want) || last.Hint == "" {
+			t.Errorf("%s: %+v", row.name, limitations)
 		}
 	}
 }
@@ -212,17 +224,17 @@ func TestCachedDigestsAreBounded(t *testing.T) {
 	}
 }
 
-// What one engine is still being asked, another one has not answered.
+// The answer of one engine is not used for another one that replaces it during the call.
 func TestEngineChangesDuringAttestation(t *testing.T) {
 	t.Parallel()
 	s, e := newEngineFixture(t, Options{})
 	asked, release := e.slow(idA, honestAnswer(idA, "vision", 2))
 	s.putProcess(os.Getpid(), containerA)
 	attestation, _, _ := s.dial(Socket{Module: "vision"})
-	told := make(chan error)
+	result := make(chan error)
 	go func() {
 		_, err := attestation.Caller(context.Background())
-		told <- err
+		result <- err
 	}()
 	<-asked
 	other := newFakeEngine(t) // which knows no container
@@ -230,5 +242,5 @@ func TestEngineChangesDuringAttestation(t *testing.T) {
 	_, err := s.callerIn(containerA, Socket{Module: "vision"})
 	checkDenied(t, "a second caller", err, "the engine knows no container")
 	close(release)
-	checkDenied(t, "the first one", <-told, "the engine knows no container")
+	checkDenied(t, "the first one", <-result, "the engine knows no container")
 }

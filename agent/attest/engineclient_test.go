@@ -16,7 +16,7 @@ import (
 	"unicode/utf8"
 )
 
-// standardLog is what libraries have said by themselves in this test binary, since TestMain.
+// standardLog is what libraries have written to the standard logger since TestMain.
 var standardLog logBuffer
 
 type logBuffer struct {
@@ -36,9 +36,10 @@ func (q *logBuffer) String() string {
 	return q.text.String()
 }
 
+// canary is text that must not appear in errors and logs.
 const canary = "canary-4f1d2c7e9b"
 
-// startRawEngine is an engine that sends bytes of its own choice: what it does with each connection.
+// startRawEngine starts an engine that sends what talk writes on each connection, and returns its socket.
 func startRawEngine(t *testing.T, talk func(conn net.Conn, questions *bufio.Reader)) string {
 	t.Helper()
 	path := filepath.Join(shortFolder(t), "engine.sock")
@@ -56,7 +57,7 @@ func startRawEngine(t *testing.T, talk func(conn net.Conn, questions *bufio.Read
 			talking.Go(func() {
 				defer conn.Close()
 				talk(conn, bufio.NewReader(conn))
-				_, _ = io.Copy(io.Discard, conn) // until it is closed at the other end, which has then seen everything
+				_, _ = io.Copy(io.Discard, conn) // until the client has read everything and closes it
 			})
 		}
 	})
@@ -65,10 +66,11 @@ func startRawEngine(t *testing.T, talk func(conn net.Conn, questions *bufio.Read
 }
 
 func httpAnswer(body string) string {
-	return fmt.Sprintf("HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	return fmt.Sprintf("HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Type: application/json\r\n"+
+		"Content-Length: %d\r\n\r\n%s", len(body), body)
 }
 
-// Nothing that an engine sends beside its answers is printed, and no error quotes it.
+// What an engine sends beyond its answers is not printed, and no error quotes it.
 func TestEngineSendsTooMuch(t *testing.T) {
 	t.Parallel()
 	about, err := json.Marshal(honestAnswer(idA, "vision", 2))
@@ -114,14 +116,18 @@ func TestEngineSendsTooMuch(t *testing.T) {
 			asked(conn, questions, "HTTP/1.1 200 OK\r\nApi-Version: "+canary+"\r\nContent-Length: 0\r\n\r\n")
 		}},
 		{"an error", false, func(conn net.Conn, questions *bufio.Reader) {
-			asked(conn, questions, "HTTP/1.1 500 "+canary+"\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n"+canary)
+			asked(conn, questions, "HTTP/1.1 500 "+canary+"\r\n"+
+				"Content-Type: application/json\r\nContent-Length: 0\r\n\r\n"+canary)
 		}},
 	} {
-		t.Run(row.name, func(t *testing.T) { // which ends when each connection has been closed
+		t.Run(row.name, func(t *testing.T) { // a subtest, which waits until each connection has been closed
 			s := newFixture(t, Options{})
 			s.putProcess(2, containerA)
 			path := startRawEngine(t, row.talk)
-			s.SetRules(Rules{Engines: []string{path}, NeedsEngine: true, Modules: map[string]Requirement{"vision": {Container: "vision"}}})
+			s.SetRules(Rules{
+				Engines: []string{path}, NeedsEngine: true,
+				Modules: map[string]Requirement{"vision": {Container: "vision"}},
+			})
 			got, err := s.callerIn(containerA, Socket{})
 			if (err == nil) != row.good {
 				t.Errorf("%+v, %v", got, err)
@@ -137,7 +143,7 @@ func TestEngineSendsTooMuch(t *testing.T) {
 	}
 }
 
-// An engine is asked in the version that it names, and anew once it has been started anew in another.
+// Calls use the API version that the engine reports, and a new one after the engine has been restarted with another.
 func TestEngineVersions(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -158,7 +164,7 @@ func TestEngineVersions(t *testing.T) {
 		switch {
 		case q.URL.Path == "/_ping":
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nApi-Version: "+version+"\r\nContent-Length: 0\r\n\r\n")
-		case !strings.HasPrefix(q.URL.Path, "/v"+version+"/"): // as Docker 29 refuses what is older than 1.44
+		case !strings.HasPrefix(q.URL.Path, "/v"+version+"/"): // Docker 29 refuses versions before 1.44 like this
 			_, _ = io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 		case strings.Contains(q.URL.Path, "/images/"):
 			_, _ = io.WriteString(conn, httpAnswer(`{"RepoDigests":null}`))
@@ -189,7 +195,9 @@ func TestEngineVersions(t *testing.T) {
 
 func TestDigestsOfImageAreBounded(t *testing.T) {
 	t.Parallel()
-	i := imageJSON{RepoDigests: []string{strings.Repeat("x", maxDigestLength+1), "registry.example/vision@sha256:" + idA}}
+	i := imageJSON{RepoDigests: []string{
+		strings.Repeat("x", maxDigestLength+1), "registry.example/vision@sha256:" + idA,
+	}}
 	if names := i.digests(); len(names) != 1 {
 		t.Errorf("%q", names)
 	}
@@ -201,14 +209,15 @@ func TestDigestsOfImageAreBounded(t *testing.T) {
 	}
 }
 
-// Whatever an engine sends: what is taken of it is bounded, and no error repeats it.
+// FuzzEngineAnswer: whatever an engine sends, the part that is kept is bounded and no error repeats it.
 func FuzzEngineAnswer(f *testing.F) {
 	about, err := json.Marshal(honestAnswer(idA, canary, 2))
 	if err != nil {
 		f.Fatal(err)
 	}
 	for _, seed := range []string{
-		string(about), `{"Id":"` + canary + `"}`, `{"State":{"StartedAt":"` + canary + `"},"Config":{},"HostConfig":{}}`, `{"State":{"Pid":1e99}}`,
+		string(about), `{"Id":"` + canary + `"}`, `{"State":{"Pid":1e99}}`,
+		`{"State":{"StartedAt":"` + canary + `"},"Config":{},"HostConfig":{}}`,
 		`{"RepoDigests":["` + canary + `"]}`, `{"RepoDigests":[7]}`, `[[[`, `null`, canary,
 	} {
 		f.Add(httpAnswer(seed), seed)
@@ -216,23 +225,25 @@ func FuzzEngineAnswer(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, answer, body string) {
 		for _, sent := range []string{answer, httpAnswer(body)} {
-			l := &engineClient{path: "/run/docker.sock", version: "1.41", transport: cannedResponse(sent)}
-			said, err := l.inspectContainer(context.Background(), idA)
+			client := &engineClient{path: "/run/docker.sock", version: "1.41", transport: cannedResponse(sent)}
+			info, err := client.inspectContainer(context.Background(), idA)
 			if err != nil && (strings.Contains(err.Error(), canary) || len(err.Error()) > 200) {
 				t.Errorf("%v", err)
 			}
-			if err == nil && (len(said.Name) > maxNameLength || len(said.ID)+len(said.Image) > 500 || said.Digest != "" && !imageID.MatchString(said.Digest)) {
-				t.Errorf("%+v", said)
+			if err == nil && (len(info.Name) > maxNameLength || len(info.ID)+len(info.Image) > 500 ||
+				info.Digest != "" && !imageID.MatchString(info.Digest)) {
+				t.Errorf("%+v", info)
 			}
-			names, err := l.inspectImage(context.Background(), "sha256:"+idA)
-			if err != nil && (strings.Contains(err.Error(), canary) || !utf8.ValidString(err.Error())) || len(names) > maxDigestsOfImage {
+			names, err := client.inspectImage(context.Background(), "sha256:"+idA)
+			if err != nil && (strings.Contains(err.Error(), canary) || !utf8.ValidString(err.Error())) ||
+				len(names) > maxDigestsOfImage {
 				t.Errorf("%v %q", err, names)
 			}
 		}
 	})
 }
 
-// cannedResponse is a wire whose other end cannedResponse that.
+// cannedResponse is an http.RoundTripper that returns this response.
 type cannedResponse string
 
 func (s cannedResponse) RoundTrip(q *http.Request) (*http.Response, error) {

@@ -10,11 +10,11 @@ import (
 	"testing"
 )
 
-// otherUID is the number of nobody whom the tests run as.
+// otherUID is a user that the tests do not run as.
 const otherUID = 4242
 
-// chownToOther makes a file another user's. Where the tests do not run as root, root's engine is looked for among files that are not
-// root's to begin with.
+// chownToOther gives a file to another user. It does nothing if the tests do not run as root: their files are not
+// root's in the first place.
 func chownToOther(t *testing.T, path string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -25,7 +25,7 @@ func chownToOther(t *testing.T, path string) {
 	}
 }
 
-// An engine is root's, and nobody else could have put it there.
+// An engine is used only if it is root's and nobody else could have put its socket there.
 func TestEngineOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -40,11 +40,15 @@ func TestEngineOfAnotherUser(t *testing.T) {
 			chownToOther(t, folder)
 			return socket
 		}},
-		{"a folder that anybody may write to", "may be written to by others", func(t *testing.T, folder, socket string) string {
+		{"a folder that anybody may write to", "may be written to by others", func(
+			t *testing.T, folder, socket string,
+		) string {
 			chmod(t, folder, 0o777)
 			return socket
 		}},
-		{"a folder that a group may write to", "may be written to by others", func(t *testing.T, folder, socket string) string {
+		{"a folder that a group may write to", "may be written to by others", func(
+			t *testing.T, folder, socket string,
+		) string {
 			if err := os.Chown(folder, -1, otherUID); err != nil {
 				t.Skip("needs root, or that group")
 			}
@@ -80,10 +84,11 @@ func TestEngineOfAnotherUser(t *testing.T) {
 			path := row.spoil(t, filepath.Dir(e.path), e.path)
 			root := newTrustedOwners(false)
 			if os.Geteuid() != 0 && strings.Contains(row.want, "written") {
-				root = newTrustedOwners(true) // whoever it is
+				root = newTrustedOwners(true) // in place of root
 			}
 			err := root.checkPath(path)
-			if foreign := new(untrustedError); !errors.As(err, &foreign) || os.Geteuid() == 0 && !strings.Contains(err.Error(), row.want) {
+			untrusted := new(untrustedError)
+			if !errors.As(err, &untrusted) || os.Geteuid() == 0 && !strings.Contains(err.Error(), row.want) {
 				t.Errorf("%v, want %q", err, row.want)
 			}
 			if _, err := dialEngine(context.Background(), path, root); err == nil {
@@ -96,7 +101,7 @@ func TestEngineOfAnotherUser(t *testing.T) {
 	}
 }
 
-// What callers and administrators are told of such an engine.
+// Callers and administrators learn why such an engine is not used.
 func TestUntrustedEngineIsReported(t *testing.T) {
 	t.Parallel()
 	s, e := newEngineFixture(t, Options{})
@@ -107,8 +112,9 @@ func TestUntrustedEngineIsReported(t *testing.T) {
 	if !errors.As(err, &why) || !strings.Contains(why.Hint, "root's own engine") {
 		t.Errorf("%+v", why)
 	}
-	blind := s.Limitations(context.Background())
-	if last := blind[len(blind)-1]; !strings.Contains(last.Why, "believed only if it is root's") || !strings.Contains(last.Hint, "rootless") {
+	limitations := s.Limitations(context.Background())
+	last := limitations[len(limitations)-1]
+	if !strings.Contains(last.Why, "believed only if it is root's") || !strings.Contains(last.Hint, "rootless") {
 		t.Errorf("%+v", last)
 	}
 	if _, trouble := s.Engine(); !strings.Contains(trouble, "root's") {
@@ -119,7 +125,7 @@ func TestUntrustedEngineIsReported(t *testing.T) {
 	}
 }
 
-// The file may be root's, and the process that listens another's.
+// The socket may be root's while the process that listens is another user's.
 func TestListenerOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	e := newFakeEngine(t)
@@ -132,14 +138,15 @@ func TestListenerOfAnotherUser(t *testing.T) {
 	if err := (trustedOwners{uids: []uint32{own}}).checkListener(conn.(*net.UnixConn)); err != nil {
 		t.Error(err)
 	}
-	if foreign := new(untrustedError); !errors.As((trustedOwners{uids: []uint32{own + 1}}).checkListener(conn.(*net.UnixConn)), &foreign) {
+	err = trustedOwners{uids: []uint32{own + 1}}.checkListener(conn.(*net.UnixConn))
+	if untrusted := new(untrustedError); !errors.As(err, &untrusted) {
 		t.Error("another's process is believed")
 	}
 }
 
 func TestEnginePaths(t *testing.T) {
 	t.Parallel()
-	believed := newTrustedOwners(true)
+	trusted := newTrustedOwners(true)
 	e := newFakeEngine(t)
 	folder := filepath.Dir(e.path)
 	link := func(name, to string) string {
@@ -151,17 +158,19 @@ func TestEnginePaths(t *testing.T) {
 	}
 	link("up", ".")
 	for _, path := range []string{
-		e.path, link("absolute", e.path), link("relative", "engine.sock"), link("around", "up/../"+filepath.Base(folder)+"/./engine.sock"),
+		e.path, link("absolute", e.path), link("relative", "engine.sock"),
+		link("around", "up/../"+filepath.Base(folder)+"/./engine.sock"),
 		folder + "/up/./up/../" + filepath.Base(folder) + "//engine.sock",
 	} {
-		if err := believed.checkPath(path); err != nil {
+		if err := trusted.checkPath(path); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if err := believed.checkPath(link("loop", "loop")); err == nil || !strings.Contains(err.Error(), "more than 40 links") {
+	err := trusted.checkPath(link("loop", "loop"))
+	if err == nil || !strings.Contains(err.Error(), "more than 40 links") {
 		t.Errorf("a loop: %v", err)
 	}
-	if err := believed.checkPath(filepath.Join(folder, "nobody")); !errors.Is(err, os.ErrNotExist) {
+	if err := trusted.checkPath(filepath.Join(folder, "nobody")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("none: %v", err)
 	}
 }

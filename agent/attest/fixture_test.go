@@ -26,12 +26,12 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv("CALLER_TEST_ROLE"); role != "" {
 		os.Exit(runHelper(role))
 	}
-	syscall.Umask(0o022) // other users' processes look into folders of tests
+	syscall.Umask(0o022) // processes of other users read folders of tests
 	log.SetOutput(&standardLog)
 	goleak.VerifyTestMain(m)
 }
 
-// bothWays runs test with the kernel's handles on processes and without, as on kernels before 6.5.
+// bothWays runs test with SO_PEERPIDFD and without it, as on kernels before 6.5.
 func bothWays(t *testing.T, test func(t *testing.T, o Options)) {
 	t.Helper()
 	t.Run("pidfd", func(t *testing.T) {
@@ -44,7 +44,7 @@ func bothWays(t *testing.T, test func(t *testing.T, o Options)) {
 	t.Run("proc", func(t *testing.T) { t.Parallel(); test(t, Options{NoPidfd: true}) })
 }
 
-// fixture is a socket with a prover behind it, in front of a /proc that says what a test wants.
+// fixture is an Attestor with a socket, and with a /proc whose files a test writes.
 type fixture struct {
 	*Attestor
 	t    *testing.T
@@ -53,7 +53,7 @@ type fixture struct {
 	l    net.Listener
 }
 
-// newFixture has a /proc of its own, in which this process and the first are on the host.
+// newFixture returns a fixture with its own /proc, in which this process and process 1 run on the host.
 func newFixture(t *testing.T, o Options) *fixture {
 	t.Helper()
 	s := &fixture{t: t, proc: newProc(t)}
@@ -64,7 +64,7 @@ func newFixture(t *testing.T, o Options) *fixture {
 	return s
 }
 
-// newProc returns a folder that is this process's own /proc by its name for it, and empty otherwise.
+// newProc returns an empty folder whose "self" link names this process.
 func newProc(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -74,6 +74,7 @@ func newProc(t testing.TB) string {
 	return dir
 }
 
+// open makes the Attestor and its socket.
 func (f *fixture) open(o Options) {
 	f.t.Helper()
 	o.TrustOwnUser = true // the engine is this test's own
@@ -86,13 +87,14 @@ func (f *fixture) open(o Options) {
 	}
 	f.l = f.Listen(l)
 	f.t.Cleanup(func() { f.l.Close() })
-	_ = f.l.(*listener).pollQueue() // as a daemon does that has waited before
+	_ = f.l.(*listener).pollQueue() // as in a daemon that has waited for connections
 }
 
-// ageCallers has the callers that wait be older than the last look at the queue, as nearly all are.
+// ageCallers pretends that the queue was seen empty just now, so that the callers that wait are older than that, as
+// nearly all callers are.
 func (f *fixture) ageCallers() { f.l.(*listener).queueEmptyAt.Store(int64(sinceBoot() + 2*tick)) }
 
-// putProcess writes the files of a process in the scene's /proc.
+// putProcess writes the files of a process in the fixture's /proc.
 func (f *fixture) putProcess(pid int, cgroup string) {
 	f.t.Helper()
 	f.write(pid, "cgroup", inAllHierarchies(cgroup))
@@ -107,13 +109,13 @@ func (f *fixture) write(pid int, file, text string) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		f.t.Fatal(err)
 	}
-	// In place: an open file stays that of the process.
+	// Written in place, so that an open file stays the process's.
 	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
 		f.t.Fatal(err)
 	}
 }
 
-// accept returns the proof of the next connection, and the daemon's end of it.
+// accept returns the attestation of the next connection, and the daemon's end of it.
 func (f *fixture) accept(from Socket) (*Attestation, net.Conn) {
 	f.t.Helper()
 	conn, err := f.l.Accept()
@@ -128,7 +130,7 @@ func (f *fixture) accept(from Socket) (*Attestation, net.Conn) {
 	return attestation, conn
 }
 
-// dial connects from this process and returns the proof, and both ends.
+// dial connects from this process and returns the attestation and both ends.
 func (f *fixture) dial(from Socket) (attestation *Attestation, peer *net.UnixConn, conn net.Conn) {
 	f.t.Helper()
 	dialed, err := net.Dial("unix", f.path)
@@ -140,7 +142,7 @@ func (f *fixture) dial(from Socket) (attestation *Attestation, peer *net.UnixCon
 	return attestation, dialed.(*net.UnixConn), conn
 }
 
-// callerIn returns who this process, in that cgroup if the scene has a /proc of its own, is proved to be on that socket.
+// callerIn attests this process on that socket. If the fixture has its own /proc, the process is in that cgroup.
 func (f *fixture) callerIn(cgroup string, from Socket) (grants.Caller, error) {
 	f.t.Helper()
 	if f.proc != "" {
@@ -150,11 +152,11 @@ func (f *fixture) callerIn(cgroup string, from Socket) (grants.Caller, error) {
 	return attestation.Caller(context.Background())
 }
 
-// checkDenied checks that a proof failed, and that what it says contains want.
+// checkDenied checks that an attestation failed with an Error that contains want.
 func checkDenied(t *testing.T, what string, err error, want string) {
 	t.Helper()
 	if err == nil {
-		t.Errorf("%s: proved", what)
+		t.Errorf("%s: attested", what)
 		return
 	}
 	if e := new(Error); !asError(err, &e) || !strings.Contains(e.Error(), want) {
@@ -170,7 +172,19 @@ func asError(err error, into **Error) bool {
 	return ok
 }
 
-// inspectAnswer is what a fake engine answers about a container: the parts of Docker's answer that are read.
+// shortFolder makes a folder for a test's sockets. A socket's path has at most 107 bytes, and TMPDIR, where t.TempDir
+// is, may be longer.
+func shortFolder(t testing.TB) string {
+	t.Helper()
+	folder, err := os.MkdirTemp("/tmp", "percept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(folder) })
+	return folder
+}
+
+// inspectAnswer is a fake engine's answer about a container: the parts of Docker's answer that are read.
 type inspectAnswer struct {
 	ID         string `json:"Id"`
 	Name       string
@@ -180,7 +194,7 @@ type inspectAnswer struct {
 	HostConfig map[string]any
 }
 
-// honestAnswer is what an engine says of a container that runs, with its first process in that pid.
+// honestAnswer is the answer about a running container whose first process is pid.
 func honestAnswer(id, name string, pid int) inspectAnswer {
 	return inspectAnswer{
 		ID: id, Name: "/" + name, Image: "sha256:" + idB,
@@ -190,7 +204,7 @@ func honestAnswer(id, name string, pid int) inspectAnswer {
 	}
 }
 
-// fakeEngine answers like a container engine on a real socket.
+// fakeEngine is a container engine on a real socket.
 type fakeEngine struct {
 	path string
 
@@ -210,11 +224,13 @@ func newFakeEngine(t testing.TB) *fakeEngine {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
 	t.Cleanup(func() { server.Close(); <-done })
-	e.answer("sha256:"+idB, map[string]any{"Id": "sha256:" + idB, "RepoDigests": []string{"registry.example/vision@sha256:" + idA}})
+	e.answer("sha256:"+idB, map[string]any{
+		"Id": "sha256:" + idB, "RepoDigests": []string{"registry.example/vision@sha256:" + idA},
+	})
 	return e
 }
 
-// answer has the engine say that of a container or image.
+// answer makes the engine return value for a container or image.
 func (e *fakeEngine) answer(about string, value any) {
 	e.serve(about, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -222,12 +238,29 @@ func (e *fakeEngine) answer(about string, value any) {
 	})
 }
 
+// serve makes the engine answer calls about a container or image with handler.
 func (e *fakeEngine) serve(about string, handler http.HandlerFunc) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.handlers[about] = handler
 }
 
+// slow makes the engine answer when release is closed. asked receives a value for each call.
+func (e *fakeEngine) slow(about string, value any) (asked, release chan struct{}) {
+	asked, release = make(chan struct{}, 8), make(chan struct{})
+	e.serve(about, func(w http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		select {
+		case <-release:
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(value)
+		case <-r.Context().Done():
+		}
+	})
+	return asked, release
+}
+
+// questions returns how many calls the engine has received, without pings.
 func (e *fakeEngine) questions() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -263,17 +296,18 @@ func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	handler(w, r)
 }
 
-// quickEnd has a process under the race detector not wait a second before it ends.
+// quickEnd lets a process under the race detector end without a delay of a second.
 const quickEnd = "GORACE=atexit_sleep_ms=0"
 
-// helper is another process, which plays a role that play knows.
+// helper is another process, which runs runHelper.
 type helper struct {
 	t    *testing.T
 	cmd  *exec.Cmd
-	wire *net.UnixConn // by which it is told what to do, and hands over descriptors
+	wire *net.UnixConn // carries commands to it, and descriptors back
 }
 
-// start starts an actor that connects to the scene's socket and hands its end over. Each change is made to how it is started.
+// start starts a helper that connects to the fixture's socket and sends back its end. changes are applied to its
+// command.
 func (f *fixture) start(role string, changes ...func(*exec.Cmd)) *helper {
 	f.t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -301,7 +335,7 @@ func (f *fixture) start(role string, changes ...func(*exec.Cmd)) *helper {
 	return a
 }
 
-// do gives the actor its cue.
+// do sends the helper a command.
 func (h *helper) do(cue byte) {
 	h.t.Helper()
 	if _, err := h.wire.Write([]byte{cue}); err != nil {
@@ -309,7 +343,7 @@ func (h *helper) do(cue byte) {
 	}
 }
 
-// done waits for the actor to have done something, and returns the connection that it hands over, if any.
+// done waits until the helper has executed a command, and returns the connection that it sends back, if any.
 func (h *helper) done() net.Conn {
 	h.t.Helper()
 	control := make([]byte, 64)
@@ -338,14 +372,15 @@ func (h *helper) done() net.Conn {
 	return conn
 }
 
-// end ends the actor and waits until nothing is left of it.
+// end ends the helper and waits until it is gone.
 func (h *helper) end() {
 	h.wire.Close()
-	_ = h.cmd.Wait() // twice is an error, which nobody minds
+	_ = h.cmd.Wait() // fails if it was called before
 }
 
-// runHelper is an actor's life. It connects, hands its end over, writes when it is told to ("w"), turns into another
-// program ("x"), or one that runs as its owner ("s"), and ends with its wire.
+// runHelper is the main function of a helper. It connects and sends back its end. Then it executes commands: "w"
+// writes on the connection, "x" executes this program again, and "s" executes the one in CALLER_TEST_SETUID. It ends
+// when its wire is closed.
 func runHelper(role string) int {
 	if role == "idle" { // until its input ends
 		_, _ = os.Stdin.Read(make([]byte, 1))
@@ -353,7 +388,8 @@ func runHelper(role string) int {
 	}
 	switch role {
 	case "forged":
-		if err := os.WriteFile(fmt.Sprintf("/proc/self/task/%d/comm", os.Getpid()), []byte("x) 1 1 1\nUid:\t4242"), 0); err != nil {
+		comm := fmt.Sprintf("/proc/self/task/%d/comm", os.Getpid())
+		if err := os.WriteFile(comm, []byte("x) 1 1 1\nUid:\t4242"), 0); err != nil {
 			return 1
 		}
 	case "grouped":
@@ -367,7 +403,7 @@ func runHelper(role string) int {
 	}
 	wire := os.NewFile(3, "wire")
 	var conn *os.File
-	if role == "connected" { // what it was before has left it the connection
+	if role == "connected" { // the program that it was before left it the connection
 		conn = os.NewFile(4, "connection")
 	} else {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
@@ -402,7 +438,7 @@ func runHelper(role string) int {
 			}
 			_, _ = unix.FcntlInt(3, unix.F_SETFD, 0)
 			_, _ = unix.FcntlInt(4, unix.F_SETFD, 0)
-			env := append([]string{"CALLER_TEST_ROLE=connected"}, os.Environ()...) // the first counts
+			env := append([]string{"CALLER_TEST_ROLE=connected"}, os.Environ()...) // the first one of a name counts
 			_ = unix.Exec(program, []string{"victim"}, env)
 			return 1
 		}
@@ -410,30 +446,4 @@ func runHelper(role string) int {
 			return 0
 		}
 	}
-}
-
-// slow has an engine answer when it is told to; asked tells of each question.
-func (e *fakeEngine) slow(about string, value any) (asked, release chan struct{}) {
-	asked, release = make(chan struct{}, 8), make(chan struct{})
-	e.serve(about, func(w http.ResponseWriter, r *http.Request) {
-		asked <- struct{}{}
-		select {
-		case <-release:
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(value)
-		case <-r.Context().Done():
-		}
-	})
-	return asked, release
-}
-
-// shortFolder makes a folder for a test's sockets, whose paths may have 107 bytes: TMPDIR, where t.TempDir is, may be longer than that.
-func shortFolder(t testing.TB) string {
-	t.Helper()
-	folder, err := os.MkdirTemp("/tmp", "percept")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(folder) })
-	return folder
 }

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// newUnlimitedFixture is a scene whose /proc hides nothing.
+// newUnlimitedFixture returns a fixture whose /proc hides nothing.
 func newUnlimitedFixture(t *testing.T) *fixture {
 	t.Helper()
 	s := newFixture(t, Options{})
@@ -21,7 +21,7 @@ func newUnlimitedFixture(t *testing.T) *fixture {
 	return s
 }
 
-// putNamespaces writes what the scene's /proc says of this process's namespaces.
+// putNamespaces writes this process's uid map and pid namespace in the fixture's /proc.
 func (f *fixture) putNamespaces(t *testing.T, uidMap, pidNamespace string) {
 	t.Helper()
 	ns := filepath.Join(f.proc, "self", "ns")
@@ -40,18 +40,18 @@ func (f *fixture) putNamespaces(t *testing.T, uidMap, pidNamespace string) {
 func TestNoLimitations(t *testing.T) {
 	t.Parallel()
 	s := newUnlimitedFixture(t)
-	if blind := s.Limitations(context.Background()); len(blind) != 0 {
-		t.Errorf("%+v", blind)
+	if limitations := s.Limitations(context.Background()); len(limitations) != 0 {
+		t.Errorf("%+v", limitations)
 	}
 	s.putNamespaces(t, "         0          0 4294967295\n", initPidNamespace)
 	e := newFakeEngine(t)
 	s.SetRules(Rules{Engines: []string{e.path}, NeedsEngine: true})
-	if blind := s.Limitations(context.Background()); len(blind) != 0 {
-		t.Errorf("%+v", blind)
+	if limitations := s.Limitations(context.Background()); len(limitations) != 0 {
+		t.Errorf("%+v", limitations)
 	}
 	s.SetRules(Rules{Engines: []string{"/nowhere"}})
-	if blind := s.Limitations(context.Background()); len(blind) != 0 {
-		t.Errorf("an engine that nobody needs: %+v", blind)
+	if limitations := s.Limitations(context.Background()); len(limitations) != 0 {
+		t.Errorf("an engine that nobody needs: %+v", limitations)
 	}
 	if path, trouble := s.Engine(); path != "" || trouble != "" {
 		t.Errorf("%q %q", path, trouble)
@@ -65,21 +65,32 @@ func TestLimitations(t *testing.T) {
 		name, want string
 		hide       func(*testing.T, *fixture)
 	}{
-		{"ProtectProc=", "1/cgroup: no such file", func(t *testing.T, s *fixture) { _ = os.RemoveAll(filepath.Join(s.proc, "1")) }},
-		{"a cgroup namespace", "cgroup namespace", func(t *testing.T, s *fixture) { s.putProcess(1, "/../../init.scope") }},
-		{"PrivateUsers=", "user namespace", func(t *testing.T, s *fixture) { s.putNamespaces(t, "0 0 1\n988 988 1\n", initPidNamespace) }},
-		{"a remapped user", "user namespace", func(t *testing.T, s *fixture) { s.putNamespaces(t, "0 100000 65536\n", initPidNamespace) }},
+		{"ProtectProc=", "1/cgroup: no such file", func(t *testing.T, s *fixture) {
+			_ = os.RemoveAll(filepath.Join(s.proc, "1"))
+		}},
+		{"a cgroup namespace", "cgroup namespace", func(t *testing.T, s *fixture) {
+			s.putProcess(1, "/../../init.scope")
+		}},
+		{"PrivateUsers=", "user namespace", func(t *testing.T, s *fixture) {
+			s.putNamespaces(t, "0 0 1\n988 988 1\n", initPidNamespace)
+		}},
+		{"a remapped user", "user namespace", func(t *testing.T, s *fixture) {
+			s.putNamespaces(t, "0 100000 65536\n", initPidNamespace)
+		}},
 		{"no uid_map", "user namespace", func(t *testing.T, s *fixture) { s.putNamespaces(t, "", initPidNamespace) }},
-		{"a pid namespace", "pid namespace", func(t *testing.T, s *fixture) { s.putNamespaces(t, "0 0 4294967295\n", "pid:[4026532000]") }},
+		{"a pid namespace", "pid namespace", func(t *testing.T, s *fixture) {
+			s.putNamespaces(t, "0 0 4294967295\n", "pid:[4026532000]")
+		}},
 	} {
 		s := newUnlimitedFixture(t)
 		row.hide(t, s)
-		blind := s.Limitations(context.Background())
+		limitations := s.Limitations(context.Background())
 		if row.name == "a pid namespace" && booted == nil {
-			continue // a whole system in a container sees all that is in it
+			continue // a whole system in a container sees all of its processes
 		}
-		if len(blind) != 1 || !strings.Contains(blind[0].Why, row.want) || blind[0].What == "" || blind[0].Hint == "" {
-			t.Errorf("%s: %+v", row.name, blind)
+		if len(limitations) != 1 || !strings.Contains(limitations[0].Why, row.want) ||
+			limitations[0].What == "" || limitations[0].Hint == "" {
+			t.Errorf("%s: %+v", row.name, limitations)
 		}
 	}
 }
@@ -89,14 +100,17 @@ func TestLimitationsOfEngine(t *testing.T) {
 	s, e := newUnlimitedFixture(t), newFakeEngine(t)
 	s.SetRules(Rules{Engines: []string{e.path}, NeedsEngine: true})
 	e.serve("ping", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	if blind := s.Limitations(context.Background()); len(blind) != 1 || !strings.Contains(blind[0].Why, "no answer in time") || !strings.Contains(blind[0].Hint, "docker ps") {
-		t.Errorf("hanging: %+v", blind)
+	limitations := s.Limitations(context.Background())
+	if len(limitations) != 1 || !strings.Contains(limitations[0].Why, "no answer in time") ||
+		!strings.Contains(limitations[0].Hint, "docker ps") {
+		t.Errorf("hanging: %+v", limitations)
 	}
 	e.serve("ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	if blind := s.Limitations(context.Background()); len(blind) != 1 {
-		t.Errorf("refusing: %+v", blind)
+	if limitations := s.Limitations(context.Background()); len(limitations) != 1 {
+		t.Errorf("refusing: %+v", limitations)
 	}
-	shut := &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)} // root, who runs this perhaps, is let in everywhere
+	// Made up, since root, who may run this test, is refused nowhere.
+	shut := &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)}
 	if err := new(engineClient).sanitize(context.Background(), shut); !errors.Is(err, fs.ErrPermission) {
 		t.Error(err)
 	}

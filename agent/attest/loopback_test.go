@@ -19,12 +19,14 @@ func grantsFor(matches ...grants.Match) []grants.Ref {
 
 func uidOf(n uint32) *uint32 { return &n }
 
-// Each subject has a secret of its own, which stays the same while the root does, and counts while a grant names it.
+// Each subject has its own secret, which depends on the root secret alone and is valid while a grant names the
+// subject.
 func TestSecretPerGrant(t *testing.T) {
 	t.Parallel()
 	digest := "sha256:" + strings.Repeat("a", 64)
 	matches := []grants.Match{
-		{Module: "vision"}, {Module: "uid 1000"}, {Unit: "vision"}, {Image: digest}, {UID: uidOf(1000)}, {GID: uidOf(1000)}, {UID: uidOf(1001)},
+		{Module: "vision"}, {Module: "uid 1000"}, {Unit: "vision"}, {Image: digest},
+		{UID: uidOf(1000)}, {GID: uidOf(1000)}, {UID: uidOf(1001)},
 	}
 	s := NewSecrets([32]byte{1})
 	seen := make(map[string]bool)
@@ -49,7 +51,10 @@ func TestSecretPerGrant(t *testing.T) {
 		t.Error("a user has another secret by name than by number")
 	}
 	right := s.Header(matches[0])
-	for _, wrong := range []string{"", right[:63], right + "0", strings.ToUpper(right), " " + right[1:], strings.Repeat("0", 64), NewSecrets([32]byte{2}).Header(matches[0])} {
+	for _, wrong := range []string{
+		"", right[:63], right + "0", strings.ToUpper(right), " " + right[1:], strings.Repeat("0", 64),
+		NewSecrets([32]byte{2}).Header(matches[0]),
+	} {
 		if got, ok := s.Subject(wrong); ok {
 			t.Errorf("%q is %v", wrong, got)
 		}
@@ -74,8 +79,10 @@ func TestCallerBySecret(t *testing.T) {
 		want    string // the caller in words, or a part of the error
 		denied  bool
 	}{
-		{"a module, whoever asks", grants.Match{Module: "vision"}, 5, nil, "module vision by header secret, peer uid 5", false},
-		{"a module, when it cannot be told", grants.Match{Module: "vision"}, grants.NoID, away, "module vision by header secret, peer unknown", false},
+		{"a module, whoever asks", grants.Match{Module: "vision"}, 5, nil,
+			"module vision by header secret, peer uid 5", false},
+		{"a module, when it cannot be told", grants.Match{Module: "vision"}, grants.NoID, away,
+			"module vision by header secret, peer unknown", false},
 		{"a unit", grants.Match{Unit: "a.service"}, 5, nil, "unit a.service by header secret, peer uid 5", false},
 		{"a group", grants.Match{GID: uidOf(7)}, 5, nil, "gid 7 by header secret, peer uid 5", false},
 		{"the user", grants.Match{UID: uidOf(5)}, 5, nil, "uid 5 by header secret, peer uid 5", false},

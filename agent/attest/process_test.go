@@ -27,7 +27,9 @@ func TestParseStartTime(t *testing.T) {
 		wrong      bool
 	}{
 		{"usual", "7 (cat)" + fields + " 250 0 0\n", 2500 * time.Millisecond, false},
-		{"a name with parentheses and numbers", "7 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 1 9)" + fields + " 250 0\n", 2500 * time.Millisecond, false},
+		{"a name with parentheses and numbers",
+			"7 (x) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 1 9)" + fields + " 250 0\n",
+			2500 * time.Millisecond, false},
 		{"a name with a line in it", "7 (a\nb) R)" + fields + " 1 0\n", tick, false},
 		{"no name", "7 cat" + fields + " 250\n", 0, true},
 		{"short", "7 (cat)" + fields, 0, true},
@@ -56,7 +58,9 @@ func FuzzParseStartTime(f *testing.F) {
 func TestRunsAs(t *testing.T) {
 	t.Parallel()
 	const status = "Name:\tUid:\t7\nUmask:\t0022\nUid:\t1000\t1001\t1002\t1003\nGid:\t5\t5\t5\t5\n"
-	for uid, want := range map[uint32]bool{1000: true, 1001: true, 1002: true, 1003: true, 7: false, 5: false, 100: false} {
+	for uid, want := range map[uint32]bool{
+		1000: true, 1001: true, 1002: true, 1003: true, 7: false, 5: false, 100: false,
+	} {
 		if got := runsAs(status, uid); got != want {
 			t.Errorf("uid %d: %v", uid, got)
 		}
@@ -106,7 +110,7 @@ func FuzzRunsAs(f *testing.F) {
 	})
 }
 
-// Names that a process chooses do not add lines to what is read of it.
+// A process's name, which it chooses itself, does not add lines to the files that are read of it.
 func TestForgedName(t *testing.T) {
 	t.Parallel()
 	k := kernel{proc: "/proc"}
@@ -175,7 +179,7 @@ func TestCheckCredentials(t *testing.T) {
 	}
 }
 
-// In a user namespace everybody who has no number there looks like nobody, and is not taken for nobody.
+// In a user namespace all users that are not mapped look like nobody. They are not taken for the user nobody.
 func TestOverflowIDs(t *testing.T) {
 	t.Parallel()
 	const whole, part = "0 0 4294967295\n", "0 0 1\n988 988 1\n"
@@ -192,7 +196,8 @@ func TestOverflowIDs(t *testing.T) {
 	} {
 		proc := t.TempDir()
 		for file, text := range map[string]string{
-			"self/uid_map": row.uids, "self/gid_map": row.gids, "sys/kernel/overflowuid": row.overflow, "sys/kernel/overflowgid": row.overflow,
+			"self/uid_map": row.uids, "self/gid_map": row.gids,
+			"sys/kernel/overflowuid": row.overflow, "sys/kernel/overflowgid": row.overflow,
 		} {
 			if text == "" {
 				continue
@@ -209,7 +214,9 @@ func TestOverflowIDs(t *testing.T) {
 		if k.overflow != row.want {
 			t.Errorf("%s: %+v, want %+v", row.name, k.overflow, row.want)
 		}
-		for _, peer := range []unix.Ucred{{Uid: row.want.uid, Gid: 988, Pid: 7}, {Uid: 988, Gid: row.want.gid, Pid: 7}} {
+		for _, peer := range []unix.Ucred{
+			{Uid: row.want.uid, Gid: 988, Pid: 7}, {Uid: 988, Gid: row.want.gid, Pid: 7},
+		} {
 			if err := k.checkCredentials(&peer); err == nil {
 				t.Errorf("%s: %+v is let pass", row.name, peer)
 			}
