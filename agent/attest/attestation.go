@@ -39,9 +39,9 @@ type Attestation struct {
 	process       process
 	released      bool
 	location      location
-	attestedUnder *ruleset      // the rules by which caller was attested; nil: it is not
+	attestedUnder *activeRules  // the rules by which caller was attested; nil: it is not
 	caller        grants.Caller // as attested
-	locatedUnder  *ruleset      // the rules by which location was determined
+	locatedUnder  *activeRules  // the rules by which location was determined
 	locatedAt     time.Time
 }
 
@@ -119,7 +119,7 @@ func (a *Attestation) Caller(ctx context.Context) (grants.Caller, error) {
 }
 
 // reattest attests the caller under these rules, unless it is attested under them already and has not moved.
-func (a *Attestation) reattest(ctx context.Context, rules *ruleset) error {
+func (a *Attestation) reattest(ctx context.Context, rules *activeRules) error {
 	if a.attestedUnder != rules {
 		a.attestedUnder = nil
 	}
@@ -177,7 +177,7 @@ func (a *Attestation) queryKernel(fd int) (err error) {
 }
 
 // needsLocation reports whether the attestation depends on where the caller runs.
-func (a *Attestation) needsLocation(rules *ruleset) bool {
+func (a *Attestation) needsLocation(rules *activeRules) bool {
 	if a.socket.Module == "" {
 		return !a.socket.Restricted
 	}
@@ -185,7 +185,7 @@ func (a *Attestation) needsLocation(rules *ruleset) bool {
 }
 
 // updateLocation reads where the caller runs. If that has changed, the caller has to be attested again.
-func (a *Attestation) updateLocation(rules *ruleset) {
+func (a *Attestation) updateLocation(rules *activeRules) {
 	a.locatedUnder, a.locatedAt = rules, time.Now()
 	at := a.attestor.locate(a.process.pid, rules)
 	if at != a.location {
@@ -195,7 +195,7 @@ func (a *Attestation) updateLocation(rules *ruleset) {
 }
 
 // attest attests the caller under these rules.
-func (a *Attestation) attest(ctx context.Context, rules *ruleset) (grants.Caller, error) {
+func (a *Attestation) attest(ctx context.Context, rules *activeRules) (grants.Caller, error) {
 	caller := a.peer
 	module, configured := rules.Modules[a.socket.Module]
 	switch {

@@ -67,11 +67,11 @@ type Attestor struct {
 	kernel    kernel
 	ownCgroup string // the cgroup that this process was started in; empty: unknown
 	engine    *engine
-	rules     atomic.Pointer[ruleset]
+	rules     atomic.Pointer[activeRules]
 }
 
-// ruleset is Rules in force. Each call of SetRules makes a new one: its address identifies the version.
-type ruleset struct {
+// activeRules is Rules in force. Each call of SetRules makes a new one: its address identifies the version.
+type activeRules struct {
 	Rules
 	parents map[string]bool
 }
@@ -99,11 +99,11 @@ func New(o Options) *Attestor {
 // SetRules replaces the rules. A connection that was attested by the previous ones is attested again at its next
 // request.
 func (a *Attestor) SetRules(r Rules) {
-	set := &ruleset{Rules: r, parents: make(map[string]bool)}
+	active := &activeRules{Rules: r, parents: make(map[string]bool)}
 	for _, parent := range r.Parents {
-		set.parents[parent] = true
+		active.parents[parent] = true
 	}
-	a.rules.Store(set)
+	a.rules.Store(active)
 	a.engine.reset()
 }
 

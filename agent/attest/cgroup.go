@@ -40,19 +40,20 @@ var defaultParents = map[string]bool{
 	"/system.slice": true, "/machine.slice": true,
 }
 
-// longID matches the ID of a container.
-const longID = `[0-9a-f]{64}`
+// containerIDPattern matches the ID of a container.
+const containerIDPattern = `[0-9a-f]{64}`
 
 var (
-	anyID = regexp.MustCompile(longID)
+	// containerID matches the IDs of containers anywhere in a path.
+	containerID = regexp.MustCompile(containerIDPattern)
 
-	// leafID matches a container's own cgroup, by engine and driver. Newer versions of Podman run the processes one
-	// level further down.
-	leafID = regexp.MustCompile(`^(?:(?:libpod-)?(` + longID + `)|` +
-		`(?:docker|libpod|nerdctl|cri-containerd)-(` + longID + `)\.scope(?:/container)?)$`)
+	// containerCgroup matches a container's own cgroup, by engine and driver. Newer versions of Podman run the
+	// processes one level further down.
+	containerCgroup = regexp.MustCompile(`^(?:(?:libpod-)?(` + containerIDPattern + `)|` +
+		`(?:docker|libpod|nerdctl|cri-containerd)-(` + containerIDPattern + `)\.scope(?:/container)?)$`)
 
-	validSlice = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.slice$`)
-	validScope = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.scope$`)
+	sliceName = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.slice$`)
+	scopeName = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.scope$`)
 
 	// userManager matches the services and sessions of a user's own service manager, which only that user controls.
 	userManager = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/user@([0-9]+)\.service/`)
@@ -112,7 +113,7 @@ func classify(p string, parents map[string]bool) location {
 			hint: "run perceptd on the device itself, not in a cgroup namespace of its own",
 		}
 	}
-	switch ids := anyID.FindAllString(p, 3); len(ids) {
+	switch ids := containerID.FindAllString(p, 3); len(ids) {
 	case 0:
 		return classifyHost(p)
 	case 1:
@@ -132,7 +133,7 @@ func classifyContainer(p, id string, parents map[string]bool) location {
 		leaf += "/container"
 	}
 	parent = strings.TrimSuffix(parent, "/")
-	found := leafID.FindStringSubmatch(leaf)
+	found := containerCgroup.FindStringSubmatch(leaf)
 	if found == nil || found[1]+found[2] != id || strings.Contains(parent, ".service") {
 		return location{
 			path: p,
@@ -160,11 +161,11 @@ func classifyHost(p string) location {
 	for i, segment := range segments {
 		last := i == len(segments)-1
 		switch {
-		case !last && validSlice.MatchString(segment):
+		case !last && sliceName.MatchString(segment):
 			continue
 		case last && strings.HasSuffix(segment, ".service") && (grants.Match{Unit: segment}).Check() == nil:
 			return location{kind: inUnit, path: p, unit: segment}
-		case last && validScope.MatchString(segment) && segments[0] != "machine.slice":
+		case last && scopeName.MatchString(segment) && segments[0] != "machine.slice":
 			return location{kind: onHost, path: p}
 		case !last && strings.HasSuffix(segment, ".service"):
 			return location{
@@ -185,7 +186,7 @@ func classifyHost(p string) location {
 }
 
 // locate returns where a process runs.
-func (a *Attestor) locate(pid int32, rules *ruleset) location {
+func (a *Attestor) locate(pid int32, rules *activeRules) location {
 	if a.kernel.procMismatch != nil {
 		return location{why: fmt.Sprintf("where it runs cannot be told: %v", a.kernel.procMismatch), hint: procHint}
 	}

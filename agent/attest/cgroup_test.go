@@ -182,7 +182,7 @@ func FuzzParseCgroup(f *testing.F) {
 				t.Errorf("%q: %+v", file, got)
 			}
 		case onHost:
-			if anyID.MatchString(got.path) || strings.Contains(got.path, "..") &&
+			if containerID.MatchString(got.path) || strings.Contains(got.path, "..") &&
 				!strings.Contains(got.path, "...") && strings.HasPrefix(got.path, "/..") {
 				t.Errorf("%q: %+v", file, got)
 			}

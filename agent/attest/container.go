@@ -20,7 +20,7 @@ type containerInfo struct {
 
 // attestContainer asks the container engine which container a caller at that location runs in, and checks the answer.
 // With an error it returns what is known of the container.
-func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at location) (*grants.Container, error) {
+func (a *Attestor) attestContainer(ctx context.Context, rules *activeRules, at location) (*grants.Container, error) {
 	unattested := "which container it runs in"
 	bare := &grants.Container{ID: at.container}
 	info, err := a.engine.inspect(ctx, rules.Engines, at.container)
@@ -54,7 +54,7 @@ func (a *Attestor) attestContainer(ctx context.Context, rules *ruleset, at locat
 }
 
 // checkContainer returns nil if info describes the container that the caller at that location runs in.
-func (a *Attestor) checkContainer(rules *ruleset, at location, info containerInfo) error {
+func (a *Attestor) checkContainer(rules *activeRules, at location, info containerInfo) error {
 	switch {
 	case info.ID != at.container:
 		return fmt.Errorf("the engine was asked for container %s and answered for %q",
@@ -65,7 +65,7 @@ func (a *Attestor) checkContainer(rules *ruleset, at location, info containerInf
 		return errors.New("the engine tells no name of its container")
 	case info.sharesPidNamespace():
 		return fmt.Errorf("its container shares the process numbers of others (--pid %s)",
-			truncate(anyID.ReplaceAllStringFunc(info.pidMode, shortID)))
+			truncate(containerID.ReplaceAllStringFunc(info.pidMode, shortID)))
 	case info.hasForeignParent(at):
 		return fmt.Errorf("its container was started with a cgroup parent of its own (%s)", truncate(info.parent))
 	}

@@ -211,7 +211,7 @@ func (c *containerJSON) info() (containerInfo, error) {
 		pidMode: c.HostConfig.PidMode,
 		init:    c.State.Pid,
 	}
-	if anyID.FindString(c.Image) == c.Image && c.Image != "" {
+	if containerID.FindString(c.Image) == c.Image && c.Image != "" {
 		parsed.Digest = "sha256:" + c.Image // as Podman writes it
 	}
 	switch {
