@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -223,10 +224,10 @@ func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Ans
 	}
 	var refusal *Error
 	switch {
-	case errors.As(err, &refusal) && refusal.Reason == NotGranted:
+	case errors.As(err, &refusal) && refusal.Code == api.CodeNotGranted:
 		a.denied.Add(1)
 		a.audit.denied(a.rules.Load(), &caller, r.forGrants())
-	case refusal != nil && refusal.Reason.isInvalid():
+	case refusal != nil && refusal.isInvalid():
 		a.invalid.Add(1)
 	default:
 		a.failed.Add(1)
@@ -258,7 +259,7 @@ func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller grants.C
 		MinTTL: r.MinTTL, MinTTLRequired: r.MinTTLRequired, IssuedAfter: r.IssuedAfter, Alternates: rules.AlternatesFor(&caller, identity, r.Resource),
 	})
 	if err != nil {
-		return Answer{}, a.explain(identity, r.Resource, err)
+		return Answer{}, a.callerError(identity, r.Resource, err)
 	}
 	a.audit.allowed(rules, &caller, granted, r.Resource)
 	told := rules.sdkLife()
@@ -285,7 +286,7 @@ func (a *Agent) await(ctx context.Context, caller grants.Caller, r Request) (Ans
 		r.Wait = 0
 		answer, err := a.answer(ctx, caller, r)
 		var refusal *Error
-		if err == nil || !errors.As(err, &refusal) || !refusal.Reason.passes() {
+		if err == nil || !errors.As(err, &refusal) || !refusal.passes() {
 			return answer, err
 		}
 		if !pause(patience, news, sight.SHA256 == "") {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
@@ -87,12 +88,18 @@ func bubble(t *testing.T, rules agent.Rules, b *tokencachetest.Source, f func(t 
 	})
 }
 
-func reasonOf(err error) agent.Reason {
+func codeOf(err error) api.Code {
 	var refusal *agent.Error
 	if !errors.As(err, &refusal) {
-		return 0
+		return ""
 	}
-	return refusal.Reason
+	return refusal.Code
+}
+
+// isStopping reports whether err says that the daemon goes down, or that the identity was just removed.
+func isStopping(err error) bool {
+	var refusal *agent.Error
+	return errors.As(err, &refusal) && refusal.Code == api.CodeUnreachable && refusal.Stopping
 }
 
 func TestWhoGetsWhat(t *testing.T) {
@@ -101,33 +108,33 @@ func TestWhoGetsWhat(t *testing.T) {
 		name   string
 		caller grants.Caller
 		ask    agent.Request
-		want   string       // identity
-		reason agent.Reason // or why not
+		want   string   // identity
+		reason api.Code // or why not
 	}{
-		{"module, its only identity", module, agent.Request{Resource: vault}, "vision", 0},
-		{"scope form", module, agent.Request{Resource: vault + "/.default"}, "vision", 0},
-		{"another spelling is another resource", module, agent.Request{Resource: vault + "/"}, "", agent.NotGranted},
-		{"module by client ID", module, agent.Request{Resource: vault, ClientID: guid1}, "vision", 0},
-		{"by object ID in other case", module, agent.Request{Resource: vault, ObjectID: strings.ToLower(guid3)}, "vision", 0},
-		{"an identity that is not granted", module, agent.Request{Resource: vault, Identity: "device"}, "", agent.NotGranted},
-		{"an identity that is not there", module, agent.Request{Resource: vault, ClientID: guid2}, "", agent.UnknownIdentity},
-		{"names are exact", module, agent.Request{Resource: vault, Identity: "Vision"}, "", agent.UnknownIdentity},
-		{"root in a container is not root of the host", module, agent.Request{Resource: storage, Identity: "device"}, "", agent.NotGranted},
-		{"root of the host is not the module", root, agent.Request{Resource: vault}, "", agent.NotGranted},
-		{"root of the host", root, agent.Request{Resource: storage}, "device", 0},
-		{"several, the default among them", user, agent.Request{Resource: vault}, "device", 0},
-		{"several, the default not among them", user, agent.Request{Resource: storage}, "", agent.AmbiguousIdentity},
-		{"several, one named", user, agent.Request{Resource: storage, Identity: "speech"}, "speech", 0},
-		{"by resource ID", user, agent.Request{Resource: storage, ResourceID: strings.ToUpper(arm)}, "speech", 0},
-		{"nobody", grants.Caller{UID: 4711, PID: 1}, agent.Request{Resource: vault}, "", agent.NotGranted},
-		{"another module", grants.Caller{Module: "speech", PID: 1}, agent.Request{Resource: vault}, "", agent.NotGranted},
-		{"no resource", module, agent.Request{}, "", agent.BadResource},
-		{"no App ID URI", module, agent.Request{Resource: "vault"}, "", agent.BadResource},
+		{"module, its only identity", module, agent.Request{Resource: vault}, "vision", ""},
+		{"scope form", module, agent.Request{Resource: vault + "/.default"}, "vision", ""},
+		{"another spelling is another resource", module, agent.Request{Resource: vault + "/"}, "", api.CodeNotGranted},
+		{"module by client ID", module, agent.Request{Resource: vault, ClientID: guid1}, "vision", ""},
+		{"by object ID in other case", module, agent.Request{Resource: vault, ObjectID: strings.ToLower(guid3)}, "vision", ""},
+		{"an identity that is not granted", module, agent.Request{Resource: vault, Identity: "device"}, "", api.CodeNotGranted},
+		{"an identity that is not there", module, agent.Request{Resource: vault, ClientID: guid2}, "", api.CodeUnknownIdentity},
+		{"names are exact", module, agent.Request{Resource: vault, Identity: "Vision"}, "", api.CodeUnknownIdentity},
+		{"root in a container is not root of the host", module, agent.Request{Resource: storage, Identity: "device"}, "", api.CodeNotGranted},
+		{"root of the host is not the module", root, agent.Request{Resource: vault}, "", api.CodeNotGranted},
+		{"root of the host", root, agent.Request{Resource: storage}, "device", ""},
+		{"several, the default among them", user, agent.Request{Resource: vault}, "device", ""},
+		{"several, the default not among them", user, agent.Request{Resource: storage}, "", api.CodeAmbiguous},
+		{"several, one named", user, agent.Request{Resource: storage, Identity: "speech"}, "speech", ""},
+		{"by resource ID", user, agent.Request{Resource: storage, ResourceID: strings.ToUpper(arm)}, "speech", ""},
+		{"nobody", grants.Caller{UID: 4711, PID: 1}, agent.Request{Resource: vault}, "", api.CodeNotGranted},
+		{"another module", grants.Caller{Module: "speech", PID: 1}, agent.Request{Resource: vault}, "", api.CodeNotGranted},
+		{"no resource", module, agent.Request{}, "", api.CodeBadRequest},
+		{"no App ID URI", module, agent.Request{Resource: "vault"}, "", api.CodeBadRequest},
 	} {
 		bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 			answer, err := a.Token(t.Context(), row.caller, row.ask)
-			if reasonOf(err) != row.reason || (err == nil) != (row.reason == 0) {
-				t.Errorf("%s: error %v, want reason %d", row.name, err, row.reason)
+			if codeOf(err) != row.reason || (err == nil) != (row.reason == "") {
+				t.Errorf("%s: error %v, want reason %q", row.name, err, row.reason)
 				return
 			}
 			if err == nil && (answer.Identity.Name != row.want || !strings.Contains(answer.Token.Text.Reveal(), answer.Identity.Selector().String())) {
@@ -160,7 +167,7 @@ func TestIdentityNotFound(t *testing.T) {
 			{agent.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"`},
 		} {
 			row.ask.Resource = vault
-			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1}, row.ask); reasonOf(err) != agent.UnknownIdentity || err.Error() != row.want {
+			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1}, row.ask); codeOf(err) != api.CodeUnknownIdentity || err.Error() != row.want {
 				t.Errorf("%+v: %v, want %s", row.ask, err, row.want)
 			}
 		}
@@ -190,23 +197,23 @@ func TestSourceFailuresBecomeReasons(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		err  error
-		want agent.Reason
+		want api.Code
 	}{
-		{&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}, agent.Unreachable},
-		{&tokencache.FetchError{Kind: tokencache.Throttled, Detail: "slow down", RetryAfter: 3 * time.Second}, agent.Throttled},
-		{&tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: "no such"}, agent.IdentityNotFound},
-		{&tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"}, agent.Refused},
-		{&tokencache.FetchError{Kind: tokencache.Malformed, Detail: "html"}, agent.MalformedAnswer},
+		{&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}, api.CodeUnreachable},
+		{&tokencache.FetchError{Kind: tokencache.Throttled, Detail: "slow down", RetryAfter: 3 * time.Second}, api.CodeThrottled},
+		{&tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: "no such"}, api.CodeIdentityNotFound},
+		{&tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"}, api.CodeRefused},
+		{&tokencache.FetchError{Kind: tokencache.Malformed, Detail: "html"}, api.CodeMalformedAnswer},
 	} {
 		b := new(tokencachetest.Source)
 		b.Err = row.err
 		bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 			_, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
 			var refusal *agent.Error
-			if !errors.As(err, &refusal) || refusal.Reason != row.want || !strings.Contains(err.Error(), vault) {
+			if !errors.As(err, &refusal) || refusal.Code != row.want || !strings.Contains(err.Error(), vault) {
 				t.Errorf("%v: %v", row.err, err)
 			}
-			if row.want == agent.Throttled && refusal.RetryAfter != 3*time.Second {
+			if row.want == api.CodeThrottled && refusal.RetryAfter != 3*time.Second {
 				t.Errorf("retry after %v", refusal.RetryAfter)
 			}
 			if got := a.Counts(); got.Failed != 1 {
@@ -228,7 +235,7 @@ func TestWaitingEnds(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
 		defer cancel()
 		_, err := a.Token(ctx, module, agent.Request{Resource: vault})
-		if reasonOf(err) != agent.Unreachable || !strings.Contains(err.Error(), "ask again") {
+		if codeOf(err) != api.CodeUnreachable || !strings.Contains(err.Error(), "ask again") {
 			t.Errorf("deadline: %v", err)
 		}
 		gone, leave := context.WithCancel(t.Context())
@@ -237,7 +244,7 @@ func TestWaitingEnds(t *testing.T) {
 			t.Errorf("a caller that left got %v", err)
 		}
 		a.Close()
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); reasonOf(err) != agent.Stopping {
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); !isStopping(err) {
 			t.Errorf("closed: %v", err)
 		}
 	})
@@ -247,7 +254,7 @@ func TestFirmNeed(t *testing.T) {
 	t.Parallel()
 	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault, MinTTL: 25 * time.Hour, MinTTLRequired: true})
-		if reasonOf(err) != agent.ShortLife {
+		if codeOf(err) != api.CodeShortLife {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -310,7 +317,7 @@ func TestApply(t *testing.T) {
 		if want := []string{"robot " + storage, "vision " + vault}; !slices.Equal(kept, want) {
 			t.Errorf("kept %v, want %v", kept, want)
 		}
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: storage}); reasonOf(err) != agent.NotGranted {
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: storage}); codeOf(err) != api.CodeNotGranted {
 			t.Errorf("a removed grant still gives: %v", err)
 		}
 		if changes, err := a.Apply(rules); err != nil || len(changes) != 0 {
@@ -335,7 +342,7 @@ func TestApplyWhileWaiting(t *testing.T) {
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		var waiters sync.WaitGroup
 		waiters.Go(func() {
-			if answer, err := a.Token(t.Context(), module, agent.Request{Resource: storage}); reasonOf(err) != agent.NotGranted {
+			if answer, err := a.Token(t.Context(), module, agent.Request{Resource: storage}); codeOf(err) != api.CodeNotGranted {
 				t.Errorf("the grant is gone, and the caller got %v, %v", answer.Identity, err)
 			}
 		})
@@ -367,15 +374,15 @@ func TestRefresh(t *testing.T) {
 		for _, row := range []struct {
 			identity, resource string
 			want               []string
-			reason             agent.Reason
+			reason             api.Code
 		}{
-			{"", "", []string{"vision " + storage, "vision " + vault}, 0},
-			{"vision", "", []string{"vision " + storage, "vision " + vault}, 0},
-			{"device", "", nil, 0},
-			{"", vault, []string{"device " + vault, "vision " + vault}, 0},
-			{"vision", vault + "/.default", []string{"vision " + vault}, 0},
-			{"nobody", "", nil, agent.UnknownIdentity},
-			{"", "https://elsewhere", nil, agent.BadResource},
+			{"", "", []string{"vision " + storage, "vision " + vault}, ""},
+			{"vision", "", []string{"vision " + storage, "vision " + vault}, ""},
+			{"device", "", nil, ""},
+			{"", vault, []string{"device " + vault, "vision " + vault}, ""},
+			{"vision", vault + "/.default", []string{"vision " + vault}, ""},
+			{"nobody", "", nil, api.CodeUnknownIdentity},
+			{"", "https://elsewhere", nil, api.CodeBadRequest},
 		} {
 			time.Sleep(time.Minute)
 			results, err := a.Refresh(t.Context(), row.identity, row.resource, false)
@@ -386,7 +393,7 @@ func TestRefresh(t *testing.T) {
 					t.Errorf("%+v", result)
 				}
 			}
-			if !slices.Equal(got, row.want) || reasonOf(err) != row.reason {
+			if !slices.Equal(got, row.want) || codeOf(err) != row.reason {
 				t.Errorf("refresh %q %q: %v, %v", row.identity, row.resource, got, err)
 			}
 		}
@@ -461,7 +468,7 @@ func TestDenialsAreLoggedAndCounted(t *testing.T) {
 	defer a.Close()
 	stranger := grants.Caller{Module: "stranger", PID: 5}
 	for range 1000 {
-		if _, err := a.Token(t.Context(), stranger, agent.Request{Resource: vault}); reasonOf(err) != agent.NotGranted {
+		if _, err := a.Token(t.Context(), stranger, agent.Request{Resource: vault}); codeOf(err) != api.CodeNotGranted {
 			t.Fatal(err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -174,7 +175,7 @@ func (a *audit) allowed(rules *ruleset, caller *grants.Caller, granted grants.Gr
 // refused records err if it is a denial.
 func (a *audit) refused(rules *ruleset, caller *grants.Caller, r grants.Request, err error) {
 	var refusal *Error
-	if errors.As(err, &refusal) && refusal.Reason == NotGranted {
+	if errors.As(err, &refusal) && refusal.Code == api.CodeNotGranted {
 		a.denied(rules, caller, r)
 	}
 }

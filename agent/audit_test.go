@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache/tokencachetest"
 )
@@ -104,7 +105,7 @@ func TestGrantAfterDenialIsAudited(t *testing.T) {
 			if _, err := a.Apply(without); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); reasonOf(err) != agent.NotGranted {
+			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); codeOf(err) != api.CodeNotGranted {
 				t.Fatal(err)
 			}
 		}

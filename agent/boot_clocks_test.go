@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/simulator"
 	"perceptd/agent/store"
 	"perceptd/tokencache"
@@ -84,7 +85,7 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 // mustWithhold checks that the module's token for the vault is not handed out.
 func (d *rebooting) mustWithhold(when string, a *agent.Agent) {
 	d.t.Helper()
-	if answer, err := a.Token(d.t.Context(), module, agent.Request{Resource: vault}); reasonOf(err) != agent.PermissionsRevoked {
+	if answer, err := a.Token(d.t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
 		d.t.Errorf("%s: a token from before the revocation is handed out (%v left, %+v), %v", when, answer.Left, answer.Permissions, err)
 	}
 	if n := len(a.Changes()); n != 1 {

@@ -315,7 +315,7 @@ func (c *inquiry) fetchFor(ctx context.Context) string {
 		return err.Error()
 	case err != nil:
 		c.advice.Fetched = tokencache.Failed
-		return fmt.Sprintf("a fetch was tried and failed: %v", c.agent.explain(c.advice.Identity, c.key.Resource, err))
+		return fmt.Sprintf("a fetch was tried and failed: %v", c.agent.callerError(c.advice.Identity, c.key.Resource, err))
 	}
 	c.advice.Fetched = outcome
 	if held, _, err := c.agent.cache.Peek(c.key); err == nil && held.SHA256 != "" {

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -79,7 +80,7 @@ func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
 	}
 	p, err := a.enter(p)
 	if err != nil {
-		return NotedChange{}, a.explainChange(p, err)
+		return NotedChange{}, a.changeError(p, err)
 	}
 	a.logChange("policy change noted", by, p)
 	a.memory.notice(true)
@@ -106,7 +107,7 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 	}
 	p, found := a.withdraw(id)
 	if !found {
-		return NotedChange{}, &Error{Reason: UnknownChange, Detail: fmt.Sprintf(
+		return NotedChange{}, &Error{Code: api.CodeUnknownChange, Detail: fmt.Sprintf(
 			"no policy change %q is on record: perceptctl policy-changes lists those that are", cut(id, 64))}
 	}
 	was.PolicyChange = p
@@ -123,9 +124,9 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 // unkept says what holds of something that is in force and could not be kept on the disk.
 func (a *Agent) unkept(done string, err error) *Error {
 	if unread, ok := errors.AsType[*unreadError](err); ok {
-		return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and till then %s; %s", done, err, a.memory.outlives(true), unreadMend(unread.why))}
+		return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and till then %s; %s", done, err, a.memory.outlives(true), unreadMend(unread.why))}
 	}
-	return &Error{Reason: NotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s", done, err, a.memory.outlives(false), mendOf(err), triedAgain)}
+	return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s", done, err, a.memory.outlives(false), mendOf(err), triedAgain)}
 }
 
 // withdraw takes a change off the record, and off what is read later. What was noted since is on none of that.
@@ -184,16 +185,16 @@ func (a *Agent) noted(p tokencache.PolicyChange) NotedChange {
 	return NotedChange{RecordedChange: tokencache.RecordedChange{PolicyChange: p, EndsOn: p.RecordedAt}, Identity: a.rules.Load().nameOf(p)}
 }
 
-// explainChange turns what the cache says of a policy change into an answer for people.
-func (a *Agent) explainChange(p tokencache.PolicyChange, err error) error {
+// changeError returns what is answered for an error of the cache about a policy change.
+func (a *Agent) changeError(p tokencache.PolicyChange, err error) error {
 	var future *tokencache.FutureError
 	switch {
 	case errors.As(err, &future):
-		return &Error{Reason: FutureChange, Detail: fmt.Sprintf(
+		return &Error{Code: api.CodeFutureChange, Detail: fmt.Sprintf(
 			"the policy change is dated %v ahead, on %s: this device's clock is synchronised and says %s; note a change when it has happened, or leave its time out for now",
 			future.Ahead.Round(time.Second), stamp(p.At), stamp(a.clock.Wall()))}
 	case errors.Is(err, tokencache.ErrTooManyChanges):
-		return &Error{Reason: TooManyChanges, Detail: fmt.Sprintf(
+		return &Error{Code: api.CodeTooManyChanges, Detail: fmt.Sprintf(
 			"%d policy changes are on record, which is all that can be, and no two that are no revocations are of one identity and resource: withdraw some (perceptctl policy-changes lists them), or note one change for all resources, which takes in those that are no revocations", tokencache.MaxChanges)}
 	}
 	return err
@@ -274,5 +275,5 @@ func checkNote(note string) *Error {
 }
 
 func badChange(format string, args ...any) *Error {
-	return &Error{Reason: BadChange, Detail: fmt.Sprintf(format, args...)}
+	return &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf(format, args...)}
 }

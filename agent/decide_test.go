@@ -89,7 +89,7 @@ func TestDecisionIsWhatTokensFollow(t *testing.T) {
 			rt.Fatalf("decided %+v, and the token says %v", d, err)
 		case d.Allowed && answer.Identity.Name != d.Identity:
 			rt.Fatalf("decided %s, and the token is of %s", d.Identity, answer.Identity.Name)
-		case !d.Allowed && refusal.Reason != denial.Reason:
+		case !d.Allowed && refusal.Code != denial.Code:
 			rt.Fatalf("decided %+v, and the token says %v", denial, refusal)
 		case d.Allowed && !slices.ContainsFunc(d.Evaluations, func(c grants.Evaluation) bool {
 			return c.Decides && c.Allows && c.Index == d.Grant.Index && c.Identity == d.Identity

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/binding"
 	"perceptd/tokencache"
 )
@@ -99,7 +100,7 @@ func TestRevocationOutlivesACopyThatWasNotSeen(t *testing.T) {
 				t.Fatal(err)
 			}
 			for range 4 {
-				if _, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted}); reasonOf(err) != agent.NotKept {
+				if _, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
 					t.Fatal(err)
 				}
 			}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
 )
@@ -171,7 +172,7 @@ func TestFailedSavesWhileFetchesGoOn(t *testing.T) {
 			d.on(t, func(a *agent.Agent) {
 				full := errors.New("no space left on device")
 				d.become(full)
-				if _, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted}); reasonOf(err) != agent.NotKept {
+				if _, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
 					t.Error(err)
 				}
 				d.count()

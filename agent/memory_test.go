@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
 )
@@ -162,7 +163,7 @@ func TestRecordThatIsGone(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = a.Token(t.Context(), root, agent.Request{Resource: storage})
-			if (reasonOf(err) == agent.PermissionsRevoked) != row.withheld || err != nil && !row.withheld {
+			if (codeOf(err) == api.CodeRevoked) != row.withheld || err != nil && !row.withheld {
 				t.Errorf("%s: %v", row.name, err)
 			}
 			synctest.Wait() // for the saver

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -75,7 +76,7 @@ func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch fu
 	}
 	keys := rules.matching(a.cache.Status(), identity, resource)
 	if len(keys) == 0 && resource != "" {
-		return nil, &Error{Reason: BadResource, Detail: fmt.Sprintf("no grant names resource %q for such an identity", resource)}
+		return nil, &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf("no grant names resource %q for such an identity", resource)}
 	}
 	a.record.hurry()
 	results := make([]RefreshResult, len(keys))

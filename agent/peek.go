@@ -32,7 +32,7 @@ func (a *Agent) peek(caller grants.Caller, r Request) (TokenInfo, <-chan struct{
 	identity := granted.Identity
 	info, changed, err := a.cache.Peek(tokencache.Key{Selector: identity.Selector(), Resource: r.Resource})
 	if err != nil {
-		return TokenInfo{}, nil, a.explain(identity, r.Resource, err)
+		return TokenInfo{}, nil, a.callerError(identity, r.Resource, err)
 	}
 	return TokenInfo{TokenInfo: info, Identity: identity}, changed, nil
 }

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/agent/simulator"
 	"perceptd/tokencache"
@@ -237,7 +238,7 @@ func TestWithdrawnChange(t *testing.T) {
 			t.Errorf("%v", line)
 		}
 		for _, id := range []string{gone.ID, "", strings.Repeat("x", 1<<20)} {
-			if _, err := a.WithdrawChange("iothub", id); reasonOf(err) != agent.UnknownChange || len(err.Error()) > 300 {
+			if _, err := a.WithdrawChange("iothub", id); codeOf(err) != api.CodeUnknownChange || len(err.Error()) > 300 {
 				t.Errorf("%.20q: %.400v", id, err)
 			}
 		}
@@ -249,31 +250,31 @@ func TestBadChanges(t *testing.T) {
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		for _, row := range []struct {
 			says   string
-			reason agent.Reason
+			reason api.Code
 			change agent.Change
 		}{
-			{"and not both", agent.BadChange, agent.Change{Effect: tokencache.Changed}},
-			{"and not both", agent.BadChange, agent.Change{Resource: vault, AllResources: true, Effect: tokencache.Changed}},
-			{"granted, revoked or changed", agent.BadChange, agent.Change{Resource: vault}},
-			{"granted, revoked or changed", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Unknown}},
-			{"no App ID URI", agent.BadChange, agent.Change{Resource: "vault", Effect: tokencache.Changed}},
-			{"the grants name " + storage + ", " + vault + "; name one of these, or use --all-resources", agent.BadChange,
+			{"and not both", api.CodeBadRequest, agent.Change{Effect: tokencache.Changed}},
+			{"and not both", api.CodeBadRequest, agent.Change{Resource: vault, AllResources: true, Effect: tokencache.Changed}},
+			{"granted, revoked or changed", api.CodeBadRequest, agent.Change{Resource: vault}},
+			{"granted, revoked or changed", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Unknown}},
+			{"no App ID URI", api.CodeBadRequest, agent.Change{Resource: "vault", Effect: tokencache.Changed}},
+			{"the grants name " + storage + ", " + vault + "; name one of these, or use --all-resources", api.CodeBadRequest,
 				agent.Change{Resource: vault + "/x", Effect: tokencache.Revoked}},
-			{"the year 2200", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}},
-			{"the year 1969", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC)}},
-			{"257 bytes", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: strings.Repeat("a", 257)}},
-			{"UTF-8", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: "\xff"}},
-			{"cannot be printed", agent.BadChange, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: "a\nb"}},
-			{`named "robot"`, agent.UnknownIdentity, agent.Change{Resource: vault, Effect: tokencache.Changed, Identity: "robot"}},
-			{"3h0m0s ahead, on Jan 1 03:00:00 UTC: this device's clock is synchronised and says Jan 1 00:00:00 UTC", agent.FutureChange,
+			{"the year 2200", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}},
+			{"the year 1969", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC)}},
+			{"257 bytes", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: strings.Repeat("a", 257)}},
+			{"UTF-8", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: "\xff"}},
+			{"cannot be printed", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: "a\nb"}},
+			{`named "robot"`, api.CodeUnknownIdentity, agent.Change{Resource: vault, Effect: tokencache.Changed, Identity: "robot"}},
+			{"3h0m0s ahead, on Jan 1 03:00:00 UTC: this device's clock is synchronised and says Jan 1 00:00:00 UTC", api.CodeFutureChange,
 				agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Now().Add(3 * time.Hour)}},
 		} {
 			noted, err := a.NoteChange("test", row.change)
-			if reasonOf(err) != row.reason || !strings.Contains(err.Error(), row.says) || noted.ID != "" {
+			if codeOf(err) != row.reason || !strings.Contains(err.Error(), row.says) || noted.ID != "" {
 				t.Errorf("%+v: %v, want %q", row.change, err, row.says)
 			}
 			var refusal *agent.Error
-			if errors.As(err, &refusal) && row.reason == agent.UnknownIdentity && !slices.Equal(refusal.Choices, []string{"device", "speech", "vision"}) {
+			if errors.As(err, &refusal) && row.reason == api.CodeUnknownIdentity && !slices.Equal(refusal.Choices, []string{"device", "speech", "vision"}) {
 				t.Errorf("choices %q", refusal.Choices)
 			}
 		}
@@ -313,7 +314,7 @@ func TestTooManyChanges(t *testing.T) {
 		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed}) // which the token lacks
 		for range 3 {
 			_, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Changed})
-			if reasonOf(err) != agent.TooManyChanges || !strings.Contains(err.Error(), "withdraw some") || !strings.Contains(err.Error(), "note one change for all resources") {
+			if codeOf(err) != api.CodeTooManyChanges || !strings.Contains(err.Error(), "withdraw some") || !strings.Contains(err.Error(), "note one change for all resources") {
 				t.Error(err)
 			}
 		}
@@ -343,7 +344,7 @@ func TestManyResourcesInAnError(t *testing.T) {
 				o.Rules.Grants = []grants.Grant{{Caller: grants.Match{Module: "m"}, Identity: "vision", Resources: all}}
 			}
 		}, func(t *testing.T, a *agent.Agent, _ *azure) {
-			if _, err := a.NoteChange("test", revoked); reasonOf(err) != agent.BadChange || !strings.Contains(err.Error(), says) {
+			if _, err := a.NoteChange("test", revoked); codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), says) {
 				t.Errorf("%v, want %q", err, says)
 			}
 		})
@@ -393,20 +394,20 @@ func TestFullDiskForChanges(t *testing.T) {
 		time.Sleep(time.Hour)
 		z.fill(errors.New("no space left on device"))
 		noted, err := a.NoteChange("test", revoked)
-		if reasonOf(err) != agent.NotKept || noted.ID == "" || !strings.Contains(err.Error(), "in force, and not on the disk: no space left on device; the next start does not know of it; look at the disk") {
+		if codeOf(err) != api.CodeNotKept || noted.ID == "" || !strings.Contains(err.Error(), "in force, and not on the disk: no space left on device; the next start does not know of it; look at the disk") {
 			t.Errorf("%+v, %v", noted, err)
 		}
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); reasonOf(err) != agent.PermissionsRevoked {
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
 			t.Errorf("not in force: %v", err)
 		}
 		if trouble := a.Status().Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "not kept on the disk: no space left") {
 			t.Errorf("trouble %q", trouble)
 		}
 		other, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Changed})
-		if reasonOf(err) != agent.NotKept {
+		if codeOf(err) != api.CodeNotKept {
 			t.Error(err)
 		}
-		if was, err := a.WithdrawChange("test", other.ID); reasonOf(err) != agent.NotKept || was.ID != other.ID || !strings.Contains(err.Error(), "withdrawn, and not on the disk: no space left on device; the next start does not know of it") {
+		if was, err := a.WithdrawChange("test", other.ID); codeOf(err) != api.CodeNotKept || was.ID != other.ID || !strings.Contains(err.Error(), "withdrawn, and not on the disk: no space left on device; the next start does not know of it") {
 			t.Errorf("%+v, %v", was, err)
 		}
 		time.Sleep(5 * time.Minute)
@@ -423,7 +424,7 @@ func TestFullDiskForChanges(t *testing.T) {
 			t.Errorf("%d failures, %d times kept again", failures, again)
 		}
 		z.fill(errors.New("full again"))
-		if _, err := a.NoteChange("test", revoked); reasonOf(err) != agent.NotKept {
+		if _, err := a.NoteChange("test", revoked); codeOf(err) != api.CodeNotKept {
 			t.Error(err)
 		}
 		z.fill(nil)
@@ -446,7 +447,7 @@ func TestManySaves(t *testing.T) {
 				}
 				noted, err := a.NoteChange("test", revoked)
 				z.fill(nil)
-				if err != nil && reasonOf(err) != agent.NotKept {
+				if err != nil && codeOf(err) != api.CodeNotKept {
 					t.Error(err)
 				}
 				if i%2 == 0 {
@@ -480,7 +481,7 @@ func TestRecordFromBefore(t *testing.T) {
 			t.Errorf("%+v\nwant %+v", changes, before)
 		}
 		// The first fetch waits for nothing: there is no token to go on with.
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); reasonOf(err) != agent.PermissionsRevoked {
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
 			t.Errorf("in force: %v", err)
 		}
 		synctest.Wait()
@@ -577,7 +578,7 @@ func TestWithheld(t *testing.T) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		note(t, a, revoked)
 		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
-		if reasonOf(err) != agent.PermissionsRevoked {
+		if codeOf(err) != api.CodeRevoked {
 			t.Fatal(err)
 		}
 		for _, want := range []string{`identity "vision" on ` + vault, "were revoked on Jan 2 12:00:00 UTC", "still hands out a token from before", "at the latest, probably by", "cannot be recalled", "wait, or watch"} {
@@ -603,18 +604,18 @@ func TestIssuedAfter(t *testing.T) {
 		wanted := agent.Request{Resource: vault, IssuedAfter: time.Now()}
 		_, err := a.Token(t.Context(), module, wanted)
 		var refusal *agent.Error
-		if !errors.As(err, &refusal) || refusal.Reason != agent.NotYet || refusal.RetryAfter != 5*time.Minute || !strings.Contains(err.Error(), "minted before Jan 1 01:00:00 UTC") {
+		if !errors.As(err, &refusal) || refusal.Code != api.CodeNotYet || refusal.RetryAfter != 5*time.Minute || !strings.Contains(err.Error(), "minted before Jan 1 01:00:00 UTC") {
 			t.Errorf("%v", err)
 		}
 		before := time.Now()
 		wanted.Wait = 30 * time.Second
-		if _, err := a.Token(t.Context(), module, wanted); reasonOf(err) != agent.NotYet || time.Since(before) != wanted.Wait {
+		if _, err := a.Token(t.Context(), module, wanted); codeOf(err) != api.CodeNotYet || time.Since(before) != wanted.Wait {
 			t.Errorf("after %v: %v", time.Since(before), err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		before = time.Now()
-		if _, err := a.Token(ctx, module, wanted); reasonOf(err) != agent.NotYet || time.Since(before) != 10*time.Second {
+		if _, err := a.Token(ctx, module, wanted); codeOf(err) != api.CodeNotYet || time.Since(before) != 10*time.Second {
 			t.Errorf("after %v: %v", time.Since(before), err)
 		}
 		calls := z.fetches()
@@ -625,7 +626,7 @@ func TestIssuedAfter(t *testing.T) {
 		}
 		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed})
 		_, err = a.Token(t.Context(), module, agent.Request{Resource: vault, IssuedAfter: time.Now(), Wait: time.Second})
-		if reasonOf(err) != agent.NotYet || !errors.As(err, &refusal) || refusal.RetryAfter < 30*time.Second {
+		if codeOf(err) != api.CodeNotYet || !errors.As(err, &refusal) || refusal.RetryAfter < 30*time.Second {
 			t.Error(err)
 		}
 		if counts := a.Counts(); counts.Failed != 4 || counts.Served != 2 {
@@ -640,7 +641,7 @@ func TestWaitingForTheNetwork(t *testing.T) {
 	inAzure(t, func(_ *agent.Options, z *azure) {
 		z.broken = &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}
 	}, func(t *testing.T, a *agent.Agent, z *azure) {
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: 5 * time.Second}); reasonOf(err) != agent.Unreachable {
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: 5 * time.Second}); codeOf(err) != api.CodeUnreachable {
 			t.Error(err)
 		}
 		mended := time.AfterFunc(time.Minute, func() { z.breakDown(nil) })
@@ -656,7 +657,7 @@ func TestWaitingForTheNetwork(t *testing.T) {
 			}
 		}
 		a.Close()
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: time.Hour}); reasonOf(err) != agent.Stopping {
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: time.Hour}); !isStopping(err) {
 			t.Error(err)
 		}
 	})
@@ -687,11 +688,11 @@ func TestPeek(t *testing.T) {
 		if sight, _, _ = a.Peek(module, request); sight.Permissions.State != tokencache.Current || sight.SHA256 == answer.Token.Text.SHA256() {
 			t.Errorf("%+v", sight)
 		}
-		if _, _, err := a.Peek(root, request); reasonOf(err) != agent.NotGranted {
+		if _, _, err := a.Peek(root, request); codeOf(err) != api.CodeNotGranted {
 			t.Error(err)
 		}
 		a.Close()
-		if _, _, err := a.Peek(module, request); reasonOf(err) != agent.Stopping {
+		if _, _, err := a.Peek(module, request); !isStopping(err) {
 			t.Error(err)
 		}
 	})

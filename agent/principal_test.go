@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 )
 
@@ -167,7 +168,7 @@ func TestForgottenTokensAreOnRecord(t *testing.T) {
 		if len(told) != 1 || told[0].ContextMap()["token_sha256"] != held || told[0].ContextMap()["identity"] != "vision" {
 			t.Errorf("told %v", told)
 		}
-		if _, err := a.Forget(t.Context(), "nobody", "", true); reasonOf(err) != agent.UnknownIdentity {
+		if _, err := a.Forget(t.Context(), "nobody", "", true); codeOf(err) != api.CodeUnknownIdentity {
 			t.Errorf("of nobody: %v", err)
 		}
 	})

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
 )
@@ -75,7 +76,7 @@ func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *
 func withholds(t *testing.T, a *agent.Agent) bool {
 	t.Helper()
 	_, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
-	if err != nil && reasonOf(err) != agent.PermissionsRevoked {
+	if err != nil && codeOf(err) != api.CodeRevoked {
 		t.Error(err)
 	}
 	return err != nil
@@ -214,7 +215,7 @@ func TestRevocationOnAFullDisk(t *testing.T) {
 			before = d.record()
 			d.fill(errors.New("no space left on device"))
 			noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Revoked})
-			if reasonOf(err) != agent.NotKept {
+			if codeOf(err) != api.CodeNotKept {
 				t.Error(err)
 			}
 			id = noted.ID

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -80,12 +81,12 @@ func (a *Agent) Rejected(ctx context.Context, caller grants.Caller, r Rejection)
 	}
 	identity := granted.Identity
 	if wait := a.reports.admit(rules.SubjectOf(&caller)); wait > 0 {
-		return Advice{}, &Error{Reason: Busy, RetryAfter: wait, Detail: fmt.Sprintf(
+		return Advice{}, &Error{Code: api.CodeBusy, RetryAfter: wait, Detail: fmt.Sprintf(
 			"too many reports of refused tokens: one in %v is looked into; the answer to the last one still stands", reportEvery)}
 	}
 	c, err := a.open(rules, caller, identity, r, wanted)
 	if err != nil {
-		return Advice{}, a.explain(identity, r.Resource, err)
+		return Advice{}, a.callerError(identity, r.Resource, err)
 	}
 	c.judge(ctx)
 	a.log.Info("a resource refused a token", zap.Stringer("caller", caller), zap.String("identity", identity.Name),

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -286,21 +287,21 @@ func TestBadReports(t *testing.T) {
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		for _, row := range []struct {
 			report agent.Rejection
-			reason agent.Reason
+			reason api.Code
 			says   string
 		}{
-			{agent.Rejection{Resource: vault}, agent.BadChange, "401 or 403"},
-			{agent.Rejection{Resource: vault, Status: 500}, agent.BadChange, "401 or 403"},
-			{agent.Rejection{Resource: vault, Status: 401, SHA256: "zz"}, agent.BadChange, "64 hexadecimal digits"},
-			{agent.Rejection{Resource: vault, Status: 401, SHA256: "abcd"}, agent.BadChange, "64 hexadecimal digits"},
-			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte("[]")}, agent.BadChange, "not a JSON object"},
-			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte("null")}, agent.BadChange, "not a JSON object"},
-			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte(`{"access_token":1}`)}, agent.BadChange, "not an object of claims"},
-			{agent.Rejection{Resource: vault, Status: 401, Challenge: make([]byte, 1<<20)}, agent.BadChange, "larger than"},
-			{agent.Rejection{Resource: vault, Status: 401, Identity: "device"}, agent.NotGranted, "no [[grant]]"},
-			{agent.Rejection{Resource: "vault", Status: 401}, agent.BadResource, "no App ID URI"},
+			{agent.Rejection{Resource: vault}, api.CodeBadRequest, "401 or 403"},
+			{agent.Rejection{Resource: vault, Status: 500}, api.CodeBadRequest, "401 or 403"},
+			{agent.Rejection{Resource: vault, Status: 401, SHA256: "zz"}, api.CodeBadRequest, "64 hexadecimal digits"},
+			{agent.Rejection{Resource: vault, Status: 401, SHA256: "abcd"}, api.CodeBadRequest, "64 hexadecimal digits"},
+			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte("[]")}, api.CodeBadRequest, "not a JSON object"},
+			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte("null")}, api.CodeBadRequest, "not a JSON object"},
+			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte(`{"access_token":1}`)}, api.CodeBadRequest, "not an object of claims"},
+			{agent.Rejection{Resource: vault, Status: 401, Challenge: make([]byte, 1<<20)}, api.CodeBadRequest, "larger than"},
+			{agent.Rejection{Resource: vault, Status: 401, Identity: "device"}, api.CodeNotGranted, "no [[grant]]"},
+			{agent.Rejection{Resource: "vault", Status: 401}, api.CodeBadRequest, "no App ID URI"},
 		} {
-			if _, err := a.Rejected(t.Context(), module, row.report); reasonOf(err) != row.reason || !strings.Contains(err.Error(), row.says) {
+			if _, err := a.Rejected(t.Context(), module, row.report); codeOf(err) != row.reason || !strings.Contains(err.Error(), row.says) {
 				t.Errorf("%.100v: %v, want %q", row.report, err, row.says)
 			}
 		}
@@ -311,14 +312,14 @@ func TestBadReports(t *testing.T) {
 		for range 10 {
 			_, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403})
 			var refusal *agent.Error
-			if !errors.As(err, &refusal) || refusal.Reason != agent.Busy || refusal.RetryAfter != 10*time.Second {
+			if !errors.As(err, &refusal) || refusal.Code != api.CodeBusy || refusal.RetryAfter != 10*time.Second {
 				t.Fatalf("%v", err)
 			}
 		}
 		reject(t, a, user, agent.Rejection{Resource: vault, Status: 403}) // each for itself
 		time.Sleep(10 * time.Second)
 		reject(t, a, module, agent.Rejection{Resource: vault, Status: 403})
-		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); reasonOf(err) != agent.Busy {
+		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
 			t.Error(err)
 		}
 		reject(t, a, user, agent.Rejection{Resource: vault, Status: 401, Challenge: []byte(nbf)})
@@ -330,7 +331,7 @@ func TestBadReports(t *testing.T) {
 		if _, err := a.Apply(edge()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); reasonOf(err) != agent.Busy {
+		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
 			t.Error("a reload lets a caller begin anew")
 		}
 		ask(t, a, user, agent.Request{Resource: vault})
@@ -346,7 +347,7 @@ func TestBadReports(t *testing.T) {
 		}
 		a.Close()
 		time.Sleep(time.Minute)
-		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); reasonOf(err) != agent.Stopping {
+		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); !isStopping(err) {
 			t.Error(err)
 		}
 	})

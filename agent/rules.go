@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -101,14 +102,14 @@ func refusalOf(denial *grants.Denial) *Error {
 	if denial == nil {
 		return nil
 	}
-	return &Error{Reason: reasonOfDenial[denial.Err], Detail: denial.Detail, Choices: denial.Choices}
+	return &Error{Code: codeOfDenial[denial.Err], Detail: denial.Detail, Choices: denial.Choices}
 }
 
-var reasonOfDenial = map[error]Reason{
-	grants.ErrBadResource:       BadResource,
-	grants.ErrUnknownIdentity:   UnknownIdentity,
-	grants.ErrAmbiguousIdentity: AmbiguousIdentity,
-	grants.ErrNotGranted:        NotGranted,
+var codeOfDenial = map[error]api.Code{
+	grants.ErrBadResource:       api.CodeBadRequest,
+	grants.ErrUnknownIdentity:   api.CodeUnknownIdentity,
+	grants.ErrAmbiguousIdentity: api.CodeAmbiguous,
+	grants.ErrNotGranted:        api.CodeNotGranted,
 }
 
 // unknownIdentity refuses a name that no identity has.
@@ -119,7 +120,7 @@ func (s *ruleset) unknownIdentity(name string) *Error {
 	}
 	slices.Sort(names)
 	return &Error{
-		Reason:  UnknownIdentity,
+		Code:    api.CodeUnknownIdentity,
 		Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", cut(name, 64)),
 		Choices: names,
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -22,7 +23,7 @@ func TestSpellings(t *testing.T) {
 			if noted.Resource != vault || noted.Touched != 1 || noted.Waiting != 1 {
 				t.Errorf("%s: %+v", resource, noted)
 			}
-			if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); reasonOf(err) != agent.PermissionsRevoked {
+			if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
 				t.Errorf("%s: %v", resource, err)
 			}
 			if _, err := a.WithdrawChange("test", noted.ID); err != nil {
@@ -31,7 +32,7 @@ func TestSpellings(t *testing.T) {
 			ask(t, a, module, agent.Request{Resource: vault})
 		}
 		says := "granted is " + vault + ", and the back end takes another spelling for another resource"
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault + "/"}); reasonOf(err) != agent.NotGranted || !strings.Contains(err.Error(), says) {
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault + "/"}); codeOf(err) != api.CodeNotGranted || !strings.Contains(err.Error(), says) {
 			t.Errorf("a request: %v", err)
 		}
 		if d, _ := a.Decide(module, grants.Request{Resource: vault + "/"}); d.Allowed || !strings.Contains(fmt.Sprint(d.Evaluations), "decides, and names "+vault+", which") {

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 )
 
@@ -116,11 +117,11 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 					t.Errorf("%s: trouble %q", name, trouble)
 				}
 				noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
-				if reasonOf(err) != agent.NotKept || !strings.Contains(err.Error(), "is not overwritten before it was") {
+				if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), "is not overwritten before it was") {
 					t.Errorf("%s: %v", name, err)
 				}
 				passing, _ := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
-				if _, err := a.WithdrawChange("test", passing.ID); reasonOf(err) != agent.NotKept {
+				if _, err := a.WithdrawChange("test", passing.ID); codeOf(err) != api.CodeNotKept {
 					t.Errorf("%s: %v", name, err)
 				}
 				time.Sleep(10 * time.Minute)
@@ -245,7 +246,7 @@ func TestWithdrawnBeforeTheRecordIsRead(t *testing.T) {
 		eio := errors.New("input/output error")
 		d.become(eio)
 		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			if _, err := a.WithdrawChange("test", d.there.Changes[0].ID); reasonOf(err) != agent.NotKept {
+			if _, err := a.WithdrawChange("test", d.there.Changes[0].ID); codeOf(err) != api.CodeNotKept {
 				t.Error(err)
 			}
 			d.become(nil)
@@ -369,7 +370,7 @@ func TestRecordThatIsLost(t *testing.T) {
 				answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
 				switch {
 				case row.withhold || row.marked:
-					if reasonOf(err) != agent.PermissionsRevoked {
+					if codeOf(err) != api.CodeRevoked {
 						t.Errorf("%s: %v", row.name, err)
 					}
 				case err != nil || answer.Permissions.State != tokencache.Uncertain:
@@ -395,7 +396,7 @@ func TestRecordThatIsLost(t *testing.T) {
 					t.Fatal(err)
 				}
 				if !row.marked {
-					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); (reasonOf(err) == agent.PermissionsRevoked) == row.withhold {
+					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); (codeOf(err) == api.CodeRevoked) == row.withhold {
 						t.Errorf("%s, and configured the other way: %v", row.name, err)
 					}
 				}
@@ -541,7 +542,7 @@ func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
 		}
 		d.start(t, slow, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
-			if reasonOf(err) != agent.NotKept {
+			if codeOf(err) != api.CodeNotKept {
 				t.Fatal(err)
 			}
 			<-reading
@@ -592,12 +593,12 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 				switch {
 				case !withhold && answer.Permissions.State != tokencache.Uncertain:
 					t.Errorf("%+v, %v", answer.Permissions, err)
-				case withhold && (reasonOf(err) != agent.PermissionsRevoked || strings.Contains(err.Error(), "by Jan") || strings.Contains(err.Error(), "were revoked on") ||
+				case withhold && (codeOf(err) != api.CodeRevoked || strings.Contains(err.Error(), "by Jan") || strings.Contains(err.Error(), "were revoked on") ||
 					!strings.Contains(err.Error(), "cannot be read now, so that nobody knows") || !strings.Contains(err.Error(), "[tokens] lost_record); to end that: "+fault.Mend())):
 					t.Error(err)
 				}
 				_, err = a.WithdrawChange("test", "unread")
-				if reasonOf(err) != agent.BadChange || !strings.Contains(err.Error(), "permission denied; "+fault.Mend()) || !strings.Contains(err.Error(), "move its two files") {
+				if codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), "permission denied; "+fault.Mend()) || !strings.Contains(err.Error(), "move its two files") {
 					t.Error(err)
 				}
 				c := a.Changes()
@@ -630,7 +631,7 @@ func TestUnreadRecordIsMovedAway(t *testing.T) {
 			t.Fatalf("%+v", c)
 		}
 		_, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
-		if reasonOf(err) != agent.PermissionsRevoked || !strings.Contains(err.Error(), "the record of policy changes is lost, so that nobody knows") || !strings.HasSuffix(err.Error(), c[0].Mend) {
+		if codeOf(err) != api.CodeRevoked || !strings.Contains(err.Error(), "the record of policy changes is lost, so that nobody knows") || !strings.HasSuffix(err.Error(), c[0].Mend) {
 			t.Errorf("%v", err)
 		}
 		if _, err := a.WithdrawChange("test", c[0].ID); err != nil || withholds(t, a) {
@@ -685,7 +686,7 @@ func TestUnkeptChanges(t *testing.T) {
 			d.fill(full)
 			d.start(t, row.change, func(a *agent.Agent, _ *observer.ObservedLogs) {
 				_, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
-				if reasonOf(err) != agent.NotKept || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "--state-dir") {
+				if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "--state-dir") {
 					t.Errorf("%s: %v, want %q", row.name, err, row.says)
 				}
 			})
@@ -775,7 +776,7 @@ func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 				mustHave(t, a)
 				time.Sleep(40 * time.Minute)
 				noted = clock.Boot()
-				if _, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Revoked}); reasonOf(err) != agent.NotKept {
+				if _, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Revoked}); codeOf(err) != api.CodeNotKept {
 					t.Fatal(err)
 				}
 				last(0, a)
@@ -846,7 +847,7 @@ func TestWithdrawnBeforeItIsKnownToStandForMore(t *testing.T) {
 		later.Changes[0].Joined, later.Changes[0].Resource = 1, ""
 		d.there = &later
 		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			if _, err := a.WithdrawChange("test", later.Changes[0].ID); reasonOf(err) != agent.NotKept {
+			if _, err := a.WithdrawChange("test", later.Changes[0].ID); codeOf(err) != api.CodeNotKept {
 				t.Error(err)
 			}
 			d.become(nil)
@@ -894,7 +895,7 @@ func TestStandInSpreads(t *testing.T) {
 					if n := d.Count(); n != 0 {
 						t.Errorf("%s: %d fetched before", row.name, n)
 					}
-					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); row.withhold != (reasonOf(err) == agent.PermissionsRevoked) || !row.withhold && err != nil {
+					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); row.withhold != (codeOf(err) == api.CodeRevoked) || !row.withhold && err != nil {
 						t.Errorf("%s: who asks has %v", row.name, err)
 					}
 				}

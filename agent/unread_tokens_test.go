@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/binding"
 	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
@@ -252,7 +253,7 @@ func TestUnreadCopyOfTheRecord(t *testing.T) {
 func note2(t *testing.T, a *agent.Agent) agent.NotedChange {
 	t.Helper()
 	noted, err := a.NoteChange("uid 0 (pid 7)", agent.Change{Resource: vault, Effect: tokencache.Granted})
-	if err != nil && reasonOf(err) != agent.NotKept {
+	if err != nil && codeOf(err) != api.CodeNotKept {
 		t.Fatal(err)
 	}
 	for _, c := range a.Changes() {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/agent/store"
 	"perceptd/tokencache"
@@ -402,7 +403,7 @@ func (l *life) ask(k *key) {
 		answer, err := p.agent.Token(ctx, grants.Caller{UID: uid, GID: grants.NoID}, agent.Request{Resource: k.Resource, Identity: k.identity, MinTTL: 5 * time.Minute})
 		refusal := new(agent.Error)
 		var onRecord []agent.NotedChange // by which it is withheld: some of them may have been read just now
-		if errors.As(err, &refusal) && refusal.Reason == agent.PermissionsRevoked {
+		if errors.As(err, &refusal) && refusal.Code == api.CodeRevoked {
 			onRecord = p.agent.Changes()
 		}
 		l.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 )
 
@@ -182,10 +183,10 @@ func (l *life) note(e event) {
 	switch {
 	case err == nil:
 		ch.kept = true
-	case errors.As(err, &refusal) && refusal.Reason == agent.NotKept:
-	case errors.As(err, &refusal) && (refusal.Reason == agent.FutureChange || refusal.Reason == agent.BadChange):
+	case errors.As(err, &refusal) && refusal.Code == api.CodeNotKept:
+	case errors.As(err, &refusal) && (refusal.Code == api.CodeFutureChange || refusal.Code == api.CodeBadRequest):
 		return
-	case errors.As(err, &refusal) && refusal.Reason == agent.TooManyChanges:
+	case errors.As(err, &refusal) && refusal.Code == api.CodeTooManyChanges:
 		if e.effect == tokencache.Revoked {
 			l.oracle.fail("revocation refused", "%v", err)
 		}
@@ -485,7 +486,7 @@ func (o *oracle) judgeLife(p *process, k *key, a agent.Answer, t *issued, now ti
 // refused judges an error that a caller got.
 func (o *oracle) refused(p *process, k *key, asked time.Time, e *agent.Error) {
 	now := time.Now()
-	if e.Reason == agent.PermissionsRevoked {
+	if e.Code == api.CodeRevoked {
 		o.judgeLag(k, now, true)
 		return
 	}

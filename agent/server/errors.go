@@ -34,32 +34,26 @@ func badRequest(detail string) *apiError {
 	return &apiError{status: http.StatusBadRequest, code: api.CodeBadRequest, detail: detail}
 }
 
-// answerOf is the status and code of each of the agent's reasons. A permanent one is never 404, 410, 429 or 5xx where
-// SDKs ask: they repeat these.
-var answerOf = map[agent.Reason]struct {
-	status int
-	code   api.Code
-}{
-	agent.BadResource:       {http.StatusBadRequest, api.CodeBadRequest},
-	agent.UnknownIdentity:   {http.StatusBadRequest, api.CodeUnknownIdentity},
-	agent.AmbiguousIdentity: {http.StatusBadRequest, api.CodeAmbiguous},
-	agent.NotGranted:        {http.StatusForbidden, api.CodeNotGranted},
-	agent.ShortLife:         {http.StatusServiceUnavailable, api.CodeShortLife},
-	agent.Throttled:         {http.StatusServiceUnavailable, api.CodeThrottled},
-	agent.Unreachable:       {http.StatusServiceUnavailable, api.CodeUnreachable},
-	agent.MalformedAnswer:   {http.StatusServiceUnavailable, api.CodeMalformedAnswer},
-	agent.IdentityNotFound:  {http.StatusBadRequest, api.CodeIdentityNotFound},
-	agent.Refused:           {http.StatusForbidden, api.CodeRefused},
-	agent.Stopping:          {http.StatusServiceUnavailable, api.CodeUnreachable},
-
-	agent.PermissionsRevoked: {http.StatusForbidden, api.CodeRevoked},
-	agent.NotYet:             {http.StatusServiceUnavailable, api.CodeNotYet},
-	agent.BadChange:          {http.StatusBadRequest, api.CodeBadRequest},
-	agent.FutureChange:       {http.StatusUnprocessableEntity, api.CodeFutureChange},
-	agent.TooManyChanges:     {http.StatusUnprocessableEntity, api.CodeTooManyChanges},
-	agent.UnknownChange:      {http.StatusNotFound, api.CodeUnknownChange},
-	agent.NotKept:            {http.StatusInsufficientStorage, api.CodeNotKept},
-	agent.Busy:               {http.StatusTooManyRequests, api.CodeBusy},
+// statusOf is the status of each code that the agent answers with. A permanent one is never 404, 410, 429 or 5xx where SDKs
+// ask: they repeat these.
+var statusOf = map[api.Code]int{
+	api.CodeBadRequest:       http.StatusBadRequest,
+	api.CodeUnknownIdentity:  http.StatusBadRequest,
+	api.CodeAmbiguous:        http.StatusBadRequest,
+	api.CodeNotGranted:       http.StatusForbidden,
+	api.CodeShortLife:        http.StatusServiceUnavailable,
+	api.CodeThrottled:        http.StatusServiceUnavailable,
+	api.CodeUnreachable:      http.StatusServiceUnavailable,
+	api.CodeMalformedAnswer:  http.StatusServiceUnavailable,
+	api.CodeIdentityNotFound: http.StatusBadRequest,
+	api.CodeRefused:          http.StatusForbidden,
+	api.CodeRevoked:          http.StatusForbidden,
+	api.CodeNotYet:           http.StatusServiceUnavailable,
+	api.CodeFutureChange:     http.StatusUnprocessableEntity,
+	api.CodeTooManyChanges:   http.StatusUnprocessableEntity,
+	api.CodeUnknownChange:    http.StatusNotFound,
+	api.CodeNotKept:          http.StatusInsufficientStorage,
+	api.CodeBusy:             http.StatusTooManyRequests,
 }
 
 // tokenError turns the agent's error over a request for a token, which the agent has counted, into an
@@ -75,11 +69,8 @@ func errorOf(err error) *apiError {
 	var why *agent.Error
 	switch {
 	case errors.As(err, &why):
-		if answer, ok := answerOf[why.Reason]; ok {
-			return &apiError{
-				status: answer.status, code: answer.code,
-				detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter,
-			}
+		if status, known := statusOf[why.Code]; known {
+			return &apiError{status: status, code: why.Code, detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter}
 		}
 	case errors.Is(err, context.Canceled):
 		return &apiError{

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -111,23 +112,28 @@ func TestCallerThatWentAway(t *testing.T) {
 	checkRefusal(t, "gone", got, 503, api.CodeUnreachable)
 }
 
-func TestEveryReasonHasAnAnswer(t *testing.T) {
+func TestEveryCodeHasAStatus(t *testing.T) {
 	t.Parallel()
-	elsewhere := []agent.Reason{agent.UnknownChange, agent.Busy} // where no SDK asks
-	for reason := agent.BadResource; reason <= agent.Busy; reason++ {
-		e := tokenError(&agent.Error{Reason: reason, Detail: "d"})
-		if e.status == 500 || !e.counted || e.detail != "d" {
-			t.Errorf("reason %d: %+v", reason, e)
+	elsewhere := []api.Code{api.CodeUnknownChange, api.CodeBusy} // where no SDK asks
+	kinds := []tokencache.Kind{tokencache.Unreachable, tokencache.Throttled, tokencache.IdentityNotFound, tokencache.Refused, tokencache.Malformed}
+	codes := slices.Collect(maps.Keys(statusOf))
+	for _, kind := range kinds {
+		codes = append(codes, api.Code(kind))
+	}
+	for _, code := range codes {
+		e := tokenError(&agent.Error{Code: code, Detail: "d"})
+		if e.status == 500 || !e.counted || e.detail != "d" || e.code != code {
+			t.Errorf("%s: %+v", code, e)
 		}
 		// SDKs repeat these for minutes, or not at all.
 		switch e.status {
 		case 404, 408, 410, 429:
-			if !slices.Contains(elsewhere, reason) {
-				t.Errorf("reason %d is told as %d", reason, e.status)
+			if !slices.Contains(elsewhere, code) {
+				t.Errorf("%s is answered with %d", code, e.status)
 			}
 		}
 	}
-	for _, err := range []error{&agent.Error{Reason: 255, Detail: canary}, errors.New(canary)} {
+	for _, err := range []error{&agent.Error{Code: "other", Detail: canary}, errors.New(canary)} {
 		e := errorOf(err)
 		if e.status != 500 || e.code != api.CodeInternal || strings.Contains(e.detail, "canary") {
 			t.Errorf("%T: %+v", err, e)

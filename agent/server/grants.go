@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
 	"perceptd/agent/grants"
@@ -94,12 +93,12 @@ func (s *Server) checkGrants(req *request) *apiError {
 		return e
 	}
 	d, refusal := s.Agent.Decide(who, request)
-	if refusal != nil && refusal.Reason == agent.BadResource {
+	if refusal != nil && refusal.Code == api.CodeBadRequest {
 		return errorOf(refusal)
 	}
 	answer := api.Decision{Allowed: d.Allowed, Identity: d.Identity, Reason: d.Reason, Considered: []api.ConsideredGrant{}}
 	if refusal != nil {
-		answer.Code = answerOf[refusal.Reason].code
+		answer.Code = refusal.Code
 	}
 	if d.Grant != nil {
 		g := grantOf(d.Grant)

@@ -148,7 +148,7 @@ func (w *watcher) end(last api.WatchEvent, detail string) {
 func whyEnded(err error) string {
 	var why *agent.Error
 	switch {
-	case errors.As(err, &why) && why.Reason == agent.Stopping:
+	case errors.As(err, &why) && why.Stopping:
 		return stoppingDetail
 	case errors.As(err, &why):
 		return why.Detail

@@ -476,7 +476,7 @@ func TestWhyEnded(t *testing.T) {
 	if got := whyEnded(errors.New(canary)); strings.Contains(got, "canary") || got == "" {
 		t.Errorf("a fault is told: %q", got)
 	}
-	if got := whyEnded(&agent.Error{Reason: agent.Stopping}); got != stoppingDetail {
+	if got := whyEnded(&agent.Error{Code: api.CodeUnreachable, Stopping: true}); got != stoppingDetail {
 		t.Errorf("%q", got)
 	}
 }

@@ -29,7 +29,7 @@ var mayImport = map[string]struct {
 }{
 	"tokencache":           {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
 	"tokencache/staleness": {nil, "it is a test alone"},
-	"agent":                {[]string{"agent/grants", "tokencache"}, "it puts cache, grants and audit together; who calls, and over what, is others' work"},
+	"agent":                {[]string{"agent/api", "agent/grants", "tokencache"}, "it puts cache, grants and audit together; who calls, and over what, is others' work"},
 	"agent/grants":         {[]string{"tokencache"}, "it decides by values alone, so that a table of values tests it"},
 	"agent/api":            {[]string{"tokencache"}, "the wire contract names the enumerations of the cache by alias, and costs its importer nothing else"},
 	"agent/source":         {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
