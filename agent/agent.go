@@ -5,56 +5,15 @@ package agent
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
-	"perceptd/agent/api"
-	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
-
-// Request asks for a token. At most one of the four ways to name an identity may be used; none
-// leaves the choice to the caller's grants.
-type Request struct {
-	Resource string // App ID URI; a /.default suffix is dropped
-
-	Identity   string // by configured name
-	ClientID   string
-	ObjectID   string
-	ResourceID string
-
-	MinTTL         time.Duration // the life that the caller wants the token to have left
-	MinTTLRequired bool          // whether less than MinTTL is an error, or merely a pity
-
-	// IssuedAfter is a moment, by the issuer's clock, after which the token is to have been minted. Zero:
-	// any. It is always firm.
-	IssuedAfter time.Time
-
-	// Wait is how long, in real time, to wait until there is a token that meets the need and is not
-	// withheld. Zero: for one fetch at most, which a longer Wait does not cut short either.
-	Wait time.Duration
-}
-
-// Answer is a token on its way to a caller.
-type Answer struct {
-	tokencache.Answer
-	Identity *grants.Identity
-
-	// Advertise is the life that the SDK forms tell: no more than Left, and less, so that SDKs come back,
-	// the sooner while the permissions are not current.
-	Advertise time.Duration
-}
-
-// Counts counts what callers were answered.
-type Counts struct {
-	Served, Denied, Invalid, Failed int64
-}
 
 // Options is what an Agent is made of.
 type Options struct {
@@ -210,125 +169,5 @@ func (a *Agent) close() {
 	keep()
 }
 
-// Check returns nil while the cache answers and its schedule moves: what a watchdog wants to know.
+// Ping returns nil while the cache answers and its schedule moves. It is for a watchdog.
 func (a *Agent) Ping(ctx context.Context) error { return a.cache.Ping(ctx) }
-
-// Token answers a caller: a token, or an *Error. It waits for the back end only when it must, and
-// never longer than ctx.
-func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Answer, error) {
-	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
-	answer, err := a.answer(ctx, caller, r)
-	if err == nil {
-		a.served.Add(1)
-		return answer, nil
-	}
-	var refusal *Error
-	switch {
-	case errors.As(err, &refusal) && refusal.Code == api.CodeNotGranted:
-		a.denied.Add(1)
-		a.audit.denied(a.rules.Load(), &caller, r.forGrants())
-	case refusal != nil && refusal.isInvalid():
-		a.invalid.Add(1)
-	default:
-		a.failed.Add(1)
-	}
-	return Answer{}, err
-}
-
-func (a *Agent) answer(ctx context.Context, caller grants.Caller, r Request) (Answer, error) {
-	if r.Wait > 0 {
-		return a.await(ctx, caller, r)
-	}
-	for {
-		rules := a.rules.Load()
-		answer, err := a.answerUnder(ctx, rules, caller, r)
-		if a.rules.Load() == rules {
-			return answer, err
-		}
-		// The rules changed while the caller waited: what it may have is decided by those in force.
-	}
-}
-
-func (a *Agent) answerUnder(ctx context.Context, rules *ruleset, caller grants.Caller, r Request) (Answer, error) {
-	granted, denial := rules.authorize(&caller, r.forGrants())
-	if denial != nil {
-		return Answer{}, denial
-	}
-	identity := granted.Identity
-	answer, err := a.cache.Get(ctx, tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}, tokencache.Need{
-		MinTTL: r.MinTTL, MinTTLRequired: r.MinTTLRequired, IssuedAfter: r.IssuedAfter, Alternates: rules.AlternatesFor(&caller, identity, r.Resource),
-	})
-	if err != nil {
-		return Answer{}, a.callerError(identity, r.Resource, err)
-	}
-	a.audit.allowed(rules, &caller, granted, r.Resource)
-	told := rules.sdkLife()
-	if answer.Permissions.State != tokencache.Current || answer.Unconfirmed {
-		told = min(told, staleSDKLife)
-	}
-	return Answer{Answer: answer, Identity: identity, Advertise: min(answer.Left, told)}, nil
-}
-
-// askAgain is how often a waiting caller asks where no news will come by itself: for a key without a
-// token, whose fetch failed. The cache remembers failures, so that asking costs no call each time.
-const pollInterval = 2 * time.Second
-
-// await answers a caller that would rather wait than be told that there is no token for it yet. The
-// rules are those in force at each try.
-func (a *Agent) await(ctx context.Context, caller grants.Caller, r Request) (Answer, error) {
-	patience, cancel := context.WithTimeout(ctx, r.Wait)
-	defer cancel()
-	for {
-		sight, news, err := a.peek(caller, r) // first, so that nothing is missed between the try and the wait
-		if err != nil {
-			return Answer{}, err
-		}
-		r.Wait = 0
-		answer, err := a.answer(ctx, caller, r)
-		var refusal *Error
-		if err == nil || !errors.As(err, &refusal) || !refusal.passes() {
-			return answer, err
-		}
-		if !pause(patience, news, sight.SHA256 == "") {
-			return Answer{}, err
-		}
-	}
-}
-
-// pause returns at news, or after a while where none will come by itself; false when patience is over.
-func pause(patience context.Context, news <-chan struct{}, missing bool) bool {
-	var again <-chan time.Time
-	if missing {
-		timer := time.NewTimer(pollInterval)
-		defer timer.Stop()
-		again = timer.C
-	}
-	select {
-	case <-news:
-	case <-again:
-	case <-patience.Done():
-		return false
-	}
-	return true
-}
-
-// Counts returns what callers were answered since the start.
-func (a *Agent) Counts() Counts {
-	return Counts{Served: a.served.Load(), Denied: a.denied.Load(), Invalid: a.invalid.Load(), Failed: a.failed.Load()}
-}
-
-// Decide returns what the grants in force say to a request, and what the caller would be refused with. It fetches
-// nothing and counts nothing.
-func (a *Agent) Decide(caller grants.Caller, r grants.Request) (grants.Decision, *Error) {
-	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
-	d := a.rules.Load().Decide(&caller, r)
-	return d, refusalOf(d.Denial)
-}
-
-// GrantsFor returns the grants that decide about a caller, in the order of the configuration: all that it may have.
-func (a *Agent) GrantsFor(caller grants.Caller) []grants.Ref {
-	return a.rules.Load().GrantsFor(&caller)
-}
-
-// Grants returns every grant in force.
-func (a *Agent) Grants() []grants.Ref { return a.rules.Load().Refs() }

@@ -83,14 +83,6 @@ func (r Rules) compile() (*ruleset, error) {
 	return &ruleset{Rules: r, Authorizer: grants.NewAuthorizer(r.Rules)}, nil
 }
 
-// forGrants returns the part of r that the grants decide about.
-func (r *Request) forGrants() grants.Request {
-	return grants.Request{
-		Resource: r.Resource,
-		Identity: r.Identity, ClientID: r.ClientID, ObjectID: r.ObjectID, ResourceID: r.ResourceID,
-	}
-}
-
 // authorize returns the identity that a request is for, with the grant that allows it, or why caller may not have it.
 func (s *ruleset) authorize(caller *grants.Caller, r grants.Request) (grants.GrantedIdentity, *Error) {
 	granted, denial := s.Authorize(caller, r)
@@ -210,3 +202,19 @@ func (s *ruleset) changes(before *ruleset) []string {
 	}
 	return append(all, s.AlternateChanges(before.Authorizer)...)
 }
+
+// Decide returns what the grants in force say to a request, and what the caller would be refused with. It fetches
+// nothing and counts nothing.
+func (a *Agent) Decide(caller grants.Caller, r grants.Request) (grants.Decision, *Error) {
+	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	d := a.rules.Load().Decide(&caller, r)
+	return d, refusalOf(d.Denial)
+}
+
+// GrantsFor returns the grants that decide about a caller, in the order of the configuration: all that it may have.
+func (a *Agent) GrantsFor(caller grants.Caller) []grants.Ref {
+	return a.rules.Load().GrantsFor(&caller)
+}
+
+// Grants returns every grant in force.
+func (a *Agent) Grants() []grants.Ref { return a.rules.Load().Refs() }

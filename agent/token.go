@@ -1,0 +1,191 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"perceptd/agent/api"
+	"perceptd/agent/grants"
+	"perceptd/tokencache"
+)
+
+// Request asks for a token. It names the identity in at most one of the four ways; in none, the caller's grants choose
+// it.
+type Request struct {
+	Resource string // App ID URI; a /.default suffix is dropped
+
+	Identity   string // by configured name
+	ClientID   string
+	ObjectID   string
+	ResourceID string
+
+	MinTTL         time.Duration // the life that the caller wants the token to have left
+	MinTTLRequired bool          // true: less than MinTTL is an error; false: the token is returned anyway
+
+	// IssuedAfter is a moment, by the issuer's clock, after which the token must have been issued. Zero: any.
+	IssuedAfter time.Time
+
+	// Wait is how long, in real time, to wait for a token that meets the need and is not withheld. Zero: for one fetch
+	// at most, which a longer Wait does not cut short either.
+	Wait time.Duration
+}
+
+// forGrants returns the part of r that the grants decide about.
+func (r *Request) forGrants() grants.Request {
+	return grants.Request{
+		Resource: r.Resource,
+		Identity: r.Identity, ClientID: r.ClientID, ObjectID: r.ObjectID, ResourceID: r.ResourceID,
+	}
+}
+
+// Answer is a token on its way to a caller.
+type Answer struct {
+	tokencache.Answer
+	Identity *grants.Identity
+
+	// Advertise is the life that the SDK forms state. It is at most Left, and less where an SDK should come back
+	// earlier: always by a limit, and by a lower one while the permissions are not current.
+	Advertise time.Duration
+}
+
+// TokenInfo describes the token that is cached for a caller, without the token's text.
+type TokenInfo struct {
+	tokencache.TokenInfo
+	Identity *grants.Identity
+}
+
+// Counts is how many requests for a token were answered in which way.
+type Counts struct {
+	Served, Denied, Invalid, Failed int64
+}
+
+// Counts returns how requests were answered since the start.
+func (a *Agent) Counts() Counts {
+	return Counts{
+		Served: a.served.Load(), Denied: a.denied.Load(), Invalid: a.invalid.Load(), Failed: a.failed.Load(),
+	}
+}
+
+// Token answers a caller: a token, or an *Error. It waits for the back end only when it must, and never longer than
+// ctx.
+func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Answer, error) {
+	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	var answer Answer
+	var err error
+	if r.Wait > 0 {
+		answer, err = a.await(ctx, &caller, r)
+	} else {
+		answer, err = a.answer(ctx, &caller, r)
+	}
+	if err == nil {
+		a.served.Add(1)
+		return answer, nil
+	}
+	var refusal *Error
+	switch {
+	case errors.As(err, &refusal) && refusal.Code == api.CodeNotGranted:
+		a.denied.Add(1)
+		a.audit.denied(a.rules.Load(), &caller, r.forGrants())
+	case refusal != nil && refusal.isInvalid():
+		a.invalid.Add(1)
+	default:
+		a.failed.Add(1)
+	}
+	return Answer{}, err
+}
+
+// answer makes one try. The rules in force at its end decide.
+func (a *Agent) answer(ctx context.Context, caller *grants.Caller, r Request) (Answer, error) {
+	rules := a.rules.Load()
+	granted, refusal := rules.authorize(caller, r.forGrants())
+	if refusal != nil {
+		return Answer{}, refusal
+	}
+	identity := granted.Identity
+	key := tokencache.Key{Selector: identity.Selector(), Resource: r.Resource}
+	answer, err := a.cache.Get(ctx, key, tokencache.Need{
+		MinTTL: r.MinTTL, MinTTLRequired: r.MinTTLRequired, IssuedAfter: r.IssuedAfter,
+		Alternates: rules.AlternatesFor(caller, identity, r.Resource),
+	})
+	if a.rules.Load() != rules { // a reload changed them while the caller waited
+		return a.answer(ctx, caller, r)
+	}
+	if err != nil {
+		return Answer{}, a.callerError(identity, r.Resource, err)
+	}
+	a.audit.allowed(rules, caller, granted, r.Resource)
+	life := rules.sdkLife()
+	if answer.Permissions.State != tokencache.Current || answer.Unconfirmed {
+		life = min(life, staleSDKLife)
+	}
+	return Answer{Answer: answer, Identity: identity, Advertise: min(answer.Left, life)}, nil
+}
+
+// pollInterval is how often a waiting caller tries again when nothing wakes it: for a key without a token, whose fetch
+// failed. The cache remembers failures, so that not every try costs a call.
+const pollInterval = 2 * time.Second
+
+// await tries until there is a token, until waiting no longer helps, or until r.Wait is over. Each try follows the
+// rules in force.
+func (a *Agent) await(ctx context.Context, caller *grants.Caller, r Request) (Answer, error) {
+	waiting, cancel := context.WithTimeout(ctx, r.Wait)
+	defer cancel()
+	for {
+		info, changed, err := a.peek(caller, r) // before the try, so that no change between try and wait is missed
+		if err != nil {
+			return Answer{}, err
+		}
+		answer, err := a.answer(ctx, caller, r)
+		var refusal *Error
+		if err == nil || !errors.As(err, &refusal) || !refusal.passes() {
+			return answer, err
+		}
+		if !waitForChange(waiting, changed, info.SHA256 == "") {
+			return Answer{}, err
+		}
+	}
+}
+
+// waitForChange returns when changed is closed; also after pollInterval if the token is missing. It returns false when
+// ctx is done.
+func waitForChange(ctx context.Context, changed <-chan struct{}, missing bool) bool {
+	var again <-chan time.Time
+	if missing {
+		timer := time.NewTimer(pollInterval)
+		defer timer.Stop()
+		again = timer.C
+	}
+	select {
+	case <-changed:
+	case <-again:
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// Peek returns what is cached now of the token that r would be answered with, and a channel that is closed when that
+// may have changed. It checks the grants at every call. It fetches nothing, but the cache counts it as a request for
+// the token. The error is an *Error.
+func (a *Agent) Peek(caller grants.Caller, r Request) (info TokenInfo, changed <-chan struct{}, err error) {
+	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	info, changed, err = a.peek(&caller, r)
+	a.audit.refused(a.rules.Load(), &caller, r.forGrants(), err)
+	return info, changed, err
+}
+
+// peek is Peek without a trace in the audit.
+func (a *Agent) peek(caller *grants.Caller, r Request) (TokenInfo, <-chan struct{}, error) {
+	granted, refusal := a.rules.Load().authorize(caller, r.forGrants())
+	if refusal != nil {
+		return TokenInfo{}, nil, refusal
+	}
+	identity := granted.Identity
+	info, changed, err := a.cache.Peek(tokencache.Key{Selector: identity.Selector(), Resource: r.Resource})
+	if err != nil {
+		return TokenInfo{}, nil, a.callerError(identity, r.Resource, err)
+	}
+	return TokenInfo{TokenInfo: info, Identity: identity}, changed, nil
+}
