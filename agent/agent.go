@@ -80,13 +80,14 @@ type Agent struct {
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
-	naming    sync.Mutex // one policy change at a time gets its name, or is withdrawn; protects what follows
-	unread    *unread    // what is still to be read, and may tell of changes; nil: nothing is
-	record    record
-	memory    memory
-	stale     staleTracker
-	simulated simulatedWatch
-	reports   reports
+	naming        sync.Mutex // one policy change at a time gets its name, or is withdrawn; protects what follows
+	unread        *unread    // what is still to be read, and may tell of changes; nil: nothing is
+	changeSaver   changeSaver
+	snapshotSaver snapshotSaver
+	rereading     rereading
+	stale         staleTracker
+	simulated     simulatedWatch
+	reports       reports
 }
 
 // New returns a working agent, or the faults of the rules. Close it.
@@ -123,12 +124,12 @@ func New(o Options) (*Agent, error) {
 	for _, m := range o.Unopened {
 		a.cache.Restore(compiled.allowed(m))
 	}
-	a.record.open(o.Keep, a.cache.Record, a.clock, o.Log)
+	a.changeSaver.open(o.Keep, a.cache.Record, a.clock, o.Log)
 	logJoined(o.Log, before.Changes)
 	u := unread{kept: kept}
 	if o.UnreadTokens != nil {
 		u.tokens, u.fault = o.LoadTokens, o.UnreadTokens
-		a.memory.unread.Store(&o.UnreadTokens)
+		a.snapshotSaver.unread.Store(&o.UnreadTokens)
 	}
 	switch {
 	case o.UnreadRecord != nil:
@@ -137,19 +138,20 @@ func New(o Options) (*Agent, error) {
 	case before.lost:
 		a.noteLost(o.Rules, cmp.Or(o.LostRecord, errNoCopy))
 	case before.why != "":
-		a.record.restore(before)
+		a.changeSaver.restore(before)
 	}
-	a.record.renew()
+	a.changeSaver.renew()
 	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.Allows)
-	a.memory.open(o.Keeping, a.cache.Snapshot, a.clock, o.Log, a.changed)
+	a.rereading.open(a.clock)
+	a.snapshotSaver.open(o.Keeping, a.cache.Snapshot, a.clock, o.Log, a.changed)
 	u.began = a.cache.Record()
 	if u.load != nil || u.tokens != nil {
 		a.unread = &u
-		a.record.saver.Go(func() { a.readAgain(&u) })
+		a.rereading.loop.Go(func() { a.readAgain(&u) })
 	}
 	if o.Memory != nil {
-		a.memory.notice(true) // it came from one of both places, and the other may hold what is of another boot, or nothing
+		a.snapshotSaver.notice(true) // it came from one of both places, and the other may hold what is of another boot, or nothing
 	}
 	if err := a.cache.Prefetch(compiled.Prefetch()); err != nil {
 		a.Close()
@@ -163,9 +165,10 @@ func New(o Options) (*Agent, error) {
 func (a *Agent) Close() { a.closing.Do(a.close) }
 
 func (a *Agent) close() {
-	keep := a.memory.close()
+	keep := a.snapshotSaver.close()
 	a.cache.Close() // whoever waits is told before the disk is waited for
-	a.record.close()
+	a.rereading.close()
+	a.changeSaver.close()
 	keep()
 }
 

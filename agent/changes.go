@@ -83,10 +83,10 @@ func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
 		return NotedChange{}, a.changeError(p, err)
 	}
 	a.logChange("policy change noted", by, p)
-	a.memory.notice(true)
+	a.snapshotSaver.notice(true)
 	a.changed()
 	noted := a.noted(p)
-	if err := a.record.save(); err != nil {
+	if err := a.changeSaver.save(); err != nil {
 		return noted, a.unkept("the change is in force", err)
 	}
 	return noted, nil
@@ -96,8 +96,8 @@ func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
 // as it was. The error is an *Error; with NotKept the change is withdrawn all the same. What stands for a record that cannot be
 // read now is not withdrawn: what is on it may withhold tokens.
 func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
-	if why := a.record.unread.Load(); why != nil && id == unreadID {
-		return NotedChange{}, badChange("%q stands for the record of policy changes, which cannot be read now, and ends when that is read: %v; %s", id, *why, unreadMend(*why))
+	if why := a.changeSaver.unread.Load(); why != nil && id == unreadID {
+		return NotedChange{}, badChange("%q stands for the record of policy changes, which cannot be read now, and ends when that is read: %v; %s", id, *why, unreadRemedy(*why))
 	}
 	var was NotedChange
 	for _, c := range a.Changes() {
@@ -113,9 +113,9 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 	was.PolicyChange = p
 	a.stale.reset(a.cache.Status())
 	a.logChange("policy change withdrawn", by, p)
-	a.memory.notice(true)
+	a.snapshotSaver.notice(true)
 	a.changed()
-	if err := a.record.save(); err != nil {
+	if err := a.changeSaver.save(); err != nil {
 		return was, a.unkept("the change is withdrawn", err)
 	}
 	return was, nil
@@ -124,9 +124,9 @@ func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
 // unkept says what holds of something that is in force and could not be kept on the disk.
 func (a *Agent) unkept(done string, err error) *Error {
 	if unread, ok := errors.AsType[*unreadError](err); ok {
-		return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and till then %s; %s", done, err, a.memory.outlives(true), unreadMend(unread.why))}
+		return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and till then %s; %s", done, err, a.snapshotSaver.outlives(true), unreadRemedy(unread.why))}
 	}
-	return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s", done, err, a.memory.outlives(false), mendOf(err), triedAgain)}
+	return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s", done, err, a.snapshotSaver.outlives(false), remedyFor(err), triedAgain)}
 }
 
 // withdraw takes a change off the record, and off what is read later. What was noted since is on none of that.
@@ -147,7 +147,7 @@ func (a *Agent) Changes() []NotedChange {
 	all := make([]NotedChange, len(noted))
 	for i, n := range noted {
 		all[i] = NotedChange{RecordedChange: n, Identity: rules.nameOf(n.PolicyChange)}
-		all[i].Record, all[i].Mend = a.record.standsFor(n.PolicyChange)
+		all[i].Record, all[i].Mend = a.changeSaver.standsFor(n.PolicyChange)
 	}
 	return all
 }

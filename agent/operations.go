@@ -34,10 +34,11 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 		return nil, err
 	}
 	a.cache.TryAgain()
-	a.record.hurry()
+	a.changeSaver.hurry()
+	a.rereading.hurry()
 	a.stale.reset(a.cache.Status())
 	a.reports.retain(compiled)
-	a.memory.notice(true) // tokens that are not allowed any more are to be nowhere
+	a.snapshotSaver.notice(true) // tokens that are not allowed any more are to be nowhere
 	return compiled.changes(before), nil
 }
 
@@ -57,7 +58,7 @@ func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist b
 // Forget fetches anew as Refresh does, and drops the cached tokens of an identity and resource, with what was learnt of their lives,
 // when others have come that can be used, or before where the caller insists: see tokencache.Cache.Forget.
 func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
-	defer a.memory.notice(true) // what was dropped is to be nowhere
+	defer a.snapshotSaver.notice(true) // what was dropped is to be nowhere
 	return a.refresh(ctx, identity, resource, func(key tokencache.Key, of *grants.Identity) (tokencache.Outcome, error) {
 		outcome, dropped, err := a.cache.Forget(ctx, key, insist)
 		if dropped != "" {
@@ -78,7 +79,8 @@ func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch fu
 	if len(keys) == 0 && resource != "" {
 		return nil, &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf("no grant names resource %q for such an identity", resource)}
 	}
-	a.record.hurry()
+	a.changeSaver.hurry()
+	a.rereading.hurry()
 	results := make([]RefreshResult, len(keys))
 	var all sync.WaitGroup
 	slots := make(chan struct{}, refreshesAtOnce)
@@ -104,14 +106,14 @@ func (a *Agent) fetched(e tokencache.Event) {
 	a.logPrincipal(e)
 	a.logSimulated(e)
 	a.logCurrent(e)
-	a.record.notice()
-	a.memory.notice(slices.Contains([]tokencache.Outcome{tokencache.Newer, tokencache.Former, tokencache.Simulated}, e.Outcome))
+	a.changeSaver.notice()
+	a.snapshotSaver.notice(slices.Contains([]tokencache.Outcome{tokencache.Newer, tokencache.Former, tokencache.Simulated}, e.Outcome))
 	a.changed()
 }
 
 // settled has kept what the clock has shown: it may be lost again before the next fetch.
 func (a *Agent) settled() {
-	a.memory.notice(true)
+	a.snapshotSaver.notice(true)
 	a.changed()
 }
 

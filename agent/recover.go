@@ -259,12 +259,11 @@ func logJoined(log *zap.Logger, there []tokencache.PolicyChange) {
 }
 
 // restore says that the record on the disk is not what is in force, and keeps it anew.
-func (r *record) restore(found recovered) {
+func (c *changeSaver) restore(found recovered) {
 	names := revocations(found.Changes)
 	if more := len(names) - listed; more > 0 {
 		names = append(slices.Clone(names[:listed]), fmt.Sprintf("and %d more", more))
 	}
-	r.log.Warn(found.why, zap.Int("changes", len(found.Changes)), zap.Strings("revocations", names))
-	r.wrong = true // nobody else has r yet
-	_ = r.save()   // why it failed is in the log and in the status
+	c.log.Warn(found.why, zap.Int("changes", len(found.Changes)), zap.Strings("revocations", names))
+	_ = c.save() // why it failed is in the log and in the status
 }

@@ -82,7 +82,7 @@ func lostMend(p tokencache.PolicyChange) string {
 func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alone bool) {
 	for _, p := range a.cache.Withholders(key) {
 		c := NotedChange{RecordedChange: tokencache.RecordedChange{PolicyChange: p}}
-		if c.Record, c.Mend = a.record.standsFor(p); c.Record == 0 {
+		if c.Record, c.Mend = a.changeSaver.standsFor(p); c.Record == 0 {
 			return NotedChange{}, false
 		}
 		if !alone {
@@ -93,10 +93,10 @@ func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alon
 }
 
 // standsFor tells what is wrong with the record where p stands for it, and what a person does about that; zero where somebody noted p.
-func (r *record) standsFor(p tokencache.PolicyChange) (state RecordState, mend string) {
-	switch why := r.unread.Load(); {
+func (c *changeSaver) standsFor(p tokencache.PolicyChange) (state RecordState, mend string) {
+	switch why := c.unread.Load(); {
 	case p.ID == unreadID && why != nil:
-		return RecordUnread, unreadMend(*why)
+		return RecordUnread, unreadRemedy(*why)
 	case standsForLost(p):
 		return RecordLost, lostMend(p)
 	}

@@ -99,8 +99,8 @@ func (a *Agent) Status() Status {
 			s.Trouble = append(s.Trouble, joinedTrouble(change))
 		}
 	}
-	s.Trouble = append(s.Trouble, a.record.trouble(a.memory.outlives(false))...)
-	s.Trouble = append(s.Trouble, a.memory.trouble()...)
+	s.Trouble = append(s.Trouble, a.changeSaver.trouble(a.snapshotSaver.outlives(false))...)
+	s.Trouble = append(s.Trouble, a.snapshotSaver.trouble()...)
 	if len(rules.Grants) == 0 {
 		s.Trouble = append(s.Trouble, "no [[grant]] is configured: every caller is denied")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,7 +29,7 @@ func (a *Agent) applyLostEffect(rules Rules) {
 	record, different := rules.withLostEffect(a.cache.Record())
 	if different {
 		a.cache.Replace(record)
-		a.record.notice()
+		a.changeSaver.notice()
 	}
 }
 
@@ -45,7 +46,7 @@ func (a *Agent) noteLost(rules Rules, why error) {
 		a.log.Error("that could not be noted", zap.Error(err))
 		return
 	}
-	_ = a.record.save() // why it failed is in the log and in the status
+	_ = a.changeSaver.save() // why it failed is in the log and in the status
 }
 
 func (a *Agent) tellLost(p tokencache.PolicyChange, why error) {
@@ -87,7 +88,7 @@ type unread struct {
 
 // noteUnread has tokens from before count as uncertain until the record is read, and reads it again until it is.
 func (a *Agent) noteUnread(rules Rules, u *unread, why error) {
-	a.record.unread.Store(&why)
+	a.changeSaver.unread.Store(&why)
 	p := rules.standIn(unreadID, unreadWhat, why)
 	p.Alone = true // it goes when the record is read, and nothing else with it
 	p, err := a.enter(p)
@@ -98,9 +99,58 @@ func (a *Agent) noteUnread(rules Rules, u *unread, why error) {
 	}
 }
 
+// rereading is the pauses between the tries to read something again in the background.
+type rereading struct {
+	clock tokencache.Clock
+	loop  sync.WaitGroup
+	end   chan struct{} // closed at the end
+
+	mu      sync.Mutex    // protects what follows
+	hurried chan struct{} // closed when somebody hurries
+}
+
+func (r *rereading) open(clock tokencache.Clock) {
+	r.clock, r.end, r.hurried = clock, make(chan struct{}), make(chan struct{})
+}
+
+// hurry has what could not be read tried again now: somebody may have mended it.
+func (r *rereading) hurry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.hurried)
+	r.hurried = make(chan struct{})
+}
+
+// pause waits for so long, or for a second where somebody hurries. False: r is closed.
+func (r *rereading) pause(wait time.Duration) bool {
+	r.mu.Lock()
+	hurried := r.hurried
+	r.mu.Unlock()
+	soonest := min(wait, readAgainSoonest)
+	return r.sleep(soonest, nil) && r.sleep(wait-soonest, hurried)
+}
+
+// sleep waits for so long, or until cut is closed.
+func (r *rereading) sleep(wait time.Duration, cut <-chan struct{}) bool {
+	fired, stop := r.clock.Timer(wait)
+	defer stop()
+	select {
+	case <-fired:
+	case <-cut:
+	case <-r.end:
+		return false
+	}
+	return true
+}
+
+func (r *rereading) close() {
+	close(r.end)
+	r.loop.Wait()
+}
+
 // readAgain reads the record and the tokens until both can be, or the agent is closed.
 func (a *Agent) readAgain(u *unread) {
-	for wait := readAgainSoonest; (u.load != nil || u.tokens != nil) && a.record.pause(wait); wait = min(2*wait, readAgainLatest) {
+	for wait := readAgainSoonest; (u.load != nil || u.tokens != nil) && a.rereading.pause(wait); wait = min(2*wait, readAgainLatest) {
 		var read bool
 		if u.tokens != nil {
 			read = a.takeTokens(u)
@@ -110,7 +160,7 @@ func (a *Agent) readAgain(u *unread) {
 		}
 		if read {
 			a.stale.reset(a.cache.Status())
-			a.memory.notice(true)
+			a.snapshotSaver.notice(true)
 			a.changed()
 		}
 	}
@@ -123,17 +173,17 @@ func (a *Agent) readAgain(u *unread) {
 
 // takeTokens takes over what was kept of the tokens as far as it can be read, with the copies of the record and the marks that are in
 // it, and reports whether anything changed: something was read, or nothing is unread any more.
-func (a *Agent) takeTokens(u *unread) bool {
-	a.memory.saving.Lock()
-	defer a.memory.saving.Unlock()
-	if a.memory.closed {
-		return false
-	}
+func (a *Agent) takeTokens(u *unread) (changed bool) {
+	a.snapshotSaver.restore(func() { changed = a.takeTokensUnsaved(u) })
+	return changed
+}
+
+func (a *Agent) takeTokensUnsaved(u *unread) bool {
 	copies, ours, err := u.tokens()
 	if u.fault = err; err != nil {
-		a.memory.unread.Store(&err)
+		a.snapshotSaver.unread.Store(&err)
 	} else {
-		a.memory.unread.Store(nil)
+		a.snapshotSaver.unread.Store(nil)
 		u.tokens = nil
 	}
 	if err != nil && len(copies) == 0 {
@@ -180,7 +230,7 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 	a.cache.Replace(found.Record)
 	logJoined(a.log, found.Changes)
 	a.log.Warn(found.why, zap.Int("changes", len(found.Changes)), zap.Strings("revocations", revocations(found.Changes)))
-	a.record.renew()
+	a.changeSaver.renew()
 }
 
 // takeRecord puts the record in force if it can be read, with what was noted and withdrawn meanwhile.
@@ -193,7 +243,7 @@ func (a *Agent) takeRecord(u *unread) bool {
 	)
 	rules := a.rules.Load().Rules
 	a.naming.Lock() // nothing is noted or withdrawn meanwhile
-	read := a.record.read(u.loadRecord, func(disk *tokencache.Record, lost error) {
+	read := a.changeSaver.read(u.loadRecord, func(disk *tokencache.Record, lost error) {
 		if disk != nil {
 			a.cache.ContinueFrom(disk.Instant)
 		}
@@ -220,12 +270,12 @@ func (a *Agent) takeRecord(u *unread) bool {
 	case found.lost:
 		a.tellLost(standsIn, why)
 		a.cache.DropTokens()
-		a.record.renew()
+		a.changeSaver.renew()
 		return true
 	}
 	a.log.Info("the record of policy changes was read after all, and is in force", zap.Int("changes", len(found.Changes)),
 		zap.Int("noted_meanwhile", len(noted)), zap.String("message_id", MessageRecordRead))
-	a.record.renew()
+	a.changeSaver.renew()
 	return true
 }
 

@@ -29,11 +29,11 @@ var mutants = []mutant{
 
 	// The record.
 	{"changes end after an hour", changes, "lasts := «c.propagationDelay + longestNominal + recordAfter»", "c.propagationDelay + time.Hour", anything},
-	{"a record is kept without its changes", "agent/record.go", "err := r.keep(«now»)\n",
+	{"a record is kept without its changes", "agent/changesaver.go", "err := c.keep(«now»); err",
 		"tokencache.Record{Instant: now.Instant, Lineage: now.Lineage, Generation: now.Generation}", anything},
 	{"a record that cannot be read now is taken for none", "agent/store/begin.go", "b.Unread = «err»", "nil", anything},
 	{"a start goes on in the lineage that it read", "agent/recover.go", "found.Record = «anew(found.Record, from...)»", "found.Record", aboutForks},
-	{"what could not be saved is not saved again soon", "agent/memory.go", "return «after + keepAgain»", "after + saveEvery", anything},
+	{"what could not be saved is not saved again soon", "agent/saver.go", "due = min(due, «s.last+saveRetryInterval»)", "s.last+saveEvery", anything},
 	{"a full record refuses revocations", "tokencache/compact.go", "makesRoom(all, ch)\n\t\tif «into == nil» {", "true", aboutFull},
 
 	// The rules of clocks.

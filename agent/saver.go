@@ -1,0 +1,249 @@
+package agent
+
+import (
+	"errors"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"perceptd/tokencache"
+)
+
+const (
+	// saveRetryInterval is how long after a failed save the next is made.
+	saveRetryInterval = time.Minute
+	// saveRetrySoonest is the same where a person asks for it, who may have mended the cause.
+	saveRetrySoonest = time.Second
+	// saveRequestInterval is how far apart requested saves are at least. The first of many requests is served at once, those
+	// that follow together.
+	saveRequestInterval = 3 * time.Second
+	// saveBatchInterval is how long after a save that several callers waited for the next is made, which has all that was
+	// requested meanwhile. A caller that requests one save after the other, and waits for each, would gain nothing by it.
+	saveBatchInterval = 100 * time.Millisecond
+	// saveEvery is how often something is saved though nothing has changed.
+	saveEvery = time.Hour
+)
+
+// saver saves something in the background: when it is requested, together with what is requested soon after; a minute after
+// a failed save; and every so often without a request. Callers may also wait for a save.
+type saver struct {
+	// save saves all there is, and reports whether it had to. It is called by one goroutine at a time and may take its time.
+	// force says to save also what is saved already.
+	save func(force bool) (saved bool, err error)
+	// report is called after a failed save, and after the first that works again. before is why the save before failed.
+	report func(err, before error)
+	// apart is how far apart requested saves are at least.
+	apart time.Duration
+	// every is how long it is until a save without a request, by the boot time of the one before. A requested save puts it
+	// off, but where steady is set.
+	every  func(boot time.Duration) time.Duration
+	steady bool
+	clock  tokencache.Clock
+
+	fault  atomic.Pointer[error] // why the last save failed; nil: it worked, or there was none
+	saving sync.Mutex            // held while something is saved
+
+	loop sync.WaitGroup
+	wake chan struct{}
+
+	mu       sync.Mutex // protects what follows
+	stopped  bool
+	request  saveRequest
+	waiters  *saveBatch    // they wait for the save that begins next; nil: nobody does
+	batched  bool          // several waited for the last save
+	last     time.Duration // boot time at which the last save ended, or the last that failed
+	unasked  time.Duration // boot time of the next save that nothing requests
+	hurrying bool          // a save that failed is tried again soon
+}
+
+// saveRequest is how a save was requested.
+type saveRequest int
+
+const (
+	noSave   saveRequest = iota
+	saveSoon             // when apart is over
+	saveNow              // at once, also what is saved already
+)
+
+// saveBatch is those who wait for one save.
+type saveBatch struct {
+	callers int           // the saver's mu protects it
+	done    chan struct{} // closed when the save is over
+	err     error         // then
+}
+
+// start begins to save in the background. The fields above are set.
+func (s *saver) start() {
+	s.wake = make(chan struct{}, 1)
+	s.last = s.clock.Boot() - s.apart
+	s.unasked = s.nextUnasked()
+	s.loop.Go(s.run)
+}
+
+// run saves whatever is due until the saver is stopped and nobody waits for a save any more.
+func (s *saver) run() {
+	for {
+		wait, stopped := s.next()
+		switch {
+		case wait <= 0:
+			_ = s.once(false) // callers that wait are told, and the status
+			continue
+		case stopped:
+			return
+		}
+		fired, stop := s.clock.Timer(min(wait, saveEvery))
+		select {
+		case <-fired:
+		case <-s.wake:
+		}
+		stop()
+	}
+}
+
+// next returns how long it is until the next save.
+func (s *saver) next() (wait time.Duration, stopped bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	due, failed := s.unasked, s.failure() != nil
+	switch {
+	case s.request == saveNow:
+		due = s.last
+	case s.request == saveSoon:
+		due = min(due, s.last+s.apart)
+	}
+	if failed {
+		due = min(due, s.last+saveRetryInterval)
+	}
+	if s.hurrying && (failed || s.request != noSave) {
+		due = min(due, s.last+saveRetrySoonest)
+	}
+	switch {
+	case s.waiters != nil && s.batched && !s.stopped:
+		due = min(due, s.last+saveBatchInterval)
+	case s.waiters != nil:
+		due = s.last
+	case s.stopped:
+		due = math.MaxInt64
+	}
+	return due - s.clock.Boot(), s.stopped
+}
+
+// once saves now, and tells the callers that wait for it how that ended.
+func (s *saver) once(force bool) error {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	s.mu.Lock()
+	force = force || s.request == saveNow || s.clock.Boot() >= s.unasked
+	waiters := s.waiters
+	s.waiters, s.request, s.hurrying = nil, noSave, false
+	s.mu.Unlock()
+
+	saved, err := s.save(force)
+	s.mu.Lock()
+	if saved || err != nil {
+		s.last = s.clock.Boot()
+		s.batched = waiters != nil && waiters.callers > 1
+	}
+	if force || !s.steady && (saved || err != nil) {
+		s.unasked = s.nextUnasked()
+	}
+	s.mu.Unlock()
+	s.note(err)
+	if waiters != nil {
+		waiters.err = err
+		close(waiters.done)
+	}
+	return err
+}
+
+func (s *saver) nextUnasked() time.Duration {
+	boot := s.clock.Boot()
+	return boot + s.every(boot)
+}
+
+// note remembers how a save ended, and reports it where that is news.
+func (s *saver) note(err error) {
+	before := s.failure()
+	if err == nil {
+		s.fault.Store(nil)
+	} else {
+		s.fault.Store(&err)
+	}
+	if err != nil || before != nil {
+		s.report(err, before)
+	}
+}
+
+// failure is why the last save failed; nil: it worked, or there is none.
+func (s *saver) failure() error {
+	if s == nil {
+		return nil
+	}
+	if fault := s.fault.Load(); fault != nil {
+		return *fault
+	}
+	return nil
+}
+
+// ask requests a save and does not wait for it.
+func (s *saver) ask(request saveRequest) {
+	s.mu.Lock()
+	s.request = max(s.request, request)
+	s.mu.Unlock()
+	s.wakeUp()
+}
+
+func (s *saver) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// hurry has a save that failed tried again soon: its cause may have been mended.
+func (s *saver) hurry() {
+	s.mu.Lock()
+	s.hurrying = true
+	s.mu.Unlock()
+	s.wakeUp()
+}
+
+// wait saves what there is and returns why that did not work. What several callers wait for is one save.
+func (s *saver) wait() error {
+	s.mu.Lock()
+	if s.stopped {
+		s.mu.Unlock()
+		return s.once(false)
+	}
+	if s.waiters == nil {
+		s.waiters = &saveBatch{done: make(chan struct{})}
+	}
+	waiters := s.waiters
+	waiters.callers++
+	s.mu.Unlock()
+	s.wakeUp()
+	<-waiters.done
+	return waiters.err
+}
+
+// stop ends what is saved in the background. Callers that wait get their save.
+func (s *saver) stop() {
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	s.wakeUp()
+	s.loop.Wait()
+}
+
+// remedyFor says what a person does about a state folder that cannot be read or written to. The package that reads and
+// writes there knows.
+func remedyFor(err error) string {
+	var known interface{ Mend() string }
+	if errors.As(err, &known) {
+		return known.Mend()
+	}
+	return "look at the disk and at the state folder"
+}
+
+const triedAgain = "it is tried again every minute, and at once by perceptctl reload"
