@@ -19,27 +19,9 @@ const (
 	backoffTop   = 5 * time.Minute
 	longTop      = time.Hour // where only an administrator heals it
 	urgentTop    = 5 * time.Second
-	retryAfter   = 5 * time.Minute // the longest Retry-After that is obeyed
-
-	never   = time.Duration(math.MaxInt64)
-	longAgo = time.Duration(math.MinInt64 / 2) // halved, so that adding to it stays in range
+	noToken      = time.Duration(longAgo) // what is left of a token that is not there: no expiry is near
+	retryAfter   = 5 * time.Minute        // the longest Retry-After that is obeyed
 )
-
-// unless returns t, and nil for the time that stands for none.
-func unless(none, t time.Duration) *time.Duration {
-	if t == none {
-		return nil
-	}
-	return &t
-}
-
-// or returns t, and for nil the time that stands for none.
-func or(none time.Duration, t *time.Duration) time.Duration {
-	if t == nil {
-		return none
-	}
-	return *t
-}
 
 // spread returns d ±10 % for a roll in [0, 1), so that a fleet does not ask in step.
 func jitter(d time.Duration, roll float64) time.Duration {

@@ -90,7 +90,7 @@ func TestBackoff(t *testing.T) {
 		{"just before the last minutes", 50, 5*time.Minute + 10*time.Millisecond, 1, time.Second},
 		{"just expired", 50, -4 * time.Minute, 1, 5 * time.Second},
 		{"long expired", 50, -6 * time.Minute, 1, 5 * time.Minute},
-		{"never had one", 50, longAgo, 1, 5 * time.Minute},
+		{"never had one", 50, noToken, 1, 5 * time.Minute},
 	} {
 		if got := backoff(row.failures, row.left, row.roll); got != row.want {
 			t.Errorf("%s: backoff(%d, %v, %v) = %v, want %v", row.name, row.failures, row.left, row.roll, got, row.want)
@@ -171,7 +171,7 @@ func TestGateOrder(t *testing.T) {
 	}
 	g.running = nil
 	g.waiting = []*flight{named(forProbe)}
-	if g.begin(0) != nil || g.nextStart(0) != time.Second {
+	if g.begin(0) != nil || g.nextStart(0) != bootTime(time.Second) {
 		t.Fatal("a probe takes the last call of a second")
 	}
 	g.waiting = []*flight{named(forProbe), named(forCaller), named(forCaller)}
@@ -179,10 +179,10 @@ func TestGateOrder(t *testing.T) {
 		t.Fatal("no fifth call in a second")
 	}
 	g.waiting = g.waiting[1:]
-	if g.begin(time.Second-1) != nil {
+	if g.begin(bootTime(time.Second-1)) != nil {
 		t.Fatal("a sixth call in a second")
 	}
-	if g.begin(time.Second) == nil {
+	if g.begin(bootTime(time.Second)) == nil {
 		t.Fatal("no call when the second is over")
 	}
 	g.remove(named(forCaller)) // not queued: no harm
@@ -192,15 +192,15 @@ func TestGateOrder(t *testing.T) {
 func TestGateFavoursTheLate(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
-		now  time.Duration
+		now  bootTime
 		want *flight
 		with []*flight
 	}{
-		{time.Minute, &flight{priority: forRefresh}, nil},
-		{6 * time.Minute, &flight{priority: forProbe}, nil},
-		{time.Minute, &flight{priority: forRefresh}, []*flight{{priority: forProbe}, {priority: forProbe}}}, // these are not late yet
-		{time.Minute, &flight{priority: forRefresh}, []*flight{{priority: forRefresh, asked: 20 * time.Second}}},
-		{20 * time.Minute, &flight{priority: forProbe}, []*flight{{priority: forRefresh, asked: 16 * time.Minute}}},
+		{bootTime(time.Minute), &flight{priority: forRefresh}, nil},
+		{bootTime(6 * time.Minute), &flight{priority: forProbe}, nil},
+		{bootTime(time.Minute), &flight{priority: forRefresh}, []*flight{{priority: forProbe}, {priority: forProbe}}}, // these are not late yet
+		{bootTime(time.Minute), &flight{priority: forRefresh}, []*flight{{priority: forRefresh, asked: bootTime(20 * time.Second)}}},
+		{bootTime(20 * time.Minute), &flight{priority: forProbe}, []*flight{{priority: forRefresh, asked: bootTime(16 * time.Minute)}}},
 	} {
 		g := newFetchQueue()
 		g.identities[Selector{}] = identityCalls{answered: true}
@@ -249,26 +249,26 @@ func TestGateSharesAmongIdentities(t *testing.T) {
 	g.ended(second, true)
 	g.waiting = append(g.waiting, of(b), of(b))
 	for i, want := range []Selector{a, b, a, b, a} { // they take turns
-		f := g.begin(time.Hour + time.Duration(i)*time.Second)
+		f := g.begin(bootTime(time.Hour + time.Duration(i)*time.Second))
 		if f == nil || f.key.Selector != want {
 			t.Fatalf("call %d: %+v, want one of %v", i, f, want)
 		}
 		g.ended(f, true)
 	}
-	now := 2 * time.Hour
+	now := bootTime(2 * time.Hour)
 	g.waiting = []*flight{of(a), of(a)}
 	slow := g.begin(now)
-	if f := g.begin(now + slowCall + 1); f != nil {
+	if f := g.begin(now.add(slowCall + 1)); f != nil {
 		t.Fatalf("%+v beside a slow one of the same identity", f)
 	}
-	quick := g.begin(now + slowCall)
+	quick := g.begin(now.add(slowCall))
 	if quick == nil {
 		t.Fatal("one call at once for an identity that answers")
 	}
 	g.ended(slow, true)
 	g.ended(quick, false)
 	g.waiting = []*flight{of(a), of(a)}
-	if now += time.Hour; g.begin(now) == nil || g.begin(now) != nil {
+	if now = now.add(time.Hour); g.begin(now) == nil || g.begin(now) != nil {
 		t.Fatal("an identity for which there was no answer last time has not one call at once")
 	}
 	for i := range 3 * MaxKeys {

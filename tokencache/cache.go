@@ -185,7 +185,7 @@ func (c *Cache) Get(ctx context.Context, key Key, need Need) (Answer, error) {
 // await returns when f has landed or patience is over. An error means that ctx ended first.
 func await(ctx context.Context, f *flight, patience time.Duration) error {
 	var over <-chan time.Time
-	if patience != never {
+	if patience != forever {
 		timer := time.NewTimer(patience)
 		defer timer.Stop()
 		over = timer.C
@@ -225,7 +225,7 @@ const (
 // A caller comes here again after its fetch, since what landed may not be what it needs: the token
 // may be the one it had, or have expired while the caller was not scheduled.
 func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
-	now := c.clock.Boot()
+	now := c.now()
 	e, err := c.entryLocked(key, now)
 	if err != nil {
 		return step{err: err}
@@ -265,7 +265,7 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 }
 
 // supplyLocked returns what there is of e's token for that need, in which it falls short so; nil: it does not.
-func (c *Cache) supplyLocked(e *entry, need Need, short error, left, now time.Duration) supply {
+func (c *Cache) supplyLocked(e *entry, need Need, short error, left time.Duration, now bootTime) supply {
 	switch {
 	case e.policy.withheld() && (left > 0 || c.barredLocked(e, now)):
 		return withheld
@@ -281,7 +281,7 @@ func (c *Cache) supplyLocked(e *entry, need Need, short error, left, now time.Du
 
 // insteadLocked answers with an alternate's token, if there is one that is current, where e's is not, or none would be. Where nothing
 // may be fetched for e now, it sees to it that it is once the revocation has spread.
-func (c *Cache) insteadLocked(e *entry, need Need, left, now time.Duration) (Answer, bool) {
+func (c *Cache) insteadLocked(e *entry, need Need, left time.Duration, now bootTime) (Answer, bool) {
 	barred := c.barredLocked(e, now)
 	if e.policy.worst == Current || left <= 0 && !barred {
 		return Answer{}, false
@@ -294,7 +294,7 @@ func (c *Cache) insteadLocked(e *entry, need Need, left, now time.Duration) (Ans
 }
 
 // missLocked has a caller wait for a fetch, unless no call is to be made for it now.
-func (c *Cache) missLocked(e *entry, now time.Duration) step {
+func (c *Cache) missLocked(e *entry, now bootTime) step {
 	if !e.underWay() {
 		if failure := c.ownRefusalLocked(e, now); failure != nil {
 			return step{err: failure}
@@ -304,11 +304,11 @@ func (c *Cache) missLocked(e *entry, now time.Duration) step {
 			return step{err: failure}
 		}
 	}
-	return step{wait: c.startFetchLocked(e, forCaller, now), atMost: never}
+	return step{wait: c.startFetchLocked(e, forCaller, now), atMost: forever}
 }
 
 // shortLocked returns in what e's token falls short of what is firmly needed, or nil.
-func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error {
+func (c *Cache) shortLocked(e *entry, need Need, left time.Duration, now bootTime) error {
 	switch {
 	case need.MinTTLRequired && left < need.MinTTL:
 		return &ShortLifeError{Left: left, Want: need.MinTTL}
@@ -320,13 +320,13 @@ func (c *Cache) shortLocked(e *entry, need Need, left, now time.Duration) error 
 
 // uselessLocked reports whether a fetch that only a caller's wish asks for would bring nothing: one was
 // made just now, a policy change is still spreading, or the rollover is known to come later.
-func (c *Cache) uselessLocked(e *entry, now time.Duration) bool {
+func (c *Cache) uselessLocked(e *entry, now bootTime) bool {
 	return now < e.schedule.softFetchAfter || c.heldLocked(e, now) || now < c.rolloverLocked(e)
 }
 
 // alternateLocked answers with the token of a resource that will do instead of e's, if there is one that
 // is current. Those that are not there are fetched beside the schedule's other work.
-func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer, bool) {
+func (c *Cache) alternateLocked(e *entry, need Need, now bootTime) (Answer, bool) {
 	for _, resource := range need.Alternates {
 		o, err := c.entryLocked(Key{Selector: e.key.Selector, Resource: resource}, now, e)
 		if err != nil {
@@ -346,7 +346,7 @@ func (c *Cache) alternateLocked(e *entry, need Need, now time.Duration) (Answer,
 }
 
 // awaitSpreadLocked has e fetched once the revocation has spread that somebody was refused for.
-func (c *Cache) awaitSpreadLocked(e *entry, now time.Duration) {
+func (c *Cache) awaitSpreadLocked(e *entry, now bootTime) {
 	if e.schedule.next == never && e.flight == nil {
 		e.schedule.next = max(now, e.backOff.until, c.barredUntilLocked(e, now))
 		c.wakeSchedule()
@@ -355,19 +355,19 @@ func (c *Cache) awaitSpreadLocked(e *entry, now time.Duration) {
 
 // softFetchLocked serves a caller that would like more life than the token has: it waits a little for a
 // fetch that is young, or that may be tried again by now.
-func (c *Cache) softFetchLocked(e *entry, left, now time.Duration) step {
+func (c *Cache) softFetchLocked(e *entry, left time.Duration, now bootTime) step {
 	if !e.underWay() && (e.flight == nil && c.uselessLocked(e, now) || c.refusalLocked(e, now) != nil) {
 		return step{answer: c.serveLocked(e, left, now)}
 	}
 	f := c.startFetchLocked(e, forCaller, now)
-	if patience := softWait - (now - f.asked); patience > 0 {
+	if patience := softWait - now.sub(f.asked); patience > 0 {
 		return step{wait: f, atMost: patience}
 	}
 	return step{answer: c.serveLocked(e, left, now)}
 }
 
 // refusalLocked returns why no call is to be made for e now, or nil.
-func (c *Cache) refusalLocked(e *entry, now time.Duration) *FetchError {
+func (c *Cache) refusalLocked(e *entry, now bootTime) *FetchError {
 	if failure := c.ownRefusalLocked(e, now); failure != nil {
 		return failure
 	}
@@ -375,22 +375,22 @@ func (c *Cache) refusalLocked(e *entry, now time.Duration) *FetchError {
 }
 
 // ownRefusalLocked returns why no call is to be made for e now, though one may be for others, or nil.
-func (c *Cache) ownRefusalLocked(e *entry, now time.Duration) *FetchError {
+func (c *Cache) ownRefusalLocked(e *entry, now bootTime) *FetchError {
 	if failure := e.remembered(now); failure != nil {
 		return failure
 	}
 	from := max(c.apartLocked(e), c.queue.backOff.yields(&flight{priority: forCaller, yields: e.backOff.yields()}))
 	if e.backOff.failure != nil && now < from {
-		return e.backOff.failure.withRetryAfter(from - now)
+		return e.backOff.failure.withRetryAfter(from.sub(now))
 	}
 	return nil
 }
 
-func (c *Cache) serveLocked(e *entry, left, now time.Duration) Answer {
+func (c *Cache) serveLocked(e *entry, left time.Duration, now bootTime) Answer {
 	e.served++
 	return Answer{
 		Token: e.token.Token, Resource: e.key.Resource, Left: left, ReceivedOn: e.token.receivedWall,
-		RefreshIn: max(0, min(e.schedule.next-now, left)), Permissions: c.permissionsLocked(e, now), Unconfirmed: c.unconfirmedLocked(e),
+		RefreshIn: max(0, min(e.schedule.next.sub(now), left)), Permissions: c.permissionsLocked(e, now), Unconfirmed: c.unconfirmedLocked(e),
 	}
 }
 
@@ -418,7 +418,7 @@ func (c *Cache) refresh(ctx context.Context, key Key, insist, forget bool) (_ Ou
 	case err != nil:
 		return Failed, "", err
 	}
-	if err := await(ctx, f, never); err != nil {
+	if err := await(ctx, f, forever); err != nil {
 		return Failed, dropped, fmt.Errorf("waiting for the refresh of %v: %w", key, err)
 	}
 	if f.err != nil {
@@ -430,14 +430,14 @@ func (c *Cache) refresh(ctx context.Context, key Key, insist, forget bool) (_ Ou
 func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, _ error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	e, err := c.entryLocked(key, now)
 	if err != nil {
 		return nil, "", err
 	}
 	if !e.underWay() {
 		if !insist && c.heldLocked(e, now) {
-			return nil, "", &HeldError{For: c.heldUntilLocked(e, now) - now}
+			return nil, "", &HeldError{For: c.heldUntilLocked(e, now).sub(now)}
 		}
 		if pause := c.askedPauseLocked(now); pause != nil {
 			return nil, "", pause

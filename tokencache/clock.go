@@ -1,6 +1,48 @@
 package tokencache
 
-import "time"
+import (
+	"math"
+	"time"
+)
+
+// bootTime is a moment by the boot clock, which no person and no NTP step moves: the time since the device booted, suspended time
+// included. One below zero was in an earlier boot, as if the device had been on since.
+type bootTime time.Duration
+
+const (
+	never   = bootTime(math.MaxInt64)
+	longAgo = bootTime(math.MinInt64 / 2) // halved, so that adding to it stays in range
+)
+
+// forever is a wait without end.
+const forever = time.Duration(never)
+
+func (t bootTime) add(d time.Duration) bootTime { return t + bootTime(d) }
+
+func (t bootTime) sub(o bootTime) time.Duration { return time.Duration(t) - time.Duration(o) }
+
+// by returns the time at t by a clock that showed zero when the device booted.
+func (t bootTime) by(zero time.Time) time.Time { return zero.Add(time.Duration(t)) }
+
+// zero returns what a clock that shows that time at t showed when the device booted.
+func (t bootTime) zero(at time.Time) time.Time { return at.Add(-time.Duration(t)) }
+
+// unless returns t as it is kept: nil for the time that stands for none.
+func unless(none, t bootTime) *time.Duration {
+	if t == none {
+		return nil
+	}
+	kept := time.Duration(t)
+	return &kept
+}
+
+// or returns a boot time that was kept, and for nil the time that stands for none.
+func or(none bootTime, kept *time.Duration) bootTime {
+	if kept == nil {
+		return none
+	}
+	return bootTime(*kept)
+}
 
 // Clock is how a cache tells the time. Deadlines run on Boot, which no person and no NTP step moves;
 // Wall only translates to and from the times that the back end and people speak of.
@@ -38,24 +80,33 @@ func (c Clock) OrRuntime() Clock {
 	return c
 }
 
+// now returns the boot time.
+func (c *Cache) now() bootTime { return bootTime(c.clock.Boot()) }
+
+// onAt returns the on-time at a boot time of this boot.
+func (c *Cache) onAt(t bootTime) time.Duration { return c.on + time.Duration(t) }
+
+// bootAt returns the boot time at an on-time.
+func (c *Cache) bootAt(on time.Duration) bootTime { return bootTime(on - c.on) }
+
 // clockTrusted reports whether the wall clock is known to be right. The lock is held, or nobody else has c yet.
 func (c *Cache) clockTrusted() bool { return c.clock.Synchronised() }
 
 // overLocked returns the boot time at which the life was over of the token that e held last, or will be; longAgo without one.
-func (c *Cache) overLocked(e *entry, now time.Duration) time.Duration {
+func (c *Cache) overLocked(e *entry, now bootTime) bootTime {
 	if e.token.Text.IsZero() {
 		return e.token.deadline
 	}
-	return now + c.leftLocked(e, now)
+	return now.add(c.leftLocked(e, now))
 }
 
 // leftLocked returns the life that e's token has left: by boot time, and by the wall clock too where
 // that is known to be right. Expired if either says so.
-func (c *Cache) leftLocked(e *entry, now time.Duration) time.Duration {
+func (c *Cache) leftLocked(e *entry, now bootTime) time.Duration {
 	if e.token.Text.IsZero() {
 		return 0
 	}
-	return c.leftOf(e.token.ExpiresOn, e.token.deadline-now)
+	return c.leftOf(e.token.ExpiresOn, e.token.deadline.sub(now))
 }
 
 func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration {

@@ -14,18 +14,18 @@ type clockTrust struct {
 }
 
 // learn takes in what an answer shows of the clock. m is when its token was minted.
-func (k *clockTrust) learn(f Fetched, m IssueWindow, wall time.Time, begun, now time.Duration) {
+func (k *clockTrust) learn(f Fetched, m IssueWindow, wall time.Time, begun, now bootTime) {
 	if f.Counted && !f.Token.ExpiresOn.IsZero() {
 		k.skew, k.counted = wall.Add(f.Left).Sub(f.Token.ExpiresOn), true
-		k.issuer = f.Token.ExpiresOn.Add(-f.Left - begun)
+		k.issuer = begun.zero(f.Token.ExpiresOn.Add(-f.Left))
 	}
 	if f.Reckoned || f.Token.ExpiresOn.IsZero() {
 		return
 	}
-	if latest := f.Token.ExpiresOn.Add(handedOutAfter - begun); k.ceiling.IsZero() || latest.Before(k.ceiling) {
+	if latest := begun.zero(f.Token.ExpiresOn.Add(handedOutAfter)); k.ceiling.IsZero() || latest.Before(k.ceiling) {
 		k.ceiling = latest
 	}
-	if earliest := f.Token.Claims.IssuedAt.Add(-now); !m.undated() && !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
+	if earliest := now.zero(f.Token.Claims.IssuedAt); !m.undated() && !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
 		k.floor = earliest
 	}
 }
@@ -38,15 +38,15 @@ const handedOutAfter = 5 * time.Minute
 
 // notLater returns a time that the issuer's clock had not passed at a boot time, by what the back end handed out in this boot.
 // False: nothing tells, or what was handed out contradicts itself.
-func (k *clockTrust) notLater(at time.Duration) (time.Time, bool) {
+func (k *clockTrust) notLater(at bootTime) (time.Time, bool) {
 	if k.ceiling.IsZero() || k.floor.After(k.ceiling) {
 		return time.Time{}, false
 	}
-	return k.ceiling.Add(at), true
+	return at.by(k.ceiling), true
 }
 
 // at returns the boot time of ch, below zero when it happened before this boot.
-func (c *Cache) at(ch *change) time.Duration { return ch.Moment - c.on }
+func (c *Cache) at(ch *change) bootTime { return c.bootAt(ch.Moment) }
 
 // earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
 // boot for a time before it may have happened until then. So may one of which that is not known.

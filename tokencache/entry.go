@@ -18,9 +18,9 @@ type entry struct {
 	canonical string   // of the resource, as it is compared
 	goesBy    []string // spellings of all that its resource goes by; nil: of itself alone
 	prefetch  bool
-	asked     time.Duration // of the last Get
-	used      uint64        // rank of the last Get among all, for eviction
-	served    int64         // answers given by Get
+	asked     bootTime // of the last Get
+	used      uint64   // rank of the last Get among all, for eviction
+	served    int64    // answers given by Get
 
 	token    heldToken
 	schedule schedule
@@ -41,9 +41,9 @@ type entry struct {
 type heldToken struct {
 	*Token // shared with answers, so never changed; an empty one when there is none
 
-	deadline     time.Duration // when it expires; longAgo: there never was one
-	unconfirmed  bool          // deadline is the latest that it can be
-	presumed     bool          // deadline is nobody's word
+	deadline     bootTime // when it expires; longAgo: there never was one
+	unconfirmed  bool     // deadline is the latest that it can be
+	presumed     bool     // deadline is nobody's word
 	nominal      time.Duration
 	receivedWall time.Time
 
@@ -52,9 +52,9 @@ type heldToken struct {
 	issued   IssueWindow   // zero: nothing tells it by the issuer's clock
 	life     time.Duration // when it was issued; 0: there never was one
 	given    time.Duration // when it was received, as the back end counted it; 0: it did not, or was proved wrong
-	issuedAt time.Duration
-	received time.Duration
-	shown    time.Duration // when the back end last handed it out
+	issuedAt bootTime
+	received bootTime
+	shown    bootTime // when the back end last handed it out
 
 	lastClaims     Claims   // its claims, also when it is forgotten
 	before         *Claims  // of the token before, where permissions differ
@@ -64,23 +64,23 @@ type heldToken struct {
 
 // schedule is when a key is fetched.
 type schedule struct {
-	next           time.Duration // never: it is not
-	confirm        time.Duration // it is by then, since it is open whom the token speaks for; never: that is not open
-	putOff         bool          // changes that left the token as it was have put next off once since the back end answered
-	probe          bool          // the next fetch looks for a rollover
-	probedSince    time.Duration // since when the token is probed for, not being current; never: it is not
-	tries          int           // fetches since the token was received, none of which brought a newer one
-	advised        time.Duration // when the back end advises to ask again
-	softFetchAfter time.Duration // no caller's wish for more life causes a fetch before
+	next           bootTime // never: it is not
+	confirm        bootTime // it is by then, since it is open whom the token speaks for; never: that is not open
+	putOff         bool     // changes that left the token as it was have put next off once since the back end answered
+	probe          bool     // the next fetch looks for a rollover
+	probedSince    bootTime // since when the token is probed for, not being current; never: it is not
+	tries          int      // fetches since the token was received, none of which brought a newer one
+	advised        bootTime // when the back end advises to ask again
+	softFetchAfter bootTime // no caller's wish for more life causes a fetch before
 }
 
 // lastFetch is what the last fetches of a key brought.
 type lastFetch struct {
 	outcome   Outcome
 	endedWall time.Time
-	answered  time.Duration // when the back end last handed out a token, whichever
-	said      said          // of the token given last
-	fetches   int           // in all
+	answered  bootTime // when the back end last handed out a token, whichever
+	said      said     // of the token given last
+	fetches   int      // in all
 }
 
 // softFetchPause is how long callers' wishes for more life cause no fetch after one that brought nothing newer.
@@ -92,8 +92,8 @@ func softFetchPause(held time.Duration) time.Duration {
 func (e *entry) underWay() bool { return e.flight != nil && e.flight.begun }
 
 // wanted reports whether the schedule still works for e.
-func (e *entry) wanted(now time.Duration) bool {
-	return e.prefetch || now-e.asked <= idleAfter
+func (e *entry) wanted(now bootTime) bool {
+	return e.prefetch || now.sub(e.asked) <= idleAfter
 }
 
 // nominalOf bounds what a source says of a token's whole life.
@@ -106,36 +106,36 @@ func nominalOf(f Fetched) time.Duration {
 
 // replace puts a fetched token into e and returns what this shows of the rollover of the one before, if
 // there was one. left is the life that the token has left at now, and m when it was minted.
-func (e *entry) replace(f Fetched, m IssueWindow, left, begun, now time.Duration) (seen rollover, ok bool) {
+func (e *entry) replace(f Fetched, m IssueWindow, left time.Duration, begun, now bootTime) (seen rollover, ok bool) {
 	life := lifeOf(f.Token, m, left)
-	born := now + left - life
-	seen, ok = e.rolledOver(min(now, born+issueSlack))
+	born := now.add(left - life)
+	seen, ok = e.rolledOver(min(now, born.add(issueSlack)))
 	t := &e.token
 	t.before = differing(t.lastClaims, f.Token.Claims, ok || t.unconfirmed)
 	t.Token, t.nominal, t.lastClaims, t.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.last.endedWall
 	t.issued, t.life, t.issuedAt = m, life, born
-	t.received, t.shown, t.deadline = now, begun, now+left
+	t.received, t.shown, t.deadline = now, begun, now.add(left)
 	t.unconfirmed, t.presumed = false, f.Presumed
 	e.schedule.probedSince, e.schedule.tries = never, 0
 	e.schedule.advised = longAgo
 	if f.RefreshIn > 0 && f.RefreshIn < left {
-		e.schedule.advised = now + f.RefreshIn
+		e.schedule.advised = now.add(f.RefreshIn)
 	}
 	return seen, ok
 }
 
 // rolledOver tells between which shares of its life the token before stopped being handed out, given the
 // boot time of the minting of the one that followed it.
-func (e *entry) rolledOver(minted time.Duration) (rollover, bool) {
+func (e *entry) rolledOver(minted bootTime) (rollover, bool) {
 	if e.token.life == 0 || e.token.unconfirmed { // there was none, or nobody can tell how old it was
 		return rollover{}, false
 	}
 	t := &e.token
 	r := rollover{
-		of: e.key, after: share(t.shown-t.issuedAt, t.life), by: share(min(minted-t.issuedAt, t.life+afterExpiry), t.life), watched: 1,
+		of: e.key, after: share(t.shown.sub(t.issuedAt), t.life), by: share(min(minted.sub(t.issuedAt), t.life+afterExpiry), t.life), watched: 1,
 	}
 	if e.schedule.probedSince != never {
-		r.watched = share(e.schedule.probedSince-t.issuedAt, t.life)
+		r.watched = share(e.schedule.probedSince.sub(t.issuedAt), t.life)
 	}
 	return r, r.after < r.by
 }
@@ -154,7 +154,7 @@ func differing(before, after Claims, known bool) *Claims {
 
 // fail remembers a failure, for which a caller waited or not, and plans the next try, for no sooner than held. A key that never had a token and is not
 // to be prefetched is tried again only when somebody asks.
-func (e *entry) fail(err *FetchError, asked bool, left, held, now time.Duration, roll float64) {
+func (e *entry) fail(err *FetchError, asked bool, left time.Duration, held, now bootTime, roll float64) {
 	e.backOff.fail(err, asked, left, now, roll)
 	e.schedule.next = max(e.backOff.until, held)
 	if !e.prefetch && e.token.deadline == longAgo {
@@ -163,27 +163,27 @@ func (e *entry) fail(err *FetchError, asked bool, left, held, now time.Duration,
 }
 
 // remembered returns the failure that callers share until it is worth trying again, or nil.
-func (e *entry) remembered(now time.Duration) *FetchError {
+func (e *entry) remembered(now bootTime) *FetchError {
 	if e.backOff.failure == nil || now >= e.backOff.callers {
 		return nil
 	}
-	return e.backOff.failure.withRetryAfter(min(e.backOff.callers, max(e.schedule.next, now+time.Second)) - now)
+	return e.backOff.failure.withRetryAfter(min(e.backOff.callers, max(e.schedule.next, now.add(time.Second))).sub(now))
 }
 
 // forget drops the token, which nobody may have any more.
 func (t *heldToken) forget() { t.Token = &Token{} }
 
 // extend sets the expiry to a later time than it was believed to be.
-func (t *heldToken) extend(deadline time.Duration) {
+func (t *heldToken) extend(deadline bootTime) {
 	t.deadline = deadline
-	t.life = max(t.life, deadline-t.received)
-	t.issuedAt = deadline - t.life
+	t.life = max(t.life, deadline.sub(t.received))
+	t.issuedAt = deadline.add(-t.life)
 }
 
 // anchor sets when the token truly expires, and moves the times that were known only in relation to a guess.
-func (t *heldToken) anchor(deadline time.Duration) {
-	shift := deadline - t.life - t.issuedAt
-	t.deadline, t.issuedAt, t.received, t.shown = deadline, t.issuedAt+shift, t.received+shift, t.shown+shift
+func (t *heldToken) anchor(deadline bootTime) {
+	shift := deadline.sub(t.issuedAt) - t.life
+	t.deadline, t.issuedAt, t.received, t.shown = deadline, t.issuedAt.add(shift), t.received.add(shift), t.shown.add(shift)
 }
 
 // speaksFor reports whether the token says that it is who's.

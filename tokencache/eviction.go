@@ -7,7 +7,7 @@ import (
 )
 
 // entryLocked returns key's entry for a caller, made if need be, and notes that it was used. The others that the caller has stay.
-func (c *Cache) entryLocked(key Key, now time.Duration, others ...*entry) (*entry, error) {
+func (c *Cache) entryLocked(key Key, now bootTime, others ...*entry) (*entry, error) {
 	if c.closed {
 		return nil, ErrClosed
 	}
@@ -101,7 +101,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 	for _, e := range c.entries {
 		e.prefetch = false
 	}
-	now := c.clock.Boot()
+	now := c.now()
 	for _, key := range keys {
 		e := c.entries[key]
 		if e == nil {
@@ -120,7 +120,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 }
 
 // reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
-func (c *Cache) reviveLocked(e *entry, left, now time.Duration) {
+func (c *Cache) reviveLocked(e *entry, left time.Duration, now bootTime) {
 	if left <= 0 || e.schedule.next != never || e.flight != nil {
 		return
 	}

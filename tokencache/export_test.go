@@ -40,7 +40,7 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 	states := make(map[Key]PermissionState)
 
 	c.mu.Lock()
-	now := c.clock.Boot()
+	now := c.now()
 	for key, e := range c.entries {
 		states[key] = Current
 		for _, ch := range c.changes {

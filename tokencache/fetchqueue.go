@@ -25,18 +25,18 @@ const (
 type flight struct {
 	key      Key
 	priority priority
-	asked    time.Duration // boot time of the wish
+	asked    bootTime      // boot time of the wish
 	begun    bool          // the call is under way
-	began    time.Duration // boot time of the call, once begun
+	began    bootTime      // boot time of the call, once begun
 	done     chan struct{} // closed when outcome and err are set
 
-	expires time.Duration // boot time at which the token held expires, or has expired
-	opens   time.Duration // no call before: the back end would still have the token that has expired
-	yields  bool          // its key was throttled the last two times: the others go first
-	apart   bool          // its key is set apart
-	again   int           // how often it was tried again, since the back end had only a token whose life was over
-	insists bool          // somebody wants it whatever spreads
-	forgets bool          // what it brings takes the place of the token held, and of what was learnt of its life
+	expires bootTime // boot time at which the token held expires, or has expired
+	opens   bootTime // no call before: the back end would still have the token that has expired
+	yields  bool     // its key was throttled the last two times: the others go first
+	apart   bool     // its key is set apart
+	again   int      // how often it was tried again, since the back end had only a token whose life was over
+	insists bool     // somebody wants it whatever spreads
+	forgets bool     // what it brings takes the place of the token held, and of what was learnt of its life
 
 	outcome Outcome
 	err     error
@@ -81,16 +81,16 @@ type identityCalls struct {
 // waiting: of one class it is the turn of the identity whose last call was the longest ago, and where there are others, one
 // for which the source does not answer, or never has yet, has one call at once and not all.
 type fetchQueue struct {
-	waiting    []*flight                     // not begun, in the order they came
-	running    []*flight                     // begun
-	begun      [callsPerSecond]time.Duration // boot times of the last calls, a ring
-	oldest     int                           // index of the oldest in begun
-	paused     time.Duration                 // no call before this boot time: the source asked for it
+	waiting    []*flight                // not begun, in the order they came
+	running    []*flight                // begun
+	begun      [callsPerSecond]bootTime // boot times of the last calls, a ring
+	oldest     int                      // index of the oldest in begun
+	paused     bootTime                 // no call before this boot time: the source asked for it
 	backOff    sourceBackOff
 	given      uint64                     // tokens that the source gave
-	apart      time.Duration              // no call for a key set apart before
+	apart      bootTime                   // no call for a key set apart before
 	agingTurn  bool                       // the next call is for a flight that was passed over for long
-	probed     time.Duration              // when the last probe began
+	probed     bootTime                   // when the last probe began
 	turns      uint64                     // calls that have begun
 	identities map[Selector]identityCalls // of the identities that there are
 }
@@ -104,16 +104,16 @@ func newFetchQueue() fetchQueue {
 }
 
 // late returns for how long f has been passed over too long; 0 or less: it has not. Probes that follow each other are not.
-func (g *fetchQueue) starvedFor(f *flight, now time.Duration) time.Duration {
+func (g *fetchQueue) starvedFor(f *flight, now bootTime) time.Duration {
 	if f.priority == forProbe {
-		return now - max(f.asked, g.probed) - probeAgingAfter
+		return now.sub(max(f.asked, g.probed)) - probeAgingAfter
 	}
-	return now - f.asked - agingAfter
+	return now.sub(f.asked) - agingAfter
 }
 
 // from returns the boot time from which f may begin; never when another has to land before. A probe leaves room for a
 // caller: one of the calls at once, and one of those in a second.
-func (g *fetchQueue) earliest(f *flight, now time.Duration) time.Duration {
+func (g *fetchQueue) earliest(f *flight, now bootTime) bootTime {
 	atOnce := callsAtOnce
 	if g.backOff.failures > 0 {
 		atOnce = 1
@@ -121,7 +121,7 @@ func (g *fetchQueue) earliest(f *flight, now time.Duration) time.Duration {
 	if len(g.running) >= atOnce || !g.hasRoom(f.key.Selector, now) {
 		return never
 	}
-	at := max(f.opens, g.paused, g.backOff.earliest(f, now), g.backOff.yields(f), g.begun[g.oldest]+time.Second)
+	at := max(f.opens, g.paused, g.backOff.earliest(f, now), g.backOff.yields(f), g.begun[g.oldest].add(time.Second))
 	if f.apart {
 		at = max(at, g.apart)
 	}
@@ -131,36 +131,36 @@ func (g *fetchQueue) earliest(f *flight, now time.Duration) time.Duration {
 	if len(g.running) == callsAtOnce-1 {
 		return never
 	}
-	return max(at, g.begun[(g.oldest+1)%len(g.begun)]+time.Second)
+	return max(at, g.begun[(g.oldest+1)%len(g.begun)].add(time.Second))
 }
 
 // from returns the boot time from which f may begin as far as the source is concerned. What expires in these minutes is as
 // urgent as a caller.
-func (r *sourceBackOff) earliest(f *flight, now time.Duration) time.Duration {
+func (r *sourceBackOff) earliest(f *flight, now bootTime) bootTime {
 	switch {
 	case r.failures == 0:
 		return longAgo
-	case f.priority == forCaller, (f.expires - now).Abs() < lastMinutes:
+	case f.priority == forCaller, f.expires.sub(now).Abs() < lastMinutes:
 		return r.callers
 	}
 	return r.until
 }
 
 // yields returns the boot time until which f leaves the first call to a caller that was turned away.
-func (r *sourceBackOff) yields(f *flight) time.Duration {
+func (r *sourceBackOff) yields(f *flight) bootTime {
 	if r.failures > 0 && r.turned && (f.priority != forCaller || f.yields) {
-		return r.callers + callersFirst
+		return r.callers.add(callersFirst)
 	}
 	return longAgo
 }
 
 // hasRoom reports whether one more call for an identity leaves the others their share.
-func (g *fetchQueue) hasRoom(s Selector, now time.Duration) bool {
+func (g *fetchQueue) hasRoom(s Selector, now bootTime) bool {
 	if len(g.identities) == 1 {
 		return true
 	}
 	for _, f := range g.running {
-		if f.key.Selector == s && (!g.identities[s].answered || now-f.began > slowCall) {
+		if f.key.Selector == s && (!g.identities[s].answered || now.sub(f.began) > slowCall) {
 			return false
 		}
 	}
@@ -168,7 +168,7 @@ func (g *fetchQueue) hasRoom(s Selector, now time.Duration) bool {
 }
 
 // first returns the flight that is to begin now, or nil and when one may; never when another has to land before.
-func (g *fetchQueue) first(now time.Duration) (*flight, time.Duration) {
+func (g *fetchQueue) first(now bootTime) (*flight, bootTime) {
 	var best *flight
 	at := never
 	for _, f := range g.waiting {
@@ -185,7 +185,7 @@ func (g *fetchQueue) first(now time.Duration) (*flight, time.Duration) {
 }
 
 // goesBefore reports whether it is f's turn rather than o's, which came before it.
-func (g *fetchQueue) goesBefore(f, o *flight, now time.Duration) bool {
+func (g *fetchQueue) goesBefore(f, o *flight, now bootTime) bool {
 	if f.yields != o.yields {
 		return o.yields
 	}
@@ -199,7 +199,7 @@ func (g *fetchQueue) goesBefore(f, o *flight, now time.Duration) bool {
 }
 
 // opens returns the boot time from which the next flight may begin; never when another has to land before.
-func (g *fetchQueue) nextStart(now time.Duration) time.Duration {
+func (g *fetchQueue) nextStart(now bootTime) bootTime {
 	_, at := g.first(now)
 	return at
 }
@@ -213,7 +213,7 @@ func (c *Cache) wakeSchedule() {
 }
 
 // next takes the flight that is to begin now off the queue, or returns nil when none may.
-func (g *fetchQueue) begin(now time.Duration) *flight {
+func (g *fetchQueue) begin(now bootTime) *flight {
 	f, _ := g.first(now)
 	if f == nil {
 		return nil

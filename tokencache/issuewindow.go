@@ -94,15 +94,15 @@ type receipt struct {
 	blind    bool          // nothing told the token's age: from is what the longest life allows
 }
 
-// received returns the receipt of a token that came at the boot time now of a boot that began at the on-time boot. m is when
-// it was minted, and received the time that it was then, by the issuer's clock; zero: nobody knows.
+// received returns the receipt of a token that came at the on-time on, in a boot that began at the on-time boot. m is when it was
+// issued, and received is when it came by the issuer's clock; zero: not known.
 //
 // More time has passed than on-time, so a token that was issued so long before its receipt was issued no earlier in on-time,
 // but later where the device was off in between.
-func received(m IssueWindow, received time.Time, boot, now time.Duration) receipt {
-	r := receipt{on: boot + now, from: boot + now - longestNominal, to: boot + now, blind: true}
+func received(m IssueWindow, received time.Time, boot, on time.Duration) receipt {
+	r := receipt{on: on, from: on - longestNominal, to: on, blind: true}
 	if !received.IsZero() {
-		r.age(m, received, boot, now)
+		r.age(m, received, boot, on)
 	}
 	return r
 }
@@ -125,10 +125,10 @@ func (r *receipt) doubt() {
 	r.from, r.to, r.blind = min(r.from, r.on-longestNominal), r.on, true
 }
 
-// age takes in how old the token was at the boot time now, when it was received or later.
-func (r *receipt) age(m IssueWindow, then time.Time, boot, now time.Duration) {
+// age takes in how old the token was at the on-time on, when it was received or later, in a boot that began at the on-time boot.
+func (r *receipt) age(m IssueWindow, then time.Time, boot, on time.Duration) {
 	since := func(t time.Time) time.Duration { return max(0, then.Sub(t)) }
-	from := boot + now - since(m.Earliest)
+	from := on - since(m.Earliest)
 	if r.contradicts(from) {
 		return
 	}
@@ -136,19 +136,19 @@ func (r *receipt) age(m IssueWindow, then time.Time, boot, now time.Duration) {
 		from = max(from, r.from)
 	}
 	r.from = from
-	r.to = min(r.to, max(boot, boot+now-since(m.Latest)))
+	r.to = min(r.to, max(boot, on-since(m.Latest)))
 	r.blind = false
 }
 
 // receiptOf returns the receipt of a token that has left at now, and when it was minted.
-func (c *Cache) receiptOf(f Fetched, first tombstone, again bool, left, now time.Duration) (receipt, IssueWindow) {
+func (c *Cache) receiptOf(f Fetched, first tombstone, again bool, left time.Duration, now bootTime) (receipt, IssueWindow) {
 	sure := f.Counted || c.clockTrusted()
 	m := issueWindowOf(f.Token, left, sure)
 	var then time.Time
 	if sure || f.Reckoned && m.undated() { // then both are by the same clock, be it right or wrong
 		then = f.Token.ExpiresOn.Add(-left)
 	}
-	r := received(m, then, c.on, now)
+	r := received(m, then, c.on, c.onAt(now))
 	if again {
 		r = first.receipt.again(r)
 	}

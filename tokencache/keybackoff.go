@@ -9,12 +9,12 @@ const (
 
 // keyBackOff is a key's failures, and how long they put its fetches off.
 type keyBackOff struct {
-	failures int           // in a row
-	failure  *FetchError   // the last one, with failures > 0
-	waits    int           // of the schedule, each longer than the one before
-	until    time.Duration // the schedule leaves the key alone until then
-	asks     int           // fetches that callers waited for and that failed, in a row
-	callers  time.Duration // no caller's miss causes a fetch before
+	failures int         // in a row
+	failure  *FetchError // the last one, with failures > 0
+	waits    int         // of the schedule, each longer than the one before
+	until    bootTime    // the schedule leaves the key alone until then
+	asks     int         // fetches that callers waited for and that failed, in a row
+	callers  bootTime    // no caller's miss causes a fetch before
 
 	throttles   int    // 429 in a row
 	othersGiven uint64 // fetchQueue.given at the last of them
@@ -23,7 +23,7 @@ type keyBackOff struct {
 
 // fail takes in a failed fetch, for which a caller waited or not, of a key whose token has left to live. How the source is left alone says
 // when a failure of the source is over: it is not counted against the key, and ends no wait of the key's own.
-func (b *keyBackOff) fail(err *FetchError, asked bool, left, now time.Duration, roll float64) {
+func (b *keyBackOff) fail(err *FetchError, asked bool, left time.Duration, now bootTime, roll float64) {
 	b.failures++
 	b.failure = err
 	if err.extent() == OfSource {
@@ -35,17 +35,17 @@ func (b *keyBackOff) fail(err *FetchError, asked bool, left, now time.Duration, 
 
 // lengthen makes the key wait for longer than after the failure before. Callers have a count of their own: the first that comes after the
 // schedule failed asks at once.
-func (b *keyBackOff) lengthen(err *FetchError, asked bool, left, now time.Duration, roll float64) {
+func (b *keyBackOff) lengthen(err *FetchError, asked bool, left time.Duration, now bootTime, roll float64) {
 	b.waits++
 	wait, atLeast := backoff, min(err.RetryAfter, retryAfter)
 	if err.lasts() {
 		wait = longBackoff
 	}
-	b.until = now + max(wait(b.waits, left, roll), atLeast)
+	b.until = now.add(max(wait(b.waits, left, roll), atLeast))
 	if asked {
 		b.asks++
 	}
-	b.callers = now + max(askWait(err, b.asks, left), atLeast)
+	b.callers = now.add(max(askWait(err, b.asks, left), atLeast))
 }
 
 // heal forgets all failures.
@@ -57,7 +57,7 @@ func (b *keyBackOff) yields() bool { return b.throttles > 1 }
 // setApartLocked takes in a 429 for e. A key whose last answer was one too, while another was given a token in between, is throttled
 // for itself, and is set apart: it waits by a measure of its own, which no token of others ends, so that the pauses that the back
 // end asks for on its account are not all there is.
-func (c *Cache) setApartLocked(e *entry, failure *FetchError, now time.Duration) {
+func (c *Cache) setApartLocked(e *entry, failure *FetchError, now bootTime) {
 	if e.backOff.throttles > 0 && c.queue.given > e.backOff.othersGiven {
 		e.backOff.apart++
 	}
@@ -67,13 +67,13 @@ func (c *Cache) setApartLocked(e *entry, failure *FetchError, now time.Duration)
 		return
 	}
 	told := min(failure.RetryAfter, retryAfter)
-	e.backOff.until = max(e.backOff.until, now+max(told, doubled(apartFirst, e.backOff.apart, longTop)))
-	e.backOff.callers = max(e.backOff.callers, now+max(told, doubled(askThrottleTop, e.backOff.apart, askLongTop)))
-	c.queue.apart = max(c.queue.apart, now+apartShare*told)
+	e.backOff.until = max(e.backOff.until, now.add(max(told, doubled(apartFirst, e.backOff.apart, longTop))))
+	e.backOff.callers = max(e.backOff.callers, now.add(max(told, doubled(askThrottleTop, e.backOff.apart, askLongTop))))
+	c.queue.apart = max(c.queue.apart, now.add(apartShare*told))
 }
 
 // apartLocked returns the boot time before which e is not asked for since it is set apart; longAgo: it is not.
-func (c *Cache) apartLocked(e *entry) time.Duration {
+func (c *Cache) apartLocked(e *entry) bootTime {
 	if e.backOff.apart == 0 {
 		return longAgo
 	}
@@ -101,11 +101,14 @@ var (
 	extentWords = map[Extent]string{OfKey: "key", OfIdentity: "identity", OfSource: "source"}
 )
 
-func failingOf(f *FetchError, failures int, until, callers time.Duration) *BackOff {
+func failingOf(f *FetchError, failures int, until, callers bootTime) *BackOff {
 	if failures == 0 {
 		return nil
 	}
-	return &BackOff{Kind: kindWords[f.Kind], Extent: extentWords[f.Extent], Detail: f.Detail, Failures: failures, Until: until, Callers: callers}
+	return &BackOff{
+		Kind: kindWords[f.Kind], Extent: extentWords[f.Extent], Detail: f.Detail, Failures: failures,
+		Until: time.Duration(until), Callers: time.Duration(callers),
+	}
 }
 
 // export returns the failures of b as they are kept, nil without any.

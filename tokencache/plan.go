@@ -13,7 +13,7 @@ const (
 // changes on record are others. With a call under way and after a failure that is decided elsewhere, but
 // a next try that would come while a change spreads is put off here too. So is the first without a token, where there is to be
 // one.
-func (c *Cache) planLocked(e *entry, now time.Duration) {
+func (c *Cache) planLocked(e *entry, now bootTime) {
 	switch {
 	case e.flight != nil:
 		return
@@ -27,7 +27,7 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 		return
 	}
 	e.schedule.probe = e.schedule.tries > 0 || e.policy.worst != Current
-	switch last := e.token.deadline - lastMinutes; {
+	switch last := e.token.deadline.add(-lastMinutes); {
 	case c.heldLocked(e, now):
 		e.schedule.next = c.heldUntilLocked(e, now)
 	case now < c.holdsLocked(e, now) && now < last:
@@ -37,14 +37,14 @@ func (c *Cache) planLocked(e *entry, now time.Duration) {
 	default:
 		e.schedule.next = c.nextProbeLocked(e, now)
 	}
-	e.schedule.next = max(min(e.schedule.next, e.token.deadline+afterExpiry), c.barredUntilLocked(e, now))
+	e.schedule.next = max(min(e.schedule.next, e.token.deadline.add(afterExpiry)), c.barredUntilLocked(e, now))
 	if at := max(now, e.schedule.confirm); at >= c.heldUntilLocked(e, now) {
 		e.schedule.next = min(e.schedule.next, at)
 	}
 }
 
 // expediteLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
-func (c *Cache) expediteLocked(e *entry, now time.Duration) {
+func (c *Cache) expediteLocked(e *entry, now bootTime) {
 	before := e.schedule.next
 	if before == never {
 		return
@@ -55,14 +55,14 @@ func (c *Cache) expediteLocked(e *entry, now time.Duration) {
 
 // ordinaryLocked returns when a token that is current is refreshed. What is known of the rollover saves
 // calls; what is nearly known is put to the test.
-func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
-	left := e.token.deadline - now
-	step := now + nextTry(left, c.roll())
+func (c *Cache) ordinaryLocked(e *entry, now bootTime) bootTime {
+	left := e.token.deadline.sub(now)
+	step := now.add(nextTry(left, c.roll()))
 	switch {
 	case e.schedule.tries == 0 && e.schedule.advised > now:
 		return e.schedule.advised
 	case e.schedule.tries == 0:
-		step = now + firstRefresh(left, 0, c.roll())
+		step = now.add(firstRefresh(left, 0, c.roll()))
 	}
 	if e.token.life < shortLived {
 		return step
@@ -70,16 +70,16 @@ func (c *Cache) ordinaryLocked(e *entry, now time.Duration) time.Duration {
 	if e.schedule.tries == 0 && c.learnedLocked(e).kind == Irregular {
 		// A rollover that nobody has used is the best thing to have when a policy change comes: then the next
 		// token is minted after it. So the half life is let pass where it seldom brings anything.
-		return now + jitter(left*3/4, c.roll())
+		return now.add(jitter(left*3/4, c.roll()))
 	}
 	if at := c.rolloverLocked(e); at > now {
-		if step-now < seldomStep || step > at-nearEnough {
-			return at + testAfter
+		if step.sub(now) < seldomStep || step > at.add(-nearEnough) {
+			return at.add(testAfter)
 		}
 		return step
 	}
 	for _, test := range c.testsLocked(e) {
-		if at := e.token.issuedAt + test; now < at && step > at-nearEnough {
+		if at := e.token.issuedAt.add(test); now < at && step > at.add(-nearEnough) {
 			return at
 		}
 	}
@@ -107,24 +107,24 @@ func (c *Cache) testsLocked(e *entry) []time.Duration {
 
 // chaseLocked returns when the back end is asked whether it has a newer token than one that is not current:
 // first as soon as the change has spread, and then by what is known of the rollover.
-func (c *Cache) nextProbeLocked(e *entry, now time.Duration) time.Duration {
+func (c *Cache) nextProbeLocked(e *entry, now bootTime) bootTime {
 	if e.last.answered < e.policy.unmet {
 		return max(now, min(e.policy.unmet, e.holds()))
 	}
 	e.schedule.probedSince = min(e.schedule.probedSince, now)
-	left := e.token.deadline - now
+	left := e.token.deadline.sub(now)
 	if at := c.rolloverLocked(e); at > now {
-		if at-now <= nearEnough {
-			return at + testAfter
+		if at.sub(now) <= nearEnough {
+			return at.add(testAfter)
 		}
-		return now + jitter(watchStep, c.roll())
+		return now.add(jitter(watchStep, c.roll()))
 	}
 	p := c.learnedLocked(e)
-	step := now + probeInterval(left, c.roll())
-	if opens := e.token.issuedAt + time.Duration(c.rollovers.earliest()*float64(e.token.life)); now < opens {
-		step = min(now+jitter(2*watchStep, c.roll()), opens)
+	step := now.add(probeInterval(left, c.roll()))
+	if opens := e.token.issuedAt.add(time.Duration(c.rollovers.earliest() * float64(e.token.life))); now < opens {
+		step = min(now.add(jitter(2*watchStep, c.roll())), opens)
 	}
-	if half := e.token.issuedAt + e.token.life/2 + testAfter; p.kind == Unlearnt && now < half {
+	if half := e.token.issuedAt.add(e.token.life/2 + testAfter); p.kind == Unlearnt && now < half {
 		step = min(step, half)
 	}
 	return step

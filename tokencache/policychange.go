@@ -210,7 +210,7 @@ type change struct {
 func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now, wall, sure := c.clock.Boot(), c.clock.Wall(), c.clockTrusted()
+	now, wall, sure := c.now(), c.clock.Wall(), c.clockTrusted()
 	if ahead := p.At.Sub(wall); !p.At.IsZero() && sure && ahead > tellable {
 		return PolicyChange{}, &FutureError{Ahead: ahead}
 	}
@@ -220,7 +220,7 @@ func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
 	}
 	p.Moment, p.By = c.momentLocked(p, now)
 	p.Issuer, p.Checked = c.byIssuerLocked(p, now), !c.clockTrust.issuer.IsZero()
-	p.NotLater, _ = c.clockTrust.notLater(p.Moment - c.on)
+	p.NotLater, _ = c.clockTrust.notLater(c.bootAt(p.Moment))
 	if !c.enterLocked(c.changeLocked(p, now)) {
 		return PolicyChange{}, ErrTooManyChanges
 	}
@@ -233,8 +233,8 @@ func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
 // momentLocked returns the on-times of a change that is noted now: that to which its date maps by the clock, if the clock is
 // known to be right, else now. Of a date before this boot nothing tells how much of the time since the device was off: so
 // it may have been as late as the boot.
-func (c *Cache) momentLocked(p PolicyChange, now time.Duration) (moment, by time.Duration) {
-	moment = c.on + now - c.agoLocked(p, now)
+func (c *Cache) momentLocked(p PolicyChange, now bootTime) (moment, by time.Duration) {
+	moment = c.onAt(now) - c.agoLocked(p, now)
 	if moment == 0 {
 		moment-- // 0 stands for none
 	}
@@ -243,27 +243,27 @@ func (c *Cache) momentLocked(p PolicyChange, now time.Duration) (moment, by time
 
 // agoLocked returns how long ago p happened, which is noted now, by the clock: 0 where that is not known to be right. Where the
 // back end's clock says that it was less long ago, a clock that is taken for right is wrong, and it was that at most.
-func (c *Cache) agoLocked(p PolicyChange, now time.Duration) time.Duration {
+func (c *Cache) agoLocked(p PolicyChange, now bootTime) time.Duration {
 	if !p.Vouched {
 		return 0
 	}
 	ago := c.clock.Wall().Sub(p.At)
 	if issuer := c.clockTrust.issuer; !issuer.IsZero() {
-		ago = min(ago, issuer.Add(now).Sub(p.At))
+		ago = min(ago, now.by(issuer).Sub(p.At))
 	}
 	return max(0, ago)
 }
 
 // byIssuerLocked returns when p happened, which is noted now, by the issuer's clock: as the back end's counting tells it and as
 // the device's clock does, where that is known to be right. If these differ, it is anywhere between.
-func (c *Cache) byIssuerLocked(p PolicyChange, now time.Duration) (w Window) {
+func (c *Cache) byIssuerLocked(p PolicyChange, now bootTime) (w Window) {
 	if p.Vouched {
 		w = Window{p.At, p.At}
 	}
 	if c.clockTrust.issuer.IsZero() {
 		return w
 	}
-	counted := c.clockTrust.issuer.Add(now - c.agoLocked(p, now))
+	counted := now.add(-c.agoLocked(p, now)).by(c.clockTrust.issuer)
 	if counted.After(w.Latest) {
 		w.Latest = counted
 	}
@@ -281,16 +281,16 @@ const agreeing = 30 * time.Second
 // were noted by a clock that was taken for right and was behind. A change of an earlier boot was no later than its on-time says,
 // since the device was off in between, nobody knows how long. That bounds the date of one that no counting of its own boot
 // has checked.
-func (c *Cache) correctLocked(now time.Duration) {
+func (c *Cache) correctLocked(now bootTime) {
 	if c.clockTrust.issuer.IsZero() {
 		return
 	}
 	corrected := false
 	for _, ch := range c.changes {
-		counted := c.clockTrust.issuer.Add(c.at(ch))
+		counted := c.at(ch).by(c.clockTrust.issuer)
 		here := c.at(ch) > 0 && !ch.Unplaced
 		if !here && !ch.Checked && c.earlier(ch) {
-			counted, here = c.clockTrust.issuer.Add(ch.By-c.on), true
+			counted, here = c.bootAt(ch.By).by(c.clockTrust.issuer), true
 		}
 		behind := ch.Vouched && here && counted.After(ch.Issuer.Latest.Add(agreeing))
 		if behind || ch.Issuer.Latest.IsZero() {
@@ -307,7 +307,7 @@ func (c *Cache) correctLocked(now time.Duration) {
 }
 
 // changeLocked returns p as it is on record.
-func (c *Cache) changeLocked(p PolicyChange, now time.Duration) *change {
+func (c *Cache) changeLocked(p PolicyChange, now bootTime) *change {
 	ch := &change{PolicyChange: p, canonical: Canonical(p.Resource), assumed: p.Moment == 0}
 	if ch.assumed { // from before there were on-times, when a date counted
 		ch.Vouched = p.Vouched && c.clockTrusted()
@@ -316,7 +316,7 @@ func (c *Cache) changeLocked(p PolicyChange, now time.Duration) *change {
 			ch.Issuer = Window{p.At, p.At}
 		}
 	}
-	if latest := c.on + now; ch.By > latest { // it has happened, whatever another life of this device says
+	if latest := c.onAt(now); ch.By > latest { // it has happened, whatever another life of this device says
 		ch.Moment, ch.By, ch.Unplaced = min(ch.Moment, latest), latest, true
 	}
 	return ch
@@ -334,7 +334,7 @@ func (c *Cache) Withdraw(id string) (PolicyChange, bool) {
 	withdrawn := c.changes[i].PolicyChange
 	c.changes = slices.Delete(c.changes, i, i+1)
 	c.generation++
-	c.rejudgeLocked(c.clock.Boot())
+	c.rejudgeLocked(c.now())
 	return withdrawn, true
 }
 
@@ -358,7 +358,7 @@ func (c *Cache) Changes() []RecordedChange {
 func (c *Cache) recorded() (all []RecordedChange, held []judgement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now, wall := c.clock.Boot(), c.clock.Wall()
+	now, wall := c.now(), c.clock.Wall()
 	all, held = make([]RecordedChange, 0, len(c.changes)), make([]judgement, 0, len(c.entries))
 	for _, ch := range c.changes {
 		unsure := !ch.Vouched && !ch.dated
@@ -399,9 +399,9 @@ func latestFirst(x, y PolicyChange) int {
 // lastsLocked returns how long ch stays on record yet, at least: until every clock that can speak says that its time is over.
 // On-time always can, and less of it has passed than time. The wall clock can where it is known to be right and was so when
 // the change was noted, unless it is before the change.
-func (c *Cache) lastsLocked(ch *change, now time.Duration) time.Duration {
+func (c *Cache) lastsLocked(ch *change, now bootTime) time.Duration {
 	lasts := c.propagationDelay + longestNominal + recordAfter
-	left := c.at(ch) + lasts - now
+	left := c.at(ch).sub(now) + lasts
 	if wall := c.clock.Wall(); ch.Vouched && c.clockTrusted() && !wall.Before(ch.At) {
 		left = max(left, ch.At.Add(lasts).Sub(wall))
 	}
@@ -410,7 +410,7 @@ func (c *Cache) lastsLocked(ch *change, now time.Duration) time.Duration {
 
 // reviewLocked takes the changes off the record whose time is over, and tells people of the others when they were, once the
 // clock is known. It reports whether any are gone.
-func (c *Cache) reviewLocked(now time.Duration) bool {
+func (c *Cache) reviewLocked(now bootTime) bool {
 	before := len(c.changes)
 	c.changes = slices.DeleteFunc(c.changes, func(ch *change) bool { return c.lastsLocked(ch, now) <= 0 })
 	gone := len(c.changes) != before
@@ -427,7 +427,7 @@ const redatedBy = time.Second
 
 // dateLocked puts the dates right of changes that were noted in this boot as "now", by a clock that was not known to be right.
 // They are for people: no token is judged by them.
-func (c *Cache) dateLocked(now time.Duration) (dated bool) {
+func (c *Cache) dateLocked(now bootTime) (dated bool) {
 	if !c.clockTrusted() {
 		return false
 	}
@@ -435,7 +435,7 @@ func (c *Cache) dateLocked(now time.Duration) (dated bool) {
 		if ch.Vouched || ch.dated || ch.assumed || ch.Unplaced || c.at(ch) < 0 || !ch.At.Equal(ch.RecordedAt) {
 			continue
 		}
-		at := c.clock.Wall().Add(c.at(ch) - now)
+		at := c.clock.Wall().Add(c.at(ch).sub(now))
 		if at.Before(time.Unix(0, 0)) {
 			continue // that clock is wrong, whoever vouches for it, and no such date can be kept
 		}
@@ -451,7 +451,7 @@ func (c *Cache) SetPropagationDelay(spread time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.propagationDelay = cmp.Or(spread, DefaultPropagationDelay)
-	c.rejudgeLocked(c.clock.Boot())
+	c.rejudgeLocked(c.now())
 }
 
 // SetAlternates names, for each resource, the other URIs that it goes by: a policy change for one of
@@ -463,14 +463,14 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 	for _, e := range c.entries {
 		e.goesBy = c.alternates[e.canonical]
 	}
-	c.rejudgeLocked(c.clock.Boot())
+	c.rejudgeLocked(c.now())
 }
 
 // Replace puts r in the place of the record, as if c had begun with it.
 func (c *Cache) Replace(r Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	c.lineage, c.origins, c.generation = r.Lineage, r.Origins, r.Generation
 	c.loadLocked(r.In(c.instantLocked()).Changes)
 	c.rejudgeLocked(now)
@@ -480,7 +480,7 @@ func (c *Cache) Replace(r Record) {
 // loadLocked puts what was kept on record. It may be more than there is room for, as that of two records is: then as many are
 // joined as is needed, and none is left out.
 func (c *Cache) loadLocked(kept []PolicyChange) {
-	now := c.clock.Boot()
+	now := c.now()
 	c.changes = make([]*change, len(kept))
 	for i, p := range kept {
 		c.changes[i] = c.changeLocked(p, now)

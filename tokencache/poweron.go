@@ -79,8 +79,8 @@ func (r Record) In(now Instant) Record {
 
 // takenLocked stamps what is taken from c now.
 func (c *Cache) instantLocked() Instant {
-	now := c.clock.Boot()
-	return Instant{On: c.on + now, Boot: now, BootID: c.bootID}
+	now := c.now()
+	return Instant{On: c.onAt(now), Boot: time.Duration(now), BootID: c.bootID}
 }
 
 // After returns r, which is by the on-time of now, where changes that kept lacks, an older copy of it, are from no earlier than that was
@@ -114,9 +114,9 @@ func (r Record) After(kept Record, now Instant) Record {
 func (c *Cache) ContinueFrom(kept Instant) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	began := c.on
-	more := OnAtBoot(c.bootID, now, kept) - began
+	more := OnAtBoot(c.bootID, time.Duration(now), kept) - began
 	if more <= 0 {
 		return
 	}

@@ -25,12 +25,12 @@ const (
 // tokens of the one before.
 type principals struct {
 	current Principal
-	former  []Principal   // at most maxFormer, the latest last
-	since   time.Duration // boot time at which the switch to current was seen; longAgo: there was none
-	shown   time.Duration // boot time at which a token of current was given last
-	told    time.Duration // boot time at which people were told of a switch last; longAgo: never
-	untold  int           // switches since that they were not told of
-	by      Key           // the key that showed the switch where a former principal came back by insisting; else zero
+	former  []Principal // at most maxFormer, the latest last
+	since   bootTime    // boot time at which the switch to current was seen; longAgo: there was none
+	shown   bootTime    // boot time at which a token of current was given last
+	told    bootTime    // boot time at which people were told of a switch last; longAgo: never
+	untold  int         // switches since that they were not told of
+	by      Key         // the key that showed the switch where a former principal came back by insisting; else zero
 }
 
 // Switch says that the tokens of a selector speak for another principal than before.
@@ -42,7 +42,7 @@ type Switch struct {
 // claim is that of a former principal to be the current one again: a key was given its token.
 type claim struct {
 	by   Principal
-	from time.Duration // boot time; claims from before the current principal's token was shown are void
+	from bootTime // boot time; claims from before the current principal's token was shown are void
 }
 
 // principalsLocked returns what is known of a selector's principals, made if need be. The number of selectors is bounded:
@@ -78,7 +78,7 @@ func (p *principals) knows(who Principal) bool {
 // A principal that was never seen is the new one, whatever the dates. A token of a former one comes from a replica that
 // lags, unless it was issued since the switch, or the back end insists. A simulated one opens nothing: it gives way to a real
 // one at once and for good, and takes the place of none.
-func (c *Cache) admitLocked(e *entry, f Fetched, left, held, now time.Duration) (admitted bool, told *Switch) {
+func (c *Cache) admitLocked(e *entry, f Fetched, left, held time.Duration, now bootTime) (admitted bool, told *Switch) {
 	who, p := f.Token.Claims.Principal(), c.principalsLocked(e.key.Selector)
 	if !who.Simulated && (p.current.Simulated || e.token.lastClaims.Simulated()) {
 		c.unseatLocked(e, p, now)
@@ -103,7 +103,7 @@ func (c *Cache) admitLocked(e *entry, f Fetched, left, held, now time.Duration) 
 
 // unseatLocked forgets the simulated principals of e's selector, since e was given a real token. The back end has become a real
 // one, so it is asked at once for every key whose token is simulated, also while policy changes spread: those open nothing.
-func (c *Cache) unseatLocked(e *entry, p *principals, now time.Duration) {
+func (c *Cache) unseatLocked(e *entry, p *principals, now bootTime) {
 	p.former = slices.DeleteFunc(p.former, func(f Principal) bool { return f.Simulated })
 	if p.current.Simulated {
 		p.current, p.since, p.by, e.claim = Principal{}, longAgo, Key{}, claim{}
@@ -121,7 +121,7 @@ func (c *Cache) unseatLocked(e *entry, p *principals, now time.Duration) {
 
 // issuedSinceLocked reports whether a token fetched for e, which has left to live, was certainly issued after that boot time.
 // Where the back end counted its life, boot time alone tells; else the wall clock must be known to be right.
-func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left, now, since time.Duration) bool {
+func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left time.Duration, now, since bootTime) bool {
 	if !f.Counted && !c.clockTrusted() {
 		return false
 	}
@@ -129,7 +129,7 @@ func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left, now, since time.Dur
 		return false
 	}
 	longest := f.Token.ExpiresOn.Sub(issueWindowOf(f.Token, left, f.Counted || c.clockTrusted()).Earliest)
-	earliest := now + left - longest
+	earliest := now.add(left - longest)
 	return since < earliest && earliest <= now
 }
 
@@ -137,13 +137,13 @@ func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left, now, since time.Dur
 // tokens, and since the first none of this selector gave the current one's. While another key holds a token of the current
 // one, only a key whose own token is that one's can tell, since the others' answers may be the back end's copies: then such
 // a key is asked.
-func (c *Cache) returnsLocked(e *entry, who Principal, now time.Duration) bool {
+func (c *Cache) returnsLocked(e *entry, who Principal, now bootTime) bool {
 	p := c.principals[e.key.Selector]
 	if e.claim.by.IsZero() || e.claim.by.Differs(who) || e.claim.from <= p.shown {
 		e.claim = claim{by: who, from: now}
 		return false
 	}
-	if now-e.claim.from < returnAfter {
+	if now.sub(e.claim.from) < returnAfter {
 		return false
 	}
 	if e.token.lastClaims.Principal().Differs(who) {
@@ -157,7 +157,7 @@ func (c *Cache) returnsLocked(e *entry, who Principal, now time.Duration) bool {
 }
 
 // witnessLocked returns the key of a selector that holds a token of who's, of several the one that was asked for longest ago.
-func (c *Cache) witnessLocked(of Selector, who Principal, now time.Duration) (witness *entry) {
+func (c *Cache) witnessLocked(of Selector, who Principal, now bootTime) (witness *entry) {
 	for _, o := range c.entries {
 		if o.key.Selector == of && c.leftLocked(o, now) > 0 && o.token.speaksFor(who) &&
 			(witness == nil || cmp.Or(cmp.Compare(o.last.answered, witness.last.answered), cmp.Compare(o.key.Resource, witness.key.Resource)) < 0) {
@@ -169,10 +169,10 @@ func (c *Cache) witnessLocked(of Selector, who Principal, now time.Duration) (wi
 
 // askSoonLocked has e fetched within minutes, where the schedule works for it; else when somebody asks for it. Where the
 // selector's principals follow each other without end, what has been answered lately is left for longer each time.
-func (c *Cache) askSoonLocked(e *entry, now time.Duration) {
-	e.schedule.confirm = now + time.Duration(c.roll()*float64(confirmWithin))
+func (c *Cache) askSoonLocked(e *entry, now bootTime) {
+	e.schedule.confirm = now.add(time.Duration(c.roll() * float64(confirmWithin)))
 	if untold := c.principalsLocked(e.key.Selector).untold; untold > 0 {
-		e.schedule.confirm = max(e.schedule.confirm, e.last.answered+doubled(confirmWithin, untold+1, warnEvery))
+		e.schedule.confirm = max(e.schedule.confirm, e.last.answered.add(doubled(confirmWithin, untold+1, warnEvery)))
 	}
 	if e.schedule.next != never && e.flight == nil && e.backOff.failures == 0 && e.schedule.confirm >= c.heldUntilLocked(e, now) {
 		e.schedule.next, e.schedule.probe = min(e.schedule.next, e.schedule.confirm), false
@@ -181,12 +181,12 @@ func (c *Cache) askSoonLocked(e *entry, now time.Duration) {
 
 // switchLocked makes who, whose token e was given, the current principal, and has the selector's other keys confirmed. It
 // returns what people are to be told, if they are.
-func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now time.Duration) *Switch {
+func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now bootTime) *Switch {
 	s := &Switch{From: p.current, To: who}
 	p.become(who)
 	p.since, p.shown, p.by = now, now, Key{}
 	e.claim = claim{}
-	again := now-p.told < warnEvery
+	again := now.sub(p.told) < warnEvery
 	if again {
 		p.untold++
 	}
@@ -214,15 +214,15 @@ func (p *principals) become(who Principal) {
 // confirmLocked returns when e is to be asked for again, since it is open whom its token speaks for: to see whether the back
 // end insists on a former principal; whether it was replicas that lag for long which brought one back; and whether there is a
 // token of the current one by now, where e's is not.
-func (c *Cache) confirmLocked(e *entry, now time.Duration) time.Duration {
+func (c *Cache) confirmLocked(e *entry, now bootTime) bootTime {
 	p := c.principalsLocked(e.key.Selector)
 	switch {
-	case !e.claim.by.IsZero() && e.claim.from > p.shown && now-e.claim.from < returnAfter:
-		return e.claim.from + returnAfter
-	case p.by == e.key && now-p.since < watchStep:
-		return p.since + watchStep
+	case !e.claim.by.IsZero() && e.claim.from > p.shown && now.sub(e.claim.from) < returnAfter:
+		return e.claim.from.add(returnAfter)
+	case p.by == e.key && now.sub(p.since) < watchStep:
+		return p.since.add(watchStep)
 	case c.formerLocked(e):
-		return now + jitter(watchStep, c.roll())
+		return now.add(jitter(watchStep, c.roll()))
 	}
 	return never
 }
@@ -350,16 +350,16 @@ func (c *Cache) restorePrincipals(m *Snapshot) {
 
 // recalledAt is when in this boot that boot time of m's was: no longer ago than it truly is, since it counts the time alone that the
 // device was on. No wall clock has a part in it.
-func (c *Cache) recalledAt(m *Snapshot, t time.Duration) time.Duration {
+func (c *Cache) recalledAt(m *Snapshot, t bootTime) bootTime {
 	switch {
 	case t == longAgo:
 		return longAgo
 	case m.BootID != "" && m.BootID == c.bootID:
 		return t
 	}
-	at := t - m.Boot
+	at := t.add(-m.Boot)
 	if m.On > 0 { // else a release that had no on-time kept it
-		at -= max(0, c.on-m.On)
+		at = at.add(-max(0, c.on-m.On))
 	}
 	return at
 }

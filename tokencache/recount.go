@@ -24,8 +24,8 @@ func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 //
 // What is believed of a token that was kept over a boot of unknown length was never said by the back end, which has that other
 // answer alone to bear it out.
-func (c *Cache) recountLocked(first tombstone, f Fetched, left, now time.Duration) time.Duration {
-	believed, passed := first.deadline-now, now-first.received
+func (c *Cache) recountLocked(first tombstone, f Fetched, left time.Duration, now bootTime) time.Duration {
+	believed, passed := first.deadline.sub(now), now.sub(first.received)
 	counted := first.given - passed // what is left of the first count
 	dated := (f.Token.ExpiresOn.Sub(first.expiresOn)).Abs() <= countSlack
 	switch {
@@ -58,24 +58,24 @@ func (c *Cache) recountLocked(first tombstone, f Fetched, left, now time.Duratio
 
 // mostLeftLocked returns the life that a token has left at most which was received first when r was: it had been issued by then. What is known of
 // an earlier boot is the on-time, than which more time has passed.
-func (c *Cache) mostLeftLocked(r tombstone, now time.Duration) time.Duration {
+func (c *Cache) mostLeftLocked(r tombstone, now bootTime) time.Duration {
 	received := max(0, r.received)
 	if r.receipt.on > 0 {
-		received = r.receipt.on - c.on
+		received = c.bootAt(r.receipt.on)
 	}
-	return received + longestNominal - now
+	return received.sub(now) + longestNominal
 }
 
 // staticLocked looks whether the back end gives the number that it gave with this token at its receipt, though that is long ago, or
 // the number that it gave with another token, though this one's expiry is earlier than time has passed since: by it the issuer's
 // clock has gone back. Then none of its numbers counts anything, and what they have shown is void.
-func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
+func (c *Cache) staticLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	c.countsLocked(e, f, left, now)
 	if c.static {
 		return
 	}
 	first, known := c.tombstoneLocked(e, f.Token.Text)
-	passed := now - first.received
+	passed := now.sub(first.received)
 	again := known && first.given != 0 && passed >= readingsApart && agree(left, first.given)
 	if !f.Counted || !again && !c.readings.repeat(readingOf(f, left, now)) {
 		return
@@ -84,7 +84,7 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left, now time.Duration) {
 }
 
 // voidCountsLocked takes it that the source's numbers count nothing, and never did.
-func (c *Cache) voidCountsLocked(now time.Duration) {
+func (c *Cache) voidCountsLocked(now bootTime) {
 	c.static, c.readings, c.counted, c.countedOn = true, nil, counted{}, 0
 	c.clockTrust.forgetCounts()
 	for _, ch := range c.changes {
@@ -107,13 +107,13 @@ func (c *Cache) voidCountsLocked(now time.Duration) {
 }
 
 // ageLocked dates e's token by the clock, which is known to be right by now, where nothing told its age when it was received.
-func (c *Cache) ageLocked(e *entry, now time.Duration) {
+func (c *Cache) ageLocked(e *entry, now bootTime) {
 	if !e.token.receipt.blind || e.token.ExpiresOn.IsZero() {
 		return
 	}
 	wall := c.clock.Wall()
 	e.token.issued = issueWindowOf(*e.token.Token, e.token.ExpiresOn.Sub(wall), true)
-	e.token.receipt.age(e.token.issued, wall, c.on, now)
+	e.token.receipt.age(e.token.issued, wall, c.on, c.onAt(now))
 	before := e.policy
 	if c.judgeLocked(e); e.policy != before {
 		c.expediteLocked(e, now)
@@ -123,14 +123,14 @@ func (c *Cache) ageLocked(e *entry, now time.Duration) {
 // said is what a back end said of a token.
 type said struct {
 	digest string // of the token's text; empty: nothing
-	at     time.Duration
+	at     bootTime
 	left   time.Duration
 }
 
 // counted is how far a back end has shown that its numbers count.
 type counted struct {
-	answers int           // in a row, each of which said less than the one before about its token by the time between
-	since   time.Duration // boot time of the answer that the first of these was held against
+	answers int      // in a row, each of which said less than the one before about its token by the time between
+	since   bootTime // boot time of the answer that the first of these was held against
 }
 
 // A back end whose numbers were none is believed again when so many answers in a row have counted, over so long: a proxy that repeats answers for half
@@ -142,13 +142,13 @@ const (
 
 // countsLocked looks whether the numbers are shown to count. One that does not, for whatever key, starts it anew. What was voided stays
 // void: what is believed again is what is said from now on.
-func (c *Cache) countsLocked(e *entry, f Fetched, left, now time.Duration) {
+func (c *Cache) countsLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	if !f.Counted {
 		return
 	}
 	digest := f.Token.Text.SHA256()
 	before := e.last.said
-	passed := now - before.at
+	passed := now.sub(before.at)
 	switch {
 	case before.digest != digest:
 		e.last.said = said{digest, now, left}
@@ -165,20 +165,20 @@ func (c *Cache) countsLocked(e *entry, f Fetched, left, now time.Duration) {
 		c.counted.since = before.at
 	}
 	c.counted.answers++
-	if c.counted.answers >= countsAgainMost && now-c.counted.since >= countsAgainOver {
-		c.static, c.countedOn = false, c.on+now
+	if c.counted.answers >= countsAgainMost && now.sub(c.counted.since) >= countsAgainOver {
+		c.static, c.countedOn = false, c.onAt(now)
 	}
 }
 
 // reading is the issuer's clock as a counted answer shows it.
 type reading struct {
-	at   time.Duration // boot time
+	at   bootTime      // boot time
 	zero time.Time     // the issuer's time when this boot began
 	left time.Duration // by which it is shown
 }
 
-func readingOf(f Fetched, left, now time.Duration) reading {
-	return reading{at: now, zero: f.Token.ExpiresOn.Add(-left - now), left: left}
+func readingOf(f Fetched, left time.Duration, now bootTime) reading {
+	return reading{at: now, zero: now.zero(f.Token.ExpiresOn.Add(-left)), left: left}
 }
 
 // readings is some of the latest, the latest last.
@@ -192,7 +192,7 @@ const (
 
 // add takes in what a counted answer shows.
 func (all *readings) add(r reading) {
-	if n := len(*all); n > 0 && r.at-(*all)[n-1].at < readingsApart {
+	if n := len(*all); n > 0 && r.at.sub((*all)[n-1].at) < readingsApart {
 		return
 	}
 	*all = append(*all, r)
@@ -202,7 +202,7 @@ func (all *readings) add(r reading) {
 // bear reports whether another answer showed what r does.
 func (all readings) bear(r reading) bool {
 	return slices.ContainsFunc(all, func(o reading) bool {
-		return r.at-o.at >= readingsApart && r.zero.Sub(o.zero).Abs() <= countSlack
+		return r.at.sub(o.at) >= readingsApart && r.zero.Sub(o.zero).Abs() <= countSlack
 	})
 }
 
@@ -230,11 +230,11 @@ func freshAt(t Token, left, ago time.Duration) bool {
 
 // longestLocked returns what a back end may say at most of the life that a token has left, whose answer has come now. One without a date
 // may have more than is usual where a clock that is known to be right, or another answer, bears it out.
-func (c *Cache) longestLocked(f Fetched, begun, now time.Duration) time.Duration {
+func (c *Cache) longestLocked(f Fetched, begun, now bootTime) time.Duration {
 	if f.Nominal > 0 || !f.Counted || f.Reckoned {
 		return nominalOf(f)
 	}
-	left := f.Left - (now - begun)
+	left := f.Left - now.sub(begun)
 	if c.clockTrusted() && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())) || c.readings.bear(readingOf(f, left, now)) {
 		return longestNominal
 	}
@@ -242,19 +242,19 @@ func (c *Cache) longestLocked(f Fetched, begun, now time.Duration) time.Duration
 }
 
 // countedLocked returns the life left at receipt where the back end counted it and no better clock has corrected it; else 0.
-func (c *Cache) countedLocked(f Fetched, left, begun, now time.Duration) time.Duration {
-	if !f.Counted || !agree(left, min(f.Left, c.longestLocked(f, begun, now))-(now-begun)) {
+func (c *Cache) countedLocked(f Fetched, left time.Duration, begun, now bootTime) time.Duration {
+	if !f.Counted || !agree(left, min(f.Left, c.longestLocked(f, begun, now))-now.sub(begun)) {
 		return 0
 	}
 	return left
 }
 
 // recountedLocked notes what life the token that e holds has left, by f, the back end's latest word.
-func (c *Cache) recountedLocked(e *entry, f Fetched, left, now time.Duration) {
-	deadline := now + left
+func (c *Cache) recountedLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
+	deadline := now.add(left)
 	presumed := e.token.presumed
 	e.token.presumed = f.Presumed && (presumed || deadline > e.token.deadline)
-	if c.clockTrusted() && deadline < e.token.received+e.token.given-countSlack {
+	if c.clockTrusted() && deadline < e.token.received.add(e.token.given-countSlack) {
 		e.token.given = 0 // a better clock has proved the first count wrong
 	}
 	if (!e.token.unconfirmed || presumed) && deadline > e.token.deadline {

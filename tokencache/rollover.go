@@ -205,7 +205,7 @@ func (c *Cache) patternLocked(e *entry) Pattern {
 }
 
 // rolloverLocked returns the boot time at which e's token is known to roll over, longAgo when it is not.
-func (c *Cache) rolloverLocked(e *entry) time.Duration {
+func (c *Cache) rolloverLocked(e *entry) bootTime {
 	p := c.learnedLocked(e)
 	if p.kind != Regular || e.token.life == 0 {
 		return longAgo
@@ -213,25 +213,25 @@ func (c *Cache) rolloverLocked(e *entry) time.Duration {
 	if p.share == 1 {
 		return e.token.deadline
 	}
-	return e.token.issuedAt + time.Duration(p.share*float64(e.token.life))
+	return e.token.issuedAt.add(time.Duration(p.share * float64(e.token.life)))
 }
 
 // likelyLocked returns the boot time at which a newer token is to be expected, or never when that is not
 // known: by the pattern, or where there is none in the middle of what is left of those seen.
-func (c *Cache) likelyLocked(e *entry, now time.Duration) time.Duration {
-	var at time.Duration
+func (c *Cache) likelyLocked(e *entry, now bootTime) bootTime {
+	var at bootTime
 	switch c.learnedLocked(e).kind {
 	case Regular:
 		at = c.rolloverLocked(e)
 	case Irregular:
-		at = e.token.issuedAt + time.Duration(c.medianLocked(e, share(now-e.token.issuedAt, e.token.life))*float64(e.token.life))
+		at = e.token.issuedAt.add(time.Duration(c.medianLocked(e, share(now.sub(e.token.issuedAt), e.token.life)) * float64(e.token.life)))
 	case Unlearnt:
 		return never
 	}
 	if at <= e.token.shown {
 		return never // it should have come: what was learnt does not hold
 	}
-	return min(max(at, e.policy.unmet, now), e.token.deadline+afterExpiry)
+	return min(max(at, e.policy.unmet, now), e.token.deadline.add(afterExpiry))
 }
 
 // medianLocked returns the middle of the rollovers of all keys seen later than at that share of a life, at which e's token is

@@ -25,7 +25,7 @@ func (c *Cache) runFrom(begin <-chan struct{}) {
 func (c *Cache) run() {
 	for {
 		c.mu.Lock()
-		now := c.clock.Boot()
+		now := c.now()
 		settled := c.confirmExpiriesLocked(now)
 		next := c.tickLocked(now)
 		c.mu.Unlock()
@@ -36,7 +36,7 @@ func (c *Cache) run() {
 		var fired <-chan time.Time
 		stop := func() bool { return true }
 		if next != never {
-			fired, stop = c.clock.Timer(max(0, next-now))
+			fired, stop = c.clock.Timer(max(0, next.sub(now)))
 		}
 		select {
 		case <-c.ctx.Done():
@@ -57,7 +57,7 @@ func (c *Cache) run() {
 const maxTick = 5 * time.Minute
 
 // tickLocked forgets what expired, begins what is due, and returns when to look again.
-func (c *Cache) tickLocked(now time.Duration) time.Duration {
+func (c *Cache) tickLocked(now bootTime) bootTime {
 	if c.reviewLocked(now) {
 		c.rejudgeLocked(now)
 	}
@@ -76,7 +76,7 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 			continue
 		}
 		if !e.token.Text.IsZero() {
-			next = min(next, e.token.deadline, now+maxTick)
+			next = min(next, e.token.deadline, now.add(maxTick))
 		}
 		if e.flight == nil {
 			next = min(next, e.schedule.next)
@@ -88,7 +88,7 @@ func (c *Cache) tickLocked(now time.Duration) time.Duration {
 
 // allDueLocked returns the entries whose planned fetch is due, the longest due first. Many are due at one moment when a policy
 // change has spread: then their names decide, so that the same history has the same calls.
-func (c *Cache) allDueLocked(now time.Duration) (due []*entry) {
+func (c *Cache) allDueLocked(now bootTime) (due []*entry) {
 	for _, e := range c.entries {
 		if e.schedule.next <= now && e.flight == nil {
 			due = append(due, e)
@@ -102,19 +102,19 @@ func (c *Cache) allDueLocked(now time.Duration) (due []*entry) {
 
 // expireLocked forgets a token whose life is over by boot time. One that is over by the wall clock alone
 // is kept, though not served: the clock may be set right again, and a newer token is asked for at once.
-func (c *Cache) expireLocked(e *entry, now time.Duration) {
+func (c *Cache) expireLocked(e *entry, now bootTime) {
 	switch {
 	case e.token.Text.IsZero():
 	case now >= e.token.deadline:
 		c.forgetLocked(e)
 		e.notify()
 	case e.backOff.failures == 0 && c.leftLocked(e, now) <= 0:
-		e.schedule.next = min(e.schedule.next, max(now, c.overLocked(e, now)+afterExpiry, c.barredUntilLocked(e, now)))
+		e.schedule.next = min(e.schedule.next, max(now, c.overLocked(e, now).add(afterExpiry), c.barredUntilLocked(e, now)))
 	}
 }
 
 // dueLocked begins e's planned fetch, unless nobody cares for e any more.
-func (c *Cache) dueLocked(e *entry, now time.Duration) {
+func (c *Cache) dueLocked(e *entry, now bootTime) {
 	switch {
 	case !e.wanted(now):
 		e.schedule.next = never
@@ -127,7 +127,7 @@ func (c *Cache) dueLocked(e *entry, now time.Duration) {
 
 // startFetchLocked returns e's flight, begun if there was none. A caller that joins a queued flight lends it
 // its own class.
-func (c *Cache) startFetchLocked(e *entry, cl priority, now time.Duration) *flight {
+func (c *Cache) startFetchLocked(e *entry, cl priority, now bootTime) *flight {
 	if f := e.flight; f != nil {
 		if cl < f.priority {
 			f.priority = cl
@@ -138,16 +138,16 @@ func (c *Cache) startFetchLocked(e *entry, cl priority, now time.Duration) *flig
 	e.flight = &flight{key: e.key, priority: cl, asked: now, opens: longAgo, expires: e.token.deadline, done: make(chan struct{})}
 	e.flight.yields, e.flight.apart = e.backOff.yields(), e.backOff.apart > 0
 	if over := c.overLocked(e, now); over <= now { // a miss just after an expiry waits for what the schedule waits for
-		e.flight.opens = over + afterExpiry
+		e.flight.opens = over.add(afterExpiry)
 	}
-	e.schedule.softFetchAfter = now + softFetchEvery
+	e.schedule.softFetchAfter = now.add(softFetchEvery)
 	c.queue.waiting = append(c.queue.waiting, e.flight)
 	c.dispatchSoonLocked(now)
 	return e.flight
 }
 
 // dispatchSoonLocked begins what may begin, and has the schedule see to the rest.
-func (c *Cache) dispatchSoonLocked(now time.Duration) {
+func (c *Cache) dispatchSoonLocked(now bootTime) {
 	c.dispatchLocked(now)
 	if len(c.queue.waiting) > 0 {
 		c.wakeSchedule()
@@ -155,7 +155,7 @@ func (c *Cache) dispatchSoonLocked(now time.Duration) {
 }
 
 // dispatchLocked begins as many queued flights as the source may have now.
-func (c *Cache) dispatchLocked(now time.Duration) {
+func (c *Cache) dispatchLocked(now bootTime) {
 	for f := c.queue.begin(now); f != nil; f = c.queue.begin(now) {
 		c.running.Go(func() { c.runFetch(f) })
 	}
@@ -165,7 +165,7 @@ func (c *Cache) dispatchLocked(now time.Duration) {
 func (c *Cache) runFetch(f *flight) {
 	ctx, cancel := context.WithTimeout(c.ctx, fetchTimeout)
 	defer cancel()
-	begun := c.clock.Boot()
+	begun := c.now()
 	fetched, err := c.fetch(ctx, f.key)
 	if event, told := c.finishFetch(f, begun, fetched, err); told {
 		c.observe(event)
@@ -174,24 +174,24 @@ func (c *Cache) runFetch(f *flight) {
 
 // land takes a call's result in and begins the next flight. What comes for a key that was dropped
 // meanwhile is dropped as well.
-func (c *Cache) finishFetch(f *flight, begun time.Duration, fetched Fetched, err error) (Event, bool) {
+func (c *Cache) finishFetch(f *flight, begun bootTime, fetched Fetched, err error) (Event, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	e := c.entries[f.key]
 	dropped := e == nil || e.flight != f
 	var left time.Duration
 	var failure *FetchError
 	fetched = fetched.withoutStrangeTimes(c.clock.Wall())
 	if err == nil && !dropped {
-		c.staticLocked(e, fetched, fetched.Left-(now-begun), now)
+		c.staticLocked(e, fetched, fetched.Left-now.sub(begun), now)
 	}
 	fetched.Counted = fetched.Counted && !c.static
 	switch {
 	case err != nil:
 		failure = asFetchError(err)
 	case dropped:
-		c.passOverLocked(fetched, fetched.Left-(now-begun), begun, now)
+		c.passOverLocked(fetched, fetched.Left-now.sub(begun), begun, now)
 	default:
 		left, failure = c.receiveLocked(e, begun, now, fetched)
 		if failure == nil && f.forgets {
@@ -209,28 +209,28 @@ func (c *Cache) finishFetch(f *flight, begun time.Duration, fetched Fetched, err
 		return Event{}, false
 	}
 	event := Event{
-		Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now - begun,
+		Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now.sub(begun),
 		Permissions: c.permissionsLocked(e, now), Switch: f.told, Simulated: err == nil && fetched.Token.Claims.Simulated(),
 	}
 	if f.outcome == Newer {
 		event.Twin, event.AudienceBefore, event.Audience, event.Omitted = c.twinLocked(e), e.token.audienceBefore, e.token.lastClaims.Audience, e.token.omitted
 	}
 	if next := c.nextLocked(e, now); next != never {
-		event.Retry = next - now
+		event.Retry = next.sub(now)
 	}
 	close(f.done)
 	return event, true
 }
 
 // receiveLocked returns the life left of a token that was fetched for e, or why there is none that can be used.
-func (c *Cache) receiveLocked(e *entry, begun, now time.Duration, fetched Fetched) (left time.Duration, failure *FetchError) {
-	m := issueWindowOf(fetched.Token, fetched.Left-(now-begun), fetched.Counted || c.clockTrusted())
+func (c *Cache) receiveLocked(e *entry, begun, now bootTime, fetched Fetched) (left time.Duration, failure *FetchError) {
+	m := issueWindowOf(fetched.Token, fetched.Left-now.sub(begun), fetched.Counted || c.clockTrusted())
 	c.clockTrust.learn(fetched, m, c.clock.Wall(), begun, now)
 	c.correctLocked(now)
-	c.tombstones.cameAgain(fetched.Token.Text, c.on+now)
-	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-(now-begun), now)
+	c.tombstones.cameAgain(fetched.Token.Text, c.onAt(now))
+	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-now.sub(begun), now)
 	if fetched.Counted {
-		c.readings.add(readingOf(fetched, fetched.Left-(now-begun), now))
+		c.readings.add(readingOf(fetched, fetched.Left-now.sub(begun), now))
 	}
 	return left, failure
 }
@@ -249,7 +249,7 @@ const (
 
 // againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
 // whether it has.
-func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *FetchError) bool {
+func (c *Cache) againLocked(e *entry, f *flight, now bootTime, failure *FetchError) bool {
 	if failure == nil || !failure.JustExpired || f.again == againMost || c.leftLocked(e, now) > againLeft || c.barredLocked(e, now) {
 		return false
 	}
@@ -257,13 +257,13 @@ func (c *Cache) againLocked(e *entry, f *flight, now time.Duration, failure *Fet
 		return false
 	}
 	f.again++
-	f.begun, f.opens = false, now+doubled(againFirst, f.again, againTop)
+	f.begun, f.opens = false, now.add(doubled(againFirst, f.again, againTop))
 	e.last.fetches++
 	c.queue.waiting = append(c.queue.waiting, f)
 	return true
 }
 
-func (c *Cache) completeLocked(e *entry, f *flight, begun, now time.Duration, fetched Fetched, left time.Duration, failure *FetchError) {
+func (c *Cache) completeLocked(e *entry, f *flight, begun, now bootTime, fetched Fetched, left time.Duration, failure *FetchError) {
 	e.flight = nil
 	e.last.fetches++
 	e.last.endedWall = c.clock.Wall()
@@ -275,13 +275,13 @@ func (c *Cache) completeLocked(e *entry, f *flight, begun, now time.Duration, fe
 		} else {
 			e.backOff.throttles = 0
 		}
-		e.fail(failure, f.priority == forCaller, e.token.deadline-now, c.heldUntilLocked(e, now), now, c.roll())
+		e.fail(failure, f.priority == forCaller, e.token.deadline.sub(now), c.heldUntilLocked(e, now), now, c.roll())
 		again := e.backOff.callers
 		if failure.extent() == OfSource {
 			e.schedule.next = c.nextLocked(e, now)
 			again = max(again, c.queue.backOff.callers)
 		}
-		f.outcome, f.err = Failed, failure.withRetryAfter(max(0, again-now))
+		f.outcome, f.err = Failed, failure.withRetryAfter(max(0, again.sub(now)))
 	}
 	e.last.outcome = f.outcome
 }
@@ -289,7 +289,7 @@ func (c *Cache) completeLocked(e *entry, f *flight, begun, now time.Duration, fe
 // takeLocked takes a fetched token in, or keeps the one that is there, and plans the next fetch. left and
 // held are the lives that the fetched and the held token have left at now; held may be 0. It returns a switch
 // of principals besides, if people are to be told of one.
-func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Duration) (Outcome, *Switch) {
+func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun, now bootTime) (Outcome, *Switch) {
 	e.backOff.heal()
 	e.last.answered, e.schedule.putOff = begun, false
 	e.schedule.tries++
@@ -300,7 +300,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 	switch {
 	case held > 0 && f.Token.Text.Equal(e.token.Text):
 		outcome = Unchanged
-		e.schedule.softFetchAfter = now + softFetchPause(held)
+		e.schedule.softFetchAfter = now.add(softFetchPause(held))
 		c.recountedLocked(e, f, left, now)
 		if e.token.unconfirmed {
 			e.token.anchor(e.token.deadline)
@@ -350,7 +350,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held, begun, now time.Dura
 }
 
 // passOverLocked remembers the receipt of a token that was fetched, has left to live, and is not held.
-func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
+func (c *Cache) passOverLocked(f Fetched, left time.Duration, begun, now bootTime) {
 	if f.Token.Text.IsZero() {
 		return
 	}
@@ -359,19 +359,19 @@ func (c *Cache) passOverLocked(f Fetched, left, begun, now time.Duration) {
 		got, _ := c.receiptOf(f, tombstone{}, false, left, now)
 		r = tombstone{
 			digest: f.Token.Text.SHA256(), received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn, receipt: got,
-			given: c.countedLocked(f, left, begun, now), deadline: now + left,
+			given: c.countedLocked(f, left, begun, now), deadline: now.add(left),
 		}
 		if f.Presumed {
 			r.deadline = never
 		}
 	}
-	r.came = c.on + now
+	r.came = c.onAt(now)
 	c.tombstones.add(r)
 }
 
 // olderLocked reports whether a token fetched for e, which has left at now, was minted before the one that e holds. One that meets
 // policy changes which the one held does not is no older, whatever their dates: a date may be wrong, and a receipt is not.
-func (c *Cache) olderLocked(e *entry, f Fetched, left, now time.Duration) bool {
+func (c *Cache) olderLocked(e *entry, f Fetched, left time.Duration, now bootTime) bool {
 	first, again := c.tombstones.find(f.Token.Text)
 	r, m := c.receiptOf(f, first, again, left, now)
 	if !issuedBefore(f.Token, m, nominalOf(f), *e.token.Token, e.token.issued, e.token.nominal) {
@@ -385,7 +385,7 @@ func (c *Cache) olderLocked(e *entry, f Fetched, left, now time.Duration) bool {
 
 // receiptLocked notes the receipt of a token that has left at now, unless it is the one that was received last, and returns
 // when it was minted. One that comes again was received first when first was.
-func (c *Cache) receiptLocked(e *entry, f Fetched, first tombstone, again bool, left, now time.Duration) IssueWindow {
+func (c *Cache) receiptLocked(e *entry, f Fetched, first tombstone, again bool, left time.Duration, now bootTime) IssueWindow {
 	r, m := c.receiptOf(f, first, again, left, now)
 	if digest := f.Token.Text.SHA256(); digest != e.token.digest {
 		e.token.digest, e.token.receipt = digest, r
@@ -397,7 +397,7 @@ func (c *Cache) receiptLocked(e *entry, f Fetched, first tombstone, again bool, 
 const JustExpired = 10 * time.Second
 
 // usable returns the life left of a token fetched for e, or why it cannot be used.
-func (c *Cache) usable(e *entry, fetched Fetched, left, now time.Duration) (time.Duration, *FetchError) {
+func (c *Cache) usable(e *entry, fetched Fetched, left time.Duration, now bootTime) (time.Duration, *FetchError) {
 	if fetched.Token.Text.IsZero() {
 		return 0, &FetchError{Kind: Malformed, Detail: "the answer has no token"}
 	}

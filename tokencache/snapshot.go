@@ -113,11 +113,11 @@ func (c *Cache) Snapshot() Snapshot {
 func (c *Cache) snapshot() (m Snapshot, judged []judgement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	m = Snapshot{
-		BootID: c.bootID, Boot: now, On: c.on + now, Wall: c.clock.Wall(), Synchronised: c.clockTrusted(), Rollovers: c.rollovers.export(),
+		BootID: c.bootID, Boot: time.Duration(now), On: c.onAt(now), Wall: c.clock.Wall(), Synchronised: c.clockTrusted(), Rollovers: c.rollovers.export(),
 		Record: c.recordLocked(), Principals: c.exportPrincipalsLocked(), Tombstones: c.tombstones.export(),
-		Paused: max(0, c.queue.paused), Failing: c.queue.backOff.export(), Static: c.static, CountedOn: c.countedOn,
+		Paused: time.Duration(max(0, c.queue.paused)), Failing: c.queue.backOff.export(), Static: c.static, CountedOn: c.countedOn,
 	}
 	m.OnRecord = len(m.Record.Changes)
 	m.Keys, judged = make([]SnapshotEntry, 0, len(c.entries)), make([]judgement, 0, len(c.entries))
@@ -147,15 +147,19 @@ func (c *Cache) Withholders(key Key) []PolicyChange {
 }
 
 // remember tells what is known of e, which is fetched no sooner than the pause is over that the back end asked for.
-func (e *entry) snapshot(now, paused time.Duration) SnapshotEntry {
+func (e *entry) snapshot(now, paused bootTime) SnapshotEntry {
 	r := SnapshotEntry{
-		Key: e.key, Nominal: e.token.nominal, ReceivedOn: e.token.receivedWall, Deadline: e.token.deadline, Next: unless(never, max(e.schedule.next, paused)), Asked: unless(longAgo, e.asked),
-		ReceivedAt: e.token.receipt.on, IssuedFrom: e.token.receipt.from, IssuedTo: e.token.receipt.to, Blind: e.token.receipt.blind, IssueWindow: e.token.issued, Life: e.token.life, Given: e.token.given, IssuedAt: e.token.issuedAt, Received: e.token.received, Shown: e.token.shown, Answered: e.last.answered, Tries: e.schedule.tries,
+		Key: e.key, Nominal: e.token.nominal, ReceivedOn: e.token.receivedWall, Deadline: time.Duration(e.token.deadline),
+		Next: unless(never, max(e.schedule.next, paused)), Asked: unless(longAgo, e.asked),
+		ReceivedAt: e.token.receipt.on, IssuedFrom: e.token.receipt.from, IssuedTo: e.token.receipt.to, Blind: e.token.receipt.blind,
+		IssueWindow: e.token.issued, Life: e.token.life, Given: e.token.given,
+		IssuedAt: time.Duration(e.token.issuedAt), Received: time.Duration(e.token.received),
+		Shown: time.Duration(e.token.shown), Answered: time.Duration(e.last.answered), Tries: e.schedule.tries,
 		Claims: e.token.lastClaims, Before: e.token.before, Unconfirmed: e.token.unconfirmed, Presumed: e.token.presumed, Rollovers: e.rollovers.export(),
 		Failing: e.backOff.export(),
 	}
 	if !e.claim.by.IsZero() {
-		r.Claim = &Claim{By: e.claim.by, From: e.claim.from}
+		r.Claim = &Claim{By: e.claim.by, From: time.Duration(e.claim.from)}
 	}
 	if e.token.deadline > now {
 		r.Token = *e.token.Token
@@ -173,7 +177,7 @@ func (h history) export() []Rollover {
 
 // recall begins with what m tells. Nobody else has c yet.
 func (c *Cache) restore(m *Snapshot) {
-	now := c.clock.Boot()
+	now := c.now()
 	c.rollovers, c.static, c.countedOn = importHistory(m.Rollovers, sourceHistory), m.Static, c.restoredOn(m, m.CountedOn, now)
 	c.restorePrincipals(m)
 	c.restoreTombstones(m)
@@ -209,7 +213,7 @@ func (c *Cache) Restore(m *Snapshot) {
 	c.ContinueFrom(m.Taken())
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	if m.Static && !c.static && m.Taken().In(c.instantLocked()).On > c.countedOn { // else it has been shown since that they count
 		c.voidCountsLocked(now)
 	}
@@ -237,7 +241,7 @@ func (c *Cache) Restore(m *Snapshot) {
 		if c.formerLocked(e) {
 			c.forgetLocked(e)
 		}
-		if e.schedule.confirm = min(c.confirmLocked(e, now), now+confirmAfterBoot); e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+		if e.schedule.confirm = min(c.confirmLocked(e, now), now.add(confirmAfterBoot)); e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
 			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
 		}
 		e.notify()
@@ -252,7 +256,7 @@ func (c *Cache) Restore(m *Snapshot) {
 
 // askAgainLocked has the back end asked at once for each key whose token is not known to be current, where what was kept is by a
 // release that judged otherwise and kept no receipts. An answer may show that the token met all changes.
-func (c *Cache) refetchUncertainLocked(now time.Duration) {
+func (c *Cache) refetchUncertainLocked(now bootTime) {
 	for _, e := range c.entries {
 		if e.policy.worst != Current && e.schedule.next != never && !c.heldLocked(e, now) {
 			e.schedule.next = now
@@ -270,14 +274,14 @@ const (
 // confirmRecalledLocked has each token that the back end has not answered for since this boot asked for soon, once: while the
 // device was off, its disk may have moved, or its identity may have been made anew. That the back end gives the same one is the
 // confirmation. Those of which it is open whom they speak for are asked for again as ever.
-func (c *Cache) confirmRestoredLocked(booted bool, now time.Duration) {
+func (c *Cache) confirmRestoredLocked(booted bool, now bootTime) {
 	for _, e := range c.entries {
 		if e.token.Text.IsZero() {
 			continue
 		}
 		e.schedule.confirm = c.confirmLocked(e, now)
 		if booted || e.last.answered <= 0 { // else the back end answered in this boot
-			e.schedule.confirm = min(e.schedule.confirm, now+confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin)))
+			e.schedule.confirm = min(e.schedule.confirm, now.add(confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin))))
 		}
 		if booted && e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) { // else what was planned is remembered
 			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
@@ -286,14 +290,16 @@ func (c *Cache) confirmRestoredLocked(booted bool, now time.Duration) {
 }
 
 // ofBoot reports whether m is of that boot, and not from later in it.
-func (m *Snapshot) ofBoot(id string, now time.Duration) bool { return m.Taken().ofBoot(id, now) }
+func (m *Snapshot) ofBoot(id string, now bootTime) bool {
+	return m.Taken().ofBoot(id, time.Duration(now))
+}
 
 // lacks reports whether ch, or what it stands for, was noted after m was taken.
 func (m *Snapshot) lacks(ch *change) bool {
 	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool { return p.ID == ch.ID && p.Joined == ch.Joined })
 }
 
-func (r SnapshotEntry) lastAsked() time.Duration {
+func (r SnapshotEntry) lastAsked() bootTime {
 	return or(longAgo, r.Asked)
 }
 
@@ -316,7 +322,7 @@ type downtime struct {
 // Within one boot nothing needs to be told. After another one, the clock that is known to be right tells it, against
 // what the issuer said of the token. Else it is at least as long as this boot has lasted, and the wall clock, which may
 // be wrong, is good enough to plan by but not to drop a token.
-func (c *Cache) downtime(m *Snapshot, r SnapshotEntry, now time.Duration) downtime {
+func (c *Cache) downtime(m *Snapshot, r SnapshotEntry, now bootTime) downtime {
 	if m.ofBoot(c.bootID, now) {
 		return downtime{certain: !r.Unconfirmed}
 	}
@@ -326,21 +332,21 @@ func (c *Cache) downtime(m *Snapshot, r SnapshotEntry, now time.Duration) downti
 	if !r.Token.Text.IsZero() && !r.Token.ExpiresOn.IsZero() && synchronised {
 		then, known = r.Token.ExpiresOn.Add(m.Boot-r.Deadline), true
 	}
-	least := now
+	least := time.Duration(now)
 	if known {
 		least = 0
 	}
 	away := min(max(wall.Sub(then), least), longestAbsence)
-	a := downtime{shift: now - m.Boot - away, certain: known}
+	a := downtime{shift: time.Duration(now) - m.Boot - away, certain: known}
 	if !known {
-		a.beyond = away - now
+		a.beyond = away - time.Duration(now)
 	}
 	return a
 }
 
 // recallReceipt returns when a token was received and issued, by what m tells of it. One that was kept in an earlier boot was received before
 // this one, and so before every change that was noted in this one.
-func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now time.Duration) receipt {
+func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now bootTime) receipt {
 	if got.from == 0 && got.to == 0 {
 		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
 	}
@@ -350,7 +356,7 @@ func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now time.Duration) rec
 	got.shift(m.Taken().behind(c.instantLocked()))
 	latest := c.on
 	if m.ofBoot(c.bootID, now) || m.BootID == "" || c.bootID == "" {
-		latest += now
+		latest = c.onAt(now)
 	}
 	beyond := max(0, got.on-latest)
 	got.on, got.from = got.on-beyond, got.from-beyond
@@ -359,26 +365,26 @@ func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now time.Duration) rec
 }
 
 // recalledOn returns an on-time at which something happened, by what m tells of it: now at the latest.
-func (c *Cache) restoredOn(m *Snapshot, on, now time.Duration) time.Duration {
+func (c *Cache) restoredOn(m *Snapshot, on time.Duration, now bootTime) time.Duration {
 	if began, more := m.Taken().behind(c.instantLocked()); on > began {
 		on += more
 	}
-	return min(on, c.on+now)
+	return min(on, c.onAt(now))
 }
 
 // longestAbsence keeps a wrong clock from leaving the range of durations.
 const longestAbsence = 10 * 365 * 24 * time.Hour
 
 // at translates a boot time of the earlier boot.
-func (a downtime) at(t time.Duration) time.Duration {
+func (a downtime) at(t bootTime) bootTime {
 	if t == never || t == longAgo {
 		return t
 	}
-	return t + a.shift
+	return t.add(a.shift)
 }
 
 // recallKey makes an entry of what is remembered. A token that has certainly expired is not among it.
-func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
+func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now bootTime) {
 	a := c.downtime(m, r, now)
 	e := c.entries[r.Key]
 	if e == nil {
@@ -387,10 +393,10 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
 	e.token.digest, e.token.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
 	e.token.nominal, e.token.receivedWall = r.Nominal, r.ReceivedOn
 	e.token.issued, e.token.life, e.token.lastClaims, e.token.before, e.schedule.tries = r.IssueWindow, r.Life, r.Claims, r.Before, r.Tries
-	e.token.issuedAt, e.token.received, e.token.shown, e.last.answered = a.at(r.IssuedAt), a.at(r.Received), a.at(r.Shown), a.at(r.Answered)
+	e.token.issuedAt, e.token.received, e.token.shown, e.last.answered = a.at(bootTime(r.IssuedAt)), a.at(bootTime(r.Received)), a.at(bootTime(r.Shown)), a.at(bootTime(r.Answered))
 	e.rollovers = importHistory(r.Rollovers, keyHistory)
 	if r.Claim != nil {
-		e.claim = claim{by: r.Claim.By, from: c.recalledAt(m, r.Claim.From)}
+		e.claim = claim{by: r.Claim.By, from: c.recalledAt(m, bootTime(r.Claim.From))}
 	}
 	c.seen++
 	e.token.unconfirmed, e.token.presumed = !a.certain, r.Presumed
@@ -398,12 +404,12 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
 		e.token.given = 0 // how long ago that was nobody can tell
 	}
 	if e.asked = a.at(r.lastAsked()); e.asked != longAgo {
-		e.asked += a.beyond // perhaps it was asked for a moment ago
+		e.asked = e.asked.add(a.beyond) // perhaps it was asked for a moment ago
 	}
 	c.uses++
 	e.used = c.uses
-	seems := a.at(r.Deadline)
-	e.token.deadline = seems + a.beyond
+	seems := a.at(bootTime(r.Deadline))
+	e.token.deadline = seems.add(a.beyond)
 	if !r.Token.Text.IsZero() && e.token.deadline > now {
 		e.token.Token = &r.Token
 	}
@@ -418,10 +424,10 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now time.Duration) {
 }
 
 // recallNext returns when a key of which that is remembered is fetched, whose token seems to expire then.
-func (c *Cache) restoredNext(e *entry, next, seems time.Duration, a downtime, now time.Duration) time.Duration {
+func (c *Cache) restoredNext(e *entry, next, seems bootTime, a downtime, now bootTime) bootTime {
 	switch {
 	case e.token.Text.IsZero() && next != never:
-		return max(now, min(a.at(next), now+backoffTop), c.heldUntilLocked(e, now)) // a failure may have put it off
+		return max(now, min(a.at(next), now.add(backoffTop)), c.heldUntilLocked(e, now)) // a failure may have put it off
 	case e.token.Text.IsZero():
 		return never
 	case c.leftLocked(e, now) <= 0, seems <= now:
@@ -429,24 +435,24 @@ func (c *Cache) restoredNext(e *entry, next, seems time.Duration, a downtime, no
 	case next == never:
 		return never
 	}
-	return max(now, min(a.at(next), max(seems+afterExpiry, now+backoffTop)), c.heldUntilLocked(e, now))
+	return max(now, min(a.at(next), max(seems.add(afterExpiry), now.add(backoffTop))), c.heldUntilLocked(e, now))
 }
 
 // recallRest goes on leaving the source alone. However long the downtime seems, no wait is longer than any that there is.
-func (c *Cache) restoreSourceBackOff(m *Snapshot, a downtime, now time.Duration) {
+func (c *Cache) restoreSourceBackOff(m *Snapshot, a downtime, now bootTime) {
 	if m.Paused != 0 {
-		c.queue.paused = min(a.at(m.Paused), now+retryAfter)
+		c.queue.paused = min(a.at(bootTime(m.Paused)), now.add(retryAfter))
 	}
 	if f := m.Failing; f != nil {
 		c.queue.backOff = sourceBackOff{
 			failures: f.Failures, failure: f.failure(), since: now,
-			until: min(a.at(f.Until), now+backoffTop), callers: min(a.at(f.Callers), now+retryAfter),
+			until: min(a.at(bootTime(f.Until)), now.add(backoffTop)), callers: min(a.at(bootTime(f.Callers)), now.add(retryAfter)),
 		}
 	}
 }
 
 // recallFailing goes on leaving a key alone.
-func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now time.Duration) {
+func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now bootTime) {
 	if f == nil {
 		return
 	}
@@ -455,14 +461,14 @@ func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now time.Durati
 	if e.backOff.failure.lasts() || e.backOff.failure.Kind == Throttled {
 		schedule, callers = longTop, askLongTop
 	}
-	e.backOff.until, e.backOff.callers = min(a.at(f.Until), now+schedule), min(a.at(f.Callers), now+callers)
+	e.backOff.until, e.backOff.callers = min(a.at(bootTime(f.Until)), now.add(schedule)), min(a.at(bootTime(f.Callers)), now.add(callers))
 	if e.schedule.next != never {
 		e.schedule.next = max(e.schedule.next, e.backOff.until)
 	}
 }
 
 // recallFailed makes an entry of a key of which nothing is remembered but that it failed.
-func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now time.Duration) {
+func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now bootTime) {
 	e := c.addLocked(r.Key)
 	c.uses++
 	e.used, e.asked = c.uses, a.at(r.lastAsked())
@@ -474,16 +480,17 @@ func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now time.Duration) {
 
 // recallBygones takes over those that m tells of.
 func (c *Cache) restoreTombstones(m *Snapshot) {
-	now := c.clock.Boot()
+	now := c.now()
 	for _, t := range m.Tombstones {
 		c.restoreTombstoneLocked(c.restoredTombstone(m, t, now), now)
 	}
 }
 
 // recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
-func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now time.Duration) tombstone {
+func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now bootTime) tombstone {
 	r := tombstone{
-		digest: t.SHA256, received: t.Received, came: c.restoredOn(m, cmp.Or(t.Came, m.On), now), receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: or(never, t.Deadline), unlearnt: t.Unlearnt,
+		digest: t.SHA256, received: bootTime(t.Received), came: c.restoredOn(m, cmp.Or(t.Came, m.On), now),
+		receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: or(never, t.Deadline), unlearnt: t.Unlearnt,
 		receipt: c.restoredReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
 	}
 	if m.BootID == "" || m.BootID != c.bootID {
@@ -493,7 +500,7 @@ func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now time.Duration) t
 }
 
 // recallBygoneLocked remembers r. Where the token is remembered already, what is known of its first receipt stays.
-func (c *Cache) restoreTombstoneLocked(r tombstone, now time.Duration) {
+func (c *Cache) restoreTombstoneLocked(r tombstone, now bootTime) {
 	c.receivedFirstLocked(r, now)
 	if c.tombstones.index(r.digest) < 0 {
 		c.tombstones.add(r)
@@ -501,16 +508,16 @@ func (c *Cache) restoreTombstoneLocked(r tombstone, now time.Duration) {
 }
 
 // wished returns until when callers' wishes for more life had been met by what the back end answered last.
-func (e *entry) wished() time.Duration {
+func (e *entry) wished() bootTime {
 	if e.schedule.tries == 0 {
-		return e.last.answered + softFetchEvery
+		return e.last.answered.add(softFetchEvery)
 	}
-	return e.last.answered + softFetchPause(e.token.deadline-e.last.answered)
+	return e.last.answered.add(softFetchPause(e.token.deadline.sub(e.last.answered)))
 }
 
 // confirmExpiriesLocked has tokens' times as they really are, once the clock is known to be right, where the downtime before this
 // boot had left them open. It reports whether there were any.
-func (c *Cache) confirmExpiriesLocked(now time.Duration) (any bool) {
+func (c *Cache) confirmExpiriesLocked(now bootTime) (any bool) {
 	if !c.clockTrusted() {
 		return false
 	}
@@ -518,7 +525,7 @@ func (c *Cache) confirmExpiriesLocked(now time.Duration) (any bool) {
 		c.ageLocked(e, now)
 		if e.token.unconfirmed && !e.token.ExpiresOn.IsZero() {
 			e.token.unconfirmed, any = false, true
-			e.token.anchor(now + c.leftLocked(e, now))
+			e.token.anchor(now.add(c.leftLocked(e, now)))
 			c.expediteLocked(e, now)
 		}
 	}

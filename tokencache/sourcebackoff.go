@@ -21,38 +21,38 @@ const (
 // time: it finds out for all keys whether the source is well again, which a token shows. A refusal does not: an endpoint may
 // refuse one call and throttle the next, and who asked for all keys again at each refusal would have it throttle for ever.
 type sourceBackOff struct {
-	failures int           // in a row; 0: the source is well
-	failure  *FetchError   // the last of them
-	since    time.Duration // boot time at which that was told
-	until    time.Duration // no call of the schedule before
-	callers  time.Duration // and none for a caller, which is no later
-	turned   bool          // a caller was turned away since of a key that does not yield itself, and none has had a call
+	failures int         // in a row; 0: the source is well
+	failure  *FetchError // the last of them
+	since    bootTime    // boot time at which that was told
+	until    bootTime    // no call of the schedule before
+	callers  bootTime    // and none for a caller, which is no later
+	turned   bool        // a caller was turned away since of a key that does not yield itself, and none has had a call
 }
 
 // restsFor takes in a failure of the source as a whole, which a call told that began then.
-func (r *sourceBackOff) failed(failure *FetchError, began, now time.Duration, roll float64) {
+func (r *sourceBackOff) failed(failure *FetchError, began, now bootTime, roll float64) {
 	if r.failures == 0 || began >= r.since { // else it is the same that another call at once has told
 		r.failures++
 	}
 	r.failure, r.since, r.turned = failure, now, false
-	wait := backoff(r.failures, longAgo, roll)
+	wait := backoff(r.failures, noToken, roll)
 	if failure.Kind != Throttled {
 		wait = min(wait, sourceBackOffTop)
 	}
 	told := min(failure.RetryAfter, retryAfter)
-	r.callers = now + max(askWait(failure, r.failures, longAgo), told)
-	r.until = max(r.callers, now+wait)
+	r.callers = now.add(max(askWait(failure, r.failures, noToken), told))
+	r.until = max(r.callers, now.add(wait))
 }
 
 // endWaitsLocked lets the next call begin at once, unless the source asked for a pause.
-func (c *Cache) endWaitsLocked(now time.Duration) {
+func (c *Cache) endWaitsLocked(now bootTime) {
 	r := &c.queue.backOff
 	r.until, r.callers, r.turned = min(r.until, now), min(r.callers, now), false
 	c.queue.apart = min(c.queue.apart, now)
 }
 
 // heardLocked takes in what a call that ended shows of the source and of the identity, whatever became of its key.
-func (c *Cache) heardLocked(f *flight, now time.Duration, failure *FetchError) {
+func (c *Cache) heardLocked(f *flight, now bootTime, failure *FetchError) {
 	extent := OfKey
 	if failure != nil {
 		extent = failure.extent()
@@ -64,7 +64,7 @@ func (c *Cache) heardLocked(f *flight, now time.Duration, failure *FetchError) {
 	switch {
 	case extent == OfSource:
 		if failure.Kind == Throttled {
-			c.queue.paused = max(c.queue.paused, now+min(failure.RetryAfter, retryAfter))
+			c.queue.paused = max(c.queue.paused, now.add(min(failure.RetryAfter, retryAfter)))
 		}
 		c.queue.backOff.failed(failure, f.began, now, c.roll())
 		c.turnAwayLocked(now)
@@ -75,13 +75,13 @@ func (c *Cache) heardLocked(f *flight, now time.Duration, failure *FetchError) {
 }
 
 // endedBy reports whether the answer to f shows that the source is well again.
-func (r *sourceBackOff) endedBy(f *flight, failure *FetchError, now time.Duration) bool {
-	return r.failures > 0 && f.began >= r.since && (failure == nil || now-r.since > restOver)
+func (r *sourceBackOff) endedBy(f *flight, failure *FetchError, now bootTime) bool {
+	return r.failures > 0 && f.began >= r.since && (failure == nil || now.sub(r.since) > restOver)
 }
 
 // turnAwayLocked tells the callers whose call has not begun what has just been learnt of the source, instead of having them
 // wait for it. What is due stays queued.
-func (c *Cache) turnAwayLocked(now time.Duration) {
+func (c *Cache) turnAwayLocked(now bootTime) {
 	var stay []*flight
 	for _, f := range c.queue.waiting {
 		e := c.entries[f.key]
@@ -99,19 +99,19 @@ func (c *Cache) turnAwayLocked(now time.Duration) {
 }
 
 // pauseLocked returns why the source is left alone by callers, or nil.
-func (c *Cache) pauseLocked(now time.Duration) *FetchError {
+func (c *Cache) pauseLocked(now bootTime) *FetchError {
 	if failure := c.askedPauseLocked(now); failure != nil {
 		return failure
 	}
 	if r := c.queue.backOff; r.failures > 0 && now < r.callers {
-		return r.failure.withRetryAfter(r.callers - now)
+		return r.failure.withRetryAfter(r.callers.sub(now))
 	}
 	return nil
 }
 
 // askedPauseLocked returns the pause that the back end asked for, if it is not over, or nil.
-func (c *Cache) askedPauseLocked(now time.Duration) *FetchError {
-	pause := c.queue.paused - now
+func (c *Cache) askedPauseLocked(now bootTime) *FetchError {
+	pause := c.queue.paused.sub(now)
 	switch r := c.queue.backOff; {
 	case pause <= 0:
 		return nil
@@ -123,7 +123,7 @@ func (c *Cache) askedPauseLocked(now time.Duration) *FetchError {
 }
 
 // nextLocked returns when the schedule asks for e, which is not before the source is asked at all; never: it does not.
-func (c *Cache) nextLocked(e *entry, now time.Duration) time.Duration {
+func (c *Cache) nextLocked(e *entry, now bootTime) bootTime {
 	if e.schedule.next == never {
 		return never
 	}
@@ -131,7 +131,7 @@ func (c *Cache) nextLocked(e *entry, now time.Duration) time.Duration {
 }
 
 // goOnLocked has all keys asked for that failed because the source did, unless a failure of their own has them wait.
-func (c *Cache) goOnLocked(now time.Duration) {
+func (c *Cache) goOnLocked(now bootTime) {
 	for _, e := range c.entries {
 		if e.backOff.failures > 0 && e.backOff.failure.extent() == OfSource {
 			c.resumeLocked(e, max(now, e.backOff.until), now)
@@ -144,7 +144,7 @@ func (c *Cache) goOnLocked(now time.Duration) {
 func (c *Cache) TryAgain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	c.endWaitsLocked(now)
 	for _, e := range c.entries {
 		if e.backOff.failures > 0 {
@@ -156,13 +156,13 @@ func (c *Cache) TryAgain() {
 }
 
 // hurryLocked has a key that failed asked for again at once.
-func (c *Cache) hurryLocked(e *entry, now time.Duration) {
+func (c *Cache) hurryLocked(e *entry, now bootTime) {
 	e.backOff.until, e.backOff.callers = longAgo, longAgo
 	c.resumeLocked(e, now, now)
 }
 
 // resumeLocked has a key that failed asked for at that boot time, if not sooner.
-func (c *Cache) resumeLocked(e *entry, at, now time.Duration) {
+func (c *Cache) resumeLocked(e *entry, at, now bootTime) {
 	if e.schedule.next == never || e.flight != nil {
 		return
 	}

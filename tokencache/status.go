@@ -121,7 +121,7 @@ type Event struct {
 func (c *Cache) Peek(key Key) (TokenInfo, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	e, err := c.entryLocked(key, now)
 	if err != nil {
 		return TokenInfo{}, nil, err
@@ -152,7 +152,7 @@ func (c *Cache) Status() []Status {
 func (c *Cache) status() (all []Status, judged []judgement, ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now, wall := c.clock.Boot(), c.clock.Wall()
+	now, wall := c.now(), c.clock.Wall()
 	all, judged = make([]Status, 0, len(c.entries)), make([]judgement, 0, len(c.entries))
 	for _, e := range c.entries {
 		all, judged = append(all, c.statusLocked(e, now, wall)), append(judged, e.judgement)
@@ -195,13 +195,13 @@ func (j judgement) verdicts(ids []string, valid bool) []Verdict {
 	return all
 }
 
-func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status {
+func (c *Cache) statusLocked(e *entry, now bootTime, wall time.Time) Status {
 	s := Status{
 		Key: e.key, Prefetch: e.prefetch, LastFetch: e.last.endedWall, LastOutcome: e.last.outcome,
 		Failures: e.backOff.failures, Fetches: e.last.fetches, Served: e.served,
 	}
 	if next := c.nextLocked(e, now); next != never {
-		s.NextRefresh = wall.Add(next - now)
+		s.NextRefresh = wall.Add(next.sub(now))
 	}
 	left := c.leftLocked(e, now)
 	switch failure := c.troubleLocked(e); {
@@ -214,13 +214,13 @@ func (c *Cache) statusLocked(e *entry, now time.Duration, wall time.Time) Status
 		s.Permissions, s.Issued, s.Life = c.permissionsLocked(e, now), e.token.issued, e.token.life
 		s.Claims, s.Before, s.Unconfirmed = e.token.Claims, e.token.before, c.unconfirmedLocked(e)
 		if at := c.likelyLocked(e, now); at != never {
-			s.Expected = wall.Add(at - now)
+			s.Expected = wall.Add(at.sub(now))
 		}
 		s.Former = c.formerLocked(e) && !e.token.lastClaims.Simulated()
 		s.AudienceBefore = e.token.audienceBefore
 	}
 	if left > 0 && c.heldLocked(e, now) || c.barredLocked(e, now) {
-		s.HeldUntil = wall.Add(c.heldUntilLocked(e, now) - now)
+		s.HeldUntil = wall.Add(c.heldUntilLocked(e, now).sub(now))
 	}
 	s.Pattern, s.Seen = c.patternLocked(e), len(e.rollovers)
 	s.State = e.state(left > 0)

@@ -17,14 +17,14 @@ const tombstoneLife = 25 * time.Hour
 // comes again, after it was forgotten, replaced or passed over, was received when it was received first.
 type tombstone struct {
 	digest     string        // of its text
-	received   time.Duration // boot time
+	received   bootTime      // boot time
 	came       time.Duration // on-time by which the back end gave it last
 	receivedOn time.Time     // wall time
 	expiresOn  time.Time     // as the issuer says
 	receipt    receipt
 
 	given    time.Duration // life left then, as the back end counted it; 0: it did not, or was proved wrong
-	deadline time.Duration // boot time at which it is believed to expire, by the back end's word; never: that is not known
+	deadline bootTime      // boot time at which it is believed to expire, by the back end's word; never: that is not known
 	unlearnt bool          // what was learnt of its life was dropped at somebody's wish: what is read of that later is no better
 }
 
@@ -70,9 +70,9 @@ func (all tombstones) cameAgain(text Secret, on time.Duration) {
 
 // reviewTombstonesLocked forgets the tokens that have certainly expired, and that the back end gives no more, unless one may lack a change on
 // record that happened while it may have been valid.
-func (c *Cache) reviewTombstonesLocked(now time.Duration) {
+func (c *Cache) reviewTombstonesLocked(now bootTime) {
 	c.tombstones = slices.DeleteFunc(c.tombstones, func(r tombstone) bool {
-		expired := c.on+now > r.receipt.on+longestNominal && c.on+now > r.came+tombstoneLife
+		expired := c.onAt(now) > r.receipt.on+longestNominal && c.onAt(now) > r.came+tombstoneLife
 		return expired && !slices.ContainsFunc(c.changes, func(ch *change) bool {
 			return r.receipt.from <= ch.By+c.propagationDelay && ch.Moment <= r.receipt.on+longestNominal
 		})
@@ -82,7 +82,7 @@ func (c *Cache) reviewTombstonesLocked(now time.Duration) {
 // goneLocked returns what is to be known of the token that e holds, once it is gone.
 func (c *Cache) goneLocked(e *entry) tombstone {
 	r := tombstone{
-		digest: e.token.Text.SHA256(), received: e.token.received, came: c.on + max(0, e.token.shown), receivedOn: e.token.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.token.receipt,
+		digest: e.token.Text.SHA256(), received: e.token.received, came: c.onAt(max(0, e.token.shown)), receivedOn: e.token.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.token.receipt,
 		given: e.token.given, deadline: e.token.deadline,
 	}
 	if e.token.unconfirmed || e.token.presumed {
@@ -109,7 +109,7 @@ func (c *Cache) tombstoneLocked(e *entry, text Secret) (tombstone, bool) {
 func (c *Cache) DropTokens() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.clock.Boot()
+	now := c.now()
 	for _, e := range c.entries {
 		if e.token.Text.IsZero() {
 			continue
@@ -133,7 +133,7 @@ func (c *Cache) forgetLocked(e *entry) {
 
 // dropTokenLocked drops e's token at somebody's wish, and what was learnt of its life. It returns the token's digest, "" where
 // there is none. A key that is to be prefetched is due then, whatever becomes of the fetch that the wish is followed by.
-func (c *Cache) dropTokenLocked(e *entry, now time.Duration) string {
+func (c *Cache) dropTokenLocked(e *entry, now bootTime) string {
 	if e.token.Text.IsZero() {
 		return ""
 	}
@@ -183,7 +183,8 @@ func (all tombstones) export() []Tombstone {
 	var told []Tombstone
 	for _, r := range all {
 		told = append(told, Tombstone{
-			SHA256: r.digest, Received: r.received, ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn, Given: r.given, Deadline: unless(never, r.deadline), Came: r.came, Unlearnt: r.unlearnt,
+			SHA256: r.digest, Received: time.Duration(r.received), ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn,
+			Given: r.given, Deadline: unless(never, r.deadline), Came: r.came, Unlearnt: r.unlearnt,
 			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}
@@ -191,12 +192,12 @@ func (all tombstones) export() []Tombstone {
 }
 
 // beforeBoot is a boot time for what happened in an earlier boot, of which no more is known.
-const beforeBoot = -time.Second
+const beforeBoot = bootTime(-time.Second)
 
 // receivedFirstLocked has the token that r tells of be received when r says, wherever it is held or remembered as received later: it came
 // again before r could be read. What it is believed to live gets no longer by that, nor shorter than what the back end has said since somebody
 // wished that what had been learnt of it be dropped.
-func (c *Cache) receivedFirstLocked(r tombstone, now time.Duration) {
+func (c *Cache) receivedFirstLocked(r tombstone, now bootTime) {
 	i := c.tombstones.index(r.digest)
 	if i >= 0 && c.tombstones[i].unlearnt {
 		r = r.dropped()

@@ -108,7 +108,7 @@ func (r *SnapshotEntry) Validate() error {
 	switch {
 	case !lives(r.Given, r.Life, r.Nominal):
 		return errors.New("its token's life is none")
-	case !spans(r.Deadline, r.IssuedAt, r.Received, r.Shown, r.Answered) || !spans(or(0, r.Next), or(0, r.Asked)):
+	case !spans(r.Deadline, r.IssuedAt, r.Received, r.Shown, r.Answered) || !spans(time.Duration(or(0, r.Next)), time.Duration(or(0, r.Asked))):
 		return errors.New("a boot time of it is out of range")
 	case !onTimes(r.ReceivedAt) || !spans(r.IssuedFrom, r.IssuedTo):
 		return errors.New("an on-time of it is out of range")
@@ -269,7 +269,7 @@ func (p *Principals) Validate() error {
 		return errors.New("its selector is none")
 	case len(p.Former) > maxFormer:
 		return fmt.Errorf("%d former principals are more than %d", len(p.Former), maxFormer)
-	case !spans(or(0, p.Since), or(0, p.Shown), or(0, p.Told)):
+	case !spans(time.Duration(or(0, p.Since)), time.Duration(or(0, p.Shown)), time.Duration(or(0, p.Told))):
 		return errors.New("a boot time of it is out of range")
 	case !counts(p.Untold) || !printable(p.By, MaxResource):
 		return errors.New("what is open of its switches is out of range")
@@ -289,7 +289,7 @@ func (t *Tombstone) Validate() error {
 	switch sum, err := hex.DecodeString(t.SHA256); {
 	case err != nil || len(sum) != 32:
 		return errors.New("its digest is none")
-	case !spans(t.Received, t.Given, or(0, t.Deadline)) || t.Given < 0:
+	case !spans(t.Received, t.Given, time.Duration(or(0, t.Deadline))) || t.Given < 0:
 		return errors.New("a boot time of it is out of range")
 	case !onTimes(t.ReceivedAt, t.Came) || !spans(t.IssuedFrom, t.IssuedTo):
 		return errors.New("an on-time of it is out of range")

@@ -123,7 +123,7 @@ func (c *Cache) judgeLocked(e *entry) {
 		if at > s.holds {
 			s.began = at
 		}
-		holds := at + c.propagationDelay + heldBeyond + blur
+		holds := at.add(c.propagationDelay + heldBeyond + blur)
 		if s.holds = max(s.holds, holds); s.holds == holds {
 			s.latest = ch
 		}
@@ -175,7 +175,7 @@ const tighter = 4 * time.Hour
 // where nobody counts its life and no clock is known to be right. A token that was still handed out had not expired: so it
 // was no later, by the issuer's clock, when the change happened. That stays on record: what is handed out in a later
 // boot tells less, since nobody knows how long the device was off.
-func (c *Cache) proveLocked(e *entry, now time.Duration) {
+func (c *Cache) proveLocked(e *entry, now bootTime) {
 	learnt, blind := false, !c.clockTrust.counted && !c.clockTrusted()
 	for _, i := range e.judgement.lacks {
 		ch := c.changes[i]
@@ -201,7 +201,7 @@ func (c *Cache) proveLocked(e *entry, now time.Duration) {
 
 // rejudgeLocked judges every token anew after the record of changes is another, and plans anew what
 // the judgement touches.
-func (c *Cache) rejudgeLocked(now time.Duration) {
+func (c *Cache) rejudgeLocked(now bootTime) {
 	for _, e := range c.entries {
 		before := e.policy
 		c.judgeLocked(e)
@@ -226,27 +226,27 @@ func (c *Cache) rejudgeLocked(now time.Duration) {
 
 // standDownLocked takes e's fetch out of the queue, in which it may wait for the end of a pause, when a policy change has begun to
 // spread since it was due. What a caller waits for stays, unless nobody would get it, and so does what somebody insists on.
-func (c *Cache) standDownLocked(e *entry, now time.Duration) {
+func (c *Cache) standDownLocked(e *entry, now bootTime) {
 	f := e.flight
 	if f == nil || f.begun || f.insists || !c.heldLocked(e, now) || f.priority == forCaller && !c.barredLocked(e, now) {
 		return
 	}
 	c.queue.remove(f)
 	e.flight = nil
-	f.outcome, f.err = Held, &HeldError{For: c.heldUntilLocked(e, now) - now}
+	f.outcome, f.err = Held, &HeldError{For: c.heldUntilLocked(e, now).sub(now)}
 	close(f.done)
 }
 
 // standing is how an entry's token stands to all changes that touch it.
 type policyState struct {
 	worst   PermissionState
-	changed *change       // the latest not met
-	revoked *change       // the latest revocation not met; nil: nothing is withheld
-	latest  *change       // of all
-	holds   time.Duration // boot time until which changes are spreading
-	began   time.Duration // and since when they are without a break
-	unmet   time.Duration // until when the latest change is spreading that is not met
-	lacked  time.Duration // and the latest revocation
+	changed *change  // the latest not met
+	revoked *change  // the latest revocation not met; nil: nothing is withheld
+	latest  *change  // of all
+	holds   bootTime // boot time until which changes are spreading
+	began   bootTime // and since when they are without a break
+	unmet   bootTime // until when the latest change is spreading that is not met
+	lacked  bootTime // and the latest revocation
 
 	patience time.Duration // how long the back end is left alone at most
 }
@@ -257,7 +257,7 @@ const silence = 3
 func (s policyState) withheld() bool { return s.revoked != nil }
 
 // permissionsLocked returns what callers and people are told of e's token.
-func (c *Cache) permissionsLocked(e *entry, now time.Duration) Permissions {
+func (c *Cache) permissionsLocked(e *entry, now bootTime) Permissions {
 	s := e.policy
 	if s.worst == Current {
 		return Permissions{State: Current}
@@ -265,20 +265,20 @@ func (c *Cache) permissionsLocked(e *entry, now time.Duration) Permissions {
 	wall := c.clock.Wall()
 	p := Permissions{State: s.worst, Changed: s.changed.At, Withheld: s.withheld()}
 	by := c.metByLocked(e, s.unmet)
-	p.CurrentBy = wall.Add(by - now)
+	p.CurrentBy = wall.Add(by.sub(now))
 	if at := c.likelyLocked(e, now); at != never {
-		p.Likely = wall.Add(min(at, by) - now)
+		p.Likely = wall.Add(min(at, by).sub(now))
 	}
 	return p
 }
 
 // withheldLocked returns what callers are told while a revocation keeps e's token back.
-func (c *Cache) withheldLocked(e *entry, now time.Duration) *WithheldError {
+func (c *Cache) withheldLocked(e *entry, now bootTime) *WithheldError {
 	s, wall := e.policy, c.clock.Wall()
 	err := &WithheldError{
-		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At, Until: wall.Add(c.metByLocked(e, s.lacked) - now),
+		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At, Until: wall.Add(c.metByLocked(e, s.lacked).sub(now)),
 	}
-	if spread := c.barredUntilLocked(e, now) - now; spread > 0 && c.leftLocked(e, now) <= 0 {
+	if spread := c.barredUntilLocked(e, now).sub(now); spread > 0 && c.leftLocked(e, now) <= 0 {
 		err.Spread = wall.Add(spread)
 	}
 	return err
@@ -290,19 +290,19 @@ func (c *Cache) withheldLocked(e *entry, now time.Duration) *WithheldError {
 //
 // Where nothing tells the age of a token, neither the back end's counting nor a clock that is known to be right, the next one
 // need not show that it is current. Then only what is still handed out a whole life after the spreading shows it.
-func (c *Cache) metByLocked(e *entry, unmet time.Duration) time.Duration {
+func (c *Cache) metByLocked(e *entry, unmet bootTime) bootTime {
 	if !c.clockTrust.counted && !c.clockTrusted() {
-		return unmet + longestNominal + shownBy
+		return unmet.add(longestNominal + shownBy)
 	}
 	life := max(e.token.life, defaultNominal)
 	known := unmet                                     // a token issued later shows that it is current
 	if e.token.life != 0 && e.token.issued.undated() { // its successor may be given no longer a life than it had left; how long ago that was is a guess after a boot
-		known += max(0, longestNominal-min(e.token.life, e.token.deadline-e.token.received))
+		known = known.add(max(0, longestNominal-min(e.token.life, e.token.deadline.sub(e.token.received))))
 	}
 	if e.token.shown < known || e.token.deadline == longAgo {
-		return known + life
+		return known.add(life)
 	}
-	return e.token.deadline + afterExpiry
+	return e.token.deadline.add(afterExpiry)
 }
 
 // shownBy is how long it takes at most until the back end is asked again while a token is looked for, and how long after its
