@@ -21,18 +21,24 @@ const (
 func uid(n uint32) *uint32 { return &n }
 
 func image(id string, digests ...string) *grants.Container {
-	return &grants.Container{ID: strings.Repeat("ab", 32), Name: "cam", Image: "cam:2", Digest: id, RepoDigests: digests}
+	return &grants.Container{
+		ID: strings.Repeat("ab", 32), Name: "cam", Image: "cam:2", Digest: id, RepoDigests: digests,
+	}
 }
 
-// kinds grants the same resource to callers of every kind, each with an identity of its own.
+// kinds grants one resource to callers of every kind, each with another identity.
 func kinds() grants.Rules {
 	r := grants.Rules{}
 	for i, m := range []grants.Match{
-		{Module: "vision"}, {Unit: "cam.service"}, {Image: imageID}, {Image: repoDigest}, {UID: uid(1000)}, {GID: uid(44), Group: "video"}, {GID: uid(995)},
+		{Module: "vision"}, {Unit: "cam.service"}, {Image: imageID}, {Image: repoDigest},
+		{UID: uid(1000)}, {GID: uid(44), Group: "video"}, {GID: uid(995)},
 	} {
 		name := fmt.Sprintf("id%d", i)
-		r.Identities = append(r.Identities, grants.Identity{Name: name, ClientID: fmt.Sprintf("00000000-0000-0000-0000-%012d", i)})
-		r.Grants = append(r.Grants, grants.Grant{Caller: m, Identity: name, Resources: []string{vault}, Place: fmt.Sprintf("config.toml:%d", 10*i)})
+		r.Identities = append(r.Identities,
+			grants.Identity{Name: name, ClientID: fmt.Sprintf("00000000-0000-0000-0000-%012d", i)})
+		r.Grants = append(r.Grants, grants.Grant{
+			Caller: m, Identity: name, Resources: []string{vault}, Place: fmt.Sprintf("config.toml:%d", 10*i),
+		})
 	}
 	return r
 }
@@ -47,22 +53,35 @@ func TestMostSpecificWins(t *testing.T) {
 		excluded int    // grants that are for it and do not count
 	}{
 		{"a module", grants.Caller{Module: "vision"}, "id0", 0},
-		{"a module whose container's image has a grant too", grants.Caller{Module: "vision", Container: image(imageID)}, "id0", 1},
-		{"a module with no grant of its own, by its image", grants.Caller{Module: "speech", Container: image(imageID)}, "id2", 0},
-		{"a module with no grant, in no known container", grants.Caller{Module: "speech", UID: 1000, Unit: "cam.service", GID: 44}, "no grant is for module speech", 0},
+		{"a module whose container's image has a grant too",
+			grants.Caller{Module: "vision", Container: image(imageID)}, "id0", 1},
+		{"a module with no grant of its own, by its image",
+			grants.Caller{Module: "speech", Container: image(imageID)}, "id2", 0},
+		{"a module with no grant, in no known container",
+			grants.Caller{Module: "speech", UID: 1000, Unit: "cam.service", GID: 44},
+			"no grant is for module speech", 0},
 		{"a service", grants.Caller{Unit: "cam.service", UID: 0}, "id1", 0},
 		{"a service narrows what its user has", grants.Caller{Unit: "cam.service", UID: 1000, GID: 44}, "id1", 2},
 		{"another service of that user", grants.Caller{Unit: "other.service", UID: 1000, GID: 44}, "id4", 1},
-		{"a service's process in a pid namespace of its own", grants.Caller{Unit: "cam.service", UID: 1000, GID: 44, Nested: true}, "id1", 0},
-		{"one of another service, whose user says nothing", grants.Caller{Unit: "other.service", UID: 1000, GID: 44, Groups: []uint32{995}, Nested: true},
-			"no grant is for unit other.service (uid 1000 in a pid namespace of its own), whose uid and groups say nothing there", 0},
-		{"one of no service", grants.Caller{UID: 1000, GID: 44, Nested: true}, "no grant is for uid 1000 in a pid namespace of its own", 0},
-		{"a service in a container says nothing", grants.Caller{Unit: "cam.service", UID: 1000, Container: image("sha256:other")}, "no grant is for container cam", 0},
+		{"a service's process in a pid namespace of its own",
+			grants.Caller{Unit: "cam.service", UID: 1000, GID: 44, Nested: true}, "id1", 0},
+		{"one of another service, whose user says nothing",
+			grants.Caller{Unit: "other.service", UID: 1000, GID: 44, Groups: []uint32{995}, Nested: true},
+			"no grant is for unit other.service (uid 1000 in a pid namespace of its own), " +
+				"whose uid and groups say nothing there", 0},
+		{"one of no service", grants.Caller{UID: 1000, GID: 44, Nested: true},
+			"no grant is for uid 1000 in a pid namespace of its own", 0},
+		{"a service in a container says nothing",
+			grants.Caller{Unit: "cam.service", UID: 1000, Container: image("sha256:other")},
+			"no grant is for container cam", 0},
 		{"an image by its ID", grants.Caller{UID: 1000, Container: image(imageID)}, "id2", 0},
-		{"an image by a registry's digest", grants.Caller{UID: 1000, Container: image("sha256:other", "x@sha256:1", repoDigest)}, "id3", 0},
+		{"an image by a registry's digest",
+			grants.Caller{UID: 1000, Container: image("sha256:other", "x@sha256:1", repoDigest)}, "id3", 0},
 		{"by both", grants.Caller{Container: image(imageID, repoDigest)}, "id2 id3", 0},
-		{"a tag is nobody's proof", grants.Caller{Container: &grants.Container{Image: imageID}}, "no grant is for container", 0},
-		{"root of a container is not the user", grants.Caller{UID: 1000, GID: 44, Container: image("sha256:other")}, "no grant is for", 0},
+		{"a tag is nobody's proof",
+			grants.Caller{Container: &grants.Container{Image: imageID}}, "no grant is for container", 0},
+		{"root of a container is not the user",
+			grants.Caller{UID: 1000, GID: 44, Container: image("sha256:other")}, "no grant is for", 0},
 		{"a user, and not its groups", grants.Caller{UID: 1000, GID: 44, Groups: []uint32{995}}, "id4", 2},
 		{"its own group", grants.Caller{UID: 7, GID: 44}, "id5", 0},
 		{"a supplementary group", grants.Caller{UID: 7, GID: 7, Groups: []uint32{1, 995}}, "id6", 0},
@@ -84,14 +103,17 @@ func TestMostSpecificWins(t *testing.T) {
 			}
 			switch {
 			case strings.HasPrefix(row.want, "no grant"):
-				if d.Allowed || d.Grant != nil || !strings.HasPrefix(d.Reason, row.want) || d.Denial.Err != grants.ErrNotGranted {
+				if d.Allowed || d.Grant != nil || !strings.HasPrefix(d.Reason, row.want) ||
+					d.Denial.Err != grants.ErrNotGranted {
 					t.Errorf("%+v", d)
 				}
 			case len(all) == 1:
-				if !d.Allowed || d.Identity != row.want || d.Grant == nil || !strings.Contains(d.Reason, d.Grant.Place) {
+				if !d.Allowed || d.Identity != row.want || d.Grant == nil ||
+					!strings.Contains(d.Reason, d.Grant.Place) {
 					t.Errorf("%+v", d)
 				}
-			case d.Allowed || d.Denial.Err != grants.ErrAmbiguousIdentity || strings.Join(d.Denial.Choices, " ") != row.want:
+			case d.Allowed || d.Denial.Err != grants.ErrAmbiguousIdentity ||
+				strings.Join(d.Denial.Choices, " ") != row.want:
 				t.Errorf("%+v", d)
 			}
 			if !strings.HasPrefix(row.want, "no grant") && strings.Join(all, " ") != row.want {
@@ -107,7 +129,7 @@ func TestMostSpecificWins(t *testing.T) {
 	}
 }
 
-// Why somebody is denied is told with the grants that stand nearest.
+// A denial names the grants that come nearest to allowing the request.
 func TestDenialsExplainThemselves(t *testing.T) {
 	t.Parallel()
 	rules := kinds()
@@ -118,8 +140,13 @@ func TestDenialsExplainThemselves(t *testing.T) {
 		request grants.Request
 		want    string
 	}{
-		{grants.Request{Resource: storage}, `none of the grants that decide over unit cam.service (uid 1000, pid 3) names https://storage.azure.com: grant 2 (config.toml:10) for unit cam.service; grant 5 (config.toml:40) for uid 1000 would allow it, but it is less specific and does not count`},
-		{grants.Request{Resource: vault, Identity: "id0"}, `none of the grants that decide over unit cam.service (uid 1000, pid 3) names https://vault.azure.net with that identity: grant 2 (config.toml:10) for unit cam.service`},
+		{grants.Request{Resource: storage},
+			`none of the grants that decide over unit cam.service (uid 1000, pid 3) names https://storage.azure.com: ` +
+				`grant 2 (config.toml:10) for unit cam.service; ` +
+				`grant 5 (config.toml:40) for uid 1000 would allow it, but it is less specific and does not count`},
+		{grants.Request{Resource: vault, Identity: "id0"},
+			`none of the grants that decide over unit cam.service (uid 1000, pid 3) names https://vault.azure.net ` +
+				`with that identity: grant 2 (config.toml:10) for unit cam.service`},
 		{grants.Request{Resource: vault, Identity: "robot"}, "Identity not found"},
 		{grants.Request{Resource: "nothing"}, "is no App ID URI"},
 	} {
@@ -133,7 +160,10 @@ func TestDenialsExplainThemselves(t *testing.T) {
 			}
 		}
 	}
-	if all := a.Refs(); len(all) != 7 || all[4].String() != "grant 5 (config.toml:40)" || (&grants.Ref{}).String() != "grant 1" {
+	if all := a.Refs(); len(all) != 7 || all[4].String() != "grant 5 (config.toml:40)" {
 		t.Errorf("%v", all)
+	}
+	if name := (&grants.Ref{}).String(); name != "grant 1" {
+		t.Errorf("%q", name)
 	}
 }
