@@ -23,49 +23,51 @@ type Options struct {
 	Roll  func() float64   // randomness in [0, 1) of when tokens are fetched; nil: math/rand
 	Log   *zap.Logger      // nil: none
 
-	// Simulated says that Fetch is known to ask a simulated back end, so that nobody need be warned of what it gives.
+	// Simulated is true if Fetch is known to ask a simulated back end: its tokens then cause no warnings.
 	Simulated bool
 
-	// Changed is called after each fetch and policy change, when Status may tell something new. It must
-	// not block. Nil: nobody is told.
+	// Changed is called after each fetch and policy change, when Status may differ. It must not block. Nil: it is not
+	// called.
 	Changed func()
 
-	// Record is the policy changes on record from before. Nil: it is not there, as at a first start. Where Memory has a newer
-	// one, that is taken.
+	// Record is the saved record of policy changes. Nil: there is none, as at a first start. If Snapshot has a newer
+	// one, that counts instead.
 	Record *tokencache.Record
-	// LostRecord is why the record from before is no record any more. Where no copy of it is in Memory or Copies either, every token
-	// from before is dropped, and what is fetched counts as uncertain, or is withheld (Rules.WithholdLost), until it is known to be
-	// younger. Nil: it was read, or there was none.
+	// LostRecord is why the saved record can never be read. If neither Snapshot nor Copies have a copy of it, every
+	// older token is dropped, and new ones count as uncertain, or are withheld (Rules.WithholdLost), until they are
+	// known to be young enough. Nil: the record was read, or there was none.
 	LostRecord error
-	// UnreadRecord is why the record cannot be read now, and Load reads it again, until it has it, or fails with an error
-	// whose method Spoilt returns true. Meanwhile tokens from before are treated the same, but for being dropped, and Keep is not called.
+	// UnreadRecord is why the saved record cannot be read now. Load then reads it again, until it returns a record or
+	// an error whose method Spoilt returns true. Until then tokens are treated as with LostRecord, except that none is
+	// dropped, and Keep is not called.
 	UnreadRecord error
 	Load         func() (*tokencache.Record, error)
-	// UnreadTokens is why a file of what a cache before knew cannot be read now, and LoadTokens reads it again: it returns all that was
-	// read, once, for the copies of the record and the marks, and that whose tokens are of use besides; with an error too, which says that
-	// there is more that cannot be read now. Until it returns none a record that is lost counts as one that cannot be read. No Save
-	// runs meanwhile.
+	// UnreadTokens is why a file with an earlier cache's snapshot cannot be read now. LoadTokens then reads it again.
+	// It returns each snapshot once: in copies all, for their copies of the record and the marks in them, and in ours
+	// those whose tokens can be used too. An error beside them says that there is more that cannot be read now. Until
+	// LoadTokens returns no error, a lost record counts as one that cannot be read, and Save is not called.
 	UnreadTokens error
 	LoadTokens   func() (copies []tokencache.Snapshot, ours []*tokencache.Snapshot, err error)
-	// Keep writes the whole record, each time it is another, so that it outlives this process. It is
-	// called by one goroutine at a time and may take its time. Nil: nothing is kept.
+	// Keep saves the whole record each time it differs. One goroutine at a time calls it, and it may block. Nil: the
+	// record is not saved.
 	Keep func(tokencache.Record) error
 
-	// BootID names this boot of the device, and Memory is what a cache before knew: see tokencache.Options.
-	BootID string
-	Memory *tokencache.Snapshot
-	// Unopened is what caches before Memory's knew, which could not be read when that began: see tokencache.Cache.Restore.
+	// BootID names this boot of the device, and Snapshot is that of an earlier cache: see tokencache.Options.
+	BootID   string
+	Snapshot *tokencache.Snapshot
+	// Unopened are snapshots of caches before that one, which could not be read when it started: see
+	// tokencache.Cache.Restore.
 	Unopened []*tokencache.Snapshot
 	// On is for tokencache.Options.
 	On time.Duration
-	// Copies is whatever a cache before knew, of other sources as well, for the copies of the record and the marks that are in it. Nil:
-	// Memory alone.
+	// Copies are all snapshots of earlier caches, also of those with other sources, for their copies of the record and
+	// the marks in them. Nil: Snapshot alone.
 	Copies []tokencache.Snapshot
-	// Keeping has what the cache knows outlive this process. Zero: it does not.
+	// Keeping saves the cache's state across restarts of the process. Zero: the state is not saved.
 	Keeping Keeping
 }
 
-// Agent is safe for use by many goroutines.
+// Agent is safe for concurrent use.
 type Agent struct {
 	cache   *tokencache.Cache
 	clock   tokencache.Clock
@@ -80,8 +82,8 @@ type Agent struct {
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
-	naming        sync.Mutex // one policy change at a time gets its name, or is withdrawn; protects what follows
-	unread        *unread    // what is still to be read, and may tell of changes; nil: nothing is
+	naming        sync.Mutex // one policy change at a time gets its ID, or is withdrawn; protects what follows
+	unread        *unread    // what has still to be read and may name policy changes; nil: nothing has
 	changeSaver   changeSaver
 	snapshotSaver snapshotSaver
 	rereading     rereading
@@ -111,15 +113,16 @@ func New(o Options) (*Agent, error) {
 	before.Record, _ = o.Rules.withLostEffect(before.Record)
 	before.lost = before.lost && o.UnreadRecord == nil
 	if before.lost {
-		o.Memory, o.Unopened = forgotten(o.Memory), slices.Clone(o.Unopened)
+		o.Snapshot, o.Unopened = forgotten(o.Snapshot), slices.Clone(o.Unopened)
 		for i, m := range o.Unopened {
 			o.Unopened[i] = forgotten(m)
 		}
 	}
 	ready := make(chan struct{})
 	a.cache = tokencache.New(tokencache.Options{
-		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, ClockConfirmed: a.settled, Begin: ready, PropagationDelay: o.Rules.Spread,
-		Record: before.Record, BootID: o.BootID, On: o.On, Snapshot: compiled.allowed(o.Memory),
+		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, ClockConfirmed: a.settled, Begin: ready,
+		PropagationDelay: o.Rules.Spread, Record: before.Record, BootID: o.BootID, On: o.On,
+		Snapshot: compiled.allowed(o.Snapshot),
 	})
 	for _, m := range o.Unopened {
 		a.cache.Restore(compiled.allowed(m))
@@ -150,8 +153,9 @@ func New(o Options) (*Agent, error) {
 		a.unread = &u
 		a.rereading.loop.Go(func() { a.readAgain(&u) })
 	}
-	if o.Memory != nil {
-		a.snapshotSaver.notice(true) // it came from one of both places, and the other may hold what is of another boot, or nothing
+	if o.Snapshot != nil {
+		// The snapshot came from one of two places, and the other may have that of another boot, or none.
+		a.snapshotSaver.notice(true)
 	}
 	if err := a.cache.Prefetch(compiled.Prefetch()); err != nil {
 		a.Close()
@@ -161,12 +165,12 @@ func New(o Options) (*Agent, error) {
 	return a, nil
 }
 
-// Close ends the fetches under way, forgets every token, and has kept what there was to keep.
+// Close ends the fetches under way, saves what has not been saved, and drops every token.
 func (a *Agent) Close() { a.closing.Do(a.close) }
 
 func (a *Agent) close() {
 	keep := a.snapshotSaver.close()
-	a.cache.Close() // whoever waits is told before the disk is waited for
+	a.cache.Close() // callers that wait get their error before the disk is waited for
 	a.rereading.close()
 	a.changeSaver.close()
 	keep()

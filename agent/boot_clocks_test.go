@@ -65,7 +65,7 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 	}
 	a, err := agent.New(agent.Options{
 		Fetch: d.z.Fetch, Rules: edge(), Clock: clock, Record: before, LostRecord: lost, Keep: record.Save,
-		BootID: fmt.Sprint("boot-", d.boots), Memory: memory, Keeping: agent.Keeping{Save: tokens.Save},
+		BootID: fmt.Sprint("boot-", d.boots), Snapshot: memory, Keeping: agent.Keeping{Save: tokens.Save},
 	})
 	if err != nil {
 		d.t.Fatal(err)

@@ -72,7 +72,7 @@ func remembering(t *testing.T, s *shelf, b *tokencachetest.Source, f func(a *age
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	a, err := agent.New(agent.Options{
-		Fetch: b.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Memory: s.lastSaved(), Keeping: s.keeping(),
+		Fetch: b.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Snapshot: s.lastSaved(), Keeping: s.keeping(),
 		Clock: tokencache.Clock{Boot: func() time.Duration { return time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)) + time.Minute }},
 	})
 	if err != nil {
@@ -156,7 +156,7 @@ func TestRecordThatIsGone(t *testing.T) {
 		} {
 			var kept []tokencache.PolicyChange
 			a, err := agent.New(agent.Options{
-				Fetch: b.Fetch, Rules: edge(), BootID: row.boot, Memory: s.lastSaved(), Record: row.disk, LostRecord: row.lost,
+				Fetch: b.Fetch, Rules: edge(), BootID: row.boot, Snapshot: s.lastSaved(), Record: row.disk, LostRecord: row.lost,
 				Keep: func(r tokencache.Record) error { kept = r.Changes; return nil },
 			})
 			if err != nil {
@@ -228,7 +228,7 @@ func TestWhatTheClockHasShownIsKept(t *testing.T) {
 		fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		var right atomic.Bool
 		a, err := agent.New(agent.Options{
-			Fetch: b.Fetch, Rules: edge(), BootID: "this", Memory: &earlier, Keeping: s.keeping(),
+			Fetch: b.Fetch, Rules: edge(), BootID: "this", Snapshot: &earlier, Keeping: s.keeping(),
 			Clock: tokencache.Clock{Synchronised: right.Load},
 		})
 		if err != nil {
@@ -359,7 +359,7 @@ func TestSavedAtAStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, known := life(t)
 		_, before := d.shelf.counts()
-		d.start(t, func(o *agent.Options) { o.Record, o.Memory = d.there, known }, func(*agent.Agent, *observer.ObservedLogs) {
+		d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = d.there, known }, func(*agent.Agent, *observer.ObservedLogs) {
 			synctest.Wait()
 			if _, saved := d.shelf.counts(); saved != before+1 || len(d.shelf.lastSaved().Keys) != len(known.Keys) {
 				t.Errorf("saved %d times", saved-before)

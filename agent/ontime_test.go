@@ -109,7 +109,7 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	o := agent.Options{
 		Fetch: d.back.Fetch, Rules: d.rules, Clock: clock, BootID: id,
 		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, Load: record.Load, Keep: record.Save,
-		Memory: b.Memory, Unopened: b.Unopened, Copies: b.Copies, On: b.On,
+		Snapshot: b.Memory, Unopened: b.Unopened, Copies: b.Copies, On: b.On,
 	}
 	if tokens != nil {
 		o.Keeping.Save = tokens.Save
@@ -328,9 +328,9 @@ func TestTokenDroppedForALostRecordComesAgain(t *testing.T) {
 		mustHave(t, a)
 		time.Sleep(time.Minute)
 		a.Close()
-		o.Memory = s.lastSaved()
-		o.Memory.OnRecord = 1 // there was no room for a copy of the record
-		o.BootID, o.On, o.LostRecord = "two", o.Memory.On, errors.New("torn")
+		o.Snapshot = s.lastSaved()
+		o.Snapshot.OnRecord = 1 // there was no room for a copy of the record
+		o.BootID, o.On, o.LostRecord = "two", o.Snapshot.On, errors.New("torn")
 		if a, err = agent.New(o); err != nil {
 			t.Fatal(err)
 		}

@@ -44,8 +44,8 @@ func (o *Options) now(clock tokencache.Clock) tokencache.Instant {
 // told is what o's copies tell.
 func (o *Options) told() (k kept) {
 	all := o.Copies
-	if all == nil && o.Memory != nil {
-		all = []tokencache.Snapshot{*o.Memory}
+	if all == nil && o.Snapshot != nil {
+		all = []tokencache.Snapshot{*o.Snapshot}
 	}
 	for _, m := range all {
 		k.blind = k.blind || slices.ContainsFunc(m.Record.Changes, func(p tokencache.PolicyChange) bool { return p.ID == unreadID })

@@ -61,7 +61,7 @@ func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *
 	t.Helper()
 	core, logs := observer.New(zapcore.WarnLevel)
 	a, err := agent.New(agent.Options{
-		Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Record: disk, LostRecord: lost, Memory: copied,
+		Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Record: disk, LostRecord: lost, Snapshot: copied,
 		Keep: d.keep, Keeping: d.shelf.keeping(),
 	})
 	if err != nil {
@@ -384,7 +384,7 @@ func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
 		core, logs := observer.New(zapcore.WarnLevel)
 		a, err := agent.New(agent.Options{
 			Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Keep: d.keep, Keeping: d.shelf.keeping(),
-			Record: &tokencache.Record{Lineage: "ours", Generation: 1, Changes: ours}, Memory: known, On: known.On,
+			Record: &tokencache.Record{Lineage: "ours", Generation: 1, Changes: ours}, Snapshot: known, On: known.On,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -493,7 +493,7 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 				rules.Alternates = row.alternates
 				start := func(disk *tokencache.Record, m *tokencache.Snapshot, f func(a *agent.Agent)) {
 					t.Helper()
-					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk, Memory: m, Keep: d.keep, Keeping: d.shelf.keeping()})
+					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk, Snapshot: m, Keep: d.keep, Keeping: d.shelf.keeping()})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -611,7 +611,7 @@ func TestReceiptsOutliveALostRecord(t *testing.T) {
 			if unopened {
 				o.Unopened = []*tokencache.Snapshot{&known}
 			} else {
-				o.Memory = &known
+				o.Snapshot = &known
 			}
 			if a, err = agent.New(o); err != nil {
 				t.Fatal(err)

@@ -102,7 +102,7 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 			if name == "nothing" {
 				fail(&d.Source, nil)
 			}
-			unread := func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, copied(known) }
+			unread := func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, copied(known) }
 			d.start(t, unread, func(a *agent.Agent, logs *observer.ObservedLogs) {
 				switch {
 				case name == "nothing":
@@ -179,7 +179,7 @@ func TestReloadReadsTheRecordAgain(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			d, known := life(t)
 			d.become(eio)
-			d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
 				time.Sleep(10*time.Minute + time.Second) // it is read once a minute by now
 				synctest.Wait()
 				before := d.reads
@@ -225,7 +225,7 @@ func TestReadRecordWins(t *testing.T) {
 		later.Changes = nil
 		d.there = &later
 		eio := errors.New("input/output error")
-		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			if !withholds(t, a) {
 				t.Error("the copy is not in force")
 			}
@@ -245,7 +245,7 @@ func TestWithdrawnBeforeTheRecordIsRead(t *testing.T) {
 		d, known := life(t)
 		eio := errors.New("input/output error")
 		d.become(eio)
-		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			if _, err := a.WithdrawChange("test", d.there.Changes[0].ID); codeOf(err) != api.CodeNotKept {
 				t.Error(err)
 			}
@@ -276,7 +276,7 @@ func TestJoinedBeforeTheRecordIsRead(t *testing.T) {
 			eio := errors.New("input/output error")
 			d.become(eio)
 			unread := func(o *agent.Options) {
-				o.UnreadRecord, o.Memory, o.Rules.WithholdLost = eio, known, withhold
+				o.UnreadRecord, o.Snapshot, o.Rules.WithholdLost = eio, known, withhold
 			}
 			d.start(t, unread, func(a *agent.Agent, _ *observer.ObservedLogs) {
 				time.Sleep(time.Second)
@@ -313,7 +313,7 @@ func TestRecordThatIsNeverRead(t *testing.T) {
 		d, known := life(t)
 		eio := errors.New("input/output error")
 		d.become(eio)
-		unread := func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }
+		unread := func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }
 		d.start(t, unread, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			_, _ = a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
 			synctest.Wait()
@@ -322,7 +322,7 @@ func TestRecordThatIsNeverRead(t *testing.T) {
 			t.Fatalf("written: %+v", d.record())
 		}
 		known = d.shelf.lastSaved()
-		d.start(t, func(o *agent.Options) { o.Record, o.Memory = d.there, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+		d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = d.there, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			if !withholds(t, a) || len(a.Changes()) != 2 {
 				t.Errorf("%+v", a.Changes())
 			}
@@ -343,8 +343,10 @@ func TestRecordThatIsLost(t *testing.T) {
 	}{
 		{"spoilt", false, func(o *agent.Options, _ *tokencache.Snapshot) { o.LostRecord = torn }, false},
 		{"spoilt, to be withheld", true, func(o *agent.Options, _ *tokencache.Snapshot) { o.LostRecord = torn }, false},
-		{"spoilt, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) { o.LostRecord, o.Memory = torn, withoutCopy(known) }, true},
-		{"gone, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) { o.Memory = withoutCopy(known) }, true},
+		{"spoilt, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) {
+			o.LostRecord, o.Snapshot = torn, withoutCopy(known)
+		}, true},
+		{"gone, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) { o.Snapshot = withoutCopy(known) }, true},
 		{"spoilt when it could be read at last", false, func(o *agent.Options, _ *tokencache.Snapshot) { o.UnreadRecord = errors.New("EIO") }, false},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -433,7 +435,7 @@ func TestMarksOnTokens(t *testing.T) {
 			if row.lineage != "" {
 				r.Lineage = row.lineage
 			}
-			d.start(t, func(o *agent.Options) { o.Record, o.Memory = &r, withoutCopy(known) }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = &r, withoutCopy(known) }, func(a *agent.Agent, _ *observer.ObservedLogs) {
 				if withholds(t, a) != row.withheld {
 					t.Errorf("%s: withheld is not %v: %+v", row.name, row.withheld, a.Changes())
 				}
@@ -533,7 +535,7 @@ func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
 		d.become(eio)
 		reading, read := make(chan struct{}), make(chan struct{})
 		slow := func(o *agent.Options) {
-			o.UnreadRecord, o.Memory = eio, withoutCopy(known)
+			o.UnreadRecord, o.Snapshot = eio, withoutCopy(known)
 			o.Load = func() (*tokencache.Record, error) {
 				close(reading)
 				<-read
@@ -660,7 +662,7 @@ func TestUnreadRecordIsMovedAway(t *testing.T) {
 			if running {
 				return
 			}
-			d.start(t, func(o *agent.Options) { o.Memory, o.Rules = d.shelf.lastSaved(), rules }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			d.start(t, func(o *agent.Options) { o.Snapshot, o.Rules = d.shelf.lastSaved(), rules }, func(a *agent.Agent, _ *observer.ObservedLogs) {
 				lost(t, a)
 			})
 		})
@@ -700,7 +702,7 @@ func (d *disk) inBoot(back *sticky, clock tokencache.Clock, fault error, carried
 		o.Fetch, o.Clock = back.Fetch, clock
 		var taken []tokencache.Instant
 		if carried != nil {
-			o.Memory, o.Copies = carried, []tokencache.Snapshot{*carried}
+			o.Snapshot, o.Copies = carried, []tokencache.Snapshot{*carried}
 			taken = append(taken, carried.Taken())
 		}
 		if o.UnreadRecord = fault; fault == nil && d.there != nil {
@@ -846,7 +848,7 @@ func TestWithdrawnBeforeItIsKnownToStandForMore(t *testing.T) {
 		later.Changes = slices.Clone(later.Changes)
 		later.Changes[0].Joined, later.Changes[0].Resource = 1, ""
 		d.there = &later
-		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Memory = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			if _, err := a.WithdrawChange("test", later.Changes[0].ID); codeOf(err) != api.CodeNotKept {
 				t.Error(err)
 			}

@@ -231,7 +231,7 @@ func (l *life) start() {
 	l.oracle.starts()
 	begin := store.Start(record, tokens, l.takeCarried(), func(*tokencache.Snapshot) bool { return true }, o.BootID)
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
-	o.Memory, o.Copies, o.On = begin.Memory, begin.Copies, begin.On
+	o.Snapshot, o.Copies, o.On = begin.Memory, begin.Copies, begin.On
 	o.Load, o.Keep = record.Load, record.Save
 	o.Keeping.Carry = func(m tokencache.Snapshot) error { return l.carry(p, m) }
 	l.set(func() { l.process = p })

@@ -105,7 +105,7 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
 	}
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
-	o.Memory, o.Copies, o.On = k.real(begin.Memory, d.config.Source.Kind), begin.Copies, begin.On
+	o.Snapshot, o.Copies, o.On = k.real(begin.Memory, d.config.Source.Kind), begin.Copies, begin.On
 	for _, m := range begin.Unopened {
 		o.Unopened = append(o.Unopened, k.real(m, d.config.Source.Kind))
 	}
