@@ -53,7 +53,7 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 		Boot:         func() time.Duration { return 20*time.Second + time.Since(began) },
 		Synchronised: func() bool { return c.vouched },
 	}
-	record := store.Open(store.Disk(d.dir), clock.Boot)
+	record := store.OpenPolicyChanges(store.Disk(d.dir), clock.Boot)
 	before, lost := record.Load()
 	tokens, err := store.OpenTokens(store.Disk(d.dir), &d.key)
 	if err != nil {

@@ -34,7 +34,7 @@ func TestLooseRecord(t *testing.T) {
 					time.Sleep(time.Minute)
 				})
 				if row.emptied {
-					r := store.Open(store.Disk(dir), func() time.Duration { return time.Hour })
+					r := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Hour })
 					record, err := r.Load()
 					if err == nil {
 						record.Generation, record.Changes = record.Generation+10, nil
@@ -201,7 +201,7 @@ func TestForgedRecord(t *testing.T) {
 						}
 					})
 					copied, err := os.ReadFile(filepath.Join(dir, "policy-changes.copy.json"))
-					r := store.Open(store.Disk(dir), func() time.Duration { return time.Hour })
+					r := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Hour })
 					record, fault := r.Load()
 					if err := errors.Join(err, fault); err != nil {
 						t.Fatal(err)

@@ -96,7 +96,7 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 		d.rules = edge()
 	}
 	folder := fickle{store.Disk(d.dir), d}
-	record := store.Open(folder, clock.Boot)
+	record := store.OpenPolicyChanges(folder, clock.Boot)
 	var tokens *store.Tokens
 	if hasKey {
 		var err error
@@ -105,11 +105,11 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 		}
 	}
 	id := fmt.Sprint("boot ", d.boots)
-	b := store.Start(record, tokens, nil, func(*tokencache.Snapshot) bool { return true }, id)
+	b := store.Recover(record, tokens, nil, func(*tokencache.Snapshot) bool { return true }, id)
 	o := agent.Options{
 		Fetch: d.back.Fetch, Rules: d.rules, Clock: clock, BootID: id,
 		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, Load: record.Load, Keep: record.Save,
-		Snapshot: b.Memory, Unopened: b.Unopened, Copies: b.Copies, On: b.On,
+		Snapshot: b.Snapshot, Unopened: b.Unopened, Copies: b.Copies, On: b.On,
 	}
 	if tokens != nil {
 		o.Keeping.Save = tokens.Save
@@ -165,7 +165,7 @@ func TestRevocationNotedWithoutTheTokens(t *testing.T) {
 					mustHave(t, a)
 				})
 				if crash { // nothing tells how long the device was on but the tokens
-					record := store.Open(store.Disk(d.dir), func() time.Duration { return 0 })
+					record := store.OpenPolicyChanges(store.Disk(d.dir), func() time.Duration { return 0 })
 					r, err := record.Load()
 					if err != nil {
 						t.Fatal(err)
@@ -207,7 +207,7 @@ func TestOnTimeIsKeptWithoutChanges(t *testing.T) {
 		d := &bootable{dir: dir, back: &sticky{counts: true}, vouch: true}
 		on := func() time.Duration {
 			t.Helper()
-			r, err := store.Open(store.Disk(dir), func() time.Duration { return 0 }).Load()
+			r, err := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return 0 }).Load()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -33,7 +33,7 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
 						s := new(shelf)
-						record := store.Open(store.Disk(dir), func() time.Duration { return time.Minute })
+						record := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Minute })
 						a, err := agent.New(agent.Options{
 							Rules: edge(), BootID: "b", Keep: record.Save, Clock: tokencache.Clock{Synchronised: func() bool { return vouched }},
 							Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
@@ -55,7 +55,7 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 						}
 						time.Sleep(25 * time.Hour)
 						mustHave(t, a)
-						if got, err := store.Open(store.Disk(dir), func() time.Duration { return time.Minute }).Load(); err != nil || len(got.Changes) != 1 {
+						if got, err := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Minute }).Load(); err != nil || len(got.Changes) != 1 {
 							t.Errorf("%v, %+v is on the disk", err, got)
 						}
 						if _, err := json.Marshal(a.Status()); err != nil {
@@ -82,12 +82,12 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 // keptOf is what the next process reads of m.
 func keptOf(t *testing.T, m tokencache.Snapshot) *tokencache.Snapshot {
 	t.Helper()
-	f, err := store.Carry(m)
+	f, err := store.WriteMemfd(m)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	read, err := store.Carried(f)
+	read, err := store.ReadMemfd(f)
 	if err != nil {
 		t.Fatal(err)
 	}

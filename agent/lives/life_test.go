@@ -220,7 +220,7 @@ func (l *life) start() {
 	p := &process{began: time.Now()}
 	o := agent.Options{Fetch: l.fetchOf(p), Rules: l.rules(), Clock: l.clocks.forDaemon(), Roll: l.roll, BootID: l.clocks.bootID()}
 	on := folder{l, p}
-	record := store.Open(on, l.clocks.boot)
+	record := store.OpenPolicyChanges(on, l.clocks.boot)
 	var tokens *store.Tokens // nil: there is no file
 	if l.hasKey() {
 		tokens = tokensIn(on)
@@ -229,9 +229,9 @@ func (l *life) start() {
 		}
 	}
 	l.oracle.starts()
-	begin := store.Start(record, tokens, l.takeCarried(), func(*tokencache.Snapshot) bool { return true }, o.BootID)
+	begin := store.Recover(record, tokens, l.takeCarried(), func(*tokencache.Snapshot) bool { return true }, o.BootID)
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
-	o.Snapshot, o.Copies, o.On = begin.Memory, begin.Copies, begin.On
+	o.Snapshot, o.Copies, o.On = begin.Snapshot, begin.Copies, begin.On
 	o.Load, o.Keep = record.Load, record.Save
 	o.Keeping.Carry = func(m tokencache.Snapshot) error { return l.carry(p, m) }
 	l.set(func() { l.process = p })

@@ -2,13 +2,163 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 	"time"
 
 	"perceptd/tokencache"
 )
+
+// snapshotVersion is the format of a snapshot that is written. Those before it are read as well: in version 1 the copy of the
+// record has neither lineage nor generation, and up to version 2 nothing has on-times, no claims name their issuer, there are
+// neither principals nor tombstones, and nothing tells of failures.
+const snapshotVersion = 3
+
+const maxSnapshot = 16 << 20 // bytes of the document
+
+// snapshotDocument is a snapshot as it is written: with its tokens' text, which a Snapshot does not write by itself, and with a
+// copy of the record, by the boot time and on-time of the snapshot. One of generation 0 without changes is none.
+type snapshotDocument struct {
+	Version int             `json:"version"`
+	Keys    []entryDocument `json:"keys"`
+	tokencache.Snapshot
+
+	Lineage    string              `json:"lineage,omitempty"`
+	Origins    []tokencache.Origin `json:"origins,omitempty"`
+	Generation uint64              `json:"generation,omitempty"`
+	Changes    []changeDocument    `json:"changes,omitempty"`
+}
+
+// entryDocument is a SnapshotEntry as it is written. A rollover that is of no key is of the entry's.
+type entryDocument struct {
+	tokencache.SnapshotEntry
+	Token *tokenDocument `json:"token,omitempty"`
+}
+
+// tokenDocument is a token as it is written.
+type tokenDocument struct {
+	Text string `json:"text"`
+	tokencache.Token
+	Claims *tokencache.Claims `json:"claims,omitempty"` // absent: the entry's
+}
+
+// encodeSnapshot leaves out the keys that could not be read again, and the largest where all are too large together, so that one
+// strange token, or one strange time of it, does not cost the others. The caller clears what it is given; encoding/json and the
+// tokens themselves, being strings, leave copies that no program can clear.
+func encodeSnapshot(m tokencache.Snapshot) ([]byte, error) {
+	m = m.Sanitized()
+	if err := m.Validate(); err != nil {
+		return nil, unreadableAgain(err)
+	}
+	doc := snapshotDocument{
+		Version: snapshotVersion, Snapshot: m, Keys: make([]entryDocument, len(m.Keys)),
+		Lineage: m.Record.Lineage, Origins: m.Record.Origins, Generation: m.Record.Generation, Changes: changeDocuments(m.Record.Changes),
+	}
+	for i, r := range m.Keys {
+		doc.Keys[i] = entryDocumentOf(r)
+	}
+	text, err := json.Marshal(doc)
+	if excess := len(text) - maxSnapshot; err == nil && excess > 0 {
+		clear(text)
+		doc.shed(excess)
+		text, err = json.Marshal(doc)
+	}
+	return text, err
+}
+
+// shed leaves out the largest keys, of so many bytes in all: no token that is of use is so large, and the others are kept.
+func (doc *snapshotDocument) shed(excess int) {
+	size := make(map[tokencache.Key]int)
+	for i := range doc.Keys {
+		if text, err := json.Marshal(&doc.Keys[i]); err == nil {
+			size[doc.Keys[i].Key] = len(text)
+			clear(text)
+		}
+	}
+	slices.SortStableFunc(doc.Keys, func(a, b entryDocument) int { return cmp.Compare(size[b.Key], size[a.Key]) })
+	for excess > 0 && len(doc.Keys) > 0 {
+		excess -= size[doc.Keys[0].Key]
+		doc.Keys = doc.Keys[1:]
+	}
+}
+
+func entryDocumentOf(r tokencache.SnapshotEntry) entryDocument {
+	r.Rollovers = slices.Clone(r.Rollovers)
+	for i := range r.Rollovers {
+		if of := &r.Rollovers[i].Key; *of == r.Key {
+			*of = tokencache.Key{}
+		}
+	}
+	doc := entryDocument{SnapshotEntry: r}
+	if !r.Token.Text.IsZero() {
+		doc.Token = &tokenDocument{Token: r.Token, Text: r.Token.Text.Reveal()}
+		if !reflect.DeepEqual(r.Token.Claims, r.Claims) {
+			doc.Token.Claims = &r.Token.Claims
+		}
+	}
+	return doc
+}
+
+// decodeSnapshot quotes nothing of text in its errors, since there are tokens in it.
+func decodeSnapshot(text []byte) (*tokencache.Snapshot, error) {
+	version, err := versionOf(text)
+	switch {
+	case err != nil:
+		return nil, errors.New("it is not JSON")
+	case version < 1 || version > snapshotVersion:
+		return nil, otherVersion(snapshotVersion)
+	}
+	var doc snapshotDocument
+	if decodeStrictly(text, &doc) != nil {
+		return nil, fmt.Errorf("it is not what perceptd writes as version %d", version)
+	}
+	m := doc.Snapshot
+	m.Record = tokencache.Record{
+		Instant: m.Taken(), Lineage: doc.Lineage, Origins: doc.Origins, Generation: doc.Generation,
+	}
+	if m.Record.Changes, err = policyChanges(doc.Changes, version); err != nil {
+		return nil, err
+	}
+	for i := range doc.Keys {
+		r, err := doc.Keys[i].entry()
+		if err != nil {
+			return nil, fmt.Errorf("key %d: %w", i+1, err)
+		}
+		m.Keys = append(m.Keys, r)
+	}
+	if err := m.Validate(); err != nil {
+		return nil, err
+	}
+	m.OnRecord = max(m.OnRecord, len(m.Record.Changes)) // up to version 2 it is not told
+	return &m, nil
+}
+
+func (doc *entryDocument) entry() (tokencache.SnapshotEntry, error) {
+	r := doc.SnapshotEntry
+	if r.ReceivedAt == 0 { // without the boots before that one, it is earlier than it was: on the safe side
+		r.ReceivedAt = max(0, r.Received)
+	}
+	for i := range r.Rollovers {
+		if of := &r.Rollovers[i].Key; *of == (tokencache.Key{}) {
+			*of = r.Key
+		}
+	}
+	if t := doc.Token; t != nil {
+		if t.Text == "" {
+			return r, errors.New("its token is none")
+		}
+		r.Token = t.Token
+		r.Token.Text, r.Token.Claims = tokencache.NewSecret(t.Text), r.Claims
+		if t.Claims != nil {
+			r.Token.Claims = *t.Claims
+		}
+	}
+	return r, nil
+}
 
 // recordVersion is the format of the record that is written. Those before it are read as well: in version 1 there are neither
 // lineage nor generation, and up to version 2 no on-times, so that moments are known in the boot of at_boot_ns alone, and a date
@@ -65,7 +215,7 @@ func policyChanges(docs []changeDocument, version int) ([]tokencache.PolicyChang
 	return all, nil
 }
 
-func (r *Record) encode(record tokencache.Record) ([]byte, error) {
+func (r *PolicyChanges) encode(record tokencache.Record) ([]byte, error) {
 	record = record.Sanitized()
 	if err := record.Validate(); err != nil {
 		return nil, unreadableAgain(err)
@@ -77,13 +227,13 @@ func (r *Record) encode(record tokencache.Record) ([]byte, error) {
 	if err := e.Encode(recordDocument{Version: recordVersion, Record: record, Changes: changeDocuments(record.Changes)}); err != nil {
 		return nil, err
 	}
-	if text.Len() > maxFile {
-		return nil, fmt.Errorf("the record would be larger than %d bytes", maxFile)
+	if text.Len() > maxChangesFile {
+		return nil, fmt.Errorf("the record would be larger than %d bytes", maxChangesFile)
 	}
 	return text.Bytes(), nil
 }
 
-func (r *Record) decode(text []byte) (*tokencache.Record, error) {
+func (r *PolicyChanges) decode(text []byte) (*tokencache.Record, error) {
 	version, err := versionOf(text)
 	switch {
 	case err != nil:

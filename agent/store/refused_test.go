@@ -43,7 +43,7 @@ func refuse(t *testing.T, call, argument, bits uint32, with unix.Errno) {
 func TestWhereItIsCarried(t *testing.T) {
 	t.Parallel()
 	secret, noexec := true, true
-	if f, err := carrySecret([]byte("x")); err == nil {
+	if f, err := writeSecretMemfd([]byte("x")); err == nil {
 		_ = f.Close()
 	} else {
 		secret = false
@@ -83,7 +83,7 @@ func TestWhereItIsCarried(t *testing.T) {
 		go func() {
 			defer close(done)
 			row.refuse(t)
-			f, err = Carry(whole(1))
+			f, err = WriteMemfd(whole(1))
 		}()
 		<-done
 		if row.fails != "" {
@@ -116,7 +116,7 @@ func TestSecretThatCannotBeMapped(t *testing.T) {
 	go func() {
 		defer close(done)
 		refuse(t, unix.SYS_MMAP, 3, unix.MAP_SHARED, unix.EAGAIN)
-		if m, err := Carried(f); m != nil || !errors.Is(err, unix.EAGAIN) || !strings.Contains(err.Error(), "LimitMEMLOCK") {
+		if m, err := ReadMemfd(f); m != nil || !errors.Is(err, unix.EAGAIN) || !strings.Contains(err.Error(), "LimitMEMLOCK") {
 			t.Errorf("%v, %v", m, err)
 		}
 	}()
@@ -226,14 +226,14 @@ func TestFolderThatCannotBeWrittenTo(t *testing.T) {
 	go func() {
 		defer close(done)
 		refuse(t, unix.SYS_OPENAT, 2, unix.O_CREAT, unix.EACCES)
-		r := Open(Disk(dir), uptime(time.Hour))
+		r := OpenPolicyChanges(Disk(dir), uptime(time.Hour))
 		tokens, err := OpenTokens(Disk(dir), testKey)
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		b := Start(r, tokens, nil, anybodys, BootID())
-		if !reflect.DeepEqual(b.Record, new(all())) || b.Memory == nil || !reflect.DeepEqual(*b.Memory, whole(1)) || b.RecordFault != nil || b.TokensFault != nil {
+		b := Recover(r, tokens, nil, anybodys, BootID())
+		if !reflect.DeepEqual(b.Record, new(all())) || b.Snapshot == nil || !reflect.DeepEqual(*b.Snapshot, whole(1)) || b.RecordFault != nil || b.TokensFault != nil {
 			t.Errorf("%+v", b)
 		}
 		if err := r.Save(first(1)); !errors.Is(err, unix.EACCES) {

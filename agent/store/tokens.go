@@ -93,7 +93,7 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 // finds that tokens were kept. One that is not sealed as Save would do it is sealed anew.
 func (t *Tokens) Load() (*tokencache.Snapshot, error) {
 	t.unopened, t.unread, t.spoilt = false, nil, nil
-	m, err := t.take(tokensName)
+	m, err := t.loadNoting(tokensName)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	switch {
 	case spoilt:
@@ -105,7 +105,7 @@ func (t *Tokens) Load() (*tokencache.Snapshot, error) {
 }
 
 // take loads one file, and notes what is to be done about it later. It returns nil when there is none.
-func (t *Tokens) take(name string) (*tokencache.Snapshot, error) {
+func (t *Tokens) loadNoting(name string) (*tokencache.Snapshot, error) {
 	m, head, err := t.load(name)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	_, unopened := errors.AsType[*UnopenedError](err)
@@ -191,7 +191,7 @@ func (t *Tokens) makeWay(m tokencache.Snapshot) error {
 	if !slices.Contains(t.spoilt, tokensName) {
 		return nil
 	}
-	if !slices.ContainsFunc(unopenedNames(), t.isSeen) {
+	if !slices.ContainsFunc(unopenedNames(), t.isThere) {
 		sealed, err := t.sealed(m)
 		if err != nil {
 			return err
@@ -206,7 +206,7 @@ func (t *Tokens) makeWay(m tokencache.Snapshot) error {
 }
 
 // isSeen reports whether a file of that name, or what is in its place, is certainly there.
-func (t *Tokens) isSeen(name string) bool {
+func (t *Tokens) isThere(name string) bool {
 	_, err := t.read(name)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	return err == nil || spoilt
@@ -297,7 +297,7 @@ func (t *Tokens) putAside(sealed []byte, kind binding.Kind) (name string, err er
 func (t *Tokens) LoadUnopened() (all []tokencache.Snapshot, err error) {
 	t.opened = nil
 	for _, name := range unopenedNames() {
-		m, fault := t.take(name)
+		m, fault := t.loadNoting(name)
 		if m != nil {
 			all = append(all, *m)
 		}
@@ -312,7 +312,7 @@ func (t *Tokens) LoadAgain() (all []tokencache.Snapshot, err error) {
 	before := t.unread
 	t.unread = nil
 	for _, u := range before {
-		if m, _ := t.take(u.name); m != nil {
+		if m, _ := t.loadNoting(u.name); m != nil {
 			all = append(all, *m)
 		}
 	}

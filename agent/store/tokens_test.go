@@ -491,14 +491,14 @@ func TestNextCache(t *testing.T) {
 		if err := tokens.Save(m); err != nil {
 			t.Fatal(err)
 		}
-		f, err := Carry(m)
+		f, err := WriteMemfd(m)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = f.Close() }()
 		before := fetches
 		for what, load := range map[string]func() (*tokencache.Snapshot, error){
-			"file": tokens.Load, "descriptor": func() (*tokencache.Snapshot, error) { return Carried(f) },
+			"file": tokens.Load, "descriptor": func() (*tokencache.Snapshot, error) { return ReadMemfd(f) },
 		} {
 			if options.Snapshot, err = load(); err != nil {
 				t.Fatal(err)

@@ -30,14 +30,14 @@ func revoked(on time.Duration) tokencache.Snapshot {
 }
 
 // boots starts on a device that is known by that, and returns what it begins with.
-func boots(t *testing.T, dir string, known ...binding.Binding) (Begin, *Tokens) {
+func boots(t *testing.T, dir string, known ...binding.Binding) (Recovery, *Tokens) {
 	t.Helper()
 	tokens := knownBy(t, dir, known...)
-	return Start(open(t, dir), tokens, nil, anybodys, "b"), tokens
+	return Recover(open(t, dir), tokens, nil, anybodys, "b"), tokens
 }
 
 // copiesOf returns the IDs of the changes that copies have.
-func copiesOf(b Begin) (ids []string) {
+func copiesOf(b Recovery) (ids []string) {
 	for _, m := range b.Copies {
 		for _, p := range m.Record.Changes {
 			ids = append(ids, p.ID)
@@ -107,8 +107,8 @@ func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
 					newest = time.Duration(10 + len(meanwhile) - 1)
 				}
 				ids := strings.Join(copiesOf(b), " ")
-				if b.TokensFault != nil || b.Memory == nil || b.Memory.On != newest || !strings.Contains(ids, "noted-1") || !strings.Contains(ids, fmt.Sprint("noted-", int64(newest))) {
-					t.Errorf("known again: %v, %v, copies of %q", b.TokensFault, b.Memory, ids)
+				if b.TokensFault != nil || b.Snapshot == nil || b.Snapshot.On != newest || !strings.Contains(ids, "noted-1") || !strings.Contains(ids, fmt.Sprint("noted-", int64(newest))) {
+					t.Errorf("known again: %v, %v, copies of %q", b.TokensFault, b.Snapshot, ids)
 				}
 				if err := tokens.Save(revoked(99)); err != nil {
 					t.Error(err)
@@ -116,8 +116,8 @@ func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
 				if left := setAside(t, dir); len(left) != 0 {
 					t.Errorf("left: %q", left)
 				}
-				if b, _ := boots(t, dir, product); b.TokensFault != nil || b.Memory == nil || b.Memory.On != 99 {
-					t.Errorf("at last: %v, %v", b.TokensFault, b.Memory)
+				if b, _ := boots(t, dir, product); b.TokensFault != nil || b.Snapshot == nil || b.Snapshot.On != 99 {
+					t.Errorf("at last: %v, %v", b.TokensFault, b.Snapshot)
 				}
 			})
 		}
@@ -172,8 +172,8 @@ func TestUnreadTokensAreNotOverwritten(t *testing.T) {
 		t.Error(err)
 	}
 	b, _ := boots(t, dir, product)
-	if ids := strings.Join(copiesOf(b), " "); b.Memory == nil || b.Memory.On != 3 || ids != "noted-3 noted-1" {
-		t.Errorf("%v, copies of %q", b.Memory, ids)
+	if ids := strings.Join(copiesOf(b), " "); b.Snapshot == nil || b.Snapshot.On != 3 || ids != "noted-3 noted-1" {
+		t.Errorf("%v, copies of %q", b.Snapshot, ids)
 	}
 	if err := os.Remove(filepath.Join(dir, tokensName)); err != nil { // it is gone when it can be read
 		t.Fatal(err)
@@ -210,14 +210,14 @@ func TestCrashWhileUnopenedIsKept(t *testing.T) {
 			t.Errorf("step %d: %v", step, err)
 		}
 		b, _ := boots(t, dir, product, machine)
-		if b.TokensFault != nil || b.Memory == nil || b.Memory.On != 1 {
-			t.Errorf("step %d: %v, %v", step, b.TokensFault, b.Memory)
+		if b.TokensFault != nil || b.Snapshot == nil || b.Snapshot.On != 1 {
+			t.Errorf("step %d: %v, %v", step, b.TokensFault, b.Snapshot)
 		}
 		if err := tokens.Save(revoked(3)); err != nil { // there is room again
 			t.Errorf("step %d: %v", step, err)
 		}
-		if b, _ := boots(t, dir, product, machine); b.TokensFault != nil || b.Memory == nil || b.Memory.On != 3 || len(b.Copies) != 2 {
-			t.Errorf("step %d, with room: %v, %v, %d copies", step, b.TokensFault, b.Memory, len(b.Copies))
+		if b, _ := boots(t, dir, product, machine); b.TokensFault != nil || b.Snapshot == nil || b.Snapshot.On != 3 || len(b.Copies) != 2 {
+			t.Errorf("step %d, with room: %v, %v, %d copies", step, b.TokensFault, b.Snapshot, len(b.Copies))
 		}
 	}
 }
@@ -280,7 +280,7 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b := Start(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 0 {
+		if b := Recover(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 0 {
 			t.Fatalf("%s: %+v", name, b)
 		}
 		read := func(want error) (ids []string) {
@@ -288,7 +288,7 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 			if !errors.Is(err, want) {
 				t.Errorf("%s: %v, want %v", name, err, want)
 			}
-			return copiesOf(Begin{Copies: all})
+			return copiesOf(Recovery{Copies: all})
 		}
 		if ids := read(os.ErrPermission); len(ids) != 0 {
 			t.Errorf("%s: %q", name, ids)
@@ -335,7 +335,7 @@ func TestPutAsideAndNeverRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b := Start(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil {
+	if b := Recover(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil {
 		t.Fatal(b)
 	}
 	if err := tokens.Save(revoked(2)); err != nil { // who writes it could open what is aside, and has not read it
@@ -449,7 +449,7 @@ func TestOneIsPutAsideOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b := Start(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 0 {
+	if b := Recover(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 0 {
 		t.Fatalf("%+v", b)
 	}
 	disk.names = nil
@@ -479,7 +479,7 @@ func TestOpenedStaysUntilSaved(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b := Start(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 1 {
+		if b := Recover(open(t, dir), tokens, nil, anybodys, "b"); b.UnreadTokens == nil || len(b.Copies) != 1 {
 			t.Fatalf("%+v", b)
 		}
 		tokens.folder = &flaky{Disk: Disk(dir), n: step}

@@ -24,7 +24,7 @@ func TestMomentOfARecordWithoutOnTime(t *testing.T) {
 		for _, version := range []string{"1", "2"} {
 			text := strings.NewReplacer(`"version":1`, `"version":`+version, `"boot_id":"b"`, `"boot_id":"`+row.boot+`"`, `"at_boot_ns":5`, `"at_boot_ns":`+row.at).
 				Replace(entry("", ""))
-			r, err := (&Record{id: row.id}).decode([]byte(text))
+			r, err := (&PolicyChanges{id: row.id}).decode([]byte(text))
 			if err != nil {
 				t.Fatal(err)
 			}

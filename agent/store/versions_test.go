@@ -24,7 +24,7 @@ func golden(t *testing.T, name string) []byte {
 // What each version before wrote means the same as it did, and what is written now is what version 3 has always been.
 func TestEachVersionIsRead(t *testing.T) {
 	t.Parallel()
-	r := &Record{id: "golden-boot"}
+	r := &PolicyChanges{id: "golden-boot"}
 	want := all()
 	want.BootID = r.id
 	for name, text := range map[string][]byte{"snapshot-3": encoded(encodeSnapshot(whole(1))), "policy-changes-3": encoded(r.encode(want))} {

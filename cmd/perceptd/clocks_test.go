@@ -23,7 +23,7 @@ var mayReadClocks = map[string]string{
 	"agent/source/source.go":                    "the clock of those that are given none, and how long a fetch took",
 	"agent/client/azcredential/azcredential.go": "a module's own clock, by which azcore judges expiry",
 	"cmd/perceptctl/simulate.go":                "the simulated back end starts at the device's time",
-	"agent/store/file.go":                       "the name of a file that is set aside",
+	"agent/store/folder.go":                     "the name of a file that is set aside",
 	"agent/server/drain.go":                     "how long ago a connection came",
 	"agent/server/limits.go":                    "requests and connections a second, and how long ago others were turned away",
 	"agent/server/caller.go":                    "how long ago a process was looked up",

@@ -89,13 +89,13 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 	default:
 		k.openFile(d.flags)
 	}
-	record := store.Open(store.Disk(d.flags.stateDir), o.Clock.Boot)
+	record := store.OpenPolicyChanges(store.Disk(d.flags.stateDir), o.Clock.Boot)
 	o.BootID = store.BootID()
 	var before []tokencache.Snapshot
 	if k.noCarry == "" {
 		before = k.takeCarried(carried)
 	}
-	begin := store.Start(record, k.tokens, before, k.ours, o.BootID)
+	begin := store.Recover(record, k.tokens, before, k.ours, o.BootID)
 	if _, loose := errors.AsType[*store.LooseError](begin.RecordFault); loose {
 		d.log.Error("others could have changed a file of the policy changes: what is in it is in force, and withdraws nothing; it is written anew", zap.Error(begin.RecordFault))
 	} else if begin.RecordFault != nil {
@@ -105,7 +105,7 @@ func (d *daemon) openState(o *agent.Options, carried map[string]*os.File) error 
 		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
 	}
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
-	o.Snapshot, o.Copies, o.On = k.real(begin.Memory, d.config.Source.Kind), begin.Copies, begin.On
+	o.Snapshot, o.Copies, o.On = k.real(begin.Snapshot, d.config.Source.Kind), begin.Copies, begin.On
 	for _, m := range begin.Unopened {
 		o.Unopened = append(o.Unopened, k.real(m, d.config.Source.Kind))
 	}
@@ -196,7 +196,7 @@ func (k *kept) takeCarried(carried map[string]*os.File) []tokencache.Snapshot {
 		number, err := strconv.ParseUint(strings.TrimPrefix(name, storedCache), 10, 64)
 		var memory *tokencache.Snapshot
 		if err == nil {
-			memory, err = store.Carried(file)
+			memory, err = store.ReadMemfd(file)
 		}
 		if err != nil {
 			k.log.Warn("what systemd has kept of the cache is of no use: tokens are read from the disk or fetched anew", zap.String("name", name), zap.Error(err))
@@ -279,7 +279,7 @@ func outcome(of *atomic.Pointer[error], err error) error {
 
 func (k *kept) store(m tokencache.Snapshot) error {
 	m.Source = k.source
-	file, err := store.Carry(m)
+	file, err := store.WriteMemfd(m)
 	if err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func mendOf(err error) string {
 
 // openSecrets makes the secrets of the root that is kept. Where none can be, they last as long as this process.
 func (b *loopback) openSecrets() {
-	root, err := store.LoopbackRoot(store.Disk(b.stateDir))
+	root, err := store.LoopbackSecret(store.Disk(b.stateDir))
 	switch {
 	case root == nil:
 		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v%s", err, mendOf(err))

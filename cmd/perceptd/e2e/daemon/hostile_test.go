@@ -573,7 +573,7 @@ func (s *fdStore) hasChange(effect tokencache.Effect) bool {
 	if len(s.kept) != 1 {
 		return false // the older is about to go
 	}
-	memory, err := store.Carried(s.kept[0])
+	memory, err := store.ReadMemfd(s.kept[0])
 	return err == nil && slices.ContainsFunc(memory.Record.Changes, func(p tokencache.PolicyChange) bool { return p.Effect == effect })
 }
 

@@ -14,7 +14,7 @@ import (
 // Each cause has one mend, which does not name files that perceptd makes and removes by itself.
 func TestMends(t *testing.T) {
 	t.Parallel()
-	const path = "/var/lib/percept/" + fileName
+	const path = "/var/lib/percept/" + changesName
 	me := runsAs(os.Geteuid())
 	of := func(why error) error { return &fs.PathError{Op: "remove", Path: path + beingWritten, Err: why} }
 	for _, row := range []struct {
@@ -68,7 +68,7 @@ func TestMendsOfFolders(t *testing.T) {
 		file:                      "move what is in the place of " + file + " away",
 		filepath.Join(dir, "not"): "systemctl restart perceptd makes it again",
 	} {
-		err := Disk(path).Replace(fileName, []byte("x"))
+		err := Disk(path).Replace(changesName, []byte("x"))
 		fault, known := errors.AsType[*FaultError](err)
 		if !known || !strings.Contains(fault.Mend(), want) {
 			t.Errorf("%v: want %q", err, want)
@@ -77,7 +77,7 @@ func TestMendsOfFolders(t *testing.T) {
 	if err := os.Chmod(open, 0o700); err != nil { // as the mend has it
 		t.Fatal(err)
 	}
-	if err := Disk(open).Replace(fileName, []byte("x")); err != nil {
+	if err := Disk(open).Replace(changesName, []byte("x")); err != nil {
 		t.Error(err)
 	}
 	if _, err := Disk(dir).Read("none", othersMayChange, 1); !errors.Is(err, fs.ErrNotExist) {

@@ -11,16 +11,16 @@ import (
 	"perceptd/tokencache"
 )
 
-// Begin is what a start begins with, by all that was kept.
-type Begin struct {
+// Recovery is what a start begins with, by all that was kept.
+type Recovery struct {
 	// Record is the policy changes on the disk; nil: none were read. Unread is then why they, or a copy of them, cannot be read now:
-	// Record.Load or Tokens.LoadAgain may yet. Lost is why they never will, since what was there is spoilt, or gone where there are
+	// PolicyChanges.Load or Tokens.LoadAgain may yet. Lost is why they never will, since what was there is spoilt, or gone where there are
 	// tokens from before. With neither nothing was there.
 	Record       *tokencache.Record
 	Unread, Lost error
-	// Memory is the newest of what a cache of ours knew; nil: there is none. What was taken in this boot is newer than what was before it.
-	Memory *tokencache.Snapshot
-	// Unopened is what starts before could not open, of ours as well, but for Memory: tokens that Memory has none for are of use.
+	// Snapshot is the newest of what a cache of ours knew; nil: there is none. What was taken in this boot is newer than what was before it.
+	Snapshot *tokencache.Snapshot
+	// Unopened is what starts before could not open, of ours as well, but for Snapshot: tokens of keys that Snapshot has none for are of use.
 	Unopened []*tokencache.Snapshot
 	// Copies is all of what a cache knew that was read, whatever its source: for the copies of the record and the marks on the
 	// tokens that are in it.
@@ -51,10 +51,10 @@ func mayHaveTokens(folder Folder) bool {
 	})
 }
 
-// Start reads the record, what the file of tokens has, and what was carried over, the latest first. tokens may be nil: there
+// Recover reads the record, what the file of tokens has, and what was carried over, the latest first. tokens may be nil: there
 // is no file. ours reports whether the tokens of what a cache knew are of use. bootID names this boot.
-func Start(record *Record, tokens *Tokens, carried []tokencache.Snapshot, ours func(*tokencache.Snapshot) bool, bootID string) Begin {
-	var b Begin
+func Recover(record *PolicyChanges, tokens *Tokens, carried []tokencache.Snapshot, ours func(*tokencache.Snapshot) bool, bootID string) Recovery {
+	var b Recovery
 	var err error
 	b.Record, err = record.Load()
 	_, spoilt := errors.AsType[*SpoiltError](err)
@@ -98,12 +98,12 @@ func Start(record *Record, tokens *Tokens, carried []tokencache.Snapshot, ours f
 	now := tokencache.Instant{On: b.On + boot, Boot: boot, BootID: bootID}
 	for i := range b.Copies {
 		m := &b.Copies[i]
-		if ours(m) && (b.Memory == nil || m.Taken().In(now).On > b.Memory.Taken().In(now).On) {
-			b.Memory = m
+		if ours(m) && (b.Snapshot == nil || m.Taken().In(now).On > b.Snapshot.Taken().In(now).On) {
+			b.Snapshot = m
 		}
 	}
 	for i := range b.Copies[before:] {
-		if m := &b.Copies[before+i]; m != b.Memory && ours(m) {
+		if m := &b.Copies[before+i]; m != b.Snapshot && ours(m) {
 			b.Unopened = append(b.Unopened, m)
 		}
 	}

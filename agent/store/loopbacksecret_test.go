@@ -10,19 +10,19 @@ import (
 func TestLoopbackRootStays(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
-	first, err := LoopbackRoot(folderAt(t, dir))
+	first, err := LoopbackSecret(folderAt(t, dir))
 	if err != nil || *first == (Key{}) {
 		t.Fatalf("%v", err)
 	}
-	info, err := os.Stat(filepath.Join(dir, rootName))
+	info, err := os.Stat(filepath.Join(dir, loopbackSecretName))
 	if err != nil || info.Mode().Perm() != 0o600 || info.Size() != 32 {
 		t.Errorf("%v %v", info, err)
 	}
-	again, err := LoopbackRoot(folderAt(t, dir))
+	again, err := LoopbackSecret(folderAt(t, dir))
 	if err != nil || *again != *first {
 		t.Errorf("it is another, or %v", err)
 	}
-	other, err := LoopbackRoot(Disk(t.TempDir()))
+	other, err := LoopbackSecret(Disk(t.TempDir()))
 	if err != nil || *other == *first {
 		t.Errorf("two devices have the same, or %v", err)
 	}
@@ -48,14 +48,14 @@ func TestLoopbackRootThatIsSpoilt(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			path := filepath.Join(dir, rootName)
+			path := filepath.Join(dir, loopbackSecretName)
 			if err := os.WriteFile(path, []byte(row.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if err := os.Chmod(path, row.mode); err != nil {
 				t.Fatal(err)
 			}
-			made, err := LoopbackRoot(folderAt(t, dir))
+			made, err := LoopbackSecret(folderAt(t, dir))
 			if made == nil || err == nil || !strings.Contains(err.Error(), row.why) || strings.Contains(err.Error(), good) {
 				t.Fatalf("%v", err)
 			}
@@ -65,7 +65,7 @@ func TestLoopbackRootThatIsSpoilt(t *testing.T) {
 			if aside, _ := filepath.Glob(path + unreadable + "*"); len(aside) != 1 {
 				t.Errorf("moved aside: %v", aside)
 			}
-			if again, err := LoopbackRoot(folderAt(t, dir)); err != nil || *again != *made {
+			if again, err := LoopbackSecret(folderAt(t, dir)); err != nil || *again != *made {
 				t.Errorf("the new one does not stay: %v", err)
 			}
 		})
@@ -81,11 +81,11 @@ func (stuck) Aside(string) (string, error) { return "", os.ErrPermission }
 func TestLoopbackRootThatStays(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	path := filepath.Join(dir, rootName)
+	path := filepath.Join(dir, loopbackSecretName)
 	if err := os.WriteFile(path, []byte("0123"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if root, err := LoopbackRoot(stuck{Disk(dir)}); root != nil || err == nil || !strings.Contains(err.Error(), "could not be moved aside, and stays") {
+	if root, err := LoopbackSecret(stuck{Disk(dir)}); root != nil || err == nil || !strings.Contains(err.Error(), "could not be moved aside, and stays") {
 		t.Errorf("%v", err)
 	}
 	if text, err := os.ReadFile(path); string(text) != "0123" {
@@ -101,10 +101,10 @@ func TestLoopbackRootIsNoLink(t *testing.T) {
 	if err := os.WriteFile(elsewhere, []byte("0123456789abcdef0123456789abcdef"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(elsewhere, filepath.Join(dir, rootName)); err != nil {
+	if err := os.Symlink(elsewhere, filepath.Join(dir, loopbackSecretName)); err != nil {
 		t.Fatal(err)
 	}
-	made, err := LoopbackRoot(folderAt(t, dir))
+	made, err := LoopbackSecret(folderAt(t, dir))
 	if made == nil || err == nil || !strings.Contains(err.Error(), "it is a link") {
 		t.Fatalf("%v", err)
 	}
@@ -119,14 +119,14 @@ func TestLoopbackRootWithoutAPlace(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if root, err := LoopbackRoot(Disk(file)); root != nil || err == nil {
+	if root, err := LoopbackSecret(Disk(file)); root != nil || err == nil {
 		t.Errorf("%v", err)
 	}
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, rootName), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, loopbackSecretName), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if root, err := LoopbackRoot(folderAt(t, dir)); root == nil || err == nil {
+	if root, err := LoopbackSecret(folderAt(t, dir)); root == nil || err == nil {
 		t.Errorf("a folder in its place: %v", err)
 	}
 }

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	carriedName  = "perceptd-tokens"
-	carriedMagic = "percept-memory\x00\x01" // and its version
+	memfdName  = "perceptd-tokens"
+	memfdMagic = "percept-memory\x00\x01" // and its version
 
-	carriedHead = len(carriedMagic) + 8 + sha256.Size // then the text's length, and its digest
-	maxCarried  = carriedHead + maxSnapshot
+	memfdHead = len(memfdMagic) + 8 + sha256.Size // then the text's length, and its digest
+	maxMemfd  = memfdHead + maxSnapshot
 
 	allSeals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 
@@ -27,10 +27,10 @@ const (
 	sysMemfdSecret = 447
 )
 
-// Carry puts m into memory that outlives this process in a descriptor, for systemd to hold. Where the kernel
-// lets it, that is memory which no other process can read without the descriptor, not even root's; elsewhere
-// it is a memfd that nobody can change any more.
-func Carry(m tokencache.Snapshot) (*os.File, error) {
+// WriteMemfd writes m into memory that outlives this process in a descriptor, for systemd to hold. Where the kernel allows it,
+// that is memory which no other process can read without the descriptor, not even one of root's. Elsewhere it is a memfd that
+// nobody can change any more.
+func WriteMemfd(m tokencache.Snapshot) (*os.File, error) {
 	text, err := encodeSnapshot(m)
 	if err != nil {
 		return nil, err
@@ -38,16 +38,16 @@ func Carry(m tokencache.Snapshot) (*os.File, error) {
 	defer clear(text)
 	framed := frame(text)
 	defer clear(framed)
-	if f, err := carrySecret(framed); err == nil {
+	if f, err := writeSecretMemfd(framed); err == nil {
 		return f, nil
 	}
-	return carrySealed(framed)
+	return writeSealedMemfd(framed)
 }
 
-// Carried returns what Carry put into f, which stays open.
-func Carried(f *os.File) (*tokencache.Snapshot, error) {
+// ReadMemfd returns what WriteMemfd wrote into f, which stays open.
+func ReadMemfd(f *os.File) (*tokencache.Snapshot, error) {
 	defer runtime.KeepAlive(f) // it is read by its number, which is closed, and another's, once nothing refers to f
-	framed, err := carriedIn(f)
+	framed, err := readFramed(f)
 	defer clear(framed)
 	var text []byte
 	if err == nil {
@@ -66,16 +66,16 @@ func Carried(f *os.File) (*tokencache.Snapshot, error) {
 // frame lets one that is torn, or of another version, be told from a whole one.
 func frame(text []byte) []byte {
 	digest := sha256.Sum256(text)
-	framed := make([]byte, 0, carriedHead+len(text))
-	framed = append(framed, carriedMagic...)
+	framed := make([]byte, 0, memfdHead+len(text))
+	framed = append(framed, memfdMagic...)
 	framed = binary.BigEndian.AppendUint64(framed, uint64(len(text)))
 	framed = append(framed, digest[:]...)
 	return append(framed, text...)
 }
 
 func unframe(framed []byte) ([]byte, error) {
-	rest, ok := bytes.CutPrefix(framed, []byte(carriedMagic))
-	if !ok || len(framed) < carriedHead {
+	rest, ok := bytes.CutPrefix(framed, []byte(memfdMagic))
+	if !ok || len(framed) < memfdHead {
 		return nil, errors.New("it is not what this release of perceptd writes")
 	}
 	length, digest, text := binary.BigEndian.Uint64(rest), rest[8:8+sha256.Size], rest[8+sha256.Size:]
@@ -86,12 +86,12 @@ func unframe(framed []byte) ([]byte, error) {
 }
 
 // carrySecret uses memory that the kernel takes out of its own view. It counts as locked, so RLIMIT_MEMLOCK bounds it.
-func carrySecret(framed []byte) (*os.File, error) {
+func writeSecretMemfd(framed []byte) (*os.File, error) {
 	fd, _, errno := unix.Syscall(sysMemfdSecret, unix.O_CLOEXEC, 0, 0)
 	if errno != 0 {
 		return nil, os.NewSyscallError("memfd_secret", errno)
 	}
-	f := os.NewFile(fd, carriedName)
+	f := os.NewFile(fd, memfdName)
 	if err := fillSecret(f, framed); err != nil {
 		_ = f.Close()
 		return nil, err
@@ -111,16 +111,16 @@ func fillSecret(f *os.File, framed []byte) error {
 	return os.NewSyscallError("munmap", unix.Munmap(there))
 }
 
-func carrySealed(framed []byte) (*os.File, error) {
+func writeSealedMemfd(framed []byte) (*os.File, error) {
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate(carriedName, flags|unix.MFD_NOEXEC_SEAL)
+	fd, err := unix.MemfdCreate(memfdName, flags|unix.MFD_NOEXEC_SEAL)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
-		fd, err = unix.MemfdCreate(carriedName, flags)
+		fd, err = unix.MemfdCreate(memfdName, flags)
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	f := os.NewFile(uintptr(fd), carriedName)
+	f := os.NewFile(uintptr(fd), memfdName)
 	_, err = f.Write(framed)
 	if err == nil {
 		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, allSeals)
@@ -132,9 +132,9 @@ func carrySealed(framed []byte) (*os.File, error) {
 	return f, nil
 }
 
-// carriedIn reads what is in f if it is one of the two kinds that Carry makes, and nothing else: a pipe or a
-// file is not waited for, and what another could change meanwhile is not taken.
-func carriedIn(f *os.File) ([]byte, error) {
+// readFramed reads what is in f if it is of one of the two kinds that WriteMemfd makes, and refuses everything else. It does
+// not wait for a pipe or a file, and takes nothing that others could change meanwhile.
+func readFramed(f *os.File) ([]byte, error) {
 	secret, err := isSecret(f)
 	if err != nil {
 		return nil, err
@@ -146,7 +146,7 @@ func carriedIn(f *os.File) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if size := info.Size(); size < int64(carriedHead) || size > int64(maxCarried) {
+	if size := info.Size(); size < int64(memfdHead) || size > int64(maxMemfd) {
 		return nil, fmt.Errorf("%d bytes are not what perceptd writes", size)
 	}
 	framed := make([]byte, info.Size())

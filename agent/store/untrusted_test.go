@@ -46,7 +46,7 @@ func eachLoose(t *testing.T, f func(t *testing.T, loosen func(dir string, names 
 func TestLooseFilesAreRead(t *testing.T) {
 	t.Parallel()
 	eachLoose(t, func(t *testing.T, loosen func(dir string, names ...string)) {
-		for _, names := range [][]string{{fileName, copyName, tokensName}, {fileName}, {copyName}} {
+		for _, names := range [][]string{{changesName, changesCopyName, tokensName}, {changesName}, {changesCopyName}} {
 			dir := t.TempDir()
 			r, tokens := open(t, dir), openTokens(t, dir)
 			if err := errors.Join(r.Save(all()), tokens.Save(whole(1))); err != nil {
@@ -54,16 +54,16 @@ func TestLooseFilesAreRead(t *testing.T) {
 			}
 			before := listing(t, dir)
 			loosen(dir, names...)
-			b := Start(r, tokens, nil, anybodys, BootID())
+			b := Recover(r, tokens, nil, anybodys, BootID())
 			strict := all() // in the file that nobody else could change, where there is one
 			if len(names) > 1 {
-				strict = *withoutOrder(&strict)
+				strict = *unordered(&strict)
 			}
 			if b.Record == nil || !reflect.DeepEqual(b.Record.Changes, strict.Changes) || b.Lost != nil || b.Unread != nil {
 				t.Fatalf("%q: %+v", names, b)
 			}
-			if b.Memory == nil || !reflect.DeepEqual(*b.Memory, whole(1)) || b.TokensFault != nil {
-				t.Errorf("%q: tokens: %v, %v", names, b.Memory, b.TokensFault)
+			if b.Snapshot == nil || !reflect.DeepEqual(*b.Snapshot, whole(1)) || b.TokensFault != nil {
+				t.Errorf("%q: tokens: %v, %v", names, b.Snapshot, b.TokensFault)
 			}
 			if len(names) > 1 { // it says neither how long the device was on, nor in which boot a change was noted
 				strict.Lineage = b.Record.Lineage
@@ -74,7 +74,7 @@ func TestLooseFilesAreRead(t *testing.T) {
 			if got := listing(t, dir); !slices.Equal(got, before) {
 				t.Errorf("%q: %q, where there was %q", names, got, before)
 			}
-			if err := errors.Join(r.Save(*b.Record), tokens.Save(*b.Memory)); err != nil {
+			if err := errors.Join(r.Save(*b.Record), tokens.Save(*b.Snapshot)); err != nil {
 				t.Error(err)
 			}
 			if got, err := open(t, dir).Load(); err != nil || !reflect.DeepEqual(got, b.Record) || !slices.Equal(listing(t, dir), before) {
@@ -88,7 +88,7 @@ func TestLooseFilesAreRead(t *testing.T) {
 func TestLooseFileWithdrawsNothing(t *testing.T) {
 	t.Parallel()
 	eachLoose(t, func(t *testing.T, loosen func(dir string, names ...string)) {
-		for _, name := range []string{fileName, copyName} {
+		for _, name := range []string{changesName, changesCopyName} {
 			dir := t.TempDir()
 			forged := all()
 			weaker := all().Changes[1]
@@ -121,12 +121,12 @@ func TestNothingIsMovedInALooseFolder(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	r := open(t, dir)
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, copyName), []byte("x"), 0o600), os.WriteFile(filepath.Join(dir, tokensName), []byte("x"), 0o600), os.Chmod(dir, 0o770)); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, changesCopyName), []byte("x"), 0o600), os.WriteFile(filepath.Join(dir, tokensName), []byte("x"), 0o600), os.Chmod(dir, 0o770)); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		tokens := openTokens(t, dir)
-		if b := Start(r, tokens, nil, anybodys, BootID()); b.Lost == nil || b.TokensFault == nil {
+		if b := Recover(r, tokens, nil, anybodys, BootID()); b.Lost == nil || b.TokensFault == nil {
 			t.Errorf("%+v", b)
 		}
 		if err := r.Save(all()); err == nil {
@@ -136,7 +136,7 @@ func TestNothingIsMovedInALooseFolder(t *testing.T) {
 			t.Error("the tokens were changed")
 		}
 	}
-	if got := listing(t, dir); !slices.Equal(got, []string{copyName, tokensName}) {
+	if got := listing(t, dir); !slices.Equal(got, []string{changesCopyName, tokensName}) {
 		t.Errorf("%q", got)
 	}
 	if err := errors.Join(os.Chmod(dir, 0o700), r.Save(all())); err != nil {
@@ -151,11 +151,11 @@ func TestNothingIsMovedInALooseFolder(t *testing.T) {
 // itself for the first one.
 func TestSpoiltFileStaysUntilAnotherIsThere(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{fileName, copyName} {
+	for _, name := range []string{changesName, changesCopyName} {
 		l := &limited{files: map[string][]byte{name: []byte("x")}}
 		for range 2 {
-			r := Open(l, uptime(time.Hour))
-			if b := Start(r, nil, nil, anybodys, BootID()); b.Lost == nil {
+			r := OpenPolicyChanges(l, uptime(time.Hour))
+			if b := Recover(r, nil, nil, anybodys, BootID()); b.Lost == nil {
 				t.Errorf("%s: %+v", name, b)
 			}
 			if err := r.Save(all()); !errors.Is(err, errCut) {

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	newName = fileName + beingWritten
-	aside   = fileName + unreadable
+	newName = changesName + beingWritten
+	aside   = changesName + unreadable
 )
 
 const vault = "https://vault.azure.net"
@@ -31,9 +31,9 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func uptime(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
 
-func open(t testing.TB, dir string) *Record {
+func open(t testing.TB, dir string) *PolicyChanges {
 	t.Helper()
-	return Open(folderAt(t, dir), uptime(time.Hour))
+	return OpenPolicyChanges(folderAt(t, dir), uptime(time.Hour))
 }
 
 // folderAt is the folder at dir, which is made if it can be.
@@ -80,7 +80,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("%v\ngot  %+v\nwant %+v", err, got, want)
 		}
 	}
-	for path, mode := range map[string]fs.FileMode{dir: 0o700 | fs.ModeDir, filepath.Join(dir, fileName): 0o600} {
+	for path, mode := range map[string]fs.FileMode{dir: 0o700 | fs.ModeDir, filepath.Join(dir, changesName): 0o600} {
 		if info, err := os.Stat(path); err != nil || info.Mode() != mode {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}
@@ -111,7 +111,7 @@ func TestCrashes(t *testing.T) {
 		if err := r.Save(first(1)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if names := listing(t, dir); !slices.Equal(names, []string{copyName, fileName}) {
+		if names := listing(t, dir); !slices.Equal(names, []string{changesCopyName, changesName}) {
 			t.Errorf("%s: %q", name, names)
 		}
 	}
@@ -170,10 +170,10 @@ func TestWhatCannotBeRead(t *testing.T) {
 		{"a selector of nobody", entry(`"id":"c"`, `"id":""`), "its selector"},
 		{"the device's own with an ID", entry(`client_id`, `system-assigned`), "its selector"},
 		{"a long boot ID", entry(`"b"`, `"`+strings.Repeat("b", 65)+`"`), "boot_id"},
-		{"large", entry("", strings.Repeat(" ", maxFile)), "larger than"},
+		{"large", entry("", strings.Repeat(" ", maxChangesFile)), "larger than"},
 	} {
 		dir := t.TempDir()
-		path := filepath.Join(dir, fileName)
+		path := filepath.Join(dir, changesName)
 		if err := os.WriteFile(path, []byte(row.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -186,11 +186,11 @@ func TestWhatCannotBeRead(t *testing.T) {
 			}
 			continue
 		}
-		if err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), fileName+": ") {
+		if err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), changesName+": ") {
 			t.Errorf("%s: %v, want %q", row.name, err, row.says)
 			continue
 		}
-		if names := listing(t, dir); len(names) != 1 || names[0] != fileName {
+		if names := listing(t, dir); len(names) != 1 || names[0] != changesName {
 			t.Errorf("%s: the next start would find %q alone", row.name, names)
 		}
 		if err := r.Save(all()); err != nil {
@@ -218,7 +218,7 @@ func TestWhatStandsInItsPlace(t *testing.T) {
 		{"a pipe", "not a regular file", func(path string) error { return unix.Mkfifo(path, 0o600) }},
 	} {
 		dir := t.TempDir()
-		if err := row.put(filepath.Join(dir, fileName)); err != nil {
+		if err := row.put(filepath.Join(dir, changesName)); err != nil {
 			t.Fatal(err)
 		}
 		r := open(t, dir)
@@ -239,7 +239,7 @@ func TestFewAreLeftAside(t *testing.T) {
 	dir := t.TempDir()
 	r := open(t, dir)
 	for i := range 2 * maxAside {
-		if err := os.WriteFile(filepath.Join(dir, fileName), fmt.Append(nil, i), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, changesName), fmt.Append(nil, i), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := r.Load(); err == nil {
@@ -279,10 +279,10 @@ func TestLatestAreLeftAside(t *testing.T) {
 		}
 		synctest.Test(t, func(t *testing.T) { // in which the clock stands at the beginning of 2000
 			for n := range 2 * maxAside {
-				if err := os.WriteFile(filepath.Join(dir, fileName), fmt.Append(nil, n), 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(dir, changesName), fmt.Append(nil, n), 0o600); err != nil {
 					t.Fatal(err)
 				}
-				to, err := Disk(dir).Aside(fileName)
+				to, err := Disk(dir).Aside(changesName)
 				if text, unread := os.ReadFile(to); err != nil || unread != nil || string(text) != fmt.Sprint(n) {
 					t.Errorf("%s: number %d is not %s: %q, %v, %v", name, n, to, text, err, unread)
 				}
@@ -420,7 +420,7 @@ func TestFailingSteps(t *testing.T) {
 		"no place":                     func(dir string) error { return os.RemoveAll(dir) },
 		"a file in the folder's place": func(dir string) error { return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)) },
 		"a folder in the place": func(dir string) error {
-			return errors.Join(os.Remove(filepath.Join(dir, fileName)), os.MkdirAll(filepath.Join(dir, fileName, "x"), 0o700))
+			return errors.Join(os.Remove(filepath.Join(dir, changesName)), os.MkdirAll(filepath.Join(dir, changesName, "x"), 0o700))
 		},
 	} {
 		dir := filepath.Join(t.TempDir(), "state")
@@ -479,7 +479,7 @@ func TestFullDisk(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	r := &Record{boot: uptime(time.Hour), id: "b"}
+	r := &PolicyChanges{boot: uptime(time.Hour), id: "b"}
 	text, err := r.encode(all())
 	if err != nil {
 		f.Fatal(err)
@@ -514,7 +514,7 @@ func FuzzDecode(f *testing.F) {
 func TestVersionBefore(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, fileName), []byte(entry("", "")), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, changesName), []byte(entry("", "")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	got, err := open(t, dir).Load()
@@ -527,7 +527,7 @@ func TestVersionBefore(t *testing.T) {
 			`"keys":[{"key":{"selector":{"kind":"client_id","id":"c"},"resource":"r"},"token":{"text":"t"},"nominal_ns":1,"deadline_ns":9,` +
 			`"life_ns":1,"born_ns":1,"received_ns":1,"shown_ns":1,"answered_ns":1,"claims":{}}],"rollovers":[]` + changes + `}`
 		f := sealedly(t, frame([]byte(text)))
-		m, err := Carried(f)
+		m, err := ReadMemfd(f)
 		if err != nil || len(m.Keys) != 1 || m.Record.Generation != 0 || len(m.Record.Changes) != want {
 			t.Errorf("the memory: %+v, %v", m, err)
 		}

@@ -1,3 +1,10 @@
+// Package store keeps what perceptd knows over a restart and a reboot.
+//
+// The policy changes are in two files of the state folder (PolicyChanges), and so is the loopback listener's secret. The
+// cache is in a sealed file (Tokens) and in memory that systemd holds by a descriptor (Handoff). Each file is replaced whole
+// or not at all, whatever happens in between; no token's text is in one in the clear. What is spoilt is moved aside; what
+// cannot be read now stays. Recover reads it all at a start. Its callers give Save the whole each time and call it once at a
+// time.
 package store
 
 import (
@@ -13,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"perceptd/agent/lock"
 )
 
 const (
@@ -191,6 +200,29 @@ func (d Disk) Remove(name string) error {
 		return err
 	}
 	return syncDir(string(d))
+}
+
+// Hold has this process alone keep its state in dir, which is made if need be, until it closes what is returned. Two
+// processes would overwrite each other's files. The error names the process that holds dir already (lock.HeldError), or
+// says why dir is of no use to keep anything in. What is in it can be read all the same.
+func Hold(dir string) (*lock.Folder, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if err := shut(dir); err != nil && !errors.Is(err, unix.EROFS) { // one that is only read is held as well
+		return nil, err
+	}
+	folder, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	held, err := lock.Take(folder)
+	var by lock.HeldError
+	if errors.As(err, &by) {
+		by.Does = "keeps its state in " + dir
+		return nil, by
+	}
+	return held, err
 }
 
 func ours(info fs.FileInfo) bool {

@@ -1,9 +1,3 @@
-// Package store has what perceptd knows outlive a restart and a reboot, in files of the state directory.
-//
-// It keeps the policy changes on record (Record), and the tokens: sealed in a file (Tokens), and in memory
-// that a descriptor holds (Carry). Each file is replaced whole or not at all, whatever happens in between;
-// no token text is in one in the clear. What is spoilt is moved aside; what
-// cannot be read now stays. Start reads it all. The caller gives Save the whole each time and calls it once at a time.
 package store
 
 import (
@@ -20,14 +14,14 @@ import (
 )
 
 const (
-	fileName = "policy-changes.json"
-	copyName = "policy-changes.copy.json"
-	maxFile  = 1 << 20 // bytes
+	changesName     = "policy-changes.json"
+	changesCopyName = "policy-changes.copy.json"
+	maxChangesFile  = 1 << 20 // bytes
 )
 
 // Record is the policy changes on the disk, in two files of the same text. The copy is written first, so that it is never the
 // older one. While one of the two is being written, the other is whole; whichever is lost or spoilt, the other has all.
-type Record struct {
+type PolicyChanges struct {
 	folder Folder
 	boot   func() time.Duration
 	id     string   // of this boot; empty: not known
@@ -36,8 +30,8 @@ type Record struct {
 }
 
 // Open returns the record in folder. boot tells the time since the device booted, as tokencache.Clock does.
-func Open(folder Folder, boot func() time.Duration) *Record {
-	return &Record{folder: folder, boot: boot, id: BootID()}
+func OpenPolicyChanges(folder Folder, boot func() time.Duration) *PolicyChanges {
+	return &PolicyChanges{folder: folder, boot: boot, id: BootID()}
 }
 
 // Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error says what is
@@ -46,15 +40,15 @@ func Open(folder Folder, boot func() time.Duration) *Record {
 // record it is a *SpoiltError where what is there was looked at whole and is no record. It stays until Save has something to
 // put in its place, so that each start until then finds it. With any other error the record cannot be read now: Save then
 // refuses to overwrite it until Load has read it.
-func (r *Record) Load() (*tokencache.Record, error) {
-	record, fault := r.load(fileName)
-	twin, other := r.load(copyName)
+func (r *PolicyChanges) Load() (*tokencache.Record, error) {
+	record, fault := r.load(changesName)
+	twin, other := r.load(changesCopyName)
 	switch {
 	case record == nil:
-		fault = cmp.Or(fault, missing(fileName, twin))
+		fault = cmp.Or(fault, missing(changesName, twin))
 		record = twin
 	case twin == nil:
-		other = cmp.Or(other, missing(copyName, record))
+		other = cmp.Or(other, missing(changesCopyName, record))
 	default:
 		fault = cmp.Or(fault, older(record, twin))
 		if isLoose(fault) {
@@ -85,8 +79,8 @@ func unlessSpoilt(err error) error {
 	return err
 }
 
-func (r *Record) load(name string) (*tokencache.Record, error) {
-	text, err := r.folder.Read(name, othersMayChange, maxFile)
+func (r *PolicyChanges) load(name string) (*tokencache.Record, error) {
+	text, err := r.folder.Read(name, othersMayChange, maxChangesFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -98,7 +92,7 @@ func (r *Record) load(name string) (*tokencache.Record, error) {
 		return nil, &SpoiltError{Name: name, Why: why}
 	}
 	if err != nil {
-		record = withoutOrder(record)
+		record = unordered(record)
 	}
 	return record, err
 }
@@ -106,7 +100,7 @@ func (r *Record) load(name string) (*tokencache.Record, error) {
 // withoutOrder returns the changes that are on r as a record of a lineage of its own, which is taken from no other and tells no on-time:
 // nobody knows who wrote what into it, and by either it could say that what others have is withdrawn, or over. So it is not known either in
 // which boot its changes were noted.
-func withoutOrder(r *tokencache.Record) *tokencache.Record {
+func unordered(r *tokencache.Record) *tokencache.Record {
 	for i := range r.Changes {
 		r.Changes[i].Unplaced = true
 	}
@@ -127,15 +121,15 @@ func missing(name string, there *tokencache.Record) error {
 func older(record, twin *tokencache.Record) error {
 	switch {
 	case twin.IsNewer(*record):
-		return fmt.Errorf("%s is older than %s", fileName, copyName)
+		return fmt.Errorf("%s is older than %s", changesName, changesCopyName)
 	case record.IsNewer(*twin):
-		return fmt.Errorf("%s is older than %s", copyName, fileName)
+		return fmt.Errorf("%s is older than %s", changesCopyName, changesName)
 	}
 	return nil
 }
 
 // now is this moment in on-time, as far as what was kept tells.
-func (r *Record) now(kept ...tokencache.Instant) tokencache.Instant {
+func (r *PolicyChanges) now(kept ...tokencache.Instant) tokencache.Instant {
 	boot := r.boot()
 	return tokencache.Instant{On: tokencache.OnAtBoot(r.id, boot, kept...) + boot, Boot: boot, BootID: r.id}
 }
@@ -164,7 +158,7 @@ func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache
 
 // Save puts record on the disk in the place of what was there. When it returns nil it outlives a power cut; with an error,
 // what was there before does, or the new one.
-func (r *Record) Save(record tokencache.Record) error {
+func (r *PolicyChanges) Save(record tokencache.Record) error {
 	if r.unread != nil {
 		return fmt.Errorf("the record that is kept cannot be read now, and is not overwritten before it was: %w", r.unread)
 	}
@@ -172,8 +166,8 @@ func (r *Record) Save(record tokencache.Record) error {
 	if err != nil {
 		return err
 	}
-	names := []string{copyName, fileName}
-	if len(r.spoilt) == 1 && r.spoilt[0] == copyName { // it stays until something is beside it
+	names := []string{changesCopyName, changesName}
+	if len(r.spoilt) == 1 && r.spoilt[0] == changesCopyName { // it stays until something is beside it
 		slices.Reverse(names)
 	}
 	for _, name := range names {
@@ -185,7 +179,7 @@ func (r *Record) Save(record tokencache.Record) error {
 }
 
 // replace moves aside what Load left there, though spoilt.
-func (r *Record) replace(name string, text []byte) error {
+func (r *PolicyChanges) replace(name string, text []byte) error {
 	if slices.Contains(r.spoilt, name) {
 		if _, err := r.folder.Aside(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 // readWhatIsCarried ends with 0 when the descriptor given holds whole(1).
 func readWhatIsCarried() {
 	f := os.NewFile(3, "carried")
-	if m, err := Carried(f); err != nil {
+	if m, err := ReadMemfd(f); err != nil {
 		_, _ = os.Stderr.WriteString(err.Error())
 		os.Exit(1)
 	} else if !reflect.DeepEqual(*m, whole(1)) {
@@ -55,7 +55,7 @@ func framed(t testing.TB, m tokencache.Snapshot) []byte {
 // secretly carries text in a memfd_secret.
 func secretly(t testing.TB, text []byte) *os.File {
 	t.Helper()
-	f, err := carrySecret(text)
+	f, err := writeSecretMemfd(text)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
 		t.Skipf("this kernel, or what this runs in, has no memfd_secret: %v", err)
 	} else if err != nil {
@@ -67,7 +67,7 @@ func secretly(t testing.TB, text []byte) *os.File {
 
 func sealedly(t testing.TB, text []byte) *os.File {
 	t.Helper()
-	f, err := carrySealed(text)
+	f, err := writeSealedMemfd(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func sealedly(t testing.TB, text []byte) *os.File {
 func carries(t *testing.T, f *os.File) {
 	t.Helper()
 	for range 2 {
-		if m, err := Carried(f); err != nil || !reflect.DeepEqual(*m, whole(1)) {
+		if m, err := ReadMemfd(f); err != nil || !reflect.DeepEqual(*m, whole(1)) {
 			t.Errorf("%v, %+v", err, m)
 		}
 	}
@@ -151,26 +151,26 @@ func TestWhatIsNotCarried(t *testing.T) {
 		text       []byte
 	}{
 		{"nothing", "0 bytes", nil},
-		{"less than a head", "bytes are not", sound[:carriedHead-1]},
-		{"a head", "not whole", sound[:carriedHead]},
+		{"less than a head", "bytes are not", sound[:memfdHead-1]},
+		{"a head", "not whole", sound[:memfdHead]},
 		{"torn", "not whole", sound[:len(sound)-1]},
 		{"longer", "not whole", append(bytes.Clone(sound), 0)},
 		{"another text", "not whole", patched(len(sound)-1, 1)},
-		{"another digest", "not whole", patched(carriedHead-1, 1)},
-		{"another length", "not whole", patched(len(carriedMagic), 128)},
-		{"another version", "not what this release", patched(len(carriedMagic)-1, 2)},
+		{"another digest", "not whole", patched(memfdHead-1, 1)},
+		{"another length", "not whole", patched(len(memfdMagic), 128)},
+		{"another version", "not what this release", patched(len(memfdMagic)-1, 2)},
 		{"zeros", "not what this release", make([]byte, 4096)},
 		{"another document", "another release", frame(bytes.Replace(text, []byte(`"version":3`), []byte(`"version":4`), 1))},
 		{"a foreign document", "not JSON", frame([]byte(canary))},
 	} {
-		for kind, carry := range map[string]func([]byte) (*os.File, error){"sealed": carrySealed, "secret": carrySecret} {
+		for kind, carry := range map[string]func([]byte) (*os.File, error){"sealed": writeSealedMemfd, "secret": writeSecretMemfd} {
 			f, err := carry(row.text)
 			if kind == "secret" && err != nil {
 				continue // none here, or none of no bytes
 			} else if err != nil {
 				t.Fatal(err)
 			}
-			m, err := Carried(f)
+			m, err := ReadMemfd(f)
 			if m != nil || err == nil || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "canary") {
 				t.Errorf("%s, %s: %v, %v", row.name, kind, m, err)
 			}
@@ -236,7 +236,7 @@ func TestWhatIsNoCarrier(t *testing.T) {
 		{"huge", "bytes are not", memfd(allSeals, 1<<40)},
 		{"closed", "bad file descriptor", closed},
 	} {
-		if m, err := Carried(row.f); m != nil || err == nil || !strings.Contains(err.Error(), row.says) {
+		if m, err := ReadMemfd(row.f); m != nil || err == nil || !strings.Contains(err.Error(), row.says) {
 			t.Errorf("%s: %v, %v", row.name, m, err)
 		}
 	}
@@ -245,20 +245,20 @@ func TestWhatIsNoCarrier(t *testing.T) {
 func FuzzCarried(f *testing.F) {
 	f.Add(framed(f, whole(1)), false)
 	f.Add(framed(f, small()), true)
-	f.Add([]byte(carriedMagic), false)
+	f.Add([]byte(memfdMagic), false)
 	f.Fuzz(func(t *testing.T, text []byte, frameIt bool) {
 		if frameIt {
 			text = frame(text)
 		}
-		carrier, err := carrySealed(text)
+		carrier, err := writeSealedMemfd(text)
 		if err != nil {
 			t.Skip(err)
 		}
 		defer func() { _ = carrier.Close() }()
-		if m, err := Carried(carrier); (m == nil) == (err == nil) {
+		if m, err := ReadMemfd(carrier); (m == nil) == (err == nil) {
 			t.Fatal(m, err)
 		} else if err == nil {
-			checkMemory(t, text[carriedHead:])
+			checkMemory(t, text[memfdHead:])
 		}
 	})
 }

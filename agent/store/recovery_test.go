@@ -20,7 +20,7 @@ import (
 // Whatever becomes of one of the record's two files, the other has all that was acknowledged.
 func TestEitherFileOfTheRecord(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{fileName, copyName} {
+	for _, name := range []string{changesName, changesCopyName} {
 		for what, spoil := range map[string]func(path string) error{
 			"gone":         os.Remove,
 			"empty":        func(path string) error { return os.WriteFile(path, nil, 0o600) },
@@ -35,7 +35,7 @@ func TestEitherFileOfTheRecord(t *testing.T) {
 			if err := errors.Join(r.Save(first(1)), r.Save(all()), spoil(filepath.Join(dir, name))); err != nil {
 				t.Fatal(err)
 			}
-			b := Start(open(t, dir), nil, nil, anybodys, BootID())
+			b := Recover(open(t, dir), nil, nil, anybodys, BootID())
 			if !reflect.DeepEqual(b.Record, new(all())) || b.Lost != nil || b.Unread != nil {
 				t.Errorf("%s is %s: %+v", name, what, b)
 			}
@@ -45,7 +45,7 @@ func TestEitherFileOfTheRecord(t *testing.T) {
 			if err := r.Save(first(2)); err != nil {
 				t.Errorf("%s is %s: %v", name, what, err)
 			}
-			for _, other := range []string{fileName, copyName} {
+			for _, other := range []string{changesName, changesCopyName} {
 				if text, err := os.ReadFile(filepath.Join(dir, other)); err != nil || !strings.Contains(string(text), "00000002") || strings.Contains(string(text), "00000003") {
 					t.Errorf("%s is %s, then saved: %s, %v", name, what, text, err)
 				}
@@ -75,7 +75,7 @@ func TestFilesOfTwoRecords(t *testing.T) {
 	theirs := first(1)
 	theirs.Lineage, theirs.Generation, theirs.Changes[0].ID = "another", 99, "theirs"
 	text, err := open(t, dir).encode(theirs)
-	if err := errors.Join(err, open(t, dir).Save(all()), os.WriteFile(filepath.Join(dir, copyName), text, 0o600)); err != nil {
+	if err := errors.Join(err, open(t, dir).Save(all()), os.WriteFile(filepath.Join(dir, changesCopyName), text, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := open(t, dir).Load()
@@ -93,7 +93,7 @@ func TestFilesOfTwoRecordsWithOneJoined(t *testing.T) {
 	p := &theirs.Changes[0]
 	p.Joined, p.AllIdentities, p.Selector, p.Resource = 1, true, tokencache.Selector{}, ""
 	text, err := open(t, dir).encode(theirs)
-	if err := errors.Join(err, open(t, dir).Save(ours), os.WriteFile(filepath.Join(dir, copyName), text, 0o600)); err != nil {
+	if err := errors.Join(err, open(t, dir).Save(ours), os.WriteFile(filepath.Join(dir, changesCopyName), text, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := open(t, dir).Load()
@@ -112,7 +112,7 @@ func TestFileBegunFromTheOther(t *testing.T) {
 			before, begun = begun, before
 		}
 		text, err := open(t, dir).encode(begun)
-		if err := errors.Join(err, open(t, dir).Save(before), os.WriteFile(filepath.Join(dir, copyName), text, 0o600)); err != nil {
+		if err := errors.Join(err, open(t, dir).Save(before), os.WriteFile(filepath.Join(dir, changesCopyName), text, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 		got, err := open(t, dir).Load()
@@ -137,7 +137,7 @@ func TestFilesOfTwoFullRecords(t *testing.T) {
 		return r
 	}
 	text, err := open(t, dir).encode(full("theirs"))
-	if err := errors.Join(err, open(t, dir).Save(full("ours")), os.WriteFile(filepath.Join(dir, copyName), text, 0o600)); err != nil {
+	if err := errors.Join(err, open(t, dir).Save(full("ours")), os.WriteFile(filepath.Join(dir, changesCopyName), text, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := open(t, dir).Load(); err != nil || len(got.Changes) != 2*tokencache.MaxChanges {
@@ -184,20 +184,20 @@ func TestPowerCutAtEveryStep(t *testing.T) {
 	newer.Generation++
 	newer.Changes = newer.Changes[:2]
 	for steps := range 3 {
-		for _, spoils := range []string{"", fileName, copyName} {
+		for _, spoils := range []string{"", changesName, changesCopyName} {
 			l := &limited{files: make(map[string][]byte), left: 2}
-			if err := Open(l, uptime(time.Hour)).Save(all()); err != nil {
+			if err := OpenPolicyChanges(l, uptime(time.Hour)).Save(all()); err != nil {
 				t.Fatal(err)
 			}
 			l.left = steps
-			err := Open(l, uptime(time.Hour)).Save(newer)
+			err := OpenPolicyChanges(l, uptime(time.Hour)).Save(newer)
 			if (err == nil) != (steps == 2) {
 				t.Fatalf("%d steps: %v", steps, err)
 			}
 			if spoils != "" {
 				l.files[spoils] = make([]byte, 100)
 			}
-			got, _ := Open(l, uptime(time.Hour)).Load()
+			got, _ := OpenPolicyChanges(l, uptime(time.Hour)).Load()
 			if isNew := reflect.DeepEqual(got, &newer); !isNew && !reflect.DeepEqual(got, new(all())) || steps == 2 && !isNew {
 				t.Errorf("%d steps, %q spoilt: %+v", steps, spoils, got)
 			}
@@ -232,17 +232,17 @@ func TestUnreadIsNotLost(t *testing.T) {
 		saves    bool
 	}{
 		{name: "both are read", read: true, saves: true},
-		{name: "one is read", unread: []string{fileName}, read: true, saves: true},
-		{name: "the copy is read", unread: []string{copyName}, read: true, saves: true},
-		{name: "neither is read", unread: []string{fileName, copyName}, isUnread: true},
-		{name: "one is gone, the other not read", unread: []string{copyName}, gone: []string{fileName}, isUnread: true},
-		{name: "one is spoilt, the other not read", unread: []string{copyName}, spoilt: []string{fileName}, isUnread: true},
-		{name: "both are spoilt", spoilt: []string{fileName, copyName}, isLost: true, saves: true},
-		{name: "one is spoilt, the other gone", spoilt: []string{copyName}, gone: []string{fileName}, isLost: true, saves: true},
-		{name: "both are gone", gone: []string{fileName, copyName}, saves: true},
+		{name: "one is read", unread: []string{changesName}, read: true, saves: true},
+		{name: "the copy is read", unread: []string{changesCopyName}, read: true, saves: true},
+		{name: "neither is read", unread: []string{changesName, changesCopyName}, isUnread: true},
+		{name: "one is gone, the other not read", unread: []string{changesCopyName}, gone: []string{changesName}, isUnread: true},
+		{name: "one is spoilt, the other not read", unread: []string{changesCopyName}, spoilt: []string{changesName}, isUnread: true},
+		{name: "both are spoilt", spoilt: []string{changesName, changesCopyName}, isLost: true, saves: true},
+		{name: "one is spoilt, the other gone", spoilt: []string{changesCopyName}, gone: []string{changesName}, isLost: true, saves: true},
+		{name: "both are gone", gone: []string{changesName, changesCopyName}, saves: true},
 	} {
 		u := &refusing{Disk: Disk(t.TempDir())}
-		if err := Open(u, uptime(time.Hour)).Save(all()); err != nil {
+		if err := OpenPolicyChanges(u, uptime(time.Hour)).Save(all()); err != nil {
 			t.Fatal(err)
 		}
 		for _, name := range row.gone {
@@ -254,8 +254,8 @@ func TestUnreadIsNotLost(t *testing.T) {
 			}
 		}
 		u.names = row.unread
-		r := Open(u, uptime(time.Hour))
-		b := Start(r, nil, nil, anybodys, BootID())
+		r := OpenPolicyChanges(u, uptime(time.Hour))
+		b := Recover(r, nil, nil, anybodys, BootID())
 		if (b.Record != nil) != row.read || (b.Unread != nil) != row.isUnread || (b.Lost != nil) != row.isLost {
 			t.Errorf("%s: %+v", row.name, b)
 		}
@@ -314,10 +314,10 @@ func TestStartReadsAll(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		b := Start(open(t, dir), tokens, row.carried, func(m *tokencache.Snapshot) bool { return m.Source == "s" }, "another boot")
+		b := Recover(open(t, dir), tokens, row.carried, func(m *tokencache.Snapshot) bool { return m.Source == "s" }, "another boot")
 		var got time.Duration
-		if b.Memory != nil {
-			got = b.Memory.On
+		if b.Snapshot != nil {
+			got = b.Snapshot.On
 		}
 		copies := len(row.carried)
 		if row.saved != nil {
@@ -386,7 +386,7 @@ func TestTokensWithoutARecord(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		b := Start(Open(disk, uptime(time.Hour)), tokens, nil, anybodys, "b")
+		b := Recover(OpenPolicyChanges(disk, uptime(time.Hour)), tokens, nil, anybodys, "b")
 		if b.Record != nil || (b.Unread != nil) != row.unread || (b.Lost != nil) == row.unread || (b.UnreadTokens != nil) != row.unread {
 			t.Errorf("%s: lost %v, unread %v, tokens %v", name, b.Lost, b.Unread, b.UnreadTokens)
 		}
@@ -394,7 +394,7 @@ func TestTokensWithoutARecord(t *testing.T) {
 			t.Errorf("%s: that is never read: %v", name, b.Unread)
 		}
 	}
-	if b := Start(open(t, t.TempDir()), nil, nil, anybodys, "b"); b.Lost != nil || b.Unread != nil {
+	if b := Recover(open(t, t.TempDir()), nil, nil, anybodys, "b"); b.Lost != nil || b.Unread != nil {
 		t.Errorf("a first start: %+v", b)
 	}
 }
@@ -435,17 +435,17 @@ func TestSpoiltTokensStayUntilOthersAreSaved(t *testing.T) {
 					disk.left = 1
 				}
 				tokens := sealedIn(t, disk)
-				b := Start(Open(l, uptime(time.Hour)), tokens, nil, anybodys, "b")
+				b := Recover(OpenPolicyChanges(l, uptime(time.Hour)), tokens, nil, anybodys, "b")
 				if b.Lost == nil && b.Unread == nil && len(b.Copies) == 0 {
 					t.Errorf("%s, %d steps, start %d: a first start", name, steps, n+1)
 				}
 				saved = tokens.Save(revoked(1)) == nil || saved
 			}
-			b := Start(Open(l, uptime(time.Hour)), sealedIn(t, l), nil, anybodys, "b")
+			b := Recover(OpenPolicyChanges(l, uptime(time.Hour)), sealedIn(t, l), nil, anybodys, "b")
 			if b.Lost == nil && (len(b.Copies) == 0 || b.Copies[0].Record.Changes[0].ID != "noted-1") {
 				t.Errorf("%s, %d steps: then a first start: %+v", name, steps, b)
 			}
-			if saved && (b.TokensFault != nil || b.Memory == nil || len(l.files) != 1) {
+			if saved && (b.TokensFault != nil || b.Snapshot == nil || len(l.files) != 1) {
 				t.Errorf("%s, %d steps, saved: %+v, %d files", name, steps, b, len(l.files))
 			}
 			if steps == 3 && !saved {
@@ -485,7 +485,7 @@ func TestSpoiltTokensStayWhereNothingCanBeRead(t *testing.T) {
 			disk.files[name] = make([]byte, 512)
 		}
 		tokens := sealedIn(t, disk)
-		if b := Start(Open(disk, uptime(time.Hour)), tokens, nil, anybodys, "b"); b.Lost == nil {
+		if b := Recover(OpenPolicyChanges(disk, uptime(time.Hour)), tokens, nil, anybodys, "b"); b.Lost == nil {
 			t.Fatalf("%s: a first start", name)
 		}
 		disk.out = true
@@ -496,7 +496,7 @@ func TestSpoiltTokensStayWhereNothingCanBeRead(t *testing.T) {
 		if len(disk.files) != len(spoilt) {
 			t.Errorf("%s: moved aside for nothing: %d files are left", name, len(disk.files))
 		}
-		if b := Start(Open(disk, uptime(time.Hour)), sealedIn(t, disk), nil, anybodys, "b"); b.Lost == nil {
+		if b := Recover(OpenPolicyChanges(disk, uptime(time.Hour)), sealedIn(t, disk), nil, anybodys, "b"); b.Lost == nil {
 			t.Errorf("%s: then a first start", name)
 		}
 		if err := tokens.Save(revoked(1)); err != nil || len(disk.files) != 1 {
@@ -515,7 +515,7 @@ func TestSpoiltTokensMakeWayOverNothingUnread(t *testing.T) {
 	}
 	disk := &refusing{Disk: Disk(dir), names: []string{own}}
 	tokens := sealedIn(t, disk)
-	if b := Start(Open(disk, uptime(time.Hour)), tokens, nil, anybodys, "b"); b.UnreadTokens == nil {
+	if b := Recover(OpenPolicyChanges(disk, uptime(time.Hour)), tokens, nil, anybodys, "b"); b.UnreadTokens == nil {
 		t.Fatalf("%+v", b)
 	}
 	if err := tokens.Save(revoked(2)); err != nil {

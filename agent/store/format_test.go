@@ -231,7 +231,7 @@ func TestWhatCannotBeKept(t *testing.T) {
 		if _, err := encodeSnapshot(m); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", says, err)
 		}
-		if _, err := Carry(m); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := WriteMemfd(m); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("carried: %s: %v", says, err)
 		}
 	}
