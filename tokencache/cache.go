@@ -235,7 +235,7 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 	}
 	left := c.leftLocked(e, now)
 	c.reviveLocked(e, left, now)
-	if answer, found := c.insteadLocked(e, need, left, now); found {
+	if answer, found := c.answerInsteadLocked(e, need, left, now); found {
 		return step{answer: answer}
 	}
 	short := c.shortLocked(e, need, left, now)
@@ -255,7 +255,7 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 			return step{err: failure}
 		}
 	}
-	if there == lacking && (tried != nil || e.flight == nil && c.uselessLocked(e, now)) {
+	if there == lacking && (tried != nil || e.flight == nil && c.futileLocked(e, now)) {
 		if failure := e.remembered(now); failure != nil {
 			return step{err: failure}
 		}
@@ -281,7 +281,7 @@ func (c *Cache) supplyLocked(e *entry, need Need, short error, left time.Duratio
 
 // insteadLocked answers with an alternate's token, if there is one that is current, where e's is not, or none would be. Where nothing
 // may be fetched for e now, it sees to it that it is once the revocation has spread.
-func (c *Cache) insteadLocked(e *entry, need Need, left time.Duration, now bootTime) (Answer, bool) {
+func (c *Cache) answerInsteadLocked(e *entry, need Need, left time.Duration, now bootTime) (Answer, bool) {
 	barred := c.barredLocked(e, now)
 	if e.policy.worst == Current || left <= 0 && !barred {
 		return Answer{}, false
@@ -300,7 +300,7 @@ func (c *Cache) missLocked(e *entry, now bootTime) step {
 			return step{err: failure}
 		}
 		if failure := c.pauseLocked(now); failure != nil {
-			c.queue.backOff.turned = c.queue.backOff.turned || !e.backOff.yields()
+			c.queue.backOff.turnedAway = c.queue.backOff.turnedAway || !e.backOff.yields()
 			return step{err: failure}
 		}
 	}
@@ -320,7 +320,7 @@ func (c *Cache) shortLocked(e *entry, need Need, left time.Duration, now bootTim
 
 // uselessLocked reports whether a fetch that only a caller's wish asks for would bring nothing: one was
 // made just now, a policy change is still spreading, or the rollover is known to come later.
-func (c *Cache) uselessLocked(e *entry, now bootTime) bool {
+func (c *Cache) futileLocked(e *entry, now bootTime) bool {
 	return now < e.schedule.softFetchAfter || c.heldLocked(e, now) || now < c.rolloverLocked(e)
 }
 
@@ -356,7 +356,7 @@ func (c *Cache) awaitSpreadLocked(e *entry, now bootTime) {
 // softFetchLocked serves a caller that would like more life than the token has: it waits a little for a
 // fetch that is young, or that may be tried again by now.
 func (c *Cache) softFetchLocked(e *entry, left time.Duration, now bootTime) step {
-	if !e.underWay() && (e.flight == nil && c.uselessLocked(e, now) || c.refusalLocked(e, now) != nil) {
+	if !e.underWay() && (e.flight == nil && c.futileLocked(e, now) || c.refusalLocked(e, now) != nil) {
 		return step{answer: c.serveLocked(e, left, now)}
 	}
 	f := c.startFetchLocked(e, forCaller, now)
@@ -379,7 +379,7 @@ func (c *Cache) ownRefusalLocked(e *entry, now bootTime) *FetchError {
 	if failure := e.remembered(now); failure != nil {
 		return failure
 	}
-	from := max(c.apartLocked(e), c.queue.backOff.yields(&flight{priority: forCaller, yields: e.backOff.yields()}))
+	from := max(c.quarantinedUntilLocked(e), c.queue.backOff.yields(&flight{priority: forCaller, yields: e.backOff.yields()}))
 	if e.backOff.failure != nil && now < from {
 		return e.backOff.failure.withRetryAfter(from.sub(now))
 	}
@@ -444,7 +444,7 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 		}
 	}
 	if forget && !insist {
-		if failure := c.troubleLocked(e); failure != nil && !e.token.Text.IsZero() {
+		if failure := c.lastFailureLocked(e); failure != nil && !e.token.Text.IsZero() {
 			kept := *failure
 			kept.Detail += "; so the token held was not dropped, which it is only if the fetch is insisted on"
 			return nil, "", &kept
@@ -455,12 +455,12 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 	}
 	c.endWaitsLocked(now)
 	f := c.startFetchLocked(e, forCaller, now)
-	f.insists, f.forgets = f.insists || insist, f.forgets || forget
+	f.insisted, f.forgets = f.insisted || insist, f.forgets || forget
 	return f, dropped, nil
 }
 
 // troubleLocked returns why a fetch for e is likely to fail, or nil.
-func (c *Cache) troubleLocked(e *entry) *FetchError {
+func (c *Cache) lastFailureLocked(e *entry) *FetchError {
 	if e.backOff.failure != nil {
 		return e.backOff.failure
 	}

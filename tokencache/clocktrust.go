@@ -50,7 +50,9 @@ func (c *Cache) at(ch *change) bootTime { return c.bootAt(ch.Moment) }
 
 // earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
 // boot for a time before it may have happened until then. So may one of which that is not known.
-func (c *Cache) earlier(ch *change) bool { return ch.By < c.on || ch.Moment == c.on || ch.Unplaced }
+func (c *Cache) inEarlierBoot(ch *change) bool {
+	return ch.By < c.on || ch.Moment == c.on || ch.Unplaced
+}
 
 // Knowledge is what is known of the device's wall clock.
 type ClockStatus struct {

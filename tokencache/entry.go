@@ -89,7 +89,7 @@ func softFetchPause(held time.Duration) time.Duration {
 }
 
 // underWay reports whether a call for e has begun, and will end.
-func (e *entry) underWay() bool { return e.flight != nil && e.flight.begun }
+func (e *entry) underWay() bool { return e.flight != nil && e.flight.started }
 
 // wanted reports whether the schedule still works for e.
 func (e *entry) wanted(now bootTime) bool {
@@ -150,6 +150,23 @@ func differing(before, after Claims, known bool) *Claims {
 		return nil
 	}
 	return &before
+}
+
+// omittedAnew names the claims that are left out of after, of the token that takes the place of before's, where they are others than
+// those left out of that.
+func omittedAnew(before, after Claims) []string {
+	if slices.Equal(before.Omitted, after.Omitted) {
+		return nil
+	}
+	return after.Omitted
+}
+
+// audienceBefore returns the audience of the token before where after, of the one that takes its place, has another; else "".
+func audienceBefore(before, after Claims) string {
+	if before.Audience == after.Audience || after.Audience == "" {
+		return ""
+	}
+	return before.Audience
 }
 
 // fail remembers a failure, for which a caller waited or not, and plans the next try, for no sooner than held. A key that never had a token and is not

@@ -100,3 +100,55 @@ var (
 	// ErrClosed is returned by Get and Refresh after Close.
 	ErrClosed = errors.New("the token cache is closed")
 )
+
+// WithheldError is returned by Get while a revocation keeps back the token that there is.
+type WithheldError struct {
+	Permissions Permissions
+	Revoked     time.Time // the latest revocation that the token may lack
+	Until       time.Time // a token that no revocation withholds is here by then at the latest, if the back end answers
+	Spread      time.Time // there is no token, and none is fetched before, since the revocation is still spreading; zero: there is one
+}
+
+func (e *WithheldError) Error() string {
+	if !e.Spread.IsZero() {
+		return fmt.Sprintf("permissions were revoked on %s, and a token issued before %s may lack that: none is fetched until then, and one is here by %s at the latest",
+			stamp(e.Revoked), stamp(e.Spread), stamp(e.Until))
+	}
+	return fmt.Sprintf("permissions were revoked on %s, and the back end still hands out a token from before: withheld until %s at the latest",
+		stamp(e.Revoked), stamp(e.Until))
+}
+
+// NotYetError is returned by Get when the back end has no token that is as young as asked for.
+type NotYetError struct {
+	Want        time.Time // Need.IssuedAfter
+	Permissions Permissions
+	ExpiresOn   time.Time // of the token held, by the device's clock
+}
+
+func (e *NotYetError) Error() string {
+	return fmt.Sprintf("the back end still hands out a token minted before %s, which expires on %s", stamp(e.Want), stamp(e.ExpiresOn))
+}
+
+// HeldError is returned by Refresh while a fetch could bring a token without a policy change that is on
+// its way through the directory. The back end would then keep that token for a day.
+type HeldError struct {
+	For time.Duration
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("a policy change is still spreading: a token fetched now may lack it and then stay for a day; the fetch comes by itself in %v", e.For.Round(time.Second))
+}
+
+// FutureError is returned by Note for a change that is dated ahead of a clock that is known to be right.
+type FutureError struct {
+	Ahead time.Duration
+}
+
+func (e *FutureError) Error() string {
+	return fmt.Sprintf("the policy change is dated %v in the future", e.Ahead.Round(time.Second))
+}
+
+// ErrTooManyChanges is returned by Note when MaxChanges are on record, no two of which are of one identity and resource.
+var ErrTooManyChanges = errors.New("too many policy changes are on record")
+
+func stamp(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }

@@ -1,7 +1,6 @@
 package tokencache
 
 import (
-	"errors"
 	"slices"
 	"time"
 )
@@ -20,45 +19,6 @@ const (
 	forRefresh                 // a token is due
 	forProbe                   // the back end gave its cached copy last time
 )
-
-// flight is one fetch of one key, from the wish for it to its landing.
-type flight struct {
-	key      Key
-	priority priority
-	asked    bootTime      // boot time of the wish
-	begun    bool          // the call is under way
-	began    bootTime      // boot time of the call, once begun
-	done     chan struct{} // closed when outcome and err are set
-
-	expires bootTime // boot time at which the token held expires, or has expired
-	opens   bootTime // no call before: the back end would still have the token that has expired
-	yields  bool     // its key was throttled the last two times: the others go first
-	apart   bool     // its key is set apart
-	again   int      // how often it was tried again, since the back end had only a token whose life was over
-	insists bool     // somebody wants it whatever spreads
-	forgets bool     // what it brings takes the place of the token held, and of what was learnt of its life
-
-	outcome Outcome
-	err     error
-	told    *Switch // of principals, that it showed
-	dropped string  // the digest of the token that it took the place of, if it forgets
-}
-
-// failure returns why f brought nothing; nil: it has not landed, or brought something, or there is no f.
-func (f *flight) failure() error {
-	if f == nil {
-		return nil
-	}
-	select {
-	case <-f.done:
-		return f.err
-	default:
-		return nil
-	}
-}
-
-// stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
-func (f *flight) stoodDown() bool { return errors.As(f.failure(), new(*HeldError)) }
 
 // How long a flight is passed over by those of a better class. After that every second call is for the flight
 // that has been late for longest: a source that hangs for some keys, whose callers come again and again, must not
@@ -83,12 +43,12 @@ type identityCalls struct {
 type fetchQueue struct {
 	waiting    []*flight                // not begun, in the order they came
 	running    []*flight                // begun
-	begun      [callsPerSecond]bootTime // boot times of the last calls, a ring
+	starts     [callsPerSecond]bootTime // boot times of the last calls, a ring
 	oldest     int                      // index of the oldest in begun
 	paused     bootTime                 // no call before this boot time: the source asked for it
 	backOff    sourceBackOff
 	given      uint64                     // tokens that the source gave
-	apart      bootTime                   // no call for a key set apart before
+	quarantine bootTime                   // no call for a key set apart before
 	agingTurn  bool                       // the next call is for a flight that was passed over for long
 	probed     bootTime                   // when the last probe began
 	turns      uint64                     // calls that have begun
@@ -96,9 +56,9 @@ type fetchQueue struct {
 }
 
 func newFetchQueue() fetchQueue {
-	g := fetchQueue{paused: longAgo, apart: longAgo, probed: longAgo, identities: make(map[Selector]identityCalls)}
-	for i := range g.begun {
-		g.begun[i] = longAgo
+	g := fetchQueue{paused: longAgo, quarantine: longAgo, probed: longAgo, identities: make(map[Selector]identityCalls)}
+	for i := range g.starts {
+		g.starts[i] = longAgo
 	}
 	return g
 }
@@ -121,9 +81,9 @@ func (g *fetchQueue) earliest(f *flight, now bootTime) bootTime {
 	if len(g.running) >= atOnce || !g.hasRoom(f.key.Selector, now) {
 		return never
 	}
-	at := max(f.opens, g.paused, g.backOff.earliest(f, now), g.backOff.yields(f), g.begun[g.oldest].add(time.Second))
-	if f.apart {
-		at = max(at, g.apart)
+	at := max(f.notBefore, g.paused, g.backOff.earliest(f, now), g.backOff.yields(f), g.starts[g.oldest].add(time.Second))
+	if f.quarantined {
+		at = max(at, g.quarantine)
 	}
 	if f.priority != forProbe || g.starvedFor(f, now) > 0 {
 		return at
@@ -131,7 +91,7 @@ func (g *fetchQueue) earliest(f *flight, now bootTime) bootTime {
 	if len(g.running) == callsAtOnce-1 {
 		return never
 	}
-	return max(at, g.begun[(g.oldest+1)%len(g.begun)].add(time.Second))
+	return max(at, g.starts[(g.oldest+1)%len(g.starts)].add(time.Second))
 }
 
 // from returns the boot time from which f may begin as far as the source is concerned. What expires in these minutes is as
@@ -148,7 +108,7 @@ func (r *sourceBackOff) earliest(f *flight, now bootTime) bootTime {
 
 // yields returns the boot time until which f leaves the first call to a caller that was turned away.
 func (r *sourceBackOff) yields(f *flight) bootTime {
-	if r.failures > 0 && r.turned && (f.priority != forCaller || f.yields) {
+	if r.failures > 0 && r.turnedAway && (f.priority != forCaller || f.yields) {
 		return r.callers.add(callersFirst)
 	}
 	return longAgo
@@ -160,7 +120,7 @@ func (g *fetchQueue) hasRoom(s Selector, now bootTime) bool {
 		return true
 	}
 	for _, f := range g.running {
-		if f.key.Selector == s && (!g.identities[s].answered || now.sub(f.began) > slowCall) {
+		if f.key.Selector == s && (!g.identities[s].answered || now.sub(f.startedAt) > slowCall) {
 			return false
 		}
 	}
@@ -204,14 +164,6 @@ func (g *fetchQueue) nextStart(now bootTime) bootTime {
 	return at
 }
 
-// nudge makes the schedule look again soon.
-func (c *Cache) wakeSchedule() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
-
 // next takes the flight that is to begin now off the queue, or returns nil when none may.
 func (g *fetchQueue) begin(now bootTime) *flight {
 	f, _ := g.first(now)
@@ -220,14 +172,14 @@ func (g *fetchQueue) begin(now bootTime) *flight {
 	}
 	g.agingTurn = !g.agingTurn
 	g.remove(f)
-	if f.begun, f.began = true, now; f.priority == forProbe {
+	if f.started, f.startedAt = true, now; f.priority == forProbe {
 		g.probed = now
 	} else if f.priority == forCaller && !f.yields {
-		g.backOff.turned = false
+		g.backOff.turnedAway = false
 	}
 	g.running = append(g.running, f)
-	g.begun[g.oldest] = now
-	g.oldest = (g.oldest + 1) % len(g.begun)
+	g.starts[g.oldest] = now
+	g.oldest = (g.oldest + 1) % len(g.starts)
 	g.turns++
 	g.identities[f.key.Selector] = identityCalls{turn: g.turns, answered: g.identities[f.key.Selector].answered}
 	return f
@@ -264,4 +216,12 @@ func (g *fetchQueue) track(s Selector) {
 		delete(g.identities, oldest)
 	}
 	g.identities[s] = identityCalls{}
+}
+
+// nudge makes the schedule look again soon.
+func (c *Cache) wakeSchedule() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
 }

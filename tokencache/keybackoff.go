@@ -3,8 +3,8 @@ package tokencache
 import "time"
 
 const (
-	apartFirst = time.Minute // the schedule asks for a key set apart no sooner; then after twice that, and so on up to longTop
-	apartShare = 4           // of all time the pauses that the back end asks for when it is asked for such keys take one in so many
+	quarantineFirst = time.Minute // the schedule asks for a key set apart no sooner; then after twice that, and so on up to longTop
+	quarantineShare = 4           // of all time the pauses that the back end asks for when it is asked for such keys take one in so many
 )
 
 // keyBackOff is a key's failures, and how long they put its fetches off.
@@ -18,7 +18,7 @@ type keyBackOff struct {
 
 	throttles   int    // 429 in a row
 	othersGiven uint64 // fetchQueue.given at the last of them
-	apart       int    // how often it was throttled again after another key was given a token: then it is set apart
+	quarantines int    // how often it was throttled again after another key was given a token: then it is set apart
 }
 
 // fail takes in a failed fetch, for which a caller waited or not, of a key whose token has left to live. How the source is left alone says
@@ -57,27 +57,27 @@ func (b *keyBackOff) yields() bool { return b.throttles > 1 }
 // setApartLocked takes in a 429 for e. A key whose last answer was one too, while another was given a token in between, is throttled
 // for itself, and is set apart: it waits by a measure of its own, which no token of others ends, so that the pauses that the back
 // end asks for on its account are not all there is.
-func (c *Cache) setApartLocked(e *entry, failure *FetchError, now bootTime) {
+func (c *Cache) quarantineLocked(e *entry, failure *FetchError, now bootTime) {
 	if e.backOff.throttles > 0 && c.queue.given > e.backOff.othersGiven {
-		e.backOff.apart++
+		e.backOff.quarantines++
 	}
 	e.backOff.throttles++
 	e.backOff.othersGiven = c.queue.given
-	if e.backOff.apart == 0 {
+	if e.backOff.quarantines == 0 {
 		return
 	}
 	told := min(failure.RetryAfter, retryAfter)
-	e.backOff.until = max(e.backOff.until, now.add(max(told, doubled(apartFirst, e.backOff.apart, longTop))))
-	e.backOff.callers = max(e.backOff.callers, now.add(max(told, doubled(askThrottleTop, e.backOff.apart, askLongTop))))
-	c.queue.apart = max(c.queue.apart, now.add(apartShare*told))
+	e.backOff.until = max(e.backOff.until, now.add(max(told, doubled(quarantineFirst, e.backOff.quarantines, longTop))))
+	e.backOff.callers = max(e.backOff.callers, now.add(max(told, doubled(askThrottleTop, e.backOff.quarantines, askLongTop))))
+	c.queue.quarantine = max(c.queue.quarantine, now.add(quarantineShare*told))
 }
 
 // apartLocked returns the boot time before which e is not asked for since it is set apart; longAgo: it is not.
-func (c *Cache) apartLocked(e *entry) bootTime {
-	if e.backOff.apart == 0 {
+func (c *Cache) quarantinedUntilLocked(e *entry) bootTime {
+	if e.backOff.quarantines == 0 {
 		return longAgo
 	}
-	return c.queue.apart
+	return c.queue.quarantine
 }
 
 // BackOff is what is remembered of failures in a row: of one key, or of the source as a whole. So that a daemon that crashes

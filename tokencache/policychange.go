@@ -2,8 +2,6 @@ package tokencache
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"slices"
 	"time"
 )
@@ -70,90 +68,6 @@ type Window struct {
 	Latest   time.Time `json:"latest,omitzero"`
 }
 
-// Record is the policy changes on record, the latest first.
-type Record struct {
-	// Taken says when the record was taken from the cache. A start works out by it what time it is: see OnAtBoot.
-	Instant
-	// Lineage names the record from its beginning on, which is the start of a process, or when that read more: generations of two
-	// lineages have no order. Empty: from before there were lineages.
-	Lineage string `json:"lineage,omitempty"`
-	// Origins are the records that this one was taken from when its lineage began, the latest last. Of each it has all up to a
-	// generation, but for what was withdrawn or over.
-	Origins []Origin `json:"origins,omitempty"`
-	// Generation rises with each change of the record: one that is noted, withdrawn, dated, or over. Of two copies of one
-	// record, that of the higher generation is the newer. Zero: from before there were generations, or nothing was ever noted.
-	Generation uint64         `json:"generation"`
-	Changes    []PolicyChange `json:"changes"`
-}
-
-// Origin is a record as of a generation.
-type Origin struct {
-	Lineage    string `json:"lineage"`
-	Generation uint64 `json:"generation"`
-}
-
-// MaxOrigins is how many a record has at most.
-const MaxOrigins = 16
-
-// Has reports whether r has, or had, all that o has, since it is o, or was taken from it, or from what o was and still is.
-func (r Record) Has(o Record) bool {
-	return r.has(o.as()) || o.asBegun() && r.has(o.Origins[len(o.Origins)-1])
-}
-
-// as is what r is as an origin.
-func (r Record) as() Origin { return Origin{r.Lineage, r.Generation} }
-
-func (r Record) has(o Origin) bool {
-	if r.Lineage == o.Lineage {
-		return r.Generation >= o.Generation
-	}
-	return slices.ContainsFunc(r.Origins, func(from Origin) bool { return from.Lineage == o.Lineage && from.Generation >= o.Generation })
-}
-
-// asBegun reports whether r is what the last of its origins was: it was taken from that alone, and nothing has changed since.
-func (r Record) asBegun() bool {
-	n := len(r.Origins)
-	return n > 0 && r.Origins[n-1].Generation == r.Generation
-}
-
-// IsNewer reports whether r came after o. Where neither of two is newer, each may have what the other lacks.
-func (r Record) IsNewer(o Record) bool {
-	return r.Has(o) && !o.Has(r) || r.has(o.as()) && !o.has(r.as())
-}
-
-// Begun returns r as the beginning of that lineage, taken from those records. Where r is as the last of them was, and that has all of the
-// others, its generation is the same, and else it is a later one. One that still is what its own origin was is no origin beside that:
-// whoever starts again and again while nothing changes does not run out of them.
-func (r Record) Begun(lineage string, from ...Record) Record {
-	var all []Origin
-	var latest uint64
-	taken := 0
-	for i, f := range from {
-		empty := f.Generation == 0 && len(f.Origins)+len(f.Changes) == 0
-		if empty || slices.ContainsFunc(from[i+1:], func(later Record) bool { return later.Has(f) }) {
-			continue
-		}
-		all = append(all, f.Origins...)
-		if f.Lineage != "" && !f.asBegun() {
-			all = append(all, f.as())
-		}
-		latest = max(latest, f.Generation)
-		taken++
-	}
-	if taken > 1 {
-		latest++
-	}
-	r.Generation = max(r.Generation, latest)
-	r.Lineage, r.Origins = lineage, nil
-	for i, o := range all {
-		if !slices.ContainsFunc(all[i+1:], func(later Origin) bool { return later.Lineage == o.Lineage && later.Generation >= o.Generation }) {
-			r.Origins = append(r.Origins, o)
-		}
-	}
-	r.Origins = r.Origins[max(0, len(r.Origins)-MaxOrigins):]
-	return r
-}
-
 // Noted is a policy change on record, and how far it has got.
 type RecordedChange struct {
 	PolicyChange
@@ -181,20 +95,8 @@ const (
 	heldBeyond = 5 * time.Second
 
 	// tellable is how far ahead of a right clock a change may be dated: two clocks are never one.
-	tellable = 2 * time.Minute
+	futureTolerance = 2 * time.Minute
 )
-
-// ErrTooManyChanges is returned by Note when MaxChanges are on record, no two of which are of one identity and resource.
-var ErrTooManyChanges = errors.New("too many policy changes are on record")
-
-// FutureError is returned by Note for a change that is dated ahead of a clock that is known to be right.
-type FutureError struct {
-	Ahead time.Duration
-}
-
-func (e *FutureError) Error() string {
-	return fmt.Sprintf("the policy change is dated %v in the future", e.Ahead.Round(time.Second))
-}
 
 // change is a policy change in force.
 type change struct {
@@ -211,7 +113,7 @@ func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, wall, sure := c.now(), c.clock.Wall(), c.clockTrusted()
-	if ahead := p.At.Sub(wall); !p.At.IsZero() && sure && ahead > tellable {
+	if ahead := p.At.Sub(wall); !p.At.IsZero() && sure && ahead > futureTolerance {
 		return PolicyChange{}, &FutureError{Ahead: ahead}
 	}
 	p.RecordedAt, p.Vouched, p.Joined = wall, sure, 0
@@ -275,7 +177,7 @@ func (c *Cache) byIssuerLocked(p PolicyChange, now bootTime) (w Window) {
 }
 
 // agreeing is how far two clocks may be from each other and count as the same: answers take their time.
-const agreeing = 30 * time.Second
+const clockTolerance = 30 * time.Second
 
 // correctLocked dates changes by the back end's counting that have no date by the issuer's clock yet, or an earlier one: they
 // were noted by a clock that was taken for right and was behind. A change of an earlier boot was no later than its on-time says,
@@ -289,10 +191,10 @@ func (c *Cache) correctLocked(now bootTime) {
 	for _, ch := range c.changes {
 		counted := c.at(ch).by(c.clockTrust.issuer)
 		here := c.at(ch) > 0 && !ch.Unplaced
-		if !here && !ch.Checked && c.earlier(ch) {
+		if !here && !ch.Checked && c.inEarlierBoot(ch) {
 			counted, here = c.bootAt(ch.By).by(c.clockTrust.issuer), true
 		}
-		behind := ch.Vouched && here && counted.After(ch.Issuer.Latest.Add(agreeing))
+		behind := ch.Vouched && here && counted.After(ch.Issuer.Latest.Add(clockTolerance))
 		if behind || ch.Issuer.Latest.IsZero() {
 			ch.Issuer.Latest, corrected = counted, true
 		}

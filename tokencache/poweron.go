@@ -1,7 +1,6 @@
 package tokencache
 
 import (
-	"slices"
 	"time"
 )
 
@@ -63,50 +62,10 @@ func (k Instant) behind(now Instant) (began, more time.Duration) {
 	return began, max(0, now.On-now.Boot-began)
 }
 
-// In returns r by the on-time of now, which is of this boot: what was noted in it happened later than all that was kept in the boots
-// before, whenever that was read.
-func (r Record) In(now Instant) Record {
-	began, more := r.behind(now)
-	if more == 0 {
-		return r
-	}
-	r.Instant, r.Changes = r.Instant.In(now), slices.Clone(r.Changes)
-	for i := range r.Changes {
-		r.Changes[i].shift(began, more)
-	}
-	return r
-}
-
 // takenLocked stamps what is taken from c now.
 func (c *Cache) instantLocked() Instant {
 	now := c.now()
 	return Instant{On: c.onAt(now), Boot: time.Duration(now), BootID: c.bootID}
-}
-
-// After returns r, which is by the on-time of now, where changes that kept lacks, an older copy of it, are from no earlier than that was
-// taken, if they were noted in a boot that did not know of kept: that one went on from a lower on-time. Of kept, as it was
-// taken, what it knew of the boots before counts: in its own boot, which is this one or that of r, all is in order. What both have is
-// from no earlier than either says.
-func (r Record) After(kept Record, now Instant) Record {
-	before := kept.On
-	if kept.ofBoot(now.BootID, now.Boot) || kept.BootID != "" && kept.BootID == r.BootID {
-		before -= kept.Boot
-	}
-	kept = kept.In(now)
-	r.Changes = slices.Clone(r.Changes)
-	for i := range r.Changes {
-		p := &r.Changes[i]
-		moment, by := before, before
-		if j := slices.IndexFunc(kept.Changes, func(q PolicyChange) bool { return q.ID == p.ID }); j >= 0 {
-			moment, by = kept.Changes[j].Moment, kept.Changes[j].By
-		} else if p.By >= before {
-			continue // it is dated before a boot that went on from there
-		}
-		if p.Moment != 0 && moment != 0 { // else that is not known
-			p.Moment, p.By = max(p.Moment, moment), max(p.By, by)
-		}
-	}
-	return r
 }
 
 // GoOn has on-time go on from where kept was taken, which could not be read when c began: what happened in this boot happened
@@ -132,8 +91,8 @@ func (c *Cache) ContinueFrom(kept Instant) {
 	}
 	for i := range c.tombstones {
 		r := &c.tombstones[i]
-		if r.receipt.shift(began, more); r.came > began {
-			r.came += more
+		if r.receipt.shift(began, more); r.cameOn > began {
+			r.cameOn += more
 		}
 	}
 	c.rejudgeLocked(now)
@@ -143,12 +102,5 @@ func (c *Cache) ContinueFrom(kept Instant) {
 func (p *PolicyChange) shift(began, more time.Duration) {
 	if p.By > began || p.By == began && p.Moment < began {
 		p.Moment, p.By = p.Moment+more, p.By+more
-	}
-}
-
-// goOn has the receipt be later by more, if it was in the boot that began then.
-func (r *receipt) shift(began, more time.Duration) {
-	if r.on > began {
-		r.on, r.from, r.to = r.on+more, r.from+more, r.to+more
 	}
 }

@@ -4,7 +4,7 @@ package tokencache
 // each follows before the one before it has spread, it is asked every silence spreads all the same.
 func (e *entry) holds() bootTime {
 	s := e.policy
-	return min(s.holds, max(s.began, e.last.answered).add(s.patience))
+	return min(s.holds, max(s.began, e.last.answered).add(s.longestHold))
 }
 
 // barredUntil returns the boot time until which nothing is fetched for anybody, whether or not there is a token: a revocation is still

@@ -41,17 +41,17 @@ const (
 	keyHistory    = 8   // rollovers remembered of a key
 	sourceHistory = 512 // and of all keys together
 
-	ownEnough   = 3 // a key that has seen so many learns from its own alone
-	otherKeys   = 8 // and else from so many of the others' besides
-	likelyHalf  = 0.3
-	likelyEnd   = 0.4
-	convincing  = 10.0 // odds from which a pattern is believed
-	narrowShare = 10.0 / (24 * 60)
+	ownEnough    = 3 // a key that has seen so many learns from its own alone
+	otherKeys    = 8 // and else from so many of the others' besides
+	likelyHalf   = 0.3
+	likelyEnd    = 0.4
+	believedOdds = 10.0 // odds from which a pattern is believed
+	narrowShare  = 10.0 / (24 * 60)
 
 	newborn     = narrowShare // a token of which no more of its life was seen was not seen to come from a cache
 	eagerEnough = 4           // so many of these, and no cache is looked for any more
 
-	hiddenByChance = 3 // mean distances between what was seen
+	chanceDistances = 3 // mean distances between what was seen
 )
 
 // history is rollovers, the latest last.
@@ -80,7 +80,7 @@ func (h history) with(others history, n int, key Key) history {
 
 // meet returns where all of h could have taken place, and how likely they are to have been seen so if
 // each took place anywhere.
-func (h history) meet() (common rollover, chance float64) {
+func (h history) intersection() (common rollover, chance float64) {
 	common, chance = rollover{after: 0, by: 1}, 1
 	for i, r := range h {
 		if i == 0 {
@@ -121,7 +121,7 @@ type pattern struct {
 
 // learn weighs whether all of h took place at one share of a life, or anywhere.
 func (h history) learn() pattern {
-	common, chance := h.meet()
+	common, chance := h.intersection()
 	p := pattern{kind: Unlearnt, common: common, seen: len(h)}
 	switch {
 	case len(h) == 0:
@@ -129,7 +129,7 @@ func (h history) learn() pattern {
 		p.kind = Irregular
 	case common.after < newborn:
 		p.eager = len(h) >= eagerEnough
-	case common.precise() && common.likelihood()/chance >= convincing:
+	case common.precise() && common.likelihood()/chance >= believedOdds:
 		p.kind, p.share = Regular, common.by
 		if common.holds(0.5) {
 			p.share = 0.5
@@ -159,7 +159,7 @@ func (h history) earliest() float64 {
 	if n < 4 {
 		return 0
 	}
-	return max(0, least-hiddenByChance*(most-least)/float64(n))
+	return max(0, least-chanceDistances*(most-least)/float64(n))
 }
 
 // learnt is what was learnt for one key from the histories as they were. It is worked out once for each rollover that is

@@ -4,7 +4,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
-	"time"
 )
 
 func TestLearn(t *testing.T) {
@@ -108,75 +107,5 @@ func TestLearntIsWhatWouldBeLearnt(t *testing.T) {
 				t.Fatalf("learnt %+v, want %+v", got, want)
 			}
 		}
-	}
-}
-
-func TestMintingOf(t *testing.T) {
-	t.Parallel()
-	minted := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	token := func(dated time.Time, notBefore time.Time, life time.Duration) Token {
-		return Token{ExpiresOn: minted.Add(life), NotBefore: notBefore, Claims: Claims{IssuedAt: dated}}
-	}
-	back := minted.Add(-backdated)
-	for _, row := range []struct {
-		name     string
-		token    Token
-		left     time.Duration
-		from, to time.Duration // from minted
-		unsure   bool
-	}{
-		{"as Entra dates them", token(back, time.Time{}, 24*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
-		{"by not_before alone", token(time.Time{}, back, 24*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
-		{"28 hours", token(back, time.Time{}, 28*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
-		{"more left than that life allows", token(back, time.Time{}, 24*time.Hour), 24*time.Hour + time.Minute, -backdated, issueSlack, false},
-		{"not dated back", token(minted, time.Time{}, 24*time.Hour), 20 * time.Hour, 0, backdated + issueSlack, false},
-		{"opaque", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour, false},
-		{"dated after its expiry", token(minted.Add(48*time.Hour), time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour, false},
-		{"opaque, its life not counted", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 24 * time.Hour, true},
-		{"dated two minutes after its receipt: two clocks", token(minted.Add(2*time.Minute), time.Time{}, 24*time.Hour), 24 * time.Hour, 2 * time.Minute, 7*time.Minute + issueSlack, false},
-		{"dated later than its receipt", token(minted.Add(121*time.Second), time.Time{}, 24*time.Hour), 24 * time.Hour, 24*time.Hour - longestNominal, 0, false},
-		{"dated so that no life is left, and received just before its end", token(minted.Add(24*time.Hour-time.Second), time.Time{}, 24*time.Hour), time.Minute, 24*time.Hour - longestNominal, 24*time.Hour - time.Minute, false},
-		{"dated later than a receipt that nobody knows", token(back, time.Time{}, 24*time.Hour), 30 * time.Hour, -backdated, issueSlack, true},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			t.Parallel()
-			got := issueWindowOf(row.token, row.left, !row.unsure)
-			if from, to := got.Earliest.Sub(minted), got.Latest.Sub(minted); from != row.from || to != row.to {
-				t.Errorf("from %v to %v after the minting, want %v to %v", from, to, row.from, row.to)
-			}
-		})
-	}
-}
-
-func TestLifeOf(t *testing.T) {
-	t.Parallel()
-	now := time.Now()
-	lived := func(t Token, left time.Duration) time.Duration { return lifeOf(t, issueWindowOf(t, left, true), left) }
-	dated := Token{ExpiresOn: now, Claims: Claims{IssuedAt: now.Add(-28*time.Hour - backdated)}}
-	if got := lived(dated, time.Hour); got != 28*time.Hour {
-		t.Errorf("dated: %v", got)
-	}
-	if got := lived(Token{ExpiresOn: now}, time.Hour); got != 24*time.Hour {
-		t.Errorf("opaque: %v", got)
-	}
-	if got := lived(Token{ExpiresOn: now}, 26*time.Hour); got != 26*time.Hour {
-		t.Errorf("opaque and long: %v", got)
-	}
-	short := Token{ExpiresOn: now, Claims: Claims{IssuedAt: now.Add(-70 * time.Minute)}}
-	if got := lived(short, 40*time.Minute); got != 65*time.Minute {
-		t.Errorf("short: %v", got)
-	}
-}
-
-// A probe's step shrinks with what is left, within its bounds.
-func TestChaseStep(t *testing.T) {
-	t.Parallel()
-	last := time.Duration(math.MaxInt64)
-	for left := 28 * time.Hour; left > -time.Hour; left -= 10 * time.Minute {
-		step := probeInterval(left, 0.5)
-		if step > last || step > probeTop || step < probeFloor {
-			t.Errorf("with %v left: %v after %v", left, step, last)
-		}
-		last = step
 	}
 }

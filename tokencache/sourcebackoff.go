@@ -21,12 +21,12 @@ const (
 // time: it finds out for all keys whether the source is well again, which a token shows. A refusal does not: an endpoint may
 // refuse one call and throttle the next, and who asked for all keys again at each refusal would have it throttle for ever.
 type sourceBackOff struct {
-	failures int         // in a row; 0: the source is well
-	failure  *FetchError // the last of them
-	since    bootTime    // boot time at which that was told
-	until    bootTime    // no call of the schedule before
-	callers  bootTime    // and none for a caller, which is no later
-	turned   bool        // a caller was turned away since of a key that does not yield itself, and none has had a call
+	failures   int         // in a row; 0: the source is well
+	failure    *FetchError // the last of them
+	since      bootTime    // boot time at which that was told
+	until      bootTime    // no call of the schedule before
+	callers    bootTime    // and none for a caller, which is no later
+	turnedAway bool        // a caller was turned away since of a key that does not yield itself, and none has had a call
 }
 
 // restsFor takes in a failure of the source as a whole, which a call told that began then.
@@ -34,7 +34,7 @@ func (r *sourceBackOff) failed(failure *FetchError, began, now bootTime, roll fl
 	if r.failures == 0 || began >= r.since { // else it is the same that another call at once has told
 		r.failures++
 	}
-	r.failure, r.since, r.turned = failure, now, false
+	r.failure, r.since, r.turnedAway = failure, now, false
 	wait := backoff(r.failures, noToken, roll)
 	if failure.Kind != Throttled {
 		wait = min(wait, sourceBackOffTop)
@@ -47,12 +47,12 @@ func (r *sourceBackOff) failed(failure *FetchError, began, now bootTime, roll fl
 // endWaitsLocked lets the next call begin at once, unless the source asked for a pause.
 func (c *Cache) endWaitsLocked(now bootTime) {
 	r := &c.queue.backOff
-	r.until, r.callers, r.turned = min(r.until, now), min(r.callers, now), false
-	c.queue.apart = min(c.queue.apart, now)
+	r.until, r.callers, r.turnedAway = min(r.until, now), min(r.callers, now), false
+	c.queue.quarantine = min(c.queue.quarantine, now)
 }
 
 // heardLocked takes in what a call that ended shows of the source and of the identity, whatever became of its key.
-func (c *Cache) heardLocked(f *flight, now bootTime, failure *FetchError) {
+func (c *Cache) sourceAnsweredLocked(f *flight, now bootTime, failure *FetchError) {
 	extent := OfKey
 	if failure != nil {
 		extent = failure.extent()
@@ -66,17 +66,17 @@ func (c *Cache) heardLocked(f *flight, now bootTime, failure *FetchError) {
 		if failure.Kind == Throttled {
 			c.queue.paused = max(c.queue.paused, now.add(min(failure.RetryAfter, retryAfter)))
 		}
-		c.queue.backOff.failed(failure, f.began, now, c.roll())
+		c.queue.backOff.failed(failure, f.startedAt, now, c.roll())
 		c.turnAwayLocked(now)
 	case extent == OfKey && c.queue.backOff.endedBy(f, failure, now):
 		c.queue.backOff = sourceBackOff{}
-		c.goOnLocked(now)
+		c.retrySourceFailuresLocked(now)
 	}
 }
 
 // endedBy reports whether the answer to f shows that the source is well again.
 func (r *sourceBackOff) endedBy(f *flight, failure *FetchError, now bootTime) bool {
-	return r.failures > 0 && f.began >= r.since && (failure == nil || now.sub(r.since) > restOver)
+	return r.failures > 0 && f.startedAt >= r.since && (failure == nil || now.sub(r.since) > restOver)
 }
 
 // turnAwayLocked tells the callers whose call has not begun what has just been learnt of the source, instead of having them
@@ -91,7 +91,7 @@ func (c *Cache) turnAwayLocked(now bootTime) {
 			continue
 		}
 		e.flight = nil
-		c.queue.backOff.turned = c.queue.backOff.turned || !f.yields
+		c.queue.backOff.turnedAway = c.queue.backOff.turnedAway || !f.yields
 		f.outcome, f.err = Failed, failure
 		close(f.done)
 	}
@@ -127,11 +127,11 @@ func (c *Cache) nextLocked(e *entry, now bootTime) bootTime {
 	if e.schedule.next == never {
 		return never
 	}
-	return max(now, e.schedule.next, c.apartLocked(e), c.queue.paused, c.queue.backOff.earliest(&flight{priority: forRefresh, expires: e.token.deadline}, now))
+	return max(now, e.schedule.next, c.quarantinedUntilLocked(e), c.queue.paused, c.queue.backOff.earliest(&flight{priority: forRefresh, expires: e.token.deadline}, now))
 }
 
 // goOnLocked has all keys asked for that failed because the source did, unless a failure of their own has them wait.
-func (c *Cache) goOnLocked(now bootTime) {
+func (c *Cache) retrySourceFailuresLocked(now bootTime) {
 	for _, e := range c.entries {
 		if e.backOff.failures > 0 && e.backOff.failure.extent() == OfSource {
 			c.resumeLocked(e, max(now, e.backOff.until), now)
@@ -148,15 +148,15 @@ func (c *Cache) TryAgain() {
 	c.endWaitsLocked(now)
 	for _, e := range c.entries {
 		if e.backOff.failures > 0 {
-			e.backOff.waits, e.backOff.asks, e.backOff.apart = 0, 0, 0
-			c.hurryLocked(e, now)
+			e.backOff.waits, e.backOff.asks, e.backOff.quarantines = 0, 0, 0
+			c.retryNowLocked(e, now)
 		}
 	}
 	c.wakeSchedule()
 }
 
 // hurryLocked has a key that failed asked for again at once.
-func (c *Cache) hurryLocked(e *entry, now bootTime) {
+func (c *Cache) retryNowLocked(e *entry, now bootTime) {
 	e.backOff.until, e.backOff.callers = longAgo, longAgo
 	c.resumeLocked(e, now, now)
 }

@@ -204,7 +204,7 @@ func (c *Cache) statusLocked(e *entry, now bootTime, wall time.Time) Status {
 		s.NextRefresh = wall.Add(next.sub(now))
 	}
 	left := c.leftLocked(e, now)
-	switch failure := c.troubleLocked(e); {
+	switch failure := c.lastFailureLocked(e); {
 	case e.backOff.failure != nil, left <= 0 && failure != nil:
 		s.LastError = failure
 	}

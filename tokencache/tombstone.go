@@ -18,7 +18,7 @@ const tombstoneLife = 25 * time.Hour
 type tombstone struct {
 	digest     string        // of its text
 	received   bootTime      // boot time
-	came       time.Duration // on-time by which the back end gave it last
+	cameOn     time.Duration // on-time by which the back end gave it last
 	receivedOn time.Time     // wall time
 	expiresOn  time.Time     // as the issuer says
 	receipt    receipt
@@ -64,7 +64,7 @@ func (all *tombstones) add(r tombstone) {
 // cameAgain notes that the back end gave the token of that text at that on-time, if it is one of them.
 func (all tombstones) cameAgain(text Secret, on time.Duration) {
 	if i := all.index(text.SHA256()); i >= 0 {
-		all[i].came = on
+		all[i].cameOn = on
 	}
 }
 
@@ -72,7 +72,7 @@ func (all tombstones) cameAgain(text Secret, on time.Duration) {
 // record that happened while it may have been valid.
 func (c *Cache) reviewTombstonesLocked(now bootTime) {
 	c.tombstones = slices.DeleteFunc(c.tombstones, func(r tombstone) bool {
-		expired := c.onAt(now) > r.receipt.on+longestNominal && c.onAt(now) > r.came+tombstoneLife
+		expired := c.onAt(now) > r.receipt.on+longestNominal && c.onAt(now) > r.cameOn+tombstoneLife
 		return expired && !slices.ContainsFunc(c.changes, func(ch *change) bool {
 			return r.receipt.from <= ch.By+c.propagationDelay && ch.Moment <= r.receipt.on+longestNominal
 		})
@@ -82,7 +82,7 @@ func (c *Cache) reviewTombstonesLocked(now bootTime) {
 // goneLocked returns what is to be known of the token that e holds, once it is gone.
 func (c *Cache) goneLocked(e *entry) tombstone {
 	r := tombstone{
-		digest: e.token.Text.SHA256(), received: e.token.received, came: c.onAt(max(0, e.token.shown)), receivedOn: e.token.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.token.receipt,
+		digest: e.token.Text.SHA256(), received: e.token.received, cameOn: c.onAt(max(0, e.token.shown)), receivedOn: e.token.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.token.receipt,
 		given: e.token.given, deadline: e.token.deadline,
 	}
 	if e.token.unconfirmed || e.token.presumed {
@@ -184,7 +184,7 @@ func (all tombstones) export() []Tombstone {
 	for _, r := range all {
 		told = append(told, Tombstone{
 			SHA256: r.digest, Received: time.Duration(r.received), ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn,
-			Given: r.given, Deadline: unless(never, r.deadline), Came: r.came, Unlearnt: r.unlearnt,
+			Given: r.given, Deadline: unless(never, r.deadline), Came: r.cameOn, Unlearnt: r.unlearnt,
 			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}
@@ -205,7 +205,7 @@ func (c *Cache) receivedFirstLocked(r tombstone, now bootTime) {
 	if i >= 0 && r.receipt.on < c.tombstones[i].receipt.on {
 		first, since := r, c.tombstones[i]
 		first.receipt, first.deadline = r.receipt.again(since.receipt), min(r.deadline, since.deadline)
-		first.came = max(r.came, since.came)
+		first.cameOn = max(r.cameOn, since.cameOn)
 		c.tombstones[i] = first
 	}
 	for _, e := range c.entries {

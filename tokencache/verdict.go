@@ -1,7 +1,6 @@
 package tokencache
 
 import (
-	"fmt"
 	"slices"
 	"time"
 )
@@ -31,46 +30,6 @@ type Permissions struct {
 	Likely    time.Time // and probably by then; zero when current, or when nothing was learnt yet
 	Withheld  bool      // a revocation keeps the token from everybody
 }
-
-// WithheldError is returned by Get while a revocation keeps back the token that there is.
-type WithheldError struct {
-	Permissions Permissions
-	Revoked     time.Time // the latest revocation that the token may lack
-	Until       time.Time // a token that no revocation withholds is here by then at the latest, if the back end answers
-	Spread      time.Time // there is no token, and none is fetched before, since the revocation is still spreading; zero: there is one
-}
-
-func (e *WithheldError) Error() string {
-	if !e.Spread.IsZero() {
-		return fmt.Sprintf("permissions were revoked on %s, and a token issued before %s may lack that: none is fetched until then, and one is here by %s at the latest",
-			stamp(e.Revoked), stamp(e.Spread), stamp(e.Until))
-	}
-	return fmt.Sprintf("permissions were revoked on %s, and the back end still hands out a token from before: withheld until %s at the latest",
-		stamp(e.Revoked), stamp(e.Until))
-}
-
-// NotYetError is returned by Get when the back end has no token that is as young as asked for.
-type NotYetError struct {
-	Want        time.Time // Need.IssuedAfter
-	Permissions Permissions
-	ExpiresOn   time.Time // of the token held, by the device's clock
-}
-
-func (e *NotYetError) Error() string {
-	return fmt.Sprintf("the back end still hands out a token minted before %s, which expires on %s", stamp(e.Want), stamp(e.ExpiresOn))
-}
-
-// HeldError is returned by Refresh while a fetch could bring a token without a policy change that is on
-// its way through the directory. The back end would then keep that token for a day.
-type HeldError struct {
-	For time.Duration
-}
-
-func (e *HeldError) Error() string {
-	return fmt.Sprintf("a policy change is still spreading: a token fetched now may lack it and then stay for a day; the fetch comes by itself in %v", e.For.Round(time.Second))
-}
-
-func stamp(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }
 
 // verdictLocked says how the token of e stands to one change. Its receipt decides first: no token that was received before a
 // change is current, whatever a clock says of its dates. Then its age decides, in on-time: more time has passed than that, so
@@ -109,7 +68,7 @@ func (ch *change) touches(e *entry) bool {
 func (c *Cache) judgeLocked(e *entry) {
 	before := e.policy
 	blur := c.uncertaintyLocked(e)
-	s := policyState{worst: Current, patience: silence*c.propagationDelay + heldBeyond + blur}
+	s := policyState{worst: Current, longestHold: longestHoldDelays*c.propagationDelay + heldBeyond + blur}
 	j := judgement{
 		about: make([]place, 0, len(e.judgement.about)),
 		lacks: make([]place, 0, len(e.judgement.lacks)), stale: make([]bool, 0, len(e.judgement.lacks)),
@@ -175,7 +134,7 @@ const tighter = 4 * time.Hour
 // where nobody counts its life and no clock is known to be right. A token that was still handed out had not expired: so it
 // was no later, by the issuer's clock, when the change happened. That stays on record: what is handed out in a later
 // boot tells less, since nobody knows how long the device was off.
-func (c *Cache) proveLocked(e *entry, now bootTime) {
+func (c *Cache) boundIssuerLocked(e *entry, now bootTime) {
 	learnt, blind := false, !c.clockTrust.counted && !c.clockTrusted()
 	for _, i := range e.judgement.lacks {
 		ch := c.changes[i]
@@ -228,7 +187,7 @@ func (c *Cache) rejudgeLocked(now bootTime) {
 // spread since it was due. What a caller waits for stays, unless nobody would get it, and so does what somebody insists on.
 func (c *Cache) standDownLocked(e *entry, now bootTime) {
 	f := e.flight
-	if f == nil || f.begun || f.insists || !c.heldLocked(e, now) || f.priority == forCaller && !c.barredLocked(e, now) {
+	if f == nil || f.started || f.insisted || !c.heldLocked(e, now) || f.priority == forCaller && !c.barredLocked(e, now) {
 		return
 	}
 	c.queue.remove(f)
@@ -248,11 +207,11 @@ type policyState struct {
 	unmet   bootTime // until when the latest change is spreading that is not met
 	lacked  bootTime // and the latest revocation
 
-	patience time.Duration // how long the back end is left alone at most
+	longestHold time.Duration // how long the back end is left alone at most
 }
 
 // silence is for how many spreads a back end is left alone while policy changes follow each other.
-const silence = 3
+const longestHoldDelays = 3
 
 func (s policyState) withheld() bool { return s.revoked != nil }
 

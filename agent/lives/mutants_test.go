@@ -5,7 +5,7 @@ package lives
 const (
 	judgement = "tokencache/verdict.go"
 	changes   = "tokencache/policychange.go"
-	memories  = "tokencache/snapshot.go"
+	memories  = "tokencache/restore.go"
 )
 
 var mutants = []mutant{
@@ -20,12 +20,12 @@ var mutants = []mutant{
 	{"spellings of a resource are different ones", judgement, `|| «ch.canonical == e.canonical» ||`, "ch.Resource == e.key.Resource", aboutSpellings},
 	{"a change touches identities that it is not about", judgement, "&& «ch.Selector != e.key.Selector» {", "ch.Selector.Kind > e.key.Selector.Kind", anything},
 	{"an iat to come is a date", "tokencache/issuewindow.go", "sure && «dated.After(latest.Add(aheadAtMost))»", "dated.After(latest.Add(aheadAtMost + 24*time.Hour))", anything},
-	{"another principal's token is judged by its date", "tokencache/scheduler.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
+	{"another principal's token is judged by its date", "tokencache/fetch.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
 
 	// The hold.
 	{"the back end is asked while a change is spreading", "tokencache/propagation.go", "\tholds := «c.holdsLocked(e, now)»\n\tif e.token.life", "longAgo", anything},
 	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/propagation.go", "return «min(e.holds(), e.policy.lacked)»", "longAgo", aboutSpellings},
-	{"changes that follow each other hold without end", judgement, "patience: «silence*c.propagationDelay» +", "1000 * silence * c.propagationDelay", aboutPipelines},
+	{"changes that follow each other hold without end", judgement, "longestHold: «longestHoldDelays*c.propagationDelay» +", "1000 * longestHoldDelays * c.propagationDelay", aboutPipelines},
 
 	// The record.
 	{"changes end after an hour", changes, "lasts := «c.propagationDelay + longestNominal + recordAfter»", "c.propagationDelay + time.Hour", anything},

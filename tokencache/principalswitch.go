@@ -24,13 +24,13 @@ const (
 // name, a device that is onboarded again, or a disk that is moved, makes it another; replicas that lag go on giving the
 // tokens of the one before.
 type principals struct {
-	current Principal
-	former  []Principal // at most maxFormer, the latest last
-	since   bootTime    // boot time at which the switch to current was seen; longAgo: there was none
-	shown   bootTime    // boot time at which a token of current was given last
-	told    bootTime    // boot time at which people were told of a switch last; longAgo: never
-	untold  int         // switches since that they were not told of
-	by      Key         // the key that showed the switch where a former principal came back by insisting; else zero
+	current    Principal
+	former     []Principal // at most maxFormer, the latest last
+	since      bootTime    // boot time at which the switch to current was seen; longAgo: there was none
+	shown      bootTime    // boot time at which a token of current was given last
+	reported   bootTime    // boot time at which people were told of a switch last; longAgo: never
+	unreported int         // switches since that they were not told of
+	returnedBy Key         // the key that showed the switch where a former principal came back by insisting; else zero
 }
 
 // Switch says that the tokens of a selector speak for another principal than before.
@@ -61,13 +61,13 @@ func (c *Cache) principalsLocked(of Selector) *principals {
 		}
 		delete(c.principals, oldest)
 	}
-	p := &principals{since: longAgo, shown: longAgo, told: longAgo}
+	p := &principals{since: longAgo, shown: longAgo, reported: longAgo}
 	c.principals[of] = p
 	return p
 }
 
 // knows reports whether who is a former principal.
-func (p *principals) knows(who Principal) bool {
+func (p *principals) isFormer(who Principal) bool {
 	return slices.ContainsFunc(p.former, func(f Principal) bool { return !f.Differs(who) })
 }
 
@@ -81,7 +81,7 @@ func (p *principals) knows(who Principal) bool {
 func (c *Cache) admitLocked(e *entry, f Fetched, left, held time.Duration, now bootTime) (admitted bool, told *Switch) {
 	who, p := f.Token.Claims.Principal(), c.principalsLocked(e.key.Selector)
 	if !who.Simulated && (p.current.Simulated || e.token.lastClaims.Simulated()) {
-		c.unseatLocked(e, p, now)
+		c.dropSimulatedLocked(e, p, now)
 	}
 	switch {
 	case who.Simulated && (!p.current.IsZero() && !p.current.Simulated || held > 0 && !e.token.lastClaims.Simulated()):
@@ -91,11 +91,11 @@ func (c *Cache) admitLocked(e *entry, f Fetched, left, held time.Duration, now b
 			p.current, p.shown, e.claim = p.current.filled(who), now, claim{}
 		}
 		return true, nil
-	case !p.knows(who), c.issuedSinceLocked(e, f, left, now, p.since):
+	case !p.isFormer(who), c.issuedSinceLocked(e, f, left, now, p.since):
 		return true, c.switchLocked(e, p, who, now)
-	case c.returnsLocked(e, who, now):
+	case c.insistsLocked(e, who, now):
 		told = c.switchLocked(e, p, who, now)
-		p.by = e.key
+		p.returnedBy = e.key
 		return true, told
 	}
 	return held <= 0 || !who.Differs(e.token.lastClaims.Principal()) || e.token.lastClaims.Simulated() && !who.Simulated, nil
@@ -103,10 +103,10 @@ func (c *Cache) admitLocked(e *entry, f Fetched, left, held time.Duration, now b
 
 // unseatLocked forgets the simulated principals of e's selector, since e was given a real token. The back end has become a real
 // one, so it is asked at once for every key whose token is simulated, also while policy changes spread: those open nothing.
-func (c *Cache) unseatLocked(e *entry, p *principals, now bootTime) {
+func (c *Cache) dropSimulatedLocked(e *entry, p *principals, now bootTime) {
 	p.former = slices.DeleteFunc(p.former, func(f Principal) bool { return f.Simulated })
 	if p.current.Simulated {
-		p.current, p.since, p.by, e.claim = Principal{}, longAgo, Key{}, claim{}
+		p.current, p.since, p.returnedBy, e.claim = Principal{}, longAgo, Key{}, claim{}
 	}
 	for _, o := range c.entries {
 		if o == e || o.token.Text.IsZero() || !o.token.lastClaims.Simulated() {
@@ -137,7 +137,7 @@ func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left time.Duration, now, 
 // tokens, and since the first none of this selector gave the current one's. While another key holds a token of the current
 // one, only a key whose own token is that one's can tell, since the others' answers may be the back end's copies: then such
 // a key is asked.
-func (c *Cache) returnsLocked(e *entry, who Principal, now bootTime) bool {
+func (c *Cache) insistsLocked(e *entry, who Principal, now bootTime) bool {
 	p := c.principals[e.key.Selector]
 	if e.claim.by.IsZero() || e.claim.by.Differs(who) || e.claim.from <= p.shown {
 		e.claim = claim{by: who, from: now}
@@ -171,7 +171,7 @@ func (c *Cache) witnessLocked(of Selector, who Principal, now bootTime) (witness
 // selector's principals follow each other without end, what has been answered lately is left for longer each time.
 func (c *Cache) askSoonLocked(e *entry, now bootTime) {
 	e.schedule.confirm = now.add(time.Duration(c.roll() * float64(confirmWithin)))
-	if untold := c.principalsLocked(e.key.Selector).untold; untold > 0 {
+	if untold := c.principalsLocked(e.key.Selector).unreported; untold > 0 {
 		e.schedule.confirm = max(e.schedule.confirm, e.last.answered.add(doubled(confirmWithin, untold+1, warnEvery)))
 	}
 	if e.schedule.next != never && e.flight == nil && e.backOff.failures == 0 && e.schedule.confirm >= c.heldUntilLocked(e, now) {
@@ -183,12 +183,12 @@ func (c *Cache) askSoonLocked(e *entry, now bootTime) {
 // returns what people are to be told, if they are.
 func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now bootTime) *Switch {
 	s := &Switch{From: p.current, To: who}
-	p.become(who)
-	p.since, p.shown, p.by = now, now, Key{}
+	p.switchTo(who)
+	p.since, p.shown, p.returnedBy = now, now, Key{}
 	e.claim = claim{}
-	again := now.sub(p.told) < warnEvery
+	again := now.sub(p.reported) < warnEvery
 	if again {
-		p.untold++
+		p.unreported++
 	}
 	for _, o := range slices.SortedFunc(maps.Values(c.entries), func(x, y *entry) int { return x.key.compare(y.key) }) {
 		if o.key.Selector == e.key.Selector && o != e && !o.token.Text.IsZero() && !o.token.speaksFor(who) {
@@ -198,13 +198,13 @@ func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now bootTim
 	if again {
 		return nil
 	}
-	s.Untold = p.untold
-	p.told, p.untold = now, 0
+	s.Untold = p.unreported
+	p.reported, p.unreported = now, 0
 	return s
 }
 
 // become makes who the current principal, and the one before a former one.
-func (p *principals) become(who Principal) {
+func (p *principals) switchTo(who Principal) {
 	p.former = slices.DeleteFunc(p.former, func(f Principal) bool { return !f.Differs(who) })
 	p.former = append(p.former, p.current)
 	p.former = p.former[max(0, len(p.former)-maxFormer):]
@@ -219,7 +219,7 @@ func (c *Cache) confirmLocked(e *entry, now bootTime) bootTime {
 	switch {
 	case !e.claim.by.IsZero() && e.claim.from > p.shown && now.sub(e.claim.from) < returnAfter:
 		return e.claim.from.add(returnAfter)
-	case p.by == e.key && now.sub(p.since) < watchStep:
+	case p.returnedBy == e.key && now.sub(p.since) < watchStep:
 		return p.since.add(watchStep)
 	case c.formerLocked(e):
 		return now.add(jitter(watchStep, c.roll()))
@@ -234,7 +234,7 @@ func (c *Cache) formerLocked(e *entry) bool {
 }
 
 // startAnew forgets what was learnt of e's rollovers: they were those of another principal's tokens.
-func (c *Cache) startAnew(e *entry) {
+func (c *Cache) forgetRolloversLocked(e *entry) {
 	e.rollovers, e.token.before = nil, nil
 	c.rollovers = slices.DeleteFunc(c.rollovers, func(r rollover) bool { return r.of == e.key })
 	c.seen++
@@ -273,7 +273,7 @@ func (c *Cache) exportPrincipalsLocked() []Principals {
 		if !p.current.IsZero() {
 			all = append(all, Principals{
 				Selector: s, Current: p.current, Former: slices.Clone(p.former),
-				Since: unless(longAgo, p.since), Shown: unless(longAgo, p.shown), Told: unless(longAgo, p.told), Untold: p.untold, By: p.by.Resource,
+				Since: unless(longAgo, p.since), Shown: unless(longAgo, p.shown), Told: unless(longAgo, p.reported), Untold: p.unreported, By: p.returnedBy.Resource,
 			})
 		}
 	}
@@ -309,57 +309,4 @@ func (m *Snapshot) WithoutSimulated() (left *Snapshot, dropped int) {
 		}
 	}
 	return &real, dropped
-}
-
-// recallPrincipals begins with what m tells of principals. A memory from before they were kept tells them by its tokens,
-// the one that was received last last.
-func (c *Cache) restorePrincipals(m *Snapshot) {
-	sameBoot := m.BootID != "" && m.BootID == c.bootID
-	for _, told := range m.Principals[:min(len(m.Principals), MaxKeys)] {
-		p := c.principalsLocked(told.Selector)
-		p.current = told.Current
-		p.former = slices.Clone(told.Former[max(0, len(told.Former)-maxFormer):])
-		if told.Since != nil {
-			p.since = 0 // in an earlier boot, so before this one began
-		}
-		if sameBoot {
-			p.since = or(longAgo, told.Since)
-		}
-		p.shown, p.told, p.untold = c.recalledAt(m, or(longAgo, told.Shown)), c.recalledAt(m, or(longAgo, told.Told)), max(0, told.Untold)
-		if told.By != "" {
-			p.by = Key{Selector: told.Selector, Resource: told.By}
-		}
-	}
-	keys := slices.Clone(m.Keys)
-	slices.SortStableFunc(keys, func(x, y SnapshotEntry) int { return cmp.Compare(x.Received, y.Received) })
-	told := func(s Selector) bool {
-		return slices.ContainsFunc(m.Principals, func(p Principals) bool { return p.Selector == s })
-	}
-	for _, r := range keys {
-		who := r.Claims.Principal()
-		if who.IsZero() || told(r.Key.Selector) {
-			continue
-		}
-		p := c.principalsLocked(r.Key.Selector)
-		if who.Differs(p.current) {
-			p.become(who)
-		}
-		p.current = p.current.filled(who)
-	}
-}
-
-// recalledAt is when in this boot that boot time of m's was: no longer ago than it truly is, since it counts the time alone that the
-// device was on. No wall clock has a part in it.
-func (c *Cache) recalledAt(m *Snapshot, t bootTime) bootTime {
-	switch {
-	case t == longAgo:
-		return longAgo
-	case m.BootID != "" && m.BootID == c.bootID:
-		return t
-	}
-	at := t.add(-m.Boot)
-	if m.On > 0 { // else a release that had no on-time kept it
-		at = at.add(-max(0, c.on-m.On))
-	}
-	return at
 }

@@ -13,7 +13,7 @@ const (
 	lastMinutes = 5 * time.Minute // before an expiry every retry counts; the SDKs' own margin
 
 	refreshFloor = 30 * time.Second // tokens that live no longer are fetched when somebody asks
-	againFloor   = 5 * time.Minute  // a shorter wait is not worth a call: then the expiry itself is tried
+	nextTryFloor = 5 * time.Minute  // a shorter wait is not worth a call: then the expiry itself is tried
 	afterExpiry  = time.Second      // a back end may roll over only when the token has expired
 	backoffFloor = time.Second
 	backoffTop   = 5 * time.Minute
@@ -44,7 +44,7 @@ func firstRefresh(left, advised time.Duration, roll float64) time.Duration {
 // nextTry returns how long to wait after the back end gave the token that was already held. Each try
 // halves what is left, so that a token costs about eight of them, and the last comes just after expiry.
 func nextTry(left time.Duration, roll float64) time.Duration {
-	if wait := jitter(left/2, roll); wait >= againFloor {
+	if wait := jitter(left/2, roll); wait >= nextTryFloor {
 		return wait
 	}
 	return left + afterExpiry

@@ -50,7 +50,7 @@ func (c *Cache) recountLocked(first tombstone, f Fetched, left time.Duration, no
 		return believed
 	case first.given > 0 && freshAt(f.Token, left, passed):
 		return left
-	case dated && c.readings.bear(readingOf(f, left, now)) && left <= c.mostLeftLocked(first, now):
+	case dated && c.readings.confirms(readingOf(f, left, now)) && left <= c.mostLeftLocked(first, now):
 		return left
 	}
 	return believed
@@ -77,7 +77,7 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left time.Duration, now bootTi
 	first, known := c.tombstoneLocked(e, f.Token.Text)
 	passed := now.sub(first.received)
 	again := known && first.given != 0 && passed >= readingsApart && agree(left, first.given)
-	if !f.Counted || !again && !c.readings.repeat(readingOf(f, left, now)) {
+	if !f.Counted || !again && !c.readings.repeats(readingOf(f, left, now)) {
 		return
 	}
 	c.voidCountsLocked(now)
@@ -200,7 +200,7 @@ func (all *readings) add(r reading) {
 }
 
 // bear reports whether another answer showed what r does.
-func (all readings) bear(r reading) bool {
+func (all readings) confirms(r reading) bool {
 	return slices.ContainsFunc(all, func(o reading) bool {
 		return r.at.sub(o.at) >= readingsApart && r.zero.Sub(o.zero).Abs() <= countSlack
 	})
@@ -211,7 +211,7 @@ const replicasDiffer = 5 * time.Minute
 
 // repeat reports whether r has the number of another answer, and shows the issuer's clock to have gone back since by more than that of
 // one replica and another's.
-func (all readings) repeat(r reading) bool {
+func (all readings) repeats(r reading) bool {
 	return slices.ContainsFunc(all, func(o reading) bool {
 		return agree(r.left, o.left) && r.zero.Before(o.zero.Add(-replicasDiffer))
 	})
@@ -235,7 +235,7 @@ func (c *Cache) longestLocked(f Fetched, begun, now bootTime) time.Duration {
 		return nominalOf(f)
 	}
 	left := f.Left - now.sub(begun)
-	if c.clockTrusted() && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())) || c.readings.bear(readingOf(f, left, now)) {
+	if c.clockTrusted() && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())) || c.readings.confirms(readingOf(f, left, now)) {
 		return longestNominal
 	}
 	return defaultNominal

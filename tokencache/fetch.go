@@ -1,0 +1,344 @@
+package tokencache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// flight is one fetch of one key, from the wish for it to its landing.
+type flight struct {
+	key       Key
+	priority  priority
+	asked     bootTime      // boot time of the wish
+	started   bool          // the call is under way
+	startedAt bootTime      // boot time of the call, once begun
+	done      chan struct{} // closed when outcome and err are set
+
+	expires     bootTime // boot time at which the token held expires, or has expired
+	notBefore   bootTime // no call before: the back end would still have the token that has expired
+	yields      bool     // its key was throttled the last two times: the others go first
+	quarantined bool     // its key is set apart
+	retries     int      // how often it was tried again, since the back end had only a token whose life was over
+	insisted    bool     // somebody wants it whatever spreads
+	forgets     bool     // what it brings takes the place of the token held, and of what was learnt of its life
+
+	outcome  Outcome
+	err      error
+	switched *Switch // of principals, that it showed
+	dropped  string  // the digest of the token that it took the place of, if it forgets
+}
+
+// failure returns why f brought nothing; nil: it has not landed, or brought something, or there is no f.
+func (f *flight) failure() error {
+	if f == nil {
+		return nil
+	}
+	select {
+	case <-f.done:
+		return f.err
+	default:
+		return nil
+	}
+}
+
+// stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
+func (f *flight) stoodDown() bool { return errors.As(f.failure(), new(*HeldError)) }
+
+// startFetchLocked returns e's flight, begun if there was none. A caller that joins a queued flight lends it
+// its own class.
+func (c *Cache) startFetchLocked(e *entry, cl priority, now bootTime) *flight {
+	if f := e.flight; f != nil {
+		if cl < f.priority {
+			f.priority = cl
+			c.dispatchSoonLocked(now)
+		}
+		return f
+	}
+	e.flight = &flight{key: e.key, priority: cl, asked: now, notBefore: longAgo, expires: e.token.deadline, done: make(chan struct{})}
+	e.flight.yields, e.flight.quarantined = e.backOff.yields(), e.backOff.quarantines > 0
+	if over := c.overLocked(e, now); over <= now { // a miss just after an expiry waits for what the schedule waits for
+		e.flight.notBefore = over.add(afterExpiry)
+	}
+	e.schedule.softFetchAfter = now.add(softFetchEvery)
+	c.queue.waiting = append(c.queue.waiting, e.flight)
+	c.dispatchSoonLocked(now)
+	return e.flight
+}
+
+// dispatchSoonLocked begins what may begin, and has the schedule see to the rest.
+func (c *Cache) dispatchSoonLocked(now bootTime) {
+	c.dispatchLocked(now)
+	if len(c.queue.waiting) > 0 {
+		c.wakeSchedule()
+	}
+}
+
+// dispatchLocked begins as many queued flights as the source may have now.
+func (c *Cache) dispatchLocked(now bootTime) {
+	for f := c.queue.begin(now); f != nil; f = c.queue.begin(now) {
+		c.running.Go(func() { c.runFetch(f) })
+	}
+}
+
+// fly makes the call. It runs on the cache's context, not on any caller's.
+func (c *Cache) runFetch(f *flight) {
+	ctx, cancel := context.WithTimeout(c.ctx, fetchTimeout)
+	defer cancel()
+	begun := c.now()
+	fetched, err := c.fetch(ctx, f.key)
+	if event, told := c.finishFetch(f, begun, fetched, err); told {
+		c.observe(event)
+	}
+}
+
+// land takes a call's result in and begins the next flight. What comes for a key that was dropped
+// meanwhile is dropped as well.
+func (c *Cache) finishFetch(f *flight, begun bootTime, fetched Fetched, err error) (Event, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	e := c.entries[f.key]
+	dropped := e == nil || e.flight != f
+	var left time.Duration
+	var failure *FetchError
+	fetched = fetched.withoutStrangeTimes(c.clock.Wall())
+	if err == nil && !dropped {
+		c.staticLocked(e, fetched, fetched.Left-now.sub(begun), now)
+	}
+	fetched.Counted = fetched.Counted && !c.static
+	switch {
+	case err != nil:
+		failure = asFetchError(err)
+	case dropped:
+		c.passOverLocked(fetched, fetched.Left-now.sub(begun), begun, now)
+	default:
+		left, failure = c.receiveLocked(e, begun, now, fetched)
+		if failure == nil && f.forgets {
+			f.dropped = c.dropTokenLocked(e, now)
+		}
+	}
+	c.sourceAnsweredLocked(f, now, failure)
+	settled := !dropped && !c.retryExpiredLocked(e, f, now, failure)
+	if settled {
+		c.completeLocked(e, f, begun, now, fetched, left, failure)
+	}
+	c.dispatchLocked(now)
+	c.wakeSchedule()
+	if !settled {
+		return Event{}, false
+	}
+	event := Event{
+		Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now.sub(begun),
+		Permissions: c.permissionsLocked(e, now), Switch: f.switched, Simulated: err == nil && fetched.Token.Claims.Simulated(),
+	}
+	if f.outcome == Newer {
+		event.Twin, event.AudienceBefore, event.Audience, event.Omitted = c.twinLocked(e), e.token.audienceBefore, e.token.lastClaims.Audience, e.token.omitted
+	}
+	if next := c.nextLocked(e, now); next != never {
+		event.Retry = next.sub(now)
+	}
+	close(f.done)
+	return event, true
+}
+
+// receiveLocked returns the life left of a token that was fetched for e, or why there is none that can be used.
+func (c *Cache) receiveLocked(e *entry, begun, now bootTime, fetched Fetched) (left time.Duration, failure *FetchError) {
+	m := issueWindowOf(fetched.Token, fetched.Left-now.sub(begun), fetched.Counted || c.clockTrusted())
+	c.clockTrust.learn(fetched, m, c.clock.Wall(), begun, now)
+	c.correctLocked(now)
+	c.tombstones.cameAgain(fetched.Token.Text, c.onAt(now))
+	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-now.sub(begun), now)
+	if fetched.Counted {
+		c.readings.add(readingOf(fetched, fetched.Left-now.sub(begun), now))
+	}
+	return left, failure
+}
+
+// A back end that has only a token whose life is just over is asked again after a moment, each time for longer: it rolls over
+// in these seconds, its clock is not quite ours, and an answer takes its time. One that has given nothing else for a while is
+// in no rollover.
+const (
+	retryFirst          = 250 * time.Millisecond
+	retryTop            = time.Second
+	maxRetries          = 6
+	retryFailuresAtMost = 2 // of a key's fetches in a row that failed
+
+	retryLeftAtMost = 3 * time.Second // and where the token held has no more life left: it may be over before a caller that waits is scheduled
+)
+
+// againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
+// whether it has.
+func (c *Cache) retryExpiredLocked(e *entry, f *flight, now bootTime, failure *FetchError) bool {
+	if failure == nil || !failure.JustExpired || f.retries == maxRetries || c.leftLocked(e, now) > retryLeftAtMost || c.barredLocked(e, now) {
+		return false
+	}
+	if e.backOff.failures >= retryFailuresAtMost && e.backOff.failure.extent() != OfSource {
+		return false
+	}
+	f.retries++
+	f.started, f.notBefore = false, now.add(doubled(retryFirst, f.retries, retryTop))
+	e.last.fetches++
+	c.queue.waiting = append(c.queue.waiting, f)
+	return true
+}
+
+func (c *Cache) completeLocked(e *entry, f *flight, begun, now bootTime, fetched Fetched, left time.Duration, failure *FetchError) {
+	e.flight = nil
+	e.last.fetches++
+	e.last.endedWall = c.clock.Wall()
+	if failure == nil {
+		f.outcome, f.switched = c.takeLocked(e, fetched, left, c.leftLocked(e, now), begun, now)
+	} else {
+		if failure.Kind == Throttled {
+			c.quarantineLocked(e, failure, now)
+		} else {
+			e.backOff.throttles = 0
+		}
+		e.fail(failure, f.priority == forCaller, e.token.deadline.sub(now), c.heldUntilLocked(e, now), now, c.roll())
+		again := e.backOff.callers
+		if failure.extent() == OfSource {
+			e.schedule.next = c.nextLocked(e, now)
+			again = max(again, c.queue.backOff.callers)
+		}
+		f.outcome, f.err = Failed, failure.withRetryAfter(max(0, again.sub(now)))
+	}
+	e.last.outcome = f.outcome
+}
+
+// takeLocked takes a fetched token in, or keeps the one that is there, and plans the next fetch. left and
+// held are the lives that the fetched and the held token have left at now; held may be 0. It returns a switch
+// of principals besides, if people are to be told of one.
+func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun, now bootTime) (Outcome, *Switch) {
+	e.backOff.heal()
+	e.last.answered, e.schedule.putOff = begun, false
+	e.schedule.tries++
+	admitted, told := c.admitLocked(e, f, left, held, now)
+	simulated := f.Token.Claims.Simulated()
+	another := f.Token.Claims.Principal().Differs(e.token.lastClaims.Principal()) || e.token.life > 0 && simulated != e.token.lastClaims.Simulated()
+	outcome := Newer
+	switch {
+	case held > 0 && f.Token.Text.Equal(e.token.Text):
+		outcome = Unchanged
+		e.schedule.softFetchAfter = now.add(softFetchPause(held))
+		c.recountedLocked(e, f, left, now)
+		if e.token.unconfirmed {
+			e.token.anchor(e.token.deadline)
+		}
+		e.token.shown, e.token.unconfirmed = begun, false
+	case !admitted && simulated && !e.token.lastClaims.Simulated():
+		outcome = Simulated
+		c.passOverLocked(f, left, begun, now)
+	case !admitted:
+		outcome = Former
+		c.passOverLocked(f, left, begun, now)
+	case held > 0 && !another && c.olderLocked(e, f, left, now):
+		outcome = Older
+		c.passOverLocked(f, left, begun, now)
+	default:
+		first, again := c.tombstones.find(f.Token.Text)
+		e.token.audienceBefore, e.token.omitted = audienceBefore(e.token.lastClaims, f.Token.Claims), omittedAnew(e.token.lastClaims, f.Token.Claims)
+		if !e.token.Text.IsZero() && !f.Token.Text.Equal(e.token.Text) {
+			c.tombstones.add(c.goneLocked(e))
+		}
+		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)
+		e.token.given = c.countedLocked(f, left, begun, now)
+		if again {
+			e.token.received, e.token.receivedWall, e.token.given = first.received, first.receivedOn, first.given
+		}
+		switch {
+		case another:
+			c.forgetRolloversLocked(e)
+		case again && held <= 0:
+			outcome = Unchanged // it was forgotten meanwhile
+		case ok:
+			c.sawLocked(e, seen)
+		}
+		if held <= 0 && c.formerLocked(e) { // it is taken for want of another
+			outcome = Former
+			if simulated {
+				outcome = Simulated
+			}
+		}
+		c.judgeLocked(e)
+		e.notify()
+	}
+	c.boundIssuerLocked(e, now)
+	e.schedule.confirm = c.confirmLocked(e, now)
+	c.planLocked(e, now)
+	return outcome, told
+}
+
+// passOverLocked remembers the receipt of a token that was fetched, has left to live, and is not held.
+func (c *Cache) passOverLocked(f Fetched, left time.Duration, begun, now bootTime) {
+	if f.Token.Text.IsZero() {
+		return
+	}
+	r, known := c.tombstones.find(f.Token.Text)
+	if !known {
+		got, _ := c.receiptOf(f, tombstone{}, false, left, now)
+		r = tombstone{
+			digest: f.Token.Text.SHA256(), received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn, receipt: got,
+			given: c.countedLocked(f, left, begun, now), deadline: now.add(left),
+		}
+		if f.Presumed {
+			r.deadline = never
+		}
+	}
+	r.cameOn = c.onAt(now)
+	c.tombstones.add(r)
+}
+
+// olderLocked reports whether a token fetched for e, which has left at now, was minted before the one that e holds. One that meets
+// policy changes which the one held does not is no older, whatever their dates: a date may be wrong, and a receipt is not.
+func (c *Cache) olderLocked(e *entry, f Fetched, left time.Duration, now bootTime) bool {
+	first, again := c.tombstones.find(f.Token.Text)
+	r, m := c.receiptOf(f, first, again, left, now)
+	if !issuedBefore(f.Token, m, nominalOf(f), *e.token.Token, e.token.issued, e.token.nominal) {
+		return false
+	}
+	fetched := *e
+	fetched.token.receipt, fetched.token.issued, fetched.changed = r, m, make(chan struct{})
+	c.judgeLocked(&fetched)
+	return fetched.policy.worst.worse(e.policy.worst) == fetched.policy.worst && (fetched.policy.withheld() || !e.policy.withheld())
+}
+
+// usable returns the life left of a token fetched for e, or why it cannot be used.
+func (c *Cache) usable(e *entry, fetched Fetched, left time.Duration, now bootTime) (time.Duration, *FetchError) {
+	if fetched.Token.Text.IsZero() {
+		return 0, &FetchError{Kind: Malformed, Detail: "the answer has no token"}
+	}
+	if left = c.leftOf(fetched.Token.ExpiresOn, left); left <= 0 {
+		return 0, &FetchError{
+			Kind: Malformed, JustExpired: -left <= JustExpired,
+			Detail: fmt.Sprintf("the back end gave a token that expired %v ago", (-left).Round(time.Second)),
+		}
+	}
+	if first, known := c.tombstoneLocked(e, fetched.Token.Text); known {
+		if e.flight.forgets && fetched.Token.Text.Equal(e.token.Text) {
+			first = first.dropped()
+		}
+		if left = c.recountLocked(first, fetched, left, now); left <= 0 {
+			return 0, &FetchError{
+				Kind: Malformed, JustExpired: -left <= JustExpired,
+				Detail: "the back end gave a token again whose life is over by what it said before, and nothing bears out what it says now",
+			}
+		}
+	}
+	return left, nil
+}
+
+// JustExpired is how long ago the life of a token may have ended of which FetchError.JustExpired is said.
+const JustExpired = 10 * time.Second
+
+// twinLocked returns another key that has e's token, so that the back end does not tell the two apart; nil: there is none.
+func (c *Cache) twinLocked(e *entry) *Key {
+	for _, o := range c.entries {
+		if o != e && o.token.Text.Equal(e.token.Text) {
+			twin := o.key
+			return &twin
+		}
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package tokencache
+
+import "slices"
+
+// Record is the policy changes on record, the latest first.
+type Record struct {
+	// Taken says when the record was taken from the cache. A start works out by it what time it is: see OnAtBoot.
+	Instant
+	// Lineage names the record from its beginning on, which is the start of a process, or when that read more: generations of two
+	// lineages have no order. Empty: from before there were lineages.
+	Lineage string `json:"lineage,omitempty"`
+	// Origins are the records that this one was taken from when its lineage began, the latest last. Of each it has all up to a
+	// generation, but for what was withdrawn or over.
+	Origins []Origin `json:"origins,omitempty"`
+	// Generation rises with each change of the record: one that is noted, withdrawn, dated, or over. Of two copies of one
+	// record, that of the higher generation is the newer. Zero: from before there were generations, or nothing was ever noted.
+	Generation uint64         `json:"generation"`
+	Changes    []PolicyChange `json:"changes"`
+}
+
+// Origin is a record as of a generation.
+type Origin struct {
+	Lineage    string `json:"lineage"`
+	Generation uint64 `json:"generation"`
+}
+
+// MaxOrigins is how many a record has at most.
+const MaxOrigins = 16
+
+// Has reports whether r has, or had, all that o has, since it is o, or was taken from it, or from what o was and still is.
+func (r Record) Has(o Record) bool {
+	return r.has(o.as()) || o.asBegun() && r.has(o.Origins[len(o.Origins)-1])
+}
+
+// as is what r is as an origin.
+func (r Record) as() Origin { return Origin{r.Lineage, r.Generation} }
+
+func (r Record) has(o Origin) bool {
+	if r.Lineage == o.Lineage {
+		return r.Generation >= o.Generation
+	}
+	return slices.ContainsFunc(r.Origins, func(from Origin) bool { return from.Lineage == o.Lineage && from.Generation >= o.Generation })
+}
+
+// asBegun reports whether r is what the last of its origins was: it was taken from that alone, and nothing has changed since.
+func (r Record) asBegun() bool {
+	n := len(r.Origins)
+	return n > 0 && r.Origins[n-1].Generation == r.Generation
+}
+
+// IsNewer reports whether r came after o. Where neither of two is newer, each may have what the other lacks.
+func (r Record) IsNewer(o Record) bool {
+	return r.Has(o) && !o.Has(r) || r.has(o.as()) && !o.has(r.as())
+}
+
+// Begun returns r as the beginning of that lineage, taken from those records. Where r is as the last of them was, and that has all of the
+// others, its generation is the same, and else it is a later one. One that still is what its own origin was is no origin beside that:
+// whoever starts again and again while nothing changes does not run out of them.
+func (r Record) Begun(lineage string, from ...Record) Record {
+	var all []Origin
+	var latest uint64
+	taken := 0
+	for i, f := range from {
+		empty := f.Generation == 0 && len(f.Origins)+len(f.Changes) == 0
+		if empty || slices.ContainsFunc(from[i+1:], func(later Record) bool { return later.Has(f) }) {
+			continue
+		}
+		all = append(all, f.Origins...)
+		if f.Lineage != "" && !f.asBegun() {
+			all = append(all, f.as())
+		}
+		latest = max(latest, f.Generation)
+		taken++
+	}
+	if taken > 1 {
+		latest++
+	}
+	r.Generation = max(r.Generation, latest)
+	r.Lineage, r.Origins = lineage, nil
+	for i, o := range all {
+		if !slices.ContainsFunc(all[i+1:], func(later Origin) bool { return later.Lineage == o.Lineage && later.Generation >= o.Generation }) {
+			r.Origins = append(r.Origins, o)
+		}
+	}
+	r.Origins = r.Origins[max(0, len(r.Origins)-MaxOrigins):]
+	return r
+}
+
+// In returns r by the on-time of now, which is of this boot: what was noted in it happened later than all that was kept in the boots
+// before, whenever that was read.
+func (r Record) In(now Instant) Record {
+	began, more := r.behind(now)
+	if more == 0 {
+		return r
+	}
+	r.Instant, r.Changes = r.Instant.In(now), slices.Clone(r.Changes)
+	for i := range r.Changes {
+		r.Changes[i].shift(began, more)
+	}
+	return r
+}
+
+// After returns r, which is by the on-time of now, where changes that kept lacks, an older copy of it, are from no earlier than that was
+// taken, if they were noted in a boot that did not know of kept: that one went on from a lower on-time. Of kept, as it was
+// taken, what it knew of the boots before counts: in its own boot, which is this one or that of r, all is in order. What both have is
+// from no earlier than either says.
+func (r Record) After(kept Record, now Instant) Record {
+	before := kept.On
+	if kept.ofBoot(now.BootID, now.Boot) || kept.BootID != "" && kept.BootID == r.BootID {
+		before -= kept.Boot
+	}
+	kept = kept.In(now)
+	r.Changes = slices.Clone(r.Changes)
+	for i := range r.Changes {
+		p := &r.Changes[i]
+		moment, by := before, before
+		if j := slices.IndexFunc(kept.Changes, func(q PolicyChange) bool { return q.ID == p.ID }); j >= 0 {
+			moment, by = kept.Changes[j].Moment, kept.Changes[j].By
+		} else if p.By >= before {
+			continue // it is dated before a boot that went on from there
+		}
+		if p.Moment != 0 && moment != 0 { // else that is not known
+			p.Moment, p.By = max(p.Moment, moment), max(p.By, by)
+		}
+	}
+	return r
+}
+
+// Two records that have gone on apart, as in folders that were mounted over each other, may have changes of one ID that mean different
+// things: on a full record, one change takes in another, and is about more from then on. So changes are compared by what they stand for,
+// and never by their IDs alone.
+
+// Both returns the changes of x and those of y, as one where both have one of the same ID. They may be more than there is room for: a
+// cache that is given them joins some then.
+func Both(x, y []PolicyChange) []PolicyChange {
+	all := slices.Clone(x)
+	for _, o := range y {
+		if i := slices.IndexFunc(all[:len(x)], func(p PolicyChange) bool { return p.ID == o.ID }); i >= 0 {
+			all[i] = all[i].with(o)
+		} else {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
+// with returns p where it stands for all that o, which has the same ID, stands for as well. Joined is how many others that are at least.
+func (p PolicyChange) with(o PolicyChange) PolicyChange {
+	both := joined(&change{PolicyChange: p, canonical: Canonical(p.Resource)}, &change{PolicyChange: o, canonical: Canonical(o.Resource)}).PolicyChange
+	both.Joined = max(p.Joined, o.Joined)
+	if p.Effect == Revoked || o.Effect == Revoked {
+		both.Effect = Revoked
+	}
+	return both
+}
+
+// StandsFor reports whether no token is judged better by p than by o, which has the same ID. When either was noted, by people's clocks,
+// makes no difference.
+func (p PolicyChange) StandsFor(o PolicyChange) bool {
+	both := p.with(o)
+	return p.ID == o.ID && p.AboutAll(o) && both.Joined == p.Joined && both.Effect == p.Effect && both.Moment == p.Moment && both.By == p.By &&
+		both.Issuer.Latest.Equal(p.Issuer.Latest) && both.NotLater.Equal(p.NotLater)
+}
+
+// AboutAll reports whether p is about all that o is about.
+func (p PolicyChange) AboutAll(o PolicyChange) bool {
+	return (p.AllIdentities || !o.AllIdentities && p.Selector == o.Selector) &&
+		(p.Resource == "" || o.Resource != "" && Canonical(p.Resource) == Canonical(o.Resource))
+}

@@ -1,0 +1,417 @@
+package tokencache
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// recall begins with what m tells. Nobody else has c yet.
+func (c *Cache) restore(m *Snapshot) {
+	now := c.now()
+	c.rollovers, c.static, c.countedOn = importHistory(m.Rollovers, sourceHistory), m.Static, c.restoredOn(m, m.CountedOn, now)
+	c.restorePrincipals(m)
+	c.restoreTombstones(m)
+	c.restoreSourceBackOff(m, c.downtime(m, SnapshotEntry{}, now), now)
+	keys := slices.Clone(m.Keys)
+	slices.SortStableFunc(keys, func(a, b SnapshotEntry) int { return cmp.Compare(a.lastAsked(), b.lastAsked()) })
+	for _, r := range keys {
+		switch {
+		case c.entries[r.Key] != nil:
+		case r.Life > 0:
+			c.restoreEntry(m, r, now)
+		case r.Failing != nil:
+			c.restoreFailed(r, c.downtime(m, r, now), now)
+		}
+	}
+	c.evictLocked()
+	c.confirmRestoredLocked(!m.ofBoot(c.bootID, now), now)
+	if m.BootID != c.bootID || slices.ContainsFunc(c.changes, m.lacks) {
+		for _, e := range c.entries {
+			if e.policy.worst != Current { // by a change of which the plan that is remembered may know nothing
+				c.expediteLocked(e, now)
+			}
+		}
+	}
+	if m.On == 0 {
+		c.refetchUncertainLocked(now)
+	}
+}
+
+// Recall takes over from m, which could not be read when c began, the tokens of keys that c has none of, and what it tells of the others that
+// c has, had, or may be given yet: when they were received first. What c was given since stays, and so does what was dropped.
+func (c *Cache) Restore(m *Snapshot) {
+	c.ContinueFrom(m.Taken())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	if m.Static && !c.static && m.Taken().In(c.instantLocked()).On > c.countedOn { // else it has been shown since that they count
+		c.voidCountsLocked(now)
+	}
+	var gone []tombstone
+	for _, r := range m.Keys {
+		kept, ok := r.Tombstone()
+		if !ok {
+			continue
+		}
+		before := c.restoredTombstone(m, kept, now)
+		_, dropped := c.tombstones.find(r.Token.Text)
+		c.receivedFirstLocked(before, now)
+		e := c.entries[r.Key]
+		if dropped || r.Life <= 0 || e != nil && !e.token.Text.IsZero() {
+			gone = append(gone, before)
+			continue
+		}
+		planned, asked := never, longAgo
+		if e != nil {
+			planned, asked, r.Failing = e.schedule.next, e.asked, nil
+		}
+		c.restoreEntry(m, r, now)
+		e = c.entries[r.Key]
+		e.schedule.next, e.asked = min(e.schedule.next, planned), max(e.asked, asked)
+		if c.formerLocked(e) {
+			c.forgetLocked(e)
+		}
+		if e.schedule.confirm = min(c.confirmLocked(e, now), now.add(confirmAfterBoot)); e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
+		}
+		e.notify()
+	}
+	for _, before := range gone {
+		c.restoreTombstoneLocked(before, now)
+	}
+	c.restoreTombstones(m)
+	c.evictLocked()
+	c.wakeSchedule()
+}
+
+// askAgainLocked has the back end asked at once for each key whose token is not known to be current, where what was kept is by a
+// release that judged otherwise and kept no receipts. An answer may show that the token met all changes.
+func (c *Cache) refetchUncertainLocked(now bootTime) {
+	for _, e := range c.entries {
+		if e.policy.worst != Current && e.schedule.next != never && !c.heldLocked(e, now) {
+			e.schedule.next = now
+		}
+	}
+}
+
+const (
+	// A device is on the network by then.
+	confirmAfterBoot = 30 * time.Second
+	// confirmBootWithin is over how long the keys that there are at a boot are then asked for, which spreads a fleet's, too.
+	confirmBootWithin = 10 * time.Minute
+)
+
+// confirmRecalledLocked has each token that the back end has not answered for since this boot asked for soon, once: while the
+// device was off, its disk may have moved, or its identity may have been made anew. That the back end gives the same one is the
+// confirmation. Those of which it is open whom they speak for are asked for again as ever.
+func (c *Cache) confirmRestoredLocked(booted bool, now bootTime) {
+	for _, e := range c.entries {
+		if e.token.Text.IsZero() {
+			continue
+		}
+		e.schedule.confirm = c.confirmLocked(e, now)
+		if booted || e.last.answered <= 0 { // else the back end answered in this boot
+			e.schedule.confirm = min(e.schedule.confirm, now.add(confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin))))
+		}
+		if booted && e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) { // else what was planned is remembered
+			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
+		}
+	}
+}
+
+// ofBoot reports whether m is of that boot, and not from later in it.
+func (m *Snapshot) ofBoot(id string, now bootTime) bool {
+	return m.Taken().ofBoot(id, time.Duration(now))
+}
+
+// lacks reports whether ch, or what it stands for, was noted after m was taken.
+func (m *Snapshot) lacks(ch *change) bool {
+	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool { return p.ID == ch.ID && p.Joined == ch.Joined })
+}
+
+func (r SnapshotEntry) lastAsked() bootTime {
+	return or(longAgo, r.Asked)
+}
+
+func importHistory(told []Rollover, most int) (h history) {
+	for _, r := range told {
+		h.add(rollover{of: r.Key, after: r.After, by: r.By, watched: r.Watched}, most)
+	}
+	return h
+}
+
+// downtime is how m's boot clock and this one's are to each other, and what is known of the time between.
+type downtime struct {
+	shift   time.Duration // from the one to the other
+	beyond  time.Duration // how much longer a token may be valid than it seems
+	certain bool          // nothing of this is a guess
+}
+
+// downtime tells how long the cache was away from r.
+//
+// Within one boot nothing needs to be told. After another one, the clock that is known to be right tells it, against
+// what the issuer said of the token. Else it is at least as long as this boot has lasted, and the wall clock, which may
+// be wrong, is good enough to plan by but not to drop a token.
+func (c *Cache) downtime(m *Snapshot, r SnapshotEntry, now bootTime) downtime {
+	if m.ofBoot(c.bootID, now) {
+		return downtime{certain: !r.Unconfirmed}
+	}
+	wall, synchronised := c.clock.Wall(), c.clockTrusted()
+	then := m.Wall
+	known := synchronised && m.Synchronised
+	if !r.Token.Text.IsZero() && !r.Token.ExpiresOn.IsZero() && synchronised {
+		then, known = r.Token.ExpiresOn.Add(m.Boot-r.Deadline), true
+	}
+	least := time.Duration(now)
+	if known {
+		least = 0
+	}
+	away := min(max(wall.Sub(then), least), longestAbsence)
+	a := downtime{shift: time.Duration(now) - m.Boot - away, certain: known}
+	if !known {
+		a.beyond = away - time.Duration(now)
+	}
+	return a
+}
+
+// recallReceipt returns when a token was received and issued, by what m tells of it. One that was kept in an earlier boot was received before
+// this one, and so before every change that was noted in this one.
+func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now bootTime) receipt {
+	if got.from == 0 && got.to == 0 {
+		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
+	}
+	if c.static && !m.Static {
+		got.doubt() // what told its age counted nothing, as was found out since
+	}
+	got.shift(m.Taken().behind(c.instantLocked()))
+	latest := c.on
+	if m.ofBoot(c.bootID, now) || m.BootID == "" || c.bootID == "" {
+		latest = c.onAt(now)
+	}
+	beyond := max(0, got.on-latest)
+	got.on, got.from = got.on-beyond, got.from-beyond
+	got.to = min(got.to-beyond, got.on)
+	return got
+}
+
+// recalledOn returns an on-time at which something happened, by what m tells of it: now at the latest.
+func (c *Cache) restoredOn(m *Snapshot, on time.Duration, now bootTime) time.Duration {
+	if began, more := m.Taken().behind(c.instantLocked()); on > began {
+		on += more
+	}
+	return min(on, c.onAt(now))
+}
+
+// longestAbsence keeps a wrong clock from leaving the range of durations.
+const longestAbsence = 10 * 365 * 24 * time.Hour
+
+// at translates a boot time of the earlier boot.
+func (a downtime) at(t bootTime) bootTime {
+	if t == never || t == longAgo {
+		return t
+	}
+	return t.add(a.shift)
+}
+
+// recallKey makes an entry of what is remembered. A token that has certainly expired is not among it.
+func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now bootTime) {
+	a := c.downtime(m, r, now)
+	e := c.entries[r.Key]
+	if e == nil {
+		e = c.addLocked(r.Key)
+	}
+	e.token.digest, e.token.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
+	e.token.nominal, e.token.receivedWall = r.Nominal, r.ReceivedOn
+	e.token.issued, e.token.life, e.token.lastClaims, e.token.before, e.schedule.tries = r.IssueWindow, r.Life, r.Claims, r.Before, r.Tries
+	e.token.issuedAt, e.token.received, e.token.shown, e.last.answered = a.at(bootTime(r.IssuedAt)), a.at(bootTime(r.Received)), a.at(bootTime(r.Shown)), a.at(bootTime(r.Answered))
+	e.rollovers = importHistory(r.Rollovers, keyHistory)
+	if r.Claim != nil {
+		e.claim = claim{by: r.Claim.By, from: c.restoredAt(m, bootTime(r.Claim.From))}
+	}
+	c.seen++
+	e.token.unconfirmed, e.token.presumed = !a.certain, r.Presumed
+	if e.token.given = r.Given; e.token.unconfirmed {
+		e.token.given = 0 // how long ago that was nobody can tell
+	}
+	if e.asked = a.at(r.lastAsked()); e.asked != longAgo {
+		e.asked = e.asked.add(a.beyond) // perhaps it was asked for a moment ago
+	}
+	c.uses++
+	e.used = c.uses
+	seems := a.at(bootTime(r.Deadline))
+	e.token.deadline = seems.add(a.beyond)
+	if !r.Token.Text.IsZero() && e.token.deadline > now {
+		e.token.Token = &r.Token
+	}
+	if r.Unconfirmed && a.certain {
+		e.token.anchor(e.token.deadline)
+	}
+	e.schedule.softFetchAfter = e.softFetchDue()
+	c.judgeLocked(e)
+	e.schedule.next = c.restoredNext(e, or(never, r.Next), seems, a, now)
+	c.restoreBackOff(e, r.Failing, a, now)
+	e.schedule.probe = e.schedule.tries > 0 || e.policy.worst != Current
+}
+
+// recallNext returns when a key of which that is remembered is fetched, whose token seems to expire then.
+func (c *Cache) restoredNext(e *entry, next, seems bootTime, a downtime, now bootTime) bootTime {
+	switch {
+	case e.token.Text.IsZero() && next != never:
+		return max(now, min(a.at(next), now.add(backoffTop)), c.heldUntilLocked(e, now)) // a failure may have put it off
+	case e.token.Text.IsZero():
+		return never
+	case c.leftLocked(e, now) <= 0, seems <= now:
+		return max(now, c.barredUntilLocked(e, now)) // it has expired as far as can be told
+	case next == never:
+		return never
+	}
+	return max(now, min(a.at(next), max(seems.add(afterExpiry), now.add(backoffTop))), c.heldUntilLocked(e, now))
+}
+
+// recallRest goes on leaving the source alone. However long the downtime seems, no wait is longer than any that there is.
+func (c *Cache) restoreSourceBackOff(m *Snapshot, a downtime, now bootTime) {
+	if m.Paused != 0 {
+		c.queue.paused = min(a.at(bootTime(m.Paused)), now.add(retryAfter))
+	}
+	if f := m.Failing; f != nil {
+		c.queue.backOff = sourceBackOff{
+			failures: f.Failures, failure: f.failure(), since: now,
+			until: min(a.at(bootTime(f.Until)), now.add(backoffTop)), callers: min(a.at(bootTime(f.Callers)), now.add(retryAfter)),
+		}
+	}
+}
+
+// recallFailing goes on leaving a key alone.
+func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now bootTime) {
+	if f == nil {
+		return
+	}
+	e.backOff.failure, e.backOff.failures, e.backOff.waits, e.backOff.asks = f.failure(), f.Failures, f.Waits, f.Asks
+	schedule, callers := backoffTop, max(askTop, retryAfter)
+	if e.backOff.failure.lasts() || e.backOff.failure.Kind == Throttled {
+		schedule, callers = longTop, askLongTop
+	}
+	e.backOff.until, e.backOff.callers = min(a.at(bootTime(f.Until)), now.add(schedule)), min(a.at(bootTime(f.Callers)), now.add(callers))
+	if e.schedule.next != never {
+		e.schedule.next = max(e.schedule.next, e.backOff.until)
+	}
+}
+
+// recallFailed makes an entry of a key of which nothing is remembered but that it failed.
+func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now bootTime) {
+	e := c.addLocked(r.Key)
+	c.uses++
+	e.used, e.asked = c.uses, a.at(r.lastAsked())
+	if r.Next != nil { // it is to be prefetched, until Prefetch says otherwise
+		e.prefetch, e.schedule.next = true, max(now, c.heldUntilLocked(e, now))
+	}
+	c.restoreBackOff(e, r.Failing, a, now)
+}
+
+// recallBygones takes over those that m tells of.
+func (c *Cache) restoreTombstones(m *Snapshot) {
+	now := c.now()
+	for _, t := range m.Tombstones {
+		c.restoreTombstoneLocked(c.restoredTombstone(m, t, now), now)
+	}
+}
+
+// recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
+func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now bootTime) tombstone {
+	r := tombstone{
+		digest: t.SHA256, received: bootTime(t.Received), cameOn: c.restoredOn(m, cmp.Or(t.Came, m.On), now),
+		receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: or(never, t.Deadline), unlearnt: t.Unlearnt,
+		receipt: c.restoredReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
+	}
+	if m.BootID == "" || m.BootID != c.bootID {
+		r.received, r.given, r.deadline = beforeBoot, 0, never
+	}
+	return r
+}
+
+// recallBygoneLocked remembers r. Where the token is remembered already, what is known of its first receipt stays.
+func (c *Cache) restoreTombstoneLocked(r tombstone, now bootTime) {
+	c.receivedFirstLocked(r, now)
+	if c.tombstones.index(r.digest) < 0 {
+		c.tombstones.add(r)
+	}
+}
+
+// wished returns until when callers' wishes for more life had been met by what the back end answered last.
+func (e *entry) softFetchDue() bootTime {
+	if e.schedule.tries == 0 {
+		return e.last.answered.add(softFetchEvery)
+	}
+	return e.last.answered.add(softFetchPause(e.token.deadline.sub(e.last.answered)))
+}
+
+// confirmExpiriesLocked has tokens' times as they really are, once the clock is known to be right, where the downtime before this
+// boot had left them open. It reports whether there were any.
+func (c *Cache) confirmExpiriesLocked(now bootTime) (any bool) {
+	if !c.clockTrusted() {
+		return false
+	}
+	for _, e := range c.entries {
+		c.ageLocked(e, now)
+		if e.token.unconfirmed && !e.token.ExpiresOn.IsZero() {
+			e.token.unconfirmed, any = false, true
+			e.token.anchor(now.add(c.leftLocked(e, now)))
+			c.expediteLocked(e, now)
+		}
+	}
+	return any
+}
+
+// recallPrincipals begins with what m tells of principals. A memory from before they were kept tells them by its tokens,
+// the one that was received last last.
+func (c *Cache) restorePrincipals(m *Snapshot) {
+	sameBoot := m.BootID != "" && m.BootID == c.bootID
+	for _, told := range m.Principals[:min(len(m.Principals), MaxKeys)] {
+		p := c.principalsLocked(told.Selector)
+		p.current = told.Current
+		p.former = slices.Clone(told.Former[max(0, len(told.Former)-maxFormer):])
+		if told.Since != nil {
+			p.since = 0 // in an earlier boot, so before this one began
+		}
+		if sameBoot {
+			p.since = or(longAgo, told.Since)
+		}
+		p.shown, p.reported, p.unreported = c.restoredAt(m, or(longAgo, told.Shown)), c.restoredAt(m, or(longAgo, told.Told)), max(0, told.Untold)
+		if told.By != "" {
+			p.returnedBy = Key{Selector: told.Selector, Resource: told.By}
+		}
+	}
+	keys := slices.Clone(m.Keys)
+	slices.SortStableFunc(keys, func(x, y SnapshotEntry) int { return cmp.Compare(x.Received, y.Received) })
+	told := func(s Selector) bool {
+		return slices.ContainsFunc(m.Principals, func(p Principals) bool { return p.Selector == s })
+	}
+	for _, r := range keys {
+		who := r.Claims.Principal()
+		if who.IsZero() || told(r.Key.Selector) {
+			continue
+		}
+		p := c.principalsLocked(r.Key.Selector)
+		if who.Differs(p.current) {
+			p.switchTo(who)
+		}
+		p.current = p.current.filled(who)
+	}
+}
+
+// recalledAt is when in this boot that boot time of m's was: no longer ago than it truly is, since it counts the time alone that the
+// device was on. No wall clock has a part in it.
+func (c *Cache) restoredAt(m *Snapshot, t bootTime) bootTime {
+	switch {
+	case t == longAgo:
+		return longAgo
+	case m.BootID != "" && m.BootID == c.bootID:
+		return t
+	}
+	at := t.add(-m.Boot)
+	if m.On > 0 { // else a release that had no on-time kept it
+		at = at.add(-max(0, c.on-m.On))
+	}
+	return at
+}
