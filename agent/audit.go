@@ -53,7 +53,7 @@ func auditKeyOf(c *grants.Caller) auditKey {
 	case c.Module != "":
 		return auditKey{module: c.Module}
 	case c.Container != nil:
-		return auditKey{container: cmp.Or(c.Container.Name, c.Container.ID)} // a name is missing if nobody confirmed it
+		return auditKey{container: cmp.Or(c.Container.Name, c.Container.ID)} // no name: not confirmed by the engine
 	case c.Unit != "":
 		return auditKey{unit: c.Unit}
 	}

@@ -44,12 +44,12 @@ type Rules struct {
 }
 
 // SpreadOrDefault returns how long a policy change may take to reach newly issued tokens.
-func (r Rules) SpreadOrDefault() time.Duration {
+func (r *Rules) SpreadOrDefault() time.Duration {
 	return cmp.Or(r.Spread, tokencache.DefaultPropagationDelay)
 }
 
-// sdkLife returns the longest life that the SDK forms advertise.
-func (r *Rules) sdkLife() time.Duration { return cmp.Or(r.SDKLife, DefaultSDKLife) }
+// SDKLifeOrDefault returns the longest life that the SDK forms advertise.
+func (r *Rules) SDKLifeOrDefault() time.Duration { return cmp.Or(r.SDKLife, DefaultSDKLife) }
 
 // Validate returns every fault in r, as *grants.RuleErrors joined, or nil. Kind is "sdk_life" or "spread" where a
 // setting is at fault.
@@ -185,7 +185,7 @@ func (s *ruleset) allowed(m *tokencache.Snapshot) *tokencache.Snapshot {
 // changes describes how s differs from the rules before it.
 func (s *ruleset) changes(before *ruleset) []string {
 	all := s.Changes(before.Authorizer)
-	if is, was := s.sdkLife(), before.sdkLife(); is != was {
+	if is, was := s.SDKLifeOrDefault(), before.SDKLifeOrDefault(); is != was {
 		all = append(all, fmt.Sprintf("sdk_life is %v, was %v", is, was))
 	}
 	switch is := s.WithholdLost; {

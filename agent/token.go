@@ -116,7 +116,7 @@ func (a *Agent) answer(ctx context.Context, caller *grants.Caller, r Request) (A
 		return Answer{}, a.callerError(identity, r.Resource, err)
 	}
 	a.audit.allowed(rules, caller, granted, r.Resource)
-	life := rules.sdkLife()
+	life := rules.SDKLifeOrDefault()
 	if answer.Permissions.State != tokencache.Current || answer.Unconfirmed {
 		life = min(life, staleSDKLife)
 	}

@@ -40,15 +40,15 @@ type loopback struct {
 // reopenInterval is how often a port that was taken is tried.
 const reopenInterval = 2 * time.Second
 
-// set puts an address, or none, and the grants in force.
-func (b *loopback) set(at netip.AddrPort, grants []grants.Ref) {
+// set changes the address, which may be none, and the grants in force.
+func (b *loopback) set(at netip.AddrPort, inForce []grants.Ref) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if at.IsValid() && b.secrets == nil {
 		b.openSecrets()
 	}
 	if b.secrets != nil {
-		b.secrets.SetGrants(grants)
+		b.secrets.SetGrants(inForce)
 	}
 	if at == b.at && b.listener != nil {
 		return

@@ -51,7 +51,7 @@ func Check(path string) (c Config, judgedFor string, err error) {
 }
 
 // loadTrusted is Load with what files are trusted, and who is in a group.
-func loadTrusted(path string, by *trust, in func(gid uint32, grants []grants.Grant) string) (Config, error) {
+func loadTrusted(path string, by *trust, in func(gid uint32, all []grants.Grant) string) (Config, error) {
 	extra, err := extraFiles(filepath.Join(filepath.Dir(path), "config.d"), by)
 	if err != nil {
 		return Config{}, err

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"perceptd/agent"
 )
 
 // inList writes a list as people write one.
@@ -41,7 +39,7 @@ func (c Config) Describe() string {
 	for _, warning := range append(c.Rules.UselessAlternates(), c.Warnings...) {
 		fmt.Fprintf(&b, "warning: %s\n", warning)
 	}
-	fmt.Fprintf(&b, "SDKs are told a life of at most %v\n", cmp.Or(c.Rules.SDKLife, agent.DefaultSDKLife))
+	fmt.Fprintf(&b, "SDKs are told a life of at most %v\n", c.Rules.SDKLifeOrDefault())
 	if c.Rules.WithholdLost {
 		b.WriteString("when the record of policy changes is lost, tokens from before are withheld\n")
 	}
