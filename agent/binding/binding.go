@@ -28,6 +28,9 @@ const (
 	MachineID   Kind = 3 // of the installation; on the disk
 )
 
+// DeviceFile is what perceptd-cache-key.service has read, as root, of what the device is known by.
+const DeviceFile = "/run/percept-cache-key/device"
+
 var kinds = []struct {
 	kind       Kind
 	word, path string

@@ -6,8 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +30,68 @@ const (
 	// sysMemfdSecret has this number on every architecture that has it; on the others there is none of it.
 	sysMemfdSecret = 447
 )
+
+// Systemd keeps a handoff by a name: this prefix and a number, higher for what was stored later. HandoffRoom is how many it
+// keeps at once: two while one takes the other's place.
+const (
+	HandoffPrefix = "cache-"
+	HandoffRoom   = 2
+)
+
+// Handoff hands what the cache knows over to the next process, by a descriptor that systemd holds meanwhile.
+type Handoff struct {
+	Hold    func(name string, fd int) error // has systemd hold a descriptor
+	Discard func(name string) error         // has it hold those of that name no more
+
+	held []string // names
+}
+
+// Take returns what processes before handed over in files, which systemd held by these names, the latest first. It stays with
+// systemd until Save. unusable is called for each that is of no use.
+func (h *Handoff) Take(files map[string]*os.File, unusable func(name string, why error)) (all []tokencache.Snapshot) {
+	byNumber := make(map[uint64]tokencache.Snapshot)
+	for name, file := range files {
+		h.held = append(h.held, name)
+		number, err := strconv.ParseUint(strings.TrimPrefix(name, HandoffPrefix), 10, 64)
+		var m *tokencache.Snapshot
+		if err == nil {
+			m, err = ReadMemfd(file)
+		}
+		if err != nil {
+			unusable(name, err)
+			continue
+		}
+		byNumber[number] = *m
+	}
+	for _, number := range slices.Backward(slices.Sorted(maps.Keys(byNumber))) {
+		all = append(all, byNumber[number])
+	}
+	return all
+}
+
+// Save hands m over in the place of what was handed over before.
+func (h *Handoff) Save(m tokencache.Snapshot) error {
+	file, err := WriteMemfd(m)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	name := HandoffPrefix + strconv.FormatInt(int64(m.Boot), 10)
+	if err := h.Hold(name, int(file.Fd())); err != nil {
+		return err
+	}
+	before := h.held
+	h.held = []string{name}
+	for _, old := range before { // the new one first: a crash in between leaves two, and never none
+		if old == name {
+			continue
+		}
+		if err := h.Discard(old); err != nil {
+			h.held = append(h.held, old)
+		}
+	}
+	return nil
+}
 
 // WriteMemfd writes m into memory that outlives this process in a descriptor, for systemd to hold. Where the kernel allows it,
 // that is memory which no other process can read without the descriptor, not even one of root's. Elsewhere it is a memfd that
@@ -85,7 +151,7 @@ func unframe(framed []byte) ([]byte, error) {
 	return text, nil
 }
 
-// carrySecret uses memory that the kernel takes out of its own view. It counts as locked, so RLIMIT_MEMLOCK bounds it.
+// writeSecretMemfd uses memory that the kernel takes out of its own view. It counts as locked, so RLIMIT_MEMLOCK bounds it.
 func writeSecretMemfd(framed []byte) (*os.File, error) {
 	fd, _, errno := unix.Syscall(sysMemfdSecret, unix.O_CLOEXEC, 0, 0)
 	if errno != 0 {

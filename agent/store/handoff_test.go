@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -261,4 +262,60 @@ func FuzzCarried(f *testing.F) {
 			checkMemory(t, text[memfdHead:])
 		}
 	})
+}
+
+// What was handed over last comes first, what is of no use is named, and systemd holds none of it any more once another is
+// handed over. One that it does not discard goes with the next.
+func TestHandoff(t *testing.T) {
+	t.Parallel()
+	held := make(map[string]*os.File)
+	var stuck error
+	h := Handoff{
+		Hold: func(name string, fd int) error {
+			own, err := unix.Dup(fd)
+			if err == nil {
+				held[name] = os.NewFile(uintptr(own), name)
+				t.Cleanup(func() { _ = held[name].Close() })
+			}
+			return err
+		},
+		Discard: func(name string) error {
+			if stuck == nil {
+				delete(held, name)
+			}
+			return stuck
+		},
+	}
+	for boot := range 3 {
+		m := small()
+		m.Boot = time.Duration(boot + 9) // by the names alone 10 comes before 9
+		stuck = errors.New("not now")
+		if boot == 0 {
+			stuck = nil
+		}
+		if err := h.Save(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(held) != 3 {
+		t.Errorf("systemd holds %d", len(held))
+	}
+	odd, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer odd.Close()
+	held[HandoffPrefix+"odd"], held[HandoffPrefix+"12"] = odd, odd
+	next := Handoff{Hold: h.Hold, Discard: h.Discard}
+	unusable := 0
+	all := next.Take(held, func(string, error) { unusable++ })
+	if len(all) != 3 || all[0].Boot != 11 || all[1].Boot != 10 || all[2].Boot != 9 || unusable != 2 {
+		t.Errorf("%d unusable, %+v", unusable, all)
+	}
+	stuck = nil
+	m := small()
+	m.Boot = 12
+	if err := next.Save(m); err != nil || len(held) != 1 || held[HandoffPrefix+"12"] == odd {
+		t.Errorf("%v, %d held", err, len(held))
+	}
 }

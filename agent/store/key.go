@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 )
 
 // Key is the secret that the cache file is sealed with. It prints as "[key]" under every fmt verb, in JSON
@@ -18,6 +20,53 @@ func (Key) GoString() string               { return redacted }
 func (Key) Format(f fmt.State, _ rune)     { _, _ = f.Write([]byte(redacted)) }
 func (Key) MarshalText() ([]byte, error)   { return []byte(redacted), nil }
 func (Key) MarshalBinary() ([]byte, error) { return []byte(redacted), nil }
+
+const (
+	// keyCredential is the systemd credential that is the key of the tokens' file.
+	keyCredential = "percept-cache-key"
+	// openedKey is that key where perceptd-cache-key.service has opened it.
+	openedKey = "/run/percept-cache-key/key"
+)
+
+// FindKey returns the key of the tokens' file: the first of systemd's credential, in the folder credentials, of what
+// perceptd-cache-key.service has opened, and of the file at path, whose folder check accepts. An empty credentials is no
+// folder. Nil: no key was made.
+func FindKey(path, credentials string, check func(folder string) error) (*Key, error) {
+	places := []string{openedKey, path}
+	if credentials != "" {
+		places = append([]string{filepath.Join(credentials, keyCredential)}, places...)
+	}
+	key, place, err := firstKey(places)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, unopenedKey(path)
+	case err != nil:
+		return nil, err
+	case place == path: // others could put theirs into an open folder; what systemd opens is in folders of its own
+		if err := check(filepath.Dir(path)); err != nil {
+			return nil, err
+		}
+	}
+	return key, nil
+}
+
+// firstKey returns the first key that is in any of the places, and its place.
+func firstKey(places []string) (key *Key, place string, err error) {
+	for _, place = range places {
+		if key, err = ReadKey(place); !errors.Is(err, fs.ErrNotExist) {
+			return key, place, err
+		}
+	}
+	return nil, "", err
+}
+
+// unopenedKey says that a key was made, which is sealed beside path and could not be opened; nil: none was made.
+func unopenedKey(path string) error {
+	if _, err := os.Stat(path + ".cred"); err != nil {
+		return nil
+	}
+	return fmt.Errorf("the key to seal them with, %s.cred, was not opened: systemctl status perceptd-cache-key tells why", path)
+}
 
 // ReadKey reads a key's file: 32 bytes that nobody but root and this process's user can change, and nobody
 // but them and the file's group can read. Without one the error is an fs.ErrNotExist.

@@ -35,6 +35,20 @@ type Recovery struct {
 	RecordFault, TokensFault error
 }
 
+// Source tells the snapshots of one source from those of others. Whoever answered at another address may have been anybody.
+type Source struct {
+	Name      string                       // the form of its endpoint, and its address
+	Former    string                       // as releases before wrote it: without the address
+	Simulated func(tokencache.Secret) bool // reports whether a simulated back end made that token
+}
+
+// Has reports whether the tokens of m are of s. What was kept without an address counts as of s, but for tokens of a simulated
+// back end, which was at another. That is asked of the tokens, since the claims that releases before have kept name no issuer.
+func (s Source) Has(m *tokencache.Snapshot) bool {
+	simulated := func(r tokencache.SnapshotEntry) bool { return s.Simulated(r.Token.Text) }
+	return m.Source == s.Name || m.Source == s.Former && !slices.ContainsFunc(m.Keys, simulated)
+}
+
 var errGone = errors.New("it is gone")
 
 // unreadCopy is why a record cannot be read now that is lost, for all that is known of it, while a copy may be read later. It is

@@ -342,9 +342,6 @@ func (s screen) cacheKey(with, path string) string {
 		s.Paragraph("worth     ", about.worth, term.Plain)
 }
 
-// readDevice is what perceptd-cache-key.service has read of what the device is known by.
-const readDevice = "/run/percept-cache-key/device"
-
 // bindingText says what kept tokens are bound to, and what to do where they could be bound to something better; next is
 // empty where they could not. It asks perceptd, which may not know what root can read here: after an upgrade in place,
 // the perceptd-cache-key.service that the version before started is active, and has passed nothing on to it.
@@ -354,7 +351,7 @@ func (a *app) bindingText(ctx context.Context, s screen) (text, next string) {
 	status, err := a.fetchStatus(asked)
 	kept := status.Kept
 	if err != nil || !kept.Reboot { // it keeps none yet: what it finds when it starts
-		known, err := binding.Known(readDevice, "/")
+		known, err := binding.Known(binding.DeviceFile, "/")
 		if err != nil {
 			return s.Paragraph("bound     ", "what of this device they are bound to cannot be read", term.Warning),
 				cacheKeyNext

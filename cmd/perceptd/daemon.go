@@ -23,6 +23,7 @@ import (
 	"perceptd/agent/server"
 	"perceptd/agent/simulator"
 	"perceptd/agent/socket"
+	"perceptd/agent/store"
 	"perceptd/cmd/perceptd/config"
 	"perceptd/systemd"
 )
@@ -57,8 +58,9 @@ type daemon struct {
 	sight   chan struct{} // what can be seen of callers may be another than before
 	untold  chan struct{} // systemd did not take all that it was told, and may now
 	failed  chan error    // something that the daemon cannot go on without
-	kept    *kept
-	state   *lock.Folder // nil: there is no state directory
+	state   *state
+
+	stateLock *lock.Folder // nil: there is no state directory
 
 	reloading sync.Mutex // one reload at a time
 
@@ -96,7 +98,7 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0, systemd.StoreRoom()-reservedRoom), modules: make(map[string]*socket.Listener),
+		held: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0, systemd.StoreRoom()-store.HandoffRoom), modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.Source, log); err != nil {
 		return nil, err
@@ -156,7 +158,7 @@ func (d *daemon) fromSystemd() (_ systemd.Given, err error) {
 		d.log.Warn("systemd's watchdog cannot be fed", zap.Error(err))
 	}
 	given, err := systemd.Passed(systemd.Names{
-		Sockets: []string{systemd.TokenSocket, systemd.AdminSocket}, StoredSockets: storedModule, StoredFiles: storedCache,
+		Sockets: []string{systemd.TokenSocket, systemd.AdminSocket}, StoredSockets: storedModule, StoredFiles: store.HandoffPrefix,
 	})
 	if len(given.Unknown) > 0 {
 		d.log.Warn("descriptors that nobody knows were closed", zap.Strings("names", given.Unknown))
@@ -199,7 +201,7 @@ func (d *daemon) release() {
 	if d.sockets != nil {
 		_ = d.sockets.held.Close()
 	}
-	_ = d.state.Close()
+	_ = d.stateLock.Close()
 }
 
 // noteChange makes the status text be told anew.

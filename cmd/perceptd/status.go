@@ -49,9 +49,9 @@ func (d *daemon) describe() api.Status {
 		s.Callers.Blind = append(s.Callers.Blind, api.Blindness{What: b.What, Why: b.Why, Hint: b.Hint})
 		s.Trouble = append(s.Trouble, blindText(b))
 	}
-	s.Kept = d.kept.status()
-	if d.kept.trouble != "" {
-		s.Trouble = append(s.Trouble, d.kept.trouble)
+	s.Kept = d.state.status()
+	if d.state.trouble != "" {
+		s.Trouble = append(s.Trouble, d.state.trouble)
 	}
 	if d.fault != "" {
 		s.Config.Error, s.Config.ErrorOn = d.fault, api.Time(d.faultOn)

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/binding"
+	"perceptd/agent/lock"
+	"perceptd/agent/simulator"
+	"perceptd/agent/source"
+	"perceptd/agent/store"
+	"perceptd/cmd/perceptd/config"
+	"perceptd/tokencache"
+)
+
+// state is what of the token cache outlives this process: what is handed over through systemd, and a file.
+type state struct {
+	log     *zap.Logger
+	source  store.Source
+	handoff store.Handoff
+	tokens  *store.Tokens // nil: there is no file
+	bound   binding.Kind  // what of the device the file is bound to
+	untold  bool          // root has told nothing of the device
+
+	noHandoff, noFile string // why there is none, in words; empty: there is one
+
+	handoffFault, fileFault atomic.Pointer[error] // why the last save failed; nil: it worked
+	trouble                 string                // what is wrong with the key or the file, for a person; empty: nothing
+}
+
+// openState has the agent begin with what processes before saved, and save what the next begins with. handedOver is what
+// systemd holds. The daemon also serves without a place to save things in, and says so, but not beside another that keeps its
+// state there.
+func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) error {
+	s := &state{
+		log: d.log, source: sourceOf(d.backend.status()), handoff: store.Handoff{Hold: d.notify.Store, Discard: d.notify.Discard},
+	}
+	d.state = s
+	defer func() {
+		for _, file := range handedOver {
+			_ = file.Close()
+		}
+	}()
+	var held lock.HeldError
+	var err error
+	if d.stateLock, err = store.Hold(d.flags.stateDir); errors.As(err, &held) {
+		return err
+	}
+	if err != nil {
+		d.log.Warn("the state folder is not locked", zap.Error(err))
+	}
+	switch {
+	case d.config.Source.Speed != 1 && d.config.Source.Kind == config.Simulated:
+		s.noHandoff = "the simulated back end has a clock of its own"
+		s.noFile = s.noHandoff
+	case d.flags.passing:
+		s.noFile = fmt.Sprintf("the state is in %s, which is not kept over a reboot: name a folder with --state-dir", d.flags.stateDir)
+	default:
+		s.openFile(d.flags)
+	}
+	record := store.OpenPolicyChanges(store.Disk(d.flags.stateDir), o.Clock.Boot)
+	o.BootID = store.BootID()
+	var before []tokencache.Snapshot
+	if s.noHandoff == "" {
+		before = s.handoff.Take(handedOver, s.logUnusable)
+	}
+	begin := store.Recover(record, s.tokens, before, s.ours, o.BootID)
+	if _, loose := errors.AsType[*store.LooseError](begin.RecordFault); loose {
+		d.log.Error("others could have changed a file of the policy changes: what is in it is in force, and withdraws nothing; it is written anew", zap.Error(begin.RecordFault))
+	} else if begin.RecordFault != nil {
+		d.log.Error("one of the two files of the policy changes cannot be used, the other is in force", zap.Error(begin.RecordFault))
+	}
+	if begin.TokensFault != nil {
+		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
+	}
+	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
+	o.Snapshot, o.Copies, o.On = s.real(begin.Snapshot, d.config.Source.Kind), begin.Copies, begin.On
+	for _, m := range begin.Unopened {
+		o.Unopened = append(o.Unopened, s.real(m, d.config.Source.Kind))
+	}
+	o.Load, o.Keep = record.Load, record.Save
+	if begin.UnreadTokens != nil {
+		o.UnreadTokens, o.LoadTokens = begin.UnreadTokens, func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
+			return s.loadAgain(d.config.Source.Kind)
+		}
+		s.fileFault.Store(&begin.UnreadTokens)
+	}
+	if s.noHandoff == "" && d.notify.Enabled() {
+		o.Keeping.Carry = s.handOver
+	} else {
+		s.noHandoff = cmp.Or(s.noHandoff, "perceptd was not started by systemd")
+	}
+	if s.tokens != nil {
+		o.Keeping.Save = s.save
+	}
+	return nil
+}
+
+// openFile opens the cache's file, or says why there is none.
+func (s *state) openFile(f flags) {
+	key, err := store.FindKey(f.cacheKey, os.Getenv("CREDENTIALS_DIRECTORY"), func(folder string) error {
+		return config.CheckFolder(folder, "the key of the kept tokens")
+	})
+	switch {
+	case err == nil && key == nil:
+		s.noFile = "there is no key to seal them with: perceptctl cache-key make"
+		return
+	case err == nil:
+		known := s.knownBy()
+		s.bound = binding.Best(known)
+		_, told := os.Lstat(binding.DeviceFile)
+		if s.untold = errors.Is(told, fs.ErrNotExist); s.untold && !s.bound.Hardware() {
+			s.log.Info("root has told nothing of this device that the kept tokens could be bound to: systemctl restart perceptd-cache-key perceptd",
+				zap.String("file", binding.DeviceFile), zap.Stringer("bound_to", s.bound))
+		}
+		s.tokens, err = store.OpenTokens(store.Disk(f.stateDir), key, known...)
+	}
+	if err != nil {
+		s.noFile = err.Error()
+		s.trouble = "tokens are not kept over a reboot: " + s.noFile
+		s.log.Warn("tokens are not kept over a reboot", zap.Error(err))
+	}
+}
+
+// knownBy returns what this device is known by, as far as root has told it or this process can read it.
+func (s *state) knownBy() []binding.Binding {
+	known, err := binding.Known(binding.DeviceFile, "/")
+	if err != nil {
+		s.log.Warn("what root has read of this device is of no use: systemctl restart perceptd-cache-key perceptd", zap.String("file", binding.DeviceFile), zap.Error(err))
+	}
+	return known
+}
+
+// logUnusable says that something that systemd holds is of no use.
+func (s *state) logUnusable(name string, why error) {
+	s.log.Warn("what systemd has kept of the cache is of no use: tokens are read from the disk or fetched anew",
+		zap.String("name", name), zap.Error(why))
+}
+
+// sourceOf tells a source's tokens by its kind, its endpoint and its address. The simulated back end in this process has
+// another address at each start.
+func sourceOf(from api.SourceStatus) store.Source {
+	s := store.Source{
+		Former:    from.Kind + " " + from.Endpoint,
+		Simulated: func(text tokencache.Secret) bool { return source.Claims(text).Simulated() },
+	}
+	s.Name = s.Former
+	if from.Kind != config.Simulated {
+		s.Name += " " + from.Address
+	}
+	return s
+}
+
+// ours reports whether the tokens of m are of this source.
+func (s *state) ours(m *tokencache.Snapshot) bool {
+	if s.source.Has(m) {
+		return true
+	}
+	s.log.Info("the kept tokens are of another source: they are not used, and those of this one take their place", zap.String("theirs", m.Source), zap.String("ours", s.source.Name))
+	return false
+}
+
+// loadAgain reads what could not be read before, as far as it can be now: all of it, and that whose tokens are of use. What is read comes
+// once, with an error too.
+func (s *state) loadAgain(kind string) (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {
+	all, err = s.tokens.LoadAgain()
+	for i := range all {
+		if s.ours(&all[i]) {
+			ours = append(ours, s.real(&all[i], kind))
+		}
+	}
+	if err == nil {
+		s.fileFault.Store(nil)
+	}
+	return all, ours, err
+}
+
+// real returns m without what a simulated back end made, which opens nothing: where the real one's address was that of a simulator,
+// the tokens of both have one source. A process that is led to a simulator on purpose keeps them; then its environment says so.
+func (s *state) real(m *tokencache.Snapshot, kind string) *tokencache.Snapshot {
+	if m == nil || kind == config.Simulated || os.Getenv(simulator.URLVariable) != "" {
+		return m
+	}
+	left, dropped := m.WithoutSimulated()
+	if dropped > 0 {
+		s.log.Warn("kept tokens are dropped and fetched anew: a simulated back end made them, and they open nothing",
+			zap.Int("tokens", dropped), zap.String("message_id", agent.MessageSimulated))
+	}
+	return left
+}
+
+// handOver has systemd hold m in the place of what it holds.
+func (s *state) handOver(m tokencache.Snapshot) error {
+	m.Source = s.source.Name
+	return outcome(&s.handoffFault, s.handoff.Save(m))
+}
+
+// outcome remembers how something ended, for the status.
+func outcome(of *atomic.Pointer[error], err error) error {
+	if err == nil {
+		of.Store(nil)
+	} else {
+		of.Store(&err)
+	}
+	return err
+}
+
+func (s *state) save(m tokencache.Snapshot) error {
+	m.Source = s.source.Name
+	return outcome(&s.fileFault, s.tokens.Save(m))
+}
+
+// status says over what tokens are kept, as far as that worked the last time.
+func (s *state) status() api.KeptStatus {
+	noHandoff, noFile := s.noHandoff, s.noFile
+	if err := s.handoffFault.Load(); err != nil {
+		noHandoff = (*err).Error()
+	}
+	if err := s.fileFault.Load(); err != nil {
+		noFile = (*err).Error()
+	}
+	kept := api.KeptStatus{Restart: noHandoff == "", Reboot: noFile == "", Why: cmp.Or(noFile, noHandoff)}
+	if s.noFile == "" {
+		kept.BoundTo, kept.Untold = s.bound.String(), s.untold
+	}
+	return kept
+}
