@@ -124,7 +124,7 @@ func TestDenialsAreListed(t *testing.T) {
 			a.Token(t.Context(), grants.Caller{UID: uint32(2000 + i), GID: 1}, agent.Request{Resource: vault})
 		}
 		a.Peek(grants.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
-		a.Rejected(t.Context(), grants.Caller{UID: 2030, GID: 1}, agent.Rejection{Resource: vault, Identity: "id2", Status: 401})
+		a.Rejected(t.Context(), grants.Caller{UID: 2030, GID: 1}, api.Rejection{Resource: vault, Identity: "id2", Status: 401})
 		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
 		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
 		all := a.Status().Denials

@@ -668,7 +668,7 @@ func TestPeek(t *testing.T) {
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		request := agent.Request{Resource: vault + "/.default"}
 		sight, news, err := a.Peek(module, request)
-		if err != nil || sight.Identity.Name != "vision" || sight.SHA256 != "" || z.fetches() != 0 {
+		if err != nil || sight.Identity != "vision" || sight.SHA256 != "" || z.fetches() != 0 {
 			t.Fatalf("%+v, %v", sight, err)
 		}
 		answer := ask(t, a, module, request)
@@ -724,8 +724,8 @@ func TestAlternates(t *testing.T) {
 		if got := ask(t, a, user, agent.Request{Resource: storage, Identity: "vision"}); got.Resource != storage || got.Token.Text != own.Token.Text {
 			t.Errorf("a caller without both grants got the token for %s", got.Resource)
 		}
-		advice, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: storage, Status: 401, SHA256: other.Token.Text.SHA256()})
-		if err != nil || advice.Findings[0].Cause != agent.WrongAudience || !strings.Contains(advice.Findings[0].Detail, "an alternate of "+storage) || advice.Sight.Claims.Audience != blob {
+		advice, err := a.Rejected(t.Context(), module, api.Rejection{Resource: storage, Status: 401, SHA256: other.Token.Text.SHA256()})
+		if err != nil || advice.Findings[0].Cause != api.CauseWrongAudience || !strings.Contains(advice.Findings[0].Detail, "an alternate of "+storage) || advice.Claims.Audience != blob {
 			t.Errorf("%+v, %v", advice, err)
 		}
 	})

@@ -43,17 +43,12 @@ func (r *Request) forGrants() grants.Request {
 // Answer is a token on its way to a caller.
 type Answer struct {
 	tokencache.Answer
-	Identity *grants.Identity
+	Identity    *grants.Identity
+	Permissions api.Permissions
 
 	// Advertise is the life that the SDK forms state. It is at most Left, and less where an SDK should come back
 	// earlier: always by a limit, and by a lower one while the permissions are not current.
 	Advertise time.Duration
-}
-
-// TokenInfo describes the token that is cached for a caller, without the token's text.
-type TokenInfo struct {
-	tokencache.TokenInfo
-	Identity *grants.Identity
 }
 
 // Counts is how many requests for a token were answered in which way.
@@ -120,7 +115,9 @@ func (a *Agent) answer(ctx context.Context, caller *grants.Caller, r Request) (A
 	if answer.Permissions.State != tokencache.Current || answer.Unconfirmed {
 		life = min(life, staleSDKLife)
 	}
-	return Answer{Answer: answer, Identity: identity, Advertise: min(answer.Left, life)}, nil
+	return Answer{
+		Answer: answer, Identity: identity, Permissions: permissionsOf(answer.Permissions), Advertise: min(answer.Left, life),
+	}, nil
 }
 
 // pollInterval is how often a waiting caller tries again when nothing wakes it: for a key without a token, whose fetch
@@ -166,26 +163,34 @@ func waitForChange(ctx context.Context, changed <-chan struct{}, missing bool) b
 	return true
 }
 
-// Peek returns what is cached now of the token that r would be answered with, and a channel that is closed when that
+// Peek describes, without its text, the token that r would be answered with now. It returns a channel that is closed
+// when that
 // may have changed. It checks the grants at every call. It fetches nothing, but the cache counts it as a request for
 // the token. The error is an *Error.
-func (a *Agent) Peek(caller grants.Caller, r Request) (info TokenInfo, changed <-chan struct{}, err error) {
-	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+func (a *Agent) Peek(caller grants.Caller, r Request) (info api.WatchEvent, changed <-chan struct{}, err error) {
+	named := r.Resource
+	r.Resource = strings.TrimSuffix(named, "/.default")
 	info, changed, err = a.peek(&caller, r)
+	info.Resource = named
 	a.audit.refused(a.rules.Load(), &caller, r.forGrants(), err)
 	return info, changed, err
 }
 
 // peek is Peek without a trace in the audit.
-func (a *Agent) peek(caller *grants.Caller, r Request) (TokenInfo, <-chan struct{}, error) {
+func (a *Agent) peek(caller *grants.Caller, r Request) (api.WatchEvent, <-chan struct{}, error) {
 	granted, refusal := a.rules.Load().authorize(caller, r.forGrants())
 	if refusal != nil {
-		return TokenInfo{}, nil, refusal
+		return api.WatchEvent{}, nil, refusal
 	}
 	identity := granted.Identity
-	info, changed, err := a.cache.Peek(tokencache.Key{Selector: identity.Selector(), Resource: r.Resource})
+	held, changed, err := a.cache.Peek(tokencache.Key{Selector: identity.Selector(), Resource: r.Resource})
 	if err != nil {
-		return TokenInfo{}, nil, a.callerError(identity, r.Resource, err)
+		return api.WatchEvent{}, nil, a.callerError(identity, r.Resource, err)
 	}
-	return TokenInfo{TokenInfo: info, Identity: identity}, changed, nil
+	info := api.WatchEvent{Identity: identity.Name, Resource: r.Resource}
+	if held.SHA256 != "" {
+		info.SHA256, info.ExpiresOn, info.ReceivedOn = held.SHA256, api.Time(held.ExpiresOn), api.Time(held.ReceivedOn)
+		info.Permissions = permissionsOf(held.Permissions)
+	}
+	return info, changed, nil
 }

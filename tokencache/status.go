@@ -78,8 +78,8 @@ const MaxVerdicts = 6
 
 // Verdict is whether a token carries a policy change.
 type Verdict struct {
-	Change string          // its ID
-	State  PermissionState // empty without a valid token
+	ID    string          // its ID
+	State PermissionState // empty without a valid token
 }
 
 // Sight is what is held of a key, without the token's text. It is zero without a valid token.
@@ -187,7 +187,7 @@ func (j judgement) verdicts(ids []string, valid bool) []Verdict {
 	slices.SortFunc(told, func(a, b verdict) int { return cmp.Compare(b.place, a.place) })
 	all := make([]Verdict, len(told))
 	for i, v := range told {
-		all[i].Change = ids[v.place]
+		all[i].ID = ids[v.place]
 		if valid {
 			all[i].State = v.PermissionState
 		}

@@ -39,7 +39,7 @@ func TestVerdicts(t *testing.T) {
 			}
 		}
 		want := []tokencache.Verdict{
-			{Change: "lacked", State: tokencache.Stale}, {Change: "spreading", State: tokencache.Uncertain}, {Change: "met", State: tokencache.Current},
+			{ID: "lacked", State: tokencache.Stale}, {ID: "spreading", State: tokencache.Uncertain}, {ID: "met", State: tokencache.Current},
 		}
 		got := only(t, c)
 		if !slices.Equal(got.Changes, want) {
@@ -73,7 +73,7 @@ func TestVerdictsAreFew(t *testing.T) {
 		told := func() (ids []string, more int) {
 			s := only(t, c)
 			for _, v := range s.Changes {
-				ids = append(ids, v.Change)
+				ids = append(ids, v.ID)
 			}
 			return ids, s.MoreChanges
 		}

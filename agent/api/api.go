@@ -123,24 +123,23 @@ type Token struct {
 	Permissions Permissions `json:"permissions"`
 }
 
-// Standing says how a token stands to the policy changes on record. It is empty where there is no valid
-// token.
-type Standing = tokencache.PermissionState
+// PermissionState says whether a token carries the policy changes on record. It is empty where there is no valid token.
+type PermissionState = tokencache.PermissionState
 
 const (
-	StandingCurrent   = tokencache.Current
-	StandingStale     = tokencache.Stale
-	StandingUncertain = tokencache.Uncertain
+	PermissionsCurrent   = tokencache.Current
+	PermissionsStale     = tokencache.Stale
+	PermissionsUncertain = tokencache.Uncertain
 )
 
 // Permissions is what is known of the permissions that a token carries. Times are by the device's clock, and absent when the token
 // is current.
 type Permissions struct {
-	Standing  Standing  `json:"standing"`
-	Changed   time.Time `json:"changed,omitzero"`    // the latest change that the token may lack
-	CurrentBy time.Time `json:"current_by,omitzero"` // a current token is here by then at the latest, if the back end answers
-	Likely    time.Time `json:"likely,omitzero"`     // and probably by then; absent when nothing was learnt yet
-	Withheld  bool      `json:"withheld,omitempty"`  // a revocation withholds the token from all callers
+	State     PermissionState `json:"standing"`
+	Changed   time.Time       `json:"changed,omitzero"`    // the latest change that the token may lack
+	CurrentBy time.Time       `json:"current_by,omitzero"` // a current token is here by then at the latest, if the back end answers
+	Likely    time.Time       `json:"likely,omitzero"`     // and probably by then; absent when nothing was learnt yet
+	Withheld  bool            `json:"withheld,omitempty"`  // a revocation withholds the token from all callers
 }
 
 // WatchEvent is the data of an event on /v1/watch: what is there now. It carries no token text. Times are by the device's clock. Its
@@ -495,8 +494,8 @@ type TokenStatus struct {
 
 // TokenChange is whether a token carries a policy change.
 type TokenChange struct {
-	ID       string   `json:"id"`                 // of the change
-	Standing Standing `json:"standing,omitempty"` // absent without a valid token
+	ID    string          `json:"id"`                 // of the change
+	State PermissionState `json:"standing,omitempty"` // absent without a valid token
 }
 
 // RolloverPattern is what was learnt of when the back end hands out newer tokens.

@@ -8,7 +8,7 @@ import (
 func TestWords(t *testing.T) {
 	t.Parallel()
 	for want, got := range map[string]string{
-		"current": string(StandingCurrent), "stale": string(StandingStale), "uncertain": string(StandingUncertain),
+		"current": string(PermissionsCurrent), "stale": string(PermissionsStale), "uncertain": string(PermissionsUncertain),
 
 		"granted": string(EffectGranted), "revoked": string(EffectRevoked), "changed": string(EffectChanged), "unknown": string(EffectUnknown),
 

@@ -52,9 +52,9 @@ func TestWatch(t *testing.T) {
 	got, err := collect(t.Context(), c, client.WatchRequest{Resource: "a&b=c", Identity: "vision"})
 	want := []client.Event{
 		{Name: "token", WatchEvent: api.WatchEvent{
-			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: noon.Add(24 * time.Hour), ReceivedOn: noon, Permissions: api.Permissions{Standing: api.StandingCurrent}, Now: noon.Add(time.Second),
+			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: noon.Add(24 * time.Hour), ReceivedOn: noon, Permissions: api.Permissions{State: api.PermissionsCurrent}, Now: noon.Add(time.Second),
 		}},
-		{Name: "permissions", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Permissions: api.Permissions{Standing: api.StandingStale, Changed: noon.Add(-time.Hour)}}},
+		{Name: "permissions", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Permissions: api.Permissions{State: api.PermissionsStale, Changed: noon.Add(-time.Hour)}}},
 		{Name: "later"},
 		{Name: "ended", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Detail: "the end"}},
 	}

@@ -52,7 +52,7 @@ func (s *Server) status(req *request) *apiError {
 	}
 	answer.Tokens = []api.TokenStatus{}
 	for _, key := range state.Keys {
-		answer.Tokens = append(answer.Tokens, tokenStatus(key))
+		answer.Tokens = append(answer.Tokens, agent.TokenStatus(key))
 	}
 	answer.Changes = policyChanges(state.Changes)
 	answer.Requests = api.RequestCounts{
@@ -68,54 +68,6 @@ func (s *Server) status(req *request) *apiError {
 	}
 	req.body = encode(answer)
 	return nil
-}
-
-func tokenStatus(key agent.KeyStatus) api.TokenStatus {
-	status := api.TokenStatus{
-		Identity:    key.Identity,
-		Resource:    key.Key.Resource,
-		State:       key.State,
-		Prefetch:    key.Prefetch,
-		SHA256:      key.SHA256,
-		ReceivedOn:  api.Time(key.ReceivedOn),
-		ExpiresOn:   api.Time(key.ExpiresOn),
-		ExpiresIn:   int64(key.Left / time.Second),
-		NextRefresh: api.Time(key.NextRefresh),
-		LastFetch:   api.Time(key.LastFetch),
-		LastOutcome: key.LastOutcome,
-		Failures:    key.Failures,
-		Fetches:     key.Fetches,
-		Served:      key.Served,
-		Life:        int64(key.Life / time.Second),
-		Former:      key.Former,
-		HeldUntil:   api.Time(key.HeldUntil),
-		Refused:     api.Time(key.Refused),
-		Rollover: api.RolloverStatus{
-			Pattern:  key.Pattern.Kind,
-			Seen:     key.Seen,
-			Age:      int64(key.Pattern.Age / time.Second),
-			Expected: api.Time(key.Expected),
-		},
-	}
-	status.Changes, status.MoreChanges = []api.TokenChange{}, key.MoreChanges
-	for _, v := range key.Changes {
-		status.Changes = append(status.Changes, api.TokenChange{ID: v.Change, Standing: v.State})
-	}
-	if key.Left > 0 {
-		claims := claimsOf(key.Claims)
-		status.Unconfirmed = key.Unconfirmed
-		status.Permissions = permissionsOf(key.Permissions)
-		status.MintedFrom, status.MintedTo = api.Time(key.Issued.Earliest), api.Time(key.Issued.Latest)
-		status.Claims = &claims
-	}
-	if key.Before != nil {
-		before := claimsOf(*key.Before)
-		status.Before = &before
-	}
-	if key.LastError != nil {
-		status.LastError = key.LastError.Error()
-	}
-	return status
 }
 
 // emptyIfNil keeps null out of JSON.

@@ -526,7 +526,7 @@ func TestStatusTellsOfPermissions(t *testing.T) {
 		return tokens[0]
 	}
 	first := one()
-	if first.Permissions.Standing != api.StandingCurrent || first.Life != 86400 || len(first.SHA256) != 64 || !first.HeldUntil.IsZero() || first.Before != nil || !first.Refused.IsZero() {
+	if first.Permissions.State != api.PermissionsCurrent || first.Life != 86400 || len(first.SHA256) != 64 || !first.HeldUntil.IsZero() || first.Before != nil || !first.Refused.IsZero() {
 		t.Errorf("%+v", first)
 	}
 	minted := time.Now().Add(-2 * time.Hour)
@@ -540,7 +540,7 @@ func TestStatusTellsOfPermissions(t *testing.T) {
 		t.Errorf("rollover %+v", first.Rollover)
 	}
 	d.change(tokencache.Revoked, time.Minute)
-	if got := one(); got.Permissions.Standing != api.StandingStale || !got.Permissions.Withheld || got.HeldUntil.IsZero() {
+	if got := one(); got.Permissions.State != api.PermissionsStale || !got.Permissions.Withheld || got.HeldUntil.IsZero() {
 		t.Errorf("while a change spreads: %+v", got)
 	}
 	send(t, token, post(api.PathRejected, `{"resource":"https://vault.azure.net","status":403}`))
@@ -553,13 +553,13 @@ func TestStatusTellsOfPermissions(t *testing.T) {
 func TestStatusOfAKeyWithoutAToken(t *testing.T) {
 	t.Parallel()
 	var key agent.KeyStatus
-	if got := tokenStatus(key); got.Permissions != (api.Permissions{}) || got.Claims != nil || !got.MintedFrom.IsZero() {
+	if got := agent.TokenStatus(key); got.Permissions != (api.Permissions{}) || got.Claims != nil || !got.MintedFrom.IsZero() {
 		t.Errorf("%+v", got)
 	}
 	before := tokencache.Claims{Groups: []string{"g"}}
 	key.Before, key.Left, key.Expected, key.Seen = &before, time.Hour, noon, 3
 	key.Pattern = tokencache.Pattern{Kind: tokencache.Regular, Age: 12 * time.Hour}
-	got := tokenStatus(key)
+	got := agent.TokenStatus(key)
 	if got.Before == nil || got.Before.Groups[0] != "g" || got.Claims == nil || got.Rollover.Age != 43200 || got.Rollover.Seen != 3 || got.Rollover.Expected.IsZero() {
 		t.Errorf("%+v", got)
 	}
@@ -584,7 +584,7 @@ func TestChangeIsSeenByAll(t *testing.T) {
 	come(&d.quotas().waiting, 1)
 	back.roll("", time.Minute)
 	send(t, admin, post(api.PathRefresh, `{"now":true}`))
-	if got := w.next(api.EventToken); got.Permissions.Standing != api.StandingCurrent {
+	if got := w.next(api.EventToken); got.Permissions.State != api.PermissionsCurrent {
 		t.Errorf("%+v", got)
 	}
 	if got := exchangeOn(t, conn, ""); got.status != 200 || got.header.Get(api.PermissionsHeader) != "current" {
@@ -611,7 +611,7 @@ func TestWithdrawingEndsAWait(t *testing.T) {
 			b.t.Fatal(err)
 		}
 		<-done
-		if token := decoded[api.Token](b.t, w.take()); token.Permissions.Standing != api.StandingCurrent {
+		if token := decoded[api.Token](b.t, w.take()); token.Permissions.State != api.PermissionsCurrent {
 			b.t.Errorf("%+v", token.Permissions)
 		}
 	})
@@ -635,7 +635,7 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 		return source.Claims(tokencache.NewSecret("a." + base64.RawURLEncoding.EncodeToString(text) + ".c"))
 	}
 	if huge := claims(10_000); len(huge.Omitted) != 9 || huge.ObjectID+huge.Issuer != "" || huge.Groups != nil {
-		t.Errorf("%d bytes are kept of claims that are too long", len(encode(claimsOf(huge))))
+		t.Errorf("claims that are too long are kept: %+v", huge)
 	}
 	largest := claims(1000)
 	lists := claims(8<<10 - len(`"",`))
@@ -648,7 +648,7 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 		LastFetch: now, LastOutcome: tokencache.Failed, LastError: &tokencache.FetchError{Detail: long}, Claims: largest, Before: &largest,
 		Expected: now, HeldUntil: now, Issued: tokencache.IssueWindow{Earliest: now, Latest: now},
 		Permissions: tokencache.Permissions{State: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now, Withheld: true},
-		Changes:     slices.Repeat([]tokencache.Verdict{{Change: long[:64], State: tokencache.Uncertain}}, tokencache.MaxVerdicts),
+		Changes:     slices.Repeat([]tokencache.Verdict{{ID: long[:64], State: tokencache.Uncertain}}, tokencache.MaxVerdicts),
 		MoreChanges: tokencache.MaxChanges,
 	}}
 	change := agent.NotedChange{Identity: long, RecordedChange: tokencache.RecordedChange{PolicyChange: tokencache.PolicyChange{
@@ -656,7 +656,7 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 	}, EndsOn: now}}
 	var status api.Status
 	for range tokencache.MaxKeys {
-		status.Tokens, status.Trouble = append(status.Tokens, tokenStatus(key)), append(status.Trouble, long)
+		status.Tokens, status.Trouble = append(status.Tokens, agent.TokenStatus(key)), append(status.Trouble, long)
 	}
 	for range tokencache.MaxChanges {
 		status.Changes = append(status.Changes, policyChange(change))

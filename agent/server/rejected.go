@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 )
 
@@ -23,44 +22,13 @@ func (s *Server) rejected(req *request) *apiError {
 			"; send the value of claims in the WWW-Authenticate header as it came, or the JSON object in it, " +
 			"or the whole header from Bearer on")
 	}
-	advice, err := s.Agent.Rejected(req.ctx, req.caller, agent.Rejection{
-		Resource: body.Resource, Identity: body.Identity, SHA256: body.SHA256, Status: body.Status, Challenge: challenge,
-	})
+	body.Claims = string(challenge)
+	advice, err := s.Agent.Rejected(req.ctx, req.caller, body)
 	if err != nil {
 		return errorOf(err)
 	}
-	req.body = encode(adviceOf(advice, body.Resource))
+	req.body = encode(advice)
 	return nil
-}
-
-func adviceOf(a agent.Advice, asked string) api.Advice {
-	advice := api.Advice{
-		Identity: a.Identity.Name, Resource: asked, SHA256: a.Sight.SHA256, Findings: []api.Finding{},
-		Retry: a.Retry, RetryOn: api.Time(a.RetryOn), Fetched: a.Fetched, Claims: claimsOf(a.Sight.Claims),
-	}
-	for _, finding := range a.Findings {
-		advice.Findings = append(advice.Findings, api.Finding{
-			Cause: causeOf[finding.Cause], Detail: finding.Detail, Action: finding.Action,
-		})
-	}
-	if a.Sight.SHA256 != "" {
-		advice.Permissions = permissionsOf(a.Sight.Permissions)
-	}
-	return advice
-}
-
-// causeOf has the wire's word for each of the agent's causes.
-var causeOf = map[agent.Cause]api.Cause{
-	agent.OldToken:      api.CauseOldToken,
-	agent.StaleToken:    api.CauseStale,
-	agent.StaleClaims:   api.CauseStaleClaims,
-	agent.RBACDelay:     api.CauseRBACDelay,
-	agent.WrongAudience: api.CauseWrongAudience,
-	agent.WrongIdentity: api.CauseWrongIdentity,
-	agent.RevokedToken:  api.CauseRevoked,
-	agent.WrongClock:    api.CauseClock,
-	agent.NoPermission:  api.CauseNoPermission,
-	agent.UnknownToken:  api.CauseUnknownToken,
 }
 
 // maxClaims bounds a decoded claims challenge.

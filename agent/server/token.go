@@ -10,7 +10,6 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/server/limit"
-	"perceptd/tokencache"
 )
 
 // maxTTL is the life of a managed identity's token: no caller can have more.
@@ -163,7 +162,7 @@ func appendV1(dst []byte, a *agent.Answer, asked string, now time.Time) []byte {
 	if other := audienceOf(a, asked); other != "" {
 		dst = appendTextField(dst, `,"audience":`, other)
 	}
-	dst = appendPermissions(append(dst, `,"permissions":`...), permissionsOf(a.Permissions))
+	dst = appendPermissions(append(dst, `,"permissions":`...), a.Permissions)
 	return append(dst, '}')
 }
 
@@ -338,7 +337,7 @@ func notBefore(a *agent.Answer, now time.Time) time.Time {
 
 // label notes what the answer's headers say of the token in it.
 func (req *request) label(a *agent.Answer, asked string) {
-	req.permissions = permissionsHeader(permissionsOf(a.Permissions))
+	req.permissions = permissionsHeader(a.Permissions)
 	req.audience = audienceOf(a, asked)
 }
 
@@ -352,33 +351,22 @@ func audienceOf(a *agent.Answer, asked string) string {
 }
 
 // currentHeader is shared by all answers. net/http only reads it.
-var currentHeader = []string{string(api.StandingCurrent)}
+var currentHeader = []string{string(api.PermissionsCurrent)}
 
 // permissionsHeader returns the value of api.PermissionsHeader.
 func permissionsHeader(p api.Permissions) []string {
-	if p.Standing == api.StandingCurrent {
+	if p.State == api.PermissionsCurrent {
 		return currentHeader
 	}
-	text := append([]byte(nil), p.Standing...)
+	text := append([]byte(nil), p.State...)
 	text = appendNumber(text, "; changed=", p.Changed.Unix())
 	text = appendNumber(text, "; current-by=", p.CurrentBy.Unix())
 	return []string{string(text)}
 }
 
-// permissionsOf returns what is known of the permissions of a token that is there.
-func permissionsOf(p tokencache.Permissions) api.Permissions {
-	return api.Permissions{
-		Standing:  p.State,
-		Changed:   api.Time(p.Changed),
-		CurrentBy: api.Time(p.CurrentBy),
-		Likely:    api.Time(p.Likely),
-		Withheld:  p.Withheld,
-	}
-}
-
 // appendPermissions appends p as a JSON object.
 func appendPermissions(dst []byte, p api.Permissions) []byte {
-	dst = appendTextField(dst, `{"standing":`, string(p.Standing))
+	dst = appendTextField(dst, `{"standing":`, string(p.State))
 	for _, field := range [...]struct {
 		name  string
 		value time.Time
@@ -391,13 +379,6 @@ func appendPermissions(dst []byte, p api.Permissions) []byte {
 		dst = strconv.AppendBool(append(dst, `,"withheld":`...), true)
 	}
 	return append(dst, '}')
-}
-
-func claimsOf(c tokencache.Claims) api.TokenClaims {
-	return api.TokenClaims{
-		Issuer: c.Issuer, Audience: c.Audience, ClientID: c.ClientID, ObjectID: c.ObjectID, TenantID: c.TenantID,
-		Groups: c.Groups, Roles: c.Roles, WIDs: c.WIDs, Omitted: c.Omitted,
-	}
 }
 
 // appendText appends s as a JSON string. Bytes that are no UTF-8 become U+FFFD, as JSON cannot carry

@@ -91,7 +91,7 @@ func TestV1Body(t *testing.T) {
 		want := api.Token{
 			AccessToken: canary, TokenType: "Bearer", Identity: test.identity, ClientID: test.clientID, Resource: test.resource,
 			SHA256:      tokencache.NewSecret(canary).SHA256(),
-			Permissions: api.Permissions{Standing: api.StandingCurrent},
+			Permissions: api.Permissions{State: api.PermissionsCurrent},
 		}
 		if token != want {
 			t.Errorf("%s: got %+v, want %+v", test.query, token, want)
@@ -456,12 +456,12 @@ func TestPermissionsAreToldOnEveryForm(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		change time.Duration // ago; 0: none
-		want   api.Standing
+		want   api.PermissionState
 	}{
-		{"no change", 0, api.StandingCurrent},
-		{"a change before", 3 * time.Hour, api.StandingCurrent},
-		{"a change just before", minted + time.Minute, api.StandingUncertain},
-		{"a change after", time.Hour, api.StandingStale},
+		{"no change", 0, api.PermissionsCurrent},
+		{"a change before", 3 * time.Hour, api.PermissionsCurrent},
+		{"a change just before", minted + time.Minute, api.PermissionsUncertain},
+		{"a change after", time.Hour, api.PermissionsStale},
 	} {
 		d := newDaemon(t, newRolling(minted).fetch)
 		socket := d.tokens("")
@@ -478,7 +478,7 @@ func TestPermissionsAreToldOnEveryForm(t *testing.T) {
 			if other := got.header[api.AudienceHeader]; other != nil {
 				t.Errorf("%s: audience %q", name, other)
 			}
-			if test.want == api.StandingCurrent {
+			if test.want == api.PermissionsCurrent {
 				if header != "current" {
 					t.Errorf("%s: %q", name, header)
 				}
@@ -494,7 +494,7 @@ func TestPermissionsAreToldOnEveryForm(t *testing.T) {
 			}
 			if form.target == v1Vault {
 				p := decoded[api.Token](t, got.body).Permissions
-				if p.Standing != test.want || p.Changed.Unix() != changed || p.CurrentBy.Unix()-by > 1 || p.Withheld {
+				if p.State != test.want || p.Changed.Unix() != changed || p.CurrentBy.Unix()-by > 1 || p.Withheld {
 					t.Errorf("%s: %+v", name, p)
 				}
 			}
@@ -517,9 +517,9 @@ func TestPermissionsBody(t *testing.T) {
 	t.Parallel()
 	for _, p := range []api.Permissions{
 		{},
-		{Standing: api.StandingCurrent},
-		{Standing: api.StandingStale, Changed: noon, CurrentBy: noon.Add(time.Hour), Likely: noon.Add(time.Minute), Withheld: true},
-		{Standing: api.StandingUncertain, Changed: noon, CurrentBy: noon.Add(24 * time.Hour)},
+		{State: api.PermissionsCurrent},
+		{State: api.PermissionsStale, Changed: noon, CurrentBy: noon.Add(time.Hour), Likely: noon.Add(time.Minute), Withheld: true},
+		{State: api.PermissionsUncertain, Changed: noon, CurrentBy: noon.Add(24 * time.Hour)},
 	} {
 		want, err := json.Marshal(p)
 		if got := string(appendPermissions(nil, p)); err != nil || got != string(want) {

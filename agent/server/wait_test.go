@@ -152,7 +152,7 @@ func TestWaitEndsWithTheTokenAskedFor(t *testing.T) {
 		}
 		<-done
 		token := decoded[api.Token](b.t, w.take())
-		if token.Permissions.Standing != api.StandingCurrent || time.Since(began) > 3*time.Minute {
+		if token.Permissions.State != api.PermissionsCurrent || time.Since(began) > 3*time.Minute {
 			b.t.Errorf("%+v after %v", token.Permissions, time.Since(began))
 		}
 	})

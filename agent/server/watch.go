@@ -80,17 +80,16 @@ type watcher struct {
 
 // run sends the state and each change of it, until the caller goes away, is too slow or may not know any more, or the
 // daemon goes down. info and changed are the result of the first look.
-func (w *watcher) run(info agent.TokenInfo, changed <-chan struct{}) {
+func (w *watcher) run(info api.WatchEvent, changed <-chan struct{}) {
 	tick := time.NewTicker(w.aliveInterval)
 	defer tick.Stop()
 	var sent api.WatchEvent
 	for {
-		now := eventOf(info, w.request.Resource)
-		if name := eventName(sent, now); name != "" {
-			if w.stream.send(name, now) != nil {
+		if name := eventName(sent, info); name != "" {
+			if w.stream.send(name, info) != nil {
 				return
 			}
-			sent = now
+			sent = info
 		}
 		if info.SHA256 == "" {
 			w.ask()
@@ -156,17 +155,6 @@ func whyEnded(err error) string {
 	return internalError().detail
 }
 
-// eventOf returns the state of a token as a watcher of resource sees it.
-func eventOf(info agent.TokenInfo, resource string) api.WatchEvent {
-	event := api.WatchEvent{Identity: info.Identity.Name, Resource: resource}
-	if info.SHA256 != "" {
-		event.SHA256 = info.SHA256
-		event.ExpiresOn, event.ReceivedOn = api.Time(info.ExpiresOn), api.Time(info.ReceivedOn)
-		event.Permissions = permissionsOf(info.Permissions)
-	}
-	return event
-}
-
 // eventName returns the name of the event that leads from the state that was sent last, the zero one at first, to the
 // state of now; empty when they are the same.
 func eventName(before, now api.WatchEvent) string {
@@ -191,7 +179,7 @@ const forecastThreshold = time.Minute
 // samePermissions reports whether two permissions are the same to a watcher.
 func samePermissions(x, y api.Permissions) bool {
 	moved := x.CurrentBy.Sub(y.CurrentBy).Abs()
-	return x.Standing == y.Standing && x.Withheld == y.Withheld && x.Changed.Equal(y.Changed) && moved < forecastThreshold
+	return x.State == y.State && x.Withheld == y.Withheld && x.Changed.Equal(y.Changed) && moved < forecastThreshold
 }
 
 // eventStreamContent is the type of a stream of server-sent events. net/http only reads it.

@@ -113,18 +113,18 @@ func TestWatchTellsEveryChange(t *testing.T) {
 	w := d.watchAt(socket, watchVault)
 	first := w.next(api.EventToken)
 	if first.Identity != "device" || first.Resource != vault || len(first.SHA256) != 64 || first.Detail != "" ||
-		first.Permissions != (api.Permissions{Standing: api.StandingCurrent}) || first.ExpiresOn.Before(time.Now()) || first.ReceivedOn.IsZero() {
+		first.Permissions != (api.Permissions{State: api.PermissionsCurrent}) || first.ExpiresOn.Before(time.Now()) || first.ReceivedOn.IsZero() {
 		t.Errorf("at first: %+v", first)
 	}
 	granted := d.change(tokencache.Granted, 2*time.Hour)
 	stale := w.next(api.EventPermissions)
-	if stale.SHA256 != first.SHA256 || stale.Permissions.Standing != api.StandingStale || !stale.Permissions.Changed.Equal(api.Time(granted.At)) || stale.Permissions.CurrentBy.IsZero() {
+	if stale.SHA256 != first.SHA256 || stale.Permissions.State != api.PermissionsStale || !stale.Permissions.Changed.Equal(api.Time(granted.At)) || stale.Permissions.CurrentBy.IsZero() {
 		t.Errorf("after a change: %+v", stale)
 	}
 	back.roll("", 30*time.Minute)
 	d.refresh()
 	current := w.next(api.EventToken)
-	if current.SHA256 == first.SHA256 || current.Permissions.Standing != api.StandingCurrent {
+	if current.SHA256 == first.SHA256 || current.Permissions.State != api.PermissionsCurrent {
 		t.Errorf("after the rollover: %+v", current)
 	}
 	revoked := d.change(tokencache.Revoked, 10*time.Minute)
@@ -166,7 +166,7 @@ func TestWatchHasAMissingTokenFetched(t *testing.T) {
 	}
 	<-asked
 	close(release)
-	if got := w.next(api.EventToken); got.SHA256 == "" || got.Permissions.Standing != api.StandingCurrent {
+	if got := w.next(api.EventToken); got.SHA256 == "" || got.Permissions.State != api.PermissionsCurrent {
 		t.Errorf("%+v", got)
 	}
 }
@@ -435,8 +435,8 @@ func TestWatchCutsWhoTakesNothing(t *testing.T) {
 
 func TestEventNames(t *testing.T) {
 	t.Parallel()
-	current := api.Permissions{Standing: api.StandingCurrent}
-	stale := api.Permissions{Standing: api.StandingStale, Changed: noon, CurrentBy: noon.Add(24 * time.Hour)}
+	current := api.Permissions{State: api.PermissionsCurrent}
+	stale := api.Permissions{State: api.PermissionsStale, Changed: noon, CurrentBy: noon.Add(24 * time.Hour)}
 	slewed, sooner, withheld := stale, stale, stale
 	slewed.CurrentBy = slewed.CurrentBy.Add(time.Second)
 	slewed.Likely = noon.Add(time.Hour)

@@ -410,8 +410,8 @@ func examineTokens(status api.Status) (all []finding) {
 			all = append(all, finding{note, what, "it is of a former principal of the identity" + formerText(token) +
 				"; the back end hands out its copy, and what the present principal is permitted does not hold for it",
 				"perceptd asks again once an hour; perceptctl explain " + token.Resource})
-		case token.Permissions.Standing != api.StandingCurrent && token.Permissions.Standing != "":
-			all = append(all, finding{note, what, "its permissions are " + string(token.Permissions.Standing),
+		case token.Permissions.State != api.PermissionsCurrent && token.Permissions.State != "":
+			all = append(all, finding{note, what, "its permissions are " + string(token.Permissions.State),
 				"perceptctl explain " + token.Resource})
 		default:
 			sound++

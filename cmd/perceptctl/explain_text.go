@@ -80,7 +80,7 @@ func (t explainer) summary() string {
 	case t.token.Permissions.Withheld:
 		return t.tokenName() + " is withheld: permissions were revoked, and it may still carry them (the latest " +
 			"change that it may lack was at " + changed + ")."
-	case t.token.Permissions.Standing == api.StandingStale:
+	case t.token.Permissions.State == api.PermissionsStale:
 		return t.tokenName() + " is stale: it was minted before a policy change (at " + changed + ")."
 	case !t.current():
 		return t.tokenName() + " is uncertain: it may or may not carry a policy change (at " + changed + ")."
@@ -280,15 +280,15 @@ func (t explainer) policyStateText(change tokenChange) string {
 	if change.Record != "" {
 		return ""
 	}
-	switch change.Standing {
-	case api.StandingCurrent:
+	switch change.State {
+	case api.PermissionsCurrent:
 		return " The token was minted after that had reached new tokens, and carries it."
-	case api.StandingStale:
+	case api.PermissionsStale:
 		if change.AsOfNote {
 			return " The token was minted before that note, and does not count as carrying it."
 		}
 		return " The token was minted before that, and does not carry it."
-	case api.StandingUncertain:
+	case api.PermissionsUncertain:
 		return " Whether the token carries it cannot be told: a change takes up to 10 minutes, or as long as the " +
 			"configuration says, to reach new tokens, and the minting is not known to be later."
 	}
@@ -442,10 +442,10 @@ func (t explainer) inToken() string {
 
 // header is the value of Percept-Permissions that goes with the token.
 func header(p api.Permissions) string {
-	if p.Standing == api.StandingCurrent || p.Standing == "" {
-		return string(api.StandingCurrent)
+	if p.State == api.PermissionsCurrent || p.State == "" {
+		return string(api.PermissionsCurrent)
 	}
-	return fmt.Sprintf("%s; changed=%d; current-by=%d", p.Standing, p.Changed.Unix(), p.CurrentBy.Unix())
+	return fmt.Sprintf("%s; changed=%d; current-by=%d", p.State, p.Changed.Unix(), p.CurrentBy.Unix())
 }
 
 // modulesGet says what modules get when they ask.

@@ -49,7 +49,7 @@ func scenarios() []scenario {
 		{
 			name: "stale, the back end rolls over at expiry",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingStale, time.Hour)
+				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Likely = token.Permissions.CurrentBy
 				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 1, Age: 86400, Expected: token.ExpiresOn}
 				token.LastOutcome, token.Fetches = api.OutcomeUnchanged, 3
@@ -71,7 +71,7 @@ func scenarios() []scenario {
 		{
 			name: "stale, the back end rolls over at half life",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingStale, time.Hour)
+				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Likely = noon.Add(3 * time.Hour)
 				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 4, Age: 43200, Expected: after(3 * time.Hour)}
 			},
@@ -81,7 +81,7 @@ func scenarios() []scenario {
 		{
 			name: "uncertain while the change spreads",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingUncertain, time.Minute)
+				*token = lacking(*token, api.PermissionsUncertain, time.Minute)
 				token.MintedFrom, token.MintedTo, token.HeldUntil = after(-3*time.Minute), after(2*time.Minute), after(9*time.Minute)
 				token.Rollover.Pattern = api.RolloverIrregular
 				token.LastOutcome = api.OutcomeOlder
@@ -106,7 +106,7 @@ func moreScenarios() []scenario {
 		{
 			name: "withheld",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingStale, time.Hour)
+				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Withheld, token.Refused = true, after(-5*time.Minute)
 			},
 			changes: []api.PolicyChange{aChange("c", api.EffectGranted, time.Hour, 2), aChange("b", api.EffectRevoked, 2*time.Hour, 2),
@@ -133,7 +133,7 @@ func moreScenarios() []scenario {
 		{
 			name: "withheld through an alternate",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingStale, time.Hour)
+				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Withheld = true
 			},
 			changes: []api.PolicyChange{{ID: "e", Resource: "https://alternate.example", Effect: api.EffectRevoked, At: noon.Add(-time.Hour), Touched: 1, Waiting: 1}},
@@ -144,7 +144,7 @@ func moreScenarios() []scenario {
 		{
 			name: "a daemon that is older",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingStale, time.Hour)
+				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Changes = nil
 			},
 			says:  []string{"perceptd does not say, since it is older than this perceptctl: it is to be restarted."},
@@ -229,7 +229,7 @@ func moreScenarios() []scenario {
 		{
 			name: "the record was lost",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingUncertain, time.Hour)
+				*token = lacking(*token, api.PermissionsUncertain, time.Hour)
 				token.Permissions.CurrentBy = time.Time{}
 			},
 			changes: []api.PolicyChange{aChange("a", api.EffectUnknown, time.Hour, 2)},
@@ -239,7 +239,7 @@ func moreScenarios() []scenario {
 		{
 			name: "the record cannot be read, and withholds",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingStale, time.Hour)
+				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Withheld = true
 			},
 			changes: []api.PolicyChange{ofRecord(api.RecordUnread, "chown percept: /var/lib/percept/*; it is read again every minute", true)},
@@ -250,7 +250,7 @@ func moreScenarios() []scenario {
 		},
 		{
 			name:    "the record is lost, and a change was noted since",
-			token:   func(token *api.TokenStatus) { *token = lacking(*token, api.StandingUncertain, time.Minute) },
+			token:   func(token *api.TokenStatus) { *token = lacking(*token, api.PermissionsUncertain, time.Minute) },
 			changes: []api.PolicyChange{aChange("b", api.EffectChanged, time.Minute, 2), ofRecord(api.RecordLost, "enter them again, then: perceptctl policy-changes withdraw lost-1", false)},
 			says: []string{"The record of policy changes is lost, since 11:00 (1h ago): whether permissions changed before is not known (ID lost-1).",
 				"To mend the record of policy changes: enter them again, then: perceptctl policy-changes withdraw lost-1. Wait: nothing", "withdraw b."},
@@ -259,7 +259,7 @@ func moreScenarios() []scenario {
 		{
 			name: "a date that does not count",
 			token: func(token *api.TokenStatus) {
-				*token = lacking(*token, api.StandingStale, 5*time.Minute)
+				*token = lacking(*token, api.PermissionsStale, 5*time.Minute)
 				token.MintedFrom, token.MintedTo = after(-2*time.Minute), after(-2*time.Minute)
 			},
 			changes: []api.PolicyChange{dated(5*time.Minute, time.Minute)},
@@ -331,19 +331,19 @@ func TestStories(t *testing.T) {
 // TestManyChanges has more changes than are told one by one, some met and some not, as perceptd judges them.
 func TestManyChanges(t *testing.T) {
 	t.Parallel()
-	token := lacking(aToken("vision", vault, 9*time.Hour), api.StandingStale, 8*time.Hour)
+	token := lacking(aToken("vision", vault, 9*time.Hour), api.PermissionsStale, 8*time.Hour)
 	status := api.Status{Now: noon}
-	want := make(map[string]api.Standing)
-	add := func(id string, standing api.Standing) {
+	want := make(map[string]api.PermissionState)
+	add := func(id string, standing api.PermissionState) {
 		status.Changes = append(status.Changes, aChange(id, api.EffectChanged, time.Duration(7+len(want))*time.Hour, 1))
-		token.Changes = append(token.Changes, api.TokenChange{ID: id, Standing: standing})
+		token.Changes = append(token.Changes, api.TokenChange{ID: id, State: standing})
 		want[id] = standing
 	}
-	add("later", api.StandingCurrent)
-	add("unmet", api.StandingStale)
-	add("spreading", api.StandingUncertain)
+	add("later", api.PermissionsCurrent)
+	add("unmet", api.PermissionsStale)
+	add("spreading", api.PermissionsUncertain)
 	for i := range 5 {
-		add(fmt.Sprint("met-", i), api.StandingCurrent)
+		add(fmt.Sprint("met-", i), api.PermissionsCurrent)
 	}
 	status.Changes = append(status.Changes, aChange("another's", api.EffectRevoked, time.Hour, 1))
 	story := screen{Screen: term.Screen{Width: 80}}.explain(status, token)
@@ -351,8 +351,8 @@ func TestManyChanges(t *testing.T) {
 		t.Errorf("%d changes, want %d", len(story.Changes), len(want))
 	}
 	for _, change := range story.Changes {
-		if change.Standing != want[change.ID] {
-			t.Errorf("%s: %s, want %s", change.ID, change.Standing, want[change.ID])
+		if change.State != want[change.ID] {
+			t.Errorf("%s: %s, want %s", change.ID, change.State, want[change.ID])
 		}
 	}
 	if shown := (screen{Screen: term.Screen{Width: 80}}).explanation(story); !strings.Contains(shown, "There are 3 changes before these") {
@@ -446,7 +446,7 @@ func TestManyTouchedTokens(t *testing.T) {
 	for i := range 25 {
 		token := aToken(fmt.Sprintf("identity-%d", i), vault, 9*time.Hour)
 		if i > 0 {
-			token = lacking(token, api.StandingStale, time.Minute)
+			token = lacking(token, api.PermissionsStale, time.Minute)
 			token.HeldUntil = after(9 * time.Minute)
 			token.Life = 28 * 3600
 		}
@@ -471,7 +471,7 @@ func FuzzExplain(f *testing.F) {
 	f.Add("\x1b[2J", "\xff", "one\ntwo", strings.Repeat("x", 200), 40)
 	f.Fuzz(func(t *testing.T, identity, resource, note, failure string, width int) {
 		change := aChange(note, api.EffectRevoked, time.Minute, 2)
-		token := judged(lacking(aToken(identity, resource, time.Hour), api.StandingStale, time.Minute), change)
+		token := judged(lacking(aToken(identity, resource, time.Hour), api.PermissionsStale, time.Minute), change)
 		token.LastError, token.SHA256 = failure, note
 		token.Claims = &api.TokenClaims{Groups: []string{note}}
 		change.Note = note
@@ -508,7 +508,7 @@ func TestOtherSpellingIsNamed(t *testing.T) {
 // What the record withholds is not told as a revocation, unless there is one as well.
 func TestDoctorTellsRecordFromRevocation(t *testing.T) {
 	t.Parallel()
-	token := lacking(aToken("vision", vault, 9*time.Hour), api.StandingStale, time.Hour)
+	token := lacking(aToken("vision", vault, 9*time.Hour), api.PermissionsStale, time.Hour)
 	token.Permissions.Withheld = true
 	lost, revoked := ofRecord(api.RecordLost, "mend", true), aChange("r", api.EffectRevoked, time.Hour, 2)
 	for want, changes := range map[string][]api.PolicyChange{

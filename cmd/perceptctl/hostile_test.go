@@ -90,7 +90,7 @@ func fill(v reflect.Value, yes bool, words map[reflect.Type]string) {
 
 // knownWords lead the verbs past words that they do not know.
 var knownWords = map[reflect.Type]string{
-	reflect.TypeFor[api.Standing]():        string(api.StandingStale),
+	reflect.TypeFor[api.PermissionState](): string(api.PermissionsStale),
 	reflect.TypeFor[api.Effect]():          string(api.EffectRevoked),
 	reflect.TypeFor[api.Outcome]():         string(api.OutcomeFailed),
 	reflect.TypeFor[api.TokenState]():      string(api.StateFailing),

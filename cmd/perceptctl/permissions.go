@@ -11,7 +11,7 @@ import (
 // isCurrent reports whether a valid token carries every policy change on record. A daemon that says nothing of them
 // knows of none.
 func isCurrent(token api.TokenStatus) bool {
-	return token.Permissions.Standing == api.StandingCurrent || token.Permissions.Standing == ""
+	return token.Permissions.State == api.PermissionsCurrent || token.Permissions.State == ""
 }
 
 // verdict is a token's permissions in one word.
@@ -19,7 +19,7 @@ func verdict(permissions api.Permissions) string {
 	if permissions.Withheld {
 		return "withheld"
 	}
-	return string(permissions.Standing)
+	return string(permissions.State)
 }
 
 func permissionsCell(token api.TokenStatus) term.Cell {
@@ -31,7 +31,7 @@ func permissionsCell(token api.TokenStatus) term.Cell {
 	case !isCurrent(token):
 		return term.Cell{Text: verdict(token.Permissions), Style: term.Warning}
 	}
-	return term.Cell{Text: string(api.StandingCurrent), Style: term.Good}
+	return term.Cell{Text: string(api.PermissionsCurrent), Style: term.Good}
 }
 
 // permissionsText writes permissions in a few words: "stale, current by 14:05".
@@ -118,19 +118,19 @@ func waitingText(change api.PolicyChange) string {
 // tokenChange is a policy change, and whether a token carries it.
 type tokenChange struct {
 	api.PolicyChange
-	Standing api.Standing `json:"standing,omitempty"` // empty without a valid token
+	State api.PermissionState `json:"standing,omitempty"` // empty without a valid token
 }
 
 // lacked reports whether the token may lack the change.
 func (c tokenChange) lacked() bool {
-	return c.Standing == api.StandingStale || c.Standing == api.StandingUncertain
+	return c.State == api.PermissionsStale || c.State == api.PermissionsUncertain
 }
 
 // changesOf returns the changes on record that touch a token, the latest first, as perceptd judges them.
 func changesOf(token api.TokenStatus, onRecord []api.PolicyChange) []tokenChange {
-	standing := make(map[string]api.Standing, len(token.Changes))
+	standing := make(map[string]api.PermissionState, len(token.Changes))
 	for _, change := range token.Changes {
-		standing[change.ID] = change.Standing
+		standing[change.ID] = change.State
 	}
 	changes := []tokenChange{}
 	for _, change := range onRecord {

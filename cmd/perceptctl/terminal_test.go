@@ -108,7 +108,7 @@ func TestTimelineOnATerminal(t *testing.T) {
 	for width, want := range map[uint16]int{80: 80, 100: 100, 160: 160, 250: 160} {
 		status, err := json.Marshal(api.Status{Now: noon, Tokens: []api.TokenStatus{
 			aToken("device", "https://vault.azure.net", 9*time.Hour),
-			lacking(aToken("vision", "https://vault.azure.net", 3*time.Hour), api.StandingStale, time.Minute),
+			lacking(aToken("vision", "https://vault.azure.net", 3*time.Hour), api.PermissionsStale, time.Minute),
 			{Identity: "none", Resource: "r"},
 		}})
 		if err != nil {

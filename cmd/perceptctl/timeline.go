@@ -232,7 +232,7 @@ func (s screen) lifeText(lead string, now time.Time, l life) string {
 
 func verdictOf(token api.TokenStatus) string {
 	if isCurrent(token) {
-		return string(api.StandingCurrent)
+		return string(api.PermissionsCurrent)
 	}
 	return verdict(token.Permissions)
 }
@@ -260,7 +260,7 @@ func letters(token api.TokenStatus) (past, future rune) {
 	switch {
 	case token.Permissions.Withheld:
 		return 'W', 'w'
-	case token.Permissions.Standing == api.StandingStale:
+	case token.Permissions.State == api.PermissionsStale:
 		return 'S', 's'
 	}
 	return 'U', 'u'

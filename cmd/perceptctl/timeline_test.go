@@ -25,16 +25,16 @@ func aToken(identity, resource string, age time.Duration) api.TokenStatus {
 		ReceivedOn: after(-age), ExpiresOn: after(day - age), ExpiresIn: int64((day - age) / time.Second),
 		LastFetch: after(-age), LastOutcome: api.OutcomeNewer, Fetches: 1, NextRefresh: after(time.Hour),
 		MintedFrom: after(-age - 2*time.Second), MintedTo: after(-age + 2*time.Second), Life: 86400,
-		Permissions: api.Permissions{Standing: api.StandingCurrent}, Changes: []api.TokenChange{},
+		Permissions: api.Permissions{State: api.PermissionsCurrent}, Changes: []api.TokenChange{},
 		Claims:   &api.TokenClaims{Audience: resource},
 		Rollover: api.RolloverStatus{Pattern: api.RolloverUnlearnt},
 	}
 }
 
 // lacking makes the token lack a change that was made so long ago.
-func lacking(token api.TokenStatus, standing api.Standing, ago time.Duration) api.TokenStatus {
+func lacking(token api.TokenStatus, standing api.PermissionState, ago time.Duration) api.TokenStatus {
 	token.Permissions = api.Permissions{
-		Standing: standing, Changed: noon.Add(-ago), CurrentBy: token.ExpiresOn.Add(time.Second),
+		State: standing, Changed: noon.Add(-ago), CurrentBy: token.ExpiresOn.Add(time.Second),
 	}
 	return token
 }
@@ -42,12 +42,12 @@ func lacking(token api.TokenStatus, standing api.Standing, ago time.Duration) ap
 // judged has the token be touched by changes: it stands to each as it does to all, but carries those that no token waits for.
 func judged(token api.TokenStatus, changes ...api.PolicyChange) api.TokenStatus {
 	for _, change := range changes {
-		of := api.TokenChange{ID: change.ID, Standing: token.Permissions.Standing}
+		of := api.TokenChange{ID: change.ID, State: token.Permissions.State}
 		switch {
 		case token.ExpiresIn <= 0:
-			of.Standing = ""
+			of.State = ""
 		case change.Waiting == 0:
-			of.Standing = api.StandingCurrent
+			of.State = api.PermissionsCurrent
 		}
 		token.Changes = append(token.Changes, of)
 	}
@@ -90,13 +90,13 @@ func TestTimelineLayout(t *testing.T) {
 	for i := range 30 {
 		token := aToken(fmt.Sprintf("identity-%d", i), "https://vault.azure.net", time.Duration(i)*47*time.Minute)
 		if i%3 == 1 {
-			token = lacking(token, api.StandingStale, 10*time.Minute)
+			token = lacking(token, api.PermissionsStale, 10*time.Minute)
 		}
 		many = append(many, token)
 	}
 	long := []api.TokenStatus{
 		aToken(strings.Repeat("an-identity-", 5), "https://"+strings.Repeat("department.", 20)+"example.net/and/a/path", 3*time.Hour),
-		lacking(aToken("bücher\x1b[2J", "api://ohne-schema-ünd-so", 23*time.Hour), api.StandingUncertain, time.Minute),
+		lacking(aToken("bücher\x1b[2J", "api://ohne-schema-ünd-so", 23*time.Hour), api.PermissionsUncertain, time.Minute),
 	}
 	for name, tokens := range map[string][]api.TokenStatus{"none": nil, "one": one, "thirty": many, "long names": long} {
 		for _, width := range []int{40, 60, 80, 100, 160, 300} {
@@ -183,7 +183,7 @@ func TestMarksOnOneColumn(t *testing.T) {
 
 func TestTimelineListsWhatIsHidden(t *testing.T) {
 	t.Parallel()
-	token := lacking(aToken("device", "https://vault.azure.net", 24*time.Hour-time.Minute), api.StandingStale, 30*time.Second)
+	token := lacking(aToken("device", "https://vault.azure.net", 24*time.Hour-time.Minute), api.PermissionsStale, 30*time.Second)
 	token.Rollover.Expected = after(time.Minute)
 	token.Permissions.Likely = noon.Add(time.Minute)
 	status := api.Status{Now: noon, Simulated: true, Tokens: []api.TokenStatus{token}}
@@ -218,7 +218,7 @@ func TestTimelineOddTimes(t *testing.T) {
 	timeless.MintedFrom, timeless.ReceivedOn, timeless.ExpiresOn = time.Time{}, time.Time{}, time.Time{}
 	change := aChange("a", api.EffectGranted, 30*time.Minute, 1)
 	change.Resource = "s"
-	alternate := judged(lacking(aToken("alternate", "r", time.Hour), api.StandingStale, 30*time.Minute), change)
+	alternate := judged(lacking(aToken("alternate", "r", time.Hour), api.PermissionsStale, 30*time.Minute), change)
 	none := api.TokenStatus{Identity: "none", Resource: "r", State: api.StateFetching}
 	status := api.Status{Now: noon, Tokens: []api.TokenStatus{far, undated, timeless, alternate, none}, Changes: []api.PolicyChange{change}}
 	s := screen{Screen: term.Screen{Width: 80, ASCII: true}, zone: time.FixedZone("", 5*3600+1800)}
@@ -264,8 +264,8 @@ func FuzzTimeline(f *testing.F) {
 		left, minted, changed = left%bound, minted%bound, changed%bound
 		from, expected := time.Unix(minted, 0), time.Unix(changed, 0)
 		token := api.TokenStatus{Identity: identity, Resource: resource, ExpiresIn: left,
-			Permissions: api.Permissions{Standing: api.StandingStale, Changed: expected, CurrentBy: from, Likely: time.Unix(left, 0)},
-			Changes:     []api.TokenChange{{ID: "a", Standing: api.StandingStale}}}
+			Permissions: api.Permissions{State: api.PermissionsStale, Changed: expected, CurrentBy: from, Likely: time.Unix(left, 0)},
+			Changes:     []api.TokenChange{{ID: "a", State: api.PermissionsStale}}}
 		token.MintedFrom, token.MintedTo, token.Rollover.Expected = from, from, expected
 		width = max(term.LeastWidth, min(width, 300))
 		status := api.Status{Now: noon, Tokens: []api.TokenStatus{token},

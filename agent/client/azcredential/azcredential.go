@@ -99,7 +99,7 @@ func (c *Credential) GetToken(ctx context.Context, o policy.TokenRequestOptions)
 	expires := now.Add(seconds(token.ExpiresIn))
 	c.lastTokens.Store(resource, lastToken{token.SHA256, expires})
 	refresh := min(seconds(token.RefreshIn), refreshWithin)
-	if token.Permissions.Standing != api.StandingCurrent {
+	if token.Permissions.State != api.PermissionsCurrent {
 		refresh = min(refresh, refreshStale)
 	}
 	return azcore.AccessToken{Token: token.AccessToken, ExpiresOn: expires, RefreshOn: now.Add(refresh)}, nil

@@ -96,10 +96,10 @@ func answer(w http.ResponseWriter, v any, retry string) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-func token(sha string, standing api.Standing, refreshIn int64) api.Token {
+func token(sha string, standing api.PermissionState, refreshIn int64) api.Token {
 	return api.Token{
 		AccessToken: canary + sha, TokenType: "Bearer", Resource: vault, ExpiresIn: 36000, RefreshIn: refreshIn, SHA256: sha,
-		Permissions: api.Permissions{Standing: standing},
+		Permissions: api.Permissions{State: standing},
 	}
 }
 
@@ -115,11 +115,11 @@ func TestGetToken(t *testing.T) {
 		query   string
 		refresh time.Duration
 	}{
-		"a scope":             {vault + "/.default", token("1", api.StandingCurrent, 600), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 10 * time.Minute},
-		"a resource":          {vault, token("1", api.StandingCurrent, 0), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 0},
-		"a slash of its own":  {vault + "//.default", token("1", api.StandingCurrent, 18000), "identity=vision&resource=https%3A%2F%2Fvault.azure.net%2F", refreshWithin},
-		"stale permissions":   {vault, token("1", api.StandingStale, 18000), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", refreshStale},
-		"stale, and due soon": {vault, token("1", api.StandingUncertain, 5), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 5 * time.Second},
+		"a scope":             {vault + "/.default", token("1", api.PermissionsCurrent, 600), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 10 * time.Minute},
+		"a resource":          {vault, token("1", api.PermissionsCurrent, 0), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 0},
+		"a slash of its own":  {vault + "//.default", token("1", api.PermissionsCurrent, 18000), "identity=vision&resource=https%3A%2F%2Fvault.azure.net%2F", refreshWithin},
+		"stale permissions":   {vault, token("1", api.PermissionsStale, 18000), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", refreshStale},
+		"stale, and due soon": {vault, token("1", api.PermissionsUncertain, 5), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 5 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -149,7 +149,7 @@ func TestRefusals(t *testing.T) {
 	refusal := func(status int, code api.Code) api.Problem {
 		return api.Problem{Status: status, Code: code, Detail: "because of " + string(code)}
 	}
-	good := token("1", api.StandingCurrent, 600)
+	good := token("1", api.PermissionsCurrent, 600)
 	for name, row := range map[string]struct {
 		answers []any
 		retry   string
@@ -230,7 +230,7 @@ func TestScopes(t *testing.T) {
 func TestClaimsChallenge(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
-	p.answers = []any{token("1", api.StandingCurrent, 600), token("2", api.StandingCurrent, 600)}
+	p.answers = []any{token("1", api.PermissionsCurrent, 600), token("2", api.PermissionsCurrent, 600)}
 	c := New(p.client, &Options{Identity: "vision"})
 	if _, err := c.GetToken(t.Context(), scope(vault)); err != nil {
 		t.Fatal(err)
@@ -268,7 +268,7 @@ func TestClaimsChallenge(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
-	p.answers = []any{token("1", api.StandingCurrent, 600)}
+	p.answers = []any{token("1", api.PermissionsCurrent, 600)}
 	c := New(p.client, nil)
 	var all sync.WaitGroup
 	for i := range 32 {

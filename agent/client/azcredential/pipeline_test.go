@@ -29,7 +29,7 @@ func (a *accepts) Do(r *http.Request) (*http.Response, error) {
 func TestRefreshHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
-	p.answers = []any{token("1", api.StandingCurrent, 60), token("2", api.StandingCurrent, 60)}
+	p.answers = []any{token("1", api.PermissionsCurrent, 60), token("2", api.PermissionsCurrent, 60)}
 	socket := p.client.Socket
 	synctest.Test(t, func(t *testing.T) {
 		resource := &accepts{}
@@ -62,17 +62,17 @@ func TestRefreshHoldsNobodyUp(t *testing.T) {
 func TestPatience(t *testing.T) {
 	t.Parallel()
 	throttled := api.Problem{Status: http.StatusServiceUnavailable, Code: api.CodeThrottled, Detail: "later"}
-	expired := token("1", api.StandingCurrent, 60)
+	expired := token("1", api.PermissionsCurrent, 60)
 	expired.ExpiresIn = 0
 	for name, row := range map[string]struct {
 		first  api.Token
 		then   policy.TokenRequestOptions
 		pauses int
 	}{
-		"a good one":      {token("1", api.StandingCurrent, 60), scope(vault), 0},
-		"another's":       {token("1", api.StandingCurrent, 60), scope("https://storage.azure.com"), maxTries - 1},
+		"a good one":      {token("1", api.PermissionsCurrent, 60), scope(vault), 0},
+		"another's":       {token("1", api.PermissionsCurrent, 60), scope("https://storage.azure.com"), maxTries - 1},
 		"an expired one":  {expired, scope(vault), maxTries - 1},
-		"challenged once": {token("1", api.StandingCurrent, 60), policy.TokenRequestOptions{Scopes: []string{vault}, Claims: "{}"}, maxTries - 1},
+		"challenged once": {token("1", api.PermissionsCurrent, 60), policy.TokenRequestOptions{Scopes: []string{vault}, Claims: "{}"}, maxTries - 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -95,7 +95,7 @@ func TestPatience(t *testing.T) {
 func TestSilentPerceptd(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
-	p.answers = []any{token("1", api.StandingCurrent, 60)}
+	p.answers = []any{token("1", api.PermissionsCurrent, 60)}
 	c := New(p.client, nil)
 	if _, err := c.GetToken(t.Context(), scope(vault)); err != nil {
 		t.Fatal(err)

@@ -155,7 +155,7 @@ func TestGoModuleOutlastsStalePermissions(t *testing.T) {
 
 	for event, err := range credential.Watch(t.Context(), scope) {
 		must(t, err)
-		if event.SHA256 != stale.SHA256 && event.Permissions.Standing == api.StandingCurrent {
+		if event.SHA256 != stale.SHA256 && event.Permissions.State == api.PermissionsCurrent {
 			break
 		}
 	}

@@ -129,7 +129,7 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 	client := harness.Over(t, d.Token())
 	events := watch(t.Context(), t, client, api.PathWatch+"?resource="+harness.VaultURI)
 	before := await(t, events, "the first token", func(e watched) bool { return e.SHA256 != "" })
-	if before.Permissions.Standing != api.StandingCurrent {
+	if before.Permissions.State != api.PermissionsCurrent {
 		t.Errorf("before: %+v", before)
 	}
 
@@ -147,14 +147,14 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 		waiting <- a
 	}()
 	stale := await(t, events, "the news that the token is stale", func(e watched) bool { return e.name == api.EventPermissions })
-	if p := stale.Permissions; p.Standing != api.StandingStale || !p.Changed.Equal(noted.At) || !p.CurrentBy.After(p.Changed) || stale.SHA256 != before.SHA256 {
+	if p := stale.Permissions; p.State != api.PermissionsStale || !p.Changed.Equal(noted.At) || !p.CurrentBy.After(p.Changed) || stale.SHA256 != before.SHA256 {
 		t.Errorf("stale: %+v", stale)
 	}
 	harness.AwaitMessages(t, told, "1 token, 1 stale, next refresh ")
 	checkStale(t, d, client, noted)
 
 	current := await(t, events, "the current token", func(e watched) bool {
-		return e.Permissions.Standing == api.StandingCurrent && e.SHA256 != before.SHA256
+		return e.Permissions.State == api.PermissionsCurrent && e.SHA256 != before.SHA256
 	})
 	if current.name != api.EventToken {
 		t.Errorf("current: %+v", current)
@@ -164,7 +164,7 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 	if got.err != nil || got.status != 200 || json.Unmarshal([]byte(got.body), &token) != nil {
 		t.Fatalf("waiting: %+v", got)
 	}
-	if got.header.Get(api.PermissionsHeader) != "current" || token.Permissions.Standing != api.StandingCurrent || token.SHA256 == before.SHA256 {
+	if got.header.Get(api.PermissionsHeader) != "current" || token.Permissions.State != api.PermissionsCurrent || token.SHA256 == before.SHA256 {
 		t.Errorf("waiting: %v, %+v", got.header, token.Permissions)
 	}
 	if groups, _ := harness.Claims(t, token.AccessToken)["groups"].([]any); len(groups) != 1 || groups[0] != group {
@@ -172,7 +172,7 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 	}
 	harness.AwaitMessages(t, told, "1 token, next refresh ")
 	s := d.Status(t)
-	if key := s.Tokens[0]; key.Permissions.Standing != api.StandingCurrent || key.Before == nil || !slices.Equal(key.Claims.Groups, []string{group}) || s.Changes[0].Waiting != 0 {
+	if key := s.Tokens[0]; key.Permissions.State != api.PermissionsCurrent || key.Before == nil || !slices.Equal(key.Claims.Groups, []string{group}) || s.Changes[0].Waiting != 0 {
 		t.Errorf("status: %+v, %+v", key, s.Changes)
 	}
 	if !strings.Contains(d.Text(), "the token is current") {
@@ -192,7 +192,7 @@ func checkStale(t testing.TB, d *harness.Daemon, client *http.Client, noted api.
 		t.Errorf("a stale token is served and labelled: %d %q %.200s %v", status, header.Get(api.PermissionsHeader), body, err)
 	}
 	s := d.Status(t)
-	if len(s.Tokens) != 1 || s.Tokens[0].Permissions.Standing != api.StandingStale || len(s.Changes) != 1 || s.Changes[0].ID != noted.ID {
+	if len(s.Tokens) != 1 || s.Tokens[0].Permissions.State != api.PermissionsStale || len(s.Changes) != 1 || s.Changes[0].ID != noted.ID {
 		t.Errorf("status: %+v, %+v", s.Tokens, s.Changes)
 	}
 	explain := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Token(), "explain", harness.VaultURI)
@@ -213,7 +213,7 @@ func TestExplainAgreesWithTheLabel(t *testing.T) {
 		t.Fatalf("%d %s %v", status, body, err)
 	}
 	token := d.Status(t).Tokens[0]
-	if want := []api.TokenChange{{ID: noted.ID, Standing: api.StandingUncertain}}; !slices.Equal(token.Changes, want) {
+	if want := []api.TokenChange{{ID: noted.ID, State: api.PermissionsUncertain}}; !slices.Equal(token.Changes, want) {
 		t.Errorf("the status says %+v, want %+v", token.Changes, want)
 	}
 	explained, err := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Token(), "explain", harness.VaultURI).CombinedOutput()

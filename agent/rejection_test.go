@@ -14,29 +14,29 @@ import (
 	"perceptd/tokencache"
 )
 
-func reject(t *testing.T, a *agent.Agent, caller grants.Caller, r agent.Rejection) agent.Advice {
+func reject(t *testing.T, a *agent.Agent, caller grants.Caller, r api.Rejection) api.Advice {
 	t.Helper()
 	advice, err := a.Rejected(t.Context(), caller, r)
 	if err != nil {
 		t.Fatalf("%+v: %v", r, err)
 	}
 	for _, f := range advice.Findings {
-		if f.Cause == 0 || f.Detail == "" || f.Action == "" {
+		if f.Cause == "" || f.Detail == "" || f.Action == "" {
 			t.Errorf("%+v says too little", f)
 		}
 	}
 	return advice
 }
 
-func causes(advice agent.Advice) []agent.Cause {
-	var all []agent.Cause
+func causes(advice api.Advice) []api.Cause {
+	var all []api.Cause
 	for _, f := range advice.Findings {
 		all = append(all, f.Cause)
 	}
 	return all
 }
 
-func wantCauses(t *testing.T, what string, advice agent.Advice, want ...agent.Cause) {
+func wantCauses(t *testing.T, what string, advice api.Advice, want ...api.Cause) {
 	t.Helper()
 	if got := causes(advice); !slices.Equal(got, want) {
 		t.Errorf("%s: causes %v, want %v: %+v", what, got, want, advice.Findings)
@@ -44,7 +44,7 @@ func wantCauses(t *testing.T, what string, advice agent.Advice, want ...agent.Ca
 }
 
 // says looks for parts of the first finding's two sentences.
-func says(t *testing.T, advice agent.Advice, parts ...string) {
+func says(t *testing.T, advice api.Advice, parts ...string) {
 	t.Helper()
 	text := advice.Findings[0].Detail + " | " + advice.Findings[0].Action
 	for _, part := range parts {
@@ -63,17 +63,17 @@ func TestRejectedForStalePermissions(t *testing.T) {
 		time.Sleep(time.Hour)
 		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Granted})
 		time.Sleep(time.Hour)
-		advice := reject(t, a, module, agent.Rejection{Resource: vault + "/.default", Status: 403})
-		wantCauses(t, "403", advice, agent.StaleToken, agent.StaleClaims, agent.RBACDelay, agent.NoPermission)
+		advice := reject(t, a, module, api.Rejection{Resource: vault + "/.default", Status: 403})
+		wantCauses(t, "403", advice, api.CauseStale, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
 		says(t, advice, "minted before the policy change of Jan 1 01:00:00 UTC", "at the latest", "with wait, or watch")
-		if advice.Identity.Name != "vision" || advice.Retry || !advice.RetryOn.Equal(advice.Sight.Permissions.CurrentBy) || advice.Fetched != tokencache.NotFetched {
+		if advice.Identity != "vision" || advice.Retry || !advice.RetryOn.Equal(advice.Permissions.CurrentBy) || advice.Fetched != tokencache.NotFetched {
 			t.Errorf("%+v", advice)
 		}
-		wantCauses(t, "401", reject(t, a, module, agent.Rejection{Resource: vault, Status: 401}), agent.StaleToken)
+		wantCauses(t, "401", reject(t, a, module, api.Rejection{Resource: vault, Status: 401}), api.CauseStale)
 		note(t, a, revoked)
-		says(t, reject(t, a, module, agent.Rejection{Resource: vault, Status: 403}), "until then it is withheld")
-		other := reject(t, a, module, agent.Rejection{Resource: vault, Status: 403, SHA256: strings.Repeat("0", 64)})
-		wantCauses(t, "another, withheld", other, agent.OldToken, agent.StaleToken)
+		says(t, reject(t, a, module, api.Rejection{Resource: vault, Status: 403}), "until then it is withheld")
+		other := reject(t, a, module, api.Rejection{Resource: vault, Status: 403, SHA256: strings.Repeat("0", 64)})
+		wantCauses(t, "another, withheld", other, api.CauseOldToken, api.CauseStale)
 		if other.Retry || other.RetryOn.IsZero() {
 			t.Errorf("%+v", other)
 		}
@@ -87,11 +87,12 @@ func TestRejectedForUncertainPermissions(t *testing.T) {
 			ask(t, a, module, agent.Request{Resource: vault})
 			time.Sleep(12 * time.Hour)
 		}
-		held := reject(t, a, module, agent.Rejection{Resource: vault, Status: 403}).Sight
+		reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
+		held := a.Status().Keys[0]
 		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed, At: held.Issued.Earliest.Add(-time.Minute)})
-		advice := reject(t, a, module, agent.Rejection{Resource: vault, Status: 403})
+		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		says(t, advice, "may have been minted before", "probably by")
-		if !advice.RetryOn.Equal(advice.Sight.Permissions.Likely) {
+		if !advice.RetryOn.Equal(advice.Permissions.Likely) {
 			t.Errorf("%+v", advice)
 		}
 	})
@@ -101,9 +102,9 @@ func TestRejectedForPermissions(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
 		answer := ask(t, a, module, agent.Request{Resource: vault})
-		report := agent.Rejection{Resource: vault, Status: 403, SHA256: strings.ToUpper(answer.Token.Text.SHA256())}
+		report := api.Rejection{Resource: vault, Status: 403, SHA256: strings.ToUpper(answer.Token.Text.SHA256())}
 		young := reject(t, a, module, report)
-		wantCauses(t, "young", young, agent.RBACDelay, agent.NoPermission)
+		wantCauses(t, "young", young, api.CauseRBACDelay, api.CauseNoPermission)
 		says(t, young, "up to 10 minutes", "until Jan 1 00:10:00 UTC")
 		if !young.RetryOn.Equal(time.Now().Add(10 * time.Minute)) {
 			t.Errorf("%+v", young)
@@ -113,7 +114,7 @@ func TestRejectedForPermissions(t *testing.T) {
 		}
 		time.Sleep(3 * time.Hour)
 		old := reject(t, a, module, report)
-		wantCauses(t, "old", old, agent.StaleClaims, agent.RBACDelay, agent.NoPermission)
+		wantCauses(t, "old", old, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
 		says(t, old, "groups g1; roles r1", "perceptctl policy-changed --all-resources --identity vision --effect changed")
 		if on := a.Status().Keys[0].Refused; !on.Equal(time.Now()) {
 			t.Errorf("refused on %v", on)
@@ -137,38 +138,38 @@ func TestManyGroups(t *testing.T) {
 	}, func(t *testing.T, a *agent.Agent, _ *azure) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		time.Sleep(time.Hour)
-		says(t, reject(t, a, module, agent.Rejection{Resource: vault, Status: 403}), "group7 and 12 more; roles r1")
+		says(t, reject(t, a, module, api.Rejection{Resource: vault, Status: 403}), "group7 and 12 more; roles r1")
 	})
 }
 
 func TestRejectedOtherTokens(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
-		none := reject(t, a, user, agent.Rejection{Resource: vault, Status: 401})
-		wantCauses(t, "none held", none, agent.UnknownToken)
-		if !none.Retry || none.Identity.Name != "device" {
+		none := reject(t, a, user, api.Rejection{Resource: vault, Status: 401})
+		wantCauses(t, "none held", none, api.CauseUnknownToken)
+		if !none.Retry || none.Identity != "device" {
 			t.Errorf("%+v", none)
 		}
 		first := ask(t, a, user, agent.Request{Resource: vault, Identity: "vision"})
 		time.Sleep(25 * time.Hour)
 		ask(t, a, user, agent.Request{Resource: vault, Identity: "vision"})
-		old := reject(t, a, user, agent.Rejection{Resource: vault, Identity: "vision", Status: 401, SHA256: first.Token.Text.SHA256()})
-		wantCauses(t, "old", old, agent.OldToken)
+		old := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401, SHA256: first.Token.Text.SHA256()})
+		wantCauses(t, "old", old, api.CauseOldToken)
 		says(t, old, "received on Jan ", "ask for a token again")
 		if !old.Retry || !old.RetryOn.IsZero() || a.Status().Keys[0].Refused != (time.Time{}) {
 			t.Errorf("%+v", old)
 		}
 		toStorage := ask(t, a, user, agent.Request{Resource: storage, Identity: "speech"})
 		ofDevice := ask(t, a, user, agent.Request{Resource: vault, Identity: "device"})
-		mixed := reject(t, a, user, agent.Rejection{Resource: vault, Identity: "vision", Status: 401, SHA256: toStorage.Token.Text.SHA256()})
-		wantCauses(t, "another resource's", mixed, agent.WrongAudience, agent.WrongIdentity)
+		mixed := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401, SHA256: toStorage.Token.Text.SHA256()})
+		wantCauses(t, "another resource's", mixed, api.CauseWrongAudience, api.CauseWrongIdentity)
 		says(t, mixed, "the one for "+storage)
-		mixed = reject(t, a, user, agent.Rejection{Resource: vault, Identity: "vision", Status: 403, SHA256: ofDevice.Token.Text.SHA256()})
-		wantCauses(t, "another identity's", mixed, agent.WrongIdentity)
+		mixed = reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 403, SHA256: ofDevice.Token.Text.SHA256()})
+		wantCauses(t, "another identity's", mixed, api.CauseWrongIdentity)
 		says(t, mixed, `that of identity "device"`, `token of identity "vision"`)
 		// Nobody learns that a token is one that it was not granted.
-		foreign := reject(t, a, module, agent.Rejection{Resource: vault, Status: 403, SHA256: ofDevice.Token.Text.SHA256()})
-		wantCauses(t, "a token that the caller may not have", foreign, agent.OldToken)
+		foreign := reject(t, a, module, api.Rejection{Resource: vault, Status: 403, SHA256: ofDevice.Token.Text.SHA256()})
+		wantCauses(t, "a token that the caller may not have", foreign, api.CauseOldToken)
 	})
 }
 
@@ -178,23 +179,23 @@ func TestRejectedForClaims(t *testing.T) {
 		name   string
 		change func(*tokencache.Claims)
 		status int
-		want   []agent.Cause
+		want   []api.Cause
 		says   string
 	}{
-		{"as it should be", nil, 401, []agent.Cause{agent.WrongAudience}, "its audience is " + vault},
-		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 401, []agent.Cause{agent.WrongAudience}, "its audience is not told"},
-		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 403, []agent.Cause{agent.RBACDelay, agent.NoPermission}, "up to 10 minutes"},
-		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 401, []agent.Cause{agent.WrongAudience}, "asked for as " + vault + ": another spelling | name"},
-		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 403, []agent.Cause{agent.WrongAudience, agent.RBACDelay, agent.NoPermission}, "a slash at the end"},
-		{"a GUID tells nothing", func(c *tokencache.Claims) { c.Audience = guid1 }, 403, []agent.Cause{agent.RBACDelay, agent.NoPermission}, ""},
-		{"client", func(c *tokencache.Claims) { c.ClientID = guid2 }, 401, []agent.Cause{agent.WrongIdentity}, "client ID is " + guid2},
-		{"object, in another case", func(c *tokencache.Claims) { c.ObjectID = strings.ToLower(guid3) }, 403, []agent.Cause{agent.RBACDelay, agent.NoPermission}, ""},
-		{"object", func(c *tokencache.Claims) { c.ObjectID = guid2 }, 403, []agent.Cause{agent.WrongIdentity, agent.RBACDelay, agent.NoPermission}, "object ID is " + guid2},
-		{"not yet valid", func(c *tokencache.Claims) { c.NotBefore = c.NotBefore.Add(time.Hour) }, 401, []agent.Cause{agent.WrongClock}, "valid from Jan 1 00:55:00 UTC"},
+		{"as it should be", nil, 401, []api.Cause{api.CauseWrongAudience}, "its audience is " + vault},
+		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 401, []api.Cause{api.CauseWrongAudience}, "its audience is not told"},
+		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 403, []api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, "up to 10 minutes"},
+		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 401, []api.Cause{api.CauseWrongAudience}, "asked for as " + vault + ": another spelling | name"},
+		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 403, []api.Cause{api.CauseWrongAudience, api.CauseRBACDelay, api.CauseNoPermission}, "a slash at the end"},
+		{"a GUID tells nothing", func(c *tokencache.Claims) { c.Audience = guid1 }, 403, []api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, ""},
+		{"client", func(c *tokencache.Claims) { c.ClientID = guid2 }, 401, []api.Cause{api.CauseWrongIdentity}, "client ID is " + guid2},
+		{"object, in another case", func(c *tokencache.Claims) { c.ObjectID = strings.ToLower(guid3) }, 403, []api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, ""},
+		{"object", func(c *tokencache.Claims) { c.ObjectID = guid2 }, 403, []api.Cause{api.CauseWrongIdentity, api.CauseRBACDelay, api.CauseNoPermission}, "object ID is " + guid2},
+		{"not yet valid", func(c *tokencache.Claims) { c.NotBefore = c.NotBefore.Add(time.Hour) }, 401, []api.Cause{api.CauseClock}, "valid from Jan 1 00:55:00 UTC"},
 	} {
 		inAzure(t, func(_ *agent.Options, z *azure) { z.claims = row.change }, func(t *testing.T, a *agent.Agent, _ *azure) {
 			ask(t, a, module, agent.Request{Resource: vault})
-			advice := reject(t, a, module, agent.Rejection{Resource: vault, Status: row.status})
+			advice := reject(t, a, module, api.Rejection{Resource: vault, Status: row.status})
 			wantCauses(t, row.name, advice, row.want...)
 			says(t, advice, row.says)
 		})
@@ -205,16 +206,16 @@ func TestRejectedForTheClock(t *testing.T) {
 	t.Parallel()
 	inAzure(t, func(o *agent.Options, _ *azure) { o.Clock.Synchronised = func() bool { return false } }, func(t *testing.T, a *agent.Agent, _ *azure) {
 		ask(t, a, module, agent.Request{Resource: vault})
-		advice := reject(t, a, module, agent.Rejection{Resource: vault, Status: 401})
-		wantCauses(t, "not synchronised", advice, agent.WrongClock)
+		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 401})
+		wantCauses(t, "not synchronised", advice, api.CauseClock)
 		says(t, advice, "not known to be right")
 	})
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		z.breakDown(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"})
 		time.Sleep(24*time.Hour - time.Minute)
-		advice := reject(t, a, module, agent.Rejection{Resource: vault, Status: 401})
-		wantCauses(t, "nearly expired", advice, agent.WrongClock)
+		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 401})
+		wantCauses(t, "nearly expired", advice, api.CauseClock)
 		says(t, advice, "expires in 1m0s")
 		if !advice.RetryOn.Equal(time.Now().Add(time.Minute)) {
 			t.Errorf("%+v", advice)
@@ -227,13 +228,13 @@ func TestRejectedWithChallenge(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		answer := ask(t, a, module, agent.Request{Resource: vault})
-		report := agent.Rejection{Resource: vault, Status: 401, Challenge: []byte(nbf)}
+		report := api.Rejection{Resource: vault, Status: 401, Claims: nbf}
 		time.Sleep(time.Hour)
 		before := a.Status().Keys[0]
 		same := reject(t, a, module, report)
-		wantCauses(t, "the same again", same, agent.RevokedToken)
+		wantCauses(t, "the same again", same, api.CauseRevoked)
 		says(t, same, "issued after Jan 1 00:00:00 UTC", "takes no claims", "azidentity sends none", "brought the same token", "wait for a newer token", "at the latest when this one expires")
-		if same.Fetched != tokencache.Unchanged || same.Retry || !same.RetryOn.Equal(same.Sight.ExpiresOn) || z.fetches() != 2 {
+		if same.Fetched != tokencache.Unchanged || same.Retry || !same.RetryOn.Equal(before.ExpiresOn) || z.fetches() != 2 {
 			t.Errorf("%+v after %d calls", same, z.fetches())
 		}
 		after := a.Status().Keys[0]
@@ -256,7 +257,7 @@ func TestRejectedWithChallenge(t *testing.T) {
 		time.Sleep(time.Minute)
 		held := reject(t, a, module, report)
 		says(t, held, "still spreading")
-		wantCauses(t, "spreading", held, agent.RevokedToken, agent.StaleToken)
+		wantCauses(t, "spreading", held, api.CauseRevoked, api.CauseStale)
 		if held.Fetched != tokencache.NotFetched {
 			t.Errorf("%+v", held)
 		}
@@ -267,16 +268,16 @@ func TestRejectedWithChallenge(t *testing.T) {
 			time.Sleep(12 * time.Hour)
 		}
 		ask(t, a, module, agent.Request{Resource: vault})
-		known := reject(t, a, module, agent.Rejection{Resource: vault, Status: 403, Challenge: []byte(`{"access_token":{"nbf":{"value":1},"acrs":{"value":"c1"},"xms_cc":null}}`)})
-		wantCauses(t, "403", known, agent.RevokedToken, agent.StaleClaims, agent.RBACDelay, agent.NoPermission)
+		known := reject(t, a, module, api.Rejection{Resource: vault, Status: 403, Claims: `{"access_token":{"nbf":{"value":1},"acrs":{"value":"c1"},"xms_cc":null}}`})
+		wantCauses(t, "403", known, api.CauseRevoked, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
 		says(t, known, "probably on", `it also asks for "acrs", "xms_cc"`)
 		z.breakDown(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"})
 		time.Sleep(12*time.Hour + time.Second)
 		z.breakDown(nil)
-		newer := reject(t, a, module, agent.Rejection{Resource: vault, Status: 401, Challenge: []byte(`{"access_token":{}}`)})
-		wantCauses(t, "a newer one", newer, agent.RevokedToken)
+		newer := reject(t, a, module, api.Rejection{Resource: vault, Status: 401, Claims: `{"access_token":{}}`})
+		wantCauses(t, "a newer one", newer, api.CauseRevoked)
 		says(t, newer, "disabled or its sessions were revoked", "brought a newer token", "ask for the token again")
-		if newer.Fetched != tokencache.Newer || !newer.Retry || !newer.RetryOn.IsZero() || newer.Sight.SHA256 != a.Status().Keys[0].SHA256 {
+		if newer.Fetched != tokencache.Newer || !newer.Retry || !newer.RetryOn.IsZero() || newer.SHA256 != a.Status().Keys[0].SHA256 {
 			t.Errorf("%+v", newer)
 		}
 	})
@@ -286,20 +287,20 @@ func TestBadReports(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		for _, row := range []struct {
-			report agent.Rejection
+			report api.Rejection
 			reason api.Code
 			says   string
 		}{
-			{agent.Rejection{Resource: vault}, api.CodeBadRequest, "401 or 403"},
-			{agent.Rejection{Resource: vault, Status: 500}, api.CodeBadRequest, "401 or 403"},
-			{agent.Rejection{Resource: vault, Status: 401, SHA256: "zz"}, api.CodeBadRequest, "64 hexadecimal digits"},
-			{agent.Rejection{Resource: vault, Status: 401, SHA256: "abcd"}, api.CodeBadRequest, "64 hexadecimal digits"},
-			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte("[]")}, api.CodeBadRequest, "not a JSON object"},
-			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte("null")}, api.CodeBadRequest, "not a JSON object"},
-			{agent.Rejection{Resource: vault, Status: 401, Challenge: []byte(`{"access_token":1}`)}, api.CodeBadRequest, "not an object of claims"},
-			{agent.Rejection{Resource: vault, Status: 401, Challenge: make([]byte, 1<<20)}, api.CodeBadRequest, "larger than"},
-			{agent.Rejection{Resource: vault, Status: 401, Identity: "device"}, api.CodeNotGranted, "no [[grant]]"},
-			{agent.Rejection{Resource: "vault", Status: 401}, api.CodeBadRequest, "no App ID URI"},
+			{api.Rejection{Resource: vault}, api.CodeBadRequest, "401 or 403"},
+			{api.Rejection{Resource: vault, Status: 500}, api.CodeBadRequest, "401 or 403"},
+			{api.Rejection{Resource: vault, Status: 401, SHA256: "zz"}, api.CodeBadRequest, "64 hexadecimal digits"},
+			{api.Rejection{Resource: vault, Status: 401, SHA256: "abcd"}, api.CodeBadRequest, "64 hexadecimal digits"},
+			{api.Rejection{Resource: vault, Status: 401, Claims: "[]"}, api.CodeBadRequest, "not a JSON object"},
+			{api.Rejection{Resource: vault, Status: 401, Claims: "null"}, api.CodeBadRequest, "not a JSON object"},
+			{api.Rejection{Resource: vault, Status: 401, Claims: `{"access_token":1}`}, api.CodeBadRequest, "not an object of claims"},
+			{api.Rejection{Resource: vault, Status: 401, Claims: strings.Repeat("x", 1<<20)}, api.CodeBadRequest, "larger than"},
+			{api.Rejection{Resource: vault, Status: 401, Identity: "device"}, api.CodeNotGranted, "no [[grant]]"},
+			{api.Rejection{Resource: "vault", Status: 401}, api.CodeBadRequest, "no App ID URI"},
 		} {
 			if _, err := a.Rejected(t.Context(), module, row.report); codeOf(err) != row.reason || !strings.Contains(err.Error(), row.says) {
 				t.Errorf("%.100v: %v, want %q", row.report, err, row.says)
@@ -307,22 +308,22 @@ func TestBadReports(t *testing.T) {
 		}
 		ask(t, a, user, agent.Request{Resource: vault})
 		for range 5 {
-			reject(t, a, module, agent.Rejection{Resource: vault, Status: 403})
+			reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		}
 		for range 10 {
-			_, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403})
+			_, err := a.Rejected(t.Context(), module, api.Rejection{Resource: vault, Status: 403})
 			var refusal *agent.Error
 			if !errors.As(err, &refusal) || refusal.Code != api.CodeBusy || refusal.RetryAfter != 10*time.Second {
 				t.Fatalf("%v", err)
 			}
 		}
-		reject(t, a, user, agent.Rejection{Resource: vault, Status: 403}) // each for itself
+		reject(t, a, user, api.Rejection{Resource: vault, Status: 403}) // each for itself
 		time.Sleep(10 * time.Second)
-		reject(t, a, module, agent.Rejection{Resource: vault, Status: 403})
-		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
+		reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
+		if _, err := a.Rejected(t.Context(), module, api.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
 			t.Error(err)
 		}
-		reject(t, a, user, agent.Rejection{Resource: vault, Status: 401, Challenge: []byte(nbf)})
+		reject(t, a, user, api.Rejection{Resource: vault, Status: 401, Claims: nbf})
 		rules := edge()
 		rules.Grants = rules.Grants[:1] // forgets what the others reported
 		if _, err := a.Apply(rules); err != nil {
@@ -331,13 +332,13 @@ func TestBadReports(t *testing.T) {
 		if _, err := a.Apply(edge()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
+		if _, err := a.Rejected(t.Context(), module, api.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
 			t.Error("a reload lets a caller begin anew")
 		}
 		ask(t, a, user, agent.Request{Resource: vault})
 		calls := z.fetches()
 		for i := range 5 {
-			advice := reject(t, a, user, agent.Rejection{Resource: vault, Status: 401, Challenge: []byte(nbf)})
+			advice := reject(t, a, user, api.Rejection{Resource: vault, Status: 401, Claims: nbf})
 			if (advice.Fetched != tokencache.NotFetched) != (i == 0) {
 				t.Errorf("report %d: %+v", i, advice)
 			}
@@ -347,7 +348,7 @@ func TestBadReports(t *testing.T) {
 		}
 		a.Close()
 		time.Sleep(time.Minute)
-		if _, err := a.Rejected(t.Context(), module, agent.Rejection{Resource: vault, Status: 403}); !isStopping(err) {
+		if _, err := a.Rejected(t.Context(), module, api.Rejection{Resource: vault, Status: 403}); !isStopping(err) {
 			t.Error(err)
 		}
 	})

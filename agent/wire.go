@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"time"
+
+	"perceptd/agent/api"
+	"perceptd/tokencache"
+)
+
+// permissionsOf returns what the cache knows of a token's permissions as it is on the wire.
+func permissionsOf(p tokencache.Permissions) api.Permissions {
+	return api.Permissions{
+		State: p.State, Changed: api.Time(p.Changed), CurrentBy: api.Time(p.CurrentBy), Likely: api.Time(p.Likely), Withheld: p.Withheld,
+	}
+}
+
+func claimsOf(c tokencache.Claims) api.TokenClaims {
+	return api.TokenClaims{
+		Issuer: c.Issuer, Audience: c.Audience, ClientID: c.ClientID, ObjectID: c.ObjectID, TenantID: c.TenantID,
+		Groups: c.Groups, Roles: c.Roles, WIDs: c.WIDs, Omitted: c.Omitted,
+	}
+}
+
+// TokenStatus returns the state of a cached key as it is on the wire.
+func TokenStatus(key KeyStatus) api.TokenStatus {
+	status := api.TokenStatus{
+		Identity:    key.Identity,
+		Resource:    key.Key.Resource,
+		State:       key.State,
+		Prefetch:    key.Prefetch,
+		SHA256:      key.SHA256,
+		ReceivedOn:  api.Time(key.ReceivedOn),
+		ExpiresOn:   api.Time(key.ExpiresOn),
+		ExpiresIn:   int64(key.Left / time.Second),
+		NextRefresh: api.Time(key.NextRefresh),
+		LastFetch:   api.Time(key.LastFetch),
+		LastOutcome: key.LastOutcome,
+		Failures:    key.Failures,
+		Fetches:     key.Fetches,
+		Served:      key.Served,
+		Life:        int64(key.Life / time.Second),
+		Former:      key.Former,
+		HeldUntil:   api.Time(key.HeldUntil),
+		Refused:     api.Time(key.Refused),
+		Rollover: api.RolloverStatus{
+			Pattern:  key.Pattern.Kind,
+			Seen:     key.Seen,
+			Age:      int64(key.Pattern.Age / time.Second),
+			Expected: api.Time(key.Expected),
+		},
+	}
+	status.Changes, status.MoreChanges = []api.TokenChange{}, key.MoreChanges
+	for _, v := range key.Changes {
+		status.Changes = append(status.Changes, api.TokenChange{ID: v.ID, State: v.State})
+	}
+	if key.Left > 0 {
+		claims := claimsOf(key.Claims)
+		status.Unconfirmed = key.Unconfirmed
+		status.Permissions = permissionsOf(key.Permissions)
+		status.MintedFrom, status.MintedTo = api.Time(key.Issued.Earliest), api.Time(key.Issued.Latest)
+		status.Claims = &claims
+	}
+	if key.Before != nil {
+		before := claimsOf(*key.Before)
+		status.Before = &before
+	}
+	if key.LastError != nil {
+		status.LastError = key.LastError.Error()
+	}
+	return status
+}
