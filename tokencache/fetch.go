@@ -44,7 +44,8 @@ func (f *flight) failure() error {
 }
 
 // stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
-func (f *flight) stoodDown() bool { return errors.As(f.failure(), new(*HeldError)) }
+// Most callers have waited for no fetch, and As allocates.
+func (f *flight) stoodDown() bool { return f != nil && errors.As(f.failure(), new(*HeldError)) }
 
 // startFetchLocked returns e's flight, begun if there was none. A caller that joins a queued flight lends it
 // its own class.
