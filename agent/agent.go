@@ -41,7 +41,7 @@ type Options struct {
 	// an error whose method Spoilt returns true. Until then tokens are treated as with LostRecord, except that none is
 	// dropped, and Keep is not called.
 	UnreadRecord error
-	Load         func() (*tokencache.Record, error)
+	LoadRecord   func() (*tokencache.Record, error)
 	// UnreadTokens is why a file with an earlier cache's snapshot cannot be read now. LoadTokens then reads it again.
 	// It returns each snapshot once: in copies all, for their copies of the record and the marks in them, and in ours
 	// those whose tokens can be used too. An error beside them says that there is more that cannot be read now. Until
@@ -50,7 +50,7 @@ type Options struct {
 	LoadTokens   func() (copies []tokencache.Snapshot, ours []*tokencache.Snapshot, err error)
 	// Keep saves the whole record each time it differs. One goroutine at a time calls it, and it may block. Nil: the
 	// record is not saved.
-	Keep func(tokencache.Record) error
+	SaveRecord func(tokencache.Record) error
 
 	// BootID names this boot of the device, and Snapshot is that of an earlier cache: see tokencache.Options.
 	BootID   string
@@ -64,7 +64,7 @@ type Options struct {
 	// the marks in them. Nil: Snapshot alone.
 	Copies []tokencache.Snapshot
 	// Keeping saves the cache's state across restarts of the process. Zero: the state is not saved.
-	Keeping Keeping
+	Persistence Persistence
 }
 
 // Agent is safe for concurrent use.
@@ -82,11 +82,11 @@ type Agent struct {
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
-	naming        sync.Mutex // one policy change at a time gets its ID, or is withdrawn; protects what follows
-	unread        *unread    // what has still to be read and may name policy changes; nil: nothing has
+	naming        sync.Mutex        // one policy change at a time gets its ID, or is withdrawn; protects what follows
+	deferred      *deferredRecovery // what has still to be read and may name policy changes; nil: nothing has
 	changeSaver   changeSaver
 	snapshotSaver snapshotSaver
-	rereading     rereading
+	rereading     retryPauses
 	stale         staleTracker
 	simulated     simulatedWatch
 	reports       reports
@@ -108,7 +108,7 @@ func New(o Options) (*Agent, error) {
 	a.audit.open(o.Log, a.clock)
 	a.simulated.expected = o.Simulated
 	a.rules.Store(compiled)
-	kept := o.told()
+	kept := o.recordCopies()
 	before := kept.recover(o.Record, o.LostRecord, o.now(a.clock), o.Rules)
 	before.Record, _ = o.Rules.withLostEffect(before.Record)
 	before.lost = before.lost && o.UnreadRecord == nil
@@ -127,16 +127,16 @@ func New(o Options) (*Agent, error) {
 	for _, m := range o.Unopened {
 		a.cache.Restore(compiled.allowed(m))
 	}
-	a.changeSaver.open(o.Keep, a.cache.Record, a.clock, o.Log)
+	a.changeSaver.open(o.SaveRecord, a.cache.Record, a.clock, o.Log)
 	logJoined(o.Log, before.Changes)
-	u := unread{kept: kept}
+	u := deferredRecovery{kept: kept}
 	if o.UnreadTokens != nil {
 		u.tokens, u.fault = o.LoadTokens, o.UnreadTokens
 		a.snapshotSaver.unread.Store(&o.UnreadTokens)
 	}
 	switch {
 	case o.UnreadRecord != nil:
-		u.load = o.Load
+		u.load = o.LoadRecord
 		a.noteUnread(o.Rules, &u, o.UnreadRecord)
 	case before.lost:
 		a.noteLost(o.Rules, cmp.Or(o.LostRecord, errNoCopy))
@@ -147,10 +147,10 @@ func New(o Options) (*Agent, error) {
 	a.cache.SetAlternates(o.Rules.Alternates)
 	a.cache.Retain(compiled.Allows)
 	a.rereading.open(a.clock)
-	a.snapshotSaver.open(o.Keeping, a.cache.Snapshot, a.clock, o.Log, a.changed)
+	a.snapshotSaver.open(o.Persistence, a.cache.Snapshot, a.clock, o.Log, a.changed)
 	u.began = a.cache.Record()
 	if u.load != nil || u.tokens != nil {
-		a.unread = &u
+		a.deferred = &u
 		a.rereading.loop.Go(func() { a.readAgain(&u) })
 	}
 	if o.Snapshot != nil {

@@ -64,8 +64,8 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 		d.t.Fatal(err)
 	}
 	a, err := agent.New(agent.Options{
-		Fetch: d.z.Fetch, Rules: edge(), Clock: clock, Record: before, LostRecord: lost, Keep: record.Save,
-		BootID: fmt.Sprint("boot-", d.boots), Snapshot: memory, Keeping: agent.Keeping{Save: tokens.Save},
+		Fetch: d.z.Fetch, Rules: edge(), Clock: clock, Record: before, LostRecord: lost, SaveRecord: record.Save,
+		BootID: fmt.Sprint("boot-", d.boots), Snapshot: memory, Persistence: agent.Persistence{Save: tokens.Save},
 	})
 	if err != nil {
 		d.t.Fatal(err)

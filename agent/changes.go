@@ -134,7 +134,7 @@ func (a *Agent) withdraw(id string) (tokencache.PolicyChange, bool) {
 	a.naming.Lock()
 	defer a.naming.Unlock()
 	p, found := a.cache.Withdraw(id)
-	if u := a.unread; found && u != nil && slices.ContainsFunc(u.began.Changes, func(q tokencache.PolicyChange) bool { return q.ID == id }) {
+	if u := a.deferred; found && u != nil && slices.ContainsFunc(u.began.Changes, func(q tokencache.PolicyChange) bool { return q.ID == id }) {
 		u.withdrawn = append(u.withdrawn, p)
 	}
 	return p, found
@@ -147,7 +147,7 @@ func (a *Agent) Changes() []NotedChange {
 	all := make([]NotedChange, len(noted))
 	for i, n := range noted {
 		all[i] = NotedChange{RecordedChange: n, Identity: rules.nameOf(n.PolicyChange)}
-		all[i].Record, all[i].Mend = a.changeSaver.standsFor(n.PolicyChange)
+		all[i].Record, all[i].Mend = a.changeSaver.recordState(n.PolicyChange)
 	}
 	return all
 }

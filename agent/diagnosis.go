@@ -157,7 +157,7 @@ func (d *diagnosis) judgePolicyChanges() {
 		by, on = by+", probably by "+stamp(p.Likely), p.Likely
 	}
 	detail := fmt.Sprintf("the token %s the policy change of %s had reached new tokens, and the back end goes on handing it out; a current one is here %s", how, stamp(p.Changed), by)
-	standIn, alone := d.agent.withheldForRecord(d.key)
+	standIn, alone := d.agent.placeholderAlone(d.key)
 	switch {
 	case alone:
 		detail = fmt.Sprintf("%s, so that nobody knows whether the token is current: it is withheld ([tokens] lost_record); to end that: %s", standIn.Record.what(), standIn.Mend)

@@ -74,7 +74,7 @@ func (a *Agent) callerError(identity *grants.Identity, resource string, err erro
 // withheldError says what a revocation does to callers. It can last for a day, so it names no moment to ask again; wait and
 // watch are there for that.
 func (a *Agent) withheldError(identity *grants.Identity, resource string, err *tokencache.WithheldError) *Error {
-	if standIn, alone := a.withheldForRecord(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
+	if standIn, alone := a.placeholderAlone(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
 			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s are withheld ([tokens] lost_record); to end that: %s",
 			standIn.Record.what(), identity.Name, resource, stamp(standIn.RecordedAt), standIn.Mend)}

@@ -108,11 +108,11 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	b := store.Recover(record, tokens, nil, func(*tokencache.Snapshot) bool { return true }, id)
 	o := agent.Options{
 		Fetch: d.back.Fetch, Rules: d.rules, Clock: clock, BootID: id,
-		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, Load: record.Load, Keep: record.Save,
+		Record: b.Record, UnreadRecord: b.Unread, LostRecord: b.Lost, LoadRecord: record.Load, SaveRecord: record.Save,
 		Snapshot: b.Snapshot, Unopened: b.Unopened, Copies: b.Copies, On: b.On,
 	}
 	if tokens != nil {
-		o.Keeping.Save = tokens.Save
+		o.Persistence.Save = tokens.Save
 	}
 	if o.UnreadTokens = b.UnreadTokens; b.UnreadTokens != nil {
 		o.LoadTokens = func() (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {
@@ -318,7 +318,7 @@ func TestTokenDroppedForALostRecordComesAgain(t *testing.T) {
 		var behind atomic.Int64
 		behind.Store(int64(20 * time.Minute))
 		o := agent.Options{
-			Fetch: back.Fetch, Rules: edge(), BootID: "one", Keeping: s.keeping(),
+			Fetch: back.Fetch, Rules: edge(), BootID: "one", Persistence: s.keeping(),
 			Clock: tokencache.Clock{Wall: func() time.Time { return time.Now().Round(0).Add(-time.Duration(behind.Load())) }},
 		}
 		a, err := agent.New(o)

@@ -119,7 +119,7 @@ func inAzure(t *testing.T, change func(*agent.Options, *azure), f func(t *testin
 				{Name: "speech", ResourceID: arm, ClientID: guid3, ObjectID: guid1},
 			},
 		})}
-		o := agent.Options{Fetch: z.Fetch, Rules: edge(), Log: zap.New(core), Keep: z.keep, Clock: tokencache.Clock{}.OrRuntime()}
+		o := agent.Options{Fetch: z.Fetch, Rules: edge(), Log: zap.New(core), SaveRecord: z.keep, Clock: tokencache.Clock{}.OrRuntime()}
 		if change != nil {
 			change(&o, z)
 		}
@@ -558,7 +558,7 @@ func TestLostRecord(t *testing.T) {
 	}
 	unread := func(o *agent.Options, _ *azure) {
 		o.UnreadRecord, o.Copies = lost, []tokencache.Snapshot{{Record: tokencache.Record{Lineage: "l", Changes: full}}}
-		o.Load = func() (*tokencache.Record, error) { return nil, lost }
+		o.LoadRecord = func() (*tokencache.Record, error) { return nil, lost }
 	}
 	inAzure(t, unread, func(t *testing.T, a *agent.Agent, _ *azure) {
 		lost := func(c agent.NotedChange) bool { return c.Effect == tokencache.Unknown }

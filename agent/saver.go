@@ -239,9 +239,9 @@ func (s *saver) stop() {
 // remedyFor says what a person does about a state folder that cannot be read or written to. The package that reads and
 // writes there knows.
 func remedyFor(err error) string {
-	var known interface{ Mend() string }
+	var known interface{ Remedy() string }
 	if errors.As(err, &known) {
-		return known.Mend()
+		return known.Remedy()
 	}
 	return "look at the disk and at the state folder"
 }

@@ -14,9 +14,9 @@ import (
 
 // Keeping saves what the cache knows, so that it outlives this process. Each of the two is called by one goroutine at a
 // time, and may take its time.
-type Keeping struct {
+type Persistence struct {
 	// Carry takes over what is to outlive a restart: after each fetch, and when rules have changed.
-	Carry func(tokencache.Snapshot) error
+	HandOver func(tokencache.Snapshot) error
 	// Save takes over what is to outlive a reboot: at a start that has something, after each fetch that brought a newer token,
 	// when rules have changed, when the clock has shown how old tokens of an earlier boot are, once an hour, so that it is
 	// known how long the device was on at least, and at the end. What happens within seconds is saved together.
@@ -25,8 +25,8 @@ type Keeping struct {
 
 // snapshotSaver saves the cache in both ways of a Keeping.
 type snapshotSaver struct {
-	carry, disk *saver // nil: there is none
-	take        func() tokencache.Snapshot
+	handoff, disk *saver // nil: there is none
+	take          func() tokencache.Snapshot
 
 	unread atomic.Pointer[error] // why what is on the disk cannot be read now; nil: it was read
 
@@ -35,7 +35,7 @@ type snapshotSaver struct {
 }
 
 // open begins to save what take returns. told is called when the status may tell something new.
-func (s *snapshotSaver) open(keeping Keeping, take func() tokencache.Snapshot, clock tokencache.Clock, log *zap.Logger, told func()) {
+func (s *snapshotSaver) open(keeping Persistence, take func() tokencache.Snapshot, clock tokencache.Clock, log *zap.Logger, told func()) {
 	s.take = take
 	hourly := func(time.Duration) time.Duration { return saveEvery }
 	report := func(failed string) func(err, before error) {
@@ -49,11 +49,11 @@ func (s *snapshotSaver) open(keeping Keeping, take func() tokencache.Snapshot, c
 			told()
 		}
 	}
-	if keeping.Carry != nil {
-		s.carry = &saver{clock: clock, every: hourly, report: report("tokens could not be handed to systemd"), save: func(bool) (bool, error) {
-			return true, keeping.Carry(s.take())
+	if keeping.HandOver != nil {
+		s.handoff = &saver{clock: clock, every: hourly, report: report("tokens could not be handed to systemd"), save: func(bool) (bool, error) {
+			return true, keeping.HandOver(s.take())
 		}}
-		s.carry.start()
+		s.handoff.start()
 	}
 	if keeping.Save != nil {
 		s.disk = &saver{clock: clock, every: hourly, apart: saveRequestInterval, report: report("tokens could not be saved"), save: func(bool) (bool, error) {
@@ -67,8 +67,8 @@ func (s *snapshotSaver) open(keeping Keeping, take func() tokencache.Snapshot, c
 
 // notice has the cache carried, and saved as well where there is something newer. It does not wait.
 func (s *snapshotSaver) notice(newer bool) {
-	if s.carry != nil {
-		s.carry.ask(saveSoon)
+	if s.handoff != nil {
+		s.handoff.ask(saveSoon)
 	}
 	if s.disk != nil && newer {
 		s.disk.ask(saveSoon)
@@ -86,7 +86,7 @@ func (s *snapshotSaver) restore(f func()) {
 
 // close ends what is saved in the background and returns what saves the cache for the last time, as it is now.
 func (s *snapshotSaver) close() (save func()) {
-	all := slices.DeleteFunc([]*saver{s.carry, s.disk}, func(one *saver) bool { return one == nil })
+	all := slices.DeleteFunc([]*saver{s.handoff, s.disk}, func(one *saver) bool { return one == nil })
 	for _, one := range all {
 		one.stop()
 	}
@@ -108,7 +108,7 @@ func (s *snapshotSaver) outlives(writable bool) string {
 	switch {
 	case writable && s.disk != nil && s.disk.failure() == nil:
 		return "the next start knows of it by the copy beside the tokens alone"
-	case s.carry != nil && s.carry.failure() == nil:
+	case s.handoff != nil && s.handoff.failure() == nil:
 		return "systemd carries it over a restart, and a stop or a reboot loses it"
 	}
 	return "the next start does not know of it"
@@ -121,7 +121,7 @@ func (s *snapshotSaver) trouble() (all []string) {
 	} else if fault := s.disk.failure(); fault != nil {
 		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; %s; %s", fault, remedyFor(fault), triedAgain))
 	}
-	if fault := s.carry.failure(); fault != nil {
+	if fault := s.handoff.failure(); fault != nil {
 		all = append(all, fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", fault))
 	}
 	return all

@@ -35,7 +35,7 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 						s := new(shelf)
 						record := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Minute })
 						a, err := agent.New(agent.Options{
-							Rules: edge(), BootID: "b", Keep: record.Save, Clock: tokencache.Clock{Synchronised: func() bool { return vouched }},
+							Rules: edge(), BootID: "b", SaveRecord: record.Save, Clock: tokencache.Clock{Synchronised: func() bool { return vouched }},
 							Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 								f := tokencache.Fetched{Counted: true, Left: 24 * time.Hour, Token: tokencache.Token{
 									Text: tokencache.NewSecret(fmt.Sprintf("canary-%s-%d", key.Resource, time.Now().UnixNano())), ExpiresOn: time.Now().Round(0).Add(24 * time.Hour),
@@ -43,7 +43,7 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 								put(&f)
 								return f, nil
 							},
-							Keeping: s.keeping(),
+							Persistence: s.keeping(),
 						})
 						if err != nil {
 							t.Fatal(err)

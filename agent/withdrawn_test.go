@@ -17,7 +17,7 @@ func TestWithdrawnIsBounded(t *testing.T) {
 	a, err := New(Options{
 		Fetch:        func(context.Context, tokencache.Key) (tokencache.Fetched, error) { return tokencache.Fetched{}, eio },
 		Rules:        Rules{Rules: grants.Rules{Identities: []grants.Identity{{Name: "edge"}}}},
-		UnreadRecord: eio, Load: func() (*tokencache.Record, error) { return nil, eio }, Keep: func(tokencache.Record) error { return nil },
+		UnreadRecord: eio, LoadRecord: func() (*tokencache.Record, error) { return nil, eio }, SaveRecord: func(tokencache.Record) error { return nil },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +29,7 @@ func TestWithdrawnIsBounded(t *testing.T) {
 	}
 	a.naming.Lock()
 	defer a.naming.Unlock()
-	if n := len(a.unread.withdrawn); n > 0 || len(a.cache.Changes()) != 1 {
+	if n := len(a.deferred.withdrawn); n > 0 || len(a.cache.Changes()) != 1 {
 		t.Errorf("%d withdrawn are remembered; on record: %+v", n, a.cache.Changes())
 	}
 }

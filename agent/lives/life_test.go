@@ -224,7 +224,7 @@ func (l *life) start() {
 	var tokens *store.Tokens // nil: there is no file
 	if l.hasKey() {
 		tokens = tokensIn(on)
-		o.Keeping.Save = func(m tokencache.Snapshot) error {
+		o.Persistence.Save = func(m tokencache.Snapshot) error {
 			return on.put(tokensName, func() []byte { return sealed(m) })
 		}
 	}
@@ -232,8 +232,8 @@ func (l *life) start() {
 	begin := store.Recover(record, tokens, l.takeCarried(), func(*tokencache.Snapshot) bool { return true }, o.BootID)
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
 	o.Snapshot, o.Copies, o.On = begin.Snapshot, begin.Copies, begin.On
-	o.Load, o.Keep = record.Load, record.Save
-	o.Keeping.Carry = func(m tokencache.Snapshot) error { return l.carry(p, m) }
+	o.LoadRecord, o.SaveRecord = record.Load, record.Save
+	o.Persistence.HandOver = func(m tokencache.Snapshot) error { return l.carry(p, m) }
 	l.set(func() { l.process = p })
 	a, err := agent.New(o)
 	if err != nil {

@@ -32,7 +32,7 @@ var mutants = []mutant{
 	{"a record is kept without its changes", "agent/changesaver.go", "err := c.keep(«now»); err",
 		"tokencache.Record{Instant: now.Instant, Lineage: now.Lineage, Generation: now.Generation}", anything},
 	{"a record that cannot be read now is taken for none", "agent/store/recovery.go", "b.Unread = «err»", "nil", anything},
-	{"a start goes on in the lineage that it read", "agent/recover.go", "found.Record = «anew(found.Record, from...)»", "found.Record", aboutForks},
+	{"a start goes on in the lineage that it read", "agent/recovery.go", "found.Record = «anew(found.Record, from...)»", "found.Record", aboutForks},
 	{"what could not be saved is not saved again soon", "agent/saver.go", "due = min(due, «s.last+saveRetryInterval»)", "s.last+saveEvery", anything},
 	{"a full record refuses revocations", "tokencache/compact.go", "makesRoom(all, ch)\n\t\tif «into == nil» {", "true", aboutFull},
 

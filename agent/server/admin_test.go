@@ -450,7 +450,7 @@ func TestPolicyChangeThatIsNotKept(t *testing.T) {
 	log := new(logged)
 	a, err := agent.New(agent.Options{
 		Fetch: fetchDay, Rules: rules(), Log: log.logger(),
-		Keep: func(tokencache.Record) error { return errors.New("no space left on device") },
+		SaveRecord: func(tokencache.Record) error { return errors.New("no space left on device") },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ func (e *FaultError) Error() string {
 func (e *FaultError) Unwrap() error { return e.Why }
 
 // Mend tells a person what to do about it: one thing, for this cause.
-func (e *FaultError) Mend() string {
+func (e *FaultError) Remedy() string {
 	folder := filepath.Dir(e.path)
 	var open *openError
 	switch {

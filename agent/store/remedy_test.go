@@ -34,7 +34,7 @@ func TestMends(t *testing.T) {
 		{FaultError{of(unix.ENOTEMPTY), path, true}, "directory not empty", "move what is in the way away: " + path + beingWritten},
 		{FaultError{errors.New("odd"), path, false}, path + " cannot be read: odd", "ls -ld /var/lib/percept " + path},
 	} {
-		got, mend := row.fault.Error(), row.fault.Mend()
+		got, mend := row.fault.Error(), row.fault.Remedy()
 		if !strings.Contains(got, row.says) || strings.Contains(got, beingWritten) || !errors.Is(&row.fault, row.fault.Why) {
 			t.Errorf("%q, want %q", got, row.says)
 		}
@@ -70,7 +70,7 @@ func TestMendsOfFolders(t *testing.T) {
 	} {
 		err := Disk(path).Replace(changesName, []byte("x"))
 		fault, known := errors.AsType[*FaultError](err)
-		if !known || !strings.Contains(fault.Mend(), want) {
+		if !known || !strings.Contains(fault.Remedy(), want) {
 			t.Errorf("%v: want %q", err, want)
 		}
 	}

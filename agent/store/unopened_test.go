@@ -162,8 +162,8 @@ func TestUnreadTokensAreNotOverwritten(t *testing.T) {
 	}
 	for range 2 {
 		err := tokens.Save(revoked(2))
-		var told interface{ Mend() string }
-		if !errors.Is(err, unix.EMFILE) || !errors.As(err, &told) || !strings.Contains(told.Mend(), "descriptors") {
+		var told interface{ Remedy() string }
+		if !errors.Is(err, unix.EMFILE) || !errors.As(err, &told) || !strings.Contains(told.Remedy(), "descriptors") {
 			t.Errorf("saved over it: %v", err)
 		}
 	}

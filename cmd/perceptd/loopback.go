@@ -59,16 +59,16 @@ func (b *loopback) set(at netip.AddrPort, inForce []grants.Ref) {
 }
 
 // mendOf says what a person does about err, after a semicolon, where that is known.
-func mendOf(err error) string {
+func remedyFor(err error) string {
 	const restart = "systemctl restart perceptd"
 	fault, known := errors.AsType[*store.FaultError](err)
 	switch {
 	case !known:
 		return ""
-	case strings.Contains(fault.Mend(), restart):
-		return "; " + fault.Mend()
+	case strings.Contains(fault.Remedy(), restart):
+		return "; " + fault.Remedy()
 	}
-	return "; " + fault.Mend() + "; then: " + restart
+	return "; " + fault.Remedy() + "; then: " + restart
 }
 
 // openSecrets makes the secrets of the root that is kept. Where none can be, they last as long as this process.
@@ -76,7 +76,7 @@ func (b *loopback) openSecrets() {
 	root, err := store.LoopbackSecret(store.Disk(b.stateDir))
 	switch {
 	case root == nil:
-		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v%s", err, mendOf(err))
+		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v%s", err, remedyFor(err))
 		root = new(store.Key)
 		_, _ = rand.Read(root[:]) // never fails: it would end the program
 		b.log.Warn("the header secrets of the loopback listener are not kept", zap.Error(err))

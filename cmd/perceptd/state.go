@@ -86,7 +86,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 	for _, m := range begin.Unopened {
 		o.Unopened = append(o.Unopened, s.real(m, d.config.Source.Kind))
 	}
-	o.Load, o.Keep = record.Load, record.Save
+	o.LoadRecord, o.SaveRecord = record.Load, record.Save
 	if begin.UnreadTokens != nil {
 		o.UnreadTokens, o.LoadTokens = begin.UnreadTokens, func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
 			return s.loadAgain(d.config.Source.Kind)
@@ -94,12 +94,12 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		s.fileFault.Store(&begin.UnreadTokens)
 	}
 	if s.noHandoff == "" && d.notify.Enabled() {
-		o.Keeping.Carry = s.handOver
+		o.Persistence.HandOver = s.handOver
 	} else {
 		s.noHandoff = cmp.Or(s.noHandoff, "perceptd was not started by systemd")
 	}
 	if s.tokens != nil {
-		o.Keeping.Save = s.save
+		o.Persistence.Save = s.save
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func (a *Agent) applyLostEffect(rules Rules) {
 
 // lost is the policy change that stands for a record that is lost.
 func (r Rules) lost(why error) tokencache.PolicyChange {
-	return r.standIn(lostPrefix+newID(), "the record of policy changes could not be read", why)
+	return r.placeholder(lostPrefix+newID(), "the record of policy changes could not be read", why)
 }
 
 // noteLost puts on record that nobody knows what was on record before.
@@ -74,11 +74,11 @@ func forgotten(m *tokencache.Snapshot) *tokencache.Snapshot {
 }
 
 // unread is a record that cannot be read now, and what is in force meanwhile.
-type unread struct {
+type deferredRecovery struct {
 	load   func() (*tokencache.Record, error)                            // nil: the record was read, and only tokens were not
 	tokens func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) // nil: they were read
 	fault  error                                                         // why the tokens cannot be read now
-	kept   kept
+	kept   recordCopies
 
 	// began is what was in force when it was found that it cannot be read, and then what was put in force when it was read. withdrawn is
 	// what was withdrawn of it since. The agent's naming protects both.
@@ -87,9 +87,9 @@ type unread struct {
 }
 
 // noteUnread has tokens from before count as uncertain until the record is read, and reads it again until it is.
-func (a *Agent) noteUnread(rules Rules, u *unread, why error) {
+func (a *Agent) noteUnread(rules Rules, u *deferredRecovery, why error) {
 	a.changeSaver.unread.Store(&why)
-	p := rules.standIn(unreadID, unreadWhat, why)
+	p := rules.placeholder(unreadID, unreadWhat, why)
 	p.Alone = true // it goes when the record is read, and nothing else with it
 	p, err := a.enter(p)
 	a.log.Error("the record of policy changes cannot be read now, and is read again: what its copy and the marks on tokens withhold stays withheld, and "+consequence(p),
@@ -100,7 +100,7 @@ func (a *Agent) noteUnread(rules Rules, u *unread, why error) {
 }
 
 // rereading is the pauses between the tries to read something again in the background.
-type rereading struct {
+type retryPauses struct {
 	clock tokencache.Clock
 	loop  sync.WaitGroup
 	end   chan struct{} // closed at the end
@@ -109,12 +109,12 @@ type rereading struct {
 	hurried chan struct{} // closed when somebody hurries
 }
 
-func (r *rereading) open(clock tokencache.Clock) {
+func (r *retryPauses) open(clock tokencache.Clock) {
 	r.clock, r.end, r.hurried = clock, make(chan struct{}), make(chan struct{})
 }
 
 // hurry has what could not be read tried again now: somebody may have mended it.
-func (r *rereading) hurry() {
+func (r *retryPauses) hurry() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	close(r.hurried)
@@ -122,7 +122,7 @@ func (r *rereading) hurry() {
 }
 
 // pause waits for so long, or for a second where somebody hurries. False: r is closed.
-func (r *rereading) pause(wait time.Duration) bool {
+func (r *retryPauses) pause(wait time.Duration) bool {
 	r.mu.Lock()
 	hurried := r.hurried
 	r.mu.Unlock()
@@ -131,7 +131,7 @@ func (r *rereading) pause(wait time.Duration) bool {
 }
 
 // sleep waits for so long, or until cut is closed.
-func (r *rereading) sleep(wait time.Duration, cut <-chan struct{}) bool {
+func (r *retryPauses) sleep(wait time.Duration, cut <-chan struct{}) bool {
 	fired, stop := r.clock.Timer(wait)
 	defer stop()
 	select {
@@ -143,13 +143,13 @@ func (r *rereading) sleep(wait time.Duration, cut <-chan struct{}) bool {
 	return true
 }
 
-func (r *rereading) close() {
+func (r *retryPauses) close() {
 	close(r.end)
 	r.loop.Wait()
 }
 
 // readAgain reads the record and the tokens until both can be, or the agent is closed.
-func (a *Agent) readAgain(u *unread) {
+func (a *Agent) readAgain(u *deferredRecovery) {
 	for wait := readAgainSoonest; (u.load != nil || u.tokens != nil) && a.rereading.pause(wait); wait = min(2*wait, readAgainLatest) {
 		var read bool
 		if u.tokens != nil {
@@ -166,19 +166,19 @@ func (a *Agent) readAgain(u *unread) {
 	}
 	if u.load == nil && u.tokens == nil {
 		a.naming.Lock()
-		a.unread = nil
+		a.deferred = nil
 		a.naming.Unlock()
 	}
 }
 
 // takeTokens takes over what was kept of the tokens as far as it can be read, with the copies of the record and the marks that are in
 // it, and reports whether anything changed: something was read, or nothing is unread any more.
-func (a *Agent) takeTokens(u *unread) (changed bool) {
+func (a *Agent) takeTokens(u *deferredRecovery) (changed bool) {
 	a.snapshotSaver.restore(func() { changed = a.takeTokensUnsaved(u) })
 	return changed
 }
 
-func (a *Agent) takeTokensUnsaved(u *unread) bool {
+func (a *Agent) takeTokensUnsaved(u *deferredRecovery) bool {
 	copies, ours, err := u.tokens()
 	if u.fault = err; err != nil {
 		a.snapshotSaver.unread.Store(&err)
@@ -189,7 +189,7 @@ func (a *Agent) takeTokensUnsaved(u *unread) bool {
 	if err != nil && len(copies) == 0 {
 		return false
 	}
-	late := (&Options{Copies: copies}).told()
+	late := (&Options{Copies: copies}).recordCopies()
 	a.takeCopies(u, late)
 	rules := a.rules.Load()
 	for _, m := range ours {
@@ -201,11 +201,11 @@ func (a *Agent) takeTokensUnsaved(u *unread) bool {
 
 // takeCopies puts what late tells of the record in force, which was read later than the record that the agent began with, or than what
 // there was of one. What is older than that tells nothing.
-func (a *Agent) takeCopies(u *unread, late kept) {
+func (a *Agent) takeCopies(u *deferredRecovery, late recordCopies) {
 	older := func(of tokencache.Record) bool { return u.load == nil && u.began.Has(of) }
 	late.copies = slices.DeleteFunc(late.copies, older)
-	late.marks = slices.DeleteFunc(late.marks, func(m mark) bool { return older(m.of) })
-	u.kept = kept{
+	late.marks = slices.DeleteFunc(late.marks, func(m withheldMark) bool { return older(m.of) })
+	u.kept = recordCopies{
 		copies: append(u.kept.copies, late.copies...), marks: append(u.kept.marks, late.marks...),
 		torn: u.kept.torn || late.torn, blind: u.kept.blind || late.blind,
 	}
@@ -234,7 +234,7 @@ func (a *Agent) takeCopies(u *unread, late kept) {
 }
 
 // takeRecord puts the record in force if it can be read, with what was noted and withdrawn meanwhile.
-func (a *Agent) takeRecord(u *unread) bool {
+func (a *Agent) takeRecord(u *deferredRecovery) bool {
 	var (
 		found    recovered
 		why      error
@@ -252,7 +252,7 @@ func (a *Agent) takeRecord(u *unread) bool {
 		noted = added(now.Changes, u.began.Changes)
 		record := found.Record
 		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return rules.haveGone(u.withdrawn, p) })
-		record = anew(record, withoutStandIn(now), found.Record)
+		record = anew(record, withoutPlaceholder(now), found.Record)
 		found.Record, _ = rules.withLostEffect(record)
 		if found.lost {
 			standsIn = rules.lost(why)
@@ -280,7 +280,7 @@ func (a *Agent) takeRecord(u *unread) bool {
 }
 
 // loadRecord reads the record. One that is lost, for all that is known, counts as unread while a copy of it may yet be read.
-func (u *unread) loadRecord() (*tokencache.Record, error) {
+func (u *deferredRecovery) loadRecord() (*tokencache.Record, error) {
 	disk, err := u.load()
 	if disk != nil || u.tokens == nil || err != nil && !isSpoilt(err) {
 		return disk, err

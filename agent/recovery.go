@@ -20,15 +20,15 @@ type recovered struct {
 }
 
 // kept is what the copies of what a cache knew tell of the record. No token's text is in it.
-type kept struct {
+type recordCopies struct {
 	copies []tokencache.Record // whole ones
-	marks  []mark
+	marks  []withheldMark
 	torn   bool // a copy was left out of what was kept, so that the marks are all that is known of it
 	blind  bool // a copy was kept while the record could not be read, and has what was known of it then
 }
 
 // mark is a revocation that withholds a token, by the token.
-type mark struct {
+type withheldMark struct {
 	id    string
 	key   tokencache.Key
 	of    tokencache.Record // which it is on: lineage, origins and generation alone
@@ -42,7 +42,7 @@ func (o *Options) now(clock tokencache.Clock) tokencache.Instant {
 }
 
 // told is what o's copies tell.
-func (o *Options) told() (k kept) {
+func (o *Options) recordCopies() (k recordCopies) {
 	all := o.Copies
 	if all == nil && o.Snapshot != nil {
 		all = []tokencache.Snapshot{*o.Snapshot}
@@ -56,7 +56,7 @@ func (o *Options) told() (k kept) {
 		}
 		for _, r := range m.Keys {
 			for _, id := range r.Withheld {
-				k.marks = append(k.marks, markOf(&m, r.Key, id))
+				k.marks = append(k.marks, withheldMarkOf(&m, r.Key, id))
 			}
 		}
 	}
@@ -71,12 +71,12 @@ func copyIn(m *tokencache.Snapshot) tokencache.Record {
 			r.On, r.Boot = p.Moment, r.Boot-(r.On-p.Moment)
 		}
 	}
-	return withoutStandIn(r)
+	return withoutPlaceholder(r)
 }
 
 // withoutStandIn is r as if nothing had been entered for a record that cannot be read, which is the first that is after a start. So where
 // nothing else was noted it is the same as what it was taken from.
-func withoutStandIn(r tokencache.Record) tokencache.Record {
+func withoutPlaceholder(r tokencache.Record) tokencache.Record {
 	there := len(r.Changes)
 	r.Changes = slices.DeleteFunc(slices.Clone(r.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
 	if len(r.Changes) < there && r.Generation > 0 {
@@ -87,9 +87,9 @@ func withoutStandIn(r tokencache.Record) tokencache.Record {
 
 // markOf has the token's key alone withheld, from no earlier than the revocation that it stands for, which was on record when m
 // was taken.
-func markOf(m *tokencache.Snapshot, key tokencache.Key, id string) mark {
-	of := withoutStandIn(m.Record)
-	return mark{
+func withheldMarkOf(m *tokencache.Snapshot, key tokencache.Key, id string) withheldMark {
+	of := withoutPlaceholder(m.Record)
+	return withheldMark{
 		id: id, key: key, of: tokencache.Record{Lineage: of.Lineage, Origins: of.Origins, Generation: of.Generation},
 		taken: tokencache.PolicyChange{
 			ID: id, Selector: key.Selector, Resource: key.Resource, Effect: tokencache.Revoked,
@@ -103,7 +103,7 @@ func markOf(m *tokencache.Snapshot, key tokencache.Key, id string) mark {
 // marks on tokens tell beyond them. A folder may be mounted over the one that the record is in, an older one put in its place,
 // or the disk may have been full, while the tokens that it withholds were kept elsewhere. lost says that what is on
 // the disk is no record any more. What was kept is as it was taken; what is returned is by the on-time of now, and the beginning of a lineage.
-func (k kept) recover(disk *tokencache.Record, lost error, now tokencache.Instant, rules Rules) recovered {
+func (k recordCopies) recover(disk *tokencache.Record, lost error, now tokencache.Instant, rules Rules) recovered {
 	taken, copies := disk, make([]tokencache.Record, len(k.copies))
 	for i, r := range k.copies {
 		copies[i] = r.In(now)
@@ -179,7 +179,7 @@ func together(copies []tokencache.Record) (all tokencache.Record) {
 
 // unmet returns what stands for the marks whose revocations are not among those there, or are about other keys there: what joined them is
 // not known then. A record that is at least as new as the mark and has no such revocation tells that it was withdrawn, or is over.
-func (k kept) unmet(disk *tokencache.Record, there []tokencache.PolicyChange, rules Rules) (all []tokencache.PolicyChange) {
+func (k recordCopies) unmet(disk *tokencache.Record, there []tokencache.PolicyChange, rules Rules) (all []tokencache.PolicyChange) {
 	records := k.copies
 	if disk != nil {
 		records = append(slices.Clone(records), *disk)

@@ -62,7 +62,7 @@ func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *
 	core, logs := observer.New(zapcore.WarnLevel)
 	a, err := agent.New(agent.Options{
 		Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Record: disk, LostRecord: lost, Snapshot: copied,
-		Keep: d.keep, Keeping: d.shelf.keeping(),
+		SaveRecord: d.keep, Persistence: d.shelf.keeping(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -383,7 +383,7 @@ func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
 		known.Record = tokencache.Record{Lineage: "theirs", Generation: 1, Changes: theirs}
 		core, logs := observer.New(zapcore.WarnLevel)
 		a, err := agent.New(agent.Options{
-			Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Keep: d.keep, Keeping: d.shelf.keeping(),
+			Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", SaveRecord: d.keep, Persistence: d.shelf.keeping(),
 			Record: &tokencache.Record{Lineage: "ours", Generation: 1, Changes: ours}, Snapshot: known, On: known.On,
 		})
 		if err != nil {
@@ -493,7 +493,7 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 				rules.Alternates = row.alternates
 				start := func(disk *tokencache.Record, m *tokencache.Snapshot, f func(a *agent.Agent)) {
 					t.Helper()
-					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk, Snapshot: m, Keep: d.keep, Keeping: d.shelf.keeping()})
+					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk, Snapshot: m, SaveRecord: d.keep, Persistence: d.shelf.keeping()})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -561,7 +561,7 @@ func TestRecordThatChangesWhileItIsWritten(t *testing.T) {
 			return d.keep(r)
 		}
 		rules := edge()
-		a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, Keep: keep, LostRecord: errors.New("torn")})
+		a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, SaveRecord: keep, LostRecord: errors.New("torn")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -594,7 +594,7 @@ func TestReceiptsOutliveALostRecord(t *testing.T) {
 				return tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(canary)}, Left: 24 * time.Hour, Counted: true}, nil
 			}
 			var s shelf
-			a, err := agent.New(agent.Options{Fetch: fetch, Rules: edge(), BootID: "before", Keeping: s.keeping()})
+			a, err := agent.New(agent.Options{Fetch: fetch, Rules: edge(), BootID: "before", Persistence: s.keeping()})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -76,7 +76,7 @@ func (d *slowDisk) on(t *testing.T, f func(a *agent.Agent)) {
 			token := tokencache.Token{Text: tokencache.NewSecret(fmt.Sprint(canary, n)), ExpiresOn: time.Now().Add(24 * time.Hour)}
 			return tokencache.Fetched{Token: token, Left: 24 * time.Hour}, nil
 		},
-		Rules: edge(), BootID: "this", Keep: d.keep, Keeping: agent.Keeping{Save: d.save},
+		Rules: edge(), BootID: "this", SaveRecord: d.keep, Persistence: agent.Persistence{Save: d.save},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -201,7 +201,7 @@ func TestChangesNotedAtTheEnd(t *testing.T) {
 	t.Parallel()
 	for range 20 {
 		d := new(slowDisk)
-		a, err := agent.New(agent.Options{Fetch: new(tokencachetest.Source).Fetch, Rules: edge(), Keep: d.keep})
+		a, err := agent.New(agent.Options{Fetch: new(tokencachetest.Source).Fetch, Rules: edge(), SaveRecord: d.keep})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,7 +16,7 @@ const (
 )
 
 // standsForLost reports whether p stands for a record that is lost. Releases before this one gave it no ID of its own.
-func standsForLost(p tokencache.PolicyChange) bool {
+func isLostPlaceholder(p tokencache.PolicyChange) bool {
 	return p.ID != unreadID && (p.Effect == tokencache.Unknown || strings.HasPrefix(p.ID, lostPrefix))
 }
 
@@ -29,7 +29,7 @@ func (r Rules) lostEffect() tokencache.Effect {
 }
 
 // standIn is the policy change that stands for a record that could not be read.
-func (r Rules) standIn(id, what string, why error) tokencache.PolicyChange {
+func (r Rules) placeholder(id, what string, why error) tokencache.PolicyChange {
 	printable := strings.Map(func(c rune) rune {
 		if unicode.IsPrint(c) {
 			return c
@@ -47,8 +47,8 @@ func (r Rules) withLostEffect(record tokencache.Record) (_ tokencache.Record, di
 		if p.Joined > 0 && p.Effect == tokencache.Revoked {
 			continue // it may stand for revocations as well
 		}
-		if (standsForLost(*p) || p.ID == unreadID) && p.Effect != r.lostEffect() {
-			if standsForLost(*p) && !strings.HasPrefix(p.ID, lostPrefix) {
+		if (isLostPlaceholder(*p) || p.ID == unreadID) && p.Effect != r.lostEffect() {
+			if isLostPlaceholder(*p) && !strings.HasPrefix(p.ID, lostPrefix) {
 				p.ID = lostPrefix + p.ID // else it could not be told from a revocation
 			}
 			p.Effect, different = r.lostEffect(), true
@@ -70,19 +70,19 @@ func consequence(p tokencache.PolicyChange) string {
 // lostTrouble says what to do about a record that could not be read, which stays trouble until
 // somebody did it.
 func lostTrouble(p tokencache.PolicyChange) string {
-	return fmt.Sprintf("%s; %s: %s", p.Note, consequence(p), lostMend(p))
+	return fmt.Sprintf("%s; %s: %s", p.Note, consequence(p), lostRemedy(p))
 }
 
 // lostMend is what a person does about a lost record.
-func lostMend(p tokencache.PolicyChange) string {
+func lostRemedy(p tokencache.PolicyChange) string {
 	return "enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes withdraw " + p.ID
 }
 
 // withheldForRecord returns what stands for the record, where that alone withholds the token of key, and no revocation that somebody noted.
-func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alone bool) {
+func (a *Agent) placeholderAlone(key tokencache.Key) (standIn NotedChange, alone bool) {
 	for _, p := range a.cache.Withholders(key) {
 		c := NotedChange{RecordedChange: tokencache.RecordedChange{PolicyChange: p}}
-		if c.Record, c.Mend = a.changeSaver.standsFor(p); c.Record == 0 {
+		if c.Record, c.Mend = a.changeSaver.recordState(p); c.Record == 0 {
 			return NotedChange{}, false
 		}
 		if !alone {
@@ -93,12 +93,12 @@ func (a *Agent) withheldForRecord(key tokencache.Key) (standIn NotedChange, alon
 }
 
 // standsFor tells what is wrong with the record where p stands for it, and what a person does about that; zero where somebody noted p.
-func (c *changeSaver) standsFor(p tokencache.PolicyChange) (state RecordState, mend string) {
+func (c *changeSaver) recordState(p tokencache.PolicyChange) (state RecordState, mend string) {
 	switch why := c.unread.Load(); {
 	case p.ID == unreadID && why != nil:
 		return RecordUnread, unreadRemedy(*why)
-	case standsForLost(p):
-		return RecordLost, lostMend(p)
+	case isLostPlaceholder(p):
+		return RecordLost, lostRemedy(p)
 	}
 	return 0, ""
 }

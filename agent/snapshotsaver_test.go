@@ -49,7 +49,7 @@ func (s *shelf) lastSaved() *tokencache.Snapshot {
 	return &s.saved[len(s.saved)-1]
 }
 
-func (s *shelf) keeping() agent.Keeping {
+func (s *shelf) keeping() agent.Persistence {
 	put := func(to *[]tokencache.Snapshot) func(tokencache.Snapshot) error {
 		return func(m tokencache.Snapshot) error {
 			s.mu.Lock()
@@ -64,7 +64,7 @@ func (s *shelf) keeping() agent.Keeping {
 			return s.fault
 		}
 	}
-	return agent.Keeping{Carry: put(&s.carried), Save: put(&s.saved)}
+	return agent.Persistence{HandOver: put(&s.carried), Save: put(&s.saved)}
 }
 
 // remembering runs an agent that begins with what the shelf has, until f returns.
@@ -72,7 +72,7 @@ func remembering(t *testing.T, s *shelf, b *tokencachetest.Source, f func(a *age
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	a, err := agent.New(agent.Options{
-		Fetch: b.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Snapshot: s.lastSaved(), Keeping: s.keeping(),
+		Fetch: b.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Snapshot: s.lastSaved(), Persistence: s.keeping(),
 		Clock: tokencache.Clock{Boot: func() time.Duration { return time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)) + time.Minute }},
 	})
 	if err != nil {
@@ -157,7 +157,7 @@ func TestRecordThatIsGone(t *testing.T) {
 			var kept []tokencache.PolicyChange
 			a, err := agent.New(agent.Options{
 				Fetch: b.Fetch, Rules: edge(), BootID: row.boot, Snapshot: s.lastSaved(), Record: row.disk, LostRecord: row.lost,
-				Keep: func(r tokencache.Record) error { kept = r.Changes; return nil },
+				SaveRecord: func(r tokencache.Record) error { kept = r.Changes; return nil },
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -228,7 +228,7 @@ func TestWhatTheClockHasShownIsKept(t *testing.T) {
 		fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 		var right atomic.Bool
 		a, err := agent.New(agent.Options{
-			Fetch: b.Fetch, Rules: edge(), BootID: "this", Snapshot: &earlier, Keeping: s.keeping(),
+			Fetch: b.Fetch, Rules: edge(), BootID: "this", Snapshot: &earlier, Persistence: s.keeping(),
 			Clock: tokencache.Clock{Synchronised: right.Load},
 		})
 		if err != nil {
@@ -332,7 +332,7 @@ func TestFailedSaveIsTriedAgainWhileFetchesGoOn(t *testing.T) {
 					same := tokencache.Token{Text: tokencache.NewSecret(canary + key.String()), ExpiresOn: expires}
 					return tokencache.Fetched{Token: same, Left: time.Until(expires)}, nil
 				},
-				Rules: edge(), BootID: "this", Keeping: s.keeping(),
+				Rules: edge(), BootID: "this", Persistence: s.keeping(),
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -51,7 +51,7 @@ func (d *disk) become(fault error) {
 func (d *disk) start(t *testing.T, change func(*agent.Options), f func(a *agent.Agent, logs *observer.ObservedLogs)) {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	o := agent.Options{Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Load: d.load, Keep: d.keep, Keeping: d.shelf.keeping()}
+	o := agent.Options{Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", LoadRecord: d.load, SaveRecord: d.keep, Persistence: d.shelf.keeping()}
 	change(&o)
 	a, err := agent.New(o)
 	if err != nil {
@@ -536,7 +536,7 @@ func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
 		reading, read := make(chan struct{}), make(chan struct{})
 		slow := func(o *agent.Options) {
 			o.UnreadRecord, o.Snapshot = eio, withoutCopy(known)
-			o.Load = func() (*tokencache.Record, error) {
+			o.LoadRecord = func() (*tokencache.Record, error) {
 				close(reading)
 				<-read
 				return d.there, nil
@@ -578,7 +578,7 @@ func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
 // denied is a read that is not permitted, with what mends it.
 type denied struct{ error }
 
-func (denied) Mend() string { return "chown percept: /var/lib/percept/*" }
+func (denied) Remedy() string { return "chown percept: /var/lib/percept/*" }
 
 // What stands for a record that cannot be read is not withdrawn: it ends when the record is read, and every screen says how that comes about.
 func TestUnreadIsNotWithdrawn(t *testing.T) {
@@ -596,18 +596,18 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 				case !withhold && answer.Permissions.State != tokencache.Uncertain:
 					t.Errorf("%+v, %v", answer.Permissions, err)
 				case withhold && (codeOf(err) != api.CodeRevoked || strings.Contains(err.Error(), "by Jan") || strings.Contains(err.Error(), "were revoked on") ||
-					!strings.Contains(err.Error(), "cannot be read now, so that nobody knows") || !strings.Contains(err.Error(), "[tokens] lost_record); to end that: "+fault.Mend())):
+					!strings.Contains(err.Error(), "cannot be read now, so that nobody knows") || !strings.Contains(err.Error(), "[tokens] lost_record); to end that: "+fault.Remedy())):
 					t.Error(err)
 				}
 				_, err = a.WithdrawChange("test", "unread")
-				if codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), "permission denied; "+fault.Mend()) || !strings.Contains(err.Error(), "move its two files") {
+				if codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), "permission denied; "+fault.Remedy()) || !strings.Contains(err.Error(), "move its two files") {
 					t.Error(err)
 				}
 				c := a.Changes()
-				if len(c) != 1 || c[0].Record != agent.RecordUnread || !strings.HasPrefix(c[0].Mend, fault.Mend()) {
+				if len(c) != 1 || c[0].Record != agent.RecordUnread || !strings.HasPrefix(c[0].Mend, fault.Remedy()) {
 					t.Errorf("%+v", c)
 				}
-				if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, fault.Mend()) || strings.Contains(trouble, "--state-dir") {
+				if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, fault.Remedy()) || strings.Contains(trouble, "--state-dir") {
 					t.Errorf("trouble %q", trouble)
 				}
 				d.become(nil)
@@ -678,8 +678,8 @@ func TestUnkeptChanges(t *testing.T) {
 		change func(o *agent.Options)
 		says   string
 	}{
-		{"systemd", func(o *agent.Options) { o.Keeping.Save = nil }, "systemd carries it over a restart, and a stop or a reboot loses it"},
-		{"nothing", func(o *agent.Options) { o.Keeping = agent.Keeping{} }, "the next start does not know of it"},
+		{"systemd", func(o *agent.Options) { o.Persistence.Save = nil }, "systemd carries it over a restart, and a stop or a reboot loses it"},
+		{"nothing", func(o *agent.Options) { o.Persistence = agent.Persistence{} }, "the next start does not know of it"},
 		{"the tokens' file", func(o *agent.Options) { o.UnreadRecord = full }, "the next start knows of it by the copy beside the tokens alone"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
