@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// MaxKeys is how many keys a cache holds; the one that was asked for least recently goes first.
+// MaxKeys is how many keys a cache holds. The least recently used one is dropped first.
 const MaxKeys = 256
 
 // Need is what a caller needs of a token.
@@ -148,7 +148,7 @@ func New(o Options) *Cache {
 	return c
 }
 
-// Close cancels the fetches under way, answers whoever waits with ErrClosed, and forgets every token.
+// Close cancels the fetches under way, answers every waiting caller with ErrClosed, and forgets every token.
 func (c *Cache) Close() {
 	c.mu.Lock()
 	c.closed = true
@@ -160,12 +160,10 @@ func (c *Cache) Close() {
 	c.running.Wait()
 }
 
-// Get returns a valid token for key that meets the need. A valid token never waits for the source; a
-// miss, and a need that the held token does not meet, wait for one fetch that all callers share, but
-// not longer than ctx, whose end leaves the fetch under way for the others.
+// Get returns a valid token for key that meets the need. If the cache holds one, Get does not wait. Otherwise it waits
+// for one fetch that all callers of the key share. It gives up when ctx ends; the fetch goes on for the others.
 //
-// The error is a *FetchError, *ShortLifeError, *NotYetError or *WithheldError, ErrDropped, ErrClosed, or
-// wraps ctx's.
+// The error is a *FetchError, *ShortLifeError, *NotYetError or *WithheldError, ErrDropped, ErrClosed, or wraps ctx's.
 func (c *Cache) Get(ctx context.Context, key Key, need Need) (Answer, error) {
 	var tried *flight
 	for {
@@ -182,7 +180,7 @@ func (c *Cache) Get(ctx context.Context, key Key, need Need) (Answer, error) {
 	}
 }
 
-// await returns when f has landed or patience is over. An error means that ctx ended first.
+// await waits until f has landed, for patience at most. An error means that ctx ended first.
 func await(ctx context.Context, f *flight, patience time.Duration) error {
 	var over <-chan time.Time
 	if patience != forever {
@@ -200,7 +198,7 @@ func await(ctx context.Context, f *flight, patience time.Duration) error {
 	}
 }
 
-// step is what Get does next: it answers, fails, or waits for a fetch that callers share.
+// step is what Get does next: it answers, fails, or waits for a shared fetch.
 type step struct {
 	answer Answer
 	err    error
@@ -209,7 +207,7 @@ type step struct {
 	atMost time.Duration // how long to wait for it
 }
 
-// supply is what is there for a caller of Get, measured by what it needs.
+// supply is what the cache has for a caller of Get, measured by what the caller needs.
 type supply uint8
 
 const (
@@ -220,10 +218,10 @@ const (
 	withheld                 // a revocation withholds it, and would withhold what is fetched now
 )
 
-// stepLocked decides one step of Get. tried is the fetch that this caller has waited for already, or nil.
+// stepLocked decides one step of Get. tried is the fetch that this caller has already waited for, or nil.
 //
-// A caller comes here again after its fetch, since what landed may not be what it needs: the token
-// may be the one it had, or have expired while the caller was not scheduled.
+// After its fetch a caller comes here again, since the fetched token may not be what it needs: it may be the one that
+// was held before, or it may have expired before the caller ran.
 func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 	now := c.now()
 	e, err := c.entryLocked(key, now)
@@ -264,7 +262,8 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 	return c.missLocked(e, now)
 }
 
-// supplyLocked returns what there is of e's token for that need, in which it falls short so; nil: it does not.
+// supplyLocked returns what e's token is worth for that need. short is how it falls short of a firm need; nil: it does
+// not.
 func (c *Cache) supplyLocked(e *entry, need Need, short error, left time.Duration, now bootTime) supply {
 	switch {
 	case e.policy.withheld() && (left > 0 || c.barredLocked(e, now)):
@@ -279,8 +278,8 @@ func (c *Cache) supplyLocked(e *entry, need Need, short error, left time.Duratio
 	return sufficient
 }
 
-// insteadLocked answers with an alternate's token, if there is one that is current, where e's is not, or none would be. Where nothing
-// may be fetched for e now, it sees to it that it is once the revocation has spread.
+// answerInsteadLocked answers with an alternate's current token, if e's token is not current or may not be fetched now.
+// If there is none, and a revocation bars the fetch, it plans the fetch for when the revocation has spread.
 func (c *Cache) answerInsteadLocked(e *entry, need Need, left time.Duration, now bootTime) (Answer, bool) {
 	barred := c.barredLocked(e, now)
 	if e.policy.worst == Current || left <= 0 && !barred {
@@ -293,7 +292,7 @@ func (c *Cache) answerInsteadLocked(e *entry, need Need, left time.Duration, now
 	return answer, found
 }
 
-// missLocked has a caller wait for a fetch, unless no call is to be made for it now.
+// missLocked makes a caller wait for a fetch, or returns why no call may be made now.
 func (c *Cache) missLocked(e *entry, now bootTime) step {
 	if !e.underWay() {
 		if failure := c.ownRefusalLocked(e, now); failure != nil {
@@ -307,7 +306,7 @@ func (c *Cache) missLocked(e *entry, now bootTime) step {
 	return step{wait: c.startFetchLocked(e, forCaller, now), atMost: forever}
 }
 
-// shortLocked returns in what e's token falls short of what is firmly needed, or nil.
+// shortLocked returns how e's token falls short of what is firmly needed, or nil.
 func (c *Cache) shortLocked(e *entry, need Need, left time.Duration, now bootTime) error {
 	switch {
 	case need.MinTTLRequired && left < need.MinTTL:
@@ -318,14 +317,14 @@ func (c *Cache) shortLocked(e *entry, need Need, left time.Duration, now bootTim
 	return nil
 }
 
-// uselessLocked reports whether a fetch that only a caller's wish asks for would bring nothing: one was
-// made just now, a policy change is still spreading, or the rollover is known to come later.
+// futileLocked reports whether a fetch for a caller's soft need would bring nothing: one was made just now, a policy
+// change is still spreading, or the rollover is known to come later.
 func (c *Cache) futileLocked(e *entry, now bootTime) bool {
 	return now < e.schedule.softFetchAfter || c.heldLocked(e, now) || now < c.rolloverLocked(e)
 }
 
-// alternateLocked answers with the token of a resource that will do instead of e's, if there is one that
-// is current. Those that are not there are fetched beside the schedule's other work.
+// alternateLocked answers with the token of an alternate resource, if one is current. Alternates without a token are
+// planned to be fetched by the schedule.
 func (c *Cache) alternateLocked(e *entry, need Need, now bootTime) (Answer, bool) {
 	for _, resource := range need.Alternates {
 		o, err := c.entryLocked(Key{Selector: e.key.Selector, Resource: resource}, now, e)
@@ -345,7 +344,7 @@ func (c *Cache) alternateLocked(e *entry, need Need, now bootTime) (Answer, bool
 	return Answer{}, false
 }
 
-// awaitSpreadLocked has e fetched once the revocation has spread that somebody was refused for.
+// awaitSpreadLocked plans a fetch for e for when the revocation has spread for which a caller was refused.
 func (c *Cache) awaitSpreadLocked(e *entry, now bootTime) {
 	if e.schedule.next == never && e.flight == nil {
 		e.schedule.next = max(now, e.backOff.until, c.barredUntilLocked(e, now))
@@ -353,8 +352,8 @@ func (c *Cache) awaitSpreadLocked(e *entry, now bootTime) {
 	}
 }
 
-// softFetchLocked serves a caller that would like more life than the token has: it waits a little for a
-// fetch that is young, or that may be tried again by now.
+// softFetchLocked serves a caller that would like more life than the token has. It waits a little for a fetch, if a
+// young one is under way or a new one may be made.
 func (c *Cache) softFetchLocked(e *entry, left time.Duration, now bootTime) step {
 	if !e.underWay() && (e.flight == nil && c.futileLocked(e, now) || c.refusalLocked(e, now) != nil) {
 		return step{answer: c.serveLocked(e, left, now)}
@@ -366,7 +365,7 @@ func (c *Cache) softFetchLocked(e *entry, left time.Duration, now bootTime) step
 	return step{answer: c.serveLocked(e, left, now)}
 }
 
-// refusalLocked returns why no call is to be made for e now, or nil.
+// refusalLocked returns why no call may be made for e now, or nil.
 func (c *Cache) refusalLocked(e *entry, now bootTime) *FetchError {
 	if failure := c.ownRefusalLocked(e, now); failure != nil {
 		return failure
@@ -374,7 +373,7 @@ func (c *Cache) refusalLocked(e *entry, now bootTime) *FetchError {
 	return c.pauseLocked(now)
 }
 
-// ownRefusalLocked returns why no call is to be made for e now, though one may be for others, or nil.
+// ownRefusalLocked returns why no call may be made for e now, though other keys may have one, or nil.
 func (c *Cache) ownRefusalLocked(e *entry, now bootTime) *FetchError {
 	if failure := e.remembered(now); failure != nil {
 		return failure
@@ -386,6 +385,7 @@ func (c *Cache) ownRefusalLocked(e *entry, now bootTime) *FetchError {
 	return nil
 }
 
+// serveLocked answers with e's token, which has left to live.
 func (c *Cache) serveLocked(e *entry, left time.Duration, now bootTime) Answer {
 	e.served++
 	return Answer{
@@ -394,22 +394,26 @@ func (c *Cache) serveLocked(e *entry, left time.Duration, now bootTime) Answer {
 	}
 }
 
-// Refresh fetches key's token now, whatever the schedule says, within the source's limits. While a
-// policy change is still spreading it returns *HeldError instead, unless the caller insists.
+// Refresh fetches key's token now, whatever the schedule says, within the source's limits. While a policy change is
+// still spreading it returns *HeldError instead, unless the caller insists.
 func (c *Cache) Refresh(ctx context.Context, key Key, insist bool) (Outcome, error) {
 	outcome, _, err := c.refresh(ctx, key, insist, false)
 	return outcome, err
 }
 
-// Forget fetches anew as Refresh does, and drops the token that is held for key, and what was learnt of its life, when a usable token
-// has arrived: it gives up none in vain. A caller that insists has it dropped before; others that come meanwhile wait for the
-// fetch then, and those that wait already get what it brings. Where nothing may be fetched now, nothing is dropped, nor asked while fetches fail and
-// the caller does not insist. That the token was received is not forgotten: should it come again, it counts as received when it was
-// first. It returns the digest of the token that was dropped besides, "" for none.
+// Forget fetches key's token as Refresh does. When a usable token has arrived, it drops the token held before, and what
+// was learnt of its life. So it gives up no token in vain.
+//
+// If the caller insists, it drops the token before the fetch. Callers that come meanwhile wait for the fetch. If
+// nothing may be fetched now, it drops nothing. While fetches fail, it asks only if the caller insists.
+//
+// The cache remembers when the token was received: if the back end gives it again, it counts as received then. Forget
+// returns the digest of the token that it dropped, "" for none.
 func (c *Cache) Forget(ctx context.Context, key Key, insist bool) (_ Outcome, dropped string, _ error) {
 	return c.refresh(ctx, key, insist, true)
 }
 
+// refresh is Refresh, or with forget it is Forget.
 func (c *Cache) refresh(ctx context.Context, key Key, insist, forget bool) (_ Outcome, dropped string, _ error) {
 	f, dropped, err := c.begin(key, insist, forget)
 	switch {
@@ -427,6 +431,7 @@ func (c *Cache) refresh(ctx context.Context, key Key, insist, forget bool) (_ Ou
 	return f.outcome, cmp.Or(dropped, f.dropped), nil
 }
 
+// begin starts the fetch of refresh, or joins the one under way.
 func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, _ error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -459,7 +464,7 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 	return f, dropped, nil
 }
 
-// troubleLocked returns why a fetch for e is likely to fail, or nil.
+// lastFailureLocked returns why a fetch for e is likely to fail, or nil.
 func (c *Cache) lastFailureLocked(e *entry) *FetchError {
 	if e.backOff.failure != nil {
 		return e.backOff.failure
@@ -467,7 +472,7 @@ func (c *Cache) lastFailureLocked(e *entry) *FetchError {
 	return c.queue.backOff.failure
 }
 
-// Check returns nil when the lock can be had and the schedule moves, else ctx's error.
+// Ping returns nil if the lock is free and the schedule runs, else ctx's error.
 func (c *Cache) Ping(ctx context.Context) error {
 	alive := make(chan struct{})
 	select {

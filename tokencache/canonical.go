@@ -6,12 +6,13 @@ import (
 	"strings"
 )
 
-// guid is an application's ID, which a resource may go by without a scheme.
+// guid matches an application's ID, which a resource may be named by, without a scheme.
 var guid = regexp.MustCompile(`^[[:xdigit:]]{8}(-[[:xdigit:]]{4}){3}-[[:xdigit:]]{12}$`)
 
-// Spelling returns the form in which two spellings of one resource are the same: without trailing slashes, scheme and host in
-// lower case, without the scheme's own port, and an application's ID in lower case. Policy changes, denials and advice compare by it. Grants, keys and
-// requests do not, since the back end and the resource take every other spelling for another resource.
+// Canonical returns the form in which two spellings of one resource are equal: without trailing slashes and default
+// port, with scheme, host and an application's ID in lower case. Policy changes, denials and advice compare resources
+// by it. Grants, keys and requests do not, since the back end and the resource treat every other spelling as a
+// different resource.
 func Canonical(resource string) string {
 	scheme, rest, isURI := strings.Cut(resource, "://")
 	if !isURI {
@@ -35,14 +36,14 @@ func Canonical(resource string) string {
 	return scheme + "://" + host + strings.TrimRight(path, "/")
 }
 
-// GoesBy reports whether resource goes by other with those alternates, which are as for Cache.SetAlternates: a policy change for one is about
-// both.
+// GoesBy reports whether other is a name of resource, given alternates as for Cache.SetAlternates. A policy change for
+// one of them is about both.
 func GoesBy(alternates map[string][]string, resource, other string) bool {
 	return slices.Contains(together(alternates)[Canonical(resource)], Canonical(other))
 }
 
-// together returns, by the spelling of each resource, those of all that it goes by, its own among them: those that have one in common are
-// one group.
+// together groups the resources that have an alternate in common. It returns, by each resource's canonical form, the
+// canonical forms of its group, itself included.
 func together(alternates map[string][]string) map[string][]string {
 	groups := make(map[string][]string)
 	groupOf := func(resource string) []string {

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// bootTime is a moment by the boot clock, which no person and no NTP step moves: the time since the device booted, suspended time
-// included. One below zero was in an earlier boot, as if the device had been on since.
+// bootTime is a moment by the boot clock: the time since the device booted, suspended time included. No person and no
+// NTP step moves it. A negative one was in an earlier boot, counted as if the device had been on since.
 type bootTime time.Duration
 
 const (
@@ -17,17 +17,19 @@ const (
 // forever is a wait without end.
 const forever = time.Duration(never)
 
+// add returns the moment d after t.
 func (t bootTime) add(d time.Duration) bootTime { return t + bootTime(d) }
 
+// sub returns the time from o to t.
 func (t bootTime) sub(o bootTime) time.Duration { return time.Duration(t) - time.Duration(o) }
 
 // by returns the time at t by a clock that showed zero when the device booted.
 func (t bootTime) by(zero time.Time) time.Time { return zero.Add(time.Duration(t)) }
 
-// zero returns what a clock that shows that time at t showed when the device booted.
+// zero returns what a clock showed when the device booted, if it shows at at t.
 func (t bootTime) zero(at time.Time) time.Time { return at.Add(-time.Duration(t)) }
 
-// unless returns t as it is kept: nil for the time that stands for none.
+// unless returns t as it is kept: nil, if t is the value that stands for none.
 func unless(none, t bootTime) *time.Duration {
 	if t == none {
 		return nil
@@ -36,7 +38,7 @@ func unless(none, t bootTime) *time.Duration {
 	return &kept
 }
 
-// or returns a boot time that was kept, and for nil the time that stands for none.
+// or returns a boot time that was kept. For nil it returns the value that stands for none.
 func or(none bootTime, kept *time.Duration) bootTime {
 	if kept == nil {
 		return none
@@ -44,8 +46,8 @@ func or(none bootTime, kept *time.Duration) bootTime {
 	return bootTime(*kept)
 }
 
-// Clock is how a cache tells the time. Deadlines run on Boot, which no person and no NTP step moves;
-// Wall only translates to and from the times that the back end and people speak of.
+// Clock is the device's clocks. Deadlines run on Boot, which no person and no NTP step moves. Wall only translates to
+// and from the times of the back end and of people.
 type Clock struct {
 	// Wall returns the wall clock's time, right or wrong.
 	Wall func() time.Time
@@ -58,8 +60,8 @@ type Clock struct {
 	Timer func(d time.Duration) (fired <-chan time.Time, stop func() bool)
 }
 
-// OrRuntime fills the zero fields of c from Go's own clock, which stands still while the machine
-// is suspended: right for tests in a synctest bubble, and where nothing better is at hand.
+// OrRuntime fills the zero fields of c from Go's own clock. That one stops while the machine is suspended, which is
+// right for tests in a synctest bubble, or if nothing better is there.
 func (c Clock) OrRuntime() Clock {
 	if c.Wall == nil {
 		c.Wall = func() time.Time { return time.Now().Round(0) }
@@ -89,10 +91,10 @@ func (c *Cache) onAt(t bootTime) time.Duration { return c.on + time.Duration(t) 
 // bootAt returns the boot time at an on-time.
 func (c *Cache) bootAt(on time.Duration) bootTime { return bootTime(on - c.on) }
 
-// clockTrusted reports whether the wall clock is known to be right. The lock is held, or nobody else has c yet.
+// clockTrusted reports whether the wall clock is known to be right. The caller holds the lock, or is New.
 func (c *Cache) clockTrusted() bool { return c.clock.Synchronised() }
 
-// overLocked returns the boot time at which the life was over of the token that e held last, or will be; longAgo without one.
+// overLocked returns the boot time at which e's last token expires or has expired; longAgo if there was none.
 func (c *Cache) overLocked(e *entry, now bootTime) bootTime {
 	if e.token.Text.IsZero() {
 		return e.token.deadline
@@ -100,8 +102,8 @@ func (c *Cache) overLocked(e *entry, now bootTime) bootTime {
 	return now.add(c.leftLocked(e, now))
 }
 
-// leftLocked returns the life that e's token has left: by boot time, and by the wall clock too where
-// that is known to be right. Expired if either says so.
+// leftLocked returns the life that e's token has left. It is over when the boot clock says so, or the wall clock does
+// and is known to be right.
 func (c *Cache) leftLocked(e *entry, now bootTime) time.Duration {
 	if e.token.Text.IsZero() {
 		return 0
@@ -109,6 +111,7 @@ func (c *Cache) leftLocked(e *entry, now bootTime) time.Duration {
 	return c.leftOf(e.token.ExpiresOn, e.token.deadline.sub(now))
 }
 
+// leftOf returns the lesser of the life left by the boot clock and, if the wall clock is trusted, by the wall clock.
 func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration {
 	if expiresOn.IsZero() || !c.clockTrusted() {
 		return byBoot
@@ -116,5 +119,5 @@ func (c *Cache) leftOf(expiresOn time.Time, byBoot time.Duration) time.Duration 
 	return min(byBoot, expiresOn.Sub(c.clock.Wall()))
 }
 
-// unconfirmedLocked reports whether e's token may have expired without the device being able to know.
+// unconfirmedLocked reports whether e's token may have expired while the device cannot know it.
 func (c *Cache) unconfirmedLocked(e *entry) bool { return e.token.unconfirmed && !c.clockTrusted() }

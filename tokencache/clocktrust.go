@@ -2,7 +2,7 @@ package tokencache
 
 import "time"
 
-// knowledge is what fetches have shown of the device's wall clock.
+// clockTrust is what fetches have shown of the wall clock and of the issuer's clock.
 type clockTrust struct {
 	skew    time.Duration // by how much the wall clock was ahead of the back end's
 	counted bool          // that is known
@@ -13,7 +13,7 @@ type clockTrust struct {
 	floor, ceiling time.Time
 }
 
-// learn takes in what an answer shows of the clock. m is when its token was minted.
+// learn takes in what an answer shows of the clocks. m is when its token was issued.
 func (k *clockTrust) learn(f Fetched, m IssueWindow, wall time.Time, begun, now bootTime) {
 	if f.Counted && !f.Token.ExpiresOn.IsZero() {
 		k.skew, k.counted = wall.Add(f.Left).Sub(f.Token.ExpiresOn), true
@@ -30,14 +30,14 @@ func (k *clockTrust) learn(f Fetched, m IssueWindow, wall time.Time, begun, now 
 	}
 }
 
-// uncount forgets what counted answers have shown.
+// forgetCounts forgets what counted answers have shown.
 func (k *clockTrust) forgetCounts() { k.skew, k.counted, k.issuer = 0, false, time.Time{} }
 
-// handedOutAfter is how long after its expiry a back end may hand out a token at most: its clocks are not one either.
+// handedOutAfter is how long after its expiry a back end may still hand out a token, since its servers' clocks differ.
 const handedOutAfter = 5 * time.Minute
 
-// notLater returns a time that the issuer's clock had not passed at a boot time, by what the back end handed out in this boot.
-// False: nothing tells, or what was handed out contradicts itself.
+// notLater returns a time that the issuer's clock had not passed at a boot time, by what the back end handed out in
+// this boot. False: nothing shows it, or what was handed out contradicts itself.
 func (k *clockTrust) notLater(at bootTime) (time.Time, bool) {
 	if k.ceiling.IsZero() || k.floor.After(k.ceiling) {
 		return time.Time{}, false
@@ -45,23 +45,23 @@ func (k *clockTrust) notLater(at bootTime) (time.Time, bool) {
 	return at.by(k.ceiling), true
 }
 
-// at returns the boot time of ch, below zero when it happened before this boot.
+// at returns the boot time of ch, negative if ch happened before this boot.
 func (c *Cache) at(ch *change) bootTime { return c.bootAt(ch.Moment) }
 
-// earlier reports whether ch was noted in an earlier boot: by the beginning of this one at the latest. One that was noted in this
-// boot for a time before it may have happened until then. So may one of which that is not known.
+// inEarlierBoot reports whether ch was recorded in an earlier boot, and so happened before this one began. The same
+// holds for a change that was recorded in this boot for a time before it, and for one whose boot is not known.
 func (c *Cache) inEarlierBoot(ch *change) bool {
 	return ch.By < c.on || ch.Moment == c.on || ch.Unplaced
 }
 
-// Knowledge is what is known of the device's wall clock.
+// ClockStatus is what is known of the device's wall clock.
 type ClockStatus struct {
 	Trusted bool          // to be right
 	Skew    time.Duration // by how much it was ahead of the back end's when that was asked last
 	Counted bool          // Skew is known
 }
 
-// Knowledge returns what is known of the device's wall clock.
+// ClockStatus returns what is known of the device's wall clock.
 func (c *Cache) ClockStatus() ClockStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()

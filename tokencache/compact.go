@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// enterLocked puts ch on record, and reports whether there is room. On a full record nothing of what is withheld is given up for
-// it: the oldest change goes that is no revocation and that every token held meets, or else two are joined. Where there is no
-// room, nothing has changed.
+// enterLocked puts ch on record, and reports whether there was room. On a full record it drops the oldest change that
+// is not a revocation and that every held token carries, or else joins two changes. So no token that is withheld is
+// served for it. If there is no room, it changes nothing.
 func (c *Cache) enterLocked(ch *change) bool {
 	if len(c.changes) >= MaxChanges {
 		if i := c.metLocked(); i >= 0 {
@@ -28,9 +28,9 @@ func (c *Cache) enterLocked(ch *change) bool {
 	return true
 }
 
-// metLocked returns the place of the oldest change that makes room, or -1: every token meets it that is held, or was held last where there is
-// none, since that may come again. A revocation never does, since a token from before it may come yet, nor does what stands for a record that
-// was lost.
+// metLocked returns the index of the oldest change that may be dropped, or -1. Every token must carry it that is held,
+// or was held last, since that one may come again. Revocations stay, since an older token may still come. So does the
+// change that stands for a lost record.
 func (c *Cache) metLocked() int {
 	lacked := make([]bool, len(c.changes))
 	for _, e := range c.entries {
@@ -46,18 +46,18 @@ func (c *Cache) metLocked() int {
 	return -1
 }
 
-// inOrder puts all in the order in which they happened.
+// inOrder sorts changes by when they happened.
 func inOrder(all []*change) {
 	slices.SortStableFunc(all, func(x, y *change) int { return cmp.Compare(x.Moment, y.Moment) })
 }
 
-// makesRoom returns two of all that can be one: into takes in o. all are in the order in which they happened, except for fresh,
-// which is put on record now; nil where all are loaded.
+// makesRoom returns two of all changes that can be joined: into takes in o. All are sorted by when they happened,
+// except for fresh, which is being recorded; it is nil while a record is loaded.
 //
-// At best, no token is judged worse for it: fresh takes in the oldest that is about no more than it is, or the oldest of one
-// identity and resource are one. Otherwise it is about more than the two were: the oldest of one identity are
-// joined, or the oldest of all. That is for a revocation and for what stands for a lost record, which are never refused,
-// and for what is loaded. Nil: nothing makes room.
+// At best the join judges no token worse: fresh takes in the oldest change that is about no more than fresh, or the two
+// oldest of one identity and resource are joined. Otherwise the two oldest of one identity are joined, or the two
+// oldest of all, and the result is about more than they were. That happens only for a revocation, for what stands for a
+// lost record, and while loading, since these are never refused. Nil: no two can be joined.
 func makesRoom(all []*change, fresh *change) (into, o *change) {
 	all = slices.DeleteFunc(slices.Clone(all), func(ch *change) bool { return ch.Alone })
 	if fresh != nil && !fresh.Alone {
@@ -90,7 +90,7 @@ func makesRoom(all []*change, fresh *change) (into, o *change) {
 	return nil, nil
 }
 
-// target is what a change does and to whom and what, as far as changes are joined by it.
+// target is what a change does, to whom and to what, as far as joining depends on it.
 type target struct {
 	effect     Effect // Changed is Granted as well, since the two are handled alike
 	everyone   bool
@@ -99,6 +99,7 @@ type target struct {
 	canonical  string
 }
 
+// target returns the target of ch.
 func (ch *change) target() target {
 	t := target{effect: ch.Effect, everyone: ch.AllIdentities, everything: ch.Resource == ""}
 	if t.effect == Granted {
@@ -113,7 +114,7 @@ func (ch *change) target() target {
 	return t
 }
 
-// oldestOfOne returns the two oldest of that effect that are the same by what sort returns, the older first.
+// oldestOfOne returns the two oldest changes of that effect with the same sort key, the older first.
 func oldestOfOne(all []*change, effect Effect, sort func(target) target) (older, younger *change) {
 	first := make(map[target]*change)
 	for _, ch := range all {
@@ -129,8 +130,8 @@ func oldestOfOne(all []*change, effect Effect, sort func(target) target) (older,
 	return nil, nil
 }
 
-// covers reports whether ch can take in o so that no other token is judged worse for it: o is about the same, or about less and
-// every token that ch touches has to meet ch anyway.
+// covers reports whether ch can take in o without judging any other token worse: both are about the same, or o is about
+// less and every token about which ch is has to carry ch anyway.
 func (ch *change) covers(o *change) bool {
 	if t, of := ch.target(), o.target(); ch == o || t.effect != of.effect {
 		return false
@@ -144,7 +145,7 @@ func (ch *change) covers(o *change) bool {
 	return both.Moment == ch.Moment && both.By == ch.By && both.Issuer == ch.Issuer
 }
 
-// replaced returns all with one that stands for into and o in their place.
+// replaced returns all with the join of into and o instead of the two.
 func replaced(all []*change, into, o *change) []*change {
 	all = slices.DeleteFunc(slices.Clone(all), func(ch *change) bool { return ch == into || ch == o })
 	return append(all, joined(into, o))
@@ -167,7 +168,8 @@ func joined(into, o *change) *change {
 	return &both
 }
 
-// takeIn has p stand for o as well: no token meets it that does not meet both, and one that is older than either is stale.
+// takeIn makes p stand for o as well: a token carries p only if it carries both, and is stale by p if it is older than
+// either.
 func (p *PolicyChange) takeIn(o PolicyChange) {
 	p.Moment, p.By = max(p.Moment, o.Moment), max(p.By, o.By)
 	p.At, p.RecordedAt = latest(p.At, o.At), latest(p.RecordedAt, o.RecordedAt)
@@ -186,6 +188,7 @@ func (p *PolicyChange) takeIn(o PolicyChange) {
 	p.Joined += 1 + o.Joined
 }
 
+// latest returns the later of two times.
 func latest(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a

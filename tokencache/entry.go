@@ -36,8 +36,8 @@ type entry struct {
 	changed   chan struct{} // closed when what Peek returns changes
 }
 
-// heldToken is the token that a key holds. All but the token itself is kept when it is forgotten, since the next one shows by it when the
-// back end rolled over.
+// heldToken is the token that a key holds. When it is forgotten, all but the token itself is kept: the next token then
+// shows when the back end rolled over.
 type heldToken struct {
 	*Token // shared with answers, so never changed; an empty one when there is none
 
@@ -83,20 +83,20 @@ type lastFetch struct {
 	fetches   int      // in all
 }
 
-// softFetchPause is how long callers' wishes for more life cause no fetch after one that brought nothing newer.
+// softFetchPause returns how long callers' soft needs cause no further fetch after one that brought nothing newer.
 func softFetchPause(held time.Duration) time.Duration {
 	return min(max(softFetchEvery, held/2), softFetchTop)
 }
 
-// underWay reports whether a call for e has begun, and will end.
+// underWay reports whether a call for e has begun and not ended.
 func (e *entry) underWay() bool { return e.flight != nil && e.flight.started }
 
-// wanted reports whether the schedule still works for e.
+// wanted reports whether the schedule still fetches e.
 func (e *entry) wanted(now bootTime) bool {
 	return e.prefetch || now.sub(e.asked) <= idleAfter
 }
 
-// nominalOf bounds what a source says of a token's whole life.
+// nominalOf returns the whole life that a source says a token has, within bounds.
 func nominalOf(f Fetched) time.Duration {
 	if f.Nominal <= 0 {
 		return defaultNominal
@@ -104,8 +104,8 @@ func nominalOf(f Fetched) time.Duration {
 	return min(f.Nominal, longestNominal)
 }
 
-// replace puts a fetched token into e and returns what this shows of the rollover of the one before, if
-// there was one. left is the life that the token has left at now, and m when it was minted.
+// replace puts a fetched token into e. It returns what this shows of the rollover of the token before, if there was
+// one. left is the life that the token has left at now, and m is when it was issued.
 func (e *entry) replace(f Fetched, m IssueWindow, left time.Duration, begun, now bootTime) (seen rollover, ok bool) {
 	life := lifeOf(f.Token, m, left)
 	born := now.add(left - life)
@@ -124,15 +124,15 @@ func (e *entry) replace(f Fetched, m IssueWindow, left time.Duration, begun, now
 	return seen, ok
 }
 
-// rolledOver tells between which shares of its life the token before stopped being handed out, given the
-// boot time of the minting of the one that followed it.
-func (e *entry) rolledOver(minted bootTime) (rollover, bool) {
+// rolledOver returns between which shares of its life the token before stopped being handed out. issued is the boot
+// time at which its successor was issued.
+func (e *entry) rolledOver(issued bootTime) (rollover, bool) {
 	if e.token.life == 0 || e.token.unconfirmed { // there was none, or nobody can tell how old it was
 		return rollover{}, false
 	}
 	t := &e.token
 	r := rollover{
-		of: e.key, after: share(t.shown.sub(t.issuedAt), t.life), by: share(min(minted.sub(t.issuedAt), t.life+afterExpiry), t.life), watched: 1,
+		of: e.key, after: share(t.shown.sub(t.issuedAt), t.life), by: share(min(issued.sub(t.issuedAt), t.life+afterExpiry), t.life), watched: 1,
 	}
 	if e.schedule.probedSince != never {
 		r.watched = share(e.schedule.probedSince.sub(t.issuedAt), t.life)
@@ -140,8 +140,8 @@ func (e *entry) rolledOver(minted bootTime) (rollover, bool) {
 	return r, r.after < r.by
 }
 
-// differing returns the claims of the token before where they tell of other permissions than those of
-// the one that followed it. What either leaves out is not known to differ.
+// differing returns the claims of the token before, if they show other permissions than those of the token after it. A
+// claim that either omits is not known to differ.
 func differing(before, after Claims, known bool) *Claims {
 	same := func(name string, one, two []string) bool {
 		return slices.Equal(one, two) || slices.Contains(before.Omitted, name) || slices.Contains(after.Omitted, name)
@@ -152,8 +152,7 @@ func differing(before, after Claims, known bool) *Claims {
 	return &before
 }
 
-// omittedAnew names the claims that are left out of after, of the token that takes the place of before's, where they are others than
-// those left out of that.
+// omittedAnew returns the claims that the new token omits, if the old one omitted others; else nil.
 func omittedAnew(before, after Claims) []string {
 	if slices.Equal(before.Omitted, after.Omitted) {
 		return nil
@@ -161,7 +160,7 @@ func omittedAnew(before, after Claims) []string {
 	return after.Omitted
 }
 
-// audienceBefore returns the audience of the token before where after, of the one that takes its place, has another; else "".
+// audienceBefore returns the old token's audience if the new token has another; else "".
 func audienceBefore(before, after Claims) string {
 	if before.Audience == after.Audience || after.Audience == "" {
 		return ""
@@ -169,8 +168,8 @@ func audienceBefore(before, after Claims) string {
 	return before.Audience
 }
 
-// fail remembers a failure, for which a caller waited or not, and plans the next try, for no sooner than held. A key that never had a token and is not
-// to be prefetched is tried again only when somebody asks.
+// fail takes in a failed fetch, for which a caller waited or not, and plans the next one, no sooner than held. A key
+// that never had a token and is not prefetched is fetched again only for a caller.
 func (e *entry) fail(err *FetchError, asked bool, left time.Duration, held, now bootTime, roll float64) {
 	e.backOff.fail(err, asked, left, now, roll)
 	e.schedule.next = max(e.backOff.until, held)
@@ -179,7 +178,7 @@ func (e *entry) fail(err *FetchError, asked bool, left time.Duration, held, now 
 	}
 }
 
-// remembered returns the failure that callers share until it is worth trying again, or nil.
+// remembered returns the failure that callers share until the fetch is worth another try, or nil.
 func (e *entry) remembered(now bootTime) *FetchError {
 	if e.backOff.failure == nil || now >= e.backOff.callers {
 		return nil
@@ -187,17 +186,17 @@ func (e *entry) remembered(now bootTime) *FetchError {
 	return e.backOff.failure.withRetryAfter(min(e.backOff.callers, max(e.schedule.next, now.add(time.Second))).sub(now))
 }
 
-// forget drops the token, which nobody may have any more.
+// forget drops the token, so that nobody gets it any more.
 func (t *heldToken) forget() { t.Token = &Token{} }
 
-// extend sets the expiry to a later time than it was believed to be.
+// extend moves the expiry to a later time.
 func (t *heldToken) extend(deadline bootTime) {
 	t.deadline = deadline
 	t.life = max(t.life, deadline.sub(t.received))
 	t.issuedAt = deadline.add(-t.life)
 }
 
-// anchor sets when the token truly expires, and moves the times that were known only in relation to a guess.
+// anchor sets the true expiry, and shifts the times that were known only in relation to a guessed one.
 func (t *heldToken) anchor(deadline bootTime) {
 	shift := deadline.sub(t.issuedAt) - t.life
 	t.deadline, t.issuedAt, t.received, t.shown = deadline, t.issuedAt.add(shift), t.received.add(shift), t.shown.add(shift)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Kind sorts the failures of a fetch by what a caller can do about them.
+// Kind classifies the failures of a fetch by what a caller can do about them.
 type Kind string
 
 const (
@@ -25,7 +25,7 @@ const (
 	Malformed Kind = "malformed_answer"
 )
 
-// Extent is how much of a source a failure tells of.
+// Extent is how much of a source a failure is about.
 type Extent uint8
 
 const (
@@ -51,7 +51,7 @@ type FetchError struct {
 	Detail string
 }
 
-// extent is Extent, and OfSource with Throttled: whatever it is asked for counts.
+// extent returns e's Extent. Throttled counts as OfSource, since calls for any key add to it.
 func (e *FetchError) extent() Extent {
 	if e.Kind == Throttled {
 		return OfSource
@@ -59,14 +59,14 @@ func (e *FetchError) extent() Extent {
 	return e.Extent
 }
 
-// lasts reports whether only an administrator heals e.
+// lasts reports whether only an administrator can heal e.
 func (e *FetchError) lasts() bool { return e.Kind == IdentityNotFound || e.Kind == Refused }
 
 func (e *FetchError) Error() string {
 	return strings.ReplaceAll(string(e.Kind), "_", " ") + ": " + e.Detail
 }
 
-// asFetchError gives every error of a fetch a kind.
+// asFetchError returns the error of a fetch as a *FetchError.
 func asFetchError(err error) *FetchError {
 	var fetch *FetchError
 	switch {
@@ -78,14 +78,14 @@ func asFetchError(err error) *FetchError {
 	return &FetchError{Kind: Unreachable, Detail: err.Error()}
 }
 
-// withRetryAfter returns e for a caller, for whom a call may be made after that time.
+// withRetryAfter returns a copy of e for a caller, which may try again after that time.
 func (e *FetchError) withRetryAfter(after time.Duration) *FetchError {
 	shared := *e
 	shared.RetryAfter = after
 	return &shared
 }
 
-// ShortLifeError is returned by Get for a firm need that the back end's token does not meet now.
+// ShortLifeError is returned by Get if the back end's token does not meet a firm need now.
 type ShortLifeError struct {
 	Left, Want time.Duration
 }
@@ -101,7 +101,7 @@ var (
 	ErrClosed = errors.New("the token cache is closed")
 )
 
-// WithheldError is returned by Get while a revocation keeps back the token that there is.
+// WithheldError is returned by Get while a revocation withholds the token.
 type WithheldError struct {
 	Permissions Permissions
 	Revoked     time.Time // the latest revocation that the token may lack
@@ -118,7 +118,7 @@ func (e *WithheldError) Error() string {
 		stamp(e.Revoked), stamp(e.Until))
 }
 
-// NotYetError is returned by Get when the back end has no token that is as young as asked for.
+// NotYetError is returned by Get if the back end has no token as young as was asked for.
 type NotYetError struct {
 	Want        time.Time // Need.IssuedAfter
 	Permissions Permissions
@@ -129,8 +129,8 @@ func (e *NotYetError) Error() string {
 	return fmt.Sprintf("the back end still hands out a token minted before %s, which expires on %s", stamp(e.Want), stamp(e.ExpiresOn))
 }
 
-// HeldError is returned by Refresh while a fetch could bring a token without a policy change that is on
-// its way through the directory. The back end would then keep that token for a day.
+// HeldError is returned by Refresh while a policy change spreads through the directory. A token fetched now may lack
+// the change, and the back end would keep that token for a day.
 type HeldError struct {
 	For time.Duration
 }
@@ -139,7 +139,7 @@ func (e *HeldError) Error() string {
 	return fmt.Sprintf("a policy change is still spreading: a token fetched now may lack it and then stay for a day; the fetch comes by itself in %v", e.For.Round(time.Second))
 }
 
-// FutureError is returned by Note for a change that is dated ahead of a clock that is known to be right.
+// FutureError is returned by RecordChange for a change dated ahead of a clock that is known to be right.
 type FutureError struct {
 	Ahead time.Duration
 }
@@ -148,7 +148,8 @@ func (e *FutureError) Error() string {
 	return fmt.Sprintf("the policy change is dated %v in the future", e.Ahead.Round(time.Second))
 }
 
-// ErrTooManyChanges is returned by Note when MaxChanges are on record, no two of which are of one identity and resource.
+// ErrTooManyChanges is returned by RecordChange if MaxChanges are on record, no two of one identity and resource.
 var ErrTooManyChanges = errors.New("too many policy changes are on record")
 
+// stamp formats a time in the text of an error.
 func stamp(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }

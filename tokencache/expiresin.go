@@ -5,25 +5,26 @@ import (
 	"time"
 )
 
-// countSlack is how far apart two counts of one life may be and agree: they have whole seconds, and an answer takes its time.
+// countSlack is how much two counts of one life may differ and still agree: counts are in whole seconds, and an answer
+// takes time.
 const countSlack = 30 * time.Second
 
-// briefly is a life for which a token is taken on the back end's mere word.
+// briefly is a life for which a token is accepted on the back end's word alone.
 const briefly = 2 * time.Minute
 
+// agree reports whether two lives left are the same, as far as they are measured.
 func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 
-// recountLocked returns the life that a token has left, of which the back end says that it is left, where it gave the same
-// token before and said something else.
+// recountLocked returns the life that a token has left, if the back end gave the same token before and said something
+// else of its life then.
 //
-// What it said before is corrected downwards by any later word. Upwards only by one that something else bears out: a
-// wall clock that is known to be right, and the expiry that the issuer gave the token; the first count of all; the life
-// that the token was given by its own dates, of which as much is over as boot time has passed since the receipt; or another
-// answer by which, boot time added, the issuer's clock shows the same. The number that it gave before, hours later, is no
-// count of anything. What it says to end within a minute or two does little harm, and is taken.
+// A later word always shortens the life. It lengthens the life only if something else confirms it: a wall clock that is
+// known to be right, with the issuer's expiry; the first count; the token's own dates, minus the boot time since its
+// receipt; or another answer that shows the same issuer's clock, boot time added. A number that is the same hours later
+// counts nothing. A life of a minute or two does little harm, and is accepted.
 //
-// What is believed of a token that was kept over a boot of unknown length was never said by the back end, which has that other
-// answer alone to bear it out.
+// If a token was kept over a boot of unknown length, its life was never said by the back end. Then only another answer
+// confirms it.
 func (c *Cache) recountLocked(first tombstone, f Fetched, left time.Duration, now bootTime) time.Duration {
 	believed, passed := first.deadline.sub(now), now.sub(first.received)
 	counted := first.given - passed // what is left of the first count
@@ -56,8 +57,8 @@ func (c *Cache) recountLocked(first tombstone, f Fetched, left time.Duration, no
 	return believed
 }
 
-// mostLeftLocked returns the life that a token has left at most which was received first when r was: it had been issued by then. What is known of
-// an earlier boot is the on-time, than which more time has passed.
+// mostLeftLocked returns the longest life that a token can have left that was first received when r was, since it had
+// been issued by then. Of an earlier boot only the on-time is known, and at least that much time has passed.
 func (c *Cache) mostLeftLocked(r tombstone, now bootTime) time.Duration {
 	received := max(0, r.received)
 	if r.receipt.on > 0 {
@@ -66,9 +67,9 @@ func (c *Cache) mostLeftLocked(r tombstone, now bootTime) time.Duration {
 	return received.sub(now) + longestNominal
 }
 
-// staticLocked looks whether the back end gives the number that it gave with this token at its receipt, though that is long ago, or
-// the number that it gave with another token, though this one's expiry is earlier than time has passed since: by it the issuer's
-// clock has gone back. Then none of its numbers counts anything, and what they have shown is void.
+// staticLocked finds out whether the back end's expires_in counts down. It does not if the back end gives the same
+// number with the same token long after the receipt, or the same number with another token although by it the issuer's
+// clock would have gone back. Then all its numbers are void, and what they have shown.
 func (c *Cache) staticLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	c.countsLocked(e, f, left, now)
 	if c.static {
@@ -83,7 +84,7 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left time.Duration, now bootTi
 	c.voidCountsLocked(now)
 }
 
-// voidCountsLocked takes it that the source's numbers count nothing, and never did.
+// voidCountsLocked treats the source's numbers as if they had never counted.
 func (c *Cache) voidCountsLocked(now bootTime) {
 	c.static, c.readings, c.counted, c.countedOn = true, nil, counted{}, 0
 	c.clockTrust.forgetCounts()
@@ -106,7 +107,8 @@ func (c *Cache) voidCountsLocked(now bootTime) {
 	c.rejudgeLocked(now)
 }
 
-// ageLocked dates e's token by the clock, which is known to be right by now, where nothing told its age when it was received.
+// ageLocked dates e's token by the wall clock, which is now known to be right, if nothing showed the token's age when
+// it was received.
 func (c *Cache) ageLocked(e *entry, now bootTime) {
 	if !e.token.receipt.blind || e.token.ExpiresOn.IsZero() {
 		return
@@ -120,28 +122,28 @@ func (c *Cache) ageLocked(e *entry, now bootTime) {
 	}
 }
 
-// said is what a back end said of a token.
+// said is the life left that a back end gave with a token.
 type said struct {
 	digest string // of the token's text; empty: nothing
 	at     bootTime
 	left   time.Duration
 }
 
-// counted is how far a back end has shown that its numbers count.
+// counted is the evidence that a back end's numbers count down.
 type counted struct {
 	answers int      // in a row, each of which said less than the one before about its token by the time between
 	since   bootTime // boot time of the answer that the first of these was held against
 }
 
-// A back end whose numbers were none is believed again when so many answers in a row have counted, over so long: a proxy that repeats answers for half
-// an hour now and then looks like one that counts.
+// A back end whose numbers were void is trusted again after this many answers in a row that counted down, over this
+// long. A proxy that repeats answers for half an hour now and then would pass for one that counts if this were shorter.
 const (
 	countsAgainMost = 4
 	countsAgainOver = 6 * time.Hour
 )
 
-// countsLocked looks whether the numbers are shown to count. One that does not, for whatever key, starts it anew. What was voided stays
-// void: what is believed again is what is said from now on.
+// countsLocked collects evidence that the numbers count down. One number that does not, for any key, starts it again.
+// What was voided stays void: only later numbers are trusted.
 func (c *Cache) countsLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	if !f.Counted {
 		return
@@ -177,11 +179,12 @@ type reading struct {
 	left time.Duration // by which it is shown
 }
 
+// readingOf returns what f shows of the issuer's clock.
 func readingOf(f Fetched, left time.Duration, now bootTime) reading {
 	return reading{at: now, zero: now.zero(f.Token.ExpiresOn.Add(-left)), left: left}
 }
 
-// readings is some of the latest, the latest last.
+// readings is some of the latest readings, the latest last.
 type readings []reading
 
 const (
@@ -190,7 +193,7 @@ const (
 	readingsApart = 2 * countSlack
 )
 
-// add takes in what a counted answer shows.
+// add takes in a reading, unless the last one is too close.
 func (all *readings) add(r reading) {
 	if n := len(*all); n > 0 && r.at.sub((*all)[n-1].at) < readingsApart {
 		return
@@ -199,7 +202,7 @@ func (all *readings) add(r reading) {
 	*all = (*all)[max(0, len(*all)-maxReadings):]
 }
 
-// bear reports whether another answer showed what r does.
+// confirms reports whether another answer showed the same issuer's clock as r.
 func (all readings) confirms(r reading) bool {
 	return slices.ContainsFunc(all, func(o reading) bool {
 		return r.at.sub(o.at) >= readingsApart && r.zero.Sub(o.zero).Abs() <= countSlack
@@ -209,15 +212,15 @@ func (all readings) confirms(r reading) bool {
 // replicasDiffer is how far apart the clocks of a back end's replicas may be.
 const replicasDiffer = 5 * time.Minute
 
-// repeat reports whether r has the number of another answer, and shows the issuer's clock to have gone back since by more than that of
-// one replica and another's.
+// repeats reports whether r has the number of another answer, although by it the issuer's clock went back by more than
+// replicas differ.
 func (all readings) repeats(r reading) bool {
 	return slices.ContainsFunc(all, func(o reading) bool {
 		return agree(r.left, o.left) && r.zero.Before(o.zero.Add(-replicasDiffer))
 	})
 }
 
-// freshAt reports whether a token with that much life left had, that long ago, the whole life that its dates give it.
+// freshAt reports whether a token with left to live had its whole life, as its dates give it, that long ago.
 func freshAt(t Token, left, ago time.Duration) bool {
 	m := issueWindowOf(t, left, true)
 	least, most := t.ExpiresOn.Sub(m.Latest), t.ExpiresOn.Sub(m.Earliest)
@@ -228,8 +231,8 @@ func freshAt(t Token, left, ago time.Duration) bool {
 	return least-countSlack <= whole && whole <= most+countSlack
 }
 
-// longestLocked returns what a back end may say at most of the life that a token has left, whose answer has come now. One without a date
-// may have more than is usual where a clock that is known to be right, or another answer, bears it out.
+// longestLocked returns the longest life left that is believed of an answer. A token without a date may have more than
+// the usual life only if a clock that is known to be right, or another answer, confirms it.
 func (c *Cache) longestLocked(f Fetched, begun, now bootTime) time.Duration {
 	if f.Nominal > 0 || !f.Counted || f.Reckoned {
 		return nominalOf(f)
@@ -241,7 +244,7 @@ func (c *Cache) longestLocked(f Fetched, begun, now bootTime) time.Duration {
 	return defaultNominal
 }
 
-// countedLocked returns the life left at receipt where the back end counted it and no better clock has corrected it; else 0.
+// countedLocked returns the life left at receipt if the back end counted it and no better clock corrected it; else 0.
 func (c *Cache) countedLocked(f Fetched, left time.Duration, begun, now bootTime) time.Duration {
 	if !f.Counted || !agree(left, min(f.Left, c.longestLocked(f, begun, now))-now.sub(begun)) {
 		return 0
@@ -249,7 +252,7 @@ func (c *Cache) countedLocked(f Fetched, left time.Duration, begun, now bootTime
 	return left
 }
 
-// recountedLocked notes what life the token that e holds has left, by f, the back end's latest word.
+// recountedLocked updates the life of the token that e holds by f, the back end's latest answer.
 func (c *Cache) recountedLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	deadline := now.add(left)
 	presumed := e.token.presumed

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// flight is one fetch of one key, from the wish for it to its landing.
+// flight is one fetch of one key, from the moment it is queued until it has landed.
 type flight struct {
 	key       Key
 	priority  priority
@@ -30,7 +30,7 @@ type flight struct {
 	dropped  string  // the digest of the token that it took the place of, if it forgets
 }
 
-// failure returns why f brought nothing; nil: it has not landed, or brought something, or there is no f.
+// failure returns why f brought nothing. Nil: f is nil, has not landed, or brought something.
 func (f *flight) failure() error {
 	if f == nil {
 		return nil
@@ -43,12 +43,12 @@ func (f *flight) failure() error {
 	}
 }
 
-// stoodDown reports whether f was taken out of the queue, since a policy change had begun to spread.
-// Most callers have waited for no fetch, and As allocates.
+// stoodDown reports whether f was taken out of the queue because a policy change began to spread. Most callers have
+// waited for no fetch, and As allocates.
 func (f *flight) stoodDown() bool { return f != nil && errors.As(f.failure(), new(*HeldError)) }
 
-// startFetchLocked returns e's flight, begun if there was none. A caller that joins a queued flight lends it
-// its own class.
+// startFetchLocked returns e's flight, and queues one if there is none. A queued flight takes on the priority of a
+// caller that joins it.
 func (c *Cache) startFetchLocked(e *entry, cl priority, now bootTime) *flight {
 	if f := e.flight; f != nil {
 		if cl < f.priority {
@@ -68,7 +68,7 @@ func (c *Cache) startFetchLocked(e *entry, cl priority, now bootTime) *flight {
 	return e.flight
 }
 
-// dispatchSoonLocked begins what may begin, and has the schedule see to the rest.
+// dispatchSoonLocked begins the calls that may begin now, and leaves the rest to the schedule.
 func (c *Cache) dispatchSoonLocked(now bootTime) {
 	c.dispatchLocked(now)
 	if len(c.queue.waiting) > 0 {
@@ -83,7 +83,7 @@ func (c *Cache) dispatchLocked(now bootTime) {
 	}
 }
 
-// fly makes the call. It runs on the cache's context, not on any caller's.
+// runFetch makes the call. It runs on the cache's context, not on any caller's.
 func (c *Cache) runFetch(f *flight) {
 	ctx, cancel := context.WithTimeout(c.ctx, fetchTimeout)
 	defer cancel()
@@ -94,8 +94,8 @@ func (c *Cache) runFetch(f *flight) {
 	}
 }
 
-// land takes a call's result in and begins the next flight. What comes for a key that was dropped
-// meanwhile is dropped as well.
+// finishFetch takes in a call's result and begins the next flights. It discards the result if the key was dropped
+// meanwhile.
 func (c *Cache) finishFetch(f *flight, begun bootTime, fetched Fetched, err error) (Event, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -144,7 +144,7 @@ func (c *Cache) finishFetch(f *flight, begun bootTime, fetched Fetched, err erro
 	return event, true
 }
 
-// receiveLocked returns the life left of a token that was fetched for e, or why there is none that can be used.
+// receiveLocked returns the life left of a token fetched for e, or why it cannot be used.
 func (c *Cache) receiveLocked(e *entry, begun, now bootTime, fetched Fetched) (left time.Duration, failure *FetchError) {
 	m := issueWindowOf(fetched.Token, fetched.Left-now.sub(begun), fetched.Counted || c.clockTrusted())
 	c.clockTrust.learn(fetched, m, c.clock.Wall(), begun, now)
@@ -157,9 +157,9 @@ func (c *Cache) receiveLocked(e *entry, begun, now bootTime, fetched Fetched) (l
 	return left, failure
 }
 
-// A back end that has only a token whose life is just over is asked again after a moment, each time for longer: it rolls over
-// in these seconds, its clock is not quite ours, and an answer takes its time. One that has given nothing else for a while is
-// in no rollover.
+// A back end that gives a token whose life is just over is asked again after a moment, each time a longer one: it rolls
+// over in these seconds, its clock is not quite ours, and an answer takes time. A back end that has given nothing else
+// for a while is not rolling over.
 const (
 	retryFirst          = 250 * time.Millisecond
 	retryTop            = time.Second
@@ -169,8 +169,8 @@ const (
 	retryLeftAtMost = 3 * time.Second // and where the token held has no more life left: it may be over before a caller that waits is scheduled
 )
 
-// againLocked queues f anew, for those who wait for it, where what it brought was a token whose life was just over. It reports
-// whether it has.
+// retryExpiredLocked queues f again for its waiting callers, if f brought a token whose life was just over. It reports
+// whether it did.
 func (c *Cache) retryExpiredLocked(e *entry, f *flight, now bootTime, failure *FetchError) bool {
 	if failure == nil || !failure.JustExpired || f.retries == maxRetries || c.leftLocked(e, now) > retryLeftAtMost || c.barredLocked(e, now) {
 		return false
@@ -185,6 +185,7 @@ func (c *Cache) retryExpiredLocked(e *entry, f *flight, now bootTime, failure *F
 	return true
 }
 
+// completeLocked takes a flight's result into e, and plans e's next fetch.
 func (c *Cache) completeLocked(e *entry, f *flight, begun, now bootTime, fetched Fetched, left time.Duration, failure *FetchError) {
 	e.flight = nil
 	e.last.fetches++
@@ -208,9 +209,9 @@ func (c *Cache) completeLocked(e *entry, f *flight, begun, now bootTime, fetched
 	e.last.outcome = f.outcome
 }
 
-// takeLocked takes a fetched token in, or keeps the one that is there, and plans the next fetch. left and
-// held are the lives that the fetched and the held token have left at now; held may be 0. It returns a switch
-// of principals besides, if people are to be told of one.
+// takeLocked accepts a fetched token, or keeps the held one, and plans the next fetch. left and held are the lives that
+// the fetched and the held token have left at now; held may be 0. It also returns a switch of principals, if it is to
+// be reported.
 func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun, now bootTime) (Outcome, *Switch) {
 	e.backOff.heal()
 	e.last.answered, e.schedule.putOff = begun, false
@@ -271,7 +272,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 	return outcome, told
 }
 
-// passOverLocked remembers the receipt of a token that was fetched, has left to live, and is not held.
+// passOverLocked remembers the receipt of a fetched token that does not become the held one. left is its life.
 func (c *Cache) passOverLocked(f Fetched, left time.Duration, begun, now bootTime) {
 	if f.Token.Text.IsZero() {
 		return
@@ -291,8 +292,9 @@ func (c *Cache) passOverLocked(f Fetched, left time.Duration, begun, now bootTim
 	c.tombstones.add(r)
 }
 
-// olderLocked reports whether a token fetched for e, which has left at now, was minted before the one that e holds. One that meets
-// policy changes which the one held does not is no older, whatever their dates: a date may be wrong, and a receipt is not.
+// olderLocked reports whether a fetched token, which has left to live at now, was issued before the one that e holds. A
+// token that carries policy changes which the held one lacks is not older, whatever its dates: a date may be wrong, a
+// receipt is not.
 func (c *Cache) olderLocked(e *entry, f Fetched, left time.Duration, now bootTime) bool {
 	first, again := c.tombstones.find(f.Token.Text)
 	r, m := c.receiptOf(f, first, again, left, now)
@@ -330,10 +332,11 @@ func (c *Cache) usable(e *entry, fetched Fetched, left time.Duration, now bootTi
 	return left, nil
 }
 
-// JustExpired is how long ago the life of a token may have ended of which FetchError.JustExpired is said.
+// JustExpired is how long ago a token may have expired for FetchError.JustExpired to be set.
 const JustExpired = 10 * time.Second
 
-// twinLocked returns another key that has e's token, so that the back end does not tell the two apart; nil: there is none.
+// twinLocked returns another key with the same token as e: the back end does not distinguish the two. Nil: there is
+// none.
 func (c *Cache) twinLocked(e *entry) *Key {
 	for _, o := range c.entries {
 		if o != e && o.token.Text.Equal(e.token.Text) {

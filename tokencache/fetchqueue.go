@@ -11,7 +11,7 @@ const (
 	fetchTimeout   = 15 * time.Second
 )
 
-// class orders the flights that wait for a call.
+// priority orders the flights that wait for a call.
 type priority uint8
 
 const (
@@ -20,26 +20,25 @@ const (
 	forProbe                   // the back end gave its cached copy last time
 )
 
-// How long a flight is passed over by those of a better class. After that every second call is for the flight
-// that has been late for longest: a source that hangs for some keys, whose callers come again and again, must not
-// keep the others from being refreshed.
+// A flight that was passed over for this long is starved. Every second call then goes to the flight that has starved
+// longest: if a source hangs for some keys whose callers come again and again, the other keys must still be refreshed.
 const (
 	agingAfter      = 30 * time.Second
 	probeAgingAfter = 5 * time.Minute
 )
 
-// slowCall is how long a call takes by which an identity seems to hang.
+// slowCall is how long a call takes before its identity seems to hang.
 const slowCall = 5 * time.Second
 
-// account is what is known of the calls for one identity.
+// identityCalls is what is known of the calls for one identity.
 type identityCalls struct {
 	turn     uint64 // rank of its last call among all
 	answered bool   // its last call that ended was answered, with whatever
 }
 
-// gate keeps calls to the source within its limits, in the order of their class, and so that no identity keeps the others
-// waiting: of one class it is the turn of the identity whose last call was the longest ago, and where there are others, one
-// for which the source does not answer, or never has yet, has one call at once and not all.
+// fetchQueue keeps calls to the source within its limits, orders them by priority, and shares them among identities.
+// Among flights of one priority, the identity goes first whose last call is longest ago. If there are several
+// identities, one for which the source does not answer, or has not answered yet, gets one of the calls at once.
 type fetchQueue struct {
 	waiting    []*flight                // not begun, in the order they came
 	running    []*flight                // begun
@@ -55,6 +54,7 @@ type fetchQueue struct {
 	identities map[Selector]identityCalls // of the identities that there are
 }
 
+// newFetchQueue returns an empty queue.
 func newFetchQueue() fetchQueue {
 	g := fetchQueue{paused: longAgo, quarantine: longAgo, probed: longAgo, identities: make(map[Selector]identityCalls)}
 	for i := range g.starts {
@@ -63,7 +63,8 @@ func newFetchQueue() fetchQueue {
 	return g
 }
 
-// late returns for how long f has been passed over too long; 0 or less: it has not. Probes that follow each other are not.
+// starvedFor returns for how long f has been passed over too long; 0 or less: it has not. Probes that follow each other
+// do not starve each other.
 func (g *fetchQueue) starvedFor(f *flight, now bootTime) time.Duration {
 	if f.priority == forProbe {
 		return now.sub(max(f.asked, g.probed)) - probeAgingAfter
@@ -71,8 +72,8 @@ func (g *fetchQueue) starvedFor(f *flight, now bootTime) time.Duration {
 	return now.sub(f.asked) - agingAfter
 }
 
-// from returns the boot time from which f may begin; never when another has to land before. A probe leaves room for a
-// caller: one of the calls at once, and one of those in a second.
+// earliest returns the boot time from which f may begin; never if another flight has to land first. A probe leaves room
+// for a caller: one of the calls at once, and one of the calls in a second.
 func (g *fetchQueue) earliest(f *flight, now bootTime) bootTime {
 	atOnce := callsAtOnce
 	if g.backOff.failures > 0 {
@@ -94,8 +95,8 @@ func (g *fetchQueue) earliest(f *flight, now bootTime) bootTime {
 	return max(at, g.starts[(g.oldest+1)%len(g.starts)].add(time.Second))
 }
 
-// from returns the boot time from which f may begin as far as the source is concerned. What expires in these minutes is as
-// urgent as a caller.
+// earliest returns the boot time from which the source's back-off lets f begin. A token that expires in these minutes
+// is as urgent as a caller.
 func (r *sourceBackOff) earliest(f *flight, now bootTime) bootTime {
 	switch {
 	case r.failures == 0:
@@ -127,7 +128,8 @@ func (g *fetchQueue) hasRoom(s Selector, now bootTime) bool {
 	return true
 }
 
-// first returns the flight that is to begin now, or nil and when one may; never when another has to land before.
+// first returns the flight that may begin now. If there is none, it returns nil and when one may; never if another has
+// to land first.
 func (g *fetchQueue) first(now bootTime) (*flight, bootTime) {
 	var best *flight
 	at := never
@@ -144,7 +146,7 @@ func (g *fetchQueue) first(now bootTime) (*flight, bootTime) {
 	return best, at
 }
 
-// goesBefore reports whether it is f's turn rather than o's, which came before it.
+// goesBefore reports whether f goes before o, which was queued earlier.
 func (g *fetchQueue) goesBefore(f, o *flight, now bootTime) bool {
 	if f.yields != o.yields {
 		return o.yields
@@ -158,13 +160,13 @@ func (g *fetchQueue) goesBefore(f, o *flight, now bootTime) bool {
 	return g.identities[f.key.Selector].turn < g.identities[o.key.Selector].turn
 }
 
-// opens returns the boot time from which the next flight may begin; never when another has to land before.
+// nextStart returns the boot time from which the next flight may begin; never if another has to land first.
 func (g *fetchQueue) nextStart(now bootTime) bootTime {
 	_, at := g.first(now)
 	return at
 }
 
-// next takes the flight that is to begin now off the queue, or returns nil when none may.
+// begin takes the next flight off the queue and counts it as begun. Nil: none may begin now.
 func (g *fetchQueue) begin(now bootTime) *flight {
 	f, _ := g.first(now)
 	if f == nil {
@@ -185,7 +187,7 @@ func (g *fetchQueue) begin(now bootTime) *flight {
 	return f
 }
 
-// ended notes that f's call is over, and whether the source had answered.
+// ended takes in that f's call is over, and whether the source answered it.
 func (g *fetchQueue) ended(f *flight, answered bool) {
 	g.running = slices.DeleteFunc(g.running, func(o *flight) bool { return o == f })
 	if s, ok := g.identities[f.key.Selector]; ok {
@@ -199,8 +201,7 @@ func (g *fetchQueue) remove(f *flight) {
 	g.waiting = slices.DeleteFunc(g.waiting, func(o *flight) bool { return o == f })
 }
 
-// meet takes note of an identity, and forgets the one whose last call was the longest ago where there are more of them than
-// keys.
+// track adds an identity. If there are more than keys, it forgets the one whose last call was longest ago.
 func (g *fetchQueue) track(s Selector) {
 	if _, known := g.identities[s]; known {
 		return
@@ -218,7 +219,7 @@ func (g *fetchQueue) track(s Selector) {
 	g.identities[s] = identityCalls{}
 }
 
-// nudge makes the schedule look again soon.
+// wakeSchedule makes the schedule look again soon.
 func (c *Cache) wakeSchedule() {
 	select {
 	case c.wake <- struct{}{}:

@@ -10,14 +10,14 @@ const (
 	issueSlack = 2 * time.Second
 )
 
-// IssueWindow is the interval, by the issuer's clock, in which a token was minted.
+// IssueWindow is the interval, by the issuer's clock, in which a token was issued.
 type IssueWindow struct {
 	Earliest time.Time `json:"minted_earliest,omitzero"`
 	Latest   time.Time `json:"minted_latest,omitzero"`
 }
 
-// blur returns how much later than its minting a token seems to have been minted at the earliest, beyond
-// a few seconds: what to wait longer so that a token shows that it is current.
+// uncertainty returns the width of the issue window: 0, or 5 minutes if it is more than a few seconds. The schedule
+// waits that much longer, so that the next token is known to be current.
 func (m IssueWindow) uncertainty() time.Duration {
 	if m.Latest.Sub(m.Earliest) > 2*issueSlack {
 		return backdated
@@ -25,16 +25,17 @@ func (m IssueWindow) uncertainty() time.Duration {
 	return 0
 }
 
-// aheadAtMost is how much later than its receipt, by the issuer's own clock, a token may be dated: two clocks are never one.
+// aheadAtMost is how much later than its receipt, by the issuer's clock, a token may be dated, since two clocks always
+// differ.
 const aheadAtMost = 2 * time.Minute
 
-// issueWindowOf tells when a token was minted, of which life was left at receipt. sure says that this is known: the back end
-// counted it, or the device's clock is known to be right.
+// issueWindowOf returns when a token was issued that had left to live at its receipt. sure says that left is known: the
+// back end counted it, or the device's clock is known to be right.
 //
-// A token is dated back, so its iat is the earliest moment. When it was given a whole number of hours
-// and the five minutes of back-dating besides, as all that were seen, the minting is known to the
-// second. A token without a date was minted no longer ago than the longest life that is known; a date later than the
-// receipt is none, and one that leaves no life but what tokens are dated back by.
+// Tokens are dated back, so the iat is the earliest moment. If a token was given a whole number of hours and the five
+// minutes of back-dating, as all seen so far, it is known to the second when it was issued. A token without a date was
+// issued no longer ago than the longest known life. A date later than the receipt does not count, nor one that leaves
+// no life beyond the back-dating.
 func issueWindowOf(t Token, left time.Duration, sure bool) IssueWindow {
 	latest := t.ExpiresOn
 	if sure {
@@ -56,19 +57,19 @@ func issueWindowOf(t Token, left time.Duration, sure bool) IssueWindow {
 	return IssueWindow{Earliest: dated, Latest: dated.Add(backdated + issueSlack)}
 }
 
-// undated reports whether m is no more than what the expiry tells, or nothing.
+// undated reports whether m follows from the expiry alone, or is not known.
 func (m IssueWindow) undated() bool {
 	return m == IssueWindow{} || m.Latest.Sub(m.Earliest) > backdated+issueSlack
 }
 
-// issuedBefore reports whether t was minted before o, which were minted at m and om as far as is known.
+// issuedBefore reports whether t was issued before o. m and om are their issue windows.
 func issuedBefore(t Token, m IssueWindow, nominal time.Duration, o Token, om IssueWindow, oNominal time.Duration) bool {
 	return ranked(t, m, nominal).Before(ranked(o, om, oNominal))
 }
 
-// ranked returns a time by which tokens of one key are in the order of their minting: that of t, which was minted at m as far as is
-// known. Expiry less nominal life stands in for it where the token has no date, and less the usual life where its date is none: then
-// a nominal life that was taken from it is none either.
+// ranked returns a time that orders tokens of one key by when they were issued. m is t's issue window. Without a date
+// it is the expiry less the nominal life. If the date does not count, it is the expiry less the usual life, since then
+// a nominal life computed from the date does not count either.
 func ranked(t Token, m IssueWindow, nominal time.Duration) time.Time {
 	switch {
 	case !m.undated():
@@ -79,7 +80,7 @@ func ranked(t Token, m IssueWindow, nominal time.Duration) time.Time {
 	return t.ExpiresOn.Add(-defaultNominal)
 }
 
-// lifeOf returns the life that a token had when it was minted, as far as that can be told.
+// lifeOf returns the life that a token had when it was issued, as far as that is known.
 func lifeOf(t Token, m IssueWindow, left time.Duration) time.Duration {
 	if m.undated() {
 		return max(left, defaultNominal)

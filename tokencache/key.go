@@ -2,7 +2,7 @@ package tokencache
 
 import "cmp"
 
-// SelectorKind says by which of its names an identity is selected. Kinds sort in the order of the constants.
+// SelectorKind says which of its names selects an identity. Kinds sort in the order of the constants.
 type SelectorKind string
 
 const (

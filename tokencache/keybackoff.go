@@ -7,7 +7,7 @@ const (
 	quarantineShare = 4           // of all time the pauses that the back end asks for when it is asked for such keys take one in so many
 )
 
-// keyBackOff is a key's failures, and how long they put its fetches off.
+// keyBackOff is the failures of a key, and how long they put off its fetches.
 type keyBackOff struct {
 	failures int         // in a row
 	failure  *FetchError // the last one, with failures > 0
@@ -21,8 +21,9 @@ type keyBackOff struct {
 	quarantines int    // how often it was throttled again after another key was given a token: then it is set apart
 }
 
-// fail takes in a failed fetch, for which a caller waited or not, of a key whose token has left to live. How the source is left alone says
-// when a failure of the source is over: it is not counted against the key, and ends no wait of the key's own.
+// fail takes in a failed fetch, for which a caller waited or not, of a key whose token has left to live. A failure of
+// the source as a whole does not count against the key, and ends none of the key's own waits: the source's back-off
+// says when it is over.
 func (b *keyBackOff) fail(err *FetchError, asked bool, left time.Duration, now bootTime, roll float64) {
 	b.failures++
 	b.failure = err
@@ -33,8 +34,8 @@ func (b *keyBackOff) fail(err *FetchError, asked bool, left time.Duration, now b
 	}
 }
 
-// lengthen makes the key wait for longer than after the failure before. Callers have a count of their own: the first that comes after the
-// schedule failed asks at once.
+// lengthen makes the key wait longer than after the failure before. Callers have a count of their own: the first caller
+// after a failure of the schedule asks at once.
 func (b *keyBackOff) lengthen(err *FetchError, asked bool, left time.Duration, now bootTime, roll float64) {
 	b.waits++
 	wait, atLeast := backoff, min(err.RetryAfter, retryAfter)
@@ -51,12 +52,13 @@ func (b *keyBackOff) lengthen(err *FetchError, asked bool, left time.Duration, n
 // heal forgets all failures.
 func (b *keyBackOff) heal() { *b = keyBackOff{until: longAgo, callers: longAgo} }
 
-// yields reports whether the key leaves the first call after a pause to others: its last two answers were 429.
+// yields reports whether the key leaves the first call after a pause to others, since its last two answers were 429.
 func (b *keyBackOff) yields() bool { return b.throttles > 1 }
 
-// setApartLocked takes in a 429 for e. A key whose last answer was one too, while another was given a token in between, is throttled
-// for itself, and is set apart: it waits by a measure of its own, which no token of others ends, so that the pauses that the back
-// end asks for on its account are not all there is.
+// quarantineLocked takes in a 429 for e. If e's last answer was a 429 too, while another key was given a token in
+// between, then e is throttled for itself and goes into quarantine: it waits on its own, longer and longer, and no
+// token of another key ends that. So the pauses that the back end asks for on its account do not take all the time
+// there is.
 func (c *Cache) quarantineLocked(e *entry, failure *FetchError, now bootTime) {
 	if e.backOff.throttles > 0 && c.queue.given > e.backOff.othersGiven {
 		e.backOff.quarantines++
@@ -72,7 +74,7 @@ func (c *Cache) quarantineLocked(e *entry, failure *FetchError, now bootTime) {
 	c.queue.quarantine = max(c.queue.quarantine, now.add(quarantineShare*told))
 }
 
-// apartLocked returns the boot time before which e is not asked for since it is set apart; longAgo: it is not.
+// quarantinedUntilLocked returns the boot time until which e's quarantine holds its calls; longAgo: it is in none.
 func (c *Cache) quarantinedUntilLocked(e *entry) bootTime {
 	if e.backOff.quarantines == 0 {
 		return longAgo
@@ -80,8 +82,8 @@ func (c *Cache) quarantinedUntilLocked(e *entry) bootTime {
 	return c.queue.quarantine
 }
 
-// BackOff is what is remembered of failures in a row: of one key, or of the source as a whole. So that a daemon that crashes
-// again and again asks no more often than one that does not. Durations are boot times.
+// BackOff is failures in a row as they are kept: of one key, or of the source as a whole. With it a daemon that crashes
+// again and again asks no more often than one that runs. Durations are boot times.
 type BackOff struct {
 	Kind     string        `json:"kind"`   // one of kindWords
 	Extent   string        `json:"extent"` // one of extentWords
@@ -101,6 +103,7 @@ var (
 	extentWords = map[Extent]string{OfKey: "key", OfIdentity: "identity", OfSource: "source"}
 )
 
+// failingOf returns failures as they are kept, nil without any.
 func failingOf(f *FetchError, failures int, until, callers bootTime) *BackOff {
 	if failures == 0 {
 		return nil
@@ -125,13 +128,14 @@ func (r *sourceBackOff) export() *BackOff {
 	return failingOf(r.failure, r.failures, r.until, r.callers)
 }
 
+// failure returns the last failure.
 func (f *BackOff) failure() *FetchError {
 	kind, _ := meaning(kindWords, f.Kind)
 	extent, _ := meaning(extentWords, f.Extent)
 	return &FetchError{Kind: kind, Extent: extent, Detail: f.Detail}
 }
 
-// meaning returns what a word stands for, and whether it stands for anything.
+// meaning returns what a word stands for, and whether it is known.
 func meaning[T comparable](words map[T]string, word string) (t T, known bool) {
 	for t, w := range words {
 		if w == word {

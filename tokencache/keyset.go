@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// entryLocked returns key's entry for a caller, made if need be, and notes that it was used. The others that the caller has stay.
+// entryLocked returns key's entry for a caller, and makes it if there is none. It counts as a use. The caller's other
+// entries are not evicted for it.
 func (c *Cache) entryLocked(key Key, now bootTime, others ...*entry) (*entry, error) {
 	if c.closed {
 		return nil, ErrClosed
@@ -24,6 +25,7 @@ func (c *Cache) entryLocked(key Key, now bootTime, others ...*entry) (*entry, er
 	return e, nil
 }
 
+// addLocked makes an entry for key, which has none.
 func (c *Cache) addLocked(key Key) *entry {
 	e := &entry{
 		key: key, canonical: Canonical(key.Resource), asked: longAgo, changed: make(chan struct{}),
@@ -43,8 +45,8 @@ func (c *Cache) addLocked(key Key) *entry {
 	return e
 }
 
-// evictLocked makes room by dropping the key asked for least recently. Those of stay do, prefetched keys do, and so do keys with a
-// fetch under way, whose number the callers that wait for them bound.
+// evictLocked makes room by dropping the least recently used keys. It keeps those of stay, prefetched keys, and keys
+// with a fetch under way, whose number is bounded by the callers that wait for them.
 func (c *Cache) evictLocked(stay ...*entry) {
 	for len(c.entries) > MaxKeys {
 		var oldest *entry
@@ -60,7 +62,7 @@ func (c *Cache) evictLocked(stay ...*entry) {
 	}
 }
 
-// dropLocked removes e and tells whoever waits for it why.
+// dropLocked removes e, and answers the callers that wait for it with why.
 func (c *Cache) dropLocked(e *entry, why error) {
 	c.forgetLocked(e)
 	e.notify()
@@ -73,7 +75,7 @@ func (c *Cache) dropLocked(e *entry, why error) {
 	}
 }
 
-// Retain drops at once, with its token, every key that keep does not want, now and from now on.
+// Retain drops every key, with its token, that keep does not accept, now and from now on.
 func (c *Cache) Retain(keep func(Key) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -87,8 +89,8 @@ func (c *Cache) Retain(keep func(Key) bool) {
 	}
 }
 
-// Prefetch names the keys that are fetched before anyone asks, kept fresh when nobody does, and never
-// evicted; it replaces those named before. More than MaxKeys of them is an error and changes nothing.
+// Prefetch names the keys that are fetched before anyone asks, kept fresh even if nobody does, and never evicted. It
+// replaces those named before. If there are more than MaxKeys, it returns an error and changes nothing.
 func (c *Cache) Prefetch(keys []Key) error {
 	if len(keys) > MaxKeys {
 		return fmt.Errorf("%d tokens are to be prefetched: at most %d can be", len(keys), MaxKeys)
@@ -119,7 +121,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 	return nil
 }
 
-// reviveLocked brings back the schedule of a key that had been idle and that somebody asks for again.
+// reviveLocked restarts the schedule of an idle key that somebody asks for again.
 func (c *Cache) reviveLocked(e *entry, left time.Duration, now bootTime) {
 	if left <= 0 || e.schedule.next != never || e.flight != nil {
 		return

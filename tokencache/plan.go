@@ -9,10 +9,9 @@ const (
 	seldomStep = 4 * time.Hour    // nor is one that comes sooner than this after the last, when the rollover is known
 )
 
-// planLocked decides when the schedule asks for e's token again: after an answer, and when the policy
-// changes on record are others. With a call under way and after a failure that is decided elsewhere, but
-// a next try that would come while a change spreads is put off here too. So is the first without a token, where there is to be
-// one.
+// planLocked decides when the schedule fetches e's token next: after an answer, and when the policy changes on record
+// differ. While a call is under way, and after a failure, that is decided elsewhere. But here a next try is put off
+// that would come while a change spreads, and so is the first fetch of a key without a token.
 func (c *Cache) planLocked(e *entry, now bootTime) {
 	switch {
 	case e.flight != nil:
@@ -43,7 +42,7 @@ func (c *Cache) planLocked(e *entry, now bootTime) {
 	}
 }
 
-// expediteLocked plans e's next fetch anew, where there is to be one, but for no later than it was planned.
+// expediteLocked plans e's next fetch again, if one is planned, and never for later than it was.
 func (c *Cache) expediteLocked(e *entry, now bootTime) {
 	before := e.schedule.next
 	if before == never {
@@ -53,8 +52,8 @@ func (c *Cache) expediteLocked(e *entry, now bootTime) {
 	e.schedule.next = min(e.schedule.next, before)
 }
 
-// ordinaryLocked returns when a token that is current is refreshed. What is known of the rollover saves
-// calls; what is nearly known is put to the test.
+// ordinaryLocked returns when a current token is refreshed. A known rollover saves calls; a rollover that is nearly
+// known is tested.
 func (c *Cache) ordinaryLocked(e *entry, now bootTime) bootTime {
 	left := e.token.deadline.sub(now)
 	step := now.add(nextTry(left, c.roll()))
@@ -86,9 +85,9 @@ func (c *Cache) ordinaryLocked(e *entry, now bootTime) bootTime {
 	return step
 }
 
-// testsLocked returns the ages at which asking tells most of where in a token's life the rollover is, while
-// that is not known: just before and just after half of it, where it is likely, and else in the middle
-// of where it may be. A back end that gives another token at each call has none.
+// testsLocked returns the ages of the token at which a call shows most about when it rolls over, while that is not
+// known: just before and after half of its life, where a rollover is likely; else in the middle of where it may be.
+// There are none for a back end that gives another token at each call.
 func (c *Cache) testsLocked(e *entry) []time.Duration {
 	p := c.learnedLocked(e)
 	age := func(share float64) time.Duration { return time.Duration(share * float64(e.token.life)) }
@@ -105,8 +104,8 @@ func (c *Cache) testsLocked(e *entry) []time.Duration {
 	return []time.Duration{age((p.common.after + p.common.by) / 2), age(p.common.by) + testAfter}
 }
 
-// chaseLocked returns when the back end is asked whether it has a newer token than one that is not current:
-// first as soon as the change has spread, and then by what is known of the rollover.
+// nextProbeLocked returns when the back end is probed for a newer token, since e's is not current: first as soon as the
+// change has spread, then by what is known of the rollover.
 func (c *Cache) nextProbeLocked(e *entry, now bootTime) bootTime {
 	if e.last.answered < e.policy.unmet {
 		return max(now, min(e.policy.unmet, e.holds()))

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Effect is what a policy change did to the permissions of those it touches.
+// Effect is what a policy change did to the permissions that it is about.
 type Effect string
 
 const (
@@ -21,7 +21,7 @@ const (
 	Unknown Effect = "unknown"
 )
 
-// PolicyChange is a notice that permissions changed: whose, on what and when.
+// PolicyChange is a notice that permissions changed: whose, on what, and when.
 type PolicyChange struct {
 	ID string `json:"id"` // names it, for withdrawing; unique
 
@@ -68,7 +68,7 @@ type Window struct {
 	Latest   time.Time `json:"latest,omitzero"`
 }
 
-// Noted is a policy change on record, and how far it has got.
+// RecordedChange is a policy change on record, and how many tokens carry it.
 type RecordedChange struct {
 	PolicyChange
 	Unsure   bool      // At was read off a clock that was not known to be right
@@ -106,9 +106,9 @@ type change struct {
 	dated     bool   // At was put right for people, since the clock is known by now
 }
 
-// Note puts a policy change on record and in force, and returns it with what was filled in. The error
-// is a *FutureError or ErrTooManyChanges; nothing has changed then. For a revocation there is always room. What is returned stands
-// for others as well where Joined says so.
+// RecordChange puts a policy change on record and in force, and returns it with what was filled in. The error is a
+// *FutureError or ErrTooManyChanges; then nothing has changed. There is always room for a revocation. The returned
+// change stands for others as well if Joined is not zero.
 func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -132,9 +132,9 @@ func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
 	return c.changes[i].PolicyChange, nil
 }
 
-// momentLocked returns the on-times of a change that is noted now: that to which its date maps by the clock, if the clock is
-// known to be right, else now. Of a date before this boot nothing tells how much of the time since the device was off: so
-// it may have been as late as the boot.
+// momentLocked returns the on-times of a change that is being recorded: its date by the clock, if the clock is known to
+// be right, else now. If it is dated before this boot, nobody knows for how much of the time since the device was off.
+// So it happened by the start of this boot at the latest.
 func (c *Cache) momentLocked(p PolicyChange, now bootTime) (moment, by time.Duration) {
 	moment = c.onAt(now) - c.agoLocked(p, now)
 	if moment == 0 {
@@ -143,8 +143,9 @@ func (c *Cache) momentLocked(p PolicyChange, now bootTime) (moment, by time.Dura
 	return moment, max(moment, c.on)
 }
 
-// agoLocked returns how long ago p happened, which is noted now, by the clock: 0 where that is not known to be right. Where the
-// back end's clock says that it was less long ago, a clock that is taken for right is wrong, and it was that at most.
+// agoLocked returns how long ago p happened, which is being recorded, by the wall clock; 0 if that clock is not known
+// to be right. If the back end's clock says that it was less long ago, the wall clock is wrong, and the back end's
+// counts.
 func (c *Cache) agoLocked(p PolicyChange, now bootTime) time.Duration {
 	if !p.Vouched {
 		return 0
@@ -156,8 +157,8 @@ func (c *Cache) agoLocked(p PolicyChange, now bootTime) time.Duration {
 	return max(0, ago)
 }
 
-// byIssuerLocked returns when p happened, which is noted now, by the issuer's clock: as the back end's counting tells it and as
-// the device's clock does, where that is known to be right. If these differ, it is anywhere between.
+// byIssuerLocked returns when p happened, which is being recorded, by the issuer's clock. The back end's counting shows
+// it, and so does the wall clock if it is known to be right. If they differ, p happened anywhere between.
 func (c *Cache) byIssuerLocked(p PolicyChange, now bootTime) (w Window) {
 	if p.Vouched {
 		w = Window{p.At, p.At}
@@ -176,13 +177,13 @@ func (c *Cache) byIssuerLocked(p PolicyChange, now bootTime) (w Window) {
 	return w
 }
 
-// agreeing is how far two clocks may be from each other and count as the same: answers take their time.
+// clockTolerance is how far two clocks may differ and still count as equal, since answers take time.
 const clockTolerance = 30 * time.Second
 
-// correctLocked dates changes by the back end's counting that have no date by the issuer's clock yet, or an earlier one: they
-// were noted by a clock that was taken for right and was behind. A change of an earlier boot was no later than its on-time says,
-// since the device was off in between, nobody knows how long. That bounds the date of one that no counting of its own boot
-// has checked.
+// correctLocked dates changes by the back end's counting if they have no date by the issuer's clock, or too early a one
+// because the wall clock was trusted and behind. A change of an earlier boot happened no later than its on-time says,
+// since the device was off in between for an unknown time. That bounds its date, if no counting of its own boot has
+// checked it.
 func (c *Cache) correctLocked(now bootTime) {
 	if c.clockTrust.issuer.IsZero() {
 		return
@@ -208,7 +209,7 @@ func (c *Cache) correctLocked(now bootTime) {
 	}
 }
 
-// changeLocked returns p as it is on record.
+// changeLocked returns p as a change in force.
 func (c *Cache) changeLocked(p PolicyChange, now bootTime) *change {
 	ch := &change{PolicyChange: p, canonical: Canonical(p.Resource), assumed: p.Moment == 0}
 	if ch.assumed { // from before there were on-times, when a date counted
@@ -224,8 +225,7 @@ func (c *Cache) changeLocked(p PolicyChange, now bootTime) *change {
 	return ch
 }
 
-// Withdraw takes a policy change off the record, as if it had never been noted. False: there is none
-// of that ID.
+// Withdraw takes a policy change off the record, as if it had never been recorded. False: none has that ID.
 func (c *Cache) Withdraw(id string) (PolicyChange, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -255,8 +255,7 @@ func (c *Cache) Changes() []RecordedChange {
 	return all
 }
 
-// allNoted returns the policy changes on record by their places, without how far they have got, and how each valid token that is held stands
-// to them.
+// recorded returns the policy changes on record in their order, without counts, and the judgements of the valid tokens.
 func (c *Cache) recorded() (all []RecordedChange, held []judgement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -285,7 +284,7 @@ func (c *Cache) Record() Record {
 	return r
 }
 
-// recordLocked returns the record, its changes by their places.
+// recordLocked returns the record, its changes in their order.
 func (c *Cache) recordLocked() Record {
 	r := Record{Instant: c.instantLocked(), Lineage: c.lineage, Origins: c.origins, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
 	for i, ch := range c.changes {
@@ -294,13 +293,14 @@ func (c *Cache) recordLocked() Record {
 	return r
 }
 
+// latestFirst compares changes for listing, the latest first.
 func latestFirst(x, y PolicyChange) int {
 	return cmp.Or(cmp.Compare(y.Moment, x.Moment), y.At.Compare(x.At), cmp.Compare(x.ID, y.ID))
 }
 
-// lastsLocked returns how long ch stays on record yet, at least: until every clock that can speak says that its time is over.
-// On-time always can, and less of it has passed than time. The wall clock can where it is known to be right and was so when
-// the change was noted, unless it is before the change.
+// lastsLocked returns how long ch stays on record, at least: until every clock that counts says that its time is over.
+// On-time always counts, and at least as much time has passed. The wall clock counts if it is known to be right now,
+// was so when the change was recorded, and is not before the change.
 func (c *Cache) lastsLocked(ch *change, now bootTime) time.Duration {
 	lasts := c.propagationDelay + longestNominal + recordAfter
 	left := c.at(ch).sub(now) + lasts
@@ -310,8 +310,8 @@ func (c *Cache) lastsLocked(ch *change, now bootTime) time.Duration {
 	return left
 }
 
-// reviewLocked takes the changes off the record whose time is over, and tells people of the others when they were, once the
-// clock is known. It reports whether any are gone.
+// reviewLocked takes changes off the record whose time is over. Once the clock is known, it corrects the dates of the
+// others for people. It reports whether the record changed.
 func (c *Cache) reviewLocked(now bootTime) bool {
 	before := len(c.changes)
 	c.changes = slices.DeleteFunc(c.changes, func(ch *change) bool { return c.lastsLocked(ch, now) <= 0 })
@@ -323,12 +323,12 @@ func (c *Cache) reviewLocked(now bootTime) bool {
 	return gone || dated
 }
 
-// redatedBy is by how much a date has to be another to be put right: two looks at two clocks differ a little, and a record that differs by no
-// more is the same.
+// redatedBy is how much a date must differ to be corrected. Two readings of two clocks differ a little, and such a
+// difference does not change the record.
 const redatedBy = time.Second
 
-// dateLocked puts the dates right of changes that were noted in this boot as "now", by a clock that was not known to be right.
-// They are for people: no token is judged by them.
+// dateLocked corrects the dates of changes that were recorded in this boot as "now", by a clock that was not known to
+// be right. Dates are for people: no token is judged by them.
 func (c *Cache) dateLocked(now bootTime) (dated bool) {
 	if !c.clockTrusted() {
 		return false
@@ -348,7 +348,8 @@ func (c *Cache) dateLocked(now bootTime) (dated bool) {
 	return dated
 }
 
-// SetPropagationDelay changes how long a policy change may take to reach newly issued tokens. Zero: DefaultPropagationDelay.
+// SetPropagationDelay changes how long a policy change may take to reach newly issued tokens. Zero:
+// DefaultPropagationDelay.
 func (c *Cache) SetPropagationDelay(spread time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -356,8 +357,8 @@ func (c *Cache) SetPropagationDelay(spread time.Duration) {
 	c.rejudgeLocked(c.now())
 }
 
-// SetAlternates names, for each resource, the other URIs that it goes by: a policy change for one of
-// them is about all, and about those that one of them goes by besides.
+// SetAlternates names, for each resource, its alternates: other URIs of it. A policy change for one is about all of
+// them, and about the alternates of these.
 func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -368,7 +369,7 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.rejudgeLocked(c.now())
 }
 
-// Replace puts r in the place of the record, as if c had begun with it.
+// Replace replaces the record by r, as if c had begun with it.
 func (c *Cache) Replace(r Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -379,8 +380,8 @@ func (c *Cache) Replace(r Record) {
 	c.correctLocked(now) // what the back end has shown since is not in what was kept
 }
 
-// loadLocked puts what was kept on record. It may be more than there is room for, as that of two records is: then as many are
-// joined as is needed, and none is left out.
+// loadLocked puts kept changes on record. There may be too many, as from two records: then it joins as many as needed,
+// and leaves none out.
 func (c *Cache) loadLocked(kept []PolicyChange) {
 	now := c.now()
 	c.changes = make([]*change, len(kept))

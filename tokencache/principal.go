@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Principal is who a token speaks for, as far as it says: what it leaves out is empty.
+// Principal is who a token speaks for. A claim that the token omits is empty.
 type Principal struct {
 	ObjectID string `json:"oid,omitempty"`
 	TenantID string `json:"tid,omitempty"`
@@ -19,11 +19,12 @@ func (c Claims) Principal() Principal {
 	return Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID, Simulated: c.Simulated()}
 }
 
-// IsZero reports whether nothing is told.
+// IsZero reports whether the token names nobody.
 func (p Principal) IsZero() bool { return p == Principal{} }
 
-// Differs reports whether p and o are certainly two: a claim that both have is not the same. The client ID counts only
-// where one of them has no object ID, which names a principal by itself. A simulated one is no real one, whatever it says.
+// Differs reports whether p and o are certainly different: they have different values of one claim. The client ID
+// counts only if one of them has no object ID, which identifies a principal by itself. A simulated principal always
+// differs from a real one.
 func (p Principal) Differs(o Principal) bool {
 	differ := func(a, b string) bool { return a != "" && b != "" && !strings.EqualFold(a, b) }
 	if p.Simulated != o.Simulated {
@@ -35,7 +36,7 @@ func (p Principal) Differs(o Principal) bool {
 	return (p.ObjectID == "" || o.ObjectID == "") && differ(p.ClientID, o.ClientID)
 }
 
-// filled returns p with what it leaves out taken from o.
+// filled returns p with its missing claims taken from o.
 func (p Principal) filled(o Principal) Principal {
 	return Principal{
 		ObjectID: cmp.Or(p.ObjectID, o.ObjectID), TenantID: cmp.Or(p.TenantID, o.TenantID), ClientID: cmp.Or(p.ClientID, o.ClientID),

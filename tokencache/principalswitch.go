@@ -20,9 +20,9 @@ const (
 	warnEvery = time.Hour
 )
 
-// principals is whom the tokens of one selector speak for, and spoke for before. An identity that is made anew under its
-// name, a device that is onboarded again, or a disk that is moved, makes it another; replicas that lag go on giving the
-// tokens of the one before.
+// principals is who the tokens of one selector speak for, and spoke for before. Another principal comes when an
+// identity is made again under its name, a device is onboarded again, or a disk is moved. Replicas that lag go on
+// giving the former one's tokens.
 type principals struct {
 	current    Principal
 	former     []Principal // at most maxFormer, the latest last
@@ -39,14 +39,14 @@ type Switch struct {
 	Untold   int // switches of this selector that were not told of since the last that was
 }
 
-// claim is that of a former principal to be the current one again: a key was given its token.
+// claim is a former principal's claim to be the current one again: a key was given its token.
 type claim struct {
 	by   Principal
 	from bootTime // boot time; claims from before the current principal's token was shown are void
 }
 
-// principalsLocked returns what is known of a selector's principals, made if need be. The number of selectors is bounded:
-// the one whose tokens were seen least recently goes first.
+// principalsLocked returns a selector's principals, and makes an entry if there is none. Of too many selectors, it
+// drops the one whose tokens were seen least recently.
 func (c *Cache) principalsLocked(of Selector) *principals {
 	if p := c.principals[of]; p != nil {
 		return p
@@ -66,18 +66,18 @@ func (c *Cache) principalsLocked(of Selector) *principals {
 	return p
 }
 
-// knows reports whether who is a former principal.
+// isFormer reports whether who is a former principal.
 func (p *principals) isFormer(who Principal) bool {
 	return slices.ContainsFunc(p.former, func(f Principal) bool { return !f.Differs(who) })
 }
 
-// admitLocked decides whether a fetched token, which has left to live, may take the place of the one that e holds, which is
-// another principal's or is not there. It notes whom the selector's tokens are of by now, and returns the switch if that is
-// news for people.
+// admitLocked decides whether a fetched token, which has left to live, may replace the one that e holds, if that is
+// another principal's or is not there. It updates the selector's principals, and returns the switch if it is to be
+// reported.
 //
-// A principal that was never seen is the new one, whatever the dates. A token of a former one comes from a replica that
-// lags, unless it was issued since the switch, or the back end insists. A simulated one opens nothing: it gives way to a real
-// one at once and for good, and takes the place of none.
+// A principal that was never seen becomes the current one, whatever the dates. A former principal's token comes from a
+// replica that lags, unless it was issued since the switch, or the back end insists. A simulated token is worth
+// nothing: it gives way to a real one at once and for good, and replaces none.
 func (c *Cache) admitLocked(e *entry, f Fetched, left, held time.Duration, now bootTime) (admitted bool, told *Switch) {
 	who, p := f.Token.Claims.Principal(), c.principalsLocked(e.key.Selector)
 	if !who.Simulated && (p.current.Simulated || e.token.lastClaims.Simulated()) {
@@ -101,8 +101,9 @@ func (c *Cache) admitLocked(e *entry, f Fetched, left, held time.Duration, now b
 	return held <= 0 || !who.Differs(e.token.lastClaims.Principal()) || e.token.lastClaims.Simulated() && !who.Simulated, nil
 }
 
-// unseatLocked forgets the simulated principals of e's selector, since e was given a real token. The back end has become a real
-// one, so it is asked at once for every key whose token is simulated, also while policy changes spread: those open nothing.
+// dropSimulatedLocked forgets the simulated principals of e's selector, since e was given a real token. The back end
+// has become a real one. So every key with a simulated token is fetched at once, also while policy changes spread,
+// since its token is worth nothing.
 func (c *Cache) dropSimulatedLocked(e *entry, p *principals, now bootTime) {
 	p.former = slices.DeleteFunc(p.former, func(f Principal) bool { return f.Simulated })
 	if p.current.Simulated {
@@ -119,8 +120,8 @@ func (c *Cache) dropSimulatedLocked(e *entry, p *principals, now bootTime) {
 	}
 }
 
-// issuedSinceLocked reports whether a token fetched for e, which has left to live, was certainly issued after that boot time.
-// Where the back end counted its life, boot time alone tells; else the wall clock must be known to be right.
+// issuedSinceLocked reports whether a token fetched for e, which has left to live, was certainly issued after that boot
+// time. If the back end counted its life, the boot clock shows it; else the wall clock must be known to be right.
 func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left time.Duration, now, since bootTime) bool {
 	if !f.Counted && !c.clockTrusted() {
 		return false
@@ -133,10 +134,9 @@ func (c *Cache) issuedSinceLocked(e *entry, f Fetched, left time.Duration, now, 
 	return since < earliest && earliest <= now
 }
 
-// returnsLocked reports whether the back end insists on a former principal: two fetches of e, far enough apart, gave its
-// tokens, and since the first none of this selector gave the current one's. While another key holds a token of the current
-// one, only a key whose own token is that one's can tell, since the others' answers may be the back end's copies: then such
-// a key is asked.
+// insistsLocked reports whether the back end insists on a former principal: two fetches of e, far enough apart, gave
+// its tokens, and since the first one no key of the selector was given the current principal's. While another key holds
+// a token of the current principal, the answer for e may be the back end's cached copy. Then such a key is asked first.
 func (c *Cache) insistsLocked(e *entry, who Principal, now bootTime) bool {
 	p := c.principals[e.key.Selector]
 	if e.claim.by.IsZero() || e.claim.by.Differs(who) || e.claim.from <= p.shown {
@@ -156,7 +156,8 @@ func (c *Cache) insistsLocked(e *entry, who Principal, now bootTime) bool {
 	return witness == nil
 }
 
-// witnessLocked returns the key of a selector that holds a token of who's, of several the one that was asked for longest ago.
+// witnessLocked returns the key of a selector that holds a token of who's. Of several it is the one answered longest
+// ago.
 func (c *Cache) witnessLocked(of Selector, who Principal, now bootTime) (witness *entry) {
 	for _, o := range c.entries {
 		if o.key.Selector == of && c.leftLocked(o, now) > 0 && o.token.speaksFor(who) &&
@@ -167,8 +168,8 @@ func (c *Cache) witnessLocked(of Selector, who Principal, now bootTime) (witness
 	return witness
 }
 
-// askSoonLocked has e fetched within minutes, where the schedule works for it; else when somebody asks for it. Where the
-// selector's principals follow each other without end, what has been answered lately is left for longer each time.
+// askSoonLocked plans a fetch of e within minutes, if the schedule works for e. If the selector's principals alternate
+// without end, it waits longer each time.
 func (c *Cache) askSoonLocked(e *entry, now bootTime) {
 	e.schedule.confirm = now.add(time.Duration(c.roll() * float64(confirmWithin)))
 	if untold := c.principalsLocked(e.key.Selector).unreported; untold > 0 {
@@ -179,8 +180,8 @@ func (c *Cache) askSoonLocked(e *entry, now bootTime) {
 	}
 }
 
-// switchLocked makes who, whose token e was given, the current principal, and has the selector's other keys confirmed. It
-// returns what people are to be told, if they are.
+// switchLocked makes who, whose token e was given, the current principal, and plans to confirm the selector's other
+// keys. It returns the switch if it is to be reported.
 func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now bootTime) *Switch {
 	s := &Switch{From: p.current, To: who}
 	p.switchTo(who)
@@ -203,7 +204,7 @@ func (c *Cache) switchLocked(e *entry, p *principals, who Principal, now bootTim
 	return s
 }
 
-// become makes who the current principal, and the one before a former one.
+// switchTo makes who the current principal, and the current one a former one.
 func (p *principals) switchTo(who Principal) {
 	p.former = slices.DeleteFunc(p.former, func(f Principal) bool { return !f.Differs(who) })
 	p.former = append(p.former, p.current)
@@ -211,9 +212,9 @@ func (p *principals) switchTo(who Principal) {
 	p.current = who
 }
 
-// confirmLocked returns when e is to be asked for again, since it is open whom its token speaks for: to see whether the back
-// end insists on a former principal; whether it was replicas that lag for long which brought one back; and whether there is a
-// token of the current one by now, where e's is not.
+// confirmLocked returns when e is to be fetched again because it is open whom its token speaks for: to see whether the
+// back end insists on a former principal; whether lagging replicas brought one back; or whether there is a token of the
+// current principal by now.
 func (c *Cache) confirmLocked(e *entry, now bootTime) bootTime {
 	p := c.principalsLocked(e.key.Selector)
 	switch {
@@ -227,20 +228,20 @@ func (c *Cache) confirmLocked(e *entry, now bootTime) bootTime {
 	return never
 }
 
-// formerLocked reports whether e's token is of another principal than its selector's tokens are of by now.
+// formerLocked reports whether e's token is another principal's than its selector's current one.
 func (c *Cache) formerLocked(e *entry) bool {
 	p := c.principals[e.key.Selector]
 	return p != nil && e.token.lastClaims.Principal().Differs(p.current)
 }
 
-// startAnew forgets what was learnt of e's rollovers: they were those of another principal's tokens.
+// forgetRolloversLocked forgets e's rollovers, which were those of another principal's tokens.
 func (c *Cache) forgetRolloversLocked(e *entry) {
 	e.rollovers, e.token.before = nil, nil
 	c.rollovers = slices.DeleteFunc(c.rollovers, func(r rollover) bool { return r.of == e.key })
 	c.seen++
 }
 
-// Principals is whom the tokens of a selector speak for. Durations are boot times.
+// Principals is who the tokens of a selector speak for, as it is kept. Durations are boot times.
 type Principals struct {
 	Selector Selector       `json:"selector"`
 	Current  Principal      `json:"current"`
@@ -253,20 +254,21 @@ type Principals struct {
 	By string `json:"by,omitempty"`
 }
 
-// Claim is that of a former principal to be the current one again: a key was given its token, and nobody else of the selector one of
-// the current one since.
+// Claim is a former principal's claim to be the current one again: a key was given its token, and no key of the
+// selector was given the current one's since.
 type Claim struct {
 	By   Principal     `json:"by"`
 	From time.Duration `json:"from_ns"` // boot time
 }
 
-// Principals returns whom the tokens of each selector speak for, as far as they say.
+// Principals returns who the tokens of each selector speak for, as far as they say.
 func (c *Cache) Principals() []Principals {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.exportPrincipalsLocked()
 }
 
+// exportPrincipalsLocked returns the principals as they are kept.
 func (c *Cache) exportPrincipalsLocked() []Principals {
 	var all []Principals
 	for s, p := range c.principals {
@@ -283,8 +285,8 @@ func (c *Cache) exportPrincipalsLocked() []Principals {
 	return all
 }
 
-// WithoutSimulated returns m without the tokens that a simulated back end made, what was learnt by them and whom they speak for,
-// and how many keys had such a token.
+// WithoutSimulated returns m without the tokens of a simulated back end, what was learnt from them and whom they speak
+// for. It also returns how many keys had such a token.
 func (m *Snapshot) WithoutSimulated() (left *Snapshot, dropped int) {
 	real := *m
 	simulated := make(map[Key]bool)

@@ -24,17 +24,19 @@ type Origin struct {
 	Generation uint64 `json:"generation"`
 }
 
-// MaxOrigins is how many a record has at most.
+// MaxOrigins is how many origins a record has at most.
 const MaxOrigins = 16
 
-// Has reports whether r has, or had, all that o has, since it is o, or was taken from it, or from what o was and still is.
+// Has reports whether r has, or had, everything that o has: it is o, or was taken from o, or from what o was and still
+// is.
 func (r Record) Has(o Record) bool {
 	return r.has(o.as()) || o.asBegun() && r.has(o.Origins[len(o.Origins)-1])
 }
 
-// as is what r is as an origin.
+// as returns r as an origin.
 func (r Record) as() Origin { return Origin{r.Lineage, r.Generation} }
 
+// has reports whether r has, or had, everything that its origin o had.
 func (r Record) has(o Origin) bool {
 	if r.Lineage == o.Lineage {
 		return r.Generation >= o.Generation
@@ -42,20 +44,21 @@ func (r Record) has(o Origin) bool {
 	return slices.ContainsFunc(r.Origins, func(from Origin) bool { return from.Lineage == o.Lineage && from.Generation >= o.Generation })
 }
 
-// asBegun reports whether r is what the last of its origins was: it was taken from that alone, and nothing has changed since.
+// asBegun reports whether r still is what its last origin was: it was taken from that alone, and nothing has changed
+// since.
 func (r Record) asBegun() bool {
 	n := len(r.Origins)
 	return n > 0 && r.Origins[n-1].Generation == r.Generation
 }
 
-// IsNewer reports whether r came after o. Where neither of two is newer, each may have what the other lacks.
+// IsNewer reports whether r came after o. If neither of two is newer, each may have what the other lacks.
 func (r Record) IsNewer(o Record) bool {
 	return r.Has(o) && !o.Has(r) || r.has(o.as()) && !o.has(r.as())
 }
 
-// Begun returns r as the beginning of that lineage, taken from those records. Where r is as the last of them was, and that has all of the
-// others, its generation is the same, and else it is a later one. One that still is what its own origin was is no origin beside that:
-// whoever starts again and again while nothing changes does not run out of them.
+// Begun returns r as the beginning of that lineage, taken from those records. Its generation stays if r is as the last
+// of them and that has everything of the others; else it rises. A record that still is what its own origin was does not
+// become an origin too: starts without changes do not use up the room for origins.
 func (r Record) Begun(lineage string, from ...Record) Record {
 	var all []Origin
 	var latest uint64
@@ -86,8 +89,8 @@ func (r Record) Begun(lineage string, from ...Record) Record {
 	return r
 }
 
-// In returns r by the on-time of now, which is of this boot: what was noted in it happened later than all that was kept in the boots
-// before, whenever that was read.
+// In returns r by the on-time of now, which is of this boot: what was recorded in this boot happened later than
+// everything kept in the boots before, whenever that was read.
 func (r Record) In(now Instant) Record {
 	began, more := r.behind(now)
 	if more == 0 {
@@ -100,10 +103,10 @@ func (r Record) In(now Instant) Record {
 	return r
 }
 
-// After returns r, which is by the on-time of now, where changes that kept lacks, an older copy of it, are from no earlier than that was
-// taken, if they were noted in a boot that did not know of kept: that one went on from a lower on-time. Of kept, as it was
-// taken, what it knew of the boots before counts: in its own boot, which is this one or that of r, all is in order. What both have is
-// from no earlier than either says.
+// After returns r, corrected by kept, an older copy of it. r is by the on-time of now. A change that kept lacks
+// happened no earlier than kept was taken, if it was recorded in a boot that did not know of kept and so continued from
+// a lower on-time. What kept knew of earlier boots counts; within its own boot, which is this one or that of r, the
+// order is right. A change that both have is from no earlier than either says.
 func (r Record) After(kept Record, now Instant) Record {
 	before := kept.On
 	if kept.ofBoot(now.BootID, now.Boot) || kept.BootID != "" && kept.BootID == r.BootID {
@@ -126,9 +129,9 @@ func (r Record) After(kept Record, now Instant) Record {
 	return r
 }
 
-// Two records that have gone on apart, as in folders that were mounted over each other, may have changes of one ID that mean different
-// things: on a full record, one change takes in another, and is about more from then on. So changes are compared by what they stand for,
-// and never by their IDs alone.
+// Two records that have gone on apart, as in folders that were mounted over each other, may have changes of one ID that
+// mean different things: on a full record, one change takes in another, and is about more from then on. So changes are
+// compared by what they stand for, and never by their IDs alone.
 
 // Both returns the changes of x and those of y, as one where both have one of the same ID. They may be more than there is room for: a
 // cache that is given them joins some then.
@@ -144,7 +147,8 @@ func Both(x, y []PolicyChange) []PolicyChange {
 	return all
 }
 
-// with returns p where it stands for all that o, which has the same ID, stands for as well. Joined is how many others that are at least.
+// with returns a change that stands for p and for o, which has the same ID. Joined is how many other changes that are
+// at least.
 func (p PolicyChange) with(o PolicyChange) PolicyChange {
 	both := joined(&change{PolicyChange: p, canonical: Canonical(p.Resource)}, &change{PolicyChange: o, canonical: Canonical(o.Resource)}).PolicyChange
 	both.Joined = max(p.Joined, o.Joined)
@@ -154,15 +158,15 @@ func (p PolicyChange) with(o PolicyChange) PolicyChange {
 	return both
 }
 
-// StandsFor reports whether no token is judged better by p than by o, which has the same ID. When either was noted, by people's clocks,
-// makes no difference.
+// StandsFor reports whether no token is judged better by p than by o, which has the same ID. When people's clocks say
+// that either was recorded makes no difference.
 func (p PolicyChange) StandsFor(o PolicyChange) bool {
 	both := p.with(o)
 	return p.ID == o.ID && p.AboutAll(o) && both.Joined == p.Joined && both.Effect == p.Effect && both.Moment == p.Moment && both.By == p.By &&
 		both.Issuer.Latest.Equal(p.Issuer.Latest) && both.NotLater.Equal(p.NotLater)
 }
 
-// AboutAll reports whether p is about all that o is about.
+// AboutAll reports whether p is about everything that o is about.
 func (p PolicyChange) AboutAll(o PolicyChange) bool {
 	return (p.AllIdentities || !o.AllIdentities && p.Selector == o.Selector) &&
 		(p.Resource == "" || o.Resource != "" && Canonical(p.Resource) == Canonical(o.Resource))

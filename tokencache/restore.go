@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// recall begins with what m tells. Nobody else has c yet.
+// restore begins with what m has. Nobody else has c yet.
 func (c *Cache) restore(m *Snapshot) {
 	now := c.now()
 	c.rollovers, c.static, c.countedOn = importHistory(m.Rollovers, sourceHistory), m.Static, c.restoredOn(m, m.CountedOn, now)
@@ -38,8 +38,9 @@ func (c *Cache) restore(m *Snapshot) {
 	}
 }
 
-// Recall takes over from m, which could not be read when c began, the tokens of keys that c has none of, and what it tells of the others that
-// c has, had, or may be given yet: when they were received first. What c was given since stays, and so does what was dropped.
+// Restore adds a snapshot that could not be read when c began. Keys without a token get theirs from m. Of the others c
+// learns when their tokens, held, dropped or yet to come, were first received. What c was given since stays, and what
+// was dropped stays dropped.
 func (c *Cache) Restore(m *Snapshot) {
 	c.ContinueFrom(m.Taken())
 	c.mu.Lock()
@@ -85,8 +86,8 @@ func (c *Cache) Restore(m *Snapshot) {
 	c.wakeSchedule()
 }
 
-// askAgainLocked has the back end asked at once for each key whose token is not known to be current, where what was kept is by a
-// release that judged otherwise and kept no receipts. An answer may show that the token met all changes.
+// refetchUncertainLocked plans a fetch at once for each key whose token is not known to be current, if the snapshot is
+// of a release that judged otherwise and kept no receipts. The answer may show that the token carries all changes.
 func (c *Cache) refetchUncertainLocked(now bootTime) {
 	for _, e := range c.entries {
 		if e.policy.worst != Current && e.schedule.next != never && !c.heldLocked(e, now) {
@@ -102,9 +103,9 @@ const (
 	confirmBootWithin = 10 * time.Minute
 )
 
-// confirmRecalledLocked has each token that the back end has not answered for since this boot asked for soon, once: while the
-// device was off, its disk may have moved, or its identity may have been made anew. That the back end gives the same one is the
-// confirmation. Those of which it is open whom they speak for are asked for again as ever.
+// confirmRestoredLocked plans one fetch soon for each token that the back end has not given since this boot: while the
+// device was off, its disk may have been moved, or its identity made again. If the back end gives the same token, that
+// confirms it. A token of which it is open whom it speaks for is confirmed again as usual.
 func (c *Cache) confirmRestoredLocked(booted bool, now bootTime) {
 	for _, e := range c.entries {
 		if e.token.Text.IsZero() {
@@ -120,20 +121,22 @@ func (c *Cache) confirmRestoredLocked(booted bool, now bootTime) {
 	}
 }
 
-// ofBoot reports whether m is of that boot, and not from later in it.
+// ofBoot reports whether m was taken in that boot, and no later in it than now.
 func (m *Snapshot) ofBoot(id string, now bootTime) bool {
 	return m.Taken().ofBoot(id, time.Duration(now))
 }
 
-// lacks reports whether ch, or what it stands for, was noted after m was taken.
+// lacks reports whether ch, or a change that it stands for, was recorded after m was taken.
 func (m *Snapshot) lacks(ch *change) bool {
 	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool { return p.ID == ch.ID && p.Joined == ch.Joined })
 }
 
+// lastAsked returns when somebody last asked for r; longAgo: nobody did.
 func (r SnapshotEntry) lastAsked() bootTime {
 	return or(longAgo, r.Asked)
 }
 
+// importHistory returns kept rollovers, the latest most of them.
 func importHistory(told []Rollover, most int) (h history) {
 	for _, r := range told {
 		h.add(rollover{of: r.Key, after: r.After, by: r.By, watched: r.Watched}, most)
@@ -141,18 +144,18 @@ func importHistory(told []Rollover, most int) (h history) {
 	return h
 }
 
-// downtime is how m's boot clock and this one's are to each other, and what is known of the time between.
+// downtime maps boot times of a snapshot to this boot.
 type downtime struct {
 	shift   time.Duration // from the one to the other
 	beyond  time.Duration // how much longer a token may be valid than it seems
 	certain bool          // nothing of this is a guess
 }
 
-// downtime tells how long the cache was away from r.
+// downtime returns how long the cache was away from r.
 //
-// Within one boot nothing needs to be told. After another one, the clock that is known to be right tells it, against
-// what the issuer said of the token. Else it is at least as long as this boot has lasted, and the wall clock, which may
-// be wrong, is good enough to plan by but not to drop a token.
+// Within one boot the boot clock shows it. After a reboot, a wall clock that is known to be right shows it, against the
+// issuer's expiry of the token. Otherwise it is at least as long as this boot has lasted; the wall clock, which may be
+// wrong, is good enough for planning, but no token is dropped by it.
 func (c *Cache) downtime(m *Snapshot, r SnapshotEntry, now bootTime) downtime {
 	if m.ofBoot(c.bootID, now) {
 		return downtime{certain: !r.Unconfirmed}
@@ -175,8 +178,8 @@ func (c *Cache) downtime(m *Snapshot, r SnapshotEntry, now bootTime) downtime {
 	return a
 }
 
-// recallReceipt returns when a token was received and issued, by what m tells of it. One that was kept in an earlier boot was received before
-// this one, and so before every change that was noted in this one.
+// restoredReceipt returns the receipt of a token in m. A token kept in an earlier boot was received before this boot,
+// and so before every change recorded in it.
 func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now bootTime) receipt {
 	if got.from == 0 && got.to == 0 {
 		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
@@ -195,7 +198,7 @@ func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now bootTime) receipt 
 	return got
 }
 
-// recalledOn returns an on-time at which something happened, by what m tells of it: now at the latest.
+// restoredOn returns an on-time in m by this boot's on-time, now at the latest.
 func (c *Cache) restoredOn(m *Snapshot, on time.Duration, now bootTime) time.Duration {
 	if began, more := m.Taken().behind(c.instantLocked()); on > began {
 		on += more
@@ -203,10 +206,10 @@ func (c *Cache) restoredOn(m *Snapshot, on time.Duration, now bootTime) time.Dur
 	return min(on, c.onAt(now))
 }
 
-// longestAbsence keeps a wrong clock from leaving the range of durations.
+// longestAbsence keeps durations in range when a clock is wrong.
 const longestAbsence = 10 * 365 * 24 * time.Hour
 
-// at translates a boot time of the earlier boot.
+// at returns the boot time in this boot of one in the snapshot's.
 func (a downtime) at(t bootTime) bootTime {
 	if t == never || t == longAgo {
 		return t
@@ -214,7 +217,7 @@ func (a downtime) at(t bootTime) bootTime {
 	return t.add(a.shift)
 }
 
-// recallKey makes an entry of what is remembered. A token that has certainly expired is not among it.
+// restoreEntry makes an entry from r. It leaves out a token that has certainly expired.
 func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now bootTime) {
 	a := c.downtime(m, r, now)
 	e := c.entries[r.Key]
@@ -254,7 +257,8 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now bootTime) {
 	e.schedule.probe = e.schedule.tries > 0 || e.policy.worst != Current
 }
 
-// recallNext returns when a key of which that is remembered is fetched, whose token seems to expire then.
+// restoredNext returns when a restored key is fetched that was planned for next, and whose token seems to expire at
+// seems.
 func (c *Cache) restoredNext(e *entry, next, seems bootTime, a downtime, now bootTime) bootTime {
 	switch {
 	case e.token.Text.IsZero() && next != never:
@@ -269,7 +273,8 @@ func (c *Cache) restoredNext(e *entry, next, seems bootTime, a downtime, now boo
 	return max(now, min(a.at(next), max(seems.add(afterExpiry), now.add(backoffTop))), c.heldUntilLocked(e, now))
 }
 
-// recallRest goes on leaving the source alone. However long the downtime seems, no wait is longer than any that there is.
+// restoreSourceBackOff continues the back-off of the source. However long the downtime seems, no wait is longer than
+// the longest there is.
 func (c *Cache) restoreSourceBackOff(m *Snapshot, a downtime, now bootTime) {
 	if m.Paused != 0 {
 		c.queue.paused = min(a.at(bootTime(m.Paused)), now.add(retryAfter))
@@ -282,7 +287,7 @@ func (c *Cache) restoreSourceBackOff(m *Snapshot, a downtime, now bootTime) {
 	}
 }
 
-// recallFailing goes on leaving a key alone.
+// restoreBackOff continues the back-off of a key.
 func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now bootTime) {
 	if f == nil {
 		return
@@ -298,7 +303,7 @@ func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now bootTime) {
 	}
 }
 
-// recallFailed makes an entry of a key of which nothing is remembered but that it failed.
+// restoreFailed makes an entry of a key of which only its failures were kept.
 func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now bootTime) {
 	e := c.addLocked(r.Key)
 	c.uses++
@@ -309,7 +314,7 @@ func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now bootTime) {
 	c.restoreBackOff(e, r.Failing, a, now)
 }
 
-// recallBygones takes over those that m tells of.
+// restoreTombstones adds the tombstones of m.
 func (c *Cache) restoreTombstones(m *Snapshot) {
 	now := c.now()
 	for _, t := range m.Tombstones {
@@ -317,7 +322,7 @@ func (c *Cache) restoreTombstones(m *Snapshot) {
 	}
 }
 
-// recalledBygone returns t, which m tells of. Of the life of one from an earlier boot no more is known than that it was.
+// restoredTombstone returns t, which is in m. Of a token from an earlier boot it is only known that it was.
 func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now bootTime) tombstone {
 	r := tombstone{
 		digest: t.SHA256, received: bootTime(t.Received), cameOn: c.restoredOn(m, cmp.Or(t.Came, m.On), now),
@@ -330,7 +335,7 @@ func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now bootTime) tombst
 	return r
 }
 
-// recallBygoneLocked remembers r. Where the token is remembered already, what is known of its first receipt stays.
+// restoreTombstoneLocked adds r. If the token has a tombstone already, the earlier first receipt counts.
 func (c *Cache) restoreTombstoneLocked(r tombstone, now bootTime) {
 	c.receivedFirstLocked(r, now)
 	if c.tombstones.index(r.digest) < 0 {
@@ -338,7 +343,7 @@ func (c *Cache) restoreTombstoneLocked(r tombstone, now bootTime) {
 	}
 }
 
-// wished returns until when callers' wishes for more life had been met by what the back end answered last.
+// softFetchDue returns until when the last answer meets callers' soft needs.
 func (e *entry) softFetchDue() bootTime {
 	if e.schedule.tries == 0 {
 		return e.last.answered.add(softFetchEvery)
@@ -346,8 +351,8 @@ func (e *entry) softFetchDue() bootTime {
 	return e.last.answered.add(softFetchPause(e.token.deadline.sub(e.last.answered)))
 }
 
-// confirmExpiriesLocked has tokens' times as they really are, once the clock is known to be right, where the downtime before this
-// boot had left them open. It reports whether there were any.
+// confirmExpiriesLocked recomputes expiries that were estimates, since the downtime was not known, once the clock is
+// known to be right. It reports whether there were any.
 func (c *Cache) confirmExpiriesLocked(now bootTime) (any bool) {
 	if !c.clockTrusted() {
 		return false
@@ -363,8 +368,8 @@ func (c *Cache) confirmExpiriesLocked(now bootTime) (any bool) {
 	return any
 }
 
-// recallPrincipals begins with what m tells of principals. A memory from before they were kept tells them by its tokens,
-// the one that was received last last.
+// restorePrincipals begins with the principals of m. A snapshot of a release that did not keep them has them in its
+// tokens, of which the one received last counts.
 func (c *Cache) restorePrincipals(m *Snapshot) {
 	sameBoot := m.BootID != "" && m.BootID == c.bootID
 	for _, told := range m.Principals[:min(len(m.Principals), MaxKeys)] {
@@ -400,8 +405,8 @@ func (c *Cache) restorePrincipals(m *Snapshot) {
 	}
 }
 
-// recalledAt is when in this boot that boot time of m's was: no longer ago than it truly is, since it counts the time alone that the
-// device was on. No wall clock has a part in it.
+// restoredAt returns the boot time in this boot of a boot time in m. That is no longer ago than it truly is, since only
+// the time counts that the device was on. No wall clock matters.
 func (c *Cache) restoredAt(m *Snapshot, t bootTime) bootTime {
 	switch {
 	case t == longAgo:

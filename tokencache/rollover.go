@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// PatternKind says what was learnt of when a back end hands out newer tokens.
+// PatternKind says what was learned about when a back end rolls over to newer tokens.
 type PatternKind string
 
 const (
@@ -15,14 +15,14 @@ const (
 	Irregular PatternKind = "irregular" // at shares that differ
 )
 
-// Pattern is what was learnt of the rollovers of a key.
+// Pattern is what was learned about the rollovers of a key.
 type Pattern struct {
 	Kind PatternKind
 	Age  time.Duration // at which the token now held rolls over, with Regular
 }
 
-// rollover is one that was seen: the shares of a token's life between which it took place. Shares and
-// not ages, since the lives that back ends give differ.
+// rollover is one rollover: between which shares of a token's life it took place. These are shares and not ages, since
+// back ends give different lives.
 type rollover struct {
 	of    Key
 	after float64 // the token was still handed out
@@ -31,10 +31,13 @@ type rollover struct {
 	watched float64 // from then on the back end was probed often; 1: it was not
 }
 
+// share returns age as a share of life.
 func share(age, life time.Duration) float64 { return float64(age) / float64(life) }
 
+// width returns how far r is from precise.
 func (r rollover) width() float64 { return r.by - r.after }
 
+// holds reports whether the rollover may have been at that share.
 func (r rollover) holds(share float64) bool { return r.after < share && share <= r.by }
 
 const (
@@ -54,9 +57,10 @@ const (
 	chanceDistances = 3 // mean distances between what was seen
 )
 
-// history is rollovers, the latest last.
+// history is observed rollovers, the latest last.
 type history []rollover
 
+// add adds a rollover, and keeps the latest most of them.
 func (h *history) add(r rollover, most int) {
 	*h = append(*h, r)
 	if len(*h) > most {
@@ -78,8 +82,8 @@ func (h history) with(others history, n int, key Key) history {
 	return all
 }
 
-// meet returns where all of h could have taken place, and how likely they are to have been seen so if
-// each took place anywhere.
+// intersection returns where all of h could have taken place, and how likely they would look like that if each took
+// place anywhere.
 func (h history) intersection() (common rollover, chance float64) {
 	common, chance = rollover{after: 0, by: 1}, 1
 	for i, r := range h {
@@ -92,13 +96,12 @@ func (h history) intersection() (common rollover, chance float64) {
 	return common, chance
 }
 
-// precise reports whether r says when the rollover takes place to some minutes, or to a known moment.
+// precise reports whether r gives the rollover to within some minutes, or to a known moment.
 func (r rollover) precise() bool {
 	return r.width() <= narrowShare || r.holds(1) && r.after > 0.97 || r.holds(0.5) && r.after > 0.48
 }
 
-// likelihood is how likely a regular back end is to have its rollover within r: it has it at the expiry or
-// at half of the life more often than not.
+// likelihood is how likely a regular back end rolls over within r. Most do so at the expiry or at half of the life.
 func (r rollover) likelihood() float64 {
 	p := (1 - likelyEnd - likelyHalf) * r.width()
 	if r.holds(1) {
@@ -110,7 +113,7 @@ func (r rollover) likelihood() float64 {
 	return p
 }
 
-// pattern is a Pattern with what the schedule needs of it besides.
+// pattern is a Pattern with what else the schedule needs of it.
 type pattern struct {
 	kind   PatternKind
 	share  float64  // at which a token rolls over, with Regular
@@ -141,9 +144,8 @@ func (h history) learn() pattern {
 	return p
 }
 
-// earliest returns a share of a token's life before which rollovers are hardly to be expected: earlier
-// than any that was seen, by what chance may have hidden from those tokens that were watched from before
-// that on.
+// earliest returns a share of a token's life before which a rollover is hardly to be expected. It is earlier than every
+// one seen, by what chance may have hidden from the tokens that were watched from before that on.
 func (h history) earliest() float64 {
 	least, most, n := 1.0, 0.0, 0
 	for _, r := range h {
@@ -162,15 +164,15 @@ func (h history) earliest() float64 {
 	return max(0, least-chanceDistances*(most-least)/float64(n))
 }
 
-// learnt is what was learnt for one key from the histories as they were. It is worked out once for each rollover that is
-// seen, since every answer of a token that is not current tells of it.
+// learnt is what was learned for one key from the histories as they were. It is computed once per observed rollover,
+// since every answer with a token that is not current needs it.
 type learnt struct {
 	from    uint64 // Cache.seen, when it was worked out; 0: never
 	pattern pattern
 	middle  middle
 }
 
-// learntLocked returns e's learnt, worked out anew where a rollover was seen since.
+// learntLocked returns what was learned for e, and learns again if a rollover was seen since.
 func (c *Cache) learntLocked(e *entry) *learnt {
 	if e.learnt.from != c.seen {
 		e.learnt = learnt{from: c.seen, pattern: c.learnLocked(e)}
@@ -178,11 +180,11 @@ func (c *Cache) learntLocked(e *entry) *learnt {
 	return &e.learnt
 }
 
-// learnedLocked returns what is known of e's rollovers.
+// learnedLocked returns the pattern of e's rollovers.
 func (c *Cache) learnedLocked(e *entry) pattern { return c.learntLocked(e).pattern }
 
-// learnLocked learns from e's own rollovers, and from the other keys' too while these are few or tell nothing, since they
-// share a back end.
+// learnLocked learns from e's own rollovers. While these are few or show nothing, it also learns from the other keys',
+// which share the back end.
 func (c *Cache) learnLocked(e *entry) pattern {
 	if len(e.rollovers) >= ownEnough {
 		if p := e.rollovers.learn(); p.kind != Unlearnt {
@@ -199,12 +201,13 @@ func (c *Cache) sawLocked(e *entry, r rollover) {
 	c.seen++
 }
 
+// patternLocked returns the pattern of e's rollovers as it is shown.
 func (c *Cache) patternLocked(e *entry) Pattern {
 	p := c.learnedLocked(e)
 	return Pattern{Kind: p.kind, Age: time.Duration(p.share * float64(e.token.life))}
 }
 
-// rolloverLocked returns the boot time at which e's token is known to roll over, longAgo when it is not.
+// rolloverLocked returns the boot time at which e's token is known to roll over; longAgo if it is not known.
 func (c *Cache) rolloverLocked(e *entry) bootTime {
 	p := c.learnedLocked(e)
 	if p.kind != Regular || e.token.life == 0 {
@@ -216,8 +219,8 @@ func (c *Cache) rolloverLocked(e *entry) bootTime {
 	return e.token.issuedAt.add(time.Duration(p.share * float64(e.token.life)))
 }
 
-// likelyLocked returns the boot time at which a newer token is to be expected, or never when that is not
-// known: by the pattern, or where there is none in the middle of what is left of those seen.
+// likelyLocked returns the boot time at which a newer token is expected: by the pattern, or without one, in the middle
+// of the remaining observed rollovers. never: it is not known.
 func (c *Cache) likelyLocked(e *entry, now bootTime) bootTime {
 	var at bootTime
 	switch c.learnedLocked(e).kind {
@@ -234,8 +237,8 @@ func (c *Cache) likelyLocked(e *entry, now bootTime) bootTime {
 	return min(max(at, e.policy.unmet, now), e.token.deadline.add(afterExpiry))
 }
 
-// medianLocked returns the middle of the rollovers of all keys seen later than at that share of a life, at which e's token is
-// now; 1 when there is none.
+// medianLocked returns the median of all keys' rollovers later than that share of a life, which e's token has reached;
+// 1 if there is none.
 func (c *Cache) medianLocked(e *entry, age float64) float64 {
 	l := c.learntLocked(e)
 	if !l.middle.tells(age) {
@@ -244,15 +247,17 @@ func (c *Cache) medianLocked(e *entry, age float64) float64 {
 	return max(age, l.middle.at)
 }
 
-// middle is the middle of the rollovers seen later than at a share of a life. It is the same from that share on until the
-// first of them is over.
+// middle is the median of the rollovers later than a share of a life. It stays the same from that share on until the
+// first of them has passed.
 type middle struct {
 	from, until float64
 	at          float64 // where no more of the life has passed
 }
 
+// tells reports whether m holds for that share.
 func (m middle) tells(age float64) bool { return m.from <= age && age < m.until }
 
+// middle returns the median of h's rollovers later than that share.
 func (h history) middle(age float64) middle {
 	m := middle{from: age, until: math.Inf(1), at: 1}
 	var later []float64

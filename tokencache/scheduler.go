@@ -18,8 +18,8 @@ func (c *Cache) runFrom(begin <-chan struct{}) {
 	c.run()
 }
 
-// run is the schedule: it begins what is due, sleeps until the next moment that matters, and looks
-// again whenever it is nudged.
+// run is the schedule: it begins what is due, sleeps until the next moment that matters, and looks again whenever it is
+// woken.
 func (c *Cache) run() {
 	for {
 		c.mu.Lock()
@@ -84,8 +84,8 @@ func (c *Cache) tickLocked(now bootTime) bootTime {
 	return min(next, c.queue.nextStart(now))
 }
 
-// allDueLocked returns the entries whose planned fetch is due, the longest due first. Many are due at one moment when a policy
-// change has spread: then their names decide, so that the same history has the same calls.
+// allDueLocked returns the entries whose planned fetch is due, the longest due first. Many are due at one moment when a
+// policy change has spread. Then keys are sorted by name, so that the same history makes the same calls.
 func (c *Cache) allDueLocked(now bootTime) (due []*entry) {
 	for _, e := range c.entries {
 		if e.schedule.next <= now && e.flight == nil {
@@ -98,8 +98,8 @@ func (c *Cache) allDueLocked(now bootTime) (due []*entry) {
 	return due
 }
 
-// expireLocked forgets a token whose life is over by boot time. One that is over by the wall clock alone
-// is kept, though not served: the clock may be set right again, and a newer token is asked for at once.
+// expireLocked forgets a token that has expired by the boot clock. A token that has expired by the wall clock alone is
+// kept, though not served, since the clock may be set right again. A newer one is fetched at once.
 func (c *Cache) expireLocked(e *entry, now bootTime) {
 	switch {
 	case e.token.Text.IsZero():
@@ -111,7 +111,7 @@ func (c *Cache) expireLocked(e *entry, now bootTime) {
 	}
 }
 
-// dueLocked begins e's planned fetch, unless nobody cares for e any more.
+// dueLocked begins e's planned fetch, unless nobody asks for e any more.
 func (c *Cache) dueLocked(e *entry, now bootTime) {
 	switch {
 	case !e.wanted(now):

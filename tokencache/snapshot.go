@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// Snapshot is what a cache knows, for a later one to begin with: Options.Snapshot. Durations are boot times, of the boot
-// that BootID names, unless they say otherwise.
+// Snapshot is what a cache knows, for a later one to begin with: Options.Snapshot. Durations are boot times, of the
+// boot that BootID names, unless they say otherwise.
 //
-// It is the document that is kept, and what it is called in JSON does not change. Written as JSON, it has no token's text,
-// so that none gets into a log, nor the record, of which there is a file of its own: whoever keeps it adds both.
+// It is the document that is kept, and what it is called in JSON does not change. Written as JSON, it has no token's
+// text, so that none gets into a log, nor the record, of which there is a file of its own: whoever keeps it adds both.
 type Snapshot struct {
 	Source       string          `json:"source,omitempty"` // whose tokens these are; the cache leaves it to those who keep it
 	BootID       string          `json:"boot_id"`          // of the boot in which it was taken; empty: not known
@@ -41,7 +41,7 @@ type Snapshot struct {
 // Taken says when m was taken.
 func (m *Snapshot) Taken() Instant { return Instant{On: m.On, Boot: m.Boot, BootID: m.BootID} }
 
-// SnapshotEntry is what is known of one key.
+// SnapshotEntry is what is kept of one key.
 type SnapshotEntry struct {
 	Key        Key            `json:"key"`
 	Token      Token          `json:"token,omitzero"`       // zero when none is held that is valid
@@ -83,8 +83,8 @@ type SnapshotEntry struct {
 	Claim   *Claim   `json:"claim,omitempty"`   // that of a former principal, by what the key was given; nil: there is none
 }
 
-// Rollover is one that was seen: between which shares of a token's life it took place, and from which on the back end was
-// probed often.
+// Rollover is an observed rollover: between which shares of a token's life it took place, and from which share on the
+// back end was probed often.
 type Rollover struct {
 	Key     Key     `json:"of,omitzero"`
 	After   float64 `json:"after"`
@@ -92,7 +92,7 @@ type Rollover struct {
 	Watched float64 `json:"watched"`
 }
 
-// Snapshot returns what c knows.
+// Snapshot returns everything that c knows.
 func (c *Cache) Snapshot() Snapshot {
 	m, judged := c.snapshot()
 	for i := range m.Keys {
@@ -107,8 +107,8 @@ func (c *Cache) Snapshot() Snapshot {
 	return m
 }
 
-// memory returns what c knows, the changes of the record by their places, and how each key's token stands to these instead of what
-// withholds it.
+// snapshot returns a snapshot with the changes in the cache's order, and each key's judgement instead of what withholds
+// its token.
 func (c *Cache) snapshot() (m Snapshot, judged []judgement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -128,7 +128,8 @@ func (c *Cache) snapshot() (m Snapshot, judged []judgement) {
 	return m, judged
 }
 
-// Withholders returns the revocations that withhold key's token, the earliest first; none where it is not withheld, or not there.
+// Withholders returns the revocations that withhold key's token, the earliest first. There are none if the token is not
+// withheld, or key is unknown.
 func (c *Cache) Withholders(key Key) []PolicyChange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -145,7 +146,7 @@ func (c *Cache) Withholders(key Key) []PolicyChange {
 	return all
 }
 
-// remember tells what is known of e, which is fetched no sooner than the pause is over that the back end asked for.
+// snapshot returns what is kept of e. paused is until when the back end asked for a pause in all calls.
 func (e *entry) snapshot(now, paused bootTime) SnapshotEntry {
 	r := SnapshotEntry{
 		Key: e.key, Nominal: e.token.nominal, ReceivedOn: e.token.receivedWall, Deadline: time.Duration(e.token.deadline),
@@ -166,6 +167,7 @@ func (e *entry) snapshot(now, paused bootTime) SnapshotEntry {
 	return r
 }
 
+// export returns h as it is kept.
 func (h history) export() []Rollover {
 	told := make([]Rollover, len(h))
 	for i, r := range h {

@@ -17,9 +17,10 @@ const (
 	restOver     = 2 * backoffTop   // a source that only refuses is well all the same, when its last failure was so long ago
 )
 
-// rest is how a source that throttles, or that cannot be reached, is left alone as a whole. Meanwhile there is one call at a
-// time: it finds out for all keys whether the source is well again, which a token shows. A refusal does not: an endpoint may
-// refuse one call and throttle the next, and who asked for all keys again at each refusal would have it throttle for ever.
+// sourceBackOff is how a source that throttles, or cannot be reached, is left alone as a whole. Meanwhile there is one
+// call at a time: it finds out for all keys whether the source is well again. A token shows that. A refusal does not,
+// since an endpoint may refuse one call and throttle the next: if each refusal made all keys ask again, it would
+// throttle for ever.
 type sourceBackOff struct {
 	failures   int         // in a row; 0: the source is well
 	failure    *FetchError // the last of them
@@ -29,7 +30,7 @@ type sourceBackOff struct {
 	turnedAway bool        // a caller was turned away since of a key that does not yield itself, and none has had a call
 }
 
-// restsFor takes in a failure of the source as a whole, which a call told that began then.
+// failed takes in a failure of the source as a whole, by a call that began at began.
 func (r *sourceBackOff) failed(failure *FetchError, began, now bootTime, roll float64) {
 	if r.failures == 0 || began >= r.since { // else it is the same that another call at once has told
 		r.failures++
@@ -51,7 +52,8 @@ func (c *Cache) endWaitsLocked(now bootTime) {
 	c.queue.quarantine = min(c.queue.quarantine, now)
 }
 
-// heardLocked takes in what a call that ended shows of the source and of the identity, whatever became of its key.
+// sourceAnsweredLocked takes in what a finished call shows of the source and of the identity, whatever became of its
+// key.
 func (c *Cache) sourceAnsweredLocked(f *flight, now bootTime, failure *FetchError) {
 	extent := OfKey
 	if failure != nil {
@@ -79,8 +81,8 @@ func (r *sourceBackOff) endedBy(f *flight, failure *FetchError, now bootTime) bo
 	return r.failures > 0 && f.startedAt >= r.since && (failure == nil || now.sub(r.since) > restOver)
 }
 
-// turnAwayLocked tells the callers whose call has not begun what has just been learnt of the source, instead of having them
-// wait for it. What is due stays queued.
+// turnAwayLocked answers the callers whose call has not begun with what was just learned about the source, so that they
+// do not wait for it. Refreshes and probes stay queued.
 func (c *Cache) turnAwayLocked(now bootTime) {
 	var stay []*flight
 	for _, f := range c.queue.waiting {
@@ -98,7 +100,7 @@ func (c *Cache) turnAwayLocked(now bootTime) {
 	c.queue.waiting = stay
 }
 
-// pauseLocked returns why the source is left alone by callers, or nil.
+// pauseLocked returns why callers may not call the source now, or nil.
 func (c *Cache) pauseLocked(now bootTime) *FetchError {
 	if failure := c.askedPauseLocked(now); failure != nil {
 		return failure
@@ -122,7 +124,7 @@ func (c *Cache) askedPauseLocked(now bootTime) *FetchError {
 	}
 }
 
-// nextLocked returns when the schedule asks for e, which is not before the source is asked at all; never: it does not.
+// nextLocked returns when the schedule fetches e, which is not before the source may be called; never: it does not.
 func (c *Cache) nextLocked(e *entry, now bootTime) bootTime {
 	if e.schedule.next == never {
 		return never
@@ -130,7 +132,7 @@ func (c *Cache) nextLocked(e *entry, now bootTime) bootTime {
 	return max(now, e.schedule.next, c.quarantinedUntilLocked(e), c.queue.paused, c.queue.backOff.earliest(&flight{priority: forRefresh, expires: e.token.deadline}, now))
 }
 
-// goOnLocked has all keys asked for that failed because the source did, unless a failure of their own has them wait.
+// retrySourceFailuresLocked plans fetches for all keys that failed because the source did, after their own waits.
 func (c *Cache) retrySourceFailuresLocked(now bootTime) {
 	for _, e := range c.entries {
 		if e.backOff.failures > 0 && e.backOff.failure.extent() == OfSource {
@@ -139,8 +141,8 @@ func (c *Cache) retrySourceFailuresLocked(now bootTime) {
 	}
 }
 
-// TryAgain ends every wait that follows failures, as after somebody has changed what they may have come from. A pause that
-// the source asked for stays.
+// TryAgain ends every wait that follows failures, as after somebody changed what may have caused them. A pause that the
+// source asked for stays.
 func (c *Cache) TryAgain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -155,13 +157,13 @@ func (c *Cache) TryAgain() {
 	c.wakeSchedule()
 }
 
-// hurryLocked has a key that failed asked for again at once.
+// retryNowLocked plans a fetch at once for a key that failed.
 func (c *Cache) retryNowLocked(e *entry, now bootTime) {
 	e.backOff.until, e.backOff.callers = longAgo, longAgo
 	c.resumeLocked(e, now, now)
 }
 
-// resumeLocked has a key that failed asked for at that boot time, if not sooner.
+// resumeLocked plans the fetch of a key that failed for at, if it is not planned for sooner.
 func (c *Cache) resumeLocked(e *entry, at, now bootTime) {
 	if e.schedule.next == never || e.flight != nil {
 		return

@@ -72,8 +72,8 @@ type Status struct {
 	MoreChanges int
 }
 
-// MaxVerdicts is for how many policy changes a Status tells whether a token carries them: of many keys and many changes all would be
-// too much for who asks.
+// MaxVerdicts is how many policy changes a Status lists. All of them, for many keys and many changes, would be too
+// much.
 const MaxVerdicts = 6
 
 // Verdict is whether a token carries a policy change.
@@ -82,7 +82,7 @@ type Verdict struct {
 	State PermissionState // empty without a valid token
 }
 
-// Sight is what is held of a key, without the token's text. It is zero without a valid token.
+// TokenInfo is what is held of a key, without the token's text. It is zero without a valid token.
 type TokenInfo struct {
 	SHA256                string // of the token's text
 	Left                  time.Duration
@@ -92,7 +92,7 @@ type TokenInfo struct {
 	Permissions           Permissions
 }
 
-// Event tells of a fetch that ended.
+// Event describes a fetch that ended.
 type Event struct {
 	Key     Key
 	Outcome Outcome
@@ -115,9 +115,9 @@ type Event struct {
 	Omitted        []string
 }
 
-// Look returns what is held of key now, and a channel that is closed when that is no longer true: at a
-// newer token, other permissions, the expiry, or when the key is dropped. It counts as asking for the
-// token, so that the key is kept fresh, but fetches nothing. The error is ErrDropped or ErrClosed.
+// Peek returns what is held of key now, and a channel that is closed when that changes: at a newer token, other
+// permissions, the expiry, or when the key is dropped. It counts as asking for the token, so that the key stays fresh,
+// but it fetches nothing. The error is ErrDropped or ErrClosed.
 func (c *Cache) Peek(key Key) (TokenInfo, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,8 +147,8 @@ func (c *Cache) Status() []Status {
 	return all
 }
 
-// status returns all but the verdicts of Status, and what these are made of: how each token was judged, and the IDs of the changes by
-// their places.
+// status returns Status without verdicts, and what these are made from: each token's judgement, and the IDs of the
+// changes in their order.
 func (c *Cache) status() (all []Status, judged []judgement, ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -164,8 +164,8 @@ func (c *Cache) status() (all []Status, judged []judgement, ids []string) {
 	return all, judged, ids
 }
 
-// verdicts returns whether a token, which is valid or not, carries the changes that are about its key. ids are the changes' IDs by
-// their places.
+// verdicts returns whether a token, valid or not, carries the changes that are about its key. ids are the changes' IDs
+// in their order.
 func (j judgement) verdicts(ids []string, valid bool) []Verdict {
 	type verdict struct {
 		place
@@ -195,6 +195,7 @@ func (j judgement) verdicts(ids []string, valid bool) []Verdict {
 	return all
 }
 
+// statusLocked returns the status of e without verdicts.
 func (c *Cache) statusLocked(e *entry, now bootTime, wall time.Time) Status {
 	s := Status{
 		Key: e.key, Prefetch: e.prefetch, LastFetch: e.last.endedWall, LastOutcome: e.last.outcome,
@@ -227,6 +228,7 @@ func (c *Cache) statusLocked(e *entry, now bootTime, wall time.Time) Status {
 	return s
 }
 
+// state returns the state of e, whose token is valid or not.
 func (e *entry) state(valid bool) State {
 	switch {
 	case !valid && (e.flight != nil || e.backOff.failures == 0 && e.schedule.next != never):

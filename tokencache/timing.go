@@ -23,13 +23,13 @@ const (
 	retryAfter   = 5 * time.Minute        // the longest Retry-After that is obeyed
 )
 
-// spread returns d ±10 % for a roll in [0, 1), so that a fleet does not ask in step.
+// jitter returns d ±10 % for a roll in [0, 1), so that the devices of a fleet do not all ask at once.
 func jitter(d time.Duration, roll float64) time.Duration {
 	return time.Duration(float64(d) * (0.9 + 0.2*roll))
 }
 
-// firstRefresh returns how long after its receipt a token with that much life left is first
-// refreshed: when the back end advises, else at half of its life, or at 80 % of a short one.
+// firstRefresh returns how long after its receipt a token with that much life left is first refreshed: when the back
+// end advises it, else at half of its life, or at 80 % of a short one.
 func firstRefresh(left, advised time.Duration, roll float64) time.Duration {
 	wait := jitter(left/2, roll)
 	switch {
@@ -41,8 +41,8 @@ func firstRefresh(left, advised time.Duration, roll float64) time.Duration {
 	return max(wait, refreshFloor)
 }
 
-// nextTry returns how long to wait after the back end gave the token that was already held. Each try
-// halves what is left, so that a token costs about eight of them, and the last comes just after expiry.
+// nextTry returns how long to wait after the back end gave the held token again. Each try halves what is left. So a
+// token costs about eight of them, and the last comes just after the expiry.
 func nextTry(left time.Duration, roll float64) time.Duration {
 	if wait := jitter(left/2, roll); wait >= nextTryFloor {
 		return wait
@@ -58,9 +58,9 @@ func doubled(first time.Duration, n int, top time.Duration) time.Duration {
 	return top
 }
 
-// backoff returns how long to wait after that many failures in a row (at least one), given the life
-// that the held token has left, which is negative after its expiry: 1 s doubling up to 5 minutes with
-// full jitter, but never more than 5 s around an expiry, nor so long that the last minutes are missed.
+// backoff returns how long to wait after that many failures in a row (at least one). left is the life left of the held
+// token, negative after its expiry. The wait doubles from 1 s to 5 minutes with full jitter. It is 5 s at most around
+// an expiry, and never so long that the last minutes are missed.
 func backoff(failures int, left time.Duration, roll float64) time.Duration {
 	top := backoffTop
 	if left > -lastMinutes && left < lastMinutes {
@@ -70,13 +70,14 @@ func backoff(failures int, left time.Duration, roll float64) time.Duration {
 	return untilLastMinutes(max(backoffFloor, time.Duration(roll*float64(top))), left)
 }
 
-// longBackoff is backoff for what only an administrator heals: 1 s doubling up to 30 to 60 minutes, also around an expiry.
+// longBackoff is backoff for what only an administrator can heal: from 1 s doubling to 30 to 60 minutes, also around an
+// expiry.
 func longBackoff(failures int, left time.Duration, roll float64) time.Duration {
 	top := doubled(backoffFloor, failures, longTop)
 	return untilLastMinutes(max(backoffFloor, top/2+time.Duration(roll*float64(top/2))), left)
 }
 
-// untilLastMinutes shortens a wait after which a token with that much life left would have too little.
+// untilLastMinutes shortens a wait that would leave a token with that much life left too little of it.
 func untilLastMinutes(wait, left time.Duration) time.Duration {
 	if left < lastMinutes {
 		return wait
@@ -84,7 +85,7 @@ func untilLastMinutes(wait, left time.Duration) time.Duration {
 	return min(wait, max(backoffFloor, left-lastMinutes))
 }
 
-// askWait returns how long callers' misses cause no fetch after so many of theirs failed in a row, the last one so.
+// askWait returns how long callers' misses cause no fetch after asks of theirs failed in a row, the last with err.
 func askWait(err *FetchError, asks int, left time.Duration) time.Duration {
 	switch {
 	case asks == 0:
@@ -104,10 +105,10 @@ func askWait(err *FetchError, asks int, left time.Duration) time.Duration {
 // watchStep is how long to wait between probes of a stale token while its rollover is not expected.
 const watchStep = time.Hour
 
-// probeInterval returns how long to wait between probes of a stale token while its rollover may come at any
-// moment until its expiry. Asking more often the nearer the expiry is finds the rollover soonest for the
-// calls it takes: best in inverse proportion to the root of the odds that it comes just then, and these
-// grow as what is left of the life shrinks.
+// probeInterval returns how long to wait between probes of a stale token while its rollover may come at any moment
+// until its expiry. Probing more often towards the expiry finds the rollover soonest for the calls it takes. The best
+// interval is inversely proportional to the root of the odds that it comes just then, and these grow as the life left
+// shrinks.
 func probeInterval(left time.Duration, roll float64) time.Duration {
 	step := time.Duration(float64(probeScale) * math.Sqrt(max(0, left.Hours())))
 	return jitter(min(max(step, probeFloor), probeTop), roll)

@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// maxTombstones is how many tokens that are not held any more are remembered by their digest: of each key the one that was replaced last,
-// and as many besides.
+// maxTombstones is how many tombstones there are at most: for each key that of the token replaced last, and as many
+// more.
 const maxTombstones = 2 * MaxKeys
 
-// tombstoneLife is for how long, in on-time, a token that has expired is remembered after the back end gave it last: one that goes on giving it is
-// asked more often than that.
+// tombstoneLife is for how long, in on-time, an expired token is remembered after the back end last gave it. A back end
+// that goes on giving it is asked more often than that.
 const tombstoneLife = 25 * time.Hour
 
-// tombstone is what is known of a token since the back end gave it first. It outlives the token's being held: one that
-// comes again, after it was forgotten, replaced or passed over, was received when it was received first.
+// tombstone is what is known of a token that is not held any more. If it comes again after it was forgotten, replaced
+// or passed over, it was received when it was first received.
 type tombstone struct {
 	digest     string        // of its text
 	received   bootTime      // boot time
@@ -31,12 +31,12 @@ type tombstone struct {
 // tombstones is the tokens that are not held any more, the latest last.
 type tombstones []tombstone
 
-// index returns where the token of that digest is, of which there is one at most; -1: it is not there.
+// index returns where the token with that digest is, -1 if it is not there.
 func (all tombstones) index(digest string) int {
 	return slices.IndexFunc(all, func(r tombstone) bool { return r.digest == digest })
 }
 
-// find returns what is known of the token of that text.
+// find returns the tombstone of the token with that text.
 func (all tombstones) find(text Secret) (tombstone, bool) {
 	i := all.index(text.SHA256())
 	if i < 0 {
@@ -45,7 +45,7 @@ func (all tombstones) find(text Secret) (tombstone, bool) {
 	return all[i], true
 }
 
-// add remembers r, and no other of the same token.
+// add adds r, in place of an earlier tombstone of the same token.
 func (all *tombstones) add(r tombstone) {
 	kept := slices.DeleteFunc(*all, func(o tombstone) bool {
 		if o.digest != r.digest {
@@ -61,15 +61,15 @@ func (all *tombstones) add(r tombstone) {
 	*all = kept
 }
 
-// cameAgain notes that the back end gave the token of that text at that on-time, if it is one of them.
+// cameAgain takes in that the back end gave the token with that text at that on-time.
 func (all tombstones) cameAgain(text Secret, on time.Duration) {
 	if i := all.index(text.SHA256()); i >= 0 {
 		all[i].cameOn = on
 	}
 }
 
-// reviewTombstonesLocked forgets the tokens that have certainly expired, and that the back end gives no more, unless one may lack a change on
-// record that happened while it may have been valid.
+// reviewTombstonesLocked forgets tokens that have certainly expired and that the back end no longer gives, unless one
+// may lack a change on record that happened while it may have been valid.
 func (c *Cache) reviewTombstonesLocked(now bootTime) {
 	c.tombstones = slices.DeleteFunc(c.tombstones, func(r tombstone) bool {
 		expired := c.onAt(now) > r.receipt.on+longestNominal && c.onAt(now) > r.cameOn+tombstoneLife
@@ -79,7 +79,7 @@ func (c *Cache) reviewTombstonesLocked(now bootTime) {
 	})
 }
 
-// goneLocked returns what is to be known of the token that e holds, once it is gone.
+// goneLocked returns the tombstone of the token that e holds.
 func (c *Cache) goneLocked(e *entry) tombstone {
 	r := tombstone{
 		digest: e.token.Text.SHA256(), received: e.token.received, cameOn: c.onAt(max(0, e.token.shown)), receivedOn: e.token.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.token.receipt,
@@ -91,13 +91,13 @@ func (c *Cache) goneLocked(e *entry) tombstone {
 	return r
 }
 
-// dropped is r without what was learnt of the token's life.
+// dropped returns r without what was learned of the token's life.
 func (r tombstone) dropped() tombstone {
 	r.given, r.deadline, r.unlearnt = 0, never, true
 	return r
 }
 
-// tombstoneLocked returns what is known of the token of that text, if e holds it or it was held before.
+// tombstoneLocked returns what is known of the token with that text, if e holds it or it was held before.
 func (c *Cache) tombstoneLocked(e *entry, text Secret) (tombstone, bool) {
 	if text.Equal(e.token.Text) {
 		return c.goneLocked(e), true
@@ -105,7 +105,7 @@ func (c *Cache) tombstoneLocked(e *entry, text Secret) (tombstone, bool) {
 	return c.tombstones.find(text)
 }
 
-// DropTokens drops every token, and fetches those anew that are wanted.
+// DropTokens drops every token, and fetches again those that are wanted.
 func (c *Cache) DropTokens() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -123,7 +123,7 @@ func (c *Cache) DropTokens() {
 	c.wakeSchedule()
 }
 
-// forgetLocked drops e's token, which nobody may have any more, and remembers that it was received.
+// forgetLocked drops e's token, so that nobody gets it any more, and leaves a tombstone.
 func (c *Cache) forgetLocked(e *entry) {
 	if !e.token.Text.IsZero() {
 		c.tombstones.add(c.goneLocked(e))
@@ -131,8 +131,8 @@ func (c *Cache) forgetLocked(e *entry) {
 	e.token.forget()
 }
 
-// dropTokenLocked drops e's token at somebody's wish, and what was learnt of its life. It returns the token's digest, "" where
-// there is none. A key that is to be prefetched is due then, whatever becomes of the fetch that the wish is followed by.
+// dropTokenLocked drops e's token, and what was learned of its life, because somebody asked for it. It returns the
+// token's digest, "" if there was none. A prefetched key is then due, whatever becomes of the fetch that follows.
 func (c *Cache) dropTokenLocked(e *entry, now bootTime) string {
 	if e.token.Text.IsZero() {
 		return ""
@@ -149,7 +149,7 @@ func (c *Cache) dropTokenLocked(e *entry, now bootTime) string {
 	return r.digest
 }
 
-// Tombstone is a token that is not held any more, as it was received. Durations are boot times unless they say otherwise.
+// Tombstone is a token that is not held any more, as it is kept. Durations are boot times unless they say otherwise.
 type Tombstone struct {
 	SHA256     string         `json:"sha256"` // of the token's text
 	Received   time.Duration  `json:"received_ns"`
@@ -167,7 +167,7 @@ type Tombstone struct {
 	Blind      bool          `json:"blind,omitempty"`
 }
 
-// Tombstone is the token of r, for whoever drops r. False: there is none.
+// Tombstone returns the tombstone of r's token, for use when r is dropped. False: there is none.
 func (r SnapshotEntry) Tombstone() (Tombstone, bool) {
 	b := Tombstone{
 		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn, Given: r.Given, Deadline: &r.Deadline,
@@ -179,6 +179,7 @@ func (r SnapshotEntry) Tombstone() (Tombstone, bool) {
 	return b, !r.Token.Text.IsZero()
 }
 
+// export returns the tombstones as they are kept.
 func (all tombstones) export() []Tombstone {
 	var told []Tombstone
 	for _, r := range all {
@@ -191,12 +192,12 @@ func (all tombstones) export() []Tombstone {
 	return told
 }
 
-// beforeBoot is a boot time for what happened in an earlier boot, of which no more is known.
+// beforeBoot is a boot time for what happened in an earlier boot, if no more is known.
 const beforeBoot = bootTime(-time.Second)
 
-// receivedFirstLocked has the token that r tells of be received when r says, wherever it is held or remembered as received later: it came
-// again before r could be read. What it is believed to live gets no longer by that, nor shorter than what the back end has said since somebody
-// wished that what had been learnt of it be dropped.
+// receivedFirstLocked corrects the receipt of the token that r is about, which came again before r could be read: it
+// was first received as in r. That does not lengthen the life it is believed to have. If somebody had its life
+// forgotten, what the back end has said since stays.
 func (c *Cache) receivedFirstLocked(r tombstone, now bootTime) {
 	i := c.tombstones.index(r.digest)
 	if i >= 0 && c.tombstones[i].unlearnt {

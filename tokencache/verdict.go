@@ -31,10 +31,10 @@ type Permissions struct {
 	Withheld  bool      // a revocation keeps the token from everybody
 }
 
-// verdictLocked says how the token of e stands to one change. Its receipt decides first: no token that was received before a
-// change is current, whatever a clock says of its dates. Then its age decides, in on-time: more time has passed than that, so
-// that a token which seems to be from after the spreading is. Last, the issuer's clock decides, where both the token and
-// the change are dated by it.
+// verdictLocked returns whether e's token carries ch. First its receipt decides: a token received before a change does
+// not carry it, whatever a clock says of its dates. Then its age in on-time decides: at least that much time has
+// passed, so a token that was issued after the spreading by on-time truly was. Last the issuer's clock decides, if both
+// the token and the change are dated by it.
 func (c *Cache) verdictLocked(e *entry, ch *change) PermissionState {
 	r, m, by := e.token.receipt, e.token.issued, ch.Issuer
 	after := r.on > ch.Moment
@@ -55,7 +55,7 @@ func (c *Cache) verdictLocked(e *entry, ch *change) PermissionState {
 	return Uncertain
 }
 
-// touches reports whether ch is about e, whose resource goes by its alternates as well.
+// touches reports whether ch is about e, including e's alternates.
 func (ch *change) touches(e *entry) bool {
 	if !ch.AllIdentities && ch.Selector != e.key.Selector {
 		return false
@@ -63,8 +63,8 @@ func (ch *change) touches(e *entry) bool {
 	return ch.Resource == "" || ch.canonical == e.canonical || slices.Contains(e.goesBy, ch.canonical)
 }
 
-// judgeLocked notes how e's token stands to the changes on record. That is so until the token is another, or the record, or what is known
-// of their dates: time alone changes nothing of it.
+// judgeLocked judges e's token by every change on record. The judgement holds until the token, the record, or what is
+// known of their dates changes. Time alone does not change it.
 func (c *Cache) judgeLocked(e *entry) {
 	before := e.policy
 	blur := c.uncertaintyLocked(e)
@@ -104,18 +104,19 @@ func (c *Cache) judgeLocked(e *entry) {
 	}
 }
 
-// place is that of a change in Cache.changes.
+// place is the index of a change in Cache.changes.
 type place int32
 
-// judgement is how an entry's token stands to each change on record. It is replaced and never changed, so that what it tells can be worked
-// out without the lock.
+// judgement is whether an entry's token carries each change on record. It is replaced and never changed, so that it can
+// be read without the lock.
 type judgement struct {
 	about []place // the changes that are about the key, in their order
 	lacks []place // of these, those that the token is not known to carry
 	stale []bool  // of each of these, whether it is known not to carry it
 }
 
-// uncertaintyLocked returns the blur of e's tokens. Of a key that never had one it is that of the others, since they come from one back end.
+// uncertaintyLocked returns the uncertainty of e's issue window. If e never had a token, it is that of the other keys,
+// since they share the back end.
 func (c *Cache) uncertaintyLocked(e *entry) (blur time.Duration) {
 	if e.token.life != 0 {
 		return e.token.issued.uncertainty()
@@ -126,14 +127,14 @@ func (c *Cache) uncertaintyLocked(e *entry) (blur time.Duration) {
 	return blur
 }
 
-// tighter is by how much a bound on when a change happened has to be earlier than the one on record, to be kept: in all that is a token's life at
-// most, so that the record differs a few times for it and not at each of many restarts.
+// tighter is how much earlier a bound on when a change happened has to be to replace the one on record. In all a bound
+// moves by one token's life, so the record changes a few times for it, and not at each of many restarts.
 const tighter = 4 * time.Hour
 
-// proveLocked looks, after an answer, whether e's token is shown to be from after a change by what the back end has handed out,
-// where nobody counts its life and no clock is known to be right. A token that was still handed out had not expired: so it
-// was no later, by the issuer's clock, when the change happened. That stays on record: what is handed out in a later
-// boot tells less, since nobody knows how long the device was off.
+// boundIssuerLocked finds out, after an answer, whether what the back end has handed out shows that e's token was
+// issued after a change, if nothing counts its life and no clock is known to be right. A token that was still handed
+// out had not expired. So the issuer's clock had not passed its expiry when the change happened. That bound goes on
+// record, since what is handed out in a later boot shows less: nobody knows how long the device was off.
 func (c *Cache) boundIssuerLocked(e *entry, now bootTime) {
 	learnt, blind := false, !c.clockTrust.counted && !c.clockTrusted()
 	for _, i := range e.judgement.lacks {
@@ -158,8 +159,7 @@ func (c *Cache) boundIssuerLocked(e *entry, now bootTime) {
 	}
 }
 
-// rejudgeLocked judges every token anew after the record of changes is another, and plans anew what
-// the judgement touches.
+// rejudgeLocked judges every token again after the record of changes differs, and plans again what that affects.
 func (c *Cache) rejudgeLocked(now bootTime) {
 	for _, e := range c.entries {
 		before := e.policy
@@ -183,8 +183,8 @@ func (c *Cache) rejudgeLocked(now bootTime) {
 	c.wakeSchedule()
 }
 
-// standDownLocked takes e's fetch out of the queue, in which it may wait for the end of a pause, when a policy change has begun to
-// spread since it was due. What a caller waits for stays, unless nobody would get it, and so does what somebody insists on.
+// standDownLocked takes e's fetch out of the queue if a policy change began to spread since it was queued, as during a
+// pause. A fetch stays that somebody insists on, or that a caller waits for and would get.
 func (c *Cache) standDownLocked(e *entry, now bootTime) {
 	f := e.flight
 	if f == nil || f.started || f.insisted || !c.heldLocked(e, now) || f.priority == forCaller && !c.barredLocked(e, now) {
@@ -196,7 +196,7 @@ func (c *Cache) standDownLocked(e *entry, now bootTime) {
 	close(f.done)
 }
 
-// standing is how an entry's token stands to all changes that touch it.
+// policyState is what all changes about an entry come to for its token.
 type policyState struct {
 	worst   PermissionState
 	changed *change  // the latest not met
@@ -210,12 +210,14 @@ type policyState struct {
 	longestHold time.Duration // how long the back end is left alone at most
 }
 
-// silence is for how many spreads a back end is left alone while policy changes follow each other.
+// longestHoldDelays is for how many propagation delays nothing is fetched at most, while policy changes follow each
+// other.
 const longestHoldDelays = 3
 
+// withheld reports whether a revocation withholds the token.
 func (s policyState) withheld() bool { return s.revoked != nil }
 
-// permissionsLocked returns what callers and people are told of e's token.
+// permissionsLocked returns e's Permissions.
 func (c *Cache) permissionsLocked(e *entry, now bootTime) Permissions {
 	s := e.policy
 	if s.worst == Current {
@@ -231,7 +233,7 @@ func (c *Cache) permissionsLocked(e *entry, now bootTime) Permissions {
 	return p
 }
 
-// withheldLocked returns what callers are told while a revocation keeps e's token back.
+// withheldLocked returns the error for callers while a revocation withholds e's token.
 func (c *Cache) withheldLocked(e *entry, now bootTime) *WithheldError {
 	s, wall := e.policy, c.clock.Wall()
 	err := &WithheldError{
@@ -243,12 +245,12 @@ func (c *Cache) withheldLocked(e *entry, now bootTime) *WithheldError {
 	return err
 }
 
-// metByLocked returns the boot time by which a token is here at the latest that meets the changes which have spread by unmet. A
-// fetch after a change had spread shows which token the back end holds: then it is that one's expiry.
-// Before, it is a whole life after the spreading, since the back end may issue until then.
+// metByLocked returns the boot time by which a token is here at the latest that carries the changes which have spread
+// by unmet. A fetch after a change has spread shows which token the back end holds: then it is that token's expiry.
+// Before that fetch it is a whole life after the spreading, since the back end may issue a token until then.
 //
-// Where nothing tells the age of a token, neither the back end's counting nor a clock that is known to be right, the next one
-// need not show that it is current. Then only what is still handed out a whole life after the spreading shows it.
+// If nothing shows a token's age, neither the back end's counting nor a clock that is known to be right, the next token
+// need not be known to be current. Then only a token that is still handed out a whole life after the spreading is.
 func (c *Cache) metByLocked(e *entry, unmet bootTime) bootTime {
 	if !c.clockTrust.counted && !c.clockTrusted() {
 		return unmet.add(longestNominal + shownBy)
@@ -264,6 +266,6 @@ func (c *Cache) metByLocked(e *entry, unmet bootTime) bootTime {
 	return e.token.deadline.add(afterExpiry)
 }
 
-// shownBy is how long it takes at most until the back end is asked again while a token is looked for, and how long after its
-// expiry it may hand one out.
+// shownBy is how long it takes at most until a probe asks the back end again, and how long after its expiry the back
+// end may hand out a token.
 const shownBy = 2 * time.Hour
