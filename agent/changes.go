@@ -18,45 +18,6 @@ import (
 	"perceptd/tokencache"
 )
 
-// Change is a policy change that somebody reports: permissions on a resource changed.
-type Change struct {
-	Resource     string // either this, as an App ID URI that some grant names
-	AllResources bool
-	Identity     string    // by configured name; empty: all of them
-	At           time.Time // when it happened; zero: now
-	Effect       tokencache.Effect
-	Note         string // for people, at most 256 bytes
-}
-
-// NotedChange is a policy change on record.
-type NotedChange struct {
-	tokencache.RecordedChange
-
-	// Identity is the configured name; the selector in words when no identity is configured with it any
-	// more; empty for all.
-	Identity string
-
-	// Record is set where nobody noted it, and it stands for the record itself, and Mend then says what a person does about that.
-	Record RecordState
-	Mend   string
-}
-
-// RecordState is what is wrong with the record of policy changes that a change stands for.
-type RecordState uint8
-
-const (
-	RecordLost   RecordState = iota + 1 // nobody knows what was on it
-	RecordUnread                        // it cannot be read now
-)
-
-// what says it in words.
-func (s RecordState) what() string {
-	if s == RecordUnread {
-		return unreadWhat
-	}
-	return "the record of policy changes is lost"
-}
-
 const (
 	maxNote = tokencache.MaxNote
 
@@ -70,55 +31,47 @@ var (
 	latestChange   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// NoteChange puts a policy change on record and in force. by says who reports it, for the log: "uid 0
-// (pid 7)". The error is an *Error; with NotKept the change is in force all the same, and returned.
-func (a *Agent) NoteChange(by string, c Change) (NotedChange, error) {
-	rules := a.rules.Load()
-	p, refusal := rules.policyChange(c)
+// RecordChange puts a policy change on record and in force. by says who reports it, for the log: "uid 0 (pid 7)". The error is an
+// *Error; with CodeNotKept the change is in force all the same, and returned.
+func (a *Agent) RecordChange(by string, c api.PolicyChangeRequest) (api.PolicyChange, error) {
+	p, refusal := a.rules.Load().policyChange(c)
 	if refusal != nil {
-		return NotedChange{}, refusal
+		return api.PolicyChange{}, refusal
 	}
-	p, err := a.enter(p)
+	recorded, err := a.enter(p)
 	if err != nil {
-		return NotedChange{}, a.changeError(p, err)
+		return api.PolicyChange{}, a.changeError(p, err)
 	}
-	a.logChange("policy change noted", by, p)
+	a.logChange("policy change noted", by, recorded.PolicyChange)
 	a.snapshotSaver.notice(true)
 	a.changed()
-	noted := a.noted(p)
 	if err := a.changeSaver.save(); err != nil {
-		return noted, a.unkept("the change is in force", err)
+		return a.describeChange(recorded), a.unkept("the change is in force", err)
 	}
-	return noted, nil
+	return a.describeChange(recorded), nil
 }
 
-// WithdrawChange takes a policy change off the record, as if it had never been noted, and returns it
-// as it was. The error is an *Error; with NotKept the change is withdrawn all the same. What stands for a record that cannot be
-// read now is not withdrawn: what is on it may withhold tokens.
-func (a *Agent) WithdrawChange(by, id string) (NotedChange, error) {
+// WithdrawChange takes a policy change off the record, as if it had never been recorded, and returns it as it was. The error is
+// an *Error; with CodeNotKept the change is withdrawn all the same. What stands for a record that cannot be read now is not
+// withdrawn: what is on it may withhold tokens.
+func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 	if why := a.changeSaver.unread.Load(); why != nil && id == unreadID {
-		return NotedChange{}, badChange("%q stands for the record of policy changes, which cannot be read now, and ends when that is read: %v; %s", id, *why, unreadRemedy(*why))
+		return api.PolicyChange{}, badChange("%q stands for the record of policy changes, which cannot be read now, and ends when that "+
+			"is read: %v; %s", id, *why, unreadRemedy(*why))
 	}
-	var was NotedChange
-	for _, c := range a.Changes() {
-		if c.ID == id {
-			was = c
-		}
-	}
-	p, found := a.withdraw(id)
+	recorded, found := a.withdraw(id)
 	if !found {
-		return NotedChange{}, &Error{Code: api.CodeUnknownChange, Detail: fmt.Sprintf(
+		return api.PolicyChange{}, &Error{Code: api.CodeUnknownChange, Detail: fmt.Sprintf(
 			"no policy change %q is on record: perceptctl policy-changes lists those that are", cut(id, 64))}
 	}
-	was.PolicyChange = p
 	a.stale.reset(a.cache.Status())
-	a.logChange("policy change withdrawn", by, p)
+	a.logChange("policy change withdrawn", by, recorded.PolicyChange)
 	a.snapshotSaver.notice(true)
 	a.changed()
 	if err := a.changeSaver.save(); err != nil {
-		return was, a.unkept("the change is withdrawn", err)
+		return a.describeChange(recorded), a.unkept("the change is withdrawn", err)
 	}
-	return was, nil
+	return a.describeChange(recorded), nil
 }
 
 // unkept says what holds of something that is in force and could not be kept on the disk.
@@ -130,59 +83,45 @@ func (a *Agent) unkept(done string, err error) *Error {
 }
 
 // withdraw takes a change off the record, and off what is read later. What was noted since is on none of that.
-func (a *Agent) withdraw(id string) (tokencache.PolicyChange, bool) {
+func (a *Agent) withdraw(id string) (tokencache.RecordedChange, bool) {
 	a.naming.Lock()
 	defer a.naming.Unlock()
-	p, found := a.cache.Withdraw(id)
+	recorded, found := a.cache.Withdraw(id)
 	if u := a.deferred; found && u != nil && slices.ContainsFunc(u.began.Changes, func(q tokencache.PolicyChange) bool { return q.ID == id }) {
-		u.withdrawn = append(u.withdrawn, p)
+		u.withdrawn = append(u.withdrawn, recorded.PolicyChange)
 	}
-	return p, found
+	return recorded, found
 }
 
 // Changes returns the policy changes on record, the latest first.
-func (a *Agent) Changes() []NotedChange {
-	rules := a.rules.Load()
-	noted := a.cache.Changes()
-	all := make([]NotedChange, len(noted))
-	for i, n := range noted {
-		all[i] = NotedChange{RecordedChange: n, Identity: rules.nameOf(n.PolicyChange)}
-		all[i].Record, all[i].Mend = a.changeSaver.recordState(n.PolicyChange)
+func (a *Agent) Changes() []api.PolicyChange {
+	recorded := a.cache.Changes()
+	all := make([]api.PolicyChange, len(recorded))
+	for i, r := range recorded {
+		all[i] = a.describeChange(r)
 	}
 	return all
 }
 
-// enter gives p a name of its own and puts it on record.
-func (a *Agent) enter(p tokencache.PolicyChange) (tokencache.PolicyChange, error) {
+// enter gives p an ID of its own, unless it has one, and puts it on record.
+func (a *Agent) enter(p tokencache.PolicyChange) (tokencache.RecordedChange, error) {
 	a.naming.Lock()
 	defer a.naming.Unlock()
 	taken := a.cache.Changes()
-	for p.ID == "" || slices.ContainsFunc(taken, func(n tokencache.RecordedChange) bool { return n.ID == p.ID }) {
+	for p.ID == "" || slices.ContainsFunc(taken, func(r tokencache.RecordedChange) bool { return r.ID == p.ID }) {
 		p.ID = newID()
 	}
-	noted, err := a.cache.RecordChange(p)
-	if err != nil {
-		return p, err
+	recorded, err := a.cache.RecordChange(p)
+	if err == nil {
+		a.stale.reset(a.cache.Status())
 	}
-	a.stale.reset(a.cache.Status())
-	return noted, nil
+	return recorded, err
 }
 
 func newID() string {
 	var id [4]byte
 	_, _ = rand.Read(id[:]) // never fails
 	return hex.EncodeToString(id[:])
-}
-
-// noted returns p with how far it has got by now.
-func (a *Agent) noted(p tokencache.PolicyChange) NotedChange {
-	for _, c := range a.Changes() {
-		if c.ID == p.ID {
-			return c
-		}
-	}
-	// It ended at once: it is dated so far back that nothing can lack it.
-	return NotedChange{RecordedChange: tokencache.RecordedChange{PolicyChange: p, EndsOn: p.RecordedAt}, Identity: a.rules.Load().nameOf(p)}
 }
 
 // changeError returns what is answered for an error of the cache about a policy change.
@@ -201,7 +140,7 @@ func (a *Agent) changeError(p tokencache.PolicyChange, err error) error {
 }
 
 // joinedTrouble says that a change stands for others as well, and what that means.
-func joinedTrouble(c NotedChange) string {
+func joinedTrouble(c api.PolicyChange) string {
 	of, on := "every identity", "every resource"
 	if c.Identity != "" {
 		of = fmt.Sprintf("identity %q", c.Identity)
@@ -227,7 +166,7 @@ func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 
 // policyChange checks what was reported. A misspelt name would be a change that touches nothing, and
 // nobody would notice, so names must be known.
-func (s *ruleset) policyChange(c Change) (tokencache.PolicyChange, *Error) {
+func (s *ruleset) policyChange(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Error) {
 	p := tokencache.PolicyChange{AllIdentities: c.Identity == "", At: c.At, Effect: c.Effect, Note: c.Note}
 	resource := strings.TrimSuffix(c.Resource, "/.default")
 	switch {

@@ -40,7 +40,8 @@ func (r Rules) lost(why error) tokencache.PolicyChange {
 
 // noteLost puts on record that nobody knows what was on record before.
 func (a *Agent) noteLost(rules Rules, why error) {
-	p, err := a.enter(rules.lost(why))
+	p := rules.lost(why)
+	_, err := a.enter(p)
 	a.tellLost(p, why)
 	if err != nil {
 		a.log.Error("that could not be noted", zap.Error(err))
@@ -50,7 +51,7 @@ func (a *Agent) noteLost(rules Rules, why error) {
 }
 
 func (a *Agent) tellLost(p tokencache.PolicyChange, why error) {
-	a.log.Error("the record of policy changes is lost: "+consequence(p), zap.Error(why), zap.String("message_id", MessageLostRecord))
+	a.log.Error("the record of policy changes is lost: "+consequence(p.Effect == tokencache.Revoked), zap.Error(why), zap.String("message_id", MessageLostRecord))
 }
 
 // forgotten is m without the tokens, which are fetched anew. One that comes again was received when it was first.
@@ -91,8 +92,8 @@ func (a *Agent) noteUnread(rules Rules, u *deferredRecovery, why error) {
 	a.changeSaver.unread.Store(&why)
 	p := rules.placeholder(unreadID, unreadWhat, why)
 	p.Alone = true // it goes when the record is read, and nothing else with it
-	p, err := a.enter(p)
-	a.log.Error("the record of policy changes cannot be read now, and is read again: what its copy and the marks on tokens withhold stays withheld, and "+consequence(p),
+	_, err := a.enter(p)
+	a.log.Error("the record of policy changes cannot be read now, and is read again: what its copy and the marks on tokens withhold stays withheld, and "+consequence(p.Effect == tokencache.Revoked),
 		zap.Error(why), zap.String("message_id", MessageUnreadRecord))
 	if err != nil {
 		a.log.Error("that could not be noted", zap.Error(err))

@@ -68,7 +68,7 @@ func life(t *testing.T) (*disk, *tokencache.Snapshot) {
 	var known *tokencache.Snapshot
 	d.run(t, nil, nil, nil, func(a *agent.Agent) {
 		mustHave(t, a)
-		note(t, a, agent.Change{Resource: storage, Effect: tokencache.Revoked})
+		note(t, a, api.PolicyChangeRequest{Resource: storage, Effect: tokencache.Revoked})
 		time.Sleep(3 * time.Second) // saves are as far apart
 		synctest.Wait()
 		known = d.shelf.lastSaved()
@@ -116,11 +116,11 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 				if !strings.Contains(trouble, "cannot be read now: input/output error") || len(a.Status().Trouble) != 1 {
 					t.Errorf("%s: trouble %q", name, trouble)
 				}
-				noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+				noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 				if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), "is not overwritten before it was") {
 					t.Errorf("%s: %v", name, err)
 				}
-				passing, _ := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+				passing, _ := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 				if _, err := a.WithdrawChange("test", passing.ID); codeOf(err) != api.CodeNotKept {
 					t.Errorf("%s: %v", name, err)
 				}
@@ -201,7 +201,7 @@ func TestReloadReadsTheRecordAgain(t *testing.T) {
 				}
 				time.Sleep(time.Minute)
 				d.fill(eio)
-				_, _ = a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+				_, _ = a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 				time.Sleep(time.Second)
 				d.fill(nil)
 				ask(t, a)
@@ -281,7 +281,7 @@ func TestJoinedBeforeTheRecordIsRead(t *testing.T) {
 			d.start(t, unread, func(a *agent.Agent, _ *observer.ObservedLogs) {
 				time.Sleep(time.Second)
 				for range 30 {
-					_, _ = a.NoteChange("test", agent.Change{Resource: vault, Effect: tokencache.Revoked})
+					_, _ = a.RecordChange("test", api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Revoked})
 				}
 				d.become(nil)
 				time.Sleep(time.Minute)
@@ -298,7 +298,7 @@ func TestJoinedBeforeTheRecordIsRead(t *testing.T) {
 				if about[vault] < 30 || about[""] > 30 || len(a.Changes()) != tokencache.MaxChanges {
 					t.Errorf("withhold %v: of the vault %d, of all %d, %d in all", withhold, about[vault], about[""], len(a.Changes()))
 				}
-				if slices.ContainsFunc(a.Changes(), func(c agent.NotedChange) bool { return c.ID == "unread" }) {
+				if slices.ContainsFunc(a.Changes(), func(c api.PolicyChange) bool { return c.ID == "unread" }) {
 					t.Errorf("withhold %v: what stood for the record is still there", withhold)
 				}
 			})
@@ -315,7 +315,7 @@ func TestRecordThatIsNeverRead(t *testing.T) {
 		d.become(eio)
 		unread := func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }
 		d.start(t, unread, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			_, _ = a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+			_, _ = a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			synctest.Wait()
 		})
 		if d.record() != nil {
@@ -440,7 +440,7 @@ func TestMarksOnTokens(t *testing.T) {
 					t.Errorf("%s: withheld is not %v: %+v", row.name, row.withheld, a.Changes())
 				}
 				for _, c := range a.Changes() {
-					if c.AllIdentities || c.Resource == "" || len(c.Note) == 0 {
+					if c.Identity == "" || c.Resource == "" || len(c.Note) == 0 {
 						t.Errorf("%s: %+v", row.name, c)
 					}
 				}
@@ -543,7 +543,7 @@ func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
 			}
 		}
 		d.start(t, slow, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+			noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			if codeOf(err) != api.CodeNotKept {
 				t.Fatal(err)
 			}
@@ -604,7 +604,7 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 					t.Error(err)
 				}
 				c := a.Changes()
-				if len(c) != 1 || c[0].Record != agent.RecordUnread || !strings.HasPrefix(c[0].Mend, fault.Remedy()) {
+				if len(c) != 1 || c[0].Record != api.RecordUnread || !strings.HasPrefix(c[0].Mend, fault.Remedy()) {
 					t.Errorf("%+v", c)
 				}
 				if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, fault.Remedy()) || strings.Contains(trouble, "--state-dir") {
@@ -613,7 +613,7 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 				d.become(nil)
 				time.Sleep(2 * time.Second)
 				synctest.Wait()
-				if c := a.Changes(); len(c) != 1 || c[0].ID != d.there.Changes[0].ID || c[0].Record != 0 || !withholds(t, a) {
+				if c := a.Changes(); len(c) != 1 || c[0].ID != d.there.Changes[0].ID || c[0].Record != "" || !withholds(t, a) {
 					t.Errorf("the record was read: %+v", c)
 				}
 			})
@@ -629,7 +629,7 @@ func TestUnreadRecordIsMovedAway(t *testing.T) {
 	lost := func(t *testing.T, a *agent.Agent) {
 		t.Helper()
 		c := a.Changes()
-		if len(c) != 1 || c[0].Record != agent.RecordLost || !strings.HasPrefix(c[0].ID, "lost-") || !strings.HasSuffix(c[0].Mend, "perceptctl policy-changes withdraw "+c[0].ID) {
+		if len(c) != 1 || c[0].Record != api.RecordLost || !strings.HasPrefix(c[0].ID, "lost-") || !strings.HasSuffix(c[0].Mend, "perceptctl policy-changes withdraw "+c[0].ID) {
 			t.Fatalf("%+v", c)
 		}
 		_, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
@@ -687,7 +687,7 @@ func TestUnkeptChanges(t *testing.T) {
 			d.become(full)
 			d.fill(full)
 			d.start(t, row.change, func(a *agent.Agent, _ *observer.ObservedLogs) {
-				_, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+				_, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 				if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "--state-dir") {
 					t.Errorf("%s: %v, want %q", row.name, err, row.says)
 				}
@@ -761,7 +761,7 @@ func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 				d.become(nil)
 				time.Sleep(2 * time.Minute)
 				synctest.Wait()
-				if c := a.Changes(); !withholds(t, a) || len(c) != 1 || c[0].Moment.Round(time.Second) != 1000*time.Hour+noted {
+				if c := a.Recorded(); !withholds(t, a) || len(c) != 1 || c[0].Moment.Round(time.Second) != 1000*time.Hour+noted {
 					t.Errorf("%s: the record was read; noted %v after the boot, on record: %+v", row.name, noted, c)
 				}
 			}
@@ -778,7 +778,7 @@ func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 				mustHave(t, a)
 				time.Sleep(40 * time.Minute)
 				noted = clock.Boot()
-				if _, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Revoked}); codeOf(err) != api.CodeNotKept {
+				if _, err := a.RecordChange("test", api.PolicyChangeRequest{Resource: storage, Effect: tokencache.Revoked}); codeOf(err) != api.CodeNotKept {
 					t.Fatal(err)
 				}
 				last(0, a)
@@ -823,7 +823,7 @@ func TestRestartAfterTheFolderWasMended(t *testing.T) {
 			d.there = there
 			d.start(t, d.inBoot(back, clock, nil, d.shelf.lastSaved()), func(a *agent.Agent, _ *observer.ObservedLogs) {
 				synctest.Wait()
-				changes := a.Changes()
+				changes := a.Recorded()
 				if withholds(t, a) || len(changes) != 1 || changes[0].Moment != 990*time.Hour || !changes[0].Issuer.Latest.Equal(before) {
 					t.Errorf("%s: on record: %+v", row.name, changes)
 				}

@@ -121,7 +121,7 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 			}}
 			known := []binding.Binding{{Kind: binding.ProductUUID, ID: [32]byte{1}}}
 			revoke := func(a *agent.Agent) string {
-				id := note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+				id := note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 				time.Sleep(time.Minute)
 				return id
 			}
@@ -208,7 +208,7 @@ func TestUnreadCopyOfTheRecord(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+					id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 					time.Sleep(time.Minute)
 					if strings.HasPrefix(name, "an older") {
 						row.before = each(func(path string) error { return os.WriteFile(path, before, 0o600) })
@@ -250,9 +250,9 @@ func TestUnreadCopyOfTheRecord(t *testing.T) {
 }
 
 // note2 notes a change of no consequence for what is withheld, which cannot be kept yet where the record cannot be read.
-func note2(t *testing.T, a *agent.Agent) agent.NotedChange {
+func note2(t *testing.T, a *agent.Agent) api.PolicyChange {
 	t.Helper()
-	noted, err := a.NoteChange("uid 0 (pid 7)", agent.Change{Resource: vault, Effect: tokencache.Granted})
+	noted, err := a.RecordChange("uid 0 (pid 7)", api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Granted})
 	if err != nil && codeOf(err) != api.CodeNotKept {
 		t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func TestUnreadCopyIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d.boot(t, true, func(a *agent.Agent) {
 			mustHave(t, a)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 			time.Sleep(time.Minute)
 		})
 		names, err := filepath.Glob(filepath.Join(d.dir, "policy*"))
@@ -332,7 +332,7 @@ func TestLateCopyBringsNothingBack(t *testing.T) {
 				restore := func([]string) error { return nil }
 				d.boot(t, true, func(a *agent.Agent) {
 					mustHave(t, a)
-					id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+					id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 					time.Sleep(time.Minute)
 					before, err := os.ReadFile(files[0])
 					if err != nil {

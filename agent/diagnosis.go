@@ -160,7 +160,7 @@ func (d *diagnosis) judgePolicyChanges() {
 	standIn, alone := d.agent.placeholderAlone(d.key)
 	switch {
 	case alone:
-		detail = fmt.Sprintf("%s, so that nobody knows whether the token is current: it is withheld ([tokens] lost_record); to end that: %s", standIn.Record.what(), standIn.Mend)
+		detail = fmt.Sprintf("%s, so that nobody knows whether the token is current: it is withheld ([tokens] lost_record); to end that: %s", recordText(standIn.Record), standIn.Mend)
 	case p.Withheld:
 		detail += "; until then it is withheld, since permissions were revoked"
 	}

@@ -77,7 +77,7 @@ func (a *Agent) withheldError(identity *grants.Identity, resource string, err *t
 	if standIn, alone := a.placeholderAlone(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
 			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s are withheld ([tokens] lost_record); to end that: %s",
-			standIn.Record.what(), identity.Name, resource, stamp(standIn.RecordedAt), standIn.Mend)}
+			recordText(standIn.Record), identity.Name, resource, stamp(standIn.NotedOn), standIn.Mend)}
 	}
 	if !err.Spread.IsZero() {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
@@ -111,3 +111,17 @@ const (
 	notYetSoonest = 30 * time.Second
 	notYetLatest  = 5 * time.Minute
 )
+
+// placeholderAlone returns the placeholder that withholds the token of key, if no revocation on record withholds it too.
+func (a *Agent) placeholderAlone(key tokencache.Key) (placeholder api.PolicyChange, alone bool) {
+	for _, p := range a.cache.Withholders(key) {
+		c := a.describeChange(tokencache.RecordedChange{PolicyChange: p})
+		if c.Record == "" {
+			return api.PolicyChange{}, false
+		}
+		if !alone {
+			placeholder, alone = c, true
+		}
+	}
+	return placeholder, alone
+}

@@ -93,14 +93,14 @@ func TestRevocationOutlivesACopyThatWasNotSeen(t *testing.T) {
 		stuck := filepath.Join(d.dir, "policy-changes.copy.json.new")
 		d.boot(t, true, func(a *agent.Agent) {
 			mustHave(t, a)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			time.Sleep(time.Hour)
 			mustHave(t, a)
 			if err := os.MkdirAll(filepath.Join(stuck, "in the way"), 0o700); err != nil {
 				t.Fatal(err)
 			}
 			for range 4 {
-				if _, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
+				if _, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
 					t.Fatal(err)
 				}
 			}
@@ -111,7 +111,7 @@ func TestRevocationOutlivesACopyThatWasNotSeen(t *testing.T) {
 		}
 		var id string
 		blindly(func(a *agent.Agent) {
-			id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+			id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 			time.Sleep(time.Hour)
 		})
 		holdsRevocation(t, d, id)
@@ -126,7 +126,7 @@ func TestRevocationOutlivesARecordThatWasPutBack(t *testing.T) {
 		kept := make(map[string][]byte)
 		d.boot(t, true, func(a *agent.Agent) {
 			mustHave(t, a)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			for _, name := range []string{"policy-changes.json", "policy-changes.copy.json"} {
 				text, err := os.ReadFile(filepath.Join(d.dir, name))
 				if err != nil {
@@ -136,7 +136,7 @@ func TestRevocationOutlivesARecordThatWasPutBack(t *testing.T) {
 			}
 			time.Sleep(time.Hour)
 			for range 4 {
-				note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+				note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			}
 			mustHave(t, a)
 			time.Sleep(time.Minute)
@@ -148,7 +148,7 @@ func TestRevocationOutlivesARecordThatWasPutBack(t *testing.T) {
 		}
 		var id string
 		blindly(func(a *agent.Agent) {
-			id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+			id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 			time.Sleep(time.Hour)
 		})
 		holdsRevocation(t, d, id)
@@ -163,7 +163,7 @@ func TestWithdrawnStaysSoAfterManyStarts(t *testing.T) {
 		var id string
 		d.boot(t, true, func(a *agent.Agent) {
 			mustHave(t, a)
-			id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+			id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 			time.Sleep(time.Minute)
 		})
 		blindly(func(a *agent.Agent) {
@@ -191,7 +191,7 @@ func TestRevocationOutlivesAFolderThatWasGone(t *testing.T) {
 		d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true}
 		d.boot(t, true, func(a *agent.Agent) {
 			mustHave(t, a)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			time.Sleep(time.Minute)
 		})
 		below, above := d.dir, t.TempDir()
@@ -203,14 +203,14 @@ func TestRevocationOutlivesAFolderThatWasGone(t *testing.T) {
 		d.boot(t, true, func(a *agent.Agent) {
 			time.Sleep(time.Minute)
 			for range 3 {
-				note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+				note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			}
 			time.Sleep(time.Minute)
 		})
 		d.dir = below
 		d.boot(t, true, func(a *agent.Agent) {
 			time.Sleep(time.Minute)
-			id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+			id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 			time.Sleep(time.Minute)
 		})
 		tokens, err := os.ReadFile(filepath.Join(above, "tokens.sealed")) // that alone comes back

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
@@ -30,7 +31,7 @@ func TestLooseRecord(t *testing.T) {
 				var id string
 				d.boot(t, row.hasKey, func(a *agent.Agent) {
 					mustHave(t, a)
-					id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+					id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 					time.Sleep(time.Minute)
 				})
 				if row.emptied {
@@ -88,7 +89,7 @@ func TestLooseRecordLocksNobodyOut(t *testing.T) {
 						mustHave(t, a)
 					}
 					time.Sleep(time.Hour)
-					noted = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).At
+					noted = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).At
 					for range 33 {
 						time.Sleep(time.Hour)
 						_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage})
@@ -138,7 +139,7 @@ func TestLooseRecordByAClockThatWasBehind(t *testing.T) {
 			time.Sleep(time.Hour)
 			d.boot(t, false, func(a *agent.Agent) {
 				time.Sleep(time.Hour)
-				note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+				note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 			})
 			loosen(t, d.dir)
 			d.behind = 0
@@ -194,7 +195,7 @@ func TestForgedRecord(t *testing.T) {
 					d := &bootable{dir: dir, back: &sticky{}}
 					d.boot(t, true, func(a *agent.Agent) {
 						mustHave(t, a)
-						note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+						note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 						time.Sleep(time.Minute)
 						if !withholds(t, a) {
 							t.Fatal("not withheld")

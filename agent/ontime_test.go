@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/binding"
 	"perceptd/agent/store"
 	"perceptd/tokencache"
@@ -148,7 +149,7 @@ func atClocks(t *testing.T, f func(t *testing.T, d *bootable)) {
 }
 
 func isOnRecord(a *agent.Agent, id string) bool {
-	return slices.ContainsFunc(a.Changes(), func(c agent.NotedChange) bool { return c.ID == id })
+	return slices.ContainsFunc(a.Changes(), func(c api.PolicyChange) bool { return c.ID == id })
 }
 
 // A revocation that is noted in a boot which cannot read the tokens, since their key cannot be had, withholds them in the next boot
@@ -178,7 +179,7 @@ func TestRevocationNotedWithoutTheTokens(t *testing.T) {
 				var id string
 				d.boot(t, false, func(a *agent.Agent) {
 					time.Sleep(30 * time.Minute)
-					id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+					id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 					time.Sleep(time.Minute)
 				})
 				for range 2 { // what it was put right to is kept
@@ -238,7 +239,7 @@ func TestChangeEndsThoughEachBootIsShort(t *testing.T) {
 		const lasts = 53*time.Hour + 15*time.Minute
 		var id string
 		d.cut(t, func(a *agent.Agent) {
-			id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+			id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 			time.Sleep(on)
 		})
 		for lived, ended := on, false; !ended; lived += on {
@@ -294,7 +295,7 @@ func TestTokenWithoutAGrantComesAgain(t *testing.T) {
 		d.boot(t, true, func(a *agent.Agent) {
 			mustHave(t, a)
 			time.Sleep(time.Minute)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 			time.Sleep(time.Minute)
 		})
 		d.behind, d.rules = 0, edgeWithout(storage)
@@ -360,7 +361,7 @@ func TestPowerCutEveryDay(t *testing.T) {
 						if day == 0 {
 							mustHave(t, a)
 							time.Sleep(10 * time.Minute)
-							note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+							note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 						}
 						for time.Since(start) < time.Duration(day)*24*time.Hour+on {
 							time.Sleep(5 * time.Minute)

@@ -151,16 +151,16 @@ func ask(t *testing.T, a *agent.Agent, caller grants.Caller, r agent.Request) ag
 	return answer
 }
 
-func note(t *testing.T, a *agent.Agent, c agent.Change) agent.NotedChange {
+func note(t *testing.T, a *agent.Agent, c api.PolicyChangeRequest) api.PolicyChange {
 	t.Helper()
-	noted, err := a.NoteChange("uid 0 (pid 7)", c)
+	noted, err := a.RecordChange("uid 0 (pid 7)", c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return noted
 }
 
-var revoked = agent.Change{Resource: vault, Effect: tokencache.Revoked, Note: "left the team"}
+var revoked = api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Revoked, Note: "left the team"}
 
 func TestPolicyChange(t *testing.T) {
 	t.Parallel()
@@ -170,7 +170,7 @@ func TestPolicyChange(t *testing.T) {
 			t.Errorf("before: %+v, told %v", before.Permissions, before.Advertise)
 		}
 		time.Sleep(time.Hour)
-		noted := note(t, a, agent.Change{Resource: vault + "/.default", Identity: "vision", Effect: tokencache.Granted, Note: "sees secrets"})
+		noted := note(t, a, api.PolicyChangeRequest{Resource: vault + "/.default", Identity: "vision", Effect: tokencache.Granted, Note: "sees secrets"})
 		if len(noted.ID) != 8 || noted.Identity != "vision" || noted.Resource != vault || noted.Touched != 1 || noted.Waiting != 1 || noted.EndsOn.IsZero() {
 			t.Errorf("noted %+v", noted)
 		}
@@ -181,7 +181,7 @@ func TestPolicyChange(t *testing.T) {
 		if s := a.Status(); s.Stale != 1 || len(s.Changes) != 1 || s.Changes[0] != noted || len(s.Trouble) != 0 {
 			t.Errorf("status %+v", s)
 		}
-		if kept := z.record(); len(kept) != 1 || kept[0] != noted.PolicyChange {
+		if kept := z.record(); len(kept) != 1 || kept[0] != a.Recorded()[0].PolicyChange {
 			t.Errorf("kept %+v", kept)
 		}
 		lines := z.logs.FilterMessage("policy change noted").All()
@@ -216,7 +216,7 @@ func TestWithdrawnChange(t *testing.T) {
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		time.Sleep(time.Hour)
-		kept := note(t, a, agent.Change{AllResources: true, Effect: tokencache.Changed})
+		kept := note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed})
 		gone := note(t, a, revoked)
 		if gone.ID == kept.ID || kept.Identity != "" || kept.Resource != "" {
 			t.Errorf("%+v and %+v", kept, gone)
@@ -251,25 +251,25 @@ func TestBadChanges(t *testing.T) {
 		for _, row := range []struct {
 			says   string
 			reason api.Code
-			change agent.Change
+			change api.PolicyChangeRequest
 		}{
-			{"and not both", api.CodeBadRequest, agent.Change{Effect: tokencache.Changed}},
-			{"and not both", api.CodeBadRequest, agent.Change{Resource: vault, AllResources: true, Effect: tokencache.Changed}},
-			{"granted, revoked or changed", api.CodeBadRequest, agent.Change{Resource: vault}},
-			{"granted, revoked or changed", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Unknown}},
-			{"no App ID URI", api.CodeBadRequest, agent.Change{Resource: "vault", Effect: tokencache.Changed}},
+			{"and not both", api.CodeBadRequest, api.PolicyChangeRequest{Effect: tokencache.Changed}},
+			{"and not both", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, AllResources: true, Effect: tokencache.Changed}},
+			{"granted, revoked or changed", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault}},
+			{"granted, revoked or changed", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Unknown}},
+			{"no App ID URI", api.CodeBadRequest, api.PolicyChangeRequest{Resource: "vault", Effect: tokencache.Changed}},
 			{"the grants name " + storage + ", " + vault + "; name one of these, or use --all-resources", api.CodeBadRequest,
-				agent.Change{Resource: vault + "/x", Effect: tokencache.Revoked}},
-			{"the year 2200", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}},
-			{"the year 1969", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC)}},
-			{"257 bytes", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: strings.Repeat("a", 257)}},
-			{"UTF-8", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: "\xff"}},
-			{"cannot be printed", api.CodeBadRequest, agent.Change{Resource: vault, Effect: tokencache.Changed, Note: "a\nb"}},
-			{`named "robot"`, api.CodeUnknownIdentity, agent.Change{Resource: vault, Effect: tokencache.Changed, Identity: "robot"}},
+				api.PolicyChangeRequest{Resource: vault + "/x", Effect: tokencache.Revoked}},
+			{"the year 2200", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}},
+			{"the year 1969", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC)}},
+			{"257 bytes", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Note: strings.Repeat("a", 257)}},
+			{"UTF-8", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Note: "\xff"}},
+			{"cannot be printed", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Note: "a\nb"}},
+			{`named "robot"`, api.CodeUnknownIdentity, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Identity: "robot"}},
 			{"3h0m0s ahead, on Jan 1 03:00:00 UTC: this device's clock is synchronised and says Jan 1 00:00:00 UTC", api.CodeFutureChange,
-				agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Now().Add(3 * time.Hour)}},
+				api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: time.Now().Add(3 * time.Hour)}},
 		} {
-			noted, err := a.NoteChange("test", row.change)
+			noted, err := a.RecordChange("test", row.change)
 			if codeOf(err) != row.reason || !strings.Contains(err.Error(), row.says) || noted.ID != "" {
 				t.Errorf("%+v: %v, want %q", row.change, err, row.says)
 			}
@@ -283,9 +283,9 @@ func TestBadChanges(t *testing.T) {
 		}
 		ask(t, a, module, agent.Request{Resource: vault})
 		time.Sleep(time.Second)
-		changed := agent.Change{Resource: vault, Effect: tokencache.Changed}
+		changed := api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed}
 		for i := range tokencache.MaxChanges + 3 { // of one identity and resource, so that there is always room
-			if _, err := a.NoteChange("test", changed); err != nil {
+			if _, err := a.RecordChange("test", changed); err != nil {
 				t.Fatalf("change %d: %v", i, err)
 			}
 		}
@@ -311,17 +311,17 @@ func TestTooManyChanges(t *testing.T) {
 	inAzure(t, full, func(t *testing.T, a *agent.Agent, _ *azure) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		time.Sleep(time.Second)
-		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed}) // which the token lacks
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed}) // which the token lacks
 		for range 3 {
-			_, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Changed})
+			_, err := a.RecordChange("test", api.PolicyChangeRequest{Resource: storage, Effect: tokencache.Changed})
 			if codeOf(err) != api.CodeTooManyChanges || !strings.Contains(err.Error(), "withdraw some") || !strings.Contains(err.Error(), "note one change for all resources") {
 				t.Error(err)
 			}
 		}
-		if noted := note(t, a, agent.Change{AllResources: true, Effect: tokencache.Changed}); noted.Joined != 1 {
+		if noted := note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed}); noted.Joined != 1 {
 			t.Errorf("%+v", noted)
 		}
-		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Revoked})
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Revoked})
 		if n := len(a.Changes()); n != tokencache.MaxChanges {
 			t.Errorf("%d in force", n)
 		}
@@ -344,7 +344,7 @@ func TestManyResourcesInAnError(t *testing.T) {
 				o.Rules.Grants = []grants.Grant{{Caller: grants.Match{Module: "m"}, Identity: "vision", Resources: all}}
 			}
 		}, func(t *testing.T, a *agent.Agent, _ *azure) {
-			if _, err := a.NoteChange("test", revoked); codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), says) {
+			if _, err := a.RecordChange("test", revoked); codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), says) {
 				t.Errorf("%v, want %q", err, says)
 			}
 		})
@@ -355,7 +355,7 @@ func TestManyResourcesInAnError(t *testing.T) {
 func TestVeryOldChange(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
-		noted := note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed, At: time.Now().AddDate(-1, 0, 0)})
+		noted := note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: time.Now().AddDate(-1, 0, 0)})
 		if noted.ID == "" || noted.EndsOn.After(time.Now()) {
 			t.Errorf("%+v", noted)
 		}
@@ -371,7 +371,7 @@ func TestVeryOldChange(t *testing.T) {
 func TestChangeOfIdentityThatIsGone(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
-		note(t, a, agent.Change{Resource: vault, Identity: "vision", Effect: tokencache.Changed})
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Identity: "vision", Effect: tokencache.Changed})
 		rules := edge()
 		rules.Identities[1].Name = "camera"
 		for i := range rules.Grants {
@@ -393,7 +393,7 @@ func TestFullDiskForChanges(t *testing.T) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		time.Sleep(time.Hour)
 		z.fill(errors.New("no space left on device"))
-		noted, err := a.NoteChange("test", revoked)
+		noted, err := a.RecordChange("test", revoked)
 		if codeOf(err) != api.CodeNotKept || noted.ID == "" || !strings.Contains(err.Error(), "in force, and not on the disk: no space left on device; the next start does not know of it; look at the disk") {
 			t.Errorf("%+v, %v", noted, err)
 		}
@@ -403,7 +403,7 @@ func TestFullDiskForChanges(t *testing.T) {
 		if trouble := a.Status().Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "not kept on the disk: no space left") {
 			t.Errorf("trouble %q", trouble)
 		}
-		other, err := a.NoteChange("test", agent.Change{Resource: storage, Effect: tokencache.Changed})
+		other, err := a.RecordChange("test", api.PolicyChangeRequest{Resource: storage, Effect: tokencache.Changed})
 		if codeOf(err) != api.CodeNotKept {
 			t.Error(err)
 		}
@@ -413,7 +413,7 @@ func TestFullDiskForChanges(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		z.fill(nil)
 		time.Sleep(61 * time.Second)
-		if record := z.record(); len(record) != 1 || record[0] != noted.PolicyChange {
+		if record := z.record(); len(record) != 1 || record[0] != a.Recorded()[0].PolicyChange {
 			t.Errorf("kept %+v", record)
 		}
 		if trouble := a.Status().Trouble; len(trouble) != 0 {
@@ -424,7 +424,7 @@ func TestFullDiskForChanges(t *testing.T) {
 			t.Errorf("%d failures, %d times kept again", failures, again)
 		}
 		z.fill(errors.New("full again"))
-		if _, err := a.NoteChange("test", revoked); codeOf(err) != api.CodeNotKept {
+		if _, err := a.RecordChange("test", revoked); codeOf(err) != api.CodeNotKept {
 			t.Error(err)
 		}
 		z.fill(nil)
@@ -445,7 +445,7 @@ func TestManySaves(t *testing.T) {
 				if i%4 == 0 {
 					z.fill(errors.New("full"))
 				}
-				noted, err := a.NoteChange("test", revoked)
+				noted, err := a.RecordChange("test", revoked)
 				z.fill(nil)
 				if err != nil && codeOf(err) != api.CodeNotKept {
 					t.Error(err)
@@ -458,7 +458,7 @@ func TestManySaves(t *testing.T) {
 		all.Wait()
 		time.Sleep(2 * time.Minute)
 		var want []tokencache.PolicyChange
-		for _, c := range a.Changes() {
+		for _, c := range a.Recorded() {
 			want = append(want, c.PolicyChange)
 		}
 		if len(want) != 20 || !slices.Equal(z.record(), want) {
@@ -472,11 +472,11 @@ func TestRecordFromBefore(t *testing.T) {
 	var before []tokencache.PolicyChange
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		note(t, a, revoked)
-		note(t, a, agent.Change{Resource: vault, Identity: "speech", Effect: tokencache.Granted})
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Identity: "speech", Effect: tokencache.Granted})
 		before = z.record()
 	})
 	inAzure(t, func(o *agent.Options, _ *azure) { o.Record = &tokencache.Record{Changes: before} }, func(t *testing.T, a *agent.Agent, z *azure) {
-		changes := a.Changes()
+		changes := a.Recorded()
 		if len(changes) != 2 || changes[0].PolicyChange != before[0] || changes[1].PolicyChange != before[1] {
 			t.Errorf("%+v\nwant %+v", changes, before)
 		}
@@ -511,14 +511,15 @@ func TestUnsureChange(t *testing.T) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		truly := time.Now()
 		noted := note(t, a, revoked)
-		if !noted.Unsure || noted.Vouched || len(z.record()) != 1 || !z.record()[0].At.Equal(truly.Add(ahead)) {
+		if !noted.Unsure || len(z.record()) != 1 || z.record()[0].Vouched || !z.record()[0].At.Equal(truly.Add(ahead)) {
 			t.Errorf("%+v, kept %+v", noted, z.record())
 		}
+		moment := z.record()[0].Moment
 		mu.Lock()
 		ahead = 0
 		mu.Unlock()
 		time.Sleep(25 * time.Hour)
-		if got := z.record(); len(got) != 1 || got[0].At.Sub(truly).Abs() > time.Second || got[0].Moment != noted.Moment {
+		if got := z.record(); len(got) != 1 || got[0].At.Sub(truly).Abs() > time.Second || got[0].Moment != moment {
 			t.Errorf("kept %+v", got)
 		}
 	})
@@ -533,7 +534,7 @@ func TestLostRecord(t *testing.T) {
 			t.Errorf("%+v", answer.Permissions)
 		}
 		s := a.Status()
-		if len(s.Changes) != 1 || s.Changes[0].Effect != tokencache.Unknown || !s.Changes[0].AllIdentities || len(s.Changes[0].Note) > 256 {
+		if len(s.Changes) != 1 || s.Changes[0].Effect != tokencache.Unknown || s.Changes[0].Identity != "" || len(s.Changes[0].Note) > 256 {
 			t.Fatalf("%+v", s.Changes)
 		}
 		id := s.Changes[0].ID
@@ -561,7 +562,7 @@ func TestLostRecord(t *testing.T) {
 		o.LoadRecord = func() (*tokencache.Record, error) { return nil, lost }
 	}
 	inAzure(t, unread, func(t *testing.T, a *agent.Agent, _ *azure) {
-		lost := func(c agent.NotedChange) bool { return c.Effect == tokencache.Unknown }
+		lost := func(c api.PolicyChange) bool { return c.Effect == tokencache.Unknown }
 		if all := a.Changes(); len(all) != tokencache.MaxChanges || !slices.ContainsFunc(all, lost) {
 			t.Errorf("a full record has no room for that: %d changes", len(all))
 		}
@@ -624,7 +625,7 @@ func TestIssuedAfter(t *testing.T) {
 		if err != nil || second.Token.Text == first.Token.Text || z.fetches()-calls > 8 {
 			t.Errorf("%v after %d calls", err, z.fetches()-calls)
 		}
-		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed})
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed})
 		_, err = a.Token(t.Context(), module, agent.Request{Resource: vault, IssuedAfter: time.Now(), Wait: time.Second})
 		if codeOf(err) != api.CodeNotYet || !errors.As(err, &refusal) || refusal.RetryAfter < 30*time.Second {
 			t.Error(err)
@@ -710,7 +711,7 @@ func TestAlternates(t *testing.T) {
 		own := ask(t, a, module, agent.Request{Resource: storage})
 		ask(t, a, user, agent.Request{Resource: storage, Identity: "vision"})
 		time.Sleep(time.Hour)
-		noted := note(t, a, agent.Change{Resource: blob, Effect: tokencache.Changed}) // by any of its names
+		noted := note(t, a, api.PolicyChangeRequest{Resource: blob, Effect: tokencache.Changed}) // by any of its names
 		if noted.Waiting != 1 {
 			t.Errorf("%+v", noted)
 		}

@@ -2,10 +2,12 @@ package agent
 
 import (
 	"fmt"
-	"perceptd/tokencache"
 	"slices"
 	"strings"
 	"unicode"
+
+	"perceptd/agent/api"
+	"perceptd/tokencache"
 )
 
 const (
@@ -60,45 +62,40 @@ func (r Rules) withLostEffect(record tokencache.Record) (_ tokencache.Record, di
 	return record, different
 }
 
-func consequence(p tokencache.PolicyChange) string {
-	if p.Effect == tokencache.Revoked {
+func consequence(withholds bool) string {
+	if withholds {
 		return "every token from before is withheld"
 	}
 	return "every token from before counts as uncertain"
 }
 
-// lostTrouble says what to do about a record that could not be read, which stays trouble until
-// somebody did it.
-func lostTrouble(p tokencache.PolicyChange) string {
-	return fmt.Sprintf("%s; %s: %s", p.Note, consequence(p), lostRemedy(p))
+// lostTrouble says what to do about a record that could not be read. It stays trouble until a person has done that.
+func lostTrouble(c api.PolicyChange) string {
+	return fmt.Sprintf("%s; %s: %s", c.Note, consequence(c.Withholds), c.Mend)
 }
 
-// lostMend is what a person does about a lost record.
-func lostRemedy(p tokencache.PolicyChange) string {
-	return "enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes withdraw " + p.ID
+// lostRemedy is what a person does about a lost record.
+func lostRemedy(id string) string {
+	return "enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes " +
+		"withdraw " + id
 }
 
-// withheldForRecord returns what stands for the record, where that alone withholds the token of key, and no revocation that somebody noted.
-func (a *Agent) placeholderAlone(key tokencache.Key) (standIn NotedChange, alone bool) {
-	for _, p := range a.cache.Withholders(key) {
-		c := NotedChange{RecordedChange: tokencache.RecordedChange{PolicyChange: p}}
-		if c.Record, c.Mend = a.changeSaver.recordState(p); c.Record == 0 {
-			return NotedChange{}, false
-		}
-		if !alone {
-			standIn, alone = c, true
-		}
+// recordText says what is wrong with the record of policy changes.
+func recordText(is api.RecordState) string {
+	if is == api.RecordUnread {
+		return unreadWhat
 	}
-	return standIn, alone
+	return "the record of policy changes is lost"
 }
 
-// standsFor tells what is wrong with the record where p stands for it, and what a person does about that; zero where somebody noted p.
-func (c *changeSaver) recordState(p tokencache.PolicyChange) (state RecordState, mend string) {
+// recordState returns what is wrong with the record where p stands for it, and what a person does about that. It returns nothing for
+// a change that was recorded.
+func (c *changeSaver) recordState(p tokencache.PolicyChange) (state api.RecordState, mend string) {
 	switch why := c.unread.Load(); {
 	case p.ID == unreadID && why != nil:
-		return RecordUnread, unreadRemedy(*why)
+		return api.RecordUnread, unreadRemedy(*why)
 	case isLostPlaceholder(p):
-		return RecordLost, lostRemedy(p)
+		return api.RecordLost, lostRemedy(p.ID)
 	}
-	return 0, ""
+	return "", ""
 }

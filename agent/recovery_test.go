@@ -99,9 +99,9 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 				disk[step], copies[step] = d.record(), d.shelf.lastSaved()
 			}
 			mustHave(t, a)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			see(0)
-			noted := note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			noted := note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 			see(1)
 			if _, err := a.WithdrawChange("test", noted.ID); err != nil {
 				t.Fatal(err)
@@ -186,7 +186,7 @@ func TestRecordIsKeptEveryHour(t *testing.T) {
 			if n := count(); n != 1+5+4 {
 				t.Errorf("kept %d times, four of them in four hours", n)
 			}
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			before := count()
 			time.Sleep(5 * time.Hour)
 			if n := count() - before; n != 5 {
@@ -211,10 +211,10 @@ func TestRevocationOnAFullDisk(t *testing.T) {
 		var id string
 		d.run(t, nil, nil, nil, func(a *agent.Agent) {
 			mustHave(t, a)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			before = d.record()
 			d.fill(errors.New("no space left on device"))
-			noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 			if codeOf(err) != api.CodeNotKept {
 				t.Error(err)
 			}
@@ -416,13 +416,13 @@ func TestRecordThatBeganAnew(t *testing.T) {
 		below, above := new(device), new(device)
 		below.run(t, nil, nil, nil, func(a *agent.Agent) {
 			for range 5 {
-				note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+				note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			}
 		})
 		var copied *tokencache.Snapshot
 		above.run(t, nil, nil, nil, func(a *agent.Agent) {
 			mustHave(t, a)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 			time.Sleep(3 * time.Second) // saves are as far apart
 			synctest.Wait()
 			copied = above.shelf.lastSaved() // and it is killed
@@ -448,7 +448,7 @@ func TestRecordsThatFork(t *testing.T) {
 			d.run(t, d.record(), nil, copied, func(a *agent.Agent) {
 				_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage}) // it may be withheld
 				for range times {
-					note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+					note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 				}
 				time.Sleep(3 * time.Second) // saves are as far apart
 				synctest.Wait()
@@ -504,13 +504,13 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 				start(nil, nil, func(a *agent.Agent) {
 					mustHave(t, a)
 					time.Sleep(time.Minute)
-					note(t, a, agent.Change{Resource: quiet, Effect: tokencache.Revoked})
+					note(t, a, api.PolicyChangeRequest{Resource: quiet, Effect: tokencache.Revoked})
 					*folder = *d.record() // another is mounted over the folder that this is in
 					time.Sleep(time.Minute)
-					note(t, a, agent.Change{Resource: storage, Effect: tokencache.Revoked})
+					note(t, a, api.PolicyChangeRequest{Resource: storage, Effect: tokencache.Revoked})
 					for range tokencache.MaxChanges - 1 {
 						time.Sleep(time.Second)
-						note(t, a, agent.Change{Resource: vault, Effect: tokencache.Revoked})
+						note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Revoked})
 					}
 					synctest.Wait()
 					*known = *d.shelf.lastSaved()
@@ -569,7 +569,9 @@ func TestRecordThatChangesWhileItIsWritten(t *testing.T) {
 		time.Sleep(3 * time.Minute)
 		synctest.Wait()
 		slow = true
-		go func() { _, _ = a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted}) }()
+		go func() {
+			_, _ = a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
+		}()
 		synctest.Wait()
 		rules.WithholdLost = true // what stands for the lost record is another from now on
 		if _, err := a.Apply(rules); err != nil {
@@ -599,7 +601,7 @@ func TestReceiptsOutliveALostRecord(t *testing.T) {
 				t.Fatal(err)
 			}
 			mustHave(t, a)
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			time.Sleep(time.Hour)
 			a.Close()
 			known := *withoutCopy(s.lastSaved())

@@ -61,7 +61,7 @@ func TestRejectedForStalePermissions(t *testing.T) {
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		time.Sleep(time.Hour)
-		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Granted})
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Granted})
 		time.Sleep(time.Hour)
 		advice := reject(t, a, module, api.Rejection{Resource: vault + "/.default", Status: 403})
 		wantCauses(t, "403", advice, api.CauseStale, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
@@ -89,7 +89,7 @@ func TestRejectedForUncertainPermissions(t *testing.T) {
 		}
 		reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		held := a.Status().Keys[0]
-		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Changed, At: held.Issued.Earliest.Add(-time.Minute)})
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: held.Issued.Earliest.Add(-time.Minute)})
 		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		says(t, advice, "may have been minted before", "probably by")
 		if !advice.RetryOn.Equal(advice.Permissions.Likely) {
@@ -253,7 +253,7 @@ func TestRejectedWithChallenge(t *testing.T) {
 			t.Errorf("%+v", failed)
 		}
 		z.breakDown(nil)
-		note(t, a, agent.Change{Resource: vault, Effect: tokencache.Granted})
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Granted})
 		time.Sleep(time.Minute)
 		held := reject(t, a, module, report)
 		says(t, held, "still spreading")

@@ -102,7 +102,7 @@ func TestPolicyChangesAreWrittenTogether(t *testing.T) {
 						all.Go(func() {
 							for range changes / row.callers {
 								time.Sleep(time.Duration(1+i%7) * time.Millisecond)
-								noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Revoked})
+								noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 								if err != nil || !d.has(noted.ID) {
 									t.Errorf("%v, on the disk %v", err, d.has(noted.ID))
 								}
@@ -172,7 +172,7 @@ func TestFailedSavesWhileFetchesGoOn(t *testing.T) {
 			d.on(t, func(a *agent.Agent) {
 				full := errors.New("no space left on device")
 				d.become(full)
-				if _, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
+				if _, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
 					t.Error(err)
 				}
 				d.count()
@@ -209,7 +209,7 @@ func TestChangesNotedAtTheEnd(t *testing.T) {
 		for range 4 {
 			noting.Go(func() {
 				for range 20 {
-					noted, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Granted})
+					noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 					if err != nil || !d.has(noted.ID) {
 						t.Errorf("%s, %v: it is on the disk: %v", noted.ID, err, d.has(noted.ID))
 					}

@@ -132,7 +132,7 @@ func TestRecordThatIsGone(t *testing.T) {
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			mustHave(t, a)
 			synctest.Wait()
-			note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked})
+			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 			time.Sleep(3 * time.Second) // saves are as far apart
 			synctest.Wait()
 			if known := s.lastSaved(); len(known.Record.Changes) != 1 {

@@ -19,7 +19,7 @@ func TestSpellings(t *testing.T) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		time.Sleep(time.Hour)
 		for _, resource := range []string{vault + "/", "HTTPS://VAULT.azure.net", vault + ":443/.default"} {
-			noted := note(t, a, agent.Change{Resource: resource, Effect: tokencache.Revoked})
+			noted := note(t, a, api.PolicyChangeRequest{Resource: resource, Effect: tokencache.Revoked})
 			if noted.Resource != vault || noted.Touched != 1 || noted.Waiting != 1 {
 				t.Errorf("%s: %+v", resource, noted)
 			}
@@ -46,16 +46,16 @@ func TestFullRecordIsTold(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		for range tokencache.MaxChanges {
-			note(t, a, agent.Change{Resource: vault, Identity: "vision", Effect: tokencache.Revoked})
+			note(t, a, api.PolicyChangeRequest{Resource: vault, Identity: "vision", Effect: tokencache.Revoked})
 		}
 		if trouble := a.Status().Trouble; len(trouble) != 0 {
 			t.Errorf("before: %q", trouble)
 		}
-		note(t, a, agent.Change{Resource: storage, Identity: "vision", Effect: tokencache.Revoked})
+		note(t, a, api.PolicyChangeRequest{Resource: storage, Identity: "vision", Effect: tokencache.Revoked})
 		if n := len(z.record()); n != tokencache.MaxChanges {
 			t.Errorf("%d kept", n)
 		}
-		var joined agent.NotedChange
+		var joined api.PolicyChange
 		for _, c := range a.Changes() {
 			if c.Joined > 0 {
 				joined = c

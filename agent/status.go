@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -17,9 +18,9 @@ type Status struct {
 	Identities []IdentityStatus
 	Keys       []KeyStatus
 	Counts     Counts
-	Changes    []NotedChange // policy changes on record, the latest first
-	Stale      int           // valid tokens whose permissions are not current
-	Denials    []Denial      // the latest denials, the latest first
+	Changes    []api.PolicyChange // policy changes on record, the latest first
+	Stale      int                // valid tokens whose permissions are not current
+	Denials    []Denial           // the latest denials, the latest first
 	Clock      tokencache.ClockStatus
 }
 
@@ -92,8 +93,8 @@ func (a *Agent) Status() Status {
 	}
 	s.Trouble = append(s.Trouble, oddities(s.Keys)...)
 	for _, change := range s.Changes {
-		if change.Record == RecordLost {
-			s.Trouble = append(s.Trouble, lostTrouble(change.PolicyChange))
+		if change.Record == api.RecordLost {
+			s.Trouble = append(s.Trouble, lostTrouble(change))
 		}
 		if change.Joined > 0 {
 			s.Trouble = append(s.Trouble, joinedTrouble(change))

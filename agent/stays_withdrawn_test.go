@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 )
 
@@ -60,8 +61,8 @@ func TestWithdrawnStaysSoInUse(t *testing.T) {
 					d.boot(t, true, func(a *agent.Agent) {
 						mustHave(t, a)
 						time.Sleep(time.Minute)
-						note(t, a, agent.Change{AllResources: true, Effect: tokencache.Granted})
-						id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+						note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
+						id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 						time.Sleep(time.Minute)
 					})
 					d.vouch = d.vouch || dated
@@ -102,7 +103,7 @@ func TestMarkOfAnUnreadRecordBringsNothingBack(t *testing.T) {
 		d.boot(t, true, func(a *agent.Agent) {
 			mustHave(t, a)
 			time.Sleep(time.Hour)
-			id = note(t, a, agent.Change{AllResources: true, Effect: tokencache.Revoked}).ID
+			id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
 			time.Sleep(time.Minute)
 		})
 		record.Store(true)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/agent/store"
 	"perceptd/tokencache"
 )
@@ -50,7 +51,7 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 						}
 						defer a.Close()
 						mustHave(t, a)
-						if _, err := a.NoteChange("test", agent.Change{AllResources: true, Effect: tokencache.Changed}); err != nil {
+						if _, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed}); err != nil {
 							t.Error(err)
 						}
 						time.Sleep(25 * time.Hour)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -24,7 +25,7 @@ func TestWithdrawnIsBounded(t *testing.T) {
 	}
 	defer a.Close()
 	for range 2 * tokencache.MaxChanges {
-		noted, _ := a.NoteChange("test", Change{AllResources: true, Effect: tokencache.Revoked})
+		noted, _ := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 		_, _ = a.WithdrawChange("test", noted.ID)
 	}
 	a.naming.Lock()

@@ -106,15 +106,15 @@ type change struct {
 	dated     bool   // At was put right for people, since the clock is known by now
 }
 
-// RecordChange puts a policy change on record and in force, and returns it with what was filled in. The error is a
+// RecordChange puts a policy change on record and in force, and returns it as it is recorded. The error is a
 // *FutureError or ErrTooManyChanges; then nothing has changed. There is always room for a revocation. The returned
 // change stands for others as well if Joined is not zero.
-func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
+func (c *Cache) RecordChange(p PolicyChange) (RecordedChange, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, wall, sure := c.now(), c.clock.Wall(), c.clockTrusted()
 	if ahead := p.At.Sub(wall); !p.At.IsZero() && sure && ahead > futureTolerance {
-		return PolicyChange{}, &FutureError{Ahead: ahead}
+		return RecordedChange{}, &FutureError{Ahead: ahead}
 	}
 	p.RecordedAt, p.Vouched, p.Joined = wall, sure, 0
 	if p.At.IsZero() || sure && p.At.After(wall) {
@@ -124,12 +124,12 @@ func (c *Cache) RecordChange(p PolicyChange) (PolicyChange, error) {
 	p.Issuer, p.Checked = c.byIssuerLocked(p, now), !c.clockTrust.issuer.IsZero()
 	p.NotLater, _ = c.clockTrust.notLater(c.bootAt(p.Moment))
 	if !c.enterLocked(c.changeLocked(p, now)) {
-		return PolicyChange{}, ErrTooManyChanges
+		return RecordedChange{}, ErrTooManyChanges
 	}
 	c.generation++
 	c.rejudgeLocked(now)
 	i := slices.IndexFunc(c.changes, func(ch *change) bool { return ch.ID == p.ID })
-	return c.changes[i].PolicyChange, nil
+	return c.recordedLocked(i, now), nil
 }
 
 // momentLocked returns the on-times of a change that is being recorded: its date by the clock, if the clock is known to
@@ -225,15 +225,16 @@ func (c *Cache) changeLocked(p PolicyChange, now bootTime) *change {
 	return ch
 }
 
-// Withdraw takes a policy change off the record, as if it had never been recorded. False: none has that ID.
-func (c *Cache) Withdraw(id string) (PolicyChange, bool) {
+// Withdraw takes a policy change off the record, as if it had never been recorded, and returns it as it was. False: none
+// has that ID.
+func (c *Cache) Withdraw(id string) (RecordedChange, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := slices.IndexFunc(c.changes, func(ch *change) bool { return ch.ID == id })
 	if i < 0 {
-		return PolicyChange{}, false
+		return RecordedChange{}, false
 	}
-	withdrawn := c.changes[i].PolicyChange
+	withdrawn := c.recordedLocked(i, c.now())
 	c.changes = slices.Delete(c.changes, i, i+1)
 	c.generation++
 	c.rejudgeLocked(c.now())
@@ -262,10 +263,7 @@ func (c *Cache) recorded() (all []RecordedChange, held []judgement) {
 	now, wall := c.now(), c.clock.Wall()
 	all, held = make([]RecordedChange, 0, len(c.changes)), make([]judgement, 0, len(c.entries))
 	for _, ch := range c.changes {
-		unsure := !ch.Vouched && !ch.dated
-		all = append(all, RecordedChange{
-			PolicyChange: ch.PolicyChange, Unsure: unsure, AsOfNote: unsure && !ch.At.Equal(ch.RecordedAt), EndsOn: wall.Add(c.lastsLocked(ch, now)),
-		})
+		all = append(all, c.describeLocked(ch, now, wall))
 	}
 	for _, e := range c.entries {
 		if c.leftLocked(e, now) > 0 {
@@ -273,6 +271,32 @@ func (c *Cache) recorded() (all []RecordedChange, held []judgement) {
 		}
 	}
 	return all, held
+}
+
+// describeLocked returns ch, but not how far it has got.
+func (c *Cache) describeLocked(ch *change, now bootTime, wall time.Time) RecordedChange {
+	unsure := !ch.Vouched && !ch.dated
+	return RecordedChange{
+		PolicyChange: ch.PolicyChange, Unsure: unsure, AsOfNote: unsure && !ch.At.Equal(ch.RecordedAt),
+		EndsOn: wall.Add(c.lastsLocked(ch, now)),
+	}
+}
+
+// recordedLocked returns the change in that place, and how far it has got.
+func (c *Cache) recordedLocked(i int, now bootTime) RecordedChange {
+	r := c.describeLocked(c.changes[i], now, c.clock.Wall())
+	for _, e := range c.entries {
+		if c.leftLocked(e, now) <= 0 {
+			continue
+		}
+		if _, touched := slices.BinarySearch(e.judgement.about, place(i)); touched {
+			r.Touched++
+		}
+		if _, waits := slices.BinarySearch(e.judgement.lacks, place(i)); waits {
+			r.Waiting++
+		}
+	}
+	return r
 }
 
 // Record returns the policy changes on record as they are kept.

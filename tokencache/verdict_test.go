@@ -25,7 +25,7 @@ func note(t *testing.T, c *tokencache.Cache, id string, effect tokencache.Effect
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p
+	return p.PolicyChange
 }
 
 func policyState(t *testing.T, c *tokencache.Cache) tokencache.PermissionState {

@@ -156,7 +156,7 @@ func (l *life) note(e event) {
 	}
 	now := time.Now()
 	ch := &happened{effect: e.effect, on: now, dated: e.dated, noted: now, boot: l.clocks.number()}
-	c := agent.Change{Effect: e.effect, AllResources: e.resource == 0}
+	c := api.PolicyChangeRequest{Effect: e.effect, AllResources: e.resource == 0}
 	if e.resource > 0 {
 		k := l.keys[e.resource-1]
 		ch.resource, c.Resource = k.Resource, k.Resource
@@ -175,7 +175,7 @@ func (l *life) note(e event) {
 	ahead, vouched := l.clocks.error()
 	ch.vouched, ch.lied = vouched, vouched && ahead.Abs() > agreeing
 	ch.spreads = time.Duration(l.draw("spreads", tokencache.Key{}) * 0.95 * float64(l.plan.device.spread))
-	noted, err := p.agent.NoteChange("the plan", c)
+	noted, err := p.agent.RecordChange("the plan", c)
 	onRecord := p.agent.Changes()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -437,16 +437,16 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 // two have become one, or one has gone. One that stands for two withholds what each of these would, and no more: a life has fewer
 // sorts of changes (whose, on what, of which effect) than a record has room for, so two of one sort are joined always, with the
 // moments of the later. So joining excuses nothing. What has gone is missed by tokens that the daemon did not hold then.
-func (o *oracle) takeIn(all []agent.NotedChange) {
+func (o *oracle) takeIn(all []api.PolicyChange) {
 	joined := 0
-	on := make(map[string]tokencache.PolicyChange, len(all))
+	on := make(map[string]api.PolicyChange, len(all))
 	for _, n := range all {
-		on[n.ID], joined = n.PolicyChange, joined+n.Joined
+		on[n.ID], joined = n, joined+n.Joined
 	}
 	for _, ch := range o.changes {
 		there, present := on[ch.id]
 		switch {
-		case present && (there.AllIdentities != (ch.identity == nil) || (there.Resource == "") != (ch.resource == "")):
+		case present && ((there.Identity == "") != (ch.identity == nil) || (there.Resource == "") != (ch.resource == "")):
 			o.fail("widened", "a change for %v on %q is on record as %+v", ch.identity, ch.resource, there)
 		case ch.present && !present && ch.effect != tokencache.Revoked && joined <= o.joined && len(all) == tokencache.MaxChanges:
 			ch.dropped, ch.held = true, o.holds()

@@ -12,7 +12,6 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/tokencache"
 )
 
 // status answers GET /v1/status: the daemon's own part and the agent's.
@@ -54,7 +53,7 @@ func (s *Server) status(req *request) *apiError {
 	for _, key := range state.Keys {
 		answer.Tokens = append(answer.Tokens, agent.TokenStatus(key))
 	}
-	answer.Changes = policyChanges(state.Changes)
+	answer.Changes = state.Changes
 	answer.Requests = api.RequestCounts{
 		Served:  state.Counts.Served,
 		Denied:  state.Counts.Denied + s.denied.Load(),
@@ -83,7 +82,7 @@ func (s *Server) policyChanges(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	req.body = encode(api.PolicyChanges{Now: api.Time(s.now()), Changes: policyChanges(s.Agent.Changes())})
+	req.body = encode(api.PolicyChanges{Now: api.Time(s.now()), Changes: s.Agent.Changes()})
 	return nil
 }
 
@@ -93,16 +92,13 @@ func (s *Server) notePolicyChange(req *request) *apiError {
 	if e != nil {
 		return e
 	}
-	change := agent.Change{
-		Resource: body.Resource, AllResources: body.AllResources, Identity: body.Identity, At: body.At, Effect: body.Effect, Note: body.Note,
-	}
-	noted, err := s.Agent.NoteChange(req.caller.String(), change)
-	return s.answerChange(req, noted, err)
+	change, err := s.Agent.RecordChange(req.caller.String(), body)
+	return s.answerChange(req, change, err)
 }
 
 // answerChange answers with a change that was recorded, or withdrawn. So does the error that it is not on the disk.
-func (s *Server) answerChange(req *request, change agent.NotedChange, err error) *apiError {
-	answer := api.PolicyChangeAnswer{PolicyChange: policyChange(change), Now: api.Time(s.now())}
+func (s *Server) answerChange(req *request, change api.PolicyChange, err error) *apiError {
+	answer := api.PolicyChangeAnswer{PolicyChange: change, Now: api.Time(s.now())}
 	if err != nil {
 		e := errorOf(err)
 		if e.code == api.CodeNotKept {
@@ -126,30 +122,6 @@ func (s *Server) withdrawPolicyChange(req *request) *apiError {
 	}
 	was, err := s.Agent.WithdrawChange(req.caller.String(), id)
 	return s.answerChange(req, was, err)
-}
-
-func policyChanges(all []agent.NotedChange) []api.PolicyChange {
-	list := make([]api.PolicyChange, len(all))
-	for i, c := range all {
-		list[i] = policyChange(c)
-	}
-	return list
-}
-
-func policyChange(c agent.NotedChange) api.PolicyChange {
-	p := api.PolicyChange{
-		ID: c.ID, Resource: c.Resource, Identity: c.Identity, At: api.Time(c.At),
-		Effect: c.Effect, Note: c.Note, NotedOn: api.Time(c.RecordedAt), Unsure: c.Unsure, AsOfNote: c.AsOfNote, Joined: c.Joined, EndsOn: api.Time(c.EndsOn),
-		Touched: c.Touched, Waiting: c.Waiting,
-	}
-	if c.Record != 0 { // which is no revocation, though it may withhold as much
-		p.Record = map[agent.RecordState]api.RecordState{
-			agent.RecordLost: api.RecordLost, agent.RecordUnread: api.RecordUnread,
-		}[c.Record]
-		p.Mend = c.Mend
-		p.Effect, p.Withholds = api.EffectUnknown, c.Effect == tokencache.Revoked
-	}
-	return p
 }
 
 // refresh answers POST /v1/refresh.

@@ -92,19 +92,6 @@ func TestStatusOfNothingHasNoNulls(t *testing.T) {
 	}
 }
 
-// A change that stands for a lost record is no revocation, though it may withhold as much.
-func TestStandInsAreNoRevocations(t *testing.T) {
-	t.Parallel()
-	for _, effect := range []tokencache.Effect{tokencache.Revoked, tokencache.Unknown} {
-		var recorded agent.NotedChange
-		recorded.Effect, recorded.Record, recorded.Mend = effect, agent.RecordLost, "mend"
-		got := policyChange(recorded)
-		if got.Effect != api.EffectUnknown || got.Record != api.RecordLost || got.Mend != "mend" || got.Withholds != (effect == tokencache.Revoked) {
-			t.Errorf("%+v", got)
-		}
-	}
-}
-
 func TestRefresh(t *testing.T) {
 	t.Parallel()
 	var broken atomic.Bool
@@ -651,15 +638,15 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 		Changes:     slices.Repeat([]tokencache.Verdict{{ID: long[:64], State: tokencache.Uncertain}}, tokencache.MaxVerdicts),
 		MoreChanges: tokencache.MaxChanges,
 	}}
-	change := agent.NotedChange{Identity: long, RecordedChange: tokencache.RecordedChange{PolicyChange: tokencache.PolicyChange{
-		ID: long[:64], Resource: long, Note: long[:256], At: now, RecordedAt: now, Effect: tokencache.Revoked, Joined: 1,
-	}, EndsOn: now}}
+	change := api.PolicyChange{
+		ID: long[:64], Identity: long, Resource: long, Note: long[:256], At: now, NotedOn: now, EndsOn: now, Effect: tokencache.Revoked, Joined: 1,
+	}
 	var status api.Status
 	for range tokencache.MaxKeys {
 		status.Tokens, status.Trouble = append(status.Tokens, agent.TokenStatus(key)), append(status.Trouble, long)
 	}
 	for range tokencache.MaxChanges {
-		status.Changes = append(status.Changes, policyChange(change))
+		status.Changes = append(status.Changes, change)
 	}
 	if text := encode(status); len(text) > api.MaxAnswer || len(text) < api.MaxAnswer/2 {
 		t.Errorf("it has %d bytes", len(text))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 )
 
@@ -80,14 +81,14 @@ func (d *daemon) refresh() {
 }
 
 // change notes a policy change on everything, so long ago.
-func (d *daemon) change(effect tokencache.Effect, ago time.Duration) agent.NotedChange {
+func (d *daemon) change(effect tokencache.Effect, ago time.Duration) api.PolicyChange {
 	d.t.Helper()
 	return changeOn(d.t, d.Agent, effect, ago)
 }
 
-func changeOn(t testing.TB, a *agent.Agent, effect tokencache.Effect, ago time.Duration) agent.NotedChange {
+func changeOn(t testing.TB, a *agent.Agent, effect tokencache.Effect, ago time.Duration) api.PolicyChange {
 	t.Helper()
-	noted, err := a.NoteChange("the test", agent.Change{AllResources: true, Effect: effect, At: time.Now().Add(-ago).Truncate(time.Second)})
+	noted, err := a.RecordChange("the test", api.PolicyChangeRequest{AllResources: true, Effect: effect, At: time.Now().Add(-ago).Truncate(time.Second)})
 	if err != nil {
 		t.Fatal(err)
 	}

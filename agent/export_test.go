@@ -1,0 +1,6 @@
+package agent
+
+import "perceptd/tokencache"
+
+// Recorded returns the policy changes on record as the cache has them.
+func (a *Agent) Recorded() []tokencache.RecordedChange { return a.cache.Changes() }
