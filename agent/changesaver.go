@@ -12,15 +12,16 @@ import (
 	"perceptd/tokencache"
 )
 
-// changeSaver saves the policy changes on the disk, whenever the cache's record is of another generation than what was saved
-// last.
+// changeSaver saves the policy changes on the disk, whenever the cache's record is of another generation than what was
+// saved last.
 type changeSaver struct {
 	saver *saver                        // nil: nothing is kept
 	keep  func(tokencache.Record) error // writes the record
 	now   func() tokencache.Record
 	log   *zap.Logger
 
-	unread atomic.Pointer[error] // why what is on the disk cannot be read now, and so not be overwritten; nil: it was read
+	// unread is why what is on the disk cannot be read now, and so not be overwritten; nil: it was read.
+	unread atomic.Pointer[error]
 
 	mu   sync.Mutex        // keeps what is on the disk from being overwritten while it is read; protects what follows
 	kept tokencache.Origin // what is on the disk; zero: it is of a lineage before, or nothing is
@@ -31,10 +32,13 @@ const renewSoonest = 2 * time.Minute
 
 // open makes c ready. What now returns is of a lineage that is not on the disk yet.
 //
-// The record is saved anew whenever the device has been on for twice as long as the last time, and every hour, so that it is
-// known for how long it was, also where it is never on for long, no tokens are kept or a boot cannot read them, and that what
-// became of the files meanwhile is mended. What is noted in such a boot is to have a later on-time than the tokens.
-func (c *changeSaver) open(keep func(tokencache.Record) error, now func() tokencache.Record, clock tokencache.Clock, log *zap.Logger) {
+// The record is saved anew whenever the device has been on for twice as long as the last time, and every hour, so that
+// it is known for how long it was, also where it is never on for long, no tokens are kept or a boot cannot read them,
+// and that what became of the files meanwhile is mended. What is noted in such a boot is to have a later on-time than
+// the tokens.
+func (c *changeSaver) open(
+	keep func(tokencache.Record) error, now func() tokencache.Record, clock tokencache.Clock, log *zap.Logger,
+) {
 	c.keep, c.now, c.log = keep, now, log
 	if keep == nil {
 		return
@@ -72,8 +76,8 @@ func originOf(r tokencache.Record) tokencache.Origin {
 	return tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation}
 }
 
-// save saves the record unless it is saved already, and returns why that did not work; it is then tried again every minute.
-// It waits for the disk, and what many have noted meanwhile is written once.
+// save saves the record unless it is saved already, and returns why that did not work; it is then tried again every
+// minute. It waits for the disk, and what many have noted meanwhile is written once.
 func (c *changeSaver) save() error {
 	if c.saver == nil {
 		return nil
@@ -97,30 +101,32 @@ func (c *changeSaver) unreadable() error {
 	return nil
 }
 
-// notice has the record saved soon if the cache changed it by itself. It does not wait for the disk.
+// notice requests a save where the cache may have changed the record by itself. It does not wait for the disk.
 func (c *changeSaver) notice() {
 	if c.saver != nil && c.saver.failure() == nil { // else it is tried again in any case
 		c.saver.ask(saveSoon)
 	}
 }
 
-// renew has the record saved anew though it is the same, so that a start shows that it can be.
+// renew requests a save though the record is the same: a start shows so that it can be saved.
 func (c *changeSaver) renew() {
 	if c.saver != nil {
 		c.saver.ask(saveNow)
 	}
 }
 
-// hurry has a record that could not be saved saved soon: the cause may have been mended.
+// hurry has a save that failed tried again soon: the cause may have been mended.
 func (c *changeSaver) hurry() {
 	if c.saver != nil {
 		c.saver.hurry()
 	}
 }
 
-// read reads what is on the disk, which could not be read before, and has take put it in force before anything can be written
-// over it. lost is why there is no record and never will be. False: it still cannot be read.
-func (c *changeSaver) read(load func() (*tokencache.Record, error), take func(disk *tokencache.Record, lost error)) bool {
+// read reads what is on the disk, which could not be read before. It calls take, which puts it in force, before anything
+// can be written over it. lost is why there is no record and never will be. False: it still cannot be read.
+func (c *changeSaver) read(
+	load func() (*tokencache.Record, error), take func(disk *tokencache.Record, lost error),
+) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	disk, err := load()
@@ -155,21 +161,24 @@ func (c *changeSaver) close() {
 	}
 }
 
-// trouble says what a technician should know of the record, in sentences. outlives says what becomes of one that is not on
-// the disk.
+// trouble says what a technician should know of the record, in sentences. outlives says what becomes of one that is not
+// on the disk.
 func (c *changeSaver) trouble(outlives string) []string {
 	if why := c.unread.Load(); why != nil {
-		return []string{fmt.Sprintf("%s: %v; what its copy and the marks on tokens withhold stays withheld, other tokens from before are not taken for current; %s",
-			unreadWhat, *why, unreadRemedy(*why))}
+		return []string{fmt.Sprintf("%s: %v; what its copy and the marks on tokens withhold stays withheld, "+
+			"other tokens from before are not taken for current; %s", unreadWhat, *why, unreadRemedy(*why))}
 	}
 	if fault := c.saver.failure(); fault != nil {
-		return []string{fmt.Sprintf("policy changes are not kept on the disk: %v; if one was noted or withdrawn since, %s; %s; %s", fault, outlives, remedyFor(fault), triedAgain)}
+		return []string{fmt.Sprintf("policy changes are not kept on the disk: %v; "+
+			"if one was noted or withdrawn since, %s; %s; %s", fault, outlives, remedyFor(fault), triedAgain)}
 	}
 	return nil
 }
 
 // unreadRemedy is what a person does about a record that cannot be read now, if it must be for good.
 func unreadRemedy(why error) string {
-	return remedyFor(why) + "; it is read again every minute, and at once by perceptctl reload. If it never can be, move its two files (policy-changes.json, policy-changes.copy.json), and whatever begins with tokens.sealed and cannot be read either, " +
+	return remedyFor(why) + "; it is read again every minute, and at once by perceptctl reload. " +
+		"If it never can be, move its two files (policy-changes.json, policy-changes.copy.json), " +
+		"and whatever begins with tokens.sealed and cannot be read either, " +
 		"out of the state folder while perceptd runs. What no copy tells of is lost then, and the status says what to do about that"
 }

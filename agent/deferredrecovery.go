@@ -13,7 +13,7 @@ import (
 	"perceptd/tokencache"
 )
 
-// IDs of entries in the journal that tell of the record of policy changes.
+// IDs of the journal's entries about the record of policy changes.
 const (
 	MessageLostRecord   = "4f0c1d6be1a94b7c8b3a52d09e6f7712" // it is lost: nobody knows what was on it
 	MessageUnreadRecord = "a8e3b7054c2f4d19b6d07c51f2e98a36" // it cannot be read now
@@ -22,7 +22,7 @@ const (
 
 const readAgainSoonest, readAgainLatest = time.Second, time.Minute
 
-// applyLostEffect has changes that stand for a lost record do what new rules want of them.
+// applyLostEffect changes the placeholders on record to what new rules want.
 func (a *Agent) applyLostEffect(rules Rules) {
 	a.naming.Lock()
 	defer a.naming.Unlock()
@@ -33,12 +33,12 @@ func (a *Agent) applyLostEffect(rules Rules) {
 	}
 }
 
-// lost is the policy change that stands for a record that is lost.
+// lost returns the placeholder of a record that is lost.
 func (r Rules) lost(why error) tokencache.PolicyChange {
 	return r.placeholder(lostPrefix+newID(), "the record of policy changes could not be read", why)
 }
 
-// noteLost puts on record that nobody knows what was on record before.
+// noteLost puts the placeholder of a lost record on record.
 func (a *Agent) noteLost(rules Rules, why error) {
 	p := rules.lost(why)
 	_, err := a.enter(p)
@@ -51,10 +51,12 @@ func (a *Agent) noteLost(rules Rules, why error) {
 }
 
 func (a *Agent) tellLost(p tokencache.PolicyChange, why error) {
-	a.log.Error("the record of policy changes is lost: "+consequence(p.Effect == tokencache.Revoked), zap.Error(why), zap.String("message_id", MessageLostRecord))
+	a.log.Error("the record of policy changes is lost: "+consequence(p.Effect == tokencache.Revoked),
+		zap.Error(why), zap.String("message_id", MessageLostRecord))
 }
 
-// forgotten is m without the tokens, which are fetched anew. One that comes again was received when it was first.
+// forgotten returns m without its tokens, which are fetched anew. One that comes again counts as received when it first
+// was.
 func forgotten(m *tokencache.Snapshot) *tokencache.Snapshot {
 	if m == nil {
 		return nil
@@ -74,47 +76,49 @@ func forgotten(m *tokencache.Snapshot) *tokencache.Snapshot {
 	return &left
 }
 
-// unread is a record that cannot be read now, and what is in force meanwhile.
+// deferredRecovery is what could not be read at the start, and what is in force until it can be.
 type deferredRecovery struct {
-	load   func() (*tokencache.Record, error)                            // nil: the record was read, and only tokens were not
-	tokens func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) // nil: they were read
+	load   func() (*tokencache.Record, error)                            // reads the record; nil: it was read
+	tokens func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) // reads the tokens; nil: they were read
 	fault  error                                                         // why the tokens cannot be read now
 	kept   recordCopies
 
-	// began is what was in force when it was found that it cannot be read, and then what was put in force when it was read. withdrawn is
-	// what was withdrawn of it since. The agent's naming protects both.
+	// began is the record that was in force when this began, and later the one that was put in force when it was read.
+	// withdrawn is what was withdrawn of it since. The agent's naming protects both.
 	began     tokencache.Record
 	withdrawn []tokencache.PolicyChange
 }
 
-// noteUnread has tokens from before count as uncertain until the record is read, and reads it again until it is.
+// noteUnread puts the placeholder of an unread record on record: until that is read, tokens from before count as
+// uncertain.
 func (a *Agent) noteUnread(rules Rules, u *deferredRecovery, why error) {
 	a.changeSaver.unread.Store(&why)
 	p := rules.placeholder(unreadID, unreadWhat, why)
 	p.Alone = true // it goes when the record is read, and nothing else with it
 	_, err := a.enter(p)
-	a.log.Error("the record of policy changes cannot be read now, and is read again: what its copy and the marks on tokens withhold stays withheld, and "+consequence(p.Effect == tokencache.Revoked),
+	a.log.Error("the record of policy changes cannot be read now, and is read again: "+
+		"what its copy and the marks on tokens withhold stays withheld, and "+consequence(p.Effect == tokencache.Revoked),
 		zap.Error(why), zap.String("message_id", MessageUnreadRecord))
 	if err != nil {
 		a.log.Error("that could not be noted", zap.Error(err))
 	}
 }
 
-// rereading is the pauses between the tries to read something again in the background.
+// retryPauses is the pauses between tries to read something again in the background.
 type retryPauses struct {
 	clock tokencache.Clock
 	loop  sync.WaitGroup
-	end   chan struct{} // closed at the end
+	end   chan struct{} // closed by close
 
 	mu      sync.Mutex    // protects what follows
-	hurried chan struct{} // closed when somebody hurries
+	hurried chan struct{} // closed by the next hurry
 }
 
 func (r *retryPauses) open(clock tokencache.Clock) {
 	r.clock, r.end, r.hurried = clock, make(chan struct{}), make(chan struct{})
 }
 
-// hurry has what could not be read tried again now: somebody may have mended it.
+// hurry ends the pause: the cause may have been mended.
 func (r *retryPauses) hurry() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,7 +126,7 @@ func (r *retryPauses) hurry() {
 	r.hurried = make(chan struct{})
 }
 
-// pause waits for so long, or for a second where somebody hurries. False: r is closed.
+// pause waits for so long, or for at least a second until hurry is called. False: r is closed.
 func (r *retryPauses) pause(wait time.Duration) bool {
 	r.mu.Lock()
 	hurried := r.hurried
@@ -149,9 +153,12 @@ func (r *retryPauses) close() {
 	r.loop.Wait()
 }
 
-// readAgain reads the record and the tokens until both can be, or the agent is closed.
+// readAgain tries to read the record and the tokens until both are read or the agent is closed.
 func (a *Agent) readAgain(u *deferredRecovery) {
-	for wait := readAgainSoonest; (u.load != nil || u.tokens != nil) && a.rereading.pause(wait); wait = min(2*wait, readAgainLatest) {
+	for wait := readAgainSoonest; u.load != nil || u.tokens != nil; wait = min(2*wait, readAgainLatest) {
+		if !a.rereading.pause(wait) {
+			break
+		}
 		var read bool
 		if u.tokens != nil {
 			read = a.takeTokens(u)
@@ -172,13 +179,14 @@ func (a *Agent) readAgain(u *deferredRecovery) {
 	}
 }
 
-// takeTokens takes over what was kept of the tokens as far as it can be read, with the copies of the record and the marks that are in
-// it, and reports whether anything changed: something was read, or nothing is unread any more.
+// takeTokens takes over the saved tokens as far as they can be read, and the copies of the record and the marks beside
+// them. It reports whether anything changed: something was read, or nothing is left to be read.
 func (a *Agent) takeTokens(u *deferredRecovery) (changed bool) {
 	a.snapshotSaver.restore(func() { changed = a.takeTokensUnsaved(u) })
 	return changed
 }
 
+// takeTokensUnsaved is takeTokens while nothing is saved.
 func (a *Agent) takeTokensUnsaved(u *deferredRecovery) bool {
 	copies, ours, err := u.tokens()
 	if u.fault = err; err != nil {
@@ -196,12 +204,13 @@ func (a *Agent) takeTokensUnsaved(u *deferredRecovery) bool {
 	for _, m := range ours {
 		a.cache.Restore(rules.allowed(m))
 	}
-	a.log.Info("tokens that were kept were read after all", zap.Int("copies", len(copies)), zap.NamedError("still_unread", err))
+	a.log.Info("tokens that were kept were read after all",
+		zap.Int("copies", len(copies)), zap.NamedError("still_unread", err))
 	return true
 }
 
-// takeCopies puts what late tells of the record in force, which was read later than the record that the agent began with, or than what
-// there was of one. What is older than that tells nothing.
+// takeCopies puts in force what late has of the record. It was read later than what the agent began with; what is older
+// than that is ignored.
 func (a *Agent) takeCopies(u *deferredRecovery, late recordCopies) {
 	older := func(of tokencache.Record) bool { return u.load == nil && u.began.Has(of) }
 	late.copies = slices.DeleteFunc(late.copies, older)
@@ -224,23 +233,24 @@ func (a *Agent) takeCopies(u *deferredRecovery, late recordCopies) {
 	if found.why == "" {
 		return
 	}
-	found.Changes = slices.DeleteFunc(found.Changes, func(p tokencache.PolicyChange) bool { return rules.haveGone(u.withdrawn, p) })
+	found.Changes = rules.withoutWithdrawn(found.Changes, u.withdrawn)
 	u.began.Changes = slices.Concat(u.began.Changes, added(found.Changes, now.Changes))
 	found.Record, _ = rules.withLostEffect(found.Record)
-	found.Generation++ // also without what stands for a record that cannot be read, it is more than it was taken from
+	found.Generation++ // also without a placeholder it has more than what it was taken from
 	a.cache.Replace(found.Record)
 	logJoined(a.log, found.Changes)
-	a.log.Warn(found.why, zap.Int("changes", len(found.Changes)), zap.Strings("revocations", revocations(found.Changes)))
+	a.log.Warn(found.why,
+		zap.Int("changes", len(found.Changes)), zap.Strings("revocations", revocations(found.Changes)))
 	a.changeSaver.renew()
 }
 
-// takeRecord puts the record in force if it can be read, with what was noted and withdrawn meanwhile.
+// takeRecord puts the record in force if it can be read, with the changes that were noted and withdrawn meanwhile.
 func (a *Agent) takeRecord(u *deferredRecovery) bool {
 	var (
-		found    recovered
-		why      error
-		noted    []tokencache.PolicyChange
-		standsIn tokencache.PolicyChange
+		found   recovered
+		why     error
+		noted   []tokencache.PolicyChange
+		standIn tokencache.PolicyChange
 	)
 	rules := a.rules.Load().Rules
 	a.naming.Lock() // nothing is noted or withdrawn meanwhile
@@ -252,12 +262,12 @@ func (a *Agent) takeRecord(u *deferredRecovery) bool {
 		why, found = lost, u.kept.recover(disk, lost, now.Instant, rules)
 		noted = added(now.Changes, u.began.Changes)
 		record := found.Record
-		record.Changes = slices.DeleteFunc(tokencache.Both(noted, record.Changes), func(p tokencache.PolicyChange) bool { return rules.haveGone(u.withdrawn, p) })
+		record.Changes = rules.withoutWithdrawn(tokencache.Both(noted, record.Changes), u.withdrawn)
 		record = anew(record, withoutPlaceholder(now), found.Record)
 		found.Record, _ = rules.withLostEffect(record)
 		if found.lost {
-			standsIn = rules.lost(why)
-			found.Changes = append(found.Changes, standsIn)
+			standIn = rules.lost(why)
+			found.Changes = append(found.Changes, standIn)
 			found.Generation++
 		}
 		a.cache.Replace(found.Record)
@@ -269,18 +279,19 @@ func (a *Agent) takeRecord(u *deferredRecovery) bool {
 	case !read:
 		return false
 	case found.lost:
-		a.tellLost(standsIn, why)
+		a.tellLost(standIn, why)
 		a.cache.DropTokens()
 		a.changeSaver.renew()
 		return true
 	}
-	a.log.Info("the record of policy changes was read after all, and is in force", zap.Int("changes", len(found.Changes)),
-		zap.Int("noted_meanwhile", len(noted)), zap.String("message_id", MessageRecordRead))
+	a.log.Info("the record of policy changes was read after all, and is in force",
+		zap.Int("changes", len(found.Changes)), zap.Int("noted_meanwhile", len(noted)),
+		zap.String("message_id", MessageRecordRead))
 	a.changeSaver.renew()
 	return true
 }
 
-// loadRecord reads the record. One that is lost, for all that is known, counts as unread while a copy of it may yet be read.
+// loadRecord reads the record. One that seems to be lost counts as unread while a copy of it may yet be read.
 func (u *deferredRecovery) loadRecord() (*tokencache.Record, error) {
 	disk, err := u.load()
 	if disk != nil || u.tokens == nil || err != nil && !isSpoilt(err) {
@@ -289,8 +300,8 @@ func (u *deferredRecovery) loadRecord() (*tokencache.Record, error) {
 	return nil, fmt.Errorf("%v; a copy of it may be where it cannot be read now: %w", cmp.Or(err, errGone), u.fault)
 }
 
-// added returns those of now, the changes in force, that are not among what was in force before, and those that stand for more
-// by now. What is there no more may only have been joined, and says nothing.
+// added returns those of the changes now in force that were not in force before, or that stand for more by now. One
+// that was in force before and is not now may only have been joined with another.
 func added(now, before []tokencache.PolicyChange) []tokencache.PolicyChange {
 	return slices.DeleteFunc(slices.Clone(now), func(p tokencache.PolicyChange) bool {
 		known := func(q tokencache.PolicyChange) bool { return q.ID == p.ID && q.Joined == p.Joined }
@@ -298,25 +309,27 @@ func added(now, before []tokencache.PolicyChange) []tokencache.PolicyChange {
 	})
 }
 
-// haveGone reports whether p is one of those that were withdrawn, or what stands for it by a mark on a token, and stands for no others by now
-// that were not withdrawn with it.
-func (r Rules) haveGone(withdrawn []tokencache.PolicyChange, p tokencache.PolicyChange) bool {
-	return slices.ContainsFunc(withdrawn, func(w tokencache.PolicyChange) bool {
-		return w.ID == p.ID && r.aboutAll(w, p) && p.Joined <= w.Joined
+// withoutWithdrawn returns all without those that were withdrawn, also where a mark on a token stands for one. One that
+// stands for others by now, which were not withdrawn with it, stays.
+func (r Rules) withoutWithdrawn(all, withdrawn []tokencache.PolicyChange) []tokencache.PolicyChange {
+	return slices.DeleteFunc(all, func(p tokencache.PolicyChange) bool {
+		return slices.ContainsFunc(withdrawn, func(w tokencache.PolicyChange) bool {
+			return w.ID == p.ID && r.aboutAll(w, p) && p.Joined <= w.Joined
+		})
 	})
 }
 
 // errNoCopy is why a record is lost whose files are gone.
 var errNoCopy = errors.New("it is gone, and there was no copy of it beside the tokens")
 
-// unreadError is why nothing can be kept yet.
+// unreadError is why nothing can be saved yet.
 type unreadError struct{ why error }
 
 func (e *unreadError) Error() string {
-	return fmt.Sprintf("the record of policy changes cannot be read now, and is not overwritten before it was: %v", e.why)
+	return fmt.Sprintf("%s, and is not overwritten before it was: %v", unreadWhat, e.why)
 }
 
 func (e *unreadError) Unwrap() error { return e.why }
 
-// unreadWhat is what is wrong while the record cannot be read.
+// unreadWhat says what is wrong while the record cannot be read.
 const unreadWhat = "the record of policy changes cannot be read now"

@@ -11,18 +11,21 @@ import (
 )
 
 const (
-	// unreadID is the ID of the change that stands for a record that cannot be read now. It is on no record that is kept.
+	// unreadID is the ID of the placeholder of a record that cannot be read now: a policy change that stands for it. No
+	// record that is saved has it.
 	unreadID = "unread"
-	// lostPrefix begins the IDs of changes that stand for a record that is lost.
+	// lostPrefix begins the IDs of placeholders of a record that is lost.
 	lostPrefix = "lost-"
 )
 
-// standsForLost reports whether p stands for a record that is lost. Releases before this one gave it no ID of its own.
+func isUnreadPlaceholder(p tokencache.PolicyChange) bool { return p.ID == unreadID }
+
+// isLostPlaceholder reports whether p stands for a record that is lost. Earlier releases gave it no ID of its own.
 func isLostPlaceholder(p tokencache.PolicyChange) bool {
 	return p.ID != unreadID && (p.Effect == tokencache.Unknown || strings.HasPrefix(p.ID, lostPrefix))
 }
 
-// lostEffect is what becomes of tokens from before when nobody knows what was on record.
+// lostEffect returns what a placeholder does to tokens from before, of which nobody knows what was on record.
 func (r Rules) lostEffect() tokencache.Effect {
 	if r.WithholdLost {
 		return tokencache.Revoked
@@ -30,7 +33,7 @@ func (r Rules) lostEffect() tokencache.Effect {
 	return tokencache.Unknown
 }
 
-// standIn is the policy change that stands for a record that could not be read.
+// placeholder returns a policy change that stands for a record that could not be read.
 func (r Rules) placeholder(id, what string, why error) tokencache.PolicyChange {
 	printable := strings.Map(func(c rune) rune {
 		if unicode.IsPrint(c) {
@@ -38,10 +41,12 @@ func (r Rules) placeholder(id, what string, why error) tokencache.PolicyChange {
 		}
 		return ' '
 	}, why.Error())
-	return tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: r.lostEffect(), Note: cut(what+": "+printable, maxNote)}
+	return tokencache.PolicyChange{
+		ID: id, AllIdentities: true, Effect: r.lostEffect(), Note: cut(what+": "+printable, maxNote),
+	}
 }
 
-// withLostEffect has the changes on r that stand for a lost record do what the rules want of them.
+// withLostEffect returns record with placeholders that do what the rules want, and whether that differs.
 func (r Rules) withLostEffect(record tokencache.Record) (_ tokencache.Record, different bool) {
 	record.Changes = slices.Clone(record.Changes)
 	for i := range record.Changes {
@@ -88,8 +93,8 @@ func recordText(is api.RecordState) string {
 	return "the record of policy changes is lost"
 }
 
-// recordState returns what is wrong with the record where p stands for it, and what a person does about that. It returns nothing for
-// a change that was recorded.
+// recordState returns what is wrong with the record where p stands for it, and what a person does about that. It
+// returns nothing for a change that was recorded.
 func (c *changeSaver) recordState(p tokencache.PolicyChange) (state api.RecordState, mend string) {
 	switch why := c.unread.Load(); {
 	case p.ID == unreadID && why != nil:

@@ -12,22 +12,22 @@ import (
 	"perceptd/tokencache"
 )
 
-// recovered is the record to begin with.
+// recovered is the record that a start begins with.
 type recovered struct {
 	tokencache.Record
-	why  string // the record on the disk is not this one; empty: it is
+	why  string // why it is not the one on the disk; empty: it is
 	lost bool   // there was a record, and neither it nor a copy of it could be read
 }
 
-// kept is what the copies of what a cache knew tell of the record. No token's text is in it.
+// recordCopies is what snapshots have of the record. No token's text is in it.
 type recordCopies struct {
-	copies []tokencache.Record // whole ones
+	copies []tokencache.Record // those that are whole
 	marks  []withheldMark
 	torn   bool // a copy was left out of what was kept, so that the marks are all that is known of it
 	blind  bool // a copy was kept while the record could not be read, and has what was known of it then
 }
 
-// mark is a revocation that withholds a token, by the token.
+// withheldMark is a revocation that withholds a token, as the token's entry in a snapshot names it.
 type withheldMark struct {
 	id    string
 	key   tokencache.Key
@@ -35,20 +35,20 @@ type withheldMark struct {
 	taken tokencache.PolicyChange
 }
 
-// now is this moment in on-time, by which the cache begins.
+// now returns the on-time at which the cache begins.
 func (o *Options) now(clock tokencache.Clock) tokencache.Instant {
 	boot := clock.Boot()
 	return tokencache.Instant{On: o.On + boot, Boot: boot, BootID: o.BootID}
 }
 
-// told is what o's copies tell.
+// recordCopies returns what o's snapshots have of the record.
 func (o *Options) recordCopies() (k recordCopies) {
 	all := o.Copies
 	if all == nil && o.Snapshot != nil {
 		all = []tokencache.Snapshot{*o.Snapshot}
 	}
 	for _, m := range all {
-		k.blind = k.blind || slices.ContainsFunc(m.Record.Changes, func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
+		k.blind = k.blind || slices.ContainsFunc(m.Record.Changes, isUnreadPlaceholder)
 		if m.OnRecord > len(m.Record.Changes) {
 			k.torn = true
 		} else {
@@ -63,7 +63,8 @@ func (o *Options) recordCopies() (k recordCopies) {
 	return k
 }
 
-// copyIn is the record that m has. What was on the record while that could not be read is not on it: it is as of before.
+// copyIn returns the copy of the record in m, without the placeholder of a record that could not be read: it is as of
+// the time before that.
 func copyIn(m *tokencache.Snapshot) tokencache.Record {
 	r := m.Record
 	for _, p := range r.Changes {
@@ -74,19 +75,19 @@ func copyIn(m *tokencache.Snapshot) tokencache.Record {
 	return withoutPlaceholder(r)
 }
 
-// withoutStandIn is r as if nothing had been entered for a record that cannot be read, which is the first that is after a start. So where
-// nothing else was noted it is the same as what it was taken from.
+// withoutPlaceholder returns r as if no placeholder had been entered for a record that cannot be read. That is the
+// first entry after a start. So where nothing else was noted, the result is the same as what r was taken from.
 func withoutPlaceholder(r tokencache.Record) tokencache.Record {
 	there := len(r.Changes)
-	r.Changes = slices.DeleteFunc(slices.Clone(r.Changes), func(p tokencache.PolicyChange) bool { return p.ID == unreadID })
+	r.Changes = slices.DeleteFunc(slices.Clone(r.Changes), isUnreadPlaceholder)
 	if len(r.Changes) < there && r.Generation > 0 {
 		r.Generation--
 	}
 	return r
 }
 
-// markOf has the token's key alone withheld, from no earlier than the revocation that it stands for, which was on record when m
-// was taken.
+// withheldMarkOf returns a mark that withholds the token of one key alone. It dates from no earlier than the revocation
+// that it stands for, which was on record when m was taken.
 func withheldMarkOf(m *tokencache.Snapshot, key tokencache.Key, id string) withheldMark {
 	of := withoutPlaceholder(m.Record)
 	return withheldMark{
@@ -99,10 +100,12 @@ func withheldMarkOf(m *tokencache.Snapshot, key tokencache.Key, id string) withh
 	}
 }
 
-// recover returns the record to begin with: the newest of that on the disk, nil where none was read, and its copies, and what the
-// marks on tokens tell beyond them. A folder may be mounted over the one that the record is in, an older one put in its place,
-// or the disk may have been full, while the tokens that it withholds were kept elsewhere. lost says that what is on
-// the disk is no record any more. What was kept is as it was taken; what is returned is by the on-time of now, and the beginning of a lineage.
+// recover returns the record to begin with: the newest of the one on the disk and its copies, and the revocations that
+// only marks on tokens name. disk is nil where none was read; lost is why it never will be. The disk may have an older
+// record, or none: a folder was mounted over the one that the record is in, an older one was put in its place, or the
+// disk was full, while the tokens that the record withholds were saved elsewhere.
+//
+// The records that come in are as they were taken. The result is by the on-time of now, and begins a lineage.
 func (k recordCopies) recover(disk *tokencache.Record, lost error, now tokencache.Instant, rules Rules) recovered {
 	taken, copies := disk, make([]tokencache.Record, len(k.copies))
 	for i, r := range k.copies {
@@ -122,7 +125,8 @@ func (k recordCopies) recover(disk *tokencache.Record, lost error, now tokencach
 	if marked := k.unmet(disk, found.Changes, rules); len(marked) > 0 {
 		found.Generation++
 		found.Changes = slices.Concat(found.Changes, marked)
-		found.why = cmp.Or(found.why, "marks on tokens name revocations that are not on record: they are in force for these tokens")
+		found.why = cmp.Or(found.why,
+			"marks on tokens name revocations that are not on record: they are in force for these tokens")
 	}
 	found.Record = anew(found.Record, from...)
 	for _, r := range k.copies {
@@ -134,16 +138,18 @@ func (k recordCopies) recover(disk *tokencache.Record, lost error, now tokencach
 	return found
 }
 
-// newest returns the newer of the record and its copies.
+// newest returns the newest of the record on the disk and its copies, or all that they have where none is.
 func newest(disk *tokencache.Record, lost error, copies []tokencache.Record) recovered {
 	other := together(copies)
 	switch {
 	case disk == nil && other.Generation == 0 && len(other.Changes) == 0:
 		return recovered{Record: other} // a first start, or nothing was ever noted
 	case disk == nil && lost != nil:
-		return recovered{Record: other, why: "the record of policy changes could not be read: its copy beside the tokens is in force"}
+		const why = "the record of policy changes could not be read: its copy beside the tokens is in force"
+		return recovered{Record: other, why: why}
 	case disk == nil:
-		return recovered{Record: other, why: "the record of policy changes was gone: its copy beside the tokens is in force"}
+		const why = "the record of policy changes was gone: its copy beside the tokens is in force"
+		return recovered{Record: other, why: why}
 	case len(copies) == 0:
 		return recovered{Record: *disk}
 	}
@@ -151,17 +157,19 @@ func newest(disk *tokencache.Record, lost error, copies []tokencache.Record) rec
 	case disk.Has(other) && standsFor(disk.Changes, other.Changes):
 		return recovered{Record: *disk}
 	case other.IsNewer(*disk):
-		return recovered{Record: other, why: "the record of policy changes was older than its copy beside the tokens: the copy is in force"}
+		const why = "the record of policy changes was older than its copy beside the tokens: the copy is in force"
+		return recovered{Record: other, why: why}
 	case disk.IsNewer(other), standsFor(disk.Changes, other.Changes):
 		return recovered{Record: *disk}
 	}
 	return recovered{
 		Record: both(*disk, other),
-		why:    "the record of policy changes and its copy beside the tokens differ, and neither is newer: both are in force",
+		why: "the record of policy changes and its copy beside the tokens differ, and neither is newer: " +
+			"both are in force",
 	}
 }
 
-// together returns the newest of the copies, or all that they have where none is.
+// together returns the newest of the copies, or all that they have where none is the newest.
 func together(copies []tokencache.Record) (all tokencache.Record) {
 	for i, r := range copies {
 		switch {
@@ -177,9 +185,12 @@ func together(copies []tokencache.Record) (all tokencache.Record) {
 	return all
 }
 
-// unmet returns what stands for the marks whose revocations are not among those there, or are about other keys there: what joined them is
-// not known then. A record that is at least as new as the mark and has no such revocation tells that it was withdrawn, or is over.
-func (k recordCopies) unmet(disk *tokencache.Record, there []tokencache.PolicyChange, rules Rules) (all []tokencache.PolicyChange) {
+// unmet returns revocations for the marks whose own are not among those there, or are about other keys there, since
+// they were joined with others that nobody knows. A record at least as new as a mark that does not have its revocation
+// shows that it was withdrawn or is over.
+func (k recordCopies) unmet(
+	disk *tokencache.Record, there []tokencache.PolicyChange, rules Rules,
+) (all []tokencache.PolicyChange) {
 	records := k.copies
 	if disk != nil {
 		records = append(slices.Clone(records), *disk)
@@ -190,12 +201,15 @@ func (k recordCopies) unmet(disk *tokencache.Record, there []tokencache.PolicyCh
 		same := func(p tokencache.PolicyChange) bool {
 			return p.Selector == m.taken.Selector && p.Resource == m.taken.Resource && strings.HasPrefix(p.ID, m.id)
 		}
-		if m.id == unreadID || slices.ContainsFunc(there, known) || slices.ContainsFunc(records, newer) || slices.ContainsFunc(slices.Concat(there, all), same) {
+		switch {
+		case m.id == unreadID, slices.ContainsFunc(there, known), slices.ContainsFunc(records, newer):
+			continue
+		case slices.ContainsFunc(there, same), slices.ContainsFunc(all, same):
 			continue
 		}
 		p := m.taken
 		taken := func(o tokencache.PolicyChange) bool { return o.ID == p.ID }
-		for n := 2; slices.ContainsFunc(there, taken) || slices.ContainsFunc(all, taken); n++ { // a change has an ID of its own
+		for n := 2; slices.ContainsFunc(there, taken) || slices.ContainsFunc(all, taken); n++ { // IDs are unique
 			p.ID = cut(m.id, 56) + fmt.Sprintf("-%d", n)
 		}
 		all = append(all, p)
@@ -203,22 +217,23 @@ func (k recordCopies) unmet(disk *tokencache.Record, there []tokencache.PolicyCh
 	return all
 }
 
-// anew returns r, taken from those records, as the beginning of another lineage. Each start begins one, since what its record was taken from
-// may have gone on elsewhere: in a copy beside tokens that cannot be read now, or in a folder that comes back. By generations alone the one
-// would seem to be the older one of the other, and what it has of its own would be lost.
+// anew returns r, taken from those records, as the beginning of a lineage. Each start begins one, since the record that
+// it read may have changed elsewhere: in a copy beside tokens that cannot be read now, or in a folder that comes back.
+// By generations alone, one of the two would seem to be an older version of the other, and its own changes would be
+// lost.
 func anew(r tokencache.Record, from ...tokencache.Record) tokencache.Record {
 	return r.Begun(rand.Text(), from...)
 }
 
-// both is what stands for x and for y. A change that was withdrawn may be back, which is on the safe side. It may be more than there is
-// room for: the cache joins some then, and leaves none out.
+// both returns a record that has the changes of x and of y. A change that was withdrawn may be back, which is on the
+// safe side. There may be more than there is room for: the cache then joins some, and leaves none out.
 func both(x, y tokencache.Record) tokencache.Record {
 	return anew(tokencache.Record{
 		Generation: max(x.Generation, y.Generation) + 1, Changes: tokencache.Both(x.Changes, y.Changes),
 	}, x, y)
 }
 
-// standsFor reports whether each of all is among those there, and means no more than it does there.
+// standsFor reports whether each of all is among those there, and means no more than there.
 func standsFor(there, all []tokencache.PolicyChange) bool {
 	for _, p := range all {
 		if !slices.ContainsFunc(there, func(q tokencache.PolicyChange) bool { return q.ID == p.ID && q.StandsFor(p) }) {
@@ -253,12 +268,13 @@ func revocations(all []tokencache.PolicyChange) (ids []string) {
 // logJoined says that the cache had no room for as many changes as there were.
 func logJoined(log *zap.Logger, there []tokencache.PolicyChange) {
 	if len(there) > tokencache.MaxChanges {
-		log.Warn(fmt.Sprintf("%d policy changes are more than there is room for, which is %d: the oldest were joined, and none was left out; the status names what stands for others",
+		log.Warn(fmt.Sprintf("%d policy changes are more than there is room for, which is %d: "+
+			"the oldest were joined, and none was left out; the status names what stands for others",
 			len(there), tokencache.MaxChanges))
 	}
 }
 
-// restore says that the record on the disk is not what is in force, and keeps it anew.
+// restore logs that the record on the disk is not the one in force, and saves the latter.
 func (c *changeSaver) restore(found recovered) {
 	names := revocations(found.Changes)
 	if more := len(names) - listed; more > 0 {

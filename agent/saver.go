@@ -15,28 +15,29 @@ const (
 	saveRetryInterval = time.Minute
 	// saveRetrySoonest is the same where a person asks for it, who may have mended the cause.
 	saveRetrySoonest = time.Second
-	// saveRequestInterval is how far apart requested saves are at least. The first of many requests is served at once, those
-	// that follow together.
+	// saveRequestInterval is how far apart requested saves are at least. The first of many requests is served at once,
+	// those that follow together.
 	saveRequestInterval = 3 * time.Second
-	// saveBatchInterval is how long after a save that several callers waited for the next is made, which has all that was
-	// requested meanwhile. A caller that requests one save after the other, and waits for each, would gain nothing by it.
+	// saveBatchInterval is how long after a save that several callers waited for the next is made, which has all that
+	// was requested meanwhile. A caller that requests one save after the other, and waits for each, would gain nothing
+	// by it.
 	saveBatchInterval = 100 * time.Millisecond
 	// saveEvery is how often something is saved though nothing has changed.
 	saveEvery = time.Hour
 )
 
-// saver saves something in the background: when it is requested, together with what is requested soon after; a minute after
-// a failed save; and every so often without a request. Callers may also wait for a save.
+// saver saves something in the background: when it is requested, together with what is requested soon after; a minute
+// after a failed save; and every so often without a request. Callers may also wait for a save.
 type saver struct {
-	// save saves all there is, and reports whether it had to. It is called by one goroutine at a time and may take its time.
-	// force says to save also what is saved already.
+	// save saves all there is, and reports whether it had to. It is called by one goroutine at a time and may take its
+	// time. force says to save also what is saved already.
 	save func(force bool) (saved bool, err error)
 	// report is called after a failed save, and after the first that works again. before is why the save before failed.
 	report func(err, before error)
 	// apart is how far apart requested saves are at least.
 	apart time.Duration
-	// every is how long it is until a save without a request, by the boot time of the one before. A requested save puts it
-	// off, but where steady is set.
+	// every is how long it is until a save without a request, by the boot time of the one before. A requested save puts
+	// it off, but where steady is set.
 	every  func(boot time.Duration) time.Duration
 	steady bool
 	clock  tokencache.Clock

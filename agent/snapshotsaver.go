@@ -17,9 +17,10 @@ import (
 type Persistence struct {
 	// Carry takes over what is to outlive a restart: after each fetch, and when rules have changed.
 	HandOver func(tokencache.Snapshot) error
-	// Save takes over what is to outlive a reboot: at a start that has something, after each fetch that brought a newer token,
-	// when rules have changed, when the clock has shown how old tokens of an earlier boot are, once an hour, so that it is
-	// known how long the device was on at least, and at the end. What happens within seconds is saved together.
+	// Save takes over what is to outlive a reboot: at a start that has something, after each fetch that brought a newer
+	// token, when rules have changed, when the clock has shown how old tokens of an earlier boot are, once an hour, so
+	// that it is known how long the device was on at least, and at the end. What happens within seconds is saved
+	// together.
 	Save func(tokencache.Snapshot) error
 }
 
@@ -34,8 +35,10 @@ type snapshotSaver struct {
 	closed bool
 }
 
-// open begins to save what take returns. told is called when the status may tell something new.
-func (s *snapshotSaver) open(keeping Persistence, take func() tokencache.Snapshot, clock tokencache.Clock, log *zap.Logger, told func()) {
+// open begins to save what take returns. changed is called when the status may have changed.
+func (s *snapshotSaver) open(
+	to Persistence, take func() tokencache.Snapshot, clock tokencache.Clock, log *zap.Logger, changed func(),
+) {
 	s.take = take
 	hourly := func(time.Duration) time.Duration { return saveEvery }
 	report := func(failed string) func(err, before error) {
@@ -46,21 +49,25 @@ func (s *snapshotSaver) open(keeping Persistence, take func() tokencache.Snapsho
 			case before == nil:
 				log.Error(failed, zap.Error(err))
 			}
-			told()
+			changed()
 		}
 	}
-	if keeping.HandOver != nil {
-		s.handoff = &saver{clock: clock, every: hourly, report: report("tokens could not be handed to systemd"), save: func(bool) (bool, error) {
-			return true, keeping.HandOver(s.take())
-		}}
+	if to.HandOver != nil {
+		s.handoff = &saver{
+			clock: clock, every: hourly, report: report("tokens could not be handed to systemd"),
+			save: func(bool) (bool, error) { return true, to.HandOver(s.take()) },
+		}
 		s.handoff.start()
 	}
-	if keeping.Save != nil {
-		s.disk = &saver{clock: clock, every: hourly, apart: saveRequestInterval, report: report("tokens could not be saved"), save: func(bool) (bool, error) {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return true, keeping.Save(s.take())
-		}}
+	if to.Save != nil {
+		s.disk = &saver{
+			clock: clock, every: hourly, apart: saveRequestInterval, report: report("tokens could not be saved"),
+			save: func(bool) (bool, error) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return true, to.Save(s.take())
+			},
+		}
 		s.disk.start()
 	}
 }
@@ -102,8 +109,8 @@ func (s *snapshotSaver) close() (save func()) {
 	}
 }
 
-// outlives says what becomes of policy changes that are not on the disk: a copy of the record goes with what is carried, and
-// with what is saved, where the state folder can be written to.
+// outlives says what becomes of policy changes that are not on the disk: a copy of the record goes with what is
+// carried, and with what is saved, where the state folder can be written to.
 func (s *snapshotSaver) outlives(writable bool) string {
 	switch {
 	case writable && s.disk != nil && s.disk.failure() == nil:
@@ -117,12 +124,15 @@ func (s *snapshotSaver) outlives(writable bool) string {
 // trouble says what a technician should know, in sentences.
 func (s *snapshotSaver) trouble() (all []string) {
 	if fault := s.unread.Load(); fault != nil {
-		all = append(all, fmt.Sprintf("the tokens that were kept cannot be read now: %v; they are fetched anew meanwhile; %s; they are read again every minute, and at once by perceptctl reload", *fault, remedyFor(*fault)))
+		all = append(all, fmt.Sprintf("the tokens that were kept cannot be read now: %v; they are fetched anew meanwhile; "+
+			"%s; they are read again every minute, and at once by perceptctl reload", *fault, remedyFor(*fault)))
 	} else if fault := s.disk.failure(); fault != nil {
-		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; %s; %s", fault, remedyFor(fault), triedAgain))
+		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; %s; %s",
+			fault, remedyFor(fault), triedAgain))
 	}
 	if fault := s.handoff.failure(); fault != nil {
-		all = append(all, fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", fault))
+		all = append(all,
+			fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", fault))
 	}
 	return all
 }

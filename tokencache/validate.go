@@ -82,7 +82,8 @@ func (m *Snapshot) Validate() error {
 
 func (m *Snapshot) validatePrincipals() error {
 	if len(m.Principals) > MaxKeys || len(m.Tombstones) > maxTombstones {
-		return fmt.Errorf("%d selectors or %d bygones are more than %d", len(m.Principals), len(m.Tombstones), maxTombstones)
+		return fmt.Errorf("%d selectors or %d bygones are more than %d",
+			len(m.Principals), len(m.Tombstones), maxTombstones)
 	}
 	there := make(map[Selector]bool)
 	for i := range m.Principals {
@@ -108,7 +109,8 @@ func (r *SnapshotEntry) Validate() error {
 	switch {
 	case !lives(r.Given, r.Life, r.Nominal):
 		return errors.New("its token's life is none")
-	case !spans(r.Deadline, r.IssuedAt, r.Received, r.Shown, r.Answered) || !spans(time.Duration(or(0, r.Next)), time.Duration(or(0, r.Asked))):
+	case !spans(r.Deadline, r.IssuedAt, r.Received, r.Shown, r.Answered),
+		!spans(time.Duration(or(0, r.Next)), time.Duration(or(0, r.Asked))):
 		return errors.New("a boot time of it is out of range")
 	case !onTimes(r.ReceivedAt) || !spans(r.IssuedFrom, r.IssuedTo):
 		return errors.New("an on-time of it is out of range")

@@ -1,10 +1,10 @@
 // Package store keeps what perceptd knows over a restart and a reboot.
 //
-// The policy changes are in two files of the state folder (PolicyChanges), and so is the loopback listener's secret. The
-// cache is in a sealed file (Tokens) and in memory that systemd holds by a descriptor (Handoff). Each file is replaced whole
-// or not at all, whatever happens in between; no token's text is in one in the clear. What is spoilt is moved aside; what
-// cannot be read now stays. Recover reads it all at a start. Its callers give Save the whole each time and call it once at a
-// time.
+// The policy changes are in two files of the state folder (PolicyChanges), and so is the loopback listener's secret.
+// The cache is in a sealed file (Tokens) and in memory that systemd holds by a descriptor (Handoff). Each file is
+// replaced whole or not at all, whatever happens in between; no token's text is in one in the clear. What is spoilt is
+// moved aside; what cannot be read now stays. Recover reads it all at a start. Its callers give Save the whole each
+// time and call it once at a time.
 package store
 
 import (
@@ -37,15 +37,16 @@ const (
 	othersMayRead   = 0o004
 )
 
-// Folder is where files are kept, each by its name: a directory of the device (Disk), or that of a simulation. One that can
-// be read and not written to is a Folder like any other, whose changes fail.
+// Folder is where files are kept, each by its name: a directory of the device (Disk), or that of a simulation. One that
+// can be read and not written to is a Folder like any other, whose changes fail.
 type Folder interface {
-	// Read returns a plain file of at most so many bytes. Where it is not ours, or its mode has one of the bits refused, a
-	// *LooseError comes with what it has. Else the error is fs.ErrNotExist when there is none, a *SpoiltError when there is something
-	// else, and any other when it cannot be read now: nobody knows then what is there. Those of Disk are a *FaultError.
+	// Read returns a plain file of at most so many bytes. Where it is not ours, or its mode has one of the bits
+	// refused, a *LooseError comes with what it has. Else the error is fs.ErrNotExist when there is none, a
+	// *SpoiltError when there is something else, and any other when it cannot be read now: nobody knows then what is
+	// there. Those of Disk are a *FaultError.
 	Read(name string, refused fs.FileMode, most int) ([]byte, error)
-	// Replace puts a file in the place of what was there. When it returns nil it outlives a power cut; with an error, what
-	// was there before does, or, where that was all that failed, one of both.
+	// Replace puts a file in the place of what was there. When it returns nil it outlives a power cut; with an error,
+	// what was there before does, or, where that was all that failed, one of both.
 	Replace(name string, text []byte) error
 	// Aside renames what is of no use, so that nothing is lost, and returns where it is now.
 	Aside(name string) (to string, err error)
@@ -101,15 +102,17 @@ func moveAside(folder Folder, name string, why error) *SpoiltError {
 	return e
 }
 
-// Disk is a directory of the device, by its path. Nobody but root and this process's user may write to it: where
-// others may, it is read all the same, and not changed. Hold makes it; one that is gone is not made again, since it may come back.
+// Disk is a directory of the device, by its path. Nobody but root and this process's user may write to it: where others
+// may, it is read all the same, and not changed. Hold makes it; one that is gone is not made again, since it may come
+// back.
 type Disk string
 
 var _ Folder = Disk("")
 
 func (d Disk) path(name string) string { return filepath.Join(string(d), name) }
 
-// Read implements Folder. Whatever stands in the file's place, a link, a pipe or a device, is neither followed nor waited for.
+// Read implements Folder. Whatever stands in the file's place, a link, a pipe or a device, is neither followed nor
+// waited for.
 func (d Disk) Read(name string, refused fs.FileMode, most int) ([]byte, error) {
 	text, err := read(d.path(name), refused, most)
 	_, spoilt := errors.AsType[*SpoiltError](err)
@@ -146,9 +149,9 @@ func (d Disk) replace(name string, text []byte) error {
 	return syncDir(string(d))
 }
 
-// Aside implements Folder. Of many that were moved aside the latest are left. Where the clock is behind the time in the name of the one
-// before, it is named by a moment just after that: so their names tell in which order they were moved, whatever the clock says, and no
-// two have the same.
+// Aside implements Folder. Of many that were moved aside the latest are left. Where the clock is behind the time in the
+// name of the one before, it is named by a moment just after that: so their names tell in which order they were moved,
+// whatever the clock says, and no two have the same.
 func (d Disk) Aside(name string) (string, error) {
 	if err := shut(string(d)); err != nil {
 		return "", err
@@ -177,8 +180,8 @@ const asideTime = "20060102T150405.000000000Z"
 
 func asideName(name string, at time.Time) string { return name + unreadable + at.Format(asideTime) }
 
-// movedAside returns when the files of that name that are aside were moved, the earliest first. What somebody else has named like them
-// does not count.
+// movedAside returns when the files of that name that are aside were moved, the earliest first. What somebody else has
+// named like them does not count.
 func (d Disk) movedAside(name string) (all []time.Time, err error) {
 	entries, err := os.ReadDir(string(d))
 	if err != nil {
@@ -202,7 +205,7 @@ func (d Disk) Remove(name string) error {
 	return syncDir(string(d))
 }
 
-// Hold has this process alone keep its state in dir, which is made if need be, until it closes what is returned. Two
+// Hold locks dir, which is made if need be, for this process until what is returned is closed. Two
 // processes would overwrite each other's files. The error names the process that holds dir already (lock.HeldError), or
 // says why dir is of no use to keep anything in. What is in it can be read all the same.
 func Hold(dir string) (*lock.Folder, error) {
@@ -230,7 +233,8 @@ func ours(info fs.FileInfo) bool {
 	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
 }
 
-// shut refuses a folder that is of no use to keep anything in, and shuts it to everybody but root and this process's user.
+// shut refuses a folder that is of no use to keep anything in, and shuts it to everybody but root and this process's
+// user.
 func shut(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -239,9 +243,14 @@ func shut(dir string) error {
 	case !info.IsDir():
 		return &openError{dir + " is not a directory", moveAway(dir)}
 	case !ours(info):
-		return &openError{"the owner of " + dir + " is neither root nor the user that perceptd runs as", fmt.Sprintf("as root: chown %s %s", runsAs(os.Geteuid()), dir)}
+		return &openError{
+			"the owner of " + dir + " is neither root nor the user that perceptd runs as",
+			fmt.Sprintf("as root: chown %s %s", runsAs(os.Geteuid()), dir),
+		}
 	case info.Mode().Perm()&othersMayChange != 0:
-		return &openError{fmt.Sprintf("mode %04o of %s lets others write there", info.Mode().Perm(), dir), "chmod go-w " + dir}
+		return &openError{
+			fmt.Sprintf("mode %04o of %s lets others write there", info.Mode().Perm(), dir), "chmod go-w " + dir,
+		}
 	case info.Mode().Perm()&onlyForOurs != 0: // who can open it can lock it
 		return os.Chmod(dir, 0o700)
 	}

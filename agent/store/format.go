@@ -13,15 +13,16 @@ import (
 	"perceptd/tokencache"
 )
 
-// snapshotVersion is the format of a snapshot that is written. Those before it are read as well: in version 1 the copy of the
-// record has neither lineage nor generation, and up to version 2 nothing has on-times, no claims name their issuer, there are
-// neither principals nor tombstones, and nothing tells of failures.
+// snapshotVersion is the format of a snapshot that is written. Those before it are read as well: in version 1 the copy
+// of the record has neither lineage nor generation, and up to version 2 nothing has on-times, no claims name their
+// issuer, there are neither principals nor tombstones, and nothing tells of failures.
 const snapshotVersion = 3
 
 const maxSnapshot = 16 << 20 // bytes of the document
 
-// snapshotDocument is a snapshot as it is written: with its tokens' text, which a Snapshot does not write by itself, and with a
-// copy of the record, by the boot time and on-time of the snapshot. One of generation 0 without changes is none.
+// snapshotDocument is a snapshot as it is written: with its tokens' text, which a Snapshot does not write by itself,
+// and with a copy of the record, by the boot time and on-time of the snapshot. One of generation 0 without changes is
+// none.
 type snapshotDocument struct {
 	Version int             `json:"version"`
 	Keys    []entryDocument `json:"keys"`
@@ -46,9 +47,9 @@ type tokenDocument struct {
 	Claims *tokencache.Claims `json:"claims,omitempty"` // absent: the entry's
 }
 
-// encodeSnapshot leaves out the keys that could not be read again, and the largest where all are too large together, so that one
-// strange token, or one strange time of it, does not cost the others. The caller clears what it is given; encoding/json and the
-// tokens themselves, being strings, leave copies that no program can clear.
+// encodeSnapshot leaves out the keys that could not be read again, and the largest where all are too large together, so
+// that one strange token, or one strange time of it, does not cost the others. The caller clears what it is given;
+// encoding/json and the tokens themselves, being strings, leave copies that no program can clear.
 func encodeSnapshot(m tokencache.Snapshot) ([]byte, error) {
 	m = m.Sanitized()
 	if err := m.Validate(); err != nil {
@@ -56,7 +57,8 @@ func encodeSnapshot(m tokencache.Snapshot) ([]byte, error) {
 	}
 	doc := snapshotDocument{
 		Version: snapshotVersion, Snapshot: m, Keys: make([]entryDocument, len(m.Keys)),
-		Lineage: m.Record.Lineage, Origins: m.Record.Origins, Generation: m.Record.Generation, Changes: changeDocuments(m.Record.Changes),
+		Lineage: m.Record.Lineage, Origins: m.Record.Origins, Generation: m.Record.Generation,
+		Changes: changeDocuments(m.Record.Changes),
 	}
 	for i, r := range m.Keys {
 		doc.Keys[i] = entryDocumentOf(r)
@@ -70,7 +72,8 @@ func encodeSnapshot(m tokencache.Snapshot) ([]byte, error) {
 	return text, err
 }
 
-// shed leaves out the largest keys, of so many bytes in all: no token that is of use is so large, and the others are kept.
+// shed leaves out the largest keys, of so many bytes in all: no token that is of use is so large, and the others are
+// kept.
 func (doc *snapshotDocument) shed(excess int) {
 	size := make(map[tokencache.Key]int)
 	for i := range doc.Keys {
@@ -160,9 +163,9 @@ func (doc *entryDocument) entry() (tokencache.SnapshotEntry, error) {
 	return r, nil
 }
 
-// recordVersion is the format of the record that is written. Those before it are read as well: in version 1 there are neither
-// lineage nor generation, and up to version 2 no on-times, so that moments are known in the boot of at_boot_ns alone, and a date
-// that at_boot_ns stands beside is none.
+// recordVersion is the format of the record that is written. Those before it are read as well: in version 1 there are
+// neither lineage nor generation, and up to version 2 no on-times, so that moments are known in the boot of at_boot_ns
+// alone, and a date that at_boot_ns stands beside is none.
 const recordVersion = 3
 
 // recordDocument is the record as it is written.
@@ -224,7 +227,8 @@ func (r *PolicyChanges) encode(record tokencache.Record) ([]byte, error) {
 	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
-	if err := e.Encode(recordDocument{Version: recordVersion, Record: record, Changes: changeDocuments(record.Changes)}); err != nil {
+	doc := recordDocument{Version: recordVersion, Record: record, Changes: changeDocuments(record.Changes)}
+	if err := e.Encode(doc); err != nil {
 		return nil, err
 	}
 	if text.Len() > maxChangesFile {
@@ -251,7 +255,8 @@ func (r *PolicyChanges) decode(text []byte) (*tokencache.Record, error) {
 	}
 	for i, from := range doc.Changes {
 		if p := &record.Changes[i]; version < 3 && from.AtBoot != nil && r.id != "" && doc.BootID == r.id {
-			p.Moment = max(1, time.Duration(*from.AtBoot)) // on-time begins with this boot, when nothing was kept with any before
+			// On-time begins with this boot, since nothing was kept with any before.
+			p.Moment = max(1, time.Duration(*from.AtBoot))
 			p.By = p.Moment
 		}
 	}

@@ -31,8 +31,8 @@ const (
 	sysMemfdSecret = 447
 )
 
-// Systemd keeps a handoff by a name: this prefix and a number, higher for what was stored later. HandoffRoom is how many it
-// keeps at once: two while one takes the other's place.
+// Systemd keeps a handoff by a name: this prefix and a number, higher for what was stored later. HandoffRoom is how
+// many it keeps at once: two while one takes the other's place.
 const (
 	HandoffPrefix = "cache-"
 	HandoffRoom   = 2
@@ -46,8 +46,8 @@ type Handoff struct {
 	held []string // names
 }
 
-// Take returns what processes before handed over in files, which systemd held by these names, the latest first. It stays with
-// systemd until Save. unusable is called for each that is of no use.
+// Take returns what processes before handed over in files, which systemd held by these names, the latest first. It
+// stays with systemd until Save. unusable is called for each that is of no use.
 func (h *Handoff) Take(files map[string]*os.File, unusable func(name string, why error)) (all []tokencache.Snapshot) {
 	byNumber := make(map[uint64]tokencache.Snapshot)
 	for name, file := range files {
@@ -93,9 +93,9 @@ func (h *Handoff) Save(m tokencache.Snapshot) error {
 	return nil
 }
 
-// WriteMemfd writes m into memory that outlives this process in a descriptor, for systemd to hold. Where the kernel allows it,
-// that is memory which no other process can read without the descriptor, not even one of root's. Elsewhere it is a memfd that
-// nobody can change any more.
+// WriteMemfd writes m into memory that outlives this process in a descriptor, for systemd to hold. Where the kernel
+// allows it, that is memory which no other process can read without the descriptor, not even one of root's. Elsewhere
+// it is a memfd that nobody can change any more.
 func WriteMemfd(m tokencache.Snapshot) (*os.File, error) {
 	text, err := encodeSnapshot(m)
 	if err != nil {
@@ -151,7 +151,8 @@ func unframe(framed []byte) ([]byte, error) {
 	return text, nil
 }
 
-// writeSecretMemfd uses memory that the kernel takes out of its own view. It counts as locked, so RLIMIT_MEMLOCK bounds it.
+// writeSecretMemfd uses memory that the kernel takes out of its own view. It counts as locked, so RLIMIT_MEMLOCK bounds
+// it.
 func writeSecretMemfd(framed []byte) (*os.File, error) {
 	fd, _, errno := unix.Syscall(sysMemfdSecret, unix.O_CLOEXEC, 0, 0)
 	if errno != 0 {
@@ -198,8 +199,8 @@ func writeSealedMemfd(framed []byte) (*os.File, error) {
 	return f, nil
 }
 
-// readFramed reads what is in f if it is of one of the two kinds that WriteMemfd makes, and refuses everything else. It does
-// not wait for a pipe or a file, and takes nothing that others could change meanwhile.
+// readFramed reads what is in f if it is of one of the two kinds that WriteMemfd makes, and refuses everything else. It
+// does not wait for a pipe or a file, and takes nothing that others could change meanwhile.
 func readFramed(f *os.File) ([]byte, error) {
 	secret, err := isSecret(f)
 	if err != nil {

@@ -29,8 +29,8 @@ const (
 )
 
 // FindKey returns the key of the tokens' file: the first of systemd's credential, in the folder credentials, of what
-// perceptd-cache-key.service has opened, and of the file at path, whose folder check accepts. An empty credentials is no
-// folder. Nil: no key was made.
+// perceptd-cache-key.service has opened, and of the file at path, whose folder check accepts. An empty credentials is
+// no folder. Nil: no key was made.
 func FindKey(path, credentials string, check func(folder string) error) (*Key, error) {
 	places := []string{openedKey, path}
 	if credentials != "" {
@@ -65,7 +65,8 @@ func unopenedKey(path string) error {
 	if _, err := os.Stat(path + ".cred"); err != nil {
 		return nil
 	}
-	return fmt.Errorf("the key to seal them with, %s.cred, was not opened: systemctl status perceptd-cache-key tells why", path)
+	return fmt.Errorf("the key to seal them with, %s.cred, was not opened: "+
+		"systemctl status perceptd-cache-key tells why", path)
 }
 
 // ReadKey reads a key's file: 32 bytes that nobody but root and this process's user can change, and nobody

@@ -12,9 +12,10 @@ const (
 	onlyForOurs        = 0o077 // what a mode may not allow: anything, to anybody else
 )
 
-// LoopbackRoot returns the root of the loopback listener's header secrets, which is kept in folder: 32 random bytes, made when
-// there are none. A file that cannot be used is moved aside, and another root takes its place: the error then says so,
-// beside the new root. With an error and no root there is nowhere to keep one, or the one that is kept cannot be read now.
+// LoopbackRoot returns the root of the loopback listener's header secrets, which is kept in folder: 32 random bytes,
+// made when there are none. A file that cannot be used is moved aside, and another root takes its place: the error then
+// says so, beside the new root. With an error and no root there is nowhere to keep one, or the one that is kept cannot
+// be read now.
 func LoopbackSecret(folder Folder) (*Key, error) {
 	root, err := readLoopbackSecret(folder)
 	_, spoilt := errors.AsType[*SpoiltError](err)
@@ -46,7 +47,8 @@ func readLoopbackSecret(folder Folder) (*Key, error) {
 	}
 	var root Key
 	if copy(root[:], text) != len(root) {
-		return nil, &SpoiltError{Name: loopbackSecretName, Why: fmt.Errorf("it has %d bytes, not %d", len(text), len(root))}
+		why := fmt.Errorf("it has %d bytes, not %d", len(text), len(root))
+		return nil, &SpoiltError{Name: loopbackSecretName, Why: why}
 	}
 	if root == (Key{}) { // as some file systems leave a file at a power cut
 		return nil, &SpoiltError{Name: loopbackSecretName, Why: errors.New("it is all zeros")}

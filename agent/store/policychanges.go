@@ -19,8 +19,9 @@ const (
 	maxChangesFile  = 1 << 20 // bytes
 )
 
-// Record is the policy changes on the disk, in two files of the same text. The copy is written first, so that it is never the
-// older one. While one of the two is being written, the other is whole; whichever is lost or spoilt, the other has all.
+// Record is the policy changes on the disk, in two files of the same text. The copy is written first, so that it is
+// never the older one. While one of the two is being written, the other is whole; whichever is lost or spoilt, the
+// other has all.
 type PolicyChanges struct {
 	folder Folder
 	boot   func() time.Duration
@@ -34,12 +35,12 @@ func OpenPolicyChanges(folder Folder, boot func() time.Duration) *PolicyChanges 
 	return &PolicyChanges{folder: folder, boot: boot, id: BootID()}
 }
 
-// Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error says what is
-// wrong with the files, beside a record where one of them is whole: the other is moved aside then, if it is spoilt. What is in a
-// file that others could have changed is on the record too, and withdraws nothing: see withoutOrder. Without a
-// record it is a *SpoiltError where what is there was looked at whole and is no record. It stays until Save has something to
-// put in its place, so that each start until then finds it. With any other error the record cannot be read now: Save then
-// refuses to overwrite it until Load has read it.
+// Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error says
+// what is wrong with the files, beside a record where one of them is whole: the other is moved aside then, if it is
+// spoilt. What is in a file that others could have changed is on the record too, and withdraws nothing: see
+// withoutOrder. Without a record it is a *SpoiltError where what is there was looked at whole and is no record. It
+// stays until Save has something to put in its place, so that each start until then finds it. With any other error the
+// record cannot be read now: Save then refuses to overwrite it until Load has read it.
 func (r *PolicyChanges) Load() (*tokencache.Record, error) {
 	record, fault := r.load(changesName)
 	twin, other := r.load(changesCopyName)
@@ -63,7 +64,8 @@ func (r *PolicyChanges) Load() (*tokencache.Record, error) {
 		} else if ok {
 			name := filepath.Base(spoilt.Name)
 			r.spoilt = append(r.spoilt, name)
-			*err = &SpoiltError{Name: spoilt.Name, Why: fmt.Errorf("%w; when another is written it is kept as %s%s…", spoilt.Why, name, unreadable)}
+			why := fmt.Errorf("%w; when another is written it is kept as %s%s…", spoilt.Why, name, unreadable)
+			*err = &SpoiltError{Name: spoilt.Name, Why: why}
 		}
 	}
 	if record == nil {
@@ -97,9 +99,9 @@ func (r *PolicyChanges) load(name string) (*tokencache.Record, error) {
 	return record, err
 }
 
-// withoutOrder returns the changes that are on r as a record of a lineage of its own, which is taken from no other and tells no on-time:
-// nobody knows who wrote what into it, and by either it could say that what others have is withdrawn, or over. So it is not known either in
-// which boot its changes were noted.
+// withoutOrder returns the changes that are on r as a record of a lineage of its own, which is taken from no other and
+// tells no on-time: nobody knows who wrote what into it, and by either it could say that what others have is withdrawn,
+// or over. So it is not known either in which boot its changes were noted.
 func unordered(r *tokencache.Record) *tokencache.Record {
 	for i := range r.Changes {
 		r.Changes[i].Unplaced = true
@@ -107,8 +109,8 @@ func unordered(r *tokencache.Record) *tokencache.Record {
 	return &tokencache.Record{Lineage: rand.Text(), Changes: r.Changes}
 }
 
-// missing says that the file of that name is gone beside the one that has there; nil where nothing is there, or what a release
-// wrote that had one file.
+// missing says that the file of that name is gone beside the one that has there; nil where nothing is there, or what a
+// release wrote that had one file.
 func missing(name string, there *tokencache.Record) error {
 	if there == nil || there.On == 0 {
 		return nil
@@ -116,8 +118,8 @@ func missing(name string, there *tokencache.Record) error {
 	return fmt.Errorf("%s is gone", name)
 }
 
-// older says which of the record and its copy is the older one; nil where neither is. A crash while they were written leaves
-// an older record, and so does whoever puts back one of them.
+// older says which of the record and its copy is the older one; nil where neither is. A crash while they were written
+// leaves an older record, and so does whoever puts back one of them.
 func older(record, twin *tokencache.Record) error {
 	switch {
 	case twin.IsNewer(*record):
@@ -128,15 +130,15 @@ func older(record, twin *tokencache.Record) error {
 	return nil
 }
 
-// now is this moment in on-time, as far as what was kept tells.
+// now returns this moment in on-time, as far as what was kept shows it.
 func (r *PolicyChanges) now(kept ...tokencache.Instant) tokencache.Instant {
 	boot := r.boot()
 	return tokencache.Instant{On: tokencache.OnAtBoot(r.id, boot, kept...) + boot, Boot: boot, BootID: r.id}
 }
 
-// joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else, it is what
-// stands for the changes of both, as the beginning of another lineage: these may be more than there is room for, and the cache joins some
-// then.
+// joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else,
+// it is what stands for the changes of both, as the beginning of another lineage: these may be more than there is room
+// for, and the cache joins some then.
 func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache.Record {
 	switch same := record.Lineage == twin.Lineage; {
 	case twin.IsNewer(*record), same && twin.Generation == record.Generation && twin.On >= record.On:
@@ -145,7 +147,8 @@ func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache
 		return record
 	}
 	both, other := record.In(now), twin.In(now)
-	if all := tokencache.Both(both.Changes, other.Changes); !slices.EqualFunc(both.Changes, all, tokencache.PolicyChange.StandsFor) {
+	all := tokencache.Both(both.Changes, other.Changes)
+	if !slices.EqualFunc(both.Changes, all, tokencache.PolicyChange.StandsFor) {
 		both.Changes = all
 		both.Generation = max(record.Generation, twin.Generation) + 1
 		both = both.Begun(rand.Text(), *twin, *record)
@@ -156,11 +159,12 @@ func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache
 	return &both
 }
 
-// Save puts record on the disk in the place of what was there. When it returns nil it outlives a power cut; with an error,
-// what was there before does, or the new one.
+// Save puts record on the disk in the place of what was there. When it returns nil it outlives a power cut; with an
+// error, what was there before does, or the new one.
 func (r *PolicyChanges) Save(record tokencache.Record) error {
 	if r.unread != nil {
-		return fmt.Errorf("the record that is kept cannot be read now, and is not overwritten before it was: %w", r.unread)
+		const why = "the record that is kept cannot be read now, and is not overwritten before it was"
+		return fmt.Errorf("%s: %w", why, r.unread)
 	}
 	text, err := r.encode(record)
 	if err != nil {

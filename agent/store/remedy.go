@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FaultError says that a file could not be read now, or not be written, and what a person does about it.
+// FaultError says that a file cannot be read now, or cannot be written, and what a person does about it.
 type FaultError struct {
 	Why    error
 	path   string // of the file
@@ -41,7 +41,8 @@ func (e *FaultError) Remedy() string {
 	case errors.As(e.Why, &open):
 		return open.mend
 	case errors.Is(e.Why, unix.EROFS):
-		return fmt.Sprintf(`the file system is mounted read-only: mount -o remount,rw "$(findmnt -nT %s -o TARGET)"; where the kernel has done that, journalctl -k tells why`, folder)
+		return fmt.Sprintf(`the file system is mounted read-only: mount -o remount,rw "$(findmnt -nT %s -o TARGET)"; `+
+			"where the kernel has done that, journalctl -k tells why", folder)
 	case errors.Is(e.Why, unix.ENOSPC), errors.Is(e.Why, unix.EDQUOT):
 		return "make room on its file system: df " + folder
 	case errors.Is(e.Why, fs.ErrPermission) && e.writes:
@@ -53,12 +54,13 @@ func (e *FaultError) Remedy() string {
 	case errors.Is(e.Why, fs.ErrNotExist):
 		return folder + " is gone: systemctl restart perceptd makes it again"
 	case errors.Is(e.Why, unix.EMFILE), errors.Is(e.Why, unix.ENFILE):
-		return "no file descriptors are left: see what takes them (ls /proc/$(pidof perceptd)/fd, sysctl fs.file-nr); it passes when there are some"
+		return "no file descriptors are left: see what takes them (ls /proc/$(pidof perceptd)/fd, sysctl fs.file-nr); " +
+			"it passes when there are some"
 	case errors.Is(e.Why, unix.EIO):
 		return "the disk fails: journalctl -k tells how; look at it with fsck, or have it replaced"
 	}
 	at := e.path
-	if of, ok := errors.AsType[*fs.PathError](e.Why); ok { // which may be what the file is written as before it takes its place
+	if of, ok := errors.AsType[*fs.PathError](e.Why); ok { // it may be the file that is to take the other's place
 		at = of.Path
 	}
 	if errors.Is(e.Why, unix.ENOTEMPTY) {
@@ -67,7 +69,7 @@ func (e *FaultError) Remedy() string {
 	return "look at what is there: ls -ld " + folder + " " + at
 }
 
-// openError says that a folder is of no use to keep anything in, since others could write there or it is no folder.
+// openError says that a folder is of no use: others could write there, or it is not a folder.
 type openError struct{ what, mend string }
 
 func (e *openError) Error() string { return e.what }

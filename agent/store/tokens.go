@@ -20,44 +20,46 @@ const (
 	tokensName = "tokens.sealed"
 	maxSealed  = maxSnapshot + 1024
 
-	// What a sealed file begins with, in the clear: sealedMagic, the version in two bytes, and from version 2 on the kind of
-	// what it is bound to in one. Version 1 was bound to nothing, and sealed with the key itself.
+	// What a sealed file begins with, in the clear: sealedMagic, the version in two bytes, and from version 2 on the
+	// kind of what it is bound to in one. Version 1 was bound to nothing, and sealed with the key itself.
 	sealedMagic = "percept-sealed"
 	formerHead  = sealedMagic + "\x00\x01"
 	sealedHead  = sealedMagic + "\x00\x02"
 )
 
-// Tokens is the cache on the disk: one file, sealed with AES-256-GCM under a key that is kept elsewhere, its
-// head authenticated with it.
+// Tokens is the cache on the disk: one file, sealed with AES-256-GCM under a key that is kept elsewhere, its head
+// authenticated with it.
 //
-// It is bound to the device: the key that seals it is made of the one that is kept and of what the device is known by, so
-// that a copy of both opens on no other. Which kind that is stands in the head, since a device may be known by more or by
-// less another day: a file that is bound to anything that it is known by opens, and is bound to the best of it from then on.
+// It is bound to the device: the key that seals it is made of the one that is kept and of what the device is known by,
+// so that a copy of both opens on no other. Which kind that is stands in the head, since a device may be known by more
+// or by less another day: a file that is bound to anything that it is known by opens, and is bound to the best of it
+// from then on.
 //
-// Each sealing draws a nonce of 96 random bits. Two of n are the same with a probability of about n²/2⁹⁷:
-// after one write a second for a hundred years, under one key, less than one in ten thousand million. At the
-// few writes that are made it does not happen.
+// Each sealing draws a nonce of 96 random bits. Two of n are the same with a probability of about n²/2⁹⁷: after one
+// write a second for a hundred years, under one key, less than one in ten thousand million. At the few writes that are
+// made it does not happen.
 //
-// The seal shows that somebody with the key wrote the file, not when. Who can write to the disk can put an
-// older one back: it loads. What that gains is bounded: a token in it is one that this device was given, it
-// is dropped when it has certainly expired, and a policy change is kept in a file of its own, so that a
-// revocation stands against an older token as it did. What was learnt of rollovers since is forgotten. Only a
-// counter that is kept off the disk, as in a TPM, could tell; there is none.
+// The seal shows that somebody with the key wrote the file, not when. Who can write to the disk can put an older one
+// back: it loads. What that gains is bounded: a token in it is one that this device was given, it is dropped when it
+// has certainly expired, and a policy change is kept in a file of its own, so that a revocation stands against an older
+// token as it did. What was learnt of rollovers since is forgotten. Only a counter that is kept off the disk, as in a
+// TPM, could tell; there is none.
 type Tokens struct {
 	folder Folder
 	head   string // of what is written
 
 	unopened bool     // what Load found was not opened: Save keeps it
 	opened   []string // the files kept so by starts before that are open by now: Save has what is in them
-	spoilt   []string // the files that were found spoilt, which are where they were until Save has put something beside them
+	spoilt   []string // the files that were found spoilt, which stay until Save has put something beside them
 	unread   []unreadFile
 
-	// What seals a file with that head; nil: it is not known here. A function, since fmt shows what other unexported fields
-	// hold, whatever they point to: here the key.
+	// What seals a file with that head; nil: it is not known here. A function, since fmt shows what other unexported
+	// fields hold, whatever they point to: here the key.
 	seal func(head string) cipher.AEAD
 }
 
-// OpenTokens returns the cache in folder, bound to the first of what the device is known by; to nothing where there is none.
+// OpenTokens returns the cache in folder, bound to the first of what the device is known by; to nothing where there is
+// none.
 func OpenTokens(folder Folder, key *Key, known ...binding.Binding) (*Tokens, error) {
 	former, err := sealWith(key[:])
 	if err != nil {
@@ -74,7 +76,8 @@ func OpenTokens(folder Folder, key *Key, known ...binding.Binding) (*Tokens, err
 		}
 		clear(bound)
 	}
-	return &Tokens{folder: folder, head: headOf(binding.Best(known)), seal: func(head string) cipher.AEAD { return seals[head] }}, nil
+	seal := func(head string) cipher.AEAD { return seals[head] }
+	return &Tokens{folder: folder, head: headOf(binding.Best(known)), seal: seal}, nil
 }
 
 func headOf(kind binding.Kind) string { return sealedHead + string([]byte{byte(kind)}) }
@@ -87,17 +90,19 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// Load returns what was kept; nil when there is no file. One that is damaged, or sealed with another key or on another device
-// (*SpoiltError), stays where it is, and so does one that is bound to what nobody can tell of the device now (*UnopenedError), or, with
-// any other error, that the kernel does not let be read now: Save overwrites none without keeping it, and each start until then
-// finds that tokens were kept. One that is not sealed as Save would do it is sealed anew.
+// Load returns what was kept; nil when there is no file. One that is damaged, or sealed with another key or on another
+// device (*SpoiltError), stays where it is, and so does one that is bound to what nobody can tell of the device now
+// (*UnopenedError), or, with any other error, that the kernel does not let be read now: Save overwrites none without
+// keeping it, and each start until then finds that tokens were kept. One that is not sealed as Save would do it is
+// sealed anew.
 func (t *Tokens) Load() (*tokencache.Snapshot, error) {
 	t.unopened, t.unread, t.spoilt = false, nil, nil
 	m, err := t.loadNoting(tokensName)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	switch {
 	case spoilt:
-		return nil, fmt.Errorf("the tokens that were kept are fetched anew, and their file is moved aside when others are saved: %w", err)
+		return nil, fmt.Errorf("the tokens that were kept are fetched anew, "+
+			"and their file is moved aside when others are saved: %w", err)
 	case err != nil:
 		return nil, fmt.Errorf("the tokens that were kept cannot be read now, and are fetched anew: %w", err)
 	}
@@ -157,9 +162,9 @@ func (t *Tokens) load(name string) (m *tokencache.Snapshot, head string, err err
 	return m, head, nil
 }
 
-// Save puts m on the disk in the place of what was there. When it returns nil it outlives a power cut; with
-// an error, what was there before does. What Load could not open is kept beside it for a later start; what it could not read is not
-// overwritten before that is possible; what was found spoilt is moved aside.
+// Save puts m on the disk in the place of what was there. When it returns nil it outlives a power cut; with an error,
+// what was there before does. What Load could not open is kept beside it for a later start; what it could not read is
+// not overwritten before that is possible; what was found spoilt is moved aside.
 func (t *Tokens) Save(m tokencache.Snapshot) error {
 	if err := t.keepUnopened(); err != nil {
 		return err
@@ -185,8 +190,8 @@ func (t *Tokens) write(name string, m tokencache.Snapshot) error {
 	return t.folder.Replace(name, sealed)
 }
 
-// makeWay moves the tokens' file aside, if it is spoilt, when another is beside it, or else m: it may be all that tells a start that it
-// is not the first one, and a full disk or a power cut may let nothing take its place.
+// makeWay moves the tokens' file aside, if it is spoilt, when another is beside it, or else m: it may be all that tells
+// a start that it is not the first one, and a full disk or a power cut may let nothing take its place.
 func (t *Tokens) makeWay(m tokencache.Snapshot) error {
 	if !slices.Contains(t.spoilt, tokensName) {
 		return nil
@@ -227,20 +232,22 @@ func (t *Tokens) aside(name string) error {
 // Remove removes what was kept, if anything was.
 func (t *Tokens) Remove() error { return t.folder.Remove(tokensName) }
 
-// UnopenedError says that a file is bound to what this device is known by, as far as that can be read, which now it cannot: the unit
-// that reads it failed, or the kernel does not tell it yet; or the device has none, as another one that the disk is in.
+// UnopenedError says that a file is bound to what this device is known by, as far as that can be read, which now it
+// cannot: the unit that reads it failed, or the kernel does not tell it yet; or the device has none, as another one
+// that the disk is in.
 type UnopenedError struct {
 	Name string
 	Kind binding.Kind
 }
 
 func (e *UnopenedError) Error() string {
-	return fmt.Sprintf("%s is bound to its device's %s, which this one has not, or nobody can read now; it stays, and the next start tries it again "+
-		"(systemctl restart perceptd-cache-key perceptd); if this device will never have one, remove the file", e.Name, e.Kind.Name())
+	return fmt.Sprintf("%s is bound to its device's %s, which this one has not, or nobody can read now; "+
+		"it stays, and the next start tries it again (systemctl restart perceptd-cache-key perceptd); "+
+		"if this device will never have one, remove the file", e.Name, e.Kind.Name())
 }
 
-// maxUnopened is how many files that could not be opened are kept of each kind that they are bound to. There is a second one only where
-// the first could not be read either while who wrote the second could have opened it.
+// maxUnopened is how many files that could not be opened are kept of each kind that they are bound to. There is a
+// second one only where the first could not be read either while who wrote the second could have opened it.
 const maxUnopened = 4
 
 // unopenedName is where Save keeps what Load could not open, by what that is bound to: the nth, from 1 on.
@@ -266,11 +273,12 @@ func unopenedNames() (all []string) {
 	return all
 }
 
-// putAside puts a sealed file beside the tokens' file, under a name of its kind that is free: what is there may be the only one that has
-// what it has, and until Save is through that is so of what this process has opened, too. A file that is there already, since a save
-// before came as far as this, stays.
+// putAside puts a sealed file beside the tokens' file, under a name of its kind that is free: what is there may be the
+// only one that has what it has, and until Save is through that is so of what this process has opened, too. A file that
+// is there already, since a save before came as far as this, stays.
 func (t *Tokens) putAside(sealed []byte, kind binding.Kind) (name string, err error) {
-	why := fmt.Errorf("%d files were put aside before it, from %s on, which cannot be opened: remove those of another device", maxUnopened, unopenedName(kind, 1))
+	why := fmt.Errorf("%d files were put aside before it, from %s on, which cannot be opened: "+
+		"remove those of another device", maxUnopened, unopenedName(kind, 1))
 	for _, at := range unopenedNamesOf(kind) {
 		there, err := t.read(at)
 		_, spoilt := errors.AsType[*SpoiltError](err)
@@ -293,7 +301,8 @@ func (t *Tokens) putAside(sealed []byte, kind binding.Kind) (name string, err er
 	return name, t.folder.Replace(name, sealed)
 }
 
-// LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open either, which stays.
+// LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open
+// either, which stays.
 func (t *Tokens) LoadUnopened() (all []tokencache.Snapshot, err error) {
 	t.opened = nil
 	for _, name := range unopenedNames() {
@@ -306,8 +315,9 @@ func (t *Tokens) LoadUnopened() (all []tokencache.Snapshot, err error) {
 	return all, err
 }
 
-// LoadAgain returns what Load, LoadUnopened and the call of it before could not read, as far as it can be read now. An error says why
-// there still is something that cannot be, and comes beside what was read: that is not returned again. Save must not run beside it.
+// LoadAgain returns what Load, LoadUnopened and the call of it before could not read, as far as it can be read now. An
+// error says why there still is something that cannot be, and comes beside what was read: that is not returned again.
+// Save must not run beside it.
 func (t *Tokens) LoadAgain() (all []tokencache.Snapshot, err error) {
 	before := t.unread
 	t.unread = nil
@@ -337,7 +347,8 @@ func (t *Tokens) whyUnread() error {
 	return t.unread[0].why
 }
 
-// keepUnopened keeps what Load could not open, for a start that can: a copy of the record is in it, and the marks on its tokens.
+// keepUnopened keeps what Load could not open, for a start that can: a copy of the record is in it, and the marks on
+// its tokens.
 func (t *Tokens) keepUnopened() error {
 	if !t.unopened {
 		return nil

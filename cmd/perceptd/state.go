@@ -33,15 +33,16 @@ type state struct {
 	noHandoff, noFile string // why there is none, in words; empty: there is one
 
 	handoffFault, fileFault atomic.Pointer[error] // why the last save failed; nil: it worked
-	trouble                 string                // what is wrong with the key or the file, for a person; empty: nothing
+	trouble                 string                // what is wrong with the key or the file; empty: nothing
 }
 
-// openState has the agent begin with what processes before saved, and save what the next begins with. handedOver is what
-// systemd holds. The daemon also serves without a place to save things in, and says so, but not beside another that keeps its
-// state there.
+// openState has the agent begin with what processes before saved, and save what the next begins with. handedOver is
+// what systemd holds. The daemon also serves without a place to save things in, and says so, but not beside another
+// that keeps its state there.
 func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) error {
 	s := &state{
-		log: d.log, source: sourceOf(d.backend.status()), handoff: store.Handoff{Hold: d.notify.Store, Discard: d.notify.Discard},
+		log: d.log, source: sourceOf(d.backend.status()),
+		handoff: store.Handoff{Hold: d.notify.Store, Discard: d.notify.Discard},
 	}
 	d.state = s
 	defer func() {
@@ -62,7 +63,8 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		s.noHandoff = "the simulated back end has a clock of its own"
 		s.noFile = s.noHandoff
 	case d.flags.passing:
-		s.noFile = fmt.Sprintf("the state is in %s, which is not kept over a reboot: name a folder with --state-dir", d.flags.stateDir)
+		s.noFile = fmt.Sprintf("the state is in %s, which is not kept over a reboot: name a folder with --state-dir",
+			d.flags.stateDir)
 	default:
 		s.openFile(d.flags)
 	}
@@ -74,9 +76,11 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 	}
 	begin := store.Recover(record, s.tokens, before, s.ours, o.BootID)
 	if _, loose := errors.AsType[*store.LooseError](begin.RecordFault); loose {
-		d.log.Error("others could have changed a file of the policy changes: what is in it is in force, and withdraws nothing; it is written anew", zap.Error(begin.RecordFault))
+		d.log.Error("others could have changed a file of the policy changes: "+
+			"what is in it is in force, and withdraws nothing; it is written anew", zap.Error(begin.RecordFault))
 	} else if begin.RecordFault != nil {
-		d.log.Error("one of the two files of the policy changes cannot be used, the other is in force", zap.Error(begin.RecordFault))
+		d.log.Error("one of the two files of the policy changes cannot be used, the other is in force",
+			zap.Error(begin.RecordFault))
 	}
 	if begin.TokensFault != nil {
 		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
@@ -88,7 +92,8 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 	}
 	o.LoadRecord, o.SaveRecord = record.Load, record.Save
 	if begin.UnreadTokens != nil {
-		o.UnreadTokens, o.LoadTokens = begin.UnreadTokens, func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
+		o.UnreadTokens = begin.UnreadTokens
+		o.LoadTokens = func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
 			return s.loadAgain(d.config.Source.Kind)
 		}
 		s.fileFault.Store(&begin.UnreadTokens)
@@ -118,7 +123,8 @@ func (s *state) openFile(f flags) {
 		s.bound = binding.Best(known)
 		_, told := os.Lstat(binding.DeviceFile)
 		if s.untold = errors.Is(told, fs.ErrNotExist); s.untold && !s.bound.Hardware() {
-			s.log.Info("root has told nothing of this device that the kept tokens could be bound to: systemctl restart perceptd-cache-key perceptd",
+			s.log.Info("root has told nothing of this device that the kept tokens could be bound to: "+
+				"systemctl restart perceptd-cache-key perceptd",
 				zap.String("file", binding.DeviceFile), zap.Stringer("bound_to", s.bound))
 		}
 		s.tokens, err = store.OpenTokens(store.Disk(f.stateDir), key, known...)
@@ -134,7 +140,8 @@ func (s *state) openFile(f flags) {
 func (s *state) knownBy() []binding.Binding {
 	known, err := binding.Known(binding.DeviceFile, "/")
 	if err != nil {
-		s.log.Warn("what root has read of this device is of no use: systemctl restart perceptd-cache-key perceptd", zap.String("file", binding.DeviceFile), zap.Error(err))
+		s.log.Warn("what root has read of this device is of no use: systemctl restart perceptd-cache-key perceptd",
+			zap.String("file", binding.DeviceFile), zap.Error(err))
 	}
 	return known
 }
@@ -145,8 +152,8 @@ func (s *state) logUnusable(name string, why error) {
 		zap.String("name", name), zap.Error(why))
 }
 
-// sourceOf tells a source's tokens by its kind, its endpoint and its address. The simulated back end in this process has
-// another address at each start.
+// sourceOf tells a source's tokens by its kind, its endpoint and its address. The simulated back end in this process
+// has another address at each start.
 func sourceOf(from api.SourceStatus) store.Source {
 	s := store.Source{
 		Former:    from.Kind + " " + from.Endpoint,
@@ -164,12 +171,13 @@ func (s *state) ours(m *tokencache.Snapshot) bool {
 	if s.source.Has(m) {
 		return true
 	}
-	s.log.Info("the kept tokens are of another source: they are not used, and those of this one take their place", zap.String("theirs", m.Source), zap.String("ours", s.source.Name))
+	s.log.Info("the kept tokens are of another source: they are not used, and those of this one take their place",
+		zap.String("theirs", m.Source), zap.String("ours", s.source.Name))
 	return false
 }
 
-// loadAgain reads what could not be read before, as far as it can be now: all of it, and that whose tokens are of use. What is read comes
-// once, with an error too.
+// loadAgain reads what could not be read before, as far as it can be now: all of it, and that whose tokens are of use.
+// What is read comes once, with an error too.
 func (s *state) loadAgain(kind string) (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {
 	all, err = s.tokens.LoadAgain()
 	for i := range all {
@@ -183,8 +191,9 @@ func (s *state) loadAgain(kind string) (all []tokencache.Snapshot, ours []*token
 	return all, ours, err
 }
 
-// real returns m without what a simulated back end made, which opens nothing: where the real one's address was that of a simulator,
-// the tokens of both have one source. A process that is led to a simulator on purpose keeps them; then its environment says so.
+// real returns m without what a simulated back end made, which opens nothing: where the real one's address was that of
+// a simulator, the tokens of both have one source. A process that is led to a simulator on purpose keeps them; then its
+// environment says so.
 func (s *state) real(m *tokencache.Snapshot, kind string) *tokencache.Snapshot {
 	if m == nil || kind == config.Simulated || os.Getenv(simulator.URLVariable) != "" {
 		return m
