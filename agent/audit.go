@@ -254,7 +254,7 @@ func (a *audit) recordDenialLocked(
 	key denialKey, caller *grants.Caller, reason func() string,
 ) (why string, skipped int, write bool) {
 	entry := denialEntry{denialKey: key, Denial: Denial{
-		Caller: caller.String(), Identity: key.identity, Resource: cut(key.resource, grants.MaxResource),
+		Caller: caller.String(), Identity: key.identity, Resource: truncate(key.resource, grants.MaxResource),
 	}}
 	at := len(a.denials)
 	for i := range a.denials {
@@ -263,7 +263,7 @@ func (a *audit) recordDenialLocked(
 			break
 		}
 	}
-	entry.Reason = cut(reason(), maxNote)
+	entry.Reason = truncate(reason(), maxNote)
 	entry.On = a.clock.Wall()
 	entry.Count++
 	switch {

@@ -16,14 +16,14 @@ func TestSecondsOf(t *testing.T) {
 	}
 }
 
-func TestCut(t *testing.T) {
+func TestTruncate(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		text string
 		n    int
 		want string
 	}{{"abc", 3, "abc"}, {"abcd", 3, "abc"}, {"aé", 2, "a"}, {"é", 1, ""}, {"", 0, ""}} {
-		if got := cut(row.text, row.n); got != row.want {
+		if got := truncate(row.text, row.n); got != row.want {
 			t.Errorf("%q, %d: %q", row.text, row.n, got)
 		}
 	}

@@ -62,7 +62,7 @@ func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 	recorded, found := a.withdraw(id)
 	if !found {
 		return api.PolicyChange{}, &Error{Code: api.CodeUnknownChange, Detail: fmt.Sprintf(
-			"no policy change %q is on record: perceptctl policy-changes lists those that are", cut(id, 64))}
+			"no policy change %q is on record: perceptctl policy-changes lists those that are", truncate(id, 64))}
 	}
 	a.stale.reset(a.cache.Status())
 	a.logChange("policy change withdrawn", by, recorded.PolicyChange)
@@ -131,7 +131,7 @@ func (a *Agent) changeError(p tokencache.PolicyChange, err error) error {
 	case errors.As(err, &future):
 		return &Error{Code: api.CodeFutureChange, Detail: fmt.Sprintf(
 			"the policy change is dated %v ahead, on %s: this device's clock is synchronised and says %s; note a change when it has happened, or leave its time out for now",
-			future.Ahead.Round(time.Second), stamp(p.At), stamp(a.clock.Wall()))}
+			future.Ahead.Round(time.Second), formatTime(p.At), formatTime(a.clock.Wall()))}
 	case errors.Is(err, tokencache.ErrTooManyChanges):
 		return &Error{Code: api.CodeTooManyChanges, Detail: fmt.Sprintf(
 			"%d policy changes are on record, which is all that can be, and no two that are no revocations are of one identity and resource: withdraw some (perceptctl policy-changes lists them), or note one change for all resources, which takes in those that are no revocations", tokencache.MaxChanges)}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,7 +112,7 @@ func (d *diagnosis) judgeOther() {
 		d.retry = true
 		return
 	}
-	d.add(api.CauseOldToken, fmt.Sprintf("the token held now is another one, received on %s", stamp(d.held.ReceivedOn)),
+	d.add(api.CauseOldToken, fmt.Sprintf("the token held now is another one, received on %s", formatTime(d.held.ReceivedOn)),
 		"ask for a token again and send that one; if an SDK or a program keeps tokens of its own, have it drop them")
 	d.retry = !d.held.Permissions.Withheld
 	if !d.retry {
@@ -129,7 +130,7 @@ func (d *diagnosis) judgeHeld(ctx context.Context) {
 		d.judgePolicyChanges()
 		if len(d.findings) == 0 {
 			d.add(api.CauseWrongAudience, fmt.Sprintf("nothing is wrong with the token as far as can be told here: its audience is %s, and it is good for another %v",
-				orUntold(d.held.Claims.Audience), d.held.Left.Round(time.Second)),
+				cmp.Or(d.held.Claims.Audience, notStated), d.held.Left.Round(time.Second)),
 				"compare the audience with the one that the resource wants, which its WWW-Authenticate header or its documentation names, and pass on its claims challenge if there is one")
 		}
 		return
@@ -152,11 +153,11 @@ func (d *diagnosis) judgePolicyChanges() {
 	if p.State == tokencache.Uncertain {
 		how = "may have been minted before"
 	}
-	by, on := "by "+stamp(p.CurrentBy)+" at the latest", p.CurrentBy
+	by, on := "by "+formatTime(p.CurrentBy)+" at the latest", p.CurrentBy
 	if !p.Likely.IsZero() {
-		by, on = by+", probably by "+stamp(p.Likely), p.Likely
+		by, on = by+", probably by "+formatTime(p.Likely), p.Likely
 	}
-	detail := fmt.Sprintf("the token %s the policy change of %s had reached new tokens, and the back end goes on handing it out; a current one is here %s", how, stamp(p.Changed), by)
+	detail := fmt.Sprintf("the token %s the policy change of %s had reached new tokens, and the back end goes on handing it out; a current one is here %s", how, formatTime(p.Changed), by)
 	standIn, alone := d.agent.placeholderAlone(d.key)
 	switch {
 	case alone:
@@ -207,14 +208,14 @@ func (d *diagnosis) judgeClock() {
 	from := d.held.Claims.NotBefore
 	switch {
 	case from.After(d.now):
-		d.add(api.CauseClock, fmt.Sprintf("the token is valid from %s, and this device's clock says %s", stamp(from), stamp(d.now)),
+		d.add(api.CauseClock, fmt.Sprintf("the token is valid from %s, and this device's clock says %s", formatTime(from), formatTime(d.now)),
 			"set this device's clock right (timedatectl)")
 	case d.held.Left < clockSlack:
 		d.add(api.CauseClock, fmt.Sprintf("the token expires in %v: a resource whose clock is ahead counts it as expired", d.held.Left.Round(time.Second)),
 			"ask for a token with min_ttl=5m")
 		d.retryAt(d.held.ExpiresOn)
 	case !known:
-		d.add(api.CauseClock, fmt.Sprintf("this device's clock says %s and is not known to be right, so the token may be expired by the resource's", stamp(d.now)),
+		d.add(api.CauseClock, fmt.Sprintf("this device's clock says %s and is not known to be right, so the token may be expired by the resource's", formatTime(d.now)),
 			"have the clock synchronised (timedatectl), then ask for a token again")
 	}
 }
@@ -227,7 +228,7 @@ func (d *diagnosis) judgeChallenge(ctx context.Context) {
 	}
 	detail := "the resource sent a claims challenge, as it does when the identity was disabled or its sessions were revoked"
 	if !d.wanted.after.IsZero() {
-		detail = fmt.Sprintf("the resource sent a claims challenge: it wants a token issued after %s, as it does when sessions were revoked", stamp(d.wanted.after))
+		detail = fmt.Sprintf("the resource sent a claims challenge: it wants a token issued after %s, as it does when sessions were revoked", formatTime(d.wanted.after))
 	}
 	if len(d.wanted.others) > 0 {
 		detail += "; it also asks for " + strings.Join(d.wanted.others, ", ") + ", which an administrator has to look into"
@@ -238,9 +239,9 @@ func (d *diagnosis) judgeChallenge(ctx context.Context) {
 		return
 	}
 	on, earlier := d.agent.expected(d.key, d.held)
-	when := "at the latest when this one expires, on " + stamp(d.held.ExpiresOn)
+	when := "at the latest when this one expires, on " + formatTime(d.held.ExpiresOn)
 	if earlier {
-		when = "probably on " + stamp(on) + ", " + when
+		when = "probably on " + formatTime(on) + ", " + when
 	}
 	d.add(api.CauseRevoked, detail, "wait for a newer token, which comes "+when+": ask with issued_after and wait, or watch")
 	d.retryAt(on)
@@ -252,16 +253,16 @@ func (d *diagnosis) judgePermissions() {
 	age := d.now.Sub(d.held.Issued.Latest)
 	if carried := carriedIn(held); carried != "" && age > rbacDelay {
 		on, _ := d.agent.expected(d.key, d.held)
-		d.add(api.CauseStaleClaims, fmt.Sprintf("the token was minted on %s and carries %s: what changed in these since is not in it", stamp(d.held.Issued.Latest), carried),
-			fmt.Sprintf("if a membership or role was changed since, have an administrator note it (perceptctl policy-changed --all-resources --identity %s --effect changed), so that the next token is looked for; it comes by %s", d.identity.Name, stamp(on)))
+		d.add(api.CauseStaleClaims, fmt.Sprintf("the token was minted on %s and carries %s: what changed in these since is not in it", formatTime(d.held.Issued.Latest), carried),
+			fmt.Sprintf("if a membership or role was changed since, have an administrator note it (perceptctl policy-changed --all-resources --identity %s --effect changed), so that the next token is looked for; it comes by %s", d.identity.Name, formatTime(on)))
 	}
 	again := d.now.Add(rbacDelay)
 	d.add(api.CauseRBACDelay, fmt.Sprintf("roles assigned directly to the identity are looked up by the resource, whatever the token, and take up to %d minutes to reach it", int(rbacDelay.Minutes())),
-		fmt.Sprintf("if a role was assigned just now, try again until %s with the same token", stamp(again)))
+		fmt.Sprintf("if a role was assigned just now, try again until %s with the same token", formatTime(again)))
 	detail := fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s), and no policy change is on record that it lacks",
-		d.identity.Name, orUntold(held.ObjectID), orUntold(held.ClientID))
+		d.identity.Name, cmp.Or(held.ObjectID, notStated), cmp.Or(held.ClientID, notStated))
 	if d.held.Permissions.State != tokencache.Current {
-		detail = fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s)", d.identity.Name, orUntold(held.ObjectID), orUntold(held.ClientID))
+		detail = fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s)", d.identity.Name, cmp.Or(held.ObjectID, notStated), cmp.Or(held.ClientID, notStated))
 	}
 	d.add(api.CauseNoPermission, detail, fmt.Sprintf("see in Azure whether that identity has the permission on %s", d.report.Resource))
 	d.retryAt(again)

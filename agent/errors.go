@@ -77,20 +77,20 @@ func (a *Agent) withheldError(identity *grants.Identity, resource string, err *t
 	if standIn, alone := a.placeholderAlone(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
 			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s are withheld ([tokens] lost_record); to end that: %s",
-			recordText(standIn.Record), identity.Name, resource, stamp(standIn.NotedOn), standIn.Mend)}
+			recordText(standIn.Record), identity.Name, resource, formatTime(standIn.NotedOn), standIn.Mend)}
 	}
 	if !err.Spread.IsZero() {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
 			"permissions of identity %q on %s were revoked on %s, which takes minutes to reach new tokens: none is fetched before %s, since it would lack that and stay for a day; a current one is here by %s at the latest; tokens already handed out cannot be recalled; ask again with wait, or watch",
-			identity.Name, resource, stamp(err.Revoked), stamp(err.Spread), stamp(err.Until))}
+			identity.Name, resource, formatTime(err.Revoked), formatTime(err.Spread), formatTime(err.Until))}
 	}
 	probably := ""
 	if likely := err.Permissions.Likely; !likely.IsZero() {
-		probably = fmt.Sprintf(", probably by %s", stamp(likely))
+		probably = fmt.Sprintf(", probably by %s", formatTime(likely))
 	}
 	return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
 		"permissions of identity %q on %s were revoked on %s, and the back end still hands out a token from before: it is withheld until a current one is here, by %s at the latest%s; tokens already handed out cannot be recalled; ask again with wait, or watch",
-		identity.Name, resource, stamp(err.Revoked), stamp(err.Until), probably)}
+		identity.Name, resource, formatTime(err.Revoked), formatTime(err.Until), probably)}
 }
 
 func (a *Agent) notYetError(identity *grants.Identity, resource string, err *tokencache.NotYetError) *Error {
@@ -101,7 +101,7 @@ func (a *Agent) notYetError(identity *grants.Identity, resource string, err *tok
 	return &Error{
 		Code: api.CodeNotYet,
 		Detail: fmt.Sprintf("the back end still hands out a token of identity %q for %s that was minted before %s, and may until that expires on %s; ask again with wait, or watch",
-			identity.Name, resource, stamp(err.Want), stamp(err.ExpiresOn)),
+			identity.Name, resource, formatTime(err.Want), formatTime(err.ExpiresOn)),
 		RetryAfter: min(max(by.Sub(a.clock.Wall()), notYetSoonest), notYetLatest),
 	}
 }

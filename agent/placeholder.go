@@ -42,7 +42,7 @@ func (r Rules) placeholder(id, what string, why error) tokencache.PolicyChange {
 		return ' '
 	}, why.Error())
 	return tokencache.PolicyChange{
-		ID: id, AllIdentities: true, Effect: r.lostEffect(), Note: cut(what+": "+printable, maxNote),
+		ID: id, AllIdentities: true, Effect: r.lostEffect(), Note: truncate(what+": "+printable, maxNote),
 	}
 }
 

@@ -35,7 +35,8 @@ func (a *Agent) logPrincipal(e tokencache.Event) {
 	}
 	if e.AudienceBefore != "" {
 		warn("a token is for another audience than the one before",
-			zap.String("audience", cut(e.Audience, 128)), zap.String("audience_before", cut(e.AudienceBefore, 128)))
+			zap.String("audience", truncate(e.Audience, 128)),
+			zap.String("audience_before", truncate(e.AudienceBefore, 128)))
 	}
 	if len(e.Omitted) > 0 {
 		warn("a token has claims that are too long, or no text that can be shown: they count as missing",
@@ -72,7 +73,7 @@ func oddities(keys []KeyStatus) []string {
 		if key.AudienceBefore != "" {
 			audiences = append(audiences, fmt.Sprintf("the token of %s is for the audience %q, "+
 				"and the one before was for %q: see whether the resource takes it",
-				key.name(), cut(key.Claims.Audience, 128), cut(key.AudienceBefore, 128)))
+				key.name(), truncate(key.Claims.Audience, 128), truncate(key.AudienceBefore, 128)))
 		}
 		if len(key.Claims.Omitted) > 0 {
 			claims = append(claims, fmt.Sprintf("the token of %s has claims that are too long, "+

@@ -210,7 +210,7 @@ func (k recordCopies) unmet(
 		p := m.taken
 		taken := func(o tokencache.PolicyChange) bool { return o.ID == p.ID }
 		for n := 2; slices.ContainsFunc(there, taken) || slices.ContainsFunc(all, taken); n++ { // IDs are unique
-			p.ID = cut(m.id, 56) + fmt.Sprintf("-%d", n)
+			p.ID = truncate(m.id, 56) + fmt.Sprintf("-%d", n)
 		}
 		all = append(all, p)
 	}

@@ -98,7 +98,7 @@ func parseChallenge(text []byte) (challenge, error) {
 		if name == "nbf" {
 			c.after = secondsOf(claim.Value)
 		} else {
-			c.others = append(c.others, strconv.Quote(cut(name, 64)))
+			c.others = append(c.others, strconv.Quote(truncate(name, 64)))
 		}
 	}
 	slices.Sort(c.others)

@@ -113,7 +113,7 @@ func (s *ruleset) unknownIdentity(name string) *Error {
 	slices.Sort(names)
 	return &Error{
 		Code:    api.CodeUnknownIdentity,
-		Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", cut(name, 64)),
+		Detail:  fmt.Sprintf("no [[identity]] of the configuration is named %q", truncate(name, 64)),
 		Choices: names,
 	}
 }

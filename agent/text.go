@@ -5,8 +5,8 @@ import (
 	"unicode/utf8"
 )
 
-// cut returns text shortened to n bytes, at the end of a character.
-func cut(text string, n int) string {
+// truncate returns text shortened to n bytes at most, at the end of a character.
+func truncate(text string, n int) string {
 	if len(text) <= n {
 		return text
 	}
@@ -16,11 +16,8 @@ func cut(text string, n int) string {
 	return text[:n]
 }
 
-func stamp(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }
+// formatTime writes a moment as errors and sentences of the status do.
+func formatTime(t time.Time) string { return t.UTC().Format("Jan 2 15:04:05 UTC") }
 
-func orUntold(value string) string {
-	if value == "" {
-		return "not told"
-	}
-	return value
-}
+// notStated stands in sentences for what a token does not say.
+const notStated = "not told"
