@@ -37,24 +37,24 @@ const (
 	othersMayRead   = 0o004
 )
 
-// Folder is where files are kept, each by its name: a directory of the device (Disk), or that of a simulation. One that
-// can be read and not written to is a Folder like any other, whose changes fail.
+// Folder is where files are kept, each by its name: a directory of the device (Disk), or one in a simulation. In one
+// that can be read and not written to, changes fail.
 type Folder interface {
-	// Read returns a plain file of at most so many bytes. Where it is not ours, or its mode has one of the bits
-	// refused, a *LooseError comes with what it has. Else the error is fs.ErrNotExist when there is none, a
-	// *SpoiltError when there is something else, and any other when it cannot be read now: nobody knows then what is
-	// there. Those of Disk are a *FaultError.
+	// Read returns a plain file of at most so many bytes. Where another user owns it, or its mode has one of the
+	// refused bits, it returns a *LooseError beside what is in it. Otherwise the error is fs.ErrNotExist where there is
+	// no file, and a *SpoiltError where something else is in its place. Any other error says that it cannot be read
+	// now, so that nobody knows what is there. Those of Disk are a *FaultError.
 	Read(name string, refused fs.FileMode, most int) ([]byte, error)
-	// Replace puts a file in the place of what was there. When it returns nil it outlives a power cut; with an error,
-	// what was there before does, or, where that was all that failed, one of both.
+	// Replace writes a file in the place of what was there. When it returns nil, the file outlives a power cut. When it
+	// returns an error, what was there before does, or, where nothing else failed, one of both.
 	Replace(name string, text []byte) error
-	// Aside renames what is of no use, so that nothing is lost, and returns where it is now.
+	// Aside renames a file that is of no use, so that nothing is lost, and returns its new place.
 	Aside(name string) (to string, err error)
-	// Remove removes what may be there.
+	// Remove removes a file, if there is one.
 	Remove(name string) error
 }
 
-// SpoiltError says that something is in the place of a file which is not what perceptd writes. It was looked at whole.
+// SpoiltError says that what is in a file's place was read whole, and is not what perceptd writes.
 type SpoiltError struct {
 	Name  string
 	Why   error
@@ -72,12 +72,12 @@ func (e *SpoiltError) Error() string {
 	return fmt.Sprintf("%s: %v", e.Name, e.Why)
 }
 
-// Spoilt tells the error from those of a file that cannot be read now.
+// Spoilt marks the error: other errors are about files that cannot be read now.
 func (e *SpoiltError) Spoilt() bool { return true }
 
 func (e *SpoiltError) Unwrap() error { return e.Why }
 
-// LooseError says that others could have changed a file, or read it, though what is in it is whole.
+// LooseError says that other users could have changed a file, or read it. What is in it is whole.
 type LooseError struct {
 	Name string
 	Why  error
@@ -92,7 +92,7 @@ func isLoose(err error) bool {
 	return loose
 }
 
-// moveAside moves a file aside that was found spoilt.
+// moveAside moves aside a file that was found spoilt.
 func moveAside(folder Folder, name string, why error) *SpoiltError {
 	if spoilt, known := errors.AsType[*SpoiltError](why); known {
 		name, why = spoilt.Name, spoilt.Why
@@ -102,8 +102,8 @@ func moveAside(folder Folder, name string, why error) *SpoiltError {
 	return e
 }
 
-// Disk is a directory of the device, by its path. Nobody but root and this process's user may write to it: where others
-// may, it is read all the same, and not changed. Hold makes it; one that is gone is not made again, since it may come
+// Disk is a directory of the device, by its path. Only root and this process's user may write to it: where others may,
+// it is read all the same, and not changed. Hold makes it. If it is gone later it is not made again, since it may come
 // back.
 type Disk string
 
@@ -111,8 +111,7 @@ var _ Folder = Disk("")
 
 func (d Disk) path(name string) string { return filepath.Join(string(d), name) }
 
-// Read implements Folder. Whatever stands in the file's place, a link, a pipe or a device, is neither followed nor
-// waited for.
+// Read implements Folder. It neither follows a link nor waits for a pipe or a device in the file's place.
 func (d Disk) Read(name string, refused fs.FileMode, most int) ([]byte, error) {
 	text, err := read(d.path(name), refused, most)
 	_, spoilt := errors.AsType[*SpoiltError](err)
@@ -149,9 +148,9 @@ func (d Disk) replace(name string, text []byte) error {
 	return syncDir(string(d))
 }
 
-// Aside implements Folder. Of many that were moved aside the latest are left. Where the clock is behind the time in the
-// name of the one before, it is named by a moment just after that: so their names tell in which order they were moved,
-// whatever the clock says, and no two have the same.
+// Aside implements Folder. Of the files that were moved aside, the latest stay. Each is named by the time at which it
+// was moved, or, where the clock is behind the name of the one before, by a moment just after that. So their names are
+// in the order in which they were moved, whatever the clock says, and differ.
 func (d Disk) Aside(name string) (string, error) {
 	if err := shut(string(d)); err != nil {
 		return "", err
@@ -175,13 +174,13 @@ func (d Disk) Aside(name string) (string, error) {
 	return to, nil
 }
 
-// asideTime is how a name tells when a file was moved aside.
+// asideTime is the form of that time in a name.
 const asideTime = "20060102T150405.000000000Z"
 
 func asideName(name string, at time.Time) string { return name + unreadable + at.Format(asideTime) }
 
-// movedAside returns when the files of that name that are aside were moved, the earliest first. What somebody else has
-// named like them does not count.
+// movedAside returns when the files of that name that are aside were moved, the earliest first. Files that others have
+// named like them do not count.
 func (d Disk) movedAside(name string) (all []time.Time, err error) {
 	entries, err := os.ReadDir(string(d))
 	if err != nil {
@@ -205,9 +204,9 @@ func (d Disk) Remove(name string) error {
 	return syncDir(string(d))
 }
 
-// Hold locks dir, which is made if need be, for this process until what is returned is closed. Two
-// processes would overwrite each other's files. The error names the process that holds dir already (lock.HeldError), or
-// says why dir is of no use to keep anything in. What is in it can be read all the same.
+// Hold locks dir, which is made if need be, for this process until what is returned is closed. Two processes would
+// overwrite each other's files. The error names the process that holds dir already (lock.HeldError), or says why
+// nothing can be kept in dir. Its files can be read all the same.
 func Hold(dir string) (*lock.Folder, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
@@ -233,8 +232,7 @@ func ours(info fs.FileInfo) bool {
 	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
 }
 
-// shut refuses a folder that is of no use to keep anything in, and shuts it to everybody but root and this process's
-// user.
+// shut refuses a folder in which nothing can be kept, and closes it to everybody but root and this process's user.
 func shut(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -257,7 +255,7 @@ func shut(dir string) error {
 	return nil
 }
 
-// remove removes what may be there.
+// remove removes a file, if there is one.
 func remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -302,7 +300,7 @@ func read(path string, refused fs.FileMode, most int) ([]byte, error) {
 	return text, nil
 }
 
-// loose returns who else than root and this process's user could do what to a file; nil: nobody.
+// loose returns what others than root and this process's user could do to a file; nil: nothing.
 func loose(info fs.FileInfo, refused fs.FileMode) error {
 	switch mode := info.Mode().Perm(); {
 	case !ours(info):
@@ -315,7 +313,7 @@ func loose(info fs.FileInfo, refused fs.FileMode) error {
 	return nil
 }
 
-// writeNew writes a file that is not there yet, to the disk itself.
+// writeNew writes a new file, and returns when it is on the disk.
 func writeNew(path string, text []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {

@@ -13,16 +13,16 @@ import (
 	"perceptd/tokencache"
 )
 
-// snapshotVersion is the format of a snapshot that is written. Those before it are read as well: in version 1 the copy
-// of the record has neither lineage nor generation, and up to version 2 nothing has on-times, no claims name their
-// issuer, there are neither principals nor tombstones, and nothing tells of failures.
+// snapshotVersion is the format of snapshots that is written. Earlier ones are read as well: version 1 has neither
+// lineage nor generation of the copied record; versions 1 and 2 have no on-times, issuers, principals, tombstones and
+// failures.
 const snapshotVersion = 3
 
 const maxSnapshot = 16 << 20 // bytes of the document
 
 // snapshotDocument is a snapshot as it is written: with its tokens' text, which a Snapshot does not write by itself,
-// and with a copy of the record, by the boot time and on-time of the snapshot. One of generation 0 without changes is
-// none.
+// and with a copy of the record, which was taken when the snapshot was. A record of generation 0 without changes is no
+// copy.
 type snapshotDocument struct {
 	Version int             `json:"version"`
 	Keys    []entryDocument `json:"keys"`
@@ -34,7 +34,7 @@ type snapshotDocument struct {
 	Changes    []changeDocument    `json:"changes,omitempty"`
 }
 
-// entryDocument is a SnapshotEntry as it is written. A rollover that is of no key is of the entry's.
+// entryDocument is a SnapshotEntry as it is written. A rollover without a key is of the entry's.
 type entryDocument struct {
 	tokencache.SnapshotEntry
 	Token *tokenDocument `json:"token,omitempty"`
@@ -47,9 +47,9 @@ type tokenDocument struct {
 	Claims *tokencache.Claims `json:"claims,omitempty"` // absent: the entry's
 }
 
-// encodeSnapshot leaves out the keys that could not be read again, and the largest where all are too large together, so
-// that one strange token, or one strange time of it, does not cost the others. The caller clears what it is given;
-// encoding/json and the tokens themselves, being strings, leave copies that no program can clear.
+// encodeSnapshot leaves out the keys that could not be read again, and the largest ones where all are too large
+// together. So one strange token, or one strange time of it, does not cost the others. The caller clears the result;
+// encoding/json, and the tokens themselves, being strings, leave copies that no program can clear.
 func encodeSnapshot(m tokencache.Snapshot) ([]byte, error) {
 	m = m.Sanitized()
 	if err := m.Validate(); err != nil {
@@ -72,8 +72,7 @@ func encodeSnapshot(m tokencache.Snapshot) ([]byte, error) {
 	return text, err
 }
 
-// shed leaves out the largest keys, of so many bytes in all: no token that is of use is so large, and the others are
-// kept.
+// shed leaves out the largest keys, of so many bytes in all. No token that is of use is so large.
 func (doc *snapshotDocument) shed(excess int) {
 	size := make(map[tokencache.Key]int)
 	for i := range doc.Keys {
@@ -106,7 +105,7 @@ func entryDocumentOf(r tokencache.SnapshotEntry) entryDocument {
 	return doc
 }
 
-// decodeSnapshot quotes nothing of text in its errors, since there are tokens in it.
+// decodeSnapshot quotes nothing of text in its errors, since it has tokens.
 func decodeSnapshot(text []byte) (*tokencache.Snapshot, error) {
 	version, err := versionOf(text)
 	switch {
@@ -163,9 +162,9 @@ func (doc *entryDocument) entry() (tokencache.SnapshotEntry, error) {
 	return r, nil
 }
 
-// recordVersion is the format of the record that is written. Those before it are read as well: in version 1 there are
-// neither lineage nor generation, and up to version 2 no on-times, so that moments are known in the boot of at_boot_ns
-// alone, and a date that at_boot_ns stands beside is none.
+// recordVersion is the format of the record that is written. Earlier ones are read as well: version 1 has neither
+// lineage nor generation; versions 1 and 2 have no on-times, so that a change's moment is known only in the boot of its
+// at_boot_ns, and the date beside an at_boot_ns is not one.
 const recordVersion = 3
 
 // recordDocument is the record as it is written.
@@ -180,7 +179,7 @@ type changeDocument struct {
 	tokencache.PolicyChange
 	Selector *tokencache.Selector `json:"selector,omitempty"` // absent: all identities
 
-	// Present up to version 2 when At was read off a clock that was not known to be right.
+	// AtBoot is there up to version 2, where At was read off a clock that was not known to be right.
 	AtBoot *int64 `json:"at_boot_ns,omitempty"`
 }
 
@@ -195,7 +194,7 @@ func changeDocuments(all []tokencache.PolicyChange) []changeDocument {
 	return docs
 }
 
-// policyChanges returns what was written in a document of that version.
+// policyChanges returns the changes in a document of that version.
 func policyChanges(docs []changeDocument, version int) ([]tokencache.PolicyChange, error) {
 	if docs == nil {
 		return nil, nil
@@ -266,7 +265,7 @@ func (r *PolicyChanges) decode(text []byte) (*tokencache.Record, error) {
 	return &record, nil
 }
 
-// versionOf returns the version of a document; 0: it tells none.
+// versionOf returns the version of a document; 0: it has none.
 func versionOf(text []byte) (int, error) {
 	var head struct{ Version int }
 	err := json.Unmarshal(text, &head)
@@ -277,7 +276,7 @@ func otherVersion(newest int) error {
 	return fmt.Errorf("it is not of version 1 to %d: another release of perceptd wrote it", newest)
 }
 
-// decodeStrictly refuses what no release before this one has written.
+// decodeStrictly refuses fields that no release up to this one has written.
 func decodeStrictly(text []byte, doc any) error {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()

@@ -27,18 +27,18 @@ const (
 
 	allSeals = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 
-	// sysMemfdSecret has this number on every architecture that has it; on the others there is none of it.
+	// sysMemfdSecret has this number on every architecture that has the call.
 	sysMemfdSecret = 447
 )
 
-// Systemd keeps a handoff by a name: this prefix and a number, higher for what was stored later. HandoffRoom is how
-// many it keeps at once: two while one takes the other's place.
+// Systemd holds a handoff by a name: this prefix and a number, higher for what was stored later. HandoffRoom is how
+// many it holds at most: two, while one takes the other's place.
 const (
 	HandoffPrefix = "cache-"
 	HandoffRoom   = 2
 )
 
-// Handoff hands what the cache knows over to the next process, by a descriptor that systemd holds meanwhile.
+// Handoff hands a snapshot over to the next process, by a descriptor that systemd holds meanwhile.
 type Handoff struct {
 	Hold    func(name string, fd int) error // has systemd hold a descriptor
 	Discard func(name string) error         // has it hold those of that name no more
@@ -46,8 +46,8 @@ type Handoff struct {
 	held []string // names
 }
 
-// Take returns what processes before handed over in files, which systemd held by these names, the latest first. It
-// stays with systemd until Save. unusable is called for each that is of no use.
+// Take returns what earlier processes handed over in files, which systemd held by these names, the latest first.
+// Systemd goes on holding it until Save. Take calls unusable for each file that is of no use.
 func (h *Handoff) Take(files map[string]*os.File, unusable func(name string, why error)) (all []tokencache.Snapshot) {
 	byNumber := make(map[uint64]tokencache.Snapshot)
 	for name, file := range files {
@@ -129,7 +129,7 @@ func ReadMemfd(f *os.File) (*tokencache.Snapshot, error) {
 	return m, nil
 }
 
-// frame lets one that is torn, or of another version, be told from a whole one.
+// frame puts a head before text, by which unframe tells a whole one from a torn one or one of another version.
 func frame(text []byte) []byte {
 	digest := sha256.Sum256(text)
 	framed := make([]byte, 0, memfdHead+len(text))
@@ -151,8 +151,8 @@ func unframe(framed []byte) ([]byte, error) {
 	return text, nil
 }
 
-// writeSecretMemfd uses memory that the kernel takes out of its own view. It counts as locked, so RLIMIT_MEMLOCK bounds
-// it.
+// writeSecretMemfd uses memory that the kernel removes from its own view. It counts as locked memory, which
+// RLIMIT_MEMLOCK bounds.
 func writeSecretMemfd(framed []byte) (*os.File, error) {
 	fd, _, errno := unix.Syscall(sysMemfdSecret, unix.O_CLOEXEC, 0, 0)
 	if errno != 0 {

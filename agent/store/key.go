@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 )
 
-// Key is the secret that the cache file is sealed with. It prints as "[key]" under every fmt verb, in JSON
-// and as text; only not in an unexported field of a struct that is printed whole, so hold it in none.
+// Key is the secret that the tokens' file is sealed with. It prints as "[key]" under every fmt verb, in JSON and as
+// text, but not in an unexported field of a struct that is printed whole: keep it in none.
 type Key [32]byte
 
 const redacted = "[key]"
@@ -28,9 +28,9 @@ const (
 	openedKey = "/run/percept-cache-key/key"
 )
 
-// FindKey returns the key of the tokens' file: the first of systemd's credential, in the folder credentials, of what
-// perceptd-cache-key.service has opened, and of the file at path, whose folder check accepts. An empty credentials is
-// no folder. Nil: no key was made.
+// FindKey returns the key of the tokens' file. It takes the first that is there: systemd's credential in the folder
+// credentials, the one that perceptd-cache-key.service has opened, or the file at path, whose folder check has to
+// accept. An empty credentials means no folder. A nil key without an error says that no key was made.
 func FindKey(path, credentials string, check func(folder string) error) (*Key, error) {
 	places := []string{openedKey, path}
 	if credentials != "" {
@@ -50,7 +50,7 @@ func FindKey(path, credentials string, check func(folder string) error) (*Key, e
 	return key, nil
 }
 
-// firstKey returns the first key that is in any of the places, and its place.
+// firstKey returns the first key in these places, and its place.
 func firstKey(places []string) (key *Key, place string, err error) {
 	for _, place = range places {
 		if key, err = ReadKey(place); !errors.Is(err, fs.ErrNotExist) {
@@ -60,7 +60,7 @@ func firstKey(places []string) (key *Key, place string, err error) {
 	return nil, "", err
 }
 
-// unopenedKey says that a key was made, which is sealed beside path and could not be opened; nil: none was made.
+// unopenedKey returns an error where a key was made that is sealed beside path and was not opened; nil: none was made.
 func unopenedKey(path string) error {
 	if _, err := os.Stat(path + ".cred"); err != nil {
 		return nil
@@ -69,8 +69,8 @@ func unopenedKey(path string) error {
 		"systemctl status perceptd-cache-key tells why", path)
 }
 
-// ReadKey reads a key's file: 32 bytes that nobody but root and this process's user can change, and nobody
-// but them and the file's group can read. Without one the error is an fs.ErrNotExist.
+// ReadKey reads a key's file: 32 bytes that only root and this process's user can change, and only they and the file's
+// group can read. Without a file the error is an fs.ErrNotExist.
 func ReadKey(path string) (*Key, error) {
 	text, err := read(path, othersMayChange|othersMayRead, len(Key{}))
 	defer clear(text)
@@ -95,7 +95,7 @@ func ReadKey(path string) (*Key, error) {
 	return key, nil
 }
 
-// KeyOf returns the key that text is. The error says why it is none.
+// KeyOf returns text as a key. The error says why it is not one.
 func KeyOf(text []byte) (*Key, error) {
 	var key Key
 	switch {

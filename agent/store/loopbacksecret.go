@@ -12,10 +12,10 @@ const (
 	onlyForOurs        = 0o077 // what a mode may not allow: anything, to anybody else
 )
 
-// LoopbackRoot returns the root of the loopback listener's header secrets, which is kept in folder: 32 random bytes,
-// made when there are none. A file that cannot be used is moved aside, and another root takes its place: the error then
-// says so, beside the new root. With an error and no root there is nowhere to keep one, or the one that is kept cannot
-// be read now.
+// LoopbackSecret returns the secret from which the loopback listener's header secrets are derived: 32 random bytes in a
+// file of folder, made if there is none. A file that cannot be used is moved aside, and a new secret takes its place:
+// the error then says so, beside the new one. An error without a secret says that none can be kept, or that the one on
+// the disk cannot be read now.
 func LoopbackSecret(folder Folder) (*Key, error) {
 	root, err := readLoopbackSecret(folder)
 	_, spoilt := errors.AsType[*SpoiltError](err)

@@ -19,8 +19,8 @@ const (
 	maxChangesFile  = 1 << 20 // bytes
 )
 
-// Record is the policy changes on the disk, in two files of the same text. The copy is written first, so that it is
-// never the older one. While one of the two is being written, the other is whole; whichever is lost or spoilt, the
+// PolicyChanges is the record of policy changes on the disk: two files with the same text. Save writes the copy first,
+// so that it is never the older one. While one is being written, the other is whole. If one is lost or spoilt, the
 // other has all.
 type PolicyChanges struct {
 	folder Folder
@@ -30,17 +30,19 @@ type PolicyChanges struct {
 	spoilt []string // the files that Load found spoilt and left where they are
 }
 
-// Open returns the record in folder. boot tells the time since the device booted, as tokencache.Clock does.
+// OpenPolicyChanges returns the record in folder. boot returns the time since the device booted, as that of
+// tokencache.Clock.
 func OpenPolicyChanges(folder Folder, boot func() time.Duration) *PolicyChanges {
 	return &PolicyChanges{folder: folder, boot: boot, id: BootID()}
 }
 
-// Load returns the record; nil when there is no file, which is not the same as a record of no changes. The error says
-// what is wrong with the files, beside a record where one of them is whole: the other is moved aside then, if it is
-// spoilt. What is in a file that others could have changed is on the record too, and withdraws nothing: see
-// withoutOrder. Without a record it is a *SpoiltError where what is there was looked at whole and is no record. It
-// stays until Save has something to put in its place, so that each start until then finds it. With any other error the
-// record cannot be read now: Save then refuses to overwrite it until Load has read it.
+// Load returns the record; nil when there is no file, which differs from a record without changes. The error says what
+// is wrong with the files. Beside a record it is about one of the two: if that is spoilt, it is moved aside. What is in
+// a file that others could have changed is on the record as well, but withdraws nothing: see unordered.
+//
+// Without a record, a *SpoiltError says that what is there was read whole and is not a record. It stays until Save has
+// something to put in its place, so that each start until then finds it. Any other error says that the record cannot be
+// read now: Save refuses to overwrite it until Load has read it.
 func (r *PolicyChanges) Load() (*tokencache.Record, error) {
 	record, fault := r.load(changesName)
 	twin, other := r.load(changesCopyName)
@@ -99,9 +101,9 @@ func (r *PolicyChanges) load(name string) (*tokencache.Record, error) {
 	return record, err
 }
 
-// withoutOrder returns the changes that are on r as a record of a lineage of its own, which is taken from no other and
-// tells no on-time: nobody knows who wrote what into it, and by either it could say that what others have is withdrawn,
-// or over. So it is not known either in which boot its changes were noted.
+// unordered returns the changes of r as a record of its own lineage, without origins and on-time. Nobody knows who
+// wrote the file: by its lineage or its on-time it could claim that changes of other records are withdrawn, or over. So
+// it is not known either in which boot its changes were noted.
 func unordered(r *tokencache.Record) *tokencache.Record {
 	for i := range r.Changes {
 		r.Changes[i].Unplaced = true
@@ -109,8 +111,8 @@ func unordered(r *tokencache.Record) *tokencache.Record {
 	return &tokencache.Record{Lineage: rand.Text(), Changes: r.Changes}
 }
 
-// missing says that the file of that name is gone beside the one that has there; nil where nothing is there, or what a
-// release wrote that had one file.
+// missing returns an error where the file of that name is gone and the other, which has there, is not; nil where
+// nothing is there, or where an early release wrote it, which had one file.
 func missing(name string, there *tokencache.Record) error {
 	if there == nil || there.On == 0 {
 		return nil
@@ -118,8 +120,8 @@ func missing(name string, there *tokencache.Record) error {
 	return fmt.Errorf("%s is gone", name)
 }
 
-// older says which of the record and its copy is the older one; nil where neither is. A crash while they were written
-// leaves an older record, and so does whoever puts back one of them.
+// older says which of the record and its copy is the older one; nil where neither is. One is older after a crash
+// between the two writes, or where somebody has put an old file back.
 func older(record, twin *tokencache.Record) error {
 	switch {
 	case twin.IsNewer(*record):
@@ -136,9 +138,9 @@ func (r *PolicyChanges) now(kept ...tokencache.Instant) tokencache.Instant {
 	return tokencache.Instant{On: tokencache.OnAtBoot(r.id, boot, kept...) + boot, Boot: boot, BootID: r.id}
 }
 
-// joined is the newer of the record and its copy. Where neither is, since one of them was put there by somebody else,
-// it is what stands for the changes of both, as the beginning of another lineage: these may be more than there is room
-// for, and the cache joins some then.
+// joined returns the newer of the record and its copy. Where neither is newer, since somebody has put one of them
+// there, it returns the changes of both, as the beginning of a lineage. These may be more than there is room for: the
+// cache then joins some.
 func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache.Record {
 	switch same := record.Lineage == twin.Lineage; {
 	case twin.IsNewer(*record), same && twin.Generation == record.Generation && twin.On >= record.On:
@@ -159,8 +161,8 @@ func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache
 	return &both
 }
 
-// Save puts record on the disk in the place of what was there. When it returns nil it outlives a power cut; with an
-// error, what was there before does, or the new one.
+// Save puts record on the disk. When it returns nil, that outlives a power cut. When it returns an error, the record
+// before does, or the new one.
 func (r *PolicyChanges) Save(record tokencache.Record) error {
 	if r.unread != nil {
 		const why = "the record that is kept cannot be read now, and is not overwritten before it was"
@@ -182,7 +184,7 @@ func (r *PolicyChanges) Save(record tokencache.Record) error {
 	return nil
 }
 
-// replace moves aside what Load left there, though spoilt.
+// replace first moves aside what Load found spoilt and left there.
 func (r *PolicyChanges) replace(name string, text []byte) error {
 	if slices.Contains(r.spoilt, name) {
 		if _, err := r.folder.Aside(name); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -11,45 +11,43 @@ import (
 	"perceptd/tokencache"
 )
 
-// Recovery is what a start begins with, by all that was kept.
+// Recovery is what a start begins with, of all that was kept.
 type Recovery struct {
-	// Record is the policy changes on the disk; nil: none were read. Unread is then why they, or a copy of them, cannot
-	// be read now: PolicyChanges.Load or Tokens.LoadAgain may yet. Lost is why they never will, since what was there is
-	// spoilt, or gone where there are tokens from before. With neither nothing was there.
+	// Record is the policy changes on the disk; nil: none were read. Then Unread is why they, or a copy of them, cannot
+	// be read now: PolicyChanges.Load or Tokens.LoadAgain may read them later. Lost is why they never will be: what was
+	// there is spoilt, or it is gone although there are tokens. Without either there was nothing.
 	Record       *tokencache.Record
 	Unread, Lost error
-	// Snapshot is the newest of what a cache of ours knew; nil: there is none. What was taken in this boot is newer
-	// than what was before it.
+	// Snapshot is the newest snapshot whose tokens are of use; nil: there is none. One that was taken in this boot is
+	// newer than those of earlier boots.
 	Snapshot *tokencache.Snapshot
-	// Unopened is what starts before could not open, of ours as well, but for Snapshot: tokens of keys that Snapshot
-	// has none for are of use.
+	// Unopened are the other snapshots with tokens of use, from files that earlier starts could not open. They help
+	// with keys that Snapshot has no token for.
 	Unopened []*tokencache.Snapshot
-	// Copies is all of what a cache knew that was read, whatever its source: for the copies of the record and the marks
-	// on the tokens that are in it.
+	// Copies are all snapshots that were read, of whatever source, for the copies of the record and the marks on tokens
+	// in them.
 	Copies []tokencache.Snapshot
 	// On is for tokencache.Options.
 	On time.Duration
 
-	// UnreadTokens is why a file of tokens, which may have a copy of the record, cannot be read now: Tokens.LoadAgain
-	// may yet.
+	// UnreadTokens is why a file of tokens, which may have a copy of the record, cannot be read now. Tokens.LoadAgain
+	// may read it later.
 	UnreadTokens error
 
-	// RecordFault and TokensFault are what else is wrong with the files, for the log: one of the record's two, or the
-	// tokens.
+	// RecordFault and TokensFault are what else is wrong with the files, for the log.
 	RecordFault, TokensFault error
 }
 
-// Source tells the snapshots of one source from those of others. Whoever answered at another address may have been
-// anybody.
+// Source is whose tokens a snapshot has. Anything may have answered at another address.
 type Source struct {
 	Name      string                       // the form of its endpoint, and its address
 	Former    string                       // as releases before wrote it: without the address
 	Simulated func(tokencache.Secret) bool // reports whether a simulated back end made that token
 }
 
-// Has reports whether the tokens of m are of s. What was kept without an address counts as of s, but for tokens of a
-// simulated back end, which was at another. That is asked of the tokens, since the claims that releases before have
-// kept name no issuer.
+// Has reports whether the tokens of m are of s. What was kept without an address counts as of s, unless a simulated
+// back end made a token in it: that was at another address. Each token is looked at, since claims as earlier releases
+// kept them do not name the issuer.
 func (s Source) Has(m *tokencache.Snapshot) bool {
 	simulated := func(r tokencache.SnapshotEntry) bool { return s.Simulated(r.Token.Text) }
 	return m.Source == s.Name || m.Source == s.Former && !slices.ContainsFunc(m.Keys, simulated)
@@ -57,13 +55,13 @@ func (s Source) Has(m *tokencache.Snapshot) bool {
 
 var errGone = errors.New("it is gone")
 
-// unreadCopy is why a record cannot be read now that is lost, for all that is known of it, while a copy may be read
-// later. It is not spoilt.
+// unreadCopy returns why a record cannot be read now that seems to be lost, while a copy of it may be read later. The
+// error is not a *SpoiltError.
 func unreadCopy(lost, copies error) error {
 	return fmt.Errorf("%v; a copy of it may be where it cannot be read now: %w", lost, copies)
 }
 
-// mayHaveTokens reports whether there is a file of tokens, for all that is known: also where none can be read now.
+// mayHaveTokens reports whether there may be a file of tokens: also where none can be read now.
 func mayHaveTokens(folder Folder) bool {
 	return slices.ContainsFunc(append(unopenedNames(), tokensName), func(name string) bool {
 		_, err := folder.Read(name, 0, maxSealed)
@@ -71,8 +69,9 @@ func mayHaveTokens(folder Folder) bool {
 	})
 }
 
-// Recover reads the record, what the file of tokens has, and what was carried over, the latest first. tokens may be
-// nil: there is no file. ours reports whether the tokens of what a cache knew are of use. bootID names this boot.
+// Recover reads the record and the file of tokens. handedOver is what earlier processes handed over, the latest first.
+// tokens may be nil: then there is no file. ours reports whether the tokens of a snapshot are of use. bootID names this
+// boot.
 func Recover(
 	record *PolicyChanges, tokens *Tokens, handedOver []tokencache.Snapshot,
 	ours func(*tokencache.Snapshot) bool, bootID string,

@@ -33,7 +33,7 @@ func (e *FaultError) Error() string {
 
 func (e *FaultError) Unwrap() error { return e.Why }
 
-// Mend tells a person what to do about it: one thing, for this cause.
+// Remedy says what a person does about it: one thing, for this cause.
 func (e *FaultError) Remedy() string {
 	folder := filepath.Dir(e.path)
 	var open *openError
@@ -54,8 +54,8 @@ func (e *FaultError) Remedy() string {
 	case errors.Is(e.Why, fs.ErrNotExist):
 		return folder + " is gone: systemctl restart perceptd makes it again"
 	case errors.Is(e.Why, unix.EMFILE), errors.Is(e.Why, unix.ENFILE):
-		return "no file descriptors are left: see what takes them (ls /proc/$(pidof perceptd)/fd, sysctl fs.file-nr); " +
-			"it passes when there are some"
+		return "no file descriptors are left: " +
+			"see what takes them (ls /proc/$(pidof perceptd)/fd, sysctl fs.file-nr); it passes when there are some"
 	case errors.Is(e.Why, unix.EIO):
 		return "the disk fails: journalctl -k tells how; look at it with fsck, or have it replaced"
 	}
@@ -78,7 +78,7 @@ func moveAway(folder string) string {
 	return fmt.Sprintf("move what is in the place of %s away: systemctl restart perceptd makes the folder", folder)
 }
 
-// runsAs names a user, and his group where he has one, as chown wants it.
+// runsAs names a user and the user's group, where there is one, as chown takes them.
 func runsAs(id int) string {
 	number := strconv.Itoa(id)
 	if u, err := user.LookupId(number); err == nil {

@@ -20,30 +20,30 @@ const (
 	tokensName = "tokens.sealed"
 	maxSealed  = maxSnapshot + 1024
 
-	// What a sealed file begins with, in the clear: sealedMagic, the version in two bytes, and from version 2 on the
-	// kind of what it is bound to in one. Version 1 was bound to nothing, and sealed with the key itself.
+	// A sealed file begins with this, in the clear: sealedMagic, the version in two bytes, and from version 2 on one
+	// byte for the kind of what it is bound to. Version 1 was bound to nothing, and sealed with the key itself.
 	sealedMagic = "percept-sealed"
 	formerHead  = sealedMagic + "\x00\x01"
 	sealedHead  = sealedMagic + "\x00\x02"
 )
 
-// Tokens is the cache on the disk: one file, sealed with AES-256-GCM under a key that is kept elsewhere, its head
+// Tokens is the cache on the disk: one file, sealed with AES-256-GCM. Its key is kept elsewhere, and its head is
 // authenticated with it.
 //
-// It is bound to the device: the key that seals it is made of the one that is kept and of what the device is known by,
-// so that a copy of both opens on no other. Which kind that is stands in the head, since a device may be known by more
-// or by less another day: a file that is bound to anything that it is known by opens, and is bound to the best of it
-// from then on.
+// The file is bound to the device: it is sealed with a key made of the one that is kept and of what the device is known
+// by, so that a copy of both files opens on no other device. The head says which kind of fact that is, since a device
+// may be known by more or by less another day. A file that is bound to anything that the device is known by opens, and
+// is bound to the best of it from then on.
 //
 // Each sealing draws a nonce of 96 random bits. Two of n are the same with a probability of about n²/2⁹⁷: after one
-// write a second for a hundred years, under one key, less than one in ten thousand million. At the few writes that are
+// write a second for a hundred years under one key, less than one in ten thousand million. At the few writes that are
 // made it does not happen.
 //
-// The seal shows that somebody with the key wrote the file, not when. Who can write to the disk can put an older one
-// back: it loads. What that gains is bounded: a token in it is one that this device was given, it is dropped when it
-// has certainly expired, and a policy change is kept in a file of its own, so that a revocation stands against an older
-// token as it did. What was learnt of rollovers since is forgotten. Only a counter that is kept off the disk, as in a
-// TPM, could tell; there is none.
+// The seal shows that somebody with the key wrote the file, not when: whoever can write to the disk can put an older
+// one back, and it loads. What that gains is bounded. A token in it is one that this device was given, and is dropped
+// when it has certainly expired. Policy changes are in files of their own, so that a revocation stands against an older
+// token as before. What was learnt of rollovers since is forgotten. Only a counter off the disk, as in a TPM, could
+// show it; there is none.
 type Tokens struct {
 	folder Folder
 	head   string // of what is written
@@ -53,12 +53,12 @@ type Tokens struct {
 	spoilt   []string // the files that were found spoilt, which stay until Save has put something beside them
 	unread   []unreadFile
 
-	// What seals a file with that head; nil: it is not known here. A function, since fmt shows what other unexported
-	// fields hold, whatever they point to: here the key.
+	// seal returns what seals a file with that head; nil: it is not known here. It is a function since fmt prints what
+	// unexported fields hold, whatever they point to: here the key.
 	seal func(head string) cipher.AEAD
 }
 
-// OpenTokens returns the cache in folder, bound to the first of what the device is known by; to nothing where there is
+// OpenTokens returns the tokens in folder, bound to the best of what the device is known by; to nothing where there is
 // none.
 func OpenTokens(folder Folder, key *Key, known ...binding.Binding) (*Tokens, error) {
 	former, err := sealWith(key[:])
@@ -90,11 +90,11 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// Load returns what was kept; nil when there is no file. One that is damaged, or sealed with another key or on another
-// device (*SpoiltError), stays where it is, and so does one that is bound to what nobody can tell of the device now
-// (*UnopenedError), or, with any other error, that the kernel does not let be read now: Save overwrites none without
-// keeping it, and each start until then finds that tokens were kept. One that is not sealed as Save would do it is
-// sealed anew.
+// Load returns what was saved; nil when there is no file. A file that is damaged, or sealed with another key or on
+// another device (*SpoiltError), stays where it is. So does one that is bound to a fact that cannot be read of the
+// device now (*UnopenedError), and one that the kernel does not let be read now (any other error). Save overwrites none
+// of them without keeping it, and each start until then finds that tokens were saved. A file that is not sealed as Save
+// would do it is sealed anew.
 func (t *Tokens) Load() (*tokencache.Snapshot, error) {
 	t.unopened, t.unread, t.spoilt = false, nil, nil
 	m, err := t.loadNoting(tokensName)
@@ -109,7 +109,7 @@ func (t *Tokens) Load() (*tokencache.Snapshot, error) {
 	return m, nil
 }
 
-// take loads one file, and notes what is to be done about it later. It returns nil when there is none.
+// loadNoting loads one file and notes what is to be done about it later. It returns nil when there is none.
 func (t *Tokens) loadNoting(name string) (*tokencache.Snapshot, error) {
 	m, head, err := t.load(name)
 	_, spoilt := errors.AsType[*SpoiltError](err)
@@ -133,7 +133,8 @@ func (t *Tokens) loadNoting(name string) (*tokencache.Snapshot, error) {
 	return m, err
 }
 
-// read reads one file. Who could have changed it, but for the key, could only have put back an older one: see Tokens.
+// read reads one file, also where others could have changed it: without the key they could only have put back an older
+// one. See Tokens.
 func (t *Tokens) read(name string) ([]byte, error) {
 	sealed, err := t.folder.Read(name, 0, maxSealed)
 	if isLoose(err) {
@@ -162,9 +163,9 @@ func (t *Tokens) load(name string) (m *tokencache.Snapshot, head string, err err
 	return m, head, nil
 }
 
-// Save puts m on the disk in the place of what was there. When it returns nil it outlives a power cut; with an error,
-// what was there before does. What Load could not open is kept beside it for a later start; what it could not read is
-// not overwritten before that is possible; what was found spoilt is moved aside.
+// Save puts m on the disk. When it returns nil, m outlives a power cut. When it returns an error, what was there before
+// does. What Load could not open is kept beside it for a later start; what it could not read is not overwritten before
+// that can be read; what was found spoilt is moved aside.
 func (t *Tokens) Save(m tokencache.Snapshot) error {
 	if err := t.keepUnopened(); err != nil {
 		return err
@@ -190,8 +191,9 @@ func (t *Tokens) write(name string, m tokencache.Snapshot) error {
 	return t.folder.Replace(name, sealed)
 }
 
-// makeWay moves the tokens' file aside, if it is spoilt, when another is beside it, or else m: it may be all that tells
-// a start that it is not the first one, and a full disk or a power cut may let nothing take its place.
+// makeWay moves the tokens' file aside, if it is spoilt, once another file is beside it, or else m. The spoilt file may
+// be all that shows a start that it is not the first one, and a full disk or a power cut may leave nothing in its
+// place.
 func (t *Tokens) makeWay(m tokencache.Snapshot) error {
 	if !slices.Contains(t.spoilt, tokensName) {
 		return nil
@@ -210,7 +212,7 @@ func (t *Tokens) makeWay(m tokencache.Snapshot) error {
 	return t.aside(tokensName)
 }
 
-// isSeen reports whether a file of that name, or what is in its place, is certainly there.
+// isThere reports whether a file of that name, or something in its place, is certainly there.
 func (t *Tokens) isThere(name string) bool {
 	_, err := t.read(name)
 	_, spoilt := errors.AsType[*SpoiltError](err)
@@ -229,12 +231,11 @@ func (t *Tokens) aside(name string) error {
 	return nil
 }
 
-// Remove removes what was kept, if anything was.
+// Remove removes what was saved.
 func (t *Tokens) Remove() error { return t.folder.Remove(tokensName) }
 
-// UnopenedError says that a file is bound to what this device is known by, as far as that can be read, which now it
-// cannot: the unit that reads it failed, or the kernel does not tell it yet; or the device has none, as another one
-// that the disk is in.
+// UnopenedError says that a file is bound to a fact that cannot be read of this device now: the unit that reads it
+// failed, or the kernel does not show it yet, or the disk is in another device, which has none.
 type UnopenedError struct {
 	Name string
 	Kind binding.Kind
@@ -246,11 +247,11 @@ func (e *UnopenedError) Error() string {
 		"if this device will never have one, remove the file", e.Name, e.Kind.Name())
 }
 
-// maxUnopened is how many files that could not be opened are kept of each kind that they are bound to. There is a
-// second one only where the first could not be read either while who wrote the second could have opened it.
+// maxUnopened is how many files that could not be opened are kept, of each kind that they are bound to. There is a
+// second one only where the first could not be read either when a process that could have opened it wrote the second.
 const maxUnopened = 4
 
-// unopenedName is where Save keeps what Load could not open, by what that is bound to: the nth, from 1 on.
+// unopenedName is where Save keeps the nth file that Load could not open, from 1 on, by the kind that it is bound to.
 func unopenedName(kind binding.Kind, nth int) string {
 	name := tokensName + ".unopened-" + kind.String()
 	if nth > 1 {
@@ -273,9 +274,9 @@ func unopenedNames() (all []string) {
 	return all
 }
 
-// putAside puts a sealed file beside the tokens' file, under a name of its kind that is free: what is there may be the
-// only one that has what it has, and until Save is through that is so of what this process has opened, too. A file that
-// is there already, since a save before came as far as this, stays.
+// putAside puts a sealed file beside the tokens' file, under a free name of its kind. A file that is there already
+// stays: it may be the only one that has what it has, also where this process has opened it, until Save has succeeded.
+// The same file is not put there twice.
 func (t *Tokens) putAside(sealed []byte, kind binding.Kind) (name string, err error) {
 	why := fmt.Errorf("%d files were put aside before it, from %s on, which cannot be opened: "+
 		"remove those of another device", maxUnopened, unopenedName(kind, 1))
@@ -301,8 +302,8 @@ func (t *Tokens) putAside(sealed []byte, kind binding.Kind) (name string, err er
 	return name, t.folder.Replace(name, sealed)
 }
 
-// LoadUnopened returns what starts before could not open and this one can. The error is about what it cannot open
-// either, which stays.
+// LoadUnopened returns what earlier starts could not open and this one can. The error is about the files that it cannot
+// open either, which stay.
 func (t *Tokens) LoadUnopened() (all []tokencache.Snapshot, err error) {
 	t.opened = nil
 	for _, name := range unopenedNames() {
@@ -315,9 +316,8 @@ func (t *Tokens) LoadUnopened() (all []tokencache.Snapshot, err error) {
 	return all, err
 }
 
-// LoadAgain returns what Load, LoadUnopened and the call of it before could not read, as far as it can be read now. An
-// error says why there still is something that cannot be, and comes beside what was read: that is not returned again.
-// Save must not run beside it.
+// LoadAgain returns what Load, LoadUnopened and earlier calls of it could not read, as far as it can be read now, each
+// file once. The error says why a file still cannot be read; there may be both. Save must not run meanwhile.
 func (t *Tokens) LoadAgain() (all []tokencache.Snapshot, err error) {
 	before := t.unread
 	t.unread = nil
@@ -339,7 +339,7 @@ func (t *Tokens) indexUnread(name string) int {
 	return slices.IndexFunc(t.unread, func(u unreadFile) bool { return u.name == name })
 }
 
-// whyUnread is why a file cannot be read now; nil: there is none.
+// whyUnread returns why a file cannot be read now; nil: there is none.
 func (t *Tokens) whyUnread() error {
 	if len(t.unread) == 0 {
 		return nil
@@ -347,8 +347,8 @@ func (t *Tokens) whyUnread() error {
 	return t.unread[0].why
 }
 
-// keepUnopened keeps what Load could not open, for a start that can: a copy of the record is in it, and the marks on
-// its tokens.
+// keepUnopened keeps a file that Load could not open for a start that can: it has a copy of the record, and the marks
+// on its tokens.
 func (t *Tokens) keepUnopened() error {
 	if !t.unopened {
 		return nil
