@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// A device on which everything is as full as it gets: a token of each key, a history of rollovers that is full and irregular, and, unless
-// the tokens are current, a full record of policy changes of that effect: half of them are for all resources, half for one each.
+// A device on which everything is as full as it gets: a token of each key, a history of rollovers that is full and
+// irregular, and, unless the tokens are current, a full record of policy changes of that effect: half of them are for
+// all resources, half for one each.
 func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 	b.Helper()
 	const hour, now = time.Hour, 10 * time.Hour

@@ -15,30 +15,28 @@ const MaxKeys = 256
 
 // Need is what a caller needs of a token.
 type Need struct {
-	// MinTTL is the life that the token is to have left.
+	// MinTTL is the life that the token should have left.
 	MinTTL time.Duration
-	// MinTTLRequired makes less life than MinTTL an error. Otherwise a caller waits for it for half a second at
-	// most, and then gets the token there is.
+	// MinTTLRequired makes less life than MinTTL an error. Otherwise a caller waits for it for half a second at most,
+	// and then gets the held token.
 	MinTTLRequired bool
 
-	// IssuedAfter is a moment, by the issuer's clock, after which the token is to have been minted. It is
-	// always firm. Zero: any.
+	// IssuedAfter is a time, by the issuer's clock, after which the token must have been issued. Zero: any.
 	IssuedAfter time.Time
 
-	// Alternates are resources of the same identity whose token will do while it is current and the
-	// key's own is not.
+	// Alternates are resources of the same identity. Their token will do while it is current and the key's own is not.
 	Alternates []string
 }
 
 // Answer is a token that is valid now.
 type Answer struct {
-	Token      *Token        // shared by all who got it: not to be changed
+	Token      *Token        // shared by all callers: not to be changed
 	Resource   string        // whose token it is: the key's own, or one of Need.Alternates
 	Left       time.Duration // until it expires, more than 0
 	ReceivedOn time.Time     // wall time at which it came from the source
 	RefreshIn  time.Duration // until the next planned fetch; asking again sooner brings nothing new
 
-	// Unconfirmed says that Left is what there may be at most: the device was off for a time that nobody can tell.
+	// Unconfirmed says that Left is an upper bound: the device was off for an unknown time.
 	Unconfirmed bool
 
 	Permissions Permissions
@@ -51,23 +49,25 @@ type Options struct {
 
 	Clock   Clock          // zero fields: Go's own clock
 	Roll    func() float64 // randomness in [0, 1); nil: math/rand
-	Observe func(Event)    // called after every fetch; nil: nobody
-	// Settled is called when the clock has shown when tokens expire that were of an unknown age. Nil: nobody is.
+	Observe func(Event)    // called after every fetch; nil: nothing is
+	// ClockConfirmed is called when a trusted clock has shown when tokens of unknown age expire. Nil: nothing is.
 	ClockConfirmed func()
-	// Begin is closed when all that the schedule is to know has been told: before that it makes no call and forgets nothing.
-	// Nil: New is told all.
+	// Begin is closed when the schedule knows all it needs. Before that it makes no call and forgets nothing. Nil: it
+	// begins at once.
 	Begin <-chan struct{}
 
-	// Spread is how long a policy change may take to reach newly minted tokens. Zero: DefaultPropagationDelay.
+	// PropagationDelay is how long a policy change may take to reach newly issued tokens. Zero:
+	// DefaultPropagationDelay.
 	PropagationDelay time.Duration
-	// Record is the policy changes on record from before. It and Snapshot are as they were taken: New places them in on-time.
+	// Record is the policy changes on record from before. It and Snapshot are as they were taken: New converts their
+	// on-times.
 	Record Record
 
 	// BootID names this boot of the device, for Snapshot. Empty: not known.
 	BootID string
-	// On is the on-time that it was when the boot clock was zero: OnAtBoot tells it. Zero: this is the first boot.
+	// On is the on-time at which this boot began: see OnAtBoot. Zero: this is the first boot.
 	On time.Duration
-	// Snapshot is what a cache before this one knew. Nil: nothing.
+	// Snapshot is what the cache before this one knew. Nil: nothing.
 	Snapshot *Snapshot
 }
 
@@ -79,12 +79,12 @@ type Cache struct {
 	observe        func(Event)
 	clockConfirmed func()
 	bootID         string
-	on             time.Duration // on-time when the boot clock was zero
+	on             time.Duration // on-time at which this boot began
 
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup     // the schedule and the flights
-	wake    chan struct{}      // tells the schedule to look again
+	wake    chan struct{}      // makes the schedule look again
 	pings   chan chan struct{} // asks the schedule for a sign of life
 
 	mu      sync.Mutex // protects what follows
@@ -100,15 +100,15 @@ type Cache struct {
 	origins          []Origin
 	generation       uint64 // of changes: see Record
 	propagationDelay time.Duration
-	alternates       map[string][]string // by the spelling of a resource: those of all that it goes by
+	alternates       map[string][]string // canonical names of a resource, by each of them: see together
 	rollovers        history             // of all keys: they share a back end
-	seen             uint64              // how often what was learnt from rollovers became void; from 1 on
+	seen             uint64              // how often what was learned from rollovers became void; from 1 on
 	principals       map[Selector]*principals
 	tombstones       tombstones
 	readings         readings      // of the issuer's clock
-	static           bool          // the source's counts of lives are none: see staticLocked
-	counted          counted       // how far they have shown to be some lately
-	countedOn        time.Duration // on-time at which they last had; 0: they have not, since they were none
+	static           bool          // the source's expires_in does not count down: see staticLocked
+	counted          counted       // evidence that it does
+	countedOn        time.Duration // on-time at which it last was shown to; 0: not since it was static
 }
 
 // New returns a cache at work. Close it.
@@ -135,7 +135,7 @@ func New(o Options) *Cache {
 		seen:             1,
 		propagationDelay: cmp.Or(o.PropagationDelay, DefaultPropagationDelay),
 		bootID:           o.BootID,
-		on:               max(o.On, 1), // 0 stands for none
+		on:               max(o.On, 1), // 0 stands for unknown
 
 		lineage: o.Record.Lineage, origins: o.Record.Origins, generation: o.Record.Generation,
 	}
@@ -312,7 +312,8 @@ func (c *Cache) shortLocked(e *entry, need Need, left time.Duration, now bootTim
 	case need.MinTTLRequired && left < need.MinTTL:
 		return &ShortLifeError{Left: left, Want: need.MinTTL}
 	case !need.IssuedAfter.IsZero() && !e.token.issued.Earliest.After(need.IssuedAfter):
-		return &NotYetError{Want: need.IssuedAfter, Permissions: c.permissionsLocked(e, now), ExpiresOn: c.clock.Wall().Add(left)}
+		expiresOn := c.clock.Wall().Add(left)
+		return &NotYetError{Want: need.IssuedAfter, Permissions: c.permissionsLocked(e, now), ExpiresOn: expiresOn}
 	}
 	return nil
 }
@@ -378,7 +379,8 @@ func (c *Cache) ownRefusalLocked(e *entry, now bootTime) *FetchError {
 	if failure := e.remembered(now); failure != nil {
 		return failure
 	}
-	from := max(c.quarantinedUntilLocked(e), c.queue.backOff.yields(&flight{priority: forCaller, yields: e.backOff.yields()}))
+	first := &flight{priority: forCaller, yields: e.backOff.yields()}
+	from := max(c.quarantinedUntilLocked(e), c.queue.backOff.yields(first))
 	if e.backOff.failure != nil && now < from {
 		return e.backOff.failure.withRetryAfter(from.sub(now))
 	}
@@ -390,7 +392,8 @@ func (c *Cache) serveLocked(e *entry, left time.Duration, now bootTime) Answer {
 	e.served++
 	return Answer{
 		Token: e.token.Token, Resource: e.key.Resource, Left: left, ReceivedOn: e.token.receivedWall,
-		RefreshIn: max(0, min(e.schedule.next.sub(now), left)), Permissions: c.permissionsLocked(e, now), Unconfirmed: c.unconfirmedLocked(e),
+		RefreshIn:   max(0, min(e.schedule.next.sub(now), left)),
+		Permissions: c.permissionsLocked(e, now), Unconfirmed: c.unconfirmedLocked(e),
 	}
 }
 

@@ -153,8 +153,8 @@ func TestFailureIsSharedAndRemembered(t *testing.T) {
 	})
 }
 
-// A caller in a tight loop on a key that cannot be had costs a call after 2 s, 4 s and so on up to some minutes, and hears when
-// the next one may be made; a cold key that nobody asks for again costs none.
+// A caller in a tight loop on a key that cannot be had costs a call after 2 s, 4 s and so on up to some minutes, and
+// hears when the next one may be made; a cold key that nobody asks for again costs none.
 func TestStormOnAMissingKey(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {

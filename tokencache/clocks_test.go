@@ -98,7 +98,8 @@ func TestWrongClockThatIsVouchedFor(t *testing.T) {
 	}
 }
 
-// However far the clock is behind that of the issuer, though it counts as right: a token from before the note is not current.
+// However far the clock is behind that of the issuer, though it counts as right: a token from before the note is not
+// current.
 func TestClockBehindTheIssuer(t *testing.T) {
 	t.Parallel()
 	for _, counts := range []bool{true, false} {
@@ -118,8 +119,8 @@ func TestClockBehindTheIssuer(t *testing.T) {
 	}
 }
 
-// Without a clock that is known to be right a revocation ends with the first token whose issue is shown to be later, whatever the
-// daemon or the device goes through meanwhile, and no later than was promised at any time.
+// Without a clock that is known to be right a revocation ends with the first token whose issue is shown to be later,
+// whatever the daemon or the device goes through meanwhile, and no later than was promised at any time.
 func TestUnvouchedClock(t *testing.T) {
 	t.Parallel()
 	for _, life := range []string{"quiet", "restarts", "reboots", "reboots, without tokens", "a pipeline"} {
@@ -146,8 +147,8 @@ func unvouchedClock(t *testing.T, life string, counts bool, rolls simulator.Roll
 	defer func() { c.Close() }()
 	record := c.Record()
 	keep := func() {
-		// Where lives are counted it is enough that it is kept when it changes, though it then does not tell how long the
-		// device was on after that.
+		// Where lives are counted it is enough that it is kept when it changes, though it then does not tell how long
+		// the device was on after that.
 		if now := c.Record(); now.Generation != record.Generation || !counts || life != "reboots, without tokens" {
 			record = now
 		}
@@ -222,8 +223,8 @@ func unvouchedClock(t *testing.T, life string, counts bool, rolls simulator.Roll
 	}
 }
 
-// An agent on the device counts lives by the device's own clock. Where that is behind and not known to be right, a token from
-// the agent's cache seems younger than it is; it is taken for current on no account.
+// An agent on the device counts lives by the device's own clock. Where that is behind and not known to be right, a
+// token from the agent's cache seems younger than it is; it is taken for current on no account.
 func TestLifeByTheDevicesOwnClock(t *testing.T) {
 	t.Parallel()
 	for _, behind := range []time.Duration{0, 11 * time.Minute, 3 * time.Hour, -3 * time.Hour} {
@@ -245,8 +246,8 @@ func TestLifeByTheDevicesOwnClock(t *testing.T) {
 	}
 }
 
-// A date that is told by a right clock is not taken to be days ago by one that is days ahead, though that one counts as right: the
-// back end's counting shows it.
+// A date that is told by a right clock is not taken to be days ago by one that is days ahead, though that one counts as
+// right: the back end's counting shows it.
 func TestChangeDatedUnderAClockAhead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -294,8 +295,8 @@ func TestReceivedAgain(t *testing.T) {
 	})
 }
 
-// A change that is dated before this boot touches no token that was issued after it, though it was received before the boot, and
-// withholds those that were issued before it.
+// A change that is dated before this boot touches no token that was issued after it, though it was received before the
+// boot, and withholds those that were issued before it.
 func TestChangeDatedBeforeTheBoot(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -324,8 +325,8 @@ func TestChangeDatedBeforeTheBoot(t *testing.T) {
 	}
 }
 
-// What was kept in an earlier boot was received before every change noted in this one, whatever its on-time says: an older file
-// may have been put back, or come from another life of the device.
+// What was kept in an earlier boot was received before every change noted in this one, whatever its on-time says: an
+// older file may have been put back, or come from another life of the device.
 func TestKeptBeforeTheBoot(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(*tokencache.Snapshot){
@@ -404,7 +405,8 @@ func TestRecordOfTheReleaseBefore(t *testing.T) {
 	}
 }
 
-// Changes that follow each other before the one before has spread keep the back end from being asked for half an hour at most.
+// Changes that follow each other before the one before has spread keep the back end from being asked for half an hour
+// at most.
 func TestChangesThatFollowEachOther(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
@@ -437,7 +439,8 @@ func TestChangesThatFollowEachOther(t *testing.T) {
 	})
 }
 
-// Changes about another resource put off nothing, though each makes room on a full record, so that something is new about every token.
+// Changes about another resource put off nothing, though each makes room on a full record, so that something is new
+// about every token.
 func TestChangesAboutOthersPutNothingOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -494,8 +497,8 @@ func TestEndOfAChange(t *testing.T) {
 	})
 }
 
-// A change that was noted at the last moment of which anything kept tells keeps the date that a clock gave it which was right, as the
-// back end's counting had shown.
+// A change that was noted at the last moment of which anything kept tells keeps the date that a clock gave it which was
+// right, as the back end's counting had shown.
 func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -520,7 +523,8 @@ func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
 	})
 }
 
-// A clock that is vouched for and shows that a change happened before 1970 dates nothing: the record could not be kept with such a date.
+// A clock that is vouched for and shows that a change happened before 1970 dates nothing: the record could not be kept
+// with such a date.
 func TestClockBefore1970(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

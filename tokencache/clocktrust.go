@@ -5,11 +5,14 @@ import "time"
 // clockTrust is what fetches have shown of the wall clock and of the issuer's clock.
 type clockTrust struct {
 	skew    time.Duration // by how much the wall clock was ahead of the back end's
-	counted bool          // that is known
+	counted bool          // whether skew is known
 
-	issuer time.Time // the back end's clock when the boot clock was zero, at the latest, as it counted last; zero: it never did
+	// issuer is what the back end's clock showed at most when the device booted, by its last count; zero: it never
+	// counted.
+	issuer time.Time
 
-	// That by what was handed out: no later than a token that was handed out had not expired, and no earlier than one was dated.
+	// floor and ceiling bound the same by what was handed out: a token that is handed out has been issued, by its date,
+	// and has not expired.
 	floor, ceiling time.Time
 }
 
@@ -25,7 +28,8 @@ func (k *clockTrust) learn(f Fetched, m IssueWindow, wall time.Time, begun, now 
 	if latest := begun.zero(f.Token.ExpiresOn.Add(handedOutAfter)); k.ceiling.IsZero() || latest.Before(k.ceiling) {
 		k.ceiling = latest
 	}
-	if earliest := now.zero(f.Token.Claims.IssuedAt); !m.undated() && !f.Token.Claims.IssuedAt.IsZero() && earliest.After(k.floor) {
+	dated := f.Token.Claims.IssuedAt
+	if earliest := now.zero(dated); !m.undated() && !dated.IsZero() && earliest.After(k.floor) {
 		k.floor = earliest
 	}
 }

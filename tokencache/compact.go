@@ -75,13 +75,15 @@ func makesRoom(all []*change, fresh *change) (into, o *change) {
 		return nil, nil
 	}
 	for _, effect := range effects {
-		into, o = oldestOfOne(all, effect, func(t target) target { return target{effect: t.effect, everyone: t.everyone, selector: t.selector} })
+		into, o = oldestOfOne(all, effect, func(t target) target {
+			return target{effect: t.effect, everyone: t.everyone, selector: t.selector}
+		})
 		if into == nil {
 			into, o = oldestOfOne(all, effect, func(t target) target { return target{effect: t.effect} })
 		}
 		switch {
 		case into == nil:
-		case o == fresh: // whoever enters it is told its ID
+		case o == fresh: // RecordChange returns its ID
 			return o, into
 		default:
 			return into, o
@@ -137,7 +139,9 @@ func (ch *change) covers(o *change) bool {
 		return false
 	} else if t == of {
 		return true
-	} else if !t.everyone && (of.everyone || t.selector != of.selector) || !t.everything && (of.everything || t.canonical != of.canonical) {
+	} else if !t.everyone && (of.everyone || t.selector != of.selector) {
+		return false
+	} else if !t.everything && (of.everything || t.canonical != of.canonical) {
 		return false
 	}
 	both := ch.PolicyChange

@@ -81,8 +81,8 @@ func TestJoinedIsAsStrictAsItsParts(t *testing.T) {
 	}
 }
 
-// A record of more changes than there is room for loses none of them: whatever is kept back, or said to be stale, by one of
-// them is so by what is on record.
+// A record of more changes than there is room for loses none of them: whatever is kept back, or said to be stale, by
+// one of them is so by what is on record.
 func TestLongRecordIsMadeToFit(t *testing.T) {
 	t.Parallel()
 	base := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)

@@ -58,8 +58,8 @@ func TestRoomByWhatIsMet(t *testing.T) {
 	})
 }
 
-// Where nothing is met, a change takes in an earlier one of what it is about, or of a part of that. Else the two oldest of one
-// identity and resource are one, and no token of another resource is judged by it. Where no two are, what is no
+// Where nothing is met, a change takes in an earlier one of what it is about, or of a part of that. Else the two oldest
+// of one identity and resource are one, and no token of another resource is judged by it. Where no two are, what is no
 // revocation is refused, and nothing has changed.
 func TestRoomForAGrant(t *testing.T) {
 	t.Parallel()
@@ -115,8 +115,8 @@ func TestRoomForAGrant(t *testing.T) {
 	})
 }
 
-// However many revocations are noted of one resource, those of another stay what they are, and no token is withheld that none of
-// them is about.
+// However many revocations are noted of one resource, those of another stay what they are, and no token is withheld
+// that none of them is about.
 func TestRoomWithholdsNothingElse(t *testing.T) {
 	t.Parallel()
 	for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Revoked} {

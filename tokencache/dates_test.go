@@ -11,8 +11,9 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// A token that is dated ahead, by a replica whose clock is wrong or by mistake, keeps no later one from its place: neither where its
-// receipt shows that its date is none, nor where nothing shows it, once the later one meets a policy change which it does not.
+// A token that is dated ahead, by a replica whose clock is wrong or by mistake, keeps no later one from its place:
+// neither where its receipt shows that its date is none, nor where nothing shows it, once the later one meets a policy
+// change which it does not.
 func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
 	t.Parallel()
 	const ahead = 12 * time.Hour
@@ -62,8 +63,8 @@ func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
 	}
 }
 
-// A date that is later than the token's receipt is none, and gets no better when it has come to be past: it does not show, once the clock is
-// known to be right, that the token has a policy change.
+// A date that is later than the token's receipt is none, and gets no better when it has come to be past: it does not
+// show, once the clock is known to be right, that the token has a policy change.
 func TestDateAheadOfTheReceiptStaysNone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

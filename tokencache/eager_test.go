@@ -11,7 +11,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// A back end without a cache gives another token at each call. Nothing is to be learnt there, and no call is spent on trying.
+// A back end without a cache gives another token at each call. Nothing is to be learnt there, and no call is spent on
+// trying.
 func TestBackEndWithoutACache(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{1, 20} {

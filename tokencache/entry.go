@@ -7,16 +7,16 @@ import (
 
 const (
 	softWait       = 500 * time.Millisecond // how long a caller waits for more life than it must have
-	softFetchEvery = 30 * time.Second       // how often, at most, callers' wishes for more life cause a fetch
+	softFetchEvery = 30 * time.Second       // how often, at most, callers' soft needs cause a fetch
 	softFetchTop   = 5 * time.Minute        // and how seldom, at least
-	idleAfter      = 24 * time.Hour         // a key that nobody asked for in this time is left to expire
+	idleAfter      = 24 * time.Hour         // a key that is not asked for in this time is left to expire
 )
 
 // entry is all that the cache knows of one key.
 type entry struct {
 	key       Key
 	canonical string   // of the resource, as it is compared
-	goesBy    []string // spellings of all that its resource goes by; nil: of itself alone
+	goesBy    []string // canonical names of its resource; nil: canonical alone
 	prefetch  bool
 	asked     bootTime // of the last Get
 	used      uint64   // rank of the last Get among all, for eviction
@@ -43,13 +43,13 @@ type heldToken struct {
 
 	deadline     bootTime // when it expires; longAgo: there never was one
 	unconfirmed  bool     // deadline is the latest that it can be
-	presumed     bool     // deadline is nobody's word
+	presumed     bool     // deadline is a guess: see Fetched
 	nominal      time.Duration
 	receivedWall time.Time
 
 	digest   string // of its text
 	receipt  receipt
-	issued   IssueWindow   // zero: nothing tells it by the issuer's clock
+	issued   IssueWindow   // zero: not known by the issuer's clock
 	life     time.Duration // when it was issued; 0: there never was one
 	given    time.Duration // when it was received, as the back end counted it; 0: it did not, or was proved wrong
 	issuedAt bootTime
@@ -57,9 +57,9 @@ type heldToken struct {
 	shown    bootTime // when the back end last handed it out
 
 	lastClaims     Claims   // its claims, also when it is forgotten
-	before         *Claims  // of the token before, where permissions differ
-	audienceBefore string   // of the token before, where this one has another; empty: it has not
-	omitted        []string // claims that are left out of this one, where they differ from those left out of the one before
+	before         *Claims  // of the token before, if permissions differ
+	audienceBefore string   // of the token before, if this one has another; else empty
+	omitted        []string // claims that this one omits, if the one before omitted others
 }
 
 // schedule is when a key is fetched.
@@ -71,7 +71,7 @@ type schedule struct {
 	probedSince    bootTime // since when the token is probed for, not being current; never: it is not
 	tries          int      // fetches since the token was received, none of which brought a newer one
 	advised        bootTime // when the back end advises to ask again
-	softFetchAfter bootTime // no caller's wish for more life causes a fetch before
+	softFetchAfter bootTime // no caller's soft need causes a fetch before
 }
 
 // lastFetch is what the last fetches of a key brought.
@@ -108,12 +108,12 @@ func nominalOf(f Fetched) time.Duration {
 // one. left is the life that the token has left at now, and m is when it was issued.
 func (e *entry) replace(f Fetched, m IssueWindow, left time.Duration, begun, now bootTime) (seen rollover, ok bool) {
 	life := lifeOf(f.Token, m, left)
-	born := now.add(left - life)
-	seen, ok = e.rolledOver(min(now, born.add(issueSlack)))
+	issuedAt := now.add(left - life)
+	seen, ok = e.rolledOver(min(now, issuedAt.add(issueSlack)))
 	t := &e.token
 	t.before = differing(t.lastClaims, f.Token.Claims, ok || t.unconfirmed)
 	t.Token, t.nominal, t.lastClaims, t.receivedWall = &f.Token, nominalOf(f), f.Token.Claims, e.last.endedWall
-	t.issued, t.life, t.issuedAt = m, life, born
+	t.issued, t.life, t.issuedAt = m, life, issuedAt
 	t.received, t.shown, t.deadline = now, begun, now.add(left)
 	t.unconfirmed, t.presumed = false, f.Presumed
 	e.schedule.probedSince, e.schedule.tries = never, 0
@@ -127,13 +127,12 @@ func (e *entry) replace(f Fetched, m IssueWindow, left time.Duration, begun, now
 // rolledOver returns between which shares of its life the token before stopped being handed out. issued is the boot
 // time at which its successor was issued.
 func (e *entry) rolledOver(issued bootTime) (rollover, bool) {
-	if e.token.life == 0 || e.token.unconfirmed { // there was none, or nobody can tell how old it was
+	if e.token.life == 0 || e.token.unconfirmed { // there was none, or its age is not known
 		return rollover{}, false
 	}
 	t := &e.token
-	r := rollover{
-		of: e.key, after: share(t.shown.sub(t.issuedAt), t.life), by: share(min(issued.sub(t.issuedAt), t.life+afterExpiry), t.life), watched: 1,
-	}
+	ended := min(issued.sub(t.issuedAt), t.life+afterExpiry)
+	r := rollover{of: e.key, after: share(t.shown.sub(t.issuedAt), t.life), by: share(ended, t.life), watched: 1}
 	if e.schedule.probedSince != never {
 		r.watched = share(e.schedule.probedSince.sub(t.issuedAt), t.life)
 	}
@@ -146,7 +145,8 @@ func differing(before, after Claims, known bool) *Claims {
 	same := func(name string, one, two []string) bool {
 		return slices.Equal(one, two) || slices.Contains(before.Omitted, name) || slices.Contains(after.Omitted, name)
 	}
-	if !known || same("groups", before.Groups, after.Groups) && same("roles", before.Roles, after.Roles) && same("wids", before.WIDs, after.WIDs) {
+	if !known || same("groups", before.Groups, after.Groups) && same("roles", before.Roles, after.Roles) &&
+		same("wids", before.WIDs, after.WIDs) {
 		return nil
 	}
 	return &before
@@ -199,7 +199,8 @@ func (t *heldToken) extend(deadline bootTime) {
 // anchor sets the true expiry, and shifts the times that were known only in relation to a guessed one.
 func (t *heldToken) anchor(deadline bootTime) {
 	shift := deadline.sub(t.issuedAt) - t.life
-	t.deadline, t.issuedAt, t.received, t.shown = deadline, t.issuedAt.add(shift), t.received.add(shift), t.shown.add(shift)
+	t.deadline, t.issuedAt = deadline, t.issuedAt.add(shift)
+	t.received, t.shown = t.received.add(shift), t.shown.add(shift)
 }
 
 // speaksFor reports whether the token says that it is who's.

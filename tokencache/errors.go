@@ -12,8 +12,8 @@ import (
 type Kind string
 
 const (
-	// Unreachable: no answer, one that says to come back later, or one of something on the way, such as a proxy's page. Time
-	// heals it as far as callers are concerned.
+	// Unreachable: no answer, one that says to come back later, or one of something on the way, such as a proxy's page.
+	// For callers, time heals it.
 	Unreachable Kind = "unreachable"
 	// Throttled: the back end got too many calls. Time heals it, fewer calls heal it sooner.
 	Throttled Kind = "throttled"
@@ -41,10 +41,10 @@ const (
 type FetchError struct {
 	Kind       Kind
 	Extent     Extent        // Throttled is OfSource whatever this says
-	RetryAfter time.Duration // what the source was told by the back end, and callers by the cache; zero for nothing
+	RetryAfter time.Duration // what the back end asked of the source, or the cache asks of callers; zero: nothing
 
-	// JustExpired says that the answer was a token whose life has just ended: the back end is about to roll over, and is asked
-	// again at once.
+	// JustExpired says that the answer was a token whose life has just ended: the back end is about to roll over, and
+	// is asked again at once.
 	JustExpired bool
 
 	// Detail says what happened in words fit for a log and a caller: no endpoint body, no secret.
@@ -73,7 +73,8 @@ func asFetchError(err error) *FetchError {
 	case errors.As(err, &fetch):
 		return fetch
 	case errors.Is(err, context.DeadlineExceeded):
-		return &FetchError{Kind: Unreachable, Extent: OfIdentity, Detail: fmt.Sprintf("no answer within %v", fetchTimeout)}
+		detail := fmt.Sprintf("no answer within %v", fetchTimeout)
+		return &FetchError{Kind: Unreachable, Extent: OfIdentity, Detail: detail}
 	}
 	return &FetchError{Kind: Unreachable, Detail: err.Error()}
 }
@@ -106,15 +107,17 @@ type WithheldError struct {
 	Permissions Permissions
 	Revoked     time.Time // the latest revocation that the token may lack
 	Until       time.Time // a token that no revocation withholds is here by then at the latest, if the back end answers
-	Spread      time.Time // there is no token, and none is fetched before, since the revocation is still spreading; zero: there is one
+	Spread      time.Time // no token is held, and none is fetched before, since the revocation spreads; zero: one is
 }
 
 func (e *WithheldError) Error() string {
 	if !e.Spread.IsZero() {
-		return fmt.Sprintf("permissions were revoked on %s, and a token issued before %s may lack that: none is fetched until then, and one is here by %s at the latest",
+		return fmt.Sprintf("permissions were revoked on %s, and a token issued before %s may lack that: "+
+			"none is fetched until then, and one is here by %s at the latest",
 			stamp(e.Revoked), stamp(e.Spread), stamp(e.Until))
 	}
-	return fmt.Sprintf("permissions were revoked on %s, and the back end still hands out a token from before: withheld until %s at the latest",
+	return fmt.Sprintf("permissions were revoked on %s, and the back end still hands out a token from before: "+
+		"withheld until %s at the latest",
 		stamp(e.Revoked), stamp(e.Until))
 }
 
@@ -126,7 +129,8 @@ type NotYetError struct {
 }
 
 func (e *NotYetError) Error() string {
-	return fmt.Sprintf("the back end still hands out a token minted before %s, which expires on %s", stamp(e.Want), stamp(e.ExpiresOn))
+	return fmt.Sprintf("the back end still hands out a token minted before %s, which expires on %s",
+		stamp(e.Want), stamp(e.ExpiresOn))
 }
 
 // HeldError is returned by Refresh while a policy change spreads through the directory. A token fetched now may lack
@@ -136,7 +140,8 @@ type HeldError struct {
 }
 
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("a policy change is still spreading: a token fetched now may lack it and then stay for a day; the fetch comes by itself in %v", e.For.Round(time.Second))
+	return fmt.Sprintf("a policy change is still spreading: a token fetched now may lack it and then stay for a day; "+
+		"the fetch comes by itself in %v", e.For.Round(time.Second))
 }
 
 // FutureError is returned by RecordChange for a change dated ahead of a clock that is known to be right.

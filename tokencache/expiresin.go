@@ -30,7 +30,7 @@ func (c *Cache) recountLocked(first tombstone, f Fetched, left time.Duration, no
 	counted := first.given - passed // what is left of the first count
 	dated := (f.Token.ExpiresOn.Sub(first.expiresOn)).Abs() <= countSlack
 	switch {
-	case f.Presumed: // which says nothing against what is believed, and is as true again as long as the back end hands it out
+	case f.Presumed: // it does not contradict what is believed, and holds again while the back end hands the token out
 		if first.deadline != never {
 			left = max(believed, left)
 		}
@@ -40,9 +40,9 @@ func (c *Cache) recountLocked(first tombstone, f Fetched, left time.Duration, no
 	case left <= max(believed, briefly):
 		return left
 	case dated && c.clockTrusted():
-		return left // which is no more than there is until that expiry
+		return left // which goes no further than that expiry
 	case dated && !f.Counted && believed <= 0 && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())):
-		return left // by a wall clock, which may have been wrong before as well as now: nothing contradicts the back end
+		return left // by a wall clock that may have been wrong before or now: nothing contradicts the back end
 	case !f.Counted, first.given == 0 && first.received >= 0:
 		return believed
 	case left <= counted+countSlack: // what made it seem shorter in between was wrong
@@ -189,7 +189,7 @@ type readings []reading
 
 const (
 	maxReadings = 8
-	// readingsApart is how far apart two readings are so that a number that is no count does not make them agree.
+	// readingsApart is how far apart two readings must be: a number that does not count down then makes them differ.
 	readingsApart = 2 * countSlack
 )
 
@@ -238,7 +238,8 @@ func (c *Cache) longestLocked(f Fetched, begun, now bootTime) time.Duration {
 		return nominalOf(f)
 	}
 	left := f.Left - now.sub(begun)
-	if c.clockTrusted() && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())) || c.readings.confirms(readingOf(f, left, now)) {
+	if c.clockTrusted() && agree(left, f.Token.ExpiresOn.Sub(c.clock.Wall())) ||
+		c.readings.confirms(readingOf(f, left, now)) {
 		return longestNominal
 	}
 	return defaultNominal

@@ -21,8 +21,8 @@ type lifeAnswer struct {
 	want  time.Duration // life left by then; 0: it is refused
 }
 
-// A back end that gives one token again and contradicts itself: what it says later shortens the life, and lengthens it only
-// where something else bears it out. The token is never taken to live longer than it truly may.
+// A back end that gives one token again and contradicts itself: what it says later shortens the life, and lengthens it
+// only where something else bears it out. The token is never taken to live longer than it truly may.
 func TestLifeOfATokenThatComesAgain(t *testing.T) {
 	t.Parallel()
 	const day, hour, min = 24 * time.Hour, time.Hour, time.Minute
@@ -105,7 +105,8 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 	}
 }
 
-// What another key's token shows of the issuer's clock bears a correction out. Numbers that are no counts bear out nothing.
+// What another key's token shows of the issuer's clock bears a correction out. Numbers that are no counts bear out
+// nothing.
 func TestLifeByAnotherToken(t *testing.T) {
 	t.Parallel()
 	for _, static := range []bool{false, true} {
@@ -145,7 +146,8 @@ func TestLifeByAnotherToken(t *testing.T) {
 	}
 }
 
-// A life that is corrected is planned by: the token is refreshed at its half, not at that of the life it was thought to have.
+// A life that is corrected is planned by: the token is refreshed at its half, not at that of the life it was thought to
+// have.
 func TestCorrectedLifeIsPlannedBy(t *testing.T) {
 	t.Parallel()
 	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
@@ -169,8 +171,8 @@ func TestCorrectedLifeIsPlannedBy(t *testing.T) {
 	})
 }
 
-// A life that nobody told, and that is presumed while the back end hands the token out, neither shortens what is known of it nor is a
-// number that is repeated; but it has an end.
+// A life that nobody told, and that is presumed while the back end hands the token out, neither shortens what is known
+// of it nor is a number that is repeated; but it has an end.
 func TestPresumedLife(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -214,7 +216,8 @@ func TestPresumedLife(t *testing.T) {
 	}
 }
 
-// A life that nobody told is no word that a later one must be borne out against: not in the same boot, nor after another one.
+// A life that nobody told is no word that a later one must be borne out against: not in the same boot, nor after
+// another one.
 func TestWordAfterAPresumedLife(t *testing.T) {
 	t.Parallel()
 	const life, behind, most = 20 * time.Hour, 12 * time.Hour, 24*time.Hour + 5*time.Minute
@@ -265,8 +268,9 @@ func TestWordAfterAPresumedLife(t *testing.T) {
 	}
 }
 
-// A token without a date may live for longer than is believed of it at first. The back end's counts tell, also over a boot of which
-// nobody knows how long the device was off before: then two of them that agree. A number that is no count tells nothing.
+// A token without a date may live for longer than is believed of it at first. The back end's counts tell, also over a
+// boot of which nobody knows how long the device was off before: then two of them that agree. A number that is no count
+// tells nothing.
 func TestLongLifeOverABoot(t *testing.T) {
 	t.Parallel()
 	const life, off = 28 * time.Hour, 24 * time.Minute
@@ -324,8 +328,8 @@ func TestLongLifeOverABoot(t *testing.T) {
 	}
 }
 
-// A token without a date has the usual life at most, and the longest that is known where a clock that is right, or another answer, bears
-// out that it has more.
+// A token without a date has the usual life at most, and the longest that is known where a clock that is right, or
+// another answer, bears out that it has more.
 func TestLongLifeWithoutADate(t *testing.T) {
 	t.Parallel()
 	const hour, longest = time.Hour, 28*time.Hour + 5*time.Minute

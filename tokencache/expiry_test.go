@@ -12,8 +12,9 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// wholeSeconds is a back end that rolls over at the expiry and not before, counts whole seconds, has a clock that is ahead of the
-// device's, and takes its time: it looks at its clock at the beginning of a call, in its middle or at its end.
+// wholeSeconds is a back end that rolls over at the expiry and not before, counts whole seconds, has a clock that is
+// ahead of the device's, and takes its time: it looks at its clock at the beginning of a call, in its middle or at its
+// end.
 type wholeSeconds struct {
 	takes time.Duration
 	looks float64 // share of a call after which it looks at its clock
@@ -66,8 +67,8 @@ func (w *wholeSeconds) answer() (tokencache.Fetched, error) {
 	return f, nil
 }
 
-// No request fails over rollovers at the expiry, and each is answered within the time that callers are promised, however
-// slow the back end is and whatever it makes of fractions of a second.
+// No request fails over rollovers at the expiry, and each is answered within the time that callers are promised,
+// however slow the back end is and whatever it makes of fractions of a second.
 func TestNoRequestFailsAtTheExpiry(t *testing.T) {
 	t.Parallel()
 	for _, takes := range []time.Duration{0, 50 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second} {
@@ -138,7 +139,8 @@ func TestColdKeyAtTheExpiry(t *testing.T) {
 	})
 }
 
-// What is asked for in the last second of a token's life is given the next token, and not the word that the old one is over.
+// What is asked for in the last second of a token's life is given the next token, and not the word that the old one is
+// over.
 func TestFetchInTheLastSecond(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -158,8 +160,8 @@ func TestFetchInTheLastSecond(t *testing.T) {
 	})
 }
 
-// A back end that hands out nothing but a token whose life is over, as by a clock that is seconds off for good, is asked
-// again a few times for each caller's miss, and told of.
+// A back end that hands out nothing but a token whose life is over, as by a clock that is seconds off for good, is
+// asked again a few times for each caller's miss, and told of.
 func TestForeverJustExpired(t *testing.T) {
 	t.Parallel()
 	s := &tokencachetest.Source{Err: &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true, Detail: "expired"}}

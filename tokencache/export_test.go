@@ -6,8 +6,8 @@ import (
 	"testing/synctest"
 )
 
-// CheckJudgements judges every token by every change anew, and compares what c tells of them with that. alternates is what c goes by. It is
-// called in a bubble, in which nothing else goes on.
+// CheckJudgements judges every token by every change anew, and compares what c tells of them with that. alternates is
+// what c goes by. It is called in a bubble, in which nothing else goes on.
 func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 	synctest.Wait()
 	same := func(one, other string) bool { return Canonical(one) == Canonical(other) }

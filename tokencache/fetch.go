@@ -11,23 +11,23 @@ import (
 type flight struct {
 	key       Key
 	priority  priority
-	asked     bootTime      // boot time of the wish
+	asked     bootTime      // when it was queued
 	started   bool          // the call is under way
-	startedAt bootTime      // boot time of the call, once begun
+	startedAt bootTime      // when the call began
 	done      chan struct{} // closed when outcome and err are set
 
-	expires     bootTime // boot time at which the token held expires, or has expired
-	notBefore   bootTime // no call before: the back end would still have the token that has expired
+	expires     bootTime // when the held token expires, or has expired
+	notBefore   bootTime // no call before: the back end would still give the token that has expired
 	yields      bool     // its key was throttled the last two times: the others go first
-	quarantined bool     // its key is set apart
-	retries     int      // how often it was tried again, since the back end had only a token whose life was over
-	insisted    bool     // somebody wants it whatever spreads
-	forgets     bool     // what it brings takes the place of the token held, and of what was learnt of its life
+	quarantined bool     // its key is in quarantine
+	retries     int      // how often it was tried again, since it brought a token whose life was over
+	insisted    bool     // a caller wants it even while a change spreads
+	forgets     bool     // what it brings replaces the held token and what was learned of its life
 
 	outcome  Outcome
 	err      error
-	switched *Switch // of principals, that it showed
-	dropped  string  // the digest of the token that it took the place of, if it forgets
+	switched *Switch // of principals, if it showed one
+	dropped  string  // the digest of the token that it replaced, if it forgets
 }
 
 // failure returns why f brought nothing. Nil: f is nil, has not landed, or brought something.
@@ -57,8 +57,10 @@ func (c *Cache) startFetchLocked(e *entry, cl priority, now bootTime) *flight {
 		}
 		return f
 	}
-	e.flight = &flight{key: e.key, priority: cl, asked: now, notBefore: longAgo, expires: e.token.deadline, done: make(chan struct{})}
-	e.flight.yields, e.flight.quarantined = e.backOff.yields(), e.backOff.quarantines > 0
+	e.flight = &flight{
+		key: e.key, priority: cl, asked: now, notBefore: longAgo, expires: e.token.deadline, done: make(chan struct{}),
+		yields: e.backOff.yields(), quarantined: e.backOff.quarantines > 0,
+	}
 	if over := c.overLocked(e, now); over <= now { // a miss just after an expiry waits for what the schedule waits for
 		e.flight.notBefore = over.add(afterExpiry)
 	}
@@ -89,7 +91,7 @@ func (c *Cache) runFetch(f *flight) {
 	defer cancel()
 	begun := c.now()
 	fetched, err := c.fetch(ctx, f.key)
-	if event, told := c.finishFetch(f, begun, fetched, err); told {
+	if event, done := c.finishFetch(f, begun, fetched, err); done {
 		c.observe(event)
 	}
 }
@@ -121,21 +123,23 @@ func (c *Cache) finishFetch(f *flight, begun bootTime, fetched Fetched, err erro
 		}
 	}
 	c.sourceAnsweredLocked(f, now, failure)
-	settled := !dropped && !c.retryExpiredLocked(e, f, now, failure)
-	if settled {
+	done := !dropped && !c.retryExpiredLocked(e, f, now, failure)
+	if done {
 		c.completeLocked(e, f, begun, now, fetched, left, failure)
 	}
 	c.dispatchLocked(now)
 	c.wakeSchedule()
-	if !settled {
+	if !done {
 		return Event{}, false
 	}
 	event := Event{
 		Key: f.key, Outcome: f.outcome, Err: f.err, Left: max(0, c.leftLocked(e, now)), Took: now.sub(begun),
-		Permissions: c.permissionsLocked(e, now), Switch: f.switched, Simulated: err == nil && fetched.Token.Claims.Simulated(),
+		Permissions: c.permissionsLocked(e, now), Switch: f.switched,
+		Simulated: err == nil && fetched.Token.Claims.Simulated(),
 	}
 	if f.outcome == Newer {
-		event.Twin, event.AudienceBefore, event.Audience, event.Omitted = c.twinLocked(e), e.token.audienceBefore, e.token.lastClaims.Audience, e.token.omitted
+		event.Twin, event.Omitted = c.twinLocked(e), e.token.omitted
+		event.AudienceBefore, event.Audience = e.token.audienceBefore, e.token.lastClaims.Audience
 	}
 	if next := c.nextLocked(e, now); next != never {
 		event.Retry = next.sub(now)
@@ -145,7 +149,9 @@ func (c *Cache) finishFetch(f *flight, begun bootTime, fetched Fetched, err erro
 }
 
 // receiveLocked returns the life left of a token fetched for e, or why it cannot be used.
-func (c *Cache) receiveLocked(e *entry, begun, now bootTime, fetched Fetched) (left time.Duration, failure *FetchError) {
+func (c *Cache) receiveLocked(e *entry, begun, now bootTime, fetched Fetched) (
+	left time.Duration, failure *FetchError,
+) {
 	m := issueWindowOf(fetched.Token, fetched.Left-now.sub(begun), fetched.Counted || c.clockTrusted())
 	c.clockTrust.learn(fetched, m, c.clock.Wall(), begun, now)
 	c.correctLocked(now)
@@ -166,13 +172,17 @@ const (
 	maxRetries          = 6
 	retryFailuresAtMost = 2 // of a key's fetches in a row that failed
 
-	retryLeftAtMost = 3 * time.Second // and where the token held has no more life left: it may be over before a caller that waits is scheduled
+	// retryLeftAtMost is the life left of a held token that may be over before a waiting caller runs.
+	retryLeftAtMost = 3 * time.Second
 )
 
 // retryExpiredLocked queues f again for its waiting callers, if f brought a token whose life was just over. It reports
 // whether it did.
 func (c *Cache) retryExpiredLocked(e *entry, f *flight, now bootTime, failure *FetchError) bool {
-	if failure == nil || !failure.JustExpired || f.retries == maxRetries || c.leftLocked(e, now) > retryLeftAtMost || c.barredLocked(e, now) {
+	if failure == nil || !failure.JustExpired || f.retries == maxRetries {
+		return false
+	}
+	if c.leftLocked(e, now) > retryLeftAtMost || c.barredLocked(e, now) {
 		return false
 	}
 	if e.backOff.failures >= retryFailuresAtMost && e.backOff.failure.extent() != OfSource {
@@ -186,7 +196,9 @@ func (c *Cache) retryExpiredLocked(e *entry, f *flight, now bootTime, failure *F
 }
 
 // completeLocked takes a flight's result into e, and plans e's next fetch.
-func (c *Cache) completeLocked(e *entry, f *flight, begun, now bootTime, fetched Fetched, left time.Duration, failure *FetchError) {
+func (c *Cache) completeLocked(
+	e *entry, f *flight, begun, now bootTime, fetched Fetched, left time.Duration, failure *FetchError,
+) {
 	e.flight = nil
 	e.last.fetches++
 	e.last.endedWall = c.clock.Wall()
@@ -216,9 +228,11 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 	e.backOff.heal()
 	e.last.answered, e.schedule.putOff = begun, false
 	e.schedule.tries++
-	admitted, told := c.admitLocked(e, f, left, held, now)
+	admitted, switched := c.admitLocked(e, f, left, held, now)
 	simulated := f.Token.Claims.Simulated()
-	another := f.Token.Claims.Principal().Differs(e.token.lastClaims.Principal()) || e.token.life > 0 && simulated != e.token.lastClaims.Simulated()
+	before := e.token.lastClaims
+	another := f.Token.Claims.Principal().Differs(before.Principal()) ||
+		e.token.life > 0 && simulated != before.Simulated()
 	outcome := Newer
 	switch {
 	case held > 0 && f.Token.Text.Equal(e.token.Text):
@@ -229,7 +243,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 			e.token.anchor(e.token.deadline)
 		}
 		e.token.shown, e.token.unconfirmed = begun, false
-	case !admitted && simulated && !e.token.lastClaims.Simulated():
+	case !admitted && simulated && !before.Simulated():
 		outcome = Simulated
 		c.passOverLocked(f, left, begun, now)
 	case !admitted:
@@ -240,7 +254,8 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 		c.passOverLocked(f, left, begun, now)
 	default:
 		first, again := c.tombstones.find(f.Token.Text)
-		e.token.audienceBefore, e.token.omitted = audienceBefore(e.token.lastClaims, f.Token.Claims), omittedAnew(e.token.lastClaims, f.Token.Claims)
+		e.token.audienceBefore = audienceBefore(before, f.Token.Claims)
+		e.token.omitted = omittedAnew(before, f.Token.Claims)
 		if !e.token.Text.IsZero() && !f.Token.Text.Equal(e.token.Text) {
 			c.tombstones.add(c.goneLocked(e))
 		}
@@ -257,7 +272,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 		case ok:
 			c.sawLocked(e, seen)
 		}
-		if held <= 0 && c.formerLocked(e) { // it is taken for want of another
+		if held <= 0 && c.formerLocked(e) { // it is accepted since there is no other
 			outcome = Former
 			if simulated {
 				outcome = Simulated
@@ -269,7 +284,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 	c.boundIssuerLocked(e, now)
 	e.schedule.confirm = c.confirmLocked(e, now)
 	c.planLocked(e, now)
-	return outcome, told
+	return outcome, switched
 }
 
 // passOverLocked remembers the receipt of a fetched token that does not become the held one. left is its life.
@@ -281,7 +296,8 @@ func (c *Cache) passOverLocked(f Fetched, left time.Duration, begun, now bootTim
 	if !known {
 		got, _ := c.receiptOf(f, tombstone{}, false, left, now)
 		r = tombstone{
-			digest: f.Token.Text.SHA256(), received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn, receipt: got,
+			digest: f.Token.Text.SHA256(), receipt: got,
+			received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn,
 			given: c.countedLocked(f, left, begun, now), deadline: now.add(left),
 		}
 		if f.Presumed {
@@ -304,7 +320,8 @@ func (c *Cache) olderLocked(e *entry, f Fetched, left time.Duration, now bootTim
 	fetched := *e
 	fetched.token.receipt, fetched.token.issued, fetched.changed = r, m, make(chan struct{})
 	c.judgeLocked(&fetched)
-	return fetched.policy.worst.worse(e.policy.worst) == fetched.policy.worst && (fetched.policy.withheld() || !e.policy.withheld())
+	return fetched.policy.worst.worse(e.policy.worst) == fetched.policy.worst &&
+		(fetched.policy.withheld() || !e.policy.withheld())
 }
 
 // usable returns the life left of a token fetched for e, or why it cannot be used.
@@ -325,7 +342,8 @@ func (c *Cache) usable(e *entry, fetched Fetched, left time.Duration, now bootTi
 		if left = c.recountLocked(first, fetched, left, now); left <= 0 {
 			return 0, &FetchError{
 				Kind: Malformed, JustExpired: -left <= JustExpired,
-				Detail: "the back end gave a token again whose life is over by what it said before, and nothing bears out what it says now",
+				Detail: "the back end gave a token again whose life is over by what it said before, " +
+					"and nothing bears out what it says now",
 			}
 		}
 	}

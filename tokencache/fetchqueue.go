@@ -15,7 +15,7 @@ const (
 type priority uint8
 
 const (
-	forCaller  priority = iota // somebody waits
+	forCaller  priority = iota // a caller waits
 	forRefresh                 // a token is due
 	forProbe                   // the back end gave its cached copy last time
 )
@@ -47,7 +47,7 @@ type fetchQueue struct {
 	paused     bootTime                 // no call before this boot time: the source asked for it
 	backOff    sourceBackOff
 	given      uint64                     // tokens that the source gave
-	quarantine bootTime                   // no call for a key set apart before
+	quarantine bootTime                   // no call for a key in quarantine before
 	agingTurn  bool                       // the next call is for a flight that was passed over for long
 	probed     bootTime                   // when the last probe began
 	turns      uint64                     // calls that have begun
@@ -82,7 +82,8 @@ func (g *fetchQueue) earliest(f *flight, now bootTime) bootTime {
 	if len(g.running) >= atOnce || !g.hasRoom(f.key.Selector, now) {
 		return never
 	}
-	at := max(f.notBefore, g.paused, g.backOff.earliest(f, now), g.backOff.yields(f), g.starts[g.oldest].add(time.Second))
+	at := max(f.notBefore, g.paused, g.starts[g.oldest].add(time.Second))
+	at = max(at, g.backOff.earliest(f, now), g.backOff.yields(f))
 	if f.quarantined {
 		at = max(at, g.quarantine)
 	}

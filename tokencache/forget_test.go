@@ -20,7 +20,8 @@ func forgotten(t *testing.T, c *tokencache.Cache, key tokencache.Key, want token
 	return dropped
 }
 
-// A token is dropped with what was learnt of its life, and fetched anew; callers that come meanwhile wait for the fetch.
+// A token is dropped with what was learnt of its life, and fetched anew; callers that come meanwhile wait for the
+// fetch.
 func TestForget(t *testing.T) {
 	t.Parallel()
 	s := &tokencachetest.Source{Latency: 2 * time.Second}
@@ -51,8 +52,8 @@ func TestForget(t *testing.T) {
 	})
 }
 
-// Without insisting a token is dropped only for one that has arrived: callers have it until then, and keep it where the back end
-// gives a page, an error, or a token that is of no use.
+// Without insisting a token is dropped only for one that has arrived: callers have it until then, and keep it where the
+// back end gives a page, an error, or a token that is of no use.
 func TestForgetGivesUpNothingInVain(t *testing.T) {
 	t.Parallel()
 	for name, fails := range map[string]func(*tokencachetest.Source){
@@ -147,7 +148,8 @@ func TestForgetForgetsTheLife(t *testing.T) {
 	})
 }
 
-// The token that a revocation withholds is withheld when it comes again, also over a restart, and by a clock that is wrong.
+// The token that a revocation withholds is withheld when it comes again, also over a restart, and by a clock that is
+// wrong.
 func TestForgetWeakensNoRevocation(t *testing.T) {
 	t.Parallel()
 	for _, restart := range []bool{false, true} {
@@ -186,8 +188,8 @@ func TestForgetWeakensNoRevocation(t *testing.T) {
 	}
 }
 
-// In an outage no token is dropped that may not come again, unless somebody insists; and one that was dropped all the same, of a
-// key to be prefetched, is there again soon after the outage, also where its call never began.
+// In an outage no token is dropped that may not come again, unless somebody insists; and one that was dropped all the
+// same, of a key to be prefetched, is there again soon after the outage, also where its call never began.
 func TestForgetInAnOutage(t *testing.T) {
 	t.Parallel()
 	for _, fails := range []*tokencache.FetchError{

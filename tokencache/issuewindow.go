@@ -3,7 +3,7 @@ package tokencache
 import "time"
 
 const (
-	// backdated is how far Entra dates a token's iat and nbf before its minting.
+	// backdated is how far Entra dates a token's iat and nbf before it issues the token.
 	backdated = 5 * time.Minute
 
 	// issueSlack covers that a token's times are whole seconds.
@@ -51,8 +51,8 @@ func issueWindowOf(t Token, left time.Duration, sure bool) IssueWindow {
 	given := t.ExpiresOn.Sub(dated) - backdated
 	whole := given.Round(time.Hour)
 	if off := (given - whole).Abs(); whole > 0 && off <= issueSlack && left <= given+issueSlack {
-		minted := dated.Add(backdated)
-		return IssueWindow{Earliest: minted.Add(-issueSlack), Latest: minted.Add(issueSlack)}
+		issued := dated.Add(backdated)
+		return IssueWindow{Earliest: issued.Add(-issueSlack), Latest: issued.Add(issueSlack)}
 	}
 	return IssueWindow{Earliest: dated, Latest: dated.Add(backdated + issueSlack)}
 }

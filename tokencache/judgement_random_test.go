@@ -16,8 +16,9 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// What is worked out of the judgement of each token once is what judging them anew by every change would tell, whatever happened: to the
-// tokens, to the record, which is full at times, to what resources go by, and to what is known of clocks.
+// What is worked out of the judgement of each token once is what judging them anew by every change would tell, whatever
+// happened: to the tokens, to the record, which is full at times, to what resources go by, and to what is known of
+// clocks.
 func TestRandomJudgements(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {

@@ -60,6 +60,7 @@ func (k Key) String() string { return k.Selector.String() + " for " + k.Resource
 // compare orders keys by identity and resource.
 func (k Key) compare(o Key) int {
 	return cmp.Or(
-		cmp.Compare(k.Selector.Kind, o.Selector.Kind), cmp.Compare(k.Selector.ID, o.Selector.ID), cmp.Compare(k.Resource, o.Resource),
+		cmp.Compare(k.Selector.Kind, o.Selector.Kind), cmp.Compare(k.Selector.ID, o.Selector.ID),
+		cmp.Compare(k.Resource, o.Resource),
 	)
 }

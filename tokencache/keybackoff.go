@@ -3,8 +3,10 @@ package tokencache
 import "time"
 
 const (
-	quarantineFirst = time.Minute // the schedule asks for a key set apart no sooner; then after twice that, and so on up to longTop
-	quarantineShare = 4           // of all time the pauses that the back end asks for when it is asked for such keys take one in so many
+	// quarantineFirst is how long the schedule first leaves a key in quarantine alone. It doubles up to longTop.
+	quarantineFirst = time.Minute
+	// quarantineShare bounds the pauses that the back end asks for when such keys are fetched: to one part in so many.
+	quarantineShare = 4
 )
 
 // keyBackOff is the failures of a key, and how long they put off its fetches.
@@ -18,7 +20,7 @@ type keyBackOff struct {
 
 	throttles   int    // 429 in a row
 	othersGiven uint64 // fetchQueue.given at the last of them
-	quarantines int    // how often it was throttled again after another key was given a token: then it is set apart
+	quarantines int    // how often it was throttled while others were given tokens; 0: not in quarantine
 }
 
 // fail takes in a failed fetch, for which a caller waited or not, of a key whose token has left to live. A failure of
@@ -68,10 +70,10 @@ func (c *Cache) quarantineLocked(e *entry, failure *FetchError, now bootTime) {
 	if e.backOff.quarantines == 0 {
 		return
 	}
-	told := min(failure.RetryAfter, retryAfter)
-	e.backOff.until = max(e.backOff.until, now.add(max(told, doubled(quarantineFirst, e.backOff.quarantines, longTop))))
-	e.backOff.callers = max(e.backOff.callers, now.add(max(told, doubled(askThrottleTop, e.backOff.quarantines, askLongTop))))
-	c.queue.quarantine = max(c.queue.quarantine, now.add(quarantineShare*told))
+	b, atLeast := &e.backOff, min(failure.RetryAfter, retryAfter)
+	b.until = max(b.until, now.add(max(atLeast, doubled(quarantineFirst, b.quarantines, longTop))))
+	b.callers = max(b.callers, now.add(max(atLeast, doubled(askThrottleTop, b.quarantines, askLongTop))))
+	c.queue.quarantine = max(c.queue.quarantine, now.add(quarantineShare*atLeast))
 }
 
 // quarantinedUntilLocked returns the boot time until which e's quarantine holds its calls; longAgo: it is in none.
@@ -92,13 +94,14 @@ type BackOff struct {
 	Waits    int           `json:"waits,omitempty"` // of the schedule, each longer than the one before; of a key
 	Asks     int           `json:"asks,omitempty"`  // fetches that callers waited for and that failed; of a key
 	Until    time.Duration `json:"until_ns"`        // the schedule makes no call before
-	Callers  time.Duration `json:"callers_ns"`      // and nobody does before for a caller
+	Callers  time.Duration `json:"callers_ns"`      // nor for a caller before
 }
 
 // The words of a BackOff, which are on the disk and do not change.
 var (
 	kindWords = map[Kind]string{
-		Unreachable: "unreachable", Throttled: "throttled", IdentityNotFound: "identity-not-found", Refused: "refused", Malformed: "malformed",
+		Unreachable: "unreachable", Throttled: "throttled", IdentityNotFound: "identity-not-found", Refused: "refused",
+		Malformed: "malformed",
 	}
 	extentWords = map[Extent]string{OfKey: "key", OfIdentity: "identity", OfSource: "source"}
 )

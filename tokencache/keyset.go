@@ -82,7 +82,7 @@ func (c *Cache) Retain(keep func(Key) bool) {
 	c.keep = keep
 	for key, e := range c.entries {
 		if keep(key) {
-			e.notify() // whoever looks may have been looking by a grant that is gone
+			e.notify() // a watcher may have watched under a grant that is gone
 			continue
 		}
 		c.dropLocked(e, ErrDropped)
@@ -113,7 +113,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 		if left := c.leftLocked(e, now); left > 0 {
 			c.reviveLocked(e, left, now)
 		} else if e.schedule.next == never && e.flight == nil {
-			e.schedule.next = max(now, e.backOff.until, c.heldUntilLocked(e, now)) // nobody waits for it
+			e.schedule.next = max(now, e.backOff.until, c.heldUntilLocked(e, now)) // no caller waits for it
 		}
 	}
 	c.evictLocked()
@@ -126,7 +126,7 @@ func (c *Cache) reviveLocked(e *entry, left time.Duration, now bootTime) {
 	if left <= 0 || e.schedule.next != never || e.flight != nil {
 		return
 	}
-	if c.unconfirmedLocked(e) && e.backOff.failures == 0 { // the back end can tell whether it has expired
+	if c.unconfirmedLocked(e) && e.backOff.failures == 0 { // a fetch shows whether it has expired
 		e.schedule.next = now
 		c.wakeSchedule()
 		return

@@ -9,8 +9,9 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// What was kept can be read only after a boot has gone on without it. A token from before a revocation that has come again
-// meanwhile, or that comes after that, was received when it was first, as at a start at which it was read at once.
+// What was kept can be read only after a boot has gone on without it. A token from before a revocation that has come
+// again meanwhile, or that comes after that, was received when it was first, as at a start at which it was read at
+// once.
 func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 	t.Parallel()
 	forget := func(c *tokencache.Cache) {
@@ -82,8 +83,8 @@ func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 	}
 }
 
-// That a source's counts of lives are none is not forgotten as what was kept is read late, and what was kept of ages by such counts is void
-// where it has been found out since.
+// That a source's counts of lives are none is not forgotten as what was kept is read late, and what was kept of ages by
+// such counts is void where it has been found out since.
 func TestLateTokensAndStaticCounts(t *testing.T) {
 	t.Parallel()
 	for name, before := range map[string]bool{"found out before": true, "found out since": false} {
@@ -131,8 +132,8 @@ func TestLateTokensAndStaticCounts(t *testing.T) {
 	}
 }
 
-// Nor is it believed of an old file, as one that was put aside a month ago, where the source has been shown to count since: a token from after a
-// revocation stays current. That nobody knew in between shows nothing.
+// Nor is it believed of an old file, as one that was put aside a month ago, where the source has been shown to count
+// since: a token from after a revocation stays current. That nobody knew in between shows nothing.
 func TestOldFileAndCountsShownSince(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
@@ -191,7 +192,8 @@ func TestOldFileAndCountsShownSince(t *testing.T) {
 	}
 }
 
-// What was learnt of a token's life, and was dropped at somebody's wish, does not come back with what is read late, nor over a restart meanwhile.
+// What was learnt of a token's life, and was dropped at somebody's wish, does not come back with what is read late, nor
+// over a restart meanwhile.
 func TestLateTokensBringNoLifeBackThatWasDropped(t *testing.T) {
 	t.Parallel()
 	for _, restart := range []bool{false, true} {

@@ -12,9 +12,10 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// A token counts as received when the back end gave it first, whatever became of it then: that it was replaced, that it was never held
-// since it was older, another principal's or for a key that was dropped meanwhile. So one from before a revocation stays withheld when it
-// comes again, also where the back end's count would have it be new, and in the next process.
+// A token counts as received when the back end gave it first, whatever became of it then: that it was replaced, that it
+// was never held since it was older, another principal's or for a key that was dropped meanwhile. So one from before a
+// revocation stays withheld when it comes again, also where the back end's count would have it be new, and in the next
+// process.
 func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 	t.Parallel()
 	refresh := func(t *testing.T, c *tokencache.Cache, want tokencache.Outcome) {

@@ -5,7 +5,7 @@ import "time"
 const (
 	testBefore = 2 * time.Minute  // a moment at which the back end may roll over is asked this long before
 	testAfter  = 5 * time.Second  // and this long after: tokens' times are whole seconds
-	nearEnough = 90 * time.Minute // a call so shortly before a telling one is not worth it
+	nearEnough = 90 * time.Minute // a call so shortly before one that shows more is not worth it
 	seldomStep = 4 * time.Hour    // nor is one that comes sooner than this after the last, when the rollover is known
 )
 
@@ -67,8 +67,8 @@ func (c *Cache) ordinaryLocked(e *entry, now bootTime) bootTime {
 		return step
 	}
 	if e.schedule.tries == 0 && c.learnedLocked(e).kind == Irregular {
-		// A rollover that nobody has used is the best thing to have when a policy change comes: then the next
-		// token is minted after it. So the half life is let pass where it seldom brings anything.
+		// If the back end has rolled over and was not asked since, then the token after a policy change is issued after
+		// the change. So a refresh at half life is left out if it seldom brings anything.
 		return now.add(jitter(left*3/4, c.roll()))
 	}
 	if at := c.rolloverLocked(e); at > now {

@@ -10,14 +10,15 @@ import (
 type Effect string
 
 const (
-	// Changed: it is not known how, or some were added and some removed. Tokens from before are served and labelled, and newer
-	// ones are looked for.
+	// Changed: it is not known how, or some were added and some removed. Older tokens are served and labelled, and the
+	// back end is probed for newer ones.
 	Changed Effect = "changed"
 	// Granted: there are more permissions than before. Handled as Changed is.
 	Granted Effect = "granted"
 	// Revoked: there are fewer. A token that is not known to be current is withheld.
 	Revoked Effect = "revoked"
-	// Unknown: the record of policy changes is lost, or cannot be read now. Tokens from before are uncertain. People do not enter it.
+	// Unknown: the record of policy changes is lost, or cannot be read now. Older tokens are uncertain. People do not
+	// enter it.
 	Unknown Effect = "unknown"
 )
 
@@ -29,36 +30,37 @@ type PolicyChange struct {
 	Selector      Selector `json:"selector"`           // unused with AllIdentities; not kept then
 	Resource      string   `json:"resource,omitempty"` // empty: every resource, as a group's membership touches
 
-	// At is when it happened, for people: by their clocks, or by the device's. Zero, given to Note, means now.
+	// At is when it happened, for people: by their clocks, or by the device's. For RecordChange, zero means now.
 	At     time.Time `json:"at"`
 	Effect Effect    `json:"effect"`
 	Note   string    `json:"note,omitempty"` // what people wrote beside it
 
-	// What follows is filled in by Note.
+	// What follows is filled in by RecordChange.
 
-	// RecordedAt is when Note took it, by the device's wall clock.
+	// RecordedAt is when it was recorded, by the device's wall clock.
 	RecordedAt time.Time `json:"noted_on"`
 	// Vouched says that the wall clock was known to be right then.
 	Vouched bool `json:"vouched,omitempty"`
-	// Moment is the on-time at which it happened, as if the device had been on since. It is never moved. Zero: not known, since
-	// a release that had no on-time noted it.
+	// Moment is the on-time at which it happened, as if the device had been on since. It never moves. Zero: not known,
+	// since a release without on-time recorded it.
 	Moment time.Duration `json:"moment_ns,omitempty"`
-	// By is the on-time at which it happened at the latest: later than Moment where it is dated before the boot it was noted in.
+	// By is the on-time at which it happened at the latest. It is later than Moment if the change is dated before the
+	// boot in which it was recorded.
 	By time.Duration `json:"by_ns,omitempty"`
 	// Issuer is when it happened by the clock of those who issue tokens, as far as that is known.
 	Issuer Window `json:"issuer,omitzero"`
-	// Checked says that Issuer is no earlier than the back end's counting tells.
+	// Checked says that Issuer is no earlier than the back end's counting shows.
 	Checked bool `json:"checked,omitempty"`
-	// Unplaced says that it is not known in which boot it was noted, since the record that it was read from did not tell what its
-	// on-times are held against. Moment may be as late as the start at which it was read.
+	// Unplaced says that it is not known in which boot it was recorded, since its record did not name one. Moment may
+	// be as late as the start at which it was read.
 	Unplaced bool `json:"unplaced,omitempty"`
-	// NotLater is a time that the issuer's clock had not passed when it happened, by what the back end has handed out since. Zero: not
-	// known.
+	// NotLater is a time that the issuer's clock had not passed when it happened, by what the back end has handed out
+	// since. Zero: not known.
 	NotLater time.Time `json:"not_later,omitzero"`
-	// Joined is how many others it stands for, since the record was full.
+	// Joined is how many others it also stands for, since the record was full.
 	Joined int `json:"joined,omitempty"`
 
-	// Alone keeps it from being joined with others when the record is full: it is to go before they do. It is not kept.
+	// Alone keeps it from being joined with others when the record is full, since it is to go first. It is not kept.
 	Alone bool `json:"-"`
 }
 
@@ -72,29 +74,29 @@ type Window struct {
 type RecordedChange struct {
 	PolicyChange
 	Unsure   bool      // At was read off a clock that was not known to be right
-	AsOfNote bool      // so it counts as of RecordedAt, and not of At, which is another time
+	AsOfNote bool      // it counts as of RecordedAt and not of At, since they differ and At is unsure
 	Touched  int       // valid tokens held that it is about
 	Waiting  int       // of these, those that are not current yet
-	EndsOn   time.Time // when it goes off the record by itself, by the device's clock, if the device stays on
+	EndsOn   time.Time // when it goes off the record, by the device's clock, if the device stays on
 }
 
 const (
-	// MaxChanges is how many policy changes are on record at once. A Record that is given to a cache may have more: then some
-	// are joined, and none is left out.
+	// MaxChanges is how many policy changes are on record at once. If a Record given to a cache has more, some are
+	// joined and none is left out.
 	MaxChanges = 512
 
-	// DefaultPropagationDelay is how long a policy change may take to reach newly minted tokens.
+	// DefaultPropagationDelay is how long a policy change may take to reach newly issued tokens.
 	DefaultPropagationDelay = 10 * time.Minute
 
-	// recordAfter is how long a change stays on record after every token that was issued before it has
-	// expired: by then it cannot touch anything, and people may still want to read of it.
+	// recordAfter is how long a change stays on record after every older token has expired. It then concerns no token,
+	// but people may still want to read about it.
 	recordAfter = 25 * time.Hour
 
-	// heldBeyond is how long after its spreading a token must be minted to be known as current: its times
-	// are whole seconds.
+	// heldBeyond is how long after the spreading of a change a token must be issued to be known as current, since its
+	// times are whole seconds.
 	heldBeyond = 5 * time.Second
 
-	// tellable is how far ahead of a right clock a change may be dated: two clocks are never one.
+	// futureTolerance is how far ahead of a trusted clock a change may be dated, since two clocks always differ.
 	futureTolerance = 2 * time.Minute
 )
 
@@ -118,7 +120,7 @@ func (c *Cache) RecordChange(p PolicyChange) (RecordedChange, error) {
 	}
 	p.RecordedAt, p.Vouched, p.Joined = wall, sure, 0
 	if p.At.IsZero() || sure && p.At.After(wall) {
-		p.At = wall // whoever dated it ahead had a clock that is not this one, and it has happened by now
+		p.At = wall // it was dated by another clock, and has happened
 	}
 	p.Moment, p.By = c.momentLocked(p, now)
 	p.Issuer, p.Checked = c.byIssuerLocked(p, now), !c.clockTrust.issuer.IsZero()
@@ -138,7 +140,7 @@ func (c *Cache) RecordChange(p PolicyChange) (RecordedChange, error) {
 func (c *Cache) momentLocked(p PolicyChange, now bootTime) (moment, by time.Duration) {
 	moment = c.onAt(now) - c.agoLocked(p, now)
 	if moment == 0 {
-		moment-- // 0 stands for none
+		moment-- // 0 stands for unknown
 	}
 	return moment, max(moment, c.on)
 }
@@ -170,7 +172,7 @@ func (c *Cache) byIssuerLocked(p PolicyChange, now bootTime) (w Window) {
 	if counted.After(w.Latest) {
 		w.Latest = counted
 	}
-	dated := !p.At.Equal(p.RecordedAt) // by a clock that nobody knows: then it was earlier, nobody knows how much
+	dated := !p.At.Equal(p.RecordedAt) // by an unknown clock: then it was earlier, by an unknown time
 	if p.Vouched && counted.Before(w.Earliest) || !p.Vouched && !dated {
 		w.Earliest = counted
 	}
@@ -310,7 +312,10 @@ func (c *Cache) Record() Record {
 
 // recordLocked returns the record, its changes in their order.
 func (c *Cache) recordLocked() Record {
-	r := Record{Instant: c.instantLocked(), Lineage: c.lineage, Origins: c.origins, Generation: c.generation, Changes: make([]PolicyChange, len(c.changes))}
+	r := Record{
+		Instant: c.instantLocked(), Lineage: c.lineage, Origins: c.origins, Generation: c.generation,
+		Changes: make([]PolicyChange, len(c.changes)),
+	}
 	for i, ch := range c.changes {
 		r.Changes[i] = ch.PolicyChange
 	}
@@ -363,7 +368,7 @@ func (c *Cache) dateLocked(now bootTime) (dated bool) {
 		}
 		at := c.clock.Wall().Add(c.at(ch).sub(now))
 		if at.Before(time.Unix(0, 0)) {
-			continue // that clock is wrong, whoever vouches for it, and no such date can be kept
+			continue // the clock is wrong, though trusted, and such a date cannot be kept
 		}
 		if ch.dated = true; ch.At.Sub(at).Abs() > redatedBy {
 			ch.At, ch.RecordedAt, dated = at, at, true

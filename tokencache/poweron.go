@@ -11,7 +11,7 @@ import (
 
 // Taken says when something that is kept was taken.
 type Instant struct {
-	On     time.Duration `json:"on_ns,omitempty"`   // on-time; 0: kept by a release that had none
+	On     time.Duration `json:"on_ns,omitempty"`   // on-time; 0: kept by a release without on-time
 	Boot   time.Duration `json:"boot_ns,omitempty"` // boot time of the boot that BootID names
 	BootID string        `json:"boot_id"`           // empty: not known
 }

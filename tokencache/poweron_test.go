@@ -48,8 +48,8 @@ func TestOnAtBoot(t *testing.T) {
 	}
 }
 
-// A record that is read late was kept before all that happened in this boot: it withholds nothing that was fetched since, and a
-// change that was noted meanwhile goes on withholding what was fetched before it.
+// A record that is read late was kept before all that happened in this boot: it withholds nothing that was fetched
+// since, and a change that was noted meanwhile goes on withholding what was fetched before it.
 func TestRecordThatIsReadLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -82,8 +82,8 @@ func TestRecordThatIsReadLate(t *testing.T) {
 	})
 }
 
-// A change that an older copy of the record lacks was noted after that was taken; one that both have is from no earlier than
-// either says. What has no on-time has none to order.
+// A change that an older copy of the record lacks was noted after that was taken; one that both have is from no earlier
+// than either says. What has no on-time has none to order.
 func TestRecordAfter(t *testing.T) {
 	t.Parallel()
 	const h = time.Hour
@@ -129,8 +129,9 @@ func TestRecordAfter(t *testing.T) {
 	}
 }
 
-// What was kept of this boot, before more was known of the boots before, is moved as a whole when a later start knows it: the token
-// that a revocation of this boot withholds stays withheld, and what was revoked in an earlier boot withholds none of this one.
+// What was kept of this boot, before more was known of the boots before, is moved as a whole when a later start knows
+// it: the token that a revocation of this boot withholds stays withheld, and what was revoked in an earlier boot
+// withholds none of this one.
 func TestWhatThisBootKeptIsMovedAsAWhole(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -179,8 +180,8 @@ func TestWhatThisBootKeptIsMovedAsAWhole(t *testing.T) {
 	})
 }
 
-// What was kept in the last moment of an earlier boot is of no later on-time than the beginning of this one, and is not moved
-// with what happened in this one.
+// What was kept in the last moment of an earlier boot is of no later on-time than the beginning of this one, and is not
+// moved with what happened in this one.
 func TestGoOnLeavesEarlierBoots(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

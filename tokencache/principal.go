@@ -11,7 +11,7 @@ type Principal struct {
 	TenantID string `json:"tid,omitempty"`
 	ClientID string `json:"appid,omitempty"` // or azp
 
-	Simulated bool `json:"simulated,omitempty"` // a simulated back end says so: it is nobody
+	Simulated bool `json:"simulated,omitempty"` // a simulated back end says so
 }
 
 // Principal returns who a token with these claims speaks for.
@@ -39,7 +39,7 @@ func (p Principal) Differs(o Principal) bool {
 // filled returns p with its missing claims taken from o.
 func (p Principal) filled(o Principal) Principal {
 	return Principal{
-		ObjectID: cmp.Or(p.ObjectID, o.ObjectID), TenantID: cmp.Or(p.TenantID, o.TenantID), ClientID: cmp.Or(p.ClientID, o.ClientID),
-		Simulated: p.Simulated || o.Simulated,
+		ObjectID: cmp.Or(p.ObjectID, o.ObjectID), TenantID: cmp.Or(p.TenantID, o.TenantID),
+		ClientID: cmp.Or(p.ClientID, o.ClientID), Simulated: p.Simulated || o.Simulated,
 	}
 }

@@ -8,15 +8,15 @@ import (
 )
 
 const (
-	maxFormer = 8 // principals remembered of one selector, besides the one that its tokens are of
+	maxFormer = 8 // former principals remembered of one selector
 
-	// confirmWithin is over how long, after a switch was seen at one key, the selector's other keys are asked for anew.
+	// confirmWithin is within how long the selector's other keys are fetched again after a switch was seen at one.
 	confirmWithin = 5 * time.Minute
 
-	// returnAfter is how far apart the two fetches are that bring back a former principal.
+	// returnAfter is how far apart two fetches must be to bring back a former principal.
 	returnAfter = 10 * time.Minute
 
-	// warnEvery is how often, at most, people are told of a selector's switches.
+	// warnEvery is how often a selector's switches are reported at most.
 	warnEvery = time.Hour
 )
 
@@ -26,23 +26,23 @@ const (
 type principals struct {
 	current    Principal
 	former     []Principal // at most maxFormer, the latest last
-	since      bootTime    // boot time at which the switch to current was seen; longAgo: there was none
-	shown      bootTime    // boot time at which a token of current was given last
-	reported   bootTime    // boot time at which people were told of a switch last; longAgo: never
-	unreported int         // switches since that they were not told of
-	returnedBy Key         // the key that showed the switch where a former principal came back by insisting; else zero
+	since      bootTime    // when the switch to current was seen; longAgo: there was none
+	shown      bootTime    // when a token of current was given last
+	reported   bootTime    // when a switch was reported last; longAgo: never
+	unreported int         // switches since then
+	returnedBy Key         // the key at which the back end insisted on current, a former principal; else zero
 }
 
 // Switch says that the tokens of a selector speak for another principal than before.
 type Switch struct {
 	From, To Principal
-	Untold   int // switches of this selector that were not told of since the last that was
+	Untold   int // switches of this selector since the last one that was reported
 }
 
 // claim is a former principal's claim to be the current one again: a key was given its token.
 type claim struct {
 	by   Principal
-	from bootTime // boot time; claims from before the current principal's token was shown are void
+	from bootTime // void if it is before a token of the current principal was shown
 }
 
 // principalsLocked returns a selector's principals, and makes an entry if there is none. Of too many selectors, it
@@ -55,7 +55,8 @@ func (c *Cache) principalsLocked(of Selector) *principals {
 		var oldest Selector
 		var least *principals
 		for s, p := range c.principals {
-			if least == nil || cmp.Or(cmp.Compare(p.shown, least.shown), Key{Selector: s}.compare(Key{Selector: oldest})) < 0 {
+			byName := Key{Selector: s}.compare(Key{Selector: oldest})
+			if least == nil || cmp.Or(cmp.Compare(p.shown, least.shown), byName) < 0 {
 				oldest, least = s, p
 			}
 		}
@@ -78,7 +79,9 @@ func (p *principals) isFormer(who Principal) bool {
 // A principal that was never seen becomes the current one, whatever the dates. A former principal's token comes from a
 // replica that lags, unless it was issued since the switch, or the back end insists. A simulated token is worth
 // nothing: it gives way to a real one at once and for good, and replaces none.
-func (c *Cache) admitLocked(e *entry, f Fetched, left, held time.Duration, now bootTime) (admitted bool, told *Switch) {
+func (c *Cache) admitLocked(
+	e *entry, f Fetched, left, held time.Duration, now bootTime,
+) (admitted bool, reported *Switch) {
 	who, p := f.Token.Claims.Principal(), c.principalsLocked(e.key.Selector)
 	if !who.Simulated && (p.current.Simulated || e.token.lastClaims.Simulated()) {
 		c.dropSimulatedLocked(e, p, now)
@@ -94,11 +97,12 @@ func (c *Cache) admitLocked(e *entry, f Fetched, left, held time.Duration, now b
 	case !p.isFormer(who), c.issuedSinceLocked(e, f, left, now, p.since):
 		return true, c.switchLocked(e, p, who, now)
 	case c.insistsLocked(e, who, now):
-		told = c.switchLocked(e, p, who, now)
+		reported = c.switchLocked(e, p, who, now)
 		p.returnedBy = e.key
-		return true, told
+		return true, reported
 	}
-	return held <= 0 || !who.Differs(e.token.lastClaims.Principal()) || e.token.lastClaims.Simulated() && !who.Simulated, nil
+	before := e.token.lastClaims
+	return held <= 0 || !who.Differs(before.Principal()) || before.Simulated() && !who.Simulated, nil
 }
 
 // dropSimulatedLocked forgets the simulated principals of e's selector, since e was given a real token. The back end
@@ -160,8 +164,11 @@ func (c *Cache) insistsLocked(e *entry, who Principal, now bootTime) bool {
 // ago.
 func (c *Cache) witnessLocked(of Selector, who Principal, now bootTime) (witness *entry) {
 	for _, o := range c.entries {
-		if o.key.Selector == of && c.leftLocked(o, now) > 0 && o.token.speaksFor(who) &&
-			(witness == nil || cmp.Or(cmp.Compare(o.last.answered, witness.last.answered), cmp.Compare(o.key.Resource, witness.key.Resource)) < 0) {
+		if o.key.Selector != of || c.leftLocked(o, now) <= 0 || !o.token.speaksFor(who) {
+			continue
+		}
+		if witness == nil || cmp.Or(cmp.Compare(o.last.answered, witness.last.answered),
+			cmp.Compare(o.key.Resource, witness.key.Resource)) < 0 {
 			witness = o
 		}
 	}
@@ -175,7 +182,8 @@ func (c *Cache) askSoonLocked(e *entry, now bootTime) {
 	if untold := c.principalsLocked(e.key.Selector).unreported; untold > 0 {
 		e.schedule.confirm = max(e.schedule.confirm, e.last.answered.add(doubled(confirmWithin, untold+1, warnEvery)))
 	}
-	if e.schedule.next != never && e.flight == nil && e.backOff.failures == 0 && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+	idle := e.flight == nil && e.backOff.failures == 0
+	if e.schedule.next != never && idle && e.schedule.confirm >= c.heldUntilLocked(e, now) {
 		e.schedule.next, e.schedule.probe = min(e.schedule.next, e.schedule.confirm), false
 	}
 }
@@ -248,9 +256,9 @@ type Principals struct {
 	Former   []Principal    `json:"former,omitempty"`   // the latest last
 	Since    *time.Duration `json:"since_ns,omitempty"` // when the switch to Current was seen; nil: there was none
 	Shown    *time.Duration `json:"shown_ns,omitempty"` // when a token of Current was given last; nil: not known
-	Told     *time.Duration `json:"told_ns,omitempty"`  // when people were told of a switch last; nil: they were not
-	Untold   int            `json:"untold,omitempty"`   // switches since that they were not told of
-	// By is the resource whose key brought Current back, by insisting, so that it is put to the test; empty: none did.
+	Told     *time.Duration `json:"told_ns,omitempty"`  // when a switch was reported last; nil: none was
+	Untold   int            `json:"untold,omitempty"`   // switches since then
+	// By is the resource at whose key the back end insisted on Current, a former principal; empty: it did not.
 	By string `json:"by,omitempty"`
 }
 
@@ -275,7 +283,8 @@ func (c *Cache) exportPrincipalsLocked() []Principals {
 		if !p.current.IsZero() {
 			all = append(all, Principals{
 				Selector: s, Current: p.current, Former: slices.Clone(p.former),
-				Since: unless(longAgo, p.since), Shown: unless(longAgo, p.shown), Told: unless(longAgo, p.reported), Untold: p.unreported, By: p.returnedBy.Resource,
+				Since: unless(longAgo, p.since), Shown: unless(longAgo, p.shown),
+				Told: unless(longAgo, p.reported), Untold: p.unreported, By: p.returnedBy.Resource,
 			})
 		}
 	}

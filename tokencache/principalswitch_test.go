@@ -148,8 +148,8 @@ func holds(t *testing.T, c *tokencache.Cache, key tokencache.Key, object string)
 
 var storage = tokencache.Key{Resource: "https://storage.azure.com"}
 
-// A principal that was never seen replaces the one before at once, whatever the dates; the other keys of its selector are
-// asked for within minutes, and no other selector's.
+// A principal that was never seen replaces the one before at once, whatever the dates; the other keys of its selector
+// are asked for within minutes, and no other selector's.
 func TestAnotherPrincipalReplaces(t *testing.T) {
 	t.Parallel()
 	for name, issued := range map[string]time.Duration{"issued earlier": -5 * time.Hour, "issued later": time.Hour} {
@@ -222,8 +222,8 @@ func TestConfirmationsAreSpread(t *testing.T) {
 	})
 }
 
-// A replica that lags goes on giving the former principal's tokens: they replace nothing, however they are dated, unless
-// they were issued since the switch, or the back end insists on them.
+// A replica that lags goes on giving the former principal's tokens: they replace nothing, however they are dated,
+// unless they were issued since the switch, or the back end insists on them.
 func TestFormerPrincipal(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -386,8 +386,8 @@ func TestMissingClaimsAreNoSwitch(t *testing.T) {
 	})
 }
 
-// What was learnt of the rollovers was of another principal's tokens; a policy change stays in force and judges the token
-// by its issue.
+// What was learnt of the rollovers was of another principal's tokens; a policy change stays in force and judges the
+// token by its issue.
 func TestSwitchKeepsPolicyChanges(t *testing.T) {
 	t.Parallel()
 	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
@@ -474,8 +474,9 @@ func TestPrincipalsOutliveARestart(t *testing.T) {
 	}
 }
 
-// A daemon that crashes every few minutes, or a device that boots as often, takes a former principal back when the back end insists,
-// no sooner than ten minutes after the first answer; puts that to the test as one that stays up does; and tells once an hour.
+// A daemon that crashes every few minutes, or a device that boots as often, takes a former principal back when the back
+// end insists, no sooner than ten minutes after the first answer; puts that to the test as one that stays up does; and
+// tells once an hour.
 func TestFormerPrincipalThroughRestarts(t *testing.T) {
 	t.Parallel()
 	for _, reboots := range []bool{false, true} {
@@ -620,8 +621,8 @@ func TestOddTokensAreTold(t *testing.T) {
 	})
 }
 
-// In a world of replicas that lag for up to half an hour the tokens are the new principal's soon after every switch, and
-// then stay so; and calls are bounded.
+// In a world of replicas that lag for up to half an hour the tokens are the new principal's soon after every switch,
+// and then stay so; and calls are bounded.
 func TestRandomSwitches(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -700,8 +701,8 @@ func randomSwitches(t *testing.T, r *registry, c *tokencache.Cache, steps []int)
 	return ""
 }
 
-// A token of a former principal is asked for anew once an hour, also after a restart, and when what is on record changes
-// after that.
+// A token of a former principal is asked for anew once an hour, also after a restart, and when what is on record
+// changes after that.
 func TestSearchForThePresentPrincipalOutlivesARestart(t *testing.T) {
 	t.Parallel()
 	for _, note := range []bool{false, true} {
@@ -738,8 +739,8 @@ func TestSearchForThePresentPrincipalOutlivesARestart(t *testing.T) {
 	}
 }
 
-// The one call that confirms a token after a boot is made though the daemon is restarted meanwhile, and what is on record
-// changes.
+// The one call that confirms a token after a boot is made though the daemon is restarted meanwhile, and what is on
+// record changes.
 func TestConfirmationAfterABootOutlivesARestart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -792,8 +793,8 @@ func simulatedOf(object string, issued time.Time) func(tokencache.Key) tokencach
 	}
 }
 
-// What a simulated back end gave goes when a real one answers, for whichever key, however the two are dated and whatever they
-// say of themselves; and nothing of it is remembered.
+// What a simulated back end gave goes when a real one answers, for whichever key, however the two are dated and
+// whatever they say of themselves; and nothing of it is remembered.
 func TestRealTokensReplaceSimulatedOnes(t *testing.T) {
 	t.Parallel()
 	for _, object := range []string{"a", "simulator", ""} {
@@ -835,8 +836,8 @@ func TestRealTokensReplaceSimulatedOnes(t *testing.T) {
 	}
 }
 
-// A simulated token takes the place of no real one, and makes nobody a former principal. A key that holds nothing takes it, and
-// is asked for anew once an hour.
+// A simulated token takes the place of no real one, and makes nobody a former principal. A key that holds nothing takes
+// it, and is asked for anew once an hour.
 func TestSimulatedTokensReplaceNoRealOnes(t *testing.T) {
 	t.Parallel()
 	for _, object := range []string{"a", "simulator", ""} {
@@ -928,8 +929,8 @@ func TestForgottenForAFormerPrincipal(t *testing.T) {
 	})
 }
 
-// A back end that gives each token for a new principal is asked no more than a few times an hour for a key, and people are told
-// once an hour.
+// A back end that gives each token for a new principal is asked no more than a few times an hour for a key, and people
+// are told once an hour.
 func TestEndlessSwitchesAreBounded(t *testing.T) {
 	t.Parallel()
 	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {

@@ -60,7 +60,9 @@ func (c *Cache) hasSpreadLocked(ch *change, now bootTime) bool {
 	case ch.Issuer.Latest.IsZero():
 		return false
 	case c.clockTrust.issuer.IsZero() && (!c.clockTrusted() || c.at(ch) > 0 && !ch.Unplaced):
-		return false // since it was noted in this boot, whose clock tells how long ago that is, and the other may have been set since
+		// It was recorded in this boot, whose boot clock shows how long ago that is. The wall clock may have been set
+		// since.
+		return false
 	case c.clockTrust.issuer.IsZero():
 		issuer = c.clock.Wall()
 	}

@@ -28,8 +28,8 @@ func servedWithin(t *testing.T, c *tokencache.Cache, most time.Duration) {
 	}
 }
 
-// While a revocation spreads, a token that is issued would lack it, be withheld, and stay in the back end for a day. So nothing is
-// fetched, whatever there is of a token and whoever asks.
+// While a revocation spreads, a token that is issued would lack it, be withheld, and stay in the back end for a day. So
+// nothing is fetched, whatever there is of a token and whoever asks.
 func TestNothingIsFetchedWhileARevocationSpreads(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
@@ -117,8 +117,8 @@ func restartedIn(wait time.Duration) func(*testing.T, *device, *tokencache.Cache
 	}
 }
 
-// A key that is to be prefetched, and that never had a token, waits for any change to spread: nobody waits for it. Whoever does has it
-// fetched at once.
+// A key that is to be prefetched, and that never had a token, waits for any change to spread: nobody waits for it.
+// Whoever does has it fetched at once.
 func TestPrefetchWaitsForAChangeToSpread(t *testing.T) {
 	t.Parallel()
 	for _, effect := range []tokencache.Effect{tokencache.Granted, tokencache.Changed} {
@@ -245,8 +245,8 @@ func TestInsistedFetchIsNotStoodDown(t *testing.T) {
 	})
 }
 
-// Who waited for a fetch that was taken out of the queue for a revocation, which was withdrawn before it could look, gets what there is to
-// get then: to its caller nothing is held.
+// Who waited for a fetch that was taken out of the queue for a revocation, which was withdrawn before it could look,
+// gets what there is to get then: to its caller nothing is held.
 func TestStoodDownForAWithdrawnRevocation(t *testing.T) {
 	t.Parallel()
 	for range 20 { // the waiters may look before the withdrawal, or after it
@@ -267,8 +267,8 @@ func TestStoodDownForAWithdrawnRevocation(t *testing.T) {
 	}
 }
 
-// A change has fetches wait until it has spread, and where tokens have no date for five minutes more: one that is issued then shows that it
-// meets the change.
+// A change has fetches wait until it has spread, and where tokens have no date for five minutes more: one that is
+// issued then shows that it meets the change.
 func TestHowLongAChangeHoldsFetches(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
@@ -293,8 +293,8 @@ func TestHowLongAChangeHoldsFetches(t *testing.T) {
 	}
 }
 
-// On-time is less than the time that has passed. Where the clock is known to be right, a night in which the device was off counts: the revocation
-// has spread, who asks need not wait, and the status tells of nothing that does.
+// On-time is less than the time that has passed. Where the clock is known to be right, a night in which the device was
+// off counts: the revocation has spread, who asks need not wait, and the status tells of nothing that does.
 func TestNightOffIsPartOfTheSpreading(t *testing.T) {
 	t.Parallel()
 	for _, known := range []bool{true, false} {
@@ -356,8 +356,8 @@ func TestScheduleAfterANightOff(t *testing.T) {
 	}
 }
 
-// Nor where the clock is known at the start, nor for a key that never had a token: what any caller would get is prefetched, and fetched for whoever
-// refreshes it.
+// Nor where the clock is known at the start, nor for a key that never had a token: what any caller would get is
+// prefetched, and fetched for whoever refreshes it.
 func TestScheduleAfterANightOffByAKnownClock(t *testing.T) {
 	t.Parallel()
 	for _, known := range []bool{false, true} {
@@ -417,8 +417,8 @@ func TestWithheldWhileItSpreads(t *testing.T) {
 	})
 }
 
-// Tokens whose issue is told to minutes alone show that they are current five minutes later. A key that has none yet waits so long
-// where the other keys' tokens are such.
+// Tokens whose issue is told to minutes alone show that they are current five minutes later. A key that has none yet
+// waits so long where the other keys' tokens are such.
 func TestColdKeyWaitsAsTheOthersDo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -437,8 +437,9 @@ func TestColdKeyWaitsAsTheOthersDo(t *testing.T) {
 	})
 }
 
-// While a revocation of this boot spreads, nothing is fetched though the clock steps, which is known to be right before and after: the boot clock
-// tells that it is still spreading. The back end counts nothing, so that no better clock tells.
+// While a revocation of this boot spreads, nothing is fetched though the clock steps, which is known to be right before
+// and after: the boot clock tells that it is still spreading. The back end counts nothing, so that no better clock
+// tells.
 func TestClockThatStepsWhileARevocationSpreads(t *testing.T) {
 	t.Parallel()
 	for _, step := range []time.Duration{0, 30 * time.Minute, 3 * time.Hour} {

@@ -43,8 +43,9 @@ func (s *partial) count() int {
 	return s.throttled
 }
 
-// Keys that are throttled for ever leave others their tokens, asked for or not, whatever pause the back end asks for at each 429,
-// but for such a pause where they expire in it; and a cold request of another identity waits for no more than one such pause, and ten seconds until its module comes again.
+// Keys that are throttled for ever leave others their tokens, asked for or not, whatever pause the back end asks for at
+// each 429, but for such a pause where they expire in it; and a cold request of another identity waits for no more than
+// one such pause, and ten seconds until its module comes again.
 func TestThrottledKeysStarveNobody(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -127,8 +128,8 @@ func TestThrottledKeysStarveNobody(t *testing.T) {
 	}
 }
 
-// A key that was throttled for itself is found to be well again: by a caller's call within 20 minutes, by the schedule's within
-// an hour, at once when somebody has every key tried again.
+// A key that was throttled for itself is found to be well again: by a caller's call within 20 minutes, by the
+// schedule's within an hour, at once when somebody has every key tried again.
 func TestThrottledKeyIsWellAgain(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -167,8 +168,8 @@ func TestThrottledKeyIsWellAgain(t *testing.T) {
 	}
 }
 
-// An endpoint that takes few calls a minute is no key's own trouble: sixty keys have their tokens in not much more than the
-// minutes that this takes.
+// An endpoint that takes few calls a minute is no key's own trouble: sixty keys have their tokens in not much more than
+// the minutes that this takes.
 func TestSlowEndpointFills(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

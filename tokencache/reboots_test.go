@@ -13,8 +13,8 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// plain is a back end with one token for each resource, which lives for 24 hours. It was issued when that was first asked for, or
-// when another client did. Its clock is right.
+// plain is a back end with one token for each resource, which lives for 24 hours. It was issued when that was first
+// asked for, or when another client did. Its clock is right.
 type plain struct {
 	mu     sync.Mutex
 	issued map[string]time.Time
@@ -74,8 +74,8 @@ func mustBeWithheld(t *testing.T, c *tokencache.Cache) {
 	}
 }
 
-// A token that was received before a revocation and dropped, as its grant was taken away, is from before it when it comes again,
-// also after a reboot, and whatever the clock said that counted as right.
+// A token that was received before a revocation and dropped, as its grant was taken away, is from before it when it
+// comes again, also after a reboot, and whatever the clock said that counted as right.
 func TestDroppedTokenComesAgain(t *testing.T) {
 	t.Parallel()
 	for _, reboot := range []bool{false, true} {
@@ -130,8 +130,8 @@ func TestRestartKeepsWhatShowsATokenCurrent(t *testing.T) {
 	})
 }
 
-// An upgrade from a release that had no on-time, in the same boot, withholds no token for a revocation that it had met, but until the
-// back end has counted once, which is at once.
+// An upgrade from a release that had no on-time, in the same boot, withholds no token for a revocation that it had met,
+// but until the back end has counted once, which is at once.
 func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -168,8 +168,9 @@ func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
 	})
 }
 
-// A revocation is noted by a clock that counts as right and is behind, and the device boots before the back end's counting has
-// shown it. A token from shortly before is withheld all the same; one that is issued when the change has spread is current.
+// A revocation is noted by a clock that counts as right and is behind, and the device boots before the back end's
+// counting has shown it. A token from shortly before is withheld all the same; one that is issued when the change has
+// spread is current.
 func TestRevocationByAClockThatIsBehindBeforeAReboot(t *testing.T) {
 	t.Parallel()
 	for _, reboot := range []bool{false, true} {
@@ -201,8 +202,8 @@ func TestRevocationByAClockThatIsBehindBeforeAReboot(t *testing.T) {
 	}
 }
 
-// A number of seconds that comes with the same token again, hours later, counts nothing. From then on nothing that was received
-// after a revocation is from after it by that number, in this boot or the next.
+// A number of seconds that comes with the same token again, hours later, counts nothing. From then on nothing that was
+// received after a revocation is from after it by that number, in this boot or the next.
 func TestStaticCountsAndARevocation(t *testing.T) {
 	t.Parallel()
 	for _, reboot := range []bool{false, true} {
@@ -255,8 +256,8 @@ func TestCurrentByAStaticCount(t *testing.T) {
 	})
 }
 
-// A back end that counts again is believed again: when four answers in a row have shown it, over six hours, and none that does not
-// came in between, for whatever key. Until then its numbers show nothing.
+// A back end that counts again is believed again: when four answers in a row have shown it, over six hours, and none
+// that does not came in between, for whatever key. Until then its numbers show nothing.
 func TestStaticCountsEnd(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {

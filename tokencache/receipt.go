@@ -6,7 +6,7 @@ import "time"
 type receipt struct {
 	on       time.Duration
 	from, to time.Duration // it was issued between
-	blind    bool          // nothing told the token's age: from is what the longest life allows
+	blind    bool          // nothing shows the token's age: from is what the longest life allows
 }
 
 // received returns the receipt of a token that came at the on-time on, in a boot that began at the on-time boot. m is
@@ -64,7 +64,9 @@ func (r *receipt) shift(began, more time.Duration) {
 }
 
 // receiptOf returns the receipt of a token that has left to live at now, and when it was issued.
-func (c *Cache) receiptOf(f Fetched, first tombstone, again bool, left time.Duration, now bootTime) (receipt, IssueWindow) {
+func (c *Cache) receiptOf(
+	f Fetched, first tombstone, again bool, left time.Duration, now bootTime,
+) (receipt, IssueWindow) {
 	sure := f.Counted || c.clockTrusted()
 	m := issueWindowOf(f.Token, left, sure)
 	var then time.Time
@@ -83,7 +85,9 @@ func (c *Cache) receiptOf(f Fetched, first tombstone, again bool, left time.Dura
 
 // receiptLocked updates the receipt of e, unless the token is the one received last, and returns when the token was
 // issued. If again, the token was first received as in first.
-func (c *Cache) receiptLocked(e *entry, f Fetched, first tombstone, again bool, left time.Duration, now bootTime) IssueWindow {
+func (c *Cache) receiptLocked(
+	e *entry, f Fetched, first tombstone, again bool, left time.Duration, now bootTime,
+) IssueWindow {
 	r, m := c.receiptOf(f, first, again, left, now)
 	if digest := f.Token.Text.SHA256(); digest != e.token.digest {
 		e.token.digest, e.token.receipt = digest, r

@@ -4,16 +4,16 @@ import "slices"
 
 // Record is the policy changes on record, the latest first.
 type Record struct {
-	// Taken says when the record was taken from the cache. A start works out by it what time it is: see OnAtBoot.
+	// Instant is when the record was taken from the cache. The next start computes its on-time from it: see OnAtBoot.
 	Instant
-	// Lineage names the record from its beginning on, which is the start of a process, or when that read more: generations of two
-	// lineages have no order. Empty: from before there were lineages.
+	// Lineage names the record from its beginning on: the start of a process, or when that process read more.
+	// Generations of two lineages have no order. Empty: from before there were lineages.
 	Lineage string `json:"lineage,omitempty"`
-	// Origins are the records that this one was taken from when its lineage began, the latest last. Of each it has all up to a
-	// generation, but for what was withdrawn or over.
+	// Origins are the records from which this one was taken when its lineage began, the latest last. It has everything
+	// of each up to a generation, except for what was withdrawn or over.
 	Origins []Origin `json:"origins,omitempty"`
-	// Generation rises with each change of the record: one that is noted, withdrawn, dated, or over. Of two copies of one
-	// record, that of the higher generation is the newer. Zero: from before there were generations, or nothing was ever noted.
+	// Generation rises whenever a change is recorded, withdrawn, dated, or over. Of two copies of one record, the one
+	// of the higher generation is newer. Zero: from before there were generations, or nothing was ever recorded.
 	Generation uint64         `json:"generation"`
 	Changes    []PolicyChange `json:"changes"`
 }
@@ -22,6 +22,11 @@ type Record struct {
 type Origin struct {
 	Lineage    string `json:"lineage"`
 	Generation uint64 `json:"generation"`
+}
+
+// isIn reports whether later has everything that o has.
+func (o Origin) isIn(later Origin) bool {
+	return later.Lineage == o.Lineage && later.Generation >= o.Generation
 }
 
 // MaxOrigins is how many origins a record has at most.
@@ -41,7 +46,7 @@ func (r Record) has(o Origin) bool {
 	if r.Lineage == o.Lineage {
 		return r.Generation >= o.Generation
 	}
-	return slices.ContainsFunc(r.Origins, func(from Origin) bool { return from.Lineage == o.Lineage && from.Generation >= o.Generation })
+	return slices.ContainsFunc(r.Origins, o.isIn)
 }
 
 // asBegun reports whether r still is what its last origin was: it was taken from that alone, and nothing has changed
@@ -81,7 +86,7 @@ func (r Record) Begun(lineage string, from ...Record) Record {
 	r.Generation = max(r.Generation, latest)
 	r.Lineage, r.Origins = lineage, nil
 	for i, o := range all {
-		if !slices.ContainsFunc(all[i+1:], func(later Origin) bool { return later.Lineage == o.Lineage && later.Generation >= o.Generation }) {
+		if !slices.ContainsFunc(all[i+1:], o.isIn) {
 			r.Origins = append(r.Origins, o)
 		}
 	}
@@ -129,12 +134,12 @@ func (r Record) After(kept Record, now Instant) Record {
 	return r
 }
 
-// Two records that have gone on apart, as in folders that were mounted over each other, may have changes of one ID that
-// mean different things: on a full record, one change takes in another, and is about more from then on. So changes are
-// compared by what they stand for, and never by their IDs alone.
+// Two records may have developed separately, as in folders that were mounted over each other. Then a change in one and
+// a change in the other may have the same ID and different meanings: on a full record, one change takes in another, and
+// is about more from then on. So changes are compared by what they stand for, and never by their IDs alone.
 
-// Both returns the changes of x and those of y, as one where both have one of the same ID. They may be more than there is room for: a
-// cache that is given them joins some then.
+// Both returns the changes of x and of y. Two with the same ID become one. There may be too many for a record: a cache
+// that loads them joins some.
 func Both(x, y []PolicyChange) []PolicyChange {
 	all := slices.Clone(x)
 	for _, o := range y {
@@ -150,7 +155,10 @@ func Both(x, y []PolicyChange) []PolicyChange {
 // with returns a change that stands for p and for o, which has the same ID. Joined is how many other changes that are
 // at least.
 func (p PolicyChange) with(o PolicyChange) PolicyChange {
-	both := joined(&change{PolicyChange: p, canonical: Canonical(p.Resource)}, &change{PolicyChange: o, canonical: Canonical(o.Resource)}).PolicyChange
+	both := joined(
+		&change{PolicyChange: p, canonical: Canonical(p.Resource)},
+		&change{PolicyChange: o, canonical: Canonical(o.Resource)},
+	).PolicyChange
 	both.Joined = max(p.Joined, o.Joined)
 	if p.Effect == Revoked || o.Effect == Revoked {
 		both.Effect = Revoked
@@ -162,7 +170,8 @@ func (p PolicyChange) with(o PolicyChange) PolicyChange {
 // that either was recorded makes no difference.
 func (p PolicyChange) StandsFor(o PolicyChange) bool {
 	both := p.with(o)
-	return p.ID == o.ID && p.AboutAll(o) && both.Joined == p.Joined && both.Effect == p.Effect && both.Moment == p.Moment && both.By == p.By &&
+	return p.ID == o.ID && p.AboutAll(o) && both.Joined == p.Joined && both.Effect == p.Effect &&
+		both.Moment == p.Moment && both.By == p.By &&
 		both.Issuer.Latest.Equal(p.Issuer.Latest) && both.NotLater.Equal(p.NotLater)
 }
 

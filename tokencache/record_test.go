@@ -9,8 +9,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// Of two records that went on apart, changes of one ID are compared by what they stand for: what either took in on a full record
-// is in force.
+// Of two records that went on apart, changes of one ID are compared by what they stand for: what either took in on a
+// full record is in force.
 func TestBoth(t *testing.T) {
 	t.Parallel()
 	const h = time.Hour
@@ -75,8 +75,8 @@ func TestBoth(t *testing.T) {
 	}
 }
 
-// Of two records the one is newer that was taken from what the other is, or was, though both began anew since. Where each has something that
-// the other lacks, neither is.
+// Of two records the one is newer that was taken from what the other is, or was, though both began anew since. Where
+// each has something that the other lacks, neither is.
 func TestOrderOfRecords(t *testing.T) {
 	t.Parallel()
 	noted := func(r tokencache.Record, more uint64) tokencache.Record {

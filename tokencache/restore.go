@@ -9,7 +9,8 @@ import (
 // restore begins with what m has. Nobody else has c yet.
 func (c *Cache) restore(m *Snapshot) {
 	now := c.now()
-	c.rollovers, c.static, c.countedOn = importHistory(m.Rollovers, sourceHistory), m.Static, c.restoredOn(m, m.CountedOn, now)
+	c.rollovers = importHistory(m.Rollovers, sourceHistory)
+	c.static, c.countedOn = m.Static, c.restoredOn(m, m.CountedOn, now)
 	c.restorePrincipals(m)
 	c.restoreTombstones(m)
 	c.restoreSourceBackOff(m, c.downtime(m, SnapshotEntry{}, now), now)
@@ -46,7 +47,7 @@ func (c *Cache) Restore(m *Snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
-	if m.Static && !c.static && m.Taken().In(c.instantLocked()).On > c.countedOn { // else it has been shown since that they count
+	if m.Static && !c.static && m.Taken().In(c.instantLocked()).On > c.countedOn { // else they have counted since
 		c.voidCountsLocked(now)
 	}
 	var gone []tombstone
@@ -73,7 +74,8 @@ func (c *Cache) Restore(m *Snapshot) {
 		if c.formerLocked(e) {
 			c.forgetLocked(e)
 		}
-		if e.schedule.confirm = min(c.confirmLocked(e, now), now.add(confirmAfterBoot)); e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+		e.schedule.confirm = min(c.confirmLocked(e, now), now.add(confirmAfterBoot))
+		if e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
 			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
 		}
 		e.notify()
@@ -97,9 +99,9 @@ func (c *Cache) refetchUncertainLocked(now bootTime) {
 }
 
 const (
-	// A device is on the network by then.
+	// confirmAfterBoot is how long after its boot a device is on the network.
 	confirmAfterBoot = 30 * time.Second
-	// confirmBootWithin is over how long the keys that there are at a boot are then asked for, which spreads a fleet's, too.
+	// confirmBootWithin is within how long all restored keys are then fetched, which also spreads a fleet's fetches.
 	confirmBootWithin = 10 * time.Minute
 )
 
@@ -113,9 +115,11 @@ func (c *Cache) confirmRestoredLocked(booted bool, now bootTime) {
 		}
 		e.schedule.confirm = c.confirmLocked(e, now)
 		if booted || e.last.answered <= 0 { // else the back end answered in this boot
-			e.schedule.confirm = min(e.schedule.confirm, now.add(confirmAfterBoot+time.Duration(c.roll()*float64(confirmBootWithin))))
+			soon := now.add(confirmAfterBoot + time.Duration(c.roll()*float64(confirmBootWithin)))
+			e.schedule.confirm = min(e.schedule.confirm, soon)
 		}
-		if booted && e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) { // else what was planned is remembered
+		// Without a boot, what was planned is restored.
+		if booted && e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
 			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
 		}
 	}
@@ -128,7 +132,9 @@ func (m *Snapshot) ofBoot(id string, now bootTime) bool {
 
 // lacks reports whether ch, or a change that it stands for, was recorded after m was taken.
 func (m *Snapshot) lacks(ch *change) bool {
-	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool { return p.ID == ch.ID && p.Joined == ch.Joined })
+	return !slices.ContainsFunc(m.Record.Changes, func(p PolicyChange) bool {
+		return p.ID == ch.ID && p.Joined == ch.Joined
+	})
 }
 
 // lastAsked returns when somebody last asked for r; longAgo: nobody did.
@@ -137,8 +143,8 @@ func (r SnapshotEntry) lastAsked() bootTime {
 }
 
 // importHistory returns kept rollovers, the latest most of them.
-func importHistory(told []Rollover, most int) (h history) {
-	for _, r := range told {
+func importHistory(kept []Rollover, most int) (h history) {
+	for _, r := range kept {
 		h.add(rollover{of: r.Key, after: r.After, by: r.By, watched: r.Watched}, most)
 	}
 	return h
@@ -185,7 +191,7 @@ func (c *Cache) restoredReceipt(m *Snapshot, got receipt, now bootTime) receipt 
 		got.from, got.to, got.blind = got.on-longestNominal, got.on, true
 	}
 	if c.static && !m.Static {
-		got.doubt() // what told its age counted nothing, as was found out since
+		got.doubt() // what showed its age did not count, as is known now
 	}
 	got.shift(m.Taken().behind(c.instantLocked()))
 	latest := c.on
@@ -224,10 +230,12 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now bootTime) {
 	if e == nil {
 		e = c.addLocked(r.Key)
 	}
-	e.token.digest, e.token.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}, now)
+	got := receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}
+	e.token.digest, e.token.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, got, now)
 	e.token.nominal, e.token.receivedWall = r.Nominal, r.ReceivedOn
-	e.token.issued, e.token.life, e.token.lastClaims, e.token.before, e.schedule.tries = r.IssueWindow, r.Life, r.Claims, r.Before, r.Tries
-	e.token.issuedAt, e.token.received, e.token.shown, e.last.answered = a.at(bootTime(r.IssuedAt)), a.at(bootTime(r.Received)), a.at(bootTime(r.Shown)), a.at(bootTime(r.Answered))
+	e.token.issued, e.token.life, e.token.lastClaims, e.token.before = r.IssueWindow, r.Life, r.Claims, r.Before
+	e.token.issuedAt, e.token.received = a.at(bootTime(r.IssuedAt)), a.at(bootTime(r.Received))
+	e.token.shown, e.last.answered, e.schedule.tries = a.at(bootTime(r.Shown)), a.at(bootTime(r.Answered)), r.Tries
 	e.rollovers = importHistory(r.Rollovers, keyHistory)
 	if r.Claim != nil {
 		e.claim = claim{by: r.Claim.By, from: c.restoredAt(m, bootTime(r.Claim.From))}
@@ -235,7 +243,7 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now bootTime) {
 	c.seen++
 	e.token.unconfirmed, e.token.presumed = !a.certain, r.Presumed
 	if e.token.given = r.Given; e.token.unconfirmed {
-		e.token.given = 0 // how long ago that was nobody can tell
+		e.token.given = 0 // how long ago that was is not known
 	}
 	if e.asked = a.at(r.lastAsked()); e.asked != longAgo {
 		e.asked = e.asked.add(a.beyond) // perhaps it was asked for a moment ago
@@ -262,11 +270,12 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now bootTime) {
 func (c *Cache) restoredNext(e *entry, next, seems bootTime, a downtime, now bootTime) bootTime {
 	switch {
 	case e.token.Text.IsZero() && next != never:
-		return max(now, min(a.at(next), now.add(backoffTop)), c.heldUntilLocked(e, now)) // a failure may have put it off
+		// A failure may have put it off.
+		return max(now, min(a.at(next), now.add(backoffTop)), c.heldUntilLocked(e, now))
 	case e.token.Text.IsZero():
 		return never
 	case c.leftLocked(e, now) <= 0, seems <= now:
-		return max(now, c.barredUntilLocked(e, now)) // it has expired as far as can be told
+		return max(now, c.barredUntilLocked(e, now)) // it has expired as far as is known
 	case next == never:
 		return never
 	}
@@ -282,7 +291,8 @@ func (c *Cache) restoreSourceBackOff(m *Snapshot, a downtime, now bootTime) {
 	if f := m.Failing; f != nil {
 		c.queue.backOff = sourceBackOff{
 			failures: f.Failures, failure: f.failure(), since: now,
-			until: min(a.at(bootTime(f.Until)), now.add(backoffTop)), callers: min(a.at(bootTime(f.Callers)), now.add(retryAfter)),
+			until:   min(a.at(bootTime(f.Until)), now.add(backoffTop)),
+			callers: min(a.at(bootTime(f.Callers)), now.add(retryAfter)),
 		}
 	}
 }
@@ -297,7 +307,8 @@ func (c *Cache) restoreBackOff(e *entry, f *BackOff, a downtime, now bootTime) {
 	if e.backOff.failure.lasts() || e.backOff.failure.Kind == Throttled {
 		schedule, callers = longTop, askLongTop
 	}
-	e.backOff.until, e.backOff.callers = min(a.at(bootTime(f.Until)), now.add(schedule)), min(a.at(bootTime(f.Callers)), now.add(callers))
+	e.backOff.until = min(a.at(bootTime(f.Until)), now.add(schedule))
+	e.backOff.callers = min(a.at(bootTime(f.Callers)), now.add(callers))
 	if e.schedule.next != never {
 		e.schedule.next = max(e.schedule.next, e.backOff.until)
 	}
@@ -324,10 +335,11 @@ func (c *Cache) restoreTombstones(m *Snapshot) {
 
 // restoredTombstone returns t, which is in m. Of a token from an earlier boot it is only known that it was.
 func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now bootTime) tombstone {
+	got := receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}
 	r := tombstone{
 		digest: t.SHA256, received: bootTime(t.Received), cameOn: c.restoredOn(m, cmp.Or(t.Came, m.On), now),
-		receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: or(never, t.Deadline), unlearnt: t.Unlearnt,
-		receipt: c.restoredReceipt(m, receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}, now),
+		receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: or(never, t.Deadline),
+		unlearnt: t.Unlearnt, receipt: c.restoredReceipt(m, got, now),
 	}
 	if m.BootID == "" || m.BootID != c.bootID {
 		r.received, r.given, r.deadline = beforeBoot, 0, never
@@ -372,29 +384,30 @@ func (c *Cache) confirmExpiriesLocked(now bootTime) (any bool) {
 // tokens, of which the one received last counts.
 func (c *Cache) restorePrincipals(m *Snapshot) {
 	sameBoot := m.BootID != "" && m.BootID == c.bootID
-	for _, told := range m.Principals[:min(len(m.Principals), MaxKeys)] {
-		p := c.principalsLocked(told.Selector)
-		p.current = told.Current
-		p.former = slices.Clone(told.Former[max(0, len(told.Former)-maxFormer):])
-		if told.Since != nil {
+	for _, kept := range m.Principals[:min(len(m.Principals), MaxKeys)] {
+		p := c.principalsLocked(kept.Selector)
+		p.current = kept.Current
+		p.former = slices.Clone(kept.Former[max(0, len(kept.Former)-maxFormer):])
+		if kept.Since != nil {
 			p.since = 0 // in an earlier boot, so before this one began
 		}
 		if sameBoot {
-			p.since = or(longAgo, told.Since)
+			p.since = or(longAgo, kept.Since)
 		}
-		p.shown, p.reported, p.unreported = c.restoredAt(m, or(longAgo, told.Shown)), c.restoredAt(m, or(longAgo, told.Told)), max(0, told.Untold)
-		if told.By != "" {
-			p.returnedBy = Key{Selector: told.Selector, Resource: told.By}
+		p.shown, p.reported = c.restoredAt(m, or(longAgo, kept.Shown)), c.restoredAt(m, or(longAgo, kept.Told))
+		p.unreported = max(0, kept.Untold)
+		if kept.By != "" {
+			p.returnedBy = Key{Selector: kept.Selector, Resource: kept.By}
 		}
 	}
 	keys := slices.Clone(m.Keys)
 	slices.SortStableFunc(keys, func(x, y SnapshotEntry) int { return cmp.Compare(x.Received, y.Received) })
-	told := func(s Selector) bool {
+	isKept := func(s Selector) bool {
 		return slices.ContainsFunc(m.Principals, func(p Principals) bool { return p.Selector == s })
 	}
 	for _, r := range keys {
 		who := r.Claims.Principal()
-		if who.IsZero() || told(r.Key.Selector) {
+		if who.IsZero() || isKept(r.Key.Selector) {
 			continue
 		}
 		p := c.principalsLocked(r.Key.Selector)

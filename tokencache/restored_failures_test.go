@@ -10,8 +10,8 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// A daemon that crashes every few seconds, or reboots, makes no more calls to a source that fails than one that goes on: what
-// failed is remembered, also where no key ever had a token.
+// A daemon that crashes every few seconds, or reboots, makes no more calls to a source that fails than one that goes
+// on: what failed is remembered, also where no key ever had a token.
 func TestFailuresOutliveCrashes(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {

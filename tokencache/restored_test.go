@@ -120,7 +120,8 @@ func TestRestartConfirmsNothing(t *testing.T) {
 	})
 }
 
-// While a policy change spreads, nothing is asked for the sake of a confirmation: the back end would keep what it makes.
+// While a policy change spreads, nothing is asked for the sake of a confirmation: the back end would keep what it
+// makes.
 func TestConfirmationsWaitForAChange(t *testing.T) {
 	t.Parallel()
 	away(t, "second", func(t *testing.T, s *steady, c *tokencache.Cache, back time.Duration) {

@@ -26,7 +26,7 @@ type Pattern struct {
 type rollover struct {
 	of    Key
 	after float64 // the token was still handed out
-	by    float64 // its successor had been minted
+	by    float64 // its successor had been issued
 
 	watched float64 // from then on the back end was probed often; 1: it was not
 }
@@ -45,14 +45,14 @@ const (
 	sourceHistory = 512 // and of all keys together
 
 	ownEnough    = 3 // a key that has seen so many learns from its own alone
-	otherKeys    = 8 // and else from so many of the others' besides
+	otherKeys    = 8 // and else from so many of the others' as well
 	likelyHalf   = 0.3
 	likelyEnd    = 0.4
 	believedOdds = 10.0 // odds from which a pattern is believed
 	narrowShare  = 10.0 / (24 * 60)
 
 	newborn     = narrowShare // a token of which no more of its life was seen was not seen to come from a cache
-	eagerEnough = 4           // so many of these, and no cache is looked for any more
+	eagerEnough = 4           // after so many of these, the back end has no cache
 
 	chanceDistances = 3 // mean distances between what was seen
 )
@@ -227,7 +227,8 @@ func (c *Cache) likelyLocked(e *entry, now bootTime) bootTime {
 	case Regular:
 		at = c.rolloverLocked(e)
 	case Irregular:
-		at = e.token.issuedAt.add(time.Duration(c.medianLocked(e, share(now.sub(e.token.issuedAt), e.token.life)) * float64(e.token.life)))
+		age := share(now.sub(e.token.issuedAt), e.token.life)
+		at = e.token.issuedAt.add(time.Duration(c.medianLocked(e, age) * float64(e.token.life)))
 	case Unlearnt:
 		return never
 	}

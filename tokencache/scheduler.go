@@ -24,10 +24,10 @@ func (c *Cache) run() {
 	for {
 		c.mu.Lock()
 		now := c.now()
-		settled := c.confirmExpiriesLocked(now)
+		confirmed := c.confirmExpiriesLocked(now)
 		next := c.tickLocked(now)
 		c.mu.Unlock()
-		if settled {
+		if confirmed {
 			c.clockConfirmed()
 		}
 
@@ -107,7 +107,8 @@ func (c *Cache) expireLocked(e *entry, now bootTime) {
 		c.forgetLocked(e)
 		e.notify()
 	case e.backOff.failures == 0 && c.leftLocked(e, now) <= 0:
-		e.schedule.next = min(e.schedule.next, max(now, c.overLocked(e, now).add(afterExpiry), c.barredUntilLocked(e, now)))
+		due := max(now, c.overLocked(e, now).add(afterExpiry), c.barredUntilLocked(e, now))
+		e.schedule.next = min(e.schedule.next, due)
 	}
 }
 

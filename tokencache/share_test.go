@@ -38,8 +38,8 @@ func crowd(ctx context.Context, all *sync.WaitGroup, c *tokencache.Cache, keys [
 	}
 }
 
-// A refresh that is due while probes are queued and callers of keys that hang come without pause begins within two minutes,
-// however many probes came before it.
+// A refresh that is due while probes are queued and callers of keys that hang come without pause begins within two
+// minutes, however many probes came before it.
 func TestRefreshBehindProbes(t *testing.T) {
 	t.Parallel()
 	for _, probes := range []int{1, 5, 20} {

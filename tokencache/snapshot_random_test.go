@@ -18,8 +18,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// survivor is a device through restarts and reboots, whose clock may be wrong, and what only an oracle knows of it: the time as
-// it is, and every token's real times.
+// survivor is a device through restarts and reboots, whose clock may be wrong, and what only an oracle knows of it: the
+// time as it is, and every token's real times.
 type survivor struct {
 	options simulator.Options
 	backend *simulator.Backend
@@ -336,8 +336,8 @@ func (l *survivor) sighted(token tokencache.Token) sighting {
 	return l.shown[token.Text.SHA256()]
 }
 
-// judge looks at an answer by when its token was last given: earlier, or meanwhile to another caller, whose fetch may have ended
-// before this answer was made, or after.
+// judge looks at an answer by when its token was last given: earlier, or meanwhile to another caller, whose fetch may
+// have ended before this answer was made, or after.
 func (l *survivor) judge(key tokencache.Key, answer tokencache.Answer, now time.Time, earlier sighting) error {
 	latest := l.sighted(*answer.Token)
 	err := l.judgeTimes(key, answer, now, latest)
@@ -445,8 +445,8 @@ func (l *survivor) clockOf(much int) (ahead time.Duration, known bool) {
 }
 
 // Whatever a device goes through, and whatever its clock shows: what it can know to have expired is served to nobody, a
-// valid token is never lost and is labelled unless it is certain, no policy change is forgotten, and the back end is left
-// in peace.
+// valid token is never lost and is labelled unless it is certain, no policy change is forgotten, and the back end is
+// left in peace.
 func TestRandomLives(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -550,8 +550,8 @@ type seenKey struct {
 	standing    tokencache.PermissionState
 }
 
-// same leaves out what was learnt since the cache was kept last, and the plan where a policy change plays a part: a chase is
-// drawn anew, and a clock that went back has the change spread again.
+// same leaves out what was learnt since the cache was kept last, and the plan where a policy change plays a part: a
+// chase is drawn anew, and a clock that went back has the change spread again.
 func (a seenKey) same(b seenKey, inOrder, noted bool) bool {
 	if !inOrder {
 		return noted || a.digest == b.digest

@@ -91,7 +91,8 @@ func TestRecall(t *testing.T) {
 	}
 }
 
-// A key that nobody asked for any more stays so; when somebody asks again whose token's life is a guess, the back end is asked.
+// A key that nobody asked for any more stays so; when somebody asks again whose token's life is a guess, the back end
+// is asked.
 func TestRecallOfAnIdleKey(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -116,7 +117,8 @@ func TestRecallOfAnIdleKey(t *testing.T) {
 	})
 }
 
-// Until all has been told that the schedule is to know, it makes no call for what is remembered, and forgets none of it.
+// Until all has been told that the schedule is to know, it makes no call for what is remembered, and forgets none of
+// it.
 func TestScheduleBeginsWhenItIsTold(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -203,8 +205,8 @@ func TestRecallOfTooManyKeys(t *testing.T) {
 	})
 }
 
-// What was learnt of rollovers outlives a reboot, also for a key whose token has expired and which nobody asked for lately; a
-// time that nobody can tell teaches nothing.
+// What was learnt of rollovers outlives a reboot, also for a key whose token has expired and which nobody asked for
+// lately; a time that nobody can tell teaches nothing.
 func TestRolloversAreRecalled(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -41,8 +41,8 @@ type soak struct {
 	threads []int    // goroutines then
 }
 
-// Thirty days of faults, outages, wrong clocks, restarts, reboots and policy changes: nobody is refused what could have been
-// served, nor served what has expired; the back end is left in peace; and nothing grows.
+// Thirty days of faults, outages, wrong clocks, restarts, reboots and policy changes: nobody is refused what could have
+// been served, nor served what has expired; the back end is left in peace; and nothing grows.
 //
 // It measures the memory of the whole process, and so does not run beside other tests.
 func TestThirtyDays(t *testing.T) {

@@ -3,9 +3,9 @@ package tokencache
 import "time"
 
 const (
-	sourceBackOffTop = 2 * time.Minute // the longest that an endpoint is left alone that cannot be reached: one call stands for all keys
+	sourceBackOffTop = 2 * time.Minute // for an endpoint that cannot be reached: one call finds out for all keys
 
-	askFirst       = 2 * time.Second  // after a caller's own miss failed, the next asks no sooner; then after twice that, and so on
+	askFirst       = 2 * time.Second  // wait of callers after a miss that failed; it doubles, up to
 	askTop         = 5 * time.Minute  // up to this
 	askLongTop     = 20 * time.Minute // or this, where only an administrator heals it
 	askSourceTop   = 5 * time.Second  // or this, where one call finds out for all keys
@@ -13,8 +13,11 @@ const (
 )
 
 const (
-	callersFirst = 11 * time.Second // a caller that was turned away is told to come again within 10 s: its call goes before the schedule's
-	restOver     = 2 * backoffTop   // a source that only refuses is well all the same, when its last failure was so long ago
+	// callersFirst is for how long the first call is left to a caller that was turned away, which comes again within 10
+	// s.
+	callersFirst = 11 * time.Second
+	// restOver is how long after its last failure a source that only refuses counts as well.
+	restOver = 2 * backoffTop
 )
 
 // sourceBackOff is how a source that throttles, or cannot be reached, is left alone as a whole. Meanwhile there is one
@@ -24,15 +27,15 @@ const (
 type sourceBackOff struct {
 	failures   int         // in a row; 0: the source is well
 	failure    *FetchError // the last of them
-	since      bootTime    // boot time at which that was told
-	until      bootTime    // no call of the schedule before
-	callers    bootTime    // and none for a caller, which is no later
-	turnedAway bool        // a caller was turned away since of a key that does not yield itself, and none has had a call
+	since      bootTime    // when that came
+	until      bootTime    // the schedule makes no call before
+	callers    bootTime    // callers cause no call before, which is no later than until
+	turnedAway bool        // a caller was turned away, whose key does not yield, and none has had a call since
 }
 
 // failed takes in a failure of the source as a whole, by a call that began at began.
 func (r *sourceBackOff) failed(failure *FetchError, began, now bootTime, roll float64) {
-	if r.failures == 0 || began >= r.since { // else it is the same that another call at once has told
+	if r.failures == 0 || began >= r.since { // else another call at the same time has shown it already
 		r.failures++
 	}
 	r.failure, r.since, r.turnedAway = failure, now, false
@@ -40,8 +43,8 @@ func (r *sourceBackOff) failed(failure *FetchError, began, now bootTime, roll fl
 	if failure.Kind != Throttled {
 		wait = min(wait, sourceBackOffTop)
 	}
-	told := min(failure.RetryAfter, retryAfter)
-	r.callers = now.add(max(askWait(failure, r.failures, noToken), told))
+	atLeast := min(failure.RetryAfter, retryAfter)
+	r.callers = now.add(max(askWait(failure, r.failures, noToken), atLeast))
 	r.until = max(r.callers, now.add(wait))
 }
 
@@ -129,7 +132,8 @@ func (c *Cache) nextLocked(e *entry, now bootTime) bootTime {
 	if e.schedule.next == never {
 		return never
 	}
-	return max(now, e.schedule.next, c.quarantinedUntilLocked(e), c.queue.paused, c.queue.backOff.earliest(&flight{priority: forRefresh, expires: e.token.deadline}, now))
+	source := c.queue.backOff.earliest(&flight{priority: forRefresh, expires: e.token.deadline}, now)
+	return max(now, e.schedule.next, c.quarantinedUntilLocked(e), c.queue.paused, source)
 }
 
 // retrySourceFailuresLocked plans fetches for all keys that failed because the source did, after their own waits.

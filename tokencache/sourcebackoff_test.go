@@ -41,8 +41,8 @@ func ask(t *testing.T, c *tokencache.Cache, keys []tokencache.Key, span time.Dur
 	}
 }
 
-// What sixty keys cost that fail for good, each asked for every ten seconds, in an hour after the first; and what they cost
-// that are prefetched and that nobody asks for.
+// What sixty keys cost that fail for good, each asked for every ten seconds, in an hour after the first; and what they
+// cost that are prefetched and that nobody asks for.
 func TestBudgetsOfFailure(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -88,7 +88,8 @@ func TestBudgetsOfFailure(t *testing.T) {
 	}
 }
 
-// A source that is well again is found out by one call, and then all keys are asked for, before their callers notice much.
+// A source that is well again is found out by one call, and then all keys are asked for, before their callers notice
+// much.
 func TestOneCallFindsTheSourceWellAgain(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -232,7 +233,8 @@ func TestCallersInLineAreToldOfTheSource(t *testing.T) {
 	})
 }
 
-// Who asks for it ends the waits after failures, of the schedule and of callers; but not a pause that the source asked for.
+// Who asks for it ends the waits after failures, of the schedule and of callers; but not a pause that the source asked
+// for.
 func TestTryAgain(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {

@@ -10,8 +10,8 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// A number that a back end gives with each token is no count of a key's first token either, once it has had the issuer's clock go
-// back. Where it counts, or two replicas' clocks differ by a little, a new token is current.
+// A number that a back end gives with each token is no count of a key's first token either, once it has had the
+// issuer's clock go back. Where it counts, or two replicas' clocks differ by a little, a new token is current.
 func TestStaticCountOfAnotherToken(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {

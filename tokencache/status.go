@@ -44,21 +44,21 @@ type Status struct {
 	NextRefresh time.Time     // zero: none planned
 	LastFetch   time.Time     // zero: none has ended
 	LastOutcome Outcome
-	LastError   error // with Failed, and where there is no valid token and the source is failing
+	LastError   error // with Failed, or if there is no valid token and the source is failing
 	Failures    int   // in a row
 	Fetches     int   // calls made to the source
 	Served      int64 // answers given by Get
 
 	// Without a valid token these are zero.
-	Unconfirmed bool // Left is what there may be at most: the device was off for a time that nobody can tell
+	Unconfirmed bool // Left is an upper bound: the device was off for an unknown time
 	Permissions Permissions
 	Issued      IssueWindow
-	Life        time.Duration // that the token had when it was minted
+	Life        time.Duration // that the token had when it was issued
 	Claims      Claims
-	Before      *Claims   // of the token held before, where its groups, roles or wids differ
-	Expected    time.Time // when a newer token is expected; zero: nothing was learnt
+	Before      *Claims   // of the token before, if its groups, roles or wids differ
+	Expected    time.Time // when a newer token is expected; zero: not known
 	Former      bool      // the token is of a former principal of its selector, a real one
-	// AudienceBefore is that of the token before, where the one of the token held is another; empty: it is not.
+	// AudienceBefore is the audience of the token before, if the held one has another; else empty.
 	AudienceBefore string
 
 	HeldUntil time.Time // nothing is fetched before, since a policy change is still spreading; zero: nothing holds
@@ -66,8 +66,9 @@ type Status struct {
 	Pattern Pattern // of the rollovers
 	Seen    int     // rollovers observed for this key, at most a few
 
-	// Changes is whether the token carries policy changes on record that touch the key, the latest first: the latest that it may lack, and
-	// the latest else, MaxVerdicts in all. MoreChanges is how many touch it besides.
+	// Changes is whether the token carries the policy changes on record that are about the key, the latest first: the
+	// latest that it may lack, then the latest of the others, MaxVerdicts in all. MoreChanges is how many more there
+	// are.
 	Changes     []Verdict
 	MoreChanges int
 }
@@ -105,10 +106,10 @@ type Event struct {
 
 	Simulated bool // what was fetched is of a simulated back end, by its own word
 
-	Switch *Switch // of principals, that people are to be told of; nil: none
+	Switch *Switch // of principals, if it is to be reported; nil: none
 
-	// With Newer: another key that has the same token, the audience of the token before, where the new one's is another, and the
-	// claims that are left out of the new one's, where they are others than before.
+	// With Newer: another key with the same token, the audience of the token before if the new one has another, and the
+	// claims that the new one omits if the one before omitted others.
 	Twin           *Key
 	AudienceBefore string
 	Audience       string // of the token that came
@@ -132,7 +133,8 @@ func (c *Cache) Peek(key Key) (TokenInfo, <-chan struct{}, error) {
 	}
 	c.reviveLocked(e, left, now)
 	return TokenInfo{
-		SHA256: e.token.Text.SHA256(), Left: left, ReceivedOn: e.token.receivedWall, ExpiresOn: c.clock.Wall().Add(left),
+		SHA256: e.token.Text.SHA256(), Left: left,
+		ReceivedOn: e.token.receivedWall, ExpiresOn: c.clock.Wall().Add(left),
 		Issued: e.token.issued, Claims: e.token.Claims, Permissions: c.permissionsLocked(e, now),
 	}, e.changed, nil
 }
@@ -171,22 +173,22 @@ func (j judgement) verdicts(ids []string, valid bool) []Verdict {
 		place
 		PermissionState
 	}
-	told := make([]verdict, 0, MaxVerdicts)
-	for i := len(j.lacks) - 1; i >= 0 && len(told) < MaxVerdicts; i-- {
+	chosen := make([]verdict, 0, MaxVerdicts)
+	for i := len(j.lacks) - 1; i >= 0 && len(chosen) < MaxVerdicts; i-- {
 		state := Uncertain
 		if j.stale[i] {
 			state = Stale
 		}
-		told = append(told, verdict{j.lacks[i], state})
+		chosen = append(chosen, verdict{j.lacks[i], state})
 	}
-	for i := len(j.about) - 1; i >= 0 && len(told) < MaxVerdicts; i-- {
+	for i := len(j.about) - 1; i >= 0 && len(chosen) < MaxVerdicts; i-- {
 		if _, lacked := slices.BinarySearch(j.lacks, j.about[i]); !lacked {
-			told = append(told, verdict{j.about[i], Current})
+			chosen = append(chosen, verdict{j.about[i], Current})
 		}
 	}
-	slices.SortFunc(told, func(a, b verdict) int { return cmp.Compare(b.place, a.place) })
-	all := make([]Verdict, len(told))
-	for i, v := range told {
+	slices.SortFunc(chosen, func(a, b verdict) int { return cmp.Compare(b.place, a.place) })
+	all := make([]Verdict, len(chosen))
+	for i, v := range chosen {
 		all[i].ID = ids[v.place]
 		if valid {
 			all[i].State = v.PermissionState

@@ -78,8 +78,8 @@ func chance(odds float64, a, b *tokencache.FetchError, takes time.Duration) func
 	}
 }
 
-// What sixty keys cost, in the third hour, of which none is ever given a token, where one failure is not like the one before:
-// neither ends the back-off that the other has built up.
+// What sixty keys cost, in the third hour, of which none is ever given a token, where one failure is not like the one
+// before: neither ends the back-off that the other has built up.
 func TestBudgetsOfStruggling(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -135,8 +135,9 @@ func TestBudgetsOfStruggling(t *testing.T) {
 	}
 }
 
-// Keys that are refused do not have a throttling endpoint throttle for ever: the cold request of another identity, which the
-// endpoint would answer, is answered within 45 seconds, also just after the start, by a module that asks once a second.
+// Keys that are refused do not have a throttling endpoint throttle for ever: the cold request of another identity,
+// which the endpoint would answer, is answered within 45 seconds, also just after the start, by a module that asks once
+// a second.
 func TestRefusedKeysStarveNobody(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{10, 20, 60} {

@@ -12,7 +12,7 @@ const (
 	shortLived  = 2 * time.Hour   // below this, half of the life leaves too little slack
 	lastMinutes = 5 * time.Minute // before an expiry every retry counts; the SDKs' own margin
 
-	refreshFloor = 30 * time.Second // tokens that live no longer are fetched when somebody asks
+	refreshFloor = 30 * time.Second // tokens that live no longer are fetched when a caller asks
 	nextTryFloor = 5 * time.Minute  // a shorter wait is not worth a call: then the expiry itself is tried
 	afterExpiry  = time.Second      // a back end may roll over only when the token has expired
 	backoffFloor = time.Second

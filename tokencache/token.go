@@ -64,23 +64,23 @@ type Claims struct {
 	Roles     []string  `json:"roles,omitempty"`  // app roles, stale likewise
 	WIDs      []string  `json:"wids,omitempty"`   // directory roles, stale likewise
 
-	// Omitted names the claims that the token has and that are left out here, since they are too long, or no text that can
-	// be shown. They count as missing.
+	// Omitted names the claims of the token that are left out here, since they are too long or cannot be shown as text.
+	// They count as missing.
 	Omitted []string `json:"omitted,omitempty"`
 }
 
-// simulatedIssuer is what the simulated back end says that its tokens are by. No name under .invalid is anybody's.
+// simulatedIssuer is the issuer in the tokens of the simulated back end. No name under .invalid belongs to anybody.
 const simulatedIssuer = "https://sts.simulated.invalid/"
 
-// Simulated reports whether the token says that a simulated back end made it, so that it opens nothing, whatever the source
-// is called that it came from.
+// Simulated reports whether the token says that a simulated back end made it. Then it is worth nothing, whatever its
+// source is called.
 func (c Claims) Simulated() bool { return strings.HasPrefix(c.Issuer, simulatedIssuer) }
 
 // Token is a bearer access token with its times as the back end told them.
 type Token struct {
 	Text      Secret    `json:"text"`
 	ExpiresOn time.Time `json:"expires_on,omitzero"` // wall time of the issuer
-	NotBefore time.Time `json:"not_before,omitzero"` // zero when not told
+	NotBefore time.Time `json:"not_before,omitzero"` // zero: not known
 	Claims    Claims    `json:"claims"`              // zero when the token is opaque
 }
 
@@ -93,35 +93,35 @@ type Fetched struct {
 	Left time.Duration
 	// Counted says that Left is as the back end counted it, and ExpiresOn by a clock of its own.
 	Counted bool
-	// Reckoned says that the back end told no expiry: ExpiresOn is Left from now by the device's own clock.
+	// Reckoned says that the back end gave no expiry: ExpiresOn is Left from now by the device's own clock.
 	Reckoned bool
 
-	// Presumed says that Left is nobody's word: all that is known of the token is that the back end hands it out, since its expiry is long
-	// over by a clock of which nobody knows whether it is right.
+	// Presumed says that Left is a guess: it is only known that the back end hands the token out. Its expiry has long
+	// passed by a clock that may be wrong.
 	Presumed bool
 
 	// Nominal is the whole life such a token has. Zero means 24 hours.
 	Nominal time.Duration
 
-	// RefreshIn is the back end's advice on when to ask again, zero for none.
+	// RefreshIn is when the back end advises to ask again; zero: it does not.
 	RefreshIn time.Duration
 }
 
-// An issuer's times are between these. Others are nobody's, and there is no room for them in what is kept and told.
+// An issuer's times are between these. Other times mean nothing, and do not fit into what is kept and shown.
 var (
 	earliestIssued = time.Unix(0, 0)
 	latestIssued   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// issuable reports whether each is a time that an issuer may mean, or none.
+// issuable reports whether each is a time that an issuer may mean, or zero.
 func issuable(times ...time.Time) bool {
 	return !slices.ContainsFunc(times, func(t time.Time) bool {
 		return !t.IsZero() && (t.Before(earliestIssued) || !t.Before(latestIssued))
 	})
 }
 
-// withoutStrangeTimes returns f, which was received at the wall time now, without the times in it that no issuer means. An expiry that
-// is none is as if the back end had told none: nothing is learnt from it.
+// withoutStrangeTimes returns f, which was received at the wall time now, without the times that no issuer means. If
+// the expiry is such a time, it is as if the back end had given none: nothing is learned from it.
 func (f Fetched) withoutStrangeTimes(now time.Time) Fetched {
 	for _, t := range []*time.Time{&f.Token.NotBefore, &f.Token.Claims.IssuedAt, &f.Token.Claims.NotBefore} {
 		if !issuable(*t) {

@@ -16,16 +16,16 @@ const tombstoneLife = 25 * time.Hour
 // tombstone is what is known of a token that is not held any more. If it comes again after it was forgotten, replaced
 // or passed over, it was received when it was first received.
 type tombstone struct {
-	digest     string        // of its text
-	received   bootTime      // boot time
+	digest     string // of its text
+	received   bootTime
 	cameOn     time.Duration // on-time by which the back end gave it last
 	receivedOn time.Time     // wall time
 	expiresOn  time.Time     // as the issuer says
 	receipt    receipt
 
 	given    time.Duration // life left then, as the back end counted it; 0: it did not, or was proved wrong
-	deadline bootTime      // boot time at which it is believed to expire, by the back end's word; never: that is not known
-	unlearnt bool          // what was learnt of its life was dropped at somebody's wish: what is read of that later is no better
+	deadline bootTime      // when it is believed to expire, by the back end's word; never: not known
+	unlearnt bool          // what was learned of its life was dropped on request, and is not restored
 }
 
 // tombstones is the tokens that are not held any more, the latest last.
@@ -82,11 +82,12 @@ func (c *Cache) reviewTombstonesLocked(now bootTime) {
 // goneLocked returns the tombstone of the token that e holds.
 func (c *Cache) goneLocked(e *entry) tombstone {
 	r := tombstone{
-		digest: e.token.Text.SHA256(), received: e.token.received, cameOn: c.onAt(max(0, e.token.shown)), receivedOn: e.token.receivedWall, expiresOn: e.token.ExpiresOn, receipt: e.token.receipt,
+		digest: e.token.Text.SHA256(), cameOn: c.onAt(max(0, e.token.shown)), expiresOn: e.token.ExpiresOn,
+		receipt: e.token.receipt, received: e.token.received, receivedOn: e.token.receivedWall,
 		given: e.token.given, deadline: e.token.deadline,
 	}
 	if e.token.unconfirmed || e.token.presumed {
-		r.given, r.deadline = 0, never // nobody knows how long ago it was received, or has said for how long it is valid
+		r.given, r.deadline = 0, never // it is not known when it was received, or for how long it is valid
 	}
 	return r
 }
@@ -155,10 +156,10 @@ type Tombstone struct {
 	Received   time.Duration  `json:"received_ns"`
 	ReceivedOn time.Time      `json:"received_on,omitzero"`  // by the device's clock
 	ExpiresOn  time.Time      `json:"expires_on,omitzero"`   // by the issuer's
-	Given      time.Duration  `json:"given_ns,omitempty"`    // life left when it was received, as the back end counted it; 0: not known
+	Given      time.Duration  `json:"given_ns,omitempty"`    // life left at its receipt, by the back end; 0: not known
 	Deadline   *time.Duration `json:"deadline_ns,omitempty"` // when it is believed to expire; nil: not known
-	Came       time.Duration  `json:"came_on_ns,omitempty"`  // on-time by which the back end gave it last; 0: by when this was kept
-	Unlearnt   bool           `json:"unlearnt,omitempty"`    // what was learnt of its life was dropped at somebody's wish
+	Came       time.Duration  `json:"came_on_ns,omitempty"`  // on-time by which it last came; 0: when this was kept
+	Unlearnt   bool           `json:"unlearnt,omitempty"`    // what was learned of its life was dropped on request
 
 	// As in SnapshotEntry.
 	ReceivedAt time.Duration `json:"received_on_ns,omitempty"`
@@ -170,7 +171,8 @@ type Tombstone struct {
 // Tombstone returns the tombstone of r's token, for use when r is dropped. False: there is none.
 func (r SnapshotEntry) Tombstone() (Tombstone, bool) {
 	b := Tombstone{
-		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn, Given: r.Given, Deadline: &r.Deadline,
+		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn,
+		Given: r.Given, Deadline: &r.Deadline,
 		ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 	}
 	if r.Unconfirmed || r.Presumed {
@@ -181,15 +183,15 @@ func (r SnapshotEntry) Tombstone() (Tombstone, bool) {
 
 // export returns the tombstones as they are kept.
 func (all tombstones) export() []Tombstone {
-	var told []Tombstone
+	var kept []Tombstone
 	for _, r := range all {
-		told = append(told, Tombstone{
+		kept = append(kept, Tombstone{
 			SHA256: r.digest, Received: time.Duration(r.received), ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn,
 			Given: r.given, Deadline: unless(never, r.deadline), Came: r.cameOn, Unlearnt: r.unlearnt,
 			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}
-	return told
+	return kept
 }
 
 // beforeBoot is a boot time for what happened in an earlier boot, if no more is known.

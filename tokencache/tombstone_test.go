@@ -12,8 +12,8 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// A token that is not held any more is remembered until it has expired and nothing on record happened while it was valid. So what is kept
-// does not grow with each rollover.
+// A token that is not held any more is remembered until it has expired and nothing on record happened while it was
+// valid. So what is kept does not grow with each rollover.
 func TestBygonesGo(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{}, func(t *testing.T, _ *device, c *tokencache.Cache) {
@@ -62,8 +62,9 @@ func TestBygonesGo(t *testing.T) {
 	})
 }
 
-// A back end that goes on giving a token that has expired, with 24 hours to live each time, is not believed however long it does, nor
-// after a boot: of that, no more is known than that the token was received, and given again, before it.
+// A back end that goes on giving a token that has expired, with 24 hours to live each time, is not believed however
+// long it does, nor after a boot: of that, no more is known than that the token was received, and given again, before
+// it.
 func TestExpiredTokenThatComesForEver(t *testing.T) {
 	t.Parallel()
 	for _, boots := range []int{0, 1, 3} {

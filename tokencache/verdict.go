@@ -10,7 +10,7 @@ type PermissionState string
 
 const (
 	Current   PermissionState = "current"   // issued after every change had reached new tokens; or no change is known
-	Uncertain PermissionState = "uncertain" // it cannot be told
+	Uncertain PermissionState = "uncertain" // it is not known
 	Stale     PermissionState = "stale"     // issued before a change
 )
 
@@ -27,7 +27,7 @@ type Permissions struct {
 	State     PermissionState
 	Changed   time.Time // the latest change that the token may lack; zero when current
 	CurrentBy time.Time // a current token is here by then at the latest, if the back end answers; zero when current
-	Likely    time.Time // and probably by then; zero when current, or when nothing was learnt yet
+	Likely    time.Time // and probably by then; zero when current, or not known
 	Withheld  bool      // a revocation keeps the token from everybody
 }
 
@@ -67,8 +67,8 @@ func (ch *change) touches(e *entry) bool {
 // known of their dates changes. Time alone does not change it.
 func (c *Cache) judgeLocked(e *entry) {
 	before := e.policy
-	blur := c.uncertaintyLocked(e)
-	s := policyState{worst: Current, longestHold: longestHoldDelays*c.propagationDelay + heldBeyond + blur}
+	uncertainty := c.uncertaintyLocked(e)
+	s := policyState{worst: Current, longestHold: longestHoldDelays*c.propagationDelay + heldBeyond + uncertainty}
 	j := judgement{
 		about: make([]place, 0, len(e.judgement.about)),
 		lacks: make([]place, 0, len(e.judgement.lacks)), stale: make([]bool, 0, len(e.judgement.lacks)),
@@ -82,7 +82,7 @@ func (c *Cache) judgeLocked(e *entry) {
 		if at > s.holds {
 			s.began = at
 		}
-		holds := at.add(c.propagationDelay + heldBeyond + blur)
+		holds := at.add(c.propagationDelay + heldBeyond + uncertainty)
 		if s.holds = max(s.holds, holds); s.holds == holds {
 			s.latest = ch
 		}
@@ -117,14 +117,14 @@ type judgement struct {
 
 // uncertaintyLocked returns the uncertainty of e's issue window. If e never had a token, it is that of the other keys,
 // since they share the back end.
-func (c *Cache) uncertaintyLocked(e *entry) (blur time.Duration) {
+func (c *Cache) uncertaintyLocked(e *entry) (uncertainty time.Duration) {
 	if e.token.life != 0 {
 		return e.token.issued.uncertainty()
 	}
 	for _, o := range c.entries {
-		blur = max(blur, o.token.issued.uncertainty())
+		uncertainty = max(uncertainty, o.token.issued.uncertainty())
 	}
-	return blur
+	return uncertainty
 }
 
 // tighter is how much earlier a bound on when a change happened has to be to replace the one on record. In all a bound
@@ -187,7 +187,10 @@ func (c *Cache) rejudgeLocked(now bootTime) {
 // pause. A fetch stays that somebody insists on, or that a caller waits for and would get.
 func (c *Cache) standDownLocked(e *entry, now bootTime) {
 	f := e.flight
-	if f == nil || f.started || f.insisted || !c.heldLocked(e, now) || f.priority == forCaller && !c.barredLocked(e, now) {
+	if f == nil || f.started || f.insisted || !c.heldLocked(e, now) {
+		return
+	}
+	if f.priority == forCaller && !c.barredLocked(e, now) {
 		return
 	}
 	c.queue.remove(f)
@@ -237,7 +240,8 @@ func (c *Cache) permissionsLocked(e *entry, now bootTime) Permissions {
 func (c *Cache) withheldLocked(e *entry, now bootTime) *WithheldError {
 	s, wall := e.policy, c.clock.Wall()
 	err := &WithheldError{
-		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At, Until: wall.Add(c.metByLocked(e, s.lacked).sub(now)),
+		Permissions: c.permissionsLocked(e, now), Revoked: s.revoked.At,
+		Until: wall.Add(c.metByLocked(e, s.lacked).sub(now)),
 	}
 	if spread := c.barredUntilLocked(e, now).sub(now); spread > 0 && c.leftLocked(e, now) <= 0 {
 		err.Spread = wall.Add(spread)
@@ -256,8 +260,10 @@ func (c *Cache) metByLocked(e *entry, unmet bootTime) bootTime {
 		return unmet.add(longestNominal + shownBy)
 	}
 	life := max(e.token.life, defaultNominal)
-	known := unmet                                     // a token issued later shows that it is current
-	if e.token.life != 0 && e.token.issued.undated() { // its successor may be given no longer a life than it had left; how long ago that was is a guess after a boot
+	known := unmet // a token issued later is known to be current
+	if e.token.life != 0 && e.token.issued.undated() {
+		// The next token may have no longer a life than this one had left. How long ago that was is a guess after a
+		// boot.
 		known = known.add(max(0, longestNominal-min(e.token.life, e.token.deadline.sub(e.token.received))))
 	}
 	if e.token.shown < known || e.token.deadline == longAgo {

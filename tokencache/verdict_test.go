@@ -491,7 +491,8 @@ func TestChangeIsAboutAllAlternates(t *testing.T) {
 	}
 }
 
-// Where every other key is to be prefetched, looking for alternates drops neither the key that is asked for nor its answer.
+// Where every other key is to be prefetched, looking for alternates drops neither the key that is asked for nor its
+// answer.
 func TestAlternatesWhereThereIsNoRoom(t *testing.T) {
 	t.Parallel()
 	s := &tokencachetest.Source{}
@@ -640,8 +641,8 @@ func TestNoteRefuses(t *testing.T) {
 	})
 }
 
-// A change that happens "now" by a clock that is years behind has its moment in on-time: nothing is taken for current by
-// that clock, and people are told of its true time once the clock is known.
+// A change that happens "now" by a clock that is years behind has its moment in on-time: nothing is taken for current
+// by that clock, and people are told of its true time once the clock is known.
 func TestUnsureChange(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -775,8 +776,8 @@ func TestRevokedWhileACallerWaits(t *testing.T) {
 	})
 }
 
-// A token without a date shows that it is from after a change only when no life that is known could reach back before it: that
-// takes the longer, the shorter the lives are that the back end gives, and the promise allows for it.
+// A token without a date shows that it is from after a change only when no life that is known could reach back before
+// it: that takes the longer, the shorter the lives are that the back end gives, and the promise allows for it.
 func TestPromiseForTokensWithoutADate(t *testing.T) {
 	t.Parallel()
 	for _, life := range []time.Duration{time.Hour, 8 * time.Hour, 24 * time.Hour} {

@@ -12,8 +12,8 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// The status has a verdict on each change on record that touches the key, the latest first, also through an alternate or another spelling,
-// and on no other.
+// The status has a verdict on each change on record that touches the key, the latest first, also through an alternate
+// or another spelling, and on no other.
 func TestVerdicts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -51,7 +51,8 @@ func TestVerdicts(t *testing.T) {
 	})
 }
 
-// Of many changes there is a verdict on a few: the latest that the token may lack before any other, and the rest is counted.
+// Of many changes there is a verdict on a few: the latest that the token may lack before any other, and the rest is
+// counted.
 func TestVerdictsAreFew(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -1,5 +1,5 @@
-// Package tokencachetest has what tests of every package give a token cache: a fake source that the test steers, and a device's
-// clocks over the virtual time of a synctest bubble.
+// Package tokencachetest has what tests of every package give a token cache: a fake source that the test steers, and a
+// device's clocks over the virtual time of a synctest bubble.
 package tokencachetest
 
 import (
@@ -15,8 +15,8 @@ import (
 // Canary begins the text of each token, so that a test finds it wherever it leaks.
 const Canary = "canary-7c1e"
 
-// Source is a source that a test steers. The zero value issues a new token of 24 hours at each call, at once. A test that runs
-// beside fetches changes and reads the fields by Set.
+// Source is a source that a test steers. The zero value issues a new token of 24 hours at each call, at once. A test
+// that runs beside fetches changes and reads the fields by Set.
 type Source struct {
 	mu sync.Mutex
 
