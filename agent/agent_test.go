@@ -186,7 +186,7 @@ func TestChoices(t *testing.T) {
 		if !errors.As(err, &refusal) || !strings.HasPrefix(refusal.Detail, "Identity not found") || !slices.Equal(refusal.Choices, []string{"speech", "vision"}) {
 			t.Errorf("unknown: %+v", refusal)
 		}
-		want := agent.Counts{Invalid: 2}
+		want := api.RequestCounts{Invalid: 2}
 		if got := a.Counts(); got != want {
 			t.Errorf("counts %+v", got)
 		}
@@ -311,8 +311,8 @@ func TestApply(t *testing.T) {
 		}
 		synctest.Wait()
 		var kept []string
-		for _, key := range a.Status().Keys {
-			kept = append(kept, key.Identity+" "+key.Key.Resource)
+		for _, token := range a.Status().Tokens {
+			kept = append(kept, token.Identity+" "+token.Resource)
 		}
 		if want := []string{"robot " + storage, "vision " + vault}; !slices.Equal(kept, want) {
 			t.Errorf("kept %v, want %v", kept, want)
@@ -389,7 +389,7 @@ func TestRefresh(t *testing.T) {
 			var got []string
 			for _, result := range results {
 				got = append(got, result.Identity+" "+result.Resource)
-				if result.Outcome != tokencache.Newer || result.Err != nil {
+				if result.Outcome != tokencache.Newer || result.Detail != "" {
 					t.Errorf("%+v", result)
 				}
 			}
@@ -400,7 +400,7 @@ func TestRefresh(t *testing.T) {
 		fail(b, errors.New("gone"))
 		time.Sleep(time.Minute)
 		results, err := a.Refresh(t.Context(), "vision", vault, false)
-		if err != nil || len(results) != 1 || results[0].Outcome != tokencache.Failed || results[0].Err == nil {
+		if err != nil || len(results) != 1 || results[0].Outcome != tokencache.Failed || results[0].Detail == "" {
 			t.Errorf("failing: %+v, %v", results, err)
 		}
 	})
@@ -430,7 +430,7 @@ func TestStatus(t *testing.T) {
 		<-changed
 		<-changed
 		s := a.Status()
-		if !s.Ready || len(s.Trouble) != 0 || len(s.Keys) != 2 || len(s.Identities) != 3 || s.Identities[1].Grants != 2 {
+		if !s.Ready || len(s.Trouble) != 0 || len(s.Tokens) != 2 || len(s.Identities) != 3 || s.Identities[1].Grants != 2 {
 			t.Errorf("status %+v", s)
 		}
 		fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
@@ -98,26 +97,16 @@ type access struct {
 	identity, resource string
 }
 
-// Denial is a denial as the status shows it. Repeats are counted, not listed.
-type Denial struct {
-	On       time.Time // the last time
-	Caller   string
-	Identity string // as the caller named it; empty: it named none
-	Resource string // empty when the caller could not be attested
-	Reason   string
-	Count    int
-}
-
 // denialKey identifies the denials that count as repeats of one.
 type denialKey struct {
 	access
 	unattested bool
 }
 
-// denialEntry is a Denial with its key.
+// denialEntry is a denial as the status shows it, with its key. Repeats are counted, not listed.
 type denialEntry struct {
 	denialKey
-	Denial
+	api.Denial
 }
 
 // audit logs first grants, denials, and callers whose attested identity changed. Its lines and its memory are bounded,
@@ -253,7 +242,7 @@ func (a *audit) mayWriteLocked(key auditKey, first bool) (skipped int, write boo
 func (a *audit) recordDenialLocked(
 	key denialKey, caller *grants.Caller, reason func() string,
 ) (why string, skipped int, write bool) {
-	entry := denialEntry{denialKey: key, Denial: Denial{
+	entry := denialEntry{denialKey: key, Denial: api.Denial{
 		Caller: caller.String(), Identity: key.identity, Resource: truncate(key.resource, grants.MaxResource),
 	}}
 	at := len(a.denials)
@@ -264,7 +253,7 @@ func (a *audit) recordDenialLocked(
 		}
 	}
 	entry.Reason = truncate(reason(), maxNote)
-	entry.On = a.clock.Wall()
+	entry.On = api.Time(a.clock.Wall())
 	entry.Count++
 	switch {
 	case at < len(a.denials): // it moves to the front
@@ -295,10 +284,10 @@ func (a *audit) evictionLocked(key auditKey) (at int) {
 }
 
 // recentDenials returns the latest denials, the latest first.
-func (a *audit) recentDenials() []Denial {
+func (a *audit) recentDenials() []api.Denial {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var all []Denial
+	all := []api.Denial{}
 	for _, entry := range a.denials {
 		all = append(all, entry.Denial)
 	}

@@ -361,7 +361,7 @@ func TestRecordThatIsLost(t *testing.T) {
 			d.start(t, begin, func(a *agent.Agent, logs *observer.ObservedLogs) {
 				time.Sleep(2 * time.Second)
 				synctest.Wait()
-				for _, key := range a.Status().Keys {
+				for _, key := range a.Status().Tokens {
 					if row.marked && key.SHA256 != "" { // the others begin without any
 						t.Errorf("%s: the token from before is held", row.name)
 					}

@@ -47,9 +47,9 @@ const refreshesAtOnce = 8
 
 // Refresh fetches the cached tokens of an identity and resource now; an empty name stands for all. A record of policy changes that
 // could not be read or kept is tried again now as well.
-// The results are in the order of Status; while a policy change is still spreading a result's error is a
-// *tokencache.HeldError, unless the caller insists. An *Error says that there is nothing of that name.
-func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
+// The results are in the order of Status. While a policy change is still spreading nothing is fetched, which is OutcomeHeld, unless
+// the caller insists. An *Error says that nothing has that name.
+func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist bool) ([]api.RefreshResult, error) {
 	return a.refresh(ctx, identity, resource, func(key tokencache.Key, _ *grants.Identity) (tokencache.Outcome, error) {
 		return a.cache.Refresh(ctx, key, insist)
 	})
@@ -57,7 +57,7 @@ func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist b
 
 // Forget fetches anew as Refresh does, and drops the cached tokens of an identity and resource, with what was learnt of their lives,
 // when others have come that can be used, or before where the caller insists: see tokencache.Cache.Forget.
-func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bool) ([]RefreshResult, error) {
+func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bool) ([]api.RefreshResult, error) {
 	defer a.snapshotSaver.notice(true) // what was dropped is to be nowhere
 	return a.refresh(ctx, identity, resource, func(key tokencache.Key, of *grants.Identity) (tokencache.Outcome, error) {
 		outcome, dropped, err := a.cache.Forget(ctx, key, insist)
@@ -69,7 +69,7 @@ func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bo
 }
 
 // refresh has fetch ask for each of the keys that are cached of an identity and resource.
-func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch func(tokencache.Key, *grants.Identity) (tokencache.Outcome, error)) ([]RefreshResult, error) {
+func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch func(tokencache.Key, *grants.Identity) (tokencache.Outcome, error)) ([]api.RefreshResult, error) {
 	rules := a.rules.Load()
 	resource = strings.TrimSuffix(resource, "/.default")
 	if identity != "" && rules.Named(identity) == nil {
@@ -81,19 +81,23 @@ func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch fu
 	}
 	a.changeSaver.hurry()
 	a.rereading.hurry()
-	results := make([]RefreshResult, len(keys))
+	results := make([]api.RefreshResult, len(keys))
 	var all sync.WaitGroup
 	slots := make(chan struct{}, refreshesAtOnce)
 	for i, key := range keys {
+		identity, result := rules.IdentityOf(key), &results[i]
+		*result = api.RefreshResult{Identity: identity.Name, Resource: key.Resource, Outcome: tokencache.Failed}
 		slots <- struct{}{}
-		if err := ctx.Err(); err != nil { // no use to queue calls that nobody waits for
-			results[i] = RefreshResult{Identity: rules.IdentityOf(key).Name, Resource: key.Resource, Outcome: tokencache.Failed, Err: err}
+		if err := ctx.Err(); err != nil { // do not queue calls that nobody waits for
+			result.Detail = err.Error()
 			<-slots
 			continue
 		}
 		all.Go(func() {
-			outcome, err := fetch(key, rules.IdentityOf(key))
-			results[i] = RefreshResult{Identity: rules.IdentityOf(key).Name, Resource: key.Resource, Outcome: outcome, Err: err}
+			var err error
+			if result.Outcome, err = fetch(key, identity); err != nil {
+				result.Detail = err.Error()
+			}
 			<-slots
 		})
 	}

@@ -56,9 +56,9 @@ const maxOddities = 4
 
 // oddities returns a sentence for each pair of keys that have one token, each token whose audience differs from that of
 // the token before, and each token that lacks claims.
-func oddities(keys []KeyStatus) []string {
+func oddities(keys []cachedKey) []string {
 	var twins, audiences, claims []string
-	first := make(map[string]KeyStatus)
+	first := make(map[string]cachedKey)
 	for _, key := range keys {
 		if key.SHA256 == "" {
 			continue
@@ -95,6 +95,6 @@ func atMost(all []string) []string {
 }
 
 // name names a key in sentences.
-func (k KeyStatus) name() string {
-	return fmt.Sprintf("identity %q for %s", k.Identity, k.Key.Resource)
+func (k cachedKey) name() string {
+	return fmt.Sprintf("identity %q for %s", k.identity, k.Key.Resource)
 }

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -92,11 +93,11 @@ func TestSwitchOfPrincipalsIsTold(t *testing.T) {
 		}
 		status := a.Status()
 		for _, identity := range status.Identities {
-			want := tokencache.Principal{}
+			want := (*api.Principal)(nil)
 			if identity.Name == "vision" {
-				want = tokencache.Principal{ObjectID: "object-2", TenantID: "tenant-1"}
+				want = &api.Principal{ObjectID: "object-2", TenantID: "tenant-1"}
 			}
-			if identity.Principal != want {
+			if !reflect.DeepEqual(identity.Principal, want) {
 				t.Errorf("%s: %+v", identity.Name, identity.Principal)
 			}
 		}
@@ -159,7 +160,7 @@ func TestForgottenTokensAreOnRecord(t *testing.T) {
 	t.Parallel()
 	switchingAgent(t, func(t *testing.T, s *switching, a *agent.Agent, logs *observer.ObservedLogs) {
 		refresh(t, a)
-		held := a.Status().Keys[0].SHA256
+		held := a.Status().Tokens[0].SHA256
 		results, err := a.Forget(t.Context(), "vision", vault, true)
 		if err != nil || len(results) != 1 || results[0].Outcome != tokencache.Newer || s.n != 2 {
 			t.Errorf("%+v, %v after %d calls", results, err, s.n)

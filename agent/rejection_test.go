@@ -88,8 +88,8 @@ func TestRejectedForUncertainPermissions(t *testing.T) {
 			time.Sleep(12 * time.Hour)
 		}
 		reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
-		held := a.Status().Keys[0]
-		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: held.Issued.Earliest.Add(-time.Minute)})
+		held := a.Status().Tokens[0]
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: held.MintedFrom.Add(-time.Minute)})
 		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		says(t, advice, "may have been minted before", "probably by")
 		if !advice.RetryOn.Equal(advice.Permissions.Likely) {
@@ -116,11 +116,11 @@ func TestRejectedForPermissions(t *testing.T) {
 		old := reject(t, a, module, report)
 		wantCauses(t, "old", old, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
 		says(t, old, "groups g1; roles r1", "perceptctl policy-changed --all-resources --identity vision --effect changed")
-		if on := a.Status().Keys[0].Refused; !on.Equal(time.Now()) {
+		if on := a.Status().Tokens[0].Refused; !on.Equal(time.Now()) {
 			t.Errorf("refused on %v", on)
 		}
 		time.Sleep(22 * time.Hour)
-		if on := a.Status().Keys[0].Refused; !on.IsZero() {
+		if on := a.Status().Tokens[0].Refused; !on.IsZero() {
 			t.Errorf("a newer token counts as refused on %v", on)
 		}
 	})
@@ -156,7 +156,7 @@ func TestRejectedOtherTokens(t *testing.T) {
 		old := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401, SHA256: first.Token.Text.SHA256()})
 		wantCauses(t, "old", old, api.CauseOldToken)
 		says(t, old, "received on Jan ", "ask for a token again")
-		if !old.Retry || !old.RetryOn.IsZero() || a.Status().Keys[0].Refused != (time.Time{}) {
+		if !old.Retry || !old.RetryOn.IsZero() || a.Status().Tokens[0].Refused != (time.Time{}) {
 			t.Errorf("%+v", old)
 		}
 		toStorage := ask(t, a, user, agent.Request{Resource: storage, Identity: "speech"})
@@ -230,14 +230,14 @@ func TestRejectedWithChallenge(t *testing.T) {
 		answer := ask(t, a, module, agent.Request{Resource: vault})
 		report := api.Rejection{Resource: vault, Status: 401, Claims: nbf}
 		time.Sleep(time.Hour)
-		before := a.Status().Keys[0]
+		before := a.Status().Tokens[0]
 		same := reject(t, a, module, report)
 		wantCauses(t, "the same again", same, api.CauseRevoked)
 		says(t, same, "issued after Jan 1 00:00:00 UTC", "takes no claims", "azidentity sends none", "brought the same token", "wait for a newer token", "at the latest when this one expires")
 		if same.Fetched != tokencache.Unchanged || same.Retry || !same.RetryOn.Equal(before.ExpiresOn) || z.fetches() != 2 {
 			t.Errorf("%+v after %d calls", same, z.fetches())
 		}
-		after := a.Status().Keys[0]
+		after := a.Status().Tokens[0]
 		if after.Permissions != before.Permissions || after.SHA256 != answer.Token.Text.SHA256() || after.State != tokencache.Fresh {
 			t.Errorf("it moved %+v to %+v", before, after)
 		}
@@ -277,7 +277,7 @@ func TestRejectedWithChallenge(t *testing.T) {
 		newer := reject(t, a, module, api.Rejection{Resource: vault, Status: 401, Claims: `{"access_token":{}}`})
 		wantCauses(t, "a newer one", newer, api.CauseRevoked)
 		says(t, newer, "disabled or its sessions were revoked", "brought a newer token", "ask for the token again")
-		if newer.Fetched != tokencache.Newer || !newer.Retry || !newer.RetryOn.IsZero() || newer.SHA256 != a.Status().Keys[0].SHA256 {
+		if newer.Fetched != tokencache.Newer || !newer.Retry || !newer.RetryOn.IsZero() || newer.SHA256 != a.Status().Tokens[0].SHA256 {
 			t.Errorf("%+v", newer)
 		}
 	})

@@ -7,91 +7,35 @@ import (
 	"time"
 
 	"perceptd/agent/api"
-	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
 
-// Status is what a technician may know: no token text is in it.
-type Status struct {
-	Ready      bool     // every token that is to be prefetched is there
-	Trouble    []string // what needs a person, in sentences
-	Identities []IdentityStatus
-	Keys       []KeyStatus
-	Counts     Counts
-	Changes    []api.PolicyChange // policy changes on record, the latest first
-	Stale      int                // valid tokens whose permissions are not current
-	Denials    []Denial           // the latest denials, the latest first
-	Clock      tokencache.ClockStatus
-}
-
-// Simulated reports whether a token that is held says that a simulated back end made it.
-func (s *Status) Simulated() bool {
-	return slices.ContainsFunc(s.Keys, func(k KeyStatus) bool { return k.Left > 0 && k.Claims.Simulated() })
-}
-
-// IdentityStatus is a configured identity and the number of grants that name it.
-type IdentityStatus struct {
-	grants.Identity
-	Grants int
-
-	Principal tokencache.Principal // that its tokens speak for; zero: none has said so
-}
-
-// KeyStatus is a cached key under the name that its identity is configured by.
-type KeyStatus struct {
-	Identity string
+// cachedKey is a key of the cache under the name that its identity is configured by.
+type cachedKey struct {
+	identity string
 	tokencache.Status
-
-	// Refused is when a caller last reported that a resource refused the token held; zero: nobody did.
-	Refused time.Time
+	refused time.Time // when a caller last reported that a resource refused the token held; zero: never
 }
 
-// RefreshResult says what one refresh brought.
-type RefreshResult struct {
-	Identity, Resource string
-	Outcome            tokencache.Outcome
-	Err                error // with tokencache.Failed
-}
-
-// Status returns the state of everything, ordered by identity and resource.
-func (a *Agent) Status() Status {
+// Status returns the agent's part of the status, ordered by identity and resource.
+func (a *Agent) Status() api.Status {
 	rules := a.rules.Load()
-	s := Status{Ready: true, Counts: a.Counts(), Changes: a.Changes(), Denials: a.audit.recentDenials(), Clock: a.cache.ClockStatus()}
-	principals := make(map[tokencache.Selector]tokencache.Principal)
-	for _, p := range a.cache.Principals() {
-		principals[p.Selector] = p.Current
+	s := api.Status{
+		Ready: true, Identities: a.identities(rules), Tokens: []api.TokenStatus{}, Changes: a.Changes(), Requests: a.Counts(),
+		Denials: a.audit.recentDenials(), Clock: clockStatusOf(a.cache.ClockStatus()),
 	}
-	for _, identity := range rules.Identities {
-		grants := 0
-		for _, grant := range rules.Grants {
-			if grant.Identity == identity.Name {
-				grants++
-			}
-		}
-		s.Identities = append(s.Identities, IdentityStatus{Identity: identity, Grants: grants, Principal: principals[identity.Selector()]})
-	}
-	for _, key := range a.cache.Status() {
-		identity := rules.IdentityOf(key.Key)
-		if identity == nil {
-			continue // dropped by a reload between the two looks
-		}
-		s.Keys = append(s.Keys, KeyStatus{Identity: identity.Name, Status: key, Refused: a.reports.refusedOn(key.Key, key.SHA256)})
-		if key.Left > 0 && key.Permissions.State != tokencache.Current {
-			s.Stale++
-		}
+	keys := a.cachedKeys(rules)
+	for _, key := range keys {
+		s.Tokens = append(s.Tokens, tokenStatusOf(key))
 		if key.Prefetch && key.Left == 0 {
 			s.Ready = false
 		}
-	}
-	slices.SortFunc(s.Keys, func(x, y KeyStatus) int {
-		return strings.Compare(x.Identity+"\x00"+x.Key.Resource, y.Identity+"\x00"+y.Key.Resource)
-	})
-	for _, key := range s.Keys {
+		s.Simulated = s.Simulated || key.Left > 0 && key.Claims.Simulated()
 		if trouble := key.trouble(); trouble != "" {
 			s.Trouble = append(s.Trouble, trouble)
 		}
 	}
-	s.Trouble = append(s.Trouble, oddities(s.Keys)...)
+	s.Trouble = append(s.Trouble, oddities(keys)...)
 	for _, change := range s.Changes {
 		if change.Record == api.RecordLost {
 			s.Trouble = append(s.Trouble, lostTrouble(change))
@@ -108,9 +52,44 @@ func (a *Agent) Status() Status {
 	return s
 }
 
+// identities returns the configured identities, how many grants name each, and whom its tokens speak for.
+func (a *Agent) identities(rules *ruleset) []api.IdentityStatus {
+	principals := make(map[tokencache.Selector]api.Principal)
+	for _, p := range a.cache.Principals() {
+		principals[p.Selector] = api.Principal(p.Current)
+	}
+	all := []api.IdentityStatus{}
+	for _, identity := range rules.Identities {
+		status := api.IdentityStatus{Name: identity.Name, Default: identity.Default, Selector: identity.Selector().String()}
+		for _, grant := range rules.Grants {
+			if grant.Identity == identity.Name {
+				status.Grants++
+			}
+		}
+		if principal := principals[identity.Selector()]; principal != (api.Principal{}) {
+			status.Principal = &principal
+		}
+		all = append(all, status)
+	}
+	return all
+}
+
+func (a *Agent) cachedKeys(rules *ruleset) []cachedKey {
+	var keys []cachedKey
+	for _, key := range a.cache.Status() {
+		if identity := rules.IdentityOf(key.Key); identity != nil { // else a reload has just dropped it
+			keys = append(keys, cachedKey{identity.Name, key, a.reports.refusedOn(key.Key, key.SHA256)})
+		}
+	}
+	slices.SortFunc(keys, func(x, y cachedKey) int {
+		return strings.Compare(x.identity+"\x00"+x.Key.Resource, y.identity+"\x00"+y.Key.Resource)
+	})
+	return keys
+}
+
 // trouble returns what a technician should look at, or "". A single failed refresh of a token with
 // much life left is weather, not trouble.
-func (k KeyStatus) trouble() string {
+func (k cachedKey) trouble() string {
 	name := k.name()
 	switch {
 	case k.LastOutcome != tokencache.Failed:

@@ -51,14 +51,9 @@ type Answer struct {
 	Advertise time.Duration
 }
 
-// Counts is how many requests for a token were answered in which way.
-type Counts struct {
-	Served, Denied, Invalid, Failed int64
-}
-
 // Counts returns how requests were answered since the start.
-func (a *Agent) Counts() Counts {
-	return Counts{
+func (a *Agent) Counts() api.RequestCounts {
+	return api.RequestCounts{
 		Served: a.served.Load(), Denied: a.denied.Load(), Invalid: a.invalid.Load(), Failed: a.failed.Load(),
 	}
 }

@@ -21,10 +21,9 @@ func claimsOf(c tokencache.Claims) api.TokenClaims {
 	}
 }
 
-// TokenStatus returns the state of a cached key as it is on the wire.
-func TokenStatus(key KeyStatus) api.TokenStatus {
+func tokenStatusOf(key cachedKey) api.TokenStatus {
 	status := api.TokenStatus{
-		Identity:    key.Identity,
+		Identity:    key.identity,
 		Resource:    key.Key.Resource,
 		State:       key.State,
 		Prefetch:    key.Prefetch,
@@ -41,7 +40,7 @@ func TokenStatus(key KeyStatus) api.TokenStatus {
 		Life:        int64(key.Life / time.Second),
 		Former:      key.Former,
 		HeldUntil:   api.Time(key.HeldUntil),
-		Refused:     api.Time(key.Refused),
+		Refused:     api.Time(key.refused),
 		Rollover: api.RolloverStatus{
 			Pattern:  key.Pattern.Kind,
 			Seen:     key.Seen,
@@ -82,4 +81,13 @@ func (a *Agent) describeChange(r tokencache.RecordedChange) api.PolicyChange {
 		c.Effect, c.Withholds = api.EffectUnknown, r.Effect == tokencache.Revoked
 	}
 	return c
+}
+
+func clockStatusOf(c tokencache.ClockStatus) api.ClockStatus {
+	status := api.ClockStatus{Known: c.Trusted}
+	if c.Counted {
+		skew := int64(c.Skew / time.Second)
+		status.Skew = &skew
+	}
+	return status
 }

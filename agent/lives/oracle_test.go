@@ -674,11 +674,14 @@ func (o *oracle) look() {
 		o.unknown = now
 	}
 	o.takeIn(s.Changes)
-	if len(s.Keys) > len(o.keys) {
-		o.fail("grows", "%d keys are cached, of %d", len(s.Keys), len(o.keys))
+	if len(s.Tokens) > len(o.keys) {
+		o.fail("grows", "%d keys are cached, of %d", len(s.Tokens), len(o.keys))
 	}
-	for _, k := range s.Keys {
-		o.judgePromise(k, now, wall)
+	for _, token := range s.Tokens {
+		is := func(k *key) bool { return k.identity == token.Identity && k.Resource == token.Resource }
+		if i := slices.IndexFunc(o.keys, is); i >= 0 {
+			o.judgePromise(o.keys[i].Key, token, now, wall)
+		}
 	}
 	o.judgeSaves(s.Trouble, now)
 }
@@ -697,30 +700,30 @@ func (o *oracle) judgeSaves(told []string, now time.Time) {
 }
 
 // judgePromise looks that a key is current when it was said to be.
-func (o *oracle) judgePromise(k agent.KeyStatus, now, wall time.Time) {
-	if k.Left <= 0 || k.Permissions.State == tokencache.Current || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
-		delete(o.promise, k.Key)
+func (o *oracle) judgePromise(k tokencache.Key, token api.TokenStatus, now, wall time.Time) {
+	if token.ExpiresIn <= 0 || token.Permissions.State == tokencache.Current || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
+		delete(o.promise, k)
 		return
 	}
 	switch {
 	case !o.unknown.IsZero() && o.excuse(unreadNow),
 		now.Sub(o.renewed) < 2*day && o.excuse(madeAnew),
-		o.toldShort(k.Key, now) && o.excuse(toldWrong),
+		o.toldShort(k, now) && o.excuse(toldWrong),
 		o.plan.device.form == uncounted && now.Sub(o.wrongOn) < 2*day && o.excuse(ownClock),
 		o.plan.device.replicas > 1 && o.excuse(replicasDisagree):
-		delete(o.promise, k.Key)
+		delete(o.promise, k)
 		return
 	}
-	by := now.Add(k.Permissions.CurrentBy.Sub(wall))
-	before, made := o.promise[k.Key]
+	by := now.Add(token.Permissions.CurrentBy.Sub(wall))
+	before, made := o.promise[k]
 	if !made || before.changes != len(o.changes) {
-		o.promise[k.Key] = promise{by, now, len(o.changes)}
+		o.promise[k] = promise{by, now, len(o.changes)}
 		return
 	}
 	late := now.Sub(before.by)
-	if late > 2*time.Minute && !o.disturbed(k.Key, before.by, now) {
+	if late > 2*time.Minute && !o.disturbed(k, before.by, now) {
 		o.fail("promise broken", "%v was to be current by %v at the latest, as was said on %v; it is not, %v later",
-			k.Key, before.by.Sub(o.began), before.made.Sub(o.began), late)
+			k, before.by.Sub(o.began), before.made.Sub(o.began), late)
 	}
 }
 

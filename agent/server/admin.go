@@ -10,7 +10,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 )
 
@@ -27,44 +26,16 @@ func (s *Server) status(req *request) *apiError {
 	connections, turnedAway := s.Connections()
 	answer.Connections = connections
 	answer.Now = api.Time(s.now())
-	answer.Ready = state.Ready
-	answer.Simulated = answer.Simulated || state.Simulated()
-	answer.Clock.Known = state.Clock.Trusted
-	if state.Clock.Counted {
-		skew := int64(state.Clock.Skew / time.Second)
-		answer.Clock.Skew = &skew
-	}
+	answer.Ready, answer.Simulated = state.Ready, answer.Simulated || state.Simulated
+	answer.Clock.Known, answer.Clock.Skew = state.Clock.Known, state.Clock.Skew
 	answer.Trouble = emptyIfNil(slices.Concat(answer.Trouble, turnedAway, state.Trouble))
 	answer.Config.Files = emptyIfNil(answer.Config.Files)
 	answer.Callers.Blind = emptyIfNil(answer.Callers.Blind)
-	answer.Identities = []api.IdentityStatus{}
-	for _, identity := range state.Identities {
-		status := api.IdentityStatus{
-			Name: identity.Name, Default: identity.Default,
-			Selector: identity.Selector().String(), Grants: identity.Grants,
-		}
-		if !identity.Principal.IsZero() {
-			principal := api.Principal(identity.Principal)
-			status.Principal = &principal
-		}
-		answer.Identities = append(answer.Identities, status)
-	}
-	answer.Tokens = []api.TokenStatus{}
-	for _, key := range state.Keys {
-		answer.Tokens = append(answer.Tokens, agent.TokenStatus(key))
-	}
-	answer.Changes = state.Changes
-	answer.Requests = api.RequestCounts{
-		Served:  state.Counts.Served,
-		Denied:  state.Counts.Denied + s.denied.Load(),
-		Invalid: state.Counts.Invalid + s.invalid.Load(),
-		Failed:  state.Counts.Failed + s.failed.Load(),
-	}
-	answer.Denials = []api.Denial{}
-	for _, d := range state.Denials {
-		d.On = api.Time(d.On)
-		answer.Denials = append(answer.Denials, api.Denial(d))
-	}
+	answer.Identities, answer.Tokens, answer.Changes = state.Identities, state.Tokens, state.Changes
+	answer.Denials, answer.Requests = state.Denials, state.Requests
+	answer.Requests.Denied += s.denied.Load()
+	answer.Requests.Invalid += s.invalid.Load()
+	answer.Requests.Failed += s.failed.Load()
 	req.body = encode(answer)
 	return nil
 }
@@ -141,20 +112,8 @@ func (s *Server) refresh(req *request) *apiError {
 	if err != nil {
 		return errorOf(err)
 	}
-	answer := api.RefreshResponse{Results: []api.RefreshResult{}}
-	for _, r := range results {
-		answer.Results = append(answer.Results, refreshResult(r))
-	}
-	req.body = encode(answer)
+	req.body = encode(api.RefreshResponse{Results: results})
 	return nil
-}
-
-func refreshResult(r agent.RefreshResult) api.RefreshResult {
-	result := api.RefreshResult{Identity: r.Identity, Resource: r.Resource, Outcome: r.Outcome}
-	if r.Err != nil {
-		result.Detail = r.Err.Error()
-	}
-	return result
 }
 
 // reload answers POST /v1/reload.
@@ -207,9 +166,9 @@ func (s *Server) ready(req *request) *apiError {
 		return nil
 	}
 	var missing []string
-	for _, key := range status.Keys {
-		if key.Prefetch && key.Left == 0 {
-			missing = append(missing, fmt.Sprintf("identity %q for %s", key.Identity, key.Key.Resource))
+	for _, token := range status.Tokens {
+		if token.Prefetch && token.ExpiresIn == 0 {
+			missing = append(missing, fmt.Sprintf("identity %q for %s", token.Identity, token.Resource))
 		}
 	}
 	req.answerHealth(api.Health{Detail: "no token yet of " + strings.Join(missing, ", ")})

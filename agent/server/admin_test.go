@@ -536,22 +536,6 @@ func TestStatusTellsOfPermissions(t *testing.T) {
 	}
 }
 
-// What is known of a key without a token says nothing of permissions.
-func TestStatusOfAKeyWithoutAToken(t *testing.T) {
-	t.Parallel()
-	var key agent.KeyStatus
-	if got := agent.TokenStatus(key); got.Permissions != (api.Permissions{}) || got.Claims != nil || !got.MintedFrom.IsZero() {
-		t.Errorf("%+v", got)
-	}
-	before := tokencache.Claims{Groups: []string{"g"}}
-	key.Before, key.Left, key.Expected, key.Seen = &before, time.Hour, noon, 3
-	key.Pattern = tokencache.Pattern{Kind: tokencache.Regular, Age: 12 * time.Hour}
-	got := agent.TokenStatus(key)
-	if got.Before == nil || got.Before.Groups[0] != "g" || got.Claims == nil || got.Rollover.Age != 43200 || got.Rollover.Seen != 3 || got.Rollover.Expected.IsZero() {
-		t.Errorf("%+v", got)
-	}
-}
-
 // A watcher and a waiting caller see a change made on the admin socket, and the token that follows it.
 func TestChangeIsSeenByAll(t *testing.T) {
 	t.Parallel()
@@ -630,20 +614,24 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 		t.Fatalf("claims that are just short enough are not kept: %v", lists.Omitted)
 	}
 	long, now := strings.Repeat(`"`, 512), time.Now()
-	key := agent.KeyStatus{Identity: long, Refused: now, Status: tokencache.Status{
-		Key: tokencache.Key{Resource: long}, SHA256: strings.Repeat("0", 64), ReceivedOn: now, ExpiresOn: now, Left: time.Hour, NextRefresh: now,
-		LastFetch: now, LastOutcome: tokencache.Failed, LastError: &tokencache.FetchError{Detail: long}, Claims: largest, Before: &largest,
-		Expected: now, HeldUntil: now, Issued: tokencache.IssueWindow{Earliest: now, Latest: now},
-		Permissions: tokencache.Permissions{State: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now, Withheld: true},
-		Changes:     slices.Repeat([]tokencache.Verdict{{ID: long[:64], State: tokencache.Uncertain}}, tokencache.MaxVerdicts),
+	told := api.TokenClaims{
+		Issuer: largest.Issuer, Audience: largest.Audience, ClientID: largest.ClientID, ObjectID: largest.ObjectID, TenantID: largest.TenantID,
+		Groups: largest.Groups, Roles: largest.Roles, WIDs: largest.WIDs, Omitted: largest.Omitted,
+	}
+	token := api.TokenStatus{
+		Identity: long, Resource: long, Refused: now, SHA256: strings.Repeat("0", 64), ReceivedOn: now, ExpiresOn: now, ExpiresIn: 3600, NextRefresh: now,
+		LastFetch: now, LastOutcome: tokencache.Failed, LastError: long, Claims: &told, Before: &told,
+		Rollover: api.RolloverStatus{Expected: now}, HeldUntil: now, MintedFrom: now, MintedTo: now,
+		Permissions: api.Permissions{State: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now, Withheld: true},
+		Changes:     slices.Repeat([]api.TokenChange{{ID: long[:64], State: tokencache.Uncertain}}, tokencache.MaxVerdicts),
 		MoreChanges: tokencache.MaxChanges,
-	}}
+	}
 	change := api.PolicyChange{
 		ID: long[:64], Identity: long, Resource: long, Note: long[:256], At: now, NotedOn: now, EndsOn: now, Effect: tokencache.Revoked, Joined: 1,
 	}
 	var status api.Status
 	for range tokencache.MaxKeys {
-		status.Tokens, status.Trouble = append(status.Tokens, agent.TokenStatus(key)), append(status.Trouble, long)
+		status.Tokens, status.Trouble = append(status.Tokens, token), append(status.Trouble, long)
 	}
 	for range tokencache.MaxChanges {
 		status.Changes = append(status.Changes, change)

@@ -123,7 +123,7 @@ func (s *stepped) rest(a *agent.Agent) {
 		over := s.over
 		s.mu.Unlock()
 		taken := 0
-		for _, key := range a.Status().Keys {
+		for _, key := range a.Status().Tokens {
 			taken += key.Fetches
 		}
 		if taken == over {

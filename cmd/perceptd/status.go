@@ -11,11 +11,9 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
 	"perceptd/systemd"
-	"perceptd/tokencache"
 )
 
 // describeNow is describe with a look at what can be seen of callers.
@@ -97,11 +95,11 @@ func (d *daemon) statusText() (text string, troubled bool) {
 	_, crowded := d.server.Connections()
 	trouble := append(d.describe().Trouble, crowded...)
 	s := d.agent.Status()
-	return statusText(s, d.backend.simulator != nil || s.Simulated(), trouble), len(trouble)+len(s.Trouble) > 0
+	return statusText(s, d.backend.simulator != nil || s.Simulated, trouble), len(trouble)+len(s.Trouble) > 0
 }
 
 // statusText is what systemctl status shows of the daemon: trouble first, then what it holds.
-func statusText(s agent.Status, opensNothing bool, trouble []string) string {
+func statusText(s api.Status, opensNothing bool, trouble []string) string {
 	var parts []string
 	if opensNothing {
 		parts = append(parts, "SIMULATED")
@@ -114,22 +112,25 @@ func statusText(s agent.Status, opensNothing bool, trouble []string) string {
 	default:
 		parts = append(parts, fmt.Sprintf("trouble: %s (and %d more, see perceptctl status)", trouble[0], len(trouble)-1))
 	}
-	valid, withheld := 0, 0
+	valid, stale, withheld := 0, 0, 0
 	var next time.Time
-	for _, key := range s.Keys {
-		if key.Left > 0 {
+	for _, token := range s.Tokens {
+		if token.ExpiresIn > 0 {
 			valid++
+			if token.Permissions.State != api.PermissionsCurrent {
+				stale++
+			}
 		}
-		if key.Permissions.Withheld {
+		if token.Permissions.Withheld {
 			withheld++
 		}
-		if key.State != tokencache.Idle && !key.NextRefresh.IsZero() && (next.IsZero() || key.NextRefresh.Before(next)) {
-			next = key.NextRefresh
+		if token.State != api.StateIdle && !token.NextRefresh.IsZero() && (next.IsZero() || token.NextRefresh.Before(next)) {
+			next = token.NextRefresh
 		}
 	}
 	held := fmt.Sprintf("%s, %s", count(len(s.Identities), "identity", "identities"), count(valid, "token", "tokens"))
-	if s.Stale > 0 {
-		held += fmt.Sprintf(", %d stale", s.Stale)
+	if stale > 0 {
+		held += fmt.Sprintf(", %d stale", stale)
 	}
 	if withheld > 0 {
 		held += fmt.Sprintf(" (%d withheld)", withheld)

@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"perceptd/agent"
+	"perceptd/agent/api"
 	"perceptd/cmd/perceptd/e2e/harness"
 	"perceptd/systemd"
 	"perceptd/tokencache"
@@ -21,12 +21,13 @@ import (
 func TestStatusText(t *testing.T) {
 	t.Parallel()
 	soon := time.Date(2026, 11, 23, 15, 4, 0, 0, time.UTC)
-	var one agent.Status
-	one.Identities = make([]agent.IdentityStatus, 1)
-	one.Keys = make([]agent.KeyStatus, 3)
-	one.Keys[0].Left, one.Keys[0].NextRefresh = time.Hour, soon.Add(time.Hour)
-	one.Keys[1].NextRefresh = soon
-	one.Keys[2].State, one.Keys[2].NextRefresh = tokencache.Idle, soon.Add(-time.Hour) // nobody asks: not refreshed
+	var one api.Status
+	one.Identities = make([]api.IdentityStatus, 1)
+	one.Tokens = make([]api.TokenStatus, 3)
+	one.Tokens[0].ExpiresIn, one.Tokens[0].NextRefresh = 3600, soon.Add(time.Hour)
+	one.Tokens[0].Permissions.State = api.PermissionsCurrent
+	one.Tokens[1].NextRefresh = soon
+	one.Tokens[2].State, one.Tokens[2].NextRefresh = tokencache.Idle, soon.Add(-time.Hour) // nobody asks: not refreshed
 	for _, row := range []struct {
 		simulated bool
 		trouble   []string
@@ -41,27 +42,29 @@ func TestStatusText(t *testing.T) {
 			t.Errorf("%q\nwant %q", got, row.want)
 		}
 	}
-	one.Trouble, one.Keys[0].Left, one.Keys[1].Left, one.Keys[2].Left = []string{"its own"}, 0, time.Second, time.Second
+	one.Trouble, one.Tokens[0].ExpiresIn, one.Tokens[1].ExpiresIn, one.Tokens[2].ExpiresIn = []string{"its own"}, 0, 1, 1
+	one.Tokens[1].Permissions.State, one.Tokens[2].Permissions.State = api.PermissionsCurrent, api.PermissionsCurrent
 	if got := statusText(one, true, []string{"the daemon's"}); got != "SIMULATED; trouble: the daemon's (and 1 more, see perceptctl status); 1 identity, 2 tokens, next refresh Nov 23 15:04 UTC" {
 		t.Errorf("%q", got)
 	}
-	if got := statusText(agent.Status{}, false, nil); got != "0 identities, 0 tokens" {
+	if got := statusText(api.Status{}, false, nil); got != "0 identities, 0 tokens" {
 		t.Errorf("%q", got)
 	}
 }
 
 func TestStaleInStatusText(t *testing.T) {
 	t.Parallel()
-	var s agent.Status
-	s.Keys = make([]agent.KeyStatus, 3)
-	for i := range s.Keys {
-		s.Keys[i].Left = time.Hour
+	var s api.Status
+	s.Tokens = make([]api.TokenStatus, 3)
+	for i := range s.Tokens {
+		s.Tokens[i].ExpiresIn = 3600
 	}
-	s.Stale = 2
+	s.Tokens[0].Permissions.State, s.Tokens[1].Permissions.State = api.PermissionsStale, api.PermissionsUncertain
+	s.Tokens[2].Permissions.State = api.PermissionsCurrent
 	if got, want := statusText(s, false, nil), "0 identities, 3 tokens, 2 stale"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	s.Keys[0].Permissions.Withheld = true
+	s.Tokens[0].Permissions.Withheld = true
 	if got, want := statusText(s, false, nil), "0 identities, 3 tokens, 2 stale (1 withheld)"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
