@@ -51,7 +51,8 @@ func (d *disk) become(fault error) {
 func (d *disk) start(t *testing.T, change func(*agent.Options), f func(a *agent.Agent, logs *observer.ObservedLogs)) {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	o := agent.Options{Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", LoadRecord: d.load, SaveRecord: d.keep, Persistence: d.shelf.keeping()}
+	o := agent.Options{Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", LoadRecord: d.load,
+		SaveRecord: d.keep, Persistence: d.shelf.keeping()}
 	change(&o)
 	a, err := agent.New(o)
 	if err != nil {
@@ -86,8 +87,9 @@ func withoutCopy(m *tokencache.Snapshot) *tokencache.Snapshot {
 	return &left
 }
 
-// A record that cannot be read now is read again until it can be. Meanwhile what its copy or the marks on tokens withhold stays
-// withheld, nothing is written over it, and what is noted and withdrawn is put together with it afterwards.
+// A record that cannot be read now is read again until it can be. Meanwhile what its copy or the marks on tokens
+// withhold stays withheld, nothing is written over it, and what is noted and withdrawn is put together with it
+// afterwards.
 func TestRecordThatCannotBeReadNow(t *testing.T) {
 	t.Parallel()
 	eio := errors.New("input/output error")
@@ -113,14 +115,18 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 					t.Errorf("%s: the token is handed out", name)
 				}
 				trouble := strings.Join(a.Status().Trouble, "\n")
-				if !strings.Contains(trouble, "cannot be read now: input/output error") || len(a.Status().Trouble) != 1 {
+				if !strings.Contains(trouble, "cannot be read now: input/output error") ||
+					len(a.Status().Trouble) != 1 {
 					t.Errorf("%s: trouble %q", name, trouble)
 				}
-				noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
-				if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), "is not overwritten before it was") {
+				noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true,
+					Effect: tokencache.Granted})
+				if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(),
+					"is not overwritten before it was") {
 					t.Errorf("%s: %v", name, err)
 				}
-				passing, _ := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
+				passing, _ := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true,
+					Effect: tokencache.Granted})
 				if _, err := a.WithdrawChange("test", passing.ID); codeOf(err) != api.CodeNotKept {
 					t.Errorf("%s: %v", name, err)
 				}
@@ -155,15 +161,16 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 					t.Errorf("%s: told %d times that it was read", name, n)
 				}
 			})
-			if last := d.shelf.lastSaved(); slices.ContainsFunc(d.record().Changes, func(p tokencache.PolicyChange) bool { return p.ID == "unread" }) || last.OnRecord != 2 {
+			if last := d.shelf.lastSaved(); slices.ContainsFunc(d.record().Changes,
+				func(p tokencache.PolicyChange) bool { return p.ID == "unread" }) || last.OnRecord != 2 {
 				t.Errorf("%s: kept %+v, %+v", name, d.record(), last.Record)
 			}
 		})
 	}
 }
 
-// Whoever has mended what keeps the record from being read, or written, need not wait: a reload and a refresh have it tried again at
-// once, as often as somebody asks.
+// Whoever has mended what keeps the record from being read, or written, need not wait: a reload and a refresh have it
+// tried again at once, as often as somebody asks.
 func TestReloadReadsTheRecordAgain(t *testing.T) {
 	t.Parallel()
 	eio := errors.New("input/output error")
@@ -179,43 +186,45 @@ func TestReloadReadsTheRecordAgain(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			d, known := life(t)
 			d.become(eio)
-			d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-				time.Sleep(10*time.Minute + time.Second) // it is read once a minute by now
-				synctest.Wait()
-				before := d.reads
-				for range 3 {
+			d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known },
+				func(a *agent.Agent, _ *observer.ObservedLogs) {
+					time.Sleep(10*time.Minute + time.Second) // it is read once a minute by now
+					synctest.Wait()
+					before := d.reads
+					for range 3 {
+						ask(t, a)
+						synctest.Wait()
+						time.Sleep(time.Second)
+					}
+					time.Sleep(time.Second)
+					if d.reads != before+3 || d.record() != nil {
+						t.Errorf("%s: read %d times", name, d.reads-before)
+					}
+					d.become(nil)
+					began := time.Now()
 					ask(t, a)
 					synctest.Wait()
+					if r := d.record(); len(a.Status().Trouble) != 0 || r == nil || time.Since(began) != 0 {
+						t.Errorf("%s: %q, on the disk %+v", name, a.Status().Trouble, r)
+					}
+					time.Sleep(time.Minute)
+					d.fill(eio)
+					_, _ = a.RecordChange("test",
+						api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 					time.Sleep(time.Second)
-				}
-				time.Sleep(time.Second)
-				if d.reads != before+3 || d.record() != nil {
-					t.Errorf("%s: read %d times", name, d.reads-before)
-				}
-				d.become(nil)
-				began := time.Now()
-				ask(t, a)
-				synctest.Wait()
-				if r := d.record(); len(a.Status().Trouble) != 0 || r == nil || time.Since(began) != 0 {
-					t.Errorf("%s: %q, on the disk %+v", name, a.Status().Trouble, r)
-				}
-				time.Sleep(time.Minute)
-				d.fill(eio)
-				_, _ = a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
-				time.Sleep(time.Second)
-				d.fill(nil)
-				ask(t, a)
-				synctest.Wait()
-				if r := d.record(); len(a.Status().Trouble) != 0 || len(r.Changes) != 2 {
-					t.Errorf("%s: %q, on the disk %+v", name, a.Status().Trouble, r)
-				}
-			})
+					d.fill(nil)
+					ask(t, a)
+					synctest.Wait()
+					if r := d.record(); len(a.Status().Trouble) != 0 || len(r.Changes) != 2 {
+						t.Errorf("%s: %q, on the disk %+v", name, a.Status().Trouble, r)
+					}
+				})
 		})
 	}
 }
 
-// Nothing of the time in which the record could not be read is left where nothing happened meanwhile: a change that was withdrawn
-// before, and is in an older copy alone, does not come back.
+// Nothing of the time in which the record could not be read is left where nothing happened meanwhile: a change that was
+// withdrawn before, and is in an older copy alone, does not come back.
 func TestReadRecordWins(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -225,16 +234,17 @@ func TestReadRecordWins(t *testing.T) {
 		later.Changes = nil
 		d.there = &later
 		eio := errors.New("input/output error")
-		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			if !withholds(t, a) {
-				t.Error("the copy is not in force")
-			}
-			time.Sleep(2 * time.Second)
-			synctest.Wait()
-			if withholds(t, a) || len(a.Changes()) != 0 {
-				t.Errorf("withdrawn, and back: %+v", a.Changes())
-			}
-		})
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known },
+			func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if !withholds(t, a) {
+					t.Error("the copy is not in force")
+				}
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				if withholds(t, a) || len(a.Changes()) != 0 {
+					t.Errorf("withdrawn, and back: %+v", a.Changes())
+				}
+			})
 	})
 }
 
@@ -245,22 +255,23 @@ func TestWithdrawnBeforeTheRecordIsRead(t *testing.T) {
 		d, known := life(t)
 		eio := errors.New("input/output error")
 		d.become(eio)
-		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			if _, err := a.WithdrawChange("test", d.there.Changes[0].ID); codeOf(err) != api.CodeNotKept {
-				t.Error(err)
-			}
-			d.become(nil)
-			time.Sleep(time.Minute)
-			synctest.Wait()
-			if r := d.record(); withholds(t, a) || len(a.Changes()) != 0 || r == nil || len(r.Changes) != 0 {
-				t.Errorf("withdrawn, and back: %+v, on the disk %+v", a.Changes(), r)
-			}
-		})
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known },
+			func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if _, err := a.WithdrawChange("test", d.there.Changes[0].ID); codeOf(err) != api.CodeNotKept {
+					t.Error(err)
+				}
+				d.become(nil)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if r := d.record(); withholds(t, a) || len(a.Changes()) != 0 || r == nil || len(r.Changes) != 0 {
+					t.Errorf("withdrawn, and back: %+v, on the disk %+v", a.Changes(), r)
+				}
+			})
 	})
 }
 
-// What is joined while a full record cannot be read is not taken for withdrawn when it is: every revocation is in force, of those
-// before and of those that were noted meanwhile, and what stood for the record stands for none of them.
+// What is joined while a full record cannot be read is not taken for withdrawn when it is: every revocation is in
+// force, of those before and of those that were noted meanwhile, and what stood for the record stands for none of them.
 func TestJoinedBeforeTheRecordIsRead(t *testing.T) {
 	t.Parallel()
 	for _, withhold := range []bool{false, true} {
@@ -296,7 +307,8 @@ func TestJoinedBeforeTheRecordIsRead(t *testing.T) {
 					}
 				}
 				if about[vault] < 30 || about[""] > 30 || len(a.Changes()) != tokencache.MaxChanges {
-					t.Errorf("withhold %v: of the vault %d, of all %d, %d in all", withhold, about[vault], about[""], len(a.Changes()))
+					t.Errorf("withhold %v: of the vault %d, of all %d, %d in all", withhold, about[vault], about[""],
+						len(a.Changes()))
 				}
 				if slices.ContainsFunc(a.Changes(), func(c api.PolicyChange) bool { return c.ID == "unread" }) {
 					t.Errorf("withhold %v: what stood for the record is still there", withhold)
@@ -322,16 +334,17 @@ func TestRecordThatIsNeverRead(t *testing.T) {
 			t.Fatalf("written: %+v", d.record())
 		}
 		known = d.shelf.lastSaved()
-		d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = d.there, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			if !withholds(t, a) || len(a.Changes()) != 2 {
-				t.Errorf("%+v", a.Changes())
-			}
-		})
+		d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = d.there, known },
+			func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if !withholds(t, a) || len(a.Changes()) != 2 {
+					t.Errorf("%+v", a.Changes())
+				}
+			})
 	})
 }
 
-// Only when neither the record nor a copy of it can be read is it lost. Tokens from before are gone then, and what comes is uncertain,
-// or withheld where that is configured. The command that the trouble names ends either.
+// Only when neither the record nor a copy of it can be read is it lost. Tokens from before are gone then, and what
+// comes is uncertain, or withheld where that is configured. The command that the trouble names ends either.
 func TestRecordThatIsLost(t *testing.T) {
 	t.Parallel()
 	torn := spoilt{errors.New("policy-changes.json: it is not JSON")}
@@ -346,8 +359,12 @@ func TestRecordThatIsLost(t *testing.T) {
 		{"spoilt, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) {
 			o.LostRecord, o.Snapshot = torn, withoutCopy(known)
 		}, true},
-		{"gone, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) { o.Snapshot = withoutCopy(known) }, true},
-		{"spoilt when it could be read at last", false, func(o *agent.Options, _ *tokencache.Snapshot) { o.UnreadRecord = errors.New("EIO") }, false},
+		{"gone, with marks", false, func(o *agent.Options, known *tokencache.Snapshot) {
+			o.Snapshot = withoutCopy(known)
+		}, true},
+		{"spoilt when it could be read at last", false, func(o *agent.Options, _ *tokencache.Snapshot) {
+			o.UnreadRecord = errors.New("EIO")
+		}, false},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d, known := life(t)
@@ -398,7 +415,8 @@ func TestRecordThatIsLost(t *testing.T) {
 					t.Fatal(err)
 				}
 				if !row.marked {
-					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); (codeOf(err) == api.CodeRevoked) == row.withhold {
+					if _, err := a.Token(t.Context(), root,
+						agent.Request{Resource: storage}); (codeOf(err) == api.CodeRevoked) == row.withhold {
 						t.Errorf("%s, and configured the other way: %v", row.name, err)
 					}
 				}
@@ -414,8 +432,8 @@ func TestRecordThatIsLost(t *testing.T) {
 	}
 }
 
-// A mark holds where its revocation is on no record, unless a record that is as new tells that it was withdrawn, and for the token
-// that has it alone.
+// A mark holds where its revocation is on no record, unless a record that is as new tells that it was withdrawn, and
+// for the token that has it alone.
 func TestMarksOnTokens(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -431,20 +449,22 @@ func TestMarksOnTokens(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d, known := life(t)
-			r := tokencache.Record{Lineage: known.Record.Lineage, Generation: uint64(int(known.Record.Generation) + row.generation)}
+			r := tokencache.Record{Lineage: known.Record.Lineage, Generation: uint64(int(known.Record.Generation) +
+				row.generation)}
 			if row.lineage != "" {
 				r.Lineage = row.lineage
 			}
-			d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = &r, withoutCopy(known) }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-				if withholds(t, a) != row.withheld {
-					t.Errorf("%s: withheld is not %v: %+v", row.name, row.withheld, a.Changes())
-				}
-				for _, c := range a.Changes() {
-					if c.Identity == "" || c.Resource == "" || len(c.Note) == 0 {
-						t.Errorf("%s: %+v", row.name, c)
+			d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = &r, withoutCopy(known) },
+				func(a *agent.Agent, _ *observer.ObservedLogs) {
+					if withholds(t, a) != row.withheld {
+						t.Errorf("%s: withheld is not %v: %+v", row.name, row.withheld, a.Changes())
 					}
-				}
-			})
+					for _, c := range a.Changes() {
+						if c.Identity == "" || c.Resource == "" || len(c.Note) == 0 {
+							t.Errorf("%s: %+v", row.name, c)
+						}
+					}
+				})
 		})
 	}
 }
@@ -454,9 +474,11 @@ func TestEveryCopyCounts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		copyOf := func(lineage string, generation uint64, ids ...string) tokencache.Snapshot {
-			m := tokencache.Snapshot{Source: "another", BootID: "this", Record: tokencache.Record{Lineage: lineage, Generation: generation}, OnRecord: len(ids)}
+			m := tokencache.Snapshot{Source: "another", BootID: "this",
+				Record: tokencache.Record{Lineage: lineage, Generation: generation}, OnRecord: len(ids)}
 			for _, id := range ids {
-				m.Record.Changes = append(m.Record.Changes, tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now()})
+				m.Record.Changes = append(m.Record.Changes, tokencache.PolicyChange{ID: id, AllIdentities: true,
+					Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now()})
 			}
 			return m
 		}
@@ -472,22 +494,23 @@ func TestEveryCopyCounts(t *testing.T) {
 			{"of a release without lineages", []tokencache.Snapshot{copyOf("", 0), copyOf("m", 1, "b")}, "[b]"},
 		} {
 			d := new(disk)
-			d.start(t, func(o *agent.Options) { o.Copies = row.copies }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-				var ids []string
-				for _, c := range a.Changes() {
-					ids = append(ids, c.ID)
-				}
-				slices.Sort(ids)
-				if fmt.Sprint(ids) != row.want {
-					t.Errorf("%s: %q, want %s", row.name, ids, row.want)
-				}
-			})
+			d.start(t, func(o *agent.Options) { o.Copies = row.copies },
+				func(a *agent.Agent, _ *observer.ObservedLogs) {
+					var ids []string
+					for _, c := range a.Changes() {
+						ids = append(ids, c.ID)
+					}
+					slices.Sort(ids)
+					if fmt.Sprint(ids) != row.want {
+						t.Errorf("%s: %q, want %s", row.name, ids, row.want)
+					}
+				})
 		}
 	})
 }
 
-// There was a record that could not be read. When it is found spoilt or gone it is lost, and no first start: nothing from before is
-// current, and each token is fetched anew.
+// There was a record that could not be read. When it is found spoilt or gone it is lost, and no first start: nothing
+// from before is current, and each token is fetched anew.
 func TestUnreadRecordThatIsFoundLost(t *testing.T) {
 	t.Parallel()
 	eio := errors.New("input/output error")
@@ -495,23 +518,25 @@ func TestUnreadRecordThatIsFoundLost(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			d := new(disk)
 			d.become(eio)
-			d.start(t, func(o *agent.Options) { o.UnreadRecord = eio }, func(a *agent.Agent, logs *observer.ObservedLogs) {
-				mustHave(t, a)
-				before := d.Count()
-				d.become(later)
-				time.Sleep(2 * time.Minute)
-				synctest.Wait()
-				if got := mustHave(t, a).Permissions.State; got != tokencache.Uncertain || d.Count() == before {
-					t.Errorf("%s: the token is %v, fetched anew %v", name, got, d.Count() != before)
-				}
-				trouble := a.Status().Trouble
-				if len(trouble) != 1 || !strings.Contains(trouble[0], "withdraw "+lostID(a)) || logs.FilterField(zap.String("message_id", agent.MessageLostRecord)).Len() != 1 {
-					t.Errorf("%s: trouble %q", name, trouble)
-				}
-				if r := d.record(); r == nil || len(r.Changes) != 1 {
-					t.Errorf("%s: on the disk %+v", name, r)
-				}
-			})
+			d.start(t, func(o *agent.Options) { o.UnreadRecord = eio },
+				func(a *agent.Agent, logs *observer.ObservedLogs) {
+					mustHave(t, a)
+					before := d.Count()
+					d.become(later)
+					time.Sleep(2 * time.Minute)
+					synctest.Wait()
+					if got := mustHave(t, a).Permissions.State; got != tokencache.Uncertain || d.Count() == before {
+						t.Errorf("%s: the token is %v, fetched anew %v", name, got, d.Count() != before)
+					}
+					trouble := a.Status().Trouble
+					if len(trouble) != 1 || !strings.Contains(trouble[0], "withdraw "+lostID(a)) ||
+						logs.FilterField(zap.String("message_id", agent.MessageLostRecord)).Len() != 1 {
+						t.Errorf("%s: trouble %q", name, trouble)
+					}
+					if r := d.record(); r == nil || len(r.Changes) != 1 {
+						t.Errorf("%s: on the disk %+v", name, r)
+					}
+				})
 		})
 	}
 }
@@ -543,7 +568,8 @@ func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
 			}
 		}
 		d.start(t, slow, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
+			noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true,
+				Effect: tokencache.Granted})
 			if codeOf(err) != api.CodeNotKept {
 				t.Fatal(err)
 			}
@@ -567,7 +593,8 @@ func TestNothingIsWrittenOverARecordThatIsJustRead(t *testing.T) {
 				}
 			}
 			for _, r := range d.kept {
-				if !slices.ContainsFunc(r.Changes, func(p tokencache.PolicyChange) bool { return p.ID == d.there.Changes[0].ID }) {
+				if !slices.ContainsFunc(r.Changes,
+					func(p tokencache.PolicyChange) bool { return p.ID == d.there.Changes[0].ID }) {
 					t.Errorf("written over it: %+v", r)
 				}
 			}
@@ -580,7 +607,8 @@ type denied struct{ error }
 
 func (denied) Remedy() string { return "chown percept: /var/lib/percept/*" }
 
-// What stands for a record that cannot be read is not withdrawn: it ends when the record is read, and every screen says how that comes about.
+// What stands for a record that cannot be read is not withdrawn: it ends when the record is read, and every screen says
+// how that comes about.
 func TestUnreadIsNotWithdrawn(t *testing.T) {
 	t.Parallel()
 	for _, withhold := range []bool{false, true} {
@@ -595,25 +623,30 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 				switch {
 				case !withhold && answer.Permissions.State != tokencache.Uncertain:
 					t.Errorf("%+v, %v", answer.Permissions, err)
-				case withhold && (codeOf(err) != api.CodeRevoked || strings.Contains(err.Error(), "by Jan") || strings.Contains(err.Error(), "were revoked on") ||
-					!strings.Contains(err.Error(), "cannot be read now, so that nobody knows") || !strings.Contains(err.Error(), "[tokens] lost_record); to end that: "+fault.Remedy())):
+				case withhold && (codeOf(err) != api.CodeRevoked || strings.Contains(err.Error(), "by Jan") ||
+					strings.Contains(err.Error(), "were revoked on") ||
+					!strings.Contains(err.Error(), "cannot be read now, so that nobody knows") ||
+					!strings.Contains(err.Error(), "[tokens] lost_record); to end that: "+fault.Remedy())):
 					t.Error(err)
 				}
 				_, err = a.WithdrawChange("test", "unread")
-				if codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), "permission denied; "+fault.Remedy()) || !strings.Contains(err.Error(), "move its two files") {
+				if codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(),
+					"permission denied; "+fault.Remedy()) || !strings.Contains(err.Error(), "move its two files") {
 					t.Error(err)
 				}
 				c := a.Changes()
 				if len(c) != 1 || c[0].Record != api.RecordUnread || !strings.HasPrefix(c[0].Mend, fault.Remedy()) {
 					t.Errorf("%+v", c)
 				}
-				if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, fault.Remedy()) || strings.Contains(trouble, "--state-dir") {
+				if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, fault.Remedy()) ||
+					strings.Contains(trouble, "--state-dir") {
 					t.Errorf("trouble %q", trouble)
 				}
 				d.become(nil)
 				time.Sleep(2 * time.Second)
 				synctest.Wait()
-				if c := a.Changes(); len(c) != 1 || c[0].ID != d.there.Changes[0].ID || c[0].Record != "" || !withholds(t, a) {
+				if c := a.Changes(); len(c) != 1 || c[0].ID != d.there.Changes[0].ID || c[0].Record != "" ||
+					!withholds(t, a) {
 					t.Errorf("the record was read: %+v", c)
 				}
 			})
@@ -621,19 +654,22 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 	}
 }
 
-// A record that can never be read is ended by moving it away: then it is lost, be it while perceptd runs or before the next start,
-// and what stands for that can be withdrawn.
+// A record that can never be read is ended by moving it away: then it is lost, be it while perceptd runs or before the
+// next start, and what stands for that can be withdrawn.
 func TestUnreadRecordIsMovedAway(t *testing.T) {
 	t.Parallel()
 	eio := errors.New("input/output error")
 	lost := func(t *testing.T, a *agent.Agent) {
 		t.Helper()
 		c := a.Changes()
-		if len(c) != 1 || c[0].Record != api.RecordLost || !strings.HasPrefix(c[0].ID, "lost-") || !strings.HasSuffix(c[0].Mend, "perceptctl policy-changes withdraw "+c[0].ID) {
+		if len(c) != 1 || c[0].Record != api.RecordLost || !strings.HasPrefix(c[0].ID, "lost-") ||
+			!strings.HasSuffix(c[0].Mend, "perceptctl policy-changes withdraw "+c[0].ID) {
 			t.Fatalf("%+v", c)
 		}
 		_, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
-		if codeOf(err) != api.CodeRevoked || !strings.Contains(err.Error(), "the record of policy changes is lost, so that nobody knows") || !strings.HasSuffix(err.Error(), c[0].Mend) {
+		if codeOf(err) != api.CodeRevoked || !strings.Contains(err.Error(),
+			"the record of policy changes is lost, so that nobody knows") ||
+			!strings.HasSuffix(err.Error(), c[0].Mend) {
 			t.Errorf("%v", err)
 		}
 		if _, err := a.WithdrawChange("test", c[0].ID); err != nil || withholds(t, a) {
@@ -647,24 +683,26 @@ func TestUnreadRecordIsMovedAway(t *testing.T) {
 			d.become(eio)
 			rules := edge()
 			rules.WithholdLost = true
-			d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Rules = eio, rules }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-				withholds(t, a)
-				d.disk.Lock()
-				d.there = nil
-				d.disk.Unlock()
-				if running {
-					d.become(nil)
-					time.Sleep(time.Minute)
-					synctest.Wait()
-					lost(t, a)
-				}
-			})
+			d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Rules = eio, rules },
+				func(a *agent.Agent, _ *observer.ObservedLogs) {
+					withholds(t, a)
+					d.disk.Lock()
+					d.there = nil
+					d.disk.Unlock()
+					if running {
+						d.become(nil)
+						time.Sleep(time.Minute)
+						synctest.Wait()
+						lost(t, a)
+					}
+				})
 			if running {
 				return
 			}
-			d.start(t, func(o *agent.Options) { o.Snapshot, o.Rules = d.shelf.lastSaved(), rules }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-				lost(t, a)
-			})
+			d.start(t, func(o *agent.Options) { o.Snapshot, o.Rules = d.shelf.lastSaved(), rules },
+				func(a *agent.Agent, _ *observer.ObservedLogs) {
+					lost(t, a)
+				})
 		})
 	}
 }
@@ -678,17 +716,22 @@ func TestUnkeptChanges(t *testing.T) {
 		change func(o *agent.Options)
 		says   string
 	}{
-		{"systemd", func(o *agent.Options) { o.Persistence.Save = nil }, "systemd carries it over a restart, and a stop or a reboot loses it"},
-		{"nothing", func(o *agent.Options) { o.Persistence = agent.Persistence{} }, "the next start does not know of it"},
-		{"the tokens' file", func(o *agent.Options) { o.UnreadRecord = full }, "the next start knows of it by the copy beside the tokens alone"},
+		{"systemd", func(o *agent.Options) { o.Persistence.Save = nil },
+			"systemd carries it over a restart, and a stop or a reboot loses it"},
+		{"nothing", func(o *agent.Options) { o.Persistence = agent.Persistence{} },
+			"the next start does not know of it"},
+		{"the tokens' file", func(o *agent.Options) { o.UnreadRecord = full },
+			"the next start knows of it by the copy beside the tokens alone"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d := new(disk)
 			d.become(full)
 			d.fill(full)
 			d.start(t, row.change, func(a *agent.Agent, _ *observer.ObservedLogs) {
-				_, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
-				if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "--state-dir") {
+				_, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true,
+					Effect: tokencache.Granted})
+				if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), row.says) ||
+					strings.Contains(err.Error(), "--state-dir") {
 					t.Errorf("%s: %v, want %q", row.name, err, row.says)
 				}
 			})
@@ -697,7 +740,8 @@ func TestUnkeptChanges(t *testing.T) {
 }
 
 // inBoot is what an agent begins with in this boot, by what was carried in it and the record, if that can be read.
-func (d *disk) inBoot(back *sticky, clock tokencache.Clock, fault error, carried *tokencache.Snapshot) func(o *agent.Options) {
+func (d *disk) inBoot(back *sticky, clock tokencache.Clock, fault error,
+	carried *tokencache.Snapshot) func(o *agent.Options) {
 	return func(o *agent.Options) {
 		o.Fetch, o.Clock = back.Fetch, clock
 		var taken []tokencache.Instant
@@ -719,8 +763,9 @@ func sinceBoot() tokencache.Clock {
 	return tokencache.Clock{Boot: func() time.Duration { return time.Since(began) + time.Minute }}
 }
 
-// A revocation that is noted while the record cannot be read withholds the token from before it when the record is read, which is of a
-// later on-time than this boot knew of, also after restarts in between. It has the moment of its note, whoever moved it.
+// A revocation that is noted while the record cannot be read withholds the token from before it when the record is
+// read, which is of a later on-time than this boot knew of, also after restarts in between. It has the moment of its
+// note, whoever moved it.
 func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 	t.Parallel()
 	eio := errors.New("input/output error")
@@ -741,18 +786,23 @@ func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			d := new(disk)
-			d.there = &tokencache.Record{Instant: tokencache.Instant{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5}
+			d.there = &tokencache.Record{Instant: tokencache.Instant{On: 1000 * time.Hour, Boot: 50 * time.Hour,
+				BootID: "before"}, Lineage: "l", Generation: 5}
 			d.become(eio)
 			back, clock := &sticky{counts: true}, sinceBoot()
 			var carried *tokencache.Snapshot
 			if row.sealed {
-				carried = &tokencache.Snapshot{BootID: "before", Boot: 40 * time.Hour, On: 990 * time.Hour, Wall: time.Now(), Record: tokencache.Record{
-					Instant: tokencache.Instant{On: 990 * time.Hour, Boot: 40 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5,
-				}}
+				carried = &tokencache.Snapshot{BootID: "before", Boot: 40 * time.Hour, On: 990 * time.Hour,
+					Wall: time.Now(), Record: tokencache.Record{
+						Instant: tokencache.Instant{On: 990 * time.Hour, Boot: 40 * time.Hour, BootID: "before"},
+						Lineage: "l", Generation: 5,
+					}}
 			}
 			restart := func(fault error, f func(a *agent.Agent)) {
 				t.Helper()
-				d.start(t, d.inBoot(back, clock, fault, carried), func(a *agent.Agent, _ *observer.ObservedLogs) { f(a) })
+				d.start(t, d.inBoot(back, clock, fault, carried), func(a *agent.Agent, _ *observer.ObservedLogs) {
+					f(a)
+				})
 				carried = d.shelf.lastSaved()
 				time.Sleep(time.Minute)
 			}
@@ -761,7 +811,8 @@ func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 				d.become(nil)
 				time.Sleep(2 * time.Minute)
 				synctest.Wait()
-				if c := a.Recorded(); !withholds(t, a) || len(c) != 1 || c[0].Moment.Round(time.Second) != 1000*time.Hour+noted {
+				if c := a.Recorded(); !withholds(t, a) || len(c) != 1 ||
+					c[0].Moment.Round(time.Second) != 1000*time.Hour+noted {
 					t.Errorf("%s: the record was read; noted %v after the boot, on record: %+v", row.name, noted, c)
 				}
 			}
@@ -778,7 +829,8 @@ func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 				mustHave(t, a)
 				time.Sleep(40 * time.Minute)
 				noted = clock.Boot()
-				if _, err := a.RecordChange("test", api.PolicyChangeRequest{Resource: storage, Effect: tokencache.Revoked}); codeOf(err) != api.CodeNotKept {
+				if _, err := a.RecordChange("test", api.PolicyChangeRequest{Resource: storage,
+					Effect: tokencache.Revoked}); codeOf(err) != api.CodeNotKept {
 					t.Fatal(err)
 				}
 				last(0, a)
@@ -793,8 +845,8 @@ func TestRestartWhileTheRecordIsUnread(t *testing.T) {
 	}
 }
 
-// A revocation of an earlier boot, whose record could not be read at first, or was in a folder that was mounted late, withholds no token of
-// this boot, be the record read by the same process or at a restart.
+// A revocation of an earlier boot, whose record could not be read at first, or was in a folder that was mounted late,
+// withholds no token of this boot, be the record read by the same process or at a restart.
 func TestRestartAfterTheFolderWasMended(t *testing.T) {
 	t.Parallel()
 	eacces := errors.New("permission denied")
@@ -805,10 +857,13 @@ func TestRestartAfterTheFolderWasMended(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			before := time.Now().Add(-30 * time.Hour)
 			there := &tokencache.Record{
-				Instant: tokencache.Instant{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l", Generation: 5,
+				Instant: tokencache.Instant{On: 1000 * time.Hour, Boot: 50 * time.Hour, BootID: "before"}, Lineage: "l",
+				Generation: 5,
 				Changes: []tokencache.PolicyChange{{
-					ID: "r", AllIdentities: true, Effect: tokencache.Revoked, At: before, RecordedAt: before, Vouched: true, Checked: true,
-					Moment: 990 * time.Hour, By: 990 * time.Hour, Issuer: tokencache.Window{Earliest: before, Latest: before},
+					ID: "r", AllIdentities: true, Effect: tokencache.Revoked, At: before, RecordedAt: before,
+					Vouched: true, Checked: true,
+					Moment: 990 * time.Hour, By: 990 * time.Hour, Issuer: tokencache.Window{Earliest: before,
+						Latest: before},
 				}},
 			}
 			d := new(disk)
@@ -824,7 +879,8 @@ func TestRestartAfterTheFolderWasMended(t *testing.T) {
 			d.start(t, d.inBoot(back, clock, nil, d.shelf.lastSaved()), func(a *agent.Agent, _ *observer.ObservedLogs) {
 				synctest.Wait()
 				changes := a.Recorded()
-				if withholds(t, a) || len(changes) != 1 || changes[0].Moment != 990*time.Hour || !changes[0].Issuer.Latest.Equal(before) {
+				if withholds(t, a) || len(changes) != 1 || changes[0].Moment != 990*time.Hour ||
+					!changes[0].Issuer.Latest.Equal(before) {
 					t.Errorf("%s: on record: %+v", row.name, changes)
 				}
 				if on := d.shelf.lastSaved().On; on < 1001*time.Hour {
@@ -835,8 +891,8 @@ func TestRestartAfterTheFolderWasMended(t *testing.T) {
 	}
 }
 
-// Who withdraws a change while the record cannot be read withdraws what it was to them: where it turns out to have taken in
-// another by then, that is in force.
+// Who withdraws a change while the record cannot be read withdraws what it was to them: where it turns out to have
+// taken in another by then, that is in force.
 func TestWithdrawnBeforeItIsKnownToStandForMore(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -848,22 +904,23 @@ func TestWithdrawnBeforeItIsKnownToStandForMore(t *testing.T) {
 		later.Changes = slices.Clone(later.Changes)
 		later.Changes[0].Joined, later.Changes[0].Resource = 1, ""
 		d.there = &later
-		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known }, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			if _, err := a.WithdrawChange("test", later.Changes[0].ID); codeOf(err) != api.CodeNotKept {
-				t.Error(err)
-			}
-			d.become(nil)
-			time.Sleep(time.Minute)
-			synctest.Wait()
-			if c := a.Changes(); !withholds(t, a) || len(c) != 1 || c[0].Joined != 1 {
-				t.Errorf("on record: %+v", c)
-			}
-		})
+		d.start(t, func(o *agent.Options) { o.UnreadRecord, o.Snapshot = eio, known },
+			func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if _, err := a.WithdrawChange("test", later.Changes[0].ID); codeOf(err) != api.CodeNotKept {
+					t.Error(err)
+				}
+				d.become(nil)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if c := a.Changes(); !withholds(t, a) || len(c) != 1 || c[0].Joined != 1 {
+					t.Errorf("on record: %+v", c)
+				}
+			})
 	})
 }
 
-// What stands for a record spreads as a change does which somebody noted at the start: who asks has a token at once unless such are to be
-// withheld, and what is to be prefetched waits until it has spread, or the record is read.
+// What stands for a record spreads as a change does which somebody noted at the start: who asks has a token at once
+// unless such are to be withheld, and what is to be prefetched waits until it has spread, or the record is read.
 func TestStandInSpreads(t *testing.T) {
 	t.Parallel()
 	eio, torn := errors.New("input/output error"), spoilt{errors.New("policy-changes.json: it is not JSON")}
@@ -897,7 +954,9 @@ func TestStandInSpreads(t *testing.T) {
 					if n := d.Count(); n != 0 {
 						t.Errorf("%s: %d fetched before", row.name, n)
 					}
-					if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); row.withhold != (codeOf(err) == api.CodeRevoked) || !row.withhold && err != nil {
+					if _, err := a.Token(t.Context(), root,
+						agent.Request{Resource: storage}); row.withhold != (codeOf(err) == api.CodeRevoked) ||
+						!row.withhold && err != nil {
 						t.Errorf("%s: who asks has %v", row.name, err)
 					}
 				}

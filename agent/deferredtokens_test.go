@@ -33,7 +33,8 @@ func strikable(t *testing.T, struck *atomic.Bool, prefixes ...string) *bootable 
 	}}
 }
 
-// Tokens that cannot be read at a start are there when they can be: in the same process, without a call, and in the file at the end.
+// Tokens that cannot be read at a start are there when they can be: in the same process, without a call, and in the
+// file at the end.
 func TestUnreadTokensAreReadAgain(t *testing.T) {
 	t.Parallel()
 	var struck atomic.Bool
@@ -51,7 +52,8 @@ func TestUnreadTokensAreReadAgain(t *testing.T) {
 				t.Error("a token came from nowhere")
 			}
 			time.Sleep(2 * time.Hour)
-			if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Count(trouble, "the tokens that were kept cannot be read now") != 1 || strings.Contains(trouble, "not saved") {
+			if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Count(trouble,
+				"the tokens that were kept cannot be read now") != 1 || strings.Contains(trouble, "not saved") {
 				t.Errorf("%q", trouble)
 			}
 			struck.Store(false)
@@ -59,7 +61,8 @@ func TestUnreadTokensAreReadAgain(t *testing.T) {
 			if got := mustHave(t, a); !got.Token.Text.Equal(held.Token.Text) || !got.ReceivedOn.Equal(held.ReceivedOn) {
 				t.Errorf("another token: %+v, want %+v", got, held)
 			}
-			if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Contains(trouble, "the tokens that") || strings.Contains(trouble, "saved") {
+			if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Contains(trouble, "the tokens that") ||
+				strings.Contains(trouble, "saved") {
 				t.Errorf("%q", trouble)
 			}
 		})
@@ -75,7 +78,8 @@ func TestUnreadTokensAreReadAgain(t *testing.T) {
 	})
 }
 
-// Nor is anything lost where the device is not known at one start, and the back end is away then: the next that knows it has the tokens.
+// Nor is anything lost where the device is not known at one start, and the back end is away then: the next that knows
+// it has the tokens.
 func TestUnopenedTokensAreOpenedLater(t *testing.T) {
 	t.Parallel()
 	var struck atomic.Bool
@@ -104,8 +108,8 @@ func TestUnopenedTokensAreOpenedLater(t *testing.T) {
 	})
 }
 
-// Of two files of tokens that cannot be read at a start the one that can be first is of use at once: what its copy of the record has is
-// in force, while the other still cannot be read, and the status says so.
+// Of two files of tokens that cannot be read at a start the one that can be first is of use at once: what its copy of
+// the record has is in force, while the other still cannot be read, and the status says so.
 func TestUnreadTokensComeOneByOne(t *testing.T) {
 	t.Parallel()
 	const file, aside = "tokens.sealed", "tokens.sealed.unopened-product-uuid"
@@ -114,7 +118,8 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 			t.Parallel()
 			var struck, left atomic.Bool // all that is kept cannot be read, or what does not come first
 			d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true, fails: func(name string) error {
-				if !strings.HasPrefix(name, "tokens") && !strings.HasPrefix(name, "policy") || !struck.Load() && (!left.Load() || name == first) {
+				if !strings.HasPrefix(name, "tokens") && !strings.HasPrefix(name, "policy") || !struck.Load() &&
+					(!left.Load() || name == first) {
 					return nil
 				}
 				return unix.EIO
@@ -160,7 +165,8 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 							t.Errorf("of %s on record: %v", name, name != first)
 						}
 					}
-					if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, "the tokens that were kept cannot be read now") {
+					if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble,
+						"the tokens that were kept cannot be read now") {
 						t.Errorf("%q", trouble)
 					}
 					left.Store(false)
@@ -170,7 +176,8 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 							t.Errorf("of %s nothing is on record", name)
 						}
 					}
-					if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Contains(trouble, "read again every minute") {
+					if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Contains(trouble,
+						"read again every minute") {
 						t.Errorf("%q", trouble)
 					}
 				})
@@ -179,7 +186,8 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 	}
 }
 
-// While a copy of the record may yet be read the record is not lost, whatever became of it; what the copy has is in force from then on.
+// While a copy of the record may yet be read the record is not lost, whatever became of it; what the copy has is in
+// force from then on.
 func TestUnreadCopyOfTheRecord(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
@@ -198,7 +206,8 @@ func TestUnreadCopyOfTheRecord(t *testing.T) {
 			t.Parallel()
 			var struck atomic.Bool
 			d := strikable(t, &struck, row.prefixes...)
-			files := []string{filepath.Join(d.dir, "policy-changes.json"), filepath.Join(d.dir, "policy-changes.copy.json")}
+			files := []string{filepath.Join(d.dir, "policy-changes.json"),
+				filepath.Join(d.dir, "policy-changes.copy.json")}
 			synctest.Test(t, func(t *testing.T) {
 				var id, later string
 				d.boot(t, true, func(a *agent.Agent) {
@@ -249,7 +258,8 @@ func TestUnreadCopyOfTheRecord(t *testing.T) {
 	}
 }
 
-// note2 notes a change of no consequence for what is withheld, which cannot be kept yet where the record cannot be read.
+// note2 notes a change of no consequence for what is withheld, which cannot be kept yet where the record cannot be
+// read.
 func note2(t *testing.T, a *agent.Agent) api.PolicyChange {
 	t.Helper()
 	noted, err := a.RecordChange("uid 0 (pid 7)", api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Granted})
@@ -308,9 +318,9 @@ func TestUnreadCopyIsGone(t *testing.T) {
 	})
 }
 
-// What was withdrawn stays so when tokens are read late whose copy of the record has it: where the record was read before, which it was
-// withdrawn from, also at the next start, with something noted meanwhile; and where that was an older one than the copy, whose other
-// changes are in force then.
+// What was withdrawn stays so when tokens are read late whose copy of the record has it: where the record was read
+// before, which it was withdrawn from, also at the next start, with something noted meanwhile; and where that was an
+// older one than the copy, whose other changes are in force then.
 func TestLateCopyBringsNothingBack(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct{ older, noted, reboot bool }{
@@ -326,7 +336,8 @@ func TestLateCopyBringsNothingBack(t *testing.T) {
 				}
 				return nil
 			}
-			files := []string{filepath.Join(d.dir, "policy-changes.json"), filepath.Join(d.dir, "policy-changes.copy.json")}
+			files := []string{filepath.Join(d.dir, "policy-changes.json"),
+				filepath.Join(d.dir, "policy-changes.copy.json")}
 			synctest.Test(t, func(t *testing.T) {
 				var id, later string
 				restore := func([]string) error { return nil }
@@ -350,7 +361,8 @@ func TestLateCopyBringsNothingBack(t *testing.T) {
 				check := func(a *agent.Agent) {
 					time.Sleep(2 * time.Minute)
 					if isOnRecord(a, id) || row.older && !isOnRecord(a, later) {
-						t.Errorf("what was withdrawn, and kept so, is in force again, or what was not is not: %+v", a.Changes())
+						t.Errorf("what was withdrawn, and kept so, is in force again, or what was not is not: %+v",
+							a.Changes())
 					}
 				}
 				record.Store(!row.older)
@@ -381,7 +393,8 @@ func TestLateCopyBringsNothingBack(t *testing.T) {
 	}
 }
 
-// A copy is not taken for an older one since what could not be read then and what was noted meanwhile have as many generations as it has.
+// A copy is not taken for an older one since what could not be read then and what was noted meanwhile have as many
+// generations as it has.
 func TestNotedMeanwhileIsNoNewerCopy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -415,14 +428,16 @@ func TestNotedMeanwhileIsNoNewerCopy(t *testing.T) {
 	})
 }
 
-// Nor does it come back by a mark on a token that is read late, of a resource that the withdrawn change was about as its alternate.
+// Nor does it come back by a mark on a token that is read late, of a resource that the withdrawn change was about as
+// its alternate.
 func TestLateMarkBringsNothingBack(t *testing.T) {
 	t.Parallel()
 	for _, alternates := range []map[string][]string{{storage: {vault}}, {vault: {storage + "/"}}, nil} {
 		synctest.Test(t, func(t *testing.T) {
 			rules := edge()
 			rules.Alternates = alternates
-			noted := tokencache.PolicyChange{ID: "noted", AllIdentities: true, Resource: storage, Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now()}
+			noted := tokencache.PolicyChange{ID: "noted", AllIdentities: true, Resource: storage,
+				Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now()}
 			late := tokencache.Snapshot{
 				BootID: "before", OnRecord: 1, Record: tokencache.Record{Lineage: "late", Generation: 2},
 				Keys: []tokencache.SnapshotEntry{{Key: tokencache.Key{Resource: vault}, Withheld: []string{noted.ID}}},
@@ -430,7 +445,10 @@ func TestLateMarkBringsNothingBack(t *testing.T) {
 			var read atomic.Bool
 			a, err := agent.New(agent.Options{
 				Fetch: new(tokencachetest.Source).Fetch, Rules: rules, BootID: "this",
-				Record: &tokencache.Record{Lineage: "read", Generation: 1, Changes: []tokencache.PolicyChange{noted}}, UnreadTokens: unix.EIO,
+				Record: &tokencache.Record{
+					Lineage: "read", Generation: 1, Changes: []tokencache.PolicyChange{noted},
+				},
+				UnreadTokens: unix.EIO,
 				LoadTokens: func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
 					if !read.Load() {
 						return nil, nil, unix.EIO

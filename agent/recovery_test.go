@@ -57,11 +57,13 @@ func (d *device) record() *tokencache.Record {
 }
 
 // run runs an agent that begins with what it is given, until f returns, and returns its warnings of the record.
-func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *tokencache.Snapshot, f func(a *agent.Agent)) (warnings []observer.LoggedEntry) {
+func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *tokencache.Snapshot,
+	f func(a *agent.Agent)) (warnings []observer.LoggedEntry) {
 	t.Helper()
 	core, logs := observer.New(zapcore.WarnLevel)
 	a, err := agent.New(agent.Options{
-		Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Record: disk, LostRecord: lost, Snapshot: copied,
+		Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Record: disk, LostRecord: lost,
+		Snapshot:   copied,
 		SaveRecord: d.keep, Persistence: d.shelf.keeping(),
 	})
 	if err != nil {
@@ -69,7 +71,9 @@ func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *
 	}
 	f(a)
 	a.Close()
-	return logs.Filter(func(e observer.LoggedEntry) bool { return strings.Contains(e.Message, "beside the tokens") }).All()
+	return logs.Filter(func(e observer.LoggedEntry) bool {
+		return strings.Contains(e.Message, "beside the tokens")
+	}).All()
 }
 
 // withholds reports whether a token from before a revocation is kept back.
@@ -82,9 +86,9 @@ func withholds(t *testing.T, a *agent.Agent) bool {
 	return err != nil
 }
 
-// A crash may come before or after either of two writes: of the record, which is what an acknowledgement waits for, and of
-// its copy. An acknowledged revocation is in force after it, whichever of the two was lost or is older; what was withdrawn
-// with an acknowledgement stays withdrawn. The start after that has one record, and nothing to say of it.
+// A crash may come before or after either of two writes: of the record, which is what an acknowledgement waits for, and
+// of its copy. An acknowledged revocation is in force after it, whichever of the two was lost or is older; what was
+// withdrawn with an acknowledgement stays withdrawn. The start after that has one record, and nothing to say of it.
 func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -152,7 +156,8 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 				t.Errorf("%s: %v, on the disk %v", row.name, warnings, next.record())
 				continue
 			}
-			for _, copied := range []*tokencache.Snapshot{copies[row.copied], next.shelf.lastSaved()} { // the copy may not be newer yet
+			// the copy may not be newer yet
+			for _, copied := range []*tokencache.Snapshot{copies[row.copied], next.shelf.lastSaved()} {
 				again := next.run(t, next.record(), nil, copied, func(a *agent.Agent) {
 					if withholds(t, a) != row.withheld {
 						t.Errorf("%s, and started again: withheld is not %v", row.name, row.withheld)
@@ -166,8 +171,8 @@ func TestCrashBetweenTheRecordAndItsCopy(t *testing.T) {
 	})
 }
 
-// The record is kept whenever the device has been on for twice as long, every hour and at the end, which tells how long it was on, and mends
-// what became of the files.
+// The record is kept whenever the device has been on for twice as long, every hour and at the end, which tells how long
+// it was on, and mends what became of the files.
 func TestRecordIsKeptEveryHour(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -214,7 +219,8 @@ func TestRevocationOnAFullDisk(t *testing.T) {
 			note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
 			before = d.record()
 			d.fill(errors.New("no space left on device"))
-			noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
+			noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true,
+				Effect: tokencache.Revoked})
 			if codeOf(err) != api.CodeNotKept {
 				t.Error(err)
 			}
@@ -236,7 +242,8 @@ func TestRevocationOnAFullDisk(t *testing.T) {
 		if len(warnings) != 1 {
 			t.Fatalf("%v", warnings)
 		}
-		if told := fmt.Sprint(warnings[0].ContextMap()); !strings.Contains(told, "changes:2") || !strings.Contains(told, "revocations:["+id+"]") {
+		if told := fmt.Sprint(warnings[0].ContextMap()); !strings.Contains(told, "changes:2") ||
+			!strings.Contains(told, "revocations:["+id+"]") {
 			t.Errorf("it tells %s", told)
 		}
 		if r := d.record(); len(r.Changes) != 2 || r.Generation != copied.Record.Generation {
@@ -256,7 +263,8 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 	}
 	var many, others []tokencache.PolicyChange
 	for i := range tokencache.MaxChanges {
-		many = append(many, tokencache.PolicyChange{ID: fmt.Sprint("granted-", i), AllIdentities: true, Effect: tokencache.Granted})
+		many = append(many, tokencache.PolicyChange{ID: fmt.Sprint("granted-", i), AllIdentities: true,
+			Effect: tokencache.Granted})
 		if i < 20 {
 			others = append(others, revocation(fmt.Sprint("revoked-", i))...)
 		}
@@ -273,9 +281,12 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 		{"the copy has less", 0, 0, revocation("a", "b"), revocation("a"), []string{"a", "b"}, ""},
 		{"the copy has more", 0, 0, revocation("a"), revocation("a", "b"), []string{"a", "b"}, "[a b]"},
 		{"each has its own", 5, 0, revocation("a", "b"), revocation("b", "c"), []string{"a", "b", "c"}, "[a b c]"},
-		{"the copy has more, of another lineage and an earlier generation", 5, 1, revocation("a"), revocation("b"), []string{"a", "b"}, "[a b]"},
-		{"the copy has less, of another lineage and a later generation", 5, 9, revocation("a", "b"), revocation("b"), []string{"a", "b"}, ""},
-		{"each has its own, of another lineage and a later generation", 5, 9, revocation("a"), revocation("b"), []string{"a", "b"}, "[a b]"},
+		{"the copy has more, of another lineage and an earlier generation", 5, 1, revocation("a"), revocation("b"),
+			[]string{"a", "b"}, "[a b]"},
+		{"the copy has less, of another lineage and a later generation", 5, 9, revocation("a", "b"), revocation("b"),
+			[]string{"a", "b"}, ""},
+		{"each has its own, of another lineage and a later generation", 5, 9, revocation("a"), revocation("b"),
+			[]string{"a", "b"}, "[a b]"},
 		{"more than there is room for", 5, 0, many, others, nil, "and 12 more"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -286,33 +297,36 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 			for i := range row.copied {
 				row.copied[i].At, row.copied[i].RecordedAt = time.Now(), time.Now()
 			}
-			copied := &tokencache.Snapshot{BootID: "this", Record: tokencache.Record{Lineage: "here", Generation: row.generation, Changes: row.copied}}
+			copied := &tokencache.Snapshot{BootID: "this", Record: tokencache.Record{Lineage: "here",
+				Generation: row.generation, Changes: row.copied}}
 			if row.other != 0 {
 				copied.Record.Lineage, copied.Record.Generation = "elsewhere", row.other
 			}
-			warnings := d.run(t, &tokencache.Record{Lineage: "here", Generation: row.generation, Changes: row.disk}, nil, copied, func(a *agent.Agent) {
-				var ids []string
-				revoked := 0
-				for _, c := range a.Changes() {
-					ids = append(ids, c.ID)
-					if c.Effect == tokencache.Revoked {
-						revoked++
+			warnings := d.run(t, &tokencache.Record{Lineage: "here", Generation: row.generation, Changes: row.disk},
+				nil, copied, func(a *agent.Agent) {
+					var ids []string
+					revoked := 0
+					for _, c := range a.Changes() {
+						ids = append(ids, c.ID)
+						if c.Effect == tokencache.Revoked {
+							revoked++
+						}
 					}
-				}
-				slices.Sort(ids)
-				if row.want != nil && !slices.Equal(ids, row.want) {
-					t.Errorf("%s: %q are in force", row.name, ids)
-				}
-				if row.want == nil && (len(ids) != tokencache.MaxChanges || revoked != len(others)) {
-					t.Errorf("%s: %d are in force, %d revocations", row.name, len(ids), revoked)
-				}
-			})
+					slices.Sort(ids)
+					if row.want != nil && !slices.Equal(ids, row.want) {
+						t.Errorf("%s: %q are in force", row.name, ids)
+					}
+					if row.want == nil && (len(ids) != tokencache.MaxChanges || revoked != len(others)) {
+						t.Errorf("%s: %d are in force, %d revocations", row.name, len(ids), revoked)
+					}
+				})
 			if row.told == "" {
 				generation := row.generation
 				if row.other != 0 {
 					generation = max(row.generation, row.other) + 1 // it has what the other has as well
 				}
-				if r := d.record(); len(warnings) != 0 || r == nil || r.Generation != generation || len(r.Changes) != len(row.disk) {
+				if r := d.record(); len(warnings) != 0 || r == nil || r.Generation != generation ||
+					len(r.Changes) != len(row.disk) {
 					t.Errorf("%s: %v, written %v", row.name, warnings, d.record())
 				}
 				return
@@ -320,15 +334,16 @@ func TestRecordsWithoutAnOrder(t *testing.T) {
 			if len(warnings) != 1 || !strings.Contains(fmt.Sprint(warnings[0].ContextMap()), row.told) {
 				t.Errorf("%s: %v", row.name, warnings)
 			}
-			if r := d.record(); r == nil || r.Generation != max(row.generation, row.other)+1 || r.Lineage == "here" || r.Lineage == "elsewhere" {
+			if r := d.record(); r == nil || r.Generation != max(row.generation, row.other)+1 || r.Lineage == "here" ||
+				r.Lineage == "elsewhere" {
 				t.Errorf("%s: on the disk %v", row.name, r)
 			}
 		})
 	}
 }
 
-// A start takes a newer copy for the record and begins another lineage with it, which a full disk keeps out of the file. The next start
-// knows what that was begun from: no revocation comes back that is over, as one from now on.
+// A start takes a newer copy for the record and begins another lineage with it, which a full disk keeps out of the
+// file. The next start knows what that was begun from: no revocation comes back that is over, as one from now on.
 func TestCopyOfALineageBegunFromTheRecord(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -343,12 +358,16 @@ func TestCopyOfALineageBegunFromTheRecord(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			change := func(id string) tokencache.PolicyChange {
-				return tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(), Moment: time.Hour, By: time.Hour, Vouched: true}
+				return tokencache.PolicyChange{ID: id, AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(),
+					RecordedAt: time.Now(), Moment: time.Hour, By: time.Hour, Vouched: true}
 			}
-			disk := &tokencache.Record{Lineage: "here", Generation: 5, Changes: []tokencache.PolicyChange{change("a"), change("b")}}
+			disk := &tokencache.Record{Lineage: "here", Generation: 5,
+				Changes: []tokencache.PolicyChange{change("a"), change("b")}}
 			taken := tokencache.Instant{On: 40 * time.Hour, Boot: time.Hour, BootID: "this"}
-			copied := &tokencache.Snapshot{On: taken.On, Boot: taken.Boot, BootID: taken.BootID, Record: tokencache.Record{
-				Instant: taken, Lineage: "elsewhere", Origins: []tokencache.Origin{row.from}, Generation: 7, Changes: []tokencache.PolicyChange{change("b")}}}
+			copied := &tokencache.Snapshot{On: taken.On, Boot: taken.Boot, BootID: taken.BootID,
+				Record: tokencache.Record{
+					Instant: taken, Lineage: "elsewhere", Origins: []tokencache.Origin{row.from}, Generation: 7,
+					Changes: []tokencache.PolicyChange{change("b")}}}
 			new(device).run(t, disk, nil, copied, func(a *agent.Agent) {
 				var ids []string
 				for _, c := range a.Changes() {
@@ -363,7 +382,8 @@ func TestCopyOfALineageBegunFromTheRecord(t *testing.T) {
 	}
 }
 
-// Two records may have more revocations than there is room for on one. None is left out: some are joined, and the log says so.
+// Two records may have more revocations than there is room for on one. None is left out: some are joined, and the log
+// says so.
 func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -374,7 +394,8 @@ func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
 		time.Sleep(time.Minute)
 		var ours, theirs []tokencache.PolicyChange
 		for i := range tokencache.MaxChanges {
-			p := tokencache.PolicyChange{AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(), Moment: known.On + time.Second, By: known.On + time.Second}
+			p := tokencache.PolicyChange{AllIdentities: true, Effect: tokencache.Revoked, At: time.Now(),
+				RecordedAt: time.Now(), Moment: known.On + time.Second, By: known.On + time.Second}
 			p.ID, p.Resource = fmt.Sprint("ours-", i), vault
 			ours = append(ours, p)
 			p.ID, p.Resource = fmt.Sprint("theirs-", i), storage
@@ -383,8 +404,10 @@ func TestRecordsOfMoreThanThereIsRoomFor(t *testing.T) {
 		known.Record = tokencache.Record{Lineage: "theirs", Generation: 1, Changes: theirs}
 		core, logs := observer.New(zapcore.WarnLevel)
 		a, err := agent.New(agent.Options{
-			Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", SaveRecord: d.keep, Persistence: d.shelf.keeping(),
-			Record: &tokencache.Record{Lineage: "ours", Generation: 1, Changes: ours}, Snapshot: known, On: known.On,
+			Fetch: d.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", SaveRecord: d.keep,
+			Persistence: d.shelf.keeping(),
+			Record:      &tokencache.Record{Lineage: "ours", Generation: 1, Changes: ours},
+			Snapshot:    known, On: known.On,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -438,8 +461,8 @@ func TestRecordThatBeganAnew(t *testing.T) {
 	})
 }
 
-// A record that was put together from its copy, in a folder mounted over the state, goes on by itself, and so does the one
-// below it. Whichever comes back finds the other's revocations in the copy, whatever the generations.
+// A record that was put together from its copy, in a folder mounted over the state, goes on by itself, and so does the
+// one below it. Whichever comes back finds the other's revocations in the copy, whatever the generations.
 func TestRecordsThatFork(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -468,8 +491,8 @@ func TestRecordsThatFork(t *testing.T) {
 	})
 }
 
-// Two records may go on apart, and one of them be so full that it joins a revocation into an older one, under the ID of that. Put
-// together, the revocation is in force, also where the mark on the token names that ID.
+// Two records may go on apart, and one of them be so full that it joins a revocation into an older one, under the ID of
+// that. Put together, the revocation is in force, also where the mark on the token names that ID.
 func TestJoinedInARecordThatForked(t *testing.T) {
 	t.Parallel()
 	const quiet, between = "https://quiet.example", "https://between.example"
@@ -483,7 +506,8 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 		{"with a copy", false, others, 1},
 		{"with marks alone", true, others, 2}, // that of the record, and what stands for the mark
 		{"with marks of a resource's other name", true, map[string][]string{storage: {quiet}}, 1},
-		{"with marks of what another name goes by", true, map[string][]string{storage: {between}, quiet: {between + "/"}}, 1},
+		{"with marks of what another name goes by", true, map[string][]string{storage: {between},
+			quiet: {between + "/"}}, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -493,7 +517,8 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 				rules.Alternates = row.alternates
 				start := func(disk *tokencache.Record, m *tokencache.Snapshot, f func(a *agent.Agent)) {
 					t.Helper()
-					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk, Snapshot: m, SaveRecord: d.keep, Persistence: d.shelf.keeping()})
+					a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, BootID: "this", Record: disk,
+						Snapshot: m, SaveRecord: d.keep, Persistence: d.shelf.keeping()})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -517,12 +542,14 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 				})
 				known.Record.Lineage, known.Record.Origins = "of the folder that was mounted over it", nil
 				id := folder.Changes[0].ID
-				for i := range known.Record.Changes { // the two oldest are joined, as on a record that is full of many resources
+				// the two oldest are joined, as on a record that is full of many resources
+				for i := range known.Record.Changes {
 					if p := &known.Record.Changes[i]; p.Resource == storage {
 						p.ID, p.Resource, p.Joined = id, "", 1
 					}
 				}
-				known.Record.Changes = slices.DeleteFunc(known.Record.Changes, func(p tokencache.PolicyChange) bool { return p.ID == id && p.Joined == 0 })
+				known.Record.Changes = slices.DeleteFunc(known.Record.Changes,
+					func(p tokencache.PolicyChange) bool { return p.ID == id && p.Joined == 0 })
 				known.OnRecord = len(known.Record.Changes)
 				known.Keys[0].Withheld = []string{id}
 				if row.torn {
@@ -532,7 +559,8 @@ func TestJoinedInARecordThatForked(t *testing.T) {
 				fail(&d.Source, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "down"})
 				start(folder, known, func(a *agent.Agent) {
 					if !withholds(t, a) {
-						t.Errorf("a token that a revocation withheld is handed out; its marks: %v", known.Keys[0].Withheld)
+						t.Errorf("a token that a revocation withheld is handed out; its marks: %v",
+							known.Keys[0].Withheld)
 					}
 					named := 0
 					for _, c := range a.Changes() {
@@ -561,7 +589,8 @@ func TestRecordThatChangesWhileItIsWritten(t *testing.T) {
 			return d.keep(r)
 		}
 		rules := edge()
-		a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, SaveRecord: keep, LostRecord: errors.New("torn")})
+		a, err := agent.New(agent.Options{Fetch: d.Fetch, Rules: rules, SaveRecord: keep,
+			LostRecord: errors.New("torn")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -580,20 +609,23 @@ func TestRecordThatChangesWhileItIsWritten(t *testing.T) {
 		close(written)
 		time.Sleep(45 * time.Second) // before it is kept anew in any case
 		synctest.Wait()
-		if r := d.record(); !slices.ContainsFunc(r.Changes, func(p tokencache.PolicyChange) bool { return p.Effect == tokencache.Revoked }) {
+		if r := d.record(); !slices.ContainsFunc(r.Changes,
+			func(p tokencache.PolicyChange) bool { return p.Effect == tokencache.Revoked }) {
 			t.Errorf("on the disk: %+v", r.Changes)
 		}
 	})
 }
 
-// Where the record is lost, a token that comes again was received when it was first, also by what starts before could not open: it is not
-// current, whatever the back end says of its age.
+// Where the record is lost, a token that comes again was received when it was first, also by what starts before could
+// not open: it is not current, whatever the back end says of its age.
 func TestReceiptsOutliveALostRecord(t *testing.T) {
 	t.Parallel()
 	for _, unopened := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			fetch := func(context.Context, tokencache.Key) (tokencache.Fetched, error) { // the same token, as if it were issued now
-				return tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(canary)}, Left: 24 * time.Hour, Counted: true}, nil
+			// the same token, as if it were issued now
+			fetch := func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+				return tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(canary)},
+					Left: 24 * time.Hour, Counted: true}, nil
 			}
 			var s shelf
 			a, err := agent.New(agent.Options{Fetch: fetch, Rules: edge(), BootID: "before", Persistence: s.keeping()})
@@ -607,8 +639,10 @@ func TestReceiptsOutliveALostRecord(t *testing.T) {
 			known := *withoutCopy(s.lastSaved())
 			began := time.Now()
 			o := agent.Options{
-				Fetch: fetch, Rules: edge(), BootID: "this", On: known.On, LostRecord: errors.New("torn"), Copies: []tokencache.Snapshot{known},
-				Clock: tokencache.Clock{Boot: func() time.Duration { return time.Since(began) }, Wall: time.Now, Synchronised: func() bool { return true }},
+				Fetch: fetch, Rules: edge(), BootID: "this", On: known.On, LostRecord: errors.New("torn"),
+				Copies: []tokencache.Snapshot{known},
+				Clock: tokencache.Clock{Boot: func() time.Duration { return time.Since(began) }, Wall: time.Now,
+					Synchronised: func() bool { return true }},
 			}
 			if unopened {
 				o.Unopened = []*tokencache.Snapshot{&known}
@@ -621,7 +655,8 @@ func TestReceiptsOutliveALostRecord(t *testing.T) {
 			defer a.Close()
 			time.Sleep(6 * time.Hour) // tokens have no date, and live for up to four hours more than they tell
 			if answer := mustHave(t, a); answer.Permissions.State != tokencache.Uncertain {
-				t.Errorf("by what could not be opened before: %v: a token from before is %v", unopened, answer.Permissions.State)
+				t.Errorf("by what could not be opened before: %v: a token from before is %v", unopened,
+					answer.Permissions.State)
 			}
 			if known.Keys[0].Token.Text.IsZero() {
 				t.Error("what was given to the agent is another")

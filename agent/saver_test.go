@@ -73,7 +73,8 @@ func (d *slowDisk) on(t *testing.T, f func(a *agent.Agent)) {
 	a, err := agent.New(agent.Options{
 		Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
 			n := calls.Add(1)
-			token := tokencache.Token{Text: tokencache.NewSecret(fmt.Sprint(canary, n)), ExpiresOn: time.Now().Add(24 * time.Hour)}
+			token := tokencache.Token{Text: tokencache.NewSecret(fmt.Sprint(canary, n)),
+				ExpiresOn: time.Now().Add(24 * time.Hour)}
 			return tokencache.Fetched{Token: token, Left: 24 * time.Hour}, nil
 		},
 		Rules: edge(), BootID: "this", SaveRecord: d.keep, Persistence: agent.Persistence{Save: d.save},
@@ -87,7 +88,8 @@ func (d *slowDisk) on(t *testing.T, f func(a *agent.Agent)) {
 	f(a)
 }
 
-// 512 policy changes at once are a few writes, and each is on the disk when it is acknowledged. One alone is written at once.
+// 512 policy changes at once are a few writes, and each is on the disk when it is acknowledged. One alone is written at
+// once.
 func TestPolicyChangesAreWrittenTogether(t *testing.T) {
 	t.Parallel()
 	const changes = 512 // and no more are on record, so that none is joined to another
@@ -102,7 +104,8 @@ func TestPolicyChangesAreWrittenTogether(t *testing.T) {
 						all.Go(func() {
 							for range changes / row.callers {
 								time.Sleep(time.Duration(1+i%7) * time.Millisecond)
-								noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
+								noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true,
+									Effect: tokencache.Revoked})
 								if err != nil || !d.has(noted.ID) {
 									t.Errorf("%v, on the disk %v", err, d.has(noted.ID))
 								}
@@ -114,9 +117,11 @@ func TestPolicyChangesAreWrittenTogether(t *testing.T) {
 					time.Sleep(10 * time.Second)
 					synctest.Wait()
 					if kept, saved := d.count(); kept > row.most || saved > 3+int(took/(3*time.Second)) {
-						t.Errorf("by %d on a disk that takes %v: the record was written %d times, the tokens %d times, in %v", row.callers, takes, kept, saved, took)
+						t.Errorf("by %d on a disk that takes %v: the record was written %d times, "+
+							"the tokens %d times, in %v", row.callers, takes, kept, saved, took)
 					}
-					if most := time.Duration(changes/row.callers) * (100*time.Millisecond + 7*time.Millisecond + 2*takes); took > most {
+					if most := time.Duration(changes/row.callers) * (100*time.Millisecond + 7*time.Millisecond +
+						2*takes); took > most {
 						t.Errorf("by %d on a disk that takes %v: it took %v", row.callers, takes, took)
 					}
 					time.Sleep(time.Minute)
@@ -152,7 +157,8 @@ func TestFetchesAreSavedTogether(t *testing.T) {
 				time.Sleep(99 * time.Millisecond)
 				fetch()
 			}
-			if kept, saved := d.count(); kept > 2 || saved < int(time.Since(began)/(4*time.Second)) || saved > int(time.Since(began)/(3*time.Second)) {
+			if kept, saved := d.count(); kept > 2 || saved < int(time.Since(began)/(4*time.Second)) ||
+				saved > int(time.Since(began)/(3*time.Second)) {
 				t.Errorf("saved %d times in %v, and the record %d times", saved, time.Since(began), kept)
 			}
 			time.Sleep(4 * time.Second)
@@ -166,13 +172,15 @@ func TestFetchesAreSavedTogether(t *testing.T) {
 // What cannot be saved is tried again on time however often fetches bring something newer, and no oftener than that.
 func TestFailedSavesWhileFetchesGoOn(t *testing.T) {
 	t.Parallel()
-	for _, every := range []time.Duration{100 * time.Millisecond, 4 * time.Second, 7 * time.Second, 50 * time.Second, 70 * time.Second} {
+	for _, every := range []time.Duration{100 * time.Millisecond, 4 * time.Second, 7 * time.Second, 50 * time.Second,
+		70 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			d := new(slowDisk)
 			d.on(t, func(a *agent.Agent) {
 				full := errors.New("no space left on device")
 				d.become(full)
-				if _, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
+				if _, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true,
+					Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
 					t.Error(err)
 				}
 				d.count()
@@ -189,14 +197,16 @@ func TestFailedSavesWhileFetchesGoOn(t *testing.T) {
 				fetch(time.Minute)
 				synctest.Wait()
 				if kept, saved := d.count(); kept == 0 || saved == 0 || len(a.Status().Trouble) != 0 {
-					t.Errorf("with a fetch every %v: written %d and %d times, %q", every, kept, saved, a.Status().Trouble)
+					t.Errorf("with a fetch every %v: written %d and %d times, %q", every, kept, saved,
+						a.Status().Trouble)
 				}
 			})
 		})
 	}
 }
 
-// A change that is noted while the agent is closed is on the disk once it is acknowledged, and the end writes what there is beside it.
+// A change that is noted while the agent is closed is on the disk once it is acknowledged, and the end writes what
+// there is beside it.
 func TestChangesNotedAtTheEnd(t *testing.T) {
 	t.Parallel()
 	for range 20 {
@@ -209,7 +219,8 @@ func TestChangesNotedAtTheEnd(t *testing.T) {
 		for range 4 {
 			noting.Go(func() {
 				for range 20 {
-					noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted})
+					noted, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true,
+						Effect: tokencache.Granted})
 					if err != nil || !d.has(noted.ID) {
 						t.Errorf("%s, %v: it is on the disk: %v", noted.ID, err, d.has(noted.ID))
 					}

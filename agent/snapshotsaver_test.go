@@ -68,12 +68,16 @@ func (s *shelf) keeping() agent.Persistence {
 }
 
 // remembering runs an agent that begins with what the shelf has, until f returns.
-func remembering(t *testing.T, s *shelf, b *tokencachetest.Source, f func(a *agent.Agent, logs *observer.ObservedLogs)) {
+func remembering(t *testing.T, s *shelf, b *tokencachetest.Source, f func(a *agent.Agent,
+	logs *observer.ObservedLogs)) {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	a, err := agent.New(agent.Options{
-		Fetch: b.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Snapshot: s.lastSaved(), Persistence: s.keeping(),
-		Clock: tokencache.Clock{Boot: func() time.Duration { return time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)) + time.Minute }},
+		Fetch: b.Fetch, Rules: edge(), Log: zap.New(core), BootID: "this", Snapshot: s.lastSaved(),
+		Persistence: s.keeping(),
+		Clock: tokencache.Clock{Boot: func() time.Duration {
+			return time.Since(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)) + time.Minute
+		}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +128,8 @@ func TestTokensOutliveTheProcess(t *testing.T) {
 	})
 }
 
-// A record that is gone while the tokens were kept is as it was beside them; one that is there, though empty, is what counts.
+// A record that is gone while the tokens were kept is as it was beside them; one that is there, though empty, is what
+// counts.
 func TestRecordThatIsGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -152,11 +157,13 @@ func TestRecordThatIsGone(t *testing.T) {
 			{"gone", nil, nil, "this", true, 1},
 			{"gone at another boot", nil, nil, "another", true, 1},
 			{"cannot be read", nil, errors.New("torn"), "this", true, 1},
-			{"empty, since it was withdrawn", &tokencache.Record{Lineage: lineage, Generation: 2}, nil, "this", false, 0},
+			{"empty, since it was withdrawn", &tokencache.Record{Lineage: lineage, Generation: 2}, nil, "this", false,
+				0},
 		} {
 			var kept []tokencache.PolicyChange
 			a, err := agent.New(agent.Options{
-				Fetch: b.Fetch, Rules: edge(), BootID: row.boot, Snapshot: s.lastSaved(), Record: row.disk, LostRecord: row.lost,
+				Fetch: b.Fetch, Rules: edge(), BootID: row.boot, Snapshot: s.lastSaved(), Record: row.disk,
+				LostRecord: row.lost,
 				SaveRecord: func(r tokencache.Record) error { kept = r.Changes; return nil },
 			})
 			if err != nil {
@@ -214,7 +221,8 @@ func TestDiskIsSeldomWritten(t *testing.T) {
 	})
 }
 
-// When a clock that was wrong at the boot is set right, what it shows of the tokens is kept at once: it may be lost again.
+// When a clock that was wrong at the boot is set right, what it shows of the tokens is kept at once: it may be lost
+// again.
 func TestWhatTheClockHasShownIsKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -278,7 +286,8 @@ func TestWhatCannotBeKept(t *testing.T) {
 			mustHave(t, a)
 			time.Sleep(10 * time.Minute)
 			trouble := strings.Join(a.Status().Trouble, "\n")
-			if !strings.Contains(trouble, "tokens are not saved") || !strings.Contains(trouble, "not handed to systemd") || !strings.Contains(trouble, "no space left") {
+			if !strings.Contains(trouble, "tokens are not saved") || !strings.Contains(trouble,
+				"not handed to systemd") || !strings.Contains(trouble, "no space left") {
 				t.Errorf("trouble %q", trouble)
 			}
 			if n := logs.FilterMessage("tokens could not be saved").Len(); n != 1 {
@@ -343,11 +352,13 @@ func TestFailedSaveIsTriedAgainWhileFetchesGoOn(t *testing.T) {
 			time.Sleep(50 * time.Second)
 			s.set(nil) // there is room again
 			for room := time.Now(); time.Since(room) <= time.Minute; time.Sleep(every) {
-				_, _ = a.Refresh(t.Context(), "", storage, true) // which brings the same, so that there is nothing new to save
+				// which brings the same, so that there is nothing new to save
+				_, _ = a.Refresh(t.Context(), "", storage, true)
 			}
 			synctest.Wait()
 			if carried, saved := s.counts(); saved == 0 || carried == 0 || len(a.Status().Trouble) != 0 {
-				t.Errorf("with a fetch every %v: carried %d times, saved %d times, %q", every, carried, saved, a.Status().Trouble)
+				t.Errorf("with a fetch every %v: carried %d times, saved %d times, %q", every, carried, saved,
+					a.Status().Trouble)
 			}
 		})
 	}
@@ -359,11 +370,12 @@ func TestSavedAtAStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, known := life(t)
 		_, before := d.shelf.counts()
-		d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = d.there, known }, func(*agent.Agent, *observer.ObservedLogs) {
-			synctest.Wait()
-			if _, saved := d.shelf.counts(); saved != before+1 || len(d.shelf.lastSaved().Keys) != len(known.Keys) {
-				t.Errorf("saved %d times", saved-before)
-			}
-		})
+		d.start(t, func(o *agent.Options) { o.Record, o.Snapshot = d.there, known },
+			func(*agent.Agent, *observer.ObservedLogs) {
+				synctest.Wait()
+				if _, saved := d.shelf.counts(); saved != before+1 || len(d.shelf.lastSaved().Keys) != len(known.Keys) {
+					t.Errorf("saved %d times", saved-before)
+				}
+			})
 	})
 }

@@ -35,16 +35,22 @@ func TestTokensAreBoundToTheDevice(t *testing.T) {
 		opens          bool
 		says           string
 	}{
-		"the same":                       {[]binding.Binding{product, machine}, []binding.Binding{product, machine}, true, ""},
-		"nothing, both times":            {nil, nil, true, ""},
-		"another device":                 {[]binding.Binding{product}, []binding.Binding{another}, false, "on another device"},
-		"another, the same disk":         {[]binding.Binding{product, machine}, []binding.Binding{another, machine}, false, "on another device"},
-		"the same value of another kind": {[]binding.Binding{product}, []binding.Binding{serial}, false, "bound to its device's product UUID"},
-		"one that is known by nothing":   {[]binding.Binding{product}, nil, false, "bound to its device's product UUID"},
+		"the same": {[]binding.Binding{product, machine}, []binding.Binding{product, machine},
+			true, ""},
+		"nothing, both times": {nil, nil, true, ""},
+		"another device": {[]binding.Binding{product}, []binding.Binding{another}, false,
+			"on another device"},
+		"another, the same disk": {[]binding.Binding{product, machine}, []binding.Binding{another, machine},
+			false, "on another device"},
+		"the same value of another kind": {[]binding.Binding{product}, []binding.Binding{serial}, false,
+			"bound to its device's product UUID"},
+		"one that is known by nothing": {[]binding.Binding{product}, nil, false,
+			"bound to its device's product UUID"},
 		"by more than before":            {[]binding.Binding{machine}, []binding.Binding{product, machine}, true, ""},
 		"by something, and nothing then": {nil, []binding.Binding{product}, true, ""},
 		"by less, of which one is known": {[]binding.Binding{serial, machine}, []binding.Binding{serial}, true, ""},
-		"another installation":           {[]binding.Binding{machine}, []binding.Binding{{Kind: binding.MachineID, ID: [32]byte{3}}}, false, "on another device"},
+		"another installation": {[]binding.Binding{machine},
+			[]binding.Binding{{Kind: binding.MachineID, ID: [32]byte{3}}}, false, "on another device"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -60,7 +66,9 @@ func TestTokensAreBoundToTheDevice(t *testing.T) {
 			switch {
 			case row.opens && (err != nil || !reflect.DeepEqual(*m, small())):
 				t.Errorf("%v, %v", m, err)
-			case !row.opens && (m != nil || err == nil || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "moved aside when others are saved") == strings.Contains(err.Error(), "it stays")):
+			case !row.opens && (m != nil || err == nil || !strings.Contains(err.Error(), row.says) ||
+				strings.Contains(err.Error(), "moved aside when others are saved") == strings.Contains(err.Error(),
+					"it stays")):
 				t.Errorf("%v, %v", m, err)
 			}
 			if kept, err := record.Load(); err != nil || len(kept.Changes) != len(all().Changes) {

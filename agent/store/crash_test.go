@@ -35,7 +35,8 @@ func saveAndBeKilled() {
 		os.Exit(3)
 	}
 	m, pid, thread := whole(n), os.Getpid(), unix.Gettid()
-	if _, err := tokens.sealed(m); err != nil || syncDir(os.Getenv(crashDir)) != nil { // what the runtime needs for it, it has now
+	// what the runtime needs for it, it has now
+	if _, err := tokens.sealed(m); err != nil || syncDir(os.Getenv(crashDir)) != nil {
 		os.Exit(5)
 	}
 	_ = unix.Tgkill(pid, thread, begins)
@@ -194,7 +195,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 		default:
 			t.Fatalf("killed at step %d, system call %d: neither the older nor the newer", step-1, call)
 		}
-		if names := listing(t, dir); len(names) > 2 || len(names) == 2 && names[1] != tokensName+beingWritten { // which the next save takes away
+		// which the next save takes away
+		if names := listing(t, dir); len(names) > 2 || len(names) == 2 && names[1] != tokensName+beingWritten {
 			t.Fatalf("killed at step %d: %q", step-1, strings.Join(names, " "))
 		}
 	}

@@ -14,7 +14,8 @@ func TestFailuresAreKept(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"unreachable", "throttled", "identity-not-found", "refused", "malformed"} {
 		for _, extent := range []string{"key", "identity", "source"} {
-			f := tokencache.BackOff{Kind: kind, Extent: extent, Detail: "why", Failures: 2, Waits: 1, Asks: 3, Until: time.Hour, Callers: time.Minute}
+			f := tokencache.BackOff{Kind: kind, Extent: extent, Detail: "why", Failures: 2, Waits: 1, Asks: 3,
+				Until: time.Hour, Callers: time.Minute}
 			text, err := encodeSnapshot(tokencache.Snapshot{Failing: &f})
 			if err != nil {
 				t.Fatal(err)
@@ -46,7 +47,8 @@ func TestFailuresThatAreLeftOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := decodeSnapshot(text)
-		if err != nil || got.Failing != nil || len(got.Keys) != len(m.Keys) || got.Keys[0].Failing != nil || got.Keys[0].Token.Text.IsZero() {
+		if err != nil || got.Failing != nil || len(got.Keys) != len(m.Keys) || got.Keys[0].Failing != nil ||
+			got.Keys[0].Token.Text.IsZero() {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -63,7 +65,8 @@ func TestWordsOfFailuresAreCut(t *testing.T) {
 		"a" + strings.Repeat("ä", 1000): "a" + strings.Repeat("ä", maxDetail/2-1),
 	} {
 		f := tokencache.BackOff{Kind: "refused", Extent: "key", Detail: text, Failures: 1}
-		if got := (tokencache.Snapshot{Failing: &f}).Sanitized().Failing; got == nil || got.Detail != want || got.Validate() != nil {
+		if got := (tokencache.Snapshot{Failing: &f}).Sanitized().Failing; got == nil || got.Detail != want ||
+			got.Validate() != nil {
 			t.Errorf("%.20q is kept as %+v", text, got)
 		}
 	}

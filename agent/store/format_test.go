@@ -18,51 +18,75 @@ const canary = "eyJ0.canary-4f1d.c2ln"
 // whole is a cache's memory in which every field says something, of a boot that n tells from others.
 func whole(n int) tokencache.Snapshot {
 	own := tokencache.Key{Resource: vault}
-	user := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, Resource: "api://<x>&y"}
+	user := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"},
+		Resource: "api://<x>&y"}
 	claims := tokencache.Claims{
-		Issuer: "https://sts.windows.net/t/", Audience: vault, ClientID: "c", ObjectID: "o", TenantID: "t", IssuedAt: noon.Add(-5 * time.Minute), NotBefore: noon.Add(-4 * time.Minute),
+		Issuer: "https://sts.windows.net/t/", Audience: vault, ClientID: "c", ObjectID: "o", TenantID: "t",
+		IssuedAt: noon.Add(-5 * time.Minute), NotBefore: noon.Add(-4 * time.Minute),
 		Groups: []string{"g1", "g\n2"}, Roles: []string{"r"}, WIDs: []string{"w"}, Omitted: []string{"xms_mirid"},
 	}
 	before := claims
 	before.Groups = []string{"g1"}
 	taken := tokencache.Instant{On: 41 * time.Hour, Boot: time.Hour, BootID: fmt.Sprintf("boot-%d", n)}
 	return tokencache.Snapshot{
-		Source: "managed-identity arc", BootID: taken.BootID, Boot: taken.Boot, On: taken.On, Wall: noon.Add(time.Nanosecond), Synchronised: true,
+		Source: "managed-identity arc", BootID: taken.BootID, Boot: taken.Boot, On: taken.On,
+		Wall: noon.Add(time.Nanosecond), Synchronised: true,
 		Keys: []tokencache.SnapshotEntry{{
-			Key:     own,
-			Token:   tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour), NotBefore: noon, Claims: claims},
-			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour, Next: new(13 * time.Hour), Asked: new(30 * time.Minute),
+			Key: own,
+			Token: tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour),
+				NotBefore: noon, Claims: claims},
+			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour,
+			Next: new(13 * time.Hour), Asked: new(30 * time.Minute),
 			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour, Blind: true,
-			IssueWindow: tokencache.IssueWindow{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour, Given: 22 * time.Hour, IssuedAt: -time.Minute,
-			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims, Before: &before,
+			IssueWindow: tokencache.IssueWindow{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour,
+			Given: 22 * time.Hour, IssuedAt: -time.Minute,
+			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims,
+			Before: &before,
 			Failing: &tokencache.BackOff{
-				Kind: "refused", Extent: "identity", Detail: "no", Failures: 3, Waits: 2, Asks: 1, Until: 20 * time.Minute, Callers: math.MinInt64 / 2,
+				Kind: "refused", Extent: "identity", Detail: "no", Failures: 3, Waits: 2, Asks: 1,
+				Until: 20 * time.Minute, Callers: math.MinInt64 / 2,
 			},
-			Claim:    &tokencache.Claim{By: tokencache.Principal{ObjectID: "o2", TenantID: "t", ClientID: "c", Simulated: true}, From: -time.Minute},
-			Withheld: []string{"a1", "gone"}, Unconfirmed: true, Presumed: true, Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25}, {Key: user, By: 1.5, Watched: 1}},
+			Claim: &tokencache.Claim{By: tokencache.Principal{ObjectID: "o2", TenantID: "t", ClientID: "c",
+				Simulated: true}, From: -time.Minute},
+			Withheld: []string{"a1", "gone"}, Unconfirmed: true, Presumed: true,
+			Rollovers: []tokencache.Rollover{{Key: own, After: -0.01, By: 0.5, Watched: 0.25},
+				{Key: user, By: 1.5, Watched: 1}},
 		}, {
 			Key: user, Nominal: time.Hour, Deadline: math.MinInt64 / 2, Life: time.Hour,
 		}, {
 			Key:   tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: "r"},
-			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1, Next: new(time.Duration(0)), Asked: new(time.Duration(0)),
+			Token: tokencache.Token{Text: tokencache.NewSecret("opaque"), ExpiresOn: noon}, Claims: claims, Life: 1,
+			Next: new(time.Duration(0)), Asked: new(time.Duration(0)),
 		}},
 		Paused: 2 * time.Hour, Failing: &tokencache.BackOff{
-			Kind: "throttled", Extent: "source", Detail: "many", Failures: 7, Waits: 1, Asks: 1, Until: 2 * time.Hour, Callers: time.Hour,
+			Kind: "throttled", Extent: "source", Detail: "many", Failures: 7, Waits: 1, Asks: 1, Until: 2 * time.Hour,
+			Callers: time.Hour,
 		},
-		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125}, {Key: own, After: 0.5, By: 1, Watched: 1}},
+		Rollovers: []tokencache.Rollover{{Key: user, After: 0.25, By: 0.5, Watched: 0.125},
+			{Key: own, After: 0.5, By: 1, Watched: 1}},
 		Principals: []tokencache.Principals{{
-			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c", Simulated: true},
-			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: new(time.Minute), Shown: new(3 * time.Minute), Told: new(2 * time.Minute), Untold: 3, By: "api://x",
+			Selector: user.Selector, Current: tokencache.Principal{ObjectID: "o", TenantID: "t", ClientID: "c",
+				Simulated: true},
+			Former: []tokencache.Principal{{ObjectID: "o2"}}, Since: new(time.Minute), Shown: new(3 * time.Minute),
+			Told: new(2 * time.Minute), Untold: 3, By: "api://x",
 		}, {Current: tokencache.Principal{ClientID: "c"}}},
 		Tombstones: []tokencache.Tombstone{
-			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon, Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour, Blind: true, Deadline: new(time.Hour), Came: 40 * time.Hour, Unlearnt: true},
+			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon,
+				Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour,
+				Blind: true, Deadline: new(time.Hour), Came: 40 * time.Hour, Unlearnt: true},
 			{SHA256: tokencache.NewSecret("b").SHA256()},
 		},
-		Static: true, CountedOn: 39 * time.Hour, OnRecord: 2, Record: tokencache.Record{Instant: taken, Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9, Changes: []tokencache.PolicyChange{
-			{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n", RecordedAt: noon.Add(time.Second)},
-			{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted, RecordedAt: noon, Joined: 3,
-				Moment: 39 * time.Hour, By: 40 * time.Hour, Vouched: true, Checked: true, Unplaced: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon, Latest: noon.Add(time.Second)}},
-		}},
+		Static: true, CountedOn: 39 * time.Hour, OnRecord: 2, Record: tokencache.Record{Instant: taken, Lineage: "l",
+			Origins: []tokencache.Origin{{Lineage: "k", Generation: 8}}, Generation: 9,
+			Changes: []tokencache.PolicyChange{
+				{ID: "a1", AllIdentities: true, At: noon, Effect: tokencache.Revoked, Note: "n",
+					RecordedAt: noon.Add(time.Second)},
+				{ID: "a2", Selector: user.Selector, Resource: vault, At: noon, Effect: tokencache.Granted,
+					RecordedAt: noon, Joined: 3,
+					Moment: 39 * time.Hour, By: 40 * time.Hour, Vouched: true, Checked: true, Unplaced: true,
+					NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon,
+						Latest: noon.Add(time.Second)}},
+			}},
 	}
 }
 
@@ -129,7 +153,8 @@ func TestChangesAreLeftOut(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if got, err := decodeSnapshot(text); err != nil || len(got.Keys) != len(m.Keys) || len(got.Record.Changes) != 0 || got.OnRecord != 2 || got.Record.Generation != m.Record.Generation {
+		if got, err := decodeSnapshot(text); err != nil || len(got.Keys) != len(m.Keys) ||
+			len(got.Record.Changes) != 0 || got.OnRecord != 2 || got.Record.Generation != m.Record.Generation {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -140,24 +165,44 @@ func TestWhatIsLeftOut(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(r *tokencache.SnapshotEntry){
 		"a resource that cannot be printed": func(r *tokencache.SnapshotEntry) { r.Key.Resource = "a\nb" },
-		"a long resource":                   func(r *tokencache.SnapshotEntry) { r.Key.Resource = strings.Repeat("a", maxResource+1) },
-		"no selector":                       func(r *tokencache.SnapshotEntry) { r.Key.Selector.ID = "x" },
-		"an unknown selector":               func(r *tokencache.SnapshotEntry) { r.Key.Selector.Kind = "other" },
-		"a negative life":                   func(r *tokencache.SnapshotEntry) { r.Life = -1 },
-		"a nominal life of centuries":       func(r *tokencache.SnapshotEntry) { r.Nominal = math.MaxInt64 },
-		"born before time":                  func(r *tokencache.SnapshotEntry) { r.IssuedAt = math.MinInt64 },
-		"asked after all time":              func(r *tokencache.SnapshotEntry) { r.Asked = new(time.Duration(math.MaxInt64)) },
-		"received in 1969":                  func(r *tokencache.SnapshotEntry) { r.ReceivedOn = noon.AddDate(-57, 0, 0) },
-		"minted in 2200":                    func(r *tokencache.SnapshotEntry) { r.Latest = noon.AddDate(200, 0, 0) },
-		"expires in 9998":                   func(r *tokencache.SnapshotEntry) { r.Token.ExpiresOn = noon.AddDate(7972, 0, 0) },
-		"a token that breaks the line":      func(r *tokencache.SnapshotEntry) { r.Token.Text = tokencache.NewSecret("a\r\nb") },
-		"a huge token":                      func(r *tokencache.SnapshotEntry) { r.Token.Text = tokencache.NewSecret(strings.Repeat("a", maxText+1)) },
-		"its token's claims":                func(r *tokencache.SnapshotEntry) { r.Token.Claims.Audience = strings.Repeat("a", maxClaim+1) },
-		"a claim that is no text":           func(r *tokencache.SnapshotEntry) { r.Claims.ObjectID = "\xff" },
-		"many groups":                       func(r *tokencache.SnapshotEntry) { r.Claims.Groups = make([]string, maxListed+1) },
-		"issued in 9999":                    func(r *tokencache.SnapshotEntry) { r.Claims.IssuedAt = noon.AddDate(7973, 0, 0) },
-		"of the one before":                 func(r *tokencache.SnapshotEntry) { r.Before = &tokencache.Claims{WIDs: []string{"\xff"}} },
-		"tries":                             func(r *tokencache.SnapshotEntry) { r.Tries = -1 },
+		"a long resource": func(r *tokencache.SnapshotEntry) {
+			r.Key.Resource = strings.Repeat("a", maxResource+1)
+		},
+		"no selector":                 func(r *tokencache.SnapshotEntry) { r.Key.Selector.ID = "x" },
+		"an unknown selector":         func(r *tokencache.SnapshotEntry) { r.Key.Selector.Kind = "other" },
+		"a negative life":             func(r *tokencache.SnapshotEntry) { r.Life = -1 },
+		"a nominal life of centuries": func(r *tokencache.SnapshotEntry) { r.Nominal = math.MaxInt64 },
+		"born before time":            func(r *tokencache.SnapshotEntry) { r.IssuedAt = math.MinInt64 },
+		"asked after all time": func(r *tokencache.SnapshotEntry) {
+			r.Asked = new(time.Duration(math.MaxInt64))
+		},
+		"received in 1969": func(r *tokencache.SnapshotEntry) {
+			r.ReceivedOn = noon.AddDate(-57, 0, 0)
+		},
+		"minted in 2200": func(r *tokencache.SnapshotEntry) { r.Latest = noon.AddDate(200, 0, 0) },
+		"expires in 9998": func(r *tokencache.SnapshotEntry) {
+			r.Token.ExpiresOn = noon.AddDate(7972, 0, 0)
+		},
+		"a token that breaks the line": func(r *tokencache.SnapshotEntry) {
+			r.Token.Text = tokencache.NewSecret("a\r\nb")
+		},
+		"a huge token": func(r *tokencache.SnapshotEntry) {
+			r.Token.Text = tokencache.NewSecret(strings.Repeat("a", maxText+1))
+		},
+		"its token's claims": func(r *tokencache.SnapshotEntry) {
+			r.Token.Claims.Audience = strings.Repeat("a", maxClaim+1)
+		},
+		"a claim that is no text": func(r *tokencache.SnapshotEntry) { r.Claims.ObjectID = "\xff" },
+		"many groups": func(r *tokencache.SnapshotEntry) {
+			r.Claims.Groups = make([]string, maxListed+1)
+		},
+		"issued in 9999": func(r *tokencache.SnapshotEntry) {
+			r.Claims.IssuedAt = noon.AddDate(7973, 0, 0)
+		},
+		"of the one before": func(r *tokencache.SnapshotEntry) {
+			r.Before = &tokencache.Claims{WIDs: []string{"\xff"}}
+		},
+		"tries": func(r *tokencache.SnapshotEntry) { r.Tries = -1 },
 	} {
 		m := whole(1)
 		m.Keys = append(m.Keys, m.Keys[0])
@@ -174,7 +219,8 @@ func TestWhatIsLeftOut(t *testing.T) {
 	}
 	m := whole(1)
 	for _, strange := range []tokencache.Rollover{
-		{After: 1, By: 0.5}, {After: 0.5, By: 2.5}, {By: 1, Watched: -2}, {By: math.NaN()}, {After: math.Inf(-1), By: 1},
+		{After: 1, By: 0.5}, {After: 0.5, By: 2.5}, {By: 1, Watched: -2}, {By: math.NaN()},
+		{After: math.Inf(-1), By: 1},
 		{Key: tokencache.Key{Resource: "\n"}, By: 1},
 	} {
 		m.Rollovers = append(m.Rollovers, strange)
@@ -248,8 +294,9 @@ func TestTooLargeToBeKept(t *testing.T) {
 	ordinary := len(m.Keys)
 	for i := range 200 {
 		m.Keys = append(m.Keys, tokencache.SnapshotEntry{
-			Key:   tokencache.Key{Resource: fmt.Sprint(i)},
-			Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("a", maxText))}, Claims: tokencache.Claims{Groups: groups},
+			Key:    tokencache.Key{Resource: fmt.Sprint(i)},
+			Token:  tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("a", maxText))},
+			Claims: tokencache.Claims{Groups: groups},
 		})
 	}
 	text, err := encodeSnapshot(m)
@@ -287,7 +334,8 @@ func TestFullMemory(t *testing.T) {
 			Token: tokencache.Token{Text: tokencache.NewSecret(strings.Repeat("t", 16<<10)), Claims: claims},
 		}
 		for range maxOwn {
-			r.Rollovers = append(r.Rollovers, tokencache.Rollover{Key: key, After: 1.0 / 3, By: 2.0 / 3, Watched: 1.0 / 7})
+			r.Rollovers = append(r.Rollovers, tokencache.Rollover{Key: key, After: 1.0 / 3, By: 2.0 / 3,
+				Watched: 1.0 / 7})
 			m.Rollovers = append(m.Rollovers, r.Rollovers[0])
 		}
 		m.Keys = append(m.Keys, r)
@@ -344,20 +392,29 @@ func TestWhatIsNoMemory(t *testing.T) {
 		{"a long list", with(`"groups":[`, `"groups":[`+strings.Repeat(`"",`, maxListed)), "lists more"},
 		{"a rollover", with(`"after":-0.01`, `"after":0.75`), "ends before"},
 		{"a share", with(`"after":-0.01`, `"after":-3`), "a share"},
-		{"a rollover of nobody", with(`"of":{"selector":{"kind":"resource_id"`, `"of":{"selector":{"kind":"nobody"`), "its selector"},
-		{"many rollovers of one", with(`"rollovers":[`, `"rollovers":[`+strings.Repeat(`{"by":1},`, maxOwn)), "more than 8"},
-		{"a principal's claim", with(`"former":[{"oid":"o2"`, `"former":[{"oid":"`+strings.Repeat("o", maxClaim+1)+`"`), "a claim"},
-		{"principals of nobody", with(`"principals":[{"selector":{"kind":"resource_id"`, `"principals":[{"selector":{"kind":"nobody"`), "its selector"},
-		{"principals twice", with(`"principals":[`, `"principals":[{"selector":{"kind":"system-assigned"},"current":{}},`), "twice"},
-		{"a claim of nobody", with(`"claim":{"by":{"oid":"o2","tid":"t","appid":"c","simulated":true}`, `"claim":{"by":{}`), "nobody's"},
+		{"a rollover of nobody", with(`"of":{"selector":{"kind":"resource_id"`, `"of":{"selector":{"kind":"nobody"`),
+			"its selector"},
+		{"many rollovers of one", with(`"rollovers":[`, `"rollovers":[`+strings.Repeat(`{"by":1},`, maxOwn)),
+			"more than 8"},
+		{"a principal's claim", with(`"former":[{"oid":"o2"`, `"former":[{"oid":"`+strings.Repeat("o", maxClaim+1)+`"`),
+			"a claim"},
+		{"principals of nobody", with(`"principals":[{"selector":{"kind":"resource_id"`,
+			`"principals":[{"selector":{"kind":"nobody"`), "its selector"},
+		{"principals twice", with(`"principals":[`,
+			`"principals":[{"selector":{"kind":"system-assigned"},"current":{}},`), "twice"},
+		{"a claim of nobody", with(`"claim":{"by":{"oid":"o2","tid":"t","appid":"c","simulated":true}`,
+			`"claim":{"by":{}`), "nobody's"},
 		{"untold without end", with(`"untold":3`, `"untold":-3`), "out of range"},
 		{"many former principals", with(`"former":[`, `"former":[`+strings.Repeat(`{},`, maxFormer)), "more than 8"},
 		{"a switch before time", with(`"since_ns":60000000000`, `"since_ns":-9223372036854775808`), "boot time"},
 		{"a bygone of nothing", with(`"sha256":"c`, `"sha256":"x`), "its digest"},
-		{"a bygone before time", with(`"received_ns":60000000000,"received_on"`, `"received_ns":-9223372036854775808,"received_on"`), "boot time"},
-		{"a bygone's time", with(`"expires_on":"2026-11-23T12:00:00Z","given_ns":36`, `"expires_on":"1926-11-23T12:00:00Z","given_ns":36`), "1970 to 2200"},
+		{"a bygone before time", with(`"received_ns":60000000000,"received_on"`,
+			`"received_ns":-9223372036854775808,"received_on"`), "boot time"},
+		{"a bygone's time", with(`"expires_on":"2026-11-23T12:00:00Z","given_ns":36`,
+			`"expires_on":"1926-11-23T12:00:00Z","given_ns":36`), "1970 to 2200"},
 		{"many bygones", with(`"bygones":[`, `"bygones":[`+strings.Repeat(`{},`, maxBygones)), "more than 512"},
-		{"many rollovers", with(`"rollovers":[{"of"`, `"rollovers":[`+strings.Repeat(`{"by":1},`, maxHistory)+`{"of"`), "more than 512"},
+		{"many rollovers", with(`"rollovers":[{"of"`, `"rollovers":[`+strings.Repeat(`{"by":1},`, maxHistory)+`{"of"`),
+			"more than 512"},
 	} {
 		m, err := decodeSnapshot([]byte(row.text))
 		if m != nil || err == nil || !strings.Contains(err.Error(), row.says) {

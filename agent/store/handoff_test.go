@@ -161,10 +161,12 @@ func TestWhatIsNotCarried(t *testing.T) {
 		{"another length", "not whole", patched(len(memfdMagic), 128)},
 		{"another version", "not what this release", patched(len(memfdMagic)-1, 2)},
 		{"zeros", "not what this release", make([]byte, 4096)},
-		{"another document", "another release", frame(bytes.Replace(text, []byte(`"version":3`), []byte(`"version":4`), 1))},
+		{"another document", "another release", frame(bytes.Replace(text, []byte(`"version":3`), []byte(`"version":4`),
+			1))},
 		{"a foreign document", "not JSON", frame([]byte(canary))},
 	} {
-		for kind, carry := range map[string]func([]byte) (*os.File, error){"sealed": writeSealedMemfd, "secret": writeSecretMemfd} {
+		for kind, carry := range map[string]func([]byte) (*os.File, error){"sealed": writeSealedMemfd,
+			"secret": writeSecretMemfd} {
 			f, err := carry(row.text)
 			if kind == "secret" && err != nil {
 				continue // none here, or none of no bytes
@@ -172,7 +174,8 @@ func TestWhatIsNotCarried(t *testing.T) {
 				t.Fatal(err)
 			}
 			m, err := ReadMemfd(f)
-			if m != nil || err == nil || !strings.Contains(err.Error(), row.says) || strings.Contains(err.Error(), "canary") {
+			if m != nil || err == nil || !strings.Contains(err.Error(), row.says) ||
+				strings.Contains(err.Error(), "canary") {
 				t.Errorf("%s, %s: %v, %v", row.name, kind, m, err)
 			}
 			_ = f.Close()
@@ -264,8 +267,8 @@ func FuzzCarried(f *testing.F) {
 	})
 }
 
-// What was handed over last comes first, what is of no use is named, and systemd holds none of it any more once another is
-// handed over. One that it does not discard goes with the next.
+// What was handed over last comes first, what is of no use is named, and systemd holds none of it any more once another
+// is handed over. One that it does not discard goes with the next.
 func TestHandoff(t *testing.T) {
 	t.Parallel()
 	held := make(map[string]*os.File)

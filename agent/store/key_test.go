@@ -32,7 +32,8 @@ func TestFirstKey(t *testing.T) {
 		{[]string{none, none}, false, true},
 	} {
 		got, place, err := firstKey(row.places)
-		if (got != nil) != row.found || row.found && place != key || errors.Is(err, fs.ErrNotExist) != row.absent || (err == nil) != row.found {
+		if (got != nil) != row.found || row.found && place != key || errors.Is(err, fs.ErrNotExist) != row.absent ||
+			(err == nil) != row.found {
 			t.Errorf("%q: found %t in %q, %v", row.places, got != nil, place, err)
 		}
 	}
@@ -47,7 +48,8 @@ func TestKeyThatIsNotOpened(t *testing.T) {
 	if err := os.WriteFile(path+".cred", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := unopenedKey(path); err == nil || !strings.HasSuffix(err.Error(), "cache-key.cred, was not opened: systemctl status perceptd-cache-key tells why") {
+	if err := unopenedKey(path); err == nil || !strings.HasSuffix(err.Error(),
+		"cache-key.cred, was not opened: systemctl status perceptd-cache-key tells why") {
 		t.Error(err)
 	}
 }

@@ -35,7 +35,8 @@ func TestHold(t *testing.T) {
 		if !errors.As(err, &by) || by.Process != os.Getpid() {
 			t.Fatalf("the second: %v", err)
 		}
-		want := "another perceptd (process " + strconv.Itoa(os.Getpid()) + ") keeps its state in " + path + ": stop it, or name other folders with --runtime-dir and --state-dir"
+		want := "another perceptd (process " + strconv.Itoa(os.Getpid()) + ") keeps its state in " + path +
+			": stop it, or name other folders with --runtime-dir and --state-dir"
 		if err.Error() != want {
 			t.Errorf("%q, want %q", err, want)
 		}
@@ -60,7 +61,8 @@ func TestHoldRefuses(t *testing.T) {
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(open, 0o700), os.Chmod(open, 0o770)); err != nil {
 		t.Fatal(err)
 	}
-	for path, says := range map[string]string{file: "is not a directory", open: "lets others write there", filepath.Join(dir, "no", "where"): "no such file"} {
+	for path, says := range map[string]string{file: "is not a directory", open: "lets others write there",
+		filepath.Join(dir, "no", "where"): "no such file"} {
 		if _, err := Hold(path); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", path, err)
 		}

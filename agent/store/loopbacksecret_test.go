@@ -56,7 +56,8 @@ func TestLoopbackRootThatIsSpoilt(t *testing.T) {
 				t.Fatal(err)
 			}
 			made, err := LoopbackSecret(folderAt(t, dir))
-			if made == nil || err == nil || !strings.Contains(err.Error(), row.why) || strings.Contains(err.Error(), good) {
+			if made == nil || err == nil || !strings.Contains(err.Error(), row.why) ||
+				strings.Contains(err.Error(), good) {
 				t.Fatalf("%v", err)
 			}
 			if string(made[:]) == good {
@@ -85,7 +86,8 @@ func TestLoopbackRootThatStays(t *testing.T) {
 	if err := os.WriteFile(path, []byte("0123"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if root, err := LoopbackSecret(stuck{Disk(dir)}); root != nil || err == nil || !strings.Contains(err.Error(), "could not be moved aside, and stays") {
+	if root, err := LoopbackSecret(stuck{Disk(dir)}); root != nil || err == nil ||
+		!strings.Contains(err.Error(), "could not be moved aside, and stays") {
 		t.Errorf("%v", err)
 	}
 	if text, err := os.ReadFile(path); string(text) != "0123" {

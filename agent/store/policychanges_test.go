@@ -46,13 +46,21 @@ func folderAt(t testing.TB, dir string) Disk {
 }
 
 func all() tokencache.Record {
-	return tokencache.Record{Instant: taken(), Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k", Generation: 6}}, Generation: 7, Changes: []tokencache.PolicyChange{
-		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed, RecordedAt: noon.Add(time.Nanosecond)},
-		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`, RecordedAt: noon,
-			Moment: 40 * time.Hour, By: 41 * time.Hour, Vouched: true, Checked: true, Unplaced: true, NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour), Latest: noon.Add(-time.Minute)}},
-		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon, Effect: tokencache.Granted, RecordedAt: noon},
-		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon, Effect: tokencache.Unknown, RecordedAt: noon},
-		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon, Effect: tokencache.Changed, RecordedAt: noon, Joined: 2},
+	return tokencache.Record{Instant: taken(), Lineage: "l", Origins: []tokencache.Origin{{Lineage: "k",
+		Generation: 6}}, Generation: 7, Changes: []tokencache.PolicyChange{
+		{ID: "00000001", AllIdentities: true, At: noon, Effect: tokencache.Changed,
+			RecordedAt: noon.Add(time.Nanosecond)},
+		{ID: "00000002", Resource: vault, At: noon.Add(-time.Hour), Effect: tokencache.Revoked, Note: `"über" <b> & \`,
+			RecordedAt: noon,
+			Moment:     40 * time.Hour, By: 41 * time.Hour, Vouched: true, Checked: true, Unplaced: true,
+			NotLater: noon.Add(time.Hour), Issuer: tokencache.Window{Earliest: noon.Add(-time.Hour),
+				Latest: noon.Add(-time.Minute)}},
+		{ID: "00000003", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault, At: noon,
+			Effect: tokencache.Granted, RecordedAt: noon},
+		{ID: "00000004", Selector: tokencache.Selector{Kind: tokencache.ObjectID, ID: "o"}, At: noon,
+			Effect: tokencache.Unknown, RecordedAt: noon},
+		{ID: "00000005", Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/s"}, At: noon,
+			Effect: tokencache.Changed, RecordedAt: noon, Joined: 2},
 	}}
 }
 
@@ -72,7 +80,8 @@ func TestRoundTrip(t *testing.T) {
 	if got, err := r.Load(); got != nil || err != nil {
 		t.Errorf("no file yet: %v, %v", got, err)
 	}
-	for _, want := range []tokencache.Record{all(), {Instant: taken(), Generation: 1 << 62, Changes: []tokencache.PolicyChange{}}, first(2)} {
+	for _, want := range []tokencache.Record{all(), {Instant: taken(), Generation: 1 << 62,
+		Changes: []tokencache.PolicyChange{}}, first(2)} {
 		if err := r.Save(want); err != nil {
 			t.Fatal(err)
 		}
@@ -151,12 +160,14 @@ func TestWhatCannotBeRead(t *testing.T) {
 		{"version 0", entry(`"version":1`, `"version":0`), "another release"},
 		{"a lineage of two lines", entry(`"version":1`, `"version":2,"lineage":"a\nb"`), "its lineage"},
 		{"a generation below 0", entry(`"version":1`, `"version":2,"generation":-1`), "cannot unmarshal"},
-		{"a generation that nothing comes after", entry(`"version":1`, `"version":2,"generation":18446744073709551615`), "its generation"},
+		{"a generation that nothing comes after", entry(`"version":1`, `"version":2,"generation":18446744073709551615`),
+			"its generation"},
 		{"another type", entry(`"0a"`, `1`), "cannot unmarshal"},
 		{"too many", `{"version":1,"boot_id":"b","changes":[` + many + `{}]}`, "more than 512"},
 		{"no ID", entry(`"0a"`, `""`), "its id is none"},
 		{"a long ID", entry(`0a`, strings.Repeat("a", 65)), "its id is none"},
-		{"the same ID", entry(`[{`, `[`+strings.TrimSuffix(strings.SplitN(entry("", ""), "[", 2)[1], "]}")+`,{`), "that of another"},
+		{"the same ID", entry(`[{`, `[`+strings.TrimSuffix(strings.SplitN(entry("", ""), "[", 2)[1], "]}")+`,{`),
+			"that of another"},
 		{"a resource with a line end", entry(`api://x`, `api://x\n`), "its resource is none"},
 		{"a long resource", entry(`api://x`, strings.Repeat("a", 513)), "its resource is none"},
 		{"a note that cannot be printed", entry(`"n"`, `"\u001b[2J"`), "its note"},
@@ -253,12 +264,14 @@ func TestFewAreLeftAside(t *testing.T) {
 	if len(names) != maxAside {
 		t.Fatalf("%q", names)
 	}
-	if text, err := os.ReadFile(filepath.Join(dir, names[maxAside-1])); err != nil || string(text) != fmt.Sprint(2*maxAside-1) {
+	if text, err := os.ReadFile(filepath.Join(dir, names[maxAside-1])); err != nil ||
+		string(text) != fmt.Sprint(2*maxAside-1) {
 		t.Errorf("the last one holds %q, %v", text, err)
 	}
 }
 
-// Of those that are left the last is the one that was moved last, whatever the clock says, and none takes another's place.
+// Of those that are left the last is the one that was moved last, whatever the clock says, and none takes another's
+// place.
 func TestLatestAreLeftAside(t *testing.T) {
 	t.Parallel()
 	for name, before := range map[string][]string{
@@ -269,7 +282,8 @@ func TestLatestAreLeftAside(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		for i, day := range before {
-			if err := os.WriteFile(filepath.Join(dir, aside+day+"T000000.000000000Z"), fmt.Append(nil, i-len(before)), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, aside+day+"T000000.000000000Z"), fmt.Append(nil, i-len(before)),
+				0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -320,13 +334,16 @@ func TestWhatIsNotKept(t *testing.T) {
 	many := make([]tokencache.PolicyChange, tokencache.MaxChanges)
 	for i := range many {
 		many[i] = tokencache.PolicyChange{
-			ID: fmt.Sprintf("%064d", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: strings.Repeat(`"`, maxSelector)},
+			ID: fmt.Sprintf("%064d", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID,
+				ID: strings.Repeat(`"`, maxSelector)},
 			Resource: strings.Repeat(`"`, maxResource), Effect: tokencache.Changed, At: noon, RecordedAt: noon,
 		}
 	}
 	for says, record := range map[string]tokencache.Record{
-		"its lineage": {Lineage: strings.Repeat("l", maxID+1)}, "its times": late, "would be larger": {Changes: many}, "its generation": {Generation: 1<<62 + 1},
-		"its origins": {Origins: make([]tokencache.Origin, tokencache.MaxOrigins+1)}, "one of its origins": {Origins: make([]tokencache.Origin, 1)},
+		"its lineage": {Lineage: strings.Repeat("l", maxID+1)}, "its times": late, "would be larger": {Changes: many},
+		"its generation":     {Generation: 1<<62 + 1},
+		"its origins":        {Origins: make([]tokencache.Origin, tokencache.MaxOrigins+1)},
+		"one of its origins": {Origins: make([]tokencache.Origin, 1)},
 	} {
 		if err := r.Save(record); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", says, err)
@@ -342,7 +359,8 @@ func TestStrangeTimesOfTheIssuerAreNotKnown(t *testing.T) {
 	t.Parallel()
 	for _, strange := range []time.Time{noon.AddDate(-57, 0, 0), noon.AddDate(174, 0, 0), noon.AddDate(9000, 0, 0)} {
 		told, want, m := all(), all(), whole(1)
-		told.Changes[1].NotLater, told.Changes[1].Issuer.Latest, told.Changes[0].Issuer.Earliest = strange, strange, strange
+		told.Changes[1].NotLater, told.Changes[1].Issuer.Latest, told.Changes[0].Issuer.Earliest = strange, strange,
+			strange
 		want.Changes[1].NotLater, want.Changes[1].Issuer.Latest = time.Time{}, time.Time{}
 		r := open(t, t.TempDir())
 		if err := r.Save(told); err != nil {
@@ -356,7 +374,8 @@ func TestStrangeTimesOfTheIssuerAreNotKnown(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v: %v", strange, err)
 		}
-		if got, err := decodeSnapshot(text); err != nil || len(got.Record.Changes) != len(m.Record.Changes) || len(got.Tombstones) != len(m.Tombstones) {
+		if got, err := decodeSnapshot(text); err != nil || len(got.Record.Changes) != len(m.Record.Changes) ||
+			len(got.Tombstones) != len(m.Tombstones) {
 			t.Errorf("%v: %v, the copy of the record is lost, or what is known of a token", strange, err)
 		}
 	}
@@ -368,9 +387,12 @@ func TestFullRecord(t *testing.T) {
 	full := make([]tokencache.PolicyChange, tokencache.MaxChanges)
 	for i := range full {
 		full[i] = tokencache.PolicyChange{
-			ID: fmt.Sprintf("%08x", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID, ID: "/subscriptions/" + strings.Repeat("s", 300)},
-			Resource: "api://" + strings.Repeat("r", 500), Note: strings.Repeat(`"`, maxNote), Effect: tokencache.Changed, At: noon, RecordedAt: noon,
-			Vouched: true, Moment: 1000 * time.Hour, By: 1000 * time.Hour, Issuer: tokencache.Window{Earliest: noon, Latest: noon}, Joined: 1000,
+			ID: fmt.Sprintf("%08x", i), Selector: tokencache.Selector{Kind: tokencache.ResourceID,
+				ID: "/subscriptions/" + strings.Repeat("s", 300)},
+			Resource: "api://" + strings.Repeat("r", 500), Note: strings.Repeat(`"`, maxNote),
+			Effect: tokencache.Changed, At: noon, RecordedAt: noon,
+			Vouched: true, Moment: 1000 * time.Hour, By: 1000 * time.Hour,
+			Issuer: tokencache.Window{Earliest: noon, Latest: noon}, Joined: 1000,
 		}
 	}
 	r := open(t, t.TempDir())
@@ -389,7 +411,8 @@ func TestStateDirectory(t *testing.T) {
 	shared := filepath.Join(dir, "shared")
 	given := filepath.Join(dir, "given")
 	blocked := filepath.Join(dir, "blocked")
-	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(shared, 0o700), os.Chmod(shared, 0o777), os.Mkdir(given, 0o700),
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(shared, 0o700), os.Chmod(shared, 0o777),
+		os.Mkdir(given, 0o700),
 		os.MkdirAll(filepath.Join(blocked, newName, "x"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
@@ -416,11 +439,16 @@ func TestStateDirectory(t *testing.T) {
 func TestFailingSteps(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(dir string) error{
-		"no temporary file":            func(dir string) error { return os.MkdirAll(filepath.Join(dir, newName, "x"), 0o700) },
-		"no place":                     func(dir string) error { return os.RemoveAll(dir) },
-		"a file in the folder's place": func(dir string) error { return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)) },
+		"no temporary file": func(dir string) error {
+			return os.MkdirAll(filepath.Join(dir, newName, "x"), 0o700)
+		},
+		"no place": func(dir string) error { return os.RemoveAll(dir) },
+		"a file in the folder's place": func(dir string) error {
+			return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600))
+		},
 		"a folder in the place": func(dir string) error {
-			return errors.Join(os.Remove(filepath.Join(dir, changesName)), os.MkdirAll(filepath.Join(dir, changesName, "x"), 0o700))
+			return errors.Join(os.Remove(filepath.Join(dir, changesName)),
+				os.MkdirAll(filepath.Join(dir, changesName, "x"), 0o700))
 		},
 	} {
 		dir := filepath.Join(t.TempDir(), "state")
@@ -435,7 +463,8 @@ func TestFailingSteps(t *testing.T) {
 	if err := syncDir("/nonexistent"); err == nil {
 		t.Error("synced a folder that is not there")
 	}
-	if err := moveAside(Disk("/nonexistent"), "x", errors.New("why")); err.Stays == nil || !strings.Contains(err.Error(), "could not be moved aside") {
+	if err := moveAside(Disk("/nonexistent"), "x", errors.New("why")); err.Stays == nil ||
+		!strings.Contains(err.Error(), "could not be moved aside") {
 		t.Error(err)
 	}
 }
@@ -518,14 +547,16 @@ func TestVersionBefore(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := open(t, dir).Load()
-	if err != nil || got.Generation != 0 || len(got.Changes) != 1 || got.Changes[0].ID != "0a" || got.Changes[0].Vouched || got.Changes[0].Moment != 0 || got.Changes[0].Effect != tokencache.Revoked {
+	if err != nil || got.Generation != 0 || len(got.Changes) != 1 || got.Changes[0].ID != "0a" ||
+		got.Changes[0].Vouched || got.Changes[0].Moment != 0 || got.Changes[0].Effect != tokencache.Revoked {
 		t.Errorf("the record: %+v, %v", got, err)
 	}
 	change := `{"id":"0a","at":"2026-11-23T12:00:00Z","effect":"revoked","noted_on":"2026-11-23T12:00:00Z"}`
 	for changes, want := range map[string]int{`,"changes":[` + change + `]`: 1, "": 0} {
 		text := `{"version":1,"source":"s","boot_id":"b","boot_ns":5,"wall":"2026-11-23T12:00:00Z","synchronised":true,` +
 			`"keys":[{"key":{"selector":{"kind":"client_id","id":"c"},"resource":"r"},"token":{"text":"t"},"nominal_ns":1,"deadline_ns":9,` +
-			`"life_ns":1,"born_ns":1,"received_ns":1,"shown_ns":1,"answered_ns":1,"claims":{}}],"rollovers":[]` + changes + `}`
+			`"life_ns":1,"born_ns":1,"received_ns":1,"shown_ns":1,"answered_ns":1,"claims":{}}],"rollovers":[]` +
+			changes + `}`
 		f := sealedly(t, frame([]byte(text)))
 		m, err := ReadMemfd(f)
 		if err != nil || len(m.Keys) != 1 || m.Record.Generation != 0 || len(m.Record.Changes) != want {

@@ -46,7 +46,8 @@ func TestEitherFileOfTheRecord(t *testing.T) {
 				t.Errorf("%s is %s: %v", name, what, err)
 			}
 			for _, other := range []string{changesName, changesCopyName} {
-				if text, err := os.ReadFile(filepath.Join(dir, other)); err != nil || !strings.Contains(string(text), "00000002") || strings.Contains(string(text), "00000003") {
+				if text, err := os.ReadFile(filepath.Join(dir, other)); err != nil ||
+					!strings.Contains(string(text), "00000002") || strings.Contains(string(text), "00000003") {
 					t.Errorf("%s is %s, then saved: %s, %v", name, what, text, err)
 				}
 			}
@@ -75,11 +76,13 @@ func TestFilesOfTwoRecords(t *testing.T) {
 	theirs := first(1)
 	theirs.Lineage, theirs.Generation, theirs.Changes[0].ID = "another", 99, "theirs"
 	text, err := open(t, dir).encode(theirs)
-	if err := errors.Join(err, open(t, dir).Save(all()), os.WriteFile(filepath.Join(dir, changesCopyName), text, 0o600)); err != nil {
+	if err := errors.Join(err, open(t, dir).Save(all()), os.WriteFile(filepath.Join(dir, changesCopyName), text,
+		0o600)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := open(t, dir).Load()
-	if err != nil || got.Lineage == "l" || !got.IsNewer(all()) || !got.IsNewer(theirs) || len(got.Changes) != len(all().Changes)+1 {
+	if err != nil || got.Lineage == "l" || !got.IsNewer(all()) || !got.IsNewer(theirs) ||
+		len(got.Changes) != len(all().Changes)+1 {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -93,11 +96,13 @@ func TestFilesOfTwoRecordsWithOneJoined(t *testing.T) {
 	p := &theirs.Changes[0]
 	p.Joined, p.AllIdentities, p.Selector, p.Resource = 1, true, tokencache.Selector{}, ""
 	text, err := open(t, dir).encode(theirs)
-	if err := errors.Join(err, open(t, dir).Save(ours), os.WriteFile(filepath.Join(dir, changesCopyName), text, 0o600)); err != nil {
+	if err := errors.Join(err, open(t, dir).Save(ours), os.WriteFile(filepath.Join(dir, changesCopyName), text,
+		0o600)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := open(t, dir).Load()
-	if err != nil || got.Generation != ours.Generation+1 || len(got.Changes) != 1 || !got.Changes[0].StandsFor(theirs.Changes[0]) || !got.Changes[0].StandsFor(ours.Changes[0]) {
+	if err != nil || got.Generation != ours.Generation+1 || len(got.Changes) != 1 ||
+		!got.Changes[0].StandsFor(theirs.Changes[0]) || !got.Changes[0].StandsFor(ours.Changes[0]) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -112,11 +117,13 @@ func TestFileBegunFromTheOther(t *testing.T) {
 			before, begun = begun, before
 		}
 		text, err := open(t, dir).encode(begun)
-		if err := errors.Join(err, open(t, dir).Save(before), os.WriteFile(filepath.Join(dir, changesCopyName), text, 0o600)); err != nil {
+		if err := errors.Join(err, open(t, dir).Save(before), os.WriteFile(filepath.Join(dir, changesCopyName), text,
+			0o600)); err != nil {
 			t.Fatal(err)
 		}
 		got, err := open(t, dir).Load()
-		if err == nil || !strings.Contains(err.Error(), "is older than") || got.Lineage != "another" || len(got.Changes) != 1 {
+		if err == nil || !strings.Contains(err.Error(), "is older than") || got.Lineage != "another" ||
+			len(got.Changes) != 1 {
 			t.Errorf("in the copy %v: %+v, %v", inCopy, got, err)
 		}
 	}
@@ -137,7 +144,8 @@ func TestFilesOfTwoFullRecords(t *testing.T) {
 		return r
 	}
 	text, err := open(t, dir).encode(full("theirs"))
-	if err := errors.Join(err, open(t, dir).Save(full("ours")), os.WriteFile(filepath.Join(dir, changesCopyName), text, 0o600)); err != nil {
+	if err := errors.Join(err, open(t, dir).Save(full("ours")), os.WriteFile(filepath.Join(dir, changesCopyName), text,
+		0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := open(t, dir).Load(); err != nil || len(got.Changes) != 2*tokencache.MaxChanges {
@@ -176,8 +184,8 @@ func (l *limited) Remove(name string) error {
 	return nil
 }
 
-// A power cut after any step of a save leaves the older generation or the newer one, whole, and one of them even if the file that was
-// written last is spoilt by it.
+// A power cut after any step of a save leaves the older generation or the newer one, whole, and one of them even if the
+// file that was written last is spoilt by it.
 func TestPowerCutAtEveryStep(t *testing.T) {
 	t.Parallel()
 	newer := all()
@@ -198,7 +206,8 @@ func TestPowerCutAtEveryStep(t *testing.T) {
 				l.files[spoils] = make([]byte, 100)
 			}
 			got, _ := OpenPolicyChanges(l, uptime(time.Hour)).Load()
-			if isNew := reflect.DeepEqual(got, &newer); !isNew && !reflect.DeepEqual(got, new(all())) || steps == 2 && !isNew {
+			if isNew := reflect.DeepEqual(got, &newer); !isNew && !reflect.DeepEqual(got, new(all())) || steps == 2 &&
+				!isNew {
 				t.Errorf("%d steps, %q spoilt: %+v", steps, spoils, got)
 			}
 		}
@@ -235,10 +244,13 @@ func TestUnreadIsNotLost(t *testing.T) {
 		{name: "one is read", unread: []string{changesName}, read: true, saves: true},
 		{name: "the copy is read", unread: []string{changesCopyName}, read: true, saves: true},
 		{name: "neither is read", unread: []string{changesName, changesCopyName}, isUnread: true},
-		{name: "one is gone, the other not read", unread: []string{changesCopyName}, gone: []string{changesName}, isUnread: true},
-		{name: "one is spoilt, the other not read", unread: []string{changesCopyName}, spoilt: []string{changesName}, isUnread: true},
+		{name: "one is gone, the other not read", unread: []string{changesCopyName}, gone: []string{changesName},
+			isUnread: true},
+		{name: "one is spoilt, the other not read", unread: []string{changesCopyName}, spoilt: []string{changesName},
+			isUnread: true},
 		{name: "both are spoilt", spoilt: []string{changesName, changesCopyName}, isLost: true, saves: true},
-		{name: "one is spoilt, the other gone", spoilt: []string{changesCopyName}, gone: []string{changesName}, isLost: true, saves: true},
+		{name: "one is spoilt, the other gone", spoilt: []string{changesCopyName}, gone: []string{changesName},
+			isLost: true, saves: true},
 		{name: "both are gone", gone: []string{changesName, changesCopyName}, saves: true},
 	} {
 		u := &refusing{Disk: Disk(t.TempDir())}
@@ -274,8 +286,8 @@ func TestUnreadIsNotLost(t *testing.T) {
 	}
 }
 
-// Of what systemd kept and what the file has, tokens are taken from the newer by on-time, policy changes from both; another source's
-// tokens are nobody's, and the policy changes beside them are.
+// Of what systemd kept and what the file has, tokens are taken from the newer by on-time, policy changes from both;
+// another source's tokens are nobody's, and the policy changes beside them are.
 func TestStartReadsAll(t *testing.T) {
 	t.Parallel()
 	at := func(source string, on time.Duration) tokencache.Snapshot {
@@ -297,14 +309,19 @@ func TestStartReadsAll(t *testing.T) {
 	}{
 		{name: "nothing"},
 		{name: "the file alone", saved: new(at("s", 50*time.Hour)), want: 50 * time.Hour, on: 50 * time.Hour},
-		{name: "what systemd kept is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Snapshot{at("s", 51*time.Hour)}, want: 51 * time.Hour, on: 51 * time.Hour},
-		{name: "the file is newer", saved: new(at("s", 52*time.Hour)), carried: []tokencache.Snapshot{at("s", 51*time.Hour)}, want: 52 * time.Hour, on: 52 * time.Hour},
-		{name: "another source's is newer", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Snapshot{at("t", 51*time.Hour)}, want: 50 * time.Hour, on: 51 * time.Hour},
+		{name: "what systemd kept is newer", saved: new(at("s", 50*time.Hour)),
+			carried: []tokencache.Snapshot{at("s", 51*time.Hour)}, want: 51 * time.Hour, on: 51 * time.Hour},
+		{name: "the file is newer", saved: new(at("s", 52*time.Hour)),
+			carried: []tokencache.Snapshot{at("s", 51*time.Hour)}, want: 52 * time.Hour, on: 52 * time.Hour},
+		{name: "another source's is newer", saved: new(at("s", 50*time.Hour)),
+			carried: []tokencache.Snapshot{at("t", 51*time.Hour)}, want: 50 * time.Hour, on: 51 * time.Hour},
 		{name: "another source's alone", carried: []tokencache.Snapshot{at("t", 51*time.Hour)}, on: 51 * time.Hour},
-		{name: "systemd kept this boot's, which did not know of the file", saved: new(at("s", 50*time.Hour)), carried: []tokencache.Snapshot{here(time.Minute, 0)}, want: time.Minute, on: 50 * time.Hour},
+		{name: "systemd kept this boot's, which did not know of the file", saved: new(at("s", 50*time.Hour)),
+			carried: []tokencache.Snapshot{here(time.Minute, 0)}, want: time.Minute, on: 50 * time.Hour},
 		{
 			name: "systemd kept this boot's, before and after it knew of the file", saved: new(at("s", 50*time.Hour)),
-			carried: []tokencache.Snapshot{here(2*time.Minute, 0), here(time.Minute, 50*time.Hour)}, want: 2 * time.Minute, on: 50 * time.Hour,
+			carried: []tokencache.Snapshot{here(2*time.Minute, 0), here(time.Minute, 50*time.Hour)},
+			want:    2 * time.Minute, on: 50 * time.Hour,
 		},
 	} {
 		dir := t.TempDir()
@@ -314,7 +331,8 @@ func TestStartReadsAll(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		b := Recover(open(t, dir), tokens, row.carried, func(m *tokencache.Snapshot) bool { return m.Source == "s" }, "another boot")
+		b := Recover(open(t, dir), tokens, row.carried, func(m *tokencache.Snapshot) bool { return m.Source == "s" },
+			"another boot")
 		var got time.Duration
 		if b.Snapshot != nil {
 			got = b.Snapshot.On
@@ -339,7 +357,8 @@ func TestMarksWithoutACopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := tokens.Load()
-	if err != nil || len(got.Record.Changes) != 0 || got.OnRecord != 2 || !slices.Equal(got.Keys[0].Withheld, []string{"a1", "gone"}) {
+	if err != nil || len(got.Record.Changes) != 0 || got.OnRecord != 2 ||
+		!slices.Equal(got.Keys[0].Withheld, []string{"a1", "gone"}) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if got.Record.Generation != m.Record.Generation || got.Record.Lineage != m.Record.Lineage {
@@ -387,7 +406,8 @@ func TestTokensWithoutARecord(t *testing.T) {
 			}
 		}
 		b := Recover(OpenPolicyChanges(disk, uptime(time.Hour)), tokens, nil, anybodys, "b")
-		if b.Record != nil || (b.Unread != nil) != row.unread || (b.Lost != nil) == row.unread || (b.UnreadTokens != nil) != row.unread {
+		if b.Record != nil || (b.Unread != nil) != row.unread || (b.Lost != nil) == row.unread ||
+			(b.UnreadTokens != nil) != row.unread {
 			t.Errorf("%s: lost %v, unread %v, tokens %v", name, b.Lost, b.Unread, b.UnreadTokens)
 		}
 		if _, spoilt := errors.AsType[*SpoiltError](b.Unread); spoilt {
@@ -408,8 +428,9 @@ func changeByte(path string, at int) error {
 	return err
 }
 
-// A file of tokens that is spoilt is what tells a start that it is not the first one, where the record is gone: it does so until what is
-// saved is on the disk, whichever step of that a full disk or a power cut ends at. Then it is moved aside.
+// A file of tokens that is spoilt is what tells a start that it is not the first one, where the record is gone: it does
+// so until what is saved is on the disk, whichever step of that a full disk or a power cut ends at. Then it is moved
+// aside.
 func TestSpoiltTokensStayUntilOthersAreSaved(t *testing.T) {
 	t.Parallel()
 	own, other := unopenedName(binding.None, 1), unopenedName(binding.Serial, 1)
@@ -475,11 +496,13 @@ func (n *noRoom) Replace(name string, text []byte) error {
 	return n.limited.Replace(name, text)
 }
 
-// What cannot be read now is not known to be there: the file that is spoilt is not moved aside for it. Nor is anything written over it.
+// What cannot be read now is not known to be there: the file that is spoilt is not moved aside for it. Nor is anything
+// written over it.
 func TestSpoiltTokensStayWhereNothingCanBeRead(t *testing.T) {
 	t.Parallel()
 	own := unopenedName(binding.None, 1)
-	for name, spoilt := range map[string][]string{"the file": {tokensName}, "the file and one put aside": {tokensName, own}} {
+	for name, spoilt := range map[string][]string{"the file": {tokensName},
+		"the file and one put aside": {tokensName, own}} {
 		disk := &noRoom{limited: &limited{files: make(map[string][]byte), left: 9}}
 		for _, name := range spoilt {
 			disk.files[name] = make([]byte, 512)
@@ -496,7 +519,8 @@ func TestSpoiltTokensStayWhereNothingCanBeRead(t *testing.T) {
 		if len(disk.files) != len(spoilt) {
 			t.Errorf("%s: moved aside for nothing: %d files are left", name, len(disk.files))
 		}
-		if b := Recover(OpenPolicyChanges(disk, uptime(time.Hour)), sealedIn(t, disk), nil, anybodys, "b"); b.Lost == nil {
+		if b := Recover(OpenPolicyChanges(disk, uptime(time.Hour)), sealedIn(t, disk), nil, anybodys,
+			"b"); b.Lost == nil {
 			t.Errorf("%s: then a first start", name)
 		}
 		if err := tokens.Save(revoked(1)); err != nil || len(disk.files) != 1 {
@@ -509,7 +533,8 @@ func TestSpoiltTokensStayWhereNothingCanBeRead(t *testing.T) {
 func TestSpoiltTokensMakeWayOverNothingUnread(t *testing.T) {
 	t.Parallel()
 	dir, own := t.TempDir(), unopenedName(binding.None, 1)
-	if err := errors.Join(knownBy(t, dir).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, own)),
+	if err := errors.Join(knownBy(t, dir).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName),
+		filepath.Join(dir, own)),
 		os.WriteFile(filepath.Join(dir, tokensName), make([]byte, 512), 0o600)); err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,8 @@ func refuse(t *testing.T, call, argument, bits uint32, with unix.Errno) {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		t.Error(err)
 	}
-	_, _, errno := unix.Syscall(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&filter)))
+	_, _, errno := unix.Syscall(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER,
+		uintptr(unsafe.Pointer(&filter)))
 	if errno != 0 {
 		t.Error(errno)
 	}
@@ -62,8 +63,10 @@ func TestWhereItIsCarried(t *testing.T) {
 		fails          string
 	}{
 		{"nothing is refused", func(*testing.T) {}, secret, noexec, ""},
-		{"no memfd_secret", func(t *testing.T) { refuse(t, sysMemfdSecret, 0, unix.O_CLOEXEC, unix.ENOSYS) }, false, noexec, ""},
-		{"no shared mapping", func(t *testing.T) { refuse(t, unix.SYS_MMAP, 3, unix.MAP_SHARED, unix.EAGAIN) }, false, noexec, ""},
+		{"no memfd_secret", func(t *testing.T) { refuse(t, sysMemfdSecret, 0, unix.O_CLOEXEC, unix.ENOSYS) }, false,
+			noexec, ""},
+		{"no shared mapping", func(t *testing.T) { refuse(t, unix.SYS_MMAP, 3, unix.MAP_SHARED, unix.EAGAIN) }, false,
+			noexec, ""},
 		{"nor MFD_NOEXEC_SEAL", func(t *testing.T) {
 			refuse(t, sysMemfdSecret, 0, unix.O_CLOEXEC, unix.ENOSYS)
 			refuse(t, unix.SYS_MEMFD_CREATE, 1, unix.MFD_NOEXEC_SEAL, unix.EINVAL)
@@ -116,7 +119,8 @@ func TestSecretThatCannotBeMapped(t *testing.T) {
 	go func() {
 		defer close(done)
 		refuse(t, unix.SYS_MMAP, 3, unix.MAP_SHARED, unix.EAGAIN)
-		if m, err := ReadMemfd(f); m != nil || !errors.Is(err, unix.EAGAIN) || !strings.Contains(err.Error(), "LimitMEMLOCK") {
+		if m, err := ReadMemfd(f); m != nil || !errors.Is(err, unix.EAGAIN) ||
+			!strings.Contains(err.Error(), "LimitMEMLOCK") {
 			t.Errorf("%v, %v", m, err)
 		}
 	}()
@@ -214,7 +218,8 @@ func TestRecordThatCannotBeReadNow(t *testing.T) {
 	}
 }
 
-// A folder that can be read and not written to, as with mode 0500, is read; what fails is keeping, with what the kernel says.
+// A folder that can be read and not written to, as with mode 0500, is read; what fails is keeping, with what the kernel
+// says.
 func TestFolderThatCannotBeWrittenTo(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -233,7 +238,8 @@ func TestFolderThatCannotBeWrittenTo(t *testing.T) {
 			return
 		}
 		b := Recover(r, tokens, nil, anybodys, BootID())
-		if !reflect.DeepEqual(b.Record, new(all())) || b.Snapshot == nil || !reflect.DeepEqual(*b.Snapshot, whole(1)) || b.RecordFault != nil || b.TokensFault != nil {
+		if !reflect.DeepEqual(b.Record, new(all())) || b.Snapshot == nil || !reflect.DeepEqual(*b.Snapshot, whole(1)) ||
+			b.RecordFault != nil || b.TokensFault != nil {
 			t.Errorf("%+v", b)
 		}
 		if err := r.Save(first(1)); !errors.Is(err, unix.EACCES) {

@@ -21,21 +21,29 @@ func TestMends(t *testing.T) {
 		fault      FaultError
 		says, mend string
 	}{
-		{FaultError{of(unix.EROFS), path, true}, path + " cannot be written: read-only file system", `mount -o remount,rw "$(findmnt -nT /var/lib/percept -o TARGET)"`},
-		{FaultError{of(unix.ENOSPC), path, true}, path + " cannot be written: no space left on device", "make room on its file system: df /var/lib/percept"},
+		{FaultError{of(unix.EROFS), path, true}, path + " cannot be written: read-only file system",
+			`mount -o remount,rw "$(findmnt -nT /var/lib/percept -o TARGET)"`},
+		{FaultError{of(unix.ENOSPC), path, true}, path + " cannot be written: no space left on device",
+			"make room on its file system: df /var/lib/percept"},
 		{FaultError{of(unix.EDQUOT), path, true}, "quota", "make room"},
-		{FaultError{of(unix.EACCES), path, true}, "permission denied", "as root: chown " + me + " /var/lib/percept && chmod 0700 /var/lib/percept"},
-		{FaultError{of(unix.ENOENT), path, true}, "no such file", "/var/lib/percept is gone: systemctl restart perceptd makes it again"},
-		{FaultError{of(unix.EACCES), path, false}, path + " cannot be read: permission denied", "as root: chown -R " + me + " /var/lib/percept && chmod -R u+rwX /var/lib/percept"},
+		{FaultError{of(unix.EACCES), path, true}, "permission denied", "as root: chown " + me +
+			" /var/lib/percept && chmod 0700 /var/lib/percept"},
+		{FaultError{of(unix.ENOENT), path, true}, "no such file",
+			"/var/lib/percept is gone: systemctl restart perceptd makes it again"},
+		{FaultError{of(unix.EACCES), path, false}, path + " cannot be read: permission denied", "as root: chown -R " +
+			me + " /var/lib/percept && chmod -R u+rwX /var/lib/percept"},
 		{FaultError{of(unix.EPERM), path, false}, "not permitted", "chown -R " + me + " /var/lib/percept"},
 		{FaultError{of(unix.EIO), path, false}, "input/output error", "the disk fails: journalctl -k"},
 		{FaultError{of(unix.EMFILE), path, false}, "too many open files", "no file descriptors are left"},
-		{FaultError{of(unix.ENOTDIR), path, false}, "not a directory", "move what is in the place of /var/lib/percept away"},
-		{FaultError{of(unix.ENOTEMPTY), path, true}, "directory not empty", "move what is in the way away: " + path + beingWritten},
+		{FaultError{of(unix.ENOTDIR), path, false}, "not a directory",
+			"move what is in the place of /var/lib/percept away"},
+		{FaultError{of(unix.ENOTEMPTY), path, true}, "directory not empty", "move what is in the way away: " + path +
+			beingWritten},
 		{FaultError{errors.New("odd"), path, false}, path + " cannot be read: odd", "ls -ld /var/lib/percept " + path},
 	} {
 		got, mend := row.fault.Error(), row.fault.Remedy()
-		if !strings.Contains(got, row.says) || strings.Contains(got, beingWritten) || !errors.Is(&row.fault, row.fault.Why) {
+		if !strings.Contains(got, row.says) || strings.Contains(got, beingWritten) ||
+			!errors.Is(&row.fault, row.fault.Why) {
 			t.Errorf("%q, want %q", got, row.says)
 		}
 		if !strings.Contains(mend, row.mend) || strings.Contains(mend, "--state-dir") {

@@ -12,7 +12,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// What is kept of ten tokens that roll over once a day is as large after two months as docs/reliability.md says, and grows no more.
+// What is kept of ten tokens that roll over once a day is as large after two months as docs/reliability.md says, and
+// grows no more.
 func TestSizeOfWhatIsKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -32,7 +33,8 @@ func TestSizeOfWhatIsKept(t *testing.T) {
 					Text:      tokencache.NewSecret(fmt.Sprint(key.Resource, at.Unix(), strings.Repeat("x", 1500))),
 					ExpiresOn: at.Add(24 * time.Hour),
 					Claims: tokencache.Claims{
-						Issuer: "https://sts.windows.net/" + id + "/", Audience: key.Resource, ClientID: id, ObjectID: id, TenantID: id,
+						Issuer: "https://sts.windows.net/" + id + "/", Audience: key.Resource, ClientID: id,
+						ObjectID: id, TenantID: id,
 						IssuedAt: at.Add(-5 * time.Minute), NotBefore: at.Add(-5 * time.Minute),
 					},
 				},

@@ -37,9 +37,10 @@ func tokensFile(tokens *Tokens) string { return tokens.folder.(Disk).path(tokens
 
 // small is a memory of one token.
 func small() tokencache.Snapshot {
-	return tokencache.Snapshot{BootID: "b", Wall: noon, Record: tokencache.Record{Instant: tokencache.Instant{BootID: "b"}}, Keys: []tokencache.SnapshotEntry{{
-		Key: tokencache.Key{Resource: "r"}, Token: tokencache.Token{Text: tokencache.NewSecret(canary)}, Life: 1,
-	}}}
+	return tokencache.Snapshot{BootID: "b", Wall: noon,
+		Record: tokencache.Record{Instant: tokencache.Instant{BootID: "b"}}, Keys: []tokencache.SnapshotEntry{{
+			Key: tokencache.Key{Resource: "r"}, Token: tokencache.Token{Text: tokencache.NewSecret(canary)}, Life: 1,
+		}}}
 }
 
 // sealing returns the bytes of a sealed file.
@@ -102,7 +103,8 @@ func refuses(t *testing.T, tokens *Tokens, text []byte, name, says string) {
 		t.Fatal(err)
 	}
 	m, err := tokens.Load()
-	if m != nil || err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "fetched anew") {
+	if m != nil || err == nil || !strings.Contains(err.Error(), says) ||
+		!strings.Contains(err.Error(), "fetched anew") {
 		t.Fatalf("%s: %v, %v, want %q", name, m, err, says)
 	}
 	if strings.Contains(err.Error(), "canary") {
@@ -120,7 +122,8 @@ func staysUnopened(t *testing.T, tokens *Tokens, text []byte, kind binding.Kind)
 		t.Fatal(err)
 	}
 	m, err := tokens.Load()
-	if unopened, ok := errors.AsType[*UnopenedError](err); m != nil || !ok || unopened.Kind != kind || unopened.Name != tokensName {
+	if unopened, ok := errors.AsType[*UnopenedError](err); m != nil || !ok || unopened.Kind != kind ||
+		unopened.Name != tokensName {
 		t.Fatalf("bound to %v: %v, %v", kind, m, err)
 	}
 	if kept, err := os.ReadFile(tokensFile(tokens)); err != nil || !bytes.Equal(kept, text) {
@@ -167,7 +170,8 @@ func TestWhatIsNoCacheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	seal := func(text string) []byte {
-		return append([]byte(tokens.head), tokens.seal(tokens.head).Seal(nil, nil, []byte(text), []byte(tokens.head))...)
+		return append([]byte(tokens.head), tokens.seal(tokens.head).Seal(nil, nil, []byte(text),
+			[]byte(tokens.head))...)
 	}
 	for _, row := range []struct {
 		name string
@@ -181,9 +185,12 @@ func TestWhatIsNoCacheFile(t *testing.T) {
 		{"half a head", []byte(sealedHead), "ends in its head"},
 		{"of another key", swapped, "another key or on another device, or changed"},
 		{"longer", append(bytes.Clone(sound), 0), "another key or on another device, or changed"},
-		{"a later version", append([]byte(sealedMagic+"\x00\x03"), sound[len(sealedHead):]...), "not of version 1 or 2: another release"},
-		{"an older version", append([]byte(sealedMagic+"\x00\x00"), sound[len(sealedHead):]...), "not of version 1 or 2: another release"},
-		{"a version that it is not", append([]byte(formerHead), sound[len(tokens.head):]...), "another key or on another device, or changed"},
+		{"a later version", append([]byte(sealedMagic+"\x00\x03"), sound[len(sealedHead):]...),
+			"not of version 1 or 2: another release"},
+		{"an older version", append([]byte(sealedMagic+"\x00\x00"), sound[len(sealedHead):]...),
+			"not of version 1 or 2: another release"},
+		{"a version that it is not", append([]byte(formerHead), sound[len(tokens.head):]...),
+			"another key or on another device, or changed"},
 		{"a kind that is none", append([]byte(sealedHead+"\x09"), sound[len(tokens.head):]...), "another release"},
 		{"a later document", seal(`{"version":4}`), "another release"},
 		{"a foreign document", seal(`{"` + canary), "not JSON"},
@@ -260,8 +267,10 @@ func TestWhatStandsInThePlaceOfTokens(t *testing.T) {
 func TestUnreadableNow(t *testing.T) {
 	t.Parallel()
 	tokens := openTokens(t, t.TempDir())
-	long := &Tokens{folder: Disk(filepath.Join(t.TempDir(), strings.Repeat("n", 300))), head: tokens.head, seal: tokens.seal}
-	if m, err := long.Load(); m != nil || !errors.Is(err, unix.ENAMETOOLONG) || strings.Contains(err.Error(), "it is now") {
+	long := &Tokens{folder: Disk(filepath.Join(t.TempDir(), strings.Repeat("n", 300))), head: tokens.head,
+		seal: tokens.seal}
+	if m, err := long.Load(); m != nil || !errors.Is(err, unix.ENAMETOOLONG) ||
+		strings.Contains(err.Error(), "it is now") {
 		t.Errorf("%v, %v", m, err)
 	}
 	if err := long.Remove(); !errors.Is(err, unix.ENAMETOOLONG) {
@@ -355,13 +364,17 @@ func TestReadKey(t *testing.T) {
 		rows = append(rows, struct {
 			name, says string
 			put        func(path string, sound []byte) error
-		}{fmt.Sprint(length), says, func(path string, _ []byte) error { return os.WriteFile(path, bytes.Repeat([]byte("k"), length), 0o600) }})
+		}{fmt.Sprint(length), says, func(path string, _ []byte) error {
+			return os.WriteFile(path, bytes.Repeat([]byte("k"), length), 0o600)
+		}})
 	}
 	for name, never := range map[string]byte{"zeros": 0x00, "erased flash": 0xff} {
 		rows = append(rows, struct {
 			name, says string
 			put        func(path string, sound []byte) error
-		}{name, "never filled", func(path string, _ []byte) error { return os.WriteFile(path, bytes.Repeat([]byte{never}, 32), 0o600) }})
+		}{name, "never filled", func(path string, _ []byte) error {
+			return os.WriteFile(path, bytes.Repeat([]byte{never}, 32), 0o600)
+		}})
 	}
 	for _, row := range rows {
 		path := filepath.Join(shortFolder(t), "key")
@@ -372,7 +385,8 @@ func TestReadKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := ReadKey(path)
-		if err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(), "perceptctl cache-key make --replace") {
+		if err == nil || !strings.Contains(err.Error(), row.says) || !strings.Contains(err.Error(),
+			"perceptctl cache-key make --replace") {
 			t.Errorf("%s: %v", row.name, err)
 		}
 	}
@@ -386,10 +400,12 @@ func TestReadKey(t *testing.T) {
 	if _, err := ReadKey(path); err == nil || !strings.Contains(err.Error(), "lets others read it") {
 		t.Error(err)
 	}
-	if _, err := ReadKey(path + strings.Repeat("n", 300)); !errors.Is(err, unix.ENAMETOOLONG) || strings.Contains(err.Error(), "random bytes") {
+	if _, err := ReadKey(path + strings.Repeat("n", 300)); !errors.Is(err, unix.ENAMETOOLONG) ||
+		strings.Contains(err.Error(), "random bytes") {
 		t.Error(err)
 	}
-	if _, err := read("/proc/self/status", othersMayChange, 10); err == nil || !strings.Contains(err.Error(), "larger than 10") {
+	if _, err := read("/proc/self/status", othersMayChange, 10); err == nil ||
+		!strings.Contains(err.Error(), "larger than 10") {
 		t.Errorf("a file that is longer than it says: %v", err)
 	}
 }
@@ -416,7 +432,8 @@ func TestKeyIsNotPrinted(t *testing.T) {
 	binary, _ := key.MarshalBinary()
 	printed.Write(append(asJSON, binary...))
 	printed.WriteString(key.String() + key.GoString())
-	leaks := []string{"canary", fmt.Sprintf("%x", "canary"), fmt.Sprintf("%X", "canary"), "99 97 110 97 114", "0x63, 0x61"}
+	leaks := []string{"canary", fmt.Sprintf("%x", "canary"), fmt.Sprintf("%X", "canary"), "99 97 110 97 114",
+		"0x63, 0x61"}
 	for _, leak := range leaks {
 		if strings.Contains(printed.String(), leak) {
 			t.Errorf("the key was printed: %s", printed.String())
@@ -461,12 +478,14 @@ func TestNextCache(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		fetches := 0
-		options := tokencache.Options{BootID: "b", Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+		options := tokencache.Options{BootID: "b", Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched,
+			error) {
 			fetches++
 			now := time.Now()
 			text := tokencache.NewSecret(fmt.Sprint(canary, fetches))
 			claims := tokencache.Claims{IssuedAt: now.Add(-5 * time.Minute), Groups: []string{fmt.Sprint("g", fetches)}}
-			return tokencache.Fetched{Token: tokencache.Token{Text: text, ExpiresOn: now.Add(time.Hour), Claims: claims}, Left: time.Hour}, nil
+			return tokencache.Fetched{Token: tokencache.Token{Text: text, ExpiresOn: now.Add(time.Hour),
+				Claims: claims}, Left: time.Hour}, nil
 		}}
 		key := tokencache.Key{Resource: vault}
 		get := func(c *tokencache.Cache) string {
@@ -503,7 +522,8 @@ func TestNextCache(t *testing.T) {
 			if options.Snapshot, err = load(); err != nil {
 				t.Fatal(err)
 			}
-			if len(options.Snapshot.Rollovers) != len(m.Rollovers) || len(options.Snapshot.Keys[0].Rollovers) != len(m.Keys[0].Rollovers) {
+			if len(options.Snapshot.Rollovers) != len(m.Rollovers) ||
+				len(options.Snapshot.Keys[0].Rollovers) != len(m.Keys[0].Rollovers) {
 				t.Errorf("%s: what was learnt is lost", what)
 			}
 			next := tokencache.New(options)

@@ -23,7 +23,8 @@ func revoked(on time.Duration) tokencache.Snapshot {
 	m := small()
 	m.On = on
 	m.Record.Lineage, m.Record.Generation = "l", uint64(on)
-	m.Record.Changes = []tokencache.PolicyChange{{ID: fmt.Sprint("noted-", int64(on)), AllIdentities: true, At: noon, RecordedAt: noon, Effect: tokencache.Revoked}}
+	m.Record.Changes = []tokencache.PolicyChange{{ID: fmt.Sprint("noted-", int64(on)), AllIdentities: true, At: noon,
+		RecordedAt: noon, Effect: tokencache.Revoked}}
 	m.OnRecord = 1
 	m.Keys[0].Withheld = []string{m.Record.Changes[0].ID}
 	return m
@@ -56,8 +57,8 @@ func setAside(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// What the device is known by cannot be read at one start, or at some: the tokens' file stays as it is. What is saved meanwhile loses
-// nothing of it, and the next start that can open it has all of both. Then it goes.
+// What the device is known by cannot be read at one start, or at some: the tokens' file stays as it is. What is saved
+// meanwhile loses nothing of it, and the next start that can open it has all of both. Then it goes.
 func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
 	t.Parallel()
 	for name, meanwhile := range map[string][]bool{ // whether each start that cannot open it saves
@@ -70,7 +71,8 @@ func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
 			t.Run(name+", "+which, func(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
-				if err := errors.Join(open(t, dir).Save(all()), knownBy(t, dir, product, machine).Save(revoked(1))); err != nil {
+				if err := errors.Join(open(t, dir).Save(all()), knownBy(t, dir, product,
+					machine).Save(revoked(1))); err != nil {
 					t.Fatal(err)
 				}
 				path := filepath.Join(dir, tokensName)
@@ -82,7 +84,8 @@ func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
 				for i, saves := range meanwhile {
 					b, tokens := boots(t, dir, known...)
 					unopened, ok := errors.AsType[*UnopenedError](b.TokensFault)
-					if !ok || unopened.Kind != binding.ProductUUID || b.Record == nil || b.Lost != nil || len(b.Copies) != min(1, saved) {
+					if !ok || unopened.Kind != binding.ProductUUID || b.Record == nil || b.Lost != nil ||
+						len(b.Copies) != min(1, saved) {
 						t.Errorf("start %d: %v, %d copies, lost %v", i, b.TokensFault, len(b.Copies), b.Lost)
 					}
 					if text, err := os.ReadFile(path); saved == 0 && !bytes.Equal(text, sealed) {
@@ -97,7 +100,8 @@ func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
 							t.Error(err)
 						}
 					}
-					if text, err := os.ReadFile(filepath.Join(dir, unopenedName(binding.ProductUUID, 1))); err != nil || !bytes.Equal(text, sealed) {
+					if text, err := os.ReadFile(filepath.Join(dir, unopenedName(binding.ProductUUID, 1))); err != nil ||
+						!bytes.Equal(text, sealed) {
 						t.Errorf("start %d: it was not kept: %v, %q", i, err, listing(t, dir))
 					}
 				}
@@ -107,7 +111,8 @@ func TestDeviceIsNotKnownAtOneStart(t *testing.T) {
 					newest = time.Duration(10 + len(meanwhile) - 1)
 				}
 				ids := strings.Join(copiesOf(b), " ")
-				if b.TokensFault != nil || b.Snapshot == nil || b.Snapshot.On != newest || !strings.Contains(ids, "noted-1") || !strings.Contains(ids, fmt.Sprint("noted-", int64(newest))) {
+				if b.TokensFault != nil || b.Snapshot == nil || b.Snapshot.On != newest ||
+					!strings.Contains(ids, "noted-1") || !strings.Contains(ids, fmt.Sprint("noted-", int64(newest))) {
 					t.Errorf("known again: %v, %v, copies of %q", b.TokensFault, b.Snapshot, ids)
 				}
 				if err := tokens.Save(revoked(99)); err != nil {
@@ -145,7 +150,8 @@ func (f *flaky) Replace(name string, text []byte) error {
 	return f.Disk.Replace(name, text)
 }
 
-// What could not be read at a start is not overwritten before it can be, and is kept then: it may have what nothing else has.
+// What could not be read at a start is not overwritten before it can be, and is kept then: it may have what nothing
+// else has.
 func TestUnreadTokensAreNotOverwritten(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -216,13 +222,15 @@ func TestCrashWhileUnopenedIsKept(t *testing.T) {
 		if err := tokens.Save(revoked(3)); err != nil { // there is room again
 			t.Errorf("step %d: %v", step, err)
 		}
-		if b, _ := boots(t, dir, product, machine); b.TokensFault != nil || b.Snapshot == nil || b.Snapshot.On != 3 || len(b.Copies) != 2 {
+		if b, _ := boots(t, dir, product, machine); b.TokensFault != nil || b.Snapshot == nil || b.Snapshot.On != 3 ||
+			len(b.Copies) != 2 {
 			t.Errorf("step %d, with room: %v, %v, %d copies", step, b.TokensFault, b.Snapshot, len(b.Copies))
 		}
 	}
 }
 
-// A record that is gone where a file of tokens cannot be opened is lost, and this is no first start: the file may have a copy of it.
+// A record that is gone where a file of tokens cannot be opened is lost, and this is no first start: the file may have
+// a copy of it.
 func TestRecordIsGoneAndItsCopyUnopened(t *testing.T) {
 	t.Parallel()
 	for name, known := range map[string][]binding.Binding{"by less": {machine}, "by nothing": nil} {
@@ -254,8 +262,8 @@ func TestRecordIsGoneAndItsCopyUnopened(t *testing.T) {
 	}
 }
 
-// What is read again comes once, as soon as it can be read, though there is more that still cannot be: then nothing else has it, and a
-// save between loses none of the rest.
+// What is read again comes once, as soon as it can be read, though there is more that still cannot be: then nothing
+// else has it, and a save between loses none of the rest.
 func TestUnreadTokensComeOneByOne(t *testing.T) {
 	t.Parallel()
 	aside := unopenedName(product.Kind, 1)
@@ -272,7 +280,9 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 		"of one kind, the other first":      {known: []binding.Binding{product}, first: aside},
 	} {
 		dir := t.TempDir()
-		if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, aside)), knownBy(t, dir, row.known...).Save(revoked(2))); err != nil {
+		if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)),
+			os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, aside)),
+			knownBy(t, dir, row.known...).Save(revoked(2))); err != nil {
 			t.Fatal(err)
 		}
 		disk := &refusing{Disk: Disk(dir), names: []string{tokensName, aside}}
@@ -328,7 +338,8 @@ func TestUnreadTokensComeOneByOne(t *testing.T) {
 func TestPutAsideAndNeverRead(t *testing.T) {
 	t.Parallel()
 	dir, aside := t.TempDir(), unopenedName(product.Kind, 1)
-	if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, aside))); err != nil {
+	if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName),
+		filepath.Join(dir, aside))); err != nil {
 		t.Fatal(err)
 	}
 	tokens, err := OpenTokens(&refusing{Disk: Disk(dir), names: []string{aside}}, testKey, product)
@@ -356,8 +367,8 @@ func TestPutAsideAndNeverRead(t *testing.T) {
 	}
 }
 
-// So much is put aside and no more. Then nothing is saved, and the error says what to do, until there is room: one is removed, or found
-// spoilt.
+// So much is put aside and no more. Then nothing is saved, and the error says what to do, until there is room: one is
+// removed, or found spoilt.
 func TestFewArePutAside(t *testing.T) {
 	t.Parallel()
 	for name, makeRoom := range map[string]func(path string) error{
@@ -370,7 +381,8 @@ func TestFewArePutAside(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n < maxUnopened {
-				if err := os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, unopenedName(product.Kind, n+1))); err != nil {
+				if err := os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir,
+					unopenedName(product.Kind, n+1))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -378,7 +390,8 @@ func TestFewArePutAside(t *testing.T) {
 		}
 		for range 2 {
 			_, tokens := boots(t, dir)
-			if err := tokens.Save(revoked(99)); err == nil || !strings.Contains(err.Error(), "remove those of another device") || !strings.Contains(err.Error(), unopenedName(product.Kind, 1)) {
+			if err := tokens.Save(revoked(99)); err == nil || !strings.Contains(err.Error(),
+				"remove those of another device") || !strings.Contains(err.Error(), unopenedName(product.Kind, 1)) {
 				t.Errorf("saved: %v", err)
 			}
 			if len(listing(t, dir)) != maxUnopened+1 {
@@ -405,7 +418,9 @@ func TestFewArePutAside(t *testing.T) {
 		if err := tokens.Save(revoked(100)); err != nil {
 			t.Error(err)
 		}
-		if left := slices.DeleteFunc(setAside(t, dir), func(name string) bool { return strings.Contains(name, unreadable) }); len(left) != 0 {
+		if left := slices.DeleteFunc(setAside(t, dir), func(name string) bool {
+			return strings.Contains(name, unreadable)
+		}); len(left) != 0 {
 			t.Errorf("%s, known again: %q", name, left)
 		}
 	}
@@ -421,8 +436,8 @@ func (u unwritable) Replace(name string, text []byte) error {
 	return u.Disk.Replace(name, text)
 }
 
-// Starts that come no further than that put one file aside, and not one each; and where neither it nor the tokens' file can be read for a
-// while, what both have is read once.
+// Starts that come no further than that put one file aside, and not one each; and where neither it nor the tokens' file
+// can be read for a while, what both have is read once.
 func TestOneIsPutAsideOnce(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -464,13 +479,14 @@ func TestOneIsPutAsideOnce(t *testing.T) {
 	}
 }
 
-// What this process has opened is not written over either by what it could not read at first: until its save is through nothing else on the
-// disk has it.
+// What this process has opened is not written over either by what it could not read at first: until its save is through
+// nothing else on the disk has it.
 func TestOpenedStaysUntilSaved(t *testing.T) {
 	t.Parallel()
 	for step := 1; step <= 2; step++ {
 		dir := t.TempDir()
-		if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)), os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, unopenedName(product.Kind, 1))),
+		if err := errors.Join(knownBy(t, dir, product).Save(revoked(1)),
+			os.Rename(filepath.Join(dir, tokensName), filepath.Join(dir, unopenedName(product.Kind, 1))),
 			knownBy(t, dir, product).Save(revoked(2))); err != nil {
 			t.Fatal(err)
 		}

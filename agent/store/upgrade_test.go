@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Up to version 2 a change that was noted by a clock which nobody vouched for had its boot time. In that boot it is the moment of
-// the change, since on-time begins with it; in any other nothing tells the moment.
+// Up to version 2 a change that was noted by a clock which nobody vouched for had its boot time. In that boot it is the
+// moment of the change, since on-time begins with it; in any other nothing tells the moment.
 func TestMomentOfARecordWithoutOnTime(t *testing.T) {
 	t.Parallel()
 	const here = "5b0c7a52-1d1c-4d3b-8a55-0f5a6f4a0001"
@@ -22,14 +22,16 @@ func TestMomentOfARecordWithoutOnTime(t *testing.T) {
 		{"in a boot that is not known", "", "", "5000", 0},
 	} {
 		for _, version := range []string{"1", "2"} {
-			text := strings.NewReplacer(`"version":1`, `"version":`+version, `"boot_id":"b"`, `"boot_id":"`+row.boot+`"`, `"at_boot_ns":5`, `"at_boot_ns":`+row.at).
+			text := strings.NewReplacer(`"version":1`, `"version":`+version, `"boot_id":"b"`,
+				`"boot_id":"`+row.boot+`"`, `"at_boot_ns":5`, `"at_boot_ns":`+row.at).
 				Replace(entry("", ""))
 			r, err := (&PolicyChanges{id: row.id}).decode([]byte(text))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if p := r.Changes[0]; p.Moment != row.moment || p.By != row.moment || p.Vouched {
-				t.Errorf("%s, version %s: %v to %v, vouched %v; want %v", row.name, version, p.Moment, p.By, p.Vouched, row.moment)
+				t.Errorf("%s, version %s: %v to %v, vouched %v; want %v", row.name, version, p.Moment, p.By, p.Vouched,
+					row.moment)
 			}
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// golden reads a document in testdata. The releases of perceptd that had version 1, 2 and 3 wrote those with a number alone; what the
-// release that began with version 3 read in the two before is beside them, as it wrote that.
+// golden reads a document in testdata. The releases of perceptd that had version 1, 2 and 3 wrote those with a number
+// alone; what the release that began with version 3 read in the two before is beside them, as it wrote that.
 func golden(t *testing.T, name string) []byte {
 	t.Helper()
 	text, err := os.ReadFile("testdata/" + name + ".json")
@@ -27,7 +27,8 @@ func TestEachVersionIsRead(t *testing.T) {
 	r := &PolicyChanges{id: "golden-boot"}
 	want := all()
 	want.BootID = r.id
-	for name, text := range map[string][]byte{"snapshot-3": encoded(encodeSnapshot(whole(1))), "policy-changes-3": encoded(r.encode(want))} {
+	for name, text := range map[string][]byte{"snapshot-3": encoded(encodeSnapshot(whole(1))),
+		"policy-changes-3": encoded(r.encode(want))} {
 		if !sameJSON(t, text, golden(t, name)) {
 			t.Errorf("%s is written otherwise:\n%s", name, text)
 		}
@@ -44,7 +45,8 @@ func TestEachVersionIsRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if text := encoded(encodeSnapshot(*m)); !sameJSON(t, text, golden(t, name+"-read")) || len(m.Keys) != 3 || m.Keys[0].Token.Text.Reveal() != canary {
+		if text := encoded(encodeSnapshot(*m)); !sameJSON(t, text, golden(t, name+"-read")) || len(m.Keys) != 3 ||
+			m.Keys[0].Token.Text.Reveal() != canary {
 			t.Errorf("%s means something else:\n%s", name, text)
 		}
 		name = fmt.Sprintf("policy-changes-%d", n)

@@ -21,7 +21,8 @@ func TestTokensOfNoAddress(t *testing.T) {
 	of := func(source, issuer string) *tokencache.Snapshot {
 		payload := base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"` + issuer + `"}`))
 		text := tokencache.NewSecret("eyJ0." + payload + ".c2ln")
-		return &tokencache.Snapshot{Source: source, Keys: []tokencache.SnapshotEntry{{Token: tokencache.Token{Text: text}}}}
+		return &tokencache.Snapshot{Source: source,
+			Keys: []tokencache.SnapshotEntry{{Token: tokencache.Token{Text: text}}}}
 	}
 	const azure, simulator = "https://sts.windows.net/t/", "https://sts.simulated.invalid/t/"
 	from := api.SourceStatus{Kind: config.ManagedIdentity, Endpoint: "arc", Address: "127.0.0.1:40342"}
@@ -62,7 +63,8 @@ func TestKeptStatusIsThatOfTheLastSave(t *testing.T) {
 		t.Errorf("%v, %+v", err, s.status())
 	}
 	harness.Must(t, os.Chmod(dir, 0o770))
-	if err := s.save(m); err == nil || s.status().Reboot || !s.status().Restart || !strings.Contains(s.status().Why, "mode 0770") || s.status().BoundTo == "" {
+	if err := s.save(m); err == nil || s.status().Reboot || !s.status().Restart ||
+		!strings.Contains(s.status().Why, "mode 0770") || s.status().BoundTo == "" {
 		t.Errorf("%v, %+v", err, s.status())
 	}
 	harness.Must(t, os.Chmod(dir, 0o700))
