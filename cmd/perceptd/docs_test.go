@@ -1,10 +1,14 @@
 package main
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,4 +62,118 @@ func TestMessagesAreDocumented(t *testing.T) {
 			t.Errorf("message %s is not told", id)
 		}
 	}
+}
+
+// Whoever looks for something by docs/architecture.md finds it: each file, folder, test and declaration that is named
+// there in code's type exists.
+func TestArchitectureNames(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := declarations(t)
+	var (
+		path = regexp.MustCompile(`^(?:agent|cmd|tokencache|systemd|deploy|docs|\.ci)(?:/[\w.…-]+)*$`)
+		name = regexp.MustCompile(`^(\w+)\.([A-Za-z]\w*)$`)
+		test = regexp.MustCompile(`^Test[A-Z]\w*$`)
+		file = []string{"sock", "sealed", "json"} // what follows the dot in names of files on a device
+	)
+	checked := 0
+	for _, span := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(string(text), -1) {
+		said := span[1]
+		switch parts := name.FindStringSubmatch(said); {
+		case path.MatchString(said):
+			if _, err := os.Stat(filepath.Join("../..", strings.TrimSuffix(said, "/…"))); err != nil {
+				t.Errorf("%s is named, and not there", said)
+			}
+		case test.MatchString(said), parts != nil && declared[parts[1]] && !slices.Contains(file, parts[2]):
+			if !declared[said] {
+				t.Errorf("%s is named, and not declared", said)
+			}
+		case strings.HasSuffix(said, ".go"):
+			t.Errorf("%s is named without its folder", said)
+		default:
+			continue
+		}
+		checked++
+	}
+	if checked < 200 {
+		t.Errorf("only %d names are checked", checked)
+	}
+}
+
+// declarations has what our packages declare, tests included: package, package.Name, Type, Type.Method, Type.field, and
+// TestName.
+func declarations(t *testing.T) map[string]bool {
+	t.Helper()
+	declared := make(map[string]bool)
+	err := filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		of := file.Name.Name
+		declared[of] = true
+		for _, d := range file.Decls {
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				if d.Recv != nil {
+					declared[receiver(d)+"."+d.Name.Name] = true
+					continue
+				}
+				declared[of+"."+d.Name.Name] = true
+				if strings.HasSuffix(path, "_test.go") {
+					declared[d.Name.Name] = true
+				}
+			case *ast.GenDecl:
+				for _, s := range d.Specs {
+					declare(declared, of, s)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return declared
+}
+
+// declare adds what a type, constant or variable of package of declares.
+func declare(declared map[string]bool, of string, s ast.Spec) {
+	switch s := s.(type) {
+	case *ast.ValueSpec:
+		for _, name := range s.Names {
+			declared[of+"."+name.Name] = true
+		}
+	case *ast.TypeSpec:
+		declared[s.Name.Name], declared[of+"."+s.Name.Name] = true, true
+		if body, ok := s.Type.(*ast.StructType); ok {
+			for _, field := range body.Fields.List {
+				for _, name := range field.Names {
+					declared[s.Name.Name+"."+name.Name] = true
+				}
+			}
+		}
+	}
+}
+
+// receiver returns the name of a method's type.
+func receiver(d *ast.FuncDecl) string {
+	kind := d.Recv.List[0].Type
+	if pointer, ok := kind.(*ast.StarExpr); ok {
+		kind = pointer.X
+	}
+	if generic, ok := kind.(*ast.IndexExpr); ok {
+		kind = generic.X
+	}
+	if generic, ok := kind.(*ast.IndexListExpr); ok {
+		kind = generic.X
+	}
+	name, _ := kind.(*ast.Ident)
+	return name.Name
 }
