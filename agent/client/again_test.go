@@ -41,7 +41,8 @@ func (p *provedLater) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Connection", "close")
 		}
 		w.Header().Set("Retry-After", "1")
-		answer(w, http.StatusServiceUnavailable, "application/problem+json", `{"status":503,"code":"ask_again","detail":"ask again"}`)
+		answer(w, http.StatusServiceUnavailable, "application/problem+json",
+			`{"status":503,"code":"ask_again","detail":"ask again"}`)
 	case r.URL.Path == api.PathWatch:
 		w.Header().Set("Content-Type", "text/event-stream")
 		_, _ = io.WriteString(w, "event: ended\ndata: {}\n\n")
@@ -96,7 +97,8 @@ func TestAsksAgainInVain(t *testing.T) {
 	p := &provedLater{never: true, asked: make(map[any]int)}
 	_, err := serve(t, p.ServeHTTP).WhoAmI(t.Context())
 	var refusal *client.Error
-	if !errors.As(err, &refusal) || refusal.Code != api.CodeAskAgain || refusal.Status != 503 || refusal.RetryAfter != time.Second || err.Error() != "ask again" {
+	if !errors.As(err, &refusal) || refusal.Code != api.CodeAskAgain || refusal.Status != 503 ||
+		refusal.RetryAfter != time.Second || err.Error() != "ask again" {
 		t.Errorf("%v", err)
 	}
 	if len(p.order) != 4 || len(p.asked) != 1 {

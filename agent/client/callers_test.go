@@ -14,7 +14,8 @@ func TestWhoAmIAndGrants(t *testing.T) {
 	asked := make(chan string, 1)
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.Method + " " + r.RequestURI
-		answer(w, 200, "application/json", `{"proved":true,"allowed":true,"grants":[{"number":3,"caller":"module vision"}],"reason":"because"}`)
+		answer(w, 200, "application/json",
+			`{"proved":true,"allowed":true,"grants":[{"number":3,"caller":"module vision"}],"reason":"because"}`)
 	})
 	who, err := c.WhoAmI(t.Context())
 	if got := <-asked; err != nil || !who.Proved || who.Grants[0].Number != 3 || got != "GET /v1/whoami" {
@@ -39,7 +40,8 @@ func TestWhoAmIAndGrants(t *testing.T) {
 		{client.Subject{}, "", "resource=api%3A%2F%2Fx"},
 	} {
 		d, err := c.CheckGrants(t.Context(), row.who, "api://x", row.identity)
-		if got := <-asked; err != nil || !d.Allowed || d.Reason != "because" || got != "GET /v1/grants/check?"+row.want {
+		if got := <-asked; err != nil || !d.Allowed || d.Reason != "because" ||
+			got != "GET /v1/grants/check?"+row.want {
 			t.Errorf("%s: %+v, %v", got, d, err)
 		}
 	}
@@ -50,14 +52,16 @@ func TestLoopback(t *testing.T) {
 	asked := make(chan string, 1)
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.Method + " " + r.RequestURI
-		answer(w, 200, "application/json", `{"identity_endpoint":"http://127.0.0.1:40380/msi/token","identity_header":"00","grant":"module vision"}`)
+		answer(w, 200, "application/json",
+			`{"identity_endpoint":"http://127.0.0.1:40380/msi/token","identity_header":"00","grant":"module vision"}`)
 	})
 	told, err := c.Loopback(t.Context())
 	if got := <-asked; err != nil || told.Header != "00" || told.Grant != "module vision" || got != "GET /v1/loopback" {
 		t.Errorf("%s: %+v, %v", got, told, err)
 	}
 	told, err = c.LoopbackOf(t.Context(), client.Subject{Unit: "cam"})
-	if got := <-asked; err != nil || told.Endpoint != "http://127.0.0.1:40380/msi/token" || got != "GET /v1/loopback?unit=cam" {
+	if got := <-asked; err != nil || told.Endpoint != "http://127.0.0.1:40380/msi/token" ||
+		got != "GET /v1/loopback?unit=cam" {
 		t.Errorf("%s: %+v, %v", got, told, err)
 	}
 }

@@ -101,7 +101,8 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 // TestRequests checks what each method sends and that its answer comes back whole.
 func TestRequests(t *testing.T) {
 	t.Parallel()
-	token := api.Token{AccessToken: canary, TokenType: "Bearer", Identity: "vision", Resource: "https://vault.azure.net", ExpiresIn: 7}
+	token := api.Token{AccessToken: canary, TokenType: "Bearer", Identity: "vision",
+		Resource: "https://vault.azure.net", ExpiresIn: 7}
 	tests := []struct {
 		name   string
 		call   func(context.Context, *client.Client) (any, error)
@@ -121,14 +122,16 @@ func TestRequests(t *testing.T) {
 		{
 			name: "token with all",
 			call: func(ctx context.Context, c *client.Client) (any, error) {
-				return c.Token(ctx, client.TokenRequest{Resource: "a&b=c", Identity: "vision", MinTTL: 10 * time.Minute})
+				return c.Token(ctx, client.TokenRequest{Resource: "a&b=c", Identity: "vision",
+					MinTTL: 10 * time.Minute})
 			},
 			method: "GET", uri: "/v1/token?identity=vision&min_ttl=10m0s&resource=a%26b%3Dc", answer: token,
 		},
 		{
 			name: "token issued after",
 			call: func(ctx context.Context, c *client.Client) (any, error) {
-				return c.Token(ctx, client.TokenRequest{Resource: "r", IssuedAfter: time.Unix(1795435200, 999), Wait: 90 * time.Second})
+				return c.Token(ctx, client.TokenRequest{Resource: "r", IssuedAfter: time.Unix(1795435200, 999),
+					Wait: 90 * time.Second})
 			},
 			method: "GET", uri: "/v1/token?issued_after=1795435200&resource=r&wait=1m30s", answer: token,
 		},
@@ -145,25 +148,32 @@ func TestRequests(t *testing.T) {
 				return c.Rejected(ctx, api.Rejection{Resource: "r", Status: 403})
 			},
 			method: "POST", uri: "/v1/rejected", body: `{"resource":"r","status":403}`,
-			answer: api.Advice{Identity: "vision", Findings: []api.Finding{{Cause: api.CauseStale, Detail: "d", Action: "a"}}, Retry: true},
+			answer: api.Advice{Identity: "vision",
+				Findings: []api.Finding{{Cause: api.CauseStale, Detail: "d", Action: "a"}}, Retry: true},
 		},
 		{
 			name:   "policy changes",
 			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.PolicyChanges(ctx) },
-			method: "GET", uri: "/v1/policy-changes", answer: api.PolicyChanges{Now: noon, Changes: []api.PolicyChange{{ID: "1", Touched: 2}}},
+			method: "GET", uri: "/v1/policy-changes", answer: api.PolicyChanges{Now: noon,
+				Changes: []api.PolicyChange{{ID: "1", Touched: 2}}},
 		},
 		{
 			name: "note a policy change",
 			call: func(ctx context.Context, c *client.Client) (any, error) {
 				at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-				return c.RecordPolicyChange(ctx, api.PolicyChangeRequest{AllResources: true, At: at, Effect: api.EffectRevoked})
+				return c.RecordPolicyChange(ctx, api.PolicyChangeRequest{AllResources: true, At: at,
+					Effect: api.EffectRevoked})
 			},
 			method: "POST", uri: "/v1/policy-changes", body: `{"all_resources":true,"at":"2026-11-23T12:00:00Z","effect":"revoked"}`,
-			answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "1", Effect: api.EffectRevoked}, Now: noon},
+			answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "1", Effect: api.EffectRevoked},
+				Now: noon},
 		},
 		{
-			name:   "withdraw a policy change",
-			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.WithdrawPolicyChange(ctx, "a&b") },
+			name: "withdraw a policy change",
+			call: func(ctx context.Context, c *client.Client) (any,
+				error) {
+				return c.WithdrawPolicyChange(ctx, "a&b")
+			},
 			method: "DELETE", uri: "/v1/policy-changes?id=a%26b", answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "a&b"}, Now: noon},
 		},
 		{
@@ -177,7 +187,8 @@ func TestRequests(t *testing.T) {
 				return c.Refresh(ctx, api.RefreshRequest{Identity: "vision"})
 			},
 			method: "POST", uri: "/v1/refresh", body: `{"identity":"vision"}`,
-			answer: api.RefreshResponse{Results: []api.RefreshResult{{Identity: "vision", Outcome: api.OutcomeUnchanged}}},
+			answer: api.RefreshResponse{Results: []api.RefreshResult{{Identity: "vision",
+				Outcome: api.OutcomeUnchanged}}},
 		},
 		{
 			name:   "reload",
@@ -247,7 +258,8 @@ func TestRefusals(t *testing.T) {
 			name: "choices and time", status: 503, mediaType: problem, retryAfter: "2",
 			body: `{"title":"Service Unavailable","status":503,"code":"unreachable","choices":["device"]}`,
 			want: client.Error{
-				Problem:    api.Problem{Title: "Service Unavailable", Status: 503, Code: api.CodeUnreachable, Choices: []string{"device"}},
+				Problem: api.Problem{Title: "Service Unavailable", Status: 503, Code: api.CodeUnreachable,
+					Choices: []string{"device"}},
 				RetryAfter: 2 * time.Second,
 			},
 			text: "perceptd answered 503 Service Unavailable",
@@ -322,9 +334,11 @@ func TestAnswersOutsideTheContract(t *testing.T) {
 		{"no media type", "", `{"access_token":"` + canary + `"}`, "the answer is not one of perceptd's"},
 		{"no JSON", "application/json", canary, "the answer is not one of perceptd's"},
 		{"cut", "application/json", `{"access_token":"` + canary, "the answer is not one of perceptd's"},
-		{"other type", "application/json", `{"access_token":"x","expires_in":"` + canary + `"}`, "the answer is not one of perceptd's"},
+		{"other type", "application/json", `{"access_token":"x","expires_in":"` + canary + `"}`,
+			"the answer is not one of perceptd's"},
 		{"no token", "application/json", `{"access_token":""}`, "the answer is not one of perceptd's"},
-		{"endless", "application/json", `{"access_token":"` + strings.Repeat(canary, 1+api.MaxAnswer/len(canary)) + `"}`, fmt.Sprintf("longer than %d bytes", api.MaxAnswer)},
+		{"endless", "application/json", `{"access_token":"` + strings.Repeat(canary, 1+api.MaxAnswer/len(canary)) +
+			`"}`, fmt.Sprintf("longer than %d bytes", api.MaxAnswer)},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -515,10 +529,13 @@ func FuzzAnswer(f *testing.F) {
 func TestChangeThatIsNotKeptIsReturned(t *testing.T) {
 	t.Parallel()
 	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, 507, "application/problem+json", `{"code":"not_kept","detail":"in force","policy_change":{"id":"9b2e7c10","effect":"revoked"}}`)
+		answer(w, 507, "application/problem+json",
+			`{"code":"not_kept","detail":"in force","policy_change":{"id":"9b2e7c10","effect":"revoked"}}`)
 	})
-	recorded, err := c.RecordPolicyChange(t.Context(), api.PolicyChangeRequest{AllResources: true, Effect: api.EffectRevoked})
-	if refusal, ok := errors.AsType[*client.Error](err); !ok || refusal.Code != api.CodeNotKept || recorded.ID != "9b2e7c10" || recorded.Effect != api.EffectRevoked {
+	recorded, err := c.RecordPolicyChange(t.Context(),
+		api.PolicyChangeRequest{AllResources: true, Effect: api.EffectRevoked})
+	if refusal, ok := errors.AsType[*client.Error](err); !ok || refusal.Code != api.CodeNotKept ||
+		recorded.ID != "9b2e7c10" || recorded.Effect != api.EffectRevoked {
 		t.Errorf("recorded %+v, %v", recorded, err)
 	}
 	was, err := c.WithdrawPolicyChange(t.Context(), "9b2e7c10")

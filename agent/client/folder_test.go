@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// ShortFolder makes a folder for a test's sockets, whose paths may have 107 bytes: TMPDIR, where t.TempDir is, may be longer than that.
+// ShortFolder makes a folder for a test's sockets, whose paths may have 107 bytes: TMPDIR, where t.TempDir is, may be
+// longer than that.
 func ShortFolder(t testing.TB) string {
 	t.Helper()
 	folder, err := os.MkdirTemp("/tmp", "percept")

@@ -62,7 +62,8 @@ func (d *tokenDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name := string(rune('0' + d.given))
-	_ = json.NewEncoder(w).Encode(api.Token{AccessToken: "token-" + name, SHA256: "digest-" + name, Resource: r.URL.Query().Get("resource")})
+	_ = json.NewEncoder(w).Encode(api.Token{AccessToken: "token-" + name, SHA256: "digest-" + name,
+		Resource: r.URL.Query().Get("resource")})
 }
 
 // resource is a server that accepts one token only, and remembers who came with what.
@@ -98,7 +99,8 @@ func (s *resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *resource) host() string { return strings.TrimPrefix(s.URL, "https://") }
 
 func (s *resource) transport(d *tokenDaemon) *client.Transport {
-	return &client.Transport{Client: d.client, Resource: "https://vault.azure.net", Identity: "vision", Hosts: []string{s.host()}, Base: s.Client().Transport}
+	return &client.Transport{Client: d.client, Resource: "https://vault.azure.net", Identity: "vision",
+		Hosts: []string{s.host()}, Base: s.Client().Transport}
 }
 
 func get(t *testing.T, tr http.RoundTripper, to string) (status int, body string) {
@@ -141,7 +143,8 @@ func TestTransport(t *testing.T) {
 			t.Fatal(err)
 		}
 		response.Body.Close()
-		want := api.Rejection{Resource: "https://vault.azure.net", Identity: "vision", SHA256: "digest-1", Status: 403, Claims: s.challenge}
+		want := api.Rejection{Resource: "https://vault.azure.net", Identity: "vision", SHA256: "digest-1", Status: 403,
+			Claims: s.challenge}
 		if response.StatusCode != 200 || len(d.rejected) != 1 || d.rejected[0] != want || len(advised) != 1 {
 			t.Errorf("%d, %+v, %+v", response.StatusCode, d.rejected, advised)
 		}
@@ -151,11 +154,13 @@ func TestTransport(t *testing.T) {
 	})
 	t.Run("hands the answer on where there is none", func(t *testing.T) {
 		d, s := newTokenDaemon(t), newResource(t, "another")
-		if status, body := get(t, s.transport(d), s.URL); status != 403 || body != "answer" || len(s.seen) != 1 || len(d.rejected) != 1 || d.rejected[0].Claims != "" {
+		if status, body := get(t, s.transport(d), s.URL); status != 403 || body != "answer" || len(s.seen) != 1 ||
+			len(d.rejected) != 1 || d.rejected[0].Claims != "" {
 			t.Errorf("%d %s, %v, %+v", status, body, s.seen, d.rejected)
 		}
 		d.newer, s.status = true, 401 // a newer one is refused as well: it is tried once
-		if status, body := get(t, s.transport(d), s.URL); status != 401 || body != "answer" || len(s.seen) != 3 || len(d.rejected) != 2 {
+		if status, body := get(t, s.transport(d), s.URL); status != 401 || body != "answer" || len(s.seen) != 3 ||
+			len(d.rejected) != 2 {
 			t.Errorf("%d %s, %v, %+v", status, body, s.seen, d.rejected)
 		}
 		d.fault = true
@@ -167,7 +172,10 @@ func TestTransport(t *testing.T) {
 		d, s := newTokenDaemon(t), newResource(t, "token-2")
 		d.newer = true
 		for name, again := range map[string]func() (io.ReadCloser, error){
-			"a body that is gone": nil, "a body that fails": func() (io.ReadCloser, error) { return nil, errors.New("no more") },
+			"a body that is gone": nil, "a body that fails": func() (io.ReadCloser, error) {
+				return nil,
+					errors.New("no more")
+			},
 		} {
 			request, _ := http.NewRequest("POST", s.URL, io.NopCloser(strings.NewReader("body")))
 			request.GetBody = again
@@ -193,14 +201,16 @@ func TestTransportKeepsTheToken(t *testing.T) {
 	d, s, other := newTokenDaemon(t), newResource(t, "token-1"), newResource(t, "none")
 	redirects := newResource(t, "token-1")
 	redirects.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Redirect(w, r, strings.Replace(other.URL, "127.0.0.1", "localhost", 1)+"/?"+url.Values{"had": {r.Header.Get("Authorization")}}.Encode(), http.StatusFound)
+		http.Redirect(w, r, strings.Replace(other.URL, "127.0.0.1", "localhost",
+			1)+"/?"+url.Values{"had": {r.Header.Get("Authorization")}}.Encode(), http.StatusFound)
 	})
 	base := s.Client().Transport.(*http.Transport).Clone()
 	base.TLSClientConfig.InsecureSkipVerify = true // the name that it redirects to is not in the certificate of tests
 	t.Cleanup(base.CloseIdleConnections)
 	tr := redirects.transport(d)
 	tr.Base = base
-	if status, _ := get(t, tr, redirects.URL); status != 403 || len(other.seen) != 1 || strings.Contains(other.seen[0], "token") || len(d.rejected) != 0 {
+	if status, _ := get(t, tr, redirects.URL); status != 403 || len(other.seen) != 1 ||
+		strings.Contains(other.seen[0], "token") || len(d.rejected) != 0 {
 		t.Errorf("%d, the other host got %q, reported %v", status, other.seen, d.rejected)
 	}
 	own, _ := http.NewRequest("GET", s.URL, nil)
@@ -220,7 +230,8 @@ func TestTransportKeepsTheToken(t *testing.T) {
 	refused := &client.Transport{Client: d.client, Resource: "r", Hosts: []string{host, "example.invalid"}}
 	body := &closes{Reader: strings.NewReader("")}
 	request, _ := http.NewRequest("POST", plain.URL, body)
-	if _, err := refused.RoundTrip(request); err == nil || !strings.Contains(err.Error(), "plain HTTP") || !body.closed {
+	if _, err := refused.RoundTrip(request); err == nil || !strings.Contains(err.Error(), "plain HTTP") ||
+		!body.closed {
 		t.Errorf("plain HTTP: %v, body closed: %v", err, body.closed)
 	}
 	refused.LoopbackHTTP = true
@@ -231,7 +242,8 @@ func TestTransportKeepsTheToken(t *testing.T) {
 	if _, err := refused.RoundTrip(request); err == nil || !strings.Contains(err.Error(), "plain HTTP") {
 		t.Errorf("plain HTTP to elsewhere: %v", err)
 	}
-	if _, err := (&client.Transport{Resource: "r"}).RoundTrip(request); err == nil || !strings.Contains(err.Error(), "no Hosts") {
+	if _, err := (&client.Transport{Resource: "r"}).RoundTrip(request); err == nil ||
+		!strings.Contains(err.Error(), "no Hosts") {
 		t.Errorf("no hosts: %v", err)
 	}
 	refused.Client = &client.Client{Socket: "/nowhere/token.sock"}

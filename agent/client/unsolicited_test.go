@@ -19,14 +19,15 @@ import (
 
 const canary = "canary-4f1d2c7e9b"
 
-// What a daemon sends beside its answer, or in the place of one, is in no error, and not printed for a module by net/http.
-// It is no parallel test, since it listens to the standard logger.
+// What a daemon sends beside its answer, or in the place of one, is in no error, and not printed for a module by
+// net/http. It is no parallel test, since it listens to the standard logger.
 func TestNothingUnsolicitedIsPrinted(t *testing.T) {
 	var printed bytes.Buffer // read when every connection has ended
 	defer log.SetOutput(log.Writer())
 	log.SetOutput(&printed)
 	body := `{"access_token":"a.b.c"}`
-	good := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	good := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body),
+		body)
 	for name, row := range map[string]struct {
 		first, answer string
 		good          bool
@@ -38,7 +39,9 @@ func TestNothingUnsolicitedIsPrinted(t *testing.T) {
 		"a bad header":         {"", "HTTP/1.1 200 OK\r\n" + canary + "\r\n\r\n", false},
 		"a bad length":         {"", "HTTP/1.1 200 OK\r\nContent-Length: " + canary + "\r\n\r\n", false},
 		"a bad encoding":       {"", "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + canary + "\r\n\r\n", false},
-		"a bad trailer":        {"", "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + canary + "\r\n\r\n", false},
+		"a bad trailer": {"",
+			"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" +
+				canary + "\r\n\r\n", false},
 	} {
 		path := filepath.Join(ShortFolder(t), "s")
 		l, err := net.Listen("unix", path)

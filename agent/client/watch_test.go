@@ -40,12 +40,15 @@ func TestWatch(t *testing.T) {
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		asked = r
 		answer(w, 200, eventType+"; charset=utf-8", "retry: 2000\n\n"+
-			"event: token\nid: 1\ndata: {\"identity\":\"vision\",\"resource\":\"r\",\"token_sha256\":\"ab\",\"expires_on\":\"2026-11-24T12:00:00Z\",\"received_on\":\"2026-11-23T12:00:00Z\",\"permissions\":{\"standing\":\"current\"},\"now\":\"2026-11-23T12:00:01Z\"}\n\n"+
+			"event: token\nid: 1\ndata: "+
+			"{\"identity\":\"vision\",\"resource\":\"r\",\"token_sha256\":\"ab\",\"expires_on\":\"2026-11-24T12:00:00Z\",\"received_on\":\"2026-11-23T12:00:00Z\",\"permissions\":{\"standing\":\"current\"},\"now\":\"2026-11-23T12:00:01Z\"}\n\n"+
 			": alive\n\n:\n\n"+
 			"data:{\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"stale\",\"changed\":\"2026-11-23T11:00:00Z\"}}\r\nevent:permissions\r\n\r\n"+
 			"unknown: field\n\n"+
 			"event: later\ndata: {}\nunknown\n\n"+
-			"event: ended\nid: 4\ndata: {\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"\"},\"detail\":\"the end\"}\n\n"+
+			"event: ended\nid: 4\ndata: "+
+			"{\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"\"},\"detail\":\"the "+
+			"end\"}\n\n"+
 			"event: token\ndata: {}\n\n")
 	})
 	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -54,14 +57,16 @@ func TestWatch(t *testing.T) {
 		{Name: "token", WatchEvent: api.WatchEvent{
 			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: noon.Add(24 * time.Hour), ReceivedOn: noon, Permissions: api.Permissions{State: api.PermissionsCurrent}, Now: noon.Add(time.Second),
 		}},
-		{Name: "permissions", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Permissions: api.Permissions{State: api.PermissionsStale, Changed: noon.Add(-time.Hour)}}},
+		{Name: "permissions", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r",
+			Permissions: api.Permissions{State: api.PermissionsStale, Changed: noon.Add(-time.Hour)}}},
 		{Name: "later"},
 		{Name: "ended", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r", Detail: "the end"}},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v (%v)\nwant %+v", got, err, want)
 	}
-	if asked.Method != "GET" || asked.RequestURI != "/v1/watch?identity=vision&resource=a%26b%3Dc" || asked.Header.Get("Accept") != eventType || asked.Host != "localhost" {
+	if asked.Method != "GET" || asked.RequestURI != "/v1/watch?identity=vision&resource=a%26b%3Dc" ||
+		asked.Header.Get("Accept") != eventType || asked.Host != "localhost" {
 		t.Errorf("asked with %+v", asked)
 	}
 }
@@ -89,7 +94,8 @@ func TestWatchOutsideTheContract(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			got, err := collect(t.Context(), stream(t, test.mediaType, test.text), client.WatchRequest{Resource: "r"})
-			if len(got) != 0 || err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "canary") {
+			if len(got) != 0 || err == nil || !strings.Contains(err.Error(), test.want) ||
+				strings.Contains(err.Error(), "canary") {
 				t.Errorf("got %+v, %v", got, err)
 			}
 			var unreachable *client.UnreachableError
@@ -104,7 +110,8 @@ func TestWatchOutsideTheContract(t *testing.T) {
 func TestWatchOfADaemonThatGoesAway(t *testing.T) {
 	t.Parallel()
 	const whole = "event: token\ndata: {}\n\n"
-	for _, text := range []string{"", whole, whole + "event: token\n", whole + "event: token\ndata: {}", whole + "event: token\ndata: {}\n"} {
+	for _, text := range []string{"", whole, whole + "event: token\n", whole + "event: token\ndata: {}",
+		whole + "event: token\ndata: {}\n"} {
 		c := stream(t, eventType, text)
 		got, err := collect(t.Context(), c, client.WatchRequest{Resource: "r"})
 		var unreachable *client.UnreachableError
@@ -129,7 +136,8 @@ func TestWatchThatIsRefused(t *testing.T) {
 	})
 	got, err := collect(t.Context(), c, client.WatchRequest{Resource: "r"})
 	var refusal *client.Error
-	if len(got) != 0 || !errors.As(err, &refusal) || refusal.Code != api.CodeBusy || refusal.RetryAfter != 5*time.Second {
+	if len(got) != 0 || !errors.As(err, &refusal) || refusal.Code != api.CodeBusy ||
+		refusal.RetryAfter != 5*time.Second {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	cut := serve(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -177,7 +185,8 @@ func TestWatchEndsWithItsTaker(t *testing.T) {
 }
 
 func FuzzWatch(f *testing.F) {
-	f.Add([]byte("retry: 2000\n\nevent: token\nid: 1\ndata: {\"identity\":\"a\"}\n\n: alive\n\nevent: ended\ndata: {}\n\n"))
+	f.Add([]byte(
+		"retry: 2000\n\nevent: token\nid: 1\ndata: {\"identity\":\"a\"}\n\n: alive\n\nevent: ended\ndata: {}\n\n"))
 	f.Add([]byte("event\ndata\n\n"))
 	f.Add([]byte("event: x\r\ndata:{}\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {

@@ -28,7 +28,8 @@ const (
 )
 
 func (f failing) String() string {
-	return [...]string{"works", "hangs", "unreachable", "throttles", "throttles without Retry-After", "answers pages", "tells short lives", "refuses", "knows no identity"}[f]
+	return [...]string{"works", "hangs", "unreachable", "throttles", "throttles without Retry-After", "answers pages",
+		"tells short lives", "refuses", "knows no identity"}[f]
 }
 
 // administrators heal refuses and knowsNoIdentity.
@@ -81,7 +82,8 @@ func newBackEnd(p plan) *backEnd {
 		renewed: make(map[shelf]time.Time), former: make(map[tokencache.Selector][]int), ages: make(map[shelf]time.Duration)}
 }
 
-// draw returns a number in [0, 1) that follows from the seed, a moment and what it is for: who draws first makes no difference.
+// draw returns a number in [0, 1) that follows from the seed, a moment and what it is for: who draws first makes no
+// difference.
 func (l *life) draw(what string, key tokencache.Key) float64 {
 	h := fnv.New64a()
 	_ = binary.Write(h, binary.BigEndian, time.Since(l.began))
@@ -103,7 +105,8 @@ func (b *backEnd) failure(key tokencache.Key, now time.Time) (failing, time.Time
 func (l *life) fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 	l.mu.Lock()
 	l.called(key)
-	takes := time.Duration(l.draw("takes", key)*float64(l.plan.device.slowest-20*time.Millisecond)) + 20*time.Millisecond
+	takes := time.Duration(l.draw("takes",
+		key)*float64(l.plan.device.slowest-20*time.Millisecond)) + 20*time.Millisecond
 	there := time.Duration(l.draw("there", key) * float64(takes))
 	replica := int(l.draw("replica", key) * float64(l.plan.device.replicas))
 	l.mu.Unlock()
@@ -137,7 +140,8 @@ func pass(ctx context.Context, d time.Duration) error {
 // answer is what agent/source makes of the back end's answer.
 func (l *life) answer(key tokencache.Key, replica int, failing failing, until time.Time) (tokencache.Fetched, error) {
 	fail := func(kind tokencache.Kind, of tokencache.Extent, retry time.Duration) (tokencache.Fetched, error) {
-		return tokencache.Fetched{}, &tokencache.FetchError{Kind: kind, Extent: of, RetryAfter: retry, Detail: failing.String()}
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: kind, Extent: of, RetryAfter: retry,
+			Detail: failing.String()}
 	}
 	now := time.Now()
 	switch failing {
@@ -146,7 +150,8 @@ func (l *life) answer(key tokencache.Key, replica int, failing failing, until ti
 	case unreachable:
 		return fail(tokencache.Unreachable, tokencache.OfSource, 0)
 	case throttles:
-		return fail(tokencache.Throttled, tokencache.OfSource, min(until.Sub(now).Truncate(time.Second)+time.Second, time.Minute))
+		return fail(tokencache.Throttled, tokencache.OfSource, min(until.Sub(now).Truncate(time.Second)+time.Second,
+			time.Minute))
 	case throttlesMutely:
 		return fail(tokencache.Throttled, tokencache.OfSource, 0)
 	case answersPages:
@@ -157,12 +162,14 @@ func (l *life) answer(key tokencache.Key, replica int, failing failing, until ti
 		return fail(tokencache.IdentityNotFound, tokencache.OfKey, 0)
 	}
 	v, t := l.plan.device, l.backEnd.token(l, key, replica, now)
-	f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(t.text), ExpiresOn: t.expires}, Counted: v.form != uncounted}
+	f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(t.text), ExpiresOn: t.expires},
+		Counted: v.form != uncounted}
 	if v.form != opaque {
 		dated := t.on.Truncate(time.Second).Add(-5 * time.Minute)
 		f.Token.NotBefore, f.Nominal = dated, t.expires.Sub(dated)
 		f.Token.Claims = tokencache.Claims{
-			Audience: key.Resource, ObjectID: fmt.Sprint("principal ", t.principal), TenantID: "tenant", IssuedAt: dated, NotBefore: dated,
+			Audience: key.Resource, ObjectID: fmt.Sprint("principal ",
+				t.principal), TenantID: "tenant", IssuedAt: dated, NotBefore: dated,
 		}
 	}
 	if v.form == misdated {
@@ -170,7 +177,8 @@ func (l *life) answer(key tokencache.Key, replica int, failing failing, until ti
 	}
 	f.Left, f.Presumed = l.left(t, failing, now)
 	if f.Left > 7*day {
-		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Malformed, Detail: "the token expires in more than seven days"}
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Malformed,
+			Detail: "the token expires in more than seven days"}
 	}
 	if f.Left <= 0 {
 		return tokencache.Fetched{}, &tokencache.FetchError{
@@ -180,8 +188,8 @@ func (l *life) answer(key tokencache.Key, replica int, failing failing, until ti
 	return f, nil
 }
 
-// left is the life that t is told to have left, in whole seconds where the back end counts it; else as the device's clock tells it,
-// unless it is only presumed.
+// left is the life that t is told to have left, in whole seconds where the back end counts it; else as the device's
+// clock tells it, unless it is only presumed.
 func (l *life) left(t *issued, failing failing, now time.Time) (left time.Duration, presumed bool) {
 	v := l.plan.device
 	if v.form == uncounted {
@@ -224,7 +232,8 @@ func (b *backEnd) token(l *life, key tokencache.Key, replica int, now time.Time)
 
 func (b *backEnd) issue(l *life, key tokencache.Key, replica int, on time.Time) *issued {
 	t := &issued{
-		text: fmt.Sprintf("token-%d-of-%v", len(b.byText), key.Selector.ID+"-"+key.Resource), key: key, replica: replica,
+		text: fmt.Sprintf("token-%d-of-%v", len(b.byText),
+			key.Selector.ID+"-"+key.Resource), key: key, replica: replica,
 		on: on, expires: on.Truncate(time.Second).Add(b.life), principal: b.principal(key.Selector, replica),
 	}
 	switch t.rolls = t.expires.Add(b.late); b.rolls {
@@ -244,7 +253,8 @@ func (b *backEnd) principal(of tokencache.Selector, replica int) int {
 	return 0
 }
 
-// renew gives an identity another principal, of which a replica knows from now on. Its tokens were issued that long ago.
+// renew gives an identity another principal, of which a replica knows from now on. Its tokens were issued that long
+// ago.
 func (b *backEnd) renew(of tokencache.Selector, replica int, age time.Duration) {
 	if b.former[of] == nil {
 		b.former[of] = make([]int, b.replicas)

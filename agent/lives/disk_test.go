@@ -29,11 +29,13 @@ const (
 )
 
 func (t trouble) String() string {
-	return [...]string{"sound", "full", "read-only", "writes fail", "reads fail", "wrong mode", recordStuck: "writing the record fails", noKey: "no key for the tokens at a start"}[t]
+	return [...]string{"sound", "full", "read-only", "writes fail", "reads fail", "wrong mode",
+		recordStuck: "writing the record fails", noKey: "no key for the tokens at a start"}[t]
 }
 
 func (t trouble) errno() error {
-	return [...]error{nil, syscall.ENOSPC, syscall.EROFS, syscall.EIO, syscall.EMFILE, syscall.EPERM, recordStuck: syscall.ENOSPC, noKey: nil}[t]
+	return [...]error{nil, syscall.ENOSPC, syscall.EROFS, syscall.EIO, syscall.EMFILE, syscall.EPERM,
+		recordStuck: syscall.ENOSPC, noKey: nil}[t]
 }
 
 // disk is what outlives a power cut. The life's lock protects it.
@@ -65,8 +67,8 @@ func (d *disk) delete(n int) {
 	}
 }
 
-// tear has the daemon killed in the n-th step from now on that it takes on its tokens, or on anything else: those two are saved
-// beside each other, in no order. n is 0: it is not.
+// tear has the daemon killed in the n-th step from now on that it takes on its tokens, or on anything else: those two
+// are saved beside each other, in no order. n is 0: it is not.
 type tear struct {
 	n      int
 	tokens bool

@@ -53,8 +53,9 @@ type tally struct {
 type process struct {
 	agent *agent.Agent
 	began time.Time
-	gone  bool  // nothing that it does counts any more
-	torn  *bool // it dies in a step on the tokens, or on anything else: what it does beside that, at the same moment, is done
+	gone  bool // nothing that it does counts any more
+	// it dies in a step on the tokens, or on anything else: what it does beside that, at the same moment, is done
+	torn *bool
 }
 
 // key is what a module asks for.
@@ -179,7 +180,8 @@ func (l *life) makeKeys() {
 		if v.spelled && i/v.identities == 1 {
 			resource = resourceName(0) + "/"
 		}
-		k := &key{identity: identities[id].Name, Key: tokencache.Key{Selector: identities[id].Selector(), Resource: resource}}
+		k := &key{identity: identities[id].Name, Key: tokencache.Key{Selector: identities[id].Selector(),
+			Resource: resource}}
 		l.keys = append(l.keys, k)
 	}
 }
@@ -218,7 +220,8 @@ func (l *life) start() {
 		return
 	}
 	p := &process{began: time.Now()}
-	o := agent.Options{Fetch: l.fetchOf(p), Rules: l.rules(), Clock: l.clocks.forDaemon(), Roll: l.roll, BootID: l.clocks.bootID()}
+	o := agent.Options{Fetch: l.fetchOf(p), Rules: l.rules(), Clock: l.clocks.forDaemon(), Roll: l.roll,
+		BootID: l.clocks.bootID()}
 	on := folder{l, p}
 	record := store.OpenPolicyChanges(on, l.clocks.boot)
 	var tokens *store.Tokens // nil: there is no file
@@ -347,7 +350,8 @@ func (l *life) happen(e event) {
 	case pipeline:
 		for d, apart := time.Duration(0), time.Duration(e.n)*time.Microsecond; d < e.span; d += e.every {
 			l.after(d+apart, func() { l.note(e) })
-			apart += time.Microsecond // else one comes as the one before it has spread: what happens first then has no order
+			// else one comes as the one before it has spread: what happens first then has no order
+			apart += time.Microsecond
 		}
 	case withdraw:
 		l.withdraw(e.n)
@@ -360,7 +364,8 @@ func (l *life) happen(e event) {
 		l.set(func() { l.oracle.renewed = time.Now() })
 		id := identities[e.n%l.plan.device.identities].Selector()
 		for replica := range l.plan.device.replicas {
-			lag := time.Duration(float64(replica) * l.draw("lag", tokencache.Key{Selector: id}) * float64(4*time.Minute))
+			lag := time.Duration(float64(replica) * l.draw("lag",
+				tokencache.Key{Selector: id}) * float64(4*time.Minute))
 			l.after(lag, func() { l.set(func() { l.backEnd.renew(id, replica, e.span) }) })
 		}
 	case crowd:
@@ -400,7 +405,8 @@ func (l *life) ask(k *key) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		began := time.Now()
-		answer, err := p.agent.Token(ctx, grants.Caller{UID: uid, GID: grants.NoID}, agent.Request{Resource: k.Resource, Identity: k.identity, MinTTL: 5 * time.Minute})
+		answer, err := p.agent.Token(ctx, grants.Caller{UID: uid, GID: grants.NoID},
+			agent.Request{Resource: k.Resource, Identity: k.identity, MinTTL: 5 * time.Minute})
 		refusal := new(agent.Error)
 		var onRecord []api.PolicyChange // by which it is withheld: some of them may have been read just now
 		if errors.As(err, &refusal) && refusal.Code == api.CodeRevoked {
@@ -432,7 +438,8 @@ func (l *life) ask(k *key) {
 // tell adds an answer to the digest of the history, in which those of one moment have no order.
 func (l *life) tell(k tokencache.Key, answer agent.Answer, err error) {
 	h := fnv.New64a()
-	fmt.Fprint(h, time.Since(l.began), k, answer.Resource, answer.Left, answer.RefreshIn, answer.Permissions.State, answer.Unconfirmed)
+	fmt.Fprint(h, time.Since(l.began), k, answer.Resource, answer.Left, answer.RefreshIn, answer.Permissions.State,
+		answer.Unconfirmed)
 	if answer.Token != nil {
 		fmt.Fprint(h, answer.Token.Text.SHA256())
 	}

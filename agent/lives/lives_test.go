@@ -35,7 +35,8 @@ func inBubble(t *testing.T, p plan) (f *fault, told tally) {
 	return f, told
 }
 
-// TestLives lives the lives of seeds that follow each other: the same ones each time, unless the environment says otherwise.
+// TestLives lives the lives of seeds that follow each other: the same ones each time, unless the environment says
+// otherwise.
 func TestLives(t *testing.T) {
 	t.Parallel()
 	m := mayLive(t)
@@ -129,8 +130,10 @@ func report(p plan, ofEvents int, whole bool) string {
 	if p.about != anything {
 		fmt.Fprintf(&b, "%s='%s' ", aboutVariable, p.about)
 	}
-	fmt.Fprintf(&b, "%s=%d %s=1 go test -count=1 -run '^TestLives$' ./agent/lives\n", seedVariable, p.seed, countVariable)
-	fmt.Fprintf(&b, "The shortest history found that goes wrong so, %d of its %d events, by the time since it began", len(p.events), ofEvents)
+	fmt.Fprintf(&b, "%s=%d %s=1 go test -count=1 -run '^TestLives$' ./agent/lives\n", seedVariable, p.seed,
+		countVariable)
+	fmt.Fprintf(&b, "The shortest history found that goes wrong so, %d of its %d events, by the time since it began",
+		len(p.events), ofEvents)
 	if !whole {
 		fmt.Fprintf(&b, " (the time for it was over: %s=SECONDS gives it more)", shortenVariable)
 	}
@@ -167,7 +170,8 @@ func (m *many) isNew(sort string) bool {
 
 func (m *many) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d lives from seed %d on, %.0f days, %d calls to the back end, %d tokens handed out, %d requests refused",
+	fmt.Fprintf(&b,
+		"%d lives from seed %d on, %.0f days, %d calls to the back end, %d tokens handed out, %d requests refused",
 		m.lived, m.first, m.days, m.calls, m.answers, m.refusals)
 	for _, e := range slices.Sorted(maps.Keys(m.excused)) {
 		fmt.Fprintf(&b, "\n  excused %d times: %s", m.excused[e], e)

@@ -20,8 +20,9 @@ import (
 	"testing"
 )
 
-// livesOfMutant is how many lives are lived at most with a mutant: one that outlives them is not noticed. They are those of the
-// seeds from 1 on, as no seed is chosen for a mutant. What a mutant's lives are about is chosen, and few lives notice each then.
+// livesOfMutant is how many lives are lived at most with a mutant: one that outlives them is not noticed. They are
+// those of the seeds from 1 on, as no seed is chosen for a mutant. What a mutant's lives are about is chosen, and few
+// lives notice each then.
 const livesOfMutant = 60
 
 // mutant is one place of the daemon that can be made wrong.
@@ -33,22 +34,26 @@ type mutant struct {
 	by   subject
 }
 
-// mutantVariable has the number of the mutant that is alive, from 1, in the environment of what is built with all of them.
+// mutantVariable has the number of the mutant that is alive, from 1, in the environment of what is built with all of
+// them.
 const mutantVariable = "LIVES_MUTANT"
 
-// TestMutations looks that the lives notice what is wrong in the judgement of tokens, in the hold, in the record and in the rules
-// of clocks. All mutants are built into one program, each to be woken by the environment. The tree is left as it is: the compiler
-// reads the files that have them from elsewhere.
+// TestMutations looks that the lives notice what is wrong in the judgement of tokens, in the hold, in the record and in
+// the rules of clocks. All mutants are built into one program, each to be woken by the environment. The tree is left as
+// it is: the compiler reads the files that have them from elsewhere.
 //
-// The lives that notice one show something only if nothing goes wrong in them without it. So the same program lives these at last,
-// with no mutant awake.
+// The lives that notice one show something only if nothing goes wrong in them without it. So the same program lives
+// these at last, with no mutant awake.
 func TestMutations(t *testing.T) {
 	m := mutated{program: build(t, mutants), lived: make(map[subject]int)}
 	for i, mutant := range mutants {
 		t.Run(strings.ReplaceAll(mutant.what, " ", "-"), func(t *testing.T) {
 			told, n := m.outlived(t, i+1, mutant.by, livesOfMutant)
 			if n == 0 {
-				t.Errorf("%s: none of %d lives about %s notices that %s.\nDoes the oracle still look for it (oracle_test.go)? Else the lives no longer draw what shows it: have plan_test.go draw that more often, or the mutant name a subject whose lives do (subjects_test.go). Do not raise livesOfMutant for it.",
+				t.Errorf("%s: none of %d lives about %s notices that %s.\nDoes the oracle still look for it "+
+					"(oracle_test.go)? Else the lives no longer draw what shows it: have plan_test.go draw that more "+
+					"often, or the mutant name a subject whose lives do (subjects_test.go). Do not raise "+
+					"livesOfMutant for it.",
 					mutant.file, livesOfMutant, mutant.by, mutant.what)
 				return
 			}
@@ -60,7 +65,9 @@ func TestMutations(t *testing.T) {
 		for by, n := range m.lived {
 			t.Logf("about %s: what %d lives from seed 1 on notice", by, n)
 			if told, _ := m.outlived(t, 0, by, n); told != "" {
-				t.Errorf("what the %d lives about %s say of the mutants is void, since in one of them something goes wrong in the daemon as it is (LIVES_ABOUT=%q LIVES_COUNT=%d make lives LIVES_SECONDS=0 LIVES_SEED=1): life %s", n, by, by, n, told)
+				t.Errorf("what the %d lives about %s say of the mutants is void, since in one of them something goes "+
+					"wrong in the daemon as it is (LIVES_ABOUT=%q LIVES_COUNT=%d make lives LIVES_SECONDS=0 "+
+					"LIVES_SEED=1): life %s", n, by, by, n, told)
 			}
 		}
 	})
@@ -72,11 +79,12 @@ type mutated struct {
 	lived   map[subject]int
 }
 
-// outlived lives so many lives with that mutant, and returns what the first says in which something goes wrong, and which it
-// is; 0: none does.
+// outlived lives so many lives with that mutant, and returns what the first says in which something goes wrong, and
+// which it is; 0: none does.
 func (m mutated) outlived(t *testing.T, mutant int, by subject, count int) (told string, n int) {
 	lives := exec.CommandContext(t.Context(), m.program, "-test.run", "^TestLives$", "-test.timeout", "0")
-	lives.Env = append(os.Environ(), fmt.Sprintf("%s=%d", mutantVariable, mutant), fmt.Sprintf("%s=%d", countVariable, count), seedVariable+"=1",
+	lives.Env = append(os.Environ(), fmt.Sprintf("%s=%d", mutantVariable, mutant),
+		fmt.Sprintf("%s=%d", countVariable, count), seedVariable+"=1",
 		aboutVariable+"="+string(by), shortenVariable+"=0", secondsVariable+"=", commitVariable+"=", allVariable+"=")
 	out, err := lives.CombinedOutput()
 	if err == nil {
@@ -132,7 +140,8 @@ func build(t *testing.T, mutants []mutant) string {
 		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "lives")
-	compile := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-vet", "off", "-o", program, "./agent/lives")
+	compile := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-vet", "off", "-o", program,
+		"./agent/lives")
 	compile.Dir = root
 	if out, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -167,7 +176,8 @@ func (m mutant) edit(t *testing.T, root string, number int) edit {
 	before, rest, marked := strings.Cut(m.from, "«")
 	right, after, closed := strings.Cut(rest, "»")
 	if n := bytes.Count(text, []byte(before+right+after)); !marked || !closed || n != 1 {
-		t.Fatalf("%s has what is to be mutated %d times, so that %s: %q. If the code is another now, say in mutants_test.go where it is wrong then.", m.file, n, m.what, m.from)
+		t.Fatalf("%s has what is to be mutated %d times, so that %s: %q. If the code is another now, say in "+
+			"mutants_test.go where it is wrong then.", m.file, n, m.what, m.from)
 	}
 	at := bytes.Index(text, []byte(before+right+after)) + len(before)
 	e := edit{at, at + len(right), fmt.Sprintf("mutated(%q, %s, %s)", strconv.Itoa(number), right, m.to)}

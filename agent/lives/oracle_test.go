@@ -16,30 +16,36 @@ import (
 // oracle judges what callers get: by the truth, and by what the daemon could know. The life's lock protects it.
 type oracle struct {
 	*life
-	fault             *fault
-	changes           []*happened
-	lies              []span // while the clock was vouched for and wrong
-	liar              bool
-	served            map[tokencache.Key]served
-	promise           map[tokencache.Key]promise
-	recent            []time.Time // calls of the last hour
-	got               map[tokencache.Key]got
-	lasting           map[tokencache.Key][]time.Time // calls that only an administrator's help would have let succeed
-	wrongOn           time.Time                      // the clock was last seen not to be right
-	right             bool                           // it is, since rightOn
-	rightOn           time.Time
-	relapsed          map[tokencache.Selector]time.Time // a replica that lags last issued a token of a former principal after the switch was seen
-	wasOff            span                              // the device, last
-	unseen            time.Time                         // since then no daemon ran, until the device was on again
-	endedOn           time.Time                         // a daemon, last
-	joined            int                               // how many changes others on record stood for, at the last look
-	carriedBlind      bool                              // what systemd holds is of a daemon that could not read anything
-	blind             bool                              // nothing could be read of what was kept
-	unknown           time.Time                         // since then it is on record that nobody knows what was on record; zero: it is not
-	static            time.Time                         // the back end told the same short life again, a minute later, or of a token that has minutes more: since then it counts none; zero: it has not
-	longestShort      time.Duration                     // that a token had left of which a short life was told
-	insisted, renewed time.Time                         // a technician last did, and a principal was last made anew
-	unsaved           time.Time                         // since then trouble is told of a save, and the disk is sound; zero: not
+	fault   *fault
+	changes []*happened
+	lies    []span // while the clock was vouched for and wrong
+	liar    bool
+	served  map[tokencache.Key]served
+	promise map[tokencache.Key]promise
+	recent  []time.Time // calls of the last hour
+	got     map[tokencache.Key]got
+	lasting map[tokencache.Key][]time.Time // calls that only an administrator's help would have let succeed
+	wrongOn time.Time                      // the clock was last seen not to be right
+	right   bool                           // it is, since rightOn
+	rightOn time.Time
+	// a replica that lags last issued a token of a former principal after the switch was seen
+	relapsed map[tokencache.Selector]time.Time
+	wasOff   span      // the device, last
+	unseen   time.Time // since then no daemon ran, until the device was on again
+	endedOn  time.Time // a daemon, last
+	joined   int       // how many changes others on record stood for, at the last look
+	// what systemd holds is of a daemon that could not read anything
+	carriedBlind bool
+	blind        bool // nothing could be read of what was kept
+	// since then it is on record that nobody knows what was on record; zero: it is not
+	unknown time.Time
+	// the back end told the same short life again, a minute later, or of a token that has minutes more: since then it
+	// counts none; zero: it has not
+	static            time.Time
+	longestShort      time.Duration // that a token had left of which a short life was told
+	insisted, renewed time.Time     // a technician last did, and a principal was last made anew
+	// since then trouble is told of a save, and the disk is sound; zero: not
+	unsaved time.Time
 }
 
 // got is what a process was last given for a key.
@@ -103,7 +109,8 @@ type promise struct {
 }
 
 func (o *oracle) open(l *life) {
-	*o = oracle{life: l, served: make(map[tokencache.Key]served), promise: make(map[tokencache.Key]promise), got: make(map[tokencache.Key]got), lasting: make(map[tokencache.Key][]time.Time), relapsed: make(map[tokencache.Selector]time.Time)}
+	*o = oracle{life: l, served: make(map[tokencache.Key]served), promise: make(map[tokencache.Key]promise),
+		got: make(map[tokencache.Key]got), lasting: make(map[tokencache.Key][]time.Time), relapsed: make(map[tokencache.Selector]time.Time)}
 }
 
 // fail notes what went wrong first.
@@ -118,15 +125,15 @@ const (
 	tolerance = 1200 * time.Millisecond        // tokens' times are whole seconds
 	blur      = 5*time.Minute + 10*time.Second // tokens are dated back by so much
 
-	// soon is within which callers have a token that the back end would give: probes are as far apart as that. While policy changes
-	// follow each other the back end is left alone for three times their spreading besides.
+	// soon is within which callers have a token that the back end would give: probes are as far apart as that. While
+	// policy changes follow each other the back end is left alone for three times their spreading besides.
 	soon = 3 * time.Hour
 
 	// pardoned is for how long after a fault is over it may still be told: the longest pause.
 	pardoned = 5*time.Minute + 30*time.Second
 
-	// pardonedLie is for how long after a clock lied tokens may count as expired that had by it: until other answers bear out that
-	// they have not.
+	// pardonedLie is for how long after a clock lied tokens may count as expired that had by it: until other answers
+	// bear out that they have not.
 	pardonedLie = 2 * time.Hour
 
 	// pardonedLong is that where an administrator heals the fault, or the back end throttled.
@@ -224,7 +231,8 @@ func (o *oracle) starts() {
 	told := o.carried != nil && !o.carriedBlind
 	o.blind = d.now() == unreadable && !told
 	if d.now() == unreadable {
-		o.unknown = time.Time{} // a start that cannot read the record knows no more of the doubt before it: it is from then on
+		// a start that cannot read the record knows no more of the doubt before it: it is from then on
+		o.unknown = time.Time{}
 	}
 	for _, ch := range o.changes {
 		kept := told || d.has("policy-changes") || d.has(tokensName) && o.hasKeyLocked() && !d.savedOn.Before(ch.noted)
@@ -242,8 +250,8 @@ func (o *oracle) isBlind(now time.Time) bool {
 	return o.blind
 }
 
-// booted takes in that the device was off for that long. A promise is made for a device that stays on, where no clock tells how long
-// it was not.
+// booted takes in that the device was off for that long. A promise is made for a device that stays on, where no clock
+// tells how long it was not.
 func (o *oracle) booted(off time.Duration) {
 	o.wasOff = span{time.Now().Add(-off), time.Now()}
 	if o.unseen = o.wasOff.from; o.endedOn.Before(o.unseen) {
@@ -359,7 +367,8 @@ func (o *oracle) answered(p *process, k *key, a agent.Answer) {
 	}
 	o.judgeLife(p, k, a, t, now)
 	for _, ch := range o.changes {
-		if !ch.must || !o.touches(ch, t.key) || !ch.lacks(t) || ch.effect != tokencache.Revoked && a.Permissions.State != tokencache.Current || o.excusesChange(ch, t) {
+		if !ch.must || !o.touches(ch, t.key) || !ch.lacks(t) || ch.effect != tokencache.Revoked &&
+			a.Permissions.State != tokencache.Current || o.excusesChange(ch, t) {
 			continue
 		}
 		switch {
@@ -377,8 +386,11 @@ func (o *oracle) answered(p *process, k *key, a agent.Answer) {
 	}
 	if a.Resource == k.Resource {
 		o.judgePrincipal(p, k, t, now)
-		if g := o.got[k.Key]; g.by == p && g.text == t.text && !g.short && now.Sub(g.on) > borneOut && o.plan.device.tells() && a.Left+agreeing+5*time.Second < g.until.Sub(now) && !a.Unconfirmed && !o.liedSince(t.on) {
-			o.fail("life not corrected", "%v got a token told to have %v left, and the back end said %v last", k.Key, a.Left, g.until.Sub(now))
+		if g := o.got[k.Key]; g.by == p && g.text == t.text && !g.short && now.Sub(g.on) > borneOut &&
+			o.plan.device.tells() && a.Left+agreeing+5*time.Second < g.until.Sub(now) && !a.Unconfirmed &&
+			!o.liedSince(t.on) {
+			o.fail("life not corrected", "%v got a token told to have %v left, and the back end said %v last", k.Key,
+				a.Left, g.until.Sub(now))
 		}
 	}
 }
@@ -388,9 +400,11 @@ func (o *oracle) judgePrincipal(p *process, k *key, t *issued, now time.Time) {
 	if o.plan.device.form == opaque || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
 		return // it does not say, or whose token is the later one is told by that clock
 	}
-	relapse := now.Sub(o.relapsed[k.Selector]) < confirmed+o.plan.device.spread // what was issued since the switch brings the former one back
+	// what was issued since the switch brings the former one back
+	relapse := now.Sub(o.relapsed[k.Selector]) < confirmed+o.plan.device.spread
 	if g := o.got[k.Key]; g.by == p && t.principal < g.principal && !(relapse && o.excuse(replicasDisagree)) {
-		o.fail("former principal served", "%v got a token of principal %d, %v after one of %d had come", k.Key, t.principal, now.Sub(g.first), g.principal)
+		o.fail("former principal served", "%v got a token of principal %d, %v after one of %d had come", k.Key,
+			t.principal, now.Sub(g.first), g.principal)
 	}
 	for replica := range o.plan.device.replicas {
 		if o.backEnd.principal(k.Selector, replica) <= t.principal {
@@ -403,12 +417,14 @@ func (o *oracle) judgePrincipal(p *process, k *key, t *issued, now time.Time) {
 			continue
 		}
 		if since := now.Sub(g.first); since > confirmed+o.plan.device.spread && !o.disturbed(k.Key, g.first, now) {
-			o.fail("principal not confirmed", "%v got a token of principal %d, %v after %v had one of %d", k.Key, t.principal, since, other.Key, g.principal)
+			o.fail("principal not confirmed", "%v got a token of principal %d, %v after %v had one of %d", k.Key,
+				t.principal, since, other.Key, g.principal)
 		}
 	}
 }
 
-// borneOut is how long a back end has to tell a longer life than before until it is believed: another answer bears it out.
+// borneOut is how long a back end has to tell a longer life than before until it is believed: another answer bears it
+// out.
 const borneOut = 15 * time.Minute
 
 // confirmed is within which the other keys of an identity are fetched anew when one shows another principal.
@@ -423,7 +439,8 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 		return o.excuse(lyingClock)
 	case ch.dropped && ch.held[t.key] != t:
 		return o.excuse(fullRecord)
-	case o.plan.device.form == misdated && t.came.After(ch.noted) && !t.misdated().After(t.came.Add(2*time.Minute+tolerance)):
+	case o.plan.device.form == misdated && t.came.After(ch.noted) &&
+		!t.misdated().After(t.came.Add(2*time.Minute+tolerance)):
 		return o.excuse(laterPast)
 	case o.plan.device.form == misdated && t.came.After(ch.noted) && o.toldShort(t.key, time.Now()):
 		return o.excuse(toldWrong) // a date that is to come is none by the issuer's clock, which is told wrong too then
@@ -433,10 +450,11 @@ func (o *oracle) excusesChange(ch *happened, t *issued) bool {
 	return false
 }
 
-// takeIn takes in what is on record. On a full record a change makes room, and how is told by how many others those there stand for:
-// two have become one, or one has gone. One that stands for two withholds what each of these would, and no more: a life has fewer
-// sorts of changes (whose, on what, of which effect) than a record has room for, so two of one sort are joined always, with the
-// moments of the later. So joining excuses nothing. What has gone is missed by tokens that the daemon did not hold then.
+// takeIn takes in what is on record. On a full record a change makes room, and how is told by how many others those
+// there stand for: two have become one, or one has gone. One that stands for two withholds what each of these would,
+// and no more: a life has fewer sorts of changes (whose, on what, of which effect) than a record has room for, so two
+// of one sort are joined always, with the moments of the later. So joining excuses nothing. What has gone is missed by
+// tokens that the daemon did not hold then.
 func (o *oracle) takeIn(all []api.PolicyChange) {
 	joined := 0
 	on := make(map[string]api.PolicyChange, len(all))
@@ -446,9 +464,11 @@ func (o *oracle) takeIn(all []api.PolicyChange) {
 	for _, ch := range o.changes {
 		there, present := on[ch.id]
 		switch {
-		case present && ((there.Identity == "") != (ch.identity == nil) || (there.Resource == "") != (ch.resource == "")):
+		case present && ((there.Identity == "") != (ch.identity == nil) ||
+			(there.Resource == "") != (ch.resource == "")):
 			o.fail("widened", "a change for %v on %q is on record as %+v", ch.identity, ch.resource, there)
-		case ch.present && !present && ch.effect != tokencache.Revoked && joined <= o.joined && len(all) == tokencache.MaxChanges:
+		case ch.present && !present && ch.effect != tokencache.Revoked && joined <= o.joined &&
+			len(all) == tokencache.MaxChanges:
 			ch.dropped, ch.held = true, o.holds()
 		}
 		ch.present = present
@@ -476,7 +496,8 @@ func (o *oracle) judgeLife(p *process, k *key, a agent.Answer, t *issued, now ti
 	switch {
 	case left > -most && a.Left <= left+most:
 	case a.Unconfirmed && o.excuse(offTime):
-	case o.liedSince(t.on) && (o.plan.device.form == uncounted || t.boot != o.clocks.number()) && o.excuse(lyingClock): // else the life was counted in this boot
+	// else the life was counted in this boot
+	case o.liedSince(t.on) && (o.plan.device.form == uncounted || t.boot != o.clocks.number()) && o.excuse(lyingClock):
 	case o.plan.device.form == uncounted && !o.isRight() && o.excuse(ownClock):
 	default:
 		o.fail("expired token served", "%v got a token told to have %v left, it has %v", k.Key, a.Left, left)
@@ -493,7 +514,8 @@ func (o *oracle) refused(p *process, k *key, asked time.Time, e *agent.Error) {
 	if o.liedAbout(k.Key, now) && o.excuse(lyingClock) {
 		return // by that clock the token had expired, or was to expire sooner
 	}
-	if s := o.served[k.Key]; s.by == p && s.token.expires.Sub(now) > 3*time.Second && o.plan.device.form != uncounted && !(o.toldShort(k.Key, now) && o.excuse(toldWrong)) {
+	if s := o.served[k.Key]; s.by == p && s.token.expires.Sub(now) > 3*time.Second && o.plan.device.form != uncounted &&
+		!(o.toldShort(k.Key, now) && o.excuse(toldWrong)) {
 		o.fail("valid token lost", "%v got %v though a token is held for %v more", k.Key, e, s.token.expires.Sub(now))
 		return
 	}
@@ -506,7 +528,8 @@ func (o *oracle) refused(p *process, k *key, asked time.Time, e *agent.Error) {
 // toldShort reports whether the back end tells lives that are too short, or did while a token of now was about.
 func (o *oracle) toldShort(k tokencache.Key, now time.Time) bool {
 	return slices.ContainsFunc(o.backEnd.outages, func(out outage) bool {
-		return out.failing == tellsShort && out.touches(k) && out.from.Before(now) && now.Before(out.to.Add(o.plan.device.life))
+		return out.failing == tellsShort && out.touches(k) && out.from.Before(now) &&
+			now.Before(out.to.Add(o.plan.device.life))
 	})
 }
 
@@ -547,8 +570,8 @@ func (o *oracle) mayFail(p *process, k tokencache.Key, asked, now time.Time) boo
 	return queue > 8*time.Second && now.Sub(asked) >= 10*time.Second && o.excuse(callsAtOnce)
 }
 
-// seemsOver reports whether by the device's clock a token of k has expired just now: before that it has life left, and later it is
-// taken to have some, since no back end hands out what was over for minutes.
+// seemsOver reports whether by the device's clock a token of k has expired just now: before that it has life left, and
+// later it is taken to have some, since no back end hands out what was over for minutes.
 func (o *oracle) seemsOver(k tokencache.Key) bool {
 	wall := o.clocks.wall()
 	for _, t := range o.backEnd.held {
@@ -568,7 +591,8 @@ func (o *oracle) isRight() bool {
 // judgeLag looks for how long the back end would have given a token that callers may have, or that is current.
 func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 	p := o.process
-	if p == nil || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) || o.toldShort(k.Key, now) && o.excuse(toldWrong) {
+	if p == nil || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) || o.toldShort(k.Key, now) &&
+		o.excuse(toldWrong) {
 		return
 	}
 	since, need := later(p.began, o.static), o.began
@@ -578,7 +602,8 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 		}
 		need = later(need, o.certainFrom(ch))
 		since = later(since, ch.noted)
-		if !o.counts() || ch.boot != o.clocks.number() { // until then no clock told how old tokens are, or for how long the device was off
+		// until then no clock told how old tokens are, or for how long the device was off
+		if !o.counts() || ch.boot != o.clocks.number() {
 			since = later(since, o.rightOn)
 		}
 	}
@@ -590,7 +615,8 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 		return
 	}
 	for _, out := range o.backEnd.outages {
-		if (out.touches(k.Key) || out.failing == hangs || out.failing == throttles || out.failing == throttlesMutely) && out.from.Before(now) {
+		if (out.touches(k.Key) || out.failing == hangs || out.failing == throttles || out.failing == throttlesMutely) &&
+			out.from.Before(now) {
 			if out.to.After(now) {
 				return
 			}
@@ -617,7 +643,8 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 		if withheld {
 			what, kind = "nothing", "locked out"
 		}
-		o.fail(kind, "%v gets %s, for %v already the back end would give a token that is known to be current", k.Key, what, lag)
+		o.fail(kind, "%v gets %s, for %v already the back end would give a token that is known to be current", k.Key,
+			what, lag)
 	}
 }
 
@@ -701,7 +728,8 @@ func (o *oracle) judgeSaves(told []string, now time.Time) {
 
 // judgePromise looks that a key is current when it was said to be.
 func (o *oracle) judgePromise(k tokencache.Key, token api.TokenStatus, now, wall time.Time) {
-	if token.ExpiresIn <= 0 || token.Permissions.State == tokencache.Current || o.liedSince(now.Add(-2*day)) && o.excuse(lyingClock) {
+	if token.ExpiresIn <= 0 || token.Permissions.State == tokencache.Current || o.liedSince(now.Add(-2*day)) &&
+		o.excuse(lyingClock) {
 		delete(o.promise, k)
 		return
 	}
@@ -753,7 +781,11 @@ func (o *oracle) called(k tokencache.Key) {
 	for _, k := range o.keys {
 		most += callsOfAKey
 		g := o.got[k.Key]
-		expires := func(on time.Time) bool { left := on.Sub(now); return left < 6*time.Minute && left > -70*time.Minute }
+		expires := func(on time.Time) bool {
+			left := on.Sub(now)
+			return left < 6*time.Minute &&
+				left > -70*time.Minute
+		}
 		if expires(g.until) || expires(g.former) || o.plan.device.form == uncounted && !o.isRight() {
 			most += callsAtExpiry
 		}
@@ -793,10 +825,12 @@ func (o *oracle) calledInVain(k tokencache.Key, now time.Time) {
 	failing, _ := o.backEnd.failure(k, now)
 	g := o.got[k]
 	held := g.text != "" && now.Sub(g.until) < 2*time.Hour
-	if s := o.served[k]; s.token != nil { // another replica may have given one that expires sooner, last; or it may have been served for longer
+	// another replica may have given one that expires sooner, last; or it may have been served for longer
+	if s := o.served[k]; s.token != nil {
 		held = held || now.Sub(s.token.expires) < 2*time.Hour || now.Sub(s.on) < 2*time.Hour
 	}
-	if !failing.lasting() || held || now.Sub(o.insisted) < 2*time.Hour || o.process == nil || now.Sub(o.process.began) < time.Hour {
+	if !failing.lasting() || held || now.Sub(o.insisted) < 2*time.Hour || o.process == nil ||
+		now.Sub(o.process.began) < time.Hour {
 		delete(o.lasting, k)
 		return
 	}
@@ -811,21 +845,26 @@ func (o *oracle) calledInVain(k tokencache.Key, now time.Time) {
 	}
 }
 
-// callsInVain is how often in an hour a key is asked for that the back end refuses for hours already, whoever asks for it: 60 keys
-// make 180 calls then, and somebody who insists some more.
+// callsInVain is how often in an hour a key is asked for that the back end refuses for hours already, whoever asks for
+// it: 60 keys make 180 calls then, and somebody who insists some more.
 const callsInVain = 8
 
-// calledTooSoon looks that the back end is left alone while a policy change is spreading: it would issue a token that lacks it,
-// and hand that out for a day. Where changes follow each other it is asked all the same, now and then; and where a token expires meanwhile, or
-// there is none, unless the change is a revocation, since then nobody would get what is issued.
+// calledTooSoon looks that the back end is left alone while a policy change is spreading: it would issue a token that
+// lacks it, and hand that out for a day. Where changes follow each other it is asked all the same, now and then; and
+// where a token expires meanwhile, or there is none, unless the change is a revocation, since then nobody would get
+// what is issued.
 func (o *oracle) calledTooSoon(k tokencache.Key, now time.Time) {
 	s := o.served[k]
 	spread := o.plan.device.spread
-	if o.process == nil || o.isBlind(now) || !o.unknown.IsZero() || now.Sub(o.process.began) < time.Second { // what is on record is not looked at yet
+	// what is on record is not looked at yet
+	if o.process == nil || o.isBlind(now) || !o.unknown.IsZero() || now.Sub(o.process.began) < time.Second {
 		return
 	}
-	held := s.by == o.process && now.Sub(s.by.began) >= 30*time.Minute && s.token.expires.Sub(now) >= spread+15*time.Minute
-	if now.Sub(o.insisted) < time.Minute || now.Sub(o.renewed) < day || o.plan.device.alternates || o.liedSince(now.Add(-day)) || o.hung(now) || o.toldShort(k, now) || o.plan.device.form == uncounted && !o.isRight() {
+	held := s.by == o.process && now.Sub(s.by.began) >= 30*time.Minute &&
+		s.token.expires.Sub(now) >= spread+15*time.Minute
+	if now.Sub(o.insisted) < time.Minute || now.Sub(o.renewed) < day || o.plan.device.alternates ||
+		o.liedSince(now.Add(-day)) || o.hung(now) || o.toldShort(k, now) || o.plan.device.form == uncounted &&
+		!o.isRight() {
 		return
 	}
 	var spreading, revoked, others int
@@ -843,14 +882,16 @@ func (o *oracle) calledTooSoon(k tokencache.Key, now time.Time) {
 	switch {
 	case spreading != 1 || others > 0:
 	case held:
-		o.fail("asked too soon", "the back end is asked for %v, whose token has %v left, while a change is spreading", k, s.token.expires.Sub(now))
+		o.fail("asked too soon", "the back end is asked for %v, whose token has %v left, while a change is spreading",
+			k, s.token.expires.Sub(now))
 	case revoked > 0:
-		o.fail("asked in vain", "the back end is asked for %v while a revocation is spreading: nobody gets what it issues", k)
+		o.fail("asked in vain",
+			"the back end is asked for %v while a revocation is spreading: nobody gets what it issues", k)
 	}
 }
 
-// tells reports whether the back end tells a life that is believed as it is: App Service tells none, and one of more than 24 hours is
-// believed only with a date.
+// tells reports whether the back end tells a life that is believed as it is: App Service tells none, and one of more
+// than 24 hours is believed only with a date.
 func (v device) tells() bool { return v.form != uncounted && (v.form != opaque || v.life <= day) }
 
 func later(a, b time.Time) time.Time {

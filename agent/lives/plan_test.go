@@ -69,18 +69,21 @@ const (
 )
 
 func (f form) String() string {
-	return [...]string{"life counted, dated", "life counted, no date", "expiry told and no life", "life counted, dated ahead"}[f]
+	return [...]string{"life counted, dated", "life counted, no date", "expiry told and no life",
+		"life counted, dated ahead"}[f]
 }
 
 func (v device) String() string {
 	var b strings.Builder
 	add := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
-	add("a device for %v: identities %d, keys %d, each asked for about every %v", v.lasts.Round(time.Second), v.identities, v.keys, v.asks)
+	add("a device for %v: identities %d, keys %d, each asked for about every %v", v.lasts.Round(time.Second),
+		v.identities, v.keys, v.asks)
 	for _, is := range []struct {
 		so   bool
 		text string
 	}{
-		{v.prefetch, "prefetched"}, {v.keyless, "with no key to seal them"}, {v.alternates, "the first two resources stand in for each other"},
+		{v.prefetch, "prefetched"}, {v.keyless, "with no key to seal them"}, {v.alternates,
+			"the first two resources stand in for each other"},
 		{v.spelled, "the second resource is the first with a slash"},
 	} {
 		if is.so {
@@ -92,7 +95,8 @@ func (v device) String() string {
 	} else {
 		add("; its clock is not vouched for, ahead by %v, and drifts by %.0f ppm", v.ahead, v.drift*1e6)
 	}
-	add("\nits back end: spread %v, tokens for %v (%v), the first of which are aged by %v, issued anew at %v (%v late), replicas %d, calls of %v at most",
+	add("\nits back end: spread %v, tokens for %v (%v), the first of which are aged by %v, issued anew at %v (%v "+
+		"late), replicas %d, calls of %v at most",
 		v.spread, v.life, v.form, v.aged, v.rolls, v.late, v.replicas, v.slowest)
 	if v.roundsUp {
 		add(", counts the begun second of a life")
@@ -166,7 +170,8 @@ func (e event) String() string {
 	case backFault:
 		add("%v for %v, %s", e.back, e.span, allOr(e.n, "keys", "key number"))
 	case change, pipeline:
-		add("%v, %s, %s", e.effect, allOr(e.identity, "identities", "identity"), allOr(e.resource, "resources", "the resource of key"))
+		add("%v, %s, %s", e.effect, allOr(e.identity, "identities", "identity"),
+			allOr(e.resource, "resources", "the resource of key"))
 		if e.dated {
 			add("dated %v ago", e.ago)
 		}
@@ -220,7 +225,8 @@ func (d drawing) upTo(m time.Duration) time.Duration {
 	return time.Duration(d.Int64N(int64(m) + 1)).Truncate(time.Second)
 }
 
-// draw is the plan of a seed. Which kinds of events a life has is drawn first: rare things then meet often in some lives.
+// draw is the plan of a seed. Which kinds of events a life has is drawn first: rare things then meet often in some
+// lives.
 func draw(seed uint64, about subject) plan {
 	d := drawing{rand.New(rand.NewPCG(seed, 1))}
 	p := plan{seed: seed, about: about, device: d.device()}
@@ -257,9 +263,12 @@ func draw(seed uint64, about subject) plan {
 
 func (d drawing) device() device {
 	v := device{
-		lasts: time.Duration(d.between(1, 5)) * day, identities: d.between(1, 3), keys: choose(d, 1, 1, 2, 2, 3, 3, 4, 6, 9),
-		prefetch: d.one(2), keyless: d.one(6), asks: time.Duration(choose(d, 3, 7, 15, 40))*time.Minute + d.upTo(time.Minute), spread: 10 * time.Minute,
-		vouched: !d.one(3), life: 24 * time.Hour, rolls: choose(d, atExpiry, atExpiry, atHalfLife, atRandom), replicas: 1,
+		lasts: time.Duration(d.between(1, 5)) * day, identities: d.between(1, 3), keys: choose(d, 1, 1, 2, 2, 3, 3, 4,
+			6, 9),
+		prefetch: d.one(2), keyless: d.one(6), asks: time.Duration(choose(d, 3, 7, 15,
+			40))*time.Minute + d.upTo(time.Minute), spread: 10 * time.Minute,
+		vouched: !d.one(3), life: 24 * time.Hour, rolls: choose(d, atExpiry, atExpiry, atHalfLife,
+			atRandom), replicas: 1,
 		slowest: choose(d, 300*time.Millisecond, time.Second, 3*time.Second), roundsUp: d.one(2), form: counted,
 	}
 	if d.one(40) {
@@ -307,7 +316,8 @@ func (d drawing) events(k kind, v device, lies bool) []event {
 	case clockSet:
 		return d.clockSet(e, v, lies)
 	case diskFault:
-		e.disk, e.span = trouble(d.between(1, int(troubles)-1)), time.Minute+d.upTo(choose(d, 10*time.Minute, 12*time.Hour))
+		e.disk, e.span = trouble(d.between(1, int(troubles)-1)), time.Minute+d.upTo(choose(d, 10*time.Minute,
+			12*time.Hour))
 		if d.one(2) { // a start finds it so
 			return append(d.startIn(e.span, e.on, v), e)
 		}
@@ -316,7 +326,8 @@ func (d drawing) events(k kind, v device, lies bool) []event {
 			return append(d.startIn(5*time.Minute, e.on, v), e)
 		}
 	case backFault:
-		e.back, e.span = failing(d.between(1, int(failings)-1)), 10*time.Second+d.upTo(choose(d, 2*time.Minute, time.Hour, 30*time.Hour))
+		e.back, e.span = failing(d.between(1, int(failings)-1)), 10*time.Second+d.upTo(choose(d, 2*time.Minute,
+			time.Hour, 30*time.Hour))
 		if d.one(2) || e.back == unreachable || e.back == hangs && d.one(2) {
 			e.n = 0 // all keys
 		}
@@ -346,7 +357,8 @@ func (d drawing) events(k kind, v device, lies bool) []event {
 			e.span = d.upTo(v.life * 9 / 10)
 		}
 	case crowd:
-		e.every, e.span = choose(d, 200*time.Millisecond, time.Second, 10*time.Second), time.Minute+d.upTo(10*time.Minute)
+		e.every, e.span = choose(d, 200*time.Millisecond, time.Second,
+			10*time.Second), time.Minute+d.upTo(10*time.Minute)
 		if e.every == 10*time.Second {
 			e.span *= 12
 		}
@@ -356,7 +368,8 @@ func (d drawing) events(k kind, v device, lies bool) []event {
 
 // startIn draws what has the daemon start again within a span.
 func (d drawing) startIn(span, on time.Duration, v device) []event {
-	again := event{kind: choose(d, restart, crash, reboot, powerCut, powerCut), on: on + time.Second + d.upTo(span-2*time.Second), span: time.Second + d.upTo(4*time.Second)}
+	again := event{kind: choose(d, restart, crash, reboot, powerCut, powerCut),
+		on: on + time.Second + d.upTo(span-2*time.Second), span: time.Second + d.upTo(4*time.Second)}
 	if again.kind < reboot {
 		return []event{again}
 	}
@@ -377,7 +390,8 @@ func (d drawing) clockAfterBoot(e *event, v device) (then []event) {
 	case 3:
 		e.offset = choose(d, -time.Hour, -400*day, 20*365*day)
 	}
-	if right := (event{kind: clockSet, on: e.on + e.span + d.upTo(choose(d, 2*time.Minute, time.Hour, day)), vouched: v.vouched}); v.vouched || d.one(3) {
+	if right := (event{kind: clockSet, on: e.on + e.span + d.upTo(choose(d, 2*time.Minute, time.Hour, day)),
+		vouched: v.vouched}); v.vouched || d.one(3) {
 		then = append(then, right)
 	}
 	return then
@@ -385,11 +399,14 @@ func (d drawing) clockAfterBoot(e *event, v device) (then []event) {
 
 // clockSet draws a step of the clock, and what ends it.
 func (d drawing) clockSet(e event, v device, lies bool) []event {
-	e.offset = choose(d, -3*day, -2*time.Hour, -20*time.Minute, -11*time.Minute, -4*time.Second, 3*time.Second, 11*time.Minute, 2*time.Hour, 3*day, 400*day)
+	e.offset = choose(d, -3*day, -2*time.Hour, -20*time.Minute, -11*time.Minute, -4*time.Second, 3*time.Second,
+		11*time.Minute, 2*time.Hour, 3*day, 400*day)
 	e.lost, e.vouched = d.one(8), lies
-	back := event{kind: clockSet, on: e.on + time.Minute + d.upTo(choose(d, 6*time.Minute, time.Hour, day)), vouched: v.vouched}
+	back := event{kind: clockSet, on: e.on + time.Minute + d.upTo(choose(d, 6*time.Minute, time.Hour, day)),
+		vouched: v.vouched}
 	if lies && d.one(2) { // there is something to be wrong about
-		before := event{kind: change, on: max(10*time.Minute, e.on-d.upTo(6*time.Hour)), effect: choose(d, tokencache.Revoked, tokencache.Changed)}
+		before := event{kind: change, on: max(10*time.Minute, e.on-d.upTo(6*time.Hour)),
+			effect: choose(d, tokencache.Revoked, tokencache.Changed)}
 		return []event{before, e, back}
 	}
 	return []event{e, back}

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// shrink leaves out of a plan that goes wrong what can be left out, until then at most, and returns what is left, how that goes
-// wrong, and whether nothing more can be left out.
+// shrink leaves out of a plan that goes wrong what can be left out, until then at most, and returns what is left, how
+// that goes wrong, and whether nothing more can be left out.
 func shrink(t *testing.T, p plan, f *fault, until time.Time) (plan, *fault, bool) {
 	p.device.lasts = f.after + time.Millisecond
 	p.events = slices.DeleteFunc(slices.Clone(p.events), func(e event) bool { return e.on > f.after })

@@ -9,8 +9,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// subject is what a life is about: the conditions that show it are drawn in each such life, and meet seldom in others. All else is drawn
-// as ever. Mutations name what the lives are about that notice them.
+// subject is what a life is about: the conditions that show it are drawn in each such life, and meet seldom in others.
+// All else is drawn as ever. Mutations name what the lives are about that notice them.
 type subject string
 
 const (
@@ -24,10 +24,12 @@ const (
 	aboutOutages   subject = "outages"       // the back end fails often
 	aboutRenewals  subject = "principals"    // identities are made anew
 	aboutGuesses   subject = "guessed dates" // policy changes are dated by a clock that is wrong, and not vouched for
-	aboutForks     subject = "forks"         // a start sees the record alone, which goes on while the copy beside the tokens has what that lacks
+	// a start sees the record alone, which goes on while the copy beside the tokens has what that lacks
+	aboutForks subject = "forks"
 )
 
-var subjects = []subject{anything, aboutFull, aboutPipelines, aboutSpellings, aboutLies, aboutShort, aboutBoots, aboutOutages, aboutRenewals, aboutGuesses, aboutForks}
+var subjects = []subject{anything, aboutFull, aboutPipelines, aboutSpellings, aboutLies, aboutShort, aboutBoots,
+	aboutOutages, aboutRenewals, aboutGuesses, aboutForks}
 
 func aboutOf(t *testing.T) subject {
 	about := subject(os.Getenv(aboutVariable))
@@ -61,7 +63,8 @@ func (s subject) shape(d drawing, v *device, weights *[kinds]int) {
 	case aboutRenewals:
 		weights[anew] += 6
 	case aboutGuesses:
-		v.vouched, v.ahead, v.form = false, choose(d, 40*time.Minute, 2*time.Hour, 3*day), choose(d, counted, uncounted, uncounted)
+		v.vouched, v.ahead, v.form = false, choose(d, 40*time.Minute, 2*time.Hour, 3*day), choose(d, counted, uncounted,
+			uncounted)
 	case aboutForks:
 		v.keyless = false
 		for _, k := range []kind{reboot, powerCut, clockSet, diskFault, gone} { // what is drawn of these is enough
@@ -75,25 +78,29 @@ func (s subject) events(d drawing, v device) (all []event) {
 	changes := func(times int, begin, lasts time.Duration, effects ...tokencache.Effect) {
 		for range times {
 			all = append(all, event{
-				kind: change, on: begin + d.upTo(lasts), effect: choose(d, effects...), identity: d.IntN(v.identities + 1), resource: d.IntN(v.keys + 1),
+				kind: change, on: begin + d.upTo(lasts), effect: choose(d,
+					effects...), identity: d.IntN(v.identities + 1), resource: d.IntN(v.keys + 1),
 			})
 		}
 	}
 	begin := 10*time.Minute + d.upTo(v.lasts/2)
 	switch s {
 	case aboutFull:
-		filled := event{kind: pipeline, on: begin, effect: choose(d, tokencache.Granted, tokencache.Changed), every: 30*time.Second + d.upTo(30*time.Second)}
+		filled := event{kind: pipeline, on: begin, effect: choose(d, tokencache.Granted, tokencache.Changed),
+			every: 30*time.Second + d.upTo(30*time.Second)}
 		filled.identity, filled.resource = d.IntN(v.identities+1), d.IntN(v.keys+1)
 		filled.span = time.Duration(tokencache.MaxChanges+d.IntN(200)) * filled.every
 		all = append(all, filled)
 		changes(10, begin, v.lasts-begin, tokencache.Revoked, tokencache.Revoked, tokencache.Granted)
 	case aboutPipelines:
 		changes(3, begin, time.Hour, tokencache.Revoked)
-		all = append(all, event{kind: pipeline, on: begin, effect: tokencache.Granted, every: d.upTo(v.spread/2) + v.spread/3, span: 12*time.Hour + d.upTo(20*time.Hour)})
+		all = append(all, event{kind: pipeline, on: begin, effect: tokencache.Granted,
+			every: d.upTo(v.spread/2) + v.spread/3, span: 12*time.Hour + d.upTo(20*time.Hour)})
 	case aboutShort:
 		changes(4, begin, v.lasts-begin, tokencache.Revoked)
 		for range 4 {
-			all = append(all, event{kind: backFault, on: begin + d.upTo(v.lasts-begin), back: tellsShort, span: time.Minute + d.upTo(2*time.Hour)})
+			all = append(all, event{kind: backFault, on: begin + d.upTo(v.lasts-begin), back: tellsShort,
+				span: time.Minute + d.upTo(2*time.Hour)})
 		}
 	case aboutGuesses:
 		changes(8, begin, v.lasts-begin, tokencache.Revoked, tokencache.Changed)
@@ -102,7 +109,8 @@ func (s subject) events(d drawing, v device) (all []event) {
 		}
 	case aboutForks:
 		boot := func(on time.Duration) {
-			all = append(all, event{kind: choose(d, reboot, powerCut), on: on, span: 2*time.Minute + d.upTo(time.Minute), vouched: v.vouched, offset: v.ahead})
+			all = append(all, event{kind: choose(d, reboot, powerCut), on: on,
+				span: 2*time.Minute + d.upTo(time.Minute), vouched: v.vouched, offset: v.ahead})
 		}
 		all = append(all, event{kind: diskFault, on: begin, disk: recordStuck, span: 10 * time.Minute})
 		changes(3, begin, 8*time.Minute, tokencache.Granted, tokencache.Changed)

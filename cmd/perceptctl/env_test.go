@@ -18,7 +18,8 @@ func TestEnvForShells(t *testing.T) {
 		{"10.0.0.1,.example", "10.0.0.1,.example,127.0.0.1,localhost,::1"},
 		{"it's `x` $(x) \\ \"; x", "it's `x` $(x) \\ \"; x,127.0.0.1,localhost,::1"},
 	} {
-		script := variablesFor(l, shellForm, row.before) + `printf '%s|' "$IDENTITY_ENDPOINT" "$IDENTITY_HEADER" "$NO_PROXY" "$no_proxy" "${MSI_ENDPOINT-unset}"`
+		script := variablesFor(l, shellForm, row.before) +
+			`printf '%s|' "$IDENTITY_ENDPOINT" "$IDENTITY_HEADER" "$NO_PROXY" "$no_proxy" "${MSI_ENDPOINT-unset}"`
 		shell := exec.Command("sh", "-c", script)
 		shell.Env = []string{"MSI_ENDPOINT=http://127.0.0.1:1"}
 		out, err := shell.CombinedOutput()

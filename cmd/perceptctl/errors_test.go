@@ -22,11 +22,14 @@ func TestUnreachableHints(t *testing.T) {
 		err    error
 		want   string
 	}{
-		{"admin socket, not permitted", api.DefaultAdminSocket, syscall.EACCES, "join it (sudo usermod -aG percept-admin $USER"},
+		{"admin socket, not permitted", api.DefaultAdminSocket, syscall.EACCES,
+			"join it (sudo usermod -aG percept-admin $USER"},
 		{"token socket, not permitted", api.DefaultTokenSocket, syscall.EACCES, "write permission on the socket"},
-		{"admin socket, absent", api.DefaultAdminSocket, syscall.ENOENT, "there is no admin socket inside a module's container"},
+		{"admin socket, absent", api.DefaultAdminSocket, syscall.ENOENT,
+			"there is no admin socket inside a module's container"},
 		{"token socket, absent", api.DefaultTokenSocket, syscall.ENOENT, "mount the module's folder at /run/percept"},
-		{"token socket, dead", api.DefaultTokenSocket, syscall.ECONNREFUSED, "perceptd is not running here: systemctl status perceptd"},
+		{"token socket, dead", api.DefaultTokenSocket, syscall.ECONNREFUSED,
+			"perceptd is not running here: systemctl status perceptd"},
 		{"out of time", api.DefaultTokenSocket, context.DeadlineExceeded, "--timeout gives it longer"},
 		{"broken", api.DefaultTokenSocket, io.EOF, "the connection broke"},
 	}

@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// When exec is killed the command that it ran is killed too. What the kernel spares, since it is the command's child or has become
-// another user, holds the port: no other process can listen where that would show its secret, and who connects is refused.
+// When exec is killed the command that it ran is killed too. What the kernel spares, since it is the command's child or
+// has become another user, holds the port: no other process can listen where that would show its secret, and who
+// connects is refused.
 func TestExecKilled(t *testing.T) {
 	t.Parallel()
 	rows := map[string]struct {

@@ -30,7 +30,8 @@ const (
 func tellSignals() {
 	hangup := signal.Ignored(syscall.SIGHUP)
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGCONT, syscall.Signal(40))
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
+		syscall.SIGWINCH, syscall.SIGCONT, syscall.Signal(40))
 	if !hangup {
 		signal.Notify(signals, syscall.SIGHUP)
 	}
@@ -153,7 +154,8 @@ func TestExecPathBeyondAClosedFolder(t *testing.T) {
 func TestExecTestsUnderNohup(t *testing.T) {
 	t.Parallel()
 	self, _ := os.Executable()
-	out, err := exec.Command("setsid", "--wait", "sh", "-c", `trap "" HUP INT QUIT TERM; exec "$0" -test.run '^TestExec(PassesSignalsOn|OnATerminal|LeavesIgnoredSignals)$'`,
+	out, err := exec.Command("setsid", "--wait", "sh", "-c",
+		`trap "" HUP INT QUIT TERM; exec "$0" -test.run '^TestExec(PassesSignalsOn|OnATerminal|LeavesIgnoredSignals)$'`,
 		self).CombinedOutput()
 	if err != nil || !strings.HasPrefix(string(out), "PASS\n") {
 		t.Errorf("%v: %s", err, out)
@@ -206,7 +208,8 @@ func TestExecPassesSignalsOn(t *testing.T) {
 	t.Parallel()
 	self, _ := os.Executable()
 	s := startTelling(t, executing(t, "--", self))
-	for _, sent := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, 40, syscall.SIGTERM} {
+	for _, sent := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1,
+		syscall.SIGUSR2, syscall.SIGWINCH, 40, syscall.SIGTERM} {
 		s.told(t, sent)
 	}
 	if _ = s.Wait(); s.ProcessState.ExitCode() != 3 {
@@ -232,8 +235,8 @@ func TestExecLeavesIgnoredSignals(t *testing.T) {
 	_ = s.Wait()
 }
 
-// A key on a terminal tells the command once, and what the command does on it decides: under a shell, and as a container's
-// first process.
+// A key on a terminal tells the command once, and what the command does on it decides: under a shell, and as a
+// container's first process.
 func TestExecOnATerminal(t *testing.T) {
 	t.Parallel()
 	keys, s := atKeyboard(t, "exec")
@@ -257,7 +260,8 @@ func TestExecOnATerminal(t *testing.T) {
 	}
 }
 
-// atKeyboard starts exec on a terminal of its own, with what stands before it on the command line, and returns what types there.
+// atKeyboard starts exec on a terminal of its own, with what stands before it on the command line, and returns what
+// types there.
 func atKeyboard(t *testing.T, before string) (io.Writer, *started) {
 	t.Helper()
 	self, _ := os.Executable()
@@ -281,7 +285,8 @@ func press(t *testing.T, keys io.Writer, s *started) {
 		if _, err := io.WriteString(keys, row.key); err != nil {
 			t.Fatal(err)
 		}
-		if got := s.line(); !strings.HasSuffix(got, row.want) || strings.Count(got, row.want) != 1 { // the terminal echoes the key before it
+		// the terminal echoes the key before it
+		if got := s.line(); !strings.HasSuffix(got, row.want) || strings.Count(got, row.want) != 1 {
 			t.Errorf("%q: the command got %q", row.key, got)
 		}
 	}
@@ -295,7 +300,8 @@ func TestExecAsFirstProcess(t *testing.T) {
 	}
 	runtime.LockOSThread() // the child is killed when the thread ends that began it
 	defer runtime.UnlockOSThread()
-	cmd := executing(t, "--", "sh", "-c", "for i in 1 2 3 4 5; do (true & true & true &) ; done; echo ready; read line; exit 9")
+	cmd := executing(t, "--", "sh", "-c",
+		"for i in 1 2 3 4 5; do (true & true & true &) ; done; echo ready; read line; exit 9")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -365,7 +371,8 @@ func TestExecEnvironment(t *testing.T) {
 		"HOME=/root", "AZURE_CLIENT_ID=id", "HTTPS_PROXY=http://proxy", "odd", "IDENTITY_ENDPOINT=ours", "IDENTITY_HEADER=secret",
 		"NO_PROXY=corp.example,localhost,127.0.0.1,::1", "no_proxy=corp.example,localhost,127.0.0.1,::1",
 	}
-	if got := environment(given, []string{"IDENTITY_ENDPOINT=ours", "IDENTITY_HEADER=secret"}); !slices.Equal(got, want) {
+	if got := environment(given, []string{"IDENTITY_ENDPOINT=ours", "IDENTITY_HEADER=secret"}); !slices.Equal(got,
+		want) {
 		t.Errorf("%q", got)
 	}
 }

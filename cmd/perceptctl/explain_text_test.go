@@ -30,7 +30,8 @@ func scenarios() []scenario {
 		{
 			name: "current, and no change is known",
 			says: []string{
-				"vision's token for " + vault + " is current, as far as perceptd was told: no policy change for it is on record.",
+				"vision's token for " +
+					vault + " is current, as far as perceptd was told: no policy change for it is on record.",
 				"was minted at 03:00 (9h ago).", "It expires at Nov 24 03:00 (in 15h).",
 				"It carries no groups, no app roles and no directory roles.",
 				"gave a newer token (asked once so far).",
@@ -43,15 +44,17 @@ func scenarios() []scenario {
 		{
 			name:    "current, a change was met",
 			changes: []api.PolicyChange{aChange("1f0c2a34", api.EffectGranted, 20*time.Hour, 0)},
-			says:    []string{"is current: it carries every policy change on record.", "and carries it.", "Direct Azure RBAC"},
-			hides:   []string{"withdraw"},
+			says: []string{"is current: it carries every policy change on record.", "and carries it.",
+				"Direct Azure RBAC"},
+			hides: []string{"withdraw"},
 		},
 		{
 			name: "stale, the back end rolls over at expiry",
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Likely = token.Permissions.CurrentBy
-				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 1, Age: 86400, Expected: token.ExpiresOn}
+				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 1, Age: 86400,
+					Expected: token.ExpiresOn}
 				token.LastOutcome, token.Fetches = api.OutcomeUnchanged, 3
 			},
 			changes: []api.PolicyChange{granted},
@@ -63,7 +66,8 @@ func scenarios() []scenario {
 				"always at the expiry of the one before (1 rollover of this token was observed).",
 				"The next is expected at about Nov 24 03:00 (in 15h).",
 				"by Nov 24 03:00 (in 15h) at the latest, if the back end answers, and probably not much earlier.",
-				fmt.Sprintf("Percept-Permissions: stale; changed=%d; current-by=%d.", noon.Add(-time.Hour).Unix(), noon.Add(15*time.Hour+time.Second).Unix()),
+				fmt.Sprintf("Percept-Permissions: stale; changed=%d; current-by=%d.", noon.Add(-time.Hour).Unix(),
+					noon.Add(15*time.Hour+time.Second).Unix()),
 				"25 minutes at most", "cannot be recalled",
 				"Wait: nothing can hurry the back end", "perceptctl policy-changes withdraw 1f0c2a34.",
 			},
@@ -73,7 +77,8 @@ func scenarios() []scenario {
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Likely = noon.Add(3 * time.Hour)
-				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 4, Age: 43200, Expected: after(3 * time.Hour)}
+				token.Rollover = api.RolloverStatus{Pattern: api.RolloverRegular, Seen: 4, Age: 43200,
+					Expected: after(3 * time.Hour)}
 			},
 			changes: []api.PolicyChange{granted},
 			says:    []string{"always at about 12h of age (4 rollovers", "and probably by 15:00 (in 3h)."},
@@ -86,15 +91,19 @@ func scenarios() []scenario {
 				token.Rollover.Pattern = api.RolloverIrregular
 				token.LastOutcome = api.OutcomeOlder
 			},
-			changes: []api.PolicyChange{{ID: "a", Effect: api.EffectChanged, Identity: "vision", Resource: vault, At: noon.Add(-time.Minute), NotedOn: noon.Add(-time.Minute),
+			changes: []api.PolicyChange{{ID: "a", Effect: api.EffectChanged, Identity: "vision", Resource: vault,
+				At: noon.Add(-time.Minute), NotedOn: noon.Add(-time.Minute),
 				Unsure: true, Note: "by\nmail", Touched: 1, Waiting: 1}},
 			says: []string{
 				"is uncertain: it may or may not carry a policy change (at 11:59).",
-				"was minted between 11:57 and 12:02 (no more exactly, since the issuer may date a token back by 5 minutes).",
-				"Permissions were changed at 11:59 (1m ago) for identity vision on " + vault + " (ID a). Note: \"by mail\". That time is not sure",
+				"was minted between 11:57 and 12:02 (no more exactly, since the issuer may date a token back by 5 " +
+					"minutes).",
+				"Permissions were changed at 11:59 (1m ago) for identity vision on " +
+					vault + " (ID a). Note: \"by mail\". That time is not sure",
 				"Whether the token carries it cannot be told", "at ages that differ",
 				"gave a token minted before the one held, which stays",
-				"Until 12:09 (in 9m) perceptd asks for no newer token: a policy change takes minutes to reach new tokens",
+				"Until 12:09 (in 9m) perceptd asks for no newer token: a policy change takes minutes to reach new " +
+					"tokens",
 				"Whether it comes earlier cannot be said",
 			},
 		},
@@ -109,7 +118,8 @@ func moreScenarios() []scenario {
 				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Withheld, token.Refused = true, after(-5*time.Minute)
 			},
-			changes: []api.PolicyChange{aChange("c", api.EffectGranted, time.Hour, 2), aChange("b", api.EffectRevoked, 2*time.Hour, 2),
+			changes: []api.PolicyChange{aChange("c", api.EffectGranted, time.Hour, 2),
+				aChange("b", api.EffectRevoked, 2*time.Hour, 2),
 				aChange("a", api.EffectRevoked, 3*time.Hour, 2)},
 			says: []string{
 				"is withheld: permissions were revoked", "are refused (403, permissions_revoked) on every form",
@@ -121,12 +131,14 @@ func moreScenarios() []scenario {
 		{
 			name: "of a former principal",
 			token: func(token *api.TokenStatus) {
-				token.Former, token.Claims = true, &api.TokenClaims{ObjectID: "object-1", TenantID: "tenant-1", ClientID: "client-1"}
+				token.Former, token.Claims = true, &api.TokenClaims{ObjectID: "object-1", TenantID: "tenant-1",
+					ClientID: "client-1"}
 				token.LastOutcome = api.OutcomeFormer
 			},
 			says: []string{
 				"It speaks for object ID object-1, tenant tenant-1, which is a former principal of the identity",
-				"gave a token of a principal that the identity's tokens were of before, which is taken only where none is held",
+				"gave a token of a principal that the identity's tokens were of before, which is taken only where " +
+					"none is held",
 			},
 			hides: []string{"client-1"},
 		},
@@ -136,8 +148,10 @@ func moreScenarios() []scenario {
 				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Withheld = true
 			},
-			changes: []api.PolicyChange{{ID: "e", Resource: "https://alternate.example", Effect: api.EffectRevoked, At: noon.Add(-time.Hour), Touched: 1, Waiting: 1}},
-			says: []string{"from every identity on https://alternate.example (ID e). That resource is an alternate of this one. The token was minted before that",
+			changes: []api.PolicyChange{{ID: "e", Resource: "https://alternate.example", Effect: api.EffectRevoked,
+				At: noon.Add(-time.Hour), Touched: 1, Waiting: 1}},
+			says: []string{"from every identity on https://alternate.example (ID e). That resource is an alternate " +
+				"of this one. The token was minted before that",
 				"withdraw e."},
 			hides: []string{"No policy change that touches it"},
 		},
@@ -153,12 +167,14 @@ func moreScenarios() []scenario {
 		{
 			name: "missing, the back end fails",
 			token: func(token *api.TokenStatus) {
-				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateMissing, LastFetch: after(-10 * time.Second),
+				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateMissing,
+					LastFetch:   after(-10 * time.Second),
 					LastOutcome: api.OutcomeFailed, LastError: "it does not answer.", Failures: 4, Fetches: 4, NextRefresh: after(-time.Second)}
 			},
 			changes: []api.PolicyChange{aChange("1f0c2a34", api.EffectGranted, time.Hour, 0)},
 			says: []string{
-				"vision has no token for " + vault + ": the back end did not give one.", "and gave none (asked 4 times so far)",
+				"vision has no token for " +
+					vault + ": the back end did not give one.", "and gave none (asked 4 times so far)",
 				"Fetching fails, 4 times in a row: it does not answer. It is asked again right now.",
 				"A token that comes now is judged by the changes above.", "See to the back end",
 			},
@@ -169,12 +185,14 @@ func moreScenarios() []scenario {
 			token: func(token *api.TokenStatus) {
 				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateFetching}
 			},
-			says: []string{"has no token for " + vault + " yet: it is being fetched.", "It has not answered yet.", "No further fetch is planned.", "Wait a moment"},
+			says: []string{"has no token for " + vault + " yet: it is being fetched.", "It has not answered yet.",
+				"No further fetch is planned.", "Wait a moment"},
 		},
 		{
 			name: "not fetched while a revocation is spreading",
 			token: func(token *api.TokenStatus) {
-				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateFetching, NextRefresh: after(9 * time.Minute), HeldUntil: after(9 * time.Minute)}
+				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateFetching,
+					NextRefresh: after(9 * time.Minute), HeldUntil: after(9 * time.Minute)}
 			},
 			changes: []api.PolicyChange{aChange("a", api.EffectRevoked, time.Minute, 0)},
 			says: []string{"has no token for " + vault + ", and none is fetched while a revocation is spreading.",
@@ -186,31 +204,38 @@ func moreScenarios() []scenario {
 			token: func(token *api.TokenStatus) {
 				token.State, token.LastOutcome, token.LastError, token.Failures = api.StateFailing, api.OutcomeFailed, "throttled", 1
 			},
-			says:  []string{"Fetching fails: throttled. It is asked again at 13:00 (in 1h)", "see to the back end before it expires"},
+			says: []string{"Fetching fails: throttled. It is asked again at 13:00 (in 1h)",
+				"see to the back end before it expires"},
 			hides: []string{"in a row"},
 		},
 		{
 			name:  "current and refused",
 			token: func(token *api.TokenStatus) { token.Refused = after(-5 * time.Minute) },
-			says:  []string{"If permissions on " + vault + " were changed, tell perceptd", "the permission may be missing."},
+			says: []string{"If permissions on " + vault + " were changed, tell perceptd",
+				"the permission may be missing."},
 		},
 		{
 			name: "of an older daemon, nobody asks for it",
 			token: func(token *api.TokenStatus) {
 				token.State, token.Permissions, token.MintedFrom, token.Claims, token.LastOutcome = api.StateIdle, api.Permissions{}, time.Time{}, nil, "odd"
 			},
-			says: []string{"minted at a time that is not known", "its claims cannot be read", "an answer that is not known here", "left to expire", "current."},
+			says: []string{"minted at a time that is not known", "its claims cannot be read",
+				"an answer that is not known here", "left to expire", "current."},
 		},
 		{
 			name: "claims differ, and are many",
 			token: func(token *api.TokenStatus) {
 				token.MintedFrom = after(-20 * time.Hour)
-				token.Claims = &api.TokenClaims{Audience: "https://other.example", Groups: []string{"a", "b", "c", "d", "e"}, Roles: []string{"R"}}
-				token.Before = &api.TokenClaims{Groups: []string{"a", "b", "c", "d"}, Roles: []string{"R"}, WIDs: []string{"w"}}
+				token.Claims = &api.TokenClaims{Audience: "https://other.example",
+					Groups: []string{"a", "b", "c", "d", "e"}, Roles: []string{"R"}}
+				token.Before = &api.TokenClaims{Groups: []string{"a", "b", "c", "d"}, Roles: []string{"R"},
+					WIDs: []string{"w"}}
 			},
 			says: []string{
-				"carries 5 groups (a, b, c and 2 more), 1 app role (R) and no directory roles. Its audience is https://other.example.",
-				"Compared with the token before it, 1 group (e) came, 1 directory role (w) went. That is evidence of a change that reached it, and no proof",
+				"carries 5 groups (a, b, c and 2 more), 1 app role (R) and no directory roles. Its audience is " +
+					"https://other.example.",
+				"Compared with the token before it, 1 group (e) came, 1 directory role (w) went. That is evidence of " +
+					"a change that reached it, and no proof",
 				"since it carries no date of its own",
 			},
 		},
@@ -222,7 +247,8 @@ func moreScenarios() []scenario {
 				token.Before = &api.TokenClaims{Groups: []string{"a"}, Roles: []string{"S"}}
 			},
 			says: []string{
-				"carries groups that are too long to be kept, or cannot be shown, 1 app role (R) and no directory roles.",
+				"carries groups that are too long to be kept, or cannot be shown, 1 app role (R) and no directory " +
+					"roles.",
 				"Compared with the token before it, 1 app role (R) came, 1 app role (S) went.",
 			},
 		},
@@ -233,7 +259,8 @@ func moreScenarios() []scenario {
 				token.Permissions.CurrentBy = time.Time{}
 			},
 			changes: []api.PolicyChange{aChange("a", api.EffectUnknown, time.Hour, 2)},
-			says: []string{"The record of policy changes could not be read at 11:00 (1h ago): whether permissions changed before is not known (ID a).",
+			says: []string{"The record of policy changes could not be read at 11:00 (1h ago): whether permissions " +
+				"changed before is not known (ID a).",
 				"cannot be told", "When a current token is here is not known."},
 		},
 		{
@@ -242,18 +269,25 @@ func moreScenarios() []scenario {
 				*token = lacking(*token, api.PermissionsStale, time.Hour)
 				token.Permissions.Withheld = true
 			},
-			changes: []api.PolicyChange{ofRecord(api.RecordUnread, "chown percept: /var/lib/percept/*; it is read again every minute", true)},
-			says: []string{"is withheld: the record of policy changes cannot be read, and it may lack a change that was on it ([tokens] lost_record).",
-				"The record of policy changes cannot be read, since 11:00 (1h ago): whether permissions changed before is not known, and tokens from before are withheld ([tokens] lost_record) (ID unread).",
-				"until that is ended", "To mend the record of policy changes: chown percept: /var/lib/percept/*; it is read again every minute."},
+			changes: []api.PolicyChange{ofRecord(api.RecordUnread,
+				"chown percept: /var/lib/percept/*; it is read again every minute", true)},
+			says: []string{"is withheld: the record of policy changes cannot be read, and it may lack a change that " +
+				"was on it ([tokens] lost_record).",
+				"The record of policy changes cannot be read, since 11:00 (1h ago): whether permissions changed " +
+					"before is not known, and tokens from before are withheld ([tokens] lost_record) (ID unread).",
+				"until that is ended", "To mend the record of policy changes: chown percept: /var/lib/percept/*; it " +
+					"is read again every minute."},
 			hides: []string{"revoked at", "were revoked", "Wait", "withdraw unread", "at the latest"},
 		},
 		{
-			name:    "the record is lost, and a change was noted since",
-			token:   func(token *api.TokenStatus) { *token = lacking(*token, api.PermissionsUncertain, time.Minute) },
-			changes: []api.PolicyChange{aChange("b", api.EffectChanged, time.Minute, 2), ofRecord(api.RecordLost, "enter them again, then: perceptctl policy-changes withdraw lost-1", false)},
-			says: []string{"The record of policy changes is lost, since 11:00 (1h ago): whether permissions changed before is not known (ID lost-1).",
-				"To mend the record of policy changes: enter them again, then: perceptctl policy-changes withdraw lost-1. Wait: nothing", "withdraw b."},
+			name:  "the record is lost, and a change was noted since",
+			token: func(token *api.TokenStatus) { *token = lacking(*token, api.PermissionsUncertain, time.Minute) },
+			changes: []api.PolicyChange{aChange("b", api.EffectChanged, time.Minute, 2),
+				ofRecord(api.RecordLost, "enter them again, then: perceptctl policy-changes withdraw lost-1", false)},
+			says: []string{"The record of policy changes is lost, since 11:00 (1h ago): whether permissions changed " +
+				"before is not known (ID lost-1).",
+				"To mend the record of policy changes: enter them again, then: perceptctl policy-changes withdraw " +
+					"lost-1. Wait: nothing", "withdraw b."},
 			hides: []string{"withheld"},
 		},
 		{
@@ -263,8 +297,10 @@ func moreScenarios() []scenario {
 				token.MintedFrom, token.MintedTo = after(-2*time.Minute), after(-2*time.Minute)
 			},
 			changes: []api.PolicyChange{dated(5*time.Minute, time.Minute)},
-			says: []string{"is stale: it was minted before a policy change (at 11:55, which counts as of its note at 11:59).",
-				"It counts as of its note, at 11:59 (1m ago), since this device's clock was not known to be right then. The token was minted before that note, and does not count as carrying it."},
+			says: []string{"is stale: it was minted before a policy change (at 11:55, which counts as of its note at " +
+				"11:59).",
+				"It counts as of its note, at 11:59 (1m ago), since this device's clock was not known to be right " +
+					"then. The token was minted before that note, and does not count as carrying it."},
 			hides: []string{"cannot be told", "time is not sure"},
 		},
 	}
@@ -355,7 +391,8 @@ func TestManyChanges(t *testing.T) {
 			t.Errorf("%s: %s, want %s", change.ID, change.State, want[change.ID])
 		}
 	}
-	if shown := (screen{Screen: term.Screen{Width: 80}}).explanation(story); !strings.Contains(shown, "There are 3 changes before these") {
+	if shown := (screen{Screen: term.Screen{Width: 80}}).explanation(story); !strings.Contains(shown,
+		"There are 3 changes before these") {
 		t.Errorf("got\n%s", shown)
 	}
 }
@@ -370,7 +407,8 @@ func TestPolicyChangesTable(t *testing.T) {
 	lost := aChange("ffee0011", api.EffectUnknown, time.Hour, 2)
 	revoked := aChange("9b2e7c10", api.EffectRevoked, time.Hour, 0)
 	unread := ofRecord(api.RecordUnread, "chown percept: x", true)
-	got := screen{Screen: term.Screen{Width: 80}}.policyChanges(noon, []api.PolicyChange{unsure, dated(5*time.Minute, time.Minute), revoked, lost, unread, untouched})
+	got := screen{Screen: term.Screen{Width: 80}}.policyChanges(noon,
+		[]api.PolicyChange{unsure, dated(5*time.Minute, time.Minute), revoked, lost, unread, untouched})
 	want := `ID        WHEN          EFFECT   IDENTITY  RESOURCE            WAITING   ENDS IN
 77aa0011  11:59         changed  vision    https://…ample.net  1 of 2    2d 2h
   a note
@@ -391,7 +429,8 @@ unread    11:00         unknown  all       all                 2 of 2    2d 2h
 	}
 }
 
-// TestPolicyChangesOnNarrowScreens tells in words what has no room in columns, and of what a change stands for that was joined.
+// TestPolicyChangesOnNarrowScreens tells in words what has no room in columns, and of what a change stands for that was
+// joined.
 func TestPolicyChangesOnNarrowScreens(t *testing.T) {
 	t.Parallel()
 	joined := aChange("77aa0011", api.EffectRevoked, 20*time.Hour, 1)
@@ -432,7 +471,8 @@ func TestPolicyChangesOnNarrowScreens(t *testing.T) {
 	for width := term.LeastWidth; width < 120; width++ {
 		checkWidth(t, screen{Screen: term.Screen{Width: width}}.policyChanges(noon, changes), width, false)
 	}
-	if told := (screen{Screen: term.Screen{Width: 80}}).recorded(noon, joined, api.Status{}, true); !strings.Contains(told, "it stands for 4 changes") {
+	if told := (screen{Screen: term.Screen{Width: 80}}).recorded(noon, joined, api.Status{},
+		true); !strings.Contains(told, "it stands for 4 changes") {
 		t.Errorf("got\n%s", told)
 	}
 }
@@ -477,7 +517,8 @@ func FuzzExplain(f *testing.F) {
 		change.Note = note
 		status := api.Status{Now: noon, Changes: []api.PolicyChange{change}}
 		s := screen{Screen: term.Screen{Width: max(term.DefaultWidth, min(width, 300))}}
-		shown := s.explanation(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.recorded(noon, change, status, true)
+		shown := s.explanation(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.recorded(noon,
+			change, status, true)
 		checkWidth(t, shown, s.Width, false)
 		if !utf8.ValidString(shown) {
 			t.Error("not UTF-8")
@@ -485,7 +526,8 @@ func FuzzExplain(f *testing.F) {
 	})
 }
 
-// Who asks for a resource in another spelling than it is held in is told that one, also where another identity holds it as asked.
+// Who asks for a resource in another spelling than it is held in is told that one, also where another identity holds it
+// as asked.
 func TestOtherSpellingIsNamed(t *testing.T) {
 	t.Parallel()
 	status := api.Status{
@@ -500,7 +542,8 @@ func TestOtherSpellingIsNamed(t *testing.T) {
 	if !known || hinted.hint != "it is cached for: https://storage.azure.com/" {
 		t.Errorf("%v: %+v", err, hinted)
 	}
-	if chosen, err := chooseTokens(status, "https://storage.azure.com", ""); err != nil || len(chosen) != 1 || chosen[0].Identity != "speech" {
+	if chosen, err := chooseTokens(status, "https://storage.azure.com", ""); err != nil || len(chosen) != 1 ||
+		chosen[0].Identity != "speech" {
 		t.Errorf("%v %+v", err, chosen)
 	}
 }
@@ -515,7 +558,8 @@ func TestDoctorTellsRecordFromRevocation(t *testing.T) {
 		"it is withheld ([tokens] lost_record): the record of policy changes is lost": {lost},
 		"it is withheld, as a revocation ordered":                                     {lost, revoked},
 	} {
-		found := examineTokens(api.Status{Now: noon, Tokens: []api.TokenStatus{judged(token, changes...)}, Changes: changes})
+		found := examineTokens(api.Status{Now: noon, Tokens: []api.TokenStatus{judged(token, changes...)},
+			Changes: changes})
 		if len(found) != 1 || found[0].Is != want {
 			t.Errorf("%+v, want %q", found, want)
 		}

@@ -25,9 +25,10 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// hostile is what a hostile daemon says wherever the wire has text: control sequences of 7 and of 8 bits, line breaks that
-// would begin lines of their own, marks that turn the order of text, and bytes that are not UTF-8.
-const hostile = "a\x1b[2J\x1b]0;title\x07b\u009b31mc\rFORGED d\nFORGED e\n\nFORGED: f\x7f\u202eg\u2066h\u200b\x00i\tj\u2028k\x1b[31ml" + brokenText
+// hostile is what a hostile daemon says wherever the wire has text: control sequences of 7 and of 8 bits, line breaks
+// that would begin lines of their own, marks that turn the order of text, and bytes that are not UTF-8.
+const hostile = "a\x1b[2J\x1b]0;title\x07b\u009b31mc\rFORGED d\nFORGED e\n\nFORGED: " +
+	"f\x7f\u202eg\u2066h\u200b\x00i\tj\u2028k\x1b[31ml" + brokenText
 
 const (
 	brokenText  = "BROKEN" // stands for brokenBytes, which no encoder writes
@@ -135,7 +136,8 @@ func refuseAll(t *testing.T, d *fakeDaemon, status int, code api.Code, yes bool)
 	if yes {
 		problem.Choices = []string{hostile, hostile}
 	}
-	for _, path := range []string{api.PathStatus, api.PathToken, api.PathWhoAmI, api.PathLoopback, api.PathRefresh, api.PathReload,
+	for _, path := range []string{api.PathStatus, api.PathToken, api.PathWhoAmI, api.PathLoopback, api.PathRefresh,
+		api.PathReload,
 		api.PathPolicyChanges, api.PathGrants, api.PathGrantsCheck, api.PathWatch} {
 		d.answer(path, fakeAnswer{status: status, body: spoken(t, problem)})
 	}
@@ -144,40 +146,46 @@ func refuseAll(t *testing.T, d *fakeDaemon, status int, code api.Code, yes bool)
 // hostileLines are the command lines, by the path of their verb. $SIMULATOR, $FOLDER and $WORD are filled in.
 var hostileLines = map[string][]string{
 	"completion bash": {""}, "completion zsh": {""}, "completion fish": {""}, "completion powershell": {""},
-	"help":                               {"", "status"},
-	"status":                             {"", "--json", "$WORD"},
-	"explain":                            {"$WORD", "$WORD --json", "other"},
-	"timeline":                           {""},
-	"policy-changed":                     {"r --effect revoked", "r --effect granted --json", "r --effect $WORD", "r --effect granted --at $WORD", "r --effect granted --at 14:05"},
-	"policy-changes":                     {"", "--json"},
-	"policy-changes withdraw":            {"$WORD $WORD", "--resource $WORD", "--resource r --identity $WORD"},
-	"token":                              {"--resource r", "--resource r --short", "--resource r --json", "--resource $WORD --identity $WORD", "--resource r --issued-after 14:05"},
-	"watch":                              {"r", "r --json"},
-	"refresh":                            {"", "--json", "--identity $WORD --resource $WORD"},
-	"reload":                             {""},
-	"version":                            {""},
-	"whoami":                             {"", "--json"},
-	"grants":                             {"", "--json"},
-	"grants check":                       {"--module $WORD --resource $WORD", "--uid 0 --resource r", "--user $WORD --resource r", "--unit u.service --resource r --json"},
-	"doctor":                             {"", "--json", "--socket $FOLDER/none", "--socket $WORD"},
-	"cache-key":                          {"--file $FOLDER/none-$WORD"},
-	"cache-key make":                     {"--file $FOLDER/key-$WORD", "--file $FOLDER/key-$WORD --with host --dry-run", "--with $WORD", "--file $FOLDER/$WORD/$WORD --with file --group $WORD"},
-	"cache-key show":                     {"--file $FOLDER/sealed", "--file $FOLDER/$WORD"},
-	"cache-key open":                     {"--file $FOLDER/$WORD", "--file $FOLDER/sealed"},
-	"clock":                              {"", "$WORD"},
-	"exec":                               {"--socket $FOLDER/none -- $WORD", "-- $FOLDER/$WORD"},
-	"env":                                {"", "--format dotenv", "--format compose", "--format json", "--format $WORD", "--user $WORD"},
-	"simulate":                           {"--form $WORD", "--fault $WORD", "--env-file $FOLDER/none/$WORD"},
-	"simulate state":                     {"--at $SIMULATOR", "--at $SIMULATOR --json", "--at http://127.0.0.1/$WORD"},
-	"simulate fault":                     {"--at $SIMULATOR throttle", "--at $SIMULATOR $WORD", "--at $SIMULATOR --clear"},
+	"help":     {"", "status"},
+	"status":   {"", "--json", "$WORD"},
+	"explain":  {"$WORD", "$WORD --json", "other"},
+	"timeline": {""},
+	"policy-changed": {"r --effect revoked", "r --effect granted --json", "r --effect $WORD",
+		"r --effect granted --at $WORD", "r --effect granted --at 14:05"},
+	"policy-changes":          {"", "--json"},
+	"policy-changes withdraw": {"$WORD $WORD", "--resource $WORD", "--resource r --identity $WORD"},
+	"token": {"--resource r", "--resource r --short", "--resource r --json",
+		"--resource $WORD --identity $WORD", "--resource r --issued-after 14:05"},
+	"watch":   {"r", "r --json"},
+	"refresh": {"", "--json", "--identity $WORD --resource $WORD"},
+	"reload":  {""},
+	"version": {""},
+	"whoami":  {"", "--json"},
+	"grants":  {"", "--json"},
+	"grants check": {"--module $WORD --resource $WORD", "--uid 0 --resource r",
+		"--user $WORD --resource r", "--unit u.service --resource r --json"},
+	"doctor":    {"", "--json", "--socket $FOLDER/none", "--socket $WORD"},
+	"cache-key": {"--file $FOLDER/none-$WORD"},
+	"cache-key make": {"--file $FOLDER/key-$WORD", "--file $FOLDER/key-$WORD --with host --dry-run",
+		"--with $WORD", "--file $FOLDER/$WORD/$WORD --with file --group $WORD"},
+	"cache-key show": {"--file $FOLDER/sealed", "--file $FOLDER/$WORD"},
+	"cache-key open": {"--file $FOLDER/$WORD", "--file $FOLDER/sealed"},
+	"clock":          {"", "$WORD"},
+	"exec":           {"--socket $FOLDER/none -- $WORD", "-- $FOLDER/$WORD"},
+	"env": {"", "--format dotenv", "--format compose", "--format json", "--format $WORD",
+		"--user $WORD"},
+	"simulate":       {"--form $WORD", "--fault $WORD", "--env-file $FOLDER/none/$WORD"},
+	"simulate state": {"--at $SIMULATOR", "--at $SIMULATOR --json", "--at http://127.0.0.1/$WORD"},
+	"simulate fault": {"--at $SIMULATOR throttle", "--at $SIMULATOR $WORD",
+		"--at $SIMULATOR --clear"},
 	"simulate permissions":               {"--at $SIMULATOR --identity $WORD --roles $WORD"},
 	"__complete explain":                 {"$EMPTY"},
 	"__complete token --identity":        {"$EMPTY"},
 	"__complete policy-changes withdraw": {"$EMPTY"},
 }
 
-// TestNothingFromOutsideSteersATerminal plays every verb against a daemon, a simulated back end and programs that are hostile
-// in all that they say, with arguments and variables that are so too, away from a terminal and on one.
+// TestNothingFromOutsideSteersATerminal plays every verb against a daemon, a simulated back end and programs that are
+// hostile in all that they say, with arguments and variables that are so too, away from a terminal and on one.
 func TestNothingFromOutsideSteersATerminal(t *testing.T) {
 	t.Parallel()
 	root := (&app{}).rootCommand()
@@ -201,7 +209,8 @@ func TestNothingFromOutsideSteersATerminal(t *testing.T) {
 		{"refusing by a code of its own", func(t *testing.T, d *fakeDaemon) { refuseAll(t, d, 400, hostile, true) }},
 		{"refusing by name", func(t *testing.T, d *fakeDaemon) { refuseAll(t, d, 400, api.CodeAmbiguous, true) }},
 		{"not a daemon", func(t *testing.T, d *fakeDaemon) {
-			for _, path := range []string{api.PathStatus, api.PathToken, api.PathWhoAmI, api.PathWatch, api.PathPolicyChanges, api.PathLoopback} {
+			for _, path := range []string{api.PathStatus, api.PathToken, api.PathWhoAmI, api.PathWatch,
+				api.PathPolicyChanges, api.PathLoopback} {
 				d.answer(path, fakeAnswer{status: 200, body: hostile + brokenBytes})
 			}
 		}},
@@ -214,16 +223,19 @@ func TestNothingFromOutsideSteersATerminal(t *testing.T) {
 			folder := hostilePrograms(t)
 			back := hostileSimulator(t)
 			for verb, lines := range hostileLines {
-				if verb, _, _ := strings.Cut(verb, " "); i > 0 && slices.Contains([]string{"completion", "help", "simulate", "cache-key", "exec"}, verb) {
+				if verb, _, _ := strings.Cut(verb, " "); i > 0 &&
+					slices.Contains([]string{"completion", "help", "simulate", "cache-key", "exec"}, verb) {
 					continue // they ask no daemon
 				}
 				for _, line := range lines {
 					var args []string
 					for _, word := range strings.Fields(verb + " " + line) {
-						word = strings.NewReplacer("$SIMULATOR", back, "$FOLDER", folder, "$WORD", heard, "$EMPTY", "").Replace(word)
+						word = strings.NewReplacer("$SIMULATOR", back, "$FOLDER", folder, "$WORD", heard, "$EMPTY",
+							"").Replace(word)
 						args = append(args, strings.ReplaceAll(word, "\x00", "")) // no argument has that
 					}
-					environ := d.environ("PATH="+folder+":/usr/bin:/bin", "RUNTIME_DIRECTORY="+folder, "TERM=xterm", "NO_PROXY="+heard,
+					environ := d.environ("PATH="+folder+":/usr/bin:/bin", "RUNTIME_DIRECTORY="+folder, "TERM=xterm",
+						"NO_PROXY="+heard,
 						simulatorVariable+"="+heard, "TZ="+heard, "LANG=C.UTF-8")
 					checkHostile(t, verb+" "+line, args, environ)
 				}
@@ -236,7 +248,8 @@ func checkHostile(t *testing.T, line string, args, environ []string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	code := run(t.Context(), args, strings.NewReader(""), &stdout, &stderr, environ)
-	checkHarmless(t, line, stdout.String(), line != "" && !strings.HasPrefix(line, "__complete") && !strings.HasPrefix(line, "completion"))
+	checkHarmless(t, line, stdout.String(), line != "" && !strings.HasPrefix(line, "__complete") &&
+		!strings.HasPrefix(line, "completion"))
 	checkHarmless(t, line+" (stderr)", stderr.String(), true)
 	if strings.Contains(line, "--json") && code == exitOK {
 		checkHeard(t, line, stdout.String())
@@ -244,7 +257,8 @@ func checkHostile(t *testing.T, line string, args, environ []string) {
 	if strings.HasPrefix(line, "token") && stdout.Len() > 0 {
 		t.Errorf("%s: printed %q", line, &stdout)
 	}
-	for locale, want := range map[string]func(rune) bool{"LANG=C.UTF-8": unicode.IsPrint, "LANG=C": func(r rune) bool { return r <= unicode.MaxASCII && unicode.IsPrint(r) }} {
+	for locale, want := range map[string]func(rune) bool{"LANG=C.UTF-8": unicode.IsPrint,
+		"LANG=C": func(r rune) bool { return r <= unicode.MaxASCII && unicode.IsPrint(r) }} {
 		shown, _, _ := onTerminal(t, t.Context(), 80, args, append([]string{locale}, environ...))
 		plain := painted.ReplaceAllString(shown, "")
 		for _, r := range plain {
@@ -303,7 +317,8 @@ func checkHeard(t *testing.T, line, shown string) {
 		}
 		found = found || has(v, heard)
 	}
-	if !found && !strings.HasPrefix(line, "doctor") && !strings.HasPrefix(line, "explain") { // these tell it in sentences
+	// these tell it in sentences
+	if !found && !strings.HasPrefix(line, "doctor") && !strings.HasPrefix(line, "explain") {
 		t.Errorf("%s: the text is not as it came: %s", line, shown)
 	}
 }
@@ -379,11 +394,13 @@ func TestHostileStatusWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	d.afterRequests(3, cancel)
-	shown, _, _ := onTerminal(t, ctx, 80, []string{"status", "--watch", "--every", "1ms"}, d.environ("TERM=xterm", "LANG=C.UTF-8"))
+	shown, _, _ := onTerminal(t, ctx, 80, []string{"status", "--watch", "--every", "1ms"},
+		d.environ("TERM=xterm", "LANG=C.UTF-8"))
 	if n := strings.Count(shown, "\x1b[2J"); n != 1 {
 		t.Errorf("cleared %d times: %q", n, shown)
 	}
-	checkHarmless(t, "status --watch", strings.NewReplacer("\x1b[2J", "", "\x1b[H", "", "\x1b[K", "", "\x1b[J", "").Replace(painted.ReplaceAllString(shown, "")), true)
+	checkHarmless(t, "status --watch", strings.NewReplacer("\x1b[2J", "", "\x1b[H", "", "\x1b[K", "", "\x1b[J",
+		"").Replace(painted.ReplaceAllString(shown, "")), true)
 	ctx, cancel = context.WithCancel(t.Context())
 	defer cancel()
 	d.afterRequests(3, cancel)
@@ -397,11 +414,12 @@ func TestHostileStatusWatch(t *testing.T) {
 func TestHostileHeader(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{
-		"status line":  "HTTP/1.1 200\x1b[2J" + hostile,
-		"reason":       "HTTP/1.1 400 \x1b[2J\u009b31m\r\nContent-Length: 0\r\n\r\n",
-		"header":       "HTTP/1.1 200 OK\r\nX\x1b[2J: y\r\n\r\n",
-		"content type": "HTTP/1.1 400 OK\r\nContent-Type: \x1b[2J\u009b31m\r\nRetry-After: \x1b[2J\r\nContent-Length: 0\r\n\r\n",
-		"protocol":     hostile,
+		"status line": "HTTP/1.1 200\x1b[2J" + hostile,
+		"reason":      "HTTP/1.1 400 \x1b[2J\u009b31m\r\nContent-Length: 0\r\n\r\n",
+		"header":      "HTTP/1.1 200 OK\r\nX\x1b[2J: y\r\n\r\n",
+		"content type": "HTTP/1.1 400 OK\r\nContent-Type: \x1b[2J\u009b31m\r\nRetry-After: " +
+			"\x1b[2J\r\nContent-Length: 0\r\n\r\n",
+		"protocol": hostile,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -426,7 +444,8 @@ func TestHostileHeader(t *testing.T) {
 			defer func() { l.Close(); <-served }()
 			for _, verb := range []string{"token --resource r", "watch r", "whoami", "env", "doctor"} {
 				var stdout, stderr bytes.Buffer
-				code := run(t.Context(), strings.Fields(verb), nil, &stdout, &stderr, []string{api.SocketVariable + "=" + socket})
+				code := run(t.Context(), strings.Fields(verb), nil, &stdout, &stderr,
+					[]string{api.SocketVariable + "=" + socket})
 				if code == exitOK {
 					t.Errorf("%s: %s", verb, &stdout)
 				}
@@ -445,7 +464,8 @@ func TestTokenThatIsNone(t *testing.T) {
 		d.answer(api.PathToken, fakeAnswer{status: 200, body: spoken(t, api.Token{AccessToken: text})})
 		for _, more := range [][]string{nil, {"--short"}, {"--json"}} {
 			var stdout, stderr bytes.Buffer
-			code := run(t.Context(), append([]string{"token", "--resource", "r"}, more...), nil, &stdout, &stderr, d.environ())
+			code := run(t.Context(), append([]string{"token", "--resource", "r"}, more...), nil, &stdout, &stderr,
+				d.environ())
 			if code != exitError || stdout.Len() > 0 || !strings.Contains(stderr.String(), "text that no token has") {
 				t.Errorf("%q %v: status %d, %q, %q", text, more, code, &stdout, &stderr)
 			}

@@ -41,9 +41,9 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// heedSignals has the commands that tests start heed every signal, though this process was started to ignore some, as nohup
-// and a shell's background do: what is ignored stays so in what is started, what has a handler does not. Nothing reads the
-// channel, so this process goes on ignoring them.
+// heedSignals has the commands that tests start heed every signal, though this process was started to ignore some, as
+// nohup and a shell's background do: what is ignored stays so in what is started, what has a handler does not. Nothing
+// reads the channel, so this process goes on ignoring them.
 func heedSignals() {
 	for s := syscall.Signal(1); s <= 64; s++ {
 		if signal.Ignored(s) {
@@ -65,7 +65,8 @@ func TestTranscripts(t *testing.T) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatal(scripts, err)
 	}
-	for _, s := range []setting{scriptSetting, {2027, "Europe/Berlin"}, {2026, "America/St_Johns"}, {2027, "America/St_Johns"}} {
+	for _, s := range []setting{scriptSetting, {2027, "Europe/Berlin"}, {2026, "America/St_Johns"},
+		{2027, "America/St_Johns"}} {
 		t.Run(fmt.Sprint(s.year, " in ", filepath.Base(s.zone)), func(t *testing.T) {
 			t.Parallel()
 			folder := t.TempDir()
@@ -74,7 +75,8 @@ func TestTranscripts(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := os.WriteFile(filepath.Join(folder, filepath.Base(script)), []byte(s.moved(t, string(text))), 0o644); err != nil {
+				if err := os.WriteFile(filepath.Join(folder, filepath.Base(script)), []byte(s.moved(t, string(text))),
+					0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -126,7 +128,8 @@ type (
 func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	var stdout, stderr bytes.Buffer
 	var environ []string
-	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM", "TZ", "LANG", "PATH", "RUNTIME_DIRECTORY"} {
+	for _, name := range []string{api.SocketVariable, simulatorVariable, "NO_COLOR", "TERM", "TZ", "LANG", "PATH",
+		"RUNTIME_DIRECTORY"} {
 		environ = append(environ, name+"="+ts.Getenv(name))
 	}
 	daemon := ts.Value(daemonKey{}).(*fakeDaemon)
@@ -142,7 +145,8 @@ func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	if strings.Contains(stdout.String()+stderr.String(), "\x1b") {
 		ts.Fatalf("control sequences away from a terminal")
 	}
-	fits := []string{"status", "explain", "timeline", "policy-changed", "policy-changes", "refresh", "doctor", "whoami", "cache-key"}
+	fits := []string{"status", "explain", "timeline", "policy-changed", "policy-changes", "refresh", "doctor", "whoami",
+		"cache-key"}
 	isFor := func(verb string) bool { return slices.Contains(args, verb) }
 	if slices.ContainsFunc(fits, isFor) && !slices.ContainsFunc([]string{"--json", "--help", "__complete"}, isFor) {
 		for line := range strings.Lines(stdout.String()) {
@@ -168,7 +172,8 @@ func setAnswer(ts *testscript.TestScript, _ bool, args []string) {
 	status, err := strconv.Atoi(args[1])
 	ts.Check(err)
 	body := strings.ReplaceAll(ts.ReadFile(args[2]), "$TOKEN", canary)
-	ts.Value(daemonKey{}).(*fakeDaemon).answer(args[0], fakeAnswer{status: status, body: body, retryAfter: strings.Join(args[3:], "")})
+	ts.Value(daemonKey{}).(*fakeDaemon).answer(args[0],
+		fakeAnswer{status: status, body: body, retryAfter: strings.Join(args[3:], "")})
 }
 
 // setHang is `hang PATH`: the daemon takes the request and never answers.
@@ -203,7 +208,8 @@ func makeProgram(ts *testscript.TestScript, _ bool, args []string) {
 // startSimulator is `simulator`: it runs a simulated back end whose clock stands still.
 func startSimulator(ts *testscript.TestScript, _ bool, _ []string) {
 	noon := time.Date(ts.Value(settingKey{}).(setting).year, 11, 23, 12, 0, 0, 0, time.UTC)
-	backend := simulator.New(simulator.Options{Now: func() time.Time { return noon }, PropagationDelay: 10 * time.Minute})
+	backend := simulator.New(simulator.Options{Now: func() time.Time { return noon },
+		PropagationDelay: 10 * time.Minute})
 	ctx := ts.Value(daemonKey{}).(*fakeDaemon).ctx
 	server, err := simulator.Start(ctx, simulator.ServerOptions{Backend: backend})
 	ts.Check(err)
@@ -213,7 +219,8 @@ func startSimulator(ts *testscript.TestScript, _ bool, _ []string) {
 
 // askSimulator is `ask RESOURCE`: it asks the simulated back end for a token, as an SDK does.
 func askSimulator(ts *testscript.TestScript, _ bool, args []string) {
-	target := ts.Getenv(simulatorVariable) + "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=" + args[0]
+	target := ts.Getenv(simulatorVariable) + "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=" +
+		args[0]
 	request, err := http.NewRequest(http.MethodGet, target, nil)
 	ts.Check(err)
 	request.Header.Set("Metadata", "true")
@@ -224,8 +231,8 @@ func askSimulator(ts *testscript.TestScript, _ bool, args []string) {
 	_, _ = fmt.Fprintln(ts.Stdout(), response.StatusCode)
 }
 
-// overWide reports whether a line is over the width, but for one that is because of a word which is that long by itself, behind
-// what the longest lead takes.
+// overWide reports whether a line is over the width, but for one that is because of a word which is that long by
+// itself, behind what the longest lead takes.
 func overWide(line string, width int) bool {
 	const longestLead = 14
 	words := strings.Fields(line)

@@ -93,7 +93,8 @@ func TestParseTimeRefuses(t *testing.T) {
 // FuzzParseTime checks what holds for every command line: a moment that was told as ago or by the clock alone
 // is not to come, and none of those told by a span is over a year back.
 func FuzzParseTime(f *testing.F) {
-	for _, text := range []string{"14:05", "10m ago", "-1d2h", "2026-11-23 14:05", "2026-11-23T14:05:00+01:00", "-", "2:30"} {
+	for _, text := range []string{"14:05", "10m ago", "-1d2h", "2026-11-23 14:05", "2026-11-23T14:05:00+01:00", "-",
+		"2:30"} {
 		f.Add(text, int64(1795440620))
 	}
 	zone := berlin(f)

@@ -181,7 +181,8 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 	}
 	text += "\n" + s.touchedTokens(now, touched)
 	if more := change.Touched - len(touched); more > 0 {
-		text += s.Paragraph("", "and "+counted(more, "token")+" more, which have later changes on record: perceptctl status", term.Plain)
+		text += s.Paragraph("", "and "+counted(more,
+			"token")+" more, which have later changes on record: perceptctl status", term.Plain)
 	}
 	return text + "\n" + s.consequences(change, touched, now)
 }

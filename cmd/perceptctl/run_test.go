@@ -69,7 +69,8 @@ func TestWatchAppendsAwayFromATerminal(t *testing.T) {
 	}
 	// The third was asked for when the watch ended; whether it is still shown is chance.
 	pictures := strings.Split(stdout.String(), strings.Repeat("-", term.DefaultWidth)+"\n")
-	if len(pictures) < 2 || pictures[0] != pictures[1] || !strings.HasPrefix(pictures[0], "perceptd  1.2.3, ready, up 1h\n") {
+	if len(pictures) < 2 || pictures[0] != pictures[1] ||
+		!strings.HasPrefix(pictures[0], "perceptd  1.2.3, ready, up 1h\n") {
 		t.Errorf("output:\n%s", &stdout)
 	}
 }
@@ -114,8 +115,10 @@ func TestWatchOutlivesTheDaemon(t *testing.T) {
 			defer cancel()
 			d.afterRequests(3, cancel)
 			var stdout, stderr bytes.Buffer
-			code := run(ctx, []string{"status", "--watch", "--every", "1ms", test.flag}, nil, &stdout, &stderr, d.environ())
-			if text := test.stream(&stdout, &stderr).String(); code != exitOK || strings.Count(text, "perceptctl: going down\nhint: ") < 2 {
+			code := run(ctx, []string{"status", "--watch", "--every", "1ms", test.flag}, nil, &stdout, &stderr,
+				d.environ())
+			if text := test.stream(&stdout, &stderr).String(); code != exitOK ||
+				strings.Count(text, "perceptctl: going down\nhint: ") < 2 {
 				t.Errorf("exit status %d, output:\n%s", code, text)
 			}
 		})
@@ -193,7 +196,8 @@ func TestWatchEndsWithCtrlC(t *testing.T) {
 		stdout := cancelWriter{cancel: cancel}
 		var stderr bytes.Buffer
 		code := run(ctx, []string{"watch", "r", "--timeout", timeout}, nil, &stdout, &stderr, d.environ("TZ=UTC"))
-		if code != exitOK || stderr.Len() > 0 || !strings.HasSuffix(stdout.written.String(), "  token        0123 until 2031-01-01 00:00, current\n") {
+		if code != exitOK || stderr.Len() > 0 || !strings.HasSuffix(stdout.written.String(),
+			"  token        0123 until 2031-01-01 00:00, current\n") {
 			t.Errorf("exit status %d, %s%s", code, &stdout.written, &stderr)
 		}
 	}
@@ -203,7 +207,8 @@ func TestWatchEndsWithCtrlC(t *testing.T) {
 func TestCacheKeyInterrupted(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
-	if err := harness.WriteProgram(filepath.Join(folder, "systemd-creds"), []byte("#!/bin/sh\nexec /bin/sleep 600\n")); err != nil {
+	if err := harness.WriteProgram(filepath.Join(folder, "systemd-creds"),
+		[]byte("#!/bin/sh\nexec /bin/sleep 600\n")); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -228,12 +233,14 @@ func TestCacheKeyWhateverTheUmask(t *testing.T) {
 	}
 	folder := t.TempDir()
 	file := filepath.Join(folder, "etc", "percept", "cache-key")
-	c := exec.Command("/bin/sh", "-c", `umask 077; exec "$0" cache-key make --with file --group "$1" --file "$2"`, tool, groupOfThis(t), file)
+	c := exec.Command("/bin/sh", "-c", `umask 077; exec "$0" cache-key make --with file --group "$1" --file "$2"`, tool,
+		groupOfThis(t), file)
 	c.Env = []string{asTool + "=1", "PATH="}
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
-	for path, want := range map[string]fs.FileMode{filepath.Dir(filepath.Dir(file)): 0o755, filepath.Dir(file): 0o755, file: 0o640} {
+	for path, want := range map[string]fs.FileMode{filepath.Dir(filepath.Dir(file)): 0o755, filepath.Dir(file): 0o755,
+		file: 0o640} {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v, want %v", path, info.Mode(), err, want)
 		}
@@ -258,7 +265,8 @@ func groupOfThis(t *testing.T) string {
 	return group.Name
 }
 
-// TestDoctorInterrupted has doctor wait for sockets and a check when Ctrl-C comes: it claims nothing of what it did not see.
+// TestDoctorInterrupted has doctor wait for sockets and a check when Ctrl-C comes: it claims nothing of what it did not
+// see.
 func TestDoctorInterrupted(t *testing.T) {
 	t.Parallel()
 	d := startDaemon(t)
@@ -267,7 +275,8 @@ func TestDoctorInterrupted(t *testing.T) {
 	}
 	folder := t.TempDir()
 	// Not by this process, whose other children may hold the file open when it is to be run.
-	write := exec.Command("/bin/sh", "-c", `printf '#!/bin/sh\nexec /bin/sleep 600\n' >"$0" && chmod 755 "$0"`, filepath.Join(folder, "perceptd"))
+	write := exec.Command("/bin/sh", "-c", `printf '#!/bin/sh\nexec /bin/sleep 600\n' >"$0" && chmod 755 "$0"`,
+		filepath.Join(folder, "perceptd"))
 	if out, err := write.CombinedOutput(); err != nil {
 		t.Fatal(err, string(out))
 	}
@@ -280,7 +289,8 @@ func TestDoctorInterrupted(t *testing.T) {
 			t.Errorf("exit status %d, %s", code, &stderr)
 		}
 		text := stdout.String()
-		if !strings.Contains(text, "it was not checked: interrupted") || strings.Contains(text, "no fault") || strings.Contains(text, "nothing needs") {
+		if !strings.Contains(text, "it was not checked: interrupted") || strings.Contains(text, "no fault") ||
+			strings.Contains(text, "nothing needs") {
 			t.Errorf("output:\n%s", text)
 		}
 		cancel()
@@ -289,7 +299,8 @@ func TestDoctorInterrupted(t *testing.T) {
 
 func TestDoctorWaitsForSeconds(t *testing.T) {
 	t.Parallel()
-	for timeout, want := range map[time.Duration]time.Duration{0: probeTimeout, time.Minute: probeTimeout, time.Second: time.Second} {
+	for timeout, want := range map[time.Duration]time.Duration{0: probeTimeout, time.Minute: probeTimeout,
+		time.Second: time.Second} {
 		if got := (&app{timeout: timeout}).probeTimeout(); got != want || want > 5*time.Second {
 			t.Errorf("--timeout %v: %v, want %v", timeout, got, want)
 		}
@@ -299,7 +310,8 @@ func TestDoctorWaitsForSeconds(t *testing.T) {
 func TestCacheKeyIsRoots(t *testing.T) {
 	t.Parallel()
 	err := needsRoot(&fs.PathError{Op: "open", Path: "/etc/percept/cache-key.cred", Err: fs.ErrPermission})
-	if hint := (&app{}).hint(err); hint != "the cache's key is root's business: run it with sudo" || !errors.Is(err, fs.ErrPermission) {
+	if hint := (&app{}).hint(err); hint != "the cache's key is root's business: run it with sudo" ||
+		!errors.Is(err, fs.ErrPermission) {
 		t.Errorf("%v, hint %q", err, hint)
 	}
 }
@@ -324,7 +336,8 @@ func TestSimulate(t *testing.T) {
 			var running sync.WaitGroup
 			running.Go(func() {
 				defer stdout.Close()
-				code = run(ctx, []string{"simulate", "--form", form, "--speed", "60", "--fault", "throttle", "--arc-key-dir", filepath.Join(folder, "keys"),
+				code = run(ctx, []string{"simulate", "--form", form, "--speed", "60", "--fault", "throttle",
+					"--arc-key-dir", filepath.Join(folder, "keys"),
 					"--env-file", envFile}, nil, stdout, &stderr, nil)
 			})
 			var lines []string
@@ -344,13 +357,15 @@ func TestSimulate(t *testing.T) {
 			if code != exitOK || stderr.Len() > 0 {
 				t.Fatalf("exit status %d, %s", code, &stderr)
 			}
-			if lines[0] != "SIMULATED: this back end's tokens open nothing" || !strings.HasPrefix(lines[1], "listening on http://127.0.0.1:") ||
+			if lines[0] != "SIMULATED: this back end's tokens open nothing" ||
+				!strings.HasPrefix(lines[1], "listening on http://127.0.0.1:") ||
 				lines[2] != "every user here gets its tokens; the user that runs it and root can steer it" {
 				t.Errorf("output:\n%s", strings.Join(lines, "\n"))
 			}
 			for i, name := range variables {
 				line, exported := strings.CutPrefix(lines[5+i], "export ")
-				if !exported || !strings.HasPrefix(line, name+"=") || !strings.Contains(string(written), "\n"+line+"\n") {
+				if !exported || !strings.HasPrefix(line, name+"=") ||
+					!strings.Contains(string(written), "\n"+line+"\n") {
 					t.Errorf("line %q for %s, file:\n%s", lines[5+i], name, written)
 				}
 			}

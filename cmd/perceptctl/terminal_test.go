@@ -54,7 +54,8 @@ func terminal(t *testing.T, width uint16) (master, tty *os.File) {
 }
 
 // onTerminal runs perceptctl with a terminal as its standard output and returns what the terminal got.
-func onTerminal(t *testing.T, ctx context.Context, width uint16, args, environ []string) (shown, stderr string, code int) {
+func onTerminal(t *testing.T, ctx context.Context, width uint16, args, environ []string) (shown, stderr string,
+	code int) {
 	t.Helper()
 	master, tty := terminal(t, width)
 	read := make(chan string)
@@ -116,7 +117,8 @@ func TestTimelineOnATerminal(t *testing.T) {
 		}
 		d := startDaemon(t)
 		d.answer(api.PathStatus, fakeAnswer{status: 200, body: string(status)})
-		shown, _, _ := onTerminal(t, t.Context(), width, []string{"timeline"}, d.environ("TERM=xterm", "LANG=C.UTF-8", "TZ=UTC"))
+		shown, _, _ := onTerminal(t, t.Context(), width, []string{"timeline"},
+			d.environ("TERM=xterm", "LANG=C.UTF-8", "TZ=UTC"))
 		lines := strings.Split(control.ReplaceAllString(shown, ""), "\n")
 		if got := utf8.RuneCountInString(lines[1]); got != want {
 			t.Errorf("%d columns: an axis of %d", width, got)

@@ -39,7 +39,8 @@ func lacking(token api.TokenStatus, standing api.PermissionState, ago time.Durat
 	return token
 }
 
-// judged has the token be touched by changes: it stands to each as it does to all, but carries those that no token waits for.
+// judged has the token be touched by changes: it stands to each as it does to all, but carries those that no token
+// waits for.
 func judged(token api.TokenStatus, changes ...api.PolicyChange) api.TokenStatus {
 	for _, change := range changes {
 		of := api.TokenChange{ID: change.ID, State: token.Permissions.State}
@@ -55,7 +56,8 @@ func judged(token api.TokenStatus, changes ...api.PolicyChange) api.TokenStatus 
 }
 
 func aChange(id string, effect api.Effect, ago time.Duration, waiting int) api.PolicyChange {
-	return api.PolicyChange{ID: id, Effect: effect, At: noon.Add(-ago), NotedOn: noon, EndsOn: noon.Add(50 * time.Hour), Touched: 2, Waiting: waiting}
+	return api.PolicyChange{ID: id, Effect: effect, At: noon.Add(-ago), NotedOn: noon, EndsOn: noon.Add(50 * time.Hour),
+		Touched: 2, Waiting: waiting}
 }
 
 // barsOf returns the lines of the drawing before the legend: labels, rule, bars, now.
@@ -95,10 +97,13 @@ func TestTimelineLayout(t *testing.T) {
 		many = append(many, token)
 	}
 	long := []api.TokenStatus{
-		aToken(strings.Repeat("an-identity-", 5), "https://"+strings.Repeat("department.", 20)+"example.net/and/a/path", 3*time.Hour),
-		lacking(aToken("bücher\x1b[2J", "api://ohne-schema-ünd-so", 23*time.Hour), api.PermissionsUncertain, time.Minute),
+		aToken(strings.Repeat("an-identity-", 5), "https://"+strings.Repeat("department.", 20)+"example.net/and/a/path",
+			3*time.Hour),
+		lacking(aToken("bücher\x1b[2J", "api://ohne-schema-ünd-so", 23*time.Hour), api.PermissionsUncertain,
+			time.Minute),
 	}
-	for name, tokens := range map[string][]api.TokenStatus{"none": nil, "one": one, "thirty": many, "long names": long} {
+	for name, tokens := range map[string][]api.TokenStatus{"none": nil, "one": one, "thirty": many,
+		"long names": long} {
 		for _, width := range []int{40, 60, 80, 100, 160, 300} {
 			for _, plainText := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s, %d columns, ASCII %t", name, width, plainText), func(t *testing.T) {
@@ -183,12 +188,14 @@ func TestMarksOnOneColumn(t *testing.T) {
 
 func TestTimelineListsWhatIsHidden(t *testing.T) {
 	t.Parallel()
-	token := lacking(aToken("device", "https://vault.azure.net", 24*time.Hour-time.Minute), api.PermissionsStale, 30*time.Second)
+	token := lacking(aToken("device", "https://vault.azure.net", 24*time.Hour-time.Minute), api.PermissionsStale,
+		30*time.Second)
 	token.Rollover.Expected = after(time.Minute)
 	token.Permissions.Likely = noon.Add(time.Minute)
 	status := api.Status{Now: noon, Simulated: true, Tokens: []api.TokenStatus{token}}
 	for i := range 7 {
-		status.Changes = append(status.Changes, aChange(fmt.Sprint(i), api.EffectChanged, time.Duration(30+i)*time.Second, 2))
+		status.Changes = append(status.Changes,
+			aChange(fmt.Sprint(i), api.EffectChanged, time.Duration(30+i)*time.Second, 2))
 	}
 	status.Tokens[0] = judged(token, status.Changes...)
 	shown := screen{Screen: term.Screen{Width: 80}}.timeline(status)
@@ -198,7 +205,8 @@ func TestTimelineListsWhatIsHidden(t *testing.T) {
 	flat := strings.Join(strings.Fields(shown), " ")
 	for _, want := range []string{
 		"stale, minted Nov 22 12:01:00, half life 00:01:00, policy change 11:59:30, policy change 11:59:29,",
-		"2 more (perceptctl policy-changes), rollover predicted 12:01:00, expires 12:01:00, current by 12:01:01, probably by 12:01:00",
+		"2 more (perceptctl policy-changes), rollover predicted 12:01:00, expires 12:01:00, current by 12:01:01, " +
+			"probably by 12:01:00",
 		"times are in UTC;",
 	} {
 		if !strings.Contains(flat, want) {
@@ -220,12 +228,14 @@ func TestTimelineOddTimes(t *testing.T) {
 	change.Resource = "s"
 	alternate := judged(lacking(aToken("alternate", "r", time.Hour), api.PermissionsStale, 30*time.Minute), change)
 	none := api.TokenStatus{Identity: "none", Resource: "r", State: api.StateFetching}
-	status := api.Status{Now: noon, Tokens: []api.TokenStatus{far, undated, timeless, alternate, none}, Changes: []api.PolicyChange{change}}
+	status := api.Status{Now: noon, Tokens: []api.TokenStatus{far, undated, timeless, alternate, none},
+		Changes: []api.PolicyChange{change}}
 	s := screen{Screen: term.Screen{Width: 80, ASCII: true}, zone: time.FixedZone("", 5*3600+1800)}
 	shown := s.timeline(status)
 	checkWidth(t, shown, 80, true)
 	checkBars(t, shown, 5, true)
-	for _, want := range []string{"received 16:30:00", "no valid token (fetching)", "policy change 17:00:00", "times are in UTC+05:30"} {
+	for _, want := range []string{"received 16:30:00", "no valid token (fetching)", "policy change 17:00:00",
+		"times are in UTC+05:30"} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("%q is not in\n%s", want, shown)
 		}
@@ -239,7 +249,8 @@ func TestTicks(t *testing.T) {
 	for _, hours := range []int{1, 3, 13, 25, 48, 100, 336} {
 		for _, columns := range []int{20, 52, 130} {
 			from := time.Date(2026, 10, 24, 9, 0, 0, 0, zone)
-			x := axis{from: from, to: from.Add(time.Duration(hours) * time.Hour), now: from.Add(time.Hour), columns: columns, zone: zone}
+			x := axis{from: from, to: from.Add(time.Duration(hours) * time.Hour), now: from.Add(time.Hour),
+				columns: columns, zone: zone}
 			last := -1
 			for _, tick := range x.ticks() {
 				if last >= 0 && tick.column < last+2 {
@@ -264,12 +275,14 @@ func FuzzTimeline(f *testing.F) {
 		left, minted, changed = left%bound, minted%bound, changed%bound
 		from, expected := time.Unix(minted, 0), time.Unix(changed, 0)
 		token := api.TokenStatus{Identity: identity, Resource: resource, ExpiresIn: left,
-			Permissions: api.Permissions{State: api.PermissionsStale, Changed: expected, CurrentBy: from, Likely: time.Unix(left, 0)},
-			Changes:     []api.TokenChange{{ID: "a", State: api.PermissionsStale}}}
+			Permissions: api.Permissions{State: api.PermissionsStale, Changed: expected, CurrentBy: from,
+				Likely: time.Unix(left, 0)},
+			Changes: []api.TokenChange{{ID: "a", State: api.PermissionsStale}}}
 		token.MintedFrom, token.MintedTo, token.Rollover.Expected = from, from, expected
 		width = max(term.LeastWidth, min(width, 300))
 		status := api.Status{Now: noon, Tokens: []api.TokenStatus{token},
 			Changes: []api.PolicyChange{{ID: "a", At: expected, Effect: api.EffectRevoked, Touched: 1, Waiting: 1}}}
-		checkWidth(t, screen{Screen: term.Screen{Width: width, ASCII: plainText}}.timeline(status), min(width, widestTimeline), plainText)
+		checkWidth(t, screen{Screen: term.Screen{Width: width, ASCII: plainText}}.timeline(status),
+			min(width, widestTimeline), plainText)
 	})
 }

@@ -138,8 +138,8 @@ func layersOf(imports map[string][]string) layers {
 	return all
 }
 
-// untangle orders each layer so that few arrows cross. It starts from random orders, sorts each layer by the mean place of
-// the nodes that arrows come from, then of those that arrows go to, a few times, and takes the best result.
+// untangle orders each layer so that few arrows cross. It starts from random orders, sorts each layer by the mean place
+// of the nodes that arrows come from, then of those that arrows go to, a few times, and takes the best result.
 func (ls layers) untangle() {
 	random := rand.New(rand.NewPCG(1, 1))
 	fewest, best := math.MaxInt, layers(nil)

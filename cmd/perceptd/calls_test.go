@@ -27,7 +27,8 @@ type upward struct{ caller, callee, reason string }
 // callsBackUp are the exceptions by package: the fewest calls without which its files stand in an order.
 var callsBackUp = map[string][]upward{
 	"agent/attest": {
-		{"connection.Close", "Attestation.release", "an attestation ends with its connection, which http.Server closes"},
+		{"connection.Close", "Attestation.release",
+			"an attestation ends with its connection, which http.Server closes"},
 	},
 	"agent/clock": {
 		{"timer", "wall", "the wall clock without its monotonic reading, for the whole package"},

@@ -25,29 +25,31 @@ var mayReadClocks = map[string]string{
 	"cmd/perceptctl/simulate.go":                "the simulated back end starts at the device's time",
 	"agent/store/folder.go":                     "the name of a file that is set aside",
 	"agent/server/drain.go":                     "how long ago a connection came",
-	"agent/server/limits.go":                    "requests and connections a second, and how long ago others were turned away",
-	"agent/server/caller.go":                    "how long ago a process was looked up",
-	"agent/server/limit/conn.go":                "deadlines of a connection, and how long ago it came",
-	"agent/server/limit/conns.go":               "how long a connection waits for its place, or lingers, and since when others were turned away",
-	"agent/server/limit/fairlistener.go":        "connections a second",
-	"agent/server/limit/places.go":              "how long a connection is idle",
-	"agent/server/limit/refusals.go":            "a deadline of a connection",
-	"agent/server/limit/serve.go":               "a deadline of a connection",
-	"agent/room/room.go":                        "how long a connection is idle",
-	"cmd/perceptctl/exec_killed_test.go":        "how long a process is waited for",
-	"agent/server/handler.go":                   "when an answer is due",
-	"agent/server/watch.go":                     "a deadline of a connection",
-	"agent/attest/engine.go":                    "how long ago the engine was asked",
-	"agent/attest/attestation.go":               "how long ago a caller was looked at",
-	"agent/tcppeer/tcppeer.go":                  "how long ago the kernel's table was read",
-	"agent/identityproxy/arc.go":                "how long a key is open",
-	"agent/identityproxy/forward.go":            "how long perceptd was waited for",
-	"systemd/journal.go":                        "a deadline of a connection",
-	"systemd/notify.go":                         "a deadline of a connection",
-	"cmd/perceptd/e2e/harness/daemon.go":        "how long a test waits for an answer",
-	"cmd/perceptd/e2e/harness/engine.go":        "how long an engine takes",
-	"docs/modules/go/main.go":                   "a module's own clock",
-	"cmd/perceptctl/exec_test.go":               "how long a process is waited for",
+	"agent/server/limits.go": "requests and connections a second, and how long ago others were " +
+		"turned away",
+	"agent/server/caller.go":     "how long ago a process was looked up",
+	"agent/server/limit/conn.go": "deadlines of a connection, and how long ago it came",
+	"agent/server/limit/conns.go": "how long a connection waits for its place, or lingers, and since " +
+		"when others were turned away",
+	"agent/server/limit/fairlistener.go": "connections a second",
+	"agent/server/limit/places.go":       "how long a connection is idle",
+	"agent/server/limit/refusals.go":     "a deadline of a connection",
+	"agent/server/limit/serve.go":        "a deadline of a connection",
+	"agent/room/room.go":                 "how long a connection is idle",
+	"cmd/perceptctl/exec_killed_test.go": "how long a process is waited for",
+	"agent/server/handler.go":            "when an answer is due",
+	"agent/server/watch.go":              "a deadline of a connection",
+	"agent/attest/engine.go":             "how long ago the engine was asked",
+	"agent/attest/attestation.go":        "how long ago a caller was looked at",
+	"agent/tcppeer/tcppeer.go":           "how long ago the kernel's table was read",
+	"agent/identityproxy/arc.go":         "how long a key is open",
+	"agent/identityproxy/forward.go":     "how long perceptd was waited for",
+	"systemd/journal.go":                 "a deadline of a connection",
+	"systemd/notify.go":                  "a deadline of a connection",
+	"cmd/perceptd/e2e/harness/daemon.go": "how long a test waits for an answer",
+	"cmd/perceptd/e2e/harness/engine.go": "how long an engine takes",
+	"docs/modules/go/main.go":            "a module's own clock",
+	"cmd/perceptctl/exec_test.go":        "how long a process is waited for",
 }
 
 // clockless are the folders whose tests may not read a clock either.
@@ -59,7 +61,8 @@ func TestClocks(t *testing.T) {
 	used := make(map[string]bool)
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		name, _ := filepath.Rel(root, path)
-		isTest := strings.HasSuffix(name, "_test.go") && !slices.ContainsFunc(clockless, func(folder string) bool { return strings.HasPrefix(name, folder) })
+		isTest := strings.HasSuffix(name, "_test.go") &&
+			!slices.ContainsFunc(clockless, func(folder string) bool { return strings.HasPrefix(name, folder) })
 		if err != nil || entry.IsDir() || filepath.Ext(name) != ".go" || isTest {
 			return err
 		}
@@ -71,7 +74,8 @@ func TestClocks(t *testing.T) {
 		for _, at := range clockReads(file) {
 			used[name] = true
 			if mayReadClocks[name] == "" {
-				t.Errorf("%v reads this process's clock: take the time as a value, or from the daemon's answer", files.Position(at))
+				t.Errorf("%v reads this process's clock: take the time as a value, or from the daemon's answer",
+					files.Position(at))
 			}
 		}
 		return nil

@@ -98,7 +98,8 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0, systemd.StoreRoom()-store.HandoffRoom), modules: make(map[string]*socket.Listener),
+		held: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0,
+			systemd.StoreRoom()-store.HandoffRoom), modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.Source, log); err != nil {
 		return nil, err
@@ -139,8 +140,8 @@ func callerLimits(perSecond int) server.Limits {
 	return limits
 }
 
-// connectionLimits leaves at least a quarter of the descriptors that this process may have to everything else: the cache's
-// files, the back end, the listeners.
+// connectionLimits leaves at least a quarter of the descriptors that this process may have to everything else: the
+// cache's files, the back end, the listeners.
 func connectionLimits() server.Limits {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
@@ -158,7 +159,8 @@ func (d *daemon) fromSystemd() (_ systemd.Given, err error) {
 		d.log.Warn("systemd's watchdog cannot be fed", zap.Error(err))
 	}
 	given, err := systemd.Passed(systemd.Names{
-		Sockets: []string{systemd.TokenSocket, systemd.AdminSocket}, StoredSockets: storedModule, StoredFiles: store.HandoffPrefix,
+		Sockets: []string{systemd.TokenSocket,
+			systemd.AdminSocket}, StoredSockets: storedModule, StoredFiles: store.HandoffPrefix,
 	})
 	if len(given.Unknown) > 0 {
 		d.log.Warn("descriptors that nobody knows were closed", zap.Strings("names", given.Unknown))
@@ -256,7 +258,8 @@ func (d *daemon) announce() {
 	from := d.backend.status()
 	fields := []zap.Field{
 		zap.String("version", versionName()), zap.String("source", from.Kind), zap.String("endpoint", from.Endpoint),
-		zap.String("address", from.Address), zap.String("runtime_dir", d.flags.runtimeDir), zap.String("config", strings.Join(d.describe().Config.Files, " ")),
+		zap.String("address", from.Address), zap.String("runtime_dir", d.flags.runtimeDir), zap.String("config",
+			strings.Join(d.describe().Config.Files, " ")),
 	}
 	d.mu.Lock()
 	warnings := d.config.Warnings
@@ -269,8 +272,8 @@ func (d *daemon) announce() {
 	d.log.Info("serving", fields...)
 }
 
-// ready says that the daemon serves, after a start and after a reload, which systemd gives up when it is not told. When its
-// queue is full it is told again, and so it is of the sockets that it did not take.
+// ready says that the daemon serves, after a start and after a reload, which systemd gives up when it is not told. When
+// its queue is full it is told again, and so it is of the sockets that it did not take.
 func (d *daemon) ready() {
 	err := d.notify.Ready()
 	d.told(err)
@@ -295,8 +298,9 @@ func (d *daemon) told(err error) {
 	}
 }
 
-// lookAgain has the status text follow what comes and goes without an event: a module's socket that is removed, trouble that
-// is over by the time alone. An engine is asked only while it is trouble: asking starts those that end when they are idle.
+// lookAgain has the status text follow what comes and goes without an event: a module's socket that is removed, trouble
+// that is over by the time alone. An engine is asked only while it is trouble: asking starts those that end when they
+// are idle.
 func (d *daemon) lookAgain() {
 	d.mu.Lock()
 	blind := len(d.blind) > 0
@@ -341,7 +345,8 @@ func (d *daemon) stop(why string) error {
 	return nil
 }
 
-// reload puts the configuration files in force, whole or not at all, and returns what changed and what is not as it should be.
+// reload puts the configuration files in force, whole or not at all, and returns what changed and what is not as it
+// should be.
 func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()

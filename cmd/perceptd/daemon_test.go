@@ -85,7 +85,8 @@ func testInside(t *testing.T, form string, configure func(modules ...string) str
 		t.Errorf("status %+v", got)
 	}
 	for socket, identity := range map[string]string{d.Token(): "device", d.Module("vision"): "vision"} {
-		if status, body, err := d.Get(socket, harness.VaultToken); status != 200 || !strings.Contains(body, `"identity":"`+identity+`"`) {
+		if status, body, err := d.Get(socket, harness.VaultToken); status != 200 ||
+			!strings.Contains(body, `"identity":"`+identity+`"`) {
 			t.Errorf("%s: %d %s %v", socket, status, body, err)
 		}
 	}
@@ -101,11 +102,13 @@ func testInside(t *testing.T, form string, configure func(modules ...string) str
 	if status, body := d.Reload(t, configure()+"[x]\n"); status != 422 || !strings.Contains(body, "unknown key x") {
 		t.Errorf("a bad configuration: %d %s", status, body)
 	}
-	if status, body := d.Reload(t, configure()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 || !strings.Contains(body, "sdk_life is 30m0s, was 35m0s") {
+	if status, body := d.Reload(t, configure()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 ||
+		!strings.Contains(body, "sdk_life is 30m0s, was 35m0s") {
 		t.Errorf("another life: %d %s", status, body)
 	}
 	extra := filepath.Join(filepath.Dir(d.Config), "config.d")
-	if err := errors.Join(os.Mkdir(extra, 0o755), os.WriteFile(filepath.Join(extra, "a.toml"), nil, 0o644)); err != nil {
+	if err := errors.Join(os.Mkdir(extra, 0o755),
+		os.WriteFile(filepath.Join(extra, "a.toml"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	if status, body := d.Reload(t, configure()); status != 200 || !strings.Contains(body, "a.toml, was "+d.Config+`"`) {
@@ -131,25 +134,28 @@ func TestInsideRefusals(t *testing.T) {
 		{"no endpoint", "perceptd: source managed-identity: ", func(t *testing.T, d *harness.Daemon) {
 			d.Rewrite(t, "[source]\nendpoint = \"app-service\"\n\n[[identity]]\nname = \"device\"\n")
 		}},
-		{"descriptors that are none", "perceptd: LISTEN_FDS=\"many\" is no number of descriptors", func(t *testing.T, _ *harness.Daemon) {
-			t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
-			t.Setenv("LISTEN_FDS", "many")
-		}},
+		{"descriptors that are none", "perceptd: LISTEN_FDS=\"many\" is no number of descriptors",
+			func(t *testing.T, _ *harness.Daemon) {
+				t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+				t.Setenv("LISTEN_FDS", "many")
+			}},
 		{"a folder that others may write in", "perceptd: others may write in ", func(t *testing.T, d *harness.Daemon) {
 			if err := os.Chmod(d.Dir, 0o777); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{"the token socket's place is taken", "token.sock is there and is not a socket", func(t *testing.T, d *harness.Daemon) {
-			if err := os.Mkdir(d.Token(), 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}},
-		{"the admin socket's place is taken", "admin.sock is there and is not a socket", func(t *testing.T, d *harness.Daemon) {
-			if err := os.Mkdir(d.Admin(), 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}},
+		{"the token socket's place is taken", "token.sock is there and is not a socket",
+			func(t *testing.T, d *harness.Daemon) {
+				if err := os.Mkdir(d.Token(), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}},
+		{"the admin socket's place is taken", "admin.sock is there and is not a socket",
+			func(t *testing.T, d *harness.Daemon) {
+				if err := os.Mkdir(d.Admin(), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			before := harness.NewDaemon(t, harness.SimulatedFor("vision"))
@@ -175,7 +181,8 @@ func TestInsideWithoutSystemd(t *testing.T) {
 	if got := d.end(); got != exitOK {
 		t.Errorf("exit status %d", got)
 	}
-	for _, part := range []string{"systemd cannot be told of readiness and status", "systemd's watchdog cannot be fed"} {
+	for _, part := range []string{"systemd cannot be told of readiness and status",
+		"systemd's watchdog cannot be fed"} {
 		if !strings.Contains(d.Text(), part) {
 			t.Errorf("%q is missing in:\n%s", part, d.Text())
 		}

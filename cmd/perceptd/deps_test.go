@@ -29,25 +29,32 @@ var mayImport = map[string]struct {
 }{
 	"tokencache":           {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
 	"tokencache/staleness": {nil, "it is a test alone"},
-	"agent":                {[]string{"agent/api", "agent/grants", "tokencache"}, "it puts cache, grants and audit together; who calls, and over what, is others' work"},
-	"agent/grants":         {[]string{"tokencache"}, "it decides by values alone, so that a table of values tests it"},
-	"agent/api":            {[]string{"tokencache"}, "the wire contract names the enumerations of the cache by alias, and costs its importer nothing else"},
-	"agent/source":         {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
-	"agent/tcppeer":        {nil, "it looks who is there, and decides nothing"},
-	"agent/room":           {[]string{"agent/server/limit", "agent/tcppeer"}, "it lets in whoever comes, and decides nothing else"},
-	"agent/simulator":      {[]string{"agent/room"}, "the simulated back end must not share the mistakes of what it tests"},
-	"agent/attest":         {[]string{"agent/grants", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
-	"agent/binding":        {nil, "it says what the device is known by, and not what is done with it"},
-	"agent/store":          {[]string{"agent/binding", "agent/lock", "tokencache"}, "it knows files; what is in force is decided elsewhere"},
-	"agent/lives":          {nil, "it is a test alone"},
-	"agent/server/limit":   {nil, "it counts by keys; whom a connection is of is found out elsewhere"},
-	"agent/server":         {[]string{"agent", "agent/api", "agent/attest", "agent/grants", "agent/server/limit", "tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
-	"agent/client":         {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
-	"agent/clock":          {[]string{"tokencache"}, "it only fills in a clock"},
-	"agent/lock":           {nil, "it knows one folder, and not what is in it"},
-	"agent/socket":         {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
-	"systemd":              {nil, "it speaks to systemd for any daemon"},
-	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/attest", "agent/clock", "agent/grants", "agent/store", "agent/lock",
+	"agent": {[]string{"agent/api", "agent/grants", "tokencache"},
+		"it puts cache, grants and audit together; who calls, and over what, is others' work"},
+	"agent/grants": {[]string{"tokencache"}, "it decides by values alone, so that a table of values tests it"},
+	"agent/api": {[]string{"tokencache"},
+		"the wire contract names the enumerations of the cache by alias, and costs its importer nothing else"},
+	"agent/source":  {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
+	"agent/tcppeer": {nil, "it looks who is there, and decides nothing"},
+	"agent/room": {[]string{"agent/server/limit", "agent/tcppeer"},
+		"it lets in whoever comes, and decides nothing else"},
+	"agent/simulator": {[]string{"agent/room"},
+		"the simulated back end must not share the mistakes of what it tests"},
+	"agent/attest":  {[]string{"agent/grants", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
+	"agent/binding": {nil, "it says what the device is known by, and not what is done with it"},
+	"agent/store": {[]string{"agent/binding", "agent/lock", "tokencache"},
+		"it knows files; what is in force is decided elsewhere"},
+	"agent/lives":        {nil, "it is a test alone"},
+	"agent/server/limit": {nil, "it counts by keys; whom a connection is of is found out elsewhere"},
+	"agent/server": {[]string{"agent", "agent/api", "agent/attest", "agent/grants", "agent/server/limit",
+		"tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
+	"agent/client": {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
+	"agent/clock":  {[]string{"tokencache"}, "it only fills in a clock"},
+	"agent/lock":   {nil, "it knows one folder, and not what is in it"},
+	"agent/socket": {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
+	"systemd":      {nil, "it speaks to systemd for any daemon"},
+	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/attest", "agent/clock", "agent/grants",
+		"agent/store", "agent/lock",
 		"agent/server", "agent/simulator", "agent/socket", "agent/source", "cmd/perceptd/config", "systemd", "tokencache"},
 		"the daemon does not ask itself for tokens"},
 	"cmd/perceptd/config": {[]string{"agent", "agent/attest", "agent/grants", "agent/simulator", "agent/source"},
@@ -61,10 +68,13 @@ var mayImport = map[string]struct {
 	"tokencache/tokencachetest":   {[]string{"tokencache"}, "it is for tests alone, of any package"},
 	"cmd/perceptd/e2e/harness": {[]string{"agent/api"},
 		"it runs the programs and asks them as everybody does"},
-	"agent/client/azcredential": {[]string{"agent/api", "agent/client"}, "it is the client for those who have the Azure SDK already"},
-	"agent/identityproxy":       {[]string{"agent/api", "agent/client", "agent/room"}, "it hands requests on, and decides nothing"},
-	"cmd/perceptctl":            {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store", "agent/identityproxy", "agent/simulator", "cmd/perceptctl/term", "tokencache"}, "the tool talks to the daemon and is none itself"},
-	"cmd/perceptctl/term":       {nil, "it lays out text, whatever the text says"},
+	"agent/client/azcredential": {[]string{"agent/api", "agent/client"},
+		"it is the client for those who have the Azure SDK already"},
+	"agent/identityproxy": {[]string{"agent/api", "agent/client", "agent/room"},
+		"it hands requests on, and decides nothing"},
+	"cmd/perceptctl": {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store",
+		"agent/identityproxy", "agent/simulator", "cmd/perceptctl/term", "tokencache"}, "the tool talks to the daemon and is none itself"},
+	"cmd/perceptctl/term": {nil, "it lays out text, whatever the text says"},
 }
 
 // testsMayImport holds the tests of some packages to the layout as well: beside what the package itself may import.
@@ -113,7 +123,8 @@ func TestLayout(t *testing.T) {
 		}
 		for _, rule := range mustNotLink {
 			for _, dep := range p.Deps {
-				if rule.pkg == name && (dep == rule.bad || strings.HasPrefix(dep, strings.TrimSuffix(rule.bad, "/")+"/")) {
+				if rule.pkg == name && (dep == rule.bad ||
+					strings.HasPrefix(dep, strings.TrimSuffix(rule.bad, "/")+"/")) {
 					t.Errorf("%s links %s: %s", name, dep, rule.reason)
 				}
 			}
@@ -185,7 +196,9 @@ func TestNoReplacements(t *testing.T) {
 
 func listed(t *testing.T, what ...string) []pkg {
 	t.Helper()
-	out, err := exec.Command("go", append([]string{"list", "-json=ImportPath,Dir,Imports,Deps,TestImports,XTestImports,GoFiles,Standard"}, what...)...).Output()
+	out, err := exec.Command("go",
+		append([]string{"list", "-json=ImportPath,Dir,Imports,Deps,TestImports,XTestImports,GoFiles,Standard"},
+			what...)...).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

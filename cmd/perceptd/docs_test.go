@@ -57,7 +57,8 @@ func TestMessagesAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, id := range []string{agent.MessageGranted, agent.MessageChanged, agent.MessageDenied, agent.MessageUnattested, agent.MessageSecretIssued, agent.MessageLostRecord, agent.MessageUnreadRecord, agent.MessageRecordRead} {
+	for _, id := range []string{agent.MessageGranted, agent.MessageChanged, agent.MessageDenied,
+		agent.MessageUnattested, agent.MessageSecretIssued, agent.MessageLostRecord, agent.MessageUnreadRecord, agent.MessageRecordRead} {
 		if !strings.Contains(string(text), "`"+id+"`") {
 			t.Errorf("message %s is not told", id)
 		}

@@ -36,7 +36,8 @@ func TestLibrariesAreNotQuoted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(text.String(), canary) || line.ContextMap()["function"] != "perceptd/cmd/perceptd.TestLibrariesAreNotQuoted" {
+		if strings.Contains(text.String(), canary) ||
+			line.ContextMap()["function"] != "perceptd/cmd/perceptd.TestLibrariesAreNotQuoted" {
 			t.Errorf("%s", text)
 		}
 	}
@@ -47,13 +48,14 @@ func TestLibrariesAreNotQuoted(t *testing.T) {
 var voices = map[string]string{
 	"github.com/Azure/azure-sdk-for-go/sdk/internal/log": "off, whatever AZURE_SDK_GO_LOGGING says: silenceLibraries",
 	"github.com/coreos/go-systemd/v22/journal":           "its Send, which is not used, names fields",
-	"github.com/pkg/browser":                             "of signing in with a browser, which managed identities do not",
-	"github.com/spf13/cobra":                             "perceptctl sets its output",
-	"github.com/spf13/pflag":                             "perceptctl sets its output",
-	"go.uber.org/zap":                                    "newLog says where its own errors go",
-	"perceptd/cmd/perceptctl":                            "its output is its work; the standard logger is off",
-	"perceptd/cmd/perceptd":                              "the log, and the filter of libraries",
-	"perceptd/systemd":                                   "the log, where the journal does not take it",
+	"github.com/pkg/browser": "of signing in with a browser, which managed identities do " +
+		"not",
+	"github.com/spf13/cobra":  "perceptctl sets its output",
+	"github.com/spf13/pflag":  "perceptctl sets its output",
+	"go.uber.org/zap":         "newLog says where its own errors go",
+	"perceptd/cmd/perceptctl": "its output is its work; the standard logger is off",
+	"perceptd/cmd/perceptd":   "the log, and the filter of libraries",
+	"perceptd/systemd":        "the log, where the journal does not take it",
 }
 
 func TestVoices(t *testing.T) {
@@ -67,18 +69,21 @@ func TestVoices(t *testing.T) {
 			continue // the standard logger and slog, which are filtered; and the runtime, when the process dies
 		}
 		for _, file := range p.GoFiles {
-			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.SkipObjectResolution)
+			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil,
+				parser.SkipObjectResolution)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if what := voiceIn(parsed); what != "" {
 				if voices[p.ImportPath] == "" {
-					t.Errorf("%s, %s: %s: may it write what was sent to the program? Judge it, and add it to voices", p.ImportPath, file, what)
+					t.Errorf("%s, %s: %s: may it write what was sent to the program? Judge it, and add it to voices",
+						p.ImportPath, file, what)
 				}
 				delete(unheard, p.ImportPath)
 			}
 			if strings.HasPrefix(p.ImportPath, "perceptd/") && hasBareServer(parsed) {
-				t.Errorf("%s, %s: an http.Server without an ErrorLog writes what it is sent to the standard logger", p.ImportPath, file)
+				t.Errorf("%s, %s: an http.Server without an ErrorLog writes what it is sent to the standard logger",
+					p.ImportPath, file)
 			}
 		}
 	}

@@ -28,9 +28,9 @@ const (
 // count on a small device; collecting twice as often costs no time that can be measured. GOGC overrides it.
 const gcPercent = 50
 
-// memoryLimit is what Go's runtime tries to keep to: more than everything in use ever is, by server.Limits, and so little
-// that with the program itself and what the kernel holds for connections half of the unit's MemoryMax= is enough. When
-// callers take all that they may, what waits to be collected is less then. GOMEMLIMIT overrides it.
+// memoryLimit is what Go's runtime tries to keep to: more than everything in use ever is, by server.Limits, and so
+// little that with the program itself and what the kernel holds for connections half of the unit's MemoryMax= is
+// enough. When callers take all that they may, what waits to be collected is less then. GOMEMLIMIT overrides it.
 const memoryLimit = 103 << 20
 
 const usage = `perceptd hands managed-identity tokens to local modules over Unix sockets.
@@ -59,7 +59,8 @@ exit status: 0 stopped on request, 1 could not start or go on, 2 wrong usage,
 type flags struct {
 	config, runtimeDir, stateDir, cacheKey, logLevel string
 	check, version                                   bool
-	passing                                          bool // the state folder is not the device's, and is not kept over a reboot
+	// the state folder is not the device's, and is not kept over a reboot
+	passing bool
 }
 
 // parseFlags says on stderr what is wrong; flag.ErrHelp is not.
@@ -84,8 +85,8 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	return f, err
 }
 
-// placeState names the state folder where the command line does not: the first that systemd made, the device's own, or, for
-// a daemon beside it or one whose tokens open nothing, one beside the runtime folder.
+// placeState names the state folder where the command line does not: the first that systemd made, the device's own, or,
+// for a daemon beside it or one whose tokens open nothing, one beside the runtime folder.
 func (f *flags) placeState(source, made string) {
 	first, _, _ := strings.Cut(made, ":")
 	runtimeDir := filepath.Clean(f.runtimeDir)

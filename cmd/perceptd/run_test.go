@@ -14,8 +14,9 @@ import (
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	path := harness.WriteConfig(t, map[string]string{
-		"config.toml":      harness.GoodConfig,
-		"config.d/50.toml": "[source]\nendpoint = \"imds\"\n\n[[grant]]\ncaller = { module = \"vision\" }\nidentity = \"vision\"\nresources = [\"api://x\", \"api://y\"]\n",
+		"config.toml": harness.GoodConfig,
+		"config.d/50.toml": "[source]\nendpoint = \"imds\"\n\n[[grant]]\ncaller = { module = \"vision\" }\nidentity " +
+			"= \"vision\"\nresources = [\"api://x\", \"api://y\"]\n",
 	})
 	var out, errs bytes.Buffer
 	status := run(t.Context(), []string{"--check", "--config", path}, &out, &errs)
@@ -35,7 +36,8 @@ a policy change takes up to 10m0s to reach new tokens
 	}
 	none := harness.WriteConfig(t, map[string]string{"config.toml": "[[identity]]\nname = \"device\"\n"})
 	out.Reset()
-	if status := run(t.Context(), []string{"--check", "--config", none}, &out, &errs); status != exitOK || !strings.Contains(out.String(), "no grants: every caller is denied\n") {
+	if status := run(t.Context(), []string{"--check", "--config", none}, &out, &errs); status != exitOK ||
+		!strings.Contains(out.String(), "no grants: every caller is denied\n") {
 		t.Errorf("status %d\n%s", status, &out)
 	}
 }
@@ -57,11 +59,13 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"--check", "--config", bad}, exitConfig, "", "unknown key x"},
 		{[]string{"--config", bad}, exitConfig, "", "unknown key x"},
 		{[]string{"--config", good, "--log-level", "loud"}, exitUsage, "", "it must be debug, info, warn or error"},
-		{[]string{"--config", good, "--runtime-dir", "/nonexistent"}, exitFailed, "", "/nonexistent: no such file or directory"},
+		{[]string{"--config", good, "--runtime-dir", "/nonexistent"}, exitFailed, "",
+			"/nonexistent: no such file or directory"},
 	} {
 		var out, errs bytes.Buffer
 		status := run(t.Context(), row.args, &out, &errs)
-		if status != row.status || !strings.Contains(out.String(), row.out) || !strings.Contains(errs.String(), row.errs) {
+		if status != row.status || !strings.Contains(out.String(), row.out) ||
+			!strings.Contains(errs.String(), row.errs) {
 			t.Errorf("%v: status %d, want %d\n%s%s", row.args, status, row.status, &out, &errs)
 		}
 	}

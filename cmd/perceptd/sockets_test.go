@@ -80,7 +80,8 @@ func TestStoredNames(t *testing.T) {
 	}{
 		{"module-vision-7", "vision", 7},
 		{"module-a-b.c_d-18446744073709551615", "a-b.c_d", 18446744073709551615},
-		{"module-vision", "", 0}, {"module--7", "", 0}, {"module-7", "", 0}, {"module-vision-", "", 0}, {"module-vision-07", "", 0},
+		{"module-vision", "", 0}, {"module--7", "", 0}, {"module-7", "", 0}, {"module-vision-", "",
+			0}, {"module-vision-07", "", 0},
 		{"module-vision-+7", "", 0}, {"module-vision-x", "", 0}, {"module-..-7", "", 0}, {"module-a/b-7", "", 0},
 		{"module-vision-18446744073709551616", "", 0}, {"token", "", 0}, {"", "", 0},
 	} {

@@ -36,7 +36,8 @@ func TestStatusText(t *testing.T) {
 		{false, nil, "1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
 		{true, nil, "SIMULATED; 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
 		{false, []string{"a"}, "trouble: a; 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
-		{false, []string{"a", "b", "c"}, "trouble: a (and 2 more, see perceptctl status); 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
+		{false, []string{"a", "b", "c"},
+			"trouble: a (and 2 more, see perceptctl status); 1 identity, 1 token, next refresh Nov 23 15:04 UTC"},
 	} {
 		if got := statusText(one, row.simulated, row.trouble); got != row.want {
 			t.Errorf("%q\nwant %q", got, row.want)
@@ -44,7 +45,9 @@ func TestStatusText(t *testing.T) {
 	}
 	one.Trouble, one.Tokens[0].ExpiresIn, one.Tokens[1].ExpiresIn, one.Tokens[2].ExpiresIn = []string{"its own"}, 0, 1, 1
 	one.Tokens[1].Permissions.State, one.Tokens[2].Permissions.State = api.PermissionsCurrent, api.PermissionsCurrent
-	if got := statusText(one, true, []string{"the daemon's"}); got != "SIMULATED; trouble: the daemon's (and 1 more, see perceptctl status); 1 identity, 2 tokens, next refresh Nov 23 15:04 UTC" {
+	if got := statusText(one, true,
+		[]string{"the daemon's"}); got != "SIMULATED; trouble: the daemon's (and 1 more, see perceptctl status); 1 "+
+		"identity, 2 tokens, next refresh Nov 23 15:04 UTC" {
 		t.Errorf("%q", got)
 	}
 	if got := statusText(api.Status{}, false, nil); got != "0 identities, 0 tokens" {
@@ -93,7 +96,11 @@ func serviceManager(t *testing.T) (notify systemd.Notify, path string, told func
 		message := make([]byte, 4096)
 		for {
 			n := -1
-			if err := raw.Read(func(fd uintptr) bool { n, _, _ = syscall.Recvfrom(int(fd), message, syscall.MSG_DONTWAIT); return true }); err != nil {
+			if err := raw.Read(func(fd uintptr) bool {
+				n, _,
+					_ = syscall.Recvfrom(int(fd), message, syscall.MSG_DONTWAIT)
+				return true
+			}); err != nil {
 				t.Fatal(err)
 			}
 			if n < 0 {

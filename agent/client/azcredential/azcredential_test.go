@@ -115,11 +115,16 @@ func TestGetToken(t *testing.T) {
 		query   string
 		refresh time.Duration
 	}{
-		"a scope":             {vault + "/.default", token("1", api.PermissionsCurrent, 600), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 10 * time.Minute},
-		"a resource":          {vault, token("1", api.PermissionsCurrent, 0), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 0},
-		"a slash of its own":  {vault + "//.default", token("1", api.PermissionsCurrent, 18000), "identity=vision&resource=https%3A%2F%2Fvault.azure.net%2F", refreshWithin},
-		"stale permissions":   {vault, token("1", api.PermissionsStale, 18000), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", refreshStale},
-		"stale, and due soon": {vault, token("1", api.PermissionsUncertain, 5), "identity=vision&resource=https%3A%2F%2Fvault.azure.net", 5 * time.Second},
+		"a scope": {vault + "/.default", token("1", api.PermissionsCurrent, 600),
+			"identity=vision&resource=https%3A%2F%2Fvault.azure.net", 10 * time.Minute},
+		"a resource": {vault, token("1", api.PermissionsCurrent, 0),
+			"identity=vision&resource=https%3A%2F%2Fvault.azure.net", 0},
+		"a slash of its own": {vault + "//.default", token("1", api.PermissionsCurrent, 18000),
+			"identity=vision&resource=https%3A%2F%2Fvault.azure.net%2F", refreshWithin},
+		"stale permissions": {vault, token("1", api.PermissionsStale, 18000),
+			"identity=vision&resource=https%3A%2F%2Fvault.azure.net", refreshStale},
+		"stale, and due soon": {vault, token("1", api.PermissionsUncertain, 5),
+			"identity=vision&resource=https%3A%2F%2Fvault.azure.net", 5 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -132,9 +137,13 @@ func TestGetToken(t *testing.T) {
 				t.Fatal(err)
 			}
 			after := time.Now().Round(0)
-			within := func(at time.Time, d time.Duration) bool { return !at.Before(before.Add(d)) && !at.After(after.Add(d)) }
+			within := func(at time.Time, d time.Duration) bool {
+				return !at.Before(before.Add(d)) &&
+					!at.After(after.Add(d))
+			}
 			if got.Token != canary+"1" || !within(got.ExpiresOn, 10*time.Hour) || !within(got.RefreshOn, row.refresh) {
-				t.Errorf("expires in %v, is to be refreshed in %v", got.ExpiresOn.Sub(before), got.RefreshOn.Sub(before))
+				t.Errorf("expires in %v, is to be refreshed in %v", got.ExpiresOn.Sub(before),
+					got.RefreshOn.Sub(before))
 			}
 			if len(p.asked) != 1 || p.asked[0] != row.query {
 				t.Errorf("asked %q", p.asked)
@@ -156,14 +165,16 @@ func TestRefusals(t *testing.T) {
 		pauses  []time.Duration
 		code    api.Code // of the error; empty: there is none
 	}{
-		"denied":              {[]any{refusal(403, api.CodeNotGranted)}, "", nil, api.CodeNotGranted},
-		"revoked":             {[]any{refusal(403, api.CodeRevoked)}, "", nil, api.CodeRevoked},
-		"unknown identity":    {[]any{refusal(400, api.CodeUnknownIdentity)}, "", nil, api.CodeUnknownIdentity},
-		"throttled, then not": {[]any{refusal(503, api.CodeThrottled), refusal(503, api.CodeThrottled), good}, "2", []time.Duration{2 * time.Second, 2 * time.Second}, ""},
-		"throttled for long":  {[]any{refusal(503, api.CodeThrottled), good}, "3600", []time.Duration{maxPause}, ""},
-		"down":                {[]any{refusal(503, api.CodeUnreachable)}, "", []time.Duration{time.Second, 2 * time.Second, 4 * time.Second}, api.CodeUnreachable},
-		"another program":     {[]any{stranger("<html>"), good}, "", []time.Duration{time.Second}, ""},
-		"too many requests":   {[]any{refusal(429, api.CodeBusy), good}, "1", []time.Duration{time.Second}, ""},
+		"denied":           {[]any{refusal(403, api.CodeNotGranted)}, "", nil, api.CodeNotGranted},
+		"revoked":          {[]any{refusal(403, api.CodeRevoked)}, "", nil, api.CodeRevoked},
+		"unknown identity": {[]any{refusal(400, api.CodeUnknownIdentity)}, "", nil, api.CodeUnknownIdentity},
+		"throttled, then not": {[]any{refusal(503, api.CodeThrottled), refusal(503, api.CodeThrottled), good}, "2",
+			[]time.Duration{2 * time.Second, 2 * time.Second}, ""},
+		"throttled for long": {[]any{refusal(503, api.CodeThrottled), good}, "3600", []time.Duration{maxPause}, ""},
+		"down": {[]any{refusal(503, api.CodeUnreachable)}, "",
+			[]time.Duration{time.Second, 2 * time.Second, 4 * time.Second}, api.CodeUnreachable},
+		"another program":   {[]any{stranger("<html>"), good}, "", []time.Duration{time.Second}, ""},
+		"too many requests": {[]any{refusal(429, api.CodeBusy), good}, "1", []time.Duration{time.Second}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -177,7 +188,8 @@ func TestRefusals(t *testing.T) {
 			if errors.As(err, &refused) != (row.code != "") || refused != nil && refused.Code != row.code {
 				t.Errorf("%v", err)
 			}
-			if err != nil && (!strings.Contains(err.Error(), "because of "+string(row.code)) || !errors.As(err, new(interface{ NonRetriable() }))) {
+			if err != nil && (!strings.Contains(err.Error(), "because of "+string(row.code)) ||
+				!errors.As(err, new(interface{ NonRetriable() }))) {
 				t.Errorf("%v", err)
 			}
 			if !slices.Equal(pauses, row.pauses) {
@@ -210,7 +222,8 @@ func TestScopes(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
 	c := New(p.client, nil)
-	for want, scopes := range map[string][]string{"there are 0": nil, "there are 2": {"a", "b"}, "names no resource": {""}, "write RESOURCE/.default": {"/.default"}} {
+	for want, scopes := range map[string][]string{"there are 0": nil, "there are 2": {"a", "b"},
+		"names no resource": {""}, "write RESOURCE/.default": {"/.default"}} {
 		if _, err := c.GetToken(t.Context(), scope(scopes...)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", scopes, err)
 		}
@@ -225,8 +238,8 @@ func TestScopes(t *testing.T) {
 	}
 }
 
-// A claims challenge is told to perceptd with the token that it is about. What perceptd knows is the error, where it has no
-// other token; the one that was refused is not handed out again.
+// A claims challenge is told to perceptd with the token that it is about. What perceptd knows is the error, where it
+// has no other token; the one that was refused is not handed out again.
 func TestClaimsChallenge(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
@@ -237,9 +250,11 @@ func TestClaimsChallenge(t *testing.T) {
 	}
 	challenge := scope(vault)
 	challenge.Claims = `{"access_token":{"nbf":{"essential":true,"value":"1"}}}`
-	p.advice = api.Advice{Findings: []api.Finding{{Cause: api.CauseRevoked, Detail: "the back end has no newer token", Action: "wait until 14:00"}}}
+	p.advice = api.Advice{Findings: []api.Finding{{Cause: api.CauseRevoked, Detail: "the back end has no newer token",
+		Action: "wait until 14:00"}}}
 	_, err := c.GetToken(t.Context(), challenge)
-	if err == nil || !strings.Contains(err.Error(), vault+" wants another token, and there is none: the back end has no newer token; wait until 14:00") {
+	if err == nil || !strings.Contains(err.Error(),
+		vault+" wants another token, and there is none: the back end has no newer token; wait until 14:00") {
 		t.Errorf("%v", err)
 	}
 	p.advice = api.Advice{}
@@ -255,11 +270,13 @@ func TestClaimsChallenge(t *testing.T) {
 	if len(p.rejected) != 3 || p.rejected[2] != want || len(p.asked) != 2 {
 		t.Errorf("reported %+v, asked %q", p.rejected, p.asked)
 	}
-	if advice, err := c.Rejected(t.Context(), vault+"/.default", 403); err != nil || !advice.Retry || p.rejected[3].SHA256 != "2" || p.rejected[3].Status != 403 {
+	if advice, err := c.Rejected(t.Context(), vault+"/.default", 403); err != nil || !advice.Retry ||
+		p.rejected[3].SHA256 != "2" || p.rejected[3].Status != 403 {
 		t.Errorf("%+v %v %+v", advice, err, p.rejected[3])
 	}
 	p.client.Socket += "-gone"
-	if _, err := c.GetToken(t.Context(), challenge); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "telling of a claims challenge") {
+	if _, err := c.GetToken(t.Context(), challenge); !errors.Is(err, fs.ErrNotExist) ||
+		!strings.Contains(err.Error(), "telling of a claims challenge") {
 		t.Errorf("%v", err)
 	}
 }

@@ -28,7 +28,8 @@ func Example() {
 
 	credential := azcredential.New(&client.Client{Socket: socket}, nil) // client.FromEnvironment() on a device
 	secrets, err := azsecrets.NewClient(vault.URL, credential, &azsecrets.ClientOptions{
-		ClientOptions:                        azcore.ClientOptions{Transport: vault.Client()}, // these two are for the fake vault
+		// these two are for the fake vault
+		ClientOptions:                        azcore.ClientOptions{Transport: vault.Client()},
 		DisableChallengeResourceVerification: true,
 	})
 	if err != nil {
@@ -85,7 +86,8 @@ func aDevice() (socket string, vault *httptest.Server, stop func()) {
 }
 
 func answerAsPerceptd(w http.ResponseWriter, r *http.Request) {
-	var answer any = api.Token{AccessToken: "a.b.c", Resource: "https://vault.azure.net", ExpiresIn: 86000, RefreshIn: 43000, SHA256: "digest"}
+	var answer any = api.Token{AccessToken: "a.b.c", Resource: "https://vault.azure.net", ExpiresIn: 86000,
+		RefreshIn: 43000, SHA256: "digest"}
 	if r.URL.Path == api.PathRejected {
 		answer = api.Advice{Findings: []api.Finding{{
 			Cause: api.CauseStale, Detail: "the token was minted before a known policy change", Action: "wait for the rollover",
@@ -98,7 +100,8 @@ func answerAsPerceptd(w http.ResponseWriter, r *http.Request) {
 func answerAsVault(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Header.Get("Authorization") == "":
-		w.Header().Set("WWW-Authenticate", `Bearer authorization="https://login.microsoftonline.com/00000000-0000-0000-0000-00000000000a", resource="https://vault.azure.net"`)
+		w.Header().Set("WWW-Authenticate",
+			`Bearer authorization="https://login.microsoftonline.com/00000000-0000-0000-0000-00000000000a", resource="https://vault.azure.net"`)
 		w.WriteHeader(http.StatusUnauthorized)
 	case r.Header.Get("Authorization") != "Bearer a.b.c", r.URL.Path != "/secrets/camera-key/":
 		w.Header().Set("Content-Type", "application/json")
@@ -110,7 +113,8 @@ func answerAsVault(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// The real azsecrets client over TLS: refused by a claims challenge that perceptd has no other token for, it says so once.
+// The real azsecrets client over TLS: refused by a claims challenge that perceptd has no other token for, it says so
+// once.
 func TestClaimsChallengeInAPipeline(t *testing.T) {
 	socket, _, stop := aDevice()
 	defer stop()
@@ -121,14 +125,17 @@ func TestClaimsChallengeInAPipeline(t *testing.T) {
 			return
 		}
 		calls++
-		w.Header().Set("WWW-Authenticate", `Bearer authorization="https://login.microsoftonline.com/a", error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnt9fQ=="`)
+		w.Header().Set("WWW-Authenticate",
+			`Bearer authorization="https://login.microsoftonline.com/a", error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnt9fQ=="`)
 		w.WriteHeader(http.StatusUnauthorized)
 	}))
 	defer vault.Close()
-	secrets, err := azsecrets.NewClient(vault.URL, azcredential.New(&client.Client{Socket: socket}, nil), &azsecrets.ClientOptions{
-		ClientOptions:                        azcore.ClientOptions{Transport: vault.Client(), Retry: policy.RetryOptions{MaxRetries: 3}},
-		DisableChallengeResourceVerification: true,
-	})
+	secrets, err := azsecrets.NewClient(vault.URL, azcredential.New(&client.Client{Socket: socket}, nil),
+		&azsecrets.ClientOptions{
+			ClientOptions: azcore.ClientOptions{Transport: vault.Client(),
+				Retry: policy.RetryOptions{MaxRetries: 3}},
+			DisableChallengeResourceVerification: true,
+		})
 	if err != nil {
 		t.Fatal(err)
 	}

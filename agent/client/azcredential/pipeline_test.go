@@ -24,8 +24,8 @@ func (a *accepts) Do(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: r}, nil
 }
 
-// A request of an SDK's pipeline whose token is still good is not held up by the refresh of it while perceptd is away, and the
-// next refresh brings the newer one. In virtual time, with the SDK's own policy.
+// A request of an SDK's pipeline whose token is still good is not held up by the refresh of it while perceptd is away,
+// and the next refresh brings the newer one. In virtual time, with the SDK's own policy.
 func TestRefreshHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)
@@ -43,7 +43,8 @@ func TestRefreshHoldsNobodyUp(t *testing.T) {
 			if err == nil {
 				_, err = pipeline.Do(request)
 			}
-			if waited := time.Since(begun); err != nil || resource.authorization != "Bearer "+canary+want || waited != 0 {
+			if waited := time.Since(begun); err != nil || resource.authorization != "Bearer "+canary+want ||
+				waited != 0 {
 				t.Errorf("not with token %s, or after %v: %v", want, waited, err)
 			}
 		}
@@ -69,10 +70,11 @@ func TestPatience(t *testing.T) {
 		then   policy.TokenRequestOptions
 		pauses int
 	}{
-		"a good one":      {token("1", api.PermissionsCurrent, 60), scope(vault), 0},
-		"another's":       {token("1", api.PermissionsCurrent, 60), scope("https://storage.azure.com"), maxTries - 1},
-		"an expired one":  {expired, scope(vault), maxTries - 1},
-		"challenged once": {token("1", api.PermissionsCurrent, 60), policy.TokenRequestOptions{Scopes: []string{vault}, Claims: "{}"}, maxTries - 1},
+		"a good one":     {token("1", api.PermissionsCurrent, 60), scope(vault), 0},
+		"another's":      {token("1", api.PermissionsCurrent, 60), scope("https://storage.azure.com"), maxTries - 1},
+		"an expired one": {expired, scope(vault), maxTries - 1},
+		"challenged once": {token("1", api.PermissionsCurrent, 60), policy.TokenRequestOptions{Scopes: []string{vault},
+			Claims: "{}"}, maxTries - 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -84,14 +86,16 @@ func TestPatience(t *testing.T) {
 			if _, err := c.GetToken(t.Context(), scope(vault)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.GetToken(t.Context(), row.then); !errors.As(err, new(*client.Error)) || pauses != row.pauses {
+			if _, err := c.GetToken(t.Context(), row.then); !errors.As(err, new(*client.Error)) ||
+				pauses != row.pauses {
 				t.Errorf("%v after %d pauses, want %d", err, pauses, row.pauses)
 			}
 		})
 	}
 }
 
-// A perceptd that takes the connection and does not answer holds up the refresh of a good token for refreshTimeout at most.
+// A perceptd that takes the connection and does not answer holds up the refresh of a good token for refreshTimeout at
+// most.
 func TestSilentPerceptd(t *testing.T) {
 	t.Parallel()
 	p := newFakePerceptd(t)

@@ -34,7 +34,8 @@ func TestCut(t *testing.T) {
 func TestTableThatCannotFit(t *testing.T) {
 	t.Parallel()
 	s := Screen{Width: 10}
-	got := s.Table([]Column{{Title: "NAME", Shrinks: true}, {Title: "STATE"}}, []Row{{Cells: []Cell{{Text: "a-long-name"}, {Text: "fetching"}}}})
+	got := s.Table([]Column{{Title: "NAME", Shrinks: true}, {Title: "STATE"}},
+		[]Row{{Cells: []Cell{{Text: "a-long-name"}, {Text: "fetching"}}}})
 	want := "NAME\na-lo…-name\n  state:\n  fetching\n"
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
@@ -54,7 +55,8 @@ func TestLongWordsStayWhole(t *testing.T) {
 	t.Parallel()
 	path := "/var/lib/percept/" + strings.Repeat("a", 30) + ".unreadable-20261123T120000.123456789Z"
 	s := Screen{Width: 60}
-	if got, want := s.Paragraph("trouble: ", "it is now "+path+"; look", Bad), "trouble: it is now\n         "+path+";\n         look\n"; got != want {
+	if got, want := s.Paragraph("trouble: ", "it is now "+path+"; look",
+		Bad), "trouble: it is now\n         "+path+";\n         look\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 	if got, want := s.Paragraph("trouble: ", path, Bad), "trouble: "+path+"\n"; got != want {
@@ -62,8 +64,8 @@ func TestLongWordsStayWhole(t *testing.T) {
 	}
 }
 
-// overWide reports whether a line is over the width, but for one that is because of a word which is that long by itself, behind
-// what the longest lead takes.
+// overWide reports whether a line is over the width, but for one that is because of a word which is that long by
+// itself, behind what the longest lead takes.
 func overWide(line string, width int) bool {
 	const longestLead = 14
 	words := strings.Fields(line)
@@ -78,7 +80,8 @@ func FuzzLayout(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name, text string, width int) {
 		s := Screen{Width: max(LeastWidth, min(width, 300))}
 		columns := []Column{{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true}, {Title: "STATE"}}
-		shown := s.Table(columns, []Row{{Cells: []Cell{{Text: name}, {Text: text}, {Text: "fresh", Style: Good}}, Notes: []Cell{{Text: text}}}})
+		shown := s.Table(columns, []Row{{Cells: []Cell{{Text: name}, {Text: text}, {Text: "fresh", Style: Good}},
+			Notes: []Cell{{Text: text}}}})
 		shown += s.Paragraph("trouble: ", text, Bad)
 		for line := range strings.Lines(shown) {
 			line = strings.TrimSuffix(line, "\n")
@@ -149,7 +152,8 @@ func FuzzOutput(f *testing.F) {
 				t.Fatal(err)
 			}
 			var back string
-			if err := json.Unmarshal(printed.Bytes(), &back); err != nil || back != strings.ToValidUTF8(text, "\ufffd") && utf8.ValidString(text) {
+			if err := json.Unmarshal(printed.Bytes(), &back); err != nil ||
+				back != strings.ToValidUTF8(text, "\ufffd") && utf8.ValidString(text) {
 				t.Errorf("%+v: %q came back as %q (%v)", o, text, back, err)
 			}
 			if fmt.Sprint(o.visible(printed.String())) != printed.String() {

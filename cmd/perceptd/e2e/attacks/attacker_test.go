@@ -262,7 +262,9 @@ func (a *attacker) sendHeadSlowly(conn net.Conn, settled func()) {
 }
 
 func (a *attacker) sendBodySlowly(conn net.Conn, settled func()) {
-	if send(conn, "POST "+cmp.Or(a.Request, "/v1/rejected")+" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2000\r\n\r\n{") {
+	if send(conn, "POST "+cmp.Or(a.Request,
+		"/v1/rejected")+" HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "+
+		"2000\r\n\r\n{") {
 		settled()
 		a.slowly(conn, strings.Repeat(" ", 1999))
 	}

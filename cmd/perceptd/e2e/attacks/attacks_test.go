@@ -76,13 +76,19 @@ func attacks() []attack {
 	}
 	uid := func(who soldier) string { return fmt.Sprintf("uid %d", who.uid) }
 	return []attack{
-		{name: "many lines, a user", floods: one(stray(0), func(s *stage) orders { return s.at("many lines", s.Token(), 1200, "") })},
-		{name: "many lines, a module", floods: one(moduleRoot, func(s *stage) orders { return s.at("many lines", s.Module("vision"), 1200, "") })},
-		{name: "many lines, admin.sock", floods: one(member, func(s *stage) orders { return s.at("many lines", s.Admin(), 1200, "") })},
-		{name: "many lines, loopback", floods: one(stray(0), func(s *stage) orders { return s.overTCP("many lines", s.loopback, 400, "") })},
-		{name: "many lines, simulator", floods: one(stray(0), func(s *stage) orders { return s.overTCP("many lines", s.backEnd(), 1200, "") })},
+		{name: "many lines, a user", floods: one(stray(0),
+			func(s *stage) orders { return s.at("many lines", s.Token(), 1200, "") })},
+		{name: "many lines, a module",
+			floods: one(moduleRoot, func(s *stage) orders { return s.at("many lines", s.Module("vision"), 1200, "") })},
+		{name: "many lines, admin.sock",
+			floods: one(member, func(s *stage) orders { return s.at("many lines", s.Admin(), 1200, "") })},
+		{name: "many lines, loopback",
+			floods: one(stray(0), func(s *stage) orders { return s.overTCP("many lines", s.loopback, 400, "") })},
+		{name: "many lines, simulator",
+			floods: one(stray(0), func(s *stage) orders { return s.overTCP("many lines", s.backEnd(), 1200, "") })},
 
-		{name: "idle, a user", floods: one(stray(0), func(s *stage) orders { return s.at("idle", s.Token(), 12000, "") }), blames: []string{uid(stray(0))}},
+		{name: "idle, a user", floods: one(stray(0),
+			func(s *stage) orders { return s.at("idle", s.Token(), 12000, "") }), blames: []string{uid(stray(0))}},
 		{name: "idle, two users", blames: []string{uid(stray(0)), uid(stray(1))}, floods: func(s *stage) []flood {
 			return []flood{{stray(0), s.at("idle", s.Token(), 5000, "")}, {stray(1), s.at("idle", s.Token(), 5000, "")}}
 		}},
@@ -92,21 +98,41 @@ func attacks() []attack {
 			}
 			return all
 		}},
-		{name: "idle, a module", floods: one(moduleRoot, func(s *stage) orders { return s.at("idle", s.Module("vision"), 6000, "") }), blames: []string{"module vision"}},
-		{name: "idle, admin.sock", floods: one(member, func(s *stage) orders { return s.at("idle", s.Admin(), 12281, "") }), blames: []string{uid(member)}},
-		{name: "idle, loopback", floods: one(stray(0), func(s *stage) orders { return s.overTCP("idle", s.loopback, 2000, "") })},
-		{name: "idle, simulator", floods: one(stray(0), func(s *stage) orders { return s.overTCP("idle", s.backEnd(), 17000, "") })},
+		{name: "idle, a module", floods: one(moduleRoot,
+			func(s *stage) orders {
+				return s.at("idle", s.Module("vision"), 6000,
+					"")
+			}), blames: []string{"module vision"}},
+		{name: "idle, admin.sock", floods: one(member,
+			func(s *stage) orders { return s.at("idle", s.Admin(), 12281, "") }), blames: []string{uid(member)}},
+		{name: "idle, loopback", floods: one(stray(0),
+			func(s *stage) orders { return s.overTCP("idle", s.loopback, 2000, "") })},
+		{name: "idle, simulator", floods: one(stray(0),
+			func(s *stage) orders { return s.overTCP("idle", s.backEnd(), 17000, "") })},
 
-		{name: "slow heads", floods: one(stray(0), func(s *stage) orders { return s.at("slow head", s.Token(), 1200, "") })},
-		{name: "slow bodies", floods: one(granted, func(s *stage) orders { return s.at("slow body", s.Token(), 1200, "") })},
-		{name: "slow bodies, admin.sock", floods: one(member, func(s *stage) orders { return s.at("slow body", s.Admin(), 1200, api.PathPolicyChanges) })},
-		{name: "waiting requests", floods: one(granted, func(s *stage) orders { return s.at("ask", s.Token(), 1200, askToWait) })},
-		{name: "streams", floods: one(granted, func(s *stage) orders { return s.at("ask", s.Token(), 1200, watchVault) })},
-		{name: "unread answers", floods: one(granted, func(s *stage) orders { return s.at("unread", s.Token(), 1200, askToken) })},
-		{name: "unread answers, admin.sock", floods: one(member, func(s *stage) orders { return s.at("unread", s.Admin(), 1200, askStatus) })},
-		{name: "pipelining", floods: one(granted, func(s *stage) orders { return s.at("pipeline", s.Token(), 64, askToken) })},
-		{name: "reconnecting", floods: one(granted, func(s *stage) orders { return s.at("reconnect", s.Token(), 64, askToken) })},
-		{name: "connecting for nothing", floods: one(stray(0), func(s *stage) orders { return s.at("come, go", s.Token(), 16, "") })},
+		{name: "slow heads", floods: one(stray(0),
+			func(s *stage) orders { return s.at("slow head", s.Token(), 1200, "") })},
+		{name: "slow bodies", floods: one(granted,
+			func(s *stage) orders { return s.at("slow body", s.Token(), 1200, "") })},
+		{name: "slow bodies, admin.sock",
+			floods: one(member, func(s *stage) orders {
+				return s.at("slow body", s.Admin(), 1200,
+					api.PathPolicyChanges)
+			})},
+		{name: "waiting requests", floods: one(granted,
+			func(s *stage) orders { return s.at("ask", s.Token(), 1200, askToWait) })},
+		{name: "streams", floods: one(granted,
+			func(s *stage) orders { return s.at("ask", s.Token(), 1200, watchVault) })},
+		{name: "unread answers", floods: one(granted,
+			func(s *stage) orders { return s.at("unread", s.Token(), 1200, askToken) })},
+		{name: "unread answers, admin.sock",
+			floods: one(member, func(s *stage) orders { return s.at("unread", s.Admin(), 1200, askStatus) })},
+		{name: "pipelining", floods: one(granted,
+			func(s *stage) orders { return s.at("pipeline", s.Token(), 64, askToken) })},
+		{name: "reconnecting", floods: one(granted,
+			func(s *stage) orders { return s.at("reconnect", s.Token(), 64, askToken) })},
+		{name: "connecting for nothing",
+			floods: one(stray(0), func(s *stage) orders { return s.at("come, go", s.Token(), 16, "") })},
 	}
 }
 
@@ -152,7 +178,8 @@ func TestAttacksFloods(t *testing.T) {
 	})
 	// All who want to connect wait in one queue of the kernel's, so that answers take a while.
 	attack{name: "all of these at once", floods: everything, rounds: 4, blames: []string{
-		fmt.Sprint("uid ", stray(0).uid), fmt.Sprint("uid ", stray(1).uid), fmt.Sprint("uid ", stray(2).uid), fmt.Sprint("uid ", stray(3).uid), fmt.Sprint("uid ", granted.uid),
+		fmt.Sprint("uid ", stray(0).uid), fmt.Sprint("uid ", stray(1).uid), fmt.Sprint("uid ",
+			stray(2).uid), fmt.Sprint("uid ", stray(3).uid), fmt.Sprint("uid ", granted.uid),
 	}}.test(t)
 }
 
@@ -177,7 +204,8 @@ func (a attack) test(t *testing.T) {
 	for _, tr := range all {
 		told := tr.recall()
 		connected += told.Connected
-		t.Logf("%s: %d connections, %d of them closed unanswered, answers %v", tr.who, told.Connected, told.Unanswered, told.Answers)
+		t.Logf("%s: %d connections, %d of them closed unanswered, answers %v", tr.who, told.Connected, told.Unanswered,
+			told.Answers)
 	}
 	answered := audience.judge()
 	peak := s.memory.peak(t)
@@ -219,7 +247,8 @@ func (s *stage) blame(who []string) {
 		s.t.Errorf("the status does not say that %v was turned away: %q", who, trouble)
 		return
 	}
-	harness.Until(s.t, fmt.Sprintf("STATUS to name one of %v", who), s.Ended, func() bool { return named(s.lastStatus()) })
+	harness.Until(s.t, fmt.Sprintf("STATUS to name one of %v", who), s.Ended,
+		func() bool { return named(s.lastStatus()) })
 	lines := 0
 	for line := range strings.Lines(s.Text()) {
 		if named(line) {
@@ -245,7 +274,8 @@ func TestAttacksCallsAtOnce(t *testing.T) {
 	must(t, err)
 	var told struct{ Set map[string]string }
 	must(t, json.Unmarshal(out, &told))
-	request := fmt.Sprintf("GET %s?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: %s\r\nConnection: close\r\n\r\n",
+	request := fmt.Sprintf("GET %s?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: "+
+		"%s\r\nConnection: close\r\n\r\n",
 		api.PathAppServiceToken, harness.VaultURI, s.loopback, told.Set["IDENTITY_HEADER"])
 	tr := s.send(granted, s.overTCP("ask", s.loopback, 100, request))
 	tr.awaitBegun(s.Ended)
@@ -254,7 +284,8 @@ func TestAttacksCallsAtOnce(t *testing.T) {
 	got := tr.recall()
 	t.Logf("%d connections, answers %v", got.Connected, got.Answers)
 	if got.Unanswered > 0 || got.NoRetry > 0 || got.Answers[200] < 64 {
-		t.Errorf("%d of %d were closed unanswered, %d told to come back at no time, answers %v", got.Unanswered, got.Connected, got.NoRetry, got.Answers)
+		t.Errorf("%d of %d were closed unanswered, %d told to come back at no time, answers %v", got.Unanswered,
+			got.Connected, got.NoRetry, got.Answers)
 	}
 	for status := range got.Answers {
 		if status != 200 && status != 429 {

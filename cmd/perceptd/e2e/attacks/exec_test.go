@@ -78,8 +78,10 @@ func TestAttacksExec(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			to := harness.LaunchExec(t, d.Module("vision"))
-			refused := "GET /msi/token?api-version=2019-08-01&resource=" + harness.VaultURI + " HTTP/1.1\r\nHost: " + to.Address + "\r\n\r\n"
-			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp", Address: to.Address, Width: row.width, Request: refused})
+			refused := "GET /msi/token?api-version=2019-08-01&resource=" + harness.VaultURI + " HTTP/1.1\r\nHost: " +
+				to.Address + "\r\n\r\n"
+			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp", Address: to.Address,
+				Width: row.width, Request: refused})
 			tr.awaitBegun(nil)
 			for i := range 50 {
 				if err := askExec(to); err != nil {
@@ -102,7 +104,8 @@ func TestAttacksExec(t *testing.T) {
 func TestAttacksExecKilled(t *testing.T) {
 	t.Parallel()
 	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))
-	cmd := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Module("vision"), "exec", "--", "sh", "-c", `echo "$IDENTITY_ENDPOINT"; echo $$; exec sleep 1000`)
+	cmd := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Module("vision"), "exec", "--", "sh", "-c",
+		`echo "$IDENTITY_ENDPOINT"; echo $$; exec sleep 1000`)
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
@@ -114,7 +117,8 @@ func TestAttacksExecKilled(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { _ = syscall.Kill(child, syscall.SIGKILL) })
 	must(t, cmd.Process.Kill())
-	harness.Until(t, "the command to end with exec", nil, func() bool { return errors.Is(syscall.Kill(child, 0), syscall.ESRCH) })
+	harness.Until(t, "the command to end with exec", nil,
+		func() bool { return errors.Is(syscall.Kill(child, 0), syscall.ESRCH) })
 	_ = cmd.Wait()
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -137,7 +141,8 @@ func TestAttacksSimulator(t *testing.T) {
 		t.Run(row.kind, func(t *testing.T) {
 			p, environment := harness.StartSimulator(t, "imds")
 			address := strings.TrimPrefix(harness.ValueOf(environment, "AZURE_POD_IDENTITY_AUTHORITY_HOST"), "http://")
-			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp", Address: address, Width: row.width})
+			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp", Address: address,
+				Width: row.width})
 			tr.awaitBegun(nil)
 			var asking sync.WaitGroup
 			for range 8 {
@@ -145,8 +150,9 @@ func TestAttacksSimulator(t *testing.T) {
 					conn, err := net.Dial("tcp", address)
 					if err == nil {
 						defer conn.Close()
-						err = askFor200(conn, bufio.NewReader(conn), "GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource="+harness.VaultURI+
-							" HTTP/1.1\r\nHost: "+address+"\r\nMetadata: true\r\nConnection: close\r\n\r\n")
+						err = askFor200(conn, bufio.NewReader(conn),
+							"GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource="+harness.VaultURI+
+								" HTTP/1.1\r\nHost: "+address+"\r\nMetadata: true\r\nConnection: close\r\n\r\n")
 					}
 					if err != nil {
 						t.Error(err)

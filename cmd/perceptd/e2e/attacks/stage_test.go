@@ -179,8 +179,10 @@ require = "socket"
 name = "speech"
 require = "socket"
 `
-	for _, who := range []string{`module = "vision"`, `module = "speech"`, fmt.Sprint("uid = ", honestUser), fmt.Sprint("uid = ", ownUser)} {
-		text += fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [%q]\nprefetch = true\n", who, harness.VaultURI)
+	for _, who := range []string{`module = "vision"`, `module = "speech"`, fmt.Sprint("uid = ", honestUser),
+		fmt.Sprint("uid = ", ownUser)} {
+		text += fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [%q]\nprefetch = true\n",
+			who, harness.VaultURI)
 	}
 	return harness.WithLoopback(text, loopback)
 }
@@ -191,7 +193,8 @@ func newStage(t *testing.T) *stage {
 	if os.Getuid() != 0 {
 		t.Fatal("the attackers are other users: run make test-attacks as root")
 	}
-	s := &stage{t: t, name: fmt.Sprintf("percepttest-%d-%d", os.Getpid(), stageNumber.Add(1)), loopback: harness.FreeAddress(t)}
+	s := &stage{t: t, name: fmt.Sprintf("percepttest-%d-%d", os.Getpid(), stageNumber.Add(1)),
+		loopback: harness.FreeAddress(t)}
 	dir := harness.ShortFolder(t)
 	must(t, os.Chmod(dir, 0o755))
 	s.self = filepath.Join(dir, "test")
@@ -213,7 +216,8 @@ LISTEN_PID=$$ exec setpriv --reuid=%d --regid=%[3]d --clear-groups --inh-caps=-a
 		strings.Join(s.memory.procs(), " "), limitNoFile, daemonUser)
 	c := exec.Command("/bin/sh", append([]string{"-c", script, program}, s.arguments()...)...)
 	c.ExtraFiles = []*os.File{s.listen(s.Token(), 0o666, 0, 0), s.listen(s.Admin(), 0o660, daemonUser, adminGroup)}
-	s.Process = harness.Begin(t, []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=token:admin", "NOTIFY_SOCKET=" + s.manager()}, c)
+	s.Process = harness.Begin(t, []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=token:admin", "NOTIFY_SOCKET=" + s.manager()},
+		c)
 	s.AwaitHealth(t)
 	s.awaitTokens()
 	return s
@@ -221,7 +225,8 @@ LISTEN_PID=$$ exec setpriv --reuid=%d --regid=%[3]d --clear-groups --inh-caps=-a
 
 // arguments leaves the cache's key out, and has the log as it is shipped.
 func (s *stage) arguments() []string {
-	return []string{"--config", s.Config, "--runtime-dir", s.Dir, "--state-dir", filepath.Join(filepath.Dir(s.Dir), "state")}
+	return []string{"--config", s.Config, "--runtime-dir", s.Dir, "--state-dir",
+		filepath.Join(filepath.Dir(s.Dir), "state")}
 }
 
 func copyProgram(t *testing.T, from, to string) {
@@ -374,12 +379,14 @@ func dispatch(t *testing.T, program string, who soldier, what orders) *troop {
 	c.Env = []string{ordersVariable + "=" + string(text), "GOGC=400"}
 	c.Dir = "/"
 	c.Stderr = os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: who.uid, Gid: who.uid, Groups: who.groups}}
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: who.uid, Gid: who.uid,
+		Groups: who.groups}}
 	in, err := c.StdinPipe()
 	must(t, err)
 	out, err := c.StdoutPipe()
 	must(t, err)
-	tr := &troop{t: t, who: fmt.Sprintf("%s by uid %d", what.Kind, who.uid), cmd: c, in: in, begun: make(chan struct{}), ended: make(chan struct{})}
+	tr := &troop{t: t, who: fmt.Sprintf("%s by uid %d", what.Kind, who.uid), cmd: c, in: in, begun: make(chan struct{}),
+		ended: make(chan struct{})}
 	group := makeCgroup(t, who.place())
 	must(t, c.Start())
 	t.Cleanup(func() { // before the cgroup is removed
@@ -432,8 +439,10 @@ func (s *stage) honest() *audience {
 	ask := "GET " + harness.VaultToken + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	look := "GET " + api.PathStatus + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	return &audience{s, map[string]*troop{
-		"an honest user":   s.send(soldier{uid: honestUser}, orders{Kind: "honest", Network: "unix", Address: s.Token(), Request: ask}),
-		"an honest module": s.send(soldier{uid: 0}, orders{Kind: "honest", Network: "unix", Address: s.Module("speech"), Request: ask}),
+		"an honest user": s.send(soldier{uid: honestUser}, orders{Kind: "honest", Network: "unix", Address: s.Token(),
+			Request: ask}),
+		"an honest module": s.send(soldier{uid: 0}, orders{Kind: "honest", Network: "unix", Address: s.Module("speech"),
+			Request: ask}),
 		"an honest admin": s.send(soldier{uid: honestUser + 1, groups: []uint32{adminGroup}},
 			orders{Kind: "honest", Network: "unix", Address: s.Admin(), Request: look}),
 	}}
@@ -444,7 +453,8 @@ func (a *audience) rounds(n int64) {
 	a.s.t.Helper()
 	for name, tr := range a.all {
 		from := tr.answered.Load()
-		harness.Until(a.s.t, fmt.Sprintf("%d answers to %s", n, name), tr.ended, func() bool { return tr.answered.Load() >= from+n || !a.s.isAlive() })
+		harness.Until(a.s.t, fmt.Sprintf("%d answers to %s", n, name), tr.ended,
+			func() bool { return tr.answered.Load() >= from+n || !a.s.isAlive() })
 	}
 }
 

@@ -77,7 +77,8 @@ func TestBenchFlood(t *testing.T) {
 		for _, one := range h {
 			fmt.Fprintf(table, "%.2f\t%.2f\t%.2f\t", one.percentile(50), one.percentile(99), one.percentile(100))
 		}
-		fmt.Fprintf(table, "%d\t%d\t%.1f\t%.0f %%\t%s\t\n", at.files, at.threads, at.resident, 100*spent.Seconds()/(floodCells*cell).Seconds(), notes)
+		fmt.Fprintf(table, "%d\t%d\t%.1f\t%.0f %%\t%s\t\n", at.files, at.threads, at.resident,
+			100*spent.Seconds()/(floodCells*cell).Seconds(), notes)
 	}
 	phase := func(name string, during func() (notes string)) {
 		before, err := d.cpuTime()
@@ -92,7 +93,8 @@ func TestBenchFlood(t *testing.T) {
 		line(name, notes, after-before, h, at)
 		for _, one := range h {
 			if one.fault != nil {
-				t.Errorf("%s: %d honest requests of %d were not answered: %v", name, one.failed, len(one.took), one.fault)
+				t.Errorf("%s: %d honest requests of %d were not answered: %v", name, one.failed, len(one.took),
+					one.fault)
 			}
 		}
 	}
@@ -104,7 +106,8 @@ func TestBenchFlood(t *testing.T) {
 	}
 	recovered, took := d.recovers(t, baseline)
 	phase("nobody else", alone)
-	fmt.Fprintf(os.Stdout, "\nhonest clients asking every %v beside one user's flood; %d CPUs; %v each\n\n", honestPace, usableCPUs(t), floodCells*cell)
+	fmt.Fprintf(os.Stdout, "\nhonest clients asking every %v beside one user's flood; %d CPUs; %v each\n\n", honestPace,
+		usableCPUs(t), floodCells*cell)
 	_ = table.Flush()
 	fmt.Fprintf(os.Stdout, "\nbefore: %v\n after: %v, %v later\n", baseline, recovered, took.Round(time.Second))
 }
@@ -162,8 +165,9 @@ resources = ["https://vault.azure.net"]
 		"--config", config, "--runtime-dir", dir, "--state-dir", filepath.Join(dir, "state"))
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	d := &flooded{
-		contender: &contender{name: "perceptd", socket: filepath.Join(dir, "token.sock"), cmd: cmd, begun: time.Now(), ended: make(chan struct{})},
-		module:    filepath.Join(dir, "modules", "vision", "token.sock"),
+		contender: &contender{name: "perceptd", socket: filepath.Join(dir, "token.sock"), cmd: cmd, begun: time.Now(),
+			ended: make(chan struct{})},
+		module: filepath.Join(dir, "modules", "vision", "token.sock"),
 	}
 	cmd.Stderr = &d.stderr
 	benchMust(t, cmd.Start())
@@ -258,7 +262,8 @@ func (d *flooded) askHonestly(stop chan struct{}) (all [3]*honest, most func() h
 			case <-watch:
 			}
 			if now, err := d.holds(); err == nil {
-				seen = holdings{max(seen.files, now.files), max(seen.threads, now.threads), max(seen.resident, now.resident)}
+				seen = holdings{max(seen.files, now.files), max(seen.threads, now.threads),
+					max(seen.resident, now.resident)}
 			}
 		}
 	})
@@ -380,7 +385,8 @@ func TestFlooder(t *testing.T) {
 		}
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	text, err := json.Marshal(map[string]int64{"connected": f.connected.Load(), "closed": f.closed.Load(), "200": f.served.Load(), "429": f.limited.Load()})
+	text, err := json.Marshal(map[string]int64{"connected": f.connected.Load(), "closed": f.closed.Load(),
+		"200": f.served.Load(), "429": f.limited.Load()})
 	benchMust(t, err)
 	fmt.Println(strings.NewReplacer(`"`, "", "{", "", "}", "", ",", ", ", ":", " ").Replace(string(text)))
 }

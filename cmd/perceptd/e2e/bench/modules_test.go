@@ -67,7 +67,8 @@ func TestBenchModules(t *testing.T) {
 			return err
 		}},
 		{"azcredential", "socket, connection anew", func() error {
-			_, err := credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{harness.VaultURI + "/.default"}})
+			_, err := credential.GetToken(t.Context(),
+				policy.TokenRequestOptions{Scopes: []string{harness.VaultURI + "/.default"}})
 			return err
 		}},
 	}
@@ -80,7 +81,8 @@ func TestBenchModules(t *testing.T) {
 		if row.against != "" {
 			ratio = fmt.Sprintf("%.2f", float64(medians[row.name])/float64(medians[row.against]))
 		}
-		fmt.Printf("%-26s %10v %10v %8s\n", row.name, medians[row.name].Round(time.Microsecond), took[len(took)*99/100].Round(time.Microsecond), ratio)
+		fmt.Printf("%-26s %10v %10v %8s\n", row.name, medians[row.name].Round(time.Microsecond),
+			took[len(took)*99/100].Round(time.Microsecond), ratio)
 	}
 }
 
@@ -100,7 +102,8 @@ func measure(t *testing.T, ask func() error, length time.Duration) (took []time.
 }
 
 func askOn(conn net.Conn, in *bufio.Reader, to harness.Exec, header string) error {
-	if _, err := fmt.Fprintf(conn, "GET /msi/token?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: %s\r\n%s\r\n",
+	if _, err := fmt.Fprintf(conn,
+		"GET /msi/token?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: %s\r\n%s\r\n",
 		harness.VaultURI, to.Address, to.Secret, header); err != nil {
 		return err
 	}

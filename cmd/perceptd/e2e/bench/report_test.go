@@ -39,14 +39,16 @@ func ratio(is, to []float64) float64 {
 
 // report writes all that was measured.
 func (b *bench) report(w io.Writer) {
-	fmt.Fprintf(w, "\nperceptd beside net/http and nginx: %d bytes of JSON over HTTP/1.1 on a Unix socket\n", len(b.body))
+	fmt.Fprintf(w, "\nperceptd beside net/http and nginx: %d bytes of JSON over HTTP/1.1 on a Unix socket\n",
+		len(b.body))
 	fmt.Fprintf(w, "%s, %s/%s; servers on CPU %d, client on CPU %d; medians of %d rounds of %v a line; load now %s\n\n",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, b.cpus.server, b.cpus.client, rounds, b.cell, loadAverage())
 	b.reportCells(w)
 	b.reportDaemon(w)
 	b.reportAims(w)
 	if b.disturbed() {
-		fmt.Fprintln(w, "\nSomething else used the servers' CPU: compare CPU µs/request, and repeat on an idle machine.")
+		fmt.Fprintln(w,
+			"\nSomething else used the servers' CPU: compare CPU µs/request, and repeat on an idle machine.")
 	}
 }
 
@@ -65,7 +67,9 @@ func loadAverage() string {
 
 func (b *bench) reportCells(w io.Writer) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "server\tform\tconnections\trequests/s\tp50 µs\tp99 µs\tCPU µs/request\tCPU busy\tspread\tof net/http\tof nginx\t")
+	fmt.Fprintln(table,
+		"server\tform\tconnections\trequests/s\tp50 µs\tp99 µs\tCPU µs/request\tCPU busy\tspread\tof net/http\tof "+
+			"nginx\t")
 	var before *cell
 	for _, c := range b.cells {
 		if before != nil && (before.conns != c.conns || before.fresh != c.fresh || before.form != c.form) {
@@ -104,7 +108,9 @@ func (b *bench) find(s *contender, conns int, fresh bool) *cell {
 func (b *bench) reportDaemon(w io.Writer) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table)
-	fmt.Fprintf(table, "resident memory\t%.1f MB after start, %.1f MB after %d requests, %.1f MB at most; %.1f MB of it are the program file's pages\n",
+	fmt.Fprintf(table,
+		"resident memory\t%.1f MB after start, %.1f MB after %d requests, %.1f MB at most; %.1f MB of it are the "+
+			"program file's pages\n",
 		b.atStart, b.afterRequests, warmRequests, b.peak, b.program)
 	fmt.Fprintf(table, "start\t%.1f ms until it accepts, %.1f ms until the first token, median of %d\n",
 		b.accept.Seconds()*1e3, b.token.Seconds()*1e3, starts)
@@ -112,7 +118,8 @@ func (b *bench) reportDaemon(w io.Writer) {
 		b.idle, b.idleWatched, idleCells*b.cell)
 	var sizes []string
 	for i, arch := range architectures() {
-		sizes = append(sizes, fmt.Sprintf("%.2f MB %s", b.size(i), cmp.Or(map[string]string{"arm": "arm/v7"}[arch], arch)))
+		sizes = append(sizes, fmt.Sprintf("%.2f MB %s", b.size(i),
+			cmp.Or(map[string]string{"arm": "arm/v7"}[arch], arch)))
 	}
 	fmt.Fprintf(table, "binary\t%s\n", strings.Join(sizes, ", "))
 	_ = table.Flush()

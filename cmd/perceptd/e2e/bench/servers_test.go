@@ -22,8 +22,9 @@ import (
 var (
 	imdsRequest = []byte("GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource=https%3A%2F%2Fvault.azure.net HTTP/1.1\r\n" +
 		"Host: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\nMetadata: true\r\n\r\n")
-	appServiceRequest = []byte("GET /msi/token?api-version=2019-08-01&resource=https%3A%2F%2Fvault.azure.net HTTP/1.1\r\n" +
-		"Host: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\nX-IDENTITY-HEADER: bench\r\n\r\n")
+	appServiceRequest = []byte(
+		"GET /msi/token?api-version=2019-08-01&resource=https%3A%2F%2Fvault.azure.net HTTP/1.1\r\n" +
+			"Host: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\nX-IDENTITY-HEADER: bench\r\n\r\n")
 	v1Request = []byte("GET /v1/token?resource=https%3A%2F%2Fvault.azure.net HTTP/1.1\r\n" +
 		"Host: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n")
 )

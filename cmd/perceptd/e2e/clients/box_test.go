@@ -26,7 +26,8 @@ import (
 
 // These variables make the test binary something else.
 const (
-	boxVariable = "PERCEPTD_TEST_BOX" // "closed", or the socket that IMDS's address leads to: it runs a command in a namespace
+	// "closed", or the socket that IMDS's address leads to: it runs a command in a namespace
+	boxVariable = "PERCEPTD_TEST_BOX"
 	goVariable  = "PERCEPTD_TEST_AZIDENTITY"
 )
 

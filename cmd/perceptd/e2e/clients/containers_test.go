@@ -106,7 +106,8 @@ func testClientsIn(t *testing.T, e *harness.Engine) {
 				t.Errorf("a token of %v", c["appid"])
 			}
 			awaitGranted(t, d, p.slug, identityAt(i))
-			if got := a.ask(moduleResource("another")); got.Token != "" || !strings.Contains(got.Error, "no [[grant]]") {
+			if got := a.ask(moduleResource("another")); got.Token != "" ||
+				!strings.Contains(got.Error, "no [[grant]]") {
 				t.Errorf("what was not granted: %v", got)
 			}
 		})

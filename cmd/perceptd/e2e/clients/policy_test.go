@@ -50,7 +50,8 @@ func TestClientsFollowPolicyChange(t *testing.T) {
 				asked, calls, minted := a.follow(t, resources[i+1], c)
 				now := simulatedNow(t, d)
 				hours, late := now.Sub(noted).Hours(), now.Sub(minted)
-				t.Logf("asked %d times, of which %d reached the daemon, until %.1f hours after the change, %v after the minting",
+				t.Logf("asked %d times, of which %d reached the daemon, until %.1f hours after the change, %v after "+
+					"the minting",
 					asked, calls, hours, late)
 				// Every 20 minutes: a life of 25 is told meanwhile, and no client waits for the last 5.
 				if most := int(hours*3) + 5; a.cached && calls > most {
@@ -82,7 +83,8 @@ func (a *asker) follow(t *testing.T, resource string, c *counter) (asked, calls 
 			t.Fatal(got.Error)
 		}
 		asked++
-		minted = time.Unix(int64(harness.Claims(t, got.Token)["iat"].(float64)), 0).Add(5 * time.Minute) // by which Entra dates it back
+		// by which Entra dates it back
+		minted = time.Unix(int64(harness.Claims(t, got.Token)["iat"].(float64)), 0).Add(5 * time.Minute)
 		return slices.Contains(groups(t, got), newGroup)
 	})
 	calls, _ = c.of(resource)

@@ -122,7 +122,8 @@ type counter struct {
 
 func newCounter(t *testing.T, d *harness.Daemon) *counter {
 	t.Helper()
-	c := &counter{socket: filepath.Join(d.Dir, "counter.sock"), calls: make(map[string]int), first: make(map[string]time.Time)}
+	c := &counter{socket: filepath.Join(d.Dir, "counter.sock"), calls: make(map[string]int),
+		first: make(map[string]time.Time)}
 	transport := harness.Over(t, d.Token()).Transport
 	proxy := &httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) {
 		r.Out.URL.Scheme, r.Out.URL.Host = "http", "daemon" // the Host header stays the client's
@@ -224,7 +225,8 @@ func (a *asker) command(command []string) *exec.Cmd {
 		command = append([]string{harness.Binary(a.t, "perceptctl"), "exec", "--socket", a.socket, "--"}, command...)
 	}
 	c := exec.Command(self, command...)
-	c.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + a.home, boxVariable + "=" + box,
+	c.Env = append([]string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + a.home, boxVariable + "=" +
+		box,
 		"AZURE_CORE_COLLECT_TELEMETRY=0", "CLIENT_ID=" + a.clientID}, append(a.environment, a.more...)...)
 	if a.clientID != "" && a.chains {
 		c.Env = append(c.Env, "AZURE_CLIENT_ID="+a.clientID)
@@ -236,7 +238,8 @@ func (a *asker) command(command []string) *exec.Cmd {
 // contained is a command of the client's in a container of its name, which has no network.
 func (a *asker) contained(command []string) *exec.Cmd {
 	a.t.Helper()
-	mounts := []string{a.socket + ":/run/percept:ro", harness.Binary(a.t, "perceptctl") + ":/perceptctl:ro", "/usr:/usr:ro"}
+	mounts := []string{a.socket + ":/run/percept:ro", harness.Binary(a.t, "perceptctl") + ":/perceptctl:ro",
+		"/usr:/usr:ro"}
 	for _, folder := range []string{"testdata", "../../../../bin/clients/node_modules"} {
 		folder, err := filepath.Abs(folder)
 		must(a.t, err)
@@ -250,7 +253,8 @@ func (a *asker) contained(command []string) *exec.Cmd {
 	for _, mount := range mounts {
 		args = append(args, "-v", mount)
 	}
-	for _, variable := range append([]string{"PATH=/usr/bin:/bin", "CLIENT_ID=" + a.clientID}, append(a.environment, a.more...)...) {
+	for _, variable := range append([]string{"PATH=/usr/bin:/bin", "CLIENT_ID=" + a.clientID},
+		append(a.environment, a.more...)...) {
 		args = append(args, "-e", variable)
 	}
 	cli := a.engine.CLI
@@ -269,7 +273,8 @@ func (a *asker) login() {
 	for name, text := range map[string]string{
 		"config": "[cloud]\nname = Simulated\n",
 		"clouds.config": "[Simulated]\nendpoint_resource_manager = https://" + armAddress + "\n" +
-			"endpoint_active_directory = https://login.microsoftonline.com\nendpoint_active_directory_resource_id = " + armURI + "\n",
+			"endpoint_active_directory = https://login.microsoftonline.com\nendpoint_active_directory_resource_id = " +
+			armURI + "\n",
 		"ca.pem": string(ca),
 	} {
 		must(a.t, os.WriteFile(filepath.Join(folder, name), []byte(text), 0o600))

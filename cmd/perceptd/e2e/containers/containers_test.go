@@ -91,12 +91,14 @@ func TestContainersOfDocker(t *testing.T) {
 			t.Errorf("%v %s", err, out)
 		}
 		out, err = e.Once(append(d.Mount("vision"), "--cgroup-parent", "/elsewhere"), "probe:1", "whoami")
-		if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "not where container engines put containers by themselves") {
+		if harness.ExitStatus(err) != deniedExit ||
+			!strings.Contains(out, "not where container engines put containers by themselves") {
 			t.Errorf("%v %s", err, out)
 		}
 	})
 	t.Run("docker exec is the container", func(t *testing.T) {
-		if out, err := e.Run("exec", "vision", "/perceptctl", "token", "--resource", harness.VaultURI, "--json"); err != nil || harness.IdentityOf(out) != "vision" {
+		if out, err := e.Run("exec", "vision", "/perceptctl", "token", "--resource", harness.VaultURI,
+			"--json"); err != nil || harness.IdentityOf(out) != "vision" {
 			t.Errorf("%v %s", err, out)
 		}
 	})
@@ -121,7 +123,8 @@ func TestContainersOfDocker(t *testing.T) {
 		if err := e.Cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := e.Run("exec", "vision", "/perceptctl", "token", "--resource", harness.VaultURI, "--json"); err != nil || harness.IdentityOf(out) != "vision" {
+		if out, err := e.Run("exec", "vision", "/perceptctl", "token", "--resource", harness.VaultURI,
+			"--json"); err != nil || harness.IdentityOf(out) != "vision" {
 			t.Errorf("afterwards: %v %s", err, out)
 		}
 		if trouble := d.Status(t).Trouble; len(trouble) != 0 {
@@ -161,7 +164,8 @@ func testContainers(t *testing.T, e *harness.Engine, d *harness.Daemon, image, o
 				t.Errorf("%s: %v %s", name, err, out)
 			}
 			out, err = e.Once(append(d.Mount(name), "--name", name), "probe:1", askVault("--identity", "device")...)
-			if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "not_granted") && !strings.Contains(out, "no [[grant]]") {
+			if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "not_granted") &&
+				!strings.Contains(out, "no [[grant]]") {
 				t.Errorf("%s asks for another identity: %v %s", name, err, out)
 			}
 		}
@@ -173,7 +177,8 @@ func testContainers(t *testing.T, e *harness.Engine, d *harness.Daemon, image, o
 			t.Errorf("%v %s", err, out)
 		}
 		out, err = e.Once(append(d.Mount("vision"), "--name", "speech"), "probe:1", "whoami")
-		if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "it runs in container speech, and the module's is named vision") {
+		if harness.ExitStatus(err) != deniedExit ||
+			!strings.Contains(out, "it runs in container speech, and the module's is named vision") {
 			t.Errorf("%v %s", err, out)
 		}
 	})
@@ -204,13 +209,15 @@ func testContainers(t *testing.T, e *harness.Engine, d *harness.Daemon, image, o
 		if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "--pid host") {
 			t.Errorf("%v %s", err, out)
 		}
-		out, err = e.Once(append(d.Mount("speech"), "--pid", "container:vision", "--name", "speech"), "probe:1", "whoami")
+		out, err = e.Once(append(d.Mount("speech"), "--pid", "container:vision", "--name", "speech"), "probe:1",
+			"whoami")
 		if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "--pid container:") {
 			t.Errorf("%v %s", err, out)
 		}
 	})
 	t.Run("a caller sees how it is seen", func(t *testing.T) {
-		out, err := e.Once(append(d.Mount("speech"), "--name", "speech", "--label", "net.azure-devices.edge.owner=Microsoft.Azure.Devices.Edge.Agent"), "probe:1", "whoami")
+		out, err := e.Once(append(d.Mount("speech"), "--name", "speech", "--label",
+			"net.azure-devices.edge.owner=Microsoft.Azure.Devices.Edge.Agent"), "probe:1", "whoami")
 		for _, want := range []string{"speech", image[:19], "edge module speech"} {
 			if err != nil || !strings.Contains(out, want) {
 				t.Errorf("%q: %v\n%s", want, err, out)
@@ -278,7 +285,8 @@ func TestContainersWithoutCgroup(t *testing.T) {
 		t.Errorf("%v %s", err, out)
 	}
 	out, err = e.Once(everybody, "probe:1", "whoami")
-	if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "it is in cgroup /, and in a pid namespace of its own") {
+	if harness.ExitStatus(err) != deniedExit ||
+		!strings.Contains(out, "it is in cgroup /, and in a pid namespace of its own") {
 		t.Errorf("%v %s", err, out)
 	}
 	out, err = e.Once(append(d.Mount("open"), "--cgroups=disabled"), "probe:1", askVault()...)
@@ -318,7 +326,8 @@ func TestContainersOfNoEngine(t *testing.T) {
 	if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "no container engine is there to ask") {
 		t.Errorf("%v %s", err, out)
 	}
-	if out, err := e.Once(d.Mount("open"), "probe:1", "token", "--resource", storageURI, "--json"); err != nil || harness.IdentityOf(out) != "device" {
+	if out, err := e.Once(d.Mount("open"), "probe:1", "token", "--resource", storageURI, "--json"); err != nil ||
+		harness.IdentityOf(out) != "device" {
 		t.Errorf("a module by its socket: %v %s", err, out)
 	}
 	if status, body := d.Reload(t, twoModules(e.Socket, image)); status != 200 {

@@ -165,7 +165,8 @@ func TestContainersOutliveTheirEngine(t *testing.T) {
 	if status, body, err := d.Get(d.Token(), harness.VaultToken); status != 200 {
 		t.Errorf("this user: %d %s %v", status, body, err)
 	}
-	harness.Until(t, "the status to tell of it", d.Ended, func() bool { return strings.Contains(strings.Join(d.Status(t).Trouble, "\n"), e.Socket) })
+	harness.Until(t, "the status to tell of it", d.Ended,
+		func() bool { return strings.Contains(strings.Join(d.Status(t).Trouble, "\n"), e.Socket) })
 
 	e.Begin(filepath.Dir(e.Socket), exec.Command(e.Cmd.Path, e.Cmd.Args[1:]...))
 	module.wants("with its engine again", "module vision", "exit status 0")
@@ -185,14 +186,16 @@ func TestContainersReachNoOther(t *testing.T) {
 		"another module's folder":   append([]string{"--network", "none", "--name", "vision"}, d.Mount("speech")...),
 		"a folder beside the other": append([]string{"--network", "host", "--name", "vision"}, d.Mount("vision")...),
 	} {
-		for _, socket := range []string{d.Token(), d.Admin(), d.Module("speech"), "/run/percept/../speech/token.sock", "/run/percept/admin.sock", "@" + d.Token()} {
+		for _, socket := range []string{d.Token(), d.Admin(), d.Module("speech"), "/run/percept/../speech/token.sock",
+			"/run/percept/admin.sock", "@" + d.Token()} {
 			args := append(append([]string{"run", "--rm"}, options...), "probe:1", "--socket", socket, "whoami")
 			if out, err := e.Run(args...); harness.ExitStatus(err) != unreachable {
 				t.Errorf("%s, at %s: %v %s", name, socket, err, out)
 			}
 		}
 	}
-	for _, options := range [][]string{{"--cgroupns", "host"}, {"--cgroupns", "private"}, {"--user", "1234:1234"}, {"--hostname", "speech"}, {"--label", "module=speech"}} {
+	for _, options := range [][]string{{"--cgroupns", "host"}, {"--cgroupns", "private"}, {"--user", "1234:1234"},
+		{"--hostname", "speech"}, {"--label", "module=speech"}} {
 		args := append(append(options, "--name", "vision"), d.Mount("vision")...)
 		if out, err := e.Once(args, "probe:1", askVault()...); err != nil || harness.IdentityOf(out) != "vision" {
 			t.Errorf("%v changes who it is: %v %s", options, err, out)
@@ -208,7 +211,8 @@ func TestContainersBelowAnothers(t *testing.T) {
 		start       func(t *testing.T) *harness.Engine
 	}{
 		{"Docker", "/docker/", func(t *testing.T) *harness.Engine { return harness.StartDocker(t) }},
-		{"Docker on cgroups v2", "/docker/", func(t *testing.T) *harness.Engine { return harness.StartDockerIn(t, harness.InCgroup2) }},
+		{"Docker on cgroups v2", "/docker/",
+			func(t *testing.T) *harness.Engine { return harness.StartDockerIn(t, harness.InCgroup2) }},
 		{"Podman", "/libpod_parent/libpod-", harness.StartPodman},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -222,11 +226,13 @@ func TestContainersBelowAnothers(t *testing.T) {
 				if harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "names more than one container") {
 					t.Errorf("%s: %v %s", name, err, out)
 				}
-				if out, err = e.Once(options, "probe:1", askVault()...); harness.ExitStatus(err) != deniedExit || strings.Contains(out, "eyJ") {
+				if out, err = e.Once(options, "probe:1", askVault()...); harness.ExitStatus(err) != deniedExit ||
+					strings.Contains(out, "eyJ") {
 					t.Errorf("%s: %v %s", name, err, out)
 				}
 			}
-			if out, err := e.Run(append([]string{"exec", "vision", "/perceptctl"}, askVault()...)...); err != nil || harness.IdentityOf(out) != "vision" {
+			if out, err := e.Run(append([]string{"exec", "vision", "/perceptctl"}, askVault()...)...); err != nil ||
+				harness.IdentityOf(out) != "vision" {
 				t.Errorf("the module itself: %v %s", err, out)
 			}
 		})

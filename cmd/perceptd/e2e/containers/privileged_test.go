@@ -60,16 +60,25 @@ func TestContainersPrivileged(t *testing.T) {
 		has     string // the identity that it gets a token of; empty: none, and
 		says    string // why
 	}{
-		{"its own module's folder", append(d.Mount("vision"), "--network", "none", "--name", "vision"), "probe:1", "token.sock", "vision", ""},
-		{"another module's folder", append(d.Mount("speech"), "--network", "none", "--name", "vision"), "probe:1", "token.sock", "", "the module's is named speech"},
-		{"all of it, as everybody", append(whole, "--network", "host", "--name", "vision"), "probe:2", "token.sock", "", "no [[grant]] lets container vision"},
+		{"its own module's folder", append(d.Mount("vision"), "--network", "none", "--name", "vision"), "probe:1",
+			"token.sock", "vision", ""},
+		{"another module's folder", append(d.Mount("speech"), "--network", "none", "--name", "vision"), "probe:1",
+			"token.sock", "", "the module's is named speech"},
+		{"all of it, as everybody", append(whole, "--network", "host", "--name", "vision"), "probe:2", "token.sock", "",
+			"no [[grant]] lets container vision"},
 		{"all of it, by its image", append(whole, "--network", "host"), "probe:1", "token.sock", "vision", ""},
-		{"all of it, another module's socket", append(whole, "--network", "host", "--name", "vision"), "probe:1", "modules/speech/token.sock", "", "the module's is named speech"},
-		{"all of it, another's name", append(whole, "--network", "host", "--name", "speech"), "probe:2", "modules/speech/token.sock", "speech", ""},
-		{"all of it, the socket of a module that needs no container", append(whole, "--network", "host"), "probe:2", "modules/open/token.sock", "device", ""},
-		{"the host's processes", append(whole, "--network", "host", "--pid", "host"), "probe:1", "token.sock", "", "--pid host"},
-		{"the host's processes, its own module", append(d.Mount("vision"), "--network", "host", "--pid", "host", "--name", "vision"), "probe:1", "token.sock", "", "--pid host"},
-		{"the host's cgroups, users and ipc", append(whole, "--network", "host", "--cgroupns", "host", "--userns", "host", "--ipc", "host"), "probe:2", "token.sock", "", "no [[grant]] lets container"},
+		{"all of it, another module's socket", append(whole, "--network", "host", "--name", "vision"), "probe:1",
+			"modules/speech/token.sock", "", "the module's is named speech"},
+		{"all of it, another's name", append(whole, "--network", "host", "--name", "speech"), "probe:2",
+			"modules/speech/token.sock", "speech", ""},
+		{"all of it, the socket of a module that needs no container", append(whole, "--network", "host"), "probe:2",
+			"modules/open/token.sock", "device", ""},
+		{"the host's processes", append(whole, "--network", "host", "--pid", "host"), "probe:1", "token.sock", "",
+			"--pid host"},
+		{"the host's processes, its own module", append(d.Mount("vision"), "--network", "host", "--pid", "host",
+			"--name", "vision"), "probe:1", "token.sock", "", "--pid host"},
+		{"the host's cgroups, users and ipc", append(whole, "--network", "host", "--cgroupns", "host", "--userns",
+			"host", "--ipc", "host"), "probe:2", "token.sock", "", "no [[grant]] lets container"},
 	} {
 		out, err := run(row.options, row.image, at(row.socket, askVault()...)...)
 		switch {
@@ -78,12 +87,14 @@ func TestContainersPrivileged(t *testing.T) {
 		case row.has == "" && (harness.ExitStatus(err) != deniedExit || strings.Contains(out, "eyJ")):
 			t.Errorf("%s: %v %s, want a denial", row.name, err, out)
 		case row.has == "":
-			if out, _ = run(row.options, row.image, at(row.socket, "whoami")...); !strings.Contains(out, row.says) && !strings.Contains(row.says, "[[grant]]") {
+			if out, _ = run(row.options, row.image, at(row.socket, "whoami")...); !strings.Contains(out, row.says) &&
+				!strings.Contains(row.says, "[[grant]]") {
 				t.Errorf("%s: whoami says %s, want %q", row.name, out, row.says)
 			}
 		}
 	}
-	out, err := run(append(whole, "--network", "host"), "probe:2", "--socket", "/run/percept/"+api.AdminSocketName, "status")
+	out, err := run(append(whole, "--network", "host"), "probe:2", "--socket", "/run/percept/"+api.AdminSocketName,
+		"status")
 	if err != nil || !strings.Contains(out, "SIMULATED") {
 		t.Errorf("root in a privileged container, on the admin socket: %v %s", err, out)
 	}

@@ -19,7 +19,8 @@ func TestContainersOfAnUntrustedEngine(t *testing.T) {
 	image := e.Image("probe:1", "one")
 	d := harness.NewDaemon(t, "")
 	socket := filepath.Join(d.Dir, "engine.sock")
-	harness.Talk(t, harness.ListenOn(t, "unix", socket), harness.Excesses["twice"], func(q *http.Request) []byte { return harness.PassOn(t, "unix", e.Socket, q) })
+	harness.Talk(t, harness.ListenOn(t, "unix", socket), harness.Excesses["twice"],
+		func(q *http.Request) []byte { return harness.PassOn(t, "unix", e.Socket, q) })
 	d = harness.LaunchDaemon(t, twoModules(socket, image))
 	e.Stay("vision", d.Mount("vision"), "probe:1")
 	ask := append([]string{"exec", "vision", "/perceptctl"}, askVault()...)
@@ -36,10 +37,12 @@ func TestContainersOfAnUntrustedEngine(t *testing.T) {
 	if out, err := e.Run(ask...); harness.ExitStatus(err) != deniedExit {
 		t.Errorf("%v %s", err, out)
 	}
-	if out, err := e.Run("exec", "vision", "/perceptctl", "whoami"); harness.ExitStatus(err) != deniedExit || !strings.Contains(out, "believed only if it is root's") {
+	if out, err := e.Run("exec", "vision", "/perceptctl", "whoami"); harness.ExitStatus(err) != deniedExit ||
+		!strings.Contains(out, "believed only if it is root's") {
 		t.Errorf("%v %s", err, out)
 	}
-	if trouble := strings.Join(d.Status(t).Trouble, "\n"); !strings.Contains(trouble, "engine.sock belongs to user 4242") || !strings.Contains(trouble, "root's own engine") {
+	if trouble := strings.Join(d.Status(t).Trouble, "\n"); !strings.Contains(trouble,
+		"engine.sock belongs to user 4242") || !strings.Contains(trouble, "root's own engine") {
 		t.Errorf("trouble: %s", trouble)
 	}
 }

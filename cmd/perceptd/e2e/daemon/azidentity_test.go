@@ -101,7 +101,8 @@ func testBothEnds(t *testing.T, form string) {
 		}
 		for i, row := range rows {
 			resource, _, _ := strings.Cut(row.ask, " ")
-			if c := harness.Claims(t, tokens[i]); c["oid"] != row.want.ObjectID || c["aud"] != resource || c["simulated"] != true {
+			if c := harness.Claims(t, tokens[i]); c["oid"] != row.want.ObjectID || c["aud"] != resource ||
+				c["simulated"] != true {
 				t.Errorf("%s, SDK in %s form: token of %v for %v", row.name, sdkForm, c["oid"], c["aud"])
 			}
 		}
@@ -109,7 +110,8 @@ func testBothEnds(t *testing.T, form string) {
 	if got := d.Status(t).Requests; got.Served != 2*int64(len(rows)) {
 		t.Errorf("%d answers: azidentity's own cache was in the way", got.Served)
 	}
-	if _, err := sdk(d.Token(), nil, "https://graph.microsoft.com"); err == nil || !strings.Contains(err.Error(), "no [[grant]] lets uid") {
+	if _, err := sdk(d.Token(), nil, "https://graph.microsoft.com"); err == nil ||
+		!strings.Contains(err.Error(), "no [[grant]] lets uid") {
 		t.Errorf("not granted: %v", err)
 	}
 	if got := d.Status(t).Requests; got.Denied != 1 {
@@ -151,10 +153,12 @@ func TestLegacyArcAgent(t *testing.T) {
 	_, environment := harness.StartSimulator(t, "arc", "--arc-legacy")
 	d := harness.LaunchDaemon(t, bothEnds("arc"), environment...)
 	status, body, err := d.Get(d.Token(), api.PathToken+"?resource="+harness.VaultURI+"&identity=vision")
-	if err != nil || status != 400 || !strings.Contains(body, `"identity_not_found"`) || !strings.Contains(body, "another identity") {
+	if err != nil || status != 400 || !strings.Contains(body, `"identity_not_found"`) ||
+		!strings.Contains(body, "another identity") {
 		t.Errorf("%d %s %v", status, body, err)
 	}
-	if status, body, err := d.Get(d.Token(), api.PathToken+"?resource="+harness.VaultURI+"&identity=device"); err != nil || status != 200 {
+	if status, body, err := d.Get(d.Token(),
+		api.PathToken+"?resource="+harness.VaultURI+"&identity=device"); err != nil || status != 200 {
 		t.Errorf("the machine's own identity: %d %s %v", status, body, err)
 	}
 }
@@ -198,7 +202,8 @@ func TestBackEndFaults(t *testing.T) {
 			continue
 		}
 		var problem api.Problem
-		if json.Unmarshal([]byte(body), &problem) != nil || problem.Code != row.code || !strings.Contains(problem.Detail, row.says) {
+		if json.Unmarshal([]byte(body), &problem) != nil || problem.Code != row.code ||
+			!strings.Contains(problem.Detail, row.says) {
 			t.Errorf("%v: %s", row.fault, body)
 		}
 		if retry := response.Header.Get("Retry-After"); (retry != "") != (response.StatusCode == 503) {
@@ -207,7 +212,8 @@ func TestBackEndFaults(t *testing.T) {
 	}
 	for _, key := range d.Status(t).Tokens {
 		row := rows[number(t, key.Resource)]
-		if key.State != api.StateMissing || key.LastOutcome != api.OutcomeFailed || !strings.Contains(key.LastError, row.says) {
+		if key.State != api.StateMissing || key.LastOutcome != api.OutcomeFailed ||
+			!strings.Contains(key.LastError, row.says) {
 			t.Errorf("%v, in the status: %+v", row.fault, key)
 		}
 	}
@@ -241,7 +247,8 @@ func manyResources() string {
 	for i := range 21 {
 		all = append(all, fmt.Sprintf("%q", fmt.Sprintf("api://%d", i)))
 	}
-	return fmt.Sprintf("[[identity]]\nname = \"device\"\n\n[[grant]]\ncaller = { uid = %d }\nidentity = \"device\"\nresources = [%s]\n",
+	return fmt.Sprintf("[[identity]]\nname = \"device\"\n\n[[grant]]\ncaller = { uid = %d }\nidentity = "+
+		"\"device\"\nresources = [%s]\n",
 		os.Getuid(), strings.Join(all, ", "))
 }
 

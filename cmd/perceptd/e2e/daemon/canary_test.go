@@ -49,7 +49,8 @@ func testCanary(t *testing.T, form string) {
 		secrets = append(secrets, parts[1][:40], parts[1][len(parts[1])-40:])
 	}
 	if form == "arc" {
-		secrets = append(secrets, keysInUse(t, environment, tool("refresh", "--resource", harness.VaultURI, "--identity", "device"))...)
+		secrets = append(secrets, keysInUse(t, environment,
+			tool("refresh", "--resource", harness.VaultURI, "--identity", "device"))...)
 	}
 	for _, variable := range environment {
 		if value, ok := strings.CutPrefix(variable, "IDENTITY_HEADER="); ok {
@@ -149,8 +150,10 @@ func printEverything(t *testing.T, d *harness.Daemon, environment []string, tool
 	noteBody(d.Token(), "GET", api.PathToken+"?resource=https://graph.microsoft.com")
 	noteBody(d.Token(), "POST", api.PathToken)
 	noteBody(d.Token(), "GET", api.PathIMDSToken+"?api-version=2018-02-01&resource=https://graph.microsoft.com")
-	noteBody(d.Token(), "GET", api.PathAppServiceToken+"?api-version=2019-08-01&client_id=unknown&resource="+harness.VaultURI)
-	for _, fault := range []string{"html", "not-json", "empty-token", "wrong-identity", "unavailable", "past-exp", "reset", "redirect"} {
+	noteBody(d.Token(), "GET",
+		api.PathAppServiceToken+"?api-version=2019-08-01&client_id=unknown&resource="+harness.VaultURI)
+	for _, fault := range []string{"html", "not-json", "empty-token", "wrong-identity", "unavailable", "past-exp",
+		"reset", "redirect"} {
 		harness.SimulatorDo(t, environment, "fault", fault)
 		note("refresh", "--resource", harness.VaultURI, "--identity", "device")
 		note("token", "--resource", "https://storage.azure.com", "--identity", "vision", "--min-ttl", "24h")

@@ -38,7 +38,8 @@ func TestTimesGoByTheFastClock(t *testing.T) {
 		t.Fatal(status)
 	}
 	last := d.Status(t)
-	moments := []time.Time{first.StartedOn, first.Now, noted.NotedOn, noted.Now, list.Now, after.Config.LoadedOn, after.Now, last.Config.ErrorOn, last.Now}
+	moments := []time.Time{first.StartedOn, first.Now, noted.NotedOn, noted.Now, list.Now, after.Config.LoadedOn,
+		after.Now, last.Config.ErrorOn, last.Now}
 	for i, at := range moments[1:] {
 		if !at.After(moments[i]) {
 			t.Errorf("moment %d is not after the one before it: %v", i+1, moments)
@@ -76,7 +77,8 @@ func TestTimesAreInUTC(t *testing.T) {
 	ask(d.Admin(), "GET", api.PathPolicyChanges, "", 200)
 	ask(d.Admin(), "GET", api.PathStatus, "", 200)
 	answers := strings.Join(all, "")
-	for _, field := range []string{"at", "noted_on", "ends_on", "now", "expires_on", "received_on", "changed", "current_by", "retry_on",
+	for _, field := range []string{"at", "noted_on", "ends_on", "now", "expires_on", "received_on", "changed",
+		"current_by", "retry_on",
 		"started_on", "loaded_on", "error_on", "last_fetch", "minted_from", "refused", "on"} {
 		values := regexp.MustCompile(`"`+field+`":("[^"]*"|\d+)`).FindAllStringSubmatch(answers, -1)
 		if len(values) == 0 {
@@ -88,7 +90,8 @@ func TestTimesAreInUTC(t *testing.T) {
 			}
 		}
 	}
-	for _, other := range regexp.MustCompile(`"[^"]*":"\d{4}-\d\d-\d\dT[^"]*[^Z]"|"\w+":1[0-9]{9}\b`).FindAllString(answers, -1) {
+	for _, other := range regexp.MustCompile(
+		`"[^"]*":"\d{4}-\d\d-\d\dT[^"]*[^Z]"|"\w+":1[0-9]{9}\b`).FindAllString(answers, -1) {
 		t.Errorf("in another form: %s", other)
 	}
 }

@@ -60,7 +60,9 @@ func left(text string) func(*testing.T, *harness.Daemon) {
 		t.Helper()
 		must(t, os.MkdirAll(d.StateDir(), 0o700))
 		must(t, os.WriteFile(d.SealedFile(), []byte(text), 0o600))
-		must(t, os.WriteFile(recordFiles(d)[0], []byte(`{"version":3,"boot_id":"","generation":0,"changes":[]}`), 0o600)) // as each start leaves it
+		// as each start leaves it
+		must(t, os.WriteFile(recordFiles(d)[0], []byte(`{"version":3,"boot_id":"","generation":0,"changes":[]}`),
+			0o600))
 	}
 }
 
@@ -69,7 +71,8 @@ func takeAway(t *testing.T, d *harness.Daemon) {
 	t.Helper()
 	gone := d.StateDir() + ".gone"
 	must(t, os.Rename(d.StateDir(), gone))
-	harness.Until(t, "the state folder to be empty", d.Ended, func() bool { return os.RemoveAll(gone) == nil }) // a save may have begun in it
+	// a save may have begun in it
+	harness.Until(t, "the state folder to be empty", d.Ended, func() bool { return os.RemoveAll(gone) == nil })
 }
 
 // obstruct has a folder with something in it stand where the sealed file is. A save may put that back meanwhile.
@@ -88,7 +91,8 @@ func deviceFaults() []deviceFault {
 	const unusable = "the kept tokens cannot be used and are fetched anew"
 	return []deviceFault{
 		{name: "the disk is full", before: smallDisk, during: fill, after: empty, says: unsaved},
-		{name: "the disk is read-only", before: smallDisk, during: remount(unix.MS_RDONLY), after: remount(0), says: unsaved},
+		{name: "the disk is read-only", before: smallDisk, during: remount(unix.MS_RDONLY), after: remount(0),
+			says: unsaved},
 		{
 			name: "the state folder is gone", says: unsaved,
 			during: takeAway,
@@ -111,7 +115,8 @@ func deviceFaults() []deviceFault {
 		},
 		{name: "the file is empty", before: left(""), says: unusable},
 		{name: "the file is somebody else's text", before: left(strings.Repeat("nonsense ", 1000)), says: unusable},
-		{name: "the file is of another release", before: left("percept-sealed\x00\x09" + strings.Repeat("x", 200)), says: unusable},
+		{name: "the file is of another release", before: left("percept-sealed\x00\x09" + strings.Repeat("x", 200)),
+			says: unusable},
 		{
 			name: "the key is none", says: "tokens are not kept over a reboot", lasts: true,
 			before: func(t *testing.T, d *harness.Daemon) {
@@ -177,7 +182,8 @@ func (f deviceFault) suffer(t *testing.T, config string, environment []string, c
 		f.after(t, d)
 		d.Reload(t, config)
 	}
-	harness.Until(t, "what was wrong to be over: "+f.name, d.Ended, func() bool { return f.lasts || len(d.Status(t).Trouble) == 0 })
+	harness.Until(t, "what was wrong to be over: "+f.name, d.Ended,
+		func() bool { return f.lasts || len(d.Status(t).Trouble) == 0 })
 	if after := outcomeOf(t, d); after != "token" {
 		t.Errorf("%s: %s when it is over", f.name, after)
 	}
@@ -195,12 +201,15 @@ func TestDeviceFaults(t *testing.T) {
 	_, shortLived := harness.StartSimulator(t, "app-service", "--life", "3m")
 	ordinary := harness.SimulatedFor()
 	unasked := strings.Replace(ordinary, "prefetch = true", "", 1)
-	expiring := strings.Replace(ordinary, `kind = "simulated"`, "kind = \"managed-identity\"\nendpoint = \"app-service\"", 1)
+	expiring := strings.Replace(ordinary, `kind = "simulated"`,
+		"kind = \"managed-identity\"\nendpoint = \"app-service\"", 1)
 	var table strings.Builder
-	table.WriteString("| the device | no token yet | a fresh token | less than 3 minutes left | the status or the log says |\n|---|---|---|---|---|\n")
+	table.WriteString("| the device | no token yet | a fresh token | less than 3 minutes left | the status or the " +
+		"log says |\n|---|---|---|---|---|\n")
 	for _, f := range deviceFaults() {
 		fmt.Fprintf(&table, "| %s | %s | %s | %s | %s |\n", f.name,
-			f.suffer(t, unasked, nil, true), f.suffer(t, ordinary, nil, false), f.suffer(t, expiring, shortLived, false), f.says)
+			f.suffer(t, unasked, nil, true), f.suffer(t, ordinary, nil, false), f.suffer(t, expiring, shortLived,
+				false), f.says)
 	}
 	wantTable(t, "device", table.String())
 }
@@ -216,7 +225,8 @@ type recordFault struct {
 }
 
 func recordFiles(d *harness.Daemon) []string {
-	return []string{filepath.Join(d.StateDir(), "policy-changes.json"), filepath.Join(d.StateDir(), "policy-changes.copy.json")}
+	return []string{filepath.Join(d.StateDir(), "policy-changes.json"),
+		filepath.Join(d.StateDir(), "policy-changes.copy.json")}
 }
 
 // chmodAll gives each file of the state another mode.
@@ -253,32 +263,46 @@ func recordFaults() []recordFault {
 		return func(t *testing.T, d *harness.Daemon) { must(t, os.Chmod(d.StateDir(), mode)) }
 	}
 	return []recordFault{
-		{name: "the disk is read-only", before: smallDisk, strike: remount(unix.MS_RDONLY), over: remount(0), says: unkept},
+		{name: "the disk is read-only", before: smallDisk, strike: remount(unix.MS_RDONLY), over: remount(0),
+			says: unkept},
 		{name: "the disk is full", before: smallDisk, strike: fill, over: empty, says: unkept},
-		{name: "a group may write to the state folder (mode 0770)", strike: mode(0o770), over: mode(0o700), says: unkept},
+		{name: "a group may write to the state folder (mode 0770)", strike: mode(0o770), over: mode(0o700),
+			says: unkept},
 		{name: "a group may write to the folder and to all that is in it (chmod -R 0770)", says: unkept,
-			strike: func(t *testing.T, d *harness.Daemon) { chmodAll(t, d, 0o770); mode(0o770)(t, d) }, over: mode(0o700)},
+			strike: func(t *testing.T, d *harness.Daemon) {
+				chmodAll(t, d, 0o770)
+				mode(0o770)(t,
+					d)
+			}, over: mode(0o700)},
 		{name: "everybody may write to its files", says: "others could have changed a file of the policy changes",
 			strike: func(t *testing.T, d *harness.Daemon) { chmodAll(t, d, 0o666) }},
-		{name: "its files are another user's, as after a restore", says: "others could have changed a file of the policy changes",
+		{name: "its files are another user's, as after a restore",
+			says: "others could have changed a file of the policy changes",
 			strike: func(t *testing.T, d *harness.Daemon) {
 				chmodAll(t, d, 0o644)
 				for _, path := range append(recordFiles(d), d.SealedFile()) {
 					must(t, os.Chown(path, 4242, 4242))
 				}
 			}},
-		{name: "the record's first file is deleted", strike: func(t *testing.T, d *harness.Daemon) { must(t, os.Remove(recordFiles(d)[0])) }},
-		{name: "one file of the record is all zeros", strike: func(t *testing.T, d *harness.Daemon) { must(t, zero(recordFiles(d)[0])) },
-			says: "one of the two files of the policy changes cannot be used, the other is in force"},
-		{name: "both files of the record are deleted", strike: eachFile(os.Remove), says: "was gone: its copy beside the tokens is in force"},
-		{name: "both are all zeros", strike: eachFile(zero), says: "could not be read: its copy beside the tokens is in force"},
-		{name: "both cannot be read (EIO)", strike: eachFile(unread), over: eachFile(uncover), says: "the record of policy changes cannot be read now"},
-		{name: "both cannot be read, and the tokens are deleted", says: "the record of policy changes cannot be read now", lost: true,
+		{name: "the record's first file is deleted",
+			strike: func(t *testing.T, d *harness.Daemon) { must(t, os.Remove(recordFiles(d)[0])) }},
+		{name: "one file of the record is all zeros",
+			strike: func(t *testing.T, d *harness.Daemon) { must(t, zero(recordFiles(d)[0])) },
+			says:   "one of the two files of the policy changes cannot be used, the other is in force"},
+		{name: "both files of the record are deleted", strike: eachFile(os.Remove),
+			says: "was gone: its copy beside the tokens is in force"},
+		{name: "both are all zeros", strike: eachFile(zero),
+			says: "could not be read: its copy beside the tokens is in force"},
+		{name: "both cannot be read (EIO)", strike: eachFile(unread), over: eachFile(uncover),
+			says: "the record of policy changes cannot be read now"},
+		{name: "both cannot be read, and the tokens are deleted",
+			says: "the record of policy changes cannot be read now", lost: true,
 			strike: func(t *testing.T, d *harness.Daemon) {
 				eachFile(unread)(t, d)
 				must(t, os.Remove(d.SealedFile()))
 			}, over: eachFile(uncover)},
-		{name: "both are all zeros, and the tokens are deleted", says: "the record of policy changes is lost", lost: true,
+		{name: "both are all zeros, and the tokens are deleted", says: "the record of policy changes is lost",
+			lost: true,
 			strike: func(t *testing.T, d *harness.Daemon) {
 				eachFile(zero)(t, d)
 				must(t, os.Remove(d.SealedFile()))
@@ -343,7 +367,8 @@ func (f recordFault) suffer(t *testing.T, config string, killed bool) (during, a
 		f.over(t, d)
 	}
 	if f.says == "the record of policy changes cannot be read now" {
-		harness.Until(t, "the record to be read: "+f.name, d.Ended, func() bool { return len(d.Status(t).Trouble) == 0 })
+		harness.Until(t, "the record to be read: "+f.name, d.Ended,
+			func() bool { return len(d.Status(t).Trouble) == 0 })
 	}
 	after = outcomeOfRevoked(t, d)
 	d.Stop(t)
@@ -358,7 +383,8 @@ func TestRevocationsOnAFaultyDevice(t *testing.T) {
 		t.Skip("file systems are mounted: run it as root")
 	}
 	var table strings.Builder
-	table.WriteString("| after a revocation | the token is | when that is over | the status or the log says |\n|---|---|---|---|\n")
+	table.WriteString(
+		"| after a revocation | the token is | when that is over | the status or the log says |\n|---|---|---|---|\n")
 	for _, f := range recordFaults() {
 		during, after := f.suffer(t, harness.SimulatedFor(), false)
 		if d, a := f.suffer(t, harness.SimulatedFor(), true); d != during || a != after {

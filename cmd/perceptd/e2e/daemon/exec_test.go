@@ -46,7 +46,8 @@ func TestExecServesUnmodifiedSDKs(t *testing.T) {
 		forms["Arc's form"] = []string{"--arc", "--"}
 	}
 	for name, form := range forms {
-		out, err := runExec(t, d, d.Module("vision"), []string{harness.SDKVariable + "=" + harness.OverTCP}, append(form, self, harness.VaultURI)...)
+		out, err := runExec(t, d, d.Module("vision"), []string{harness.SDKVariable + "=" + harness.OverTCP},
+			append(form, self, harness.VaultURI)...)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -54,7 +55,8 @@ func TestExecServesUnmodifiedSDKs(t *testing.T) {
 			t.Errorf("%s: the token is %v's", name, id)
 		}
 	}
-	_, err = runExec(t, d, d.Module("vision"), []string{harness.SDKVariable + "=" + harness.OverTCP}, "--", self, "https://graph.microsoft.com")
+	_, err = runExec(t, d, d.Module("vision"), []string{harness.SDKVariable + "=" + harness.OverTCP}, "--", self,
+		"https://graph.microsoft.com")
 	if err == nil || !strings.Contains(err.Error(), "no [[grant]] lets module vision") {
 		t.Errorf("a resource that is not granted: %v", err)
 	}
@@ -151,12 +153,15 @@ func TestExecOtherUser(t *testing.T) {
 		return string(out)
 	}
 	target := "http://" + to.Address + "/msi/token?api-version=2019-08-01&resource=" + harness.VaultURI
-	for header, want := range map[string]string{"X-None: 1": "must be there once", "X-IDENTITY-HEADER: " + strings.Repeat("0", 64): "is not the value"} {
-		if out := asOther("curl", "-sS", "--noproxy", "*", "-H", header, target); !strings.Contains(out, want) || strings.Contains(out, "access_token") {
+	for header, want := range map[string]string{"X-None: 1": "must be there once", "X-IDENTITY-HEADER: " +
+		strings.Repeat("0", 64): "is not the value"} {
+		if out := asOther("curl", "-sS", "--noproxy", "*", "-H", header, target); !strings.Contains(out, want) ||
+			strings.Contains(out, "access_token") {
 			t.Errorf("%s: %s", header, out)
 		}
 	}
-	if out := asOther("cat", fmt.Sprintf("/proc/%d/environ", to.PID)); !strings.Contains(out, "Permission denied") || strings.Contains(out, to.Secret) {
+	if out := asOther("cat", fmt.Sprintf("/proc/%d/environ", to.PID)); !strings.Contains(out, "Permission denied") ||
+		strings.Contains(out, to.Secret) {
 		t.Errorf("another user reads the environment: %d bytes", len(out))
 	}
 }

@@ -128,7 +128,8 @@ func (s *fdStore) all() (names []string) {
 // start starts a daemon with what is kept.
 func (s *fdStore) start(t *testing.T, d *harness.Daemon, environment ...string) {
 	t.Helper()
-	c := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, harness.Binary(t, "perceptd")}, d.Arguments()...)...)
+	c := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, harness.Binary(t, "perceptd")},
+		d.Arguments()...)...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []string
@@ -137,7 +138,8 @@ func (s *fdStore) start(t *testing.T, d *harness.Daemon, environment ...string) 
 	}
 	names := strings.Join(all, ":")
 	c.ExtraFiles = slices.Clone(s.kept)
-	d.Process = harness.Begin(t, append(environment, "NOTIFY_SOCKET="+s.path, "LISTEN_FDS="+strconv.Itoa(len(s.kept)), "LISTEN_FDNAMES="+names), c)
+	d.Process = harness.Begin(t, append(environment, "NOTIFY_SOCKET="+s.path, "LISTEN_FDS="+strconv.Itoa(len(s.kept)),
+		"LISTEN_FDNAMES="+names), c)
 }
 
 func inodeOf(t *testing.T, path string) uint64 {
@@ -266,7 +268,8 @@ func TestFullStore(t *testing.T) {
 		}
 	}
 	trouble := strings.Join(d.Status(t).Trouble, "\n")
-	for _, part := range []string{"module b and 1 more: the socket is not kept through a restart", "systemd keeps 1 sockets", "FileDescriptorStoreMax="} {
+	for _, part := range []string{"module b and 1 more: the socket is not kept through a restart",
+		"systemd keeps 1 sockets", "FileDescriptorStoreMax="} {
 		if !strings.Contains(trouble, part) {
 			t.Errorf("trouble %q says nothing of %q", trouble, part)
 		}

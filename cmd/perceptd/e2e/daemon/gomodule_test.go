@@ -26,7 +26,8 @@ func TestGoModule(t *testing.T) {
 	t.Parallel()
 	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))
 	credential := azcredential.New(&client.Client{Socket: d.Module("vision")}, nil)
-	token, err := credential.GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{harness.VaultURI + "/.default"}})
+	token, err := credential.GetToken(t.Context(),
+		policy.TokenRequestOptions{Scopes: []string{harness.VaultURI + "/.default"}})
 	must(t, err)
 	if id := harness.Claims(t, token.Token)["appid"]; id != "00000000-0000-0000-0000-000000000001" {
 		t.Errorf("the token is %v's", id)
@@ -47,7 +48,8 @@ func TestGoModule(t *testing.T) {
 			_, _ = w.Write([]byte(`{"value":"opened"}`))
 		default:
 			refused++
-			w.Header().Set("WWW-Authenticate", challenge+`, error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnsibmJmIjp7ImVzc2VudGlhbCI6dHJ1ZSwidmFsdWUiOiIxIn19fQ=="`)
+			w.Header().Set("WWW-Authenticate",
+				challenge+`, error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnsibmJmIjp7ImVzc2VudGlhbCI6dHJ1ZSwidmFsdWUiOiIxIn19fQ=="`)
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 	}))
@@ -61,13 +63,15 @@ func TestGoModule(t *testing.T) {
 		t.Fatalf("%v", err)
 	}
 	_, err = secrets.GetSecret(t.Context(), "shut", "", nil)
-	if err == nil || !strings.Contains(err.Error(), "wants another token, and there is none") || strings.Contains(err.Error(), token.Token) || refused != 1 {
+	if err == nil || !strings.Contains(err.Error(), "wants another token, and there is none") ||
+		strings.Contains(err.Error(), token.Token) || refused != 1 {
 		t.Errorf("refused %d times: %v", refused, err)
 	}
 
 	var advised []api.Advice
 	direct := &http.Client{Transport: &client.Transport{
-		Client: &client.Client{Socket: d.Module("vision")}, Resource: harness.VaultURI, Hosts: []string{strings.TrimPrefix(vault.URL, "https://")},
+		Client: &client.Client{Socket: d.Module(
+			"vision")}, Resource: harness.VaultURI, Hosts: []string{strings.TrimPrefix(vault.URL, "https://")},
 		Base: vault.Client().Transport, Advised: func(a api.Advice) { advised = append(advised, a) },
 	}}
 	for path, status := range map[string]int{"/secrets/open/": 200, "/secrets/shut/": 401} {
@@ -89,14 +93,16 @@ func groupVault(t *testing.T, group string) *httptest.Server {
 	vault := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token, has := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		if !has {
-			w.Header().Set("WWW-Authenticate", `Bearer authorization="https://login.microsoftonline.com/a", resource="https://vault.azure.net"`)
+			w.Header().Set("WWW-Authenticate",
+				`Bearer authorization="https://login.microsoftonline.com/a", resource="https://vault.azure.net"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if groups, _ := harness.Claims(t, token)["groups"].([]any); !slices.Contains(groups, any(group)) {
 			w.WriteHeader(http.StatusForbidden)
-			_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]string{"code": "Forbidden", "message": "not a member"}})
+			_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]string{"code": "Forbidden",
+				"message": "not a member"}})
 			return
 		}
 		_, _ = w.Write([]byte(`{"value":"opened"}`))
@@ -138,7 +144,8 @@ func TestGoModuleOutlastsStalePermissions(t *testing.T) {
 
 	stale, err := c.Token(t.Context(), client.TokenRequest{Resource: harness.VaultURI})
 	must(t, err)
-	harness.SimulatorDo(t, nil, "permissions", "--at", "http://"+d.Status(t).Source.Address, "--identity", "device", "--groups", group)
+	harness.SimulatorDo(t, nil, "permissions", "--at", "http://"+d.Status(t).Source.Address, "--identity", "device",
+		"--groups", group)
 	harness.RecordChange(t, d, `{"resource":"`+harness.VaultURI+`","effect":"changed","note":"joined the group"}`)
 	var refused *azcore.ResponseError
 	if err := get(); !errors.As(err, &refused) || refused.StatusCode != http.StatusForbidden {
@@ -146,10 +153,12 @@ func TestGoModuleOutlastsStalePermissions(t *testing.T) {
 	}
 	advice, err := credential.Rejected(t.Context(), scope, refused.StatusCode)
 	must(t, err)
-	if advice.Retry || advice.SHA256 != stale.SHA256 || advice.Findings[0].Cause != api.CauseStale || advice.Findings[0].Action == "" {
+	if advice.Retry || advice.SHA256 != stale.SHA256 || advice.Findings[0].Cause != api.CauseStale ||
+		advice.Findings[0].Action == "" {
 		t.Errorf("advised %+v", advice)
 	}
-	if got := status(); got != http.StatusForbidden || len(advised) != 1 || advised[0].Findings[0].Cause != api.CauseStale {
+	if got := status(); got != http.StatusForbidden || len(advised) != 1 ||
+		advised[0].Findings[0].Cause != api.CauseStale {
 		t.Errorf("the transport: %d, advised %+v", got, advised)
 	}
 

@@ -131,14 +131,17 @@ func hostile(t *testing.T, carried []byte) []*os.File {
 		memfd(t, fdCache+"x", carried, 0, everySeal), memfd(t, fdCache+"-1", carried, 0, everySeal),
 		memfd(t, fdCache+strings.Repeat("9", 240), carried, 0, everySeal),
 		memfd(t, "cache", carried, 0, everySeal), memfd(t, "x", carried, 0, everySeal),
-		memfd(t, "\x1b[2Jx", carried, 0, everySeal), memfd(t, "\x01\x07", carried, 0, everySeal), memfd(t, "a b\nc", carried, 0, everySeal),
+		memfd(t, "\x1b[2Jx", carried, 0, everySeal), memfd(t, "\x01\x07", carried, 0, everySeal), memfd(t, "a b\nc",
+			carried, 0, everySeal),
 		memfd(t, strings.Repeat("n", 300), carried, 0, everySeal),
 
 		listening(t, fdModule+"vision-1", "unix", filepath.Join(sockets, "1")),
 		listening(t, fdModule+"vision-1", "unix", filepath.Join(sockets, "2")),
-		listening(t, fdModule+"../x-1", "unix", filepath.Join(sockets, "3")), listening(t, fdModule+"vision-2", "tcp", "127.0.0.1:0"),
+		listening(t, fdModule+"../x-1", "unix", filepath.Join(sockets, "3")), listening(t, fdModule+"vision-2", "tcp",
+			"127.0.0.1:0"),
 		os.NewFile(uintptr(pair[1]), fdModule+"vision-3"), os.NewFile(uintptr(datagram), fdModule+"vision-4"),
-		memfd(t, fdModule+"vision-5", carried, 0, everySeal), opened(t, fdModule+"vision-6", "/dev/zero", unix.O_RDONLY),
+		memfd(t, fdModule+"vision-5", carried, 0, everySeal), opened(t, fdModule+"vision-6", "/dev/zero",
+			unix.O_RDONLY),
 	}
 }
 
@@ -185,7 +188,9 @@ func TestHostileDescriptors(t *testing.T) {
 		}
 		harness.Until(t, "the store to hold what is of use", d.Ended, func() bool {
 			all := store.all()
-			return slices.Contains(all, fdName("vision", inodeOf(t, d.Module("vision")))) && !slices.Contains(all, fdCache+"1") && !slices.Contains(all, "x") && !slices.Contains(all, fdModule+"vision-1")
+			return slices.Contains(all, fdName("vision", inodeOf(t, d.Module("vision")))) &&
+				!slices.Contains(all, fdCache+"1") && !slices.Contains(all, "x") &&
+				!slices.Contains(all, fdModule+"vision-1")
 		})
 		if left := stillOpen(t, d, given); len(left) > 0 {
 			t.Errorf("%s: still open: %q", name, left)
@@ -193,7 +198,8 @@ func TestHostileDescriptors(t *testing.T) {
 		if n := residentBytes(t, d); n > 256<<20 { // MemoryMax=, which a race detector's share fits into as well
 			t.Errorf("%s: it has had %d MB", name, n>>20)
 		}
-		if strings.ContainsFunc(strings.ReplaceAll(strings.ReplaceAll(d.Text(), "\n", ""), "\t", ""), func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		if strings.ContainsFunc(strings.ReplaceAll(strings.ReplaceAll(d.Text(), "\n", ""), "\t", ""),
+			func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			t.Errorf("%s: the log has control characters", name)
 		}
 		d.Stop(t)
@@ -212,7 +218,8 @@ func stillOpen(t *testing.T, d *harness.Daemon, given []*os.File) (names []strin
 			continue
 		}
 		for _, fd := range fds {
-			if there, err := os.Stat(fd); err == nil && os.SameFile(info, there) && info.Mode().Type()&os.ModeDevice == 0 {
+			if there, err := os.Stat(fd); err == nil && os.SameFile(info, there) &&
+				info.Mode().Type()&os.ModeDevice == 0 {
 				names = append(names, file.Name())
 			}
 		}
@@ -249,7 +256,8 @@ func TestHostileSockets(t *testing.T) {
 		{"a pipe", []*os.File{renamed(t, read, "token")}, "descriptor 3 (token): not a socket"},
 		{"TCP", []*os.File{listening(t, "admin", "tcp", "127.0.0.1:0")}, "descriptor 3 (admin): not a Unix socket"},
 		{"two by one name", []*os.File{
-			listening(t, "token", "unix", filepath.Join(harness.ShortFolder(t), "1")), listening(t, "token", "unix", filepath.Join(harness.ShortFolder(t), "2")),
+			listening(t, "token", "unix", filepath.Join(harness.ShortFolder(t), "1")), listening(t, "token", "unix",
+				filepath.Join(harness.ShortFolder(t), "2")),
 		}, `descriptor 4 is a second socket named "token"`},
 	} {
 		store := newFDStore(t)
@@ -263,7 +271,8 @@ func TestHostileSockets(t *testing.T) {
 	}
 	for names, says := range map[string]string{"": "does not name", "a:b": "does not name", "a::b": "does not name"} {
 		d := harness.NewDaemon(t, harness.SimulatedFor())
-		c := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, harness.Binary(t, "perceptd")}, d.Arguments()...)...)
+		c := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`,
+			harness.Binary(t, "perceptd")}, d.Arguments()...)...)
 		c.ExtraFiles = []*os.File{os.Stdin, os.Stdin, os.Stdin}
 		d.Process = harness.Begin(t, []string{"LISTEN_FDS=3", "LISTEN_FDNAMES=" + names}, c)
 		<-d.Ended
@@ -303,7 +312,8 @@ func TestDeafServiceManager(t *testing.T) {
 				t.Errorf("%d %s %v", status, body, err)
 			}
 			if late, ok := held.(*net.UnixConn); ok && name == "read too late" {
-				harness.Until(t, "it to be told that the daemon is ready", d.Ended, func() bool { return hears(t, late, "READY=1") })
+				harness.Until(t, "it to be told that the daemon is ready", d.Ended,
+					func() bool { return hears(t, late, "READY=1") })
 			}
 			if status, body := d.Reload(t, harness.SimulatedFor(modules[:1]...)); status != 200 {
 				t.Errorf("reload: %d %s", status, body)
@@ -371,7 +381,8 @@ func TestSocketOfAnotherDaemon(t *testing.T) {
 	// Its own folder.
 	second := harness.Launch(t, nil, "perceptd", append(other.Arguments(), "--state-dir", t.TempDir())...)
 	<-second.Ended
-	if status := second.Cmd.ProcessState.ExitCode(); status != harness.ExitFailed || !strings.Contains(second.Text(), fmt.Sprint(other.Cmd.Process.Pid)) {
+	if status := second.Cmd.ProcessState.ExitCode(); status != harness.ExitFailed ||
+		!strings.Contains(second.Text(), fmt.Sprint(other.Cmd.Process.Pid)) {
 		t.Errorf("a second daemon in the folder ended with %d", status)
 	}
 	stillAnswers("a second daemon in the folder")
@@ -457,7 +468,8 @@ func TestBindMounts(t *testing.T) {
 		{"the runtime folder", func(d *harness.Daemon) string { return d.Dir }, false},
 		{"the token socket", (*harness.Daemon).Token, true},
 		{"the admin socket", (*harness.Daemon).Admin, true},
-		{"the modules' folders", func(d *harness.Daemon) string { return filepath.Join(d.Dir, api.ModulesDirName) }, false},
+		{"the modules' folders", func(d *harness.Daemon) string { return filepath.Join(d.Dir, api.ModulesDirName) },
+			false},
 		{"a module's folder", func(d *harness.Daemon) string { return filepath.Dir(d.Module("vision")) }, false},
 		{"a module's socket", func(d *harness.Daemon) string { return d.Module("vision") }, true},
 		{"the state folder", (*harness.Daemon).StateDir, false},
@@ -478,15 +490,17 @@ func TestRevocationOutlivesItsRecord(t *testing.T) {
 	const oneOfTwo = "one of the two files of the policy changes cannot be used, the other is in force"
 	for _, row := range []struct {
 		name   string
-		asRoot bool                                              // folders are mounted
-		begin  func(t *testing.T, d *harness.Daemon)             // before the start; nil: nothing is done
-		before func(t *testing.T, d *harness.Daemon)             // the revocation
-		status int                                               // of the revocation
-		after  func(t *testing.T, d *harness.Daemon, old string) // the crash; old is the record from before the revocation
-		says   string
+		asRoot bool                                  // folders are mounted
+		begin  func(t *testing.T, d *harness.Daemon) // before the start; nil: nothing is done
+		before func(t *testing.T, d *harness.Daemon) // the revocation
+		status int                                   // of the revocation
+		// the crash; old is the record from before the revocation
+		after func(t *testing.T, d *harness.Daemon, old string)
+		says  string
 	}{
 		{
-			name: "a folder is mounted over it", asRoot: true, status: 200, says: "the record of policy changes was gone",
+			name: "a folder is mounted over it", asRoot: true, status: 200, says: "the record of policy changes was " +
+				"gone",
 			after: func(t *testing.T, d *harness.Daemon, _ string) { cover(t, t.TempDir(), d.StateDir()) },
 		},
 		{
@@ -494,7 +508,8 @@ func TestRevocationOutlivesItsRecord(t *testing.T) {
 			after: func(t *testing.T, d *harness.Daemon, _ string) { must(t, os.Remove(d.RecordFile())) },
 		},
 		{
-			name: "an older one is mounted over it", asRoot: true, status: 200, says: "the record of policy changes was older",
+			name: "an older one is mounted over it", asRoot: true, status: 200, says: "the record of policy changes " +
+				"was older",
 			after: func(t *testing.T, d *harness.Daemon, old string) {
 				folder := t.TempDir()
 				must(t, os.WriteFile(filepath.Join(folder, filepath.Base(d.RecordFile())), []byte(old), 0o600))
@@ -534,7 +549,8 @@ func TestRevocationOutlivesItsRecord(t *testing.T) {
 			harness.Until(t, "the cache to be stored", d.Ended, func() bool { return len(store.all()) == 1 })
 			report := func(effect tokencache.Effect, want int) {
 				t.Helper()
-				status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"`+string(effect)+`"}`)
+				status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges,
+					`{"all_resources":true,"effect":"`+string(effect)+`"}`)
 				if status != want {
 					t.Fatalf("%d %s %v", status, body, err)
 				}
@@ -552,7 +568,8 @@ func TestRevocationOutlivesItsRecord(t *testing.T) {
 			row.after(t, d, string(old))
 			store.start(t, d)
 			d.AwaitHealth(t)
-			if status, body, err := d.Get(d.Token(), harness.VaultToken); status != 403 || !strings.Contains(body, string(api.CodeRevoked)) {
+			if status, body, err := d.Get(d.Token(), harness.VaultToken); status != 403 ||
+				!strings.Contains(body, string(api.CodeRevoked)) {
 				t.Errorf("a token from before the revocation: %d %.300s %v", status, body, err)
 			}
 			if n := strings.Count(d.Text(), row.says); n != 1 {
@@ -574,7 +591,8 @@ func (s *fdStore) hasChange(effect tokencache.Effect) bool {
 		return false // the older is about to go
 	}
 	memory, err := store.ReadMemfd(s.kept[0])
-	return err == nil && slices.ContainsFunc(memory.Record.Changes, func(p tokencache.PolicyChange) bool { return p.Effect == effect })
+	return err == nil && slices.ContainsFunc(memory.Record.Changes,
+		func(p tokencache.PolicyChange) bool { return p.Effect == effect })
 }
 
 // servesOrEnds waits for one of the two, and reports whether the daemon serves.
@@ -594,10 +612,12 @@ func servesOrEnds(d *harness.Daemon) bool {
 func testBindMount(t *testing.T, end syscall.Signal, path func(*harness.Daemon) string, file bool) {
 	t.Helper()
 	d, before := startKeeping(t, harness.SimulatedFor("vision"))
-	if status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"granted"}`); status/100 != 2 {
+	if status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges,
+		`{"all_resources":true,"effect":"granted"}`); status/100 != 2 {
 		t.Fatalf("%d %s %v", status, body, err)
 	}
-	harness.Until(t, "the tokens to be on the disk", d.Ended, func() bool { _, err := os.Stat(d.SealedFile()); return err == nil })
+	harness.Until(t, "the tokens to be on the disk", d.Ended,
+		func() bool { _, err := os.Stat(d.SealedFile()); return err == nil })
 
 	over := t.TempDir()
 	mark := filepath.Join(over, "mark")

@@ -26,10 +26,12 @@ func TestReloadTakesTokens(t *testing.T) {
 	if status, body := d.Reload(t, without); status != 200 || !strings.Contains(body, "no longer granted: uid") {
 		t.Errorf("%d %s", status, body)
 	}
-	if status, body, _ := d.Get(d.Token(), harness.VaultToken); status != 403 || !strings.Contains(body, string(api.CodeNotGranted)) {
+	if status, body, _ := d.Get(d.Token(), harness.VaultToken); status != 403 ||
+		!strings.Contains(body, string(api.CodeNotGranted)) {
 		t.Errorf("%d %s", status, body)
 	}
-	if got := d.Status(t); len(got.Tokens) != 0 || len(got.Trouble) != 1 || !strings.Contains(got.Trouble[0], "every caller is denied") {
+	if got := d.Status(t); len(got.Tokens) != 0 || len(got.Trouble) != 1 ||
+		!strings.Contains(got.Trouble[0], "every caller is denied") {
 		t.Errorf("%+v", got)
 	}
 	if status, body := d.Reload(t, harness.SimulatedFor()); status != 200 {
@@ -63,7 +65,8 @@ func TestStopAnswersWhoWaits(t *testing.T) {
 func TestSecondDaemon(t *testing.T) {
 	t.Parallel()
 	d := harness.LaunchDaemon(t, harness.SimulatedFor())
-	out, err := exec.Command(harness.Binary(t, "perceptd"), "--config", d.Config, "--runtime-dir", d.Dir).CombinedOutput()
+	out, err := exec.Command(harness.Binary(t, "perceptd"), "--config", d.Config, "--runtime-dir",
+		d.Dir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "another perceptd") {
 		t.Errorf("%v %s", err, out)
 	}
@@ -75,7 +78,8 @@ func TestSecondDaemon(t *testing.T) {
 func TestReload(t *testing.T) {
 	t.Parallel()
 	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))
-	if status, body := d.Reload(t, harness.SimulatedFor("speech")); status != 200 || !strings.Contains(body, "no longer granted: module vision") {
+	if status, body := d.Reload(t, harness.SimulatedFor("speech")); status != 200 ||
+		!strings.Contains(body, "no longer granted: module vision") {
 		t.Errorf("%d %s", status, body)
 	}
 	if status, _, err := d.Get(d.Module("speech"), harness.VaultToken); status != 200 {
@@ -89,9 +93,11 @@ func TestReload(t *testing.T) {
 	}
 	for _, row := range []struct{ text, says string }{
 		{harness.SimulatedFor("speech", "vision") + "[x]\n", "unknown key x"},
-		{strings.Replace(harness.SimulatedFor("speech", "vision"), `"simulated"`, `"simulated"`+"\nspeed = 9.0", 1), "[source] cannot change"},
+		{strings.Replace(harness.SimulatedFor("speech", "vision"), `"simulated"`, `"simulated"`+"\nspeed = 9.0", 1),
+			"[source] cannot change"},
 	} {
-		if status, body := d.Reload(t, row.text); status != 422 || !strings.Contains(body, row.says) || !strings.Contains(body, string(api.CodeInvalidConfig)) {
+		if status, body := d.Reload(t, row.text); status != 422 || !strings.Contains(body, row.says) ||
+			!strings.Contains(body, string(api.CodeInvalidConfig)) {
 			t.Errorf("%d %s", status, body)
 		}
 		if got := d.Status(t); !strings.Contains(got.Config.Error, row.says) || len(got.Trouble) != 1 {
@@ -108,7 +114,8 @@ func TestReload(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Dir(more), 0o755), os.WriteFile(more, nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if status, body := d.Reload(t, harness.SimulatedFor("speech")); status != 200 || !strings.Contains(body, "read from "+d.Config+", "+more+", was "+d.Config+`"`) {
+	if status, body := d.Reload(t, harness.SimulatedFor("speech")); status != 200 ||
+		!strings.Contains(body, "read from "+d.Config+", "+more+", was "+d.Config+`"`) {
 		t.Errorf("one file more: %d %s", status, body)
 	}
 	d.Rewrite(t, harness.SimulatedFor("vision"))

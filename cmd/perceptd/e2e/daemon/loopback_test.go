@@ -25,7 +25,9 @@ func askTCP(t *testing.T, address, secret string) (int, string, error) {
 		return 0, "", err
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "GET %s?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: %s\r\nConnection: close\r\n\r\n",
+	fmt.Fprintf(conn,
+		"GET %s?api-version=2019-08-01&resource=%s HTTP/1.1\r\nHost: %s\r\nX-IDENTITY-HEADER: %s\r\nConnection: "+
+			"close\r\n\r\n",
 		api.PathAppServiceToken, harness.VaultURI, address, secret)
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
@@ -67,11 +69,13 @@ func TestLoopbackServesUnmodifiedSDKs(t *testing.T) {
 	<-d.Ended
 	printed += d.Text() + string(arguments)
 	for _, variables := range [][]string{mine, vision} {
-		if secret := harness.ValueOf(variables, "IDENTITY_HEADER"); len(secret) != 64 || strings.Contains(printed, secret) {
+		if secret := harness.ValueOf(variables, "IDENTITY_HEADER"); len(secret) != 64 ||
+			strings.Contains(printed, secret) {
 			t.Errorf("a secret of %d digits was printed", len(secret))
 		}
 	}
-	if !strings.Contains(printed, at+", callers are known by a header secret") || !strings.Contains(printed, "header secret handed out") {
+	if !strings.Contains(printed, at+", callers are known by a header secret") ||
+		!strings.Contains(printed, "header secret handed out") {
 		t.Error("status or audit do not tell of it: this test sees less than it should")
 	}
 }
@@ -82,7 +86,8 @@ func TestLoopbackReloads(t *testing.T) {
 	first, second := harness.FreeAddress(t), harness.FreeAddress(t)
 	plain := harness.SimulatedFor("vision")
 	d := harness.LaunchDaemon(t, plain)
-	if _, err := d.Tool(t, "env"); err == nil || !strings.Contains(err.Error(), `address = "127.0.0.1:40380" in [loopback]`) {
+	if _, err := d.Tool(t, "env"); err == nil ||
+		!strings.Contains(err.Error(), `address = "127.0.0.1:40380" in [loopback]`) {
 		t.Errorf("without a listener: %v", err)
 	}
 	if d.Status(t).Loopback != nil {
@@ -93,7 +98,8 @@ func TestLoopbackReloads(t *testing.T) {
 		status                     int
 	}{
 		{harness.WithLoopback(plain, first), first, "", "loopback listener on " + first, 200},
-		{harness.WithLoopback(plain, second), second, first, "loopback listener on " + second + ", was on " + first, 200},
+		{harness.WithLoopback(plain, second), second, first, "loopback listener on " + second + ", was on " + first,
+			200},
 		{harness.WithLoopback(plain, "0.0.0.0:1"), second, first, "loopback.address is", 422},
 		{plain + "\n# as before\n" + fmt.Sprintf("[loopback]\naddress = %q\n", second), second, first, "", 200},
 		{plain, "", second, "no loopback listener any more, was " + second, 200},
@@ -131,10 +137,12 @@ func TestLoopbackPortIsTaken(t *testing.T) {
 		t.Errorf("the socket: %d %v", status, err)
 	}
 	s := d.Status(t)
-	if s.Loopback == nil || s.Loopback.Open || len(s.Trouble) != 1 || !strings.Contains(s.Trouble[0], "the loopback listener is not open") {
+	if s.Loopback == nil || s.Loopback.Open || len(s.Trouble) != 1 ||
+		!strings.Contains(s.Trouble[0], "the loopback listener is not open") {
 		t.Errorf("%+v %v", s.Loopback, s.Trouble)
 	}
-	if out, err := d.Tool(t, "status"); err == nil || !strings.Contains(out, "address already in use") || !strings.Contains(out, at+", not open") {
+	if out, err := d.Tool(t, "status"); err == nil || !strings.Contains(out, "address already in use") ||
+		!strings.Contains(out, at+", not open") {
 		t.Errorf("%s %v", out, err)
 	}
 	must(t, taken.Close())
@@ -142,7 +150,8 @@ func TestLoopbackPortIsTaken(t *testing.T) {
 	if trouble := d.Status(t).Trouble; len(trouble) != 0 {
 		t.Errorf("%v", trouble)
 	}
-	if status, body, err := askTCP(t, at, harness.ValueOf(d.Env(t, "--module", "vision"), "IDENTITY_HEADER")); status != 200 {
+	if status, body, err := askTCP(t, at,
+		harness.ValueOf(d.Env(t, "--module", "vision"), "IDENTITY_HEADER")); status != 200 {
 		t.Errorf("%d %s %v", status, body, err)
 	}
 }
@@ -179,10 +188,12 @@ func TestLoopbackSecretsWithoutAPlace(t *testing.T) {
 	d := harness.NewDaemon(t, harness.WithLoopback(harness.SimulatedFor("vision"), at))
 	must(t, os.WriteFile(d.StateDir(), nil, 0o600))
 	d.Again(t)
-	if status, body, err := askTCP(t, at, harness.ValueOf(d.Env(t, "--module", "vision"), "IDENTITY_HEADER")); status != 200 {
+	if status, body, err := askTCP(t, at,
+		harness.ValueOf(d.Env(t, "--module", "vision"), "IDENTITY_HEADER")); status != 200 {
 		t.Errorf("%d %s %v", status, body, err)
 	}
-	if trouble := strings.Join(d.Status(t).Trouble, "\n"); !strings.Contains(trouble, "header secrets of the loopback listener are others after the next start") {
+	if trouble := strings.Join(d.Status(t).Trouble, "\n"); !strings.Contains(trouble,
+		"header secrets of the loopback listener are others after the next start") {
 		t.Errorf("%s", trouble)
 	}
 }
@@ -231,7 +242,9 @@ resources = [%q]
 `, other, harness.VaultURI), at))
 	secretOf := func(args ...string) string { return harness.ValueOf(d.Env(t, args...), "IDENTITY_HEADER") }
 	asOther := func(secret string) (string, error) {
-		c := exec.Command("curl", "-sS", "--noproxy", "*", "-H", "@-", fmt.Sprintf("http://%s%s?api-version=2019-08-01&resource=%s", at, api.PathAppServiceToken, harness.VaultURI))
+		c := exec.Command("curl", "-sS", "--noproxy", "*", "-H", "@-",
+			fmt.Sprintf("http://%s%s?api-version=2019-08-01&resource=%s", at, api.PathAppServiceToken,
+				harness.VaultURI))
 		if secret != "" {
 			c.Stdin = strings.NewReader("X-IDENTITY-HEADER: " + secret + "\n")
 		}
@@ -250,11 +263,13 @@ resources = [%q]
 		{"with his own", secretOf("--user", "65534"), `"access_token"`},
 	} {
 		out, err := asOther(row.secret)
-		if err != nil || !strings.Contains(out, row.want) || strings.Contains(out, "access_token") != (row.want == `"access_token"`) {
+		if err != nil || !strings.Contains(out, row.want) ||
+			strings.Contains(out, "access_token") != (row.want == `"access_token"`) {
 			t.Errorf("%s: %s %v", row.name, out, err)
 		}
 	}
-	if status, body, err := askTCP(t, at, secretOf("--user", "65534")); status != 403 || !strings.Contains(body, "sent its header secret: uid 0 did") {
+	if status, body, err := askTCP(t, at, secretOf("--user", "65534")); status != 403 ||
+		!strings.Contains(body, "sent its header secret: uid 0 did") {
 		t.Errorf("root with another's: %d %s %v", status, body, err)
 	}
 	if !strings.Contains(d.Text(), "uid 65534 by header secret, peer uid 65534") {

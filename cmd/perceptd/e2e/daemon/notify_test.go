@@ -38,7 +38,8 @@ func TestBusyManager(t *testing.T) {
 	if status, _, err := d.Get(d.Module("m255"), harness.VaultToken); err != nil || status != 200 {
 		t.Errorf("%d %v", status, err)
 	}
-	if trouble := strings.Join(d.Status(t).Trouble, "\n"); !strings.Contains(trouble, "module m0 and 255 more: the socket is not kept through a restart") {
+	if trouble := strings.Join(d.Status(t).Trouble, "\n"); !strings.Contains(trouble,
+		"module m0 and 255 more: the socket is not kept through a restart") {
 		t.Errorf("trouble %q", trouble)
 	}
 	if n := strings.Count(d.Text(), "sockets are not kept through a restart"); n != 1 {
@@ -82,7 +83,8 @@ func TestNoManager(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close() // its path stays
-	for name, address := range map[string]string{"absent": filepath.Join(dir, "absent"), "unserved": unserved, "no socket": "what/is/this", "a folder": dir} {
+	for name, address := range map[string]string{"absent": filepath.Join(dir, "absent"), "unserved": unserved,
+		"no socket": "what/is/this", "a folder": dir} {
 		d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"), "NOTIFY_SOCKET="+address, "WATCHDOG_USEC=200000")
 		if status, _, err := d.Get(d.Module("vision"), harness.VaultToken); err != nil || status != 200 {
 			t.Errorf("%s: %d %v", name, status, err)
@@ -123,7 +125,8 @@ func TestNotify(t *testing.T) {
 	if err := d.Cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	harness.AwaitMessages(t, told, "RELOADING=1\nMONOTONIC_USEC=", "STATUS=SIMULATED; trouble: the last reload changed nothing", "READY=1", "WATCHDOG=1")
+	harness.AwaitMessages(t, told, "RELOADING=1\nMONOTONIC_USEC=",
+		"STATUS=SIMULATED; trouble: the last reload changed nothing", "READY=1", "WATCHDOG=1")
 	if status := d.Stop(t); status != 0 {
 		t.Errorf("exit status %d", status)
 	}
@@ -149,9 +152,11 @@ func TestStatusTextFollows(t *testing.T) {
 		do    func() error
 		tells string
 	}{
-		{func() error { return os.Chmod(d.Admin(), 0) }, "STATUS=SIMULATED; trouble: perceptd cannot check that it answers on " + d.Admin()},
+		{func() error { return os.Chmod(d.Admin(), 0) },
+			"STATUS=SIMULATED; trouble: perceptd cannot check that it answers on " + d.Admin()},
 		{func() error { return os.Chmod(d.Admin(), 0o660) }, well},
-		{func() error { return os.Rename(d.Module("vision"), d.Module("vision")+".aside") }, "STATUS=SIMULATED; trouble: module vision has no socket any more"},
+		{func() error { return os.Rename(d.Module("vision"), d.Module("vision")+".aside") },
+			"STATUS=SIMULATED; trouble: module vision has no socket any more"},
 		{func() error { return os.Rename(d.Module("vision")+".aside", d.Module("vision")) }, well},
 	} {
 		if err := step.do(); err != nil {

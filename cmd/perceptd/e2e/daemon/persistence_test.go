@@ -47,7 +47,8 @@ func TestTokensOutliveACrash(t *testing.T) {
 	store.start(t, d)
 	d.AwaitHealth(t)
 	before := d.Held(t)
-	if kept := d.Status(t).Kept; !kept.Restart || kept.Reboot || !strings.Contains(kept.Why, "perceptctl cache-key make") {
+	if kept := d.Status(t).Kept; !kept.Restart || kept.Reboot ||
+		!strings.Contains(kept.Why, "perceptctl cache-key make") {
 		t.Errorf("%+v", kept)
 	}
 	harness.Until(t, "the cache to be stored", d.Ended, func() bool { return len(store.all()) == 1 })
@@ -92,7 +93,8 @@ func TestTokensOutliveAStop(t *testing.T) {
 	t.Parallel()
 	d, before := startKeeping(t, harness.SimulatedFor())
 	_, told := os.Lstat("/run/percept-cache-key/device")
-	if kept := d.Status(t).Kept; !kept.Reboot || kept.Restart || kept.BoundTo == "" || kept.Untold != errors.Is(told, fs.ErrNotExist) {
+	if kept := d.Status(t).Kept; !kept.Reboot || kept.Restart || kept.BoundTo == "" ||
+		kept.Untold != errors.Is(told, fs.ErrNotExist) {
 		t.Errorf("%+v, and what root tells of the device: %v", kept, told)
 	}
 	d.Stop(t)
@@ -134,7 +136,8 @@ func TestTokensOfAnotherSource(t *testing.T) {
 	t.Parallel()
 	d, _ := startKeeping(t, harness.SimulatedFor())
 	d.Stop(t)
-	d.Rewrite(t, strings.Replace(harness.SimulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nendpoint = \"imds\"", 1))
+	d.Rewrite(t, strings.Replace(harness.SimulatedFor(), `kind = "simulated"`,
+		"kind = \"simulated\"\nendpoint = \"imds\"", 1))
 	d.Again(t)
 	wantFetched(t, d, "the kept tokens are of another source")
 }
@@ -144,13 +147,15 @@ func TestTokensOfAnotherSource(t *testing.T) {
 func TestTokensOfAnotherAddress(t *testing.T) {
 	t.Parallel()
 	_, first := harness.StartSimulator(t, "app-service")
-	d, before := startKeeping(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1), first...)
+	d, before := startKeeping(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1),
+		first...)
 	if status := d.Status(t); !status.Simulated || status.Source.Kind != "managed-identity" {
 		t.Errorf("simulated %v, of %+v", status.Simulated, status.Source)
 	}
 	doctor := exec.Command(harness.Binary(t, "perceptctl"), "doctor", "--socket", d.Token())
 	said, _ := doctor.CombinedOutput() // which tells of a fault
-	if text := strings.Join(strings.Fields(string(said)), " "); !strings.Contains(text, "FAIL source: SIMULATED: a token that is held says") {
+	if text := strings.Join(strings.Fields(string(said)), " "); !strings.Contains(text,
+		"FAIL source: SIMULATED: a token that is held says") {
 		t.Errorf("doctor: %s", said)
 	}
 	d.Stop(t)
@@ -169,13 +174,15 @@ func TestTokensOfAnotherAddress(t *testing.T) {
 func TestSimulatedTokensAreDropped(t *testing.T) {
 	t.Parallel()
 	_, environment := harness.StartSimulator(t, "app-service")
-	d, _ := startKeeping(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1), environment...)
+	d, _ := startKeeping(t, strings.Replace(harness.SimulatedFor(), `"simulated"`, `"managed-identity"`, 1),
+		environment...)
 	if n := strings.Count(d.Text(), agent.MessageSimulated); n != 1 {
 		t.Errorf("warned %d times of a simulated back end", n)
 	}
 	d.Stop(t)
 	// Whoever answers there from now on, this start is not led to a simulator knowingly.
-	d.Again(t, slices.DeleteFunc(environment, func(v string) bool { return strings.HasPrefix(v, simulator.URLVariable+"=") })...)
+	d.Again(t, slices.DeleteFunc(environment,
+		func(v string) bool { return strings.HasPrefix(v, simulator.URLVariable+"=") })...)
 	wantFetched(t, d, "kept tokens are dropped and fetched anew: a simulated back end made them")
 }
 
@@ -200,7 +207,8 @@ func TestUselessKey(t *testing.T) {
 // A clock that runs by itself makes times of no use to the next start.
 func TestFastClockKeepsNothing(t *testing.T) {
 	t.Parallel()
-	d, _ := startKeeping(t, strings.Replace(harness.SimulatedFor(), `kind = "simulated"`, "kind = \"simulated\"\nspeed = 60", 1))
+	d, _ := startKeeping(t, strings.Replace(harness.SimulatedFor(), `kind = "simulated"`,
+		"kind = \"simulated\"\nspeed = 60", 1))
 	if kept := d.Status(t).Kept; kept.Reboot || kept.Restart || kept.Why == "" {
 		t.Errorf("%+v", kept)
 	}
@@ -215,7 +223,8 @@ func TestLostStateFolder(t *testing.T) {
 	must(t, os.RemoveAll(state))
 	d.Reload(t, harness.SimulatedFor()) // after which all is saved
 	harness.Until(t, "the trouble", d.Ended, func() bool {
-		return strings.Contains(strings.Join(d.Status(t).Trouble, "\n"), "tokens are not saved, and lost at the next reboot")
+		return strings.Contains(strings.Join(d.Status(t).Trouble, "\n"),
+			"tokens are not saved, and lost at the next reboot")
 	})
 	if status, _, err := d.Get(d.Token(), harness.VaultToken); status != 200 {
 		t.Errorf("a token: %d %v", status, err)
@@ -235,7 +244,8 @@ func TestNoRoomForDescriptors(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t, harness.SimulatedFor())
 	d.GiveKey(t, d.KeyFile(), 'k')
-	c := exec.Command("/bin/sh", append([]string{"-c", `ulimit -n 64; exec "$0" "$@"`, harness.Binary(t, "perceptd")}, d.Arguments()...)...)
+	c := exec.Command("/bin/sh", append([]string{"-c", `ulimit -n 64; exec "$0" "$@"`, harness.Binary(t, "perceptd")},
+		d.Arguments()...)...)
 	d.Process = harness.Begin(t, nil, c)
 	d.AwaitHealth(t)
 	d.Held(t)

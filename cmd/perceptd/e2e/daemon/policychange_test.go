@@ -134,8 +134,10 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 	}
 
 	const group = "00000000-0000-0000-0002-000000004711"
-	harness.SimulatorDo(t, nil, "permissions", "--at", "http://"+d.Status(t).Source.Address, "--identity", "device", "--groups", group)
-	noted := harness.RecordChange(t, d, `{"resource":"`+harness.VaultURI+`","effect":"changed","note":"joined the group"}`)
+	harness.SimulatorDo(t, nil, "permissions", "--at", "http://"+d.Status(t).Source.Address, "--identity", "device",
+		"--groups", group)
+	noted := harness.RecordChange(t, d,
+		`{"resource":"`+harness.VaultURI+`","effect":"changed","note":"joined the group"}`)
 	if noted.Touched != 1 || noted.Waiting != 1 {
 		t.Errorf("noted %+v", noted)
 	}
@@ -146,8 +148,10 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 		a.status, a.header, a.body, a.err = fetch(t.Context(), client, path)
 		waiting <- a
 	}()
-	stale := await(t, events, "the news that the token is stale", func(e watched) bool { return e.name == api.EventPermissions })
-	if p := stale.Permissions; p.State != api.PermissionsStale || !p.Changed.Equal(noted.At) || !p.CurrentBy.After(p.Changed) || stale.SHA256 != before.SHA256 {
+	stale := await(t, events, "the news that the token is stale",
+		func(e watched) bool { return e.name == api.EventPermissions })
+	if p := stale.Permissions; p.State != api.PermissionsStale || !p.Changed.Equal(noted.At) ||
+		!p.CurrentBy.After(p.Changed) || stale.SHA256 != before.SHA256 {
 		t.Errorf("stale: %+v", stale)
 	}
 	harness.AwaitMessages(t, told, "1 token, 1 stale, next refresh ")
@@ -164,7 +168,8 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 	if got.err != nil || got.status != 200 || json.Unmarshal([]byte(got.body), &token) != nil {
 		t.Fatalf("waiting: %+v", got)
 	}
-	if got.header.Get(api.PermissionsHeader) != "current" || token.Permissions.State != api.PermissionsCurrent || token.SHA256 == before.SHA256 {
+	if got.header.Get(api.PermissionsHeader) != "current" || token.Permissions.State != api.PermissionsCurrent ||
+		token.SHA256 == before.SHA256 {
 		t.Errorf("waiting: %v, %+v", got.header, token.Permissions)
 	}
 	if groups, _ := harness.Claims(t, token.AccessToken)["groups"].([]any); len(groups) != 1 || groups[0] != group {
@@ -172,7 +177,8 @@ func TestPolicyChangeIsSeen(t *testing.T) {
 	}
 	harness.AwaitMessages(t, told, "1 token, next refresh ")
 	s := d.Status(t)
-	if key := s.Tokens[0]; key.Permissions.State != api.PermissionsCurrent || key.Before == nil || !slices.Equal(key.Claims.Groups, []string{group}) || s.Changes[0].Waiting != 0 {
+	if key := s.Tokens[0]; key.Permissions.State != api.PermissionsCurrent || key.Before == nil ||
+		!slices.Equal(key.Claims.Groups, []string{group}) || s.Changes[0].Waiting != 0 {
 		t.Errorf("status: %+v, %+v", key, s.Changes)
 	}
 	if !strings.Contains(d.Text(), "the token is current") {
@@ -189,10 +195,12 @@ func checkStale(t testing.TB, d *harness.Daemon, client *http.Client, noted api.
 	status, header, body, err := fetch(t.Context(), client, api.PathToken+"?resource="+harness.VaultURI)
 	want := fmt.Sprintf("stale; changed=%d; current-by=", noted.At.Unix())
 	if err != nil || status != 200 || !strings.HasPrefix(header.Get(api.PermissionsHeader), want) {
-		t.Errorf("a stale token is served and labelled: %d %q %.200s %v", status, header.Get(api.PermissionsHeader), body, err)
+		t.Errorf("a stale token is served and labelled: %d %q %.200s %v", status, header.Get(api.PermissionsHeader),
+			body, err)
 	}
 	s := d.Status(t)
-	if len(s.Tokens) != 1 || s.Tokens[0].Permissions.State != api.PermissionsStale || len(s.Changes) != 1 || s.Changes[0].ID != noted.ID {
+	if len(s.Tokens) != 1 || s.Tokens[0].Permissions.State != api.PermissionsStale || len(s.Changes) != 1 ||
+		s.Changes[0].ID != noted.ID {
 		t.Errorf("status: %+v, %+v", s.Tokens, s.Changes)
 	}
 	explain := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Token(), "explain", harness.VaultURI)
@@ -201,8 +209,8 @@ func checkStale(t testing.TB, d *harness.Daemon, client *http.Client, noted api.
 	}
 }
 
-// Whether a token carries a change is decided by the daemon alone: with a longer propagation delay than is usual, explain says of a change
-// a quarter of an hour before the token what the label says.
+// Whether a token carries a change is decided by the daemon alone: with a longer propagation delay than is usual,
+// explain says of a change a quarter of an hour before the token what the label says.
 func TestExplainAgreesWithTheLabel(t *testing.T) {
 	t.Parallel()
 	config := "[tokens]\nspread = \"30m\"\n\n" + strings.Replace(harness.SimulatedFor(), "prefetch = true\n", "", 1)
@@ -216,9 +224,11 @@ func TestExplainAgreesWithTheLabel(t *testing.T) {
 	if want := []api.TokenChange{{ID: noted.ID, State: api.PermissionsUncertain}}; !slices.Equal(token.Changes, want) {
 		t.Errorf("the status says %+v, want %+v", token.Changes, want)
 	}
-	explained, err := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Token(), "explain", harness.VaultURI).CombinedOutput()
+	explained, err := exec.Command(harness.Binary(t, "perceptctl"), "--socket", d.Token(), "explain",
+		harness.VaultURI).CombinedOutput()
 	flat := strings.Join(strings.Fields(string(explained)), " ")
-	if err != nil || !strings.Contains(flat, "is uncertain") || !strings.Contains(flat, "cannot be told") || strings.Contains(flat, "and carries it") {
+	if err != nil || !strings.Contains(flat, "is uncertain") || !strings.Contains(flat, "cannot be told") ||
+		strings.Contains(flat, "and carries it") {
 		t.Errorf("explain: %v\n%s", err, explained)
 	}
 }

@@ -155,7 +155,8 @@ func TestSocketActivation(t *testing.T) {
 		passed(t, d.Admin(), 0o640), passed(t, filepath.Join(d.Dir, "other.sock"), 0o640), passed(t, d.Token(), 0o640),
 	}
 	activate := func() *harness.Process {
-		c := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, harness.Binary(t, "perceptd")}, d.Arguments()...)...)
+		c := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`,
+			harness.Binary(t, "perceptd")}, d.Arguments()...)...)
 		c.ExtraFiles = files
 		return harness.Begin(t, []string{"LISTEN_FDS=3", "LISTEN_FDNAMES=admin:other:token"}, c)
 	}
@@ -192,7 +193,8 @@ func TestSocketActivation(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-d.Ended
-	if got := d.Cmd.ProcessState.ExitCode(); got != harness.ExitFailed || !strings.Contains(d.Text(), "perceptd: token socket: accept ") {
+	if got := d.Cmd.ProcessState.ExitCode(); got != harness.ExitFailed ||
+		!strings.Contains(d.Text(), "perceptd: token socket: accept ") {
 		t.Errorf("exit status %d", got)
 	}
 }
@@ -203,7 +205,8 @@ func TestFewDescriptors(t *testing.T) {
 	t.Parallel()
 	manager, told := harness.ListenAsSystemd(t)
 	d := harness.NewDaemon(t, harness.SimulatedFor())
-	c := exec.Command("/bin/sh", append([]string{"-c", `ulimit -n 64; exec "$0" "$@"`, harness.Binary(t, "perceptd")}, d.Arguments()...)...)
+	c := exec.Command("/bin/sh", append([]string{"-c", `ulimit -n 64; exec "$0" "$@"`, harness.Binary(t, "perceptd")},
+		d.Arguments()...)...)
 	d.Process = harness.Begin(t, []string{"NOTIFY_SOCKET=" + manager, "WATCHDOG_USEC=200000"}, c)
 	d.AwaitHealth(t)
 	// A stream is never idle, so that it makes room for none.
@@ -214,7 +217,8 @@ func TestFewDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
-		if _, err := fmt.Fprintf(conn, "GET %s?resource=%s HTTP/1.1\r\nHost: localhost\r\n\r\n", api.PathWatch, harness.VaultURI); err != nil {
+		if _, err := fmt.Fprintf(conn, "GET %s?resource=%s HTTP/1.1\r\nHost: localhost\r\n\r\n", api.PathWatch,
+			harness.VaultURI); err != nil {
 			t.Fatal(err)
 		}
 		answer := make([]byte, len("HTTP/1.1 200"))
@@ -234,7 +238,8 @@ func TestFewDescriptors(t *testing.T) {
 	}
 	oneTooMany := func() {
 		t.Helper()
-		if status, body, err := d.Get(d.Token(), harness.VaultToken); err == nil && status != 429 { // the line for refusals is short here
+		// the line for refusals is short here
+		if status, body, err := d.Get(d.Token(), harness.VaultToken); err == nil && status != 429 {
 			t.Errorf("one too many: %d %s", status, body)
 		}
 	}

@@ -24,13 +24,17 @@ func TestStateBesideTheRuntimeFolder(t *testing.T) {
 	if err := os.WriteFile(d.KeyFile(), bytes.Repeat([]byte("k"), 32), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d.Process = harness.Launch(t, nil, "perceptd", "--config", d.Config, "--runtime-dir", d.Dir, "--cache-key", d.KeyFile())
+	d.Process = harness.Launch(t, nil, "perceptd", "--config", d.Config, "--runtime-dir", d.Dir, "--cache-key",
+		d.KeyFile())
 	d.AwaitHealth(t)
 	noted := harness.RecordChange(t, d, `{"all_resources":true,"effect":"changed"}`)
-	if s := d.Status(t); s.Kept.Reboot || !strings.Contains(s.Kept.Why, "the state is in "+beside+", which is not kept over a reboot") || len(s.Trouble) != 0 {
+	if s := d.Status(t); s.Kept.Reboot ||
+		!strings.Contains(s.Kept.Why, "the state is in "+beside+", which is not kept over a reboot") ||
+		len(s.Trouble) != 0 {
 		t.Errorf("%+v, trouble %q", s.Kept, s.Trouble)
 	}
-	if text, err := os.ReadFile(filepath.Join(beside, "policy-changes.json")); err != nil || !strings.Contains(string(text), noted.ID) {
+	if text, err := os.ReadFile(filepath.Join(beside, "policy-changes.json")); err != nil ||
+		!strings.Contains(string(text), noted.ID) {
 		t.Errorf("%v: %s", err, text)
 	}
 	d.Stop(t)
@@ -46,9 +50,11 @@ func TestTwoDaemons(t *testing.T) {
 	other := harness.NewDaemon(t, harness.SimulatedFor())
 	pid := strconv.Itoa(d.Cmd.Process.Pid)
 	for says, args := range map[string][]string{
-		"another perceptd (process " + pid + ") is serving in " + d.Dir + ": stop it, or name other folders with --runtime-dir and --state-dir": {
+		"another perceptd (process " + pid + ") is serving in " +
+			d.Dir + ": stop it, or name other folders with --runtime-dir and --state-dir": {
 			"--runtime-dir", d.Dir, "--state-dir", filepath.Join(other.Dir, "state")},
-		"another perceptd (process " + pid + ") keeps its state in " + d.StateDir() + ": stop it, or name other folders with --runtime-dir and --state-dir": {
+		"another perceptd (process " + pid + ") keeps its state in " + d.StateDir() +
+			": stop it, or name other folders with --runtime-dir and --state-dir": {
 			"--runtime-dir", other.Dir, "--state-dir", d.StateDir()},
 	} {
 		p := harness.Launch(t, nil, "perceptd", append(args, "--config", d.Config)...)
@@ -67,7 +73,8 @@ func TestTwoDaemons(t *testing.T) {
 		c := exec.Command("/bin/sh", "-c", `if (exec 3<"$1") 2>/dev/null; then exit 0; else exit 1; fi`, "sh", path)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		if _ = c.Run(); c.ProcessState.ExitCode() != want {
-			t.Errorf("another user who opens %s, to lock it: exit status %d, want %d", path, c.ProcessState.ExitCode(), want)
+			t.Errorf("another user who opens %s, to lock it: exit status %d, want %d", path, c.ProcessState.ExitCode(),
+				want)
 		}
 	}
 }
@@ -86,11 +93,13 @@ func TestPolicyChangesOutliveTheDaemon(t *testing.T) {
 		end()
 		d = d.Restart(t)
 		changes := d.Status(t).Changes
-		if len(changes) != 1 || changes[0].ID != noted.ID || !changes[0].At.Equal(noted.At) || changes[0].Note != "left the team" {
+		if len(changes) != 1 || changes[0].ID != noted.ID || !changes[0].At.Equal(noted.At) ||
+			changes[0].Note != "left the team" {
 			t.Errorf("%+v, want %+v", changes, noted)
 		}
 		// What the back end mints now may still lack the change.
-		if status, body, err := d.Get(d.Token(), harness.VaultToken); err != nil || status != 403 || !strings.Contains(body, string(api.CodeRevoked)) {
+		if status, body, err := d.Get(d.Token(), harness.VaultToken); err != nil || status != 403 ||
+			!strings.Contains(body, string(api.CodeRevoked)) {
 			t.Errorf("not in force: %d %s %v", status, body, err)
 		}
 	}
@@ -109,7 +118,8 @@ func TestUnreadablePolicyChanges(t *testing.T) {
 	d := harness.NewDaemon(t, harness.SimulatedFor())
 	state := filepath.Join(d.Dir, "state")
 	record := filepath.Join(state, "policy-changes.json")
-	if err := errors.Join(os.Mkdir(state, 0o700), os.WriteFile(record, []byte(`{"version":1,"chan`), 0o600)); err != nil {
+	if err := errors.Join(os.Mkdir(state, 0o700), os.WriteFile(record, []byte(`{"version":1,"chan`),
+		0o600)); err != nil {
 		t.Fatal(err)
 	}
 	manager, told := harness.ListenAsSystemd(t)
@@ -120,7 +130,8 @@ func TestUnreadablePolicyChanges(t *testing.T) {
 		if len(s.Changes) != 1 || s.Changes[0].Effect != api.EffectUnknown || len(s.Trouble) != 1 {
 			t.Fatalf("%+v", s)
 		}
-		for _, part := range []string{"could not be read: policy-changes.json", "policy-changes.json.unreadable-", "perceptctl policy-changes withdraw " + s.Changes[0].ID} {
+		for _, part := range []string{"could not be read: policy-changes.json", "policy-changes.json.unreadable-",
+			"perceptctl policy-changes withdraw " + s.Changes[0].ID} {
 			if !strings.Contains(s.Trouble[0], part) {
 				t.Errorf("%q lacks %q", s.Trouble[0], part)
 			}
@@ -128,7 +139,8 @@ func TestUnreadablePolicyChanges(t *testing.T) {
 		d.Stop(t)
 		d = d.Restart(t) // what is unknown stays unknown
 	}
-	if status, body, err := d.Ask(d.Admin(), "DELETE", api.PathPolicyChanges+"?id="+d.Status(t).Changes[0].ID, ""); status != 200 {
+	if status, body, err := d.Ask(d.Admin(), "DELETE", api.PathPolicyChanges+"?id="+d.Status(t).Changes[0].ID,
+		""); status != 200 {
 		t.Errorf("%d %s %v", status, body, err)
 	}
 	if trouble := d.Status(t).Trouble; len(trouble) != 0 {
@@ -148,10 +160,13 @@ func TestNoStateDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	d = d.Restart(t)
-	if status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"}`); status != 507 || !strings.Contains(body, "the change is in force, and the record of policy changes cannot be read now") {
+	if status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges,
+		`{"all_resources":true,"effect":"changed"}`); status != 507 || !strings.Contains(body, "the change is in force, and the record of policy changes cannot be read now") {
 		t.Errorf("%d %s %v", status, body, err)
 	}
-	if trouble := d.Status(t).Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "the record of policy changes cannot be read now") || !strings.Contains(trouble[0], "move what is in the place of "+d.StateDir()+" away") {
+	if trouble := d.Status(t).Trouble; len(trouble) != 1 ||
+		!strings.Contains(trouble[0], "the record of policy changes cannot be read now") ||
+		!strings.Contains(trouble[0], "move what is in the place of "+d.StateDir()+" away") {
 		t.Errorf("trouble %q", trouble)
 	}
 	if status, body, err := d.Get(d.Token(), harness.VaultToken); err != nil || status != 200 {

@@ -26,12 +26,14 @@ func TestUnsolicitedAnswers(t *testing.T) {
 			t.Parallel()
 			d := besideTalkers(t, said)
 			tool := func(args ...string) *exec.Cmd {
-				return exec.Command(harness.Binary(t, "perceptctl"), append([]string{"--socket", d.Token()}, args...)...)
+				return exec.Command(harness.Binary(t, "perceptctl"),
+					append([]string{"--socket", d.Token()}, args...)...)
 			}
 			var printed bytes.Buffer
 			for range 3 {
 				for _, args := range [][]string{
-					{"token", "--resource", harness.VaultURI, "--identity", "vision", "--short"}, {"refresh"}, {"status"}, {"doctor"}, {"whoami"},
+					{"token", "--resource", harness.VaultURI, "--identity", "vision",
+						"--short"}, {"refresh"}, {"status"}, {"doctor"}, {"whoami"},
 				} {
 					out, _ := tool(args...).CombinedOutput()
 					printed.Write(out)
@@ -94,13 +96,17 @@ func TestUnsolicitedAnswersOfADaemon(t *testing.T) {
 				harness.Talk(t, harness.ListenOn(t, "unix", socket), said, hostileAnswer)
 			}
 			run := func(environment []string, args ...string) string {
-				p := harness.Begin(t, environment, exec.Command(harness.Binary(t, "perceptctl"), append([]string{"--socket", folder.Token(), "--timeout", "5s"}, args...)...))
+				p := harness.Begin(t, environment,
+					exec.Command(harness.Binary(t, "perceptctl"),
+						append([]string{"--socket", folder.Token(), "--timeout", "5s"}, args...)...))
 				<-p.Ended
 				return p.Text()
 			}
 			for _, args := range [][]string{
-				{"token", "--resource", harness.VaultURI}, {"status"}, {"doctor"}, {"whoami"}, {"grants"}, {"grants", "check", "--uid", "7", "--resource", harness.VaultURI},
-				{"refresh"}, {"reload"}, {"policy-changes"}, {"explain", harness.VaultURI}, {"timeline"}, {"watch", "--resource", harness.VaultURI}, {"env"},
+				{"token", "--resource", harness.VaultURI}, {"status"}, {"doctor"}, {"whoami"}, {"grants"}, {"grants",
+					"check", "--uid", "7", "--resource", harness.VaultURI},
+				{"refresh"}, {"reload"}, {"policy-changes"}, {"explain", harness.VaultURI}, {"timeline"}, {"watch",
+					"--resource", harness.VaultURI}, {"env"},
 				{"policy-changed", "--all-resources", "--all-identities", "--effect", "granted"}, {"version"},
 			} {
 				if text := run(nil, args...); strings.Contains(text, "canary") {
@@ -114,7 +120,8 @@ func TestUnsolicitedAnswersOfADaemon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text := run([]string{harness.SDKVariable + "=" + harness.OverTCP}, "exec", "--", self, harness.VaultURI, "https://storage.azure.com")
+			text := run([]string{harness.SDKVariable + "=" + harness.OverTCP}, "exec", "--", self, harness.VaultURI,
+				"https://storage.azure.com")
 			if strings.Contains(text, "canary") || strings.Count(text, "a.b.c") != 2 {
 				t.Errorf("exec printed:\n%s", text)
 			}
@@ -127,7 +134,8 @@ func hostileAnswer(q *http.Request) []byte {
 	var answer any = struct{}{}
 	switch q.URL.Path {
 	case api.PathToken:
-		answer = api.Token{AccessToken: "a.b.c", TokenType: "Bearer", Resource: harness.VaultURI, ExpiresOn: time.Now().Add(time.Hour)}
+		answer = api.Token{AccessToken: "a.b.c", TokenType: "Bearer", Resource: harness.VaultURI,
+			ExpiresOn: time.Now().Add(time.Hour)}
 	case api.PathAppServiceToken:
 		answer = map[string]string{"access_token": "a.b.c", "token_type": "Bearer", "resource": harness.VaultURI,
 			"expires_on": fmt.Sprint(time.Now().Add(time.Hour).Unix())}
@@ -136,5 +144,6 @@ func hostileAnswer(q *http.Request) []byte {
 	if err != nil {
 		panic(err)
 	}
-	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	return fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		len(body), body)
 }

@@ -91,9 +91,9 @@ func WithLoopback(config, address string) string {
 	return fmt.Sprintf("%s\n[loopback]\naddress = %q\n", config, address)
 }
 
-// FreeAddress returns an address on which whoever a test starts may listen. It stays this test's until the test's end: a
-// socket is bound to it and never listens, so that the kernel gives the port to nobody else, and yet lets whoever names
-// it have it, as Go's listeners do with SO_REUSEADDR.
+// FreeAddress returns an address on which whoever a test starts may listen. It stays this test's until the test's end:
+// a socket is bound to it and never listens, so that the kernel gives the port to nobody else, and yet lets whoever
+// names it have it, as Go's listeners do with SO_REUSEADDR.
 func FreeAddress(t *testing.T) string {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

@@ -63,7 +63,8 @@ const podman = "/usr/bin/podman"
 func podmanCommand(dir, runtime string) []string {
 	return []string{podman, "--root", filepath.Join(dir, "data"), "--runroot", filepath.Join(dir, "run"), "--runtime",
 		runtime,
-		"--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--events-backend=file", "--tmpdir", filepath.Join(dir, "tmp")}
+		"--cgroup-manager=cgroupfs", "--storage-driver=vfs", "--events-backend=file", "--tmpdir", filepath.Join(dir,
+			"tmp")}
 }
 
 // PodmanAlone is Podman without a service, which nobody can ask, with a runtime that can do without cgroups.
@@ -74,7 +75,8 @@ func PodmanAlone(t *testing.T) *Engine {
 			t.Fatalf("%v: make test-containers installs it", err)
 		}
 	}
-	return &Engine{T: t, CLI: append(InCgroup2[:len(InCgroup2):len(InCgroup2)], podmanCommand(engineFolder(t), "crun")...)}
+	return &Engine{T: t, CLI: append(InCgroup2[:len(InCgroup2):len(InCgroup2)],
+		podmanCommand(engineFolder(t), "crun")...)}
 }
 
 // StartPodman starts Podman's service with Docker's API.

@@ -134,7 +134,8 @@ func startSoak(t *testing.T) *soaked {
 }
 
 func soakGrant(caller string, resources ...string) string {
-	return fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [\"%s\"]\n", caller, strings.Join(resources, "\", \""))
+	return fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [\"%s\"]\n", caller,
+		strings.Join(resources, "\", \""))
 }
 
 // load asks on every socket, on connections that are kept and on new ones, without pause.
@@ -236,7 +237,8 @@ func (s *soaked) weighToken(body string) error {
 	if err := json.Unmarshal([]byte(body), &token); err != nil {
 		return err
 	}
-	if left, err := strconv.Atoi(token.ExpiresIn); err != nil || left < 0 || strings.Count(token.AccessToken, ".") != 2 {
+	if left, err := strconv.Atoi(token.ExpiresIn); err != nil || left < 0 ||
+		strings.Count(token.AccessToken, ".") != 2 {
 		return fmt.Errorf("a token of %d characters with %q seconds left", len(token.AccessToken), token.ExpiresIn)
 	}
 	s.tokens[token.AccessToken] = true
@@ -426,7 +428,8 @@ func (s *soaked) holds() (h holding, err error) {
 
 // within reports whether h is no more than before. The runtime never ends a thread, and gives memory back bit by bit.
 func (h holding) within(before holding) bool {
-	return h.files <= before.files && h.threads <= before.threads+4 && h.resident <= before.resident+before.resident/4+4096
+	return h.files <= before.files && h.threads <= before.threads+4 &&
+		h.resident <= before.resident+before.resident/4+4096
 }
 
 // rests waits a minute at most until the daemon has no more than before, or is settled where that is nothing, and
@@ -453,7 +456,8 @@ func (s *soaked) rests(t *testing.T, before holding) (h holding) {
 
 func (s *soaked) summarise(length time.Duration, before, after holding) {
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(table, "\n%v of load on %d connections; a day of the back end's takes a minute\t\t\n", length, len(s.sockets)*soakCallers)
+	fmt.Fprintf(table, "\n%v of load on %d connections; a day of the back end's takes a minute\t\t\n", length,
+		len(s.sockets)*soakCallers)
 	total := 0
 	for _, status := range slices.Sorted(maps.Keys(s.answers)) {
 		total += s.answers[status]
