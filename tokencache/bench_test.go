@@ -23,8 +23,10 @@ func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 		m.Keys = append(m.Keys, SnapshotEntry{
 			Key:     key,
 			Token:   Token{Text: NewSecret(key.Resource), ExpiresOn: at(25 * hour)},
-			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedOn: at(hour), IssueWindow: IssueWindow{Earliest: at(hour), Latest: at(hour)},
-			IssuedAt: hour, Received: hour, ReceivedAt: hour, IssuedFrom: hour, IssuedTo: hour, Shown: hour, Answered: hour, Tries: 1,
+			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedOn: at(hour),
+			IssueWindow: IssueWindow{Earliest: at(hour), Latest: at(hour)},
+			IssuedAt:    hour, Received: hour, ReceivedAt: hour, IssuedFrom: hour, IssuedTo: hour, Shown: hour,
+			Answered: hour, Tries: 1,
 			Deadline: 25 * hour, Next: new(20 * hour), Asked: new(now),
 		})
 	}
@@ -36,8 +38,10 @@ func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 	for i := range MaxChanges {
 		moment := 2*hour + time.Duration(i)*time.Second
 		r.Changes = append(r.Changes, PolicyChange{
-			ID: fmt.Sprintf("%08x", i), AllIdentities: true, Effect: effect, At: at(moment), RecordedAt: at(moment), Vouched: true,
-			Resource: []string{"", m.Keys[i%keys].Key.Resource}[i%2], Moment: moment, By: moment, Issuer: Window{Earliest: at(moment), Latest: at(moment)}, Checked: true,
+			ID: fmt.Sprintf("%08x", i), AllIdentities: true, Effect: effect, At: at(moment), RecordedAt: at(moment),
+			Vouched:  true,
+			Resource: []string{"", m.Keys[i%keys].Key.Resource}[i%2], Moment: moment, By: moment,
+			Issuer: Window{Earliest: at(moment), Latest: at(moment)}, Checked: true,
 		})
 	}
 	if effect == "" {
@@ -67,7 +71,8 @@ func BenchmarkGet(b *testing.B) {
 			var withheld *WithheldError
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := c.Get(context.Background(), key, Need{}); errors.As(err, &withheld) != (effect == Revoked) {
+				if _, err := c.Get(context.Background(), key,
+					Need{}); errors.As(err, &withheld) != (effect == Revoked) {
 					b.Fatal(err)
 				}
 			}
@@ -86,17 +91,19 @@ func BenchmarkTelling(b *testing.B) {
 		{"Memory-locked", func(c *Cache) { c.snapshot() }},
 		{"Changes", func(c *Cache) { c.Changes() }},
 		{"Changes-locked", func(c *Cache) { c.recorded() }},
-		{"Judging", func(c *Cache) { c.SetPropagationDelay(0) }}, // everything anew under the lock, as after each change of the record
+		// everything anew under the lock, as after each change of the record
+		{"Judging", func(c *Cache) { c.SetPropagationDelay(0) }},
 	} {
 		for _, keys := range []int{60, MaxKeys} {
 			for _, effect := range []Effect{"", Revoked} {
-				b.Run(fmt.Sprintf("%s/keys=%d/%v", telling.name, keys, cmp.Or(effect, "no effect")), func(b *testing.B) {
-					c, _ := fullCache(b, keys, effect)
-					b.ReportAllocs()
-					for b.Loop() {
-						telling.tell(c)
-					}
-				})
+				b.Run(fmt.Sprintf("%s/keys=%d/%v", telling.name, keys, cmp.Or(effect, "no effect")),
+					func(b *testing.B) {
+						c, _ := fullCache(b, keys, effect)
+						b.ReportAllocs()
+						for b.Loop() {
+							telling.tell(c)
+						}
+					})
 			}
 		}
 	}

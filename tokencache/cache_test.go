@@ -123,7 +123,8 @@ func TestValidTokenNeverWaits(t *testing.T) {
 
 func TestFailureIsSharedAndRemembered(t *testing.T) {
 	t.Parallel()
-	s := &tokencachetest.Source{Latency: time.Second, Err: &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}}
+	s := &tokencachetest.Source{Latency: time.Second,
+		Err: &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var all sync.WaitGroup
 		for range 100 {
@@ -141,7 +142,8 @@ func TestFailureIsSharedAndRemembered(t *testing.T) {
 		if s.Count() != 1 {
 			t.Errorf("%d calls for one storm", s.Count())
 		}
-		if got := only(t, c); got.State != tokencache.Missing || got.Failures != 1 || got.LastOutcome != tokencache.Failed || got.LastError == nil {
+		if got := only(t, c); got.State != tokencache.Missing || got.Failures != 1 ||
+			got.LastOutcome != tokencache.Failed || got.LastError == nil {
 			t.Errorf("status %+v", got)
 		}
 		s.Set(func(s *tokencachetest.Source) { s.Err = nil })
@@ -165,7 +167,8 @@ func TestStormOnAMissingKey(t *testing.T) {
 		{tokencache.FetchError{Kind: tokencache.Unreachable}, 9, 12},
 		{tokencache.FetchError{Kind: tokencache.Malformed}, 9, 12},
 		{tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfIdentity}, 9, 12},
-		{tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, 121, 720}, // one in 5 s for all keys
+		// one in 5 s for all keys
+		{tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, 121, 720},
 		{tokencache.FetchError{Kind: tokencache.Throttled}, 23, 120},
 		{tokencache.FetchError{Kind: tokencache.IdentityNotFound}, 9, 3},
 		{tokencache.FetchError{Kind: tokencache.Refused}, 9, 3},
@@ -176,7 +179,8 @@ func TestStormOnAMissingKey(t *testing.T) {
 				before := s.Count()
 				for range span / step {
 					var failure *tokencache.FetchError
-					if _, err := c.Get(t.Context(), vault, tokencache.Need{}); !errors.As(err, &failure) || failure.Kind != row.fails.Kind || failure.RetryAfter <= 0 {
+					if _, err := c.Get(t.Context(), vault, tokencache.Need{}); !errors.As(err, &failure) ||
+						failure.Kind != row.fails.Kind || failure.RetryAfter <= 0 {
 						t.Fatalf("%v, ask again after %v", err, failure.RetryAfter)
 					}
 					time.Sleep(step)
@@ -258,7 +262,8 @@ func TestFirmNeed(t *testing.T) {
 		time.Sleep(40 * time.Minute)
 		firm := tokencache.Need{MinTTL: 30 * time.Minute, MinTTLRequired: true}
 		var short *tokencache.ShortLifeError
-		if _, err := c.Get(t.Context(), vault, firm); !errors.As(err, &short) || short.Left != 20*time.Minute || short.Want != 30*time.Minute {
+		if _, err := c.Get(t.Context(), vault, firm); !errors.As(err, &short) || short.Left != 20*time.Minute ||
+			short.Want != 30*time.Minute {
 			t.Errorf("error %v", err)
 		}
 		if _, err := c.Get(t.Context(), vault, firm); !errors.As(err, &short) || s.Count() != 2 {
@@ -290,7 +295,8 @@ func TestRetryAfter(t *testing.T) {
 		{2 * time.Minute, 2 * time.Minute},
 		{24 * 365 * time.Hour, 5 * time.Minute}, // nobody waits years
 	} {
-		s := &tokencachetest.Source{Err: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: row.told, Detail: "too many"}}
+		s := &tokencachetest.Source{Err: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: row.told,
+			Detail: "too many"}}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 			other := tokencache.Key{Resource: "https://storage.azure.com"}
 			_, err := c.Get(t.Context(), vault, tokencache.Need{})
@@ -301,7 +307,8 @@ func TestRetryAfter(t *testing.T) {
 				time.Sleep(time.Second)
 				var fetch *tokencache.FetchError
 				for _, key := range []tokencache.Key{vault, other} {
-					if _, err := c.Get(t.Context(), key, tokencache.Need{}); !errors.As(err, &fetch) || fetch.RetryAfter <= 0 || fetch.RetryAfter > row.obeyed {
+					if _, err := c.Get(t.Context(), key, tokencache.Need{}); !errors.As(err, &fetch) ||
+						fetch.RetryAfter <= 0 || fetch.RetryAfter > row.obeyed {
 						t.Fatalf("%v: error %v, retry after %v", key, err, fetch.RetryAfter)
 					}
 				}
@@ -329,7 +336,8 @@ func TestUnusableAnswers(t *testing.T) {
 	}{
 		{"no token", func(f *tokencache.Fetched) { f.Token.Text = tokencache.NewSecret("") }, "no token"},
 		{"no life", func(f *tokencache.Fetched) { f.Left = 0 }, "expired"},
-		{"expired by the wall clock", func(f *tokencache.Fetched) { f.Token.ExpiresOn = time.Now().Add(-time.Minute) }, "expired 1m0s ago"},
+		{"expired by the wall clock", func(f *tokencache.Fetched) { f.Token.ExpiresOn = time.Now().Add(-time.Minute) },
+			"expired 1m0s ago"},
 	} {
 		s := &tokencachetest.Source{Edit: row.edit}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
@@ -354,7 +362,8 @@ func TestErrorsWithoutAKindGetOne(t *testing.T) {
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		before := time.Now()
 		_, err := c.Get(t.Context(), vault, tokencache.Need{})
-		if kindOf(t, err) != tokencache.Unreachable || !strings.Contains(err.Error(), "no answer within 15s") || time.Since(before) != 15*time.Second {
+		if kindOf(t, err) != tokencache.Unreachable || !strings.Contains(err.Error(), "no answer within 15s") ||
+			time.Since(before) != 15*time.Second {
 			t.Errorf("%v after %v", err, time.Since(before))
 		}
 	})
@@ -375,10 +384,11 @@ func TestLifeIsBoundedByTheNominalOne(t *testing.T) {
 
 func TestSlowAnswersShortenTheLife(t *testing.T) {
 	t.Parallel()
-	s := &tokencachetest.Source{Latency: 10 * time.Second, Edit: func(f *tokencache.Fetched) { f.Token.ExpiresOn = time.Time{} }}
+	s := &tokencachetest.Source{Latency: 10 * time.Second,
+		Edit: func(f *tokencache.Fetched) { f.Token.ExpiresOn = time.Time{} }}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		if got := mustGet(t, c, vault, tokencache.Need{}); got.Left != 24*time.Hour-10*time.Second {
-			t.Errorf("%v left: the token may have been minted when the call began", got.Left)
+			t.Errorf("%v left: the token may have been issued when the call began", got.Left)
 		}
 	})
 }
@@ -425,7 +435,8 @@ func TestRefresh(t *testing.T) {
 		}
 		s.Set(func(s *tokencachetest.Source) { s.Err = &tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"} })
 		time.Sleep(time.Minute)
-		if outcome, err := c.Refresh(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused || outcome != tokencache.Failed {
+		if outcome, err := c.Refresh(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused ||
+			outcome != tokencache.Failed {
 			t.Errorf("failing: %v, %v", outcome, err)
 		}
 	})
@@ -500,7 +511,8 @@ func TestPrefetch(t *testing.T) {
 		if got := c.Status(); len(got) != 0 {
 			t.Errorf("no longer prefetched, and still there: %+v", got)
 		}
-		if err := c.Prefetch(make([]tokencache.Key, tokencache.MaxKeys+1)); err == nil || !strings.Contains(err.Error(), "257") {
+		if err := c.Prefetch(make([]tokencache.Key, tokencache.MaxKeys+1)); err == nil ||
+			!strings.Contains(err.Error(), "257") {
 			t.Errorf("257 keys: %v", err)
 		}
 	})
@@ -568,8 +580,10 @@ func TestLeastRecentlyUsedGoesFirst(t *testing.T) {
 		for _, status := range c.Status() {
 			kept[status.Key] = true
 		}
-		if len(kept) != tokencache.MaxKeys || !kept[key(0)] || !kept[key(1)] || kept[key(2)] || kept[key(3)] || !kept[key(4)] {
-			t.Errorf("%d keys; 0 %v, 1 %v, 2 %v, 3 %v, 4 %v", len(kept), kept[key(0)], kept[key(1)], kept[key(2)], kept[key(3)], kept[key(4)])
+		if len(kept) != tokencache.MaxKeys || !kept[key(0)] || !kept[key(1)] || kept[key(2)] || kept[key(3)] ||
+			!kept[key(4)] {
+			t.Errorf("%d keys; 0 %v, 1 %v, 2 %v, 3 %v, 4 %v", len(kept), kept[key(0)], kept[key(1)], kept[key(2)],
+				kept[key(3)], kept[key(4)])
 		}
 	})
 }
@@ -662,13 +676,14 @@ func TestHangingKeysDoNotStarveTheOthers(t *testing.T) {
 	t.Parallel()
 	s := &tokencachetest.Source{}
 	synctest.Test(t, func(t *testing.T) {
-		c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 }, Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-			if key == vault {
-				return s.Fetch(ctx, key)
-			}
-			<-ctx.Done()
-			return tokencache.Fetched{}, ctx.Err()
-		}})
+		c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 },
+			Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+				if key == vault {
+					return s.Fetch(ctx, key)
+				}
+				<-ctx.Done()
+				return tokencache.Fetched{}, ctx.Err()
+			}})
 		defer c.Close()
 		if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 			t.Fatal(err)
@@ -698,7 +713,8 @@ func TestHangingKeysDoNotStarveTheOthers(t *testing.T) {
 // A pause that the back end asks for is told to whoever comes, also for a key whose fetch is queued.
 func TestPauseIsToldForQueuedKeys(t *testing.T) {
 	t.Parallel()
-	s := &tokencachetest.Source{Latency: time.Second, Err: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "too many"}}
+	s := &tokencachetest.Source{Latency: time.Second,
+		Err: &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "too many"}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var keys []tokencache.Key
 		for i := range 4 {
@@ -796,11 +812,13 @@ func TestObserve(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &tokencachetest.Source{Latency: time.Second}
 		events := make(chan tokencache.Event, 10)
-		c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Roll: func() float64 { return 0.5 }, Observe: func(e tokencache.Event) { events <- e }})
+		c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Roll: func() float64 { return 0.5 },
+			Observe: func(e tokencache.Event) { events <- e }})
 		defer c.Close()
 		mustGet(t, c, vault, tokencache.Need{})
 		got := <-events
-		if got.Outcome != tokencache.Newer || got.Key != vault || got.Took != time.Second || got.Left != 24*time.Hour-time.Second {
+		if got.Outcome != tokencache.Newer || got.Key != vault || got.Took != time.Second ||
+			got.Left != 24*time.Hour-time.Second {
 			t.Errorf("event %+v", got)
 		}
 		if want := firstRefreshOf(got.Left); got.Retry != want {
@@ -875,7 +893,8 @@ func TestNames(t *testing.T) {
 	t.Parallel()
 	for got, want := range map[fmt.Stringer]string{
 		vault: "system-assigned for https://vault.azure.net",
-		tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: "r"}: "client_id c for r",
+		tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"},
+			Resource: "r"}: "client_id c for r",
 		tokencache.ObjectID:   "object_id",
 		tokencache.ResourceID: "resource_id",
 	} {

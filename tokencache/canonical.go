@@ -59,8 +59,8 @@ func together(alternates map[string][]string) map[string][]string {
 				continue
 			}
 			both := slices.Concat(one, two)
-			for _, spelling := range both {
-				groups[spelling] = both
+			for _, name := range both {
+				groups[name] = both
 			}
 		}
 	}

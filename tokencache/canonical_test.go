@@ -22,7 +22,8 @@ func TestSpelling(t *testing.T) {
 		{"urn:a", "urn:a/", true},
 		{"6DAE42F8-4368-4678-94FF-3960E28E3630", "6dae42f8-4368-4678-94ff-3960e28e3630/", true},
 		{"api://6DAE42F8-4368-4678-94FF-3960E28E3630", "api://6dae42f8-4368-4678-94ff-3960e28e3630", true},
-		{"6dae42f8-4368-4678-94ff-3960e28e3630", "api://6dae42f8-4368-4678-94ff-3960e28e3630", false}, // another audience
+		// another audience
+		{"6dae42f8-4368-4678-94ff-3960e28e3630", "api://6dae42f8-4368-4678-94ff-3960e28e3630", false},
 		{"6DAE42F8-4368-4678-94FF-3960E28E3630x", "6dae42f8-4368-4678-94ff-3960e28e3630x", false},
 		{"https://storage.azure.com", "https://storage.azure.com:444", false},
 		{"https://storage.azure.com", "http://storage.azure.com", false},
@@ -34,7 +35,8 @@ func TestSpelling(t *testing.T) {
 		{"https://a?x=Y", "https://a?x=y", false},
 	} {
 		if same := tokencache.Canonical(row.a) == tokencache.Canonical(row.b); same != row.same {
-			t.Errorf("%s and %s: %v (%s, %s)", row.a, row.b, same, tokencache.Canonical(row.a), tokencache.Canonical(row.b))
+			t.Errorf("%s and %s: %v (%s, %s)", row.a, row.b, same, tokencache.Canonical(row.a),
+				tokencache.Canonical(row.b))
 		}
 	}
 	if got := tokencache.Canonical(""); got != "" {

@@ -106,7 +106,8 @@ func TestClockBehindTheIssuer(t *testing.T) {
 		for _, behind := range []time.Duration{5 * time.Minute, 11 * time.Minute, 20 * time.Minute, 2 * time.Hour} {
 			synctest.Test(t, func(t *testing.T) {
 				d := &device{backend: simulator.New(simulator.Options{})}
-				c := tokencache.New(tokencache.Options{Clock: (&tokencachetest.Clock{Trusted: true, Behind: behind}).AfterUptime(), Fetch: fetcher(d, counts)})
+				c := tokencache.New(tokencache.Options{Clock: (&tokencachetest.Clock{Trusted: true,
+					Behind: behind}).AfterUptime(), Fetch: fetcher(d, counts)})
 				defer c.Close()
 				mustGet(t, c, vault, sdk)
 				time.Sleep(30 * time.Second)
@@ -231,11 +232,12 @@ func TestLifeByTheDevicesOwnClock(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := &tokencachetest.Clock{Behind: behind}
 			d := &device{backend: simulator.New(simulator.Options{Aged: 2 * time.Hour})}
-			c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(), Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-				f, err := d.Fetch(ctx, key)
-				f.Left = min(f.Left+behind, 24*time.Hour)
-				return f, err
-			}})
+			c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(),
+				Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+					f, err := d.Fetch(ctx, key)
+					f.Left = min(f.Left+behind, 24*time.Hour)
+					return f, err
+				}})
 			defer c.Close()
 			note(t, c, "x", tokencache.Revoked, time.Time{})
 			time.Sleep(jitter + time.Minute)
@@ -286,7 +288,8 @@ func TestReceivedAgain(t *testing.T) {
 		if _, dropped, err := c.Forget(t.Context(), vault, true); err != nil || dropped != first.Token.Text.SHA256() {
 			t.Fatal(dropped, err)
 		}
-		if got := mustGet(t, c, vault, tokencache.Need{}); !got.Token.Text.Equal(first.Token.Text) || got.Permissions.State != tokencache.Stale {
+		if got := mustGet(t, c, vault, tokencache.Need{}); !got.Token.Text.Equal(first.Token.Text) ||
+			got.Permissions.State != tokencache.Stale {
 			t.Errorf("%v after %v", got.Permissions.State, time.Since(first.ReceivedOn))
 		}
 		if got := c.Snapshot().Keys[0].ReceivedAt; got != tokencachetest.Uptime+1 {
@@ -315,7 +318,8 @@ func TestChangeDatedBeforeTheBoot(t *testing.T) {
 			mustGet(t, l.cache, vault, tokencache.Need{})
 			l.wait(time.Hour)
 			l.reboot(true, 3*time.Hour, 0, true)
-			if _, err := l.cache.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Changed, At: l.now().Add(-row.ago)}); err != nil {
+			if _, err := l.cache.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true,
+				Effect: tokencache.Changed, At: l.now().Add(-row.ago)}); err != nil {
 				t.Fatal(err)
 			}
 			if got := mustGet(t, l.cache, vault, tokencache.Need{}).Permissions.State; got != row.want {
@@ -350,7 +354,8 @@ func TestKeptBeforeTheBoot(t *testing.T) {
 			l.cache.Close()
 			l.memory = m
 			l.begin(&m) // as if systemd had lost what it holds
-			if _, err := l.cache.Get(t.Context(), vault, tokencache.Need{}); !errors.As(err, new(*tokencache.WithheldError)) {
+			if _, err := l.cache.Get(t.Context(), vault,
+				tokencache.Need{}); !errors.As(err, new(*tokencache.WithheldError)) {
 				t.Errorf("%s: %v", name, err)
 			}
 		})
@@ -390,9 +395,11 @@ func TestRecordOfTheReleaseBefore(t *testing.T) {
 			c.Close()
 			w.Set(0, row.known)
 			at := time.Now().Add(-row.ago)
-			before := tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Changed, At: at, RecordedAt: at, Vouched: row.vouched}
+			before := tokencache.PolicyChange{ID: "x", AllIdentities: true, Effect: tokencache.Changed, At: at,
+				RecordedAt: at, Vouched: row.vouched}
 			c = tokencache.New(tokencache.Options{
-				Fetch: d.Fetch, Clock: clock, BootID: "b", Snapshot: &m, Record: tokencache.Record{Changes: []tokencache.PolicyChange{before}},
+				Fetch: d.Fetch, Clock: clock, BootID: "b", Snapshot: &m,
+				Record: tokencache.Record{Changes: []tokencache.PolicyChange{before}},
 			})
 			defer c.Close()
 			if got := policyState(t, c); got != row.want {
@@ -445,11 +452,13 @@ func TestChangesAboutOthersPutNothingOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := &registry{}
-		c := tokencache.New(tokencache.Options{Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime(), Fetch: r.Fetch})
+		c := tokencache.New(tokencache.Options{Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime(),
+			Fetch: r.Fetch})
 		defer c.Close()
 		pipeline := func(changes int, resource string) {
 			for i := range changes {
-				if _, err := c.RecordChange(tokencache.PolicyChange{ID: fmt.Sprint(resource, changes, i), AllIdentities: true, Resource: resource, Effect: tokencache.Granted}); err != nil {
+				if _, err := c.RecordChange(tokencache.PolicyChange{ID: fmt.Sprint(resource, changes, i),
+					AllIdentities: true, Resource: resource, Effect: tokencache.Granted}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Minute)
@@ -514,7 +523,8 @@ func TestChangeAtTheEndOfWhatWasKept(t *testing.T) {
 		booted := time.Now()
 		clock.Boot = func() time.Duration { return time.Since(booted) + time.Second }
 		c = tokencache.New(tokencache.Options{
-			Fetch: fetcher(d, true), Clock: clock, BootID: "b", Record: record, On: tokencache.OnAtBoot("b", clock.Boot(), record.Instant),
+			Fetch: fetcher(d, true), Clock: clock, BootID: "b", Record: record,
+			On: tokencache.OnAtBoot("b", clock.Boot(), record.Instant),
 		})
 		defer c.Close()
 		if a := mustGet(t, c, vault, sdk); a.Permissions.State != tokencache.Current {
@@ -568,7 +578,8 @@ func TestPromiseOfARestoredUndatedToken(t *testing.T) {
 		w.Set(-20*365*24*time.Hour, false)
 		booted := time.Now()
 		clock.Boot = func() time.Duration { return time.Since(booted) + time.Second }
-		c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "b", Snapshot: &m, On: tokencache.OnAtBoot("b", clock.Boot(), m.Taken())})
+		c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "b", Snapshot: &m,
+			On: tokencache.OnAtBoot("b", clock.Boot(), m.Taken())})
 		defer c.Close()
 		if _, err := c.Refresh(t.Context(), vault, true); err != nil {
 			t.Fatal(err)

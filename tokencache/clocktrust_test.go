@@ -21,7 +21,8 @@ func TestDateThatIsNoneBoundsNoClock(t *testing.T) {
 		{"none", time.Time{}, true, time.Time{}},
 	} {
 		var k clockTrust
-		f := Fetched{Token: Token{ExpiresOn: noon.Add(24 * time.Hour), Claims: Claims{IssuedAt: row.issued}}, Left: 24 * time.Hour, Counted: row.sure}
+		f := Fetched{Token: Token{ExpiresOn: noon.Add(24 * time.Hour), Claims: Claims{IssuedAt: row.issued}},
+			Left: 24 * time.Hour, Counted: row.sure}
 		k.learn(f, issueWindowOf(f.Token, f.Left, row.sure), noon, 0, 0)
 		if !k.floor.Equal(row.want) {
 			t.Errorf("%s: %v, want %v", row.name, k.floor, row.want)

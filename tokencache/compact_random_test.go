@@ -11,7 +11,8 @@ import (
 func drawnChange(r *rand.Rand, id int, base time.Time) PolicyChange {
 	p := PolicyChange{
 		ID: fmt.Sprint(id), At: base.Add(time.Duration(r.IntN(72)) * time.Hour), Vouched: r.IntN(2) == 0,
-		Effect: []Effect{Changed, Granted, Revoked, Revoked, Revoked, Unknown}[r.IntN(6)], Moment: time.Duration(1+r.IntN(72)) * time.Hour,
+		Effect: []Effect{Changed, Granted, Revoked, Revoked, Revoked, Unknown}[r.IntN(6)],
+		Moment: time.Duration(1+r.IntN(72)) * time.Hour,
 	}
 	p.RecordedAt, p.By = p.At, p.Moment+time.Duration(r.IntN(2)*r.IntN(5))*time.Hour
 	if r.IntN(3) > 0 {
@@ -37,7 +38,8 @@ func drawnChange(r *rand.Rand, id int, base time.Time) PolicyChange {
 // drawnEntry is a token for one of the targets of drawnChange.
 func drawnEntry(r *rand.Rand, base time.Time) *entry {
 	on := time.Duration(r.IntN(76*60)) * time.Minute
-	e := &entry{key: Key{Selector: Selector{Kind: ClientID, ID: fmt.Sprint(r.IntN(4))}, Resource: fmt.Sprint("api://", r.IntN(310))}}
+	e := &entry{key: Key{Selector: Selector{Kind: ClientID, ID: fmt.Sprint(r.IntN(4))},
+		Resource: fmt.Sprint("api://", r.IntN(310))}}
 	e.canonical = Canonical(e.key.Resource)
 	e.token.receipt = receipt{on: on, to: on, from: on - time.Duration(r.IntN(29*60))*time.Minute}
 	if r.IntN(2) == 0 {
@@ -66,7 +68,8 @@ func TestJoinedIsAsStrictAsItsParts(t *testing.T) {
 			}
 			want := c.verdictLocked(e, part)
 			if got := c.verdictLocked(e, both); !both.touches(e) || got.worse(want) != got {
-				t.Fatalf("%+v is %v to %+v and %v to what it is joined into: %+v", e.token.receipt, want, part.PolicyChange, got, both.PolicyChange)
+				t.Fatalf("%+v is %v to %+v and %v to what it is joined into: %+v", e.token.receipt, want,
+					part.PolicyChange, got, both.PolicyChange)
 			}
 			if want != Current {
 				strict++
@@ -121,7 +124,8 @@ func TestLongRecordIsMadeToFit(t *testing.T) {
 			}
 			for effect := range want {
 				if got[effect].worse(want[effect]) != got[effect] {
-					t.Fatalf("seed %d: %v was %v to what was %v, and is %v", seed, e.key, want[effect], effect, got[effect])
+					t.Fatalf("seed %d: %v was %v to what was %v, and is %v", seed, e.key, want[effect], effect,
+						got[effect])
 				}
 			}
 		}

@@ -22,10 +22,12 @@ var (
 )
 
 // put notes a change for one identity and resource.
-func put(t *testing.T, c *tokencache.Cache, id string, effect tokencache.Effect, s tokencache.Selector, resource string) {
+func put(t *testing.T, c *tokencache.Cache, id string, effect tokencache.Effect, s tokencache.Selector,
+	resource string) {
 	t.Helper()
 	time.Sleep(time.Second)
-	if _, err := c.RecordChange(tokencache.PolicyChange{ID: id, Selector: s, Resource: resource, Effect: effect}); err != nil {
+	if _, err := c.RecordChange(tokencache.PolicyChange{ID: id, Selector: s, Resource: resource,
+		Effect: effect}); err != nil {
 		t.Fatalf("%s: %v", id, err)
 	}
 }
@@ -52,7 +54,8 @@ func TestRoomByWhatIsMet(t *testing.T) {
 			put(t, c, fmt.Sprint(i), tokencache.Changed, camera, api(i))
 		}
 		put(t, c, "new", tokencache.Changed, vault.Selector, vault.Resource)
-		if onRecord(c, "0") != nil || onRecord(c, "1") == nil || onRecord(c, "unmet") == nil || onRecord(c, "revoked") == nil {
+		if onRecord(c, "0") != nil || onRecord(c, "1") == nil || onRecord(c, "unmet") == nil ||
+			onRecord(c, "revoked") == nil {
 			t.Error("another than the oldest that is met has made room")
 		}
 	})
@@ -77,14 +80,17 @@ func TestRoomForAGrant(t *testing.T) {
 		mustGet(t, c, vault, sdk)
 		mustGet(t, c, storage, sdk)
 		for i := range tokencache.MaxChanges {
-			put(t, c, fmt.Sprint(i), []tokencache.Effect{tokencache.Granted, tokencache.Changed}[i%2], vault.Selector, vault.Resource)
+			put(t, c, fmt.Sprint(i), []tokencache.Effect{tokencache.Granted, tokencache.Changed}[i%2], vault.Selector,
+				vault.Resource)
 		}
 		put(t, c, "same", tokencache.Granted, vault.Selector, vault.Resource+"/")
-		if p := onRecord(c, "same"); p == nil || p.Joined != 1 || p.Resource != vault.Resource+"/" || p.Effect != tokencache.Granted || onRecord(c, "0") != nil {
+		if p := onRecord(c, "same"); p == nil || p.Joined != 1 || p.Resource != vault.Resource+"/" ||
+			p.Effect != tokencache.Granted || onRecord(c, "0") != nil {
 			t.Errorf("of the same: %+v", p)
 		}
 		put(t, c, "other", tokencache.Granted, camera, "")
-		if p := onRecord(c, "1"); p == nil || p.Joined != 1 || p.Resource != vault.Resource || p.Effect != tokencache.Changed || onRecord(c, "2") != nil || onRecord(c, "other") == nil {
+		if p := onRecord(c, "1"); p == nil || p.Joined != 1 || p.Resource != vault.Resource ||
+			p.Effect != tokencache.Changed || onRecord(c, "2") != nil || onRecord(c, "other") == nil {
 			t.Errorf("of another: %+v", p)
 		}
 		if !stale(t, c, vault) || stale(t, c, storage) {
@@ -101,7 +107,8 @@ func TestRoomForAGrant(t *testing.T) {
 			put(t, c, fmt.Sprint(i), tokencache.Revoked, camera, api(i))
 		}
 		before := c.Record()
-		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", Selector: camera, Effect: tokencache.Granted}); !errors.Is(err, tokencache.ErrTooManyChanges) {
+		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", Selector: camera,
+			Effect: tokencache.Granted}); !errors.Is(err, tokencache.ErrTooManyChanges) {
 			t.Errorf("too many: %v", err)
 		}
 		after := c.Record()
@@ -133,7 +140,8 @@ func TestRoomWithholdsNothingElse(t *testing.T) {
 					t.Errorf("%v of another resource: %+v", effect, s.Permissions)
 				}
 			}
-			if p := onRecord(c, "0"); p == nil || p.Joined != 2 || p.Resource != vault.Resource || onRecord(c, "third") == nil || onRecord(c, "fourth") == nil {
+			if p := onRecord(c, "0"); p == nil || p.Joined != 2 || p.Resource != vault.Resource ||
+				onRecord(c, "third") == nil || onRecord(c, "fourth") == nil {
 				t.Errorf("%+v", p)
 			}
 		})
@@ -144,11 +152,13 @@ func TestRoomWithholdsNothingElse(t *testing.T) {
 func TestRoomLeavesAloneWhatIsToStayAlone(t *testing.T) {
 	t.Parallel()
 	bubble(t, &tokencachetest.Source{Edit: byEntra}, func(t *testing.T, c *tokencache.Cache) {
-		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "alone", AllIdentities: true, Effect: tokencache.Revoked, Alone: true}); err != nil {
+		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "alone", AllIdentities: true,
+			Effect: tokencache.Revoked, Alone: true}); err != nil {
 			t.Fatal(err)
 		}
 		for i := range tokencache.MaxChanges + 20 {
-			put(t, c, fmt.Sprint(i), tokencache.Revoked, tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint(i)}, api(i))
+			put(t, c, fmt.Sprint(i), tokencache.Revoked,
+				tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint(i)}, api(i))
 		}
 		if p := onRecord(c, "alone"); p == nil || p.Joined != 0 {
 			t.Errorf("%+v", p)
@@ -164,16 +174,18 @@ func TestRoomForARevocation(t *testing.T) {
 		fill  func(i int) (tokencache.Effect, tokencache.Selector, string)
 		check func(t *testing.T, c *tokencache.Cache)
 	}{
-		{"one of the same identity and resource is taken in", func(i int) (tokencache.Effect, tokencache.Selector, string) {
-			if i == 100 {
-				return tokencache.Revoked, vault.Selector, vault.Resource + "/"
-			}
-			return tokencache.Revoked, camera, api(i)
-		}, func(t *testing.T, c *tokencache.Cache) {
-			if p := onRecord(c, "new"); p == nil || p.Joined != 1 || p.Resource != vault.Resource || onRecord(c, "100") != nil {
-				t.Errorf("%+v", p)
-			}
-		}},
+		{"one of the same identity and resource is taken in",
+			func(i int) (tokencache.Effect, tokencache.Selector, string) {
+				if i == 100 {
+					return tokencache.Revoked, vault.Selector, vault.Resource + "/"
+				}
+				return tokencache.Revoked, camera, api(i)
+			}, func(t *testing.T, c *tokencache.Cache) {
+				if p := onRecord(c, "new"); p == nil || p.Joined != 1 || p.Resource != vault.Resource ||
+					onRecord(c, "100") != nil {
+					t.Errorf("%+v", p)
+				}
+			}},
 		{"the oldest of one identity are joined", func(i int) (tokencache.Effect, tokencache.Selector, string) {
 			if i%2 == 0 {
 				return tokencache.Revoked, speech, api(i)
@@ -181,7 +193,8 @@ func TestRoomForARevocation(t *testing.T) {
 			return tokencache.Revoked, camera, api(i)
 		}, func(t *testing.T, c *tokencache.Cache) {
 			p := onRecord(c, "0")
-			if p == nil || p.Joined != 1 || p.Resource != "" || p.Selector != speech || p.AllIdentities || onRecord(c, "2") != nil || onRecord(c, "1") == nil {
+			if p == nil || p.Joined != 1 || p.Resource != "" || p.Selector != speech || p.AllIdentities ||
+				onRecord(c, "2") != nil || onRecord(c, "1") == nil {
 				t.Errorf("%+v", p)
 			}
 			put(t, c, "newer", tokencache.Revoked, vault.Selector, "api://another")
@@ -192,7 +205,8 @@ func TestRoomForARevocation(t *testing.T) {
 		{"those of no one identity are joined for all", func(i int) (tokencache.Effect, tokencache.Selector, string) {
 			return tokencache.Revoked, tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint(i)}, api(i)
 		}, func(t *testing.T, c *tokencache.Cache) {
-			if p := onRecord(c, "0"); p == nil || p.Joined != 1 || p.Resource != "" || !p.AllIdentities || onRecord(c, "1") != nil {
+			if p := onRecord(c, "0"); p == nil || p.Joined != 1 || p.Resource != "" || !p.AllIdentities ||
+				onRecord(c, "1") != nil {
 				t.Errorf("%+v", p)
 			}
 		}},
@@ -206,7 +220,8 @@ func TestRoomForARevocation(t *testing.T) {
 			return tokencache.Revoked, camera, api(i)
 		}, func(t *testing.T, c *tokencache.Cache) {
 			p := onRecord(c, "300")
-			if p == nil || p.Joined != 1 || p.Effect != tokencache.Changed || p.Resource != "" || onRecord(c, "301") != nil || onRecord(c, "0") == nil {
+			if p == nil || p.Joined != 1 || p.Effect != tokencache.Changed || p.Resource != "" ||
+				onRecord(c, "301") != nil || onRecord(c, "0") == nil {
 				t.Errorf("%+v", p)
 			}
 		}},
@@ -231,7 +246,8 @@ func TestRoomForARevocation(t *testing.T) {
 				if _, err := c.Get(t.Context(), vault, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
 					t.Errorf("the revocation is not in force: %v", err)
 				}
-				if _, err := c.Get(t.Context(), key, sdk); errors.As(withheldBefore, new(*tokencache.WithheldError)) && err == nil {
+				if _, err := c.Get(t.Context(), key, sdk); errors.As(withheldBefore, new(*tokencache.WithheldError)) &&
+					err == nil {
 					t.Error("what an older one withheld is handed out")
 				}
 			})
@@ -266,7 +282,8 @@ func TestRoomWhileATokenIsMissing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began, r := time.Now(), &registry{}
 		left, broken := time.Hour, false
-		c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+		c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched,
+			error) {
 			f, err := r.Fetch(ctx, key)
 			if broken {
 				return tokencache.Fetched{}, down
@@ -285,13 +302,16 @@ func TestRoomWhileATokenIsMissing(t *testing.T) {
 		r.during(func() { broken = true })
 		time.Sleep(2 * time.Hour) // it seems to be over
 		for i := range tokencache.MaxChanges {
-			if _, err := c.RecordChange(tokencache.PolicyChange{ID: fmt.Sprint(i), Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "another"}, Effect: tokencache.Granted}); err != nil {
+			if _, err := c.RecordChange(tokencache.PolicyChange{ID: fmt.Sprint(i),
+				Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "another"},
+				Effect:   tokencache.Granted}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		r.during(func() { left, broken = 21*time.Hour, false })
 		time.Sleep(20 * time.Minute)
-		if a, err := c.Get(t.Context(), vault, tokencache.Need{}); err == nil && a.Permissions.State == tokencache.Current {
+		if a, err := c.Get(t.Context(), vault, tokencache.Need{}); err == nil &&
+			a.Permissions.State == tokencache.Current {
 			t.Errorf("a token from before the change is %v", a.Permissions.State)
 		}
 		if !slices.ContainsFunc(c.Changes(), func(n tokencache.RecordedChange) bool { return n.ID == "x" }) {

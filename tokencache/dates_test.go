@@ -18,24 +18,26 @@ func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
 	t.Parallel()
 	const ahead = 12 * time.Hour
 	for _, vouched := range []bool{false, true} {
-		for _, believed := range []bool{false, true} { // the source has cut the life by the dates, so that nothing contradicts them
+		// the source has cut the life by the dates, so that nothing contradicts them
+		for _, believed := range []bool{false, true} {
 			for _, changed := range []bool{false, true} {
 				t.Run(fmt.Sprintf("vouched %v believed %v changed %v", vouched, believed, changed), func(t *testing.T) {
 					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
 						w := &tokencachetest.Clock{Trusted: vouched}
 						calls := 0
-						c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-							f := tokenOf("o", key, time.Now())
-							if calls++; calls == 1 {
-								f.Token.Claims.IssuedAt = f.Token.Claims.IssuedAt.Add(ahead)
-								if believed {
-									f.Left = f.Token.ExpiresOn.Sub(f.Token.Claims.IssuedAt)
-									f.Nominal = f.Left
+						c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(),
+							Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+								f := tokenOf("o", key, time.Now())
+								if calls++; calls == 1 {
+									f.Token.Claims.IssuedAt = f.Token.Claims.IssuedAt.Add(ahead)
+									if believed {
+										f.Left = f.Token.ExpiresOn.Sub(f.Token.Claims.IssuedAt)
+										f.Nominal = f.Left
+									}
 								}
-							}
-							return f, nil
-						}})
+								return f, nil
+							}})
 						defer c.Close()
 						mustGet(t, c, vault, sdk)
 						time.Sleep(time.Minute)
@@ -45,7 +47,8 @@ func TestDateAheadKeepsNoLaterTokenOut(t *testing.T) {
 							for withheld(t, c) {
 								time.Sleep(time.Minute)
 							}
-							if took := time.Since(start); took > jitter+7*time.Minute { // five of them since tokens are dated back
+							// five of them since tokens are dated back
+							if took := time.Since(start); took > jitter+7*time.Minute {
 								t.Errorf("withheld for %v, in which %d tokens were fetched", took, calls-1)
 							}
 							return

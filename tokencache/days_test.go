@@ -45,19 +45,20 @@ func (d *device) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetche
 	if broken != nil {
 		return tokencache.Fetched{}, broken
 	}
-	minted, err := d.backend.Token(simulator.Selection{}, key.Resource)
+	issued, err := d.backend.Token(simulator.Selection{}, key.Resource)
 	if err != nil {
 		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: err.Error()}
 	}
 	return tokencache.Fetched{
 		Token: tokencache.Token{
-			Text:      tokencache.NewSecret(minted.Text),
-			ExpiresOn: minted.ExpiresOn,
+			Text:      tokencache.NewSecret(issued.Text),
+			ExpiresOn: issued.ExpiresOn,
 			Claims: tokencache.Claims{
-				IssuedAt: minted.IssuedAt, Groups: minted.Permissions.Groups, Roles: minted.Permissions.Roles, WIDs: minted.Permissions.WIDs,
+				IssuedAt: issued.IssuedAt, Groups: issued.Permissions.Groups, Roles: issued.Permissions.Roles,
+				WIDs: issued.Permissions.WIDs,
 			},
 		},
-		Left: time.Until(minted.ExpiresOn),
+		Left: time.Until(issued.ExpiresOn),
 	}, nil
 }
 
@@ -88,7 +89,8 @@ func serveThrough(t *testing.T, c *tokencache.Cache, span, step time.Duration) (
 			t.Fatalf("at %v: %v", time.Now(), err)
 		}
 		if !answer.Token.ExpiresOn.After(time.Now()) || answer.Left > time.Until(answer.Token.ExpiresOn) {
-			t.Fatalf("at %v: a token that expired at %v, told to have %v left", time.Now(), answer.Token.ExpiresOn, answer.Left)
+			t.Fatalf("at %v: a token that expired at %v, told to have %v left", time.Now(), answer.Token.ExpiresOn,
+				answer.Left)
 		}
 	}
 	return slowest
@@ -202,7 +204,8 @@ func TestCrowdInTheLastMinutes(t *testing.T) {
 		var all sync.WaitGroup
 		for range 50 {
 			all.Go(func() {
-				if slowest := serveThrough(t, c, 5*time.Minute-time.Second, time.Second); slowest > 500*time.Millisecond {
+				if slowest := serveThrough(t, c, 5*time.Minute-time.Second,
+					time.Second); slowest > 500*time.Millisecond {
 					t.Errorf("an answer took %v", slowest)
 				}
 			})
@@ -250,8 +253,9 @@ func TestRandomDays(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		steps := rapid.SliceOfN(rapid.IntRange(0, 99), 20, 60).Draw(r, "steps")
 		options := simulator.Options{
-			Seed:     rapid.Uint64().Draw(r, "seed"),
-			Rollover: rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife, simulator.Jittered}).Draw(r, "rollover"),
+			Seed: rapid.Uint64().Draw(r, "seed"),
+			Rollover: rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife,
+				simulator.Jittered}).Draw(r, "rollover"),
 			Replicas: rapid.IntRange(1, 3).Draw(r, "replicas"),
 		}
 		var fault error // told to rapid outside of the bubble, whose goroutine is not its own
@@ -291,7 +295,8 @@ func randomDays(t *testing.T, options simulator.Options, steps []int) error {
 }
 
 // checkAnswer asks for key and compares the answer with what was served before.
-func checkAnswer(t *testing.T, c *tokencache.Cache, key tokencache.Key, served map[tokencache.Key]tokencache.Token) error {
+func checkAnswer(t *testing.T, c *tokencache.Cache, key tokencache.Key,
+	served map[tokencache.Key]tokencache.Token) error {
 	answer, err := c.Get(t.Context(), key, sdk)
 	now, before := time.Now(), served[key]
 	var fetch *tokencache.FetchError

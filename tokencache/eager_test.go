@@ -18,16 +18,18 @@ func TestBackEndWithoutACache(t *testing.T) {
 	for _, n := range []int{1, 20} {
 		synctest.Test(t, func(t *testing.T) {
 			var calls atomic.Int64
-			c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 }, Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-				issued := time.Now().Truncate(time.Second)
-				return tokencache.Fetched{
-					Token: tokencache.Token{
-						Text: tokencache.NewSecret(fmt.Sprint(key, calls.Add(1))), ExpiresOn: issued.Add(24 * time.Hour),
-						Claims: tokencache.Claims{IssuedAt: issued.Add(-5 * time.Minute)},
-					},
-					Left: 24 * time.Hour, Counted: true, Nominal: 24*time.Hour + 5*time.Minute,
-				}, nil
-			}})
+			c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 },
+				Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+					issued := time.Now().Truncate(time.Second)
+					return tokencache.Fetched{
+						Token: tokencache.Token{
+							Text:      tokencache.NewSecret(fmt.Sprint(key, calls.Add(1))),
+							ExpiresOn: issued.Add(24 * time.Hour),
+							Claims:    tokencache.Claims{IssuedAt: issued.Add(-5 * time.Minute)},
+						},
+						Left: 24 * time.Hour, Counted: true, Nominal: 24*time.Hour + 5*time.Minute,
+					}, nil
+				}})
 			defer c.Close()
 			var keys []tokencache.Key
 			for i := range n {

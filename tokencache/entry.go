@@ -186,7 +186,7 @@ func (e *entry) remembered(now bootTime) *FetchError {
 	return e.backOff.failure.withRetryAfter(min(e.backOff.callers, max(e.schedule.next, now.add(time.Second))).sub(now))
 }
 
-// forget drops the token, so that nobody gets it any more.
+// forget drops the token: no caller gets it any more.
 func (t *heldToken) forget() { t.Token = &Token{} }
 
 // extend moves the expiry to a later time.

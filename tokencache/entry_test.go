@@ -15,7 +15,8 @@ func TestOmittedClaimsDoNotDiffer(t *testing.T) {
 		{"another group", Claims{Groups: []string{"b"}, Roles: []string{"r"}}, true},
 		{"no groups", Claims{Roles: []string{"r"}}, true},
 		{"groups that are left out", Claims{Roles: []string{"r"}, Omitted: []string{"groups"}}, false},
-		{"groups that are left out, and another role", Claims{Roles: []string{"s"}, Omitted: []string{"oid", "groups"}}, true},
+		{"groups that are left out, and another role", Claims{Roles: []string{"s"}, Omitted: []string{"oid", "groups"}},
+			true},
 		{"roles that are left out, and no groups", Claims{Omitted: []string{"roles"}}, true},
 	} {
 		if got := differing(full, row.other, true); (got != nil) != row.differ {

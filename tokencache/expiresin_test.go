@@ -32,31 +32,66 @@ func TestLifeOfATokenThatComesAgain(t *testing.T) {
 		undated   bool // the token has no iat
 		answers   []lifeAnswer
 	}{
-		{"counted down", false, false, []lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, 18 * hour, day, 0, false, 18 * hour}}},
-		{"counted down with seconds lost", false, false, []lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, 18*hour - 2*time.Second, day, 0, false, 18*hour - 2*time.Second}}},
-		{"shorter than thought", false, false, []lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, 10 * hour, day, 0, false, 10 * hour}}},
-		{"the same number, without a clock", false, true, []lifeAnswer{{0, day, 0, 0, false, day}, {6 * hour, day, 0, 0, false, 18 * hour}, {20 * hour, day, 0, 0, false, 4 * hour}}},
-		{"the same number of a dated token, without a clock", false, false, []lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, day, day, 0, false, 18 * hour}}},
-		{"the same number, and an expiry that a right clock judges", false, false, []lifeAnswer{{0, day, day, 0, true, day}, {6 * hour, day, day, 0, true, 18 * hour}}},
-		{"the same low number, and an expiry that a right clock judges", false, false, []lifeAnswer{{0, hour, day, 0, true, hour}, {30 * min, hour, day, 0, true, hour}}},
-		{"the same low number, and no expiry", false, true, []lifeAnswer{{0, hour, 0, 0, true, hour}, {30 * min, hour, 0, 0, true, 30 * min}}},
-		{"too short at first, by the whole life of a dated token", false, false, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, day - 30*min}}},
-		{"too short at first, and nothing to see it by", false, true, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}}},
-		{"too short at first, by two answers that agree later", false, true, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}, {40 * min, day - 40*min, day, 0, false, day - 40*min}}},
-		{"too short at first, and the same number later", false, true, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}, {40 * min, day - 30*min, day, 0, false, 20 * min}}},
-		{"more than its dates allow", false, false, []lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - min, day, 0, false, 30 * min}}},
-		{"too short for once", false, true, []lifeAnswer{{0, day, day, 0, false, day}, {hour, 10 * min, day, 0, false, 10 * min}, {hour + 5*min, 23*hour - 5*min, day, 0, false, 23*hour - 5*min}}},
-		{"by a clock that was ahead", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {30 * min, day - 30*min, day, 0, true, day - 30*min}}},
-		{"by a clock that was moved and is not known to be right", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}}},
-		{"a right clock has proved the count wrong", false, true, []lifeAnswer{{0, 20 * hour, 10 * hour, 0, false, 20 * hour}, {hour, 19 * hour, 10 * hour, 0, true, 9 * hour}, {2 * hour, 18 * hour, 10 * hour, 0, false, 8 * hour}}},
+		{"counted down", false, false,
+			[]lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, 18 * hour, day, 0, false, 18 * hour}}},
+		{"counted down with seconds lost", false, false,
+			[]lifeAnswer{{0, day, day, 0, false, day},
+				{6 * hour, 18*hour - 2*time.Second, day, 0, false, 18*hour - 2*time.Second}}},
+		{"shorter than thought", false, false,
+			[]lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, 10 * hour, day, 0, false, 10 * hour}}},
+		{"the same number, without a clock", false, true,
+			[]lifeAnswer{{0, day, 0, 0, false, day}, {6 * hour, day, 0, 0, false, 18 * hour},
+				{20 * hour, day, 0, 0, false, 4 * hour}}},
+		{"the same number of a dated token, without a clock", false, false,
+			[]lifeAnswer{{0, day, day, 0, false, day}, {6 * hour, day, day, 0, false, 18 * hour}}},
+		{"the same number, and an expiry that a right clock judges", false, false,
+			[]lifeAnswer{{0, day, day, 0, true, day}, {6 * hour, day, day, 0, true, 18 * hour}}},
+		{"the same low number, and an expiry that a right clock judges", false, false,
+			[]lifeAnswer{{0, hour, day, 0, true, hour}, {30 * min, hour, day, 0, true, hour}}},
+		{"the same low number, and no expiry", false, true,
+			[]lifeAnswer{{0, hour, 0, 0, true, hour}, {30 * min, hour, 0, 0, true, 30 * min}}},
+		{"too short at first, by the whole life of a dated token", false, false,
+			[]lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, day - 30*min}}},
+		{"too short at first, and nothing to see it by", false, true,
+			[]lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}}},
+		{"too short at first, by two answers that agree later", false, true,
+			[]lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min},
+				{40 * min, day - 40*min, day, 0, false, day - 40*min}}},
+		{"too short at first, and the same number later", false, true,
+			[]lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min},
+				{40 * min, day - 30*min, day, 0, false, 20 * min}}},
+		{"more than its dates allow", false, false,
+			[]lifeAnswer{{0, hour, day, 0, false, hour}, {30 * min, day - min, day, 0, false, 30 * min}}},
+		{"too short for once", false, true,
+			[]lifeAnswer{{0, day, day, 0, false, day}, {hour, 10 * min, day, 0, false, 10 * min},
+				{hour + 5*min, 23*hour - 5*min, day, 0, false, 23*hour - 5*min}}},
+		{"by a clock that was ahead", true, false,
+			[]lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {30 * min, day - 30*min, day, 0, true, day - 30*min}}},
+		{"by a clock that was moved and is not known to be right", true, false,
+			[]lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {30 * min, day - 30*min, day, 0, false, 30 * min}}},
+		{"a right clock has proved the count wrong", false, true,
+			[]lifeAnswer{{0, 20 * hour, 10 * hour, 0, false, 20 * hour},
+				{hour, 19 * hour, 10 * hour, 0, true, 9 * hour}, {2 * hour, 18 * hour, 10 * hour, 0, false, 8 * hour}}},
 
-		{"over, and the same number again", false, true, []lifeAnswer{{0, hour, 0, 0, false, hour}, {hour + min, hour, 0, 0, false, 0}, {3 * hour, hour, 0, 0, false, 0}}},
-		{"over, and the same number again, by a right clock alone", false, true, []lifeAnswer{{0, hour, 0, 0, true, hour}, {hour + min, hour, 0, 0, true, 0}}},
-		{"over, but not by its expiry and a right clock", false, false, []lifeAnswer{{0, hour, day, 0, true, hour}, {hour + min, hour, day, 0, true, hour}, {day - 10*min, hour, day, 0, true, 10 * min}}},
-		{"over, and the same number again beside an expiry that no right clock judges", true, false, []lifeAnswer{{0, day, day, 0, false, day}, {day + min, day, day, 0, false, 0}}},
-		{"over by a wrong number, which is repeated", false, true, []lifeAnswer{{0, day, day, 0, false, day}, {hour, min, day, 0, false, min}, {hour + 30*time.Second, 10 * hour, day, 0, false, 10 * hour}}},
-		{"a minute, again and again", false, true, []lifeAnswer{{0, min, day, 0, false, min}, {5 * min, min, day, 0, false, min}, {10 * min, min, day, 0, false, min}}},
-		{"over by a clock that was ahead", true, false, []lifeAnswer{{0, hour, day, 23 * hour, false, hour}, {hour + 2*time.Second, day - hour - 2*time.Second, day, 0, false, day - hour - 2*time.Second}}},
+		{"over, and the same number again", false, true,
+			[]lifeAnswer{{0, hour, 0, 0, false, hour}, {hour + min, hour, 0, 0, false, 0},
+				{3 * hour, hour, 0, 0, false, 0}}},
+		{"over, and the same number again, by a right clock alone", false, true,
+			[]lifeAnswer{{0, hour, 0, 0, true, hour}, {hour + min, hour, 0, 0, true, 0}}},
+		{"over, but not by its expiry and a right clock", false, false,
+			[]lifeAnswer{{0, hour, day, 0, true, hour}, {hour + min, hour, day, 0, true, hour},
+				{day - 10*min, hour, day, 0, true, 10 * min}}},
+		{"over, and the same number again beside an expiry that no right clock judges", true, false,
+			[]lifeAnswer{{0, day, day, 0, false, day}, {day + min, day, day, 0, false, 0}}},
+		{"over by a wrong number, which is repeated", false, true,
+			[]lifeAnswer{{0, day, day, 0, false, day}, {hour, min, day, 0, false, min},
+				{hour + 30*time.Second, 10 * hour, day, 0, false, 10 * hour}}},
+		{"a minute, again and again", false, true,
+			[]lifeAnswer{{0, min, day, 0, false, min}, {5 * min, min, day, 0, false, min},
+				{10 * min, min, day, 0, false, min}}},
+		{"over by a clock that was ahead", true, false,
+			[]lifeAnswer{{0, hour, day, 23 * hour, false, hour},
+				{hour + 2*time.Second, day - hour - 2*time.Second, day, 0, false, day - hour - 2*time.Second}}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -191,7 +226,8 @@ func TestPresumedLife(t *testing.T) {
 				defer c.Close()
 				r.gives(func(key tokencache.Key) tokencache.Fetched {
 					f := tokenOf("a", key, began)
-					f.Left, f.Counted, f.Presumed, f.Token.ExpiresOn = 10*time.Minute, false, true, began.Add(24*time.Hour)
+					f.Left, f.Counted, f.Presumed = 10*time.Minute, false, true
+					f.Token.ExpiresOn = began.Add(24 * time.Hour)
 					if row.first > 0 && time.Since(began) < time.Minute {
 						f.Left, f.Presumed = row.first, false
 					}
@@ -251,7 +287,8 @@ func TestWordAfterAPresumedLife(t *testing.T) {
 					c.Close()
 					clock := w.AfterBoot()
 					id := fmt.Sprint("boot ", boot)
-					c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: id, Snapshot: &m, On: tokencache.OnAtBoot(id, clock.Boot(), m.Taken())})
+					c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Clock: clock, BootID: id, Snapshot: &m,
+						On: tokencache.OnAtBoot(id, clock.Boot(), m.Taken())})
 				}
 				if row.asked {
 					time.Sleep(time.Minute)
@@ -289,7 +326,8 @@ func TestLongLifeOverABoot(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now().Round(0)
 				fetch := func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
-					f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret("a"), ExpiresOn: began.Add(life)}, Left: life - time.Since(began), Counted: true}
+					f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret("a"),
+						ExpiresOn: began.Add(life)}, Left: life - time.Since(began), Counted: true}
 					if row.static {
 						f.Left = 24 * time.Hour
 					}
@@ -304,14 +342,16 @@ func TestLongLifeOverABoot(t *testing.T) {
 				time.Sleep(off)
 				w.Set(-row.ahead, false)
 				clock := w.AfterBoot()
-				c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "two", Snapshot: &m, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken())})
+				c = tokencache.New(tokencache.Options{Fetch: fetch, Clock: clock, BootID: "two", Snapshot: &m,
+					On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken())})
 				defer c.Close()
 				for time.Since(began) < 23*time.Hour {
 					mustGet(t, c, vault, sdk)
 					time.Sleep(10 * time.Minute)
 				}
 				if row.static {
-					if got, most := only(t, c).Left, life-time.Since(began)+off; got > most { // nobody knows how long it was off
+					// nobody knows how long it was off
+					if got, most := only(t, c).Left, life-time.Since(began)+off; got > most {
 						t.Errorf("%v left of %v at most", got, most)
 					}
 					return
@@ -354,7 +394,8 @@ func TestLongLifeWithoutADate(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, began := &tokencachetest.Clock{Trusted: row.known}, time.Now().Round(0)
 				fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-					f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(key.Resource)}, Left: row.told, Counted: !row.uncounted, Reckoned: row.noExpiry}
+					f := tokencache.Fetched{Token: tokencache.Token{Text: tokencache.NewSecret(key.Resource)},
+						Left: row.told, Counted: !row.uncounted, Reckoned: row.noExpiry}
 					if key == storage {
 						f.Left = 20 * hour
 					}

@@ -34,7 +34,8 @@ func (w *wholeSeconds) Fetch(_ context.Context, _ tokencache.Key) (tokencache.Fe
 	time.Sleep(w.takes - before)
 	if w.dated && err == nil { // as agent/source reads expires_on
 		if f.Left = f.Token.ExpiresOn.Sub(time.Now().Round(0)); f.Left <= 0 {
-			return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true, Detail: "it has expired by its expires_on"}
+			return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true,
+				Detail: "it has expired by its expires_on"}
 		}
 	}
 	return f, err
@@ -56,13 +57,16 @@ func (w *wholeSeconds) answer() (tokencache.Fetched, error) {
 		w.ends = now.Add(24 * time.Hour)
 		issued := now.Add(w.ahead).Truncate(time.Second)
 		w.token = tokencache.Token{
-			Text: tokencache.NewSecret(fmt.Sprint("token ", w.calls)), ExpiresOn: issued.Add(24 * time.Hour), NotBefore: issued.Add(-5 * time.Minute),
-			Claims: tokencache.Claims{IssuedAt: issued.Add(-5 * time.Minute)},
+			Text: tokencache.NewSecret(fmt.Sprint("token ", w.calls)), ExpiresOn: issued.Add(24 * time.Hour),
+			NotBefore: issued.Add(-5 * time.Minute),
+			Claims:    tokencache.Claims{IssuedAt: issued.Add(-5 * time.Minute)},
 		}
 	}
-	f := tokencache.Fetched{Token: w.token, Left: w.ends.Sub(now).Truncate(time.Second), Counted: !w.dated, Nominal: 24*time.Hour + 5*time.Minute}
+	f := tokencache.Fetched{Token: w.token, Left: w.ends.Sub(now).Truncate(time.Second), Counted: !w.dated,
+		Nominal: 24*time.Hour + 5*time.Minute}
 	if f.Left <= 0 && !w.dated {
-		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true, Detail: "it has expired by its expires_in"}
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true,
+			Detail: "it has expired by its expires_in"}
 	}
 	return f, nil
 }
@@ -71,19 +75,23 @@ func (w *wholeSeconds) answer() (tokencache.Fetched, error) {
 // however slow the back end is and whatever it makes of fractions of a second.
 func TestNoRequestFailsAtTheExpiry(t *testing.T) {
 	t.Parallel()
-	for _, takes := range []time.Duration{0, 50 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second} {
+	for _, takes := range []time.Duration{0, 50 * time.Millisecond, 300 * time.Millisecond, time.Second,
+		3 * time.Second} {
 		for _, looks := range []float64{0, 0.5, 1} {
 			for _, clock := range []struct {
 				ahead time.Duration
 				dated bool
-			}{{0, false}, {0, true}, {-2 * time.Second, true}, {2 * time.Second, true}, {-2 * time.Second, false}, {2 * time.Second, false}} {
+			}{{0, false}, {0, true}, {-2 * time.Second, true}, {2 * time.Second, true}, {-2 * time.Second,
+				false}, {2 * time.Second, false}} {
 				if takes == 3*time.Second && clock.ahead < 0 && clock.dated {
-					continue // the token seems to be over six seconds before it is, and one call too many may be under way then
+					// the token seems to be over six seconds before it is, and one call too many may be under way then
+					continue
 				}
 				for _, known := range []bool{false, true} {
 					name := fmt.Sprintf("a call takes %v, looks at %v, %+v, clock known %v", takes, looks, clock, known)
 					synctest.Test(t, func(t *testing.T) {
-						overRollovers(t, name, &wholeSeconds{takes: takes, looks: looks, ahead: clock.ahead, dated: clock.dated}, known)
+						overRollovers(t, name, &wholeSeconds{takes: takes, looks: looks, ahead: clock.ahead,
+							dated: clock.dated}, known)
 					})
 				}
 			}
@@ -92,7 +100,8 @@ func TestNoRequestFailsAtTheExpiry(t *testing.T) {
 }
 
 func overRollovers(t *testing.T, name string, w *wholeSeconds, known bool) {
-	c := tokencache.New(tokencache.Options{Fetch: w.Fetch, Clock: tokencache.Clock{Synchronised: func() bool { return known }}})
+	c := tokencache.New(tokencache.Options{Fetch: w.Fetch,
+		Clock: tokencache.Clock{Synchronised: func() bool { return known }}})
 	defer c.Close()
 	time.Sleep(370 * time.Millisecond)
 	mustGet(t, c, vault, sdk)
@@ -164,7 +173,8 @@ func TestFetchInTheLastSecond(t *testing.T) {
 // asked again a few times for each caller's miss, and told of.
 func TestForeverJustExpired(t *testing.T) {
 	t.Parallel()
-	s := &tokencachetest.Source{Err: &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true, Detail: "expired"}}
+	s := &tokencachetest.Source{Err: &tokencache.FetchError{Kind: tokencache.Malformed, JustExpired: true,
+		Detail: "expired"}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		before := time.Now()
 		if _, err := c.Get(t.Context(), vault, sdk); kindOf(t, err) != tokencache.Malformed {

@@ -64,7 +64,8 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 		}
 		if got := e.policy; got.worst != states[key] || got.withheld() != (withheld[key] != nil) {
 			c.mu.Unlock()
-			return fmt.Errorf("%v is %v, withheld %v, and has to be %v, withheld by %v", key, got.worst, got.withheld(), states[key], withheld[key])
+			return fmt.Errorf("%v is %v, withheld %v, and has to be %v, withheld by %v", key, got.worst, got.withheld(),
+				states[key], withheld[key])
 		}
 	}
 	on := len(c.changes)
@@ -72,11 +73,13 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 
 	noted, m := c.Changes(), c.Snapshot()
 	if len(noted) != on || len(m.Record.Changes) != on || m.OnRecord != on {
-		return fmt.Errorf("%d changes are on record, and %d told, %d kept, %d counted", on, len(noted), len(m.Record.Changes), m.OnRecord)
+		return fmt.Errorf("%d changes are on record, and %d told, %d kept, %d counted", on, len(noted),
+			len(m.Record.Changes), m.OnRecord)
 	}
 	for i, n := range noted {
 		if want := progress[n.ID]; n.Touched != want.touched || n.Waiting != want.waiting {
-			return fmt.Errorf("change %s touches %d, of which %d wait, and has to touch %+v", n.ID, n.Touched, n.Waiting, want)
+			return fmt.Errorf("change %s touches %d, of which %d wait, and has to touch %+v", n.ID, n.Touched,
+				n.Waiting, want)
 		}
 		if kept := m.Record.Changes[i]; kept != n.PolicyChange {
 			return fmt.Errorf("in the place of %+v, %+v is kept", n.PolicyChange, kept)
@@ -88,7 +91,8 @@ func (c *Cache) CheckJudgements(alternates map[string][]string) error {
 			ids = append(ids, p.ID)
 		}
 		if want := withheld[r.Key]; !slices.Equal(r.Withheld, want) || !slices.Equal(ids, want) {
-			return fmt.Errorf("%v is kept as withheld by %v, told as %v, and has to be by %v", r.Key, r.Withheld, ids, want)
+			return fmt.Errorf("%v is kept as withheld by %v, told as %v, and has to be by %v", r.Key, r.Withheld, ids,
+				want)
 		}
 	}
 	return nil

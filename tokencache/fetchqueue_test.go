@@ -60,9 +60,12 @@ func TestQueueFavoursTheStarved(t *testing.T) {
 	}{
 		{bootTime(time.Minute), &flight{priority: forRefresh}, nil},
 		{bootTime(6 * time.Minute), &flight{priority: forProbe}, nil},
-		{bootTime(time.Minute), &flight{priority: forRefresh}, []*flight{{priority: forProbe}, {priority: forProbe}}}, // these are not late yet
-		{bootTime(time.Minute), &flight{priority: forRefresh}, []*flight{{priority: forRefresh, asked: bootTime(20 * time.Second)}}},
-		{bootTime(20 * time.Minute), &flight{priority: forProbe}, []*flight{{priority: forRefresh, asked: bootTime(16 * time.Minute)}}},
+		// these are not late yet
+		{bootTime(time.Minute), &flight{priority: forRefresh}, []*flight{{priority: forProbe}, {priority: forProbe}}},
+		{bootTime(time.Minute), &flight{priority: forRefresh},
+			[]*flight{{priority: forRefresh, asked: bootTime(20 * time.Second)}}},
+		{bootTime(20 * time.Minute), &flight{priority: forProbe},
+			[]*flight{{priority: forRefresh, asked: bootTime(16 * time.Minute)}}},
 	} {
 		g := newFetchQueue()
 		g.identities[Selector{}] = identityCalls{answered: true}

@@ -27,7 +27,7 @@ func TestForget(t *testing.T) {
 	s := &tokencachetest.Source{Latency: 2 * time.Second}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		held := mustGet(t, c, vault, tokencache.Need{})
-		_, news, err := c.Peek(vault)
+		_, changed, err := c.Peek(vault)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,7 +45,7 @@ func TestForget(t *testing.T) {
 			t.Errorf("the caller that waited got %v after %d calls", answer.Token, s.Count())
 		}
 		select {
-		case <-news:
+		case <-changed:
 		default:
 			t.Error("who watches was not told")
 		}
@@ -113,7 +113,8 @@ func TestForgetDropsNothingInVain(t *testing.T) {
 			s.Err = &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Minute, Detail: "slow down"}
 		})
 		_, _ = c.Refresh(t.Context(), storage, true)
-		if _, dropped, err := c.Forget(t.Context(), vault, true); kindOf(t, err) != tokencache.Throttled || dropped != "" {
+		if _, dropped, err := c.Forget(t.Context(), vault, true); kindOf(t, err) != tokencache.Throttled ||
+			dropped != "" {
 			t.Errorf("in a pause: %v, dropped %q", err, dropped)
 		}
 		if got := mustGet(t, c, vault, tokencache.Need{}); !got.Token.Text.Equal(held.Token.Text) {
@@ -181,7 +182,8 @@ func TestForgetWeakensNoRevocation(t *testing.T) {
 				t.Fatal(outcome, err)
 			}
 			got := only(t, c)
-			if !got.Permissions.Withheld || got.Permissions.State != tokencache.Stale || !restart && !got.ReceivedOn.Equal(received) {
+			if !got.Permissions.Withheld || got.Permissions.State != tokencache.Stale || !restart &&
+				!got.ReceivedOn.Equal(received) {
 				t.Errorf("restart %v: %+v, received on %v", restart, got.Permissions, got.ReceivedOn)
 			}
 		})
@@ -218,7 +220,8 @@ func TestForgetInAnOutage(t *testing.T) {
 					all.Go(func() {
 						_, dropped, err := c.Forget(t.Context(), key, insist)
 						_ = kindOf(t, err)
-						if source := fails.Kind == tokencache.Throttled || fails.Extent == tokencache.OfSource; source && !insist && dropped != "" {
+						if source := fails.Kind == tokencache.Throttled ||
+							fails.Extent == tokencache.OfSource; source && !insist && dropped != "" {
 							t.Errorf("%v: the token of %v was dropped", fails, key)
 						}
 					})
@@ -252,10 +255,12 @@ func TestForgetOfAFailingKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		calls := s.Count()
-		if _, dropped, err := c.Forget(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused || dropped != "" || s.Count() != calls {
+		if _, dropped, err := c.Forget(t.Context(), vault, false); kindOf(t, err) != tokencache.Refused ||
+			dropped != "" || s.Count() != calls {
 			t.Errorf("dropped %q, %v, %d calls", dropped, err, s.Count()-calls)
 		}
-		if _, dropped, err := c.Forget(t.Context(), vault, true); kindOf(t, err) != tokencache.Refused || dropped == "" {
+		if _, dropped, err := c.Forget(t.Context(), vault, true); kindOf(t, err) != tokencache.Refused ||
+			dropped == "" {
 			t.Errorf("insisted: dropped %q, %v", dropped, err)
 		}
 	})

@@ -12,7 +12,7 @@ func TestIssuedBefore(t *testing.T) {
 	byClaim := func(issued, expires time.Time) Token {
 		return Token{ExpiresOn: expires, Claims: Claims{IssuedAt: issued}}
 	}
-	minted := func(t Token) IssueWindow { return issueWindowOf(t, t.ExpiresOn.Sub(noon), true) } // as received at noon
+	issued := func(t Token) IssueWindow { return issueWindowOf(t, t.ExpiresOn.Sub(noon), true) } // as received at noon
 	const hour = time.Hour
 	for _, row := range []struct {
 		name        string
@@ -20,16 +20,23 @@ func TestIssuedBefore(t *testing.T) {
 		life, oLife time.Duration
 		want        bool
 	}{
-		{"earlier expiry, same life", byExpiry(noon), byExpiry(noon.Add(time.Second)), 24 * time.Hour, 24 * time.Hour, true},
-		{"later expiry, longer life", byExpiry(noon.Add(time.Hour)), byExpiry(noon), 28 * time.Hour, 24 * time.Hour, true},
+		{"earlier expiry, same life", byExpiry(noon), byExpiry(noon.Add(time.Second)), 24 * time.Hour, 24 * time.Hour,
+			true},
+		{"later expiry, longer life", byExpiry(noon.Add(time.Hour)), byExpiry(noon), 28 * time.Hour, 24 * time.Hour,
+			true},
 		{"the same", byExpiry(noon), byExpiry(noon), 24 * time.Hour, 24 * time.Hour, false},
-		{"dates decide", byClaim(noon, noon.Add(2*hour)), byClaim(noon.Add(-hour), noon.Add(20*hour)), 24 * hour, 24 * hour, false},
-		{"the earlier date", byClaim(noon.Add(-hour), noon.Add(20*hour)), byClaim(noon, noon.Add(2*hour)), 24 * hour, 24 * hour, true},
-		{"a date on one side, that of the other by its expiry", byClaim(noon, noon.Add(24*hour)), byExpiry(noon.Add(25 * hour)), 24 * hour, 24 * hour, true},
-		{"a date that is none, later than the expiry", byClaim(noon.Add(30*hour), noon.Add(24*hour)), byClaim(noon.Add(hour), noon.Add(25*hour)), 24 * hour, 24 * hour, true},
-		{"a date that is none, later than the receipt", byClaim(noon.Add(12*hour), noon.Add(24*hour)), byClaim(noon.Add(hour), noon.Add(25*hour)), 12 * hour, 24 * hour, true},
+		{"dates decide", byClaim(noon, noon.Add(2*hour)), byClaim(noon.Add(-hour), noon.Add(20*hour)), 24 * hour,
+			24 * hour, false},
+		{"the earlier date", byClaim(noon.Add(-hour), noon.Add(20*hour)), byClaim(noon, noon.Add(2*hour)), 24 * hour,
+			24 * hour, true},
+		{"a date on one side, that of the other by its expiry", byClaim(noon, noon.Add(24*hour)),
+			byExpiry(noon.Add(25 * hour)), 24 * hour, 24 * hour, true},
+		{"a date that is none, later than the expiry", byClaim(noon.Add(30*hour), noon.Add(24*hour)),
+			byClaim(noon.Add(hour), noon.Add(25*hour)), 24 * hour, 24 * hour, true},
+		{"a date that is none, later than the receipt", byClaim(noon.Add(12*hour), noon.Add(24*hour)),
+			byClaim(noon.Add(hour), noon.Add(25*hour)), 12 * hour, 24 * hour, true},
 	} {
-		if got := issuedBefore(row.t, minted(row.t), row.life, row.o, minted(row.o), row.oLife); got != row.want {
+		if got := issuedBefore(row.t, issued(row.t), row.life, row.o, issued(row.o), row.oLife); got != row.want {
 			t.Errorf("%s: %v, want %v", row.name, got, row.want)
 		}
 	}
@@ -37,35 +44,44 @@ func TestIssuedBefore(t *testing.T) {
 
 func TestIssueWindowOf(t *testing.T) {
 	t.Parallel()
-	minted := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	issued := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	token := func(dated time.Time, notBefore time.Time, life time.Duration) Token {
-		return Token{ExpiresOn: minted.Add(life), NotBefore: notBefore, Claims: Claims{IssuedAt: dated}}
+		return Token{ExpiresOn: issued.Add(life), NotBefore: notBefore, Claims: Claims{IssuedAt: dated}}
 	}
-	back := minted.Add(-backdated)
+	back := issued.Add(-backdated)
 	for _, row := range []struct {
 		name     string
 		token    Token
 		left     time.Duration
-		from, to time.Duration // from minted
+		from, to time.Duration // from issued
 		unsure   bool
 	}{
 		{"as Entra dates them", token(back, time.Time{}, 24*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
 		{"by not_before alone", token(time.Time{}, back, 24*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
 		{"28 hours", token(back, time.Time{}, 28*time.Hour), 20 * time.Hour, -issueSlack, issueSlack, false},
-		{"more left than that life allows", token(back, time.Time{}, 24*time.Hour), 24*time.Hour + time.Minute, -backdated, issueSlack, false},
-		{"not dated back", token(minted, time.Time{}, 24*time.Hour), 20 * time.Hour, 0, backdated + issueSlack, false},
-		{"opaque", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour, false},
-		{"dated after its expiry", token(minted.Add(48*time.Hour), time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 4 * time.Hour, false},
-		{"opaque, its life not counted", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal, 24 * time.Hour, true},
-		{"dated two minutes after its receipt: two clocks", token(minted.Add(2*time.Minute), time.Time{}, 24*time.Hour), 24 * time.Hour, 2 * time.Minute, 7*time.Minute + issueSlack, false},
-		{"dated later than its receipt", token(minted.Add(121*time.Second), time.Time{}, 24*time.Hour), 24 * time.Hour, 24*time.Hour - longestNominal, 0, false},
-		{"dated so that no life is left, and received just before its end", token(minted.Add(24*time.Hour-time.Second), time.Time{}, 24*time.Hour), time.Minute, 24*time.Hour - longestNominal, 24*time.Hour - time.Minute, false},
-		{"dated later than a receipt that nobody knows", token(back, time.Time{}, 24*time.Hour), 30 * time.Hour, -backdated, issueSlack, true},
+		{"more left than that life allows", token(back, time.Time{}, 24*time.Hour), 24*time.Hour + time.Minute,
+			-backdated, issueSlack, false},
+		{"not dated back", token(issued, time.Time{}, 24*time.Hour), 20 * time.Hour, 0, backdated + issueSlack, false},
+		{"opaque", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour, 24*time.Hour - longestNominal,
+			4 * time.Hour, false},
+		{"dated after its expiry", token(issued.Add(48*time.Hour), time.Time{}, 24*time.Hour), 20 * time.Hour,
+			24*time.Hour - longestNominal, 4 * time.Hour, false},
+		{"opaque, its life not counted", token(time.Time{}, time.Time{}, 24*time.Hour), 20 * time.Hour,
+			24*time.Hour - longestNominal, 24 * time.Hour, true},
+		{"dated two minutes after its receipt: two clocks", token(issued.Add(2*time.Minute), time.Time{}, 24*time.Hour),
+			24 * time.Hour, 2 * time.Minute, 7*time.Minute + issueSlack, false},
+		{"dated later than its receipt", token(issued.Add(121*time.Second), time.Time{}, 24*time.Hour), 24 * time.Hour,
+			24*time.Hour - longestNominal, 0, false},
+		{"dated so that no life is left, and received just before its end",
+			token(issued.Add(24*time.Hour-time.Second), time.Time{},
+				24*time.Hour), time.Minute, 24*time.Hour - longestNominal, 24*time.Hour - time.Minute, false},
+		{"dated later than a receipt that nobody knows", token(back, time.Time{}, 24*time.Hour), 30 * time.Hour,
+			-backdated, issueSlack, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			got := issueWindowOf(row.token, row.left, !row.unsure)
-			if from, to := got.Earliest.Sub(minted), got.Latest.Sub(minted); from != row.from || to != row.to {
+			if from, to := got.Earliest.Sub(issued), got.Latest.Sub(issued); from != row.from || to != row.to {
 				t.Errorf("from %v to %v after the minting, want %v to %v", from, to, row.from, row.to)
 			}
 		})

@@ -33,8 +33,10 @@ func TestRandomJudgements(t *testing.T) {
 }
 
 func randomJudgements(t *testing.T, seed uint64, steps []int) error {
-	j := judged{roll: rand.New(rand.NewPCG(seed, 0)), tokens: rand.New(rand.NewPCG(seed, 1)), clock: tokencachetest.Clock{Trusted: true}, counts: true}
-	j.cache = tokencache.New(tokencache.Options{Fetch: j.Fetch, Clock: j.clock.AfterUptime(), BootID: "b", On: 1000 * time.Hour})
+	j := judged{roll: rand.New(rand.NewPCG(seed, 0)), tokens: rand.New(rand.NewPCG(seed, 1)),
+		clock: tokencachetest.Clock{Trusted: true}, counts: true}
+	j.cache = tokencache.New(tokencache.Options{Fetch: j.Fetch, Clock: j.clock.AfterUptime(), BootID: "b",
+		On: 1000 * time.Hour})
 	defer j.cache.Close()
 	for i, step := range steps {
 		j.step(t, i, step)
@@ -72,7 +74,8 @@ func (j *judged) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetche
 }
 
 // judgedResources are of few spellings, so that changes are about several keys.
-var judgedResources = []string{"https://a.example", "https://A.example/", "https://b.example:443", "api://c", "api://d", "api://e"}
+var judgedResources = []string{"https://a.example", "https://A.example/", "https://b.example:443", "api://c", "api://d",
+	"api://e"}
 
 func (j *judged) resource() string { return judgedResources[j.roll.IntN(len(judgedResources))] }
 
@@ -119,7 +122,9 @@ func (j *judged) step(t *testing.T, i, step int) {
 }
 
 func (j *judged) note(id string) {
-	p := tokencache.PolicyChange{ID: id, Effect: []tokencache.Effect{tokencache.Changed, tokencache.Granted, tokencache.Revoked, tokencache.Unknown}[j.roll.IntN(4)], AllIdentities: j.roll.IntN(2) == 0}
+	p := tokencache.PolicyChange{ID: id,
+		Effect: []tokencache.Effect{tokencache.Changed, tokencache.Granted, tokencache.Revoked,
+			tokencache.Unknown}[j.roll.IntN(4)], AllIdentities: j.roll.IntN(2) == 0}
 	if !p.AllIdentities {
 		p.Selector = j.selector()
 	}

@@ -121,7 +121,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 	return nil
 }
 
-// reviveLocked restarts the schedule of an idle key that somebody asks for again.
+// reviveLocked restarts the schedule of an idle key that is asked for again.
 func (c *Cache) reviveLocked(e *entry, left time.Duration, now bootTime) {
 	if left <= 0 || e.schedule.next != never || e.flight != nil {
 		return

@@ -25,10 +25,12 @@ func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 		meanwhile  func(*testing.T, *plain, *tokencache.Cache)
 		afterwards func(*testing.T, *plain, *tokencache.Cache)
 	}{
-		"it is held":              {afterwards: nothing},
-		"it was held":             {kept: forget, afterwards: nothing},
-		"it is dropped":           {meanwhile: func(_ *testing.T, _ *plain, c *tokencache.Cache) { forget(c) }, afterwards: nothing},
-		"it was held, and is not": {kept: forget, meanwhile: func(_ *testing.T, _ *plain, c *tokencache.Cache) { forget(c) }, afterwards: nothing},
+		"it is held":  {afterwards: nothing},
+		"it was held": {kept: forget, afterwards: nothing},
+		"it is dropped": {meanwhile: func(_ *testing.T, _ *plain, c *tokencache.Cache) { forget(c) },
+			afterwards: nothing},
+		"it was held, and is not": {kept: forget,
+			meanwhile: func(_ *testing.T, _ *plain, c *tokencache.Cache) { forget(c) }, afterwards: nothing},
 		"another is held": {
 			meanwhile: func(t *testing.T, p *plain, c *tokencache.Cache) {
 				p.issue(vault.Resource, time.Now())
@@ -61,7 +63,8 @@ func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 
 				clock := w.AfterBoot()
 				c = tokencache.New(tokencache.Options{
-					Fetch: p.Fetch, Clock: clock, BootID: "two", Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), record.Instant),
+					Fetch: p.Fetch, Clock: clock, BootID: "two", Record: record,
+					On: tokencache.OnAtBoot("two", clock.Boot(), record.Instant),
 				})
 				defer c.Close()
 				time.Sleep(time.Minute)
@@ -91,7 +94,8 @@ func TestLateTokensAndStaticCounts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p, other := new(tokencachetest.Clock), &plain{counts: true, static: true}, tokencache.Key{Resource: "api://other"}
+				w, p, other := new(tokencachetest.Clock), &plain{counts: true,
+					static: true}, tokencache.Key{Resource: "api://other"}
 				clock := w.AfterBoot()
 				start := func(on time.Duration) *tokencache.Cache {
 					return tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one", On: on})
@@ -148,7 +152,8 @@ func TestOldFileAndCountsShownSince(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				w, p, other := new(tokencachetest.Clock), &plain{counts: true, static: true}, tokencache.Key{Resource: "api://other"}
+				w, p, other := new(tokencachetest.Clock), &plain{counts: true,
+					static: true}, tokencache.Key{Resource: "api://other"}
 				c := tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: w.AfterBoot(), BootID: "one"})
 				defer func() { c.Close() }()
 				ask := func() {
@@ -167,7 +172,8 @@ func TestOldFileAndCountsShownSince(t *testing.T) {
 				if row.afresh {
 					c.Close()
 					clock := w.AfterBoot()
-					c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one and a half", On: aside.On})
+					c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one and a half",
+						On: aside.On})
 				}
 				for begun := time.Now(); time.Since(begun) < row.shows; time.Sleep(time.Hour) {
 					ask()
@@ -228,7 +234,8 @@ func TestLateTokensBringNoLifeBackThatWasDropped(t *testing.T) {
 			defer func() { c.Close() }()
 			c.Restore(&unread)
 			if got := only(t, c); got.Left != left || !got.ReceivedOn.Equal(received) {
-				t.Errorf("restart %v: %v left, received on %v, and first on %v", restart, got.Left, got.ReceivedOn, received)
+				t.Errorf("restart %v: %v left, received on %v, and first on %v", restart, got.Left, got.ReceivedOn,
+					received)
 			}
 			refreshed(t, c, vault, tokencache.Unchanged)
 			if got := only(t, c).Left; got != left {

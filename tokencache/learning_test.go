@@ -24,27 +24,28 @@ func TestLearningSavesCalls(t *testing.T) {
 	} {
 		t.Run(row.rollover.String(), func(t *testing.T) {
 			t.Parallel()
-			days(t, simulator.Options{Rollover: row.rollover, Seed: 7}, func(t *testing.T, d *device, c *tokencache.Cache) {
-				serveThrough(t, c, 24*time.Hour, time.Minute)
-				if d.count() > 13 {
-					t.Errorf("%d calls on the first day", d.count())
-				}
-				serveThrough(t, c, 4*24*time.Hour+time.Hour, time.Minute)
-				before := d.count()
-				serveThrough(t, c, 10*24*time.Hour, time.Minute)
-				if spent := d.count() - before; spent > 60 {
-					t.Errorf("%d calls in ten days", spent)
-				}
-				got := only(t, c)
-				if got.Pattern.Kind != row.kind || (got.Pattern.Age-row.age).Abs() > time.Minute || got.Seen == 0 {
-					t.Errorf("learnt %+v from %d", got.Pattern, got.Seen)
-				}
-				rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
-				if off := got.Expected.Sub(rolls).Abs(); row.kind == tokencache.Regular && off > time.Minute {
-					t.Errorf("expected on %v, the rollover is on %v", got.Expected, rolls)
-				}
-				t.Logf("%d calls in ten days", d.count()-before)
-			})
+			days(t, simulator.Options{Rollover: row.rollover, Seed: 7},
+				func(t *testing.T, d *device, c *tokencache.Cache) {
+					serveThrough(t, c, 24*time.Hour, time.Minute)
+					if d.count() > 13 {
+						t.Errorf("%d calls on the first day", d.count())
+					}
+					serveThrough(t, c, 4*24*time.Hour+time.Hour, time.Minute)
+					before := d.count()
+					serveThrough(t, c, 10*24*time.Hour, time.Minute)
+					if spent := d.count() - before; spent > 60 {
+						t.Errorf("%d calls in ten days", spent)
+					}
+					got := only(t, c)
+					if got.Pattern.Kind != row.kind || (got.Pattern.Age-row.age).Abs() > time.Minute || got.Seen == 0 {
+						t.Errorf("learnt %+v from %d", got.Pattern, got.Seen)
+					}
+					rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
+					if off := got.Expected.Sub(rolls).Abs(); row.kind == tokencache.Regular && off > time.Minute {
+						t.Errorf("expected on %v, the rollover is on %v", got.Expected, rolls)
+					}
+					t.Logf("%d calls in ten days", d.count()-before)
+				})
 		})
 	}
 }

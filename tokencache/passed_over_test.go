@@ -44,7 +44,8 @@ func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 			gives.Store(2)
 			refresh(t, c, tokencache.Newer)
 			gives.Store(0)
-			if _, err := c.Refresh(t.Context(), vault, true); err != nil { // by a number that is no count it was issued since the switch
+			// by a number that is no count it was issued since the switch
+			if _, err := c.Refresh(t.Context(), vault, true); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Minute)
@@ -67,7 +68,8 @@ func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 						fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 							time.Sleep(time.Second)
 							i := gives.Load()
-							f := tokenOf([]string{"o", "o", "p"}[i], key, start.Add([]time.Duration{-10 * time.Hour, -time.Hour, -time.Hour}[i]))
+							f := tokenOf([]string{"o", "o", "p"}[i], key,
+								start.Add([]time.Duration{-10 * time.Hour, -time.Hour, -time.Hour}[i]))
 							if static {
 								f.Left = 24 * time.Hour
 							}
@@ -85,7 +87,8 @@ func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 						gives.Store(0)
 						_, _, _ = c.Forget(t.Context(), vault, true)
 						if answer, err := c.Get(t.Context(), vault, sdk); err == nil {
-							t.Errorf("the token that was received before the revocation is served as %v", answer.Permissions.State)
+							t.Errorf("the token that was received before the revocation is served as %v",
+								answer.Permissions.State)
 						}
 						if at := c.Snapshot().Keys[0].ReceivedAt; at > tokencachetest.Uptime+3*time.Minute {
 							t.Errorf("received at %v", at)

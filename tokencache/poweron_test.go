@@ -25,19 +25,25 @@ func TestOnAtBoot(t *testing.T) {
 		want time.Duration // with 5 h since the boot
 	}{
 		{"nothing was ever kept", "this", nil, 0},
-		{"kept by a release without on-time", "this", []tokencache.Instant{{Boot: 40 * h, BootID: "before"}, {Boot: 3 * h, BootID: "this"}}, 0},
+		{"kept by a release without on-time", "this",
+			[]tokencache.Instant{{Boot: 40 * h, BootID: "before"}, {Boot: 3 * h, BootID: "this"}}, 0},
 		{"a later boot", "this", []tokencache.Instant{before}, 100 * h},
 		{"a later boot, several kept", "this", []tokencache.Instant{longBefore, before, {}}, 100 * h},
 		{"an older file was put back", "this", []tokencache.Instant{longBefore}, 60 * h},
 		{"the same boot", "this", []tokencache.Instant{here}, 100 * h},
 		{"the same boot, beside an older file", "this", []tokencache.Instant{longBefore, here, before}, 100 * h},
-		{"the same boot, beside a file that could not be read at first", "this", []tokencache.Instant{here, {On: 900 * h, Boot: h, BootID: "other"}}, 900 * h},
-		{"the same boot, kept at different times", "this", []tokencache.Instant{here, {On: 101 * h, Boot: h, BootID: "this"}}, 100 * h},
-		{"the same boot, kept before more was known of those before, and after", "this", []tokencache.Instant{{On: h, Boot: h, BootID: "this"}, here}, 100 * h},
-		{"the same name, but later than now: another boot", "this", []tokencache.Instant{{On: 106 * h, Boot: 6 * h, BootID: "this"}}, 106 * h},
+		{"the same boot, beside a file that could not be read at first", "this",
+			[]tokencache.Instant{here, {On: 900 * h, Boot: h, BootID: "other"}}, 900 * h},
+		{"the same boot, kept at different times", "this",
+			[]tokencache.Instant{here, {On: 101 * h, Boot: h, BootID: "this"}}, 100 * h},
+		{"the same boot, kept before more was known of those before, and after", "this",
+			[]tokencache.Instant{{On: h, Boot: h, BootID: "this"}, here}, 100 * h},
+		{"the same name, but later than now: another boot", "this",
+			[]tokencache.Instant{{On: 106 * h, Boot: 6 * h, BootID: "this"}}, 106 * h},
 		{"the boot it was kept in is not known", "this", []tokencache.Instant{{On: 100 * h, Boot: 3 * h}}, 95 * h},
 		{"this boot is not known", "", []tokencache.Instant{here, before}, 98 * h},
-		{"this boot is not known, and lasts longer than all that was kept", "", []tokencache.Instant{{On: 3 * h, Boot: 3 * h}}, 0},
+		{"this boot is not known, and lasts longer than all that was kept", "",
+			[]tokencache.Instant{{On: 3 * h, Boot: 3 * h}}, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -53,18 +59,22 @@ func TestOnAtBoot(t *testing.T) {
 func TestRecordThatIsReadLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := tokencache.New(tokencache.Options{BootID: "this", Clock: (&tokencachetest.Clock{}).AfterUptime(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-			return tokenOf("a", key, time.Now().Add(-15*time.Minute)), nil
-		}})
+		c := tokencache.New(tokencache.Options{BootID: "this", Clock: (&tokencachetest.Clock{}).AfterUptime(),
+			Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+				return tokenOf("a", key, time.Now().Add(-15*time.Minute)), nil
+			}})
 		defer c.Close()
 		mustGet(t, c, vault, sdk)
 		mustGet(t, c, storage, sdk)
 		time.Sleep(time.Minute)
-		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "meanwhile", AllIdentities: true, Resource: storage.Resource, Effect: tokencache.Revoked}); err != nil {
+		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "meanwhile", AllIdentities: true,
+			Resource: storage.Resource, Effect: tokencache.Revoked}); err != nil {
 			t.Fatal(err)
 		}
-		before := tokencache.Record{Instant: tokencache.Instant{On: 2000 * time.Hour, Boot: time.Hour, BootID: "before"}, Changes: []tokencache.PolicyChange{
-			{ID: "before", AllIdentities: true, Effect: tokencache.Revoked, Moment: 1999 * time.Hour, By: 1999 * time.Hour},
+		before := tokencache.Record{Instant: tokencache.Instant{On: 2000 * time.Hour, Boot: time.Hour,
+			BootID: "before"}, Changes: []tokencache.PolicyChange{
+			{ID: "before", AllIdentities: true, Effect: tokencache.Revoked, Moment: 1999 * time.Hour,
+				By: 1999 * time.Hour},
 		}}
 		c.ContinueFrom(before.Instant)
 		before.Changes = append(before.Changes, c.Record().Changes...)
@@ -93,7 +103,8 @@ func TestRecordAfter(t *testing.T) {
 	record := tokencache.Record{Changes: []tokencache.PolicyChange{
 		change("later", 30*h, 31*h), change("fork", 2*h, 3*h), change("both", 5*h, 6*h), change("unknown", 0, 0),
 	}}
-	kept := tokencache.Record{Instant: tokencache.Instant{On: 20 * h}, Changes: []tokencache.PolicyChange{change("both", 7*h, 7*h)}}
+	kept := tokencache.Record{Instant: tokencache.Instant{On: 20 * h},
+		Changes: []tokencache.PolicyChange{change("both", 7*h, 7*h)}}
 	want := []tokencache.PolicyChange{
 		change("later", 30*h, 31*h), change("fork", 20*h, 20*h), change("both", 7*h, 7*h), change("unknown", 0, 0),
 	}
@@ -110,12 +121,19 @@ func TestRecordAfter(t *testing.T) {
 		p            tokencache.PolicyChange
 		want         time.Duration
 	}{
-		{"noted in a boot that did not know of the copy", tokencache.Instant{On: 5 * h, BootID: "between"}, tokencache.Instant{On: 80 * h, BootID: "before"}, change("p", 4*h, 4*h), 80 * h},
-		{"noted in this boot, which knows of the copy, for a time before it", now, tokencache.Instant{On: 80 * h, BootID: "before"}, change("p", 60*h, 90*h), 60 * h},
-		{"both of one boot: a crash between the record and its copy", now, tokencache.Instant{On: 99 * h, Boot: 9 * h, BootID: "this"}, change("p", 95*h, 95*h), 95 * h},
-		{"both of one boot before", tokencache.Instant{On: 50 * h, Boot: 9 * h, BootID: "before"}, tokencache.Instant{On: 49 * h, Boot: 8 * h, BootID: "before"}, change("p", 45*h, 45*h), 45 * h},
-		{"the copy is of this boot, which did not know of the record", tokencache.Instant{On: 90 * h, BootID: "before"}, tokencache.Instant{On: 9 * h, Boot: 9 * h, BootID: "this"}, change("p", 85*h, 85*h), 85 * h},
-		{"the copy is of this boot, which knew of more than the record", tokencache.Instant{On: 5 * h, BootID: "between"}, tokencache.Instant{On: 99 * h, Boot: 9 * h, BootID: "this"}, change("p", 4*h, 4*h), 90 * h},
+		{"noted in a boot that did not know of the copy", tokencache.Instant{On: 5 * h, BootID: "between"},
+			tokencache.Instant{On: 80 * h, BootID: "before"}, change("p", 4*h, 4*h), 80 * h},
+		{"noted in this boot, which knows of the copy, for a time before it", now,
+			tokencache.Instant{On: 80 * h, BootID: "before"}, change("p", 60*h, 90*h), 60 * h},
+		{"both of one boot: a crash between the record and its copy", now,
+			tokencache.Instant{On: 99 * h, Boot: 9 * h, BootID: "this"}, change("p", 95*h, 95*h), 95 * h},
+		{"both of one boot before", tokencache.Instant{On: 50 * h, Boot: 9 * h, BootID: "before"},
+			tokencache.Instant{On: 49 * h, Boot: 8 * h, BootID: "before"}, change("p", 45*h, 45*h), 45 * h},
+		{"the copy is of this boot, which did not know of the record", tokencache.Instant{On: 90 * h, BootID: "before"},
+			tokencache.Instant{On: 9 * h, Boot: 9 * h, BootID: "this"}, change("p", 85*h, 85*h), 85 * h},
+		{"the copy is of this boot, which knew of more than the record",
+			tokencache.Instant{On: 5 * h, BootID: "between"}, tokencache.Instant{On: 99 * h, Boot: 9 * h,
+				BootID: "this"}, change("p", 4*h, 4*h), 90 * h},
 	} {
 		r := tokencache.Record{Instant: row.record, Changes: []tokencache.PolicyChange{row.p}}
 		if got := r.After(tokencache.Record{Instant: row.kept}, now).Changes[0].Moment; got != row.want {
@@ -143,21 +161,25 @@ func TestWhatThisBootKeptIsMovedAsAWhole(t *testing.T) {
 		mustGet(t, c, vault, sdk)
 		mustGet(t, c, storage, sdk)
 		time.Sleep(time.Minute)
-		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "here", AllIdentities: true, Resource: storage.Resource, Effect: tokencache.Revoked}); err != nil {
+		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "here", AllIdentities: true, Resource: storage.Resource,
+			Effect: tokencache.Revoked}); err != nil {
 			t.Fatal(err)
 		}
 		m := c.Snapshot()
 		c.Close()
 		time.Sleep(time.Minute)
 
-		before := tokencache.Record{Instant: tokencache.Instant{On: 2000 * time.Hour, Boot: time.Hour, BootID: "before"}, Changes: []tokencache.PolicyChange{
-			{ID: "before", AllIdentities: true, Effect: tokencache.Revoked, Moment: 1999 * time.Hour, By: 1999 * time.Hour},
+		before := tokencache.Record{Instant: tokencache.Instant{On: 2000 * time.Hour, Boot: time.Hour,
+			BootID: "before"}, Changes: []tokencache.PolicyChange{
+			{ID: "before", AllIdentities: true, Effect: tokencache.Revoked, Moment: 1999 * time.Hour,
+				By: 1999 * time.Hour},
 		}}
 		on := tokencache.OnAtBoot("this", clock.Boot(), before.Instant, m.Taken())
 		now := tokencache.Instant{On: on + clock.Boot(), Boot: clock.Boot(), BootID: "this"}
 		record := m.Record.In(now)
 		record.Changes = append(record.Changes, before.In(now).Changes...)
-		c = tokencache.New(tokencache.Options{BootID: "this", On: on, Clock: clock, Fetch: fetch, Snapshot: &m, Record: record})
+		c = tokencache.New(tokencache.Options{BootID: "this", On: on, Clock: clock, Fetch: fetch, Snapshot: &m,
+			Record: record})
 		defer c.Close()
 		if got := policyState(t, c); got != tokencache.Current {
 			t.Errorf("a token that was fetched after all that was noted in earlier boots is %v", got)
@@ -167,7 +189,8 @@ func TestWhatThisBootKeptIsMovedAsAWhole(t *testing.T) {
 		}
 		after := c.Snapshot()
 		for i, k := range after.Keys {
-			if moved := k.ReceivedAt - m.Keys[i].ReceivedAt; moved != 2000*time.Hour-1 || k.IssuedFrom-m.Keys[i].IssuedFrom != moved {
+			if moved := k.ReceivedAt - m.Keys[i].ReceivedAt; moved != 2000*time.Hour-1 ||
+				k.IssuedFrom-m.Keys[i].IssuedFrom != moved {
 				t.Errorf("%v was received %v later", k.Key, moved)
 			}
 		}
@@ -187,12 +210,16 @@ func TestGoOnLeavesEarlierBoots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const end = 100 * time.Hour
 		before := tokencache.Instant{On: end, Boot: end, BootID: "before"}
-		m := tokencache.Snapshot{BootID: "before", Boot: end, On: end, Wall: time.Now(), Tombstones: []tokencache.Tombstone{{SHA256: "x", ReceivedAt: end, IssuedTo: end}}}
-		c := tokencache.New(tokencache.Options{BootID: "this", On: end, Clock: (&tokencachetest.Clock{}).AfterUptime(), Snapshot: &m, Record: tokencache.Record{
-			Instant: before, Changes: []tokencache.PolicyChange{{ID: "before", AllIdentities: true, Effect: tokencache.Revoked, Moment: end, By: end}},
-		}})
+		m := tokencache.Snapshot{BootID: "before", Boot: end, On: end, Wall: time.Now(),
+			Tombstones: []tokencache.Tombstone{{SHA256: "x", ReceivedAt: end, IssuedTo: end}}}
+		c := tokencache.New(tokencache.Options{BootID: "this", On: end, Clock: (&tokencachetest.Clock{}).AfterUptime(),
+			Snapshot: &m, Record: tokencache.Record{
+				Instant: before, Changes: []tokencache.PolicyChange{{ID: "before", AllIdentities: true,
+					Effect: tokencache.Revoked, Moment: end, By: end}},
+			}})
 		defer c.Close()
-		dated, err := c.RecordChange(tokencache.PolicyChange{ID: "dated", AllIdentities: true, Effect: tokencache.Revoked, At: time.Now().Add(-101 * time.Hour)})
+		dated, err := c.RecordChange(tokencache.PolicyChange{ID: "dated", AllIdentities: true,
+			Effect: tokencache.Revoked, At: time.Now().Add(-101 * time.Hour)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,7 +19,7 @@ func (c Claims) Principal() Principal {
 	return Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID, Simulated: c.Simulated()}
 }
 
-// IsZero reports whether the token names nobody.
+// IsZero reports whether the token names no principal.
 func (p Principal) IsZero() bool { return p == Principal{} }
 
 // Differs reports whether p and o are certainly different: they have different values of one claim. The client ID

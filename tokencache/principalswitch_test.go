@@ -106,7 +106,8 @@ func tokenOf(object string, key tokencache.Key, issued time.Time) tokencache.Fet
 	expires := issued.Add(24 * time.Hour)
 	return tokencache.Fetched{
 		Token: tokencache.Token{
-			Text:      tokencache.NewSecret(fmt.Sprintf("canary|%s|%s|%s|%d", object, key.Selector.ID, key.Resource, issued.Unix())),
+			Text: tokencache.NewSecret(fmt.Sprintf("canary|%s|%s|%s|%d", object, key.Selector.ID, key.Resource,
+				issued.Unix())),
 			ExpiresOn: expires,
 			Claims:    tokencache.Claims{ObjectID: object, TenantID: "t", IssuedAt: issued.Add(-5 * time.Minute)},
 		},
@@ -156,7 +157,8 @@ func TestAnotherPrincipalReplaces(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
-				other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault.Resource}
+				other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"},
+					Resource: vault.Resource}
 				began := time.Now()
 				r.gives(always("a", began))
 				for _, key := range []tokencache.Key{vault, storage, other} {
@@ -176,7 +178,8 @@ func TestAnotherPrincipalReplaces(t *testing.T) {
 				if len(told) != 1 || told[0].From.ObjectID != "a" || told[0].To.ObjectID != "b" {
 					t.Errorf("told of %+v", told)
 				}
-				if got := c.Principals(); len(got) != 2 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 || got[1].Current.ObjectID != "a" {
+				if got := c.Principals(); len(got) != 2 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 ||
+					got[1].Current.ObjectID != "a" {
 					t.Errorf("principals %+v", got)
 				}
 			})
@@ -229,66 +232,79 @@ func TestFormerPrincipal(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		after time.Duration // the switch; when the former principal's token was issued
-		then  func(t *testing.T, r *registry, c *tokencache.Cache, former, current func(tokencache.Key) tokencache.Fetched)
+		then  func(t *testing.T, r *registry, c *tokencache.Cache, former,
+			current func(tokencache.Key) tokencache.Fetched)
 	}{
-		{"issued before the switch", -time.Minute, func(t *testing.T, r *registry, c *tokencache.Cache, former, current func(tokencache.Key) tokencache.Fetched) {
-			refreshed(t, c, vault, tokencache.Former)
-			time.Sleep(9 * time.Minute)
-			refreshed(t, c, vault, tokencache.Former)
-			holds(t, c, vault, "b")
-		}},
-		{"issued after the switch", 10 * time.Minute, func(t *testing.T, r *registry, c *tokencache.Cache, former, current func(tokencache.Key) tokencache.Fetched) {
-			refreshed(t, c, vault, tokencache.Newer)
-			holds(t, c, vault, "a")
-		}},
-		{"twice, ten minutes apart", -time.Minute, func(t *testing.T, r *registry, c *tokencache.Cache, former, current func(tokencache.Key) tokencache.Fetched) {
-			refreshed(t, c, vault, tokencache.Former)
-			holds(t, c, vault, "b")
-			time.Sleep(10*time.Minute + time.Second) // the schedule asks by itself
-			synctest.Wait()
-			holds(t, c, vault, "a")
-		}},
-		{"twice, and the current one's in between", -time.Minute, func(t *testing.T, r *registry, c *tokencache.Cache, former, current func(tokencache.Key) tokencache.Fetched) {
-			refreshed(t, c, vault, tokencache.Former)
-			time.Sleep(5 * time.Minute)
-			r.gives(current)
-			refreshed(t, c, vault, tokencache.Unchanged)
-			time.Sleep(6 * time.Minute)
-			r.gives(former)
-			refreshed(t, c, vault, tokencache.Former)
-			holds(t, c, vault, "b")
-		}},
-		{"twice, and the current one's for another key in between", -time.Minute, func(t *testing.T, r *registry, c *tokencache.Cache, former, current func(tokencache.Key) tokencache.Fetched) {
-			refreshed(t, c, vault, tokencache.Former)
-			time.Sleep(5 * time.Minute)
-			r.gives(current)
-			refreshed(t, c, storage, tokencache.Unchanged)
-			r.gives(former)
-			time.Sleep(6 * time.Minute)
-			refreshed(t, c, vault, tokencache.Former)
-			holds(t, c, vault, "b")
-		}},
-		{"for a key that holds nothing", -time.Minute, func(t *testing.T, r *registry, c *tokencache.Cache, former, current func(tokencache.Key) tokencache.Fetched) {
-			key := tokencache.Key{Resource: "api://third"}
-			r.gives(func(k tokencache.Key) tokencache.Fetched {
-				if k == key {
-					return former(k)
+		{"issued before the switch", -time.Minute,
+			func(t *testing.T, r *registry, c *tokencache.Cache, former,
+				current func(tokencache.Key) tokencache.Fetched) {
+				refreshed(t, c, vault, tokencache.Former)
+				time.Sleep(9 * time.Minute)
+				refreshed(t, c, vault, tokencache.Former)
+				holds(t, c, vault, "b")
+			}},
+		{"issued after the switch", 10 * time.Minute,
+			func(t *testing.T, r *registry, c *tokencache.Cache, former,
+				current func(tokencache.Key) tokencache.Fetched) {
+				refreshed(t, c, vault, tokencache.Newer)
+				holds(t, c, vault, "a")
+			}},
+		{"twice, ten minutes apart", -time.Minute,
+			func(t *testing.T, r *registry, c *tokencache.Cache, former,
+				current func(tokencache.Key) tokencache.Fetched) {
+				refreshed(t, c, vault, tokencache.Former)
+				holds(t, c, vault, "b")
+				time.Sleep(10*time.Minute + time.Second) // the schedule asks by itself
+				synctest.Wait()
+				holds(t, c, vault, "a")
+			}},
+		{"twice, and the current one's in between", -time.Minute,
+			func(t *testing.T, r *registry, c *tokencache.Cache, former,
+				current func(tokencache.Key) tokencache.Fetched) {
+				refreshed(t, c, vault, tokencache.Former)
+				time.Sleep(5 * time.Minute)
+				r.gives(current)
+				refreshed(t, c, vault, tokencache.Unchanged)
+				time.Sleep(6 * time.Minute)
+				r.gives(former)
+				refreshed(t, c, vault, tokencache.Former)
+				holds(t, c, vault, "b")
+			}},
+		{"twice, and the current one's for another key in between", -time.Minute,
+			func(t *testing.T, r *registry, c *tokencache.Cache, former,
+				current func(tokencache.Key) tokencache.Fetched) {
+				refreshed(t, c, vault, tokencache.Former)
+				time.Sleep(5 * time.Minute)
+				r.gives(current)
+				refreshed(t, c, storage, tokencache.Unchanged)
+				r.gives(former)
+				time.Sleep(6 * time.Minute)
+				refreshed(t, c, vault, tokencache.Former)
+				holds(t, c, vault, "b")
+			}},
+		{"for a key that holds nothing", -time.Minute,
+			func(t *testing.T, r *registry, c *tokencache.Cache, former,
+				current func(tokencache.Key) tokencache.Fetched) {
+				key := tokencache.Key{Resource: "api://third"}
+				r.gives(func(k tokencache.Key) tokencache.Fetched {
+					if k == key {
+						return former(k)
+					}
+					return current(k)
+				})
+				holds(t, c, key, "a") // better than nothing
+				for _, s := range c.Status() {
+					if s.Former != (s.Key == key) {
+						t.Errorf("%v: former %v", s.Key, s.Former)
+					}
 				}
-				return current(k)
-			})
-			holds(t, c, key, "a") // better than nothing
-			for _, s := range c.Status() {
-				if s.Former != (s.Key == key) {
-					t.Errorf("%v: former %v", s.Key, s.Former)
-				}
-			}
-			time.Sleep(time.Hour)
-			holds(t, c, vault, "b") // and no switch
-			r.gives(current)
-			time.Sleep(70 * time.Minute) // it is asked for once an hour
-			synctest.Wait()
-			holds(t, c, key, "b")
-		}},
+				time.Sleep(time.Hour)
+				holds(t, c, vault, "b") // and no switch
+				r.gives(current)
+				time.Sleep(70 * time.Minute) // it is asked for once an hour
+				synctest.Wait()
+				holds(t, c, key, "b")
+			}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -455,10 +471,12 @@ func TestPrincipalsOutliveARestart(t *testing.T) {
 				if boot != "one" {
 					clock = tokencache.Clock{}.OrRuntime()
 				}
-				c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: boot, Snapshot: &kept})
+				c = tokencache.New(tokencache.Options{Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: boot,
+					Snapshot: &kept})
 				defer c.Close()
 				holds(t, c, vault, "b")
-				if got := c.Principals(); len(got) != 1 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 || got[0].Since == nil {
+				if got := c.Principals(); len(got) != 1 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 ||
+					got[0].Since == nil {
 					t.Errorf("principals %+v", got)
 				}
 				r.gives(always("a", began.Add(30*time.Second))) // before the switch
@@ -485,7 +503,8 @@ func TestFormerPrincipalThroughRestarts(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := &registry{}
 				clock, boots := tokencache.Clock{}.OrRuntime(), 0
-				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: "boot 0"})
+				c := tokencache.New(tokencache.Options{Fetch: r.Fetch, Observe: r.observe, Clock: clock,
+					BootID: "boot 0"})
 				defer func() { c.Close() }()
 				// crash is after a while, and there is no word of it.
 				crash := func(after time.Duration) {
@@ -497,7 +516,8 @@ func TestFormerPrincipalThroughRestarts(t *testing.T) {
 					}
 					id := fmt.Sprint("boot ", boots)
 					c = tokencache.New(tokencache.Options{
-						Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: id, Snapshot: &kept, On: tokencache.OnAtBoot(id, clock.Boot(), kept.Taken()),
+						Fetch: r.Fetch, Observe: r.observe, Clock: clock, BootID: id, Snapshot: &kept,
+						On: tokencache.OnAtBoot(id, clock.Boot(), kept.Taken()),
 					})
 				}
 				began := time.Now()
@@ -546,7 +566,8 @@ func TestPrincipalsOfAnOldMemory(t *testing.T) {
 		kept.Keys = append([]tokencache.SnapshotEntry{late}, kept.Keys...)
 		next := tokencache.New(tokencache.Options{Fetch: r.Fetch, Snapshot: &kept})
 		defer next.Close()
-		if got := next.Principals(); len(got) != 1 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 || got[0].Former[0].ObjectID != "a" {
+		if got := next.Principals(); len(got) != 1 || got[0].Current.ObjectID != "b" || len(got[0].Former) != 1 ||
+			got[0].Former[0].ObjectID != "a" {
 			t.Errorf("principals %+v", got)
 		}
 	})
@@ -558,7 +579,8 @@ func TestPrincipalsAreBounded(t *testing.T) {
 	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
 		began := time.Now()
 		for i := range 2 * tokencache.MaxKeys {
-			key := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint(i)}, Resource: "api://x"}
+			key := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint(i)},
+				Resource: "api://x"}
 			r.gives(always("a", began))
 			holds(t, c, key, "a")
 			time.Sleep(time.Second)
@@ -629,7 +651,10 @@ func TestRandomSwitches(t *testing.T) {
 		steps := rapid.SliceOfN(rapid.IntRange(0, 1<<30), 40, 120).Draw(rt, "steps")
 		var failed string
 		t.Run("", func(t *testing.T) {
-			registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) { failed = randomSwitches(t, r, c, steps) })
+			registered(t, func(t *testing.T, r *registry,
+				c *tokencache.Cache) {
+				failed = randomSwitches(t, r, c, steps)
+			})
 		})
 		if failed != "" {
 			rt.Fatal(failed)
@@ -668,7 +693,10 @@ func randomSwitches(t *testing.T, r *registry, c *tokencache.Cache, steps []int)
 		switch action := step / 8 % 6; action {
 		case 0:
 			if last := reigns[len(reigns)-1]; !last.known.IsZero() && time.Since(last.from) > 2*lag {
-				r.during(func() { reigns = append(reigns, reign{object: fmt.Sprint("p", len(reigns)), from: time.Now()}) })
+				r.during(func() {
+					reigns = append(reigns,
+						reign{object: fmt.Sprint("p", len(reigns)), from: time.Now()})
+				})
 			}
 		case 1:
 			_, _ = c.Refresh(t.Context(), key, true)
@@ -681,14 +709,16 @@ func randomSwitches(t *testing.T, r *registry, c *tokencache.Cache, steps []int)
 			return fmt.Sprintf("step %d: %v", i, err)
 		}
 		now := &reigns[len(reigns)-1]
-		if now.known.IsZero() && slices.ContainsFunc(c.Principals(), func(p tokencache.Principals) bool { return p.Current.ObjectID == now.object }) {
+		if now.known.IsZero() && slices.ContainsFunc(c.Principals(),
+			func(p tokencache.Principals) bool { return p.Current.ObjectID == now.object }) {
 			r.during(func() { now.known = time.Now() })
 		}
 		// Replicas that lag may have brought the one before back: that is put to the test an hour later.
 		const takes = 2*time.Hour + 30*time.Minute
 		settled := !now.known.IsZero() && time.Since(now.from) > lag+takes && time.Since(now.known) > takes
 		if object := got.Token.Claims.ObjectID; settled && object != now.object {
-			return fmt.Sprintf("step %d: %v has a token of %s, %v after the switch to %s", i, key, object, time.Since(now.from), now.object)
+			return fmt.Sprintf("step %d: %v has a token of %s, %v after the switch to %s", i, key, object,
+				time.Since(now.from), now.object)
 		}
 	}
 	// Replicas that lag may bring one back, and it goes again.
@@ -801,7 +831,8 @@ func TestRealTokensReplaceSimulatedOnes(t *testing.T) {
 		t.Run("object "+object, func(t *testing.T) {
 			t.Parallel()
 			registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
-				other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault.Resource}
+				other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"},
+					Resource: vault.Resource}
 				began := time.Now()
 				r.gives(simulatedOf("simulator", began))
 				for _, key := range []tokencache.Key{vault, storage, other} {
@@ -886,7 +917,8 @@ func TestSimulatedTokensReplaceNoRealOnes(t *testing.T) {
 func TestWithoutSimulated(t *testing.T) {
 	t.Parallel()
 	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
-		other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, Resource: vault.Resource}
+		other := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"},
+			Resource: vault.Resource}
 		began := time.Now()
 		r.gives(func(key tokencache.Key) tokencache.Fetched {
 			if key == other {
@@ -904,7 +936,8 @@ func TestWithoutSimulated(t *testing.T) {
 		}
 		kept := c.Snapshot()
 		left, dropped := kept.WithoutSimulated()
-		if dropped != 1 || len(left.Keys) != 1 || left.Keys[0].Key != other || len(left.Principals) != 1 || left.Principals[0].Selector != other.Selector || len(left.Rollovers) != 0 {
+		if dropped != 1 || len(left.Keys) != 1 || left.Keys[0].Key != other || len(left.Principals) != 1 ||
+			left.Principals[0].Selector != other.Selector || len(left.Rollovers) != 0 {
 			t.Errorf("dropped %d, left %+v", dropped, left)
 		}
 		if len(kept.Keys) != 2 || len(kept.Principals) != 2 || len(kept.Rollovers) == 0 {

@@ -37,33 +37,39 @@ func TestNothingIsFetchedWhileARevocationSpreads(t *testing.T) {
 		after  func(t *testing.T, d *device, c *tokencache.Cache) *tokencache.Cache
 	}{
 		"a key that nobody had asked for": {},
-		"one that is to be prefetched since then": {after: func(t *testing.T, _ *device, c *tokencache.Cache) *tokencache.Cache {
+		"one that is to be prefetched since then": {after: func(t *testing.T, _ *device,
+			c *tokencache.Cache) *tokencache.Cache {
 			if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 				t.Fatal(err)
 			}
 			return c
 		}},
-		"the token expires meanwhile":          {before: 24*time.Hour - 3*time.Minute},
-		"it expires as the spreading is over":  {before: 24*time.Hour - jitter - 10*time.Second},
-		"it has much life left":                {before: time.Hour},
-		"it expires meanwhile, over a restart": {before: 24*time.Hour - 3*time.Minute, after: restartedIn(5 * time.Minute)},
-		"it expires later, over a restart":     {before: 24*time.Hour - 12*time.Minute, after: restartedIn(5 * time.Minute)},
-		"it is dropped": {before: time.Hour, after: func(_ *testing.T, _ *device, c *tokencache.Cache) *tokencache.Cache {
-			c.DropTokens()
-			return c
-		}},
-		"its grant goes and comes": {before: time.Hour, after: func(_ *testing.T, _ *device, c *tokencache.Cache) *tokencache.Cache {
-			c.Retain(func(tokencache.Key) bool { return false })
-			c.Retain(func(tokencache.Key) bool { return true })
-			return c
-		}},
-		"somebody asks for a refresh": {before: 24*time.Hour - 3*time.Minute, after: func(t *testing.T, _ *device, c *tokencache.Cache) *tokencache.Cache {
-			time.Sleep(4 * time.Minute)
-			if _, err := c.Refresh(t.Context(), vault, false); !errors.As(err, new(*tokencache.HeldError)) {
-				t.Errorf("refresh: %v", err)
-			}
-			return c
-		}},
+		"the token expires meanwhile":         {before: 24*time.Hour - 3*time.Minute},
+		"it expires as the spreading is over": {before: 24*time.Hour - jitter - 10*time.Second},
+		"it has much life left":               {before: time.Hour},
+		"it expires meanwhile, over a restart": {before: 24*time.Hour - 3*time.Minute,
+			after: restartedIn(5 * time.Minute)},
+		"it expires later, over a restart": {before: 24*time.Hour - 12*time.Minute,
+			after: restartedIn(5 * time.Minute)},
+		"it is dropped": {before: time.Hour,
+			after: func(_ *testing.T, _ *device, c *tokencache.Cache) *tokencache.Cache {
+				c.DropTokens()
+				return c
+			}},
+		"its grant goes and comes": {before: time.Hour,
+			after: func(_ *testing.T, _ *device, c *tokencache.Cache) *tokencache.Cache {
+				c.Retain(func(tokencache.Key) bool { return false })
+				c.Retain(func(tokencache.Key) bool { return true })
+				return c
+			}},
+		"somebody asks for a refresh": {before: 24*time.Hour - 3*time.Minute,
+			after: func(t *testing.T, _ *device, c *tokencache.Cache) *tokencache.Cache {
+				time.Sleep(4 * time.Minute)
+				if _, err := c.Refresh(t.Context(), vault, false); !errors.As(err, new(*tokencache.HeldError)) {
+					t.Errorf("refresh: %v", err)
+				}
+				return c
+			}},
 		"the back end fails until then": {after: func(t *testing.T, d *device, c *tokencache.Cache) *tokencache.Cache {
 			d.set(down)
 			if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
@@ -77,32 +83,33 @@ func TestNothingIsFetchedWhileARevocationSpreads(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			days(t, simulator.Options{PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
-				if row.before > 0 {
-					mustGet(t, c, vault, sdk)
-					time.Sleep(row.before)
-				}
-				note(t, c, "x", tokencache.Revoked, time.Time{})
-				start, calls := time.Now(), d.count()
-				if row.after != nil {
-					c = row.after(t, d, c)
-					defer func() { c.Close() }()
-				}
-				for time.Since(start) < jitter {
-					if !withheld(t, c) {
-						t.Fatalf("served %v after the note", time.Since(start))
+			days(t, simulator.Options{PropagationDelay: 8 * time.Minute},
+				func(t *testing.T, d *device, c *tokencache.Cache) {
+					if row.before > 0 {
+						mustGet(t, c, vault, sdk)
+						time.Sleep(row.before)
 					}
-					time.Sleep(30 * time.Second)
-				}
-				if n := d.count() - calls; n > 0 {
-					t.Errorf("the back end was asked %d times while the revocation spread", n)
-				}
-				most := 6 * time.Minute
-				if row.before > 0 { // the back end has that token until it expires
-					most = max(most, 24*time.Hour-row.before)
-				}
-				servedWithin(t, c, most)
-			})
+					note(t, c, "x", tokencache.Revoked, time.Time{})
+					start, calls := time.Now(), d.count()
+					if row.after != nil {
+						c = row.after(t, d, c)
+						defer func() { c.Close() }()
+					}
+					for time.Since(start) < jitter {
+						if !withheld(t, c) {
+							t.Fatalf("served %v after the note", time.Since(start))
+						}
+						time.Sleep(30 * time.Second)
+					}
+					if n := d.count() - calls; n > 0 {
+						t.Errorf("the back end was asked %d times while the revocation spread", n)
+					}
+					most := 6 * time.Minute
+					if row.before > 0 { // the back end has that token until it expires
+						most = max(most, 24*time.Hour-row.before)
+					}
+					servedWithin(t, c, most)
+				})
 		})
 	}
 }
@@ -113,7 +120,8 @@ func restartedIn(wait time.Duration) func(*testing.T, *device, *tokencache.Cache
 		time.Sleep(wait)
 		m, record := c.Snapshot(), c.Record()
 		c.Close()
-		return tokencache.New(tokencache.Options{Fetch: d.Fetch, BootID: m.BootID, Snapshot: &m, Record: record, On: tokencache.OnAtBoot(m.BootID, m.Boot, m.Taken())})
+		return tokencache.New(tokencache.Options{Fetch: d.Fetch, BootID: m.BootID, Snapshot: &m, Record: record,
+			On: tokencache.OnAtBoot(m.BootID, m.Boot, m.Taken())})
 	}
 }
 
@@ -125,49 +133,50 @@ func TestPrefetchWaitsForAChangeToSpread(t *testing.T) {
 		for _, row := range []struct{ noted, asked, withdrawn bool }{
 			{}, {noted: true}, {asked: true}, {withdrawn: true},
 		} {
-			days(t, simulator.Options{PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
-				prefetch := func() {
-					if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
-						t.Fatal(err)
+			days(t, simulator.Options{PropagationDelay: 8 * time.Minute},
+				func(t *testing.T, d *device, c *tokencache.Cache) {
+					prefetch := func() {
+						if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
+							t.Fatal(err)
+						}
+						time.Sleep(20 * time.Second)
 					}
-					time.Sleep(20 * time.Second)
-				}
-				if row.noted { // when it had failed
-					d.set(&tokencache.FetchError{Kind: tokencache.Refused, Extent: tokencache.OfKey})
-					prefetch()
-					d.set(nil)
-				}
-				calls := d.count()
-				note(t, c, "x", effect, time.Time{})
-				if !row.noted {
-					prefetch()
-				}
-				switch {
-				case row.asked:
-					if got := policyState(t, c); got == tokencache.Current {
-						t.Errorf("%v: served as %v", effect, got)
+					if row.noted { // when it had failed
+						d.set(&tokencache.FetchError{Kind: tokencache.Refused, Extent: tokencache.OfKey})
+						prefetch()
+						d.set(nil)
 					}
-					return
-				case row.withdrawn:
-					c.Withdraw("x")
-					time.Sleep(time.Second)
+					calls := d.count()
+					note(t, c, "x", effect, time.Time{})
+					if !row.noted {
+						prefetch()
+					}
+					switch {
+					case row.asked:
+						if got := policyState(t, c); got == tokencache.Current {
+							t.Errorf("%v: served as %v", effect, got)
+						}
+						return
+					case row.withdrawn:
+						c.Withdraw("x")
+						time.Sleep(time.Second)
+						if n := d.count() - calls; n != 1 {
+							t.Errorf("%v: %d calls after it was withdrawn", effect, n)
+						}
+						return
+					}
+					time.Sleep(jitter - 30*time.Second)
+					if n := d.count() - calls; n > 0 {
+						t.Errorf("%v, %+v: the back end was asked %d times while the change spread", effect, row, n)
+					}
+					time.Sleep(6 * time.Minute)
 					if n := d.count() - calls; n != 1 {
-						t.Errorf("%v: %d calls after it was withdrawn", effect, n)
+						t.Errorf("%v, %+v: %d calls when it had spread", effect, row, n)
 					}
-					return
-				}
-				time.Sleep(jitter - 30*time.Second)
-				if n := d.count() - calls; n > 0 {
-					t.Errorf("%v, %+v: the back end was asked %d times while the change spread", effect, row, n)
-				}
-				time.Sleep(6 * time.Minute)
-				if n := d.count() - calls; n != 1 {
-					t.Errorf("%v, %+v: %d calls when it had spread", effect, row, n)
-				}
-				if got := policyState(t, c); got != tokencache.Current {
-					t.Errorf("%v, %+v: served as %v", effect, row, got)
-				}
-			})
+					if got := policyState(t, c); got != tokencache.Current {
+						t.Errorf("%v, %+v: served as %v", effect, row, got)
+					}
+				})
 		}
 	}
 }
@@ -204,7 +213,8 @@ func TestQueuedFetchIsStoodDown(t *testing.T) {
 			}()
 			synctest.Wait()
 		}
-		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true, Resource: vault.Resource, Effect: tokencache.Revoked}); err != nil {
+		if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true, Resource: vault.Resource,
+			Effect: tokencache.Revoked}); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -254,7 +264,8 @@ func TestStoodDownForAWithdrawnRevocation(t *testing.T) {
 			var all sync.WaitGroup
 			for i := range 20 {
 				all.Go(func() {
-					if _, err := c.Get(t.Context(), tokencache.Key{Resource: api(i)}, sdk); err != nil && !errors.As(err, new(*tokencache.WithheldError)) {
+					if _, err := c.Get(t.Context(), tokencache.Key{Resource: api(i)}, sdk); err != nil &&
+						!errors.As(err, new(*tokencache.WithheldError)) {
 						t.Error(err)
 					}
 				})
@@ -275,8 +286,11 @@ func TestHowLongAChangeHoldsFetches(t *testing.T) {
 		edit  func(*tokencache.Fetched)
 		holds time.Duration
 	}{
-		"dated":          {byEntra, jitter},
-		"without a date": {func(f *tokencache.Fetched) { f.Token.Claims.IssuedAt, f.Token.NotBefore = time.Time{}, time.Time{} }, jitter + 5*time.Minute},
+		"dated": {byEntra, jitter},
+		"without a date": {func(f *tokencache.Fetched) {
+			f.Token.Claims.IssuedAt, f.Token.NotBefore = time.Time{},
+				time.Time{}
+		}, jitter + 5*time.Minute},
 	} {
 		bubble(t, &tokencachetest.Source{Edit: row.edit}, func(t *testing.T, c *tokencache.Cache) {
 			mustGet(t, c, vault, sdk)
@@ -309,7 +323,8 @@ func TestNightOffIsPartOfTheSpreading(t *testing.T) {
 			time.Sleep(8 * time.Hour)
 			clock := w.AfterBoot()
 			c = tokencache.New(tokencache.Options{
-				Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
+				Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record,
+				On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
 			})
 			if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 				t.Fatal(err)
@@ -341,7 +356,8 @@ func TestScheduleAfterANightOff(t *testing.T) {
 			w.Set(-8*time.Hour, false)
 			clock := w.AfterBoot()
 			c = tokencache.New(tokencache.Options{
-				Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
+				Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record,
+				On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
 			})
 			if err := c.Prefetch([]tokencache.Key{vault}); err != nil {
 				t.Fatal(err)
@@ -375,7 +391,8 @@ func TestScheduleAfterANightOffByAKnownClock(t *testing.T) {
 				w.Set(0, known)
 				clock := w.AfterBoot()
 				c = tokencache.New(tokencache.Options{
-					Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record, On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
+					Fetch: p.Fetch, Clock: clock, BootID: "two", Snapshot: &m, Record: record,
+					On: tokencache.OnAtBoot("two", clock.Boot(), m.Taken(), record.Instant),
 				})
 				if err := c.Prefetch([]tokencache.Key{key}); err != nil {
 					t.Fatal(err)
@@ -411,7 +428,8 @@ func TestWithheldWhileItSpreads(t *testing.T) {
 		if until := why.Until.Sub(start); until < 24*time.Hour || until > 25*time.Hour {
 			t.Errorf("told to be served after %v", until)
 		}
-		if got := only(t, c); got.State != tokencache.Fetching || got.HeldUntil.Sub(start).Round(time.Minute) != 10*time.Minute || got.NextRefresh != got.HeldUntil {
+		if got := only(t, c); got.State != tokencache.Fetching ||
+			got.HeldUntil.Sub(start).Round(time.Minute) != 10*time.Minute || got.NextRefresh != got.HeldUntil {
 			t.Errorf("status: %+v", got)
 		}
 	})

@@ -97,7 +97,8 @@ func TestThrottledKeysStarveNobody(t *testing.T) {
 			for i := range hours {
 				began := time.Now()
 				for time.Since(began) < time.Hour {
-					if _, err := c.Get(t.Context(), tokencache.Key{Selector: granted, Resource: fmt.Sprint("api://cold/", i)}, sdk); err == nil {
+					if _, err := c.Get(t.Context(),
+						tokencache.Key{Selector: granted, Resource: fmt.Sprint("api://cold/", i)}, sdk); err == nil {
 						break
 					}
 					time.Sleep(10 * time.Second)

@@ -57,7 +57,8 @@ func (p *plain) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched
 }
 
 // after is c's successor, by that clock and in that boot, which begins with what was kept.
-func after(c *tokencache.Cache, fetch func(context.Context, tokencache.Key) (tokencache.Fetched, error), clock tokencache.Clock, boot string) *tokencache.Cache {
+func after(c *tokencache.Cache, fetch func(context.Context, tokencache.Key) (tokencache.Fetched, error),
+	clock tokencache.Clock, boot string) *tokencache.Cache {
 	m, record := c.Snapshot(), c.Record()
 	c.Close()
 	return tokencache.New(tokencache.Options{
@@ -160,7 +161,8 @@ func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
 			q.Moment, q.By, q.Issuer, q.Vouched = noted, noted, tokencache.Window{}, false
 		}
 		m.Record = r
-		c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one", Snapshot: &m, Record: r, On: tokencache.OnAtBoot("one", clock.Boot(), m.Taken(), r.Instant)})
+		c = tokencache.New(tokencache.Options{Fetch: p.Fetch, Clock: clock, BootID: "one", Snapshot: &m, Record: r,
+			On: tokencache.OnAtBoot("one", clock.Boot(), m.Taken(), r.Instant)})
 		time.Sleep(time.Minute)
 		if got := mustGet(t, c, vault, sdk).Permissions.State; got != tokencache.Current {
 			t.Errorf("a minute after the upgrade it is %v", got)

@@ -18,7 +18,8 @@ func TestBoth(t *testing.T) {
 	at := func(moment time.Duration) tokencache.PolicyChange {
 		on := noon.Add(moment)
 		return tokencache.PolicyChange{
-			ID: "r", Selector: vault.Selector, Resource: vault.Resource, Effect: tokencache.Revoked, At: on, RecordedAt: on, Vouched: true,
+			ID: "r", Selector: vault.Selector, Resource: vault.Resource, Effect: tokencache.Revoked, At: on,
+			RecordedAt: on, Vouched: true,
 			Moment: moment, By: moment, Issuer: tokencache.Window{Earliest: on, Latest: on}, NotLater: on.Add(h),
 		}
 	}
@@ -40,14 +41,27 @@ func TestBoth(t *testing.T) {
 		uncertain bool // it has no date by the issuer
 	}{
 		{"the same", plain, plain, true, 0, true, vault.Resource, h, false},
-		{"the same, in another spelling", plain, took(func(p *tokencache.PolicyChange) { *p = plain; p.Resource += "/" }), true, 0, true, vault.Resource, h, false},
-		{"dated for people", plain, took(func(p *tokencache.PolicyChange) { *p = plain; p.At = noon.Add(9 * h) }), true, 0, true, vault.Resource, h, false},
-		{"one took in another of its kind", plain, took(func(*tokencache.PolicyChange) {}), false, 1, true, vault.Resource, 3 * h, false},
-		{"it has what the other took in", took(func(*tokencache.PolicyChange) {}), plain, true, 1, true, vault.Resource, 3 * h, false},
-		{"one took in another resource's", plain, took(func(p *tokencache.PolicyChange) { p.Resource = "" }), false, 1, true, "", 3 * h, false},
-		{"one took in another identity's", plain, took(func(p *tokencache.PolicyChange) { p.AllIdentities, p.Selector = true, tokencache.Selector{} }), false, 1, false, vault.Resource, 3 * h, false},
-		{"each took in one", took(func(p *tokencache.PolicyChange) { *p = plain; p.Joined = 1; p.Resource = "" }), took(func(*tokencache.PolicyChange) {}), false, 1, true, "", 3 * h, false},
-		{"one took in what has no date", plain, took(func(p *tokencache.PolicyChange) { p.Issuer.Latest = time.Time{} }), false, 1, true, vault.Resource, 3 * h, true},
+		{"the same, in another spelling", plain,
+			took(func(p *tokencache.PolicyChange) { *p = plain; p.Resource += "/" }), true, 0, true, vault.Resource, h,
+			false},
+		{"dated for people", plain, took(func(p *tokencache.PolicyChange) { *p = plain; p.At = noon.Add(9 * h) }), true,
+			0, true, vault.Resource, h, false},
+		{"one took in another of its kind", plain, took(func(*tokencache.PolicyChange) {}), false, 1, true,
+			vault.Resource, 3 * h, false},
+		{"it has what the other took in", took(func(*tokencache.PolicyChange) {}), plain, true, 1, true, vault.Resource,
+			3 * h, false},
+		{"one took in another resource's", plain, took(func(p *tokencache.PolicyChange) { p.Resource = "" }), false, 1,
+			true, "", 3 * h, false},
+		{"one took in another identity's", plain,
+			took(func(p *tokencache.PolicyChange) {
+				p.AllIdentities, p.Selector = true,
+					tokencache.Selector{}
+			}), false, 1, false, vault.Resource, 3 * h, false},
+		{"each took in one", took(func(p *tokencache.PolicyChange) { *p = plain; p.Joined = 1; p.Resource = "" }),
+			took(func(*tokencache.PolicyChange) {}), false, 1, true, "", 3 * h, false},
+		{"one took in what has no date", plain,
+			took(func(p *tokencache.PolicyChange) { p.Issuer.Latest = time.Time{} }), false, 1, true, vault.Resource,
+			3 * h, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -61,8 +75,10 @@ func TestBoth(t *testing.T) {
 				t.Fatalf("%+v", all)
 			}
 			p := all[0]
-			if p.ID != "r" || p.Joined != row.joined || p.AllIdentities == row.selector || tokencache.Canonical(p.Resource) != tokencache.Canonical(row.resource) ||
-				p.Moment != row.moment || p.By != row.moment || p.Issuer.Latest.IsZero() != row.uncertain || p.Effect != tokencache.Revoked {
+			if p.ID != "r" || p.Joined != row.joined || p.AllIdentities == row.selector ||
+				tokencache.Canonical(p.Resource) != tokencache.Canonical(row.resource) ||
+				p.Moment != row.moment || p.By != row.moment || p.Issuer.Latest.IsZero() != row.uncertain ||
+				p.Effect != tokencache.Revoked {
 				t.Errorf("%+v", p)
 			}
 			if !p.StandsFor(row.x) || !p.StandsFor(row.y) {
@@ -111,7 +127,8 @@ func TestOrderOfRecords(t *testing.T) {
 		{"it was taken from one without a lineage", old.Begun("o", old), old, 0, false},
 		{"it has what no other has besides", root.Begun("c", root, old), root, 1, true},
 	} {
-		if newer, older := row.x.IsNewer(row.y), row.y.IsNewer(row.x); newer != (row.newer > 0) || older != (row.newer < 0) {
+		if newer, older := row.x.IsNewer(row.y), row.y.IsNewer(row.x); newer != (row.newer > 0) ||
+			older != (row.newer < 0) {
 			t.Errorf("%s: newer %v, older %v", row.name, newer, older)
 		}
 		if got := row.x.Has(row.y); got != row.has {

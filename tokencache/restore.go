@@ -137,7 +137,7 @@ func (m *Snapshot) lacks(ch *change) bool {
 	})
 }
 
-// lastAsked returns when somebody last asked for r; longAgo: nobody did.
+// lastAsked returns when r was last asked for; longAgo: it was not.
 func (r SnapshotEntry) lastAsked() bootTime {
 	return or(longAgo, r.Asked)
 }

@@ -17,7 +17,9 @@ func TestFailuresOutliveCrashes(t *testing.T) {
 	for _, row := range []struct {
 		fails *tokencache.FetchError
 		had   bool // tokens, which have expired since
-		most  int  // calls in an hour of a crash every five seconds, each after every key was asked for; without any, 60 keys cost 43,200
+		// calls in an hour of a crash every five seconds, each after every key was asked for; without any, 60 keys cost
+		// 43,200
+		most int
 	}{
 		{&tokencache.FetchError{Kind: tokencache.Refused}, false, 60 * 17},
 		{&tokencache.FetchError{Kind: tokencache.Refused}, true, 60 * 17},
@@ -66,7 +68,8 @@ func TestFailuresOutliveCrashes(t *testing.T) {
 					c = begin(&m)
 				}
 				if spent := s.Count() - before; spent > row.most {
-					t.Errorf("%+v, had tokens %v, reboots %v: %d calls in an hour, want %d at most", row.fails, row.had, reboots, spent, row.most)
+					t.Errorf("%+v, had tokens %v, reboots %v: %d calls in an hour, want %d at most", row.fails, row.had,
+						reboots, spent, row.most)
 				}
 				s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 				c.TryAgain()
@@ -93,15 +96,19 @@ func TestRememberedWaitsAreBounded(t *testing.T) {
 		most   time.Duration
 	}{
 		{eternity, nil, nil, 5 * time.Minute},
-		{0, &tokencache.BackOff{Kind: "throttled", Extent: "key", Failures: 1 << 30, Until: eternity, Callers: eternity}, nil, 5 * time.Minute},
-		{0, nil, &tokencache.BackOff{Kind: "unreachable", Extent: "key", Failures: 1 << 30, Waits: 1 << 30, Asks: 1 << 30, Until: eternity, Callers: eternity}, 5 * time.Minute},
-		{0, nil, &tokencache.BackOff{Kind: "refused", Extent: "key", Failures: 1 << 30, Waits: 1 << 30, Asks: 1 << 30, Until: eternity, Callers: eternity}, time.Hour},
+		{0, &tokencache.BackOff{Kind: "throttled", Extent: "key", Failures: 1 << 30, Until: eternity,
+			Callers: eternity}, nil, 5 * time.Minute},
+		{0, nil, &tokencache.BackOff{Kind: "unreachable", Extent: "key", Failures: 1 << 30, Waits: 1 << 30,
+			Asks: 1 << 30, Until: eternity, Callers: eternity}, 5 * time.Minute},
+		{0, nil, &tokencache.BackOff{Kind: "refused", Extent: "key", Failures: 1 << 30, Waits: 1 << 30, Asks: 1 << 30,
+			Until: eternity, Callers: eternity}, time.Hour},
 	} {
 		for _, id := range []string{"same", "other"} {
 			synctest.Test(t, func(t *testing.T) {
 				m := tokencache.Snapshot{
 					BootID: "same", Wall: time.Now(), Synchronised: true, Paused: row.paused, Failing: row.source,
-					Keys: []tokencache.SnapshotEntry{{Key: vault, Deadline: -2 * eternity, Next: new(eternity), Failing: row.key}},
+					Keys: []tokencache.SnapshotEntry{{Key: vault, Deadline: -2 * eternity, Next: new(eternity),
+						Failing: row.key}},
 				}
 				s := &tokencachetest.Source{}
 				c := tokencache.New(tokencache.Options{Fetch: s.Fetch, BootID: id, Snapshot: &m})

@@ -242,7 +242,7 @@ func (c *Cache) likelyLocked(e *entry, now bootTime) bootTime {
 // 1 if there is none.
 func (c *Cache) medianLocked(e *entry, age float64) float64 {
 	l := c.learntLocked(e)
-	if !l.middle.tells(age) {
+	if !l.middle.covers(age) {
 		l.middle = c.rollovers.middle(age)
 	}
 	return max(age, l.middle.at)
@@ -255,8 +255,8 @@ type middle struct {
 	at          float64 // where no more of the life has passed
 }
 
-// tells reports whether m holds for that share.
-func (m middle) tells(age float64) bool { return m.from <= age && age < m.until }
+// covers reports whether m is the median at that share too.
+func (m middle) covers(age float64) bool { return m.from <= age && age < m.until }
 
 // middle returns the median of h's rollovers later than that share.
 func (h history) middle(age float64) middle {

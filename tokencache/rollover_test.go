@@ -29,7 +29,8 @@ func TestLearn(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			got := row.seen.learn()
-			if got.kind != row.kind || row.kind == Regular && math.Abs(got.share*24-row.age) > 1e-6 || got.seen != len(row.seen) {
+			if got.kind != row.kind || row.kind == Regular && math.Abs(got.share*24-row.age) > 1e-6 ||
+				got.seen != len(row.seen) {
 				t.Errorf("%v at %v h from %d, want %v at %v h", got.kind, got.share*24, got.seen, row.kind, row.age)
 			}
 		})
@@ -79,7 +80,7 @@ func TestMiddle(t *testing.T) {
 		if got.from != want.from || got.until != want.until || math.Abs(got.at-want.at) > 1e-9 {
 			t.Errorf("from %v on: %v, want %v", age, got, want)
 		}
-		if !got.tells(age) || got.tells(got.until) {
+		if !got.covers(age) || got.covers(got.until) {
 			t.Errorf("from %v on: %v tells of another time", age, got)
 		}
 	}

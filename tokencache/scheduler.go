@@ -112,7 +112,7 @@ func (c *Cache) expireLocked(e *entry, now bootTime) {
 	}
 }
 
-// dueLocked begins e's planned fetch, unless nobody asks for e any more.
+// dueLocked begins e's planned fetch, unless e is not asked for any more.
 func (c *Cache) dueLocked(e *entry, now bootTime) {
 	switch {
 	case !e.wanted(now):

@@ -18,7 +18,8 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	type hidden struct{ token tokencache.Token }
 	var printed strings.Builder
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
-		for _, value := range []any{token.Text, &token.Text, token, &token, hidden{token}, []any{token}, map[string]any{"a": token}} {
+		for _, value := range []any{token.Text, &token.Text, token, &token, hidden{token}, []any{token},
+			map[string]any{"a": token}} {
 			fmt.Fprintf(&printed, verb, value)
 		}
 	}
@@ -44,7 +45,8 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	if token.Text.Reveal() != canary || token.Text.IsZero() || (tokencache.Secret{}).Reveal() != "" {
 		t.Error("Reveal does not reveal")
 	}
-	if got := tokencache.NewSecret("test_token").SHA256(); got != "cc0af97287543b65da2c7e1476426021826cab166f1e063ed012b855ff819656" {
+	const want = "cc0af97287543b65da2c7e1476426021826cab166f1e063ed012b855ff819656"
+	if got := tokencache.NewSecret("test_token").SHA256(); got != want {
 		t.Errorf("SHA256 %s", got)
 	}
 }

@@ -14,7 +14,8 @@ import (
 )
 
 // hanging answers as s does, but hangs for some keys.
-func hanging(s *tokencachetest.Source, hangs func(tokencache.Key) bool) func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+func hanging(s *tokencachetest.Source, hangs func(tokencache.Key) bool) func(context.Context,
+	tokencache.Key) (tokencache.Fetched, error) {
 	return func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 		if hangs(key) {
 			<-ctx.Done()
@@ -48,22 +49,24 @@ func TestRefreshBehindProbes(t *testing.T) {
 			var refreshed []time.Time
 			held := map[tokencache.Key]tokencache.Token{}
 			s := &tokencachetest.Source{}
-			c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 }, Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-				if strings.HasPrefix(key.Resource, "hang:") {
-					<-ctx.Done()
-					return tokencache.Fetched{}, ctx.Err()
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				if key == vault {
-					refreshed = append(refreshed, time.Now())
-					return s.Fetch(ctx, key)
-				}
-				if held[key].ExpiresOn.Before(time.Now()) {
-					held[key] = tokencache.Token{Text: tokencache.NewSecret(key.Resource), ExpiresOn: time.Now().Round(0).Add(16 * time.Hour)}
-				}
-				return tokencache.Fetched{Token: held[key], Left: time.Until(held[key].ExpiresOn)}, nil
-			}})
+			c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 },
+				Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+					if strings.HasPrefix(key.Resource, "hang:") {
+						<-ctx.Done()
+						return tokencache.Fetched{}, ctx.Err()
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					if key == vault {
+						refreshed = append(refreshed, time.Now())
+						return s.Fetch(ctx, key)
+					}
+					if held[key].ExpiresOn.Before(time.Now()) {
+						held[key] = tokencache.Token{Text: tokencache.NewSecret(key.Resource),
+							ExpiresOn: time.Now().Round(0).Add(16 * time.Hour)}
+					}
+					return tokencache.Fetched{Token: held[key], Left: time.Until(held[key].ExpiresOn)}, nil
+				}})
 			defer c.Close()
 			keys := []tokencache.Key{}
 			for i := range probes { // refreshed at 8 h, which brings the same, and so probed at 12 h
@@ -97,7 +100,8 @@ func TestHangingIdentityLeavesTheOthersAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		bad := tokencache.Selector{Kind: tokencache.ClientID, ID: "bad"}
-		c := tokencache.New(tokencache.Options{Fetch: hanging(&tokencachetest.Source{Latency: 300 * time.Millisecond}, func(key tokencache.Key) bool { return key.Selector == bad })})
+		c := tokencache.New(tokencache.Options{Fetch: hanging(&tokencachetest.Source{Latency: 300 * time.Millisecond},
+			func(key tokencache.Key) bool { return key.Selector == bad })})
 		defer c.Close()
 		if err := c.Prefetch([]tokencache.Key{{Resource: "api://first"}}); err != nil {
 			t.Fatal(err)

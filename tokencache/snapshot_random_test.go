@@ -74,7 +74,8 @@ func (a *alarm) ring() { a.once.Do(func() { close(a.fired) }) }
 func newSurvivor(options simulator.Options) *survivor {
 	l := &survivor{
 		options: options, spread: options.PropagationDelay, known: true, sure: true, alarms: make(map[*alarm]bool),
-		calls: make(map[tokencache.Key][]call), held: make(map[tokencache.Key]tokencache.Token), shown: make(map[string]sighting),
+		calls: make(map[tokencache.Key][]call), held: make(map[tokencache.Key]tokencache.Token),
+		shown: make(map[string]sighting),
 	}
 	options.Now = l.now
 	l.backend = simulator.New(options)
@@ -168,20 +169,21 @@ func (l *survivor) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetc
 		return tokencache.Fetched{}, l.broken
 	}
 	l.mu.Unlock() // the back end looks at the clock
-	minted, err := l.backend.Token(simulator.Selection{}, key.Resource)
+	issued, err := l.backend.Token(simulator.Selection{}, key.Resource)
 	l.mu.Lock()
 	if err != nil {
 		return tokencache.Fetched{}, err
 	}
 	token := tokencache.Token{
-		Text: tokencache.NewSecret(minted.Text), ExpiresOn: minted.ExpiresOn, Claims: tokencache.Claims{IssuedAt: minted.IssuedAt},
+		Text: tokencache.NewSecret(issued.Text), ExpiresOn: issued.ExpiresOn,
+		Claims: tokencache.Claims{IssuedAt: issued.IssuedAt},
 	}
 	l.held[key] = token
 	digest := token.Text.SHA256()
 	last := l.shown[digest]
 	last.last = nil
 	l.shown[digest] = sighting{now, l.boots, &last}
-	return tokencache.Fetched{Token: token, Left: minted.ExpiresOn.Sub(now), Counted: true}, nil
+	return tokencache.Fetched{Token: token, Left: issued.ExpiresOn.Sub(now), Counted: true}, nil
 }
 
 func (l *survivor) begin(m *tokencache.Snapshot) {
@@ -341,10 +343,12 @@ func (l *survivor) sighted(token tokencache.Token) sighting {
 func (l *survivor) judge(key tokencache.Key, answer tokencache.Answer, now time.Time, earlier sighting) error {
 	latest := l.sighted(*answer.Token)
 	err := l.judgeTimes(key, answer, now, latest)
-	if latest.on.Equal(now) && earlier == latest { // it is being given at this very moment, perhaps after this answer was made
+	// it is being given at this very moment, perhaps after this answer was made
+	if latest.on.Equal(now) && earlier == latest {
 		earlier = *latest.last
 	}
-	if err != nil && earlier.on.Before(latest.on) && !earlier.on.IsZero() && l.judgeTimes(key, answer, now, earlier) == nil {
+	if err != nil && earlier.on.Before(latest.on) && !earlier.on.IsZero() &&
+		l.judgeTimes(key, answer, now, earlier) == nil {
 		err = nil
 	}
 	return errors.Join(err, l.judgePermissions(key, answer))
@@ -373,13 +377,15 @@ func (l *survivor) judgeTimes(key tokencache.Key, answer tokencache.Answer, now 
 }
 
 func (l *survivor) judgePermissions(key tokencache.Key, answer tokencache.Answer) error {
-	minted := answer.Token.ExpiresOn.Add(-24 * time.Hour)
+	issued := answer.Token.ExpiresOn.Add(-24 * time.Hour)
 	for _, ch := range l.record {
-		if !ch.noted || ch.Resource != "" && ch.Resource != key.Resource || !minted.Before(ch.on.Add(l.spread).Truncate(time.Second)) {
+		if !ch.noted || ch.Resource != "" && ch.Resource != key.Resource ||
+			!issued.Before(ch.on.Add(l.spread).Truncate(time.Second)) {
 			continue
 		}
 		if answer.Permissions.State == tokencache.Current || ch.Effect == tokencache.Revoked {
-			return fmt.Errorf("%v got a token as %v that lacks change %s (%v)", key, answer.Permissions.State, ch.ID, ch.Effect)
+			return fmt.Errorf("%v got a token as %v that lacks change %s (%v)", key, answer.Permissions.State, ch.ID,
+				ch.Effect)
 		}
 	}
 	return nil
@@ -452,8 +458,9 @@ func TestRandomLives(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		steps := rapid.SliceOfN(rapid.IntRange(0, 1399), 20, 80).Draw(r, "steps")
 		options := simulator.Options{
-			Seed:             rapid.Uint64().Draw(r, "seed"),
-			Rollover:         rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife, simulator.Jittered}).Draw(r, "rollover"),
+			Seed: rapid.Uint64().Draw(r, "seed"),
+			Rollover: rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife,
+				simulator.Jittered}).Draw(r, "rollover"),
 			PropagationDelay: time.Duration(rapid.IntRange(0, 9).Draw(r, "spread")) * time.Minute,
 			Aged:             time.Duration(rapid.IntRange(0, 20).Draw(r, "aged")) * time.Hour,
 		}
@@ -525,7 +532,8 @@ func (l *survivor) restarted(t *testing.T, inOrder bool) error {
 	synctest.Wait()
 	before, calls := l.sights(), l.total()
 	l.restart(inOrder)
-	if after := l.sights(); !slices.EqualFunc(before, after, func(a, b seenKey) bool { return a.same(b, inOrder, len(l.record) > 0) }) {
+	if after := l.sights(); !slices.EqualFunc(before, after,
+		func(a, b seenKey) bool { return a.same(b, inOrder, len(l.record) > 0) }) {
 		return fmt.Errorf("after a restart (in order: %v):\n%v\nbefore:\n%v", inOrder, after, before)
 	}
 	most := 0

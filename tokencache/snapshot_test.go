@@ -37,18 +37,23 @@ func TestRecall(t *testing.T) {
 		{name: "other boot, synchronised, not so before", off: 3 * time.Hour, known: true, left: 17 * time.Hour,
 			edit: func(m *tokencache.Snapshot) { m.Synchronised, m.Wall = false, m.Wall.Add(-30*year) }},
 		{name: "other boot, right but not known to be", off: 3 * time.Hour, left: rebooted, unconfirmed: true},
-		{name: "other boot, the clock in 1970", off: 3 * time.Hour, ahead: -30 * year, left: rebooted, unconfirmed: true},
-		{name: "other boot, the clock 20 years ahead", off: 3 * time.Hour, ahead: 20 * year, left: 17 * time.Hour, calls: 1},
+		{name: "other boot, the clock in 1970", off: 3 * time.Hour, ahead: -30 * year, left: rebooted,
+			unconfirmed: true},
+		{name: "other boot, the clock 20 years ahead", off: 3 * time.Hour, ahead: 20 * year, left: 17 * time.Hour,
+			calls: 1},
 		{name: "expired during the absence", off: 21 * time.Hour, known: true, left: 24 * time.Hour, calls: 1},
-		{name: "perhaps expired during the absence", off: 21 * time.Hour, ahead: -30 * year, left: rebooted, unconfirmed: true},
+		{name: "perhaps expired during the absence", off: 21 * time.Hour, ahead: -30 * year, left: rebooted,
+			unconfirmed: true},
 		{name: "from later in the same boot", known: true, left: 20 * time.Hour,
 			edit: func(m *tokencache.Snapshot) {
 				m.Boot += time.Hour
 				m.Keys[0].Deadline += time.Hour
 				*m.Keys[0].Next += time.Hour
 			}},
-		{name: "of an unknown boot", known: true, left: 20 * time.Hour, edit: func(m *tokencache.Snapshot) { m.BootID = "" }},
-		{name: "of an unknown boot, the clock in 1970", ahead: -30 * year, left: 16 * time.Hour, unconfirmed: true, early: 4 * time.Hour,
+		{name: "of an unknown boot", known: true, left: 20 * time.Hour,
+			edit: func(m *tokencache.Snapshot) { m.BootID = "" }},
+		{name: "of an unknown boot, the clock in 1970", ahead: -30 * year, left: 16 * time.Hour, unconfirmed: true,
+			early: 4 * time.Hour,
 			// At least as long as this boot has lasted, since nobody can tell that it is the same.
 			edit: func(m *tokencache.Snapshot) { m.BootID = "" }},
 	} {
@@ -77,14 +82,17 @@ func TestRecall(t *testing.T) {
 				}
 				got := mustGet(t, l.cache, vault, tokencache.Need{})
 				if (got.Left-row.left).Abs() > time.Second || got.Unconfirmed != row.unconfirmed {
-					t.Errorf("%v left, unconfirmed %v; want %v, %v", got.Left, got.Unconfirmed, row.left, row.unconfirmed)
+					t.Errorf("%v left, unconfirmed %v; want %v, %v", got.Left, got.Unconfirmed, row.left,
+						row.unconfirmed)
 				}
 				l.set(0, true)
 				l.wait(6 * time.Minute)
 				l.set(-30*year, false) // what was confirmed stays so
 				got = mustGet(t, l.cache, vault, tokencache.Need{})
-				if truly := got.Token.ExpiresOn.Sub(l.now()); got.Unconfirmed || got.Left > truly || truly-got.Left > row.early+time.Second {
-					t.Errorf("when the clock had been right: %v left, unconfirmed %v; it has %v", got.Left, got.Unconfirmed, truly)
+				if truly := got.Token.ExpiresOn.Sub(l.now()); got.Unconfirmed || got.Left > truly ||
+					truly-got.Left > row.early+time.Second {
+					t.Errorf("when the clock had been right: %v left, unconfirmed %v; it has %v", got.Left,
+						got.Unconfirmed, truly)
 				}
 			})
 		})

@@ -69,10 +69,12 @@ func thirtyDays(t *testing.T, options simulator.Options) {
 		s.measure()
 	}
 	t.Logf("%d requests, %d starts, %d policy changes; heap %d kB on day %d, %d kB on the last; %d goroutines",
-		s.served, s.startup, s.noted, s.heap[soakSettled]>>10, soakSettled+1, s.heap[soakDays-1]>>10, s.threads[soakDays-1])
+		s.served, s.startup, s.noted, s.heap[soakSettled]>>10, soakSettled+1, s.heap[soakDays-1]>>10,
+		s.threads[soakDays-1])
 	for day := soakSettled; day < soakDays; day++ {
 		if s.heap[day] > s.heap[soakSettled]+soakGrowth || s.threads[day] > s.threads[soakSettled] {
-			t.Errorf("at the end of day %d: %d kB and %d goroutines, it was %d kB and %d", day+1, s.heap[day]>>10, s.threads[day],
+			t.Errorf("at the end of day %d: %d kB and %d goroutines, it was %d kB and %d", day+1, s.heap[day]>>10,
+				s.threads[day],
 				s.heap[soakSettled]>>10, s.threads[soakSettled])
 		}
 	}
@@ -129,7 +131,8 @@ func (s *soak) happen(t *testing.T) error {
 	much := s.random.IntN(100)
 	switch s.random.IntN(24) {
 	case 0, 1:
-		s.fails([]error{down, &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Hour, Detail: "too many"},
+		s.fails([]error{down, &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: time.Hour,
+			Detail: "too many"},
 			&tokencache.FetchError{Kind: tokencache.Malformed, Detail: "a page"}}[much%3])
 	case 2, 3, 4, 5, 6:
 		s.fails(nil)

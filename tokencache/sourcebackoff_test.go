@@ -17,7 +17,8 @@ import (
 func fleet() (keys []tokencache.Key) {
 	for i := range 60 {
 		keys = append(keys, tokencache.Key{
-			Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint("identity ", i%2)}, Resource: fmt.Sprintf("https://r%d.example.net", i/2),
+			Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: fmt.Sprint("identity ", i%2)},
+			Resource: fmt.Sprintf("https://r%d.example.net", i/2),
 		})
 	}
 	return keys
@@ -81,7 +82,8 @@ func TestBudgetsOfFailure(t *testing.T) {
 					most = row.asked
 				}
 				if spent := spend(time.Hour); spent > most || spent == 0 {
-					t.Errorf("%+v, asked for %v: %d calls in the second hour, want 1 to %d", row.fails, asked, spent, most)
+					t.Errorf("%+v, asked for %v: %d calls in the second hour, want 1 to %d", row.fails, asked, spent,
+						most)
 				}
 			})
 		}
@@ -97,9 +99,11 @@ func TestOneCallFindsTheSourceWellAgain(t *testing.T) {
 		asked time.Duration // until all have tokens, where callers come
 		idle  time.Duration // and where none do
 	}{
-		{&tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, 40 * time.Second, 2*time.Minute + 20*time.Second},
+		{&tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}, 40 * time.Second,
+			2*time.Minute + 20*time.Second},
 		{&tokencache.FetchError{Kind: tokencache.Throttled}, 80 * time.Second, 5*time.Minute + 20*time.Second},
-		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 2 * time.Minute}, 2*time.Minute + 50*time.Second, 5*time.Minute + 20*time.Second},
+		{&tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 2 * time.Minute},
+			2*time.Minute + 50*time.Second, 5*time.Minute + 20*time.Second},
 	} {
 		for _, asked := range []bool{true, false} {
 			s := &tokencachetest.Source{Err: row.fails, Latency: 50 * time.Millisecond}
@@ -143,13 +147,15 @@ func TestOneCallFindsTheSourceWellAgain(t *testing.T) {
 func TestOneBadKeySlowsNoOther(t *testing.T) {
 	t.Parallel()
 	for _, fails := range []*tokencache.FetchError{
-		{Kind: tokencache.Refused}, {Kind: tokencache.IdentityNotFound}, {Kind: tokencache.Malformed}, {Kind: tokencache.Unreachable},
+		{Kind: tokencache.Refused}, {Kind: tokencache.IdentityNotFound}, {Kind: tokencache.Malformed},
+		{Kind: tokencache.Unreachable},
 		{Kind: tokencache.Unreachable, RetryAfter: 5 * time.Minute}, {Kind: tokencache.Malformed, JustExpired: true},
 	} {
 		s := &tokencachetest.Source{}
 		synctest.Test(t, func(t *testing.T) {
 			bad := tokencache.Key{Resource: "api://bad"}
-			c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+			c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context,
+				key tokencache.Key) (tokencache.Fetched, error) {
 				if key == bad {
 					return tokencache.Fetched{}, fails
 				}
@@ -182,7 +188,8 @@ func TestFailingAlternate(t *testing.T) {
 			const blob = "https://account.blob.core.windows.net"
 			var mu sync.Mutex
 			calls, s := 0, &tokencachetest.Source{}
-			c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+			c := tokencache.New(tokencache.Options{Fetch: func(ctx context.Context,
+				key tokencache.Key) (tokencache.Fetched, error) {
 				if key.Resource != blob {
 					return s.Fetch(ctx, key)
 				}
@@ -214,14 +221,16 @@ func TestFailingAlternate(t *testing.T) {
 // Callers whose call has not begun are told at once what another call has found out of the source.
 func TestCallersInLineAreToldOfTheSource(t *testing.T) {
 	t.Parallel()
-	s := &tokencachetest.Source{Latency: time.Second, Err: &tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}}
+	s := &tokencachetest.Source{Latency: time.Second,
+		Err: &tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}}
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		var all sync.WaitGroup
 		before := time.Now()
 		for _, key := range fleet() {
 			all.Go(func() {
 				var failure *tokencache.FetchError
-				if _, err := c.Get(t.Context(), key, sdk); !errors.As(err, &failure) || failure.Kind != tokencache.Unreachable || failure.RetryAfter != 2*time.Second {
+				if _, err := c.Get(t.Context(), key, sdk); !errors.As(err, &failure) ||
+					failure.Kind != tokencache.Unreachable || failure.RetryAfter != 2*time.Second {
 					t.Errorf("%v", err)
 				}
 			})
@@ -272,13 +281,15 @@ func TestTryAgain(t *testing.T) {
 // A person's refresh asks at once, and whoever asks for the key afterwards gets what it brought.
 func TestRefreshCutsShort(t *testing.T) {
 	t.Parallel()
-	for _, fails := range []*tokencache.FetchError{{Kind: tokencache.Refused}, {Kind: tokencache.Unreachable, Extent: tokencache.OfSource}} {
+	for _, fails := range []*tokencache.FetchError{{Kind: tokencache.Refused},
+		{Kind: tokencache.Unreachable, Extent: tokencache.OfSource}} {
 		s := &tokencachetest.Source{Err: fails}
 		bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 			ask(t, c, []tokencache.Key{vault}, 5*time.Hour)
 			s.Set(func(s *tokencachetest.Source) { s.Err = nil })
 			before := time.Now()
-			if outcome, err := c.Refresh(t.Context(), vault, false); outcome != tokencache.Newer || err != nil || time.Since(before) != 0 {
+			if outcome, err := c.Refresh(t.Context(), vault, false); outcome != tokencache.Newer || err != nil ||
+				time.Since(before) != 0 {
 				t.Errorf("%v, %v after %v", outcome, err, time.Since(before))
 			}
 			mustGet(t, c, vault, sdk)
@@ -296,7 +307,8 @@ func TestNextRefreshIsNotWithinAPause(t *testing.T) {
 		s.Set(func(s *tokencachetest.Source) {
 			s.Err = &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 5 * time.Minute}
 		})
-		if _, err := c.Get(t.Context(), tokencache.Key{Resource: "api://other"}, sdk); kindOf(t, err) != tokencache.Throttled {
+		if _, err := c.Get(t.Context(), tokencache.Key{Resource: "api://other"}, sdk); kindOf(t,
+			err) != tokencache.Throttled {
 			t.Fatal(err)
 		}
 		for _, got := range c.Status() {

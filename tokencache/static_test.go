@@ -32,25 +32,27 @@ func TestStaticCountOfAnotherToken(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				w, warm := &tokencachetest.Clock{}, tokencache.Key{Resource: "api://warm"}
-				c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(), Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-					aged, behind := row.aged, row.behind
-					if key == warm {
-						aged, behind = 5*time.Hour, 0
-						if !row.static {
-							aged = 0
+				c := tokencache.New(tokencache.Options{Clock: w.AfterUptime(),
+					Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+						aged, behind := row.aged, row.behind
+						if key == warm {
+							aged, behind = 5*time.Hour, 0
+							if !row.static {
+								aged = 0
+							}
 						}
-					}
-					f := tokenOf("o", key, time.Now().Add(-aged-behind))
-					f.Left = 24*time.Hour - aged
-					if row.static {
-						f.Left = 24 * time.Hour
-					}
-					return f, nil
-				}})
+						f := tokenOf("o", key, time.Now().Add(-aged-behind))
+						f.Left = 24*time.Hour - aged
+						if row.static {
+							f.Left = 24 * time.Hour
+						}
+						return f, nil
+					}})
 				defer c.Close()
 				mustGet(t, c, warm, sdk)
 				time.Sleep(time.Hour)
-				if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true, Resource: vault.Resource, Effect: tokencache.Revoked}); err != nil {
+				if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true,
+					Resource: vault.Resource, Effect: tokencache.Revoked}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(row.later)

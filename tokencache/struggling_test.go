@@ -68,7 +68,8 @@ func turns(failures ...*tokencache.FetchError) func() (*tokencache.FetchError, t
 }
 
 // chance is an endpoint that fails in the first way with those odds, and else in the second one.
-func chance(odds float64, a, b *tokencache.FetchError, takes time.Duration) func() (*tokencache.FetchError, time.Duration) {
+func chance(odds float64, a, b *tokencache.FetchError, takes time.Duration) func() (*tokencache.FetchError,
+	time.Duration) {
 	r := rand.New(rand.NewPCG(7, 8))
 	return func() (*tokencache.FetchError, time.Duration) {
 		if r.Float64() < odds {
@@ -146,7 +147,8 @@ func TestRefusedKeysStarveNobody(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					takes := bucket(perMinute)
 					var mu sync.Mutex
-					c := tokencache.New(tokencache.Options{Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+					c := tokencache.New(tokencache.Options{Fetch: func(_ context.Context,
+						key tokencache.Key) (tokencache.Fetched, error) {
 						mu.Lock()
 						defer mu.Unlock()
 						switch {
@@ -167,7 +169,8 @@ func TestRefusedKeysStarveNobody(t *testing.T) {
 					}
 					time.Sleep(since)
 					for i := range 20 {
-						cold := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "granted"}, Resource: fmt.Sprint("api://", i)}
+						cold := tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "granted"},
+							Resource: fmt.Sprint("api://", i)}
 						began := time.Now()
 						for {
 							if _, err := c.Get(t.Context(), cold, sdk); err == nil {
@@ -179,7 +182,8 @@ func TestRefusedKeysStarveNobody(t *testing.T) {
 							time.Sleep(time.Second)
 						}
 						if took := time.Since(began); took > 45*time.Second {
-							t.Errorf("%d keys refused, %v calls a minute, %v on: token %d came after %v", n, perMinute, since, i, took)
+							t.Errorf("%d keys refused, %v calls a minute, %v on: token %d came after %v", n, perMinute,
+								since, i, took)
 						}
 						time.Sleep(6 * time.Minute)
 					}

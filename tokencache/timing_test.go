@@ -27,7 +27,8 @@ func TestFirstRefresh(t *testing.T) {
 		{"nothing left", 0, 0, 0.5, 30 * time.Second},
 	} {
 		if got := firstRefresh(row.left, row.advised, row.roll); got != row.want {
-			t.Errorf("%s: firstRefresh(%v, %v, %v) = %v, want %v", row.name, row.left, row.advised, row.roll, got, row.want)
+			t.Errorf("%s: firstRefresh(%v, %v, %v) = %v, want %v", row.name, row.left, row.advised, row.roll, got,
+				row.want)
 		}
 	}
 }

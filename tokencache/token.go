@@ -76,7 +76,7 @@ const simulatedIssuer = "https://sts.simulated.invalid/"
 // source is called.
 func (c Claims) Simulated() bool { return strings.HasPrefix(c.Issuer, simulatedIssuer) }
 
-// Token is a bearer access token with its times as the back end told them.
+// Token is a bearer access token with its times as the back end gave them.
 type Token struct {
 	Text      Secret    `json:"text"`
 	ExpiresOn time.Time `json:"expires_on,omitzero"` // wall time of the issuer

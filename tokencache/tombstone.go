@@ -124,7 +124,7 @@ func (c *Cache) DropTokens() {
 	c.wakeSchedule()
 }
 
-// forgetLocked drops e's token, so that nobody gets it any more, and leaves a tombstone.
+// forgetLocked drops e's token and leaves a tombstone.
 func (c *Cache) forgetLocked(e *entry) {
 	if !e.token.Text.IsZero() {
 		c.tombstones.add(c.goneLocked(e))

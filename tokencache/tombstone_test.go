@@ -52,7 +52,8 @@ func TestBygonesGo(t *testing.T) {
 		time.Sleep(29 * time.Hour)
 		for ; onRecord(c, "x") != nil; time.Sleep(time.Hour) {
 			if n := remembered(); n != len(keys) {
-				t.Fatalf("%v after the change %d of %d tokens that it withheld are remembered", time.Since(noted), n, len(keys))
+				t.Fatalf("%v after the change %d of %d tokens that it withheld are remembered", time.Since(noted), n,
+					len(keys))
 			}
 		}
 		time.Sleep(time.Hour)

@@ -17,7 +17,7 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// truth is a back end that remembers when each token was really minted, and a device whose clock may be
+// truth is a back end that remembers when each token was really issued, and a device whose clock may be
 // wrong.
 type truth struct {
 	device
@@ -43,7 +43,7 @@ func (w *truth) Fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetch
 	return fetched, nil
 }
 
-// lacks reports whether a token was minted before a change had reached new tokens.
+// lacks reports whether a token was issued before a change had reached new tokens.
 func (w *truth) lacks(digest string, ch happened) bool {
 	issued, _ := w.issued.Load(digest)
 	return issued.(time.Time).Before(ch.on.Add(w.spread).Truncate(time.Second))
@@ -66,8 +66,9 @@ func TestRandomPolicyChanges(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		steps := rapid.SliceOfN(rapid.IntRange(0, 999), 20, 80).Draw(r, "steps")
 		options := simulator.Options{
-			Seed:             rapid.Uint64().Draw(r, "seed"),
-			Rollover:         rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife, simulator.Jittered}).Draw(r, "rollover"),
+			Seed: rapid.Uint64().Draw(r, "seed"),
+			Rollover: rapid.SampledFrom([]simulator.Rollover{simulator.AtExpiry, simulator.AtHalfLife,
+				simulator.Jittered}).Draw(r, "rollover"),
 			Replicas:         rapid.IntRange(1, 3).Draw(r, "replicas"),
 			PropagationDelay: time.Duration(rapid.IntRange(0, 9).Draw(r, "spread")) * time.Minute,
 			Aged:             time.Duration(rapid.IntRange(0, 20).Draw(r, "aged")) * time.Hour,
@@ -112,7 +113,7 @@ type randomRun struct {
 	world   *truth
 	cache   *tokencache.Cache
 	changes []happened
-	served  map[tokencache.Key]time.Time // when the token served last was minted
+	served  map[tokencache.Key]time.Time // when the token served last was issued
 	asked   int                          // fetches that were asked for by hand
 }
 
@@ -154,7 +155,8 @@ func (r *randomRun) step(t *testing.T, i, step int) error {
 
 // change is a policy change that nobody told perceptd of yet.
 func (r *randomRun) change(i, much int) {
-	if _, err := r.world.backend.ChangePermissions("device", simulator.Permissions{Roles: []string{fmt.Sprint(i)}}); err != nil {
+	if _, err := r.world.backend.ChangePermissions("device",
+		simulator.Permissions{Roles: []string{fmt.Sprint(i)}}); err != nil {
 		panic(err)
 	}
 	ch := happened{on: time.Now(), PolicyChange: tokencache.PolicyChange{
@@ -202,7 +204,8 @@ func (r *randomRun) check(t *testing.T, key tokencache.Key) error {
 	switch {
 	case err == nil:
 		return r.checkAnswer(key, answer)
-	case errors.As(err, new(*tokencache.WithheldError)), errors.As(err, &fetch) && (fetch.Kind == tokencache.Unreachable || fetch.Kind == tokencache.Malformed):
+	case errors.As(err, new(*tokencache.WithheldError)), errors.As(err, &fetch) &&
+		(fetch.Kind == tokencache.Unreachable || fetch.Kind == tokencache.Malformed):
 		return nil
 	}
 	return err
@@ -245,7 +248,8 @@ func (r *randomRun) heals(t *testing.T) error {
 			}
 		}
 		for _, s := range r.cache.Status() {
-			if s.Permissions.State != tokencache.Current && (s.NextRefresh.IsZero() || time.Until(s.NextRefresh) > 100*time.Minute) {
+			if s.Permissions.State != tokencache.Current &&
+				(s.NextRefresh.IsZero() || time.Until(s.NextRefresh) > 100*time.Minute) {
 				return fmt.Errorf("%v is %v and is asked for on %v", s.Key, s.Permissions.State, s.NextRefresh)
 			}
 		}

@@ -19,7 +19,8 @@ import (
 const jitter = tokencache.DefaultPropagationDelay
 
 // note puts a change for all identities and resources on record.
-func note(t *testing.T, c *tokencache.Cache, id string, effect tokencache.Effect, at time.Time) tokencache.PolicyChange {
+func note(t *testing.T, c *tokencache.Cache, id string, effect tokencache.Effect,
+	at time.Time) tokencache.PolicyChange {
 	t.Helper()
 	p, err := c.RecordChange(tokencache.PolicyChange{ID: id, AllIdentities: true, At: at, Effect: effect})
 	if err != nil {
@@ -33,7 +34,7 @@ func policyState(t *testing.T, c *tokencache.Cache) tokencache.PermissionState {
 	return mustGet(t, c, vault, sdk).Permissions.State
 }
 
-// How a token stands to a change follows from when it was minted, as far as it tells.
+// How a token stands to a change follows from when it was issued, as far as it tells.
 func TestStandings(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -43,17 +44,20 @@ func TestStandings(t *testing.T) {
 		at    time.Duration // of the change, from the minting
 		want  tokencache.PermissionState
 	}{
-		{"minted before", true, 24 * time.Hour, time.Minute, tokencache.Stale},
-		{"minted at the same moment", true, 24 * time.Hour, 0, tokencache.Uncertain},
-		{"minted while it spread", true, 24 * time.Hour, -5 * time.Minute, tokencache.Uncertain},
-		{"minted just before the spreading was over", true, 24 * time.Hour, -jitter, tokencache.Uncertain},
-		{"minted after the spreading", true, 24 * time.Hour, -jitter - 5*time.Second, tokencache.Current},
+		{"issued before", true, 24 * time.Hour, time.Minute, tokencache.Stale},
+		{"issued at the same moment", true, 24 * time.Hour, 0, tokencache.Uncertain},
+		{"issued while it spread", true, 24 * time.Hour, -5 * time.Minute, tokencache.Uncertain},
+		{"issued just before the spreading was over", true, 24 * time.Hour, -jitter, tokencache.Uncertain},
+		{"issued after the spreading", true, 24 * time.Hour, -jitter - 5*time.Second, tokencache.Current},
 		{"a life of 28 hours", true, 28 * time.Hour, -jitter - 5*time.Second, tokencache.Current},
-		{"an odd life: maybe not dated back", true, 24*time.Hour + 17*time.Minute, -jitter - 5*time.Second, tokencache.Uncertain},
-		{"an odd life: dated after the spreading in any case", true, 24*time.Hour + 17*time.Minute, -jitter - 6*time.Minute, tokencache.Current},
-		{"an odd life: minted before in any case", true, 24*time.Hour + 17*time.Minute, time.Minute, tokencache.Stale},
+		{"an odd life: maybe not dated back", true, 24*time.Hour + 17*time.Minute, -jitter - 5*time.Second,
+			tokencache.Uncertain},
+		{"an odd life: dated after the spreading in any case", true, 24*time.Hour + 17*time.Minute,
+			-jitter - 6*time.Minute, tokencache.Current},
+		{"an odd life: issued before in any case", true, 24*time.Hour + 17*time.Minute, time.Minute, tokencache.Stale},
 		{"opaque: received before", false, 24 * time.Hour, time.Minute, tokencache.Stale},
-		{"opaque: perhaps a token of 28 hours from before", false, 24 * time.Hour, -4 * time.Hour, tokencache.Uncertain},
+		{"opaque: perhaps a token of 28 hours from before", false, 24 * time.Hour, -4 * time.Hour,
+			tokencache.Uncertain},
 		{"opaque: younger than any life allows otherwise", false, 24 * time.Hour, -5 * time.Hour, tokencache.Current},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -65,12 +69,13 @@ func TestStandings(t *testing.T) {
 				}
 			}
 			synctest.Test(t, func(t *testing.T) {
-				c := tokencache.New(tokencache.Options{Fetch: s.Fetch, Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
+				c := tokencache.New(tokencache.Options{Fetch: s.Fetch,
+					Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
 				defer c.Close()
 				mustGet(t, c, vault, sdk)
-				minted := time.Now().Round(0)
+				issued := time.Now().Round(0)
 				time.Sleep(max(0, row.at) + time.Second)
-				note(t, c, "x", tokencache.Changed, minted.Add(row.at))
+				note(t, c, "x", tokencache.Changed, issued.Add(row.at))
 				if got := policyState(t, c); got != row.want {
 					t.Errorf("%v, want %v", got, row.want)
 				}
@@ -93,74 +98,81 @@ func has(a tokencache.Answer, role string) bool { return slices.Contains(a.Token
 // A stale token is served, labelled, until the first current one is there, a moment after the rollover.
 func TestChangedServesAndChases(t *testing.T) {
 	t.Parallel()
-	days(t, simulator.Options{Rollover: simulator.AtHalfLife, PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
-		serveThrough(t, c, 30*time.Hour, time.Minute) // two rollovers
-		next, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
-		serveThrough(t, c, time.Until(next)+time.Hour, time.Minute)
-		d.permit(t, "New")
-		changed := time.Now()
-		note(t, c, "x", tokencache.Granted, time.Time{})
-		answer := mustGet(t, c, vault, sdk)
-		p := answer.Permissions
-		if p.State != tokencache.Stale || !p.Changed.Equal(changed) || p.Withheld || has(answer, "New") {
-			t.Fatalf("right after the change: %+v", p)
-		}
-		rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
-		if early := rolls.Sub(p.Likely).Abs(); early > time.Minute {
-			t.Errorf("expected on %v, the rollover is on %v", p.Likely, rolls)
-		}
-		before := d.count()
-		time.Sleep(time.Until(rolls) - time.Second)
-		if got := policyState(t, c); got != tokencache.Stale {
-			t.Errorf("just before the rollover: %v", got)
-		}
-		time.Sleep(time.Minute)
-		if answer := mustGet(t, c, vault, sdk); answer.Permissions != (tokencache.Permissions{State: tokencache.Current}) || !has(answer, "New") {
-			t.Errorf("a minute after the rollover: %+v, %v", answer.Permissions, answer.Token.Claims.Roles)
-		}
-		t.Logf("%d calls in %v", d.count()-before, time.Since(changed))
-		if got := c.Changes(); len(got) != 1 || got[0].Touched != 1 || got[0].Waiting != 0 {
-			t.Errorf("on record: %+v", got)
-		}
-		if got := only(t, c); got.Before == nil || slices.Contains(got.Before.Roles, "New") || !slices.Contains(got.Claims.Roles, "New") {
-			t.Errorf("evidence: before %+v, after %+v", got.Before, got.Claims)
-		}
-	})
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife, PropagationDelay: 8 * time.Minute},
+		func(t *testing.T, d *device, c *tokencache.Cache) {
+			serveThrough(t, c, 30*time.Hour, time.Minute) // two rollovers
+			next, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
+			serveThrough(t, c, time.Until(next)+time.Hour, time.Minute)
+			d.permit(t, "New")
+			changed := time.Now()
+			note(t, c, "x", tokencache.Granted, time.Time{})
+			answer := mustGet(t, c, vault, sdk)
+			p := answer.Permissions
+			if p.State != tokencache.Stale || !p.Changed.Equal(changed) || p.Withheld || has(answer, "New") {
+				t.Fatalf("right after the change: %+v", p)
+			}
+			rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
+			if early := rolls.Sub(p.Likely).Abs(); early > time.Minute {
+				t.Errorf("expected on %v, the rollover is on %v", p.Likely, rolls)
+			}
+			before := d.count()
+			time.Sleep(time.Until(rolls) - time.Second)
+			if got := policyState(t, c); got != tokencache.Stale {
+				t.Errorf("just before the rollover: %v", got)
+			}
+			time.Sleep(time.Minute)
+			if answer := mustGet(t, c, vault,
+				sdk); answer.Permissions != (tokencache.Permissions{State: tokencache.Current}) || !has(answer, "New") {
+				t.Errorf("a minute after the rollover: %+v, %v", answer.Permissions, answer.Token.Claims.Roles)
+			}
+			t.Logf("%d calls in %v", d.count()-before, time.Since(changed))
+			if got := c.Changes(); len(got) != 1 || got[0].Touched != 1 || got[0].Waiting != 0 {
+				t.Errorf("on record: %+v", got)
+			}
+			if got := only(t, c); got.Before == nil || slices.Contains(got.Before.Roles, "New") ||
+				!slices.Contains(got.Claims.Roles, "New") {
+				t.Errorf("evidence: before %+v, after %+v", got.Before, got.Claims)
+			}
+		})
 }
 
 // While a change spreads, the back end is left alone: whoever asked it just when its token had rolled
 // over would get one without the change, for a day.
 func TestNothingIsFetchedWhileAChangeSpreads(t *testing.T) {
 	t.Parallel()
-	days(t, simulator.Options{Rollover: simulator.AtHalfLife, PropagationDelay: 8 * time.Minute}, func(t *testing.T, d *device, c *tokencache.Cache) {
-		mustGet(t, c, vault, sdk)
-		time.Sleep(11 * time.Hour)
-		rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
-		time.Sleep(time.Until(rolls) - time.Minute)
-		d.permit(t, "New")
-		note(t, c, "x", tokencache.Changed, time.Time{})
-		before := d.count()
-		synctest.Wait()
-		if until := only(t, c).HeldUntil; time.Until(until) < jitter || time.Until(until) > jitter+time.Minute {
-			t.Errorf("held for %v", time.Until(until))
-		}
-		var held *tokencache.HeldError
-		if _, err := c.Refresh(t.Context(), vault, false); !errors.As(err, &held) || held.For < jitter || held.Error() == "" {
-			t.Errorf("a refresh: %v", err)
-		}
-		if _, err := c.Get(t.Context(), vault, tokencache.Need{IssuedAfter: time.Now()}); !errors.As(err, new(*tokencache.NotYetError)) {
-			t.Errorf("a caller who wants a younger token: %v", err)
-		}
-		mustGet(t, c, vault, tokencache.Need{MinTTL: 23 * time.Hour}) // a soft wish
-		time.Sleep(jitter)
-		if d.count() != before {
-			t.Fatalf("%d calls while the change was spreading", d.count()-before)
-		}
-		time.Sleep(10 * time.Second)
-		if answer := mustGet(t, c, vault, sdk); !has(answer, "New") || answer.Permissions.State != tokencache.Current {
-			t.Errorf("after the spreading: %v, %v", answer.Token.Claims.Roles, answer.Permissions.State)
-		}
-	})
+	days(t, simulator.Options{Rollover: simulator.AtHalfLife, PropagationDelay: 8 * time.Minute},
+		func(t *testing.T, d *device, c *tokencache.Cache) {
+			mustGet(t, c, vault, sdk)
+			time.Sleep(11 * time.Hour)
+			rolls, _ := d.backend.RolloverAt(simulator.Selection{}, vault.Resource)
+			time.Sleep(time.Until(rolls) - time.Minute)
+			d.permit(t, "New")
+			note(t, c, "x", tokencache.Changed, time.Time{})
+			before := d.count()
+			synctest.Wait()
+			if until := only(t, c).HeldUntil; time.Until(until) < jitter || time.Until(until) > jitter+time.Minute {
+				t.Errorf("held for %v", time.Until(until))
+			}
+			var held *tokencache.HeldError
+			if _, err := c.Refresh(t.Context(), vault, false); !errors.As(err, &held) || held.For < jitter ||
+				held.Error() == "" {
+				t.Errorf("a refresh: %v", err)
+			}
+			if _, err := c.Get(t.Context(), vault,
+				tokencache.Need{IssuedAfter: time.Now()}); !errors.As(err, new(*tokencache.NotYetError)) {
+				t.Errorf("a caller who wants a younger token: %v", err)
+			}
+			mustGet(t, c, vault, tokencache.Need{MinTTL: 23 * time.Hour}) // a soft wish
+			time.Sleep(jitter)
+			if d.count() != before {
+				t.Fatalf("%d calls while the change was spreading", d.count()-before)
+			}
+			time.Sleep(10 * time.Second)
+			if answer := mustGet(t, c, vault, sdk); !has(answer, "New") ||
+				answer.Permissions.State != tokencache.Current {
+				t.Errorf("after the spreading: %v, %v", answer.Token.Claims.Roles, answer.Permissions.State)
+			}
+		})
 }
 
 // Nor is a call that failed just before tried again.
@@ -190,7 +202,8 @@ func TestRefreshInsists(t *testing.T) {
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)
 		note(t, c, "x", tokencache.Changed, time.Time{})
-		if outcome, err := c.Refresh(t.Context(), vault, true); err != nil || outcome != tokencache.Newer || s.Count() != 2 {
+		if outcome, err := c.Refresh(t.Context(), vault, true); err != nil || outcome != tokencache.Newer ||
+			s.Count() != 2 {
 			t.Errorf("%v, %v, %d calls", outcome, err, s.Count())
 		}
 	})
@@ -246,21 +259,22 @@ func TestProbesDelayNoCaller(t *testing.T) {
 // Tokens that live shorter than a change takes to spread are refreshed in time all the same.
 func TestShortLivesWhileAChangeSpreads(t *testing.T) {
 	t.Parallel()
-	days(t, simulator.Options{Life: time.Hour, Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
-		c.SetPropagationDelay(24 * time.Hour)
-		mustGet(t, c, vault, sdk)
-		note(t, c, "x", tokencache.Changed, time.Time{})
-		before := d.count()
-		for range 24 * 60 {
-			time.Sleep(time.Minute)
-			if got := mustGet(t, c, vault, tokencache.Need{}); got.Left < 4*time.Minute {
-				t.Fatalf("%v left at %v", got.Left, time.Now())
+	days(t, simulator.Options{Life: time.Hour, Rollover: simulator.AtHalfLife},
+		func(t *testing.T, d *device, c *tokencache.Cache) {
+			c.SetPropagationDelay(24 * time.Hour)
+			mustGet(t, c, vault, sdk)
+			note(t, c, "x", tokencache.Changed, time.Time{})
+			before := d.count()
+			for range 24 * 60 {
+				time.Sleep(time.Minute)
+				if got := mustGet(t, c, vault, tokencache.Need{}); got.Left < 4*time.Minute {
+					t.Fatalf("%v left at %v", got.Left, time.Now())
+				}
 			}
-		}
-		if spent := d.count() - before; spent < 24 || spent > 60 {
-			t.Errorf("%d calls in a day", spent)
-		}
-	})
+			if spent := d.count() - before; spent < 24 || spent > 60 {
+				t.Errorf("%d calls in a day", spent)
+			}
+		})
 }
 
 func TestRevokedWithholds(t *testing.T) {
@@ -374,13 +388,20 @@ func TestChangesTouch(t *testing.T) {
 	}{
 		{"everything", tokencache.PolicyChange{AllIdentities: true}, keys},
 		{"one identity", tokencache.PolicyChange{Selector: other.Selector}, []tokencache.Key{other}},
-		{"one resource", tokencache.PolicyChange{AllIdentities: true, Resource: vault.Resource}, []tokencache.Key{vault, other}},
+		{"one resource", tokencache.PolicyChange{AllIdentities: true, Resource: vault.Resource},
+			[]tokencache.Key{vault, other}},
 		{"both", tokencache.PolicyChange{Resource: vault.Resource}, []tokencache.Key{vault}},
-		{"a resource and its alternate", tokencache.PolicyChange{Resource: storage.Resource}, []tokencache.Key{storage, blob}},
-		{"the alternate and its resource", tokencache.PolicyChange{Resource: blob.Resource}, []tokencache.Key{storage, blob}},
-		{"another spelling is the same resource", tokencache.PolicyChange{AllIdentities: true, Resource: "https://VAULT.azure.net:443/"}, []tokencache.Key{vault, other}},
-		{"another spelling of an alternate", tokencache.PolicyChange{Resource: blob.Resource + "/"}, []tokencache.Key{storage, blob}},
-		{"another path is another resource", tokencache.PolicyChange{AllIdentities: true, Resource: vault.Resource + "/x"}, nil},
+		{"a resource and its alternate", tokencache.PolicyChange{Resource: storage.Resource},
+			[]tokencache.Key{storage, blob}},
+		{"the alternate and its resource", tokencache.PolicyChange{Resource: blob.Resource},
+			[]tokencache.Key{storage, blob}},
+		{"another spelling is the same resource",
+			tokencache.PolicyChange{AllIdentities: true,
+				Resource: "https://VAULT.azure.net:443/"}, []tokencache.Key{vault, other}},
+		{"another spelling of an alternate", tokencache.PolicyChange{Resource: blob.Resource + "/"},
+			[]tokencache.Key{storage, blob}},
+		{"another path is another resource",
+			tokencache.PolicyChange{AllIdentities: true, Resource: vault.Resource + "/x"}, nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -408,7 +429,7 @@ func TestChangesTouch(t *testing.T) {
 	}
 }
 
-// An alternate's token, minted after the change, is served while the resource's own is stale, and only to
+// An alternate's token, issued after the change, is served while the resource's own is stale, and only to
 // callers for whom it will do.
 func TestAlternates(t *testing.T) {
 	t.Parallel()
@@ -453,7 +474,8 @@ func TestAlternatesThatMayNotBe(t *testing.T) {
 		mustGet(t, c, vault, sdk)
 		time.Sleep(time.Second)
 		note(t, c, "x", tokencache.Changed, time.Time{})
-		if got := mustGet(t, c, vault, tokencache.Need{Alternates: []string{"api://other"}}); got.Resource != vault.Resource {
+		if got := mustGet(t, c, vault,
+			tokencache.Need{Alternates: []string{"api://other"}}); got.Resource != vault.Resource {
 			t.Errorf("%+v", got)
 		}
 		if got := c.Status(); len(got) != 1 {
@@ -465,7 +487,10 @@ func TestAlternatesThatMayNotBe(t *testing.T) {
 // A change for one of the URIs that a resource goes by is about all of them, by as many steps as it takes.
 func TestChangeIsAboutAllAlternates(t *testing.T) {
 	t.Parallel()
-	const store, blob, files, other, apart = "https://storage.azure.com", "https://a.blob.core.windows.net", "https://a.file.core.windows.net", "api://other", "api://apart"
+	const (
+		store, other, apart = "https://storage.azure.com", "api://other", "api://apart"
+		blob, files         = "https://a.blob.core.windows.net", "https://a.file.core.windows.net"
+	)
 	all := []string{store, blob, files, other}
 	for _, changed := range all {
 		bubble(t, &tokencachetest.Source{}, func(t *testing.T, c *tokencache.Cache) {
@@ -474,12 +499,15 @@ func TestChangeIsAboutAllAlternates(t *testing.T) {
 				mustGet(t, c, tokencache.Key{Resource: r}, sdk)
 			}
 			time.Sleep(time.Minute)
-			if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true, Resource: changed, Effect: tokencache.Revoked}); err != nil {
+			if _, err := c.RecordChange(tokencache.PolicyChange{ID: "x", AllIdentities: true, Resource: changed,
+				Effect: tokencache.Revoked}); err != nil {
 				t.Fatal(err)
 			}
 			for _, r := range all {
-				if a, err := c.Get(t.Context(), tokencache.Key{Resource: r}, tokencache.Need{Alternates: all}); !errors.As(err, new(*tokencache.WithheldError)) {
-					t.Errorf("of %s, asked for %s: the token for %s is served as %v, %v", changed, r, a.Resource, a.Permissions.State, err)
+				if a, err := c.Get(t.Context(), tokencache.Key{Resource: r},
+					tokencache.Need{Alternates: all}); !errors.As(err, new(*tokencache.WithheldError)) {
+					t.Errorf("of %s, asked for %s: the token for %s is served as %v, %v", changed, r, a.Resource,
+						a.Permissions.State, err)
 				}
 			}
 			mustGet(t, c, tokencache.Key{Resource: apart}, sdk)
@@ -536,7 +564,8 @@ func TestMintedAfter(t *testing.T) {
 		for range 10 {
 			_, err := c.Get(t.Context(), vault, need)
 			var notYet *tokencache.NotYetError
-			if !errors.As(err, &notYet) || !notYet.Want.Equal(need.IssuedAfter) || time.Until(notYet.ExpiresOn) < 22*time.Hour || notYet.Error() == "" {
+			if !errors.As(err, &notYet) || !notYet.Want.Equal(need.IssuedAfter) ||
+				time.Until(notYet.ExpiresOn) < 22*time.Hour || notYet.Error() == "" {
 				t.Fatal(err)
 			}
 		}
@@ -554,56 +583,56 @@ func TestLook(t *testing.T) {
 	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
 		look := func() (tokencache.TokenInfo, <-chan struct{}) {
 			t.Helper()
-			sight, news, err := c.Peek(vault)
+			sight, changed, err := c.Peek(vault)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return sight, news
+			return sight, changed
 		}
-		closed := func(news <-chan struct{}) bool {
+		closed := func(changed <-chan struct{}) bool {
 			synctest.Wait()
 			select {
-			case <-news:
+			case <-changed:
 				return true
 			default:
 				return false
 			}
 		}
-		nothing, news := look()
+		nothing, changed := look()
 		if nothing.SHA256 != "" || nothing.Left != 0 || d.count() != 0 {
 			t.Errorf("before the first fetch: %+v", nothing)
 		}
 		mustGet(t, c, vault, sdk)
-		if !closed(news) {
+		if !closed(changed) {
 			t.Error("silent about the first token")
 		}
-		first, news := look()
+		first, changed := look()
 		if first.SHA256 == "" || first.Left < 23*time.Hour || first.Permissions.State != tokencache.Current {
 			t.Errorf("%+v", first)
 		}
 		time.Sleep(time.Hour)
-		if closed(news) {
-			t.Error("news of nothing")
+		if closed(changed) {
+			t.Error("woken for nothing")
 		}
 		note(t, c, "x", tokencache.Changed, time.Time{})
-		if !closed(news) {
+		if !closed(changed) {
 			t.Error("silent about a policy change")
 		}
-		stale, news := look()
+		stale, changed := look()
 		if stale.SHA256 != first.SHA256 || stale.Permissions.State != tokencache.Stale {
 			t.Errorf("%+v", stale)
 		}
-		<-news
+		<-changed
 		if current, _ := look(); current.SHA256 == first.SHA256 || current.Permissions.State != tokencache.Current {
 			t.Errorf("after the rollover: %+v", current)
 		}
 		d.set(down)
-		for held, news := look(); held.SHA256 != ""; held, news = look() { // until it has expired
-			<-news
+		for held, changed := look(); held.SHA256 != ""; held, changed = look() { // until it has expired
+			<-changed
 		}
-		_, news = look()
+		_, changed = look()
 		c.Retain(func(tokencache.Key) bool { return false })
-		if !closed(news) {
+		if !closed(changed) {
 			t.Error("silent about the end")
 		}
 		if _, _, err := c.Peek(vault); !errors.Is(err, tokencache.ErrDropped) {
@@ -633,9 +662,11 @@ func TestLookKeepsTheKeyWanted(t *testing.T) {
 func TestNoteRefuses(t *testing.T) {
 	t.Parallel()
 	bubble(t, &tokencachetest.Source{}, func(t *testing.T, c *tokencache.Cache) {
-		_, err := c.RecordChange(tokencache.PolicyChange{ID: "x", At: time.Now().Add(time.Hour), Effect: tokencache.Revoked})
+		_, err := c.RecordChange(tokencache.PolicyChange{ID: "x", At: time.Now().Add(time.Hour),
+			Effect: tokencache.Revoked})
 		var future *tokencache.FutureError
-		if !errors.As(err, &future) || future.Ahead != time.Hour || !strings.Contains(err.Error(), "1h0m0s in the future") {
+		if !errors.As(err, &future) || future.Ahead != time.Hour ||
+			!strings.Contains(err.Error(), "1h0m0s in the future") {
 			t.Errorf("dated in the future: %v", err)
 		}
 	})
@@ -655,7 +686,8 @@ func TestUnsureChange(t *testing.T) {
 		d.permit(t, "New")
 		truly := time.Now()
 		noted := note(t, c, "x", tokencache.Changed, time.Time{})
-		if noted.Vouched || noted.Moment != tokencachetest.Uptime+time.Hour+1 || noted.Issuer != (tokencache.Window{}) || !c.Changes()[0].Unsure {
+		if noted.Vouched || noted.Moment != tokencachetest.Uptime+time.Hour+1 ||
+			noted.Issuer != (tokencache.Window{}) || !c.Changes()[0].Unsure {
 			t.Fatalf("%+v", noted)
 		}
 		if got := policyState(t, c); got != tokencache.Stale {
@@ -687,10 +719,12 @@ func TestFutureChangeOnAnUnknownClock(t *testing.T) {
 		defer c.Close()
 		mustGet(t, c, vault, sdk)
 		time.Sleep(time.Minute)
-		if p := note(t, c, "x", tokencache.Revoked, time.Now()); p.Vouched || p.Moment != tokencachetest.Uptime+time.Minute+1 {
+		if p := note(t, c, "x", tokencache.Revoked, time.Now()); p.Vouched ||
+			p.Moment != tokencachetest.Uptime+time.Minute+1 {
 			t.Errorf("%+v", p)
 		}
-		if got := only(t, c); got.Permissions.State != tokencache.Stale || !got.Permissions.Withheld || got.HeldUntil.IsZero() {
+		if got := only(t, c); got.Permissions.State != tokencache.Stale || !got.Permissions.Withheld ||
+			got.HeldUntil.IsZero() {
 			t.Errorf("%+v", got.Permissions)
 		}
 	})
@@ -701,8 +735,10 @@ func TestKeptChangeDatedAhead(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
-		ahead := tokencache.PolicyChange{ID: "x", AllIdentities: true, At: time.Now().AddDate(5, 0, 0), Effect: tokencache.Revoked, Vouched: true}
-		c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Record: tokencache.Record{Changes: []tokencache.PolicyChange{ahead}}})
+		ahead := tokencache.PolicyChange{ID: "x", AllIdentities: true, At: time.Now().AddDate(5, 0, 0),
+			Effect: tokencache.Revoked, Vouched: true}
+		c := tokencache.New(tokencache.Options{Fetch: d.Fetch,
+			Record: tokencache.Record{Changes: []tokencache.PolicyChange{ahead}}})
 		defer c.Close()
 		if _, err := c.Get(t.Context(), vault, sdk); !errors.As(err, new(*tokencache.WithheldError)) {
 			t.Errorf("a token from before: %v", err)
@@ -720,7 +756,8 @@ func TestLostRecord(t *testing.T) {
 	for _, known := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			d := &device{backend: simulator.New(simulator.Options{Rollover: simulator.AtHalfLife, Aged: 6 * time.Hour})}
-			c := tokencache.New(tokencache.Options{Fetch: d.Fetch, Clock: (&tokencachetest.Clock{Trusted: known}).AfterUptime()})
+			c := tokencache.New(tokencache.Options{Fetch: d.Fetch,
+				Clock: (&tokencachetest.Clock{Trusted: known}).AfterUptime()})
 			defer c.Close()
 			note(t, c, "lost", tokencache.Unknown, time.Time{})
 			if got := policyState(t, c); got != tokencache.Uncertain {
@@ -784,12 +821,14 @@ func TestPromiseForTokensWithoutADate(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var expires time.Time
 			n := 0
-			c := tokencache.New(tokencache.Options{Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+			c := tokencache.New(tokencache.Options{Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched,
+				error) {
 				if !expires.After(time.Now()) {
 					n, expires = n+1, time.Now().Round(0).Add(life)
 				}
 				return tokencache.Fetched{
-					Token: tokencache.Token{Text: tokencache.NewSecret(fmt.Sprint("opaque ", n)), ExpiresOn: expires}, Left: time.Until(expires), Counted: true,
+					Token: tokencache.Token{Text: tokencache.NewSecret(fmt.Sprint("opaque ", n)), ExpiresOn: expires},
+					Left:  time.Until(expires), Counted: true,
 				}, nil
 			}})
 			defer c.Close()
@@ -807,7 +846,8 @@ func TestPromiseForTokensWithoutADate(t *testing.T) {
 					soonest = withheld.Until
 				}
 				if time.Now().After(soonest) || time.Since(begun) > 60*time.Hour {
-					t.Fatalf("lives of %v: withheld after %v, and %v was promised", life, time.Since(begun), soonest.Sub(begun))
+					t.Fatalf("lives of %v: withheld after %v, and %v was promised", life, time.Since(begun),
+						soonest.Sub(begun))
 				}
 			}
 		})
@@ -822,16 +862,18 @@ func TestQueuedFetchIsHeld(t *testing.T) {
 		var mu sync.Mutex
 		var asked []time.Time
 		throttles := false
-		c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 }, Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if key == vault {
-				asked = append(asked, time.Now())
-			} else if throttles {
-				return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Throttled, RetryAfter: 5 * time.Minute}
-			}
-			return d.Fetch(ctx, key)
-		}})
+		c := tokencache.New(tokencache.Options{Roll: func() float64 { return 0.5 },
+			Fetch: func(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if key == vault {
+					asked = append(asked, time.Now())
+				} else if throttles {
+					return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Throttled,
+						RetryAfter: 5 * time.Minute}
+				}
+				return d.Fetch(ctx, key)
+			}})
 		defer c.Close()
 		mustGet(t, c, storage, sdk)
 		time.Sleep(time.Minute)
@@ -839,7 +881,8 @@ func TestQueuedFetchIsHeld(t *testing.T) {
 		mu.Lock()
 		throttles = true
 		mu.Unlock()
-		time.Sleep(12*time.Hour + time.Minute) // one was refreshed in vain two minutes ago, and the other is due since a minute
+		// one was refreshed in vain two minutes ago, and the other is due since a minute
+		time.Sleep(12*time.Hour + time.Minute)
 		noted := time.Now()
 		note(t, c, "x", tokencache.Granted, time.Time{})
 		time.Sleep(time.Hour)

@@ -21,15 +21,18 @@ func TestVerdicts(t *testing.T) {
 		fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 			return tokenOf("o", key, began), nil
 		}
-		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
+		c := tokencache.New(tokencache.Options{Fetch: fetch,
+			Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
 		defer c.Close()
 		const alternate = "https://alternate.example"
 		c.SetAlternates(map[string][]string{vault.Resource: {alternate}})
 		mustGet(t, c, vault, sdk)
 		for _, p := range []tokencache.PolicyChange{
 			{ID: "met", AllIdentities: true, At: began.Add(-time.Hour), Effect: tokencache.Granted},
-			{ID: "spreading", AllIdentities: true, Resource: vault.Resource + "/", At: began.Add(-time.Minute), Effect: tokencache.Changed},
-			{ID: "another's", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, At: began, Effect: tokencache.Revoked},
+			{ID: "spreading", AllIdentities: true, Resource: vault.Resource + "/", At: began.Add(-time.Minute),
+				Effect: tokencache.Changed},
+			{ID: "another's", Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: "c"}, At: began,
+				Effect: tokencache.Revoked},
 			{ID: "of another", AllIdentities: true, Resource: storage.Resource, At: began, Effect: tokencache.Revoked},
 			{ID: "lacked", AllIdentities: true, Resource: alternate, Effect: tokencache.Granted},
 		} {
@@ -39,7 +42,8 @@ func TestVerdicts(t *testing.T) {
 			}
 		}
 		want := []tokencache.Verdict{
-			{ID: "lacked", State: tokencache.Stale}, {ID: "spreading", State: tokencache.Uncertain}, {ID: "met", State: tokencache.Current},
+			{ID: "lacked", State: tokencache.Stale}, {ID: "spreading", State: tokencache.Uncertain}, {ID: "met",
+				State: tokencache.Current},
 		}
 		got := only(t, c)
 		if !slices.Equal(got.Changes, want) {
@@ -60,10 +64,12 @@ func TestVerdictsAreFew(t *testing.T) {
 		fetch := func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 			return tokenOf("o", key, began), nil
 		}
-		c := tokencache.New(tokencache.Options{Fetch: fetch, Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
+		c := tokencache.New(tokencache.Options{Fetch: fetch,
+			Clock: (&tokencachetest.Clock{Trusted: true}).AfterUptime()})
 		defer c.Close()
 		add := func(id string, at time.Time) {
-			if _, err := c.RecordChange(tokencache.PolicyChange{ID: id, AllIdentities: true, At: at, Effect: tokencache.Granted}); err != nil {
+			if _, err := c.RecordChange(tokencache.PolicyChange{ID: id, AllIdentities: true, At: at,
+				Effect: tokencache.Granted}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -79,14 +85,16 @@ func TestVerdictsAreFew(t *testing.T) {
 			return ids, s.MoreChanges
 		}
 		add("lacked", time.Time{})
-		if ids, more := told(); !slices.Equal(ids, []string{"lacked", "met 5", "met 4", "met 3", "met 2", "met 1"}) || more != 1 {
+		if ids, more := told(); !slices.Equal(ids, []string{"lacked", "met 5", "met 4", "met 3", "met 2", "met 1"}) ||
+			more != 1 {
 			t.Errorf("one is lacked: %q and %d", ids, more)
 		}
 		for i := range tokencache.MaxVerdicts {
 			time.Sleep(time.Minute)
 			add(fmt.Sprint("later ", i), time.Time{})
 		}
-		if ids, more := told(); len(ids) != tokencache.MaxVerdicts || ids[0] != "later 5" || ids[5] != "later 0" || more != 7 {
+		if ids, more := told(); len(ids) != tokencache.MaxVerdicts || ids[0] != "later 5" || ids[5] != "later 0" ||
+			more != 7 {
 			t.Errorf("many are lacked: %q and %d", ids, more)
 		}
 	})

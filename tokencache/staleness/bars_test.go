@@ -42,7 +42,8 @@ func (b bar) atMost() string {
 
 func (b bar) String() string {
 	return fmt.Sprintf("%s, back end %s: %s with %s, %s with %s; at most %s", b.what, b.backEnd,
-		b.number(b.measured[together]), arrangements[together], b.number(b.measured[alone]), arrangements[alone], b.atMost())
+		b.number(b.measured[together]), arrangements[together], b.number(b.measured[alone]), arrangements[alone],
+		b.atMost())
 }
 
 // aims are what perceptd is to reach once a key has seen two rollovers.
@@ -89,16 +90,22 @@ func barsOfOne(c *comparison) []bar {
 	if aims.p99 > 0 {
 		inMinutes("lag, p99", aims.p99, func(f figures) time.Duration { return f.lag.quantile(0.99) })
 	}
-	inMinutes("more in a module's hand, mean", aimFurther, func(f figures) time.Duration { return f.module.mean() - f.lag.mean() })
-	inMinutes("more in a module's hand, p99", aimFurther, func(f figures) time.Duration { return f.module.quantile(0.99) - f.lag.quantile(0.99) })
-	add("calls of a stale episode, of polling's own", "%", 1, aims.share*100, learnt, func(f figures) float64 { return f.calls / poll.calls * 100 })
-	add("calls of a stale episode, of polling for as long", "%", 1, aims.share*100, learnt, func(f figures) float64 { return f.share * 100 })
+	inMinutes("more in a module's hand, mean", aimFurther,
+		func(f figures) time.Duration { return f.module.mean() - f.lag.mean() })
+	inMinutes("more in a module's hand, p99", aimFurther,
+		func(f figures) time.Duration { return f.module.quantile(0.99) - f.lag.quantile(0.99) })
+	add("calls of a stale episode, of polling's own", "%", 1, aims.share*100, learnt,
+		func(f figures) float64 { return f.calls / poll.calls * 100 })
+	add("calls of a stale episode, of polling for as long", "%", 1, aims.share*100, learnt,
+		func(f figures) float64 { return f.share * 100 })
 	add("calls on an ordinary day", "", 2, aimLearnt, learnt, func(f figures) float64 { return f.ordinary })
-	add("the same before two rollovers were seen", "", 2, aimUnlearnt, unlearnt, func(f figures) float64 { return f.ordinary })
+	add("the same before two rollovers were seen", "", 2, aimUnlearnt, unlearnt,
+		func(f figures) float64 { return f.ordinary })
 	add("failed requests", "", 0, 0, whole, func(f figures) float64 { return float64(f.failed - f.failedAway) })
 	if c.outage.length() > 0 {
 		bars[len(bars)-1].what += " outside of the outage"
-		add("failed requests in the outage; the oracle's", "", 0, float64(ideal.failedAway), whole, func(f figures) float64 { return float64(f.failedAway) })
+		add("failed requests in the outage; the oracle's", "", 0, float64(ideal.failedAway), whole,
+			func(f figures) float64 { return float64(f.failedAway) })
 	}
 	return bars
 }

@@ -61,7 +61,8 @@ func models(days int) []model {
 		{name: "expiry", rollover: simulator.AtExpiry},
 		{name: "half life", rollover: simulator.AtHalfLife},
 		{name: "random", rollover: simulator.Jittered},
-		{name: "expiry, faults", rollover: simulator.AtExpiry, odds: 0.01, outage: span{middle, middle.Add(6 * time.Hour)}},
+		{name: "expiry, faults", rollover: simulator.AtExpiry, odds: 0.01,
+			outage: span{middle, middle.Add(6 * time.Hour)}},
 	}
 }
 
@@ -176,7 +177,8 @@ type life struct {
 func (w world) live(key int, now func() time.Time) *life {
 	l := &life{world: w, key: key, now: now, current: true}
 	l.backend = simulator.New(simulator.Options{
-		Now: func() time.Time { return now().Add(l.ahead()) }, Rollover: w.rollover, Aged: day, Seed: w.seed<<16 + uint64(key),
+		Now: func() time.Time { return now().Add(l.ahead()) }, Rollover: w.rollover, Aged: day,
+		Seed:       w.seed<<16 + uint64(key),
 		Identities: []simulator.Identity{{Name: "device", SystemAssigned: true, Permissions: l.permissions()}},
 	})
 	return l

@@ -81,7 +81,8 @@ func (d *devices) cache(n int64) *tokencache.Cache {
 }
 
 func keyOf(n int) tokencache.Key {
-	return tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: strconv.Itoa(n)}, Resource: vault}
+	return tokencache.Key{Selector: tokencache.Selector{Kind: tokencache.ClientID, ID: strconv.Itoa(n)},
+		Resource: vault}
 }
 
 func (d *devices) life(key tokencache.Key) *life {
@@ -96,7 +97,8 @@ func (d *devices) life(key tokencache.Key) *life {
 func (d *devices) fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 	d.mu.Lock()
 	l := d.life(key)
-	takes := 50*time.Millisecond + time.Duration(d.roll(forLatency, int64(l.key), int64(l.asked))*float64(200*time.Millisecond))
+	takes := 50*time.Millisecond + time.Duration(d.roll(forLatency, int64(l.key),
+		int64(l.asked))*float64(200*time.Millisecond))
 	d.mu.Unlock()
 	time.Sleep(takes)
 	d.mu.Lock()
@@ -104,7 +106,8 @@ func (d *devices) fetch(_ context.Context, key tokencache.Key) (tokencache.Fetch
 	m, ok := l.ask()
 	switch {
 	case !ok && l.outage.holds(l.now()):
-		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource, Detail: "connection refused"}
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable, Extent: tokencache.OfSource,
+			Detail: "connection refused"}
 	case !ok:
 		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "status 500"}
 	}
@@ -142,7 +145,8 @@ func (d *devices) administer(ctx context.Context, t *testing.T, key int) {
 			return
 		}
 		notice := tokencache.PolicyChange{
-			ID: fmt.Sprintf("%d/%d", key, i), Selector: keyOf(key).Selector, Resource: vault, At: time.Now(), Effect: tokencache.Changed,
+			ID: fmt.Sprintf("%d/%d", key, i), Selector: keyOf(key).Selector, Resource: vault, At: time.Now(),
+			Effect: tokencache.Changed,
 		}
 		if _, err := d.caches[key].RecordChange(notice); err != nil {
 			t.Errorf("the notice of a policy change: %v", err)

@@ -183,11 +183,16 @@ func bestProduct() float64 {
 // String tells the figures in a few lines for whoever tunes the schedule.
 func (f figures) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d episodes (%d ripe): lag mean %s p50 %s p99 %s max %s; module's mean %s p99 %s, of one episode %s more at p99; stale mean %s p99 %s\n",
-		f.episodes, f.ripe, minutes(f.lag.mean()), minutes(f.lag.quantile(0.5)), minutes(f.lag.quantile(0.99)), minutes(f.lag.quantile(1)),
-		minutes(f.module.mean()), minutes(f.module.quantile(0.99)), minutes(f.further.quantile(0.99)), minutes(f.stale.mean()), minutes(f.stale.quantile(0.99)))
-	fmt.Fprintf(&b, "  calls: ordinary day %.2f (%.2f of it in doubt); episode %.1f, %.2f an hour, %.3f of polling as long; outage %.0f\n",
+	fmt.Fprintf(&b, "%d episodes (%d ripe): lag mean %s p50 %s p99 %s max %s; "+
+		"module's mean %s p99 %s, of one episode %s more at p99; stale mean %s p99 %s\n",
+		f.episodes, f.ripe, minutes(f.lag.mean()), minutes(f.lag.quantile(0.5)), minutes(f.lag.quantile(0.99)),
+		minutes(f.lag.quantile(1)),
+		minutes(f.module.mean()), minutes(f.module.quantile(0.99)), minutes(f.further.quantile(0.99)),
+		minutes(f.stale.mean()), minutes(f.stale.quantile(0.99)))
+	fmt.Fprintf(&b, "  calls: ordinary day %.2f (%.2f of it in doubt); "+
+		"episode %.1f, %.2f an hour, %.3f of polling as long; outage %.0f\n",
 		f.ordinary, f.doubted, f.calls, f.staleHour, f.share, f.inOutage)
-	fmt.Fprintf(&b, "  rollovers lost %d, forced %d; requests failed %d, of these in the outage %d\n", f.lost, f.forced, f.failed, f.failedAway)
+	fmt.Fprintf(&b, "  rollovers lost %d, forced %d; requests failed %d, of these in the outage %d\n", f.lost, f.forced,
+		f.failed, f.failedAway)
 	return b.String()
 }

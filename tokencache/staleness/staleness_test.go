@@ -16,7 +16,8 @@ func check(t *testing.T, lives []*life) {
 	t.Helper()
 	f := sum(lives, whole)
 	if f.episodes == 0 || f.unmet > 0 || f.early > 0 {
-		t.Errorf("%d episodes, %d of them without an end, %d that ended before their rollover", f.episodes, f.unmet, f.early)
+		t.Errorf("%d episodes, %d of them without an end, %d that ended before their rollover", f.episodes, f.unmet,
+			f.early)
 	}
 	if f.mislabeled > 0 {
 		t.Errorf("%d tokens called current that lacked a change", f.mislabeled)
@@ -41,7 +42,8 @@ func TestStalenessInSmall(t *testing.T) {
 				t.Errorf("lag of %v at p99", p99)
 			}
 			if lag := f.lag.mean(); lag > 10*time.Minute || f.share > 0.7 || f.ordinary > 6 {
-				t.Errorf("mean lag %v for %.0f %% of polling's calls; %.1f calls on an ordinary day", lag, f.share*100, f.ordinary)
+				t.Errorf("mean lag %v for %.0f %% of polling's calls; %.1f calls on an ordinary day", lag, f.share*100,
+					f.ordinary)
 			}
 		})
 	}
@@ -65,7 +67,8 @@ func TestStalenessOfOthers(t *testing.T) {
 		check(t, lives)
 		f := sum(lives, whole)
 		if f.lag.mean() < row.least || f.lag.mean() > row.most || f.ordinary > row.daily || f.failed > 0 {
-			t.Errorf("%s: mean lag %v, %.2f calls a day, %d requests failed", row.name, f.lag.mean(), f.ordinary, f.failed)
+			t.Errorf("%s: mean lag %v, %.2f calls a day, %d requests failed", row.name, f.lag.mean(), f.ordinary,
+				f.failed)
 		}
 	}
 }

@@ -40,7 +40,8 @@ func azidentity() strategy {
 }
 
 // sdkPauses are azidentity's between the tries of a request to IMDS.
-var sdkPauses = [...]time.Duration{2 * time.Second, 6 * time.Second, 14 * time.Second, 25 * time.Second, 25 * time.Second, 25 * time.Second}
+var sdkPauses = [...]time.Duration{2 * time.Second, 6 * time.Second, 14 * time.Second, 25 * time.Second,
+	25 * time.Second, 25 * time.Second}
 
 func (h *hand) nextSDK() time.Time {
 	due := latest(h.tried.Add(1), h.expires.Add(-sdkMargin+1))

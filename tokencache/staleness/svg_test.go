@@ -30,11 +30,13 @@ func (d *drawing) line(x1, y1, x2, y2 float64, colour, more string) {
 }
 
 func (d *drawing) dot(x, y, r float64, fill, stroke string) {
-	fmt.Fprintf(d, `<circle cx="%.1f" cy="%.1f" r="%.1f" fill="%s" stroke="%s" stroke-width="1.6"/>`+"\n", x, y, r, fill, stroke)
+	fmt.Fprintf(d, `<circle cx="%.1f" cy="%.1f" r="%.1f" fill="%s" stroke="%s" stroke-width="1.6"/>`+"\n", x, y, r,
+		fill, stroke)
 }
 
 func (d *drawing) text(x, y float64, anchor, more, words string) {
-	fmt.Fprintf(d, `<text x="%.1f" y="%.1f" text-anchor="%s" %s>%s</text>`+"\n", x, y, anchor, more, html.EscapeString(words))
+	fmt.Fprintf(d, `<text x="%.1f" y="%.1f" text-anchor="%s" %s>%s</text>`+"\n", x, y, anchor, more,
+		html.EscapeString(words))
 }
 
 // scale maps values to places on a logarithmic axis; what lies beyond its ends is put there.
@@ -61,8 +63,10 @@ const (
 func picture(all []*comparison, curve []point) string {
 	d := &drawing{}
 	fmt.Fprintf(d, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img" `+
-		`font-family="system-ui, -apple-system, 'Segoe UI', sans-serif" font-size="12" fill="%s">`+"\n", pictureWide, pictureHigh, pictureWide, pictureHigh, ink)
-	fmt.Fprintf(d, "<title>Lag from the rollover to the current token, by strategy and back end; and lag against calls</title>\n")
+		`font-family="system-ui, -apple-system, 'Segoe UI', sans-serif" font-size="12" fill="%s">`+"\n",
+		pictureWide, pictureHigh, pictureWide, pictureHigh, ink)
+	fmt.Fprint(d, "<title>Lag from the rollover to the current token, by strategy and back end; "+
+		"and lag against calls</title>\n")
 	fmt.Fprintf(d, `<rect width="%d" height="%d" rx="6" fill="%s"/>`+"\n", pictureWide, pictureHigh, paper)
 	d.lags(all)
 	d.curve(curve)
@@ -149,8 +153,10 @@ func (d *drawing) curve(all []point) {
 		d.line(x.from, y.at(v), x.to, y.at(v), grid, "")
 		d.text(x.from-8, y.at(v)+4, "end", coloured(faint), fmt.Sprint(v))
 	}
-	d.text((x.from+x.to)/2, plotBottom+40, "middle", coloured(faint), "calls in an hour of a stale episode (logarithmic)")
-	fmt.Fprintf(d, `<text transform="translate(664 %.1f) rotate(-90)" text-anchor="middle" fill="%s">mean lag in minutes (logarithmic)</text>`+"\n", (plotTop+plotBottom)/2, faint)
+	d.text((x.from+x.to)/2, plotBottom+40, "middle", coloured(faint),
+		"calls in an hour of a stale episode (logarithmic)")
+	fmt.Fprintf(d, `<text transform="translate(664 %.1f) rotate(-90)" text-anchor="middle" fill="%s">`+
+		"mean lag in minutes (logarithmic)</text>\n", (plotTop+plotBottom)/2, faint)
 	d.text(x.from+10, plotBottom-12, "start", coloured(least), "the aim")
 	d.least(x, y)
 	d.points(x, y, all)
@@ -162,7 +168,8 @@ func (d *drawing) least(x, y scale) {
 	from, to := max(x.low, best/y.high), min(x.high, best/y.low)
 	d.line(x.at(from), y.at(best/from), x.at(to), y.at(best/to), least, `stroke-width="2" stroke-dasharray="5 4"`)
 	at := 1.5
-	fmt.Fprintf(d, `<text transform="translate(%.1f %.1f) rotate(%.1f)" text-anchor="middle" fill="%s">no schedule can do better</text>`+"\n",
+	fmt.Fprintf(d, `<text transform="translate(%.1f %.1f) rotate(%.1f)" text-anchor="middle" fill="%s">`+
+		"no schedule can do better</text>\n",
 		x.at(at)-6, y.at(best/at)+16, math.Atan2(y.at(best/to)-y.at(best/from), x.at(to)-x.at(from))*180/math.Pi, least)
 }
 
@@ -173,7 +180,8 @@ func (d *drawing) points(x, y scale, all []point) {
 			continue
 		}
 		if before != nil {
-			d.line(x.at(before.calls), y.at(before.lag.Minutes()), x.at(p.calls), y.at(p.lag.Minutes()), others, `stroke-width="2"`)
+			d.line(x.at(before.calls), y.at(before.lag.Minutes()), x.at(p.calls), y.at(p.lag.Minutes()), others,
+				`stroke-width="2"`)
 		}
 		before = &all[i]
 	}
@@ -193,6 +201,7 @@ func (d *drawing) points(x, y scale, all []point) {
 		key := plotTop + 26 + float64(i)*24
 		d.dot(x.at(p.calls), y.at(p.lag.Minutes()), 6, fills[i], ours)
 		d.dot(x.to-272, key-4, 6, fills[i], ours)
-		d.text(x.to-260, key, "start", `font-weight="600" `+coloured(ours), fmt.Sprintf("%s: %.1f min, %.1f calls", p.name, p.lag.Minutes(), p.calls))
+		d.text(x.to-260, key, "start", `font-weight="600" `+coloured(ours),
+			fmt.Sprintf("%s: %.1f min, %.1f calls", p.name, p.lag.Minutes(), p.calls))
 	}
 }

@@ -65,7 +65,8 @@ func barTable(bars []bar) table {
 		}
 		last = b.backEnd
 		t = append(t, []string{
-			name, b.what, b.atMost(), b.number(b.measured[together]), b.verdict(together), b.number(b.measured[alone]), b.verdict(alone),
+			name, b.what, b.atMost(), b.number(b.measured[together]), b.verdict(together),
+			b.number(b.measured[alone]), b.verdict(alone),
 		})
 	}
 	return t
@@ -87,7 +88,8 @@ func (c *comparison) nameFor(row int) string {
 }
 
 func lagTable(all []*comparison) table {
-	t := table{{"back end", "strategy", "episodes", "lag: mean", "p50", "p99", "module's: mean", "p99", "stale: mean", "p99", "failed requests"}}
+	t := table{{"back end", "strategy", "episodes", "lag: mean", "p50", "p99", "module's: mean", "p99", "stale: mean",
+		"p99", "failed requests"}}
 	for _, c := range all {
 		for i, r := range c.rows() {
 			failed := count(r.failed)
@@ -98,8 +100,10 @@ func lagTable(all []*comparison) table {
 				failed = "" // counted for the whole time
 			}
 			t = append(t, []string{
-				c.nameFor(i), r.name, count(r.episodes), minutes(r.lag.mean()), minutes(r.lag.quantile(0.5)), minutes(r.lag.quantile(0.99)),
-				minutes(r.module.mean()), minutes(r.module.quantile(0.99)), minutes(r.stale.mean()), minutes(r.stale.quantile(0.99)), failed,
+				c.nameFor(i), r.name, count(r.episodes),
+				minutes(r.lag.mean()), minutes(r.lag.quantile(0.5)), minutes(r.lag.quantile(0.99)),
+				minutes(r.module.mean()), minutes(r.module.quantile(0.99)), minutes(r.stale.mean()),
+				minutes(r.stale.quantile(0.99)), failed,
 			})
 		}
 	}
@@ -107,7 +111,8 @@ func lagTable(all []*comparison) table {
 }
 
 func callTable(all []*comparison) table {
-	t := table{{"back end", "strategy", "ordinary day", "episode", "of polling's", "episode's hour", "of polling as long", "a key in the outage", "lost", "forced", "ripe"}}
+	t := table{{"back end", "strategy", "ordinary day", "episode", "of polling's", "episode's hour",
+		"of polling as long", "a key in the outage", "lost", "forced", "ripe"}}
 	for _, c := range all {
 		poll := c.other(polling(pollingEvery5).name)
 		for i, r := range c.rows() {
@@ -116,8 +121,10 @@ func callTable(all []*comparison) table {
 				outage = grouped(fmt.Sprintf("%.0f", r.inOutage))
 			}
 			t = append(t, []string{
-				c.nameFor(i), r.name, fmt.Sprintf("%.2f", r.ordinary), fmt.Sprintf("%.1f", r.calls), percent(r.calls / poll.calls),
-				fmt.Sprintf("%.2f", r.staleHour), percent(r.share), outage, count(r.lost), count(r.forced), count(r.ripe),
+				c.nameFor(i), r.name, fmt.Sprintf("%.2f", r.ordinary), fmt.Sprintf("%.1f",
+					r.calls), percent(r.calls / poll.calls),
+				fmt.Sprintf("%.2f", r.staleHour), percent(r.share), outage, count(r.lost), count(r.forced),
+				count(r.ripe),
 			})
 		}
 	}
@@ -128,10 +135,12 @@ func percent(share float64) string { return fmt.Sprintf("%.1f %%", share*100) }
 
 func curveTable(curve []point) table {
 	best := bestProduct()
-	t := table{{"strategy", "calls an episode", "calls an hour of it", "lag: mean", "least lag possible for these calls"}}
+	t := table{{"strategy", "calls an episode", "calls an hour of it", "lag: mean",
+		"least lag possible for these calls"}}
 	for _, p := range curve {
 		least := time.Duration(best / p.calls * float64(time.Minute))
-		t = append(t, []string{p.name, fmt.Sprintf("%.1f", p.episode), fmt.Sprintf("%.2f", p.calls), minutes(p.lag), minutes(least)})
+		t = append(t, []string{p.name, fmt.Sprintf("%.1f", p.episode), fmt.Sprintf("%.2f", p.calls), minutes(p.lag),
+			minutes(least)})
 	}
 	return t
 }
