@@ -31,8 +31,8 @@ var (
 	latestChange   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// RecordChange puts a policy change on record and in force. by says who reports it, for the log: "uid 0 (pid 7)". The error is an
-// *Error; with CodeNotKept the change is in force all the same, and returned.
+// RecordChange puts a policy change on record and in force. by says who reports it, for the log: "uid 0 (pid 7)". The
+// error is an *Error; with CodeNotKept the change is in force all the same, and returned.
 func (a *Agent) RecordChange(by string, c api.PolicyChangeRequest) (api.PolicyChange, error) {
 	p, refusal := a.rules.Load().policyChange(c)
 	if refusal != nil {
@@ -51,13 +51,13 @@ func (a *Agent) RecordChange(by string, c api.PolicyChangeRequest) (api.PolicyCh
 	return a.describeChange(recorded), nil
 }
 
-// WithdrawChange takes a policy change off the record, as if it had never been recorded, and returns it as it was. The error is
-// an *Error; with CodeNotKept the change is withdrawn all the same. What stands for a record that cannot be read now is not
-// withdrawn: what is on it may withhold tokens.
+// WithdrawChange takes a policy change off the record, as if it had never been recorded, and returns it as it was. The
+// error is an *Error; with CodeNotKept the change is withdrawn all the same. What stands for a record that cannot be
+// read now is not withdrawn: what is on it may withhold tokens.
 func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 	if why := a.changeSaver.unread.Load(); why != nil && id == unreadID {
-		return api.PolicyChange{}, badChange("%q stands for the record of policy changes, which cannot be read now, and ends when that "+
-			"is read: %v; %s", id, *why, unreadRemedy(*why))
+		return api.PolicyChange{}, badChange("%q stands for the record of policy changes, which cannot be read now, "+
+			"and ends when that is read: %v; %s", id, *why, unreadRemedy(*why))
 	}
 	recorded, found := a.withdraw(id)
 	if !found {
@@ -74,20 +74,23 @@ func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 	return a.describeChange(recorded), nil
 }
 
-// unkept says what holds of something that is in force and could not be kept on the disk.
+// unkept returns the error for something that is in force and could not be written to the disk.
 func (a *Agent) unkept(done string, err error) *Error {
 	if unread, ok := errors.AsType[*unreadError](err); ok {
-		return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and till then %s; %s", done, err, a.snapshotSaver.outlives(true), unreadRemedy(unread.why))}
+		return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and "+
+			"till then %s; %s", done, err, a.snapshotSaver.outlives(true), unreadRemedy(unread.why))}
 	}
-	return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s", done, err, a.snapshotSaver.outlives(false), remedyFor(err), triedAgain)}
+	return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; "+
+		"%s", done, err, a.snapshotSaver.outlives(false), remedyFor(err), triedAgain)}
 }
 
-// withdraw takes a change off the record, and off what is read later. What was noted since is on none of that.
+// withdraw takes a change off the record, and off the record that is read later. That has no change recorded since.
 func (a *Agent) withdraw(id string) (tokencache.RecordedChange, bool) {
 	a.naming.Lock()
 	defer a.naming.Unlock()
 	recorded, found := a.cache.Withdraw(id)
-	if u := a.deferred; found && u != nil && slices.ContainsFunc(u.began.Changes, func(q tokencache.PolicyChange) bool { return q.ID == id }) {
+	isIt := func(p tokencache.PolicyChange) bool { return p.ID == id }
+	if u := a.deferred; found && u != nil && slices.ContainsFunc(u.began.Changes, isIt) {
 		u.withdrawn = append(u.withdrawn, recorded.PolicyChange)
 	}
 	return recorded, found
@@ -130,11 +133,14 @@ func (a *Agent) changeError(p tokencache.PolicyChange, err error) error {
 	switch {
 	case errors.As(err, &future):
 		return &Error{Code: api.CodeFutureChange, Detail: fmt.Sprintf(
-			"the policy change is dated %v ahead, on %s: this device's clock is synchronised and says %s; note a change when it has happened, or leave its time out for now",
+			"the policy change is dated %v ahead, on %s: this device's clock is synchronised and says %s; note a "+
+				"change when it has happened, or leave its time out for now",
 			future.Ahead.Round(time.Second), formatTime(p.At), formatTime(a.clock.Wall()))}
 	case errors.Is(err, tokencache.ErrTooManyChanges):
 		return &Error{Code: api.CodeTooManyChanges, Detail: fmt.Sprintf(
-			"%d policy changes are on record, which is all that can be, and no two that are no revocations are of one identity and resource: withdraw some (perceptctl policy-changes lists them), or note one change for all resources, which takes in those that are no revocations", tokencache.MaxChanges)}
+			"%d policy changes are on record, which is all that can be, and no two that are no revocations are of "+
+				"one identity and resource: withdraw some (perceptctl policy-changes lists them), or note one change "+
+				"for all resources, which takes in those that are no revocations", tokencache.MaxChanges)}
 	}
 	return err
 }
@@ -148,7 +154,9 @@ func joinedTrouble(c api.PolicyChange) string {
 	if c.Resource != "" {
 		on = c.Resource
 	}
-	return fmt.Sprintf("the record of policy changes was full: %s stands for %d more, and is about %s and %s until the last of them is over: note one change for many resources rather than one for each, and withdraw those that are over (perceptctl policy-changes)",
+	return fmt.Sprintf("the record of policy changes was full: %s stands for %d more, and is about %s and %s until "+
+		"the last of them is over: note one change for many resources rather than one for each, and withdraw those "+
+		"that are over (perceptctl policy-changes)",
 		c.ID, c.Joined, of, on)
 }
 
@@ -161,7 +169,8 @@ func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 		resource = "all"
 	}
 	a.log.Info(message, zap.String("by", by), zap.String("id", p.ID), zap.String("effect", string(p.Effect)),
-		zap.String("identity", identity), zap.String("resource", resource), zap.Time("at", p.At), zap.String("note", p.Note))
+		zap.String("identity", identity), zap.String("resource", resource), zap.Time("at", p.At),
+		zap.String("note", p.Note))
 }
 
 // policyChange checks what was reported. A misspelt name would be a change that touches nothing, and
@@ -175,7 +184,8 @@ func (s *ruleset) policyChange(c api.PolicyChangeRequest) (tokencache.PolicyChan
 	case c.Effect != tokencache.Granted && c.Effect != tokencache.Revoked && c.Effect != tokencache.Changed:
 		return p, badChange("the effect of a policy change is granted, revoked or changed")
 	case !c.At.IsZero() && (c.At.Before(earliestChange) || !c.At.Before(latestChange)):
-		return p, badChange("the policy change is dated in the year %d: give the time at which it happened", c.At.Year())
+		return p, badChange("the policy change is dated in the year %d: give the time at which it "+
+			"happened", c.At.Year())
 	}
 	if fault := checkNote(c.Note); fault != nil {
 		return p, fault
@@ -186,7 +196,8 @@ func (s *ruleset) policyChange(c api.PolicyChangeRequest) (tokencache.PolicyChan
 		}
 		named := s.Spelling(resource)
 		if named == "" {
-			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name %s; name one of these, or use --all-resources", resource, s.resourceList())
+			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name "+
+				"%s; name one of these, or use --all-resources", resource, s.resourceList())
 		}
 		p.Resource = named
 	}

@@ -44,8 +44,8 @@ type diagnosis struct {
 	fetched  tokencache.Outcome
 }
 
-// diagnose looks up the token held. A token of an alternate was handed out in place of the resource's own, so that may be the one
-// that was refused.
+// diagnose looks up the token held. A token of an alternate was handed out in place of the resource's own, so that may
+// be the one that was refused.
 func (a *Agent) diagnose(
 	rules *ruleset, caller grants.Caller, identity *grants.Identity, r api.Rejection, wanted challenge,
 ) (*diagnosis, error) {
@@ -84,7 +84,8 @@ func (d *diagnosis) advice(named string) api.Advice {
 func (d *diagnosis) judge(ctx context.Context) {
 	switch {
 	case d.held.SHA256 == "":
-		d.add(api.CauseUnknownToken, "no valid token is held for it now, so nothing is known of the refused one; it may have expired",
+		d.add(api.CauseUnknownToken,
+			"no valid token is held for it now, so nothing is known of the refused one; it may have expired",
 			"ask for a token again")
 		d.retry = true
 	case d.report.SHA256 != "" && d.report.SHA256 != d.held.SHA256:
@@ -107,12 +108,14 @@ func (d *diagnosis) judgeOther() {
 		}
 		if identity != d.identity {
 			d.add(api.CauseWrongIdentity, fmt.Sprintf("the refused token is that of identity %q", identity.Name),
-				fmt.Sprintf("send the token of identity %q, or have %q granted the permission", d.identity.Name, identity.Name))
+				fmt.Sprintf("send the token of identity %q, or have %q granted the permission", d.identity.Name,
+					identity.Name))
 		}
 		d.retry = true
 		return
 	}
-	d.add(api.CauseOldToken, fmt.Sprintf("the token held now is another one, received on %s", formatTime(d.held.ReceivedOn)),
+	d.add(api.CauseOldToken, fmt.Sprintf("the token held now is another one, received on %s",
+		formatTime(d.held.ReceivedOn)),
 		"ask for a token again and send that one; if an SDK or a program keeps tokens of its own, have it drop them")
 	d.retry = !d.held.Permissions.Withheld
 	if !d.retry {
@@ -129,9 +132,11 @@ func (d *diagnosis) judgeHeld(ctx context.Context) {
 		d.judgeClock()
 		d.judgePolicyChanges()
 		if len(d.findings) == 0 {
-			d.add(api.CauseWrongAudience, fmt.Sprintf("nothing is wrong with the token as far as can be told here: its audience is %s, and it is good for another %v",
+			d.add(api.CauseWrongAudience, fmt.Sprintf("nothing is wrong with the token as far as can be told here: "+
+				"its audience is %s, and it is good for another %v",
 				cmp.Or(d.held.Claims.Audience, notStated), d.held.Left.Round(time.Second)),
-				"compare the audience with the one that the resource wants, which its WWW-Authenticate header or its documentation names, and pass on its claims challenge if there is one")
+				"compare the audience with the one that the resource wants, which its WWW-Authenticate header or its "+
+					"documentation names, and pass on its claims challenge if there is one")
 		}
 		return
 	}
@@ -157,15 +162,18 @@ func (d *diagnosis) judgePolicyChanges() {
 	if !p.Likely.IsZero() {
 		by, on = by+", probably by "+formatTime(p.Likely), p.Likely
 	}
-	detail := fmt.Sprintf("the token %s the policy change of %s had reached new tokens, and the back end goes on handing it out; a current one is here %s", how, formatTime(p.Changed), by)
+	detail := fmt.Sprintf("the token %s the policy change of %s had reached new tokens, and the back end goes on "+
+		"handing it out; a current one is here %s", how, formatTime(p.Changed), by)
 	standIn, alone := d.agent.placeholderAlone(d.key)
 	switch {
 	case alone:
-		detail = fmt.Sprintf("%s, so that nobody knows whether the token is current: it is withheld ([tokens] lost_record); to end that: %s", recordText(standIn.Record), standIn.Mend)
+		detail = fmt.Sprintf("%s, so that nobody knows whether the token is current: it is withheld ([tokens] "+
+			"lost_record); to end that: %s", recordText(standIn.Record), standIn.Mend)
 	case p.Withheld:
 		detail += "; until then it is withheld, since permissions were revoked"
 	}
-	d.add(api.CauseStale, detail, "ask for the token with wait, or watch, and try the resource again when the token is another one")
+	d.add(api.CauseStale, detail,
+		"ask for the token with wait, or watch, and try the resource again when the token is another one")
 	d.retryAt(on)
 }
 
@@ -175,14 +183,20 @@ func (d *diagnosis) judgeAudience() {
 	aud := d.held.Claims.Audience
 	switch {
 	case d.key.Resource != d.report.Resource:
-		d.add(api.CauseWrongAudience, fmt.Sprintf("the token was asked for as %s, an alternate of %s, since that one's own was not current", d.key.Resource, d.report.Resource),
-			fmt.Sprintf("the resource does not accept this audience, it seems: take it off the alternates of %s in the configuration", d.report.Resource))
+		d.add(api.CauseWrongAudience,
+			fmt.Sprintf("the token was asked for as %s, an alternate of %s, since that one's own was not "+
+				"current", d.key.Resource, d.report.Resource),
+			fmt.Sprintf("the resource does not accept this audience, it seems: take it off the alternates of %s in "+
+				"the configuration", d.report.Resource))
 	case aud == "" || aud == d.key.Resource || grants.IsGUID(aud) || grants.IsGUID(d.key.Resource):
 	case tokencache.Canonical(aud) == tokencache.Canonical(d.key.Resource):
-		d.add(api.CauseWrongAudience, fmt.Sprintf("the token's audience is %s, and it was asked for as %s: another spelling", aud, d.key.Resource),
+		d.add(api.CauseWrongAudience,
+			fmt.Sprintf("the token's audience is %s, and it was asked for as %s: another "+
+				"spelling", aud, d.key.Resource),
 			"name the resource exactly as it wants its audience: a slash at the end makes another one")
 	default:
-		d.add(api.CauseWrongAudience, fmt.Sprintf("the token's audience is %s, and it was asked for as %s", aud, d.key.Resource),
+		d.add(api.CauseWrongAudience, fmt.Sprintf("the token's audience is %s, and it was asked for as %s", aud,
+			d.key.Resource),
 			"name the resource exactly as it wants its audience")
 	}
 }
@@ -195,7 +209,8 @@ func (d *diagnosis) judgeIdentity() {
 		{"object", identity.ObjectID, d.held.Claims.ObjectID},
 	} {
 		if id.configured != "" && id.carried != "" && !strings.EqualFold(id.configured, id.carried) {
-			d.add(api.CauseWrongIdentity, fmt.Sprintf("the token's %s ID is %s, and identity %q is configured with %s", id.name, id.carried, identity.Name, id.configured),
+			d.add(api.CauseWrongIdentity, fmt.Sprintf("the token's %s ID is %s, and identity %q is configured with %s",
+				id.name, id.carried, identity.Name, id.configured),
 				"correct the configuration, or grant the permission to the identity that the token is of")
 			return
 		}
@@ -208,14 +223,18 @@ func (d *diagnosis) judgeClock() {
 	from := d.held.Claims.NotBefore
 	switch {
 	case from.After(d.now):
-		d.add(api.CauseClock, fmt.Sprintf("the token is valid from %s, and this device's clock says %s", formatTime(from), formatTime(d.now)),
+		d.add(api.CauseClock, fmt.Sprintf("the token is valid from %s, and this device's clock says %s",
+			formatTime(from), formatTime(d.now)),
 			"set this device's clock right (timedatectl)")
 	case d.held.Left < clockSlack:
-		d.add(api.CauseClock, fmt.Sprintf("the token expires in %v: a resource whose clock is ahead counts it as expired", d.held.Left.Round(time.Second)),
+		d.add(api.CauseClock,
+			fmt.Sprintf("the token expires in %v: a resource whose clock is ahead counts it as "+
+				"expired", d.held.Left.Round(time.Second)),
 			"ask for a token with min_ttl=5m")
 		d.retryAt(d.held.ExpiresOn)
 	case !known:
-		d.add(api.CauseClock, fmt.Sprintf("this device's clock says %s and is not known to be right, so the token may be expired by the resource's", formatTime(d.now)),
+		d.add(api.CauseClock, fmt.Sprintf("this device's clock says %s and is not known to be right, so the token "+
+			"may be expired by the resource's", formatTime(d.now)),
 			"have the clock synchronised (timedatectl), then ask for a token again")
 	}
 }
@@ -226,14 +245,18 @@ func (d *diagnosis) judgeChallenge(ctx context.Context) {
 	if !d.wanted.made {
 		return
 	}
-	detail := "the resource sent a claims challenge, as it does when the identity was disabled or its sessions were revoked"
+	detail := "the resource sent a claims challenge, as it does when the identity was disabled or its sessions were " +
+		"revoked"
 	if !d.wanted.after.IsZero() {
-		detail = fmt.Sprintf("the resource sent a claims challenge: it wants a token issued after %s, as it does when sessions were revoked", formatTime(d.wanted.after))
+		detail = fmt.Sprintf("the resource sent a claims challenge: it wants a token issued after %s, as it does "+
+			"when sessions were revoked", formatTime(d.wanted.after))
 	}
 	if len(d.wanted.others) > 0 {
-		detail += "; it also asks for " + strings.Join(d.wanted.others, ", ") + ", which an administrator has to look into"
+		detail += "; it also asks for " + strings.Join(d.wanted.others, ", ") +
+			", which an administrator has to look into"
 	}
-	detail += "; the managed-identity endpoint takes no claims (azidentity sends none), so the back end cannot be told, and may give the same token: " + d.fetchFor(ctx)
+	detail += "; the managed-identity endpoint takes no claims (azidentity sends none), so the back end cannot be " +
+		"told, and may give the same token: " + d.fetchFor(ctx)
 	if d.retry {
 		d.add(api.CauseRevoked, detail, "ask for the token again and try the resource with it")
 		return
@@ -243,7 +266,8 @@ func (d *diagnosis) judgeChallenge(ctx context.Context) {
 	if earlier {
 		when = "probably on " + formatTime(on) + ", " + when
 	}
-	d.add(api.CauseRevoked, detail, "wait for a newer token, which comes "+when+": ask with issued_after and wait, or watch")
+	d.add(api.CauseRevoked, detail,
+		"wait for a newer token, which comes "+when+": ask with issued_after and wait, or watch")
 	d.retryAt(on)
 }
 
@@ -253,18 +277,26 @@ func (d *diagnosis) judgePermissions() {
 	age := d.now.Sub(d.held.Issued.Latest)
 	if carried := carriedIn(held); carried != "" && age > rbacDelay {
 		on, _ := d.agent.expected(d.key, d.held)
-		d.add(api.CauseStaleClaims, fmt.Sprintf("the token was minted on %s and carries %s: what changed in these since is not in it", formatTime(d.held.Issued.Latest), carried),
-			fmt.Sprintf("if a membership or role was changed since, have an administrator note it (perceptctl policy-changed --all-resources --identity %s --effect changed), so that the next token is looked for; it comes by %s", d.identity.Name, formatTime(on)))
+		d.add(api.CauseStaleClaims,
+			fmt.Sprintf("the token was minted on %s and carries %s: what changed in these since is not in "+
+				"it", formatTime(d.held.Issued.Latest), carried),
+			fmt.Sprintf("if a membership or role was changed since, have an administrator note it (perceptctl "+
+				"policy-changed --all-resources --identity %s --effect changed), so that the next token is looked "+
+				"for; it comes by %s", d.identity.Name, formatTime(on)))
 	}
 	again := d.now.Add(rbacDelay)
-	d.add(api.CauseRBACDelay, fmt.Sprintf("roles assigned directly to the identity are looked up by the resource, whatever the token, and take up to %d minutes to reach it", int(rbacDelay.Minutes())),
+	d.add(api.CauseRBACDelay, fmt.Sprintf("roles assigned directly to the identity are looked up by the resource, "+
+		"whatever the token, and take up to %d minutes to reach it", int(rbacDelay.Minutes())),
 		fmt.Sprintf("if a role was assigned just now, try again until %s with the same token", formatTime(again)))
-	detail := fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s), and no policy change is on record that it lacks",
+	detail := fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s), and no policy change is on "+
+		"record that it lacks",
 		d.identity.Name, cmp.Or(held.ObjectID, notStated), cmp.Or(held.ClientID, notStated))
 	if d.held.Permissions.State != tokencache.Current {
-		detail = fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s)", d.identity.Name, cmp.Or(held.ObjectID, notStated), cmp.Or(held.ClientID, notStated))
+		detail = fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s)", d.identity.Name,
+			cmp.Or(held.ObjectID, notStated), cmp.Or(held.ClientID, notStated))
 	}
-	d.add(api.CauseNoPermission, detail, fmt.Sprintf("see in Azure whether that identity has the permission on %s", d.report.Resource))
+	d.add(api.CauseNoPermission, detail, fmt.Sprintf("see in Azure whether that identity has the permission on %s",
+		d.report.Resource))
 	d.retryAt(again)
 }
 

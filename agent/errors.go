@@ -24,7 +24,7 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Detail }
 
-// isInvalid reports whether a request for a token was wrong in itself, whoever made it.
+// isInvalid reports whether a request for a token is wrong for every caller.
 func (e *Error) isInvalid() bool {
 	return e.Code == api.CodeBadRequest || e.Code == api.CodeUnknownIdentity || e.Code == api.CodeAmbiguous
 }
@@ -57,13 +57,15 @@ func (a *Agent) callerError(identity *grants.Identity, resource string, err erro
 		}
 	case errors.As(err, &short):
 		return &Error{
-			Code:   api.CodeShortLife,
-			Detail: fmt.Sprintf("%v; the back end hands out the same token until it rolls over: ask for less, or later", short),
+			Code: api.CodeShortLife,
+			Detail: fmt.Sprintf("%v; the back end hands out the same token until it rolls over: ask for less, or "+
+				"later", short),
 		}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{
-			Code:   api.CodeUnreachable,
-			Detail: fmt.Sprintf("no token of identity %q for %s yet: the back end has not answered, and the call to it goes on; ask again", identity.Name, resource),
+			Code: api.CodeUnreachable,
+			Detail: fmt.Sprintf("no token of identity %q for %s yet: the back end has not answered, and the call to "+
+				"it goes on; ask again", identity.Name, resource),
 		}
 	case errors.Is(err, tokencache.ErrDropped), errors.Is(err, tokencache.ErrClosed):
 		return &Error{Code: api.CodeUnreachable, Stopping: true, Detail: err.Error() + "; ask again"}
@@ -71,17 +73,20 @@ func (a *Agent) callerError(identity *grants.Identity, resource string, err erro
 	return err
 }
 
-// withheldError says what a revocation does to callers. It can last for a day, so it names no moment to ask again; wait and
-// watch are there for that.
+// withheldError says what a revocation does to callers. It can last for a day, so it names no moment to ask again; wait
+// and watch are there for that.
 func (a *Agent) withheldError(identity *grants.Identity, resource string, err *tokencache.WithheldError) *Error {
 	if standIn, alone := a.placeholderAlone(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
-			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s are withheld ([tokens] lost_record); to end that: %s",
+			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s "+
+				"are withheld ([tokens] lost_record); to end that: %s",
 			recordText(standIn.Record), identity.Name, resource, formatTime(standIn.NotedOn), standIn.Mend)}
 	}
 	if !err.Spread.IsZero() {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
-			"permissions of identity %q on %s were revoked on %s, which takes minutes to reach new tokens: none is fetched before %s, since it would lack that and stay for a day; a current one is here by %s at the latest; tokens already handed out cannot be recalled; ask again with wait, or watch",
+			"permissions of identity %q on %s were revoked on %s, which takes minutes to reach new tokens: none is "+
+				"fetched before %s, since it would lack that and stay for a day; a current one is here by %s at the "+
+				"latest; tokens already handed out cannot be recalled; ask again with wait, or watch",
 			identity.Name, resource, formatTime(err.Revoked), formatTime(err.Spread), formatTime(err.Until))}
 	}
 	probably := ""
@@ -89,7 +94,9 @@ func (a *Agent) withheldError(identity *grants.Identity, resource string, err *t
 		probably = fmt.Sprintf(", probably by %s", formatTime(likely))
 	}
 	return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
-		"permissions of identity %q on %s were revoked on %s, and the back end still hands out a token from before: it is withheld until a current one is here, by %s at the latest%s; tokens already handed out cannot be recalled; ask again with wait, or watch",
+		"permissions of identity %q on %s were revoked on %s, and the back end still hands out a token from before: "+
+			"it is withheld until a current one is here, by %s at the latest%s; tokens already handed out cannot be "+
+			"recalled; ask again with wait, or watch",
 		identity.Name, resource, formatTime(err.Revoked), formatTime(err.Until), probably)}
 }
 
@@ -100,7 +107,8 @@ func (a *Agent) notYetError(identity *grants.Identity, resource string, err *tok
 	}
 	return &Error{
 		Code: api.CodeNotYet,
-		Detail: fmt.Sprintf("the back end still hands out a token of identity %q for %s that was minted before %s, and may until that expires on %s; ask again with wait, or watch",
+		Detail: fmt.Sprintf("the back end still hands out a token of identity %q for %s that was minted before %s, "+
+			"and may until that expires on %s; ask again with wait, or watch",
 			identity.Name, resource, formatTime(err.Want), formatTime(err.ExpiresOn)),
 		RetryAfter: min(max(by.Sub(a.clock.Wall()), notYetSoonest), notYetLatest),
 	}
@@ -112,7 +120,8 @@ const (
 	notYetLatest  = 5 * time.Minute
 )
 
-// placeholderAlone returns the placeholder that withholds the token of key, if no revocation on record withholds it too.
+// placeholderAlone returns the placeholder that withholds the token of key, if no revocation on record withholds it
+// too.
 func (a *Agent) placeholderAlone(key tokencache.Key) (placeholder api.PolicyChange, alone bool) {
 	for _, p := range a.cache.Withholders(key) {
 		c := a.describeChange(tokencache.RecordedChange{PolicyChange: p})

@@ -15,9 +15,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// Apply puts rules in force, whole or not at all, and returns what changed in words. Keys that no
-// grant names any more lose their tokens at once, and those that failed are tried again at once, as is a record that could not be
-// read or kept.
+// Apply puts rules in force atomically and returns in words what changed. It drops the tokens of keys that no grant
+// names any more, and tries again at once the keys that failed and a record that could not be read or written.
 func (a *Agent) Apply(rules Rules) ([]string, error) {
 	a.apply.Lock()
 	defer a.apply.Unlock()
@@ -45,31 +44,35 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 // refreshesAtOnce bounds the refreshes that one request has under way; the cache orders them anyway.
 const refreshesAtOnce = 8
 
-// Refresh fetches the cached tokens of an identity and resource now; an empty name stands for all. A record of policy changes that
-// could not be read or kept is tried again now as well.
-// The results are in the order of Status. While a policy change is still spreading nothing is fetched, which is OutcomeHeld, unless
-// the caller insists. An *Error says that nothing has that name.
+// Refresh fetches the cached tokens of an identity and resource now; an empty name stands for all. It also tries again
+// to read or write a record of policy changes that failed. The results are in the order of Status. While a policy
+// change is spreading, it fetches nothing (OutcomeHeld) unless the caller insists. An *Error says that nothing has that
+// name.
 func (a *Agent) Refresh(ctx context.Context, identity, resource string, insist bool) ([]api.RefreshResult, error) {
 	return a.refresh(ctx, identity, resource, func(key tokencache.Key, _ *grants.Identity) (tokencache.Outcome, error) {
 		return a.cache.Refresh(ctx, key, insist)
 	})
 }
 
-// Forget fetches anew as Refresh does, and drops the cached tokens of an identity and resource, with what was learnt of their lives,
-// when others have come that can be used, or before where the caller insists: see tokencache.Cache.Forget.
+// Forget fetches anew as Refresh does, and drops the cached tokens of an identity and resource, with what was learnt of
+// their lives, when others have come that can be used, or before where the caller insists: see tokencache.Cache.Forget.
 func (a *Agent) Forget(ctx context.Context, identity, resource string, insist bool) ([]api.RefreshResult, error) {
 	defer a.snapshotSaver.notice(true) // what was dropped is to be nowhere
-	return a.refresh(ctx, identity, resource, func(key tokencache.Key, of *grants.Identity) (tokencache.Outcome, error) {
+	fetch := func(key tokencache.Key, of *grants.Identity) (tokencache.Outcome, error) {
 		outcome, dropped, err := a.cache.Forget(ctx, key, insist)
 		if dropped != "" {
 			a.logForgotten(key, of.Name, dropped)
 		}
 		return outcome, err
-	})
+	}
+	return a.refresh(ctx, identity, resource, fetch)
 }
 
-// refresh has fetch ask for each of the keys that are cached of an identity and resource.
-func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch func(tokencache.Key, *grants.Identity) (tokencache.Outcome, error)) ([]api.RefreshResult, error) {
+// refresh calls fetch for each cached key of an identity and resource.
+func (a *Agent) refresh(
+	ctx context.Context, identity, resource string,
+	fetch func(tokencache.Key, *grants.Identity) (tokencache.Outcome, error),
+) ([]api.RefreshResult, error) {
 	rules := a.rules.Load()
 	resource = strings.TrimSuffix(resource, "/.default")
 	if identity != "" && rules.Named(identity) == nil {
@@ -77,7 +80,8 @@ func (a *Agent) refresh(ctx context.Context, identity, resource string, fetch fu
 	}
 	keys := rules.matching(a.cache.Status(), identity, resource)
 	if len(keys) == 0 && resource != "" {
-		return nil, &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf("no grant names resource %q for such an identity", resource)}
+		return nil, &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf("no grant names resource %q for such an "+
+			"identity", resource)}
 	}
 	a.changeSaver.hurry()
 	a.rereading.hurry()
@@ -111,7 +115,8 @@ func (a *Agent) fetched(e tokencache.Event) {
 	a.logSimulated(e)
 	a.logCurrent(e)
 	a.changeSaver.notice()
-	a.snapshotSaver.notice(slices.Contains([]tokencache.Outcome{tokencache.Newer, tokencache.Former, tokencache.Simulated}, e.Outcome))
+	brought := []tokencache.Outcome{tokencache.Newer, tokencache.Former, tokencache.Simulated}
+	a.snapshotSaver.notice(slices.Contains(brought, e.Outcome))
 	a.changed()
 }
 

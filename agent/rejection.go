@@ -18,10 +18,10 @@ import (
 	"perceptd/agent/grants"
 )
 
-// Rejected returns why a resource may have refused a caller's token, and what the caller can do. r.Claims is the JSON object of the
-// claims challenge; empty: there was none. A challenge causes a fetch, at most one for a key in half a minute; nothing else that
-// others could notice follows from a report, whether it is true or false. The error is an *Error, with CodeBusy for a caller
-// that reports too often.
+// Rejected returns why a resource may have refused a caller's token, and what the caller can do. r.Claims is the JSON
+// object of the claims challenge; empty: there was none. A challenge causes a fetch, at most one for a key in half a
+// minute; nothing else that others could notice follows from a report, whether it is true or false. The error is an
+// *Error, with CodeBusy for a caller that reports too often.
 func (a *Agent) Rejected(ctx context.Context, caller grants.Caller, r api.Rejection) (api.Advice, error) {
 	named := r.Resource
 	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
@@ -39,7 +39,8 @@ func (a *Agent) Rejected(ctx context.Context, caller grants.Caller, r api.Reject
 	identity := granted.Identity
 	if wait := a.reports.admit(rules.SubjectOf(&caller)); wait > 0 {
 		return api.Advice{}, &Error{Code: api.CodeBusy, RetryAfter: wait, Detail: fmt.Sprintf(
-			"too many reports of refused tokens: one in %v is looked into; the answer to the last one still stands", reportEvery)}
+			"too many reports of refused tokens: one in %v is looked into; the answer to the last one still stands",
+			reportEvery)}
 	}
 	d, err := a.diagnose(rules, caller, identity, r, wanted)
 	if err != nil {
@@ -58,11 +59,13 @@ func checkRejection(r *api.Rejection) (challenge, *Error) {
 	}
 	r.SHA256 = strings.ToLower(r.SHA256)
 	if digest, err := hex.DecodeString(r.SHA256); err != nil || len(digest) != 0 && len(digest) != 32 {
-		return challenge{}, badChange("token_sha256 is not the SHA-256 of a token in 64 hexadecimal digits: leave it out for the token held now")
+		return challenge{}, badChange("token_sha256 is not the SHA-256 of a token in 64 hexadecimal digits: leave it " +
+			"out for the token held now")
 	}
 	wanted, err := parseChallenge([]byte(r.Claims))
 	if err != nil {
-		return challenge{}, badChange("the claims challenge cannot be read: %v; give the value of claims in the WWW-Authenticate header", err)
+		return challenge{}, badChange("the claims challenge cannot be read: %v; give the value of claims in the "+
+			"WWW-Authenticate header", err)
 	}
 	return wanted, nil
 }

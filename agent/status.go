@@ -21,8 +21,8 @@ type cachedKey struct {
 func (a *Agent) Status() api.Status {
 	rules := a.rules.Load()
 	s := api.Status{
-		Ready: true, Identities: a.identities(rules), Tokens: []api.TokenStatus{}, Changes: a.Changes(), Requests: a.Counts(),
-		Denials: a.audit.recentDenials(), Clock: clockStatusOf(a.cache.ClockStatus()),
+		Ready: true, Identities: a.identities(rules), Tokens: []api.TokenStatus{}, Changes: a.Changes(),
+		Requests: a.Counts(), Denials: a.audit.recentDenials(), Clock: clockStatusOf(a.cache.ClockStatus()),
 	}
 	keys := a.cachedKeys(rules)
 	for _, key := range keys {
@@ -60,7 +60,8 @@ func (a *Agent) identities(rules *ruleset) []api.IdentityStatus {
 	}
 	all := []api.IdentityStatus{}
 	for _, identity := range rules.Identities {
-		status := api.IdentityStatus{Name: identity.Name, Default: identity.Default, Selector: identity.Selector().String()}
+		status := api.IdentityStatus{Name: identity.Name, Default: identity.Default,
+			Selector: identity.Selector().String()}
 		for _, grant := range rules.Grants {
 			if grant.Identity == identity.Name {
 				status.Grants++

@@ -10,7 +10,8 @@ import (
 // permissionsOf returns what the cache knows of a token's permissions as it is on the wire.
 func permissionsOf(p tokencache.Permissions) api.Permissions {
 	return api.Permissions{
-		State: p.State, Changed: api.Time(p.Changed), CurrentBy: api.Time(p.CurrentBy), Likely: api.Time(p.Likely), Withheld: p.Withheld,
+		State: p.State, Changed: api.Time(p.Changed), CurrentBy: api.Time(p.CurrentBy), Likely: api.Time(p.Likely),
+		Withheld: p.Withheld,
 	}
 }
 
@@ -69,13 +70,13 @@ func tokenStatusOf(key cachedKey) api.TokenStatus {
 	return status
 }
 
-// describeChange returns a policy change on record as it is on the wire. What stands for the record itself is no revocation there,
-// though it may withhold as much.
+// describeChange returns a policy change on record as it is on the wire. What stands for the record itself is no
+// revocation there, though it may withhold as much.
 func (a *Agent) describeChange(r tokencache.RecordedChange) api.PolicyChange {
 	c := api.PolicyChange{
-		ID: r.ID, Resource: r.Resource, Identity: a.rules.Load().nameOf(r.PolicyChange), At: api.Time(r.At), Effect: r.Effect, Note: r.Note,
-		NotedOn: api.Time(r.RecordedAt), Unsure: r.Unsure, AsOfNote: r.AsOfNote, Joined: r.Joined, EndsOn: api.Time(r.EndsOn),
-		Touched: r.Touched, Waiting: r.Waiting,
+		ID: r.ID, Resource: r.Resource, Identity: a.rules.Load().nameOf(r.PolicyChange), At: api.Time(r.At),
+		Effect: r.Effect, Note: r.Note, NotedOn: api.Time(r.RecordedAt), EndsOn: api.Time(r.EndsOn),
+		Unsure: r.Unsure, AsOfNote: r.AsOfNote, Joined: r.Joined, Touched: r.Touched, Waiting: r.Waiting,
 	}
 	if c.Record, c.Mend = a.changeSaver.recordState(r.PolicyChange); c.Record != "" {
 		c.Effect, c.Withholds = api.EffectUnknown, r.Effect == tokencache.Revoked

@@ -57,31 +57,35 @@ const (
 type Code string
 
 const (
-	CodeBadRequest       Code = "bad_request"                     // 400: the request is not of the form's shape
-	CodeUnknownPath      Code = "unknown_path"                    // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
-	CodeMethod           Code = "method_not_allowed"              // 405
-	CodeForeignOrigin    Code = "foreign_origin"                  // 403: a foreign Host, or a header of a browser's or a proxy's
-	CodeUnknownIdentity  Code = "unknown_identity"                // 400: no such identity in the configuration
-	CodeAmbiguous        Code = "ambiguous_identity"              // 400: several identities are granted; name one
-	CodeNotGranted       Code = "not_granted"                     // 403: no grant names this caller, identity and resource
-	CodeUnknownCaller    Code = "unknown_caller"                  // 403: who is calling could not be proved
-	CodeAskAgain         Code = "ask_again"                       // 503: who is calling is proved by its next request, best on the same connection
-	CodeShortLife        Code = "short_life"                      // 503: min_ttl is more than the newest token has left
-	CodeNotYet           Code = "not_yet"                         // 503: the back end has no token issued after issued_after yet
-	CodeRevoked          Code = "permissions_revoked"             // 403: a revocation withholds the token until a current one arrives
-	CodeThrottled             = Code(tokencache.Throttled)        // 503: the back end throttles this device
-	CodeUnreachable           = Code(tokencache.Unreachable)      // 503: no token cached and no answer from the back end, or something on the way answers in its place
-	CodeMalformedAnswer       = Code(tokencache.Malformed)        // 503: the back end's answer holds no token that can be used
-	CodeIdentityNotFound      = Code(tokencache.IdentityNotFound) // 400: the back end does not know the identity
-	CodeRefused               = Code(tokencache.Refused)          // 403: the back end refuses this token
-	CodeBusy             Code = "too_many_requests"               // 429: this caller asks too much at once
-	CodeFutureChange     Code = "future_change"                   // 422: a policy change dated ahead of a right clock
-	CodeTooManyChanges   Code = "too_many_changes"                // 422: withdraw some, or name all resources at once
-	CodeNoLoopback       Code = "no_loopback"                     // 404: no [loopback] listener is configured
-	CodeUnknownChange    Code = "unknown_change"                  // 404: no policy change of that ID is on record
-	CodeNotKept          Code = "not_kept"                        // 507: in force, but it could not be written to the disk
-	CodeInvalidConfig    Code = "invalid_config"                  // 422: reload found a bad configuration; nothing changed
-	CodeInternal         Code = "internal"                        // 500
+	CodeBadRequest      Code = "bad_request"         // 400: the request is not of the form's shape
+	CodeUnknownPath     Code = "unknown_path"        // 404 under /v1, 400 elsewhere: SDKs retry 404 for minutes
+	CodeMethod          Code = "method_not_allowed"  // 405
+	CodeForeignOrigin   Code = "foreign_origin"      // 403: a foreign Host, or a header of a browser or a proxy
+	CodeUnknownIdentity Code = "unknown_identity"    // 400: no such identity in the configuration
+	CodeAmbiguous       Code = "ambiguous_identity"  // 400: several identities are granted; name one
+	CodeNotGranted      Code = "not_granted"         // 403: no grant names this caller, identity and resource
+	CodeUnknownCaller   Code = "unknown_caller"      // 403: who is calling could not be proved
+	CodeAskAgain        Code = "ask_again"           // 503: the next request on the connection proves the caller
+	CodeShortLife       Code = "short_life"          // 503: min_ttl is more than the newest token has left
+	CodeNotYet          Code = "not_yet"             // 503: the back end has no token issued after issued_after yet
+	CodeRevoked         Code = "permissions_revoked" // 403: a revocation withholds the token; a current one ends that
+	CodeBusy            Code = "too_many_requests"   // 429: this caller asks too much at once
+	CodeFutureChange    Code = "future_change"       // 422: a policy change dated ahead of a right clock
+	CodeTooManyChanges  Code = "too_many_changes"    // 422: withdraw some, or name all resources at once
+	CodeNoLoopback      Code = "no_loopback"         // 404: no [loopback] listener is configured
+	CodeUnknownChange   Code = "unknown_change"      // 404: no policy change of that ID is on record
+	CodeNotKept         Code = "not_kept"            // 507: in force, but it could not be written to the disk
+	CodeInvalidConfig   Code = "invalid_config"      // 422: reload found a bad configuration; nothing changed
+	CodeInternal        Code = "internal"            // 500
+)
+
+// The codes of failed fetches are the cache's.
+const (
+	CodeThrottled        = Code(tokencache.Throttled)        // 503: the back end throttles this device
+	CodeUnreachable      = Code(tokencache.Unreachable)      // 503: no token is cached, and no answer came
+	CodeMalformedAnswer  = Code(tokencache.Malformed)        // 503: the back end's answer has no token that can be used
+	CodeIdentityNotFound = Code(tokencache.IdentityNotFound) // 400: the back end does not know the identity
+	CodeRefused          = Code(tokencache.Refused)          // 403: the back end refuses this token
 )
 
 // Problem is an error of the /v1 form and the admin socket: RFC 9457 problem details, content type
@@ -98,8 +102,8 @@ type Problem struct {
 	PolicyChange *PolicyChangeAnswer `json:"policy_change,omitempty"`
 }
 
-// Token is the answer of GET /v1/token. Times are by the device's clock: ExpiresOn is the device's now plus the life left, so
-// that a caller on the same wrong clock judges it rightly.
+// Token is the answer of GET /v1/token. Times are by the device's clock: ExpiresOn is the device's now plus the life
+// left, so that a caller on the same wrong clock judges it rightly.
 type Token struct {
 	AccessToken string    `json:"access_token"`
 	TokenType   string    `json:"token_type"` // always "Bearer"
@@ -132,19 +136,20 @@ const (
 	PermissionsUncertain = tokencache.Uncertain
 )
 
-// Permissions is what is known of the permissions that a token carries. Times are by the device's clock, and absent when the token
-// is current.
+// Permissions is what is known of the permissions that a token carries. Times are by the device's clock, and absent
+// when the token is current.
 type Permissions struct {
-	State     PermissionState `json:"standing"`
-	Changed   time.Time       `json:"changed,omitzero"`    // the latest change that the token may lack
-	CurrentBy time.Time       `json:"current_by,omitzero"` // a current token is here by then at the latest, if the back end answers
-	Likely    time.Time       `json:"likely,omitzero"`     // and probably by then; absent when nothing was learnt yet
-	Withheld  bool            `json:"withheld,omitempty"`  // a revocation withholds the token from all callers
+	State   PermissionState `json:"standing"`
+	Changed time.Time       `json:"changed,omitzero"` // the latest change that the token may lack
+	// a current token is here by then at the latest, if the back end answers
+	CurrentBy time.Time `json:"current_by,omitzero"`
+	Likely    time.Time `json:"likely,omitzero"`    // and probably by then; absent when nothing was learnt yet
+	Withheld  bool      `json:"withheld,omitempty"` // a revocation withholds the token from all callers
 }
 
-// WatchEvent is the data of an event on /v1/watch: what is there now. It carries no token text. Times are by the device's clock. Its
-// event name is "token" for a new token, "permissions" for a change of these alone, "expired" when there is no valid token any
-// more, "ended" when the grant is gone or the daemon goes down.
+// WatchEvent is the data of an event on /v1/watch: what is there now. It carries no token text. Times are by the
+// device's clock. Its event name is "token" for a new token, "permissions" for a change of these alone, "expired" when
+// there is no valid token any more, "ended" when the grant is gone or the daemon goes down.
 type WatchEvent struct {
 	Identity    string      `json:"identity"`
 	Resource    string      `json:"resource"`
@@ -167,10 +172,11 @@ const (
 // Rejection is the body of POST /v1/rejected: a resource refused a token.
 type Rejection struct {
 	Resource string `json:"resource"`
-	Identity string `json:"identity,omitempty"`     // configured name; empty as on /v1/token
-	SHA256   string `json:"token_sha256,omitempty"` // of the refused token's text, in hexadecimal; empty: the one held now
-	Status   int    `json:"status"`                 // 401 or 403
-	Claims   string `json:"claims,omitempty"`       // the claims challenge of WWW-Authenticate, as sent or decoded
+	Identity string `json:"identity,omitempty"` // configured name; empty as on /v1/token
+	// of the refused token's text, in hexadecimal; empty: the one held now
+	SHA256 string `json:"token_sha256,omitempty"`
+	Status int    `json:"status"`           // 401 or 403
+	Claims string `json:"claims,omitempty"` // the claims challenge of WWW-Authenticate, as sent or decoded
 }
 
 // Cause is why a resource may have refused a token.
@@ -183,10 +189,11 @@ const (
 	CauseRBACDelay     Cause = "rbac_delay"     // a role assignment takes up to 10 minutes to reach the resource
 	CauseWrongAudience Cause = "wrong_audience" // the token is for another resource
 	CauseWrongIdentity Cause = "wrong_identity" // the token is another identity's
-	CauseRevoked       Cause = "revoked_token"  // a claims challenge: the resource wants a token from after a revocation
-	CauseClock         Cause = "clock"          // the token is expired, or not valid yet, by some clock
-	CauseNoPermission  Cause = "no_permission"  // nothing here is outdated: the permission is missing
-	CauseUnknownToken  Cause = "unknown_token"  // the daemon does not know that token
+	// a claims challenge: the resource wants a token from after a revocation
+	CauseRevoked      Cause = "revoked_token"
+	CauseClock        Cause = "clock"         // the token is expired, or not valid yet, by some clock
+	CauseNoPermission Cause = "no_permission" // nothing here is outdated: the permission is missing
+	CauseUnknownToken Cause = "unknown_token" // the daemon does not know that token
 )
 
 // Finding is one reason that a resource may have had, and what to do.
@@ -219,13 +226,13 @@ type TokenClaims struct {
 	Groups   []string `json:"groups,omitempty"`
 	Roles    []string `json:"roles,omitempty"`
 	WIDs     []string `json:"wids,omitempty"`
-	// Omitted names the claims, as the token does, that it has and that are left out, since they are too long, or no text that can be
-	// shown: they count as missing.
+	// Omitted names the claims, as the token does, that it has and that are left out, since they are too long, or no
+	// text that can be shown: they count as missing.
 	Omitted []string `json:"omitted,omitempty"`
 }
 
-// MaxAnswer is a length in bytes that no answer of the daemon exceeds. The longest is the status where every key has a token, another one
-// before it, and claims as long as they are kept.
+// MaxAnswer is a length in bytes that no answer of the daemon exceeds. The longest is the status where every key has a
+// token, another one before it, and claims as long as they are kept.
 const MaxAnswer = 16 << 20
 
 // Effect is what a policy change did.
@@ -242,7 +249,7 @@ const (
 type RecordState string
 
 const (
-	RecordLost   RecordState = "lost"   // nobody knows what was on it
+	RecordLost   RecordState = "lost"   // what was on it is not known
 	RecordUnread RecordState = "unread" // it cannot be read now
 )
 
@@ -258,9 +265,10 @@ type PolicyChangeRequest struct {
 
 // PolicyChange is a policy change on record.
 type PolicyChange struct {
-	ID       string    `json:"id"`
-	Resource string    `json:"resource,omitempty"` // empty: all
-	Identity string    `json:"identity,omitempty"` // configured name, or the selector of one that is configured no more; empty: all
+	ID       string `json:"id"`
+	Resource string `json:"resource,omitempty"` // empty: all
+	// configured name, or the selector of one that is configured no more; empty: all
+	Identity string    `json:"identity,omitempty"`
 	At       time.Time `json:"at"`
 	Effect   Effect    `json:"effect"`
 	Note     string    `json:"note,omitempty"`
@@ -269,8 +277,9 @@ type PolicyChange struct {
 	AsOfNote bool      `json:"as_of_note,omitempty"` // so it counts as of NotedOn, and not of At, which is another time
 	Joined   int       `json:"joined,omitempty"`     // how many others it stands for, since the record was full
 
-	// Record is set where nobody noted it and it stands for the record itself, with EffectUnknown: "lost", or "unread", as long as that
-	// cannot be read. Withholds then says that tokens from before are withheld, and Mend what a person does about it.
+	// Record is set where it stands for the record itself, with EffectUnknown: "lost", or "unread",
+	// as long as that cannot be read. Withholds then says that tokens from before are withheld, and Mend what a person
+	// does about it.
 	Record    RecordState `json:"record,omitempty"`
 	Withholds bool        `json:"withholds,omitempty"`
 	Mend      string      `json:"mend,omitempty"`
@@ -297,12 +306,12 @@ type RefreshRequest struct {
 	Identity string `json:"identity,omitempty"` // configured name; empty for all
 	Resource string `json:"resource,omitempty"` // empty for all
 
-	// Now fetches even while a policy change is still spreading, though the token that comes may lack it
-	// and then stay for a day. With Forget it drops a token before it fetches, even while fetches fail: callers wait meanwhile.
+	// Now fetches even while a policy change is still spreading, though the token that comes may lack it and then stay
+	// for a day. With Forget it drops a token before it fetches, even while fetches fail: callers wait meanwhile.
 	Now bool `json:"now,omitempty"`
 
-	// Forget drops the token that is held, and what was learnt of its life, when another has come that can be used. Where nothing
-	// may be fetched now, or while fetches fail and without Now, nothing is dropped.
+	// Forget drops the token that is held, and what was learnt of its life, when another has come that can be used.
+	// Where nothing may be fetched now, or while fetches fail and without Now, nothing is dropped.
 	Forget bool `json:"forget,omitempty"`
 }
 
@@ -388,24 +397,24 @@ type KeptStatus struct {
 	Reboot  bool   `json:"reboot"`
 	Why     string `json:"why,omitempty"` // they are not kept over both
 
-	// BoundTo is what of the device those on the disk are bound to: "product-uuid", "device-tree-serial", "machine-id", or
-	// "none". Absent: there are none.
+	// BoundTo is what of the device those on the disk are bound to: "product-uuid", "device-tree-serial", "machine-id",
+	// or "none". Absent: there are none.
 	BoundTo string `json:"bound_to,omitempty"`
 
-	// Untold says that root has told perceptd nothing of the device, so that they are bound to what perceptd can read itself:
-	// perceptd-cache-key.service has not run, or a version before started what is active of it.
+	// Untold says that root has told perceptd nothing of the device, so that they are bound to what perceptd can read
+	// itself: perceptd-cache-key.service has not run, or a version before started what is active of it.
 	Untold bool `json:"untold,omitempty"`
 }
 
 // ClockStatus says what is known of the device's wall clock.
 type ClockStatus struct {
 	Known bool `json:"known"` // to be right: it is synchronised
-	// By is who says whether it is: "kernel", or "systemd-timesyncd" where the kernel cannot be asked. Absent: nobody can
-	// be asked, or the clock is the simulated back end's own.
+	// By is who says whether it is: "kernel", or "systemd-timesyncd" where the kernel cannot be asked. Absent: nobody
+	// can be asked, or the clock is the simulated back end's own.
 	By string `json:"by,omitempty"`
 
-	// Skew is by how many seconds it was ahead of the back end's when that was asked last; negative: behind. Absent: the
-	// back end was not asked since the start, or tells only one of the times that it takes.
+	// Skew is by how many seconds it was ahead of the back end's when that was asked last; negative: behind. Absent:
+	// the back end was not asked since the start, or tells only one of the times that it takes.
 	Skew *int64 `json:"skew,omitempty"`
 }
 
@@ -440,7 +449,7 @@ type Principal struct {
 	TenantID string `json:"tenant_id,omitempty"`
 	ClientID string `json:"client_id,omitempty"`
 
-	Simulated bool `json:"simulated,omitempty"` // a simulated back end says so: it is nobody
+	Simulated bool `json:"simulated,omitempty"` // a simulated back end says so: it stands for no real principal
 }
 
 // TokenState is the state of a cached key.
@@ -475,19 +484,21 @@ type TokenStatus struct {
 	Served      int64      `json:"served"`   // answers given to callers
 
 	Permissions Permissions `json:"permissions"`
-	// Changes tells whether the token carries policy changes on record that touch it, the latest first: a few, those that it
-	// may lack before others. MoreChanges is how many touch it besides. A daemon that sends none knows nothing of this.
+	// Changes tells whether the token carries policy changes on record that touch it, the latest first: a few, those
+	// that it may lack before others. MoreChanges is how many touch it besides. A daemon that sends none knows nothing
+	// of this.
 	Changes     []TokenChange `json:"policy_changes"`
 	MoreChanges int           `json:"more_policy_changes,omitempty"`
 	// MintedFrom and MintedTo bound the minting of the token held, by the issuer's clock.
-	MintedFrom time.Time      `json:"minted_from,omitzero"`
-	MintedTo   time.Time      `json:"minted_to,omitzero"`
-	Claims     *TokenClaims   `json:"claims,omitempty"` // of the token held
-	Before     *TokenClaims   `json:"before,omitempty"` // of the token held before it, where groups, roles or wids differ
-	Former     bool           `json:"former,omitempty"` // the token held is of a former principal of the identity
-	Life       int64          `json:"life,omitempty"`   // seconds that the token had when it was minted
-	Rollover   RolloverStatus `json:"rollover"`
-	HeldUntil  time.Time      `json:"held_until,omitzero"` // no fetch before: a policy change is still spreading
+	MintedFrom time.Time    `json:"minted_from,omitzero"`
+	MintedTo   time.Time    `json:"minted_to,omitzero"`
+	Claims     *TokenClaims `json:"claims,omitempty"` // of the token held
+	// of the token held before it, where groups, roles or wids differ
+	Before    *TokenClaims   `json:"before,omitempty"`
+	Former    bool           `json:"former,omitempty"` // the token held is of a former principal of the identity
+	Life      int64          `json:"life,omitempty"`   // seconds that the token had when it was minted
+	Rollover  RolloverStatus `json:"rollover"`
+	HeldUntil time.Time      `json:"held_until,omitzero"` // no fetch before: a policy change is still spreading
 	// Refused is when a module last reported that a resource refused this token.
 	Refused time.Time `json:"refused,omitzero"`
 }
@@ -509,10 +520,11 @@ const (
 
 // RolloverStatus is what was learnt of a key's rollovers.
 type RolloverStatus struct {
-	Pattern  RolloverPattern `json:"pattern"`
-	Seen     int             `json:"seen"`              // rollovers that were observed for this key
-	Age      int64           `json:"age,omitempty"`     // seconds of a token's life at which it rolls over, with RolloverRegular
-	Expected time.Time       `json:"expected,omitzero"` // when the token held is expected to be followed by a newer one
+	Pattern RolloverPattern `json:"pattern"`
+	Seen    int             `json:"seen"` // rollovers that were observed for this key
+	// seconds of a token's life at which it rolls over, with RolloverRegular
+	Age      int64     `json:"age,omitempty"`
+	Expected time.Time `json:"expected,omitzero"` // when the token held is expected to be followed by a newer one
 }
 
 // RequestCounts counts the requests on the token sockets since the start.

@@ -18,8 +18,8 @@ type Unproved struct {
 	Hint string `json:"hint,omitempty"` // what to do
 }
 
-// Caller is a process as the daemon sees it. Inside a container, and in a pid namespace of its own, its uid, gid and groups
-// say nothing, and have no names.
+// Caller is a process as the daemon sees it. Inside a container, and in a pid namespace of its own, its uid, gid and
+// groups say nothing, and have no names.
 type Caller struct {
 	Module    string     `json:"module,omitempty"` // whose own socket it came in on
 	Unit      string     `json:"unit,omitempty"`   // systemd service
@@ -44,8 +44,8 @@ type Container struct {
 	StartedOn   time.Time `json:"started_on"`
 }
 
-// Loopback is the answer of GET /v1/loopback: what an unmodified SDK needs to get tokens on the loopback listener. Whoever
-// has it is the caller of that grant there: keep it out of logs and argument lists.
+// Loopback is the answer of GET /v1/loopback: what an unmodified SDK needs to get tokens on the loopback listener.
+// Whoever has it is the caller of that grant there: keep it out of logs and argument lists.
 type Loopback struct {
 	Endpoint string `json:"identity_endpoint"` // the value of IDENTITY_ENDPOINT
 	Header   string `json:"identity_header"`   // the value of IDENTITY_HEADER, a secret
@@ -96,12 +96,14 @@ type Denial struct {
 
 // CallersStatus says how callers are proved.
 type CallersStatus struct {
-	Engine      string      `json:"engine,omitempty"`       // path of the container engine's socket; empty: none is there
-	EngineError string      `json:"engine_error,omitempty"` // why it could not be asked the last time
-	Kernel      string      `json:"kernel,omitempty"`       // its release
-	Pidfd       bool        `json:"pidfd"`                  // by the kernel's own handles of processes
-	RefuseYoung bool        `json:"refuse_young,omitempty"` // where it gives none, processes younger than 20 ms have to ask twice
-	Blind       []Blindness `json:"blind"`                  // what cannot be seen here; empty when all can
+	// path of the container engine's socket; empty: none is there
+	Engine      string `json:"engine,omitempty"`
+	EngineError string `json:"engine_error,omitempty"` // why it could not be asked the last time
+	Kernel      string `json:"kernel,omitempty"`       // its release
+	Pidfd       bool   `json:"pidfd"`                  // by the kernel's own handles of processes
+	// where it gives none, processes younger than 20 ms have to ask twice
+	RefuseYoung bool        `json:"refuse_young,omitempty"`
+	Blind       []Blindness `json:"blind"` // what cannot be seen here; empty when all can
 }
 
 // Blindness is something that keeps callers from being proved. They are denied, and each is trouble as well.

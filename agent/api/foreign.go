@@ -30,8 +30,9 @@ var foreign = map[string]string{
 // forwardedPrefix begins the names of a family of headers, which proxies add to.
 const forwardedPrefix = "X-Forwarded-"
 
-// ForeignHeader returns the header, by its canonical name, that shows that no local program sends a request for itself: a page
-// in a browser does, or a proxy for others. why says what tokens are not for. Empty: there is none. An empty header counts too.
+// ForeignHeader returns the header, by its canonical name, that shows that no local program sends a request for itself:
+// a page in a browser does, or a proxy for others. why says what tokens are not for. Empty: there is none. An empty
+// header counts too.
 func ForeignHeader(header map[string][]string) (name, why string) {
 	for has := range header {
 		reason := foreign[has]

@@ -34,8 +34,8 @@ func badRequest(detail string) *apiError {
 	return &apiError{status: http.StatusBadRequest, code: api.CodeBadRequest, detail: detail}
 }
 
-// statusOf is the status of each code that the agent answers with. A permanent one is never 404, 410, 429 or 5xx where SDKs
-// ask: they repeat these.
+// statusOf is the status of each code that the agent answers with. A permanent one is never 404, 410, 429 or 5xx where
+// SDKs ask: they repeat these.
 var statusOf = map[api.Code]int{
 	api.CodeBadRequest:       http.StatusBadRequest,
 	api.CodeUnknownIdentity:  http.StatusBadRequest,
@@ -70,7 +70,9 @@ func errorOf(err error) *apiError {
 	switch {
 	case errors.As(err, &why):
 		if status, known := statusOf[why.Code]; known {
-			return &apiError{status: status, code: why.Code, detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter}
+			return &apiError{
+				status: status, code: why.Code, detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter,
+			}
 		}
 	case errors.Is(err, context.Canceled):
 		return &apiError{

@@ -40,8 +40,9 @@ func (s *Server) watch(req *request) *apiError {
 
 	ctx, cancel := context.WithCancel(req.http.Context()) // no answer is due
 	w := watcher{
-		agent: s.Agent, ctx: ctx, caller: req.caller, request: request, stopping: req.stopping, aliveInterval: limits.Alive,
-		stream: stream{w: req.w, c: http.NewResponseController(req.w), now: s.now},
+		agent: s.Agent, ctx: ctx, caller: req.caller, request: request, stopping: req.stopping,
+		aliveInterval: limits.Alive,
+		stream:        stream{w: req.w, c: http.NewResponseController(req.w), now: s.now},
 	}
 	defer w.asking.Wait()
 	defer cancel()
