@@ -20,7 +20,7 @@ type trustedOwners struct {
 	gids []uint32 // whose members may write to a folder on the path of the socket
 }
 
-// newTrustedOwners returns root, and with byHand the user of this process too.
+// newTrustedOwners returns root, and with trustOwnUser the user of this process too.
 func newTrustedOwners(trustOwnUser bool) trustedOwners {
 	if trustOwnUser {
 		return trustedOwners{uids: []uint32{0, uint32(os.Geteuid())}, gids: []uint32{0, uint32(os.Getegid())}}

@@ -295,7 +295,7 @@ func (o *oracle) clockSet(ahead time.Duration, vouched bool) {
 	}
 }
 
-// lied reports whether the clock lied at any time since then.
+// liedSince reports whether the clock lied at any time since then.
 func (o *oracle) liedSince(t time.Time) bool {
 	for _, s := range o.lies {
 		if s.to.After(t) {

@@ -113,16 +113,16 @@ func (r *Room) admit(conn net.Conn) (bool, error) {
 		evicted, until := chooseEvicted(r.clients, r.familiar, now)
 		switch {
 		case evicted != nil:
-			r.evict(evicted)
-		case r.needsLookup() && !now.Before(r.nextLookup()):
-			r.lookUp()
+			r.evictLocked(evicted)
+		case r.needsLookupLocked() && !now.Before(r.nextLookupLocked()):
+			r.lookUpLocked()
 		case now.Sub(r.fullSince) >= r.timeout:
 			return false, nil
 		default:
-			if r.needsLookup() {
-				until = earlier(until, r.nextLookup())
+			if r.needsLookupLocked() {
+				until = earlier(until, r.nextLookupLocked())
 			}
-			r.await(earlier(until, r.fullSince.Add(r.timeout)))
+			r.awaitLocked(earlier(until, r.fullSince.Add(r.timeout)))
 		}
 	}
 	if r.closed {
@@ -132,8 +132,8 @@ func (r *Room) admit(conn net.Conn) (bool, error) {
 	return true, nil
 }
 
-// evict ends a connection. What the kernel has of a known client's next request is still answered. The lock is held.
-func (r *Room) evict(conn net.Conn) {
+// evictLocked ends a connection. What the kernel has of a known client's next request is still answered.
+func (r *Room) evictLocked(conn net.Conn) {
 	half, ok := conn.(interface{ CloseRead() error })
 	if !ok || !r.clients[conn].known || half.CloseRead() != nil {
 		_ = conn.Close() // ends its goroutine at the next read
@@ -142,8 +142,8 @@ func (r *Room) evict(conn net.Conn) {
 	r.fullSince = time.Time{}
 }
 
-// await waits for a change, or until then. The lock is held, and given back meanwhile.
-func (r *Room) await(until time.Time) {
+// awaitLocked waits for a change, or until then. It gives the lock back meanwhile.
+func (r *Room) awaitLocked(until time.Time) {
 	timer := time.AfterFunc(time.Until(until), func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -161,16 +161,16 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// nextLookup returns when users may be looked up again. The lock is held.
-func (r *Room) nextLookup() time.Time {
+// nextLookupLocked returns when users may be looked up again.
+func (r *Room) nextLookupLocked() time.Time {
 	if r.lookedUp.After(r.fullSince) {
 		return r.lookedUp.Add(lookupInterval)
 	}
 	return r.fullSince.Add(lookupInterval)
 }
 
-// needsLookup reports whether there are connections whose user was not looked up. The lock is held.
-func (r *Room) needsLookup() bool {
+// needsLookupLocked reports whether there are connections whose user was not looked up.
+func (r *Room) needsLookupLocked() bool {
 	for _, c := range r.clients {
 		if !c.lookedUp && !c.known {
 			return true
@@ -179,9 +179,9 @@ func (r *Room) needsLookup() bool {
 	return false
 }
 
-// lookUp looks up the users of all connections. The lock is held, and given back while the kernel is asked. Connections
-// whose user is not known count as one user's.
-func (r *Room) lookUp() {
+// lookUpLocked looks up the users of all connections. It gives the lock back while it asks the kernel. Connections whose
+// user is not known count as one user's.
+func (r *Room) lookUpLocked() {
 	before := make(map[net.Conn]bool, len(r.clients))
 	for conn := range r.clients {
 		before[conn] = true
@@ -196,12 +196,12 @@ func (r *Room) lookUp() {
 			c.known = c.known || r.isKnown != nil && r.isKnown(uid)
 		}
 		c.lookedUp = c.lookedUp || before[conn]
-		r.noteFamiliar(c)
+		r.noteFamiliarLocked(c)
 	}
 }
 
-// noteFamiliar notes the user of a known connection. The lock is held.
-func (r *Room) noteFamiliar(c *client) {
+// noteFamiliarLocked notes the user of a known connection.
+func (r *Room) noteFamiliarLocked(c *client) {
 	if c.known && c.uid != tcppeer.NoUser {
 		r.familiar[c.uid] = true
 	}
@@ -330,7 +330,7 @@ func (r *Room) Asks(ctx context.Context, isKnown bool) {
 		defer r.mu.Unlock()
 		c.known = c.known || isKnown
 		c.asking, c.asked, c.idleSince = true, true, time.Now()
-		r.noteFamiliar(c)
+		r.noteFamiliarLocked(c)
 		r.changed.Broadcast()
 	}
 }

@@ -83,6 +83,6 @@ func TestKeyOfAConnection(t *testing.T) {
 		}
 	}
 	if who, owner := d.Callers.Peer(client); who.UID != grants.NoID || owner != grants.NoID || attest.PeerPID(client) != 0 {
-		t.Errorf("of a connection that no listener of the prover's accepted: %+v %d", who, owner)
+		t.Errorf("of a connection that no listener of the attestor's accepted: %+v %d", who, owner)
 	}
 }

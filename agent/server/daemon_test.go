@@ -152,7 +152,7 @@ func newDaemonOf(t testing.TB, o agent.Options) *daemon {
 	return d
 }
 
-// provingOnly returns a prover that knows those modules by their sockets, and no engine.
+// provingOnly returns an attestor that knows those modules by their sockets, and no engine.
 func provingOnly(modules ...string) *attest.Attestor {
 	rules := attest.Rules{Modules: make(map[string]attest.Requirement)}
 	for _, module := range modules {

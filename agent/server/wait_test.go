@@ -79,7 +79,7 @@ func (r *recorder) deadlines() (reads, cuts []time.Time) {
 	return slices.Clone(r.reads), slices.Clone(r.cuts)
 }
 
-// get returns what was written since it was last called.
+// take returns what was written since it was last called.
 func (r *recorder) take() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -45,7 +45,7 @@ func (b *loopback) set(at netip.AddrPort, inForce []grants.Ref) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if at.IsValid() && b.secrets == nil {
-		b.openSecrets()
+		b.openSecretsLocked()
 	}
 	if b.secrets != nil {
 		b.secrets.SetGrants(inForce)
@@ -53,12 +53,12 @@ func (b *loopback) set(at netip.AddrPort, inForce []grants.Ref) {
 	if at == b.at && b.listener != nil {
 		return
 	}
-	b.leave()
+	b.leaveLocked()
 	b.at = at
-	b.open()
+	b.openLocked()
 }
 
-// mendOf says what a person does about err, after a semicolon, where that is known.
+// remedyFor says what a person does about err, after a semicolon, if that is known.
 func remedyFor(err error) string {
 	const restart = "systemctl restart perceptd"
 	fault, known := errors.AsType[*store.FaultError](err)
@@ -71,8 +71,9 @@ func remedyFor(err error) string {
 	return "; " + fault.Remedy() + "; then: " + restart
 }
 
-// openSecrets makes the secrets of the root that is kept. Where none can be, they last as long as this process.
-func (b *loopback) openSecrets() {
+// openSecretsLocked derives the secrets from the root secret that is kept. If none can be kept, they last as long as this
+// process.
+func (b *loopback) openSecretsLocked() {
 	root, err := store.LoopbackSecret(store.Disk(b.stateDir))
 	switch {
 	case root == nil:
@@ -88,14 +89,14 @@ func (b *loopback) openSecrets() {
 	b.secrets = attest.NewSecrets(*root)
 }
 
-// open listens where it is configured to, or has it tried again. The lock is held.
-func (b *loopback) open() {
+// openLocked listens where it is configured to, or plans another try.
+func (b *loopback) openLocked() {
 	if !b.at.IsValid() {
 		return
 	}
 	l, err := net.Listen("tcp", b.at.String())
 	if err != nil {
-		b.fail(err)
+		b.failLocked(err)
 		return
 	}
 	if b.shut != "" {
@@ -112,13 +113,13 @@ func (b *loopback) serve(l net.Listener) {
 	defer b.mu.Unlock()
 	if err != nil && b.listener == l {
 		b.listener = nil
-		b.fail(err)
+		b.failLocked(err)
 		b.changed()
 	}
 }
 
-// fail notes why the listener is not open, and has it tried again. The lock is held.
-func (b *loopback) fail(err error) {
+// failLocked notes why the listener is not open, and plans another try.
+func (b *loopback) failLocked(err error) {
 	why := fmt.Sprintf("the loopback listener is not open, and tried again: %v", err)
 	if why != b.shut {
 		b.log.Error("the loopback listener is not open", zap.Stringer("address", b.at), zap.Error(err))
@@ -134,14 +135,14 @@ func (b *loopback) retry() {
 		return // it was closed meanwhile
 	}
 	before := b.shut
-	b.open()
+	b.openLocked()
 	if b.shut != before {
 		b.changed()
 	}
 }
 
-// leave closes the listener, if it is open. The lock is held.
-func (b *loopback) leave() {
+// leaveLocked closes the listener, if it is open.
+func (b *loopback) leaveLocked() {
 	if b.again != nil {
 		b.again.Stop()
 		b.again = nil
@@ -166,7 +167,7 @@ func (b *loopback) stop() {
 // close closes the listener and waits for those who are being answered there.
 func (b *loopback) close() {
 	b.mu.Lock()
-	b.leave()
+	b.leaveLocked()
 	b.at = netip.AddrPort{}
 	b.mu.Unlock()
 	b.serving.Wait()

@@ -196,7 +196,7 @@ func (s *sockets) setModules(modules []string) {
 	defer s.mu.Unlock()
 	for name, l := range s.modules {
 		if !slices.Contains(modules, name) || gone(l) {
-			s.discard(name)
+			s.discardLocked(name)
 			_ = l.Close()
 			delete(s.modules, name)
 		}
@@ -206,7 +206,7 @@ func (s *sockets) setModules(modules []string) {
 	for _, name := range modules {
 		if l := s.modules[name]; l != nil {
 			if s.stored[name] == "" {
-				s.store(name, l) // there may be room by now
+				s.storeLocked(name, l) // there may be room by now
 			}
 			continue
 		}
@@ -217,7 +217,7 @@ func (s *sockets) setModules(modules []string) {
 			continue
 		}
 		s.modules[name] = l
-		s.store(name, l)
+		s.storeLocked(name, l)
 		s.serveModule(name, l)
 	}
 	if len(s.unkept) > 0 {
@@ -252,7 +252,7 @@ func (s *sockets) troubles() []string {
 		all = append(all, fmt.Sprintf("perceptd cannot check that it answers on %s, where it may not connect: %s", at,
 			mend))
 	}
-	if unkept := s.unkeptTrouble(); unkept != "" {
+	if unkept := s.unkeptTroubleLocked(); unkept != "" {
 		all = append(all, unkept)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.modules)) {
@@ -294,19 +294,19 @@ func (s *sockets) takeStored(given map[string]*net.UnixListener) {
 		if !strings.HasPrefix(name, storedModule) {
 			continue
 		}
-		l, module, err := s.takeUp(name, inner)
+		l, module, err := s.takeUpLocked(name, inner)
 		if err != nil {
 			s.log.Info("a stored socket is of no use any more", zap.String("name", name), zap.Error(err))
 			s.letGo(name)
 			continue
 		}
 		s.modules[module] = l
-		s.remember(module, name)
+		s.rememberLocked(module, name)
 		s.serveModule(module, l)
 	}
 }
 
-func (s *sockets) takeUp(name string, inner *net.UnixListener) (*socket.Listener, string, error) {
+func (s *sockets) takeUpLocked(name string, inner *net.UnixListener) (*socket.Listener, string, error) {
 	module, inode, ok := parseStored(name)
 	switch {
 	case !ok:
@@ -319,18 +319,18 @@ func (s *sockets) takeUp(name string, inner *net.UnixListener) (*socket.Listener
 	return l, module, err
 }
 
-// store has systemd keep a module's listener. The lock is held.
-func (s *sockets) store(module string, l *socket.Listener) {
+// storeLocked hands a module's listener to systemd, to keep.
+func (s *sockets) storeLocked(module string, l *socket.Listener) {
 	if !s.notify.Enabled() {
 		return
 	}
-	name, err := s.tryToStore(module, l)
+	name, err := s.tryToStoreLocked(module, l)
 	if err != nil {
 		s.unkept = append(s.unkept, module)
 		s.unkeptWhy = err
 		return
 	}
-	s.remember(module, name)
+	s.rememberLocked(module, name)
 }
 
 // behind reports whether systemd did not take a socket, and may later.
@@ -348,7 +348,7 @@ func (s *sockets) catchUp() {
 	s.unkept, s.unkeptWhy = nil, nil
 	for _, name := range missed {
 		if l := s.modules[name]; l != nil && s.stored[name] == "" {
-			s.store(name, l)
+			s.storeLocked(name, l)
 		}
 	}
 	if len(missed) > 0 && len(s.unkept) == 0 {
@@ -356,7 +356,7 @@ func (s *sockets) catchUp() {
 	}
 }
 
-func (s *sockets) tryToStore(module string, l *socket.Listener) (name string, err error) {
+func (s *sockets) tryToStoreLocked(module string, l *socket.Listener) (name string, err error) {
 	if len(s.stored) >= s.room {
 		return "", fmt.Errorf("systemd keeps %d sockets for perceptd and has them: raise FileDescriptorStoreMax= "+
 			"(systemctl edit perceptd), before systemd 254 with Environment=FDSTORE= of the same number", s.room)
@@ -369,8 +369,8 @@ func (s *sockets) tryToStore(module string, l *socket.Listener) (name string, er
 	return name, storeListener(s.notify, name, l)
 }
 
-// unkeptTrouble tells in a line which modules' sockets are not kept through a restart, or is empty. The lock is held.
-func (s *sockets) unkeptTrouble() string {
+// unkeptTroubleLocked says in a line which modules' sockets are not kept through a restart; empty: all are.
+func (s *sockets) unkeptTroubleLocked() string {
 	if len(s.unkept) == 0 {
 		return ""
 	}
@@ -393,16 +393,16 @@ func storeListener(n systemd.Notify, name string, l syscall.Conn) error {
 	return errors.Join(err, fault)
 }
 
-// remember notes what systemd has stored a module's listener by. The lock is held.
-func (s *sockets) remember(module, name string) {
+// rememberLocked notes the name by which systemd has stored a module's listener.
+func (s *sockets) rememberLocked(module, name string) {
 	if s.stored == nil {
 		s.stored = make(map[string]string)
 	}
 	s.stored[module] = name
 }
 
-// discard takes a module's listener out of systemd's store. The lock is held.
-func (s *sockets) discard(module string) {
+// discardLocked takes a module's listener out of systemd's store.
+func (s *sockets) discardLocked(module string) {
 	if name, stored := s.stored[module]; stored {
 		s.letGo(name)
 		delete(s.stored, module)

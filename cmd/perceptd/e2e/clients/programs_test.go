@@ -54,7 +54,7 @@ const (
 	azHere = `az account get-access-token --only-show-errors --resource "$1"`
 )
 
-// programs are the clients that can be had here. Azure CLI is made ready to be logged in by newAzure.
+// programs returns the clients that can be had here.
 func programs(t *testing.T) []program {
 	t.Helper()
 	self, err := os.Executable()
