@@ -173,8 +173,8 @@ func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 		zap.String("note", p.Note))
 }
 
-// policyChange checks what was reported. A misspelt name would be a change that touches nothing, and
-// nobody would notice, so names must be known.
+// policyChange checks a reported policy change. It refuses unknown names: a change for a misspelt one would touch
+// nothing, and that would not be noticed.
 func (s *ruleset) policyChange(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Error) {
 	p := tokencache.PolicyChange{AllIdentities: c.Identity == "", At: c.At, Effect: c.Effect, Note: c.Note}
 	resource := strings.TrimSuffix(c.Resource, "/.default")

@@ -111,7 +111,8 @@ func (a *Agent) answer(ctx context.Context, caller *grants.Caller, r Request) (A
 		life = min(life, staleSDKLife)
 	}
 	return Answer{
-		Answer: answer, Identity: identity, Permissions: permissionsOf(answer.Permissions), Advertise: min(answer.Left, life),
+		Answer: answer, Identity: identity, Permissions: permissionsOf(answer.Permissions),
+		Advertise: min(answer.Left, life),
 	}, nil
 }
 

@@ -51,7 +51,7 @@ func tokenStatusOf(key cachedKey) api.TokenStatus {
 	}
 	status.Changes, status.MoreChanges = []api.TokenChange{}, key.MoreChanges
 	for _, v := range key.Changes {
-		status.Changes = append(status.Changes, api.TokenChange{ID: v.ID, State: v.State})
+		status.Changes = append(status.Changes, api.TokenChange(v))
 	}
 	if key.Left > 0 {
 		claims := claimsOf(key.Claims)

@@ -17,7 +17,9 @@ func (s *Server) whoAmI(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	answer := api.WhoAmI{Proved: req.unattested == nil, Caller: callerOf(&req.caller), Grants: []api.Grant{}, Now: api.Time(s.now())}
+	answer := api.WhoAmI{
+		Proved: req.unattested == nil, Caller: callerOf(&req.caller), Grants: []api.Grant{}, Now: api.Time(s.now()),
+	}
 	if req.unattested != nil {
 		answer.Unproved = unattestedOf(req.unattested)
 		req.body = encode(answer)
@@ -48,7 +50,8 @@ func callerOf(c *grants.Caller) api.Caller {
 	if c.Container != nil {
 		caller.Container = &api.Container{
 			ID: c.Container.ID, Name: c.Container.Name, Image: c.Container.Image, Digest: c.Container.Digest,
-			RepoDigests: c.Container.RepoDigests, EdgeModule: c.Container.EdgeModule, StartedOn: api.Time(c.Container.StartedOn),
+			RepoDigests: c.Container.RepoDigests, EdgeModule: c.Container.EdgeModule,
+			StartedOn: api.Time(c.Container.StartedOn),
 		}
 	}
 	if !c.HasUser() {
@@ -96,7 +99,9 @@ func (s *Server) checkGrants(req *request) *apiError {
 	if refusal != nil && refusal.Code == api.CodeBadRequest {
 		return errorOf(refusal)
 	}
-	answer := api.Decision{Allowed: d.Allowed, Identity: d.Identity, Reason: d.Reason, Considered: []api.ConsideredGrant{}}
+	answer := api.Decision{
+		Allowed: d.Allowed, Identity: d.Identity, Reason: d.Reason, Considered: []api.ConsideredGrant{},
+	}
 	if refusal != nil {
 		answer.Code = refusal.Code
 	}
@@ -135,7 +140,9 @@ func readCheck(q *query) (grants.Caller, grants.Request, *apiError) {
 			who.Unit = grants.UnitName(p.value)
 			known = append(known, grants.Match{Unit: who.Unit})
 		case "container_image":
-			who.Container = &grants.Container{Name: "of image " + p.value, Digest: p.value, RepoDigests: []string{p.value}}
+			who.Container = &grants.Container{
+				Name: "of image " + p.value, Digest: p.value, RepoDigests: []string{p.value},
+			}
 			known = append(known, grants.Match{Image: p.value})
 		case "uid":
 			id, ok := parseID(p.value)
@@ -148,7 +155,8 @@ func readCheck(q *query) (grants.Caller, grants.Request, *apiError) {
 			for i, one := range strings.Split(p.value, ",") {
 				id, ok := parseID(one)
 				if !ok {
-					return fail(fmt.Sprintf("gid is %q: it must be a number, or several with commas between them", p.value))
+					return fail(fmt.Sprintf(
+						"gid is %q: it must be a number, or several with commas between them", p.value))
 				}
 				if i == 0 {
 					who.GID = id

@@ -87,7 +87,8 @@ func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 		case "min_ttl":
 			life, ok := parseDuration(p.value, maxTTL)
 			if !ok {
-				return agent.Request{}, "", badRequest("min_ttl is a duration such as 10m or a number of seconds, at most 24h")
+				return agent.Request{}, "", badRequest(
+					"min_ttl is a duration such as 10m or a number of seconds, at most 24h")
 			}
 			request.MinTTL = life
 		case "issued_after":
@@ -100,7 +101,8 @@ func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 		case "wait":
 			wait, ok := parseDuration(p.value, maxWait)
 			if !ok {
-				return agent.Request{}, "", badRequest("wait is a duration such as 30s or a number of seconds, at most 10m")
+				return agent.Request{}, "", badRequest(
+					"wait is a duration such as 30s or a number of seconds, at most 10m")
 			}
 			request.Wait = wait
 		default:
@@ -237,14 +239,16 @@ func readSDK(q *query, minVersion string) (sdkRequest, *apiError) {
 				continue
 			}
 			if asked.selector.name != "" {
-				return sdkRequest{}, badRequest("only one of client_id, object_id, principal_id, msi_res_id and mi_res_id " +
-					"may name the identity")
+				return sdkRequest{}, badRequest(
+					"only one of client_id, object_id, principal_id, msi_res_id and mi_res_id " +
+						"may name the identity")
 			}
 			asked.selector = p
 		}
 	}
 	if asked.resource == "" {
-		return sdkRequest{}, badRequest("the resource parameter is missing: name an App ID URI such as https://vault.azure.net")
+		return sdkRequest{}, badRequest(
+			"the resource parameter is missing: name an App ID URI such as https://vault.azure.net")
 	}
 	return asked, nil
 }
