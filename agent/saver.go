@@ -106,18 +106,19 @@ func (s *saver) run() {
 func (s *saver) next() (wait time.Duration, stopped bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	due, failed := s.unasked, s.failure() != nil
+	due := s.unasked
 	switch {
 	case s.request == saveNow:
 		due = s.last
 	case s.request == saveSoon:
 		due = min(due, s.last+s.apart)
 	}
-	if failed {
-		due = min(due, s.last+saveRetryInterval)
-	}
-	if s.hurrying && (failed || s.request != noSave) {
-		due = min(due, s.last+saveRetrySoonest)
+	if s.failure() != nil {
+		retry := saveRetryInterval
+		if s.hurrying {
+			retry = saveRetrySoonest
+		}
+		due = min(due, s.last+retry)
 	}
 	switch {
 	case s.waiters != nil && s.batched && !s.stopped:

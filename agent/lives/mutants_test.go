@@ -33,7 +33,7 @@ var mutants = []mutant{
 		"tokencache.Record{Instant: now.Instant, Lineage: now.Lineage, Generation: now.Generation}", anything},
 	{"a record that cannot be read now is taken for none", "agent/store/recovery.go", "b.Unread = «err»", "nil", anything},
 	{"a start goes on in the lineage that it read", "agent/recovery.go", "found.Record = «anew(found.Record, from...)»", "found.Record", aboutForks},
-	{"what could not be saved is not saved again soon", "agent/saver.go", "due = min(due, «s.last+saveRetryInterval»)", "s.last+saveEvery", anything},
+	{"what could not be saved is not saved again soon", "agent/saver.go", "retry := «saveRetryInterval»\n", "saveEvery", anything},
 	{"a full record refuses revocations", "tokencache/compact.go", "makesRoom(all, ch)\n\t\tif «into == nil» {", "true", aboutFull},
 
 	// The rules of clocks.
