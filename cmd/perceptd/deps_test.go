@@ -22,71 +22,72 @@ type pkg struct {
 	Standard                  bool
 }
 
-// mayImport is the layout: of our packages, each may import these. The reason is why no more.
+// mayImport is the layout: which of our packages each may import, and why no others. The table in docs/architecture.md
+// says the same.
 var mayImport = map[string]struct {
 	ours   []string
 	reason string
 }{
-	"tokencache":           {nil, "the cache is pure: it is proved in virtual time, with nothing of the device in it"},
-	"tokencache/staleness": {nil, "it is a test alone"},
+	"tokencache": {nil, "the cache is pure: tests prove it in virtual time, with nothing of the device in it"},
 	"agent": {[]string{"agent/api", "agent/grants", "tokencache"},
-		"it puts cache, grants and audit together; who calls, and over what, is others' work"},
+		"it puts cache, grants and audit together; who calls, and over what, other packages find out"},
 	"agent/grants": {[]string{"tokencache"}, "it decides by values alone, so that a table of values tests it"},
 	"agent/api": {[]string{"tokencache"},
-		"the wire contract names the enumerations of the cache by alias, and costs its importer nothing else"},
-	"agent/source":  {[]string{"tokencache"}, "a source answers the cache and knows nobody who asks it"},
-	"agent/tcppeer": {nil, "it looks who is there, and decides nothing"},
+		"the wire contract names enumerations of the cache by alias, and costs its importers nothing else"},
+	"agent/source":  {[]string{"tokencache"}, "a source answers the cache, and does not know who asks"},
+	"agent/tcppeer": {nil, "it looks up users, and decides nothing"},
 	"agent/room": {[]string{"agent/server/limit", "agent/tcppeer"},
-		"it lets in whoever comes, and decides nothing else"},
+		"it decides who makes room, and nothing else"},
 	"agent/simulator": {[]string{"agent/room"},
 		"the simulated back end must not share the mistakes of what it tests"},
-	"agent/attest":  {[]string{"agent/grants", "agent/tcppeer"}, "it fills in a caller and decides nothing"},
-	"agent/binding": {nil, "it says what the device is known by, and not what is done with it"},
+	"agent/attest":  {[]string{"agent/grants", "agent/tcppeer"}, "it fills in a caller, and decides nothing"},
+	"agent/binding": {nil, "it says what the device is known by, and not what that is used for"},
 	"agent/store": {[]string{"agent/binding", "agent/lock", "tokencache"},
-		"it knows files; what is in force is decided elsewhere"},
-	"agent/lives":        {nil, "it is a test alone"},
-	"agent/server/limit": {nil, "it counts by keys; whom a connection is of is found out elsewhere"},
-	"agent/server": {[]string{"agent", "agent/api", "agent/attest", "agent/grants", "agent/server/limit",
-		"tokencache"}, "it reads the cache's values, and reaches the cache through the agent's grants only"},
+		"it knows files, and not what is in force"},
+	"agent/server/limit": {nil, "it counts by keys; the server finds out which key a connection has"},
+	"agent/server": {[]string{"agent", "agent/api", "agent/attest", "agent/grants", "agent/server/limit"},
+		"it speaks HTTP, and reaches the cache only through the agent, which checks the grants"},
 	"agent/client": {[]string{"agent/api"}, "a module that imports the client must not link the daemon"},
-	"agent/clock":  {[]string{"tokencache"}, "it only fills in a clock"},
-	"agent/lock":   {nil, "it knows one folder, and not what is in it"},
-	"agent/socket": {[]string{"agent/lock"}, "it makes sockets for whoever asks"},
-	"systemd":      {nil, "it speaks to systemd for any daemon"},
-	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/binding", "agent/attest", "agent/clock", "agent/grants",
-		"agent/store", "agent/lock",
-		"agent/server", "agent/simulator", "agent/socket", "agent/source", "cmd/perceptd/config", "systemd", "tokencache"},
-		"the daemon does not ask itself for tokens"},
-	"cmd/perceptd/config": {[]string{"agent", "agent/attest", "agent/grants", "agent/simulator", "agent/source"},
-		"it knows the file, and starts nothing"},
-	"cmd/perceptd/e2e/attacks":    {nil, "it is a test alone"},
-	"cmd/perceptd/e2e/bench":      {nil, "it is a test alone"},
-	"cmd/perceptd/e2e/clients":    {nil, "it is a test alone"},
-	"cmd/perceptd/e2e/containers": {nil, "it is a test alone"},
-	"cmd/perceptd/e2e/daemon":     {nil, "it is a test alone"},
-	"cmd/perceptd/e2e/soak":       {nil, "it is a test alone"},
-	"tokencache/tokencachetest":   {[]string{"tokencache"}, "it is for tests alone, of any package"},
-	"cmd/perceptd/e2e/harness": {[]string{"agent/api"},
-		"it runs the programs and asks them as everybody does"},
 	"agent/client/azcredential": {[]string{"agent/api", "agent/client"},
 		"it is the client for those who have the Azure SDK already"},
 	"agent/identityproxy": {[]string{"agent/api", "agent/client", "agent/room"},
-		"it hands requests on, and decides nothing"},
-	"cmd/perceptctl": {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/store",
-		"agent/identityproxy", "agent/simulator", "cmd/perceptctl/term", "tokencache"}, "the tool talks to the daemon and is none itself"},
+		"it passes requests on, and decides nothing"},
+	"agent/clock":  {[]string{"tokencache"}, "it only fills in a clock"},
+	"agent/lock":   {nil, "it knows a folder, and not what is in it"},
+	"agent/socket": {[]string{"agent/lock"}, "it makes sockets, and does not know for whom"},
+	"systemd":      {nil, "it speaks to systemd for any daemon"},
+	"cmd/perceptd": {[]string{"agent", "agent/api", "agent/attest", "agent/binding", "agent/clock", "agent/grants",
+		"agent/lock", "agent/server", "agent/simulator", "agent/socket", "agent/source", "agent/store",
+		"cmd/perceptd/config", "systemd", "tokencache"}, "the daemon does not ask itself for tokens"},
+	"cmd/perceptd/config": {[]string{"agent", "agent/attest", "agent/grants", "agent/simulator", "agent/source"},
+		"it knows the file, and starts nothing"},
+	"cmd/perceptctl": {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/identityproxy",
+		"agent/simulator", "agent/store", "cmd/perceptctl/term", "tokencache"},
+		"the tool talks to the daemon, and is not one"},
 	"cmd/perceptctl/term": {nil, "it lays out text, whatever the text says"},
+
+	"agent/lives":                 {nil, "it has tests only"},
+	"cmd/perceptd/e2e/attacks":    {nil, "it has tests only"},
+	"cmd/perceptd/e2e/bench":      {nil, "it has tests only"},
+	"cmd/perceptd/e2e/clients":    {nil, "it has tests only"},
+	"cmd/perceptd/e2e/containers": {nil, "it has tests only"},
+	"cmd/perceptd/e2e/daemon":     {nil, "it has tests only"},
+	"cmd/perceptd/e2e/soak":       {nil, "it has tests only"},
+	"cmd/perceptd/e2e/harness":    {[]string{"agent/api"}, "it runs the programs, and asks them as others do"},
+	"tokencache/staleness":        {nil, "it has tests only"},
+	"tokencache/tokencachetest":   {[]string{"tokencache"}, "any package's tests may import it"},
 }
 
-// testsMayImport holds the tests of some packages to the layout as well: beside what the package itself may import.
+// testsMayImport limits the tests of some packages too: to this, and to what the package itself may import.
 var testsMayImport = map[string][]string{
 	"tokencache":           {"tokencache", "tokencache/tokencachetest", "agent/simulator"},
 	"tokencache/staleness": {"tokencache", "tokencache/tokencachetest", "agent/simulator"},
 }
 
-// mustNotLink is what may not be in a package's build, its imports' imports included.
+// mustNotLink says what a package must not link, directly or through what it imports.
 var mustNotLink = []struct{ pkg, bad, reason string }{
 	{"tokencache", "net", "the cache knows no network"},
-	{"tokencache", "go.uber.org/", "nor anybody else's library"},
+	{"tokencache", "go.uber.org/", "the cache uses no library of others"},
 	{"agent/client", "go.uber.org/", "the client is standard library only"},
 	{"agent/client", "github.com/", "the client is standard library only"},
 	{"agent/client", "golang.org/x/", "the client is standard library only"},
@@ -113,6 +114,11 @@ func TestLayout(t *testing.T) {
 				t.Errorf("%s imports %s: %s", name, of, rule.reason)
 			}
 		}
+		for _, allowed := range rule.ours {
+			if !slices.Contains(p.Imports, "perceptd/"+allowed) {
+				t.Errorf("%s may import %s and does not: take that out of the layout", name, allowed)
+			}
+		}
 		if tests, limited := testsMayImport[name]; limited {
 			for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
 				of, ours := strings.CutPrefix(imported, "perceptd/")
@@ -136,6 +142,49 @@ func TestLayout(t *testing.T) {
 	for name := range mayImport {
 		if !seen[name] {
 			t.Errorf("%s is in the layout and nowhere else", name)
+		}
+	}
+}
+
+// The table in docs/architecture.md has each package once, with what it may import.
+func TestLayoutIsDocumented(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const everySuite = "cmd/perceptd/e2e/…" // one row for all suites that have tests only
+	_, table, _ := strings.Cut(string(text), "\n| folder | its one job | may import of ours |\n|---|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	code := regexp.MustCompile("`([^`]+)`")
+	documented := make(map[string]bool)
+	for _, row := range strings.Split(table, "\n") {
+		cells := strings.Split(row, "|")
+		if len(cells) != 5 {
+			t.Fatalf("not a row of the table: %s", row)
+		}
+		name := strings.Trim(cells[1], " `")
+		rule, known := mayImport[name]
+		switch {
+		case name == everySuite:
+			continue
+		case !known || documented[name]:
+			t.Errorf("%s is documented and not in the layout, or documented twice", name)
+		}
+		documented[name] = true
+		var imports []string
+		for _, span := range code.FindAllStringSubmatch(cells[3], -1) {
+			imports = append(imports, span[1])
+		}
+		slices.Sort(imports)
+		if !slices.Equal(imports, slices.Sorted(slices.Values(rule.ours))) {
+			t.Errorf("%s may import %q; docs/architecture.md says %q", name, rule.ours, imports)
+		}
+	}
+	for name, rule := range mayImport {
+		suite := strings.HasPrefix(name, strings.TrimSuffix(everySuite, "…")) && rule.ours == nil
+		if !suite && !documented[name] {
+			t.Errorf("%s is not in the table of docs/architecture.md", name)
 		}
 	}
 }
