@@ -227,8 +227,8 @@ func (c *Cache) changeLocked(p PolicyChange, now bootTime) *change {
 	return ch
 }
 
-// Withdraw takes a policy change off the record, as if it had never been recorded, and returns it as it was. False: none
-// has that ID.
+// Withdraw takes a policy change off the record, as if it had never been recorded, and returns it as it was. False:
+// none has that ID.
 func (c *Cache) Withdraw(id string) (RecordedChange, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
