@@ -82,10 +82,10 @@ bench-staleness: ## Simulate 60 days of policy changes; brings docs/staleness.md
 architecture: ## Draw docs/architecture.svg: which package imports which
 	ARCHITECTURE_DOCS=1 $(GO) test -count=1 -run '^TestArchitecture$$' ./cmd/perceptd
 
-lives: ## Live devices' lives for LIVES_SECONDS (600) from LIVES_SEED on, or from a seed made of LIVES_COMMIT
+lives: ## Simulate whole lives of devices for LIVES_SECONDS (600), from LIVES_SEED on or a seed made of LIVES_COMMIT
 	LIVES_SECONDS=$(LIVES_SECONDS) LIVES_SEED=$(LIVES_SEED) LIVES_COMMIT=$(LIVES_COMMIT) $(GO) test -count=1 -timeout 0 -run '^TestLives$$' -v ./agent/lives
 
-mutations: ## Show that the lives notice what is wrong in judgement, hold, record and clock rules
+mutations: ## Show that the lives notice faults in judging tokens, holding fetches, the record and the clock rules
 	$(GO) test -tags mutations -count=1 -timeout 0 -run '^TestMutations$$' -v ./agent/lives
 
 soak: ## The daemon at full load for SOAK_SECONDS (600) while its back end fails and its rules change

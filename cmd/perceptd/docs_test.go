@@ -33,13 +33,15 @@ func TestPromises(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, page := range []string{"security.md", "reliability.md"} {
+	for page, least := range map[string]int{
+		"security.md": 10, "reliability.md": 10, "policy-changes.md": 1, "performance.md": 0, "staleness.md": 0,
+	} {
 		text, err := os.ReadFile(filepath.Join("../../docs", page))
 		if err != nil {
 			t.Fatal(err)
 		}
 		named := regexp.MustCompile("`((?:Test|Benchmark|Fuzz)[A-Z]\\w+)`").FindAllSubmatch(text, -1)
-		if len(named) < 10 {
+		if len(named) < least {
 			t.Errorf("%s: only %d tests are named", page, len(named))
 		}
 		for _, name := range named {
