@@ -122,8 +122,8 @@ func (c *changeSaver) hurry() {
 	}
 }
 
-// read reads what is on the disk, which could not be read before. It calls take, which puts it in force, before anything
-// can be written over it. lost is why there is no record and never will be. False: it still cannot be read.
+// read reads what is on the disk, which could not be read before. It calls take, which puts it in force, before
+// anything can be written over it. lost is why there is no record and never will be. False: it still cannot be read.
 func (c *changeSaver) read(
 	load func() (*tokencache.Record, error), take func(disk *tokencache.Record, lost error),
 ) bool {
@@ -180,5 +180,6 @@ func unreadRemedy(why error) string {
 	return remedyFor(why) + "; it is read again every minute, and at once by perceptctl reload. " +
 		"If it never can be, move its two files (policy-changes.json, policy-changes.copy.json), " +
 		"and whatever begins with tokens.sealed and cannot be read either, " +
-		"out of the state folder while perceptd runs. What no copy tells of is lost then, and the status says what to do about that"
+		"out of the state folder while perceptd runs. What no copy tells of is lost then, " +
+		"and the status says what to do about that"
 }

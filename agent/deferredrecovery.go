@@ -97,7 +97,8 @@ func (a *Agent) noteUnread(rules Rules, u *deferredRecovery, why error) {
 	p.Alone = true // it goes when the record is read, and nothing else with it
 	_, err := a.enter(p)
 	a.log.Error("the record of policy changes cannot be read now, and is read again: "+
-		"what its copy and the marks on tokens withhold stays withheld, and "+consequence(p.Effect == tokencache.Revoked),
+		"what its copy and the marks on tokens withhold stays withheld, and "+
+		consequence(p.Effect == tokencache.Revoked),
 		zap.Error(why), zap.String("message_id", MessageUnreadRecord))
 	if err != nil {
 		a.log.Error("that could not be noted", zap.Error(err))

@@ -81,8 +81,8 @@ func lostTrouble(c api.PolicyChange) string {
 
 // lostRemedy is what a person does about a lost record.
 func lostRemedy(id string) string {
-	return "enter the changes of the last two days again (perceptctl policy-changed), then: perceptctl policy-changes " +
-		"withdraw " + id
+	return "enter the changes of the last two days again (perceptctl policy-changed), " +
+		"then: perceptctl policy-changes withdraw " + id
 }
 
 // recordText says what is wrong with the record of policy changes.

@@ -124,8 +124,8 @@ func (s *snapshotSaver) outlives(writable bool) string {
 // trouble says what a technician should know, in sentences.
 func (s *snapshotSaver) trouble() (all []string) {
 	if fault := s.unread.Load(); fault != nil {
-		all = append(all, fmt.Sprintf("the tokens that were kept cannot be read now: %v; they are fetched anew meanwhile; "+
-			"%s; they are read again every minute, and at once by perceptctl reload", *fault, remedyFor(*fault)))
+		all = append(all, fmt.Sprintf("the tokens that were kept cannot be read now: %v; "+
+			"they are fetched anew meanwhile; %s; they are read again every minute, and at once by perceptctl reload", *fault, remedyFor(*fault)))
 	} else if fault := s.disk.failure(); fault != nil {
 		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; %s; %s",
 			fault, remedyFor(fault), triedAgain))
