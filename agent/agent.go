@@ -37,19 +37,19 @@ type Options struct {
 	// older token is dropped, and new ones count as uncertain, or are withheld (Rules.WithholdLost), until they are
 	// known to be young enough. Nil: the record was read, or there was none.
 	LostRecord error
-	// UnreadRecord is why the saved record cannot be read now. Load then reads it again, until it returns a record or
-	// an error whose method Spoilt returns true. Until then tokens are treated as with LostRecord, except that none is
-	// dropped, and Keep is not called.
+	// UnreadRecord is why the saved record cannot be read now. LoadRecord then reads it again, until it returns a record
+	// or an error whose method Spoilt returns true. Until then tokens are treated as with LostRecord, except that none
+	// is dropped, and SaveRecord is not called.
 	UnreadRecord error
 	LoadRecord   func() (*tokencache.Record, error)
 	// UnreadTokens is why a file with an earlier cache's snapshot cannot be read now. LoadTokens then reads it again.
 	// It returns each snapshot once: in copies all, for their copies of the record and the marks in them, and in ours
 	// those whose tokens can be used too. An error beside them says that there is more that cannot be read now. Until
-	// LoadTokens returns no error, a lost record counts as one that cannot be read, and Save is not called.
+	// LoadTokens returns no error, a lost record counts as one that cannot be read, and Persistence.Save is not called.
 	UnreadTokens error
 	LoadTokens   func() (copies []tokencache.Snapshot, ours []*tokencache.Snapshot, err error)
-	// Keep saves the whole record each time it differs. One goroutine at a time calls it, and it may block. Nil: the
-	// record is not saved.
+	// SaveRecord saves the whole record each time it differs. One goroutine at a time calls it, and it may block. Nil:
+	// the record is not saved.
 	SaveRecord func(tokencache.Record) error
 
 	// BootID names this boot of the device, and Snapshot is that of an earlier cache: see tokencache.Options.
@@ -63,7 +63,7 @@ type Options struct {
 	// Copies are all snapshots of earlier caches, also of those with other sources, for their copies of the record and
 	// the marks in them. Nil: Snapshot alone.
 	Copies []tokencache.Snapshot
-	// Keeping saves the cache's state across restarts of the process. Zero: the state is not saved.
+	// Persistence saves the cache's state across restarts of the process. Zero: the state is not saved.
 	Persistence Persistence
 }
 

@@ -921,7 +921,7 @@ func TestWithdrawnBeforeItIsKnownToStandForMore(t *testing.T) {
 
 // What stands for a record spreads as a change does which somebody noted at the start: who asks has a token at once
 // unless such are to be withheld, and what is to be prefetched waits until it has spread, or the record is read.
-func TestStandInSpreads(t *testing.T) {
+func TestPlaceholderSpreads(t *testing.T) {
 	t.Parallel()
 	eio, torn := errors.New("input/output error"), spoilt{errors.New("policy-changes.json: it is not JSON")}
 	for _, row := range []struct {

@@ -12,19 +12,20 @@ import (
 	"perceptd/tokencache"
 )
 
-// Keeping saves what the cache knows, so that it outlives this process. Each of the two is called by one goroutine at a
-// time, and may take its time.
+// Persistence saves the cache's state across restarts of the process. Each of the two is called by one goroutine at a
+// time, and may block.
 type Persistence struct {
-	// Carry takes over what is to outlive a restart: after each fetch, and when rules have changed.
+	// HandOver takes a snapshot that is to outlive a restart: after each fetch, and when rules or the record have
+	// changed.
 	HandOver func(tokencache.Snapshot) error
-	// Save takes over what is to outlive a reboot: at a start that has something, after each fetch that brought a newer
-	// token, when rules have changed, when the clock has shown how old tokens of an earlier boot are, once an hour, so
-	// that it is known how long the device was on at least, and at the end. What happens within seconds is saved
-	// together.
+	// Save takes a snapshot that is to outlive a reboot: at a start that has one, after each fetch that brought a newer
+	// token, when rules or the record have changed, when the clock has shown how old tokens of an earlier boot are,
+	// once an hour, so that it is known how long the device was on at least, and at the end. What happens within
+	// seconds is saved together.
 	Save func(tokencache.Snapshot) error
 }
 
-// snapshotSaver saves the cache in both ways of a Keeping.
+// snapshotSaver saves the cache's snapshots in both ways of a Persistence.
 type snapshotSaver struct {
 	handoff, disk *saver // nil: there is none
 	take          func() tokencache.Snapshot

@@ -9,7 +9,7 @@ import (
 // has the lower on-time happened earlier, whatever a wall clock said. The time between the last keeping and the end of
 // a boot is not in it, nor is the time that the device was off: more time than that has truly passed.
 
-// Taken says when something that is kept was taken.
+// Instant says when something that is kept was taken.
 type Instant struct {
 	On     time.Duration `json:"on_ns,omitempty"`   // on-time; 0: kept by a release without on-time
 	Boot   time.Duration `json:"boot_ns,omitempty"` // boot time of the boot that BootID names

@@ -552,7 +552,7 @@ func TestFormerPrincipalThroughRestarts(t *testing.T) {
 }
 
 // A memory from before principals were kept tells them by its tokens.
-func TestPrincipalsOfAnOldMemory(t *testing.T) {
+func TestPrincipalsOfAnOldSnapshot(t *testing.T) {
 	t.Parallel()
 	registered(t, func(t *testing.T, r *registry, c *tokencache.Cache) {
 		r.gives(always("a", time.Now()))

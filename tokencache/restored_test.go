@@ -70,7 +70,7 @@ func away(t *testing.T, boot string, f func(t *testing.T, s *steady, c *tokencac
 }
 
 // After a boot each token that was kept is asked for once, soon, and not all of them at once.
-func TestRecalledTokensAreConfirmed(t *testing.T) {
+func TestRestoredTokensAreConfirmed(t *testing.T) {
 	t.Parallel()
 	away(t, "second", func(t *testing.T, s *steady, c *tokencache.Cache, back time.Duration) {
 		time.Sleep(30*time.Second - 1)

@@ -559,7 +559,7 @@ type seenKey struct {
 }
 
 // same leaves out what was learnt since the cache was kept last, and the plan where a policy change plays a part: a
-// chase is drawn anew, and a clock that went back has the change spread again.
+// probe is planned anew, and a clock that went back has the change spread again.
 func (a seenKey) same(b seenKey, inOrder, noted bool) bool {
 	if !inOrder {
 		return noted || a.digest == b.digest

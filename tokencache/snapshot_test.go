@@ -15,7 +15,7 @@ import (
 const year = 365 * 24 * time.Hour
 
 // What a cache serves that begins with another's token of 24 h, by where it is and what its clock shows.
-func TestRecall(t *testing.T) {
+func TestRestore(t *testing.T) {
 	t.Parallel()
 	const rebooted = 20*time.Hour - 10*time.Second // as if the device had been off for no time
 	for _, row := range []struct {
@@ -101,7 +101,7 @@ func TestRecall(t *testing.T) {
 
 // A key that nobody asked for any more stays so; when somebody asks again whose token's life is a guess, the back end
 // is asked.
-func TestRecallOfAnIdleKey(t *testing.T) {
+func TestRestoreOfAnIdleKey(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newSurvivor(simulator.Options{Rollover: simulator.AtHalfLife})
@@ -160,7 +160,7 @@ func TestScheduleBeginsWhenItIsTold(t *testing.T) {
 }
 
 // What is prefetched and was remembered is not fetched at once, what was not is; what no rule allows is dropped.
-func TestRecallUnderRules(t *testing.T) {
+func TestRestoreUnderRules(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newSurvivor(simulator.Options{})
@@ -185,7 +185,7 @@ func TestRecallUnderRules(t *testing.T) {
 }
 
 // Of more keys than a cache holds, those asked for last stay.
-func TestRecallOfTooManyKeys(t *testing.T) {
+func TestRestoreOfTooManyKeys(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newSurvivor(simulator.Options{})
@@ -215,7 +215,7 @@ func TestRecallOfTooManyKeys(t *testing.T) {
 
 // What was learnt of rollovers outlives a reboot, also for a key whose token has expired and which nobody asked for
 // lately; a time that nobody can tell teaches nothing.
-func TestRolloversAreRecalled(t *testing.T) {
+func TestRolloversAreRestored(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newSurvivor(simulator.Options{Rollover: simulator.AtHalfLife})

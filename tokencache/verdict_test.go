@@ -34,14 +34,14 @@ func policyState(t *testing.T, c *tokencache.Cache) tokencache.PermissionState {
 	return mustGet(t, c, vault, sdk).Permissions.State
 }
 
-// How a token stands to a change follows from when it was issued, as far as it tells.
-func TestStandings(t *testing.T) {
+// Whether a token carries a change follows from when it was issued, as far as it shows that.
+func TestVerdictByIssueTime(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		name  string
-		dated bool          // the token has an iat, five minutes before its minting
-		life  time.Duration // from iat or minting to expiry
-		at    time.Duration // of the change, from the minting
+		dated bool          // the token has an iat, five minutes before it was issued
+		life  time.Duration // from iat or issue to expiry
+		at    time.Duration // of the change, from the issue
 		want  tokencache.PermissionState
 	}{
 		{"issued before", true, 24 * time.Hour, time.Minute, tokencache.Stale},
@@ -96,7 +96,7 @@ func (d *device) permit(t *testing.T, role string) {
 func has(a tokencache.Answer, role string) bool { return slices.Contains(a.Token.Claims.Roles, role) }
 
 // A stale token is served, labelled, until the first current one is there, a moment after the rollover.
-func TestChangedServesAndChases(t *testing.T) {
+func TestChangedServesAndProbes(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{Rollover: simulator.AtHalfLife, PropagationDelay: 8 * time.Minute},
 		func(t *testing.T, d *device, c *tokencache.Cache) {
@@ -552,7 +552,7 @@ func TestAlternatesWhereThereIsNoRoom(t *testing.T) {
 	})
 }
 
-func TestMintedAfter(t *testing.T) {
+func TestIssuedAfter(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
 		answer := mustGet(t, c, vault, sdk)
@@ -577,8 +577,8 @@ func TestMintedAfter(t *testing.T) {
 	})
 }
 
-// What Look tells is true until its channel closes.
-func TestLook(t *testing.T) {
+// What Peek returns is true until its channel closes.
+func TestPeek(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{Rollover: simulator.AtHalfLife}, func(t *testing.T, d *device, c *tokencache.Cache) {
 		look := func() (tokencache.TokenInfo, <-chan struct{}) {
@@ -642,7 +642,7 @@ func TestLook(t *testing.T) {
 }
 
 // Whoever looks keeps the key fresh, even when it had been idle.
-func TestLookKeepsTheKeyWanted(t *testing.T) {
+func TestPeekKeepsTheKeyWanted(t *testing.T) {
 	t.Parallel()
 	days(t, simulator.Options{}, func(t *testing.T, d *device, c *tokencache.Cache) {
 		mustGet(t, c, vault, sdk)

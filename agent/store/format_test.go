@@ -318,7 +318,7 @@ func TestTooLargeToBeKept(t *testing.T) {
 }
 
 // As many keys as there may be, with tokens and claims as large as Entra's get, fit.
-func TestFullMemory(t *testing.T) {
+func TestFullSnapshot(t *testing.T) {
 	t.Parallel()
 	groups := make([]string, 200)
 	for i := range groups {
@@ -350,7 +350,7 @@ func TestFullMemory(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoMemory(t *testing.T) {
+func TestWhatIsNoSnapshot(t *testing.T) {
 	t.Parallel()
 	text, err := encodeSnapshot(whole(1))
 	if err != nil {

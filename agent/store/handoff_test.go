@@ -96,7 +96,7 @@ func carries(t *testing.T, f *os.File) {
 	}
 }
 
-func TestCarrySecret(t *testing.T) {
+func TestHandoffInSecretMemory(t *testing.T) {
 	t.Parallel()
 	f := secretly(t, framed(t, whole(1)))
 	carries(t, f)
@@ -111,7 +111,7 @@ func TestCarrySecret(t *testing.T) {
 	}
 }
 
-func TestCarrySealed(t *testing.T) {
+func TestHandoffInSealedMemory(t *testing.T) {
 	t.Parallel()
 	f := sealedly(t, framed(t, whole(1)))
 	carries(t, f)
@@ -135,7 +135,7 @@ func TestCarrySealed(t *testing.T) {
 }
 
 // A descriptor may be handed over that something else was put into, or nothing.
-func TestWhatIsNotCarried(t *testing.T) {
+func TestWhatIsNotHandedOver(t *testing.T) {
 	t.Parallel()
 	sound := framed(t, whole(1))
 	text, err := encodeSnapshot(whole(1))
@@ -183,7 +183,7 @@ func TestWhatIsNotCarried(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoCarrier(t *testing.T) {
+func TestWhatIsNoHandoff(t *testing.T) {
 	t.Parallel()
 	sound := framed(t, whole(1))
 	file := func(fd int, err error) *os.File {

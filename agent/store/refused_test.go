@@ -41,7 +41,7 @@ func refuse(t *testing.T, call, argument, bits uint32, with unix.Errno) {
 }
 
 // The best that the kernel has is used, and less where it refuses that.
-func TestWhereItIsCarried(t *testing.T) {
+func TestWhereItIsHandedOver(t *testing.T) {
 	t.Parallel()
 	secret, noexec := true, true
 	if f, err := writeSecretMemfd([]byte("x")); err == nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // Each cause has one mend, which does not name files that perceptd makes and removes by itself.
-func TestMends(t *testing.T) {
+func TestRemedies(t *testing.T) {
 	t.Parallel()
 	const path = "/var/lib/percept/" + changesName
 	me := runsAs(os.Geteuid())
@@ -64,7 +64,7 @@ func TestRunsAs(t *testing.T) {
 }
 
 // A folder that is of no use says why, and the mend is of use as it stands.
-func TestMendsOfFolders(t *testing.T) {
+func TestRemediesOfFolders(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	open, file := filepath.Join(dir, "open"), filepath.Join(dir, "file")

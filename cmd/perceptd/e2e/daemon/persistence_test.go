@@ -67,7 +67,7 @@ func TestTokensOutliveACrash(t *testing.T) {
 }
 
 // What systemd keeps and cannot be used is said, and costs a call to the back end.
-func TestCarriedNonsense(t *testing.T) {
+func TestHandedOverNonsense(t *testing.T) {
 	t.Parallel()
 	harness.Binary(t, "perceptd")
 	store := newFDStore(t)
