@@ -49,7 +49,8 @@ func edge() agent.Rules {
 		Grants: []grants.Grant{
 			{Caller: grants.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault, storage}},
 			{Caller: grants.Match{UID: uid(1000), User: "edge"}, Identity: "device", Resources: []string{vault}},
-			{Caller: grants.Match{UID: uid(1000), User: "edge"}, Identity: "vision", Resources: []string{vault, storage}},
+			{Caller: grants.Match{UID: uid(1000), User: "edge"}, Identity: "vision",
+				Resources: []string{vault, storage}},
 			{Caller: grants.Match{UID: uid(1000), User: "edge"}, Identity: "speech", Resources: []string{storage}},
 			{Caller: grants.Match{UID: uid(0)}, Identity: "device", Resources: []string{storage}},
 		},
@@ -68,7 +69,8 @@ func fail(s *tokencachetest.Source, err error) {
 }
 
 // bubble runs f in virtual time with an agent under rules and whatever it logs.
-func bubble(t *testing.T, rules agent.Rules, b *tokencachetest.Source, f func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs)) {
+func bubble(t *testing.T, rules agent.Rules, b *tokencachetest.Source,
+	f func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zapcore.DebugLevel)
@@ -115,11 +117,15 @@ func TestWhoGetsWhat(t *testing.T) {
 		{"scope form", module, agent.Request{Resource: vault + "/.default"}, "vision", ""},
 		{"another spelling is another resource", module, agent.Request{Resource: vault + "/"}, "", api.CodeNotGranted},
 		{"module by client ID", module, agent.Request{Resource: vault, ClientID: guid1}, "vision", ""},
-		{"by object ID in other case", module, agent.Request{Resource: vault, ObjectID: strings.ToLower(guid3)}, "vision", ""},
-		{"an identity that is not granted", module, agent.Request{Resource: vault, Identity: "device"}, "", api.CodeNotGranted},
-		{"an identity that is not there", module, agent.Request{Resource: vault, ClientID: guid2}, "", api.CodeUnknownIdentity},
+		{"by object ID in other case", module, agent.Request{Resource: vault, ObjectID: strings.ToLower(guid3)},
+			"vision", ""},
+		{"an identity that is not granted", module, agent.Request{Resource: vault, Identity: "device"}, "",
+			api.CodeNotGranted},
+		{"an identity that is not there", module, agent.Request{Resource: vault, ClientID: guid2}, "",
+			api.CodeUnknownIdentity},
 		{"names are exact", module, agent.Request{Resource: vault, Identity: "Vision"}, "", api.CodeUnknownIdentity},
-		{"root in a container is not root of the host", module, agent.Request{Resource: storage, Identity: "device"}, "", api.CodeNotGranted},
+		{"root in a container is not root of the host", module, agent.Request{Resource: storage, Identity: "device"},
+			"", api.CodeNotGranted},
 		{"root of the host is not the module", root, agent.Request{Resource: vault}, "", api.CodeNotGranted},
 		{"root of the host", root, agent.Request{Resource: storage}, "device", ""},
 		{"several, the default among them", user, agent.Request{Resource: vault}, "device", ""},
@@ -127,7 +133,8 @@ func TestWhoGetsWhat(t *testing.T) {
 		{"several, one named", user, agent.Request{Resource: storage, Identity: "speech"}, "speech", ""},
 		{"by resource ID", user, agent.Request{Resource: storage, ResourceID: strings.ToUpper(arm)}, "speech", ""},
 		{"nobody", grants.Caller{UID: 4711, PID: 1}, agent.Request{Resource: vault}, "", api.CodeNotGranted},
-		{"another module", grants.Caller{Module: "speech", PID: 1}, agent.Request{Resource: vault}, "", api.CodeNotGranted},
+		{"another module", grants.Caller{Module: "speech", PID: 1}, agent.Request{Resource: vault}, "",
+			api.CodeNotGranted},
 		{"no resource", module, agent.Request{}, "", api.CodeBadRequest},
 		{"no App ID URI", module, agent.Request{Resource: "vault"}, "", api.CodeBadRequest},
 	} {
@@ -137,7 +144,8 @@ func TestWhoGetsWhat(t *testing.T) {
 				t.Errorf("%s: error %v, want reason %q", row.name, err, row.reason)
 				return
 			}
-			if err == nil && (answer.Identity.Name != row.want || !strings.Contains(answer.Token.Text.Reveal(), answer.Identity.Selector().String())) {
+			if err == nil && (answer.Identity.Name != row.want || !strings.Contains(answer.Token.Text.Reveal(),
+				answer.Identity.Selector().String())) {
 				t.Errorf("%s: identity %q, want %q", row.name, answer.Identity.Name, row.want)
 			}
 			if err == nil && answer.Advertise != agent.DefaultSDKLife {
@@ -161,13 +169,16 @@ func TestIdentityNotFound(t *testing.T) {
 		}{
 			{agent.Request{Identity: "nobody"}, has + `name "nobody"`},
 			{agent.Request{ClientID: guid2}, has + `client_id "` + guid2 + `"`},
-			{agent.Request{ClientID: "vision"}, has + `client_id "vision": that is the name of one, and client_id takes its ID`},
-			{agent.Request{ObjectID: "device"}, has + `object_id "device": that is the name of one, and object_id takes its ID`},
+			{agent.Request{ClientID: "vision"},
+				has + `client_id "vision": that is the name of one, and client_id takes its ID`},
+			{agent.Request{ObjectID: "device"},
+				has + `object_id "device": that is the name of one, and object_id takes its ID`},
 			{agent.Request{ResourceID: "x\n"}, has + `resource_id "x\n"`},
 			{agent.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"`},
 		} {
 			row.ask.Resource = vault
-			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1}, row.ask); codeOf(err) != api.CodeUnknownIdentity || err.Error() != row.want {
+			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1},
+				row.ask); codeOf(err) != api.CodeUnknownIdentity || err.Error() != row.want {
 				t.Errorf("%+v: %v, want %s", row.ask, err, row.want)
 			}
 		}
@@ -179,11 +190,13 @@ func TestChoices(t *testing.T) {
 	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		var refusal *agent.Error
 		_, err := a.Token(t.Context(), user, agent.Request{Resource: storage})
-		if !errors.As(err, &refusal) || !slices.Equal(refusal.Choices, []string{"speech", "vision"}) || !strings.Contains(refusal.Detail, "speech, vision") {
+		if !errors.As(err, &refusal) || !slices.Equal(refusal.Choices, []string{"speech", "vision"}) ||
+			!strings.Contains(refusal.Detail, "speech, vision") {
 			t.Errorf("ambiguous: %+v", refusal)
 		}
 		_, err = a.Token(t.Context(), user, agent.Request{Resource: storage, ClientID: guid2})
-		if !errors.As(err, &refusal) || !strings.HasPrefix(refusal.Detail, "Identity not found") || !slices.Equal(refusal.Choices, []string{"speech", "vision"}) {
+		if !errors.As(err, &refusal) || !strings.HasPrefix(refusal.Detail, "Identity not found") ||
+			!slices.Equal(refusal.Choices, []string{"speech", "vision"}) {
 			t.Errorf("unknown: %+v", refusal)
 		}
 		want := api.RequestCounts{Invalid: 2}
@@ -200,7 +213,8 @@ func TestSourceFailuresBecomeReasons(t *testing.T) {
 		want api.Code
 	}{
 		{&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}, api.CodeUnreachable},
-		{&tokencache.FetchError{Kind: tokencache.Throttled, Detail: "slow down", RetryAfter: 3 * time.Second}, api.CodeThrottled},
+		{&tokencache.FetchError{Kind: tokencache.Throttled, Detail: "slow down", RetryAfter: 3 * time.Second},
+			api.CodeThrottled},
 		{&tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: "no such"}, api.CodeIdentityNotFound},
 		{&tokencache.FetchError{Kind: tokencache.Refused, Detail: "no"}, api.CodeRefused},
 		{&tokencache.FetchError{Kind: tokencache.Malformed, Detail: "html"}, api.CodeMalformedAnswer},
@@ -220,7 +234,8 @@ func TestSourceFailuresBecomeReasons(t *testing.T) {
 				t.Errorf("counts %+v", got)
 			}
 			synctest.Wait()
-			if warnings := logs.FilterLevelExact(zapcore.WarnLevel).FilterMessage("token fetch failed"); warnings.Len() != 1 || warnings.All()[0].ContextMap()["identity"] != "vision" {
+			if warnings := logs.FilterLevelExact(zapcore.WarnLevel).FilterMessage(
+				"token fetch failed"); warnings.Len() != 1 || warnings.All()[0].ContextMap()["identity"] != "vision" {
 				t.Errorf("log %v", logs.All())
 			}
 		})
@@ -253,7 +268,8 @@ func TestWaitingEnds(t *testing.T) {
 func TestFirmNeed(t *testing.T) {
 	t.Parallel()
 	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
-		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault, MinTTL: 25 * time.Hour, MinTTLRequired: true})
+		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault, MinTTL: 25 * time.Hour,
+			MinTTLRequired: true})
 		if codeOf(err) != api.CodeShortLife {
 			t.Errorf("error %v", err)
 		}
@@ -342,7 +358,8 @@ func TestApplyWhileWaiting(t *testing.T) {
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		var waiters sync.WaitGroup
 		waiters.Go(func() {
-			if answer, err := a.Token(t.Context(), module, agent.Request{Resource: storage}); codeOf(err) != api.CodeNotGranted {
+			if answer, err := a.Token(t.Context(), module,
+				agent.Request{Resource: storage}); codeOf(err) != api.CodeNotGranted {
 				t.Errorf("the grant is gone, and the caller got %v, %v", answer.Identity, err)
 			}
 		})
@@ -430,12 +447,14 @@ func TestStatus(t *testing.T) {
 		<-changed
 		<-changed
 		s := a.Status()
-		if !s.Ready || len(s.Trouble) != 0 || len(s.Tokens) != 2 || len(s.Identities) != 3 || s.Identities[1].Grants != 2 {
+		if !s.Ready || len(s.Trouble) != 0 || len(s.Tokens) != 2 || len(s.Identities) != 3 ||
+			s.Identities[1].Grants != 2 {
 			t.Errorf("status %+v", s)
 		}
 		fail(b, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"})
 		time.Sleep(20 * time.Hour)
-		if s = a.Status(); len(s.Trouble) != 2 || !strings.Contains(s.Trouble[0], "good for another") || !strings.Contains(s.Trouble[0], "connection refused") {
+		if s = a.Status(); len(s.Trouble) != 2 || !strings.Contains(s.Trouble[0], "good for another") ||
+			!strings.Contains(s.Trouble[0], "connection refused") {
 			t.Errorf("trouble %q", s.Trouble)
 		}
 		time.Sleep(5 * time.Hour)

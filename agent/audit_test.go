@@ -41,7 +41,8 @@ func TestFirstGrantsAreAudited(t *testing.T) {
 			t.Fatalf("%d lines: %v", len(all), all)
 		}
 		for name, want := range map[string]any{
-			"caller": "unit cam.service (uid 5, pid 8)", "unit": "cam.service", "uid": uint32(5), "gid": uint32(6), "identity": "id1",
+			"caller": "unit cam.service (uid 5, pid 8)", "unit": "cam.service", "uid": uint32(5), "gid": uint32(6),
+			"identity": "id1",
 			"resource": vault, "decision": "granted", "reason": "grant 2 (config.toml:10)",
 		} {
 			if all[0][name] != want {
@@ -58,7 +59,8 @@ func TestChangedCallersAreAudited(t *testing.T) {
 		ask := func(id string) {
 			c := image(imageID)
 			c.ID = strings.Repeat(id, 64)
-			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", Container: c}, agent.Request{Resource: vault}); err != nil {
+			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", Container: c},
+				agent.Request{Resource: vault}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -66,7 +68,8 @@ func TestChangedCallersAreAudited(t *testing.T) {
 			ask(id)
 		}
 		changed := messages(logs, agent.MessageChanged)
-		if len(changed) != 1 || changed[0]["container"] != strings.Repeat("b", 64) || !strings.HasPrefix(fmt.Sprint(changed[0]["before"]), "container aaaaaaaaaaaa of image "+imageID) {
+		if len(changed) != 1 || changed[0]["container"] != strings.Repeat("b", 64) ||
+			!strings.HasPrefix(fmt.Sprint(changed[0]["before"]), "container aaaaaaaaaaaa of image "+imageID) {
 			t.Errorf("%v", changed)
 		}
 		if n := len(messages(logs, agent.MessageGranted)); n != 1 {
@@ -105,12 +108,14 @@ func TestGrantAfterDenialIsAudited(t *testing.T) {
 			if _, err := a.Apply(without); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); codeOf(err) != api.CodeNotGranted {
+			if _, err := a.Token(t.Context(), caller,
+				agent.Request{Resource: vault}); codeOf(err) != api.CodeNotGranted {
 				t.Fatal(err)
 			}
 		}
 		granted, denied := messages(logs, agent.MessageGranted), messages(logs, agent.MessageDenied)
-		if len(granted) != 2 || len(denied) != 2 || denied[0]["decision"] != "denied" || denied[0]["module"] != "vision" {
+		if len(granted) != 2 || len(denied) != 2 || denied[0]["decision"] != "denied" ||
+			denied[0]["module"] != "vision" {
 			t.Errorf("granted %v, denied %v", granted, denied)
 		}
 	})
@@ -124,7 +129,8 @@ func TestDenialsAreListed(t *testing.T) {
 			a.Token(t.Context(), grants.Caller{UID: uint32(2000 + i), GID: 1}, agent.Request{Resource: vault})
 		}
 		a.Peek(grants.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
-		a.Rejected(t.Context(), grants.Caller{UID: 2030, GID: 1}, api.Rejection{Resource: vault, Identity: "id2", Status: 401})
+		a.Rejected(t.Context(), grants.Caller{UID: 2030, GID: 1},
+			api.Rejection{Resource: vault, Identity: "id2", Status: 401})
 		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
 		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
 		all := a.Status().Denials
@@ -138,7 +144,8 @@ func TestDenialsAreListed(t *testing.T) {
 			"uid 2038  " + vault,
 		} {
 			d := all[i]
-			got := strings.Join(strings.Fields(fmt.Sprint(d.Caller, " ", d.Identity, " ", d.Resource, " ", d.Reason, " ", d.Count)), " ")
+			got := strings.Join(strings.Fields(fmt.Sprint(d.Caller, " ", d.Identity, " ", d.Resource, " ", d.Reason,
+				" ", d.Count)), " ")
 			if want = strings.Join(strings.Fields(want), " "); !strings.HasPrefix(got, want) || d.On.IsZero() {
 				t.Errorf("%d is %s, want %s", i, got, want)
 			}
@@ -165,7 +172,8 @@ func TestDenialsOfOneDriveOutNobodyElses(t *testing.T) {
 			a.Token(t.Context(), grants.Caller{UID: uint32(i), GID: 1}, agent.Request{Resource: vault})
 		}
 		for i := range 100 {
-			a.Token(t.Context(), grants.Caller{UID: 7, GID: 1}, agent.Request{Resource: fmt.Sprintf("https://%d.example", i)})
+			a.Token(t.Context(), grants.Caller{UID: 7, GID: 1},
+				agent.Request{Resource: fmt.Sprintf("https://%d.example", i)})
 		}
 		if all := seen(); all["uid 0"] != 1 || all["uid 1"] != 1 || all["uid 2"] != 1 || all["uid 7"] != 13 {
 			t.Errorf("%v", all)
@@ -188,9 +196,11 @@ func TestDenialsOfUnnamedContainers(t *testing.T) {
 	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		one, other := strings.Repeat("1f", 32), strings.Repeat("2e", 32)
 		for range 100 {
-			a.AuditUnattested(grants.Caller{Container: &grants.Container{ID: one}}, errors.New("the engine does not answer"))
+			a.AuditUnattested(grants.Caller{Container: &grants.Container{ID: one}},
+				errors.New("the engine does not answer"))
 		}
-		a.AuditUnattested(grants.Caller{Container: &grants.Container{ID: other}}, errors.New("the engine does not answer"))
+		a.AuditUnattested(grants.Caller{Container: &grants.Container{ID: other}},
+			errors.New("the engine does not answer"))
 		lines := messages(logs, agent.MessageUnattested)
 		if len(lines) != 11 || lines[10]["container"] != other {
 			t.Errorf("%d lines, the last %v", len(lines), lines[len(lines)-1])

@@ -25,8 +25,8 @@ type bootClock struct {
 
 func rightClock(now time.Time) time.Time { return now }
 
-// wrongClocks are those of devices without a battery for the clock, and of one whose clock was set by somebody. The kernel
-// vouches for none of them: one that it vouches for is believed.
+// wrongClocks are those of devices without a battery for the clock, and of one whose clock was set by somebody. The
+// kernel vouches for none of them: one that it vouches for is believed.
 var wrongClocks = []bootClock{
 	{"1970", func(time.Time) time.Time { return time.Unix(0, 0) }, false},
 	{"the day of the build", func(now time.Time) time.Time { return now.AddDate(-2, 0, 0) }, false},
@@ -86,7 +86,8 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 func (d *rebooting) mustWithhold(when string, a *agent.Agent) {
 	d.t.Helper()
 	if answer, err := a.Token(d.t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
-		d.t.Errorf("%s: a token from before the revocation is handed out (%v left, %+v), %v", when, answer.Left, answer.Permissions, err)
+		d.t.Errorf("%s: a token from before the revocation is handed out (%v left, %+v), %v", when, answer.Left,
+			answer.Permissions, err)
 	}
 	if n := len(a.Changes()); n != 1 {
 		d.t.Errorf("%s: %d policy changes are on record", when, n)
@@ -99,21 +100,27 @@ func onDevice(t *testing.T, f func(d *rebooting)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(26 * 365 * 24 * time.Hour) // tokens are from no year before 1970, whatever the clock shows
-		f(&rebooting{t: t, dir: dir, z: &azure{Backend: simulator.New(simulator.Options{Identities: []simulator.Identity{
-			{Name: "vision", ClientID: guid1, ObjectID: guid3},
-		}})}})
+		f(&rebooting{t: t, dir: dir,
+			z: &azure{Backend: simulator.New(simulator.Options{Identities: []simulator.Identity{
+				{Name: "vision", ClientID: guid1, ObjectID: guid3},
+			}})}})
 	})
 }
 
 var right = bootClock{"right", rightClock, true}
 
-// TestBootClocks: whatever the clock shows at a boot without a network, no token from before a revocation is handed out,
-// the other tokens are not lost, and none outlives its end.
+// TestBootClocks: whatever the clock shows at a boot without a network, no token from before a revocation is handed
+// out, the other tokens are not lost, and none outlives its end.
 func TestBootClocks(t *testing.T) {
 	t.Parallel()
 	for _, c := range wrongClocks {
-		t.Run("noted before, "+c.name, func(t *testing.T) { t.Parallel(); onDevice(t, func(d *rebooting) { d.noteAndBoot(c) }) })
-		t.Run("noted by it, "+c.name, func(t *testing.T) { t.Parallel(); onDevice(t, func(d *rebooting) { d.bootAndNote(c) }) })
+		t.Run("noted before, "+c.name,
+			func(t *testing.T) { t.Parallel(); onDevice(t, func(d *rebooting) { d.noteAndBoot(c) }) })
+		t.Run("noted by it, "+c.name, func(t *testing.T) {
+			t.Parallel()
+			onDevice(t,
+				func(d *rebooting) { d.bootAndNote(c) })
+		})
 	}
 }
 
@@ -130,7 +137,8 @@ func (d *rebooting) noteAndBoot(c bootClock) {
 	})
 	isKept := func(when string, a *agent.Agent) {
 		d.t.Helper()
-		if answer, err := a.Token(d.t.Context(), module, agent.Request{Resource: storage}); err != nil || answer.Token.Text.SHA256() != first {
+		if answer, err := a.Token(d.t.Context(), module, agent.Request{Resource: storage}); err != nil ||
+			answer.Token.Text.SHA256() != first {
 			d.t.Errorf("%s, the token that was kept: %v", when, err)
 		}
 	}

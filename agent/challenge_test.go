@@ -8,7 +8,8 @@ import (
 func TestSecondsOf(t *testing.T) {
 	t.Parallel()
 	for value, want := range map[any]int64{
-		1604106651.0: 1604106651, "1604106651": 1604106651, "1604106651.5": 1604106651, "soon": 0, true: 0, -5.0: 0, "NaN": 0, "1e300": 0, nil: 0,
+		1604106651.0: 1604106651, "1604106651": 1604106651, "1604106651.5": 1604106651, "soon": 0, true: 0, -5.0: 0,
+		"NaN": 0, "1e300": 0, nil: 0,
 	} {
 		if got := secondsOf(value); got.IsZero() != (want == 0) || want != 0 && got.Unix() != want {
 			t.Errorf("%v: %v", value, got)

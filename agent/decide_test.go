@@ -20,18 +20,22 @@ const (
 )
 
 func image(id string, digests ...string) *grants.Container {
-	return &grants.Container{ID: strings.Repeat("ab", 32), Name: "cam", Image: "cam:2", Digest: id, RepoDigests: digests}
+	return &grants.Container{ID: strings.Repeat("ab", 32), Name: "cam", Image: "cam:2", Digest: id,
+		RepoDigests: digests}
 }
 
 // kinds grants the same resource to callers of every kind, each with an identity of its own.
 func kinds() agent.Rules {
 	r := agent.Rules{}
 	for i, m := range []grants.Match{
-		{Module: "vision"}, {Unit: "cam.service"}, {Image: imageID}, {Image: repoDigest}, {UID: uid(1000)}, {GID: uid(44), Group: "video"}, {GID: uid(995)},
+		{Module: "vision"}, {Unit: "cam.service"}, {Image: imageID}, {Image: repoDigest}, {UID: uid(1000)},
+		{GID: uid(44), Group: "video"}, {GID: uid(995)},
 	} {
 		name := fmt.Sprintf("id%d", i)
-		r.Identities = append(r.Identities, grants.Identity{Name: name, ClientID: fmt.Sprintf("00000000-0000-0000-0000-%012d", i)})
-		r.Grants = append(r.Grants, grants.Grant{Caller: m, Identity: name, Resources: []string{vault}, Place: fmt.Sprintf("config.toml:%d", 10*i)})
+		r.Identities = append(r.Identities,
+			grants.Identity{Name: name, ClientID: fmt.Sprintf("00000000-0000-0000-0000-%012d", i)})
+		r.Grants = append(r.Grants, grants.Grant{Caller: m, Identity: name, Resources: []string{vault},
+			Place: fmt.Sprintf("config.toml:%d", 10*i)})
 	}
 	return r
 }
@@ -39,7 +43,8 @@ func kinds() agent.Rules {
 // drawCaller draws a caller, of few values so that grants are for it.
 func drawCaller(t *rapid.T) grants.Caller {
 	small := rapid.Uint32Range(0, 2)
-	c := grants.Caller{UID: small.Draw(t, "uid"), GID: small.Draw(t, "gid"), Groups: rapid.SliceOfN(small, 0, 3).Draw(t, "groups"), PID: 9}
+	c := grants.Caller{UID: small.Draw(t, "uid"), GID: small.Draw(t, "gid"),
+		Groups: rapid.SliceOfN(small, 0, 3).Draw(t, "groups"), PID: 9}
 	switch rapid.IntRange(0, 5).Draw(t, "place") {
 	case 0:
 		c.Module = rapid.SampledFrom([]string{"a", "b"}).Draw(t, "module")
@@ -57,7 +62,8 @@ func drawCaller(t *rapid.T) grants.Caller {
 func drawMatch(t *rapid.T) grants.Match {
 	n := rapid.Uint32Range(0, 2).Draw(t, "id")
 	return rapid.SampledFrom([]grants.Match{
-		{Module: "a"}, {Module: "b"}, {Unit: "a.service"}, {Unit: "b.service"}, {Image: imageID}, {Image: repoDigest}, {UID: &n}, {GID: &n},
+		{Module: "a"}, {Module: "b"}, {Unit: "a.service"}, {Unit: "b.service"}, {Image: imageID}, {Image: repoDigest},
+		{UID: &n}, {GID: &n},
 	}).Draw(t, "match")
 }
 

@@ -39,10 +39,12 @@ func eachUnseen(t *testing.T, f func(t *testing.T, d *bootable, blindly func(f f
 	for _, way := range unseens {
 		t.Run(way.name, func(t *testing.T) {
 			t.Parallel()
-			d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true, known: []binding.Binding{{Kind: binding.ProductUUID, ID: [32]byte{1}}}}
+			d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true,
+				known: []binding.Binding{{Kind: binding.ProductUUID, ID: [32]byte{1}}}}
 			var record, tokens atomic.Bool // cannot be read
 			d.fails = func(name string) error {
-				if record.Load() && strings.HasPrefix(name, "policy-changes") || tokens.Load() && strings.HasPrefix(name, "tokens") {
+				if record.Load() && strings.HasPrefix(name, "policy-changes") || tokens.Load() &&
+					strings.HasPrefix(name, "tokens") {
 					return unix.EIO
 				}
 				return nil
@@ -84,9 +86,9 @@ func holdsRevocation(t *testing.T, d *bootable, id string) {
 	})
 }
 
-// A start that does not see the tokens goes on with the record alone, while the copy beside them may have more than that: what could not be
-// written, and those who noted it were told so. What that start acknowledges stays in force when all is seen again, whichever has had
-// more changes.
+// A start that does not see the tokens goes on with the record alone, while the copy beside them may have more than
+// that: what could not be written, and those who noted it were told so. What that start acknowledges stays in force
+// when all is seen again, whichever has had more changes.
 func TestRevocationOutlivesACopyThatWasNotSeen(t *testing.T) {
 	t.Parallel()
 	eachUnseen(t, func(t *testing.T, d *bootable, blindly func(f func(a *agent.Agent))) {
@@ -100,7 +102,9 @@ func TestRevocationOutlivesACopyThatWasNotSeen(t *testing.T) {
 				t.Fatal(err)
 			}
 			for range 4 {
-				if _, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
+				if _, err := a.RecordChange("test",
+					api.PolicyChangeRequest{AllResources: true,
+						Effect: tokencache.Granted}); codeOf(err) != api.CodeNotKept {
 					t.Fatal(err)
 				}
 			}
@@ -155,8 +159,8 @@ func TestRevocationOutlivesARecordThatWasPutBack(t *testing.T) {
 	})
 }
 
-// A revocation that was withdrawn, which a start that saw no tokens acknowledged, does not come back from the copy beside them, however
-// often the device has started since and seen none.
+// A revocation that was withdrawn, which a start that saw no tokens acknowledged, does not come back from the copy
+// beside them, however often the device has started since and seen none.
 func TestWithdrawnStaysSoAfterManyStarts(t *testing.T) {
 	t.Parallel()
 	eachUnseen(t, func(t *testing.T, d *bootable, blindly func(f func(a *agent.Agent))) {
@@ -183,8 +187,8 @@ func TestWithdrawnStaysSoAfterManyStarts(t *testing.T) {
 	})
 }
 
-// So it does where no start failed to read anything: another folder, with a copy of all that is kept, was mounted over the state for a boot,
-// in which more was noted, and its tokens come back.
+// So it does where no start failed to read anything: another folder, with a copy of all that is kept, was mounted over
+// the state for a boot, in which more was noted, and its tokens come back.
 func TestRevocationOutlivesAFolderThatWasGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// The record's files are whole and may be changed by others, as after chmod -R: a revocation stays in force, from what they have, and from
-// the copy beside the tokens where somebody has emptied them.
+// The record's files are whole and may be changed by others, as after chmod -R: a revocation stays in force, from what
+// they have, and from the copy beside the tokens where somebody has emptied them.
 func TestLooseRecord(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct{ hasKey, emptied bool }{
@@ -65,9 +65,9 @@ func TestLooseRecord(t *testing.T) {
 	}
 }
 
-// Without a key nothing but the record tells for how long the device was on, and from a loose one that is not taken. So nobody knows in which
-// boot its changes were noted; what the back end's counting had shown of them holds: a token from after the revocation is served. Where the
-// folder is loose too, nothing is written, and each start finds the same.
+// Without a key nothing but the record tells for how long the device was on, and from a loose one that is not taken. So
+// nobody knows in which boot its changes were noted; what the back end's counting had shown of them holds: a token from
+// after the revocation is served. Where the folder is loose too, nothing is written, and each start finds the same.
 func TestLooseRecordLocksNobodyOut(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct{ counts, vouch, later, asked, folder bool }{
@@ -127,7 +127,8 @@ func TestLooseRecordLocksNobodyOut(t *testing.T) {
 	}
 }
 
-// Nor is a token from before it served, where it was noted by a clock that counted as right and was behind, and no count has shown that yet.
+// Nor is a token from before it served, where it was noted by a clock that counted as right and was behind, and no
+// count has shown that yet.
 func TestLooseRecordByAClockThatWasBehind(t *testing.T) {
 	t.Parallel()
 	for _, boots := range []bool{false, true} {
@@ -171,8 +172,9 @@ func loosen(t *testing.T, dir string) {
 	}
 }
 
-// Somebody changed one of the record's files, or both, which others may write to, so that it seems to be the newer one, or its revocation to be
-// over: the revocation that the copy beside the tokens and the marks on them have stays in force.
+// Somebody changed one of the record's files, or both, which others may write to, so that it seems to be the newer one,
+// or its revocation to be over: the revocation that the copy beside the tokens and the marks on them have stays in
+// force.
 func TestForgedRecord(t *testing.T) {
 	t.Parallel()
 	for name, forge := range map[string]func(*tokencache.Record){
@@ -212,7 +214,8 @@ func TestForgedRecord(t *testing.T) {
 						t.Fatal(err)
 					}
 					if which != "*" { // one file alone is forged, and the other is ours and whole
-						if err := os.WriteFile(filepath.Join(dir, "policy-changes.copy.json"), copied, 0o600); err != nil {
+						if err := os.WriteFile(filepath.Join(dir, "policy-changes.copy.json"), copied,
+							0o600); err != nil {
 							t.Fatal(err)
 						}
 					}

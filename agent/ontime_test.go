@@ -76,8 +76,8 @@ func (f fickle) Read(name string, refused fs.FileMode, most int) ([]byte, error)
 	return f.Disk.Read(name, refused, most)
 }
 
-// boot runs an agent in a boot of its own, which began a minute ago, until f returns. Where hasKey is false the key cannot be had
-// that the tokens on the disk are sealed with.
+// boot runs an agent in a boot of its own, which began a minute ago, until f returns. Where hasKey is false the key
+// cannot be had that the tokens on the disk are sealed with.
 func (d *bootable) boot(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	t.Helper()
 	d.began = time.Now()
@@ -90,8 +90,9 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	t.Helper()
 	began, behind, vouch := d.began, d.behind, d.vouch
 	clock := tokencache.Clock{
-		Wall: func() time.Time { return time.Now().Round(0).Add(-behind) },
-		Boot: func() time.Duration { return time.Since(began) + time.Minute }, Synchronised: func() bool { return vouch },
+		Wall:         func() time.Time { return time.Now().Round(0).Add(-behind) },
+		Boot:         func() time.Duration { return time.Since(began) + time.Minute },
+		Synchronised: func() bool { return vouch },
 	}
 	if d.rules.Identities == nil {
 		d.rules = edge()
@@ -152,8 +153,8 @@ func isOnRecord(a *agent.Agent, id string) bool {
 	return slices.ContainsFunc(a.Changes(), func(c api.PolicyChange) bool { return c.ID == id })
 }
 
-// A revocation that is noted in a boot which cannot read the tokens, since their key cannot be had, withholds them in the next boot
-// that can, though the device had been on for longer than the boot between knew of.
+// A revocation that is noted in a boot which cannot read the tokens, since their key cannot be had, withholds them in
+// the next boot that can, though the device had been on for longer than the boot between knew of.
 func TestRevocationNotedWithoutTheTokens(t *testing.T) {
 	t.Parallel()
 	for _, crash := range []bool{false, true} {
@@ -228,8 +229,8 @@ func TestOnTimeIsKeptWithoutChanges(t *testing.T) {
 	})
 }
 
-// On a device that is never on for an hour, and then loses its power, a change ends when it was on for long enough: of each boot at
-// least the half is known.
+// On a device that is never on for an hour, and then loses its power, a change ends when it was on for long enough: of
+// each boot at least the half is known.
 func TestChangeEndsThoughEachBootIsShort(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -259,7 +260,8 @@ func TestChangeEndsThoughEachBootIsShort(t *testing.T) {
 	})
 }
 
-// A token of an earlier boot that comes again, after a reload took its grant away and gave it back, is kept like any other.
+// A token of an earlier boot that comes again, after a reload took its grant away and gave it back, is kept like any
+// other.
 func TestTokenThatCameAgainIsKept(t *testing.T) {
 	t.Parallel()
 	atClocks(t, func(t *testing.T, d *bootable) {
@@ -345,8 +347,8 @@ func TestTokenDroppedForALostRecordComesAgain(t *testing.T) {
 	})
 }
 
-// A device is on for so long each day, and then its power is cut. A revocation withholds until the next token, or the one after it,
-// also where nobody counts lives and no clock is known to be right.
+// A device is on for so long each day, and then its power is cut. A revocation withholds until the next token, or the
+// one after it, also where nobody counts lives and no clock is known to be right.
 func TestPowerCutEveryDay(t *testing.T) {
 	t.Parallel()
 	for _, on := range []time.Duration{50 * time.Minute, 3 * time.Hour} {

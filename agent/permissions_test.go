@@ -83,7 +83,8 @@ func (z *azure) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fetched
 		return tokencache.Fetched{}, broken
 	}
 	by := map[tokencache.SelectorKind]simulator.SelectBy{
-		tokencache.SystemAssigned: simulator.SystemAssigned, tokencache.ClientID: simulator.ByClientID, tokencache.ResourceID: simulator.ByResourceID,
+		tokencache.SystemAssigned: simulator.SystemAssigned, tokencache.ClientID: simulator.ByClientID,
+		tokencache.ResourceID: simulator.ByResourceID,
 	}
 	minted, err := z.Token(simulator.Selection{By: by[key.Selector.Kind], ID: key.Selector.ID}, key.Resource)
 	if err != nil {
@@ -115,11 +116,13 @@ func inAzure(t *testing.T, change func(*agent.Options, *azure), f func(t *testin
 			Rollover: simulator.AtHalfLife,
 			Identities: []simulator.Identity{
 				{Name: "device", SystemAssigned: true, ClientID: guid2, ObjectID: guid2},
-				{Name: "vision", ClientID: guid1, ObjectID: guid3, Permissions: simulator.Permissions{Groups: []string{"g1"}, Roles: []string{"r1"}}},
+				{Name: "vision", ClientID: guid1, ObjectID: guid3,
+					Permissions: simulator.Permissions{Groups: []string{"g1"}, Roles: []string{"r1"}}},
 				{Name: "speech", ResourceID: arm, ClientID: guid3, ObjectID: guid1},
 			},
 		})}
-		o := agent.Options{Fetch: z.Fetch, Rules: edge(), Log: zap.New(core), SaveRecord: z.keep, Clock: tokencache.Clock{}.OrRuntime()}
+		o := agent.Options{Fetch: z.Fetch, Rules: edge(), Log: zap.New(core), SaveRecord: z.keep,
+			Clock: tokencache.Clock{}.OrRuntime()}
 		if change != nil {
 			change(&o, z)
 		}
@@ -170,12 +173,15 @@ func TestPolicyChange(t *testing.T) {
 			t.Errorf("before: %+v, told %v", before.Permissions, before.Advertise)
 		}
 		time.Sleep(time.Hour)
-		noted := note(t, a, api.PolicyChangeRequest{Resource: vault + "/.default", Identity: "vision", Effect: tokencache.Granted, Note: "sees secrets"})
-		if len(noted.ID) != 8 || noted.Identity != "vision" || noted.Resource != vault || noted.Touched != 1 || noted.Waiting != 1 || noted.EndsOn.IsZero() {
+		noted := note(t, a, api.PolicyChangeRequest{Resource: vault + "/.default", Identity: "vision",
+			Effect: tokencache.Granted, Note: "sees secrets"})
+		if len(noted.ID) != 8 || noted.Identity != "vision" || noted.Resource != vault || noted.Touched != 1 ||
+			noted.Waiting != 1 || noted.EndsOn.IsZero() {
 			t.Errorf("noted %+v", noted)
 		}
 		lacking := ask(t, a, module, agent.Request{Resource: vault})
-		if lacking.Permissions.State != tokencache.Stale || lacking.Advertise != 25*time.Minute || lacking.Token.Text != before.Token.Text {
+		if lacking.Permissions.State != tokencache.Stale || lacking.Advertise != 25*time.Minute ||
+			lacking.Token.Text != before.Token.Text {
 			t.Errorf("after: %+v, told %v", lacking.Permissions, lacking.Advertise)
 		}
 		if s := a.Status(); stale(s) != 1 || len(s.Changes) != 1 || s.Changes[0] != noted || len(s.Trouble) != 0 {
@@ -188,18 +194,21 @@ func TestPolicyChange(t *testing.T) {
 		if len(lines) != 1 {
 			t.Fatalf("%v", z.logs.All())
 		}
-		for field, want := range map[string]any{"by": "uid 0 (pid 7)", "id": noted.ID, "effect": "granted", "identity": "vision", "resource": vault, "note": "sees secrets"} {
+		for field, want := range map[string]any{"by": "uid 0 (pid 7)", "id": noted.ID, "effect": "granted",
+			"identity": "vision", "resource": vault, "note": "sees secrets"} {
 			if got := lines[0].ContextMap()[field]; got != want {
 				t.Errorf("log: %s is %v", field, got)
 			}
 		}
 		time.Sleep(12 * time.Hour) // half of the life is over
 		after := ask(t, a, module, agent.Request{Resource: vault})
-		if after.Permissions.State != tokencache.Current || after.Advertise != agent.DefaultSDKLife || stale(a.Status()) != 0 {
+		if after.Permissions.State != tokencache.Current || after.Advertise != agent.DefaultSDKLife ||
+			stale(a.Status()) != 0 {
 			t.Errorf("rolled over: %+v, told %v", after.Permissions, after.Advertise)
 		}
 		current := z.logs.FilterMessageSnippet("the token is current").All()
-		if len(current) != 1 || current[0].ContextMap()["identity"] != "vision" || !strings.HasPrefix(fmt.Sprint(current[0].ContextMap()["after"]), "11h0m") {
+		if len(current) != 1 || current[0].ContextMap()["identity"] != "vision" ||
+			!strings.HasPrefix(fmt.Sprint(current[0].ContextMap()["after"]), "11h0m") {
 			t.Errorf("log %v", current)
 		}
 		time.Sleep(4 * 24 * time.Hour) // it ends by itself, and that is kept at the next fetch
@@ -225,20 +234,23 @@ func TestWithdrawnChange(t *testing.T) {
 		if err != nil || was.ID != gone.ID || was.Touched != 1 || was.EndsOn.IsZero() {
 			t.Errorf("%+v, %v", was, err)
 		}
-		if got := ask(t, a, module, agent.Request{Resource: vault}); got.Permissions.State != tokencache.Stale || got.Permissions.Withheld {
+		if got := ask(t, a, module, agent.Request{Resource: vault}); got.Permissions.State != tokencache.Stale ||
+			got.Permissions.Withheld {
 			t.Errorf("%+v", got.Permissions)
 		}
 		if record := z.record(); len(record) != 1 || record[0].ID != kept.ID {
 			t.Errorf("kept %+v", record)
 		}
-		if line := z.logs.FilterMessage("policy change withdrawn").All(); len(line) != 1 || line[0].ContextMap()["by"] != "iothub" || line[0].ContextMap()["identity"] != "all" {
+		if line := z.logs.FilterMessage("policy change withdrawn").All(); len(line) != 1 ||
+			line[0].ContextMap()["by"] != "iothub" || line[0].ContextMap()["identity"] != "all" {
 			t.Errorf("%v", line)
 		}
 		if line := z.logs.FilterMessage("policy change noted").All(); line[0].ContextMap()["resource"] != "all" {
 			t.Errorf("%v", line)
 		}
 		for _, id := range []string{gone.ID, "", strings.Repeat("x", 1<<20)} {
-			if _, err := a.WithdrawChange("iothub", id); codeOf(err) != api.CodeUnknownChange || len(err.Error()) > 300 {
+			if _, err := a.WithdrawChange("iothub", id); codeOf(err) != api.CodeUnknownChange ||
+				len(err.Error()) > 300 {
 				t.Errorf("%.20q: %.400v", id, err)
 			}
 		}
@@ -254,27 +266,40 @@ func TestBadChanges(t *testing.T) {
 			change api.PolicyChangeRequest
 		}{
 			{"and not both", api.CodeBadRequest, api.PolicyChangeRequest{Effect: tokencache.Changed}},
-			{"and not both", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, AllResources: true, Effect: tokencache.Changed}},
+			{"and not both", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, AllResources: true,
+				Effect: tokencache.Changed}},
 			{"granted, revoked or changed", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault}},
-			{"granted, revoked or changed", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Unknown}},
-			{"no App ID URI", api.CodeBadRequest, api.PolicyChangeRequest{Resource: "vault", Effect: tokencache.Changed}},
-			{"the grants name " + storage + ", " + vault + "; name one of these, or use --all-resources", api.CodeBadRequest,
+			{"granted, revoked or changed", api.CodeBadRequest,
+				api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Unknown}},
+			{"no App ID URI", api.CodeBadRequest,
+				api.PolicyChangeRequest{Resource: "vault", Effect: tokencache.Changed}},
+			{"the grants name " + storage + ", " + vault + "; name one of these, or use --all-resources",
+				api.CodeBadRequest,
 				api.PolicyChangeRequest{Resource: vault + "/x", Effect: tokencache.Revoked}},
-			{"the year 2200", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}},
-			{"the year 1969", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC)}},
-			{"257 bytes", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Note: strings.Repeat("a", 257)}},
-			{"UTF-8", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Note: "\xff"}},
-			{"cannot be printed", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Note: "a\nb"}},
-			{`named "robot"`, api.CodeUnknownIdentity, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Identity: "robot"}},
-			{"3h0m0s ahead, on Jan 1 03:00:00 UTC: this device's clock is synchronised and says Jan 1 00:00:00 UTC", api.CodeFutureChange,
-				api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: time.Now().Add(3 * time.Hour)}},
+			{"the year 2200", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,
+				At: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}},
+			{"the year 1969", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,
+				At: time.Date(1969, 1, 1, 0, 0, 0, 0, time.UTC)}},
+			{"257 bytes", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,
+				Note: strings.Repeat("a", 257)}},
+			{"UTF-8", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,
+				Note: "\xff"}},
+			{"cannot be printed", api.CodeBadRequest,
+				api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Note: "a\nb"}},
+			{`named "robot"`, api.CodeUnknownIdentity,
+				api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, Identity: "robot"}},
+			{"3h0m0s ahead, on Jan 1 03:00:00 UTC: this device's clock is synchronised and says Jan 1 00:00:00 UTC",
+				api.CodeFutureChange,
+				api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,
+					At: time.Now().Add(3 * time.Hour)}},
 		} {
 			noted, err := a.RecordChange("test", row.change)
 			if codeOf(err) != row.reason || !strings.Contains(err.Error(), row.says) || noted.ID != "" {
 				t.Errorf("%+v: %v, want %q", row.change, err, row.says)
 			}
 			var refusal *agent.Error
-			if errors.As(err, &refusal) && row.reason == api.CodeUnknownIdentity && !slices.Equal(refusal.Choices, []string{"device", "speech", "vision"}) {
+			if errors.As(err, &refusal) && row.reason == api.CodeUnknownIdentity &&
+				!slices.Equal(refusal.Choices, []string{"device", "speech", "vision"}) {
 				t.Errorf("choices %q", refusal.Choices)
 			}
 		}
@@ -295,15 +320,16 @@ func TestBadChanges(t *testing.T) {
 	})
 }
 
-// A full record of changes of which no two are of one identity and resource has room for nothing but a revocation, and for one change
-// for all resources in the place of others.
+// A full record of changes of which no two are of one identity and resource has room for nothing but a revocation, and
+// for one change for all resources in the place of others.
 func TestTooManyChanges(t *testing.T) {
 	t.Parallel()
 	full := func(o *agent.Options, _ *azure) {
 		record := tokencache.Record{Lineage: "l", Generation: 1}
 		for i := range tokencache.MaxChanges - 1 {
 			record.Changes = append(record.Changes, tokencache.PolicyChange{
-				ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://", i), Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(),
+				ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://",
+					i), Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(),
 			})
 		}
 		o.Record = &record
@@ -314,11 +340,13 @@ func TestTooManyChanges(t *testing.T) {
 		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed}) // which the token lacks
 		for range 3 {
 			_, err := a.RecordChange("test", api.PolicyChangeRequest{Resource: storage, Effect: tokencache.Changed})
-			if codeOf(err) != api.CodeTooManyChanges || !strings.Contains(err.Error(), "withdraw some") || !strings.Contains(err.Error(), "note one change for all resources") {
+			if codeOf(err) != api.CodeTooManyChanges || !strings.Contains(err.Error(), "withdraw some") ||
+				!strings.Contains(err.Error(), "note one change for all resources") {
 				t.Error(err)
 			}
 		}
-		if noted := note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed}); noted.Joined != 1 {
+		if noted := note(t, a, api.PolicyChangeRequest{AllResources: true,
+			Effect: tokencache.Changed}); noted.Joined != 1 {
 			t.Errorf("%+v", noted)
 		}
 		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Revoked})
@@ -344,7 +372,8 @@ func TestManyResourcesInAnError(t *testing.T) {
 				o.Rules.Grants = []grants.Grant{{Caller: grants.Match{Module: "m"}, Identity: "vision", Resources: all}}
 			}
 		}, func(t *testing.T, a *agent.Agent, _ *azure) {
-			if _, err := a.RecordChange("test", revoked); codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), says) {
+			if _, err := a.RecordChange("test", revoked); codeOf(err) != api.CodeBadRequest ||
+				!strings.Contains(err.Error(), says) {
 				t.Errorf("%v, want %q", err, says)
 			}
 		})
@@ -355,7 +384,8 @@ func TestManyResourcesInAnError(t *testing.T) {
 func TestVeryOldChange(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
-		noted := note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: time.Now().AddDate(-1, 0, 0)})
+		noted := note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,
+			At: time.Now().AddDate(-1, 0, 0)})
 		if noted.ID == "" || noted.EndsOn.After(time.Now()) {
 			t.Errorf("%+v", noted)
 		}
@@ -394,20 +424,26 @@ func TestFullDiskForChanges(t *testing.T) {
 		time.Sleep(time.Hour)
 		z.fill(errors.New("no space left on device"))
 		noted, err := a.RecordChange("test", revoked)
-		if codeOf(err) != api.CodeNotKept || noted.ID == "" || !strings.Contains(err.Error(), "in force, and not on the disk: no space left on device; the next start does not know of it; look at the disk") {
+		if codeOf(err) != api.CodeNotKept || noted.ID == "" ||
+			!strings.Contains(err.Error(),
+				"in force, and not on the disk: no space left on device; the next start does not know of it; look at "+
+					"the disk") {
 			t.Errorf("%+v, %v", noted, err)
 		}
 		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
 			t.Errorf("not in force: %v", err)
 		}
-		if trouble := a.Status().Trouble; len(trouble) != 1 || !strings.Contains(trouble[0], "not kept on the disk: no space left") {
+		if trouble := a.Status().Trouble; len(trouble) != 1 ||
+			!strings.Contains(trouble[0], "not kept on the disk: no space left") {
 			t.Errorf("trouble %q", trouble)
 		}
 		other, err := a.RecordChange("test", api.PolicyChangeRequest{Resource: storage, Effect: tokencache.Changed})
 		if codeOf(err) != api.CodeNotKept {
 			t.Error(err)
 		}
-		if was, err := a.WithdrawChange("test", other.ID); codeOf(err) != api.CodeNotKept || was.ID != other.ID || !strings.Contains(err.Error(), "withdrawn, and not on the disk: no space left on device; the next start does not know of it") {
+		if was, err := a.WithdrawChange("test", other.ID); codeOf(err) != api.CodeNotKept || was.ID != other.ID ||
+			!strings.Contains(err.Error(),
+				"withdrawn, and not on the disk: no space left on device; the next start does not know of it") {
 			t.Errorf("%+v, %v", was, err)
 		}
 		time.Sleep(5 * time.Minute)
@@ -420,7 +456,8 @@ func TestFullDiskForChanges(t *testing.T) {
 			t.Errorf("trouble %q", trouble)
 		}
 		failures := z.logs.FilterMessage("the policy changes could not be kept").Len()
-		if again := z.logs.FilterMessage("the policy changes are kept again").Len(); again != 1 || failures < 7 || failures > 10 {
+		if again := z.logs.FilterMessage("the policy changes are kept again").Len(); again != 1 || failures < 7 ||
+			failures > 10 {
 			t.Errorf("%d failures, %d times kept again", failures, again)
 		}
 		z.fill(errors.New("full again"))
@@ -475,20 +512,22 @@ func TestRecordFromBefore(t *testing.T) {
 		note(t, a, api.PolicyChangeRequest{Resource: vault, Identity: "speech", Effect: tokencache.Granted})
 		before = z.record()
 	})
-	inAzure(t, func(o *agent.Options, _ *azure) { o.Record = &tokencache.Record{Changes: before} }, func(t *testing.T, a *agent.Agent, z *azure) {
-		changes := a.Recorded()
-		if len(changes) != 2 || changes[0].PolicyChange != before[0] || changes[1].PolicyChange != before[1] {
-			t.Errorf("%+v\nwant %+v", changes, before)
-		}
-		// The first fetch waits for nothing: there is no token to go on with.
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
-			t.Errorf("in force: %v", err)
-		}
-		synctest.Wait()
-		if record := z.record(); len(z.kept) != 1 || !slices.Equal(record, before) { // so that it is known to be writable
-			t.Errorf("the start has kept %d times what is on record: %v", len(z.kept), record)
-		}
-	})
+	inAzure(t, func(o *agent.Options, _ *azure) { o.Record = &tokencache.Record{Changes: before} },
+		func(t *testing.T, a *agent.Agent, z *azure) {
+			changes := a.Recorded()
+			if len(changes) != 2 || changes[0].PolicyChange != before[0] || changes[1].PolicyChange != before[1] {
+				t.Errorf("%+v\nwant %+v", changes, before)
+			}
+			// The first fetch waits for nothing: there is no token to go on with.
+			if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
+				t.Errorf("in force: %v", err)
+			}
+			synctest.Wait()
+			// so that it is known to be writable
+			if record := z.record(); len(z.kept) != 1 || !slices.Equal(record, before) {
+				t.Errorf("the start has kept %d times what is on record: %v", len(z.kept), record)
+			}
+		})
 }
 
 // What the cache changes by itself is kept too: the date that people are told of a change, when the clock is set right.
@@ -527,18 +566,21 @@ func TestUnsureChange(t *testing.T) {
 
 func TestLostRecord(t *testing.T) {
 	t.Parallel()
-	lost := errors.New("/var/lib/percept/policy-changes.json: it is not\n JSON; it is now /var/lib/percept/policy-changes.json.unreadable-x " + strings.Repeat("é", 200))
+	lost := errors.New("/var/lib/percept/policy-changes.json: it is not\n JSON; it is now " +
+		"/var/lib/percept/policy-changes.json.unreadable-x " + strings.Repeat("é", 200))
 	inAzure(t, func(o *agent.Options, _ *azure) { o.LostRecord = lost }, func(t *testing.T, a *agent.Agent, z *azure) {
 		answer := ask(t, a, module, agent.Request{Resource: vault})
 		if answer.Permissions.State != tokencache.Uncertain {
 			t.Errorf("%+v", answer.Permissions)
 		}
 		s := a.Status()
-		if len(s.Changes) != 1 || s.Changes[0].Effect != tokencache.Unknown || s.Changes[0].Identity != "" || len(s.Changes[0].Note) > 256 {
+		if len(s.Changes) != 1 || s.Changes[0].Effect != tokencache.Unknown || s.Changes[0].Identity != "" ||
+			len(s.Changes[0].Note) > 256 {
 			t.Fatalf("%+v", s.Changes)
 		}
 		id := s.Changes[0].ID
-		for _, want := range []string{"could not be read", "policy-changes.json.unreadable-x", "every token from before counts as uncertain", "enter the changes of the last two days again", "perceptctl policy-changes withdraw " + id} {
+		for _, want := range []string{"could not be read", "policy-changes.json.unreadable-x",
+			"every token from before counts as uncertain", "enter the changes of the last two days again", "perceptctl policy-changes withdraw " + id} {
 			if len(s.Trouble) != 1 || !strings.Contains(s.Trouble[0], want) {
 				t.Errorf("trouble %q lacks %q", s.Trouble, want)
 			}
@@ -555,7 +597,8 @@ func TestLostRecord(t *testing.T) {
 	})
 	full := make([]tokencache.PolicyChange, tokencache.MaxChanges)
 	for i := range full {
-		full[i] = tokencache.PolicyChange{ID: fmt.Sprint(i), AllIdentities: true, Effect: tokencache.Revoked, At: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)}
+		full[i] = tokencache.PolicyChange{ID: fmt.Sprint(i), AllIdentities: true, Effect: tokencache.Revoked,
+			At: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)}
 	}
 	unread := func(o *agent.Options, _ *azure) {
 		o.UnreadRecord, o.Copies = lost, []tokencache.Snapshot{{Record: tokencache.Record{Lineage: "l", Changes: full}}}
@@ -582,7 +625,8 @@ func TestWithheld(t *testing.T) {
 		if codeOf(err) != api.CodeRevoked {
 			t.Fatal(err)
 		}
-		for _, want := range []string{`identity "vision" on ` + vault, "were revoked on Jan 2 12:00:00 UTC", "still hands out a token from before", "at the latest, probably by", "cannot be recalled", "wait, or watch"} {
+		for _, want := range []string{`identity "vision" on ` + vault, "were revoked on Jan 2 12:00:00 UTC",
+			"still hands out a token from before", "at the latest, probably by", "cannot be recalled", "wait, or watch"} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q lacks %q", err, want)
 			}
@@ -605,18 +649,21 @@ func TestIssuedAfter(t *testing.T) {
 		wanted := agent.Request{Resource: vault, IssuedAfter: time.Now()}
 		_, err := a.Token(t.Context(), module, wanted)
 		var refusal *agent.Error
-		if !errors.As(err, &refusal) || refusal.Code != api.CodeNotYet || refusal.RetryAfter != 5*time.Minute || !strings.Contains(err.Error(), "minted before Jan 1 01:00:00 UTC") {
+		if !errors.As(err, &refusal) || refusal.Code != api.CodeNotYet || refusal.RetryAfter != 5*time.Minute ||
+			!strings.Contains(err.Error(), "minted before Jan 1 01:00:00 UTC") {
 			t.Errorf("%v", err)
 		}
 		before := time.Now()
 		wanted.Wait = 30 * time.Second
-		if _, err := a.Token(t.Context(), module, wanted); codeOf(err) != api.CodeNotYet || time.Since(before) != wanted.Wait {
+		if _, err := a.Token(t.Context(), module, wanted); codeOf(err) != api.CodeNotYet ||
+			time.Since(before) != wanted.Wait {
 			t.Errorf("after %v: %v", time.Since(before), err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		before = time.Now()
-		if _, err := a.Token(ctx, module, wanted); codeOf(err) != api.CodeNotYet || time.Since(before) != 10*time.Second {
+		if _, err := a.Token(ctx, module, wanted); codeOf(err) != api.CodeNotYet ||
+			time.Since(before) != 10*time.Second {
 			t.Errorf("after %v: %v", time.Since(before), err)
 		}
 		calls := z.fetches()
@@ -626,7 +673,8 @@ func TestIssuedAfter(t *testing.T) {
 			t.Errorf("%v after %d calls", err, z.fetches()-calls)
 		}
 		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed})
-		_, err = a.Token(t.Context(), module, agent.Request{Resource: vault, IssuedAfter: time.Now(), Wait: time.Second})
+		_, err = a.Token(t.Context(), module, agent.Request{Resource: vault, IssuedAfter: time.Now(),
+			Wait: time.Second})
 		if codeOf(err) != api.CodeNotYet || !errors.As(err, &refusal) || refusal.RetryAfter < 30*time.Second {
 			t.Error(err)
 		}
@@ -642,16 +690,19 @@ func TestWaitingForTheNetwork(t *testing.T) {
 	inAzure(t, func(_ *agent.Options, z *azure) {
 		z.broken = &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}
 	}, func(t *testing.T, a *agent.Agent, z *azure) {
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: 5 * time.Second}); codeOf(err) != api.CodeUnreachable {
+		if _, err := a.Token(t.Context(), module,
+			agent.Request{Resource: vault, Wait: 5 * time.Second}); codeOf(err) != api.CodeUnreachable {
 			t.Error(err)
 		}
 		mended := time.AfterFunc(time.Minute, func() { z.breakDown(nil) })
 		defer mended.Stop()
 		before := time.Now()
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: time.Hour}); err != nil || time.Since(before) > 3*time.Minute {
+		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: time.Hour}); err != nil ||
+			time.Since(before) > 3*time.Minute {
 			t.Errorf("after %v: %v", time.Since(before), err)
 		}
-		for _, r := range []agent.Request{{Resource: storage, Identity: "device", Wait: time.Hour}, {Resource: "x", Wait: time.Hour}} {
+		for _, r := range []agent.Request{{Resource: storage, Identity: "device", Wait: time.Hour},
+			{Resource: "x", Wait: time.Hour}} {
 			before = time.Now()
 			if _, err := a.Token(t.Context(), module, r); err == nil || time.Now() != before {
 				t.Errorf("%v: %v after %v", r, err, time.Since(before))
@@ -686,7 +737,8 @@ func TestPeek(t *testing.T) {
 			t.Errorf("%+v", sight)
 		}
 		<-news // the rollover
-		if sight, _, _ = a.Peek(module, request); sight.Permissions.State != tokencache.Current || sight.SHA256 == answer.Token.Text.SHA256() {
+		if sight, _, _ = a.Peek(module, request); sight.Permissions.State != tokencache.Current ||
+			sight.SHA256 == answer.Token.Text.SHA256() {
 			t.Errorf("%+v", sight)
 		}
 		if _, _, err := a.Peek(root, request); codeOf(err) != api.CodeNotGranted {
@@ -719,14 +771,18 @@ func TestAlternates(t *testing.T) {
 		ask(t, a, module, agent.Request{Resource: storage}) // has the alternate fetched
 		time.Sleep(time.Minute)
 		other := ask(t, a, module, agent.Request{Resource: storage})
-		if other.Resource != blob || other.Permissions.State != tokencache.Current || other.Token.Claims.Audience != blob || other.Advertise != agent.DefaultSDKLife {
+		if other.Resource != blob || other.Permissions.State != tokencache.Current ||
+			other.Token.Claims.Audience != blob || other.Advertise != agent.DefaultSDKLife {
 			t.Errorf("%s, %+v", other.Resource, other.Permissions)
 		}
-		if got := ask(t, a, user, agent.Request{Resource: storage, Identity: "vision"}); got.Resource != storage || got.Token.Text != own.Token.Text {
+		if got := ask(t, a, user, agent.Request{Resource: storage, Identity: "vision"}); got.Resource != storage ||
+			got.Token.Text != own.Token.Text {
 			t.Errorf("a caller without both grants got the token for %s", got.Resource)
 		}
-		advice, err := a.Rejected(t.Context(), module, api.Rejection{Resource: storage, Status: 401, SHA256: other.Token.Text.SHA256()})
-		if err != nil || advice.Findings[0].Cause != api.CauseWrongAudience || !strings.Contains(advice.Findings[0].Detail, "an alternate of "+storage) || advice.Claims.Audience != blob {
+		advice, err := a.Rejected(t.Context(), module,
+			api.Rejection{Resource: storage, Status: 401, SHA256: other.Token.Text.SHA256()})
+		if err != nil || advice.Findings[0].Cause != api.CauseWrongAudience ||
+			!strings.Contains(advice.Findings[0].Detail, "an alternate of "+storage) || advice.Claims.Audience != blob {
 			t.Errorf("%+v, %v", advice, err)
 		}
 	})
@@ -743,9 +799,11 @@ func TestSpreadAndAlternatesAreApplied(t *testing.T) {
 			{func() { rules.Spread = time.Hour }, []string{"spread is 1h0m0s, was 10m0s"}},
 			{func() { rules.Spread = time.Nanosecond }, []string{"spread is 0s, was 1h0m0s"}},
 			{func() { rules.Spread = 0 }, []string{"spread is 10m0s, was 0s"}},
-			{func() { rules.Alternates = map[string][]string{storage: {blob, "api://b"}} }, []string{"resource " + storage + ": alternates " + blob + ", api://b"}},
+			{func() { rules.Alternates = map[string][]string{storage: {blob, "api://b"}} },
+				[]string{"resource " + storage + ": alternates " + blob + ", api://b"}},
 			{func() { rules.Alternates = map[string][]string{vault: {blob}} },
-				[]string{"resource " + vault + ": alternates " + blob, "resource " + storage + ": no alternates any more"}},
+				[]string{"resource " + vault + ": alternates " + blob,
+					"resource " + storage + ": no alternates any more"}},
 			{func() {}, nil},
 		} {
 			row.change()

@@ -18,7 +18,8 @@ func TestPlaceholdersAreNoRevocations(t *testing.T) {
 			Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
 				return tokencache.Fetched{}, errors.New("none")
 			},
-			Rules:      Rules{Rules: grants.Rules{Identities: []grants.Identity{{Name: "edge"}}}, WithholdLost: withhold},
+			Rules: Rules{Rules: grants.Rules{Identities: []grants.Identity{{Name: "edge"}}},
+				WithholdLost: withhold},
 			LostRecord: errors.New("it is not JSON"),
 		})
 		if err != nil {

@@ -40,7 +40,8 @@ func (s *switching) Fetch(_ context.Context, key tokencache.Key) (tokencache.Fet
 	return tokencache.Fetched{
 		Token: tokencache.Token{
 			Text: tokencache.NewSecret(text), ExpiresOn: time.Now().Add(24 * time.Hour),
-			Claims: tokencache.Claims{Issuer: s.issuer, ObjectID: s.object, TenantID: s.tenant, Audience: audience, Omitted: s.omitted},
+			Claims: tokencache.Claims{Issuer: s.issuer, ObjectID: s.object, TenantID: s.tenant, Audience: audience,
+				Omitted: s.omitted},
 		},
 		Left: 24 * time.Hour, Counted: true,
 	}, nil
@@ -88,7 +89,8 @@ func TestSwitchOfPrincipalsIsTold(t *testing.T) {
 			t.Fatalf("told %v", told)
 		}
 		fields := told[0].ContextMap()
-		if fields["object_id"] != "object-2" || fields["object_id_before"] != "object-1" || fields["tenant_id"] != "tenant-1" || fields["identity"] != "vision" {
+		if fields["object_id"] != "object-2" || fields["object_id_before"] != "object-1" ||
+			fields["tenant_id"] != "tenant-1" || fields["identity"] != "vision" {
 			t.Errorf("%v", fields)
 		}
 		status := a.Status()
@@ -107,7 +109,8 @@ func TestSwitchOfPrincipalsIsTold(t *testing.T) {
 	})
 }
 
-// Two keys with one token, and an audience that is another than before, are trouble as long as they last, and logged once.
+// Two keys with one token, and an audience that is another than before, are trouble as long as they last, and logged
+// once.
 func TestOddTokensAreTrouble(t *testing.T) {
 	t.Parallel()
 	switchingAgent(t, func(t *testing.T, s *switching, a *agent.Agent, logs *observer.ObservedLogs) {
@@ -119,19 +122,24 @@ func TestOddTokensAreTrouble(t *testing.T) {
 			time.Sleep(time.Minute)
 			synctest.Wait()
 		}
-		if got := a.Status().Trouble; len(got) != 1 || !strings.Contains(got[0], `identity "device" for https://vault.azure.net and identity "vision" for https://vault.azure.net have one and the same token`) {
+		if got := a.Status().Trouble; len(got) != 1 ||
+			!strings.Contains(got[0],
+				`identity "device" for https://vault.azure.net and identity "vision" for https://vault.azure.net have one and the same token`) {
 			t.Errorf("trouble %q", got)
 		}
 		s.same, s.audience = false, "api://two"
 		refresh(t, a)
-		if got := a.Status().Trouble; len(got) != 1 || !strings.Contains(got[0], `for the audience "api://two", and the one before was for "api://one"`) {
+		if got := a.Status().Trouble; len(got) != 1 ||
+			!strings.Contains(got[0], `for the audience "api://two", and the one before was for "api://one"`) {
 			t.Errorf("trouble %q", got)
 		}
 		time.Sleep(time.Second)
 		synctest.Wait() // what began meanwhile has read what it is given
 		s.omitted = []string{"oid", "groups"}
 		refresh(t, a)
-		if got := a.Status().Trouble; len(got) != 1 || !strings.Contains(got[0], `the token of identity "vision" for https://vault.azure.net has claims that are too long`) || !strings.Contains(got[0], ": oid, groups;") {
+		if got := a.Status().Trouble; len(got) != 1 ||
+			!strings.Contains(got[0],
+				`the token of identity "vision" for https://vault.azure.net has claims that are too long`) || !strings.Contains(got[0], ": oid, groups;") {
 			t.Errorf("trouble %q", got)
 		}
 		time.Sleep(time.Second)
@@ -141,7 +149,8 @@ func TestOddTokensAreTrouble(t *testing.T) {
 		if got := a.Status().Trouble; len(got) != 0 {
 			t.Errorf("trouble %q", got)
 		}
-		for what, message := range map[string]string{"one token": "two keys have one token", "audience": "another audience", "claims": "claims that are too long"} {
+		for what, message := range map[string]string{"one token": "two keys have one token",
+			"audience": "another audience", "claims": "claims that are too long"} {
 			n := 0
 			for _, entry := range logs.All() {
 				if strings.Contains(entry.Message, message) {
@@ -166,7 +175,8 @@ func TestForgottenTokensAreOnRecord(t *testing.T) {
 			t.Errorf("%+v, %v after %d calls", results, err, s.n)
 		}
 		told := logs.FilterField(zap.String("message_id", agent.MessageForgotten)).All()
-		if len(told) != 1 || told[0].ContextMap()["token_sha256"] != held || told[0].ContextMap()["identity"] != "vision" {
+		if len(told) != 1 || told[0].ContextMap()["token_sha256"] != held ||
+			told[0].ContextMap()["identity"] != "vision" {
 			t.Errorf("told %v", told)
 		}
 		if _, err := a.Forget(t.Context(), "nobody", "", true); codeOf(err) != api.CodeUnknownIdentity {

@@ -66,7 +66,8 @@ func TestRejectedForStalePermissions(t *testing.T) {
 		advice := reject(t, a, module, api.Rejection{Resource: vault + "/.default", Status: 403})
 		wantCauses(t, "403", advice, api.CauseStale, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
 		says(t, advice, "minted before the policy change of Jan 1 01:00:00 UTC", "at the latest", "with wait, or watch")
-		if advice.Identity != "vision" || advice.Retry || !advice.RetryOn.Equal(advice.Permissions.CurrentBy) || advice.Fetched != tokencache.NotFetched {
+		if advice.Identity != "vision" || advice.Retry || !advice.RetryOn.Equal(advice.Permissions.CurrentBy) ||
+			advice.Fetched != tokencache.NotFetched {
 			t.Errorf("%+v", advice)
 		}
 		wantCauses(t, "401", reject(t, a, module, api.Rejection{Resource: vault, Status: 401}), api.CauseStale)
@@ -89,7 +90,8 @@ func TestRejectedForUncertainPermissions(t *testing.T) {
 		}
 		reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		held := a.Status().Tokens[0]
-		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed, At: held.MintedFrom.Add(-time.Minute)})
+		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,
+			At: held.MintedFrom.Add(-time.Minute)})
 		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		says(t, advice, "may have been minted before", "probably by")
 		if !advice.RetryOn.Equal(advice.Permissions.Likely) {
@@ -109,13 +111,15 @@ func TestRejectedForPermissions(t *testing.T) {
 		if !young.RetryOn.Equal(time.Now().Add(10 * time.Minute)) {
 			t.Errorf("%+v", young)
 		}
-		if none := young.Findings[1]; !strings.Contains(none.Detail, guid3) || !strings.Contains(none.Detail, "no policy change is on record") {
+		if none := young.Findings[1]; !strings.Contains(none.Detail, guid3) ||
+			!strings.Contains(none.Detail, "no policy change is on record") {
 			t.Errorf("%+v", none)
 		}
 		time.Sleep(3 * time.Hour)
 		old := reject(t, a, module, report)
 		wantCauses(t, "old", old, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
-		says(t, old, "groups g1; roles r1", "perceptctl policy-changed --all-resources --identity vision --effect changed")
+		says(t, old, "groups g1; roles r1",
+			"perceptctl policy-changed --all-resources --identity vision --effect changed")
 		if on := a.Status().Tokens[0].Refused; !on.Equal(time.Now()) {
 			t.Errorf("refused on %v", on)
 		}
@@ -153,7 +157,8 @@ func TestRejectedOtherTokens(t *testing.T) {
 		first := ask(t, a, user, agent.Request{Resource: vault, Identity: "vision"})
 		time.Sleep(25 * time.Hour)
 		ask(t, a, user, agent.Request{Resource: vault, Identity: "vision"})
-		old := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401, SHA256: first.Token.Text.SHA256()})
+		old := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401,
+			SHA256: first.Token.Text.SHA256()})
 		wantCauses(t, "old", old, api.CauseOldToken)
 		says(t, old, "received on Jan ", "ask for a token again")
 		if !old.Retry || !old.RetryOn.IsZero() || a.Status().Tokens[0].Refused != (time.Time{}) {
@@ -161,14 +166,17 @@ func TestRejectedOtherTokens(t *testing.T) {
 		}
 		toStorage := ask(t, a, user, agent.Request{Resource: storage, Identity: "speech"})
 		ofDevice := ask(t, a, user, agent.Request{Resource: vault, Identity: "device"})
-		mixed := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401, SHA256: toStorage.Token.Text.SHA256()})
+		mixed := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401,
+			SHA256: toStorage.Token.Text.SHA256()})
 		wantCauses(t, "another resource's", mixed, api.CauseWrongAudience, api.CauseWrongIdentity)
 		says(t, mixed, "the one for "+storage)
-		mixed = reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 403, SHA256: ofDevice.Token.Text.SHA256()})
+		mixed = reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 403,
+			SHA256: ofDevice.Token.Text.SHA256()})
 		wantCauses(t, "another identity's", mixed, api.CauseWrongIdentity)
 		says(t, mixed, `that of identity "device"`, `token of identity "vision"`)
 		// Nobody learns that a token is one that it was not granted.
-		foreign := reject(t, a, module, api.Rejection{Resource: vault, Status: 403, SHA256: ofDevice.Token.Text.SHA256()})
+		foreign := reject(t, a, module,
+			api.Rejection{Resource: vault, Status: 403, SHA256: ofDevice.Token.Text.SHA256()})
 		wantCauses(t, "a token that the caller may not have", foreign, api.CauseOldToken)
 	})
 }
@@ -183,33 +191,44 @@ func TestRejectedForClaims(t *testing.T) {
 		says   string
 	}{
 		{"as it should be", nil, 401, []api.Cause{api.CauseWrongAudience}, "its audience is " + vault},
-		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 401, []api.Cause{api.CauseWrongAudience}, "its audience is not told"},
-		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 403, []api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, "up to 10 minutes"},
-		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 401, []api.Cause{api.CauseWrongAudience}, "asked for as " + vault + ": another spelling | name"},
-		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 403, []api.Cause{api.CauseWrongAudience, api.CauseRBACDelay, api.CauseNoPermission}, "a slash at the end"},
-		{"a GUID tells nothing", func(c *tokencache.Claims) { c.Audience = guid1 }, 403, []api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, ""},
-		{"client", func(c *tokencache.Claims) { c.ClientID = guid2 }, 401, []api.Cause{api.CauseWrongIdentity}, "client ID is " + guid2},
-		{"object, in another case", func(c *tokencache.Claims) { c.ObjectID = strings.ToLower(guid3) }, 403, []api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, ""},
-		{"object", func(c *tokencache.Claims) { c.ObjectID = guid2 }, 403, []api.Cause{api.CauseWrongIdentity, api.CauseRBACDelay, api.CauseNoPermission}, "object ID is " + guid2},
-		{"not yet valid", func(c *tokencache.Claims) { c.NotBefore = c.NotBefore.Add(time.Hour) }, 401, []api.Cause{api.CauseClock}, "valid from Jan 1 00:55:00 UTC"},
+		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 401, []api.Cause{api.CauseWrongAudience},
+			"its audience is not told"},
+		{"opaque", func(c *tokencache.Claims) { *c = tokencache.Claims{} }, 403,
+			[]api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, "up to 10 minutes"},
+		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 401, []api.Cause{api.CauseWrongAudience},
+			"asked for as " + vault + ": another spelling | name"},
+		{"audience", func(c *tokencache.Claims) { c.Audience = vault + "/" }, 403,
+			[]api.Cause{api.CauseWrongAudience, api.CauseRBACDelay, api.CauseNoPermission}, "a slash at the end"},
+		{"a GUID tells nothing", func(c *tokencache.Claims) { c.Audience = guid1 }, 403,
+			[]api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, ""},
+		{"client", func(c *tokencache.Claims) { c.ClientID = guid2 }, 401, []api.Cause{api.CauseWrongIdentity},
+			"client ID is " + guid2},
+		{"object, in another case", func(c *tokencache.Claims) { c.ObjectID = strings.ToLower(guid3) }, 403,
+			[]api.Cause{api.CauseRBACDelay, api.CauseNoPermission}, ""},
+		{"object", func(c *tokencache.Claims) { c.ObjectID = guid2 }, 403,
+			[]api.Cause{api.CauseWrongIdentity, api.CauseRBACDelay, api.CauseNoPermission}, "object ID is " + guid2},
+		{"not yet valid", func(c *tokencache.Claims) { c.NotBefore = c.NotBefore.Add(time.Hour) }, 401,
+			[]api.Cause{api.CauseClock}, "valid from Jan 1 00:55:00 UTC"},
 	} {
-		inAzure(t, func(_ *agent.Options, z *azure) { z.claims = row.change }, func(t *testing.T, a *agent.Agent, _ *azure) {
-			ask(t, a, module, agent.Request{Resource: vault})
-			advice := reject(t, a, module, api.Rejection{Resource: vault, Status: row.status})
-			wantCauses(t, row.name, advice, row.want...)
-			says(t, advice, row.says)
-		})
+		inAzure(t, func(_ *agent.Options, z *azure) { z.claims = row.change },
+			func(t *testing.T, a *agent.Agent, _ *azure) {
+				ask(t, a, module, agent.Request{Resource: vault})
+				advice := reject(t, a, module, api.Rejection{Resource: vault, Status: row.status})
+				wantCauses(t, row.name, advice, row.want...)
+				says(t, advice, row.says)
+			})
 	}
 }
 
 func TestRejectedForTheClock(t *testing.T) {
 	t.Parallel()
-	inAzure(t, func(o *agent.Options, _ *azure) { o.Clock.Synchronised = func() bool { return false } }, func(t *testing.T, a *agent.Agent, _ *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
-		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 401})
-		wantCauses(t, "not synchronised", advice, api.CauseClock)
-		says(t, advice, "not known to be right")
-	})
+	inAzure(t, func(o *agent.Options, _ *azure) { o.Clock.Synchronised = func() bool { return false } },
+		func(t *testing.T, a *agent.Agent, _ *azure) {
+			ask(t, a, module, agent.Request{Resource: vault})
+			advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 401})
+			wantCauses(t, "not synchronised", advice, api.CauseClock)
+			says(t, advice, "not known to be right")
+		})
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		ask(t, a, module, agent.Request{Resource: vault})
 		z.breakDown(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"})
@@ -233,12 +252,15 @@ func TestRejectedWithChallenge(t *testing.T) {
 		before := a.Status().Tokens[0]
 		same := reject(t, a, module, report)
 		wantCauses(t, "the same again", same, api.CauseRevoked)
-		says(t, same, "issued after Jan 1 00:00:00 UTC", "takes no claims", "azidentity sends none", "brought the same token", "wait for a newer token", "at the latest when this one expires")
-		if same.Fetched != tokencache.Unchanged || same.Retry || !same.RetryOn.Equal(before.ExpiresOn) || z.fetches() != 2 {
+		says(t, same, "issued after Jan 1 00:00:00 UTC", "takes no claims", "azidentity sends none",
+			"brought the same token", "wait for a newer token", "at the latest when this one expires")
+		if same.Fetched != tokencache.Unchanged || same.Retry || !same.RetryOn.Equal(before.ExpiresOn) ||
+			z.fetches() != 2 {
 			t.Errorf("%+v after %d calls", same, z.fetches())
 		}
 		after := a.Status().Tokens[0]
-		if after.Permissions != before.Permissions || after.SHA256 != answer.Token.Text.SHA256() || after.State != tokencache.Fresh {
+		if after.Permissions != before.Permissions || after.SHA256 != answer.Token.Text.SHA256() ||
+			after.State != tokencache.Fresh {
 			t.Errorf("it moved %+v to %+v", before, after)
 		}
 		says(t, reject(t, a, module, report), "made less than 30s ago")
@@ -268,7 +290,8 @@ func TestRejectedWithChallenge(t *testing.T) {
 			time.Sleep(12 * time.Hour)
 		}
 		ask(t, a, module, agent.Request{Resource: vault})
-		known := reject(t, a, module, api.Rejection{Resource: vault, Status: 403, Claims: `{"access_token":{"nbf":{"value":1},"acrs":{"value":"c1"},"xms_cc":null}}`})
+		known := reject(t, a, module, api.Rejection{Resource: vault, Status: 403,
+			Claims: `{"access_token":{"nbf":{"value":1},"acrs":{"value":"c1"},"xms_cc":null}}`})
 		wantCauses(t, "403", known, api.CauseRevoked, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
 		says(t, known, "probably on", `it also asks for "acrs", "xms_cc"`)
 		z.breakDown(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"})
@@ -277,7 +300,8 @@ func TestRejectedWithChallenge(t *testing.T) {
 		newer := reject(t, a, module, api.Rejection{Resource: vault, Status: 401, Claims: `{"access_token":{}}`})
 		wantCauses(t, "a newer one", newer, api.CauseRevoked)
 		says(t, newer, "disabled or its sessions were revoked", "brought a newer token", "ask for the token again")
-		if newer.Fetched != tokencache.Newer || !newer.Retry || !newer.RetryOn.IsZero() || newer.SHA256 != a.Status().Tokens[0].SHA256 {
+		if newer.Fetched != tokencache.Newer || !newer.Retry || !newer.RetryOn.IsZero() ||
+			newer.SHA256 != a.Status().Tokens[0].SHA256 {
 			t.Errorf("%+v", newer)
 		}
 	})
@@ -297,12 +321,15 @@ func TestBadReports(t *testing.T) {
 			{api.Rejection{Resource: vault, Status: 401, SHA256: "abcd"}, api.CodeBadRequest, "64 hexadecimal digits"},
 			{api.Rejection{Resource: vault, Status: 401, Claims: "[]"}, api.CodeBadRequest, "not a JSON object"},
 			{api.Rejection{Resource: vault, Status: 401, Claims: "null"}, api.CodeBadRequest, "not a JSON object"},
-			{api.Rejection{Resource: vault, Status: 401, Claims: `{"access_token":1}`}, api.CodeBadRequest, "not an object of claims"},
-			{api.Rejection{Resource: vault, Status: 401, Claims: strings.Repeat("x", 1<<20)}, api.CodeBadRequest, "larger than"},
+			{api.Rejection{Resource: vault, Status: 401, Claims: `{"access_token":1}`}, api.CodeBadRequest,
+				"not an object of claims"},
+			{api.Rejection{Resource: vault, Status: 401, Claims: strings.Repeat("x", 1<<20)}, api.CodeBadRequest,
+				"larger than"},
 			{api.Rejection{Resource: vault, Status: 401, Identity: "device"}, api.CodeNotGranted, "no [[grant]]"},
 			{api.Rejection{Resource: "vault", Status: 401}, api.CodeBadRequest, "no App ID URI"},
 		} {
-			if _, err := a.Rejected(t.Context(), module, row.report); codeOf(err) != row.reason || !strings.Contains(err.Error(), row.says) {
+			if _, err := a.Rejected(t.Context(), module, row.report); codeOf(err) != row.reason ||
+				!strings.Contains(err.Error(), row.says) {
 				t.Errorf("%.100v: %v, want %q", row.report, err, row.says)
 			}
 		}
@@ -320,7 +347,8 @@ func TestBadReports(t *testing.T) {
 		reject(t, a, user, api.Rejection{Resource: vault, Status: 403}) // each for itself
 		time.Sleep(10 * time.Second)
 		reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
-		if _, err := a.Rejected(t.Context(), module, api.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
+		if _, err := a.Rejected(t.Context(), module,
+			api.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
 			t.Error(err)
 		}
 		reject(t, a, user, api.Rejection{Resource: vault, Status: 401, Claims: nbf})
@@ -332,7 +360,8 @@ func TestBadReports(t *testing.T) {
 		if _, err := a.Apply(edge()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.Rejected(t.Context(), module, api.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
+		if _, err := a.Rejected(t.Context(), module,
+			api.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
 			t.Error("a reload lets a caller begin anew")
 		}
 		ask(t, a, user, agent.Request{Resource: vault})

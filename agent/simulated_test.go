@@ -12,8 +12,8 @@ import (
 	"perceptd/agent"
 )
 
-// A simulated back end in the place of a real one is warned of when its first token comes, again only when it comes back, and no
-// more than once an hour; where it is the configured one nobody need be warned.
+// A simulated back end in the place of a real one is warned of when its first token comes, again only when it comes
+// back, and no more than once an hour; where it is the configured one nobody need be warned.
 func TestSimulatedBackEndIsWarnedOf(t *testing.T) {
 	t.Parallel()
 	for expected, want := range map[bool]int{true: 0, false: 2} {

@@ -12,7 +12,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// A policy change is about every spelling of its resource; requests and grants are exact, and a denial says what is granted.
+// A policy change is about every spelling of its resource; requests and grants are exact, and a denial says what is
+// granted.
 func TestSpellings(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
@@ -32,10 +33,12 @@ func TestSpellings(t *testing.T) {
 			ask(t, a, module, agent.Request{Resource: vault})
 		}
 		says := "granted is " + vault + ", and the back end takes another spelling for another resource"
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault + "/"}); codeOf(err) != api.CodeNotGranted || !strings.Contains(err.Error(), says) {
+		if _, err := a.Token(t.Context(), module,
+			agent.Request{Resource: vault + "/"}); codeOf(err) != api.CodeNotGranted || !strings.Contains(err.Error(), says) {
 			t.Errorf("a request: %v", err)
 		}
-		if d, _ := a.Decide(module, grants.Request{Resource: vault + "/"}); d.Allowed || !strings.Contains(fmt.Sprint(d.Evaluations), "decides, and names "+vault+", which") {
+		if d, _ := a.Decide(module, grants.Request{Resource: vault + "/"}); d.Allowed ||
+			!strings.Contains(fmt.Sprint(d.Evaluations), "decides, and names "+vault+", which") {
 			t.Errorf("a decision: %+v", d)
 		}
 	})
@@ -62,7 +65,8 @@ func TestFullRecordIsTold(t *testing.T) {
 			}
 		}
 		trouble := a.Status().Trouble
-		if len(trouble) != 1 || !strings.Contains(trouble[0], joined.ID+` stands for 1 more, and is about identity "vision" and `+vault+" ") {
+		if len(trouble) != 1 || !strings.Contains(trouble[0],
+			joined.ID+` stands for 1 more, and is about identity "vision" and `+vault+" ") {
 			t.Errorf("%q", trouble)
 		}
 		if _, err := a.WithdrawChange("test", joined.ID); err != nil || len(a.Status().Trouble) != 0 {

@@ -47,8 +47,8 @@ func (d *bootable) mustStayWithdrawn(t *testing.T, id string) {
 	})
 }
 
-// A withdrawn revocation does not come back from tokens that many starts in a row cannot read, though the clocks and the back end tell
-// something about the changes on record at each: what that is changes the record seldom.
+// A withdrawn revocation does not come back from tokens that many starts in a row cannot read, though the clocks and
+// the back end tell something about the changes on record at each: what that is changes the record seldom.
 func TestWithdrawnStaysSoInUse(t *testing.T) {
 	t.Parallel()
 	for _, boots := range []bool{false, true} {

@@ -15,8 +15,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// A time that an answer tells and no issuer means keeps nothing else from being kept or told: neither a policy change, nor the tokens,
-// nor the status.
+// A time that an answer tells and no issuer means keeps nothing else from being kept or told: neither a policy change,
+// nor the tokens, nor the status.
 func TestStrangeTimesInAnAnswer(t *testing.T) {
 	t.Parallel()
 	for _, year := range []int{1969, 2200, 12000} {
@@ -36,10 +36,12 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 						s := new(shelf)
 						record := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Minute })
 						a, err := agent.New(agent.Options{
-							Rules: edge(), BootID: "b", SaveRecord: record.Save, Clock: tokencache.Clock{Synchronised: func() bool { return vouched }},
+							Rules: edge(), BootID: "b", SaveRecord: record.Save,
+							Clock: tokencache.Clock{Synchronised: func() bool { return vouched }},
 							Fetch: func(_ context.Context, key tokencache.Key) (tokencache.Fetched, error) {
 								f := tokencache.Fetched{Counted: true, Left: 24 * time.Hour, Token: tokencache.Token{
-									Text: tokencache.NewSecret(fmt.Sprintf("canary-%s-%d", key.Resource, time.Now().UnixNano())), ExpiresOn: time.Now().Round(0).Add(24 * time.Hour),
+									Text: tokencache.NewSecret(fmt.Sprintf("canary-%s-%d", key.Resource,
+										time.Now().UnixNano())), ExpiresOn: time.Now().Round(0).Add(24 * time.Hour),
 								}}
 								put(&f)
 								return f, nil
@@ -51,12 +53,14 @@ func TestStrangeTimesInAnAnswer(t *testing.T) {
 						}
 						defer a.Close()
 						mustHave(t, a)
-						if _, err := a.RecordChange("test", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed}); err != nil {
+						if _, err := a.RecordChange("test",
+							api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed}); err != nil {
 							t.Error(err)
 						}
 						time.Sleep(25 * time.Hour)
 						mustHave(t, a)
-						if got, err := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Minute }).Load(); err != nil || len(got.Changes) != 1 {
+						if got, err := store.OpenPolicyChanges(store.Disk(dir),
+							func() time.Duration { return time.Minute }).Load(); err != nil || len(got.Changes) != 1 {
 							t.Errorf("%v, %+v is on the disk", err, got)
 						}
 						if _, err := json.Marshal(a.Status()); err != nil {

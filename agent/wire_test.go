@@ -12,14 +12,16 @@ import (
 func TestStatusOfAKeyWithoutAToken(t *testing.T) {
 	t.Parallel()
 	var key cachedKey
-	if got := tokenStatusOf(key); got.Permissions != (api.Permissions{}) || got.Claims != nil || !got.MintedFrom.IsZero() {
+	if got := tokenStatusOf(key); got.Permissions != (api.Permissions{}) || got.Claims != nil ||
+		!got.MintedFrom.IsZero() {
 		t.Errorf("%+v", got)
 	}
 	before := tokencache.Claims{Groups: []string{"g"}}
 	key.Before, key.Left, key.Expected, key.Seen = &before, time.Hour, time.Unix(1e9, 0), 3
 	key.Pattern = tokencache.Pattern{Kind: tokencache.Regular, Age: 12 * time.Hour}
 	got := tokenStatusOf(key)
-	if got.Before == nil || got.Before.Groups[0] != "g" || got.Claims == nil || got.Rollover.Age != 43200 || got.Rollover.Seen != 3 || got.Rollover.Expected.IsZero() {
+	if got.Before == nil || got.Before.Groups[0] != "g" || got.Claims == nil || got.Rollover.Age != 43200 ||
+		got.Rollover.Seen != 3 || got.Rollover.Expected.IsZero() {
 		t.Errorf("%+v", got)
 	}
 }

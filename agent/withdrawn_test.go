@@ -10,15 +10,21 @@ import (
 	"perceptd/tokencache"
 )
 
-// Whoever notes and withdraws changes for as long as the record cannot be read has nothing pile up: what is noted then is on nothing that
-// is read later.
+// Whoever notes and withdraws changes for as long as the record cannot be read has nothing pile up: what is noted then
+// is on nothing that is read later.
 func TestWithdrawnIsBounded(t *testing.T) {
 	t.Parallel()
 	eio := errors.New("input/output error")
 	a, err := New(Options{
-		Fetch:        func(context.Context, tokencache.Key) (tokencache.Fetched, error) { return tokencache.Fetched{}, eio },
+		Fetch: func(context.Context, tokencache.Key) (tokencache.Fetched, error) {
+			return tokencache.Fetched{},
+				eio
+		},
 		Rules:        Rules{Rules: grants.Rules{Identities: []grants.Identity{{Name: "edge"}}}},
-		UnreadRecord: eio, LoadRecord: func() (*tokencache.Record, error) { return nil, eio }, SaveRecord: func(tokencache.Record) error { return nil },
+		UnreadRecord: eio, LoadRecord: func() (*tokencache.Record, error) {
+			return nil,
+				eio
+		}, SaveRecord: func(tokencache.Record) error { return nil },
 	})
 	if err != nil {
 		t.Fatal(err)

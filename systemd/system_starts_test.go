@@ -211,7 +211,8 @@ func testByPath(t *testing.T, m *machine) {
 	wants(t, before, "/run/percept 755 root:root", "/run/percept/admin.sock 660 percept:percept-admin",
 		"/run/percept/modules 700 percept:percept")
 	for _, try := range []string{
-		"mv /run/percept/admin.sock /run/percept/aside", "rm -f /run/percept/admin.sock", "ln -s /etc/shadow /run/percept/x",
+		"mv /run/percept/admin.sock /run/percept/aside", "rm -f /run/percept/admin.sock",
+		"ln -s /etc/shadow /run/percept/x",
 		"mv /run/percept/modules /run/percept/aside", "touch /run/percept/x",
 	} {
 		if out, err := m.as(t, "percept", "sh", "-c", try); err == nil || !strings.Contains(out, "Permission denied") {

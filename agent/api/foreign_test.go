@@ -18,7 +18,8 @@ func TestForeignHeader(t *testing.T) {
 		name, why string
 	}{
 		{nil, "", ""},
-		{http.Header{"Accept": {"*/*"}, "Sec-Fetch-Mode": {"cors"}, "X-Identity-Header": {"x"}, "Metadata": {"true"}, "X-Forwarded": {"x"}}, "", ""},
+		{http.Header{"Accept": {"*/*"}, "Sec-Fetch-Mode": {"cors"}, "X-Identity-Header": {"x"}, "Metadata": {"true"},
+			"X-Forwarded": {"x"}}, "", ""},
 		{http.Header{"Via": nil}, "Via", "through a proxy"},
 		{http.Header{"X-Real-Ip": {""}, "Accept": {"*/*"}}, "X-Real-Ip", "through a proxy"},
 		{http.Header{"X-Forwarded-Whatever": {"x"}}, "X-Forwarded-Whatever", "through a proxy"},

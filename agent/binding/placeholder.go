@@ -23,7 +23,8 @@ func tellsApart(value string) bool {
 
 // saysNobody is what stands in words that no device is told apart by. No serial number is likely to have them.
 var saysNobody = []string{
-	"filled by", "default", "not ", "none", "null", "empty", "unknow", "undefined", "unspecified", "invalid", "n/a", "o.e.m", "oem_", "oem ",
+	"filled by", "default", "not ", "none", "null", "empty", "unknow", "undefined", "unspecified", "invalid", "n/a",
+	"o.e.m", "oem_", "oem ",
 	"serial", "system", "number", "asset", "chassis", "computer", "customer", "reserved", "example", "sample",
 }
 

@@ -164,7 +164,8 @@ func TestRequests(t *testing.T) {
 				return c.RecordPolicyChange(ctx, api.PolicyChangeRequest{AllResources: true, At: at,
 					Effect: api.EffectRevoked})
 			},
-			method: "POST", uri: "/v1/policy-changes", body: `{"all_resources":true,"at":"2026-11-23T12:00:00Z","effect":"revoked"}`,
+			method: "POST", uri: "/v1/policy-changes",
+			body: `{"all_resources":true,"at":"2026-11-23T12:00:00Z","effect":"revoked"}`,
 			answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "1", Effect: api.EffectRevoked},
 				Now: noon},
 		},
@@ -174,7 +175,8 @@ func TestRequests(t *testing.T) {
 				error) {
 				return c.WithdrawPolicyChange(ctx, "a&b")
 			},
-			method: "DELETE", uri: "/v1/policy-changes?id=a%26b", answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "a&b"}, Now: noon},
+			method: "DELETE", uri: "/v1/policy-changes?id=a%26b",
+			answer: api.PolicyChangeAnswer{PolicyChange: api.PolicyChange{ID: "a&b"}, Now: noon},
 		},
 		{
 			name:   "status",
@@ -250,7 +252,8 @@ func TestRefusals(t *testing.T) {
 			name: "problem", status: 403, mediaType: problem,
 			body: `{"type":"urn:percept:problem:not_granted","title":"Forbidden","status":403,"detail":"no grant names uid 7","code":"not_granted"}`,
 			want: client.Error{Problem: api.Problem{
-				Type: "urn:percept:problem:not_granted", Title: "Forbidden", Status: 403, Detail: "no grant names uid 7", Code: api.CodeNotGranted,
+				Type: "urn:percept:problem:not_granted", Title: "Forbidden", Status: 403,
+				Detail: "no grant names uid 7", Code: api.CodeNotGranted,
 			}},
 			text: "no grant names uid 7",
 		},

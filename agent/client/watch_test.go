@@ -55,7 +55,8 @@ func TestWatch(t *testing.T) {
 	got, err := collect(t.Context(), c, client.WatchRequest{Resource: "a&b=c", Identity: "vision"})
 	want := []client.Event{
 		{Name: "token", WatchEvent: api.WatchEvent{
-			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: noon.Add(24 * time.Hour), ReceivedOn: noon, Permissions: api.Permissions{State: api.PermissionsCurrent}, Now: noon.Add(time.Second),
+			Identity: "vision", Resource: "r", SHA256: "ab", ExpiresOn: noon.Add(24 * time.Hour), ReceivedOn: noon,
+			Permissions: api.Permissions{State: api.PermissionsCurrent}, Now: noon.Add(time.Second),
 		}},
 		{Name: "permissions", WatchEvent: api.WatchEvent{Identity: "vision", Resource: "r",
 			Permissions: api.Permissions{State: api.PermissionsStale, Changed: noon.Add(-time.Hour)}}},

@@ -182,7 +182,8 @@ func (l *life) answer(key tokencache.Key, replica int, failing failing, until ti
 	}
 	if f.Left <= 0 {
 		return tokencache.Fetched{}, &tokencache.FetchError{
-			Kind: tokencache.Malformed, JustExpired: -f.Left <= tokencache.JustExpired, Detail: "the token is already expired",
+			Kind: tokencache.Malformed, JustExpired: -f.Left <= tokencache.JustExpired,
+			Detail: "the token is already expired",
 		}
 	}
 	return f, nil

@@ -127,7 +127,8 @@ const (
 )
 
 var kindNames = [kinds]string{
-	"restart", "crash", "crash in a save", "reboot", "power cut", "clock", "disk", "file deleted", "back end", "change", "withdraw", "pipeline", "refresh", "crowd", "another principal",
+	"restart", "crash", "crash in a save", "reboot", "power cut", "clock", "disk", "file deleted", "back end", "change",
+	"withdraw", "pipeline", "refresh", "crowd", "another principal",
 }
 
 // event is one thing that happens.

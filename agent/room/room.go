@@ -179,8 +179,8 @@ func (r *Room) needsLookupLocked() bool {
 	return false
 }
 
-// lookUpLocked looks up the users of all connections. It gives the lock back while it asks the kernel. Connections whose
-// user is not known count as one user's.
+// lookUpLocked looks up the users of all connections. It gives the lock back while it asks the kernel. Connections
+// whose user is not known count as one user's.
 func (r *Room) lookUpLocked() {
 	before := make(map[net.Conn]bool, len(r.clients))
 	for conn := range r.clients {

@@ -43,20 +43,23 @@ func TestStatus(t *testing.T) {
 	}, r)
 	started := noon.Add(-time.Hour)
 	d.Describe = func() api.Status {
-		return api.Status{Version: "1.2.3", StartedOn: started, Trouble: []string{"the daemon's own"}, Source: api.SourceStatus{Kind: "simulated"}, Simulated: true}
+		return api.Status{Version: "1.2.3", StartedOn: started, Trouble: []string{"the daemon's own"},
+			Source: api.SourceStatus{Kind: "simulated"}, Simulated: true}
 	}
 	module, admin := d.tokens("vision"), d.admin()
 	send(t, module, get(imdsVault, metadata))
 	send(t, module, get("/v1/token?resource=https://broken"))
 	answer := send(t, admin, get(api.PathStatus))
-	if answer.status != 200 || answer.header.Get("Content-Type") != "application/json" || strings.Contains(answer.body, "null") || strings.Contains(answer.body, "canary") {
+	if answer.status != 200 || answer.header.Get("Content-Type") != "application/json" ||
+		strings.Contains(answer.body, "null") || strings.Contains(answer.body, "canary") {
 		t.Fatalf("%+v", answer)
 	}
 	got := decoded[api.Status](t, answer.body)
 	if got.Version != "1.2.3" || !got.Now.Equal(noon) || !got.StartedOn.Equal(started) || !got.Simulated || !got.Ready {
 		t.Errorf("the daemon's part: %+v", got)
 	}
-	if len(got.Trouble) != 2 || got.Trouble[0] != "the daemon's own" || !strings.Contains(got.Trouble[1], "not this one") {
+	if len(got.Trouble) != 2 || got.Trouble[0] != "the daemon's own" ||
+		!strings.Contains(got.Trouble[1], "not this one") {
 		t.Errorf("trouble %q", got.Trouble)
 	}
 	wantIdentities := []api.IdentityStatus{
@@ -74,11 +77,14 @@ func TestStatus(t *testing.T) {
 		t.Fatalf("tokens %+v", got.Tokens)
 	}
 	missing, fresh := got.Tokens[0], got.Tokens[1]
-	if missing.State != api.StateMissing || missing.LastOutcome != api.OutcomeFailed || !strings.Contains(missing.LastError, "not this one") || !missing.ExpiresOn.IsZero() || missing.SHA256 != "" {
+	if missing.State != api.StateMissing || missing.LastOutcome != api.OutcomeFailed ||
+		!strings.Contains(missing.LastError, "not this one") || !missing.ExpiresOn.IsZero() || missing.SHA256 != "" {
 		t.Errorf("the missing token: %+v", missing)
 	}
 	sum := tokencache.NewSecret(canary).SHA256()
-	if fresh.State != api.StateFresh || fresh.LastOutcome != api.OutcomeNewer || fresh.SHA256 != sum || fresh.ExpiresIn == 0 || fresh.ExpiresOn.IsZero() || fresh.NextRefresh.IsZero() || fresh.Served != 1 || fresh.Fetches != 1 {
+	if fresh.State != api.StateFresh || fresh.LastOutcome != api.OutcomeNewer || fresh.SHA256 != sum ||
+		fresh.ExpiresIn == 0 || fresh.ExpiresOn.IsZero() || fresh.NextRefresh.IsZero() || fresh.Served != 1 ||
+		fresh.Fetches != 1 {
 		t.Errorf("the fresh token: %+v", fresh)
 	}
 }
@@ -111,10 +117,13 @@ func TestRefresh(t *testing.T) {
 		body string
 		want []api.RefreshResult
 	}{
-		{``, []api.RefreshResult{{Identity: "device", Resource: vault, Outcome: "unchanged"}, {Identity: "vision", Resource: vault, Outcome: "unchanged"}}},
-		{`{}`, []api.RefreshResult{{Identity: "device", Resource: vault, Outcome: "unchanged"}, {Identity: "vision", Resource: vault, Outcome: "unchanged"}}},
+		{``, []api.RefreshResult{{Identity: "device", Resource: vault, Outcome: "unchanged"},
+			{Identity: "vision", Resource: vault, Outcome: "unchanged"}}},
+		{`{}`, []api.RefreshResult{{Identity: "device", Resource: vault, Outcome: "unchanged"},
+			{Identity: "vision", Resource: vault, Outcome: "unchanged"}}},
 		{`{"identity":"vision"}`, []api.RefreshResult{{Identity: "vision", Resource: vault, Outcome: "unchanged"}}},
-		{`{"identity":"device","resource":"https://device.only"}`, []api.RefreshResult{{Identity: "device", Resource: "https://device.only", Outcome: "newer"}}},
+		{`{"identity":"device","resource":"https://device.only"}`,
+			[]api.RefreshResult{{Identity: "device", Resource: "https://device.only", Outcome: "newer"}}},
 	} {
 		got := send(t, admin, post(api.PathRefresh, test.body, "Content-Type: application/json; charset=utf-8"))
 		if got.status != 200 {
@@ -129,12 +138,16 @@ func TestRefresh(t *testing.T) {
 		t.Errorf("forgotten: %+v\n%s", got, d.log)
 	}
 	broken.Store(true)
-	results := decoded[api.RefreshResponse](t, send(t, admin, post(api.PathRefresh, `{"identity":"vision"}`)).body).Results
-	if len(results) != 1 || results[0].Outcome != api.OutcomeFailed || !strings.Contains(results[0].Detail, "nobody there") {
+	results := decoded[api.RefreshResponse](t,
+		send(t, admin, post(api.PathRefresh, `{"identity":"vision"}`)).body).Results
+	if len(results) != 1 || results[0].Outcome != api.OutcomeFailed ||
+		!strings.Contains(results[0].Detail, "nobody there") {
 		t.Errorf("a refresh that failed: %+v", results)
 	}
-	checkRefusal(t, "unknown identity", send(t, admin, post(api.PathRefresh, `{"identity":"nobody"}`)), 400, api.CodeUnknownIdentity)
-	checkRefusal(t, "unknown resource", send(t, admin, post(api.PathRefresh, `{"resource":"https://nowhere"}`)), 400, api.CodeBadRequest)
+	checkRefusal(t, "unknown identity", send(t, admin, post(api.PathRefresh, `{"identity":"nobody"}`)), 400,
+		api.CodeUnknownIdentity)
+	checkRefusal(t, "unknown resource", send(t, admin, post(api.PathRefresh, `{"resource":"https://nowhere"}`)), 400,
+		api.CodeBadRequest)
 	if !strings.Contains(d.log.String(), `"refresh asked for","caller":"uid `) {
 		t.Errorf("the log does not say who asked:\n%s", d.log)
 	}
@@ -159,7 +172,8 @@ func TestWrongBodies(t *testing.T) {
 		{"rubbish behind", post(refresh, `{}]`), "after the JSON object"},
 		{"a form", post(refresh, `{}`, "Content-Type: application/x-www-form-urlencoded"), "Content-Type"},
 		{"a broken type", post(refresh, `{}`, "Content-Type: ;"), "Content-Type"},
-		{"two types", post(refresh, `{}`, "Content-Type: application/json", "Content-Type: application/json"), "Content-Type"},
+		{"two types", post(refresh, `{}`, "Content-Type: application/json", "Content-Type: application/json"),
+			"Content-Type"},
 		{"too large", post(refresh, `{"identity":"`+strings.Repeat("x", maxBody)+`"}`), "larger than 65536"},
 		{"broken off", requestText("POST", refresh, "zz\r\n", "Transfer-Encoding: chunked"), "did not arrive whole"},
 		{"a query", post(refresh+"?identity=x", ""), "no query parameters"},
@@ -223,7 +237,8 @@ func TestReload(t *testing.T) {
 	}
 	want := api.ReloadResponse{Changes: []string{`identity "x" added`}, Warnings: []string{"config.toml: mode 0664"}}
 	next(want, nil)
-	if got := decoded[api.ReloadResponse](t, send(t, admin, post(api.PathReload, "{}")).body); !reflect.DeepEqual(got, want) {
+	if got := decoded[api.ReloadResponse](t, send(t, admin, post(api.PathReload, "{}")).body); !reflect.DeepEqual(got,
+		want) {
 		t.Errorf("%+v", got)
 	}
 	next(api.ReloadResponse{}, errors.New("config.toml:7: no such key"))
@@ -274,7 +289,8 @@ func TestReady(t *testing.T) {
 		if works && (got.status != 200 || !health.OK) {
 			t.Errorf("with every token: %+v", got)
 		}
-		if !works && (got.status != 503 || health.OK || !strings.Contains(health.Detail, fmt.Sprintf("identity %q for %s", "device", vault))) {
+		if !works && (got.status != 503 || health.OK ||
+			!strings.Contains(health.Detail, fmt.Sprintf("identity %q for %s", "device", vault))) {
 			t.Errorf("without: %+v", got)
 		}
 	}
@@ -287,7 +303,8 @@ func TestPolicyChanges(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, newRolling(2*time.Hour).fetch)
 	token, admin := d.tokens(""), d.admin()
-	if got := send(t, admin, get(api.PathPolicyChanges)); got.status != 200 || got.body != "{\"now\":\"2026-11-23T12:00:00Z\",\"changes\":[]}\n" {
+	if got := send(t, admin, get(api.PathPolicyChanges)); got.status != 200 ||
+		got.body != "{\"now\":\"2026-11-23T12:00:00Z\",\"changes\":[]}\n" {
 		t.Errorf("with none: %+v", got)
 	}
 	send(t, token, get(v1Vault))
@@ -323,7 +340,8 @@ func TestPolicyChanges(t *testing.T) {
 		t.Errorf("the status lists %+v", status.Changes)
 	}
 	got = send(t, admin, withdraw("?id="+second.ID))
-	if was := decoded[api.PolicyChangeAnswer](t, got.body); got.status != 200 || !was.Now.Equal(noon) || was.ID != second.ID || was.Effect != api.EffectRevoked || was.Touched != 1 {
+	if was := decoded[api.PolicyChangeAnswer](t, got.body); got.status != 200 || !was.Now.Equal(noon) ||
+		was.ID != second.ID || was.Effect != api.EffectRevoked || was.Touched != 1 {
 		t.Errorf("withdrawn: %+v", got)
 	}
 	if list := d.Agent.Changes(); len(list) != 1 {
@@ -352,23 +370,32 @@ func TestPolicyChangesThatAreRefused(t *testing.T) {
 		{"nothing", note(``), 400, api.CodeBadRequest, "names a resource"},
 		{"both", note(`{"resource":"https://vault.azure.net"` + rest), 400, api.CodeBadRequest, "not both"},
 		{"no effect", note(`{"all_resources":true}`), 400, api.CodeBadRequest, "granted, revoked or changed"},
-		{"an effect that is none", note(`{"all_resources":true,"effect":"Revoked"}`), 400, api.CodeBadRequest, "granted, revoked or changed"},
-		{"an effect not for entering", note(`{"all_resources":true,"effect":"unknown"}`), 400, api.CodeBadRequest, "granted, revoked or changed"},
-		{"an effect that is a number", note(`{"all_resources":true,"effect":7}`), 400, api.CodeBadRequest, `field "effect" is a number`},
-		{"a resource that nobody has", note(`{"resource":"https://vault.azure.net/x","effect":"granted"}`), 400, api.CodeBadRequest, "no grant names resource"},
-		{"a resource that is none", note(`{"resource":"vault","effect":"granted"}`), 400, api.CodeBadRequest, "App ID URI"},
+		{"an effect that is none", note(`{"all_resources":true,"effect":"Revoked"}`), 400, api.CodeBadRequest,
+			"granted, revoked or changed"},
+		{"an effect not for entering", note(`{"all_resources":true,"effect":"unknown"}`), 400, api.CodeBadRequest,
+			"granted, revoked or changed"},
+		{"an effect that is a number", note(`{"all_resources":true,"effect":7}`), 400, api.CodeBadRequest,
+			`field "effect" is a number`},
+		{"a resource that nobody has", note(`{"resource":"https://vault.azure.net/x","effect":"granted"}`), 400,
+			api.CodeBadRequest, "no grant names resource"},
+		{"a resource that is none", note(`{"resource":"vault","effect":"granted"}`), 400, api.CodeBadRequest,
+			"App ID URI"},
 		{"an unknown identity", note(`{"identity":"nobody"` + rest), 400, api.CodeUnknownIdentity, `"nobody"`},
 		{"an unknown field", note(`{"when":"now"` + rest), 400, api.CodeBadRequest, `unknown field "when"`},
-		{"a time that is a number", note(`{"at":1795435200` + rest), 400, api.CodeBadRequest, "a time in it is not a string: write one with its zone"},
-		{"a time in words", note(`{"at":"yesterday"` + rest), 400, api.CodeBadRequest, `a time in it is "yesterday": write one with its zone as 2026-11-23T14:30:00Z`},
+		{"a time that is a number", note(`{"at":1795435200` + rest), 400, api.CodeBadRequest,
+			"a time in it is not a string: write one with its zone"},
+		{"a time in words", note(`{"at":"yesterday"` + rest), 400, api.CodeBadRequest,
+			`a time in it is "yesterday": write one with its zone as 2026-11-23T14:30:00Z`},
 		{"a time without a zone", note(`{"at":"2026-11-23T12:00:00"` + rest), 400, api.CodeBadRequest, "with its zone"},
 		{"an empty time", note(`{"at":""` + rest), 400, api.CodeBadRequest, "with its zone"},
 		{"a day that is none", note(`{"at":"2026-02-30T12:00:00Z"` + rest), 400, api.CodeBadRequest, "with its zone"},
 		{"a long time", note(`{"at":"` + strings.Repeat("9", 1000) + `"` + rest), 400, api.CodeBadRequest, `9": write`},
 		{"the year 1", note(`{"at":"0001-01-02T00:00:00Z"` + rest), 400, api.CodeBadRequest, "the year 1"},
 		{"the future", note(`{"at":"` + future + `"` + rest), 422, api.CodeFutureChange, "synchronised"},
-		{"a long note", note(`{"note":"` + strings.Repeat("x", 257) + `"` + rest), 400, api.CodeBadRequest, "more than 256"},
-		{"a hundred thousand", note(`[` + strings.Repeat(`{"effect":"changed"},`, 100_000) + `{}]`), 400, api.CodeBadRequest, "larger than 65536 bytes"},
+		{"a long note", note(`{"note":"` + strings.Repeat("x", 257) + `"` + rest), 400, api.CodeBadRequest,
+			"more than 256"},
+		{"a hundred thousand", note(`[` + strings.Repeat(`{"effect":"changed"},`, 100_000) + `{}]`), 400,
+			api.CodeBadRequest, "larger than 65536 bytes"},
 		{"a list", note(`[{"effect":"changed"}]`), 400, api.CodeBadRequest, "no JSON object"},
 		{"a query", post(api.PathPolicyChanges+"?x", "{}"), 400, api.CodeBadRequest, "no query parameters"},
 		{"a query of the list", get(api.PathPolicyChanges + "?x"), 400, api.CodeBadRequest, "no query parameters"},
@@ -377,7 +404,8 @@ func TestPolicyChangesThatAreRefused(t *testing.T) {
 		{"more than an ID", withdraw("?id=1&x=2"), 400, api.CodeBadRequest, "no other"},
 		{"a broken query", withdraw("?id=%"), 400, api.CodeBadRequest, "malformed"},
 		{"an unknown ID", withdraw("?id=nothing"), 404, api.CodeUnknownChange, `"nothing"`},
-		{"a body where none is", requestText("DELETE", api.PathPolicyChanges+"?id=1", "{}", "Content-Length: 2"), 400, api.CodeBadRequest, "DELETE request must not have a body"},
+		{"a body where none is", requestText("DELETE", api.PathPolicyChanges+"?id=1", "{}", "Content-Length: 2"), 400,
+			api.CodeBadRequest, "DELETE request must not have a body"},
 	} {
 		got := send(t, admin, test.text)
 		checkRefusal(t, test.name, got, test.status, test.code)
@@ -399,14 +427,18 @@ func TestUncountedDateIsTold(t *testing.T) {
 		unsure, asOfNote bool
 	}{
 		{known: true, dated: fmt.Sprintf(`,"at":%q`, time.Now().Add(-time.Hour).Format(time.RFC3339))},
-		{known: false, dated: fmt.Sprintf(`,"at":%q`, time.Now().Add(-time.Hour).Format(time.RFC3339)), unsure: true, asOfNote: true},
+		{known: false, dated: fmt.Sprintf(`,"at":%q`, time.Now().Add(-time.Hour).Format(time.RFC3339)), unsure: true,
+			asOfNote: true},
 		{known: false, unsure: true},
 	} {
-		d := newDaemonOf(t, agent.Options{Fetch: fetchDay, Rules: rules(), Clock: tokencache.Clock{Synchronised: func() bool { return row.known }}})
+		d := newDaemonOf(t, agent.Options{Fetch: fetchDay, Rules: rules(),
+			Clock: tokencache.Clock{Synchronised: func() bool { return row.known }}})
 		admin := d.admin()
-		told := decoded[api.PolicyChangeAnswer](t, send(t, admin, post(api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"`+row.dated+`}`)).body)
+		told := decoded[api.PolicyChangeAnswer](t,
+			send(t, admin, post(api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"`+row.dated+`}`)).body)
 		listed := decoded[api.PolicyChanges](t, send(t, admin, get(api.PathPolicyChanges)).body).Changes
-		if len(listed) != 1 || listed[0].Unsure != row.unsure || listed[0].AsOfNote != row.asOfNote || told.Unsure != row.unsure || told.AsOfNote != row.asOfNote {
+		if len(listed) != 1 || listed[0].Unsure != row.unsure || listed[0].AsOfNote != row.asOfNote ||
+			told.Unsure != row.unsure || told.AsOfNote != row.asOfNote {
 			t.Errorf("clock known %v, %q: %+v, listed as %+v", row.known, row.dated, told, listed)
 		}
 	}
@@ -417,7 +449,8 @@ func TestTooManyPolicyChanges(t *testing.T) {
 	full := tokencache.Record{Lineage: "l", Generation: 1}
 	for i := range tokencache.MaxChanges { // no two of one resource
 		full.Changes = append(full.Changes, tokencache.PolicyChange{
-			ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://", i), Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(),
+			ID: fmt.Sprint(i), AllIdentities: true, Resource: fmt.Sprint("api://",
+				i), Effect: tokencache.Revoked, At: time.Now(), RecordedAt: time.Now(),
 		})
 	}
 	d := newDaemonOf(t, agent.Options{Fetch: fetchDay, Rules: rules(), Record: &full})
@@ -448,14 +481,16 @@ func TestPolicyChangeThatIsNotKept(t *testing.T) {
 	admin := d.admin()
 	got := send(t, admin, post(api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"}`))
 	checkRefusal(t, "noted", got, 507, api.CodeNotKept)
-	if detail := got.problem(t).Detail; !strings.Contains(detail, "in force") || !strings.Contains(detail, "no space left") {
+	if detail := got.problem(t).Detail; !strings.Contains(detail, "in force") ||
+		!strings.Contains(detail, "no space left") {
 		t.Errorf("%q", detail)
 	}
 	list := decoded[api.PolicyChanges](t, send(t, admin, get(api.PathPolicyChanges)).body).Changes
 	if len(list) != 1 {
 		t.Fatalf("%+v", list)
 	}
-	if recorded := got.problem(t).PolicyChange; recorded == nil || recorded.ID != list[0].ID || recorded.Effect != api.EffectChanged || !recorded.At.Equal(list[0].At) {
+	if recorded := got.problem(t).PolicyChange; recorded == nil || recorded.ID != list[0].ID ||
+		recorded.Effect != api.EffectChanged || !recorded.At.Equal(list[0].At) {
 		t.Errorf("recorded %+v, and on record is %+v", recorded, list[0])
 	}
 	got = send(t, admin, withdraw("?id="+list[0].ID))
@@ -513,21 +548,25 @@ func TestStatusTellsOfPermissions(t *testing.T) {
 		return tokens[0]
 	}
 	first := one()
-	if first.Permissions.State != api.PermissionsCurrent || first.Life != 86400 || len(first.SHA256) != 64 || !first.HeldUntil.IsZero() || first.Before != nil || !first.Refused.IsZero() {
+	if first.Permissions.State != api.PermissionsCurrent || first.Life != 86400 || len(first.SHA256) != 64 ||
+		!first.HeldUntil.IsZero() || first.Before != nil || !first.Refused.IsZero() {
 		t.Errorf("%+v", first)
 	}
 	minted := time.Now().Add(-2 * time.Hour)
-	if first.MintedFrom.IsZero() || first.MintedTo.IsZero() || first.MintedFrom.After(minted) || first.MintedTo.Before(minted.Add(-time.Minute)) {
+	if first.MintedFrom.IsZero() || first.MintedTo.IsZero() || first.MintedFrom.After(minted) ||
+		first.MintedTo.Before(minted.Add(-time.Minute)) {
 		t.Errorf("minted from %v to %v", first.MintedFrom, first.MintedTo)
 	}
-	if c := first.Claims; c == nil || c.Audience != vault || c.ClientID != claimed || c.ObjectID != objectID || fmt.Sprint(c.Groups, c.Roles, c.WIDs) != "[group-1] [role-1] [wid-1]" {
+	if c := first.Claims; c == nil || c.Audience != vault || c.ClientID != claimed || c.ObjectID != objectID ||
+		fmt.Sprint(c.Groups, c.Roles, c.WIDs) != "[group-1] [role-1] [wid-1]" {
 		t.Errorf("claims %+v", first.Claims)
 	}
 	if first.Rollover.Pattern != api.RolloverUnlearnt || first.Rollover.Seen != 0 {
 		t.Errorf("rollover %+v", first.Rollover)
 	}
 	d.change(tokencache.Revoked, time.Minute)
-	if got := one(); got.Permissions.State != api.PermissionsStale || !got.Permissions.Withheld || got.HeldUntil.IsZero() {
+	if got := one(); got.Permissions.State != api.PermissionsStale || !got.Permissions.Withheld ||
+		got.HeldUntil.IsZero() {
 		t.Errorf("while a change spreads: %+v", got)
 	}
 	send(t, token, post(api.PathRejected, `{"resource":"https://vault.azure.net","status":403}`))
@@ -588,7 +627,8 @@ func TestWithdrawingEndsAWait(t *testing.T) {
 	})
 }
 
-// However long the claims are that the back end gives, a client takes the status: every key has a token, and another one before it.
+// However long the claims are that the back end gives, a client takes the status: every key has a token, and another
+// one before it.
 func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 	t.Parallel()
 	claims := func(size int) tokencache.Claims {
@@ -610,24 +650,30 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 	}
 	largest := claims(1000)
 	lists := claims(8<<10 - len(`"",`))
-	if largest.Groups, largest.Roles, largest.WIDs = lists.Groups, lists.Roles, lists.WIDs; largest.Groups == nil || largest.Issuer == "" {
+	if largest.Groups, largest.Roles, largest.WIDs = lists.Groups, lists.Roles, lists.WIDs; largest.Groups == nil ||
+		largest.Issuer == "" {
 		t.Fatalf("claims that are just short enough are not kept: %v", lists.Omitted)
 	}
 	long, now := strings.Repeat(`"`, 512), time.Now()
 	told := api.TokenClaims{
-		Issuer: largest.Issuer, Audience: largest.Audience, ClientID: largest.ClientID, ObjectID: largest.ObjectID, TenantID: largest.TenantID,
-		Groups: largest.Groups, Roles: largest.Roles, WIDs: largest.WIDs, Omitted: largest.Omitted,
+		Issuer: largest.Issuer, Audience: largest.Audience, ClientID: largest.ClientID, ObjectID: largest.ObjectID,
+		TenantID: largest.TenantID,
+		Groups:   largest.Groups, Roles: largest.Roles, WIDs: largest.WIDs, Omitted: largest.Omitted,
 	}
 	token := api.TokenStatus{
-		Identity: long, Resource: long, Refused: now, SHA256: strings.Repeat("0", 64), ReceivedOn: now, ExpiresOn: now, ExpiresIn: 3600, NextRefresh: now,
+		Identity: long, Resource: long, Refused: now, SHA256: strings.Repeat("0",
+			64), ReceivedOn: now, ExpiresOn: now, ExpiresIn: 3600, NextRefresh: now,
 		LastFetch: now, LastOutcome: tokencache.Failed, LastError: long, Claims: &told, Before: &told,
 		Rollover: api.RolloverStatus{Expected: now}, HeldUntil: now, MintedFrom: now, MintedTo: now,
-		Permissions: api.Permissions{State: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now, Withheld: true},
-		Changes:     slices.Repeat([]api.TokenChange{{ID: long[:64], State: tokencache.Uncertain}}, tokencache.MaxVerdicts),
+		Permissions: api.Permissions{State: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now,
+			Withheld: true},
+		Changes: slices.Repeat([]api.TokenChange{{ID: long[:64], State: tokencache.Uncertain}},
+			tokencache.MaxVerdicts),
 		MoreChanges: tokencache.MaxChanges,
 	}
 	change := api.PolicyChange{
-		ID: long[:64], Identity: long, Resource: long, Note: long[:256], At: now, NotedOn: now, EndsOn: now, Effect: tokencache.Revoked, Joined: 1,
+		ID: long[:64], Identity: long, Resource: long, Note: long[:256], At: now, NotedOn: now, EndsOn: now,
+		Effect: tokencache.Revoked, Joined: 1,
 	}
 	var status api.Status
 	for range tokencache.MaxKeys {

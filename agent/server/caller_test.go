@@ -24,25 +24,44 @@ func TestQuotaKeys(t *testing.T) {
 		a, b who
 		same bool
 	}{
-		{"one user", who{caller: grants.Caller{UID: 1}, owner: nobody}, who{caller: grants.Caller{UID: 1, GID: 5, PID: 7}, owner: nobody}, true},
-		{"two users", who{caller: grants.Caller{UID: 1}, owner: nobody}, who{caller: grants.Caller{UID: 2}, owner: nobody}, false},
-		{"a user's unit", who{caller: grants.Caller{UID: 1, Unit: "a.service"}, owner: nobody}, who{caller: grants.Caller{UID: 1}, owner: nobody}, false},
-		{"a user's two units", who{caller: grants.Caller{UID: 1, Unit: "a.service"}, owner: nobody}, who{caller: grants.Caller{UID: 1, Unit: "b.service"}, owner: nobody}, false},
-		{"a user, not proved", who{caller: grants.Caller{UID: 1}, owner: nobody}, who{caller: grants.Caller{UID: 1}, owner: nobody, unproved: true}, false},
-		{"two users of a unit", who{caller: grants.Caller{UID: 1, Unit: "a.service"}, owner: nobody}, who{caller: grants.Caller{UID: 2, Unit: "a.service"}, owner: nobody}, false},
-		{"a user's manager", who{caller: grants.Caller{UID: 1}, owner: 1}, who{caller: grants.Caller{UID: 1}, owner: nobody}, true},
-		{"a user that the owner of a session has become", who{caller: grants.Caller{UID: 100_001}, owner: 1}, who{caller: grants.Caller{UID: 1}, owner: nobody}, true},
-		{"that, not proved", who{caller: grants.Caller{UID: 100_001}, owner: 1, unproved: true}, who{caller: grants.Caller{UID: 100_002}, owner: 1, unproved: true}, true},
-		{"root in a user's session", who{caller: grants.Caller{UID: 0}, owner: 1}, who{caller: grants.Caller{UID: 0}, owner: nobody}, true},
-		{"a user in root's session", who{caller: grants.Caller{UID: 1}, owner: 0}, who{caller: grants.Caller{UID: 1}, owner: nobody}, true},
-		{"two units of root's", who{caller: grants.Caller{UID: 0, Unit: "a.service"}, owner: nobody}, who{caller: grants.Caller{UID: 0, Unit: "b.service"}, owner: nobody}, false},
-		{"a unit of root's and root", who{caller: grants.Caller{UID: 0, Unit: "a.service"}, owner: nobody}, who{caller: grants.Caller{UID: 0}, owner: nobody}, false},
-		{"two users of a container", who{caller: grants.Caller{UID: 1, Container: in}, owner: nobody}, who{caller: grants.Caller{UID: 2, Container: in}, owner: nobody}, true},
-		{"a user in a container", who{caller: grants.Caller{UID: 1, Container: in}, owner: nobody}, who{caller: grants.Caller{UID: 1}, owner: nobody}, false},
-		{"on a module's socket", who{caller: grants.Caller{UID: 1, Module: "m"}, owner: nobody}, who{caller: grants.Caller{UID: 2, Module: "m", Container: in}, owner: nobody}, true},
-		{"there, not proved", who{caller: grants.Caller{UID: 1, Module: "m"}, owner: nobody}, who{caller: grants.Caller{UID: 2, Module: "m"}, owner: nobody, unproved: true}, false},
-		{"two modules", who{caller: grants.Caller{Module: "m"}, owner: nobody}, who{caller: grants.Caller{Module: "n"}, owner: nobody}, false},
-		{"users who are not known", who{caller: grants.Caller{UID: nobody}, owner: nobody, unproved: true}, who{caller: grants.Caller{UID: nobody}, owner: nobody, unproved: true}, true},
+		{"one user", who{caller: grants.Caller{UID: 1}, owner: nobody},
+			who{caller: grants.Caller{UID: 1, GID: 5, PID: 7}, owner: nobody}, true},
+		{"two users", who{caller: grants.Caller{UID: 1}, owner: nobody},
+			who{caller: grants.Caller{UID: 2}, owner: nobody}, false},
+		{"a user's unit", who{caller: grants.Caller{UID: 1, Unit: "a.service"}, owner: nobody},
+			who{caller: grants.Caller{UID: 1}, owner: nobody}, false},
+		{"a user's two units", who{caller: grants.Caller{UID: 1, Unit: "a.service"}, owner: nobody},
+			who{caller: grants.Caller{UID: 1, Unit: "b.service"}, owner: nobody}, false},
+		{"a user, not proved", who{caller: grants.Caller{UID: 1}, owner: nobody},
+			who{caller: grants.Caller{UID: 1}, owner: nobody, unproved: true}, false},
+		{"two users of a unit", who{caller: grants.Caller{UID: 1, Unit: "a.service"}, owner: nobody},
+			who{caller: grants.Caller{UID: 2, Unit: "a.service"}, owner: nobody}, false},
+		{"a user's manager", who{caller: grants.Caller{UID: 1}, owner: 1},
+			who{caller: grants.Caller{UID: 1}, owner: nobody}, true},
+		{"a user that the owner of a session has become", who{caller: grants.Caller{UID: 100_001}, owner: 1},
+			who{caller: grants.Caller{UID: 1}, owner: nobody}, true},
+		{"that, not proved", who{caller: grants.Caller{UID: 100_001}, owner: 1, unproved: true},
+			who{caller: grants.Caller{UID: 100_002}, owner: 1, unproved: true}, true},
+		{"root in a user's session", who{caller: grants.Caller{UID: 0}, owner: 1},
+			who{caller: grants.Caller{UID: 0}, owner: nobody}, true},
+		{"a user in root's session", who{caller: grants.Caller{UID: 1}, owner: 0},
+			who{caller: grants.Caller{UID: 1}, owner: nobody}, true},
+		{"two units of root's", who{caller: grants.Caller{UID: 0, Unit: "a.service"}, owner: nobody},
+			who{caller: grants.Caller{UID: 0, Unit: "b.service"}, owner: nobody}, false},
+		{"a unit of root's and root", who{caller: grants.Caller{UID: 0, Unit: "a.service"}, owner: nobody},
+			who{caller: grants.Caller{UID: 0}, owner: nobody}, false},
+		{"two users of a container", who{caller: grants.Caller{UID: 1, Container: in}, owner: nobody},
+			who{caller: grants.Caller{UID: 2, Container: in}, owner: nobody}, true},
+		{"a user in a container", who{caller: grants.Caller{UID: 1, Container: in}, owner: nobody},
+			who{caller: grants.Caller{UID: 1}, owner: nobody}, false},
+		{"on a module's socket", who{caller: grants.Caller{UID: 1, Module: "m"}, owner: nobody},
+			who{caller: grants.Caller{UID: 2, Module: "m", Container: in}, owner: nobody}, true},
+		{"there, not proved", who{caller: grants.Caller{UID: 1, Module: "m"}, owner: nobody},
+			who{caller: grants.Caller{UID: 2, Module: "m"}, owner: nobody, unproved: true}, false},
+		{"two modules", who{caller: grants.Caller{Module: "m"}, owner: nobody},
+			who{caller: grants.Caller{Module: "n"}, owner: nobody}, false},
+		{"users who are not known", who{caller: grants.Caller{UID: nobody}, owner: nobody, unproved: true},
+			who{caller: grants.Caller{UID: nobody}, owner: nobody, unproved: true}, true},
 	} {
 		a, b := keyOf(&row.a.caller, row.a.owner, row.a.unproved), keyOf(&row.b.caller, row.b.owner, row.b.unproved)
 		if (a == b) != row.same {
@@ -82,7 +101,8 @@ func TestKeyOfAConnection(t *testing.T) {
 			t.Errorf("%+v, want %+v", got, want)
 		}
 	}
-	if who, owner := d.Callers.Peer(client); who.UID != grants.NoID || owner != grants.NoID || attest.PeerPID(client) != 0 {
+	if who, owner := d.Callers.Peer(client); who.UID != grants.NoID || owner != grants.NoID ||
+		attest.PeerPID(client) != 0 {
 		t.Errorf("of a connection that no listener of the attestor's accepted: %+v %d", who, owner)
 	}
 }

@@ -75,7 +75,8 @@ func rules() agent.Rules {
 			{Caller: grants.Match{UID: &me}, Identity: "device", Resources: []string{vault, "https://device.only"}},
 			{Caller: grants.Match{UID: &me}, Identity: "vision", Resources: []string{vault, "https://two.choices"}},
 			{Caller: grants.Match{UID: &me}, Identity: "camera", Resources: []string{"https://two.choices"}},
-			{Caller: grants.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault, "https://module.only"}},
+			{Caller: grants.Match{Module: "vision"}, Identity: "vision",
+				Resources: []string{vault, "https://module.only"}},
 		},
 	}}
 }
@@ -134,8 +135,9 @@ func newDaemonOf(t testing.TB, o agent.Options) *daemon {
 		t.Fatal(err)
 	}
 	d := &daemon{
-		Server: &Server{Agent: a, Callers: provingOnly("vision", "stranger", "q"), Log: log.logger(), Now: func() time.Time { return noon }},
-		t:      t, log: log, dir: shortFolder(t),
+		Server: &Server{Agent: a, Callers: provingOnly("vision", "stranger", "q"), Log: log.logger(),
+			Now: func() time.Time { return noon }},
+		t: t, log: log, dir: shortFolder(t),
 	}
 	d.Loopback = d.listeningNow
 	t.Cleanup(func() {
@@ -287,7 +289,8 @@ const (
 	v1Vault   = "/v1/token?resource=https%3A%2F%2Fvault.azure.net"
 )
 
-// shortFolder makes a folder for a test's sockets, whose paths may have 107 bytes: TMPDIR, where t.TempDir is, may be longer than that.
+// shortFolder makes a folder for a test's sockets, whose paths may have 107 bytes: TMPDIR, where t.TempDir is, may be
+// longer than that.
 func shortFolder(t testing.TB) string {
 	t.Helper()
 	folder, err := os.MkdirTemp("/tmp", "percept")

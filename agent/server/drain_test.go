@@ -123,7 +123,8 @@ func TestConnectionsBeingLookedAtAreHeard(t *testing.T) {
 	})
 }
 
-// Who connects to a listener that comes too late is left in its queue, which ends with it; an accepted one would be nobody's.
+// Who connects to a listener that comes too late is left in its queue, which ends with it; an accepted one would be
+// nobody's.
 func TestNobodyIsAcceptedAfterShutdown(t *testing.T) {
 	t.Parallel()
 	for name, serve := range map[string]func(*Server, net.Listener) error{

@@ -30,16 +30,26 @@ func TestEveryReasonInEveryShape(t *testing.T) {
 		error, text, retry                 string
 	}{
 		{"bad resource", "nonsense", "", "", fetchDay, 400, api.CodeBadRequest, "invalid_request", "App ID URI", ""},
-		{"unknown identity", vault, "client_id=nobody", "nobody", fetchDay, 400, api.CodeUnknownIdentity, "invalid_request", "Identity not found", ""},
-		{"ambiguous identity", twoChoices, "", "", fetchDay, 400, api.CodeAmbiguous, "invalid_request", "camera, vision", ""},
-		{"not granted", "https://not.granted", "", "", fetchDay, 403, api.CodeNotGranted, "access_denied", "[[grant]]", ""},
-		{"not granted by name", vault, "client_id=00000000-0000-0000-0000-000000000002", "camera", fetchDay, 403, api.CodeNotGranted, "access_denied", "[[grant]]", ""},
-		{"unreachable", vault, "", "", fails(tokencache.Unreachable, 0), 503, api.CodeUnreachable, "temporarily_unavailable", "the endpoint says so", "2"},
-		{"throttled", vault, "", "", fails(tokencache.Throttled, 4200*time.Millisecond), 503, api.CodeThrottled, "temporarily_unavailable", "the endpoint says so", "5"},
-		{"throttled for long", vault, "", "", fails(tokencache.Throttled, time.Minute), 503, api.CodeThrottled, "temporarily_unavailable", "the endpoint says so", "10"},
-		{"malformed", vault, "", "", fails(tokencache.Malformed, 0), 503, api.CodeMalformedAnswer, "temporarily_unavailable", "the endpoint says so", "2"},
-		{"identity not found", vault, "", "", fails(tokencache.IdentityNotFound, 0), 400, api.CodeIdentityNotFound, "invalid_request", "the endpoint says so", ""},
-		{"refused", vault, "", "", fails(tokencache.Refused, 0), 403, api.CodeRefused, "access_denied", "the endpoint says so", ""},
+		{"unknown identity", vault, "client_id=nobody", "nobody", fetchDay, 400, api.CodeUnknownIdentity,
+			"invalid_request", "Identity not found", ""},
+		{"ambiguous identity", twoChoices, "", "", fetchDay, 400, api.CodeAmbiguous, "invalid_request",
+			"camera, vision", ""},
+		{"not granted", "https://not.granted", "", "", fetchDay, 403, api.CodeNotGranted, "access_denied", "[[grant]]",
+			""},
+		{"not granted by name", vault, "client_id=00000000-0000-0000-0000-000000000002", "camera", fetchDay, 403,
+			api.CodeNotGranted, "access_denied", "[[grant]]", ""},
+		{"unreachable", vault, "", "", fails(tokencache.Unreachable, 0), 503, api.CodeUnreachable,
+			"temporarily_unavailable", "the endpoint says so", "2"},
+		{"throttled", vault, "", "", fails(tokencache.Throttled, 4200*time.Millisecond), 503, api.CodeThrottled,
+			"temporarily_unavailable", "the endpoint says so", "5"},
+		{"throttled for long", vault, "", "", fails(tokencache.Throttled, time.Minute), 503, api.CodeThrottled,
+			"temporarily_unavailable", "the endpoint says so", "10"},
+		{"malformed", vault, "", "", fails(tokencache.Malformed, 0), 503, api.CodeMalformedAnswer,
+			"temporarily_unavailable", "the endpoint says so", "2"},
+		{"identity not found", vault, "", "", fails(tokencache.IdentityNotFound, 0), 400, api.CodeIdentityNotFound,
+			"invalid_request", "the endpoint says so", ""},
+		{"refused", vault, "", "", fails(tokencache.Refused, 0), 403, api.CodeRefused, "access_denied",
+			"the endpoint says so", ""},
 	} {
 		d := newDaemon(t, test.fetch)
 		target := "api-version=2019-08-01&resource=" + test.resource
@@ -65,7 +75,8 @@ func TestEveryReasonInEveryShape(t *testing.T) {
 		got := d.answer(t, proved, onToken, "GET", target, "")
 		checkRefusal(t, test.name, got, test.status, test.code)
 		problem := got.problem(t)
-		if problem.Status != got.status || problem.Type != "urn:percept:problem:"+string(test.code) || problem.Title == "" || !strings.Contains(problem.Detail, test.text) {
+		if problem.Status != got.status || problem.Type != "urn:percept:problem:"+string(test.code) ||
+			problem.Title == "" || !strings.Contains(problem.Detail, test.text) {
 			t.Errorf("%s: %+v", test.name, problem)
 		}
 		if retry := got.header.Get("Retry-After"); retry != test.retry {
@@ -115,7 +126,8 @@ func TestCallerThatWentAway(t *testing.T) {
 func TestEveryCodeHasAStatus(t *testing.T) {
 	t.Parallel()
 	elsewhere := []api.Code{api.CodeUnknownChange, api.CodeBusy} // where no SDK asks
-	kinds := []tokencache.Kind{tokencache.Unreachable, tokencache.Throttled, tokencache.IdentityNotFound, tokencache.Refused, tokencache.Malformed}
+	kinds := []tokencache.Kind{tokencache.Unreachable, tokencache.Throttled, tokencache.IdentityNotFound,
+		tokencache.Refused, tokencache.Malformed}
 	codes := slices.Collect(maps.Keys(statusOf))
 	for _, kind := range kinds {
 		codes = append(codes, api.Code(kind))
@@ -169,7 +181,8 @@ func TestCorrelationIDsAreUUIDs(t *testing.T) {
 func TestSDKErrorCodes(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]string{
-		400: "invalid_request", 405: "invalid_request", 403: "access_denied", 503: "temporarily_unavailable", 500: "server_error",
+		400: "invalid_request", 405: "invalid_request", 403: "access_denied", 503: "temporarily_unavailable",
+		500: "server_error",
 	} {
 		if got := (&apiError{status: status}).sdkErrorCode(); got != want {
 			t.Errorf("%d: got %s, want %s", status, got, want)

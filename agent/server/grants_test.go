@@ -18,16 +18,20 @@ func TestWhoAmI(t *testing.T) {
 	d := newDaemonWith(t, fetchDay, r)
 	got := send(t, d.tokens(""), get(api.PathWhoAmI))
 	w := decoded[api.WhoAmI](t, got.body)
-	if got.status != 200 || !w.Proved || w.Unproved != nil || w.Caller.UID == nil || *w.Caller.UID != uint32(os.Getuid()) || *w.Caller.GID != uint32(os.Getgid()) || int(w.Caller.PID) != os.Getpid() {
+	if got.status != 200 || !w.Proved || w.Unproved != nil || w.Caller.UID == nil ||
+		*w.Caller.UID != uint32(os.Getuid()) || *w.Caller.GID != uint32(os.Getgid()) ||
+		int(w.Caller.PID) != os.Getpid() {
 		t.Errorf("%+v", w)
 	}
-	if len(w.Grants) != 3 || w.Grants[0].Number != 1 || w.Grants[0].Place != "" || w.Grants[0].Identity != "device" || len(w.Grants[0].Resources) != 2 {
+	if len(w.Grants) != 3 || w.Grants[0].Number != 1 || w.Grants[0].Place != "" || w.Grants[0].Identity != "device" ||
+		len(w.Grants[0].Resources) != 2 {
 		t.Errorf("%+v", w.Grants)
 	}
 	if os.Getuid() == 0 && (w.Caller.User != "root" || w.Caller.Group != "root") {
 		t.Errorf("%+v", w.Caller)
 	}
-	if got := send(t, d.tokens("vision"), get(api.PathWhoAmI)); !strings.Contains(got.body, `"module":"vision"`) || strings.Contains(got.body, `"user"`) {
+	if got := send(t, d.tokens("vision"), get(api.PathWhoAmI)); !strings.Contains(got.body, `"module":"vision"`) ||
+		strings.Contains(got.body, `"user"`) {
 		t.Errorf("on a module's socket: %s", got.body)
 	}
 	stranger := decoded[api.WhoAmI](t, send(t, d.tokens("stranger"), get(api.PathWhoAmI)).body)
@@ -51,10 +55,12 @@ func TestWhoAmIOfTheUnproved(t *testing.T) {
 	d.serving(func() error { return d.ServeAdmin(anonymous{la}) })
 	got := send(t, l.Addr().String(), get(api.PathWhoAmI))
 	w := decoded[api.WhoAmI](t, got.body)
-	if got.status != 200 || w.Proved || w.Unproved == nil || w.Unproved.What == "" || len(w.Grants) != 0 || w.Caller.UID != nil || w.Caller.User != "" {
+	if got.status != 200 || w.Proved || w.Unproved == nil || w.Unproved.What == "" || len(w.Grants) != 0 ||
+		w.Caller.UID != nil || w.Caller.User != "" {
 		t.Errorf("%+v", got)
 	}
-	for _, text := range []string{get(api.PathWhoAmI, "Origin: http://x"), requestText("POST", api.PathWhoAmI, ""), get(api.PathHealth)} {
+	for _, text := range []string{get(api.PathWhoAmI, "Origin: http://x"), requestText("POST", api.PathWhoAmI, ""),
+		get(api.PathHealth)} {
 		if got := send(t, l.Addr().String(), text); got.status == 200 {
 			t.Errorf("%q: %+v", text, got)
 		}
@@ -70,8 +76,10 @@ func TestWhoAmIOfTheUnproved(t *testing.T) {
 
 func TestCallerOfAContainer(t *testing.T) {
 	t.Parallel()
-	got := callerOf(&grants.Caller{UID: 0, GID: 0, PID: 3, Container: &grants.Container{ID: "1f", Name: "cam", Image: "cam:2", Digest: "sha256:0", EdgeModule: "cam"}})
-	if got.User != "" || got.Group != "" || got.Groups == nil || got.Container.EdgeModule != "cam" || got.Container.Image != "cam:2" {
+	got := callerOf(&grants.Caller{UID: 0, GID: 0, PID: 3, Container: &grants.Container{ID: "1f", Name: "cam",
+		Image: "cam:2", Digest: "sha256:0", EdgeModule: "cam"}})
+	if got.User != "" || got.Group != "" || got.Groups == nil || got.Container.EdgeModule != "cam" ||
+		got.Container.Image != "cam:2" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -83,7 +91,8 @@ func TestGrantsAreListed(t *testing.T) {
 	d := newDaemonWith(t, fetchDay, r)
 	admin := d.admin()
 	all := decoded[api.Grants](t, send(t, admin, get(api.PathGrants)).body)
-	if len(all.Grants) != 4 || all.Grants[3].Number != 4 || all.Grants[3].Place != "config.toml:20" || all.Grants[3].Caller != "module vision" {
+	if len(all.Grants) != 4 || all.Grants[3].Number != 4 || all.Grants[3].Place != "config.toml:20" ||
+		all.Grants[3].Caller != "module vision" {
 		t.Errorf("%+v", all)
 	}
 	if got := send(t, admin, get(api.PathGrants+"?module=vision")); got.status != 400 {
@@ -99,9 +108,11 @@ func TestGrantsAreChecked(t *testing.T) {
 	r := rules()
 	r.Grants = append(r.Grants,
 		grants.Grant{Caller: grants.Match{Unit: "cam.service"}, Identity: "camera", Resources: []string{vault}},
-		grants.Grant{Caller: grants.Match{Image: "cam@sha256:" + strings.Repeat("0a", 32)}, Identity: "camera", Resources: []string{vault}})
+		grants.Grant{Caller: grants.Match{Image: "cam@sha256:" + strings.Repeat("0a", 32)}, Identity: "camera",
+			Resources: []string{vault}})
 	gid := uint32(44)
-	r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{GID: &gid}, Identity: "device", Resources: []string{vault}})
+	r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{GID: &gid}, Identity: "device",
+		Resources: []string{vault}})
 	d := newDaemonWith(t, fetchDay, r)
 	admin := d.admin()
 	for _, row := range []struct {
@@ -122,7 +133,8 @@ func TestGrantsAreChecked(t *testing.T) {
 		{"module=vision&container_image=cam@sha256:" + strings.Repeat("0a", 32), true, "grant 4", 2},
 		{"gid=45", false, "no grant is for gid 45", 0},
 		{"container_image=cam@sha256:" + strings.Repeat("0a", 32), true, "grant 6", 1},
-		{"container_image=sha256:" + strings.Repeat("0b", 32), false, "no grant is for container of image sha256:0b", 0},
+		{"container_image=sha256:" + strings.Repeat("0b", 32), false, "no grant is for container of image sha256:0b",
+			0},
 		{"uid=4000000000", false, "no grant is for uid 4000000000", 0},
 	} {
 		got := send(t, admin, get(api.PathGrantsCheck+"?resource="+vault+"&"+row.query))
@@ -131,7 +143,8 @@ func TestGrantsAreChecked(t *testing.T) {
 			continue
 		}
 		v := decoded[api.Decision](t, got.body)
-		if v.Allowed != row.allowed || v.Allowed != (v.Grant != nil) || v.Allowed != (v.Code == "") || !strings.Contains(v.Reason, row.want) || len(v.Considered) != row.grants {
+		if v.Allowed != row.allowed || v.Allowed != (v.Grant != nil) || v.Allowed != (v.Code == "") ||
+			!strings.Contains(v.Reason, row.want) || len(v.Considered) != row.grants {
 			t.Errorf("%s: %+v", row.query, v)
 		}
 	}
@@ -155,7 +168,8 @@ func TestGrantsAreChecked(t *testing.T) {
 			t.Errorf("%s: %+v", query, got)
 		}
 	}
-	if got := send(t, admin, get(api.PathGrantsCheck+"?module=vision")); got.status != 400 || !strings.Contains(got.body, "the resource is empty") {
+	if got := send(t, admin, get(api.PathGrantsCheck+"?module=vision")); got.status != 400 ||
+		!strings.Contains(got.body, "the resource is empty") {
 		t.Errorf("no resource: %+v", got)
 	}
 }

@@ -93,7 +93,8 @@ func TestPathsAreExact(t *testing.T) {
 		{admin, "/metrics", 400},
 	} {
 		for _, method := range []string{"GET", "POST"} {
-			got := send(t, test.socket, requestText(method, test.path+query, "", metadata, appHeader, "Content-Length: 0"))
+			got := send(t, test.socket, requestText(method, test.path+query, "", metadata, appHeader,
+				"Content-Length: 0"))
 			checkRefusal(t, method+" "+test.path, got, test.status, api.CodeUnknownPath)
 		}
 	}
@@ -162,7 +163,8 @@ func TestForeignRequestsAreRefused(t *testing.T) {
 		"localhost.evil.example", "evil.example", "127.0.0.1.evil.example", "127.0.0.2", "127.1", "0.0.0.0",
 		"::1", "[::1", "[::1]x", "[::]", "169.254.169.254x", "169.254.169.253", "user@localhost", "evil.example:80",
 	} {
-		for _, to := range []struct{ socket, target string }{{token, imdsVault}, {token, appVault}, {token, v1Vault}, {admin, api.PathStatus}} {
+		for _, to := range []struct{ socket, target string }{{token, imdsVault}, {token, appVault}, {token, v1Vault},
+			{admin, api.PathStatus}} {
 			text := strings.Replace(get(to.target, metadata, appHeader), "Host: localhost", "Host: "+host, 1)
 			got := send(t, to.socket, text)
 			if host == "::1" || host == "[::1" || host == "user@localhost" {
@@ -218,7 +220,8 @@ func TestForeignHeadersAreRefused(t *testing.T) {
 		t.Errorf("%+v", changes)
 	}
 	for _, line := range []string{ // of SDKs: docs/modules/clients.md
-		"Sec-Fetch-Mode: cors", "Accept-Language: *", "User-Agent: x", "X-Ms-Client-Request-Id: x", "Traceparent: 00-0-0-00", "X-Request-Id: x",
+		"Sec-Fetch-Mode: cors", "Accept-Language: *", "User-Agent: x", "X-Ms-Client-Request-Id: x",
+		"Traceparent: 00-0-0-00", "X-Request-Id: x",
 	} {
 		if got := send(t, token, get(appVault, appHeader, line)); got.status != 200 {
 			t.Errorf("%s: %+v", line, got)
@@ -230,7 +233,8 @@ func TestLocalHostsAreServed(t *testing.T) {
 	t.Parallel()
 	token := newDaemon(t, fetchDay).tokens("")
 	for _, host := range []string{
-		"localhost", "localhost:80", "127.0.0.1", "127.0.0.1:40342", "[::1]", "[::1]:1", "169.254.169.254", "169.254.169.254:80",
+		"localhost", "localhost:80", "127.0.0.1", "127.0.0.1:40342", "[::1]", "[::1]:1", "169.254.169.254",
+		"169.254.169.254:80",
 	} {
 		text := strings.Replace(get(imdsVault, metadata), "Host: localhost", "Host: "+host, 1)
 		if got := send(t, token, text); got.status != 200 {
@@ -305,11 +309,13 @@ func TestManyHeaderLinesAreRefused(t *testing.T) {
 		"loopback": func(text string) reply { return sendTCP(t, at, text) },
 	} {
 		lines := strings.Split(strings.Repeat("X: 1\n", limit.HeadLines), "\n")
-		if got := to(get(v1Vault, lines[:limit.HeadLines-1]...)); got.status == http.StatusRequestHeaderFieldsTooLarge || got.status == 0 {
+		if got := to(get(v1Vault,
+			lines[:limit.HeadLines-1]...)); got.status == http.StatusRequestHeaderFieldsTooLarge || got.status == 0 {
 			t.Errorf("%s: as many as may be: %+v", name, got)
 		}
 		got := to(get(v1Vault, lines[:limit.HeadLines]...))
-		if got.status != http.StatusRequestHeaderFieldsTooLarge || !got.closes || got.field(t, "error") != "invalid_request" {
+		if got.status != http.StatusRequestHeaderFieldsTooLarge || !got.closes ||
+			got.field(t, "error") != "invalid_request" {
 			t.Errorf("%s: one more: %+v", name, got)
 		}
 	}
@@ -376,7 +382,8 @@ func FuzzRequest(f *testing.F) {
 	f.Add(get(appVault, appHeader))
 	f.Add(get(v1Vault))
 	f.Add("GET //v1/token HTTP/1.1\r\nHost: x\r\n\r\n")
-	exact := regexp.MustCompile(`(?s)GET (/metadata/identity/oauth2/token/?|/msi/token|/v1/token)\?.*resource=.* HTTP/1\.1`)
+	exact := regexp.MustCompile(
+		`(?s)GET (/metadata/identity/oauth2/token/?|/msi/token|/v1/token)\?.*resource=.* HTTP/1\.1`)
 	f.Fuzz(func(t *testing.T, text string) {
 		conn, err := net.Dial("unix", token)
 		if err != nil {
@@ -396,8 +403,8 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// waitingBefore has a request written before anybody serves the socket, as through a restart, where the kernel gives no handle on
-// processes, and returns the connection when it is served.
+// waitingBefore has a request written before anybody serves the socket, as through a restart, where the kernel gives no
+// handle on processes, and returns the connection when it is served.
 func waitingBefore(t *testing.T, text string) (*daemon, net.Conn) {
 	t.Helper()
 	d := newDaemon(t, fetchDay)
@@ -418,7 +425,8 @@ func waitingBefore(t *testing.T, text string) (*daemon, net.Conn) {
 // Who may be another than connected is asked for another request, on the same connection, and proved by that.
 func TestAskAgain(t *testing.T) {
 	t.Parallel()
-	report := fmt.Sprintf(`{"resource":%q,"status":403}%s`, vault, strings.Repeat(" ", 20<<10)) // more than is read at once
+	// more than is read at once
+	report := fmt.Sprintf(`{"resource":%q,"status":403}%s`, vault, strings.Repeat(" ", 20<<10))
 	for name, text := range map[string]string{
 		"IMDS":        get(imdsVault, metadata),
 		"App Service": get(appVault, appHeader),
@@ -437,7 +445,8 @@ func TestAskAgain(t *testing.T) {
 			if second := exchangeOn(t, conn, text); second.status != 200 {
 				t.Errorf("again: %+v", second)
 			}
-			if denials := d.Agent.Status().Denials; len(denials) != 0 || strings.Contains(d.log.String(), "caller not proved") {
+			if denials := d.Agent.Status().Denials; len(denials) != 0 ||
+				strings.Contains(d.log.String(), "caller not proved") {
 				t.Errorf("it is noted as denied: %+v", denials)
 			}
 		})
@@ -476,7 +485,8 @@ func TestClientAsksAgain(t *testing.T) {
 	}
 }
 
-// A second request that was there before proves nothing; the one after that does. A body that is too long is not waited for.
+// A second request that was there before proves nothing; the one after that does. A body that is too long is not waited
+// for.
 func TestAskAgainOfWhoDoesNotWait(t *testing.T) {
 	t.Parallel()
 	_, conn := waitingBefore(t, get(v1Vault)+get(v1Vault))
@@ -520,7 +530,8 @@ func TestProofEndsWhileTheRequestWaits(t *testing.T) {
 		d.stricter()
 		close(release)
 		got := exchangeOn(t, conn, "") // which was sent
-		if got.status != 403 || !strings.Contains(got.body, string(api.CodeUnknownCaller)) || strings.Contains(got.body, "canary") || !got.closes {
+		if got.status != 403 || !strings.Contains(got.body, string(api.CodeUnknownCaller)) ||
+			strings.Contains(got.body, "canary") || !got.closes {
 			t.Errorf("%q: %+v", text, got)
 		}
 		if got := send(t, socket, text); got.status != 403 {

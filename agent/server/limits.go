@@ -102,12 +102,14 @@ func (l Limits) capacities() (tokens, modules, admin, loopback limit.Capacity) {
 	}
 	admin = limit.Capacity{
 		Name: "admin socket", Total: l.AdminConnections, PerParent: l.AdminPerUser, PerKey: l.AdminPerUser,
-		ForRoot: l.AdminConnections / 4, Line: max(1, l.AdminConnections/4), LinePerParent: max(1, l.AdminConnections/16),
+		ForRoot: l.AdminConnections / 4, Line: max(1, l.AdminConnections/4), LinePerParent: max(1,
+			l.AdminConnections/16),
 		Refused: l.AdminConnections / 2,
 	}
 	loopback = limit.Capacity{
-		Name: "loopback listener", Total: l.LoopbackConnections, PerParent: l.LoopbackPerUser, PerKey: l.LoopbackPerUser,
-		Line: l.LoopbackConnections, LinePerParent: max(1, l.LoopbackPerUser), Refused: 9 * l.LoopbackConnections / 4,
+		Name: "loopback listener", Total: l.LoopbackConnections, PerParent: l.LoopbackPerUser,
+		PerKey: l.LoopbackPerUser,
+		Line:   l.LoopbackConnections, LinePerParent: max(1, l.LoopbackPerUser), Refused: 9 * l.LoopbackConnections / 4,
 	}
 	for _, c := range [...]*limit.Capacity{&tokens, &modules, &admin, &loopback} {
 		c.LineTimeout = l.Place

@@ -42,8 +42,8 @@ func TestDaemonKnowsItself(t *testing.T) {
 	}
 }
 
-// full returns a daemon on whose socket of all local services this process has all of its two places: it has taken those
-// that the daemon has for itself before.
+// full returns a daemon on whose socket of all local services this process has all of its two places: it has taken
+// those that the daemon has for itself before.
 func full(t *testing.T, text string, place time.Duration, changed func()) (d *daemon, socket string, held []net.Conn) {
 	t.Helper()
 	d = newDaemon(t, fetchDay)
@@ -98,11 +98,16 @@ func TestTooManyConnections(t *testing.T) {
 	<-changed
 	me := keyOf(&grants.Caller{UID: uint32(os.Getuid())}, grants.NoID, false).String()
 	status := decoded[api.Status](t, send(t, d.admin(), get(api.PathStatus)).body)
-	if i := slices.IndexFunc(status.Trouble, func(s string) bool { return strings.Contains(s, "are turned away") }); i < 0 || !strings.Contains(status.Trouble[i], "holds 2") {
+	if i := slices.IndexFunc(status.Trouble,
+		func(s string) bool {
+			return strings.Contains(s,
+				"are turned away")
+		}); i < 0 || !strings.Contains(status.Trouble[i], "holds 2") {
 		t.Errorf("trouble: %q", status.Trouble)
 	}
 	tokens := status.Connections[0]
-	if tokens.Listener != "token socket" || tokens.Open < 2 || tokens.Limit != 32 || tokens.TurnedAway != 1 || tokens.Holds != 2 || !tokens.TurnedAwayOn.Equal(noon) {
+	if tokens.Listener != "token socket" || tokens.Open < 2 || tokens.Limit != 32 || tokens.TurnedAway != 1 ||
+		tokens.Holds != 2 || !tokens.TurnedAwayOn.Equal(noon) {
 		t.Errorf("%+v (this is %s)", tokens, me)
 	}
 	if n := strings.Count(d.log.String(), "connections are turned away"); n != 1 {
@@ -276,8 +281,8 @@ func (d *daemon) openConns(t *testing.T, network, address, text string, conns *l
 	return all
 }
 
-// A user may have 64 connections on the loopback listener. A hundred calls at once, as of an SDK without a pool, are all
-// answered: those that find no place wait for one.
+// A user may have 64 connections on the loopback listener. A hundred calls at once, as of an SDK without a pool, are
+// all answered: those that find no place wait for one.
 func TestLoopbackHundredAtOnce(t *testing.T) {
 	t.Parallel()
 	let := make(chan struct{})
@@ -308,8 +313,9 @@ func TestLoopbackHundredAtOnce(t *testing.T) {
 	asking.Wait()
 }
 
-// refusedAtLast asks on a connection for which there is no place, and says no more, which ends its wait as its time does: so
-// the wait may be long, and no busy machine makes it end before the request has come, or before another's place is free.
+// refusedAtLast asks on a connection for which there is no place, and says no more, which ends its wait as its time
+// does: so the wait may be long, and no busy machine makes it end before the request has come, or before another's
+// place is free.
 func refusedAtLast(t testing.TB, conn net.Conn, text string) reply {
 	t.Helper()
 	if _, err := io.WriteString(conn, text); err != nil {
@@ -342,7 +348,8 @@ func TestLoopbackCrowd(t *testing.T) {
 	}
 	defer conn.Close()
 	got := refusedAtLast(t, conn, text)
-	if got.status != 429 || got.header.Get("Retry-After") != "1" || !got.closes || !strings.Contains(got.body, "all 2 connections") {
+	if got.status != 429 || got.header.Get("Retry-After") != "1" || !got.closes ||
+		!strings.Contains(got.body, "all 2 connections") {
 		t.Errorf("one too many: %+v", got)
 	}
 	close(let)
@@ -372,7 +379,8 @@ func TestNoPlaceIsAnswered(t *testing.T) {
 	}
 	for _, text := range []string{get(v1Vault), get(imdsVault, metadata), get(appVault, appHeader), "GET /half"} {
 		got := send(t, socket, text)
-		if got.status != 429 || got.header.Get("Retry-After") != "1" || !got.closes || got.field(t, "statusCode") != 429.0 || got.field(t, "code") != string(api.CodeBusy) {
+		if got.status != 429 || got.header.Get("Retry-After") != "1" || !got.closes ||
+			got.field(t, "statusCode") != 429.0 || got.field(t, "code") != string(api.CodeBusy) {
 			t.Errorf("%.20q: %+v", text, got)
 		}
 	}
@@ -390,7 +398,8 @@ func TestSilentOneInLineIsAnswered(t *testing.T) {
 	}
 }
 
-// A user that asks 300 times at once on the loopback listener, where it has 64 places and 64 in the line, has 300 answers.
+// A user that asks 300 times at once on the loopback listener, where it has 64 places and 64 in the line, has 300
+// answers.
 func TestLoopbackCallsAtOnce(t *testing.T) {
 	t.Parallel()
 	const calls = 300
@@ -486,8 +495,8 @@ func TestAdminConnections(t *testing.T) {
 	}
 }
 
-// So many requests are under way on the admin socket at once, half of them of one user; root is heard beside all others,
-// and the daemon's look at its health is never held up.
+// So many requests are under way on the admin socket at once, half of them of one user; root is heard beside all
+// others, and the daemon's look at its health is never held up.
 func TestAdminRequestsAtOnce(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
@@ -548,7 +557,8 @@ func TestFloodIsHeldBack(t *testing.T) {
 	for _, text := range []string{get(imdsVault, metadata), get(v1Vault), get("/nowhere"), get(api.PathWhoAmI)} {
 		all.Go(func() {
 			got := send(t, socket, text)
-			if got.status != 429 || got.header.Get("Retry-After") == "" || got.field(t, "code") != string(api.CodeBusy) {
+			if got.status != 429 || got.header.Get("Retry-After") == "" ||
+				got.field(t, "code") != string(api.CodeBusy) {
 				t.Errorf("%.30q: %+v", text, got)
 			}
 		})

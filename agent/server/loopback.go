@@ -125,7 +125,8 @@ func (s *Server) loopbackOf(req *request) *apiError {
 	case e != nil:
 		return e
 	case request.Resource != "" || request.Identity != "":
-		return badRequest("resource and identity are not asked for here: a grant's variables serve for all that it names")
+		return badRequest(
+			"resource and identity are not asked for here: a grant's variables serve for all that it names")
 	}
 	holdings := s.Agent.GrantsFor(who)
 	if len(holdings) == 0 {

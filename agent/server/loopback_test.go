@@ -122,7 +122,8 @@ func TestLoopbackOfIPv6(t *testing.T) {
 	at, secrets := d.loopbackOn(l)
 	me := uint32(os.Getuid())
 	mine := secretLine(secrets.Header(grants.Match{UID: &me}))
-	for host, status := range map[string]int{at: 200, strings.Replace(at, "[::1]", "localhost", 1): 200, "[::1]": 403, "[::2]" + at[5:]: 403} {
+	for host, status := range map[string]int{at: 200, strings.Replace(at, "[::1]", "localhost", 1): 200, "[::1]": 403,
+		"[::2]" + at[5:]: 403} {
 		if got := sendTCP(t, at, asks(appVault, host, mine)); got.status != status {
 			t.Errorf("%s: %+v", host, got)
 		}
@@ -181,7 +182,8 @@ func TestLoopbackAttacks(t *testing.T) {
 		{"a secret through a secret", asks(api.PathLoopback, at, right), 404},
 		{"the admin's status", asks(api.PathStatus, at, right), 404},
 		{"health", asks(api.PathHealth, at, right), 400},
-		{"POST", "POST " + appVault + " HTTP/1.1\r\nHost: " + at + "\r\n" + right + "\r\nContent-Length: 0\r\n\r\n", 405},
+		{"POST", "POST " + appVault + " HTTP/1.1\r\nHost: " + at + "\r\n" + right + "\r\nContent-Length: 0\r\n\r\n",
+			405},
 		{"a body", asks(appVault, at, right, "Content-Length: 2", "", "{}"), 400},
 		{"a body in pieces", asks(appVault, at, right, "Transfer-Encoding: chunked", "", "0", ""), 400},
 		{"HTTP/1.0", "GET " + appVault + " HTTP/1.0\r\nHost: " + at + "\r\n" + right + "\r\n\r\n", 400},
@@ -209,12 +211,14 @@ func TestLoopbackSecondFactor(t *testing.T) {
 	t.Parallel()
 	other := uint32(os.Getuid()) + 1
 	r := rules()
-	r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{UID: &other}, Identity: "device", Resources: []string{vault}})
+	r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{UID: &other}, Identity: "device",
+		Resources: []string{vault}})
 	d := newDaemonWith(t, fetchDay, r)
 	at, secrets := d.loopbackListener()
 	text := asks(appVault, at, secretLine(secrets.Header(grants.Match{UID: &other})))
 	want := fmt.Sprintf("that uid %d sent its header secret: uid %d did", other, os.Getuid())
-	if got := sendTCP(t, at, text); got.status != 403 || got.field(t, "code") != string(api.CodeUnknownCaller) || !strings.Contains(got.body, want) {
+	if got := sendTCP(t, at, text); got.status != 403 || got.field(t, "code") != string(api.CodeUnknownCaller) ||
+		!strings.Contains(got.body, want) {
 		t.Errorf("%+v", got)
 	}
 	if !strings.Contains(d.log.String(), want) {
@@ -231,7 +235,8 @@ func TestLoopbackSecondFactor(t *testing.T) {
 			t.Errorf("%v, whose user cannot be seen: %+v", row.of, got)
 		}
 	}
-	if text := blind.log.String(); !strings.Contains(text, "by header secret, peer unknown") || !strings.Contains(text, "another network namespace, or gone") {
+	if text := blind.log.String(); !strings.Contains(text, "by header secret, peer unknown") ||
+		!strings.Contains(text, "another network namespace, or gone") {
 		t.Errorf("the audit does not say that the peer is unknown:\n%s", text)
 	}
 }
@@ -298,7 +303,8 @@ func TestLoopbackVariables(t *testing.T) {
 	d := newDaemon(t, fetchDay)
 	open, module, admin := d.tokens(""), d.tokens("vision"), d.admin()
 	me := uint32(os.Getuid())
-	if got := send(t, open, get(api.PathLoopback)); got.status != 404 || got.problem(t).Code != api.CodeNoLoopback || !strings.Contains(got.body, "[loopback]") {
+	if got := send(t, open, get(api.PathLoopback)); got.status != 404 || got.problem(t).Code != api.CodeNoLoopback ||
+		!strings.Contains(got.body, "[loopback]") {
 		t.Errorf("without a listener: %+v", got)
 	}
 	at, secrets := d.loopbackListener()
@@ -310,13 +316,17 @@ func TestLoopbackVariables(t *testing.T) {
 	}{
 		{"the user", open, api.PathLoopback, grants.Match{UID: &me}, 200, ""},
 		{"the module", module, api.PathLoopback, grants.Match{Module: "vision"}, 200, ""},
-		{"another, on a token socket", open, api.PathLoopback + "?module=vision", grants.Match{}, 400, api.CodeBadRequest},
+		{"another, on a token socket", open, api.PathLoopback + "?module=vision", grants.Match{}, 400,
+			api.CodeBadRequest},
 		{"nobody's grant", d.tokens("stranger"), api.PathLoopback, grants.Match{}, 403, api.CodeNotGranted},
 		{"the administrator", admin, api.PathLoopback + "?module=vision", grants.Match{Module: "vision"}, 200, ""},
-		{"the administrator, for a user", admin, fmt.Sprintf("%s?uid=%d", api.PathLoopback, me), grants.Match{UID: &me}, 200, ""},
+		{"the administrator, for a user", admin, fmt.Sprintf("%s?uid=%d", api.PathLoopback, me), grants.Match{UID: &me},
+			200, ""},
 		{"the administrator, for nobody", admin, api.PathLoopback, grants.Match{}, 400, api.CodeBadRequest},
-		{"the administrator, without a grant", admin, api.PathLoopback + "?module=speech", grants.Match{}, 403, api.CodeNotGranted},
-		{"the administrator, for a resource", admin, api.PathLoopback + "?module=vision&resource=" + vault, grants.Match{}, 400, api.CodeBadRequest},
+		{"the administrator, without a grant", admin, api.PathLoopback + "?module=speech", grants.Match{}, 403,
+			api.CodeNotGranted},
+		{"the administrator, for a resource", admin, api.PathLoopback + "?module=vision&resource=" + vault,
+			grants.Match{}, 400, api.CodeBadRequest},
 		{"the administrator, broken", admin, api.PathLoopback + "?module=%", grants.Match{}, 400, api.CodeBadRequest},
 	} {
 		got := send(t, row.socket, get(row.target))
@@ -331,7 +341,8 @@ func TestLoopbackVariables(t *testing.T) {
 			continue
 		}
 		told := decoded[api.Loopback](t, got.body)
-		if told.Header != secrets.Header(row.of) || told.Endpoint != "http://"+at+"/msi/token" || told.Grant != row.of.String() {
+		if told.Header != secrets.Header(row.of) || told.Endpoint != "http://"+at+"/msi/token" ||
+			told.Grant != row.of.String() {
 			t.Errorf("%s: %+v", row.name, told)
 		}
 		if strings.Contains(d.log.String(), told.Header) {

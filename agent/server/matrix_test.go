@@ -48,7 +48,8 @@ func raw(text string) func(io.Writer, string) {
 
 // says answers in order, with a body of its own.
 func says(status int, body string, lines ...string) func(io.Writer, string) {
-	head := fmt.Sprintf("HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", status, http.StatusText(status), len(body))
+	head := fmt.Sprintf("HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: "+
+		"%d\r\n", status, http.StatusText(status), len(body))
 	for _, line := range lines {
 		head += line + "\r\n"
 	}
@@ -119,45 +120,72 @@ func backEndFaults() []backEndFault {
 		{name: "closes without a word", talk: raw(""), kind: tokencache.Unreachable},
 		{name: "hangs", talk: raw(""), kind: tokencache.Unreachable, hang: true},
 		{name: "hangs in the header", talk: raw(ok + "Content-Type: appl"), kind: tokencache.Unreachable, hang: true},
-		{name: "hangs in the body", talk: raw(ok + "Content-Length: 500\r\n\r\n{"), kind: tokencache.Unreachable, hang: true},
+		{name: "hangs in the body", talk: raw(ok + "Content-Length: 500\r\n\r\n{"), kind: tokencache.Unreachable,
+			hang: true},
 		{name: "sends byte by byte", talk: slow, kind: tokencache.Unreachable, hang: true},
 		{name: "is no HTTP", talk: raw("SSH-2.0-OpenSSH_9.2\r\n"), kind: tokencache.Malformed},
-		{name: "200 with a page, of a captive portal", talk: says(200, "<html>sign in</html>", "Content-Type: text/html"), kind: tokencache.Unreachable},
+		{name: "200 with a page, of a captive portal",
+			talk: says(200, "<html>sign in</html>", "Content-Type: text/html"), kind: tokencache.Unreachable},
 		{name: "200 with nothing", talk: says(200, ""), kind: tokencache.Unreachable},
 		{name: "200 with half a body", talk: raw(ok + "Content-Length: 500\r\n\r\n{"), kind: tokencache.Unreachable},
-		{name: "200 with a body without end", talk: endless(ok+"\r\n{", strings.Repeat(" ", 4096)), kind: tokencache.Unreachable},
-		{name: "a header without end", talk: endless(ok, "X-Pad: "+strings.Repeat("x", 4096)+"\r\n"), kind: tokencache.Malformed},
+		{name: "200 with a body without end", talk: endless(ok+"\r\n{", strings.Repeat(" ", 4096)),
+			kind: tokencache.Unreachable},
+		{name: "a header without end", talk: endless(ok, "X-Pad: "+strings.Repeat("x", 4096)+"\r\n"),
+			kind: tokencache.Malformed},
 		{name: "a gzip bomb", talk: says(200, gzipped(""), "Content-Encoding: gzip"), kind: tokencache.Unreachable},
-		{name: "a redirect to elsewhere", talk: says(307, "", "Location: http://127.0.0.1:9/"), kind: tokencache.Unreachable},
+		{name: "a redirect to elsewhere", talk: says(307, "", "Location: http://127.0.0.1:9/"),
+			kind: tokencache.Unreachable},
 		{name: "no token in it", talk: changed(map[string]any{"access_token": nil}), kind: tokencache.Malformed},
-		{name: "a token that has expired", talk: changed(map[string]any{"expires_on": "1600000000", "expires_in": "0"}), kind: tokencache.Malformed},
-		{name: "a token that has expired by its own exp", talk: changed(map[string]any{"access_token": ownExpiry(-time.Hour)}), kind: tokencache.Malformed},
-		{name: "expires_in alone, of a token that has expired by its own exp", talk: changed(map[string]any{"access_token": ownExpiry(-time.Hour), "expires_on": nil}), gives: tokencache.Older},
-		{name: "an expires_in that stands still", talk: changed(map[string]any{"expires_in": "86400", "expires_on": nil}), gives: tokencache.Newer},
-		{name: "expires_in 0 beside a good expires_on, by a clock that is known", talk: changed(map[string]any{"expires_in": "0"}), gives: tokencache.Newer},
-		{name: "senseless advice", talk: changed(map[string]any{"refresh_in": -1.5, "not_before": "never", "ext_expires_in": "later"}), gives: tokencache.Newer},
-		{name: "negative times", talk: changed(map[string]any{"expires_on": "-1", "expires_in": "-86400"}), kind: tokencache.Malformed},
-		{name: "the year 9999", talk: changed(map[string]any{"expires_on": "253402300799", "expires_in": "251637407999"}), kind: tokencache.Malformed},
-		{name: "times in words", talk: changed(map[string]any{"expires_on": "tomorrow", "expires_in": "a day"}), kind: tokencache.Malformed},
-		{name: "another resource's token", talk: changed(map[string]any{"resource": "https://elsewhere.example.net"}), kind: tokencache.Malformed},
-		{name: "400, no such identity", talk: says(400, `{"statusCode":400,"message":"No User Assigned or Delegated Managed Identity found for specified ClientId/ResourceId/PrincipalId."}`), kind: tokencache.IdentityNotFound},
+		{name: "a token that has expired", talk: changed(map[string]any{"expires_on": "1600000000", "expires_in": "0"}),
+			kind: tokencache.Malformed},
+		{name: "a token that has expired by its own exp",
+			talk: changed(map[string]any{"access_token": ownExpiry(-time.Hour)}), kind: tokencache.Malformed},
+		{name: "expires_in alone, of a token that has expired by its own exp",
+			talk: changed(map[string]any{"access_token": ownExpiry(-time.Hour),
+				"expires_on": nil}), gives: tokencache.Older},
+		{name: "an expires_in that stands still",
+			talk: changed(map[string]any{"expires_in": "86400", "expires_on": nil}), gives: tokencache.Newer},
+		{name: "expires_in 0 beside a good expires_on, by a clock that is known",
+			talk: changed(map[string]any{"expires_in": "0"}), gives: tokencache.Newer},
+		{name: "senseless advice", talk: changed(map[string]any{"refresh_in": -1.5, "not_before": "never",
+			"ext_expires_in": "later"}), gives: tokencache.Newer},
+		{name: "negative times", talk: changed(map[string]any{"expires_on": "-1", "expires_in": "-86400"}),
+			kind: tokencache.Malformed},
+		{name: "the year 9999", talk: changed(map[string]any{"expires_on": "253402300799",
+			"expires_in": "251637407999"}), kind: tokencache.Malformed},
+		{name: "times in words", talk: changed(map[string]any{"expires_on": "tomorrow", "expires_in": "a day"}),
+			kind: tokencache.Malformed},
+		{name: "another resource's token", talk: changed(map[string]any{"resource": "https://elsewhere.example.net"}),
+			kind: tokencache.Malformed},
+		{name: "400, no such identity",
+			talk: says(400,
+				`{"statusCode":400,"message":"No User Assigned or Delegated Managed Identity found for specified ClientId/ResourceId/PrincipalId."}`), kind: tokencache.IdentityNotFound},
 		{name: "401", talk: says(401, ""), kind: tokencache.Refused},
 		{name: "403", talk: says(403, `{"statusCode":403,"message":"Forbidden"}`), kind: tokencache.Refused},
 		{name: "403 with nothing", talk: says(403, ""), kind: tokencache.Unreachable},
-		{name: "403 with a page, of a filter", talk: says(403, "<!DOCTYPE html><p>Identity not found", "Content-Type: text/html"), kind: tokencache.Unreachable},
-		{name: "400 with XML, of a proxy", talk: says(400, "<?xml version='1.0'?><Error/>", "Content-Type: text/xml"), kind: tokencache.Unreachable},
-		{name: "400 with JSON of another shape", talk: says(400, `{"error":{"code":"BadRequest"}}`), kind: tokencache.Unreachable},
+		{name: "403 with a page, of a filter", talk: says(403, "<!DOCTYPE html><p>Identity not found",
+			"Content-Type: text/html"), kind: tokencache.Unreachable},
+		{name: "400 with XML, of a proxy", talk: says(400, "<?xml version='1.0'?><Error/>", "Content-Type: text/xml"),
+			kind: tokencache.Unreachable},
+		{name: "400 with JSON of another shape", talk: says(400, `{"error":{"code":"BadRequest"}}`),
+			kind: tokencache.Unreachable},
 		{name: "407", talk: says(407, ""), kind: tokencache.Unreachable},
-		{name: "400, temporarily_unavailable", talk: says(400, `{"error":"temporarily_unavailable","error_description":"AADSTS90033: A transient error has occurred."}`), kind: tokencache.Unreachable},
+		{name: "400, temporarily_unavailable",
+			talk: says(400,
+				`{"error":"temporarily_unavailable","error_description":"AADSTS90033: A transient error has occurred."}`), kind: tokencache.Unreachable},
 		{name: "403, server_error", talk: says(403, `{"error":"server_error"}`), kind: tokencache.Unreachable},
 		{name: "404", talk: says(404, ""), kind: tokencache.Unreachable},
 		{name: "429", talk: says(429, ""), kind: tokencache.Throttled},
-		{name: "429, come back in 30,000 ms", talk: says(429, "", "x-ms-retry-after-ms: 30000"), kind: tokencache.Throttled},
-		{name: "429, come back in years", talk: says(429, "", "Retry-After: "+strconv.Itoa(30*year)), kind: tokencache.Throttled},
-		{name: "429, come back yesterday", talk: says(429, "", "Retry-After: Sun, 06 Nov 1994 08:49:37 GMT"), kind: tokencache.Throttled},
+		{name: "429, come back in 30,000 ms", talk: says(429, "", "x-ms-retry-after-ms: 30000"),
+			kind: tokencache.Throttled},
+		{name: "429, come back in years", talk: says(429, "", "Retry-After: "+strconv.Itoa(30*year)),
+			kind: tokencache.Throttled},
+		{name: "429, come back yesterday", talk: says(429, "", "Retry-After: Sun, 06 Nov 1994 08:49:37 GMT"),
+			kind: tokencache.Throttled},
 		{name: "500", talk: says(500, ""), kind: tokencache.Unreachable},
 		{name: "502 with a page", talk: says(502, "<html>bad gateway</html>"), kind: tokencache.Unreachable},
-		{name: "503, come back in nonsense", talk: says(503, "", "Retry-After: soon, perhaps"), kind: tokencache.Unreachable},
+		{name: "503, come back in nonsense", talk: says(503, "", "Retry-After: soon, perhaps"),
+			kind: tokencache.Unreachable},
 	}
 }
 
@@ -275,13 +303,15 @@ type bed struct {
 func (b *bed) pass(d time.Duration) { b.ahead.Add(int64(d)) }
 
 func newBed(t *testing.T, from *source.ManagedIdentity, backEnd *sickBackEnd, resource string) *bed {
-	b := &bed{t: t, patient: backEnd.of(resource), target: "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=" + url.QueryEscape(resource)}
+	b := &bed{t: t, patient: backEnd.of(resource),
+		target: "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=" + url.QueryEscape(resource)}
 	me, begun := uint32(os.Getuid()), time.Now()
 	b.daemon = newDaemonOf(t, agent.Options{
 		Fetch: from.Fetch,
 		Rules: agent.Rules{Rules: grants.Rules{
 			Identities: []grants.Identity{{Name: "device", Default: true}},
-			Grants:     []grants.Grant{{Caller: grants.Match{UID: &me}, Identity: "device", Resources: []string{resource}}},
+			Grants: []grants.Grant{{Caller: grants.Match{UID: &me}, Identity: "device",
+				Resources: []string{resource}}},
 		}},
 		Clock: tokencache.Clock{
 			Wall:         time.Now, // the back end's
@@ -451,14 +481,16 @@ func TestArcFaultMatrix(t *testing.T) {
 		all = append(all, backEndFault{name: row.name, challenge: row.challenge, kind: tokencache.Malformed})
 	}
 	backEnd, address := startSick(t, at(""))
-	point(t, map[string]string{"IDENTITY_ENDPOINT": "http://" + address + "/metadata/identity/oauth2/token", "IMDS_ENDPOINT": "http://" + address})
+	point(t, map[string]string{"IDENTITY_ENDPOINT": "http://" + address + "/metadata/identity/oauth2/token",
+		"IMDS_ENDPOINT": "http://" + address})
 	wantTable(t, "arc", matrix(t, "Azure Arc's challenge", source.Arc, backEnd, all))
 }
 
 // point has azidentity find the back end, and nothing else, until the end of the test.
 func point(t *testing.T, environment map[string]string) {
 	t.Helper()
-	for _, name := range []string{"IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "MSI_SECRET"} {
+	for _, name := range []string{"IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT",
+		"MSI_ENDPOINT", "MSI_SECRET"} {
 		t.Setenv(name, "") // it is as before at the end
 		_ = os.Unsetenv(name)
 	}
@@ -507,7 +539,8 @@ func listenForDetours(t *testing.T) string {
 // matrix goes through all ailments at once and returns the table.
 func matrix(t *testing.T, heading string, endpoint source.Endpoint, backEnd *sickBackEnd, all []backEndFault) string {
 	t.Helper()
-	from, err := source.New(source.Options{Endpoint: endpoint, Timeout: 2 * time.Second, ClockTrusted: func() bool { return true }})
+	from, err := source.New(source.Options{Endpoint: endpoint, Timeout: 2 * time.Second,
+		ClockTrusted: func() bool { return true }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -518,7 +551,9 @@ func matrix(t *testing.T, heading string, endpoint source.Endpoint, backEnd *sic
 	}
 	observing.Wait()
 	var b strings.Builder
-	fmt.Fprintf(&b, "| %s | no token yet | a fresh token | 2 minutes left | expired meanwhile | known as |\n|---|---|---|---|---|---|\n", heading)
+	fmt.Fprintf(&b,
+		"| %s | no token yet | a fresh token | 2 minutes left | expired meanwhile | known as "+
+			"|\n|---|---|---|---|---|---|\n", heading)
 	for _, r := range rows {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", r.fault, r.cold, r.fresh, r.expiring, r.expired, r.known)
 	}
@@ -543,7 +578,8 @@ func wantTable(t *testing.T, name, table string) {
 		t.Fatalf("%s has no markers for the table %q", path, name)
 	case there == table:
 	case !write:
-		t.Errorf("%s tells of other outcomes of %q than these: make fault-matrix brings it up to date\n%s", path, name, table)
+		t.Errorf("%s tells of other outcomes of %q than these: make fault-matrix brings it up to date\n%s", path, name,
+			table)
 	default:
 		if err := os.WriteFile(path, []byte(before+begin+table+end+after), 0o644); err != nil {
 			t.Fatal(err)

@@ -31,13 +31,17 @@ type holding struct {
 var floods = []holding{
 	{"says nothing", "", false, false, false},
 	{"kept, idle", get(v1Vault), true, false, false},
-	{"half a header of few lines", "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 15<<10), false, false, false},
+	{"half a header of few lines", "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 15<<10), false,
+		false, false},
 	{"half a header of 64 lines", "GET / HTTP/1.1\r\nHost: localhost\r\n" + lines(62), false, false, false},
-	{"half a body", requestText("POST", api.PathRejected, strings.Repeat(" ", 6<<10), "Content-Length: 8000", "Content-Type: application/json"), false, false, false},
+	{"half a body", requestText("POST", api.PathRejected, strings.Repeat(" ", 6<<10), "Content-Length: 8000",
+		"Content-Type: application/json"), false, false, false},
 	{"waits for a token", get(v1Vault + "&wait=10m&issued_after=4000000000"), false, true, false},
 	{"a stream of events", get("/v1/watch?resource=" + vault), true, true, false},
 	{"does not read its answers", strings.Repeat(get(v1Vault), 50), true, false, false},
-	{"waits, with a header of 64 lines", "GET " + v1Vault + "&wait=10m&issued_after=4000000000 HTTP/1.1\r\nHost: localhost\r\n" + lines(62) + "\r\n", false, true, false},
+	{"waits, with a header of 64 lines",
+		"GET " + v1Vault + "&wait=10m&issued_after=4000000000 HTTP/1.1\r\nHost: localhost\r\n" + lines(62) +
+			"\r\n", false, true, false},
 	{"is refused", get(v1Vault), true, false, true},
 }
 
@@ -75,7 +79,8 @@ func TestConnectionMemory(t *testing.T) {
 		if f.refused {
 			most = refusedMemory
 		}
-		t.Logf("%-34s %5.1f KB of heap, %4.1f KB of stacks, made for %d KB", f.name, float64(heap)/1024, float64(stacks)/1024, most>>10)
+		t.Logf("%-34s %5.1f KB of heap, %4.1f KB of stacks, made for %d KB", f.name, float64(heap)/1024,
+			float64(stacks)/1024, most>>10)
 		if heap+stacks > most && !raceDetector {
 			t.Errorf("%s: a connection takes %d bytes, and the limits are made for %d", f.name, heap+stacks, most)
 		}
@@ -88,7 +93,8 @@ func measureFlood(t *testing.T, name string) {
 	d.Log = nil
 	const many = 1 << 20
 	d.Limits = Limits{
-		Connections: many, PerCaller: many, PerSecond: many, Burst: many, Waiting: many, AllWaiting: many, Watching: many, AllWatching: many,
+		Connections: many, PerCaller: many, PerSecond: many, Burst: many, Waiting: many, AllWaiting: many,
+		Watching: many, AllWatching: many,
 		Header: time.Hour, Answer: time.Hour,
 	}
 	f := floods[slices.IndexFunc(floods, func(f holding) bool { return f.name == name })]
@@ -140,7 +146,8 @@ func TestLimitsAddUp(t *testing.T) {
 	if got := l.Within(12_288); got != l.orDefaults() {
 		t.Errorf("where there are enough: %+v", got)
 	}
-	if got := l.Within(10); got.Connections < 1 || got.PerCaller < 1 || got.AdminPerUser < 1 || got.LoopbackPerUser < 1 || got.Modules < 1 {
+	if got := l.Within(10); got.Connections < 1 || got.PerCaller < 1 || got.AdminPerUser < 1 ||
+		got.LoopbackPerUser < 1 || got.Modules < 1 {
 		t.Errorf("where there are next to none: %+v", got)
 	}
 }

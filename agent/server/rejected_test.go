@@ -41,10 +41,14 @@ func TestRejected(t *testing.T) {
 		{"nothing known", `,"status":403`, "", false, api.CauseStaleClaims, false, true, ""},
 		{"stale", `,"status":403`, tokencache.Changed, false, api.CauseStale, false, true, ""},
 		{"withheld", `,"status":403`, tokencache.Revoked, false, api.CauseStale, false, true, ""},
-		{"another token", `,"status":401,"token_sha256":"` + strings.Repeat("0f", 32) + `"`, "", false, api.CauseOldToken, true, false, ""},
-		{"a challenge", `,"status":401,"claims":"` + challenge + `"`, "", false, api.CauseRevoked, false, true, api.OutcomeUnchanged},
-		{"a challenge that helps", `,"status":401,"claims":"Bearer claims=\"` + challenge + `\""`, "", true, api.CauseRevoked, true, false, api.OutcomeNewer},
-		{"the identity by name", `,"status":403,"identity":"vision"`, "", false, api.CauseUnknownToken, true, false, ""},
+		{"another token", `,"status":401,"token_sha256":"` + strings.Repeat("0f", 32) + `"`, "", false,
+			api.CauseOldToken, true, false, ""},
+		{"a challenge", `,"status":401,"claims":"` + challenge + `"`, "", false, api.CauseRevoked, false, true,
+			api.OutcomeUnchanged},
+		{"a challenge that helps", `,"status":401,"claims":"Bearer claims=\"` + challenge + `\""`, "", true,
+			api.CauseRevoked, true, false, api.OutcomeNewer},
+		{"the identity by name", `,"status":403,"identity":"vision"`, "", false, api.CauseUnknownToken, true, false,
+			""},
 	} {
 		back := newRolling(2 * time.Hour)
 		d := newDaemon(t, back.fetch)
@@ -57,14 +61,17 @@ func TestRejected(t *testing.T) {
 			back.roll("", time.Minute)
 		}
 		got := send(t, socket, report(test.report))
-		if got.status != 200 || got.header.Get("Content-Type") != "application/json" || strings.Contains(got.body, "canary") {
+		if got.status != 200 || got.header.Get("Content-Type") != "application/json" ||
+			strings.Contains(got.body, "canary") {
 			t.Fatalf("%s: %+v", test.name, got)
 		}
 		advice := decoded[api.Advice](t, got.body)
-		if len(advice.Findings) == 0 || advice.Findings[0].Cause != test.likeliest || advice.Findings[0].Detail == "" || advice.Findings[0].Action == "" {
+		if len(advice.Findings) == 0 || advice.Findings[0].Cause != test.likeliest || advice.Findings[0].Detail == "" ||
+			advice.Findings[0].Action == "" {
 			t.Errorf("%s: %q", test.name, causes(advice))
 		}
-		if advice.Retry != test.retry || advice.RetryOn.IsZero() == test.later || advice.Fetched != test.fetched || advice.Resource != vault {
+		if advice.Retry != test.retry || advice.RetryOn.IsZero() == test.later || advice.Fetched != test.fetched ||
+			advice.Resource != vault {
 			t.Errorf("%s: %+v", test.name, advice)
 		}
 		if test.likeliest == api.CauseUnknownToken {
@@ -73,7 +80,8 @@ func TestRejected(t *testing.T) {
 			}
 			continue
 		}
-		if advice.Identity != "device" || len(advice.SHA256) != 64 || advice.Permissions.State == "" || !slices.Equal(advice.Claims.Groups, []string{"group-1"}) {
+		if advice.Identity != "device" || len(advice.SHA256) != 64 || advice.Permissions.State == "" ||
+			!slices.Equal(advice.Claims.Groups, []string{"group-1"}) {
 			t.Errorf("%s: %+v", test.name, advice)
 		}
 	}
@@ -91,15 +99,22 @@ func TestRejectedRefuses(t *testing.T) {
 	}{
 		{"nothing", post(api.PathRejected, ""), 400, api.CodeBadRequest, "status is 0"},
 		{"a status that is no refusal", report(`,"status":500`), 400, api.CodeBadRequest, "status is 500"},
-		{"a status in words", report(`,"status":"403"`), 400, api.CodeBadRequest, `field "status" is a string, it must be a int`},
-		{"a digest that is none", report(`,"status":403,"token_sha256":"` + canary + `"`), 400, api.CodeBadRequest, "64 hexadecimal"},
-		{"claims that are none", report(`,"status":401,"claims":"revoked"`), 400, api.CodeBadRequest, `field "claims" is no claims challenge`},
-		{"claims that say nothing", report(`,"status":401,"claims":"{\"access_token\":7}"`), 400, api.CodeBadRequest, "claims challenge"},
+		{"a status in words", report(`,"status":"403"`), 400, api.CodeBadRequest,
+			`field "status" is a string, it must be a int`},
+		{"a digest that is none", report(`,"status":403,"token_sha256":"` + canary + `"`), 400, api.CodeBadRequest,
+			"64 hexadecimal"},
+		{"claims that are none", report(`,"status":401,"claims":"revoked"`), 400, api.CodeBadRequest,
+			`field "claims" is no claims challenge`},
+		{"claims that say nothing", report(`,"status":401,"claims":"{\"access_token\":7}"`), 400, api.CodeBadRequest,
+			"claims challenge"},
 		{"an unknown field", report(`,"token":"` + canary + `"`), 400, api.CodeBadRequest, `unknown field "token"`},
 		{"no resource", post(api.PathRejected, `{"status":403}`), 400, api.CodeBadRequest, "App ID URI"},
-		{"an unknown identity", report(`,"status":403,"identity":"nobody"`), 400, api.CodeUnknownIdentity, "Identity not found"},
-		{"not granted", post(api.PathRejected, `{"resource":"https://not.granted","status":403}`), 403, api.CodeNotGranted, "[[grant]]"},
-		{"too large", report(`,"claims":"` + strings.Repeat("e", maxBody) + `"`), 400, api.CodeBadRequest, "larger than"},
+		{"an unknown identity", report(`,"status":403,"identity":"nobody"`), 400, api.CodeUnknownIdentity,
+			"Identity not found"},
+		{"not granted", post(api.PathRejected, `{"resource":"https://not.granted","status":403}`), 403,
+			api.CodeNotGranted, "[[grant]]"},
+		{"too large", report(`,"claims":"` + strings.Repeat("e", maxBody) + `"`), 400, api.CodeBadRequest,
+			"larger than"},
 		{"a query", post(api.PathRejected+"?x=1", ""), 400, api.CodeBadRequest, "no query parameters"},
 	} {
 		got := send(t, socket, test.text)
@@ -163,7 +178,8 @@ func TestChallengesAreRead(t *testing.T) {
 		{"a header without claims", `Bearer error="invalid_token", error_description="it expired"`, ""},
 		{"a header with empty claims", `Bearer claims=""`, ""},
 		{"a header with nothing", `Bearer `, ""},
-		{"a large one", `{"x":"` + strings.Repeat("x", maxClaims-8) + `"}`, `{"x":"` + strings.Repeat("x", maxClaims-8) + `"}`},
+		{"a large one", `{"x":"` + strings.Repeat("x", maxClaims-8) + `"}`,
+			`{"x":"` + strings.Repeat("x", maxClaims-8) + `"}`},
 	} {
 		got, err := readChallenge(test.text)
 		if err != nil || string(got) != test.want || (got == nil) != (test.want == "") {

@@ -64,8 +64,9 @@ func (b *rolling) fetch(_ context.Context, key tokencache.Key) (tokencache.Fetch
 			Text:      tokencache.NewSecret(fmt.Sprintf("canary %v %d", key, minted.Unix())),
 			ExpiresOn: expires,
 			Claims: tokencache.Claims{
-				Audience: key.Resource, ClientID: claimed, ObjectID: objectID, IssuedAt: minted.Add(-5 * time.Minute), NotBefore: minted.Add(-5 * time.Minute),
-				Groups: []string{"group-1"}, Roles: []string{"role-1"}, WIDs: []string{"wid-1"},
+				Audience: key.Resource, ClientID: claimed, ObjectID: objectID, IssuedAt: minted.Add(-5 * time.Minute),
+				NotBefore: minted.Add(-5 * time.Minute),
+				Groups:    []string{"group-1"}, Roles: []string{"role-1"}, WIDs: []string{"wid-1"},
 			},
 		},
 		Left: time.Until(expires),
@@ -88,7 +89,8 @@ func (d *daemon) change(effect tokencache.Effect, ago time.Duration) api.PolicyC
 
 func changeOn(t testing.TB, a *agent.Agent, effect tokencache.Effect, ago time.Duration) api.PolicyChange {
 	t.Helper()
-	noted, err := a.RecordChange("the test", api.PolicyChangeRequest{AllResources: true, Effect: effect, At: time.Now().Add(-ago).Truncate(time.Second)})
+	noted, err := a.RecordChange("the test", api.PolicyChangeRequest{AllResources: true, Effect: effect,
+		At: time.Now().Add(-ago).Truncate(time.Second)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -87,7 +87,8 @@ func (s *stepped) fireLocked() {
 	}
 }
 
-// call has the clock stand still for a real call, and lets some time go by before and after it. It is false where ctx ended first.
+// call has the clock stand still for a real call, and lets some time go by before and after it. It is false where ctx
+// ended first.
 func (s *stepped) call(ctx context.Context, takes time.Duration, real func()) bool {
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)
@@ -150,22 +151,25 @@ func (s *stepped) step(t *testing.T, a *agent.Agent, d time.Duration) {
 	s.fireLocked()
 }
 
-// No request fails over rollovers, end to end with the real azidentity, in every form in which a back end answers: it rolls
-// over at the expiry and not before, counts whole seconds, and takes up to three of them. (That none waits for longer than
-// callers are promised is shown in package tokencache, in virtual time.)
+// No request fails over rollovers, end to end with the real azidentity, in every form in which a back end answers: it
+// rolls over at the expiry and not before, counts whole seconds, and takes up to three of them. (That none waits for
+// longer than callers are promised is shown in package tokencache, in virtual time.)
 func TestNoRequestFailsOverRollovers(t *testing.T) {
 	for _, form := range []struct {
 		simulator.Form
 		source.Endpoint
 	}{
-		{simulator.FormIMDS, source.IMDS}, {simulator.FormAppService, source.AppService}, {simulator.FormArc, source.Arc},
+		{simulator.FormIMDS, source.IMDS}, {simulator.FormAppService, source.AppService}, {simulator.FormArc,
+			source.Arc},
 	} {
 		t.Run(form.Form.String(), func(t *testing.T) {
 			if form.Form == simulator.FormArc && os.Getuid() != 0 {
 				t.Skip("Azure Arc's keys lie in a folder of root's: run it as root")
 			}
-			for takes, known := range map[time.Duration]bool{0: false, 300 * time.Millisecond: true, 3 * time.Second: false} {
-				t.Run(fmt.Sprintf("%v known=%v", takes, known), func(t *testing.T) { overRollovers(t, form.Form, form.Endpoint, takes, known) })
+			for takes, known := range map[time.Duration]bool{0: false, 300 * time.Millisecond: true,
+				3 * time.Second: false} {
+				t.Run(fmt.Sprintf("%v known=%v", takes, known),
+					func(t *testing.T) { overRollovers(t, form.Form, form.Endpoint, takes, known) })
 			}
 		})
 	}
@@ -201,7 +205,8 @@ func overRollovers(t *testing.T, form simulator.Form, endpoint source.Endpoint, 
 		},
 		Rules: agent.Rules{Rules: grants.Rules{
 			Identities: []grants.Identity{{Name: "device", Default: true}},
-			Grants:     []grants.Grant{{Caller: grants.Match{UID: &me}, Identity: "device", Resources: []string{vault}}},
+			Grants: []grants.Grant{{Caller: grants.Match{UID: &me}, Identity: "device",
+				Resources: []string{vault}}},
 		}},
 		Clock: tokencache.Clock{Wall: clock.wall, Boot: clock.boot, Timer: clock.timer, Synchronised: isKnown},
 	})
@@ -212,7 +217,8 @@ func overRollovers(t *testing.T, form simulator.Form, endpoint source.Endpoint, 
 		asked := clock.boot()
 		all.Go(func() {
 			defer waiting.Add(-1)
-			got, err := d.Agent.Token(t.Context(), grants.Caller{UID: me}, agent.Request{Resource: vault, MinTTL: sdkLife})
+			got, err := d.Agent.Token(t.Context(), grants.Caller{UID: me},
+				agent.Request{Resource: vault, MinTTL: sdkLife})
 			if err != nil || got.Left <= 0 {
 				t.Errorf("a request after %v: %v", asked, err)
 			}

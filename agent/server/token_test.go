@@ -81,7 +81,8 @@ func TestV1Body(t *testing.T) {
 			t.Errorf("%s: the body is not api.Token's own:\n got %s\nwant %s", test.query, got.body, again)
 		}
 		// A second may have begun since the token was fetched, and the refresh is jittered.
-		if token.ExpiresIn < 86390 || token.ExpiresIn > 86400 || !token.ExpiresOn.Equal(noon.Add(time.Duration(token.ExpiresIn)*time.Second)) {
+		if token.ExpiresIn < 86390 || token.ExpiresIn > 86400 ||
+			!token.ExpiresOn.Equal(noon.Add(time.Duration(token.ExpiresIn)*time.Second)) {
 			t.Errorf("%s: the life is not the true one: %+v", test.query, token)
 		}
 		if token.RefreshIn <= 0 || token.RefreshIn > token.ExpiresIn || time.Since(token.ReceivedOn) > time.Minute {
@@ -89,7 +90,8 @@ func TestV1Body(t *testing.T) {
 		}
 		token.ExpiresIn, token.ExpiresOn, token.RefreshIn, token.ReceivedOn = 0, time.Time{}, 0, time.Time{}
 		want := api.Token{
-			AccessToken: canary, TokenType: "Bearer", Identity: test.identity, ClientID: test.clientID, Resource: test.resource,
+			AccessToken: canary, TokenType: "Bearer", Identity: test.identity, ClientID: test.clientID,
+			Resource:    test.resource,
 			SHA256:      tokencache.NewSecret(canary).SHA256(),
 			Permissions: api.Permissions{State: api.PermissionsCurrent},
 		}
@@ -153,9 +155,11 @@ func TestV1RefusesWrongRequests(t *testing.T) {
 		got := d.answer(t, proved, onToken, "GET", api.PathToken+"?"+test.query, "")
 		problem := got.problem(t)
 		want := api.Problem{
-			Type: "urn:percept:problem:bad_request", Title: "Bad Request", Status: 400, Code: api.CodeBadRequest, Detail: problem.Detail,
+			Type: "urn:percept:problem:bad_request", Title: "Bad Request", Status: 400, Code: api.CodeBadRequest,
+			Detail: problem.Detail,
 		}
-		if got.status != 400 || fmt.Sprint(problem) != fmt.Sprint(want) || !strings.Contains(problem.Detail, test.want) {
+		if got.status != 400 || fmt.Sprint(problem) != fmt.Sprint(want) ||
+			!strings.Contains(problem.Detail, test.want) {
 			t.Errorf("%q: status %d, %+v, want %q", test.query, got.status, problem, test.want)
 		}
 	}
@@ -198,11 +202,13 @@ func FuzzV1(f *testing.F) {
 			return
 		}
 		values, err := url.ParseQuery(strings.ReplaceAll(raw, ";", "%3B"))
-		if err != nil || asked != values.Get("resource") || request.Resource != asked || request.Identity != values.Get("identity") {
+		if err != nil || asked != values.Get("resource") || request.Resource != asked ||
+			request.Identity != values.Get("identity") {
 			t.Fatalf("%q was read as %+v", raw, request)
 		}
 		after := request.IssuedAfter
-		if request.Wait < 0 || request.Wait > maxWait || !after.IsZero() && (after.Year() < 2000 || after.UTC().Year() >= 2200) {
+		if request.Wait < 0 || request.Wait > maxWait || !after.IsZero() &&
+			(after.Year() < 2000 || after.UTC().Year() >= 2200) {
 			t.Fatalf("%q: %+v", raw, request)
 		}
 		if !request.MinTTLRequired || request.MinTTL < 0 || request.MinTTL > maxTTL {
@@ -226,16 +232,24 @@ func TestSDKBodies(t *testing.T) {
 	for _, test := range []struct{ name, query, want string }{
 		{"the caller's default identity", "&resource=https://vault.azure.net", body(claimed, vault, "")},
 		{"parameters in another order, escaped", "&resource=https%3A%2F%2Fvault%2eazure.net", body(claimed, vault, "")},
-		{"a scope is echoed as it was asked for", "&resource=https://vault.azure.net/.default", body(claimed, vault+"/.default", "")},
-		{"unknown parameters", "&resource=https://vault.azure.net&xms_cc=cp1&bypass_cache=true", body(claimed, vault, "")},
+		{"a scope is echoed as it was asked for", "&resource=https://vault.azure.net/.default",
+			body(claimed, vault+"/.default", "")},
+		{"unknown parameters", "&resource=https://vault.azure.net&xms_cc=cp1&bypass_cache=true",
+			body(claimed, vault, "")},
 		{"client_id", "&resource=https://vault.azure.net&client_id=" + visionID, body(visionID, vault, "")},
-		{"object_id", "&resource=https://vault.azure.net&object_id=" + objectID, body(visionID, vault, `,"object_id":"`+objectID+`"`)},
-		{"object_id in capitals", "&resource=https://vault.azure.net&object_id=" + strings.ToUpper(objectID), body(visionID, vault, `,"object_id":"`+strings.ToUpper(objectID)+`"`)},
-		{"principal_id", "&resource=https://vault.azure.net&principal_id=" + objectID, body(visionID, vault, `,"principal_id":"`+objectID+`"`)},
-		{"msi_res_id", "&resource=https://vault.azure.net&msi_res_id=" + arm, body(visionID, vault, `,"msi_res_id":"`+armID+`"`)},
-		{"mi_res_id", "&resource=https://vault.azure.net&mi_res_id=" + arm, body(visionID, vault, `,"mi_res_id":"`+armID+`"`)},
+		{"object_id", "&resource=https://vault.azure.net&object_id=" + objectID,
+			body(visionID, vault, `,"object_id":"`+objectID+`"`)},
+		{"object_id in capitals", "&resource=https://vault.azure.net&object_id=" + strings.ToUpper(objectID),
+			body(visionID, vault, `,"object_id":"`+strings.ToUpper(objectID)+`"`)},
+		{"principal_id", "&resource=https://vault.azure.net&principal_id=" + objectID,
+			body(visionID, vault, `,"principal_id":"`+objectID+`"`)},
+		{"msi_res_id", "&resource=https://vault.azure.net&msi_res_id=" + arm,
+			body(visionID, vault, `,"msi_res_id":"`+armID+`"`)},
+		{"mi_res_id", "&resource=https://vault.azure.net&mi_res_id=" + arm,
+			body(visionID, vault, `,"mi_res_id":"`+armID+`"`)},
 		{"an empty selector is none", "&resource=https://vault.azure.net&client_id=", body(claimed, vault, "")},
-		{"an empty selector beside one", "&resource=https://vault.azure.net&client_id=&object_id=" + objectID, body(visionID, vault, `,"object_id":"`+objectID+`"`)},
+		{"an empty selector beside one", "&resource=https://vault.azure.net&client_id=&object_id=" + objectID,
+			body(visionID, vault, `,"object_id":"`+objectID+`"`)},
 	} {
 		for _, form := range []struct{ path, header string }{{imds, metadata}, {app, appHeader}} {
 			got := send(t, token, get(form.path+test.query, form.header))
@@ -243,7 +257,8 @@ func TestSDKBodies(t *testing.T) {
 				t.Errorf("%s at %s: status %d\n got %s\nwant %s", test.name, form.path, got.status, got.body, test.want)
 			}
 			for name, want := range map[string]string{
-				"Content-Type": "application/json", "Cache-Control": "no-store", "Content-Length": strconv.Itoa(len(got.body)),
+				"Content-Type": "application/json", "Cache-Control": "no-store",
+				"Content-Length": strconv.Itoa(len(got.body)),
 			} {
 				if got.header.Get(name) != want {
 					t.Errorf("%s: %s is %q, want %q", test.name, name, got.header.Get(name), want)
@@ -305,28 +320,39 @@ func TestSDKFormsRefuseWrongRequests(t *testing.T) {
 		{"an empty header", app + ok, []string{"X-IDENTITY-HEADER:"}, "invalid_request", "X-IDENTITY-HEADER"},
 		{"the header twice", app + ok, []string{appHeader, appHeader}, "invalid_request", "X-IDENTITY-HEADER"},
 		{"the other form's header", app + ok, []string{metadata}, "invalid_request", "X-IDENTITY-HEADER"},
-		{"the 2017 form", app + "?api-version=2017-09-01&resource=" + vault, []string{appHeader}, "invalid_request", "2019-08-01 or newer"},
-		{"an old version", imds + "?api-version=2017-12-01&resource=" + vault, []string{metadata}, "invalid_request", "2018-02-01 or newer"},
+		{"the 2017 form", app + "?api-version=2017-09-01&resource=" + vault, []string{appHeader}, "invalid_request",
+			"2019-08-01 or newer"},
+		{"an old version", imds + "?api-version=2017-12-01&resource=" + vault, []string{metadata}, "invalid_request",
+			"2018-02-01 or newer"},
 	}
 	both := []string{metadata, appHeader}
 	for _, path := range []string{imds, app} {
 		rows = append(rows,
 			row{"no query", path, both, "invalid_request", "api-version"},
 			row{"no version", path + "?resource=" + vault, both, "invalid_request", "api-version parameter is missing"},
-			row{"an empty version", path + "?api-version=&resource=" + vault, both, "invalid_request", "api-version parameter is missing"},
-			row{"a version that is no date", path + "?api-version=latest&resource=" + vault, both, "invalid_request", "no date"},
-			row{"a version that is no day", path + "?api-version=2019-13-01&resource=" + vault, both, "invalid_request", "no date"},
-			row{"a preview", path + "?api-version=2019-08-01-preview&resource=" + vault, both, "invalid_request", "no date"},
-			row{"no resource", path + "?api-version=2019-08-01", both, "invalid_request", "resource parameter is missing"},
-			row{"an empty resource", path + "?api-version=2019-08-01&resource=", both, "invalid_request", "resource parameter is missing"},
-			row{"two resources", path + ok + "&resource=https://x", both, "invalid_request", `"resource" is there twice`},
+			row{"an empty version", path + "?api-version=&resource=" + vault, both, "invalid_request",
+				"api-version parameter is missing"},
+			row{"a version that is no date", path + "?api-version=latest&resource=" + vault, both, "invalid_request",
+				"no date"},
+			row{"a version that is no day", path + "?api-version=2019-13-01&resource=" + vault, both, "invalid_request",
+				"no date"},
+			row{"a preview", path + "?api-version=2019-08-01-preview&resource=" + vault, both, "invalid_request",
+				"no date"},
+			row{"no resource", path + "?api-version=2019-08-01", both, "invalid_request",
+				"resource parameter is missing"},
+			row{"an empty resource", path + "?api-version=2019-08-01&resource=", both, "invalid_request",
+				"resource parameter is missing"},
+			row{"two resources", path + ok + "&resource=https://x", both, "invalid_request",
+				`"resource" is there twice`},
 			row{"any parameter twice", path + ok + "&x=1&x=1", both, "invalid_request", `"x" is there twice`},
 			row{"two selectors", path + ok + "&client_id=a&object_id=b", both, "invalid_request", "only one of"},
 			row{"two spellings", path + ok + "&msi_res_id=a&mi_res_id=a", both, "invalid_request", "only one of"},
 			row{"a broken escape", path + ok + "%2", both, "invalid_request", "malformed"},
 			row{"a fragment", path + ok + "#x", both, "invalid_request", "malformed"},
-			row{"no App ID URI", path + "?api-version=2019-08-01&resource=nonsense", both, "invalid_request", "App ID URI"},
-			row{"control characters", path + "?api-version=2019-08-01&resource=https://x%0d%0a%22", both, "invalid_request", "character"},
+			row{"no App ID URI", path + "?api-version=2019-08-01&resource=nonsense", both, "invalid_request",
+				"App ID URI"},
+			row{"control characters", path + "?api-version=2019-08-01&resource=https://x%0d%0a%22", both,
+				"invalid_request", "character"},
 		)
 	}
 	for _, r := range rows {
@@ -355,7 +381,8 @@ func checkSDKError(t *testing.T, name string, got reply, code, text string) {
 func TestLessLifeThanAnHourIsTold(t *testing.T) {
 	t.Parallel()
 	asked := sdkRequest{resource: "r"}
-	a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &grants.Identity{}, Advertise: 90*time.Second + 999*time.Millisecond}
+	a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &grants.Identity{},
+		Advertise: 90*time.Second + 999*time.Millisecond}
 	a.Token.Text = tokencache.NewSecret(`a "quoted" text`)
 	got := string(appendSDK(nil, &a, asked, time.Unix(1000, 999)))
 	const want = `{"access_token":"a \u0022quoted\u0022 text","expires_in":"90","expires_on":"1090","resource":"r","token_type":"Bearer"}`
@@ -370,8 +397,8 @@ func TestLessLifeThanAnHourIsTold(t *testing.T) {
 	}
 }
 
-// A device whose clock is years behind is told the token's expiry by its own clock, and so its beginning: a module must never
-// read that the token begins after its end, or later than now.
+// A device whose clock is years behind is told the token's expiry by its own clock, and so its beginning: a module must
+// never read that the token begins after its end, or later than now.
 func TestNotBeforeIsNeverToCome(t *testing.T) {
 	t.Parallel()
 	issued := noon.Add(-5 * time.Minute)
@@ -387,13 +414,15 @@ func TestNotBeforeIsNeverToCome(t *testing.T) {
 		{"clock years behind", noon.AddDate(-5, 0, 0), issued, noon.AddDate(-5, 0, 0)},
 		{"clock years behind, by the claims", noon.AddDate(-5, 0, 0), time.Time{}, noon.AddDate(-5, 0, 0)},
 	} {
-		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{NotBefore: test.from}}, Identity: &grants.Identity{}, Advertise: time.Hour}
+		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{NotBefore: test.from}},
+			Identity: &grants.Identity{}, Advertise: time.Hour}
 		a.Token.Claims.NotBefore = issued
 		var got map[string]string
 		if err := json.Unmarshal(appendSDK(nil, &a, sdkRequest{resource: "r"}, test.now), &got); err != nil {
 			t.Fatal(err)
 		}
-		if want := strconv.FormatInt(test.want.Unix(), 10); got["not_before"] != want || got["expires_on"] <= got["not_before"] {
+		if want := strconv.FormatInt(test.want.Unix(), 10); got["not_before"] != want ||
+			got["expires_on"] <= got["not_before"] {
 			t.Errorf("%s: not_before %s, want %s; expires_on %s", test.name, got["not_before"], want, got["expires_on"])
 		}
 	}
@@ -404,8 +433,10 @@ func FuzzSDKEcho(f *testing.F) {
 	f.Add("https://vault.azure.net", "client")
 	f.Add("\"\\\x00\n", "</script>")
 	f.Fuzz(func(t *testing.T, resource, id string) {
-		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &grants.Identity{}, Advertise: time.Hour}
-		asked := sdkRequest{resource: strings.ToValidUTF8(resource, ""), selector: parameter{"msi_res_id", strings.ToValidUTF8(id, "")}}
+		a := agent.Answer{Answer: tokencache.Answer{Token: &tokencache.Token{}}, Identity: &grants.Identity{},
+			Advertise: time.Hour}
+		asked := sdkRequest{resource: strings.ToValidUTF8(resource, ""),
+			selector: parameter{"msi_res_id", strings.ToValidUTF8(id, "")}}
 		body := appendSDK(nil, &a, asked, noon)
 		var got map[string]string
 		if err := json.Unmarshal(body, &got); err != nil {
@@ -485,7 +516,8 @@ func TestPermissionsAreToldOnEveryForm(t *testing.T) {
 				continue
 			}
 			var changed, by int64
-			if n, err := fmt.Sscanf(header, string(test.want)+"; changed=%d; current-by=%d", &changed, &by); n != 2 || err != nil {
+			if n, err := fmt.Sscanf(header, string(test.want)+"; changed=%d; current-by=%d", &changed, &by); n != 2 ||
+				err != nil {
 				t.Fatalf("%s: %q", name, header)
 			}
 			at := time.Now().Add(-test.change).Unix()
@@ -518,7 +550,8 @@ func TestPermissionsBody(t *testing.T) {
 	for _, p := range []api.Permissions{
 		{},
 		{State: api.PermissionsCurrent},
-		{State: api.PermissionsStale, Changed: noon, CurrentBy: noon.Add(time.Hour), Likely: noon.Add(time.Minute), Withheld: true},
+		{State: api.PermissionsStale, Changed: noon, CurrentBy: noon.Add(time.Hour), Likely: noon.Add(time.Minute),
+			Withheld: true},
 		{State: api.PermissionsUncertain, Changed: noon, CurrentBy: noon.Add(24 * time.Hour)},
 	} {
 		want, err := json.Marshal(p)
@@ -569,7 +602,8 @@ func TestAlternatesAreToldByTheirAudience(t *testing.T) {
 	d := newDaemonWith(t, back.fetch, r)
 	socket := d.tokens("")
 	for _, target := range []string{v1Vault, "/v1/token?resource=" + other} { // so that both are there
-		if got := send(t, socket, get(target)); got.status != 200 || got.header[api.AudienceHeader] != nil || strings.Contains(got.body, "audience") {
+		if got := send(t, socket, get(target)); got.status != 200 || got.header[api.AudienceHeader] != nil ||
+			strings.Contains(got.body, "audience") {
 			t.Fatalf("while both are current: %+v", got)
 		}
 	}
@@ -578,7 +612,8 @@ func TestAlternatesAreToldByTheirAudience(t *testing.T) {
 		for _, suffix := range []string{"", "/.default"} {
 			target := strings.Replace(form.target, "vault.azure.net", "vault.azure.net"+suffix, 1)
 			got := send(t, socket, get(target, form.header))
-			if got.status != 200 || got.header.Get(api.AudienceHeader) != other || got.header.Get(api.PermissionsHeader) != "current" {
+			if got.status != 200 || got.header.Get(api.AudienceHeader) != other ||
+				got.header.Get(api.PermissionsHeader) != "current" {
 				t.Errorf("%s: %+v", target, got)
 			}
 			if resource := got.field(t, "resource"); resource != vault+suffix {

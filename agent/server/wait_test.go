@@ -187,7 +187,8 @@ func TestWaitEndsInItsTime(t *testing.T) {
 			}
 			began := time.Now()
 			got := b.server.answer(b.t, b.proved, onToken, "GET", target, "")
-			if took := time.Since(began); got.status != test.status || took < test.took || took > test.took+time.Second {
+			if took := time.Since(began); got.status != test.status || took < test.took ||
+				took > test.took+time.Second {
 				b.t.Errorf("%s: %+v after %v", test.name, got, took)
 			}
 			if got.status == 200 {

@@ -113,12 +113,14 @@ func TestWatchTellsEveryChange(t *testing.T) {
 	w := d.watchAt(socket, watchVault)
 	first := w.next(api.EventToken)
 	if first.Identity != "device" || first.Resource != vault || len(first.SHA256) != 64 || first.Detail != "" ||
-		first.Permissions != (api.Permissions{State: api.PermissionsCurrent}) || first.ExpiresOn.Before(time.Now()) || first.ReceivedOn.IsZero() {
+		first.Permissions != (api.Permissions{State: api.PermissionsCurrent}) || first.ExpiresOn.Before(time.Now()) ||
+		first.ReceivedOn.IsZero() {
 		t.Errorf("at first: %+v", first)
 	}
 	granted := d.change(tokencache.Granted, 2*time.Hour)
 	stale := w.next(api.EventPermissions)
-	if stale.SHA256 != first.SHA256 || stale.Permissions.State != api.PermissionsStale || !stale.Permissions.Changed.Equal(api.Time(granted.At)) || stale.Permissions.CurrentBy.IsZero() {
+	if stale.SHA256 != first.SHA256 || stale.Permissions.State != api.PermissionsStale ||
+		!stale.Permissions.Changed.Equal(api.Time(granted.At)) || stale.Permissions.CurrentBy.IsZero() {
 		t.Errorf("after a change: %+v", stale)
 	}
 	back.roll("", 30*time.Minute)
@@ -267,7 +269,8 @@ func TestWatchShowsThatItIsAlive(t *testing.T) {
 		w := newRecorder()
 		leave, done := b.begin(w, watchVault)
 		synctest.Wait()
-		if text := w.take(); !strings.HasPrefix(text, "retry: 2000\n\nevent: expired\n") || !strings.Contains(text, "event: token\nid: 2\n") {
+		if text := w.take(); !strings.HasPrefix(text, "retry: 2000\n\nevent: expired\n") ||
+			!strings.Contains(text, "event: token\nid: 2\n") {
 			b.t.Errorf("at first: %q", text)
 		}
 		reads, cuts := w.deadlines()
@@ -308,13 +311,15 @@ func TestWatchEndsWithTheGrant(t *testing.T) {
 		r := rules()
 		r.Grants[0].Resources = []string{"https://device.only"}
 		r.Grants[1].Resources = []string{"https://two.choices"}
-		r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{Module: "other"}, Identity: "device", Resources: []string{vault}})
+		r.Grants = append(r.Grants, grants.Grant{Caller: grants.Match{Module: "other"}, Identity: "device",
+			Resources: []string{vault}})
 		if _, err := b.agent.Apply(r); err != nil {
 			b.t.Fatal(err)
 		}
 		<-done
 		text := w.take()
-		if last := readEvent(b.t, strings.TrimSuffix(strings.TrimPrefix(text, ": alive\n\n"), "\n"), api.EventEnded, 3); !strings.Contains(last.Detail, "no [[grant]]") {
+		if last := readEvent(b.t, strings.TrimSuffix(strings.TrimPrefix(text, ": alive\n\n"), "\n"), api.EventEnded,
+			3); !strings.Contains(last.Detail, "no [[grant]]") {
 			b.t.Errorf("%q", text)
 		}
 	})
@@ -459,7 +464,8 @@ func TestEventNames(t *testing.T) {
 		{"a token at last", event("a", "", api.Permissions{}), event("a", "2", current), api.EventToken},
 		{"none any more", event("a", "1", current), event("a", "", api.Permissions{}), api.EventExpired},
 		{"another identity", event("a", "1", current), event("b", "1", current), api.EventToken},
-		{"another identity without one", event("a", "", api.Permissions{}), event("b", "", api.Permissions{}), api.EventExpired},
+		{"another identity without one", event("a", "", api.Permissions{}), event("b", "", api.Permissions{}),
+			api.EventExpired},
 		{"stale", event("a", "1", current), event("a", "1", stale), api.EventPermissions},
 		{"withheld", event("a", "1", stale), event("a", "1", withheld), api.EventPermissions},
 		{"current sooner than thought", event("a", "1", stale), event("a", "1", sooner), api.EventPermissions},

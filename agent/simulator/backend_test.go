@@ -143,7 +143,8 @@ func TestTokenTimesAndClaims(t *testing.T) {
 	for name, want := range map[string]any{
 		"aud": vault, "iss": "https://sts.simulated.invalid/" + tenantID + "/", "idp": got["iss"],
 		"iat": 1_799_999_700.0, "nbf": 1_799_999_700.0, "exp": 1_800_086_400.0,
-		"appid": vision.ID, "oid": "00000000-0000-0000-0001-000000000001", "sub": "00000000-0000-0000-0001-000000000001",
+		"appid": vision.ID, "oid": "00000000-0000-0000-0001-000000000001",
+		"sub": "00000000-0000-0000-0001-000000000001",
 		"tid": tenantID, "idtyp": "app", "ver": "1.0", "simulated": true, "warning": warningText,
 		"groups": []any{"00000000-0000-0000-0002-000000000001"}, "roles": []any{"Simulated.Read"},
 		"wids": []any{"00000000-0000-0000-0003-000000000001"}, "xms_mirid": userAssigned + "vision",

@@ -135,7 +135,8 @@ func TestRemoveFolder(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"modules/empty": "", "modules/dead": "", "modules/none": "", "none/none": "",
-		"modules/served": "another perceptd is serving", "modules/full": "directory not empty", "modules/odd": "is not a socket",
+		"modules/served": "another perceptd is serving", "modules/full": "directory not empty",
+		"modules/odd":  "is not a socket",
 		"modules/link": "", "modules/file": "not a directory", "../x": "is not below", "": "is not below",
 	} {
 		err := h.RemoveFolder(name, "token.sock")

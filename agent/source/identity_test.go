@@ -75,7 +75,8 @@ func TestResourceOfTheAnswer(t *testing.T) {
 	t.Parallel()
 	for echo, ok := range map[string]bool{
 		"": true, vault: true, vault + "/": true, "https://VAULT.azure.net": true, "HTTPS://VAULT.AZURE.NET/": true,
-		vault + "//": true, vault + ":443": true, vault + "/.default": true, vault + ":444": false, vault + "/x": false, "https://storage.azure.com": false, "http://vault.azure.net": false,
+		vault + "//": true, vault + ":443": true, vault + "/.default": true, vault + ":444": false, vault + "/x": false,
+		"https://storage.azure.com": false, "http://vault.azure.net": false,
 	} {
 		a := answer{resource: echo}
 		if failed := a.checkIdentity(target{}, system); (failed == nil) != ok {
@@ -124,14 +125,16 @@ func TestClaimsAreKeptWholeOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	claim := func(c tokencache.Claims, name string) string {
 		return map[string]string{
-			"iss": c.Issuer, "aud": c.Audience, "appid": c.ClientID, "azp": c.ClientID, "oid": c.ObjectID, "tid": c.TenantID,
+			"iss": c.Issuer, "aud": c.Audience, "appid": c.ClientID, "azp": c.ClientID, "oid": c.ObjectID,
+			"tid":    c.TenantID,
 			"groups": strings.Join(c.Groups, ""), "roles": strings.Join(c.Roles, ""), "wids": strings.Join(c.WIDs, ""),
 		}[name]
 	}
 	listed := func(name string) bool { return slices.Contains([]string{"groups", "roles", "wids"}, name) }
 	largest := make(object)
 	for name, most := range map[string]int{
-		"iss": maxClaimText, "aud": maxClaimText, "appid": maxClaimID, "azp": maxClaimID, "oid": maxClaimID, "tid": maxClaimID,
+		"iss": maxClaimText, "aud": maxClaimText, "appid": maxClaimID, "azp": maxClaimID, "oid": maxClaimID,
+		"tid":    maxClaimID,
 		"groups": maxClaimList, "roles": maxClaimList, "wids": maxClaimList,
 	} {
 		fits := strings.Repeat("x", most-len(`"",`))

@@ -363,12 +363,14 @@ func childrenOf(t *testing.T, pid int) (all []string) {
 func TestExecEnvironment(t *testing.T) {
 	t.Parallel()
 	given := []string{
-		"HOME=/root", "AZURE_CLIENT_ID=id", "IDENTITY_ENDPOINT=elsewhere", "IDENTITY_HEADER=other", "MSI_ENDPOINT=x", "MSI_SECRET=x",
+		"HOME=/root", "AZURE_CLIENT_ID=id", "IDENTITY_ENDPOINT=elsewhere", "IDENTITY_HEADER=other", "MSI_ENDPOINT=x",
+		"MSI_SECRET=x",
 		"IDENTITY_SERVER_THUMBPRINT=x", "IMDS_ENDPOINT=x", "AZURE_FEDERATED_TOKEN_FILE=x", "AZURE_CLIENT_SECRET=x",
 		"no_proxy=corp.example,localhost", "HTTPS_PROXY=http://proxy", "odd",
 	}
 	want := []string{
-		"HOME=/root", "AZURE_CLIENT_ID=id", "HTTPS_PROXY=http://proxy", "odd", "IDENTITY_ENDPOINT=ours", "IDENTITY_HEADER=secret",
+		"HOME=/root", "AZURE_CLIENT_ID=id", "HTTPS_PROXY=http://proxy", "odd", "IDENTITY_ENDPOINT=ours",
+		"IDENTITY_HEADER=secret",
 		"NO_PROXY=corp.example,localhost,127.0.0.1,::1", "no_proxy=corp.example,localhost,127.0.0.1,::1",
 	}
 	if got := environment(given, []string{"IDENTITY_ENDPOINT=ours", "IDENTITY_HEADER=secret"}); !slices.Equal(got,

@@ -107,7 +107,8 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 	d.started = d.backend.clock.Wall()
 	d.loadedOn = d.started
 	options := agent.Options{
-		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulator != nil, Clock: d.backend.clock, Rules: c.Rules, Log: log, Changed: d.noteChange,
+		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulator != nil, Clock: d.backend.clock, Rules: c.Rules,
+		Log: log, Changed: d.noteChange,
 	}
 	if err := d.openState(&options, given.Files); err != nil {
 		return nil, err
@@ -122,7 +123,8 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 	d.callers.SetRules(c.CallerRules())
 	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}
 	d.server = &server.Server{
-		Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log, Now: d.backend.clock.Wall,
+		Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log,
+		Now:    d.backend.clock.Wall,
 		Limits: callerLimits(c.Callers.PerSecond), Loopback: d.loop.now, ConnectionsChanged: d.noteChange,
 	}
 	d.sockets.server, d.loop.server = d.server, d.server

@@ -71,8 +71,8 @@ func remedyFor(err error) string {
 	return "; " + fault.Remedy() + "; then: " + restart
 }
 
-// openSecretsLocked derives the secrets from the root secret that is kept. If none can be kept, they last as long as this
-// process.
+// openSecretsLocked derives the secrets from the root secret that is kept. If none can be kept, they last as long as
+// this process.
 func (b *loopback) openSecretsLocked() {
 	root, err := store.LoopbackSecret(store.Disk(b.stateDir))
 	switch {

@@ -98,7 +98,8 @@ func answer(w http.ResponseWriter, v any, retry string) {
 
 func token(sha string, standing api.PermissionState, refreshIn int64) api.Token {
 	return api.Token{
-		AccessToken: canary + sha, TokenType: "Bearer", Resource: vault, ExpiresIn: 36000, RefreshIn: refreshIn, SHA256: sha,
+		AccessToken: canary + sha, TokenType: "Bearer", Resource: vault, ExpiresIn: 36000, RefreshIn: refreshIn,
+		SHA256:      sha,
 		Permissions: api.Permissions{State: standing},
 	}
 }

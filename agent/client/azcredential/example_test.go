@@ -90,7 +90,8 @@ func answerAsPerceptd(w http.ResponseWriter, r *http.Request) {
 		RefreshIn: 43000, SHA256: "digest"}
 	if r.URL.Path == api.PathRejected {
 		answer = api.Advice{Findings: []api.Finding{{
-			Cause: api.CauseStale, Detail: "the token was minted before a known policy change", Action: "wait for the rollover",
+			Cause: api.CauseStale, Detail: "the token was minted before a known policy change",
+			Action: "wait for the rollover",
 		}}}
 	}
 	w.Header().Set("Content-Type", "application/json")

@@ -32,7 +32,8 @@ var capacity64 = Capacity{
 
 // modulesCapacity is what all modules' sockets may have.
 var modulesCapacity = Capacity{
-	Name: "modules' sockets", Total: 512, PerModule: true, Line: 64, LinePerParent: 8, LineTimeout: time.Second, Refused: 64,
+	Name: "modules' sockets", Total: 512, PerModule: true, Line: 64, LinePerParent: 8, LineTimeout: time.Second,
+	Refused: 64,
 }
 
 // comes has a connection of k come, at the phase that is wanted, and reports whether it got a place at once.

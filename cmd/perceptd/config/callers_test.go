@@ -69,10 +69,12 @@ require = "socket"
 		t.Errorf("%+v", m)
 	}
 	for _, part := range []string{
-		"grant: unit cam.service may have", "grant: container image cam@sha256:6f", "grant: group root (gid 0) may", "grant: gid 44 may",
+		"grant: unit cam.service may have", "grant: container image cam@sha256:6f", "grant: group root (gid 0) may",
+		"grant: gid 44 may",
 		"module other: on its socket, out of the container named other\n", "module speech: on its socket, out of the " +
 			"container named speech-2\n",
-		"module plain: whoever comes in on its socket\n", "container engine: /run/user/engine.sock\n", "below cgroup /machine.slice too\n", "1000 requests a second\n",
+		"module plain: whoever comes in on its socket\n", "container engine: /run/user/engine.sock\n",
+		"below cgroup /machine.slice too\n", "1000 requests a second\n",
 		"processes younger than 20 ms are asked to ask again, on kernels before 6.5; on others nobody's age counts\n",
 	} {
 		if !strings.Contains(c.Describe(), part) {

@@ -77,9 +77,12 @@ func TestOthersMayChangeNothing(t *testing.T) {
 	t.Parallel()
 	for name, of := range map[string]func(l layout) string{
 		"config.toml": func(l layout) string { return l.config }, "its folder": func(l layout) string { return l.conf },
-		"the folder above": func(l layout) string { return l.root }, "config.d": func(l layout) string { return l.extra },
-		"a file there": func(l layout) string { return l.file }, "a link's target": func(l layout) string { return l.target },
-		"its target's folder": func(l layout) string { return l.behind }, "the folder above that": func(l layout) string { return l.above },
+		"the folder above":      func(l layout) string { return l.root },
+		"config.d":              func(l layout) string { return l.extra },
+		"a file there":          func(l layout) string { return l.file },
+		"a link's target":       func(l layout) string { return l.target },
+		"its target's folder":   func(l layout) string { return l.behind },
+		"the folder above that": func(l layout) string { return l.above },
 	} {
 		l := newLayout(t)
 		path := of(l)

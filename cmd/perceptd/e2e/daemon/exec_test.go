@@ -16,7 +16,8 @@ import (
 
 // astray are variables that lead SDKs elsewhere, which exec must take away.
 var astray = []string{
-	"IDENTITY_ENDPOINT=http://127.0.0.1:1/", "IDENTITY_HEADER=other", "IDENTITY_SERVER_THUMBPRINT=00", "MSI_ENDPOINT=http://127.0.0.1:1/",
+	"IDENTITY_ENDPOINT=http://127.0.0.1:1/", "IDENTITY_HEADER=other", "IDENTITY_SERVER_THUMBPRINT=00",
+	"MSI_ENDPOINT=http://127.0.0.1:1/",
 	"HTTP_PROXY=http://127.0.0.1:1", "http_proxy=http://127.0.0.1:1", "AZURE_FEDERATED_TOKEN_FILE=/nowhere",
 }
 

@@ -529,7 +529,8 @@ func TestRevocationOutlivesItsRecord(t *testing.T) {
 			},
 		},
 		{
-			name: "the disk was full", asRoot: true, begin: smallDisk, before: fill, status: 507, says: "the record of policy changes was older",
+			name: "the disk was full", asRoot: true, begin: smallDisk, before: fill, status: 507,
+			says:  "the record of policy changes was older",
 			after: func(t *testing.T, d *harness.Daemon, _ string) { empty(t, d) },
 		},
 	} {

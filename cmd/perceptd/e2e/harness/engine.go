@@ -109,7 +109,8 @@ func engineFolder(t *testing.T) string {
 		endLeft(dir)
 		unmountBelow(dir)
 		for _, pattern := range []string{
-			"/sys/fs/cgroup/docker", "/sys/fs/cgroup/*/docker", "/sys/fs/cgroup/*/libpod_parent", "/sys/fs/cgroup/*/elsewhere",
+			"/sys/fs/cgroup/docker", "/sys/fs/cgroup/*/docker", "/sys/fs/cgroup/*/libpod_parent",
+			"/sys/fs/cgroup/*/elsewhere",
 		} {
 			left, _ := filepath.Glob(pattern)
 			for _, cgroup := range left {

@@ -273,7 +273,8 @@ func (s *soaked) note(what string, change func()) {
 
 func (s *soaked) fail(stop chan struct{}) error {
 	kinds := []string{
-		`{"kind":"status","status":500}`, `{"kind":"throttle","retry_after":"30"}`, `{"kind":"reset"}`, `{"kind":"html"}`,
+		`{"kind":"status","status":500}`, `{"kind":"throttle","retry_after":"30"}`, `{"kind":"reset"}`,
+		`{"kind":"html"}`,
 		`{"kind":"truncated"}`,
 	}
 	s.note("faults of the back end", func() { s.faults.set(true) })
