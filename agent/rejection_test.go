@@ -91,7 +91,7 @@ func TestRejectedForUncertainPermissions(t *testing.T) {
 		reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		held := a.Status().Tokens[0]
 		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,
-			At: held.MintedFrom.Add(-time.Minute)})
+			At: held.IssuedFrom.Add(-time.Minute)})
 		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		says(t, advice, "may have been minted before", "probably by")
 		if !advice.RetryOn.Equal(advice.Permissions.Likely) {

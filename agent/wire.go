@@ -57,7 +57,7 @@ func tokenStatusOf(key cachedKey) api.TokenStatus {
 		claims := claimsOf(key.Claims)
 		status.Unconfirmed = key.Unconfirmed
 		status.Permissions = permissionsOf(key.Permissions)
-		status.MintedFrom, status.MintedTo = api.Time(key.Issued.Earliest), api.Time(key.Issued.Latest)
+		status.IssuedFrom, status.IssuedTo = api.Time(key.Issued.Earliest), api.Time(key.Issued.Latest)
 		status.Claims = &claims
 	}
 	if key.Before != nil {

@@ -13,7 +13,7 @@ func TestStatusOfAKeyWithoutAToken(t *testing.T) {
 	t.Parallel()
 	var key cachedKey
 	if got := tokenStatusOf(key); got.Permissions != (api.Permissions{}) || got.Claims != nil ||
-		!got.MintedFrom.IsZero() {
+		!got.IssuedFrom.IsZero() {
 		t.Errorf("%+v", got)
 	}
 	before := tokencache.Claims{Groups: []string{"g"}}

@@ -489,9 +489,9 @@ type TokenStatus struct {
 	// of this.
 	Changes     []TokenChange `json:"policy_changes"`
 	MoreChanges int           `json:"more_policy_changes,omitempty"`
-	// MintedFrom and MintedTo bound the minting of the token held, by the issuer's clock.
-	MintedFrom time.Time    `json:"minted_from,omitzero"`
-	MintedTo   time.Time    `json:"minted_to,omitzero"`
+	// IssuedFrom and IssuedTo bound when the token held was issued, by the issuer's clock.
+	IssuedFrom time.Time    `json:"minted_from,omitzero"`
+	IssuedTo   time.Time    `json:"minted_to,omitzero"`
 	Claims     *TokenClaims `json:"claims,omitempty"` // of the token held
 	// of the token held before it, where groups, roles or wids differ
 	Before    *TokenClaims   `json:"before,omitempty"`

@@ -4,15 +4,15 @@ import "time"
 
 // WhoAmI is the answer of GET /v1/whoami: how the daemon sees the process that asks, and what it may have.
 type WhoAmI struct {
-	Proved   bool      `json:"proved"`             // whether tokens are answered at all
-	Unproved *Unproved `json:"unproved,omitempty"` // what is missing, when not proved
-	Caller   Caller    `json:"caller"`             // as far as it is known
-	Grants   []Grant   `json:"grants"`             // those that decide over it; none: it gets nothing
-	Now      time.Time `json:"now"`
+	Proved     bool        `json:"proved"`             // whether tokens are answered at all
+	Unattested *Unattested `json:"unproved,omitempty"` // what is missing, when not proved
+	Caller     Caller      `json:"caller"`             // as far as it is known
+	Grants     []Grant     `json:"grants"`             // those that decide over it; none: it gets nothing
+	Now        time.Time   `json:"now"`
 }
 
-// Unproved is why it could not be proved who calls.
-type Unproved struct {
+// Unattested is why it could not be proved who calls.
+type Unattested struct {
 	What string `json:"what"`           // the part of the proof that is missing
 	Why  string `json:"why,omitempty"`  // what stands against it
 	Hint string `json:"hint,omitempty"` // what to do
@@ -102,12 +102,12 @@ type CallersStatus struct {
 	Kernel      string `json:"kernel,omitempty"`       // its release
 	Pidfd       bool   `json:"pidfd"`                  // by the kernel's own handles of processes
 	// where it gives none, processes younger than 20 ms have to ask twice
-	RefuseYoung bool        `json:"refuse_young,omitempty"`
-	Blind       []Blindness `json:"blind"` // what cannot be seen here; empty when all can
+	RefuseYoung bool         `json:"refuse_young,omitempty"`
+	Limitations []Limitation `json:"blind"` // what keeps callers from being proved here; empty: nothing
 }
 
-// Blindness is something that keeps callers from being proved. They are denied, and each is trouble as well.
-type Blindness struct {
+// Limitation is something that keeps callers from being proved. They are denied, and each is trouble as well.
+type Limitation struct {
 	What string `json:"what"` // that cannot be told of callers
 	Why  string `json:"why"`
 	Hint string `json:"hint"` // what to do about it

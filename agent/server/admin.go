@@ -30,7 +30,7 @@ func (s *Server) status(req *request) *apiError {
 	answer.Clock.Known, answer.Clock.Skew = state.Clock.Known, state.Clock.Skew
 	answer.Trouble = emptyIfNil(slices.Concat(answer.Trouble, turnedAway, state.Trouble))
 	answer.Config.Files = emptyIfNil(answer.Config.Files)
-	answer.Callers.Blind = emptyIfNil(answer.Callers.Blind)
+	answer.Callers.Limitations = emptyIfNil(answer.Callers.Limitations)
 	answer.Identities, answer.Tokens, answer.Changes = state.Identities, state.Tokens, state.Changes
 	answer.Denials, answer.Requests = state.Denials, state.Requests
 	answer.Requests.Denied += s.denied.Load()

@@ -553,9 +553,9 @@ func TestStatusTellsOfPermissions(t *testing.T) {
 		t.Errorf("%+v", first)
 	}
 	minted := time.Now().Add(-2 * time.Hour)
-	if first.MintedFrom.IsZero() || first.MintedTo.IsZero() || first.MintedFrom.After(minted) ||
-		first.MintedTo.Before(minted.Add(-time.Minute)) {
-		t.Errorf("minted from %v to %v", first.MintedFrom, first.MintedTo)
+	if first.IssuedFrom.IsZero() || first.IssuedTo.IsZero() || first.IssuedFrom.After(minted) ||
+		first.IssuedTo.Before(minted.Add(-time.Minute)) {
+		t.Errorf("minted from %v to %v", first.IssuedFrom, first.IssuedTo)
 	}
 	if c := first.Claims; c == nil || c.Audience != vault || c.ClientID != claimed || c.ObjectID != objectID ||
 		fmt.Sprint(c.Groups, c.Roles, c.WIDs) != "[group-1] [role-1] [wid-1]" {
@@ -664,7 +664,7 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 		Identity: long, Resource: long, Refused: now, SHA256: strings.Repeat("0",
 			64), ReceivedOn: now, ExpiresOn: now, ExpiresIn: 3600, NextRefresh: now,
 		LastFetch: now, LastOutcome: tokencache.Failed, LastError: long, Claims: &told, Before: &told,
-		Rollover: api.RolloverStatus{Expected: now}, HeldUntil: now, MintedFrom: now, MintedTo: now,
+		Rollover: api.RolloverStatus{Expected: now}, HeldUntil: now, IssuedFrom: now, IssuedTo: now,
 		Permissions: api.Permissions{State: tokencache.Stale, Changed: now, CurrentBy: now, Likely: now,
 			Withheld: true},
 		Changes: slices.Repeat([]api.TokenChange{{ID: long[:64], State: tokencache.Uncertain}},

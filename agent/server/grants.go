@@ -21,7 +21,7 @@ func (s *Server) whoAmI(req *request) *apiError {
 		Proved: req.unattested == nil, Caller: callerOf(&req.caller), Grants: []api.Grant{}, Now: api.Time(s.now()),
 	}
 	if req.unattested != nil {
-		answer.Unproved = unattestedOf(req.unattested)
+		answer.Unattested = unattestedOf(req.unattested)
 		req.body = encode(answer)
 		return nil
 	}
@@ -34,12 +34,12 @@ func (s *Server) whoAmI(req *request) *apiError {
 	return nil
 }
 
-func unattestedOf(err error) *api.Unproved {
+func unattestedOf(err error) *api.Unattested {
 	var why *attest.Error
 	if errors.As(err, &why) {
-		return &api.Unproved{What: why.What, Why: why.Why, Hint: why.Hint}
+		return &api.Unattested{What: why.What, Why: why.Why, Hint: why.Hint}
 	}
-	return &api.Unproved{What: err.Error()}
+	return &api.Unattested{What: err.Error()}
 }
 
 func callerOf(c *grants.Caller) api.Caller {

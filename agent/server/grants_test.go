@@ -18,7 +18,7 @@ func TestWhoAmI(t *testing.T) {
 	d := newDaemonWith(t, fetchDay, r)
 	got := send(t, d.tokens(""), get(api.PathWhoAmI))
 	w := decoded[api.WhoAmI](t, got.body)
-	if got.status != 200 || !w.Proved || w.Unproved != nil || w.Caller.UID == nil ||
+	if got.status != 200 || !w.Proved || w.Unattested != nil || w.Caller.UID == nil ||
 		*w.Caller.UID != uint32(os.Getuid()) || *w.Caller.GID != uint32(os.Getgid()) ||
 		int(w.Caller.PID) != os.Getpid() {
 		t.Errorf("%+v", w)
@@ -55,7 +55,7 @@ func TestWhoAmIOfTheUnproved(t *testing.T) {
 	d.serving(func() error { return d.ServeAdmin(anonymous{la}) })
 	got := send(t, l.Addr().String(), get(api.PathWhoAmI))
 	w := decoded[api.WhoAmI](t, got.body)
-	if got.status != 200 || w.Proved || w.Unproved == nil || w.Unproved.What == "" || len(w.Grants) != 0 ||
+	if got.status != 200 || w.Proved || w.Unattested == nil || w.Unattested.What == "" || len(w.Grants) != 0 ||
 		w.Caller.UID != nil || w.Caller.User != "" {
 		t.Errorf("%+v", got)
 	}

@@ -123,9 +123,9 @@ func (a *app) examineCaller(ctx context.Context) []finding {
 	}
 	all := []finding{{Verdict: pass, What: what, Is: a.client.TokenSocketPath() + " answers"}}
 	switch {
-	case who.Unproved != nil:
-		is := who.Unproved.What + " is not proved: " + who.Unproved.Why
-		return append(all, finding{fail, "this process", strings.TrimSuffix(is, ": "), who.Unproved.Hint})
+	case who.Unattested != nil:
+		is := who.Unattested.What + " is not proved: " + who.Unattested.Why
+		return append(all, finding{fail, "this process", strings.TrimSuffix(is, ": "), who.Unattested.Hint})
 	case len(who.Grants) == 0:
 		return append(all, finding{note, "this process",
 			"nothing is granted to it: perceptctl whoami tells how it is seen", ""})
@@ -289,7 +289,7 @@ func reportedElsewhere(status api.Status, trouble string) bool {
 	if status.Config.Error != "" && strings.Contains(trouble, status.Config.Error) {
 		return true
 	}
-	for _, b := range status.Callers.Blind {
+	for _, b := range status.Callers.Limitations {
 		if strings.Contains(trouble, b.Why) {
 			return true
 		}
@@ -303,7 +303,7 @@ func reportedElsewhere(status api.Status, trouble string) bool {
 }
 
 func examineCallers(status api.Status) (all []finding) {
-	for _, b := range status.Callers.Blind {
+	for _, b := range status.Callers.Limitations {
 		all = append(all, finding{fail, "callers", b.What + " cannot be told: " + b.Why, b.Hint})
 	}
 	if status.Callers.EngineError != "" && len(all) == 0 {

@@ -135,7 +135,7 @@ const exactWidth = 5 * time.Second
 const backdatedWidth = 6 * time.Minute
 
 func (t explainer) issued() string {
-	from, to := t.token.MintedFrom, t.token.MintedTo
+	from, to := t.token.IssuedFrom, t.token.IssuedTo
 	if from.IsZero() || to.IsZero() {
 		return "was minted at a time that is not known"
 	}

@@ -87,7 +87,7 @@ func scenarios() []scenario {
 			name: "uncertain while the change spreads",
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.PermissionsUncertain, time.Minute)
-				token.MintedFrom, token.MintedTo, token.HeldUntil = after(-3*time.Minute), after(2*time.Minute), after(9*time.Minute)
+				token.IssuedFrom, token.IssuedTo, token.HeldUntil = after(-3*time.Minute), after(2*time.Minute), after(9*time.Minute)
 				token.Rollover.Pattern = api.RolloverIrregular
 				token.LastOutcome = api.OutcomeOlder
 			},
@@ -217,7 +217,7 @@ func moreScenarios() []scenario {
 		{
 			name: "of an older daemon, nobody asks for it",
 			token: func(token *api.TokenStatus) {
-				token.State, token.Permissions, token.MintedFrom, token.Claims, token.LastOutcome = api.StateIdle, api.Permissions{}, time.Time{}, nil, "odd"
+				token.State, token.Permissions, token.IssuedFrom, token.Claims, token.LastOutcome = api.StateIdle, api.Permissions{}, time.Time{}, nil, "odd"
 			},
 			says: []string{"minted at a time that is not known", "its claims cannot be read",
 				"an answer that is not known here", "left to expire", "current."},
@@ -225,7 +225,7 @@ func moreScenarios() []scenario {
 		{
 			name: "claims differ, and are many",
 			token: func(token *api.TokenStatus) {
-				token.MintedFrom = after(-20 * time.Hour)
+				token.IssuedFrom = after(-20 * time.Hour)
 				token.Claims = &api.TokenClaims{Audience: "https://other.example",
 					Groups: []string{"a", "b", "c", "d", "e"}, Roles: []string{"R"}}
 				token.Before = &api.TokenClaims{Groups: []string{"a", "b", "c", "d"}, Roles: []string{"R"},
@@ -242,7 +242,7 @@ func moreScenarios() []scenario {
 		{
 			name: "claims are left out",
 			token: func(token *api.TokenStatus) {
-				token.MintedFrom = after(-20 * time.Hour)
+				token.IssuedFrom = after(-20 * time.Hour)
 				token.Claims = &api.TokenClaims{Omitted: []string{"groups"}, Roles: []string{"R"}}
 				token.Before = &api.TokenClaims{Groups: []string{"a"}, Roles: []string{"S"}}
 			},
@@ -294,7 +294,7 @@ func moreScenarios() []scenario {
 			name: "a date that does not count",
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.PermissionsStale, 5*time.Minute)
-				token.MintedFrom, token.MintedTo = after(-2*time.Minute), after(-2*time.Minute)
+				token.IssuedFrom, token.IssuedTo = after(-2*time.Minute), after(-2*time.Minute)
 			},
 			changes: []api.PolicyChange{dated(5*time.Minute, time.Minute)},
 			says: []string{"is stale: it was minted before a policy change (at 11:55, which counts as of its note at " +

@@ -175,8 +175,8 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 		l.expires = token.ExpiresOn
 	}
 	switch {
-	case !token.MintedFrom.IsZero() && !token.MintedTo.IsZero():
-		l.issuedFrom, l.issued = token.MintedFrom, token.MintedTo
+	case !token.IssuedFrom.IsZero() && !token.IssuedTo.IsZero():
+		l.issuedFrom, l.issued = token.IssuedFrom, token.IssuedTo
 		if width := l.issued.Sub(l.issuedFrom); width <= exactWidth {
 			l.issued = l.issuedFrom.Add(width / 2)
 			l.issuedFrom = l.issued

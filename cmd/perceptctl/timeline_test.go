@@ -24,7 +24,7 @@ func aToken(identity, resource string, age time.Duration) api.TokenStatus {
 		Identity: identity, Resource: resource, State: api.StateFresh, SHA256: "0123456789ab",
 		ReceivedOn: after(-age), ExpiresOn: after(day - age), ExpiresIn: int64((day - age) / time.Second),
 		LastFetch: after(-age), LastOutcome: api.OutcomeNewer, Fetches: 1, NextRefresh: after(time.Hour),
-		MintedFrom: after(-age - 2*time.Second), MintedTo: after(-age + 2*time.Second), Life: 86400,
+		IssuedFrom: after(-age - 2*time.Second), IssuedTo: after(-age + 2*time.Second), Life: 86400,
 		Permissions: api.Permissions{State: api.PermissionsCurrent}, Changes: []api.TokenChange{},
 		Claims:   &api.TokenClaims{Audience: resource},
 		Rollover: api.RolloverStatus{Pattern: api.RolloverUnlearnt},
@@ -219,11 +219,11 @@ func TestTimelineListsWhatIsHidden(t *testing.T) {
 func TestTimelineOddTimes(t *testing.T) {
 	t.Parallel()
 	far := aToken("far", "r", time.Hour)
-	far.MintedFrom, far.MintedTo, far.ExpiresOn = after(-50000*time.Hour), after(-50000*time.Hour), after(50000*time.Hour)
+	far.IssuedFrom, far.IssuedTo, far.ExpiresOn = after(-50000*time.Hour), after(-50000*time.Hour), after(50000*time.Hour)
 	undated := aToken("undated", "r", time.Hour)
-	undated.MintedFrom, undated.ExpiresOn = time.Time{}, time.Time{}
+	undated.IssuedFrom, undated.ExpiresOn = time.Time{}, time.Time{}
 	timeless := aToken("timeless", "r", time.Hour)
-	timeless.MintedFrom, timeless.ReceivedOn, timeless.ExpiresOn = time.Time{}, time.Time{}, time.Time{}
+	timeless.IssuedFrom, timeless.ReceivedOn, timeless.ExpiresOn = time.Time{}, time.Time{}, time.Time{}
 	change := aChange("a", api.EffectGranted, 30*time.Minute, 1)
 	change.Resource = "s"
 	alternate := judged(lacking(aToken("alternate", "r", time.Hour), api.PermissionsStale, 30*time.Minute), change)
@@ -278,7 +278,7 @@ func FuzzTimeline(f *testing.F) {
 			Permissions: api.Permissions{State: api.PermissionsStale, Changed: expected, CurrentBy: from,
 				Likely: time.Unix(left, 0)},
 			Changes: []api.TokenChange{{ID: "a", State: api.PermissionsStale}}}
-		token.MintedFrom, token.MintedTo, token.Rollover.Expected = from, from, expected
+		token.IssuedFrom, token.IssuedTo, token.Rollover.Expected = from, from, expected
 		width = max(term.LeastWidth, min(width, 300))
 		status := api.Status{Now: noon, Tokens: []api.TokenStatus{token},
 			Changes: []api.PolicyChange{{ID: "a", At: expected, Effect: api.EffectRevoked, Touched: 1, Waiting: 1}}}

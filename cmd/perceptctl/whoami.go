@@ -46,8 +46,8 @@ func (a *app) whoami(ctx context.Context, asJSON bool) error {
 		return err
 	case !answer.Proved:
 		hint := ""
-		if answer.Unproved != nil {
-			hint = term.Clean(answer.Unproved.Hint)
+		if answer.Unattested != nil {
+			hint = term.Clean(answer.Unattested.Hint)
 		}
 		return &hintedError{deniedError(api.CodeUnknownCaller,
 			"perceptd could not prove who calls: it answers no request for a token"), hint}
@@ -61,10 +61,10 @@ func (a *app) whoami(ctx context.Context, asJSON bool) error {
 // whoami lays out how a caller is seen: what is missing first, then the caller, then its grants.
 func (s screen) whoami(w api.WhoAmI) string {
 	text := ""
-	if w.Unproved != nil {
-		missing := w.Unproved.What
-		if w.Unproved.Why != "" {
-			missing += ": " + w.Unproved.Why
+	if w.Unattested != nil {
+		missing := w.Unattested.What
+		if w.Unattested.Why != "" {
+			missing += ": " + w.Unattested.Why
 		}
 		text += s.Paragraph("not proved  ", missing, term.Bad)
 	}

@@ -46,37 +46,37 @@ type daemon struct {
 	within  time.Duration // systemd's watchdog interval; 0: none
 	started time.Time
 
-	backend *backend
-	agent   *agent.Agent
-	callers *attest.Attestor
-	server  *server.Server
-	sockets *sockets
-	loop    *loopback
-	teller  *statusTeller
-	signals chan os.Signal
-	changed chan struct{} // the status may tell something new
-	sight   chan struct{} // what can be seen of callers may be another than before
-	untold  chan struct{} // systemd did not take all that it was told, and may now
-	failed  chan error    // something that the daemon cannot go on without
-	state   *state
+	backend            *backend
+	agent              *agent.Agent
+	callers            *attest.Attestor
+	server             *server.Server
+	sockets            *sockets
+	loop               *loopback
+	teller             *statusTeller
+	signals            chan os.Signal
+	changed            chan struct{} // the status may tell something new
+	limitationsChanged chan struct{} // other things may keep callers from being attested
+	untold             chan struct{} // systemd did not take all that it was told, and may now
+	failed             chan error    // something that the daemon cannot go on without
+	state              *state
 
 	stateLock *lock.Folder // nil: there is no state directory
 
 	reloading sync.Mutex // one reload at a time
 
-	mu       sync.Mutex // protects what follows
-	config   config.Config
-	loadedOn time.Time
-	fault    string // why the last reload changed nothing
-	faultOn  time.Time
-	blind    []attest.Limitation
+	mu          sync.Mutex // protects what follows
+	config      config.Config
+	loadedOn    time.Time
+	fault       string // why the last reload changed nothing
+	faultOn     time.Time
+	limitations []attest.Limitation
 }
 
 // start makes every part and begins to serve.
 func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 	d := &daemon{
 		flags: f, log: log, config: c,
-		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), sight: make(chan struct{}, 1),
+		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), limitationsChanged: make(chan struct{}, 1),
 		untold: make(chan struct{}, 1), failed: make(chan error, 1),
 	}
 	// Before any socket is there: a signal that comes early is kept, not the end of the process.
@@ -118,7 +118,7 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 	}
 	d.callers = attest.New(attest.Options{
 		TrustOwnUser: os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
-		Changed:      func() { signalOn(d.sight) },
+		Changed:      func() { signalOn(d.limitationsChanged) },
 	})
 	d.callers.SetRules(c.CallerRules())
 	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}
@@ -130,7 +130,7 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 	d.sockets.server, d.loop.server = d.server, d.server
 	d.teller = &statusTeller{notify: d.notify, text: d.statusText}
 	if d.within == 0 && d.notify.Enabled() {
-		d.teller.again = d.lookAgain
+		d.teller.again = d.recheck
 	}
 	return d, d.listen(given.Listeners)
 }
@@ -227,7 +227,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	defer watch.Wait()
 	defer unwatch()
 
-	d.lookAround(ctx)
+	d.updateLimitations(ctx)
 	d.announce()
 	for {
 		select {
@@ -240,8 +240,8 @@ func (d *daemon) serve(ctx context.Context) error {
 			_, _ = d.reload(ctx) // its outcome is in the log and in the status
 		case <-d.changed:
 			d.tellStatus()
-		case <-d.sight:
-			d.lookAround(ctx)
+		case <-d.limitationsChanged:
+			d.updateLimitations(ctx)
 			d.tellStatus()
 		case <-d.untold:
 			d.sockets.catchUp()
@@ -300,15 +300,15 @@ func (d *daemon) told(err error) {
 	}
 }
 
-// lookAgain has the status text follow what comes and goes without an event: a module's socket that is removed, trouble
+// recheck has the status text follow what comes and goes without an event: a module's socket that is removed, trouble
 // that is over by the time alone. An engine is asked only while it is trouble: asking starts those that end when they
 // are idle.
-func (d *daemon) lookAgain() {
+func (d *daemon) recheck() {
 	d.mu.Lock()
-	blind := len(d.blind) > 0
+	limited := len(d.limitations) > 0
 	d.mu.Unlock()
-	if blind {
-		signalOn(d.sight)
+	if limited {
+		signalOn(d.limitationsChanged)
 		return
 	}
 	d.noteChange()
@@ -317,7 +317,7 @@ func (d *daemon) lookAgain() {
 // selfCheck is what feeds the watchdog: the cache's lock and schedule move, and the daemon's own
 // socket answers.
 func (d *daemon) selfCheck(ctx context.Context) error {
-	defer d.lookAgain()
+	defer d.recheck()
 	if err := d.agent.Ping(ctx); err != nil {
 		return err
 	}
@@ -366,7 +366,7 @@ func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
 		d.config, d.loadedOn, d.fault = c, d.backend.clock.Wall(), ""
 	}
 	d.mu.Unlock()
-	d.lookAround(ctx)
+	d.updateLimitations(ctx)
 	d.tellStatus()
 	if err != nil {
 		d.log.Error("the configuration was not reloaded, nothing changed", zap.Error(err))

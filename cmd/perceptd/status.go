@@ -16,9 +16,9 @@ import (
 	"perceptd/systemd"
 )
 
-// describeNow is describe with a look at what can be seen of callers.
+// describeNow is describe, after updateLimitations.
 func (d *daemon) describeNow() api.Status {
-	d.lookAround(context.Background())
+	d.updateLimitations(context.Background())
 	return d.describe()
 }
 
@@ -42,10 +42,10 @@ func (d *daemon) describe() api.Status {
 	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
 	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()
 	s.Callers.RefuseYoung = d.config.Callers.RefuseYoung()
-	s.Callers.Blind = []api.Blindness{}
-	for _, b := range d.blind {
-		s.Callers.Blind = append(s.Callers.Blind, api.Blindness{What: b.What, Why: b.Why, Hint: b.Hint})
-		s.Trouble = append(s.Trouble, blindText(b))
+	s.Callers.Limitations = []api.Limitation{}
+	for _, b := range d.limitations {
+		s.Callers.Limitations = append(s.Callers.Limitations, api.Limitation{What: b.What, Why: b.Why, Hint: b.Hint})
+		s.Trouble = append(s.Trouble, limitationText(b))
 	}
 	s.Kept = d.state.status()
 	if d.state.trouble != "" {
@@ -58,20 +58,20 @@ func (d *daemon) describe() api.Status {
 	return s
 }
 
-// lookAround finds out what of callers cannot be seen here, and says so once.
-func (d *daemon) lookAround(ctx context.Context) {
-	blind := d.callers.Limitations(ctx)
+// updateLimitations finds out what keeps callers from being attested here, and logs it once.
+func (d *daemon) updateLimitations(ctx context.Context) {
+	limitations := d.callers.Limitations(ctx)
 	d.mu.Lock()
-	before := d.blind
-	d.blind = blind
+	before := d.limitations
+	d.limitations = limitations
 	d.mu.Unlock()
-	for _, b := range blind {
+	for _, b := range limitations {
 		if !slices.Contains(before, b) {
 			d.log.Warn("callers cannot be proved",
 				zap.String("what", b.What), zap.String("why", b.Why), zap.String("hint", b.Hint))
 		}
 	}
-	if len(blind) == 0 && len(before) > 0 {
+	if len(limitations) == 0 && len(before) > 0 {
 		d.log.Info("callers can be proved again")
 	}
 }
@@ -85,8 +85,8 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(name.Release[:])
 }
 
-// blindText is a blindness as the status tells it.
-func blindText(b attest.Limitation) string {
+// limitationText is a limitation as the status shows it.
+func limitationText(b attest.Limitation) string {
 	return fmt.Sprintf("%s cannot be told, and who cannot be proved is denied: %s: %s", b.What, b.Why, b.Hint)
 }
 
