@@ -16,9 +16,9 @@ import (
 const (
 	journalSocket = "/run/systemd/journal/socket"
 
-	// journalPatience is how long a log entry waits for a journal whose queue is full.
+	// journalTimeout is how long a log entry waits for a journal whose queue is full.
 	// A request may be waiting for the entry to be written.
-	journalPatience = 250 * time.Millisecond
+	journalTimeout = 250 * time.Millisecond
 )
 
 // UnderJournal reports whether stderr goes to the journal, as JOURNAL_STREAM tells: then NewJournal loses
@@ -130,7 +130,7 @@ func (s *sender) send(datagram []byte) error {
 }
 
 func write(conn *net.UnixConn, datagram []byte) error {
-	if err := conn.SetWriteDeadline(time.Now().Add(journalPatience)); err != nil {
+	if err := conn.SetWriteDeadline(time.Now().Add(journalTimeout)); err != nil {
 		return err
 	}
 	_, err := conn.Write(datagram)

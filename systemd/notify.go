@@ -19,10 +19,10 @@ import (
 )
 
 const (
-	// notifyPatience is how long a busy service manager is waited for, whose queue is full, by all that is sent
+	// notifyTimeout is how long a busy service manager is waited for, whose queue is full, by all that is sent
 	// together: a start sends hundreds of messages. What was waited comes back in ten times as long.
-	notifyPatience = 2 * time.Second
-	comesBackIn    = 10
+	notifyTimeout = 2 * time.Second
+	comesBackIn   = 10
 
 	longestStatus = 512 // bytes; systemctl shows one line, and a whole notification is cut at 4096
 )
@@ -34,40 +34,40 @@ const (
 // It sends by itself and not through go-systemd's SdNotify, which looks into the environment at each
 // call and may block without end.
 type Notify struct {
-	address  string    // of NOTIFY_SOCKET; empty outside systemd
-	patience *patience // shared by all copies; nil: each message has its own
+	address string      // of NOTIFY_SOCKET; empty outside systemd
+	budget  *waitBudget // shared by all copies; nil: each message has its own
 }
 
 // ErrBusy reports that the service manager's queue stayed full. What was to be told is worth telling again later.
 var ErrBusy = errors.New("its queue is full")
 
-// patience is how long messages may still wait, all together. The zero value is a whole notifyPatience.
-type patience struct {
+// waitBudget is how long messages may still wait, all together. The zero value is a whole notifyTimeout.
+type waitBudget struct {
 	mu     sync.Mutex
 	waited time.Duration
 	asOf   time.Time
 }
 
 // left returns how long a message may wait now.
-func (p *patience) left(now time.Time) time.Duration {
+func (p *waitBudget) left(now time.Time) time.Duration {
 	if p == nil {
-		return notifyPatience
+		return notifyTimeout
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.waited = max(0, p.waited-max(0, now.Sub(p.asOf))/comesBackIn)
 	p.asOf = now
-	return max(0, notifyPatience-p.waited)
+	return max(0, notifyTimeout-p.waited)
 }
 
 // spend notes that a message has waited.
-func (p *patience) spend(d time.Duration) {
+func (p *waitBudget) spend(d time.Duration) {
 	if p == nil {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.waited = min(notifyPatience, p.waited+d)
+	p.waited = min(notifyTimeout, p.waited+d)
 }
 
 // NotifyFromEnvironment returns where to notify and takes NOTIFY_SOCKET out of the environment. The
@@ -85,7 +85,7 @@ func parseNotifySocket(address string) (Notify, error) {
 	if len(address) < 2 || (address[0] != '/' && address[0] != '@') || strings.ContainsRune(address, 0) {
 		return Notify{}, fmt.Errorf("NOTIFY_SOCKET=%q is neither a path nor an abstract Unix socket", address)
 	}
-	return Notify{address: address, patience: new(patience)}, nil
+	return Notify{address: address, budget: new(waitBudget)}, nil
 }
 
 // Enabled reports whether anyone is told.
@@ -142,15 +142,15 @@ func (n Notify) sendWith(rights []byte, assignments ...string) error {
 		return fmt.Errorf("notify systemd: %w", err)
 	}
 	defer conn.Close()
-	if err := sendOn(conn, []byte(strings.Join(assignments, "\n")), rights, n.patience); err != nil {
+	if err := sendOn(conn, []byte(strings.Join(assignments, "\n")), rights, n.budget); err != nil {
 		return fmt.Errorf("notify systemd: %w", err)
 	}
 	return nil
 }
 
-// sendOn sends at once, or waits within patience while the receiver's queue is full. net writes no rights to a socket
+// sendOn sends at once, or waits within the budget while the receiver's queue is full. net writes no rights to a socket
 // that is connected.
-func sendOn(conn *net.UnixConn, message, rights []byte, p *patience) error {
+func sendOn(conn *net.UnixConn, message, rights []byte, p *waitBudget) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err

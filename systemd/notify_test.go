@@ -127,7 +127,7 @@ func TestNotifyErrors(t *testing.T) {
 // Hundreds of messages to a service manager that reads none wait together as long as one may.
 func TestPatience(t *testing.T) {
 	t.Parallel()
-	var p patience
+	var p waitBudget
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	for _, row := range []struct {
 		later, waits, want time.Duration
@@ -157,8 +157,8 @@ func TestNotifyABusyManager(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.patience.left(time.Now())
-	n.patience.spend(notifyPatience)
+	n.budget.left(time.Now())
+	n.budget.spend(notifyTimeout)
 	sent := 0
 	for ; ; sent++ {
 		if err := n.Status("x"); errors.Is(err, ErrBusy) {
@@ -173,7 +173,7 @@ func TestNotifyABusyManager(t *testing.T) {
 	for range sent {
 		receive(t, conn)
 	}
-	if err := n.Ready(); err != nil { // what is read again is told again, without any patience left
+	if err := n.Ready(); err != nil { // what is read again is told again, with no time left to wait
 		t.Error(err)
 	}
 	if got := receive(t, conn); got != "READY=1" {

@@ -180,11 +180,11 @@ func (c *Cache) Get(ctx context.Context, key Key, need Need) (Answer, error) {
 	}
 }
 
-// await waits until f has landed, for patience at most. An error means that ctx ended first.
-func await(ctx context.Context, f *flight, patience time.Duration) error {
+// await waits until f has landed, for atMost. An error means that ctx ended first.
+func await(ctx context.Context, f *flight, atMost time.Duration) error {
 	var over <-chan time.Time
-	if patience != forever {
-		timer := time.NewTimer(patience)
+	if atMost != forever {
+		timer := time.NewTimer(atMost)
 		defer timer.Stop()
 		over = timer.C
 	}
@@ -360,8 +360,8 @@ func (c *Cache) softFetchLocked(e *entry, left time.Duration, now bootTime) step
 		return step{answer: c.serveLocked(e, left, now)}
 	}
 	f := c.startFetchLocked(e, forCaller, now)
-	if patience := softWait - now.sub(f.asked); patience > 0 {
-		return step{wait: f, atMost: patience}
+	if atMost := softWait - now.sub(f.asked); atMost > 0 {
+		return step{wait: f, atMost: atMost}
 	}
 	return step{answer: c.serveLocked(e, left, now)}
 }

@@ -21,8 +21,9 @@ const (
 	// after a boot, when the time daemon is about to set it, and seldom on a device that has no time daemon.
 	askSoonest = 15 * time.Second
 	askLatest  = 5 * time.Minute
-	// askAgain is when a clock is asked about that is synchronised. The kernel itself goes on believing for hours.
-	askAgain = 10 * time.Minute
+	// confirmInterval is after how long a synchronised clock is asked about again. The kernel itself goes on believing
+	// for hours.
+	confirmInterval = 10 * time.Minute
 	// wordLasts is how long the last answer counts while nobody gives another.
 	wordLasts = 30 * time.Minute
 
@@ -127,7 +128,7 @@ func (w *witness) inquire() {
 		w.told, w.synchronised, w.at, w.ahead = true, synchronised, now, w.aheadAt(now)
 	}
 	if err == nil && synchronised {
-		w.doubted, w.next = 0, now+askAgain
+		w.doubted, w.next = 0, now+confirmInterval
 		return
 	}
 	if w.doubted == 0 {

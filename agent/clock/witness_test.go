@@ -64,7 +64,7 @@ func TestWitnessIsAskedSeldom(t *testing.T) {
 			t.Errorf("asked %d times a day", n)
 		}
 		s.yes = false
-		s.wants(t, "synchronisation was lost", false, true, askAgain+time.Second)
+		s.wants(t, "synchronisation was lost", false, true, confirmInterval+time.Second)
 	})
 }
 

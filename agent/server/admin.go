@@ -57,8 +57,8 @@ func (s *Server) policyChanges(req *request) *apiError {
 	return nil
 }
 
-// notePolicyChange answers POST /v1/policy-changes.
-func (s *Server) notePolicyChange(req *request) *apiError {
+// recordPolicyChange answers POST /v1/policy-changes.
+func (s *Server) recordPolicyChange(req *request) *apiError {
 	body, e := readBody[api.PolicyChangeRequest](req)
 	if e != nil {
 		return e

@@ -51,7 +51,7 @@ var routes = [...]route{
 
 	{api.PathStatus, false, http.MethodGet, onAdmin, formV1, (*Server).status},
 	{api.PathPolicyChanges, false, http.MethodGet, onAdmin, formV1, (*Server).policyChanges},
-	{api.PathPolicyChanges, false, http.MethodPost, onAdmin, formV1, (*Server).notePolicyChange},
+	{api.PathPolicyChanges, false, http.MethodPost, onAdmin, formV1, (*Server).recordPolicyChange},
 	{api.PathPolicyChanges, false, http.MethodDelete, onAdmin, formV1, (*Server).withdrawPolicyChange},
 	{api.PathGrants, false, http.MethodGet, onAdmin, formV1, (*Server).grants},
 	{api.PathGrantsCheck, false, http.MethodGet, onAdmin, formV1, (*Server).checkGrants},

@@ -27,7 +27,7 @@ func (l *Listener) Inode() (uint64, error) {
 // Adopt takes up a socket that an earlier process had made with Listen, by its listener, which was kept open meanwhile,
 // and its Inode. It takes over inner, also with an error, and then leaves what is at the path alone: something else
 // than that socket.
-func (h *Held) Adopt(folder, name string, inner *net.UnixListener, inode uint64) (*Listener, error) {
+func (h *Dir) Adopt(folder, name string, inner *net.UnixListener, inode uint64) (*Listener, error) {
 	inner.SetUnlinkOnClose(false)
 	l, err := h.adopt(folder, name, inner, inode)
 	if err != nil {
@@ -36,7 +36,7 @@ func (h *Held) Adopt(folder, name string, inner *net.UnixListener, inode uint64)
 	return l, nil
 }
 
-func (h *Held) adopt(folder, name string, inner *net.UnixListener, inode uint64) (*Listener, error) {
+func (h *Dir) adopt(folder, name string, inner *net.UnixListener, inode uint64) (*Listener, error) {
 	path := filepath.Join(h.dir, folder, name)
 	if name == "" || strings.ContainsAny(name, "/\x00") || folder == "" || !filepath.IsLocal(folder) {
 		return nil, fmt.Errorf("%s is no path of a socket below %s", path, h.dir)
@@ -69,7 +69,7 @@ func (l *Listener) Leave() { l.left.Store(true) }
 
 // RemoveFolder removes a folder below the locked one with the socket name in it, when nobody serves that and nothing
 // else is there. A folder that is not there is no error.
-func (h *Held) RemoveFolder(folder, name string) error {
+func (h *Dir) RemoveFolder(folder, name string) error {
 	path := filepath.Join(h.dir, folder)
 	if folder == "" || !filepath.IsLocal(folder) {
 		return fmt.Errorf("%q is not below %s", folder, h.dir)
@@ -103,7 +103,7 @@ func (h *Held) RemoveFolder(folder, name string) error {
 
 // Folders lists the folders in one below the locked folder, in the order of their names. There are none where it is not
 // there.
-func (h *Held) Folders(folder string) ([]string, error) {
+func (h *Dir) Folders(folder string) ([]string, error) {
 	in, err := h.find(folder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -124,7 +124,7 @@ func (h *Held) Folders(folder string) ([]string, error) {
 }
 
 // find walks from the locked folder down to folder as open does, and makes and changes nothing.
-func (h *Held) find(folder string) (*os.File, error) {
+func (h *Dir) find(folder string) (*os.File, error) {
 	at := h.folder
 	for _, step := range strings.Split(filepath.Clean(folder), "/") {
 		fd, err := unix.Openat(int(at.Fd()), step, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

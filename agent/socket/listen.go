@@ -43,7 +43,7 @@ type Listener struct {
 //
 // A socket that nobody serves is replaced. One that is served, or whose server cannot be told, is an
 // error, and so is anything that is not a socket.
-func (h *Held) Listen(folder, name string, mode fs.FileMode, gid int) (*Listener, error) {
+func (h *Dir) Listen(folder, name string, mode fs.FileMode, gid int) (*Listener, error) {
 	path := filepath.Join(h.dir, folder, name)
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || len(name) > longestName {
 		return nil, fmt.Errorf("%q is no name for a socket: it takes 1 to %d bytes without a slash", name, longestName)
@@ -82,7 +82,7 @@ func (l *Listener) remove() error {
 }
 
 // open walks from the locked folder down to folder step by step, following no link, making what is missing.
-func (h *Held) open(folder string) (*os.File, error) {
+func (h *Dir) open(folder string) (*os.File, error) {
 	at, path := h.folder, h.dir
 	steps := strings.Split(filepath.Clean(folder), "/") // "." for the locked folder itself
 	for i, step := range steps {

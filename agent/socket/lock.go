@@ -25,8 +25,8 @@ import (
 // olderLock is the lock file of versions that did not lock a folder yet. It is not made any more.
 const olderLock = "perceptd.lock"
 
-// Held is a runtime folder that this process alone serves in, until Close or its end.
-type Held struct {
+// Dir is a runtime folder that this process alone serves in, until Close or its end.
+type Dir struct {
 	dir    string // for people; every call goes through folder
 	folder *os.File
 	lock   *lock.Folder
@@ -37,7 +37,7 @@ type Held struct {
 // this user, and be writable by no one else unless it is sticky. The last step of dir may not be a link.
 // What is locked is the folder private in it, which is made where it is missing and shut to all other users: dir
 // itself is open to everybody. The error names the process that holds the lock already.
-func Lock(dir, private string) (*Held, error) {
+func Lock(dir, private string) (*Dir, error) {
 	if dir == "" {
 		return nil, errors.New("the runtime folder has no name: give one with --runtime-dir")
 	}
@@ -46,7 +46,7 @@ func Lock(dir, private string) (*Held, error) {
 	if err != nil {
 		return nil, folderError(dir, err)
 	}
-	h := &Held{dir: dir, folder: os.NewFile(uintptr(fd), dir)}
+	h := &Dir{dir: dir, folder: os.NewFile(uintptr(fd), dir)}
 	if err := h.take(private); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
@@ -54,11 +54,11 @@ func Lock(dir, private string) (*Held, error) {
 }
 
 // Close lets another daemon have the folder. Sockets made through h stay and are theirs to close, first.
-func (h *Held) Close() error {
+func (h *Dir) Close() error {
 	return errors.Join(h.older.Close(), h.lock.Close(), h.folder.Close())
 }
 
-func (h *Held) take(private string) (err error) {
+func (h *Dir) take(private string) (err error) {
 	if err := checkFolder(int(h.folder.Fd()), h.dir); err != nil {
 		return err
 	}
@@ -70,10 +70,10 @@ func (h *Held) take(private string) (err error) {
 		return err
 	}
 	if h.lock, err = lock.Take(shut); err != nil {
-		return h.held(err)
+		return h.heldError(err)
 	}
 	h.older, err = lockOlder(h.folder)
-	return h.held(err)
+	return h.heldError(err)
 }
 
 // openStep opens one folder, made if need be. A private one is for this user and root alone, also when it
@@ -107,8 +107,8 @@ func openStep(at *os.File, step, path string, private bool) (*os.File, error) {
 	return next, nil
 }
 
-// held says what another daemon that holds the lock does.
-func (h *Held) held(err error) error {
+// heldError says in a lock.HeldError what the other daemon does.
+func (h *Dir) heldError(err error) error {
 	var by lock.HeldError
 	if errors.As(err, &by) {
 		by.Does = "is serving in " + h.dir

@@ -30,7 +30,7 @@ func folder(t *testing.T) string {
 	return dir
 }
 
-func locked(t *testing.T, dir string) *Held {
+func locked(t *testing.T, dir string) *Dir {
 	t.Helper()
 	h, err := Lock(dir, private)
 	if err != nil {
@@ -40,7 +40,7 @@ func locked(t *testing.T, dir string) *Held {
 	return h
 }
 
-func listen(t *testing.T, h *Held, in, name string) *Listener {
+func listen(t *testing.T, h *Dir, in, name string) *Listener {
 	t.Helper()
 	l, err := h.Listen(in, name, 0o666, -1)
 	if err != nil {

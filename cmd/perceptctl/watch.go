@@ -49,11 +49,11 @@ bounds the wait for the first line.`,
 func (a *app) watchToken(ctx context.Context, request client.WatchRequest, asJSON bool) error {
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
-	patience := a.timeout
-	if patience <= 0 {
-		patience = math.MaxInt64
+	timeout := a.timeout
+	if timeout <= 0 {
+		timeout = math.MaxInt64
 	}
-	overdue := time.AfterFunc(patience, stop)
+	overdue := time.AfterFunc(timeout, stop)
 	defer overdue.Stop()
 	s := a.screen(a.stdout)
 	for event, err := range a.client.Watch(watching, request) {

@@ -98,7 +98,7 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		held: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0,
+		dir: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0,
 			systemd.StoreRoom()-store.HandoffRoom), modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.Source, log); err != nil {
@@ -203,7 +203,7 @@ func (d *daemon) release() {
 		d.backend.close()
 	}
 	if d.sockets != nil {
-		_ = d.sockets.held.Close()
+		_ = d.sockets.dir.Close()
 	}
 	_ = d.stateLock.Close()
 }

@@ -28,7 +28,7 @@ import (
 // sockets are the daemon's listeners: two from systemd, or made here when it was started by hand, and
 // one for each module, always made here.
 type sockets struct {
-	held    *socket.Held
+	dir     *socket.Dir
 	server  *server.Server
 	log     *zap.Logger
 	failed  chan<- error // a listener that can accept no more
@@ -70,7 +70,7 @@ func (s *sockets) takeOrMake(given *net.UnixListener, name string, mode os.FileM
 		given.SetUnlinkOnClose(false) // the path is systemd's: clients wait there through a restart
 		return given, nil
 	}
-	made, err := s.held.Listen("", name, mode, -1)
+	made, err := s.dir.Listen("", name, mode, -1)
 	if err != nil {
 		return nil, err // and not a net.Listener that holds a nil pointer
 	}
@@ -210,7 +210,7 @@ func (s *sockets) setModules(modules []string) {
 			}
 			continue
 		}
-		l, err := s.held.Listen(filepath.Join(api.ModulesDirName, name), api.TokenSocketName, tokenSocketMode, -1)
+		l, err := s.dir.Listen(filepath.Join(api.ModulesDirName, name), api.TokenSocketName, tokenSocketMode, -1)
 		if err != nil {
 			s.log.Error("a module has no socket", zap.String("module", name), zap.Error(err))
 			s.trouble = append(s.trouble, fmt.Sprintf("module %s has no socket: %v", name, err))
@@ -294,10 +294,10 @@ func (s *sockets) takeStored(given map[string]*net.UnixListener) {
 		if !strings.HasPrefix(name, storedModule) {
 			continue
 		}
-		l, module, err := s.takeUpLocked(name, inner)
+		l, module, err := s.adoptLocked(name, inner)
 		if err != nil {
 			s.log.Info("a stored socket is of no use any more", zap.String("name", name), zap.Error(err))
-			s.letGo(name)
+			s.discardStored(name)
 			continue
 		}
 		s.modules[module] = l
@@ -306,7 +306,7 @@ func (s *sockets) takeStored(given map[string]*net.UnixListener) {
 	}
 }
 
-func (s *sockets) takeUpLocked(name string, inner *net.UnixListener) (*socket.Listener, string, error) {
+func (s *sockets) adoptLocked(name string, inner *net.UnixListener) (*socket.Listener, string, error) {
 	module, inode, ok := parseStored(name)
 	switch {
 	case !ok:
@@ -315,7 +315,7 @@ func (s *sockets) takeUpLocked(name string, inner *net.UnixListener) (*socket.Li
 		_ = inner.Close()
 		return nil, "", fmt.Errorf("module %s has one already", module)
 	}
-	l, err := s.held.Adopt(filepath.Join(api.ModulesDirName, module), api.TokenSocketName, inner, inode)
+	l, err := s.dir.Adopt(filepath.Join(api.ModulesDirName, module), api.TokenSocketName, inner, inode)
 	return l, module, err
 }
 
@@ -404,7 +404,7 @@ func (s *sockets) rememberLocked(module, name string) {
 // discardLocked takes a module's listener out of systemd's store.
 func (s *sockets) discardLocked(module string) {
 	if name, stored := s.stored[module]; stored {
-		s.letGo(name)
+		s.discardStored(name)
 		delete(s.stored, module)
 	}
 }
@@ -421,7 +421,7 @@ func (s *sockets) leaveStored() {
 // removeFolders takes away the folders of modules that are no longer configured, also of an earlier start's. What a
 // module has put into its own stays, and the folder with it.
 func (s *sockets) removeFolders(modules []string) {
-	there, err := s.held.Folders(api.ModulesDirName)
+	there, err := s.dir.Folders(api.ModulesDirName)
 	if err != nil {
 		s.log.Warn("the modules' folders cannot be listed", zap.Error(err))
 	}
@@ -429,14 +429,15 @@ func (s *sockets) removeFolders(modules []string) {
 		if slices.Contains(modules, module) {
 			continue
 		}
-		if err := s.held.RemoveFolder(filepath.Join(api.ModulesDirName, module), api.TokenSocketName); err != nil {
+		if err := s.dir.RemoveFolder(filepath.Join(api.ModulesDirName, module), api.TokenSocketName); err != nil {
 			s.log.Warn("the folder of a module that was removed stays", zap.String("module", module), zap.Error(err))
 		}
 	}
 }
 
-// letGo has systemd close what it keeps by that name. Where it cannot be told, the next start finds it of no use.
-func (s *sockets) letGo(name string) {
+// discardStored has systemd close what it keeps by that name. If systemd cannot be told, the next start finds it of no
+// use.
+func (s *sockets) discardStored(name string) {
 	if err := s.notify.Discard(name); err != nil {
 		s.log.Warn("systemd was not told to let go of a socket", zap.String("name", name), zap.Error(err))
 	}
