@@ -44,7 +44,7 @@ func (c *changeSaver) open(
 		return
 	}
 	c.saver = &saver{
-		clock: clock, apart: saveRequestInterval, save: c.write, steady: true,
+		clock: clock, apart: saveRequestInterval, save: c.write, steady: true, patient: true,
 		every: func(boot time.Duration) time.Duration { return min(max(renewSoonest, boot), saveEvery) },
 		report: func(err, _ error) {
 			if err != nil {
@@ -103,7 +103,7 @@ func (c *changeSaver) unreadable() error {
 
 // notice requests a save where the cache may have changed the record by itself. It does not wait for the disk.
 func (c *changeSaver) notice() {
-	if c.saver != nil && c.saver.failure() == nil { // else it is tried again in any case
+	if c.saver != nil {
 		c.saver.ask(saveSoon)
 	}
 }

@@ -40,7 +40,9 @@ type saver struct {
 	// it off, but where steady is set.
 	every  func(boot time.Duration) time.Duration
 	steady bool
-	clock  tokencache.Clock
+	// patient has requests that nobody waits for wait for the next try while saves fail.
+	patient bool
+	clock   tokencache.Clock
 
 	fault  atomic.Pointer[error] // why the last save failed; nil: it worked, or there was none
 	saving sync.Mutex            // held while something is saved
@@ -110,7 +112,7 @@ func (s *saver) next() (wait time.Duration, stopped bool) {
 	switch {
 	case s.request == saveNow:
 		due = s.last
-	case s.request == saveSoon:
+	case s.request == saveSoon && (!s.patient || s.failure() == nil):
 		due = min(due, s.last+s.apart)
 	}
 	if s.failure() != nil {
