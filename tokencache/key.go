@@ -1,6 +1,11 @@
 package tokencache
 
-import "cmp"
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+)
 
 // SelectorKind says which of its names selects an identity. Kinds sort in the order of the constants.
 type SelectorKind string
@@ -48,11 +53,53 @@ func (s Selector) String() string {
 	return s.Kind.String() + " " + s.ID
 }
 
+// UnmarshalJSON refuses a selector without a kind, which would else be the system-assigned identity.
+func (s *Selector) UnmarshalJSON(text []byte) error {
+	var doc struct {
+		Kind *SelectorKind `json:"kind"`
+		ID   string        `json:"id"`
+	}
+	if err := unmarshalKnown(text, &doc); err != nil {
+		return err
+	}
+	if doc.Kind == nil {
+		return errSelectorMissing
+	}
+	*s = Selector{*doc.Kind, doc.ID}
+	return nil
+}
+
+// errSelectorMissing is why a document is refused that does not say whose token it is about.
+var errSelectorMissing = errors.New("its selector is none")
+
+// unmarshalKnown decodes JSON in which every field is known.
+func unmarshalKnown(text []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	return d.Decode(into)
+}
+
 // Key names one cached token: an identity's selector and the App ID URI the token is for. The back
 // end caches per resource URI, byte for byte, so nothing about the spelling is normalised.
 type Key struct {
 	Selector Selector `json:"selector"`
 	Resource string   `json:"resource"`
+}
+
+// UnmarshalJSON refuses a key without a selector, which would else be the system-assigned identity's.
+func (k *Key) UnmarshalJSON(text []byte) error {
+	var doc struct {
+		Selector *Selector `json:"selector"`
+		Resource string    `json:"resource"`
+	}
+	if err := unmarshalKnown(text, &doc); err != nil {
+		return err
+	}
+	if doc.Selector == nil {
+		return errSelectorMissing
+	}
+	*k = Key{*doc.Selector, doc.Resource}
+	return nil
 }
 
 func (k Key) String() string { return k.Selector.String() + " for " + k.Resource }

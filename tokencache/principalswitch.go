@@ -262,6 +262,23 @@ type Principals struct {
 	By string `json:"by,omitempty"`
 }
 
+// UnmarshalJSON refuses principals without a selector, which would else be the system-assigned identity's.
+func (p *Principals) UnmarshalJSON(text []byte) error {
+	type fields Principals
+	doc := struct {
+		*fields
+		Selector *Selector `json:"selector"`
+	}{fields: (*fields)(p)}
+	if err := unmarshalKnown(text, &doc); err != nil {
+		return err
+	}
+	if doc.Selector == nil {
+		return errSelectorMissing
+	}
+	p.Selector = *doc.Selector
+	return nil
+}
+
 // Claim is a former principal's claim to be the current one again: a key was given its token, and no key of the
 // selector was given the current one's since.
 type Claim struct {

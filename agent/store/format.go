@@ -141,6 +141,9 @@ func decodeSnapshot(text []byte) (*tokencache.Snapshot, error) {
 
 func (doc *entryDocument) entry() (tokencache.SnapshotEntry, error) {
 	r := doc.SnapshotEntry
+	if r.Key == (tokencache.Key{}) {
+		return r, errors.New("its key is none")
+	}
 	if r.ReceivedAt == 0 { // without the boots before that one, it is earlier than it was: on the safe side
 		r.ReceivedAt = max(0, r.Received)
 	}
