@@ -19,8 +19,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	token, err := credential.GetToken(context.Background(),
-		policy.TokenRequestOptions{Scopes: []string{resource + "/.default"}})
+	token, err := credential.GetToken(context.Background(), policy.TokenRequestOptions{Scopes: []string{resource + "/.default"}})
 	if err != nil {
 		log.Fatalf("no token for %s: %v", resource, err)
 	}
