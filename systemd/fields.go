@@ -62,7 +62,8 @@ func text(value any) string {
 		return v.String()
 	case []byte:
 		return string(v)
-	case bool, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, uintptr, float32, float64, complex64, complex128:
+	case bool, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, uintptr,
+		float32, float64, complex64, complex128:
 		return fmt.Sprint(v)
 	}
 	encoded, err := json.Marshal(value)

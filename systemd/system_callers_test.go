@@ -88,8 +88,8 @@ func testCallers(t *testing.T, m *machine) {
 			{"its grant narrows its user's", "camera.service", "edge", nil, askVault, `"identity": "vision"`},
 			{"another one is its user", "other.service", "edge", nil, askVault, `"identity": "device"`},
 			{"by its group", "other.service", "technician", nil, askStorage, `"identity": "device"`},
-			{"the group's grant is for its resource", "other.service", "technician", nil, askVault,
-				"no [[grant]] lets"},
+			{"the group's grant is for its resource", "other.service", "technician",
+				nil, askVault, "no [[grant]] lets"},
 			{"nobody", "other.service", "nobody", nil, askVault, "no [[grant]] lets unit other.service"},
 			{"nearly its name", "camera2.service", "nobody", nil, askVault, "no [[grant]] lets"},
 		} {

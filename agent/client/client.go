@@ -479,8 +479,8 @@ func (c call) refusal(response *http.Response, body []byte) error {
 
 // contractError says that an answer is not of the wire contract.
 func (c call) contractError() error {
-	return fmt.Errorf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?", c.method, c.path,
-		c.socket)
+	return fmt.Errorf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?",
+		c.method, c.path, c.socket)
 }
 
 func hasMediaType(response *http.Response, want string) bool {

@@ -130,8 +130,8 @@ func TestRequests(t *testing.T) {
 		{
 			name: "token issued after",
 			call: func(ctx context.Context, c *client.Client) (any, error) {
-				return c.Token(ctx, client.TokenRequest{Resource: "r", IssuedAfter: time.Unix(1795435200, 999),
-					Wait: 90 * time.Second})
+				return c.Token(ctx, client.TokenRequest{Resource: "r",
+					IssuedAfter: time.Unix(1795435200, 999), Wait: 90 * time.Second})
 			},
 			method: "GET", uri: "/v1/token?issued_after=1795435200&resource=r&wait=1m30s", answer: token,
 		},
@@ -261,8 +261,8 @@ func TestRefusals(t *testing.T) {
 			name: "choices and time", status: 503, mediaType: problem, retryAfter: "2",
 			body: `{"title":"Service Unavailable","status":503,"code":"unreachable","choices":["device"]}`,
 			want: client.Error{
-				Problem: api.Problem{Title: "Service Unavailable", Status: 503, Code: api.CodeUnreachable,
-					Choices: []string{"device"}},
+				Problem: api.Problem{Title: "Service Unavailable",
+					Status: 503, Code: api.CodeUnreachable, Choices: []string{"device"}},
 				RetryAfter: 2 * time.Second,
 			},
 			text: "perceptd answered 503 Service Unavailable",

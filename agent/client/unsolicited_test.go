@@ -26,8 +26,8 @@ func TestNothingUnsolicitedIsPrinted(t *testing.T) {
 	defer log.SetOutput(log.Writer())
 	log.SetOutput(&printed)
 	body := `{"access_token":"a.b.c"}`
-	good := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body),
-		body)
+	good := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		len(body), body)
 	for name, row := range map[string]struct {
 		first, answer string
 		good          bool

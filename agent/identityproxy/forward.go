@@ -31,8 +31,8 @@ const (
 )
 
 // forwardedHeaders are the headers of an answer that mean something to a client of the two forms.
-var forwardedHeaders = [...]string{"Content-Type", "Cache-Control", "Retry-After", api.PermissionsHeader,
-	api.AudienceHeader}
+var forwardedHeaders = [...]string{"Content-Type", "Cache-Control", "Retry-After",
+	api.PermissionsHeader, api.AudienceHeader}
 
 // forward sends a request on to path of the token socket, with one header, and returns perceptd's answer. A request for
 // a token may be repeated: as long as there is no whole answer, it is, until perceptd was away for too long.

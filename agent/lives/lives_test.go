@@ -130,8 +130,8 @@ func report(p plan, ofEvents int, whole bool) string {
 	if p.about != anything {
 		fmt.Fprintf(&b, "%s='%s' ", aboutVariable, p.about)
 	}
-	fmt.Fprintf(&b, "%s=%d %s=1 go test -count=1 -run '^TestLives$' ./agent/lives\n", seedVariable, p.seed,
-		countVariable)
+	fmt.Fprintf(&b, "%s=%d %s=1 go test -count=1 -run '^TestLives$' ./agent/lives\n",
+		seedVariable, p.seed, countVariable)
 	fmt.Fprintf(&b, "The shortest history found that goes wrong so, %d of its %d events, by the time since it began",
 		len(p.events), ofEvents)
 	if !whole {

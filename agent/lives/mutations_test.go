@@ -140,8 +140,8 @@ func build(t *testing.T, mutants []mutant) string {
 		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "lives")
-	compile := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-vet", "off", "-o", program,
-		"./agent/lives")
+	compile := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-vet", "off", "-o",
+		program, "./agent/lives")
 	compile.Dir = root
 	if out, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

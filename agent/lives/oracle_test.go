@@ -389,8 +389,8 @@ func (o *oracle) answered(p *process, k *key, a agent.Answer) {
 		if g := o.got[k.Key]; g.by == p && g.text == t.text && !g.short && now.Sub(g.on) > borneOut &&
 			o.plan.device.tells() && a.Left+agreeing+5*time.Second < g.until.Sub(now) && !a.Unconfirmed &&
 			!o.liedSince(t.on) {
-			o.fail("life not corrected", "%v got a token told to have %v left, and the back end said %v last", k.Key,
-				a.Left, g.until.Sub(now))
+			o.fail("life not corrected", "%v got a token told to have %v left, and the back end said %v last",
+				k.Key, a.Left, g.until.Sub(now))
 		}
 	}
 }
@@ -643,8 +643,8 @@ func (o *oracle) judgeLag(k *key, now time.Time, withheld bool) {
 		if withheld {
 			what, kind = "nothing", "locked out"
 		}
-		o.fail(kind, "%v gets %s, for %v already the back end would give a token that is known to be current", k.Key,
-			what, lag)
+		o.fail(kind, "%v gets %s, for %v already the back end would give a token that is known to be current",
+			k.Key, what, lag)
 	}
 }
 

@@ -76,8 +76,8 @@ func (f form) String() string {
 func (v device) String() string {
 	var b strings.Builder
 	add := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
-	add("a device for %v: identities %d, keys %d, each asked for about every %v", v.lasts.Round(time.Second),
-		v.identities, v.keys, v.asks)
+	add("a device for %v: identities %d, keys %d, each asked for about every %v",
+		v.lasts.Round(time.Second), v.identities, v.keys, v.asks)
 	for _, is := range []struct {
 		so   bool
 		text string

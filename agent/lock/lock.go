@@ -76,15 +76,15 @@ func shut(folder *os.File) error {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("%s is not a folder", folder.Name())
 	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%s belongs to user %d, neither root nor user %d who runs perceptd", folder.Name(), st.Uid,
-			os.Geteuid())
+		return fmt.Errorf("%s belongs to user %d, neither root nor user %d who runs perceptd",
+			folder.Name(), st.Uid, os.Geteuid())
 	case st.Mode&0o077 == 0:
 		return nil
 	}
 	// An ACL goes with it: the group's bits are its mask.
 	if err := unix.Fchmod(int(folder.Fd()), 0o700); err != nil {
-		return fmt.Errorf("%s: mode %04o lets others open it, and cannot be changed: %w", folder.Name(), st.Mode&0o7777,
-			err)
+		return fmt.Errorf("%s: mode %04o lets others open it, and cannot be changed: %w",
+			folder.Name(), st.Mode&0o7777, err)
 	}
 	return nil
 }
@@ -108,8 +108,8 @@ func holder(file *os.File) int {
 	if err != nil || unix.Fstat(int(file.Fd()), &st) != nil {
 		return 0
 	}
-	return findHolder(string(locks), fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)),
-		st.Ino))
+	return findHolder(string(locks), fmt.Sprintf("%02x:%02x:%d",
+		unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino))
 }
 
 // findHolder reads lines such as "1: FLOCK  ADVISORY  WRITE 1234 00:1a:5678 0 EOF". Those who wait have an arrow more.

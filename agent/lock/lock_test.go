@@ -111,8 +111,8 @@ func TestAnotherUserCannotLock(t *testing.T) {
 		c := exec.Command("/bin/sh", "-c", `if (exec 3<"$1") 2>/dev/null; then exit 0; else exit 1; fi`, "sh", at.path)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		if out, _ := c.CombinedOutput(); c.ProcessState.ExitCode() != at.want {
-			t.Errorf("another user opens %s: exit status %d, want %d\n%s", at.path, c.ProcessState.ExitCode(), at.want,
-				out)
+			t.Errorf("another user opens %s: exit status %d, want %d\n%s",
+				at.path, c.ProcessState.ExitCode(), at.want, out)
 		}
 	}
 }

@@ -93,8 +93,8 @@ func TestPathsAreExact(t *testing.T) {
 		{admin, "/metrics", 400},
 	} {
 		for _, method := range []string{"GET", "POST"} {
-			got := send(t, test.socket, requestText(method, test.path+query, "", metadata, appHeader,
-				"Content-Length: 0"))
+			got := send(t, test.socket, requestText(method, test.path+query, "",
+				metadata, appHeader, "Content-Length: 0"))
 			checkRefusal(t, method+" "+test.path, got, test.status, api.CodeUnknownPath)
 		}
 	}

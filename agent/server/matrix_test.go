@@ -578,8 +578,8 @@ func wantTable(t *testing.T, name, table string) {
 		t.Fatalf("%s has no markers for the table %q", path, name)
 	case there == table:
 	case !write:
-		t.Errorf("%s tells of other outcomes of %q than these: make fault-matrix brings it up to date\n%s", path, name,
-			table)
+		t.Errorf("%s tells of other outcomes of %q than these: make fault-matrix brings it up to date\n%s",
+			path, name, table)
 	default:
 		if err := os.WriteFile(path, []byte(before+begin+table+end+after), 0o644); err != nil {
 			t.Fatal(err)

@@ -79,8 +79,8 @@ func TestConnectionMemory(t *testing.T) {
 		if f.refused {
 			most = refusedMemory
 		}
-		t.Logf("%-34s %5.1f KB of heap, %4.1f KB of stacks, made for %d KB", f.name, float64(heap)/1024,
-			float64(stacks)/1024, most>>10)
+		t.Logf("%-34s %5.1f KB of heap, %4.1f KB of stacks, made for %d KB",
+			f.name, float64(heap)/1024, float64(stacks)/1024, most>>10)
 		if heap+stacks > most && !raceDetector {
 			t.Errorf("%s: a connection takes %d bytes, and the limits are made for %d", f.name, heap+stacks, most)
 		}

@@ -84,8 +84,8 @@ func TestRolloverBoundary(t *testing.T) {
 				for range 3 {
 					at, ok := b.RolloverAt(vision, vault)
 					if !ok || !at.Equal(first.RollsOn) || at.After(first.ExpiresOn) {
-						t.Fatalf("rollover at %v (%v), the token rolls on %v and expires on %v", at, ok, first.RollsOn,
-							first.ExpiresOn)
+						t.Fatalf("rollover at %v (%v), the token rolls on %v and expires on %v",
+							at, ok, first.RollsOn, first.ExpiresOn)
 					}
 					time.Sleep(time.Until(at) - time.Nanosecond)
 					if again := token(t, b, vision, vault); again.Text != first.Text {
@@ -314,8 +314,8 @@ func TestReplicasBringOlderTokensBack(t *testing.T) {
 	again, _ := serials(1)
 	other, _ := serials(2)
 	if back == 0 || !slices.Equal(one, again) || slices.Equal(one, other) {
-		t.Errorf("%d older tokens came back; repeatable %v; seeded %v", back, slices.Equal(one, again),
-			!slices.Equal(one, other))
+		t.Errorf("%d older tokens came back; repeatable %v; seeded %v",
+			back, slices.Equal(one, again), !slices.Equal(one, other))
 	}
 }
 

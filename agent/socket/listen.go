@@ -118,8 +118,8 @@ func checkFree(folder *os.File, name, path string) error {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return nil
 	default:
-		return fmt.Errorf("whether anyone serves on %s cannot be told: %w: stop whoever made it, then remove it", path,
-			err)
+		return fmt.Errorf("whether anyone serves on %s cannot be told: %w: stop whoever made it, then remove it",
+			path, err)
 	}
 }
 

@@ -64,7 +64,8 @@ func (h *Dir) take(private string) (err error) {
 	}
 	shut, err := openStep(h.folder, private, filepath.Join(h.dir, private), true)
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("%w: `systemd-tmpfiles --create perceptd.conf` makes it for perceptd.service; to start perceptd by hand, name another folder with --runtime-dir", err)
+		return fmt.Errorf("%w: `systemd-tmpfiles --create perceptd.conf` makes it for perceptd.service; "+
+			"to start perceptd by hand, name another folder with --runtime-dir", err)
 	}
 	if err != nil {
 		return err
@@ -101,8 +102,8 @@ func openStep(at *os.File, step, path string, private bool) (*os.File, error) {
 		err = nil
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: nobody else may get there, and its mode cannot be changed: %w", path,
-			err), next.Close())
+		return nil, errors.Join(fmt.Errorf("%s: nobody else may get there, and its mode cannot be changed: %w",
+			path, err), next.Close())
 	}
 	return next, nil
 }

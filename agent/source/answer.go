@@ -393,8 +393,8 @@ func wholeNumber(s string) (int64, bool) {
 }
 
 func parseDate(s string) (time.Time, bool) {
-	for _, layout := range []string{"01/02/2006 15:04:05", "2006-01-02 15:04:05", time.RFC3339Nano,
-		"1/2/2006 3:04:05 PM -07:00"} {
+	for _, layout := range []string{"01/02/2006 15:04:05", "2006-01-02 15:04:05",
+		time.RFC3339Nano, "1/2/2006 3:04:05 PM -07:00"} {
 		if t, err := time.Parse(layout, s); err == nil {
 			return t, true
 		}

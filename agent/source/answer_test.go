@@ -43,8 +43,8 @@ func TestTimes(t *testing.T) {
 			nominal: 24*time.Hour + 5*time.Minute},
 		{name: "clock years behind", changes: object{"expires_in": nil}, now: now.AddDate(-20, 0, 0),
 			left: 24*time.Hour + 5*time.Minute, nominal: 24*time.Hour + 5*time.Minute},
-		{name: "clock years ahead, expires_in wins", now: now.AddDate(20, 0, 0), left: 24 * time.Hour,
-			nominal: 24*time.Hour + 5*time.Minute},
+		{name: "clock years ahead, expires_in wins",
+			now: now.AddDate(20, 0, 0), left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
 		{name: "28 hours", changes: object{"expires_in": "100800", "expires_on": now.Unix() + 100800},
 			left: 28 * time.Hour, nominal: 28*time.Hour + 5*time.Minute},
 		{name: "an unlikely nominal life is not believed",
@@ -285,14 +285,14 @@ func TestOwnExpiry(t *testing.T) {
 
 		{"expires_on alone, earlier than it", onAlone, now.Add(time.Hour), right, time.Hour, now.Add(time.Hour)},
 		{"expires_on alone, an hour ago", onAlone, now.Add(-time.Hour), right, 0, time.Time{}},
-		{"expires_on alone, clock behind: no more than it was given", onAlone, day, behind,
-			24*time.Hour + 5*time.Minute, day},
-		{"expires_on alone, a clock that is said to be right and three days ahead", onAlone, day, ahead, 0,
-			time.Time{}},
+		{"expires_on alone, clock behind: no more than it was given",
+			onAlone, day, behind, 24*time.Hour + 5*time.Minute, day},
+		{"expires_on alone, a clock that is said to be right and three days ahead",
+			onAlone, day, ahead, 0, time.Time{}},
 
 		{"expires_in alone", inAlone, day, right, 24 * time.Hour, day},
-		{"expires_in alone, clock ahead: no reason to refuse it, and the cache knows when", inAlone, day, ahead,
-			24 * time.Hour, day},
+		{"expires_in alone, clock ahead: no reason to refuse it, and the cache knows when",
+			inAlone, day, ahead, 24 * time.Hour, day},
 		{"expires_in alone, clock behind the token", inAlone, day, behind, 24 * time.Hour, day},
 		{"expires_in alone, an hour ago: for the cache to judge by a clock it knows", inAlone, now.Add(-time.Hour),
 			right, 24 * time.Hour, now.Add(-time.Hour)},
@@ -319,8 +319,8 @@ func TestOwnExpiry(t *testing.T) {
 				return
 			}
 			if err != nil || got.Left != test.left || !got.Token.ExpiresOn.Equal(test.on) {
-				t.Errorf("%v left, expires on %v, %v\nwant %v on %v", got.Left, got.Token.ExpiresOn, err, test.left,
-					test.on)
+				t.Errorf("%v left, expires on %v, %v\nwant %v on %v",
+					got.Left, got.Token.ExpiresOn, err, test.left, test.on)
 			}
 		})
 	}

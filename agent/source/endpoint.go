@@ -101,8 +101,8 @@ func (env environment) detect() (Endpoint, error) {
 }
 
 func unsupported(platform, variables string) error {
-	return fmt.Errorf("%s in the environment makes azidentity choose %s, which is not supported: unset it", variables,
-		platform)
+	return fmt.Errorf("%s in the environment makes azidentity choose %s, which is not supported: unset it",
+		variables, platform)
 }
 
 // mismatch says why azidentity uses the form found and what makes it use the one wanted.

@@ -41,9 +41,8 @@ func (a answer) checkIdentity(at target, key tokencache.Key) *tokencache.FetchEr
 
 func otherIdentity(at target, s tokencache.Selector, by string) *tokencache.FetchError {
 	return &tokencache.FetchError{Kind: tokencache.IdentityNotFound, Detail: fmt.Sprintf(
-		"%s answered with another identity than %v, by %s: check the identity's IDs and that it is assigned to this "+
-			"device",
-		at.dial, s, by)}
+		"%s answered with another identity than %v, by %s: "+
+			"check the identity's IDs and that it is assigned to this device", at.dial, s, by)}
 }
 
 // contradicts names the claim that shows that the token is not of the identity s; empty for none.

@@ -115,10 +115,10 @@ func (t *transport) roundTripError(f *fetch, req *http.Request, err error) error
 	return f.failure
 }
 
-// checkResponse checks an answer, and returns the body that azidentity gets. body may be cut off after maxBodyBytes +
-// 1.
-func (t *transport) checkResponse(f *fetch, req *http.Request, resp *http.Response, body []byte) ([]byte,
-	*tokencache.FetchError) {
+// checkResponse checks an answer, and returns the body that azidentity gets. body may end after maxBodyBytes+1.
+func (t *transport) checkResponse(
+	f *fetch, req *http.Request, resp *http.Response, body []byte,
+) ([]byte, *tokencache.FetchError) {
 	now := t.wall().Round(0)
 	date, _ := http.ParseTime(resp.Header.Get("Date")) // zero for none and for nonsense
 

@@ -221,11 +221,11 @@ func checkKey(path string) error {
 
 func (m keyOptions) plan(path string) string {
 	if m.with == withFile {
-		return fmt.Sprintf("would write a random key to %s in the clear, to be read by root and the group %s", path,
-			m.group)
+		return fmt.Sprintf("would write a random key to %s in the clear, to be read by root and the group %s",
+			path, m.group)
 	}
-	return fmt.Sprintf("would seal a random key with systemd-creds encrypt --with-key=%s, and write it to %s", m.with,
-		path)
+	return fmt.Sprintf("would seal a random key with systemd-creds encrypt --with-key=%s, and write it to %s",
+		m.with, path)
 }
 
 // writeCacheKey makes a key, writes it to path, and returns what it is sealed with.
@@ -454,8 +454,8 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 		_, err = store.KeyOf(secret)
 	}
 	if err != nil {
-		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w", key.credential(),
-			err)
+		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w",
+			key.credential(), err)
 		return &hintedError{err, lostKeyHint}
 	}
 	return needsRoot(writeAtomically(filepath.Join(folder, "key"), secret, 0o440, -1))

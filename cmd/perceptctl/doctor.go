@@ -251,8 +251,8 @@ func examineConfig(output string, err error) *finding {
 		return &finding{note, what, fmt.Sprintf("it was not checked: perceptd --check does not end, within %v",
 			probeTimeout), ""}
 	}
-	return &finding{note, what, strings.TrimSuffix(fmt.Sprintf("it was not checked: perceptd --check: %v: %s", err,
-		output), ": "), ""}
+	return &finding{note, what, strings.TrimSuffix(fmt.Sprintf("it was not checked: perceptd --check: %v: %s",
+		err, output), ": "), ""}
 }
 
 func examineDaemon(status api.Status) (all []finding) {

@@ -244,9 +244,8 @@ const shownChanges = 5
 // policyChanges lists the policy changes that touch the token, each with whether the token carries it.
 func (t explainer) policyChanges() []string {
 	if t.token.Changes == nil {
-		return []string{"Which policy changes it carries perceptd does not say, since it is older than this " +
-			"perceptctl: it is to be " +
-			"restarted. perceptctl policy-changes lists those on record."}
+		return []string{"Which policy changes it carries perceptd does not say, since it is older than this perceptctl: " +
+			"it is to be restarted. perceptctl policy-changes lists those on record."}
 	}
 	if len(t.changes) == 0 && t.current() {
 		return []string{"No policy change that touches it is on record. Azure tells nobody of them: perceptd knows " +

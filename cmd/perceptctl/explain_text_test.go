@@ -167,8 +167,8 @@ func moreScenarios() []scenario {
 		{
 			name: "missing, the back end fails",
 			token: func(token *api.TokenStatus) {
-				*token = api.TokenStatus{Identity: "vision", Resource: vault, State: api.StateMissing,
-					LastFetch:   after(-10 * time.Second),
+				*token = api.TokenStatus{Identity: "vision",
+					Resource: vault, State: api.StateMissing, LastFetch: after(-10 * time.Second),
 					LastOutcome: api.OutcomeFailed, LastError: "it does not answer.", Failures: 4, Fetches: 4, NextRefresh: after(-time.Second)}
 			},
 			changes: []api.PolicyChange{aChange("1f0c2a34", api.EffectGranted, time.Hour, 0)},

@@ -13,7 +13,8 @@ func (a *app) reloadCommand() *cobra.Command {
 		Use:   "reload",
 		Short: "make perceptd read its configuration again",
 		Long: `Make perceptd read its configuration again and print what changed, a line each,
-and warnings of what is in force and not as it should be. A bad configuration changes nothing: its faults are told here and in the status.`,
+and warnings of what is in force and not as it should be. A bad configuration changes nothing: its faults are told ` +
+			`here and in the status.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(a.reload),
 	}

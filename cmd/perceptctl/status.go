@@ -484,8 +484,8 @@ func (s screen) denials(now time.Time, denials []api.Denial) string {
 		if d.Count > 1 {
 			times = fmt.Sprintf("%d times, last", d.Count)
 		}
-		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s", what, times, formatDuration(now.Sub(d.On)),
-			d.Reason), term.Warning)
+		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s",
+			what, times, formatDuration(now.Sub(d.On)), d.Reason), term.Warning)
 		lead = "          "
 	}
 	return text

@@ -123,11 +123,12 @@ func (a *app) withMissingGrant(ctx context.Context, err error, request client.To
 		return &hintedError{err,
 			"perceptctl whoami tells how perceptd sees this process, and so whether a grant can be for it"}
 	}
-	return &hintedError{err, fmt.Sprintf(`if it should be allowed, add this to /etc/percept/config.toml and run perceptctl reload:
+	const hint = `if it should be allowed, add this to /etc/percept/config.toml and run perceptctl reload:
   [[grant]]
   caller    = %s
   identity  = %q
-  resources = [%q]`, caller, cmp.Or(request.Identity, "NAME"), request.Resource)}
+  resources = [%q]`
+	return &hintedError{err, fmt.Sprintf(hint, caller, cmp.Or(request.Identity, "NAME"), request.Resource)}
 }
 
 // grantable returns the caller of a grant that would be for c, as a configuration has it; empty: none would.

@@ -98,8 +98,8 @@ func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
 		return nil, err
 	}
 	d.sockets = &sockets{
-		dir: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify, room: max(0,
-			systemd.StoreRoom()-store.HandoffRoom), modules: make(map[string]*socket.Listener),
+		dir: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify,
+		room: max(0, systemd.StoreRoom()-store.HandoffRoom), modules: make(map[string]*socket.Listener),
 	}
 	if d.backend, err = newBackend(c.Source, log); err != nil {
 		return nil, err

@@ -77,8 +77,8 @@ func (b *loopback) openSecretsLocked() {
 	root, err := store.LoopbackSecret(store.Disk(b.stateDir))
 	switch {
 	case root == nil:
-		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v%s", err,
-			remedyFor(err))
+		b.unkept = fmt.Sprintf("the header secrets of the loopback listener are others after the next start: %v%s",
+			err, remedyFor(err))
 		root = new(store.Key)
 		_, _ = rand.Read(root[:]) // never fails: it would end the program
 		b.log.Warn("the header secrets of the loopback listener are not kept", zap.Error(err))

@@ -249,8 +249,8 @@ func (s *sockets) troubles() []string {
 		if at == api.DefaultAdminSocket {
 			mend = "systemd-tmpfiles --create perceptd.conf gives it its owner"
 		}
-		all = append(all, fmt.Sprintf("perceptd cannot check that it answers on %s, where it may not connect: %s", at,
-			mend))
+		all = append(all, fmt.Sprintf("perceptd cannot check that it answers on %s, where it may not connect: %s",
+			at, mend))
 	}
 	if unkept := s.unkeptTroubleLocked(); unkept != "" {
 		all = append(all, unkept)

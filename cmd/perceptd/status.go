@@ -110,8 +110,8 @@ func statusText(s api.Status, opensNothing bool, trouble []string) string {
 	case 1:
 		parts = append(parts, "trouble: "+trouble[0])
 	default:
-		parts = append(parts, fmt.Sprintf("trouble: %s (and %d more, see perceptctl status)", trouble[0],
-			len(trouble)-1))
+		parts = append(parts, fmt.Sprintf("trouble: %s (and %d more, see perceptctl status)",
+			trouble[0], len(trouble)-1))
 	}
 	valid, stale, withheld := 0, 0, 0
 	var next time.Time

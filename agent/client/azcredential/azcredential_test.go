@@ -143,8 +143,8 @@ func TestGetToken(t *testing.T) {
 					!at.After(after.Add(d))
 			}
 			if got.Token != canary+"1" || !within(got.ExpiresOn, 10*time.Hour) || !within(got.RefreshOn, row.refresh) {
-				t.Errorf("expires in %v, is to be refreshed in %v", got.ExpiresOn.Sub(before),
-					got.RefreshOn.Sub(before))
+				t.Errorf("expires in %v, is to be refreshed in %v",
+					got.ExpiresOn.Sub(before), got.RefreshOn.Sub(before))
 			}
 			if len(p.asked) != 1 || p.asked[0] != row.query {
 				t.Errorf("asked %q", p.asked)

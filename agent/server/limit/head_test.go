@@ -71,8 +71,8 @@ func TestBounds(t *testing.T) {
 		"a body in chunks":           {chunked + "5\r\nhello\r\n0\r\n\r\n" + full + "\r\n", 0, 3},
 		"trailers count":             {chunked + "0\r\n" + manyLines(HeadLines+1), 4, 1},
 		"a head within a chunk":      {chunked + "99\r\nx\r\nContent-Length: 999999\r\n\r\n" + full + "b:\n", 3, 2},
-		"two lengths": {get + "Content-Length: 9\r\nContent-Length: 9999\r\n\r\n" + full + "b:\n", 3,
-			1},
+		"two lengths": {get + "Content-Length: 9\r\nContent-Length: 9999\r\n\r\n" + full + "b:\n",
+			3, 1},
 		"a length and chunks": {get + "Content-Length: 9999\r\ntransfer-encoding: chunked\r\n\r\n" +
 			full + "b:\n", 3, 1},
 		"a length that goes on":      {get + "Content-Length: 9999\r\n 9\r\n\r\n" + full + "b:\n", 3, 1},

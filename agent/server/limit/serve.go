@@ -129,8 +129,8 @@ const answerTime = 2 * time.Second
 // headTooLarge is the answer, with the fields that SDKs show.
 var headTooLarge = func() []byte {
 	const status = http.StatusRequestHeaderFieldsTooLarge
-	detail := fmt.Sprintf("a request may have %d header lines and %d bytes before its body: send less", HeadLines,
-		HeadBytes)
+	detail := fmt.Sprintf("a request may have %d header lines and %d bytes before its body: send less",
+		HeadLines, HeadBytes)
 	body := fmt.Sprintf(`{"error":"invalid_request","error_description":%q,"statusCode":%d,"message":%q}`+"\n",
 		detail, status, detail)
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"+

@@ -35,8 +35,8 @@ func (t *TurnedAway) Error() string { return t.Advice() }
 // String says it in a sentence.
 func (t *TurnedAway) String() string {
 	if t.overBudget {
-		return fmt.Sprintf("connections to the %s are turned away: %s connects more often than it may", t.Listener,
-			t.Key)
+		return fmt.Sprintf("connections to the %s are turned away: %s connects more often than it may",
+			t.Listener, t.Key)
 	}
 	many := fmt.Sprintf("which is all that it may have (%d)", t.Of)
 	if t.everyone {

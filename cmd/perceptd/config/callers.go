@@ -151,8 +151,8 @@ func (m module) validate() error {
 	}
 	switch {
 	case m.require != "" && m.require != requireSocket && m.require != requireContainer:
-		return fmt.Errorf("module %q: require is %q: it must be %q or %q", m.name, m.require, requireContainer,
-			requireSocket)
+		return fmt.Errorf("module %q: require is %q: it must be %q or %q",
+			m.name, m.require, requireContainer, requireSocket)
 	case m.container != "" && m.require == requireSocket:
 		return fmt.Errorf("module %q: container has no effect with require = %q", m.name, requireSocket)
 	case m.container != "" && !validContainer.MatchString(m.container):
@@ -185,8 +185,8 @@ func (c *Callers) validate() (key string, err error) {
 			"callers.requests_per_second is %d: it must be between 1 and 1000000", c.PerSecond)
 	}
 	if c.young != youngAccept && c.young != youngRefuse {
-		return "callers.young", fmt.Errorf("callers.young is %q: it must be %q or %q", c.young, youngAccept,
-			youngRefuse)
+		return "callers.young", fmt.Errorf("callers.young is %q: it must be %q or %q",
+			c.young, youngAccept, youngRefuse)
 	}
 	for _, parent := range c.cgroupParents {
 		if !isCleanPath(parent) {

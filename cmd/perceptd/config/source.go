@@ -76,8 +76,8 @@ func (s *Source) validate() (key string, err error) {
 	case s.Kind != Simulated && s.Spread != defaultSource.Spread:
 		return "source.spread", forSimulated
 	case s.Spread < 0 || s.Spread > maxSimulatedSpread:
-		return "source.spread", fmt.Errorf("source.spread is %v: it must be between 0s and %v", s.Spread,
-			maxSimulatedSpread)
+		return "source.spread", fmt.Errorf("source.spread is %v: it must be between 0s and %v",
+			s.Spread, maxSimulatedSpread)
 	case !(s.Speed >= 1 && s.Speed <= 100_000): // NaN is neither
 		return "source.speed", fmt.Errorf("source.speed is %v: it must be between 1 and 100000", s.Speed)
 	case err != nil:

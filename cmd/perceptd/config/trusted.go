@@ -276,8 +276,8 @@ func (t *trust) settle(
 			continue
 		}
 		warnings = append(warnings, fmt.Sprintf(
-			"%s: mode %04o lets group %s change who gets tokens: chmod g-w %s, unless its members are the "+
-				"administrators",
+			"%s: mode %04o lets group %s change who gets tokens: "+
+				"chmod g-w %s, unless its members are the administrators",
 			place.path, place.mode, group, place.path))
 	}
 	return warnings, faults

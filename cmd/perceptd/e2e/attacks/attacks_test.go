@@ -116,8 +116,8 @@ func attacks() []attack {
 			func(s *stage) orders { return s.at("slow body", s.Token(), 1200, "") })},
 		{name: "slow bodies, admin.sock",
 			floods: one(member, func(s *stage) orders {
-				return s.at("slow body", s.Admin(), 1200,
-					api.PathPolicyChanges)
+				return s.at("slow body",
+					s.Admin(), 1200, api.PathPolicyChanges)
 			})},
 		{name: "waiting requests", floods: one(granted,
 			func(s *stage) orders { return s.at("ask", s.Token(), 1200, askToWait) })},
@@ -204,8 +204,8 @@ func (a attack) test(t *testing.T) {
 	for _, tr := range all {
 		told := tr.recall()
 		connected += told.Connected
-		t.Logf("%s: %d connections, %d of them closed unanswered, answers %v", tr.who, told.Connected, told.Unanswered,
-			told.Answers)
+		t.Logf("%s: %d connections, %d of them closed unanswered, answers %v",
+			tr.who, told.Connected, told.Unanswered, told.Answers)
 	}
 	answered := audience.judge()
 	peak := s.memory.peak(t)

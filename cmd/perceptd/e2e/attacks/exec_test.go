@@ -80,8 +80,8 @@ func TestAttacksExec(t *testing.T) {
 			to := harness.LaunchExec(t, d.Module("vision"))
 			refused := "GET /msi/token?api-version=2019-08-01&resource=" + harness.VaultURI + " HTTP/1.1\r\nHost: " +
 				to.Address + "\r\n\r\n"
-			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp", Address: to.Address,
-				Width: row.width, Request: refused})
+			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp",
+				Address: to.Address, Width: row.width, Request: refused})
 			tr.awaitBegun(nil)
 			for i := range 50 {
 				if err := askExec(to); err != nil {
@@ -141,8 +141,8 @@ func TestAttacksSimulator(t *testing.T) {
 		t.Run(row.kind, func(t *testing.T) {
 			p, environment := harness.StartSimulator(t, "imds")
 			address := strings.TrimPrefix(harness.ValueOf(environment, "AZURE_POD_IDENTITY_AUTHORITY_HOST"), "http://")
-			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp", Address: address,
-				Width: row.width})
+			tr := dispatch(t, program, stranger, orders{Kind: row.kind, Network: "tcp",
+				Address: address, Width: row.width})
 			tr.awaitBegun(nil)
 			var asking sync.WaitGroup
 			for range 8 {

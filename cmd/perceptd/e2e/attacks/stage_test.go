@@ -439,8 +439,8 @@ func (s *stage) honest() *audience {
 	ask := "GET " + harness.VaultToken + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	look := "GET " + api.PathStatus + " HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	return &audience{s, map[string]*troop{
-		"an honest user": s.send(soldier{uid: honestUser}, orders{Kind: "honest", Network: "unix", Address: s.Token(),
-			Request: ask}),
+		"an honest user": s.send(soldier{uid: honestUser}, orders{Kind: "honest", Network: "unix",
+			Address: s.Token(), Request: ask}),
 		"an honest module": s.send(soldier{uid: 0}, orders{Kind: "honest", Network: "unix", Address: s.Module("speech"),
 			Request: ask}),
 		"an honest admin": s.send(soldier{uid: honestUser + 1, groups: []uint32{adminGroup}},

@@ -93,8 +93,8 @@ func TestBenchFlood(t *testing.T) {
 		line(name, notes, after-before, h, at)
 		for _, one := range h {
 			if one.fault != nil {
-				t.Errorf("%s: %d honest requests of %d were not answered: %v", name, one.failed, len(one.took),
-					one.fault)
+				t.Errorf("%s: %d honest requests of %d were not answered: %v",
+					name, one.failed, len(one.took), one.fault)
 			}
 		}
 	}
@@ -106,8 +106,8 @@ func TestBenchFlood(t *testing.T) {
 	}
 	recovered, took := d.recovers(t, baseline)
 	phase("nobody else", alone)
-	fmt.Fprintf(os.Stdout, "\nhonest clients asking every %v beside one user's flood; %d CPUs; %v each\n\n", honestPace,
-		usableCPUs(t), floodCells*cell)
+	fmt.Fprintf(os.Stdout, "\nhonest clients asking every %v beside one user's flood; %d CPUs; %v each\n\n",
+		honestPace, usableCPUs(t), floodCells*cell)
 	_ = table.Flush()
 	fmt.Fprintf(os.Stdout, "\nbefore: %v\n after: %v, %v later\n", baseline, recovered, took.Round(time.Second))
 }

@@ -91,8 +91,8 @@ func deviceFaults() []deviceFault {
 	const unusable = "the kept tokens cannot be used and are fetched anew"
 	return []deviceFault{
 		{name: "the disk is full", before: smallDisk, during: fill, after: empty, says: unsaved},
-		{name: "the disk is read-only", before: smallDisk, during: remount(unix.MS_RDONLY), after: remount(0),
-			says: unsaved},
+		{name: "the disk is read-only",
+			before: smallDisk, during: remount(unix.MS_RDONLY), after: remount(0), says: unsaved},
 		{
 			name: "the state folder is gone", says: unsaved,
 			during: takeAway,
@@ -263,11 +263,11 @@ func recordFaults() []recordFault {
 		return func(t *testing.T, d *harness.Daemon) { must(t, os.Chmod(d.StateDir(), mode)) }
 	}
 	return []recordFault{
-		{name: "the disk is read-only", before: smallDisk, strike: remount(unix.MS_RDONLY), over: remount(0),
-			says: unkept},
+		{name: "the disk is read-only",
+			before: smallDisk, strike: remount(unix.MS_RDONLY), over: remount(0), says: unkept},
 		{name: "the disk is full", before: smallDisk, strike: fill, over: empty, says: unkept},
-		{name: "a group may write to the state folder (mode 0770)", strike: mode(0o770), over: mode(0o700),
-			says: unkept},
+		{name: "a group may write to the state folder (mode 0770)",
+			strike: mode(0o770), over: mode(0o700), says: unkept},
 		{name: "a group may write to the folder and to all that is in it (chmod -R 0770)", says: unkept,
 			strike: func(t *testing.T, d *harness.Daemon) {
 				chmodAll(t, d, 0o770)

@@ -56,8 +56,8 @@ func TestExecServesUnmodifiedSDKs(t *testing.T) {
 			t.Errorf("%s: the token is %v's", name, id)
 		}
 	}
-	_, err = runExec(t, d, d.Module("vision"), []string{harness.SDKVariable + "=" + harness.OverTCP}, "--", self,
-		"https://graph.microsoft.com")
+	_, err = runExec(t, d, d.Module("vision"), []string{harness.SDKVariable + "=" + harness.OverTCP}, "--",
+		self, "https://graph.microsoft.com")
 	if err == nil || !strings.Contains(err.Error(), "no [[grant]] lets module vision") {
 		t.Errorf("a resource that is not granted: %v", err)
 	}

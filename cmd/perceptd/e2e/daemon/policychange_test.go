@@ -195,8 +195,8 @@ func checkStale(t testing.TB, d *harness.Daemon, client *http.Client, noted api.
 	status, header, body, err := fetch(t.Context(), client, api.PathToken+"?resource="+harness.VaultURI)
 	want := fmt.Sprintf("stale; changed=%d; current-by=", noted.At.Unix())
 	if err != nil || status != 200 || !strings.HasPrefix(header.Get(api.PermissionsHeader), want) {
-		t.Errorf("a stale token is served and labelled: %d %q %.200s %v", status, header.Get(api.PermissionsHeader),
-			body, err)
+		t.Errorf("a stale token is served and labelled: %d %q %.200s %v",
+			status, header.Get(api.PermissionsHeader), body, err)
 	}
 	s := d.Status(t)
 	if len(s.Tokens) != 1 || s.Tokens[0].Permissions.State != api.PermissionsStale || len(s.Changes) != 1 ||

@@ -217,8 +217,8 @@ func TestFewDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
-		if _, err := fmt.Fprintf(conn, "GET %s?resource=%s HTTP/1.1\r\nHost: localhost\r\n\r\n", api.PathWatch,
-			harness.VaultURI); err != nil {
+		if _, err := fmt.Fprintf(conn, "GET %s?resource=%s HTTP/1.1\r\nHost: localhost\r\n\r\n",
+			api.PathWatch, harness.VaultURI); err != nil {
 			t.Fatal(err)
 		}
 		answer := make([]byte, len("HTTP/1.1 200"))

@@ -73,8 +73,8 @@ func TestTwoDaemons(t *testing.T) {
 		c := exec.Command("/bin/sh", "-c", `if (exec 3<"$1") 2>/dev/null; then exit 0; else exit 1; fi`, "sh", path)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		if _ = c.Run(); c.ProcessState.ExitCode() != want {
-			t.Errorf("another user who opens %s, to lock it: exit status %d, want %d", path, c.ProcessState.ExitCode(),
-				want)
+			t.Errorf("another user who opens %s, to lock it: exit status %d, want %d",
+				path, c.ProcessState.ExitCode(), want)
 		}
 	}
 }

@@ -120,8 +120,8 @@ func TestUnsolicitedAnswersOfADaemon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text := run([]string{harness.SDKVariable + "=" + harness.OverTCP}, "exec", "--", self, harness.VaultURI,
-				"https://storage.azure.com")
+			text := run([]string{harness.SDKVariable + "=" + harness.OverTCP}, "exec", "--",
+				self, harness.VaultURI, "https://storage.azure.com")
 			if strings.Contains(text, "canary") || strings.Count(text, "a.b.c") != 2 {
 				t.Errorf("exec printed:\n%s", text)
 			}
@@ -134,8 +134,8 @@ func hostileAnswer(q *http.Request) []byte {
 	var answer any = struct{}{}
 	switch q.URL.Path {
 	case api.PathToken:
-		answer = api.Token{AccessToken: "a.b.c", TokenType: "Bearer", Resource: harness.VaultURI,
-			ExpiresOn: time.Now().Add(time.Hour)}
+		answer = api.Token{AccessToken: "a.b.c", TokenType: "Bearer",
+			Resource: harness.VaultURI, ExpiresOn: time.Now().Add(time.Hour)}
 	case api.PathAppServiceToken:
 		answer = map[string]string{"access_token": "a.b.c", "token_type": "Bearer", "resource": harness.VaultURI,
 			"expires_on": fmt.Sprint(time.Now().Add(time.Hour).Unix())}

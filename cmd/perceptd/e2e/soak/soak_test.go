@@ -134,8 +134,8 @@ func startSoak(t *testing.T) *soaked {
 }
 
 func soakGrant(caller string, resources ...string) string {
-	return fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [\"%s\"]\n", caller,
-		strings.Join(resources, "\", \""))
+	return fmt.Sprintf("\n[[grant]]\ncaller = { %s }\nidentity = \"device\"\nresources = [\"%s\"]\n",
+		caller, strings.Join(resources, "\", \""))
 }
 
 // load asks on every socket, on connections that are kept and on new ones, without pause.
@@ -457,8 +457,8 @@ func (s *soaked) rests(t *testing.T, before holding) (h holding) {
 
 func (s *soaked) summarise(length time.Duration, before, after holding) {
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(table, "\n%v of load on %d connections; a day of the back end's takes a minute\t\t\n", length,
-		len(s.sockets)*soakCallers)
+	fmt.Fprintf(table, "\n%v of load on %d connections; a day of the back end's takes a minute\t\t\n",
+		length, len(s.sockets)*soakCallers)
 	total := 0
 	for _, status := range slices.Sorted(maps.Keys(s.answers)) {
 		total += s.answers[status]
