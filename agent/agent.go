@@ -58,7 +58,7 @@ type Options struct {
 	// Unopened are snapshots of caches before that one, which could not be read when it started: see
 	// tokencache.Cache.Restore.
 	Unopened []*tokencache.Snapshot
-	// On is for tokencache.Options.
+	// On goes into tokencache.Options.On.
 	On time.Duration
 	// Copies are all snapshots of earlier caches, also of those with other sources, for their copies of the record and
 	// the marks in them. Nil: Snapshot alone.
@@ -120,7 +120,7 @@ func New(o Options) (*Agent, error) {
 	}
 	ready := make(chan struct{})
 	a.cache = tokencache.New(tokencache.Options{
-		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, ClockConfirmed: a.settled, Begin: ready,
+		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, ClockConfirmed: a.clockConfirmed, Begin: ready,
 		PropagationDelay: o.Rules.Spread, Record: before.Record, BootID: o.BootID, On: o.On,
 		Snapshot: compiled.allowed(o.Snapshot),
 	})
@@ -137,11 +137,11 @@ func New(o Options) (*Agent, error) {
 	switch {
 	case o.UnreadRecord != nil:
 		u.load = o.LoadRecord
-		a.noteUnread(o.Rules, &u, o.UnreadRecord)
+		a.recordUnread(o.Rules, &u, o.UnreadRecord)
 	case before.lost:
-		a.noteLost(o.Rules, cmp.Or(o.LostRecord, errNoCopy))
+		a.recordLost(o.Rules, cmp.Or(o.LostRecord, errNoCopy))
 	case before.why != "":
-		a.changeSaver.restore(before)
+		a.changeSaver.saveRecovered(before)
 	}
 	a.changeSaver.renew()
 	a.cache.SetAlternates(o.Rules.Alternates)

@@ -80,8 +80,8 @@ func (a *Agent) unkept(done string, err error) *Error {
 		return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and %v; it is put on it when that is read, and "+
 			"till then %s; %s", done, err, a.snapshotSaver.outlives(true), unreadRemedy(unread.why))}
 	}
-	return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; "+
-		"%s", done, err, a.snapshotSaver.outlives(false), remedyFor(err), triedAgain)}
+	return &Error{Code: api.CodeNotKept, Detail: fmt.Sprintf("%s, and not on the disk: %v; %s; %s; %s",
+		done, err, a.snapshotSaver.outlives(false), remedyFor(err), triedAgain)}
 }
 
 // withdraw takes a change off the record, and off the record that is read later. That has no change recorded since.
@@ -184,8 +184,8 @@ func (s *ruleset) policyChange(c api.PolicyChangeRequest) (tokencache.PolicyChan
 	case c.Effect != tokencache.Granted && c.Effect != tokencache.Revoked && c.Effect != tokencache.Changed:
 		return p, badChange("the effect of a policy change is granted, revoked or changed")
 	case !c.At.IsZero() && (c.At.Before(earliestChange) || !c.At.Before(latestChange)):
-		return p, badChange("the policy change is dated in the year %d: give the time at which it "+
-			"happened", c.At.Year())
+		return p, badChange("the policy change is dated in the year %d: "+
+			"give the time at which it happened", c.At.Year())
 	}
 	if fault := checkNote(c.Note); fault != nil {
 		return p, fault

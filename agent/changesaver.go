@@ -15,16 +15,16 @@ import (
 // changeSaver saves the policy changes on the disk, whenever the cache's record is of another generation than what was
 // saved last.
 type changeSaver struct {
-	saver *saver                        // nil: nothing is kept
-	keep  func(tokencache.Record) error // writes the record
-	now   func() tokencache.Record
-	log   *zap.Logger
+	saver       *saver                        // nil: nothing is saved
+	writeRecord func(tokencache.Record) error // writes the record
+	now         func() tokencache.Record
+	log         *zap.Logger
 
 	// unread is why what is on the disk cannot be read now, and so not be overwritten; nil: it was read.
 	unread atomic.Pointer[error]
 
-	mu   sync.Mutex        // keeps what is on the disk from being overwritten while it is read; protects what follows
-	kept tokencache.Origin // what is on the disk; zero: it is of a lineage before, or nothing is
+	mu    sync.Mutex        // keeps what is on the disk from being overwritten while it is read; protects what follows
+	saved tokencache.Origin // what is on the disk; zero: it is of a lineage before, or nothing is
 }
 
 // renewSoonest is how soon after a boot the record is saved anew at the earliest, beside that at the start.
@@ -32,15 +32,15 @@ const renewSoonest = 2 * time.Minute
 
 // open makes c ready. What now returns is of a lineage that is not on the disk yet.
 //
-// The record is saved anew whenever the device has been on for twice as long as the last time, and every hour, so that
-// it is known for how long it was, also where it is never on for long, no tokens are kept or a boot cannot read them,
-// and that what became of the files meanwhile is mended. What is noted in such a boot is to have a later on-time than
-// the tokens.
+// The record is saved anew whenever the device has been on for twice as long as the last time, and every hour. So the
+// disk shows for how long the device was on, even where it is never on for long, where no tokens are kept, or where a
+// boot cannot read them; and files that were damaged meanwhile are mended. A change that is recorded in such a boot
+// then has a later on-time than the tokens.
 func (c *changeSaver) open(
-	keep func(tokencache.Record) error, now func() tokencache.Record, clock tokencache.Clock, log *zap.Logger,
+	write func(tokencache.Record) error, now func() tokencache.Record, clock tokencache.Clock, log *zap.Logger,
 ) {
-	c.keep, c.now, c.log = keep, now, log
-	if keep == nil {
+	c.writeRecord, c.now, c.log = write, now, log
+	if write == nil {
 		return
 	}
 	c.saver = &saver{
@@ -62,13 +62,13 @@ func (c *changeSaver) write(force bool) (written bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
-	if c.unread.Load() != nil || !force && originOf(now) == c.kept && c.saver.failure() == nil {
+	if c.unread.Load() != nil || !force && originOf(now) == c.saved && c.saver.failure() == nil {
 		return false, nil
 	}
-	if err := c.keep(now); err != nil {
+	if err := c.writeRecord(now); err != nil {
 		return false, err
 	}
-	c.kept = originOf(now)
+	c.saved = originOf(now)
 	return true, nil
 }
 

@@ -38,11 +38,11 @@ func (r Rules) lost(why error) tokencache.PolicyChange {
 	return r.placeholder(lostPrefix+newID(), "the record of policy changes could not be read", why)
 }
 
-// noteLost puts the placeholder of a lost record on record.
-func (a *Agent) noteLost(rules Rules, why error) {
+// recordLost puts the placeholder of a lost record on record.
+func (a *Agent) recordLost(rules Rules, why error) {
 	p := rules.lost(why)
 	_, err := a.enter(p)
-	a.tellLost(p, why)
+	a.logLost(p, why)
 	if err != nil {
 		a.log.Error("that could not be noted", zap.Error(err))
 		return
@@ -50,7 +50,8 @@ func (a *Agent) noteLost(rules Rules, why error) {
 	_ = a.changeSaver.save() // why it failed is in the log and in the status
 }
 
-func (a *Agent) tellLost(p tokencache.PolicyChange, why error) {
+// logLost says that p stands for a record that is lost, and why it is.
+func (a *Agent) logLost(p tokencache.PolicyChange, why error) {
 	a.log.Error("the record of policy changes is lost: "+consequence(p.Effect == tokencache.Revoked),
 		zap.Error(why), zap.String("message_id", MessageLostRecord))
 }
@@ -89,9 +90,9 @@ type deferredRecovery struct {
 	withdrawn []tokencache.PolicyChange
 }
 
-// noteUnread puts the placeholder of an unread record on record: until that is read, tokens from before count as
+// recordUnread puts the placeholder of an unread record on record: until that is read, tokens from before count as
 // uncertain.
-func (a *Agent) noteUnread(rules Rules, u *deferredRecovery, why error) {
+func (a *Agent) recordUnread(rules Rules, u *deferredRecovery, why error) {
 	a.changeSaver.unread.Store(&why)
 	p := rules.placeholder(unreadID, unreadWhat, why)
 	p.Alone = true // it goes when the record is read, and nothing else with it
@@ -183,7 +184,7 @@ func (a *Agent) readAgain(u *deferredRecovery) {
 // takeTokens takes over the saved tokens as far as they can be read, and the copies of the record and the marks beside
 // them. It reports whether anything changed: something was read, or nothing is left to be read.
 func (a *Agent) takeTokens(u *deferredRecovery) (changed bool) {
-	a.snapshotSaver.restore(func() { changed = a.takeTokensUnsaved(u) })
+	a.snapshotSaver.whilePaused(func() { changed = a.takeTokensUnsaved(u) })
 	return changed
 }
 
@@ -248,10 +249,10 @@ func (a *Agent) takeCopies(u *deferredRecovery, late recordCopies) {
 // takeRecord puts the record in force if it can be read, with the changes that were noted and withdrawn meanwhile.
 func (a *Agent) takeRecord(u *deferredRecovery) bool {
 	var (
-		found   recovered
-		why     error
-		noted   []tokencache.PolicyChange
-		standIn tokencache.PolicyChange
+		found       recovered
+		why         error
+		noted       []tokencache.PolicyChange
+		placeholder tokencache.PolicyChange
 	)
 	rules := a.rules.Load().Rules
 	a.naming.Lock() // nothing is noted or withdrawn meanwhile
@@ -267,8 +268,8 @@ func (a *Agent) takeRecord(u *deferredRecovery) bool {
 		record = anew(record, withoutPlaceholder(now), found.Record)
 		found.Record, _ = rules.withLostEffect(record)
 		if found.lost {
-			standIn = rules.lost(why)
-			found.Changes = append(found.Changes, standIn)
+			placeholder = rules.lost(why)
+			found.Changes = append(found.Changes, placeholder)
 			found.Generation++
 		}
 		a.cache.Replace(found.Record)
@@ -280,7 +281,7 @@ func (a *Agent) takeRecord(u *deferredRecovery) bool {
 	case !read:
 		return false
 	case found.lost:
-		a.tellLost(standIn, why)
+		a.logLost(placeholder, why)
 		a.cache.DropTokens()
 		a.changeSaver.renew()
 		return true

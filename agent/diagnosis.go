@@ -107,9 +107,10 @@ func (d *diagnosis) judgeOther() {
 				fmt.Sprintf("ask for a token for %s and send that one", d.report.Resource))
 		}
 		if identity != d.identity {
-			d.add(api.CauseWrongIdentity, fmt.Sprintf("the refused token is that of identity %q", identity.Name),
-				fmt.Sprintf("send the token of identity %q, or have %q granted the permission", d.identity.Name,
-					identity.Name))
+			d.add(api.CauseWrongIdentity,
+				fmt.Sprintf("the refused token is that of identity %q", identity.Name),
+				fmt.Sprintf("send the token of identity %q, or have %q granted the permission",
+					d.identity.Name, identity.Name))
 		}
 		d.retry = true
 		return
@@ -164,11 +165,11 @@ func (d *diagnosis) judgePolicyChanges() {
 	}
 	detail := fmt.Sprintf("the token %s the policy change of %s had reached new tokens, and the back end goes on "+
 		"handing it out; a current one is here %s", how, formatTime(p.Changed), by)
-	standIn, alone := d.agent.placeholderAlone(d.key)
+	placeholder, alone := d.agent.placeholderAlone(d.key)
 	switch {
 	case alone:
 		detail = fmt.Sprintf("%s, so that nobody knows whether the token is current: it is withheld ([tokens] "+
-			"lost_record); to end that: %s", recordText(standIn.Record), standIn.Mend)
+			"lost_record); to end that: %s", recordText(placeholder.Record), placeholder.Mend)
 	case p.Withheld:
 		detail += "; until then it is withheld, since permissions were revoked"
 	}
@@ -184,19 +185,19 @@ func (d *diagnosis) judgeAudience() {
 	switch {
 	case d.key.Resource != d.report.Resource:
 		d.add(api.CauseWrongAudience,
-			fmt.Sprintf("the token was asked for as %s, an alternate of %s, since that one's own was not "+
-				"current", d.key.Resource, d.report.Resource),
-			fmt.Sprintf("the resource does not accept this audience, it seems: take it off the alternates of %s in "+
-				"the configuration", d.report.Resource))
+			fmt.Sprintf("the token was asked for as %s, an alternate of %s, "+
+				"since that one's own was not current", d.key.Resource, d.report.Resource),
+			fmt.Sprintf("the resource does not accept this audience, it seems: "+
+				"take it off the alternates of %s in the configuration", d.report.Resource))
 	case aud == "" || aud == d.key.Resource || grants.IsGUID(aud) || grants.IsGUID(d.key.Resource):
 	case tokencache.Canonical(aud) == tokencache.Canonical(d.key.Resource):
 		d.add(api.CauseWrongAudience,
-			fmt.Sprintf("the token's audience is %s, and it was asked for as %s: another "+
-				"spelling", aud, d.key.Resource),
+			fmt.Sprintf("the token's audience is %s, and it was asked for as %s: another spelling",
+				aud, d.key.Resource),
 			"name the resource exactly as it wants its audience: a slash at the end makes another one")
 	default:
-		d.add(api.CauseWrongAudience, fmt.Sprintf("the token's audience is %s, and it was asked for as %s", aud,
-			d.key.Resource),
+		d.add(api.CauseWrongAudience,
+			fmt.Sprintf("the token's audience is %s, and it was asked for as %s", aud, d.key.Resource),
 			"name the resource exactly as it wants its audience")
 	}
 }
@@ -228,8 +229,8 @@ func (d *diagnosis) judgeClock() {
 			"set this device's clock right (timedatectl)")
 	case d.held.Left < clockSlack:
 		d.add(api.CauseClock,
-			fmt.Sprintf("the token expires in %v: a resource whose clock is ahead counts it as "+
-				"expired", d.held.Left.Round(time.Second)),
+			fmt.Sprintf("the token expires in %v: a resource whose clock is ahead counts it as expired",
+				d.held.Left.Round(time.Second)),
 			"ask for a token with min_ttl=5m")
 		d.retryAt(d.held.ExpiresOn)
 	case !known:
@@ -245,11 +246,11 @@ func (d *diagnosis) judgeChallenge(ctx context.Context) {
 	if !d.wanted.made {
 		return
 	}
-	detail := "the resource sent a claims challenge, as it does when the identity was disabled or its sessions were " +
-		"revoked"
+	detail := "the resource sent a claims challenge, as it does when the identity was disabled " +
+		"or its sessions were revoked"
 	if !d.wanted.after.IsZero() {
-		detail = fmt.Sprintf("the resource sent a claims challenge: it wants a token issued after %s, as it does "+
-			"when sessions were revoked", formatTime(d.wanted.after))
+		detail = fmt.Sprintf("the resource sent a claims challenge: it wants a token issued after %s, "+
+			"as it does when sessions were revoked", formatTime(d.wanted.after))
 	}
 	if len(d.wanted.others) > 0 {
 		detail += "; it also asks for " + strings.Join(d.wanted.others, ", ") +
@@ -278,8 +279,8 @@ func (d *diagnosis) judgePermissions() {
 	if carried := carriedIn(held); carried != "" && age > rbacDelay {
 		on, _ := d.agent.expected(d.key, d.held)
 		d.add(api.CauseStaleClaims,
-			fmt.Sprintf("the token was minted on %s and carries %s: what changed in these since is not in "+
-				"it", formatTime(d.held.Issued.Latest), carried),
+			fmt.Sprintf("the token was minted on %s and carries %s: "+
+				"what changed in these since is not in it", formatTime(d.held.Issued.Latest), carried),
 			fmt.Sprintf("if a membership or role was changed since, have an administrator note it (perceptctl "+
 				"policy-changed --all-resources --identity %s --effect changed), so that the next token is looked "+
 				"for; it comes by %s", d.identity.Name, formatTime(on)))
@@ -295,8 +296,8 @@ func (d *diagnosis) judgePermissions() {
 		detail = fmt.Sprintf("the token is of identity %q (object ID %s, client ID %s)", d.identity.Name,
 			cmp.Or(held.ObjectID, notStated), cmp.Or(held.ClientID, notStated))
 	}
-	d.add(api.CauseNoPermission, detail, fmt.Sprintf("see in Azure whether that identity has the permission on %s",
-		d.report.Resource))
+	d.add(api.CauseNoPermission, detail,
+		fmt.Sprintf("see in Azure whether that identity has the permission on %s", d.report.Resource))
 	d.retryAt(again)
 }
 

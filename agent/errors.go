@@ -58,8 +58,8 @@ func (a *Agent) callerError(identity *grants.Identity, resource string, err erro
 	case errors.As(err, &short):
 		return &Error{
 			Code: api.CodeShortLife,
-			Detail: fmt.Sprintf("%v; the back end hands out the same token until it rolls over: ask for less, or "+
-				"later", short),
+			Detail: fmt.Sprintf("%v; the back end hands out the same token until it rolls over: "+
+				"ask for less, or later", short),
 		}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{
@@ -76,11 +76,11 @@ func (a *Agent) callerError(identity *grants.Identity, resource string, err erro
 // withheldError says what a revocation does to callers. It can last for a day, so it names no moment to ask again; wait
 // and watch are there for that.
 func (a *Agent) withheldError(identity *grants.Identity, resource string, err *tokencache.WithheldError) *Error {
-	if standIn, alone := a.placeholderAlone(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
+	if placeholder, alone := a.placeholderAlone(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
 			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s "+
 				"are withheld ([tokens] lost_record); to end that: %s",
-			recordText(standIn.Record), identity.Name, resource, formatTime(standIn.NotedOn), standIn.Mend)}
+			recordText(placeholder.Record), identity.Name, resource, formatTime(placeholder.RecordedOn), placeholder.Mend)}
 	}
 	if !err.Spread.IsZero() {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(

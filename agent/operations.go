@@ -80,8 +80,8 @@ func (a *Agent) refresh(
 	}
 	keys := rules.matching(a.cache.Status(), identity, resource)
 	if len(keys) == 0 && resource != "" {
-		return nil, &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf("no grant names resource %q for such an "+
-			"identity", resource)}
+		return nil, &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf(
+			"no grant names resource %q for such an identity", resource)}
 	}
 	a.changeSaver.hurry()
 	a.rereading.hurry()
@@ -120,8 +120,8 @@ func (a *Agent) fetched(e tokencache.Event) {
 	a.changed()
 }
 
-// settled has kept what the clock has shown: it may be lost again before the next fetch.
-func (a *Agent) settled() {
+// clockConfirmed has the cache saved with what the clock has shown, which may be lost again before the next fetch.
+func (a *Agent) clockConfirmed() {
 	a.snapshotSaver.notice(true)
 	a.changed()
 }

@@ -274,8 +274,8 @@ func logJoined(log *zap.Logger, there []tokencache.PolicyChange) {
 	}
 }
 
-// restore logs that the record on the disk is not the one in force, and saves the latter.
-func (c *changeSaver) restore(found recovered) {
+// saveRecovered logs that the record on the disk is not the one in force, and saves the latter.
+func (c *changeSaver) saveRecovered(found recovered) {
 	names := revocations(found.Changes)
 	if more := len(names) - listed; more > 0 {
 		names = append(slices.Clone(names[:listed]), fmt.Sprintf("and %d more", more))

@@ -37,7 +37,7 @@ type saver struct {
 	// apart is how far apart requested saves are at least.
 	apart time.Duration
 	// every is how long it is until a save without a request, by the boot time of the one before. A requested save puts
-	// it off, but where steady is set.
+	// it off, unless steady is set.
 	every  func(boot time.Duration) time.Duration
 	steady bool
 	// patient has requests that nobody waits for wait for the next try while saves fail.

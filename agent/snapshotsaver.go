@@ -83,8 +83,8 @@ func (s *snapshotSaver) notice(newer bool) {
 	}
 }
 
-// restore calls f while nothing is saved, unless what is saved last was taken already.
-func (s *snapshotSaver) restore(f func()) {
+// whilePaused calls f while nothing is saved, unless what is saved last was taken already.
+func (s *snapshotSaver) whilePaused(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closed {
@@ -126,7 +126,8 @@ func (s *snapshotSaver) outlives(writable bool) string {
 func (s *snapshotSaver) trouble() (all []string) {
 	if fault := s.unread.Load(); fault != nil {
 		all = append(all, fmt.Sprintf("the tokens that were kept cannot be read now: %v; "+
-			"they are fetched anew meanwhile; %s; they are read again every minute, and at once by perceptctl reload", *fault, remedyFor(*fault)))
+			"they are fetched anew meanwhile; %s; they are read again every minute, and at once by perceptctl reload",
+			*fault, remedyFor(*fault)))
 	} else if fault := s.disk.failure(); fault != nil {
 		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; %s; %s",
 			fault, remedyFor(fault), triedAgain))

@@ -141,7 +141,7 @@ const (
 type Permissions struct {
 	State   PermissionState `json:"standing"`
 	Changed time.Time       `json:"changed,omitzero"` // the latest change that the token may lack
-	// a current token is here by then at the latest, if the back end answers
+	// CurrentBy is when a current token is here at the latest, if the back end answers.
 	CurrentBy time.Time `json:"current_by,omitzero"`
 	Likely    time.Time `json:"likely,omitzero"`    // and probably by then; absent when nothing was learnt yet
 	Withheld  bool      `json:"withheld,omitempty"` // a revocation withholds the token from all callers
@@ -173,7 +173,7 @@ const (
 type Rejection struct {
 	Resource string `json:"resource"`
 	Identity string `json:"identity,omitempty"` // configured name; empty as on /v1/token
-	// of the refused token's text, in hexadecimal; empty: the one held now
+	// SHA256 is the hash of the refused token's text, in hexadecimal; empty: the token is the one held now.
 	SHA256 string `json:"token_sha256,omitempty"`
 	Status int    `json:"status"`           // 401 or 403
 	Claims string `json:"claims,omitempty"` // the claims challenge of WWW-Authenticate, as sent or decoded
@@ -189,7 +189,7 @@ const (
 	CauseRBACDelay     Cause = "rbac_delay"     // a role assignment takes up to 10 minutes to reach the resource
 	CauseWrongAudience Cause = "wrong_audience" // the token is for another resource
 	CauseWrongIdentity Cause = "wrong_identity" // the token is another identity's
-	// a claims challenge: the resource wants a token from after a revocation
+	// CauseRevoked is a claims challenge: the resource wants a token from after a revocation.
 	CauseRevoked      Cause = "revoked_token"
 	CauseClock        Cause = "clock"         // the token is expired, or not valid yet, by some clock
 	CauseNoPermission Cause = "no_permission" // nothing here is outdated: the permission is missing
@@ -267,15 +267,15 @@ type PolicyChangeRequest struct {
 type PolicyChange struct {
 	ID       string `json:"id"`
 	Resource string `json:"resource,omitempty"` // empty: all
-	// configured name, or the selector of one that is configured no more; empty: all
-	Identity string    `json:"identity,omitempty"`
-	At       time.Time `json:"at"`
-	Effect   Effect    `json:"effect"`
-	Note     string    `json:"note,omitempty"`
-	NotedOn  time.Time `json:"noted_on"`
-	Unsure   bool      `json:"unsure,omitempty"`     // At was read off a clock that was not known to be right
-	AsOfNote bool      `json:"as_of_note,omitempty"` // so it counts as of NotedOn, and not of At, which is another time
-	Joined   int       `json:"joined,omitempty"`     // how many others it stands for, since the record was full
+	// Identity is a configured name, or the selector of one that is configured no more; empty: all.
+	Identity      string    `json:"identity,omitempty"`
+	At            time.Time `json:"at"`
+	Effect        Effect    `json:"effect"`
+	Note          string    `json:"note,omitempty"`
+	RecordedOn    time.Time `json:"noted_on"`
+	Unsure        bool      `json:"unsure,omitempty"`     // At was read off a clock that was not known to be right
+	AsOfRecording bool      `json:"as_of_note,omitempty"` // so it counts as of RecordedOn, and not as of At
+	Joined        int       `json:"joined,omitempty"`     // how many others it stands for, since the record was full
 
 	// Record is set where it stands for the record itself, with EffectUnknown: "lost", or "unread",
 	// as long as that cannot be read. Withholds then says that tokens from before are withheld, and Mend what a person
@@ -493,7 +493,7 @@ type TokenStatus struct {
 	IssuedFrom time.Time    `json:"minted_from,omitzero"`
 	IssuedTo   time.Time    `json:"minted_to,omitzero"`
 	Claims     *TokenClaims `json:"claims,omitempty"` // of the token held
-	// of the token held before it, where groups, roles or wids differ
+	// Before are the claims of the token held before it, where groups, roles or wids differ.
 	Before    *TokenClaims   `json:"before,omitempty"`
 	Former    bool           `json:"former,omitempty"` // the token held is of a former principal of the identity
 	Life      int64          `json:"life,omitempty"`   // seconds that the token had when it was minted
@@ -522,7 +522,7 @@ const (
 type RolloverStatus struct {
 	Pattern RolloverPattern `json:"pattern"`
 	Seen    int             `json:"seen"` // rollovers that were observed for this key
-	// seconds of a token's life at which it rolls over, with RolloverRegular
+	// Age is the seconds of a token's life at which it rolls over, with RolloverRegular.
 	Age      int64     `json:"age,omitempty"`
 	Expected time.Time `json:"expected,omitzero"` // when the token held is expected to be followed by a newer one
 }

@@ -13,7 +13,7 @@ type WhoAmI struct {
 
 // Unattested is why it could not be proved who calls.
 type Unattested struct {
-	What string `json:"what"`           // the part of the proof that is missing
+	What string `json:"what"`           // the part of the attestation that is missing
 	Why  string `json:"why,omitempty"`  // what stands against it
 	Hint string `json:"hint,omitempty"` // what to do
 }
@@ -96,12 +96,12 @@ type Denial struct {
 
 // CallersStatus says how callers are proved.
 type CallersStatus struct {
-	// path of the container engine's socket; empty: none is there
+	// Engine is the path of the container engine's socket; empty: none is there.
 	Engine      string `json:"engine,omitempty"`
 	EngineError string `json:"engine_error,omitempty"` // why it could not be asked the last time
 	Kernel      string `json:"kernel,omitempty"`       // its release
 	Pidfd       bool   `json:"pidfd"`                  // by the kernel's own handles of processes
-	// where it gives none, processes younger than 20 ms have to ask twice
+	// RefuseYoung says that processes younger than 20 ms have to ask twice, since the kernel gives no handles of them.
 	RefuseYoung bool         `json:"refuse_young,omitempty"`
 	Limitations []Limitation `json:"blind"` // what keeps callers from being proved here; empty: nothing
 }

@@ -316,12 +316,12 @@ func TestPolicyChanges(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	first := decoded[api.PolicyChangeAnswer](t, got.body)
-	if first.ID == "" || !first.At.Equal(at) || first.NotedOn.Before(at) || first.EndsOn.Before(first.NotedOn) {
+	if first.ID == "" || !first.At.Equal(at) || first.RecordedOn.Before(at) || first.EndsOn.Before(first.RecordedOn) {
 		t.Errorf("%+v", first)
 	}
 	want := api.PolicyChange{
 		ID: first.ID, Resource: vault, Identity: "device", At: first.At, Effect: api.EffectGranted, Note: "a reader",
-		NotedOn: first.NotedOn, EndsOn: first.EndsOn, Touched: 1, Waiting: 1,
+		RecordedOn: first.RecordedOn, EndsOn: first.EndsOn, Touched: 1, Waiting: 1,
 	}
 	if first.PolicyChange != want || !first.Now.Equal(noon) {
 		t.Errorf("got %+v, want %+v at %v", first, want, noon)
@@ -437,8 +437,8 @@ func TestUncountedDateIsTold(t *testing.T) {
 		told := decoded[api.PolicyChangeAnswer](t,
 			send(t, admin, post(api.PathPolicyChanges, `{"all_resources":true,"effect":"changed"`+row.dated+`}`)).body)
 		listed := decoded[api.PolicyChanges](t, send(t, admin, get(api.PathPolicyChanges)).body).Changes
-		if len(listed) != 1 || listed[0].Unsure != row.unsure || listed[0].AsOfNote != row.asOfNote ||
-			told.Unsure != row.unsure || told.AsOfNote != row.asOfNote {
+		if len(listed) != 1 || listed[0].Unsure != row.unsure || listed[0].AsOfRecording != row.asOfNote ||
+			told.Unsure != row.unsure || told.AsOfRecording != row.asOfNote {
 			t.Errorf("clock known %v, %q: %+v, listed as %+v", row.known, row.dated, told, listed)
 		}
 	}
@@ -672,7 +672,7 @@ func TestTheLargestStatusIsAnAnswer(t *testing.T) {
 		MoreChanges: tokencache.MaxChanges,
 	}
 	change := api.PolicyChange{
-		ID: long[:64], Identity: long, Resource: long, Note: long[:256], At: now, NotedOn: now, EndsOn: now,
+		ID: long[:64], Identity: long, Resource: long, Note: long[:256], At: now, RecordedOn: now, EndsOn: now,
 		Effect: tokencache.Revoked, Joined: 1,
 	}
 	var status api.Status

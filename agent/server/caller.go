@@ -14,31 +14,31 @@ import (
 // presumedCaller returns what a connection's context shows of the caller without further look-ups, and whether it is
 // certain already that it cannot be proved.
 func presumedCaller(ctx context.Context) (who grants.Caller, isUnattested bool) {
-	proof, err := attest.FromContext(ctx)
+	attestation, err := attest.FromContext(ctx)
 	if err != nil {
 		return grants.Caller{UID: grants.NoID, GID: grants.NoID}, true
 	}
-	who, err = proof.Unconfirmed()
+	who, err = attestation.Unconfirmed()
 	return who, err != nil
 }
 
 // attestedCaller returns the caller that a connection's context proves. The error says why it could not be proved;
 // then the caller is what is known of it.
 func attestedCaller(ctx context.Context) (grants.Caller, error) {
-	proof, err := attest.FromContext(ctx)
+	attestation, err := attest.FromContext(ctx)
 	if err != nil {
 		return grants.Caller{UID: grants.NoID, GID: grants.NoID}, err
 	}
-	return proof.Caller(ctx)
+	return attestation.Caller(ctx)
 }
 
 // sessionOwner returns the user in whose session or service manager the caller of a connection's context runs.
 func sessionOwner(ctx context.Context) uint32 {
-	proof, err := attest.FromContext(ctx)
+	attestation, err := attest.FromContext(ctx)
 	if err != nil {
 		return grants.NoID
 	}
-	return proof.Owner()
+	return attestation.Owner()
 }
 
 // peer is the user at the other end of a TCP connection.

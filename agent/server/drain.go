@@ -47,8 +47,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // end lets hs finish within ctx and reports whether connections had to be cut.
 func (s *Server) end(ctx context.Context, hs *http.Server) (cut bool) {
 	h := hs.Handler.(*handler)
-	<-h.accepted // before that the last connection may still be under attestation, and not yet pending
-	h.pending.wait(ctx)
+	<-h.accepted // before that the last connection may still be under attestation, and not yet among open
+	h.open.wait(ctx)
 	if err := hs.Shutdown(ctx); err != nil && ctx.Err() != nil {
 		hs.Close() // its error is the listener's, which is closed already
 		return true
@@ -76,9 +76,9 @@ func (s *Server) remove(hs *http.Server) {
 	delete(s.running, hs)
 }
 
-// pendingConns are the connections of a listener, by whether a request has come in on them. net/http's Shutdown cuts
-// off connections that were accepted and have not sent anything yet, although their requests may be on the way.
-type pendingConns struct {
+// openConns are the open connections of a listener. net/http's Shutdown cuts off those that were accepted and have not
+// sent anything yet, although their requests may be on the way.
+type openConns struct {
 	mu    sync.Mutex // protects what follows
 	conns map[*limit.Conn]struct{}
 }
@@ -92,36 +92,36 @@ func connectionIn(ctx context.Context) *limit.Conn {
 }
 
 // add counts a connection, and returns ctx with it.
-func (p *pendingConns) add(ctx context.Context, c *limit.Conn) context.Context {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.conns == nil {
-		p.conns = make(map[*limit.Conn]struct{})
+func (o *openConns) add(ctx context.Context, c *limit.Conn) context.Context {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.conns == nil {
+		o.conns = make(map[*limit.Conn]struct{})
 	}
-	p.conns[c] = struct{}{}
+	o.conns[c] = struct{}{}
 	return context.WithValue(ctx, connectionKey{}, c)
 }
 
 // remove takes out a connection that has ended.
-func (p *pendingConns) remove(c *limit.Conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.conns, c)
+func (o *openConns) remove(c *limit.Conn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.conns, c)
 }
 
 // wait waits for a request on every connection, for limit.SilenceTimeout from when it was accepted, or until ctx
 // ends. Then it closes those without one: net/http would wait 5 s for each. No more may be added meanwhile.
-func (p *pendingConns) wait(ctx context.Context) {
+func (o *openConns) wait(ctx context.Context) {
 	const pollInterval = 2 * time.Millisecond
-	for p.isExpecting() && ctx.Err() == nil {
+	for o.isExpecting() && ctx.Err() == nil {
 		select {
 		case <-time.After(pollInterval):
 		case <-ctx.Done():
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for c := range o.conns {
 		if !c.HasAsked() {
 			_ = c.Close() // there is nothing to lose
 		}
@@ -129,10 +129,10 @@ func (p *pendingConns) wait(ctx context.Context) {
 }
 
 // isExpecting reports whether a request may be on its way.
-func (p *pendingConns) isExpecting() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
+func (o *openConns) isExpecting() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for c := range o.conns {
 		if !c.HasAsked() && time.Since(c.AcceptedAt()) < limit.SilenceTimeout {
 			return true
 		}

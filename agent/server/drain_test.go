@@ -59,7 +59,7 @@ func TestAcceptedConnectionsAreHeard(t *testing.T) {
 
 func TestWaitingForArrivalsEnds(t *testing.T) {
 	t.Parallel()
-	var a pendingConns
+	var a openConns
 	ctx, cancel := context.WithCancel(context.Background())
 	a.add(ctx, limit.NewConn(new(net.UnixConn), time.Second))
 	cancel()

@@ -21,8 +21,8 @@ type handler struct {
 	answerTime time.Duration   // until a request must be answered
 	stopping   <-chan struct{} // closed when the listener's connections are to end
 
-	pending  pendingConns
-	accepted chan struct{} // closed when nothing is accepted any more, and every accepted connection is among pending
+	open     openConns
+	accepted chan struct{} // closed when nothing is accepted any more, and every accepted connection is among open
 }
 
 // ServeHTTP answers one request.
@@ -80,25 +80,25 @@ func (h *handler) serve(req *request, to *route) (e *apiError) {
 	defer due.stop()
 	req.ctx = due
 	if e := to.handle(h.server, req); e != nil || req.streamed || !due.isStarted() || h.socket == onLoopback {
-		return e // what a header proved does not end while a request waits
+		return e // what a header attests does not end while a request waits
 	}
 	return h.checkStill(req)
 }
 
-// checkStill refuses a caller whose proof ended while its request waited, or whose proof shows a different caller now.
+// checkStill refuses a caller whose attestation ended while its request waited, or shows a different caller now.
 func (h *handler) checkStill(req *request) *apiError {
 	now, err := attestedCaller(req.http.Context())
 	req.unattested = err
 	switch {
 	case err != nil:
 		return h.refuseUnattested(now, err)
-	case err == nil && !now.IsSame(req.caller):
+	case !now.IsSame(req.caller):
 		return &apiError{status: http.StatusServiceUnavailable, code: api.CodeUnknownCaller, detail: callerChanged}
 	}
 	return nil
 }
 
-// callerChanged is the detail for callers whose proof shows a different caller than at first.
+// callerChanged is the detail for callers whose attestation shows a different caller than at first.
 const callerChanged = "who is calling has become another meanwhile: ask again"
 
 // checkMethod refuses another method than the route's, if that has one, and a body where there is to be none.
@@ -117,7 +117,7 @@ func checkMethod(r *http.Request, to *route) *apiError {
 }
 
 // checkCaller lets a caller that asks too often wait or come back, and refuses one that cannot be proved. The wait
-// comes first: a proof may cost more than an answer.
+// comes first: an attestation may cost more than an answer.
 func (h *handler) checkCaller(req *request, to *route) *apiError {
 	ctx := req.http.Context()
 	if h.socket == onLoopback {
@@ -192,8 +192,8 @@ func drainForRetry(r *http.Request) bool {
 	if _, err := io.CopyN(io.Discard, r.Body, maxBody+1); err != io.EOF {
 		return false
 	}
-	proof, err := attest.FromContext(r.Context())
-	return err == nil && proof.AttestByNextRequest()
+	attestation, err := attest.FromContext(r.Context())
+	return err == nil && attestation.AttestByNextRequest()
 }
 
 // count counts a request on a token socket that the agent did not see.

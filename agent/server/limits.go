@@ -84,8 +84,8 @@ const (
 	// perConnection is how many descriptors a connection takes: itself, and a hold on the process at its other end.
 	perConnection = 2
 
-	// busyCallers is as how many busy callers, with a connection for each request, all callers of one user may
-	// connect on the socket of all local services, and once more each of its units.
+	// busyCallers bounds how often connections may come on the socket of all local services: those of one user, and
+	// once more those of each of its units, as often as this many busy callers that connect for each request.
 	busyCallers = 5
 )
 
@@ -102,9 +102,8 @@ func (l Limits) capacities() (tokens, modules, admin, loopback limit.Capacity) {
 	}
 	admin = limit.Capacity{
 		Name: "admin socket", Total: l.AdminConnections, PerParent: l.AdminPerUser, PerKey: l.AdminPerUser,
-		ForRoot: l.AdminConnections / 4, Line: max(1, l.AdminConnections/4), LinePerParent: max(1,
-			l.AdminConnections/16),
-		Refused: l.AdminConnections / 2,
+		ForRoot: l.AdminConnections / 4, Line: max(1, l.AdminConnections/4),
+		LinePerParent: max(1, l.AdminConnections/16), Refused: l.AdminConnections / 2,
 	}
 	loopback = limit.Capacity{
 		Name: "loopback listener", Total: l.LoopbackConnections, PerParent: l.LoopbackPerUser,
@@ -251,8 +250,9 @@ func (s *Server) admission(conns *limit.Conns, module string) limit.Admission {
 	}
 }
 
-// refuseEarly returns what ends a connection of which no more is known than whom it comes from: with an answer, but for
-// what one caller has beyond as many a second as requests. So a flood costs little more than before.
+// refuseEarly returns what ends a connection when no more is known of it than whom it comes from. It answers each
+// caller as many connections a second as the caller may make requests, and closes the others without an answer. So a
+// flood costs little more than before.
 func (s *Server) refuseEarly(conns *limit.Conns, keyOf func(conn net.Conn, closely bool) limit.Key) func(net.Conn) {
 	limits := s.Limits.orDefaults()
 	answers := &limit.Rate{PerSecond: limits.PerSecond, Burst: limits.Burst}

@@ -53,7 +53,7 @@ func (s *Server) loopbackToken(req *request) *apiError {
 		return e
 	}
 	from := peerIn(req.ctx)
-	subject, known := s.subjectOf(header)
+	match, known := s.matchOf(header)
 	if !known {
 		s.Agent.AuditUnattested(from.caller(), errUnknownSecret)
 		return &apiError{
@@ -63,7 +63,7 @@ func (s *Server) loopbackToken(req *request) *apiError {
 		}
 	}
 	var err error
-	if req.caller, err = attest.CallerBySecret(subject, from.uid, from.unknown); err != nil {
+	if req.caller, err = attest.CallerBySecret(match, from.uid, from.unknown); err != nil {
 		s.Agent.AuditUnattested(req.caller, err)
 		return &apiError{
 			status: http.StatusForbidden, code: api.CodeUnknownCaller,
@@ -73,13 +73,13 @@ func (s *Server) loopbackToken(req *request) *apiError {
 	return s.sdkToken(req, appServiceVersion)
 }
 
-// subjectOf returns the subject of the grants whose secret a header has.
-func (s *Server) subjectOf(header string) (grants.Match, bool) {
+// matchOf returns whom the grants are for whose secret a header has.
+func (s *Server) matchOf(header string) (grants.Match, bool) {
 	at, secrets := s.loopbackNow()
 	if !at.IsValid() {
 		return grants.Match{}, false // it was just closed
 	}
-	return secrets.Subject(header)
+	return secrets.Match(header)
 }
 
 // identityHeader returns the value of App Service's header.

@@ -1,9 +1,9 @@
 // Package server answers HTTP on perceptd's Unix sockets, and on a loopback address for programs that cannot dial one.
 //
-// It guarantees that every request is checked against one route table before its handler sees it, that a connection
-// whose caller could not be proved gets nothing but 403, that a request for a token is answered within 10 seconds
-// whatever the back end does, or as much later as it asked to wait, and that no token text leaves it except in the
-// body of an answer with status 200.
+// It guarantees that every request is checked against one route table before its handler sees it; that a caller that
+// could not be proved gets no token, but 403, or 503 where asking again attests it (429 where it asks too often), and
+// only /v1/whoami answers it; that a request for a token is answered within 10 seconds whatever the back end does, or
+// as much later as it asked to wait; and that no token text leaves it except in the body of an answer with status 200.
 //
 // Call ServeTokens, ServeAdmin or ServeLoopback for each listener, and Shutdown in the end. A listener may be closed at
 // any time: its connections end, the others go on.
@@ -145,7 +145,7 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 		ErrorLog: httpLog(s.log()),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			c := conn.(*limit.Conn)
-			ctx = h.pending.add(ctx, c)
+			ctx = h.open.add(ctx, c)
 			if kind == onLoopback {
 				ctx = withPeer(ctx, c)
 			} else {
@@ -161,7 +161,7 @@ func (s *Server) httpServer(kind socket, from attest.Socket) *http.Server {
 				conns.Idle(c)
 			case http.StateClosed, http.StateHijacked:
 				conns.Release(c)
-				h.pending.remove(c)
+				h.open.remove(c)
 			}
 		},
 	}

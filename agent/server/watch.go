@@ -133,7 +133,7 @@ func (w *watcher) ask() {
 	})
 }
 
-// unattestedDetail is the detail of the last event when the caller's proof has ended.
+// unattestedDetail is the detail of the last event when the caller's attestation has ended.
 const unattestedDetail = "who is calling could not be proved any more: connect again"
 
 // stoppingDetail is the detail of the last event when the daemon goes down.

@@ -103,7 +103,7 @@ func moveAside(folder Folder, name string, why error) *SpoiltError {
 }
 
 // Disk is a directory of the device, by its path. Only root and this process's user may write to it: where others may,
-// it is read all the same, and not changed. Hold makes it. If it is gone later it is not made again, since it may come
+// it is read all the same, and not changed. Lock makes it. If it is gone later it is not made again, since it may come
 // back.
 type Disk string
 
@@ -204,10 +204,10 @@ func (d Disk) Remove(name string) error {
 	return syncDir(string(d))
 }
 
-// Hold locks dir, which is made if need be, for this process until what is returned is closed. Two processes would
+// Lock locks dir, which is made if need be, for this process until what is returned is closed. Two processes would
 // overwrite each other's files. The error names the process that holds dir already (lock.HeldError), or says why
 // nothing can be kept in dir. Its files can be read all the same.
-func Hold(dir string) (*lock.Folder, error) {
+func Lock(dir string) (*lock.Folder, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}

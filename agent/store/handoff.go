@@ -40,7 +40,7 @@ const (
 
 // Handoff hands a snapshot over to the next process, by a descriptor that systemd holds meanwhile.
 type Handoff struct {
-	Hold    func(name string, fd int) error // has systemd hold a descriptor
+	Store   func(name string, fd int) error // has systemd hold a descriptor
 	Discard func(name string) error         // has it hold those of that name no more
 
 	held []string // names
@@ -77,7 +77,7 @@ func (h *Handoff) Save(m tokencache.Snapshot) error {
 	}
 	defer file.Close()
 	name := HandoffPrefix + strconv.FormatInt(int64(m.Boot), 10)
-	if err := h.Hold(name, int(file.Fd())); err != nil {
+	if err := h.Store(name, int(file.Fd())); err != nil {
 		return err
 	}
 	before := h.held

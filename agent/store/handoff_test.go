@@ -274,7 +274,7 @@ func TestHandoff(t *testing.T) {
 	held := make(map[string]*os.File)
 	var stuck error
 	h := Handoff{
-		Hold: func(name string, fd int) error {
+		Store: func(name string, fd int) error {
 			own, err := unix.Dup(fd)
 			if err == nil {
 				held[name] = os.NewFile(uintptr(own), name)
@@ -309,7 +309,7 @@ func TestHandoff(t *testing.T) {
 	}
 	defer odd.Close()
 	held[HandoffPrefix+"odd"], held[HandoffPrefix+"12"] = odd, odd
-	next := Handoff{Hold: h.Hold, Discard: h.Discard}
+	next := Handoff{Store: h.Store, Discard: h.Discard}
 	unusable := 0
 	all := next.Take(held, func(string, error) { unusable++ })
 	if len(all) != 3 || all[0].Boot != 11 || all[1].Boot != 10 || all[2].Boot != 9 || unusable != 2 {

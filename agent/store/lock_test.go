@@ -12,13 +12,13 @@ import (
 )
 
 // Two processes on one state folder would overwrite each other's record.
-func TestHold(t *testing.T) {
+func TestLock(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
 	if err := errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	held, err := Hold(dir)
+	held, err := Lock(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +30,7 @@ func TestHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{dir, link} {
-		_, err := Hold(path)
+		_, err := Lock(path)
 		var by lock.HeldError
 		if !errors.As(err, &by) || by.Process != os.Getpid() {
 			t.Fatalf("the second: %v", err)
@@ -45,7 +45,7 @@ func TestHold(t *testing.T) {
 	if err := held.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Hold(dir)
+	again, err := Lock(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestHoldRefuses(t *testing.T) {
 	}
 	for path, says := range map[string]string{file: "is not a directory", open: "lets others write there",
 		filepath.Join(dir, "no", "where"): "no such file"} {
-		if _, err := Hold(path); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := Lock(path); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}

@@ -39,7 +39,7 @@ func open(t testing.TB, dir string) *PolicyChanges {
 // folderAt is the folder at dir, which is made if it can be.
 func folderAt(t testing.TB, dir string) Disk {
 	t.Helper()
-	if held, err := Hold(dir); err == nil {
+	if held, err := Lock(dir); err == nil {
 		t.Cleanup(func() { _ = held.Close() })
 	}
 	return Disk(dir)
@@ -506,7 +506,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("a record that can be read and not written is not read: %v, %v", got, err)
 	}
 	var by lock.HeldError // by this test: it came as far as the lock
-	if _, err := Hold(dir); !errors.As(err, &by) {
+	if _, err := Lock(dir); !errors.As(err, &by) {
 		t.Errorf("a folder that can be read and not written to cannot be held: %v", err)
 	}
 }

@@ -94,8 +94,8 @@ func (t explainer) summary() string {
 func (t explainer) latestChange() string {
 	on := t.token.Permissions.Changed
 	for _, change := range t.changes {
-		if change.At.Equal(on) && change.AsOfNote {
-			return t.at(t.now, change.At) + ", which counts as of its note at " + t.at(t.now, change.NotedOn)
+		if change.At.Equal(on) && change.AsOfRecording {
+			return t.at(t.now, change.At) + ", which counts as of its note at " + t.at(t.now, change.RecordedOn)
 		}
 	}
 	return t.atIfKnown(t.now, on)
@@ -258,8 +258,8 @@ func (t explainer) policyChanges() []string {
 			text += " Note: \"" + change.Note + "\"."
 		}
 		switch {
-		case change.AsOfNote:
-			text += " It counts as of its note, at " + t.atRelative(t.now, change.NotedOn) +
+		case change.AsOfRecording:
+			text += " It counts as of its note, at " + t.atRelative(t.now, change.RecordedOn) +
 				", since this device's clock was not known to be right then."
 		case change.Unsure:
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
@@ -284,7 +284,7 @@ func (t explainer) policyStateText(change tokenChange) string {
 	case api.PermissionsCurrent:
 		return " The token was minted after that had reached new tokens, and carries it."
 	case api.PermissionsStale:
-		if change.AsOfNote {
+		if change.AsOfRecording {
 			return " The token was minted before that note, and does not count as carrying it."
 		}
 		return " The token was minted before that, and does not carry it."

@@ -92,7 +92,7 @@ func scenarios() []scenario {
 				token.LastOutcome = api.OutcomeOlder
 			},
 			changes: []api.PolicyChange{{ID: "a", Effect: api.EffectChanged, Identity: "vision", Resource: vault,
-				At: noon.Add(-time.Minute), NotedOn: noon.Add(-time.Minute),
+				At: noon.Add(-time.Minute), RecordedOn: noon.Add(-time.Minute),
 				Unsure: true, Note: "by\nmail", Touched: 1, Waiting: 1}},
 			says: []string{
 				"is uncertain: it may or may not carry a policy change (at 11:59).",
@@ -312,14 +312,14 @@ func ofRecord(is api.RecordState, mend string, withholds bool) api.PolicyChange 
 	if is == api.RecordLost {
 		change.ID = "lost-1"
 	}
-	change.NotedOn, change.Record, change.Mend, change.Withholds = change.At, is, mend, withholds
+	change.RecordedOn, change.Record, change.Mend, change.Withholds = change.At, is, mend, withholds
 	return change
 }
 
 // dated is a change that happened some time before it was noted, as somebody said whose clock nobody vouches for.
 func dated(ago, noted time.Duration) api.PolicyChange {
 	change := aChange("d", api.EffectChanged, ago, 2)
-	change.NotedOn, change.Unsure, change.AsOfNote = noon.Add(-noted), true, true
+	change.RecordedOn, change.Unsure, change.AsOfRecording = noon.Add(-noted), true, true
 	return change
 }
 
@@ -401,7 +401,7 @@ func TestPolicyChangesTable(t *testing.T) {
 	t.Parallel()
 	unsure := aChange("77aa0011", api.EffectChanged, time.Minute, 1)
 	unsure.Identity, unsure.Resource, unsure.Unsure = "vision", "https://a-rather-long-name.of-some-department.example.net", true
-	unsure.Note, unsure.NotedOn = "a note", unsure.At
+	unsure.Note, unsure.RecordedOn = "a note", unsure.At
 	untouched := aChange("00112233", api.EffectGranted, 30*time.Hour, 0)
 	untouched.Touched = 0
 	lost := aChange("ffee0011", api.EffectUnknown, time.Hour, 2)
@@ -436,7 +436,7 @@ func TestPolicyChangesOnNarrowScreens(t *testing.T) {
 	joined := aChange("77aa0011", api.EffectRevoked, 20*time.Hour, 1)
 	joined.Identity, joined.Resource, joined.Joined, joined.Note = "vision", "https://vault.azure.net", 3, "a note"
 	other := aChange("9b2e7c10", api.EffectGranted, time.Hour, 0)
-	other.Touched, other.Joined, other.Unsure, other.AsOfNote = 0, 511, true, true
+	other.Touched, other.Joined, other.Unsure, other.AsOfRecording = 0, 511, true, true
 	changes := []api.PolicyChange{joined, other}
 	for width, want := range map[int]string{
 		80: `ID        WHEN          EFFECT   IDENTITY  RESOURCE            WAITING   ENDS IN

@@ -64,7 +64,7 @@ const notRecalled = "Tokens that are already in a module's hands cannot be recal
 // identity vision on https://vault.azure.net".
 func (s screen) changeText(now time.Time, change api.PolicyChange) string {
 	if change.Record != "" {
-		text := recordText(change.Record) + ", since " + s.atRelative(now, change.NotedOn) +
+		text := recordText(change.Record) + ", since " + s.atRelative(now, change.RecordedOn) +
 			": whether permissions changed before is not known"
 		if change.Withholds {
 			text += ", and tokens from before are withheld ([tokens] lost_record)"

@@ -155,8 +155,8 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 		text += s.Paragraph("", joined, term.Warning)
 	}
 	switch {
-	case change.AsOfNote:
-		text += s.Paragraph("", "it counts as of its note, at "+s.atRelative(now, change.NotedOn)+
+	case change.AsOfRecording:
+		text += s.Paragraph("", "it counts as of its note, at "+s.atRelative(now, change.RecordedOn)+
 			", and not of its date: this device's clock is not known to be right", term.Warning)
 	case change.Unsure:
 		text += s.Paragraph("", "this device's clock is not known to be right yet: the time is corrected once it is",

@@ -96,8 +96,8 @@ func (s screen) aboutChange(now time.Time, change api.PolicyChange) string {
 		return "what changed before is not known; to end that: " + change.Mend
 	case change.Effect == api.EffectUnknown:
 		return "the record could not be read: what changed before is not known"
-	case change.AsOfNote:
-		return "it counts as of its note, at " + s.at(now, change.NotedOn) +
+	case change.AsOfRecording:
+		return "it counts as of its note, at " + s.at(now, change.RecordedOn) +
 			": this device's clock was not known to be right"
 	case change.Unsure:
 		return "the time is not sure: this device's clock was not known to be right"

@@ -56,7 +56,7 @@ func judged(token api.TokenStatus, changes ...api.PolicyChange) api.TokenStatus 
 }
 
 func aChange(id string, effect api.Effect, ago time.Duration, waiting int) api.PolicyChange {
-	return api.PolicyChange{ID: id, Effect: effect, At: noon.Add(-ago), NotedOn: noon, EndsOn: noon.Add(50 * time.Hour),
+	return api.PolicyChange{ID: id, Effect: effect, At: noon.Add(-ago), RecordedOn: noon, EndsOn: noon.Add(50 * time.Hour),
 		Touched: 2, Waiting: waiting}
 }
 

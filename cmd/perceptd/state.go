@@ -42,7 +42,7 @@ type state struct {
 func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) error {
 	s := &state{
 		log: d.log, source: sourceOf(d.backend.status()),
-		handoff: store.Handoff{Hold: d.notify.Store, Discard: d.notify.Discard},
+		handoff: store.Handoff{Store: d.notify.Store, Discard: d.notify.Discard},
 	}
 	d.state = s
 	defer func() {
@@ -52,7 +52,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 	}()
 	var held lock.HeldError
 	var err error
-	if d.stateLock, err = store.Hold(d.flags.stateDir); errors.As(err, &held) {
+	if d.stateLock, err = store.Lock(d.flags.stateDir); errors.As(err, &held) {
 		return err
 	}
 	if err != nil {

@@ -38,14 +38,14 @@ func TestTimesGoByTheFastClock(t *testing.T) {
 		t.Fatal(status)
 	}
 	last := d.Status(t)
-	moments := []time.Time{first.StartedOn, first.Now, noted.NotedOn, noted.Now, list.Now, after.Config.LoadedOn,
+	moments := []time.Time{first.StartedOn, first.Now, noted.RecordedOn, noted.Now, list.Now, after.Config.LoadedOn,
 		after.Now, last.Config.ErrorOn, last.Now}
 	for i, at := range moments[1:] {
 		if !at.After(moments[i]) {
 			t.Errorf("moment %d is not after the one before it: %v", i+1, moments)
 		}
 	}
-	if len(list.Changes) != 1 || !(list.Changes[0].EndsOn.Sub(list.Now) < noted.EndsOn.Sub(noted.NotedOn)) {
+	if len(list.Changes) != 1 || !(list.Changes[0].EndsOn.Sub(list.Now) < noted.EndsOn.Sub(noted.RecordedOn)) {
 		t.Errorf("the change does not come nearer to its end: %+v", list)
 	}
 }

@@ -36,13 +36,13 @@ func TestSecretPerGrant(t *testing.T) {
 			t.Errorf("%v: %d digits, or another's", m, len(header))
 		}
 		seen[header] = true
-		if _, ok := s.Subject(header); ok {
+		if _, ok := s.Match(header); ok {
 			t.Errorf("%v: counts without a grant", m)
 		}
 	}
 	s.SetGrants(grantsFor(matches...))
 	for _, m := range matches {
-		if got, ok := s.Subject(s.Header(m)); !ok || !got.IsSame(m) {
+		if got, ok := s.Match(s.Header(m)); !ok || !got.IsSame(m) {
 			t.Errorf("%v: got %v %v", m, got, ok)
 		}
 	}
@@ -55,12 +55,12 @@ func TestSecretPerGrant(t *testing.T) {
 		"", right[:63], right + "0", strings.ToUpper(right), " " + right[1:], strings.Repeat("0", 64),
 		NewSecrets([32]byte{2}).Header(matches[0]),
 	} {
-		if got, ok := s.Subject(wrong); ok {
+		if got, ok := s.Match(wrong); ok {
 			t.Errorf("%q is %v", wrong, got)
 		}
 	}
 	s.SetGrants(grantsFor(matches[1]))
-	if _, ok := s.Subject(right); ok {
+	if _, ok := s.Match(right); ok {
 		t.Error("a secret outlives its grant")
 	}
 	if text := fmt.Sprintf("%v %+v %#v", s, s, s); strings.Contains(text, right) || strings.Contains(text, "[1 0 0") {

@@ -51,9 +51,9 @@ func (s *Secrets) Header(of grants.Match) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Subject returns the subject whose secret is header. The look-up is by digest, so that its duration reveals nothing
-// about the valid secrets.
-func (s *Secrets) Subject(header string) (grants.Match, bool) {
+// Match returns whom the grants are for whose secret is header. The look-up is by digest, so that its duration reveals
+// nothing about the valid secrets.
+func (s *Secrets) Match(header string) (grants.Match, bool) {
 	if len(header) != secretLength {
 		return grants.Match{}, false
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // What makers leave in the place of a UUID or a serial number tells no device apart, however it is written.
-func TestPlaceholders(t *testing.T) {
+func TestFillerValues(t *testing.T) {
 	t.Parallel()
 	for _, value := range []string{
 		"00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff",

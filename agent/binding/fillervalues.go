@@ -18,7 +18,7 @@ func tellsApart(value string) bool {
 	for _, before := range []string{"sn", "sys", "mb"} { // SYS-1234567890
 		digits = strings.TrimPrefix(digits, before)
 	}
-	return !placeholder(digits) && !placeholder(swapped(digits))
+	return !filler(digits) && !filler(swapped(digits))
 }
 
 // saysNobody is what stands in words that no device is told apart by. No serial number is likely to have them.
@@ -63,8 +63,8 @@ func swapped(digits string) string {
 	return s.String() + digits[16:]
 }
 
-// placeholder reports whether letters and digits are what nobody drew: few, of few kinds, repeated, or counted.
-func placeholder(digits string) bool {
+// filler reports whether letters and digits are what nobody drew: few, of few kinds, repeated, or counted.
+func filler(digits string) bool {
 	const fewest, kinds = 6, 3
 	different := make(map[byte]bool)
 	for i := range len(digits) {
