@@ -199,6 +199,16 @@ func (c *Client) Status(ctx context.Context) (api.Status, error) {
 	return answerTo[api.Status](ctx, call)
 }
 
+// Version returns the daemon's version, also where this client cannot read the rest of its status. Errors are as for
+// Token.
+func (c *Client) Version(ctx context.Context) (string, error) {
+	call := call{socket: c.AdminSocketPath(), method: http.MethodGet, path: api.PathStatus}
+	answer, err := answerTo[struct {
+		Version string `json:"version"`
+	}](ctx, call)
+	return answer.Version, err
+}
+
 // Refresh asks the back end anew for the cached tokens that r names and returns what each call
 // brought; a call that failed is a result, not an error. Errors are as for Token.
 func (c *Client) Refresh(ctx context.Context, r api.RefreshRequest) (api.RefreshResponse, error) {
@@ -477,11 +487,18 @@ func (c call) refusal(response *http.Response, body []byte) error {
 	return refusal
 }
 
-// contractError says that an answer is not of the wire contract.
-func (c call) contractError() error {
-	return fmt.Errorf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?",
-		c.method, c.path, c.socket)
+// ContractError is returned for an answer that is not of the wire contract, as this client knows it.
+type ContractError struct {
+	Method, Path string
+	Socket       string // that was asked
 }
+
+func (e *ContractError) Error() string {
+	return fmt.Sprintf("%s %s on %s: the answer is not one of perceptd's; do the versions differ?",
+		e.Method, e.Path, e.Socket)
+}
+
+func (c call) contractError() error { return &ContractError{c.method, c.path, c.socket} }
 
 func hasMediaType(response *http.Response, want string) bool {
 	got, _, err := mime.ParseMediaType(response.Header.Get("Content-Type"))

@@ -146,6 +146,7 @@ func (a *app) hint(err error) string {
 	var hinted *hintedError
 	var usage *usageError
 	var unreachable *client.UnreachableError
+	var foreign *client.ContractError
 	var refusal *client.Error
 	switch {
 	case errors.As(err, &hinted):
@@ -154,6 +155,9 @@ func (a *app) hint(err error) string {
 		return "perceptctl --help shows the verbs, perceptctl VERB --help its flags"
 	case errors.As(err, &unreachable):
 		return a.unreachableHint(unreachable)
+	case errors.As(err, &foreign):
+		return "perceptctl version tells both versions: systemctl restart perceptd starts the one that is installed; " +
+			"a container that was made before the upgrade has its perceptctl of before until it is made anew"
 	case errors.As(err, &refusal):
 		return refusalHint(refusal)
 	}

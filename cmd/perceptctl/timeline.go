@@ -220,7 +220,7 @@ func (s screen) lifeText(lead string, now time.Time, l life) string {
 	for _, at := range l.changes[:min(shownChanges, len(l.changes))] {
 		add("policy change", at)
 	}
-	if more := len(l.changes) - shownChanges; more > 0 {
+	if more := max(0, len(l.changes)-shownChanges) + l.token.MoreChanges; more > 0 {
 		parts = append(parts, fmt.Sprintf("%d more (perceptctl policy-changes)", more))
 	}
 	add("rollover predicted", l.rollover)

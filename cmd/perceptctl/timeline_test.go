@@ -198,6 +198,7 @@ func TestTimelineListsWhatIsHidden(t *testing.T) {
 			aChange(fmt.Sprint(i), api.EffectChanged, time.Duration(30+i)*time.Second, 2))
 	}
 	status.Tokens[0] = judged(token, status.Changes...)
+	status.Tokens[0].MoreChanges = 3 // of which the daemon says that they are there
 	shown := screen{Screen: term.Screen{Width: 80}}.timeline(status)
 	if !strings.HasPrefix(shown, "SIMULATED: ") {
 		t.Errorf("not said to be simulated:\n%s", shown)
@@ -205,7 +206,7 @@ func TestTimelineListsWhatIsHidden(t *testing.T) {
 	flat := strings.Join(strings.Fields(shown), " ")
 	for _, want := range []string{
 		"stale, minted Nov 22 12:01:00, half life 00:01:00, policy change 11:59:30, policy change 11:59:29,",
-		"2 more (perceptctl policy-changes), rollover predicted 12:01:00, expires 12:01:00, current by 12:01:01, " +
+		"5 more (perceptctl policy-changes), rollover predicted 12:01:00, expires 12:01:00, current by 12:01:01, " +
 			"probably by 12:01:00",
 		"times are in UTC;",
 	} {

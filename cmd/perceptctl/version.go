@@ -29,11 +29,11 @@ func (a *app) version(ctx context.Context) error {
 	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
 	text := "perceptctl  " + ownVersion() + "\n"
-	status, err := a.client.Status(ctx)
+	daemon, err := a.client.Version(ctx)
 	var unreachable *client.UnreachableError
 	switch {
 	case err == nil:
-		text += "perceptd    " + term.Clean(status.Version) + "\n"
+		text += "perceptd    " + term.Clean(daemon) + "\n"
 	case errors.As(err, &unreachable):
 		text += "perceptd    cannot be reached: " + term.Clean(err.Error()) + "\n"
 	default:

@@ -52,6 +52,35 @@ func TestPromises(t *testing.T) {
 	}
 }
 
+// The pages on modules show the files of their samples as they are.
+func TestPagesShowTheirSamples(t *testing.T) {
+	t.Parallel()
+	const docs = "../../docs/modules"
+	shown := 0
+	for _, pattern := range []string{"Containerfile", "create-options.json", "app.*", "main.go"} {
+		files, err := filepath.Glob(filepath.Join(docs, "*", pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			page, err := os.ReadFile(filepath.Dir(file) + ".md")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if shown++; !strings.Contains(string(page), string(text)) {
+				t.Errorf("%s.md shows another %s", filepath.Dir(file), filepath.Base(file))
+			}
+		}
+	}
+	if shown < 8 {
+		t.Errorf("only %d files of samples were found", shown)
+	}
+}
+
 // The IDs of all messages that have one are in docs/security.md.
 func TestMessagesAreDocumented(t *testing.T) {
 	t.Parallel()
