@@ -5,7 +5,6 @@ import (
 	"container/list"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 
 	"go.uber.org/zap"
@@ -172,7 +171,7 @@ func (a *audit) refused(rules *ruleset, caller *grants.Caller, r grants.Request,
 
 // denied records that no grant allows r.
 func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request) {
-	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	r.Resource = grants.TrimScope(r.Resource)
 	asked := r.IdentityText()
 	key := denialKey{access: access{auditKeyOf(caller), asked, r.Resource}}
 	reason := func() string { return rules.WhyNot(caller, r) }

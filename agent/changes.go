@@ -177,7 +177,7 @@ func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 // nothing, and that would not be noticed.
 func (s *ruleset) policyChange(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Error) {
 	p := tokencache.PolicyChange{AllIdentities: c.Identity == "", At: c.At, Effect: c.Effect, Note: c.Note}
-	resource := strings.TrimSuffix(c.Resource, "/.default")
+	resource := grants.TrimScope(c.Resource)
 	switch {
 	case (resource == "") != c.AllResources:
 		return p, badChange("a policy change names a resource, or says --all-resources, and not both")

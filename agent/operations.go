@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -74,7 +73,7 @@ func (a *Agent) refresh(
 	fetch func(tokencache.Key, *grants.Identity) (tokencache.Outcome, error),
 ) ([]api.RefreshResult, error) {
 	rules := a.rules.Load()
-	resource = strings.TrimSuffix(resource, "/.default")
+	resource = grants.TrimScope(resource)
 	if identity != "" && rules.Named(identity) == nil {
 		return nil, rules.unknownIdentity(identity)
 	}

@@ -24,7 +24,7 @@ import (
 // *Error, with CodeBusy for a caller that reports too often.
 func (a *Agent) Rejected(ctx context.Context, caller grants.Caller, r api.Rejection) (api.Advice, error) {
 	named := r.Resource
-	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	r.Resource = grants.TrimScope(r.Resource)
 	wanted, fault := checkRejection(&r)
 	if fault != nil {
 		return api.Advice{}, fault

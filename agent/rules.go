@@ -13,9 +13,9 @@ import (
 	"perceptd/tokencache"
 )
 
-// DefaultSDKLife is the longest life that the SDK forms advertise, unless configured: an SDK comes back with 5 minutes
+// defaultSDKLife is the longest life that the SDK forms advertise, unless configured: an SDK comes back with 5 minutes
 // left, so that a module has a new token at most half an hour after the daemon.
-const DefaultSDKLife = 35 * time.Minute
+const defaultSDKLife = 35 * time.Minute
 
 // minSDKLife keeps SDKs from asking on every call: some do so below 20 minutes.
 const minSDKLife = 20 * time.Minute
@@ -31,7 +31,7 @@ type Rules struct {
 	grants.Rules
 
 	// SDKLife is the longest life that the SDK forms advertise, so that a module's SDK comes back for newer tokens.
-	// Zero means DefaultSDKLife; between 20 minutes and 24 hours.
+	// Zero means defaultSDKLife; between 20 minutes and 24 hours.
 	SDKLife time.Duration
 
 	// Spread is how long a policy change may take to reach newly issued tokens, up to 24 hours. Zero means ten minutes;
@@ -49,7 +49,7 @@ func (r *Rules) SpreadOrDefault() time.Duration {
 }
 
 // SDKLifeOrDefault returns the longest life that the SDK forms advertise.
-func (r *Rules) SDKLifeOrDefault() time.Duration { return cmp.Or(r.SDKLife, DefaultSDKLife) }
+func (r *Rules) SDKLifeOrDefault() time.Duration { return cmp.Or(r.SDKLife, defaultSDKLife) }
 
 // Validate returns every fault in r, as *grants.RuleErrors joined, or nil. Kind is "sdk_life" or "spread" where a
 // setting is at fault.
@@ -206,7 +206,7 @@ func (s *ruleset) changes(before *ruleset) []string {
 // Decide returns what the grants in force say to a request, and what the caller would be refused with. It fetches
 // nothing and counts nothing.
 func (a *Agent) Decide(caller grants.Caller, r grants.Request) (grants.Decision, *Error) {
-	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	r.Resource = grants.TrimScope(r.Resource)
 	d := a.rules.Load().Decide(&caller, r)
 	return d, refusalOf(d.Denial)
 }

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"perceptd/agent/api"
@@ -61,7 +60,7 @@ func (a *Agent) Counts() api.RequestCounts {
 // Token answers a caller: a token, or an *Error. It waits for the back end only when it must, and never longer than
 // ctx.
 func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Answer, error) {
-	r.Resource = strings.TrimSuffix(r.Resource, "/.default")
+	r.Resource = grants.TrimScope(r.Resource)
 	var answer Answer
 	var err error
 	if r.Wait > 0 {
@@ -164,7 +163,7 @@ func waitForChange(ctx context.Context, changed <-chan struct{}, missing bool) b
 // request for the token. The error is an *Error.
 func (a *Agent) Peek(caller grants.Caller, r Request) (info api.WatchEvent, changed <-chan struct{}, err error) {
 	named := r.Resource
-	r.Resource = strings.TrimSuffix(named, "/.default")
+	r.Resource = grants.TrimScope(named)
 	info, changed, err = a.peek(&caller, r)
 	info.Resource = named
 	a.audit.refused(a.rules.Load(), &caller, r.forGrants(), err)

@@ -120,11 +120,6 @@ func (n Notify) Trouble(text string, number syscall.Errno) error {
 	return n.send("STATUS="+oneLine(text, longestStatus), "ERRNO="+strconv.Itoa(int(number)))
 }
 
-// ExtendTimeout asks that the start, reload or stop under way be given at least d from now.
-func (n Notify) ExtendTimeout(d time.Duration) error {
-	return n.send("EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(max(d.Microseconds(), 1), 10))
-}
-
 // Ping tells the watchdog that the daemon is well. See Watch.
 func (n Notify) Ping() error { return n.send(daemon.SdNotifyWatchdog) }
 

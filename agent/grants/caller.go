@@ -5,7 +5,6 @@ package grants
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -51,6 +50,11 @@ type Container struct {
 	EdgeModule string
 
 	StartedOn time.Time
+}
+
+// ContainerOf returns a container of which nothing is known but its image, by ID or by a registry's digest.
+func ContainerOf(image string) *Container {
+	return &Container{Name: "of image " + image, Digest: image, RepoDigests: []string{image}}
 }
 
 // shortID is how many digits of a container's ID people are shown, as the engines do.
@@ -115,10 +119,34 @@ func (c *Caller) isLocal() bool { return c.Module == "" && c.Container == nil }
 // HasUser reports whether UID, GID and Groups say who the caller is.
 func (c *Caller) HasUser() bool { return c.isLocal() && !c.Nested }
 
-// inGroup reports whether gid is the caller's own group or one of its supplementary groups.
-func (c *Caller) inGroup(gid uint32) bool { return c.GID == gid || slices.Contains(c.Groups, gid) }
-
-// hasImage reports whether the caller's container was created from that image, named by its ID or a registry's digest.
-func (c *Caller) hasImage(image string) bool {
-	return c.Container != nil && (c.Container.Digest == image || slices.Contains(c.Container.RepoDigests, image))
+// subjects yields the subjects that c belongs to, the most specific kind first. One may come twice.
+//
+// The path of a module's socket is all that identifies a module, and it may be mounted into a container: on it neither
+// user, group nor unit counts. Inside a container they say nothing either, and a unit's process in a pid namespace of
+// its own is identified by the unit alone.
+func (c *Caller) subjects(yield func(Subject) bool) {
+	if c.Module != "" && !yield(Subject{kind: byModule, name: c.Module}) {
+		return
+	}
+	if c.Container != nil {
+		if !yield(Subject{kind: byImage, name: c.Container.Digest}) {
+			return
+		}
+		for _, digest := range c.Container.RepoDigests {
+			if !yield(Subject{kind: byImage, name: digest}) {
+				return
+			}
+		}
+	}
+	if c.isLocal() && c.Unit != "" && !yield(Subject{kind: byUnit, name: c.Unit}) || !c.HasUser() {
+		return
+	}
+	if !yield(Subject{kind: byUID, id: c.UID}) || !yield(Subject{kind: byGID, id: c.GID}) {
+		return
+	}
+	for _, gid := range c.Groups {
+		if !yield(Subject{kind: byGID, id: gid}) {
+			return
+		}
+	}
 }

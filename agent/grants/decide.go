@@ -80,31 +80,12 @@ type Denial struct {
 
 // deciding appends to found the subjects that the caller matches, of the most specific kind that has grants for it.
 func (a *Authorizer) deciding(c *Caller, found []Subject) []Subject {
-	look := func(s Subject) {
+	for s := range c.subjects {
+		if len(found) > 0 && s.kind != found[0].kind {
+			break // what follows is less specific
+		}
 		if a.granted[s] != nil && !slices.Contains(found, s) {
 			found = append(found, s)
-		}
-	}
-	if c.Module != "" {
-		look(Subject{kind: byModule, name: c.Module})
-	}
-	if len(found) == 0 && c.Container != nil {
-		look(Subject{kind: byImage, name: c.Container.Digest})
-		for _, digest := range c.Container.RepoDigests {
-			look(Subject{kind: byImage, name: digest})
-		}
-	}
-	if len(found) == 0 && c.isLocal() && c.Unit != "" {
-		look(Subject{kind: byUnit, name: c.Unit})
-	}
-	if len(found) > 0 || !c.HasUser() {
-		return found // nothing that is left identifies a caller in a container, or in a pid namespace of its own
-	}
-	look(Subject{kind: byUID, id: c.UID})
-	if len(found) == 0 {
-		look(Subject{kind: byGID, id: c.GID})
-		for _, gid := range c.Groups {
-			look(Subject{kind: byGID, id: gid})
 		}
 	}
 	return found

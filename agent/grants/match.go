@@ -40,7 +40,7 @@ func (m Match) Caller() Caller {
 	c := Caller{Module: m.Module, Unit: m.Unit, UID: NoID, GID: NoID}
 	switch {
 	case m.Image != "":
-		c.Container = &Container{Name: "of image " + m.Image, Digest: m.Image, RepoDigests: []string{m.Image}}
+		c.Container = ContainerOf(m.Image)
 	case m.UID != nil:
 		c.UID = *m.UID
 	case m.GID != nil:
@@ -128,22 +128,11 @@ func (s Subject) String() string {
 }
 
 // matches reports whether c belongs to s, whether or not more specific grants match c too.
-//
-// The path of a module's socket is all that identifies a module, and it may be mounted into a container: on it neither
-// user, group nor unit counts. Inside a container they say nothing either, and a unit's process in a pid namespace of
-// its own is identified by the unit alone.
 func (s Subject) matches(c *Caller) bool {
-	switch s.kind {
-	case byModule:
-		return c.Module == s.name
-	case byImage:
-		return c.hasImage(s.name)
-	case byUnit:
-		return c.isLocal() && c.Unit == s.name
-	case byUID:
-		return c.HasUser() && c.UID == s.id
-	case byGID:
-		return c.HasUser() && c.inGroup(s.id)
+	for one := range c.subjects {
+		if one == s {
+			return true
+		}
 	}
 	return false
 }

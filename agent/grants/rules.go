@@ -117,12 +117,15 @@ func CheckAlternates(resource string, alternates []string) error {
 	return nil
 }
 
+// TrimScope returns the resource of a scope, which has /.default behind it. A resource stays as it is.
+func TrimScope(asked string) string { return strings.TrimSuffix(asked, "/.default") }
+
 // checkPlainResource accepts what a configuration may name: resources, not scopes.
 func checkPlainResource(resource string) error {
 	if err := CheckResource(resource); err != nil {
 		return err
 	}
-	if strings.HasSuffix(resource, "/.default") {
+	if TrimScope(resource) != resource {
 		return fmt.Errorf("resource %q is a scope: drop the /.default", resource)
 	}
 	return nil

@@ -140,9 +140,7 @@ func readCheck(q *query) (grants.Caller, grants.Request, *apiError) {
 			who.Unit = grants.UnitName(p.value)
 			known = append(known, grants.Match{Unit: who.Unit})
 		case "container_image":
-			who.Container = &grants.Container{
-				Name: "of image " + p.value, Digest: p.value, RepoDigests: []string{p.value},
-			}
+			who.Container = grants.ContainerOf(p.value)
 			known = append(known, grants.Match{Image: p.value})
 		case "uid":
 			id, ok := parseID(p.value)

@@ -3,12 +3,12 @@ package server
 import (
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf8"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 	"perceptd/agent/server/limit"
 )
 
@@ -348,7 +348,7 @@ func (req *request) label(a *agent.Answer, asked string) {
 // audienceOf returns the resource that the token was asked for where it is not the one that the caller
 // asked for, or "".
 func audienceOf(a *agent.Answer, asked string) string {
-	if a.Resource == strings.TrimSuffix(asked, "/.default") {
+	if a.Resource == grants.TrimScope(asked) {
 		return ""
 	}
 	return a.Resource

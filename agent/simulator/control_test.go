@@ -193,7 +193,7 @@ func TestSimulatorHasRoom(t *testing.T) {
 	s := start(t, ServerOptions{})
 	idle := make([]net.Conn, 2*maxConns)
 	for i := range idle {
-		conn, err := net.Dial("tcp", s.Addr().String())
+		conn, err := net.Dial("tcp", s.address.String())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -146,10 +146,7 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 // Backend returns what is served.
 func (s *Server) Backend() *Backend { return s.handler.backend }
 
-// Addr returns the address that is listened on.
-func (s *Server) Addr() net.Addr { return s.address }
-
-// URL returns that address as an URL without a path.
+// URL returns the address that is listened on, as an URL without a path.
 func (s *Server) URL() string { return "http://" + s.address.String() }
 
 // URLVariable is the environment variable that names the URL of a simulated back end that runs. It also shows a client

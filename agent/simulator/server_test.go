@@ -333,8 +333,8 @@ func TestEnvironment(t *testing.T) {
 	if got := environment(s); !reflect.DeepEqual(got, want) {
 		t.Errorf("Arc: %v, want %v", got, want)
 	}
-	if s.URL() != "http://"+s.Addr().String() {
-		t.Errorf("URL %s of %s", s.URL(), s.Addr())
+	if s.URL() != "http://"+s.address.String() {
+		t.Errorf("URL %s of %s", s.URL(), s.address)
 	}
 }
 

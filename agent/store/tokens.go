@@ -231,9 +231,6 @@ func (t *Tokens) aside(name string) error {
 	return nil
 }
 
-// Remove removes what was saved.
-func (t *Tokens) Remove() error { return t.folder.Remove(tokensName) }
-
 // UnopenedError says that a file is bound to a fact that cannot be read of this device now: the unit that reads it
 // failed, or the kernel does not show it yet, or the disk is in another device, which has none.
 type UnopenedError struct {

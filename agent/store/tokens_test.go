@@ -87,7 +87,7 @@ func TestTokensRoundTrip(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 	for range 2 {
-		if err := tokens.Remove(); err != nil {
+		if err := tokens.folder.Remove(tokensName); err != nil {
 			t.Error(err)
 		}
 	}
@@ -273,7 +273,7 @@ func TestUnreadableNow(t *testing.T) {
 		strings.Contains(err.Error(), "it is now") {
 		t.Errorf("%v, %v", m, err)
 	}
-	if err := long.Remove(); !errors.Is(err, unix.ENAMETOOLONG) {
+	if err := long.folder.Remove(tokensName); !errors.Is(err, unix.ENAMETOOLONG) {
 		t.Error(err)
 	}
 	if err := long.Save(whole(1)); !errors.Is(err, unix.ENAMETOOLONG) {
@@ -341,7 +341,7 @@ func TestTokensOnABadDisk(t *testing.T) {
 	if err := tokens.Save(whole(3)); !errors.Is(err, unix.EROFS) {
 		t.Errorf("on a disk that is read-only: %v", err)
 	}
-	if err := tokens.Remove(); !errors.Is(err, unix.EROFS) {
+	if err := tokens.folder.Remove(tokensName); !errors.Is(err, unix.EROFS) {
 		t.Errorf("removed there: %v", err)
 	}
 	holds("on a disk that is read-only", 2)

@@ -242,7 +242,8 @@ func TestRecordIsGoneAndItsCopyUnopened(t *testing.T) {
 		if b.Record != nil || b.Lost == nil || b.Unread != nil || len(b.Copies) != 0 {
 			t.Errorf("%s: lost %v, %+v", name, b.Lost, b.Record)
 		}
-		if err := errors.Join(tokens.Save(small()), tokens.Remove()); err != nil { // it is put aside, and stays
+		// The file is put aside, and stays.
+		if err := errors.Join(tokens.Save(small()), tokens.folder.Remove(tokensName)); err != nil {
 			t.Error(err)
 		}
 		if b, _ := boots(t, dir, known...); b.Lost == nil {

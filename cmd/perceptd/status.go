@@ -44,7 +44,7 @@ func (d *daemon) describe() api.Status {
 	s.Callers.RefuseYoung = d.config.Callers.RefuseYoung()
 	s.Callers.Limitations = []api.Limitation{}
 	for _, b := range d.limitations {
-		s.Callers.Limitations = append(s.Callers.Limitations, api.Limitation{What: b.What, Why: b.Why, Hint: b.Hint})
+		s.Callers.Limitations = append(s.Callers.Limitations, api.Limitation(b))
 		s.Trouble = append(s.Trouble, limitationText(b))
 	}
 	s.Kept = d.state.status()
