@@ -29,7 +29,7 @@ var mutants = []mutant{
 
 	// The record.
 	{"changes end after an hour", changes, "lasts := «c.propagationDelay + longestNominal + recordAfter»", "c.propagationDelay + time.Hour", anything},
-	{"a record is kept without its changes", "agent/changesaver.go", "err := c.keep(«now»); err",
+	{"a record is kept without its changes", "agent/changesaver.go", "err := c.writeRecord(«now»); err",
 		"tokencache.Record{Instant: now.Instant, Lineage: now.Lineage, Generation: now.Generation}", anything},
 	{"a record that cannot be read now is taken for none", "agent/store/recovery.go", "b.Unread = «err»", "nil", anything},
 	{"a start goes on in the lineage that it read", "agent/recovery.go", "found.Record = «anew(found.Record, from...)»", "found.Record", aboutForks},
