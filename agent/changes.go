@@ -25,12 +25,6 @@ const (
 	listed = 8
 )
 
-// Policy changes are dated between these, whatever a clock says.
-var (
-	earliestChange = time.Unix(0, 0)
-	latestChange   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
-)
-
 // RecordChange puts a policy change on record and in force. by says who reports it, for the log: "uid 0 (pid 7)". The
 // error is an *Error; with CodeNotKept the change is in force all the same, and returned.
 func (a *Agent) RecordChange(by string, c api.PolicyChangeRequest) (api.PolicyChange, error) {
@@ -183,7 +177,7 @@ func (s *ruleset) policyChange(c api.PolicyChangeRequest) (tokencache.PolicyChan
 		return p, badChange("a policy change names a resource, or says --all-resources, and not both")
 	case c.Effect != tokencache.Granted && c.Effect != tokencache.Revoked && c.Effect != tokencache.Changed:
 		return p, badChange("the effect of a policy change is granted, revoked or changed")
-	case !c.At.IsZero() && (c.At.Before(earliestChange) || !c.At.Before(latestChange)):
+	case !tokencache.Plausible(c.At):
 		return p, badChange("the policy change is dated in the year %d: "+
 			"give the time at which it happened", c.At.Year())
 	}

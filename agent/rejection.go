@@ -16,6 +16,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/grants"
+	"perceptd/tokencache"
 )
 
 // Rejected returns why a resource may have refused a caller's token, and what the caller can do. r.Claims is the JSON
@@ -122,7 +123,7 @@ func secondsOf(value any) time.Time {
 		}
 		seconds = parsed
 	}
-	if !(seconds > 0 && seconds < float64(latestChange.Unix())) {
+	if !(seconds > 0 && seconds < tokencache.EndOfDates) {
 		return time.Time{}
 	}
 	return time.Unix(int64(seconds), 0)

@@ -107,16 +107,14 @@ type Fetched struct {
 	RefreshIn time.Duration
 }
 
-// An issuer's times are between these. Other times mean nothing, and do not fit into what is kept and shown.
-var (
-	earliestIssued = time.Unix(0, 0)
-	latestIssued   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)
-)
+// EndOfDates is the year 2200, in Unix seconds. Issuers and people mean times from 1970 until then. Other times mean
+// nothing, and do not fit into what is kept and shown.
+const EndOfDates = 7258118400
 
-// issuable reports whether each is a time that an issuer may mean, or zero.
-func issuable(times ...time.Time) bool {
+// Plausible reports whether each is zero, or a time that an issuer or a person may mean.
+func Plausible(times ...time.Time) bool {
 	return !slices.ContainsFunc(times, func(t time.Time) bool {
-		return !t.IsZero() && (t.Before(earliestIssued) || !t.Before(latestIssued))
+		return !t.IsZero() && (t.Unix() < 0 || t.Unix() >= EndOfDates)
 	})
 }
 
@@ -124,11 +122,11 @@ func issuable(times ...time.Time) bool {
 // the expiry is such a time, it is as if the back end had given none: nothing is learned from it.
 func (f Fetched) withoutStrangeTimes(now time.Time) Fetched {
 	for _, t := range []*time.Time{&f.Token.NotBefore, &f.Token.Claims.IssuedAt, &f.Token.Claims.NotBefore} {
-		if !issuable(*t) {
+		if !Plausible(*t) {
 			*t = time.Time{}
 		}
 	}
-	if !issuable(f.Token.ExpiresOn) {
+	if !Plausible(f.Token.ExpiresOn) {
 		f.Token.ExpiresOn = now.Truncate(time.Second).Add(f.Left)
 		f.Counted, f.Reckoned = false, true
 	}

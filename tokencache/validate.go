@@ -46,7 +46,7 @@ func (m *Snapshot) Validate() error {
 		return errors.New("its boot_ns is no uptime")
 	case !onTimes(m.On, m.CountedOn):
 		return errors.New("its on_ns or counted_on_ns is out of range")
-	case !issuable(m.Wall):
+	case !Plausible(m.Wall):
 		return errors.New("its wall is outside 1970 to 2200")
 	case m.Paused < 0 || m.Paused > maxSpan:
 		return errors.New("its pause is none")
@@ -114,7 +114,7 @@ func (r *SnapshotEntry) Validate() error {
 		return errors.New("a boot time of it is out of range")
 	case !onTimes(r.ReceivedAt) || !spans(r.IssuedFrom, r.IssuedTo):
 		return errors.New("an on-time of it is out of range")
-	case !issuable(r.ReceivedOn, r.Earliest, r.Latest):
+	case !Plausible(r.ReceivedOn, r.Earliest, r.Latest):
 		return errors.New("its times are outside 1970 to 2200")
 	case !counts(r.Tries):
 		return errors.New("its tries are out of range")
@@ -175,7 +175,7 @@ func (t *Token) validate() error {
 		return nil
 	case len(text) > maxText || strings.ContainsFunc(text, func(c rune) bool { return c <= ' ' || c >= 0x7f }):
 		return errors.New("its token is none")
-	case !issuable(t.ExpiresOn, t.NotBefore):
+	case !Plausible(t.ExpiresOn, t.NotBefore):
 		return errors.New("its token's times are outside 1970 to 2200")
 	}
 	return t.Claims.validate()
@@ -186,7 +186,7 @@ func (c *Claims) validate() error {
 	if c == nil {
 		return nil
 	}
-	if !issuable(c.IssuedAt, c.NotBefore) {
+	if !Plausible(c.IssuedAt, c.NotBefore) {
 		return errors.New("its claims' times are outside 1970 to 2200")
 	}
 	texts := []string{c.Issuer, c.Audience, c.ClientID, c.ObjectID, c.TenantID}
@@ -295,7 +295,7 @@ func (t *Tombstone) Validate() error {
 		return errors.New("a boot time of it is out of range")
 	case !onTimes(t.ReceivedAt, t.Came) || !spans(t.IssuedFrom, t.IssuedTo):
 		return errors.New("an on-time of it is out of range")
-	case !issuable(t.ReceivedOn, t.ExpiresOn):
+	case !Plausible(t.ReceivedOn, t.ExpiresOn):
 		return errors.New("its times are outside 1970 to 2200")
 	}
 	return nil
@@ -358,15 +358,15 @@ func (p *PolicyChange) Validate() error {
 		return errors.New("its note is too long, or cannot be printed")
 	case !slices.Contains([]Effect{Changed, Granted, Revoked, Unknown}, p.Effect):
 		return errors.New("its effect is none that is known")
-	case p.At.IsZero() || p.RecordedAt.IsZero() || !issuable(p.At, p.RecordedAt):
+	case p.At.IsZero() || p.RecordedAt.IsZero() || !Plausible(p.At, p.RecordedAt):
 		return errors.New("its times are outside 1970 to 2200")
 	case !counts(p.Joined):
 		return errors.New("its joined is out of range")
 	case !spans(p.Moment, p.By) || p.By < p.Moment:
 		return errors.New("its moment_ns or by_ns is out of range")
-	case !issuable(p.Issuer.Earliest, p.Issuer.Latest):
+	case !Plausible(p.Issuer.Earliest, p.Issuer.Latest):
 		return errors.New("its times by the issuer are outside 1970 to 2200")
-	case !issuable(p.NotLater):
+	case !Plausible(p.NotLater):
 		return errors.New("its not_later is outside 1970 to 2200")
 	case !p.AllIdentities && !p.Selector.valid():
 		return errors.New("its selector is none")
@@ -472,7 +472,7 @@ func (r Record) Sanitized() Record {
 
 // unlessStrange returns t, or that it is not known where it is a time that nobody means.
 func unlessStrange(t time.Time) time.Time {
-	if !issuable(t) {
+	if !Plausible(t) {
 		return time.Time{}
 	}
 	return t.UTC()
