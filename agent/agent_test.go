@@ -109,37 +109,37 @@ func TestWhoGetsWhat(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		caller grants.Caller
-		ask    agent.Request
+		ask    grants.Request
 		want   string   // identity
 		reason api.Code // or why not
 	}{
-		{"module, its only identity", module, agent.Request{Resource: vault}, "vision", ""},
-		{"scope form", module, agent.Request{Resource: vault + "/.default"}, "vision", ""},
-		{"another spelling is another resource", module, agent.Request{Resource: vault + "/"}, "", api.CodeNotGranted},
-		{"module by client ID", module, agent.Request{Resource: vault, ClientID: guid1}, "vision", ""},
-		{"by object ID in other case", module, agent.Request{Resource: vault, ObjectID: strings.ToLower(guid3)},
+		{"module, its only identity", module, grants.Request{Resource: vault}, "vision", ""},
+		{"scope form", module, grants.Request{Resource: vault + "/.default"}, "vision", ""},
+		{"another spelling is another resource", module, grants.Request{Resource: vault + "/"}, "", api.CodeNotGranted},
+		{"module by client ID", module, grants.Request{Resource: vault, ClientID: guid1}, "vision", ""},
+		{"by object ID in other case", module, grants.Request{Resource: vault, ObjectID: strings.ToLower(guid3)},
 			"vision", ""},
-		{"an identity that is not granted", module, agent.Request{Resource: vault, Identity: "device"}, "",
+		{"an identity that is not granted", module, grants.Request{Resource: vault, Identity: "device"}, "",
 			api.CodeNotGranted},
-		{"an identity that is not there", module, agent.Request{Resource: vault, ClientID: guid2}, "",
+		{"an identity that is not there", module, grants.Request{Resource: vault, ClientID: guid2}, "",
 			api.CodeUnknownIdentity},
-		{"names are exact", module, agent.Request{Resource: vault, Identity: "Vision"}, "", api.CodeUnknownIdentity},
-		{"root in a container is not root of the host", module, agent.Request{Resource: storage, Identity: "device"},
+		{"names are exact", module, grants.Request{Resource: vault, Identity: "Vision"}, "", api.CodeUnknownIdentity},
+		{"root in a container is not root of the host", module, grants.Request{Resource: storage, Identity: "device"},
 			"", api.CodeNotGranted},
-		{"root of the host is not the module", root, agent.Request{Resource: vault}, "", api.CodeNotGranted},
-		{"root of the host", root, agent.Request{Resource: storage}, "device", ""},
-		{"several, the default among them", user, agent.Request{Resource: vault}, "device", ""},
-		{"several, the default not among them", user, agent.Request{Resource: storage}, "", api.CodeAmbiguous},
-		{"several, one named", user, agent.Request{Resource: storage, Identity: "speech"}, "speech", ""},
-		{"by resource ID", user, agent.Request{Resource: storage, ResourceID: strings.ToUpper(arm)}, "speech", ""},
-		{"nobody", grants.Caller{UID: 4711, PID: 1}, agent.Request{Resource: vault}, "", api.CodeNotGranted},
-		{"another module", grants.Caller{Module: "speech", PID: 1}, agent.Request{Resource: vault}, "",
+		{"root of the host is not the module", root, grants.Request{Resource: vault}, "", api.CodeNotGranted},
+		{"root of the host", root, grants.Request{Resource: storage}, "device", ""},
+		{"several, the default among them", user, grants.Request{Resource: vault}, "device", ""},
+		{"several, the default not among them", user, grants.Request{Resource: storage}, "", api.CodeAmbiguous},
+		{"several, one named", user, grants.Request{Resource: storage, Identity: "speech"}, "speech", ""},
+		{"by resource ID", user, grants.Request{Resource: storage, ResourceID: strings.ToUpper(arm)}, "speech", ""},
+		{"nobody", grants.Caller{UID: 4711, PID: 1}, grants.Request{Resource: vault}, "", api.CodeNotGranted},
+		{"another module", grants.Caller{Module: "speech", PID: 1}, grants.Request{Resource: vault}, "",
 			api.CodeNotGranted},
-		{"no resource", module, agent.Request{}, "", api.CodeBadRequest},
-		{"no App ID URI", module, agent.Request{Resource: "vault"}, "", api.CodeBadRequest},
+		{"no resource", module, grants.Request{}, "", api.CodeBadRequest},
+		{"no App ID URI", module, grants.Request{Resource: "vault"}, "", api.CodeBadRequest},
 	} {
 		bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
-			answer, err := a.Token(t.Context(), row.caller, row.ask)
+			answer, err := a.Token(t.Context(), row.caller, agent.Request{Request: row.ask})
 			if codeOf(err) != row.reason || (err == nil) != (row.reason == "") {
 				t.Errorf("%s: error %v, want reason %q", row.name, err, row.reason)
 				return
@@ -164,21 +164,21 @@ func TestIdentityNotFound(t *testing.T) {
 	const has = "Identity not found: no [[identity]] of the configuration has the "
 	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		for _, row := range []struct {
-			ask  agent.Request
+			ask  grants.Request
 			want string
 		}{
-			{agent.Request{Identity: "nobody"}, has + `name "nobody"`},
-			{agent.Request{ClientID: guid2}, has + `client_id "` + guid2 + `"`},
-			{agent.Request{ClientID: "vision"},
+			{grants.Request{Identity: "nobody"}, has + `name "nobody"`},
+			{grants.Request{ClientID: guid2}, has + `client_id "` + guid2 + `"`},
+			{grants.Request{ClientID: "vision"},
 				has + `client_id "vision": that is the name of one, and client_id takes its ID`},
-			{agent.Request{ObjectID: "device"},
+			{grants.Request{ObjectID: "device"},
 				has + `object_id "device": that is the name of one, and object_id takes its ID`},
-			{agent.Request{ResourceID: "x\n"}, has + `resource_id "x\n"`},
-			{agent.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"`},
+			{grants.Request{ResourceID: "x\n"}, has + `resource_id "x\n"`},
+			{grants.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"`},
 		} {
 			row.ask.Resource = vault
-			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1},
-				row.ask); codeOf(err) != api.CodeUnknownIdentity || err.Error() != row.want {
+			_, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1}, agent.Request{Request: row.ask})
+			if codeOf(err) != api.CodeUnknownIdentity || err.Error() != row.want {
 				t.Errorf("%+v: %v, want %s", row.ask, err, row.want)
 			}
 		}
@@ -189,12 +189,12 @@ func TestChoices(t *testing.T) {
 	t.Parallel()
 	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		var refusal *agent.Error
-		_, err := a.Token(t.Context(), user, agent.Request{Resource: storage})
+		_, err := a.Token(t.Context(), user, requestFor(storage))
 		if !errors.As(err, &refusal) || !slices.Equal(refusal.Choices, []string{"speech", "vision"}) ||
 			!strings.Contains(refusal.Detail, "speech, vision") {
 			t.Errorf("ambiguous: %+v", refusal)
 		}
-		_, err = a.Token(t.Context(), user, agent.Request{Resource: storage, ClientID: guid2})
+		_, err = a.Token(t.Context(), user, agent.Request{Request: grants.Request{Resource: storage, ClientID: guid2}})
 		if !errors.As(err, &refusal) || !strings.HasPrefix(refusal.Detail, "Identity not found") ||
 			!slices.Equal(refusal.Choices, []string{"speech", "vision"}) {
 			t.Errorf("unknown: %+v", refusal)
@@ -222,7 +222,7 @@ func TestSourceFailuresBecomeReasons(t *testing.T) {
 		b := new(tokencachetest.Source)
 		b.Err = row.err
 		bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
-			_, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
+			_, err := a.Token(t.Context(), module, requestFor(vault))
 			var refusal *agent.Error
 			if !errors.As(err, &refusal) || refusal.Code != row.want || !strings.Contains(err.Error(), vault) {
 				t.Errorf("%v: %v", row.err, err)
@@ -249,17 +249,17 @@ func TestWaitingEnds(t *testing.T) {
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
 		defer cancel()
-		_, err := a.Token(ctx, module, agent.Request{Resource: vault})
+		_, err := a.Token(ctx, module, requestFor(vault))
 		if codeOf(err) != api.CodeUnreachable || !strings.Contains(err.Error(), "ask again") {
 			t.Errorf("deadline: %v", err)
 		}
 		gone, leave := context.WithCancel(t.Context())
 		leave()
-		if _, err := a.Token(gone, module, agent.Request{Resource: storage}); !errors.Is(err, context.Canceled) {
+		if _, err := a.Token(gone, module, requestFor(storage)); !errors.Is(err, context.Canceled) {
 			t.Errorf("a caller that left got %v", err)
 		}
 		a.Close()
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); !isStopping(err) {
+		if _, err := a.Token(t.Context(), module, requestFor(vault)); !isStopping(err) {
 			t.Errorf("closed: %v", err)
 		}
 	})
@@ -268,8 +268,9 @@ func TestWaitingEnds(t *testing.T) {
 func TestFirmNeed(t *testing.T) {
 	t.Parallel()
 	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
-		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault, MinTTL: 25 * time.Hour,
-			MinTTLRequired: true})
+		_, err := a.Token(t.Context(), module, agent.Request{
+			Request: grants.Request{Resource: vault}, MinTTL: 25 * time.Hour, MinTTLRequired: true,
+		})
 		if codeOf(err) != api.CodeShortLife {
 			t.Errorf("error %v", err)
 		}
@@ -281,7 +282,7 @@ func TestAdvertisedLife(t *testing.T) {
 	rules := edge()
 	rules.SDKLife = 2 * time.Hour
 	bubble(t, rules, new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
-		answer, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
+		answer, err := a.Token(t.Context(), module, requestFor(vault))
 		if err != nil || answer.Advertise != 2*time.Hour || answer.Left != 24*time.Hour {
 			t.Errorf("%v of %v, %v", answer.Advertise, answer.Left, err)
 		}
@@ -293,7 +294,7 @@ func TestApply(t *testing.T) {
 	b := new(tokencachetest.Source)
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		for _, resource := range []string{vault, storage} {
-			if _, err := a.Token(t.Context(), module, agent.Request{Resource: resource}); err != nil {
+			if _, err := a.Token(t.Context(), module, requestFor(resource)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -333,7 +334,7 @@ func TestApply(t *testing.T) {
 		if want := []string{"robot " + storage, "vision " + vault}; !slices.Equal(kept, want) {
 			t.Errorf("kept %v, want %v", kept, want)
 		}
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: storage}); codeOf(err) != api.CodeNotGranted {
+		if _, err := a.Token(t.Context(), module, requestFor(storage)); codeOf(err) != api.CodeNotGranted {
 			t.Errorf("a removed grant still gives: %v", err)
 		}
 		if changes, err := a.Apply(rules); err != nil || len(changes) != 0 {
@@ -344,7 +345,7 @@ func TestApply(t *testing.T) {
 		if _, err := a.Apply(bad); err == nil {
 			t.Error("bad rules came in force")
 		}
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); err != nil {
+		if _, err := a.Token(t.Context(), module, requestFor(vault)); err != nil {
 			t.Errorf("after bad rules: %v", err)
 		}
 	})
@@ -359,12 +360,12 @@ func TestApplyWhileWaiting(t *testing.T) {
 		var waiters sync.WaitGroup
 		waiters.Go(func() {
 			if answer, err := a.Token(t.Context(), module,
-				agent.Request{Resource: storage}); codeOf(err) != api.CodeNotGranted {
+				requestFor(storage)); codeOf(err) != api.CodeNotGranted {
 				t.Errorf("the grant is gone, and the caller got %v, %v", answer.Identity, err)
 			}
 		})
 		waiters.Go(func() {
-			if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); err != nil {
+			if _, err := a.Token(t.Context(), module, requestFor(vault)); err != nil {
 				t.Errorf("a grant that stays: %v", err)
 			}
 		})
@@ -384,7 +385,7 @@ func TestRefresh(t *testing.T) {
 	b := new(tokencachetest.Source)
 	bubble(t, edge(), b, func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
 		for _, resource := range []string{vault, storage} {
-			if _, err := a.Token(t.Context(), module, agent.Request{Resource: resource}); err != nil {
+			if _, err := a.Token(t.Context(), module, requestFor(resource)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -487,7 +488,7 @@ func TestDenialsAreLoggedAndCounted(t *testing.T) {
 	defer a.Close()
 	stranger := grants.Caller{Module: "stranger", PID: 5}
 	for range 1000 {
-		if _, err := a.Token(t.Context(), stranger, agent.Request{Resource: vault}); codeOf(err) != api.CodeNotGranted {
+		if _, err := a.Token(t.Context(), stranger, requestFor(vault)); codeOf(err) != api.CodeNotGranted {
 			t.Fatal(err)
 		}
 	}

@@ -32,7 +32,7 @@ func TestFirstGrantsAreAudited(t *testing.T) {
 		caller := grants.Caller{Unit: "cam.service", UID: 5, GID: 6, PID: 7}
 		for range 5 {
 			caller.PID++ // it forks, and stays who it is
-			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); err != nil {
+			if _, err := a.Token(t.Context(), caller, requestFor(vault)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -60,7 +60,7 @@ func TestChangedCallersAreAudited(t *testing.T) {
 			c := image(imageID)
 			c.ID = strings.Repeat(id, 64)
 			if _, err := a.Token(t.Context(), grants.Caller{Module: "vision", Container: c},
-				agent.Request{Resource: vault}); err != nil {
+				requestFor(vault)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -100,7 +100,7 @@ func TestGrantAfterDenialIsAudited(t *testing.T) {
 			if _, err := a.Apply(rules); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := a.Token(t.Context(), caller, agent.Request{Resource: vault}); err != nil {
+			if _, err := a.Token(t.Context(), caller, requestFor(vault)); err != nil {
 				t.Fatal(err)
 			}
 			without := rules
@@ -109,7 +109,7 @@ func TestGrantAfterDenialIsAudited(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := a.Token(t.Context(), caller,
-				agent.Request{Resource: vault}); codeOf(err) != api.CodeNotGranted {
+				requestFor(vault)); codeOf(err) != api.CodeNotGranted {
 				t.Fatal(err)
 			}
 		}
@@ -126,9 +126,9 @@ func TestDenialsAreListed(t *testing.T) {
 	t.Parallel()
 	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		for i := range 40 {
-			a.Token(t.Context(), grants.Caller{UID: uint32(2000 + i), GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: uint32(2000 + i), GID: 1}, requestFor(vault))
 		}
-		a.Peek(grants.Caller{UID: 2039, GID: 1}, agent.Request{Resource: vault + "/.default"})
+		a.Peek(grants.Caller{UID: 2039, GID: 1}, requestFor(vault+"/.default"))
 		a.Rejected(t.Context(), grants.Caller{UID: 2030, GID: 1},
 			api.Rejection{Resource: vault, Identity: "id2", Status: 401})
 		a.AuditUnattested(grants.Caller{UID: 1}, errors.New("no engine answers"))
@@ -169,11 +169,11 @@ func TestDenialsOfOneDriveOutNobodyElses(t *testing.T) {
 			return all
 		}
 		for i := range 3 {
-			a.Token(t.Context(), grants.Caller{UID: uint32(i), GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: uint32(i), GID: 1}, requestFor(vault))
 		}
 		for i := range 100 {
 			a.Token(t.Context(), grants.Caller{UID: 7, GID: 1},
-				agent.Request{Resource: fmt.Sprintf("https://%d.example", i)})
+				requestFor(fmt.Sprintf("https://%d.example", i)))
 		}
 		if all := seen(); all["uid 0"] != 1 || all["uid 1"] != 1 || all["uid 2"] != 1 || all["uid 7"] != 13 {
 			t.Errorf("%v", all)
@@ -182,7 +182,7 @@ func TestDenialsOfOneDriveOutNobodyElses(t *testing.T) {
 			t.Errorf("%+v", last)
 		}
 		for i := range 16 {
-			a.Token(t.Context(), grants.Caller{UID: uint32(100 + i), GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: uint32(100 + i), GID: 1}, requestFor(vault))
 		}
 		if all := seen(); len(all) != 16 || all["uid 115"] != 1 {
 			t.Errorf("%v", all)
@@ -215,18 +215,18 @@ func TestDenialsOfOneLeaveRoomForOthers(t *testing.T) {
 	t.Parallel()
 	bubble(t, kinds(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, logs *observer.ObservedLogs) {
 		for range 1000 {
-			a.Token(t.Context(), grants.Caller{UID: 1, GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: 1, GID: 1}, requestFor(vault))
 		}
 		if n := len(messages(logs, agent.MessageDenied)); n != 10 {
 			t.Errorf("%d lines for one caller", n)
 		}
-		a.Token(t.Context(), grants.Caller{UID: 2, GID: 2}, agent.Request{Resource: vault})
+		a.Token(t.Context(), grants.Caller{UID: 2, GID: 2}, requestFor(vault))
 		last := messages(logs, agent.MessageDenied)
 		if len(last) != 11 || last[10]["uid"] != uint32(2) || last[10]["left_out"] != int64(990) {
 			t.Errorf("%v", last[len(last)-1])
 		}
 		for i := range 3000 { // more callers than are remembered
-			a.Token(t.Context(), grants.Caller{UID: uint32(5000 + i), GID: 1}, agent.Request{Resource: vault})
+			a.Token(t.Context(), grants.Caller{UID: uint32(5000 + i), GID: 1}, requestFor(vault))
 		}
 		if n := len(messages(logs, agent.MessageDenied)); n > 60 {
 			t.Errorf("%d lines for many callers at once", n)

@@ -85,7 +85,7 @@ func (d *rebooting) boot(c bootClock, f func(a *agent.Agent)) {
 // mustWithhold checks that the module's token for the vault is not handed out.
 func (d *rebooting) mustWithhold(when string, a *agent.Agent) {
 	d.t.Helper()
-	if answer, err := a.Token(d.t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
+	if answer, err := a.Token(d.t.Context(), module, requestFor(vault)); codeOf(err) != api.CodeRevoked {
 		d.t.Errorf("%s: a token from before the revocation is handed out (%v left, %+v), %v", when, answer.Left,
 			answer.Permissions, err)
 	}
@@ -129,15 +129,15 @@ func (d *rebooting) noteAndBoot(c bootClock) {
 	d.t.Helper()
 	var first string
 	d.boot(right, func(a *agent.Agent) {
-		ask(d.t, a, module, agent.Request{Resource: vault})
-		first = ask(d.t, a, module, agent.Request{Resource: storage}).Token.Text.SHA256()
+		ask(d.t, a, module, requestFor(vault))
+		first = ask(d.t, a, module, requestFor(storage)).Token.Text.SHA256()
 		note(d.t, a, revoked)
 		d.mustWithhold("at the note", a)
 		time.Sleep(time.Hour)
 	})
 	isKept := func(when string, a *agent.Agent) {
 		d.t.Helper()
-		if answer, err := a.Token(d.t.Context(), module, agent.Request{Resource: storage}); err != nil ||
+		if answer, err := a.Token(d.t.Context(), module, requestFor(storage)); err != nil ||
 			answer.Token.Text.SHA256() != first {
 			d.t.Errorf("%s, the token that was kept: %v", when, err)
 		}
@@ -154,15 +154,15 @@ func (d *rebooting) noteAndBoot(c bootClock) {
 		d.mustWithhold("with the clock right again", a)
 		isKept("with the clock right again", a)
 		time.Sleep(22 * time.Hour)
-		if answer, err := a.Token(d.t.Context(), module, agent.Request{Resource: storage}); err == nil {
+		if answer, err := a.Token(d.t.Context(), module, requestFor(storage)); err == nil {
 			d.t.Errorf("a token is handed out when it is over, %v left", answer.Left)
 		}
 	})
 	d.z.breakDown(nil)
 	d.boot(right, func(a *agent.Agent) {
 		time.Sleep(30 * time.Hour)
-		ask(d.t, a, module, agent.Request{Resource: vault})
-		ask(d.t, a, module, agent.Request{Resource: storage})
+		ask(d.t, a, module, requestFor(vault))
+		ask(d.t, a, module, requestFor(storage))
 	})
 }
 
@@ -170,7 +170,7 @@ func (d *rebooting) noteAndBoot(c bootClock) {
 func (d *rebooting) bootAndNote(c bootClock) {
 	d.t.Helper()
 	d.boot(c, func(a *agent.Agent) {
-		ask(d.t, a, module, agent.Request{Resource: vault})
+		ask(d.t, a, module, requestFor(vault))
 		note(d.t, a, revoked)
 		d.mustWithhold("at the note", a)
 		time.Sleep(time.Hour)

@@ -87,8 +87,9 @@ func TestDecisionIsWhatTokensFollow(t *testing.T) {
 		defer a.Close()
 		caller := drawCaller(rt)
 		asked := rapid.SampledFrom([]string{"", "id0", "id1", "id2"}).Draw(rt, "asked")
-		d, denial := a.Decide(caller, grants.Request{Resource: vault, Identity: asked})
-		answer, err := a.Token(t.Context(), caller, agent.Request{Resource: vault, Identity: asked})
+		request := grants.Request{Resource: vault, Identity: asked}
+		d, denial := a.Decide(caller, request)
+		answer, err := a.Token(t.Context(), caller, agent.Request{Request: request})
 		var refusal *agent.Error
 		switch errors.As(err, &refusal); {
 		case d.Allowed != (err == nil):

@@ -386,7 +386,7 @@ func TestRecordThatIsLost(t *testing.T) {
 				if row.marked && d.Count() > before { // what stands for the record would withhold it
 					t.Errorf("%s: one was fetched", row.name)
 				}
-				answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+				answer, err := a.Token(t.Context(), root, requestFor(storage))
 				switch {
 				case row.withhold || row.marked:
 					if codeOf(err) != api.CodeRevoked {
@@ -416,7 +416,7 @@ func TestRecordThatIsLost(t *testing.T) {
 				}
 				if !row.marked {
 					if _, err := a.Token(t.Context(), root,
-						agent.Request{Resource: storage}); (codeOf(err) == api.CodeRevoked) == row.withhold {
+						requestFor(storage)); (codeOf(err) == api.CodeRevoked) == row.withhold {
 						t.Errorf("%s, and configured the other way: %v", row.name, err)
 					}
 				}
@@ -619,7 +619,7 @@ func TestUnreadIsNotWithdrawn(t *testing.T) {
 			d.become(fault)
 			begin := func(o *agent.Options) { o.UnreadRecord, o.Rules.WithholdLost = fault, withhold }
 			d.start(t, begin, func(a *agent.Agent, _ *observer.ObservedLogs) {
-				answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+				answer, err := a.Token(t.Context(), root, requestFor(storage))
 				switch {
 				case !withhold && answer.Permissions.State != tokencache.Uncertain:
 					t.Errorf("%+v, %v", answer.Permissions, err)
@@ -666,7 +666,7 @@ func TestUnreadRecordIsMovedAway(t *testing.T) {
 			!strings.HasSuffix(c[0].Mend, "perceptctl policy-changes withdraw "+c[0].ID) {
 			t.Fatalf("%+v", c)
 		}
-		_, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+		_, err := a.Token(t.Context(), root, requestFor(storage))
 		if codeOf(err) != api.CodeRevoked || !strings.Contains(err.Error(),
 			"the record of policy changes is lost, so that nobody knows") ||
 			!strings.HasSuffix(err.Error(), c[0].Mend) {
@@ -955,7 +955,7 @@ func TestPlaceholderSpreads(t *testing.T) {
 						t.Errorf("%s: %d fetched before", row.name, n)
 					}
 					if _, err := a.Token(t.Context(), root,
-						agent.Request{Resource: storage}); row.withhold != (codeOf(err) == api.CodeRevoked) ||
+						requestFor(storage)); row.withhold != (codeOf(err) == api.CodeRevoked) ||
 						!row.withhold && err != nil {
 						t.Errorf("%s: who asks has %v", row.name, err)
 					}

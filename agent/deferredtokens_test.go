@@ -48,7 +48,7 @@ func TestUnreadTokensAreReadAgain(t *testing.T) {
 		d.back.fails = errors.New("the back end is away")
 		struck.Store(true)
 		d.boot(t, true, func(a *agent.Agent) {
-			if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); err == nil {
+			if _, err := a.Token(t.Context(), root, requestFor(storage)); err == nil {
 				t.Error("a token came from nowhere")
 			}
 			time.Sleep(2 * time.Hour)
@@ -92,7 +92,7 @@ func TestUnopenedTokensAreOpenedLater(t *testing.T) {
 		d.known, d.back.fails = nil, errors.New("the back end is away")
 		d.boot(t, true, func(a *agent.Agent) {
 			time.Sleep(2 * time.Hour)
-			if _, err := a.Token(t.Context(), root, agent.Request{Resource: storage}); err == nil {
+			if _, err := a.Token(t.Context(), root, requestFor(storage)); err == nil {
 				t.Error("a token came from nowhere")
 			}
 		})
@@ -231,7 +231,7 @@ func TestUnreadCopyOfTheRecord(t *testing.T) {
 				struck.Store(true)
 				d.boot(t, true, func(a *agent.Agent) {
 					time.Sleep(time.Minute)
-					_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage})
+					_, _ = a.Token(t.Context(), root, requestFor(storage))
 					later = note2(t, a).ID
 					time.Sleep(10 * time.Minute)
 					if row.then != nil {

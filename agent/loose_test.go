@@ -92,7 +92,7 @@ func TestLooseRecordLocksNobodyOut(t *testing.T) {
 					noted = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).At
 					for range 33 {
 						time.Sleep(time.Hour)
-						_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage})
+						_, _ = a.Token(t.Context(), root, requestFor(storage))
 					}
 					if withholds(t, a) {
 						t.Fatal("the token from after the revocation is withheld")

@@ -145,6 +145,16 @@ func inAzure(t *testing.T, change func(*agent.Options, *azure), f func(t *testin
 	})
 }
 
+// requestFor asks for a token for resource, and leaves the identity to the grants.
+func requestFor(resource string) agent.Request {
+	return agent.Request{Request: grants.Request{Resource: resource}}
+}
+
+// waitFor asks for a token for resource, and waits for it.
+func waitFor(resource string, wait time.Duration) agent.Request {
+	return agent.Request{Request: grants.Request{Resource: resource}, Wait: wait}
+}
+
 func ask(t *testing.T, a *agent.Agent, caller grants.Caller, r agent.Request) agent.Answer {
 	t.Helper()
 	answer, err := a.Token(t.Context(), caller, r)
@@ -168,7 +178,7 @@ var revoked = api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Revoke
 func TestPolicyChange(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
-		before := ask(t, a, module, agent.Request{Resource: vault})
+		before := ask(t, a, module, requestFor(vault))
 		if before.Permissions.State != tokencache.Current || before.Advertise != agent.DefaultSDKLife {
 			t.Errorf("before: %+v, told %v", before.Permissions, before.Advertise)
 		}
@@ -179,7 +189,7 @@ func TestPolicyChange(t *testing.T) {
 			noted.Waiting != 1 || noted.EndsOn.IsZero() {
 			t.Errorf("noted %+v", noted)
 		}
-		lacking := ask(t, a, module, agent.Request{Resource: vault})
+		lacking := ask(t, a, module, requestFor(vault))
 		if lacking.Permissions.State != tokencache.Stale || lacking.Advertise != 25*time.Minute ||
 			lacking.Token.Text != before.Token.Text {
 			t.Errorf("after: %+v, told %v", lacking.Permissions, lacking.Advertise)
@@ -201,7 +211,7 @@ func TestPolicyChange(t *testing.T) {
 			}
 		}
 		time.Sleep(12 * time.Hour) // half of the life is over
-		after := ask(t, a, module, agent.Request{Resource: vault})
+		after := ask(t, a, module, requestFor(vault))
 		if after.Permissions.State != tokencache.Current || after.Advertise != agent.DefaultSDKLife ||
 			stale(a.Status()) != 0 {
 			t.Errorf("rolled over: %+v, told %v", after.Permissions, after.Advertise)
@@ -212,7 +222,7 @@ func TestPolicyChange(t *testing.T) {
 			t.Errorf("log %v", current)
 		}
 		time.Sleep(4 * 24 * time.Hour) // it ends by itself, and that is kept at the next fetch
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		time.Sleep(24 * time.Hour)
 		if n := len(a.Changes()); n != 0 || len(z.record()) != 0 {
 			t.Errorf("%d changes, kept %v", n, z.record())
@@ -223,7 +233,7 @@ func TestPolicyChange(t *testing.T) {
 func TestWithdrawnChange(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		time.Sleep(time.Hour)
 		kept := note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed})
 		gone := note(t, a, revoked)
@@ -234,7 +244,7 @@ func TestWithdrawnChange(t *testing.T) {
 		if err != nil || was.ID != gone.ID || was.Touched != 1 || was.EndsOn.IsZero() {
 			t.Errorf("%+v, %v", was, err)
 		}
-		if got := ask(t, a, module, agent.Request{Resource: vault}); got.Permissions.State != tokencache.Stale ||
+		if got := ask(t, a, module, requestFor(vault)); got.Permissions.State != tokencache.Stale ||
 			got.Permissions.Withheld {
 			t.Errorf("%+v", got.Permissions)
 		}
@@ -306,7 +316,7 @@ func TestBadChanges(t *testing.T) {
 		if n := len(a.Changes()); n != 0 || len(z.record()) != 0 {
 			t.Errorf("%d changes on record", n)
 		}
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		time.Sleep(time.Second)
 		changed := api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed}
 		for i := range tokencache.MaxChanges + 3 { // of one identity and resource, so that there is always room
@@ -335,7 +345,7 @@ func TestTooManyChanges(t *testing.T) {
 		o.Record = &record
 	}
 	inAzure(t, full, func(t *testing.T, a *agent.Agent, _ *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		time.Sleep(time.Second)
 		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed}) // which the token lacks
 		for range 3 {
@@ -389,7 +399,7 @@ func TestVeryOldChange(t *testing.T) {
 		if noted.ID == "" || noted.EndsOn.After(time.Now()) {
 			t.Errorf("%+v", noted)
 		}
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		synctest.Wait()
 		if n := len(a.Changes()); n != 0 {
 			t.Errorf("%d changes", n)
@@ -420,7 +430,7 @@ func TestChangeOfIdentityThatIsGone(t *testing.T) {
 func TestFullDiskForChanges(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		time.Sleep(time.Hour)
 		z.fill(errors.New("no space left on device"))
 		noted, err := a.RecordChange("test", revoked)
@@ -430,7 +440,7 @@ func TestFullDiskForChanges(t *testing.T) {
 					"the disk") {
 			t.Errorf("%+v, %v", noted, err)
 		}
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
+		if _, err := a.Token(t.Context(), module, requestFor(vault)); codeOf(err) != api.CodeRevoked {
 			t.Errorf("not in force: %v", err)
 		}
 		if trouble := a.Status().Trouble; len(trouble) != 1 ||
@@ -519,7 +529,7 @@ func TestRecordFromBefore(t *testing.T) {
 				t.Errorf("%+v\nwant %+v", changes, before)
 			}
 			// The first fetch waits for nothing: there is no token to go on with.
-			if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
+			if _, err := a.Token(t.Context(), module, requestFor(vault)); codeOf(err) != api.CodeRevoked {
 				t.Errorf("in force: %v", err)
 			}
 			synctest.Wait()
@@ -547,7 +557,7 @@ func TestUnsureChange(t *testing.T) {
 			return ahead == 0
 		}
 	}, func(t *testing.T, a *agent.Agent, z *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		truly := time.Now()
 		noted := note(t, a, revoked)
 		if !noted.Unsure || len(z.record()) != 1 || z.record()[0].Vouched || !z.record()[0].At.Equal(truly.Add(ahead)) {
@@ -569,7 +579,7 @@ func TestLostRecord(t *testing.T) {
 	lost := errors.New("/var/lib/percept/policy-changes.json: it is not\n JSON; it is now " +
 		"/var/lib/percept/policy-changes.json.unreadable-x " + strings.Repeat("é", 200))
 	inAzure(t, func(o *agent.Options, _ *azure) { o.LostRecord = lost }, func(t *testing.T, a *agent.Agent, z *azure) {
-		answer := ask(t, a, module, agent.Request{Resource: vault})
+		answer := ask(t, a, module, requestFor(vault))
 		if answer.Permissions.State != tokencache.Uncertain {
 			t.Errorf("%+v", answer.Permissions)
 		}
@@ -591,7 +601,7 @@ func TestLostRecord(t *testing.T) {
 		if _, err := a.WithdrawChange("test", id); err != nil || len(a.Status().Trouble) != 0 {
 			t.Errorf("%v, trouble %q", err, a.Status().Trouble)
 		}
-		if answer := ask(t, a, module, agent.Request{Resource: vault}); answer.Permissions.State != tokencache.Current {
+		if answer := ask(t, a, module, requestFor(vault)); answer.Permissions.State != tokencache.Current {
 			t.Errorf("%+v", answer.Permissions)
 		}
 	})
@@ -616,12 +626,12 @@ func TestWithheld(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
 		for range 3 { // what the back end does is learnt
-			ask(t, a, module, agent.Request{Resource: vault})
+			ask(t, a, module, requestFor(vault))
 			time.Sleep(12 * time.Hour)
 		}
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		note(t, a, revoked)
-		_, err := a.Token(t.Context(), module, agent.Request{Resource: vault})
+		_, err := a.Token(t.Context(), module, requestFor(vault))
 		if codeOf(err) != api.CodeRevoked {
 			t.Fatal(err)
 		}
@@ -634,7 +644,7 @@ func TestWithheld(t *testing.T) {
 		if a.Counts().Failed != 1 || stale(a.Status()) == 0 {
 			t.Errorf("%+v", a.Status())
 		}
-		answer, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: 48 * time.Hour})
+		answer, err := a.Token(t.Context(), module, waitFor(vault, 48*time.Hour))
 		if err != nil || answer.Permissions.State != tokencache.Current {
 			t.Errorf("waited for: %+v, %v", answer.Permissions, err)
 		}
@@ -644,9 +654,11 @@ func TestWithheld(t *testing.T) {
 func TestIssuedAfter(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
-		first := ask(t, a, module, agent.Request{Resource: vault, IssuedAfter: time.Now().Add(-time.Hour)})
+		wanted := requestFor(vault)
+		wanted.IssuedAfter = time.Now().Add(-time.Hour)
+		first := ask(t, a, module, wanted)
 		time.Sleep(time.Hour)
-		wanted := agent.Request{Resource: vault, IssuedAfter: time.Now()}
+		wanted.IssuedAfter = time.Now()
 		_, err := a.Token(t.Context(), module, wanted)
 		var refusal *agent.Error
 		if !errors.As(err, &refusal) || refusal.Code != api.CodeNotYet || refusal.RetryAfter != 5*time.Minute ||
@@ -673,8 +685,8 @@ func TestIssuedAfter(t *testing.T) {
 			t.Errorf("%v after %d calls", err, z.fetches()-calls)
 		}
 		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed})
-		_, err = a.Token(t.Context(), module, agent.Request{Resource: vault, IssuedAfter: time.Now(),
-			Wait: time.Second})
+		wanted.IssuedAfter, wanted.Wait = time.Now(), time.Second
+		_, err = a.Token(t.Context(), module, wanted)
 		if codeOf(err) != api.CodeNotYet || !errors.As(err, &refusal) || refusal.RetryAfter < 30*time.Second {
 			t.Error(err)
 		}
@@ -691,25 +703,27 @@ func TestWaitingForTheNetwork(t *testing.T) {
 		z.broken = &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"}
 	}, func(t *testing.T, a *agent.Agent, z *azure) {
 		if _, err := a.Token(t.Context(), module,
-			agent.Request{Resource: vault, Wait: 5 * time.Second}); codeOf(err) != api.CodeUnreachable {
+			waitFor(vault, 5*time.Second)); codeOf(err) != api.CodeUnreachable {
 			t.Error(err)
 		}
 		mended := time.AfterFunc(time.Minute, func() { z.breakDown(nil) })
 		defer mended.Stop()
 		before := time.Now()
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: time.Hour}); err != nil ||
+		if _, err := a.Token(t.Context(), module, waitFor(vault, time.Hour)); err != nil ||
 			time.Since(before) > 3*time.Minute {
 			t.Errorf("after %v: %v", time.Since(before), err)
 		}
-		for _, r := range []agent.Request{{Resource: storage, Identity: "device", Wait: time.Hour},
-			{Resource: "x", Wait: time.Hour}} {
+		for _, r := range []agent.Request{
+			{Request: grants.Request{Resource: storage, Identity: "device"}, Wait: time.Hour},
+			waitFor("x", time.Hour),
+		} {
 			before = time.Now()
 			if _, err := a.Token(t.Context(), module, r); err == nil || time.Now() != before {
 				t.Errorf("%v: %v after %v", r, err, time.Since(before))
 			}
 		}
 		a.Close()
-		if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault, Wait: time.Hour}); !isStopping(err) {
+		if _, err := a.Token(t.Context(), module, waitFor(vault, time.Hour)); !isStopping(err) {
 			t.Error(err)
 		}
 	})
@@ -718,7 +732,7 @@ func TestWaitingForTheNetwork(t *testing.T) {
 func TestPeek(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
-		request := agent.Request{Resource: vault + "/.default"}
+		request := requestFor(vault + "/.default")
 		sight, news, err := a.Peek(module, request)
 		if err != nil || sight.Identity != "vision" || sight.SHA256 != "" || z.fetches() != 0 {
 			t.Fatalf("%+v, %v", sight, err)
@@ -760,22 +774,23 @@ func TestAlternates(t *testing.T) {
 		o.Rules.Alternates = map[string][]string{storage: {blob}}
 		o.Rules.Grants[0].Resources = append(o.Rules.Grants[0].Resources, blob)
 	}, func(t *testing.T, a *agent.Agent, _ *azure) {
-		own := ask(t, a, module, agent.Request{Resource: storage})
-		ask(t, a, user, agent.Request{Resource: storage, Identity: "vision"})
+		own := ask(t, a, module, requestFor(storage))
+		ask(t, a, user, agent.Request{Request: grants.Request{Resource: storage, Identity: "vision"}})
 		time.Sleep(time.Hour)
 		noted := note(t, a, api.PolicyChangeRequest{Resource: blob, Effect: tokencache.Changed}) // by any of its names
 		if noted.Waiting != 1 {
 			t.Errorf("%+v", noted)
 		}
 		time.Sleep(20 * time.Minute)
-		ask(t, a, module, agent.Request{Resource: storage}) // has the alternate fetched
+		ask(t, a, module, requestFor(storage)) // has the alternate fetched
 		time.Sleep(time.Minute)
-		other := ask(t, a, module, agent.Request{Resource: storage})
+		other := ask(t, a, module, requestFor(storage))
 		if other.Resource != blob || other.Permissions.State != tokencache.Current ||
 			other.Token.Claims.Audience != blob || other.Advertise != agent.DefaultSDKLife {
 			t.Errorf("%s, %+v", other.Resource, other.Permissions)
 		}
-		if got := ask(t, a, user, agent.Request{Resource: storage, Identity: "vision"}); got.Resource != storage ||
+		got := ask(t, a, user, agent.Request{Request: grants.Request{Resource: storage, Identity: "vision"}})
+		if got.Resource != storage ||
 			got.Token.Text != own.Token.Text {
 			t.Errorf("a caller without both grants got the token for %s", got.Resource)
 		}

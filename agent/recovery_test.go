@@ -79,7 +79,7 @@ func (d *device) run(t *testing.T, disk *tokencache.Record, lost error, copied *
 // withholds reports whether a token from before a revocation is kept back.
 func withholds(t *testing.T, a *agent.Agent) bool {
 	t.Helper()
-	_, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+	_, err := a.Token(t.Context(), root, requestFor(storage))
 	if err != nil && codeOf(err) != api.CodeRevoked {
 		t.Error(err)
 	}
@@ -469,7 +469,7 @@ func TestRecordsThatFork(t *testing.T) {
 		below, above := new(device), new(device)
 		revoke := func(d *device, times int, copied *tokencache.Snapshot) *tokencache.Snapshot {
 			d.run(t, d.record(), nil, copied, func(a *agent.Agent) {
-				_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage}) // it may be withheld
+				_, _ = a.Token(t.Context(), root, requestFor(storage)) // it may be withheld
 				for range times {
 					note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked})
 				}

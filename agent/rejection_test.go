@@ -59,7 +59,7 @@ const nbf = `{"access_token":{"nbf":{"essential":true,"value":"946684800"}}}`
 func TestRejectedForStalePermissions(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		time.Sleep(time.Hour)
 		note(t, a, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Granted})
 		time.Sleep(time.Hour)
@@ -85,7 +85,7 @@ func TestRejectedForUncertainPermissions(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
 		for range 4 {
-			ask(t, a, module, agent.Request{Resource: vault})
+			ask(t, a, module, requestFor(vault))
 			time.Sleep(12 * time.Hour)
 		}
 		reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
@@ -103,7 +103,7 @@ func TestRejectedForUncertainPermissions(t *testing.T) {
 func TestRejectedForPermissions(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
-		answer := ask(t, a, module, agent.Request{Resource: vault})
+		answer := ask(t, a, module, requestFor(vault))
 		report := api.Rejection{Resource: vault, Status: 403, SHA256: strings.ToUpper(answer.Token.Text.SHA256())}
 		young := reject(t, a, module, report)
 		wantCauses(t, "young", young, api.CauseRBACDelay, api.CauseNoPermission)
@@ -140,7 +140,7 @@ func TestManyGroups(t *testing.T) {
 			}
 		}
 	}, func(t *testing.T, a *agent.Agent, _ *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		time.Sleep(time.Hour)
 		says(t, reject(t, a, module, api.Rejection{Resource: vault, Status: 403}), "group7 and 12 more; roles r1")
 	})
@@ -154,9 +154,9 @@ func TestRejectedOtherTokens(t *testing.T) {
 		if !none.Retry || none.Identity != "device" {
 			t.Errorf("%+v", none)
 		}
-		first := ask(t, a, user, agent.Request{Resource: vault, Identity: "vision"})
+		first := ask(t, a, user, agent.Request{Request: grants.Request{Resource: vault, Identity: "vision"}})
 		time.Sleep(25 * time.Hour)
-		ask(t, a, user, agent.Request{Resource: vault, Identity: "vision"})
+		ask(t, a, user, agent.Request{Request: grants.Request{Resource: vault, Identity: "vision"}})
 		old := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401,
 			SHA256: first.Token.Text.SHA256()})
 		wantCauses(t, "old", old, api.CauseOldToken)
@@ -164,8 +164,8 @@ func TestRejectedOtherTokens(t *testing.T) {
 		if !old.Retry || !old.RetryOn.IsZero() || a.Status().Tokens[0].Refused != (time.Time{}) {
 			t.Errorf("%+v", old)
 		}
-		toStorage := ask(t, a, user, agent.Request{Resource: storage, Identity: "speech"})
-		ofDevice := ask(t, a, user, agent.Request{Resource: vault, Identity: "device"})
+		toStorage := ask(t, a, user, agent.Request{Request: grants.Request{Resource: storage, Identity: "speech"}})
+		ofDevice := ask(t, a, user, agent.Request{Request: grants.Request{Resource: vault, Identity: "device"}})
 		mixed := reject(t, a, user, api.Rejection{Resource: vault, Identity: "vision", Status: 401,
 			SHA256: toStorage.Token.Text.SHA256()})
 		wantCauses(t, "another resource's", mixed, api.CauseWrongAudience, api.CauseWrongIdentity)
@@ -212,7 +212,7 @@ func TestRejectedForClaims(t *testing.T) {
 	} {
 		inAzure(t, func(_ *agent.Options, z *azure) { z.claims = row.change },
 			func(t *testing.T, a *agent.Agent, _ *azure) {
-				ask(t, a, module, agent.Request{Resource: vault})
+				ask(t, a, module, requestFor(vault))
 				advice := reject(t, a, module, api.Rejection{Resource: vault, Status: row.status})
 				wantCauses(t, row.name, advice, row.want...)
 				says(t, advice, row.says)
@@ -224,13 +224,13 @@ func TestRejectedForTheClock(t *testing.T) {
 	t.Parallel()
 	inAzure(t, func(o *agent.Options, _ *azure) { o.Clock.Synchronised = func() bool { return false } },
 		func(t *testing.T, a *agent.Agent, _ *azure) {
-			ask(t, a, module, agent.Request{Resource: vault})
+			ask(t, a, module, requestFor(vault))
 			advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 401})
 			wantCauses(t, "not synchronised", advice, api.CauseClock)
 			says(t, advice, "not known to be right")
 		})
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		z.breakDown(&tokencache.FetchError{Kind: tokencache.Unreachable, Detail: "connection refused"})
 		time.Sleep(24*time.Hour - time.Minute)
 		advice := reject(t, a, module, api.Rejection{Resource: vault, Status: 401})
@@ -246,7 +246,7 @@ func TestRejectedForTheClock(t *testing.T) {
 func TestRejectedWithChallenge(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
-		answer := ask(t, a, module, agent.Request{Resource: vault})
+		answer := ask(t, a, module, requestFor(vault))
 		report := api.Rejection{Resource: vault, Status: 401, Claims: nbf}
 		time.Sleep(time.Hour)
 		before := a.Status().Tokens[0]
@@ -286,10 +286,10 @@ func TestRejectedWithChallenge(t *testing.T) {
 	})
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, z *azure) {
 		for range 4 {
-			ask(t, a, module, agent.Request{Resource: vault})
+			ask(t, a, module, requestFor(vault))
 			time.Sleep(12 * time.Hour)
 		}
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		known := reject(t, a, module, api.Rejection{Resource: vault, Status: 403,
 			Claims: `{"access_token":{"nbf":{"value":1},"acrs":{"value":"c1"},"xms_cc":null}}`})
 		wantCauses(t, "403", known, api.CauseRevoked, api.CauseStaleClaims, api.CauseRBACDelay, api.CauseNoPermission)
@@ -333,7 +333,7 @@ func TestBadReports(t *testing.T) {
 				t.Errorf("%.100v: %v, want %q", row.report, err, row.says)
 			}
 		}
-		ask(t, a, user, agent.Request{Resource: vault})
+		ask(t, a, user, requestFor(vault))
 		for range 5 {
 			reject(t, a, module, api.Rejection{Resource: vault, Status: 403})
 		}
@@ -364,7 +364,7 @@ func TestBadReports(t *testing.T) {
 			api.Rejection{Resource: vault, Status: 403}); codeOf(err) != api.CodeBusy {
 			t.Error("a reload lets a caller begin anew")
 		}
-		ask(t, a, user, agent.Request{Resource: vault})
+		ask(t, a, user, requestFor(vault))
 		calls := z.fetches()
 		for i := range 5 {
 			advice := reject(t, a, user, api.Rejection{Resource: vault, Status: 401, Claims: nbf})

@@ -88,7 +88,7 @@ func remembering(t *testing.T, s *shelf, b *tokencachetest.Source, f func(a *age
 
 func mustHave(t *testing.T, a *agent.Agent) agent.Answer {
 	t.Helper()
-	answer, err := a.Token(t.Context(), root, agent.Request{Resource: storage})
+	answer, err := a.Token(t.Context(), root, requestFor(storage))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestRecordThatIsGone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = a.Token(t.Context(), root, agent.Request{Resource: storage})
+			_, err = a.Token(t.Context(), root, requestFor(storage))
 			if (codeOf(err) == api.CodeRevoked) != row.withheld || err != nil && !row.withheld {
 				t.Errorf("%s: %v", row.name, err)
 			}
@@ -316,7 +316,7 @@ func TestSlowDiskAtTheEnd(t *testing.T) {
 		var closing time.Time
 		remembering(t, s, b, func(a *agent.Agent, _ *observer.ObservedLogs) {
 			go func() {
-				_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage})
+				_, _ = a.Token(t.Context(), root, requestFor(storage))
 				answered <- time.Now()
 			}()
 			synctest.Wait()

@@ -17,24 +17,24 @@ import (
 func TestSpellings(t *testing.T) {
 	t.Parallel()
 	inAzure(t, nil, func(t *testing.T, a *agent.Agent, _ *azure) {
-		ask(t, a, module, agent.Request{Resource: vault})
+		ask(t, a, module, requestFor(vault))
 		time.Sleep(time.Hour)
 		for _, resource := range []string{vault + "/", "HTTPS://VAULT.azure.net", vault + ":443/.default"} {
 			noted := note(t, a, api.PolicyChangeRequest{Resource: resource, Effect: tokencache.Revoked})
 			if noted.Resource != vault || noted.Touched != 1 || noted.Waiting != 1 {
 				t.Errorf("%s: %+v", resource, noted)
 			}
-			if _, err := a.Token(t.Context(), module, agent.Request{Resource: vault}); codeOf(err) != api.CodeRevoked {
+			if _, err := a.Token(t.Context(), module, requestFor(vault)); codeOf(err) != api.CodeRevoked {
 				t.Errorf("%s: %v", resource, err)
 			}
 			if _, err := a.WithdrawChange("test", noted.ID); err != nil {
 				t.Error(err)
 			}
-			ask(t, a, module, agent.Request{Resource: vault})
+			ask(t, a, module, requestFor(vault))
 		}
 		says := "granted is " + vault + ", and the back end takes another spelling for another resource"
 		if _, err := a.Token(t.Context(), module,
-			agent.Request{Resource: vault + "/"}); codeOf(err) != api.CodeNotGranted || !strings.Contains(err.Error(), says) {
+			requestFor(vault+"/")); codeOf(err) != api.CodeNotGranted || !strings.Contains(err.Error(), says) {
 			t.Errorf("a request: %v", err)
 		}
 		if d, _ := a.Decide(module, grants.Request{Resource: vault + "/"}); d.Allowed ||

@@ -79,7 +79,7 @@ func TestWithdrawnStaysSoInUse(t *testing.T) {
 					for range tokencache.MaxOrigins + 4 {
 						start(t, true, func(a *agent.Agent) {
 							time.Sleep(5 * time.Minute)
-							_, _ = a.Token(t.Context(), root, agent.Request{Resource: storage})
+							_, _ = a.Token(t.Context(), root, requestFor(storage))
 							time.Sleep(10 * time.Minute)
 						})
 						time.Sleep(time.Hour)

@@ -10,15 +10,9 @@ import (
 	"perceptd/tokencache"
 )
 
-// Request asks for a token. It names the identity in at most one of the four ways; in none, the caller's grants choose
-// it.
+// Request asks for a token.
 type Request struct {
-	Resource string // App ID URI; a /.default suffix is dropped
-
-	Identity   string // by configured name
-	ClientID   string
-	ObjectID   string
-	ResourceID string
+	grants.Request // names the token; a /.default suffix of its resource is dropped
 
 	MinTTL         time.Duration // the life that the caller wants the token to have left
 	MinTTLRequired bool          // true: less than MinTTL is an error; false: the token is returned anyway
@@ -29,14 +23,6 @@ type Request struct {
 	// Wait is how long, in real time, to wait for a token that meets the need and is not withheld. Zero: for one fetch
 	// at most, which a longer Wait does not cut short either.
 	Wait time.Duration
-}
-
-// forGrants returns the part of r that the grants decide about.
-func (r *Request) forGrants() grants.Request {
-	return grants.Request{
-		Resource: r.Resource,
-		Identity: r.Identity, ClientID: r.ClientID, ObjectID: r.ObjectID, ResourceID: r.ResourceID,
-	}
 }
 
 // Answer is a token on its way to a caller.
@@ -76,7 +62,7 @@ func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Ans
 	switch {
 	case errors.As(err, &refusal) && refusal.Code == api.CodeNotGranted:
 		a.denied.Add(1)
-		a.audit.denied(a.rules.Load(), &caller, r.forGrants())
+		a.audit.denied(a.rules.Load(), &caller, r.Request)
 	case refusal != nil && refusal.isInvalid():
 		a.invalid.Add(1)
 	default:
@@ -88,7 +74,7 @@ func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Ans
 // answer makes one try. The rules in force at its end decide.
 func (a *Agent) answer(ctx context.Context, caller *grants.Caller, r Request) (Answer, error) {
 	rules := a.rules.Load()
-	granted, refusal := rules.authorize(caller, r.forGrants())
+	granted, refusal := rules.authorize(caller, r.Request)
 	if refusal != nil {
 		return Answer{}, refusal
 	}
@@ -166,13 +152,13 @@ func (a *Agent) Peek(caller grants.Caller, r Request) (info api.WatchEvent, chan
 	r.Resource = grants.TrimScope(named)
 	info, changed, err = a.peek(&caller, r)
 	info.Resource = named
-	a.audit.refused(a.rules.Load(), &caller, r.forGrants(), err)
+	a.audit.refused(a.rules.Load(), &caller, r.Request, err)
 	return info, changed, err
 }
 
 // peek is Peek without a trace in the audit.
 func (a *Agent) peek(caller *grants.Caller, r Request) (api.WatchEvent, <-chan struct{}, error) {
-	granted, refusal := a.rules.Load().authorize(caller, r.forGrants())
+	granted, refusal := a.rules.Load().authorize(caller, r.Request)
 	if refusal != nil {
 		return api.WatchEvent{}, nil, refusal
 	}

@@ -406,7 +406,7 @@ func (l *life) ask(k *key) {
 		defer cancel()
 		began := time.Now()
 		answer, err := p.agent.Token(ctx, grants.Caller{UID: uid, GID: grants.NoID},
-			agent.Request{Resource: k.Resource, Identity: k.identity, MinTTL: 5 * time.Minute})
+			agent.Request{Request: grants.Request{Resource: k.Resource, Identity: k.identity}, MinTTL: 5 * time.Minute})
 		refusal := new(agent.Error)
 		var onRecord []api.PolicyChange // by which it is withheld: some of them may have been read just now
 		if errors.As(err, &refusal) && refusal.Code == api.CodeRevoked {

@@ -218,7 +218,7 @@ func overRollovers(t *testing.T, form simulator.Form, endpoint source.Endpoint, 
 		all.Go(func() {
 			defer waiting.Add(-1)
 			got, err := d.Agent.Token(t.Context(), grants.Caller{UID: me},
-				agent.Request{Resource: vault, MinTTL: sdkLife})
+				agent.Request{Request: grants.Request{Resource: vault}, MinTTL: sdkLife})
 			if err != nil || got.Left <= 0 {
 				t.Errorf("a request after %v: %v", asked, err)
 			}

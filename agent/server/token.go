@@ -275,7 +275,7 @@ func isDate(s string) bool {
 }
 
 func (r sdkRequest) request() agent.Request {
-	request := agent.Request{Resource: r.resource, MinTTL: sdkLife}
+	request := agent.Request{Request: grants.Request{Resource: r.resource}, MinTTL: sdkLife}
 	switch r.selector.name {
 	case "client_id":
 		request.ClientID = r.selector.value

@@ -413,7 +413,8 @@ func TestWatchCollapsesChanges(t *testing.T) {
 			b.t.Fatalf("%d events:\n%s%s", n, first, text)
 		}
 		_, last, _ := strings.Cut(text, "\n\n")
-		held, _, err := b.agent.Peek(grants.Caller{UID: uint32(os.Getuid()), PID: 1}, agent.Request{Resource: vault})
+		held, _, err := b.agent.Peek(grants.Caller{UID: uint32(os.Getuid()), PID: 1},
+			agent.Request{Request: grants.Request{Resource: vault}})
 		if event := readEvent(b.t, last, api.EventToken, 3); err != nil || event.SHA256 != held.SHA256 {
 			b.t.Errorf("the last event is not of the token held: %+v (%v)", event, err)
 		}
