@@ -37,9 +37,9 @@ type Options struct {
 	// older token is dropped, and new ones count as uncertain, or are withheld (Rules.WithholdLost), until they are
 	// known to be young enough. Nil: the record was read, or there was none.
 	LostRecord error
-	// UnreadRecord is why the saved record cannot be read now. LoadRecord then reads it again, until it returns a record
-	// or an error whose method Spoilt returns true. Until then tokens are treated as with LostRecord, except that none
-	// is dropped, and SaveRecord is not called.
+	// UnreadRecord is why the saved record cannot be read now. LoadRecord then reads it again, until it returns a
+	// record or an error whose method Spoilt returns true. Until then tokens are treated as with LostRecord, except
+	// that none is dropped, and SaveRecord is not called.
 	UnreadRecord error
 	LoadRecord   func() (*tokencache.Record, error)
 	// UnreadTokens is why a file with an earlier cache's snapshot cannot be read now. LoadTokens then reads it again.
@@ -120,9 +120,9 @@ func New(o Options) (*Agent, error) {
 	}
 	ready := make(chan struct{})
 	a.cache = tokencache.New(tokencache.Options{
-		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched, ClockConfirmed: a.clockConfirmed, Begin: ready,
-		PropagationDelay: o.Rules.Spread, Record: before.Record, BootID: o.BootID, On: o.On,
-		Snapshot: compiled.allowed(o.Snapshot),
+		Fetch: o.Fetch, Clock: a.clock, Roll: o.Roll, Observe: a.fetched,
+		ClockConfirmed: a.clockConfirmed, Begin: ready, PropagationDelay: o.Rules.Spread,
+		Record: before.Record, BootID: o.BootID, On: o.On, Snapshot: compiled.allowed(o.Snapshot),
 	})
 	for _, m := range o.Unopened {
 		a.cache.Restore(compiled.allowed(m))

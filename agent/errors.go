@@ -76,11 +76,13 @@ func (a *Agent) callerError(identity *grants.Identity, resource string, err erro
 // withheldError says what a revocation does to callers. It can last for a day, so it names no moment to ask again; wait
 // and watch are there for that.
 func (a *Agent) withheldError(identity *grants.Identity, resource string, err *tokencache.WithheldError) *Error {
-	if placeholder, alone := a.placeholderAlone(tokencache.Key{Selector: identity.Selector(), Resource: resource}); alone {
+	key := tokencache.Key{Selector: identity.Selector(), Resource: resource}
+	if placeholder, alone := a.placeholderAlone(key); alone {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(
 			"%s, so that nobody knows whether permissions of identity %q on %s were revoked: tokens from before %s "+
 				"are withheld ([tokens] lost_record); to end that: %s",
-			recordText(placeholder.Record), identity.Name, resource, formatTime(placeholder.RecordedOn), placeholder.Mend)}
+			recordText(placeholder.Record), identity.Name, resource, formatTime(placeholder.RecordedOn),
+			placeholder.Mend)}
 	}
 	if !err.Spread.IsZero() {
 		return &Error{Code: api.CodeRevoked, Detail: fmt.Sprintf(

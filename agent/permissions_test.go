@@ -590,7 +590,8 @@ func TestLostRecord(t *testing.T) {
 		}
 		id := s.Changes[0].ID
 		for _, want := range []string{"could not be read", "policy-changes.json.unreadable-x",
-			"every token from before counts as uncertain", "enter the changes of the last two days again", "perceptctl policy-changes withdraw " + id} {
+			"every token from before counts as uncertain", "enter the changes of the last two days again",
+			"perceptctl policy-changes withdraw " + id} {
 			if len(s.Trouble) != 1 || !strings.Contains(s.Trouble[0], want) {
 				t.Errorf("trouble %q lacks %q", s.Trouble, want)
 			}

@@ -76,7 +76,7 @@ func (a *Agent) describeChange(r tokencache.RecordedChange) api.PolicyChange {
 	c := api.PolicyChange{
 		ID: r.ID, Resource: r.Resource, Identity: a.rules.Load().nameOf(r.PolicyChange), At: api.Time(r.At),
 		Effect: r.Effect, Note: r.Note, RecordedOn: api.Time(r.RecordedAt), EndsOn: api.Time(r.EndsOn),
-		Unsure: r.Unsure, AsOfRecording: r.AsOfNote, Joined: r.Joined, Touched: r.Touched, Waiting: r.Waiting,
+		Unsure: r.Unsure, AsOfRecording: r.AsOfRecording, Joined: r.Joined, Touched: r.Touched, Waiting: r.Waiting,
 	}
 	if c.Record, c.Mend = a.changeSaver.recordState(r.PolicyChange); c.Record != "" {
 		c.Effect, c.Withholds = api.EffectUnknown, r.Effect == tokencache.Revoked

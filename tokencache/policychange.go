@@ -73,11 +73,11 @@ type Window struct {
 // RecordedChange is a policy change on record, and how many tokens carry it.
 type RecordedChange struct {
 	PolicyChange
-	Unsure   bool      // At was read off a clock that was not known to be right
-	AsOfNote bool      // it counts as of RecordedAt and not of At, since they differ and At is unsure
-	Touched  int       // valid tokens held that it is about
-	Waiting  int       // of these, those that are not current yet
-	EndsOn   time.Time // when it goes off the record, by the device's clock, if the device stays on
+	Unsure        bool      // At was read off a clock that was not known to be right
+	AsOfRecording bool      // it counts as of RecordedAt and not of At, since they differ and At is unsure
+	Touched       int       // valid tokens held that it is about
+	Waiting       int       // of these, those that are not current yet
+	EndsOn        time.Time // when it goes off the record, by the device's clock, if the device stays on
 }
 
 const (
@@ -279,7 +279,7 @@ func (c *Cache) recorded() (all []RecordedChange, held []judgement) {
 func (c *Cache) describeLocked(ch *change, now bootTime, wall time.Time) RecordedChange {
 	unsure := !ch.Vouched && !ch.dated
 	return RecordedChange{
-		PolicyChange: ch.PolicyChange, Unsure: unsure, AsOfNote: unsure && !ch.At.Equal(ch.RecordedAt),
+		PolicyChange: ch.PolicyChange, Unsure: unsure, AsOfRecording: unsure && !ch.At.Equal(ch.RecordedAt),
 		EndsOn: wall.Add(c.lastsLocked(ch, now)),
 	}
 }

@@ -37,8 +37,8 @@ type state struct {
 }
 
 // openState has the agent begin with what processes before saved, and save what the next begins with. handedOver is
-// what systemd holds. The daemon also serves without a place to save things in, and says so, but not beside another
-// that keeps its state there.
+// what systemd holds. The daemon also serves where it can save nothing, and says so; but it refuses to start beside
+// another daemon that has locked the same folder.
 func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) error {
 	s := &state{
 		log: d.log, source: sourceOf(d.backend.status()),
