@@ -3,6 +3,8 @@ package agent
 import (
 	"errors"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,33 +21,43 @@ func TestChangeDuringARetryIsSaved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
 		clock := tokencache.Clock{Boot: func() time.Duration { return time.Hour + time.Since(begun) }}.OrRuntime()
-		generation, tries := uint64(1), 0
+		var generation atomic.Uint64
+		generation.Store(1)
+		var tries atomic.Int32
+		var mu sync.Mutex
 		var saved []uint64
-		keep := func(r tokencache.Record) error {
-			if tries++; tries == 1 {
+		write := func(r tokencache.Record) error {
+			if tries.Add(1) == 1 {
 				return errors.New("no space left on device")
 			}
 			time.Sleep(100 * time.Millisecond) // the disk takes its time
+			mu.Lock()
+			defer mu.Unlock()
 			saved = append(saved, r.Generation)
 			return nil
 		}
 		var c changeSaver
-		c.open(keep, func() tokencache.Record { return tokencache.Record{Lineage: "one", Generation: generation} },
-			clock, zap.NewNop())
+		c.open(write, func() tokencache.Record {
+			return tokencache.Record{Lineage: "one", Generation: generation.Load()}
+		}, clock, zap.NewNop())
 		defer c.close()
 		c.renew()
 		for range 20 { // a fetch ends every two seconds
 			time.Sleep(2 * time.Second)
 			c.notice()
 		}
-		if synctest.Wait(); tries != 1 {
-			t.Errorf("%d saves within 40 s of a failed one, want none besides", tries)
+		synctest.Wait()
+		if n := tries.Load(); n != 1 {
+			t.Errorf("%d saves within 40 s of a failed one, want none besides", n)
 		}
 		time.Sleep(20*time.Second + 50*time.Millisecond) // the second try is under way
-		generation = 2
+		generation.Store(2)
 		c.notice()
 		time.Sleep(saveRequestInterval + time.Second)
-		if synctest.Wait(); !slices.Equal(saved, []uint64{1, 2}) {
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.Equal(saved, []uint64{1, 2}) {
 			t.Errorf("saved generations %v, want 1 and then 2", saved)
 		}
 	})
