@@ -28,7 +28,7 @@ func (a *Agent) applyLostEffect(rules Rules) {
 	defer a.naming.Unlock()
 	record, different := rules.withLostEffect(a.cache.Record())
 	if different {
-		a.cache.Replace(record)
+		a.cache.ReplaceRecord(record)
 		a.changeSaver.notice()
 	}
 }
@@ -239,7 +239,7 @@ func (a *Agent) takeCopies(u *deferredRecovery, late recordCopies) {
 	u.began.Changes = slices.Concat(u.began.Changes, added(found.Changes, now.Changes))
 	found.Record, _ = rules.withLostEffect(found.Record)
 	found.Generation++ // also without a placeholder it has more than what it was taken from
-	a.cache.Replace(found.Record)
+	a.cache.ReplaceRecord(found.Record)
 	logJoined(a.log, found.Changes)
 	a.log.Warn(found.why,
 		zap.Int("changes", len(found.Changes)), zap.Strings("revocations", revocations(found.Changes)))
@@ -272,7 +272,7 @@ func (a *Agent) takeRecord(u *deferredRecovery) bool {
 			found.Changes = append(found.Changes, placeholder)
 			found.Generation++
 		}
-		a.cache.Replace(found.Record)
+		a.cache.ReplaceRecord(found.Record)
 		u.began = found.Record
 	})
 	a.naming.Unlock()

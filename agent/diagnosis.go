@@ -361,7 +361,7 @@ func (d *diagnosis) fetchFor(ctx context.Context) string {
 		return fmt.Sprintf("a fetch for such a challenge was made less than %v ago", challengeEvery)
 	}
 	outcome, err := d.agent.cache.Refresh(ctx, d.key, false)
-	var spreading *tokencache.HeldError
+	var spreading *tokencache.PostponedError
 	switch {
 	case errors.As(err, &spreading):
 		return err.Error()

@@ -222,7 +222,7 @@ func (k recordCopies) unmet(
 // By generations alone, one of the two would seem to be an older version of the other, and its own changes would be
 // lost.
 func anew(r tokencache.Record, from ...tokencache.Record) tokencache.Record {
-	return r.Begun(rand.Text(), from...)
+	return r.WithLineage(rand.Text(), from...)
 }
 
 // both returns a record that has the changes of x and of y. A change that was withdrawn may be back, which is on the

@@ -23,9 +23,9 @@ func fullCache(b *testing.B, keys int, effect Effect) (*Cache, Key) {
 		m.Keys = append(m.Keys, SnapshotEntry{
 			Key:     key,
 			Token:   Token{Text: NewSecret(key.Resource), ExpiresOn: at(25 * hour)},
-			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedOn: at(hour),
+			Nominal: 24 * hour, Life: 24 * hour, Given: 24 * hour, ReceivedWall: at(hour),
 			IssueWindow: IssueWindow{Earliest: at(hour), Latest: at(hour)},
-			IssuedAt:    hour, Received: hour, ReceivedAt: hour, IssuedFrom: hour, IssuedTo: hour, Shown: hour,
+			IssuedAt:    hour, ReceivedBoot: hour, ReceivedOnTime: hour, IssuedFrom: hour, IssuedTo: hour, Shown: hour,
 			Answered: hour, Tries: 1,
 			Deadline: 25 * hour, Next: new(20 * hour), Asked: new(now),
 		})
@@ -90,7 +90,7 @@ func BenchmarkTelling(b *testing.B) {
 		{"Memory", func(c *Cache) { c.Snapshot() }},
 		{"Memory-locked", func(c *Cache) { c.snapshot() }},
 		{"Changes", func(c *Cache) { c.Changes() }},
-		{"Changes-locked", func(c *Cache) { c.recorded() }},
+		{"Changes-locked", func(c *Cache) { c.describeAll() }},
 		// everything anew under the lock, as after each change of the record
 		{"Judging", func(c *Cache) { c.SetPropagationDelay(0) }},
 	} {

@@ -94,7 +94,7 @@ type Cache struct {
 	uses    uint64
 	keep    func(Key) bool // nil: every key
 
-	clockTrust       clockTrust
+	issuerClock      issuerClock
 	changes          []*change
 	lineage          string
 	origins          []Origin
@@ -102,12 +102,12 @@ type Cache struct {
 	propagationDelay time.Duration
 	alternates       map[string][]string // canonical names of a resource, by each of them: see together
 	rollovers        history             // of all keys: they share a back end
-	seen             uint64              // how often what was learned from rollovers became void; from 1 on
+	learnedVersion   uint64              // how often what was learned from rollovers became void; from 1 on
 	principals       map[Selector]*principals
 	tombstones       tombstones
 	readings         readings      // of the issuer's clock
-	static           bool          // the source's expires_in does not count down: see staticLocked
-	counted          counted       // evidence that it does
+	static           bool          // the source's expires_in does not count down: see detectStaticLocked
+	countdown        countdown     // evidence that it does
 	countedOn        time.Duration // on-time at which it last was shown to; 0: not since it was static
 }
 
@@ -132,7 +132,7 @@ func New(o Options) *Cache {
 		pings:          make(chan chan struct{}),
 		entries:        make(map[Key]*entry), principals: make(map[Selector]*principals),
 		queue:            newFetchQueue(),
-		seen:             1,
+		learnedVersion:   1,
 		propagationDelay: cmp.Or(o.PropagationDelay, DefaultPropagationDelay),
 		bootID:           o.BootID,
 		on:               max(o.On, 1), // 0 stands for unknown
@@ -254,7 +254,7 @@ func (c *Cache) stepLocked(key Key, need Need, tried *flight) step {
 		}
 	}
 	if there == lacking && (tried != nil || e.flight == nil && c.futileLocked(e, now)) {
-		if failure := e.remembered(now); failure != nil {
+		if failure := e.sharedFailure(now); failure != nil {
 			return step{err: failure}
 		}
 		return step{err: short}
@@ -321,7 +321,7 @@ func (c *Cache) shortLocked(e *entry, need Need, left time.Duration, now bootTim
 // futileLocked reports whether a fetch for a caller's soft need would bring nothing: one was made just now, a policy
 // change is still spreading, or the rollover is known to come later.
 func (c *Cache) futileLocked(e *entry, now bootTime) bool {
-	return now < e.schedule.softFetchAfter || c.heldLocked(e, now) || now < c.rolloverLocked(e)
+	return now < e.schedule.softFetchAfter || c.postponedLocked(e, now) || now < c.rolloverLocked(e)
 }
 
 // alternateLocked answers with the token of an alternate resource, if one is current. Alternates without a token are
@@ -338,7 +338,7 @@ func (c *Cache) alternateLocked(e *entry, need Need, now bootTime) (Answer, bool
 		case left > 0 && o.policy.worst == Current && c.shortLocked(o, need, left, now) == nil:
 			return c.serveLocked(o, left, now), true
 		case left <= 0 && o.flight == nil && o.schedule.next == never:
-			o.schedule.probe, o.schedule.next = true, max(now, c.holdsLocked(o, now), o.backOff.until)
+			o.schedule.probe, o.schedule.next = true, max(now, c.spreadsUntilLocked(o, now), o.backOff.until)
 			c.wakeSchedule()
 		}
 	}
@@ -376,7 +376,7 @@ func (c *Cache) refusalLocked(e *entry, now bootTime) *FetchError {
 
 // ownRefusalLocked returns why no call may be made for e now, though other keys may have one, or nil.
 func (c *Cache) ownRefusalLocked(e *entry, now bootTime) *FetchError {
-	if failure := e.remembered(now); failure != nil {
+	if failure := e.sharedFailure(now); failure != nil {
 		return failure
 	}
 	first := &flight{priority: forCaller, yields: e.backOff.yields()}
@@ -398,7 +398,7 @@ func (c *Cache) serveLocked(e *entry, left time.Duration, now bootTime) Answer {
 }
 
 // Refresh fetches key's token now, whatever the schedule says, within the source's limits. While a policy change is
-// still spreading it returns *HeldError instead, unless the caller insists.
+// still spreading it returns *PostponedError instead, unless the caller insists.
 func (c *Cache) Refresh(ctx context.Context, key Key, insist bool) (Outcome, error) {
 	outcome, _, err := c.refresh(ctx, key, insist, false)
 	return outcome, err
@@ -420,7 +420,7 @@ func (c *Cache) Forget(ctx context.Context, key Key, insist bool) (_ Outcome, dr
 func (c *Cache) refresh(ctx context.Context, key Key, insist, forget bool) (_ Outcome, dropped string, _ error) {
 	f, dropped, err := c.begin(key, insist, forget)
 	switch {
-	case errors.As(err, new(*HeldError)):
+	case errors.As(err, new(*PostponedError)):
 		return Held, "", err
 	case err != nil:
 		return Failed, "", err
@@ -444,8 +444,8 @@ func (c *Cache) begin(key Key, insist, forget bool) (_ *flight, dropped string, 
 		return nil, "", err
 	}
 	if !e.underWay() {
-		if !insist && c.heldLocked(e, now) {
-			return nil, "", &HeldError{For: c.heldUntilLocked(e, now).sub(now)}
+		if !insist && c.postponedLocked(e, now) {
+			return nil, "", &PostponedError{For: c.postponedUntilLocked(e, now).sub(now)}
 		}
 		if pause := c.askedPauseLocked(now); pause != nil {
 			return nil, "", pause

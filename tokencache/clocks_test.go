@@ -292,7 +292,7 @@ func TestReceivedAgain(t *testing.T) {
 			got.Permissions.State != tokencache.Stale {
 			t.Errorf("%v after %v", got.Permissions.State, time.Since(first.ReceivedOn))
 		}
-		if got := c.Snapshot().Keys[0].ReceivedAt; got != tokencachetest.Uptime+1 {
+		if got := c.Snapshot().Keys[0].ReceivedOnTime; got != tokencachetest.Uptime+1 {
 			t.Errorf("received at %v", got)
 		}
 	})
@@ -335,7 +335,7 @@ func TestKeptBeforeTheBoot(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(*tokencache.Snapshot){
 		"as it was":                   func(*tokencache.Snapshot) {},
-		"by a release before":         func(m *tokencache.Snapshot) { m.On, m.Keys[0].ReceivedAt = 0, 0 },
+		"by a release before":         func(m *tokencache.Snapshot) { m.On, m.Keys[0].ReceivedOnTime = 0, 0 },
 		"of a life with more time":    func(m *tokencache.Snapshot) { later(m, 1000*time.Hour) },
 		"of a boot that nobody knows": func(m *tokencache.Snapshot) { m.BootID = "" },
 	} {
@@ -366,7 +366,7 @@ func TestKeptBeforeTheBoot(t *testing.T) {
 func later(m *tokencache.Snapshot, by time.Duration) {
 	m.On += by
 	r := &m.Keys[0]
-	r.ReceivedAt, r.IssuedFrom, r.IssuedTo = r.ReceivedAt+by, r.IssuedFrom+by, r.IssuedTo+by
+	r.ReceivedOnTime, r.IssuedFrom, r.IssuedTo = r.ReceivedOnTime+by, r.IssuedFrom+by, r.IssuedTo+by
 }
 
 // A record from before there were on-times is in force, with what its dates tell.

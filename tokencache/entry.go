@@ -32,7 +32,7 @@ type entry struct {
 	judgement judgement
 	claim     claim // of a former principal, to be the current one
 	rollovers history
-	learnt    learnt
+	learned   learned
 	changed   chan struct{} // closed when what Peek returns changes
 }
 
@@ -179,7 +179,7 @@ func (e *entry) fail(err *FetchError, asked bool, left time.Duration, held, now 
 }
 
 // remembered returns the failure that callers share until the fetch is worth another try, or nil.
-func (e *entry) remembered(now bootTime) *FetchError {
+func (e *entry) sharedFailure(now bootTime) *FetchError {
 	if e.backOff.failure == nil || now >= e.backOff.callers {
 		return nil
 	}

@@ -133,13 +133,13 @@ func (e *NotYetError) Error() string {
 		stamp(e.Want), stamp(e.ExpiresOn))
 }
 
-// HeldError is returned by Refresh while a policy change spreads through the directory. A token fetched now may lack
+// PostponedError is returned by Refresh while a policy change spreads through the directory. A token fetched now may lack
 // the change, and the back end would keep that token for a day.
-type HeldError struct {
+type PostponedError struct {
 	For time.Duration
 }
 
-func (e *HeldError) Error() string {
+func (e *PostponedError) Error() string {
 	return fmt.Sprintf("a policy change is still spreading: a token fetched now may lack it and then stay for a day; "+
 		"the fetch comes by itself in %v", e.For.Round(time.Second))
 }

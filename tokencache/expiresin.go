@@ -15,7 +15,7 @@ const briefly = 2 * time.Minute
 // agree reports whether two lives left are the same, as far as they are measured.
 func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 
-// recountLocked returns the life that a token has left, if the back end gave the same token before and said something
+// believedLifeLocked returns the life that a token has left, if the back end gave the same token before and said something
 // else of its life then.
 //
 // A later word always shortens the life. It lengthens the life only if something else confirms it: a wall clock that is
@@ -25,7 +25,7 @@ func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 //
 // If a token was kept over a boot of unknown length, its life was never said by the back end. Then only another answer
 // confirms it.
-func (c *Cache) recountLocked(first tombstone, f Fetched, left time.Duration, now bootTime) time.Duration {
+func (c *Cache) believedLifeLocked(first tombstone, f Fetched, left time.Duration, now bootTime) time.Duration {
 	believed, passed := first.deadline.sub(now), now.sub(first.received)
 	counted := first.given - passed // what is left of the first count
 	dated := (f.Token.ExpiresOn.Sub(first.expiresOn)).Abs() <= countSlack
@@ -67,11 +67,11 @@ func (c *Cache) mostLeftLocked(r tombstone, now bootTime) time.Duration {
 	return received.sub(now) + longestNominal
 }
 
-// staticLocked finds out whether the back end's expires_in counts down. It does not if the back end gives the same
+// detectStaticLocked finds out whether the back end's expires_in counts down. It does not if the back end gives the same
 // number with the same token long after the receipt, or the same number with another token although by it the issuer's
 // clock would have gone back. Then all its numbers are void, and what they have shown.
-func (c *Cache) staticLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
-	c.countsLocked(e, f, left, now)
+func (c *Cache) detectStaticLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
+	c.collectCountsLocked(e, f, left, now)
 	if c.static {
 		return
 	}
@@ -86,8 +86,8 @@ func (c *Cache) staticLocked(e *entry, f Fetched, left time.Duration, now bootTi
 
 // voidCountsLocked treats the source's numbers as if they had never counted.
 func (c *Cache) voidCountsLocked(now bootTime) {
-	c.static, c.readings, c.counted, c.countedOn = true, nil, counted{}, 0
-	c.clockTrust.forgetCounts()
+	c.static, c.readings, c.countdown, c.countedOn = true, nil, countdown{}, 0
+	c.issuerClock.forgetCounts()
 	for _, ch := range c.changes {
 		if !ch.Vouched {
 			ch.Issuer, ch.Checked = Window{}, false
@@ -130,7 +130,7 @@ type said struct {
 }
 
 // counted is the evidence that a back end's numbers count down.
-type counted struct {
+type countdown struct {
 	answers int      // in a row, each of which said less than the one before about its token by the time between
 	since   bootTime // boot time of the answer that the first of these was held against
 }
@@ -142,9 +142,9 @@ const (
 	countsAgainOver = 6 * time.Hour
 )
 
-// countsLocked collects evidence that the numbers count down. One number that does not, for any key, starts it again.
+// collectCountsLocked collects evidence that the numbers count down. One number that does not, for any key, starts it again.
 // What was voided stays void: only later numbers are trusted.
-func (c *Cache) countsLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
+func (c *Cache) collectCountsLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	if !f.Counted {
 		return
 	}
@@ -160,14 +160,14 @@ func (c *Cache) countsLocked(e *entry, f Fetched, left time.Duration, now bootTi
 	}
 	e.last.said = said{digest, now, left}
 	if !agree(left, before.left-passed) {
-		c.counted = counted{}
+		c.countdown = countdown{}
 		return
 	}
-	if c.counted.answers == 0 {
-		c.counted.since = before.at
+	if c.countdown.answers == 0 {
+		c.countdown.since = before.at
 	}
-	c.counted.answers++
-	if c.counted.answers >= countsAgainMost && now.sub(c.counted.since) >= countsAgainOver {
+	c.countdown.answers++
+	if c.countdown.answers >= countsAgainMost && now.sub(c.countdown.since) >= countsAgainOver {
 		c.static, c.countedOn = false, c.onAt(now)
 	}
 }
@@ -245,16 +245,16 @@ func (c *Cache) longestLocked(f Fetched, begun, now bootTime) time.Duration {
 	return defaultNominal
 }
 
-// countedLocked returns the life left at receipt if the back end counted it and no better clock corrected it; else 0.
-func (c *Cache) countedLocked(f Fetched, left time.Duration, begun, now bootTime) time.Duration {
+// lifeCountedLocked returns the life left at receipt if the back end counted it and no better clock corrected it; else 0.
+func (c *Cache) lifeCountedLocked(f Fetched, left time.Duration, begun, now bootTime) time.Duration {
 	if !f.Counted || !agree(left, min(f.Left, c.longestLocked(f, begun, now))-now.sub(begun)) {
 		return 0
 	}
 	return left
 }
 
-// recountedLocked updates the life of the token that e holds by f, the back end's latest answer.
-func (c *Cache) recountedLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
+// updateLifeLocked updates the life of the token that e holds by f, the back end's latest answer.
+func (c *Cache) updateLifeLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	deadline := now.add(left)
 	presumed := e.token.presumed
 	e.token.presumed = f.Presumed && (presumed || deadline > e.token.deadline)

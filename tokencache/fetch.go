@@ -45,7 +45,7 @@ func (f *flight) failure() error {
 
 // stoodDown reports whether f was taken out of the queue because a policy change began to spread. Most callers have
 // waited for no fetch, and As allocates.
-func (f *flight) stoodDown() bool { return f != nil && errors.As(f.failure(), new(*HeldError)) }
+func (f *flight) stoodDown() bool { return f != nil && errors.As(f.failure(), new(*PostponedError)) }
 
 // startFetchLocked returns e's flight, and queues one if there is none. A queued flight takes on the priority of a
 // caller that joins it.
@@ -108,7 +108,7 @@ func (c *Cache) finishFetch(f *flight, begun bootTime, fetched Fetched, err erro
 	var failure *FetchError
 	fetched = fetched.withoutStrangeTimes(c.clock.Wall())
 	if err == nil && !dropped {
-		c.staticLocked(e, fetched, fetched.Left-now.sub(begun), now)
+		c.detectStaticLocked(e, fetched, fetched.Left-now.sub(begun), now)
 	}
 	fetched.Counted = fetched.Counted && !c.static
 	switch {
@@ -153,7 +153,7 @@ func (c *Cache) receiveLocked(e *entry, begun, now bootTime, fetched Fetched) (
 	left time.Duration, failure *FetchError,
 ) {
 	m := issueWindowOf(fetched.Token, fetched.Left-now.sub(begun), fetched.Counted || c.clockTrusted())
-	c.clockTrust.learn(fetched, m, c.clock.Wall(), begun, now)
+	c.issuerClock.learn(fetched, m, c.clock.Wall(), begun, now)
 	c.correctLocked(now)
 	c.tombstones.cameAgain(fetched.Token.Text, c.onAt(now))
 	left, failure = c.usable(e, fetched, min(fetched.Left, c.longestLocked(fetched, begun, now))-now.sub(begun), now)
@@ -210,7 +210,7 @@ func (c *Cache) completeLocked(
 		} else {
 			e.backOff.throttles = 0
 		}
-		e.fail(failure, f.priority == forCaller, e.token.deadline.sub(now), c.heldUntilLocked(e, now), now, c.roll())
+		e.fail(failure, f.priority == forCaller, e.token.deadline.sub(now), c.postponedUntilLocked(e, now), now, c.roll())
 		again := e.backOff.callers
 		if failure.extent() == OfSource {
 			e.schedule.next = c.nextLocked(e, now)
@@ -238,7 +238,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 	case held > 0 && f.Token.Text.Equal(e.token.Text):
 		outcome = Unchanged
 		e.schedule.softFetchAfter = now.add(softFetchPause(held))
-		c.recountedLocked(e, f, left, now)
+		c.updateLifeLocked(e, f, left, now)
 		if e.token.unconfirmed {
 			e.token.anchor(e.token.deadline)
 		}
@@ -257,12 +257,12 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 		e.token.audienceBefore = audienceBefore(before, f.Token.Claims)
 		e.token.omitted = omittedAnew(before, f.Token.Claims)
 		if !e.token.Text.IsZero() && !f.Token.Text.Equal(e.token.Text) {
-			c.tombstones.add(c.goneLocked(e))
+			c.tombstones.add(c.tombstoneOfLocked(e))
 		}
 		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)
-		e.token.given = c.countedLocked(f, left, begun, now)
+		e.token.given = c.lifeCountedLocked(f, left, begun, now)
 		if again {
-			e.token.received, e.token.receivedWall, e.token.given = first.received, first.receivedOn, first.given
+			e.token.received, e.token.receivedWall, e.token.given = first.received, first.receivedWall, first.given
 		}
 		switch {
 		case another:
@@ -297,8 +297,8 @@ func (c *Cache) passOverLocked(f Fetched, left time.Duration, begun, now bootTim
 		got, _ := c.receiptOf(f, tombstone{}, false, left, now)
 		r = tombstone{
 			digest: f.Token.Text.SHA256(), receipt: got,
-			received: now, receivedOn: c.clock.Wall(), expiresOn: f.Token.ExpiresOn,
-			given: c.countedLocked(f, left, begun, now), deadline: now.add(left),
+			received: now, receivedWall: c.clock.Wall(), expiresOn: f.Token.ExpiresOn,
+			given: c.lifeCountedLocked(f, left, begun, now), deadline: now.add(left),
 		}
 		if f.Presumed {
 			r.deadline = never
@@ -339,7 +339,7 @@ func (c *Cache) usable(e *entry, fetched Fetched, left time.Duration, now bootTi
 		if e.flight.forgets && fetched.Token.Text.Equal(e.token.Text) {
 			first = first.dropped()
 		}
-		if left = c.recountLocked(first, fetched, left, now); left <= 0 {
+		if left = c.believedLifeLocked(first, fetched, left, now); left <= 0 {
 			return 0, &FetchError{
 				Kind: Malformed, JustExpired: -left <= JustExpired,
 				Detail: "the back end gave a token again whose life is over by what it said before, " +

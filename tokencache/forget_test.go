@@ -105,7 +105,7 @@ func TestForgetDropsNothingInVain(t *testing.T) {
 	bubble(t, s, func(t *testing.T, c *tokencache.Cache) {
 		held := mustGet(t, c, vault, tokencache.Need{})
 		note(t, c, "x", tokencache.Changed, time.Time{})
-		var spreads *tokencache.HeldError
+		var spreads *tokencache.PostponedError
 		if _, dropped, err := c.Forget(t.Context(), vault, false); !errors.As(err, &spreads) || dropped != "" {
 			t.Errorf("while a change spreads: %v, dropped %q", err, dropped)
 		}

@@ -149,5 +149,5 @@ func (j *judged) replace(i, much int) {
 			r.Changes = append(r.Changes, p)
 		}
 	}
-	j.cache.Replace(r)
+	j.cache.ReplaceRecord(r)
 }

@@ -77,8 +77,8 @@ func TestLateTokensTellWhenATokenWasReceived(t *testing.T) {
 				row.afterwards(t, p, c)
 				mustBeWithheld(t, c)
 				for _, r := range c.Snapshot().Keys {
-					if r.Key == vault && r.ReceivedAt > 2*time.Minute {
-						t.Errorf("received at %v on-time, and first after one minute", r.ReceivedAt)
+					if r.Key == vault && r.ReceivedOnTime > 2*time.Minute {
+						t.Errorf("received at %v on-time, and first after one minute", r.ReceivedOnTime)
 					}
 				}
 			})

@@ -90,7 +90,7 @@ func TestReceiptOutlivesWhatBecameOfTheToken(t *testing.T) {
 							t.Errorf("the token that was received before the revocation is served as %v",
 								answer.Permissions.State)
 						}
-						if at := c.Snapshot().Keys[0].ReceivedAt; at > tokencachetest.Uptime+3*time.Minute {
+						if at := c.Snapshot().Keys[0].ReceivedOnTime; at > tokencachetest.Uptime+3*time.Minute {
 							t.Errorf("received at %v", at)
 						}
 					})

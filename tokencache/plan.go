@@ -17,19 +17,19 @@ func (c *Cache) planLocked(e *entry, now bootTime) {
 	case e.flight != nil:
 		return
 	case e.backOff.failures > 0:
-		e.schedule.next = max(e.schedule.next, c.heldUntilLocked(e, now))
+		e.schedule.next = max(e.schedule.next, c.postponedUntilLocked(e, now))
 		return
 	case e.token.Text.IsZero():
 		if e.schedule.next != never {
-			e.schedule.next = max(now, c.heldUntilLocked(e, now))
+			e.schedule.next = max(now, c.postponedUntilLocked(e, now))
 		}
 		return
 	}
 	e.schedule.probe = e.schedule.tries > 0 || e.policy.worst != Current
 	switch last := e.token.deadline.add(-lastMinutes); {
-	case c.heldLocked(e, now):
-		e.schedule.next = c.heldUntilLocked(e, now)
-	case now < c.holdsLocked(e, now) && now < last:
+	case c.postponedLocked(e, now):
+		e.schedule.next = c.postponedUntilLocked(e, now)
+	case now < c.spreadsUntilLocked(e, now) && now < last:
 		e.schedule.next = last // the token expires before the change has spread: as late as is safe
 	case e.policy.worst == Current:
 		e.schedule.next = c.ordinaryLocked(e, now)
@@ -37,7 +37,7 @@ func (c *Cache) planLocked(e *entry, now bootTime) {
 		e.schedule.next = c.nextProbeLocked(e, now)
 	}
 	e.schedule.next = max(min(e.schedule.next, e.token.deadline.add(afterExpiry)), c.barredUntilLocked(e, now))
-	if at := max(now, e.schedule.confirm); at >= c.heldUntilLocked(e, now) {
+	if at := max(now, e.schedule.confirm); at >= c.postponedUntilLocked(e, now) {
 		e.schedule.next = min(e.schedule.next, at)
 	}
 }
@@ -66,7 +66,7 @@ func (c *Cache) ordinaryLocked(e *entry, now bootTime) bootTime {
 	if e.token.life < shortLived {
 		return step
 	}
-	if e.schedule.tries == 0 && c.learnedLocked(e).kind == Irregular {
+	if e.schedule.tries == 0 && c.learnedPatternLocked(e).kind == Irregular {
 		// If the back end has rolled over and was not asked since, then the token after a policy change is issued after
 		// the change. So a refresh at half life is left out if it seldom brings anything.
 		return now.add(jitter(left*3/4, c.roll()))
@@ -89,14 +89,14 @@ func (c *Cache) ordinaryLocked(e *entry, now bootTime) bootTime {
 // known: just before and after half of its life, where a rollover is likely; else in the middle of where it may be.
 // There are none for a back end that gives another token at each call.
 func (c *Cache) testsLocked(e *entry) []time.Duration {
-	p := c.learnedLocked(e)
+	p := c.learnedPatternLocked(e)
 	age := func(share float64) time.Duration { return time.Duration(share * float64(e.token.life)) }
 	switch {
 	case p.kind != Unlearnt || p.seen == 0:
 		return nil
-	case p.common.holds(0.5):
+	case p.common.contains(0.5):
 		return []time.Duration{age(0.5) - testBefore, age(0.5) + testAfter}
-	case p.common.holds(1):
+	case p.common.contains(1):
 		return nil // the schedule closes in on the expiry by itself
 	case p.eager:
 		return nil
@@ -108,7 +108,7 @@ func (c *Cache) testsLocked(e *entry) []time.Duration {
 // change has spread, then by what is known of the rollover.
 func (c *Cache) nextProbeLocked(e *entry, now bootTime) bootTime {
 	if e.last.answered < e.policy.unmet {
-		return max(now, min(e.policy.unmet, e.holds()))
+		return max(now, min(e.policy.unmet, e.spreadsUntil()))
 	}
 	e.schedule.probedSince = min(e.schedule.probedSince, now)
 	left := e.token.deadline.sub(now)
@@ -118,7 +118,7 @@ func (c *Cache) nextProbeLocked(e *entry, now bootTime) bootTime {
 		}
 		return now.add(jitter(watchStep, c.roll()))
 	}
-	p := c.learnedLocked(e)
+	p := c.learnedPatternLocked(e)
 	step := now.add(probeInterval(left, c.roll()))
 	if opens := e.token.issuedAt.add(time.Duration(c.rollovers.earliest() * float64(e.token.life))); now < opens {
 		step = min(now.add(jitter(2*watchStep, c.roll())), opens)

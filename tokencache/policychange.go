@@ -92,9 +92,9 @@ const (
 	// but people may still want to read about it.
 	recordAfter = 25 * time.Hour
 
-	// heldBeyond is how long after the spreading of a change a token must be issued to be known as current, since its
+	// postponedBeyond is how long after the spreading of a change a token must be issued to be known as current, since its
 	// times are whole seconds.
-	heldBeyond = 5 * time.Second
+	postponedBeyond = 5 * time.Second
 
 	// futureTolerance is how far ahead of a trusted clock a change may be dated, since two clocks always differ.
 	futureTolerance = 2 * time.Minute
@@ -123,15 +123,15 @@ func (c *Cache) RecordChange(p PolicyChange) (RecordedChange, error) {
 		p.At = wall // it was dated by another clock, and has happened
 	}
 	p.Moment, p.By = c.momentLocked(p, now)
-	p.Issuer, p.Checked = c.byIssuerLocked(p, now), !c.clockTrust.issuer.IsZero()
-	p.NotLater, _ = c.clockTrust.notLater(c.bootAt(p.Moment))
+	p.Issuer, p.Checked = c.byIssuerLocked(p, now), !c.issuerClock.issuer.IsZero()
+	p.NotLater, _ = c.issuerClock.notLater(c.bootAt(p.Moment))
 	if !c.enterLocked(c.changeLocked(p, now)) {
 		return RecordedChange{}, ErrTooManyChanges
 	}
 	c.generation++
 	c.rejudgeLocked(now)
 	i := slices.IndexFunc(c.changes, func(ch *change) bool { return ch.ID == p.ID })
-	return c.recordedLocked(i, now), nil
+	return c.progressLocked(i, now), nil
 }
 
 // momentLocked returns the on-times of a change that is being recorded: its date by the clock, if the clock is known to
@@ -153,7 +153,7 @@ func (c *Cache) agoLocked(p PolicyChange, now bootTime) time.Duration {
 		return 0
 	}
 	ago := c.clock.Wall().Sub(p.At)
-	if issuer := c.clockTrust.issuer; !issuer.IsZero() {
+	if issuer := c.issuerClock.issuer; !issuer.IsZero() {
 		ago = min(ago, now.by(issuer).Sub(p.At))
 	}
 	return max(0, ago)
@@ -165,10 +165,10 @@ func (c *Cache) byIssuerLocked(p PolicyChange, now bootTime) (w Window) {
 	if p.Vouched {
 		w = Window{p.At, p.At}
 	}
-	if c.clockTrust.issuer.IsZero() {
+	if c.issuerClock.issuer.IsZero() {
 		return w
 	}
-	counted := now.add(-c.agoLocked(p, now)).by(c.clockTrust.issuer)
+	counted := now.add(-c.agoLocked(p, now)).by(c.issuerClock.issuer)
 	if counted.After(w.Latest) {
 		w.Latest = counted
 	}
@@ -187,15 +187,15 @@ const clockTolerance = 30 * time.Second
 // since the device was off in between for an unknown time. That bounds its date, if no counting of its own boot has
 // checked it.
 func (c *Cache) correctLocked(now bootTime) {
-	if c.clockTrust.issuer.IsZero() {
+	if c.issuerClock.issuer.IsZero() {
 		return
 	}
 	corrected := false
 	for _, ch := range c.changes {
-		counted := c.at(ch).by(c.clockTrust.issuer)
+		counted := c.at(ch).by(c.issuerClock.issuer)
 		here := c.at(ch) > 0 && !ch.Unplaced
 		if !here && !ch.Checked && c.inEarlierBoot(ch) {
-			counted, here = c.bootAt(ch.By).by(c.clockTrust.issuer), true
+			counted, here = c.bootAt(ch.By).by(c.issuerClock.issuer), true
 		}
 		behind := ch.Vouched && here && counted.After(ch.Issuer.Latest.Add(clockTolerance))
 		if behind || ch.Issuer.Latest.IsZero() {
@@ -236,7 +236,7 @@ func (c *Cache) Withdraw(id string) (RecordedChange, bool) {
 	if i < 0 {
 		return RecordedChange{}, false
 	}
-	withdrawn := c.recordedLocked(i, c.now())
+	withdrawn := c.progressLocked(i, c.now())
 	c.changes = slices.Delete(c.changes, i, i+1)
 	c.generation++
 	c.rejudgeLocked(c.now())
@@ -245,7 +245,7 @@ func (c *Cache) Withdraw(id string) (RecordedChange, bool) {
 
 // Changes returns the policy changes on record, the latest first.
 func (c *Cache) Changes() []RecordedChange {
-	all, held := c.recorded()
+	all, held := c.describeAll()
 	for _, j := range held {
 		for _, i := range j.about {
 			all[i].Touched++
@@ -258,8 +258,8 @@ func (c *Cache) Changes() []RecordedChange {
 	return all
 }
 
-// recorded returns the policy changes on record in their order, without counts, and the judgements of the valid tokens.
-func (c *Cache) recorded() (all []RecordedChange, held []judgement) {
+// describeAll returns the policy changes on record in their order, without counts, and the judgements of the valid tokens.
+func (c *Cache) describeAll() (all []RecordedChange, held []judgement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, wall := c.now(), c.clock.Wall()
@@ -284,8 +284,8 @@ func (c *Cache) describeLocked(ch *change, now bootTime, wall time.Time) Recorde
 	}
 }
 
-// recordedLocked returns the change in that place, and how far it has got.
-func (c *Cache) recordedLocked(i int, now bootTime) RecordedChange {
+// progressLocked returns the change in that place, and how far it has got.
+func (c *Cache) progressLocked(i int, now bootTime) RecordedChange {
 	r := c.describeLocked(c.changes[i], now, c.clock.Wall())
 	for _, e := range c.entries {
 		if c.leftLocked(e, now) <= 0 {
@@ -304,14 +304,14 @@ func (c *Cache) recordedLocked(i int, now bootTime) RecordedChange {
 // Record returns the policy changes on record as they are kept.
 func (c *Cache) Record() Record {
 	c.mu.Lock()
-	r := c.recordLocked()
+	r := c.exportRecordLocked()
 	c.mu.Unlock()
 	slices.SortFunc(r.Changes, latestFirst)
 	return r
 }
 
-// recordLocked returns the record, its changes in their order.
-func (c *Cache) recordLocked() Record {
+// exportRecordLocked returns the record, its changes in their order.
+func (c *Cache) exportRecordLocked() Record {
 	r := Record{
 		Instant: c.instantLocked(), Lineage: c.lineage, Origins: c.origins, Generation: c.generation,
 		Changes: make([]PolicyChange, len(c.changes)),
@@ -399,7 +399,7 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 }
 
 // Replace replaces the record by r, as if c had begun with it.
-func (c *Cache) Replace(r Record) {
+func (c *Cache) ReplaceRecord(r Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()

@@ -183,7 +183,7 @@ func (c *Cache) askSoonLocked(e *entry, now bootTime) {
 		e.schedule.confirm = max(e.schedule.confirm, e.last.answered.add(doubled(confirmWithin, untold+1, warnEvery)))
 	}
 	idle := e.flight == nil && e.backOff.failures == 0
-	if e.schedule.next != never && idle && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+	if e.schedule.next != never && idle && e.schedule.confirm >= c.postponedUntilLocked(e, now) {
 		e.schedule.next, e.schedule.probe = min(e.schedule.next, e.schedule.confirm), false
 	}
 }
@@ -246,7 +246,7 @@ func (c *Cache) formerLocked(e *entry) bool {
 func (c *Cache) forgetRolloversLocked(e *entry) {
 	e.rollovers, e.token.before = nil, nil
 	c.rollovers = slices.DeleteFunc(c.rollovers, func(r rollover) bool { return r.of == e.key })
-	c.seen++
+	c.learnedVersion++
 }
 
 // Principals is who the tokens of a selector speak for, as it is kept. Durations are boot times.

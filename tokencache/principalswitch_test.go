@@ -561,7 +561,7 @@ func TestPrincipalsOfAnOldSnapshot(t *testing.T) {
 		kept := c.Snapshot()
 		kept.Principals = nil
 		late := kept.Keys[0]
-		late.Key, late.Received, late.Claims.ObjectID = storage, late.Received+time.Second, "b"
+		late.Key, late.ReceivedBoot, late.Claims.ObjectID = storage, late.ReceivedBoot+time.Second, "b"
 		late.Token.Claims.ObjectID = "b"
 		kept.Keys = append([]tokencache.SnapshotEntry{late}, kept.Keys...)
 		next := tokencache.New(tokencache.Options{Fetch: r.Fetch, Snapshot: &kept})

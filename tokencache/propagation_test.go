@@ -65,7 +65,7 @@ func TestNothingIsFetchedWhileARevocationSpreads(t *testing.T) {
 		"somebody asks for a refresh": {before: 24*time.Hour - 3*time.Minute,
 			after: func(t *testing.T, _ *device, c *tokencache.Cache) *tokencache.Cache {
 				time.Sleep(4 * time.Minute)
-				if _, err := c.Refresh(t.Context(), vault, false); !errors.As(err, new(*tokencache.HeldError)) {
+				if _, err := c.Refresh(t.Context(), vault, false); !errors.As(err, new(*tokencache.PostponedError)) {
 					t.Errorf("refresh: %v", err)
 				}
 				return c

@@ -154,7 +154,7 @@ func TestUpgradeWithARevocationThatWasMet(t *testing.T) {
 		m.On, r.On = 0, 0
 		for i := range m.Keys {
 			k := &m.Keys[i]
-			k.ReceivedAt, k.IssuedFrom, k.IssuedTo, k.Blind, k.Given = k.Received, 0, 0, false, 0
+			k.ReceivedOnTime, k.IssuedFrom, k.IssuedTo, k.Blind, k.Given = k.ReceivedBoot, 0, 0, false, 0
 		}
 		for i := range r.Changes {
 			q := &r.Changes[i]

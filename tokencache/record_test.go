@@ -101,10 +101,10 @@ func TestOrderOfRecords(t *testing.T) {
 		return r
 	}
 	root := noted(tokencache.Record{Lineage: "root"}, 3)
-	a, b := root.Begun("a", root), root.Begun("b", root)
-	again := a.Begun("again", a) // nothing was noted on a
-	more := noted(root, 2)       // the root has gone on
-	both := root.Begun("both", noted(a, 1), noted(b, 1))
+	a, b := root.WithLineage("a", root), root.WithLineage("b", root)
+	again := a.WithLineage("again", a) // nothing was noted on a
+	more := noted(root, 2)             // the root has gone on
+	both := root.WithLineage("both", noted(a, 1), noted(b, 1))
 	old := noted(tokencache.Record{}, 3)
 	for _, row := range []struct {
 		name  string
@@ -124,8 +124,8 @@ func TestOrderOfRecords(t *testing.T) {
 		{"so it was, and both have", noted(again, 9), noted(a, 1), 0, false},
 		{"it was taken from two", both, noted(b, 1), 1, true},
 		{"it was taken from two, of which one has gone on", both, noted(b, 2), 0, false},
-		{"it was taken from one without a lineage", old.Begun("o", old), old, 0, false},
-		{"it has what no other has besides", root.Begun("c", root, old), root, 1, true},
+		{"it was taken from one without a lineage", old.WithLineage("o", old), old, 0, false},
+		{"it has what no other has besides", root.WithLineage("c", root, old), root, 1, true},
 	} {
 		if newer, older := row.x.IsNewer(row.y), row.y.IsNewer(row.x); newer != (row.newer > 0) ||
 			older != (row.newer < 0) {
@@ -140,13 +140,13 @@ func TestOrderOfRecords(t *testing.T) {
 	}
 	r := root
 	for i := range 3 * tokencache.MaxOrigins { // starts at which nothing changes
-		r = r.Begun(fmt.Sprint("start", i), r)
+		r = r.WithLineage(fmt.Sprint("start", i), r)
 	}
 	if !r.Has(root) || len(r.Origins) != 1 {
 		t.Errorf("after many starts: %+v", r.Origins)
 	}
 	for i := range 3 * tokencache.MaxOrigins { // each of which changes something
-		r = noted(r.Begun(fmt.Sprint("later", i), r), 1)
+		r = noted(r.WithLineage(fmt.Sprint("later", i), r), 1)
 	}
 	if r.Has(root) || len(r.Origins) != tokencache.MaxOrigins {
 		t.Errorf("after many changes: %+v", r.Origins)

@@ -75,7 +75,7 @@ func (c *Cache) Restore(m *Snapshot) {
 			c.forgetLocked(e)
 		}
 		e.schedule.confirm = min(c.confirmLocked(e, now), now.add(confirmAfterBoot))
-		if e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+		if e.schedule.next != never && e.schedule.confirm >= c.postponedUntilLocked(e, now) {
 			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
 		}
 		e.notify()
@@ -92,7 +92,7 @@ func (c *Cache) Restore(m *Snapshot) {
 // of a release that judged otherwise and kept no receipts. The answer may show that the token carries all changes.
 func (c *Cache) refetchUncertainLocked(now bootTime) {
 	for _, e := range c.entries {
-		if e.policy.worst != Current && e.schedule.next != never && !c.heldLocked(e, now) {
+		if e.policy.worst != Current && e.schedule.next != never && !c.postponedLocked(e, now) {
 			e.schedule.next = now
 		}
 	}
@@ -119,7 +119,7 @@ func (c *Cache) confirmRestoredLocked(booted bool, now bootTime) {
 			e.schedule.confirm = min(e.schedule.confirm, soon)
 		}
 		// Without a boot, what was planned is restored.
-		if booted && e.schedule.next != never && e.schedule.confirm >= c.heldUntilLocked(e, now) {
+		if booted && e.schedule.next != never && e.schedule.confirm >= c.postponedUntilLocked(e, now) {
 			e.schedule.next = min(e.schedule.next, max(e.schedule.confirm, e.backOff.until))
 		}
 	}
@@ -230,17 +230,17 @@ func (c *Cache) restoreEntry(m *Snapshot, r SnapshotEntry, now bootTime) {
 	if e == nil {
 		e = c.addLocked(r.Key)
 	}
-	got := receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}
+	got := receipt{on: r.ReceivedOnTime, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}
 	e.token.digest, e.token.receipt = r.Token.Text.SHA256(), c.restoredReceipt(m, got, now)
-	e.token.nominal, e.token.receivedWall = r.Nominal, r.ReceivedOn
+	e.token.nominal, e.token.receivedWall = r.Nominal, r.ReceivedWall
 	e.token.issued, e.token.life, e.token.lastClaims, e.token.before = r.IssueWindow, r.Life, r.Claims, r.Before
-	e.token.issuedAt, e.token.received = a.at(bootTime(r.IssuedAt)), a.at(bootTime(r.Received))
+	e.token.issuedAt, e.token.received = a.at(bootTime(r.IssuedAt)), a.at(bootTime(r.ReceivedBoot))
 	e.token.shown, e.last.answered, e.schedule.tries = a.at(bootTime(r.Shown)), a.at(bootTime(r.Answered)), r.Tries
 	e.rollovers = importHistory(r.Rollovers, keyHistory)
 	if r.Claim != nil {
 		e.claim = claim{by: r.Claim.By, from: c.restoredAt(m, bootTime(r.Claim.From))}
 	}
-	c.seen++
+	c.learnedVersion++
 	e.token.unconfirmed, e.token.presumed = !a.certain, r.Presumed
 	if e.token.given = r.Given; e.token.unconfirmed {
 		e.token.given = 0 // how long ago that was is not known
@@ -271,7 +271,7 @@ func (c *Cache) restoredNext(e *entry, next, seems bootTime, a downtime, now boo
 	switch {
 	case e.token.Text.IsZero() && next != never:
 		// A failure may have put it off.
-		return max(now, min(a.at(next), now.add(backoffTop)), c.heldUntilLocked(e, now))
+		return max(now, min(a.at(next), now.add(backoffTop)), c.postponedUntilLocked(e, now))
 	case e.token.Text.IsZero():
 		return never
 	case c.leftLocked(e, now) <= 0, seems <= now:
@@ -279,7 +279,7 @@ func (c *Cache) restoredNext(e *entry, next, seems bootTime, a downtime, now boo
 	case next == never:
 		return never
 	}
-	return max(now, min(a.at(next), max(seems.add(afterExpiry), now.add(backoffTop))), c.heldUntilLocked(e, now))
+	return max(now, min(a.at(next), max(seems.add(afterExpiry), now.add(backoffTop))), c.postponedUntilLocked(e, now))
 }
 
 // restoreSourceBackOff continues the back-off of the source. However long the downtime seems, no wait is longer than
@@ -320,7 +320,7 @@ func (c *Cache) restoreFailed(r SnapshotEntry, a downtime, now bootTime) {
 	c.uses++
 	e.used, e.asked = c.uses, a.at(r.lastAsked())
 	if r.Next != nil { // it is to be prefetched, until Prefetch says otherwise
-		e.prefetch, e.schedule.next = true, max(now, c.heldUntilLocked(e, now))
+		e.prefetch, e.schedule.next = true, max(now, c.postponedUntilLocked(e, now))
 	}
 	c.restoreBackOff(e, r.Failing, a, now)
 }
@@ -335,10 +335,10 @@ func (c *Cache) restoreTombstones(m *Snapshot) {
 
 // restoredTombstone returns t, which is in m. Of a token from an earlier boot it is only known that it was.
 func (c *Cache) restoredTombstone(m *Snapshot, t Tombstone, now bootTime) tombstone {
-	got := receipt{on: t.ReceivedAt, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}
+	got := receipt{on: t.ReceivedOnTime, from: t.IssuedFrom, to: t.IssuedTo, blind: t.Blind}
 	r := tombstone{
-		digest: t.SHA256, received: bootTime(t.Received), cameOn: c.restoredOn(m, cmp.Or(t.Came, m.On), now),
-		receivedOn: t.ReceivedOn, expiresOn: t.ExpiresOn, given: t.Given, deadline: or(never, t.Deadline),
+		digest: t.SHA256, received: bootTime(t.ReceivedBoot), cameOn: c.restoredOn(m, cmp.Or(t.Came, m.On), now),
+		receivedWall: t.ReceivedWall, expiresOn: t.ExpiresOn, given: t.Given, deadline: or(never, t.Deadline),
 		unlearnt: t.Unlearnt, receipt: c.restoredReceipt(m, got, now),
 	}
 	if m.BootID == "" || m.BootID != c.bootID {
@@ -401,7 +401,7 @@ func (c *Cache) restorePrincipals(m *Snapshot) {
 		}
 	}
 	keys := slices.Clone(m.Keys)
-	slices.SortStableFunc(keys, func(x, y SnapshotEntry) int { return cmp.Compare(x.Received, y.Received) })
+	slices.SortStableFunc(keys, func(x, y SnapshotEntry) int { return cmp.Compare(x.ReceivedBoot, y.ReceivedBoot) })
 	isKept := func(s Selector) bool {
 		return slices.ContainsFunc(m.Principals, func(p Principals) bool { return p.Selector == s })
 	}

@@ -38,7 +38,7 @@ func share(age, life time.Duration) float64 { return float64(age) / float64(life
 func (r rollover) width() float64 { return r.by - r.after }
 
 // holds reports whether the rollover may have been at that share.
-func (r rollover) holds(share float64) bool { return r.after < share && share <= r.by }
+func (r rollover) contains(share float64) bool { return r.after < share && share <= r.by }
 
 const (
 	keyHistory    = 8   // rollovers remembered of a key
@@ -98,16 +98,16 @@ func (h history) intersection() (common rollover, chance float64) {
 
 // precise reports whether r gives the rollover to within some minutes, or to a known moment.
 func (r rollover) precise() bool {
-	return r.width() <= narrowShare || r.holds(1) && r.after > 0.97 || r.holds(0.5) && r.after > 0.48
+	return r.width() <= narrowShare || r.contains(1) && r.after > 0.97 || r.contains(0.5) && r.after > 0.48
 }
 
 // likelihood is how likely a regular back end rolls over within r. Most do so at the expiry or at half of the life.
 func (r rollover) likelihood() float64 {
 	p := (1 - likelyEnd - likelyHalf) * r.width()
-	if r.holds(1) {
+	if r.contains(1) {
 		p += likelyEnd
 	}
-	if r.holds(0.5) {
+	if r.contains(0.5) {
 		p += likelyHalf
 	}
 	return p
@@ -134,10 +134,10 @@ func (h history) learn() pattern {
 		p.eager = len(h) >= eagerEnough
 	case common.precise() && common.likelihood()/chance >= believedOdds:
 		p.kind, p.share = Regular, common.by
-		if common.holds(0.5) {
+		if common.contains(0.5) {
 			p.share = 0.5
 		}
-		if common.holds(1) {
+		if common.contains(1) {
 			p.share = 1
 		}
 	}
@@ -166,22 +166,22 @@ func (h history) earliest() float64 {
 
 // learnt is what was learned for one key from the histories as they were. It is computed once per observed rollover,
 // since every answer with a token that is not current needs it.
-type learnt struct {
+type learned struct {
 	from    uint64 // Cache.seen, when it was worked out; 0: never
 	pattern pattern
 	middle  middle
 }
 
-// learntLocked returns what was learned for e, and learns again if a rollover was seen since.
-func (c *Cache) learntLocked(e *entry) *learnt {
-	if e.learnt.from != c.seen {
-		e.learnt = learnt{from: c.seen, pattern: c.learnLocked(e)}
+// cachedPatternLocked returns what was learned for e, and learns again if a rollover was seen since.
+func (c *Cache) cachedPatternLocked(e *entry) *learned {
+	if e.learned.from != c.learnedVersion {
+		e.learned = learned{from: c.learnedVersion, pattern: c.learnLocked(e)}
 	}
-	return &e.learnt
+	return &e.learned
 }
 
-// learnedLocked returns the pattern of e's rollovers.
-func (c *Cache) learnedLocked(e *entry) pattern { return c.learntLocked(e).pattern }
+// learnedPatternLocked returns the pattern of e's rollovers.
+func (c *Cache) learnedPatternLocked(e *entry) pattern { return c.cachedPatternLocked(e).pattern }
 
 // learnLocked learns from e's own rollovers. While these are few or show nothing, it also learns from the other keys',
 // which share the back end.
@@ -198,18 +198,18 @@ func (c *Cache) learnLocked(e *entry) pattern {
 func (c *Cache) sawLocked(e *entry, r rollover) {
 	e.rollovers.add(r, keyHistory)
 	c.rollovers.add(r, sourceHistory)
-	c.seen++
+	c.learnedVersion++
 }
 
 // patternLocked returns the pattern of e's rollovers as it is shown.
 func (c *Cache) patternLocked(e *entry) Pattern {
-	p := c.learnedLocked(e)
+	p := c.learnedPatternLocked(e)
 	return Pattern{Kind: p.kind, Age: time.Duration(p.share * float64(e.token.life))}
 }
 
 // rolloverLocked returns the boot time at which e's token is known to roll over; longAgo if it is not known.
 func (c *Cache) rolloverLocked(e *entry) bootTime {
-	p := c.learnedLocked(e)
+	p := c.learnedPatternLocked(e)
 	if p.kind != Regular || e.token.life == 0 {
 		return longAgo
 	}
@@ -223,7 +223,7 @@ func (c *Cache) rolloverLocked(e *entry) bootTime {
 // of the remaining observed rollovers. never: it is not known.
 func (c *Cache) likelyLocked(e *entry, now bootTime) bootTime {
 	var at bootTime
-	switch c.learnedLocked(e).kind {
+	switch c.learnedPatternLocked(e).kind {
 	case Regular:
 		at = c.rolloverLocked(e)
 	case Irregular:
@@ -241,7 +241,7 @@ func (c *Cache) likelyLocked(e *entry, now bootTime) bootTime {
 // medianLocked returns the median of all keys' rollovers later than that share of a life, which e's token has reached;
 // 1 if there is none.
 func (c *Cache) medianLocked(e *entry, age float64) float64 {
-	l := c.learntLocked(e)
+	l := c.cachedPatternLocked(e)
 	if !l.middle.covers(age) {
 		l.middle = c.rollovers.middle(age)
 	}

@@ -89,7 +89,7 @@ func TestMiddle(t *testing.T) {
 // What is remembered of what was learnt is what would be learnt now, at every age and after every rollover.
 func TestLearntIsWhatWouldBeLearnt(t *testing.T) {
 	t.Parallel()
-	c := &Cache{seen: 1}
+	c := &Cache{learnedVersion: 1}
 	random := rand.New(rand.NewPCG(7, 7))
 	entries := []*entry{{key: Key{Resource: "a"}}, {key: Key{Resource: "b"}}}
 	for range 700 {
@@ -104,7 +104,7 @@ func TestLearntIsWhatWouldBeLearnt(t *testing.T) {
 					t.Fatalf("the middle from %v on: %v, want %v", age, got, want)
 				}
 			}
-			if got, want := c.learnedLocked(e), c.learnLocked(e); got != want {
+			if got, want := c.learnedPatternLocked(e), c.learnLocked(e); got != want {
 				t.Fatalf("learnt %+v, want %+v", got, want)
 			}
 		}

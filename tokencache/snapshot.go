@@ -42,29 +42,29 @@ func (m *Snapshot) Taken() Instant { return Instant{On: m.On, Boot: m.Boot, Boot
 
 // SnapshotEntry is what is kept of one key.
 type SnapshotEntry struct {
-	Key        Key            `json:"key"`
-	Token      Token          `json:"token,omitzero"`       // zero when none is held that is valid
-	Nominal    time.Duration  `json:"nominal_ns"`           // of the token, by its source
-	ReceivedOn time.Time      `json:"received_on,omitzero"` // by the device's clock
-	Deadline   time.Duration  `json:"deadline_ns"`          // when it expires
-	Next       *time.Duration `json:"next_ns,omitempty"`    // when it is fetched; nil: it is not
-	Asked      *time.Duration `json:"asked_ns,omitempty"`   // when it was asked for last; nil: it was not
+	Key          Key            `json:"key"`
+	Token        Token          `json:"token,omitzero"`       // zero when none is held that is valid
+	Nominal      time.Duration  `json:"nominal_ns"`           // of the token, by its source
+	ReceivedWall time.Time      `json:"received_on,omitzero"` // by the device's clock
+	Deadline     time.Duration  `json:"deadline_ns"`          // when it expires
+	Next         *time.Duration `json:"next_ns,omitempty"`    // when it is fetched; nil: it is not
+	Asked        *time.Duration `json:"asked_ns,omitempty"`   // when it was asked for last; nil: it was not
 
 	// Of the token held last.
-	ReceivedAt  time.Duration `json:"received_on_ns,omitempty"`    // on-time of its first receipt; 0: not known
-	IssuedFrom  time.Duration `json:"issued_from_on_ns,omitempty"` // on-times of its issue; both 0: not known
-	IssuedTo    time.Duration `json:"issued_to_on_ns,omitempty"`
-	Blind       bool          `json:"blind,omitempty"` // its age is not known: IssuedFrom follows from the longest life
-	IssueWindow               // by the issuer's clock
-	Life        time.Duration `json:"life_ns"`            // when it was issued; 0: there never was a token
-	Given       time.Duration `json:"given_ns,omitempty"` // left at its receipt, by the back end; 0: not known
-	IssuedAt    time.Duration `json:"born_ns"`
-	Received    time.Duration `json:"received_ns,omitempty"`
-	Shown       time.Duration `json:"shown_ns"`
-	Answered    time.Duration `json:"answered_ns"`
-	Tries       int           `json:"tries,omitempty"`
-	Claims      Claims        `json:"claims"`
-	Before      *Claims       `json:"before,omitempty"`
+	ReceivedOnTime time.Duration `json:"received_on_ns,omitempty"`    // on-time of its first receipt; 0: not known
+	IssuedFrom     time.Duration `json:"issued_from_on_ns,omitempty"` // on-times of its issue; both 0: not known
+	IssuedTo       time.Duration `json:"issued_to_on_ns,omitempty"`
+	Blind          bool          `json:"blind,omitempty"` // its age is not known: IssuedFrom follows from the longest life
+	IssueWindow                  // by the issuer's clock
+	Life           time.Duration `json:"life_ns"`            // when it was issued; 0: there never was a token
+	Given          time.Duration `json:"given_ns,omitempty"` // left at its receipt, by the back end; 0: not known
+	IssuedAt       time.Duration `json:"born_ns"`
+	ReceivedBoot   time.Duration `json:"received_ns,omitempty"`
+	Shown          time.Duration `json:"shown_ns"`
+	Answered       time.Duration `json:"answered_ns"`
+	Tries          int           `json:"tries,omitempty"`
+	Claims         Claims        `json:"claims"`
+	Before         *Claims       `json:"before,omitempty"`
 
 	// Unconfirmed says that the token's life left is not known for certain, since the device was off for an unknown
 	// time.
@@ -115,7 +115,7 @@ func (c *Cache) snapshot() (m Snapshot, judged []judgement) {
 	m = Snapshot{
 		BootID: c.bootID, Boot: time.Duration(now), On: c.onAt(now),
 		Wall: c.clock.Wall(), Synchronised: c.clockTrusted(), Rollovers: c.rollovers.export(),
-		Record: c.recordLocked(), Principals: c.exportPrincipalsLocked(), Tombstones: c.tombstones.export(),
+		Record: c.exportRecordLocked(), Principals: c.exportPrincipalsLocked(), Tombstones: c.tombstones.export(),
 		Paused: time.Duration(max(0, c.queue.paused)), Failing: c.queue.backOff.export(),
 		Static: c.static, CountedOn: c.countedOn,
 	}
@@ -151,11 +151,11 @@ func (c *Cache) Withholders(key Key) []PolicyChange {
 func (e *entry) snapshot(now, paused bootTime) SnapshotEntry {
 	t := &e.token
 	r := SnapshotEntry{
-		Key: e.key, Nominal: t.nominal, ReceivedOn: t.receivedWall, Deadline: time.Duration(t.deadline),
+		Key: e.key, Nominal: t.nominal, ReceivedWall: t.receivedWall, Deadline: time.Duration(t.deadline),
 		Next: unless(never, max(e.schedule.next, paused)), Asked: unless(longAgo, e.asked),
-		ReceivedAt: t.receipt.on, IssuedFrom: t.receipt.from, IssuedTo: t.receipt.to, Blind: t.receipt.blind,
+		ReceivedOnTime: t.receipt.on, IssuedFrom: t.receipt.from, IssuedTo: t.receipt.to, Blind: t.receipt.blind,
 		IssueWindow: t.issued, Life: t.life, Given: t.given,
-		IssuedAt: time.Duration(t.issuedAt), Received: time.Duration(t.received),
+		IssuedAt: time.Duration(t.issuedAt), ReceivedBoot: time.Duration(t.received),
 		Shown: time.Duration(t.shown), Answered: time.Duration(e.last.answered), Tries: e.schedule.tries,
 		Claims: t.lastClaims, Before: t.before, Unconfirmed: t.unconfirmed, Presumed: t.presumed,
 		Rollovers: e.rollovers.export(), Failing: e.backOff.export(),

@@ -172,5 +172,5 @@ func (c *Cache) resumeLocked(e *entry, at, now bootTime) {
 	if e.schedule.next == never || e.flight != nil {
 		return
 	}
-	e.schedule.next = max(min(e.schedule.next, at), c.heldUntilLocked(e, now))
+	e.schedule.next = max(min(e.schedule.next, at), c.postponedUntilLocked(e, now))
 }

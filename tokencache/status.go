@@ -222,8 +222,8 @@ func (c *Cache) statusLocked(e *entry, now bootTime, wall time.Time) Status {
 		s.Former = c.formerLocked(e) && !e.token.lastClaims.Simulated()
 		s.AudienceBefore = e.token.audienceBefore
 	}
-	if left > 0 && c.heldLocked(e, now) || c.barredLocked(e, now) {
-		s.HeldUntil = wall.Add(c.heldUntilLocked(e, now).sub(now))
+	if left > 0 && c.postponedLocked(e, now) || c.barredLocked(e, now) {
+		s.HeldUntil = wall.Add(c.postponedUntilLocked(e, now).sub(now))
 	}
 	s.Pattern, s.Seen = c.patternLocked(e), len(e.rollovers)
 	s.State = e.state(left > 0)

@@ -16,12 +16,12 @@ const tombstoneLife = 25 * time.Hour
 // tombstone is what is known of a token that is not held any more. If it comes again after it was forgotten, replaced
 // or passed over, it was received when it was first received.
 type tombstone struct {
-	digest     string // of its text
-	received   bootTime
-	cameOn     time.Duration // on-time by which the back end gave it last
-	receivedOn time.Time     // wall time
-	expiresOn  time.Time     // as the issuer says
-	receipt    receipt
+	digest       string // of its text
+	received     bootTime
+	cameOn       time.Duration // on-time by which the back end gave it last
+	receivedWall time.Time     // wall time
+	expiresOn    time.Time     // as the issuer says
+	receipt      receipt
 
 	given    time.Duration // life left then, as the back end counted it; 0: it did not, or was proved wrong
 	deadline bootTime      // when it is believed to expire, by the back end's word; never: not known
@@ -79,11 +79,11 @@ func (c *Cache) reviewTombstonesLocked(now bootTime) {
 	})
 }
 
-// goneLocked returns the tombstone of the token that e holds.
-func (c *Cache) goneLocked(e *entry) tombstone {
+// tombstoneOfLocked returns the tombstone of the token that e holds.
+func (c *Cache) tombstoneOfLocked(e *entry) tombstone {
 	r := tombstone{
 		digest: e.token.Text.SHA256(), cameOn: c.onAt(max(0, e.token.shown)), expiresOn: e.token.ExpiresOn,
-		receipt: e.token.receipt, received: e.token.received, receivedOn: e.token.receivedWall,
+		receipt: e.token.receipt, received: e.token.received, receivedWall: e.token.receivedWall,
 		given: e.token.given, deadline: e.token.deadline,
 	}
 	if e.token.unconfirmed || e.token.presumed {
@@ -101,7 +101,7 @@ func (r tombstone) dropped() tombstone {
 // tombstoneLocked returns what is known of the token with that text, if e holds it or it was held before.
 func (c *Cache) tombstoneLocked(e *entry, text Secret) (tombstone, bool) {
 	if text.Equal(e.token.Text) {
-		return c.goneLocked(e), true
+		return c.tombstoneOfLocked(e), true
 	}
 	return c.tombstones.find(text)
 }
@@ -118,7 +118,7 @@ func (c *Cache) DropTokens() {
 		c.forgetLocked(e)
 		e.notify()
 		if e.schedule.next != never {
-			e.schedule.next = max(min(e.schedule.next, now), c.heldUntilLocked(e, now))
+			e.schedule.next = max(min(e.schedule.next, now), c.postponedUntilLocked(e, now))
 		}
 	}
 	c.wakeSchedule()
@@ -127,7 +127,7 @@ func (c *Cache) DropTokens() {
 // forgetLocked drops e's token and leaves a tombstone.
 func (c *Cache) forgetLocked(e *entry) {
 	if !e.token.Text.IsZero() {
-		c.tombstones.add(c.goneLocked(e))
+		c.tombstones.add(c.tombstoneOfLocked(e))
 	}
 	e.token.forget()
 }
@@ -138,7 +138,7 @@ func (c *Cache) dropTokenLocked(e *entry, now bootTime) string {
 	if e.token.Text.IsZero() {
 		return ""
 	}
-	r := c.goneLocked(e).dropped()
+	r := c.tombstoneOfLocked(e).dropped()
 	c.tombstones.add(r)
 	e.token.forget()
 	e.token.deadline, e.token.life, e.token.given, e.token.unconfirmed = longAgo, 0, 0, false
@@ -152,28 +152,28 @@ func (c *Cache) dropTokenLocked(e *entry, now bootTime) string {
 
 // Tombstone is a token that is not held any more, as it is kept. Durations are boot times unless they say otherwise.
 type Tombstone struct {
-	SHA256     string         `json:"sha256"` // of the token's text
-	Received   time.Duration  `json:"received_ns"`
-	ReceivedOn time.Time      `json:"received_on,omitzero"`  // by the device's clock
-	ExpiresOn  time.Time      `json:"expires_on,omitzero"`   // by the issuer's
-	Given      time.Duration  `json:"given_ns,omitempty"`    // life left at its receipt, by the back end; 0: not known
-	Deadline   *time.Duration `json:"deadline_ns,omitempty"` // when it is believed to expire; nil: not known
-	Came       time.Duration  `json:"came_on_ns,omitempty"`  // on-time by which it last came; 0: when this was kept
-	Unlearnt   bool           `json:"unlearnt,omitempty"`    // what was learned of its life was dropped on request
+	SHA256       string         `json:"sha256"` // of the token's text
+	ReceivedBoot time.Duration  `json:"received_ns"`
+	ReceivedWall time.Time      `json:"received_on,omitzero"`  // by the device's clock
+	ExpiresOn    time.Time      `json:"expires_on,omitzero"`   // by the issuer's
+	Given        time.Duration  `json:"given_ns,omitempty"`    // life left at its receipt, by the back end; 0: not known
+	Deadline     *time.Duration `json:"deadline_ns,omitempty"` // when it is believed to expire; nil: not known
+	Came         time.Duration  `json:"came_on_ns,omitempty"`  // on-time by which it last came; 0: when this was kept
+	Unlearnt     bool           `json:"unlearnt,omitempty"`    // what was learned of its life was dropped on request
 
 	// As in SnapshotEntry.
-	ReceivedAt time.Duration `json:"received_on_ns,omitempty"`
-	IssuedFrom time.Duration `json:"issued_from_on_ns,omitempty"`
-	IssuedTo   time.Duration `json:"issued_to_on_ns,omitempty"`
-	Blind      bool          `json:"blind,omitempty"`
+	ReceivedOnTime time.Duration `json:"received_on_ns,omitempty"`
+	IssuedFrom     time.Duration `json:"issued_from_on_ns,omitempty"`
+	IssuedTo       time.Duration `json:"issued_to_on_ns,omitempty"`
+	Blind          bool          `json:"blind,omitempty"`
 }
 
 // Tombstone returns the tombstone of r's token, for use when r is dropped. False: there is none.
 func (r SnapshotEntry) Tombstone() (Tombstone, bool) {
 	b := Tombstone{
-		SHA256: r.Token.Text.SHA256(), Received: r.Received, ReceivedOn: r.ReceivedOn, ExpiresOn: r.Token.ExpiresOn,
+		SHA256: r.Token.Text.SHA256(), ReceivedBoot: r.ReceivedBoot, ReceivedWall: r.ReceivedWall, ExpiresOn: r.Token.ExpiresOn,
 		Given: r.Given, Deadline: &r.Deadline,
-		ReceivedAt: r.ReceivedAt, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
+		ReceivedOnTime: r.ReceivedOnTime, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 	}
 	if r.Unconfirmed || r.Presumed {
 		b.Given, b.Deadline = 0, nil
@@ -186,9 +186,9 @@ func (all tombstones) export() []Tombstone {
 	var kept []Tombstone
 	for _, r := range all {
 		kept = append(kept, Tombstone{
-			SHA256: r.digest, Received: time.Duration(r.received), ReceivedOn: r.receivedOn, ExpiresOn: r.expiresOn,
+			SHA256: r.digest, ReceivedBoot: time.Duration(r.received), ReceivedWall: r.receivedWall, ExpiresOn: r.expiresOn,
 			Given: r.given, Deadline: unless(never, r.deadline), Came: r.cameOn, Unlearnt: r.unlearnt,
-			ReceivedAt: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
+			ReceivedOnTime: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}
 	return kept
@@ -216,7 +216,7 @@ func (c *Cache) receivedFirstLocked(r tombstone, now bootTime) {
 			continue
 		}
 		e.token.receipt = r.receipt.again(e.token.receipt)
-		e.token.received, e.token.receivedWall, e.token.given = r.received, r.receivedOn, r.given
+		e.token.received, e.token.receivedWall, e.token.given = r.received, r.receivedWall, r.given
 		e.token.deadline = min(e.token.deadline, r.deadline)
 		c.judgeLocked(e)
 		c.expediteLocked(e, now)

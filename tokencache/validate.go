@@ -109,12 +109,12 @@ func (r *SnapshotEntry) Validate() error {
 	switch {
 	case !lives(r.Given, r.Life, r.Nominal):
 		return errors.New("its token's life is none")
-	case !spans(r.Deadline, r.IssuedAt, r.Received, r.Shown, r.Answered),
+	case !spans(r.Deadline, r.IssuedAt, r.ReceivedBoot, r.Shown, r.Answered),
 		!spans(time.Duration(or(0, r.Next)), time.Duration(or(0, r.Asked))):
 		return errors.New("a boot time of it is out of range")
-	case !onTimes(r.ReceivedAt) || !spans(r.IssuedFrom, r.IssuedTo):
+	case !onTimes(r.ReceivedOnTime) || !spans(r.IssuedFrom, r.IssuedTo):
 		return errors.New("an on-time of it is out of range")
-	case !Plausible(r.ReceivedOn, r.Earliest, r.Latest):
+	case !Plausible(r.ReceivedWall, r.Earliest, r.Latest):
 		return errors.New("its times are outside 1970 to 2200")
 	case !counts(r.Tries):
 		return errors.New("its tries are out of range")
@@ -291,11 +291,11 @@ func (t *Tombstone) Validate() error {
 	switch sum, err := hex.DecodeString(t.SHA256); {
 	case err != nil || len(sum) != 32:
 		return errors.New("its digest is none")
-	case !spans(t.Received, t.Given, time.Duration(or(0, t.Deadline))) || t.Given < 0:
+	case !spans(t.ReceivedBoot, t.Given, time.Duration(or(0, t.Deadline))) || t.Given < 0:
 		return errors.New("a boot time of it is out of range")
-	case !onTimes(t.ReceivedAt, t.Came) || !spans(t.IssuedFrom, t.IssuedTo):
+	case !onTimes(t.ReceivedOnTime, t.Came) || !spans(t.IssuedFrom, t.IssuedTo):
 		return errors.New("an on-time of it is out of range")
-	case !Plausible(t.ReceivedOn, t.ExpiresOn):
+	case !Plausible(t.ReceivedWall, t.ExpiresOn):
 		return errors.New("its times are outside 1970 to 2200")
 	}
 	return nil
@@ -405,7 +405,7 @@ func sound[T any](all []T, sanitized func(T) T, validate func(*T) error) (kept [
 }
 
 func (r SnapshotEntry) sanitized() SnapshotEntry {
-	r.ReceivedOn, r.Earliest, r.Latest = r.ReceivedOn.UTC(), r.Earliest.UTC(), r.Latest.UTC()
+	r.ReceivedWall, r.Earliest, r.Latest = r.ReceivedWall.UTC(), r.Earliest.UTC(), r.Latest.UTC()
 	r.Token.ExpiresOn, r.Token.NotBefore = r.Token.ExpiresOn.UTC(), r.Token.NotBefore.UTC()
 	r.Token.Claims, r.Claims = r.Token.Claims.sanitized(), r.Claims.sanitized()
 	if r.Before != nil {
@@ -454,7 +454,7 @@ func (p Principals) sanitized() Principals {
 }
 
 func (t Tombstone) sanitized() Tombstone {
-	t.ReceivedOn, t.ExpiresOn = unlessStrange(t.ReceivedOn), unlessStrange(t.ExpiresOn)
+	t.ReceivedWall, t.ExpiresOn = unlessStrange(t.ReceivedWall), unlessStrange(t.ExpiresOn)
 	return t
 }
 

@@ -68,7 +68,7 @@ func (ch *change) touches(e *entry) bool {
 func (c *Cache) judgeLocked(e *entry) {
 	before := e.policy
 	uncertainty := c.uncertaintyLocked(e)
-	s := policyState{worst: Current, longestHold: longestHoldDelays*c.propagationDelay + heldBeyond + uncertainty}
+	s := policyState{worst: Current, longestWait: longestWaitDelays*c.propagationDelay + postponedBeyond + uncertainty}
 	j := judgement{
 		about: make([]place, 0, len(e.judgement.about)),
 		lacks: make([]place, 0, len(e.judgement.lacks)), stale: make([]bool, 0, len(e.judgement.lacks)),
@@ -79,11 +79,11 @@ func (c *Cache) judgeLocked(e *entry) {
 		}
 		j.about = append(j.about, place(i))
 		at := c.at(ch)
-		if at > s.holds {
+		if at > s.spreadsUntil {
 			s.began = at
 		}
-		holds := at.add(c.propagationDelay + heldBeyond + uncertainty)
-		if s.holds = max(s.holds, holds); s.holds == holds {
+		holds := at.add(c.propagationDelay + postponedBeyond + uncertainty)
+		if s.spreadsUntil = max(s.spreadsUntil, holds); s.spreadsUntil == holds {
 			s.latest = ch
 		}
 		verdict := c.verdictLocked(e, ch)
@@ -136,10 +136,10 @@ const tighter = 4 * time.Hour
 // out had not expired. So the issuer's clock had not passed its expiry when the change happened. That bound goes on
 // record, since what is handed out in a later boot shows less: nobody knows how long the device was off.
 func (c *Cache) boundIssuerLocked(e *entry, now bootTime) {
-	learnt, blind := false, !c.clockTrust.counted && !c.clockTrusted()
+	learnt, blind := false, !c.issuerClock.skewKnown && !c.clockTrusted()
 	for _, i := range e.judgement.lacks {
 		ch := c.changes[i]
-		latest, known := c.clockTrust.notLater(c.at(ch))
+		latest, known := c.issuerClock.notLater(c.at(ch))
 		if !known {
 			continue
 		}
@@ -173,7 +173,7 @@ func (c *Cache) rejudgeLocked(now bootTime) {
 			continue
 		}
 		c.planLocked(e, now)
-		if e.policy.worst == before.worst && now >= c.holdsLocked(e, now) && e.schedule.next > planned {
+		if e.policy.worst == before.worst && now >= c.spreadsUntilLocked(e, now) && e.schedule.next > planned {
 			if e.schedule.putOff { // else changes that follow each other would do so for ever
 				e.schedule.next = planned
 			}
@@ -187,7 +187,7 @@ func (c *Cache) rejudgeLocked(now bootTime) {
 // pause. A fetch stays that somebody insists on, or that a caller waits for and would get.
 func (c *Cache) standDownLocked(e *entry, now bootTime) {
 	f := e.flight
-	if f == nil || f.started || f.insisted || !c.heldLocked(e, now) {
+	if f == nil || f.started || f.insisted || !c.postponedLocked(e, now) {
 		return
 	}
 	if f.priority == forCaller && !c.barredLocked(e, now) {
@@ -195,27 +195,27 @@ func (c *Cache) standDownLocked(e *entry, now bootTime) {
 	}
 	c.queue.remove(f)
 	e.flight = nil
-	f.outcome, f.err = Held, &HeldError{For: c.heldUntilLocked(e, now).sub(now)}
+	f.outcome, f.err = Held, &PostponedError{For: c.postponedUntilLocked(e, now).sub(now)}
 	close(f.done)
 }
 
 // policyState is what all changes about an entry come to for its token.
 type policyState struct {
-	worst   PermissionState
-	changed *change  // the latest not met
-	revoked *change  // the latest revocation not met; nil: nothing is withheld
-	latest  *change  // of all
-	holds   bootTime // boot time until which changes are spreading
-	began   bootTime // and since when they are without a break
-	unmet   bootTime // until when the latest change is spreading that is not met
-	lacked  bootTime // and the latest revocation
+	worst        PermissionState
+	changed      *change  // the latest not met
+	revoked      *change  // the latest revocation not met; nil: nothing is withheld
+	latest       *change  // of all
+	spreadsUntil bootTime // boot time until which changes are spreading
+	began        bootTime // and since when they are without a break
+	unmet        bootTime // until when the latest change is spreading that is not met
+	lacked       bootTime // and the latest revocation
 
-	longestHold time.Duration // how long the back end is left alone at most
+	longestWait time.Duration // how long the back end is left alone at most
 }
 
-// longestHoldDelays is for how many propagation delays nothing is fetched at most, while policy changes follow each
+// longestWaitDelays is for how many propagation delays nothing is fetched at most, while policy changes follow each
 // other.
-const longestHoldDelays = 3
+const longestWaitDelays = 3
 
 // withheld reports whether a revocation withholds the token.
 func (s policyState) withheld() bool { return s.revoked != nil }
@@ -256,7 +256,7 @@ func (c *Cache) withheldLocked(e *entry, now bootTime) *WithheldError {
 // If nothing shows a token's age, neither the back end's counting nor a clock that is known to be right, the next token
 // need not be known to be current. Then only a token that is still handed out a whole life after the spreading is.
 func (c *Cache) metByLocked(e *entry, unmet bootTime) bootTime {
-	if !c.clockTrust.counted && !c.clockTrusted() {
+	if !c.issuerClock.skewKnown && !c.clockTrusted() {
 		return unmet.add(longestNominal + shownBy)
 	}
 	life := max(e.token.life, defaultNominal)

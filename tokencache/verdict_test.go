@@ -153,7 +153,7 @@ func TestNothingIsFetchedWhileAChangeSpreads(t *testing.T) {
 			if until := only(t, c).HeldUntil; time.Until(until) < jitter || time.Until(until) > jitter+time.Minute {
 				t.Errorf("held for %v", time.Until(until))
 			}
-			var held *tokencache.HeldError
+			var held *tokencache.PostponedError
 			if _, err := c.Refresh(t.Context(), vault, false); !errors.As(err, &held) || held.For < jitter ||
 				held.Error() == "" {
 				t.Errorf("a refresh: %v", err)

@@ -23,9 +23,9 @@ var mutants = []mutant{
 	{"another principal's token is judged by its date", "tokencache/fetch.go", "case held > 0 && «!another» && ", "true", aboutRenewals},
 
 	// The hold.
-	{"the back end is asked while a change is spreading", "tokencache/propagation.go", "\tholds := «c.holdsLocked(e, now)»\n\tif e.token.life", "longAgo", anything},
-	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/propagation.go", "return «min(e.holds(), e.policy.lacked)»", "longAgo", aboutSpellings},
-	{"changes that follow each other hold without end", judgement, "longestHold: «longestHoldDelays*c.propagationDelay» +", "1000 * longestHoldDelays * c.propagationDelay", aboutPipelines},
+	{"the back end is asked while a change is spreading", "tokencache/propagation.go", "\tholds := «c.spreadsUntilLocked(e, now)»\n\tif e.token.life", "longAgo", anything},
+	{"a token that nobody gets is fetched while a revocation is spreading", "tokencache/propagation.go", "return «min(e.spreadsUntil(), e.policy.lacked)»", "longAgo", aboutSpellings},
+	{"changes that follow each other hold without end", judgement, "longestWait: «longestWaitDelays*c.propagationDelay» +", "1000 * longestWaitDelays * c.propagationDelay", aboutPipelines},
 
 	// The record.
 	{"changes end after an hour", changes, "lasts := «c.propagationDelay + longestNominal + recordAfter»", "c.propagationDelay + time.Hour", anything},
@@ -37,9 +37,9 @@ var mutants = []mutant{
 	{"a full record refuses revocations", "tokencache/compact.go", "makesRoom(all, ch)\n\t\tif «into == nil» {", "true", aboutFull},
 
 	// The rules of clocks.
-	{"on-time begins anew with each boot", "tokencache/poweron.go", "\treturn «latest»\n", "0", aboutBoots},
+	{"on-time begins anew with each boot", "tokencache/ontime.go", "\treturn «latest»\n", "0", aboutBoots},
 	{"the wall clock alone ends changes", changes, "left = «max(left, ch.At.Add(lasts).Sub(wall))»", "min(left, ch.At.Add(lasts).Sub(wall))", aboutLies},
-	{"a kept token counts as received at the start", memories, "«receipt{on: r.ReceivedAt, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}»",
+	{"a kept token counts as received at the start", memories, "«receipt{on: r.ReceivedOnTime, from: r.IssuedFrom, to: r.IssuedTo, blind: r.Blind}»",
 		"receipt{on: c.onAt(now), from: c.onAt(now), to: c.onAt(now)}", anything},
 	{"a date is believed by a clock that nobody vouches for", changes, "\tif «!p.Vouched» {\n\t\treturn 0\n", "false", aboutGuesses},
 	{"after a boot nothing is unconfirmed", memories, "a := downtime{shift: time.Duration(now) - m.Boot - away, certain: «known»}", "true", anything},

@@ -144,8 +144,8 @@ func (doc *entryDocument) entry() (tokencache.SnapshotEntry, error) {
 	if r.Key == (tokencache.Key{}) {
 		return r, errors.New("its key is none")
 	}
-	if r.ReceivedAt == 0 { // without the boots before that one, it is earlier than it was: on the safe side
-		r.ReceivedAt = max(0, r.Received)
+	if r.ReceivedOnTime == 0 { // without the boots before that one, it is earlier than it was: on the safe side
+		r.ReceivedOnTime = max(0, r.ReceivedBoot)
 	}
 	for i := range r.Rollovers {
 		if of := &r.Rollovers[i].Key; *of == (tokencache.Key{}) {

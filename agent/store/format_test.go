@@ -35,12 +35,12 @@ func whole(n int) tokencache.Snapshot {
 			Key: own,
 			Token: tokencache.Token{Text: tokencache.NewSecret(canary), ExpiresOn: noon.Add(24 * time.Hour),
 				NotBefore: noon, Claims: claims},
-			Nominal: 24 * time.Hour, ReceivedOn: noon.Add(time.Second), Deadline: 25 * time.Hour,
+			Nominal: 24 * time.Hour, ReceivedWall: noon.Add(time.Second), Deadline: 25 * time.Hour,
 			Next: new(13 * time.Hour), Asked: new(30 * time.Minute),
-			ReceivedAt: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour, Blind: true,
+			ReceivedOnTime: 40 * time.Hour, IssuedFrom: -time.Hour, IssuedTo: 39 * time.Hour, Blind: true,
 			IssueWindow: tokencache.IssueWindow{Earliest: noon.Add(-time.Minute), Latest: noon}, Life: 23 * time.Hour,
 			Given: 22 * time.Hour, IssuedAt: -time.Minute,
-			Received: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims,
+			ReceivedBoot: time.Minute, Shown: 2 * time.Minute, Answered: 3 * time.Minute, Tries: 4, Claims: claims,
 			Before: &before,
 			Failing: &tokencache.BackOff{
 				Kind: "refused", Extent: "identity", Detail: "no", Failures: 3, Waits: 2, Asks: 1,
@@ -71,8 +71,8 @@ func whole(n int) tokencache.Snapshot {
 			Told: new(2 * time.Minute), Untold: 3, By: "api://x",
 		}, {Current: tokencache.Principal{ClientID: "c"}}},
 		Tombstones: []tokencache.Tombstone{
-			{SHA256: tokencache.NewSecret("a").SHA256(), Received: time.Minute, ReceivedOn: noon, ExpiresOn: noon,
-				Given: time.Hour, ReceivedAt: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour,
+			{SHA256: tokencache.NewSecret("a").SHA256(), ReceivedBoot: time.Minute, ReceivedWall: noon, ExpiresOn: noon,
+				Given: time.Hour, ReceivedOnTime: 30 * time.Hour, IssuedFrom: -2 * time.Hour, IssuedTo: 29 * time.Hour,
 				Blind: true, Deadline: new(time.Hour), Came: 40 * time.Hour, Unlearnt: true},
 			{SHA256: tokencache.NewSecret("b").SHA256()},
 		},
@@ -177,7 +177,7 @@ func TestWhatIsLeftOut(t *testing.T) {
 			r.Asked = new(time.Duration(math.MaxInt64))
 		},
 		"received in 1969": func(r *tokencache.SnapshotEntry) {
-			r.ReceivedOn = noon.AddDate(-57, 0, 0)
+			r.ReceivedWall = noon.AddDate(-57, 0, 0)
 		},
 		"minted in 2200": func(r *tokencache.SnapshotEntry) { r.Latest = noon.AddDate(200, 0, 0) },
 		"expires in 9998": func(r *tokencache.SnapshotEntry) {

@@ -153,7 +153,7 @@ func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache
 	if !slices.EqualFunc(both.Changes, all, tokencache.PolicyChange.StandsFor) {
 		both.Changes = all
 		both.Generation = max(record.Generation, twin.Generation) + 1
-		both = both.Begun(rand.Text(), *twin, *record)
+		both = both.WithLineage(rand.Text(), *twin, *record)
 	}
 	if both = both.After(*record, now).After(*twin, now); other.On > both.On {
 		both.Instant = other.Instant

@@ -112,7 +112,7 @@ func TestFileBegunFromTheOther(t *testing.T) {
 	t.Parallel()
 	for _, inCopy := range []bool{false, true} {
 		dir := t.TempDir()
-		before, begun := all(), first(1).Begun("another", all())
+		before, begun := all(), first(1).WithLineage("another", all())
 		if inCopy {
 			before, begun = begun, before
 		}

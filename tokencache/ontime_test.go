@@ -78,7 +78,7 @@ func TestRecordThatIsReadLate(t *testing.T) {
 		}}
 		c.ContinueFrom(before.Instant)
 		before.Changes = append(before.Changes, c.Record().Changes...)
-		c.Replace(before)
+		c.ReplaceRecord(before)
 		if got := policyState(t, c); got != tokencache.Current {
 			t.Errorf("a token that was fetched after all that is on the record is %v", got)
 		}
@@ -189,7 +189,7 @@ func TestWhatThisBootKeptIsMovedAsAWhole(t *testing.T) {
 		}
 		after := c.Snapshot()
 		for i, k := range after.Keys {
-			if moved := k.ReceivedAt - m.Keys[i].ReceivedAt; moved != 2000*time.Hour-1 ||
+			if moved := k.ReceivedOnTime - m.Keys[i].ReceivedOnTime; moved != 2000*time.Hour-1 ||
 				k.IssuedFrom-m.Keys[i].IssuedFrom != moved {
 				t.Errorf("%v was received %v later", k.Key, moved)
 			}
@@ -211,7 +211,7 @@ func TestGoOnLeavesEarlierBoots(t *testing.T) {
 		const end = 100 * time.Hour
 		before := tokencache.Instant{On: end, Boot: end, BootID: "before"}
 		m := tokencache.Snapshot{BootID: "before", Boot: end, On: end, Wall: time.Now(),
-			Tombstones: []tokencache.Tombstone{{SHA256: "x", ReceivedAt: end, IssuedTo: end}}}
+			Tombstones: []tokencache.Tombstone{{SHA256: "x", ReceivedOnTime: end, IssuedTo: end}}}
 		c := tokencache.New(tokencache.Options{BootID: "this", On: end, Clock: (&tokencachetest.Clock{}).AfterUptime(),
 			Snapshot: &m, Record: tokencache.Record{
 				Instant: before, Changes: []tokencache.PolicyChange{{ID: "before", AllIdentities: true,
@@ -233,7 +233,7 @@ func TestGoOnLeavesEarlierBoots(t *testing.T) {
 				t.Errorf("%s is of %v, want %v", p.ID, p.Moment, want)
 			}
 		}
-		if got := c.Snapshot().Tombstones[0].ReceivedAt; got != end {
+		if got := c.Snapshot().Tombstones[0].ReceivedOnTime; got != end {
 			t.Errorf("a token of the boot before was received at %v", got)
 		}
 	})

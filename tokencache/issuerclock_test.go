@@ -20,7 +20,7 @@ func TestDateThatIsNoneBoundsNoClock(t *testing.T) {
 		{"later than the expiry", noon.Add(25 * time.Hour), false, time.Time{}},
 		{"none", time.Time{}, true, time.Time{}},
 	} {
-		var k clockTrust
+		var k issuerClock
 		f := Fetched{Token: Token{ExpiresOn: noon.Add(24 * time.Hour), Claims: Claims{IssuedAt: row.issued}},
 			Left: 24 * time.Hour, Counted: row.sure}
 		k.learn(f, issueWindowOf(f.Token, f.Left, row.sure), noon, 0, 0)

@@ -113,7 +113,7 @@ func (c *Cache) Prefetch(keys []Key) error {
 		if left := c.leftLocked(e, now); left > 0 {
 			c.reviveLocked(e, left, now)
 		} else if e.schedule.next == never && e.flight == nil {
-			e.schedule.next = max(now, e.backOff.until, c.heldUntilLocked(e, now)) // no caller waits for it
+			e.schedule.next = max(now, e.backOff.until, c.postponedUntilLocked(e, now)) // no caller waits for it
 		}
 	}
 	c.evictLocked()

@@ -2,10 +2,10 @@ package tokencache
 
 import "time"
 
-// clockTrust is what fetches have shown of the wall clock and of the issuer's clock.
-type clockTrust struct {
-	skew    time.Duration // by how much the wall clock was ahead of the back end's
-	counted bool          // whether skew is known
+// issuerClock is what fetches have shown of the wall clock and of the issuer's clock.
+type issuerClock struct {
+	skew      time.Duration // by how much the wall clock was ahead of the back end's
+	skewKnown bool          // whether skew is known
 
 	// issuer is what the back end's clock showed at most when the device booted, by its last count; zero: it never
 	// counted.
@@ -17,9 +17,9 @@ type clockTrust struct {
 }
 
 // learn takes in what an answer shows of the clocks. m is when its token was issued.
-func (k *clockTrust) learn(f Fetched, m IssueWindow, wall time.Time, begun, now bootTime) {
+func (k *issuerClock) learn(f Fetched, m IssueWindow, wall time.Time, begun, now bootTime) {
 	if f.Counted && !f.Token.ExpiresOn.IsZero() {
-		k.skew, k.counted = wall.Add(f.Left).Sub(f.Token.ExpiresOn), true
+		k.skew, k.skewKnown = wall.Add(f.Left).Sub(f.Token.ExpiresOn), true
 		k.issuer = begun.zero(f.Token.ExpiresOn.Add(-f.Left))
 	}
 	if f.Reckoned || f.Token.ExpiresOn.IsZero() {
@@ -35,14 +35,14 @@ func (k *clockTrust) learn(f Fetched, m IssueWindow, wall time.Time, begun, now 
 }
 
 // forgetCounts forgets what counted answers have shown.
-func (k *clockTrust) forgetCounts() { k.skew, k.counted, k.issuer = 0, false, time.Time{} }
+func (k *issuerClock) forgetCounts() { k.skew, k.skewKnown, k.issuer = 0, false, time.Time{} }
 
 // handedOutAfter is how long after its expiry a back end may still hand out a token, since its servers' clocks differ.
 const handedOutAfter = 5 * time.Minute
 
 // notLater returns a time that the issuer's clock had not passed at a boot time, by what the back end handed out in
 // this boot. False: nothing shows it, or what was handed out contradicts itself.
-func (k *clockTrust) notLater(at bootTime) (time.Time, bool) {
+func (k *issuerClock) notLater(at bootTime) (time.Time, bool) {
 	if k.ceiling.IsZero() || k.floor.After(k.ceiling) {
 		return time.Time{}, false
 	}
@@ -69,5 +69,5 @@ type ClockStatus struct {
 func (c *Cache) ClockStatus() ClockStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return ClockStatus{Trusted: c.clockTrusted(), Skew: c.clockTrust.skew, Counted: c.clockTrust.counted}
+	return ClockStatus{Trusted: c.clockTrusted(), Skew: c.issuerClock.skew, Counted: c.issuerClock.skewKnown}
 }
