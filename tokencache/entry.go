@@ -28,7 +28,7 @@ type entry struct {
 	last     lastFetch
 	backOff  keyBackOff
 
-	policy    policyState // to the policy changes on record
+	policy    policyState // what the policy changes on record say of the token
 	judgement judgement
 	claim     claim // of a former principal, to be the current one
 	rollovers history
@@ -178,7 +178,7 @@ func (e *entry) fail(err *FetchError, asked bool, left time.Duration, held, now 
 	}
 }
 
-// remembered returns the failure that callers share until the fetch is worth another try, or nil.
+// sharedFailure returns the failure that callers share until the fetch is worth another try, or nil.
 func (e *entry) sharedFailure(now bootTime) *FetchError {
 	if e.backOff.failure == nil || now >= e.backOff.callers {
 		return nil

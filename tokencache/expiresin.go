@@ -129,7 +129,7 @@ type said struct {
 	left   time.Duration
 }
 
-// counted is the evidence that a back end's numbers count down.
+// countdown is the evidence that a back end's numbers count down.
 type countdown struct {
 	answers int      // in a row, each of which said less than the one before about its token by the time between
 	since   bootTime // boot time of the answer that the first of these was held against

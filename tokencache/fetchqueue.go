@@ -43,7 +43,7 @@ type fetchQueue struct {
 	waiting    []*flight                // not begun, in the order they came
 	running    []*flight                // begun
 	starts     [callsPerSecond]bootTime // boot times of the last calls, a ring
-	oldest     int                      // index of the oldest in begun
+	oldest     int                      // index of the oldest of starts
 	paused     bootTime                 // no call before this boot time: the source asked for it
 	backOff    sourceBackOff
 	given      uint64                     // tokens that the source gave

@@ -1,7 +1,7 @@
 package tokencache
 
-// holds returns the boot time until which nothing is fetched, since policy changes still spread by on-time. If each
-// change follows before the one before it has spread, the back end is still asked once in a while: see
+// spreadsUntil returns the boot time until which nothing is fetched, since policy changes still spread by on-time. If
+// each change follows before the one before it has spread, the back end is still asked once in a while: see
 // longestWaitDelays.
 func (e *entry) spreadsUntil() bootTime {
 	s := e.policy
@@ -12,9 +12,9 @@ func (e *entry) spreadsUntil() bootTime {
 // still spreads. A token issued now would be withheld as well, and stay in the back end for a day.
 func (e *entry) barredUntil() bootTime { return min(e.spreadsUntil(), e.policy.lacked) }
 
-// spreadsUntilLocked returns until when nothing is fetched for e: see entry.holds. On-time is less than the time that has
-// passed, as after a night in which the device was off. So nothing holds if the issuer's clock shows that the changes
-// have spread.
+// spreadsUntilLocked returns until when nothing is fetched for e: see entry.holds. On-time is less than the time that
+// has passed, as after a night in which the device was off. So nothing holds if the issuer's clock shows that the
+// changes have spread.
 func (c *Cache) spreadsUntilLocked(e *entry, now bootTime) bootTime {
 	holds := e.spreadsUntil()
 	if now < holds && c.hasSpreadLocked(e.policy.latest, now) {
@@ -23,9 +23,9 @@ func (c *Cache) spreadsUntilLocked(e *entry, now bootTime) bootTime {
 	return holds
 }
 
-// postponedUntilLocked returns the boot time until which the schedule does not fetch e. A token that would expire meanwhile
-// is fetched before, unless the next one would be withheld too. A key that never had a token is fetched at once for
-// whoever asks, unless it is barred.
+// postponedUntilLocked returns the boot time until which the schedule does not fetch e. A token that would expire
+// meanwhile is fetched before, unless the next one would be withheld too. A key that never had a token is fetched at
+// once for whoever asks, unless it is barred.
 func (c *Cache) postponedUntilLocked(e *entry, now bootTime) bootTime {
 	holds := c.spreadsUntilLocked(e, now)
 	if e.token.life == 0 || !e.token.Text.IsZero() && holds.add(lastMinutes) < e.token.deadline {

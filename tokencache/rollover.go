@@ -37,7 +37,7 @@ func share(age, life time.Duration) float64 { return float64(age) / float64(life
 // width returns how far r is from precise.
 func (r rollover) width() float64 { return r.by - r.after }
 
-// holds reports whether the rollover may have been at that share.
+// contains reports whether the rollover may have been at that share.
 func (r rollover) contains(share float64) bool { return r.after < share && share <= r.by }
 
 const (
@@ -164,7 +164,7 @@ func (h history) earliest() float64 {
 	return max(0, least-chanceDistances*(most-least)/float64(n))
 }
 
-// learnt is what was learned for one key from the histories as they were. It is computed once per observed rollover,
+// learned is what was learned for one key from the histories as they were. It is computed once per observed rollover,
 // since every answer with a token that is not current needs it.
 type learned struct {
 	from    uint64 // Cache.seen, when it was worked out; 0: never

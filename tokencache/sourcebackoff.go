@@ -5,7 +5,7 @@ import "time"
 const (
 	sourceBackOffTop = 2 * time.Minute // for an endpoint that cannot be reached: one call finds out for all keys
 
-	askFirst       = 2 * time.Second  // wait of callers after a miss that failed; it doubles, up to
+	askFirst       = 2 * time.Second  // wait of callers after a miss that failed; it doubles with each
 	askTop         = 5 * time.Minute  // up to this
 	askLongTop     = 20 * time.Minute // or this, where only an administrator heals it
 	askSourceTop   = 5 * time.Second  // or this, where one call finds out for all keys
@@ -13,8 +13,7 @@ const (
 )
 
 const (
-	// callersFirst is for how long the first call is left to a caller that was turned away, which comes again within 10
-	// s.
+	// callersFirst is for how long the first call is left to a caller that was turned away. It comes again within 10 s.
 	callersFirst = 11 * time.Second
 	// restOver is how long after its last failure a source that only refuses counts as well.
 	restOver = 2 * backoffTop
