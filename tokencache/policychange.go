@@ -398,7 +398,7 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.rejudgeLocked(c.now())
 }
 
-// Replace replaces the record by r, as if c had begun with it.
+// ReplaceRecord replaces the record by r, as if c had begun with it.
 func (c *Cache) ReplaceRecord(r Record) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

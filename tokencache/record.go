@@ -61,9 +61,9 @@ func (r Record) IsNewer(o Record) bool {
 	return r.Has(o) && !o.Has(r) || r.has(o.as()) && !o.has(r.as())
 }
 
-// Begun returns r as the beginning of that lineage, taken from those records. Its generation stays if r is as the last
-// of them and that has everything of the others; else it rises. A record that still is what its own origin was does not
-// become an origin too: starts without changes do not use up the room for origins.
+// WithLineage returns r as the beginning of that lineage, taken from those records. Its generation stays if r is as the
+// last of them and that has everything of the others; else it rises. A record that still is what its own origin was
+// does not become an origin too: starts without changes do not use up the room for origins.
 func (r Record) WithLineage(lineage string, from ...Record) Record {
 	var all []Origin
 	var latest uint64

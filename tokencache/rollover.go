@@ -167,7 +167,7 @@ func (h history) earliest() float64 {
 // learned is what was learned for one key from the histories as they were. It is computed once per observed rollover,
 // since every answer with a token that is not current needs it.
 type learned struct {
-	from    uint64 // Cache.seen, when it was worked out; 0: never
+	from    uint64 // Cache.learnedVersion, when it was worked out; 0: never
 	pattern pattern
 	middle  middle
 }
