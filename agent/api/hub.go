@@ -1,0 +1,37 @@
+package api
+
+import "time"
+
+// HubStatus says how the device and IoT Hub are connected.
+type HubStatus struct {
+	Hub       string `json:"hub"` // host name
+	Device    string `json:"device"`
+	Module    string `json:"module,omitempty"`
+	Transport string `json:"transport"` // "mqtt" or "websocket"
+
+	Connected   bool      `json:"connected"`
+	Since       time.Time `json:"since"`                // connected, or not connected, since then
+	LastError   string    `json:"last_error,omitempty"` // why it is not connected, or why it last was not
+	LastErrorOn time.Time `json:"last_error_on,omitzero"`
+	NextTry     time.Time `json:"next_try,omitzero"` // absent: it is connected, or is being tried
+
+	Desired  DesiredStatus `json:"desired"`
+	Reported time.Time     `json:"reported,omitzero"` // when reported properties were last taken by the hub
+	Events   *EventsStatus `json:"events,omitempty"`  // absent: events are off
+}
+
+// DesiredStatus says what became of the twin's desired properties.
+type DesiredStatus struct {
+	Version int64     `json:"version,omitempty"` // of the last document that was read; absent: none was
+	ReadOn  time.Time `json:"read_on,omitzero"`
+	Applied int64     `json:"applied,omitempty"` // version that is in force
+	Refused string    `json:"refused,omitempty"` // why Version is not in force; empty: it is
+	Idle    []string  `json:"idle,omitempty"`    // what of it concerns nothing that is configured here, a sentence each
+}
+
+// EventsStatus counts the events of this device.
+type EventsStatus struct {
+	Sent    int64 `json:"sent"`
+	Waiting int   `json:"waiting"`
+	Dropped int64 `json:"dropped"` // the oldest, when the queue was full
+}
