@@ -369,6 +369,7 @@ type Status struct {
 
 	Kept  KeptStatus  `json:"kept"`
 	Clock ClockStatus `json:"clock"`
+	Hub   *HubStatus  `json:"hub,omitempty"` // absent: no [iothub] is configured
 }
 
 // LoopbackStatus says where tokens are served over TCP, to callers that are known by a header secret.
@@ -427,7 +428,9 @@ type SourceStatus struct {
 
 // ConfigStatus says which configuration is in force and whether the last reload took.
 type ConfigStatus struct {
-	Files    []string  `json:"files"`
+	Files []string `json:"files"`
+	// SHA256 is the hash of what Files say, one after the other, in hexadecimal: that of "cat FILES | sha256sum".
+	SHA256   string    `json:"sha256"`
 	LoadedOn time.Time `json:"loaded_on"`
 	Error    string    `json:"error,omitempty"` // why the last reload changed nothing
 	ErrorOn  time.Time `json:"error_on,omitzero"`

@@ -31,8 +31,10 @@ func (d *daemon) describe() api.Status {
 		StartedOn: api.Time(d.started),
 		Simulated: d.backend.simulator != nil,
 		Source:    d.backend.status(),
-		Config:    api.ConfigStatus{Files: d.config.Files, LoadedOn: api.Time(d.loadedOn)},
-		Clock:     api.ClockStatus{By: d.backend.word().By},
+		Config: api.ConfigStatus{
+			Files: d.config.Files, SHA256: d.config.SHA256, LoadedOn: api.Time(d.loadedOn),
+		},
+		Clock: api.ClockStatus{By: d.backend.word().By},
 	}
 	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
 	if d.fault == "" { // else they are of files that are others by now

@@ -4,6 +4,8 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -24,11 +26,13 @@ const maxFile = 1 << 20
 // Config is a configuration that was checked.
 type Config struct {
 	Files  []string // in the order they were read
+	SHA256 string   // of what they say, one after the other, in hexadecimal
 	Source Source
 	Rules  agent.Rules
 
 	Callers  Callers
 	Loopback Loopback
+	IoTHub   IoTHub
 
 	Warnings []string // of what is in force all the same
 }
@@ -58,6 +62,7 @@ func loadTrusted(path string, by *trust, in func(gid uint32, all []grants.Grant)
 	}
 	c := Config{Source: defaultSource, Callers: defaultCallers}
 	where := newPositions()
+	said := sha256.New()
 	var unread, faults []error
 	for _, file := range append([]string{path}, extra...) {
 		text, err := readFile(file, by)
@@ -77,6 +82,7 @@ func loadTrusted(path string, by *trust, in func(gid uint32, all []grants.Grant)
 			continue
 		}
 		c.Files = append(c.Files, file)
+		said.Write(text)
 		faults = append(faults, c.take(doc, where))
 	}
 	if err := errors.Join(unread...); err != nil {
@@ -92,6 +98,11 @@ func loadTrusted(path string, by *trust, in func(gid uint32, all []grants.Grant)
 	if key, err := c.Loopback.validate(hasLoopback); err != nil {
 		faults = append(faults, fmt.Errorf("%s: %w", where.value(key), err))
 	}
+	_, hasIoTHub := where.values["iothub"]
+	if key, err := c.IoTHub.validate(hasIoTHub); err != nil {
+		faults = append(faults, fmt.Errorf("%s: %w", where.value(key), err))
+	}
+	c.SHA256 = hex.EncodeToString(said.Sum(nil))
 	faults = append(faults, where.locate(c.Rules.Validate()))
 	faults = append(faults, c.unprovable(where)...)
 	warnings, open := by.settle(c.Rules.Grants, in)

@@ -32,6 +32,9 @@ func (c Config) Describe() string {
 		fmt.Fprintf(&b, "loopback: tokens at http://%s/msi/token for who has a grant's header secret\n",
 			c.Loopback.Address)
 	}
+	if c.IoTHub.Configured() {
+		fmt.Fprintf(&b, "IoT Hub: %v\n", c.IoTHub)
+	}
 	for _, resource := range slices.Sorted(maps.Keys(c.Rules.Alternates)) {
 		fmt.Fprintf(&b, "resource: %s accepts tokens for %s too\n",
 			resource, strings.Join(c.Rules.Alternates[resource], ", "))
@@ -81,7 +84,7 @@ func (c Config) describeCallers() string {
 
 // Changes lists in words what differs between c and what was before it, beside the rules, of which the agent tells.
 func (c Config) Changes(before Config) []string {
-	changes := append(c.callerChanges(before), c.loopbackChanges(before)...)
+	changes := slices.Concat(c.callerChanges(before), c.loopbackChanges(before), c.iothubChanges(before))
 	if !slices.Equal(before.Files, c.Files) {
 		changes = append(changes, fmt.Sprintf("read from %s, was %s", inList(c.Files), inList(before.Files)))
 	}
@@ -145,4 +148,18 @@ func (c Config) loopbackChanges(before Config) []string {
 		return []string{"loopback listener on " + now.String()}
 	}
 	return []string{fmt.Sprintf("loopback listener on %v, was on %v", now, was)}
+}
+
+// iothubChanges is changes of how the device is connected to IoT Hub.
+func (c Config) iothubChanges(before Config) []string {
+	now, was := c.IoTHub, before.IoTHub
+	switch {
+	case now == was:
+		return nil
+	case !now.Configured():
+		return []string{"not connected to IoT Hub any more, was " + was.String()}
+	case !was.Configured():
+		return []string{"connected to IoT Hub " + now.String()}
+	}
+	return []string{fmt.Sprintf("connected to IoT Hub anew %v, was %v", now, was)}
 }

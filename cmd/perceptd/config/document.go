@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -42,25 +40,7 @@ type document struct {
 	Callers  callersDocument  `toml:"callers"`
 	Module   []moduleDocument `toml:"module"`
 	Loopback loopbackDocument `toml:"loopback"`
-}
-
-// setDuration sets *to to the value of a key, unless the key is not there. A duration is a string in TOML,
-// whose numbers have no unit.
-func setDuration(to *time.Duration, value any, key string, where *positions) error {
-	if value == nil {
-		return nil
-	}
-	text, isText := value.(string)
-	parsed, err := time.ParseDuration(text)
-	if err == nil {
-		*to = parsed
-		return nil
-	}
-	if isText {
-		value = strconv.Quote(text)
-	}
-	return fmt.Errorf(`%s: %s is %v: write a duration in quotes, such as "50m" or "1h30m"`, where.value(key), key,
-		value)
+	IoTHub   iothubDocument   `toml:"iothub"`
 }
 
 // decode is strict: a key that nobody reads is an error, since it may be a misspelt grant.
@@ -123,10 +103,12 @@ func hint(k toml.Key) string {
 		return ": [callers] has engine, cgroup_parents, requests_per_second and young"
 	case "loopback":
 		return ": [loopback] has address"
+	case "iothub":
+		return iothubHint(k)
 	case "module":
 		return ": [[module]] has name, require and container"
 	}
-	return ": the tables are [source], [tokens], [callers], [loopback], " +
+	return ": the tables are [source], [tokens], [callers], [loopback], [iothub], " +
 		"[[identity]], [[grant]], [[resource]] and [[module]]"
 }
 
@@ -152,6 +134,7 @@ func (c *Config) take(doc document, where *positions) error {
 	}
 	c.Source.take(doc.Source)
 	c.Loopback.take(doc.Loopback)
+	faults = append(faults, c.IoTHub.take(doc.IoTHub, where))
 	faults = append(faults, c.takeResources(doc, where)...)
 	faults = append(faults, c.Callers.take(doc.Callers, doc.Module, where)...)
 	for _, grant := range doc.Grant {
@@ -170,9 +153,6 @@ const (
 	serveLost    = "serve" // as uncertain
 	withholdLost = "withhold"
 )
-
-// noSpread is what the rules take for no spread at all: zero stands for the default there.
-const noSpread = time.Nanosecond
 
 // takeResources adds the alternates that a document names. where has all documents so far, this one
 // included.
