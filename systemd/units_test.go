@@ -253,6 +253,11 @@ func TestDropInsAddOnlyWhatTheySay(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]map[string][]string{
 		"azure-arc.conf": {"Service.SupplementaryGroups": {"himds"}},
+		"iot-edge.conf":  {"Service.SupplementaryGroups": {"aziotid aziotks"}},
+		// A credential that is not there keeps a service from starting, unless there is another in its place.
+		"iothub-credential.conf": {
+			"Service.LoadCredential": {"iothub:/etc/percept/iothub"}, "Service.SetCredential": {"iothub:none"},
+		},
 	} {
 		got := settings(t, filepath.Join(dropIns, name))
 		if len(got) != len(want) {
@@ -310,7 +315,7 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 
 func TestUnitsVerify(t *testing.T) {
 	t.Parallel()
-	report, err := analyze(t, []string{"azure-arc.conf"}, func(root, _ string) []string {
+	report, err := analyze(t, []string{"azure-arc.conf", "iot-edge.conf", "iothub-credential.conf"}, func(root, _ string) []string {
 		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket,
 			strings.Replace(clockUnit, "@", "@1", 1)}
 	})
@@ -334,6 +339,7 @@ func TestServicesAreSandboxed(t *testing.T) {
 	}{
 		"as shipped":     {serviceUnit, "14", nil},
 		"with Azure Arc": {serviceUnit, "15", []string{"azure-arc.conf"}},
+		"with IoT Hub":   {serviceUnit, "15", []string{"iot-edge.conf", "iothub-credential.conf"}},
 		"the key's":      {keyUnit, "14", nil},
 		"the clock's":    {clockUnit, "15", nil},
 	} {

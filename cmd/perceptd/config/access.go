@@ -96,22 +96,22 @@ const (
 )
 
 // checkAccess refuses a file that r cannot read, and a folder that r cannot go through. A nil reader can all.
-func (r *reader) checkAccess(there *os.File, st unix.Stat_t) error {
+func (r *reader) checkAccess(there *os.File, st unix.Stat_t, secret bool) error {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		return r.check(there, st, maySearch)
+		return r.check(there, st, maySearch, secret)
 	case unix.S_IFREG:
-		return r.check(there, st, mayRead)
+		return r.check(there, st, mayRead, secret)
 	}
 	return nil
 }
 
 // checkListing refuses a folder that r cannot list.
 func (r *reader) checkListing(folder *os.File, st unix.Stat_t) error {
-	return r.check(folder, st, mayRead|maySearch)
+	return r.check(folder, st, mayRead|maySearch, false)
 }
 
-func (r *reader) check(there *os.File, st unix.Stat_t, need uint16) error {
+func (r *reader) check(there *os.File, st unix.Stat_t, need uint16, secret bool) error {
 	if r == nil || r.uid == 0 {
 		return nil
 	}
@@ -122,7 +122,7 @@ func (r *reader) check(there *os.File, st unix.Stat_t, need uint16) error {
 	if r.may(list, st)&need == need {
 		return nil
 	}
-	return unreadable(there.Name(), st, r.name)
+	return unreadable(there.Name(), st, r.name, secret)
 }
 
 // may returns what a file's mode and list let r do, as the kernel decides it (acl(5)): by the first that is about r of
@@ -156,12 +156,16 @@ func (r *reader) may(list []byte, st unix.Stat_t) uint16 {
 	return mode & 7
 }
 
-// unreadable says what keeps a user from a file or folder, and what lets it in.
-func unreadable(path string, st unix.Stat_t, who string) error {
-	cannot, mend := "read it", "chmod 644 "
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		cannot, mend = "look into it", "chmod 755 "
+// unreadable says what keeps a user from a file or folder, and what lets it in; of a secret, without letting others in.
+func unreadable(path string, st unix.Stat_t, who string, secret bool) error {
+	cannot, mend := "read it", "chmod 644 "+path
+	switch {
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		cannot, mend = "look into it", "chmod 755 "+path
+	case secret:
+		mend = fmt.Sprintf("have systemd give it as a credential, or let a group of user %s read it: chmod 640 %s", who,
+			path)
 	}
-	return fmt.Errorf("%s: %w: user %s cannot %s (owner %s, group %s, mode %04o): %s%s",
-		path, fs.ErrPermission, who, cannot, userName(st.Uid), groupName(st.Gid), st.Mode&0o7777, mend, path)
+	return fmt.Errorf("%s: %w: user %s cannot %s (owner %s, group %s, mode %04o): %s",
+		path, fs.ErrPermission, who, cannot, userName(st.Uid), groupName(st.Gid), st.Mode&0o7777, mend)
 }

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -132,30 +131,16 @@ func extraFiles(dir string, by *trust) ([]string, error) {
 	return files, nil
 }
 
-// readFile reads a file that only those who are trusted can have written.
+// readFile reads a configuration file that only those who are trusted can have written.
 func readFile(path string, by *trust) ([]byte, error) {
-	f, err := by.open(path)
+	text, _, err := readTrusted(path, maxFile, by)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := dangling(path); err != nil {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%s: not there: write one, README.md shows a first one", path)
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(fmt.Errorf("%s: not a regular file", path), err)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxFile {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxFile)
-	}
-	return text, nil
+	return text, err
 }
 
 // dangling says that what is at path, which leads nowhere, is a link; nil: it is not one.

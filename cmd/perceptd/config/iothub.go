@@ -33,9 +33,6 @@ type IoTHub struct {
 	transport string // as it is written
 }
 
-// Secret is where a secret is: in a file, or in a credential that systemd gives the service. Zero: there is none.
-type Secret struct{ File, Credential string }
-
 // Certificate is what a device with an X.509 certificate is known by.
 type Certificate struct {
 	File string
@@ -362,12 +359,4 @@ func (h IoTHub) String() string {
 	add(h.ReportSpread != 0, "report_spread %v", h.ReportSpread.Truncate(time.Microsecond))
 	add(h.Events, "with events")
 	return strings.Join(parts, ", ")
-}
-
-// String says where the secret is.
-func (s Secret) String() string {
-	if s.Credential != "" {
-		return "systemd's credential " + s.Credential
-	}
-	return s.File
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 type trust struct {
 	self   int     // beside root, who may own them
 	guards string  // what they say, for errors; empty: who gets tokens
+	secret bool    // nobody else is to read what is opened: what mends a file is not to let all others do so
 	reader *reader // who has to be able to read them, beside this process; nil: nobody
 	shared []shared
 }
@@ -198,7 +200,7 @@ func (t *trust) check(there *os.File, st unix.Stat_t) error {
 			path, userName(st.Uid), mode, t.what(), path)
 	}
 	kind := st.Mode & unix.S_IFMT
-	if err := t.reader.checkAccess(there, st); err != nil {
+	if err := t.reader.checkAccess(there, st, t.secret); err != nil {
 		return err
 	}
 	if kind == unix.S_IFLNK || kind == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 {
@@ -261,6 +263,28 @@ func (t *trust) list(path string) ([]os.DirEntry, error) {
 	return entries, err
 }
 
+// readTrusted reads a file of at most so many bytes that only those who are trusted can have written, and returns its
+// mode beside what is in it.
+func readTrusted(path string, most int, by *trust) ([]byte, fs.FileMode, error) {
+	f, err := by.open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, 0, errors.Join(fmt.Errorf("%s: not a regular file", path), err)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(text) > most {
+		return nil, 0, fmt.Errorf("%s: larger than %d bytes", path, most)
+	}
+	return text, info.Mode(), nil
+}
+
 // settle decides about what groups may write to: it is refused where the daemon or a caller whom a grant names is in
 // the group, and else worth a warning. Who a unit runs as, and who is in a group by another directory than the device's
 // own files, is not known here.
@@ -310,14 +334,14 @@ func otherMemberOf(gid uint32, all []grants.Grant) string {
 // mended adds to an error what lets this process read there, where permission is all that it lacks and others may have
 // it.
 func (t *trust) mended(err error, there *os.File) error {
-	if t.guards != "" || !errors.Is(err, unix.EACCES) {
+	if t.guards != "" && !t.secret || !errors.Is(err, unix.EACCES) {
 		return err
 	}
 	var st unix.Stat_t
 	if unix.Fstat(int(there.Fd()), &st) != nil {
 		return err
 	}
-	return unreadable(there.Name(), st, userName(uint32(os.Geteuid())))
+	return unreadable(there.Name(), st, userName(uint32(os.Geteuid())), t.secret)
 }
 
 // CheckFolder refuses a folder where another user could put files. guards is what they would change, for the error.
