@@ -34,28 +34,6 @@ func badRequest(detail string) *apiError {
 	return &apiError{status: http.StatusBadRequest, code: api.CodeBadRequest, detail: detail}
 }
 
-// statusOf is the status of each code that the agent answers with. A permanent one is never 404, 410, 429 or 5xx where
-// SDKs ask: they repeat these.
-var statusOf = map[api.Code]int{
-	api.CodeBadRequest:       http.StatusBadRequest,
-	api.CodeUnknownIdentity:  http.StatusBadRequest,
-	api.CodeAmbiguous:        http.StatusBadRequest,
-	api.CodeNotGranted:       http.StatusForbidden,
-	api.CodeShortLife:        http.StatusServiceUnavailable,
-	api.CodeThrottled:        http.StatusServiceUnavailable,
-	api.CodeUnreachable:      http.StatusServiceUnavailable,
-	api.CodeMalformedAnswer:  http.StatusServiceUnavailable,
-	api.CodeIdentityNotFound: http.StatusBadRequest,
-	api.CodeRefused:          http.StatusForbidden,
-	api.CodeRevoked:          http.StatusForbidden,
-	api.CodeNotYet:           http.StatusServiceUnavailable,
-	api.CodeFutureChange:     http.StatusUnprocessableEntity,
-	api.CodeTooManyChanges:   http.StatusUnprocessableEntity,
-	api.CodeUnknownChange:    http.StatusNotFound,
-	api.CodeNotKept:          http.StatusInsufficientStorage,
-	api.CodeBusy:             http.StatusTooManyRequests,
-}
-
 // tokenError turns the agent's error over a request for a token, which the agent has counted, into an
 // answer.
 func tokenError(err error) *apiError {
@@ -69,7 +47,7 @@ func errorOf(err error) *apiError {
 	var why *agent.Error
 	switch {
 	case errors.As(err, &why):
-		if status, known := statusOf[why.Code]; known {
+		if status, known := api.StatusOf[why.Code]; known {
 			return &apiError{
 				status: status, code: why.Code, detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter,
 			}

@@ -17,6 +17,7 @@ import (
 	"perceptd/agent/api"
 	"perceptd/agent/binding"
 	"perceptd/agent/clock"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -395,14 +396,14 @@ func examineTokens(status api.Status) (all []finding) {
 	sound := 0
 	for _, token := range status.Tokens {
 		what := fmt.Sprintf("token of %s for %s", token.Identity, token.Resource)
-		lost := lostRecord(changesOf(token, status.Changes))
+		lost := explain.LostRecord(explain.ChangesOf(token, status.Changes))
 		switch {
 		case token.State == api.StateMissing || token.State == api.StateFailing:
 			all = append(all, finding{fail, what, cmp.Or(token.LastError, "there is none yet"),
 				"perceptctl refresh --resource " + token.Resource + " tries again"})
 		case token.Permissions.Withheld && lost != nil:
 			all = append(all, finding{note, what, "it is withheld ([tokens] lost_record): " +
-				recordText(lost.Record), "perceptctl explain " + token.Resource})
+				explain.RecordText(lost.Record), "perceptctl explain " + token.Resource})
 		case token.Permissions.Withheld:
 			all = append(all, finding{note, what, "it is withheld, as a revocation ordered", "perceptctl explain " +
 				token.Resource})

@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -221,7 +222,7 @@ func refusalHint(err *client.Error) string {
 		return "perceptctl policy-changes lists the IDs; a change goes off the record by itself in the end"
 	case api.CodeThrottled, api.CodeBusy:
 		if err.RetryAfter > 0 {
-			return fmt.Sprintf("ask again in %s", formatDuration(err.RetryAfter))
+			return fmt.Sprintf("ask again in %s", explain.Duration(err.RetryAfter))
 		}
 		return "ask again later, and less often"
 	case api.CodeUnreachable:

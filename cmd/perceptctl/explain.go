@@ -2,15 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
-	"perceptd/tokencache"
 )
 
 func (a *app) explainCommand() *cobra.Command {
@@ -49,9 +48,9 @@ func (a *app) explain(ctx context.Context, resource, identity string, asJSON boo
 		return err
 	}
 	s := a.screen(a.stdout)
-	stories := make([]explanation, len(tokens))
+	stories := make([]explain.Story, len(tokens))
 	for i, token := range tokens {
-		stories[i] = s.explain(status, token)
+		stories[i] = explain.Of(s.times(), status, token)
 	}
 	if asJSON {
 		return a.printJSON(stories)
@@ -68,55 +67,24 @@ func (a *app) explain(ctx context.Context, resource, identity string, asJSON boo
 
 // chooseTokens returns the keys for a resource, or an error that says what there is instead.
 func chooseTokens(status api.Status, resource, identity string) ([]api.TokenStatus, error) {
-	resource = strings.TrimSuffix(resource, defaultScope)
 	if err := checkIdentity(status, identity); err != nil {
 		return nil, err
 	}
-	var chosen []api.TokenStatus
-	var holders, resources, spelt []string
-	for _, token := range status.Tokens {
-		if !slices.Contains(resources, token.Resource) {
-			resources = append(resources, token.Resource)
-		}
-		if token.Resource != resource {
-			ofIts := identity == "" || token.Identity == identity
-			if ofIts && tokencache.Canonical(token.Resource) == tokencache.Canonical(resource) &&
-				!slices.Contains(spelt, token.Resource) {
-				spelt = append(spelt, token.Resource)
-			}
-			continue
-		}
-		holders = append(holders, token.Identity)
-		if identity == "" || token.Identity == identity {
-			chosen = append(chosen, token)
-		}
+	tokens, err := explain.Choose(status, resource, identity)
+	if missing, ok := errors.AsType[*explain.MissingError](err); ok {
+		return nil, &hintedError{missing, term.Clean(missing.Hint)}
 	}
-	switch {
-	case len(chosen) > 0:
-		return chosen, nil
-	case len(spelt) > 0:
-		return nil, &hintedError{fmt.Errorf("no token for %s is cached in that spelling", resource),
-			"it is cached for: " + cleanList(spelt)}
-	case len(holders) > 0:
-		return nil, &hintedError{fmt.Errorf("identity %q has no token for %s", identity, resource),
-			"these have: " + cleanList(holders)}
-	case len(resources) > 0:
-		return nil, &hintedError{fmt.Errorf("no token for %s is cached", resource),
-			"tokens are cached for: " + cleanList(resources) +
-				"; any other comes when a granted caller asks, or with prefetch = true in its grant"}
-	}
-	return nil, &hintedError{fmt.Errorf("no token for %s is cached, nor any other", resource),
-		"a token comes when a granted caller asks, or with prefetch = true in its grant"}
+	return tokens, err
 }
 
 // explanation lays an explanation out: each section behind what it is about.
-func (s screen) explanation(e explanation) string {
+func (s screen) explanation(e explain.Story) string {
 	const leadWidth = 10
 	how := term.Warning
 	switch {
 	case e.Token.ExpiresIn <= 0 || e.Token.Permissions.Withheld:
 		how = term.Bad
-	case isCurrent(e.Token):
+	case explain.IsCurrent(e.Token):
 		how = term.Good
 	}
 	text := s.Paragraph("", e.Summary, how) + "\n"

@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -150,7 +151,7 @@ const defaultScope = "/.default"
 
 // recorded says which change was recorded and what follows from it.
 func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
-	text := s.Paragraph("noted: ", s.changeText(now, change)+"; its ID is "+change.ID, term.Plain)
+	text := s.Paragraph("noted: ", s.times().ChangeText(now, change)+"; its ID is "+change.ID, term.Plain)
 	if joined := joinedText(change); joined != "" {
 		text += s.Paragraph("", joined, term.Warning)
 	}
@@ -166,7 +167,7 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 		text += s.Paragraph("", "no token held now is touched; those that come are judged by it", term.Plain)
 		return text + "\n" + s.consequences(change, nil, now)
 	}
-	text += s.Paragraph("", counted(change.Touched, "token")+" touched, waiting for a current one: "+
+	text += s.Paragraph("", explain.Counted(change.Touched, "token")+" touched, waiting for a current one: "+
 		waitingText(change), term.Plain)
 	var touched []api.TokenStatus
 	for _, token := range status.Tokens {
@@ -181,7 +182,7 @@ func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Stat
 	}
 	text += "\n" + s.touchedTokens(now, touched)
 	if more := change.Touched - len(touched); more > 0 {
-		text += s.Paragraph("", "and "+counted(more,
+		text += s.Paragraph("", "and "+explain.Counted(more,
 			"token")+" more, which have later changes on record: perceptctl status", term.Plain)
 	}
 	return text + "\n" + s.consequences(change, touched, now)
@@ -199,7 +200,7 @@ func (s screen) touchedTokens(now time.Time, tokens []api.TokenStatus) string {
 	var rows []term.Row
 	for _, token := range tokens[:min(shownTokens, len(tokens))] {
 		by, probably := "now", "now"
-		if !isCurrent(token) {
+		if !explain.IsCurrent(token) {
 			by, probably = s.atIfKnown(now, token.Permissions.CurrentBy), s.atIfKnown(now, token.Permissions.Likely)
 		}
 		rows = append(rows, term.Row{Cells: []term.Cell{
@@ -230,19 +231,19 @@ func (s screen) consequences(change api.PolicyChange, touched []api.TokenStatus,
 			"a current one arrives. "+
 			"That can take a day, and more than 31 hours only if the back end does not answer. %s%s "+
 			"To serve the tokens at hand again: perceptctl policy-changes withdraw %s",
-			by, notRecalled, change.ID), term.Warning)
+			by, explain.NotRecalled, change.ID), term.Warning)
 	} else {
 		text = s.Paragraph("", by+"Tokens that are not current are served meanwhile, labelled as what they are, and "+
 			"perceptd looks for "+
-			"newer ones by itself. "+notRecalled, term.Plain)
+			"newer ones by itself. "+explain.NotRecalled, term.Plain)
 	}
-	return text + s.Paragraph("", inTheToken, term.Plain)
+	return text + s.Paragraph("", explain.InTheToken, term.Plain)
 }
 
 // lastCurrentBy returns when the last of the tokens is current; zero when all are.
 func lastCurrentBy(tokens []api.TokenStatus) (last time.Time) {
 	for _, token := range tokens {
-		if !isCurrent(token) {
+		if !explain.IsCurrent(token) {
 			last = latest(last, token.Permissions.CurrentBy)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 	"perceptd/tokencache"
 )
@@ -61,7 +62,7 @@ func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string 
 			Cells: []term.Cell{
 				{Text: change.ID}, {Text: s.at(now, change.At)}, {Text: string(change.Effect), Style: how},
 				{Text: orAll(change.Identity)}, {Text: orAll(change.Resource)},
-				waitingCell(change), {Text: formatDuration(change.EndsOn.Sub(now))},
+				waitingCell(change), {Text: explain.Duration(change.EndsOn.Sub(now))},
 			},
 			Notes: []term.Cell{{Text: change.Note, Style: term.Faint}, {Text: joinedText(change), Style: term.Warning},
 				{Text: s.aboutChange(now, change), Style: term.Warning}},
@@ -198,9 +199,9 @@ func (a *app) withdrawOne(ctx context.Context, s screen, id string) (text string
 	if change.ID == "" { // by an older daemon
 		return text + s.Paragraph("withdrawn: ", id, term.Plain), true, nil
 	}
-	text += s.Paragraph("withdrawn: ", change.ID+", "+s.changeText(change.Now, change.PolicyChange), term.Plain)
+	text += s.Paragraph("withdrawn: ", change.ID+", "+s.times().ChangeText(change.Now, change.PolicyChange), term.Plain)
 	if change.Waiting > 0 {
-		text += s.Paragraph("", counted(change.Waiting, "token")+
+		text += s.Paragraph("", explain.Counted(change.Waiting, "token")+
 			" waited for it; the changes left on record judge by themselves now", term.Faint)
 	}
 	return text, detail != "", nil

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/client"
+	"perceptd/agent/explain"
 	"perceptd/agent/simulator"
 	"perceptd/cmd/perceptctl/term"
 )
@@ -199,8 +200,8 @@ func (s screen) simulatedTokens(state simulatorState) string {
 		rows[i] = term.Row{Cells: []term.Cell{
 			{Text: token.Identity}, {Text: token.Resource},
 			{Text: strconv.FormatUint(token.Serial, 10)}, {Text: strconv.Itoa(token.Replica)},
-			{Text: formatDuration(token.ExpiresOn.Sub(state.Now))},
-			{Text: formatDuration(token.RollsOn.Sub(state.Now))},
+			{Text: explain.Duration(token.ExpiresOn.Sub(state.Now))},
+			{Text: explain.Duration(token.RollsOn.Sub(state.Now))},
 			{Text: strconv.Itoa(calls[token.Key])},
 		}}
 	}
@@ -222,7 +223,7 @@ func (s screen) faults(state simulatorState) string {
 			struck += " of " + strconv.Itoa(fault.Count)
 		}
 		if !fault.Until.IsZero() {
-			ends = "in " + formatDuration(fault.Until.Sub(state.Now))
+			ends = "in " + explain.Duration(fault.Until.Sub(state.Now))
 		}
 		rows[i] = term.Row{Cells: []term.Cell{{Text: fault.Kind.String(), Style: term.Warning}, {Text: resource},
 			{Text: struck}, {Text: ends}}}

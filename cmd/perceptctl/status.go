@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -172,7 +173,7 @@ func sourceText(from api.SourceStatus) string {
 }
 
 func (s screen) daemon(status api.Status) string {
-	up := "up " + formatDuration(status.Now.Sub(status.StartedOn))
+	up := "up " + explain.Duration(status.Now.Sub(status.StartedOn))
 	ready := s.Paragraph("perceptd  ", fmt.Sprintf("%s, ready, %s", status.Version, up), term.Plain)
 	if !status.Ready {
 		ready = s.Paragraph("perceptd  ", fmt.Sprintf("%s, not ready, %s", status.Version, up), term.Bad)
@@ -185,7 +186,7 @@ func (s screen) daemon(status api.Status) string {
 	if len(status.Config.Files) > 0 {
 		config = strings.Join(status.Config.Files, ", ")
 	}
-	config += ", loaded " + formatDuration(status.Now.Sub(status.Config.LoadedOn)) + " ago"
+	config += ", loaded " + explain.Duration(status.Now.Sub(status.Config.LoadedOn)) + " ago"
 	text := ready + s.Paragraph("source    ", source, term.Plain) + s.Paragraph("config    ", config, term.Plain) +
 		s.reloadError(status)
 	n := status.Requests
@@ -219,9 +220,9 @@ func clockText(c api.ClockStatus) string {
 	case c.Skew == nil, -60 < *c.Skew && *c.Skew < 60:
 		return text
 	case *c.Skew < 0:
-		return text + "; " + formatDuration(seconds(-*c.Skew)) + " behind the back end's"
+		return text + "; " + explain.Duration(seconds(-*c.Skew)) + " behind the back end's"
 	}
-	return text + "; " + formatDuration(seconds(*c.Skew)) + " ahead of the back end's"
+	return text + "; " + explain.Duration(seconds(*c.Skew)) + " ahead of the back end's"
 }
 
 // keptText says what tokens outlive.
@@ -246,7 +247,7 @@ func (s screen) reloadError(status api.Status) string {
 	}
 	text := "a reload"
 	if !status.Config.ErrorOn.IsZero() {
-		text += " " + formatDuration(status.Now.Sub(status.Config.ErrorOn)) + " ago"
+		text += " " + explain.Duration(status.Now.Sub(status.Config.ErrorOn)) + " ago"
 	}
 	text += " changed nothing"
 	reported := func(trouble string) bool { return strings.Contains(trouble, status.Config.Error) }
@@ -275,39 +276,10 @@ func (s screen) identities(identities []api.IdentityStatus) string {
 		rows[i] = term.Row{
 			Cells: []term.Cell{{Text: identity.Name}, {Text: identity.Selector}, grants,
 				{Text: mark, Style: term.Faint}},
-			Notes: []term.Cell{{Text: principalText(identity.Principal)}},
+			Notes: []term.Cell{{Text: explain.PrincipalText(identity.Principal)}},
 		}
 	}
 	return s.Table(columns, rows)
-}
-
-// principalText names the principal that an identity's tokens speak for, or is "" where it is not known.
-func principalText(p *api.Principal) string {
-	if p == nil {
-		return ""
-	}
-	var parts []string
-	for _, claim := range []struct{ name, value string }{{"object ID", p.ObjectID}, {"tenant", p.TenantID}} {
-		if claim.value != "" {
-			parts = append(parts, claim.name+" "+claim.value)
-		}
-	}
-	if p.ObjectID == "" && p.ClientID != "" {
-		parts = append(parts, "client ID "+p.ClientID)
-	}
-	if p.Simulated {
-		parts = append(parts, "simulated")
-	}
-	return strings.Join(parts, ", ")
-}
-
-// principalOf returns the principal that a token speaks for; nil where its claims do not say.
-func principalOf(token api.TokenStatus) *api.Principal {
-	c := token.Claims
-	if c == nil || c.ObjectID == "" && c.TenantID == "" && c.ClientID == "" {
-		return nil
-	}
-	return &api.Principal{ObjectID: c.ObjectID, TenantID: c.TenantID, ClientID: c.ClientID}
 }
 
 // formerPrincipalText says in a line that a token is of a former principal; or "". explain says more.
@@ -320,13 +292,13 @@ func formerPrincipalText(token api.TokenStatus) string {
 
 // formerText names the former principal that a token is of, after a colon: by its object ID where that is known.
 func formerText(token api.TokenStatus) string {
-	switch p := principalOf(token); {
+	switch p := explain.PrincipalOf(token); {
 	case p == nil:
 		return ""
 	case p.ObjectID != "":
 		return ": object ID " + p.ObjectID
 	default:
-		return ": " + principalText(p)
+		return ": " + explain.PrincipalText(p)
 	}
 }
 
@@ -374,7 +346,7 @@ func expiryCell(token api.TokenStatus) term.Cell {
 	if token.ExpiresIn <= 0 {
 		return term.Cell{Text: "none", Style: term.Bad}
 	}
-	return term.Cell{Text: formatDuration(seconds(token.ExpiresIn))}
+	return term.Cell{Text: explain.Duration(seconds(token.ExpiresIn))}
 }
 
 func refreshCell(now time.Time, token api.TokenStatus) term.Cell {
@@ -384,7 +356,7 @@ func refreshCell(now time.Time, token api.TokenStatus) term.Cell {
 	case !token.NextRefresh.After(now):
 		return term.Cell{Text: "now"}
 	}
-	return term.Cell{Text: formatDuration(token.NextRefresh.Sub(now))}
+	return term.Cell{Text: explain.Duration(token.NextRefresh.Sub(now))}
 }
 
 // unconfirmed says that a token may be over, or "".
@@ -398,7 +370,7 @@ func unconfirmed(token api.TokenStatus) string {
 // expectation says when a token that is not current is followed by one that is, or "".
 func (s screen) expectation(now time.Time, token api.TokenStatus) string {
 	p := token.Permissions
-	if token.ExpiresIn <= 0 || isCurrent(token) || p.CurrentBy.IsZero() {
+	if token.ExpiresIn <= 0 || explain.IsCurrent(token) || p.CurrentBy.IsZero() {
 		return ""
 	}
 	text := "a current one by " + s.at(now, p.CurrentBy) + " at the latest"
@@ -413,7 +385,7 @@ func refused(now time.Time, token api.TokenStatus) string {
 	if token.Refused.IsZero() {
 		return ""
 	}
-	return "a module reported " + formatDuration(now.Sub(token.Refused)) + " ago that the resource refused it"
+	return "a module reported " + explain.Duration(now.Sub(token.Refused)) + " ago that the resource refused it"
 }
 
 // changesOnRecord counts the policy changes and says where to read on, or "" without any.
@@ -427,7 +399,7 @@ func (s screen) changesOnRecord(status api.Status) string {
 			waiting++
 		}
 	}
-	text := counted(len(status.Changes), "policy change") + " on record, "
+	text := explain.Counted(len(status.Changes), "policy change") + " on record, "
 	switch waiting {
 	case 0:
 		text += "which every token here has met"
@@ -446,7 +418,7 @@ func failures(now time.Time, token api.TokenStatus) string {
 	}
 	text := token.LastError
 	if !token.LastFetch.IsZero() {
-		text = formatDuration(now.Sub(token.LastFetch)) + " ago: " + text
+		text = explain.Duration(now.Sub(token.LastFetch)) + " ago: " + text
 	}
 	if token.Failures > 1 {
 		text = fmt.Sprintf("failed %d times in a row, last %s", token.Failures, text)
@@ -485,7 +457,7 @@ func (s screen) denials(now time.Time, denials []api.Denial) string {
 			times = fmt.Sprintf("%d times, last", d.Count)
 		}
 		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s",
-			what, times, formatDuration(now.Sub(d.On)), d.Reason), term.Warning)
+			what, times, explain.Duration(now.Sub(d.On)), d.Reason), term.Warning)
 		lead = "          "
 	}
 	return text

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -142,7 +143,7 @@ func (s screen) paintBar(l life, bar string) string {
 		return s.Paint(term.Faint, bar)
 	case l.token.Permissions.Withheld:
 		return s.Paint(term.Bad, bar)
-	case !isCurrent(l.token):
+	case !explain.IsCurrent(l.token):
 		return s.Paint(term.Warning, bar)
 	}
 	return s.Paint(term.Good, bar)
@@ -161,9 +162,9 @@ type life struct {
 
 func lifeOf(status api.Status, token api.TokenStatus) life {
 	l := life{token: token}
-	for _, change := range changesOf(token, status.Changes) {
+	for _, change := range explain.ChangesOf(token, status.Changes) {
 		l.changes = append(l.changes, change.At)
-		if change.lacked() && (l.unmet.IsZero() || change.At.Before(l.unmet)) {
+		if change.Lacked() && (l.unmet.IsZero() || change.At.Before(l.unmet)) {
 			l.unmet = change.At
 		}
 	}
@@ -177,7 +178,7 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 	switch {
 	case !token.IssuedFrom.IsZero() && !token.IssuedTo.IsZero():
 		l.issuedFrom, l.issued = token.IssuedFrom, token.IssuedTo
-		if width := l.issued.Sub(l.issuedFrom); width <= exactWidth {
+		if width := l.issued.Sub(l.issuedFrom); width <= explain.ExactWidth {
 			l.issued = l.issuedFrom.Add(width / 2)
 			l.issuedFrom = l.issued
 		}
@@ -188,7 +189,7 @@ func lifeOf(status api.Status, token api.TokenStatus) life {
 		l.half = l.issued.Add(l.expires.Sub(l.issued) / 2)
 	}
 	l.rollover = token.Rollover.Expected
-	if p := token.Permissions; !isCurrent(token) {
+	if p := token.Permissions; !explain.IsCurrent(token) {
 		l.currentBy, l.probably = p.CurrentBy, p.Likely
 	}
 	return l
@@ -217,10 +218,10 @@ func (s screen) lifeText(lead string, now time.Time, l life) string {
 		parts = append(parts, "minted "+s.atSecond(now, l.issuedFrom)+" to "+s.atSecond(now, l.issued))
 	}
 	add("half life", l.half)
-	for _, at := range l.changes[:min(shownChanges, len(l.changes))] {
+	for _, at := range l.changes[:min(explain.ShownChanges, len(l.changes))] {
 		add("policy change", at)
 	}
-	if more := max(0, len(l.changes)-shownChanges) + l.token.MoreChanges; more > 0 {
+	if more := max(0, len(l.changes)-explain.ShownChanges) + l.token.MoreChanges; more > 0 {
 		parts = append(parts, fmt.Sprintf("%d more (perceptctl policy-changes)", more))
 	}
 	add("rollover predicted", l.rollover)
@@ -231,7 +232,7 @@ func (s screen) lifeText(lead string, now time.Time, l life) string {
 }
 
 func verdictOf(token api.TokenStatus) string {
-	if isCurrent(token) {
+	if explain.IsCurrent(token) {
 		return string(api.PermissionsCurrent)
 	}
 	return verdict(token.Permissions)

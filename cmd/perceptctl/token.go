@@ -12,6 +12,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -91,7 +92,7 @@ func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, sh
 	if a.stdout.IsTerminal() {
 		// A remark only: the token is printed whether or not it can be made.
 		_, _ = fmt.Fprintf(a.stderr, "%s this is a secret for the next %s; --short shows less\n",
-			a.screen(a.stderr).Paint(term.Warning, "careful:"), formatDuration(seconds(token.ExpiresIn)))
+			a.screen(a.stderr).Paint(term.Warning, "careful:"), explain.Duration(seconds(token.ExpiresIn)))
 	}
 	if asJSON {
 		return a.printJSON(token)

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"strconv"
 	"time"
 
 	"perceptd/cmd/perceptctl/term"
@@ -41,14 +40,6 @@ func (a *app) printJSON(answer any) error { return a.stdout.JSON(answer, "  ") }
 
 // printJSONLine writes one of several answers for programs: a line each.
 func (a *app) printJSONLine(answer any) error { return a.stdout.JSON(answer, "") }
-
-// counted is a number of things: "1 token", "2 tokens".
-func counted(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return strconv.Itoa(n) + " " + thing + "s"
-}
 
 func plural(n int, one, many string) string {
 	if n == 1 {

@@ -11,6 +11,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/client"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -99,7 +100,7 @@ func (s screen) event(event client.Event) string {
 	case event.SHA256 == "":
 		text += "no valid token"
 	default:
-		text += fmt.Sprintf("%s until %s, ", term.Clean(shortDigest(event.SHA256)), s.at(event.Now, event.ExpiresOn))
+		text += fmt.Sprintf("%s until %s, ", term.Clean(explain.ShortDigest(event.SHA256)), s.at(event.Now, event.ExpiresOn))
 		text += s.permissionsText(event.Now, event.Permissions)
 	}
 	return text + "\n"

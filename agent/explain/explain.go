@@ -1,4 +1,6 @@
-package main
+// Package explain puts in sentences what is known of a token: what it carries, which policy changes touch it, what the
+// back end does, when a current token is here, and what to do. It reads the daemon's status, and nothing else.
+package explain
 
 import (
 	"fmt"
@@ -10,37 +12,37 @@ import (
 	"perceptd/tokencache"
 )
 
-// explanation is what explain says of one token, as --json prints it.
-type explanation struct {
+// Story is what there is to say of one token.
+type Story struct {
 	Now      time.Time       `json:"now"`
 	Summary  string          `json:"summary"`
-	Sections []section       `json:"story"`
+	Sections []Section       `json:"story"`
 	Token    api.TokenStatus `json:"token"`
-	Changes  []tokenChange   `json:"policy_changes"` // those that touch the token
+	Changes  []TokenChange   `json:"policy_changes"` // those that touch the token
 }
 
-// section is a paragraph of an explanation.
-type section struct {
+// Section is a paragraph of a story.
+type Section struct {
 	About string `json:"about"`
 	Text  string `json:"text"`
 }
 
 // explainer writes the sentences about one token.
 type explainer struct {
-	screen
+	Times
 	now     time.Time
 	token   api.TokenStatus
-	changes []tokenChange
+	changes []TokenChange
 }
 
-// explain puts together all that is known of a token.
-func (s screen) explain(status api.Status, token api.TokenStatus) explanation {
-	t := explainer{screen: s, now: status.Now, token: token, changes: changesOf(token, status.Changes)}
-	e := explanation{Now: status.Now, Summary: t.summary(), Token: token, Changes: t.changes}
+// Of puts together all that is known of a token, which is one of the status. Its times are by the clocks of times.
+func Of(times Times, status api.Status, token api.TokenStatus) Story {
+	t := explainer{Times: times, now: status.Now, token: token, changes: ChangesOf(token, status.Changes)}
+	e := Story{Now: status.Now, Summary: t.summary(), Token: token, Changes: t.changes}
 	add := func(about string, texts ...string) {
 		for _, text := range texts {
 			if text != "" {
-				e.Sections = append(e.Sections, section{about, text})
+				e.Sections = append(e.Sections, Section{about, text})
 			}
 		}
 	}
@@ -50,13 +52,13 @@ func (s screen) explain(status api.Status, token api.TokenStatus) explanation {
 	add("current", t.currentBy(), t.fetchesPostponed(), t.inToken())
 	add("modules", t.modulesGet(), t.rejected())
 	add("to do", t.nextSteps())
-	add("times", "All times are in "+s.zoneName(status.Now)+".")
+	add("times", "All times are in "+times.ZoneName(status.Now)+".")
 	return e
 }
 
 func (t explainer) valid() bool { return t.token.ExpiresIn > 0 }
 
-func (t explainer) current() bool { return isCurrent(t.token) }
+func (t explainer) current() bool { return IsCurrent(t.token) }
 
 // tokenName names the token: "vision's token for https://vault.azure.net".
 func (t explainer) tokenName() string { return t.token.Identity + "'s token for " + t.token.Resource }
@@ -75,7 +77,7 @@ func (t explainer) summary() string {
 	case !t.valid():
 		return t.token.Identity + " has no token for " + t.token.Resource + ": the back end did not give one."
 	case t.token.Permissions.Withheld && t.lostRecord() != nil:
-		return t.tokenName() + " is withheld: " + recordText(t.lostRecord().Record) +
+		return t.tokenName() + " is withheld: " + RecordText(t.lostRecord().Record) +
 			", and it may lack a change that was on it ([tokens] lost_record)."
 	case t.token.Permissions.Withheld:
 		return t.tokenName() + " is withheld: permissions were revoked, and it may still carry them (the latest " +
@@ -95,10 +97,10 @@ func (t explainer) latestChange() string {
 	on := t.token.Permissions.Changed
 	for _, change := range t.changes {
 		if change.At.Equal(on) && change.AsOfRecording {
-			return t.at(t.now, change.At) + ", which counts as of its note at " + t.at(t.now, change.RecordedOn)
+			return t.At(t.now, change.At) + ", which counts as of its note at " + t.At(t.now, change.RecordedOn)
 		}
 	}
-	return t.atIfKnown(t.now, on)
+	return t.AtIfKnown(t.now, on)
 }
 
 // lostRecord returns the change that stands for a lost record of policy changes and withholds the token; else nil.
@@ -106,7 +108,7 @@ func (t explainer) lostRecord() *api.PolicyChange {
 	if !t.token.Permissions.Withheld {
 		return nil
 	}
-	return lostRecord(t.changes)
+	return LostRecord(t.changes)
 }
 
 // lifetime says when the token was issued and received, and when it expires.
@@ -116,20 +118,20 @@ func (t explainer) lifetime() string {
 	}
 	text := "The token"
 	if t.token.SHA256 != "" {
-		text += " (sha256 " + shortDigest(t.token.SHA256) + "…)"
+		text += " (sha256 " + ShortDigest(t.token.SHA256) + "…)"
 	}
 	text += " " + t.issued() + "."
 	if !t.token.ReceivedOn.IsZero() {
-		text += " perceptd received it at " + t.atRelative(t.now, t.token.ReceivedOn) + "."
+		text += " perceptd received it at " + t.AtRelative(t.now, t.token.ReceivedOn) + "."
 	}
 	if !t.token.ExpiresOn.IsZero() {
-		text += " It expires at " + t.atRelative(t.now, t.token.ExpiresOn) + "."
+		text += " It expires at " + t.AtRelative(t.now, t.token.ExpiresOn) + "."
 	}
 	return text
 }
 
-// exactWidth is the widest issue window that is shown as one time.
-const exactWidth = 5 * time.Second
+// ExactWidth is the widest issue window that is shown as one time.
+const ExactWidth = 5 * time.Second
 
 // backdatedWidth is the widest issue window that comes from Entra's dating tokens back.
 const backdatedWidth = 6 * time.Minute
@@ -140,20 +142,20 @@ func (t explainer) issued() string {
 		return "was minted at a time that is not known"
 	}
 	switch width := to.Sub(from); {
-	case width <= exactWidth:
-		return "was minted at " + t.atRelative(t.now, from.Add(width/2))
+	case width <= ExactWidth:
+		return "was minted at " + t.AtRelative(t.now, from.Add(width/2))
 	case width <= backdatedWidth:
 		return fmt.Sprintf(
 			"was minted between %s and %s (no more exactly, since the issuer may date a token back by 5 minutes)",
-			t.at(t.now, from), t.at(t.now, to))
+			t.At(t.now, from), t.At(t.now, to))
 	}
 	return fmt.Sprintf("was minted between %s and %s (no more exactly, since it carries no date of its own)",
-		t.at(t.now, from), t.at(t.now, to))
+		t.At(t.now, from), t.At(t.now, to))
 }
 
 // principal names the principal that the token speaks for.
 func (t explainer) principal() string {
-	who := principalText(principalOf(t.token))
+	who := PrincipalText(PrincipalOf(t.token))
 	switch {
 	case !t.valid() || who == "":
 		return ""
@@ -200,7 +202,7 @@ func claimText(thing string, values []string) string {
 	if more := len(values) - shownClaims; more > 0 {
 		listed += fmt.Sprintf(" and %d more", more)
 	}
-	return counted(len(values), thing) + " (" + listed + ")"
+	return Counted(len(values), thing) + " (" + listed + ")"
 }
 
 // claimChanges says how the claims differ from those of the token before.
@@ -239,7 +241,7 @@ func except(values, others []string) []string {
 	return slices.DeleteFunc(slices.Clone(values), func(v string) bool { return slices.Contains(others, v) })
 }
 
-const shownChanges = 5
+const ShownChanges = 5
 
 // policyChanges lists the policy changes that touch the token, each with whether the token carries it.
 func (t explainer) policyChanges() []string {
@@ -252,14 +254,14 @@ func (t explainer) policyChanges() []string {
 			"those that it was told."}
 	}
 	var texts []string
-	for _, change := range t.changes[:min(shownChanges, len(t.changes))] {
-		text := capitalized(t.changeText(t.now, change.PolicyChange)) + " (ID " + change.ID + ")."
+	for _, change := range t.changes[:min(ShownChanges, len(t.changes))] {
+		text := capitalized(t.ChangeText(t.now, change.PolicyChange)) + " (ID " + change.ID + ")."
 		if change.Note != "" {
 			text += " Note: \"" + change.Note + "\"."
 		}
 		switch {
 		case change.AsOfRecording:
-			text += " It counts as of its note, at " + t.atRelative(t.now, change.RecordedOn) +
+			text += " It counts as of its note, at " + t.AtRelative(t.now, change.RecordedOn) +
 				", since this device's clock was not known to be right then."
 		case change.Unsure:
 			text += " That time is not sure: this device's clock was not known to be right when it was noted."
@@ -271,12 +273,12 @@ func (t explainer) policyChanges() []string {
 	}
 	if more := len(t.changes) + t.token.MoreChanges - len(texts); more > 0 {
 		texts = append(texts, fmt.Sprintf("There are %s before these: perceptctl policy-changes lists them.",
-			counted(more, "change")))
+			Counted(more, "change")))
 	}
 	return texts
 }
 
-func (t explainer) policyStateText(change tokenChange) string {
+func (t explainer) policyStateText(change TokenChange) string {
 	if change.Record != "" {
 		return ""
 	}
@@ -304,7 +306,7 @@ func (t explainer) backEnd() string {
 	if t.token.LastFetch.IsZero() {
 		return text + " It has not answered yet."
 	}
-	text += fmt.Sprintf(" It was last asked at %s and ", t.atRelative(t.now, t.token.LastFetch))
+	text += fmt.Sprintf(" It was last asked at %s and ", t.AtRelative(t.now, t.token.LastFetch))
 	switch t.token.LastOutcome {
 	case api.OutcomeNewer:
 		text += "gave a newer token"
@@ -329,7 +331,7 @@ func times(n int) string {
 	if n == 1 {
 		return "once"
 	}
-	return counted(n, "time")
+	return Counted(n, "time")
 }
 
 // rolloverPattern says what was learnt of the rollovers.
@@ -338,11 +340,11 @@ func (t explainer) rolloverPattern() string {
 	learnt := ""
 	switch r.Pattern {
 	case api.RolloverRegular:
-		age, life := seconds(r.Age), seconds(t.token.Life)
+		age, life := time.Duration(r.Age)*time.Second, time.Duration(t.token.Life)*time.Second
 		if life > 0 && life-age <= 5*time.Minute {
 			learnt = "It hands out newer tokens always at the expiry of the one before"
 		} else {
-			learnt = "It hands out newer tokens always at about " + formatDuration(age) + " of age"
+			learnt = "It hands out newer tokens always at about " + Duration(age) + " of age"
 		}
 	case api.RolloverIrregular:
 		learnt = "It hands out newer tokens at ages that differ"
@@ -351,7 +353,7 @@ func (t explainer) rolloverPattern() string {
 	}
 	learnt += " (" + rolloversText(r.Seen) + ")."
 	if !r.Expected.IsZero() && t.valid() {
-		learnt += " The next is expected at about " + t.atRelative(t.now, r.Expected) + "."
+		learnt += " The next is expected at about " + t.AtRelative(t.now, r.Expected) + "."
 	}
 	return learnt
 }
@@ -384,7 +386,7 @@ func (t explainer) nextFetch() string {
 	case !next.After(t.now):
 		text += "It is asked again right now."
 	default:
-		text += "It is asked again at " + t.atRelative(t.now, next)
+		text += "It is asked again at " + t.AtRelative(t.now, next)
 		if t.valid() || t.token.HeldUntil.IsZero() {
 			text += ", or earlier when a caller needs a token that is not there"
 		}
@@ -408,13 +410,13 @@ func (t explainer) currentBy() string {
 	case p.CurrentBy.IsZero():
 		return "When a current token is here is not known."
 	}
-	text := "A current token is here by " + t.atRelative(t.now, p.CurrentBy) +
+	text := "A current token is here by " + t.AtRelative(t.now, p.CurrentBy) +
 		" at the latest, if the back end answers"
 	switch {
 	case p.Likely.IsZero():
 		text += ". Whether it comes earlier cannot be said: nothing was learnt of this back end yet."
 	case p.Likely.Before(p.CurrentBy):
-		text += ", and probably by " + t.atRelative(t.now, p.Likely) + "."
+		text += ", and probably by " + t.AtRelative(t.now, p.Likely) + "."
 	default:
 		text += ", and probably not much earlier."
 	}
@@ -427,7 +429,7 @@ func (t explainer) fetchesPostponed() string {
 	if !held.After(t.now) {
 		return ""
 	}
-	return "Until " + t.atRelative(t.now, held) +
+	return "Until " + t.AtRelative(t.now, held) +
 		" perceptd asks for no newer token: a policy change takes minutes to reach new tokens, and one minted before " +
 		"would lack it and then stay in the back end's cache for about a day."
 }
@@ -437,7 +439,7 @@ func (t explainer) inToken() string {
 	if len(t.changes) == 0 && t.current() {
 		return ""
 	}
-	return inTheToken
+	return InTheToken
 }
 
 // header is the value of Percept-Permissions that goes with the token.
@@ -456,28 +458,28 @@ func (t explainer) modulesGet() string {
 		return "Modules that ask get an error that they may retry, until there is a token."
 	case t.lostRecord() != nil:
 		return "Modules that ask are refused (403, permissions_revoked) on every form until that is ended. " +
-			notRecalled
+			NotRecalled
 	case p.Withheld:
 		return "Modules that ask are refused (403, permissions_revoked) on every form until a current token is here. " +
-			notRecalled
+			NotRecalled
 	case t.current():
 		return "Modules get the token with the header " + api.PermissionsHeader + ": " + header(p) + "."
 	}
 	return "Modules get the token with the header " + api.PermissionsHeader + ": " + header(p) +
-		". SDKs are told that it lives for 25 minutes at most, so that they come back for the newer one. " + notRecalled
+		". SDKs are told that it lives for 25 minutes at most, so that they come back for the newer one. " + NotRecalled
 }
 
 func (t explainer) rejected() string {
 	if t.token.Refused.IsZero() {
 		return ""
 	}
-	return "A module reported at " + t.atRelative(t.now, t.token.Refused) + " that the resource refused this token."
+	return "A module reported at " + t.AtRelative(t.now, t.token.Refused) + " that the resource refused this token."
 }
 
 // nextSteps says what the reader can do.
 func (t explainer) nextSteps() string {
 	unmet := t.unmet()
-	i := slices.IndexFunc(unmet, func(change tokenChange) bool { return change.Record != "" })
+	i := slices.IndexFunc(unmet, func(change TokenChange) bool { return change.Record != "" })
 	if i < 0 || !t.valid() {
 		return t.waiting(unmet)
 	}
@@ -489,7 +491,7 @@ func (t explainer) nextSteps() string {
 }
 
 // waiting says what the reader can do, apart from mending the record.
-func (t explainer) waiting(unmet []tokenChange) string {
+func (t explainer) waiting(unmet []TokenChange) string {
 	watch := "perceptctl status --watch shows when it is here"
 	switch p := t.token.Permissions; {
 	case !t.valid() && !t.token.HeldUntil.IsZero():
@@ -523,12 +525,12 @@ func (t explainer) waiting(unmet []tokenChange) string {
 }
 
 // unmet returns the changes that the token may lack.
-func (t explainer) unmet() []tokenChange {
-	return slices.DeleteFunc(slices.Clone(t.changes), func(change tokenChange) bool { return !change.lacked() })
+func (t explainer) unmet() []TokenChange {
+	return slices.DeleteFunc(slices.Clone(t.changes), func(change TokenChange) bool { return !change.Lacked() })
 }
 
 // revocations lists the IDs of the revocations among changes, or says where to find them.
-func revocations(changes []tokenChange) string {
+func revocations(changes []TokenChange) string {
 	var ids []string
 	for _, change := range changes {
 		if change.Effect == api.EffectRevoked {

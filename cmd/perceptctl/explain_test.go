@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"perceptd/agent/api"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -338,7 +339,7 @@ func TestStories(t *testing.T) {
 			other := api.PolicyChange{ID: "other", Identity: "device", Effect: api.EffectRevoked, At: noon}
 			status := api.Status{Now: noon, Tokens: []api.TokenStatus{token}, Changes: append(test.changes, other)}
 			s := screen{Screen: term.Screen{Width: 80}}
-			story := s.explain(status, token)
+			story := explain.Of(s.times(), status, token)
 			shown := s.explanation(story)
 			checkWidth(t, shown, 80, false)
 			flat := strings.Join(strings.Fields(shown), " ")
@@ -382,7 +383,7 @@ func TestManyChanges(t *testing.T) {
 		add(fmt.Sprint("met-", i), api.PermissionsCurrent)
 	}
 	status.Changes = append(status.Changes, aChange("another's", api.EffectRevoked, time.Hour, 1))
-	story := screen{Screen: term.Screen{Width: 80}}.explain(status, token)
+	story := explain.Of(explain.Times{}, status, token)
 	if len(story.Changes) != len(want) {
 		t.Errorf("%d changes, want %d", len(story.Changes), len(want))
 	}
@@ -517,7 +518,7 @@ func FuzzExplain(f *testing.F) {
 		change.Note = note
 		status := api.Status{Now: noon, Changes: []api.PolicyChange{change}}
 		s := screen{Screen: term.Screen{Width: max(term.DefaultWidth, min(width, 300))}}
-		shown := s.explanation(s.explain(status, token)) + s.policyChanges(noon, status.Changes) + s.recorded(noon,
+		shown := s.explanation(explain.Of(s.times(), status, token)) + s.policyChanges(noon, status.Changes) + s.recorded(noon,
 			change, status, true)
 		checkWidth(t, shown, s.Width, false)
 		if !utf8.ValidString(shown) {
@@ -583,7 +584,8 @@ func TestMissingTokenHasAReason(t *testing.T) {
 		if len(all) != 1 || all[0].Is != row.is {
 			t.Errorf("%+v: %+v", row, all)
 		}
-		if got := (explainer{token: token}).summary(); !strings.Contains(got, row.explanation) {
+		got := explain.Of(explain.Times{}, api.Status{}, token).Summary
+		if !strings.Contains(got, row.explanation) {
 			t.Errorf("%+v: %s", row, got)
 		}
 	}
