@@ -13,30 +13,35 @@ import (
 	"perceptd/agent/api"
 )
 
-// status answers GET /v1/status: the daemon's own part and the agent's.
+// Status returns all that GET /v1/status answers: own, which is the daemon's own part, and the agent's and the server's.
+func (s *Server) Status(own api.Status) api.Status {
+	state := s.Agent.Status()
+	connections, turnedAway := s.Connections()
+	own.Connections = connections
+	own.Now = api.Time(s.now())
+	own.Ready, own.Simulated = state.Ready, own.Simulated || state.Simulated
+	own.Clock.Known, own.Clock.Skew = state.Clock.Known, state.Clock.Skew
+	own.Trouble = emptyIfNil(slices.Concat(own.Trouble, turnedAway, state.Trouble))
+	own.Config.Files = emptyIfNil(own.Config.Files)
+	own.Callers.Limitations = emptyIfNil(own.Callers.Limitations)
+	own.Identities, own.Tokens, own.Changes = state.Identities, state.Tokens, state.Changes
+	own.Denials, own.Requests = state.Denials, state.Requests
+	own.Requests.Denied += s.denied.Load()
+	own.Requests.Invalid += s.invalid.Load()
+	own.Requests.Failed += s.failed.Load()
+	return own
+}
+
+// status answers GET /v1/status.
 func (s *Server) status(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	var answer api.Status
+	var own api.Status
 	if s.Describe != nil {
-		answer = s.Describe()
+		own = s.Describe()
 	}
-	state := s.Agent.Status()
-	connections, turnedAway := s.Connections()
-	answer.Connections = connections
-	answer.Now = api.Time(s.now())
-	answer.Ready, answer.Simulated = state.Ready, answer.Simulated || state.Simulated
-	answer.Clock.Known, answer.Clock.Skew = state.Clock.Known, state.Clock.Skew
-	answer.Trouble = emptyIfNil(slices.Concat(answer.Trouble, turnedAway, state.Trouble))
-	answer.Config.Files = emptyIfNil(answer.Config.Files)
-	answer.Callers.Limitations = emptyIfNil(answer.Callers.Limitations)
-	answer.Identities, answer.Tokens, answer.Changes = state.Identities, state.Tokens, state.Changes
-	answer.Denials, answer.Requests = state.Denials, state.Requests
-	answer.Requests.Denied += s.denied.Load()
-	answer.Requests.Invalid += s.invalid.Load()
-	answer.Requests.Failed += s.failed.Load()
-	req.body = encode(answer)
+	req.body = encode(s.Status(own))
 	return nil
 }
 

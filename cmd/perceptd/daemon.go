@@ -42,6 +42,7 @@ const (
 type daemon struct {
 	flags   flags
 	log     *zap.Logger
+	level   zap.AtomicLevel // of what the log writes
 	notify  systemd.Notify
 	within  time.Duration // systemd's watchdog interval; 0: none
 	started time.Time
@@ -73,9 +74,9 @@ type daemon struct {
 }
 
 // start makes every part and begins to serve.
-func start(f flags, c config.Config, log *zap.Logger) (_ *daemon, err error) {
+func start(f flags, c config.Config, log *zap.Logger, level zap.AtomicLevel) (_ *daemon, err error) {
 	d := &daemon{
-		flags: f, log: log, config: c,
+		flags: f, log: log, level: level, config: c,
 		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), limitationsChanged: make(chan struct{}, 1),
 		untold: make(chan struct{}, 1), failed: make(chan error, 1),
 	}

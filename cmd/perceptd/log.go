@@ -20,17 +20,18 @@ import (
 )
 
 // newLog writes to the journal, with fields, when stderr goes there anyway, and readable lines to
-// stderr otherwise.
-func newLog(level string, stderr io.Writer) (*zap.Logger, error) {
-	least, err := zapcore.ParseLevel(level)
-	if err != nil || least > zapcore.ErrorLevel {
-		return nil, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", level)
+// stderr otherwise. least is the level of what is written, which may change.
+func newLog(level string, stderr io.Writer) (_ *zap.Logger, least zap.AtomicLevel, _ error) {
+	parsed, err := zapcore.ParseLevel(level)
+	if err != nil || parsed > zapcore.ErrorLevel {
+		return nil, least, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", level)
 	}
+	least = zap.NewAtomicLevelAt(parsed)
 	core := zapcore.NewCore(lineEncoder(stderr), zapcore.Lock(zapcore.AddSync(stderr)), least)
 	if stderr == os.Stderr && systemd.UnderJournal() {
 		core = systemd.NewJournal(systemd.JournalOptions{Level: least, Fallback: stderr})
 	}
-	return zap.New(core, zap.ErrorOutput(zapcore.AddSync(newLibraries(zap.New(core))))), nil
+	return zap.New(core, zap.ErrorOutput(zapcore.AddSync(newLibraries(zap.New(core))))), least, nil
 }
 
 // lineEncoder writes for people, in colour on a terminal.

@@ -122,7 +122,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "perceptd: the configuration is not usable:\n%v\n", err)
 		return exitConfig
 	}
-	log, err := newLog(f.logLevel, stderr)
+	log, level, err := newLog(f.logLevel, stderr)
 	if err != nil {
 		fmt.Fprintf(stderr, "perceptd: %v\n", err)
 		return exitUsage
@@ -137,7 +137,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		debug.SetMemoryLimit(memoryLimit)
 	}
 	f.placeState(conf.Source.Kind, os.Getenv("STATE_DIRECTORY"))
-	d, err := start(f, conf, log)
+	d, err := start(f, conf, log, level)
 	if err != nil {
 		fmt.Fprintf(stderr, "perceptd: %v\n", err)
 		return exitFailed
