@@ -132,7 +132,8 @@ install: build ## Install binaries and units under DESTDIR (as root on the devic
 	@echo "next: systemctl daemon-reload && systemd-sysusers perceptd.conf && systemd-tmpfiles --create perceptd.conf && perceptctl cache-key make"
 	@echo "then, over an earlier version: systemctl restart perceptd-cache-key perceptd;"
 	@echo "else write /etc/percept/config.toml (an example is in /usr/share/perceptd) and systemctl enable --now perceptd;"
-	@echo "where Azure Arc is installed, copy azure-arc.conf to /etc/systemd/system/perceptd.service.d/ first"
+	@echo "where Azure Arc is installed, copy azure-arc.conf to /etc/systemd/system/perceptd.service.d/ first;"
+	@echo "docs/iothub.md tells who copies iot-edge.conf or iothub-credential.conf there"
 
 clean: ## Remove what was built
 	rm -rf bin
