@@ -38,23 +38,27 @@ const guardsIoTHub = "how this device is known to IoT Hub"
 // maxSecret bounds a secret's file, in bytes.
 const maxSecret = 64 << 10
 
-// ReadSecret returns what is in a file that nobody but root, this process's user and its group can read, and nobody but
+// files reads the files that [iothub] names, for this process or for another user who is to read them.
+type files struct {
+	self   int     // beside root, who may own them
+	reader *reader // nil: nobody but this process reads them
+}
+
+// processFiles reads them for this process.
+func processFiles() files { return files{self: os.Geteuid()} }
+
+// secret returns what is in a file that nobody but root, this process's user and its group can read, and nobody but
 // the two users could have written. The error says what is wrong with it, and nothing of what is in it.
-func ReadSecret(path string) ([]byte, error) {
-	return readGuarded(path, &trust{self: os.Geteuid(), guards: guardsIoTHub, secret: true})
+func (f files) secret(path string) ([]byte, error) {
+	return f.read(path, maxSecret, &trust{self: f.self, reader: f.reader, guards: guardsIoTHub, secret: true})
 }
 
-// ReadPublic is ReadSecret of what others may read, such as a certificate.
-func ReadPublic(path string) ([]byte, error) {
-	return readGuarded(path, &trust{self: os.Geteuid(), guards: guardsIoTHub})
+// public is secret of what others may read, such as a certificate.
+func (f files) public(path string) ([]byte, error) {
+	return f.read(path, maxFile, &trust{self: f.self, reader: f.reader, guards: guardsIoTHub})
 }
 
-// readGuarded is both, with what files are trusted.
-func readGuarded(path string, by *trust) ([]byte, error) {
-	most := maxFile
-	if by.secret {
-		most = maxSecret
-	}
+func (f files) read(path string, most int, by *trust) ([]byte, error) {
 	text, mode, err := readTrusted(path, most, by)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -52,7 +52,7 @@ func TestSecrets(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		text, err := ReadSecret(path)
+		text, err := processFiles().secret(path)
 		if row.says == "" && (err != nil || string(text) != secretInIt) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -60,7 +60,7 @@ func TestSecrets(t *testing.T) {
 			!strings.Contains(err.Error(), filepath.Dir(path))) {
 			t.Errorf("%s: %v\nwant %s", name, err, row.says)
 		}
-		if text, err := ReadPublic(path); (err == nil && string(text) == secretInIt) != (row.says == "" || row.public) {
+		if text, err := processFiles().public(path); (err == nil && string(text) == secretInIt) != (row.says == "" || row.public) {
 			t.Errorf("%s, of what is no secret: %v", name, err)
 		}
 		if err != nil && strings.Contains(err.Error(), secretInIt) {
@@ -78,11 +78,11 @@ func TestSecretOfAnotherUser(t *testing.T) {
 	if err := os.Chown(path, 4711, -1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReadSecret(path); err == nil || !strings.Contains(err.Error(),
+	if _, err := processFiles().secret(path); err == nil || !strings.Contains(err.Error(),
 		"its owner, user 4711 (mode 0600), could change how this device is known to IoT Hub: chown root "+path) {
 		t.Errorf("%v", err)
 	}
-	if _, err := readGuarded(path, &trust{self: 4711, guards: guardsIoTHub, secret: true}); err != nil {
+	if _, err := (files{self: 4711}).secret(path); err != nil {
 		t.Errorf("of the service's user: %v", err)
 	}
 }
@@ -92,8 +92,8 @@ func TestSecretThatTheServiceCannotRead(t *testing.T) {
 	t.Parallel()
 	path := newSecret(t, 0o600)
 	service := &reader{name: "service", uid: 4_000_000_017}
-	by := func() *trust { return &trust{self: os.Geteuid(), guards: guardsIoTHub, secret: true, reader: service} }
-	_, err := readGuarded(path, by())
+	by := files{self: os.Geteuid(), reader: service}
+	_, err := by.secret(path)
 	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "user service cannot read it (owner ") ||
 		!strings.HasSuffix(err.Error(), ", mode 0600): have systemd give it as a credential, or let a group of user "+
 			"service read it: chmod 640 "+path) {
@@ -103,7 +103,7 @@ func TestSecretThatTheServiceCannotRead(t *testing.T) {
 	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readGuarded(path, by()); err != nil {
+	if _, err := by.secret(path); err != nil {
 		t.Errorf("as it says: %v", err)
 	}
 }

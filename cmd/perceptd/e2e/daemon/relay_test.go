@@ -1,0 +1,92 @@
+package daemon
+
+import (
+	"net"
+	"sync"
+	"testing"
+)
+
+// relay is the network between a device and a hub: it can be cut, and says nothing then.
+type relay struct {
+	address string
+	to      string
+
+	mu    sync.Mutex // protects what follows
+	cut   bool       // nothing is passed on, and nobody is told
+	conns map[net.Conn]bool
+	mend  *sync.Cond
+}
+
+// startRelay passes on what comes in on a loopback port to an address.
+func startRelay(t *testing.T, to string) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	r := &relay{address: l.Addr().String(), to: to, conns: make(map[net.Conn]bool)}
+	r.mend = sync.NewCond(&r.mu)
+	var passing sync.WaitGroup
+	passing.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			passing.Go(func() { r.pass(conn, &passing) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		r.setCut(false)
+		r.drop()
+		passing.Wait()
+	})
+	return r
+}
+
+// pass connects a connection with the other side.
+func (r *relay) pass(near net.Conn, passing *sync.WaitGroup) {
+	far, err := net.Dial("tcp", r.to)
+	if err != nil {
+		_ = near.Close()
+		return
+	}
+	r.mu.Lock()
+	r.conns[near], r.conns[far] = true, true
+	r.mu.Unlock()
+	passing.Go(func() { r.copy(far, near) })
+	r.copy(near, far)
+}
+
+// copy hands on what is read until either side ends, and waits while the network is cut.
+func (r *relay) copy(to, from net.Conn) {
+	defer func() { _ = to.Close(); _ = from.Close() }()
+	for buffer := make([]byte, 32<<10); ; {
+		n, err := from.Read(buffer)
+		r.mu.Lock()
+		for r.cut {
+			r.mend.Wait()
+		}
+		r.mu.Unlock()
+		if _, failed := to.Write(buffer[:n]); err != nil || failed != nil {
+			return
+		}
+	}
+}
+
+// setCut cuts the network, or mends it.
+func (r *relay) setCut(cut bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cut = cut
+	r.mend.Broadcast()
+}
+
+// drop ends every connection, as a router does that was started anew.
+func (r *relay) drop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for conn := range r.conns {
+		_ = conn.Close()
+	}
+	clear(r.conns)
+}
