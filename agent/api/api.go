@@ -100,6 +100,8 @@ type Problem struct {
 
 	// PolicyChange is what was recorded, or withdrawn, all the same, with CodeNotKept.
 	PolicyChange *PolicyChangeAnswer `json:"policy_change,omitempty"`
+	// DenyRule is what was added, or lifted, all the same, with CodeNotKept.
+	DenyRule *DenyAnswer `json:"deny_rule,omitempty"`
 }
 
 // Token is the answer of GET /v1/token. Times are by the device's clock: ExpiresOn is the device's now plus the life
@@ -369,7 +371,8 @@ type Status struct {
 
 	Kept  KeptStatus  `json:"kept"`
 	Clock ClockStatus `json:"clock"`
-	Hub   *HubStatus  `json:"hub,omitempty"` // absent: no [iothub] is configured
+	Deny  *DenyStatus `json:"deny,omitempty"` // absent: a daemon that knows no deny rules
+	Hub   *HubStatus  `json:"hub,omitempty"`  // absent: no [iothub] is configured
 }
 
 // LoopbackStatus says where tokens are served over TCP, to callers that are known by a header secret.

@@ -6,10 +6,12 @@ import (
 	"perceptd/agent/deny"
 )
 
-// PathDeny is on the admin socket: GET lists the deny rules, POST adds one, DELETE ?id= lifts one. DELETE ?from=hub sets
-// aside all that IoT Hub has set, POST ?from=hub takes that back, and DELETE ?lost=true ends the denial of everything
-// that a lost record causes; for these three the caller is root.
-const PathDeny = "/v1/deny"
+// Paths on the admin socket. On the last two the caller is root.
+const (
+	PathDeny     = "/v1/deny"      // GET lists deny rules, POST adds one, DELETE ?id= lifts one
+	PathDenyHub  = "/v1/deny/hub"  // DELETE sets aside what IoT Hub denies, POST heeds it again
+	PathDenyLost = "/v1/deny/lost" // DELETE ends the denial of everything that a lost record causes
+)
 
 const (
 	// CodeDenied is 403: a deny rule takes the token away, whatever the grants allow.
@@ -18,6 +20,8 @@ const (
 	CodeDenyRulesLost Code = "deny_rules_lost"
 	// CodeUnknownDenyRule is 404: there is no deny rule of that ID.
 	CodeUnknownDenyRule Code = "unknown_deny_rule"
+	// CodeNotRoot is 403: that is for root on this device alone.
+	CodeNotRoot Code = "not_root"
 )
 
 // DenyTarget says which tokens a deny rule takes away.
@@ -51,7 +55,19 @@ type DenyRule struct {
 	Idle     string     `json:"idle,omitempty"`      // why it matches nothing here now: what it names is not configured
 }
 
-// DenyStatus is the answer of GET /v1/deny, and part of the status.
+// DenyAnswer is the answer of POST and DELETE /v1/deny: the rule that they are about.
+type DenyAnswer struct {
+	DenyRule
+	Now time.Time `json:"now"` // by the clock that the rule's time is of
+}
+
+// DenyRules is the answer of GET /v1/deny, and of a request to /v1/deny/hub and /v1/deny/lost: what holds after it.
+type DenyRules struct {
+	Now time.Time `json:"now"` // by the clock that the rules' times are of
+	DenyStatus
+}
+
+// DenyStatus says what deny rules there are, and whether they are known.
 type DenyStatus struct {
 	Rules []DenyRule `json:"rules"` // the latest first
 

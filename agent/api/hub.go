@@ -9,16 +9,32 @@ type HubStatus struct {
 	Module    string `json:"module,omitempty"`
 	Transport string `json:"transport"` // "mqtt" or "websocket"
 
-	Connected   bool      `json:"connected"`
-	Since       time.Time `json:"since"`                // connected, or not connected, since then
-	LastError   string    `json:"last_error,omitempty"` // why it is not connected, or why it last was not
-	LastErrorOn time.Time `json:"last_error_on,omitzero"`
-	NextTry     time.Time `json:"next_try,omitzero"` // absent: it is connected, or is being tried
+	Connected   bool       `json:"connected"`
+	Since       time.Time  `json:"since"`                // connected, or not connected, since then
+	LastError   string     `json:"last_error,omitempty"` // why it is not connected, or why it last was not
+	LastErrorOn time.Time  `json:"last_error_on,omitzero"`
+	Failure     HubFailure `json:"failure,omitempty"` // of LastError
+	NextTry     time.Time  `json:"next_try,omitzero"` // absent: it is connected, or is being tried
 
 	Desired  DesiredStatus `json:"desired"`
 	Reported time.Time     `json:"reported,omitzero"` // when reported properties were last taken by the hub
 	Events   *EventsStatus `json:"events,omitempty"`  // absent: events are off
 }
+
+// HubFailure is what kind of thing keeps a device from IoT Hub, and so who heals it. Empty: another, or not known.
+type HubFailure string
+
+const (
+	HubFailureCredentials HubFailure = "credentials"      // they cannot be read, or are no credentials
+	HubFailureRefused     HubFailure = "refused"          // the hub refuses them, or knows no such device
+	HubFailureName        HubFailure = "name"             // the hub's name, or the proxy's, is not found
+	HubFailureCertificate HubFailure = "certificate"      // the hub's certificate does not verify
+	HubFailureClock       HubFailure = "clock"            // it does, but not at the time that the clock here says
+	HubFailureProxy       HubFailure = "proxy"            // the proxy is not reached, or refuses
+	HubFailureIdentity    HubFailure = "identity_service" // IoT Edge's identity service does not answer, or refuses
+	HubFailureNetwork     HubFailure = "network"          // nobody answers, or the connection breaks
+	HubFailureReplaced    HubFailure = "replaced"         // another connection with the same identity took its place
+)
 
 // DesiredStatus says what became of the twin's desired properties.
 type DesiredStatus struct {
