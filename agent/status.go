@@ -88,18 +88,15 @@ func (a *Agent) cachedKeys(rules *ruleset) []cachedKey {
 	return keys
 }
 
-// trouble returns what a technician should look at, or "". A single failed refresh of a token with
-// much life left is weather, not trouble.
+// trouble returns what a technician should look at, or "".
 func (k cachedKey) trouble() string {
 	name := k.name()
 	switch {
-	case k.LastOutcome != tokencache.Failed:
+	case !tokenStatusOf(k).InTrouble():
 		return ""
 	case k.Left == 0:
 		return fmt.Sprintf("no token of %s: %v", name, k.LastError)
-	case k.Failures > 2 || k.Left < time.Hour:
-		return fmt.Sprintf("refreshing %s failed %d times, its token is good for another %v: %v",
-			name, k.Failures, k.Left.Round(time.Second), k.LastError)
 	}
-	return ""
+	return fmt.Sprintf("refreshing %s failed %d times, its token is good for another %v: %v",
+		name, k.Failures, k.Left.Round(time.Second), k.LastError)
 }

@@ -509,6 +509,13 @@ type TokenStatus struct {
 	Refused time.Time `json:"refused,omitzero"`
 }
 
+// InTrouble reports whether a person should look at the key. A single failed refresh of a token with much life left is
+// weather, not trouble.
+func (t TokenStatus) InTrouble() bool {
+	const fewFailures, littleLife = 2, 60 * 60
+	return t.LastOutcome == OutcomeFailed && (t.Failures > fewFailures || t.ExpiresIn < littleLife)
+}
+
 // TokenChange is whether a token carries a policy change.
 type TokenChange struct {
 	ID    string          `json:"id"`                 // of the change

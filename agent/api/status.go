@@ -24,4 +24,9 @@ var StatusOf = map[Code]int{
 	CodeDenied:          403,
 	CodeDenyRulesLost:   503,
 	CodeUnknownDenyRule: 404,
+	CodeNotRoot:         403,
+
+	CodeUnknownMethod: 404,
+	CodeNotCached:     404,
+	CodeHubSetAside:   403,
 }

@@ -9,8 +9,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// defaultScope may stand behind a resource and is dropped.
-const defaultScope = "/.default"
+// DefaultScope may stand behind a resource and is dropped.
+const DefaultScope = "/.default"
 
 // MissingError says that there is no such token, and in Hint what there is instead. Both have names from outside.
 type MissingError struct{ Is, Hint string }
@@ -20,7 +20,7 @@ func (e *MissingError) Error() string { return e.Is }
 // Choose returns the tokens of the status that are for a resource, which is one of each identity where identity is
 // empty. The error is a *MissingError.
 func Choose(status api.Status, resource, identity string) ([]api.TokenStatus, error) {
-	resource = strings.TrimSuffix(resource, defaultScope)
+	resource = strings.TrimSuffix(resource, DefaultScope)
 	var chosen []api.TokenStatus
 	var holders, resources, spelt []string
 	for _, token := range status.Tokens {

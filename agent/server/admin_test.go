@@ -196,7 +196,7 @@ func FuzzRefreshBody(f *testing.F) {
 	f.Add([]byte(` null`))
 	f.Add([]byte("{}\v"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		got, err := decodeBody[api.RefreshRequest](text)
+		got, err := api.Decode[api.RefreshRequest](text)
 		if err != nil {
 			if got != (api.RefreshRequest{}) || err.Error() == "" {
 				t.Fatalf("%q: %+v beside %v", text, got, err)

@@ -125,7 +125,8 @@ func TestCallerThatWentAway(t *testing.T) {
 
 func TestEveryCodeHasAStatus(t *testing.T) {
 	t.Parallel()
-	elsewhere := []api.Code{api.CodeUnknownChange, api.CodeUnknownDenyRule, api.CodeBusy} // where no SDK asks
+	elsewhere := []api.Code{api.CodeUnknownChange, api.CodeUnknownDenyRule, api.CodeUnknownMethod,
+		api.CodeNotCached, api.CodeBusy} // where no SDK asks
 	kinds := []tokencache.Kind{tokencache.Unreachable, tokencache.Throttled, tokencache.IdentityNotFound,
 		tokencache.Refused, tokencache.Malformed}
 	codes := slices.Collect(maps.Keys(api.StatusOf))

@@ -1,10 +1,7 @@
 package server
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -344,7 +341,7 @@ func readBody[T any](req *request) (T, *apiError) {
 	case len(text) > maxBody:
 		return value, badRequest(fmt.Sprintf("the body is larger than %d bytes", maxBody))
 	}
-	value, err = decodeBody[T](text)
+	value, err = api.Decode[T](text)
 	if err != nil {
 		return value, badRequest("the body is not what this path takes: " + err.Error())
 	}
@@ -361,48 +358,3 @@ func checkContentType(r *http.Request) *apiError {
 	}
 	return nil
 }
-
-// decodeBody is the strict reading of a body: its errors name the field that is wrong.
-func decodeBody[T any](text []byte) (value T, err error) {
-	text = bytes.Trim(text, " \t\r\n") // what JSON calls white space
-	if len(text) == 0 {
-		return value, nil
-	}
-	var none T
-	if text[0] != '{' {
-		return none, errors.New("it is no JSON object")
-	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&value); err != nil {
-		return none, explainJSON(err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return none, errors.New("something comes after the JSON object")
-	}
-	return value, nil
-}
-
-// explainJSON says what a JSON error means to the author of the JSON.
-func explainJSON(err error) error {
-	var kind *json.UnmarshalTypeError
-	var syntax *json.SyntaxError
-	var moment *time.ParseError
-	switch {
-	case errors.As(err, &moment):
-		return fmt.Errorf("a time in it is %.64q: %s", moment.Value, timeForms)
-	case errors.As(err, &kind):
-		return fmt.Errorf("field %q is a %s, it must be a %v", kind.Field, kind.Value, kind.Type)
-	case errors.As(err, &syntax):
-		return fmt.Errorf("it is no JSON from byte %d on", syntax.Offset)
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the JSON object does not end")
-	}
-	text, isJSON := strings.CutPrefix(err.Error(), "json: ")
-	if !isJSON { // it is time.Time's own
-		return errors.New("a time in it is not a string: " + timeForms)
-	}
-	return errors.New(text) // an unknown field, with its name
-}
-
-const timeForms = "write one with its zone as 2026-11-23T14:30:00Z or 2026-11-23T15:30:00+01:00"

@@ -146,9 +146,6 @@ func (a *app) jsonWithWarning(answer any, warned string) error {
 	return troubleIf(warned != "")
 }
 
-// defaultScope may stand behind a resource and is dropped by the daemon.
-const defaultScope = "/.default"
-
 // recorded says which change was recorded and what follows from it.
 func (s screen) recorded(now time.Time, change api.PolicyChange, status api.Status, known bool) string {
 	text := s.Paragraph("noted: ", s.times().ChangeText(now, change)+"; its ID is "+change.ID, term.Plain)

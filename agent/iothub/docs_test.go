@@ -1,0 +1,144 @@
+package iothub
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// docsTime is when the examples of docs/iothub.md are.
+var docsTime = time.Date(2026, 11, 28, 9, 0, 0, 0, time.UTC)
+
+// section returns the text of docs/iothub.md below a heading, up to the next one of its rank.
+func section(t *testing.T, heading string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/iothub.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, below, found := strings.Cut(string(text), "\n"+heading+"\n")
+	if !found {
+		t.Fatalf("docs/iothub.md has no %q", heading)
+	}
+	rank := heading[:strings.Index(heading, " ")+1]
+	below, _, _ = strings.Cut(below, "\n"+rank)
+	return below
+}
+
+// example is a call of a method and what is answered, as docs/iothub.md shows it.
+type example struct {
+	method, payload string
+	answer          any
+}
+
+var exampleForm = regexp.MustCompile("(?s)```sh\naz iot hub invoke-device-method ([^`]*?)```\n\n```json\n(.*?)```\n")
+
+func examples(t *testing.T) (all []example) {
+	t.Helper()
+	flag := func(text, name string) string {
+		_, after, _ := strings.Cut(text, "--"+name+" ")
+		if quoted, is := strings.CutPrefix(after, "'"); is {
+			value, _, _ := strings.Cut(quoted, "'")
+			return value
+		}
+		return strings.Fields(after + " ")[0]
+	}
+	for _, found := range exampleForm.FindAllStringSubmatch(section(t, "## Direct methods"), -1) {
+		e := example{method: flag(found[1], "method-name")}
+		if strings.Contains(found[1], "--method-payload") {
+			e.payload = flag(found[1], "method-payload")
+		}
+		if err := json.Unmarshal([]byte(found[2]), &e.answer); err != nil {
+			t.Fatalf("%s: %v", found[2], err)
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// holds checks that all that the example shows is in an answer. IDs and digests are like no others, and "…" stands for any
+// text.
+func holds(shown, is any) error {
+	switch shown := shown.(type) {
+	case map[string]any:
+		is, _ := is.(map[string]any)
+		for name, value := range shown {
+			if err := holds(value, is[name]); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		return nil
+	case []any:
+		is, _ := is.([]any)
+		if len(is) < len(shown) {
+			return fmt.Errorf("has %d, and not %d", len(is), len(shown))
+		}
+		for i, value := range shown {
+			if err := holds(value, is[i]); err != nil {
+				return fmt.Errorf("%d: %w", i, err)
+			}
+		}
+		return nil
+	case string:
+		text, isText := is.(string)
+		begin, _, cut := strings.Cut(shown, "…")
+		id := regexp.MustCompile(`\b[0-9a-f]{8,64}\b`)
+		if isText && (cut && strings.HasPrefix(text, begin) ||
+			id.ReplaceAllString(shown, "ID") == id.ReplaceAllString(text, "ID")) {
+			return nil
+		}
+	default:
+		if shown == is {
+			return nil
+		}
+	}
+	return fmt.Errorf("is %v, and not %v", is, shown)
+}
+
+// TestDocumentedMethods calls the methods as docs/iothub.md does, one after the other.
+func TestDocumentedMethods(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(docsTime))
+		a := newAfar(t)
+		shown := make(map[string]bool)
+		for _, e := range examples(t) {
+			shown[e.method] = true
+			status, text := a.ask(t, e.method, e.payload)
+			var payload any
+			if err := json.Unmarshal([]byte(text), &payload); err != nil {
+				t.Fatal(err)
+			}
+			if err := holds(e.answer, map[string]any{"status": float64(status), "payload": payload}); err != nil {
+				t.Errorf("%s %s: %v in\n%s", e.method, e.payload, err, text)
+			}
+		}
+		for _, method := range theMethods {
+			if !shown[method.name] {
+				t.Errorf("docs/iothub.md shows no call of %s", method.name)
+			}
+		}
+	})
+}
+
+// The page's table of statuses has each that a method answers with, with its codes.
+func TestDocumentedStatuses(t *testing.T) {
+	t.Parallel()
+	text := section(t, "### Statuses")
+	for _, status := range slices.Sorted(maps.Keys(methodCodes())) {
+		_, row, found := strings.Cut(text, fmt.Sprintf("\n| %d | ", status))
+		row, _, _ = strings.Cut(row, "\n")
+		for _, code := range methodCodes()[status] {
+			if !found || !strings.Contains(row, "`"+string(code)+"`") {
+				t.Errorf("the row of %d does not name %s", status, code)
+			}
+		}
+	}
+}

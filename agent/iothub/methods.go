@@ -1,0 +1,290 @@
+// Package iothub joins an agent to IoT Hub: the twin and direct methods set what the agent does, and what it has is
+// reported.
+package iothub
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+)
+
+// MessageMethod is the ID of the journal's line about a direct method. It never changes.
+const MessageMethod = "6f0d2c9b1e8a4f57b3c49a7d50e1f286"
+
+const (
+	// refreshTime is less than the 30 s for which IoT Hub waits unless the caller says otherwise.
+	refreshTime = 25 * time.Second
+
+	maxPayload  = 128 << 10 // IoT Hub sends no more
+	linesBurst  = 50        // lines of methods in the journal at once, and then
+	linesSecond = 5         // a second
+	allBurst    = 400       // calls at once of all methods but percept.deny, and then
+	allSecond   = 40        // a second
+)
+
+// method is a direct method.
+type method struct {
+	name   string
+	sets   bool // it changes what the device does, and is refused while root has set the hub aside
+	apart  bool // it is not counted with the others, which so cannot delay it
+	burst  int  // calls at once, and then
+	second int  // a second
+	atOnce int  // calls under way; the link has 16 of all methods
+	run    func(m *methods, ctx context.Context, c *methodCall) (any, error)
+}
+
+// theMethods leave room for percept.deny among the calls that the link has under way.
+var theMethods = []method{
+	{name: api.MethodStatus, burst: 200, second: 20, atOnce: 16, run: (*methods).showStatus},
+	{name: api.MethodExplain, burst: 200, second: 20, atOnce: 16, run: (*methods).explain},
+	{name: api.MethodPolicyChanged, sets: true, burst: 100, second: 5, atOnce: 8, run: (*methods).policyChanged},
+	{name: api.MethodRefresh, sets: true, burst: 20, second: 1, atOnce: 4, run: (*methods).refresh},
+}
+
+// methods answers direct methods.
+type methods struct {
+	agent  *agent.Agent
+	status func() api.Status // the whole status
+	hub    func() string     // the hub's identity of this device
+	log    *zap.Logger
+
+	all    *rate.Limiter
+	each   []*rate.Limiter // of theMethods
+	places []chan struct{} // taken by calls under way, of theMethods
+
+	mu      sync.Mutex // protects what follows
+	lines   *rate.Limiter
+	skipped int // lines left out since the last one
+}
+
+// methodCall is one call of a method.
+type methodCall struct {
+	by      string // who calls, for the agent's log and records
+	payload []byte // a JSON object, or nothing
+	about   []zap.Field
+}
+
+func newMethods(a *agent.Agent, status func() api.Status, hub func() string, log *zap.Logger) *methods {
+	m := &methods{
+		agent: a, status: status, hub: hub, log: log,
+		all: rate.NewLimiter(allSecond, allBurst), lines: rate.NewLimiter(linesSecond, linesBurst),
+	}
+	for _, method := range theMethods {
+		m.each = append(m.each, rate.NewLimiter(rate.Limit(method.second), method.burst))
+		m.places = append(m.places, make(chan struct{}, method.atOnce))
+	}
+	return m
+}
+
+// serve answers a call of the method name: a status as HTTP's, and what goes out as JSON. ctx ends with the connection.
+func (m *methods) serve(ctx context.Context, name string, payload json.RawMessage) (status int, answer any) {
+	c := &methodCall{by: fmt.Sprintf("iothub %s method %.64s", m.hub(), name)}
+	answer, err := m.call(ctx, name, payload, c)
+	status, code := 200, api.Code("")
+	if err != nil {
+		var e api.MethodError
+		status, e = methodError(answer, err)
+		answer, code = e, e.Error.Code
+	}
+	m.logCall(c, status, code)
+	return status, answer
+}
+
+// call runs a method. With an error that says that something is not kept, the answer is what was done all the same.
+func (m *methods) call(
+	ctx context.Context, name string, payload []byte, c *methodCall,
+) (answer any, err error) {
+	defer func() {
+		if v := recover(); v != nil { // the value may hold what the method had in its hands
+			m.log.Error("direct method panicked", zap.String("type", fmt.Sprintf("%T", v)), zap.StackSkip("stack", 1))
+			answer, err = nil, fmt.Errorf("panic")
+		}
+	}()
+	at := methodNamed(name)
+	if at < 0 || !theMethods[at].apart {
+		if err := allow(m.all, "direct methods"); err != nil {
+			return nil, err
+		}
+	}
+	if at < 0 {
+		return nil, unknownMethod(name)
+	}
+	method := &theMethods[at]
+	c.by = fmt.Sprintf("iothub %s method %s", m.hub(), method.name)
+	if err := allow(m.each[at], method.name); err != nil {
+		return nil, err
+	}
+	if c.payload, err = methodPayload(payload); err != nil {
+		return nil, err
+	}
+	select {
+	case m.places[at] <- struct{}{}:
+		defer func() { <-m.places[at] }()
+	default:
+		return nil, &agent.Error{Code: api.CodeBusy, RetryAfter: time.Second, Detail: fmt.Sprintf(
+			"%d calls of %s are under way, which is all that can be: call again", method.atOnce, method.name)}
+	}
+	return method.run(m, ctx, c)
+}
+
+// methodNamed returns the place of a method in theMethods; -1: there is none of that name.
+func methodNamed(name string) int {
+	for i := range theMethods {
+		if strings.EqualFold(theMethods[i].name, name) {
+			return i
+		}
+	}
+	return -1
+}
+
+func unknownMethod(name string) error {
+	var names []string
+	for _, method := range theMethods {
+		names = append(names, method.name)
+	}
+	return &agent.Error{Code: api.CodeUnknownMethod, Choices: names, Detail: fmt.Sprintf(
+		"there is no direct method %.64q: there are %s", name, strings.Join(names, ", "))}
+}
+
+// allow takes one out of a budget. name is what the error calls it.
+func allow(limiter *rate.Limiter, name string) error {
+	r := limiter.Reserve()
+	wait := r.Delay()
+	if wait == 0 {
+		return nil
+	}
+	r.Cancel()
+	return &agent.Error{Code: api.CodeBusy, RetryAfter: wait, Detail: fmt.Sprintf(
+		"%s are called too often: %d at once, and then %v a second", name, limiter.Burst(), limiter.Limit())}
+}
+
+// methodPayload returns the JSON object that a payload is, or nothing where it is null or nothing.
+func methodPayload(payload []byte) ([]byte, error) {
+	if len(payload) > maxPayload {
+		return nil, badPayload(fmt.Errorf("it is longer than %d bytes", maxPayload))
+	}
+	payload = bytes.Trim(payload, " \t\r\n")
+	if string(payload) == "null" {
+		return nil, nil
+	}
+	return payload, nil
+}
+
+func badPayload(err error) error {
+	return &agent.Error{Code: api.CodeBadRequest, Detail: "the payload is not what this method takes: " + err.Error()}
+}
+
+// readPayload reads a payload strictly.
+func readPayload[T any](c *methodCall) (T, error) {
+	value, err := api.Decode[T](c.payload)
+	if err != nil {
+		return value, badPayload(err)
+	}
+	return value, nil
+}
+
+// methodError returns the status and answer for an error, beside which done may say what was done all the same.
+func methodError(done any, err error) (int, api.MethodError) {
+	why, known := errors.AsType[*agent.Error](err)
+	var status int
+	if known {
+		status = api.StatusOf[why.Code]
+	}
+	switch {
+	case status != 0:
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		status, why = 503, &agent.Error{Code: api.CodeUnreachable, Detail: "the call ended before there was an answer: " +
+			"call again"}
+	default: // what went wrong could hold a secret
+		status, why = 500, &agent.Error{Code: api.CodeInternal, Detail: "perceptd has a fault: its log says where"}
+	}
+	e := api.MethodError{Error: api.MethodProblem{Code: why.Code, Message: why.Detail, Choices: why.Choices,
+		RetryAfter: int64(math.Ceil(why.RetryAfter.Seconds()))}}
+	if why.Code == api.CodeNotKept {
+		switch done := done.(type) {
+		case api.PolicyChangeAnswer:
+			e.PolicyChange = &done
+		case api.DenyAnswer:
+			e.DenyRule = &done
+		}
+	}
+	return status, e
+}
+
+// logCall writes one line for a call, if that may be written.
+func (m *methods) logCall(c *methodCall, status int, code api.Code) {
+	m.mu.Lock()
+	write := m.lines.Allow()
+	skipped := m.skipped
+	if m.skipped = 0; !write {
+		m.skipped = skipped + 1
+	}
+	m.mu.Unlock()
+	if !write {
+		return
+	}
+	fields := append([]zap.Field{zap.String("by", c.by), zap.Int("status", status)}, c.about...)
+	if code != "" {
+		fields = append(fields, zap.String("code", string(code)))
+	}
+	if skipped > 0 {
+		fields = append(fields, zap.Int("left_out", skipped))
+	}
+	m.log.Info("direct method answered", append(fields, zap.String("message_id", MessageMethod))...)
+}
+
+func (m *methods) showStatus(_ context.Context, c *methodCall) (any, error) {
+	if _, err := readPayload[struct{}](c); err != nil {
+		return nil, err
+	}
+	return statusAnswer(m.status()), nil
+}
+
+func (m *methods) explain(_ context.Context, c *methodCall) (any, error) {
+	r, err := readPayload[api.ExplainRequest](c)
+	if err != nil {
+		return nil, err
+	}
+	return explainAnswer(m.status(), r)
+}
+
+func (m *methods) policyChanged(_ context.Context, c *methodCall) (any, error) {
+	r, err := readPayload[api.PolicyChangeRequest](c)
+	if err != nil {
+		return nil, err
+	}
+	r.Resource = fullResource(r.Resource)
+	change, err := m.agent.RecordChange(c.by, r)
+	return api.PolicyChangeAnswer{PolicyChange: change, Now: m.status().Now}, err
+}
+
+func (m *methods) refresh(ctx context.Context, c *methodCall) (any, error) {
+	r, err := readPayload[api.RefreshRequest](c)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, refreshTime)
+	defer cancel()
+	c.about = []zap.Field{zap.String("identity", fmt.Sprintf("%.64s", r.Identity)),
+		zap.String("resource", fmt.Sprintf("%.256s", r.Resource)), zap.Bool("now", r.Now), zap.Bool("forget", r.Forget)}
+	refresh := m.agent.Refresh
+	if r.Forget {
+		refresh = m.agent.Forget
+	}
+	results, err := refresh(ctx, r.Identity, fullResource(r.Resource), r.Now)
+	answer := api.RefreshAnswer{RefreshResponse: api.RefreshResponse{Results: results}}
+	answer.LeftOut = fit(sizeOf(answer), api.MaxMethodAnswer, listOf("results", &answer.Results))
+	return answer, err
+}
