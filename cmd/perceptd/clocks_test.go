@@ -19,6 +19,7 @@ var mayReadClocks = map[string]string{
 	"tokencache/tokencachetest/source.go":       "a test's virtual time",
 	"agent/clock/clock.go":                      "it reads the device's clocks for all",
 	"agent/server/log.go":                       "the clock of those that are given none",
+	"agent/iothub/hubtest/broker.go":            "the clock of those that are given none",
 	"agent/simulator/backend.go":                "the clock of those that are given none",
 	"agent/source/source.go":                    "the clock of those that are given none, and how long a fetch took",
 	"agent/client/azcredential/azcredential.go": "a module's own clock, by which azcore judges expiry",
