@@ -49,5 +49,7 @@ type DesiredStatus struct {
 type EventsStatus struct {
 	Sent    int64 `json:"sent"`
 	Waiting int   `json:"waiting"`
-	Dropped int64 `json:"dropped"` // the oldest, when the queue was full
+	Dropped int64 `json:"dropped"` // the oldest of the least important, when the queue was full
+
+	Suppressed int64 `json:"suppressed"` // that came too often
 }

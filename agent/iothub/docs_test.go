@@ -2,15 +2,19 @@ package iothub
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"perceptd/agent/api"
 )
 
 // docsTime is when the examples of docs/iothub.md are.
@@ -139,6 +143,37 @@ func TestDocumentedStatuses(t *testing.T) {
 			if !found || !strings.Contains(row, "`"+string(code)+"`") {
 				t.Errorf("the row of %d does not name %s", status, code)
 			}
+		}
+	}
+}
+
+// The page shows an event as it is sent, and has a row for each type, with its severities.
+func TestDocumentedEvents(t *testing.T) {
+	t.Parallel()
+	text := section(t, "## Events")
+	_, shown, _ := strings.Cut(text, "```json\n")
+	shown, _, _ = strings.Cut(shown, "```")
+	trouble := failing(0)
+	trouble.Now = docsTime
+	_, events := watched{}.next(trouble, 0)
+	var got, want any
+	if err := errors.Join(json.Unmarshal([]byte(shown), &want),
+		json.Unmarshal(messageOf("id", events[0]).body, &got)); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v: %s, and the page has %v", err, messageOf("id", events[0]).body, want)
+	}
+	for _, kind := range []api.HubEventType{
+		api.HubEventTokenTrouble, api.HubEventTokenTroubleEnded, api.HubEventCurrent, api.HubEventDenials,
+		api.HubEventClockTrouble, api.HubEventClockTroubleEnded, api.HubEventDenyRuleSet, api.HubEventDenyRuleLifted,
+		api.HubEventDenyRulesLost, api.HubEventDenyRulesKnown, api.HubEventSetAside, api.HubEventHeeded,
+		api.HubEventSuppressed,
+	} {
+		if !strings.Contains(text, "\n| `"+string(kind)+"` | `") {
+			t.Errorf("%s has no row", kind)
+		}
+	}
+	for _, number := range []int{denialsBurst, maxQueued, eventsAtOnce, eventsHour, int(clockPatience.Minutes())} {
+		if !strings.Contains(text, fmt.Sprintf(" %d ", number)) {
+			t.Errorf("the page does not name %d", number)
 		}
 	}
 }

@@ -43,6 +43,7 @@ var mayReadClocks = map[string]string{
 	"agent/attest/engine.go":             "how long ago the engine was asked",
 	"agent/attest/attestation.go":        "how long ago a caller was looked at",
 	"agent/tcppeer/tcppeer.go":           "how long ago the kernel's table was read",
+	"agent/iothub/eventsender.go":        "how long events are apart",
 	"agent/identityproxy/arc.go":         "how long a key is open",
 	"agent/identityproxy/forward.go":     "how long perceptd was waited for",
 	"systemd/journal.go":                 "a deadline of a connection",
