@@ -198,6 +198,40 @@ func TestRequests(t *testing.T) {
 			method: "POST", uri: "/v1/reload", answer: api.ReloadResponse{Changes: []string{"one grant more"}},
 		},
 		{
+			name:   "deny rules",
+			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.DenyRules(ctx) },
+			method: "GET", uri: "/v1/deny",
+			answer: api.DenyRules{Now: noon, DenyStatus: api.DenyStatus{Rules: []api.DenyRule{{ID: "1f0c2a34"}}}},
+		},
+		{
+			name: "deny",
+			call: func(ctx context.Context, c *client.Client) (any, error) {
+				return c.Deny(ctx, api.DenyRequest{DenyTarget: api.DenyTarget{Module: "vision"}, Note: "stolen"})
+			},
+			method: "POST", uri: "/v1/deny", body: `{"module":"vision","note":"stolen"}`,
+			answer: api.DenyAnswer{Now: noon, DenyRule: api.DenyRule{ID: "1f0c2a34", Origin: api.DenyLocal}},
+		},
+		{
+			name:   "lift deny",
+			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.LiftDeny(ctx, "a&b") },
+			method: "DELETE", uri: "/v1/deny?id=a%26b", answer: api.DenyAnswer{DenyRule: api.DenyRule{ID: "a&b"}},
+		},
+		{
+			name:   "set hub aside",
+			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.SetHubAside(ctx) },
+			method: "DELETE", uri: "/v1/deny/hub", answer: api.DenyRules{DenyStatus: api.DenyStatus{HubSetAsideOn: noon}},
+		},
+		{
+			name:   "heed hub",
+			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.HeedHub(ctx) },
+			method: "POST", uri: "/v1/deny/hub", answer: api.DenyRules{Now: noon},
+		},
+		{
+			name:   "forget lost deny rules",
+			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.ForgetLostDenyRules(ctx) },
+			method: "DELETE", uri: "/v1/deny/lost", answer: api.DenyRules{Now: noon},
+		},
+		{
 			name:   "ready",
 			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.Ready(ctx) },
 			method: "GET", uri: "/readyz", answer: api.Health{OK: true, Detail: "every token is there"},
@@ -526,6 +560,23 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("retry after %v", refusal.RetryAfter)
 		}
 	})
+}
+
+// A deny rule that is in force, or lifted, and not on the disk is returned beside the error that says so.
+func TestDenyRuleThatIsNotKeptIsReturned(t *testing.T) {
+	t.Parallel()
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, 507, "application/problem+json",
+			`{"code":"not_kept","detail":"in force","deny_rule":{"id":"1f0c2a34","module":"vision"}}`)
+	})
+	rule, err := c.Deny(t.Context(), api.DenyRequest{DenyTarget: api.DenyTarget{Module: "vision"}})
+	if refusal, ok := errors.AsType[*client.Error](err); !ok || refusal.Code != api.CodeNotKept ||
+		rule.ID != "1f0c2a34" || rule.Module != "vision" {
+		t.Errorf("denied %+v, %v", rule, err)
+	}
+	if was, err := c.LiftDeny(t.Context(), "1f0c2a34"); err == nil || was.ID != "1f0c2a34" {
+		t.Errorf("lifted %+v, %v", was, err)
+	}
 }
 
 // A policy change that is in force, or withdrawn, and not on the disk is returned beside the error that says so.

@@ -111,6 +111,8 @@ func (a *app) examine(ctx context.Context) []finding {
 	all = append(all, examineCallers(status)...)
 	all = append(all, examineClock(status.Clock, keeper))
 	all = append(all, examineKept(status.Kept)...)
+	all = append(all, examineHub(status.Now, status.Hub)...)
+	all = append(all, examineDeny(status.Now, status.Deny)...)
 	all = append(all, examineTokens(status)...)
 	return append(all, examineDenials(status)...)
 }
@@ -300,7 +302,7 @@ func reportedElsewhere(status api.Status, trouble string) bool {
 			return true
 		}
 	}
-	return false
+	return reportedOfHub(status.Hub, trouble) || reportedOfDeny(status.Deny, trouble)
 }
 
 func examineCallers(status api.Status) (all []finding) {

@@ -33,9 +33,9 @@ const exitHelp = `Exit status:
   2    the command line is wrong
   3    perceptd cannot be reached, or did not answer in time
   4    perceptd denied it (403): a grant or a proof of the caller is missing,
-       or a revocation withholds the token
+       a revocation withholds the token, or a deny rule takes it away
   5    perceptd answered, and needs a person: not ready, trouble, a refresh that failed,
-       a policy change that could not be written to the disk
+       a policy change or deny rule that could not be written to the disk
   130  interrupted
 exec ends with its command's status, and with 125 where exec itself failed, 126 where
 the command cannot be started, 127 where there is none.
@@ -211,6 +211,12 @@ func refusalHint(err *client.Error) string {
 		return "wait for it with --wait 10m; perceptctl explain RESOURCE tells when one is expected"
 	case api.CodeRevoked:
 		return "perceptctl explain RESOURCE tells until when; perceptctl policy-changes lists the revocation"
+	case api.CodeDenied:
+		return "perceptctl deny lists the deny rules, who set them, and how they are lifted"
+	case api.CodeDenyRulesLost:
+		return "perceptctl doctor tells what ends that"
+	case api.CodeUnknownDenyRule:
+		return "perceptctl deny lists the IDs"
 	case api.CodeNoLoopback:
 		return "docs/security.md tells what a loopback listener is worth; a program that is started by perceptctl " +
 			"exec needs none"

@@ -53,7 +53,8 @@ func (d *fakeDaemon) start() error {
 	if err := os.MkdirAll(module, 0o755); err != nil {
 		return err
 	}
-	admin := []string{api.PathStatus, api.PathRefresh, api.PathReload, api.PathPolicyChanges}
+	admin := []string{api.PathStatus, api.PathRefresh, api.PathReload, api.PathPolicyChanges, api.PathDeny,
+		api.PathDenyHub, api.PathDenyLost}
 	return errors.Join(
 		d.listen(d.client.TokenSocketPath(), api.PathToken, api.PathWatch, api.PathWhoAmI, api.PathLoopback),
 		d.listen(filepath.Join(module, api.TokenSocketName), api.PathToken, api.PathWhoAmI),

@@ -98,6 +98,8 @@ var knownWords = map[reflect.Type]string{
 	reflect.TypeFor[api.RolloverPattern](): string(api.RolloverRegular),
 	reflect.TypeFor[api.Cause]():           string(api.CauseStale),
 	reflect.TypeFor[api.Code]():            string(api.CodeNotGranted),
+	reflect.TypeFor[api.DenyOrigin]():      string(api.DenyTwin),
+	reflect.TypeFor[api.HubFailure]():      string(api.HubFailureRefused),
 }
 
 // answerAll has a daemon say hostile things on every path.
@@ -121,6 +123,11 @@ func answerAll(t *testing.T, d *fakeDaemon, yes bool, words map[reflect.Type]str
 		"GET " + api.PathPolicyChanges:    said[api.PolicyChanges](t, yes, words),
 		"POST " + api.PathPolicyChanges:   said[api.PolicyChangeAnswer](t, yes, words),
 		"DELETE " + api.PathPolicyChanges: said[api.PolicyChangeAnswer](t, yes, words),
+		"GET " + api.PathDeny:             said[api.DenyRules](t, yes, words),
+		"POST " + api.PathDeny:            said[api.DenyAnswer](t, yes, words),
+		"DELETE " + api.PathDeny:          said[api.DenyAnswer](t, yes, words),
+		api.PathDenyHub:                   said[api.DenyRules](t, yes, words),
+		api.PathDenyLost:                  said[api.DenyRules](t, yes, words),
 		api.PathGrants:                    said[api.Grants](t, yes, words),
 		api.PathGrantsCheck:               said[api.Decision](t, yes, words),
 		api.PathWatch:                     events,
@@ -138,7 +145,8 @@ func refuseAll(t *testing.T, d *fakeDaemon, status int, code api.Code, yes bool)
 	}
 	for _, path := range []string{api.PathStatus, api.PathToken, api.PathWhoAmI, api.PathLoopback, api.PathRefresh,
 		api.PathReload,
-		api.PathPolicyChanges, api.PathGrants, api.PathGrantsCheck, api.PathWatch} {
+		api.PathPolicyChanges, api.PathGrants, api.PathGrantsCheck, api.PathWatch, api.PathDeny, api.PathDenyHub,
+		api.PathDenyLost} {
 		d.answer(path, fakeAnswer{status: status, body: spoken(t, problem)})
 	}
 }
@@ -154,6 +162,10 @@ var hostileLines = map[string][]string{
 		"r --effect granted --at $WORD", "r --effect granted --at 14:05"},
 	"policy-changes":          {"", "--json"},
 	"policy-changes withdraw": {"$WORD $WORD", "--resource $WORD", "--resource r --identity $WORD"},
+	"deny":                    {"", "--json", "--all", "--module $WORD --note $WORD", "--identity $WORD --json"},
+	"deny lift":               {"$WORD $WORD", "$WORD --json", "--from-hub", "--from-hub --json"},
+	"deny heed-hub":           {"", "--json"},
+	"deny forget-lost":        {"", "--json"},
 	"token": {"--resource r", "--resource r --short", "--resource r --json",
 		"--resource $WORD --identity $WORD", "--resource r --issued-after 14:05"},
 	"watch":   {"r", "r --json"},
@@ -182,6 +194,8 @@ var hostileLines = map[string][]string{
 	"__complete explain":                 {"$EMPTY"},
 	"__complete token --identity":        {"$EMPTY"},
 	"__complete policy-changes withdraw": {"$EMPTY"},
+	"__complete deny lift":               {"$EMPTY"},
+	"__complete deny --module":           {"$EMPTY"},
 }
 
 // TestNothingFromOutsideSteersATerminal plays every verb against a daemon, a simulated back end and programs that are
@@ -210,7 +224,7 @@ func TestNothingFromOutsideSteersATerminal(t *testing.T) {
 		{"refusing by name", func(t *testing.T, d *fakeDaemon) { refuseAll(t, d, 400, api.CodeAmbiguous, true) }},
 		{"not a daemon", func(t *testing.T, d *fakeDaemon) {
 			for _, path := range []string{api.PathStatus, api.PathToken, api.PathWhoAmI, api.PathWatch,
-				api.PathPolicyChanges, api.PathLoopback} {
+				api.PathPolicyChanges, api.PathLoopback, api.PathDeny, api.PathDenyHub} {
 				d.answer(path, fakeAnswer{status: 200, body: hostile + brokenBytes})
 			}
 		}},

@@ -146,7 +146,7 @@ func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("control sequences away from a terminal")
 	}
 	fits := []string{"status", "explain", "timeline", "policy-changed", "policy-changes", "refresh", "doctor", "whoami",
-		"cache-key"}
+		"cache-key", "deny"}
 	isFor := func(verb string) bool { return slices.Contains(args, verb) }
 	if slices.ContainsFunc(fits, isFor) && !slices.ContainsFunc([]string{"--json", "--help", "__complete"}, isFor) {
 		for line := range strings.Lines(stdout.String()) {

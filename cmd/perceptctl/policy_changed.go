@@ -136,14 +136,19 @@ func (s screen) notKept(detail string) string {
 
 // jsonWithWarning prints an answer for programs, and beside it for people that it was not kept.
 func (a *app) jsonWithWarning(answer any, warned string) error {
-	if warned != "" {
-		// A remark only: the answer is printed whether or not it can be made.
-		_, _ = a.stderr.Write([]byte(a.screen(a.stderr).notKept(warned)))
-	}
+	a.remarkNotKept(warned)
 	if err := a.printJSON(answer); err != nil {
 		return err
 	}
 	return troubleIf(warned != "")
+}
+
+// remarkNotKept says beside an answer for programs that it was not kept; "" is nothing to say.
+func (a *app) remarkNotKept(detail string) {
+	if detail != "" {
+		// A remark only: the answer is printed whether or not it can be made.
+		_, _ = a.stderr.Write([]byte(a.screen(a.stderr).notKept(detail)))
+	}
 }
 
 // recorded says which change was recorded and what follows from it.

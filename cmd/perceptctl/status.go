@@ -37,6 +37,7 @@ Its permissions are
   stale      minted before a policy change
   uncertain  which of the two cannot be told
   withheld   not current, and a revocation keeps it from everybody
+  denied     whatever they are, a deny rule keeps it from everybody
 
 perceptctl explain tells why, and until when. Tokens that are not current are no
 trouble by themselves: the back end's cache of about 24 hours makes them, and
@@ -138,12 +139,15 @@ func needsPerson(status api.Status) bool {
 func (s screen) status(status api.Status) string {
 	text := s.simulated(status)
 	for _, trouble := range status.Trouble {
-		text += s.Paragraph("trouble: ", trouble, term.Bad)
+		if !reportedOfDeny(status.Deny, trouble) { // what follows says it, and more
+			text += s.Paragraph("trouble: ", trouble, term.Bad)
+		}
 	}
+	text += s.denyInForce(status)
 	text += s.daemon(status)
 	text += s.denials(status.Now, status.Denials)
 	text += "\n" + s.identities(status.Identities)
-	text += "\n" + s.tokens(status.Now, status.Tokens)
+	text += "\n" + s.tokens(status)
 	if onRecord := s.changesOnRecord(status); onRecord != "" {
 		text += "\n" + onRecord
 	}
@@ -195,6 +199,7 @@ func (s screen) daemon(status api.Status) string {
 	}
 	text += s.Paragraph("clock     ", clockText(status.Clock), term.Plain) +
 		s.Paragraph("tokens    ", keptText(status.Kept), term.Plain)
+	text += s.hub(status)
 	return text + s.Paragraph("requests  ",
 		fmt.Sprintf("%d served, %d denied, %d invalid, %d failed", n.Served, n.Denied, n.Invalid, n.Failed), term.Plain)
 }
@@ -302,7 +307,8 @@ func formerText(token api.TokenStatus) string {
 	}
 }
 
-func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
+func (s screen) tokens(status api.Status) string {
+	now, tokens := status.Now, status.Tokens
 	if len(tokens) == 0 {
 		return "no tokens are cached\n"
 	}
@@ -311,10 +317,14 @@ func (s screen) tokens(now time.Time, tokens []api.TokenStatus) string {
 		{Title: "REFRESH"}, {Title: "PERMISSIONS"}}
 	rows := make([]term.Row, len(tokens))
 	for i, token := range tokens {
+		permissions := permissionsCell(token)
+		if explain.DeniedToAll(status.Deny, token) {
+			permissions = term.Cell{Text: "denied", Style: term.Bad}
+		}
 		rows[i] = term.Row{
 			Cells: []term.Cell{
 				{Text: token.Identity}, {Text: token.Resource}, stateCell(token.State),
-				expiryCell(token), refreshCell(now, token), permissionsCell(token),
+				expiryCell(token), refreshCell(now, token), permissions,
 			},
 			Notes: []term.Cell{
 				{Text: failures(now, token), Style: term.Bad},

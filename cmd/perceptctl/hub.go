@@ -1,0 +1,206 @@
+package main
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"perceptd/agent/api"
+	"perceptd/agent/explain"
+	"perceptd/cmd/perceptctl/term"
+)
+
+// hub says how this device and IoT Hub are connected, and what of the twin is in force; "" where no hub is configured.
+// Reasons that the trouble says are not told twice.
+func (s screen) hub(status api.Status) string {
+	if status.Hub == nil {
+		return ""
+	}
+	now, h := status.Now, *status.Hub
+	if isReported(status.Trouble, h.LastError) && !h.Connected {
+		h.LastError = ""
+	}
+	how, gap := term.Plain, "          "
+	link := "connected"
+	if !h.Connected {
+		how, link = term.Warning, "not connected"
+	}
+	if !h.Since.IsZero() {
+		link += " for " + explain.Duration(now.Sub(h.Since))
+	}
+	if name := hubName(&h); name != "" {
+		link += ": " + name
+	}
+	text := s.Paragraph("iothub    ", link+", by "+transportName(h.Transport)+nextTry(now, &h), how)
+	if h.LastError != "" {
+		last := h.LastError
+		if !h.LastErrorOn.IsZero() {
+			last = explain.Duration(now.Sub(h.LastErrorOn)) + " ago: " + last
+		}
+		if h.Connected {
+			last, how = "last error "+last, term.Faint
+		}
+		text += s.Paragraph(gap, last, how)
+	}
+	twin, how := twinText(now, &h, isReported(status.Trouble, h.Desired.Refused))
+	text += s.Paragraph(gap, twin, how)
+	for _, idle := range h.Desired.Idle {
+		text += s.Paragraph(gap, "idle: "+idle, term.Faint)
+	}
+	if e := h.Events; e != nil {
+		text += s.Paragraph(gap, eventsText(*e), term.Plain)
+	}
+	return text
+}
+
+// isReported reports whether a trouble has said a reason.
+func isReported(troubles []string, why string) bool {
+	return why != "" && slices.ContainsFunc(troubles, func(t string) bool { return strings.Contains(t, why) })
+}
+
+// hubName names the device as the hub knows it: "fleet.azure-devices.net/edge-17/percept"; "" where it is not known yet.
+func hubName(h *api.HubStatus) string {
+	return strings.Trim(strings.Join([]string{h.Hub, h.Device, h.Module}, "/"), "/")
+}
+
+func transportName(transport string) string {
+	switch transport {
+	case "mqtt":
+		return "MQTT"
+	case "websocket":
+		return "WebSocket"
+	}
+	return transport
+}
+
+// nextTry says when a hub that is not connected is tried again, or "".
+func nextTry(now time.Time, h *api.HubStatus) string {
+	switch {
+	case h.Connected:
+		return ""
+	case h.NextTry.After(now):
+		return "; next try in " + explain.Duration(h.NextTry.Sub(now))
+	}
+	return "; it is being tried now"
+}
+
+// twinText says what of the twin's desired properties is in force, and when the hub last took a report. Why a version
+// is refused is left out where reported says that it was told.
+func twinText(now time.Time, h *api.HubStatus, reported bool) (text string, how term.Style) {
+	d := h.Desired
+	version := "twin version " + strconv.FormatInt(d.Version, 10)
+	if !d.ReadOn.IsZero() {
+		version += ", read " + explain.Duration(now.Sub(d.ReadOn)) + " ago,"
+	}
+	switch {
+	case d.Refused != "":
+		if text, how = version+" is refused", term.Bad; !reported {
+			text += ": " + d.Refused
+		}
+	case d.Version == 0:
+		text = "the twin has not been read yet"
+	case d.Applied == d.Version:
+		text = version + " is in force"
+	default:
+		text, how = version+" is not in force", term.Warning
+	}
+	if d.Applied > 0 && d.Applied != d.Version {
+		text += "; version " + strconv.FormatInt(d.Applied, 10) + " stays in force"
+	}
+	if h.Reported.IsZero() {
+		return text + "; nothing is reported yet", how
+	}
+	return text + "; reported " + explain.Duration(now.Sub(h.Reported)) + " ago", how
+}
+
+func eventsText(e api.EventsStatus) string {
+	text := explain.Counted(int(e.Sent), "event") + " sent"
+	if e.Waiting > 0 {
+		text += ", " + strconv.Itoa(e.Waiting) + " waiting"
+	}
+	if e.Dropped > 0 {
+		text += ", " + strconv.FormatInt(e.Dropped, 10) + " dropped, since too many waited"
+	}
+	return text
+}
+
+// reportedOfHub reports whether examineHub says a trouble, and more.
+func reportedOfHub(h *api.HubStatus, trouble string) bool {
+	if h == nil {
+		return false
+	}
+	said := []string{trouble}
+	return isReported(said, h.Desired.Refused) || !h.Connected && (isReported(said, h.LastError) ||
+		strings.HasPrefix(trouble, "IoT Hub is not connected"))
+}
+
+// hubPatience is how long a hub may be away before that is a fault: networks come and go.
+const hubPatience = 5 * time.Minute
+
+// examineHub says whether IoT Hub is connected, and why not, and whether what it sets is in force.
+func examineHub(now time.Time, h *api.HubStatus) (all []finding) {
+	const what = "IoT Hub"
+	if h == nil {
+		return nil
+	}
+	switch away := now.Sub(h.Since); {
+	case h.Connected:
+		all = append(all, finding{Verdict: pass, What: what,
+			Is: "connected for " + explain.Duration(away) + " as " + hubName(h)})
+	default:
+		f := finding{note, what, "not connected for " + explain.Duration(away), hubNext(h)}
+		if name := hubName(h); name != "" {
+			f.Is += " as " + name
+		}
+		if h.LastError != "" {
+			f.Is += ": " + h.LastError
+		}
+		if healsNever := hubAdvice[h.Failure].needsPerson; healsNever || away >= hubPatience {
+			f.Verdict = fail
+		}
+		f.Is += ". Tokens are served without it"
+		all = append(all, f)
+	}
+	if d := h.Desired; d.Refused != "" {
+		is := "version " + strconv.FormatInt(d.Version, 10) + " of its desired properties is refused: " + d.Refused
+		if d.Applied > 0 {
+			is += "; version " + strconv.FormatInt(d.Applied, 10) + " stays in force"
+		}
+		all = append(all, finding{fail, "twin", is, "correct percept in the twin's desired properties in IoT Hub; " +
+			"docs/twin.schema.json says what may stand there"})
+	}
+	return all
+}
+
+// hubAdvice says what a person does about each kind of failure. needsPerson: no time heals it.
+var hubAdvice = map[api.HubFailure]struct {
+	next        string
+	needsPerson bool
+}{
+	api.HubFailureCredentials: {"mend what [iothub] names: perceptd --check looks at it; then perceptctl reload", true},
+	api.HubFailureRefused: {"in IoT Hub see that the device is there and enabled, and that its key or certificate is " +
+		"the one that [iothub] names; then perceptctl reload", true},
+	api.HubFailureName: {"see that the host name in the connection string, hub or proxy is spelled as IoT Hub shows " +
+		"it; getent hosts NAME tells whether this device finds it", false},
+	api.HubFailureCertificate: {"see that nobody opens TLS on the way: a gateway or proxy that does needs ca_file in " +
+		"[iothub]; else the device's CA certificates may be old: package ca-certificates", true},
+	api.HubFailureClock: {"set this device's clock: timedatectl; perceptctl clock tells whether it is synchronised",
+		false},
+	api.HubFailureProxy: {"see that proxy in [iothub] is right, and that it lets this device through to the hub's " +
+		`port: many let only 443, for which there is transport = "websocket"`, false},
+	api.HubFailureIdentity: {"iotedge check, or aziotctl check, looks at IoT Edge's identity service; " +
+		"docs/iothub.md tells how perceptd's user becomes one of its clients", false},
+	api.HubFailureNetwork: {"see that this device reaches the hub's port 8883, or with " +
+		`transport = "websocket" 443: a firewall may be between; perceptd tries again by itself`, false},
+	api.HubFailureReplaced: {"another program, or another device with the same credentials, connects as this device: " +
+		"give each an identity of its own in IoT Hub", false},
+}
+
+// hubNext says what to do about a hub that is not connected.
+func hubNext(h *api.HubStatus) string {
+	if advice, known := hubAdvice[h.Failure]; known {
+		return advice.next
+	}
+	return "perceptd tries again by itself; journalctl -u perceptd tells more"
+}
