@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Decode reads text strictly as a JSON object: a T with no field that T does not have, and nothing after it. Nothing but
-// white space is the zero T. Errors name the field that is wrong.
+// Decode reads text strictly as a JSON object: a T with no field that T does not have, and nothing after it. Nothing
+// but white space is the zero T. Errors name the field that is wrong.
 func Decode[T any](text []byte) (value T, err error) {
 	text = bytes.Trim(text, " \t\r\n") // what JSON calls white space
 	if len(text) == 0 {

@@ -30,7 +30,7 @@ const (
 	SeverityInfo    HubSeverity = "info"
 )
 
-// HubEvent is the body of a device-to-cloud message: JSON, less than 1 KB. What it is about that is not known is absent.
+// HubEvent is the body of a device-to-cloud message: JSON, less than 1 KB. What does not apply is absent.
 type HubEvent struct {
 	Type     HubEventType `json:"type"`
 	Severity HubSeverity  `json:"severity"`

@@ -59,13 +59,14 @@ type RefreshAnswer struct {
 	LeftOut LeftOut `json:"leftOut,omitempty"`
 }
 
-// DenyMethodRequest is the payload of percept.deny: what to deny, or the ID of a rule to lift. Empty, it lists the rules.
+// DenyMethodRequest is the payload of percept.deny: what to deny, or the ID of a rule to lift. Empty, it lists
+// the rules.
 type DenyMethodRequest struct {
 	DenyRequest
 	Lift string `json:"lift,omitempty"`
 }
 
-// DenyRulesAnswer is the answer of percept.deny that lists the rules. With a rule that it adds or lifts, the answer is a
+// DenyRulesAnswer is the answer of percept.deny that lists the rules. Where it adds or lifts one, the answer is a
 // DenyAnswer.
 type DenyRulesAnswer struct {
 	DenyRules

@@ -67,8 +67,8 @@ func examples(t *testing.T) (all []example) {
 	return all
 }
 
-// holds checks that all that the example shows is in an answer. IDs and digests are like no others, and "…" stands for any
-// text.
+// holds checks that all that the example shows is in an answer. IDs and digests are like no others, and "…" stands for
+// any text.
 func holds(shown, is any) error {
 	switch shown := shown.(type) {
 	case map[string]any:

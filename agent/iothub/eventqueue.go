@@ -43,10 +43,12 @@ func (m *message) size() int {
 	return size
 }
 
-// messageOf makes a message of an event. Its system properties say that the body is JSON, so that IoT Hub can route by the
-// body, and when it was made.
+// messageOf makes a message of an event. Its system properties say that the body is JSON, so that IoT Hub can route by
+// the body, and when it was made.
 func messageOf(id string, e api.HubEvent) message {
-	e.Identity, e.Change, e.Rule = plain(e.Identity, maxEventName), plain(e.Change, maxEventName), plain(e.Rule, maxEventName)
+	for _, name := range []*string{&e.Identity, &e.Change, &e.Rule} {
+		*name = plain(*name, maxEventName)
+	}
 	e.Resource, e.Detail = plain(e.Resource, maxEventResource), plain(e.Detail, maxEventDetail)
 	m := message{id: id, body: eventBody(e), severity: e.Severity, kind: e.Type, properties: map[string]string{
 		"$.ct": "application/json", "$.ce": "utf-8", "$.ctime": e.At.UTC().Format("2006-01-02T15:04:05.000Z"),

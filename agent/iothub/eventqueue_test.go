@@ -43,7 +43,8 @@ func TestFullQueueDropsTheLeastImportant(t *testing.T) {
 	q.add(api.HubEvent{Severity: api.SeverityWarning}) // the first is on its way, so the eighth goes
 	q.add(api.HubEvent{Severity: api.SeverityWarning})
 	q.add(api.HubEvent{Severity: api.SeverityInfo}) // it goes itself
-	if got := q.ids(); len(got) != maxQueued || got[0] != "1" || slices.Contains(got, "8") || slices.Contains(got, "10") ||
+	got := q.ids()
+	if len(got) != maxQueued || got[0] != "1" || slices.Contains(got, "8") || slices.Contains(got, "10") ||
 		got[maxQueued-1] != fmt.Sprint(maxQueued+2) {
 		t.Errorf("%v", got)
 	}
@@ -161,8 +162,9 @@ func TestEventsAreDelivered(t *testing.T) {
 		synctest.Wait()
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if len(h.got) != 2 || h.got[0].Type != api.HubEventTokenTrouble || h.got[1].Type != api.HubEventTokenTroubleEnded ||
-			h.ids[0] != e.queue.name+"-1" || h.ids[1] != e.queue.name+"-2" {
+		if len(h.got) != 2 || h.got[0].Type != api.HubEventTokenTrouble ||
+			h.got[1].Type != api.HubEventTokenTroubleEnded || h.ids[0] != e.queue.name+"-1" ||
+			h.ids[1] != e.queue.name+"-2" {
 			t.Errorf("%v %+v", h.ids, h.got)
 		}
 		if s := e.status(); s != (api.EventsStatus{Sent: 2}) {
@@ -247,7 +249,8 @@ func TestEventsAreRateLimited(t *testing.T) {
 			}
 		}
 		begun, ended := counts[api.HubEventTokenTrouble], counts[api.HubEventTokenTroubleEnded]
-		if begun < 50 || begun > 55 || ended < 50 || ended > 55 || left != int64(120-begun-ended) || left != e.status().Suppressed {
+		if begun < 50 || begun > 55 || ended < 50 || ended > 55 || left != int64(120-begun-ended) ||
+			left != e.status().Suppressed {
 			t.Errorf("%v: %d left out, %+v", counts, left, e.status())
 		}
 	})
@@ -280,7 +283,8 @@ func TestGoodNewsDelaysNoOther(t *testing.T) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		last := h.got[len(h.got)-1]
-		if last.Type != api.HubEventSuppressed || last.Count != 256-eventsAtOnce || e.status().Suppressed != last.Count {
+		if last.Type != api.HubEventSuppressed || last.Count != 256-eventsAtOnce ||
+			e.status().Suppressed != last.Count {
 			t.Errorf("%+v", last)
 		}
 	})

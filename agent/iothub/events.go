@@ -55,8 +55,8 @@ type watched struct {
 	aside bool
 }
 
-// next returns what is remembered of a status, and what has happened since w. at is when the status was taken, by a clock
-// that nobody sets. Of what lasts already when the first status is taken, trouble alone is an event.
+// next returns what is remembered of a status, and what has happened since w. at is when the status was taken, by a
+// clock that nobody sets. Of what lasts already when the first status is taken, trouble alone is an event.
 func (w watched) next(status api.Status, at time.Duration) (watched, []api.HubEvent) {
 	n := watched{begun: true}
 	var events []api.HubEvent
@@ -194,7 +194,7 @@ func (n *watched) denyRules(w watched, status api.Status, add func(api.HubEvent)
 		if rule.Origin == api.DenyTwin {
 			continue
 		}
-		n.rules[rule.ID] = fmt.Sprintf("%s, by %s", targetText(rule.DenyTarget), rule.By)
+		n.rules[rule.ID] = fmt.Sprintf("%v, by %s", rule.DenyTarget, rule.By)
 		if _, known := w.rules[rule.ID]; w.begun && !known && !w.lost {
 			add(api.HubEvent{Type: api.HubEventDenyRuleSet, Severity: api.SeverityWarning, Rule: rule.ID,
 				Identity: rule.Identity, Resource: rule.Resource, Detail: n.rules[rule.ID]})
@@ -218,20 +218,4 @@ func (n *watched) denyRules(w watched, status api.Status, add func(api.HubEvent)
 	case w.aside && !n.aside:
 		add(api.HubEvent{Type: api.HubEventHeeded, Severity: api.SeverityInfo})
 	}
-}
-
-// targetText says in words what a rule denies.
-func targetText(t api.DenyTarget) string {
-	var parts []string
-	for _, part := range []struct{ name, value string }{
-		{"module", t.Module}, {"unit", t.Unit}, {"user", t.User}, {"identity", t.Identity}, {"resource", t.Resource},
-	} {
-		if part.value != "" {
-			parts = append(parts, part.name+" "+part.value)
-		}
-	}
-	if t.All {
-		return "everything"
-	}
-	return strings.Join(parts, ", ")
 }

@@ -18,7 +18,8 @@ func calm() api.Status {
 	return api.Status{
 		Now: noon, Clock: api.ClockStatus{Known: true}, Deny: &api.DenyStatus{},
 		Tokens: []api.TokenStatus{
-			{Identity: "vision", Resource: vault, ExpiresIn: 7200, Permissions: api.Permissions{State: api.PermissionsCurrent}},
+			{Identity: "vision", Resource: vault, ExpiresIn: 7200,
+				Permissions: api.Permissions{State: api.PermissionsCurrent}},
 		},
 	}
 }
@@ -94,12 +95,14 @@ func TestEvents(t *testing.T) {
 			[]string{"info permissions_current vision change-0 carries what was granted on 2026-11-28T12:00:00Z",
 				"info permissions_current vision change-1 carries what was granted on 2026-11-28T12:00:00Z"}},
 		{"current at once, or withdrawn", []step{minute(lacking(api.PermissionsCurrent)),
-			minute(lacking(api.PermissionsCurrent, api.PermissionsStale)), minute(lacking(api.PermissionsCurrent))}, nil},
+			minute(lacking(api.PermissionsCurrent, api.PermissionsStale)), minute(lacking(api.PermissionsCurrent))},
+			nil},
 		{"current, among many changes", []step{minute(lacking(api.PermissionsStale)),
 			minute(with(func(s *api.Status) {
 				s.Changes = []api.PolicyChange{{ID: "change-0", Effect: api.EffectRevoked, At: noon}}
 				s.Tokens[0].MoreChanges = 1
-			}))}, []string{"info permissions_current vision change-0 carries what was revoked on 2026-11-28T12:00:00Z"}},
+			}))},
+			[]string{"info permissions_current vision change-0 carries what was revoked on 2026-11-28T12:00:00Z"}},
 		{"few denials", []step{minute(calm()), minute(denied(10)), {4 * time.Minute, denied(19)},
 			{time.Minute, denied(28)}}, nil},
 		{"denials before the start", []step{minute(denied(100)), minute(denied(101))}, nil},
@@ -107,7 +110,8 @@ func TestEvents(t *testing.T) {
 			minute(denied(150)), {6 * time.Minute, denied(150)}, minute(denied(170))},
 			[]string{"warning denials_burst vision 20 the latest: module camera: no grant",
 				"warning denials_burst vision 20 the latest: module camera: no grant"}},
-		{"a clock that is right soon", []step{minute(unknown), {4 * time.Minute, unknown}, {time.Minute / 2, calm()}}, nil},
+		{"a clock that is right soon", []step{minute(unknown), {4 * time.Minute, unknown}, {time.Minute / 2, calm()}},
+			nil},
 		{"a clock that is not", []step{minute(unknown), {5 * time.Minute, unknown}, minute(unknown), minute(calm())},
 			[]string{"warning clock_trouble_begun the clock is not known to be right", "info clock_trouble_ended"}},
 		{"a clock that is behind", []step{minute(with(func(s *api.Status) { s.Clock.Skew = &behind })),
@@ -116,8 +120,8 @@ func TestEvents(t *testing.T) {
 			[]string{"warning clock_trouble_begun the clock is -301 s ahead of the back end's",
 				"info clock_trouble_ended"}},
 		{"deny rules", []step{minute(ruled(twin)), minute(ruled(twin, local)), minute(ruled(local)), minute(ruled())},
-			[]string{"warning deny_rule_set rule-1 module vision, resource " + vault + ", by uid 0 (pid 7)",
-				"info deny_rule_lifted rule-1 module vision, resource " + vault + ", by uid 0 (pid 7)"}},
+			[]string{"warning deny_rule_set rule-1 module vision for " + vault + ", by uid 0 (pid 7)",
+				"info deny_rule_lifted rule-1 module vision for " + vault + ", by uid 0 (pid 7)"}},
 		{"deny rules from before the start", []step{minute(ruled(local)), minute(ruled(local))}, nil},
 		{"deny rules that are lost", []step{minute(ruled(local)),
 			minute(with(func(s *api.Status) { s.Deny.Lost = "the file is damaged" })), minute(ruled(local))},
@@ -125,8 +129,8 @@ func TestEvents(t *testing.T) {
 		{"the hub is set aside", []step{minute(calm()),
 			minute(with(func(s *api.Status) { s.Deny.HubSetAsideOn = noon })), minute(calm())},
 			[]string{"warning hub_set_aside", "info hub_heeded"}},
-		{"a daemon that knows no deny rules", []step{minute(with(func(s *api.Status) { s.Deny = nil })), minute(calm())},
-			nil},
+		{"a daemon that knows no deny rules",
+			[]step{minute(with(func(s *api.Status) { s.Deny = nil })), minute(calm())}, nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -267,8 +271,8 @@ func TestMessages(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", m.body, want)
 	}
 	for name, want := range map[string]string{
-		"$.ct": "application/json", "$.ce": "utf-8", "$.ctime": "2026-11-28T12:00:00.000Z", "type": "token_trouble_begun",
-		"severity": "error", "identity": "vision", "resource": vault,
+		"$.ct": "application/json", "$.ce": "utf-8", "$.ctime": "2026-11-28T12:00:00.000Z",
+		"type": "token_trouble_begun", "severity": "error", "identity": "vision", "resource": vault,
 	} {
 		if m.properties[name] != want {
 			t.Errorf("%s: %q", name, m.properties[name])
@@ -281,7 +285,8 @@ func TestMessages(t *testing.T) {
 		text := rapid.String()
 		e := api.HubEvent{Type: api.HubEventCurrent, Severity: api.SeverityInfo, At: noon, Count: 1 << 60,
 			Identity: text.Draw(t, "identity"), Resource: strings.Repeat(text.Draw(t, "resource"), 30),
-			Change: text.Draw(t, "change"), Rule: text.Draw(t, "rule"), Detail: strings.Repeat(text.Draw(t, "detail"), 99)}
+			Change: text.Draw(t, "change"), Rule: text.Draw(t, "rule"),
+			Detail: strings.Repeat(text.Draw(t, "detail"), 99)}
 		if m := messageOf("id", e); len(m.body) > maxEventBody {
 			t.Fatalf("%d bytes: %s", len(m.body), m.body)
 		}

@@ -205,8 +205,8 @@ func methodError(done any, err error) (int, api.MethodError) {
 	switch {
 	case status != 0:
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		status, why = 503, &agent.Error{Code: api.CodeUnreachable, Detail: "the call ended before there was an answer: " +
-			"call again"}
+		status, why = 503, &agent.Error{Code: api.CodeUnreachable,
+			Detail: "the call ended before there was an answer: call again"}
 	default: // what went wrong could hold a secret
 		status, why = 500, &agent.Error{Code: api.CodeInternal, Detail: "perceptd has a fault: its log says where"}
 	}

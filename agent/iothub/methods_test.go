@@ -174,8 +174,8 @@ func TestExplainMethod(t *testing.T) {
 				continue
 			}
 			story := answer.Explanations[stories-1]
-			if story.Summary != "vision's token for "+vault+" is current, as far as perceptd was told: no policy change "+
-				"for it is on record." || len(story.Sections) < 5 {
+			if story.Summary != "vision's token for "+vault+" is current, as far as perceptd was told: no policy "+
+				"change for it is on record." || len(story.Sections) < 5 {
 				t.Errorf("%s: %+v", payload, story)
 			}
 		}
@@ -213,7 +213,7 @@ func TestPolicyChangedMethod(t *testing.T) {
 		}{
 			{`{"resource":"https://other.example","effect":"granted"}`, 400, api.CodeBadRequest},
 			{`{"resource":"https://vault.azure.net","identity":"x","effect":"granted"}`, 400, api.CodeUnknownIdentity},
-			{`{"resource":"https://vault.azure.net","effect":"granted","at":"` + future + `"}`, 422, api.CodeFutureChange},
+			{`{"all_resources":true,"effect":"granted","at":"` + future + `"}`, 422, api.CodeFutureChange},
 		} {
 			a.refusal(t, api.MethodPolicyChanged, row.payload, row.status, row.code, "")
 		}
@@ -252,7 +252,8 @@ func TestRefreshMethod(t *testing.T) {
 		a.source.Set(func(s *tokencachetest.Source) { s.Latency = time.Hour })
 		begun := time.Now()
 		status, text = a.ask(t, api.MethodRefresh, `{"resource":"storage.azure.com"}`)
-		if took := time.Since(begun); status != 200 || took > refreshTime || !strings.Contains(text, `"outcome":"failed"`) {
+		took := time.Since(begun)
+		if status != 200 || took > refreshTime || !strings.Contains(text, `"outcome":"failed"`) {
 			t.Errorf("%v: %d %s", took, status, text)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -344,7 +345,7 @@ func crowded() api.Status {
 	s := api.Status{Now: time.Unix(1_800_000_000, 0), Hub: &api.HubStatus{}}
 	for i := range 256 {
 		id := fmt.Sprintf("%08x", i)
-		s.Changes = append(s.Changes, api.PolicyChange{ID: id, Effect: api.EffectRevoked, Resource: long, Note: long[:200]})
+		s.Changes = append(s.Changes, api.PolicyChange{ID: id, Effect: api.EffectRevoked, Resource: long})
 		s.Trouble = append(s.Trouble, id+long)
 		s.Hub.Desired.Idle = append(s.Hub.Desired.Idle, id+long)
 		s.Denials = append(s.Denials, api.Denial{Caller: id, Reason: long})
@@ -374,8 +375,8 @@ func TestAnswersAreBounded(t *testing.T) {
 			len(answer.Trouble)+answer.LeftOut["trouble"] != 256 || len(answer.Hub.Desired.Idle) == 256 {
 			t.Errorf("%d, %d bytes: %v", status, len(text), answer.LeftOut)
 		}
-		inTrouble := slices.ContainsFunc(answer.Tokens, func(token api.TokenStatus) bool { return token.LastError != "" })
-		if !inTrouble || strings.Contains(text, `"groups"`) {
+		failed := func(token api.TokenStatus) bool { return token.LastError != "" }
+		if !slices.ContainsFunc(answer.Tokens, failed) || strings.Contains(text, `"groups"`) {
 			t.Errorf("the token with trouble is left out, or claims are not: %.999s", text)
 		}
 		if again := crowded(); len(again.Tokens) != 256 || len(again.Hub.Desired.Idle) != 256 {
@@ -416,7 +417,8 @@ func FuzzMethodPayload(f *testing.F) {
 				t.Errorf("%s of %q: %d %s %v", method.name, payload, status, text, err)
 			}
 			trimmed := strings.Trim(payload, " \t\r\n")
-			if isObject := strings.HasPrefix(trimmed, "{"); status == 200 && !isObject && trimmed != "" && trimmed != "null" {
+			isObject := strings.HasPrefix(trimmed, "{")
+			if status == 200 && !isObject && trimmed != "" && trimmed != "null" {
 				t.Errorf("%s takes %q", method.name, payload)
 			}
 		}
