@@ -152,7 +152,7 @@ func (b *broker) accept() {
 func (b *broker) converse(c net.Conn) {
 	err := b.server.EstablishConnection("hub", c)
 	if s, ok := b.hook.byConnection.LoadAndDelete(c); ok {
-		close(s.(*session).over)
+		b.hook.forget(s.(*session))
 	} else {
 		b.hub.options.Logf("connection from %s ended before it was accepted: %v", c.RemoteAddr(), err)
 	}

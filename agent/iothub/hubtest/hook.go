@@ -36,7 +36,7 @@ func (k *hook) ID() string { return "iothub" }
 // Provides reports which events the hook takes part in.
 func (k *hook) Provides(event byte) bool {
 	return slices.Contains([]byte{
-		mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished, mqtt.OnDisconnect, mqtt.OnPacketRead,
+		mqtt.OnConnectAuthenticate, mqtt.OnACLCheck, mqtt.OnSessionEstablished, mqtt.OnPacketRead,
 		mqtt.OnPacketEncode, mqtt.OnSubscribe, mqtt.OnSubscribed, mqtt.OnUnsubscribe, mqtt.OnPublish, mqtt.OnPublished,
 		mqtt.OnWill,
 	}, event)
@@ -109,13 +109,10 @@ func (k *hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	h.changedLocked()
 }
 
-// OnDisconnect notes that a connection is over.
-func (k *hook) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
-	s, h := k.session(cl), k.broker.hub
-	if s == nil {
-		return
-	}
-	k.sessions.Delete(cl)
+// forget notes that a connection is over, and that the broker has forgotten it.
+func (k *hook) forget(s *session) {
+	h := k.broker.hub
+	k.sessions.Delete(s.client)
 	if s.expiry != nil {
 		s.expiry.Stop()
 	}
@@ -126,8 +123,9 @@ func (k *hook) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
 	if s.identity.session == s {
 		s.identity.session = nil
 	}
-	h.options.Logf("%s is not connected any more: %v", s.identity.id(), cl.StopCause())
+	h.options.Logf("%s is not connected any more: %v", s.identity.id(), s.client.StopCause())
 	h.changedLocked()
+	close(s.over)
 }
 
 // OnPacketRead ends a connection that publishes with QoS 2, and one that a fault is for.

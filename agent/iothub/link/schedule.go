@@ -1,0 +1,45 @@
+package link
+
+import "time"
+
+// firstBackoff bounds the first wait.
+const firstBackoff = time.Second
+
+// Schedule says how long to wait before each try to connect. The waits are random, up to a bound that doubles from a
+// second to the longest. At the longest there is one more random wait, and then all are the longest: thousands of
+// devices that lost one hub together come back evenly over that time, and no wave of them forms.
+type Schedule struct {
+	longest time.Duration
+	roll    func() float64
+
+	bound time.Duration // of the next wait
+	even  bool          // the waits are the longest
+}
+
+// NewSchedule returns a Schedule that begins with the shortest waits. roll returns random numbers in [0, 1).
+func NewSchedule(longest time.Duration, roll func() float64) *Schedule {
+	s := &Schedule{longest: longest, roll: roll}
+	s.Reset()
+	return s
+}
+
+// Reset has the waits begin from the shortest again.
+func (s *Schedule) Reset() { s.bound, s.even = min(firstBackoff, s.longest), false }
+
+// Next returns the next wait.
+func (s *Schedule) Next() time.Duration {
+	switch {
+	case s.even:
+		return s.longest
+	case s.bound == s.longest:
+		s.even = true
+	}
+	wait := time.Duration(s.roll() * float64(s.bound))
+	s.bound = min(2*s.bound, s.longest)
+	return wait
+}
+
+// renewal returns how long after its making a signature is renewed: at a random point in 75 to 90 % of its life.
+func renewal(life time.Duration, roll func() float64) time.Duration {
+	return time.Duration((0.75 + 0.15*roll()) * float64(life))
+}

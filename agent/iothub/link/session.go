@@ -1,0 +1,473 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/amenzhinsky/iothub/iotdevice/transport"
+	iotmqtt "github.com/amenzhinsky/iothub/iotdevice/transport/mqtt"
+	paho "github.com/eclipse/paho.mqtt.golang"
+	"go.uber.org/zap"
+)
+
+const (
+	methodsAtOnce = 16  // are answered at a time
+	methodsQueued = 256 // wait, at most
+
+	// maxUnacknowledged bounds what was sent and the hub has not acknowledged. It is all in memory.
+	maxUnacknowledged = 512
+
+	// farewell is how long a connection stays open after its session, so that the last packet leaves.
+	farewell = 300 * time.Millisecond
+	// twinRetry is how soon the twin is read again after a read that failed, at first.
+	twinRetry = time.Second
+	// twinTries is after how many failed reads in a row the connection is given up.
+	twinTries = 4
+	// clockLook is how often the wall clock is compared, and clockTolerance how far it may be set without a new
+	// signature.
+	clockLook      = time.Minute
+	clockTolerance = 5 * time.Minute
+	// renewRetry is how soon credentials are read again that could not be read for a renewal.
+	renewRetry = time.Minute
+)
+
+// session is one connection.
+type session struct {
+	options *Options
+	log     *zap.Logger
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	login   Login
+	made    time.Time     // when the signature was made, by a clock that nothing moves
+	wall    time.Time     // the same by the wall clock
+	life    time.Duration // of the signature
+
+	transport transport.Transport
+	client    paho.Client // as of opened
+	opened    chan struct{}
+	began     time.Time // when it was open; zero: it never was
+
+	notified chan struct{} // the twin has changed
+	methods  chan struct{} // one for each method that is being answered
+	queued   atomic.Int64
+	patching sync.Mutex
+
+	sent, acknowledged atomic.Int64 // messages that want a PUBACK, and PUBACKs
+}
+
+func newSession(ctx context.Context, o *Options) *session {
+	s := &session{
+		options: o, log: o.Log, opened: make(chan struct{}), notified: make(chan struct{}, 1),
+		methods: make(chan struct{}, methodsAtOnce),
+	}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	return s
+}
+
+// open connects, subscribes, and reads the twin. login is who signs in; nil: the credentials are read. named is called
+// with the identity.
+func (s *session) open(login *Login, named func(Identity)) error {
+	if login == nil {
+		read, err := s.readLogin()
+		if err != nil {
+			return err
+		}
+		login = &read
+	}
+	s.login = *login
+	named(s.login.Identity)
+	if err := s.connect(); err != nil {
+		return err
+	}
+	steps := []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"subscribing to methods", func(context.Context) error { return s.transport.RegisterDirectMethods(s.ctx, s) }},
+		{"subscribing to the twin", func(context.Context) error {
+			return s.transport.SubscribeTwinUpdates(s.ctx, desiredDispatcher{s})
+		}},
+		{"reading the twin", s.readTwin}, // which subscribes to answers, too
+		{"subscribing", s.verify},
+	}
+	for _, step := range steps {
+		if err := s.within(step.do); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	s.began = time.Now()
+	return nil
+}
+
+func (s *session) wasOpen() bool { return !s.began.IsZero() }
+
+// lasted returns for how long the connection was open.
+func (s *session) lasted() time.Duration {
+	if !s.wasOpen() {
+		return 0
+	}
+	return time.Since(s.began)
+}
+
+func (s *session) readLogin() (login Login, err error) {
+	err = s.within(func(ctx context.Context) (err error) {
+		login, err = s.options.Credentials.Login(ctx)
+		return err
+	})
+	return login, err
+}
+
+// within calls f, which may ignore its context while it holds the library's lock, for as long as an operation may take.
+func (s *session) within(f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(s.ctx, s.options.OperationTimeout)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	select {
+	case err := <-done:
+		return s.cause(err)
+	case <-ctx.Done():
+		if s.ctx.Err() == nil {
+			return fmt.Errorf("no answer within %v: %w", s.options.OperationTimeout, ctx.Err())
+		}
+		return s.cause(ctx.Err())
+	}
+}
+
+// cause returns why the session ended in the place of an error that follows from it.
+func (s *session) cause(err error) error {
+	if why := context.Cause(s.ctx); err != nil && why != nil {
+		return why
+	}
+	return err
+}
+
+// connect makes the connection.
+func (s *session) connect() error {
+	s.made = time.Now()
+	var password string
+	if s.login.signs() {
+		s.wall = s.options.Now().Round(0)
+		expires := s.wall.Add(s.options.TokenLife).Truncate(time.Second) // a signature has whole seconds
+		s.life = expires.Sub(s.wall)
+		err := s.within(func(ctx context.Context) (err error) {
+			password, err = s.login.sign(ctx, expires)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	configure := iotmqtt.WithClientOptionsConfig(func(o *paho.ClientOptions) { s.configure(o, password) })
+	if s.login.Module == "" {
+		s.transport = iotmqtt.New(configure)
+	} else {
+		s.transport = iotmqtt.NewModuleTransport(configure)
+	}
+	s.transport.SetLogger(silence{})
+	err := s.within(func(ctx context.Context) error {
+		if err := s.transport.Connect(ctx, &libraryCredentials{&s.login}); err != nil {
+			return err
+		}
+		select {
+		case <-s.opened:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	if err != nil {
+		return explained(err, &s.login)
+	}
+	return nil
+}
+
+// configure has the last word on the options that the library sets.
+func (s *session) configure(o *paho.ClientOptions, password string) {
+	d := dialer{
+		webSocket: s.options.WebSocket, proxy: s.options.Proxy, address: s.options.Address,
+		tls: &tls.Config{RootCAs: s.options.RootCAs, MinVersion: tls.VersionTLS12},
+	}
+	if s.login.Certificate != nil {
+		d.tls.Certificates = []tls.Certificate{*s.login.Certificate}
+		d.tls.Renegotiation = tls.RenegotiateOnceAsClient // the hub asks for it so over WebSocket
+	}
+	o.Servers = nil
+	o.AddBroker("tcp://hub") // the name is not used: see the dial function
+	o.SetTLSConfig(d.tls)
+	o.SetClientID(s.login.client())
+	o.SetCredentialsProvider(func() (string, string) { return s.login.userName(), password })
+	o.SetOrderMatters(false) // or a method that waits for its PUBACK blocks the client for good
+	o.SetAutoReconnect(false)
+	o.SetConnectRetry(false)
+	o.SetKeepAlive(s.options.KeepAlive)
+	o.SetPingTimeout(min(10*time.Second, s.options.KeepAlive))
+	o.SetConnectTimeout(s.options.OperationTimeout)
+	o.SetWriteTimeout(s.options.OperationTimeout)
+	o.SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(s.ctx, s.options.OperationTimeout)
+		defer cancel()
+		c, err := d.dial(ctx, s.login.Identity)
+		if err != nil {
+			s.cancel(s.cause(err)) // the library keeps the text of it alone
+			return nil, err
+		}
+		context.AfterFunc(s.ctx, func() { time.AfterFunc(farewell, func() { _ = c.Close() }) })
+		return &guard{Conn: c, acknowledged: &s.acknowledged}, nil
+	})
+	o.SetOnConnectHandler(func(c paho.Client) {
+		s.client = c
+		close(s.opened)
+	})
+	o.SetConnectionLostHandler(func(_ paho.Client, err error) { s.cancel(&connectionLost{err}) })
+}
+
+// verify subscribes once more, since the library takes a refused subscription (SUBACK 0x80) for a good one.
+func (s *session) verify(ctx context.Context) error {
+	token := s.client.SubscribeMultiple(
+		map[string]byte{topicMethod + "#": 1, topicTwinAnswer + "#": 1, topicDesired + "#": 1}, nil)
+	select {
+	case <-token.Done():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := token.Error(); err != nil {
+		return err
+	}
+	for filter, code := range token.(*paho.SubscribeToken).Result() {
+		if code > 1 {
+			return &errSubscription{filter}
+		}
+	}
+	return nil
+}
+
+// serve hands on what comes, until the connection ends, or is to be made anew by next. wake says that the credentials
+// may differ.
+func (s *session) serve(wake <-chan struct{}) (next *Login, err error) {
+	var renew, look <-chan time.Time
+	if s.login.signs() {
+		timer := time.NewTimer(time.Until(s.made.Add(renewal(s.life, rand.Float64))))
+		defer timer.Stop()
+		ticker := time.NewTicker(clockLook)
+		defer ticker.Stop()
+		renew, look = timer.C, ticker.C
+	}
+	fails := 0
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-s.ctx.Done():
+			return nil, context.Cause(s.ctx)
+		case <-renew:
+			login, err := s.readLogin()
+			if err == nil {
+				return &login, nil
+			}
+			s.log.Warn("the credentials for IoT Hub cannot be read to renew the connection, which goes on for now",
+				zap.Error(err))
+			renew = time.After(renewRetry)
+			continue
+		case <-look:
+			if s.clockMoved() {
+				s.log.Info("the wall clock was set: the signature for IoT Hub is made anew")
+				renew, look = time.After(0), nil
+			}
+			continue
+		case <-wake:
+			if login, err := s.readLogin(); err == nil && !login.isSame(&s.login) {
+				return &login, nil
+			}
+			continue
+		case <-retry:
+		case <-s.notified:
+		}
+		retry = nil
+		if err := s.within(s.readTwin); err == nil {
+			fails = 0
+		} else if fails++; fails == twinTries || s.ctx.Err() != nil {
+			return nil, fmt.Errorf("reading the twin: %w", err)
+		} else {
+			retry = time.After(twinRetry << (fails - 1))
+		}
+	}
+}
+
+// clockMoved reports whether the wall clock was set since the signature was made, which then ends earlier or later than
+// it was to.
+func (s *session) clockMoved() bool {
+	moved := s.options.Now().Round(0).Sub(s.wall) - time.Since(s.made)
+	return moved.Abs() > min(clockTolerance, s.life/10)
+}
+
+// close ends the session, and its connection soon after.
+func (s *session) close() {
+	select {
+	case <-s.opened:
+		var lost *connectionLost
+		if !errors.As(context.Cause(s.ctx), &lost) {
+			go s.client.Disconnect(uint(farewell.Milliseconds() / 2)) // it may block on a network that is silent
+		}
+	default:
+	}
+	s.cancel(ErrOffline)
+}
+
+// readTwin reads the twin and hands it on.
+func (s *session) readTwin(ctx context.Context) error {
+	s.sent.Add(1)
+	text, err := s.transport.RetrieveTwinProperties(ctx)
+	if err != nil {
+		return refusal("reading the twin", err)
+	}
+	t, err := parseTwin(text)
+	if err != nil {
+		return err
+	}
+	t.Identity = s.login.Identity
+	s.options.Twin(t)
+	return nil
+}
+
+// parseTwin reads the answer to a GET of the twin.
+func parseTwin(text []byte) (t Twin, err error) {
+	var sections struct{ Desired, Reported map[string]json.RawMessage }
+	if err := json.Unmarshal(text, &sections); err != nil {
+		return t, errors.New("IoT Hub's twin is no JSON object of two")
+	}
+	if t.Desired, t.DesiredVersion, err = cutVersion(sections.Desired); err != nil {
+		return t, fmt.Errorf("desired properties: %w", err)
+	}
+	if t.Reported, t.ReportedVersion, err = cutVersion(sections.Reported); err != nil {
+		return t, fmt.Errorf("reported properties: %w", err)
+	}
+	return t, nil
+}
+
+func cutVersion(section map[string]json.RawMessage) (rest json.RawMessage, version int64, err error) {
+	if section == nil {
+		return nil, 0, errors.New("there are none")
+	}
+	if err := json.Unmarshal(section["$version"], &version); err != nil {
+		return nil, 0, errors.New("they have no $version")
+	}
+	delete(section, "$version")
+	rest, err = json.Marshal(section)
+	return rest, version, err
+}
+
+// desiredDispatcher takes notifications of desired properties.
+type desiredDispatcher struct{ *session }
+
+// Dispatch hands a notification on, and has the twin read: by the notification alone it is not known whether it adds
+// to the properties or takes the place of all.
+func (d desiredDispatcher) Dispatch(text []byte) {
+	d.patching.Lock()
+	if d.ctx.Err() == nil {
+		d.options.Patch(text, d.login.Identity)
+	}
+	d.patching.Unlock()
+	select {
+	case d.notified <- struct{}{}:
+	default:
+	}
+}
+
+// errTooMany says that more calls of methods came than can wait.
+var errTooMany = errors.New("too many calls of methods")
+
+// Dispatch answers a direct method. Every name and every payload gets an answer; a panic is contained.
+func (s *session) Dispatch(name string, payload []byte) (status int, answer []byte, err error) {
+	if s.queued.Add(1) > methodsAtOnce+methodsQueued || s.sent.Load()-s.acknowledged.Load() > maxUnacknowledged {
+		s.queued.Add(-1)
+		return 0, nil, errTooMany
+	}
+	defer s.queued.Add(-1)
+	select {
+	case s.methods <- struct{}{}:
+		defer func() { <-s.methods }()
+	case <-s.ctx.Done():
+		return 0, nil, s.ctx.Err()
+	}
+	defer func() {
+		if problem := recover(); problem != nil {
+			s.log.Error("a direct method panicked", zap.String("method", name), zap.Any("panic", problem),
+				zap.Stack("stack"))
+			status, answer, err = http.StatusInternalServerError, []byte(`null`), nil
+		}
+	}()
+	status, value := s.options.Method(s.ctx, name, payload)
+	if answer, err = json.Marshal(value); err != nil {
+		return http.StatusInternalServerError, []byte(`null`), nil
+	}
+	s.sent.Add(1)
+	return status, answer, nil
+}
+
+// report sends a patch of reported properties.
+func (s *session) report(ctx context.Context, patch json.RawMessage) (version int64, err error) {
+	err = s.request(ctx, func(ctx context.Context) error {
+		n, err := s.transport.UpdateTwinProperties(ctx, patch)
+		version = int64(n)
+		return refusal("reported properties", err)
+	})
+	return version, err
+}
+
+// send sends an event. The library sends those of a module as if they were the device's, so this does not use it.
+func (s *session) send(ctx context.Context, e Event) error {
+	properties := url.Values{"$.mid": {e.ID}}
+	for name, value := range e.Properties {
+		properties.Set(name, value)
+	}
+	// A plus sign is no blank in MQTT's topics.
+	topic := s.login.events() + strings.ReplaceAll(properties.Encode(), "+", "%20")
+	return s.request(ctx, func(ctx context.Context) error {
+		token := s.client.Publish(topic, 1, false, []byte(e.Body))
+		select {
+		case <-token.Done():
+			return token.Error()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+}
+
+// request calls f, until ctx or the session ends or the time is up. What f sends may go out all the same.
+func (s *session) request(ctx context.Context, f func(context.Context) error) error {
+	if s.sent.Add(1)-s.acknowledged.Load() > maxUnacknowledged {
+		s.sent.Add(-1)
+		return errors.New("IoT Hub acknowledges nothing of what was sent to it")
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.options.OperationTimeout)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	err := f(ctx)
+	if s.ctx.Err() != nil { // the library takes what was under way for sent
+		return ErrOffline
+	}
+	return err
+}
+
+// refusal returns the status in an error of the library, which has it in words alone.
+func refusal(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var status int
+	if _, scan := fmt.Sscanf(err.Error(), "request failed with %d response code", &status); scan == nil {
+		return &RefusedError{What: what, Status: status}
+	}
+	return err
+}
