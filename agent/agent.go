@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/api"
 	"perceptd/tokencache"
 )
 
@@ -76,14 +77,17 @@ type Agent struct {
 
 	closing sync.Once
 
-	apply sync.Mutex // one Apply at a time
-	rules atomic.Pointer[ruleset]
+	apply        sync.Mutex            // one Apply at a time; protects twinPrefetch
+	twinPrefetch []api.PrefetchRequest // what the twin has prefetched
+	rules        atomic.Pointer[ruleset]
 
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
 	naming        sync.Mutex        // one policy change at a time gets its ID, or is withdrawn; protects what follows
 	deferred      *deferredRecovery // what has still to be read and may name policy changes; nil: nothing has
+	twin          sync.Mutex        // one SetTwinChanges at a time; protects twinSeen
+	twinSeen      map[string]bool   // IDs of the twin's policy changes, some of which may be over since
 	changeSaver   changeSaver
 	snapshotSaver snapshotSaver
 	rereading     retryPauses

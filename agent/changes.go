@@ -23,6 +23,9 @@ const (
 
 	// listed is how many of the resources that the grants name an error lists.
 	listed = 8
+
+	// twinPrefix begins the IDs of the policy changes that the twin lists.
+	twinPrefix = "twin-"
 )
 
 // RecordChange puts a policy change on record and in force. by says who reports it, for the log: "uid 0 (pid 7)". The
@@ -53,6 +56,9 @@ func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 		return api.PolicyChange{}, badChange("%q stands for the record of policy changes, which cannot be read now, "+
 			"and ends when that is read: %v; %s", id, *why, unreadRemedy(*why))
 	}
+	if refusal := a.ownedByTwin(id); refusal != nil {
+		return api.PolicyChange{}, refusal
+	}
 	recorded, found := a.withdraw(id)
 	if !found {
 		return api.PolicyChange{}, &Error{Code: api.CodeUnknownChange, Detail: fmt.Sprintf(
@@ -66,6 +72,15 @@ func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 		return a.describeChange(recorded), a.unkept("the change is withdrawn", err)
 	}
 	return a.describeChange(recorded), nil
+}
+
+// ownedByTwin refuses to withdraw here what the twin lists, since it would be there again with the next version.
+func (a *Agent) ownedByTwin(id string) *Error {
+	if !strings.HasPrefix(id, twinPrefix) {
+		return nil
+	}
+	return badChange("policy change %s is listed by this device's twin in IoT Hub: take it out of percept.policyChanges "+
+		"there", truncate(id, 64))
 }
 
 // unkept returns the error for something that is in force and could not be written to the disk.
@@ -170,30 +185,45 @@ func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 // policyChange checks a reported policy change. It refuses unknown names: a change for a misspelt one would touch
 // nothing, and that would not be noticed.
 func (s *ruleset) policyChange(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Error) {
-	p := tokencache.PolicyChange{AllIdentities: c.Identity == "", At: c.At, Effect: c.Effect, Note: c.Note}
+	if fault := checkChange(c); fault != nil {
+		return tokencache.PolicyChange{}, fault
+	}
+	return s.named(c)
+}
+
+// checkChange checks a policy change without looking names up.
+func checkChange(c api.PolicyChangeRequest) *Error {
 	resource := grants.TrimScope(c.Resource)
 	switch {
 	case (resource == "") != c.AllResources:
-		return p, badChange("a policy change names a resource, or says --all-resources, and not both")
+		return badChange("a policy change names a resource, or says --all-resources, and not both")
 	case c.Effect != tokencache.Granted && c.Effect != tokencache.Revoked && c.Effect != tokencache.Changed:
-		return p, badChange("the effect of a policy change is granted, revoked or changed")
+		return badChange("the effect of a policy change is granted, revoked or changed")
 	case !tokencache.Plausible(c.At):
-		return p, badChange("the policy change is dated in the year %d: "+
+		return badChange("the policy change is dated in the year %d: "+
 			"give the time at which it happened", c.At.Year())
 	}
 	if fault := checkNote(c.Note); fault != nil {
-		return p, fault
+		return fault
 	}
+	if c.AllResources {
+		return nil
+	}
+	if err := grants.CheckResource(resource); err != nil {
+		return badChange("%v", err)
+	}
+	return nil
+}
+
+// named looks up what a policy change names, which checkChange has found to be sound.
+func (s *ruleset) named(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Error) {
+	p := tokencache.PolicyChange{AllIdentities: c.Identity == "", At: c.At, Effect: c.Effect, Note: c.Note}
 	if !c.AllResources {
-		if err := grants.CheckResource(resource); err != nil {
-			return p, badChange("%v", err)
-		}
-		named := s.Spelling(resource)
-		if named == "" {
+		resource := grants.TrimScope(c.Resource)
+		if p.Resource = s.Spelling(resource); p.Resource == "" {
 			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name "+
 				"%s; name one of these, or use --all-resources", resource, s.resourceList())
 		}
-		p.Resource = named
 	}
 	if c.Identity == "" {
 		return p, nil

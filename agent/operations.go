@@ -28,7 +28,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	a.cache.SetAlternates(rules.Alternates)
 	a.applyLostEffect(rules)
 	a.cache.Retain(compiled.Allows)
-	if err := a.cache.Prefetch(compiled.Prefetch()); err != nil {
+	if _, err := a.prefetch(compiled); err != nil {
 		return nil, err
 	}
 	a.cache.TryAgain()

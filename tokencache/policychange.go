@@ -327,6 +327,15 @@ func latestFirst(x, y PolicyChange) int {
 	return cmp.Or(cmp.Compare(y.Moment, x.Moment), y.At.Compare(x.At), cmp.Compare(x.ID, y.ID))
 }
 
+// IsOver reports whether a policy change of that time would be off the record by now: no token from before it can be
+// valid any more. While the wall clock is not known to be right that cannot be told, and it is not over.
+func (c *Cache) IsOver(at time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	lasts := c.propagationDelay + longestNominal + recordAfter
+	return c.clockTrusted() && c.clock.Wall().Sub(at) >= lasts
+}
+
 // lastsLocked returns how long ch stays on record, at least: until every clock that counts says that its time is over.
 // On-time always counts, and at least as much time has passed. The wall clock counts if it is known to be right now,
 // was so when the change was recorded, and is not before the change.

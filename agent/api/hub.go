@@ -53,3 +53,27 @@ type EventsStatus struct {
 
 	Suppressed int64 `json:"suppressed"` // that came too often
 }
+
+// PrefetchRequest is a token that is to be fetched before anyone asks for it.
+type PrefetchRequest struct {
+	Resource string `json:"resource"`
+	Identity string `json:"identity,omitempty"` // configured name; empty: each that the grants allow for Resource
+}
+
+// DesiredProperties is what perceptd takes from "percept" in the desired properties of a twin. Lists are replaced whole.
+type DesiredProperties struct {
+	PolicyChanges []PolicyChangeRequest `json:"policyChanges"`
+	Deny          []DenyRequest         `json:"deny"`
+	Prefetch      []PrefetchRequest     `json:"prefetch"`
+	LogLevel      LogLevel              `json:"logLevel"` // empty: the configured one
+}
+
+// LogLevel is the least level of what perceptd's log writes.
+type LogLevel string
+
+const (
+	LogDebug LogLevel = "debug"
+	LogInfo  LogLevel = "info"
+	LogWarn  LogLevel = "warn"
+	LogError LogLevel = "error"
+)

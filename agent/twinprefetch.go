@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+
+	"perceptd/agent/api"
+	"perceptd/agent/grants"
+	"perceptd/tokencache"
+)
+
+// MaxTwinPrefetch is how many tokens a twin has prefetched at most.
+const MaxTwinPrefetch = 64
+
+// CheckPrefetch returns what is wrong with what a twin has prefetched, whatever is configured here; nil: nothing.
+func CheckPrefetch(all []api.PrefetchRequest) error {
+	if len(all) > MaxTwinPrefetch {
+		return fmt.Errorf("prefetch lists %d tokens: at most %d can be", len(all), MaxTwinPrefetch)
+	}
+	for i, p := range all {
+		if err := grants.CheckResource(grants.TrimScope(p.Resource)); err != nil {
+			return fmt.Errorf("prefetch[%d]: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// SetPrefetch has these tokens be fetched before anyone asks, beside those of the configuration, as far as grants allow
+// them. They replace those of the call before. It returns in words which of them concern nothing here.
+func (a *Agent) SetPrefetch(all []api.PrefetchRequest) (idle []string, err error) {
+	a.apply.Lock()
+	defer a.apply.Unlock()
+	a.twinPrefetch = slices.Clone(all)
+	return a.prefetch(a.rules.Load())
+}
+
+// prefetch has the configured tokens and the twin's be fetched before anyone asks. The caller holds apply. Where there
+// is no room for all of the twin's, some are left out: what is configured goes first.
+func (a *Agent) prefetch(rules *ruleset) (idle []string, err error) {
+	keys := slices.Clone(rules.Prefetch())
+	for i, p := range a.twinPrefetch {
+		resource := grants.TrimScope(p.Resource)
+		if p.Identity != "" && rules.Named(p.Identity) == nil {
+			idle = append(idle, fmt.Sprintf("prefetch[%d]: no [[identity]] of the configuration is named %q", i,
+				truncate(p.Identity, 64)))
+			continue
+		}
+		allowed := rules.matching(nil, p.Identity, rules.Spelling(resource))
+		if rules.Spelling(resource) == "" || len(allowed) == 0 {
+			idle = append(idle, fmt.Sprintf("prefetch[%d]: no grant names resource %q for such an identity", i,
+				truncate(resource, 256)))
+			continue
+		}
+		for _, key := range allowed {
+			if slices.Contains(keys, key) {
+				continue
+			}
+			if len(keys) == tokencache.MaxKeys {
+				idle = append(idle, fmt.Sprintf("prefetch[%d]: %d tokens are prefetched already, which is all that can be",
+					i, tokencache.MaxKeys))
+				break
+			}
+			keys = append(keys, key)
+		}
+	}
+	return idle, a.cache.Prefetch(keys)
+}
