@@ -104,18 +104,20 @@ func (s screen) denyRules(now time.Time, d api.DenyStatus) string {
 	if text != "" {
 		text += "\n"
 	}
-	columns := []term.Column{{Title: "ID", Shrinks: true}, {Title: "DENIED", Shrinks: true}, {Title: "SINCE"},
-		{Title: "SET BY", Shrinks: true}}
+	columns := []term.Column{{Title: "ID", Shrinks: true}, {Title: "SINCE"}, {Title: "DENIED", Shrinks: true}}
 	rows := make([]term.Row, len(d.Rules))
 	for i, rule := range d.Rules {
 		how := term.Bad
 		if rule.SetAside || rule.Idle != "" {
 			how = term.Faint
 		}
+		by := "by " + explain.SetBy(rule)
+		if rule.Note != "" {
+			by += ": " + rule.Note
+		}
 		rows[i] = term.Row{
-			Cells: []term.Cell{{Text: rule.ID}, {Text: rule.String(), Style: how}, {Text: s.at(now, rule.Since)},
-				{Text: strings.TrimPrefix(explain.SetBy(rule), "IoT Hub, ")}},
-			Notes: []term.Cell{{Text: rule.Note, Style: term.Faint}, {Text: ruleState(rule), Style: term.Warning}},
+			Cells: []term.Cell{{Text: rule.ID}, {Text: s.at(now, rule.Since)}, {Text: rule.String(), Style: how}},
+			Notes: []term.Cell{{Text: by, Style: term.Faint}, {Text: ruleState(rule), Style: term.Warning}},
 		}
 	}
 	text += s.Table(columns, rows)

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"perceptd/agent/api"
+)
+
+// TestHubFailures shows what doctor says of each kind of failure: what to do, and whether it needs a person at once, or
+// only after a while.
+func TestHubFailures(t *testing.T) {
+	t.Parallel()
+	for kind, want := range map[api.HubFailure]struct {
+		atOnce severity
+		next   string
+	}{
+		api.HubFailureCredentials: {fail, "perceptd --check"},
+		api.HubFailureRefused:     {fail, "the device is there and enabled"},
+		api.HubFailureName:        {note, "getent hosts"},
+		api.HubFailureCertificate: {fail, "ca_file"},
+		api.HubFailureClock:       {note, "timedatectl"},
+		api.HubFailureProxy:       {note, `transport = "websocket"`},
+		api.HubFailureIdentity:    {note, "identity service"},
+		api.HubFailureNetwork:     {note, "8883"},
+		api.HubFailureReplaced:    {note, "an identity of its own"},
+		"":                        {note, "journalctl -u perceptd"},
+		"of a newer daemon":       {note, "journalctl -u perceptd"},
+	} {
+		h := &api.HubStatus{Hub: "h", Device: "d", Failure: kind, LastError: "because", Since: noon.Add(-40 * time.Second)}
+		for away, verdict := range map[time.Duration]severity{40 * time.Second: want.atOnce, 12 * time.Minute: fail} {
+			h.Since = noon.Add(-away)
+			all := examineHub(noon, h)
+			if len(all) != 1 || all[0].Verdict != verdict || !strings.Contains(all[0].Next, want.next) ||
+				!strings.Contains(all[0].Is, " as h/d: because. Tokens are served without it") {
+				t.Errorf("%q after %v: %+v", kind, away, all)
+			}
+		}
+	}
+	for kind := range hubAdvice {
+		if kind == "" || hubAdvice[kind].next == "" {
+			t.Errorf("%q has no advice", kind)
+		}
+	}
+	if all := examineHub(noon, nil); all != nil {
+		t.Errorf("without a hub: %+v", all)
+	}
+}
