@@ -1,6 +1,7 @@
 package api
 
 import (
+	"slices"
 	"time"
 
 	"perceptd/agent/deny"
@@ -78,4 +79,15 @@ type DenyStatus struct {
 	Lost string `json:"lost,omitempty"`
 	// Mend is what ends that, in a sentence.
 	Mend string `json:"mend,omitempty"`
+}
+
+// IsLost reports whether the record of deny rules is not known, so that every request is refused.
+func (d *DenyStatus) IsLost() bool { return d != nil && d.Lost != "" }
+
+// InForce returns the rules that are not set aside, the latest first. A nil d has none.
+func (d *DenyStatus) InForce() []DenyRule {
+	if d == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(d.Rules), func(rule DenyRule) bool { return rule.SetAside })
 }

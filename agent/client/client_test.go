@@ -219,7 +219,8 @@ func TestRequests(t *testing.T) {
 		{
 			name:   "set hub aside",
 			call:   func(ctx context.Context, c *client.Client) (any, error) { return c.SetHubAside(ctx) },
-			method: "DELETE", uri: "/v1/deny/hub", answer: api.DenyRules{DenyStatus: api.DenyStatus{HubSetAsideOn: noon}},
+			method: "DELETE", uri: "/v1/deny/hub",
+			answer: api.DenyRules{DenyStatus: api.DenyStatus{HubSetAsideOn: noon}},
 		},
 		{
 			name:   "heed hub",

@@ -96,6 +96,8 @@ func (s Times) ChangeText(now time.Time, change api.PolicyChange) string {
 	return text + " on " + change.Resource
 }
 
+func capitalized(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
+
 // RecordText says what is wrong with the record of policy changes.
 func RecordText(is api.RecordState) string {
 	if is == api.RecordUnread {

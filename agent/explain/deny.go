@@ -1,25 +1,20 @@
 package explain
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"perceptd/agent/api"
 	"perceptd/tokencache"
 )
 
-// RulesInForce returns the deny rules that deny something now, the latest first: those that are not set aside.
-func RulesInForce(d *api.DenyStatus) []api.DenyRule {
-	if d == nil {
-		return nil
-	}
-	return slices.DeleteFunc(slices.Clone(d.Rules), func(rule api.DenyRule) bool { return rule.SetAside })
-}
-
-// RulesOn returns the deny rules in force that deny a token to some caller, or to all, the latest first.
+// RulesOn returns the deny rules that deny a token to some caller now, or to all, the latest first.
 func RulesOn(d *api.DenyStatus, token api.TokenStatus) []api.DenyRule {
-	return slices.DeleteFunc(RulesInForce(d), func(rule api.DenyRule) bool { return !Covers(rule, token) })
+	isOther := func(rule api.DenyRule) bool { return rule.Idle != "" || !Covers(rule, token) }
+	return slices.DeleteFunc(d.InForce(), isOther)
 }
 
 // Covers reports whether a deny rule denies a token to the callers that it names, or to all where it names none.
@@ -35,9 +30,64 @@ func NamesCaller(rule api.DenyRule) bool {
 
 // DeniedToAll reports whether no caller whatever gets a token, by a deny rule or since their record is lost.
 func DeniedToAll(d *api.DenyStatus, token api.TokenStatus) bool {
-	return d != nil && d.Lost != "" ||
-		slices.ContainsFunc(RulesOn(d, token), func(rule api.DenyRule) bool { return !NamesCaller(rule) })
+	isForAll := func(rule api.DenyRule) bool { return !NamesCaller(rule) }
+	return d.IsLost() || slices.ContainsFunc(RulesOn(d, token), isForAll)
 }
+
+func (t explainer) deniedToAll() bool { return DeniedToAll(t.deny, t.token) }
+
+// denied lists the deny rules that take the token from some callers or from all.
+func (t explainer) denied() []string {
+	var texts []string
+	if t.deny.IsLost() {
+		texts = append(texts, "What is denied is not known: "+t.deny.Lost+".")
+	}
+	rules := RulesOn(t.deny, t.token)
+	for _, rule := range rules[:min(ShownChanges, len(rules))] {
+		texts = append(texts, capitalized(t.DenyText(t.now, rule))+" (ID "+rule.ID+").")
+	}
+	if more := len(rules) - ShownChanges; more > 0 {
+		texts = append(texts, "There are "+Counted(more, "rule")+" before these: perceptctl deny lists them.")
+	}
+	return texts
+}
+
+// othersDenied says that some callers get less than others, or "".
+func (t explainer) othersDenied() string {
+	if t.deniedToAll() || len(RulesOn(t.deny, t.token)) == 0 {
+		return ""
+	}
+	return "Callers that a deny rule names, as above, are refused (403, denied). " + NotRecalled
+}
+
+// endDenial says who ends what denies the token to everybody.
+func (t explainer) endDenial() string {
+	if t.deny.IsLost() {
+		return cmp.Or(t.deny.Mend, LostNext) + "."
+	}
+	var ids []string
+	byHub := false
+	for _, rule := range RulesOn(t.deny, t.token) {
+		switch {
+		case NamesCaller(rule):
+		case IsOfHub(rule):
+			byHub = true
+		default:
+			ids = append(ids, rule.ID)
+		}
+	}
+	text := ""
+	if len(ids) > 0 {
+		text = "When the denial is over: perceptctl deny lift " + strings.Join(ids, " ") + "."
+	}
+	if byHub {
+		text += " What IoT Hub denies is lifted in IoT Hub; where that cannot be: sudo perceptctl deny lift --from-hub."
+	}
+	return strings.TrimSpace(text)
+}
+
+// LostNext is what ends the denial of everything that a lost record of deny rules causes, whatever the hub does.
+const LostNext = "sudo perceptctl deny forget-lost ends that: what was on the lost record then denies nothing"
 
 // SetBy says who set a deny rule: "IoT Hub, twin version 12", "IoT Hub, direct method", "uid 0 (pid 7)".
 func SetBy(rule api.DenyRule) string {

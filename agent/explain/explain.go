@@ -18,7 +18,8 @@ type Story struct {
 	Summary  string          `json:"summary"`
 	Sections []Section       `json:"story"`
 	Token    api.TokenStatus `json:"token"`
-	Changes  []TokenChange   `json:"policy_changes"` // those that touch the token
+	Denied   bool            `json:"denied,omitempty"` // to everybody, by deny rules
+	Changes  []TokenChange   `json:"policy_changes"`   // those that touch the token
 }
 
 // Section is a paragraph of a story.
@@ -33,12 +34,15 @@ type explainer struct {
 	now     time.Time
 	token   api.TokenStatus
 	changes []TokenChange
+	deny    *api.DenyStatus
 }
 
 // Of puts together all that is known of a token, which is one of the status. Its times are by the clocks of times.
 func Of(times Times, status api.Status, token api.TokenStatus) Story {
-	t := explainer{Times: times, now: status.Now, token: token, changes: ChangesOf(token, status.Changes)}
-	e := Story{Now: status.Now, Summary: t.summary(), Token: token, Changes: t.changes}
+	t := explainer{
+		Times: times, now: status.Now, token: token, changes: ChangesOf(token, status.Changes), deny: status.Deny,
+	}
+	e := Story{Now: status.Now, Summary: t.summary(), Token: token, Denied: t.deniedToAll(), Changes: t.changes}
 	add := func(about string, texts ...string) {
 		for _, text := range texts {
 			if text != "" {
@@ -46,11 +50,12 @@ func Of(times Times, status api.Status, token api.TokenStatus) Story {
 			}
 		}
 	}
+	add("denied", t.denied()...)
 	add("token", t.lifetime(), t.principal(), t.claims(), t.claimChanges())
 	add("changed", t.policyChanges()...)
 	add("back end", t.backEnd(), t.rolloverPattern(), t.nextFetch())
 	add("current", t.currentBy(), t.fetchesPostponed(), t.inToken())
-	add("modules", t.modulesGet(), t.rejected())
+	add("modules", t.modulesGet(), t.othersDenied(), t.rejected())
 	add("to do", t.nextSteps())
 	add("times", "All times are in "+times.ZoneName(status.Now)+".")
 	return e
@@ -66,6 +71,10 @@ func (t explainer) tokenName() string { return t.token.Identity + "'s token for 
 func (t explainer) summary() string {
 	changed := t.latestChange()
 	switch {
+	case t.deny.IsLost():
+		return t.tokenName() + " is handed to nobody: the record of deny rules is lost."
+	case t.deniedToAll():
+		return t.tokenName() + " is denied to everybody, whatever the grants allow."
 	case !t.valid() && !t.token.HeldUntil.IsZero():
 		return t.token.Identity + " has no token for " + t.token.Resource +
 			", and none is fetched while a revocation is spreading."
@@ -297,8 +306,6 @@ func (t explainer) policyStateText(change TokenChange) string {
 	return ""
 }
 
-func capitalized(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
-
 // backEnd says what the back end does, and what it last answered.
 func (t explainer) backEnd() string {
 	text := "The back end keeps its own copy of a token for each resource for around 24 hours and hands that out; " +
@@ -454,6 +461,11 @@ func header(p api.Permissions) string {
 func (t explainer) modulesGet() string {
 	p := t.token.Permissions
 	switch {
+	case t.deny.IsLost():
+		return "Modules that ask are refused (503, deny_rules_lost) on every form until what was denied is known. " +
+			NotRecalled
+	case t.deniedToAll():
+		return "Modules that ask are refused (403, denied) on every form until the deny rule is lifted. " + NotRecalled
 	case !t.valid():
 		return "Modules that ask get an error that they may retry, until there is a token."
 	case t.lostRecord() != nil:
@@ -478,6 +490,9 @@ func (t explainer) rejected() string {
 
 // nextSteps says what the reader can do.
 func (t explainer) nextSteps() string {
+	if t.deniedToAll() {
+		return t.endDenial()
+	}
 	unmet := t.unmet()
 	i := slices.IndexFunc(unmet, func(change TokenChange) bool { return change.Record != "" })
 	if i < 0 || !t.valid() {

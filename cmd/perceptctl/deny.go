@@ -88,7 +88,7 @@ func (a *app) denyRules(ctx context.Context, asJSON bool) error {
 	if err != nil {
 		return err
 	}
-	return troubleIf(answer.Lost != "")
+	return troubleIf(answer.IsLost())
 }
 
 // denyRules lists deny rules: first what is wrong with their record, then what is set aside, then the rules.
@@ -131,7 +131,7 @@ func (s screen) denyRules(now time.Time, d api.DenyStatus) string {
 // denyRecord says that the record of deny rules is lost, and that what IoT Hub denies is set aside; or "".
 func (s screen) denyRecord(now time.Time, d api.DenyStatus) string {
 	text := ""
-	if d.Lost != "" {
+	if d.IsLost() {
 		text += s.Paragraph("lost: ", d.Lost, term.Bad)
 		if d.Mend != "" {
 			text += s.Paragraph("      ", d.Mend, term.Plain)
@@ -203,8 +203,8 @@ func (s screen) denied(rule api.DenyAnswer, tokens []api.TokenStatus, granted []
 	default:
 		expiry = fmt.Sprintf(", the last of the %d held here at %s", held, s.atRelative(rule.Now, last))
 	}
-	return text + "\n" + s.Paragraph("", "Tokens that are already in a module's hands cannot be recalled: they work until "+
-		"they expire"+expiry+". To end them, take the permissions away in Azure as well.", term.Warning) +
+	return text + "\n" + s.Paragraph("", "Tokens that are already in a module's hands cannot be recalled: they work "+
+		"until they expire"+expiry+". To end them, take the permissions away in Azure as well.", term.Warning) +
 		s.Paragraph("", "To lift it: perceptctl deny lift "+rule.ID, term.Plain)
 }
 
@@ -234,7 +234,7 @@ func (s screen) denyInForce(status api.Status) string {
 		return ""
 	}
 	text := s.denyRecord(status.Now, *status.Deny)
-	rules := explain.RulesInForce(status.Deny)
+	rules := status.Deny.InForce()
 	for _, rule := range rules[:min(shownRules, len(rules))] {
 		how, state := term.Bad, ""
 		if rule.Idle != "" {
@@ -254,23 +254,21 @@ func examineDeny(now time.Time, d *api.DenyStatus) (all []finding) {
 	if d == nil {
 		return nil
 	}
-	if d.Lost != "" {
-		all = append(all, finding{fail, what, "every request is refused: " + d.Lost, cmp.Or(d.Mend, lostNext)})
+	if d.IsLost() {
+		all = append(all, finding{fail, what, "every request is refused: " + d.Lost, cmp.Or(d.Mend, explain.LostNext)})
 	}
 	if !d.HubSetAsideOn.IsZero() {
 		all = append(all, finding{fail, what, "root set aside what IoT Hub denies, " +
 			explain.Duration(now.Sub(d.HubSetAsideOn)) + " ago: nothing that it sets is heeded",
 			"once IoT Hub is to be heeded again: sudo perceptctl deny heed-hub"})
 	}
-	if rules := explain.RulesInForce(d); len(rules) > 0 {
+	if rules := d.InForce(); len(rules) > 0 {
 		all = append(all, finding{note, what, plural(len(rules), "rule takes", "rules take") +
 			" tokens away, whatever the grants allow: " + ruleTexts(rules),
 			"perceptctl deny lists them, and who lifts them"})
 	}
 	return all
 }
-
-const lostNext = "sudo perceptctl deny forget-lost ends that: what was on the lost record then denies nothing"
 
 // ruleTexts lists the first of deny rules.
 func ruleTexts(rules []api.DenyRule) string {
@@ -286,7 +284,7 @@ func ruleTexts(rules []api.DenyRule) string {
 
 // reportedOfDeny reports whether examineDeny says a trouble, and more.
 func reportedOfDeny(d *api.DenyStatus, trouble string) bool {
-	return d != nil && (d.Lost != "" && strings.Contains(trouble, d.Lost) ||
+	return d != nil && (d.IsLost() && strings.Contains(trouble, d.Lost) ||
 		!d.HubSetAsideOn.IsZero() && strings.HasPrefix(trouble, "root has set aside what IoT Hub denies"))
 }
 
@@ -368,7 +366,7 @@ func (a *app) stillDenied(ctx context.Context) []api.DenyRule {
 	if err != nil {
 		return nil
 	}
-	return explain.RulesInForce(&left.DenyStatus)
+	return left.InForce()
 }
 
 // stillDenied says that other rules are still in force, or "".
@@ -412,7 +410,7 @@ func (s screen) hubSetAside(d api.DenyRules) string {
 	text += s.Paragraph("", "The journal and perceptctl status say so, and IoT Hub is told when it is connected. "+
 		"Rules of this device stay in force.", term.Plain)
 	text += s.Paragraph("", "To heed IoT Hub again: sudo perceptctl deny heed-hub", term.Plain)
-	return text + s.stillDenied(explain.RulesInForce(&d.DenyStatus))
+	return text + s.stillDenied(d.InForce())
 }
 
 func (a *app) heedHubCommand() *cobra.Command {
@@ -434,7 +432,7 @@ and what its twin says now follows when the hub has answered. It is for root.`,
 func (s screen) hubHeeded(d api.DenyRules) string {
 	text := s.Paragraph("heeded: ", "what IoT Hub sets counts again; what its twin says now follows when the hub has "+
 		"answered", term.Plain)
-	rules := explain.RulesInForce(&d.DenyStatus)
+	rules := d.InForce()
 	if len(rules) == 0 {
 		return text
 	}

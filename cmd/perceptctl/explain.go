@@ -82,7 +82,7 @@ func (s screen) explanation(e explain.Story) string {
 	const leadWidth = 10
 	how := term.Warning
 	switch {
-	case e.Token.ExpiresIn <= 0 || e.Token.Permissions.Withheld:
+	case e.Token.ExpiresIn <= 0 || e.Token.Permissions.Withheld || e.Denied:
 		how = term.Bad
 	case explain.IsCurrent(e.Token):
 		how = term.Good

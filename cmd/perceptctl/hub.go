@@ -59,7 +59,7 @@ func isReported(troubles []string, why string) bool {
 	return why != "" && slices.ContainsFunc(troubles, func(t string) bool { return strings.Contains(t, why) })
 }
 
-// hubName names the device as the hub knows it: "fleet.azure-devices.net/edge-17/percept"; "" where it is not known yet.
+// hubName names the device as the hub knows it: "fleet.azure-devices.net/edge-17/percept"; "" where it is not known.
 func hubName(h *api.HubStatus) string {
 	return strings.Trim(strings.Join([]string{h.Hub, h.Device, h.Module}, "/"), "/")
 }

@@ -95,26 +95,58 @@ func limitationText(b attest.Limitation) string {
 // statusText is the status text of now, and whether it tells of trouble.
 func (d *daemon) statusText() (text string, troubled bool) {
 	_, crowded := d.server.Connections()
-	trouble := append(d.describe().Trouble, crowded...)
+	own := d.describe()
+	trouble := append(own.Trouble, crowded...)
 	s := d.agent.Status()
+	s.Hub = own.Hub
 	return statusText(s, d.backend.simulator != nil || s.Simulated, trouble), len(trouble)+len(s.Trouble) > 0
 }
 
-// statusText is what systemctl status shows of the daemon: trouble first, then what it holds.
+// statusText is what systemctl status shows of the daemon: what is denied, then trouble, then what it holds, and in the
+// end what is to be known of IoT Hub that the trouble does not show.
 func statusText(s api.Status, opensNothing bool, trouble []string) string {
 	var parts []string
 	if opensNothing {
 		parts = append(parts, "SIMULATED")
 	}
-	trouble = append(trouble, s.Trouble...)
-	switch len(trouble) {
-	case 0:
-	case 1:
-		parts = append(parts, "trouble: "+trouble[0])
-	default:
-		parts = append(parts, fmt.Sprintf("trouble: %s (and %d more, see perceptctl status)",
-			trouble[0], len(trouble)-1))
+	if n := len(s.Deny.InForce()); n > 0 {
+		parts = append(parts, count(n, "deny rule", "deny rules"))
 	}
+	shown := troubleText(slices.Concat(trouble, s.Trouble))
+	if shown != "" {
+		parts = append(parts, shown)
+	}
+	parts = append(parts, holdingText(s))
+	if s.Deny != nil && !s.Deny.HubSetAsideOn.IsZero() {
+		parts = append(parts, "IoT Hub set aside")
+	}
+	if s.Hub != nil && !s.Hub.Connected && !strings.Contains(shown, "IoT Hub is not connected") {
+		parts = append(parts, "IoT Hub not connected")
+	}
+	return strings.Join(parts, "; ")
+}
+
+// troubleText shows the first trouble and counts the others; "" where there is none. That of IoT Hub comes last, since
+// tokens are served without it.
+func troubleText(troubles []string) string {
+	isOfHub := func(trouble string) int {
+		if strings.HasPrefix(trouble, "IoT Hub") || strings.HasPrefix(trouble, "what IoT Hub") {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(troubles, func(a, b string) int { return isOfHub(a) - isOfHub(b) })
+	switch len(troubles) {
+	case 0:
+		return ""
+	case 1:
+		return "trouble: " + troubles[0]
+	}
+	return fmt.Sprintf("trouble: %s (and %d more, see perceptctl status)", troubles[0], len(troubles)-1)
+}
+
+// holdingText counts identities and tokens, and says when the next token is refreshed.
+func holdingText(s api.Status) string {
 	valid, stale, withheld := 0, 0, 0
 	var next time.Time
 	for _, token := range s.Tokens {
@@ -142,7 +174,7 @@ func statusText(s api.Status, opensNothing bool, trouble []string) string {
 	if !next.IsZero() {
 		held += ", next refresh " + next.UTC().Format("Jan 2 15:04 UTC")
 	}
-	return strings.Join(append(parts, held), "; ")
+	return held
 }
 
 func count(n int, one, many string) string {

@@ -73,6 +73,37 @@ func TestStaleInStatusText(t *testing.T) {
 	}
 }
 
+// TestDenyAndHubInStatusText shows that what is denied comes first, and that a hub that is gone crowds nothing out.
+func TestDenyAndHubInStatusText(t *testing.T) {
+	t.Parallel()
+	rules := &api.DenyStatus{Rules: []api.DenyRule{{ID: "a", Origin: api.DenyTwin}, {ID: "b"}}}
+	aside := &api.DenyStatus{HubSetAsideOn: time.Unix(1e9, 0),
+		Rules: []api.DenyRule{{ID: "a", Origin: api.DenyTwin, SetAside: true}, {ID: "b"}}}
+	up := &api.HubStatus{Connected: true}
+	const gone = "IoT Hub is not connected since Nov 23 11:48 UTC: no such host"
+	const refused = "what IoT Hub sets is refused, version 3 of the twin's desired properties: deny[0]"
+	for want, row := range map[string]struct {
+		status  api.Status
+		trouble []string
+	}{
+		"0 identities, 0 tokens":               {api.Status{Deny: &api.DenyStatus{}, Hub: up}, nil},
+		"2 deny rules; 0 identities, 0 tokens": {api.Status{Deny: rules}, nil},
+		"1 deny rule; 0 identities, 0 tokens; IoT Hub set aside": {
+			api.Status{Deny: aside, Hub: up}, nil},
+		"0 identities, 0 tokens; IoT Hub not connected": {api.Status{Hub: &api.HubStatus{}}, nil},
+		"trouble: " + gone + "; 0 identities, 0 tokens": {api.Status{Hub: &api.HubStatus{}}, []string{gone}},
+		"2 deny rules; trouble: no key (and 2 more, see perceptctl status); 0 identities, 0 tokens; IoT Hub not " +
+			"connected": {
+			api.Status{Deny: rules, Hub: &api.HubStatus{}, Trouble: []string{"no key"}}, []string{gone, refused}},
+		"trouble: " + refused + "; 0 identities, 0 tokens": {
+			api.Status{Hub: up}, []string{refused}},
+	} {
+		if got := statusText(row.status, false, row.trouble); got != want {
+			t.Errorf("%q\nwant %q", got, want)
+		}
+	}
+}
+
 // serviceManager returns what tells a service manager of its own, the path of that one's socket, and a function that
 // returns what was told since its last call.
 func serviceManager(t *testing.T) (notify systemd.Notify, path string, told func() []string) {
