@@ -8,7 +8,9 @@ type WhoAmI struct {
 	Unattested *Unattested `json:"unproved,omitempty"` // what is missing, when not proved
 	Caller     Caller      `json:"caller"`             // as far as it is known
 	Grants     []Grant     `json:"grants"`             // those that decide over it; none: it gets nothing
-	Now        time.Time   `json:"now"`
+	// Denied is what deny rules in force take from it, whatever is granted.
+	Denied []DenyTarget `json:"denied,omitempty"`
+	Now    time.Time    `json:"now"`
 }
 
 // Unattested is why it could not be proved who calls.

@@ -13,14 +13,16 @@ import (
 
 // RulesOn returns the deny rules that deny a token to some caller now, or to all, the latest first.
 func RulesOn(d *api.DenyStatus, token api.TokenStatus) []api.DenyRule {
-	isOther := func(rule api.DenyRule) bool { return rule.Idle != "" || !Covers(rule, token) }
-	return slices.DeleteFunc(d.InForce(), isOther)
+	return slices.DeleteFunc(d.InForce(), func(rule api.DenyRule) bool {
+		return rule.Idle != "" || !Covers(rule.DenyTarget, token.Identity, token.Resource)
+	})
 }
 
-// Covers reports whether a deny rule denies a token to the callers that it names, or to all where it names none.
-func Covers(rule api.DenyRule, token api.TokenStatus) bool {
-	return rule.All || (rule.Identity == "" || rule.Identity == token.Identity) &&
-		(rule.Resource == "" || tokencache.Canonical(rule.Resource) == tokencache.Canonical(token.Resource))
+// Covers reports whether a deny rule's target is about an identity's token for a resource: it denies that to the callers
+// that it names, or to all where it names none.
+func Covers(target api.DenyTarget, identity, resource string) bool {
+	return target.All || (target.Identity == "" || target.Identity == identity) &&
+		(target.Resource == "" || tokencache.Canonical(target.Resource) == tokencache.Canonical(resource))
 }
 
 // NamesCaller reports whether a deny rule is about some callers only.

@@ -191,7 +191,7 @@ func (s screen) denied(rule api.DenyAnswer, tokens []api.TokenStatus, granted []
 	}
 	held, last := 0, time.Time{}
 	for _, token := range tokens {
-		if token.ExpiresIn > 0 && explain.Covers(rule.DenyRule, token) {
+		if token.ExpiresIn > 0 && explain.Covers(rule.DenyTarget, token.Identity, token.Resource) {
 			held, last = held+1, latest(last, token.ExpiresOn)
 		}
 	}
@@ -214,9 +214,7 @@ func callersGranted(rule api.DenyRule, granted []api.Grant) (callers []string) {
 		return nil
 	}
 	for _, g := range granted {
-		isNamed := func(resource string) bool {
-			return explain.Covers(rule, api.TokenStatus{Identity: g.Identity, Resource: resource})
-		}
+		isNamed := func(resource string) bool { return explain.Covers(rule.DenyTarget, g.Identity, resource) }
 		if slices.ContainsFunc(g.Resources, isNamed) && !slices.Contains(callers, g.Caller) {
 			callers = append(callers, g.Caller)
 		}
@@ -258,7 +256,7 @@ func examineDeny(now time.Time, d *api.DenyStatus) (all []finding) {
 		all = append(all, finding{fail, what, "every request is refused: " + d.Lost, cmp.Or(d.Mend, explain.LostNext)})
 	}
 	if !d.HubSetAsideOn.IsZero() {
-		all = append(all, finding{fail, what, "root set aside what IoT Hub denies, " +
+		all = append(all, finding{note, what, "root set aside what IoT Hub denies, " +
 			explain.Duration(now.Sub(d.HubSetAsideOn)) + " ago: nothing that it sets is heeded",
 			"once IoT Hub is to be heeded again: sudo perceptctl deny heed-hub"})
 	}
@@ -284,8 +282,7 @@ func ruleTexts(rules []api.DenyRule) string {
 
 // reportedOfDeny reports whether examineDeny says a trouble, and more.
 func reportedOfDeny(d *api.DenyStatus, trouble string) bool {
-	return d != nil && (d.IsLost() && strings.Contains(trouble, d.Lost) ||
-		!d.HubSetAsideOn.IsZero() && strings.HasPrefix(trouble, "root has set aside what IoT Hub denies"))
+	return d.IsLost() && strings.Contains(trouble, d.Lost)
 }
 
 func (a *app) liftCommand() *cobra.Command {

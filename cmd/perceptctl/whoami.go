@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -20,8 +22,8 @@ func (a *app) whoamiCommand() *cobra.Command {
 and groups, as far as they were proved, and the grants that decide over it. Run
 it as the caller in question: in its container, in its service, as its user.
 
-The exit status is 4 when nothing is granted, or when perceptd could not prove
-who calls.`,
+The exit status is 4 when nothing is granted, when all that is granted is denied, or
+when perceptd could not prove who calls.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.whoami(ctx, asJSON) }),
 	}
@@ -54,8 +56,24 @@ func (a *app) whoami(ctx context.Context, asJSON bool) error {
 	case len(answer.Grants) == 0:
 		return &hintedError{deniedError(api.CodeNotGranted, "nothing is granted to this caller"),
 			"an administrator can add a [[grant]] for it; perceptctl grants lists those there are"}
+	case !slices.ContainsFunc(answer.Grants, func(g api.Grant) bool { return grantsSomething(g, answer.Denied) }):
+		return &hintedError{deniedError(api.CodeDenied, "all that is granted to this caller is denied"),
+			"an administrator sees the deny rules, and how they are lifted, with perceptctl deny"}
 	}
 	return nil
+}
+
+// grantsSomething reports whether a grant names a resource that is not denied.
+func grantsSomething(g api.Grant, denied []api.DenyTarget) bool {
+	return slices.ContainsFunc(g.Resources, func(resource string) bool {
+		return !isDenied(g.Identity, resource, denied)
+	})
+}
+
+func isDenied(identity, resource string, denied []api.DenyTarget) bool {
+	return slices.ContainsFunc(denied, func(target api.DenyTarget) bool {
+		return explain.Covers(target, identity, resource)
+	})
 }
 
 // whoami lays out how a caller is seen: what is missing first, then the caller, then its grants.
@@ -71,15 +89,23 @@ func (s screen) whoami(w api.WhoAmI) string {
 	for _, fact := range factsOf(w.Caller) {
 		text += s.fact(fact)
 	}
+	for _, target := range w.Denied {
+		text += s.Paragraph("denied      ", target.String()+", by a deny rule, whatever is granted", term.Bad)
+	}
 	if len(w.Grants) == 0 {
 		return text
 	}
 	columns := []term.Column{{Title: "GRANTED TO", Shrinks: true}, {Title: "IDENTITY", Shrinks: true},
-		{Title: "RESOURCE", Shrinks: true}}
+		{Title: "RESOURCE", Shrinks: true}, {Title: ""}}
 	var rows []term.Row
 	for _, g := range w.Grants {
 		for _, resource := range g.Resources {
-			rows = append(rows, term.Row{Cells: []term.Cell{{Text: g.Caller}, {Text: g.Identity}, {Text: resource}}})
+			mark := ""
+			if isDenied(g.Identity, resource, w.Denied) {
+				mark = "denied"
+			}
+			rows = append(rows, term.Row{Cells: []term.Cell{{Text: g.Caller}, {Text: g.Identity}, {Text: resource},
+				{Text: mark, Style: term.Bad}}})
 		}
 	}
 	return text + "\n" + s.Table(columns, rows)
