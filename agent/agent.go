@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"perceptd/agent/api"
+	"perceptd/agent/deny"
 	"perceptd/tokencache"
 )
 
@@ -84,6 +85,8 @@ type Agent struct {
 	served, denied, invalid, failed atomic.Int64
 	audit                           audit
 
+	deny denyRules
+
 	naming        sync.Mutex        // one policy change at a time gets its ID, or is withdrawn; protects what follows
 	deferred      *deferredRecovery // what has still to be read and may name policy changes; nil: nothing has
 	twin          sync.Mutex        // one SetTwinChanges at a time; protects twinSeen
@@ -110,7 +113,9 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed}
 	a.audit.open(o.Log, a.clock)
+	a.deny.lookup = lookupUser
 	a.simulated.expected = o.Simulated
+	compiled.denied = deny.Compile(a.deny.record, a.deny.namesIn(compiled))
 	a.rules.Store(compiled)
 	kept := o.recordCopies()
 	before := kept.recover(o.Record, o.LostRecord, o.now(a.clock), o.Rules)

@@ -20,6 +20,7 @@ const (
 	MessageGranted      = "51a68065337a311afdae5715d2c88a40" // the first token for a caller, identity and resource
 	MessageChanged      = "9bfec3be9d5fc8cbdf4c5f661007d2db" // the next, if the caller's attested identity differs
 	MessageDenied       = "b9bd9252ad6b85f84e3147969fbf07b8"
+	MessageDeniedByRule = "d06e5b7f31c94c28a2f87d4be9105c3a" // a deny rule took away what a grant allows
 	MessageSecretIssued = "0f6a31c29d7b4b0c8d0e9a53b7e2c461" // a header secret of the loopback listener was handed out
 	MessageUnattested   = "84819a3f40d0fd6a5272f8deb3a657b1" // a caller could not be attested
 )
@@ -164,17 +165,20 @@ func (a *audit) allowed(rules *ruleset, caller *grants.Caller, granted grants.Gr
 // refused records err if it is a denial.
 func (a *audit) refused(rules *ruleset, caller *grants.Caller, r grants.Request, err error) {
 	var refusal *Error
-	if errors.As(err, &refusal) && refusal.Code == api.CodeNotGranted {
-		a.denied(rules, caller, r)
+	if errors.As(err, &refusal) && refusal.isDenial() {
+		a.denied(rules, caller, r, refusal)
 	}
 }
 
-// denied records that no grant allows r.
-func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request) {
+// denied records that no grant allows r, or that a deny rule takes it away.
+func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, refusal *Error) {
 	r.Resource = grants.TrimScope(r.Resource)
 	asked := r.IdentityText()
 	key := denialKey{access: access{auditKeyOf(caller), asked, r.Resource}}
-	reason := func() string { return rules.WhyNot(caller, r) }
+	message, reason := MessageDenied, func() string { return rules.WhyNot(caller, r) }
+	if refusal.Code == api.CodeDenied {
+		message, reason = MessageDeniedByRule, refusal.Error
+	}
 	a.mu.Lock()
 	a.forgetGrantsLocked(rules, caller, r)
 	why, skipped, write := a.recordDenialLocked(key, caller, reason)
@@ -183,7 +187,7 @@ func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request) 
 		return
 	}
 	fields := append(callerFields(caller), zap.String("identity", asked), zap.String("resource", r.Resource),
-		zap.String("decision", "denied"), zap.String("reason", why), zap.String("message_id", MessageDenied))
+		zap.String("decision", "denied"), zap.String("reason", why), zap.String("message_id", message))
 	a.log.Warn("token denied", append(fields, leftOut(skipped)...)...)
 }
 

@@ -29,6 +29,9 @@ func (e *Error) isInvalid() bool {
 	return e.Code == api.CodeBadRequest || e.Code == api.CodeUnknownIdentity || e.Code == api.CodeAmbiguous
 }
 
+// isDenial reports whether the caller may not have what it asks for, by the grants or by a deny rule.
+func (e *Error) isDenial() bool { return e.Code == api.CodeNotGranted || e.Code == api.CodeDenied }
+
 // passes reports whether waiting helps.
 func (e *Error) passes() bool {
 	switch e.Code {

@@ -23,7 +23,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	before := a.rules.Swap(compiled)
+	before := a.putInForce(compiled)
 	a.cache.SetPropagationDelay(rules.Spread)
 	a.cache.SetAlternates(rules.Alternates)
 	a.applyLostEffect(rules)

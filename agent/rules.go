@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/agent/deny"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
 )
@@ -70,10 +71,11 @@ func (r Rules) Validate() error {
 	return errors.Join(faults...)
 }
 
-// ruleset is Rules in force. It never changes: a reload makes a new one.
+// ruleset is Rules in force. It never changes: a reload, or another deny rule, makes a new one.
 type ruleset struct {
 	Rules
 	*grants.Authorizer
+	denied *deny.List // what takes away what the grants allow
 }
 
 func (r Rules) compile() (*ruleset, error) {
@@ -85,8 +87,17 @@ func (r Rules) compile() (*ruleset, error) {
 
 // authorize returns the identity that a request is for, with the grant that allows it, or why caller may not have it.
 func (s *ruleset) authorize(caller *grants.Caller, r grants.Request) (grants.GrantedIdentity, *Error) {
+	if why := s.denied.Lost(); why != "" {
+		return grants.GrantedIdentity{}, lostError(why)
+	}
 	granted, denial := s.Authorize(caller, r)
-	return granted, refusalOf(denial)
+	if denial != nil {
+		return granted, refusalOf(denial)
+	}
+	if rule := s.denied.Denies(caller, granted.Identity, r.Resource); rule != nil {
+		return grants.GrantedIdentity{}, deniedError(rule, caller, granted.Identity, r.Resource)
+	}
+	return granted, nil
 }
 
 // refusalOf turns a denial by the grants into the answer to a caller.
@@ -203,12 +214,20 @@ func (s *ruleset) changes(before *ruleset) []string {
 	return append(all, s.AlternateChanges(before.Authorizer)...)
 }
 
-// Decide returns what the grants in force say to a request, and what the caller would be refused with. It fetches
-// nothing and counts nothing.
+// Decide returns what the grants in force say to a request, unless a deny rule takes the token away, and what the
+// caller would be refused with. It fetches nothing and counts nothing.
 func (a *Agent) Decide(caller grants.Caller, r grants.Request) (grants.Decision, *Error) {
 	r.Resource = grants.TrimScope(r.Resource)
-	d := a.rules.Load().Decide(&caller, r)
-	return d, refusalOf(d.Denial)
+	rules := a.rules.Load()
+	d := rules.Decide(&caller, r)
+	if !d.Allowed {
+		return d, refusalOf(d.Denial)
+	}
+	_, refusal := rules.authorize(&caller, r)
+	if refusal != nil {
+		d.Allowed, d.Reason = false, refusal.Detail
+	}
+	return d, refusal
 }
 
 // GrantsFor returns the grants that decide about a caller, in the order of the configuration: all that it may have.

@@ -24,6 +24,10 @@ func (a *Agent) Status() api.Status {
 		Ready: true, Identities: a.identities(rules), Tokens: []api.TokenStatus{}, Changes: a.Changes(),
 		Requests: a.Counts(), Denials: a.audit.recentDenials(), Clock: clockStatusOf(a.cache.ClockStatus()),
 	}
+	denied := a.DenyStatus()
+	if s.Deny = &denied; denied.Lost != "" {
+		s.Trouble = append(s.Trouble, "every request is refused: "+denied.Lost)
+	}
 	keys := a.cachedKeys(rules)
 	for _, key := range keys {
 		s.Tokens = append(s.Tokens, tokenStatusOf(key))

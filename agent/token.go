@@ -60,9 +60,9 @@ func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Ans
 	}
 	var refusal *Error
 	switch {
-	case errors.As(err, &refusal) && refusal.Code == api.CodeNotGranted:
+	case errors.As(err, &refusal) && refusal.isDenial():
 		a.denied.Add(1)
-		a.audit.denied(a.rules.Load(), &caller, r.Request)
+		a.audit.refused(a.rules.Load(), &caller, r.Request, err)
 	case refusal != nil && refusal.isInvalid():
 		a.invalid.Add(1)
 	default:
@@ -84,7 +84,7 @@ func (a *Agent) answer(ctx context.Context, caller *grants.Caller, r Request) (A
 		MinTTL: r.MinTTL, MinTTLRequired: r.MinTTLRequired, IssuedAfter: r.IssuedAfter,
 		Alternates: rules.AlternatesFor(caller, identity, r.Resource),
 	})
-	if a.rules.Load() != rules { // a reload changed them while the caller waited
+	if a.rules.Load() != rules { // a reload or a deny rule changed them while the caller waited
 		return a.answer(ctx, caller, r)
 	}
 	if err != nil {
@@ -145,7 +145,7 @@ func waitForChange(ctx context.Context, changed <-chan struct{}, missing bool) b
 }
 
 // Peek describes, without its text, the token that r would be answered with now. It returns a channel that is closed
-// when that may have changed. It checks the grants at every call. It fetches nothing, but the cache counts it as a
+// when that may have changed, also by a reload or a deny rule. It checks the grants at every call. It fetches nothing, but the cache counts it as a
 // request for the token. The error is an *Error.
 func (a *Agent) Peek(caller grants.Caller, r Request) (info api.WatchEvent, changed <-chan struct{}, err error) {
 	named := r.Resource
@@ -158,12 +158,16 @@ func (a *Agent) Peek(caller grants.Caller, r Request) (info api.WatchEvent, chan
 
 // peek is Peek without a trace in the audit.
 func (a *Agent) peek(caller *grants.Caller, r Request) (api.WatchEvent, <-chan struct{}, error) {
-	granted, refusal := a.rules.Load().authorize(caller, r.Request)
+	rules := a.rules.Load()
+	granted, refusal := rules.authorize(caller, r.Request)
 	if refusal != nil {
 		return api.WatchEvent{}, nil, refusal
 	}
 	identity := granted.Identity
 	held, changed, err := a.cache.Peek(tokencache.Key{Selector: identity.Selector(), Resource: r.Resource})
+	if a.rules.Load() != rules { // what woke others for them may have come before changed
+		return a.peek(caller, r)
+	}
 	if err != nil {
 		return api.WatchEvent{}, nil, a.callerError(identity, r.Resource, err)
 	}

@@ -139,6 +139,15 @@ func (c *Cache) Peek(key Key) (TokenInfo, <-chan struct{}, error) {
 	}, e.changed, nil
 }
 
+// Wake closes every channel that Peek has returned: who may have what is held has changed.
+func (c *Cache) Wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		e.notify()
+	}
+}
+
 // Status returns what people may know of every key, in no order.
 func (c *Cache) Status() []Status {
 	all, judged, ids := c.status()

@@ -21,6 +21,8 @@ const (
 	CodeDenyRulesLost Code = "deny_rules_lost"
 	// CodeUnknownDenyRule is 404: there is no deny rule of that ID.
 	CodeUnknownDenyRule Code = "unknown_deny_rule"
+	// CodeTooManyDenyRules is 422: that side may set no more, and none of what it wanted is set.
+	CodeTooManyDenyRules Code = "too_many_deny_rules"
 	// CodeNotRoot is 403: that is for root on this device alone.
 	CodeNotRoot Code = "not_root"
 )

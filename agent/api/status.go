@@ -26,6 +26,8 @@ var StatusOf = map[Code]int{
 	CodeUnknownDenyRule: 404,
 	CodeNotRoot:         403,
 
+	CodeTooManyDenyRules: 422,
+
 	CodeUnknownMethod: 404,
 	CodeNotCached:     404,
 	CodeHubSetAside:   403,

@@ -71,6 +71,9 @@ const viaSecret = "header secret"
 func CallerBySecret(subject grants.Match, uid uint32, unknown error) (grants.Caller, error) {
 	c := subject.Caller()
 	c.Via = viaSecret + ", " + DescribeTCPPeer(uid, unknown)
+	if unknown == nil && subject.UID == nil {
+		c.Peer = &uid
+	}
 	switch {
 	case subject.UID == nil:
 		return c, nil

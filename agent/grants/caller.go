@@ -36,6 +36,10 @@ type Caller struct {
 
 	// Via describes how the caller was identified, if not by its socket. Empty: by its socket.
 	Via string
+
+	// Peer is the uid that the kernel gives for the other end of a connection on which a header secret identified the
+	// caller. It says nothing of what the caller was granted. Nil: it is not known, or UID says it.
+	Peer *uint32
 }
 
 // Container is what the container engine says about a container.

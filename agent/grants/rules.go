@@ -70,6 +70,9 @@ var (
 	validGUID = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 )
 
+// IsName reports whether an identity or a module may have that name.
+func IsName(text string) bool { return validName.MatchString(text) }
+
 // IsGUID reports whether text is a GUID, as identities, applications and tenants have one.
 func IsGUID(text string) bool { return validGUID.MatchString(text) }
 

@@ -25,7 +25,7 @@ func (s *Server) Status(own api.Status) api.Status {
 	own.Config.Files = emptyIfNil(own.Config.Files)
 	own.Callers.Limitations = emptyIfNil(own.Callers.Limitations)
 	own.Identities, own.Tokens, own.Changes = state.Identities, state.Tokens, state.Changes
-	own.Denials, own.Requests = state.Denials, state.Requests
+	own.Denials, own.Requests, own.Deny = state.Denials, state.Requests, state.Deny
 	own.Requests.Denied += s.denied.Load()
 	own.Requests.Invalid += s.invalid.Load()
 	own.Requests.Failed += s.failed.Load()

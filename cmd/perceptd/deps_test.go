@@ -29,10 +29,10 @@ var mayImport = map[string]struct {
 	reason string
 }{
 	"tokencache": {nil, "the cache is pure: tests prove it in virtual time, with nothing of the device in it"},
-	"agent": {[]string{"agent/api", "agent/grants", "tokencache"},
+	"agent": {[]string{"agent/api", "agent/deny", "agent/grants", "tokencache"},
 		"it puts cache, grants and audit together; who calls, and over what, other packages find out"},
 	"agent/grants": {[]string{"tokencache"}, "it decides by values alone, so that a table of values tests it"},
-	"agent/deny":   {nil, "it compares values, and neither reads nor writes anything"},
+	"agent/deny":   {[]string{"agent/grants", "tokencache"}, "it compares values, and neither reads nor writes anything"},
 	"agent/api": {[]string{"agent/deny", "tokencache"},
 		"the wire contract names values of the cache and of deny rules by alias, and costs its importers nothing else"},
 	"agent/explain": {[]string{"agent/api", "tokencache"},

@@ -1,0 +1,58 @@
+package agent
+
+import (
+	"fmt"
+	"time"
+
+	"perceptd/agent/api"
+	"perceptd/agent/deny"
+	"perceptd/agent/grants"
+)
+
+// deniedError says which rule takes a token away, and how it is lifted.
+func deniedError(rule *deny.Rule, caller *grants.Caller, identity *grants.Identity, resource string) *Error {
+	note := ""
+	if rule.Note != "" {
+		note = fmt.Sprintf(" (%s)", rule.Note)
+	}
+	return &Error{Code: api.CodeDenied, Detail: fmt.Sprintf(
+		"a deny rule takes tokens of identity %q for %s away from %v, whatever the grants allow: %s denies %v since "+
+			"%s%s; %s", identity.Name, resource, *caller, setBy(rule), rule.Target, formatTime(rule.Since), note,
+		liftedHow(*rule))}
+}
+
+// setBy says which side set a rule.
+func setBy(rule *deny.Rule) string {
+	switch rule.Origin {
+	case deny.Twin:
+		return fmt.Sprintf("the device's twin in IoT Hub, version %d,", rule.Twin)
+	case deny.Method:
+		return "a direct method from IoT Hub"
+	}
+	return "an administrator of this device"
+}
+
+// liftedHow says what lifts a rule.
+func liftedHow(rule deny.Rule) string {
+	const aside = "where that cannot be, root can set the hub aside: perceptctl deny lift --from-hub"
+	switch rule.Origin {
+	case deny.Twin:
+		return "take it out of percept.deny in the desired properties of the twin to lift it; " + aside
+	case deny.Method:
+		return fmt.Sprintf("the direct method percept.deny with \"lift\": %q lifts it; %s", rule.ID, aside)
+	}
+	return "perceptctl deny lift " + rule.ID + " on this device lifts it"
+}
+
+// lostError is what every request is answered while it is not known what is denied.
+func lostError(why string) *Error {
+	return &Error{Code: api.CodeDenyRulesLost, RetryAfter: lostRetryAfter, Detail: fmt.Sprintf(
+		"which tokens are denied on this device is not known, so that none is handed out: %s; %s", why, lostMend)}
+}
+
+// lostRetryAfter is when to ask again while a record is lost: the hub may have answered by then.
+const lostRetryAfter = 5 * time.Second
+
+// lostMend says what ends that a record is lost.
+const lostMend = "it ends when IoT Hub has answered, where [iothub] is configured and not set aside; else deny again " +
+	"what is to stay denied, and then, as root: perceptctl deny forget-lost"

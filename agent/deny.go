@@ -1,0 +1,336 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent/api"
+	"perceptd/agent/deny"
+)
+
+// IDs of the journal's entries about deny rules. They never change.
+const (
+	MessageDenyRuleSet    = "7d2c40f1b9e54a6f8c13e0a95b6d7f28" // a deny rule takes tokens away
+	MessageDenyRuleLifted = "e85b1f3c6a0d4972b4c8d27e019f5a63" // it does no longer
+	MessageHubSetAside    = "3fa9c6d2804b4e17a5d1b07c92e86f4d" // root set aside what IoT Hub sets
+	MessageHubHeeded      = "c1047eb85d2f4b39908a6ef3d75c2b16" // it is heeded again
+)
+
+// denyRules are the deny rules in force.
+type denyRules struct {
+	lookup func(name string) (uid uint32, found bool, err error)
+
+	mu     sync.Mutex   // one change of rules at a time: deny rules, or a reload; protects what follows
+	record deny.Record  // what is in force
+	twin   deny.HubSide // that was read last since the start
+}
+
+// lookupUser returns the uid of a user of this device.
+func lookupUser(name string) (uid uint32, found bool, err error) {
+	account, err := user.Lookup(name)
+	if _, unknown := errors.AsType[user.UnknownUserError](err); unknown {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	id, err := strconv.ParseUint(account.Uid, 10, 32)
+	return uint32(id), err == nil, err
+}
+
+// namesIn returns what names in deny rules mean with these rules.
+func (d *denyRules) namesIn(rules *ruleset) deny.Names {
+	return deny.Names{Rules: rules.Rules.Rules, LookupUser: d.lookup}
+}
+
+// putInForce puts rules in force, with the deny rules, and returns those before.
+func (a *Agent) putInForce(rules *ruleset) (before *ruleset) {
+	a.deny.mu.Lock()
+	defer a.deny.mu.Unlock()
+	rules.denied = deny.Compile(a.deny.record, a.deny.namesIn(rules))
+	before = a.rules.Swap(rules)
+	a.cache.Wake()
+	return before
+}
+
+// changeDenyRules puts what change makes of the record in force, if that differs, and then saves it. The error is that
+// of change, or that the record could not be saved, with done for what is in force all the same.
+func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Record, error)) error {
+	a.deny.mu.Lock()
+	after, err := change(a.deny.record)
+	if err != nil || after.Equal(a.deny.record) {
+		a.deny.mu.Unlock()
+		return err
+	}
+	a.enforceLocked(after)
+	a.deny.mu.Unlock()
+	a.cache.Wake()
+	a.changed()
+	return nil
+}
+
+// enforceLocked puts a record in force, as a newer version of the one before.
+func (a *Agent) enforceLocked(record deny.Record) {
+	record.Generation = a.deny.record.Generation + 1
+	a.deny.record = record
+	rules := *a.rules.Load()
+	rules.denied = deny.Compile(record, a.deny.namesIn(&rules))
+	a.rules.Store(&rules)
+}
+
+// Deny takes tokens away at once, whatever the grants allow. by says who wants that, for the log and the record. A rule
+// of the same side that denies the same already is returned as it is. The error is an *Error; with CodeNotKept the rule
+// is in force all the same, and returned.
+func (a *Agent) Deny(by string, origin api.DenyOrigin, r api.DenyRequest) (api.DenyRule, error) {
+	if err := CheckDeny(r); err != nil {
+		return api.DenyRule{}, err
+	}
+	hub := hubOf(origin, by)
+	var set deny.Rule
+	var known bool
+	err := a.changeDenyRules("the rule is in force", func(record deny.Record) (deny.Record, error) {
+		if origin != deny.Local && record.IsSetAside(hub) {
+			return record, errHubSetAside(record)
+		}
+		id := newID()
+		for _, taken := record.Find(id); taken; _, taken = record.Find(id) {
+			id = newID()
+		}
+		after, rule, err := record.Add(deny.Rule{
+			ID: id, Target: r.DenyTarget, Origin: origin, Note: r.Note, Since: api.Time(a.clock.Wall()), By: by, Hub: hub,
+		})
+		if err != nil {
+			return record, tooManyDenyRules(err)
+		}
+		set, known = rule, rule.ID != id
+		return after, nil
+	})
+	if !known && set.ID != "" {
+		a.logDenyRule("deny rule set", by, set, MessageDenyRuleSet)
+	}
+	return a.describeDenyRule(set), err
+}
+
+// LiftDeny lifts a deny rule that the same side has set, and returns it as it was. by says who wants that, for the log.
+// The error is an *Error; with CodeNotKept the rule is lifted all the same.
+func (a *Agent) LiftDeny(by string, origin api.DenyOrigin, id string) (api.DenyRule, error) {
+	hub := hubOf(origin, by)
+	var was deny.Rule
+	err := a.changeDenyRules("the rule is lifted", func(record deny.Record) (deny.Record, error) {
+		if origin != deny.Local && record.IsSetAside(hub) {
+			return record, errHubSetAside(record)
+		}
+		after, rule, err := record.Lift(origin, id)
+		switch {
+		case errors.Is(err, deny.ErrUnknown):
+			return record, &Error{Code: api.CodeUnknownDenyRule, Detail: fmt.Sprintf(
+				"no deny rule %q is on record: perceptctl deny lists those that are", truncate(id, 64))}
+		case err != nil:
+			return record, badChange("deny rule %q is not lifted from here: %s", truncate(id, 64), liftedHow(rule))
+		}
+		was = rule
+		return after, nil
+	})
+	if was.ID != "" {
+		a.logDenyRule("deny rule lifted", by, was, MessageDenyRuleLifted)
+	}
+	return a.describeDenyRule(was), err
+}
+
+// TightenTwinDeny denies at once what a notification of the twin names besides what is denied already. It lifts nothing:
+// SetTwinDeny does, when the whole twin was read. hub is this device's identity there, and version that of the desired
+// properties. A notification that is older than the twin that was read last changes nothing. The error is an *Error; but
+// for CodeNotKept nothing was done.
+func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version int64) error {
+	from := deny.HubSide{Hub: hub, Version: version}
+	wanted, refusal := wantedRules(targets)
+	if refusal != nil {
+		return refusal
+	}
+	return a.changeTwinRules(func(record deny.Record) (deny.Record, error) {
+		if read := a.deny.twin; read.Hub == hub && version <= read.Version {
+			return record, nil
+		}
+		return record.Tighten(from, wanted, api.Time(a.clock.Wall()))
+	}, hub)
+}
+
+// SetTwinDeny denies what the twin names, which was read whole, and lifts what it denied before and names no more. It
+// ends that the record of deny rules is lost, unless root has set the hub aside: then the rules are kept and deny
+// nothing. hub and version are as for TightenTwinDeny. What another identity of this device was set there is lifted.
+// The error is an *Error; but for CodeNotKept nothing was done.
+func (a *Agent) SetTwinDeny(hub string, targets []api.DenyRequest, version int64) error {
+	from := deny.HubSide{Hub: hub, Version: version}
+	wanted, refusal := wantedRules(targets)
+	if refusal != nil {
+		return refusal
+	}
+	return a.changeTwinRules(func(record deny.Record) (deny.Record, error) {
+		after, err := record.Replace(from, wanted, api.Time(a.clock.Wall()))
+		if err == nil {
+			a.deny.twin = from
+		}
+		return after, err
+	}, hub)
+}
+
+// changeTwinRules changes the record as the twin wants it, and logs which rules came and went.
+func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), hub string) error {
+	var before, after deny.Record
+	err := a.changeDenyRules("what the twin denies is denied", func(record deny.Record) (deny.Record, error) {
+		changed, err := change(record)
+		if err != nil {
+			return record, tooManyDenyRules(err)
+		}
+		before, after = record, changed
+		return changed, nil
+	})
+	a.logDifference("IoT Hub "+hub, before, after)
+	return err
+}
+
+// wantedRules checks what a twin denies, whole.
+func wantedRules(targets []api.DenyRequest) ([]deny.Wanted, error) {
+	if len(targets) > deny.MaxRules {
+		return nil, tooManyDenyRules(deny.ErrTooMany)
+	}
+	var wanted []deny.Wanted
+	for i, r := range targets {
+		if err := CheckDeny(r); err != nil {
+			return nil, badChange("deny rule %d of the twin: %v", i+1, err)
+		}
+		wanted = append(wanted, deny.Wanted{Target: r.DenyTarget, Note: r.Note})
+	}
+	return wanted, nil
+}
+
+// SetHubAside has nothing denied that the hub sets, by the twin or by methods, until HeedHub is called or this device
+// has another identity at the hub. Its callers see to it that root asks for it. The error is an *Error with CodeNotKept:
+// it is done all the same.
+func (a *Agent) SetHubAside(by string) error {
+	done := false
+	err := a.changeDenyRules("the hub is set aside", func(record deny.Record) (deny.Record, error) {
+		done = record.Aside == nil
+		return record.SetAside(by, api.Time(a.clock.Wall())), nil
+	})
+	if done {
+		a.log.Warn("what IoT Hub sets is set aside: its deny rules deny nothing", zap.String("by", by),
+			zap.String("message_id", MessageHubSetAside))
+	}
+	return err
+}
+
+// HeedHub takes back what SetHubAside did: what the hub has set denies again. Its error is as there.
+func (a *Agent) HeedHub(by string) error {
+	done := false
+	err := a.changeDenyRules("the hub is heeded", func(record deny.Record) (deny.Record, error) {
+		done = record.Aside != nil
+		return record.Heed(), nil
+	})
+	if done {
+		a.log.Warn("what IoT Hub sets is heeded again", zap.String("by", by),
+			zap.String("message_id", MessageHubHeeded))
+	}
+	return err
+}
+
+// HubSetAside reports whether root has set aside what the hub sets.
+func (a *Agent) HubSetAside() bool {
+	a.deny.mu.Lock()
+	defer a.deny.mu.Unlock()
+	return a.deny.record.Aside != nil
+}
+
+// DenyStatus returns the deny rules on record, the latest first, and whether they are all that there were.
+func (a *Agent) DenyStatus() api.DenyStatus {
+	a.deny.mu.Lock()
+	record, list := a.deny.record, a.rules.Load().denied
+	a.deny.mu.Unlock()
+	s := api.DenyStatus{Rules: []api.DenyRule{}, Lost: list.Lost()}
+	for _, rule := range slices.Backward(record.Rules) {
+		s.Rules = append(s.Rules, describeDenyRule(record, list, rule))
+	}
+	if record.Aside != nil {
+		s.HubSetAsideOn = record.Aside.On
+	}
+	return s
+}
+
+// describeDenyRule returns a rule as the wire has it. No rule stays none.
+func (a *Agent) describeDenyRule(rule deny.Rule) api.DenyRule {
+	if rule.ID == "" {
+		return api.DenyRule{}
+	}
+	a.deny.mu.Lock()
+	record, list := a.deny.record, a.rules.Load().denied
+	a.deny.mu.Unlock()
+	return describeDenyRule(record, list, rule)
+}
+
+func describeDenyRule(record deny.Record, list *deny.List, rule deny.Rule) api.DenyRule {
+	return api.DenyRule{
+		ID: rule.ID, DenyTarget: rule.Target, Origin: rule.Origin, Note: rule.Note, Since: rule.Since, By: rule.By,
+		Twin: rule.Twin, SetAside: rule.Origin != deny.Local && record.IsSetAside(rule.Hub), Idle: list.Idle(rule.ID),
+	}
+}
+
+// CheckDeny returns what is wrong with a rule that is to be set, as an *Error, or nil. It looks no names up.
+func CheckDeny(r api.DenyRequest) error {
+	if err := r.Check(); err != nil {
+		return badChange("the deny rule: %v", err)
+	}
+	if fault := checkNote(r.Note); fault != nil {
+		return fault
+	}
+	return nil
+}
+
+// hubOf returns this device's identity at the hub that calls a direct method, as who calls says it; empty: it is not
+// known, or no hub calls.
+func hubOf(origin api.DenyOrigin, by string) string {
+	if words := strings.Fields(by); origin == deny.Method && len(words) > 1 && words[0] == "iothub" {
+		return words[1]
+	}
+	return ""
+}
+
+func errHubSetAside(record deny.Record) *Error {
+	return &Error{Code: api.CodeHubSetAside, Detail: fmt.Sprintf(
+		"root on this device set aside what IoT Hub sets, on %s: it changes nothing here until "+
+			"perceptctl deny heed-hub takes that back", formatTime(record.Aside.On))}
+}
+
+// tooManyDenyRules returns what is answered for an error of the record.
+func tooManyDenyRules(err error) error {
+	if !errors.Is(err, deny.ErrTooMany) {
+		return err
+	}
+	return &Error{Code: api.CodeTooManyDenyRules, Detail: fmt.Sprintf(
+		"%v, and none of these was set: lift some (perceptctl deny lists them), or deny more with one rule", err)}
+}
+
+// logDifference logs the rules that one record has and the other has not.
+func (a *Agent) logDifference(by string, before, after deny.Record) {
+	for _, rule := range after.Rules {
+		if _, known := before.Find(rule.ID); !known {
+			a.logDenyRule("deny rule set", by, rule, MessageDenyRuleSet)
+		}
+	}
+	for _, rule := range before.Rules {
+		if _, stays := after.Find(rule.ID); !stays {
+			a.logDenyRule("deny rule lifted", by, rule, MessageDenyRuleLifted)
+		}
+	}
+}
+
+func (a *Agent) logDenyRule(message, by string, rule deny.Rule, id string) {
+	a.log.Warn(message, zap.String("id", rule.ID), zap.Stringer("denies", rule.Target), zap.String("by", by),
+		zap.String("origin", string(rule.Origin)), zap.String("note", rule.Note), zap.String("message_id", id))
+}

@@ -1,0 +1,193 @@
+package deny
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"perceptd/agent/grants"
+	"perceptd/tokencache"
+)
+
+// Names say what the names in rules mean on this device.
+type Names struct {
+	Rules grants.Rules // the identities, the grants, and the resources' other names
+	// LookupUser returns the uid of a user. It returns false where there is no such user, and an error where that cannot
+	// be found out.
+	LookupUser func(name string) (uid uint32, found bool, err error)
+}
+
+// List is rules as they are matched. It never changes and is safe for concurrent use. The zero List denies nothing.
+type List struct {
+	lost     string // why the rules are not known; empty: they are
+	standing []standing
+}
+
+// standing is a rule in force.
+type standing struct {
+	rule Rule
+
+	unit     string // as systemd writes it
+	uid      uint32
+	anyUser  bool   // who that user is cannot be found out: it may be any
+	selector string // of the identity, to be compared
+	resource map[string]bool
+
+	idle string // why it matches nothing; empty: it may match
+}
+
+// Compile returns the rules of a record that are in force, for what the names in them mean now.
+func Compile(r Record, names Names) *List {
+	l := &List{lost: r.Lost}
+	for _, rule := range r.Rules {
+		if !r.isSetAside(rule) {
+			l.standing = append(l.standing, names.compile(rule))
+		}
+	}
+	return l
+}
+
+func (n Names) compile(rule Rule) standing {
+	s := standing{rule: rule, unit: grants.UnitName(rule.Unit)}
+	if rule.User != "" {
+		n.setUser(&s)
+	}
+	if rule.Identity != "" {
+		i := slices.IndexFunc(n.Rules.Identities, func(i grants.Identity) bool { return i.Name == rule.Identity })
+		if i < 0 {
+			s.idle = cmp.Or(s.idle, "no [[identity]] of the configuration is named "+rule.Identity)
+		} else {
+			s.selector = selectorOf(n.Rules.Identities[i])
+		}
+	}
+	if rule.Resource != "" {
+		s.resource = n.spellings(grants.TrimScope(rule.Resource))
+	}
+	if s.idle == "" {
+		s.idle = n.whyIdle(rule, s.resource)
+	}
+	return s
+}
+
+// setUser finds out whom the rule means by a user.
+func (n Names) setUser(s *standing) {
+	if uid, ok := uidOf(s.rule.User); ok {
+		s.uid = uid
+		return
+	}
+	uid, found, err := n.LookupUser(s.rule.User)
+	switch {
+	case err != nil:
+		s.anyUser = true
+	case !found:
+		s.uid, s.idle = grants.NoID, "no user of this device is named "+s.rule.User
+	default:
+		s.uid = uid
+	}
+}
+
+// spellings returns the canonical forms of a resource and of all that go by its name.
+func (n Names) spellings(resource string) map[string]bool {
+	all := map[string]bool{tokencache.Canonical(resource): true}
+	for one, others := range n.Rules.Alternates {
+		for _, name := range append([]string{one}, others...) {
+			if tokencache.GoesBy(n.Rules.Alternates, resource, name) {
+				all[tokencache.Canonical(name)] = true
+			}
+		}
+	}
+	return all
+}
+
+// whyIdle says why a rule matches nothing though all that it names can be told, for people; it is matched all the same.
+func (n Names) whyIdle(rule Rule, resource map[string]bool) string {
+	granted := func(is func(grants.Grant) bool) bool { return slices.ContainsFunc(n.Rules.Grants, is) }
+	names := func(g grants.Grant) bool {
+		return slices.ContainsFunc(g.Resources, func(r string) bool { return resource[tokencache.Canonical(r)] })
+	}
+	switch {
+	case rule.Module != "" && !granted(func(g grants.Grant) bool { return g.Caller.Module == rule.Module }):
+		return "no grant is for a module named " + rule.Module
+	case rule.Resource != "" && !granted(names):
+		return "no grant names " + rule.Resource
+	}
+	return ""
+}
+
+// selectorOf returns how two identities are compared: by what the source is asked with.
+func selectorOf(i grants.Identity) string { return strings.ToLower(i.Selector().String()) }
+
+// Lost returns why the rules are not known, which denies everything; empty: they are known.
+func (l *List) Lost() string {
+	if l == nil {
+		return ""
+	}
+	return l.lost
+}
+
+// Denies returns the first rule that takes a token of identity for resource away from caller; nil: none does.
+func (l *List) Denies(caller *grants.Caller, identity *grants.Identity, resource string) *Rule {
+	if l == nil {
+		return nil
+	}
+	for i := range l.standing {
+		if s := &l.standing[i]; s.matchesToken(identity, resource) && s.matchesCaller(caller) {
+			return &s.rule
+		}
+	}
+	return nil
+}
+
+// DeniesAll returns the first rule that takes a token of identity for resource away from every caller; nil: none does.
+func (l *List) DeniesAll(identity *grants.Identity, resource string) *Rule {
+	if l == nil {
+		return nil
+	}
+	for i := range l.standing {
+		if s := &l.standing[i]; !s.rule.namesCaller() && s.matchesToken(identity, resource) {
+			return &s.rule
+		}
+	}
+	return nil
+}
+
+// Idle returns why the rule of that ID matches nothing now; empty: it may match.
+func (l *List) Idle(id string) string {
+	for i := range l.standing {
+		if l.standing[i].rule.ID == id {
+			return l.standing[i].idle
+		}
+	}
+	return ""
+}
+
+func (s *standing) matchesToken(identity *grants.Identity, resource string) bool {
+	if s.rule.Identity != "" && identity.Name != s.rule.Identity && selectorOf(*identity) != s.selector {
+		return false
+	}
+	return s.rule.Resource == "" || s.resource[tokencache.Canonical(grants.TrimScope(resource))]
+}
+
+// matchesCaller reports whether c may be one that the rule names. Where that cannot be told, it is.
+//
+// A user is who the kernel says runs the process, wherever it runs: a unit of that user, a container without an own
+// user namespace, a rootless one. It is more than a grant by user matches. A caller on the loopback listener whose user
+// is not known may be of any.
+func (s *standing) matchesCaller(c *grants.Caller) bool {
+	if m := s.rule.Module; m != "" && c.Module != m && (c.Container == nil || c.Container.EdgeModule != m) {
+		return false
+	}
+	if s.rule.Unit != "" && c.Unit != s.unit {
+		return false
+	}
+	if s.rule.User == "" || s.anyUser {
+		return true
+	}
+	switch {
+	case c.UID != grants.NoID:
+		return c.UID == s.uid
+	case c.Peer != nil:
+		return *c.Peer == s.uid
+	}
+	return c.Via != "" && s.uid != grants.NoID
+}

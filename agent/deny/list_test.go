@@ -1,0 +1,190 @@
+package deny
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"perceptd/agent/grants"
+)
+
+const (
+	vault   = "https://vault.azure.net"
+	storage = "https://storage.azure.com"
+	blob    = "https://blob.storage.azure.net"
+	guid    = "00000000-0000-0000-0000-0000000000aB"
+)
+
+var (
+	device = grants.Identity{Name: "device"}
+	vision = grants.Identity{Name: "vision", ClientID: guid}
+)
+
+func uid(n uint32) *uint32 { return &n }
+
+func names() Names {
+	return Names{
+		Rules: grants.Rules{
+			Identities: []grants.Identity{device, vision},
+			Grants: []grants.Grant{
+				{Caller: grants.Match{Module: "vision"}, Identity: "vision", Resources: []string{vault, storage, blob}},
+			},
+			Alternates: map[string][]string{storage: {blob}},
+		},
+		LookupUser: func(name string) (uint32, bool, error) {
+			switch name {
+			case "edge":
+				return 1000, true, nil
+			case "broken":
+				return 0, false, errors.New("no directory")
+			}
+			return 0, false, nil
+		},
+	}
+}
+
+func listOf(targets ...Target) *List {
+	var r Record
+	for i, target := range targets {
+		r.Rules = append(r.Rules, Rule{ID: string(rune('a' + i)), Target: target, Origin: Local})
+	}
+	return Compile(r, names())
+}
+
+func TestWhatRulesMatch(t *testing.T) {
+	t.Parallel()
+	module := grants.Caller{Module: "vision", UID: 1000}
+	edgeModule := grants.Caller{UID: 0, Container: &grants.Container{EdgeModule: "vision"}}
+	unit := grants.Caller{Unit: "camera.service", UID: 1000}
+	nested := grants.Caller{Unit: "camera.service", UID: 1000, Nested: true}
+	user := grants.Caller{UID: 1000}
+	rootless := grants.Caller{UID: 1000, Container: &grants.Container{}}
+	other := grants.Caller{UID: 1001, Unit: "other.service"}
+	secretOfUnit := grants.Caller{UID: grants.NoID, GID: grants.NoID, Unit: "camera.service", Via: "loopback",
+		Peer: uid(1000)}
+	secretOfGroup := grants.Caller{UID: grants.NoID, GID: 44, Via: "loopback"}
+	supposed := grants.Caller{UID: grants.NoID, GID: grants.NoID, Module: "speech"}
+	for _, row := range []struct {
+		name     string
+		rule     Target
+		caller   grants.Caller
+		identity grants.Identity
+		resource string
+		denied   bool
+	}{
+		{"all", Target{All: true}, other, device, vault, true},
+		{"module", Target{Module: "vision"}, module, vision, vault, true},
+		{"module by edgeAgent's label", Target{Module: "vision"}, edgeModule, vision, vault, true},
+		{"another module", Target{Module: "speech"}, module, vision, vault, false},
+		{"module, and no module calls", Target{Module: "vision"}, user, vision, vault, false},
+		{"unit", Target{Unit: "camera.service"}, unit, device, vault, true},
+		{"unit without its suffix", Target{Unit: "camera"}, nested, device, vault, true},
+		{"unit by its secret", Target{Unit: "camera"}, secretOfUnit, device, vault, true},
+		{"another unit", Target{Unit: "camera"}, other, device, vault, false},
+		{"user by name", Target{User: "edge"}, user, device, vault, true},
+		{"user by uid", Target{User: "1000"}, user, device, vault, true},
+		{"the user's unit", Target{User: "edge"}, unit, device, vault, true},
+		{"the user's unit with own pids", Target{User: "edge"}, nested, device, vault, true},
+		{"the user's container", Target{User: "edge"}, rootless, device, vault, true},
+		{"the user's module", Target{User: "edge"}, module, vision, vault, true},
+		{"the user at the other end of loopback", Target{User: "edge"}, secretOfUnit, device, vault, true},
+		{"another at the other end", Target{User: "1001"}, secretOfUnit, device, vault, false},
+		{"nobody knows who is at the other end", Target{User: "edge"}, secretOfGroup, device, vault, true},
+		{"nobody says of which user", Target{User: "edge"}, supposed, device, vault, false},
+		{"another user", Target{User: "edge"}, other, device, vault, false},
+		{"a user that there is not", Target{User: "ghost"}, secretOfGroup, device, vault, false},
+		{"a user that cannot be looked up", Target{User: "broken"}, other, device, vault, true},
+		{"identity", Target{Identity: "vision"}, user, vision, vault, true},
+		{"identity by what the source is asked with", Target{Identity: "vision"}, user,
+			grants.Identity{Name: "x", ClientID: "00000000-0000-0000-0000-0000000000Ab"}, vault, true},
+		{"another identity", Target{Identity: "vision"}, user, device, vault, false},
+		{"identity that is not configured", Target{Identity: "speech"}, user, device, vault, false},
+		{"resource", Target{Resource: vault}, user, device, vault, true},
+		{"resource in another spelling", Target{Resource: "HTTPS://Vault.Azure.Net:443/"}, user, device, vault, true},
+		{"resource as a scope", Target{Resource: vault + "/.default"}, user, device, vault, true},
+		{"another resource", Target{Resource: vault}, user, device, storage, false},
+		{"alternate of a denied resource", Target{Resource: storage}, user, device, blob, true},
+		{"resource of a denied alternate", Target{Resource: blob}, user, device, storage, true},
+		{"all that it names", Target{Module: "vision", Identity: "vision", Resource: vault}, module, vision, vault, true},
+		{"not all that it names", Target{Module: "vision", Resource: vault}, module, vision, storage, false},
+	} {
+		rule := listOf(row.rule).Denies(&row.caller, &row.identity, row.resource)
+		if (rule != nil) != row.denied {
+			t.Errorf("%s: denied %v", row.name, rule != nil)
+		}
+	}
+	var none *List
+	if none.Denies(&user, &device, vault) != nil || none.DeniesAll(&device, vault) != nil || none.Lost() != "" {
+		t.Error("no list denies")
+	}
+	if all := listOf(Target{Module: "vision"}, Target{Identity: "vision"}); all.DeniesAll(&vision, vault) == nil ||
+		all.DeniesAll(&device, vault) != nil {
+		t.Error("who is denied to all is wrong")
+	}
+}
+
+func TestBadTargets(t *testing.T) {
+	t.Parallel()
+	for _, target := range []Target{
+		{}, {All: true, Module: "vision"}, {Module: "a b"}, {Module: "../x"}, {Unit: "a/b"}, {Unit: "x@.service"},
+		{User: "a:b"}, {User: "a\n"}, {User: "4294967295"}, {User: "99999999999"}, {Identity: "a b"}, {Resource: "vault"},
+		{Resource: "https://a\n"},
+	} {
+		if target.Check() == nil {
+			t.Errorf("%+v is taken", target)
+		}
+	}
+	for _, target := range []Target{
+		{All: true}, {Module: "vision"}, {Unit: "camera"}, {Unit: "camera@1.service"}, {User: "edge"}, {User: "0"},
+		{Identity: "device"}, {Resource: vault}, {Resource: vault + "/.default"},
+	} {
+		if err := target.Check(); err != nil {
+			t.Errorf("%+v: %v", target, err)
+		}
+	}
+}
+
+func anyTarget(t *rapid.T) Target {
+	pick := func(name string, of ...string) string { return rapid.SampledFrom(append(of, "")).Draw(t, name) }
+	target := Target{
+		Module: pick("module", "vision", "speech"), Unit: pick("unit", "camera", "camera.service"),
+		User: pick("user", "edge", "0", "ghost"), Identity: pick("identity", "device", "vision", "gone"),
+		Resource: pick("resource", vault, storage, blob, vault+"/"),
+	}
+	if target == (Target{}) {
+		target.All = true
+	}
+	return target
+}
+
+func anyCaller(t *rapid.T) grants.Caller {
+	return grants.Caller{
+		Module: rapid.SampledFrom([]string{"", "vision", "speech"}).Draw(t, "module"),
+		Unit:   rapid.SampledFrom([]string{"", "camera.service"}).Draw(t, "unit"),
+		UID:    rapid.SampledFrom([]uint32{0, 1000, grants.NoID}).Draw(t, "uid"),
+		Via:    rapid.SampledFrom([]string{"", "loopback"}).Draw(t, "via"),
+	}
+}
+
+// More rules never deny less: not in a list, and not in a record that they are added to.
+func TestMoreRulesDenyMore(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		targets := rapid.SliceOfN(rapid.Custom(anyTarget), 1, 6).Draw(t, "targets")
+		kept := rapid.IntRange(0, len(targets)).Draw(t, "kept")
+		caller := anyCaller(t)
+		identity := rapid.SampledFrom([]grants.Identity{device, vision}).Draw(t, "identity")
+		resource := rapid.SampledFrom([]string{vault, storage, blob}).Draw(t, "resource")
+		few, all := listOf(targets[:kept]...), listOf(targets...)
+		if few.Denies(&caller, &identity, resource) != nil && all.Denies(&caller, &identity, resource) == nil {
+			t.Fatalf("%v deny, and with %v they do not", targets[:kept], targets[kept:])
+		}
+		for _, target := range targets {
+			if !slices.ContainsFunc(all.standing, func(s standing) bool { return s.rule.Target == target }) {
+				t.Fatalf("%v is not in force", target)
+			}
+		}
+	})
+}

@@ -1,0 +1,241 @@
+package deny
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// MaxRules is how many rules each origin may set.
+const MaxRules = 64
+
+// Record is all that is kept of deny rules. Its methods return it changed, and leave it as it is.
+type Record struct {
+	// Lineage is the same in all versions of a record, the newer of which has the higher generation.
+	Lineage    string `json:"lineage"`
+	Generation uint64 `json:"generation"`
+
+	Rules []Rule `json:"rules"`
+
+	Hub   string `json:"hub,omitempty"`   // this device's identity at the hub whose twin was read last
+	Aside *Aside `json:"aside,omitempty"` // nil: what the hub sets is heeded
+
+	// Lost is why rules may be missing that nobody has lifted; empty: none are.
+	Lost string `json:"lost,omitempty"`
+}
+
+// Aside says that what a hub sets denies nothing.
+type Aside struct {
+	On  time.Time `json:"on"`
+	By  string    `json:"by"`
+	Hub string    `json:"hub,omitempty"` // of this identity of the device; empty: of the first that comes
+}
+
+// HubSide is a hub that sets rules by the desired properties of a twin.
+type HubSide struct {
+	Hub     string // this device's identity there
+	Version int64  // of the desired properties
+}
+
+// Wanted is a rule that is to be set.
+type Wanted struct {
+	Target
+	Note string
+}
+
+// isSetAside reports whether root has set rule aside.
+func (r Record) isSetAside(rule Rule) bool { return rule.Origin != Local && r.IsSetAside(rule.Hub) }
+
+// IsSetAside reports whether what the hub sets is set aside, where this device has that identity there. An identity
+// that is not known counts as the one that was set aside.
+func (r Record) IsSetAside(hub string) bool {
+	return r.Aside != nil && (r.Aside.Hub == "" || hub == "" || r.Aside.Hub == hub)
+}
+
+// ErrTooMany is why no more rules are set.
+var ErrTooMany = fmt.Errorf("there would be more than %d deny rules of that side", MaxRules)
+
+// count returns how many rules of an origin there are.
+func (r Record) count(of Origin) (n int) {
+	for _, rule := range r.Rules {
+		if rule.Origin == of {
+			n++
+		}
+	}
+	return n
+}
+
+// find returns the index of the rule of that ID; -1: there is none.
+func (r Record) find(id string) int {
+	return slices.IndexFunc(r.Rules, func(rule Rule) bool { return rule.ID == id })
+}
+
+// Find returns the rule of that ID.
+func (r Record) Find(id string) (Rule, bool) {
+	if i := r.find(id); i >= 0 {
+		return r.Rules[i], true
+	}
+	return Rule{}, false
+}
+
+// Add returns r with the rule, and the rule as it is there: where the same side denies the same already, that one stays,
+// with the new note if there is one. The error is ErrTooMany.
+func (r Record) Add(rule Rule) (Record, Rule, error) {
+	r.Rules = slices.Clone(r.Rules)
+	same := func(o Rule) bool { return o.Origin == rule.Origin && o.Hub == rule.Hub && o.Target == rule.Target }
+	if i := slices.IndexFunc(r.Rules, same); i >= 0 {
+		r.Rules[i].Note = cmp.Or(rule.Note, r.Rules[i].Note)
+		return r, r.Rules[i], nil
+	}
+	if r.count(rule.Origin) >= MaxRules {
+		return r, Rule{}, ErrTooMany
+	}
+	r.Rules = append(r.Rules, rule)
+	return r, rule, nil
+}
+
+// ErrOtherSide is why a rule is not lifted: another side set it.
+var ErrOtherSide = errors.New("another side set that rule")
+
+// ErrUnknown is why a rule is not lifted: there is none of that ID.
+var ErrUnknown = errors.New("there is no such rule")
+
+// Lift returns r without the rule of that ID, and the rule. The error is ErrUnknown or ErrOtherSide.
+func (r Record) Lift(by Origin, id string) (Record, Rule, error) {
+	i := r.find(id)
+	switch {
+	case i < 0:
+		return r, Rule{}, ErrUnknown
+	case r.Rules[i].Origin != by:
+		return r, r.Rules[i], ErrOtherSide
+	}
+	rule := r.Rules[i]
+	r.Rules = slices.Delete(slices.Clone(r.Rules), i, i+1)
+	return r, rule, nil
+}
+
+// twinID returns the ID of a twin's rule. A rule that comes again has the same.
+func twinID(t Target) string {
+	text, _ := json.Marshal(t) // never fails
+	sum := sha256.Sum256(text)
+	return "twin-" + hex.EncodeToString(sum[:8])
+}
+
+// twinRule returns a rule that a hub's twin sets, or as it is there already.
+func (r Record) twinRule(from HubSide, wanted Wanted, now time.Time) Rule {
+	id := twinID(wanted.Target)
+	for _, rule := range r.Rules {
+		if rule.ID == id && rule.Hub == from.Hub {
+			rule.Note = wanted.Note
+			return rule
+		}
+	}
+	return Rule{
+		ID: id, Target: wanted.Target, Origin: Twin, Note: wanted.Note, Since: now, By: from.Hub, Hub: from.Hub,
+		Twin: from.Version,
+	}
+}
+
+// Tighten returns r with what a twin denies besides what is denied already. It lifts nothing. The error is ErrTooMany:
+// one document may deny so much, and what is to be lifted stays until the twin is read.
+func (r Record) Tighten(from HubSide, wanted []Wanted, now time.Time) (Record, error) {
+	if len(wanted) > MaxRules {
+		return r, ErrTooMany
+	}
+	all := slices.Clone(r.Rules)
+	for _, w := range wanted {
+		rule := r.twinRule(from, w, now)
+		known := func(o Rule) bool { return o.ID == rule.ID && o.Hub == rule.Hub }
+		if !slices.ContainsFunc(all, known) {
+			all = append(all, rule)
+		}
+	}
+	after := r
+	if after.Rules = all; after.count(Twin) > max(2*MaxRules, r.count(Twin)) {
+		return r, ErrTooMany
+	}
+	return after, nil
+}
+
+// Replace returns r with what the twin of a hub denies in the place of what it denied before. It ends a loss, unless
+// root has set the hub aside. Where this device has another identity at the hub than before, what was set there is
+// lifted, and no longer set aside. The error is ErrTooMany.
+func (r Record) Replace(from HubSide, wanted []Wanted, now time.Time) (Record, error) {
+	if len(wanted) > MaxRules {
+		return r, ErrTooMany
+	}
+	after := r
+	after.Hub, after.Rules = from.Hub, nil
+	switch {
+	case r.Aside == nil:
+	case r.Aside.Hub == "":
+		aside := *r.Aside
+		aside.Hub = from.Hub
+		after.Aside = &aside
+	case r.Aside.Hub != from.Hub:
+		after.Aside = nil
+	}
+	if after.Aside == nil {
+		after.Lost = ""
+	}
+	listed := make(map[string]Rule)
+	for _, w := range wanted {
+		rule := r.twinRule(from, w, now)
+		listed[rule.ID] = rule
+	}
+	for _, rule := range r.Rules { // in the order in which they came
+		ours := rule.Hub == "" || rule.Hub == from.Hub
+		switch noted, is := listed[rule.ID]; {
+		case rule.Origin == Local, rule.Origin == Method && ours:
+			after.Rules = append(after.Rules, rule)
+		case is && rule.Hub == from.Hub:
+			after.Rules = append(after.Rules, noted)
+			delete(listed, rule.ID)
+		}
+	}
+	for _, w := range wanted {
+		if rule, is := listed[twinID(w.Target)]; is {
+			after.Rules = append(after.Rules, rule)
+			delete(listed, rule.ID)
+		}
+	}
+	return after, nil
+}
+
+// SetAside returns r with what the hub sets set aside, if it is not.
+func (r Record) SetAside(by string, now time.Time) Record {
+	if r.Aside == nil {
+		r.Aside = &Aside{On: now, By: by, Hub: r.Hub}
+	}
+	return r
+}
+
+// Heed returns r with what the hub sets heeded.
+func (r Record) Heed() Record {
+	r.Aside = nil
+	return r
+}
+
+// Forget returns r with nothing missing.
+func (r Record) Forget() Record {
+	r.Lost = ""
+	return r
+}
+
+// Equal reports whether r and o say the same, whatever their lineages and generations.
+func (r Record) Equal(o Record) bool {
+	sameAside := (r.Aside == nil) == (o.Aside == nil) && (r.Aside == nil ||
+		r.Aside.By == o.Aside.By && r.Aside.Hub == o.Aside.Hub && r.Aside.On.Equal(o.Aside.On))
+	return sameAside && r.Hub == o.Hub && r.Lost == o.Lost && slices.EqualFunc(r.Rules, o.Rules, Rule.equal)
+}
+
+func (r Rule) equal(o Rule) bool {
+	sameTime := r.Since.Equal(o.Since)
+	r.Since, o.Since = time.Time{}, time.Time{}
+	return sameTime && r == o
+}
