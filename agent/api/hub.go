@@ -19,6 +19,8 @@ type HubStatus struct {
 	Desired  DesiredStatus `json:"desired"`
 	Reported time.Time     `json:"reported,omitzero"` // when reported properties were last taken by the hub
 	Events   *EventsStatus `json:"events,omitempty"`  // absent: events are off
+
+	ReportError string `json:"report_error,omitempty"` // why the last report was not taken; it is sent again
 }
 
 // HubFailure is what kind of thing keeps a device from IoT Hub, and so who heals it. Empty: another, or not known.

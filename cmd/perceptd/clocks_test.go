@@ -22,6 +22,7 @@ var mayReadClocks = map[string]string{
 	"agent/iothub/hubtest/broker.go":            "the clock of those that are given none",
 	"agent/iothub/link/link.go":                 "the clock of those that are given none",
 	"agent/iothub/link/session.go":              "how long a connection lasts, and when it is renewed",
+	"agent/iothub/reporter.go":                  "when a report is due",
 	"agent/simulator/backend.go":                "the clock of those that are given none",
 	"agent/source/source.go":                    "the clock of those that are given none, and how long a fetch took",
 	"agent/client/azcredential/azcredential.go": "a module's own clock, by which azcore judges expiry",

@@ -37,7 +37,7 @@ var mayImport = map[string]struct {
 		"the wire contract names values of the cache and of deny rules by alias, and costs its importers nothing else"},
 	"agent/explain": {[]string{"agent/api", "tokencache"},
 		"it puts a status in sentences, for the tool on the device and for direct methods from afar"},
-	"agent/iothub": {[]string{"agent", "agent/api", "agent/explain", "tokencache"},
+	"agent/iothub": {[]string{"agent", "agent/api", "agent/explain", "agent/iothub/link", "tokencache"},
 		"it joins the agent to the hub, and reaches the cache only through the agent"},
 	"agent/source":  {[]string{"tokencache"}, "a source answers the cache, and does not know who asks"},
 	"agent/tcppeer": {nil, "it looks up users, and decides nothing"},

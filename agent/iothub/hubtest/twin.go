@@ -63,9 +63,12 @@ func readObject(text []byte) (object, error) {
 	return o, nil
 }
 
-// CheckProperties returns what IoT Hub refuses in properties, which are the whole of a section, or nil. They were read
-// with numbers as json.Number.
-func CheckProperties(properties map[string]any) error {
+// CheckReported returns what IoT Hub refuses in the whole of the reported properties, a JSON object, or nil.
+func CheckReported(text []byte) error {
+	properties, err := readObject(text)
+	if err != nil {
+		return err
+	}
 	if err := checkObject(properties, "properties", 1); err != nil {
 		return err
 	}
