@@ -51,6 +51,7 @@ var theMethods = []method{
 	{name: api.MethodExplain, burst: 200, second: 20, atOnce: 16, run: (*methods).explain},
 	{name: api.MethodPolicyChanged, sets: true, burst: 100, second: 5, atOnce: 8, run: (*methods).policyChanged},
 	{name: api.MethodRefresh, sets: true, burst: 20, second: 1, atOnce: 4, run: (*methods).refresh},
+	{name: api.MethodDeny, sets: true, apart: true, burst: 200, second: 20, atOnce: 16, run: (*methods).deny},
 }
 
 // methods answers direct methods.
@@ -125,6 +126,11 @@ func (m *methods) call(
 	c.by = fmt.Sprintf("iothub %s method %s", m.hub(), method.name)
 	if err := allow(m.each[at], method.name); err != nil {
 		return nil, err
+	}
+	if method.sets && m.agent.HubSetAside() {
+		return nil, &agent.Error{Code: api.CodeHubSetAside, Detail: "root on this device has set aside what IoT Hub " +
+			"sets, so that " + method.name + " does nothing here until perceptctl deny heed-hub takes that back; " +
+			"percept.status and percept.explain answer"}
 	}
 	if c.payload, err = methodPayload(payload); err != nil {
 		return nil, err
@@ -287,4 +293,27 @@ func (m *methods) refresh(ctx context.Context, c *methodCall) (any, error) {
 	answer := api.RefreshAnswer{RefreshResponse: api.RefreshResponse{Results: results}}
 	answer.LeftOut = fit(sizeOf(answer), api.MaxMethodAnswer, listOf("results", &answer.Results))
 	return answer, err
+}
+
+// deny adds a rule, lifts one, or lists them. A rule acts before there is an answer.
+func (m *methods) deny(_ context.Context, c *methodCall) (any, error) {
+	r, err := readPayload[api.DenyMethodRequest](c)
+	if err != nil {
+		return nil, err
+	}
+	var rule api.DenyRule
+	switch {
+	case r == api.DenyMethodRequest{}:
+		list := api.DenyRulesAnswer{DenyRules: api.DenyRules{Now: m.status().Now, DenyStatus: m.agent.DenyStatus()}}
+		list.LeftOut = fit(sizeOf(list), api.MaxMethodAnswer, listOf("rules", &list.Rules))
+		return list, nil
+	case r.Lift == "":
+		r.Resource = fullResource(r.Resource)
+		rule, err = m.agent.Deny(c.by, api.DenyMethod, r.DenyRequest)
+	case r.DenyRequest == api.DenyRequest{}:
+		rule, err = m.agent.LiftDeny(c.by, api.DenyMethod, r.Lift)
+	default:
+		return nil, badPayload(errors.New("it names a rule to lift, and what to deny besides: send one of them"))
+	}
+	return api.DenyAnswer{DenyRule: rule, Now: m.status().Now}, err
 }

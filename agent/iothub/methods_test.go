@@ -422,10 +422,131 @@ func FuzzMethodPayload(f *testing.F) {
 				t.Errorf("%s takes %q", method.name, payload)
 			}
 		}
+		for _, rule := range a.DenyStatus().Rules {
+			if _, err := a.LiftDeny("iothub "+device, api.DenyMethod, rule.ID); err != nil {
+				t.Error(err)
+			}
+		}
 		for _, change := range a.Changes() {
 			if _, err := a.WithdrawChange("test", change.ID); err != nil {
 				t.Error(err)
 			}
+		}
+	})
+}
+
+// lastRule returns the ID of the deny rule that was set last.
+func (a afar) lastRule() string {
+	rules := a.agent.DenyStatus().Rules
+	if len(rules) == 0 {
+		return ""
+	}
+	return rules[0].ID
+}
+
+// token asks for a token as the module vision does.
+func (a afar) token(t *testing.T) error {
+	t.Helper()
+	_, err := a.agent.Token(t.Context(), grants.Caller{Module: "vision", UID: grants.NoID, GID: grants.NoID},
+		agent.Request{Request: grants.Request{Resource: vault}})
+	return err
+}
+
+func TestDenyMethod(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, a afar) {
+		if err := a.token(t); err != nil {
+			t.Fatal(err)
+		}
+		status, text := a.ask(t, "percept.DENY", `{"module":"vision","resource":"vault.azure.net","note":"stolen"}`)
+		var rule api.DenyAnswer
+		if err := json.Unmarshal([]byte(text), &rule); err != nil {
+			t.Fatal(err)
+		}
+		if status != 200 || rule.ID == "" || rule.Module != "vision" || rule.Resource != vault ||
+			rule.Origin != api.DenyMethod || !strings.HasPrefix(rule.By, "iothub "+device) || rule.Now.IsZero() {
+			t.Errorf("%d %s", status, text)
+		}
+		var refusal *agent.Error
+		if err := a.token(t); !errors.As(err, &refusal) || refusal.Code != api.CodeDenied {
+			t.Errorf("the token of what is denied: %v", err)
+		}
+		for _, empty := range []string{"", "null", "{}"} {
+			if status, text := a.ask(t, api.MethodDeny, empty); status != 200 || !strings.Contains(text, rule.ID) {
+				t.Errorf("%q: %d %s", empty, status, text)
+			}
+		}
+		a.refusal(t, api.MethodDeny, `{"lift":"`+rule.ID+`","module":"vision"}`, 400, api.CodeBadRequest, "one of them")
+		a.refusal(t, api.MethodDeny, `{"lift":"nothing"}`, 404, api.CodeUnknownDenyRule, "")
+		a.refusal(t, api.MethodDeny, `{"note":"why"}`, 400, api.CodeBadRequest, "")
+		a.refusal(t, api.MethodDeny, `{"modul":"vision"}`, 400, api.CodeBadRequest, `unknown field "modul"`)
+		if status, text := a.ask(t, api.MethodDeny, `{"lift":"`+rule.ID+`"}`); status != 200 ||
+			!strings.Contains(text, rule.ID) {
+			t.Errorf("%d %s", status, text)
+		}
+		if err := a.token(t); err != nil {
+			t.Errorf("after the rule is lifted: %v", err)
+		}
+		if _, err := a.agent.Deny("uid 0 (pid 7)", api.DenyLocal,
+			api.DenyRequest{DenyTarget: api.DenyTarget{Module: "log"}}); err != nil {
+			t.Fatal(err)
+		}
+		status, text = a.ask(t, api.MethodDeny, `{"lift":"`+a.lastRule()+`"}`)
+		if status != 400 || a.lastRule() == "" {
+			t.Errorf("it lifts what a person on the device denies: %d %s", status, text)
+		}
+	})
+}
+
+// While root has set the hub aside, what changes anything is refused, and what shows something answers.
+func TestMethodsWhileTheHubIsSetAside(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, a afar) {
+		if err := a.agent.SetHubAside("uid 0 (pid 7)"); err != nil {
+			t.Fatal(err)
+		}
+		for name, payload := range map[string]string{
+			api.MethodDeny:          `{"all":true}`,
+			api.MethodPolicyChanged: `{"all_resources":true,"effect":"revoked"}`,
+			api.MethodRefresh:       ``,
+		} {
+			a.refusal(t, name, payload, 403, api.CodeHubSetAside, "root on this device has set aside")
+		}
+		if len(a.agent.Changes()) != 0 || a.lastRule() != "" || a.token(t) != nil {
+			t.Error("something was changed")
+		}
+		for name, payload := range map[string]string{
+			api.MethodStatus: "", api.MethodExplain: `{"resource":"vault.azure.net"}`,
+		} {
+			if status, text := a.ask(t, name, payload); status != 200 {
+				t.Errorf("%s: %d %s", name, status, text)
+			}
+		}
+		if err := a.agent.HeedHub("uid 0 (pid 7)"); err != nil {
+			t.Fatal(err)
+		}
+		if status, text := a.ask(t, api.MethodDeny, `{"all":true}`); status != 200 || a.token(t) == nil {
+			t.Errorf("%d %s", status, text)
+		}
+	})
+}
+
+// However often other methods are called, a denial gets through.
+func TestDenialsAreNotStarved(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, a afar) {
+		for i := range 2000 {
+			name := []string{api.MethodStatus, api.MethodExplain, "unknown"}[i%3]
+			a.serve(t.Context(), name, nil)
+		}
+		if status, _ := a.serve(t.Context(), "unknown", nil); status != 429 {
+			t.Errorf("%d", status)
+		}
+		if status, text := a.ask(t, api.MethodDeny, `{"all":true}`); status != 200 || a.token(t) == nil {
+			t.Errorf("%d %s", status, text)
+		}
+		if status, text := a.ask(t, api.MethodDeny, `{"lift":"`+a.lastRule()+`"}`); status != 200 || a.token(t) != nil {
+			t.Errorf("%d %s", status, text)
 		}
 	})
 }
@@ -435,7 +556,7 @@ func methodCodes() map[int][]api.Code {
 	codes := map[int][]api.Code{500: {api.CodeInternal}}
 	for _, code := range []api.Code{api.CodeBadRequest, api.CodeUnknownIdentity, api.CodeUnknownMethod,
 		api.CodeNotCached, api.CodeFutureChange, api.CodeTooManyChanges, api.CodeBusy, api.CodeUnreachable,
-		api.CodeNotKept} {
+		api.CodeNotKept, api.CodeHubSetAside, api.CodeUnknownDenyRule, api.CodeTooManyDenyRules} {
 		codes[api.StatusOf[code]] = append(codes[api.StatusOf[code]], code)
 	}
 	return codes
