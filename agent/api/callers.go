@@ -8,9 +8,7 @@ type WhoAmI struct {
 	Unattested *Unattested `json:"unproved,omitempty"` // what is missing, when not proved
 	Caller     Caller      `json:"caller"`             // as far as it is known
 	Grants     []Grant     `json:"grants"`             // those that decide over it; none: it gets nothing
-	// Denied is what deny rules in force take from it, whatever is granted.
-	Denied []DenyTarget `json:"denied,omitempty"`
-	Now    time.Time    `json:"now"`
+	Now        time.Time   `json:"now"`
 }
 
 // Unattested is why it could not be proved who calls.
@@ -62,6 +60,10 @@ type Grant struct {
 	Identity  string   `json:"identity"`
 	Resources []string `json:"resources"`
 	Prefetch  bool     `json:"prefetch,omitempty"`
+
+	// Denied are those of Resources that the caller is denied by deny rules, or since their record is lost; only in
+	// WhoAmI.
+	Denied []string `json:"denied,omitempty"`
 }
 
 // Grants is the answer of GET /v1/grants, in the order of the configuration.

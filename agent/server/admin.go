@@ -88,13 +88,9 @@ func (s *Server) answerChange(req *request, change api.PolicyChange, err error) 
 
 // withdrawPolicyChange answers DELETE /v1/policy-changes?id=ID.
 func (s *Server) withdrawPolicyChange(req *request) *apiError {
-	if e := req.query.parse(req.raw); e != nil {
+	id, e := readID(req, "policy change is withdrawn", api.PathPolicyChanges)
+	if e != nil {
 		return e
-	}
-	id, ok := req.query.get("id")
-	if !ok || id == "" || req.query.count != 1 {
-		return badRequest("the id parameter, and no other, says which policy change is withdrawn: GET " +
-			api.PathPolicyChanges + " lists them")
 	}
 	was, err := s.Agent.WithdrawChange(req.caller.String(), id)
 	return s.answerChange(req, was, err)

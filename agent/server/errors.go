@@ -27,7 +27,9 @@ type apiError struct {
 	counted    bool          // the agent has counted the request already
 	again      bool          // the next request on the connection can prove the caller
 
-	change *api.PolicyChangeAnswer // what was done all the same; nil: nothing was
+	// What was done all the same; nil: nothing was.
+	change *api.PolicyChangeAnswer
+	rule   *api.DenyAnswer
 }
 
 func badRequest(detail string) *apiError {
@@ -100,6 +102,7 @@ func (e *apiError) problem() []byte {
 		Choices: e.choices,
 
 		PolicyChange: e.change,
+		DenyRule:     e.rule,
 	})
 }
 

@@ -28,10 +28,21 @@ func (s *Server) whoAmI(req *request) *apiError {
 	for _, g := range s.Agent.GrantsFor(req.caller) {
 		grant := grantOf(&g)
 		grant.Place = "" // where the administrator's files are is not for callers
+		for _, resource := range grant.Resources {
+			if s.isDenied(req.caller, grants.Request{Identity: grant.Identity, Resource: resource}) {
+				grant.Denied = append(grant.Denied, resource)
+			}
+		}
 		answer.Grants = append(answer.Grants, grant)
 	}
 	req.body = encode(answer)
 	return nil
+}
+
+// isDenied reports whether deny rules take a token away that a grant allows.
+func (s *Server) isDenied(caller grants.Caller, r grants.Request) bool {
+	_, refusal := s.Agent.Decide(caller, r)
+	return refusal != nil && (refusal.Code == api.CodeDenied || refusal.Code == api.CodeDenyRulesLost)
 }
 
 func unattestedOf(err error) *api.Unattested {

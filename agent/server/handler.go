@@ -199,7 +199,7 @@ func drainForRetry(r *http.Request) bool {
 // count counts a request on a token socket that the agent did not see.
 func (s *Server) count(e *apiError) {
 	switch e.code {
-	case api.CodeUnknownCaller, api.CodeAskAgain, api.CodeNotGranted:
+	case api.CodeUnknownCaller, api.CodeAskAgain, api.CodeNotGranted, api.CodeDenied:
 		s.denied.Add(1)
 	case api.CodeInternal, api.CodeUnreachable:
 		s.failed.Add(1)

@@ -126,6 +126,13 @@ func TestRequestLineIsStrict(t *testing.T) {
 	}
 }
 
+// severalMethods are the methods of the paths that answer more than one.
+var severalMethods = map[string][]string{
+	api.PathPolicyChanges: {"GET", "POST", "DELETE"},
+	api.PathDeny:          {"GET", "POST", "DELETE"},
+	api.PathDenyHub:       {"POST", "DELETE"},
+}
+
 func TestMethods(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)
@@ -135,8 +142,8 @@ func TestMethods(t *testing.T) {
 			continue // is no Unix socket; TestLoopbackAttacks has its methods
 		}
 		methods := []string{r.method}
-		if r.path == api.PathPolicyChanges {
-			methods = []string{"GET", "POST", "DELETE"}
+		if several, ok := severalMethods[r.path]; ok {
+			methods = several
 		}
 		want := strings.Join(methods, ", ")
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "get", "ODD"} {

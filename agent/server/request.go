@@ -313,6 +313,19 @@ func hexDigit(c byte) byte {
 	return 255
 }
 
+// readID reads the one parameter of a request about one thing: its ID. done says in an error what is done to it, and
+// list is the path that has the IDs.
+func readID(req *request, done, list string) (string, *apiError) {
+	if e := req.query.parse(req.raw); e != nil {
+		return "", e
+	}
+	id, ok := req.query.get("id")
+	if !ok || id == "" || req.query.count != 1 {
+		return "", badRequest("the id parameter, and no other, says which " + done + ": GET " + list + " lists them")
+	}
+	return id, nil
+}
+
 // noQuery refuses parameters where there are none to give.
 func noQuery(req *request) *apiError {
 	if req.raw != "" {

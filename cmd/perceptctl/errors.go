@@ -215,6 +215,8 @@ func refusalHint(err *client.Error) string {
 		return "perceptctl deny lists the deny rules, who set them, and how they are lifted"
 	case api.CodeDenyRulesLost:
 		return "perceptctl doctor tells what ends that"
+	case api.CodeTooManyDenyRules:
+		return "perceptctl deny lists them; lift some, or deny more with one rule, as --module without --resource"
 	case api.CodeUnknownDenyRule:
 		return "perceptctl deny lists the IDs"
 	case api.CodeNoLoopback:

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
-	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -56,24 +55,11 @@ func (a *app) whoami(ctx context.Context, asJSON bool) error {
 	case len(answer.Grants) == 0:
 		return &hintedError{deniedError(api.CodeNotGranted, "nothing is granted to this caller"),
 			"an administrator can add a [[grant]] for it; perceptctl grants lists those there are"}
-	case !slices.ContainsFunc(answer.Grants, func(g api.Grant) bool { return grantsSomething(g, answer.Denied) }):
+	case !slices.ContainsFunc(answer.Grants, func(g api.Grant) bool { return len(g.Denied) < len(g.Resources) }):
 		return &hintedError{deniedError(api.CodeDenied, "all that is granted to this caller is denied"),
-			"an administrator sees the deny rules, and how they are lifted, with perceptctl deny"}
+			"perceptctl token --resource tells by what; an administrator sees all deny rules with perceptctl deny"}
 	}
 	return nil
-}
-
-// grantsSomething reports whether a grant names a resource that is not denied.
-func grantsSomething(g api.Grant, denied []api.DenyTarget) bool {
-	return slices.ContainsFunc(g.Resources, func(resource string) bool {
-		return !isDenied(g.Identity, resource, denied)
-	})
-}
-
-func isDenied(identity, resource string, denied []api.DenyTarget) bool {
-	return slices.ContainsFunc(denied, func(target api.DenyTarget) bool {
-		return explain.Covers(target, identity, resource)
-	})
 }
 
 // whoami lays out how a caller is seen: what is missing first, then the caller, then its grants.
@@ -89,9 +75,6 @@ func (s screen) whoami(w api.WhoAmI) string {
 	for _, fact := range factsOf(w.Caller) {
 		text += s.fact(fact)
 	}
-	for _, target := range w.Denied {
-		text += s.Paragraph("denied      ", target.String()+", by a deny rule, whatever is granted", term.Bad)
-	}
 	if len(w.Grants) == 0 {
 		return text
 	}
@@ -101,7 +84,7 @@ func (s screen) whoami(w api.WhoAmI) string {
 	for _, g := range w.Grants {
 		for _, resource := range g.Resources {
 			mark := ""
-			if isDenied(g.Identity, resource, w.Denied) {
+			if slices.Contains(g.Denied, resource) {
 				mark = "denied"
 			}
 			rows = append(rows, term.Row{Cells: []term.Cell{{Text: g.Caller}, {Text: g.Identity}, {Text: resource},
