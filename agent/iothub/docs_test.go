@@ -180,3 +180,45 @@ func TestDocumentedEvents(t *testing.T) {
 		}
 	}
 }
+
+// TestDocumentedReport shows that the report in docs/iothub.md is what is made of such a status, whole, and that the
+// table below it has each of its properties.
+func TestDocumentedReport(t *testing.T) {
+	t.Parallel()
+	text := section(t, "## Reported properties")
+	_, shown, _ := strings.Cut(text, "```json\n")
+	shown, _, _ = strings.Cut(shown, "```")
+	var want map[string]any
+	if err := json.Unmarshal([]byte(shown), &want); err != nil {
+		t.Fatal(err)
+	}
+	stale := token("vision", "https://vault.azure.net")
+	stale.IssuedFrom = stale.IssuedFrom.Add(-5 * time.Minute)
+	stale.Permissions = api.Permissions{State: api.PermissionsStale, CurrentBy: stale.ExpiresOn}
+	stale.Rollover.Expected = stale.ExpiresOn
+	status := api.Status{
+		Version: "1.0.0", Now: docsTime, Source: api.SourceStatus{Kind: "managed-identity", Endpoint: "arc"},
+		Clock: api.ClockStatus{Known: true, By: "kernel"}, Config: api.ConfigStatus{SHA256: "9f2c…"},
+		Trouble: []string{"no token of device"},
+		Tokens: []api.TokenStatus{{
+			Identity: "device", Resource: "https://storage.azure.com", State: api.StateMissing,
+			LastOutcome: api.OutcomeFailed, LastError: "the back end cannot be reached",
+		}, stale},
+		Deny: &api.DenyStatus{Rules: []api.DenyRule{{
+			ID: "5f0c2a34", DenyTarget: api.DenyTarget{Module: "vision"}, Origin: api.DenyTwin,
+			Since: docsTime.Add(-time.Minute),
+		}}},
+		Requests: api.RequestCounts{Served: 1204, Denied: 3, Failed: 1},
+	}
+	r := describe(&status, &desiredAck{Version: 12, Status: ackApplied}, nil, maxReport)
+	r.Requests = &requestsCount{status.Requests, minute(status.Now)}
+	got := decoded(r)
+	if patch := mergePatch(want, got); patch != nil {
+		t.Errorf("the page's report differs by %v", patch)
+	}
+	for name := range got {
+		if !strings.Contains(text, "| `"+name+"`") && !strings.Contains(text, ", `"+name+"`") {
+			t.Errorf("the table lacks %s", name)
+		}
+	}
+}
