@@ -181,7 +181,7 @@ func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, 
 	}
 	a.mu.Lock()
 	a.forgetGrantsLocked(rules, caller, r)
-	why, skipped, write := a.recordDenialLocked(key, caller, reason)
+	why, skipped, write := a.recordDenialLocked(key, caller, refusal.Code, reason)
 	a.mu.Unlock()
 	if !write {
 		return
@@ -195,7 +195,7 @@ func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, 
 func (a *audit) unattested(caller *grants.Caller, why error) {
 	key := denialKey{access: access{auditKey: auditKeyOf(caller)}, unattested: true}
 	a.mu.Lock()
-	text, skipped, write := a.recordDenialLocked(key, caller, why.Error)
+	text, skipped, write := a.recordDenialLocked(key, caller, api.CodeUnknownCaller, why.Error)
 	a.mu.Unlock()
 	if !write {
 		return
@@ -244,10 +244,10 @@ func (a *audit) mayWriteLocked(key auditKey, first bool) (skipped int, write boo
 // recordDenialLocked puts a denial in front of those that the status shows. It returns the reason that is shown,
 // whether to write a line, and how many lines were left out before it.
 func (a *audit) recordDenialLocked(
-	key denialKey, caller *grants.Caller, reason func() string,
+	key denialKey, caller *grants.Caller, code api.Code, reason func() string,
 ) (why string, skipped int, write bool) {
 	entry := denialEntry{denialKey: key, Denial: api.Denial{
-		Caller: caller.String(), Identity: key.identity, Resource: truncate(key.resource, grants.MaxResource),
+		Code: code, Caller: caller.String(), Identity: key.identity, Resource: truncate(key.resource, grants.MaxResource),
 	}}
 	at := len(a.denials)
 	for i := range a.denials {

@@ -94,6 +94,7 @@ type Denial struct {
 	Caller   string    `json:"caller"`
 	Identity string    `json:"identity,omitempty"` // as it was asked for
 	Resource string    `json:"resource,omitempty"` // absent where who calls was not proved
+	Code     Code      `json:"code,omitempty"`     // as the caller was told
 	Reason   string    `json:"reason"`
 	Count    int       `json:"count"`
 }

@@ -54,6 +54,9 @@ func TestDenyRules(t *testing.T) {
 	if status.Deny == nil || len(status.Deny.Rules) != 1 || status.Deny.Rules[0] != rule.DenyRule {
 		t.Errorf("the status has %+v", status.Deny)
 	}
+	if len(status.Denials) != 1 || status.Denials[0].Code != api.CodeDenied {
+		t.Errorf("the denials are %+v", status.Denials)
+	}
 	got = send(t, admin, lift("?id="+rule.ID))
 	if was := decoded[api.DenyAnswer](t, got.body); got.status != 200 || was.DenyRule != rule.DenyRule ||
 		!was.Now.Equal(noon) {

@@ -435,7 +435,10 @@ func examineDenials(status api.Status) (all []finding) {
 		}
 		is += fmt.Sprintf(", %s: %s", plural(d.Count, "time", "times"), d.Reason)
 		next := ""
-		if d.Resource != "" {
+		switch {
+		case d.Code == api.CodeDenied:
+			next = "perceptctl deny tells who lifts the rule"
+		case d.Resource != "":
 			next = "if it should have it, add a [[grant]]; perceptctl grants check tells what would be decided"
 		}
 		all = append(all, finding{note, "denied", is, next})
