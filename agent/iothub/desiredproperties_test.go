@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -222,6 +223,34 @@ func TestTwinSchema(t *testing.T) {
 		fault := against(s, strings.ToValidUTF8(row.percept, "\ufffd"))
 		if refused := row.says != "" && row.says[0] != '*'; (fault != nil) != refused {
 			t.Errorf("%s: the schema says %v, the code %q", name, fault, row.says)
+		}
+	}
+}
+
+// The page shows a document that code and schema take, with each key, and an acknowledgement with a reason that there is.
+func TestDocumentedDesiredProperties(t *testing.T) {
+	t.Parallel()
+	blocks := strings.Split(section(t, "## Desired properties"), "```json\n")
+	if len(blocks) != 3 {
+		t.Fatalf("the section shows %d documents", len(blocks)-1)
+	}
+	text, _, _ := strings.Cut(blocks[1], "```")
+	d, err := readDesired(json.RawMessage(text))
+	if err != nil || d.Deny == nil || d.PolicyChanges == nil || d.Prefetch == nil || d.LogLevel == "" {
+		t.Errorf("%+v %v", d, err)
+	}
+	percept, _ := perceptIn(json.RawMessage(text))
+	if fault := against(twinSchema(t), string(percept)); fault != nil {
+		t.Error(fault)
+	}
+	_, err = readDesired(json.RawMessage(`{"percept":{"deny":[{"all":true},{"unit":7}]}}`))
+	if !strings.Contains(blocks[2], fmt.Sprintf(`"reason": %q`, err)) {
+		t.Errorf("the page has another reason than %v", err)
+	}
+	for key, most := range map[string]int{"deny": maxDeny, "policyChanges": agent.MaxTwinChanges,
+		"prefetch": agent.MaxTwinPrefetch} {
+		if !regexp.MustCompile(fmt.Sprintf("\n\\| `%s` \\|.* \\| %d \\|\n", key, most)).MatchString(blocks[1]) {
+			t.Errorf("the table does not say that there can be %d of %s", most, key)
 		}
 	}
 }
