@@ -212,9 +212,9 @@ func refusalHint(err *client.Error) string {
 	case api.CodeRevoked:
 		return "perceptctl explain RESOURCE tells until when; perceptctl policy-changes lists the revocation"
 	case api.CodeDenied:
-		return "perceptctl deny lists the deny rules, who set them, and how they are lifted"
+		return "perceptctl deny, on the device and by an administrator, lists the deny rules and who set them"
 	case api.CodeDenyRulesLost:
-		return "perceptctl doctor tells what ends that"
+		return "perceptctl doctor, on the device and by an administrator, tells what ends that"
 	case api.CodeTooManyDenyRules:
 		return "perceptctl deny lists them; lift some, or deny more with one rule, as --module without --resource"
 	case api.CodeUnknownDenyRule:
