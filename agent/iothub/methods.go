@@ -91,7 +91,7 @@ func newMethods(a *agent.Agent, status func() api.Status, hub func() string, log
 
 // serve answers a call of the method name: a status as HTTP's, and what goes out as JSON. ctx ends with the connection.
 func (m *methods) serve(ctx context.Context, name string, payload json.RawMessage) (status int, answer any) {
-	c := &methodCall{by: fmt.Sprintf("iothub %s method %.64s", m.hub(), name)}
+	c := &methodCall{by: fmt.Sprintf("iothub %s method %.64q", m.hub(), name)} // any text may be a name
 	answer, err := m.call(ctx, name, payload, c)
 	status, code := 200, api.Code("")
 	if err != nil {

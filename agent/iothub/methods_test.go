@@ -125,6 +125,12 @@ func TestMethodsAreFound(t *testing.T) {
 		}
 		a.refusal(t, "reboot", "", 404, api.CodeUnknownMethod, "there are percept.status, percept.explain, ")
 		a.refusal(t, "", "", 404, api.CodeUnknownMethod, "there is no direct method")
+		a.refusal(t, "a\nline", "", 404, api.CodeUnknownMethod, `no direct method "a\nline"`)
+		lines := a.logs.FilterMessage("direct method answered").All()
+		by := lines[len(lines)-1].ContextMap()["by"]
+		if by != `iothub `+device+` method "a\nline"` {
+			t.Errorf("%v", by)
+		}
 	})
 }
 
