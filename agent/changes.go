@@ -1,15 +1,11 @@
 package agent
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"go.uber.org/zap"
 
@@ -19,8 +15,6 @@ import (
 )
 
 const (
-	maxNote = tokencache.MaxNote
-
 	// listed is how many of the resources that the grants name an error lists.
 	listed = 8
 
@@ -60,6 +54,7 @@ func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 		return api.PolicyChange{}, refusal
 	}
 	recorded, found := a.withdraw(id)
+	a.forgetTwinChange(id)
 	if !found {
 		return api.PolicyChange{}, &Error{Code: api.CodeUnknownChange, Detail: fmt.Sprintf(
 			"no policy change %q is on record: perceptctl policy-changes lists those that are", truncate(id, 64))}
@@ -76,11 +71,19 @@ func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 
 // ownedByTwin refuses to withdraw here what the twin lists, since it would be there again with the next version.
 func (a *Agent) ownedByTwin(id string) *Error {
-	if !strings.HasPrefix(id, twinPrefix) {
+	if !strings.HasPrefix(id, twinPrefix) || a.HubSetAside() {
 		return nil
 	}
 	return badChange("policy change %s is listed by this device's twin in IoT Hub: take it out of percept.policyChanges "+
-		"there", truncate(id, 64))
+		"there; where the hub cannot be reached any more, root sets aside what it says (sudo perceptctl deny lift "+
+		"--from-hub), and then withdraws it", truncate(id, 64))
+}
+
+// forgetTwinChange has a change that the twin lists be on record again when the twin is heeded again.
+func (a *Agent) forgetTwinChange(id string) {
+	a.twin.Lock()
+	defer a.twin.Unlock()
+	delete(a.twinSeen, id)
 }
 
 // unkept returns the error for something that is in force and could not be written to the disk.
@@ -128,12 +131,6 @@ func (a *Agent) enter(p tokencache.PolicyChange) (tokencache.RecordedChange, err
 		a.stale.reset(a.cache.Status())
 	}
 	return recorded, err
-}
-
-func newID() string {
-	var id [4]byte
-	_, _ = rand.Read(id[:]) // never fails
-	return hex.EncodeToString(id[:])
 }
 
 // changeError returns what is answered for an error of the cache about a policy change.
@@ -234,20 +231,4 @@ func (s *ruleset) named(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Er
 	}
 	p.Selector = identity.Selector()
 	return p, nil
-}
-
-func checkNote(note string) *Error {
-	switch {
-	case len(note) > maxNote:
-		return badChange("the note is %d bytes long, more than %d", len(note), maxNote)
-	case !utf8.ValidString(note):
-		return badChange("the note is not UTF-8")
-	case strings.ContainsFunc(note, func(r rune) bool { return !unicode.IsPrint(r) }):
-		return badChange("the note has a character that cannot be printed, such as a line end: write it in one line")
-	}
-	return nil
-}
-
-func badChange(format string, args ...any) *Error {
-	return &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf(format, args...)}
 }

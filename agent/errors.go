@@ -139,3 +139,8 @@ func (a *Agent) placeholderAlone(key tokencache.Key) (placeholder api.PolicyChan
 	}
 	return placeholder, alone
 }
+
+// badChange is the error for a policy change or a deny rule that is not sound.
+func badChange(format string, args ...any) *Error {
+	return &Error{Code: api.CodeBadRequest, Detail: fmt.Sprintf(format, args...)}
+}

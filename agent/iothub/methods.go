@@ -1,5 +1,3 @@
-// Package iothub joins an agent to IoT Hub: the twin and direct methods set what the agent does, and what it has is
-// reported.
 package iothub
 
 import (

@@ -54,6 +54,8 @@ var mayReadClocks = map[string]string{
 	"cmd/perceptd/e2e/harness/daemon.go": "how long a test waits for an answer",
 	"cmd/perceptd/e2e/harness/engine.go": "how long an engine takes",
 	"docs/modules/go/main.go":            "a module's own clock",
+	"agent/iothub/hub.go":                "the clock of those that are given none",
+	"cmd/perceptd/hub.go":                "how long the hub is away",
 	"cmd/perceptctl/exec_test.go":        "how long a process is waited for",
 }
 

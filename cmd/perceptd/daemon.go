@@ -42,7 +42,6 @@ const (
 type daemon struct {
 	flags   flags
 	log     *zap.Logger
-	level   zap.AtomicLevel // of what the log writes
 	notify  systemd.Notify
 	within  time.Duration // systemd's watchdog interval; 0: none
 	started time.Time
@@ -53,6 +52,7 @@ type daemon struct {
 	server             *server.Server
 	sockets            *sockets
 	loop               *loopback
+	hub                *iotHub
 	teller             *statusTeller
 	signals            chan os.Signal
 	changed            chan struct{} // the status may tell something new
@@ -76,7 +76,7 @@ type daemon struct {
 // start makes every part and begins to serve.
 func start(f flags, c config.Config, log *zap.Logger, level zap.AtomicLevel) (_ *daemon, err error) {
 	d := &daemon{
-		flags: f, log: log, level: level, config: c,
+		flags: f, log: log, config: c,
 		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), limitationsChanged: make(chan struct{}, 1),
 		untold: make(chan struct{}, 1), failed: make(chan error, 1),
 	}
@@ -107,9 +107,13 @@ func start(f flags, c config.Config, log *zap.Logger, level zap.AtomicLevel) (_ 
 	}
 	d.started = d.backend.clock.Wall()
 	d.loadedOn = d.started
+	d.hub = &iotHub{ // before the agent, whose changes it is told of
+		status: func() api.Status { return d.server.Status(d.describe()) }, log: log,
+		level: level, least: level.Level(), changed: d.noteChange, now: d.backend.clock.Wall,
+	}
 	options := agent.Options{
 		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulator != nil, Clock: d.backend.clock, Rules: c.Rules,
-		Log: log, Changed: d.noteChange,
+		Log: log, Changed: d.agentChanged,
 	}
 	if err := d.openState(&options, given.Files); err != nil {
 		return nil, err
@@ -129,6 +133,7 @@ func start(f flags, c config.Config, log *zap.Logger, level zap.AtomicLevel) (_ 
 		Limits: callerLimits(c.Callers.PerSecond), Loopback: d.loop.now, ConnectionsChanged: d.noteChange,
 	}
 	d.sockets.server, d.loop.server = d.server, d.server
+	d.hub.agent = d.agent
 	d.teller = &statusTeller{notify: d.notify, text: d.statusText}
 	if d.within == 0 && d.notify.Enabled() {
 		d.teller.again = d.recheck
@@ -181,7 +186,8 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 	d.sockets.takeStored(given)
 	d.sockets.setModules(d.config.Modules())
 	d.loop.set(d.config.Loopback.Address, d.agent.Grants())
-	d.sockets.serve(token, admin) // last, so that whoever gets an answer finds the modules' sockets
+	d.sockets.serve(token, admin) // so late that whoever gets an answer finds the modules' sockets
+	d.hub.set(d.config.IoTHub)    // which nobody waits for
 	return nil
 }
 
@@ -193,6 +199,9 @@ func (d *daemon) release() {
 	}
 	if d.loop != nil {
 		d.loop.close()
+	}
+	if d.hub != nil {
+		d.hub.end()
 	}
 	if d.agent != nil {
 		d.agent.Close()
@@ -207,6 +216,12 @@ func (d *daemon) release() {
 		_ = d.sockets.dir.Close()
 	}
 	_ = d.stateLock.Close()
+}
+
+// agentChanged has the status be told anew, to systemd and to IoT Hub.
+func (d *daemon) agentChanged() {
+	d.noteChange()
+	d.hub.notice()
 }
 
 // noteChange makes the status text be told anew.
@@ -337,12 +352,15 @@ func (d *daemon) stop(why string) error {
 	defer cancel()
 	d.sockets.leaveStored()
 	d.loop.stop()
+	var hub sync.WaitGroup
+	hub.Go(d.hub.end) // before the agent is closed, and while requests end
 	giveUp := time.AfterFunc(backEndTimeout, d.agent.Close)
 	defer giveUp.Stop()
 	if err := d.server.Shutdown(ctx); err != nil {
 		d.log.Warn("requests were cut off", zap.Error(err))
 	}
 	d.sockets.serving.Wait()
+	hub.Wait()
 	d.release()
 	d.log.Info("stopped")
 	return nil
@@ -358,7 +376,7 @@ func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
 	c, err := config.Load(d.flags.config)
 	var changes []string
 	if err == nil {
-		changes, err = d.apply(c)
+		changes, err = d.apply(ctx, c)
 	}
 	d.mu.Lock()
 	if err != nil {
@@ -378,12 +396,15 @@ func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
 	return api.ReloadResponse{Changes: changes, Warnings: append(c.Rules.UselessAlternates(), c.Warnings...)}, nil
 }
 
-func (d *daemon) apply(c config.Config) ([]string, error) {
+func (d *daemon) apply(ctx context.Context, c config.Config) ([]string, error) {
 	d.mu.Lock()
 	before := d.config
 	d.mu.Unlock()
 	if c.Source != before.Source {
 		return nil, errors.New("[source] cannot change while the daemon runs: systemctl restart perceptd")
+	}
+	if err := checkHub(ctx, c.IoTHub, before.IoTHub); err != nil {
+		return nil, err
 	}
 	changes, err := d.agent.Apply(c.Rules)
 	if err != nil {
@@ -392,5 +413,6 @@ func (d *daemon) apply(c config.Config) ([]string, error) {
 	d.callers.SetRules(c.CallerRules())
 	d.sockets.setModules(c.Modules())
 	d.loop.set(c.Loopback.Address, d.agent.Grants())
+	d.hub.set(c.IoTHub)
 	return append(changes, c.Changes(before)...), nil
 }

@@ -36,11 +36,11 @@ func (d *daemon) describe() api.Status {
 		},
 		Clock: api.ClockStatus{By: d.backend.word().By},
 	}
-	s.Trouble = append(d.sockets.troubles(), d.loop.troubles()...)
+	s.Trouble = slices.Concat(d.sockets.troubles(), d.loop.troubles(), d.hub.troubles())
 	if d.fault == "" { // else they are of files that are others by now
 		s.Trouble = append(s.Trouble, d.config.Warnings...)
 	}
-	s.Loopback = d.loop.status()
+	s.Loopback, s.Hub = d.loop.status(), d.hub.describe()
 	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
 	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()
 	s.Callers.RefuseYoung = d.config.Callers.RefuseYoung()

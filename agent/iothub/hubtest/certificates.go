@@ -44,6 +44,9 @@ func makeCertificates(name, address string, now time.Time) (c certificates, err 
 
 	server := template(name, now)
 	server.DNSNames, server.IPAddresses = []string{name, "localhost"}, []net.IP{net.ParseIP(address)}
+	if ip := net.ParseIP(name); ip != nil {
+		server.IPAddresses = append(server.IPAddresses, ip)
+	}
 	server.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	c.server, err = c.issue(server)
 	return c, err

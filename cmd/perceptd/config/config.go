@@ -4,6 +4,7 @@
 package config
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -42,15 +43,25 @@ type Config struct {
 func Load(path string) (Config, error) { return loadTrusted(path, ownFiles(), memberOf) }
 
 // Check is Load for whom the daemon runs as, who is named: where root asks and the service has a user, that user,
-// who may be able to read less than root, and is in other groups. Empty: this process's user.
+// who may be able to read less than root, and is in other groups. Empty: this process's user. It also reads what
+// [iothub] names, which the daemon does when it connects; a credential is the service's alone, and worth a warning.
 func Check(path string) (c Config, judgedFor string, err error) {
-	service := serviceReader()
-	if os.Geteuid() != 0 || service == nil {
+	from := processFiles()
+	if service := serviceReader(); os.Geteuid() == 0 && service != nil {
+		judgedFor, from = service.name, files{self: int(service.uid), reader: service}
+		c, err = loadTrusted(path, &trust{reader: service}, otherMemberOf)
+	} else {
 		c, err = Load(path)
-		return c, "", err
 	}
-	c, err = loadTrusted(path, &trust{reader: service}, otherMemberOf)
-	return c, service.name, err
+	if err != nil {
+		return c, judgedFor, err
+	}
+	known, unknown := c.IoTHub.withoutCredentials(os.Getenv(credentialsVariable))
+	c.Warnings = append(c.Warnings, unknown...)
+	if err := known.checkFiles(context.Background(), from); err != nil {
+		return c, judgedFor, fmt.Errorf("[iothub]: %w", err)
+	}
+	return c, judgedFor, nil
 }
 
 // loadTrusted is Load with what files are trusted, and who is in a group.

@@ -2,11 +2,14 @@ package config
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
 	"os"
+
+	"perceptd/agent/iothub/link"
 )
 
 // ProxyURL returns the proxy with its password; nil: there is none.
@@ -64,4 +67,77 @@ func (h IoTHub) roots(from files) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("%s: no certificate is in it: it must be PEM, \"-----BEGIN CERTIFICATE-----\"", h.CAFile)
 	}
 	return pool, nil
+}
+
+// Credentials returns what says who the device is, which is read anew at each connection.
+func (h IoTHub) Credentials() link.Credentials { return credentials{h, processFiles()} }
+
+// credentials finds out where the secret is each time that it is needed: systemd may not have given it.
+type credentials struct {
+	of   IoTHub
+	from files
+}
+
+// Login reads who the device is. Only the identity service is asked for it, the others are files.
+func (c credentials) Login(ctx context.Context) (link.Login, error) {
+	h := c.of
+	if h.IdentityService.On {
+		return link.IdentityService{
+			IdentitySocket: h.IdentityService.IdentitySocket, KeySocket: h.IdentityService.KeySocket,
+		}.Login(ctx)
+	}
+	if h.Certificate.File == "" {
+		path, err := h.ConnectionString.Path(os.Getenv(credentialsVariable))
+		if err != nil {
+			return link.Login{}, err
+		}
+		return link.SharedKeyFile{Path: path, Read: c.from.secret}.Login(ctx)
+	}
+	key, err := h.Certificate.Key.Path(os.Getenv(credentialsVariable))
+	if err != nil {
+		return link.Login{}, err
+	}
+	read := func(path string) ([]byte, error) {
+		if path == h.Certificate.File {
+			return c.from.public(path)
+		}
+		return c.from.secret(path)
+	}
+	identity := link.Identity{
+		Hub: h.Certificate.Hub, Gateway: h.Certificate.Gateway, Device: h.Certificate.Device, Module: h.Certificate.Module,
+	}
+	return link.CertificateFiles{Identity: identity, Certificate: h.Certificate.File, Key: key, Read: read}.Login(ctx)
+}
+
+// CheckFiles reads every file and credential that [iothub] names, and connects nowhere. The error says which cannot be
+// used, and why.
+func (h IoTHub) CheckFiles(ctx context.Context) error { return h.checkFiles(ctx, processFiles()) }
+
+func (h IoTHub) checkFiles(ctx context.Context, from files) error {
+	_, proxy := h.proxyURL(from)
+	_, roots := h.roots(from)
+	var login error
+	if h.ConnectionString != (Secret{}) || h.Certificate.File != "" { // the identity service may be there later
+		_, login = credentials{h, from}.Login(ctx)
+	}
+	return errors.Join(proxy, roots, login)
+}
+
+// withoutCredentials leaves out what is in systemd's credentials, where their folder is not known, and says so.
+func (h IoTHub) withoutCredentials(folder string) (known IoTHub, unknown []string) {
+	for _, row := range []struct{ secret, with *string }{
+		{&h.ConnectionString.Credential, nil}, {&h.Certificate.Key.Credential, &h.Certificate.File},
+		{&h.ProxyPassword.Credential, &h.Proxy},
+	} {
+		if *row.secret == "" || folder != "" {
+			continue
+		}
+		unknown = append(unknown, fmt.Sprintf("systemd's credential %s was not checked: the service alone has it",
+			*row.secret))
+		*row.secret = ""
+		if row.with != nil {
+			*row.with = ""
+		}
+	}
+	return h, unknown
 }

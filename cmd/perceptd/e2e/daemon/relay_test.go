@@ -1,15 +1,18 @@
 package daemon
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net"
+	"strconv"
 	"sync"
 	"testing"
 )
 
 // relay is the network between a device and a hub: it can be cut, and says nothing then.
 type relay struct {
-	address string
-	to      string
+	host string // where it listens
+	to   func() string
 
 	mu    sync.Mutex // protects what follows
 	cut   bool       // nothing is passed on, and nobody is told
@@ -17,12 +20,19 @@ type relay struct {
 	mend  *sync.Cond
 }
 
-// startRelay passes on what comes in on a loopback port to an address.
-func startRelay(t *testing.T, to string) *relay {
+// startRelay passes on what comes in on a port of a loopback address that nobody else has to an address.
+func startRelay(t *testing.T, port int, to func() string) *relay {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	r := &relay{address: l.Addr().String(), to: to, conns: make(map[net.Conn]bool)}
+	var l net.Listener
+	for tries := 0; l == nil; tries++ {
+		host := fmt.Sprintf("127.%d.%d.%d", 1+rand.N(250), rand.N(256), 1+rand.N(250))
+		var err error
+		if l, err = net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port))); err != nil && tries > 20 {
+			t.Fatal(err)
+		}
+	}
+	host, _, _ := net.SplitHostPort(l.Addr().String())
+	r := &relay{host: host, to: to, conns: make(map[net.Conn]bool)}
 	r.mend = sync.NewCond(&r.mu)
 	var passing sync.WaitGroup
 	passing.Go(func() {
@@ -45,7 +55,7 @@ func startRelay(t *testing.T, to string) *relay {
 
 // pass connects a connection with the other side.
 func (r *relay) pass(near net.Conn, passing *sync.WaitGroup) {
-	far, err := net.Dial("tcp", r.to)
+	far, err := net.Dial("tcp", r.to())
 	if err != nil {
 		_ = near.Close()
 		return

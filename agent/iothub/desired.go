@@ -1,0 +1,186 @@
+package iothub
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+)
+
+// applyAgain is how soon a document is applied again of which something concerns nothing here, or could not be: what is
+// configured, the clock and the disk may be others by then.
+const applyAgain = 10 * time.Minute
+
+// desired puts in force what the twin says. It keeps the last document that was read whole, since a part of it may be
+// of use later.
+type desired struct {
+	agent      *agent.Agent
+	level      zap.AtomicLevel
+	configured zapcore.Level // the level where the twin says nothing
+	log        *zap.Logger
+	now        func() time.Time // the device's wall clock
+	changed    func()           // its status differs
+
+	applying sync.Mutex // one document at a time; protects what follows
+	last     *document
+	aside    bool // root had set the hub aside when last was applied
+
+	mu     sync.Mutex // protects what follows
+	hub    string     // whose twin status is about
+	status api.DesiredStatus
+}
+
+// document is the desired properties of a twin, with whose twin it is.
+type document struct {
+	hub     string
+	version int64
+	text    json.RawMessage
+}
+
+// errSetAside is why a twin's document is not in force.
+var errSetAside = errors.New("root on this device has set aside what IoT Hub says: perceptctl deny heed-hub takes that " +
+	"back")
+
+// read takes the desired properties as a full read of the twin has them, which is the truth.
+func (d *desired) read(doc document) {
+	d.applying.Lock()
+	defer d.applying.Unlock()
+	d.last = &doc
+	d.apply()
+}
+
+// again applies the last document once more where something else may come of it, as after a reload.
+func (d *desired) again() {
+	d.applying.Lock()
+	defer d.applying.Unlock()
+	if d.last != nil {
+		d.apply()
+	}
+}
+
+// notice applies the last document again when root has set the hub aside, or heeds it again.
+func (d *desired) notice() {
+	d.applying.Lock()
+	defer d.applying.Unlock()
+	if d.last != nil && d.aside != d.agent.HubSetAside() {
+		d.apply()
+	}
+}
+
+// apply puts the last document in force, whole or not at all, and notes what came of it.
+func (d *desired) apply() {
+	doc := *d.last
+	d.aside = d.agent.HubSetAside()
+	wanted, err := readDesired(doc.text)
+	var idle []string
+	switch {
+	case err != nil:
+		// Nothing of a document that is wrong is put in force, but for what it denies: that is meant to stop something.
+		_ = kept(d.agent.TightenTwinDeny(doc.hub, soundDeny(doc.text), doc.version))
+	case d.aside:
+		// Rules that are set aside deny nothing. They are kept up to date for when the hub is heeded again.
+		err = cmp.Or(kept(d.agent.SetTwinDeny(doc.hub, wanted.Deny, doc.version)), errSetAside)
+	default:
+		idle, err = d.put(doc, wanted)
+	}
+	if d.aside { // what else the twin had set; policy changes stay on record, and root may withdraw them now
+		_, _ = d.agent.SetPrefetch(nil)
+		d.level.SetLevel(d.configured)
+	}
+	d.mu.Lock()
+	d.hub = doc.hub
+	before := d.status
+	d.status = api.DesiredStatus{Version: doc.version, ReadOn: api.Time(d.now()), Applied: before.Applied}
+	if err != nil {
+		d.status.Refused = err.Error()
+	} else {
+		d.status.Applied, d.status.Idle = doc.version, idle
+	}
+	now := d.status
+	d.mu.Unlock()
+	d.logOutcome(before, now)
+	d.changed()
+}
+
+// put puts a document in force that was found to be sound, and returns in words what of it concerns nothing here.
+func (d *desired) put(doc document, wanted api.DesiredProperties) (idle []string, err error) {
+	// What is denied waits for nothing. What is denied no more waits until it is known that the rest can be put in force.
+	if err := kept(d.agent.TightenTwinDeny(doc.hub, wanted.Deny, doc.version)); err != nil {
+		return nil, err
+	}
+	changes, err := d.agent.SetTwinChanges(doc.hub, wanted.PolicyChanges, doc.version)
+	if err := kept(err); err != nil {
+		return nil, err
+	}
+	if err := kept(d.agent.SetTwinDeny(doc.hub, wanted.Deny, doc.version)); err != nil {
+		return nil, err
+	}
+	prefetched, err := d.agent.SetPrefetch(wanted.Prefetch)
+	if err != nil {
+		return nil, err
+	}
+	level := d.configured
+	if wanted.LogLevel != "" {
+		_ = level.Set(string(wanted.LogLevel)) // readDesired has checked it
+	}
+	d.level.SetLevel(level)
+	return append(changes, prefetched...), nil
+}
+
+// kept returns err, unless it says that something is in force and could not be written to the disk: that is trouble of
+// this device, which its status tells, and none of the twin.
+func kept(err error) error {
+	if e, is := errors.AsType[*agent.Error](err); is && e.Code == api.CodeNotKept {
+		return nil
+	}
+	return err
+}
+
+// logOutcome writes a line when a version is in force or refused that was not so before.
+func (d *desired) logOutcome(before, now api.DesiredStatus) {
+	switch {
+	case now.Refused != "" && (now.Version != before.Version || now.Refused != before.Refused):
+		d.log.Warn("the twin's desired properties were refused, and nothing of them is in force",
+			zap.Int64("version", now.Version), zap.String("why", now.Refused))
+	case now.Refused == "" && (now.Applied != before.Applied || before.Refused != ""):
+		d.log.Info("the twin's desired properties are in force", zap.Int64("version", now.Applied),
+			zap.Strings("idle", now.Idle))
+	}
+}
+
+// tighten takes a notification of desired properties that were changed. What it adds to deny is denied at once; all else
+// waits for a full read, since a notification does not say what is gone. One that is no later than what was read is an
+// old one.
+func (d *desired) tighten(doc document) {
+	d.mu.Lock()
+	old := doc.hub == d.hub && doc.version <= d.status.Version
+	d.mu.Unlock()
+	rules := soundDeny(doc.text)
+	if old || len(rules) == 0 {
+		return
+	}
+	if err := kept(d.agent.TightenTwinDeny(doc.hub, rules, doc.version)); err != nil {
+		d.log.Warn("what the twin denies is not in force yet", zap.Int64("version", doc.version), zap.Error(err))
+	}
+	d.changed()
+}
+
+// describe is its part of the status.
+func (d *desired) describe() api.DesiredStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.status
+}
+
+// unfinished reports whether something else may come of the last document later.
+func (d *desired) unfinished() bool {
+	s := d.describe()
+	return len(s.Idle) > 0 || s.Refused != ""
+}

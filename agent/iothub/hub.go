@@ -1,0 +1,255 @@
+// Package iothub joins an agent to IoT Hub: the twin and direct methods set what the agent does, and what it has is
+// reported.
+package iothub
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/iothub/link"
+)
+
+// Options is what a Hub is made of.
+type Options struct {
+	Link   link.Options // but for Twin, Patch, Method and Changed, which are the Hub's
+	Agent  *agent.Agent
+	Status func() api.Status // the whole status; it waits for nothing
+	Level  zap.AtomicLevel   // of what the log writes, at its configured level: the twin may set another
+	Log    *zap.Logger
+	Now    func() time.Time // the device's wall clock; nil: time.Now
+	// Changed is called when Status may differ. It does not block. Nil: it is not called.
+	Changed func()
+
+	ReportEvery  time.Duration // the shortest time between two reports; zero: 30 s, as hubs of many devices need
+	ReportSpread time.Duration // a report waits for a random part of this; zero: a minute, a nanosecond: none
+	Events       bool          // events are sent
+}
+
+// closeTime is how long Close waits for what is being put in force.
+const closeTime = time.Second
+
+// maxNotifications is how many notifications wait to be put in force. When there are more the oldest goes: the twin that
+// is read after it says the same.
+const maxNotifications = 8
+
+// Hub joins an agent to IoT Hub. It is safe for concurrent use.
+type Hub struct {
+	webSocket bool
+	desired   *desired
+	methods   *methods
+	reporter  *reporter
+	events    *events // nil: none are sent
+	changed   func()
+
+	poked     chan struct{} // something waits, or may differ
+	closing   chan struct{}
+	ended     chan struct{}
+	closeOnce sync.Once
+
+	mu            sync.Mutex // protects what follows
+	link          *link.Link
+	notifications []document
+	twin          *document // the last full read that is not in force yet
+	again         bool      // the last document may come to something else by now
+	connected     bool      // as it was told last
+}
+
+// New returns a Hub, which begins to connect. Close it, before the agent.
+func New(o Options) *Hub {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Changed == nil {
+		o.Changed = func() {}
+	}
+	h := &Hub{
+		webSocket: o.Link.WebSocket, changed: o.Changed,
+		desired: &desired{
+			agent: o.Agent, level: o.Level, configured: o.Level.Level(), log: o.Log, now: o.Now,
+		},
+		poked: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{}),
+	}
+	h.methods = newMethods(o.Agent, o.Status, h.identity, o.Log)
+	h.reporter = newReporter(reporterOptions{
+		Status: o.Status, Every: o.ReportEvery, Spread: o.ReportSpread, Log: o.Log, Changed: o.Changed,
+		Send: func(ctx context.Context, patch json.RawMessage) (int64, error) {
+			return h.connection().Report(ctx, patch)
+		},
+	})
+	h.desired.changed = h.desiredChanged
+	if o.Events {
+		h.events = newEvents(o.Status, h.sendEvent, o.Log)
+	}
+	at := o.Link
+	at.Twin, at.Patch, at.Method, at.Changed = h.takeTwin, h.takePatch, h.methods.serve, h.linkChanged
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.link = link.New(at) // which calls back before it is returned, perhaps
+	go h.run()
+	return h
+}
+
+// connection returns the link.
+func (h *Hub) connection() *link.Link {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.link
+}
+
+// identity is what the hub knows the device by, for records and the log.
+func (h *Hub) identity() string { return h.connection().Status().Identity.String() }
+
+func (h *Hub) sendEvent(
+	ctx context.Context, id string, body json.RawMessage, properties map[string]string,
+) error {
+	return h.connection().Send(ctx, link.Event{ID: id, Body: body, Properties: properties})
+}
+
+// takePatch has what a notification adds to deny be denied at once.
+func (h *Hub) takePatch(text json.RawMessage, identity link.Identity) {
+	var of struct {
+		Version int64 `json:"$version"`
+	}
+	if len(text) > maxDesired || json.Unmarshal(text, &of) != nil {
+		return // the twin is read now, and is what counts
+	}
+	h.mu.Lock()
+	h.notifications = append(h.notifications, document{identity.String(), of.Version, text})
+	if surplus := len(h.notifications) - maxNotifications; surplus > 0 {
+		h.notifications = append([]document(nil), h.notifications[surplus:]...)
+	}
+	h.mu.Unlock()
+	poke(h.poked)
+}
+
+// takeTwin has what the whole twin says be put in force.
+func (h *Hub) takeTwin(t link.Twin) {
+	h.mu.Lock()
+	h.twin = &document{t.Identity.String(), t.DesiredVersion, t.Desired}
+	h.mu.Unlock()
+	h.reporter.connected(t.Reported, t.ReportedVersion)
+	poke(h.poked)
+}
+
+// desiredChanged has what became of a document be reported.
+func (h *Hub) desiredChanged() {
+	if status := h.desired.describe(); status.Version > 0 {
+		h.reporter.acknowledge(status)
+	}
+	h.changed()
+}
+
+// linkChanged passes on that the link may be another.
+func (h *Hub) linkChanged() {
+	poke(h.poked)
+	h.changed()
+}
+
+// run puts in force what comes, apart from the link, which a slow disk does not hold up so.
+func (h *Hub) run() {
+	defer close(h.ended)
+	later := time.NewTimer(applyAgain)
+	defer later.Stop()
+	for {
+		select {
+		case <-h.poked:
+		case <-later.C:
+			later.Reset(applyAgain)
+			if h.desired.unfinished() {
+				h.desired.again()
+			}
+			continue
+		case <-h.closing:
+			return
+		}
+		h.mu.Lock()
+		notifications, twin, again := h.notifications, h.twin, h.again
+		h.notifications, h.twin, h.again = nil, nil, false
+		h.mu.Unlock()
+		for _, n := range notifications {
+			h.desired.tighten(n)
+		}
+		switch {
+		case twin != nil:
+			h.desired.read(*twin)
+		case again:
+			h.desired.again()
+		default:
+			h.desired.notice()
+		}
+		h.tellConnection()
+	}
+}
+
+// tellConnection has events that wait be sent when there is a connection again.
+func (h *Hub) tellConnection() {
+	connected := h.connection().Status().Connected
+	h.mu.Lock()
+	news := connected && !h.connected
+	h.connected = connected
+	h.mu.Unlock()
+	if news && h.events != nil {
+		h.events.connected()
+	}
+}
+
+// Status returns how the device and IoT Hub are connected, and what became of what the hub says.
+func (h *Hub) Status() api.HubStatus {
+	l := h.connection().Status()
+	s := api.HubStatus{
+		Hub: l.Identity.Hub, Device: l.Identity.Device, Module: l.Identity.Module, Transport: "mqtt",
+		Connected: l.Connected, Since: api.Time(l.Since), LastError: l.LastError, LastErrorOn: api.Time(l.LastErrorOn),
+		Failure: l.Failure, NextTry: api.Time(l.NextTry), Desired: h.desired.describe(),
+	}
+	s.Reported, s.ReportError = h.reporter.status()
+	if h.webSocket {
+		s.Transport = "websocket"
+	}
+	if h.events != nil {
+		s.Events = new(h.events.status())
+	}
+	return s
+}
+
+// Notice says that the status may differ from what it was. It does not block.
+func (h *Hub) Notice() {
+	h.reporter.notice()
+	if h.events != nil {
+		h.events.notice()
+	}
+	poke(h.poked)
+}
+
+// Reload has the credentials be read again, a connection be tried at once where there is none, and the last document
+// that was read be applied to what is configured now. It waits for nothing.
+func (h *Hub) Reload() {
+	h.connection().TryAgain()
+	h.mu.Lock()
+	h.again = true
+	h.mu.Unlock()
+	poke(h.poked)
+}
+
+// Close ends the connection, and waits a moment for what is being put in force. What the hub has set stays in force.
+func (h *Hub) Close() { h.closeOnce.Do(h.close) }
+
+func (h *Hub) close() {
+	h.connection().Close()
+	close(h.closing)
+	h.reporter.close()
+	if h.events != nil {
+		h.events.close()
+	}
+	late := time.NewTimer(closeTime)
+	defer late.Stop()
+	select {
+	case <-h.ended:
+	case <-late.C: // the disk does not answer: what waits there ends with it
+	}
+}

@@ -1,0 +1,239 @@
+package iothub
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/iothub/hubtest"
+	"perceptd/agent/iothub/link"
+	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
+)
+
+// joined is an agent that is joined to a hub on loopback.
+type joined struct {
+	*Hub
+	agent   *agent.Agent
+	hub     *hubtest.Hub
+	level   zap.AtomicLevel
+	logs    *observer.ObservedLogs
+	ctx     context.Context // ends before the test would
+	changed chan struct{}
+}
+
+const joinedID = "percept-7"
+
+// join connects an agent to a hub.
+func join(t *testing.T, set func(*Options)) *joined {
+	t.Helper()
+	hub, err := hubtest.Start(hubtest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hub.Close)
+	file := filepath.Join(t.TempDir(), "iothub")
+	if err := os.WriteFile(file, []byte(hub.CreateDevice(joinedID)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j := &joined{hub: hub, level: zap.NewAtomicLevelAt(zapcore.InfoLevel), changed: make(chan struct{}, 1)}
+	core, logs := observer.New(zapcore.DebugLevel)
+	j.logs = logs
+	source := &tokencachetest.Source{Life: 24 * time.Hour}
+	if j.agent, err = agent.New(agent.Options{Fetch: source.Fetch, Rules: edge(), Log: zap.New(core)}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(j.agent.Close)
+	var cancel context.CancelFunc
+	j.ctx, cancel = context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	o := Options{
+		Link: link.Options{
+			Credentials: link.SharedKeyFile{Path: file}, RootCAs: hub.RootCAs(), Address: hub.MQTTAddress(),
+			MaxBackoff: 50 * time.Millisecond, OperationTimeout: 5 * time.Second,
+		},
+		Agent: j.agent, Level: j.level, Log: zap.New(core), Changed: func() { poke(j.changed) },
+	}
+	o.Status = func() api.Status {
+		s := j.agent.Status()
+		s.Now = api.Time(time.Now())
+		return s
+	}
+	if set != nil {
+		set(&o)
+	}
+	j.Hub = New(o)
+	t.Cleanup(j.Close)
+	return j
+}
+
+// await waits until the status is so.
+func (j *joined) await(t *testing.T, what string, reached func(api.HubStatus) bool) api.HubStatus {
+	t.Helper()
+	for {
+		s := j.Status()
+		if reached(s) {
+			return s
+		}
+		select {
+		case <-j.changed:
+		case <-j.ctx.Done():
+			t.Fatalf("waited too long for %s: %+v", what, s)
+		}
+	}
+}
+
+// desire sets percept in the desired properties, and waits until it is in force, or refused.
+func (j *joined) desire(t *testing.T, percept string) api.DesiredStatus {
+	t.Helper()
+	version, err := j.hub.UpdateDesired(joinedID, []byte(`{"percept":`+percept+`}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j.await(t, percept, func(s api.HubStatus) bool { return s.Desired.Version == version }).Desired
+}
+
+func (j *joined) changes() (all []string) {
+	for _, c := range j.agent.Changes() {
+		all = append(all, fmt.Sprint(c.Effect, " ", c.Resource))
+	}
+	return slices.Sorted(slices.Values(all))
+}
+
+// What the twin says is in force while it says so, whole.
+func TestHubPutsTheTwinInForce(t *testing.T) {
+	t.Parallel()
+	j := join(t, nil)
+	s := j.await(t, "the first twin", func(s api.HubStatus) bool { return s.Connected && s.Desired.Version == 1 })
+	if s.Hub != "hub.test" || s.Device != joinedID || s.Transport != "mqtt" || s.Desired.Applied != 1 ||
+		s.Desired.ReadOn.IsZero() || s.Events != nil {
+		t.Errorf("%+v", s)
+	}
+	at := time.Now().UTC().Format(time.RFC3339)
+	got := j.desire(t, `{"policyChanges":[{"resource":"vault.azure.net","at":"`+at+`","effect":"changed"},`+
+		`{"resource":"api://elsewhere","at":"`+at+`","effect":"changed"}],`+
+		`"prefetch":[{"resource":"`+storage+`"},{"resource":"api://none"}],"logLevel":"error"}`)
+	if got.Refused != "" || got.Applied != got.Version || len(got.Idle) != 2 {
+		t.Errorf("%+v", got)
+	}
+	if want := []string{"changed " + vault}; !slices.Equal(j.changes(), want) || j.level.Level() != zapcore.ErrorLevel {
+		t.Errorf("on record %q, level %v", j.changes(), j.level.Level())
+	}
+	before := got
+	for percept, says := range map[string]string{
+		`{"logLevel":"loud"}`: "percept.logLevel", `{"denied":[]}`: "percept.denied",
+		`{"policyChanges":[{"resource":"` + vault + `","at":"` + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) +
+			`","effect":"revoked"}],"logLevel":"debug"}`: " ahead, on ",
+	} {
+		j.desire(t, "null")
+		j.desire(t, `{"policyChanges":[{"resource":"`+vault+`","at":"`+at+`","effect":"changed"}],"logLevel":"error"}`)
+		if _, err := j.hub.ReplaceDesired(joinedID, []byte(`{"percept":`+percept+`}`)); err != nil {
+			t.Fatal(err)
+		}
+		refused := j.await(t, "the refusal", func(s api.HubStatus) bool { return s.Desired.Refused != "" }).Desired
+		if !strings.Contains(refused.Refused, says) || refused.Applied != refused.Version-1 || refused.Applied <= before.Applied {
+			t.Errorf("%s: %+v", percept, refused)
+		}
+		if !slices.Equal(j.changes(), []string{"changed " + vault}) || j.level.Level() != zapcore.ErrorLevel {
+			t.Errorf("%s: half of it is in force: %q %v", percept, j.changes(), j.level.Level())
+		}
+	}
+	if got := j.desire(t, "null"); got.Refused != "" || got.Applied != got.Version || len(j.changes()) > 0 ||
+		j.level.Level() != zapcore.InfoLevel {
+		t.Errorf("%+v, %q, %v", got, j.changes(), j.level.Level())
+	}
+}
+
+// A reload applies the last document again: what is configured may be other than it was.
+func TestReloadAppliesTheTwinAgain(t *testing.T) {
+	t.Parallel()
+	j := join(t, nil)
+	at := time.Now().UTC().Format(time.RFC3339)
+	got := j.desire(t, `{"policyChanges":[{"resource":"api://new","at":"`+at+`","effect":"changed"}]}`)
+	if len(got.Idle) != 1 || len(j.changes()) > 0 {
+		t.Errorf("%+v, %q", got, j.changes())
+	}
+	rules := edge()
+	rules.Grants[0].Resources = append(rules.Grants[0].Resources, "api://new")
+	if _, err := j.agent.Apply(rules); err != nil {
+		t.Fatal(err)
+	}
+	j.Reload()
+	j.await(t, "it to be in force", func(s api.HubStatus) bool { return len(s.Desired.Idle) == 0 })
+	if !slices.Equal(j.changes(), []string{"changed api://new"}) {
+		t.Errorf("%q", j.changes())
+	}
+}
+
+// A document is put in force apart from the link: a disk that hangs keeps neither a connection from being kept nor the
+// hub from being closed.
+func TestHubIsClosedWhileTheDiskHangs(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	var hung atomic.Bool
+	j := join(t, func(o *Options) {
+		slow, err := agent.New(agent.Options{Fetch: (&tokencachetest.Source{Life: time.Hour}).Fetch, Rules: edge(),
+			SaveRecord: func(tokencache.Record) error {
+				hung.Store(true)
+				<-release
+				return nil
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(slow.Close)
+		o.Agent = slow
+	})
+	t.Cleanup(func() { close(release); <-j.ended })
+	version, err := j.hub.UpdateDesired(joinedID, []byte(`{"percept":{"policyChanges":[{"all_resources":true,"at":"`+
+		time.Now().UTC().Format(time.RFC3339)+`","effect":"changed"}]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for !hung.Load() {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-j.ctx.Done():
+			t.Fatalf("version %d was never put in force", version)
+		}
+	}
+	if status, _, err := j.hub.InvokeMethod(j.ctx, joinedID, api.MethodStatus, []byte("{}")); err != nil || status != 200 {
+		t.Errorf("a method meanwhile: %d %v", status, err)
+	}
+	closed := make(chan struct{})
+	go func() { defer close(closed); j.Close() }()
+	select {
+	case <-closed:
+	case <-j.ctx.Done():
+		t.Error("it is not closed")
+	}
+}
+
+// Events are sent where that is configured, and a direct method is answered.
+func TestHubSendsEventsAndAnswersMethods(t *testing.T) {
+	t.Parallel()
+	j := join(t, func(o *Options) { o.Events = true })
+	s := j.await(t, "the connection", func(s api.HubStatus) bool { return s.Connected })
+	if s.Events == nil {
+		t.Errorf("%+v", s)
+	}
+	status, answer, err := j.hub.InvokeMethod(j.ctx, joinedID, "Percept.STATUS", nil)
+	if err != nil || status != 200 || !strings.Contains(string(answer), vault) {
+		t.Errorf("%d %s %v", status, answer, err)
+	}
+	if status, answer, err = j.hub.InvokeMethod(j.ctx, joinedID, "reboot", nil); err != nil || status != 404 {
+		t.Errorf("%d %s %v", status, answer, err)
+	}
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/iothub"
+	"perceptd/agent/iothub/link"
+	"perceptd/cmd/perceptd/config"
+)
+
+// iotHub is this device's part in IoT Hub, where one is configured. Tokens are served whatever becomes of it.
+type iotHub struct {
+	agent   *agent.Agent
+	status  func() api.Status // the whole of it
+	log     *zap.Logger
+	level   zap.AtomicLevel  // of what the log writes, which the hub may set
+	least   zapcore.Level    // and what it is where no hub does
+	changed func()           // its part of the status may differ
+	now     func() time.Time // the device's wall clock
+
+	mu    sync.Mutex // protects what follows
+	conf  config.IoTHub
+	made  surroundings // what hub was made with
+	hub   *iothub.Hub  // nil: none is configured, or why says why there is none
+	why   error        // what the configuration names cannot be used; what was made before goes on
+	since time.Time    // of why
+}
+
+// surroundings are what a connection is made with, beside the credentials, which are read at each connection.
+type surroundings struct {
+	proxy *url.URL       // nil: none
+	roots *x509.CertPool // nil: the system's
+}
+
+func surroundingsOf(conf config.IoTHub) (made surroundings, err error) {
+	if made.proxy, err = conf.ProxyURL(); err != nil {
+		return made, err
+	}
+	made.roots, err = conf.Roots()
+	return made, err
+}
+
+// equal reports whether a connection made with one is as one made with the other.
+func (s surroundings) equal(other surroundings) bool {
+	return fmt.Sprint(s.proxy) == fmt.Sprint(other.proxy) && s.roots.Equal(other.roots)
+}
+
+// set connects the device as it is configured. Where nothing differs the credentials are read again, and what the hub has
+// set is applied to what is configured by now. One call at a time.
+func (h *iotHub) set(conf config.IoTHub) {
+	made, err := surroundingsOf(conf)
+	h.mu.Lock()
+	hub := h.hub
+	same := hub != nil && conf == h.conf && (err != nil || made.equal(h.made))
+	if h.why = err; err != nil {
+		h.since = h.now()
+	}
+	h.mu.Unlock()
+	if err != nil {
+		h.log.Warn("IoT Hub: what the configuration names cannot be used", zap.Error(err))
+	}
+	if same {
+		hub.Reload()
+		return
+	}
+	h.end()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conf, h.made = conf, made
+	if conf.Configured() && err == nil {
+		h.hub = h.connect(conf, made)
+	}
+}
+
+// connect begins to connect the device, and waits for nothing.
+func (h *iotHub) connect(conf config.IoTHub, made surroundings) *iothub.Hub {
+	return iothub.New(iothub.Options{
+		Link: link.Options{
+			Credentials: conf.Credentials(), WebSocket: conf.WebSocket, Proxy: made.proxy, RootCAs: made.roots,
+			KeepAlive: conf.KeepAlive, TokenLife: conf.TokenLife, MaxBackoff: conf.MaxBackoff, Log: h.log,
+		},
+		Agent: h.agent, Status: h.status, Level: h.level, Log: h.log, Now: h.now, Changed: h.changed,
+		ReportSpread: conf.ReportSpread, Events: conf.Events,
+	})
+}
+
+// end ends the connection, if there is one.
+func (h *iotHub) end() {
+	h.mu.Lock()
+	hub := h.hub
+	h.hub = nil
+	h.mu.Unlock()
+	if hub != nil {
+		hub.Close()
+		h.level.SetLevel(h.least)
+	}
+}
+
+// notice says that the status may differ. It does not block.
+func (h *iotHub) notice() {
+	h.mu.Lock()
+	hub := h.hub
+	h.mu.Unlock()
+	if hub != nil {
+		hub.Notice()
+	}
+}
+
+// describe is its part of the status; nil: none is configured.
+func (h *iotHub) describe() *api.HubStatus {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case !h.conf.Configured():
+		return nil
+	case h.hub == nil:
+		s := &api.HubStatus{Hub: h.conf.Certificate.Hub, Device: h.conf.Certificate.Device,
+			Module: h.conf.Certificate.Module, Transport: transportOf(h.conf), Since: api.Time(h.since),
+			LastErrorOn: api.Time(h.since), Failure: api.HubFailureCredentials}
+		if h.why != nil {
+			s.LastError = h.why.Error()
+		}
+		return s
+	}
+	s := h.hub.Status()
+	return &s
+}
+
+func transportOf(conf config.IoTHub) string {
+	if conf.WebSocket {
+		return "websocket"
+	}
+	return "mqtt"
+}
+
+// offlineTrouble is how long a device may be without its hub before that is trouble, unless only a person can heal it:
+// a network that comes and goes, and a hub or an identity service that is started anew, need nobody.
+const offlineTrouble = 5 * time.Minute
+
+// needsAPerson are the failures that no time heals.
+var needsAPerson = []api.HubFailure{api.HubFailureCredentials, api.HubFailureRefused, api.HubFailureCertificate}
+
+// troubles are the sentences of what needs a person.
+func (h *iotHub) troubles() []string {
+	s := h.describe()
+	if s == nil {
+		return nil
+	}
+	h.mu.Lock()
+	why := h.why
+	h.mu.Unlock()
+	return hubTroubles(*s, why, time.Now())
+}
+
+// hubTroubles is troubles of a status. why is what of the configuration cannot be used.
+func hubTroubles(s api.HubStatus, why error, now time.Time) (troubles []string) {
+	switch {
+	case why != nil:
+		troubles = append(troubles, fmt.Sprintf("IoT Hub: what [iothub] names cannot be used: %v: mend it, then "+
+			"perceptctl reload", why))
+	case !s.Connected && (now.Sub(s.Since) >= offlineTrouble || slices.Contains(needsAPerson, s.Failure)):
+		why := s.LastError
+		if why == "" {
+			why = "it does not answer"
+		}
+		troubles = append(troubles, fmt.Sprintf("IoT Hub is not connected since %s: %s",
+			s.Since.UTC().Format("Jan 2 15:04 UTC"), why))
+	}
+	if s.Desired.Refused != "" {
+		troubles = append(troubles, fmt.Sprintf(
+			"what IoT Hub sets is refused, version %d of the twin's desired properties: %s",
+			s.Desired.Version, s.Desired.Refused))
+	}
+	return troubles
+}
+
+// checkHub finds what keeps a changed [iothub] from being put in force. It connects nowhere.
+func checkHub(ctx context.Context, now, before config.IoTHub) error {
+	if now == before {
+		return nil // its credentials may be on their way: the status tells
+	}
+	if err := now.CheckFiles(ctx); err != nil {
+		return fmt.Errorf("[iothub]: %w", err)
+	}
+	return nil
+}
