@@ -47,7 +47,7 @@ func Start(o Options) (*Hub, error) {
 	}
 	h := &Hub{
 		options: o, certificates: made, policyKey: newKey(),
-		identities: make(map[string]*identity), methods: make(map[string]chan<- methodAnswer),
+		identities: make(map[string]*identity), configurations: make(map[string]*configuration), methods: make(map[string]chan<- methodAnswer),
 		changed: make(chan struct{}), throttles: o.Limits.throttles(),
 	}
 	return h, h.Resume()
@@ -97,6 +97,7 @@ type broker struct {
 	mqtt   net.Listener
 	https  net.Listener
 	rest   *http.Server
+	serve  http.Handler // of the service's side
 	conns  connections
 	ended  sync.WaitGroup
 	done   chan struct{} // closed when it ends
@@ -108,7 +109,7 @@ func (h *Hub) newBroker() (*broker, error) {
 	capabilities.MaximumPacketSize = maxPacket
 	capabilities.MinimumProtocolVersion = 4
 	b := &broker{
-		hub: h, done: make(chan struct{}), conns: connections{open: make(map[net.Conn]struct{})},
+		hub: h, serve: h.restHandler(), done: make(chan struct{}), conns: connections{open: make(map[net.Conn]struct{})},
 		server: mqtt.New(&mqtt.Options{
 			InlineClient: true, Capabilities: capabilities, SysTopicResendInterval: 3600,
 			Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
@@ -170,7 +171,7 @@ func (b *broker) close() {
 // ServeHTTP answers the service's side, and devices that speak MQTT over WebSocket.
 func (b *broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != pathWebSocket {
-		http.NotFound(w, r)
+		b.serve.ServeHTTP(w, r)
 		return
 	}
 	socket, err := upgrader.Upgrade(w, r, nil)

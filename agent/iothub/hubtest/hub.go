@@ -47,11 +47,14 @@ type Hub struct {
 
 	mu         sync.Mutex // protects what follows
 	identities map[string]*identity
-	methods    map[string]chan<- methodAnswer // by identity and request ID
-	changed    chan struct{}                  // closed, and made anew, when a session or a subscription changes
-	throttles  throttles
-	broker     *broker // nil: the hub is down
-	closed     bool
+
+	configurations map[string]*configuration
+	made           int                            // configurations, ever
+	methods        map[string]chan<- methodAnswer // by identity and request ID
+	changed        chan struct{}                  // closed, and made anew, when a session or a subscription changes
+	throttles      throttles
+	broker         *broker // nil: the hub is down
+	closed         bool
 
 	requests atomic.Uint64
 }

@@ -9,7 +9,8 @@ type identity struct {
 	generation         string // another for each identity that is made under one name
 	etag               uint64 // of the registry's entry
 	twin               twin
-	session            *session // nil: it is not connected
+	configured         map[string]any // what configurations have set, by its path
+	session            *session       // nil: it is not connected
 	counters           Counters
 	events             []Event
 }

@@ -257,6 +257,24 @@ func cloneValue(value any) any {
 	return value
 }
 
+// setTags merges change into the tags, or has it take the place of all.
+func (t *twin) setTags(change object, replace bool) error {
+	if err := checkObject(change, "tags", 1); err != nil {
+		return err
+	}
+	tags := object{}
+	if !replace {
+		tags = clone(t.tags)
+	}
+	merge(tags, object{}, change, "")
+	if err := checkSize(tags, maxTags); err != nil {
+		return err
+	}
+	t.tags = tags
+	t.etag++
+	return nil
+}
+
 // forDevice returns the section as devices get it.
 func (s *section) forDevice() object {
 	o := clone(s.properties)
