@@ -72,7 +72,7 @@ func (t explainer) summary() string {
 	changed := t.latestChange()
 	switch {
 	case t.deny.IsLost():
-		return t.tokenName() + " is handed to nobody: the record of deny rules is lost."
+		return t.tokenName() + " is handed to nobody: what is denied is not known."
 	case t.deniedToAll():
 		return t.tokenName() + " is denied to everybody, whatever the grants allow."
 	case !t.valid() && !t.token.HeldUntil.IsZero():

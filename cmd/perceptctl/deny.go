@@ -132,9 +132,9 @@ func (s screen) denyRules(now time.Time, d api.DenyStatus) string {
 func (s screen) denyRecord(now time.Time, d api.DenyStatus) string {
 	text := ""
 	if d.IsLost() {
-		text += s.Paragraph("lost: ", d.Lost, term.Bad)
+		text += s.Paragraph("refused: ", "every request: "+d.Lost, term.Bad)
 		if d.Mend != "" {
-			text += s.Paragraph("      ", d.Mend, term.Plain)
+			text += s.Paragraph("         ", d.Mend, term.Plain)
 		}
 	}
 	if !d.HubSetAsideOn.IsZero() {

@@ -3,7 +3,11 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,7 +46,8 @@ func TestDenyByHand(t *testing.T) {
 	harness.Must(t, err)
 	var rule api.DenyAnswer
 	harness.Must(t, json.Unmarshal([]byte(out), &rule))
-	if rule.Module != "vision" || rule.Origin != api.DenyLocal || !strings.HasPrefix(rule.By, "uid ") || rule.Idle != "" {
+	if rule.Module != "vision" || rule.Origin != api.DenyLocal || !strings.HasPrefix(rule.By, "uid ") ||
+		rule.Idle != "" {
 		t.Errorf("%s", out)
 	}
 	ended := await(t, events, "it is ended", func(event watched) bool { return event.name == api.EventEnded })
@@ -74,5 +79,57 @@ func TestDenyByHand(t *testing.T) {
 	answers("lifted", d, 200)
 	if out, err := d.Tool(t, "deny", "lift", rule.ID); err == nil || !strings.Contains(err.Error(), "no deny rule") {
 		t.Errorf("lifted again: %s %v", out, err)
+	}
+}
+
+// TestSettingTheHubAsideIsForRoot shows that an administrator who is not root denies tokens and lifts that, but does
+// not set IoT Hub aside.
+func TestSettingTheHubAsideIsForRoot(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the administrator is another user")
+	}
+	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))
+	for _, dir := range []string{d.Dir, filepath.Dir(harness.Binary(t, "perceptctl"))} {
+		harness.Must(t, os.Chmod(dir, 0o755))
+	}
+	harness.Must(t, os.Chown(d.Admin(), 0, 65533))
+	asAdministrator := func(args ...string) (int, string) {
+		c := exec.Command(harness.Binary(t, "perceptctl"), append([]string{"--socket", d.Token()}, args...)...)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65533}}
+		out, _ := c.CombinedOutput()
+		return c.ProcessState.ExitCode(), string(out)
+	}
+	status, out := asAdministrator("deny", "--module", "vision", "--json")
+	var rule api.DenyAnswer
+	if err := json.Unmarshal([]byte(out), &rule); status != 0 || err != nil ||
+		!strings.HasPrefix(rule.By, "uid 65534 ") {
+		t.Fatalf("%d %s %v", status, out, err)
+	}
+	for _, args := range [][]string{{"deny", "lift", "--from-hub"}, {"deny", "heed-hub"}} {
+		want := "for root on this device, and not from a container or a pid namespace of its own: sudo perceptctl " +
+			strings.Join(args, " ")
+		if status, out := asAdministrator(args...); status != 4 || !strings.Contains(out, want) {
+			t.Errorf("%v: %d %s", args, status, out)
+		}
+	}
+	if s := d.Status(t); !s.Deny.HubSetAsideOn.IsZero() {
+		t.Error("the hub is set aside")
+	}
+	if status, out := asAdministrator("deny", "lift", rule.ID); status != 0 {
+		t.Errorf("lifting: %d %s", status, out)
+	}
+	out, err := d.Tool(t, "deny", "lift", "--from-hub")
+	if s := d.Status(t); err != nil || s.Deny.HubSetAsideOn.IsZero() ||
+		!strings.HasPrefix(out, "set aside: what IoT Hub") {
+		t.Errorf("by root: %s %v", out, err)
+	}
+	if out, err := d.Tool(t, "deny", "heed-hub"); err != nil || !strings.HasPrefix(out, "heeded: ") {
+		t.Errorf("by root: %s %v", out, err)
+	}
+	for _, want := range []string{"IoT Hub sets is set aside", `"by": "uid 0 (pid `, "IoT Hub sets is heeded again"} {
+		if !strings.Contains(d.Text(), want) {
+			t.Errorf("the log lacks %s", want)
+		}
 	}
 }
