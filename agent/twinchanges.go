@@ -102,6 +102,8 @@ func (a *Agent) twinChanges(all []api.PolicyChangeRequest) (wanted map[string]to
 	for i, c := range all {
 		p, unknown := rules.named(c)
 		switch {
+		case unknown != nil && p.Resource == "" && !c.AllResources:
+			idle = append(idle, fmt.Sprintf("policyChanges[%d]: no grant names resource %s", i, c.Resource))
 		case unknown != nil:
 			idle = append(idle, fmt.Sprintf("policyChanges[%d]: %s", i, unknown.Detail))
 		case a.cache.IsOver(c.At):

@@ -129,7 +129,7 @@ func TestIdleTwinChanges(t *testing.T) {
 		if err != nil || len(a.Changes()) != 1 {
 			t.Errorf("%v, %+v", err, a.Changes())
 		}
-		for i, says := range []string{`policyChanges[0]: no grant names resource "api://elsewhere"`,
+		for i, says := range []string{`policyChanges[0]: no grant names resource api://elsewhere`,
 			`policyChanges[1]: no [[identity]] of the configuration is named "speech"`, "policyChanges[2]: it is over"} {
 			if len(idle) != 3 || !strings.HasPrefix(idle[i], says) {
 				t.Errorf("%q, want %s", idle, says)

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -131,7 +133,27 @@ func (d *desired) put(doc document, wanted api.DesiredProperties) (idle []string
 		_ = level.Set(string(wanted.LogLevel)) // readDesired has checked it
 	}
 	d.level.SetLevel(level)
-	return append(changes, prefetched...), nil
+	idle = slices.Concat(d.idleRules(wanted.Deny), changes, prefetched)
+	for i := range idle {
+		idle[i] = "percept." + idle[i]
+	}
+	return idle, nil
+}
+
+// idleRules returns in words which of the deny rules of the twin, which are in force, match nothing here.
+func (d *desired) idleRules(rules []api.DenyRequest) (idle []string) {
+	why := make(map[api.DenyTarget]string)
+	for _, rule := range d.agent.DenyStatus().Rules {
+		if rule.Origin == api.DenyTwin {
+			why[rule.DenyTarget] = rule.Idle
+		}
+	}
+	for i, rule := range rules {
+		if why[rule.DenyTarget] != "" {
+			idle = append(idle, fmt.Sprintf("deny[%d]: %s", i, why[rule.DenyTarget]))
+		}
+	}
+	return idle
 }
 
 // kept returns err, unless it says that something is in force and could not be written to the disk: that is trouble of

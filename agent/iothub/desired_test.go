@@ -1,0 +1,353 @@
+package iothub
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"pgregory.net/rapid"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/grants"
+)
+
+// twinned is an agent with the desired properties of a twin, without a link. It runs in a bubble's virtual time.
+type twinned struct {
+	afar
+	*desired
+}
+
+const twinnedHub = "hub.test/percept-7"
+
+func newTwinned(t *testing.T) twinned {
+	time.Sleep(time.Until(docsTime))
+	a := newAfar(t)
+	return twinned{a, &desired{
+		agent: a.methods.agent, level: zap.NewAtomicLevelAt(zapcore.InfoLevel), configured: zapcore.InfoLevel,
+		log: a.methods.log, now: time.Now, changed: func() {},
+	}}
+}
+
+// twin runs a test of a twin in a bubble.
+func twin(t *testing.T, f func(t *testing.T, w twinned)) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) { f(t, newTwinned(t)) })
+}
+
+// reads has the twin be read with that percept; none: it has none.
+func (w twinned) reads(version int64, percept string) api.DesiredStatus {
+	w.read(document{twinnedHub, version, desiredOf(percept)})
+	return w.describe()
+}
+
+func (w twinned) notified(version int64, percept string) {
+	w.tighten(document{twinnedHub, version, desiredOf(percept)})
+}
+
+func desiredOf(percept string) json.RawMessage {
+	if percept == "" {
+		return json.RawMessage(`{"$version":1}`)
+	}
+	return json.RawMessage(`{"another":7,"percept":` + percept + `}`)
+}
+
+// vision and logger are who asks for tokens.
+var vision, logger = grants.Caller{Module: "vision"}, grants.Caller{Module: "log"}
+
+// served reports whether a caller is served, and which code it is refused with otherwise.
+func (w twinned) served(t *testing.T, caller grants.Caller) (bool, api.Code) {
+	_, err := w.desired.agent.Token(t.Context(), caller, agent.Request{Request: grants.Request{Resource: vault}})
+	if refusal, is := errors.AsType[*agent.Error](err); is {
+		return false, refusal.Code
+	}
+	return err == nil, ""
+}
+
+// expect checks that vision is denied, or is served, and that all others are served.
+func (w twinned) expect(t *testing.T, what string, visionIsDenied bool) {
+	t.Helper()
+	if is, code := w.served(t, vision); is == visionIsDenied || visionIsDenied && code != api.CodeDenied {
+		t.Errorf("%s: vision is served: %v %s", what, is, code)
+	}
+	if is, code := w.served(t, logger); !is {
+		t.Errorf("%s: log is not served: %s", what, code)
+	}
+}
+
+const denyVision = `{"deny":[{"module":"vision"}]}`
+
+// What the twin denies is denied until it does so no more, in whichever way that is said.
+func TestTwinDenies(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		w.expect(t, "at first", false)
+		version := int64(0)
+		for _, lifted := range []string{"", "null", `{}`, `{"deny":[]}`, `{"logLevel":"info"}`, `{"deny":[{"module":"other"}]}`} {
+			for _, denied := range []string{denyVision, `{"deny":[{"module":"vision","resource":"VAULT.azure.net/"}]}`,
+				`{"deny":[{"identity":"vision","note":"n"},{"user":"nobody-of-this-name"}]}`} {
+				version += 2
+				if s := w.reads(version, denied); s.Refused != "" || s.Applied != version {
+					t.Errorf("%s: %+v", denied, s)
+				}
+				w.expect(t, denied, true)
+				w.reads(version+1, lifted)
+				w.expect(t, denied+" is lifted by "+lifted, false)
+			}
+		}
+		w.reads(version+2, `{"deny":[{"all":true}]}`)
+		if is, code := w.served(t, logger); is || code != api.CodeDenied {
+			t.Errorf("all: %v %s", is, code)
+		}
+	})
+}
+
+// A notification denies at once, and does nothing else: nothing is lifted or replaced before the twin was read.
+func TestNotifications(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		w.reads(4, "")
+		w.notified(5, `{"deny":[{"module":"vision"}],"logLevel":"error","prefetch":[{"resource":"api://x"}]}`)
+		w.expect(t, "notified", true)
+		if s := w.describe(); s.Version != 4 || w.level.Level() != zapcore.InfoLevel {
+			t.Errorf("more than denied: %+v %v", s, w.level.Level())
+		}
+		for i, percept := range []string{"", "null", `{}`, `{"deny":null}`, `{"deny":[]}`, `{"deny":[{"module":"other"}]}`,
+			`{"deny":{}}`, `[]`, `7`} {
+			w.notified(6+int64(i), percept)
+			w.expect(t, percept, true)
+		}
+		w.reads(20, "")
+		w.expect(t, "read", false)
+		w.notified(20, denyVision)
+		w.notified(19, denyVision)
+		w.expect(t, "an old one", false)
+
+		// What else is wrong in it, or in another entry, changes nothing of that.
+		w.notified(21, `{"denied":7,"logLevel":"loud","policyChanges":{},"deny":[{"modul":"log"},{"module":"vision"}]}`)
+		w.expect(t, "among others", true)
+	})
+}
+
+// A full read is the truth, also when the version began at 1 again, and whichever hub's the twin is.
+func TestVersionsBeginAgain(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		w.reads(40, denyVision)
+		if s := w.reads(1, ""); s.Version != 1 || s.Applied != 1 {
+			t.Errorf("%+v", s)
+		}
+		w.expect(t, "anew", false)
+		w.notified(2, denyVision)
+		w.expect(t, "notified", true)
+		w.reads(2, denyVision)
+		w.reads(40, "")
+		w.expect(t, "lifted", false)
+		// Another hub's version says nothing about this one's.
+		other := "other.test/percept-7"
+		w.tighten(document{other, 2, desiredOf(denyVision)})
+		w.expect(t, "another hub", true)
+		w.read(document{other, 2, desiredOf("")})
+		w.expect(t, "another hub's twin", false)
+	})
+}
+
+// hostile are values of percept, and documents, that a device may be sent.
+func hostile() map[string]json.RawMessage {
+	all := map[string]json.RawMessage{
+		"ten megabytes": json.RawMessage(`{"percept":{"logLevel":"` + strings.Repeat("x", 10<<20) + `"}}`),
+		"deep":          json.RawMessage(`{"percept":` + strings.Repeat(`[`, 100_000) + strings.Repeat(`]`, 100_000) + `}`),
+		"deep objects":  json.RawMessage(strings.Repeat(`{"percept":`, 20_000) + "1" + strings.Repeat("}", 20_000)),
+		"a deep list":   desiredOf(`{"prefetch":` + strings.Repeat(`[`, 5000) + strings.Repeat(`]`, 5000) + `}`),
+		"cut off":       json.RawMessage(`{"percept":{"deny":[{"module":"log"}`),
+		"nothing":       nil,
+		"no UTF-8":      json.RawMessage("\xff\xfe"),
+		"many keys":     desiredOf(`{` + strings.Repeat(`"k":1,`, 9000) + `"k":1}`),
+	}
+	for name, row := range documents {
+		if row.says != "" {
+			all[name] = desiredOf(row.percept)
+		}
+	}
+	return all
+}
+
+// A document that is wrong changes nothing but that its sound deny entries deny, and says where it is wrong; what was in
+// force stays so until one is right.
+func TestRefusedDocuments(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		at := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)
+		right := `{"deny":[{"module":"vision"}],"logLevel":"warn","prefetch":[{"resource":"` + vault + `"}],` +
+			`"policyChanges":[{"allResources":true,"identity":"device","at":"` + at + `","effect":"changed"}]}`
+		if s := w.reads(1, right); s.Refused != "" || len(s.Idle) > 0 {
+			t.Fatalf("%+v", s)
+		}
+		before := w.desired.agent.Changes()
+		version := int64(1)
+		for name, text := range hostile() {
+			version++
+			w.read(document{twinnedHub, version, text})
+			s := w.describe()
+			if s.Version != version || s.Refused == "" || len(s.Refused) > 512 || s.Applied != 1 || len(s.Idle) > 0 {
+				t.Errorf("%s: %+v", name, s)
+			}
+			if is, code := w.served(t, vision); is || code != api.CodeDenied {
+				t.Errorf("%s: vision is served again: %s", name, code)
+			}
+			if now := w.desired.agent.Changes(); len(now) != 1 || now[0].ID != before[0].ID || w.level.Level() != zapcore.WarnLevel {
+				t.Errorf("%s: on record %+v, level %v", name, now, w.level.Level())
+			}
+		}
+		version++
+		w.reads(version, `{"logLevel":"loud","deny":[{"module":7},{"module":"log","note":"sound"}]}`)
+		for name, caller := range map[string]grants.Caller{"vision": vision, "log": logger} {
+			if is, code := w.served(t, caller); is || code != api.CodeDenied {
+				t.Errorf("%s: %v %s", name, is, code)
+			}
+		}
+		if s := w.reads(version+1, ""); s.Refused != "" || s.Applied != version+1 {
+			t.Errorf("%+v", s)
+		}
+		w.expect(t, "right at last", false)
+		if len(w.desired.agent.Changes()) > 0 || w.level.Level() != zapcore.InfoLevel {
+			t.Errorf("on record %+v, level %v", w.desired.agent.Changes(), w.level.Level())
+		}
+	})
+}
+
+// A device that is told the same hostile documents for ever keeps nothing of them, and writes a line for each version.
+func TestHostileDocumentsAreForgotten(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		w.reads(1, "")
+		lines := w.logs.Len()
+		for range 50 {
+			w.reads(2, `{"logLevel":"loud"}`)
+			w.notified(3, `{"logLevel":"loud"}`)
+		}
+		if n := w.logs.Len() - lines; n != 1 {
+			t.Errorf("%d lines", n)
+		}
+		for version := range int64(200) {
+			w.reads(3+version, fmt.Sprintf(`{"deny":[{"module":"m%d"}],"logLevel":7}`, version))
+		}
+		if n := len(w.desired.agent.DenyStatus().Rules); n > 2*maxDeny {
+			t.Errorf("%d rules are kept", n)
+		}
+	})
+}
+
+// While root has set the hub aside nothing of the twin is in force, and what is said is so when it is heeded again.
+func TestTwinThatIsSetAside(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		a := w.desired.agent
+		document := `{"deny":[{"module":"vision"}],"logLevel":"error","policyChanges":[{"allResources":true,"identity":"device",` +
+			`"at":"` + time.Now().Add(-time.Minute).UTC().Format(time.RFC3339) + `","effect":"changed"}]}`
+		w.reads(1, document)
+		w.expect(t, "heeded", true)
+		id := a.Changes()[0].ID
+		if _, err := a.WithdrawChange("uid 0", id); err == nil {
+			t.Error("a change of the twin's is withdrawn while the hub is heeded")
+		}
+		if err := a.SetHubAside("uid 0"); err != nil {
+			t.Fatal(err)
+		}
+		w.expect(t, "set aside", false)
+		w.notice()
+		if s := w.describe(); s.Refused == "" || w.level.Level() != zapcore.InfoLevel {
+			t.Errorf("%+v, level %v", s, w.level.Level())
+		}
+		if _, err := a.WithdrawChange("uid 0", id); err != nil || len(a.Changes()) > 0 {
+			t.Errorf("%v, %+v", err, a.Changes())
+		}
+		w.notified(2, `{"deny":[{"module":"log"},{"module":"vision"}]}`)
+		w.expect(t, "notified", false)
+		w.reads(2, document)
+		w.expect(t, "read", false)
+		if len(a.Changes()) > 0 {
+			t.Errorf("on record %+v", a.Changes())
+		}
+		if err := a.HeedHub("uid 0"); err != nil {
+			t.Fatal(err)
+		}
+		w.expect(t, "heeded again", true)
+		w.notice()
+		if s := w.describe(); s.Refused != "" || s.Applied != 2 || w.level.Level() != zapcore.ErrorLevel || len(a.Changes()) != 1 {
+			t.Errorf("%+v, level %v, on record %+v", s, w.level.Level(), a.Changes())
+		}
+	})
+}
+
+// What the twin names and this device does not have is idle, and keeps nothing else from being in force.
+func TestIdleEntries(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		s := w.reads(1, `{"deny":[{"module":"none"},{"module":"vision"},{"resource":"api://none"},{"identity":"none"}],`+
+			`"prefetch":[{"resource":"api://none"},{"resource":"`+vault+`","identity":"none"}],`+
+			`"policyChanges":[{"resource":"api://none","at":"2026-11-28T08:00:00Z","effect":"revoked"},`+
+			`{"allResources":true,"identity":"none","at":"2026-11-28T08:00:00Z","effect":"revoked"}]}`)
+		if s.Refused != "" || s.Applied != 1 || len(s.Idle) != 7 {
+			t.Errorf("%+v", s)
+		}
+		for i, begins := range []string{"percept.deny[0]: ", "percept.deny[2]: ", "percept.deny[3]: ", "percept.policyChanges[0]: ",
+			"percept.policyChanges[1]: ", "percept.prefetch[0]: ", "percept.prefetch[1]: "} {
+			if i < len(s.Idle) && !strings.HasPrefix(s.Idle[i], begins) {
+				t.Errorf("%q does not begin with %s", s.Idle[i], begins)
+			}
+		}
+		w.expect(t, "beside what is idle", true)
+	})
+}
+
+// outcomes returns which of all requests that there may be are answered with a token.
+func (w twinned) outcomes(t *testing.T) (all []bool) {
+	for _, caller := range []grants.Caller{vision, logger, {Module: "other"}, {UID: 1000, GID: 1000},
+		{Unit: "camera.service", UID: 1000}, {UID: grants.NoID, GID: grants.NoID, Nested: true}} {
+		for _, resource := range []string{vault, storage, "api://x", "https://a.b", "https://VAULT.azure.net"} {
+			for _, identity := range []string{"", "vision", "device", "none"} {
+				_, err := w.desired.agent.Token(t.Context(), caller,
+					agent.Request{Request: grants.Request{Resource: resource, Identity: identity}})
+				all = append(all, err == nil)
+			}
+		}
+	}
+	return all
+}
+
+// The hub narrows what the configuration grants and never widens it: whatever documents and notifications come, no
+// request succeeds that would have failed without them.
+func TestTwinNeverWidens(t *testing.T) {
+	t.Parallel()
+	after := func(documents []string) (all []bool) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTwinned(t)
+			for i, percept := range documents {
+				w.notified(int64(i)+1, percept)
+				if i%2 == 0 {
+					w.reads(int64(i)+1, percept)
+				}
+				synctest.Wait()
+			}
+			all = w.outcomes(t)
+		})
+		return all
+	}
+	without := after(nil)
+	narrowed := 0
+	rapid.Check(t, func(t *rapid.T) {
+		documents := rapid.SliceOfN(rapid.Custom(drawn), 1, 3).Draw(t, "documents")
+		for i, with := range after(documents) {
+			switch {
+			case with && !without[i]:
+				t.Fatalf("request %d of outcomes is answered", i)
+			case without[i] && !with:
+				narrowed++
+			}
+		}
+	})
+	if narrowed == 0 || !slices.Contains(without, true) || !slices.Contains(without, false) {
+		t.Errorf("%d were narrowed of %v", narrowed, without)
+	}
+}
