@@ -24,7 +24,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness architecture lives mutations soak lint cover cross install clean
+.PHONY: help build demo demo-fleet test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness architecture lives mutations soak lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ build: ## Static bin/perceptd and bin/perceptctl
 
 demo: build ## Start the daemon on a simulated back end, fetch a token, show the status
 	@deploy/demo.sh
+
+demo-fleet: ## 200 devices on an IoT Hub on loopback: how a policy change spreads, a denial, an outage (half a minute)
+	@$(GO) run ./cmd/fleetdemo $(FLEET)
 
 test: ## Every test that needs nothing but Go
 	$(GO) vet ./...

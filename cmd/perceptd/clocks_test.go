@@ -51,6 +51,8 @@ var mayReadClocks = map[string]string{
 	"agent/identityproxy/forward.go":     "how long perceptd was waited for",
 	"systemd/journal.go":                 "a deadline of a connection",
 	"systemd/notify.go":                  "a deadline of a connection",
+	"cmd/fleetdemo/fleet.go":             "how long a fleet takes",
+	"cmd/fleetdemo/show.go":              "how long a fleet takes",
 	"cmd/perceptd/e2e/harness/daemon.go": "how long a test waits for an answer",
 	"cmd/perceptd/e2e/harness/engine.go": "how long an engine takes",
 	"docs/modules/go/main.go":            "a module's own clock",

@@ -70,6 +70,9 @@ var mayImport = map[string]struct {
 	"cmd/perceptctl": {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/explain",
 		"agent/identityproxy", "agent/simulator", "agent/store", "cmd/perceptctl/term", "tokencache"},
 		"the tool talks to the daemon, and is not one"},
+	"cmd/fleetdemo": {[]string{"agent", "agent/api", "agent/clock", "agent/grants", "agent/iothub", "agent/iothub/hubtest",
+		"agent/iothub/link", "agent/simulator", "tokencache"},
+		"it runs many agents in one process, which have neither sockets nor files"},
 	"cmd/perceptctl/term": {nil, "it lays out text, whatever the text says"},
 
 	"agent/iothub/link": {[]string{"agent/api"},

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"perceptd/agent/api"
+)
+
+const (
+	connectTime = 20 * time.Second // for all devices to connect
+	spreadTime  = 40 * time.Second // for a policy change to be in every token
+	denyTime    = 10 * time.Second // for a denial to be in force, and to be lifted
+	denyWithin  = time.Second      // of the first device's twin being written, on the last device
+	peakRatio   = 1.5              // of the busiest sixth of the cap to the mean
+	columns     = 60               // of drawings
+)
+
+// show tells what a fleet does, and what of that is not as it should be.
+type show struct {
+	*fleet
+	options
+	out    io.Writer
+	faults []error
+}
+
+// run shows a fleet. The error names all that is not so.
+func run(ctx context.Context, o options, out io.Writer) error {
+	f, err := startFleet(o, out)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	s := &show{fleet: f, options: o, out: out}
+	s.connect(ctx)
+	spread, err := s.policyChange(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.denial(ctx); err != nil {
+		return err
+	}
+	back, err := s.outage(ctx)
+	if err != nil {
+		return err
+	}
+	s.cost()
+	if o.picture != "" {
+		title := fmt.Sprintf("a policy change reaches %d devices", o.devices)
+		if err := os.WriteFile(o.picture, []byte(svg(title, spread, back)), 0o644); err != nil {
+			return err
+		}
+	}
+	return errors.Join(append(s.faults, ctx.Err())...)
+}
+
+// say begins a part.
+func (s *show) say(format string, args ...any) { fmt.Fprintf(s.out, "\n== "+format+"\n", args...) }
+
+// check says whether something is so, and keeps it in mind where it is not.
+func (s *show) check(ok bool, format string, args ...any) {
+	text, word := fmt.Sprintf(format, args...), "so    "
+	if !ok {
+		word = "NOT SO"
+		s.faults = append(s.faults, errors.New("not so: "+text))
+	}
+	fmt.Fprintf(s.out, "  %s  %s\n", word, text)
+}
+
+// allServe checks that each device serves its module's token.
+func (s *show) allServe(ctx context.Context) {
+	serving := s.count(func(m *member) bool { return m.serves(ctx) == nil })
+	s.check(serving == s.devices, "%d of %d devices serve their module's token", serving, s.devices)
+}
+
+// connect waits for all devices.
+func (s *show) connect(ctx context.Context) {
+	day := float64(life) / s.speed
+	s.say("%d devices connect to a hub; a day of their tokens takes %.0f s", s.devices, time.Duration(day).Seconds())
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	r := s.reach(ctx, time.Now(), connected)
+	s.check(r.whole(), "all %d devices are connected", s.devices)
+	s.allServe(ctx)
+}
+
+// connected is a goal.
+var connected = goal{"connected", func(m *member) bool { return m.hub.Status().Connected }}
+
+// policyChange has a policy change spread to all devices, and shows how.
+func (s *show) policyChange(ctx context.Context) (spread, error) {
+	s.say("one policy change goes to all of them, by their twins")
+	const note = "from the fleet's twin"
+	begun := time.Now()
+	version, err := s.setDesired("policyChanges", []map[string]any{{
+		"resource": vault, "identity": "vision", "effect": api.EffectGranted, "note": note,
+		"at": s.clock.Wall().UTC().Format(time.RFC3339),
+	}})
+	if err != nil {
+		return spread{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, spreadTime)
+	defer cancel()
+	r := s.reach(ctx, begun,
+		goal{"on record", func(m *member) bool { return m.hasChange(note) }},
+		goal{"acknowledged", func(m *member) bool { return s.acknowledges(m, version) }},
+		goal{"in the token", func(m *member) bool { return m.hasChange(note) && !m.isStale() }},
+	)
+	fmt.Fprintf(s.out, "\n%s\n%s\n", r.table(), r.picture(columns))
+	for _, m := range r.milestones {
+		s.check(len(m.reached) == s.devices, "%s on %d of %d devices", m.name, len(m.reached), s.devices)
+	}
+	return r, nil
+}
+
+// denial has the module's tokens be denied on all devices, and served again.
+func (s *show) denial(ctx context.Context) error {
+	s.say("their twins deny the module's tokens, and lift that again")
+	ctx, cancel := context.WithTimeout(ctx, denyTime)
+	defer cancel()
+	begun := time.Now()
+	if _, err := s.setDesired("deny", []map[string]any{{"module": module.Module, "note": "it is stolen"}}); err != nil {
+		return err
+	}
+	denied := s.reach(ctx, begun, goal{"denied", func(m *member) bool { return m.denies(ctx) }})
+	s.check(denied.whole() && denied.last() <= denyWithin, "the last device denies after %s", seconds(denied.last()))
+	begun = time.Now()
+	if _, err := s.setDesired("deny", nil); err != nil {
+		return err
+	}
+	lifted := s.reach(ctx, begun, goal{"served again", func(m *member) bool { return m.serves(ctx) == nil }})
+	s.check(lifted.whole(), "all serve again after %s", seconds(lifted.last()))
+	return nil
+}
+
+// outage ends the hub for a while, and shows the shape in which the devices come back.
+func (s *show) outage(ctx context.Context) (reconnect, error) {
+	s.say("the hub is gone, for longer than the devices wait twice: they wait for %v at most", s.cap)
+	s.hub.Stop()
+	wait(ctx, 2*s.cap+s.cap/4)
+	s.check(s.count(connected.is) == 0, "no device is connected")
+	s.allServe(ctx)
+	resumed := time.Now()
+	if err := s.hub.Resume(); err != nil {
+		return reconnect{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	s.reach(ctx, resumed, connected)
+	back := s.backSince(resumed)
+	r := reconnectOf(back, s.devices, s.cap)
+	fmt.Fprintf(s.out, "\n%s\n", r.picture(columns/2))
+	s.check(len(back) == s.devices, "%d of %d devices are back", len(back), s.devices)
+	s.check(r.ratio() <= peakRatio, "the peak is at most %.1f times the mean", peakRatio)
+	return r, nil
+}
+
+// cost shows what the hub counts.
+func (s *show) cost() {
+	s.say("what this was for the hub")
+	sum := s.traffic()
+	fmt.Fprintf(s.out, "  connections %d, twin reads %d, reported patches %d (%d KB), desired notifications %d (%d "+
+		"KB)\n", sum.Connects, sum.TwinReads.Messages, sum.Reported.Messages, sum.Reported.Bytes>>10,
+		sum.Notifications.Messages, sum.Notifications.Bytes>>10)
+	fmt.Fprintf(s.out, "  %d KB came from the devices and %d KB went to them, TLS included\n", sum.BytesIn>>10,
+		sum.BytesOut>>10)
+}
+
+// wait sleeps, or until ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
