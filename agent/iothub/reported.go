@@ -131,7 +131,8 @@ type requestsCount struct {
 }
 
 // describe returns what is reported of s, shorter than limit bytes as JSON. before is what was reported: times that
-// differ by little, and errors that differ in numbers alone, stay as they were, so that no message says what is no news.
+// differ by little, and errors that differ in passing things alone, stay as they were, so that no message says what is
+// no news.
 func describe(s *api.Status, ack *desiredAck, before *report, limit int) *report {
 	r := &report{
 		Schema: reportSchema, Version: clean(s.Version, maxText), Simulated: s.Simulated,
@@ -330,11 +331,25 @@ func clean(text string, most int) string {
 	return text[:end] + "…"
 }
 
-var digits = regexp.MustCompile(`[0-9]+`)
+// passing is what differs from one failure to the next of the same kind: IDs of requests, times, ports and counts.
+var passing = regexp.MustCompile(`(?i)\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b` +
+	`|\b\d{4}-\d\d-\d\d[t ]\d\d:\d\d(?::\d\d)?(?:\.\d+)?z?` +
+	`|\b(?:\d+(?:\.\d+)?(?:h|m|s|ms|µs)?)+\b`)
 
-// steadyText returns before where text differs from it in numbers alone: ports, times, request IDs.
+// httpStatus is what passing finds and is news: 403 is healed by others than 500.
+var httpStatus = regexp.MustCompile(`^[1-5]\d\d$`)
+
+// steadyText returns before where text differs from it in passing things alone.
 func steadyText(text, before string) string {
-	if digits.ReplaceAllString(text, "") == digits.ReplaceAllString(before, "") {
+	kind := func(text string) string {
+		return passing.ReplaceAllStringFunc(text, func(found string) string {
+			if httpStatus.MatchString(found) {
+				return found
+			}
+			return "#"
+		})
+	}
+	if before != "" && kind(text) == kind(before) {
 		return before
 	}
 	return text

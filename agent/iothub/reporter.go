@@ -25,8 +25,10 @@ const (
 	reportLook = 5 * time.Minute
 	// reportPause is from a notice to the look at the status.
 	reportPause = time.Second
-	// maxReportPause bounds the wait after a report that failed.
+	// maxReportPause bounds the random part of the wait after a report that failed.
 	maxReportPause = 15 * time.Minute
+	// shortReports is for how long reports stay short after the hub refused a longer one.
+	shortReports = 24 * time.Hour
 )
 
 // reporterOptions is what a reporter is made of.
@@ -130,6 +132,7 @@ type reporting struct {
 	last    *report
 
 	limit    int       // of the next report, in bytes
+	longer   time.Time // when that is maxReport again
 	failures int       // in a row
 	soonest  time.Time // of the next report
 	due      time.Time // of the report that is to be sent; zero: none is
@@ -216,6 +219,9 @@ func (r *reporter) compare(state *reporting) map[string]any {
 	if state.has == nil {
 		return nil
 	}
+	if !time.Now().Before(state.longer) {
+		state.limit = maxReport
+	}
 	want := r.want(state)
 	if before, _ := state.has["percept"].(map[string]any); before != nil {
 		if counts, there := before["requests"]; there { // they are no news
@@ -274,6 +280,7 @@ func (r *reporter) send(ctx context.Context, state *reporting, patch map[string]
 		state.failures++
 		if refused.Status == http.StatusBadRequest {
 			state.limit = max(minReport, state.limit/2) // others of the device may take the room
+			state.longer = now.Add(shortReports)
 		}
 	default:
 		state.failures++
@@ -289,7 +296,7 @@ func (r *reporter) pause(failures int) time.Duration {
 		return r.options.Every
 	}
 	bound := min(r.options.Every<<min(failures, 16), maxReportPause)
-	return r.options.Every/2 + time.Duration(r.options.Roll()*float64(bound))
+	return r.options.Every + time.Duration(r.options.Roll()*float64(bound))
 }
 
 // note remembers how a report ended. The log has what is news.

@@ -222,6 +222,76 @@ func TestReportsThatFail(t *testing.T) {
 	}
 }
 
+// However reports fail, they are no closer than others are.
+func TestReportsThatFailAreApart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newReported(t, func(o *reporterOptions) { o.Roll = func() float64 { return 0 } })
+		h.fail = func(n int) error {
+			switch n % 3 {
+			case 1:
+				return &link.RefusedError{What: "reported properties", Status: 429}
+			case 2:
+				return context.DeadlineExceeded
+			}
+			return nil
+		}
+		h.connect()
+		for n := range 600 {
+			h.change(func(s *api.Status) { s.Config.SHA256 = fmt.Sprint(n) })
+			time.Sleep(time.Second)
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if len(h.sentOn) < 15 {
+			t.Errorf("%d reports in ten minutes of changes", len(h.sentOn))
+		}
+		for i := 1; i < len(h.sentOn); i++ {
+			if apart := h.sentOn[i] - h.sentOn[i-1]; apart < 30*time.Second {
+				t.Errorf("two reports are %v apart", apart)
+			}
+		}
+	})
+}
+
+// Where others of the device take the room, reports are short until there may be room again.
+func TestReportsGetRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		room := 8 << 10
+		h := newReported(t, func(o *reporterOptions) {
+			send := o.Send
+			o.Send = func(ctx context.Context, patch json.RawMessage) (int64, error) {
+				if len(patch) > room {
+					return 0, &link.RefusedError{What: "reported properties", Status: 400}
+				}
+				return send(ctx, patch)
+			}
+		})
+		h.change(func(s *api.Status) {
+			for n := range 90 {
+				s.Tokens = append(s.Tokens, token("device", fmt.Sprintf("https://resource-%d.example", n)))
+			}
+		})
+		h.connect()
+		leftOut := func() float64 {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			percept, _ := h.has["percept"].(map[string]any)
+			summary, _ := percept["summary"].(map[string]any)
+			count, _ := summary["leftOut"].(float64)
+			return count
+		}
+		if h.messages(time.Hour); leftOut() == 0 {
+			t.Error("the hub has all, and has no room for it")
+		}
+		room = maxReport
+		if h.messages(25 * time.Hour); leftOut() != 0 {
+			t.Errorf("a day after there was room again %v tokens are left out", leftOut())
+		}
+	})
+}
+
 // Whatever the hub has, what it takes of messages and loses, at the end it has what it should.
 func TestHubHasWhatItShould(t *testing.T) {
 	t.Parallel()
