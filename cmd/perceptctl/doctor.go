@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -132,6 +133,9 @@ func (a *app) examineCaller(ctx context.Context) []finding {
 	case len(who.Grants) == 0:
 		return append(all, finding{note, "this process",
 			"nothing is granted to it: perceptctl whoami tells how it is seen", ""})
+	case slices.ContainsFunc(who.Grants, func(g api.Grant) bool { return len(g.Denied) > 0 }):
+		return append(all, finding{note, "this process",
+			"deny rules take tokens from it that are granted: perceptctl whoami marks them", ""})
 	}
 	return append(all, finding{Verdict: pass, What: "this process",
 		Is: fmt.Sprintf("it has %s: perceptctl whoami lists them", plural(len(who.Grants), "grant", "grants"))})

@@ -120,7 +120,7 @@ func statusText(s api.Status, opensNothing bool, trouble []string) string {
 	if s.Deny != nil && !s.Deny.HubSetAsideOn.IsZero() {
 		parts = append(parts, "IoT Hub set aside")
 	}
-	if s.Hub != nil && !s.Hub.Connected && !strings.Contains(shown, "IoT Hub is not connected") {
+	if s.Hub != nil && !s.Hub.Connected && !strings.HasPrefix(shown, "trouble: IoT Hub") {
 		parts = append(parts, "IoT Hub not connected")
 	}
 	return strings.Join(parts, "; ")

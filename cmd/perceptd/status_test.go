@@ -91,6 +91,8 @@ func TestDenyAndHubInStatusText(t *testing.T) {
 		"1 deny rule; 0 identities, 0 tokens; IoT Hub set aside": {
 			api.Status{Deny: aside, Hub: up}, nil},
 		"0 identities, 0 tokens; IoT Hub not connected": {api.Status{Hub: &api.HubStatus{}}, nil},
+		"trouble: IoT Hub: what [iothub] names cannot be used; 0 identities, 0 tokens": {
+			api.Status{Hub: &api.HubStatus{}}, []string{"IoT Hub: what [iothub] names cannot be used"}},
 		"trouble: " + gone + "; 0 identities, 0 tokens": {api.Status{Hub: &api.HubStatus{}}, []string{gone}},
 		"2 deny rules; trouble: no key (and 2 more, see perceptctl status); 0 identities, 0 tokens; IoT Hub not " +
 			"connected": {
