@@ -3,10 +3,10 @@ package agent
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
+	"time"
 
 	"perceptd/agent/api"
 	"perceptd/agent/grants"
@@ -45,24 +45,24 @@ func (a *Agent) SetTwinChanges(
 	a.twin.Lock()
 	defer a.twin.Unlock()
 	by := fmt.Sprintf("iothub %s twin version %d", hub, version)
-	wanted, idle := a.twinChanges(all)
 	onRecord := make(map[string]bool)
 	for _, r := range a.cache.Changes() {
 		if strings.HasPrefix(r.ID, twinPrefix) {
 			onRecord[r.ID] = true
 		}
 	}
+	listed, idle := a.twinChanges(all, onRecord)
 	var entered []tokencache.RecordedChange
-	for _, id := range slices.Sorted(maps.Keys(wanted)) {
-		if onRecord[id] || a.twinSeen[id] {
+	for _, c := range listed {
+		if onRecord[c.change.ID] || a.twinSeen[c.change.ID] {
 			continue
 		}
-		recorded, err := a.enter(wanted[id])
+		recorded, err := a.enter(c.change)
 		if err != nil {
 			for _, r := range entered {
 				a.withdraw(r.ID)
 			}
-			return nil, fmt.Errorf("policyChanges: %w", a.changeError(wanted[id], err))
+			return nil, fmt.Errorf("policyChanges[%d]: %w", c.index, a.twinChangeError(c.change, err))
 		}
 		entered = append(entered, recorded)
 	}
@@ -71,11 +71,11 @@ func (a *Agent) SetTwinChanges(
 		a.logChange("policy change noted", by, recorded.PolicyChange)
 	}
 	a.twinSeen = make(map[string]bool)
-	for id := range wanted {
-		a.twinSeen[id] = true
+	for _, c := range listed {
+		a.twinSeen[c.change.ID] = true
 	}
 	for id := range onRecord {
-		if _, listed := wanted[id]; listed {
+		if a.twinSeen[id] {
 			continue
 		}
 		if recorded, found := a.withdraw(id); found {
@@ -95,26 +95,46 @@ func (a *Agent) SetTwinChanges(
 	return idle, nil
 }
 
-// twinChanges returns by ID the changes that are to be on record, and which of all concern nothing here.
-func (a *Agent) twinChanges(all []api.PolicyChangeRequest) (wanted map[string]tokencache.PolicyChange, idle []string) {
+// listedChange is a policy change that a twin lists.
+type listedChange struct {
+	index  int // in the twin's list
+	change tokencache.PolicyChange
+}
+
+// twinChanges returns which of all changes are to be on record, each once, and in words which of them concern nothing
+// here. onRecord are the IDs of those that are already: the cache ends them.
+func (a *Agent) twinChanges(
+	all []api.PolicyChangeRequest, onRecord map[string]bool,
+) (listed []listedChange, idle []string) {
 	rules := a.rules.Load()
-	wanted = make(map[string]tokencache.PolicyChange)
+	known := make(map[string]bool)
 	for i, c := range all {
 		p, unknown := rules.named(c)
+		p.ID = twinID(c)
 		switch {
 		case unknown != nil && p.Resource == "" && !c.AllResources:
 			idle = append(idle, fmt.Sprintf("policyChanges[%d]: no grant names resource %s", i, c.Resource))
 		case unknown != nil:
 			idle = append(idle, fmt.Sprintf("policyChanges[%d]: %s", i, unknown.Detail))
-		case a.cache.IsOver(c.At):
+		case !onRecord[p.ID] && a.cache.IsOver(c.At):
 			idle = append(idle, fmt.Sprintf("policyChanges[%d]: it is over, since every token from before %s has expired",
 				i, formatTime(c.At)))
-		default:
-			p.ID = twinID(c)
-			wanted[p.ID] = p
+		case !known[p.ID]:
+			known[p.ID] = true
+			listed = append(listed, listedChange{i, p})
 		}
 	}
-	return wanted, idle
+	return listed, idle
+}
+
+// twinChangeError returns what is reported for an error of the cache about a policy change that a twin lists.
+func (a *Agent) twinChangeError(p tokencache.PolicyChange, err error) error {
+	if future, is := errors.AsType[*tokencache.FutureError](err); is {
+		return &Error{Code: api.CodeFutureChange, Detail: fmt.Sprintf("it is dated %v ahead, on %s, by this device's "+
+			"clock, which is synchronised and says %s: it is tried again when that has come",
+			future.Ahead.Round(time.Second), formatTime(p.At), formatTime(a.clock.Wall()))}
+	}
+	return a.changeError(p, err)
 }
 
 // twinID returns the ID of a policy change that a twin lists: the same for the same content, whatever the version, so

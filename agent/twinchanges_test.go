@@ -14,6 +14,7 @@ import (
 	"perceptd/agent/api"
 	"perceptd/agent/grants"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // twinAgent is an agent with two identities, of which one may have tokens of two resources, in virtual time by a clock
@@ -137,12 +138,40 @@ func TestIdleTwinChanges(t *testing.T) {
 		}
 		// Over since it was recorded, and still listed: it is not on record again.
 		time.Sleep(4 * 24 * time.Hour)
+		if err := a.Ping(t.Context()); err != nil { // the cache looks at its record, as it does every few minutes
+			t.Fatal(err)
+		}
+		synctest.Wait()
 		for range 2 {
 			_, err := a.SetTwinChanges("hub/device", []api.PolicyChangeRequest{{Resource: "api://b", At: now,
 				Effect: tokencache.Granted}}, 2)
 			if err != nil || len(a.Changes()) != 0 {
 				t.Errorf("%v, %+v", err, a.Changes())
 			}
+		}
+	})
+}
+
+// When a change on record is over the cache says, by all clocks that count. That the wall clock was moved ends none that
+// the twin still lists.
+func TestTwinChangeIsNotEndedByAWallClock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		clock := new(tokencachetest.Clock)
+		a := twinAgent(t, Options{Clock: clock.AfterUptime()})
+		revoked := []api.PolicyChangeRequest{{AllResources: true, At: time.Now(), Effect: tokencache.Revoked}}
+		if _, err := a.SetTwinChanges("hub/device", revoked, 1); err != nil {
+			t.Fatal(err)
+		}
+		clock.Set(-10*24*time.Hour, true)
+		idle, err := a.SetTwinChanges("hub/device", revoked, 2)
+		if err != nil || len(idle) > 0 || len(a.Changes()) != 1 {
+			t.Errorf("%v, idle %q, on record %+v", err, idle, a.Changes())
+		}
+		// One of that date that is not on record is over, as far as is known.
+		earlier := append(revoked, api.PolicyChangeRequest{Resource: "api://b", At: revoked[0].At, Effect: tokencache.Granted})
+		if idle, err := a.SetTwinChanges("hub/device", earlier, 3); err != nil || len(idle) != 1 || len(a.Changes()) != 1 {
+			t.Errorf("%v, idle %q, on record %+v", err, idle, a.Changes())
 		}
 	})
 }
@@ -162,7 +191,7 @@ func TestTwinChangesAreRefusedWhole(t *testing.T) {
 			{Resource: "api://b", At: now.Add(time.Hour), Effect: tokencache.Revoked},
 			{Resource: "https://vault.azure.net", At: now, Effect: tokencache.Revoked},
 		}, 2)
-		if err == nil || !strings.Contains(err.Error(), "dated 1h0m0s ahead") || !slices.Equal(idsOf(a),
+		if err == nil || !strings.Contains(err.Error(), "policyChanges[1]: it is dated 1h0m0s ahead") || !slices.Equal(idsOf(a),
 			[]string{twinID(before)}) {
 			t.Errorf("%v, %q", err, idsOf(a))
 		}

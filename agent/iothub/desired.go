@@ -119,7 +119,7 @@ func (d *desired) put(doc document, wanted api.DesiredProperties) (idle []string
 	}
 	changes, err := d.agent.SetTwinChanges(doc.hub, wanted.PolicyChanges, doc.version)
 	if err := kept(err); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("percept.%w", err)
 	}
 	if err := kept(d.agent.SetTwinDeny(doc.hub, wanted.Deny, doc.version)); err != nil {
 		return nil, err
