@@ -54,6 +54,9 @@ type Options struct {
 	// the record is not saved.
 	SaveRecord func(tokencache.Record) error
 
+	// Deny is how deny rules are kept. Zero: they are not.
+	Deny DenyStore
+
 	// BootID names this boot of the device, and Snapshot is that of an earlier cache: see tokencache.Options.
 	BootID   string
 	Snapshot *tokencache.Snapshot
@@ -113,8 +116,8 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed}
 	a.audit.open(o.Log, a.clock)
-	a.deny.lookup = lookupUser
 	a.simulated.expected = o.Simulated
+	a.deny.open(o.Deny, a.clock, o.Log)
 	compiled.denied = deny.Compile(a.deny.record, a.deny.namesIn(compiled))
 	a.rules.Store(compiled)
 	kept := o.recordCopies()
@@ -162,6 +165,9 @@ func New(o Options) (*Agent, error) {
 		a.deferred = &u
 		a.rereading.loop.Go(func() { a.readAgain(&u) })
 	}
+	if a.deny.load != nil {
+		a.rereading.loop.Go(a.readDenyRulesAgain)
+	}
 	if o.Snapshot != nil {
 		// The snapshot came from one of two places, and the other may have that of another boot, or none.
 		a.snapshotSaver.notice(true)
@@ -182,6 +188,7 @@ func (a *Agent) close() {
 	a.cache.Close() // callers that wait get their error before the disk is waited for
 	a.rereading.close()
 	a.changeSaver.close()
+	a.deny.saver.close()
 	keep()
 }
 

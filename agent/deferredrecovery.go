@@ -324,14 +324,5 @@ func (r Rules) withoutWithdrawn(all, withdrawn []tokencache.PolicyChange) []toke
 // errNoCopy is why a record is lost whose files are gone.
 var errNoCopy = errors.New("it is gone, and there was no copy of it beside the tokens")
 
-// unreadError is why nothing can be saved yet.
-type unreadError struct{ why error }
-
-func (e *unreadError) Error() string {
-	return fmt.Sprintf("%s, and is not overwritten before it was: %v", unreadWhat, e.why)
-}
-
-func (e *unreadError) Unwrap() error { return e.why }
-
 // unreadWhat says what is wrong while the record cannot be read.
 const unreadWhat = "the record of policy changes cannot be read now"

@@ -3,11 +3,8 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"os/user"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 
 	"go.uber.org/zap"
 
@@ -23,43 +20,6 @@ const (
 	MessageHubHeeded      = "c1047eb85d2f4b39908a6ef3d75c2b16" // it is heeded again
 )
 
-// denyRules are the deny rules in force.
-type denyRules struct {
-	lookup func(name string) (uid uint32, found bool, err error)
-
-	mu     sync.Mutex   // one change of rules at a time: deny rules, or a reload; protects what follows
-	record deny.Record  // what is in force
-	twin   deny.HubSide // that was read last since the start
-}
-
-// lookupUser returns the uid of a user of this device.
-func lookupUser(name string) (uid uint32, found bool, err error) {
-	account, err := user.Lookup(name)
-	if _, unknown := errors.AsType[user.UnknownUserError](err); unknown {
-		return 0, false, nil
-	}
-	if err != nil {
-		return 0, false, err
-	}
-	id, err := strconv.ParseUint(account.Uid, 10, 32)
-	return uint32(id), err == nil, err
-}
-
-// namesIn returns what names in deny rules mean with these rules.
-func (d *denyRules) namesIn(rules *ruleset) deny.Names {
-	return deny.Names{Rules: rules.Rules.Rules, LookupUser: d.lookup}
-}
-
-// putInForce puts rules in force, with the deny rules, and returns those before.
-func (a *Agent) putInForce(rules *ruleset) (before *ruleset) {
-	a.deny.mu.Lock()
-	defer a.deny.mu.Unlock()
-	rules.denied = deny.Compile(a.deny.record, a.deny.namesIn(rules))
-	before = a.rules.Swap(rules)
-	a.cache.Wake()
-	return before
-}
-
 // changeDenyRules puts what change makes of the record in force, if that differs, and then saves it. The error is that
 // of change, or that the record could not be saved, with done for what is in force all the same.
 func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Record, error)) error {
@@ -69,20 +29,18 @@ func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Reco
 		a.deny.mu.Unlock()
 		return err
 	}
+	isFirst := a.deny.record.Lineage == ""
 	a.enforceLocked(after)
 	a.deny.mu.Unlock()
 	a.cache.Wake()
 	a.changed()
+	if err := a.deny.keep(a.log); err != nil {
+		return &Error{Code: api.CodeNotKept, Detail: done + ", and not on the disk: " + a.deny.unkept(err)}
+	}
+	if isFirst {
+		a.changeSaver.renew() // that record notes that there is one of deny rules
+	}
 	return nil
-}
-
-// enforceLocked puts a record in force, as a newer version of the one before.
-func (a *Agent) enforceLocked(record deny.Record) {
-	record.Generation = a.deny.record.Generation + 1
-	a.deny.record = record
-	rules := *a.rules.Load()
-	rules.denied = deny.Compile(record, a.deny.namesIn(&rules))
-	a.rules.Store(&rules)
 }
 
 // Deny takes tokens away at once, whatever the grants allow. by says who wants that, for the log and the record. A rule
@@ -241,11 +199,20 @@ func (a *Agent) HeedHub(by string) error {
 	return err
 }
 
-// HubSetAside reports whether root has set aside what the hub sets.
-func (a *Agent) HubSetAside() bool {
-	a.deny.mu.Lock()
-	defer a.deny.mu.Unlock()
-	return a.deny.record.Aside != nil
+// ForgetLostDenyRules ends that nothing is handed out since the record of deny rules is lost, or cannot be read now. What
+// was on a lost record denies nothing any more; one that can be read later is in force then. Its callers see to it that
+// root asks for it. The error is an *Error with CodeNotKept: it is done all the same.
+func (a *Agent) ForgetLostDenyRules(by string) error {
+	lost := ""
+	err := a.changeDenyRules("tokens are handed out again", func(record deny.Record) (deny.Record, error) {
+		lost = record.Lost
+		return record.Forget(), nil
+	})
+	if lost != "" {
+		a.log.Warn("the lost record of deny rules is given up: tokens are handed out again", zap.String("by", by),
+			zap.String("lost", lost), zap.String("message_id", MessageDenyRulesForgotten))
+	}
+	return err
 }
 
 // DenyStatus returns the deny rules on record, the latest first, and whether they are all that there were.
@@ -259,6 +226,9 @@ func (a *Agent) DenyStatus() api.DenyStatus {
 	}
 	if record.Aside != nil {
 		s.HubSetAsideOn = record.Aside.On
+	}
+	if s.Lost != "" {
+		s.Mend = lostMend
 	}
 	return s
 }

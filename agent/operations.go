@@ -33,6 +33,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	}
 	a.cache.TryAgain()
 	a.changeSaver.hurry()
+	a.deny.saver.hurry()
 	a.rereading.hurry()
 	a.stale.reset(a.cache.Status())
 	a.reports.retain(compiled)
@@ -83,6 +84,7 @@ func (a *Agent) refresh(
 			"no grant names resource %q for such an identity", resource)}
 	}
 	a.changeSaver.hurry()
+	a.deny.saver.hurry()
 	a.rereading.hurry()
 	results := make([]api.RefreshResult, len(keys))
 	var all sync.WaitGroup

@@ -50,6 +50,7 @@ func (a *Agent) Status() api.Status {
 	}
 	s.Trouble = append(s.Trouble, a.changeSaver.trouble(a.snapshotSaver.outlives(false))...)
 	s.Trouble = append(s.Trouble, a.snapshotSaver.trouble()...)
+	s.Trouble = append(s.Trouble, a.deny.trouble()...)
 	if len(rules.Grants) == 0 {
 		s.Trouble = append(s.Trouble, "no [[grant]] is configured: every caller is denied")
 	}

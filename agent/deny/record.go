@@ -27,6 +27,8 @@ type Record struct {
 
 	// Lost is why rules may be missing that nobody has lifted; empty: none are.
 	Lost string `json:"lost,omitempty"`
+	// Unread is true if they are missing only until what is on the disk was read.
+	Unread bool `json:"unread,omitempty"`
 }
 
 // Aside says that what a hub sets denies nothing.
@@ -181,7 +183,7 @@ func (r Record) Replace(from HubSide, wanted []Wanted, now time.Time) (Record, e
 		after.Aside = nil
 	}
 	if after.Aside == nil {
-		after.Lost = ""
+		after.Lost, after.Unread = "", false
 	}
 	listed := make(map[string]Rule)
 	for _, w := range wanted {
@@ -223,7 +225,7 @@ func (r Record) Heed() Record {
 
 // Forget returns r with nothing missing.
 func (r Record) Forget() Record {
-	r.Lost = ""
+	r.Lost, r.Unread = "", false
 	return r
 }
 
@@ -239,3 +241,77 @@ func (r Rule) equal(o Rule) bool {
 	r.Since, o.Since = time.Time{}, time.Time{}
 	return sameTime && r == o
 }
+
+// maxKept bounds the rules of a record that is read: those of all sides, in two versions.
+const maxKept = 8 * MaxRules
+
+// Validate returns what is wrong with a record that was read, or is to be written, or nil.
+func (r Record) Validate() error {
+	if r.Lineage == "" {
+		return errors.New("it has no lineage")
+	}
+	if len(r.Rules) > maxKept {
+		return fmt.Errorf("%d deny rules are more than there can be", len(r.Rules))
+	}
+	type known struct{ id, hub string }
+	seen := make(map[known]bool)
+	for i, rule := range r.Rules {
+		at := known{rule.ID, rule.Hub}
+		switch {
+		case rule.ID == "" || len(rule.ID) > 64:
+			return fmt.Errorf("deny rule %d has no ID, or one that is too long", i+1)
+		case seen[at]:
+			return fmt.Errorf("deny rule %d has the ID of another", i+1)
+		case rule.Origin != Local && rule.Origin != Twin && rule.Origin != Method:
+			return fmt.Errorf("deny rule %d: nobody knows which side set it", i+1)
+		}
+		if err := rule.Check(); err != nil {
+			return fmt.Errorf("deny rule %d: %w", i+1, err)
+		}
+		seen[at] = true
+	}
+	return nil
+}
+
+// Newest returns the newer of two versions of a record. Where neither is the newer, it has the rules of both, and what
+// only one sets aside is not.
+func Newest(r, o Record) Record {
+	same := r.Lineage == o.Lineage
+	switch {
+	case same && r.Generation > o.Generation, same && r.Generation == o.Generation && r.Equal(o):
+		return r
+	case same && r.Generation < o.Generation:
+		return o
+	}
+	return Both(r, o)
+}
+
+// Both returns a record with the rules of both, as a version that is newer than either. Hub is r's.
+func Both(r, o Record) Record {
+	both := r
+	both.Generation = max(r.Generation, o.Generation) + 1
+	both.Hub, both.Lost = cmp.Or(r.Hub, o.Hub), cmp.Or(r.Lost, o.Lost)
+	both.Unread = both.Lost != "" && (r.Lost == "" || r.Unread) && (o.Lost == "" || o.Unread)
+	if r.Aside != nil && (o.Aside == nil || o.Aside.Hub != r.Aside.Hub) {
+		both.Aside = nil
+	}
+	both.Rules = slices.Clone(r.Rules)
+	for _, rule := range o.Rules {
+		known := func(k Rule) bool { return k.ID == rule.ID && k.Hub == rule.Hub }
+		if i := slices.IndexFunc(both.Rules, known); i < 0 {
+			both.Rules = append(both.Rules, rule)
+		} else if both.Rules[i].Target != rule.Target {
+			rule.ID = truncated(rule.ID) + "-2"
+			both.Rules = append(both.Rules, rule)
+		}
+	}
+	if len(both.Rules) > maxKept { // none is left out for it, but what was added last counts as all
+		both.Rules = append(both.Rules[:maxKept-1:maxKept-1], Rule{
+			ID: "more", Target: Target{All: true}, Origin: Local, Note: "two records together deny more than there is room for",
+			Since: both.Rules[maxKept-1].Since,
+		})
+	}
+	return both
+}
+
+func truncated(id string) string { return id[:min(len(id), 56)] }

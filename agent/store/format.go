@@ -174,7 +174,8 @@ const recordVersion = 3
 type recordDocument struct {
 	Version int `json:"version"`
 	tokencache.Record
-	Changes []changeDocument `json:"changes"`
+	Changes   []changeDocument `json:"changes"`
+	DenyRules bool             `json:"deny_rules,omitempty"` // there are deny rules, in files of their own
 }
 
 // changeDocument is a policy change as it is written.
@@ -229,7 +230,8 @@ func (r *PolicyChanges) encode(record tokencache.Record) ([]byte, error) {
 	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
-	doc := recordDocument{Version: recordVersion, Record: record, Changes: changeDocuments(record.Changes)}
+	doc := recordDocument{Version: recordVersion, Record: record, Changes: changeDocuments(record.Changes),
+		DenyRules: r.denyRules.Load() == haveDenyRules}
 	if err := e.Encode(doc); err != nil {
 		return nil, err
 	}
@@ -250,6 +252,9 @@ func (r *PolicyChanges) decode(text []byte) (*tokencache.Record, error) {
 	var doc recordDocument
 	if err := decodeStrictly(text, &doc); err != nil {
 		return nil, err
+	}
+	if doc.DenyRules {
+		r.denyRules.Store(haveDenyRules)
 	}
 	record := doc.Record
 	if record.Changes, err = policyChanges(doc.Changes, version); err != nil {

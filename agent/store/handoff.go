@@ -32,10 +32,10 @@ const (
 )
 
 // Systemd holds a handoff by a name: this prefix and a number, higher for what was stored later. HandoffRoom is how
-// many it holds at most: two, while one takes the other's place.
+// many it holds at most: two of the cache and two of the deny rules, while one takes the other's place.
 const (
 	HandoffPrefix = "cache-"
-	HandoffRoom   = 2
+	HandoffRoom   = 4
 )
 
 // Handoff hands a snapshot over to the next process, by a descriptor that systemd holds meanwhile.
@@ -76,7 +76,11 @@ func (h *Handoff) Save(m tokencache.Snapshot) error {
 		return err
 	}
 	defer file.Close()
-	name := HandoffPrefix + strconv.FormatInt(int64(m.Boot), 10)
+	return h.hold(file, HandoffPrefix+strconv.FormatInt(int64(m.Boot), 10))
+}
+
+// hold has systemd hold file by that name, in the place of what it holds.
+func (h *Handoff) hold(file *os.File, name string) error {
 	if err := h.Store(name, int(file.Fd())); err != nil {
 		return err
 	}
@@ -112,6 +116,11 @@ func WriteMemfd(m tokencache.Snapshot) (*os.File, error) {
 
 // ReadMemfd returns what WriteMemfd wrote into f, which stays open.
 func ReadMemfd(f *os.File) (*tokencache.Snapshot, error) {
+	return readDocument(f, decodeSnapshot)
+}
+
+// readDocument returns what decode makes of what is in f, which stays open.
+func readDocument[D any](f *os.File, decode func(text []byte) (*D, error)) (*D, error) {
 	defer runtime.KeepAlive(f) // it is read by its number, which is closed, and another's, once nothing refers to f
 	framed, err := readFramed(f)
 	defer clear(framed)
@@ -119,14 +128,14 @@ func ReadMemfd(f *os.File) (*tokencache.Snapshot, error) {
 	if err == nil {
 		text, err = unframe(framed)
 	}
-	var m *tokencache.Snapshot
+	var d *D
 	if err == nil {
-		m, err = decodeSnapshot(text)
+		d, err = decode(text)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the memory that was carried over: %w", err)
 	}
-	return m, nil
+	return d, nil
 }
 
 // frame puts a head before text, by which unframe tells a whole one from a torn one or one of another version.

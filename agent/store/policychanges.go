@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"perceptd/tokencache"
@@ -22,18 +22,31 @@ const (
 // PolicyChanges is the record of policy changes on the disk: two files with the same text. Save writes the copy first,
 // so that it is never the older one. While one is being written, the other is whole. If one is lost or spoilt, the
 // other has all.
+//
+// The record also notes that there are deny rules, so that their own files are missed when they are gone.
 type PolicyChanges struct {
-	folder Folder
-	boot   func() time.Duration
-	id     string   // of this boot; empty: not known
-	unread error    // why Load could not read what is there; nil: it could, or was not called
-	spoilt []string // the files that Load found spoilt and left where they are
+	twoFiles
+	boot func() time.Duration
+	id   string // of this boot; empty: not known
+
+	denyRules atomic.Int32 // whether there are deny rules on the disk, as far as it is known
 }
+
+// Whether there are deny rules on the disk.
+const (
+	denyRulesUnknown = iota
+	noDenyRules
+	haveDenyRules
+)
+
+// NoteDenyRules has the record note, when it is saved next, that there are deny rules on the disk.
+func (r *PolicyChanges) NoteDenyRules() { r.denyRules.Store(haveDenyRules) }
 
 // OpenPolicyChanges returns the record in folder. boot returns the time since the device booted, as that of
 // tokencache.Clock.
 func OpenPolicyChanges(folder Folder, boot func() time.Duration) *PolicyChanges {
-	return &PolicyChanges{folder: folder, boot: boot, id: BootID()}
+	return &PolicyChanges{twoFiles: twoFiles{folder: folder, name: changesName, copy: changesCopyName}, boot: boot,
+		id: BootID()}
 }
 
 // Load returns the record; nil when there is no file, which differs from a record without changes. The error says what
@@ -59,28 +72,11 @@ func (r *PolicyChanges) Load() (*tokencache.Record, error) {
 		}
 		record = joined(record, twin, r.now(record.Instant, twin.Instant))
 	}
-	r.unread, r.spoilt = nil, nil
-	for _, err := range []*error{&fault, &other} {
-		if spoilt, ok := errors.AsType[*SpoiltError](*err); ok && record != nil {
-			*err = moveAside(r.folder, spoilt.Name, spoilt)
-		} else if ok {
-			name := filepath.Base(spoilt.Name)
-			r.spoilt = append(r.spoilt, name)
-			why := fmt.Errorf("%w; when another is written it is kept as %s%s…", spoilt.Why, name, unreadable)
-			*err = &SpoiltError{Name: spoilt.Name, Why: why}
-		}
-	}
-	if record == nil {
-		r.unread = cmp.Or(unlessSpoilt(fault), unlessSpoilt(other))
+	r.settle(record != nil, &fault, &other)
+	if r.unread == nil {
+		r.denyRules.CompareAndSwap(denyRulesUnknown, noDenyRules)
 	}
 	return record, cmp.Or(r.unread, fault, other)
-}
-
-func unlessSpoilt(err error) error {
-	if _, spoilt := errors.AsType[*SpoiltError](err); spoilt {
-		return nil
-	}
-	return err
 }
 
 func (r *PolicyChanges) load(name string) (*tokencache.Record, error) {
@@ -164,33 +160,12 @@ func joined(record, twin *tokencache.Record, now tokencache.Instant) *tokencache
 // Save puts record on the disk. When it returns nil, that outlives a power cut. When it returns an error, the record
 // before does, or the new one.
 func (r *PolicyChanges) Save(record tokencache.Record) error {
-	if r.unread != nil {
-		const why = "the record that is kept cannot be read now, and is not overwritten before it was"
-		return fmt.Errorf("%s: %w", why, r.unread)
+	if err := r.mayWrite(); err != nil {
+		return err
 	}
 	text, err := r.encode(record)
 	if err != nil {
 		return err
 	}
-	names := []string{changesCopyName, changesName}
-	if len(r.spoilt) == 1 && r.spoilt[0] == changesCopyName { // it stays until something is beside it
-		slices.Reverse(names)
-	}
-	for _, name := range names {
-		if err := r.replace(name, text); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// replace first moves aside what Load found spoilt and left there.
-func (r *PolicyChanges) replace(name string, text []byte) error {
-	if slices.Contains(r.spoilt, name) {
-		if _, err := r.folder.Aside(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		r.spoilt = slices.DeleteFunc(r.spoilt, func(spoilt string) bool { return spoilt == name })
-	}
-	return r.folder.Replace(name, text)
+	return r.replaceBoth(text)
 }

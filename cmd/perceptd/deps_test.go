@@ -47,7 +47,7 @@ var mayImport = map[string]struct {
 		"the simulated back end must not share the mistakes of what it tests"},
 	"agent/attest":  {[]string{"agent/grants", "agent/tcppeer"}, "it fills in a caller, and decides nothing"},
 	"agent/binding": {nil, "it says what the device is known by, and not what that is used for"},
-	"agent/store": {[]string{"agent/binding", "agent/lock", "tokencache"},
+	"agent/store": {[]string{"agent/binding", "agent/deny", "agent/lock", "tokencache"},
 		"it knows files, and not what is in force"},
 	"agent/server/limit": {nil, "it counts by keys; the server finds out which key a connection has"},
 	"agent/server": {[]string{"agent", "agent/api", "agent/attest", "agent/grants", "agent/server/limit"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -26,6 +27,7 @@ type state struct {
 	log     *zap.Logger
 	source  store.Source
 	handoff store.Handoff
+	denied  store.DenyHandoff
 	tokens  *store.Tokens // nil: there is no file
 	bound   binding.Kind  // what of the device the file is bound to
 	untold  bool          // root has told nothing of the device
@@ -43,6 +45,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 	s := &state{
 		log: d.log, source: sourceOf(d.backend.status()),
 		handoff: store.Handoff{Store: d.notify.Store, Discard: d.notify.Discard},
+		denied:  store.DenyHandoff{Handoff: store.Handoff{Store: d.notify.Store, Discard: d.notify.Discard}},
 	}
 	d.state = s
 	defer func() {
@@ -70,9 +73,17 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 	}
 	record := store.OpenPolicyChanges(store.Disk(d.flags.stateDir), o.Clock.Boot)
 	o.BootID = store.BootID()
+	cached, denied := make(map[string]*os.File), make(map[string]*os.File)
+	for name, file := range handedOver {
+		if strings.HasPrefix(name, store.DenyHandoffPrefix) {
+			denied[name] = file
+		} else {
+			cached[name] = file
+		}
+	}
 	var before []tokencache.Snapshot
 	if s.noHandoff == "" {
-		before = s.handoff.Take(handedOver, s.logUnusable)
+		before = s.handoff.Take(cached, s.logUnusable)
 	}
 	begin := store.Recover(record, s.tokens, before, s.ours, o.BootID)
 	if _, loose := errors.AsType[*store.LooseError](begin.RecordFault); loose {
@@ -91,6 +102,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		o.Unopened = append(o.Unopened, s.real(m, d.config.Source.Kind))
 	}
 	o.LoadRecord, o.SaveRecord = record.Load, record.Save
+	o.Deny = s.denyStore(store.OpenDenyRules(record), denied, d.notify.Enabled())
 	if begin.UnreadTokens != nil {
 		o.UnreadTokens = begin.UnreadTokens
 		o.LoadTokens = func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
@@ -107,6 +119,27 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		o.Persistence.Save = s.save
 	}
 	return nil
+}
+
+// denyStore has deny rules kept on the disk and by systemd, which holds those in handedOver.
+func (s *state) denyStore(disk *store.DenyRules, handedOver map[string]*os.File, isHeld bool) agent.DenyStore {
+	record, err := disk.Load()
+	kept := agent.DenyStore{Record: record, Load: disk.Load}
+	kept.Copies = s.denied.Take(handedOver, s.logUnusable)
+	_, spoilt := errors.AsType[*store.SpoiltError](err)
+	switch {
+	case record != nil && err != nil:
+		s.log.Error("one of the two files of the deny rules cannot be used, the other is in force", zap.Error(err))
+	case spoilt:
+		kept.Lost = err
+	case record == nil:
+		kept.Unread = err
+	}
+	kept.Save = disk.Save
+	if isHeld {
+		kept.HandOver = s.denied.Save
+	}
+	return kept
 }
 
 // openFile opens the cache's file, or says why there is none.

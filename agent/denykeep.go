@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"cmp"
+	"crypto/rand"
+	"fmt"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"perceptd/agent/deny"
+	"perceptd/tokencache"
+)
+
+// DenyStore is how deny rules are kept. Zero: they are not, and there are none at the start.
+type DenyStore struct {
+	// Record is what is on the disk; nil: nothing is. Copies are what earlier processes handed over.
+	Record *deny.Record
+	Copies []deny.Record
+	// Lost is why what is on the disk can never be read. Without Copies nothing is handed out then, until the hub's twin
+	// was read or ForgetLostDenyRules is called.
+	Lost error
+	// Unread is why it cannot be read now. Load then reads it again, as store.DenyRules does, until it returns a record
+	// or an error whose method Spoilt returns true. Until then Save is not called, and without Copies it counts as lost.
+	Unread error
+	Load   func() (*deny.Record, error)
+	// Save saves the whole record each time it differs. One goroutine at a time calls it, and it may block. Nil: the
+	// record is not saved.
+	Save func(deny.Record) error
+	// HandOver hands the record over to the next process each time it differs. One goroutine at a time calls it. Nil: it
+	// is not handed over.
+	HandOver func(deny.Record) error
+}
+
+// begin returns the record to begin with.
+func (s *DenyStore) begin() deny.Record {
+	var record deny.Record
+	for i, r := range s.Copies {
+		if i == 0 {
+			record = r
+		} else {
+			record = deny.Newest(record, r)
+		}
+	}
+	isRead := s.Record != nil
+	if isRead && record.Unread {
+		record.Lost, record.Unread = "", false
+	}
+	switch found := record.Lineage != ""; {
+	case isRead && found:
+		return deny.Newest(*s.Record, record)
+	case isRead:
+		return *s.Record
+	case found && !record.Unread:
+		return record
+	case s.Unread != nil:
+		record.Lost, record.Unread = unreadDenyText(s.Unread), true
+	case s.Lost != nil || found:
+		record.Lost, record.Unread = lostDenyText(cmp.Or(s.Lost, errGone)), false
+	default:
+		return deny.Record{}
+	}
+	record.Lineage, record.Generation = rand.Text(), record.Generation+1
+	return record
+}
+
+func unreadDenyText(why error) string {
+	return fmt.Sprintf("the record of deny rules cannot be read now: %v; it is read again every minute, and at once by "+
+		"perceptctl reload; %s", why, remedyFor(why))
+}
+
+func lostDenyText(why error) string { return fmt.Sprintf("the record of deny rules is lost: %v", why) }
+
+// IDs of the journal's entries about the record of deny rules. They never change.
+const (
+	MessageDenyRulesLost      = "5e93a17c8bd24f06a1c7f4802d6e9b3a" // it is lost, or cannot be read now
+	MessageDenyRulesRead      = "0b7f2e4d9a8c46f1b35d60e2c91a784f" // it was read after all
+	MessageDenyRulesForgotten = "94c6d02fb1e74a3f8e5a27d1630bc9e8" // root gave up what was on it
+)
+
+// open takes over what was kept.
+func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger) {
+	d.lookup, d.record = lookupUser, kept.begin()
+	d.saver.what = "the record of deny rules"
+	d.saver.now = func() deny.Record {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.record
+	}
+	d.saver.origin = func(r deny.Record) tokencache.Origin {
+		return tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation}
+	}
+	d.saver.open(kept.Save, clock, log, "the deny rules could not be kept", "the deny rules are kept again")
+	if kept.Unread != nil {
+		d.saver.unread.Store(&kept.Unread)
+		d.load = kept.Load
+	}
+	d.handOver = kept.HandOver
+	d.handOverNow(log)
+	d.saver.renew()
+	if d.record.Lost != "" {
+		log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", d.record.Lost),
+			zap.String("message_id", MessageDenyRulesLost))
+	}
+}
+
+// handOverNow hands the record over, if there is one.
+func (d *denyRules) handOverNow(log *zap.Logger) {
+	if d.handOver == nil {
+		return
+	}
+	d.handing.Lock()
+	defer d.handing.Unlock()
+	record := d.saver.now()
+	if record.Lineage == "" {
+		return
+	}
+	if err := d.handOver(record); err != nil {
+		log.Warn("the deny rules could not be handed over to the next process", zap.Error(err))
+	}
+}
+
+// keep keeps the record over a restart and on the disk. The error says why it is not on the disk.
+func (d *denyRules) keep(log *zap.Logger) error {
+	d.handOverNow(log)
+	return d.saver.save()
+}
+
+// readDenyRulesAgain tries to read the record until that works or the agent is closed.
+func (a *Agent) readDenyRulesAgain() {
+	for wait := readAgainSoonest; ; wait = min(2*wait, readAgainLatest) {
+		if !a.rereading.pause(wait) || a.takeDenyRules() {
+			return
+		}
+	}
+}
+
+// takeDenyRules puts the record in force if it can be read, beside what was set meanwhile.
+func (a *Agent) takeDenyRules() bool {
+	d := &a.deny
+	var rules int
+	var lost string
+	read := d.saver.read(d.load, func(disk *deny.Record, why error) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		a.enforceLocked(d.joined(disk, why))
+		rules, lost = len(d.record.Rules), d.record.Lost
+	})
+	if !read {
+		return false
+	}
+	a.cache.Wake()
+	d.handOverNow(a.log)
+	d.saver.renew()
+	a.changed()
+	if lost != "" {
+		a.log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", lost),
+			zap.String("message_id", MessageDenyRulesLost))
+		return true
+	}
+	a.log.Info("the record of deny rules was read after all, and is in force", zap.Int("rules", rules),
+		zap.String("message_id", MessageDenyRulesRead))
+	return true
+}
+
+// joined returns what is in force when disk was read, or is lost. What was set meanwhile stays. What root, or a full
+// read of the twin, has ended meanwhile stays ended.
+func (d *denyRules) joined(disk *deny.Record, why error) deny.Record {
+	now := d.record
+	isWaiting := now.Unread
+	if isWaiting {
+		now.Lost, now.Unread = "", false
+	}
+	if disk == nil {
+		if isWaiting {
+			now.Lost = lostDenyText(why)
+		}
+		return now
+	}
+	if disk.Lineage == now.Lineage {
+		return deny.Newest(now, *disk)
+	}
+	kept := *disk
+	if hub := d.twin.Hub; hub != "" { // of its twin, and of other hubs, all is known
+		kept.Rules = slices.DeleteFunc(slices.Clone(kept.Rules), func(r deny.Rule) bool {
+			return r.Origin == deny.Twin || r.Origin == deny.Method && r.Hub != "" && r.Hub != hub
+		})
+	}
+	both := deny.Both(now, kept)
+	both.Lineage, both.Lost = disk.Lineage, now.Lost
+	if both.Aside = now.Aside; now.Aside == nil && kept.IsSetAside(now.Hub) {
+		both.Aside = kept.Aside
+	}
+	if isWaiting {
+		both.Lost = disk.Lost
+	}
+	return both
+}
+
+// unkept returns the text of what became of the deny rules that could not be saved.
+func (d *denyRules) unkept(why error) string {
+	const until = "the next process takes them from systemd; a stop or a reboot loses the difference"
+	return fmt.Sprintf("%v; %s; %s; %s", why, until, remedyFor(why), triedAgain)
+}
+
+// trouble says what a technician should know of the record, in sentences.
+func (d *denyRules) trouble() []string {
+	if fault := d.saver.failure(); fault != nil {
+		return []string{"deny rules are not kept on the disk: " + d.unkept(fault)}
+	}
+	if why := d.saver.unread.Load(); why != nil && d.saver.now().Lost == "" {
+		return []string{unreadDenyText(*why)}
+	}
+	return nil
+}

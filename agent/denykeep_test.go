@@ -1,0 +1,339 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/agent/deny"
+	"perceptd/tokencache/tokencachetest"
+)
+
+// denyDisk keeps deny rules as a disk and systemd do.
+type denyDisk struct {
+	mu     sync.Mutex
+	record *deny.Record  // on the disk
+	held   []deny.Record // by systemd
+	fault  error         // of writing
+	unread error         // of reading
+	spoilt error         // what is there is no record
+}
+
+func (d *denyDisk) set(change func(*denyDisk)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(d)
+}
+
+type spoiltError struct{ error }
+
+func (spoiltError) Spoilt() bool { return true }
+
+func (d *denyDisk) load() (*deny.Record, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.unread != nil:
+		return nil, d.unread
+	case d.spoilt != nil:
+		return nil, spoiltError{d.spoilt}
+	}
+	return d.record, nil
+}
+
+func (d *denyDisk) save(record deny.Record) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fault == nil {
+		d.record, d.spoilt = &record, nil
+	}
+	return d.fault
+}
+
+func (d *denyDisk) store() agent.DenyStore {
+	record, err := d.load()
+	kept := agent.DenyStore{Record: record, Load: d.load, Save: d.save, HandOver: func(r deny.Record) error {
+		d.set(func(d *denyDisk) { d.held = []deny.Record{r} })
+		return nil
+	}}
+	d.set(func(d *denyDisk) { kept.Copies = append(kept.Copies, d.held...) })
+	if errors.As(err, new(spoiltError)) {
+		kept.Lost = err
+	} else {
+		kept.Unread = err
+	}
+	return kept
+}
+
+// boot runs f with an agent on the device's disk. reboot says that systemd holds nothing any more.
+func (d *denyDisk) boot(t *testing.T, reboot bool, f func(a *agent.Agent, logs *observer.ObservedLogs)) {
+	t.Helper()
+	if reboot {
+		d.set(func(d *denyDisk) { d.held = nil })
+	}
+	core, logs := observer.New(zapcore.DebugLevel)
+	a, err := agent.New(agent.Options{
+		Fetch: new(tokencachetest.Source).Fetch, Rules: edge(), Log: zap.New(core), Deny: d.store(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f(a, logs)
+	a.Close()
+}
+
+func TestDenyRulesOutliveReboots(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		disk := new(denyDisk)
+		disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if code := askFor(a, module, vault); code != "" {
+				t.Errorf("a first start: %v", code)
+			}
+		})
+		if disk.record != nil {
+			t.Errorf("a device without rules keeps %+v", disk.record)
+		}
+		var id string
+		disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			id = mustDeny(t, a, api.DenyLocal, denyModule("vision")).ID
+			if disk.record == nil || len(disk.record.Rules) != 1 {
+				t.Error("Deny returned before the rule was on the disk")
+			}
+		})
+		for _, reboot := range []bool{false, true, true} {
+			disk.boot(t, reboot, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if code := askFor(a, module, vault); code != api.CodeDenied {
+					t.Errorf("reboot %v: %q", reboot, code)
+				}
+			})
+		}
+		disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if _, err := a.LiftDeny("uid 0", api.DenyLocal, id); err != nil {
+				t.Error(err)
+			}
+		})
+		disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if code := askFor(a, module, vault); code != "" {
+				t.Errorf("after the lift: %q", code)
+			}
+		})
+	})
+}
+
+// What the disk does not take is in force, is told, outlives a restart and is written when the disk works again.
+func TestDenyRulesOnADiskThatFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		disk := &denyDisk{fault: errors.New("no space left")}
+		disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			rule, err := a.Deny("uid 0", api.DenyLocal, denyModule("vision"))
+			if codeOf(err) != api.CodeNotKept || rule.ID == "" {
+				t.Errorf("%+v, %v", rule, err)
+			}
+			if code := askFor(a, module, vault); code != api.CodeDenied {
+				t.Errorf("%q", code)
+			}
+			if trouble := strings.Join(a.Status().Trouble, "\n"); !strings.Contains(trouble, "not kept on the disk") {
+				t.Errorf("%q", trouble)
+			}
+		})
+		disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if code := askFor(a, module, vault); code != api.CodeDenied {
+				t.Errorf("after a restart: %q", code)
+			}
+			disk.set(func(d *denyDisk) { d.fault = nil })
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			if disk.record == nil || len(disk.record.Rules) != 1 {
+				t.Errorf("the disk has %+v", disk.record)
+			}
+		})
+	})
+}
+
+// A lost record denies everything, over restarts and whatever is denied besides, until one of the two ways out of it.
+func TestLostDenyRules(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(a *agent.Agent) error{
+		"root":     func(a *agent.Agent) error { return a.ForgetLostDenyRules("uid 0") },
+		"the twin": func(a *agent.Agent) error { return a.SetTwinDeny(thisHub, nil, 1) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			disk := &denyDisk{spoilt: errors.New("it is not JSON")}
+			for _, reboot := range []bool{false, true} {
+				disk.boot(t, reboot, func(a *agent.Agent, logs *observer.ObservedLogs) {
+					for range 2 {
+						_, err := a.Token(context.Background(), module, agent.Request{})
+						if codeOf(err) != api.CodeDenyRulesLost || !strings.Contains(err.Error(), "it is not JSON") ||
+							!strings.Contains(err.Error(), "perceptctl deny forget-lost") {
+							t.Fatalf("%s: %v", name, err)
+						}
+						mustDeny(t, a, api.DenyLocal, denyModule("other"))
+					}
+					if err := a.TightenTwinDeny(thisHub, nil, 1); err != nil {
+						t.Error(err)
+					}
+					if s := a.Status(); s.Deny.Lost == "" || s.Deny.Mend == "" ||
+						!strings.Contains(strings.Join(s.Trouble, "\n"), s.Deny.Lost) {
+						t.Errorf("%s: the status says %+v, %q", name, s.Deny, s.Trouble)
+					}
+					if logs.FilterField(zap.String("message_id", agent.MessageDenyRulesLost)).Len() != 1 {
+						t.Errorf("%s: the log does not say so once", name)
+					}
+				})
+			}
+			disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if err := end(a); err != nil {
+					t.Error(err)
+				}
+				if code := askFor(a, module, vault); code != "" || a.DenyStatus().Lost != "" {
+					t.Errorf("%s: still %q", name, code)
+				}
+			})
+			disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if code := askFor(a, module, vault); code != "" || len(a.DenyStatus().Rules) != 1 {
+					t.Errorf("%s: at the next start %q, %+v", name, code, a.DenyStatus())
+				}
+			})
+		})
+	}
+}
+
+// A hub that root has set aside does not end that a record is lost.
+func TestSetAsideHubDoesNotEndALoss(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		disk := &denyDisk{spoilt: errors.New("it is not JSON")}
+		disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if err := errors.Join(a.SetHubAside("uid 0"), a.SetTwinDeny(thisHub, nil, 1)); err != nil {
+				t.Error(err)
+			}
+			if code := askFor(a, module, vault); code != api.CodeDenyRulesLost {
+				t.Errorf("%q", code)
+			}
+			if err := a.ForgetLostDenyRules("uid 0"); err != nil {
+				t.Error(err)
+			}
+			if code := askFor(a, module, vault); code != "" {
+				t.Errorf("%q", code)
+			}
+		})
+	})
+}
+
+// A record that cannot be read now counts as lost until it can be, and what was set meanwhile joins it.
+func TestUnreadDenyRules(t *testing.T) {
+	t.Parallel()
+	kept := deny.Record{Lineage: "l", Generation: 4, Rules: []deny.Rule{
+		{ID: "old", Target: deny.Target{Module: "vision"}, Origin: deny.Local},
+	}}
+	for _, forgotten := range []bool{false, true} {
+		for _, restarted := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				disk := &denyDisk{record: &kept, unread: errors.New("input/output error")}
+				begin := func(f func(a *agent.Agent)) {
+					disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) { f(a) })
+				}
+				check := func(a *agent.Agent) {
+					synctest.Wait()
+					if code := askFor(a, module, vault); code != api.CodeDenied {
+						t.Errorf("when it was read: %q", code)
+					}
+					if s := a.DenyStatus(); len(s.Rules) != 2 || s.Lost != "" {
+						t.Errorf("when it was read: %+v", s)
+					}
+				}
+				begin(func(a *agent.Agent) {
+					if code := askFor(a, module, vault); code != api.CodeDenyRulesLost {
+						t.Errorf("%q", code)
+					}
+					if _, err := a.Deny("uid 0", api.DenyLocal, denyModule("other")); codeOf(err) != api.CodeNotKept {
+						t.Errorf("%v", err)
+					}
+					if forgotten {
+						_ = a.ForgetLostDenyRules("uid 0")
+						if code := askFor(a, module, vault); code != "" {
+							t.Errorf("root gave it up: %q", code)
+						}
+					}
+					time.Sleep(5 * time.Minute)
+					if disk.record != &kept {
+						t.Error("what cannot be read was overwritten")
+					}
+					if !restarted {
+						disk.set(func(d *denyDisk) { d.unread = nil })
+						time.Sleep(2 * time.Minute)
+						check(a)
+					}
+				})
+				disk.set(func(d *denyDisk) { d.unread = nil })
+				begin(check)
+				if disk.record == &kept {
+					t.Error("what was set meanwhile is not on the disk")
+				}
+			})
+		}
+	}
+}
+
+// One that is found lost when it can be read is lost from then on.
+func TestUnreadDenyRulesThatAreLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		disk := &denyDisk{unread: errors.New("input/output error")}
+		disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			disk.set(func(d *denyDisk) { d.unread = nil })
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			if s := a.DenyStatus(); !strings.Contains(s.Lost, "is lost") {
+				t.Errorf("%+v", s)
+			}
+			if err := a.ForgetLostDenyRules("uid 0"); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+}
+
+// Where systemd holds the record, a disk that cannot be read, or is spoilt, denies nobody anything.
+func TestHandedOverDenyRulesAreKnown(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(*denyDisk){
+		"unread": func(d *denyDisk) { d.unread = errors.New("input/output error") },
+		"spoilt": func(d *denyDisk) { d.spoilt = errors.New("it is not JSON") },
+		"gone":   func(d *denyDisk) { d.record = nil },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			disk := new(denyDisk)
+			disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				mustDeny(t, a, api.DenyLocal, denyModule("vision"))
+			})
+			disk.set(spoil)
+			disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if code := askFor(a, module, vault); code != api.CodeDenied {
+					t.Errorf("%s: what is denied: %q", name, code)
+				}
+				if code := askFor(a, root, storage); code != "" {
+					t.Errorf("%s: what is not: %q", name, code)
+				}
+				disk.set(func(d *denyDisk) { d.unread = nil })
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+			})
+			if disk.record == nil || len(disk.record.Rules) != 1 {
+				t.Errorf("%s: the disk has %+v", name, disk.record)
+			}
+		})
+	}
+}

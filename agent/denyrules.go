@@ -1,0 +1,73 @@
+package agent
+
+import (
+	"crypto/rand"
+	"errors"
+	"os/user"
+	"strconv"
+	"sync"
+
+	"perceptd/agent/deny"
+)
+
+// denyRules are the deny rules in force.
+type denyRules struct {
+	lookup func(name string) (uid uint32, found bool, err error)
+	saver  recordSaver[deny.Record]
+
+	load func() (*deny.Record, error) // reads the record, which could not be read at the start; nil: it was
+
+	handing  sync.Mutex              // one call of handOver at a time
+	handOver func(deny.Record) error // nil: nothing is handed over
+
+	mu     sync.Mutex   // one change of rules at a time: deny rules, or a reload; protects what follows
+	record deny.Record  // what is in force
+	twin   deny.HubSide // that was read last since the start
+}
+
+// lookupUser returns the uid of a user of this device.
+func lookupUser(name string) (uid uint32, found bool, err error) {
+	account, err := user.Lookup(name)
+	if _, unknown := errors.AsType[user.UnknownUserError](err); unknown {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	id, err := strconv.ParseUint(account.Uid, 10, 32)
+	return uint32(id), err == nil, err
+}
+
+// namesIn returns what names in deny rules mean with these rules.
+func (d *denyRules) namesIn(rules *ruleset) deny.Names {
+	return deny.Names{Rules: rules.Rules.Rules, LookupUser: d.lookup}
+}
+
+// putInForce puts rules in force, with the deny rules, and returns those before.
+func (a *Agent) putInForce(rules *ruleset) (before *ruleset) {
+	a.deny.mu.Lock()
+	defer a.deny.mu.Unlock()
+	rules.denied = deny.Compile(a.deny.record, a.deny.namesIn(rules))
+	before = a.rules.Swap(rules)
+	a.cache.Wake()
+	return before
+}
+
+// enforceLocked puts a record in force, as a newer version of the one before.
+func (a *Agent) enforceLocked(record deny.Record) {
+	if record.Lineage == "" {
+		record.Lineage = rand.Text()
+	}
+	record.Generation = max(record.Generation, a.deny.record.Generation) + 1
+	a.deny.record = record
+	rules := *a.rules.Load()
+	rules.denied = deny.Compile(record, a.deny.namesIn(&rules))
+	a.rules.Store(&rules)
+}
+
+// HubSetAside reports whether root has set aside what the hub sets.
+func (a *Agent) HubSetAside() bool {
+	a.deny.mu.Lock()
+	defer a.deny.mu.Unlock()
+	return a.deny.record.Aside != nil
+}

@@ -1,0 +1,202 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"perceptd/agent/deny"
+)
+
+const (
+	denyName     = "deny-rules.json"
+	denyCopyName = "deny-rules.copy.json"
+	maxDenyFile  = 1 << 20 // bytes
+)
+
+// DenyRules is the record of deny rules on the disk, in two files as PolicyChanges is. A file that others could have
+// changed counts as spoilt: what is missing in it may have been taken out.
+type DenyRules struct {
+	twoFiles
+	changes *PolicyChanges
+}
+
+// OpenDenyRules returns the record in the folder of the policy changes, whose record notes that there is one.
+func OpenDenyRules(changes *PolicyChanges) *DenyRules {
+	return &DenyRules{
+		twoFiles: twoFiles{folder: changes.folder, name: denyName, copy: denyCopyName}, changes: changes,
+	}
+}
+
+// Load returns the record; nil where there never was one, as far as the record of policy changes says, which was loaded
+// before. The error says what is wrong with the files. Beside a record it is about one of the two.
+//
+// Without a record, a *SpoiltError says that what is there is no record, or that it is gone. Any other error says that
+// it cannot be read now: Save refuses to overwrite it until Load has read it.
+func (r *DenyRules) Load() (*deny.Record, error) {
+	record, fault := r.load(denyName)
+	twin, other := r.load(denyCopyName)
+	switch {
+	case record == nil:
+		record = twin
+		if record != nil {
+			fault = cmp.Or(fault, fmt.Errorf("%s is gone", denyName))
+		}
+	case twin == nil:
+		other = cmp.Or(other, fmt.Errorf("%s is gone", denyCopyName))
+	default:
+		newest := deny.Newest(*record, *twin)
+		record = &newest
+	}
+	r.settle(record != nil, &fault, &other)
+	switch why := cmp.Or(r.unread, fault, other); {
+	case record != nil:
+		r.changes.NoteDenyRules()
+		return record, why
+	case why != nil:
+		return nil, why
+	case r.changes.denyRules.Load() == haveDenyRules:
+		return nil, &SpoiltError{Name: denyName, Why: errGone}
+	case r.changes.denyRules.Load() == denyRulesUnknown:
+		r.unread = errors.New("whether there is one cannot be told while the record of policy changes cannot be read")
+	}
+	return nil, r.unread
+}
+
+func (r *DenyRules) load(name string) (*deny.Record, error) {
+	text, err := r.folder.Read(name, othersMayChange, maxDenyFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case isLoose(err):
+		return nil, &SpoiltError{Name: name, Why: err}
+	case err != nil:
+		return nil, err
+	}
+	record, why := decodeDeny(text)
+	if why != nil {
+		return nil, &SpoiltError{Name: name, Why: why}
+	}
+	return record, nil
+}
+
+// Save puts record on the disk. When it returns nil, that outlives a power cut. When it returns an error, the record
+// before does, or the new one.
+func (r *DenyRules) Save(record deny.Record) error {
+	if err := r.mayWrite(); err != nil {
+		return err
+	}
+	text, err := encodeDeny(record)
+	if err != nil {
+		return err
+	}
+	if err := r.replaceBoth(text); err != nil {
+		return err
+	}
+	r.changes.NoteDenyRules()
+	return nil
+}
+
+// denyVersion is the format that is written.
+const denyVersion = 1
+
+type denyDocument struct {
+	Version int `json:"version"`
+	deny.Record
+}
+
+func encodeDeny(record deny.Record) ([]byte, error) {
+	if err := record.Validate(); err != nil {
+		return nil, unreadableAgain(err)
+	}
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(denyDocument{Version: denyVersion, Record: record}); err != nil {
+		return nil, err
+	}
+	if text.Len() > maxDenyFile {
+		return nil, fmt.Errorf("the record would be larger than %d bytes", maxDenyFile)
+	}
+	return text.Bytes(), nil
+}
+
+func decodeDeny(text []byte) (*deny.Record, error) {
+	version, err := versionOf(text)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("it is not JSON: %w", err)
+	case version < 1 || version > denyVersion:
+		return nil, otherVersion(denyVersion)
+	}
+	var doc denyDocument
+	if err := decodeStrictly(text, &doc); err != nil {
+		return nil, err
+	}
+	if err := doc.Validate(); err != nil {
+		return nil, err
+	}
+	return &doc.Record, nil
+}
+
+// DenyHandoffPrefix begins the names by which systemd holds the record of deny rules. Those of Handoff begin so too, and
+// have a number next.
+const DenyHandoffPrefix = HandoffPrefix + "deny-"
+
+// DenyHandoff hands the record of deny rules over to the next process, as Handoff does a snapshot.
+type DenyHandoff struct {
+	Handoff Handoff // with its Store and Discard
+	last    uint64  // number of what was handed over last
+}
+
+// Take returns what earlier processes handed over in files, as Handoff.Take does, in no order.
+func (h *DenyHandoff) Take(files map[string]*os.File, unusable func(name string, why error)) (all []deny.Record) {
+	for name, file := range files {
+		h.Handoff.held = append(h.Handoff.held, name)
+		number, err := strconv.ParseUint(strings.TrimPrefix(name, DenyHandoffPrefix), 10, 63)
+		var record *deny.Record
+		if err == nil {
+			h.last = max(h.last, number)
+			record, err = readDocument(file, decodeDeny)
+		}
+		if err != nil {
+			unusable(name, err)
+			continue
+		}
+		all = append(all, *record)
+	}
+	return all
+}
+
+// Save hands record over in the place of what was handed over before. Where that does not work, nothing older stays
+// there: the next process would take it for the latest.
+func (h *DenyHandoff) Save(record deny.Record) error {
+	err := h.save(record)
+	if err == nil {
+		return nil
+	}
+	h.Handoff.held = slices.DeleteFunc(h.Handoff.held, func(name string) bool { return h.Handoff.Discard(name) == nil })
+	return err
+}
+
+func (h *DenyHandoff) save(record deny.Record) error {
+	text, err := encodeDeny(record)
+	if err != nil {
+		return err
+	}
+	file, err := writeSealedMemfd(frame(text))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	h.last++
+	return h.Handoff.hold(file, DenyHandoffPrefix+strconv.FormatUint(h.last, 10))
+}
