@@ -70,6 +70,15 @@ func (s *Server) heedHub(req *request) *apiError {
 	return s.answerRoot(req, "heeding IoT Hub again", "perceptctl deny heed-hub", s.Agent.HeedHub)
 }
 
+// forgetLostDeny answers DELETE /v1/deny/lost.
+func (s *Server) forgetLostDeny(req *request) *apiError {
+	if e := noQuery(req); e != nil {
+		return e
+	}
+	const what = "ending the denial that a lost record causes"
+	return s.answerRoot(req, what, "perceptctl deny forget-lost", s.Agent.ForgetLostDenyRules)
+}
+
 // answerRoot does what only root on this device may, and answers with the deny rules after it. what is that in words,
 // and command has root do it. In a container, and in a pid namespace of its own, uid 0 is not that root.
 func (s *Server) answerRoot(req *request, what, command string, do func(by string) error) *apiError {

@@ -95,6 +95,8 @@ func TestDenyRulesThatAreRefused(t *testing.T) {
 		{"an unknown ID", lift("?id=nothing"), 404, api.CodeUnknownDenyRule, `"nothing"`},
 		{"a query of the hub", requestText("DELETE", api.PathDenyHub+"?x", ""), 400, api.CodeBadRequest,
 			"no query parameters"},
+		{"a query of what is lost", requestText("DELETE", api.PathDenyLost+"?x", ""), 400, api.CodeBadRequest,
+			"no query parameters"},
 		{"a body of the hub", post(api.PathDenyHub, `{"all":true}`), 400, api.CodeBadRequest, "unknown field"},
 	} {
 		got := send(t, admin, test.text)
@@ -124,6 +126,7 @@ func TestSettingTheHubAsideIsForRoot(t *testing.T) {
 	}{
 		{"DELETE", api.PathDenyHub, "sudo perceptctl deny lift --from-hub", (*Server).setHubAside, true},
 		{"POST", api.PathDenyHub, "sudo perceptctl deny heed-hub", (*Server).heedHub, false},
+		{"DELETE", api.PathDenyLost, "sudo perceptctl deny forget-lost", (*Server).forgetLostDeny, false},
 	} {
 		before := !d.Agent.DenyStatus().HubSetAsideOn.IsZero()
 		for _, other := range []grants.Caller{

@@ -58,6 +58,7 @@ var routes = [...]route{
 	{api.PathDeny, false, http.MethodDelete, onAdmin, formV1, (*Server).liftDeny},
 	{api.PathDenyHub, false, http.MethodPost, onAdmin, formV1, (*Server).heedHub},
 	{api.PathDenyHub, false, http.MethodDelete, onAdmin, formV1, (*Server).setHubAside},
+	{api.PathDenyLost, false, http.MethodDelete, onAdmin, formV1, (*Server).forgetLostDeny},
 	{api.PathGrants, false, http.MethodGet, onAdmin, formV1, (*Server).grants},
 	{api.PathGrantsCheck, false, http.MethodGet, onAdmin, formV1, (*Server).checkGrants},
 	{api.PathLoopback, false, http.MethodGet, onAdmin, formV1, (*Server).loopbackOf},

@@ -15,8 +15,8 @@ import (
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
-// TestDenyByHand stops a module's tokens with perceptctl deny on every form and ends its open watch, until
-// perceptctl deny lift; others are served throughout, and every screen says who is denied what.
+// TestDenyByHand stops a module's tokens with perceptctl deny on every form and ends its open watch, over a restart,
+// until perceptctl deny lift; others are served throughout, and every screen says who is denied what.
 func TestDenyByHand(t *testing.T) {
 	t.Parallel()
 	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))
@@ -72,6 +72,9 @@ func TestDenyByHand(t *testing.T) {
 			t.Errorf("%q lacks %q:\n%s", row.verb, row.want, out)
 		}
 	}
+	d.Stop(t)
+	d = d.Restart(t)
+	answers("after a restart", d, 403)
 	out, err = d.Tool(t, "deny", "lift", rule.ID)
 	if err != nil || !strings.HasPrefix(out, "lifted: "+rule.ID+", module vision, since ") {
 		t.Errorf("%s %v", out, err)
@@ -106,7 +109,7 @@ func TestSettingTheHubAsideIsForRoot(t *testing.T) {
 		!strings.HasPrefix(rule.By, "uid 65534 ") {
 		t.Fatalf("%d %s %v", status, out, err)
 	}
-	for _, args := range [][]string{{"deny", "lift", "--from-hub"}, {"deny", "heed-hub"}} {
+	for _, args := range [][]string{{"deny", "lift", "--from-hub"}, {"deny", "heed-hub"}, {"deny", "forget-lost"}} {
 		want := "for root on this device, and not from a container or a pid namespace of its own: sudo perceptctl " +
 			strings.Join(args, " ")
 		if status, out := asAdministrator(args...); status != 4 || !strings.Contains(out, want) {
@@ -132,4 +135,58 @@ func TestSettingTheHubAsideIsForRoot(t *testing.T) {
 			t.Errorf("the log lacks %s", want)
 		}
 	}
+}
+
+// TestLostDenyRulesByHand shows that a spoilt record of deny rules has every request refused, that doctor names the
+// command which ends that, and that the command does.
+func TestLostDenyRulesByHand(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the command is for root")
+	}
+	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))
+	d.AwaitReady(t)
+	_, err := d.Tool(t, "deny", "--module", "vision")
+	harness.Must(t, err)
+	d.Stop(t)
+	files, err := filepath.Glob(filepath.Join(d.StateDir(), "deny-rules*.json"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		harness.Must(t, os.WriteFile(file, []byte("spoilt"), 0o600))
+	}
+	d = d.Restart(t)
+	for _, socket := range []string{d.Module("vision"), d.Token()} {
+		status, body, err := d.Get(socket, harness.VaultToken)
+		if err != nil || status != 503 || !strings.Contains(body, string(api.CodeDenyRulesLost)) {
+			t.Errorf("%s: %d %s %v", socket, status, body, err)
+		}
+	}
+	if out, _ := d.Tool(t, "doctor"); !strings.Contains(out, "FAIL  deny rules: every request is refused: ") ||
+		!strings.Contains(strings.Join(strings.Fields(out), " "), "perceptctl deny forget-lost") {
+		t.Errorf("%s", out)
+	}
+	if out, err := d.Tool(t, "deny"); err == nil || !strings.HasPrefix(out, "refused: every request: ") {
+		t.Errorf("%s %v", out, err)
+	}
+	out, err := d.Tool(t, "deny", "--identity", "vision") // what is to stay denied is denied again first
+	if err != nil {
+		t.Errorf("%s %v", out, err)
+	}
+	if out, err = d.Tool(t, "deny", "forget-lost"); err != nil || !strings.HasPrefix(out, "forgotten: ") {
+		t.Errorf("%s %v", out, err)
+	}
+	served := func(when string) {
+		t.Helper()
+		for socket, want := range map[string]int{d.Module("vision"): 403, d.Token(): 200} {
+			if status, body, err := d.Get(socket, harness.VaultToken); err != nil || status != want {
+				t.Errorf("%s: %s: %d %s %v, want %d", when, socket, status, body, err, want)
+			}
+		}
+	}
+	served("ended")
+	d.Stop(t)
+	d = d.Restart(t)
+	served("after another restart")
 }
