@@ -162,25 +162,38 @@ func (f *fleet) progress(at time.Duration, s spread) {
 	fmt.Fprintln(f.out, text)
 }
 
-// setDesired sets a property below percept in the twin of each device, and returns the version that all have then. Nil
-// removes it.
-func (f *fleet) setDesired(property string, value any) (version int64, err error) {
-	change, err := json.Marshal(map[string]any{"percept": map[string]any{property: value}})
+// configure has the hub set a property below percept in the twin of each device, by an automatic configuration of that
+// name.
+func (f *fleet) configure(ctx context.Context, name, property string, value any) error {
+	body, err := json.Marshal(map[string]any{
+		"id": name, "targetCondition": "*", "priority": 10,
+		"content": map[string]any{"deviceContent": map[string]any{"properties.desired.percept." + property: value}},
+	})
 	if err != nil {
-		return 0, err
+		return err
 	}
-	for _, m := range f.members {
-		if version, err = f.hub.UpdateDesired(m.name, change); err != nil {
-			return 0, fmt.Errorf("the twin of %s: %w", m.name, err)
-		}
-	}
-	return version, nil
+	return f.ask(ctx, "PUT", "/configurations/"+name, string(body))
 }
 
-// acknowledges reports whether the device has reported that it applied a version of its desired properties.
-func (f *fleet) acknowledges(m *member, version int64) bool {
+// unconfigure deletes an automatic configuration, and so removes what it has set.
+func (f *fleet) unconfigure(ctx context.Context, name string) error {
+	return f.ask(ctx, "DELETE", "/configurations/"+name, "")
+}
+
+// ask asks the hub as a service does.
+func (f *fleet) ask(ctx context.Context, method, path, body string) error {
+	status, answer, err := f.hub.Ask(ctx, method, path, body)
+	if err == nil && status >= 300 {
+		err = fmt.Errorf("%s %s: status %d: %s", method, path, status, answer)
+	}
+	return err
+}
+
+// acknowledges reports whether the device has reported that it applied its desired properties as they are.
+func (f *fleet) acknowledges(m *member) bool {
 	percept, _ := f.hub.Reported(m.name)["percept"].(map[string]any)
 	desired, _ := percept["desired"].(map[string]any)
+	version := f.hub.Desired(m.name)["$version"]
 	return desired["status"] == "applied" && fmt.Sprint(desired["version"]) == fmt.Sprint(version)
 }
 

@@ -93,21 +93,20 @@ var connected = goal{"connected", func(m *member) bool { return m.hub.Status().C
 
 // policyChange has a policy change spread to all devices, and shows how.
 func (s *show) policyChange(ctx context.Context) (spread, error) {
-	s.say("one policy change goes to all of them, by their twins")
+	s.say("one policy change goes to all of them, by one automatic configuration of their twins")
 	const note = "from the fleet's twin"
 	begun := time.Now()
-	version, err := s.setDesired("policyChanges", []map[string]any{{
+	if err := s.configure(ctx, "changes", "policyChanges", []map[string]any{{
 		"resource": vault, "identity": "vision", "effect": api.EffectGranted, "note": note,
 		"at": s.clock.Wall().UTC().Format(time.RFC3339),
-	}})
-	if err != nil {
+	}}); err != nil {
 		return spread{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, spreadTime)
 	defer cancel()
 	r := s.reach(ctx, begun,
 		goal{"on record", func(m *member) bool { return m.hasChange(note) }},
-		goal{"acknowledged", func(m *member) bool { return s.acknowledges(m, version) }},
+		goal{"acknowledged", func(m *member) bool { return m.hasChange(note) && s.acknowledges(m) }},
 		goal{"in the token", func(m *member) bool { return m.hasChange(note) && !m.isStale() }},
 	)
 	fmt.Fprintf(s.out, "\n%s\n%s\n", r.table(), r.picture(columns))
@@ -119,17 +118,18 @@ func (s *show) policyChange(ctx context.Context) (spread, error) {
 
 // denial has the module's tokens be denied on all devices, and served again.
 func (s *show) denial(ctx context.Context) error {
-	s.say("their twins deny the module's tokens, and lift that again")
+	s.say("another configuration denies the module's tokens, and is deleted again")
 	ctx, cancel := context.WithTimeout(ctx, denyTime)
 	defer cancel()
 	begun := time.Now()
-	if _, err := s.setDesired("deny", []map[string]any{{"module": module.Module, "note": "it is stolen"}}); err != nil {
+	rules := []map[string]any{{"module": module.Module, "note": "it is stolen"}}
+	if err := s.configure(ctx, "denial", "deny", rules); err != nil {
 		return err
 	}
 	denied := s.reach(ctx, begun, goal{"denied", func(m *member) bool { return m.denies(ctx) }})
 	s.check(denied.whole() && denied.last() <= denyWithin, "the last device denies after %s", seconds(denied.last()))
 	begun = time.Now()
-	if _, err := s.setDesired("deny", nil); err != nil {
+	if err := s.unconfigure(ctx, "denial"); err != nil {
 		return err
 	}
 	lifted := s.reach(ctx, begun, goal{"served again", func(m *member) bool { return m.serves(ctx) == nil }})
