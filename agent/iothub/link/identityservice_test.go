@@ -174,7 +174,7 @@ func TestIdentityServiceThatIsOfNoUse(t *testing.T) {
 		"the hub refused it":   {answers(404, `{"message":"hub client error"}`), `status 404 ("hub client error")`},
 		"it fails":             {answers(500, `{"message":"internal error"}`), `status 500 ("internal error")`},
 		"it says no more":      {answers(503, ``), "status 503"},
-		"it sends elsewhere":   {http.RedirectHandler("/elsewhere", 302).ServeHTTP, "status 302"},
+		"it sends elsewhere":   {http.RedirectHandler("/elsewhere", http.StatusFound).ServeHTTP, "status 302"},
 		"its words are long":   {answers(500, `{"message":"`+long[:60000]+`"}`), long[:maxSaid] + `"`},
 		"its words are odd":    {answers(500, `{"message":"a\nb\u001b[2J"}`), `"a b [2J"`},
 		"it sends no JSON":     {answers(200, `keyHandle=`+edgeHandle), "is not the JSON"},
