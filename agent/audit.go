@@ -177,7 +177,7 @@ func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, 
 	key := denialKey{access: access{auditKeyOf(caller), asked, r.Resource}}
 	message, reason := MessageDenied, func() string { return rules.WhyNot(caller, r) }
 	if refusal.Code == api.CodeDenied {
-		message, reason = MessageDeniedByRule, refusal.Error
+		message, reason = MessageDeniedByRule, func() string { return refusal.rule }
 	}
 	a.mu.Lock()
 	a.forgetGrantsLocked(rules, caller, r)

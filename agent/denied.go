@@ -15,10 +15,13 @@ func deniedError(rule *deny.Rule, caller *grants.Caller, identity *grants.Identi
 	if rule.Note != "" {
 		note = fmt.Sprintf(" (%s)", rule.Note)
 	}
-	return &Error{Code: api.CodeDenied, Detail: fmt.Sprintf(
-		"a deny rule takes tokens of identity %q for %s away from %v, whatever the grants allow: %s denies %v since "+
-			"%s%s; %s", identity.Name, resource, *caller, setBy(rule), rule.Target, formatTime(rule.Since), note,
-		liftedHow(*rule))}
+	why := fmt.Sprintf("%s denies %v since %s%s", setBy(rule), rule.Target, formatTime(rule.Since), note)
+	return &Error{
+		Code: api.CodeDenied, rule: fmt.Sprintf("deny rule %s: %s", rule.ID, why),
+		Detail: fmt.Sprintf(
+			"a deny rule takes tokens of identity %q for %s away from %v, whatever the grants allow: %s; %s",
+			identity.Name, resource, *caller, why, liftedHow(*rule)),
+	}
 }
 
 // setBy says which side set a rule.

@@ -18,6 +18,8 @@ type Error struct {
 	Choices    []string      // identities to name, with CodeAmbiguous and CodeUnknownIdentity
 	RetryAfter time.Duration // when asking again may help; zero: unknown or never
 
+	rule string // the deny rule that takes the token away, for the audit; with CodeDenied
+
 	// Stopping says, with CodeUnreachable, that the daemon is going down, or that the identity was just removed.
 	Stopping bool
 }

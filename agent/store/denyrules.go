@@ -21,8 +21,8 @@ const (
 	maxDenyFile  = 1 << 20 // bytes
 )
 
-// DenyRules is the record of deny rules on the disk, in two files as PolicyChanges is. A file that others could have
-// changed counts as spoilt: what is missing in it may have been taken out.
+// DenyRules is the record of deny rules on the disk, in two files as PolicyChanges is. Where only files are left that
+// others could have changed, what is in them denies, and the record counts as lost: something may have been taken out.
 type DenyRules struct {
 	twoFiles
 	changes *PolicyChanges
@@ -44,14 +44,23 @@ func (r *DenyRules) Load() (*deny.Record, error) {
 	record, fault := r.load(denyName)
 	twin, other := r.load(denyCopyName)
 	switch {
-	case record == nil:
+	case isLoose(fault) && isLoose(other):
+		both := deny.Newest(*record, *twin)
+		record = suspect(&both, fault)
+	case isLoose(fault) && twin != nil:
 		record = twin
-		if record != nil {
-			fault = cmp.Or(fault, fmt.Errorf("%s is gone", denyName))
+	case isLoose(other) && record != nil:
+	case record == nil && twin != nil:
+		record, fault = twin, cmp.Or(fault, fmt.Errorf("%s is gone", denyName))
+		if isLoose(other) {
+			record = suspect(twin, other)
 		}
-	case twin == nil:
+	case twin == nil && record != nil:
 		other = cmp.Or(other, fmt.Errorf("%s is gone", denyCopyName))
-	default:
+		if isLoose(fault) {
+			record = suspect(record, fault)
+		}
+	case record != nil:
 		newest := deny.Newest(*record, *twin)
 		record = &newest
 	}
@@ -70,21 +79,26 @@ func (r *DenyRules) Load() (*deny.Record, error) {
 	return nil, r.unread
 }
 
+// suspect returns record as one from which something may have been taken.
+func suspect(record *deny.Record, why error) *deny.Record {
+	lost := *record
+	lost.Lost = cmp.Or(lost.Lost, fmt.Sprintf("others could have changed the record of deny rules: %v", why))
+	return &lost
+}
+
 func (r *DenyRules) load(name string) (*deny.Record, error) {
 	text, err := r.folder.Read(name, othersMayChange, maxDenyFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
-	case isLoose(err):
-		return nil, &SpoiltError{Name: name, Why: err}
-	case err != nil:
+	case err != nil && !isLoose(err):
 		return nil, err
 	}
 	record, why := decodeDeny(text)
 	if why != nil {
 		return nil, &SpoiltError{Name: name, Why: why}
 	}
-	return record, nil
+	return record, err
 }
 
 // Save puts record on the disk. When it returns nil, that outlives a power cut. When it returns an error, the record

@@ -79,7 +79,6 @@ func TestSpoiltDenyRules(t *testing.T) {
 		"a rule of nothing": func(path string) error {
 			return os.WriteFile(path, []byte(`{"version":1,"lineage":"x","rules":[{"id":"a","origin":"local"}]}`), 0o600)
 		},
-		"loose":     func(path string) error { return os.Chmod(path, 0o666) },
 		"a folder":  func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) },
 		"not there": os.Remove,
 	}
@@ -123,6 +122,45 @@ func TestSpoiltDenyRules(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What others could have changed denies what is in it, and counts as lost where nothing else is left.
+func TestLooseDenyRules(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		loose, gone []string
+		lost        bool
+	}{
+		{[]string{denyName}, nil, false},
+		{[]string{denyCopyName}, nil, false},
+		{[]string{denyName, denyCopyName}, nil, true},
+		{[]string{denyName}, []string{denyCopyName}, true},
+		{[]string{denyCopyName}, []string{denyName}, true},
+	} {
+		dir := t.TempDir()
+		mustSaveDeny(t, Disk(dir), denied(1, "vision"))
+		for _, name := range row.loose {
+			if err := os.Chmod(filepath.Join(dir, name), 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range row.gone {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := openDeny(t, Disk(dir))
+		got, err := r.Load()
+		if got == nil || err == nil || len(got.Rules) != 1 || (got.Lost != "") != row.lost {
+			t.Fatalf("%+v: %+v, %v", row, got, err)
+		}
+		if err := r.Save(*got); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := loadDeny(t, Disk(dir)); err != nil || !again.Equal(*got) {
+			t.Errorf("%+v: then %+v, %v", row, again, err)
+		}
 	}
 }
 

@@ -127,7 +127,13 @@ func (s *state) denyStore(disk *store.DenyRules, handedOver map[string]*os.File,
 	kept := agent.DenyStore{Record: record, Load: disk.Load}
 	kept.Copies = s.denied.Take(handedOver, s.logUnusable)
 	_, spoilt := errors.AsType[*store.SpoiltError](err)
+	_, loose := errors.AsType[*store.LooseError](err)
 	switch {
+	case loose:
+		s.log.Error("others could have changed a file of the deny rules: it is written anew", zap.Error(err))
+		if record.Lost != "" && len(kept.Copies) > 0 { // nothing can have been taken out of these
+			kept.Record = nil
+		}
 	case record != nil && err != nil:
 		s.log.Error("one of the two files of the deny rules cannot be used, the other is in force", zap.Error(err))
 	case spoilt:
