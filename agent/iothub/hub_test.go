@@ -32,6 +32,7 @@ type joined struct {
 	logs    *observer.ObservedLogs
 	ctx     context.Context // ends before the test would
 	changed chan struct{}
+	file    string // the device's connection string
 }
 
 const joinedID = "percept-7"
@@ -44,11 +45,11 @@ func join(t *testing.T, set func(*Options)) *joined {
 		t.Fatal(err)
 	}
 	t.Cleanup(hub.Close)
-	file := filepath.Join(t.TempDir(), "iothub")
-	if err := os.WriteFile(file, []byte(hub.CreateDevice(joinedID)), 0o600); err != nil {
-		t.Fatal(err)
+	j := &joined{
+		hub: hub, level: zap.NewAtomicLevelAt(zapcore.InfoLevel), changed: make(chan struct{}, 1),
+		file: filepath.Join(t.TempDir(), "iothub"),
 	}
-	j := &joined{hub: hub, level: zap.NewAtomicLevelAt(zapcore.InfoLevel), changed: make(chan struct{}, 1)}
+	j.register(t)
 	core, logs := observer.New(zapcore.DebugLevel)
 	j.logs = logs
 	source := &tokencachetest.Source{Life: 24 * time.Hour}
@@ -61,7 +62,7 @@ func join(t *testing.T, set func(*Options)) *joined {
 	t.Cleanup(cancel)
 	o := Options{
 		Link: link.Options{
-			Credentials: link.SharedKeyFile{Path: file}, RootCAs: hub.RootCAs(), Address: hub.MQTTAddress(),
+			Credentials: link.SharedKeyFile{Path: j.file}, RootCAs: hub.RootCAs(), Address: hub.MQTTAddress(),
 			MaxBackoff: 50 * time.Millisecond, OperationTimeout: 5 * time.Second,
 		},
 		Agent: j.agent, Level: j.level, Log: zap.New(core), Changed: func() { poke(j.changed) },
@@ -77,6 +78,14 @@ func join(t *testing.T, set func(*Options)) *joined {
 	j.Hub = New(o)
 	t.Cleanup(j.Close)
 	return j
+}
+
+// register registers the device, anew if it is, and puts its connection string where it is read.
+func (j *joined) register(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile(j.file, []byte(j.hub.CreateDevice(joinedID)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // await waits until the status is so.
