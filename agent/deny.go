@@ -102,10 +102,10 @@ func (a *Agent) LiftDeny(by string, origin api.DenyOrigin, id string) (api.DenyR
 	return a.describeDenyRule(was), err
 }
 
-// TightenTwinDeny denies at once what a notification of the twin names besides what is denied already. It lifts nothing:
-// SetTwinDeny does, when the whole twin was read. hub is this device's identity there, and version that of the desired
-// properties. A notification that is older than the twin that was read last changes nothing. The error is an *Error; but
-// for CodeNotKept nothing was done.
+// TightenTwinDeny denies at once what the twin names besides what is denied already, as a notification says or a document
+// of which the rest is wrong. It lifts nothing: SetTwinDeny does, when a document was read whole. hub is this device's
+// identity there, and version that of the desired properties; whether a notification is an old one its callers see to.
+// The error is an *Error; but for CodeNotKept nothing was done.
 func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version int64) error {
 	from := deny.HubSide{Hub: hub, Version: version}
 	wanted, refusal := wantedRules(targets)
@@ -113,9 +113,6 @@ func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version i
 		return refusal
 	}
 	return a.changeTwinRules(func(record deny.Record) (deny.Record, error) {
-		if read := a.deny.twin; read.Hub == hub && version <= read.Version {
-			return record, nil
-		}
 		return record.Tighten(from, wanted, api.Time(a.clock.Wall()))
 	}, hub)
 }
@@ -133,7 +130,7 @@ func (a *Agent) SetTwinDeny(hub string, targets []api.DenyRequest, version int64
 	return a.changeTwinRules(func(record deny.Record) (deny.Record, error) {
 		after, err := record.Replace(from, wanted, api.Time(a.clock.Wall()))
 		if err == nil {
-			a.deny.twin = from
+			a.deny.twinHub = hub
 		}
 		return after, err
 	}, hub)

@@ -171,8 +171,6 @@ func TestTwinDeny(t *testing.T) {
 		denied(true, "a notification lifts nothing")
 		check(a.SetTwinDeny(thisHub, nil, 5))
 		denied(false, "a full read lifts")
-		check(a.TightenTwinDeny(thisHub, []api.DenyRequest{denyModule("vision")}, 4))
-		denied(false, "an old notification")
 		check(a.SetTwinDeny(thisHub, []api.DenyRequest{denyModule("vision")}, 1))
 		denied(true, "a full read of a version that began again")
 		rules := a.DenyStatus().Rules

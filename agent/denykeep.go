@@ -181,7 +181,7 @@ func (d *denyRules) joined(disk *deny.Record, why error) deny.Record {
 		return deny.Newest(now, *disk)
 	}
 	kept := *disk
-	if hub := d.twin.Hub; hub != "" { // of its twin, and of other hubs, all is known
+	if hub := d.twinHub; hub != "" { // of its twin, and of other hubs, all is known
 		kept.Rules = slices.DeleteFunc(slices.Clone(kept.Rules), func(r deny.Rule) bool {
 			return r.Origin == deny.Twin || r.Origin == deny.Method && r.Hub != "" && r.Hub != hub
 		})

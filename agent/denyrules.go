@@ -20,9 +20,9 @@ type denyRules struct {
 	handing  sync.Mutex              // one call of handOver at a time
 	handOver func(deny.Record) error // nil: nothing is handed over
 
-	mu     sync.Mutex   // one change of rules at a time: deny rules, or a reload; protects what follows
-	record deny.Record  // what is in force
-	twin   deny.HubSide // that was read last since the start
+	mu      sync.Mutex  // one change of rules at a time: deny rules, or a reload; protects what follows
+	record  deny.Record // what is in force
+	twinHub string      // this device's identity at the hub whose twin was read last since the start
 }
 
 // lookupUser returns the uid of a user of this device.

@@ -79,16 +79,22 @@ func (d *desired) notice() {
 // apply puts the last document in force, whole or not at all, and notes what came of it.
 func (d *desired) apply() {
 	doc := *d.last
-	d.aside = d.agent.HubSetAside()
 	wanted, err := readDesired(doc.text)
+	isSound := err == nil
+	d.aside = d.agent.HubSetAside()
+	if isSound && d.aside {
+		// Rules that are set aside deny nothing. They are kept up to date for when the hub is heeded again, and the twin
+		// of another hub ends that the former one is set aside.
+		err = kept(d.agent.SetTwinDeny(doc.hub, wanted.Deny, doc.version))
+		d.aside = d.agent.HubSetAside()
+	}
 	var idle []string
 	switch {
-	case err != nil:
+	case !isSound:
 		// Nothing of a document that is wrong is put in force, but for what it denies: that is meant to stop something.
 		_ = kept(d.agent.TightenTwinDeny(doc.hub, soundDeny(doc.text), doc.version))
 	case d.aside:
-		// Rules that are set aside deny nothing. They are kept up to date for when the hub is heeded again.
-		err = cmp.Or(kept(d.agent.SetTwinDeny(doc.hub, wanted.Deny, doc.version)), errSetAside)
+		err = cmp.Or(err, errSetAside)
 	default:
 		idle, err = d.put(doc, wanted)
 	}

@@ -153,6 +153,10 @@ func TestVersionsBeginAgain(t *testing.T) {
 		w.expect(t, "another hub", true)
 		w.read(document{other, 2, desiredOf("")})
 		w.expect(t, "another hub's twin", false)
+		// Nor must what a new twin denies be lost because the document is wrong.
+		w.read(document{other, 30, desiredOf("")})
+		w.read(document{other, 1, desiredOf(`{"logLevel":7,"deny":[{"module":"vision"}]}`)})
+		w.expect(t, "refused, anew", true)
 	})
 }
 
@@ -244,9 +248,9 @@ func TestHostileDocumentsAreForgotten(t *testing.T) {
 func TestTwinThatIsSetAside(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
 		a := w.desired.agent
-		document := `{"deny":[{"module":"vision"}],"logLevel":"error","policyChanges":[{"allResources":true,"identity":"device",` +
+		percept := `{"deny":[{"module":"vision"}],"logLevel":"error","policyChanges":[{"allResources":true,"identity":"device",` +
 			`"at":"` + time.Now().Add(-time.Minute).UTC().Format(time.RFC3339) + `","effect":"changed"}]}`
-		w.reads(1, document)
+		w.reads(1, percept)
 		w.expect(t, "heeded", true)
 		id := a.Changes()[0].ID
 		if _, err := a.WithdrawChange("uid 0", id); err == nil {
@@ -265,7 +269,7 @@ func TestTwinThatIsSetAside(t *testing.T) {
 		}
 		w.notified(2, `{"deny":[{"module":"log"},{"module":"vision"}]}`)
 		w.expect(t, "notified", false)
-		w.reads(2, document)
+		w.reads(2, percept)
 		w.expect(t, "read", false)
 		if len(a.Changes()) > 0 {
 			t.Errorf("on record %+v", a.Changes())
@@ -278,6 +282,16 @@ func TestTwinThatIsSetAside(t *testing.T) {
 		if s := w.describe(); s.Refused != "" || s.Applied != 2 || w.level.Level() != zapcore.ErrorLevel || len(a.Changes()) != 1 {
 			t.Errorf("%+v, level %v, on record %+v", s, w.level.Level(), a.Changes())
 		}
+		// The twin of another hub is not set aside.
+		if err := a.SetHubAside("uid 0"); err != nil {
+			t.Fatal(err)
+		}
+		w.notice()
+		w.read(document{"other.test/percept-7", 1, desiredOf(percept)})
+		if s := w.describe(); s.Refused != "" || s.Applied != 1 || w.level.Level() != zapcore.ErrorLevel {
+			t.Errorf("%+v, level %v", s, w.level.Level())
+		}
+		w.expect(t, "another hub", true)
 	})
 }
 
