@@ -122,6 +122,9 @@ func eventsText(e api.EventsStatus) string {
 	if e.Dropped > 0 {
 		text += ", " + strconv.FormatInt(e.Dropped, 10) + " dropped, since too many waited"
 	}
+	if e.Suppressed > 0 {
+		text += ", " + strconv.FormatInt(e.Suppressed, 10) + " suppressed, since too many came"
+	}
 	return text
 }
 
