@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,6 +50,7 @@ func runDay(t *testing.T, tokens int, change bool) (cost day) {
 		}
 		defer a.Close()
 		version := int64(0)
+		var counting sync.Mutex // protects cost
 		r := newReporter(reporterOptions{
 			Status: func() api.Status {
 				s := a.Status()
@@ -59,6 +61,8 @@ func runDay(t *testing.T, tokens int, change bool) (cost day) {
 				return s
 			},
 			Send: func(_ context.Context, patch json.RawMessage) (int64, error) {
+				counting.Lock()
+				defer counting.Unlock()
 				cost.reports++
 				cost.metered += (len(patch) + 4095) / 4096
 				cost.bytes += len(patch)
@@ -83,7 +87,9 @@ func runDay(t *testing.T, tokens int, change bool) (cost day) {
 		r.connected(json.RawMessage(`{}`), 0)
 		time.Sleep(30 * time.Hour)
 		synctest.Wait()
+		counting.Lock()
 		cost = day{}
+		counting.Unlock()
 		if change {
 			changes := []api.PolicyChangeRequest{{AllResources: true, Effect: api.EffectGranted, At: time.Now()}}
 			if _, err := a.SetTwinChanges(device, changes, 2); err != nil {
