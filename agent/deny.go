@@ -20,24 +20,29 @@ const (
 	MessageHubHeeded      = "c1047eb85d2f4b39908a6ef3d75c2b16" // it is heeded again
 )
 
-// changeDenyRules puts what change makes of the record in force, if that differs, and then saves it. The error is that
+// changeDenyRules puts what change makes of the record in force, if that differs, and sees to it that it is saved. The error is that
 // of change, or that the record could not be saved, with done for what is in force all the same.
 func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Record, error)) error {
 	a.deny.mu.Lock()
 	after, err := change(a.deny.record)
-	if err != nil || after.Equal(a.deny.record) {
+	if err != nil {
 		a.deny.mu.Unlock()
 		return err
 	}
-	isFirst := a.deny.record.Lineage == ""
-	a.enforceLocked(after)
+	isFirst, isNew := a.deny.record.Lineage == "", !after.Equal(a.deny.record)
+	if isNew {
+		a.enforceLocked(after)
+	}
 	a.deny.mu.Unlock()
-	a.cache.Wake()
-	a.changed()
-	if err := a.deny.keep(a.log); err != nil {
+	if isNew {
+		a.cache.Wake()
+		a.changed()
+		a.deny.handOverNow(a.log)
+	}
+	if err := a.deny.saver.save(); err != nil { // of what is in force already, it may not be there yet
 		return &Error{Code: api.CodeNotKept, Detail: done + ", and not on the disk: " + a.deny.unkept(err)}
 	}
-	if isFirst {
+	if isFirst && isNew {
 		a.changeSaver.renew() // that record notes that there is one of deny rules
 	}
 	return nil

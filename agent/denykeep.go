@@ -120,12 +120,6 @@ func (d *denyRules) handOverNow(log *zap.Logger) {
 	}
 }
 
-// keep keeps the record over a restart and on the disk. The error says why it is not on the disk.
-func (d *denyRules) keep(log *zap.Logger) error {
-	d.handOverNow(log)
-	return d.saver.save()
-}
-
 // readDenyRulesAgain tries to read the record until that works or the agent is closed.
 func (a *Agent) readDenyRulesAgain() {
 	for wait := readAgainSoonest; ; wait = min(2*wait, readAgainLatest) {

@@ -297,13 +297,15 @@ func Both(r, o Record) Record {
 	}
 	both.Rules = slices.Clone(r.Rules)
 	for _, rule := range o.Rules {
-		known := func(k Rule) bool { return k.ID == rule.ID && k.Hub == rule.Hub }
-		if i := slices.IndexFunc(both.Rules, known); i < 0 {
-			both.Rules = append(both.Rules, rule)
-		} else if both.Rules[i].Target != rule.Target {
-			rule.ID = truncated(rule.ID) + "-2"
-			both.Rules = append(both.Rules, rule)
+		isSame := func(k Rule) bool { return k.Origin == rule.Origin && k.Hub == rule.Hub && k.Target == rule.Target }
+		if slices.ContainsFunc(both.Rules, isSame) {
+			continue
 		}
+		taken := func(k Rule) bool { return k.ID == rule.ID && k.Hub == rule.Hub }
+		for id, n := rule.ID, 2; slices.ContainsFunc(both.Rules, taken); n++ {
+			rule.ID = fmt.Sprintf("%.56s-%d", id, n)
+		}
+		both.Rules = append(both.Rules, rule)
 	}
 	if len(both.Rules) > maxKept { // none is left out for it, but what was added last counts as all
 		both.Rules = append(both.Rules[:maxKept-1:maxKept-1], Rule{
@@ -313,5 +315,3 @@ func Both(r, o Record) Record {
 	}
 	return both
 }
-
-func truncated(id string) string { return id[:min(len(id), 56)] }
