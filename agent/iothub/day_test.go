@@ -117,7 +117,7 @@ func TestOrdinaryDay(t *testing.T) {
 	}{
 		{"4 tokens, nothing happens", 4, false},
 		{"4 tokens, one policy change", 4, true},
-		{"40 tokens, one policy change", 40, true},
+		{"20 tokens, one policy change", 20, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
