@@ -3,6 +3,8 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -10,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"pgregory.net/rapid"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
@@ -204,6 +207,86 @@ func TestTwinDeny(t *testing.T) {
 		denied(false, "the former hub's rules go with the first full read")
 		if left := a.DenyStatus().Rules; len(left) != 1 || left[0].ID != local.ID || a.HubSetAside() {
 			t.Errorf("%+v are left, with %s that the former hub set", left, byMethod.ID)
+		}
+	})
+}
+
+// Whatever a twin denies, and however often that changes: nobody is allowed what the grants alone would not allow, and
+// while a notification only adds, nobody is allowed more than before it.
+func TestNoDenyRuleAllowsAnything(t *testing.T) {
+	t.Parallel()
+	a, err := agent.New(agent.Options{Fetch: new(tokencachetest.Source).Fetch, Rules: edge()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	target := func(t *rapid.T) api.DenyRequest {
+		pick := func(name string, of ...string) string { return rapid.SampledFrom(append(of, "")).Draw(t, name) }
+		r := api.DenyRequest{DenyTarget: api.DenyTarget{
+			Module: pick("module", "vision", "gone"), Unit: pick("unit", "camera"), User: pick("user", "1000", "root", "0"),
+			Identity: pick("identity", "device", "vision"), Resource: pick("resource", vault, storage+"/"),
+		}}
+		if r.DenyTarget == (api.DenyTarget{}) {
+			r.All = true
+		}
+		return r
+	}
+	var asked []grants.Request
+	for _, resource := range []string{vault, storage} {
+		for _, identity := range []string{"", "device", "vision", "speech"} {
+			asked = append(asked, grants.Request{Resource: resource, Identity: identity})
+		}
+	}
+	allowed := func() (all []string) {
+		for _, caller := range []grants.Caller{module, user, root} {
+			for _, r := range asked {
+				if d, refusal := a.Decide(caller, r); refusal == nil {
+					all = append(all, fmt.Sprint(caller, r, d.Identity))
+				}
+			}
+		}
+		return all
+	}
+	byGrants := allowed()
+	version := int64(0)
+	without := func(all, from []string) []string {
+		return slices.DeleteFunc(slices.Clone(all), func(one string) bool { return slices.Contains(from, one) })
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		version++
+		if err := a.SetTwinDeny(thisHub, rapid.SliceOfN(rapid.Custom(target), 0, 3).Draw(t, "twin"), version); err != nil {
+			t.Fatal(err)
+		}
+		before := allowed()
+		if more := without(before, byGrants); len(more) > 0 {
+			t.Fatalf("the twin allows %q", more)
+		}
+		version++
+		added := rapid.SliceOfN(rapid.Custom(target), 0, 3).Draw(t, "notification")
+		if err := a.TightenTwinDeny(thisHub, added, version); err != nil {
+			t.Fatal(err)
+		}
+		if more := without(allowed(), before); len(more) > 0 {
+			t.Fatalf("the notification allows %q", more)
+		}
+	})
+}
+
+// The status marks the tokens that nobody gets.
+func TestDeniedTokensAreMarked(t *testing.T) {
+	t.Parallel()
+	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {
+		for _, resource := range []string{vault, storage} {
+			if code := askFor(a, module, resource); code != "" {
+				t.Fatal(code)
+			}
+		}
+		mustDeny(t, a, api.DenyLocal, denyModule("vision"))
+		mustDeny(t, a, api.DenyLocal, api.DenyRequest{DenyTarget: api.DenyTarget{Resource: storage + "/"}})
+		for _, token := range a.Status().Tokens {
+			if token.Denied != (token.Resource == storage) {
+				t.Errorf("%s: %v", token.Resource, token.Denied)
+			}
 		}
 	})
 }

@@ -100,6 +100,12 @@ func (s *ruleset) authorize(caller *grants.Caller, r grants.Request) (grants.Gra
 	return granted, nil
 }
 
+// deniesAll reports whether no caller whatever gets the token of a key.
+func (s *ruleset) deniesAll(key tokencache.Key) bool {
+	identity := s.IdentityOf(key)
+	return s.denied.Lost() != "" || identity != nil && s.denied.DeniesAll(identity, key.Resource) != nil
+}
+
 // refusalOf turns a denial by the grants into the answer to a caller.
 func refusalOf(denial *grants.Denial) *Error {
 	if denial == nil {

@@ -30,7 +30,9 @@ func (a *Agent) Status() api.Status {
 	}
 	keys := a.cachedKeys(rules)
 	for _, key := range keys {
-		s.Tokens = append(s.Tokens, tokenStatusOf(key))
+		status := tokenStatusOf(key)
+		status.Denied = rules.deniesAll(key.Key)
+		s.Tokens = append(s.Tokens, status)
 		if key.Prefetch && key.Left == 0 {
 			s.Ready = false
 		}

@@ -507,6 +507,8 @@ type TokenStatus struct {
 	HeldUntil time.Time      `json:"held_until,omitzero"` // no fetch before: a policy change is still spreading
 	// Refused is when a module last reported that a resource refused this token.
 	Refused time.Time `json:"refused,omitzero"`
+	// Denied is true if a deny rule takes it away from every caller, or nobody knows what is denied.
+	Denied bool `json:"denied,omitempty"`
 }
 
 // InTrouble reports whether a person should look at the key. A single failed refresh of a token with much life left is

@@ -102,5 +102,9 @@ func TestCallerBySecret(t *testing.T) {
 		if row.subject.UID == nil && c.UID != grants.NoID {
 			t.Errorf("%s: it has what uid %d was granted", row.name, c.UID)
 		}
+		isKnown := row.unknown == nil && row.subject.UID == nil
+		if (c.Peer != nil) != isKnown || isKnown && *c.Peer != row.uid {
+			t.Errorf("%s: the peer is %v", row.name, c.Peer)
+		}
 	}
 }

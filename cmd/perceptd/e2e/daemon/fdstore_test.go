@@ -260,7 +260,7 @@ func TestFullStore(t *testing.T) {
 	harness.Binary(t, "perceptd")
 	store := newFDStore(t)
 	d := harness.NewDaemon(t, harness.SimulatedFor("a", "b", "c"))
-	store.start(t, d, "FDSTORE=3")
+	store.start(t, d, "FDSTORE=5")
 	d.AwaitHealth(t)
 	for _, module := range []string{"a", "b", "c"} {
 		if status, _, err := d.Get(d.Module(module), harness.VaultToken); status != 200 {
@@ -290,7 +290,7 @@ func TestFullStore(t *testing.T) {
 	}
 
 	// What a module that was removed has left is another's.
-	store.start(t, d, "FDSTORE=3")
+	store.start(t, d, "FDSTORE=5")
 	d.AwaitHealth(t)
 	if status, body := d.Reload(t, harness.SimulatedFor("b")); status != 200 {
 		t.Fatal(body)
