@@ -24,7 +24,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-fleet test test-race test-system test-containers test-attacks test-clients fuzz bench bench-flood fault-matrix bench-staleness architecture lives mutations soak lint cover cross install clean
+.PHONY: help build demo demo-fleet test test-race test-system test-containers test-attacks test-clients test-hub fuzz bench bench-flood fault-matrix bench-staleness architecture lives mutations soak lint cover cross install clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,13 @@ test-clients: ## Azure's own SDKs and command line ask the daemon (root; Debian'
 	@cmp -s docs/modules/node/package-lock.json bin/clients/package-lock.json || { cp docs/modules/node/package.json bin/clients && \
 		cp docs/modules/node/package-lock.json bin/clients && (cd bin/clients && npm ci --no-audit --no-fund) || { rm -f bin/clients/package-lock.json; exit 1; }; }
 	$(GO) test -tags clients -count=1 -timeout 15m -parallel 20 -run '^TestClients' -v ./cmd/perceptd/e2e/clients
+
+test-hub: ## Microsoft's own IoT Hub SDKs judge the hub for tests, and call the daemon through it (root; Node and npm's packages)
+	$(call apt,iproute2 $(if $(shell command -v npm),,nodejs npm))
+	@mkdir -p bin/hub
+	@cmp -s cmd/perceptd/e2e/hub/testdata/package-lock.json bin/hub/package-lock.json || { cp cmd/perceptd/e2e/hub/testdata/package.json bin/hub && \
+		cp cmd/perceptd/e2e/hub/testdata/package-lock.json bin/hub && (cd bin/hub && npm ci --no-audit --no-fund) || { rm -f bin/hub/package-lock.json; exit 1; }; }
+	$(GO) test -tags hub -count=1 -timeout 5m -run '^TestHub' -v ./cmd/perceptd/e2e/hub
 
 fuzz: ## Run each fuzz target for FUZZTIME (30s); SINCE=commit: of packages that changed since
 	@.ci/fuzz $(FUZZTIME) $(SINCE)
@@ -103,6 +110,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) vet -tags containers ./cmd/perceptd/e2e/containers ./cmd/perceptd/e2e/harness
 	$(GO) vet -tags attacks ./cmd/perceptd/e2e/attacks
 	$(GO) vet -tags clients ./cmd/perceptd/e2e/clients
+	$(GO) vet -tags hub ./cmd/perceptd/e2e/hub
 	$(GO) vet -tags soak ./cmd/perceptd/e2e/soak
 	$(GO) vet -tags staleness ./tokencache/staleness
 	$(GO) vet -tags mutations ./agent/lives

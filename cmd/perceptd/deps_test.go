@@ -84,6 +84,7 @@ var mayImport = map[string]struct {
 	"cmd/perceptd/e2e/clients":    {nil, "it has tests only"},
 	"cmd/perceptd/e2e/containers": {nil, "it has tests only"},
 	"cmd/perceptd/e2e/daemon":     {nil, "it has tests only"},
+	"cmd/perceptd/e2e/hub":        {nil, "it has tests only"},
 	"cmd/perceptd/e2e/soak":       {nil, "it has tests only"},
 	"cmd/perceptd/e2e/harness":    {[]string{"agent/api"}, "it runs the programs, and asks them as others do"},
 	"tokencache/staleness":        {nil, "it has tests only"},
