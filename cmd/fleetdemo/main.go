@@ -24,7 +24,7 @@ type options struct {
 func main() {
 	var o options
 	flag.IntVar(&o.devices, "devices", 200, "how many devices the fleet has")
-	flag.DurationVar(&o.cap, "cap", 4*time.Second, "the longest wait between two tries to connect")
+	flag.DurationVar(&o.cap, "cap", 6*time.Second, "the longest wait between two tries to connect")
 	flag.Float64Var(&o.speed, "speed", 5400, "how much faster than the hub's the clock of the tokens runs")
 	flag.StringVar(&o.picture, "svg", "", "also draw into this `file`")
 	flag.Parse()

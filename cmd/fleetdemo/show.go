@@ -44,7 +44,7 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	if err := s.denial(ctx); err != nil {
 		return err
 	}
-	back, err := s.outage(ctx)
+	back, err := s.reconnection(ctx)
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,22 @@ func (s *show) denial(ctx context.Context) error {
 	return nil
 }
 
-// outage ends the hub for a while, and shows the shape in which the devices come back.
+// reconnection shows the shape in which the devices come back after an outage. Each draws its waits at random, so one
+// fleet in a hundred has a busier sixth than is allowed: two in a row are no chance.
+func (s *show) reconnection(ctx context.Context) (reconnect, error) {
+	r, err := s.outage(ctx)
+	if err == nil && ctx.Err() == nil && r.ratio() > peakRatio {
+		fmt.Fprintf(s.out, "\n  more than %.1f times the mean, as by chance in one fleet of a hundred: once more\n",
+			peakRatio)
+		r, err = s.outage(ctx)
+	}
+	if err == nil {
+		s.check(r.ratio() <= peakRatio, "the peak is at most %.1f times the mean", peakRatio)
+	}
+	return r, err
+}
+
+// outage ends the hub for a while, and shows how the devices come back.
 func (s *show) outage(ctx context.Context) (reconnect, error) {
 	s.say("the hub is gone, for longer than the devices wait twice: they wait for %v at most", s.cap)
 	s.hub.Stop()
@@ -155,7 +170,6 @@ func (s *show) outage(ctx context.Context) (reconnect, error) {
 	r := reconnectOf(back, s.devices, s.cap)
 	fmt.Fprintf(s.out, "\n%s\n", r.picture(columns/2))
 	s.check(len(back) == s.devices, "%d of %d devices are back", len(back), s.devices)
-	s.check(r.ratio() <= peakRatio, "the peak is at most %.1f times the mean", peakRatio)
 	return r, nil
 }
 
