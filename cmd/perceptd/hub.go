@@ -56,8 +56,8 @@ func (s surroundings) equal(other surroundings) bool {
 	return fmt.Sprint(s.proxy) == fmt.Sprint(other.proxy) && s.roots.Equal(other.roots)
 }
 
-// set connects the device as it is configured. Where nothing differs the credentials are read again, and what the hub has
-// set is applied to what is configured by now. One call at a time.
+// set connects the device as it is configured. Where nothing differs the credentials are read again, and what the hub
+// has set is applied to what is configured by now. One call at a time.
 func (h *iotHub) set(conf config.IoTHub) {
 	made, err := surroundingsOf(conf)
 	h.mu.Lock()

@@ -2,11 +2,19 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/agent/iothub/hubtest"
+	"perceptd/cmd/perceptd/e2e/harness"
 )
 
 func TestHubTroubles(t *testing.T) {
@@ -42,4 +50,74 @@ func TestHubTroubles(t *testing.T) {
 			t.Errorf("%s: %q", row.name, got)
 		}
 	}
+}
+
+// A reload connects the device, connects it anew where that is configured otherwise, and leaves nothing of it behind
+// where [iothub] is taken out. What is wrong in it changes nothing.
+func TestReloadOfIoTHub(t *testing.T) {
+	hub, err := hubtest.Start(hubtest.Options{Name: hubAddress, Address: hubAddress})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	folder := harness.ShortFolder(t)
+	section := func(device string) string {
+		for name, text := range map[string]string{device: hub.CreateDevice(device), "ca.pem": string(hub.RootPEM())} {
+			if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return fmt.Sprintf("\n[iothub]\nconnection_string_file = %q\nca_file = %q\nmax_backoff = \"1s\"\n",
+			filepath.Join(folder, device), filepath.Join(folder, "ca.pem"))
+	}
+	d := runInside(t, harness.SimulatedFor())
+	d.AwaitHealth(t)
+	connected := func(device string) {
+		t.Helper()
+		harness.Until(t, "the connection of "+device, d.Ended, func() bool {
+			s := d.Status(t).Hub
+			return s != nil && s.Connected && s.Device == device && hub.IsConnected(device)
+		})
+	}
+	reload := func(config string, want int, says string) {
+		t.Helper()
+		if status, body := d.Reload(t, harness.SimulatedFor()+config); status != want || !strings.Contains(body, says) {
+			t.Errorf("%d %s", status, body)
+		}
+	}
+	one, other := section("one"), section("other")
+	reload(one, 200, "connected to IoT Hub by the connection string in "+filepath.Join(folder, "one"))
+	connected("one")
+	reload(one, 200, `"changes":[]`)
+	reload(one+"transport = \"amqp\"\n", 422, "iothub.transport is")
+	reload(strings.Replace(other, "/other", "/nothing", 1), 422, "nothing: file does not exist")
+	connected("one")
+	reload(other, 200, "connected to IoT Hub anew")
+	connected("other")
+	if hub.IsConnected("one") {
+		t.Error("the identity from before is connected still")
+	}
+	if !ofTheHub.MatchString(stacks()) {
+		t.Fatal("a connection cannot be told by its stacks: this test sees less than it should")
+	}
+	reload("", 200, "not connected to IoT Hub any more")
+	if s := d.Status(t).Hub; s != nil {
+		t.Errorf("%+v", s)
+	}
+	harness.Until(t, "everything of the hub to end", d.Ended, func() bool { return !ofTheHub.MatchString(stacks()) })
+	if got := d.end(); got != exitOK {
+		t.Errorf("exit status %d", got)
+	}
+}
+
+// hubAddress is a loopback address that no other process's test has.
+var hubAddress = fmt.Sprintf("127.%d.%d.77", 1+os.Getpid()>>8%250, os.Getpid()&0xff)
+
+// ofTheHub finds what keeps a device connected among stacks.
+var ofTheHub = regexp.MustCompile(`agent/iothub\.|agent/iothub/link|paho`)
+
+// stacks returns those of every goroutine.
+func stacks() string {
+	text := make([]byte, 4<<20)
+	return string(text[:runtime.Stack(text, true)])
 }
