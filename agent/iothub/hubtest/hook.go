@@ -191,11 +191,14 @@ func (k *hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	return pk
 }
 
-// OnSubscribed wakes those that wait for a subscription.
-func (k *hook) OnSubscribed(*mqtt.Client, packets.Packet, []byte) {
+// OnSubscribed wakes those that wait for a subscription, and hands over messages that waited for it.
+func (k *hook) OnSubscribed(cl *mqtt.Client, _ packets.Packet, _ []byte) {
 	k.broker.hub.mu.Lock()
 	defer k.broker.hub.mu.Unlock()
 	k.broker.hub.changedLocked()
+	if s := k.session(cl); s != nil && s.identity.session == s {
+		k.broker.hub.deliverLocked(s.identity)
+	}
 }
 
 // OnUnsubscribe finds the filters in the client's name space.

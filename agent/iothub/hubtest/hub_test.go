@@ -278,3 +278,36 @@ func TestEvents(t *testing.T) {
 		t.Error("a client publishes as another")
 	}
 }
+
+// Messages wait until there is a subscription, in bounded number, and then come in order, once each.
+func TestMessagesToDevices(t *testing.T) {
+	t.Parallel()
+	h, ctx := started(t, Options{})
+	connection := h.CreateDevice("cam")
+	if err := h.SendMessage("nobody", nil, nil); err == nil {
+		t.Error("a message to nobody")
+	}
+	for n := range messagesWaiting {
+		if err := h.SendMessage("cam", []byte{byte(n)}, map[string]string{"kind of": "a+b"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.SendMessage("cam", nil, nil); err == nil {
+		t.Error("one message too many")
+	}
+	d := connected(t, h, connection)
+	done(t, d.Subscribe("devices/cam/messages/devicebound/#", 1, nil))
+	for n := range messagesWaiting {
+		topic, body := d.next(t, ctx)
+		const bag = "devices/cam/messages/devicebound/%24.to=%2Fdevices%2Fcam%2Fmessages%2Fdevicebound&kind%20of=a%2Bb"
+		if topic != bag || body != string([]byte{byte(n)}) {
+			t.Fatalf("message %d: %q on %s", n, body, topic)
+		}
+	}
+	if err := h.SendMessage("cam", []byte("at once"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, body := d.next(t, ctx); body != "at once" {
+		t.Errorf("%q came", body)
+	}
+}

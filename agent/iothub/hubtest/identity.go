@@ -13,6 +13,7 @@ type identity struct {
 	session            *session       // nil: it is not connected
 	counters           Counters
 	events             []Event
+	messages           []message // to the device, that wait
 }
 
 // id is how an identity is known: "device", or "device/module". It is its client ID, too.

@@ -24,6 +24,9 @@ func TestHubDeviceSDK(t *testing.T) {
 			if c.module != "" {
 				id, connection = "camera/"+c.module, h.CreateModule("camera", c.module)
 			}
+			if c.module == "" { // it waits until there is a subscription
+				must(t, h.SendMessage(id, []byte("hello"), map[string]string{"$.mid": "c1", "kind of": "a+b&c=é d"}))
+			}
 			h.node(t, "device.js", "TRANSPORT="+c.transport, "DEVICE="+connection, "ID=camera", "MODULE="+c.module)
 			checkEvents(t, h.Events(id))
 			if n := h.Counters(id); n.Connects != 1 || n.Refused != 0 || n.Methods.Messages != 4 ||

@@ -78,5 +78,14 @@ run(async () => {
   message.contentEncoding = 'utf-8';
   message.properties.add('kind of', 'a+b&c=é;d');
   await step('send an event', () => client.sendEvent(message));
+
+  if (!MODULE) { // modules have no messages
+    const [got, data] = await step('take a message', () => new Promise((resolve) => {
+      client.on('message', (m) => client.complete(m, () => resolve([m, m.data.toString()])));
+    }));
+    assert.equal(data, 'hello');
+    assert.equal(got.messageId, 'c1');
+    assert.equal(got.properties.getValue('kind of'), 'a+b&c=é d');
+  }
   await step('close', () => client.close());
 });
