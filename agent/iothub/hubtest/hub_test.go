@@ -196,9 +196,29 @@ func TestLogins(t *testing.T) {
 	if d := dial(h, "tls", "x509", ""); d.Connect().WaitTimeout(10*time.Second) && d.IsConnected() {
 		t.Error("a device without its certificate is connected")
 	}
+	h.CreateAuthorityDevice("by-authority")
+	named, _, _, err := h.NewClientCertificate("by-authority")
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere, _ := started(t, Options{})
+	foreign, _, _, err := elsewhere.NewClientCertificate("by-authority")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := dial(h, "tls", "by-authority", "", named)
+	done(t, d.Connect())
+	d.Disconnect(0)
+	for name, wrong := range map[string]tls.Certificate{
+		"of another name": certificate, "of another authority": foreign, "the hub's own": h.certificates.server,
+	} {
+		if d := dial(h, "tls", "by-authority", "", wrong); d.Connect().WaitTimeout(10*time.Second) && d.IsConnected() {
+			t.Errorf("a certificate %s is taken", name)
+		}
+	}
 	// The hub cuts at the second at which the signature expires.
 	_, brief := password(connection, 2*time.Second)
-	d := dial(h, "tls", id, brief)
+	d = dial(h, "tls", id, brief)
 	done(t, d.Connect())
 	select {
 	case <-d.lost:

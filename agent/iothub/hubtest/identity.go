@@ -5,6 +5,7 @@ type identity struct {
 	device, module     string // module is empty for a device
 	primary, secondary []byte // keys; nil: it signs in with a certificate
 	thumbprint         string // SHA-256 of its certificate, in hexadecimal; empty: it signs in with a key
+	byAuthority        bool   // it signs in with a certificate of its name, of the hub's authority
 	disabled           bool
 	generation         string // another for each identity that is made under one name
 	etag               uint64 // of the registry's entry

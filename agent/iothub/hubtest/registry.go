@@ -39,6 +39,15 @@ func (h *Hub) CreateCertificateDevice(device string, certificate *x509.Certifica
 	i.primary, i.secondary, i.thumbprint = nil, nil, thumbprint(certificate.Raw)
 }
 
+// CreateAuthorityDevice registers a device that signs in with any certificate of its name that is of the hub's
+// authority: see NewClientCertificate.
+func (h *Hub) CreateAuthorityDevice(device string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	i := h.registerLocked(device, "")
+	i.primary, i.secondary, i.byAuthority = nil, nil, true
+}
+
 // Delete removes an identity, and ends its connection.
 func (h *Hub) Delete(id string) {
 	h.mu.Lock()
@@ -120,6 +129,8 @@ func (h *Hub) authenticateLocked(
 		return nil, l, time.Time{}, errors.New("the identity is disabled")
 	case i.thumbprint != "" && (len(peer) == 0 || thumbprint(peer[0].Raw) != i.thumbprint):
 		return nil, l, time.Time{}, errors.New("the client's certificate is not the identity's")
+	case i.byAuthority:
+		return i, l, time.Time{}, h.checkCertificate(i, peer)
 	case i.thumbprint != "":
 		return i, l, time.Time{}, nil
 	}
@@ -131,6 +142,22 @@ func (h *Hub) authenticateLocked(
 		return nil, l, time.Time{}, err
 	}
 	return i, l, signature.expires, nil
+}
+
+// checkCertificate checks that a client's certificate is of the hub's authority, of the identity's name, and valid now.
+func (h *Hub) checkCertificate(i *identity, peer []*x509.Certificate) error {
+	if len(peer) == 0 || peer[0].Subject.CommonName != i.device {
+		return fmt.Errorf("the client has no certificate whose common name is %q", i.device)
+	}
+	between := x509.NewCertPool()
+	for _, c := range peer[1:] {
+		between.AddCert(c)
+	}
+	_, err := peer[0].Verify(x509.VerifyOptions{
+		Roots: h.certificates.pool, Intermediates: between, CurrentTime: h.options.Now(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	return err
 }
 
 func (h *Hub) checkSignature(s *sharedAccessSignature, i *identity) error {

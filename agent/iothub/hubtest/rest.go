@@ -127,7 +127,7 @@ func (h *Hub) putIdentity(w http.ResponseWriter, r *http.Request) {
 	reply(w, i.etag, i.body())
 }
 
-// take takes over what a registry's entry says of keys, thumbprint and status.
+// take takes over what a registry's entry says of keys, certificates and status.
 func (i *identity) take(body object) error {
 	authentication, _ := body["authentication"].(object)
 	keys, _ := authentication["symmetricKey"].(object)
@@ -143,6 +143,19 @@ func (i *identity) take(body object) error {
 	thumbprints, _ := authentication["x509Thumbprint"].(object)
 	if text, _ := thumbprints["primaryThumbprint"].(string); text != "" {
 		i.thumbprint = strings.ToLower(text)
+	}
+	switch kind, _ := authentication["type"].(string); kind {
+	case "certificateAuthority":
+		i.primary, i.secondary, i.thumbprint, i.byAuthority = nil, nil, "", true
+	case "selfSigned":
+		i.byAuthority = false
+	case "sas":
+		i.byAuthority, i.thumbprint = false, ""
+		for _, key := range []*[]byte{&i.primary, &i.secondary} {
+			if *key == nil {
+				*key = newKey()
+			}
+		}
 	}
 	if status, _ := body["status"].(string); status != "" {
 		i.disabled = status == "disabled"

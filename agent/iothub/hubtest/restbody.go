@@ -75,6 +75,9 @@ func (i *identity) status() string {
 }
 
 func (i *identity) authenticationType() string {
+	if i.byAuthority {
+		return "certificateAuthority"
+	}
 	if i.thumbprint != "" {
 		return "selfSigned"
 	}
