@@ -20,8 +20,8 @@ const (
 	MessageHubHeeded      = "c1047eb85d2f4b39908a6ef3d75c2b16" // it is heeded again
 )
 
-// changeDenyRules puts what change makes of the record in force, if that differs, and sees to it that it is saved. The error is that
-// of change, or that the record could not be saved, with done for what is in force all the same.
+// changeDenyRules puts what change makes of the record in force, if that differs, and sees to it that it is saved. The
+// error is that of change, or that the record could not be saved, with done for what is in force all the same.
 func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Record, error)) error {
 	a.deny.mu.Lock()
 	after, err := change(a.deny.record)
@@ -43,7 +43,8 @@ func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Reco
 		return &Error{Code: api.CodeNotKept, Detail: done + ", and not on the disk: " + a.deny.unkept(err)}
 	}
 	if isFirst && isNew {
-		a.changeSaver.renew() // that record notes that there is one of deny rules
+		a.changeSaver.renew() // that record notes that there is one of deny rules, and so do snapshots
+		a.snapshotSaver.notice(true)
 	}
 	return nil
 }

@@ -35,6 +35,8 @@ type Snapshot struct {
 	CountedOn time.Duration `json:"counted_on_ns,omitempty"`
 	// OnRecord is how many changes were on record, whether or not there is a copy of them.
 	OnRecord int `json:"on_record,omitempty"`
+	// DenyRules says that there is a record of deny rules, which is kept elsewhere; filled in by the keeper.
+	DenyRules bool `json:"deny_rules,omitempty"`
 }
 
 // Taken says when m was taken.

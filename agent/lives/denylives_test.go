@@ -39,20 +39,23 @@ type side struct {
 	module string
 }
 
-// denyLife is the life of a device as far as deny rules go: its disk, what systemd holds, and what is known of the rules.
+// denyLife is the life of a device as far as deny rules go: its disk, what systemd holds, and what is known of the
+// rules.
 type denyLife struct {
 	*testing.T
 	random  *rand.Rand
 	seed    uint64
 	history []string
 
-	mu              sync.Mutex // two savers at once use the disk; protects what follows, while they may
+	mu              sync.Mutex // the daemon's savers use the disk, too; protects what follows
+	luck            *rand.Rand // of a step that may have been taken
 	files           map[string][]byte
 	reading, saving error // why the disk fails
 	steps           int   // until the daemon is killed in one on the disk; 0: it is not
 	dead            *bool // the daemon's that runs
 	held            []deny.Record
 
+	// Only the test uses these.
 	agent   *agent.Agent
 	rules   map[side]belief
 	unkept  map[side]belief // what becomes of those at a reboot
@@ -94,14 +97,14 @@ func (d diskOf) step(take func()) error {
 	if l.steps > 0 {
 		if l.steps--; l.steps == 0 {
 			*d.dead = true
-			if l.random.IntN(2) == 0 {
+			if l.luck.IntN(2) == 0 {
 				take()
 			}
 			return syscall.EIO
 		}
 	}
 	if l.saving != nil {
-		if l.saving == syscall.EIO && l.random.IntN(2) == 0 {
+		if l.saving == syscall.EIO && l.luck.IntN(2) == 0 {
 			take()
 		}
 		return l.saving
@@ -120,6 +123,29 @@ func (d diskOf) Aside(name string) (string, error) {
 
 func (d diskOf) Remove(name string) error { return d.step(func() { delete(d.l.files, name) }) }
 
+// set changes what the disk and systemd share with the daemon.
+func (l *denyLife) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
+}
+
+func (l *denyLife) heldNow() (all []deny.Record) {
+	l.set(func() { all = slices.Clone(l.held) })
+	return all
+}
+
+func (l *denyLife) isDead() (dead bool) {
+	l.set(func() { dead = *l.dead })
+	return dead
+}
+
+// isReading reports whether the disk can be read.
+func (l *denyLife) isReading() (reads bool) {
+	l.set(func() { reads = l.reading == nil })
+	return reads
+}
+
 func (l *denyLife) note(format string, args ...any) {
 	l.history = append(l.history, fmt.Sprintf(format, args...))
 }
@@ -129,7 +155,7 @@ func (l *denyLife) fail(format string, args ...any) {
 }
 
 func (l *denyLife) start() {
-	l.dead = new(bool)
+	l.set(func() { l.dead = new(bool) })
 	for of := range l.unkept { // of two records that went on apart the rules of both count
 		if l.rules[of] == absent {
 			l.rules[of] = possible
@@ -143,7 +169,7 @@ func (l *denyLife) start() {
 	dead := l.dead
 	o := agent.Options{
 		Fetch: new(tokencachetest.Source).Fetch, Record: kept, SaveRecord: changes.Save, LoadRecord: changes.Load,
-		Deny: agent.DenyStore{Record: record, Copies: slices.Clone(l.held), Load: rules.Load, Save: rules.Save,
+		Deny: agent.DenyStore{Record: record, Copies: l.heldNow(), Load: rules.Load, Save: rules.Save,
 			HandOver: func(r deny.Record) error {
 				l.mu.Lock()
 				defer l.mu.Unlock()
@@ -174,16 +200,14 @@ func (l *denyLife) start() {
 		l.fail("start: %v", err)
 	}
 	synctest.Wait()
-	if *l.dead {
+	if l.isDead() {
 		l.crash()
 	}
 }
 
 // crash kills the daemon, if it still lives, and starts another.
 func (l *denyLife) crash() {
-	l.mu.Lock()
-	*l.dead, l.steps = true, 0
-	l.mu.Unlock()
+	l.set(func() { *l.dead, l.steps = true, 0 })
 	l.agent.Close()
 	l.start()
 }
@@ -198,7 +222,7 @@ func (l *denyLife) done(err error, after map[side]belief) {
 	for of, is := range after {
 		before := l.rules[of]
 		switch {
-		case *l.dead: // it died of it: systemd or the disk may have it, or not
+		case l.isDead(): // it died of it: systemd or the disk may have it, or not
 			if before != is {
 				l.rules[of] = possible
 			}
@@ -209,15 +233,16 @@ func (l *denyLife) done(err error, after map[side]belief) {
 			}
 		default:
 			l.rules[of] = is
-			if l.reading == nil {
+			if l.isReading() {
 				clear(l.unkept) // the whole record was kept
 			}
 		}
 	}
-	if err == nil && len(after) > 0 && !*l.dead && l.reading == nil && !l.areSpoilt() && l.agent.DenyStatus().Lost == "" {
+	isSound := err == nil && !l.isDead() && l.isReading() && !l.areSpoilt()
+	if isSound && len(after) > 0 && l.agent.DenyStatus().Lost == "" {
 		l.mayBeLost = false
 	}
-	if *l.dead {
+	if l.isDead() {
 		l.note("died")
 		l.crash()
 	}
@@ -225,6 +250,8 @@ func (l *denyLife) done(err error, after map[side]belief) {
 
 // areSpoilt reports whether there is a file of deny rules, and none that is whole.
 func (l *denyLife) areSpoilt() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	there, whole := false, false
 	for name, text := range l.files {
 		if slices.Contains(denyFiles, name) {
@@ -314,22 +341,25 @@ func (l *denyLife) happen() {
 	case n < 14:
 		l.note("reboot")
 		l.agent.Close()
-		l.held = nil
+		l.set(func() { l.held = nil })
 		for of, is := range l.unkept {
 			l.rules[of] = is
 		}
 		clear(l.unkept)
 		l.start()
 	case n < 16:
-		l.steps = 1 + l.random.IntN(6)
-		l.note("killed in step %d", l.steps)
+		n := 1 + l.random.IntN(6)
+		l.set(func() { l.steps = n })
+		l.note("killed in step %d", n)
 	case n < 17:
-		l.saving = []error{syscall.ENOSPC, syscall.EIO, nil}[l.random.IntN(3)]
-		l.note("saving: %v", l.saving)
+		fault := []error{syscall.ENOSPC, syscall.EIO, nil}[l.random.IntN(3)]
+		l.set(func() { l.saving = fault })
+		l.note("saving: %v", fault)
 	case n < 18:
-		l.reading = []error{syscall.EIO, nil, nil}[l.random.IntN(3)]
-		l.mayBeLost = l.mayBeLost || l.reading != nil
-		l.note("reading: %v", l.reading)
+		fault := []error{syscall.EIO, nil, nil}[l.random.IntN(3)]
+		l.set(func() { l.reading = fault })
+		l.mayBeLost = l.mayBeLost || fault != nil
+		l.note("reading: %v", fault)
 	case n < 19:
 		l.damage()
 	default:
@@ -346,11 +376,13 @@ func (l *denyLife) happen() {
 func (l *denyLife) damage() {
 	first, both := l.random.IntN(2), l.random.IntN(3) == 0
 	l.note("damage %d, both %v", first, both)
-	for i, name := range denyFiles {
-		if _, there := l.files[name]; there && (both || i == first) {
-			l.files[name] = []byte("{")
+	l.set(func() {
+		for i, name := range denyFiles {
+			if _, there := l.files[name]; there && (both || i == first) {
+				l.files[name] = []byte("{")
+			}
 		}
-	}
+	})
 	l.mayBeLost = l.mayBeLost || l.areSpoilt()
 }
 
@@ -380,12 +412,13 @@ func (l *denyLife) check() {
 // none is refused without a rule, unless the record may be lost.
 func TestDenyRulesOverWholeLives(t *testing.T) {
 	t.Parallel()
-	const lives = 400
+	const lives = 200
 	checks := 0
 	for seed := range uint64(lives) {
 		synctest.Test(t, func(t *testing.T) {
 			l := &denyLife{
-				T: t, seed: seed, random: rand.New(rand.NewPCG(seed, 1)), files: make(map[string][]byte),
+				T: t, seed: seed, random: rand.New(rand.NewPCG(seed, 1)), luck: rand.New(rand.NewPCG(seed, 2)),
+				files: make(map[string][]byte),
 				rules: make(map[side]belief), unkept: make(map[side]belief),
 			}
 			l.start()
@@ -394,7 +427,7 @@ func TestDenyRulesOverWholeLives(t *testing.T) {
 				l.happen()
 				time.Sleep(time.Duration(l.random.IntN(90)) * time.Second)
 				synctest.Wait()
-				if *l.dead {
+				if l.isDead() {
 					l.note("died")
 					l.crash()
 				}

@@ -71,7 +71,7 @@ func (r *DenyRules) Load() (*deny.Record, error) {
 		return record, why
 	case why != nil:
 		return nil, why
-	case r.changes.denyRules.Load() == haveDenyRules:
+	case r.changes.HaveDenyRules():
 		return nil, &SpoiltError{Name: denyName, Why: errGone}
 	case r.changes.denyRules.Load() == denyRulesUnknown:
 		r.unread = errors.New("whether there is one cannot be told while the record of policy changes cannot be read")

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/deny"
+	"perceptd/tokencache"
 )
 
 func denied(generation uint64, modules ...string) deny.Record {
@@ -160,6 +161,29 @@ func TestLooseDenyRules(t *testing.T) {
 		}
 		if again, err := loadDeny(t, Disk(dir)); err != nil || !again.Equal(*got) {
 			t.Errorf("%+v: then %+v, %v", row, again, err)
+		}
+	}
+}
+
+// The kept tokens note that there are deny rules, too: for a start at which both records are gone.
+func TestTokensNoteDenyRules(t *testing.T) {
+	t.Parallel()
+	for _, noted := range []bool{false, true} {
+		m := small()
+		m.DenyRules = noted
+		text, err := encodeSnapshot(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeSnapshot(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changes := OpenPolicyChanges(Disk(t.TempDir()), uptime(time.Hour))
+		Recover(changes, nil, []tokencache.Snapshot{*again}, func(*tokencache.Snapshot) bool { return true }, "b")
+		got, err := OpenDenyRules(changes).Load()
+		if got != nil || isSpoilt(err) != noted {
+			t.Errorf("noted %v: %v, %v", noted, got, err)
 		}
 	}
 }

@@ -42,6 +42,9 @@ const (
 // NoteDenyRules has the record note, when it is saved next, that there are deny rules on the disk.
 func (r *PolicyChanges) NoteDenyRules() { r.denyRules.Store(haveDenyRules) }
 
+// HaveDenyRules reports whether there are deny rules on the disk, as far as it is known.
+func (r *PolicyChanges) HaveDenyRules() bool { return r.denyRules.Load() == haveDenyRules }
+
 // OpenPolicyChanges returns the record in folder. boot returns the time since the device booted, as that of
 // tokencache.Clock.
 func OpenPolicyChanges(folder Folder, boot func() time.Duration) *PolicyChanges {

@@ -114,6 +114,9 @@ func Recover(
 	}
 	for _, m := range b.Copies {
 		taken = append(taken, m.Taken())
+		if m.DenyRules {
+			record.NoteDenyRules()
+		}
 	}
 	boot := record.boot()
 	b.On = tokencache.OnAtBoot(bootID, boot, taken...)

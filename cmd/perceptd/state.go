@@ -32,6 +32,8 @@ type state struct {
 	bound   binding.Kind  // what of the device the file is bound to
 	untold  bool          // root has told nothing of the device
 
+	record *store.PolicyChanges
+
 	noHandoff, noFile string // why there is none, in words; empty: there is one
 
 	handoffFault, fileFault atomic.Pointer[error] // why the last save failed; nil: it worked
@@ -72,6 +74,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		s.openFile(d.flags)
 	}
 	record := store.OpenPolicyChanges(store.Disk(d.flags.stateDir), o.Clock.Boot)
+	s.record = record
 	o.BootID = store.BootID()
 	cached, denied := make(map[string]*os.File), make(map[string]*os.File)
 	for name, file := range handedOver {
@@ -247,7 +250,7 @@ func (s *state) real(m *tokencache.Snapshot, kind string) *tokencache.Snapshot {
 
 // handOver has systemd hold m in the place of what it holds.
 func (s *state) handOver(m tokencache.Snapshot) error {
-	m.Source = s.source.Name
+	m.Source, m.DenyRules = s.source.Name, s.record.HaveDenyRules()
 	return outcome(&s.handoffFault, s.handoff.Save(m))
 }
 
@@ -262,7 +265,7 @@ func outcome(of *atomic.Pointer[error], err error) error {
 }
 
 func (s *state) save(m tokencache.Snapshot) error {
-	m.Source = s.source.Name
+	m.Source, m.DenyRules = s.source.Name, s.record.HaveDenyRules()
 	return outcome(&s.fileFault, s.tokens.Save(m))
 }
 

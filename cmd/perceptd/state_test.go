@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -56,7 +57,8 @@ func TestKeptStatusIsThatOfTheLastSave(t *testing.T) {
 	dir := t.TempDir()
 	tokens, err := store.OpenTokens(store.Disk(dir), new(store.Key))
 	harness.Must(t, err)
-	s := state{log: zap.NewNop(), tokens: tokens}
+	record := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Hour })
+	s := state{log: zap.NewNop(), tokens: tokens, record: record}
 	var m tokencache.Snapshot
 	m.BootID = "this"
 	if err := s.save(m); err != nil || !s.status().Reboot || s.status().Why != "" {
